@@ -1,0 +1,8 @@
+"""`python -m imagemill.components.download`: this step alone."""
+
+import sys
+
+from imagemill.components.download import STEP
+
+if __name__ == "__main__":
+    sys.exit(STEP.main())

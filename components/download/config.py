@@ -1,0 +1,75 @@
+"""What can be said about a download."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import ClassVar
+
+from imagemill.components.store import uri as uris
+from imagemill.components.store.config import StepConfig, option
+from imagemill.components.store.errors import UserError, wrong
+
+DATASETS = ("demo", "pets", "folder", "filename", "csv")
+PETS_URL = "https://www.robots.ox.ac.uk/~vgg/data/pets/data"
+VERSION = 1
+"""Raised when the same source must give other raw rows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DownloadConfig(StepConfig):
+    """The source and how its labels are told. URIs don't count: raw is named by what was read."""
+
+    PARENTS: ClassVar[tuple[str, ...]] = ()
+
+    dataset: str = option(
+        "demo",
+        "how labels are told: demo is made on the spot, pets is Oxford-IIIT Pet, folder takes the parent folder, "
+        "filename a regex, csv a table with path,label[,split]",
+        counts=False,
+        pipeline=True,
+        choices=DATASETS,
+    )
+    source: str = option(
+        "",
+        "a folder, s3 prefix, http(s) URL, tar or zip archive; for csv the table; for pets a folder or URL with "
+        "images.tar.gz and annotations.tar.gz",
+        counts=False,
+        pipeline=True,
+    )
+    annotations: str = option(
+        "", "for pets: the annotations archive, if it is not beside the images", counts=False, pipeline=True
+    )
+    label_pattern: str = option(
+        r"([^/]+)_\d+\.[^./]+$",
+        "for filename: a regex whose first group (or group named label) is the label",
+        counts=False,
+        pipeline=True,
+    )
+    demo_seed: int = option(0, "for demo: another seed makes other images", counts=False, low=0, high=2**31 - 1)
+    download_workers: int = option(10, "files fetched at a time from a folder or bucket", counts=False, low=1, high=256)
+
+    def check(self) -> None:
+        super().check()
+        if self.dataset in ("folder", "filename", "csv") and not self.source:
+            raise wrong("source", f"a URI, which --dataset {self.dataset} needs", self.source)
+        if self.dataset == "demo" and self.source:
+            raise wrong("source", "nothing with --dataset demo; give --dataset folder, filename, csv or pets", self.source)
+        for field, value in (("source", self.source), ("annotations", self.annotations)):
+            if uris.scheme(value) not in ("", "file", "s3", "http", "https"):
+                raise wrong(field, "a path, s3://, http:// or https:// URI", value)
+        try:
+            pattern = re.compile(self.label_pattern)
+        except re.error as error:
+            raise UserError(f"label_pattern: expected a regular expression, found {self.label_pattern!r}: {error}") from None
+        if self.dataset == "filename" and not pattern.groups:
+            raise wrong("label_pattern", "a regular expression with a group for the label", self.label_pattern)
+
+    def dataset_name(self) -> str:
+        """`--name`, or the dataset's: `demo`, `pets`, or the last part of the source without its endings."""
+        if self.name:
+            return self.name
+        if self.dataset in ("demo", "pets"):
+            return self.dataset
+        stem = uris.last_part(self.source if uris.scheme(self.source) else uris.normalize(self.source)).split(".")[0]
+        return re.sub(r"[^\w.-]+", "-", stem, flags=re.ASCII).strip("-.") or self.dataset

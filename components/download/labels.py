@@ -1,0 +1,202 @@
+"""How each kind of dataset tells label, split and annotations of a file: one small class a kind."""
+
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from imagemill.components.download.config import PETS_URL, DownloadConfig
+from imagemill.components.download.pets import PetsAnnotations, read_annotations
+from imagemill.components.download.sources import (
+    ArchiveSource,
+    DemoSource,
+    Source,
+    TableSource,
+    image_id,
+    open_source,
+    read_small,
+)
+from imagemill.components.store import uri as uris
+from imagemill.components.store.errors import UserError, wrong
+from imagemill.components.store.filesystem import store_for
+from imagemill.components.store.progress import say
+
+SPLIT_NAMES = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
+    "test": "test", "testing": "test", "trainval": "trainval",
+}  # fmt: skip
+"""How sources name their splits, and what they mean; `trainval` is divided by clean."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What a source says of one file. None and empty where it says nothing."""
+
+    label: str | None = None
+    split: str | None = None
+    boxes: list[dict[str, Any]] = field(default_factory=list)
+    mask: bytes | None = None
+
+
+class Labeller(Protocol):
+    def listing(self) -> str | None:
+        """What else than the files themselves decides the labels; None if that can't be told unread."""
+
+    def labels(self, path: str, number: int) -> Labels:
+        """Labels of the file at `path`, the `number`-th of the source."""
+
+
+class FolderLabeller:
+    """Label = parent folder; `train/cat/1.jpg` declares its split by the first folder too."""
+
+    def listing(self) -> str | None:
+        return "folder"
+
+    def labels(self, path: str, number: int) -> Labels:
+        parts = image_id(path).split("/")
+        label = parts[-2] if len(parts) > 1 else None
+        split = SPLIT_NAMES.get(parts[0].lower()) if len(parts) > 2 else None
+        return Labels(label, split)
+
+
+class FilenameLabeller:
+    """Label = what a regex finds in the path."""
+
+    def __init__(self, pattern: str) -> None:
+        self._pattern = re.compile(pattern)
+
+    def listing(self) -> str | None:
+        return f"filename {self._pattern.pattern}"
+
+    def labels(self, path: str, number: int) -> Labels:
+        found = self._pattern.search(image_id(path))
+        if not found:
+            return Labels()
+        return Labels((found["label"] if "label" in self._pattern.groupindex else found[1]) or None)
+
+
+class TableLabeller:
+    """Label and split = the table's row; `number` is the row."""
+
+    def __init__(self, table: Any) -> None:
+        self._labels = table.column("label")
+        self._splits = table.column("split") if "split" in table.column_names else None
+
+    def listing(self) -> str | None:
+        return "csv"  # the table's bytes are part of its source's listing
+
+    def labels(self, path: str, number: int) -> Labels:
+        label = self._labels[number].as_py().strip() or None
+        split = self._splits[number].as_py().strip().lower() if self._splits is not None else ""
+        return Labels(label, SPLIT_NAMES[split] if split else None)
+
+
+class PetsLabeller:
+    """Label = the breed in the file name (`Egyptian_Mau_14.jpg`); splits, boxes, trimaps from the archive."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        self._found: PetsAnnotations | None = None
+
+    def listing(self) -> str | None:
+        return ArchiveSource(self._uri).listing()
+
+    def labels(self, path: str, number: int) -> Labels:
+        self._found = self._found or read_annotations(self._uri)
+        stem = path.rpartition("/")[2].rpartition(".")[0]
+        breed = stem.rpartition("_")[0] or None
+        return Labels(breed, self._found.splits.get(stem), self._found.boxes.get(stem, []), self._found.mask(stem))
+
+
+def open_dataset(config: DownloadConfig) -> tuple[Source, Labeller]:
+    """The source and the labeller that the config names; UserError for what can be seen to be wrong unread."""
+    if config.dataset == "demo":
+        return DemoSource(config.demo_seed), FolderLabeller()
+    if config.dataset == "pets":
+        return _open_pets(config)
+    if config.dataset == "csv":
+        return _open_table(config)
+    source = open_source(config.source, config.download_workers)
+    labeller = FolderLabeller() if config.dataset == "folder" else FilenameLabeller(config.label_pattern)
+    if not isinstance(source, ArchiveSource):
+        _check_two_classes(config, {labeller.labels(path, 0).label for path in source.paths()})
+    return source, labeller
+
+
+def _check_two_classes(config: DownloadConfig, labels: set[str | None]) -> None:
+    found = sorted(label for label in labels if label)
+    if len(found) < 2:
+        what = f"only {found[0]!r}" if found else "none"
+        hint = {
+            "folder": "one folder a class: <source>/<class>/<image>",
+            "filename": f"file names that label_pattern {config.label_pattern!r} finds labels in",
+        }.get(config.dataset, "two values in the column label")
+        raise UserError(f"source: expected images of at least two classes ({hint}), found {what} in {config.source}")
+
+
+def _open_pets(config: DownloadConfig) -> tuple[Source, Labeller]:
+    base = config.source or PETS_URL
+    if not uris.is_http(base):
+        base = uris.normalize(base, "source")
+    beside = base
+    images = base
+    if not re.search(r"\.(tar|tgz|zip)(\.\w+)?$", base):
+        images = f"{base.rstrip('/')}/images.tar.gz"
+    else:
+        beside = base.rpartition("/")[0]
+    annotations = config.annotations or f"{beside.rstrip('/')}/annotations.tar.gz"
+    if not uris.is_http(annotations):
+        annotations = uris.normalize(annotations, "annotations")
+    for field_name, uri in (("source", images), ("annotations", annotations)):
+        if not uris.is_http(uri) and store_for(uri).stat(uri) is None:
+            raise wrong(field_name, "the archive of the Oxford-IIIT Pet set", f"no {uri}")
+    return ArchiveSource(images), PetsLabeller(annotations)
+
+
+def _open_table(config: DownloadConfig) -> tuple[Source, Labeller]:
+    data = read_small(config.source, "source")
+    table = read_table(data, uris.safe(config.source))
+    where = config.source if uris.is_http(config.source) else uris.normalize(config.source, "source")
+    labeller = TableLabeller(table)
+    _check_two_classes(config, {value.strip() for value in table.column("label").unique().to_pylist()})
+    return TableSource(where, data, table.column("path"), config.download_workers), labeller
+
+
+def read_table(data: bytes, where: str) -> Any:
+    """A table with the columns path, label and perhaps split, as strings (comma, semicolon or tab between).
+
+    UserError names the missing column, the line that can't be parsed or the row with a wrong value.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    from pyarrow import csv
+
+    header = data.removeprefix(b"\xef\xbb\xbf").partition(b"\n")[0].decode("utf-8", "replace").strip()
+    delimiter = max(",;\t", key=header.count)
+    names = [name.strip().strip('"').lower() for name in header.split(delimiter)]
+    for needed in ("path", "label"):
+        if needed not in names:
+            raise wrong(f"{where} (its first line)", f"a column named {needed}", header[:200])
+    try:
+        table = csv.read_csv(
+            io.BytesIO(data),
+            read_options=csv.ReadOptions(column_names=names, skip_rows=1),
+            parse_options=csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+            convert_options=csv.ConvertOptions(column_types={n: pa.string() for n in names}, strings_can_be_null=False),
+        )
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{where}: expected a table of {len(names)} columns, found a line that is none: {error}") from None
+    if table.num_rows == 0:
+        raise wrong(where, "at least one row below the header", "none")
+    blank = pc.index(pc.utf8_trim_whitespace(table.column("path")), "").as_py()
+    if blank >= 0:
+        raise wrong(f"{where}, line {blank + 2} (path)", "a path or URI", "")
+    if "split" in names:
+        for value in table.column("split").unique().to_pylist():
+            if value.strip() and value.strip().lower() not in SPLIT_NAMES:
+                raise wrong(f"{where} (split)", f"one of {', '.join(SPLIT_NAMES)} or nothing", value)
+    if ignored := [n for n in names if n not in ("path", "label", "split")]:
+        say("download", f"columns of the table that are not used: {', '.join(ignored)}")
+    return table

@@ -1,0 +1,94 @@
+"""The annotations of Oxford-IIIT Pet: declared splits, head boxes in Pascal VOC form, trimaps.
+
+Parkhi, Vedaldi, Zisserman, Jawahar: "Cats and Dogs", CVPR 2012.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from dataclasses import dataclass, field
+from typing import Any
+
+from imagemill.components.download.archives import Member, read_archive
+from imagemill.components.download.sources import is_hidden, open_stream
+from imagemill.components.store import uri as uris
+from imagemill.components.store.errors import UserError, wrong
+
+XML_LIMIT = 2**20
+
+
+@dataclass
+class PetsAnnotations:
+    """By the image's stem (`Abyssinian_1`): its split, boxes and trimap.
+
+    Trimaps wait in an unnamed temporary file; in memory an image costs about 700 bytes.
+    """
+
+    where: str
+    splits: dict[str, str] = field(default_factory=dict)
+    boxes: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    _masks: dict[str, tuple[int, int]] = field(default_factory=dict)
+    _spool: Any = field(default_factory=tempfile.TemporaryFile)
+
+    def mask(self, stem: str) -> bytes | None:
+        """The trimap's PNG bytes: 1 pet, 2 background, 3 border."""
+        if stem not in self._masks:
+            return None
+        offset, length = self._masks[stem]
+        self._spool.seek(offset)
+        return bytes(self._spool.read(length))
+
+    def add(self, path: str, data: bytes) -> None:
+        """One member of the archive, by its name; what is unknown is passed over."""
+        folder, _, name = path.rpartition("/")
+        stem = name.rpartition(".")[0]
+        if name in ("trainval.txt", "test.txt"):
+            self._add_list(path, data, stem)
+        elif name.endswith(".xml"):
+            self.boxes[stem] = parse_boxes(data, f"{self.where}: {path}")
+        elif name.endswith(".png") and folder.endswith("trimaps"):
+            self._spool.seek(0, 2)
+            self._masks[stem] = (self._spool.tell(), len(data))
+            self._spool.write(data)
+
+    def _add_list(self, path: str, data: bytes, split: str) -> None:
+        for number, line in enumerate(data.decode("utf-8", "replace").splitlines(), 1):
+            if not line.strip() or line.startswith("#"):
+                continue
+            stem = line.split()[0]
+            if self.splits.setdefault(stem, split) != split:
+                raise UserError(f"{self.where}: {path}, line {number}: {stem} is in trainval.txt and in test.txt")
+
+
+def read_annotations(uri: str) -> PetsAnnotations:
+    """Every annotation of the archive at `uri`; UserError when a split list is missing."""
+    found = PetsAnnotations(uris.safe(uri))
+    seen = set()
+    with open_stream(uri) as stream:
+        for member in read_archive(stream, found.where, 64 * 2**20):
+            if isinstance(member, Member) and not is_hidden(member.path):
+                found.add(member.path, member.data or b"")
+                seen.add(member.path.rpartition("/")[2])
+    for name in ("trainval.txt", "test.txt"):
+        if name not in seen:
+            raise wrong("annotations", f"an archive with {name}", found.where)
+    return found
+
+
+def parse_boxes(data: bytes, where: str) -> list[dict[str, Any]]:
+    """Pascal VOC XML → name, xmin, ymin, xmax, ymax in pixels for each object, in the file's order.
+
+    Expat (2.4.1 and later) bounds entity expansion; the file's size is bounded here.
+    """
+    if len(data) > XML_LIMIT:
+        raise UserError(f"{where}: expected at most {XML_LIMIT:,} bytes of XML, found {len(data):,}")
+    try:
+        root = ElementTree.fromstring(data)
+        return [
+            {"name": item.findtext("name") or ""}
+            | {side: float(item.findtext(f"bndbox/{side}") or "") for side in ("xmin", "ymin", "xmax", "ymax")}
+            for item in root.iter("object")
+        ]
+    except (ElementTree.ParseError, ValueError) as error:
+        raise UserError(f"{where}: expected Pascal VOC XML, found something else: {error}") from None

@@ -1,0 +1,45 @@
+"""The errors a user can meet, each with the exit code that says who can mend it.
+
+0 done; 2 the user's input is wrong (never retried); 75 transient: storage, network, preemption
+(`EX_TEMPFAIL` of sysexits.h); 1 anything else, which is ours.
+"""
+
+from __future__ import annotations
+
+EXIT_OK = 0
+EXIT_OURS = 1
+EXIT_USER = 2
+EXIT_TRANSIENT = 75
+
+
+class MillError(Exception):
+    """An error with one readable message and an exit code; ours unless a subclass says otherwise."""
+
+    exit_code: int = EXIT_OURS
+
+
+class UserError(MillError):
+    """The input is wrong: the message names the field or file, what was expected and what was found."""
+
+    exit_code = EXIT_USER
+
+
+class TransientError(MillError):
+    """Storage or network failed after its retries: the same command may succeed later."""
+
+    exit_code = EXIT_TRANSIENT
+
+
+class DatasetError(MillError):
+    """A dataset breaks the contract: a listed file is gone, has another size, or can't be read."""
+
+
+def wrong(field: str, expected: str, found: object) -> UserError:
+    """The one form of a message about a wrong value: `field: expected …, found …`."""
+    return UserError(f"{field}: expected {expected}, found {found!r}")
+
+
+def error_for_exit_code(code: int, message: str) -> MillError:
+    """The error that ended another process with `code`, rebuilt from its record."""
+    kinds: dict[int, type[MillError]] = {EXIT_USER: UserError, EXIT_TRANSIENT: TransientError}
+    return kinds.get(code, MillError)(message)

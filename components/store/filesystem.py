@@ -1,0 +1,186 @@
+"""A folder on disk as an object store; `store_for` picks the store a URI belongs to.
+
+Both stores offer the same few operations, and the same guarantees: a reader never sees half an object,
+and of several writers of `put_if_absent` exactly one is told that it was first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from imagemill.components.store import uri as uris
+from imagemill.components.store.errors import MillError, TransientError, UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One object of a listing. `validator` is its ETag, or modification time in ns on disk."""
+
+    uri: str
+    size: int
+    validator: str
+
+
+class Store(Protocol):
+    """What the contract needs of a place. Every method raises UserError, TransientError or FileNotFoundError."""
+
+    def read(self, uri: str) -> bytes:
+        """The whole object; FileNotFoundError when there is none."""
+
+    def open(self, uri: str) -> pa.NativeFile:
+        """The object for random access (memory-mapped on disk, ranged GETs on S3)."""
+
+    def stat(self, uri: str) -> Entry | None:
+        """Size and validator, or None when there is no such object."""
+
+    def list(self, uri: str) -> Iterator[Entry]:
+        """Every object below the folder `uri`, recursively, in the order of their URIs; none if absent."""
+
+    def put(self, uri: str, data: bytes) -> None:
+        """Write atomically, replacing what is there: for hints and work in progress only."""
+
+    def put_if_absent(self, uri: str, data: bytes) -> bool:
+        """Write atomically unless something is there; True for the one writer that was first."""
+
+    def publish(self, path: Path, uri: str) -> None:
+        """Move the local file `path` to a name made of its content; nothing to do if that is there."""
+
+    def scratch(self, uri: str) -> Path:
+        """A fresh local folder for files that will be published below `uri`; the caller removes it."""
+
+
+class LocalStore:
+    """A folder. Commits go through a temporary file, fsync and `os.link`, of which one racer wins."""
+
+    def read(self, uri: str) -> bytes:
+        with _disk_errors(uri):
+            return Path(uri).read_bytes()
+
+    def open(self, uri: str) -> pa.NativeFile:
+        import pyarrow as pa
+
+        with _disk_errors(uri):
+            if Path(uri).stat().st_size == 0:  # mmap refuses an empty file
+                return pa.BufferReader(b"")
+            return pa.memory_map(uri)
+
+    def stat(self, uri: str) -> Entry | None:
+        with _disk_errors(uri):
+            try:
+                found = Path(uri).stat()
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+            return Entry(uri, found.st_size, str(found.st_mtime_ns)) if Path(uri).is_file() else None
+
+    def list(self, uri: str) -> Iterator[Entry]:
+        """Symbolic links to files are followed, links to folders are not (they can form circles)."""
+        with _disk_errors(uri):
+            try:
+                with os.scandir(uri) as found:  # names only: some 80 bytes a file of one folder, not whole entries
+                    names = sorted(e.name + "/" if e.is_dir(follow_symlinks=False) else e.name for e in found)
+            except FileNotFoundError:
+                return
+        for name in names:
+            if name.endswith("/"):
+                yield from self.list(f"{uri.rstrip('/')}/{name[:-1]}")
+            elif entry := self.stat(f"{uri.rstrip('/')}/{name}"):
+                yield entry
+
+    def put(self, uri: str, data: bytes) -> None:
+        with _disk_errors(uri), self._temporary(uri, data) as temporary:
+            temporary.replace(uri)
+
+    def put_if_absent(self, uri: str, data: bytes) -> bool:
+        with _disk_errors(uri), self._temporary(uri, data) as temporary:
+            return _link(temporary, uri)
+
+    def publish(self, path: Path, uri: str) -> None:
+        with _disk_errors(uri):
+            Path(uri).parent.mkdir(parents=True, exist_ok=True)
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+            _link(path, uri)
+            path.unlink()
+
+    def scratch(self, uri: str) -> Path:
+        """Below `uri` itself, so that publishing is a link and never a copy."""
+        with _disk_errors(uri):
+            Path(uri).mkdir(parents=True, exist_ok=True)
+            return Path(tempfile.mkdtemp(prefix=".scratch-", dir=uri))
+
+    @contextlib.contextmanager
+    def _temporary(self, uri: str, data: bytes) -> Iterator[Path]:
+        target = Path(uri)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
+        try:
+            with temporary.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            yield temporary
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _link(source: Path, uri: str) -> bool:
+    try:
+        os.link(source, uri)
+    except FileExistsError:
+        return False
+    folder = os.open(Path(uri).parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the name must survive a power cut, not only the bytes
+    finally:
+        os.close(folder)
+    return True
+
+
+@contextlib.contextmanager
+def _disk_errors(uri: str) -> Iterator[None]:
+    """OSError by whose it is: a wrong path or permission is the user's, a full or failing disk may pass."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError) as error:
+        raise UserError(f"{uri}: {os.strerror(error.errno or 0)} (expected a path that can be used)") from error
+    except OSError as error:
+        if error.errno in (errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL):
+            raise UserError(f"{uri}: {os.strerror(error.errno)}") from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT):
+            raise TransientError(f"{uri}: {os.strerror(error.errno)}") from error
+        raise MillError(f"{uri}: {error}") from error
+
+
+@cache
+def _local() -> LocalStore:
+    return LocalStore()
+
+
+def store_for(uri: str) -> Store:
+    """The store that holds `uri`; connections are shared within the process."""
+    if uris.is_s3(uri):
+        from imagemill.components.store.s3 import shared_s3
+
+        return shared_s3()
+    return _local()
+
+
+def sha256_file(path: Path) -> str:
+    """Hex sha256 of a local file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,213 @@
+"""The one image decoder: what it returns is a valid image, for every step alike.
+
+The format is told from the bytes, never the name; pixels, bytes and side lengths are capped before anything
+is decoded; EXIF orientation is applied; palette, alpha, CMYK, 16-bit and grey become the colour asked for.
+JPEG goes through libjpeg-turbo (simplejpeg), strictly, with Pillow as the arbiter of its warnings:
+what Pillow decodes is kept with `warning`, what it refuses is rejected. Everything else goes through Pillow.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
+from PIL import Image
+
+Pixels = npt.NDArray[np.uint8]
+COLORS = {"rgb": 3, "gray": 1}
+"""Colour spaces and their channels."""
+
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP")
+_ORIENTATION = 0x0112
+_BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)
+
+Image.MAX_IMAGE_PIXELS = None  # our own limits are checked before decoding, without a warning in between
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is refused before decoding. The default for pixels is Pillow's own for an error."""
+
+    pixels: int = 178_956_970
+    side: int = 65_500
+    bytes: int = 256 * 2**20
+
+
+class ImageRejected(Exception):
+    """No valid image. `reason` is one of the reject codes, `detail` says what was found."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail = reason, detail
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A decoded image: `pixels` uint8 [height, width, channels], upright; `width` and `height` in pixels of
+    the full upright image (`pixels` may be smaller when a scaled decode was allowed); `as_stored`: the bytes
+    hold just these pixels, in this colour, upright."""
+
+    pixels: Pixels
+    width: int
+    height: int
+    format: str
+    warning: str = ""
+    as_stored: bool = True
+
+
+DEFAULT_LIMITS = Limits()
+
+
+def sniff(data: bytes) -> str:
+    """The format by its signature, one of `FORMATS`, or an empty string."""
+    if data[:3] == b"\xff\xd8\xff":
+        return "JPEG"
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        return "PNG"
+    if data[:6] in (b"GIF87a", b"GIF89a"):
+        return "GIF"
+    if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return "TIFF"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    if data[:2] == b"BM" and int.from_bytes(data[14:18], "little") in _BMP_HEADERS:
+        return "BMP"
+    return ""
+
+
+def decode(
+    data: bytes, color: str = "rgb", *, strict: bool = True, min_side: int = 0, limits: Limits = DEFAULT_LIMITS
+) -> Decoded:
+    """Decode any supported image to uint8 [height, width, channels of `color`].
+
+    `strict`: every byte of the image must decode (clean); lenient is for what clean has vetted (resize).
+    `min_side`: a JPEG may be decoded at 1/2, 1/4 or 1/8 while its shorter side keeps at least so many pixels.
+
+    Raises ImageRejected, and nothing else, for bytes that are no valid image.
+    """
+    if not data:
+        raise ImageRejected("empty_file", "0 bytes")
+    if len(data) > limits.bytes:
+        raise ImageRejected("too_many_bytes", f"{len(data):,} bytes, at most {limits.bytes:,}")
+    kind = sniff(data)
+    if not kind:
+        raise ImageRejected("not_an_image", f"no known image signature; begins with {data[:16]!r}")
+    opened = _open(data, kind)
+    width, height = opened.size
+    if width < 1 or height < 1:
+        raise ImageRejected("corrupt", f"declares {width} x {height} pixels")
+    if width * height > limits.pixels:
+        raise ImageRejected("too_many_pixels", f"declares {width:,} x {height:,} pixels, at most {limits.pixels:,}")
+    if max(width, height) > limits.side:
+        raise ImageRejected("side_too_long", f"declares {width:,} x {height:,} pixels, at most {limits.side:,} a side")
+    orientation = _orientation(opened)
+    pixels, warning = _pixels(data, opened, kind, color, strict, min_side)
+    if orientation >= 5:
+        width, height = height, width
+    as_stored = orientation == 1 and opened.mode == {"rgb": "RGB", "gray": "L"}[color]
+    return Decoded(_upright(pixels, orientation), width, height, kind, warning, as_stored)
+
+
+def _open(data: bytes, kind: str) -> Image.Image:
+    """The header, read by Pillow; no pixel is decoded yet."""
+    try:
+        return Image.open(io.BytesIO(data), formats=[kind, "MPO"] if kind == "JPEG" else [kind])
+    except MemoryError:
+        raise
+    except Exception as error:  # a broken header can raise anything; the bytes are in memory, so it is their fault
+        if kind == "TIFF" and (found := _tiff_mode_error(data)):
+            raise ImageRejected("unsupported_bands", found) from None
+        raise ImageRejected("corrupt", f"a {kind} header that does not parse: {_short(error)}") from None
+
+
+def _tiff_mode_error(data: bytes) -> str:
+    """Pillow's words for a TIFF whose bands it can't represent, or nothing if it is just broken."""
+    from PIL.TiffImagePlugin import TiffImageFile
+
+    try:
+        TiffImageFile(io.BytesIO(data))
+    except SyntaxError as error:
+        return _short(error) if "mode" in str(error) else ""
+    except Exception:  # broken in another way
+        return ""
+    return ""
+
+
+def _orientation(opened: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; anything else (0 occurs, and broken EXIF) means upright."""
+    try:
+        value = opened.getexif().get(_ORIENTATION, 1)
+    except Exception:  # EXIF is an annotation: the image counts, not its label
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _upright(pixels: Pixels, orientation: int) -> Pixels:
+    """EXIF 2.32, 4.6.4.A: where the 0th row and column of the stored image belong."""
+    if orientation == 1:
+        return pixels
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _pixels(
+    data: bytes, opened: Image.Image, kind: str, color: str, strict: bool, min_side: int
+) -> tuple[Pixels, str]:
+    """The pixels as stored, in the colour asked for, and the decoder's warning."""
+    warning = ""
+    if kind == "JPEG" and opened.mode in ("RGB", "L"):
+        space = {"rgb": "RGB", "gray": "GRAY"}[color]
+        try:
+            return simplejpeg.decode_jpeg(data, space, min_height=min_side, min_width=min_side, strict=strict), ""
+        except ValueError as error:
+            warning = _short(error)
+    try:
+        opened.load()
+        pixels = _to_color(opened, color)
+    except MemoryError:
+        raise
+    except ImageRejected:
+        raise
+    except Exception as error:  # decoders raise anything on broken bytes, which are in memory: not a storage error
+        raise ImageRejected("corrupt", f"a {kind} that does not decode: {_short(error)}") from None
+    return pixels, warning
+
+
+def _to_color(image: Image.Image, color: str) -> Pixels:
+    """Any mode that 8 bits can represent, as uint8 [H, W, 1 or 3]; alpha is laid over white."""
+    mode = image.mode
+    if mode.startswith("I;16") or mode == "I":
+        image = _from_16_bit(image)
+    elif mode in ("F", "LAB", "HSV"):
+        raise ImageRejected("unsupported_bands", f"mode {mode} can't be represented in 8 bits a band without a guess")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        layered = image.convert("RGBA")
+        if layered.getextrema()[3][0] < 255:  # type: ignore[index]
+            white = Image.new("RGBA", layered.size, (255, 255, 255, 255))
+            layered = Image.alpha_composite(white, layered)
+        image = layered.convert("RGB")
+    target = "RGB" if color == "rgb" else "L"
+    array: Any = np.array(image.convert(target) if image.mode != target else image)
+    return np.ascontiguousarray(array.reshape(image.size[1], image.size[0], COLORS[color]))
+
+
+def _from_16_bit(image: Image.Image) -> Image.Image:
+    values = np.asarray(image)
+    if values.size and (values.min() < 0 or values.max() > 0xFFFF):
+        raise ImageRejected("unsupported_bands", f"32-bit values up to {values.max()} can't be represented in 8 bits")
+    return Image.fromarray((values >> 8).astype(np.uint8))
+
+
+def _short(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).strip().splitlines()[0][:200]

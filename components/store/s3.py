@@ -1,0 +1,237 @@
+"""S3 as an object store: boto3 for objects and conditional PUTs, pyarrow's filesystem for random access.
+
+Endpoint, region and credentials come from the standard AWS variables and the default chain, nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from imagemill.components.store.errors import MillError, TransientError, UserError
+from imagemill.components.store.filesystem import Entry
+from imagemill.components.store.retry import with_retry
+from imagemill.components.store.uri import split_s3
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+CONNECT_TIMEOUT_S = 3
+READ_TIMEOUT_S = 30
+_REFUSED = {
+    "AccessDenied", "403", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken",
+    "InvalidToken", "401", "Unauthorized", "AllAccessDisabled", "AccountProblem",
+}  # fmt: skip
+_ABSENT = {"NoSuchKey", "404", "NotFound"}
+
+
+class S3Store:
+    """One client each of boto3 and pyarrow; both are safe to use from several threads."""
+
+    def __init__(self) -> None:
+        import boto3
+        from botocore.config import Config
+
+        endpoint = endpoint_from_environment()
+        if endpoint:
+            # Stores other than AWS seldom understand the newer default checksums; both clients read these.
+            os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+            os.environ.setdefault("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
+        config = Config(
+            connect_timeout=CONNECT_TIMEOUT_S,
+            read_timeout=READ_TIMEOUT_S,
+            max_pool_connections=32,
+            retries={"total_max_attempts": 1},  # the retries are ours, under one deadline
+            s3={"addressing_style": "path"} if endpoint else {},
+        )
+        with s3_errors("s3"):
+            self._client: Any = boto3.client("s3", config=config)
+
+    def read(self, uri: str) -> bytes:
+        bucket, key = split_s3(uri)
+
+        def get() -> bytes:
+            with s3_errors(uri):
+                body: bytes = self._client.get_object(Bucket=bucket, Key=key)["Body"].read()
+                return body
+
+        return with_retry(get, f"read {uri}")
+
+    def open(self, uri: str) -> pa.NativeFile:
+        filesystem = _pyarrow_s3()
+
+        def open_file() -> pa.NativeFile:
+            with s3_errors(uri):
+                return filesystem.open_input_file("/".join(split_s3(uri)))
+
+        return with_retry(open_file, f"open {uri}")
+
+    def stat(self, uri: str) -> Entry | None:
+        bucket, key = split_s3(uri)
+
+        def head() -> Entry | None:
+            try:
+                with s3_errors(uri):
+                    found = self._client.head_object(Bucket=bucket, Key=key)
+            except FileNotFoundError:
+                return None
+            return Entry(uri, found["ContentLength"], found["ETag"].strip('"'))
+
+        return with_retry(head, f"look up {uri}")
+
+    def list(self, uri: str) -> Iterator[Entry]:
+        bucket, key = split_s3(uri)
+        request: dict[str, Any] = {"Bucket": bucket, "Prefix": f"{key}/" if key else ""}
+        while True:
+            page = with_retry(lambda: self._page(uri, request), f"list {uri}")
+            for item in page.get("Contents", ()):
+                if not item["Key"].endswith("/"):  # a console's folder marker
+                    yield Entry(f"s3://{bucket}/{item['Key']}", item["Size"], item["ETag"].strip('"'))
+            if not page.get("IsTruncated"):
+                return
+            request["ContinuationToken"] = page["NextContinuationToken"]
+
+    def _page(self, uri: str, request: dict[str, Any]) -> dict[str, Any]:
+        with s3_errors(uri):
+            page: dict[str, Any] = self._client.list_objects_v2(**request)
+            return page
+
+    def put(self, uri: str, data: bytes) -> None:
+        bucket, key = split_s3(uri)
+
+        def write() -> None:
+            with s3_errors(uri):
+                self._client.put_object(Bucket=bucket, Key=key, Body=data)
+
+        with_retry(write, f"write {uri}")
+
+    def put_if_absent(self, uri: str, data: bytes) -> bool:
+        """A plain PUT with `If-None-Match: *`: 412 = someone else was first, 409 = two at once, so again."""
+        bucket, key = split_s3(uri)
+        tries = 0
+
+        def write() -> bool:
+            nonlocal tries
+            tries += 1
+            try:
+                with s3_errors(uri):
+                    self._client.put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+            except FileExistsError:
+                # After a lost answer the object may be our own first attempt.
+                return tries > 1 and self.read(uri) == data
+            return True
+
+        return with_retry(write, f"write {uri}")
+
+    def publish(self, path: Path, uri: str) -> None:
+        """Multipart above boto3's threshold; the name is the content, so a second writer changes nothing."""
+        bucket, key = split_s3(uri)
+        size = path.stat().st_size
+
+        def upload() -> None:
+            with s3_errors(uri):
+                self._client.upload_file(str(path), bucket, key)
+
+        found = self.stat(uri)
+        if found is None or found.size != size:
+            with_retry(upload, f"upload {uri}")
+        path.unlink()
+
+    def scratch(self, uri: str) -> Path:
+        return Path(tempfile.mkdtemp(prefix="imagemill-"))
+
+
+@cache
+def shared_s3() -> S3Store:
+    return S3Store()
+
+
+def endpoint_from_environment() -> str:
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+
+
+@cache
+def _pyarrow_s3() -> Any:
+    from pyarrow import fs
+
+    options: dict[str, Any] = {"connect_timeout": CONNECT_TIMEOUT_S, "request_timeout": READ_TIMEOUT_S}
+    if endpoint := endpoint_from_environment():
+        kind, _, address = endpoint.rstrip("/").partition("://")
+        options |= {"endpoint_override": address, "scheme": kind}
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    if region or endpoint:
+        options["region"] = region or "us-east-1"
+    return fs.S3FileSystem(**options, retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=4))
+
+
+@contextlib.contextmanager
+def s3_errors(uri: str) -> Iterator[None]:
+    """botocore's and Arrow's errors by whose they are; never a key, a header or a signed URL in a message."""
+    from boto3.exceptions import S3UploadFailedError
+    from botocore import exceptions as boto
+
+    try:
+        yield
+    except boto.ClientError as error:
+        raise _client_error(uri, error) from None
+    except S3UploadFailedError as error:
+        cause = error.__context__
+        if isinstance(cause, boto.ClientError):
+            raise _client_error(uri, cause) from None
+        raise TransientError(f"{uri}: the upload failed") from None
+    except (boto.NoCredentialsError, boto.PartialCredentialsError, boto.CredentialRetrievalError) as error:
+        raise UserError(
+            f"{uri}: expected S3 credentials (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or an "
+            f"instance role), found none that work: {error}"
+        ) from None
+    except (boto.ProfileNotFound, boto.InvalidRegionError, boto.NoRegionError, boto.ParamValidationError) as error:
+        raise UserError(f"{uri}: {error}") from None
+    except (boto.HTTPClientError, boto.ReadTimeoutError, boto.ResponseStreamingError, boto.ConnectionError) as error:
+        raise TransientError(f"{uri}: the store does not answer ({type(error).__name__})") from None
+    except ValueError as error:  # botocore: "Invalid endpoint: …"
+        if "endpoint" not in str(error).lower():
+            raise
+        raise UserError(f"AWS_ENDPOINT_URL: {error}") from None
+    except OSError as error:
+        if isinstance(error, FileNotFoundError | FileExistsError):
+            raise
+        raise _arrow_error(uri, error) from None
+
+
+def _client_error(uri: str, error: Any) -> Exception:
+    code = str(error.response.get("Error", {}).get("Code", ""))
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    if code in _ABSENT:
+        return FileNotFoundError(uri)
+    if code == "NoSuchBucket":
+        return UserError(f"{uri}: expected an existing bucket, found none named {split_s3(uri)[0]!r}")
+    if code == "InvalidBucketName":
+        return UserError(f"{uri}: {split_s3(uri)[0]!r} is no valid bucket name")
+    if code in ("PreconditionFailed", "412"):
+        return FileExistsError(uri)
+    if code in _REFUSED or status in (401, 403):
+        return UserError(f"{uri}: expected credentials that may use it, found ones that the store refuses ({code})")
+    if code in ("ConditionalRequestConflict", "RequestTimeout", "SlowDown") or status in (409, 429) or status >= 500:
+        return TransientError(f"{uri}: the store answered {code or status}")
+    return MillError(f"{uri}: the store answered {code or status}")
+
+
+def _arrow_error(uri: str, error: OSError) -> Exception:
+    """Arrow puts the AWS error type into its message: `AWS Error ACCESS_DENIED during HeadObject operation`."""
+    found = re.search(r"AWS Error ([A-Z_ ]+?)(?: \(HTTP status (\d+)\))? during", str(error))
+    code, status = (found.group(1), found.group(2) or "") if found else ("", "")
+    if code in ("NO_SUCH_KEY", "RESOURCE_NOT_FOUND") or status == "404":
+        return FileNotFoundError(uri)
+    if code in ("ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "INVALID_CLIENT_TOKEN_ID"):
+        return UserError(f"{uri}: expected credentials that may use it, found ones that the store refuses ({code})")
+    if code:
+        return TransientError(f"{uri}: the store answered {code} {status}".rstrip())
+    return error
+
+

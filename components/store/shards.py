@@ -1,0 +1,160 @@
+"""Writing and reading the Parquet files of a dataset: content-named shards, row groups bounded by bytes."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from imagemill.components.store import uri as uris
+from imagemill.components.store.errors import DatasetError, MillError
+from imagemill.components.store.filesystem import sha256_file, store_for
+from imagemill.components.store.manifest import Dataset, File
+from imagemill.components.store.retry import with_retry
+
+ROW_GROUP_BYTES = 8 * 2**20
+"""Image bytes in a row group of raw and clean: what a reader holds at once per open file."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one kind of shard is encoded. Image bytes are compressed already, so `plain` leaves them alone."""
+
+    schema: pa.Schema
+    plain: bool = False
+    row_group_rows: int = 1 << 20
+    row_group_bytes: int = ROW_GROUP_BYTES
+
+
+class ShardWriter:
+    """Writes one Parquet file to local scratch space; `publish` moves it to a name made of its content.
+
+    Rows are buffered up to one row group. Used as a context manager, so that nothing is left behind.
+    """
+
+    def __init__(self, dataset_uri: str, layout: Layout) -> None:
+        self._dataset_uri, self._layout = dataset_uri, layout
+        self._scratch = store_for(dataset_uri).scratch(uris.join(dataset_uri, "_work"))
+        self._path = self._scratch / "shard.parquet"
+        self._writer = pq.ParquetWriter(self._path, layout.schema, **_encoding(layout))
+        self._rows: list[dict[str, Any]] = []
+        self._pending_bytes = 0
+        self.rows = 0
+        self.image_bytes = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._writer.close()
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def add(self, row: dict[str, Any], size: int) -> None:
+        """One row, whose image has `size` bytes."""
+        self._rows.append(row)
+        self._pending_bytes += size
+        self.rows += 1
+        self.image_bytes += size
+        if self._pending_bytes >= self._layout.row_group_bytes or len(self._rows) >= self._layout.row_group_rows:
+            self._flush()
+
+    def add_table(self, table: pa.Table) -> None:
+        """A whole row group at once, in the layout's schema."""
+        self._flush()
+        self._writer.write_table(table, row_group_size=max(1, table.num_rows))
+        self.rows += table.num_rows
+
+    def _flush(self) -> None:
+        if self._rows:
+            table = pa.Table.from_pylist(self._rows, schema=self._layout.schema)
+            self._writer.write_table(table, row_group_size=len(self._rows))
+            self._rows, self._pending_bytes = [], 0
+
+    def publish(self, folder: str, role: str = "data", split: str = "") -> File:
+        """Finish the file and give it its place, `<folder>/part-<hash>.parquet` below the dataset."""
+        self._flush()
+        self._writer.close()
+        return publish_file(self._dataset_uri, self._path, f"{folder}/part-", role, split, self.rows)
+
+
+def publish_file(dataset_uri: str, path: Path, prefix: str, role: str, split: str, rows: int) -> File:
+    """Move a finished local file to `<dataset>/<prefix><hash><ending>`; the name says the content."""
+    sha256, size = sha256_file(path), path.stat().st_size
+    relative = f"{prefix}{sha256[:16]}{path.suffix}"
+    store_for(dataset_uri).publish(path, uris.join(dataset_uri, relative))
+    return File(relative, role, split, rows, size, sha256)
+
+
+def publish_bytes(dataset_uri: str, data: bytes, prefix: str, suffix: str, role: str = "data", rows: int = 0) -> File:
+    """`publish_file` for a small file that is in memory."""
+    scratch = store_for(dataset_uri).scratch(uris.join(dataset_uri, "_work"))
+    try:
+        path = scratch / f"file{suffix}"
+        path.write_bytes(data)
+        return publish_file(dataset_uri, path, prefix, role, "", rows)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _encoding(layout: Layout) -> dict[str, Any]:
+    if layout.plain:
+        return {"compression": "none", "use_dictionary": False, "write_statistics": False}
+    blobs = {"image", "mask", "bytes", "image.bytes"}
+    names = [_leaf(f) for f in layout.schema]
+    small = [name for name in names if name not in blobs]
+    compression = {**{name: "zstd" for name in small}, "image": "none", "image.bytes": "none"}
+    return {"compression": compression, "use_dictionary": False, "write_statistics": False}
+
+
+def _leaf(field: pa.Field) -> str:
+    return str(field.name)
+
+
+def open_parquet(uri: str, columns_in_memory: bool = False) -> pq.ParquetFile:
+    """A Parquet file for one thread (a shared ParquetFile can deadlock). DatasetError when it is none."""
+    try:
+        return pq.ParquetFile(store_for(uri).open(uri), memory_map=True, pre_buffer=columns_in_memory)
+    except FileNotFoundError:
+        raise DatasetError(f"{uri}: expected a file that the manifest lists, found none") from None
+    except pa.ArrowInvalid as error:
+        raise DatasetError(f"{uri}: expected a Parquet file, found something else: {error}") from None
+
+
+def read_row_group(file: pq.ParquetFile, index: int, uri: str, columns: list[str] | None = None) -> pa.Table:
+    """One row group, with storage errors told from broken files, and tried again."""
+    from imagemill.components.store.s3 import s3_errors
+
+    def read() -> pa.Table:
+        try:
+            if uris.is_s3(uri):
+                with s3_errors(uri):
+                    return file.read_row_group(index, columns=columns, use_threads=False)
+            return file.read_row_group(index, columns=columns, use_threads=False)
+        except MillError:
+            raise
+        except (pa.ArrowException, OSError) as error:
+            raise DatasetError(f"{uri}: row group {index} can't be read: {error}") from None
+
+    return with_retry(read, f"read {uri}")
+
+
+def row_groups(dataset: Dataset, file: File, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """The row groups of one listed file, one at a time."""
+    uri = dataset.locate(file)
+    with open_parquet(uri) as parquet:
+        for index in range(parquet.num_row_groups):
+            yield read_row_group(parquet, index, uri, columns)
+
+
+def read_columns(dataset: Dataset, role: str, columns: list[str], split: str | None = None) -> Iterator[pa.Table]:
+    """Some columns of every row of a role, a row group at a time, in the order of the manifest's files."""
+    for file in dataset.files(role, split):
+        yield from row_groups(dataset, file, columns)

@@ -1,0 +1,212 @@
+"""How a step runs, wherever it runs: config in, one outcome out, a record of it, and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import json
+import logging
+import os
+import secrets
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from imagemill.components.store.config import StepConfig, field_types, parse_sections
+from imagemill.components.store.errors import EXIT_OURS, EXIT_USER, MillError, TransientError, UserError
+from imagemill.components.store.fingerprint import digest
+from imagemill.components.store.progress import duration, say
+from imagemill.components.store.workspace import Workspace
+
+RUNNER_PID = "IMAGEMILL_RUNNER_PID"
+RUN = "IMAGEMILL_RUN"
+RAN, CACHED = "ran", "cached"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a step gives: the URI of its dataset, whether it was there already, and numbers worth telling."""
+
+    uri: str
+    fingerprint: str
+    state: str
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where a step works: its workspace, its run, and the attempt that `--rerun` asks for."""
+
+    step: str
+    workspace: Workspace
+    run: str
+    rerun: bool
+
+    def attempt(self) -> dict[str, str]:
+        """What `--rerun` adds to the fingerprint's config: stable within a run, so that a retry is safe."""
+        return {"attempt": self.run} if self.rerun else {}
+
+    def say(self, text: str) -> None:
+        say(self.step, text)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: its name, its config and, imported only when it runs, the function that does the work.
+
+    `work` is `module:function` of type `(config, context) -> Outcome`.
+    """
+
+    name: str
+    config: type[StepConfig]
+    work: str
+    help: str
+
+    def execute(self, config: StepConfig, result: str = "") -> int:
+        """Run the step, write its record, return its exit code. Nothing is raised but KeyboardInterrupt."""
+        end_with_runner()
+        started = time.monotonic()
+        record: dict[str, Any] = {"uri": "", "fingerprint": "", "state": "failed", "metrics": {}, "error": ""}
+        record |= {"inputs": digest({**dataclasses.asdict(config), "step": self.name}), "exit_code": 0}
+        run = config.run or new_run(self.name)
+        workspace: Workspace | None = None
+        try:
+            config.check()
+            workspace = Workspace.open(config.workspace)
+            self._refuse_what_was_refused(workspace, run, record["inputs"])
+            reruns = {item.strip() for item in config.rerun.split(",")}
+            context = Context(self.name, workspace, run, self.name in reruns)
+            outcome = self._function()(config, context)
+            record |= dataclasses.asdict(outcome)
+        except MillError as error:
+            record |= {"exit_code": error.exit_code, "error": str(error)}
+        except Exception as error:
+            # The one place where an unforeseen error becomes exit code 1, its trace in the log.
+            traceback.print_exc()
+            record |= {"exit_code": EXIT_OURS, "error": f"{type(error).__name__}: {error} (an error of imagemill's)"}
+        record["seconds"] = round(time.monotonic() - started, 3)
+        self._report(record)
+        self._write(record, workspace, run, result)
+        return int(record["exit_code"])
+
+    def _function(self) -> Callable[[StepConfig, Context], Outcome]:
+        module, _, name = self.work.partition(":")
+        function: Callable[[StepConfig, Context], Outcome] = getattr(importlib.import_module(module), name)
+        return function
+
+    def _refuse_what_was_refused(self, workspace: Workspace, run: str, inputs: str) -> None:
+        """A cluster's retry of a step whose input was wrong fails at once, with the same message."""
+        earlier = workspace.step_record(run, self.name)
+        if earlier and earlier.get("exit_code") == EXIT_USER and earlier.get("inputs") == inputs:
+            raise UserError(str(earlier.get("error")))
+
+    def _report(self, record: dict[str, Any]) -> None:
+        if record["exit_code"]:
+            say(self.name, f"error: {record['error']}")
+        else:
+            took = duration(record["seconds"]) if record["state"] == RAN else record["state"]
+            say(self.name, f"{'done' if record['state'] == RAN else 'there already'} ({took}): {record['uri']}")
+
+    def _write(self, record: dict[str, Any], workspace: Workspace | None, run: str, result: str) -> None:
+        if result:
+            Path(result).write_text(json.dumps(record, indent=1) + "\n")
+        if workspace is None:
+            return
+        try:
+            workspace.write_step_record(run, self.name, record)
+        except (TransientError, UserError) as error:  # the step's own error says it already
+            say(self.name, f"the record could not be written: {error}")
+
+    def component(self, config: str, **values: Any) -> dict[str, Any]:
+        """The step as the body of a KFP component: named values and the JSON parameter; returns its record.
+
+        Ends the process with the step's exit code when it fails.
+        """
+        quiet_logs()
+        values["run"] = os.environ.get(RUN) or values.get("run", "")
+        values = {key: value for key, value in values.items() if key in field_types(self.config)}
+        try:
+            made = self.config.from_values(values | parse_sections(config).get(self.name, {}))
+        except UserError as error:
+            say(self.name, f"error: {error}")
+            raise SystemExit(error.exit_code) from None
+        result = Path(os.environ.get("TMPDIR", "/tmp")) / f"imagemill-{self.name}-{secrets.token_hex(6)}.json"
+        try:
+            code = self.execute(made, str(result))
+            if code:
+                raise SystemExit(code)
+            record: dict[str, Any] = json.loads(result.read_text())
+            return record
+        finally:
+            result.unlink(missing_ok=True)
+
+    def main(self, argv: Sequence[str] | None = None, prog: str = "") -> int:
+        """The step's own command line: `python -m imagemill.components.<step>`."""
+        quiet_logs()
+        parser = argparse.ArgumentParser(
+            prog=prog or f"python -m imagemill.components.{self.name}", description=self.help, allow_abbrev=False
+        )
+        add_flags(parser, [self.config])
+        parser.add_argument("--result", default="", metavar="FILE", help="write the step's record to this file")
+        values = {k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None}
+        result = values.pop("result")
+        try:
+            config = self.config.from_values(values, where="--")
+        except UserError as error:
+            say(self.name, f"error: {error}")
+            return error.exit_code
+        return self.execute(config, result)
+
+
+def add_flags(parser: argparse.ArgumentParser, configs: Sequence[type[StepConfig]]) -> None:
+    """One flag per config field, with its help and default. Unset flags are None here, and here only."""
+    seen: set[str] = set()
+    for config in configs:
+        for one in dataclasses.fields(config):
+            if one.name in seen:
+                continue
+            seen.add(one.name)
+            about = one.metadata
+            shown = "" if one.default == "" else f" (default: {one.default})"
+            choices = f" [{', '.join(c for c in about['choices'] if c)}]" if about["choices"] else ""
+            flag = "--" + one.name.replace("_", "-")
+            parser.add_argument(flag, dest=one.name, metavar="VALUE", help=f"{about['help']}{choices}{shown}")
+
+
+def new_run(prefix: str) -> str:
+    """A name for a run that sorts by time: `demo-20261121-081500-3f9a`."""
+    return f"{prefix}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+def quiet_logs() -> None:
+    """Warnings of ours on stderr; the libraries' chatter stays out."""
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s", force=True)
+
+
+def end_with_runner() -> None:
+    """End this process when the local runner that started it is gone (killed): nobody would see its end.
+
+    What was finished is recorded; the next run goes on from there.
+    """
+    pid = int(os.environ.get(RUNNER_PID, "0") or 0)
+    if not pid:
+        return
+
+    def watch() -> None:
+        while True:
+            try:
+                os.kill(pid, 0)
+            except ProcessLookupError:
+                os._exit(75)
+            except PermissionError:
+                return
+            time.sleep(0.5)
+
+    threading.Thread(target=watch, daemon=True, name="runner-watch").start()

@@ -1,0 +1,85 @@
+"""URIs as plain strings: an absolute local path, or `s3://bucket/key`. Nothing here does I/O."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from imagemill.components.store.errors import wrong
+
+_SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+)://")
+
+
+def scheme(uri: str) -> str:
+    """`s3`, `http`, `https`, … or `` for a local path."""
+    found = _SCHEME.match(uri)
+    return found.group(1).lower() if found else ""
+
+
+def is_s3(uri: str) -> bool:
+    return scheme(uri) == "s3"
+
+
+def is_http(uri: str) -> bool:
+    return scheme(uri) in ("http", "https")
+
+
+def normalize(uri: str, field: str = "uri") -> str:
+    """A local path made absolute (`~` and `file://` understood), an s3 URI without a trailing slash.
+
+    Raises UserError for any other scheme and for an s3 URI without a bucket.
+    """
+    kind = scheme(uri)
+    if kind in ("", "file"):
+        path = unquote(urlsplit(uri).path) if kind == "file" else uri
+        return str(Path(path).expanduser().absolute().resolve())
+    if kind == "s3":
+        bucket, key = split_s3(uri)
+        if not bucket:
+            raise wrong(field, "s3://bucket/prefix", uri)
+        return f"s3://{bucket}/{key.strip('/')}".rstrip("/")
+    raise wrong(field, "a folder or s3://bucket/prefix", uri)
+
+
+def split_s3(uri: str) -> tuple[str, str]:
+    """`s3://bucket/a/b` → (`bucket`, `a/b`)."""
+    bucket, _, key = uri[len("s3://") :].partition("/")
+    return bucket, key
+
+
+def join(base: str, *parts: str) -> str:
+    """`base/part/part`; the parts are relative and may begin with `..`, which is resolved."""
+    if is_s3(base):
+        bucket, key = split_s3(base)
+        return f"s3://{bucket}/{posixpath.normpath(posixpath.join(key, *parts))}"
+    return posixpath.normpath(posixpath.join(base, *parts))
+
+
+def relative(uri: str, start: str) -> str:
+    """`uri` as seen from the folder `start`, so that a workspace can be moved: `../../raw/0123`.
+
+    Both must be in one store; raises ValueError otherwise.
+    """
+    if is_s3(uri) != is_s3(start) or (is_s3(uri) and split_s3(uri)[0] != split_s3(start)[0]):
+        raise ValueError(f"{uri} can't be written relative to {start}: they are in different stores")
+    if is_s3(uri):
+        return posixpath.relpath("/" + split_s3(uri)[1], "/" + split_s3(start)[1])
+    return posixpath.relpath(uri, start)
+
+
+def last_part(uri: str) -> str:
+    """The file or folder name at the end of any URI, without a query."""
+    path = urlsplit(uri).path if scheme(uri) else uri
+    return unquote(path.rstrip("/").rpartition("/")[2])
+
+
+def safe(uri: str) -> str:
+    """`uri` for a message or a record: user name, password and query string left out."""
+    if not is_http(uri):
+        return uri
+    parts = urlsplit(uri)
+    host = parts.hostname or ""
+    port = f":{parts.port}" if parts.port else ""
+    return f"{parts.scheme}://{host}{port}{parts.path}"

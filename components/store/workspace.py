@@ -1,0 +1,141 @@
+"""Where everything is in a workspace: datasets, work in progress, names, promotions, runs, sources."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from imagemill.components.store import uri as uris
+from imagemill.components.store.errors import DatasetError, wrong
+from imagemill.components.store.filesystem import Store, store_for
+from imagemill.components.store.manifest import Dataset
+
+MARKER = "_workspace.json"
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A folder or `s3://bucket/prefix`; `uri` is absolute."""
+
+    uri: str
+
+    @classmethod
+    def open(cls, uri: str) -> Workspace:
+        """The workspace at `uri`, proven writable by its marker; UserError or TransientError otherwise."""
+        workspace = cls(uris.normalize(uri, "workspace"))
+        marker = json.dumps({"format": "imagemill-workspace", "version": 1}).encode() + b"\n"
+        try:
+            workspace.store.put_if_absent(workspace.at(MARKER), marker)
+        except FileNotFoundError as error:
+            raise wrong("workspace", "a place that can be written", uri) from error
+        return workspace
+
+    @property
+    def store(self) -> Store:
+        return store_for(self.uri)
+
+    def at(self, *parts: str) -> str:
+        return uris.join(self.uri, *parts)
+
+    def dataset(self, kind: str, fingerprint: str) -> str:
+        return self.at(kind, fingerprint)
+
+    def relative(self, uri: str) -> str:
+        """A dataset's URI for a record of this workspace, `model/0123…`; unchanged if it lies elsewhere."""
+        return uri[len(self.uri) + 1 :] if uri.startswith(self.uri + "/") else uri
+
+    def absolute(self, uri: str) -> str:
+        return uri if uris.scheme(uri) or uri.startswith("/") else self.at(uri)
+
+    # Work in progress: outside the contract, one put-if-absent record for each finished piece.
+
+    def work_record(self, folder: str, key: str) -> dict[str, Any] | None:
+        """What an earlier try recorded under `key`, if it did."""
+        return self._read_json(uris.join(folder, "_work", f"{key}.json"))
+
+    def record_work(self, folder: str, key: str, record: dict[str, Any]) -> None:
+        self.store.put_if_absent(uris.join(folder, "_work", f"{key}.json"), _json(record))
+
+    # Sources: which raw dataset a listing gave.
+
+    def source_record(self, listing: str) -> dict[str, Any] | None:
+        return self._read_json(self.at("sources", f"{listing}.json"))
+
+    def record_source(self, listing: str, record: dict[str, Any]) -> None:
+        self.store.put_if_absent(self.at("sources", f"{listing}.json"), _json(record))
+
+    # Names: hints for people and incremental runs, never a matter of correctness.
+
+    def latest(self, name: str, kind: str) -> str:
+        """The URI of the newest dataset of a kind under a name, or an empty string."""
+        record = self._read_json(self.at("names", name, "latest", f"{kind}.json"))
+        return self.absolute(str(record["uri"])) if record else ""
+
+    def note_latest(self, name: str, dataset: Dataset, run: str) -> None:
+        record = {
+            "uri": self.relative(dataset.uri),
+            "fingerprint": dataset.fingerprint,
+            "run": run,
+            "created": dataset.manifest.created,
+        }
+        self.store.put(self.at("names", name, "latest", f"{dataset.manifest.kind}.json"), _json(record))
+
+    # Promotions: an append-only log; the highest number is the champion.
+
+    def promotions(self, name: str) -> list[int]:
+        folder = self.at("names", name, "promotions")
+        stems = (uris.last_part(entry.uri).removesuffix(".json") for entry in self.store.list(folder))
+        return sorted(int(stem) for stem in stems if stem.isdecimal())
+
+    def champion(self, name: str) -> dict[str, Any] | None:
+        """The last promotion's record, with its number as `n`, or None before the first."""
+        numbers = self.promotions(name)
+        return self.promotion(name, numbers[-1]) if numbers else None
+
+    def promotion(self, name: str, number: int) -> dict[str, Any]:
+        where = self.at("names", name, "promotions", f"{number}.json")
+        record = self._read_json(where)
+        if record is None or "model" not in record:
+            raise DatasetError(f"{where}: expected the record of a promotion, found {record!r}")
+        return record
+
+    def append_promotion(self, name: str, number: int, record: dict[str, Any]) -> bool:
+        """Append as `number`; False if another run has taken that number meanwhile."""
+        return self.store.put_if_absent(self.at("names", name, "promotions", f"{number}.json"), _json(record))
+
+    # Verdicts: a comparison that was made once is not made again.
+
+    def verdict(self, name: str, key: str) -> dict[str, Any] | None:
+        return self._read_json(self.at("names", name, "verdicts", f"{key}.json"))
+
+    def record_verdict(self, name: str, key: str, record: dict[str, Any]) -> None:
+        self.store.put_if_absent(self.at("names", name, "verdicts", f"{key}.json"), _json(record))
+
+    # Runs: each step's record, the log, the report.
+
+    def run_file(self, run: str, file: str) -> str:
+        return self.at("runs", run, file)
+
+    def step_record(self, run: str, step: str) -> dict[str, Any] | None:
+        return self._read_json(self.run_file(run, f"{step}.json"))
+
+    def write_step_record(self, run: str, step: str, record: dict[str, Any]) -> None:
+        self.store.put(self.run_file(run, f"{step}.json"), _json(record))
+
+    def _read_json(self, uri: str) -> dict[str, Any] | None:
+        try:
+            data = self.store.read(uri)
+        except FileNotFoundError:
+            return None
+        try:
+            record = json.loads(data)
+        except ValueError:
+            raise DatasetError(f"{uri}: expected JSON, found text that is none") from None
+        if not isinstance(record, dict):
+            raise DatasetError(f"{uri}: expected a JSON object, found {type(record).__name__}")
+        return record
+
+
+def _json(record: dict[str, Any]) -> bytes:
+    return json.dumps(record, indent=1, ensure_ascii=False).encode() + b"\n"

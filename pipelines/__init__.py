@@ -1,0 +1,1 @@
+"""What orders the steps: the DAG, the runners and the `imagemill` command."""
