@@ -39,6 +39,10 @@ class Progress:
             line = self.line(note)
         say(self.step, line)
 
+    def restart(self) -> None:
+        """Take the time from now on: what came before was preparation."""
+        self.started = time.monotonic()
+
     def line(self, note: str = "") -> str:
         rate = self.rate()
         parts = [f"{self.done:,}/{self.total:,} {self.unit}" if self.total else f"{self.done:,} {self.unit}"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
 import importlib
 import json
 import logging
@@ -17,12 +18,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from imagemill.components.store.config import StepConfig, field_types, parse_sections
 from imagemill.components.store.errors import EXIT_OURS, EXIT_USER, MillError, TransientError, UserError
+from imagemill.components.store.filesystem import store_for
 from imagemill.components.store.fingerprint import digest
+from imagemill.components.store.manifest import MANIFEST
 from imagemill.components.store.progress import duration, say
+from imagemill.components.store.uri import join
 from imagemill.components.store.workspace import Workspace
 
 RUNNER_PID = "IMAGEMILL_RUNNER_PID"
@@ -124,10 +128,11 @@ class Step:
         except (TransientError, UserError) as error:  # the step's own error says it already
             say(self.name, f"the record could not be written: {error}")
 
-    def component(self, config: str, **values: Any) -> dict[str, Any]:
+    def component(self, config: str, artifact: str, **values: Any) -> dict[str, Any]:
         """The step as the body of a KFP component: named values and the JSON parameter; returns its record.
 
-        Ends the process with the step's exit code when it fails.
+        The dataset's manifest is copied to the file `artifact`, if one is named. Ends the process with the
+        step's exit code when it fails.
         """
         quiet_logs()
         values["run"] = os.environ.get(RUN) or values.get("run", "")
@@ -143,6 +148,8 @@ class Step:
             if code:
                 raise SystemExit(code)
             record: dict[str, Any] = json.loads(result.read_text())
+            if artifact:
+                copy_to(join(record["uri"], MANIFEST), artifact)
             return record
         finally:
             result.unlink(missing_ok=True)
@@ -150,10 +157,9 @@ class Step:
     def main(self, argv: Sequence[str] | None = None, prog: str = "") -> int:
         """The step's own command line: `python -m imagemill.components.<step>`."""
         quiet_logs()
-        parser = argparse.ArgumentParser(
-            prog=prog or f"python -m imagemill.components.{self.name}", description=self.help, allow_abbrev=False
-        )
-        add_flags(parser, [self.config])
+        parser = Parser(prog=prog or f"python -m imagemill.components.{self.name}", description=self.help)
+        for one in dataclasses.fields(self.config):
+            add_flag(parser, one.name, one.default, one.metadata["help"], one.metadata["choices"])
         parser.add_argument("--result", default="", metavar="FILE", help="write the step's record to this file")
         values = {k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None}
         result = values.pop("result")
@@ -165,19 +171,39 @@ class Step:
         return self.execute(config, result)
 
 
-def add_flags(parser: argparse.ArgumentParser, configs: Sequence[type[StepConfig]]) -> None:
-    """One flag per config field, with its help and default. Unset flags are None here, and here only."""
-    seen: set[str] = set()
-    for config in configs:
-        for one in dataclasses.fields(config):
-            if one.name in seen:
-                continue
-            seen.add(one.name)
-            about = one.metadata
-            shown = "" if one.default == "" else f" (default: {one.default})"
-            choices = f" [{', '.join(c for c in about['choices'] if c)}]" if about["choices"] else ""
-            flag = "--" + one.name.replace("_", "-")
-            parser.add_argument(flag, dest=one.name, metavar="VALUE", help=f"{about['help']}{choices}{shown}")
+def copy_to(uri: str, path: str) -> None:
+    """A small stored file as a local one: what an orchestrator's UI shows."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(store_for(uri).read(uri))
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with one readable line for a mistake, and no guessing of abbreviated flags."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        unknown = [word.partition("=")[0] for word in message.rpartition(":")[2].split() if word.startswith("--")]
+        if message.startswith("unrecognized arguments") and unknown:
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            near = difflib.get_close_matches(unknown[0], flags, 1)
+            message = f"{unknown[0]}: expected a known flag{f'; is it {near[0]}?' if near else f' (see {self.prog} --help)'}"
+        print(f"{self.prog}: error: {message}", file=sys.stderr)
+        raise SystemExit(EXIT_USER)
+
+
+def add_flag(parser: argparse.ArgumentParser, name: str, default: Any, help: str, choices: Sequence[str]) -> None:
+    """The flag of one config field, with its help and default. An unset flag is None here, and here only."""
+    shown = "" if default == "" else f" (default: {default})"
+    listed = f" [{', '.join(choices)}]" if choices else ""
+    text = f"{help}{listed}{shown}".replace("%", "%%")
+    flag = "--" + name.replace("_", "-")
+    if isinstance(default, bool):  # `--flip`, `--flip false`
+        parser.add_argument(flag, dest=name, metavar="true|false", nargs="?", const="true", help=text)
+    else:
+        parser.add_argument(flag, dest=name, metavar=name.rpartition("_")[2].upper(), help=text)
 
 
 def new_run(prefix: str) -> str:

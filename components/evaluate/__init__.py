@@ -1,0 +1,11 @@
+"""Evaluate: the challenger, and the champion beside it, on the same current test split."""
+
+from imagemill.components.evaluate.config import EvaluateConfig
+from imagemill.components.store.step import Step
+
+STEP = Step(
+    "evaluate",
+    EvaluateConfig,
+    "imagemill.components.evaluate.evaluate:evaluate",
+    "Run a model over the test split once, and the reigning champion over the same images.",
+)

@@ -1,0 +1,76 @@
+"""The test images as a model sees them: from its own tensors where they fit, else made from the clean images.
+
+A champion may have been trained at another size or in another colour than today's tensors have; each model
+gets its own preprocessing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from imagemill.components.store.images import Pixels
+from imagemill.components.store.manifest import Dataset, find_dataset
+from imagemill.components.store.parallel import cores, ordered
+from imagemill.components.store.resample import Geometry, decode_to
+from imagemill.components.store.shards import row_groups
+
+
+@dataclass(frozen=True)
+class TestBatch:
+    """`images` uint8 [B, H, W, C], `labels` int64 [B], `ids` their image_ids."""
+
+    images: Pixels
+    labels: npt.NDArray[np.int64]
+    ids: list[str]
+
+
+def tensors_for(model: Dataset, clean: Dataset) -> Dataset | None:
+    """The tensors that the model was trained on, if they were made from this very clean dataset."""
+    tensors = find_dataset(model.parent_uri("tensors"))
+    if tensors is None or tensors.missing() or tensors.parent_uri("clean") != clean.uri:
+        return None
+    return tensors
+
+
+def test_batches(tensors: Dataset | None, clean: Dataset, geometry: Geometry, batch_size: int) -> Iterator[TestBatch]:
+    """The clean dataset's test split, in its order; one batch and one row group at a time in memory."""
+    rows = _from_tensors(tensors) if tensors else _from_clean(clean, geometry)
+    batch: list[tuple[Pixels, int, str]] = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) == batch_size:
+            yield _batch(batch)
+            batch = []
+    if batch:
+        yield _batch(batch)
+
+
+def _batch(rows: list[tuple[Pixels, int, str]]) -> TestBatch:
+    return TestBatch(np.stack([r[0] for r in rows]), np.array([r[1] for r in rows], np.int64), [r[2] for r in rows])
+
+
+def _from_tensors(tensors: Dataset) -> Iterator[tuple[Pixels, int, str]]:
+    shape = tensors.manifest.image["shape"]
+    for file in tensors.files("data", "test"):
+        for table in row_groups(tensors, file):
+            columns = (table.column(name) for name in ("image", "label_id", "image_id"))
+            for image, label, image_id in zip(*columns, strict=True):
+                yield np.frombuffer(image.as_py(), np.uint8).reshape(shape), label.as_py(), image_id.as_py()
+
+
+def _from_clean(clean: Dataset, geometry: Geometry) -> Iterator[tuple[Pixels, int, str]]:
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for file in clean.files("data", "test"):
+            for table in row_groups(clean, file, ["image_id", "image.bytes", "label_id"]):
+                yield from table.to_pylist()
+
+    def resized(row: dict[str, Any]) -> tuple[Pixels, int, str]:
+        return decode_to(row["image"]["bytes"], geometry), row["label_id"], row["image_id"]
+
+    yield from ordered(rows(), resized, cores(), lambda row: len(row["image"]["bytes"]))

@@ -1,0 +1,58 @@
+"""The gate's rule as a pure function of two evaluations."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from imagemill.components.store.manifest import Dataset
+
+METRIC = "macro_f1"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`verdict` in one or two words, `reason` with the numbers. `champion` is None where there is none to compare."""
+
+    verdict: str
+    reason: str
+    promoted: bool
+    challenger: float
+    champion: float | None
+    min_gain: float
+    metric: str = METRIC
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def judge(challenger: Dataset, champion: Dataset | None, min_gain: float, policy: str) -> Verdict:
+    """Whether the challenger shall reign. Both evaluations must be of the same clean dataset's test split.
+
+    Models with different class lists are not comparable: the champion stays, unless the policy is `always`.
+    """
+    new = float(challenger.manifest.extra["metrics"][METRIC])
+    old = float(champion.manifest.extra["metrics"][METRIC]) if champion else None
+
+    def verdict(word: str, reason: str, promoted: bool) -> Verdict:
+        return Verdict(word, reason, promoted, new, old, min_gain)
+
+    if champion is None or old is None:
+        if policy == "never":
+            return verdict("never", f"{METRIC} {new:.4f}; there is no champion, and promote is never", False)
+        return verdict("first", f"{METRIC} {new:.4f}; there was no champion", True)
+    numbers = f"{METRIC} {new:.4f} against {old:.4f}, {new - old:+.4f} (needs +{min_gain:g})"
+    if policy == "always":
+        return verdict("promoted", f"{numbers}; promote is always", True)
+    if _classes(challenger) != _classes(champion):
+        return verdict("not comparable", "the models have different class lists; the champion stays", False)
+    if policy == "never":
+        return verdict("never", f"{numbers}; promote is never", False)
+    # Rounded, so that a gain of just min_gain counts in spite of binary fractions; and no gain at all never does.
+    better = new > old and round(new - old, 9) >= min_gain
+    return verdict("promoted" if better else "kept", numbers, better)
+
+
+def _classes(evaluation: Dataset) -> list[str]:
+    """The class list of the evaluated model, as its evaluation recorded it."""
+    return list(evaluation.manifest.extra["model_classes"])

@@ -1,0 +1,11 @@
+"""Resize: every clean image to one fixed shape, stored as bytes that a trainer can take as they are."""
+
+from imagemill.components.resize.config import ResizeConfig
+from imagemill.components.store.step import Step
+
+STEP = Step(
+    "resize",
+    ResizeConfig,
+    "imagemill.components.resize.resize:resize",
+    "Decode and resize every clean image with Ray and store the pixels in shuffled order.",
+)

@@ -1,0 +1,85 @@
+"""One tensor file, made by one task: read its rows, decode, resize, write. Nothing decoded leaves the task."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from imagemill.components.resize.plan import ROW_GROUP_BYTES, Job
+from imagemill.components.store.errors import MillError
+from imagemill.components.store.images import ImageRejected
+from imagemill.components.store.resample import Geometry, decode_to
+from imagemill.components.store.shards import Layout, ShardWriter, open_parquet, read_row_group
+
+_COLUMNS = ["image_id", "image.bytes", "label_id", "shuffle_index"]
+
+
+def tensor_schema(row_bytes: int) -> pa.Schema:
+    """`image` is the uint8 [H, W, C] of one image, C-contiguous, as `row_bytes` bytes."""
+    return pa.schema(
+        [
+            pa.field("image", pa.binary(row_bytes), nullable=False),
+            pa.field("label_id", pa.int32(), nullable=False),
+            pa.field("image_id", pa.string(), nullable=False),
+        ]
+    )
+
+
+def make_file(job: Job, dataset_uri: str, geometry: Geometry) -> dict[str, Any]:
+    """Do one job; returns the published file's entry, or `error` and `exit_code` (an error must cross processes)."""
+    import torch
+
+    torch.set_num_threads(1)  # parallelism is one task a core
+    try:
+        return {"file": asdict(_make(job, dataset_uri, geometry)), "rows": job.rows}
+    except MillError as error:
+        return {"error": str(error), "exit_code": error.exit_code}
+
+
+def _make(job: Job, dataset_uri: str, geometry: Geometry) -> Any:
+    rows = _rows(job)
+    row_bytes = int(np.prod(geometry.shape))
+    schema = tensor_schema(row_bytes)
+    group = max(1, ROW_GROUP_BYTES // row_bytes)
+    pixels = np.empty((min(group, len(rows)), row_bytes), np.uint8)  # one buffer for every row group
+    with ShardWriter(dataset_uri, Layout(schema, plain=True)) as writer:
+        for start in range(0, len(rows), group):
+            part = rows[start : start + group]
+            for number, row in enumerate(part):
+                pixels[number] = _resized(row, geometry)
+            writer.add_table(_table(part, pixels[: len(part)], schema))
+        return writer.publish(f"data/{job.split}", "data", job.split)
+
+
+def _rows(job: Job) -> list[dict[str, Any]]:
+    """The job's rows in shuffled order. Holds their encoded bytes: of one tensor file."""
+    rows: list[dict[str, Any]] = []
+    for part in job.slices:
+        with open_parquet(part.uri) as parquet:
+            skip, left = part.skip, part.rows
+            for index in part.groups:
+                table = read_row_group(parquet, index, part.uri, _COLUMNS).slice(skip, left)
+                rows += table.to_pylist()
+                left -= table.num_rows
+                skip = 0
+    return sorted(rows, key=lambda row: (row["shuffle_index"], row["image_id"]))
+
+
+def _resized(row: dict[str, Any], geometry: Geometry) -> Any:
+    try:
+        return decode_to(row["image"]["bytes"], geometry).reshape(-1)
+    except ImageRejected as error:
+        raise MillError(
+            f"{row['image_id']}: clean passed this image, but resize can't decode it ({error}); this is an error of "
+            "imagemill's, not of the image"
+        ) from None
+
+
+def _table(rows: list[dict[str, Any]], pixels: Any, schema: pa.Schema) -> pa.Table:
+    images = pa.FixedSizeBinaryArray.from_buffers(schema.field("image").type, len(rows), [None, pa.py_buffer(pixels)])
+    labels = pa.array([row["label_id"] for row in rows], pa.int32())
+    ids = pa.array([row["image_id"] for row in rows], pa.string())
+    return pa.Table.from_arrays([images, labels, ids], schema=schema)

@@ -1,0 +1,166 @@
+"""A trained classifier as a dataset of kind `model`: safetensors and a JSON that says how to use it.
+
+Train writes it, evaluate reads it. Weights never travel as pickle.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from imagemill.components.store import uri as uris
+from imagemill.components.store.errors import DatasetError, UserError, wrong
+from imagemill.components.store.filesystem import store_for
+from imagemill.components.store.manifest import Dataset
+from imagemill.components.store.resample import Geometry
+
+if TYPE_CHECKING:
+    import torch
+
+MODEL_FORMAT = "imagemill-model"
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Everything but the weights: backbone by its torchvision name, classes in the order of their ids, and the
+    `image` of the tensors it was trained on (shape [H, W, C], color, mode, mean and std in [0, 1])."""
+
+    backbone: str
+    classes: tuple[str, ...]
+    image: dict[str, Any]
+    task: str = "single"
+    format: str = MODEL_FORMAT
+    version: int = 1
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def geometry(self) -> Geometry:
+        """How a picture becomes this model's input."""
+        return Geometry(self.image["shape"][0], self.image["mode"], self.image["color"])
+
+    def to_json(self) -> bytes:
+        return json.dumps(asdict(self), indent=1, ensure_ascii=False).encode() + b"\n"
+
+    @classmethod
+    def from_json(cls, data: bytes, where: str) -> ModelSpec:
+        try:
+            body = json.loads(data)
+            if body["format"] != MODEL_FORMAT or body["version"] != 1:
+                raise wrong(f"{where} (format, version)", f"{MODEL_FORMAT} 1", [body["format"], body["version"]])
+            return cls(**{**body, "classes": tuple(body["classes"])})
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{where}: expected the description of a model, found {error}") from None
+
+
+@cache
+def backbones() -> tuple[str, ...]:
+    """torchvision's classification models by name, read from its source: importing it takes seconds."""
+    spec = importlib.util.find_spec("torchvision")
+    if spec is None or spec.origin is None:
+        return ()
+    names: set[str] = set()
+    for path in sorted((Path(spec.origin).parent / "models").glob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        names.update(re.findall(r"@register_model\(\)\n(?:@.*\n)*def (\w+)\(", text))
+        names.update(re.findall(r"@register_model\(name=\"(\w+)\"\)", text))
+    return tuple(sorted(names))
+
+
+def check_backbone(name: str) -> None:
+    """UserError for a name that torchvision does not have, with the nearest ones; silent where it is not installed."""
+    known = backbones()
+    if known and name not in known:
+        import difflib
+
+        near = difflib.get_close_matches(name, known, 3) or list(known[:8]) + ["…"]
+        raise wrong("backbone", f"a torchvision classification model ({', '.join(near)})", name)
+
+
+def build_network(spec: ModelSpec) -> torch.nn.Module:
+    """The untrained network: logits float [B, classes] from normalized float [B, C, H, W]."""
+    from torchvision.models import get_model
+
+    check_backbone(spec.backbone)
+    size, _, channels = spec.image["shape"]
+    options: dict[str, Any] = {"num_classes": len(spec.classes)}
+    if spec.backbone in ("googlenet", "inception_v3"):
+        options |= {"aux_logits": False, "init_weights": True}
+    if spec.backbone.startswith("vit_"):
+        options["image_size"] = size
+    if spec.backbone.startswith("maxvit"):
+        options["input_size"] = (size, size)
+    try:
+        network: torch.nn.Module = get_model(spec.backbone, weights=None, **options)
+    except ValueError as error:  # a transformer that can't divide the image into patches
+        raise UserError(f"image_size: expected a size that {spec.backbone} takes, found {size}: {error}") from None
+    if channels != 3:
+        _adapt_first_convolution(network, channels)
+    return network
+
+
+def _adapt_first_convolution(network: torch.nn.Module, channels: int) -> None:
+    """Replace the convolution that reads RGB by one that reads `channels`."""
+    import torch
+
+    for name, module in network.named_modules():
+        if isinstance(module, torch.nn.Conv2d) and module.in_channels == 3:
+            # The settings are those of an existing Conv2d, which mypy can't see through nn.Module's attributes.
+            settings: dict[str, Any] = {
+                key: getattr(module, key) for key in ("kernel_size", "stride", "padding", "dilation", "groups")
+            }
+            made = torch.nn.Conv2d(channels, module.out_channels, bias=module.bias is not None, **settings)
+            parent, _, leaf = name.rpartition(".")
+            setattr(network.get_submodule(parent), leaf, made)
+            return
+    raise wrong("backbone", f"a network whose first convolution can take {channels} channels", type(network).__name__)
+
+
+def load_model(model: Dataset) -> tuple[torch.nn.Module, ModelSpec]:
+    """The trained network, in evaluation mode on the CPU, and its description."""
+    from safetensors.torch import load
+
+    files = {uris.last_part(f.uri).rpartition(".")[2]: model.locate(f) for f in model.files()}
+    if not {"json", "safetensors"} <= set(files):
+        raise DatasetError(f"{model.uri}: expected a .json and a .safetensors file, found {sorted(files)}")
+    spec = ModelSpec.from_json(_read(files["json"]), files["json"])
+    network = build_network(spec)
+    network.load_state_dict(load(_read(files["safetensors"])))
+    return network.eval(), spec
+
+
+def _read(uri: str) -> bytes:
+    try:
+        return store_for(uri).read(uri)
+    except FileNotFoundError:
+        raise DatasetError(f"{uri}: expected a file that the manifest lists, found none") from None
+
+
+class Normalize:
+    """uint8 [B, H, W, C] on any device → float [B, C, H, W], channels last in memory, mean 0 and spread 1.
+
+    Where the model runs, so that only bytes travel; (x/255 - mean)/std as one multiplication and addition.
+    """
+
+    def __init__(self, image: dict[str, Any], device: torch.device) -> None:
+        import torch
+
+        mean, std = (torch.tensor(image[key], dtype=torch.float32, device=device) for key in ("mean", "std"))
+        self._scale = (1 / (255 * std)).view(1, -1, 1, 1)
+        self._shift = (-mean / std).view(1, -1, 1, 1)
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        return images.permute(0, 3, 1, 2).float().mul_(self._scale).add_(self._shift)
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto`: the GPU where there is one; UserError for cuda without one."""
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise wrong("device", "cuda only where torch finds a GPU", name)
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")

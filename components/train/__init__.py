@@ -1,0 +1,11 @@
+"""Train: tensors in, a classifier out."""
+
+from imagemill.components.store.step import Step
+from imagemill.components.train.config import TrainConfig
+
+STEP = Step(
+    "train",
+    TrainConfig,
+    "imagemill.components.train.train:train",
+    "Train a torchvision backbone on tensors and keep the epoch with the best validation macro-F1.",
+)

@@ -1,0 +1,58 @@
+"""What can be said about training."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import ClassVar
+
+from imagemill.components.store import uri as uris
+from imagemill.components.store.config import StepConfig, option
+from imagemill.components.store.errors import wrong
+from imagemill.components.store.model import check_backbone
+
+VERSION = 1
+"""Raised when the same tensors and config must give another model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(StepConfig):
+    """The network, the schedule, and what is random at load time."""
+
+    PARENTS: ClassVar[tuple[str, ...]] = ("tensors",)
+
+    tensors: str = option("", "URI of the tensors", counts=False)
+    backbone: str = option("resnet18", "a torchvision classification model by name", pipeline=True)
+    weights: str = option(
+        "",
+        "pretrained weights: a torchvision name (DEFAULT, IMAGENET1K_V2), the URI of a .safetensors file or of a model "
+        "(default: none)",
+        counts=False,  # by its content, see train.py
+        pipeline=True,
+    )
+    epochs: int = option(8, "passes over the training images", pipeline=True, low=1, high=100_000)
+    batch_size: int = option(32, "images a step", pipeline=True, low=2, high=65_536)
+    learning_rate: float = option(0.001, "AdamW's peak learning rate", pipeline=True, low=1e-8, high=10)
+    seed: int = option(0, "what everything random in training is drawn from", pipeline=True, low=0, high=2**31 - 1)
+    weight_decay: float = option(0.01, "AdamW's decoupled weight decay", low=0, high=10)
+    warmup: float = option(0.1, "share of all steps in which the learning rate rises, linearly", low=0, high=0.9)
+    label_smoothing: float = option(0.05, "share of the target spread over the other classes", low=0, high=0.9)
+    clip_norm: float = option(1.0, "gradients are clipped to this norm; 0 leaves them", low=0)
+    crop_scale: float = option(0.6, "random resized crop: smallest share of the area; 1 turns it off", low=0.01, high=1)
+    flip: bool = option(True, "mirror half of the images; never for text, digits or arrows")
+    device: str = option("auto", "where to train", counts=False, choices=("auto", "cpu", "cuda"))
+    precision: str = option(
+        "auto", "arithmetic: bfloat16 where the device is fast at it, else float32", choices=("auto", "float32", "bfloat16")
+    )
+
+    def check(self) -> None:
+        super().check()
+        check_backbone(self.backbone)
+        is_name = re.fullmatch(r"[A-Z][A-Z0-9_]*", self.weights)
+        if self.weights and not is_name and uris.scheme(self.weights) not in ("", "file", "s3"):
+            raise wrong("weights", "a torchvision name, or the URI of a .safetensors file or model", self.weights)
+
+    @property
+    def weights_are_named(self) -> bool:
+        """A torchvision name rather than a URI."""
+        return bool(re.fullmatch(r"[A-Z][A-Z0-9_]*", self.weights))

@@ -1,0 +1,127 @@
+"""Tensors as batches, in an order that is a function of (seed, epoch) alone.
+
+Row groups are shuffled as blocks; rows are shuffled within a window of several blocks, so that at most
+`WINDOW` row groups (about 100 MB) are in memory, whatever the size of the dataset.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from imagemill.components.store.manifest import Dataset
+from imagemill.components.store.shards import open_parquet, read_row_group
+
+WINDOW = 4
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`images` uint8 [B, H, W, C]; `labels` int64 [B]; `number` is its place in the epoch."""
+
+    images: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.int64]
+    number: int
+
+
+def images_of(column: pa.ChunkedArray, shape: list[int]) -> npt.NDArray[np.uint8]:
+    """A fixed_size_binary column as uint8 [rows, H, W, C], without copying where it is one chunk."""
+    array = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+    width = int(np.prod(shape))
+    flat = np.frombuffer(array.buffers()[1], np.uint8)
+    return flat[array.offset * width : (array.offset + len(array)) * width].reshape(len(array), *shape)
+
+
+def batches(dataset: Dataset, split: str, batch_size: int, seed: int = 0, epoch: int = -1) -> Iterator[Batch]:
+    """One pass over a split. `epoch` < 0: in stored order (validation); else shuffled by (seed, epoch).
+
+    In training a last batch of one image is left out (batch normalization can't take it).
+    """
+    shuffle = np.random.default_rng([seed, epoch]) if epoch >= 0 else None
+    shape = dataset.manifest.image["shape"]
+    rest: tuple[Any, Any] | None = None
+    number = 0
+    for images, labels in _windows(dataset, split, shape, shuffle):
+        if rest is not None:
+            images, labels = np.concatenate([rest[0], images]), np.concatenate([rest[1], labels])
+        whole = len(labels) // batch_size * batch_size
+        for start in range(0, whole, batch_size):
+            yield Batch(images[start : start + batch_size], labels[start : start + batch_size], number)
+            number += 1
+        rest = (images[whole:], labels[whole:])
+    if rest is not None and len(rest[1]) > (1 if shuffle is not None and number else 0):
+        yield Batch(*rest, number)
+
+
+def _windows(dataset: Dataset, split: str, shape: list[int], shuffle: np.random.Generator | None) -> Iterator[Any]:
+    """(images, labels) of a few row groups at a time, shuffled within."""
+    blocks = [
+        (dataset.locate(file), index) for file in dataset.files("data", split) for index in _groups(dataset.locate(file))
+    ]
+    order = shuffle.permutation(len(blocks)) if shuffle is not None else np.arange(len(blocks))
+    for start in range(0, len(blocks), WINDOW):
+        read = [_read(*blocks[i], shape) for i in order[start : start + WINDOW]]
+        images = np.concatenate([r[0] for r in read]) if len(read) > 1 else read[0][0]
+        labels = np.concatenate([r[1] for r in read])
+        if shuffle is not None:
+            rows = shuffle.permutation(len(labels))
+            images, labels = images[rows], labels[rows]
+        yield images, labels
+
+
+def _groups(uri: str) -> range:
+    with open_parquet(uri) as parquet:
+        return range(parquet.num_row_groups)
+
+
+def _read(uri: str, index: int, shape: list[int]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    with open_parquet(uri) as parquet:
+        table = read_row_group(parquet, index, uri, ["image", "label_id"])
+    return images_of(table.column("image"), shape), table.column("label_id").to_numpy().astype(np.int64)
+
+
+def prefetch(items: Iterator[T], work: Callable[[T], U], depth: int = 3) -> Iterator[U]:
+    """`work(item)` in one thread, `depth` results ahead; errors come out here, and leaving early ends the thread."""
+    ready: queue.Queue[tuple[str, Any]] = queue.Queue(depth)
+    stop = threading.Event()
+
+    def put(item: tuple[str, Any]) -> bool:
+        while not stop.is_set():
+            try:
+                ready.put(item, timeout=0.2)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def produce() -> None:
+        try:
+            for item in items:
+                if not put(("item", work(item))):
+                    return
+            put(("end", None))
+        except BaseException as error:  # whatever it is, it belongs to the reader of this iterator
+            put(("error", error))
+
+    thread = threading.Thread(target=produce, daemon=True, name="prefetch")
+    thread.start()
+    try:
+        while True:
+            kind, value = ready.get()
+            if kind == "end":
+                return
+            if kind == "error":
+                raise value
+            yield value
+    finally:
+        stop.set()
+        thread.join()

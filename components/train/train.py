@@ -1,0 +1,88 @@
+"""Train, from tensors to a committed model."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from imagemill.components.store import uri as uris
+from imagemill.components.store.errors import UserError
+from imagemill.components.store.fingerprint import fingerprint
+from imagemill.components.store.manifest import Dataset, Manifest, Totals, commit, read_dataset, ready
+from imagemill.components.store.model import ModelSpec, build_network, pick_device
+from imagemill.components.store.parallel import cores
+from imagemill.components.store.shards import publish_bytes
+from imagemill.components.store.step import CACHED, RAN, Context, Outcome
+from imagemill.components.train.checkpoint import TrainingState
+from imagemill.components.train.config import VERSION, TrainConfig
+from imagemill.components.train.weights import load_pretrained, weights_identity
+
+
+def train(config: TrainConfig, context: Context) -> Outcome:
+    """Find the model that these tensors and this config give, or train it."""
+    tensors = read_dataset(uris.normalize(config.tensors, "tensors"), "tensors")
+    counting = config.counting() | weights_identity(config) | context.attempt()
+    uri = context.workspace.dataset("model", fingerprint("model", VERSION, [tensors.fingerprint], counting))
+    there = ready(uri)
+    dataset = there or _build(tensors, uri, config, context)
+    context.workspace.note_latest(config.name or tensors.manifest.extra["dataset_name"], dataset, context.run)
+    extra = dataset.manifest.extra
+    if extra["metrics"]:
+        context.say(f"best epoch {extra['best_epoch']}: validation macro-F1 {extra['metrics']['macro_f1']:.3f}")
+    return Outcome(uri, dataset.fingerprint, CACHED if there else RAN, extra["metrics"])
+
+
+def _build(tensors: Dataset, uri: str, config: TrainConfig, context: Context) -> Dataset:
+    import torch
+
+    from imagemill.components.train.loop import Trainer
+
+    if tensors.manifest.totals.by_split.get("train", 0) < 2:
+        raise UserError(f"tensors: expected at least two training images, found {tensors.manifest.totals.by_split}")
+    torch.manual_seed(config.seed)
+    torch.set_num_threads(cores())
+    spec = ModelSpec(config.backbone, tensors.manifest.classes, tensors.manifest.image, tensors.manifest.task)
+    network = build_network(spec)
+    origin = load_pretrained(network, config)
+    device = pick_device(config.device)
+    parameters = sum(p.numel() for p in network.parameters())
+    context.say(f"{config.backbone} {origin}, {parameters / 1e6:.1f} M parameters, {len(spec.classes)} classes, on {device}")
+    started = time.monotonic()
+    state = Trainer(network, tensors, config, device, uri, context).run()
+    about = {"parameters": parameters, "origin": origin, "seconds": round(time.monotonic() - started, 1)}
+    return commit(uri, _manifest(tensors, uri, config, spec, state, about))
+
+
+def _manifest(
+    tensors: Dataset, uri: str, config: TrainConfig, spec: ModelSpec, state: TrainingState, about: dict[str, Any]
+) -> Manifest:
+    from safetensors.torch import save
+
+    weights = save({key: value.contiguous() for key, value in state.best.items()}, {"format": "pt"})
+    files = (
+        publish_bytes(uri, weights, "model-", ".safetensors"),
+        publish_bytes(uri, spec.to_json(), "model-", ".json"),
+    )
+    best = state.history[state.best_epoch - 1]
+    metrics = {name: best[f"val_{name}"] for name in ("top1", "macro_f1", "loss") if f"val_{name}" in best}
+    return Manifest(
+        kind="model",
+        fingerprint=uris.last_part(uri),
+        parents=(tensors.as_parent(uri),),
+        config=config.effective(),
+        task=spec.task,
+        classes=spec.classes,
+        files=files,
+        totals=Totals(bytes=sum(f.bytes for f in files)),
+        image=spec.image,
+        extra={
+            "dataset_name": tensors.manifest.extra["dataset_name"],
+            "backbone": spec.backbone,
+            "weights": uris.last_part(config.weights) if config.weights else "",
+            "metrics": metrics,
+            "best_epoch": state.best_epoch,
+            "epochs": state.epoch,
+            "history": state.history,
+            **about,
+        },
+    )

@@ -1,0 +1,97 @@
+"""The `imagemill` command. Heavy libraries are imported by the commands that need them, not by `--help`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from imagemill.components.store.config import STEPS
+from imagemill.components.store.errors import EXIT_OK, MillError, UserError
+from imagemill.components.store.manifest import code_version
+from imagemill.components.store.step import Parser, add_flag, quiet_logs
+from imagemill.pipelines.parameters import ALL_STEPS, Chosen, choose, parameters
+
+_INTRO = "Labelled images in, a better classifier out, again every week."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 done, 2 wrong input, 75 transient, 1 ours."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if words and words[0] in STEPS:
+            return ALL_STEPS[words[0]].main(words[1:], prog=f"imagemill {words[0]}")
+        return _command(words)
+    except MillError as error:
+        print(f"imagemill: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("imagemill: stopped; run again to go on from what is finished", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `imagemill … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
+
+
+def _command(words: list[str]) -> int:
+    quiet_logs()
+    found = vars(_parser().parse_args(words))
+    command = found.pop("command")
+    config_file = found.pop("config_file", None) or ""
+    runner, as_json = found.pop("runner", ""), found.pop("json", False)
+    target, output = found.pop("target", ""), found.pop("output", "")
+    chosen = choose({key: value for key, value in found.items() if value is not None}, config_file)
+    if command == "run":
+        return _run(chosen, runner, as_json)
+    return _compile(chosen, target, output)
+
+
+def _run(chosen: Chosen, runner: str, as_json: bool) -> int:
+    from imagemill.pipelines.run import run
+
+    if runner != "subprocess":
+        raise UserError(f"--runner: expected subprocess, found {runner!r}")
+    return run(chosen, as_json)
+
+
+def _compile(chosen: Chosen, target: str, output: str) -> int:
+    from imagemill.pipelines.compile import compile_kfp
+
+    if target != "kfp":
+        raise UserError(f"--target: expected kfp, found {target!r}")
+    compile_kfp(chosen, Path(output))
+    print(f"wrote {output}")
+    return EXIT_OK
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="imagemill", description=_INTRO, epilog="Each command has its own --help.")
+    parser.add_argument("--version", action="version", version=f"imagemill {code_version()}")
+    commands: Any = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
+    run = commands.add_parser("run", help="the whole pipeline here: download to promotion", description=_INTRO)
+    run.add_argument("--runner", default="subprocess", help="how steps run here [subprocess] (default: subprocess)")
+    run.add_argument("--json", action="store_true", help="print the result as one line of JSON, last on stdout")
+    _add_parameters(run)
+    for step in ALL_STEPS.values():  # for the list of commands; their flags are their own
+        commands.add_parser(step.name, help=step.help, add_help=False)
+    compiled = commands.add_parser("compile", help="the pipeline as a package for a cluster")
+    compiled.add_argument("--target", required=True, help="what to compile for [kfp]")
+    compiled.add_argument("-o", "--output", required=True, metavar="FILE", help="the package to write, .yaml or .json")
+    _add_parameters(compiled)
+    return parser
+
+
+def _add_parameters(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", dest="config_file", metavar="FILE.yaml", help="parameters from a YAML file")
+    main_ones = parser.add_argument_group("parameters")
+    others = parser.add_argument_group("parameters of single steps (in a cluster: in the JSON parameter config)")
+    for parameter in parameters().values():
+        group: Any = main_ones if parameter.pipeline else others
+        add_flag(group, parameter.name, parameter.default, parameter.help, parameter.choices)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

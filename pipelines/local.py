@@ -1,0 +1,136 @@
+"""The pipeline here: KFP's own local runner, its noise in the log file, the steps' lines on the terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import re
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from imagemill.components.store.config import STEPS
+from imagemill.components.store.errors import TransientError, error_for_exit_code
+from imagemill.components.store.step import RUN, RUNNER_PID
+from imagemill.components.store.workspace import Workspace
+
+_STEP_LINE = re.compile(rf"^\[({'|'.join(STEPS)})\] ")
+LOG = "log.txt"
+
+
+class _Tee(io.TextIOBase):
+    """Everything into the log; the steps' own lines to the terminal as well, as they come."""
+
+    def __init__(self, log: TextIO, terminal: TextIO) -> None:
+        self._log, self._terminal, self._line = log, terminal, ""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        self._log.write(text)
+        self._log.flush()
+        *lines, self._line = (self._line + text).split("\n")
+        for line in lines:
+            if _STEP_LINE.match(line):
+                self._terminal.write(line + "\n")
+                self._terminal.flush()
+        return len(text)
+
+
+def run_here(arguments: dict[str, Any], workspace: Workspace, run: str) -> dict[str, dict[str, Any]]:
+    """Run the whole pipeline in subprocesses of this machine; the steps' records by name.
+
+    Raises the error of the step that failed, with its message and exit code.
+    """
+    with tempfile.TemporaryDirectory(prefix="imagemill-run-") as scratch:
+        log_path = Path(scratch) / LOG
+        try:
+            with log_path.open("w", encoding="utf-8") as log, _environment(run):
+                failed = _run_kfp(arguments, scratch, log)
+        finally:
+            workspace.store.put(workspace.run_file(run, LOG), log_path.read_bytes())
+    records = {step: record for step in STEPS if (record := workspace.step_record(run, step))}
+    if failed:
+        _raise_from(records, workspace.run_file(run, LOG))
+    return records
+
+
+def _run_kfp(arguments: dict[str, Any], scratch: str, log: TextIO) -> bool:
+    """Whether the pipeline failed. KFP says only that it did; the records say why."""
+    with _quiet(log):
+        from kfp import local
+
+        from imagemill.pipelines.training import training_pipeline
+
+        local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=f"{scratch}/kfp")
+        _leave_arguments_alone()
+        try:
+            training_pipeline(**arguments)
+        except RuntimeError as error:
+            log.write(f"{error}\n")
+            return True
+    return False
+
+
+def _leave_arguments_alone() -> None:
+    """KFP puts the interpreter's path wherever the text `python3` stands in a task's command line, also into a
+    parameter such as a workspace named `python3-photos`. Only the program is meant."""
+    from kfp.local import subprocess_task_handler as handler
+
+    def replace(full_command: list[str], new_executable: str) -> list[str]:
+        program = next((i for i, part in enumerate(full_command) if "ephemeral_component.py" in part), len(full_command))
+        return [part.replace("python3", new_executable) if i <= program else part for i, part in enumerate(full_command)]
+
+    handler.replace_python_executable = replace
+
+
+@contextlib.contextmanager
+def _environment(run: str) -> Iterator[None]:
+    """What the steps' processes inherit: their run's name, and whose end is theirs too."""
+    changed = {RUN: run, RUNNER_PID: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
+    before = {key: os.environ.get(key) for key in changed}
+    os.environ |= changed
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value
+
+
+@contextlib.contextmanager
+def _quiet(log: TextIO) -> Iterator[None]:
+    """KFP prints and logs to stdout, stderr and through its own handlers: all of it goes to the log."""
+    terminal = sys.stderr
+    handler = logging.StreamHandler(log)
+    root = logging.getLogger()
+    before = root.handlers[:]
+    with warnings.catch_warnings(), contextlib.redirect_stdout(_Tee(log, terminal)):
+        warnings.simplefilter("ignore")
+        root.handlers[:] = [handler]
+        try:
+            yield
+        finally:
+            root.handlers[:] = before
+
+
+def _raise_from(records: dict[str, dict[str, Any]], log: str) -> None:
+    for step in STEPS:
+        record = records.get(step)
+        if record is None:
+            raise TransientError(
+                f"{step}: ended without a record, as a process does that is killed (for memory?); run again to go on "
+                f"from what is finished; the log is {log}"
+            )
+        if record["exit_code"]:
+            raise error_for_exit_code(record["exit_code"], f"{step}: {record['error']}")
+    raise TransientError(f"KFP ended the run although every step is done; the log is {log}")
+

@@ -1,0 +1,108 @@
+"""`imagemill run`: look at everything that can be known beforehand, run the pipeline here, say what came of it."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+from imagemill.components.download.config import DownloadConfig
+from imagemill.components.store.config import STEPS
+from imagemill.components.store.errors import EXIT_OK, MillError, UserError, error_for_exit_code
+from imagemill.components.store.progress import duration
+from imagemill.components.store.step import CACHED, new_run
+from imagemill.components.store.workspace import Workspace
+from imagemill.components.train.config import TrainConfig
+from imagemill.pipelines.parameters import Chosen
+
+PRODUCTS = {"download": "raw", "clean": "clean", "resize": "tensors", "train": "model", "evaluate": "evaluation"}
+
+
+def run(chosen: Chosen, as_json: bool) -> int:
+    """Run the pipeline with these parameters; prints the result and returns the exit code."""
+    started = time.monotonic()
+    result: dict[str, Any] = {"status": "failed", "name": "", **dict.fromkeys(PRODUCTS.values(), ""), "report": ""}
+    result |= {"metrics": {}, "promoted": False, "steps": {}}
+    try:
+        workspace, name = check_beforehand(chosen)
+        result |= {"name": name, "run": new_run(name)}
+        print(f"run {result['run']} in {workspace.uri}", file=sys.stderr, flush=True)
+        from imagemill.pipelines.local import run_here
+
+        arguments = chosen.arguments() | {"workspace": workspace.uri, "name": name}
+        try:
+            records = run_here(arguments, workspace, result["run"])
+        finally:
+            _add_steps(result, workspace)
+        result |= _outcome(records)
+        code = EXIT_OK
+    except MillError as error:
+        result |= {"error": str(error), "exit_code": error.exit_code}
+        code = error.exit_code
+    if code:
+        print(f"imagemill: error: {result['error']}", file=sys.stderr)
+    elif not as_json:
+        print(_summary(result, time.monotonic() - started))
+    if as_json:
+        print(json.dumps(result, ensure_ascii=False))
+    return code
+
+
+def check_beforehand(chosen: Chosen) -> tuple[Workspace, str]:
+    """What is known before data is read: a wrong value, a missing source, a workspace that can't be written."""
+    from imagemill.components.clean.classes import read_class_list
+    from imagemill.components.clean.config import CleanConfig
+    from imagemill.components.download.labels import open_dataset
+    from imagemill.components.train.weights import weights_uri
+
+    download, clean, train = (chosen.config(step) for step in ("download", "clean", "train"))
+    assert isinstance(download, DownloadConfig) and isinstance(clean, CleanConfig) and isinstance(train, TrainConfig)
+    if clean.class_list:
+        read_class_list(clean.class_list)
+    if train.weights and not train.weights_are_named:
+        weights_uri(train.weights)
+    open_dataset(download)
+    workspace = Workspace.open(download.workspace)
+    return workspace, download.dataset_name()
+
+
+def _add_steps(result: dict[str, Any], workspace: Workspace) -> None:
+    """What the steps recorded, also of a run that failed."""
+    try:
+        records = {step: record for step in STEPS if (record := workspace.step_record(result["run"], step))}
+    except (MillError, UserError):  # the store is gone: the run's own error says so
+        return
+    result["steps"] = {step: {"state": r["state"], "seconds": r["seconds"]} for step, r in records.items()}
+    result |= {PRODUCTS[step]: r["uri"] for step, r in records.items() if step in PRODUCTS}
+
+
+def _outcome(records: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    missing = [step for step in STEPS if step not in records]
+    if missing:
+        raise error_for_exit_code(1, f"the run ended without a record of {', '.join(missing)}")
+    gate = records["promote"]["metrics"]
+    metrics = {k: v for k, v in records["evaluate"]["metrics"].items() if k != "champion_evaluation"}
+    return {
+        "status": "succeeded",
+        "report": gate["report"],
+        "metrics": metrics,
+        "promoted": gate["promoted"],
+        "verdict": gate["verdict"],
+        "champion": records["promote"]["uri"],
+    }
+
+
+def _summary(result: dict[str, Any], seconds: float) -> str:
+    states = result["steps"]
+    cached = "every step cached" if all(s["state"] == CACHED for s in states.values()) else ""
+    metrics = result["metrics"]
+    lines = [
+        "",
+        f"{result['name']}: top-1 {metrics['top1']:.3f} · macro-F1 {metrics['macro_f1']:.3f} · {result['verdict']}"
+        f" · {duration(seconds)}{' · ' + cached if cached else ''}",
+        *(f"  {kind:<11}{result[kind]}" for kind in PRODUCTS.values()),
+        f"  {'champion':<11}{result['champion'] or 'none'}",
+        f"  {'report':<11}{result['report']}",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,124 @@
+"""The steps as KFP components: thin bodies that call `imagemill.components.<step>` in the step's image.
+
+Datasets travel as URIs in string parameters (an `Input[Dataset]` would be downloaded whole before the step
+starts); what the UI shows are small artifacts. A body is shipped as source text, so it imports what it uses.
+"""
+
+# No `from __future__ import annotations` here: KFP reads the annotations as objects.
+from typing import NamedTuple
+
+from kfp import dsl
+
+from imagemill.components.store.manifest import code_version
+
+IMAGES = {target: f"imagemill-{target}:{code_version()}" for target in ("cpu", "ray", "gpu")}
+"""The images by the Dockerfile's targets; nothing is installed when a step starts."""
+
+
+@dsl.component(base_image=IMAGES["cpu"], install_kfp_package=False)
+def download(
+    workspace: str, name: str, rerun: str, run: str, config: str,
+    dataset: str, source: str, annotations: str, label_pattern: str,
+    manifest: dsl.Output[dsl.Dataset],
+) -> str:  # fmt: skip
+    """Read the source into a raw dataset; returns its URI."""
+    from imagemill.components.download import STEP
+
+    record = STEP.component(
+        config, manifest.path, workspace=workspace, name=name, rerun=rerun, run=run,
+        dataset=dataset, source=source, annotations=annotations, label_pattern=label_pattern,
+    )  # fmt: skip
+    manifest.metadata.update(record["metrics"])
+    return record["uri"]
+
+
+@dsl.component(base_image=IMAGES["cpu"], install_kfp_package=False)
+def clean(
+    workspace: str, name: str, rerun: str, run: str, config: str,
+    raw: str, color: str, val_fraction: float, test_fraction: float,
+    manifest: dsl.Output[dsl.Dataset],
+) -> str:  # fmt: skip
+    """Keep what is valid, reject the rest with reasons; returns the clean dataset's URI."""
+    from imagemill.components.clean import STEP
+
+    record = STEP.component(
+        config, manifest.path, workspace=workspace, name=name, rerun=rerun, run=run,
+        raw=raw, color=color, val_fraction=val_fraction, test_fraction=test_fraction,
+    )  # fmt: skip
+    manifest.metadata.update(record["metrics"])
+    return record["uri"]
+
+
+@dsl.component(base_image=IMAGES["ray"], install_kfp_package=False)
+def resize(
+    workspace: str, name: str, rerun: str, run: str, config: str,
+    clean: str, image_size: int, resize_mode: str,
+    manifest: dsl.Output[dsl.Dataset],
+) -> str:  # fmt: skip
+    """Resize every image with Ray; returns the tensors' URI."""
+    from imagemill.components.resize import STEP
+
+    record = STEP.component(
+        config, manifest.path, workspace=workspace, name=name, rerun=rerun, run=run,
+        clean=clean, image_size=image_size, resize_mode=resize_mode,
+    )  # fmt: skip
+    manifest.metadata.update(record["metrics"])
+    return record["uri"]
+
+
+@dsl.component(base_image=IMAGES["gpu"], install_kfp_package=False)
+def train(
+    workspace: str, name: str, rerun: str, run: str, config: str,
+    tensors: str, backbone: str, weights: str, epochs: int, batch_size: int, learning_rate: float, seed: int,
+    manifest: dsl.Output[dsl.Model],
+) -> str:  # fmt: skip
+    """Train the challenger; returns the model's URI."""
+    from imagemill.components.train import STEP
+
+    record = STEP.component(
+        config, manifest.path, workspace=workspace, name=name, rerun=rerun, run=run,
+        tensors=tensors, backbone=backbone, weights=weights, epochs=epochs, batch_size=batch_size,
+        learning_rate=learning_rate, seed=seed,
+    )  # fmt: skip
+    manifest.metadata.update(record["metrics"])
+    return record["uri"]
+
+
+@dsl.component(base_image=IMAGES["gpu"], install_kfp_package=False)
+def evaluate(
+    workspace: str, name: str, rerun: str, run: str, config: str,
+    model: str, clean: str,
+    metrics: dsl.Output[dsl.Metrics], confusion: dsl.Output[dsl.ClassificationMetrics],
+) -> NamedTuple("Evaluations", [("evaluation", str), ("champion_evaluation", str)]):  # type: ignore[valid-type]  # fmt: skip
+    """Evaluate challenger and champion on the same test split; returns the URIs of both evaluations."""
+    from typing import NamedTuple
+
+    from imagemill.components.evaluate import STEP
+    from imagemill.components.evaluate.matrix import confusion_matrix
+
+    record = STEP.component(
+        config, "", workspace=workspace, name=name, rerun=rerun, run=run, model=model, clean=clean
+    )  # fmt: skip
+    for key in ("top1", "macro_f1"):
+        metrics.log_metric(key, record["metrics"][key])
+    confusion.log_confusion_matrix(*confusion_matrix(record["uri"]))
+    outputs = NamedTuple("Evaluations", [("evaluation", str), ("champion_evaluation", str)])
+    return outputs(record["uri"], record["metrics"]["champion_evaluation"])
+
+
+@dsl.component(base_image=IMAGES["cpu"], install_kfp_package=False)
+def promote(
+    workspace: str, name: str, rerun: str, run: str, config: str,
+    evaluation: str, champion_evaluation: str, min_gain: float, promote: str,
+    report: dsl.Output[dsl.HTML],
+) -> str:  # fmt: skip
+    """Let the better model reign and write the report; returns the champion's URI."""
+    from imagemill.components.promote import STEP
+    from imagemill.components.store.step import copy_to
+
+    record = STEP.component(
+        config, "", workspace=workspace, name=name, rerun=rerun, run=run, evaluation=evaluation,
+        champion_evaluation=champion_evaluation, min_gain=min_gain, promote=promote,
+    )  # fmt: skip
+    copy_to(record["metrics"]["report"], report.path)
+    return record["uri"]

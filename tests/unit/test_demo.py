@@ -1,0 +1,256 @@
+"""The demo dataset: is it the same for a seed, is it as large as promised, and is every planted fault really there?"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import struct
+import warnings
+import zlib
+from collections import Counter
+from pathlib import PurePosixPath
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from imagemill.components.download import demo
+
+MAGIC = {"JPEG": b"\xff\xd8\xff", "PNG": b"\x89PNG\r\n\x1a\n", "GIF": b"GIF8", "BMP": b"BM"}
+
+
+@pytest.fixture(scope="module")
+def files() -> dict[str, bytes]:
+    return {file.path: file.data for file in demo.generate(0)}
+
+
+@pytest.fixture(scope="module")
+def planned() -> dict[str, demo.Planned]:
+    return {entry.path: entry for entry in demo.plan(0)}
+
+
+@pytest.fixture(scope="module")
+def faults() -> list[demo.Fault]:
+    return demo.truth(0)
+
+
+def of_kind(faults: list[demo.Fault], *kinds: str) -> list[demo.Fault]:
+    return [fault for fault in faults if fault.kind in kinds]
+
+
+def decoded(data: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(data))
+    image.load()
+    return image
+
+
+def valid_paths(planned: dict[str, demo.Planned]) -> list[str]:
+    return [path for path, entry in planned.items() if entry.fault is None or entry.fault.kind == "mislabelled"]
+
+
+def test_paths_are_unique_normalized_and_in_order(files: dict[str, bytes]) -> None:
+    paths = [file.path for file in itertools.islice(demo.generate(0), 20)]
+    assert paths == list(files)[:20]
+    assert list(files) == sorted(files) == [entry.path for entry in demo.plan(0)]
+    assert len(files) == len(demo.plan(0))
+    for path in files:
+        assert str(PurePosixPath(path)) == path and not path.startswith(("/", "."))
+
+
+def test_every_label_and_split_is_the_path(planned: dict[str, demo.Planned]) -> None:
+    for path, entry in planned.items():
+        if entry.label:
+            assert path.split("/")[:2] == [entry.split, entry.label]
+            assert entry.split in ("train", "val", "test") and entry.label in demo.CLASSES
+
+
+def test_the_same_seed_gives_the_same_bytes(files: dict[str, bytes]) -> None:
+    again = {file.path: file.data for file in demo.generate(0)}
+    assert again == files
+    assert demo.truth(0) == demo.truth(0)
+
+
+def test_another_seed_gives_other_pictures(files: dict[str, bytes]) -> None:
+    other = [file for file in itertools.islice(demo.generate(1), 40) if file.path.count("/") == 2]
+    assert {file.data for file in other}.isdisjoint(files.values())
+    assert [f.path for f in demo.truth(1)] != [f.path for f in demo.truth(0)]
+
+
+def test_a_picture_does_not_depend_on_the_others(files: dict[str, bytes], planned: dict[str, demo.Planned]) -> None:
+    path = next(p for p, entry in planned.items() if entry.form == "bmp" and entry.fault is None)
+    image = demo.upright(0, planned[path])
+    assert np.array_equal(np.asarray(image), np.asarray(decoded(files[path])))
+
+
+def test_counts(planned: dict[str, demo.Planned]) -> None:
+    valid = valid_paths(planned)
+    splits = Counter(planned[path].split for path in valid)
+    assert len(valid) >= 600 and splits["test"] >= 100 and splits["val"] >= 60 and splits["train"] >= 400
+    for split in splits:
+        labels = Counter(planned[path].label for path in valid if planned[path].split == split)
+        small = labels.pop("star")
+        assert set(labels) | {"star"} == set(demo.CLASSES)
+        assert len(set(labels.values())) <= 2 and 0.55 < small / max(labels.values()) < 0.65
+
+
+@pytest.mark.parametrize("seed", [0, 1, 7])
+def test_as_many_faults_as_promised(seed: int) -> None:
+    faults = demo.truth(seed)
+    assert Counter(fault.kind for fault in faults) == {
+        "broken": 12,
+        "oversized": 1,
+        "unsupported": 2,
+        "duplicate_bytes": 10,
+        "duplicate_pixels": 3,
+        "mislabelled": 8,
+        "not_an_image": 3,
+    }
+    assert len({fault.path for fault in faults}) == len(faults)
+    broken = Counter(fault.reason for fault in of_kind(faults, "broken"))
+    assert broken == {"corrupt": 9, "not_an_image": 2, "empty_file": 1}
+    assert {fault.path.split("/")[0] for fault in of_kind(faults, "broken")} == {"train", "val", "test"}
+
+
+def test_every_other_file_decodes_in_full(files: dict[str, bytes], planned: dict[str, demo.Planned]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for path in valid_paths(planned):
+            image = decoded(files[path])
+            assert min(image.size) >= 90 and max(image.size) <= 700, path
+            assert image.mode in ("RGB", "RGBA", "P", "L", "CMYK", "I;16"), path
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_broken_files_do_not_decode(seed: int) -> None:
+    broken = {fault.path: fault for fault in of_kind(demo.truth(seed), "broken")}
+    wanted = [entry for entry in demo.plan(seed) if entry.path in broken]
+    for entry in wanted:
+        data = demo._data(seed, entry)
+        with pytest.raises((OSError, UnidentifiedImageError)):
+            decoded(data)
+        known = any(data.startswith(magic) for magic in MAGIC.values())
+        reason = "empty_file" if not data else "corrupt" if known else "not_an_image"
+        assert broken[entry.path].reason == reason
+        assert entry.label and entry.split
+
+
+def test_the_bomb_is_a_valid_png_of_too_many_pixels(files: dict[str, bytes], faults: list[demo.Fault]) -> None:
+    (fault,) = of_kind(faults, "oversized")
+    data = files[fault.path]
+    assert fault.reason == "too_many_pixels" and len(data) < 200_000
+    assert struct.unpack(">II", data[16:24]) == (30_000, 30_000)
+    with pytest.raises(Image.DecompressionBombError):
+        Image.open(io.BytesIO(data))
+    at, stream = 8, b""
+    while at < len(data):
+        (size,) = struct.unpack(">I", data[at : at + 4])
+        assert zlib.crc32(data[at + 4 : at + 8 + size]) == struct.unpack(">I", data[at + 8 + size : at + 12 + size])[0]
+        stream += data[at + 8 : at + 8 + size] if data[at + 4 : at + 8] == b"IDAT" else b""
+        at += 12 + size
+    inflate, total = zlib.decompressobj(), 0
+    pending = stream
+    while pending:
+        total += len(inflate.decompress(pending, 1 << 20))
+        pending = inflate.unconsumed_tail
+    total += len(inflate.flush())
+    assert inflate.eof and total == 30_000 * (30_000 // 8 + 1)
+
+
+def test_unsupported_files_open_but_have_no_plain_bands(files: dict[str, bytes], faults: list[demo.Fault]) -> None:
+    unsupported = of_kind(faults, "unsupported")
+    assert {fault.reason for fault in unsupported} == {"unsupported_bands"}
+    assert sorted(decoded(files[fault.path]).mode for fault in unsupported) == ["F", "LAB"]
+
+
+def test_copies_are_copies_and_the_right_one_goes(files: dict[str, bytes], faults: list[demo.Fault]) -> None:
+    rank = {"test": 0, "val": 1, "train": 2}
+    copies = of_kind(faults, "duplicate_bytes", "duplicate_pixels")
+    for fault in copies:
+        kept, gone = files[fault.detail], files[fault.path]
+        assert fault.reason == fault.kind and fault.path != fault.detail
+        assert (kept == gone) is (fault.kind == "duplicate_bytes")
+        first, second = decoded(kept), decoded(gone)
+        assert first.mode == second.mode and first.size == second.size and first.tobytes() == second.tobytes()
+        order = [(rank[path.split("/")[0]], path) for path in (fault.detail, fault.path)]
+        assert order == sorted(order)
+        assert fault.path.split("/")[:2] == ["train", fault.detail.split("/")[1]]
+    assert sum(fault.detail.startswith("test/") for fault in copies) == 2
+
+
+def test_there_are_no_other_copies(files: dict[str, bytes], faults: list[demo.Fault]) -> None:
+    said = {fault.path for fault in of_kind(faults, "duplicate_bytes")}
+    rest = Counter(data for path, data in files.items() if path not in said)
+    assert set(rest.values()) == {1}
+
+
+def test_mislabelled_pictures_are_in_train_and_show_what_is_said(
+    planned: dict[str, demo.Planned], faults: list[demo.Fault]
+) -> None:
+    mislabelled = of_kind(faults, "mislabelled")
+    assert all(fault.path.startswith("train/") and fault.reason == "" for fault in mislabelled)
+    for fault in mislabelled:
+        assert fault.detail == planned[fault.path].shown != planned[fault.path].label
+    wrong = {path for path, entry in planned.items() if entry.shown != entry.label}
+    assert wrong == {fault.path for fault in mislabelled}
+
+
+def test_stray_files_belong_to_no_class(files: dict[str, bytes], faults: list[demo.Fault]) -> None:
+    strays = of_kind(faults, "not_an_image")
+    assert {fault.path for fault in strays} == {"README.txt", "train/Thumbs.db", "test/.DS_Store"}
+    for fault in strays:
+        assert fault.reason == "" and files[fault.path]
+        with pytest.raises(UnidentifiedImageError):
+            Image.open(io.BytesIO(files[fault.path]))
+
+
+def test_all_formats_and_colours_are_there(files: dict[str, bytes], planned: dict[str, demo.Planned]) -> None:
+    seen: Counter[tuple[str, str]] = Counter()
+    sampling: set[tuple[object, ...]] = set()
+    names_that_lie: Counter[str] = Counter()
+    for path in valid_paths(planned):
+        image = Image.open(io.BytesIO(files[path]))
+        form = str(image.format)
+        seen[form, image.mode] += 1
+        if form != "JPEG" and path.endswith(".jpg"):
+            names_that_lie[form] += 1
+        if form == "JPEG" and image.mode == "RGB":
+            sampling.add(tuple(layer[1:3] for layer in image.layer))  # type: ignore[attr-defined]
+    assert seen["JPEG", "RGB"] > 0.6 * seen.total()
+    wanted = {("JPEG", "L"): 3, ("JPEG", "CMYK"): 3, ("PNG", "RGB"): 10, ("PNG", "RGBA"): 5, ("PNG", "P"): 5}
+    wanted |= {("GIF", "P"): 5, ("WEBP", "RGB"): 5, ("BMP", "RGB"): 5, ("TIFF", "RGB"): 5, ("PNG", "I;16"): 1}
+    assert all(seen[key] >= least for key, least in wanted.items()), seen
+    assert names_that_lie["PNG"] >= 2 and names_that_lie["GIF"] >= 2
+    assert len(sampling) == 3
+
+
+@pytest.mark.parametrize("orientation", [3, 6, 8])
+def test_exif_orientation_turns_the_picture_upright(
+    orientation: int, files: dict[str, bytes], planned: dict[str, demo.Planned]
+) -> None:
+    paths = [path for path, entry in planned.items() if entry.form == f"jpeg_turned_{orientation}"]
+    assert len(paths) >= 3
+    for path in paths:
+        stored = decoded(files[path])
+        assert stored.getexif()[0x0112] == orientation
+        turned = np.asarray(ImageOps.exif_transpose(stored), np.float32)
+        meant = np.asarray(demo.upright(0, planned[path]), np.float32)
+        assert turned.shape == meant.shape
+        assert np.abs(turned - meant).mean() < 12
+        assert stored.size != (meant.shape[1], meant.shape[0]) or np.abs(np.asarray(stored) - meant).mean() > 12
+
+
+def test_colour_does_not_give_the_class_away(planned: dict[str, demo.Planned]) -> None:
+    """Nearest class mean over the average colour of the middle guesses about as well as chance (one in six)."""
+    entries = [entry for path, entry in planned.items() if entry.split in ("val", "test") and not entry.damage]
+    colours, labels = [], []
+    for entry in entries:
+        image = demo.upright(0, entry)
+        w, h = image.size
+        middle = image.crop((w * 3 // 8, h * 3 // 8, w * 5 // 8, h * 5 // 8))
+        colours.append(np.asarray(middle, np.float32).mean((0, 1)))
+        labels.append(demo.CLASSES.index(entry.shown))
+    x, y = np.stack(colours), np.array(labels)
+    half = np.arange(len(y)) % 2 == 0
+    means = np.stack([x[half & (y == k)].mean(0) for k in range(len(demo.CLASSES))])
+    guess = np.linalg.norm(x[~half][:, None] - means[None], axis=2).argmin(1)
+    assert (guess == y[~half]).mean() < 0.4
