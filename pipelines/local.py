@@ -19,7 +19,7 @@ from imagemill.components.store.errors import TransientError, error_for_exit_cod
 from imagemill.components.store.step import RUN, RUNNER_PID
 from imagemill.components.store.workspace import Workspace
 
-_STEP_LINE = re.compile(rf"^\[({'|'.join(STEPS)})\] ")
+_STEP_LINE = re.compile(rf"^\s*(\[(?:{'|'.join(STEPS)})\] .*)")  # KFP indents what a task prints
 LOG = "log.txt"
 
 
@@ -37,8 +37,8 @@ class _Tee(io.TextIOBase):
         self._log.flush()
         *lines, self._line = (self._line + text).split("\n")
         for line in lines:
-            if _STEP_LINE.match(line):
-                self._terminal.write(line + "\n")
+            if found := _STEP_LINE.match(line):
+                self._terminal.write(found.group(1) + "\n")
                 self._terminal.flush()
         return len(text)
 

@@ -106,12 +106,17 @@ def decode(
         raise ImageRejected("too_many_pixels", f"declares {width:,} x {height:,} pixels, at most {limits.pixels:,}")
     if max(width, height) > limits.side:
         raise ImageRejected("side_too_long", f"declares {width:,} x {height:,} pixels, at most {limits.side:,} a side")
-    orientation = _orientation(opened)
     pixels, warning = _pixels(data, opened, kind, color, strict, min_side)
-    if orientation >= 5:
-        width, height = height, width
+    # Only now: asking a PNG for its EXIF loads it, and a load that failed once succeeds the second time;
+    # a TIFF turns itself upright when it loads, and then says so.
+    orientation = _orientation(opened)
     as_stored = orientation == 1 and opened.mode == {"rgb": "RGB", "gray": "L"}[color]
-    return Decoded(_upright(pixels, orientation), width, height, kind, warning, as_stored)
+    pixels = _upright(pixels, orientation)
+    if kind != "JPEG":
+        height, width = pixels.shape[:2]
+    elif orientation >= 5:
+        width, height = height, width
+    return Decoded(pixels, width, height, kind, warning, as_stored)
 
 
 def _open(data: bytes, kind: str) -> Image.Image:
