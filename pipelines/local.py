@@ -84,8 +84,12 @@ def _leave_arguments_alone() -> None:
     from kfp.local import subprocess_task_handler as handler
 
     def replace(full_command: list[str], new_executable: str) -> list[str]:
-        program = next((i for i, part in enumerate(full_command) if "ephemeral_component.py" in part), len(full_command))
-        return [part.replace("python3", new_executable) if i <= program else part for i, part in enumerate(full_command)]
+        program = next(
+            (i for i, part in enumerate(full_command) if "ephemeral_component.py" in part), len(full_command)
+        )
+        return [
+            part.replace("python3", new_executable) if i <= program else part for i, part in enumerate(full_command)
+        ]
 
     handler.replace_python_executable = replace
 
@@ -133,4 +137,3 @@ def _raise_from(records: dict[str, dict[str, Any]], log: str) -> None:
         if record["exit_code"]:
             raise error_for_exit_code(record["exit_code"], f"{step}: {record['error']}")
     raise TransientError(f"KFP ended the run although every step is done; the log is {log}")
-

@@ -1,4 +1,4 @@
-"""Every parameter there is, gathered from the steps' configs: flags, a YAML file, KFP's parameters, one default each."""
+"""Every parameter there is, from the steps' configs: flags, a YAML file, KFP's parameters, one default each."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def parameters() -> dict[str, Parameter]:
             known = found.get(one.name)
             about = one.metadata
             found[one.name] = Parameter(
-                one.name, one.default, types[one.name], about["help"], about["choices"], about["pipeline"],
+                one.name, getattr(step.config, one.name), types[one.name], about["help"], about["choices"], about["pipeline"],
                 (*(known.steps if known else ()), step.name),
             )  # fmt: skip
     return found
@@ -99,7 +99,9 @@ def _read_yaml(path: str, known: Mapping[str, Parameter]) -> tuple[dict[str, Any
     except OSError as error:
         raise wrong("--config", "a YAML file that can be read", f"{path} ({error.strerror})") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config: expected YAML in {path}, found something else: {' '.join(str(error).split())}") from None
+        raise UserError(
+            f"--config: expected YAML in {path}, found something else: {' '.join(str(error).split())}"
+        ) from None
     if not isinstance(body, dict):
         raise wrong("--config", "names and values", f"{path} with {type(body).__name__}")
     values: dict[str, Any] = {}

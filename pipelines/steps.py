@@ -29,7 +29,7 @@ def download(
         dataset=dataset, source=source, annotations=annotations, label_pattern=label_pattern,
     )  # fmt: skip
     manifest.metadata.update(record["metrics"])
-    return record["uri"]
+    return str(record["uri"])
 
 
 @dsl.component(base_image=IMAGES["cpu"], install_kfp_package=False)
@@ -46,7 +46,7 @@ def clean(
         raw=raw, color=color, val_fraction=val_fraction, test_fraction=test_fraction,
     )  # fmt: skip
     manifest.metadata.update(record["metrics"])
-    return record["uri"]
+    return str(record["uri"])
 
 
 @dsl.component(base_image=IMAGES["ray"], install_kfp_package=False)
@@ -63,7 +63,7 @@ def resize(
         clean=clean, image_size=image_size, resize_mode=resize_mode,
     )  # fmt: skip
     manifest.metadata.update(record["metrics"])
-    return record["uri"]
+    return str(record["uri"])
 
 
 @dsl.component(base_image=IMAGES["gpu"], install_kfp_package=False)
@@ -81,7 +81,7 @@ def train(
         learning_rate=learning_rate, seed=seed,
     )  # fmt: skip
     manifest.metadata.update(record["metrics"])
-    return record["uri"]
+    return str(record["uri"])
 
 
 @dsl.component(base_image=IMAGES["gpu"], install_kfp_package=False)
@@ -102,7 +102,7 @@ def evaluate(
     for key in ("top1", "macro_f1"):
         metrics.log_metric(key, record["metrics"][key])
     confusion.log_confusion_matrix(*confusion_matrix(record["uri"]))
-    outputs = NamedTuple("Evaluations", [("evaluation", str), ("champion_evaluation", str)])
+    outputs = NamedTuple("outputs", [("evaluation", str), ("champion_evaluation", str)])  # noqa: UP014
     return outputs(record["uri"], record["metrics"]["champion_evaluation"])
 
 
@@ -121,4 +121,4 @@ def promote(
         champion_evaluation=champion_evaluation, min_gain=min_gain, promote=promote,
     )  # fmt: skip
     copy_to(record["metrics"]["report"], report.path)
-    return record["uri"]
+    return str(record["uri"])

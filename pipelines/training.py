@@ -60,7 +60,8 @@ def training(
         ), "Clean",
     )  # fmt: skip
     tensors = _step(
-        steps.resize(clean=cleaned.outputs["Output"], image_size=image_size, resize_mode=resize_mode, **common), "Resize"
+        steps.resize(clean=cleaned.outputs["Output"], image_size=image_size, resize_mode=resize_mode, **common),
+        "Resize",
     )
     model = _step(
         steps.train(

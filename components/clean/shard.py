@@ -134,7 +134,7 @@ def clean_row(row: dict[str, Any], rules: RowRules) -> dict[str, Any]:
 def pixel_hash(pixels: Pixels) -> str:
     """xxh3-128 of the upright pixels and their shape: equal pixels in whatever format and orientation."""
     found = xxhash.xxh3_128(str(pixels.shape).encode())
-    found.update(memoryview(pixels).cast("B"))
+    found.update(pixels.data)
     return found.hexdigest()
 
 

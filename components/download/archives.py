@@ -15,7 +15,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
 from imagemill.components.store.errors import MillError, UserError
 from imagemill.components.store.progress import say
@@ -53,12 +53,12 @@ def too_large(path: str, size: int) -> Skipped:
     return Skipped(path, f"{size:,} bytes, larger than any image may be")
 
 
-def read_archive(stream: BinaryIO, where: str, limit: int) -> Iterator[Member | Skipped]:
+def read_archive(stream: Any, where: str, limit: int) -> Iterator[Member | Skipped]:
     """The regular files of an archive, in its order. UserError when it is none, or is damaged.
 
     `stream` must buffer (`peek` is used); zip also needs it to seek, or it is spooled to an unnamed file.
     """
-    buffered = stream if isinstance(stream, io.BufferedReader) else io.BufferedReader(stream, BUFFER)  # type: ignore[arg-type]
+    buffered: Any = stream if isinstance(stream, io.BufferedReader) else io.BufferedReader(stream, BUFFER)
     head = buffered.peek(512)[:512]
     try:
         if head[:4] in (b"PK\x03\x04", b"PK\x05\x06"):

@@ -28,7 +28,7 @@ def promote(config: PromoteConfig, context: Context) -> Outcome:
                 if record["n"] else f"{name} has no champion")  # fmt: skip
     from imagemill.components.promote.report import write_report
 
-    report = write_report(context.workspace, context.run, evaluation, record, champion)
+    report = write_report(context.workspace, context.run, evaluation, record | {"name": name}, champion)
     context.say(f"report: {report}")
     uri = context.workspace.absolute(record["model"]) if record["model"] else ""
     metrics = {k: record[k] for k in ("verdict", "reason", "challenger", "champion", "min_gain", "promoted")}

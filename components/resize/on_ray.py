@@ -41,7 +41,7 @@ def ray_session(address: str, workers: int) -> Iterator[int]:
     except ValueError as error:
         raise UserError(f"ray_address: expected the address of a Ray cluster, found {address!r}: {error}") from None
     try:
-        yield max(1, int(ray.cluster_resources().get("CPU", 1)))
+        yield max(1, int(ray.cluster_resources().get("CPU", 1)))  # type: ignore[no-untyped-call]
     finally:
         ray.shutdown()
 

@@ -86,7 +86,7 @@ class StepConfig:
     def from_values(cls, values: Mapping[str, Any], where: str = "") -> Self:
         """A checked config from names and values of any scalar form; UserError names what is wrong."""
         types = field_types(cls)
-        known: dict[str, Scalar] = {}
+        known: dict[str, Any] = {}
         for key, value in values.items():
             if key not in types:
                 raise wrong(f"{where}{key}", f"one of {', '.join(sorted(types))}", key)

@@ -122,7 +122,7 @@ def decode(
 def _open(data: bytes, kind: str) -> Image.Image:
     """The header, read by Pillow; no pixel is decoded yet."""
     try:
-        return Image.open(io.BytesIO(data), formats=[kind, "MPO"] if kind == "JPEG" else [kind])
+        return Image.open(io.BytesIO(data), formats=[kind])  # JPEG opens MPO too
     except MemoryError:
         raise
     except Exception as error:  # a broken header can raise anything; the bytes are in memory, so it is their fault
@@ -198,7 +198,7 @@ def _to_color(image: Image.Image, color: str) -> Pixels:
         raise ImageRejected("unsupported_bands", f"mode {mode} can't be represented in 8 bits a band without a guess")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         layered = image.convert("RGBA")
-        if layered.getextrema()[3][0] < 255:  # type: ignore[index]
+        if np.asarray(layered.getchannel("A")).min() < 255:
             white = Image.new("RGBA", layered.size, (255, 255, 255, 255))
             layered = Image.alpha_composite(white, layered)
         image = layered.convert("RGB")

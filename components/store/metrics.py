@@ -22,7 +22,8 @@ def per_class(matrix: Matrix) -> dict[str, npt.NDArray[np.float64]]:
     support, predicted = matrix.sum(axis=1).astype(np.float64), matrix.sum(axis=0).astype(np.float64)
 
     def ratio(top: Any, bottom: Any) -> npt.NDArray[np.float64]:
-        return np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)
+        share: npt.NDArray[np.float64] = np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)
+        return share
 
     return {
         "precision": ratio(hits, predicted),

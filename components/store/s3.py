@@ -6,6 +6,7 @@ Endpoint, region and credentials come from the standard AWS variables and the de
 from __future__ import annotations
 
 import contextlib
+import mimetypes
 import os
 import re
 import tempfile
@@ -104,10 +105,12 @@ class S3Store:
 
     def put(self, uri: str, data: bytes) -> None:
         bucket, key = split_s3(uri)
+        # A browser that opens the report or a log from the bucket should show it, not save it.
+        kind = mimetypes.guess_type(key)[0] or "application/octet-stream"
 
         def write() -> None:
             with s3_errors(uri):
-                self._client.put_object(Bucket=bucket, Key=key, Body=data)
+                self._client.put_object(Bucket=bucket, Key=key, Body=data, ContentType=kind)
 
         with_retry(write, f"write {uri}")
 

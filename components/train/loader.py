@@ -69,7 +69,7 @@ def _windows(dataset: Dataset, split: str, shape: list[int], shuffle: np.random.
     ]
     order = shuffle.permutation(len(blocks)) if shuffle is not None else np.arange(len(blocks))
     for start in range(0, len(blocks), WINDOW):
-        read = [_read(*blocks[i], shape) for i in order[start : start + WINDOW]]
+        read = [_read(blocks[i][0], blocks[i][1], shape) for i in order[start : start + WINDOW]]
         images = np.concatenate([r[0] for r in read]) if len(read) > 1 else read[0][0]
         labels = np.concatenate([r[1] for r in read])
         if shuffle is not None:

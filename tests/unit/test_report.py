@@ -260,7 +260,7 @@ def test_the_page_stands_alone(workspace: Workspace) -> None:
         ("kept", 0.9, False, "Champion kept"),
         ("not comparable", None, False, "Not comparable"),
         ("not comparable", None, True, "Promoted all the same: not comparable."),
-        ("already champion", 0.8, False, "Already the champion"),
+        ("already champion", None, False, "Already the champion"),
         ("never", 0.8, False, "Not promoted"),
         ("something new", None, False, "Something new"),
     ],
@@ -283,7 +283,7 @@ def test_the_verdict_and_the_champion_are_on_the_page(workspace: Workspace) -> N
 def test_without_val_images_or_champion(workspace: Workspace) -> None:
     text = Mill(workspace, ["cat", "dog"], val=False).page().text
     assert "no validation curves" in text and "Learning rate" in text and "Validation score" not in text
-    assert "Against the champion" not in text
+    assert "marks the epoch that was kept, 3" in text and "Against the champion" not in text
 
 
 def test_without_rejects(workspace: Workspace) -> None:

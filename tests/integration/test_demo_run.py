@@ -1,0 +1,183 @@
+"""The whole KFP pipeline, run locally on the demo: every planted fault, the ledger, the schemas, the model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from imagemill.components.download import demo
+from imagemill.components.store.images import decode
+
+KINDS = ("raw", "clean", "tensors", "model", "evaluation")
+
+
+def imagemill(*words: str) -> tuple[dict[str, Any], str, float]:
+    """(the JSON line, stderr, seconds) of a run that must succeed."""
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "imagemill.pipelines.cli", *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1]), done.stderr, time.monotonic() - started
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tmp_path_factory.mktemp("python3 photos") / "mill")
+
+
+@pytest.fixture(scope="module")
+def run(workspace: str) -> dict[str, Any]:
+    return imagemill("run", "--workspace", workspace, "--json")[0]
+
+
+def manifest(uri: str) -> dict[str, Any]:
+    return json.loads((Path(uri) / "_manifest.json").read_text())
+
+
+def tables(uri: str, role: str = "data", split: str | None = None) -> pa.Table:
+    """All files of a role by plain pyarrow, as the manifest lists them."""
+    files = [f for f in manifest(uri)["files"] if f["role"] == role and split in (None, f["split"])]
+    return pa.concat_tables(pq.ParquetFile((Path(uri) / f["uri"]).resolve()).read() for f in files)
+
+
+def test_run_reports_every_dataset_and_step(run: dict[str, Any]) -> None:
+    assert run["status"] == "succeeded" and run["name"] == "demo" and run["promoted"] is True
+    assert list(run["steps"]) == ["download", "clean", "resize", "train", "evaluate", "promote"]
+    assert {step["state"] for step in run["steps"].values()} == {"ran"}
+    for kind in KINDS:
+        assert manifest(run[kind])["kind"] == kind
+    assert "<html" in Path(run["report"]).read_text()
+
+
+def test_model_beats_the_bar(run: dict[str, Any]) -> None:
+    assert run["metrics"]["macro_f1"] > 0.9
+    assert manifest(run["evaluation"])["totals"]["rows"] >= 100
+
+
+def test_every_planted_fault_is_found(run: dict[str, Any]) -> None:
+    rejected = {row["image_id"]: row for row in tables(run["clean"], "rejected").to_pylist()}
+    kept = set(tables(run["clean"]).column("image_id").to_pylist())
+    skipped = {file["path"] for file in manifest(run["raw"])["extra"]["skipped"]["files"]}
+    faults = demo.truth()
+    assert {(f.path, f.reason) for f in faults if f.reason} == {(r["image_id"], r["reason"]) for r in rejected.values()}
+    for fault in faults:
+        if fault.kind == "mislabelled":
+            assert fault.path in kept
+        if fault.kind == "not_an_image":
+            assert fault.path in skipped
+        if fault.kind.startswith("duplicate"):
+            assert fault.detail in rejected[fault.path]["detail"] and fault.detail in kept
+
+
+def test_truth_is_kept_with_the_dataset(run: dict[str, Any]) -> None:
+    planted = manifest(run["raw"])["extra"]["planted"]
+    assert [(p["path"], p["kind"], p["detail"], p["reason"]) for p in planted] == [
+        (f.path, f.kind, f.detail, f.reason) for f in demo.truth()
+    ]
+
+
+def test_ledger_adds_up_row_by_row(run: dict[str, Any]) -> None:
+    raw = tables(run["raw"]).column("image_id").to_pylist()
+    kept = tables(run["clean"]).column("image_id").to_pylist()
+    rejected = tables(run["clean"], "rejected").column("image_id").to_pylist()
+    assert sorted(raw) == sorted(kept + rejected) and len(set(raw)) == len(raw)
+    totals = manifest(run["clean"])["totals"]
+    assert (totals["rows"], totals["rejected"]) == (len(kept), len(rejected))
+    assert sum(totals["by_reason"].values()) == len(rejected)
+    assert sum(totals["by_split"].values()) == sum(totals["by_class"].values()) == len(kept)
+    assert sorted(tables(run["tensors"]).column("image_id").to_pylist()) == sorted(kept)
+
+
+def test_schemas_by_plain_pyarrow(run: dict[str, Any]) -> None:
+    raw = tables(run["raw"]).schema
+    assert raw.field("image").type == pa.binary() and raw.field("mask").type == pa.binary()
+    assert raw.field("boxes").type.value_type.names == ["name", "xmin", "ymin", "xmax", "ymax"]
+    clean = tables(run["clean"]).schema
+    assert clean.field("image").type == pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    assert clean.field("label_id").type == pa.int32() and clean.field("shuffle_index").type == pa.int64()
+    assert b"huggingface" in clean.metadata
+    tensors = tables(run["tensors"]).schema
+    assert tensors.field("image").type == pa.binary(128 * 128 * 3) and not tensors.field("image").nullable
+    assert tensors.names == ["image", "label_id", "image_id"]
+
+
+def test_declared_splits_are_respected_and_labels_encoded(run: dict[str, Any]) -> None:
+    classes = manifest(run["clean"])["classes"]
+    assert classes == sorted(demo.CLASSES)
+    for row in tables(run["clean"]).select(["image_id", "split", "label", "label_id"]).to_pylist():
+        assert row["image_id"].split("/")[:2] == [row["split"], row["label"]]
+        assert classes[row["label_id"]] == row["label"]
+
+
+def test_tensors_are_the_clean_images_in_shuffled_order(run: dict[str, Any]) -> None:
+    order = {r["image_id"]: r["shuffle_index"] for r in tables(run["clean"]).select(["image_id", "shuffle_index"]).to_pylist()}
+    for split in ("train", "val", "test"):
+        indices = [order[i] for i in tables(run["tensors"], split=split).column("image_id").to_pylist()]
+        assert indices == sorted(indices)
+    clean = {r["image_id"]: r for r in tables(run["clean"], split="val").to_pylist()}
+    for row in tables(run["tensors"], split="val").to_pylist()[:20]:
+        pixels = decode(clean[row["image_id"]]["image"]["bytes"]).pixels
+        image = np.frombuffer(row["image"], np.uint8).reshape(128, 128, 3)
+        assert row["label_id"] == clean[row["image_id"]]["label_id"]
+        assert abs(float(image.mean()) - float(pixels.mean())) < 25
+
+
+def test_parquet_layout_of_tensors(run: dict[str, Any]) -> None:
+    for file in manifest(run["tensors"])["files"]:
+        about = pq.ParquetFile((Path(run["tensors"]) / file["uri"]).resolve()).metadata
+        for group in range(about.num_row_groups):
+            column = about.row_group(group).column(0)
+            assert column.compression == "UNCOMPRESSED" and column.statistics is None
+            assert not any("DICTIONARY" in encoding for encoding in column.encodings)
+            assert column.total_uncompressed_size <= 32 * 2**20
+
+
+def test_every_manifest_names_the_bytes_of_its_parents(run: dict[str, Any]) -> None:
+    import hashlib
+
+    for kind in KINDS:
+        for parent in manifest(run[kind])["parents"]:
+            data = (Path(run[kind]) / parent["uri"] / "_manifest.json").resolve().read_bytes()
+            assert hashlib.sha256(data).hexdigest() == parent["manifest_sha256"]
+        for file in manifest(run[kind])["files"]:
+            data = (Path(run[kind]) / file["uri"]).resolve().read_bytes()
+            assert (len(data), hashlib.sha256(data).hexdigest()) == (file["bytes"], file["sha256"])
+
+
+def test_second_run_is_cached_and_quick(run: dict[str, Any], workspace: str) -> None:
+    again, lines, seconds = imagemill("run", "--workspace", workspace, "--json")
+    assert {step["state"] for step in again["steps"].values()} == {"cached"}, lines
+    assert all(again[kind] == run[kind] for kind in KINDS)
+    assert seconds < 15
+
+
+def test_steps_print_their_lines_and_kfp_does_not(run: dict[str, Any], workspace: str) -> None:
+    _, lines, _ = imagemill("run", "--workspace", workspace, "--json")
+    for step in run["steps"]:
+        assert f"[{step}] " in lines
+    assert "KFP" not in lines and "executor" not in lines.lower()
+    log = Path(workspace) / "runs" / manifest_run(workspace) / "log.txt"
+    assert "KFP Executor" in log.read_text()
+
+
+def manifest_run(workspace: str) -> str:
+    """The newest run's name."""
+    return max((Path(workspace) / "runs").iterdir(), key=lambda p: p.stat().st_mtime_ns).name
+
+
+def test_clean_opens_as_images_in_hugging_face_datasets(run: dict[str, Any], tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    files = [str((Path(run["clean"]) / f["uri"]).resolve()) for f in manifest(run["clean"])["files"] if f["split"] == "val"]
+    loaded = datasets.load_dataset("parquet", data_files={"val": files}, split="val", cache_dir=str(tmp_path))
+    assert isinstance(loaded.features["image"], datasets.Image)
+    assert loaded[0]["image"].size == (loaded[0]["width"], loaded[0]["height"]) or loaded[0]["image"].getexif()

@@ -1,0 +1,176 @@
+"""The compiled package, the parameters, and how light the command is."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from imagemill.components.store.errors import UserError
+from imagemill.pipelines.parameters import ALL_STEPS, choose, parameters
+
+GOLDEN = Path(__file__).parent / "golden" / "training.yaml"
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from imagemill.pipelines.compile import compile_kfp
+
+    path = tmp_path_factory.mktemp("compiled") / "training.yaml"
+    compile_kfp(choose({}), path)
+    return path
+
+
+def spec(package: Path) -> dict[str, Any]:
+    return next(yaml.safe_load_all(package.read_text()))
+
+
+def shape(pipeline: dict[str, Any]) -> dict[str, Any]:
+    """What users and orchestrators rely on: parameters, tasks, order, retries, images; no source text."""
+    root = pipeline["root"]
+    tasks = root["dag"]["tasks"]
+    return {
+        "parameters": {
+            name: {"type": about["parameterType"], "default": about.get("defaultValue")}
+            for name, about in root["inputDefinitions"]["parameters"].items()
+        },
+        "tasks": {
+            name: {
+                "after": sorted(task.get("dependentTasks", [])),
+                "retries": task["retryPolicy"]["maxRetryCount"],
+                "cached by KFP": task.get("cachingOptions", {}).get("enableCache", False),
+                "parameters": sorted(task["inputs"]["parameters"]),
+            }
+            for name, task in tasks.items()
+        },
+        "images": sorted({e["container"]["image"].partition(":")[0] for e in pipeline["deploymentSpec"]["executors"].values()}),
+    }
+
+
+def test_package_loads_back(package: Path) -> None:
+    from kfp import components
+
+    loaded = components.load_component_from_file(str(package))
+    assert loaded.name == "imagemill-training"
+
+
+def test_package_is_the_golden_one(package: Path) -> None:
+    found = shape(spec(package))
+    if os.environ.get("REWRITE_GOLDEN"):
+        GOLDEN.parent.mkdir(exist_ok=True)
+        GOLDEN.write_text(yaml.safe_dump(found, sort_keys=True))
+    assert found == yaml.safe_load(GOLDEN.read_text())
+
+
+def test_every_parameter_is_described_and_has_a_default(package: Path) -> None:
+    found = spec(package)["root"]["inputDefinitions"]["parameters"]
+    wanted = {name for name, p in parameters().items() if p.pipeline} | {"config"}
+    assert set(found) == wanted and len(found) <= 28
+    for name, about in found.items():
+        assert about["description"].strip(), name
+        assert "defaultValue" in about or about.get("isOptional"), name
+
+
+def test_pipeline_defaults_are_the_configs() -> None:
+    from imagemill.pipelines.training import training
+
+    known = parameters()
+    for name, parameter in inspect.signature(training).parameters.items():
+        if name != "config":
+            assert parameter.default == known[name].default, name
+            assert parameter.annotation is known[name].kind, name
+
+
+def test_steps_install_nothing_at_run_time(package: Path) -> None:
+    assert "pip install" not in package.read_text()
+
+
+def test_chosen_values_become_defaults(tmp_path: Path) -> None:
+    from imagemill.pipelines.compile import compile_kfp
+
+    path = tmp_path / "p.yaml"
+    compile_kfp(choose({"epochs": "3", "workspace": "s3://bucket/mill/", "weight_decay": "0.1"}), path)
+    found = spec(path)["root"]["inputDefinitions"]["parameters"]
+    assert found["epochs"]["defaultValue"] == 3 and found["workspace"]["defaultValue"] == "s3://bucket/mill"
+    assert json.loads(found["config"]["defaultValue"]) == {"train": {"weight_decay": 0.1}}
+
+
+@pytest.mark.parametrize("workspace", ["./here", "/mnt/x"])
+def test_cluster_takes_no_folder(workspace: str, tmp_path: Path) -> None:
+    from imagemill.pipelines.compile import compile_kfp
+
+    with pytest.raises(UserError, match="workspace: expected s3://"):
+        compile_kfp(choose({"workspace": workspace}), tmp_path / "p.yaml")
+
+
+def test_shared_parameters_mean_one_thing() -> None:
+    seen: dict[str, tuple[Any, ...]] = {}
+    for step in ALL_STEPS.values():
+        for one in dataclasses.fields(step.config):
+            about = (one.default, one.type, one.metadata["choices"], one.metadata["low"], one.metadata["high"])
+            assert seen.setdefault(one.name, about) == about, one.name
+
+
+def test_config_file_flags_and_sections(tmp_path: Path) -> None:
+    path = tmp_path / "mill.yaml"
+    path.write_text("epochs: 3\nweight_decay: 0.2\nevaluate:\n  device: cpu\n")
+    chosen = choose({"epochs": "4"}, str(path))
+    assert chosen.pipeline == {"epochs": 4}
+    assert chosen.sections == {"train": {"weight_decay": 0.2}, "evaluate": {"device": "cpu"}}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epohcs: 3", "is it epochs"),
+        ("epochs: many", "epochs: expected a whole number, found 'many'"),
+        ("train:\n  nosuch: 1", "nosuch"),
+        ("- 1", "names and values"),
+        ("a: [", "expected YAML"),
+    ],
+)
+def test_wrong_config_files_say_what_is_wrong(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "mill.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        choose({}, str(path))
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, imagemill.pipelines.cli as c\n"
+        "try: c.main(['--help'])\nexcept SystemExit: pass\n"
+        "print([m for m in ('torch', 'ray', 'kfp', 'boto3', 'pyarrow', 'matplotlib') if m in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+
+
+def test_help_is_quick() -> None:
+    seconds = []
+    for _ in range(3):
+        started = time.monotonic()
+        subprocess.run([sys.executable, "-m", "imagemill.pipelines.cli", "--help"], capture_output=True, check=True)
+        seconds.append(time.monotonic() - started)
+    assert min(seconds) < 1.5  # 0.16 s on a quiet machine; this guards against an import, not a slow one
+
+
+def test_source_tree_imports_in_one_direction() -> None:
+    """Components never import pipelines, and steps never import one another: they meet in store."""
+    root = Path(__file__).parents[2]
+    for path in (root / "components").rglob("*.py"):
+        own = path.relative_to(root / "components").parts[0]
+        for line in path.read_text().splitlines():
+            if line.strip().startswith(("from imagemill", "import imagemill")):
+                target = line.split()[1].split(".")
+                assert target[1] == "components", (path, line)
+                assert target[2] in ("store", own), (path, line)
