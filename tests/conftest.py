@@ -1,0 +1,98 @@
+"""Fixtures of all tests: a real S3 server, small photographs, the command, and a workspace that is finished."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import mill
+import pytest
+from rgw import CephRGW
+
+
+@pytest.fixture(scope="session")
+def rgw() -> Iterator[CephRGW]:
+    """One running Ceph RGW. Where it can't run the test is skipped, but not in CI, which could have installed it."""
+    if missing := CephRGW.missing():
+        why = f"no S3 server here, missing: {', '.join(missing)}; run tests/install-system"
+        if os.environ.get("CI") == "true" and shutil.which("apt-get"):
+            pytest.fail(why)
+        pytest.skip(why)
+    with CephRGW() as server:
+        yield server
+
+
+def forget_s3_clients() -> None:
+    """Clients are cached in the process and keep the environment they were made in."""
+    from imagemill.components.store import s3
+
+    s3.shared_s3.cache_clear()
+    s3._pyarrow_s3.cache_clear()
+
+
+@pytest.fixture
+def s3_environment(rgw: CephRGW, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+    """The server's variables, set here and for every command that is started."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    environment = rgw.environment()
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    forget_s3_clients()
+    yield environment
+    forget_s3_clients()
+
+
+@pytest.fixture
+def s3_workspace(rgw: CephRGW, s3_environment: dict[str, str]) -> str:
+    """A fresh bucket and prefix: `s3://<bucket>/work`."""
+    bucket = f"mill-{secrets.token_hex(6)}"
+    rgw.make_bucket(bucket)
+    return f"s3://{bucket}/work"
+
+
+@pytest.fixture
+def small_photos(tmp_path: Path) -> Path:
+    """A folder source: 60 tiny photographs of 3 classes, the same ones for every test, free to be changed."""
+    return mill.make_photos(tmp_path / "photos")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that succeeded on the small photographs with `mill.QUICK`, into a folder."""
+
+    photos: Path
+    workspace: Path
+    result: mill.Result
+
+    def copy(self, folder: Path) -> Finished:
+        """The same to change at will. The copied photographs keep their times, as a source that did not change."""
+        shutil.copytree(self.photos, folder / "photos")
+        shutil.copytree(self.workspace, folder / "finished")
+        return Finished(folder / "photos", folder / "finished", self.result)
+
+    @property
+    def arguments(self) -> list[str]:
+        """What was run, on this copy's source and workspace."""
+        source = ["--dataset", "folder", "--source", str(self.photos), "--name", "photos"]
+        return ["run", "--json", *source, "--workspace", str(self.workspace), *mill.QUICK]
+
+
+@pytest.fixture(scope="session")
+def finished_once(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """To read and to compare with; tests that write take `finished`."""
+    folder = tmp_path_factory.mktemp("finished")
+    made = Finished(mill.make_photos(folder / "photos"), folder / "workspace", mill.Result(1, "", "", 0))
+    result = mill.run(*made.arguments)
+    assert result.rc == 0, result.stderr
+    return Finished(made.photos, made.workspace, result)
+
+
+@pytest.fixture
+def finished(finished_once: Finished, tmp_path: Path) -> Finished:
+    """A copy of a finished run's source and workspace."""
+    return finished_once.copy(tmp_path)
