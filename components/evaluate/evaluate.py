@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from imagemill.components.evaluate.config import VERSION, EvaluateConfig
-from imagemill.components.evaluate.test_images import tensors_for, test_batches
+from imagemill.components.evaluate.inputs import input_batches, tensors_for
 from imagemill.components.store import uri as uris
 from imagemill.components.store.errors import MillError
 from imagemill.components.store.fingerprint import fingerprint
@@ -88,7 +88,7 @@ def _build(model: Dataset, clean: Dataset, uri: str, config: EvaluateConfig, con
     matrix: Matrix = np.zeros((classes, classes), np.int64)
     loss, counted = 0.0, 0
     with ShardWriter(uri, Layout(PREDICTIONS, row_group_rows=100_000)) as writer, torch.inference_mode():
-        for batch in test_batches(tensors_for(model, clean), clean, spec.geometry, config.eval_batch_size):
+        for batch in input_batches(tensors_for(model, clean), clean, spec.geometry, config.eval_batch_size):
             logits = network(normalize(torch.from_numpy(batch.images).to(device))).float()
             confidence, predicted = (v.cpu().numpy() for v in logits.softmax(1).max(1))
             known = batch.labels < len(spec.classes)  # a class that the model has never seen has no loss

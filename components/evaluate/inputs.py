@@ -21,7 +21,7 @@ from imagemill.components.store.shards import row_groups
 
 
 @dataclass(frozen=True)
-class TestBatch:
+class InputBatch:
     """`images` uint8 [B, H, W, C], `labels` int64 [B], `ids` their image_ids."""
 
     images: Pixels
@@ -37,7 +37,7 @@ def tensors_for(model: Dataset, clean: Dataset) -> Dataset | None:
     return tensors
 
 
-def test_batches(tensors: Dataset | None, clean: Dataset, geometry: Geometry, batch_size: int) -> Iterator[TestBatch]:
+def input_batches(tensors: Dataset | None, clean: Dataset, geometry: Geometry, batch_size: int) -> Iterator[InputBatch]:
     """The clean dataset's test split, in its order; one batch and one row group at a time in memory."""
     rows = _from_tensors(tensors) if tensors else _from_clean(clean, geometry)
     batch: list[tuple[Pixels, int, str]] = []
@@ -50,8 +50,8 @@ def test_batches(tensors: Dataset | None, clean: Dataset, geometry: Geometry, ba
         yield _batch(batch)
 
 
-def _batch(rows: list[tuple[Pixels, int, str]]) -> TestBatch:
-    return TestBatch(np.stack([r[0] for r in rows]), np.array([r[1] for r in rows], np.int64), [r[2] for r in rows])
+def _batch(rows: list[tuple[Pixels, int, str]]) -> InputBatch:
+    return InputBatch(np.stack([r[0] for r in rows]), np.array([r[1] for r in rows], np.int64), [r[2] for r in rows])
 
 
 def _from_tensors(tensors: Dataset) -> Iterator[tuple[Pixels, int, str]]:
