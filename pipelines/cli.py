@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -27,6 +28,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _command(words)
     except MillError as error:
         print(f"imagemill: error: {error}", file=sys.stderr)
+        if words[:1] == ["run"] and "--json" in words:  # whoever reads it shall find one line, whatever was wrong
+            from imagemill.pipelines.run import failed
+
+            print(json.dumps(failed(error), ensure_ascii=False))
         return error.exit_code
     except KeyboardInterrupt:
         print("imagemill: stopped; run again to go on from what is finished", file=sys.stderr)

@@ -22,8 +22,7 @@ PRODUCTS = {"download": "raw", "clean": "clean", "resize": "tensors", "train": "
 def run(chosen: Chosen, as_json: bool) -> int:
     """Run the pipeline with these parameters; prints the result and returns the exit code."""
     started = time.monotonic()
-    result: dict[str, Any] = {"status": "failed", "name": "", **dict.fromkeys(PRODUCTS.values(), ""), "report": ""}
-    result |= {"metrics": {}, "promoted": False, "steps": {}}
+    result = failed()
     try:
         workspace, name = check_beforehand(chosen)
         result |= {"name": name, "run": new_run(name)}
@@ -38,7 +37,7 @@ def run(chosen: Chosen, as_json: bool) -> int:
         result |= _outcome(records)
         code = EXIT_OK
     except MillError as error:
-        result |= {"error": str(error), "exit_code": error.exit_code}
+        result = failed(error, result)
         code = error.exit_code
     if code:
         print(f"imagemill: error: {result['error']}", file=sys.stderr)
@@ -47,6 +46,13 @@ def run(chosen: Chosen, as_json: bool) -> int:
     if as_json:
         print(json.dumps(result, ensure_ascii=False))
     return code
+
+
+def failed(error: MillError | None = None, so_far: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The result as `--json` prints it, of a run that `error` ended; what it gave `so_far` is kept."""
+    result: dict[str, Any] = {"status": "failed", "name": "", **dict.fromkeys(PRODUCTS.values(), ""), "report": ""}
+    result |= {"metrics": {}, "promoted": False, "steps": {}} | (so_far or {})
+    return result | ({"error": str(error), "exit_code": error.exit_code} if error else {})
 
 
 def check_beforehand(chosen: Chosen) -> tuple[Workspace, str]:

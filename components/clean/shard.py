@@ -39,8 +39,9 @@ _FIELDS: list[tuple[str, pa.DataType, dict[str, Any]]] = [
     ("decoder_warning", pa.string(), {"dtype": "string", "_type": "Value"}),
 ]
 CLEAN = pa.schema(
-    [pa.field(name, kind, nullable=name == "decoder_warning") for name, kind, _ in _FIELDS],
-    # Hugging Face `datasets` reads this key: the image column opens as images.
+    # Nullable, all of them: Hugging Face `datasets` applies its metadata, by which the image column opens as images,
+    # only to fields that equal its own, and those are nullable.
+    [(name, kind) for name, kind, _ in _FIELDS],
     metadata={"huggingface": json.dumps({"info": {"features": {name: about for name, _, about in _FIELDS}}})},
 )
 REJECTED = pa.schema(

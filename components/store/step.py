@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from imagemill.components.store.config import StepConfig, field_types, parse_sections
-from imagemill.components.store.errors import EXIT_OURS, EXIT_USER, MillError, TransientError, UserError
+from imagemill.components.store.errors import EXIT_OURS, EXIT_USER, MillError, TransientError, UserError, wrong
 from imagemill.components.store.filesystem import store_for
 from imagemill.components.store.fingerprint import digest
 from imagemill.components.store.manifest import MANIFEST
@@ -76,6 +76,7 @@ class Step:
     def execute(self, config: StepConfig, result: str = "") -> int:
         """Run the step, write its record, return its exit code. Nothing is raised but KeyboardInterrupt."""
         end_with_runner()
+        share_the_cores()
         started = time.monotonic()
         record: dict[str, Any] = {"uri": "", "fingerprint": "", "state": "failed", "metrics": {}, "error": ""}
         record |= {"inputs": digest({**dataclasses.asdict(config), "step": self.name}), "exit_code": 0}
@@ -161,9 +162,11 @@ class Step:
         for one in dataclasses.fields(self.config):
             add_flag(parser, one.name, one.default, one.metadata["help"], one.metadata["choices"])
         parser.add_argument("--result", default="", metavar="FILE", help="write the step's record to this file")
-        values = {k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None}
-        result = values.pop("result")
         try:
+            values = {k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None}
+            result = values.pop("result")
+            if result and not Path(result).absolute().parent.is_dir():
+                raise wrong("--result", "a file in a folder that is there", result)
             config = self.config.from_values(values, where="--")
         except UserError as error:
             say(self.name, f"error: {error}")
@@ -179,19 +182,24 @@ def copy_to(uri: str, path: str) -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with one readable line for a mistake, and no guessing of abbreviated flags."""
+    """argparse that raises a UserError for a mistake, and does not guess abbreviated flags."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
 
-    def error(self, message: str) -> NoReturn:
-        unknown = [word.partition("=")[0] for word in message.rpartition(":")[2].split() if word.startswith("--")]
-        if message.startswith("unrecognized arguments") and unknown:
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Refuse what is unknown here: only a command's own parser knows the flags that may have been meant."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            word = unknown[0].partition("=")[0]
             flags = [flag for action in self._actions for flag in action.option_strings]
-            near = difflib.get_close_matches(unknown[0], flags, 1)
-            message = f"{unknown[0]}: expected a known flag{f'; is it {near[0]}?' if near else f' (see {self.prog} --help)'}"
-        print(f"{self.prog}: error: {message}", file=sys.stderr)
-        raise SystemExit(EXIT_USER)
+            near = difflib.get_close_matches(word, flags, 1)
+            hint = f"; is it {near[0]}?" if near else f" (see {self.prog} --help)"
+            raise UserError(f"{word}: expected a known flag{hint}")
+        return found, unknown
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
 
 
 def add_flag(parser: argparse.ArgumentParser, name: str, default: Any, help: str, choices: Sequence[str]) -> None:
@@ -214,6 +222,14 @@ def new_run(prefix: str) -> str:
 def quiet_logs() -> None:
     """Warnings of ours on stderr; the libraries' chatter stays out."""
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s", force=True)
+
+
+def share_the_cores() -> None:
+    """Let the arithmetic libraries' threads sleep while they wait for one another, before one of them is imported.
+
+    By default they spin: beside one other busy process on two cores training was 50 times slower.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def end_with_runner() -> None:

@@ -1,0 +1,448 @@
+"""The one decoder: every mode and format against Pillow, orientation, caps before decoding, and bytes that are broken."""
+
+from __future__ import annotations
+
+import io
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import simplejpeg
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+from imagemill.components.clean.config import REASONS
+from imagemill.components.store.images import FORMATS, Decoded, ImageRejected, Limits, decode, sniff
+
+Pixels = npt.NDArray[np.uint8]
+WIDTH, HEIGHT = 37, 23
+ORIENTATION = 0x0112
+
+
+def picture(mode: str = "RGB", width: int = WIDTH, height: int = HEIGHT) -> Image.Image:
+    """A picture without symmetry: gradients, a bright corner, a dark bar."""
+    y, x = np.mgrid[0:height, 0:width]
+    rgb = np.stack([x * 255 // max(1, width - 1), y * 255 // max(1, height - 1), (x * 3 + y * 7) % 256], 2).astype(np.uint8)
+    rgb[: height // 3, : width // 4] = (250, 240, 10)
+    rgb[-2:, width // 2 :] = (5, 10, 60)
+    return Image.fromarray(rgb).convert(mode)
+
+
+def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def pixels_of(image: Image.Image) -> Pixels:
+    """uint8 [H, W, C] of an RGB or L picture."""
+    array = np.asarray(image, np.uint8)
+    return array if array.ndim == 3 else array[:, :, None]
+
+
+def over_white(rgba: Image.Image) -> Image.Image:
+    rgba = rgba.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+
+
+def translucent() -> Image.Image:
+    image = picture("RGBA")
+    image.putalpha(Image.fromarray(np.linspace(0, 255, WIDTH * HEIGHT).astype(np.uint8).reshape(HEIGHT, WIDTH)))
+    return image
+
+
+def with_orientation(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    return exif
+
+
+def reason(data: bytes, **options: Any) -> str:
+    with pytest.raises(ImageRejected) as caught:
+        decode(data, **options)
+    assert caught.value.reason in REASONS and caught.value.detail
+    return caught.value.reason
+
+
+def png_chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def png_header(width: int, height: int) -> bytes:
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+
+
+LOSSLESS = [
+    ("RGB", "PNG", {}),
+    ("RGB", "BMP", {}),
+    ("RGB", "TIFF", {}),
+    ("RGB", "TIFF", {"compression": "tiff_lzw"}),
+    ("RGB", "WEBP", {"lossless": True}),
+    ("L", "PNG", {}),
+    ("L", "BMP", {}),
+    ("L", "TIFF", {}),
+    ("1", "PNG", {}),
+    ("1", "BMP", {}),
+    ("1", "TIFF", {"compression": "group4"}),
+    ("P", "PNG", {}),
+    ("P", "BMP", {}),
+    ("P", "GIF", {}),
+    ("P", "TIFF", {}),
+    ("CMYK", "TIFF", {}),
+]
+
+
+@pytest.mark.parametrize("color", ["rgb", "gray"])
+@pytest.mark.parametrize(("mode", "kind", "options"), LOSSLESS)
+def test_plain_modes_are_what_pillow_converts_them_to(mode: str, kind: str, options: dict[str, Any], color: str) -> None:
+    source = picture(mode)
+    found = decode(saved(source, kind, **options), color)
+    expected = pixels_of(source.convert({"rgb": "RGB", "gray": "L"}[color]))
+    np.testing.assert_array_equal(found.pixels, expected)
+    assert (found.width, found.height, found.format, found.warning) == (WIDTH, HEIGHT, kind, "")
+    assert found.pixels.dtype == np.uint8 and found.pixels.flags.c_contiguous
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"quality": 30}])
+def test_jpeg_is_what_pillow_decodes(mode: str, options: dict[str, Any]) -> None:
+    data = saved(picture(mode), "JPEG", **options)
+    expected = pixels_of(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
+    assert np.abs(decode(data).pixels - expected).max() <= 2  # two builds of libjpeg-turbo
+
+
+def test_cmyk_and_ycck_jpegs_are_what_pillow_decodes() -> None:
+    data = saved(picture("CMYK"), "JPEG")
+    np.testing.assert_array_equal(decode(data).pixels, pixels_of(Image.open(io.BytesIO(data)).convert("RGB")))
+    assert decode(data, "gray").pixels.shape == (HEIGHT, WIDTH, 1)
+
+
+def test_ycbcr_tiff_becomes_rgb() -> None:
+    found = decode(saved(picture("YCbCr"), "TIFF"))
+    assert np.abs(found.pixels.astype(int) - pixels_of(picture())).max() <= 3
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("RGBA", "PNG"), ("RGBA", "TIFF"), ("RGBA", "WEBP"), ("LA", "PNG")])
+def test_alpha_is_laid_over_white(mode: str, kind: str) -> None:
+    source = translucent().convert(mode)
+    data = saved(source, kind, **({"lossless": True, "exact": True} if kind == "WEBP" else {}))
+    found = decode(data)
+    np.testing.assert_array_equal(found.pixels, pixels_of(over_white(source)))
+    assert found.pixels[0, 0].tolist() == [255, 255, 255] and not found.as_stored
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("RGBA", "PNG"), ("LA", "PNG"), ("RGBA", "WEBP")])
+def test_an_opaque_alpha_channel_changes_no_pixel(mode: str, kind: str) -> None:
+    source = picture("RGB").convert(mode)
+    data = saved(source, kind, **({"lossless": True} if kind == "WEBP" else {}))
+    np.testing.assert_array_equal(decode(data).pixels, pixels_of(source.convert("RGB")))
+
+
+def test_palette_transparency_is_laid_over_white() -> None:
+    image = Image.new("P", (4, 2))
+    image.putpalette([200, 0, 0, 0, 200, 0, 0, 0, 200])
+    image.putdata([0, 1, 2, 0, 1, 2, 0, 1])
+    for data in (
+        saved(image, "PNG", transparency=1),
+        saved(image, "PNG", transparency=b"\xff\x00\xff"),
+        saved(image, "GIF", transparency=1),
+    ):
+        found = decode(data).pixels
+        assert found[0].tolist() == [[200, 0, 0], [255, 255, 255], [0, 0, 200], [200, 0, 0]]
+        assert decode(data, "gray").pixels[0, 1, 0] == 255
+
+
+def test_transparent_colours_of_rgb_and_grey_pngs_are_laid_over_white() -> None:
+    rgb = Image.new("RGB", (2, 1), (10, 20, 30))
+    rgb.putpixel((1, 0), (1, 2, 3))
+    found = decode(saved(rgb, "PNG", transparency=(1, 2, 3)))
+    assert found.pixels[0].tolist() == [[10, 20, 30], [255, 255, 255]]
+    assert not found.as_stored
+    grey = Image.new("L", (2, 1), 7)
+    grey.putpixel((1, 0), 9)
+    found = decode(saved(grey, "PNG", transparency=9), "gray")
+    assert found.pixels[0, :, 0].tolist() == [7, 255]
+    assert not found.as_stored, "a reader of the stored bytes would see the colour that is transparent"
+
+
+def test_pa_tiff_and_pa_png_are_read() -> None:
+    source = picture("RGB").convert("P").convert("PA")
+    try:
+        data = saved(source, "TIFF")
+    except (KeyError, OSError):
+        pytest.skip("this Pillow writes no PA")
+    np.testing.assert_array_equal(decode(data).pixels, pixels_of(source.convert("RGB")))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_16_bit_grey_keeps_its_high_byte(kind: str) -> None:
+    values = np.array([[0, 255, 256, 0x1234, 0xFFFF]], np.uint16)
+    data = saved(Image.fromarray(values), kind)
+    assert decode(data, "gray").pixels[0, :, 0].tolist() == [0, 0, 1, 0x12, 0xFF]
+    assert decode(data).pixels[0, 3].tolist() == [0x12] * 3
+    assert not decode(data, "gray").as_stored
+
+
+def test_16_bit_big_endian_tiff() -> None:
+    values = np.array([[0, 0x1234, 0xFFFF]], ">u2")
+    data = saved(Image.frombytes("I;16B", (3, 1), values.tobytes()), "TIFF")
+    assert decode(data, "gray").pixels[0, :, 0].tolist() == [0, 0x12, 0xFF]
+
+
+def test_16_bit_rgb_png_keeps_its_high_bytes() -> None:
+    row = np.array([[0x1234, 0xABCD, 0x00FF], [0xFFFF, 0x0100, 0x8000]], ">u2")
+    header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
+    body = png_chunk(b"IHDR", header) + png_chunk(b"IDAT", zlib.compress(b"\0" + row.tobytes())) + png_chunk(b"IEND", b"")
+    assert decode(b"\x89PNG\r\n\x1a\n" + body).pixels[0].tolist() == [[0x12, 0xAB, 0x00], [0xFF, 0x01, 0x80]]
+
+
+@pytest.mark.parametrize("values", [[0, 70_000], [-1, 5], [0, 2**31 - 1]])
+def test_32_bit_values_beyond_16_bits_are_refused(values: list[int]) -> None:
+    data = saved(Image.fromarray(np.array([values], np.int32)), "TIFF")
+    assert reason(data) == "unsupported_bands"
+
+
+@pytest.mark.parametrize("mode", ["F", "LAB"])
+def test_modes_without_an_8_bit_meaning_are_refused(mode: str) -> None:
+    source = Image.fromarray(np.full((3, 4), 0.5, np.float32)) if mode == "F" else Image.new("LAB", (4, 3))
+    assert reason(saved(source, "TIFF")) == "unsupported_bands"
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_of_an_animation_the_first_frame_counts(kind: str) -> None:
+    frames = [Image.new("RGB", (8, 6), color) for color in ((200, 0, 0), (0, 200, 0), (0, 0, 200))]
+    options = {"lossless": True} if kind == "WEBP" else {}
+    found = decode(saved(frames[0], kind, save_all=True, append_images=frames[1:], **options))
+    assert found.pixels.shape == (6, 8, 3) and (found.pixels == (200, 0, 0)).all()
+
+
+def test_of_an_mpo_the_first_picture_counts() -> None:
+    first, second = picture(), ImageOps.mirror(picture())
+    found = decode(saved(first, "MPO", save_all=True, append_images=[second]))
+    assert found.format == "JPEG"
+    np.testing.assert_array_equal(found.pixels, decode(saved(first, "JPEG")).pixels)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied_once(kind: str, orientation: int) -> None:
+    options: dict[str, Any] = {"lossless": True} if kind == "WEBP" else {}
+    data = saved(picture(), kind, exif=with_orientation(orientation), **options)
+    # Pillow's TIFF plugin turns while it loads: the reference is the picture itself, not what Pillow loads.
+    upright = saved(picture(), kind, **options)
+    turned = Image.open(io.BytesIO(upright)).convert("RGB")
+    turned.getexif()[ORIENTATION] = orientation
+    expected = pixels_of(ImageOps.exif_transpose(turned)).astype(int)
+    found = decode(data)
+    assert found.pixels.shape == expected.shape
+    assert np.abs(found.pixels - expected).max() <= (2 if kind == "JPEG" else 0)
+    assert (found.height, found.width) == expected.shape[:2]
+    assert found.as_stored == (orientation == 1)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("exif", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0garbage, long enough to parse"])
+def test_broken_exif_means_upright(kind: str, exif: bytes) -> None:
+    options: dict[str, Any] = {"lossless": True} if kind == "WEBP" else {}
+    found = decode(saved(picture(), kind, exif=exif, **options))
+    assert found.pixels.shape == (HEIGHT, WIDTH, 3)
+    np.testing.assert_array_equal(found.pixels, decode(saved(picture(), kind, **options)).pixels)
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 65_535])
+def test_an_orientation_that_does_not_exist_means_upright(orientation: int) -> None:
+    found = decode(saved(picture(), "JPEG", exif=with_orientation(orientation)))
+    assert found.pixels.shape == (HEIGHT, WIDTH, 3)
+
+
+def gif_header(width: int, height: int) -> bytes:
+    return b"GIF89a" + struct.pack("<HHBBB", width, height, 0, 0, 0) + b"," + struct.pack("<HHHHB", 0, 0, 1, 1, 0)
+
+
+def bmp_header(width: int, height: int) -> bytes:
+    return b"BM" + struct.pack("<IHHI", 54, 0, 0, 54) + struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, 0, 0, 0, 0, 0, 0)
+
+
+def jpeg_header(width: int, height: int) -> bytes:
+    data = simplejpeg.encode_jpeg(np.zeros((8, 8, 3), np.uint8))
+    start = data.index(b"\xff\xc0") + 5
+    return data[:start] + struct.pack(">HH", height, width) + data[start + 4 :]
+
+
+def webp_header(width: int, height: int) -> bytes:
+    """An animated WebP whose one frame of 1 x 1 lies on a large canvas: valid, and 16 bytes a pixel to decode."""
+    frame = saved(Image.new("RGB", (1, 1), "red"), "WEBP", lossless=True)[12:]
+    canvas = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    anmf = b"\0" * 6 + b"\0" * 6 + b"\x0a\0\0" + b"\0" + frame
+    body = b"VP8X" + struct.pack("<I", 10) + b"\x02\0\0\0" + canvas
+    body += b"ANIM" + struct.pack("<I", 6) + b"\0" * 6
+    body += b"ANMF" + struct.pack("<I", len(anmf)) + anmf
+    return b"RIFF" + struct.pack("<I", len(body) + 4) + b"WEBP" + body
+
+
+def tiff_header(width: int, height: int) -> bytes:
+    data = bytearray(saved(Image.new("L", (3, 5)), "TIFF"))
+    for tag, value in ((256, width), (257, height)):
+        at = data.index(struct.pack("<H", tag), int.from_bytes(data[4:8], "little"))
+        data[at : at + 12] = struct.pack("<HHII", tag, 4, 1, value)
+    return bytes(data)
+
+
+BOMBS = {
+    "PNG": png_header(30_000, 30_000) + png_chunk(b"IDAT", zlib.compress(b"\0" * 100)),
+    "GIF": gif_header(30_000, 30_000) + b"\x02\x02\x4c\x01\0;",
+    "BMP": bmp_header(30_000, 30_000),
+    "JPEG": jpeg_header(30_000, 30_000),
+    "WEBP": webp_header(30_000, 30_000),
+    "TIFF": tiff_header(30_000, 30_000),
+}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_bomb_is_refused_by_what_it_declares(kind: str) -> None:
+    assert len(BOMBS[kind]) < 2_000
+    decode(saved(picture("L"), kind))  # plugins are loaded
+    started = time.perf_counter()
+    assert reason(BOMBS[kind]) == "too_many_pixels"
+    assert time.perf_counter() - started < 0.1
+
+
+def test_bombs_are_refused_without_memory_for_their_pixels() -> None:
+    """In a process that may not grow by more than 200 MB."""
+    code = (
+        "import resource, sys\n"
+        "from imagemill.components.store.images import ImageRejected, decode\n"
+        "import PIL.WebPImagePlugin, PIL.TiffImagePlugin\n"
+        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + 200 * 2**20,) * 2)\n"
+        "for data in eval(sys.stdin.read()):\n"
+        "    try: decode(data)\n"
+        "    except ImageRejected as error: print(error.reason)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=repr(list(BOMBS.values())), capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["too_many_pixels"] * len(BOMBS), done.stderr
+
+
+def test_each_cap_is_exact() -> None:
+    data = saved(picture("RGB", 30, 20), "PNG")
+    decode(data, limits=Limits(pixels=600, side=30, bytes=len(data)))
+    assert reason(data, limits=Limits(pixels=599)) == "too_many_pixels"
+    assert reason(data, limits=Limits(side=29)) == "side_too_long"
+    assert reason(data, limits=Limits(bytes=len(data) - 1)) == "too_many_bytes"
+
+
+def pillow_takes(data: bytes) -> bool:
+    try:
+        Image.open(io.BytesIO(data)).load()
+    except Exception:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("percent", range(0, 100, 5))
+def test_truncated_files_are_rejected(kind: str, percent: int) -> None:
+    whole = saved(picture("RGB", 120, 90), kind)
+    cut = whole[: len(whole) * percent // 100]
+    if percent == 0:
+        assert reason(cut) == "empty_file"
+    elif kind == "JPEG" and pillow_takes(cut):
+        assert decode(cut).warning
+    else:
+        assert reason(cut) in ("corrupt", "not_an_image")
+
+
+def test_a_jpeg_that_pillow_decodes_in_spite_of_a_warning_is_kept_with_it() -> None:
+    whole = saved(picture("RGB", 120, 90), "JPEG")
+    at = whole.index(b"\xff\xda")  # start of scan: bytes between two segments draw "extraneous bytes before marker"
+    found = decode(whole[:at] + b"\x00" * 7 + whole[at:])
+    assert "extraneous" in found.warning.lower()
+    np.testing.assert_allclose(found.pixels.astype(int), decode(whole).pixels, atol=2)
+    assert decode(whole).warning == ""
+
+
+SIGNATURES = [b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"II+\0", b"BM",
+              b"RIFF\x40\0\0\0WEBPVP8 ", b"RIFF\x40\0\0\0WEBPVP8X", b"RIFF\x40\0\0\0WEBPVP8L", b"BM" + b"\0" * 12 + b"\x28\0\0\0"]  # fmt: skip
+
+
+def only_rejects(data: bytes) -> None:
+    try:
+        found = decode(data, limits=Limits(pixels=1_000_000))
+    except ImageRejected as error:
+        assert error.reason in REASONS and error.detail
+    else:
+        assert found.pixels.dtype == np.uint8 and found.pixels.shape == (found.height, found.width, 3)
+
+
+@given(st.sampled_from(SIGNATURES), st.binary(max_size=300))
+@settings(max_examples=300, deadline=None)
+def test_garbage_behind_a_signature_raises_nothing_but_a_rejection(signature: bytes, garbage: bytes) -> None:
+    only_rejects(signature + garbage)
+
+
+SMALL = [saved(picture(mode, 16, 12), kind) for mode, kind in
+         (("RGB", "JPEG"), ("CMYK", "JPEG"), ("RGB", "PNG"), ("P", "PNG"), ("P", "GIF"), ("RGB", "BMP"), ("RGB", "TIFF"), ("RGBA", "WEBP"))]  # fmt: skip
+SMALL += [saved(picture("RGB", 16, 12), "TIFF", compression=c) for c in ("tiff_lzw", "packbits", "tiff_adobe_deflate", "jpeg")]
+SMALL += [saved(picture("RGB", 16, 12), kind, exif=with_orientation(6)) for kind in ("JPEG", "PNG", "WEBP", "TIFF")]
+
+
+@given(st.sampled_from(SMALL), st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=8))
+@settings(max_examples=500, deadline=None)
+def test_flipped_bytes_raise_nothing_but_a_rejection(data: bytes, flips: list[tuple[float, int]]) -> None:
+    changed = bytearray(data)
+    for place, value in flips:
+        changed[min(len(data) - 1, int(place * len(data)))] = value
+    only_rejects(bytes(changed))
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_the_format_is_told_from_the_bytes(kind: str) -> None:
+    assert sniff(saved(picture(), kind)) == kind == decode(saved(picture(), kind)).format
+
+
+@pytest.mark.parametrize("data", [b"<svg/>", b"BMW is a car, not a bitmap", b"RIFF....WAVEfmt ", b"\xff\xd8", b"%PDF-1.7", b"\0" * 64])
+def test_other_bytes_are_not_an_image(data: bytes) -> None:
+    assert reason(data) == "not_an_image"
+
+
+@given(st.integers(1, 150), st.integers(1, 150), st.integers(0, 200))
+@settings(max_examples=80, deadline=None)
+def test_a_scaled_decode_never_goes_below_the_size_asked_for(width: int, height: int, min_side: int) -> None:
+    data = simplejpeg.encode_jpeg(np.full((height, width, 3), 90, np.uint8))
+    found = decode(data, strict=False, min_side=min_side)
+    assert min(found.pixels.shape[:2]) >= min(min_side, width, height)
+    assert (found.width, found.height) == (width, height)
+    if min_side == 0:
+        assert found.pixels.shape[:2] == (height, width)
+
+
+def test_a_scaled_decode_is_smaller_where_it_may_be() -> None:
+    data = simplejpeg.encode_jpeg(np.zeros((400, 800, 3), np.uint8))
+    assert decode(data, min_side=100).pixels.shape == (100, 200, 3)
+
+
+def test_width_and_height_of_a_scaled_and_turned_jpeg_are_those_of_the_upright_picture() -> None:
+    found = decode(saved(picture("RGB", 800, 400), "JPEG", exif=with_orientation(6)), min_side=50)
+    assert (found.width, found.height) == (400, 800)
+    assert found.pixels.shape == (100, 50, 3)
+
+
+def as_stored(source: Image.Image, kind: str, color: str) -> bool:
+    found: Decoded = decode(saved(source, kind), color)
+    return found.as_stored
+
+
+def test_as_stored_says_whether_the_bytes_hold_these_pixels() -> None:
+    assert as_stored(picture("RGB"), "JPEG", "rgb") and as_stored(picture("L"), "JPEG", "gray")
+    assert as_stored(picture("RGB"), "PNG", "rgb") and as_stored(picture("L"), "PNG", "gray")
+    assert not as_stored(picture("RGB"), "JPEG", "gray") and not as_stored(picture("L"), "PNG", "rgb")
+    assert not as_stored(picture("P"), "PNG", "rgb") and not as_stored(picture("RGBA"), "PNG", "rgb")
