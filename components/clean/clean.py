@@ -14,7 +14,7 @@ from imagemill.components.store.errors import MillError, UserError
 from imagemill.components.store.filesystem import store_for
 from imagemill.components.store.fingerprint import digest, fingerprint
 from imagemill.components.store.images import COLORS
-from imagemill.components.store.manifest import Dataset, File, Manifest, Totals, commit, read_dataset, ready
+from imagemill.components.store.manifest import Dataset, File, Manifest, Totals, commit, ready
 from imagemill.components.store.progress import Progress
 from imagemill.components.store.shards import read_columns
 from imagemill.components.store.step import CACHED, RAN, Context, Outcome
@@ -22,7 +22,7 @@ from imagemill.components.store.step import CACHED, RAN, Context, Outcome
 
 def clean(config: CleanConfig, context: Context) -> Outcome:
     """Find the clean dataset that this raw, config and class list give, or make it."""
-    raw = read_dataset(uris.normalize(config.raw, "raw"), "raw")
+    raw = context.parent("raw", config.raw, "raw")
     name = config.name or raw.manifest.extra["dataset_name"]
     classes = _classes(raw, config, context, name)
     counting = config.counting() | {"classes": digest(list(classes))} | context.attempt()

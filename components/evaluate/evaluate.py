@@ -12,7 +12,7 @@ from imagemill.components.evaluate.inputs import input_batches, tensors_for
 from imagemill.components.store import uri as uris
 from imagemill.components.store.errors import MillError
 from imagemill.components.store.fingerprint import fingerprint
-from imagemill.components.store.manifest import Dataset, Manifest, Totals, commit, find_dataset, read_dataset, ready
+from imagemill.components.store.manifest import Dataset, Manifest, Totals, commit, find_dataset, ready
 from imagemill.components.store.metrics import Matrix, confusion, per_class, summary
 from imagemill.components.store.progress import Progress
 from imagemill.components.store.shards import Layout, ShardWriter
@@ -30,8 +30,8 @@ PREDICTIONS = pa.schema(
 
 def evaluate(config: EvaluateConfig, context: Context) -> Outcome:
     """The challenger's evaluation; `metrics` also names the champion's, if there is a champion to compare with."""
-    model = read_dataset(uris.normalize(config.model, "model"), "model")
-    clean = read_dataset(uris.normalize(config.clean, "clean"), "clean")
+    model = context.parent("model", config.model, "model")
+    clean = context.parent("clean", config.clean, "clean")
     name = config.name or clean.manifest.extra["dataset_name"]
     uri, there, dataset = _evaluation(model, clean, "the challenger", config, context)
     context.workspace.note_latest(name, dataset, context.run)

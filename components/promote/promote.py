@@ -10,16 +10,16 @@ from imagemill.components.promote.gate import Verdict, judge
 from imagemill.components.store import uri as uris
 from imagemill.components.store.errors import TransientError, wrong
 from imagemill.components.store.fingerprint import digest
-from imagemill.components.store.manifest import Dataset, read_dataset
+from imagemill.components.store.manifest import Dataset
 from imagemill.components.store.step import CACHED, RAN, Context, Outcome
 
 
 def promote(config: PromoteConfig, context: Context) -> Outcome:
     """The verdict, its effect and the report. `uri` is the champion's model after it."""
-    evaluation = read_dataset(uris.normalize(config.evaluation, "evaluation"), "evaluation")
+    evaluation = context.parent("evaluation", config.evaluation, "evaluation")
     champion = None
     if config.champion_evaluation:
-        champion = read_dataset(uris.normalize(config.champion_evaluation, "champion_evaluation"), "evaluation")
+        champion = context.parent("champion_evaluation", config.champion_evaluation, "evaluation")
         _check_same_test(evaluation, champion)
     name = config.name or evaluation.manifest.extra["dataset_name"]
     record, state = _decide(name, evaluation, champion, config, context)

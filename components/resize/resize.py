@@ -15,7 +15,7 @@ from imagemill.components.store import uri as uris
 from imagemill.components.store.errors import MillError, error_for_exit_code
 from imagemill.components.store.filesystem import store_for
 from imagemill.components.store.fingerprint import fingerprint
-from imagemill.components.store.manifest import Dataset, File, Manifest, Totals, commit, read_dataset, ready
+from imagemill.components.store.manifest import Dataset, File, Manifest, Totals, commit, ready
 from imagemill.components.store.progress import Progress, size
 from imagemill.components.store.resample import Geometry
 from imagemill.components.store.step import CACHED, RAN, Context, Outcome
@@ -31,7 +31,7 @@ MEAN_STD = {
 
 def resize(config: ResizeConfig, context: Context) -> Outcome:
     """Find the tensors that this clean dataset and config give, or make them."""
-    clean = read_dataset(uris.normalize(config.clean, "clean"), "clean")
+    clean = context.parent("clean", config.clean, "clean")
     counting = config.counting() | context.attempt()
     uri = context.workspace.dataset("tensors", fingerprint("tensors", VERSION, [clean.fingerprint], counting))
     there = ready(uri)

@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from imagemill.components.store.config import StepConfig, field_types, parse_sections
-from imagemill.components.store.errors import EXIT_OURS, EXIT_USER, MillError, TransientError, UserError, wrong
+from imagemill.components.store.errors import EXIT_OURS, EXIT_USER, MillError, TransientError, UserError, wrong, wrong
 from imagemill.components.store.filesystem import store_for
 from imagemill.components.store.fingerprint import digest
-from imagemill.components.store.manifest import MANIFEST
+from imagemill.components.store.manifest import MANIFEST, Dataset, read_dataset
 from imagemill.components.store.progress import duration, say
-from imagemill.components.store.uri import join
+from imagemill.components.store.uri import join, normalize
 from imagemill.components.store.workspace import Workspace
 
 RUNNER_PID = "IMAGEMILL_RUNNER_PID"
@@ -56,6 +56,16 @@ class Context:
     def attempt(self) -> dict[str, str]:
         """What `--rerun` adds to the fingerprint's config: stable within a run, so that a retry is safe."""
         return {"attempt": self.run} if self.rerun else {}
+
+    def parent(self, field: str, uri: str, kind: str) -> Dataset:
+        """The parent dataset that the config's `field` names. It must lie in this workspace: manifests point to
+        their parents by relative URIs, so that the whole can be moved."""
+        if not uri:
+            raise wrong(field, f"the URI of a {kind} dataset", uri)
+        absolute = normalize(uri, field)
+        if not absolute.startswith(f"{self.workspace.uri}/{kind}/"):
+            raise wrong(field, f"a {kind} dataset of the workspace {self.workspace.uri}", uri)
+        return read_dataset(absolute, kind)
 
     def say(self, text: str) -> None:
         say(self.step, text)

@@ -32,6 +32,10 @@ class Batch:
     labels: npt.NDArray[np.int64]
     number: int
 
+    def one_hot(self, classes: int) -> npt.NDArray[np.float32]:
+        """The labels as float32 [B, classes], 1 at the label's id and 0 elsewhere."""
+        return np.eye(classes, dtype=np.float32)[self.labels]
+
 
 def images_of(column: pa.ChunkedArray, shape: list[int]) -> npt.NDArray[np.uint8]:
     """A fixed_size_binary column as uint8 [rows, H, W, C], without copying where it is one chunk."""

@@ -8,7 +8,7 @@ from typing import Any
 from imagemill.components.store import uri as uris
 from imagemill.components.store.errors import UserError
 from imagemill.components.store.fingerprint import fingerprint
-from imagemill.components.store.manifest import Dataset, Manifest, Totals, commit, read_dataset, ready
+from imagemill.components.store.manifest import Dataset, Manifest, Totals, commit, ready
 from imagemill.components.store.model import ModelSpec, build_network, pick_device
 from imagemill.components.store.parallel import cores
 from imagemill.components.store.shards import publish_bytes
@@ -20,7 +20,7 @@ from imagemill.components.train.weights import load_pretrained, weights_identity
 
 def train(config: TrainConfig, context: Context) -> Outcome:
     """Find the model that these tensors and this config give, or train it."""
-    tensors = read_dataset(uris.normalize(config.tensors, "tensors"), "tensors")
+    tensors = context.parent("tensors", config.tensors, "tensors")
     counting = config.counting() | weights_identity(config) | context.attempt()
     uri = context.workspace.dataset("model", fingerprint("model", VERSION, [tensors.fingerprint], counting))
     there = ready(uri)
