@@ -6,9 +6,13 @@ What an archive is, is told from its bytes: tar, plain or under gzip, bzip2, xz,
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import io
 import lzma
+import os
+import stat
+import struct
 import tarfile
 import tempfile
 import zipfile
@@ -17,12 +21,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from imagemill.components.store.errors import MillError, UserError
+from imagemill.components.store.errors import MillError, TransientError, UserError
 from imagemill.components.store.progress import say
 
 BUFFER = 4 * 2**20
+TAR_BLOCK = 2**16
+"""What tarfile reads at a time. It copies the rest of this block at every header, so that a large one is slow."""
 HEADER_LIMIT = 2**20
 """A tar member's name or PAX header may have so many bytes; more is an attack, not a name."""
+CHAIN_LIMIT = 16
+"""So many headers may describe one tar member; tarfile calls itself for each, a long chain is an attack."""
 
 _COMPRESSIONS = {
     b"\x1f\x8b": "gzip",
@@ -35,7 +43,8 @@ _COMPRESSIONS = {
 
 @dataclass(frozen=True)
 class Member:
-    """One file of a source: its path as the source writes it, and its bytes (None: named but not there)."""
+    """One file: its path (an archive's as it writes it, a source's in normal form), and its bytes (None: named
+    but not there)."""
 
     path: str
     data: bytes | None
@@ -59,16 +68,27 @@ def read_archive(stream: Any, where: str, limit: int) -> Iterator[Member | Skipp
     `stream` must buffer (`peek` is used); zip also needs it to seek, or it is spooled to an unnamed file.
     """
     buffered: Any = stream if isinstance(stream, io.BufferedReader) else io.BufferedReader(stream, BUFFER)
-    head = buffered.peek(512)[:512]
     try:
+        head = buffered.peek(512)[:512]
         if head[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
             yield from _read_zip(buffered, where, limit)
         else:
             yield from _read_tar(_decompress(buffered, head), where, limit)
     except MillError:
         raise
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
-        raise UserError(f"{where}: expected a whole tar or zip archive, found one that is damaged or none: {error}") from None
+    except _DAMAGE as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # the disk's, not the archive's
+            raise TransientError(f"{where}: {os.strerror(error.errno)} while it was read") from None
+        raise UserError(
+            f"{where}: expected a whole tar or zip archive, found one that is damaged or none: {error}"
+        ) from None
+
+
+_DAMAGE = (
+    tarfile.TarError, zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, zlib.error, lzma.LZMAError, struct.error,
+    OSError, ValueError, OverflowError, NotImplementedError,
+)  # fmt: skip
+"""What the readers raise for bytes that are no archive of theirs, or one with a compression they don't know."""
 
 
 def _decompress(stream: io.BufferedReader, head: bytes) -> Any:
@@ -86,19 +106,39 @@ def _decompress(stream: io.BufferedReader, head: bytes) -> Any:
     return stream
 
 
-class _CappedTarInfo(tarfile.TarInfo):
-    """A member whose name and extended headers are capped before they are read into memory."""
+_NAMED = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+_EXTENDED = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 
-    def _proc_member(self, archive: tarfile.TarFile) -> Any:
-        named = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
-        extended = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
-        if self.type in named + extended and self.size > HEADER_LIMIT:
+
+class _CappedTarInfo(tarfile.TarInfo):
+    """A member whose name and extended headers are capped before they are read into memory.
+
+    A broken header inside the archive is an error: tarfile takes it for the end and says nothing.
+    """
+
+    @classmethod
+    def fromtarfile(cls, archive: Any) -> Any:
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EmptyHeaderError:  # type: ignore[attr-defined]
+            if archive.offset:  # not just an empty file
+                say("download", "the archive has no end mark: if it was cut short between two files, some are missing")
+            raise
+        except (tarfile.TruncatedHeaderError, tarfile.InvalidHeaderError) as error:  # type: ignore[attr-defined]
+            raise tarfile.ReadError(f"a member's header is broken ({error})") from None
+
+    def _proc_member(self, archive: Any) -> Any:
+        describes = self.type in _NAMED + _EXTENDED
+        archive.chained = getattr(archive, "chained", 0) + 1 if describes else 0
+        if describes and not 0 <= self.size <= HEADER_LIMIT:
             raise tarfile.ReadError(f"a header of {self.size:,} bytes, at most {HEADER_LIMIT:,}")
+        if archive.chained > CHAIN_LIMIT:
+            raise tarfile.ReadError(f"more than {CHAIN_LIMIT} headers for one member")
         return super()._proc_member(archive)  # type: ignore[misc]
 
 
 def _read_tar(stream: Any, where: str, limit: int) -> Iterator[Member | Skipped]:
-    with tarfile.open(fileobj=stream, mode="r|", bufsize=BUFFER, tarinfo=_CappedTarInfo) as archive:
+    with tarfile.open(fileobj=stream, mode="r|", bufsize=TAR_BLOCK, tarinfo=_CappedTarInfo) as archive:
         for info in archive:
             archive.members = []  # type: ignore[attr-defined]  # tarfile keeps every header; a million would stay
             if not info.isfile():
@@ -124,7 +164,7 @@ def _read_zip(stream: io.BufferedReader, where: str, limit: int) -> Iterator[Mem
             source = spool
         with zipfile.ZipFile(source) as archive:
             for info in archive.infolist():
-                if info.is_dir():
+                if info.is_dir() or stat.S_ISLNK(info.external_attr >> 16):
                     continue
                 if info.flag_bits & 0x1:
                     raise UserError(f"{where}: expected a zip without a password, found {info.filename} encrypted")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from typing import ClassVar
+from urllib.parse import urlsplit
 
 from imagemill.components.store import uri as uris
 from imagemill.components.store.config import StepConfig, option
@@ -54,14 +55,17 @@ class DownloadConfig(StepConfig):
         if self.dataset in ("folder", "filename", "csv") and not self.source:
             raise wrong("source", f"a URI, which --dataset {self.dataset} needs", self.source)
         if self.dataset == "demo" and self.source:
-            raise wrong("source", "nothing with --dataset demo; give --dataset folder, filename, csv or pets", self.source)
-        for field, value in (("source", self.source), ("annotations", self.annotations)):
-            if uris.scheme(value) not in ("", "file", "s3", "http", "https"):
-                raise wrong(field, "a path, s3://, http:// or https:// URI", value)
+            expected = "nothing with --dataset demo; give --dataset folder, filename, csv or pets"
+            check_uri("source", self.source)
+            raise wrong("source", expected, uris.safe(self.source))
+        check_uri("source", self.source)
+        check_uri("annotations", self.annotations)
         try:
             pattern = re.compile(self.label_pattern)
-        except re.error as error:
-            raise UserError(f"label_pattern: expected a regular expression, found {self.label_pattern!r}: {error}") from None
+        except (re.error, OverflowError, RecursionError) as error:
+            raise UserError(
+                f"label_pattern: expected a regular expression, found {self.label_pattern!r}: {error}"
+            ) from None
         if self.dataset == "filename" and not pattern.groups:
             raise wrong("label_pattern", "a regular expression with a group for the label", self.label_pattern)
 
@@ -73,3 +77,18 @@ class DownloadConfig(StepConfig):
             return self.dataset
         stem = uris.last_part(self.source if uris.scheme(self.source) else uris.normalize(self.source)).split(".")[0]
         return re.sub(r"[^\w.-]+", "-", stem, flags=re.ASCII).strip("-.") or self.dataset
+
+
+def check_uri(field: str, uri: str) -> None:
+    """UserError for a scheme that can't be read or a URL without a host; no password of it in the message."""
+    kind = uris.scheme(uri)
+    if kind not in ("", "file", "s3", "http", "https"):
+        raise wrong(field, "a path, s3://, http:// or https:// URI", f"{kind}://…")
+    if kind in ("http", "https"):
+        try:
+            parts = urlsplit(uri)
+            valid = bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            valid = False
+        if not valid:
+            raise wrong(field, f"a {kind} URL with a host and, if any, a port of 1 to 65535", f"{kind}://…")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import time
+import zlib
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import urllib3
-from urllib3.exceptions import HTTPError, IncompleteRead, ProtocolError
+from urllib3.exceptions import HTTPError, ProtocolError
 
-from imagemill.components.store.errors import MillError, TransientError, UserError
+from imagemill.components.store.errors import TransientError, UserError
 from imagemill.components.store.progress import say
 from imagemill.components.store.retry import with_retry
 from imagemill.components.store.uri import safe
@@ -18,6 +21,10 @@ from imagemill.components.store.uri import safe
 _pool: urllib3.PoolManager | None = None
 STALL_S = 60.0
 """Seconds without a byte, resumptions included, after which a transfer is given up as transient."""
+RESUME_S = 0.5
+PIECE = 2**16
+"""Bytes read at a time: what a connection that breaks can cost at most."""
+_REDIRECTS = urllib3.Retry(total=None, connect=0, read=0, status=0, other=0, redirect=5)
 
 
 def pool() -> urllib3.PoolManager:
@@ -28,29 +35,46 @@ def pool() -> urllib3.PoolManager:
 
         cafile = os.environ.get("SSL_CERT_FILE") or os.environ.get("REQUESTS_CA_BUNDLE")
         _pool = urllib3.PoolManager(
-            maxsize=32, timeout=urllib3.Timeout(connect=3, read=30), ca_certs=cafile or None,
+            maxsize=256, timeout=urllib3.Timeout(connect=3, read=30), ca_certs=cafile or None,
             headers={"User-Agent": "imagemill", "Accept-Encoding": "identity"},
         )  # fmt: skip
     return _pool
 
 
 def request(method: str, url: str, headers: Mapping[str, str] | None = None, body: bool = False) -> Any:
-    """One request, tried again while transient. FileNotFoundError for 404 and 410, UserError for other 4xx."""
+    """One request, tried again while transient. FileNotFoundError for 404 and 410, UserError for other 4xx.
+
+    The URL is one that `check_uri` passed. Redirects are followed; a user name and password in it go into the
+    header and never to another host.
+    """
 
     def once() -> Any:
-        merged = {**pool().headers, **(headers or {})}
+        merged = {**pool().headers, **_authorization(url), **(headers or {})}
         try:
-            answer = pool().request(method, url, headers=merged, preload_content=body, retries=False, redirect=True)
-        except urllib3.exceptions.LocationValueError as error:
-            raise UserError(f"{safe(url)}: no valid URL: {error}") from None
+            answer = pool().request(
+                method, url, headers=merged, preload_content=body, decode_content=False, retries=_REDIRECTS
+            )
+        except urllib3.exceptions.LocationValueError:  # its text may hold the whole URL
+            raise UserError(f"{safe(url)}: expected a valid http(s) URL, found it or its redirect to be none") from None
+        except urllib3.exceptions.MaxRetryError as error:
+            if isinstance(error.reason, urllib3.exceptions.ResponseError):
+                raise UserError(f"{safe(url)}: expected a file, found more than 5 redirects") from None
+            raise TransientError(f"{safe(url)}: no answer ({type(error.reason).__name__})") from None
         except HTTPError as error:
             raise TransientError(f"{safe(url)}: no answer ({type(error).__name__})") from None
-        if answer.status < 400 or answer.status == 416:
+        if answer.status in (200, 206, 416):
             return answer
-        answer.release_conn()
+        answer.close()
         raise _status_error(url, answer.status)
 
     return with_retry(once, f"{method} {safe(url)}")
+
+
+def _authorization(url: str) -> dict[str, str]:
+    parts = urlsplit(url)
+    if parts.username is None:
+        return {}
+    return urllib3.make_headers(basic_auth=f"{unquote(parts.username)}:{unquote(parts.password or '')}")
 
 
 def _status_error(url: str, status: int) -> Exception:
@@ -62,56 +86,80 @@ def _status_error(url: str, status: int) -> Exception:
 
 
 def fetch(url: str, limit: int) -> bytes | None:
-    """A whole small file, or None where there is none (404). UserError above `limit` bytes."""
+    """A whole small file, or None where there is none (404); of a file above `limit` bytes, `limit` + 1."""
     try:
         with HttpFile(url) as file:
             data = io.BufferedReader(file).read(limit + 1)
+            encoding = file.encoding
     except FileNotFoundError:
         return None
-    if len(data) > limit:
-        raise UserError(f"{safe(url)}: expected at most {limit:,} bytes, found more")
+    if "gzip" in encoding and data[:2] == b"\x1f\x8b":  # some servers encode what they were asked not to
+        try:
+            return zlib.decompressobj(31).decompress(data, limit + 1)
+        except zlib.error:
+            raise TransientError(f"{safe(url)}: the server's gzip encoding is broken") from None
     return data
+
+
+def _length(text: str | None) -> int:
+    """A length as a header tells it; 0 where it doesn't."""
+    return int(text) if text and text.isascii() and text.isdigit() else 0
 
 
 class HttpFile(io.RawIOBase):
     """A URL as a file: sequential reads stream; a broken connection is resumed by range if the server can.
 
-    Where it can't, the stream starts again and skips what was read, as long as the file is the same
-    (ETag or Last-Modified and length). `seek` needs a server with ranges.
+    Where it can't, the stream starts again and skips what was read. Either way the file must be the same
+    (ETag or Last-Modified, and length), else TransientError: two files are never mixed. `seek` needs a server
+    with ranges. The bytes are the server's own: a Content-Encoding is not undone.
     """
 
     def __init__(self, url: str) -> None:
         self._url, self._position = url, 0
         self._answer: Any = None
-        head = self._connect(0)
-        self.length = int(head.headers.get("Content-Length") or 0)
-        self.validator = head.headers.get("ETag") or head.headers.get("Last-Modified") or ""
+        head = request("GET", url)
+        self.length = _length(head.headers.get("Content-Length"))
+        self._etag, self._modified = head.headers.get("ETag", ""), head.headers.get("Last-Modified", "")
+        self.validator = self._etag or self._modified
         self.ranges = head.headers.get("Accept-Ranges", "").lower() == "bytes"
+        self.encoding = head.headers.get("Content-Encoding", "").lower()
         self._answer = head
 
     def _connect(self, position: int) -> Any:
+        """The body from `position` on, of the same file as before."""
         headers = {"Range": f"bytes={position}-"} if position else {}
         if position and self.validator and not self.validator.startswith("W/"):
             headers["If-Range"] = self.validator
         answer = request("GET", self._url, headers)
-        if position and answer.status != 206:
-            self._check_same(answer)
-            self._skip(answer, position)
-        elif position and not str(answer.headers.get("Content-Range", "")).startswith(f"bytes {position}-"):
-            raise TransientError(f"{safe(self._url)}: the server answered another range than the one asked for")
+        try:
+            if position and answer.status == 206:
+                span, _, total = str(answer.headers.get("Content-Range", "")).partition("/")
+                if not span.startswith(f"bytes {position}-"):
+                    raise TransientError(f"{safe(self._url)}: the server answered another range than the one asked for")
+                self._check_same(answer, self.length and (_length(total) or self.length))  # 0: never told
+            else:
+                self._check_same(answer, _length(answer.headers.get("Content-Length")))
+                self._skip(answer, position)
+        except BaseException:
+            answer.close()
+            raise
         return answer
 
-    def _check_same(self, answer: Any) -> None:
-        found = answer.headers.get("ETag") or answer.headers.get("Last-Modified") or ""
-        if found != self.validator or int(answer.headers.get("Content-Length") or 0) != self.length:
+    def _check_same(self, answer: Any, length: int) -> None:
+        """A partial answer may leave out a validator, but not give another."""
+        etag, modified = answer.headers.get("ETag", ""), answer.headers.get("Last-Modified", "")
+        partial = answer.status == 206
+        same_etag = etag == self._etag or (partial and not etag)
+        same_date = modified == self._modified or (partial and not modified)
+        if not same_etag or not (self._etag or same_date) or length != self.length or answer.status == 416:
             raise TransientError(f"{safe(self._url)}: the file changed while it was read")
 
     def _skip(self, answer: Any, number: int) -> None:
         while number:
-            number -= len(answer.read(min(number, 1 << 20)) or self._lost())
-
-    def _lost(self) -> bytes:
-        raise TransientError(f"{safe(self._url)}: the connection broke")
+            data = answer.read(min(number, PIECE))
+            if not data:
+                raise ProtocolError("the body ended early")
+            number -= len(data)
 
     def readable(self) -> bool:
         return True
@@ -124,6 +172,8 @@ class HttpFile(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         target = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.length}[whence] + offset
+        if target < 0:
+            raise OSError(errno.EINVAL, "a position before the file's start")
         if target != self._position:
             self._drop()
             self._position = target
@@ -138,21 +188,23 @@ class HttpFile(io.RawIOBase):
                     return 0
                 if self._answer is None:
                     self._answer = self._connect(self._position)
-                data = self._answer.read(len(buffer))
+                data = self._answer.read(min(len(buffer), PIECE))
                 if not data and self.length and self._position < self.length:
                     raise ProtocolError("the body ended early")
                 buffer[: len(data)] = data
                 self._position += len(data)
                 return len(data)
-            except (HTTPError, IncompleteRead, TransientError) as error:
+            except FileNotFoundError:
+                raise TransientError(f"{safe(self._url)}: the file went away while it was read") from None
+            except HTTPError:
                 self._drop()
                 stalled_since = stalled_since or time.monotonic()
-                if isinstance(error, TransientError) or time.monotonic() - stalled_since > STALL_S:
-                    raise error if isinstance(error, MillError) else TransientError(
+                if time.monotonic() - stalled_since > STALL_S:
+                    raise TransientError(
                         f"{safe(self._url)}: the connection broke after {self._position:,} bytes"
                     ) from None
                 say("download", f"the connection broke after {self._position:,} bytes; resuming")
-                time.sleep(0.5)
+                time.sleep(RESUME_S)
 
     def _drop(self) -> None:
         if self._answer is not None:

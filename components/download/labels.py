@@ -49,7 +49,7 @@ class Labeller(Protocol):
 
 
 class FolderLabeller:
-    """Label = parent folder; `train/cat/1.jpg` declares its split by the first folder too."""
+    """Label = parent folder; `train/cat/1.jpg` declares its split too, as does `pets/train/cat/1.jpg`."""
 
     def listing(self) -> str | None:
         return "folder"
@@ -57,8 +57,8 @@ class FolderLabeller:
     def labels(self, path: str, number: int) -> Labels:
         parts = image_id(path).split("/")
         label = parts[-2] if len(parts) > 1 else None
-        split = SPLIT_NAMES.get(parts[0].lower()) if len(parts) > 2 else None
-        return Labels(label, split)
+        above = parts[:-2][:2]  # an archive often wraps everything in one folder
+        return Labels(label, next((SPLIT_NAMES[p.lower()] for p in above if p.lower() in SPLIT_NAMES), None))
 
 
 class FilenameLabeller:
@@ -101,7 +101,7 @@ class PetsLabeller:
         self._found: PetsAnnotations | None = None
 
     def listing(self) -> str | None:
-        return ArchiveSource(self._uri).listing()
+        return ArchiveSource(self._uri, "annotations").listing()
 
     def labels(self, path: str, number: int) -> Labels:
         self._found = self._found or read_annotations(self._uri)
@@ -118,7 +118,7 @@ def open_dataset(config: DownloadConfig) -> tuple[Source, Labeller]:
         return _open_pets(config)
     if config.dataset == "csv":
         return _open_table(config)
-    source = open_source(config.source, config.download_workers)
+    source = open_source(config.source, config.download_workers, uris.normalize(config.workspace, "workspace"))
     labeller = FolderLabeller() if config.dataset == "folder" else FilenameLabeller(config.label_pattern)
     if not isinstance(source, ArchiveSource):
         _check_two_classes(config, {labeller.labels(path, 0).label for path in source.paths()})
@@ -133,20 +133,20 @@ def _check_two_classes(config: DownloadConfig, labels: set[str | None]) -> None:
             "folder": "one folder a class: <source>/<class>/<image>",
             "filename": f"file names that label_pattern {config.label_pattern!r} finds labels in",
         }.get(config.dataset, "two values in the column label")
-        raise UserError(f"source: expected images of at least two classes ({hint}), found {what} in {config.source}")
+        raise UserError(
+            f"source: expected images of at least two classes ({hint}), found {what} in {uris.safe(config.source)}"
+        )
 
 
 def _open_pets(config: DownloadConfig) -> tuple[Source, Labeller]:
     base = config.source or PETS_URL
     if not uris.is_http(base):
         base = uris.normalize(base, "source")
-    beside = base
-    images = base
-    if not re.search(r"\.(tar|tgz|zip)(\.\w+)?$", base):
-        images = f"{base.rstrip('/')}/images.tar.gz"
-    else:
-        beside = base.rpartition("/")[0]
-    annotations = config.annotations or f"{beside.rstrip('/')}/annotations.tar.gz"
+    path, mark, query = base.partition("?") if uris.is_http(base) else (base, "", "")
+    images, beside = base, path.rpartition("/")[0]
+    if not re.search(r"\.(tar|tgz|tbz2|txz|zip)(\.\w+)?$", path):
+        images, beside = f"{path.rstrip('/')}/images.tar.gz{mark}{query}", path.rstrip("/")
+    annotations = config.annotations or f"{beside}/annotations.tar.gz{mark}{query}"
     if not uris.is_http(annotations):
         annotations = uris.normalize(annotations, "annotations")
     for field_name, uri in (("source", images), ("annotations", annotations)):
@@ -179,6 +179,8 @@ def read_table(data: bytes, where: str) -> Any:
     for needed in ("path", "label"):
         if needed not in names:
             raise wrong(f"{where} (its first line)", f"a column named {needed}", header[:200])
+    if twice := sorted({n for n in names if names.count(n) > 1}):
+        raise wrong(f"{where} (its first line)", f"one column named {twice[0]!r}", header[:200])
     try:
         table = csv.read_csv(
             io.BytesIO(data),
@@ -187,12 +189,19 @@ def read_table(data: bytes, where: str) -> Any:
             convert_options=csv.ConvertOptions(column_types={n: pa.string() for n in names}, strings_can_be_null=False),
         )
     except pa.ArrowInvalid as error:
-        raise UserError(f"{where}: expected a table of {len(names)} columns, found a line that is none: {error}") from None
+        raise UserError(
+            f"{where}: expected a table of {len(names)} columns, found a line that is none: {error}"
+        ) from None
     if table.num_rows == 0:
         raise wrong(where, "at least one row below the header", "none")
-    blank = pc.index(pc.utf8_trim_whitespace(table.column("path")), "").as_py()
-    if blank >= 0:
-        raise wrong(f"{where}, line {blank + 2} (path)", "a path or URI", "")
+    paths = table.column("path")
+    unusable = pc.or_(pc.equal(pc.utf8_trim_whitespace(paths), ""), pc.match_substring(paths, "\0"))
+    if (row := pc.index(unusable, True).as_py()) >= 0:
+        raise wrong(f"{where}, line {row + 2} (path)", "a path or URI", paths[row].as_py())
+    schemes = pc.struct_field(pc.extract_regex(paths, r"^(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+)://"), "scheme")
+    for scheme in pc.unique(schemes).to_pylist():
+        if scheme and scheme.lower() not in ("file", "s3", "http", "https"):
+            raise wrong(f"{where} (path)", "paths, s3://, http:// or https:// URIs", f"{scheme}://…")
     if "split" in names:
         for value in table.column("split").unique().to_pylist():
             if value.strip() and value.strip().lower() not in SPLIT_NAMES:

@@ -5,10 +5,13 @@ Parkhi, Vedaldi, Zisserman, Jawahar: "Cats and Dogs", CVPR 2012.
 
 from __future__ import annotations
 
+import math
 import tempfile
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from imagemill.components.download.archives import Member, read_archive
 from imagemill.components.download.sources import is_hidden, open_stream
@@ -65,7 +68,7 @@ def read_annotations(uri: str) -> PetsAnnotations:
     """Every annotation of the archive at `uri`; UserError when a split list is missing."""
     found = PetsAnnotations(uris.safe(uri))
     seen = set()
-    with open_stream(uri) as stream:
+    with open_stream(uri, "annotations") as stream:
         for member in read_archive(stream, found.where, 64 * 2**20):
             if isinstance(member, Member) and not is_hidden(member.path):
                 found.add(member.path, member.data or b"")
@@ -87,8 +90,17 @@ def parse_boxes(data: bytes, where: str) -> list[dict[str, Any]]:
         root = ElementTree.fromstring(data)
         return [
             {"name": item.findtext("name") or ""}
-            | {side: float(item.findtext(f"bndbox/{side}") or "") for side in ("xmin", "ymin", "xmax", "ymax")}
+            | {side: _pixels(item.findtext(f"bndbox/{side}") or "") for side in ("xmin", "ymin", "xmax", "ymax")}
             for item in root.iter("object")
         ]
     except (ElementTree.ParseError, ValueError) as error:
         raise UserError(f"{where}: expected Pascal VOC XML, found something else: {error}") from None
+
+
+def _pixels(text: str) -> float:
+    """A finite number as it will be stored (float32), so that what is read back is what was counted."""
+    with np.errstate(over="ignore"):
+        number = float(np.float32(text.strip()))
+    if not math.isfinite(number):
+        raise ValueError(f"{text!r} is no coordinate")
+    return number

@@ -21,7 +21,7 @@ import xxhash
 from imagemill.components.download.archives import Member, Skipped
 from imagemill.components.download.config import VERSION, DownloadConfig
 from imagemill.components.download.labels import Labeller, Labels, open_dataset
-from imagemill.components.download.sources import DemoSource, Source, image_id
+from imagemill.components.download.sources import DemoSource, Source
 from imagemill.components.store import uri as uris
 from imagemill.components.store.errors import UserError
 from imagemill.components.store.filesystem import store_for
@@ -71,7 +71,7 @@ class _Read:
     def skip(self, item: Skipped) -> None:
         self.skipped_count += 1
         if len(self.skipped) < SKIPPED_NAMES:
-            self.skipped.append({"path": image_id(item.path), "why": item.why})
+            self.skipped.append({"path": item.path, "why": item.why})
 
     @property
     def rows(self) -> int:
@@ -137,6 +137,7 @@ def _read_source(source: Source, labeller: Labeller, context: Context, key: str)
     for shard in _shards(members, labeller, pool, read, progress):
         if key:
             record = {"file": asdict(shard.file), "members": shard.members, "skipped": shard.skipped}
+            record["skipped_count"] = shard.skipped_count
             context.workspace.record_work(pool, f"{key}/{number:06d}", record)
         number += 1
     return read
@@ -147,6 +148,7 @@ class _Shard:
     file: File
     members: int
     skipped: list[dict[str, str]]
+    skipped_count: int
 
 
 def _shards(
@@ -155,7 +157,7 @@ def _shards(
     """Consume the members; yield whenever a shard is full and published."""
     more = True
     while more:
-        more, consumed, skipped_before = False, 0, len(read.skipped)
+        more, consumed, named_before, skipped_before = False, 0, len(read.skipped), read.skipped_count
         with ShardWriter(pool, Layout(RAW)) as writer:
             for number, member in members:
                 consumed += 1
@@ -172,12 +174,13 @@ def _shards(
                     break
             if writer.rows:
                 read.files.append(writer.publish("."))
-                yield _Shard(read.files[-1], consumed, read.skipped[skipped_before:])
+                named, count = read.skipped[named_before:], read.skipped_count - skipped_before
+                yield _Shard(read.files[-1], consumed, named, count)
 
 
 def _row(member: Member, labels: Labels) -> dict[str, Any]:
     return {
-        "image_id": image_id(member.path) if "://" not in member.path else member.path,
+        "image_id": member.path,
         "image": member.data,
         "sha256": None if member.data is None else hashlib.sha256(member.data).hexdigest(),
         "label": labels.label,
@@ -218,6 +221,7 @@ def _resume(read: _Read, pool: str, context: Context, key: str) -> int:
                     read.bytes += len(row["image"] or b"")
         for item in record["skipped"]:
             read.skip(Skipped(item["path"], item["why"]))
+        read.skipped_count += int(record["skipped_count"]) - len(record["skipped"])
         read.files.append(file)
         members += int(record["members"])
     if members:
@@ -258,7 +262,10 @@ def _manifest(read: _Read, uri: str, source: Source, config: DownloadConfig, con
     return Manifest(
         kind="raw",
         fingerprint=uris.last_part(uri),
-        config={"dataset": config.dataset, "label_pattern": config.label_pattern if config.dataset == "filename" else ""},
+        config={
+            "dataset": config.dataset,
+            "label_pattern": config.label_pattern if config.dataset == "filename" else "",
+        },
         classes=tuple(labels),
         files=files,
         totals=Totals(
@@ -269,4 +276,3 @@ def _manifest(read: _Read, uri: str, source: Source, config: DownloadConfig, con
         ),
         extra=extra,
     )
-

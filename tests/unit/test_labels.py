@@ -1,0 +1,191 @@
+"""Labels: what a folder, a file name or a table says of a file, and how a wrong table is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from imagemill.components.download.config import DownloadConfig
+from imagemill.components.download.labels import (
+    FilenameLabeller,
+    FolderLabeller,
+    Labels,
+    TableLabeller,
+    open_dataset,
+    read_table,
+)
+from imagemill.components.store.errors import UserError
+
+JPEG = b"\xff\xd8\xff\xe0"
+
+
+@pytest.mark.parametrize(
+    ("path", "label", "split"),
+    [
+        ("cat/1.jpg", "cat", None),
+        ("a/b/cat/1.jpg", "cat", None),
+        ("1.jpg", None, None),
+        ("train/cat/1.jpg", "cat", "train"),
+        ("Valid/cat/1.jpg", "cat", "val"),
+        ("TESTING/cat/1.jpg", "cat", "test"),
+        ("pets/train/cat/1.jpg", "cat", "train"),
+        ("a/b/train/cat/1.jpg", "cat", None),
+        ("test/1.jpg", "test", None),
+        ("./train//cat/../dog/1.jpg", "dog", "train"),
+        ("train\\cat\\1.jpg", "cat", "train"),
+    ],
+)
+def test_folder_labels(path: str, label: str | None, split: str | None) -> None:
+    assert FolderLabeller().labels(path, 0) == Labels(label, split)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path", "label"),
+    [
+        (DownloadConfig.label_pattern, "images/Egyptian_Mau_14.jpg", "Egyptian_Mau"),
+        (DownloadConfig.label_pattern, "images/noname.jpg", None),
+        (r"^(\d+)-(?P<label>[a-z]+)", "12-cat.jpg", "cat"),
+        (r"(cat)?x", "x.jpg", None),
+        (r"()x", "x.jpg", None),
+    ],
+)
+def test_filename_labels(pattern: str, path: str, label: str | None) -> None:
+    assert FilenameLabeller(pattern).labels(path, 0) == Labels(label)
+
+
+@pytest.mark.parametrize("pattern", ["([", "nogroup", "(?:x)", "(a){99999999999}", "(" * 5000])
+def test_a_wrong_label_pattern_is_the_users_error(pattern: str) -> None:
+    with pytest.raises(UserError, match=r"^label_pattern: expected a regular expression"):
+        DownloadConfig(dataset="filename", source="x", label_pattern=pattern).check()
+
+
+@settings(deadline=None)
+@given(st.text(min_size=1, max_size=40), st.text(min_size=1, max_size=40))
+def test_folder_labels_are_part_of_the_path(folder: str, name: str) -> None:
+    label = FolderLabeller().labels(f"{folder}/{name}", 0).label
+    assert label is None or label != ""
+
+
+def rows(data: bytes) -> list[dict[str, str]]:
+    return list(read_table(data, "t.csv").to_pylist())
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"path,label\na.jpg,cat\n",
+        b"\xef\xbb\xbfpath,label\r\na.jpg,cat\r\n",
+        b"path;label\na.jpg;cat\n",
+        b"path\tlabel\na.jpg\tcat",
+        b' "Path" , LABEL\n"a.jpg","cat"\n',
+    ],
+    ids=["plain", "BOM and CRLF", "semicolon", "tab", "quotes"],
+)
+def test_forms_of_a_table(data: bytes) -> None:
+    assert rows(data) == [{"path": "a.jpg", "label": "cat"}]
+
+
+def test_quotes_hide_separators_and_newlines() -> None:
+    found = rows(b'label,path\n"a ""big"", old\ncat","x,y.jpg"\n')
+    assert found == [{"label": 'a "big", old\ncat', "path": "x,y.jpg"}]
+
+
+def test_numbers_and_null_words_stay_texts() -> None:
+    assert [r["label"] for r in rows(b"path,label\na,007\nb,NA\nc,\n")] == ["007", "NA", ""]
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (b"file,label\na,b\n", "a column named path"),
+        (b"path,class\na,b\n", "a column named label"),
+        (b"", "a column named path"),
+        (b"path,label\n", "at least one row"),
+        (b"path,label\na,b\nc\n", "2 columns"),
+        (b"path,label\na,b,c\n", "2 columns"),
+        (b"path,label,path\na,b,c\n", "one column named 'path'"),
+        (b"path,label\na,b\n  ,c\n", r"line 3 \(path\)"),
+        (b"path,label\na\0b,c\n", r"line 2 \(path\)"),
+        (b"path,label\na,b\nftp://h/x,c\n", "found 'ftp://"),
+        (b"path,label,split\na,b,sometimes\n", "sometimes"),
+        (b"path,label\na,caf\xe9\n", "UTF8"),
+        ("path,label\na,b\n".encode("utf-16"), "a column named path"),
+    ],
+)
+def test_a_wrong_table_is_told_with_its_place(data: bytes, told: str) -> None:
+    with pytest.raises(UserError, match=told) as caught:
+        read_table(data, "t.csv")
+    assert str(caught.value).startswith("t.csv")
+
+
+def test_table_labels_and_splits_are_trimmed_and_mapped() -> None:
+    labeller = TableLabeller(read_table(b"path,label,split\na, cat ,Dev\nb,,\nc,dog,trainval\n", "t.csv"))
+    found = [labeller.labels("", number) for number in range(3)]
+    assert found == [Labels("cat", "val"), Labels(None, None), Labels("dog", "trainval")]
+
+
+def write(folder: Path, *paths: str) -> Path:
+    for path in paths:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(JPEG)
+    return folder
+
+
+def opened(tmp_path: Path, **values: str) -> None:
+    open_dataset(DownloadConfig(workspace=str(tmp_path / "ws"), **values))  # type: ignore[arg-type]
+
+
+def unreadable(*_: object) -> bytes:
+    raise AssertionError("an image was read")
+
+
+@pytest.mark.parametrize("dataset", ["folder", "filename", "csv"])
+def test_one_class_is_refused_before_anything_is_read(
+    dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write(tmp_path / "in", "cat/cat_1.jpg", "cat/cat_2.jpg")
+    if dataset == "csv":
+        source = source / "t.csv"
+        source.write_text("path,label\ncat/cat_1.jpg,cat\ncat/cat_2.jpg, cat\n")
+    monkeypatch.setattr("imagemill.components.download.sources.ListingSource._read", unreadable)
+    monkeypatch.setattr("imagemill.components.download.sources.TableSource._read", unreadable)
+    with pytest.raises(UserError, match=r"at least two classes .* found only 'cat'"):
+        opened(tmp_path, dataset=dataset, source=str(source))
+
+
+def test_files_in_no_folder_have_no_class(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"one folder a class.*found none"):
+        opened(tmp_path, dataset="folder", source=str(write(tmp_path / "in", "1.jpg", "2.jpg")))
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("nothing", "a folder or archive that is there"),
+        ("empty", "with nothing in it"),
+        ("text", "with no image in it"),
+    ],
+)
+def test_a_folder_without_images_is_told(source: str, told: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    write(tmp_path / "text", "cat/a.txt", ".hidden/cat/1.jpg")
+    with pytest.raises(UserError, match=told):
+        opened(tmp_path, dataset="folder", source=str(tmp_path / source))
+
+
+@pytest.mark.parametrize("dataset", ["folder", "filename", "csv"])
+def test_a_source_is_needed(dataset: str) -> None:
+    with pytest.raises(UserError, match=r"^source: "):
+        DownloadConfig(dataset=dataset).check()
+
+
+def test_a_source_beside_the_demo_is_refused_without_its_password() -> None:
+    with pytest.raises(UserError, match="nothing with --dataset demo") as caught:
+        DownloadConfig(source="http://me:s3cr3t@host/x?s3cr3t").check()
+    assert "s3cr3t" not in str(caught.value)
+    with pytest.raises(UserError, match="a path, s3://") as caught:
+        DownloadConfig(dataset="folder", source="ftp://me:s3cr3t@host/x").check()
+    assert "s3cr3t" not in str(caught.value)

@@ -1,0 +1,292 @@
+"""Sources: normal names, what is an image candidate, and the same members from every kind of place."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import tarfile
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from imagemill.components.download import sources
+from imagemill.components.download.archives import Member, Skipped
+from imagemill.components.download.config import DownloadConfig
+from imagemill.components.download.labels import FilenameLabeller
+from imagemill.components.download.sources import (
+    PATH_LIMIT,
+    ArchiveSource,
+    ListingSource,
+    TableSource,
+    classify,
+    image_id,
+    is_hidden,
+    open_source,
+    read_small,
+)
+from imagemill.components.store.errors import TransientError, UserError
+
+JPEG = b"\xff\xd8\xff\xe0"
+SURROGATES = st.text(st.characters(exclude_categories=()), max_size=60)
+PATHS = st.lists(
+    st.sampled_from(["a", "B.jpg", "..", ".", "", "e\u0301", "\udce9", "\ud800", "C:", "\\", " "]), max_size=8
+)
+
+
+@settings(deadline=None)
+@given(SURROGATES | PATHS.map("/".join) | PATHS.map("\\".join))
+def test_image_id_is_idempotent_relative_and_valid_utf8(path: str) -> None:
+    found = image_id(path)
+    assert image_id(found) == found
+    assert found.encode().decode() == found
+    assert not found.startswith("/") and "\\" not in found
+    assert not {"", ".", ".."} & set(found.split("/")) or found == ""
+
+
+@settings(deadline=None)
+@given(st.lists(st.text("abcé. -_", min_size=1, max_size=8), min_size=1, max_size=5).map("/".join))
+def test_image_id_keeps_a_name_that_is_normal(path: str) -> None:
+    if posixpath.normpath(path) == path and not path.startswith(("/", ".")):
+        assert image_id(path) == path
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("./a//x.jpg", "a/x.jpg"),
+        ("/abs/x.jpg", "abs/x.jpg"),
+        ("../../etc/x.jpg", "etc/x.jpg"),
+        ("a/../b/x.jpg", "b/x.jpg"),
+        ("C:\\cats\\x.jpg", "C:/cats/x.jpg"),
+        ("e\u0301.jpg", "é.jpg"),
+        (os.fsdecode(b"ni\xf1o/\xc3\xbc.jpg"), "niño/ü.jpg"),
+        ("..", ""),
+    ],
+)
+def test_image_id_by_example(path: str, expected: str) -> None:
+    assert image_id(path) == expected
+
+
+def test_names_in_latin_1_stay_different() -> None:
+    assert image_id(os.fsdecode(b"caf\xe9.jpg")) != image_id(os.fsdecode(b"caf\xe8.jpg"))
+
+
+@pytest.mark.parametrize(
+    ("path", "hidden"),
+    [(".DS_Store", True), ("a/._x.jpg", True), (".git/x.jpg", True), ("__MACOSX/a/x.jpg", True),
+     ("a/x.jpg", False), ("a.b/x.y.jpg", False), ("../x.jpg", False), ("./x.jpg", False)],
+)  # fmt: skip
+def test_hidden_files(path: str, hidden: bool) -> None:
+    assert is_hidden(path) is hidden
+
+
+@pytest.mark.parametrize(
+    ("path", "data", "why"),
+    [
+        ("x.JPG", b"no image at all", ""),
+        ("noending", JPEG, ""),
+        ("x.txt", JPEG, ""),
+        ("x.txt", b"text", "no image by name or content"),
+        ("x", b"", "no image by name or content"),
+        ("a\\.hidden\\x.jpg", JPEG, "a hidden file"),
+        ("../..", JPEG, "a name that is no path"),
+        ("x" * (PATH_LIMIT + 1) + ".jpg", JPEG, "a name longer than any path"),
+    ],
+)
+def test_candidates_and_what_is_skipped(path: str, data: bytes, why: str) -> None:
+    found = classify(path, data)
+    assert (found.why if isinstance(found, Skipped) else "") == why
+    assert len(found.path) <= PATH_LIMIT
+
+
+@pytest.mark.parametrize("unit", ["a", "_1", "_", "1_", "_1."])
+def test_the_default_label_pattern_is_quick_on_the_longest_names(unit: str) -> None:
+    started = time.perf_counter()
+    FilenameLabeller(DownloadConfig.label_pattern).labels((unit * PATH_LIMIT)[:PATH_LIMIT], 0)
+    assert time.perf_counter() - started < 2
+
+
+def write(folder: Path, files: dict[str, bytes]) -> Path:
+    for path, data in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(data)
+    return folder
+
+
+FILES = {
+    "cat/1.jpg": JPEG + b"1",
+    "cat/2.jpg": b"broken",
+    "dog/noending": JPEG + b"2",
+    "dog/notes.txt": b"text",
+    "dog/._1.jpg": JPEG,
+    ".git/x.jpg": JPEG,
+}
+
+
+def tar_of(folder: Path, target: Path) -> Path:
+    with tarfile.open(target, "w") as archive:
+        archive.add(folder, ".")
+    return target
+
+
+def by_path(found: list[Member | Skipped]) -> dict[str, bytes | str | None]:
+    return {item.path: item.why if isinstance(item, Skipped) else item.data for item in found}
+
+
+def test_a_folder_and_its_tar_hold_the_same(tmp_path: Path) -> None:
+    folder = write(tmp_path / "in", FILES)
+    listed = by_path(list(ListingSource(str(folder), 3).members(0)))
+    assert listed == by_path(list(ArchiveSource(str(tar_of(folder, tmp_path / "x.tar"))).members(0)))
+    assert listed["cat/2.jpg"] == b"broken" and listed["dog/noending"] == JPEG + b"2"
+    assert listed["dog/notes.txt"] == "no image by name or content"
+    assert listed["dog/._1.jpg"] == listed[".git/x.jpg"] == "a hidden file"
+
+
+@settings(deadline=None)
+@given(skip=st.integers(0, 7))
+def test_members_can_be_taken_from_any_point_on(tmp_path_factory: pytest.TempPathFactory, skip: int) -> None:
+    root = tmp_path_factory.getbasetemp() / "points"
+    folder = write(root / "in", FILES)
+    archive = ArchiveSource(str(tar_of(folder, root / "x.tar")))
+    for source in (ListingSource(str(folder), 3), archive):
+        assert list(source.members(skip)) == list(source.members(0))[skip:]
+
+
+def test_a_file_above_the_limit_is_skipped_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "LIMIT", 100)
+    folder = write(tmp_path / "in", {"a/big.jpg": bytes(101), "a/fits.jpg": bytes(100)})
+    found = list(ListingSource(str(folder), 3).members(0))
+    assert isinstance(found[0], Skipped) and "101 bytes" in found[0].why
+    assert isinstance(found[1], Member)
+
+
+def test_a_file_that_vanishes_after_the_listing_is_a_member_without_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write(tmp_path / "in", {"a/1.jpg": JPEG, "a/2": JPEG})
+    source = ListingSource(str(folder), 1)
+    entries = list(source._entries())
+    monkeypatch.setattr(source, "_entries", lambda: iter(entries))
+    for entry in entries:
+        Path(entry.uri).unlink()
+    assert list(source.members(0)) == [Member("a/1.jpg", None), Member("a/2", None)]
+
+
+def test_a_workspace_inside_the_source_is_no_source(tmp_path: Path) -> None:
+    folder = write(tmp_path / "in", {"cat/1.jpg": JPEG, "dog/1.jpg": JPEG, "mill/raw/x.jpg": JPEG, "mill2/x.jpg": JPEG})
+    source = ListingSource(str(folder), 1, str(folder / "mill"))
+    before = source.listing()
+    write(folder, {"mill/raw/y.jpg": JPEG})
+    assert source.listing() == before
+    assert (
+        sorted(by_path(list(source.members(0)))) == ["cat/1.jpg", "dog/1.jpg", "mill2/x.jpg"] == sorted(source.paths())
+    )
+
+
+def test_files_without_an_ending_are_seen_without_being_read(tmp_path: Path) -> None:
+    folder = write(tmp_path / "in", {"cat/1": JPEG, "dog/notes.txt": b""})
+    assert isinstance(open_source(str(folder), 1), ListingSource)
+    assert list(ListingSource(str(folder), 1).paths()) == ["cat/1"]
+
+
+def test_names_that_are_no_utf8_on_disk_are_read(tmp_path: Path) -> None:
+    folder = write(tmp_path / "in", {"a/x.jpg": JPEG})
+    (folder / os.fsdecode(b"a/caf\xe9.jpg")).write_bytes(JPEG)
+    assert list(by_path(list(ListingSource(str(folder), 1).members(0)))) == ["a/café.jpg", "a/x.jpg"]
+    assert ListingSource(str(folder), 1).listing()
+
+
+def test_an_archive_that_changes_while_it_is_read_is_transient(tmp_path: Path) -> None:
+    folder = write(tmp_path / "in", FILES)
+    target = tar_of(folder, tmp_path / "x.tar")
+    found = ArchiveSource(str(target)).members(0)
+    next(found)
+    with target.open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(TransientError, match="changed while it was read"):
+        list(found)
+
+
+def test_an_archive_that_shrinks_while_it_is_read_is_transient(tmp_path: Path) -> None:
+    folder = write(tmp_path / "in", {f"a/{n}.jpg": bytes(3 * 2**20) for n in range(4)})
+    target = tar_of(folder, tmp_path / "x.tar")
+    found = ArchiveSource(str(target)).members(0)
+    next(found)
+    os.truncate(target, 2**20)
+    with pytest.raises(TransientError, match="changed while it was read"):
+        list(found)
+
+
+def table(uri: str, *paths: str) -> TableSource:
+    return TableSource(uri, "".join(paths).encode(), pa.chunked_array([pa.array(paths, pa.string())]), 2)
+
+
+def test_paths_of_a_table_may_be_relative_absolute_or_of_windows(tmp_path: Path) -> None:
+    folder = write(tmp_path / "in", {"sub/1.jpg": JPEG + b"1", "2.jpg": JPEG + b"2"})
+    uri = str(folder / "sub" / "t.csv")
+    absolute = str(folder / "2.jpg")
+    found = list(
+        table(uri, "1.jpg", "../2.jpg", absolute, "..\\sub\\1.jpg", f"file://{absolute}", "no.jpg", "..").members(0)
+    )
+    assert [m.data for m in found if isinstance(m, Member)] == [
+        JPEG + b"1", JPEG + b"2", JPEG + b"2", JPEG + b"1", JPEG + b"2", None, None,
+    ]  # fmt: skip
+    assert [m.path for m in found][:4] == ["1.jpg", "2.jpg", absolute[1:], "sub/1.jpg"]
+
+
+def test_a_table_is_listed_anew_when_a_file_it_names_changes(tmp_path: Path) -> None:
+    folder = write(tmp_path / "in", {"1.jpg": JPEG})
+    source = table(str(folder / "t.csv"), "1.jpg", "gone.jpg")
+    before = source.listing()
+    assert before and source.listing() == before
+    write(folder, {"gone.jpg": JPEG})
+    assert source.listing() != before
+
+
+def test_a_table_with_one_file_behind_http_is_read_each_time() -> None:
+    assert table("/t.csv", "1.jpg", "http://127.0.0.1:9/2.jpg").listing() is None
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("1.jpg", "http://me:pw@host/data/1.jpg"),
+        ("/etc/passwd", "http://me:pw@host/etc/passwd"),
+        ("../x/ü #1?.jpg", "http://me:pw@host/x/%C3%BC%20%231%3F.jpg"),
+        ("a\\b.jpg", "http://me:pw@host/data/a/b.jpg"),
+        ("https://other/y.jpg", "https://other/y.jpg"),
+    ],
+)
+def test_a_table_behind_http_names_files_beside_it_and_none_of_this_machine(path: str, expected: str) -> None:
+    assert table("http://me:pw@host/data/t.csv?token=a/b", path)._locate(path) == expected
+
+
+def test_a_table_behind_http_cannot_name_a_local_file() -> None:
+    with pytest.raises(UserError, match="behind http"):
+        table("http://host/t.csv", "x")._locate("file:///etc/passwd")
+
+
+def test_ids_of_urls_hide_password_and_query_and_stay_different() -> None:
+    name = table("/t.csv", "x")._image_id
+    assert name("http://me:pw@host:8/a/1.jpg") == "http://host:8/a/1.jpg"
+    assert name("http://host/get?id=1") != name("http://host/get?id=2")
+    assert "id=" not in name("http://host/get?id=1")
+    assert name("s3://bucket//a/1.jpg") == "s3://bucket//a/1.jpg"
+
+
+def test_a_small_file_is_bounded_and_must_be_there(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes(b"12345")
+    assert read_small(str(tmp_path / "t.csv"), "source", 5) == b"12345"
+    with pytest.raises(UserError, match="at most 4 bytes"):
+        read_small(str(tmp_path / "t.csv"), "source", 4)
+    for missing in (tmp_path / "none.csv", tmp_path):
+        with pytest.raises(UserError, match=r"^source: expected a file that is there"):
+            read_small(str(missing), "source")
+
+
+def test_a_member_called_like_a_url_is_a_relative_path() -> None:
+    assert classify("http://host/../x.jpg", JPEG) == Member("http:/x.jpg", JPEG)
