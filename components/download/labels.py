@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import re
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from imagemill.components.download.config import PETS_URL, DownloadConfig
+from imagemill.components.download.names import image_id
 from imagemill.components.download.pets import PetsAnnotations, read_annotations
-from imagemill.components.download.sources import (
-    ArchiveSource,
-    DemoSource,
-    Source,
-    TableSource,
-    image_id,
-    open_source,
-    read_small,
-)
+from imagemill.components.download.sources import ArchiveSource, DemoSource, Source, open_source
+from imagemill.components.download.streams import read_small
+from imagemill.components.download.table import SPLIT_NAMES, TableSource, read_table
 from imagemill.components.store import uri as uris
 from imagemill.components.store.errors import UserError, wrong
 from imagemill.components.store.filesystem import store_for
-from imagemill.components.store.progress import say
-
-SPLIT_NAMES = {
-    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
-    "test": "test", "testing": "test", "trainval": "trainval",
-}  # fmt: skip
-"""How sources name their splits, and what they mean; `trainval` is divided by clean."""
 
 
 @dataclass(frozen=True)
@@ -162,50 +149,3 @@ def _open_table(config: DownloadConfig) -> tuple[Source, Labeller]:
     labeller = TableLabeller(table)
     _check_two_classes(config, {value.strip() for value in table.column("label").unique().to_pylist()})
     return TableSource(where, data, table.column("path"), config.download_workers), labeller
-
-
-def read_table(data: bytes, where: str) -> Any:
-    """A table with the columns path, label and perhaps split, as strings (comma, semicolon or tab between).
-
-    UserError names the missing column, the line that can't be parsed or the row with a wrong value.
-    """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    from pyarrow import csv
-
-    header = data.removeprefix(b"\xef\xbb\xbf").partition(b"\n")[0].decode("utf-8", "replace").strip()
-    delimiter = max(",;\t", key=header.count)
-    names = [name.strip().strip('"').lower() for name in header.split(delimiter)]
-    for needed in ("path", "label"):
-        if needed not in names:
-            raise wrong(f"{where} (its first line)", f"a column named {needed}", header[:200])
-    if twice := sorted({n for n in names if names.count(n) > 1}):
-        raise wrong(f"{where} (its first line)", f"one column named {twice[0]!r}", header[:200])
-    try:
-        table = csv.read_csv(
-            io.BytesIO(data),
-            read_options=csv.ReadOptions(column_names=names, skip_rows=1),
-            parse_options=csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-            convert_options=csv.ConvertOptions(column_types={n: pa.string() for n in names}, strings_can_be_null=False),
-        )
-    except pa.ArrowInvalid as error:
-        raise UserError(
-            f"{where}: expected a table of {len(names)} columns, found a line that is none: {error}"
-        ) from None
-    if table.num_rows == 0:
-        raise wrong(where, "at least one row below the header", "none")
-    paths = table.column("path")
-    unusable = pc.or_(pc.equal(pc.utf8_trim_whitespace(paths), ""), pc.match_substring(paths, "\0"))
-    if (row := pc.index(unusable, True).as_py()) >= 0:
-        raise wrong(f"{where}, line {row + 2} (path)", "a path or URI", paths[row].as_py())
-    schemes = pc.struct_field(pc.extract_regex(paths, r"^(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+)://"), "scheme")
-    for scheme in pc.unique(schemes).to_pylist():
-        if scheme and scheme.lower() not in ("file", "s3", "http", "https"):
-            raise wrong(f"{where} (path)", "paths, s3://, http:// or https:// URIs", f"{scheme}://…")
-    if "split" in names:
-        for value in table.column("split").unique().to_pylist():
-            if value.strip() and value.strip().lower() not in SPLIT_NAMES:
-                raise wrong(f"{where} (split)", f"one of {', '.join(SPLIT_NAMES)} or nothing", value)
-    if ignored := [n for n in names if n not in ("path", "label", "split")]:
-        say("download", f"columns of the table that are not used: {', '.join(ignored)}")
-    return table

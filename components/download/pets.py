@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from imagemill.components.download.archives import Member, read_archive
-from imagemill.components.download.sources import is_hidden, open_stream
+from imagemill.components.download.names import is_hidden
+from imagemill.components.download.streams import open_stream
 from imagemill.components.store import uri as uris
 from imagemill.components.store.errors import UserError, wrong
 

@@ -15,8 +15,8 @@ from imagemill.components.download.labels import (
     Labels,
     TableLabeller,
     open_dataset,
-    read_table,
 )
+from imagemill.components.download.table import read_table
 from imagemill.components.store.errors import UserError
 
 JPEG = b"\xff\xd8\xff\xe0"

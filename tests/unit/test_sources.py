@@ -17,17 +17,10 @@ from imagemill.components.download import sources
 from imagemill.components.download.archives import Member, Skipped
 from imagemill.components.download.config import DownloadConfig
 from imagemill.components.download.labels import FilenameLabeller
-from imagemill.components.download.sources import (
-    PATH_LIMIT,
-    ArchiveSource,
-    ListingSource,
-    TableSource,
-    classify,
-    image_id,
-    is_hidden,
-    open_source,
-    read_small,
-)
+from imagemill.components.download.names import PATH_LIMIT, classify, image_id, is_hidden
+from imagemill.components.download.sources import ArchiveSource, ListingSource, open_source
+from imagemill.components.download.streams import read_small
+from imagemill.components.download.table import TableSource
 from imagemill.components.store.errors import TransientError, UserError
 
 JPEG = b"\xff\xd8\xff\xe0"

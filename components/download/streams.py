@@ -1,0 +1,92 @@
+"""Any single file as a stream: from disk, S3 or http, with the errors and retries of each."""
+
+from __future__ import annotations
+
+import io
+import os
+from typing import Any
+
+from imagemill.components.download.archives import BUFFER
+from imagemill.components.download.http import HttpFile, fetch
+from imagemill.components.store import uri as uris
+from imagemill.components.store.errors import TransientError, UserError, wrong
+from imagemill.components.store.filesystem import store_for
+from imagemill.components.store.retry import with_retry
+from imagemill.components.store.s3 import s3_errors
+
+
+def open_stream(uri: str, field: str = "source") -> io.BufferedReader:
+    """Any single file as a buffered stream that survives broken connections.
+
+    A local file is read, not mapped: one that shrinks meanwhile is an error then, not the end of the process.
+    """
+    if uris.is_http(uri):
+        raw: Any = open_http(uri, field)
+    elif uris.is_s3(uri):
+        raw = _S3Stream(uri)
+    else:
+        try:
+            raw = io.FileIO(uri)
+        except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
+            raise UserError(f"{uri}: {os.strerror(error.errno or 0)} (expected a file that can be read)") from None
+    return io.BufferedReader(raw, BUFFER)
+
+
+def open_http(uri: str, field: str) -> HttpFile:
+    try:
+        return HttpFile(uri)
+    except FileNotFoundError:
+        raise wrong(field, "a file that is there", uris.safe(uri)) from None
+
+
+class _S3Stream(io.RawIOBase):
+    """A stored file with the store's errors and retries: each read is a range of its own."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        self._file = store_for(uri).open(uri)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def readinto(self, buffer: Any) -> int:
+        position = self._file.tell()
+
+        def read() -> bytes:
+            try:
+                with s3_errors(self._uri):
+                    self._file.seek(position)
+                    return bytes(self._file.read(len(buffer)))
+            except OSError as error:  # never the archive's damage
+                raise TransientError(f"{self._uri}: the store broke off ({type(error).__name__})") from None
+
+        data = with_retry(read, f"read {self._uri}")
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def read_small(uri: str, field: str, limit: int = 512 * 2**20) -> bytes:
+    """A whole table or list, wherever it is; UserError when it is not there."""
+    if uris.is_http(uri):
+        data = fetch(uri, limit)
+        if data is None:
+            raise wrong(field, "a file that is there", uris.safe(uri))
+        if len(data) > limit:
+            raise UserError(f"{field}: expected at most {limit:,} bytes, found more in {uris.safe(uri)}")
+        return data
+    absolute = uris.normalize(uri, field)
+    entry = store_for(absolute).stat(absolute)
+    if entry is None:
+        raise wrong(field, "a file that is there", uri)
+    if entry.size > limit:
+        raise UserError(f"{field}: expected at most {limit:,} bytes, found {entry.size:,} in {uri}")
+    return store_for(absolute).read(absolute)
