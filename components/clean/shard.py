@@ -106,7 +106,7 @@ def clean_row(row: dict[str, Any], rules: RowRules) -> dict[str, Any]:
     try:
         if row["image"] is None:
             raise ImageRejected("missing_file", "the source names it but it is not there")
-        if row["label"] is None:
+        if not row["label"]:
             raise ImageRejected("no_label", "the source gives no label")
         done = standardize(row["image"], rules.config)
     except ImageRejected as error:

@@ -65,8 +65,10 @@ class StepConfig:
         for item in self.rerun.split(","):
             if item.strip() and item.strip() not in STEPS:
                 raise wrong("rerun", f"some of {', '.join(STEPS)}", item.strip())
-        if self.name and not all(c.isalnum() or c in "-_." for c in self.name):
+        if not all(c.isalnum() or c in "-_." for c in self.name) or self.name in (".", ".."):
             raise wrong("name", "letters, digits, '-', '_' and '.'", self.name)
+        if "/" in self.run or self.run in (".", ".."):
+            raise wrong("run", "a name without '/'", self.run)
         for one in fields(self):
             _check_field(one, getattr(self, one.name))
 
@@ -144,7 +146,7 @@ def parse_sections(text: str, known: Iterable[str] = STEPS) -> dict[str, dict[st
         return {}
     try:
         sections = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"config: expected a JSON object, found text that is none: {error}") from None
     if not isinstance(sections, dict):
         raise wrong("config", "a JSON object with a section a step", sections)

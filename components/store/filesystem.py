@@ -11,6 +11,7 @@ import errno
 import hashlib
 import os
 import secrets
+import stat
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -66,28 +67,30 @@ class LocalStore:
     """A folder. Commits go through a temporary file, fsync and `os.link`, of which one racer wins."""
 
     def read(self, uri: str) -> bytes:
-        with _disk_errors(uri):
+        with disk_errors(uri):
             return Path(uri).read_bytes()
 
     def open(self, uri: str) -> pa.NativeFile:
         import pyarrow as pa
 
-        with _disk_errors(uri):
+        with disk_errors(uri):
             if Path(uri).stat().st_size == 0:  # mmap refuses an empty file
                 return pa.BufferReader(b"")
             return pa.memory_map(uri)
 
     def stat(self, uri: str) -> Entry | None:
-        with _disk_errors(uri):
+        with disk_errors(uri):
             try:
                 found = Path(uri).stat()
-            except (FileNotFoundError, NotADirectoryError):
-                return None
-            return Entry(uri, found.st_size, str(found.st_mtime_ns)) if Path(uri).is_file() else None
+            except OSError as error:
+                if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):  # a link to itself leads nowhere
+                    return None
+                raise
+            return Entry(uri, found.st_size, str(found.st_mtime_ns)) if stat.S_ISREG(found.st_mode) else None
 
     def list(self, uri: str) -> Iterator[Entry]:
         """Symbolic links to files are followed, links to folders are not (they can form circles)."""
-        with _disk_errors(uri):
+        with disk_errors(uri):
             try:
                 with os.scandir(uri) as found:  # names only: some 80 bytes a file of one folder, not whole entries
                     names = sorted(e.name + "/" if e.is_dir(follow_symlinks=False) else e.name for e in found)
@@ -100,24 +103,25 @@ class LocalStore:
                 yield entry
 
     def put(self, uri: str, data: bytes) -> None:
-        with _disk_errors(uri), self._temporary(uri, data) as temporary:
+        with disk_errors(uri), self._temporary(uri, data) as temporary:
             temporary.replace(uri)
 
     def put_if_absent(self, uri: str, data: bytes) -> bool:
-        with _disk_errors(uri), self._temporary(uri, data) as temporary:
+        with disk_errors(uri), self._temporary(uri, data) as temporary:
             return _link(temporary, uri)
 
     def publish(self, path: Path, uri: str) -> None:
-        with _disk_errors(uri):
+        with disk_errors(uri):
             Path(uri).parent.mkdir(parents=True, exist_ok=True)
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
-            _link(path, uri)
-            path.unlink()
+            if not _link(path, uri) and Path(uri).stat().st_size != path.stat().st_size:
+                path.replace(uri)  # damaged: the name says the content, so this is what belongs here
+            path.unlink(missing_ok=True)
 
     def scratch(self, uri: str) -> Path:
         """Below `uri` itself, so that publishing is a link and never a copy."""
-        with _disk_errors(uri):
+        with disk_errors(uri):
             Path(uri).mkdir(parents=True, exist_ok=True)
             return Path(tempfile.mkdtemp(prefix=".scratch-", dir=uri))
 
@@ -150,7 +154,7 @@ def _link(source: Path, uri: str) -> bool:
 
 
 @contextlib.contextmanager
-def _disk_errors(uri: str) -> Iterator[None]:
+def disk_errors(uri: str) -> Iterator[None]:
     """OSError by whose it is: a wrong path or permission is the user's, a full or failing disk may pass."""
     try:
         yield

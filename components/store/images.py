@@ -87,7 +87,7 @@ def decode(
     """Decode any supported image to uint8 [height, width, channels of `color`].
 
     `strict`: every byte of the image must decode (clean); lenient is for what clean has vetted (resize).
-    `min_side`: a JPEG may be decoded at 1/2, 1/4 or 1/8 while its shorter side keeps at least so many pixels.
+    `min_side`: a JPEG may be decoded at some eighths of its size while both sides keep at least so many pixels.
 
     Raises ImageRejected, and nothing else, for bytes that are no valid image.
     """
@@ -98,25 +98,46 @@ def decode(
     kind = sniff(data)
     if not kind:
         raise ImageRejected("not_an_image", f"no known image signature; begins with {data[:16]!r}")
+    if kind == "WEBP":  # Pillow makes the canvas when it opens one
+        _check_size(*_webp_size(data), limits)
     opened = _open(data, kind)
     width, height = opened.size
     if width < 1 or height < 1:
         raise ImageRejected("corrupt", f"declares {width} x {height} pixels")
-    if width * height > limits.pixels:
-        raise ImageRejected("too_many_pixels", f"declares {width:,} x {height:,} pixels, at most {limits.pixels:,}")
-    if max(width, height) > limits.side:
-        raise ImageRejected("side_too_long", f"declares {width:,} x {height:,} pixels, at most {limits.side:,} a side")
+    _check_size(width, height, limits)
+    turns_itself = kind == "TIFF" and opened.tag_v2.get(_ORIENTATION, 1) in range(2, 9)  # type: ignore[attr-defined]
     pixels, warning = _pixels(data, opened, kind, color, strict, min_side)
     # Only now: asking a PNG for its EXIF loads it, and a load that failed once succeeds the second time;
     # a TIFF turns itself upright when it loads, and then says so.
     orientation = _orientation(opened)
-    as_stored = orientation == 1 and opened.mode == {"rgb": "RGB", "gray": "L"}[color]
+    plain = opened.mode == {"rgb": "RGB", "gray": "L"}[color] and "transparency" not in opened.info
+    as_stored = plain and orientation == 1 and not turns_itself
     pixels = _upright(pixels, orientation)
     if kind != "JPEG":
         height, width = pixels.shape[:2]
     elif orientation >= 5:
         width, height = height, width
     return Decoded(pixels, width, height, kind, warning, as_stored)
+
+
+def _check_size(width: int, height: int, limits: Limits) -> None:
+    if width * height > limits.pixels:
+        raise ImageRejected("too_many_pixels", f"declares {width:,} x {height:,} pixels, at most {limits.pixels:,}")
+    if max(width, height) > limits.side:
+        raise ImageRejected("side_too_long", f"declares {width:,} x {height:,} pixels, at most {limits.side:,} a side")
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """(width, height) of the canvas, from the first chunk (RFC 9649); (0, 0) where that is none."""
+    chunk, body = data[12:16], data[20:30]
+    if chunk == b"VP8X":
+        return 1 + int.from_bytes(body[4:7], "little"), 1 + int.from_bytes(body[7:10], "little")
+    if chunk == b"VP8L":
+        packed = int.from_bytes(body[1:5], "little")
+        return 1 + (packed & 0x3FFF), 1 + (packed >> 14 & 0x3FFF)
+    if chunk == b"VP8 ":
+        return int.from_bytes(body[6:8], "little") & 0x3FFF, int.from_bytes(body[8:10], "little") & 0x3FFF
+    return 0, 0
 
 
 def _open(data: bytes, kind: str) -> Image.Image:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -22,6 +22,14 @@ from imagemill.components.store.filesystem import store_for
 FORMAT, FORMAT_VERSION = "imagemill", 1
 KINDS = ("raw", "clean", "tensors", "model", "evaluation")
 MANIFEST = "_manifest.json"
+_FORMS: dict[str, tuple[type[Any], str]] = {
+    "str": (str, "a text"),
+    "int": (int, "a whole number that is not negative"),
+    "dict": (dict, "an object"),
+    "Totals": (dict, "an object"),
+    "tuple": (list, "a list"),
+}
+"""What a field of the manifest's dataclasses is in JSON, by its type, and the words for it."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +181,7 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
     """A manifest from its bytes; UserError says which field is wrong. Unknown fields are ignored."""
     try:
         body = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: expected a JSON manifest, found text that is none: {error}") from None
     if not isinstance(body, dict) or body.get("format") != FORMAT:
         raise wrong(f"{where} (format)", FORMAT, body.get("format") if isinstance(body, dict) else body)
@@ -181,29 +189,47 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
         raise wrong(f"{where} (version)", f"{FORMAT_VERSION}; this imagemill is {code_version()}", body.get("version"))
     if body.get("kind") not in KINDS:
         raise wrong(f"{where} (kind)", f"one of {', '.join(KINDS)}", body.get("kind"))
-    try:
-        return Manifest(
-            kind=body["kind"],
-            fingerprint=body["fingerprint"],
-            parents=tuple(Parent(**p) for p in body["parents"]),
-            config=body["config"],
-            task=body["task"],
-            classes=tuple(body["classes"]),
-            files=tuple(File(**f) for f in body["files"]),
-            totals=Totals(**body["totals"]),
-            image=body.get("image", {}),
-            extra=body.get("extra", {}),
-            code_version=body["code_version"],
-            created=body["created"],
-        )
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{where}: expected the fields of a version {FORMAT_VERSION} manifest, found {error}") from None
+    top = _fields(Manifest, body, where, "", optional=("image", "extra"))
+    lists = {"parents": Parent, "files": File}
+    for name, kind in lists.items():
+        top[name] = tuple(kind(**_fields(kind, one, where, f"{name}[{n}].")) for n, one in enumerate(top[name]))
+    if not all(isinstance(name, str) for name in top["classes"]):
+        raise wrong(f"{where} (classes)", "a list of texts", top["classes"])
+    totals = _fields(Totals, top["totals"], where, "totals.", optional=tuple(one.name for one in fields(Totals)))
+    return Manifest(**{**top, "classes": tuple(top["classes"]), "totals": Totals(**totals)})
+
+
+def _fields(kind: type[Any], body: Any, where: str, prefix: str, optional: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The values of a dataclass's fields, each of the JSON form that its type has; others are left out."""
+    if not isinstance(body, dict):
+        raise wrong(f"{where} ({prefix.rstrip('.')})", "an object", body)
+    values = {}
+    for one in fields(kind):
+        if one.name not in body and one.name in optional:
+            continue
+        value: Any = body.get(one.name)
+        annotation = str(one.type)
+        form, words = _FORMS[annotation.partition("[")[0]]
+        right = isinstance(value, form) and not isinstance(value, bool)
+        if annotation == "dict[str, int]" and right:
+            right, words = all(type(number) is int for number in value.values()), "an object of whole numbers"
+        if not right or (form is int and value < 0):
+            raise wrong(f"{where} ({prefix}{one.name})", words, value)
+        values[one.name] = value
+    return values
 
 
 def commit(uri: str, manifest: Manifest) -> Dataset:
-    """Write the manifest, last of all. Of several racing writers one wins, and all get the winner's dataset."""
-    store_for(uri).put_if_absent(uris.join(uri, MANIFEST), manifest.to_json())
-    return read_dataset(uri, manifest.kind)
+    """Write the manifest, last of all. Of several racing writers one wins, and all get the winner's dataset.
+
+    DatasetError when files of an earlier manifest are gone and what was made now has other names (another
+    version of a library writes other bytes): nothing is overwritten, so this needs a person.
+    """
+    first = store_for(uri).put_if_absent(uris.join(uri, MANIFEST), manifest.to_json())
+    dataset = read_dataset(uri, manifest.kind)
+    if not first and (missing := dataset.missing()):
+        raise DatasetError(f"{missing[0]}; made again, the dataset has other files: remove {uri} and run again")
+    return dataset
 
 
 def ready(uri: str) -> Dataset | None:

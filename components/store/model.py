@@ -121,7 +121,8 @@ def _adapt_first_convolution(network: torch.nn.Module, channels: int) -> None:
 
 
 def load_model(model: Dataset) -> tuple[torch.nn.Module, ModelSpec]:
-    """The trained network, in evaluation mode on the CPU, and its description."""
+    """The trained network, in evaluation mode on the CPU, and its description. DatasetError for broken files."""
+    from safetensors import SafetensorError
     from safetensors.torch import load
 
     files = {uris.last_part(f.uri).rpartition(".")[2]: model.locate(f) for f in model.files()}
@@ -129,7 +130,10 @@ def load_model(model: Dataset) -> tuple[torch.nn.Module, ModelSpec]:
         raise DatasetError(f"{model.uri}: expected a .json and a .safetensors file, found {sorted(files)}")
     spec = ModelSpec.from_json(_read(files["json"]), files["json"])
     network = build_network(spec)
-    network.load_state_dict(load(_read(files["safetensors"])))
+    try:
+        network.load_state_dict(load(_read(files["safetensors"])))
+    except (SafetensorError, RuntimeError) as error:  # no safetensors file, or the weights of another network
+        raise DatasetError(f"{files['safetensors']}: expected weights of {spec.backbone}: {error}") from None
     return network.eval(), spec
 
 

@@ -15,6 +15,8 @@ import numpy as np
 from imagemill.components.store.images import COLORS, Decoded, Pixels, decode
 
 MODES = ("crop", "squash", "letterbox")
+LONG = 16
+"""Sides beyond this ratio are cropped while they are resized: 1 x 65,500 pixels would be 4 GB before the crop."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,12 @@ def decode_to(data: bytes, geometry: Geometry) -> Pixels:
 def fit(image: Decoded, geometry: Geometry) -> Pixels:
     """A decoded image → uint8 [H, W, C]. The full image's size decides, not that of a scaled decode."""
     width, height = geometry.scaled(image.width, image.height)
+    # torchvision's CenterCrop rounds half to even; the same here, so that pixels are equal.
+    top, left = round((height - geometry.size) / 2.0), round((width - geometry.size) / 2.0)
+    if geometry.mode == "crop" and max(width, height) > LONG * min(width, height):
+        return _resample_part(image.pixels, width, height, top, left, geometry.size)
     resized = resample(image.pixels, width, height)
     if geometry.mode == "crop":
-        # torchvision's CenterCrop rounds half to even; the same here, so that pixels are equal.
-        top, left = round((height - geometry.size) / 2.0), round((width - geometry.size) / 2.0)
         resized = resized[top : top + geometry.size, left : left + geometry.size]
     elif geometry.mode == "letterbox":
         canvas: Pixels = np.zeros(geometry.shape, np.uint8)
@@ -88,3 +92,19 @@ def resample(pixels: Pixels, width: int, height: int) -> Pixels:
     out = interpolate(source, (height, width), mode="bilinear", antialias=True, align_corners=False)
     result: Pixels = out[0].permute(1, 2, 0).numpy()
     return result
+
+
+def _resample_part(pixels: Pixels, width: int, height: int, top: int, left: int, size: int) -> Pixels:
+    """The square of `size` at (top, left) of the picture resampled to width x height, without the rest of it."""
+    from PIL import Image
+
+    across, down = pixels.shape[1] / width, pixels.shape[0] / height
+    gray = pixels.shape[2] == 1
+    source = Image.fromarray(pixels[:, :, 0] if gray else pixels)
+    # One pass after the other, in the order in which a plain resize makes them: each rounds to 8 bits.
+    for shape, box in (
+        ((size, source.height), (left * across, 0, (left + size) * across, source.height)),
+        ((size, size), (0, top * down, size, (top + size) * down)),
+    ):
+        source = source.resize(shape, Image.Resampling.BILINEAR, box)
+    return np.array(source).reshape(size, size, -1)

@@ -21,7 +21,7 @@ def with_retry(operation: Callable[[], T], what: str, deadline_s: float = DEADLI
     """`operation()`, again after each TransientError until `deadline_s` seconds have passed since the first.
 
     The waits follow exponential backoff with full jitter (AWS Architecture Blog, "Exponential Backoff
-    And Jitter"): uniform in [0, 0.25 · 2ⁿ] seconds, at most 4. The last TransientError is raised as it was.
+    And Jitter"): uniform up to 0.25 · 2ⁿ seconds, at most 4, and 0.1 more. The last TransientError is raised as it was.
     """
     attempt = 0
     give_up_at: float | None = None
@@ -31,7 +31,7 @@ def with_retry(operation: Callable[[], T], what: str, deadline_s: float = DEADLI
         except TransientError as error:
             now = time.monotonic()
             give_up_at = give_up_at or now + deadline_s
-            wait = random.uniform(0.1, min(4.0, 0.25 * 2**attempt) + 0.1)
+            wait = random.uniform(0.1, 0.25 * 2 ** min(attempt, 4) + 0.1)
             if now + wait >= give_up_at:
                 raise
             log.warning("%s: %s; trying again in %.1f s", what, error, wait)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 CONNECT_TIMEOUT_S = 3
-READ_TIMEOUT_S = 30
+READ_TIMEOUT_S = 10
 _REFUSED = {
     "AccessDenied", "403", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken",
     "InvalidToken", "401", "Unauthorized", "AllAccessDisabled", "AccountProblem",
@@ -170,7 +170,7 @@ def _pyarrow_s3() -> Any:
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     if region or endpoint:
         options["region"] = region or "us-east-1"
-    return fs.S3FileSystem(**options, retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=4))
+    return fs.S3FileSystem(**options, retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=2))
 
 
 @contextlib.contextmanager

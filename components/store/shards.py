@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 
 from imagemill.components.store import uri as uris
 from imagemill.components.store.errors import DatasetError, MillError
-from imagemill.components.store.filesystem import sha256_file, store_for
+from imagemill.components.store.filesystem import disk_errors, sha256_file, store_for
 from imagemill.components.store.manifest import Dataset, File
 from imagemill.components.store.retry import with_retry
 
@@ -42,7 +43,12 @@ class ShardWriter:
         self._dataset_uri, self._layout = dataset_uri, layout
         self._scratch = store_for(dataset_uri).scratch(uris.join(dataset_uri, "_work"))
         self._path = self._scratch / "shard.parquet"
-        self._writer = pq.ParquetWriter(self._path, layout.schema, **_encoding(layout))
+        try:
+            with disk_errors(str(self._path)):
+                self._writer = pq.ParquetWriter(self._path, layout.schema, **_encoding(layout))
+        except MillError:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+            raise
         self._rows: list[dict[str, Any]] = []
         self._pending_bytes = 0
         self.rows = 0
@@ -54,8 +60,14 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._writer.close()
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        try:
+            with disk_errors(str(self._path)):
+                self._writer.close()
+        except MillError:
+            if error is None:  # else it is that error's consequence
+                raise
+        finally:
+            shutil.rmtree(self._scratch, ignore_errors=True)
 
     def add(self, row: dict[str, Any], size: int) -> None:
         """One row, whose image has `size` bytes."""
@@ -69,19 +81,22 @@ class ShardWriter:
     def add_table(self, table: pa.Table) -> None:
         """A whole row group at once, in the layout's schema."""
         self._flush()
-        self._writer.write_table(table, row_group_size=max(1, table.num_rows))
+        with disk_errors(str(self._path)):
+            self._writer.write_table(table, row_group_size=max(1, table.num_rows))
         self.rows += table.num_rows
 
     def _flush(self) -> None:
         if self._rows:
             table = pa.Table.from_pylist(self._rows, schema=self._layout.schema)
-            self._writer.write_table(table, row_group_size=len(self._rows))
+            with disk_errors(str(self._path)):
+                self._writer.write_table(table, row_group_size=len(self._rows))
             self._rows, self._pending_bytes = [], 0
 
     def publish(self, folder: str, role: str = "data", split: str = "") -> File:
         """Finish the file and give it its place, `<folder>/part-<hash>.parquet` below the dataset."""
         self._flush()
-        self._writer.close()
+        with disk_errors(str(self._path)):
+            self._writer.close()
         return publish_file(self._dataset_uri, self._path, f"{folder}/part-", role, split, self.rows)
 
 
@@ -98,7 +113,8 @@ def publish_bytes(dataset_uri: str, data: bytes, prefix: str, suffix: str, role:
     scratch = store_for(dataset_uri).scratch(uris.join(dataset_uri, "_work"))
     try:
         path = scratch / f"file{suffix}"
-        path.write_bytes(data)
+        with disk_errors(str(path)):
+            path.write_bytes(data)
         return publish_file(dataset_uri, path, prefix, role, "", rows)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -120,30 +136,39 @@ def _leaf(field: pa.Field) -> str:
 
 def open_parquet(uri: str, columns_in_memory: bool = False) -> pq.ParquetFile:
     """A Parquet file for one thread (a shared ParquetFile can deadlock). DatasetError when it is none."""
+
     try:
-        return pq.ParquetFile(store_for(uri).open(uri), memory_map=True, pre_buffer=columns_in_memory)
+        source = store_for(uri).open(uri)
     except FileNotFoundError:
         raise DatasetError(f"{uri}: expected a file that the manifest lists, found none") from None
-    except pa.ArrowInvalid as error:
-        raise DatasetError(f"{uri}: expected a Parquet file, found something else: {error}") from None
+
+    def read_footer() -> pq.ParquetFile:
+        with _parquet_errors(uri, "expected a Parquet file, found something else"):
+            return pq.ParquetFile(source, memory_map=True, pre_buffer=columns_in_memory)
+
+    return with_retry(read_footer, f"open {uri}")
 
 
 def read_row_group(file: pq.ParquetFile, index: int, uri: str, columns: list[str] | None = None) -> pa.Table:
     """One row group, with storage errors told from broken files, and tried again."""
-    from imagemill.components.store.s3 import s3_errors
 
     def read() -> pa.Table:
-        try:
-            if uris.is_s3(uri):
-                with s3_errors(uri):
-                    return file.read_row_group(index, columns=columns, use_threads=False)
+        with _parquet_errors(uri, f"row group {index} can't be read"):
             return file.read_row_group(index, columns=columns, use_threads=False)
-        except MillError:
-            raise
-        except (pa.ArrowException, OSError) as error:
-            raise DatasetError(f"{uri}: row group {index} can't be read: {error}") from None
 
     return with_retry(read, f"read {uri}")
+
+
+@contextlib.contextmanager
+def _parquet_errors(uri: str, words: str) -> Iterator[None]:
+    """Errors of reading Parquet: those of the store as its own, all others as DatasetError."""
+    from imagemill.components.store.s3 import s3_errors
+
+    try:
+        with s3_errors(uri) if uris.is_s3(uri) else contextlib.nullcontext():
+            yield
+    except (pa.ArrowException, OSError) as error:
+        raise DatasetError(f"{uri}: {words}: {error}") from None
 
 
 def row_groups(dataset: Dataset, file: File, columns: list[str] | None = None) -> Iterator[pa.Table]:

@@ -21,7 +21,15 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from imagemill.components.store.config import StepConfig, field_types, parse_sections
-from imagemill.components.store.errors import EXIT_OURS, EXIT_USER, MillError, TransientError, UserError, wrong, wrong
+from imagemill.components.store.errors import (
+    EXIT_OURS,
+    EXIT_TRANSIENT,
+    EXIT_USER,
+    MillError,
+    TransientError,
+    UserError,
+    wrong,
+)
 from imagemill.components.store.filesystem import store_for
 from imagemill.components.store.fingerprint import digest
 from imagemill.components.store.manifest import MANIFEST, Dataset, read_dataset
@@ -252,13 +260,19 @@ def end_with_runner() -> None:
         return
 
     def watch() -> None:
-        while True:
-            try:
-                os.kill(pid, 0)
-            except ProcessLookupError:
-                os._exit(75)
-            except PermissionError:
-                return
+        while not _is_gone(pid):
             time.sleep(0.5)
+        os._exit(EXIT_TRANSIENT)
 
     threading.Thread(target=watch, daemon=True, name="runner-watch").start()
+
+
+def _is_gone(pid: int) -> bool:
+    """No such process, or one that has ended and that nobody waits for (a container's first process seldom does)."""
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except ProcessLookupError:
+        return True
+    except OSError:  # another user's, or a system without /proc
+        return False

@@ -29,18 +29,23 @@ def is_http(uri: str) -> bool:
 def normalize(uri: str, field: str = "uri") -> str:
     """A local path made absolute (`~` and `file://` understood), an s3 URI without a trailing slash.
 
-    Raises UserError for any other scheme and for an s3 URI without a bucket.
+    Raises UserError for any other scheme, an s3 URI without a bucket and a path that can be none.
     """
     kind = scheme(uri)
+    if kind == "file" and urlsplit(uri).netloc not in ("", "localhost"):
+        raise wrong(field, "file:///path on this machine", uri)
     if kind in ("", "file"):
         path = unquote(urlsplit(uri).path) if kind == "file" else uri
-        return str(Path(path).expanduser().absolute().resolve())
+        try:
+            return str(Path(path).expanduser().absolute().resolve())
+        except (RuntimeError, ValueError) as error:  # no such user, links in a circle; a zero byte
+            raise wrong(field, f"a path that can be used ({error})", uri) from None
     if kind == "s3":
         bucket, key = split_s3(uri)
         if not bucket:
             raise wrong(field, "s3://bucket/prefix", uri)
         return f"s3://{bucket}/{key.strip('/')}".rstrip("/")
-    raise wrong(field, "a folder or s3://bucket/prefix", uri)
+    raise wrong(field, "a folder or s3://bucket/prefix", safe(uri))
 
 
 def split_s3(uri: str) -> tuple[str, str]:
@@ -70,16 +75,21 @@ def relative(uri: str, start: str) -> str:
 
 
 def last_part(uri: str) -> str:
-    """The file or folder name at the end of any URI, without a query."""
-    path = urlsplit(uri).path if scheme(uri) else uri
-    return unquote(path.rstrip("/").rpartition("/")[2])
+    """The file or folder name at the end of any URI, without a query; only in URLs is something quoted."""
+    is_url = scheme(uri) not in ("", "s3")
+    path = urlsplit(uri).path if is_url else uri
+    name = path.rstrip("/").rpartition("/")[2]
+    return unquote(name) if is_url else name
 
 
 def safe(uri: str) -> str:
     """`uri` for a message or a record: user name, password and query string left out."""
-    if not is_http(uri):
+    kind = scheme(uri)
+    if not kind or (is_s3(uri) and "@" not in split_s3(uri)[0]):
         return uri
-    parts = urlsplit(uri)
-    host = parts.hostname or ""
-    port = f":{parts.port}" if parts.port else ""
-    return f"{parts.scheme}://{host}{port}{parts.path}"
+    try:
+        parts = urlsplit(uri)
+        _ = parts.port  # of a password with an unquoted slash or the like, a part is taken for the port
+    except ValueError:
+        return f"{kind}://…"
+    return f"{kind}://{parts.netloc.rpartition('@')[2]}{parts.path}"

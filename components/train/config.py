@@ -40,7 +40,7 @@ class TrainConfig(StepConfig):
     clip_norm: float = option(1.0, "gradients are clipped to this norm; 0 leaves them", low=0)
     crop_scale: float = option(0.6, "random resized crop: smallest share of the area; 1 turns it off", low=0.01, high=1)
     flip: bool = option(True, "mirror half of the images; never for text, digits or arrows")
-    device: str = option("auto", "where to train", counts=False, choices=("auto", "cpu", "cuda"))
+    device: str = option("auto", "where to run the model", counts=False, choices=("auto", "cpu", "cuda"))
     precision: str = option(
         "auto", "arithmetic: bfloat16 where the device is fast at it, else float32", choices=("auto", "float32", "bfloat16")
     )

@@ -100,6 +100,8 @@ class Trainer:
         if not math.isfinite(row["train_loss"]):
             raise MillError(f"epoch {epoch + 1}: the loss is {row['train_loss']}; try a smaller learning_rate")
         row |= self._validate()
+        if not math.isfinite(row.get("val_loss", 0.0)):
+            raise MillError(f"epoch {epoch + 1}: the validation loss is {row['val_loss']}; try a smaller learning_rate")
         return row | {"seconds": round(time.monotonic() - started, 3)}
 
     def _augmented(self, batch: Batch, epoch: int) -> Batch:

@@ -151,7 +151,7 @@ def test_one_class_is_refused_before_anything_is_read(
         source = source / "t.csv"
         source.write_text("path,label\ncat/cat_1.jpg,cat\ncat/cat_2.jpg, cat\n")
     monkeypatch.setattr("imagemill.components.download.sources.ListingSource._read", unreadable)
-    monkeypatch.setattr("imagemill.components.download.sources.TableSource._read", unreadable)
+    monkeypatch.setattr("imagemill.components.download.table.TableSource._read", unreadable)
     with pytest.raises(UserError, match=r"at least two classes .* found only 'cat'"):
         opened(tmp_path, dataset=dataset, source=str(source))
 

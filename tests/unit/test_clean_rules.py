@@ -1,0 +1,314 @@
+"""Cleaning's rules: splits and order as hashes, class ids that stay, colour, and which copy of a picture is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from imagemill.components.clean.classes import class_list, read_class_list
+from imagemill.components.clean.clean import clean
+from imagemill.components.clean.config import REASONS, CleanConfig
+from imagemill.components.clean.duplicates import find_duplicates, without
+from imagemill.components.clean.shard import CLEAN, REJECTED, CleanedShard, pixel_hash, write_rows
+from imagemill.components.clean.splits import SPLITS, choose_split, shuffle_index, split_position
+from imagemill.components.clean.standardize import standardize
+from imagemill.components.download.raw import RAW
+from imagemill.components.store.errors import UserError
+from imagemill.components.store.images import decode
+from imagemill.components.store.manifest import Dataset, File, Manifest, Totals, commit, count
+from imagemill.components.store.shards import Layout, ShardWriter
+from imagemill.components.store.step import Context
+from imagemill.components.store.workspace import Workspace
+
+
+def sha(value: object) -> str:
+    return hashlib.sha256(str(value).encode()).hexdigest()
+
+
+HASHES = [sha(n) for n in range(20_000)]
+SHA = st.integers(0, 10**9).map(sha)
+FRACTION = st.sampled_from([0.0, 0.1, 0.25, 0.4])
+DECLARED = st.sampled_from([None, "train", "val", "test", "trainval", "other"])
+
+
+@pytest.mark.parametrize(("val", "test"), [(0.1, 0.1), (0.2, 0.05), (0.0, 0.3), (0.0, 0.0)])
+def test_fractions_hold_in_expectation(val: float, test: float) -> None:
+    found = Counter(choose_split(h, None, val, test, False) for h in HASHES)
+    for split, share in (("val", val), ("test", test), ("train", 1 - val - test)):
+        deviation = (share * (1 - share) / len(HASHES)) ** 0.5
+        assert abs(found[split] / len(HASHES) - share) <= 4 * deviation
+
+
+@given(SHA, DECLARED, FRACTION, FRACTION, st.booleans())
+def test_a_declared_split_wins(
+    sha256: str, declared: str | None, val: float, test: float, test_is_declared: bool
+) -> None:
+    found = choose_split(sha256, declared, val, test, test_is_declared)
+    assert found in SPLITS
+    if declared in SPLITS:
+        assert found == declared
+    elif declared == "trainval" or test_is_declared:
+        assert found != "test", "nothing is added to a declared test split"
+
+
+@given(SHA, FRACTION, FRACTION)
+def test_validation_images_stay_when_a_test_split_is_declared(sha256: str, val: float, test: float) -> None:
+    without_test, with_test = (choose_split(sha256, None, val, test, declared) for declared in (False, True))
+    assert (without_test == "val") == (with_test == "val")
+
+
+def test_trainval_is_divided_by_the_fraction_of_validation() -> None:
+    found = Counter(choose_split(h, "trainval", 0.2, 0.3, True) for h in HASHES)
+    assert set(found) == {"train", "val"} and abs(found["val"] / len(HASHES) - 0.2) < 0.012
+
+
+def test_split_and_order_are_golden() -> None:
+    """Another value here moves images of existing datasets between train and test."""
+    for salt, found in (("split", round(split_position(HASHES[0]) * 2**64)), ("shuffle", shuffle_index(HASHES[0]) * 2)):
+        expected = int.from_bytes(hashlib.sha256(f"{salt}:{HASHES[0]}".encode()).digest()[:8], "big")
+        assert abs(found - expected) < 2**12  # a float holds 53 bits
+
+
+def test_shuffle_index_is_uniform_in_63_bits_and_independent_of_the_split() -> None:
+    indices = np.array([shuffle_index(h) for h in HASHES])
+    assert indices.dtype == np.int64 and indices.min() >= 0 and len(set(indices.tolist())) == len(HASHES)
+    places = np.array([split_position(h) for h in HASHES])
+    assert places.min() >= 0 and places.max() < 1
+    assert abs(indices.mean() / 2**63 - 0.5) < 0.01 and indices.max() > 0.999 * 2**63
+    assert abs(np.corrcoef(indices.astype(float), places)[0, 1]) < 0.03
+
+
+@given(st.lists(st.text(max_size=3)), st.lists(st.text(max_size=3), unique=True))
+def test_class_ids_are_appended_and_never_renumbered(labels: list[str], base: list[str]) -> None:
+    found = class_list(labels, base)
+    assert list(found[: len(base)]) == base
+    assert list(found[len(base) :]) == sorted(set(labels) - set(base))
+    assert class_list(labels, found) == found
+
+
+def test_a_class_list_file(tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_bytes("\ufeffdog\n\n cat \r\nŌkami\n".encode())
+    assert read_class_list(str(tmp_path / "classes.txt")) == ("dog", "cat", "Ōkami")
+    for number, (data, message) in enumerate(
+        [(b"a\nb\na\n", "'a' twice"), (b"\n \n", "no class"), (b"\xff\xfe\x00", "UTF-8")]
+    ):
+        (tmp_path / str(number)).write_bytes(data)
+        with pytest.raises(UserError, match=message):
+            read_class_list(str(tmp_path / str(number)))
+    with pytest.raises(UserError, match="a file that is there"):
+        read_class_list(str(tmp_path / "none"))
+
+
+def encoded(pixels: Any, kind: str = "PNG", **options: Any) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, kind, **options)
+    return out.getvalue()
+
+
+def noise(seed: int, shape: tuple[int, ...] = (16, 20, 3)) -> Any:
+    return np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
+
+
+GRAY = CleanConfig(color="gray")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "TIFF"])
+def test_bytes_pass_through_where_no_operation_applies(kind: str) -> None:
+    color, gray = encoded(noise(1), kind), encoded(noise(1)[:, :, 0], kind)
+    assert standardize(color, CleanConfig()).data == color
+    assert standardize(gray, CleanConfig()).data == gray
+    assert standardize(gray, GRAY).data == gray
+
+
+@pytest.mark.parametrize(
+    ("kind", "stored"), [("PNG", "PNG"), ("BMP", "PNG"), ("TIFF", "PNG"), ("JPEG", "JPEG"), ("WEBP", "JPEG")]
+)
+def test_colour_becomes_grey_bytes_that_hold_the_same_pixels(kind: str, stored: str) -> None:
+    smooth = np.asarray(Image.fromarray(noise(2, (4, 5, 3))).resize((60, 48), Image.Resampling.BICUBIC))
+    done = standardize(encoded(smooth, kind), GRAY)
+    again = decode(done.data, "gray")
+    assert again.format == stored and again.as_stored and done.decoded.pixels.shape == (48, 60, 1)
+    assert np.abs(again.pixels.astype(int) - done.decoded.pixels).max() <= (0 if stored == "PNG" else 6)
+
+
+def test_a_turned_grey_picture_is_stored_upright() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for kind in ("PNG", "JPEG", "TIFF"):
+        done = standardize(encoded(noise(3)[:, :, 0], kind, exif=exif), GRAY)
+        assert Image.open(io.BytesIO(done.data)).getexif().get(0x0112, 1) == 1
+        assert decode(done.data, "gray").pixels.shape == done.decoded.pixels.shape == (20, 16, 1)
+
+
+def test_pixel_hashes_see_pixels_and_shape_only() -> None:
+    pixels = noise(4)
+    assert pixel_hash(decode(encoded(pixels, "PNG")).pixels) == pixel_hash(decode(encoded(pixels, "BMP")).pixels)
+    flat = np.zeros((2, 8, 3), np.uint8)
+    assert pixel_hash(flat) != pixel_hash(flat.reshape(4, 4, 3))
+    flat[0, 0, 0] = 1
+    assert pixel_hash(flat) != pixel_hash(np.zeros((2, 8, 3), np.uint8))
+
+
+def clean_row(image_id: str, split: str, data: bytes, label: str = "a") -> dict[str, Any]:
+    sha256 = hashlib.sha256(data).hexdigest()
+    pixels = decode(data).pixels
+    return {
+        "image_id": image_id, "image": {"bytes": data, "path": image_id}, "label": label, "label_id": 0, "split": split,
+        "shuffle_index": shuffle_index(sha256), "width": pixels.shape[1], "height": pixels.shape[0], "sha256": sha256,
+        "format": "PNG", "image_bytes": len(data), "pixel_hash": pixel_hash(pixels), "decoder_warning": None,
+    }  # fmt: skip
+
+
+def test_of_copies_the_one_in_test_stays_then_val_then_the_smallest_id(tmp_path: Path) -> None:
+    one, two, three = (encoded(noise(n)) for n in range(3))
+    rows = [
+        clean_row("a", "train", one), clean_row("c", "val", one),
+        clean_row("z", "test", one), clean_row("y", "test", one),
+        clean_row("d", "train", two), clean_row("b", "val", two),
+        clean_row("g", "train", three, "dog"), clean_row("f", "train", encoded(noise(2), "BMP"), "cat"),
+        clean_row("alone", "train", encoded(noise(9))),
+    ]  # fmt: skip
+    uri = str(tmp_path / "clean" / "01")
+    files = [write_rows(uri, s, [r for r in rows if r["split"] == s]) for s in SPLITS]
+    found = {d.image_id: d for d in find_duplicates(uri, files)}
+    assert set(found) == {"a", "c", "z", "d", "g"}
+    assert {i: d.rejected["reason"] for i, d in found.items()} == {
+        **dict.fromkeys("aczd", "duplicate_bytes"),
+        "g": "duplicate_pixels",
+    }
+    assert found["a"].rejected["detail"] == "same as y (test)"
+    assert found["g"].rejected["detail"] == "same as f (train); labelled dog here, cat there"
+    assert found["z"].file.split == "test"
+    train = without(uri, files[0], [i for i, d in found.items() if d.file == files[0]])
+    assert train is not None and train.rows == 2
+    table = pq.read_table(f"{uri}/{train.uri}")
+    assert sorted(table.column("image_id").to_pylist()) == ["alone", "f"]
+    assert table.schema.equals(CLEAN, check_metadata=False)
+    assert without(uri, train, ["alone", "f"]) is None
+
+
+def test_no_files_have_no_duplicates(tmp_path: Path) -> None:
+    assert find_duplicates(str(tmp_path), []) == []
+
+
+def raw_dataset(workspace: Path, rows: list[dict[str, Any]], shards: int = 2, name: str = "00") -> Dataset:
+    uri = str(workspace / "raw" / name)
+    files = []
+    for number in range(shards):
+        with ShardWriter(uri, Layout(RAW)) as writer:
+            for row in rows[number::shards]:
+                writer.add(row, len(row["image"] or b""))
+            files.append(writer.publish("data"))
+    totals = Totals(
+        rows=len(rows), by_class=count(r["label"] or "" for r in rows), by_split=count(r["split"] or "" for r in rows)
+    )
+    extra = {"dataset_name": "toy", "source": "here"}
+    return commit(uri, Manifest("raw", name, files=tuple(files), totals=totals, extra=extra))
+
+
+def raw_row(image_id: str, data: bytes | None, label: str | None, split: str | None = None) -> dict[str, Any]:
+    row: dict[str, Any] = dict.fromkeys(RAW.names)
+    sha256 = hashlib.sha256(data).hexdigest() if data is not None else None
+    return row | {"image_id": image_id, "image": data, "sha256": sha256, "label": label, "split": split}
+
+
+def toy_rows(number: int = 120) -> list[dict[str, Any]]:
+    """Good pictures of two classes, each split declared or not, and one of every fault."""
+    rows = [raw_row(f"good-{n}.png", encoded(noise(n)), "ab"[n % 2]) for n in range(number)]
+    whole = encoded(noise(500))
+    faults = [(None, "a"), (b"", "a"), (b"text, not an image", "a"), (whole[:200], "b")]
+    faults += [(encoded(noise(600)), None), (encoded(noise(601)), "")]
+    faults += [(encoded(noise(0)), "b"), (encoded(noise(1), "BMP"), "b")]
+    return rows + [raw_row(f"fault-{n}.png", data, label) for n, (data, label) in enumerate(faults)]
+
+
+def run_clean(workspace: Path, raw: Dataset, **options: Any) -> Dataset:
+    config = CleanConfig(raw=raw.uri, workspace=str(workspace), clean_workers=2, **options)
+    outcome = clean(config, Context("clean", Workspace.open(str(workspace)), "run", False))
+    from imagemill.components.store.manifest import read_dataset
+
+    return read_dataset(outcome.uri, "clean")
+
+
+def table_of(dataset: Dataset, role: str) -> pa.Table:
+    schema = {"data": CLEAN, "rejected": REJECTED}[role]
+    return pa.concat_tables([pq.read_table(dataset.locate(f)).cast(schema) for f in dataset.files(role)])
+
+
+def test_the_ledger_every_raw_row_is_in_exactly_one_of_kept_and_rejected(tmp_path: Path) -> None:
+    rows = toy_rows()
+    dataset = run_clean(tmp_path, raw_dataset(tmp_path, rows))
+    kept, rejected = (table_of(dataset, role).to_pylist() for role in ("data", "rejected"))
+    ids = [r["image_id"] for r in kept] + [r["image_id"] for r in rejected]
+    assert sorted(ids) == sorted(r["image_id"] for r in rows)
+    reasons = Counter(r["reason"] for r in rejected)
+    assert set(reasons) <= set(REASONS)
+    expected = {"missing_file": 1, "empty_file": 1, "not_an_image": 1, "corrupt": 1, "no_label": 2}
+    assert reasons == expected | {"duplicate_bytes": 1, "duplicate_pixels": 1}
+    totals = dataset.manifest.totals
+    assert (totals.rows, totals.rejected, totals.by_reason) == (len(kept), len(rejected), dict(sorted(reasons.items())))
+    assert totals.by_split == {s: sum(r["split"] == s for r in kept) for s in SPLITS}
+    assert totals.by_class == {c: sum(r["label"] == c for r in kept) for c in "ab"}
+    for row in kept:
+        assert row["label_id"] == "ab".index(row["label"]) and row["image_bytes"] == len(row["image"]["bytes"])
+    for file in dataset.files("data"):
+        indices = pq.read_table(dataset.locate(file)).column("shuffle_index").to_pylist()
+        assert indices == sorted(indices)
+
+
+def test_growing_a_dataset_moves_no_image_and_renumbers_no_class(tmp_path: Path) -> None:
+    rows = toy_rows()
+    first = run_clean(tmp_path, raw_dataset(tmp_path, rows))
+    new = [raw_row(f"new-{n}.png", encoded(noise(1000 + n)), "AB"[n % 2]) for n in range(30)]
+    second = run_clean(tmp_path, raw_dataset(tmp_path, new + rows, shards=3, name="01"))
+    assert second.manifest.classes == ("a", "b", "A", "B")
+    before, after = ({r["image_id"]: r for r in table_of(d, "data").to_pylist()} for d in (first, second))
+    # The smaller id of two copies wins, whatever was there first: nothing new here is a copy.
+    assert {i: after[i] for i in before} == before
+    assert len(after) == len(before) + 30
+
+
+def test_a_killed_clean_goes_on_only_from_files_that_are_there(tmp_path: Path) -> None:
+    raw = raw_dataset(tmp_path, toy_rows())
+    dataset = run_clean(tmp_path, raw)
+    folder = Path(dataset.uri)
+    expected = {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*.parquet")}
+    (folder / "_manifest.json").unlink()  # as if killed just before the commit
+    workspace = Workspace.open(str(tmp_path))
+    records = [workspace.work_record(dataset.uri, f.sha256[:16]) for f in raw.manifest.files]
+    lost, cut = (CleanedShard.from_record(record).data[0] for record in records if record)
+    (folder / lost.uri).unlink()
+    (folder / cut.uri).write_bytes((folder / cut.uri).read_bytes()[:100])
+    again = run_clean(tmp_path, raw)
+    assert again.manifest.files == dataset.manifest.files and not again.missing()
+    assert {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*.parquet")} == expected
+
+
+def test_a_source_whose_images_are_all_broken_is_the_users_error(tmp_path: Path) -> None:
+    rows = [raw_row(f"{n}.png", b"broken", "ab"[n % 2]) for n in range(4)]
+    with pytest.raises(UserError, match=r"not_an_image': 4"):
+        run_clean(tmp_path, raw_dataset(tmp_path, rows))
+
+
+def test_one_class_is_the_users_error(tmp_path: Path) -> None:
+    rows = [raw_row(f"{n}.png", encoded(noise(n)), "a") for n in range(4)]
+    with pytest.raises(UserError, match=r"^label: expected images of at least two classes, found only 'a' in here"):
+        run_clean(tmp_path, raw_dataset(tmp_path, rows))
+
+
+def test_files_of_clean_are_listed_by_split(tmp_path: Path) -> None:
+    dataset = run_clean(tmp_path, raw_dataset(tmp_path, toy_rows()))
+    files: list[File] = dataset.files()
+    assert [f.split for f in files] == sorted((f.split for f in files), key=SPLITS.index)
+    assert all(f.uri.startswith(f"data/{f.split}/part-") for f in files)

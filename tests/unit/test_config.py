@@ -1,0 +1,201 @@
+"""Config values in whatever form they come, and what all steps' configs have in common."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imagemill.components.clean.config import CleanConfig
+from imagemill.components.store.config import STEPS, StepConfig, convert, field_types, parse_sections
+from imagemill.components.store.errors import UserError
+from imagemill.components.train.config import TrainConfig
+
+
+def config_of(step: str) -> type[StepConfig]:
+    found: type[StepConfig] = importlib.import_module(f"imagemill.components.{step}").STEP.config
+    return found
+
+
+CONFIGS = {step: config_of(step) for step in STEPS}
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "expected"),
+    [
+        (5, int, 5), ("5", int, 5), (5.0, int, 5), ("5.0", int, 5), (" 5 ", int, 5), ("-3", int, -3),
+        ("1e3", int, 1000),
+        ("9007199254740993", int, 9_007_199_254_740_993), (2**60 + 1, int, 2**60 + 1),
+        (1, float, 1.0), ("1", float, 1.0), (0.25, float, 0.25), ("1e-4", float, 1e-4), ("-0.5", float, -0.5),
+        (True, bool, True), (False, bool, False), ("true", bool, True), ("False", bool, False), ("YES", bool, True),
+        ("no", bool, False), (1, bool, True), (0, bool, False), (1.0, bool, True), (0.0, bool, False),
+        ("", bool, False),
+        ("a", str, "a"), ("", str, ""), (None, str, ""), (5, str, "5"), (" padded ", str, " padded "),
+    ],
+)  # fmt: skip
+def test_a_value_becomes_the_fields_type(value: Any, kind: type, expected: Any) -> None:
+    found = convert("x", value, kind)
+    assert found == expected and type(found) is kind
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (5.5, int), ("5.5", int), ("", int), ("x", int), (None, int), (True, int), ("nan", int), ("inf", int),
+        ([5], int),
+        ("", float), ("x", float), (None, float), ("nan", float), (float("nan"), float), ("-inf", float),
+        ("1e999", float),
+        (False, float), ({}, float), (2, bool), ("maybe", bool), (None, bool), ([], bool), ({}, str), (["a"], str),
+    ],
+)  # fmt: skip
+def test_another_value_is_the_users_error_by_its_name(value: Any, kind: type) -> None:
+    with pytest.raises(UserError, match=r"^--the-field: expected .*, found "):
+        convert("--the-field", value, kind)
+
+
+@given(st.integers(-(2**80), 2**80))
+def test_whole_numbers_survive_text(number: int) -> None:
+    assert convert("x", str(number), int) == number
+    if abs(number) <= 2**53:
+        assert convert("x", json.loads(json.dumps(float(number))), int) == number
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_numbers_survive_text(number: float) -> None:
+    assert convert("x", str(number), float) == number
+
+
+@given(st.text(), st.sampled_from([int, float, bool]))
+def test_any_text_is_a_value_or_the_users_error(text: str, kind: type) -> None:
+    try:
+        assert type(convert("x", text, kind)) is kind
+    except UserError as error:
+        assert str(error).startswith("x: expected ")
+
+
+def test_a_config_from_values() -> None:
+    config = TrainConfig.from_values({"epochs": 3.0, "learning_rate": "1e-2", "flip": "false", "backbone": "resnet18"})
+    assert (config.epochs, config.learning_rate, config.flip) == (3, 0.01, False)
+    assert config == TrainConfig(epochs=3, learning_rate=0.01, flip=False)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"epoch": 3}, "--epoch: expected one of .*epochs.*, found 'epoch'"),
+        ({"epochs": 0}, "^epochs: expected a number of at least 1, found 0"),
+        ({"epochs": 100_001}, "^epochs: expected a number of at most 100000"),
+        ({"crop_scale": 1.01}, "^crop_scale: expected a number of at most 1,"),
+        ({"device": "tpu"}, "^device: expected one of auto, cpu, cuda, found 'tpu'"),
+        ({"rerun": "train,trian"}, "^rerun: expected some of download.*, found 'trian'"),
+        ({"backbone": "resnet81"}, "^backbone: expected a torchvision .*resnet18.*, found 'resnet81'"),
+        ({"weights": "ftp://host/x"}, "^weights: expected"),
+        ({"name": "../x"}, "^name: expected letters"),
+        ({"name": ".."}, "^name: expected letters"),
+        ({"name": "."}, "^name: expected letters"),
+        ({"name": "a b"}, "^name: expected letters"),
+        ({"run": "../../x"}, "^run: expected a name"),
+        ({"run": ".."}, "^run: expected a name"),
+    ],
+)
+def test_a_wrong_value_is_named(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        TrainConfig.from_values(values, where="--")
+
+
+@pytest.mark.parametrize("name", ["pets", "my-pets_2.1", "..x", "Катя", ""])
+def test_names_that_are_fine(name: str) -> None:
+    assert CleanConfig.from_values({"name": name, "rerun": "clean, train", "run": name}).name == name
+
+
+def test_fractions_must_leave_something_to_train_on() -> None:
+    with pytest.raises(UserError, match=r"^val_fraction \+ test_fraction: expected less than 1"):
+        CleanConfig.from_values({"val_fraction": 0.5, "test_fraction": 0.5})
+
+
+def test_sections() -> None:
+    assert parse_sections("") == parse_sections("  ") == {}
+    assert parse_sections('{"train": {"weight_decay": 0.05}, "clean": {}}') == {
+        "train": {"weight_decay": 0.05},
+        "clean": {},
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "^config: expected a JSON object"),
+        ("[]", "^config: expected a JSON object"),
+        ("5", "^config: expected a JSON object"),
+        ("[" * 100_000, "^config: expected a JSON object"),
+        ('{"trian": {}}', "^config.trian: expected a section named download"),
+        ('{"train": 5}', "^config.train: expected an object"),
+        ('{"train": null}', "^config.train: expected an object"),
+    ],
+)
+def test_a_wrong_section_is_named(text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        parse_sections(text)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_every_default_is_a_valid_scalar_of_its_type_and_never_none(step: str) -> None:
+    cls = CONFIGS[step]
+    for one in dataclasses.fields(cls):
+        kind = field_types(cls)[one.name]
+        assert kind in (str, int, float, bool), one.name
+        assert type(one.default) is kind, one.name
+        assert one.metadata["help"] and not one.metadata["help"].endswith(".")
+        if one.metadata["choices"]:
+            assert one.default in one.metadata["choices"]
+        for bound in (one.metadata["low"], one.metadata["high"]):
+            assert bound is None or kind in (int, float)
+    assert cls.counting(cls()) == {}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_defaults_survive_text_and_json(step: str) -> None:
+    cls = CONFIGS[step]
+    values = {one.name: one.default for one in dataclasses.fields(cls)}
+    values |= {"source": "x", "dataset": "folder"} if step == "download" else {}
+    as_text = {name: str(value) for name, value in values.items()}
+    as_floats = {name: float(value) if type(value) is int else value for name, value in values.items()}
+    expected = cls(**values)
+    assert (
+        cls.from_values(as_text)
+        == cls.from_values(as_floats)
+        == cls.from_values(json.loads(json.dumps(values)))
+        == expected
+    )
+
+
+def test_a_shared_name_means_one_thing_in_every_step() -> None:
+    seen: dict[str, tuple[str, Any]] = {}
+    for step, cls in CONFIGS.items():
+        types = field_types(cls)
+        for one in dataclasses.fields(cls):
+            if one.name not in cls.PARENTS:  # each step says what it reads a parent for
+                meaning = (types[one.name], one.default, dict(one.metadata))
+                first, known = seen.setdefault(one.name, (step, meaning))
+                assert meaning == known, f"{one.name} differs between {first} and {step}"
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_addresses_threads_and_display_never_count(step: str) -> None:
+    for one in dataclasses.fields(CONFIGS[step]):
+        uri = one.name in (
+            *CONFIGS[step].PARENTS,
+            "workspace",
+            "source",
+            "annotations",
+            "weights",
+            "class_list",
+            "ray_address",
+        )
+        if uri or one.name.endswith("_workers") or one.name in ("name", "run", "rerun", "device"):
+            assert not one.metadata["counts"], one.name

@@ -1,0 +1,349 @@
+"""The dataset contract: what a manifest must hold, who wins a commit, and when a dataset is there."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import hashlib
+import io
+import json
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imagemill.components.clean.config import CleanConfig
+from imagemill.components.promote.config import PromoteConfig
+from imagemill.components.resize.config import ResizeConfig
+from imagemill.components.store.errors import DatasetError, TransientError, UserError
+from imagemill.components.store.filesystem import LocalStore
+from imagemill.components.store.fingerprint import canonical_json, digest, fingerprint
+from imagemill.components.store.manifest import (
+    MANIFEST,
+    Dataset,
+    File,
+    Manifest,
+    Parent,
+    Totals,
+    commit,
+    find_dataset,
+    parse_manifest,
+    read_dataset,
+    ready,
+)
+from imagemill.components.store.shards import Layout, ShardWriter, open_parquet, publish_bytes, read_row_group
+from imagemill.components.train.config import TrainConfig
+
+MODEL = Manifest(
+    kind="model",
+    fingerprint="0123456789abcdef",
+    parents=(Parent("../../tensors/fedcba9876543210", "fedcba9876543210", "ab" * 32),),
+    config={"epochs": 3, "learning_rate": 0.001, "flip": True},
+    classes=("Katze", "Ōkami", "狼"),
+    files=(
+        File("model-1.safetensors", "data", "", 0, 10, "cd" * 32),
+        File("../other/x", "data", "test", 5, 1, "ef" * 32),
+    ),
+    totals=Totals(rows=5, bytes=11, rejected=1, by_split={"test": 5}, by_class={"狼": 5}, by_reason={"corrupt": 1}),
+    image={"shape": [8, 8, 3], "mean": [0.5]},
+    extra={"metrics": {"top1": 0.5}},
+    code_version="1.2.3",
+    created="2026-01-01T00:00:00+00:00",
+)
+
+
+def test_a_manifest_comes_back_as_it_was() -> None:
+    assert parse_manifest(MODEL.to_json(), "here") == MODEL
+
+
+def test_what_is_empty_is_left_out_and_what_is_missing_is_filled_in() -> None:
+    body = json.loads(Manifest("raw", "00").to_json())
+    assert "image" not in body and "extra" not in body
+    assert body["format"] == "imagemill" and body["version"] == 1
+    assert body["code_version"] and body["created"].endswith("+00:00")
+
+
+def test_numbers_that_json_lacks_are_not_written() -> None:
+    with pytest.raises(ValueError, match="JSON compliant"):
+        Manifest("model", "00", extra={"loss": float("nan")}).to_json()
+
+
+def changed(path: str, value: Any) -> bytes:
+    """MODEL's JSON with one place changed; `...` removes it."""
+    body = json.loads(MODEL.to_json())
+    *parents, last = (int(p) if p.isdigit() else p for p in path.split("."))
+    place = body
+    for part in parents:
+        place = place[part]
+    if value is ...:
+        del place[last]
+    else:
+        place[last] = value
+    return json.dumps(body).encode()
+
+
+BAD = [("format", "zip"), ("version", 2), ("version", ...), ("kind", "pictures"), ("kind", ["raw"])]
+BAD += [(name, ...) for name in ("fingerprint", "parents", "config", "task", "classes", "files", "totals", "created")]
+BAD += [
+    ("fingerprint", 5),
+    ("task", None),
+    ("config", []),
+    ("classes", "abc"),
+    ("classes", [1]),
+    ("files", {}),
+    ("parents", "x"),
+]
+BAD += [("totals", 3), ("image", []), ("extra", "x"), ("code_version", 1), ("created", {})]
+BAD += [("totals.rows", "5"), ("totals.rows", True), ("totals.by_split", []), ("totals.by_class", {"a": "1"})]
+BAD += [(f"files.0.{name}", ...) for name in ("uri", "role", "split", "rows", "bytes", "sha256")]
+BAD += [("files.0", "x"), ("files.1.rows", 1.5), ("files.1.bytes", -1), ("files.1.uri", None), ("parents.0", [])]
+BAD += [("parents.0.uri", 1), ("parents.0.manifest_sha256", ...)]
+
+
+@pytest.mark.parametrize(("path", "value"), BAD)
+def test_a_malformed_field_is_named(path: str, value: Any) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_manifest(changed(path, value), "w/clean/01/_manifest.json")
+    message = str(caught.value)
+    assert message.startswith("w/clean/01/_manifest.json (")
+    named = message.partition("(")[2].partition(")")[0].replace("[", ".").replace("]", "")
+    assert named == path
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff\xfe", b"{", b"[]", b"null", b"7", b'"imagemill"', b"[" * 100_000])
+def test_what_is_no_manifest_is_the_users_error(data: bytes) -> None:
+    with pytest.raises(UserError, match=r"^here"):
+        parse_manifest(data, "here")
+
+
+def leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(leaf for key, child in children for leaf in leaves(child, (*path, key)))]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+)
+
+
+@given(st.sampled_from(leaves(json.loads(MODEL.to_json()))[1:]), JSON)
+def test_any_value_in_any_place_is_taken_or_the_users_error(path: tuple[Any, ...], value: Any) -> None:
+    body = json.loads(MODEL.to_json())
+    place = body
+    for part in path[:-1]:
+        place = place[part]
+    place[path[-1]] = value
+    try:
+        found = parse_manifest(json.dumps(body).encode(), "here")
+    except UserError:
+        return
+    assert parse_manifest(found.to_json(), "here") == found
+
+
+def test_unknown_fields_are_ignored() -> None:
+    body = json.loads(MODEL.to_json())
+    later = copy.deepcopy(body)
+    for place in (later, later["totals"], later["files"][0], later["parents"][0]):
+        place["of_a_later_version"] = {"a": 1}
+    assert parse_manifest(json.dumps(later).encode(), "here") == MODEL
+
+
+def made(workspace: Path, name: str = "01", data: bytes = b"0123456789") -> tuple[str, Manifest]:
+    """A model with one real file, not committed yet."""
+    uri = str(workspace / "model" / name)
+    return uri, Manifest("model", name, files=(publish_bytes(uri, data, "model-", ".bin"),))
+
+
+def test_without_a_manifest_there_is_no_dataset(tmp_path: Path) -> None:
+    uri, _ = made(tmp_path)
+    assert find_dataset(uri) is None and ready(uri) is None
+    with pytest.raises(UserError, match=r"^model: expected the URI"):
+        read_dataset(uri, "model")
+
+
+def test_a_dataset_of_another_kind_is_refused(tmp_path: Path) -> None:
+    commit(*made(tmp_path))
+    with pytest.raises(UserError, match=r"^clean: expected a dataset of kind clean, found .* of kind model"):
+        read_dataset(str(tmp_path / "model" / "01"), "clean")
+
+
+def test_the_sha256_is_of_the_very_bytes(tmp_path: Path) -> None:
+    found = commit(*made(tmp_path))
+    assert found.manifest_sha256 == hashlib.sha256((tmp_path / "model" / "01" / MANIFEST).read_bytes()).hexdigest()
+
+
+def test_all_racers_get_the_winners_dataset(tmp_path: Path) -> None:
+    barrier, found = threading.Barrier(12), []
+    uri, manifest = made(tmp_path)
+
+    def race(number: int) -> None:
+        mine = Manifest(**{**manifest.__dict__, "extra": {"racer": number}})
+        barrier.wait()
+        found.append(commit(uri, mine))
+
+    threads = [threading.Thread(target=race, args=(n,)) for n in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 12 and len({d.manifest.extra["racer"] for d in found}) == 1
+    assert len({d.manifest_sha256 for d in found}) == 1
+
+
+def test_ready_is_a_dataset_whose_files_are_whole(tmp_path: Path) -> None:
+    dataset = commit(*made(tmp_path))
+    path = Path(dataset.locate(dataset.manifest.files[0]))
+    assert ready(dataset.uri) == dataset
+    path.write_bytes(b"012345678")
+    assert ready(dataset.uri) is None
+    path.unlink()
+    assert ready(dataset.uri) is None
+    assert find_dataset(dataset.uri) == dataset
+    (message,) = dataset.missing()
+    assert str(path) in message and "expected 10 bytes, found none" in message
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"01234")])
+def test_a_damaged_dataset_is_healed_by_making_it_again(tmp_path: Path, damage: Any) -> None:
+    dataset = commit(*made(tmp_path))
+    damage(Path(dataset.locate(dataset.manifest.files[0])))
+    assert ready(dataset.uri) is None
+    commit(*made(tmp_path))
+    assert ready(dataset.uri) == dataset
+
+
+def test_a_damaged_dataset_that_can_not_be_healed_is_not_passed_on(tmp_path: Path) -> None:
+    dataset = commit(*made(tmp_path))
+    Path(dataset.locate(dataset.manifest.files[0])).unlink()
+    with pytest.raises(DatasetError, match="found none; made again, the dataset has other files"):
+        commit(*made(tmp_path, data=b"other bytes"))
+
+
+def test_a_workspace_that_was_moved_still_reads(tmp_path: Path) -> None:
+    first, second = (commit(*made(tmp_path / "w", name)) for name in ("01", "02"))
+    reused = File(f"../01/{first.manifest.files[0].uri}", "data", "", 0, 10, first.manifest.files[0].sha256)
+    parent = second.as_parent(str(tmp_path / "w" / "evaluation" / "03"))
+    child = Manifest("model", "03", parents=(parent,), files=(reused,))
+    commit(str(tmp_path / "w" / "model" / "03"), child)
+    shutil.move(tmp_path / "w", tmp_path / "elsewhere")
+    moved = ready(str(tmp_path / "elsewhere" / "model" / "03"))
+    assert moved is not None
+    assert Path(moved.locate(moved.manifest.files[0])).read_bytes() == b"0123456789"
+    assert moved.parent_uri("model") == str(tmp_path / "elsewhere" / "model" / "02")
+    assert read_dataset(moved.parent_uri("model")).manifest_sha256 == parent.manifest_sha256
+
+
+def test_a_parent_of_a_kind_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="expected a clean dataset"):
+        commit(*made(tmp_path)).parent_uri("clean")
+
+
+@pytest.mark.parametrize("escape", ["../../../etc/passwd", "/etc/passwd", "a/../../b", "s3://bucket/key"])
+def test_a_file_outside_the_workspace_is_never_opened(escape: str) -> None:
+    file = File(escape, "data", "", 0, 1, "")
+    dataset = Dataset("/w/model/01", Manifest("model", "01", files=(file,)), "")
+    with pytest.raises(DatasetError):
+        dataset.locate(file)
+    with pytest.raises(DatasetError):
+        dataset.missing()
+
+
+def test_fingerprints_are_what_they_were() -> None:
+    """Golden: another value here renames every dataset of every user."""
+    assert digest({"b": [1, 2.5, "ü"], "a": True}) == "9f66585533420cd2"
+    assert fingerprint("clean", 1, ["0123456789abcdef"], {}) == "8d10a4a28f7a6a10"
+    assert fingerprint("clean", 1, ["0123456789abcdef"], {"color": "gray", "val_fraction": 0.2}) == "fdb2a763bf619a56"
+
+
+def test_a_fingerprint_depends_on_each_of_its_parts_and_not_on_order() -> None:
+    one = fingerprint("clean", 1, ["aa", "bb"], {"x": 1, "y": 2})
+    others = [
+        fingerprint("raw", 1, ["aa", "bb"], {"x": 1, "y": 2}),
+        fingerprint("clean", 2, ["aa", "bb"], {"x": 1, "y": 2}),
+        fingerprint("clean", 1, ["bb", "aa"], {"x": 1, "y": 2}),
+        fingerprint("clean", 1, ["aa", "bb"], {"x": 1, "y": 3}),
+        fingerprint("clean", 1, ["aa", "bb"], {"x": 1}),
+    ]
+    assert len({one, *others}) == 6
+    assert one == fingerprint("clean", 1, ["aa", "bb"], {"y": 2, "x": 1})
+
+
+@given(
+    st.dictionaries(st.text(st.characters(blacklist_categories=["Cs"])), st.integers() | st.booleans() | st.text("aü☃"))
+)
+def test_canonical_json_has_one_form(value: dict[str, Any]) -> None:
+    backwards = dict(reversed(list(value.items())))
+    assert canonical_json(value) == canonical_json(backwards)
+    assert json.loads(canonical_json(value)) == value
+
+
+def test_only_fields_that_count_and_differ_are_in_the_fingerprint() -> None:
+    assert CleanConfig().counting() == TrainConfig().counting() == ResizeConfig().counting() == {}
+    assert CleanConfig(raw="x", workspace="y", name="n", run="r", clean_workers=3, class_list="f").counting() == {}
+    assert CleanConfig(color="gray", val_fraction=0.1, test_fraction=0.3).counting() == {
+        "color": "gray",
+        "test_fraction": 0.3,
+    }
+    assert TrainConfig(flip=False, device="cpu", seed=4).counting() == {"flip": False, "seed": 4}
+    assert PromoteConfig(evaluation="x", champion_evaluation="y").counting() == {}
+
+
+def test_a_manifest_records_every_field_that_counts() -> None:
+    assert set(CleanConfig().effective()) == {"color", "val_fraction", "test_fraction", "max_pixels", "max_side"}
+
+
+def test_a_file_that_is_no_parquet_breaks_the_contract(tmp_path: Path) -> None:
+    writer = ShardWriter(str(tmp_path), Layout(pa.schema([("a", pa.int64())])))
+    with writer:
+        for number in range(1000):
+            writer.add({"a": number}, 0)
+        file = writer.publish("data")
+    path, whole = tmp_path / file.uri, (tmp_path / file.uri).read_bytes()
+    assert read_row_group(open_parquet(str(path)), 0, str(path)).num_rows == file.rows == 1000
+    footer = int.from_bytes(whole[-8:-4], "little")
+    for data in (b"", b"text", whole[: len(whole) // 2], whole[: -8 - footer] + b"\xff" * footer + whole[-8:]):
+        path.write_bytes(data)
+        with pytest.raises(DatasetError, match="expected a Parquet file"):
+            open_parquet(str(path))
+    path.write_bytes(whole[:4] + b"\xff" * 200 + whole[204:])
+    with pytest.raises(DatasetError, match="row group 0 can't be read"):
+        read_row_group(open_parquet(str(path)), 0, str(path))
+    path.unlink()
+    with pytest.raises(DatasetError, match="that the manifest lists, found none"):
+        open_parquet(str(path))
+
+
+class FullDisk(io.BytesIO):
+    """Takes the first bytes, a Parquet file's magic number, and no more."""
+
+    def write(self, data: Any) -> int:
+        if self.tell():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(data)
+
+
+def test_a_disk_that_is_full_in_the_middle_is_transient_and_nothing_is_left_behind(tmp_path: Path) -> None:
+    schema = pa.schema([("a", pa.int64())])
+    with pytest.raises(TransientError, match="No space left"), ShardWriter(str(tmp_path), Layout(schema)) as writer:
+        writer._writer.close()
+        writer._writer = pq.ParquetWriter(pa.PythonFile(FullDisk(), "w"), schema)
+        writer.add({"a": 1}, 0)
+        writer.publish("data")
+    assert not list((tmp_path / "_work").iterdir())
+
+
+def test_a_disk_that_is_full_from_the_start_is_transient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    (scratch / "shard.parquet").symlink_to("/dev/full")
+    monkeypatch.setattr(LocalStore, "scratch", lambda store, uri: scratch)
+    with pytest.raises(TransientError, match="No space left"):
+        ShardWriter(str(tmp_path), Layout(pa.schema([("a", pa.int64())])))
+    assert not scratch.exists()

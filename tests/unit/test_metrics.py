@@ -1,0 +1,57 @@
+"""The metrics against scikit-learn, classes without images included."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
+
+from imagemill.components.store.metrics import confusion, per_class, summary
+
+CLASSES = 5
+PAIRS = st.lists(st.tuples(st.integers(0, CLASSES - 1), st.integers(0, CLASSES - 1)), min_size=1, max_size=60)
+
+
+@given(PAIRS)
+def test_everything_is_what_scikit_learn_computes(pairs: list[tuple[int, int]]) -> None:
+    true, predicted = (list(side) for side in zip(*pairs, strict=True))
+    labels = list(range(CLASSES))
+    matrix = confusion(true, predicted, CLASSES)
+    np.testing.assert_array_equal(matrix, confusion_matrix(true, predicted, labels=labels))
+    assert matrix.dtype == np.int64
+    expected = precision_recall_fscore_support(true, predicted, labels=labels, zero_division=0)
+    for name, values in zip(("precision", "recall", "f1", "support"), expected, strict=True):
+        np.testing.assert_allclose(per_class(matrix)[name], values, atol=1e-12)
+    found = summary(matrix)
+    assert found["top1"] == pytest.approx(accuracy_score(true, predicted))
+    present = sorted(set(true))
+    assert found["macro_f1"] == pytest.approx(
+        f1_score(true, predicted, labels=present, average="macro", zero_division=0)
+    )
+
+
+def test_the_macro_average_is_over_the_classes_that_are_present() -> None:
+    found = summary(confusion([0, 0, 1, 1], [0, 0, 1, 2], 4))
+    assert found == {"top1": 0.75, "macro_f1": pytest.approx((1 + 2 / 3) / 2)}
+
+
+def test_numbers_by_hand() -> None:
+    found = per_class(confusion([0, 0, 0, 1], [0, 0, 1, 1], 2))
+    assert found["precision"].tolist() == [1, 0.5]
+    assert found["recall"].tolist() == [2 / 3, 1]
+    assert found["f1"].tolist() == [0.8, 2 / 3]
+    assert found["support"].tolist() == [3, 1]
+
+
+def test_batches_add_up() -> None:
+    random = np.random.default_rng(0)
+    true, predicted = random.integers(0, 7, 1000), random.integers(0, 7, 1000)
+    whole = sum(confusion(true[n : n + 64], predicted[n : n + 64], 7) for n in range(0, 1000, 64))
+    np.testing.assert_array_equal(whole, confusion(true, predicted, 7))
+
+
+def test_no_images_give_zeros() -> None:
+    matrix = confusion([], [], 3)
+    assert matrix.shape == (3, 3) and summary(matrix) == {"top1": 0.0, "macro_f1": 0.0}

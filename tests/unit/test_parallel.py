@@ -1,0 +1,126 @@
+"""Work in threads: results in order, so much in flight and no more, and an end to everything."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from imagemill.components.store.errors import MillError
+from imagemill.components.store.parallel import cores, ordered
+
+
+def mill_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("mill")]
+
+
+def wait_for_threads() -> None:
+    deadline = time.monotonic() + 5
+    while mill_threads() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not mill_threads()
+
+
+@given(st.lists(st.integers(0, 30), max_size=60), st.integers(1, 6), st.integers(1, 60))
+@settings(max_examples=40, deadline=None)
+def test_results_come_in_the_order_of_the_items(items: list[int], workers: int, budget: int) -> None:
+    def work(item: int) -> int:
+        time.sleep(item % 3 / 5000)
+        return item * 2
+
+    assert list(ordered(items, work, workers, lambda item: item, budget)) == [item * 2 for item in items]
+
+
+class Meter:
+    """How much was in flight at most: taken from the source and not given out yet."""
+
+    def __init__(self, sizes: list[int]) -> None:
+        self.sizes, self.taken, self.out, self.most_items, self.most_bytes = sizes, 0, 0, 0, 0
+
+    def items(self) -> Iterator[int]:
+        for size in self.sizes:
+            yield size
+            self.taken += 1  # reached when the item before was submitted
+            self.most_items = max(self.most_items, self.taken - self.out)
+            self.most_bytes = max(self.most_bytes, sum(self.sizes[self.out : self.taken]))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "budget"), [([10] * 100, 35), ([1] * 100, 10**9), ([50, 1, 1, 90, 1, 200, 3] * 9, 100)]
+)
+def test_what_is_in_flight_is_bounded(sizes: list[int], budget: int) -> None:
+    meter = Meter(sizes)
+    for _ in ordered(meter.items(), lambda size: size, 3, lambda size: size, budget):
+        meter.out += 1
+    assert meter.out == len(sizes)
+    assert meter.most_items <= 4 * 3
+    assert meter.most_bytes <= max(budget, *sizes)
+
+
+def test_an_item_larger_than_the_budget_is_done_alone() -> None:
+    active, most = 0, 0
+    lock = threading.Lock()
+
+    def work(size: int) -> int:
+        nonlocal active, most
+        with lock:
+            active += 1
+            most = max(most, active)
+        time.sleep(0.002)
+        with lock:
+            active -= 1
+        return size
+
+    assert list(ordered([100] * 10, work, 4, lambda size: size, budget=10)) == [100] * 10
+    assert most == 1
+
+
+def test_all_workers_work() -> None:
+    barrier = threading.Barrier(4)
+    assert list(ordered(range(4), lambda n: barrier.wait(5) * 0 + n, 4, lambda _: 1)) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("where", ["work", "items", "cost"])
+def test_an_error_ends_it(where: str) -> None:
+    done: list[int] = []
+
+    def fails(part: str, item: int) -> None:
+        if where == part and item == 20:
+            raise MillError(f"{part} failed")
+
+    def items() -> Iterator[int]:
+        for item in range(10_000):
+            fails("items", item)
+            yield item
+
+    def work(item: int) -> int:
+        fails("work", item)
+        done.append(item)
+        return item
+
+    def cost(item: int) -> int:
+        fails("cost", item)
+        return 1
+
+    found: list[int] = []
+    with pytest.raises(MillError, match=f"{where} failed"):
+        for result in ordered(items(), work, 2, cost):
+            found.append(result)
+    assert found == list(range(len(found))) and len(found) <= 20
+    wait_for_threads()
+    assert len(done) <= 20 + 4 * 2, "nothing new was begun"
+
+
+def test_leaving_early_ends_the_threads() -> None:
+    found = ordered(iter(range(10**9)), lambda item: item, 3, lambda _: 1)
+    assert [next(found) for _ in range(5)] == list(range(5))
+    found.close()  # type: ignore[attr-defined]
+    wait_for_threads()
+
+
+def test_there_is_at_least_one_core() -> None:
+    assert 1 <= cores() <= 4096
