@@ -39,5 +39,7 @@ def read_class_list(uri: str) -> tuple[str, ...]:
     classes = tuple(line.strip() for line in lines if line.strip())
     twice = sorted({c for c in classes if classes.count(c) > 1}) if len(set(classes)) < len(classes) else []
     if twice or not classes:
-        raise wrong("class_list", "every class once, one a line", f"{twice[0]!r} twice" if twice else f"no class in {uri}")
+        raise wrong(
+            "class_list", "every class once, one a line", f"{twice[0]!r} twice" if twice else f"no class in {uri}"
+        )
     return classes

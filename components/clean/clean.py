@@ -40,7 +40,9 @@ def _classes(raw: Dataset, config: CleanConfig, context: Context, name: str) -> 
     labels = [label for label in raw.manifest.totals.by_class if label]
     if len(labels) < 2:
         found = f"only {labels[0]!r}" if labels else "no label"
-        raise UserError(f"label: expected images of at least two classes, found {found} in {raw.manifest.extra['source']}")
+        raise UserError(
+            f"label: expected images of at least two classes, found {found} in {raw.manifest.extra['source']}"
+        )
     return class_list(labels, base_classes(config, context.workspace, name))
 
 
@@ -143,7 +145,9 @@ def _check_ledger(raw: Dataset, manifest: Manifest) -> None:
 def _check_splits(manifest: Manifest) -> None:
     totals = manifest.totals
     if not totals.rows:
-        raise UserError(f"source: expected images that decode and have labels, found none; rejected: {totals.by_reason}")
+        raise UserError(
+            f"source: expected images that decode and have labels, found none; rejected: {totals.by_reason}"
+        )
     for split, hint in (("train", "val_fraction and test_fraction"), ("test", "test_fraction or the declared splits")):
         if not totals.by_split[split]:
             raise UserError(f"split: expected at least one {split} image of {totals.rows}, found none; see {hint}")
@@ -162,4 +166,3 @@ def _say_what_is_there(dataset: Dataset, context: Context) -> None:
         if without_any:
             shown = ", ".join(without_any[:8]) + (f" and {len(without_any) - 8} more" if len(without_any) > 8 else "")
             context.say(f"no {split} image of: {shown}")
-

@@ -85,5 +85,3 @@ def _columns(uri: str, file: File, columns: list[str] | None) -> Iterator[Any]:
     with open_parquet(where) as parquet:
         for index in range(parquet.num_row_groups):
             yield read_row_group(parquet, index, where, columns)
-
-

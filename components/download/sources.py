@@ -16,8 +16,9 @@ from imagemill.components.download.names import classify, image_id, is_hidden, p
 from imagemill.components.download.streams import open_http, open_stream
 from imagemill.components.store import uri as uris
 from imagemill.components.store.errors import TransientError, UserError, wrong
-from imagemill.components.store.filesystem import Entry, store_for
+from imagemill.components.store.filesystem import store_for
 from imagemill.components.store.images import Limits, sniff
+from imagemill.components.store.objects import Entry
 from imagemill.components.store.parallel import ordered
 
 LIMIT = Limits().bytes

@@ -37,7 +37,9 @@ def evaluate(config: EvaluateConfig, context: Context) -> Outcome:
     context.workspace.note_latest(name, dataset, context.run)
     champion_state, champion = _champion(name, model, clean, config, context)
     state = CACHED if there and champion_state else RAN
-    return Outcome(uri, dataset.fingerprint, state, dataset.manifest.extra["metrics"] | {"champion_evaluation": champion})
+    return Outcome(
+        uri, dataset.fingerprint, state, dataset.manifest.extra["metrics"] | {"champion_evaluation": champion}
+    )
 
 
 def _champion(name: str, model: Dataset, clean: Dataset, config: EvaluateConfig, context: Context) -> tuple[bool, str]:
@@ -97,11 +99,15 @@ def _build(model: Dataset, clean: Dataset, uri: str, config: EvaluateConfig, con
             counted += int(known.sum())
             matrix += confusion(batch.labels, predicted, classes)
             for row in zip(batch.ids, batch.labels, predicted, confidence, strict=True):
-                writer.add(dict(zip(PREDICTIONS.names, (row[0], int(row[1]), int(row[2]), float(row[3])), strict=True)), 0)
+                writer.add(
+                    dict(zip(PREDICTIONS.names, (row[0], int(row[1]), int(row[2]), float(row[3])), strict=True)), 0
+                )
             progress.add(len(batch.ids))
         file = writer.publish("predictions", "data", "test")
     if file.rows != clean.manifest.totals.by_split["test"]:
-        raise MillError(f"the ledger is wrong: {clean.manifest.totals.by_split['test']} test images, {file.rows} predictions")
+        raise MillError(
+            f"the ledger is wrong: {clean.manifest.totals.by_split['test']} test images, {file.rows} predictions"
+        )
     metrics = summary(matrix) | {"loss": loss / max(1, counted)}
     return commit(uri, _manifest(model, clean, uri, matrix, metrics, file))
 
@@ -109,7 +115,9 @@ def _build(model: Dataset, clean: Dataset, uri: str, config: EvaluateConfig, con
 def _manifest(
     model: Dataset, clean: Dataset, uri: str, matrix: Matrix, metrics: dict[str, float], file: Any
 ) -> Manifest:
-    names = clean.manifest.classes if len(clean.manifest.classes) >= len(model.manifest.classes) else model.manifest.classes
+    names = (
+        clean.manifest.classes if len(clean.manifest.classes) >= len(model.manifest.classes) else model.manifest.classes
+    )
     found = per_class(matrix)
     return Manifest(
         kind="evaluation",

@@ -69,7 +69,9 @@ def _check_still_reigning(reigning: dict[str, Any] | None, champion: Dataset | N
     compared = champion.parent_uri("model") if champion else ""
     now = context.workspace.absolute(reigning["model"]) if reigning else ""
     if compared != now and champion is not None:
-        raise TransientError(f"the champion changed from {compared} to {now or 'none'} meanwhile; run again to compare with it")
+        raise TransientError(
+            f"the champion changed from {compared} to {now or 'none'} meanwhile; run again to compare with it"
+        )
     if compared != now and _is_there(now):
         raise TransientError(f"another run promoted {now} meanwhile; run again to compare with it")
 
@@ -96,6 +98,8 @@ def _append(
     if not workspace.append_promotion(name, number, record):
         winner = workspace.promotion(name, number)
         if winner["model"] != record["model"]:
-            raise TransientError(f"another run took promotion {number} of {name} meanwhile; run again to compare with it")
+            raise TransientError(
+                f"another run took promotion {number} of {name} meanwhile; run again to compare with it"
+            )
         return winner  # a run of the same model beside us, or our own first try
     return record

@@ -1,8 +1,4 @@
-"""A folder on disk as an object store; `store_for` picks the store a URI belongs to.
-
-Both stores offer the same few operations, and the same guarantees: a reader never sees half an object,
-and of several writers of `put_if_absent` exactly one is told that it was first.
-"""
+"""A folder on disk as an object store; `store_for` picks the store a URI belongs to."""
 
 from __future__ import annotations
 
@@ -11,56 +7,24 @@ import errno
 import hashlib
 import os
 import secrets
+import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from imagemill.components.store import uri as uris
 from imagemill.components.store.errors import MillError, TransientError, UserError
+from imagemill.components.store.objects import Entry, Store
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One object of a listing. `validator` is its ETag, or modification time in ns on disk."""
-
-    uri: str
-    size: int
-    validator: str
-
-
-class Store(Protocol):
-    """What the contract needs of a place. Every method raises UserError, TransientError or FileNotFoundError."""
-
-    def read(self, uri: str) -> bytes:
-        """The whole object; FileNotFoundError when there is none."""
-
-    def open(self, uri: str) -> pa.NativeFile:
-        """The object for random access (memory-mapped on disk, ranged GETs on S3)."""
-
-    def stat(self, uri: str) -> Entry | None:
-        """Size and validator, or None when there is no such object."""
-
-    def list(self, uri: str) -> Iterator[Entry]:
-        """Every object below the folder `uri`, recursively, in the order of their URIs; none if absent."""
-
-    def put(self, uri: str, data: bytes) -> None:
-        """Write atomically, replacing what is there: for hints and work in progress only."""
-
-    def put_if_absent(self, uri: str, data: bytes) -> bool:
-        """Write atomically unless something is there; True for the one writer that was first."""
-
-    def publish(self, path: Path, uri: str) -> None:
-        """Move the local file `path` to a name made of its content; nothing to do if that is there."""
-
-    def scratch(self, uri: str) -> Path:
-        """A fresh local folder for files that will be published below `uri`; the caller removes it."""
+_SCRATCH, _DAY_S = ".scratch-", 86_400
 
 
 class LocalStore:
@@ -123,7 +87,11 @@ class LocalStore:
         """Below `uri` itself, so that publishing is a link and never a copy."""
         with disk_errors(uri):
             Path(uri).mkdir(parents=True, exist_ok=True)
-            return Path(tempfile.mkdtemp(prefix=".scratch-", dir=uri))
+            for left in Path(uri).glob(f"{_SCRATCH}*"):  # by a step that was killed; no shard takes a day
+                with contextlib.suppress(FileNotFoundError):
+                    if time.time() - left.stat().st_mtime > _DAY_S:
+                        shutil.rmtree(left, ignore_errors=True)
+            return Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=uri))
 
     @contextlib.contextmanager
     def _temporary(self, uri: str, data: bytes) -> Iterator[Path]:

@@ -187,9 +187,7 @@ def _upright(pixels: Pixels, orientation: int) -> Pixels:
     return np.ascontiguousarray(pixels)
 
 
-def _pixels(
-    data: bytes, opened: Image.Image, kind: str, color: str, strict: bool, min_side: int
-) -> tuple[Pixels, str]:
+def _pixels(data: bytes, opened: Image.Image, kind: str, color: str, strict: bool, min_side: int) -> tuple[Pixels, str]:
     """The pixels as stored, in the colour asked for, and the decoder's warning."""
     warning = ""
     if kind == "JPEG" and opened.mode in ("RGB", "L"):

@@ -134,7 +134,7 @@ class Dataset:
         for folder in sorted({uri.rpartition("/")[0] for uri in wanted}):
             found |= {entry.uri: entry.size for entry in store_for(folder).list(folder)}
         return [
-            f"{uri}: expected {size} bytes, found {'none' if uri not in found else found[uri]}"
+            f"{uri}: expected {size} bytes, found {found.get(uri, 'none')}"
             for uri, size in wanted.items()
             if found.get(uri) != size
         ]

@@ -77,7 +77,7 @@ def check_backbone(name: str) -> None:
     if known and name not in known:
         import difflib
 
-        near = difflib.get_close_matches(name, known, 3) or list(known[:8]) + ["…"]
+        near = difflib.get_close_matches(name, known, 3) or [*known[:8], "…"]
         raise wrong("backbone", f"a torchvision classification model ({', '.join(near)})", name)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imagemill.components.store.errors import MillError, TransientError, UserError
-from imagemill.components.store.filesystem import Entry
+from imagemill.components.store.objects import Entry
 from imagemill.components.store.retry import with_retry
 from imagemill.components.store.uri import split_s3
 
@@ -236,5 +236,3 @@ def _arrow_error(uri: str, error: OSError) -> Exception:
     if code:
         return TransientError(f"{uri}: the store answered {code} {status}".rstrip())
     return error
-
-

@@ -126,7 +126,7 @@ def _encoding(layout: Layout) -> dict[str, Any]:
     blobs = {"image", "mask", "bytes", "image.bytes"}
     names = [_leaf(f) for f in layout.schema]
     small = [name for name in names if name not in blobs]
-    compression = {**{name: "zstd" for name in small}, "image": "none", "image.bytes": "none"}
+    compression = {**dict.fromkeys(small, "zstd"), "image": "none", "image.bytes": "none"}
     return {"compression": compression, "use_dictionary": False, "write_statistics": False}
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from imagemill.components.store import uri as uris
 from imagemill.components.store.errors import DatasetError, wrong
-from imagemill.components.store.filesystem import Store, store_for
+from imagemill.components.store.filesystem import store_for
 from imagemill.components.store.manifest import Dataset
+from imagemill.components.store.objects import Store
 
 MARKER = "_workspace.json"
 

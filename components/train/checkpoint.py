@@ -36,7 +36,9 @@ def save_checkpoint(uri: str, state: TrainingState, network: torch.nn.Module, op
     for index, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{k}": v for k, v in values.items()}
     about = {"epoch": state.epoch, "history": state.history, "best_epoch": state.best_epoch}
-    data = save({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, {"imagemill": json.dumps(about)})
+    data = save(
+        {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, {"imagemill": json.dumps(about)}
+    )
     slot = uris.join(uri, "_work", SLOTS[state.epoch % 2])
     store_for(slot).put(slot, data)
 

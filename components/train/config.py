@@ -42,7 +42,9 @@ class TrainConfig(StepConfig):
     flip: bool = option(True, "mirror half of the images; never for text, digits or arrows")
     device: str = option("auto", "where to run the model", counts=False, choices=("auto", "cpu", "cuda"))
     precision: str = option(
-        "auto", "arithmetic: bfloat16 where the device is fast at it, else float32", choices=("auto", "float32", "bfloat16")
+        "auto",
+        "arithmetic: bfloat16 where the device is fast at it, else float32",
+        choices=("auto", "float32", "bfloat16"),
     )
 
     def check(self) -> None:

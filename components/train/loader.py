@@ -69,7 +69,9 @@ def batches(dataset: Dataset, split: str, batch_size: int, seed: int = 0, epoch:
 def _windows(dataset: Dataset, split: str, shape: list[int], shuffle: np.random.Generator | None) -> Iterator[Any]:
     """(images, labels) of a few row groups at a time, shuffled within."""
     blocks = [
-        (dataset.locate(file), index) for file in dataset.files("data", split) for index in _groups(dataset.locate(file))
+        (dataset.locate(file), index)
+        for file in dataset.files("data", split)
+        for index in _groups(dataset.locate(file))
     ]
     order = shuffle.permutation(len(blocks)) if shuffle is not None else np.arange(len(blocks))
     for start in range(0, len(blocks), WINDOW):

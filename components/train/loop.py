@@ -87,7 +87,8 @@ class Trainer:
         progress = Progress("train", total=self.rows)
         total = torch.zeros((), device=self.device)
         for batch in prefetch(
-            batches(self.tensors, "train", self.config.batch_size, self.config.seed, epoch), lambda b: self._augmented(b, epoch)
+            batches(self.tensors, "train", self.config.batch_size, self.config.seed, epoch),
+            lambda b: self._augmented(b, epoch),
         ):
             total += self._step(batch, epoch)
             progress.add(len(batch.labels), f"epoch {epoch + 1}/{self.config.epochs}")

@@ -46,7 +46,9 @@ def _build(tensors: Dataset, uri: str, config: TrainConfig, context: Context) ->
     origin = load_pretrained(network, config)
     device = pick_device(config.device)
     parameters = sum(p.numel() for p in network.parameters())
-    context.say(f"{config.backbone} {origin}, {parameters / 1e6:.1f} M parameters, {len(spec.classes)} classes, on {device}")
+    context.say(
+        f"{config.backbone} {origin}, {parameters / 1e6:.1f} M parameters, {len(spec.classes)} classes, on {device}"
+    )
     started = time.monotonic()
     state = Trainer(network, tensors, config, device, uri, context).run()
     about = {"parameters": parameters, "origin": origin, "seconds": round(time.monotonic() - started, 1)}

@@ -53,10 +53,16 @@ def load_pretrained(network: torch.nn.Module, config: TrainConfig) -> str:
         return "from scratch"
     state = _named(config) if config.weights_are_named else _from_uri(config.weights)
     target = network.state_dict()
-    fitting = {key: fitted for key, value in state.items() if key in target and (fitted := _fit(value, target[key])) is not None}
+    fitting = {
+        key: fitted
+        for key, value in state.items()
+        if key in target and (fitted := _fit(value, target[key])) is not None
+    }
     if len(fitting) < MATCHED_SHARE * len(target):
         raise wrong(
-            "weights", f"weights of {config.backbone}, {len(target)} tensors", f"{len(fitting)} that fit in {config.weights}"
+            "weights",
+            f"weights of {config.backbone}, {len(target)} tensors",
+            f"{len(fitting)} that fit in {config.weights}",
         )
     network.load_state_dict({**target, **fitting})
     return f"from {config.weights}, {len(fitting)} of {len(target)} tensors"

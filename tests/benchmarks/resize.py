@@ -70,7 +70,9 @@ def usual_script(source: Path, out: Path) -> None:
     transform = v2.Compose([v2.Resize(SHORT, antialias=True), v2.CenterCrop(SIZE)])
 
     def resize(batch: dict[str, Any]) -> dict[str, Any]:
-        images = [transform(torch.from_numpy(image).permute(2, 0, 1)).permute(1, 2, 0).numpy() for image in batch["image"]]
+        images = [
+            transform(torch.from_numpy(image).permute(2, 0, 1)).permute(1, 2, 0).numpy() for image in batch["image"]
+        ]
         return {"image": np.stack(images)}
 
     ray.data.DataContext.get_current().enable_progress_bars = False
@@ -111,7 +113,9 @@ def seconds_of(script: Callable[[int, Path], object], out: Path, store: int) -> 
     """Seconds of a run in a Ray of its own, after one that warms the workers."""
     import ray
 
-    ray.init(address="local", num_cpus=cores(), log_to_driver=False, **({"object_store_memory": store} if store else {}))
+    ray.init(
+        address="local", num_cpus=cores(), log_to_driver=False, **({"object_store_memory": store} if store else {})
+    )
     try:
         script(cores(), out / "warm")
         started = time.monotonic()
@@ -137,10 +141,12 @@ def main() -> None:
         bare, error = one_thread_rate(work / "source"), error_against_pillow(work / "source")
         for run in range(options.runs):
             mine = rows / seconds_of(lambda slots, out: ours(clean, out, slots), work / f"ours{run}", 128 * 2**20)
-            usual = options.images / seconds_of(lambda _, out: usual_script(work / "source", out), work / f"usual{run}", 0)
+            usual = options.images / seconds_of(
+                lambda _, out: usual_script(work / "source", out), work / f"usual{run}", 0
+            )
             print(
-                f"run {run + 1}: imagemill {mine:,.0f} images/s, the usual script {usual:,.0f}, ratio {mine / usual:.1f}; "
-                f"{100 * mine / (bare * cores()):.0f} % of {cores()} cores x {bare:,.0f} bare; error {error:.3f} of 255",
+                f"run {run + 1}: imagemill {mine:,.0f} images/s, usual script {usual:,.0f}, ratio {mine / usual:.1f}; "
+                f"{100 * mine / (bare * cores()):.0f} % of {cores()} x {bare:,.0f} bare; error {error:.3f} of 255",
                 flush=True,
             )
     finally:

@@ -340,3 +340,12 @@ def test_a_manifests_uris_can_not_escape(escape: str) -> None:
 
 def test_store_for_is_one_per_process() -> None:
     assert store_for("/a") is store_for("/b")
+
+
+def test_scratch_of_a_step_killed_long_ago_is_swept(tmp_path: Path) -> None:
+    store = LocalStore()
+    old, fresh = store.scratch(str(tmp_path)), store.scratch(str(tmp_path))
+    (old / "shard.parquet").write_bytes(b"half")
+    os.utime(old, (0, 0))
+    made = store.scratch(str(tmp_path))
+    assert not old.exists() and fresh.exists() and made.exists()

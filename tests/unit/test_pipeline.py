@@ -52,7 +52,9 @@ def shape(pipeline: dict[str, Any]) -> dict[str, Any]:
             }
             for name, task in tasks.items()
         },
-        "images": sorted({e["container"]["image"].partition(":")[0] for e in pipeline["deploymentSpec"]["executors"].values()}),
+        "images": sorted(
+            {e["container"]["image"].partition(":")[0] for e in pipeline["deploymentSpec"]["executors"].values()}
+        ),
     }
 
 
@@ -149,7 +151,8 @@ def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys, imagemill.pipelines.cli as c\n"
         "try: c.main(['--help'])\nexcept SystemExit: pass\n"
-        "print([m for m in ('torch', 'ray', 'kfp', 'boto3', 'pyarrow', 'matplotlib') if m in sys.modules], file=sys.stderr)"
+        "heavy = ('torch', 'ray', 'kfp', 'boto3', 'pyarrow', 'matplotlib')\n"
+        "print([m for m in heavy if m in sys.modules], file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
