@@ -70,6 +70,8 @@ def _run_kfp(arguments: dict[str, Any], scratch: str, log: TextIO) -> bool:
 
         local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=f"{scratch}/kfp")
         _leave_arguments_alone()
+        for task in training_pipeline.pipeline_spec.root.dag.tasks.values():
+            task.ClearField("retry_policy")  # for lost pods: here a wrong input would be tried three times in 90 s
         try:
             training_pipeline(**arguments)
         except RuntimeError as error:

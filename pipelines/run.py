@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+import traceback
 from typing import Any
 
 from imagemill.components.download.config import DownloadConfig
@@ -39,6 +40,11 @@ def run(chosen: Chosen, as_json: bool) -> int:
     except MillError as error:
         result = failed(error, result)
         code = error.exit_code
+    except Exception as error:  # an unforeseen one: exit code 1, its trace on stderr
+        traceback.print_exc()
+        ours = MillError(f"{type(error).__name__}: {error} (an error of imagemill's)")
+        result = failed(ours, result)
+        code = ours.exit_code
     if code:
         print(f"imagemill: error: {result['error']}", file=sys.stderr)
     elif not as_json:

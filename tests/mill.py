@@ -53,7 +53,9 @@ class Result:
         return self.stderr.rstrip("\n").rpartition("\n")[2]
 
 
-def start(arguments: Sequence[str], env: Mapping[str, str] | None = None, cwd: Path | None = None) -> subprocess.Popen[str]:
+def start(
+    arguments: Sequence[str], env: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> subprocess.Popen[str]:
     """The command as the leader of a process group of its own."""
     return subprocess.Popen(
         [*COMMAND, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -110,7 +112,7 @@ def manifests(workspace: Path) -> dict[str, list[Path]]:
 
 
 def content(dataset: Dataset) -> list[tuple[str, str, int, str]]:
-    """(role, split, rows, sha256) of the listed files, proven against the bytes that are there, in the manifest's order."""
+    """(role, split, rows, sha256) of the listed files in their order, proven against the bytes that are there."""
     from imagemill.components.store.filesystem import store_for
 
     for file in dataset.manifest.files:

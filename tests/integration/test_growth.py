@@ -1,0 +1,167 @@
+"""What changed is done again and nothing else: sources that grow, parameters that change, workspaces that move."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mill
+import numpy as np
+import pytest
+
+from imagemill.components.store.manifest import read_dataset
+from imagemill.components.store.workspace import Workspace
+
+if TYPE_CHECKING:
+    from conftest import Finished
+
+CACHED = dict.fromkeys(mill.STEPS, "cached")
+RECORD = {"uri", "fingerprint", "state", "seconds", "metrics", "exit_code", "error"}
+
+
+def ran_from(step: str) -> dict[str, str]:
+    """The states of a run in which this step and all after it worked."""
+    first = mill.STEPS.index(step)
+    return {name: "ran" if number >= first else "cached" for number, name in enumerate(mill.STEPS)}
+
+
+def again(finished: Finished, *more: str) -> mill.Result:
+    result = mill.run(*finished.arguments, *more)
+    assert result.rc == 0, result.stderr
+    return result
+
+
+def step(finished: Finished, name: str, tmp_path: Path, *more: str) -> dict[str, Any]:
+    """Run one step alone on the finished workspace; its result file."""
+    file = tmp_path / "result.json"
+    result = mill.run(name, "--workspace", str(finished.workspace), "--name", "photos", "--result", str(file), *more)
+    assert result.rc == 0, result.stderr
+    record: dict[str, Any] = json.loads(file.read_text())
+    return record
+
+
+def download(finished: Finished, tmp_path: Path) -> dict[str, Any]:
+    return step(finished, "download", tmp_path, "--dataset", "folder", "--source", str(finished.photos))
+
+
+def test_touch_changes_nothing(finished: Finished) -> None:
+    for photo in finished.photos.rglob("*.*"):
+        photo.touch()
+    result = again(finished)
+    # The listing is new, so that the photographs are read once more; what was read is not.
+    assert result.states == CACHED
+    assert [Path(result.json[kind]).name for kind in mill.PRODUCTS] == [
+        Path(finished.result.json[kind]).name for kind in mill.PRODUCTS
+    ]
+
+
+def test_a_file_more_is_a_new_raw_and_a_new_clean(finished: Finished, tmp_path: Path) -> None:
+    before = read_dataset(str(finished.workspace / "raw" / Path(finished.result.json["raw"]).name))
+    mill.add_photo(finished.photos / "red" / "new.jpg", "red", np.random.default_rng(1))
+    raw = download(finished, tmp_path)
+    clean = step(finished, "clean", tmp_path, "--raw", raw["uri"])
+    assert (raw["state"], clean["state"]) == ("ran", "ran")
+    assert raw["metrics"]["rows"] == before.manifest.totals.rows + 1
+    assert raw["fingerprint"] != before.fingerprint
+    assert clean["fingerprint"] != Path(finished.result.json["clean"]).name
+
+
+def test_a_file_replaced_under_its_name_is_seen(finished: Finished, tmp_path: Path) -> None:
+    """And put back: then it is the raw dataset of before."""
+    photo = finished.photos / "red" / "000.png"
+    mill.add_photo(photo, "blue", np.random.default_rng(2))
+    changed = download(finished, tmp_path)
+    assert changed["state"] == "ran" and changed["fingerprint"] != Path(finished.result.json["raw"]).name
+    shutil.copy2(mill.make_photos(tmp_path / "same", ["red"], each=1) / "red" / "000.png", photo)
+    back = download(finished, tmp_path)
+    assert (back["state"], back["fingerprint"]) == ("cached", Path(finished.result.json["raw"]).name)
+
+
+def test_a_new_class_is_appended(finished: Finished, tmp_path: Path) -> None:
+    """`amber` sorts first and still gets the last id."""
+    mill.make_photos(finished.photos, ["amber"])
+    clean = step(finished, "clean", tmp_path, "--raw", download(finished, tmp_path)["uri"])
+    assert read_dataset(clean["uri"]).manifest.classes == ("blue", "green", "red", "amber")
+
+
+@pytest.mark.proof
+def test_a_model_of_other_classes_is_not_compared(finished: Finished) -> None:
+    mill.make_photos(finished.photos, ["amber"])
+    result = again(finished)
+    assert result.states == ran_from("download")
+    assert mill.dataset_of(result, "clean").manifest.classes == ("blue", "green", "red", "amber")
+    assert result.json["verdict"] == "not comparable" and not result.json["promoted"]
+    assert Path(result.json["champion"]).name == Path(finished.result.json["model"]).name
+
+
+@pytest.mark.proof
+def test_another_color_keeps_only_the_download(finished: Finished) -> None:
+    result = again(finished, "--color", "gray")
+    assert result.states == ran_from("clean")
+    assert mill.dataset_of(result, "tensors").manifest.image["shape"] == [32, 32, 1]
+
+
+def test_more_epochs_keep_the_tensors_and_a_rule_keeps_the_model(finished: Finished) -> None:
+    longer = ["--epochs", "2", "--promote", "never"]
+    result = again(finished, *longer)
+    assert result.states == ran_from("train")
+    assert result.json["verdict"] == "never"
+    assert again(finished, *longer).states == CACHED
+    stricter = again(finished, *longer, "--min-gain", "0.2")
+    assert stricter.states == ran_from("promote")
+    assert stricter.json["evaluation"] == result.json["evaluation"]
+
+
+def test_rerun_train_does_it_and_what_follows_once(finished: Finished, tmp_path: Path) -> None:
+    result = again(finished, "--rerun", "train")
+    assert result.states == ran_from("train")
+    assert Path(result.json["model"]).name != Path(finished.result.json["model"]).name
+    # A retry of the step within the run, as a cluster makes one that lost the pod just after the commit:
+    retried = step(
+        finished, "train", tmp_path, "--tensors", result.json["tensors"], "--rerun", "train",
+        "--run", result.json["run"], *mill.QUICK[2:],
+    )  # fmt: skip
+    assert (retried["state"], retried["uri"]) == ("cached", result.json["model"])
+
+
+def test_a_workspace_can_be_moved(finished: Finished, finished_once: Finished) -> None:
+    moved = finished.workspace.rename(finished.workspace.with_name("elsewhere"))
+    kept = [*moved.glob("*/*/_manifest.json"), *moved.glob("names/**/*.json"), *moved.glob("sources/*.json")]
+    assert len(kept) >= len(mill.PRODUCTS) * 2 + 2
+    for file in kept:
+        assert str(finished_once.workspace) not in file.read_text(), file
+    result = again(type(finished)(finished.photos, moved, finished.result))
+    assert result.states == CACHED
+    assert {str(Path(result.json[kind]).parent.parent) for kind in mill.PRODUCTS} == {str(moved)}
+
+
+def test_every_step_leaves_its_record(finished_once: Finished) -> None:
+    workspace = Workspace.open(str(finished_once.workspace))
+    run = finished_once.result.json["run"]
+    for name in mill.STEPS:
+        record = workspace.step_record(run, name)
+        assert record is not None and record.keys() >= RECORD, name
+        assert (record["state"], record["exit_code"], record["error"]) == ("ran", 0, "")
+        assert record["seconds"] > 0 and record["fingerprint"] == Path(record["uri"]).name
+    assert (finished_once.workspace / "runs" / run / "log.txt").stat().st_size > 0
+    assert Path(finished_once.result.json["report"]).is_file()
+
+
+def test_a_failed_step_leaves_its_record_too(tmp_path: Path) -> None:
+    file = tmp_path / "result.json"
+    words = ["--dataset", "folder", "--source", str(tmp_path / "none"), "--workspace", str(tmp_path / "work")]
+    assert mill.run("download", *words, "--run", "r1", "--result", str(file)).rc == 2
+    record = json.loads(file.read_text())
+    assert record == json.loads((tmp_path / "work" / "runs" / "r1" / "download.json").read_text())
+    assert record.keys() >= RECORD
+    assert (record["state"], record["exit_code"], record["uri"]) == ("failed", 2, "")
+    assert str(tmp_path / "none") in record["error"]
+
+
+def test_nothing_is_rewritten_by_a_cached_run(finished: Finished) -> None:
+    datasets = [f for kind in mill.PRODUCTS for f in (finished.workspace / kind).rglob("*") if f.is_file()]
+    before = {f: (f.stat().st_ino, f.stat().st_mtime_ns) for f in datasets}
+    assert again(finished).states == CACHED
+    assert {f: (f.stat().st_ino, f.stat().st_mtime_ns) for f in datasets} == before

@@ -1,0 +1,207 @@
+"""Killed at any moment, a run leaves nothing visible and nothing behind; run again, it gives what it would have given.
+
+Tensors are the same byte for byte. So are a model's weights on one machine: the learning rate, the order of the
+images and their augmentation depend on (seed, epoch, batch) alone, and the checkpoint holds all the rest.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import mill
+import pytest
+
+from imagemill.components.store.manifest import Dataset, read_dataset
+from imagemill.components.store.step import RUNNER_PID
+
+if TYPE_CHECKING:
+    from conftest import Finished
+
+MADE = {"clean": "clean", "resize": "tensors", "train": "model", "evaluate": "evaluation"}
+LONGER = ["--epochs", "4"]
+"""Enough epochs for a checkpoint to go on from."""
+
+
+@pytest.fixture(scope="module")
+def expected(finished_once: Finished, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Dataset]:
+    """What runs that nobody kills give: the finished one's datasets, and a model of more epochs."""
+    copy = finished_once.copy(tmp_path_factory.mktemp("uninterrupted"))
+    found = {kind: mill.dataset_of(finished_once.result, kind) for kind in ("raw", "clean", "tensors")}
+    return found | {"model": read_dataset(step(copy, "train", "tensors", *mill.QUICK[2:], *LONGER), "model")}
+
+
+def step(finished: Finished, name: str, parent: str, *more: str) -> str:
+    """Run one step alone to its end; the URI of its dataset."""
+    result = mill.finish(start_step(finished, name, parent, *more), time.monotonic())
+    assert result.rc == 0, result.stderr
+    return result.error.rpartition(" ")[2]
+
+
+def start_step(finished: Finished, name: str, parent: str, *more: str, **environment: str) -> subprocess.Popen[str]:
+    given = str(finished.workspace / parent / Path(finished.result.json[parent]).name)
+    return mill.start([name, f"--{parent}", given, "--workspace", str(finished.workspace), *more], environment)
+
+
+def forget(finished: Finished, step: str) -> None:
+    """Take away what the step and those after it made, so that they have it all before them."""
+    steps = list(MADE)
+    for later in steps[steps.index(step) :]:
+        shutil.rmtree(finished.workspace / MADE[later])
+    shutil.rmtree(finished.workspace / "names")
+
+
+def nothing_left_with(name: str, value: object, seconds: float = 8) -> None:
+    """Every process that inherited this variable ends by itself: the steps, and Ray with its workers."""
+    mill.wait_until(lambda: not mill.processes_with(name, str(value)), "the end of all that was started", seconds)
+
+
+def said(process: subprocess.Popen[str], text: str) -> None:
+    """Read the run's terminal until it says so."""
+    assert process.stderr
+    for line in process.stderr:
+        if text in line:
+            return
+    raise AssertionError(f"the run ended without saying {text!r}")
+
+
+def same_datasets(result: mill.Result, expected: dict[str, Dataset], *kinds: str) -> None:
+    for kind in kinds:
+        found = mill.dataset_of(result, kind)
+        assert found.fingerprint == expected[kind].fingerprint
+        assert mill.content(found) == mill.content(expected[kind]), kind
+
+
+def kill_and_run_again(
+    finished: Finished, more: list[str], moment: Callable[[subprocess.Popen[str]], None]
+) -> mill.Result:
+    """Start, SIGKILL the process group at the moment, see that all is gone and nothing is half there, run again."""
+    process = mill.start([*finished.arguments, *more])
+    moment(process)
+    mill.kill_group(process)
+    nothing_left_with(RUNNER_PID, process.pid)
+    for kind, found in mill.manifests(finished.workspace).items():
+        for manifest in found:
+            assert not read_dataset(str(manifest.parent), kind).missing()
+    result = mill.run(*finished.arguments, *more)
+    assert result.rc == 0, result.stderr
+    return result
+
+
+def test_killed_while_training_goes_on_from_the_checkpoint(finished: Finished, expected: dict[str, Dataset]) -> None:
+    result = kill_and_run_again(finished, LONGER, lambda process: said(process, "[train] epoch 2/4"))
+    assert result.states["resize"] == "cached" and result.states["train"] == "ran"
+    assert "[train] going on after epoch" in result.stderr
+    same_datasets(result, expected, "tensors", "model")
+
+
+def test_killed_while_resizing_leaves_no_ray_behind(finished: Finished, expected: dict[str, Dataset]) -> None:
+    forget(finished, "resize")
+    mark = {"IMAGEMILL_TEST_MARK": secrets.token_hex(8)}
+    process = start_step(finished, "resize", "clean", *mill.QUICK[:2], **mark)
+    said(process, "[resize] Ray with")
+    assert any("raylet" in line for line in mill.processes_with(*next(iter(mark.items()))).values())
+    process.kill()  # the step alone: Ray's processes have to see for themselves
+    process.communicate()
+    nothing_left_with(*next(iter(mark.items())))
+    assert not mill.manifests(finished.workspace)["tensors"]
+    made = read_dataset(step(finished, "resize", "clean", *mill.QUICK[:2]), "tensors")
+    assert mill.content(made) == mill.content(expected["tensors"])
+
+
+def test_an_orphaned_step_ends_by_itself(tmp_path: Path) -> None:
+    """Only the runner is killed, not its group: the step sees that and ends within two seconds."""
+    runner = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    script = (
+        "import time; from imagemill.components.store.step import end_with_runner; end_with_runner(); time.sleep(30)"
+    )
+    step = subprocess.Popen([sys.executable, "-c", script], env={**os.environ, RUNNER_PID: str(runner.pid)})
+    time.sleep(1)
+    assert step.poll() is None
+    runner.kill()  # and not waited for: a runner that is a zombie is gone as well
+    started = time.monotonic()
+    assert step.wait(timeout=10) == 75
+    assert time.monotonic() - started < 2
+    runner.wait()
+
+
+# The series: every step, several moments, Ray's own processes.
+
+
+def after(seconds: float, text: str) -> Callable[[subprocess.Popen[str]], None]:
+    def moment(process: subprocess.Popen[str]) -> None:
+        said(process, text)
+        time.sleep(seconds)
+
+    return moment
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("seconds", [0.2, 0.6, 1.2, 2, 3, 5, 7, 9, 12, 15])
+def test_killed_at_any_moment_of_a_whole_run(seconds: float, finished: Finished, expected: dict[str, Dataset]) -> None:
+    shutil.rmtree(finished.workspace)
+    result = kill_and_run_again(finished, LONGER, after(seconds, "run photos-"))
+    same_datasets(result, expected, *mill.PRODUCTS[:4])
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("step", MADE)
+@pytest.mark.parametrize("seconds", [0, 0.3, 1])
+def test_killed_at_several_moments_of_each_step(
+    step: str, seconds: float, finished: Finished, expected: dict[str, Dataset]
+) -> None:
+    before = {"clean": "download", "resize": "clean", "train": "resize", "evaluate": "train"}[step]
+    forget(finished, step)
+    done = f"[{before}] {'done' if step == 'evaluate' else 'there already'}"  # with more epochs train has work to do
+    result = kill_and_run_again(finished, LONGER, after(seconds, done))
+    same_datasets(result, expected, *mill.PRODUCTS[:4])
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("victim", ["executor_main", "raylet", "gcs_server", "ray::"])
+def test_one_process_of_the_resize_is_killed(victim: str, finished: Finished, expected: dict[str, Dataset]) -> None:
+    """The step itself: the run ends with 75. A part of Ray: it goes on without, or ends with 75."""
+    forget(finished, "resize")
+    process = mill.start(finished.arguments)
+    started = time.monotonic()
+    said(process, "[resize] Ray with")
+
+    def victims() -> list[int]:
+        mine = mill.processes_with(RUNNER_PID, str(process.pid))
+        return [pid for pid, line in mine.items() if victim in line and not line.startswith("sh ")]
+
+    mill.wait_until(lambda: bool(victims()), f"a {victim}")
+    os.kill(victims()[0], signal.SIGKILL)
+    first = mill.finish(process, started)
+    assert first.rc in (0, 75), first.stderr
+    nothing_left_with(RUNNER_PID, process.pid)
+    result = mill.run(*finished.arguments)
+    assert result.rc == 0, result.stderr
+    same_datasets(result, expected, "tensors")
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("text", ["[resize] Ray with", "[train] epoch 1/4"])
+def test_only_the_runner_is_killed(text: str, finished: Finished, expected: dict[str, Dataset]) -> None:
+    forget(finished, "resize")
+    process = mill.start([*finished.arguments, *LONGER])
+    said(process, text)
+    process.kill()
+    process.communicate()
+
+    def the_step() -> bool:
+        return any("executor_main" in line for line in mill.processes_with(RUNNER_PID, str(process.pid)).values())
+
+    mill.wait_until(lambda: not the_step(), "the step's own end", 2)
+    nothing_left_with(RUNNER_PID, process.pid)  # Ray's workers end when they see that their raylet is gone
+    result = mill.run(*finished.arguments, *LONGER)
+    assert result.rc == 0, result.stderr
+    same_datasets(result, expected, "tensors", "model")

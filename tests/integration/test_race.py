@@ -1,0 +1,145 @@
+"""Runs that start together on one workspace: all end well, with one set of datasets and one line of champions."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import mill
+import pytest
+
+from imagemill.components.promote import STEP
+from imagemill.components.store.manifest import Dataset, commit, read_dataset
+from imagemill.components.store.workspace import Workspace
+
+if TYPE_CHECKING:
+    from conftest import Finished
+
+RACERS = 6
+
+
+def together(*runs: list[str]) -> list[mill.Result]:
+    started = time.monotonic()
+    processes = [mill.start(arguments) for arguments in runs]
+    return [mill.finish(process, started) for process in processes]
+
+
+def check_log(workspace: Workspace, name: str) -> list[str]:
+    """The promoted models' folders in order; the log has no gaps, and each record names the one before it."""
+    numbers = workspace.promotions(name)
+    assert numbers == list(range(1, len(numbers) + 1))
+    records = [workspace.promotion(name, number) for number in numbers]
+    assert [record["n"] for record in records] == numbers
+    assert [record["previous"] for record in records] == ["", *(record["model"] for record in records[:-1])]
+    for record in records:
+        for kind in ("model", "evaluation"):
+            assert not read_dataset(workspace.absolute(record[kind]), kind).missing()
+    return [record["model"] for record in records]
+
+
+def check_one_set_of_datasets(results: list[mill.Result], workspace: Workspace) -> None:
+    for result in results:
+        assert result.rc == 0, result.stderr
+    for kind in mill.PRODUCTS:
+        assert len({result.json[kind] for result in results}) == 1
+        manifests = [e.uri for e in workspace.store.list(workspace.at(kind)) if e.uri.endswith("/_manifest.json")]
+        assert manifests == [f"{results[0].json[kind]}/_manifest.json"]
+        assert mill.content(mill.dataset_of(results[0], kind))
+    assert check_log(workspace, "photos") == [workspace.relative(results[0].json["model"])]
+    assert sorted(result.json["verdict"] for result in results)[-1] == "first"
+
+
+def test_two_equal_runs_on_a_folder(finished: Finished) -> None:
+    shutil.rmtree(finished.workspace)
+    results = together(finished.arguments, finished.arguments)
+    check_one_set_of_datasets(results, Workspace.open(str(finished.workspace)))
+
+
+@pytest.mark.proof
+def test_two_equal_runs_on_s3(finished: Finished, s3_workspace: str) -> None:
+    arguments = [*finished.arguments, "--workspace", s3_workspace]
+    check_one_set_of_datasets(together(arguments, arguments), Workspace.open(s3_workspace))
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("seeds", [("1", "2"), ("3", "4")])
+def test_two_challengers_of_one_name(seeds: tuple[str, str], finished: Finished) -> None:
+    """Whoever comes second is compared with the new champion, or told to run again; the log stays whole."""
+    results = together(*([*finished.arguments, "--seed", seed, "--min-gain", "0"] for seed in seeds))
+    for result in results:
+        assert result.rc in (0, 75), result.stderr
+        assert result.rc == 0 or "run again to compare with it" in result.error
+    models = check_log(Workspace.open(str(finished.workspace)), "photos")
+    assert models[0] == f"model/{Path(finished.result.json['model']).name}"
+    promoted = [result for result in results if result.json["promoted"]]
+    assert len(models) == 1 + len(promoted)
+
+
+def challengers(workspace: Workspace, finished: Finished) -> list[Dataset]:
+    """Evaluations of so many other models, each better than the last: the finished one's, renamed."""
+    names = {kind: Path(finished.result.json[kind]).name for kind in ("model", "evaluation")}
+    kinds = {kind: read_dataset(workspace.dataset(kind, name)) for kind, name in names.items()}
+    made = []
+    for number in range(1, RACERS + 1):
+        uris = {}
+        for kind, dataset in kinds.items():
+            name = f"{number:016x}"
+            uris[kind] = workspace.dataset(kind, name)
+            shutil.copytree(dataset.uri, uris[kind], ignore=shutil.ignore_patterns("_manifest.json", "_work"))
+            manifest = dataclasses.replace(dataset.manifest, fingerprint=name)
+            if kind == "evaluation":
+                metrics = manifest.extra["metrics"] | {"macro_f1": 0.5 + number / 100}
+                others = [parent for parent in manifest.parents if "/model/" not in parent.uri]
+                parents = (read_dataset(uris["model"]).as_parent(uris[kind]), *others)
+                manifest = dataclasses.replace(manifest, parents=parents, extra=manifest.extra | {"metrics": metrics})
+            commit(uris[kind], manifest)
+        made.append(read_dataset(uris["evaluation"]))
+    return made
+
+
+def promote_all(workspace: Workspace, evaluations: list[Dataset], champion: str, attempt: int) -> list[dict[str, str]]:
+    """Every promote step at the same moment; each one's record."""
+
+    def one(evaluation: Dataset) -> dict[str, str]:
+        values = {"evaluation": evaluation.uri, "champion_evaluation": champion, "name": "photos", "min_gain": 0}
+        values |= {"workspace": workspace.uri, "run": f"r{attempt}-{evaluation.fingerprint}"}
+        config = STEP.config.from_values(values)
+        STEP.execute(config)
+        record = workspace.step_record(config.run, "promote")
+        assert record is not None
+        return record
+
+    with ThreadPoolExecutor(len(evaluations)) as pool:
+        return list(pool.map(one, evaluations))
+
+
+def test_of_many_challengers_one_takes_each_number(finished: Finished) -> None:
+    """Six models, all better than the champion, are judged at once: one is promoted, and the others are told so.
+
+    Then they run again, compared with the new champion, as the message asks: the best one reigns in the end.
+    """
+    workspace = Workspace.open(str(finished.workspace))
+    evaluations = challengers(workspace, finished)
+    champion = workspace.at("evaluation", Path(finished.result.json["evaluation"]).name)
+    by_model = {workspace.relative(e.parent_uri("model")): e for e in evaluations}
+    length = 1
+    for attempt in range(RACERS + 1):
+        records = promote_all(workspace, evaluations, champion, attempt)
+        models = check_log(workspace, "photos")
+        promoted = [r for r in records if r["exit_code"] == 0 and r["metrics"]["promoted"]]  # type: ignore[index,comparison-overlap]
+        for record in records:
+            assert record["exit_code"] in (0, 75), record["error"]
+            assert not record["error"] or "run again to compare with it" in record["error"]
+        assert len(promoted) == len(models) - length
+        if not promoted:
+            break
+        assert len(promoted) == 1, "one number was free, so that one model could take it"
+        length = len(models)
+        champion = by_model[models[-1]].uri
+    assert by_model[models[-1]].fingerprint == f"{RACERS:016x}"
+    assert json.loads((finished.workspace / "names/photos/promotions/1.json").read_text())["verdict"] == "first"

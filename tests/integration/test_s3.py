@@ -1,0 +1,357 @@
+"""The store and the whole pipeline on a real S3 server (Ceph RGW), and what happens when it fails."""
+
+from __future__ import annotations
+
+import re
+import socket
+import socketserver
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import mill
+import pytest
+
+from imagemill.components.store import uri as uris
+from imagemill.components.store.manifest import read_dataset
+from imagemill.components.store.retry import DEADLINE_S
+from imagemill.components.store.s3 import READ_TIMEOUT_S, S3Store
+
+if TYPE_CHECKING:
+    from conftest import Finished
+    from rgw import CephRGW
+
+REQUEST = re.compile(rb"(GET|PUT|HEAD|POST|DELETE) (\S+) HTTP")
+SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate</Message></Error>"
+
+
+class Wire(socketserver.ThreadingTCPServer):
+    """The wire to the server: a proxy on loopback that can be cut, lose an answer, or answer 503 itself.
+
+    `cut_at`: the request (its method and path) at which the wire is cut, until `mend`. `busy`: how many requests to
+    answer with 503 SlowDown. `lose_answer`: the request is passed on, and its answer is not.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, port: int) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.upstream = ("127.0.0.1", port)
+        self.is_cut = False
+        self.busy = 0
+        self.cut_at: Callable[[str], bool] = lambda request: False
+        self.lose_answer: Callable[[str], bool] = lambda request: False
+        self.requests: list[str] = []
+        self.lock = threading.Lock()
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def mend(self) -> None:
+        self.cut_at, self.is_cut = (lambda request: False), False
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A broken connection is what this is for."""
+
+
+class _Handler(socketserver.BaseRequestHandler):
+    server: Wire
+
+    def handle(self) -> None:
+        if self.server.is_cut:
+            return
+        with socket.create_connection(self.server.upstream) as upstream:
+            self._silent = False
+            threading.Thread(target=self._answers, args=(upstream,), daemon=True).start()
+            while data := self.request.recv(65536):
+                if self.server.is_cut or not self._pass(data):
+                    return
+                upstream.sendall(data)
+
+    def _pass(self, data: bytes) -> bool:
+        found = REQUEST.match(data)
+        if not found:
+            return True
+        request = b" ".join(found.groups()).decode()
+        wire = self.server
+        with wire.lock:
+            wire.requests.append(request)
+            wire.is_cut = wire.is_cut or wire.cut_at(request)
+            busy, wire.busy = wire.busy > 0, max(0, wire.busy - 1)
+        if busy:
+            head = f"HTTP/1.1 503 Slow Down\r\nContent-Type: application/xml\r\nContent-Length: {len(SLOW_DOWN)}\r\n"
+            self.request.sendall(head.encode() + b"Connection: close\r\n\r\n" + SLOW_DOWN)
+            self.request.shutdown(socket.SHUT_WR)
+            while self.request.recv(65536):
+                pass
+            return False
+        if wire.lose_answer(request):
+            self._silent, wire.lose_answer = True, lambda request: False
+        return not wire.is_cut
+
+    def _answers(self, upstream: socket.socket) -> None:
+        try:
+            while data := upstream.recv(65536):
+                # "100 Continue" is no answer yet: the body has still to come.
+                if self.server.is_cut or (self._silent and not data.startswith(b"HTTP/1.1 100")):
+                    break
+                self.request.sendall(data)
+            self.request.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+
+
+@contextmanager
+def wire_to(server: CephRGW) -> Iterator[Wire]:
+    with Wire(server.port) as wire:
+        threading.Thread(target=wire.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        try:
+            yield wire
+        finally:
+            wire.shutdown()
+
+
+@pytest.fixture
+def wire(rgw: CephRGW) -> Iterator[Wire]:
+    with wire_to(rgw) as one:
+        yield one
+
+
+def store_over(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> S3Store:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", wire.endpoint)
+    return S3Store()
+
+
+def upload(folder: Path, uri: str) -> None:
+    """A local workspace into the bucket."""
+    store = S3Store()
+    for path in folder.rglob("*"):
+        if path.is_file() and "runs" not in path.parts:
+            store.put(uris.join(uri, str(path.relative_to(folder))), path.read_bytes())
+
+
+def objects(uri: str) -> list[str]:
+    return [entry.uri.removeprefix(f"{uri}/") for entry in S3Store().list(uri)]
+
+
+# One winner
+
+
+def test_of_many_threads_one_is_first(s3_workspace: str) -> None:
+    store = S3Store()
+    with ThreadPoolExecutor(16) as pool:
+        for key in (f"{s3_workspace}/race/{number}.json" for number in range(8)):
+            won = list(pool.map(lambda n, key=key: store.put_if_absent(key, b"%d" % n), range(16)))  # type: ignore[misc]
+            assert won.count(True) == 1
+            assert store.read(key) == b"%d" % won.index(True)
+
+
+def test_of_many_processes_one_is_first(s3_workspace: str) -> None:
+    script = (
+        "import sys; from imagemill.components.store.s3 import S3Store; store = S3Store(); sys.stdin.readline()\n"
+        "print([n for n in range(20) if store.put_if_absent(f'{sys.argv[1]}/{n}', sys.argv[2].encode())])"
+    )
+    command = [sys.executable, "-c", script, s3_workspace]
+    racers = [
+        subprocess.Popen([*command, str(racer)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for racer in range(4)
+    ]
+    time.sleep(1)  # all have their client, so that they start together
+    for racer in racers:
+        assert racer.stdin
+        racer.stdin.write("go\n")
+        racer.stdin.flush()
+    won = [eval(racer.communicate(timeout=30)[0]) for racer in racers]
+    assert sorted(number for mine in won for number in mine) == list(range(20))
+    store = S3Store()
+    for racer, mine in enumerate(won):
+        assert {store.read(f"{s3_workspace}/{number}") for number in mine} <= {str(racer).encode()}
+
+
+def test_a_lost_answer_is_no_lost_race(s3_workspace: str, wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first PUT arrives, its answer does not; the second meets our own object."""
+    store = store_over(wire, monkeypatch)
+    wire.lose_answer = lambda request: request.startswith("PUT")
+    assert store.put_if_absent(f"{s3_workspace}/mine", b"mine")
+    assert [r.split()[0] for r in wire.requests] == ["PUT", "PUT", "GET"]
+    wire.lose_answer = lambda request: request.startswith("PUT")
+    assert not store.put_if_absent(f"{s3_workspace}/mine", b"another's")
+
+
+# A server that is busy
+
+
+def test_a_busy_server_is_asked_again(
+    s3_workspace: str, wire: Wire, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from conftest import forget_s3_clients
+
+    store, uri = store_over(wire, monkeypatch), f"{s3_workspace}/busy"
+    (tmp_path / "file").write_bytes(b"content")
+
+    def with_open() -> bytes:
+        forget_s3_clients()
+        with store.open(uri) as file:
+            return bytes(file.read())
+
+    operations: list[tuple[Callable[[], object], object]] = [
+        (lambda: store.put_if_absent(uri, b"content"), True),
+        (lambda: store.read(uri), b"content"),
+        (lambda: [entry.size for entry in store.list(s3_workspace)], [7]),
+        (lambda: store.stat(uri).size, 7),  # type: ignore[union-attr]
+        (lambda: store.publish(tmp_path / "file", f"{uri}-2"), None),
+        (with_open, b"content"),
+    ]
+    for operation, expected in operations:
+        wire.busy = 2
+        assert operation() == expected
+        assert wire.busy == 0
+
+
+# What is wrong from the start
+
+
+def refused(*arguments: str, env: dict[str, str]) -> mill.Result:
+    result = mill.run("run", "--json", *arguments, env=env)
+    assert result.rc == 2, result.stderr
+    assert "Traceback" not in result.stderr and result.json["exit_code"] == 2
+    assert result.seconds < 5
+    return result
+
+
+def test_wrong_credentials(s3_workspace: str, rgw: CephRGW) -> None:
+    for wrong in ({"AWS_SECRET_ACCESS_KEY": "no-such-secret-0123"}, {"AWS_ACCESS_KEY_ID": "NOSUCHKEY0123456"}):
+        result = refused("--workspace", s3_workspace, env=wrong)
+        assert "expected credentials that may use it" in result.error and s3_workspace in result.error
+        for secret in (rgw.secret_key, *wrong.values()):
+            assert secret not in result.stderr + result.stdout
+
+
+def test_no_credentials(s3_workspace: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    result = refused("--workspace", s3_workspace, env={"HOME": str(tmp_path)})
+    assert "expected S3 credentials (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" in result.error
+
+
+def test_no_such_bucket(s3_workspace: str) -> None:
+    result = refused("--workspace", "s3://no-such-bucket-of-ours/x", env={})
+    assert "expected an existing bucket, found none named 'no-such-bucket-of-ours'" in result.error
+
+
+def test_no_such_source_in_the_bucket(s3_workspace: str) -> None:
+    source = f"{s3_workspace}-photos"
+    result = refused("--dataset", "folder", "--source", source, "--workspace", s3_workspace, env={})
+    assert f"source: expected a folder or prefix with images, found '{source}, with nothing in it'" in result.error
+
+
+def test_an_endpoint_that_is_none(s3_workspace: str) -> None:
+    assert "AWS_ENDPOINT_URL" in refused("--workspace", s3_workspace, env={"AWS_ENDPOINT_URL": "not a url"}).error
+
+
+def test_nobody_answers(s3_workspace: str) -> None:
+    """A closed port, and one that takes every connection and says nothing: transient, after the retries' deadline."""
+    with socket.create_server(("127.0.0.1", 0)) as silent, socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # bound, not listening: refused at once, and nobody else gets the port
+        started = time.monotonic()
+        runs = {
+            port.getsockname()[1]: mill.start(
+                ["run", "--json", "--workspace", s3_workspace],
+                {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port.getsockname()[1]}"},
+            )
+            for port in (closed, silent)
+        }
+        results = [mill.finish(process, started) for process in runs.values()]
+    for result, limit in zip(results, (15, READ_TIMEOUT_S + DEADLINE_S + READ_TIMEOUT_S + 2), strict=True):
+        assert result.rc == 75, result.stderr
+        assert "the store does not answer" in result.error and "Traceback" not in result.stderr
+        assert result.json["exit_code"] == 75
+        assert "trying again in" in result.stderr
+        assert result.seconds < limit + 3
+
+
+# The pipeline
+
+
+def test_the_pipeline_gives_the_same_as_on_disk(s3_workspace: str, rgw: CephRGW, finished_once: Finished) -> None:
+    """The same names, rows and pixels; a second run does nothing; no secret anywhere."""
+    arguments = [*finished_once.arguments, "--workspace", s3_workspace]
+    result = mill.run(*arguments)
+    assert result.rc == 0, result.stderr
+    for kind in mill.PRODUCTS:
+        assert result.json[kind] == f"{s3_workspace}/{kind}/{Path(finished_once.result.json[kind]).name}"
+    for kind in ("raw", "clean", "tensors"):
+        assert mill.content(mill.dataset_of(result, kind)) == mill.content(mill.dataset_of(finished_once.result, kind))
+
+    again = mill.run(*arguments)
+    assert again.rc == 0 and set(again.states.values()) == {"cached"}
+
+    store = S3Store()
+    written = {entry.uri: store.read(entry.uri) for entry in store.list(s3_workspace)}
+    assert len(written) > 20
+    said = "".join([result.stdout, result.stderr, again.stdout, again.stderr]).encode()
+    for secret in (rgw.secret_key.encode(), rgw.access_key.encode()):
+        assert secret not in said
+        assert not [uri for uri, data in written.items() if secret in data]
+
+
+def test_a_prefix_is_a_source_like_a_folder(s3_workspace: str, finished_once: Finished) -> None:
+    source = f"{s3_workspace}-photos"
+    upload(finished_once.photos, source)
+    result = mill.run("download", "--dataset", "folder", "--source", source, "--workspace", s3_workspace)
+    assert result.rc == 0, result.stderr
+    raw = Path(finished_once.result.json["raw"]).name
+    assert read_dataset(f"{s3_workspace}/raw/{raw}", "raw").manifest.totals.rows == 60
+
+
+CUTS = {
+    # The new dataset's flags, and the request in the middle of the step at which the wire is cut.
+    "clean, reading": ("clean", "raw", ["--color", "gray"], r"GET \S+/raw/_shards/part-"),
+    "clean, writing": ("clean", "raw", ["--color", "gray"], r"PUT \S+/clean/\w+/data/"),
+    "resize, reading": ("resize", "clean", ["--image-size", "24"], r"GET \S+/clean/\w+/data/\w+/part-(?s:.*)"),
+    "resize, writing": ("resize", "clean", ["--image-size", "24"], r"PUT \S+/tensors/\w+/data/"),
+}
+QUICK_CUTS = ("clean, writing", "resize, writing")
+
+
+@pytest.mark.parametrize(
+    "cases", [QUICK_CUTS, pytest.param(("clean, reading", "resize, reading"), marks=pytest.mark.proof)]
+)
+def test_a_cut_wire_rejects_no_image(
+    cases: tuple[str, ...], s3_workspace: str, rgw: CephRGW, finished_once: Finished
+) -> None:
+    """Exit code 75, nothing rejected, nothing committed; when the wire is mended the same command completes."""
+    upload(finished_once.workspace, s3_workspace)
+    before = set(objects(s3_workspace))
+    with ThreadPoolExecutor(len(cases)) as pool:
+        for check in [pool.submit(_cut_and_mend, case, s3_workspace, rgw, finished_once, before) for case in cases]:
+            check.result()
+
+
+def _cut_and_mend(case: str, workspace: str, rgw: CephRGW, finished: Finished, before: set[str]) -> None:
+    step, parent, flags, request = CUTS[case]
+    kind = {"clean": "clean", "resize": "tensors"}[step]
+    given = f"{workspace}/{parent}/{Path(finished.result.json[parent]).name}"
+    words = [step, f"--{parent}", given, "--workspace", workspace, "--name", "photos", *flags]
+    with wire_to(rgw) as wire:
+        wire.cut_at = lambda line: bool(re.match(request, line))
+        cut = mill.run(*words, env={"AWS_ENDPOINT_URL": wire.endpoint})
+        assert wire.is_cut, f"the step never came to {request}"
+        assert cut.rc == 75, cut.stderr
+        assert "Traceback" not in cut.stderr
+        new = [key for key in objects(workspace) if key not in before and key.startswith(f"{kind}/")]
+        assert not [key for key in new if key.endswith("_manifest.json") or "/rejected/" in key]
+        wire.mend()
+        mended = mill.run(*words, env={"AWS_ENDPOINT_URL": wire.endpoint})
+        assert mended.rc == 0, mended.stderr
+    made = [key for key in objects(workspace) if key not in before and re.match(rf"{kind}/\w+/_manifest.json$", key)]
+    assert len(made) == 1
+    totals = read_dataset(f"{workspace}/{made[0].removesuffix('/_manifest.json')}", kind).manifest.totals
+    assert (totals.rows, totals.rejected) == (60, 0)
