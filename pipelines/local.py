@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
 import os
 import re
@@ -14,8 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from imagemill.components.store import uri as uris
 from imagemill.components.store.config import STEPS
-from imagemill.components.store.errors import TransientError, error_for_exit_code
+from imagemill.components.store.errors import TransientError, UserError, error_for_exit_code
 from imagemill.components.store.step import RUN, RUNNER_PID
 from imagemill.components.store.workspace import Workspace
 
@@ -54,11 +56,23 @@ def run_here(arguments: dict[str, Any], workspace: Workspace, run: str) -> dict[
             with log_path.open("w", encoding="utf-8") as log, _environment(run):
                 failed = _run_kfp(arguments, scratch, log)
         finally:
-            workspace.store.put(workspace.run_file(run, LOG), log_path.read_bytes())
+            _keep_log(log_path, arguments, workspace, run)
     records = {step: record for step in STEPS if (record := workspace.step_record(run, step))}
     if failed:
         _raise_from(records, workspace.run_file(run, LOG))
     return records
+
+
+def _keep_log(path: Path, arguments: dict[str, Any], workspace: Workspace, run: str) -> None:
+    """Store the log without passwords and tokens: KFP prints every argument, also a URL with a login in it."""
+    text = path.read_text(encoding="utf-8")
+    for value in arguments.values():
+        if isinstance(value, str) and uris.scheme(value):
+            text = text.replace(value, uris.safe(value)).replace(json.dumps(value)[1:-1], uris.safe(value))
+    try:
+        workspace.store.put(workspace.run_file(run, LOG), text.encode())
+    except (TransientError, UserError) as error:  # the store is gone: the step's own error says why
+        print(f"the log could not be stored: {error}", file=sys.stderr)
 
 
 def _run_kfp(arguments: dict[str, Any], scratch: str, log: TextIO) -> bool:

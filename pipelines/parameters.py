@@ -46,9 +46,14 @@ def parameters() -> dict[str, Parameter]:
             known = found.get(one.name)
             about = one.metadata
             found[one.name] = Parameter(
-                one.name, getattr(step.config, one.name), types[one.name], about["help"], about["choices"], about["pipeline"],
-                (*(known.steps if known else ()), step.name),
-            )  # fmt: skip
+                name=one.name,
+                default=getattr(step.config, one.name),
+                kind=types[one.name],
+                help=about["help"],
+                choices=about["choices"],
+                pipeline=about["pipeline"],
+                steps=(*(known.steps if known else ()), step.name),
+            )
     return found
 
 
@@ -108,10 +113,30 @@ def _read_yaml(path: str, known: Mapping[str, Parameter]) -> tuple[dict[str, Any
     sections: dict[str, dict[str, Any]] = {}
     for key, value in body.items():
         if key in STEPS and isinstance(value, dict):
-            sections[key] = value
-        elif key in known:
-            values[key] = value
+            for name, inner in value.items():
+                _place(f"{path} ({key}.{name})", name, inner, key, known, values, sections)
         else:
-            near = difflib.get_close_matches(str(key), [*known, *STEPS], 1)
-            raise wrong(f"{path} ({key})", f"a parameter or a step{f'; is it {near[0]}?' if near else ''}", key)
+            _place(f"{path} ({key})", key, value, "", known, values, sections)
     return values, sections
+
+
+def _place(
+    where: str,
+    name: Any,
+    value: Any,
+    step: str,
+    known: Mapping[str, Parameter],
+    values: dict[str, Any],
+    sections: dict[str, dict[str, Any]],
+) -> None:
+    """One entry of a file: among the values, for every step that has it, or in the section of the one step named."""
+    parameter = known.get(name)
+    if parameter is None or (step and step not in parameter.steps):
+        names = [n for n, p in known.items() if not step or step in p.steps]
+        near = difflib.get_close_matches(str(name), names if step else [*names, *STEPS], 1)
+        what = f"a parameter of {step}" if step else "a parameter or a step"
+        raise wrong(where, f"{what}{f'; is it {near[0]}?' if near else ''}", name)
+    if step and not parameter.pipeline:
+        sections.setdefault(step, {})[name] = value
+    else:
+        values[name] = value

@@ -20,8 +20,10 @@ def download(
     workspace: str, name: str, rerun: str, run: str, config: str,
     dataset: str, source: str, annotations: str, label_pattern: str,
     manifest: dsl.Output[dsl.Dataset],
-) -> str:  # fmt: skip
-    """Read the source into a raw dataset; returns its URI."""
+) -> NamedTuple("Downloaded", [("raw", str), ("name", str)]):  # type: ignore[valid-type]  # fmt: skip
+    """Read the source into a raw dataset; returns its URI and the name that the run goes by."""
+    from typing import NamedTuple
+
     from imagemill.components.download import STEP
 
     record = STEP.component(
@@ -29,7 +31,8 @@ def download(
         dataset=dataset, source=source, annotations=annotations, label_pattern=label_pattern,
     )  # fmt: skip
     manifest.metadata.update(record["metrics"])
-    return str(record["uri"])
+    outputs = NamedTuple("outputs", [("raw", str), ("name", str)])  # noqa: UP014
+    return outputs(record["uri"], record["metrics"]["name"])
 
 
 @dsl.component(base_image=IMAGES["cpu"], install_kfp_package=False)

@@ -47,16 +47,17 @@ def training(
 ) -> None:
     common: dict[str, Any] = {
         "workspace": workspace, "name": name, "rerun": rerun, "config": config,
-        "run": dsl.PIPELINE_JOB_NAME_PLACEHOLDER,
+        "run": dsl.PIPELINE_JOB_ID_PLACEHOLDER,
     }  # fmt: skip
     raw = _step(
         steps.download(
             dataset=dataset, source=source, annotations=annotations, label_pattern=label_pattern, **common
         ), "Download",
     )  # fmt: skip
+    common["name"] = raw.outputs["name"]  # resolved: the rest of the run goes by one name
     cleaned = _step(
         steps.clean(
-            raw=raw.outputs["Output"], color=color, val_fraction=val_fraction, test_fraction=test_fraction, **common
+            raw=raw.outputs["raw"], color=color, val_fraction=val_fraction, test_fraction=test_fraction, **common
         ), "Clean",
     )  # fmt: skip
     tensors = _step(

@@ -96,3 +96,11 @@ def finished_once(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 def finished(finished_once: Finished, tmp_path: Path) -> Finished:
     """A copy of a finished run's source and workspace."""
     return finished_once.copy(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def fresh_retries() -> None:
+    """One test's lost store must not shorten the next one's retries."""
+    from imagemill.components.store import retry
+
+    retry._given_up_at = -retry.GIVEN_UP_S

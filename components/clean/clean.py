@@ -47,11 +47,7 @@ def _classes(raw: Dataset, config: CleanConfig, context: Context, name: str) -> 
 
 
 def _build(raw: Dataset, uri: str, classes: tuple[str, ...], config: CleanConfig, context: Context) -> Dataset:
-    rules = RowRules(
-        config,
-        {name: number for number, name in enumerate(classes)},
-        test_is_declared="test" in raw.manifest.totals.by_split,
-    )
+    rules = RowRules(config, {name: number for number, name in enumerate(classes)})
     shards = _clean_shards(raw, uri, rules, context)
     candidates = [f for shard in shards for f in shard.data]
     duplicates = find_duplicates(uri, candidates)
@@ -151,6 +147,12 @@ def _check_splits(manifest: Manifest) -> None:
     for split, hint in (("train", "val_fraction and test_fraction"), ("test", "test_fraction or the declared splits")):
         if not totals.by_split[split]:
             raise UserError(f"split: expected at least one {split} image of {totals.rows}, found none; see {hint}")
+    trained = [name for name, number in manifest.extra["by_class_and_split"]["train"].items() if number]
+    if len(trained) < 2:
+        raise UserError(
+            f"label: expected training images of at least two classes, found only {trained[0]!r} after cleaning; "
+            f"rejected: {totals.by_reason or 'none'}"
+        )
 
 
 def _say_what_is_there(dataset: Dataset, context: Context) -> None:

@@ -31,11 +31,11 @@ class CleanConfig(StepConfig):
         pipeline=True, choices=tuple(COLORS),
     )  # fmt: skip
     val_fraction: float = option(
-        0.1, "share of the images for validation, of trainval where the source declares a test split",
+        0.1, "share of the images (of trainval where the source declares that) for validation",
         pipeline=True, low=0, high=0.9,
     )  # fmt: skip
     test_fraction: float = option(
-        0.1, "share of the images for test, where the source declares none", pipeline=True, low=0, high=0.9
+        0.1, "share of the images without a declared split for test", pipeline=True, low=0, high=0.9
     )
     class_list: str = option(
         "", "a file with one class a line, in the order of their ids (default: that of the last run under this name)",

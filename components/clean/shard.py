@@ -77,7 +77,6 @@ class RowRules:
 
     config: CleanConfig
     class_ids: dict[str, int]
-    test_is_declared: bool
 
 
 def clean_shard(raw: Dataset, file: File, uri: str, rules: RowRules, progress: Progress) -> CleanedShard:
@@ -112,7 +111,7 @@ def clean_row(row: dict[str, Any], rules: RowRules) -> dict[str, Any]:
     except ImageRejected as error:
         return {k: row[k] for k in ("image_id", "sha256")} | {"reason": error.reason, "detail": error.detail}
     config, decoded = rules.config, done.decoded
-    split = choose_split(row["sha256"], row["split"], config.val_fraction, config.test_fraction, rules.test_is_declared)
+    split = choose_split(row["sha256"], row["split"], config.val_fraction, config.test_fraction)
     return {
         "image_id": row["image_id"],
         "image": {"bytes": done.data, "path": row["image_id"].rpartition("/")[2]},

@@ -17,22 +17,17 @@ def split_position(sha256: str) -> float:
     return int.from_bytes(_hash("split", sha256), "big") / 2**64
 
 
-def choose_split(
-    sha256: str, declared: str | None, val_fraction: float, test_fraction: float, test_is_declared: bool
-) -> str:
+def choose_split(sha256: str, declared: str | None, val_fraction: float, test_fraction: float) -> str:
     """`train`, `val` or `test`. A declared split wins; `trainval` is divided, and so is what is undeclared.
 
-    Where the source declares a test split, nothing is added to it. Validation is marked off first, so that
-    an image in it stays there whether or not test is declared.
+    Validation is marked off from 0 and test from 1, so that neither fraction moves the images of the other.
     """
     if declared in SPLITS:
         return str(declared)
     place = split_position(sha256)
     if place < val_fraction:
         return "val"
-    if declared == "trainval" or test_is_declared:
-        return "train"
-    return "test" if place < val_fraction + test_fraction else "train"
+    return "test" if declared != "trainval" and place >= 1 - test_fraction else "train"
 
 
 def _hash(salt: str, sha256: str) -> bytes:

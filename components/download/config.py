@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 from urllib.parse import urlsplit
 
@@ -13,6 +15,7 @@ from imagemill.components.store.errors import UserError, wrong
 
 DATASETS = ("demo", "pets", "folder", "filename", "csv")
 PETS_URL = "https://www.robots.ox.ac.uk/~vgg/data/pets/data"
+_ENDINGS = re.compile(r"\.(tar(\.\w+)?|t[a-z]z\d?|zip|csv|tsv|txt)$", re.IGNORECASE)
 VERSION = 1
 """Raised when the same source must give other raw rows."""
 
@@ -75,7 +78,9 @@ class DownloadConfig(StepConfig):
             return self.name
         if self.dataset in ("demo", "pets"):
             return self.dataset
-        stem = uris.last_part(self.source if uris.scheme(self.source) else uris.normalize(self.source)).split(".")[0]
+        # As it is written, links unresolved: `photos -> 2026-11-21` is called photos, this week and the next.
+        source = self.source if uris.scheme(self.source) else os.path.abspath(Path(self.source).expanduser())  # noqa: PTH100
+        stem = _ENDINGS.sub("", uris.last_part(source))
         return re.sub(r"[^\w.-]+", "-", stem, flags=re.ASCII).strip("-.") or self.dataset
 
 

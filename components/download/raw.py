@@ -98,16 +98,20 @@ def download(config: DownloadConfig, context: Context) -> Outcome:
     there = ready(uri)
     dataset = there or commit(uri, _manifest(read, uri, source, config, context))
     if key and _listing_key(source, labeller, config, context) == key:  # not changed while it was read
-        context.workspace.record_source(key, {"raw": context.workspace.relative(uri), "source": source.where})
+        record = {"raw": context.workspace.relative(uri), "source": source.where}
+        context.workspace.record_source(key, record)
+        if context.rerun:  # what was read now holds from now on, also for runs that trust the listing
+            context.workspace.replace_source(_listing_key(source, labeller, config), record)
     return _outcome(dataset, CACHED if there and not context.rerun else RAN, config, context)
 
 
-def _listing_key(source: Source, labeller: Labeller, config: DownloadConfig, context: Context) -> str:
+def _listing_key(source: Source, labeller: Labeller, config: DownloadConfig, context: Context | None = None) -> str:
     """A name for this listing under this config, or nothing where a change could go unseen."""
     files, labels = source.listing(), labeller.listing()
     if files is None or labels is None:
         return ""
-    return digest({"version": VERSION, "dataset": config.dataset, "files": files, "labels": labels} | context.attempt())
+    attempt = context.attempt() if context else {}
+    return digest({"version": VERSION, "dataset": config.dataset, "files": files, "labels": labels} | attempt)
 
 
 def _known(context: Context, key: str) -> Dataset | None:
@@ -122,7 +126,12 @@ def _outcome(dataset: Dataset, state: str, config: DownloadConfig, context: Cont
         f"{totals.rows:,} images · {size(totals.bytes)} · {len(totals.by_class)} labels · "
         f"{skipped.get('count', 0)} other files skipped"
     )
-    metrics = {"rows": totals.rows, "bytes": totals.bytes, "skipped": skipped.get("count", 0)}
+    metrics = {
+        "name": config.dataset_name(),
+        "rows": totals.rows,
+        "bytes": totals.bytes,
+        "skipped": skipped.get("count", 0),
+    }
     return Outcome(dataset.uri, dataset.fingerprint, state, metrics)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from imagemill.components.download.archives import Member, Skipped, read_archive, too_large
-from imagemill.components.download.names import classify, image_id, is_hidden, promises_image, skipped
+from imagemill.components.download.names import classify, is_hidden, promises_image, skipped
 from imagemill.components.download.streams import open_http, open_stream
 from imagemill.components.store import uri as uris
 from imagemill.components.store.errors import TransientError, UserError, wrong
@@ -120,9 +120,17 @@ class ListingSource:
                     head = file.read(32)
                 if not sniff(head):
                     return classify(path, head)
-            return classify(path, b"" if is_hidden(path) else store.read(entry.uri))
-        except FileNotFoundError:  # gone since it was listed
-            return Member(image_id(path), None)
+            data = b"" if is_hidden(path) else store.read(entry.uri)
+        except FileNotFoundError:
+            raise TransientError(f"{entry.uri}: gone since it was listed; run again") from None
+        if not is_hidden(path) and (len(data) != entry.size or self._changed(entry)):
+            # Its shard would be recorded under a listing that it does not belong to.
+            raise TransientError(f"{entry.uri}: changed while the source was read; run again")
+        return classify(path, data)
+
+    def _changed(self, entry: Entry) -> bool:
+        """Whether a file on disk is another than was listed; on S3 its size must do, a request each is too much."""
+        return not uris.is_s3(entry.uri) and store_for(entry.uri).stat(entry.uri) != entry
 
 
 class DemoSource:

@@ -59,6 +59,8 @@ class TableSource:
                 raise wrong("path", "a URL or relative path in a table behind http", path)
             return urljoin(self._uri, quote(path, safe="/%:@!$&'()*+,;=~"))
         if path.startswith("/") or uris.scheme(path):
+            if uris.is_s3(self._uri):
+                raise wrong("path", "an s3 or http URI or a relative path in a table on S3", path)
             return uris.normalize(path, "path")
         return uris.join(self._uri.rpartition("/")[0], path)
 

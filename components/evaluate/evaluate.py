@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from imagemill.components.evaluate.config import VERSION, EvaluateConfig
@@ -18,11 +19,12 @@ from imagemill.components.store.progress import Progress
 from imagemill.components.store.shards import Layout, ShardWriter
 from imagemill.components.store.step import CACHED, RAN, Context, Outcome
 
+Ids = npt.NDArray[np.int64]
 PREDICTIONS = pa.schema(
     [
         pa.field("image_id", pa.string(), nullable=False),
         pa.field("label_id", pa.int32(), nullable=False),
-        pa.field("predicted_id", pa.int32(), nullable=False),  # by the model's own class list
+        pa.field("predicted_id", pa.int32(), nullable=False),  # both by this manifest's classes
         pa.field("confidence", pa.float32(), nullable=False),
     ]
 )
@@ -86,38 +88,49 @@ def _build(model: Dataset, clean: Dataset, uri: str, config: EvaluateConfig, con
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     normalize = Normalize(spec.image, device)
     progress = Progress("evaluate", total=clean.manifest.totals.by_split["test"])
-    classes = max(len(clean.manifest.classes), len(spec.classes))
-    matrix: Matrix = np.zeros((classes, classes), np.int64)
-    loss, counted = 0.0, 0
+    names, to_ours, to_models = align(clean.manifest.classes, spec.classes)
+    labels, predictions, loss, counted = [], [], 0.0, 0
     with ShardWriter(uri, Layout(PREDICTIONS, row_group_rows=100_000)) as writer, torch.inference_mode():
         for batch in input_batches(tensors_for(model, clean), clean, spec.geometry, config.eval_batch_size):
             logits = network(normalize(torch.from_numpy(batch.images).to(device))).float()
-            confidence, predicted = (v.cpu().numpy() for v in logits.softmax(1).max(1))
-            known = batch.labels < len(spec.classes)  # a class that the model has never seen has no loss
-            target = torch.from_numpy(batch.labels[known]).to(device)
-            loss += torch.nn.functional.cross_entropy(logits[torch.from_numpy(known)], target, reduction="sum").item()
-            counted += int(known.sum())
-            matrix += confusion(batch.labels, predicted, classes)
-            for row in zip(batch.ids, batch.labels, predicted, confidence, strict=True):
-                writer.add(
-                    dict(zip(PREDICTIONS.names, (row[0], int(row[1]), int(row[2]), float(row[3])), strict=True)), 0
-                )
+            confidence, own = (v.cpu().numpy() for v in logits.softmax(1).max(1))
+            predicted, target = to_ours[own], to_models[batch.labels]
+            known = torch.from_numpy(target >= 0).to(device)  # a class that the model has never seen has no loss
+            wanted = torch.from_numpy(target).to(device)[known]
+            loss += torch.nn.functional.cross_entropy(logits[known], wanted, reduction="sum").item()
+            counted += len(wanted)
+            labels.append(batch.labels)
+            predictions.append(predicted)
+            for row in zip(batch.ids, batch.labels.tolist(), predicted.tolist(), confidence.tolist(), strict=True):
+                writer.add(dict(zip(PREDICTIONS.names, row, strict=True)), 0)
             progress.add(len(batch.ids))
         file = writer.publish("predictions", "data", "test")
     if file.rows != clean.manifest.totals.by_split["test"]:
-        raise MillError(
-            f"the ledger is wrong: {clean.manifest.totals.by_split['test']} test images, {file.rows} predictions"
-        )
+        wanted_rows = clean.manifest.totals.by_split["test"]
+        raise MillError(f"the ledger is wrong: {wanted_rows} test images, {file.rows} predictions")
+    matrix = confusion(np.concatenate(labels), np.concatenate(predictions), len(names))
     metrics = summary(matrix) | {"loss": loss / max(1, counted)}
-    return commit(uri, _manifest(model, clean, uri, matrix, metrics, file))
+    return commit(uri, _manifest(model, clean, uri, names, matrix, metrics, file))
+
+
+def align(ours: tuple[str, ...], models: tuple[str, ...]) -> tuple[tuple[str, ...], Ids, Ids]:
+    """Two class lists by name: (ours and then what only the model knows; the model's ids → ids in that list;
+    our ids → the model's, -1 where it has none). Both arrays are int64."""
+    names = (*ours, *(name for name in models if name not in set(ours)))
+    place, own = {name: i for i, name in enumerate(names)}, {name: i for i, name in enumerate(models)}
+    to_ours = np.array([place[name] for name in models], np.int64)
+    return names, to_ours, np.array([own.get(name, -1) for name in ours], np.int64)
 
 
 def _manifest(
-    model: Dataset, clean: Dataset, uri: str, matrix: Matrix, metrics: dict[str, float], file: Any
+    model: Dataset,
+    clean: Dataset,
+    uri: str,
+    names: tuple[str, ...],
+    matrix: Matrix,
+    metrics: dict[str, float],
+    file: Any,
 ) -> Manifest:
-    names = (
-        clean.manifest.classes if len(clean.manifest.classes) >= len(model.manifest.classes) else model.manifest.classes
-    )
     found = per_class(matrix)
     return Manifest(
         kind="evaluation",

@@ -26,9 +26,10 @@ class Verdict:
         return asdict(self)
 
 
-def judge(challenger: Dataset, champion: Dataset | None, min_gain: float, policy: str) -> Verdict:
+def judge(challenger: Dataset, champion: Dataset | None, min_gain: float, policy: str, reigning: int = 0) -> Verdict:
     """Whether the challenger shall reign. Both evaluations must be of the same clean dataset's test split.
 
+    `reigning` is the number of the promotion that reigns, 0 for none: it may be there although its model is gone.
     Models with different class lists are not comparable: the champion stays, unless the policy is `always`.
     """
     new = float(challenger.manifest.extra["metrics"][METRIC])
@@ -38,9 +39,10 @@ def judge(challenger: Dataset, champion: Dataset | None, min_gain: float, policy
         return Verdict(word, reason, promoted, new, old, min_gain)
 
     if champion is None or old is None:
+        nobody = f"the model of promotion {reigning} is gone" if reigning else "there was no champion"
         if policy == "never":
-            return verdict("never", f"{METRIC} {new:.4f}; there is no champion, and promote is never", False)
-        return verdict("first", f"{METRIC} {new:.4f}; there was no champion", True)
+            return verdict("never", f"{METRIC} {new:.4f}; {nobody}, and promote is never", False)
+        return verdict("promoted" if reigning else "first", f"{METRIC} {new:.4f}; {nobody}", True)
     numbers = f"{METRIC} {new:.4f} against {old:.4f}, {new - old:+.4f} (needs +{min_gain:g})"
     if policy == "always":
         return verdict("promoted", f"{numbers}; promote is always", True)

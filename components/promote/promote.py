@@ -8,31 +8,42 @@ from typing import Any
 from imagemill.components.promote.config import PromoteConfig
 from imagemill.components.promote.gate import Verdict, judge
 from imagemill.components.store import uri as uris
-from imagemill.components.store.errors import TransientError, wrong
+from imagemill.components.store.errors import DatasetError, TransientError, UserError, wrong
 from imagemill.components.store.fingerprint import digest
-from imagemill.components.store.manifest import Dataset
+from imagemill.components.store.manifest import Dataset, find_dataset, ready
 from imagemill.components.store.step import CACHED, RAN, Context, Outcome
 
 
 def promote(config: PromoteConfig, context: Context) -> Outcome:
     """The verdict, its effect and the report. `uri` is the champion's model after it."""
     evaluation = context.parent("evaluation", config.evaluation, "evaluation")
+    if ready(evaluation.parent_uri("model")) is None:
+        raise wrong("evaluation", "one whose model is there", f"{config.evaluation}, whose model is gone or damaged")
     champion = None
     if config.champion_evaluation:
         champion = context.parent("champion_evaluation", config.champion_evaluation, "evaluation")
         _check_same_test(evaluation, champion)
     name = config.name or evaluation.manifest.extra["dataset_name"]
-    record, state = _decide(name, evaluation, champion, config, context)
+    record, state, champion = _decide(name, evaluation, champion, config, context)
     context.say(f"{record['verdict']}: {record['reason']}")
-    context.say(f"the champion of {name} is promotion {record['n']}: {context.workspace.absolute(record['model'])}"
-                if record["n"] else f"{name} has no champion")  # fmt: skip
+    model = context.workspace.absolute(record["model"]) if record["model"] else ""
+    context.say(f"the champion of {name} is promotion {record['n']}: {model}" if model else f"{name} has no champion")
+    report = _report(evaluation, record | {"name": name}, champion, context)
+    metrics = {k: record[k] for k in ("verdict", "reason", "challenger", "champion", "min_gain", "promoted")}
+    return Outcome(model, uris.last_part(model), state, metrics | {"name": name, "n": record["n"], "report": report})
+
+
+def _report(evaluation: Dataset, record: dict[str, Any], champion: Dataset | None, context: Context) -> str:
+    """The report's URI; none where an ancestor was removed: what is decided stays decided."""
     from imagemill.components.promote.report import write_report
 
-    report = write_report(context.workspace, context.run, evaluation, record | {"name": name}, champion)
+    try:
+        report = write_report(context.workspace, context.run, evaluation, record, champion)
+    except (UserError, DatasetError) as error:
+        context.say(f"no report: {error}")
+        return ""
     context.say(f"report: {report}")
-    uri = context.workspace.absolute(record["model"]) if record["model"] else ""
-    metrics = {k: record[k] for k in ("verdict", "reason", "challenger", "champion", "min_gain", "promoted")}
-    return Outcome(uri, uris.last_part(uri), state, metrics | {"name": name, "n": record["n"], "report": report})
+    return report
 
 
 def _check_same_test(evaluation: Dataset, champion: Dataset) -> None:
@@ -41,50 +52,78 @@ def _check_same_test(evaluation: Dataset, champion: Dataset) -> None:
         raise wrong("champion_evaluation", f"an evaluation on the test split of {ours}", f"one on that of {theirs}")
 
 
+Decision = tuple[dict[str, Any], str, Dataset | None]
+"""The verdict with the reigning champion's `n` and `model`; ran or cached; the evaluation compared with."""
+
+
 def _decide(
     name: str, evaluation: Dataset, champion: Dataset | None, config: PromoteConfig, context: Context
-) -> tuple[dict[str, Any], str]:
-    """(verdict with the reigning champion's `n` and `model`, ran or cached)."""
+) -> Decision:
+    """Judge against whoever reigns now; again when another run took the number meanwhile."""
+    while True:
+        reigning = context.workspace.champion(name)
+        decision = _judge_now(name, evaluation, reigning, champion, config, context)
+        if decision is not None:
+            return decision
+
+
+def _judge_now(
+    name: str,
+    evaluation: Dataset,
+    reigning: dict[str, Any] | None,
+    champion: Dataset | None,
+    config: PromoteConfig,
+    context: Context,
+) -> Decision | None:
     workspace, challenger = context.workspace, evaluation.parent_uri("model")
-    reigning = workspace.champion(name)
+    reign: dict[str, Any] = {"n": 0, "model": ""}
+    if reigning:
+        reign = {"n": reigning["n"], "model": reigning["model"]}
     if reigning and workspace.absolute(reigning["model"]) == challenger:
+        if reigning.get("run") == context.run and "verdict" in reigning:
+            return reigning, RAN, champion  # a retry of this very step, whose pod was lost after the log entry
         value = evaluation.manifest.extra["metrics"]["macro_f1"]
         reason = f"macro_f1 {value:.4f}; this model reigns since promotion {reigning['n']}"
         same = Verdict("already champion", reason, False, value, value, config.min_gain)
-        return same.to_dict() | {"n": reigning["n"], "model": reigning["model"]}, CACHED
-    _check_still_reigning(reigning, champion, context)
-    key = digest([evaluation.fingerprint, champion.fingerprint if champion else "", config.min_gain, config.promote])
+        return same.to_dict() | reign, CACHED, champion
+    opponent = _opponent(reigning, evaluation, champion, context)
+    verdict = judge(evaluation, opponent, config.min_gain, config.promote, int(reign["n"]))
+    if verdict.promoted:
+        record = _append(name, evaluation, verdict, reigning, context)
+        return (record, RAN, opponent) if record else None
+    key = digest([evaluation.fingerprint, opponent.fingerprint if opponent else "", config.min_gain, config.promote])
     known = workspace.verdict(name, key)
-    verdict = judge(evaluation, champion, config.min_gain, config.promote)
-    if not verdict.promoted:
-        state = CACHED if known and not context.rerun else RAN
-        workspace.record_verdict(name, key, verdict.to_dict())
-        reign = {"n": reigning["n"], "model": reigning["model"]} if reigning else {"n": 0, "model": ""}
-        return verdict.to_dict() | reign, state
-    return _append(name, evaluation, verdict, reigning, context), RAN
+    workspace.record_verdict(name, key, verdict.to_dict())
+    return verdict.to_dict() | reign, CACHED if known and not context.rerun else RAN, opponent
 
 
-def _check_still_reigning(reigning: dict[str, Any] | None, champion: Dataset | None, context: Context) -> None:
-    """Another run may have promoted its model since ours was compared: then this comparison says nothing."""
-    compared = champion.parent_uri("model") if champion else ""
-    now = context.workspace.absolute(reigning["model"]) if reigning else ""
-    if compared != now and champion is not None:
-        raise TransientError(
-            f"the champion changed from {compared} to {now or 'none'} meanwhile; run again to compare with it"
-        )
-    if compared != now and _is_there(now):
-        raise TransientError(f"another run promoted {now} meanwhile; run again to compare with it")
+def _opponent(
+    reigning: dict[str, Any] | None, evaluation: Dataset, champion: Dataset | None, context: Context
+) -> Dataset | None:
+    """The reigning champion's evaluation on our test split; None where nobody reigns, or its model is gone.
 
-
-def _is_there(model: str) -> bool:
-    from imagemill.components.store.manifest import ready
-
-    return ready(model) is not None
+    The champion may be another than the one that evaluate compared with, when another run promoted its model
+    meanwhile. That run evaluated it on its own test split: if that is ours too, the comparison still holds.
+    """
+    if reigning is None:
+        return None
+    now = context.workspace.absolute(reigning["model"])
+    if champion and champion.parent_uri("model") == now:
+        return champion
+    if ready(now) is None:
+        return None
+    found = (
+        find_dataset(context.workspace.absolute(reigning.get("evaluation", ""))) if "evaluation" in reigning else None
+    )
+    if found and found.parent_uri("clean") == evaluation.parent_uri("clean"):
+        return found
+    raise TransientError(f"the champion is now {now}, promoted by another run; run again to compare with it")
 
 
 def _append(
     name: str, evaluation: Dataset, verdict: Verdict, reigning: dict[str, Any] | None, context: Context
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
+    """The record as it was appended, or None when another run took the number first."""
     workspace = context.workspace
     number = (reigning["n"] if reigning else 0) + 1
     record = verdict.to_dict() | {
@@ -95,11 +134,4 @@ def _append(
         "run": context.run,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    if not workspace.append_promotion(name, number, record):
-        winner = workspace.promotion(name, number)
-        if winner["model"] != record["model"]:
-            raise TransientError(
-                f"another run took promotion {number} of {name} meanwhile; run again to compare with it"
-            )
-        return winner  # a run of the same model beside us, or our own first try
-    return record
+    return record if workspace.append_promotion(name, number, record) else None

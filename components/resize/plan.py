@@ -17,6 +17,10 @@ from imagemill.components.store.manifest import Dataset, File
 from imagemill.components.store.shards import open_parquet, read_row_group
 
 FILE_BYTES = 128 * 2**20
+ENCODED_BYTES = 256 * 2**20
+"""What a task holds of encoded images, by the dataset's mean: large photographs make short files."""
+FILE_ROWS = 4096
+"""So that small images make work for many cores, too."""
 ROW_GROUP_BYTES = 24 * 2**20
 """16 to 32 MB: large enough to read at memory speed, small enough to shuffle by."""
 
@@ -58,7 +62,9 @@ def plan_jobs(clean: Dataset, split: str, row_bytes: int) -> Iterator[Job]:
     if not files:
         return
     merged = np.sort(np.concatenate([f.indices for f in files]))
-    per_file = max(1, FILE_BYTES // row_bytes)
+    totals = clean.manifest.totals
+    mean_bytes = max(1, totals.bytes // max(1, totals.rows))
+    per_file = max(1, min(FILE_BYTES // row_bytes, ENCODED_BYTES // mean_bytes, FILE_ROWS))
     low = int(merged[0])
     position = 0
     while position < len(merged):

@@ -53,16 +53,22 @@ class LocalStore:
             return Entry(uri, found.st_size, str(found.st_mtime_ns)) if stat.S_ISREG(found.st_mode) else None
 
     def list(self, uri: str) -> Iterator[Entry]:
-        """Symbolic links to files are followed, links to folders are not (they can form circles)."""
+        """Symbolic links are followed, to folders too, but never into a circle."""
+        yield from self._list(uri, ())
+
+    def _list(self, uri: str, above: tuple[tuple[int, int], ...]) -> Iterator[Entry]:
         with disk_errors(uri):
             try:
+                about = Path(uri).stat()
+                if (about.st_dev, about.st_ino) in above:
+                    return
                 with os.scandir(uri) as found:  # names only: some 80 bytes a file of one folder, not whole entries
-                    names = sorted(e.name + "/" if e.is_dir(follow_symlinks=False) else e.name for e in found)
+                    names = sorted(e.name + "/" if e.is_dir() else e.name for e in found)
             except FileNotFoundError:
                 return
         for name in names:
             if name.endswith("/"):
-                yield from self.list(f"{uri.rstrip('/')}/{name[:-1]}")
+                yield from self._list(f"{uri.rstrip('/')}/{name[:-1]}", (*above, (about.st_dev, about.st_ino)))
             elif entry := self.stat(f"{uri.rstrip('/')}/{name}"):
                 yield entry
 

@@ -18,6 +18,8 @@ import numpy.typing as npt
 import simplejpeg
 from PIL import Image
 
+from imagemill.components.store.parallel import Budget
+
 Pixels = npt.NDArray[np.uint8]
 COLORS = {"rgb": 3, "gray": 1}
 """Colour spaces and their channels."""
@@ -37,6 +39,13 @@ class Limits:
     pixels: int = 178_956_970
     side: int = 65_500
     bytes: int = 256 * 2**20
+
+
+VETTED = Limits(2**62, 2**62, 2**62)
+"""No limits: for what clean has let pass under its own."""
+
+_PIXELS_IN_FLIGHT = Budget(2 * Limits.pixels)
+"""Pixels that the threads of this process decode at a time: two of the largest images, or many usual ones."""
 
 
 class ImageRejected(Exception):
@@ -106,7 +115,8 @@ def decode(
         raise ImageRejected("corrupt", f"declares {width} x {height} pixels")
     _check_size(width, height, limits)
     turns_itself = kind == "TIFF" and opened.tag_v2.get(_ORIENTATION, 1) in range(2, 9)  # type: ignore[attr-defined]
-    pixels, warning = _pixels(data, opened, kind, color, strict, min_side)
+    with _PIXELS_IN_FLIGHT.hold(width * height):
+        pixels, warning = _pixels(data, opened, kind, color, strict, min_side)
     # Only now: asking a PNG for its EXIF loads it, and a load that failed once succeeds the second time;
     # a TIFF turns itself upright when it loads, and then says so.
     orientation = _orientation(opened)

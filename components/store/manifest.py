@@ -22,6 +22,8 @@ from imagemill.components.store.filesystem import store_for
 FORMAT, FORMAT_VERSION = "imagemill", 1
 KINDS = ("raw", "clean", "tensors", "model", "evaluation")
 MANIFEST = "_manifest.json"
+LISTED_FROM = 20
+"""So many files are looked up by a listing of their folder, which may hold others' files as well."""
 _FORMS: dict[str, tuple[type[Any], str]] = {
     "str": (str, "a text"),
     "int": (int, "a whole number that is not negative"),
@@ -128,11 +130,17 @@ class Dataset:
         return Parent(uris.relative(self.uri, child_uri), self.fingerprint, self.manifest_sha256)
 
     def missing(self) -> list[str]:
-        """Listed files that are gone or have another size, as messages; one listing per folder."""
+        """Listed files that are gone or have another size, as messages; many files of one folder by one listing."""
         wanted = {self.locate(f): f.bytes for f in self.manifest.files}
+        folders = count(uri.rpartition("/")[0] for uri in wanted)
         found: dict[str, int] = {}
-        for folder in sorted({uri.rpartition("/")[0] for uri in wanted}):
-            found |= {entry.uri: entry.size for entry in store_for(folder).list(folder)}
+        for folder, number in folders.items():
+            store = store_for(folder)
+            if number >= LISTED_FROM:
+                found |= {entry.uri: entry.size for entry in store.list(folder) if entry.uri in wanted}
+            else:
+                here = (store.stat(uri) for uri in wanted if uri.rpartition("/")[0] == folder)
+                found |= {entry.uri: entry.size for entry in here if entry}
         return [
             f"{uri}: expected {size} bytes, found {found.get(uri, 'none')}"
             for uri, size in wanted.items()

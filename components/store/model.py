@@ -5,15 +5,12 @@ Train writes it, evaluate reads it. Weights never travel as pickle.
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import re
 from dataclasses import asdict, dataclass, field
-from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imagemill.components.store import uri as uris
+from imagemill.components.store.backbones import check_backbone
 from imagemill.components.store.errors import DatasetError, UserError, wrong
 from imagemill.components.store.filesystem import store_for
 from imagemill.components.store.manifest import Dataset
@@ -55,30 +52,6 @@ class ModelSpec:
             return cls(**{**body, "classes": tuple(body["classes"])})
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{where}: expected the description of a model, found {error}") from None
-
-
-@cache
-def backbones() -> tuple[str, ...]:
-    """torchvision's classification models by name, read from its source: importing it takes seconds."""
-    spec = importlib.util.find_spec("torchvision")
-    if spec is None or spec.origin is None:
-        return ()
-    names: set[str] = set()
-    for path in sorted((Path(spec.origin).parent / "models").glob("*.py")):
-        text = path.read_text(encoding="utf-8")
-        names.update(re.findall(r"@register_model\(\)\n(?:@.*\n)*def (\w+)\(", text))
-        names.update(re.findall(r"@register_model\(name=\"(\w+)\"\)", text))
-    return tuple(sorted(names))
-
-
-def check_backbone(name: str) -> None:
-    """UserError for a name that torchvision does not have, with the nearest ones; silent where it is not installed."""
-    known = backbones()
-    if known and name not in known:
-        import difflib
-
-        near = difflib.get_close_matches(name, known, 3) or [*known[:8], "…"]
-        raise wrong("backbone", f"a torchvision classification model ({', '.join(near)})", name)
 
 
 def build_network(spec: ModelSpec) -> torch.nn.Module:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -38,6 +40,26 @@ def ordered(
             yield waiting.popleft()[0].result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+class Budget:
+    """So much of something (bytes, pixels) may be held by all threads together; one holder may exceed it alone."""
+
+    def __init__(self, total: int) -> None:
+        self._total, self._held, self._changed = total, 0, threading.Condition()
+
+    @contextlib.contextmanager
+    def hold(self, number: int) -> Iterator[None]:
+        """Wait until `number` fits, and hold it."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._held or self._held + number <= self._total)
+            self._held += number
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._held -= number
+                self._changed.notify_all()
 
 
 def cores() -> int:

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 def say(step: str, text: str) -> None:
     """One line on stderr that belongs to a step: `[clean] 737 rows in · 716 kept · 21 rejected`."""
-    print(f"[{step}] {text}", file=sys.stderr, flush=True)
+    line = " ".join(text.splitlines())  # a class may be named with a line break: it must not forge a line
+    print(f"[{step}] {line}", file=sys.stderr, flush=True)
 
 
 @dataclass

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from imagemill.components.store.images import COLORS, Decoded, Pixels, decode
+from imagemill.components.store.images import COLORS, VETTED, Decoded, Pixels, decode
 
 MODES = ("crop", "squash", "letterbox")
 LONG = 16
@@ -60,7 +60,7 @@ def decode_to(data: bytes, geometry: Geometry) -> Pixels:
     """
     target = geometry.size if geometry.mode != "crop" else geometry.short_side
     # Letterbox fits the long side, so the short one may need less than `target`: never more than it has.
-    return fit(decode(data, geometry.color, strict=False, min_side=2 * target), geometry)
+    return fit(decode(data, geometry.color, strict=False, min_side=2 * target, limits=VETTED), geometry)
 
 
 def fit(image: Decoded, geometry: Geometry) -> Pixels:

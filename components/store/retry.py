@@ -14,26 +14,37 @@ T = TypeVar("T")
 log = logging.getLogger("imagemill")
 
 DEADLINE_S = 12.0
-"""Seconds after the first failure during which an operation is tried again."""
+"""Seconds after the first failure within which the last attempt must be over."""
+GIVEN_UP_S = 30.0
+"""So long after an operation was given up the next ones are tried once: a store that is gone is not waited for
+again by every record and log that a step still has to write."""
+
+_given_up_at = -GIVEN_UP_S
 
 
 def with_retry(operation: Callable[[], T], what: str, deadline_s: float = DEADLINE_S) -> T:
-    """`operation()`, again after each TransientError until `deadline_s` seconds have passed since the first.
+    """`operation()`, again after each TransientError while another attempt, if it takes as long as the last one,
+    would end within `deadline_s` seconds of the first failure.
 
     The waits follow exponential backoff with full jitter (AWS Architecture Blog, "Exponential Backoff
     And Jitter"): uniform up to 0.25 · 2ⁿ seconds, at most 4, and 0.1 more. The last TransientError is raised as it was.
     """
+    global _given_up_at
     attempt = 0
     give_up_at: float | None = None
     while True:
+        started = time.monotonic()
         try:
             return operation()
         except TransientError as error:
             now = time.monotonic()
-            give_up_at = give_up_at or now + deadline_s
+            if give_up_at is None:
+                give_up_at = now + (0 if now - _given_up_at < GIVEN_UP_S else deadline_s)
             wait = random.uniform(0.1, 0.25 * 2 ** min(attempt, 4) + 0.1)
-            if now + wait >= give_up_at:
+            if now + wait + (now - started) >= give_up_at:
+                _given_up_at = now
                 raise
-            log.warning("%s: %s; trying again in %.1f s", what, error, wait)
+            said = str(error)
+            log.warning("%s; trying again in %.1f s", said if what.split()[-1] in said else f"{what}: {said}", wait)
             time.sleep(wait)
             attempt += 1

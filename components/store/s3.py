@@ -36,23 +36,17 @@ class S3Store:
     """One client each of boto3 and pyarrow; both are safe to use from several threads."""
 
     def __init__(self) -> None:
-        import boto3
-        from botocore.config import Config
-
-        endpoint = endpoint_from_environment()
-        if endpoint:
+        self._client = _client({})
+        self.region = str(self._client.meta.region_name)
+        self.endpoint = str(self._client.meta.endpoint_url)
+        """Empty for AWS itself. As boto3 found it: in the environment or in a profile of the config file."""
+        if self.endpoint.rstrip("/").endswith((".amazonaws.com", ".amazonaws.com.cn")):
+            self.endpoint = ""
+        else:
             # Stores other than AWS seldom understand the newer default checksums; both clients read these.
             os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
             os.environ.setdefault("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
-        config = Config(
-            connect_timeout=CONNECT_TIMEOUT_S,
-            read_timeout=READ_TIMEOUT_S,
-            max_pool_connections=32,
-            retries={"total_max_attempts": 1},  # the retries are ours, under one deadline
-            s3={"addressing_style": "path"} if endpoint else {},
-        )
-        with s3_errors("s3"):
-            self._client: Any = boto3.client("s3", config=config)
+            self._client = _client({"addressing_style": "path"})
 
     def read(self, uri: str) -> bytes:
         bucket, key = split_s3(uri)
@@ -150,26 +144,37 @@ class S3Store:
         return Path(tempfile.mkdtemp(prefix="imagemill-"))
 
 
+def _client(options: Any) -> Any:
+    import boto3
+    from botocore.config import Config
+
+    config = Config(
+        connect_timeout=CONNECT_TIMEOUT_S,
+        read_timeout=READ_TIMEOUT_S,
+        max_pool_connections=32,
+        retries={"total_max_attempts": 1},  # the retries are ours, under one deadline
+        s3=options,
+    )
+    with s3_errors("s3"):
+        return boto3.client("s3", config=config)
+
+
 @cache
 def shared_s3() -> S3Store:
     return S3Store()
 
 
-def endpoint_from_environment() -> str:
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-
-
 @cache
 def _pyarrow_s3() -> Any:
+    """Arrow's client for the same store as boto3's."""
     from pyarrow import fs
 
+    store = shared_s3()
     options: dict[str, Any] = {"connect_timeout": CONNECT_TIMEOUT_S, "request_timeout": READ_TIMEOUT_S}
-    if endpoint := endpoint_from_environment():
-        kind, _, address = endpoint.rstrip("/").partition("://")
+    if store.endpoint:
+        kind, _, address = store.endpoint.rstrip("/").partition("://")
         options |= {"endpoint_override": address, "scheme": kind}
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    if region or endpoint:
-        options["region"] = region or "us-east-1"
+    options["region"] = "us-east-1" if store.region == "aws-global" else store.region
     return fs.S3FileSystem(**options, retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=2))
 
 

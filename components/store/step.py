@@ -26,7 +26,6 @@ from imagemill.components.store.errors import (
     EXIT_TRANSIENT,
     EXIT_USER,
     MillError,
-    TransientError,
     UserError,
     wrong,
 )
@@ -138,13 +137,12 @@ class Step:
             say(self.name, f"{'done' if record['state'] == RAN else 'there already'} ({took}): {record['uri']}")
 
     def _write(self, record: dict[str, Any], workspace: Workspace | None, run: str, result: str) -> None:
-        if result:
-            Path(result).write_text(json.dumps(record, indent=1) + "\n")
-        if workspace is None:
-            return
         try:
-            workspace.write_step_record(run, self.name, record)
-        except (TransientError, UserError) as error:  # the step's own error says it already
+            if result:
+                Path(result).write_text(json.dumps(record, indent=1) + "\n")
+            if workspace is not None:
+                workspace.write_step_record(run, self.name, record)
+        except (MillError, OSError) as error:  # the step's own outcome stands
             say(self.name, f"the record could not be written: {error}")
 
     def component(self, config: str, artifact: str, **values: Any) -> dict[str, Any]:
@@ -157,7 +155,10 @@ class Step:
         values["run"] = os.environ.get(RUN) or values.get("run", "")
         values = {key: value for key, value in values.items() if key in field_types(self.config)}
         try:
-            made = self.config.from_values(values | parse_sections(config).get(self.name, {}))
+            section = parse_sections(config).get(self.name, {})
+            if twice := sorted({*values, *self.config.PARENTS} & set(section)):
+                raise wrong(f"config.{self.name}", "what is no parameter of its own", twice[0])
+            made = self.config.from_values(values | section)
         except UserError as error:
             say(self.name, f"error: {error}")
             raise SystemExit(error.exit_code) from None
@@ -255,9 +256,10 @@ def end_with_runner() -> None:
 
     What was finished is recorded; the next run goes on from there.
     """
-    pid = int(os.environ.get(RUNNER_PID, "0") or 0)
-    if not pid:
+    named = os.environ.get(RUNNER_PID, "")
+    if not named.isdecimal():
         return
+    pid = int(named)
 
     def watch() -> None:
         while not _is_gone(pid):

@@ -66,6 +66,10 @@ class Workspace:
     def record_source(self, listing: str, record: dict[str, Any]) -> None:
         self.store.put_if_absent(self.at("sources", f"{listing}.json"), _json(record))
 
+    def replace_source(self, listing: str, record: dict[str, Any]) -> None:
+        """What a listing gave, after it was read again because somebody knew that it did not tell the truth."""
+        self.store.put(self.at("sources", f"{listing}.json"), _json(record))
+
     # Names: hints for people and incremental runs, never a matter of correctness.
 
     def latest(self, name: str, kind: str) -> str:
@@ -99,7 +103,7 @@ class Workspace:
         record = self._read_json(where)
         if record is None or "model" not in record:
             raise DatasetError(f"{where}: expected the record of a promotion, found {record!r}")
-        return record
+        return record | {"n": number}  # the file's name counts: a rollback by hand is a copy under a new number
 
     def append_promotion(self, name: str, number: int, record: dict[str, Any]) -> bool:
         """Append as `number`; False if another run has taken that number meanwhile."""

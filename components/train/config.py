@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from imagemill.components.store import uri as uris
+from imagemill.components.store.backbones import check_backbone, check_named_weights
 from imagemill.components.store.config import StepConfig, option
 from imagemill.components.store.errors import wrong
-from imagemill.components.store.model import check_backbone
 
 VERSION = 1
 """Raised when the same tensors and config must give another model."""
@@ -50,9 +50,12 @@ class TrainConfig(StepConfig):
     def check(self) -> None:
         super().check()
         check_backbone(self.backbone)
-        is_name = re.fullmatch(r"[A-Z][A-Z0-9_]*", self.weights)
-        if self.weights and not is_name and uris.scheme(self.weights) not in ("", "file", "s3"):
-            raise wrong("weights", "a torchvision name, or the URI of a .safetensors file or model", self.weights)
+        if self.weights_are_named:
+            check_named_weights(self.backbone, self.weights)
+        elif self.weights and uris.scheme(self.weights) not in ("", "file", "s3"):
+            raise wrong(
+                "weights", "a torchvision name, or the URI of a .safetensors file or model", uris.safe(self.weights)
+            )
 
     @property
     def weights_are_named(self) -> bool:

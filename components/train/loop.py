@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from imagemill.components.store.errors import MillError
+from imagemill.components.store.errors import UserError
 from imagemill.components.store.manifest import Dataset
 from imagemill.components.store.metrics import confusion, summary
 from imagemill.components.store.model import Normalize
@@ -99,10 +99,10 @@ class Trainer:
             "images_per_second": round(progress.rate(), 1),
         }
         if not math.isfinite(row["train_loss"]):
-            raise MillError(f"epoch {epoch + 1}: the loss is {row['train_loss']}; try a smaller learning_rate")
+            raise UserError(f"epoch {epoch + 1}: the loss is {row['train_loss']}; try a smaller learning_rate")
         row |= self._validate()
         if not math.isfinite(row.get("val_loss", 0.0)):
-            raise MillError(f"epoch {epoch + 1}: the validation loss is {row['val_loss']}; try a smaller learning_rate")
+            raise UserError(f"epoch {epoch + 1}: the validation loss is {row['val_loss']}; try a smaller learning_rate")
         return row | {"seconds": round(time.monotonic() - started, 3)}
 
     def _augmented(self, batch: Batch, epoch: int) -> Batch:

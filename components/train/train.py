@@ -43,7 +43,8 @@ def _build(tensors: Dataset, uri: str, config: TrainConfig, context: Context) ->
     torch.set_num_threads(cores())
     spec = ModelSpec(config.backbone, tensors.manifest.classes, tensors.manifest.image, tensors.manifest.task)
     network = build_network(spec)
-    origin = load_pretrained(network, config)
+    _check_takes_the_images(network, spec)
+    origin = load_pretrained(network, spec, config)
     device = pick_device(config.device)
     parameters = sum(p.numel() for p in network.parameters())
     context.say(
@@ -53,6 +54,19 @@ def _build(tensors: Dataset, uri: str, config: TrainConfig, context: Context) ->
     state = Trainer(network, tensors, config, device, uri, context).run()
     about = {"parameters": parameters, "origin": origin, "seconds": round(time.monotonic() - started, 1)}
     return commit(uri, _manifest(tensors, uri, config, spec, state, about))
+
+
+def _check_takes_the_images(network: Any, spec: ModelSpec) -> None:
+    """One empty image through the network: UserError where its layers can't take the size."""
+    import torch
+
+    size, _, channels = spec.image["shape"]
+    try:
+        with torch.inference_mode():
+            network.eval()(torch.zeros(1, channels, size, size))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"image_size: expected a size that {spec.backbone} takes, found {size}: {said}") from None
 
 
 def _manifest(

@@ -9,6 +9,7 @@ from imagemill.components.store import uri as uris
 from imagemill.components.store.errors import TransientError, UserError, wrong
 from imagemill.components.store.filesystem import store_for
 from imagemill.components.store.manifest import find_dataset
+from imagemill.components.store.model import ModelSpec
 from imagemill.components.train.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def weights_uri(weights: str) -> str:
     return dataset.locate(files[0])
 
 
-def load_pretrained(network: torch.nn.Module, config: TrainConfig) -> str:
+def load_pretrained(network: torch.nn.Module, spec: ModelSpec, config: TrainConfig) -> str:
     """Load what fits into the network and say what was loaded; the head for other classes stays as it is.
 
     UserError when less than half of the network's tensors fit: these are the weights of another network.
@@ -52,20 +53,33 @@ def load_pretrained(network: torch.nn.Module, config: TrainConfig) -> str:
     if not config.weights:
         return "from scratch"
     state = _named(config) if config.weights_are_named else _from_uri(config.weights)
+    head = _head(network) if not _has_our_classes(config, spec) else ""
     target = network.state_dict()
     fitting = {
         key: fitted
         for key, value in state.items()
-        if key in target and (fitted := _fit(value, target[key])) is not None
+        if key in target and not (head and key.startswith(head)) and (fitted := _fit(value, target[key])) is not None
     }
     if len(fitting) < MATCHED_SHARE * len(target):
-        raise wrong(
-            "weights",
-            f"weights of {config.backbone}, {len(target)} tensors",
-            f"{len(fitting)} that fit in {config.weights}",
-        )
+        wanted, found = f"weights of {config.backbone}, {len(target)} tensors", f"{len(fitting)} that fit"
+        raise wrong("weights", wanted, f"{found} in {config.weights}")
     network.load_state_dict({**target, **fitting})
     return f"from {config.weights}, {len(fitting)} of {len(target)} tensors"
+
+
+def _head(network: torch.nn.Module) -> str:
+    """The prefix of the last layer's tensors: in torchvision's classifiers it makes the logits."""
+    *_, (name, _) = network.named_parameters()
+    return name.rpartition(".")[0] + "."
+
+
+def _has_our_classes(config: TrainConfig, spec: ModelSpec) -> bool:
+    """Only a model dataset says what its outputs mean; any other head, of ImageNet or of a bare file, is unknown."""
+    if config.weights_are_named:
+        return False
+    uri = uris.normalize(config.weights, "weights")
+    dataset = None if uri.endswith(".safetensors") else find_dataset(uri)
+    return dataset is not None and dataset.manifest.classes == spec.classes
 
 
 def _fit(value: torch.Tensor, target: torch.Tensor) -> torch.Tensor | None:

@@ -120,7 +120,8 @@ def test_declared_splits_are_respected_and_labels_encoded(run: dict[str, Any]) -
 
 
 def test_tensors_are_the_clean_images_in_shuffled_order(run: dict[str, Any]) -> None:
-    order = {r["image_id"]: r["shuffle_index"] for r in tables(run["clean"]).select(["image_id", "shuffle_index"]).to_pylist()}
+    clean_rows = tables(run["clean"]).select(["image_id", "shuffle_index"]).to_pylist()
+    order = {row["image_id"]: row["shuffle_index"] for row in clean_rows}
     for split in ("train", "val", "test"):
         indices = [order[i] for i in tables(run["tensors"], split=split).column("image_id").to_pylist()]
         assert indices == sorted(indices)
@@ -177,7 +178,8 @@ def manifest_run(workspace: str) -> str:
 
 def test_clean_opens_as_images_in_hugging_face_datasets(run: dict[str, Any], tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
-    files = [str((Path(run["clean"]) / f["uri"]).resolve()) for f in manifest(run["clean"])["files"] if f["split"] == "val"]
+    listed = [f for f in manifest(run["clean"])["files"] if f["split"] == "val"]
+    files = [str((Path(run["clean"]) / f["uri"]).resolve()) for f in listed]
     loaded = datasets.load_dataset("parquet", data_files={"val": files}, split="val", cache_dir=str(tmp_path))
     assert isinstance(loaded.features["image"], datasets.Image)
     assert loaded[0]["image"].size == (loaded[0]["width"], loaded[0]["height"]) or loaded[0]["image"].getexif()

@@ -27,7 +27,8 @@ for n in range(1_000_000):
               "split": None, "boxes": [], "mask": None})
 held = megabytes() - before
 name = read.fingerprint()
-print(json.dumps({"held": held, "peak": megabytes() - before, "seconds": time.monotonic() - started, "rows": read.rows}))
+peak = megabytes() - before
+print(json.dumps({"held": held, "peak": peak, "seconds": time.monotonic() - started, "rows": read.rows}))
 """
 
 _WRITE = """
@@ -43,7 +44,8 @@ for part in range(10):
     if part == 9: hashes[:100] = twins
     if part == 0: twins = hashes[:100]
     columns = {
-        "image_id": [f"{part}/{i}.jpg" for i in range(n)], "image": [{"bytes": b"x", "path": ""}] * n, "label": ["a"] * n,
+        "image_id": [f"{part}/{i}.jpg" for i in range(n)], "image": [{"bytes": b"x", "path": ""}] * n,
+        "label": ["a"] * n,
         "label_id": [0] * n, "split": ["train"] * n, "shuffle_index": order, "width": [1] * n, "height": [1] * n,
         "sha256": [str(i) for i in range(n)], "format": ["JPEG"] * n, "image_bytes": [1] * n, "pixel_hash": hashes,
         "decoder_warning": [None] * n,
@@ -70,7 +72,8 @@ from imagemill.components.store.manifest import read_dataset
 clean = read_dataset(sys.argv[1])
 before, started = megabytes(), time.monotonic()
 rows = [job.rows for job in plan_jobs(clean, "train", 224 * 224 * 3)]
-print(json.dumps({"rows": sum(rows), "jobs": len(rows), "peak": megabytes() - before, "seconds": time.monotonic() - started}))
+seconds = time.monotonic() - started
+print(json.dumps({"rows": sum(rows), "jobs": len(rows), "peak": megabytes() - before, "seconds": seconds}))
 """
 
 
