@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ _INTRO = "Labelled images in, a better classifier out, again every week."
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 2 wrong input, 75 transient, 1 ours."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _stop)  # as Ctrl-C: what is finished is kept, and said
     try:
         if words and words[0] in STEPS:
             return ALL_STEPS[words[0]].main(words[1:], prog=f"imagemill {words[0]}")
@@ -39,6 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `imagemill … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
+
+
+def _stop(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _command(words: list[str]) -> int:

@@ -53,7 +53,7 @@ def run_here(arguments: dict[str, Any], workspace: Workspace, run: str) -> dict[
     with tempfile.TemporaryDirectory(prefix="imagemill-run-") as scratch:
         log_path = Path(scratch) / LOG
         try:
-            with log_path.open("w", encoding="utf-8") as log, _environment(run):
+            with log_path.open("w", encoding="utf-8") as log, _environment(run, scratch):
                 failed = _run_kfp(arguments, scratch, log)
         finally:
             _keep_log(log_path, arguments, workspace, run)
@@ -111,9 +111,11 @@ def _leave_arguments_alone() -> None:
 
 
 @contextlib.contextmanager
-def _environment(run: str) -> Iterator[None]:
+def _environment(run: str, scratch: str) -> Iterator[None]:
     """What the steps' processes inherit: their run's name, and whose end is theirs too."""
     changed = {RUN: run, RUNNER_PID: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
+    changed["TMPDIR"] = scratch  # KFP leaves a folder a task, and a killed step what it had: all goes with the run
+    changed["RAY_TMPDIR"] = os.environ.get("RAY_TMPDIR", "/tmp")  # its sockets need a short path
     before = {key: os.environ.get(key) for key in changed}
     os.environ |= changed
     try:

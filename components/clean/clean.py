@@ -142,7 +142,7 @@ def _check_splits(manifest: Manifest) -> None:
     totals = manifest.totals
     if not totals.rows:
         raise UserError(
-            f"source: expected images that decode and have labels, found none; rejected: {totals.by_reason}"
+            f"source: expected images that decode and have labels, found none; rejected: {_listed(totals.by_reason)}"
         )
     for split, hint in (("train", "val_fraction and test_fraction"), ("test", "test_fraction or the declared splits")):
         if not totals.by_split[split]:
@@ -151,7 +151,7 @@ def _check_splits(manifest: Manifest) -> None:
     if len(trained) < 2:
         raise UserError(
             f"label: expected training images of at least two classes, found only {trained[0]!r} after cleaning; "
-            f"rejected: {totals.by_reason or 'none'}"
+            f"rejected: {_listed(totals.by_reason)}"
         )
 
 
@@ -162,9 +162,13 @@ def _say_what_is_there(dataset: Dataset, context: Context) -> None:
         + " · ".join(f"{split} {number:,}" for split, number in totals.by_split.items())
     )
     if totals.by_reason:
-        context.say("rejected: " + ", ".join(f"{reason} {number:,}" for reason, number in totals.by_reason.items()))
+        context.say(f"rejected: {_listed(totals.by_reason)}")
     for split, numbers in extra["by_class_and_split"].items():
         without_any = [name for name, number in numbers.items() if not number and totals.by_class[name]]
         if without_any:
             shown = ", ".join(without_any[:8]) + (f" and {len(without_any) - 8} more" if len(without_any) > 8 else "")
             context.say(f"no {split} image of: {shown}")
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {number:,}" for name, number in counts.items()) or "none"

@@ -126,6 +126,9 @@ def _outcome(dataset: Dataset, state: str, config: DownloadConfig, context: Cont
         f"{totals.rows:,} images · {size(totals.bytes)} · {len(totals.by_class)} labels · "
         f"{skipped.get('count', 0)} other files skipped"
     )
+    shown = [f"{label or 'none'} {number:,}" for label, number in list(totals.by_class.items())[:8]]
+    more = len(totals.by_class) - len(shown)
+    context.say(f"labels: {', '.join(shown)}{f' and {more} more' if more else ''}")
     metrics = {
         "name": config.dataset_name(),
         "rows": totals.rows,

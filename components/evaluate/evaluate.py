@@ -73,6 +73,9 @@ def _evaluation(
         f"{who}: top-1 {metrics['top1']:.3f} · macro-F1 {metrics['macro_f1']:.3f} "
         f"on {dataset.manifest.totals.rows:,} test images"
     )
+    rows = dataset.manifest.totals.rows
+    if rows < 100:
+        context.say(f"only {rows} test images: one more or less of them is {1 / rows:.3f} of top-1")
     return uri, there is not None, dataset
 
 

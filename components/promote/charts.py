@@ -121,8 +121,13 @@ def _curve(epochs: list[int], lines: list[tuple[Shares, str, str]], best_epoch: 
         if best_epoch in epochs:
             axes.axvline(best_epoch, color=MUTED, linewidth=0.9, linestyle=(0, (3, 3)), zorder=0)
         axes.margins(x=0.04, y=0.1)
+        if len(epochs) == 1:  # a point has no extent for margins to grow with
+            axes.set_xlim(epochs[0] - 1, epochs[0] + 1)
+            highest = max((float(np.nanmax(v)) for v, _, _ in lines if np.isfinite(v).any()), default=1.0)
+            axes.set_ylim(0, 1.2 * highest or 1)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.ticklabel_format(axis="y", useOffset=False)
         axes.set_xlabel("epoch", loc="right", labelpad=1)
         if any(label for _, label, _ in lines):
             place: dict[str, Any] = {"bbox_to_anchor": (1.02, 0.99), "borderaxespad": 0.1, "columnspacing": 1.2}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -27,15 +28,17 @@ def ray_session(address: str, workers: int) -> Iterator[int]:
     import ray
 
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    session = ""
     try:
         if address:
             ray.init(address=address, **quiet)
         else:
             # `local`: never join a cluster that somebody left running. Nothing large goes through the store.
-            ray.init(
+            started: Any = ray.init(
                 address="local", num_cpus=workers or cores(), num_gpus=0, include_dashboard=False,
                 object_store_memory=128 * 2**20, **quiet,
             )  # fmt: skip
+            session = str(started.address_info.get("session_dir") or "")
     except (ConnectionError, TimeoutError) as error:
         raise TransientError(f"ray_address: no Ray cluster answers at {address or 'this machine'}: {error}") from None
     except ValueError as error:
@@ -44,6 +47,8 @@ def ray_session(address: str, workers: int) -> Iterator[int]:
         yield max(1, int(ray.cluster_resources().get("CPU", 1)))  # type: ignore[no-untyped-call]
     finally:
         ray.shutdown()
+        if session:  # logs and sockets of a Ray that is no more
+            shutil.rmtree(session, ignore_errors=True)
 
 
 def run_jobs(

@@ -63,7 +63,7 @@ class LocalStore:
                 if (about.st_dev, about.st_ino) in above:
                     return
                 with os.scandir(uri) as found:  # names only: some 80 bytes a file of one folder, not whole entries
-                    names = sorted(e.name + "/" if e.is_dir() else e.name for e in found)
+                    names = sorted(e.name + "/" if _is_folder(e) else e.name for e in found)
             except FileNotFoundError:
                 return
         for name in names:
@@ -79,6 +79,10 @@ class LocalStore:
     def put_if_absent(self, uri: str, data: bytes) -> bool:
         with disk_errors(uri), self._temporary(uri, data) as temporary:
             return _link(temporary, uri)
+
+    def discard(self, uri: str) -> None:
+        with contextlib.suppress(OSError):
+            Path(uri).unlink(missing_ok=True)
 
     def publish(self, path: Path, uri: str) -> None:
         with disk_errors(uri):
@@ -112,6 +116,13 @@ class LocalStore:
             yield temporary
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _link(source: Path, uri: str) -> bool:

@@ -44,6 +44,9 @@ class Store(Protocol):
     def put_if_absent(self, uri: str, data: bytes) -> bool:
         """Write atomically unless something is there; True for the one writer that was first."""
 
+    def discard(self, uri: str) -> None:
+        """Remove work in progress that nothing needs any more, if that is allowed; silent otherwise."""
+
     def publish(self, path: Path, uri: str) -> None:
         """Move the local file `path` to a name made of its content; nothing to do if that is there."""
 

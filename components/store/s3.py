@@ -126,6 +126,13 @@ class S3Store:
 
         return with_retry(write, f"write {uri}")
 
+    def discard(self, uri: str) -> None:
+        from botocore import exceptions as boto
+
+        bucket, key = split_s3(uri)
+        with contextlib.suppress(boto.BotoCoreError, boto.ClientError):
+            self._client.delete_object(Bucket=bucket, Key=key)
+
     def publish(self, path: Path, uri: str) -> None:
         """Multipart above boto3's threshold; the name is the content, so a second writer changes nothing."""
         bucket, key = split_s3(uri)

@@ -60,6 +60,12 @@ def load_checkpoint(uri: str, network: torch.nn.Module, optimizer: torch.optim.O
     return TrainingState(about["epoch"], about["history"], about["best_epoch"], parts["best"])
 
 
+def discard_checkpoints(uri: str) -> None:
+    """After the model is committed: two checkpoints are eight times its size, and nobody reads them again."""
+    for slot in SLOTS:
+        store_for(uri).discard(uris.join(uri, "_work", slot))
+
+
 def _optimizer_state(flat: State) -> dict[int, State]:
     state: dict[int, State] = {}
     for key, value in flat.items():

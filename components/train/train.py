@@ -13,7 +13,7 @@ from imagemill.components.store.model import ModelSpec, build_network, pick_devi
 from imagemill.components.store.parallel import cores
 from imagemill.components.store.shards import publish_bytes
 from imagemill.components.store.step import CACHED, RAN, Context, Outcome
-from imagemill.components.train.checkpoint import TrainingState
+from imagemill.components.train.checkpoint import TrainingState, discard_checkpoints
 from imagemill.components.train.config import VERSION, TrainConfig
 from imagemill.components.train.weights import load_pretrained, weights_identity
 
@@ -27,7 +27,9 @@ def train(config: TrainConfig, context: Context) -> Outcome:
     dataset = there or _build(tensors, uri, config, context)
     context.workspace.note_latest(config.name or tensors.manifest.extra["dataset_name"], dataset, context.run)
     extra = dataset.manifest.extra
-    if extra["metrics"]:
+    if not extra["metrics"]:
+        context.say("there are no validation images: the last epoch is kept")
+    else:
         context.say(f"best epoch {extra['best_epoch']}: validation macro-F1 {extra['metrics']['macro_f1']:.3f}")
     return Outcome(uri, dataset.fingerprint, CACHED if there else RAN, extra["metrics"])
 
@@ -53,7 +55,9 @@ def _build(tensors: Dataset, uri: str, config: TrainConfig, context: Context) ->
     started = time.monotonic()
     state = Trainer(network, tensors, config, device, uri, context).run()
     about = {"parameters": parameters, "origin": origin, "seconds": round(time.monotonic() - started, 1)}
-    return commit(uri, _manifest(tensors, uri, config, spec, state, about))
+    dataset = commit(uri, _manifest(tensors, uri, config, spec, state, about))
+    discard_checkpoints(uri)
+    return dataset
 
 
 def _check_takes_the_images(network: Any, spec: ModelSpec) -> None:

@@ -157,7 +157,7 @@ def test_a_listing_has_size_and_modification_time(tmp_path: Path) -> None:
     assert STORE.stat(entry.uri) == entry
 
 
-def test_links_to_files_are_followed_and_links_to_folders_are_not(tmp_path: Path) -> None:
+def test_links_are_followed_but_never_into_a_circle(tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "file").write_bytes(b"there")
@@ -169,7 +169,9 @@ def test_links_to_files_are_followed_and_links_to_folders_are_not(tmp_path: Path
     (root / "dangling").symlink_to(tmp_path / "nothing")
     (root / "itself").symlink_to("itself")
     os.mkfifo(root / "pipe")
-    assert [(entry.uri, entry.size) for entry in STORE.list(str(root))] == [(f"{root}/file-link", 5)]
+    (outside / "back").symlink_to(root)
+    found = [(entry.uri, entry.size) for entry in STORE.list(str(root))]
+    assert found == [(f"{root}/file-link", 5), (f"{root}/folder-link/file", 5)]
 
 
 def test_a_missing_folder_is_empty(tmp_path: Path) -> None:

@@ -74,7 +74,34 @@ def test_the_deadline_runs_from_the_first_failure() -> None:
             raise TransientError("late")
         return "done"
 
-    assert with_retry(operation, "read", deadline_s=0.5) == "done"
+    assert with_retry(operation, "read", deadline_s=1.5) == "done"
+
+
+def test_no_attempt_is_begun_that_would_outlast_the_deadline() -> None:
+    calls = []
+
+    def silent() -> None:
+        calls.append(time.monotonic())
+        time.sleep(0.5)
+        raise TransientError("no answer")
+
+    with pytest.raises(TransientError):
+        with_retry(silent, "read", deadline_s=0.4)
+    assert len(calls) == 1
+
+
+def test_a_store_just_given_up_is_asked_once() -> None:
+    calls, gone = [], TransientError("gone")
+
+    def operation() -> None:
+        calls.append(1)
+        raise gone
+
+    for number in range(2):
+        with pytest.raises(TransientError):
+            with_retry(operation, "read", deadline_s=0.3)
+        calls += ["-"] * (1 - number)
+    assert calls[calls.index("-") + 1 :] == [1]
 
 
 def test_waits_grow_to_four_seconds_and_are_jittered(monkeypatch: pytest.MonkeyPatch) -> None:

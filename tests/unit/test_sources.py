@@ -157,16 +157,17 @@ def test_a_file_above_the_limit_is_skipped_unread(tmp_path: Path, monkeypatch: p
     assert isinstance(found[1], Member)
 
 
-def test_a_file_that_vanishes_after_the_listing_is_a_member_without_data(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_source_that_changes_while_it_is_read_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write(tmp_path / "in", {"a/1.jpg": JPEG, "a/2": JPEG})
     source = ListingSource(str(folder), 1)
     entries = list(source._entries())
     monkeypatch.setattr(source, "_entries", lambda: iter(entries))
-    for entry in entries:
-        Path(entry.uri).unlink()
-    assert list(source.members(0)) == [Member("a/1.jpg", None), Member("a/2", None)]
+    Path(entries[0].uri).write_bytes(JPEG[::-1])
+    with pytest.raises(TransientError, match="changed while"):
+        list(source.members(0))
+    Path(entries[0].uri).unlink()
+    with pytest.raises(TransientError, match="gone since"):
+        list(source.members(0))
 
 
 def test_a_workspace_inside_the_source_is_no_source(tmp_path: Path) -> None:

@@ -1,0 +1,134 @@
+"""What a review found once, and must not find again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from test_clean_rules import encoded, noise, raw_dataset, raw_row, run_clean
+
+from imagemill.components.download.config import DownloadConfig
+from imagemill.components.evaluate.evaluate import align
+from imagemill.components.resize.plan import plan_jobs
+from imagemill.components.store.backbones import named_weights
+from imagemill.components.store.errors import UserError
+from imagemill.components.store.manifest import Dataset, Manifest, Totals
+from imagemill.components.store.parallel import Budget
+from imagemill.components.store.progress import say
+from imagemill.components.store.workspace import Workspace
+from imagemill.components.train.config import TrainConfig
+from imagemill.pipelines.parameters import choose
+
+
+def test_class_lists_are_matched_by_name() -> None:
+    names, to_ours, to_models = align(("a", "b"), ("a", "ant", "b"))
+    assert names == ("a", "b", "ant")
+    assert to_ours.tolist() == [0, 2, 1], "the model's id of b is ours of b, not of ant"
+    assert to_models.tolist() == [0, 2]
+    assert align(("a", "new"), ("a",))[2].tolist() == [0, -1]
+
+
+def test_a_resize_task_is_bounded_by_encoded_bytes(tmp_path: Path) -> None:
+    rows = [raw_row(f"{n}.png", encoded(noise(n)), "ab"[n % 2]) for n in range(40)]
+    clean = run_clean(tmp_path, raw_dataset(tmp_path, rows))
+    totals = clean.manifest.totals
+    heavy = Manifest(
+        **{**vars(clean.manifest), "totals": Totals(**{**vars(totals), "bytes": totals.rows * 64 * 2**20})}
+    )
+    jobs = list(plan_jobs(Dataset(clean.uri, heavy, ""), "train", 32 * 32 * 3))
+    assert sum(job.rows for job in jobs) == totals.by_split["train"]
+    assert max(job.rows for job in jobs) <= 4, "256 MB of images of 64 MB"
+
+
+def test_a_class_without_a_usable_training_image_is_no_class(tmp_path: Path) -> None:
+    rows = [raw_row(f"{n}.png", encoded(noise(n)), "a") for n in range(40)] + [raw_row("x.png", b"broken", "b")]
+    with pytest.raises(UserError, match="at least two classes, found only 'a' after cleaning"):
+        run_clean(tmp_path, raw_dataset(tmp_path, rows))
+
+
+def test_the_number_of_a_promotion_is_its_files(tmp_path: Path) -> None:
+    workspace = Workspace.open(str(tmp_path))
+    for number in (1, 2):
+        workspace.append_promotion("x", number, {"n": number, "model": f"model/{number}"})
+    log = tmp_path / "names" / "x" / "promotions"
+    (log / "3.json").write_bytes((log / "1.json").read_bytes())  # a rollback by hand
+    champion = workspace.champion("x")
+    assert champion is not None and (champion["n"], champion["model"]) == (3, "model/1")
+
+
+def test_flags_win_over_sections_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "mill.yaml"
+    path.write_text("train:\n  epochs: 20\n  weight_decay: 0.1\n")
+    chosen = choose({"epochs": "5", "weight_decay": "0.2"}, str(path))
+    assert chosen.pipeline == {"epochs": 5} and chosen.sections == {"train": {"weight_decay": 0.2}}
+
+
+@pytest.mark.parametrize("text", ["train: {tensors: /x}", "clean: {run: x}", "clean: {epochs: 3}"])
+def test_sections_set_only_their_own_parameters(text: str, tmp_path: Path) -> None:
+    (tmp_path / "mill.yaml").write_text(text)
+    with pytest.raises(UserError, match="expected a parameter of"):
+        choose({}, str(tmp_path / "mill.yaml"))
+
+
+def test_the_json_parameter_can_not_redirect_a_step(capsys: pytest.CaptureFixture[str]) -> None:
+    from imagemill.components.clean import STEP
+
+    for section in ({"workspace": "/elsewhere"}, {"raw": "/elsewhere"}):
+        with pytest.raises(SystemExit) as ended:
+            STEP.component(json.dumps({"clean": section}), "", workspace="/tmp/x", raw="/tmp/x/raw/1")
+        assert ended.value.code == 2
+    assert "config.clean" in capsys.readouterr().err
+
+
+def test_weights_that_a_backbone_does_not_have_are_refused_unread() -> None:
+    assert "IMAGENET1K_V2" in named_weights("resnet50") and "DEFAULT" in named_weights("resnet50")
+    with pytest.raises(UserError, match="weights: expected one of IMAGENET1K_V1"):
+        TrainConfig(backbone="resnet18", weights="IMAGENET1K_V9").check()
+    TrainConfig(backbone="resnet18", weights="IMAGENET1K_V1").check()
+
+
+def test_every_backbone_names_its_weights() -> None:
+    from torchvision.models import get_model_weights
+
+    from imagemill.components.store.backbones import backbones
+
+    for name in backbones():
+        assert set(named_weights(name)) == set(get_model_weights(name).__members__), name
+
+
+def test_a_linked_source_keeps_its_name(tmp_path: Path) -> None:
+    (tmp_path / "2026-11-21").mkdir()
+    (tmp_path / "photos.v1").symlink_to(tmp_path / "2026-11-21")
+    assert DownloadConfig(dataset="folder", source=str(tmp_path / "photos.v1")).dataset_name() == "photos.v1"
+    assert DownloadConfig(dataset="folder", source="s3://b/pets.tar.gz").dataset_name() == "pets"
+
+
+def test_a_budget_is_never_exceeded_but_by_one_alone() -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    budget, held, peak = Budget(10), [0], [0]
+
+    def work(number: int) -> None:
+        with budget.hold(number):
+            held[0] += number
+            peak[0] = max(peak[0], held[0] if number <= 10 else 0)
+            held[0] -= number
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, [3, 5, 20, 7, 1] * 40))
+    assert peak[0] <= 10
+
+
+def test_a_line_break_in_a_name_forges_no_line(capsys: pytest.CaptureFixture[str]) -> None:
+    say("clean", "no val image of: cat\n[promote] promoted")
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_limits_of_clean_hold_for_the_steps_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from imagemill.components.store import images
+    from imagemill.components.store.resample import Geometry, decode_to
+
+    big = encoded(noise(1))
+    monkeypatch.setattr(images, "DEFAULT_LIMITS", images.Limits(pixels=10))
+    assert decode_to(big, Geometry(16)).shape == (16, 16, 3)
