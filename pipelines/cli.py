@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from imagemill.components.store.config import STEPS
-from imagemill.components.store.errors import EXIT_OK, MillError, UserError
-from imagemill.components.store.manifest import code_version
-from imagemill.components.store.step import Parser, add_flag, quiet_logs
-from imagemill.pipelines.parameters import ALL_STEPS, Chosen, choose, parameters
+from ..components.store.config import STEPS
+from ..components.store.errors import EXIT_OK, MillError, UserError
+from ..components.store.manifest import code_version
+from ..components.store.step import Parser, add_flag, quiet_logs
+from .parameters import ALL_STEPS, Chosen, choose, parameters
 
 _INTRO = "Labelled images in, a better classifier out, again every week."
 
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MillError as error:
         print(f"imagemill: error: {error}", file=sys.stderr)
         if words[:1] == ["run"] and "--json" in words:  # whoever reads it shall find one line, whatever was wrong
-            from imagemill.pipelines.run import failed
+            from .run import failed
 
             print(json.dumps(failed(error), ensure_ascii=False))
         return error.exit_code
@@ -63,7 +63,7 @@ def _command(words: list[str]) -> int:
 
 
 def _run(chosen: Chosen, runner: str, as_json: bool) -> int:
-    from imagemill.pipelines.run import run
+    from .run import run
 
     if runner != "subprocess":
         raise UserError(f"--runner: expected subprocess, found {runner!r}")
@@ -71,7 +71,7 @@ def _run(chosen: Chosen, runner: str, as_json: bool) -> int:
 
 
 def _compile(chosen: Chosen, target: str, output: str) -> int:
-    from imagemill.pipelines.compile import compile_kfp
+    from .compile import compile_kfp
 
     if target != "kfp":
         raise UserError(f"--target: expected kfp, found {target!r}")

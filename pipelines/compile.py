@@ -6,9 +6,9 @@ import logging
 import warnings
 from pathlib import Path
 
-from imagemill.components.store import uri as uris
-from imagemill.components.store.errors import UserError, wrong
-from imagemill.pipelines.parameters import Chosen
+from ..components.store import uri as uris
+from ..components.store.errors import UserError, wrong
+from .parameters import Chosen
 
 CLUSTER_WORKSPACE = "s3://mlpipeline/imagemill"
 """Baked in where no workspace is given: Kubeflow Pipelines' own bucket, which its profiles have credentials for."""
@@ -28,7 +28,7 @@ def compile_kfp(chosen: Chosen, target: Path) -> None:
         warnings.simplefilter("ignore")
         from kfp import compiler
 
-        from imagemill.pipelines.training import training_pipeline
+        from .training import training_pipeline
 
         arguments = chosen.arguments() | {"workspace": uris.normalize(workspace, "workspace")}
         try:

@@ -15,11 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from imagemill.components.store import uri as uris
-from imagemill.components.store.config import STEPS
-from imagemill.components.store.errors import TransientError, UserError, error_for_exit_code
-from imagemill.components.store.step import RUN, RUNNER_PID
-from imagemill.components.store.workspace import Workspace
+from ..components.store import uri as uris
+from ..components.store.config import STEPS
+from ..components.store.errors import TransientError, UserError, error_for_exit_code
+from ..components.store.step import RUN, RUNNER_PID
+from ..components.store.workspace import Workspace
 
 _STEP_LINE = re.compile(rf"^\s*(\[(?:{'|'.join(STEPS)})\] .*)")  # KFP indents what a task prints
 LOG = "log.txt"
@@ -80,7 +80,7 @@ def _run_kfp(arguments: dict[str, Any], scratch: str, log: TextIO) -> bool:
     with _quiet(log):
         from kfp import local
 
-        from imagemill.pipelines.training import training_pipeline
+        from .training import training_pipeline
 
         local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=f"{scratch}/kfp")
         _leave_arguments_alone()

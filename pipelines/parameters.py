@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from imagemill.components import clean, download, evaluate, promote, resize, train
-from imagemill.components.store.config import STEPS, StepConfig, convert, field_types
-from imagemill.components.store.errors import UserError, wrong
-from imagemill.components.store.step import Step
+from ..components import clean, download, evaluate, promote, resize, train
+from ..components.store.config import STEPS, StepConfig, convert, field_types
+from ..components.store.errors import UserError, wrong
+from ..components.store.step import Step
 
 ALL_STEPS: dict[str, Step] = {
     step.name: step for step in (download.STEP, clean.STEP, resize.STEP, train.STEP, evaluate.STEP, promote.STEP)

@@ -8,14 +8,14 @@ import time
 import traceback
 from typing import Any
 
-from imagemill.components.download.config import DownloadConfig
-from imagemill.components.store.config import STEPS
-from imagemill.components.store.errors import EXIT_OK, MillError, UserError, error_for_exit_code
-from imagemill.components.store.progress import duration
-from imagemill.components.store.step import CACHED, new_run
-from imagemill.components.store.workspace import Workspace
-from imagemill.components.train.config import TrainConfig
-from imagemill.pipelines.parameters import Chosen
+from ..components.download.config import DownloadConfig
+from ..components.store.config import STEPS
+from ..components.store.errors import EXIT_OK, MillError, UserError, error_for_exit_code
+from ..components.store.progress import duration
+from ..components.store.step import CACHED, new_run
+from ..components.store.workspace import Workspace
+from ..components.train.config import TrainConfig
+from .parameters import Chosen
 
 PRODUCTS = {"download": "raw", "clean": "clean", "resize": "tensors", "train": "model", "evaluate": "evaluation"}
 
@@ -28,7 +28,7 @@ def run(chosen: Chosen, as_json: bool) -> int:
         workspace, name = check_beforehand(chosen)
         result |= {"name": name, "run": new_run(name)}
         print(f"run {result['run']} in {workspace.uri}", file=sys.stderr, flush=True)
-        from imagemill.pipelines.local import run_here
+        from .local import run_here
 
         arguments = chosen.arguments() | {"workspace": workspace.uri, "name": name}
         try:
@@ -63,10 +63,10 @@ def failed(error: MillError | None = None, so_far: dict[str, Any] | None = None)
 
 def check_beforehand(chosen: Chosen) -> tuple[Workspace, str]:
     """What is known before data is read: a wrong value, a missing source, a workspace that can't be written."""
-    from imagemill.components.clean.classes import read_class_list
-    from imagemill.components.clean.config import CleanConfig
-    from imagemill.components.download.labels import open_dataset
-    from imagemill.components.train.weights import weights_uri
+    from ..components.clean.classes import read_class_list
+    from ..components.clean.config import CleanConfig
+    from ..components.download.labels import open_dataset
+    from ..components.train.weights import weights_uri
 
     download, clean, train = (chosen.config(step) for step in ("download", "clean", "train"))
     assert isinstance(download, DownloadConfig) and isinstance(clean, CleanConfig) and isinstance(train, TrainConfig)

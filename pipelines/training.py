@@ -9,13 +9,13 @@ from typing import Any
 
 from kfp import dsl
 
-from imagemill.components.clean.config import CleanConfig
-from imagemill.components.download.config import DownloadConfig
-from imagemill.components.promote.config import PromoteConfig
-from imagemill.components.resize.config import ResizeConfig
-from imagemill.components.train.config import TrainConfig
-from imagemill.pipelines import steps
-from imagemill.pipelines.parameters import parameters
+from ..components.clean.config import CleanConfig
+from ..components.download.config import DownloadConfig
+from ..components.promote.config import PromoteConfig
+from ..components.resize.config import ResizeConfig
+from ..components.train.config import TrainConfig
+from . import steps
+from .parameters import parameters
 
 CONFIG_HELP = 'all other parameters as JSON, by step: {"train": {"weight_decay": 0.05}}'
 LOST_POD_RETRIES = 2

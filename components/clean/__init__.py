@@ -1,7 +1,7 @@
 """Clean: every image decoded once; what is kept is valid, labelled, split and shuffled, the rest has a reason."""
 
-from imagemill.components.clean.config import CleanConfig
-from imagemill.components.store.step import Step
+from ..store.step import Step
+from .config import CleanConfig
 
 STEP = Step(
     "clean",

@@ -2,7 +2,7 @@
 
 import sys
 
-from imagemill.components.clean import STEP
+from . import STEP
 
 if __name__ == "__main__":
     sys.exit(STEP.main())

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from imagemill.components.clean.config import CleanConfig
-from imagemill.components.store import uri as uris
-from imagemill.components.store.errors import UserError, wrong
-from imagemill.components.store.filesystem import store_for
-from imagemill.components.store.manifest import find_dataset
-from imagemill.components.store.workspace import Workspace
+from ..store import uri as uris
+from ..store.errors import UserError, wrong
+from ..store.filesystem import store_for
+from ..store.manifest import find_dataset
+from ..store.workspace import Workspace
+from .config import CleanConfig
 
 
 def class_list(labels: Iterable[str], base: Iterable[str]) -> tuple[str, ...]:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 
-from imagemill.components.clean.classes import base_classes, class_list
-from imagemill.components.clean.config import VERSION, CleanConfig
-from imagemill.components.clean.duplicates import Duplicate, find_duplicates, without
-from imagemill.components.clean.shard import CleanedShard, RowRules, clean_shard, write_rejected
-from imagemill.components.clean.splits import SPLITS
-from imagemill.components.store import uri as uris
-from imagemill.components.store.errors import MillError, UserError
-from imagemill.components.store.filesystem import store_for
-from imagemill.components.store.fingerprint import digest, fingerprint
-from imagemill.components.store.images import COLORS
-from imagemill.components.store.manifest import Dataset, File, Manifest, Totals, commit, ready
-from imagemill.components.store.progress import Progress
-from imagemill.components.store.shards import read_columns
-from imagemill.components.store.step import CACHED, RAN, Context, Outcome
+from ..store import uri as uris
+from ..store.errors import MillError, UserError
+from ..store.filesystem import store_for
+from ..store.fingerprint import digest, fingerprint
+from ..store.images import COLORS
+from ..store.manifest import Dataset, File, Manifest, Totals, commit, ready
+from ..store.progress import Progress
+from ..store.shards import read_columns
+from ..store.step import CACHED, RAN, Context, Outcome
+from .classes import base_classes, class_list
+from .config import VERSION, CleanConfig
+from .duplicates import Duplicate, find_duplicates, without
+from .shard import CleanedShard, RowRules, clean_shard, write_rejected
+from .splits import SPLITS
 
 
 def clean(config: CleanConfig, context: Context) -> Outcome:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from imagemill.components.store.config import StepConfig, option
-from imagemill.components.store.errors import wrong
-from imagemill.components.store.images import COLORS, Limits
+from ..store.config import StepConfig, option
+from ..store.errors import wrong
+from ..store.images import COLORS, Limits
 
 VERSION = 1
 """Raised when the same raw rows must give other clean rows: a mended decoder, a changed default."""

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from imagemill.components.clean.shard import CLEAN, CLEAN_LAYOUT
-from imagemill.components.store import uri as uris
-from imagemill.components.store.manifest import File
-from imagemill.components.store.shards import ShardWriter, open_parquet, read_row_group
+from ..store import uri as uris
+from ..store.manifest import File
+from ..store.shards import ShardWriter, open_parquet, read_row_group
+from .shard import CLEAN, CLEAN_LAYOUT
 
 _KEPT_FIRST = {"test": 0, "val": 1, "train": 2}
 

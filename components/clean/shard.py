@@ -14,14 +14,14 @@ from typing import Any
 import pyarrow as pa
 import xxhash
 
-from imagemill.components.clean.config import CleanConfig
-from imagemill.components.clean.splits import SPLITS, choose_split, shuffle_index
-from imagemill.components.clean.standardize import standardize
-from imagemill.components.store.images import ImageRejected, Pixels
-from imagemill.components.store.manifest import Dataset, File
-from imagemill.components.store.parallel import cores, ordered
-from imagemill.components.store.progress import Progress
-from imagemill.components.store.shards import Layout, ShardWriter, row_groups
+from ..store.images import ImageRejected, Pixels
+from ..store.manifest import Dataset, File
+from ..store.parallel import cores, ordered
+from ..store.progress import Progress
+from ..store.shards import Layout, ShardWriter, row_groups
+from .config import CleanConfig
+from .splits import SPLITS, choose_split, shuffle_index
+from .standardize import standardize
 
 _FIELDS: list[tuple[str, pa.DataType, dict[str, Any]]] = [
     ("image_id", pa.string(), {"dtype": "string", "_type": "Value"}),

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import simplejpeg
 from PIL import Image
 
-from imagemill.components.clean.config import CleanConfig
-from imagemill.components.store.images import Decoded, Pixels, decode
+from ..store.images import Decoded, Pixels, decode
+from .config import CleanConfig
 
 LOSSY = ("JPEG", "WEBP")
 JPEG_QUALITY = 95

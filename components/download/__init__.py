@@ -1,7 +1,7 @@
 """Download: any source into raw Parquet shards."""
 
-from imagemill.components.download.config import DownloadConfig
-from imagemill.components.store.step import Step
+from ..store.step import Step
+from .config import DownloadConfig
 
 STEP = Step(
     "download",

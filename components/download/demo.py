@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
-from imagemill.components.download.demo_shapes import CLASSES, FORMS, encode, render
+from .demo_shapes import CLASSES, FORMS, encode, render
 
 __all__ = ["CLASSES", "DEMO_VERSION", "DemoFile", "Fault", "Planned", "generate", "plan", "truth", "upright"]
 

@@ -13,10 +13,10 @@ from urllib.parse import unquote, urlsplit
 import urllib3
 from urllib3.exceptions import HTTPError, ProtocolError
 
-from imagemill.components.store.errors import TransientError, UserError
-from imagemill.components.store.progress import say
-from imagemill.components.store.retry import with_retry
-from imagemill.components.store.uri import safe
+from ..store.errors import TransientError, UserError
+from ..store.progress import say
+from ..store.retry import with_retry
+from ..store.uri import safe
 
 _pool: urllib3.PoolManager | None = None
 STALL_S = 60.0

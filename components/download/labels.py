@@ -6,15 +6,15 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from imagemill.components.download.config import PETS_URL, DownloadConfig
-from imagemill.components.download.names import image_id
-from imagemill.components.download.pets import PetsAnnotations, read_annotations
-from imagemill.components.download.sources import ArchiveSource, DemoSource, Source, open_source
-from imagemill.components.download.streams import read_small
-from imagemill.components.download.table import SPLIT_NAMES, TableSource, read_table
-from imagemill.components.store import uri as uris
-from imagemill.components.store.errors import UserError, wrong
-from imagemill.components.store.filesystem import store_for
+from ..store import uri as uris
+from ..store.errors import UserError, wrong
+from ..store.filesystem import store_for
+from .config import PETS_URL, DownloadConfig
+from .names import image_id
+from .pets import PetsAnnotations, read_annotations
+from .sources import ArchiveSource, DemoSource, Source, open_source
+from .streams import read_small
+from .table import SPLIT_NAMES, TableSource, read_table
 
 
 @dataclass(frozen=True)

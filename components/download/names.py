@@ -5,8 +5,8 @@ from __future__ import annotations
 import posixpath
 import unicodedata
 
-from imagemill.components.download.archives import Member, Skipped
-from imagemill.components.store.images import sniff
+from ..store.images import sniff
+from .archives import Member, Skipped
 
 ENDINGS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".webp",

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from imagemill.components.download.archives import Member, read_archive
-from imagemill.components.download.names import is_hidden
-from imagemill.components.download.streams import open_stream
-from imagemill.components.store import uri as uris
-from imagemill.components.store.errors import UserError, wrong
+from ..store import uri as uris
+from ..store.errors import UserError, wrong
+from .archives import Member, read_archive
+from .names import is_hidden
+from .streams import open_stream
 
 XML_LIMIT = 2**20
 

@@ -18,18 +18,18 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from imagemill.components.download.archives import Member, Skipped
-from imagemill.components.download.config import VERSION, DownloadConfig
-from imagemill.components.download.labels import Labeller, Labels, open_dataset
-from imagemill.components.download.sources import DemoSource, Source
-from imagemill.components.store import uri as uris
-from imagemill.components.store.errors import UserError
-from imagemill.components.store.filesystem import store_for
-from imagemill.components.store.fingerprint import canonical_json, digest
-from imagemill.components.store.manifest import Dataset, File, Manifest, Totals, commit, ready
-from imagemill.components.store.progress import Progress, size
-from imagemill.components.store.shards import Layout, ShardWriter, open_parquet, read_row_group
-from imagemill.components.store.step import CACHED, RAN, Context, Outcome
+from ..store import uri as uris
+from ..store.errors import UserError
+from ..store.filesystem import store_for
+from ..store.fingerprint import canonical_json, digest
+from ..store.manifest import Dataset, File, Manifest, Totals, commit, ready
+from ..store.progress import Progress, size
+from ..store.shards import Layout, ShardWriter, open_parquet, read_row_group
+from ..store.step import CACHED, RAN, Context, Outcome
+from .archives import Member, Skipped
+from .config import VERSION, DownloadConfig
+from .labels import Labeller, Labels, open_dataset
+from .sources import DemoSource, Source
 
 BOX = pa.struct([("name", pa.string())] + [(side, pa.float32()) for side in ("xmin", "ymin", "xmax", "ymax")])
 RAW = pa.schema(

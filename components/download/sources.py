@@ -11,15 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from imagemill.components.download.archives import Member, Skipped, read_archive, too_large
-from imagemill.components.download.names import classify, is_hidden, promises_image, skipped
-from imagemill.components.download.streams import open_http, open_stream
-from imagemill.components.store import uri as uris
-from imagemill.components.store.errors import TransientError, UserError, wrong
-from imagemill.components.store.filesystem import store_for
-from imagemill.components.store.images import Limits, sniff
-from imagemill.components.store.objects import Entry
-from imagemill.components.store.parallel import ordered
+from ..store import uri as uris
+from ..store.errors import TransientError, UserError, wrong
+from ..store.filesystem import store_for
+from ..store.images import Limits, sniff
+from ..store.objects import Entry
+from ..store.parallel import ordered
+from .archives import Member, Skipped, read_archive, too_large
+from .names import classify, is_hidden, promises_image, skipped
+from .streams import open_http, open_stream
 
 LIMIT = Limits().bytes
 
@@ -137,7 +137,7 @@ class DemoSource:
     """The demo's files, made as they are read."""
 
     def __init__(self, seed: int) -> None:
-        from imagemill.components.download import demo
+        from . import demo
 
         self._demo, self._seed = demo, seed
         self.where, self.total = "demo", len(demo.plan(seed))

@@ -6,13 +6,13 @@ import io
 import os
 from typing import Any
 
-from imagemill.components.download.archives import BUFFER
-from imagemill.components.download.http import HttpFile, fetch
-from imagemill.components.store import uri as uris
-from imagemill.components.store.errors import TransientError, UserError, wrong
-from imagemill.components.store.filesystem import store_for
-from imagemill.components.store.retry import with_retry
-from imagemill.components.store.s3 import s3_errors
+from ..store import uri as uris
+from ..store.errors import TransientError, UserError, wrong
+from ..store.filesystem import store_for
+from ..store.retry import with_retry
+from ..store.s3 import s3_errors
+from .archives import BUFFER
+from .http import HttpFile, fetch
 
 
 def open_stream(uri: str, field: str = "source") -> io.BufferedReader:

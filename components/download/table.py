@@ -8,16 +8,16 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
-from imagemill.components.download.archives import Member, Skipped, too_large
-from imagemill.components.download.config import check_uri
-from imagemill.components.download.http import fetch
-from imagemill.components.download.names import image_id
-from imagemill.components.download.sources import LIMIT
-from imagemill.components.store import uri as uris
-from imagemill.components.store.errors import UserError, wrong
-from imagemill.components.store.filesystem import store_for
-from imagemill.components.store.parallel import ordered
-from imagemill.components.store.progress import say
+from ..store import uri as uris
+from ..store.errors import UserError, wrong
+from ..store.filesystem import store_for
+from ..store.parallel import ordered
+from ..store.progress import say
+from .archives import Member, Skipped, too_large
+from .config import check_uri
+from .http import fetch
+from .names import image_id
+from .sources import LIMIT
 
 SPLIT_NAMES = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",

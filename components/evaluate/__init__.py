@@ -1,7 +1,7 @@
 """Evaluate: the challenger, and the champion beside it, on the same current test split."""
 
-from imagemill.components.evaluate.config import EvaluateConfig
-from imagemill.components.store.step import Step
+from ..store.step import Step
+from .config import EvaluateConfig
 
 STEP = Step(
     "evaluate",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from imagemill.components.store.config import StepConfig, option
+from ..store.config import StepConfig, option
 
 VERSION = 1
 """Raised when the same model and images must give other predictions."""

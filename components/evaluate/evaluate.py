@@ -8,16 +8,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from imagemill.components.evaluate.config import VERSION, EvaluateConfig
-from imagemill.components.evaluate.inputs import input_batches, tensors_for
-from imagemill.components.store import uri as uris
-from imagemill.components.store.errors import MillError
-from imagemill.components.store.fingerprint import fingerprint
-from imagemill.components.store.manifest import Dataset, Manifest, Totals, commit, find_dataset, ready
-from imagemill.components.store.metrics import Matrix, confusion, per_class, summary
-from imagemill.components.store.progress import Progress
-from imagemill.components.store.shards import Layout, ShardWriter
-from imagemill.components.store.step import CACHED, RAN, Context, Outcome
+from ..store import uri as uris
+from ..store.errors import MillError
+from ..store.fingerprint import fingerprint
+from ..store.manifest import Dataset, Manifest, Totals, commit, find_dataset, ready
+from ..store.metrics import Matrix, confusion, per_class, summary
+from ..store.progress import Progress
+from ..store.shards import Layout, ShardWriter
+from ..store.step import CACHED, RAN, Context, Outcome
+from .config import VERSION, EvaluateConfig
+from .inputs import input_batches, tensors_for
 
 Ids = npt.NDArray[np.int64]
 PREDICTIONS = pa.schema(
@@ -82,8 +82,8 @@ def _evaluation(
 def _build(model: Dataset, clean: Dataset, uri: str, config: EvaluateConfig, context: Context) -> Dataset:
     import torch
 
-    from imagemill.components.store.model import Normalize, load_model, pick_device
-    from imagemill.components.store.parallel import cores
+    from ..store.model import Normalize, load_model, pick_device
+    from ..store.parallel import cores
 
     network, spec = load_model(model)
     device = pick_device(config.device)

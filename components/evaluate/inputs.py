@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from imagemill.components.store.images import Pixels
-from imagemill.components.store.manifest import Dataset, find_dataset
-from imagemill.components.store.parallel import cores, ordered
-from imagemill.components.store.resample import Geometry, decode_to
-from imagemill.components.store.shards import row_groups
+from ..store.images import Pixels
+from ..store.manifest import Dataset, find_dataset
+from ..store.parallel import cores, ordered
+from ..store.resample import Geometry, decode_to
+from ..store.shards import row_groups
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from imagemill.components.store.manifest import read_dataset
-from imagemill.components.store.metrics import confusion
-from imagemill.components.store.shards import read_columns
+from ..store.manifest import read_dataset
+from ..store.metrics import confusion
+from ..store.shards import read_columns
 
 SHOWN = 50
 """KFP draws every cell; more classes than this are left to the report."""

@@ -1,7 +1,7 @@
 """Promote: the gate that lets a better model reign, and the run's report."""
 
-from imagemill.components.promote.config import PromoteConfig
-from imagemill.components.store.step import Step
+from ..store.step import Step
+from .config import PromoteConfig
 
 STEP = Step(
     "promote",

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from imagemill.components.store.manifest import Dataset
-from imagemill.components.store.shards import read_columns
+from ..store.manifest import Dataset
+from ..store.shards import read_columns
 
 if TYPE_CHECKING:
     from markupsafe import Markup

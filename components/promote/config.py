@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from imagemill.components.store.config import StepConfig, option
+from ..store.config import StepConfig, option
 
 
 @dataclass(frozen=True, kw_only=True)

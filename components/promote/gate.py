@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from imagemill.components.store.manifest import Dataset
+from ..store.manifest import Dataset
 
 METRIC = "macro_f1"
 

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from imagemill.components.store.images import ImageRejected, Limits, decode
-from imagemill.components.store.manifest import Dataset, File
-from imagemill.components.store.shards import open_parquet, read_columns, read_row_group
+from ..store.images import ImageRejected, Limits, decode
+from ..store.manifest import Dataset, File
+from ..store.shards import open_parquet, read_columns, read_row_group
 
 THUMBNAIL_SIDE = 128
 """Pixels of a thumbnail's longer side; shown at 96, so that a fine screen has something to show."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from imagemill.components.promote.config import PromoteConfig
-from imagemill.components.promote.gate import Verdict, judge
-from imagemill.components.store import uri as uris
-from imagemill.components.store.errors import DatasetError, TransientError, UserError, wrong
-from imagemill.components.store.fingerprint import digest
-from imagemill.components.store.manifest import Dataset, find_dataset, ready
-from imagemill.components.store.step import CACHED, RAN, Context, Outcome
+from ..store import uri as uris
+from ..store.errors import DatasetError, TransientError, UserError, wrong
+from ..store.fingerprint import digest
+from ..store.manifest import Dataset, find_dataset, ready
+from ..store.step import CACHED, RAN, Context, Outcome
+from .config import PromoteConfig
+from .gate import Verdict, judge
 
 
 def promote(config: PromoteConfig, context: Context) -> Outcome:
@@ -35,7 +35,7 @@ def promote(config: PromoteConfig, context: Context) -> Outcome:
 
 def _report(evaluation: Dataset, record: dict[str, Any], champion: Dataset | None, context: Context) -> str:
     """The report's URI; none where an ancestor was removed: what is decided stays decided."""
-    from imagemill.components.promote.report import write_report
+    from .report import write_report
 
     try:
         report = write_report(context.workspace, context.run, evaluation, record, champion)

@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from imagemill.components.promote import charts, pictures
-from imagemill.components.promote.charts import Confusion
-from imagemill.components.promote.pictures import Picture
-from imagemill.components.store.config import STEPS
-from imagemill.components.store.manifest import Dataset, read_dataset
-from imagemill.components.store.progress import duration, size
-from imagemill.components.store.shards import read_columns
-from imagemill.components.store.workspace import Workspace
+from ..store.config import STEPS
+from ..store.manifest import Dataset, read_dataset
+from ..store.progress import duration, size
+from ..store.shards import read_columns
+from ..store.workspace import Workspace
+from . import charts, pictures
+from .charts import Confusion
+from .pictures import Picture
 
 SPLITS = ("train", "val", "test")
 MADE = dict(zip(STEPS, ("raw", "clean", "tensors", "model", "evaluation", "verdict"), strict=True))

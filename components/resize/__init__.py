@@ -1,7 +1,7 @@
 """Resize: every clean image to one fixed shape, stored as bytes that a trainer can take as they are."""
 
-from imagemill.components.resize.config import ResizeConfig
-from imagemill.components.store.step import Step
+from ..store.step import Step
+from .config import ResizeConfig
 
 STEP = Step(
     "resize",

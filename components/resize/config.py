@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from imagemill.components.store.config import StepConfig, option
-from imagemill.components.store.resample import MODES
+from ..store.config import StepConfig, option
+from ..store.resample import MODES
 
 VERSION = 1
 """Raised when the same clean images must give other pixels."""

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from imagemill.components.store.errors import TransientError, UserError
-from imagemill.components.store.parallel import cores
+from ..store.errors import TransientError, UserError
+from ..store.parallel import cores
 
 J = TypeVar("J")
 LOST_WORKER_RETRIES = 3

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from imagemill.components.store.manifest import Dataset, File
-from imagemill.components.store.shards import open_parquet, read_row_group
+from ..store.manifest import Dataset, File
+from ..store.shards import open_parquet, read_row_group
 
 FILE_BYTES = 128 * 2**20
 ENCODED_BYTES = 256 * 2**20

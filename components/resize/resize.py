@@ -7,18 +7,18 @@ from itertools import chain
 
 import numpy as np
 
-from imagemill.components.resize.config import VERSION, ResizeConfig
-from imagemill.components.resize.on_ray import ray_session, run_jobs
-from imagemill.components.resize.plan import Job, plan_jobs
-from imagemill.components.resize.work import make_file
-from imagemill.components.store import uri as uris
-from imagemill.components.store.errors import MillError, error_for_exit_code
-from imagemill.components.store.filesystem import store_for
-from imagemill.components.store.fingerprint import fingerprint
-from imagemill.components.store.manifest import Dataset, File, Manifest, Totals, commit, ready
-from imagemill.components.store.progress import Progress, size
-from imagemill.components.store.resample import Geometry
-from imagemill.components.store.step import CACHED, RAN, Context, Outcome
+from ..store import uri as uris
+from ..store.errors import MillError, error_for_exit_code
+from ..store.filesystem import store_for
+from ..store.fingerprint import fingerprint
+from ..store.manifest import Dataset, File, Manifest, Totals, commit, ready
+from ..store.progress import Progress, size
+from ..store.resample import Geometry
+from ..store.step import CACHED, RAN, Context, Outcome
+from .config import VERSION, ResizeConfig
+from .on_ray import ray_session, run_jobs
+from .plan import Job, plan_jobs
+from .work import make_file
 
 SPLITS = ("train", "val", "test")
 MEAN_STD = {

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from imagemill.components.resize.plan import ROW_GROUP_BYTES, Job
-from imagemill.components.store.errors import MillError
-from imagemill.components.store.images import ImageRejected
-from imagemill.components.store.resample import Geometry, decode_to
-from imagemill.components.store.shards import Layout, ShardWriter, open_parquet, read_row_group
+from ..store.errors import MillError
+from ..store.images import ImageRejected
+from ..store.resample import Geometry, decode_to
+from ..store.shards import Layout, ShardWriter, open_parquet, read_row_group
+from .plan import ROW_GROUP_BYTES, Job
 
 _COLUMNS = ["image_id", "image.bytes", "label_id", "shuffle_index"]
 

@@ -8,7 +8,7 @@ import re
 from functools import cache
 from pathlib import Path
 
-from imagemill.components.store.errors import wrong
+from .errors import wrong
 
 
 @cache

@@ -16,9 +16,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imagemill.components.store import uri as uris
-from imagemill.components.store.errors import MillError, TransientError, UserError
-from imagemill.components.store.objects import Entry, Store
+from . import uri as uris
+from .errors import MillError, TransientError, UserError
+from .objects import Entry, Store
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -163,7 +163,7 @@ def _local() -> LocalStore:
 def store_for(uri: str) -> Store:
     """The store that holds `uri`; connections are shared within the process."""
     if uris.is_s3(uri):
-        from imagemill.components.store.s3 import shared_s3
+        from .s3 import shared_s3
 
         return shared_s3()
     return _local()

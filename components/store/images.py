@@ -18,7 +18,7 @@ import numpy.typing as npt
 import simplejpeg
 from PIL import Image
 
-from imagemill.components.store.parallel import Budget
+from .parallel import Budget
 
 Pixels = npt.NDArray[np.uint8]
 COLORS = {"rgb": 3, "gray": 1}

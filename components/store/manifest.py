@@ -15,9 +15,9 @@ from functools import cache
 from importlib import metadata
 from typing import Any
 
-from imagemill.components.store import uri as uris
-from imagemill.components.store.errors import DatasetError, UserError, wrong
-from imagemill.components.store.filesystem import store_for
+from . import uri as uris
+from .errors import DatasetError, UserError, wrong
+from .filesystem import store_for
 
 FORMAT, FORMAT_VERSION = "imagemill", 1
 KINDS = ("raw", "clean", "tensors", "model", "evaluation")

@@ -9,12 +9,12 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from imagemill.components.store import uri as uris
-from imagemill.components.store.backbones import check_backbone
-from imagemill.components.store.errors import DatasetError, UserError, wrong
-from imagemill.components.store.filesystem import store_for
-from imagemill.components.store.manifest import Dataset
-from imagemill.components.store.resample import Geometry
+from . import uri as uris
+from .backbones import check_backbone
+from .errors import DatasetError, UserError, wrong
+from .filesystem import store_for
+from .manifest import Dataset
+from .resample import Geometry
 
 if TYPE_CHECKING:
     import torch

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from imagemill.components.store.images import COLORS, VETTED, Decoded, Pixels, decode
+from .images import COLORS, VETTED, Decoded, Pixels, decode
 
 MODES = ("crop", "squash", "letterbox")
 LONG = 16

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from imagemill.components.store.errors import TransientError
+from .errors import TransientError
 
 T = TypeVar("T")
 log = logging.getLogger("imagemill")

@@ -15,10 +15,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imagemill.components.store.errors import MillError, TransientError, UserError
-from imagemill.components.store.objects import Entry
-from imagemill.components.store.retry import with_retry
-from imagemill.components.store.uri import split_s3
+from .errors import MillError, TransientError, UserError
+from .objects import Entry
+from .retry import with_retry
+from .uri import split_s3
 
 if TYPE_CHECKING:
     import pyarrow as pa

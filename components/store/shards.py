@@ -13,11 +13,11 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from imagemill.components.store import uri as uris
-from imagemill.components.store.errors import DatasetError, MillError
-from imagemill.components.store.filesystem import disk_errors, sha256_file, store_for
-from imagemill.components.store.manifest import Dataset, File
-from imagemill.components.store.retry import with_retry
+from . import uri as uris
+from .errors import DatasetError, MillError
+from .filesystem import disk_errors, sha256_file, store_for
+from .manifest import Dataset, File
+from .retry import with_retry
 
 ROW_GROUP_BYTES = 8 * 2**20
 """Image bytes in a row group of raw and clean: what a reader holds at once per open file."""
@@ -162,7 +162,7 @@ def read_row_group(file: pq.ParquetFile, index: int, uri: str, columns: list[str
 @contextlib.contextmanager
 def _parquet_errors(uri: str, words: str) -> Iterator[None]:
     """Errors of reading Parquet: those of the store as its own, all others as DatasetError."""
-    from imagemill.components.store.s3 import s3_errors
+    from .s3 import s3_errors
 
     try:
         with s3_errors(uri) if uris.is_s3(uri) else contextlib.nullcontext():

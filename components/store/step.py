@@ -20,8 +20,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
-from imagemill.components.store.config import StepConfig, field_types, parse_sections
-from imagemill.components.store.errors import (
+from .config import StepConfig, field_types, parse_sections
+from .errors import (
     EXIT_OURS,
     EXIT_TRANSIENT,
     EXIT_USER,
@@ -29,12 +29,12 @@ from imagemill.components.store.errors import (
     UserError,
     wrong,
 )
-from imagemill.components.store.filesystem import store_for
-from imagemill.components.store.fingerprint import digest
-from imagemill.components.store.manifest import MANIFEST, Dataset, read_dataset
-from imagemill.components.store.progress import duration, say
-from imagemill.components.store.uri import join, normalize
-from imagemill.components.store.workspace import Workspace
+from .filesystem import store_for
+from .fingerprint import digest
+from .manifest import MANIFEST, Dataset, read_dataset
+from .progress import duration, say
+from .uri import join, normalize
+from .workspace import Workspace
 
 RUNNER_PID = "IMAGEMILL_RUNNER_PID"
 RUN = "IMAGEMILL_RUN"

@@ -6,11 +6,11 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from imagemill.components.store import uri as uris
-from imagemill.components.store.errors import DatasetError, wrong
-from imagemill.components.store.filesystem import store_for
-from imagemill.components.store.manifest import Dataset
-from imagemill.components.store.objects import Store
+from . import uri as uris
+from .errors import DatasetError, wrong
+from .filesystem import store_for
+from .manifest import Dataset
+from .objects import Store
 
 MARKER = "_workspace.json"
 

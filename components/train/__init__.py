@@ -1,7 +1,7 @@
 """Train: tensors in, a classifier out."""
 
-from imagemill.components.store.step import Step
-from imagemill.components.train.config import TrainConfig
+from ..store.step import Step
+from .config import TrainConfig
 
 STEP = Step(
     "train",

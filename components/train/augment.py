@@ -11,7 +11,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from imagemill.components.store.resample import resample
+from ..store.resample import resample
 
 Pixels = npt.NDArray[np.uint8]
 RATIO = (3 / 4, 4 / 3)

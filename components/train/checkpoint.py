@@ -6,8 +6,8 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from imagemill.components.store import uri as uris
-from imagemill.components.store.filesystem import store_for
+from ..store import uri as uris
+from ..store.filesystem import store_for
 
 if TYPE_CHECKING:
     import torch

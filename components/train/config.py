@@ -6,10 +6,10 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar
 
-from imagemill.components.store import uri as uris
-from imagemill.components.store.backbones import check_backbone, check_named_weights
-from imagemill.components.store.config import StepConfig, option
-from imagemill.components.store.errors import wrong
+from ..store import uri as uris
+from ..store.backbones import check_backbone, check_named_weights
+from ..store.config import StepConfig, option
+from ..store.errors import wrong
 
 VERSION = 1
 """Raised when the same tensors and config must give another model."""

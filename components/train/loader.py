@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from imagemill.components.store.manifest import Dataset
-from imagemill.components.store.shards import open_parquet, read_row_group
+from ..store.manifest import Dataset
+from ..store.shards import open_parquet, read_row_group
 
 WINDOW = 4
 T = TypeVar("T")

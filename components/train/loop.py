@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from imagemill.components.store.errors import UserError
-from imagemill.components.store.manifest import Dataset
-from imagemill.components.store.metrics import confusion, summary
-from imagemill.components.store.model import Normalize
-from imagemill.components.store.progress import Progress, duration
-from imagemill.components.store.step import Context
-from imagemill.components.train.augment import Augment
-from imagemill.components.train.checkpoint import TrainingState, load_checkpoint, save_checkpoint
-from imagemill.components.train.config import TrainConfig
-from imagemill.components.train.loader import Batch, batches, prefetch
+from ..store.errors import UserError
+from ..store.manifest import Dataset
+from ..store.metrics import confusion, summary
+from ..store.model import Normalize
+from ..store.progress import Progress, duration
+from ..store.step import Context
+from .augment import Augment
+from .checkpoint import TrainingState, load_checkpoint, save_checkpoint
+from .config import TrainConfig
+from .loader import Batch, batches, prefetch
 
 if TYPE_CHECKING:
     import torch

@@ -5,17 +5,17 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from imagemill.components.store import uri as uris
-from imagemill.components.store.errors import UserError
-from imagemill.components.store.fingerprint import fingerprint
-from imagemill.components.store.manifest import Dataset, Manifest, Totals, commit, ready
-from imagemill.components.store.model import ModelSpec, build_network, pick_device
-from imagemill.components.store.parallel import cores
-from imagemill.components.store.shards import publish_bytes
-from imagemill.components.store.step import CACHED, RAN, Context, Outcome
-from imagemill.components.train.checkpoint import TrainingState, discard_checkpoints
-from imagemill.components.train.config import VERSION, TrainConfig
-from imagemill.components.train.weights import load_pretrained, weights_identity
+from ..store import uri as uris
+from ..store.errors import UserError
+from ..store.fingerprint import fingerprint
+from ..store.manifest import Dataset, Manifest, Totals, commit, ready
+from ..store.model import ModelSpec, build_network, pick_device
+from ..store.parallel import cores
+from ..store.shards import publish_bytes
+from ..store.step import CACHED, RAN, Context, Outcome
+from .checkpoint import TrainingState, discard_checkpoints
+from .config import VERSION, TrainConfig
+from .weights import load_pretrained, weights_identity
 
 
 def train(config: TrainConfig, context: Context) -> Outcome:
@@ -37,7 +37,7 @@ def train(config: TrainConfig, context: Context) -> Outcome:
 def _build(tensors: Dataset, uri: str, config: TrainConfig, context: Context) -> Dataset:
     import torch
 
-    from imagemill.components.train.loop import Trainer
+    from .loop import Trainer
 
     if tensors.manifest.totals.by_split.get("train", 0) < 2:
         raise UserError(f"tensors: expected at least two training images, found {tensors.manifest.totals.by_split}")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from urllib.error import URLError
 
-from imagemill.components.store import uri as uris
-from imagemill.components.store.errors import TransientError, UserError, wrong
-from imagemill.components.store.filesystem import store_for
-from imagemill.components.store.manifest import find_dataset
-from imagemill.components.store.model import ModelSpec
-from imagemill.components.train.config import TrainConfig
+from ..store import uri as uris
+from ..store.errors import TransientError, UserError, wrong
+from ..store.filesystem import store_for
+from ..store.manifest import find_dataset
+from ..store.model import ModelSpec
+from .config import TrainConfig
 
 if TYPE_CHECKING:
     import torch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import inspect
 import json
@@ -9,6 +10,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -167,13 +169,27 @@ def test_help_is_quick() -> None:
     assert min(seconds) < 1.5  # 0.16 s on a quiet machine; this guards against an import, not a slow one
 
 
+def imported(path: Path, root: Path) -> Iterator[tuple[str, ...]]:
+    """The imagemill modules that a file imports, as paths below the package: ("components", "store", "uri")."""
+    package = path.relative_to(root).parent.parts
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = tuple((node.module or "").split(".")) if node.module else ()
+            if node.level or module[:1] == ("imagemill",):
+                found = (*base, *module) if node.level else module[1:]
+                yield from ((*found, alias.name) for alias in node.names)
+
+
 def test_source_tree_imports_in_one_direction() -> None:
     """Components never import pipelines, and steps never import one another: they meet in store."""
     root = Path(__file__).parents[2]
+    seen = set()
     for path in (root / "components").rglob("*.py"):
         own = path.relative_to(root / "components").parts[0]
-        for line in path.read_text().splitlines():
-            if line.strip().startswith(("from imagemill", "import imagemill")):
-                target = line.split()[1].split(".")
-                assert target[1] == "components", (path, line)
-                assert target[2] in ("store", own), (path, line)
+        for target in imported(path, root):
+            assert target[0] == "components" and target[1] in ("store", own), (path, target)
+            seen.add((own, target[1]))
+    assert {(step, "store") for step in ALL_STEPS} <= seen
+    into = {target[:2] for path in (root / "pipelines").rglob("*.py") for target in imported(path, root)}
+    assert {("components", step) for step in ALL_STEPS} <= into
