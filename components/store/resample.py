@@ -82,7 +82,7 @@ def fit(image: Decoded, geometry: Geometry) -> Pixels:
 
 
 def resample(pixels: Pixels, width: int, height: int) -> Pixels:
-    """Antialiased bilinear on uint8 [H, W, C], by torch's native uint8 kernel; equal to Pillow's to ±1."""
+    """Antialiased bilinear on uint8 [H, W, C], by torch's native uint8 kernel; equal to Pillow's to ±1, seldom ±2."""
     import torch
     from torch.nn.functional import interpolate
 

@@ -163,7 +163,8 @@ def _client(options: Any) -> Any:
         s3=options,
     )
     with s3_errors("s3"):
-        return boto3.client("s3", config=config)
+        # A session of its own: the default one would keep the credentials that the process had first.
+        return boto3.session.Session().client("s3", config=config)
 
 
 @cache

@@ -123,7 +123,7 @@ def test_a_source_whose_images_are_all_broken(tmp_path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"\xff\xd8\xff\xe0 this is no photograph" + name.encode())
     result = run_folder(tmp_path / "photos", tmp_path / "work")
-    assert_refused(result, "clean: source", "none", "'corrupt': ")
+    assert_refused(result, "clean: source", "none", "corrupt ")
     assert result.json["steps"].keys() == {"download", "clean"}
     assert result.json["steps"]["clean"]["state"] == "failed"
     assert result.json["raw"] and not result.json["clean"]
