@@ -61,7 +61,7 @@ def test_crop_is_torchvisions_evaluation_transform(width: int, height: int, size
 @given(st.integers(1, 120), st.integers(1, 120), st.integers(8, 64))
 @settings(max_examples=60, deadline=None)
 def test_crop_is_torchvisions_at_any_size(width: int, height: int, size: int) -> None:
-    """The two kernels keep their weights with other precisions: seldom a pixel of noise differs by 2, almost all by 0."""
+    """The kernels keep their weights with other precisions: seldom a pixel of noise differs by 2, most by 0."""
     source = noise(width, height)
     found, expected = fit(decoded(source), Geometry(size)), plain(source, size)
     assert most_apart(found, expected) <= 2 and np.abs(found.astype(int) - expected).mean() < 0.3
