@@ -59,7 +59,7 @@ def forget(finished: Finished, step: str) -> None:
     shutil.rmtree(finished.workspace / "names")
 
 
-def nothing_left_with(name: str, value: object, seconds: float = 8) -> None:
+def nothing_left_with(name: str, value: object, seconds: float = 30) -> None:
     """Every process that inherited this variable ends by itself: the steps, and Ray with its workers."""
     mill.wait_until(lambda: not mill.processes_with(name, str(value)), "the end of all that was started", seconds)
 
