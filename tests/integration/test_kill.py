@@ -103,6 +103,7 @@ def test_killed_while_training_goes_on_from_the_checkpoint(finished: Finished, e
     same_datasets(result, expected, "tensors", "model")
 
 
+@pytest.mark.proof  # Ray's own watchdog decides how soon: seconds alone, over half a minute beside a full suite
 def test_killed_while_resizing_leaves_no_ray_behind(finished: Finished, expected: dict[str, Dataset]) -> None:
     forget(finished, "resize")
     mark = {"IMAGEMILL_TEST_MARK": secrets.token_hex(8)}
