@@ -38,7 +38,7 @@ def download(
 @dsl.component(base_image=IMAGES["cpu"], install_kfp_package=False)
 def clean(
     workspace: str, name: str, rerun: str, run: str, config: str,
-    raw: str, color: str, val_fraction: float, test_fraction: float,
+    raw: str, preset: str, color: str, val_fraction: float, test_fraction: float,
     manifest: dsl.Output[dsl.Dataset],
 ) -> str:  # fmt: skip
     """Keep what is valid, reject the rest with reasons; returns the clean dataset's URI."""
@@ -46,7 +46,7 @@ def clean(
 
     record = STEP.component(
         config, manifest.path, workspace=workspace, name=name, rerun=rerun, run=run,
-        raw=raw, color=color, val_fraction=val_fraction, test_fraction=test_fraction,
+        raw=raw, preset=preset, color=color, val_fraction=val_fraction, test_fraction=test_fraction,
     )  # fmt: skip
     manifest.metadata.update(record["metrics"])
     return str(record["uri"])
@@ -55,7 +55,7 @@ def clean(
 @dsl.component(base_image=IMAGES["ray"], install_kfp_package=False)
 def resize(
     workspace: str, name: str, rerun: str, run: str, config: str,
-    clean: str, image_size: int, resize_mode: str,
+    clean: str, preset: str, image_size: int, resize_mode: str,
     manifest: dsl.Output[dsl.Dataset],
 ) -> str:  # fmt: skip
     """Resize every image with Ray; returns the tensors' URI."""
@@ -63,7 +63,7 @@ def resize(
 
     record = STEP.component(
         config, manifest.path, workspace=workspace, name=name, rerun=rerun, run=run,
-        clean=clean, image_size=image_size, resize_mode=resize_mode,
+        clean=clean, preset=preset, image_size=image_size, resize_mode=resize_mode,
     )  # fmt: skip
     manifest.metadata.update(record["metrics"])
     return str(record["uri"])
@@ -72,7 +72,8 @@ def resize(
 @dsl.component(base_image=IMAGES["gpu"], install_kfp_package=False)
 def train(
     workspace: str, name: str, rerun: str, run: str, config: str,
-    tensors: str, backbone: str, weights: str, epochs: int, batch_size: int, learning_rate: float, seed: int,
+    tensors: str, preset: str, backbone: str, weights: str, epochs: int, batch_size: int, learning_rate: float,
+    seed: int,
     manifest: dsl.Output[dsl.Model],
 ) -> str:  # fmt: skip
     """Train the challenger; returns the model's URI."""
@@ -80,7 +81,7 @@ def train(
 
     record = STEP.component(
         config, manifest.path, workspace=workspace, name=name, rerun=rerun, run=run,
-        tensors=tensors, backbone=backbone, weights=weights, epochs=epochs, batch_size=batch_size,
+        tensors=tensors, preset=preset, backbone=backbone, weights=weights, epochs=epochs, batch_size=batch_size,
         learning_rate=learning_rate, seed=seed,
     )  # fmt: skip
     manifest.metadata.update(record["metrics"])

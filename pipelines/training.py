@@ -29,6 +29,7 @@ def training(
     annotations: str = DownloadConfig.annotations,
     workspace: str = DownloadConfig.workspace,
     label_pattern: str = DownloadConfig.label_pattern,
+    preset: str = CleanConfig.preset,
     color: str = CleanConfig.color,
     image_size: int = ResizeConfig.image_size,
     resize_mode: str = ResizeConfig.resize_mode,
@@ -57,17 +58,20 @@ def training(
     common["name"] = raw.outputs["name"]  # resolved: the rest of the run goes by one name
     cleaned = _step(
         steps.clean(
-            raw=raw.outputs["raw"], color=color, val_fraction=val_fraction, test_fraction=test_fraction, **common
+            raw=raw.outputs["raw"], preset=preset, color=color, val_fraction=val_fraction,
+            test_fraction=test_fraction, **common
         ), "Clean",
     )  # fmt: skip
     tensors = _step(
-        steps.resize(clean=cleaned.outputs["Output"], image_size=image_size, resize_mode=resize_mode, **common),
+        steps.resize(
+            clean=cleaned.outputs["Output"], preset=preset, image_size=image_size, resize_mode=resize_mode, **common
+        ),
         "Resize",
     )
     model = _step(
         steps.train(
-            tensors=tensors.outputs["Output"], backbone=backbone, weights=weights, epochs=epochs, batch_size=batch_size,
-            learning_rate=learning_rate, seed=seed, **common,
+            tensors=tensors.outputs["Output"], preset=preset, backbone=backbone, weights=weights, epochs=epochs,
+            batch_size=batch_size, learning_rate=learning_rate, seed=seed, **common,
         ), "Train",
     )  # fmt: skip
     evaluated = _step(

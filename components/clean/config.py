@@ -2,34 +2,137 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ..store import presets
 from ..store.config import StepConfig, option
 from ..store.errors import wrong
 from ..store.images import COLORS, Limits
 
-VERSION = 1
+VERSION = 2
 """Raised when the same raw rows must give other clean rows: a mended decoder, a changed default."""
 
 REASONS = (
+    # One image is no valid image, or breaks a limit.
     "empty_file", "missing_file", "not_an_image", "corrupt", "too_many_bytes", "too_many_pixels", "side_too_long",
-    "unsupported_bands", "no_label", "duplicate_bytes", "duplicate_pixels",
+    "unsupported_bands", "too_small", "extreme_aspect", "blank",
+    # Its label or annotations can't be used.
+    "no_label", "unknown_label", "rare_class", "bad_box", "bad_mask",
+    # It does not go together with the others.
+    "duplicate_bytes", "duplicate_pixels", "near_duplicate", "near_duplicate_of_test", "label_conflict", "outlier",
 )  # fmt: skip
 """The closed set of reject codes."""
+
+OUTLIER_FIELDS = ("brightness", "contrast", "sharpness", "entropy", "aspect_ratio", "colorfulness", "bytes_per_pixel")
+NAMED_COLORS = {"black": (0, 0, 0), "gray": (128, 128, 128), "white": (255, 255, 255)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class CleanConfig(StepConfig):
-    """Standardization, classes and splits."""
+    """Standardization, measures, duplicates, labels and splits."""
 
     PARENTS: ClassVar[tuple[str, ...]] = ("raw",)
 
     raw: str = option("", "URI of the raw dataset", counts=False)
-    color: str = option(
-        "rgb", "colour of the images from here on; gray keeps one channel, a third of the bytes",
-        pipeline=True, choices=tuple(COLORS),
+    preset: str = option("photo", presets.HELP, counts=False, pipeline=True, choices=presets.NAMES)
+
+    # Standardization, in the order in which it is done.
+    background: str = option(
+        "off", "what is outside the mask: left, filled with background_color, or blurred",
+        choices=("off", "fill", "blur"),
     )  # fmt: skip
+    background_color: str = option("gray", "for fill: black, gray, white or #rrggbb")
+    mask_background: str = option(
+        "auto", "values of the mask that are background, separated by commas (auto: 2 in a trimap of 1 to 3, else 0)"
+    )
+    roi: str = option(
+        "off", "crop to the annotated box: the largest, or the union of all; the whole image where there is none",
+        choices=("off", "largest", "union"),
+    )  # fmt: skip
+    roi_margin: float = option(
+        0.0, "added to the box on every side, as a share of its width and height", low=0, high=10
+    )
+    trim: str = option(
+        "auto", "cut uniform borders off (default: by the preset)", choices=("auto", "off", "on"), by_preset=True
+    )
+    trim_tolerance: int = option(12, "levels (of 255) by which a uniform border may vary", low=0, high=127)
+    color: str = option(
+        "auto", "colour from here on; gray, red, green or blue keep one channel, a third of the bytes (default: "
+        "by the preset; rgb)",
+        pipeline=True, choices=("auto", *COLORS), by_preset=True,
+    )  # fmt: skip
+    denoise: str = option(
+        "auto", "remove noise (default: by the preset)", choices=("auto", "off", "gaussian", "median", "bilateral"),
+        by_preset=True,
+    )  # fmt: skip
+    denoise_size: int = option(3, "side of the denoiser's window in pixels, odd", low=3, high=31)
+    equalize: str = option(
+        "auto", "contrast: the histogram's equalization, CLAHE or autocontrast, on the lightness of colour images "
+        "(default: by the preset)", choices=("auto", "off", "histogram", "clahe", "autocontrast"), by_preset=True,
+    )  # fmt: skip
+    clahe_clip: float = option(2.0, "CLAHE's limit of contrast", low=0.1, high=100)
+    clahe_grid: int = option(8, "CLAHE's tiles a side", low=1, high=64)
+    binarize: str = option(
+        "off", "black and white, one channel: a fixed threshold, Otsu's, or the neighbourhood's mean",
+        choices=("off", "fixed", "otsu", "adaptive"),
+    )  # fmt: skip
+    binarize_threshold: int = option(128, "for fixed: from this level on a pixel is white", low=1, high=255)
+    binarize_block: int = option(11, "for adaptive: side of the neighbourhood in pixels, odd", low=3, high=999)
+    binarize_offset: float = option(2.0, "for adaptive: a pixel is white above its mean less this", low=-255, high=255)
+
+    # Measures, and what they reject.
+    measures: bool = option(True, "measure brightness, sharpness and the like, and look for near-duplicates")
+    max_pixels: int = option(Limits.pixels, "an image that declares more pixels is rejected unread", low=1)
+    max_side: int = option(Limits.side, "an image with a longer side (in pixels) is rejected unread", low=1)
+    min_side: int = option(0, "an image with a shorter side (in pixels) is rejected; 0 is off", low=0)
+    max_aspect: float = option(0.0, "an image whose sides have a larger ratio is rejected; 0 is off", low=0)
+    min_contrast: float = option(
+        0.0, "an image of less contrast (0 to 0.5) is blank and rejected; 0 is off", low=0, high=0.5
+    )
+    outliers: str = option("report", "what is done with statistical outliers", choices=("report", "drop"))
+    outlier_threshold: float = option(6.0, "robust score (distance from the median, in spreads) of an outlier", low=1)
+    outlier_fields: str = option(",".join(OUTLIER_FIELDS), "the measures that are looked at, separated by commas")
+
+    # Duplicates and leakage.
+    near_duplicates: str = option(
+        "report", "near-duplicates within a split: not looked for, reported, or all but one dropped",
+        choices=("off", "report", "drop"),
+    )  # fmt: skip
+    near_radius: int = option(
+        3, "bits of 64 in which the hashes of near-duplicates differ at most; above 5 for up to 200,000 images",
+        low=0, high=16,
+    )  # fmt: skip
+    leakage: str = option(
+        "auto", "train or val images with a near twin in test: dropped, or reported (auto: dropped unless the source "
+        "declares both splits)", choices=("auto", "drop", "report"),
+    )  # fmt: skip
+    label_conflicts: str = option(
+        "keep", "twins with different labels: report them, drop all of them, or those that a majority contradicts",
+        choices=("keep", "drop_all", "drop_minority"),
+    )  # fmt: skip
+
+    # Labels.
+    class_list: str = option(
+        "", "a file with one class a line, in the order of their ids (default: that of the last run under this name)",
+        counts=False,
+    )  # fmt: skip
+    unknown_labels: str = option(
+        "append", "labels that the class list lacks: new classes at its end, or rejected", choices=("append", "reject")
+    )
+    label_separator: str = option("", "what separates several labels of an image; makes the dataset multi-label")
+    label_encoding: str = option(
+        "integer", "one_hot adds a column label_one_hot beside the ids", choices=("integer", "one_hot")
+    )
+    rare_classes: str = option(
+        "keep", "classes of fewer than rare_below images in the source: kept, merged into other_class, or dropped",
+        choices=("keep", "merge", "drop"),
+    )  # fmt: skip
+    rare_below: int = option(10, "what is rare, where rare_classes is merge or drop", low=1)
+    other_class: str = option("other", "the class that rare ones are merged into")
+
+    # Splits.
     val_fraction: float = option(
         0.1, "share of the images (of trainval where the source declares that) for validation",
         pipeline=True, low=0, high=0.9,
@@ -37,12 +140,15 @@ class CleanConfig(StepConfig):
     test_fraction: float = option(
         0.1, "share of the images without a declared split for test", pipeline=True, low=0, high=0.9
     )
-    class_list: str = option(
-        "", "a file with one class a line, in the order of their ids (default: that of the last run under this name)",
-        counts=False,
+    split: str = option(
+        "stable", "stable: by a hash of the image (or of its group), so that none ever changes sides; exact: the "
+        "fractions hold in every class, but images may change sides when the dataset grows",
+        choices=("stable", "exact"),
     )  # fmt: skip
-    max_pixels: int = option(Limits.pixels, "an image that declares more pixels is rejected unread", low=1)
-    max_side: int = option(Limits.side, "an image with a longer side (in pixels) is rejected unread", low=1)
+    declared_splits: str = option(
+        "respect", "the splits that the source declares: respected, or made anew", choices=("respect", "ignore")
+    )
+
     clean_workers: int = option(0, "threads that decode (default: the cores)", counts=False, low=0, high=1024)
 
     def check(self) -> None:
@@ -52,6 +158,49 @@ class CleanConfig(StepConfig):
                 "val_fraction + test_fraction", "less than 1, so that images are left to train on",
                 self.val_fraction + self.test_fraction,
             )  # fmt: skip
+        for name in ("denoise_size", "binarize_block"):
+            if getattr(self, name) % 2 == 0:
+                raise wrong(name, "an odd number", getattr(self, name))
+        if self.binarize != "off" and self.color in ("ycbcr", "lab"):
+            raise wrong("color", "one channel or rgb where binarize makes black and white", self.color)
+        if not self.other_class.strip():
+            raise wrong("other_class", "the name of a class", self.other_class)
+        if not self.measures and (self.min_contrast or self.outliers == "drop" or self.near_duplicates == "drop"):
+            raise wrong("measures", "true where they decide (min_contrast, outliers or near_duplicates drop)", False)
+        self.fill()
+        self.background_values()
+        self.outlier_names()
 
     def limits(self) -> Limits:
         return Limits(pixels=self.max_pixels, side=self.max_side)
+
+    @property
+    def channels_color(self) -> str:
+        """The colour that the stored images have: binarized ones have a single channel."""
+        return "gray" if self.binarize != "off" and self.color == "rgb" else self.color
+
+    def fill(self) -> tuple[int, int, int]:
+        """`background_color` as (red, green, blue)."""
+        text = self.background_color.strip().lower()
+        if text in NAMED_COLORS:
+            return NAMED_COLORS[text]
+        if not re.fullmatch(r"#[0-9a-f]{6}", text):
+            raise wrong("background_color", f"{', '.join(NAMED_COLORS)} or #rrggbb", self.background_color)
+        return int(text[1:3], 16), int(text[3:5], 16), int(text[5:7], 16)
+
+    def background_values(self) -> tuple[int, ...]:
+        """`mask_background` as numbers; nothing for auto."""
+        if self.mask_background == "auto":
+            return ()
+        parts = [part.strip() for part in self.mask_background.split(",")]
+        if not all(part.isdecimal() and int(part) <= 255 for part in parts):
+            raise wrong("mask_background", "auto, or values of 0 to 255 separated by commas", self.mask_background)
+        return tuple(int(part) for part in parts)
+
+    def outlier_names(self) -> tuple[str, ...]:
+        """`outlier_fields` as names of measures."""
+        names = tuple(name.strip() for name in self.outlier_fields.split(",") if name.strip())
+        for name in names:
+            if name not in OUTLIER_FIELDS:
+                raise wrong("outlier_fields", f"some of {', '.join(OUTLIER_FIELDS)}", name)
+        return names

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Self, TypeVar
 
 from .errors import UserError, wrong
+from .presets import preset_value
 
 STEPS = ("download", "clean", "resize", "train", "evaluate", "promote")
 """The names of the steps, in their order: the sections of the `config` parameter."""
@@ -30,14 +31,17 @@ def option(
     choices: tuple[str, ...] = (),
     low: float | None = None,
     high: float | None = None,
+    by_preset: bool = False,
 ) -> V:
     """One config field.
 
     `counts`: another value gives another dataset (threads, addresses, URIs and display never do).
     `pipeline`: a pipeline parameter of its own; the others travel in the JSON parameter `config`.
     `low`, `high`: the inclusive range of a number.
+    `by_preset`: the default means unset, and the preset fills it in.
     """
     about = {"help": help, "counts": counts, "pipeline": pipeline, "choices": choices, "low": low, "high": high}
+    about["by_preset"] = by_preset
     return field(default=default, metadata=about)
 
 
@@ -60,6 +64,12 @@ class StepConfig:
     )
     run: str = option("", "the run this step belongs to: its records go to runs/<run>/", counts=False)
 
+    def __post_init__(self) -> None:
+        """Fill in what was left to the preset, so that a config that exists holds effective values only."""
+        for one in fields(self):
+            if one.metadata["by_preset"] and getattr(self, one.name) == one.default:
+                object.__setattr__(self, one.name, preset_value(getattr(self, "preset", ""), one.name))
+
     def check(self) -> None:
         """Raise UserError for a value that can be seen to be wrong without reading data."""
         for item in self.rerun.split(","):
@@ -77,7 +87,7 @@ class StepConfig:
         return {
             one.name: getattr(self, one.name)
             for one in fields(self)
-            if one.metadata["counts"] and getattr(self, one.name) != one.default
+            if one.metadata["counts"] and getattr(self, one.name) != _usual(one)
         }
 
     def effective(self) -> dict[str, Scalar]:
@@ -96,6 +106,11 @@ class StepConfig:
         config = cls(**known)
         config.check()
         return config
+
+
+def _usual(one: dataclasses.Field[Any]) -> Any:
+    """The value that a field has when nothing is said."""
+    return preset_value("", one.name) if one.metadata["by_preset"] else one.default
 
 
 def _check_field(one: dataclasses.Field[Any], value: Any) -> None:
@@ -120,6 +135,8 @@ def convert(name: str, value: Any, kind: type) -> Scalar:
     if kind is str:
         if isinstance(value, dict | list):
             raise wrong(name, "a text", value)
+        if isinstance(value, bool):  # YAML and JSON have a type of their own for what is a word here
+            return str(value).lower()
         return "" if value is None else str(value)
     if kind is bool:
         if text.lower() in ("true", "1", "yes", "1.0"):

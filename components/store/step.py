@@ -223,11 +223,11 @@ class Parser(argparse.ArgumentParser):
 
 def add_flag(parser: argparse.ArgumentParser, name: str, default: Any, help: str, choices: Sequence[str]) -> None:
     """The flag of one config field, with its help and default. An unset flag is None here, and here only."""
-    shown = "" if default == "" else f" (default: {default})"
+    shown = "" if default == "" or "(default: " in help else f" (default: {default})"
     listed = f" [{', '.join(choices)}]" if choices else ""
     text = f"{help}{listed}{shown}".replace("%", "%%")
     flag = "--" + name.replace("_", "-")
-    if isinstance(default, bool):  # `--flip`, `--flip false`
+    if isinstance(default, bool) or "true" in choices:  # `--flip`, `--flip false`
         parser.add_argument(flag, dest=name, metavar="true|false", nargs="?", const="true", help=text)
     else:
         parser.add_argument(flag, dest=name, metavar=name.rpartition("_")[2].upper(), help=text)

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ..store import presets
 from ..store import uri as uris
 from ..store.backbones import check_backbone, check_named_weights
 from ..store.config import StepConfig, option
@@ -22,6 +23,7 @@ class TrainConfig(StepConfig):
     PARENTS: ClassVar[tuple[str, ...]] = ("tensors",)
 
     tensors: str = option("", "URI of the tensors", counts=False)
+    preset: str = option("photo", presets.HELP, counts=False, pipeline=True, choices=presets.NAMES)
     backbone: str = option("resnet18", "a torchvision classification model by name", pipeline=True)
     weights: str = option(
         "",
@@ -38,8 +40,19 @@ class TrainConfig(StepConfig):
     warmup: float = option(0.1, "share of all steps in which the learning rate rises, linearly", low=0, high=0.9)
     label_smoothing: float = option(0.05, "share of the target spread over the other classes", low=0, high=0.9)
     clip_norm: float = option(1.0, "gradients are clipped to this norm; 0 leaves them", low=0)
-    crop_scale: float = option(0.6, "random resized crop: smallest share of the area; 1 turns it off", low=0.01, high=1)
-    flip: bool = option(True, "mirror half of the images; never for text, digits or arrows")
+    crop_scale: float = option(
+        0.0,
+        "random resized crop: smallest share of the area; 1 turns it off, 0 leaves it to the preset (0.6)",
+        low=0.01,
+        high=1,
+        by_preset=True,
+    )
+    flip: str = option(
+        "auto",
+        "mirror half of the images; never for text, digits or arrows (default: by the preset; true)",
+        choices=("auto", "true", "false"),
+        by_preset=True,
+    )
     device: str = option("auto", "where to run the model", counts=False, choices=("auto", "cpu", "cuda"))
     precision: str = option(
         "auto",
@@ -56,6 +69,11 @@ class TrainConfig(StepConfig):
             raise wrong(
                 "weights", "a torchvision name, or the URI of a .safetensors file or model", uris.safe(self.weights)
             )
+
+    @property
+    def flips(self) -> bool:
+        """Half of the images are mirrored."""
+        return self.flip == "true"
 
     @property
     def weights_are_named(self) -> bool:

@@ -43,7 +43,7 @@ class Trainer:
             self.network.parameters(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay
         )
         self.normalize = Normalize(self.tensors.manifest.image, self.device)
-        self.augment = Augment(self.config.seed, self.config.crop_scale, self.config.flip)
+        self.augment = Augment(self.config.seed, self.config.crop_scale, self.config.flips)
         self.autocast = torch.autocast(
             self.device.type, torch.bfloat16, enabled=use_bfloat16(self.config.precision, self.device)
         )

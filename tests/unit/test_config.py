@@ -80,8 +80,8 @@ def test_any_text_is_a_value_or_the_users_error(text: str, kind: type) -> None:
 
 def test_a_config_from_values() -> None:
     config = TrainConfig.from_values({"epochs": 3.0, "learning_rate": "1e-2", "flip": "false", "backbone": "resnet18"})
-    assert (config.epochs, config.learning_rate, config.flip) == (3, 0.01, False)
-    assert config == TrainConfig(epochs=3, learning_rate=0.01, flip=False)
+    assert (config.epochs, config.learning_rate, config.flip, config.flips) == (3, 0.01, "false", False)
+    assert config == TrainConfig(epochs=3, learning_rate=0.01, flip="false")
 
 
 @pytest.mark.parametrize(

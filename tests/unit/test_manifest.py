@@ -291,7 +291,7 @@ def test_only_fields_that_count_and_differ_are_in_the_fingerprint() -> None:
         "color": "gray",
         "test_fraction": 0.3,
     }
-    assert TrainConfig(flip=False, device="cpu", seed=4).counting() == {"flip": False, "seed": 4}
+    assert TrainConfig(flip="false", device="cpu", seed=4).counting() == {"flip": "false", "seed": 4}
     assert PromoteConfig(evaluation="x", champion_evaluation="y").counting() == {}
 
 

@@ -1,0 +1,64 @@
+"""Presets by domain: what is safe to do to a kind of picture, offline in clean and resize, at random in train.
+
+A preset fills in only what was left unset (`auto`, or 0 for a number), so every value can be overruled.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+Value = str | int | float | bool
+
+
+@dataclass(frozen=True)
+class Preset:
+    """`why` is what the help says; `values` differ from those of `photo`."""
+
+    why: str
+    values: dict[str, Value] = field(default_factory=dict)
+
+
+_PHOTO: dict[str, Value] = {
+    "color": "rgb",
+    "trim": "off",
+    "denoise": "off",
+    "equalize": "off",
+    "resize_mode": "crop",
+    "normalization": "imagenet",
+    "flip": "true",
+    "crop_scale": 0.6,
+}
+"""Every field that a preset may set, with the value that holds without one."""
+
+PRESETS: dict[str, Preset] = {
+    "photo": Preset("natural photographs: nothing offline; crops of 60% and more, and flips, at random", _PHOTO),
+    "ocr": Preset(
+        "text, digits, arrows: grey (colour says nothing) and autocontrast (paper and light differ); letterbox, for a "
+        "crop would cut letters off; never flipped (a mirrored b is a d), crops of 90% and more",
+        {"color": "gray", "equalize": "autocontrast", "resize_mode": "letterbox", "flip": "false", "crop_scale": 0.9},
+    ),
+    "medical": Preset(
+        "scans and slides: pixels are left alone (a denoiser can remove a finding), letterbox (a finding may lie at "
+        "the border); never flipped (left and right are a diagnosis), crops of 85% and more",
+        {"resize_mode": "letterbox", "flip": "false", "crop_scale": 0.85},
+    ),
+    "satellite": Preset(
+        "aerial tiles: the whole tile (squash), each band normalized by the dataset's own mean and spread (they are "
+        "not those of photographs); flips are safe, seen from above",
+        {"resize_mode": "squash", "normalization": "dataset"},
+    ),
+    "fashion": Preset(
+        "products on a plain ground: uniform borders trimmed and letterbox, so that the whole product is seen; flips "
+        "and crops of 80% and more, and no change of hue or saturation, for colour is a property of the product",
+        {"trim": "on", "resize_mode": "letterbox", "crop_scale": 0.8},
+    ),
+}
+
+NAMES = tuple(PRESETS)
+HELP = "kind of picture, which sets what is left unset (" + "; ".join(f"{n}: {p.why}" for n, p in PRESETS.items()) + ")"
+
+
+def preset_value(preset: str, name: str) -> Value:
+    """What a preset says of a field: its own value or that of `photo`, which also stands for an unknown preset."""
+    chosen = PRESETS.get(preset, PRESETS["photo"])
+    return chosen.values.get(name, _PHOTO[name])
