@@ -21,10 +21,15 @@ from PIL import Image
 from .parallel import Budget
 
 Pixels = npt.NDArray[np.uint8]
-COLORS = {"rgb": 3, "gray": 1}
-"""Colour spaces and their channels."""
+COLORS = {"rgb": 3, "gray": 1, "ycbcr": 3, "lab": 3, "red": 1, "green": 1, "blue": 1}
+"""Colour spaces and their channels. `ycbcr`: full range, in the order Y, Cb, Cr (JFIF 1.02; ITU-T T.871);
+`lab`: CIE L*a*b* of sRGB under D65 in 8 bits (L * 255 / 100, a + 128, b + 128), as OpenCV's RGB2LAB computes it;
+`red`, `green`, `blue`: that channel alone."""
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP")
+_CHANNEL = {"red": 0, "green": 1, "blue": 2}
+_STORED_AS = {"rgb": "RGB", "gray": "L", "red": "L", "green": "L", "blue": "L"}
+"""Pillow's mode of a file that holds just the pixels of a colour; a single channel is stored as grey."""
 _ORIENTATION = 0x0112
 _BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)
 
@@ -95,6 +100,8 @@ def decode(
 ) -> Decoded:
     """Decode any supported image to uint8 [height, width, channels of `color`].
 
+    A grey image has red, green and blue alike. Its one channel is what `red`, `green` and `blue` mean of it, so
+    that a channel that was stored alone is that channel again.
     `strict`: every byte of the image must decode (clean); lenient is for what clean has vetted (resize).
     `min_side`: a JPEG may be decoded at some eighths of its size while both sides keep at least so many pixels.
 
@@ -116,11 +123,13 @@ def decode(
     _check_size(width, height, limits)
     turns_itself = kind == "TIFF" and opened.tag_v2.get(_ORIENTATION, 1) in range(2, 9)  # type: ignore[attr-defined]
     with _PIXELS_IN_FLIGHT.hold(width * height):
-        pixels, warning = _pixels(data, opened, kind, color, strict, min_side)
+        source = "gray" if color == "gray" or (color in _CHANNEL and opened.mode == "L") else "rgb"
+        pixels, warning = _pixels(data, opened, kind, source, strict, min_side)
+        pixels = in_color(pixels, color)
     # Only now: asking a PNG for its EXIF loads it, and a load that failed once succeeds the second time;
     # a TIFF turns itself upright when it loads, and then says so.
     orientation = _orientation(opened)
-    plain = opened.mode == {"rgb": "RGB", "gray": "L"}[color] and "transparency" not in opened.info
+    plain = opened.mode == _STORED_AS.get(color) and "transparency" not in opened.info
     as_stored = plain and orientation == 1 and not turns_itself
     pixels = _upright(pixels, orientation)
     if kind != "JPEG":
@@ -128,6 +137,29 @@ def decode(
     elif orientation >= 5:
         width, height = height, width
     return Decoded(pixels, width, height, kind, warning, as_stored)
+
+
+def in_color(pixels: Pixels, color: str) -> Pixels:
+    """uint8 [H, W, 3] RGB → uint8 [H, W, channels of `color`]; the one channel of an image that has no more stays.
+
+    Grey is the luma of ITU-R BT.601, within 1 of what the decoders make of a coloured image.
+    """
+    if pixels.shape[2] == COLORS[color] == 1 or color == "rgb":
+        return pixels
+    if color in _CHANNEL:
+        at = _CHANNEL[color]
+        return np.ascontiguousarray(pixels[:, :, at : at + 1])
+    import cv2
+
+    if color == "gray":
+        return cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)[:, :, None].astype(np.uint8, copy=False)
+    out = np.empty_like(pixels, order="C")
+    if color == "lab":
+        cv2.cvtColor(pixels, cv2.COLOR_RGB2LAB, out)
+    else:
+        swapped = cv2.cvtColor(pixels, cv2.COLOR_RGB2YCrCb)
+        cv2.mixChannels([swapped], [out], [0, 0, 1, 2, 2, 1])  # OpenCV has Cr before Cb
+    return out
 
 
 def _check_size(width: int, height: int, limits: Limits) -> None:
@@ -198,7 +230,7 @@ def _upright(pixels: Pixels, orientation: int) -> Pixels:
 
 
 def _pixels(data: bytes, opened: Image.Image, kind: str, color: str, strict: bool, min_side: int) -> tuple[Pixels, str]:
-    """The pixels as stored, in the colour asked for, and the decoder's warning."""
+    """The pixels as stored, in `rgb` or `gray`, and the decoder's warning."""
     warning = ""
     if kind == "JPEG" and opened.mode in ("RGB", "L"):
         space = {"rgb": "RGB", "gray": "GRAY"}[color]

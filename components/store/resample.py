@@ -3,6 +3,10 @@
 `crop`: short side to round(size · 256/224), then the centre square (the ImageNet evaluation transform,
 torchvision's `ImageClassification` preset); `squash`: straight to the square; `letterbox`: long side to
 the size, the rest filled with black. Antialiased bilinear on uint8, as Pillow computes it.
+
+YCbCr and Lab are made of RGB last, after the resample: of fewer pixels, and of the picture that everybody else
+gets, for bilinear on RGB is what models and their pretrained weights know. A single channel is taken first: a
+third of the resample, and the same pixels.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from .images import COLORS, VETTED, Decoded, Pixels, decode
+from .images import COLORS, VETTED, Decoded, Pixels, decode, in_color
 
 MODES = ("crop", "squash", "letterbox")
 LONG = 16
@@ -59,12 +63,21 @@ def decode_to(data: bytes, geometry: Geometry) -> Pixels:
     no accuracy that can be seen (scaling down to the target itself would).
     """
     target = geometry.size if geometry.mode != "crop" else geometry.short_side
+    color = geometry.color if COLORS[geometry.color] == 1 else "rgb"
     # Letterbox fits the long side, so the short one may need less than `target`: never more than it has.
-    return fit(decode(data, geometry.color, strict=False, min_side=2 * target, limits=VETTED), geometry)
+    return fit(decode(data, color, strict=False, min_side=2 * target, limits=VETTED), geometry)
 
 
 def fit(image: Decoded, geometry: Geometry) -> Pixels:
-    """A decoded image → uint8 [H, W, C]. The full image's size decides, not that of a scaled decode."""
+    """A decoded image, of three channels in RGB and of one in the geometry's colour → uint8 [H, W, C].
+
+    The full image's size decides, not that of a scaled decode.
+    """
+    return np.ascontiguousarray(in_color(_fitted(image, geometry), geometry.color))
+
+
+def _fitted(image: Decoded, geometry: Geometry) -> Pixels:
+    """uint8 [H, W, channels of the image]: resampled, then cropped or padded with black."""
     width, height = geometry.scaled(image.width, image.height)
     # torchvision's CenterCrop rounds half to even; the same here, so that pixels are equal.
     top, left = round((height - geometry.size) / 2.0), round((width - geometry.size) / 2.0)
@@ -74,11 +87,11 @@ def fit(image: Decoded, geometry: Geometry) -> Pixels:
     if geometry.mode == "crop":
         resized = resized[top : top + geometry.size, left : left + geometry.size]
     elif geometry.mode == "letterbox":
-        canvas: Pixels = np.zeros(geometry.shape, np.uint8)
+        canvas: Pixels = np.zeros((geometry.size, geometry.size, image.pixels.shape[2]), np.uint8)
         top, left = (geometry.size - height) // 2, (geometry.size - width) // 2
         canvas[top : top + height, left : left + width] = resized
         resized = canvas
-    return np.ascontiguousarray(resized)
+    return resized
 
 
 def resample(pixels: Pixels, width: int, height: int) -> Pixels:
