@@ -1,87 +1,73 @@
-"""Exact duplicates over all shards: one copy stays, the others are rejected with its name.
+"""Exact duplicates over all shards: of the images with the same pixels one stays, the others are rejected.
 
-The copy in test stays before the one in val before the one in train (a test image must not be trained on, and
-test should not shrink); within a split the smallest image_id. In memory an image costs 25 bytes.
+The copy in test stays before the one in val before the one in train; within a split the smallest image_id.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections import Counter
 from typing import Any
 
 import numpy as np
 
-from ..store import uri as uris
-from ..store.manifest import File
-from ..store.shards import ShardWriter, open_parquet, read_row_group
-from .shard import CLEAN, CLEAN_LAYOUT
-
-_KEPT_FIRST = {"test": 0, "val": 1, "train": 2}
+from .splits import TEST, TRAIN, TRAINVAL
+from .table import Name, Rows, Table
+from .verdicts import EXAMPLES, KEPT_FIRST, Verdict, Verdicts
 
 
-@dataclass(frozen=True)
-class Duplicate:
-    """A row to reject: where it is, and the row of rejects that takes its place."""
+def drop_duplicates(verdicts: Verdicts, label_conflicts: str) -> None:
+    """Drop all copies but one, and by the policy those whose labels contradict each other."""
+    table = verdicts.table
+    groups = same_pixels(table)
+    names = table.names(np.concatenate(groups)) if groups else {}
+    conflicts: list[list[dict[str, str]]] = []
+    leaked = number_of_conflicts = 0
+    for group in groups:
+        members = sorted(group.tolist(), key=lambda r: (KEPT_FIRST[verdicts.splits[r]], names[r].image_id))
+        leaked += _declared_in_both(table, group)
+        if len({names[row].label for row in members}) > 1:
+            number_of_conflicts += 1
+            if len(conflicts) < EXAMPLES:
+                conflicts.append([{"image_id": names[r].image_id, "label": names[r].label} for r in members[:10]])
+            members = _settle(verdicts, members, names, label_conflicts)
+        for row in members[1:]:
+            same = table.content[row] == table.content[members[0]]
+            reason = "duplicate_bytes" if same else "duplicate_pixels"
+            verdicts.drop(row, Verdict(reason, "same as", members[0]))
+    verdicts.found["duplicates"] = {
+        "groups": len(groups),
+        "conflicts": number_of_conflicts,
+        "conflict_examples": conflicts,
+        "declared_test_images_in_declared_train": leaked,
+    }
 
-    file: File
-    image_id: str
-    rejected: dict[str, Any]
 
-
-def find_duplicates(uri: str, files: list[File]) -> list[Duplicate]:
-    """Every row that has the pixels of a row that is kept, by file and image_id."""
-    hashes, owners = bytearray(), []
-    for number, file in enumerate(files):
-        for table in _columns(uri, file, ["pixel_hash"]):
-            for value in table.column("pixel_hash"):
-                hashes += bytes.fromhex(value.as_py())
-            owners.append(np.full(table.num_rows, number, np.uint32))
-    if not hashes:
+def same_pixels(table: Table) -> list[Rows]:
+    """The groups of two and more rows with equal pixels, by their first row."""
+    if not len(table):
         return []
-    keys = np.frombuffer(hashes, dtype=">u8").reshape(-1, 2)
-    unique, inverse, counts = np.unique(keys, axis=0, return_inverse=True, return_counts=True)
-    double = (counts > 1)[inverse.reshape(-1)]
-    suspects = {key.tobytes().hex() for key in unique[counts > 1]}
-    affected = sorted({int(n) for n in np.concatenate(owners)[double]})
-    return list(_verdicts(uri, [files[n] for n in affected], suspects)) if suspects else []
+    order = np.lexsort((table.pixels[:, 1], table.pixels[:, 0]))  # stable: rows of a group stay in their order
+    keys = table.pixels[order]
+    edges = np.flatnonzero((keys[1:] != keys[:-1]).any(axis=1)) + 1
+    groups = [group for group in np.split(order.astype(np.int64), edges) if len(group) > 1]
+    return sorted(groups, key=lambda group: int(group[0]))
 
 
-def _verdicts(uri: str, files: list[File], suspects: set[str]) -> Iterator[Duplicate]:
-    groups: defaultdict[str, list[tuple[tuple[int, str], File, dict[str, Any]]]] = defaultdict(list)
-    for file in files:
-        for table in _columns(uri, file, ["image_id", "sha256", "pixel_hash", "label", "split"]):
-            keep = np.array([h in suspects for h in table.column("pixel_hash").to_pylist()], dtype=bool)
-            for row in table.filter(keep).to_pylist():
-                groups[row["pixel_hash"]].append(((_KEPT_FIRST[row["split"]], row["image_id"]), file, row))
-    for copies in groups.values():
-        (_, _, kept), *others = sorted(copies, key=lambda c: c[0])
-        for _, file, row in others:
-            yield Duplicate(file, row["image_id"], _rejected(row, kept))
+def _settle(verdicts: Verdicts, members: list[int], names: dict[int, Name], policy: str) -> list[int]:
+    """Who of copies with different labels is left to be deduplicated, after the policy dropped the others."""
+    labels = Counter(names[row].label for row in members)
+    (first, most), (_, second), *_ = labels.most_common()
+    if policy == "keep":
+        return members
+    winner = first if policy == "drop_minority" and most > second else None
+    for row in members:
+        if names[row].label != winner:
+            other = next(r for r in members if names[r].label != names[row].label)
+            verdicts.drop(row, Verdict("label_conflict", "same as", other))
+    return [row for row in members if names[row].label == winner]
 
 
-def _rejected(row: dict[str, Any], kept: dict[str, Any]) -> dict[str, Any]:
-    detail = f"same as {kept['image_id']} ({kept['split']})"
-    if row["label"] != kept["label"]:
-        detail += f"; labelled {row['label']} here, {kept['label']} there"
-    reason = "duplicate_bytes" if row["sha256"] == kept["sha256"] else "duplicate_pixels"
-    return {"image_id": row["image_id"], "sha256": row["sha256"], "reason": reason, "detail": detail}
-
-
-def without(uri: str, file: File, image_ids: Iterable[str]) -> File | None:
-    """The file without some rows, as a new file; None when no row is left."""
-    gone = set(image_ids)
-    with ShardWriter(uri, CLEAN_LAYOUT) as writer:
-        for table in _columns(uri, file, None):
-            for row in table.cast(CLEAN).to_pylist():
-                if row["image_id"] not in gone:
-                    writer.add(row, len(row["image"]["bytes"]))
-        return writer.publish(f"data/{file.split}", "data", file.split) if writer.rows else None
-
-
-def _columns(uri: str, file: File, columns: list[str] | None) -> Iterator[Any]:
-    where = uris.join(uri, file.uri)
-    with open_parquet(where) as parquet:
-        for index in range(parquet.num_row_groups):
-            yield read_row_group(parquet, index, where, columns)
+def _declared_in_both(table: Table, group: Rows) -> int:
+    """How many of the group's rows are declared as test, if another is declared for training."""
+    declared: Any = table.declared[group]
+    return int((declared == TEST).sum()) if np.isin(declared, (TRAIN, TRAINVAL)).any() else 0

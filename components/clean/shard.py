@@ -6,12 +6,11 @@ by another process, with the same bytes as its result.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import pyarrow as pa
+import numpy as np
 import xxhash
 
 from ..store.images import ImageRejected, Pixels
@@ -20,40 +19,14 @@ from ..store.parallel import cores, ordered
 from ..store.progress import Progress
 from ..store.shards import Layout, ShardWriter, row_groups
 from .config import CleanConfig
-from .splits import SPLITS, choose_split, shuffle_index
-from .standardize import standardize
+from .labels import LabelRules
+from .measures import Measures, measure
+from .schema import MEASURES, REJECTED, clean_layout, clean_schema
+from .splits import choose_split, shuffle_index
+from .standardize import Standardized, standardize
 
-_FIELDS: list[tuple[str, pa.DataType, dict[str, Any]]] = [
-    ("image_id", pa.string(), {"dtype": "string", "_type": "Value"}),
-    ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]), {"_type": "Image"}),
-    ("label", pa.string(), {"dtype": "string", "_type": "Value"}),
-    ("label_id", pa.int32(), {"dtype": "int32", "_type": "Value"}),
-    ("split", pa.string(), {"dtype": "string", "_type": "Value"}),
-    ("shuffle_index", pa.int64(), {"dtype": "int64", "_type": "Value"}),
-    ("width", pa.int32(), {"dtype": "int32", "_type": "Value"}),
-    ("height", pa.int32(), {"dtype": "int32", "_type": "Value"}),
-    ("sha256", pa.string(), {"dtype": "string", "_type": "Value"}),
-    ("format", pa.string(), {"dtype": "string", "_type": "Value"}),
-    ("image_bytes", pa.int64(), {"dtype": "int64", "_type": "Value"}),
-    ("pixel_hash", pa.string(), {"dtype": "string", "_type": "Value"}),
-    ("decoder_warning", pa.string(), {"dtype": "string", "_type": "Value"}),
-]
-CLEAN = pa.schema(
-    # Nullable, all of them: Hugging Face `datasets` applies its metadata, by which the image column opens as images,
-    # only to fields that equal its own, and those are nullable.
-    [(name, kind) for name, kind, _ in _FIELDS],
-    metadata={"huggingface": json.dumps({"info": {"features": {name: about for name, _, about in _FIELDS}}})},
-)
-REJECTED = pa.schema(
-    [
-        pa.field("image_id", pa.string(), nullable=False),
-        pa.field("sha256", pa.string()),
-        pa.field("reason", pa.string(), nullable=False),
-        pa.field("detail", pa.string(), nullable=False),
-    ]
-)
-# Small row groups: resize picks a range of the shuffled order out of every file.
-CLEAN_LAYOUT = Layout(CLEAN, row_group_bytes=4 * 2**20)
+UNSPLIT = ""
+"""The split of candidates that get theirs only when all are known."""
 
 
 @dataclass(frozen=True)
@@ -76,72 +49,142 @@ class RowRules:
     """What decides about a row besides the row itself."""
 
     config: CleanConfig
-    class_ids: dict[str, int]
+    labels: LabelRules
+
+    @property
+    def one_hot(self) -> bool:
+        return self.config.label_encoding == "one_hot"
+
+    def layout(self) -> Layout:
+        return clean_layout(clean_schema(self.labels.multi, self.one_hot))
+
+
+@dataclass
+class CleanedRows:
+    """The rows of one raw shard, in memory: about the shard's size, 128 MB."""
+
+    kept: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    rejected: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, row: dict[str, Any], folder: str) -> None:
+        if "reason" in row:
+            self.rejected.append(row)
+        else:
+            self.kept.setdefault(folder, []).append(row)
 
 
 def clean_shard(raw: Dataset, file: File, uri: str, rules: RowRules, progress: Progress) -> CleanedShard:
-    """Clean one raw shard into files below the dataset `uri`. Holds the shard's images, about 128 MB."""
-    kept: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
-    rejected: list[dict[str, Any]] = []
+    """Clean one raw shard into files below the dataset `uri`."""
+    return write_shard(clean_rows(raw, file, rules, progress), uri, rules)
+
+
+def clean_rows(raw: Dataset, file: File, rules: RowRules, progress: Progress) -> CleanedRows:
+    """Every row of one raw shard, on all cores."""
+    rows = CleanedRows()
+    unsplit = rules.config.split == "exact"
     workers = rules.config.clean_workers or cores()
-    rows = _rows(raw, file)
-    for row in ordered(rows, lambda r: clean_row(r, rules), workers, lambda r: len(r["image"] or b"")):
-        if "reason" in row:
-            rejected.append(row)
-        else:
-            kept[row["split"]].append(row)
+    read = _rows(raw, file, rules.config)
+    for row in ordered(read, lambda r: clean_row(r, rules), workers, lambda r: len(r["image"] or b"")):
+        rows.add(row, UNSPLIT if unsplit else row.get("split", ""))
         progress.add(1)
-    data = tuple(write_rows(uri, split, rows) for split, rows in kept.items() if rows)
-    return CleanedShard(data, (write_rejected(uri, rejected),) if rejected else ())
+    return rows
 
 
-def _rows(raw: Dataset, file: File) -> Iterator[dict[str, Any]]:
-    for table in row_groups(raw, file, ["image_id", "image", "sha256", "label", "split"]):
+def write_shard(rows: CleanedRows, uri: str, rules: RowRules) -> CleanedShard:
+    """The files of one raw shard, in the order of their splits' names."""
+    data = tuple(write_rows(uri, split, rows.kept[split], rules.layout()) for split in sorted(rows.kept))
+    return CleanedShard(data, (write_rejected(uri, rows.rejected),) if rows.rejected else ())
+
+
+def _rows(raw: Dataset, file: File, config: CleanConfig) -> Iterator[dict[str, Any]]:
+    """Raw rows with the columns that this config needs; a shard may lack `group`, if it is an old one."""
+    columns = ["image_id", "image", "sha256", "label", "split", "group"]
+    columns += ["boxes"] if config.roi != "off" else []
+    columns += ["mask"] if config.background != "off" else []
+    for table in row_groups(raw, file, columns):
         yield from table.to_pylist()
 
 
 def clean_row(row: dict[str, Any], rules: RowRules) -> dict[str, Any]:
     """A raw row → a clean row, or a row of rejects (which has a `reason`)."""
+    config = rules.config
     try:
         if row["image"] is None:
             raise ImageRejected("missing_file", "the source names it but it is not there")
-        if not row["label"]:
-            raise ImageRejected("no_label", "the source gives no label")
-        done = standardize(row["image"], rules.config)
+        labels = rules.labels.read(row["label"])
+        done = standardize(row["image"], config, row.get("boxes"), row.get("mask"))
+        measured = _measured(done, len(row["image"]), config)
     except ImageRejected as error:
         return {k: row[k] for k in ("image_id", "sha256")} | {"reason": error.reason, "detail": error.detail}
-    config, decoded = rules.config, done.decoded
-    split = choose_split(row["sha256"], row["split"], config.val_fraction, config.test_fraction)
+    height, width = done.pixels.shape[:2]
+    declared = row["split"] if config.declared_splits == "respect" else None
+    split = choose_split(row["sha256"], declared, config.val_fraction, config.test_fraction, row.get("group"))
     return {
         "image_id": row["image_id"],
         "image": {"bytes": done.data, "path": row["image_id"].rpartition("/")[2]},
-        "label": row["label"],
-        "label_id": rules.class_ids[row["label"]],
+        **_encoded(labels, rules),
         "split": split,
+        "declared_split": row["split"],
+        "group": row.get("group"),
         "shuffle_index": shuffle_index(row["sha256"]),
-        "width": decoded.width,
-        "height": decoded.height,
+        "width": width,
+        "height": height,
         "sha256": row["sha256"],
-        "format": decoded.format,
+        "format": done.format,
         "image_bytes": len(done.data),
-        "pixel_hash": pixel_hash(decoded.pixels),
-        "decoder_warning": decoded.warning or None,
+        "pixel_hash": pixel_hash(done.pixels),
+        **measured,
+        "decoder_warning": done.warning or None,
+    }
+
+
+def _encoded(labels: list[str], rules: RowRules) -> dict[str, Any]:
+    """The label as text, as ids, and as ones and zeros where that is asked for."""
+    ids = [rules.labels.ids[name] for name in labels]
+    found: dict[str, Any] = {"label": rules.labels.separator.join(labels) if rules.labels.multi else labels[0]}
+    found |= {"label_ids": ids} if rules.labels.multi else {"label_id": ids[0]}
+    if rules.one_hot:
+        found["label_one_hot"] = [int(number in ids) for number in range(len(rules.labels.ids))]
+    return found
+
+
+def _measured(done: Standardized, source_bytes: int, config: CleanConfig) -> dict[str, Any]:
+    """The measures of the picture as it is stored; ImageRejected for one that breaks a limit."""
+    height, width = done.pixels.shape[:2]
+    short, long = min(width, height), max(width, height)
+    if short < config.min_side:
+        raise ImageRejected("too_small", f"{width:,} x {height:,} pixels, at least {config.min_side:,} a side")
+    if config.max_aspect and long > config.max_aspect * short:
+        raise ImageRejected(
+            "extreme_aspect", f"{width:,} x {height:,} pixels, sides of at most {config.max_aspect:g}:1"
+        )
+    if not config.measures:
+        return {}
+    found: Measures = measure(done.pixels)
+    if found.contrast < config.min_contrast:
+        raise ImageRejected("blank", f"contrast {found.contrast:.4f}, at least {config.min_contrast:g}")
+    return {
+        **{name: getattr(found, name) for name in MEASURES if hasattr(found, name)},
+        "aspect_ratio": width / height,
+        "bytes_per_pixel": source_bytes / (done.source_width * done.source_height),
+        "phash": found.phash,
+        "thumbnail": found.thumbnail,
     }
 
 
 def pixel_hash(pixels: Pixels) -> str:
     """xxh3-128 of the upright pixels and their shape: equal pixels in whatever format and orientation."""
     found = xxhash.xxh3_128(str(pixels.shape).encode())
-    found.update(pixels.data)
+    found.update(np.ascontiguousarray(pixels).data)
     return found.hexdigest()
 
 
-def write_rows(uri: str, split: str, rows: list[dict[str, Any]]) -> File:
+def write_rows(uri: str, split: str, rows: list[dict[str, Any]], layout: Layout) -> File:
     """One clean file, its rows in shuffled order (ties, which only copies can have, by image_id)."""
-    with ShardWriter(uri, CLEAN_LAYOUT) as writer:
+    with ShardWriter(uri, layout) as writer:
         for row in sorted(rows, key=lambda r: (r["shuffle_index"], r["image_id"])):
             writer.add(row, len(row["image"]["bytes"]))
-        return writer.publish(f"data/{split}", "data", split)
+        return writer.publish(f"data/{split or 'unsplit'}", "data", split)
 
 
 def write_rejected(uri: str, rows: list[dict[str, Any]]) -> File:

@@ -19,13 +19,17 @@ from PIL import Image
 from imagemill.components.clean.classes import class_list, read_class_list
 from imagemill.components.clean.clean import clean
 from imagemill.components.clean.config import REASONS, CleanConfig
-from imagemill.components.clean.duplicates import find_duplicates, without
-from imagemill.components.clean.shard import CLEAN, REJECTED, CleanedShard, pixel_hash, write_rows
+from imagemill.components.clean.decide import decide
+from imagemill.components.clean.labels import LabelRules, label_rules, split_labels
+from imagemill.components.clean.rewrite import final_files
+from imagemill.components.clean.schema import CLEAN, REJECTED, clean_layout
+from imagemill.components.clean.shard import CleanedShard, pixel_hash, write_rows
 from imagemill.components.clean.splits import SPLITS, choose_split, shuffle_index, split_position
 from imagemill.components.clean.standardize import standardize
+from imagemill.components.clean.table import read_table
 from imagemill.components.download.raw import RAW
 from imagemill.components.store.errors import UserError
-from imagemill.components.store.images import decode
+from imagemill.components.store.images import ImageRejected, decode
 from imagemill.components.store.manifest import Dataset, File, Manifest, Totals, commit, count
 from imagemill.components.store.shards import Layout, ShardWriter
 from imagemill.components.store.step import Context
@@ -58,6 +62,16 @@ def test_a_declared_split_wins(sha256: str, declared: str | None, val: float, te
         assert found == declared
     elif declared == "trainval":
         assert found != "test"
+
+
+@given(st.text(min_size=1, max_size=9), st.lists(SHA, min_size=2, max_size=5), FRACTION, FRACTION)
+def test_a_group_is_on_one_side(group: str, hashes: list[str], val: float, test: float) -> None:
+    assert len({choose_split(h, None, val, test, group) for h in hashes}) == 1
+
+
+def test_groups_are_divided_by_the_fractions() -> None:
+    found = Counter(choose_split("", None, 0.2, 0.1, str(n)) for n in range(20_000))
+    assert abs(found["val"] / 20_000 - 0.2) < 0.012 and abs(found["test"] / 20_000 - 0.1) < 0.01
 
 
 @given(SHA, FRACTION, FRACTION)
@@ -94,6 +108,68 @@ def test_class_ids_are_appended_and_never_renumbered(labels: list[str], base: li
     assert list(found[: len(base)]) == base
     assert list(found[len(base) :]) == sorted(set(labels) - set(base))
     assert class_list(labels, found) == found
+
+
+RULES = LabelRules({"cat": 0, "dog": 1, "other": 2}, rare=frozenset({"emu"}), other="other")
+
+
+@pytest.mark.parametrize(
+    ("rules", "text", "expected"),
+    [
+        (RULES, " cat ", ["cat"]),
+        (RULES, "emu", ["other"]),
+        (RULES, None, "no_label"),
+        (RULES, "  ", "no_label"),
+        (RULES, "cow", "unknown_label"),
+        (RULES, "cat|dog", "unknown_label"),
+        (LabelRules({"cat": 0}, rare=frozenset({"emu"})), "emu", "rare_class"),
+        (LabelRules(RULES.ids, "|"), "dog| cat||dog", ["cat", "dog"]),
+        (LabelRules(RULES.ids, "|"), "|", "no_label"),
+        (LabelRules(RULES.ids, "|"), "cat|cow", "unknown_label"),
+        (LabelRules(RULES.ids, "|", frozenset({"emu"})), "emu|cat", ["cat"]),
+        (LabelRules(RULES.ids, "|", frozenset({"emu", "gnu"}), "other"), "emu|gnu|cat", ["cat", "other"]),
+    ],
+)
+def test_what_a_label_becomes(rules: LabelRules, text: str | None, expected: list[str] | str) -> None:
+    if isinstance(expected, list):
+        assert rules.read(text) == expected
+    else:
+        with pytest.raises(ImageRejected) as caught:
+            rules.read(text)
+        assert caught.value.reason == expected and expected in REASONS
+
+
+def rules_of(counts: dict[str, int], base: tuple[str, ...] = (), **options: Any) -> LabelRules:
+    return label_rules(counts, base, CleanConfig(**options), "here")
+
+
+def test_rare_classes_are_kept_merged_or_dropped() -> None:
+    counts = {"a": 100, "b": 50, "c": 9, "d": 2}
+    assert list(rules_of(counts).ids) == ["a", "b", "c", "d"]
+    merged = rules_of(counts, rare_classes="merge")
+    assert list(merged.ids) == ["a", "b", "other"] and merged.read("c") == merged.read("d") == ["other"]
+    dropped = rules_of(counts, rare_classes="drop", rare_below=3)
+    assert list(dropped.ids) == ["a", "b", "c"]
+    with pytest.raises(UserError, match="at least two classes, found only 'a'"):
+        rules_of(counts, rare_classes="drop", rare_below=60)
+    # A class that is called as what rare ones are merged into takes them in, and is never rare itself.
+    taken = rules_of({"a": 100, "other": 1, "z": 1}, rare_classes="merge")
+    assert list(taken.ids) == ["a", "other"] and taken.read("other") == taken.read("z") == ["other"]
+
+
+def test_ids_stay_and_unknown_labels_are_appended_or_rejected() -> None:
+    counts = {"a": 5, "b": 5, "new": 5}
+    assert list(rules_of(counts, ("b", "gone", "a")).ids) == ["b", "gone", "a", "new"]
+    fixed = rules_of(counts, ("b", "gone", "a"), unknown_labels="reject")
+    assert list(fixed.ids) == ["b", "gone", "a"]
+    with pytest.raises(UserError, match="unknown_labels: expected append, or a class_list"):
+        rules_of(counts, unknown_labels="reject")
+
+
+def test_several_labels_are_counted_each() -> None:
+    assert split_labels(" a ; b;;", ";") == ["a", "b"] and split_labels(" a;b ", "") == ["a;b"]
+    found = rules_of({"a|b": 6, "b": 6, "c|a": 1}, label_separator="|", rare_classes="drop", rare_below=7)
+    assert found.multi and list(found.ids) == ["a", "b"] and found.read("c|a") == ["a"]
 
 
 def test_a_class_list_file(tmp_path: Path) -> None:
@@ -137,8 +213,8 @@ def test_colour_becomes_grey_bytes_that_hold_the_same_pixels(kind: str, stored: 
     smooth = np.asarray(Image.fromarray(noise(2, (4, 5, 3))).resize((60, 48), Image.Resampling.BICUBIC))
     done = standardize(encoded(smooth, kind), GRAY)
     again = decode(done.data, "gray")
-    assert again.format == stored and again.as_stored and done.decoded.pixels.shape == (48, 60, 1)
-    assert np.abs(again.pixels.astype(int) - done.decoded.pixels).max() <= (0 if stored == "PNG" else 6)
+    assert again.format == stored and again.as_stored and done.pixels.shape == (48, 60, 1)
+    assert np.abs(again.pixels.astype(int) - done.pixels).max() <= (0 if stored == "PNG" else 6)
 
 
 def test_a_turned_grey_picture_is_stored_upright() -> None:
@@ -147,7 +223,7 @@ def test_a_turned_grey_picture_is_stored_upright() -> None:
     for kind in ("PNG", "JPEG", "TIFF"):
         done = standardize(encoded(noise(3)[:, :, 0], kind, exif=exif), GRAY)
         assert Image.open(io.BytesIO(done.data)).getexif().get(0x0112, 1) == 1
-        assert decode(done.data, "gray").pixels.shape == done.decoded.pixels.shape == (20, 16, 1)
+        assert decode(done.data, "gray").pixels.shape == done.pixels.shape == (20, 16, 1)
 
 
 def test_pixel_hashes_see_pixels_and_shape_only() -> None:
@@ -165,7 +241,7 @@ def clean_row(image_id: str, split: str, data: bytes, label: str = "a") -> dict[
     return {
         "image_id": image_id, "image": {"bytes": data, "path": image_id}, "label": label, "label_id": 0, "split": split,
         "shuffle_index": shuffle_index(sha256), "width": pixels.shape[1], "height": pixels.shape[0], "sha256": sha256,
-        "format": "PNG", "image_bytes": len(data), "pixel_hash": pixel_hash(pixels), "decoder_warning": None,
+        "format": "PNG", "image_bytes": len(data), "pixel_hash": pixel_hash(pixels),
     }  # fmt: skip
 
 
@@ -179,26 +255,41 @@ def test_of_copies_the_one_in_test_stays_then_val_then_the_smallest_id(tmp_path:
         clean_row("alone", "train", encoded(noise(9))),
     ]  # fmt: skip
     uri = str(tmp_path / "clean" / "01")
-    files = [write_rows(uri, s, [r for r in rows if r["split"] == s]) for s in SPLITS]
-    found = {d.image_id: d for d in find_duplicates(uri, files)}
-    assert set(found) == {"a", "c", "z", "d", "g"}
-    assert {i: d.rejected["reason"] for i, d in found.items()} == {
+    layout = clean_layout(CLEAN)
+    files = [write_rows(uri, s, [r for r in rows if r["split"] == s], layout) for s in SPLITS]
+    verdicts, _ = decide(read_table(uri, files), CleanConfig(near_duplicates="off"))
+    found = {row["image_id"]: row for row in verdicts.rejected()}
+    assert {i: row["reason"] for i, row in found.items()} == {
         **dict.fromkeys("aczd", "duplicate_bytes"),
         "g": "duplicate_pixels",
     }
-    assert found["a"].rejected["detail"] == "same as y (test)"
-    assert found["g"].rejected["detail"] == "same as f (train); labelled dog here, cat there"
-    assert found["z"].file.split == "test"
-    train = without(uri, files[0], [i for i, d in found.items() if d.file == files[0]])
-    assert train is not None and train.rows == 2
-    table = pq.read_table(f"{uri}/{train.uri}")
+    assert found["a"]["detail"] == "same as y (test)"
+    assert found["g"]["detail"] == "same as f (train); labelled dog here, cat there"
+    final = final_files(uri, verdicts, layout)
+    assert [(f.split, f.rows) for f in final] == [("train", 2), ("val", 1), ("test", 1)]
+    table = pq.read_table(f"{uri}/{final[0].uri}")
     assert sorted(table.column("image_id").to_pylist()) == ["alone", "f"]
-    assert table.schema.equals(CLEAN, check_metadata=False)
-    assert without(uri, train, ["alone", "f"]) is None
+    assert table.schema.equals(CLEAN, check_metadata=True)
 
 
-def test_no_files_have_no_duplicates(tmp_path: Path) -> None:
-    assert find_duplicates(str(tmp_path), []) == []
+def test_files_are_rewritten_only_where_rows_go_or_change_sides(tmp_path: Path) -> None:
+    rows = [clean_row(f"{n}", SPLITS[n % 3], encoded(noise(n))) for n in range(30)]
+    uri, layout = str(tmp_path / "clean" / "01"), clean_layout(CLEAN)
+    files = [write_rows(uri, s, [r for r in rows if r["split"] == s], layout) for s in SPLITS]
+    verdicts, _ = decide(read_table(uri, files), CleanConfig(near_duplicates="off"))
+    assert final_files(uri, verdicts, layout) == files
+    verdicts.alive[:10] = False
+    assert final_files(uri, verdicts, layout) == files[1:]
+    verdicts.alive[:] = True
+    verdicts.splits[::2] = 0
+    moved = final_files(uri, verdicts, layout)
+    found = [(f.split, row) for f in moved for row in pq.read_table(f"{uri}/{f.uri}").to_pylist()]
+    assert sorted(row["image_id"] for _, row in found) == sorted(row["image_id"] for row in rows)
+    assert all(row["split"] == split for split, row in found)
+    assert Counter(split for split, _ in found) == {"train": 20, "val": 5, "test": 5}
+    for file in moved:
+        order = pq.read_table(f"{uri}/{file.uri}").column("shuffle_index").to_pylist()
+        assert order == sorted(order)
 
 
 def raw_dataset(workspace: Path, rows: list[dict[str, Any]], shards: int = 2, name: str = "00") -> Dataset:

@@ -1,0 +1,266 @@
+"""What is decided about all images together: copies, exact splits, twins, leaks, conflicts, outliers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imagemill.components.clean.config import CleanConfig
+from imagemill.components.clean.decide import assign_exact_splits, decide
+from imagemill.components.clean.duplicates import drop_duplicates, same_pixels
+from imagemill.components.clean.outliers import comparable, find_outliers, robust_scores
+from imagemill.components.clean.schema import MEASURES
+from imagemill.components.clean.splits import SPLITS, TEST, TRAIN, TRAINVAL, UNDECLARED, VAL, exact_splits
+from imagemill.components.clean.table import Name, Rows, Table
+from imagemill.components.clean.twins import Twins, judge_twins
+from imagemill.components.clean.verdicts import Verdicts
+
+CODES = {name: code for code, name in enumerate(SPLITS)} | {"": UNDECLARED, "trainval": TRAINVAL}
+
+
+class Toy(Table):
+    """A table whose names are made up: row n is `n`, its label its class's letter."""
+
+    def names(self, rows: Rows) -> dict[int, Name]:
+        return {
+            int(r): Name(f"{int(r):03d}", f"sha{r}", chr(97 + int(self.label[r])), SPLITS[min(2, self.split[r])])
+            for r in rows
+        }
+
+
+def toy(
+    pixels: list[int], labels: str = "", splits: list[str] | None = None, declared: list[str] | None = None, **more: Any
+) -> Toy:
+    number = len(pixels)
+    return Toy(
+        pixels=np.array([[p, 0] for p in pixels], np.uint64).reshape(number, 2),
+        content=np.array(more.get("content", range(number)), np.uint64),
+        phash=np.array(more.get("phash", [0] * number), np.uint64),
+        label=np.array([ord(c) - 97 for c in labels or "a" * number], np.int64),
+        split=np.array([CODES[s] for s in splits or ["train"] * number], np.uint8),
+        declared=np.array([CODES[s] for s in declared or [""] * number], np.uint8),
+        group=np.array(more.get("group", [0] * number), np.uint64),
+        order=np.array(more.get("order", range(number)), np.int64),
+        measures={name: np.zeros(number, np.float32) for name in MEASURES} | more.get("measures", {}),
+        measured=True,
+    )
+
+
+def copies(table: Toy, policy: str = "keep") -> tuple[dict[int, str], dict[str, Any], dict[str, str]]:
+    verdicts = Verdicts.of(table)
+    drop_duplicates(verdicts, policy)
+    details = {row["image_id"]: row["detail"] for row in verdicts.rejected()}
+    return {r: v.reason for r, v in verdicts.dropped.items()}, verdicts.found["duplicates"], details
+
+
+def test_groups_of_equal_pixels_are_found_and_nothing_else() -> None:
+    assert [g.tolist() for g in same_pixels(toy([5, 1, 5, 2, 1, 5]))] == [[0, 2, 5], [1, 4]]
+    assert same_pixels(toy([1, 2, 3])) == [] and same_pixels(toy([])) == []
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.sampled_from(SPLITS), st.sampled_from("ab")), max_size=20))
+def test_one_of_the_copies_stays_and_it_is_the_one_nearest_to_test(rows: list[tuple[int, str, str]]) -> None:
+    pixels, splits, labels = ([row[i] for row in rows] for i in range(3))
+    dropped, found, _ = copies(toy(pixels, "".join(labels), splits))
+    for value in set(pixels):
+        members = [r for r, p in enumerate(pixels) if p == value]
+        (kept,) = [r for r in members if r not in dropped]
+        assert kept == min(members, key=lambda r: (("test", "val", "train").index(splits[r]), r))
+    assert found["conflicts"] == sum(len({labels[r] for r, p in enumerate(pixels) if p == v}) > 1 for v in set(pixels))
+
+
+@pytest.mark.parametrize(
+    ("labels", "policy", "expected"),
+    [
+        ("aab", "keep", {1: "duplicate_pixels", 2: "duplicate_pixels"}),
+        ("aab", "drop_all", dict.fromkeys(range(3), "label_conflict")),
+        ("aab", "drop_minority", {2: "label_conflict", 1: "duplicate_pixels"}),
+        ("baa", "drop_minority", {0: "label_conflict", 2: "duplicate_pixels"}),
+        ("aabb", "drop_minority", dict.fromkeys(range(4), "label_conflict")),
+        ("aabbc", "drop_minority", dict.fromkeys(range(5), "label_conflict")),
+        ("aaa", "drop_all", {1: "duplicate_pixels", 2: "duplicate_pixels"}),
+    ],
+)
+def test_copies_with_different_labels(labels: str, policy: str, expected: dict[int, str]) -> None:
+    dropped, found, details = copies(toy([7] * len(labels), labels), policy)
+    assert dropped == expected
+    assert found["conflicts"] == (len(set(labels)) > 1)
+    if policy == "keep" and labels == "aab":
+        assert details["002"] == "same as 000 (train); labelled b here, a there"
+        assert found["conflict_examples"][0][2] == {"image_id": "002", "label": "b"}
+
+
+def test_equal_bytes_are_told_from_equal_pixels_and_leaks_by_declaration_are_counted() -> None:
+    dropped, found, _ = copies(
+        toy([1, 1, 1, 2, 2], splits=["test", "train", "train", "test", "test"],
+            declared=["test", "trainval", "train", "test", "test"], content=[9, 9, 8, 7, 7])
+    )  # fmt: skip
+    assert dropped == {1: "duplicate_bytes", 2: "duplicate_pixels", 4: "duplicate_bytes"}
+    assert found["declared_test_images_in_declared_train"] == 1
+
+
+FRACTIONS = st.sampled_from([(0.0, 0.0), (0.1, 0.1), (0.25, 0.25), (0.4, 0.4), (0.0, 0.5)])
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["", "trainval", *SPLITS])), max_size=60), FRACTIONS)
+def test_exact_splits_hold_in_every_class(rows: list[tuple[int, str]], fractions: tuple[float, float]) -> None:
+    labels = np.array([r[0] for r in rows], np.int64)
+    declared = np.array([CODES[r[1]] for r in rows], np.uint8)
+    places = np.random.default_rng(len(rows)).permutation(len(rows)).astype(np.uint64)
+    found = exact_splits(declared, labels, places, fractions)
+    for label in range(4):
+        for part, (val, test) in ((UNDECLARED, fractions), (TRAINVAL, (fractions[0], 0.0))):
+            members = found[(labels == label) & (declared == part)]
+            number = len(members)
+            if number:
+                assert (members == TRAIN).sum() >= 1
+            if number >= 5:
+                assert abs((members == VAL).sum() - val * number) <= 0.51
+                assert abs((members == TEST).sum() - test * number) <= 0.51
+    for code in (TRAIN, VAL, TEST):
+        assert (found[declared == code] == code).all()
+
+
+def test_exact_splits_keep_groups_together_over_all_classes() -> None:
+    groups = np.repeat(np.arange(1, 41), 5)
+    table = toy(list(range(200)), "ab" * 100, group=groups.tolist())
+    verdicts = Verdicts.of(table)
+    assign_exact_splits(verdicts, CleanConfig(split="exact", val_fraction=0.2, test_fraction=0.1))
+    assert all(len(set(verdicts.splits[groups == g])) == 1 for g in range(1, 41))
+    assert Counter(verdicts.splits.tolist()) == {TRAIN: 140, VAL: 40, TEST: 20}
+
+
+def test_declared_splits_can_be_ignored_in_exact_splits() -> None:
+    table = toy(list(range(40)), "ab" * 20, declared=["test"] * 40)
+    for respect, expected in (("respect", {TEST: 40}), ("ignore", {TRAIN: 32, VAL: 4, TEST: 4})):
+        verdicts = Verdicts.of(table)
+        assign_exact_splits(verdicts, CleanConfig(split="exact", declared_splits=respect))
+        assert Counter(verdicts.splits.tolist()) == expected
+
+
+def judged(table: Toy, pairs: list[tuple[int, int]], **options: Any) -> tuple[dict[int, str], Verdicts]:
+    first, second = (np.array([p[i] for p in pairs], np.int64) for i in (0, 1))
+    twins = Twins(first, second, np.ones(len(pairs), np.uint8), np.ones(len(pairs), np.float32), len(pairs), True)
+    verdicts = Verdicts.of(table)
+    judge_twins(verdicts, twins, CleanConfig(**options))
+    return {row: v.reason for row, v in verdicts.dropped.items()}, verdicts
+
+
+LEAK = "near_duplicate_of_test"
+
+
+@pytest.mark.parametrize(
+    ("declared", "policy", "dropped"),
+    [
+        (["", ""], "auto", {0: LEAK}),
+        (["", ""], "report", {}),
+        (["train", "test"], "auto", {}),
+        (["train", "test"], "drop", {0: LEAK}),
+        (["trainval", "test"], "auto", {}),
+        (["", "test"], "auto", {0: LEAK}),
+        (["train", ""], "auto", {0: LEAK}),
+    ],
+)
+def test_a_train_image_with_a_twin_in_test_is_dropped_unless_the_source_declares_both(
+    declared: list[str], policy: str, dropped: dict[int, str]
+) -> None:
+    for order in ([(0, 1)], [(1, 0)]):
+        found, verdicts = judged(toy([0, 1], splits=["train", "test"], declared=declared), order, leakage=policy)
+        assert found == dropped
+        leakage = verdicts.found["leakage"]
+        assert (leakage["dropped"], leakage["kept"]) == ((1, 0) if dropped else (0, 1))
+        assert leakage["test_images_with_twin_in_train"] == 1 and leakage["test_images_with_twin_in_val"] == 0
+        expected = declared[0] in ("train", "trainval") and declared[1] == "test"
+        assert leakage["declared_test_images_with_twin_in_declared_train"] == expected
+
+
+def test_ignored_declarations_protect_no_leak() -> None:
+    table = toy([0, 1], splits=["val", "test"], declared=["train", "test"])
+    found, verdicts = judged(table, [(0, 1)], declared_splits="ignore")
+    assert found == {0: LEAK} and verdicts.found["leakage"]["test_images_with_twin_in_val"] == 1
+    assert next(verdicts.rejected())["detail"] == "near twin of 001 (test)"
+
+
+def test_a_twin_of_a_twin_is_no_twin() -> None:
+    table = toy(range(4), splits=["test", "train", "train", "train"])  # type: ignore[arg-type]
+    found, _ = judged(table, [(0, 1), (1, 2), (2, 3)])
+    assert found == {1: LEAK}
+
+
+def test_twins_within_a_split_are_reported_or_all_but_one_dropped() -> None:
+    table = toy(range(6), splits=["train", "train", "train", "val", "test", "test"], order=[5, 0, 9, 1, 2, 3])  # type: ignore[arg-type]
+    pairs = [(0, 1), (1, 2), (2, 3), (4, 5)]
+    found, verdicts = judged(table, pairs)
+    assert found == {} and verdicts.found["near_duplicates"]["by_splits"] == {
+        "train-train": 2,
+        "train-val": 1,
+        "test-test": 1,
+    }
+    found, verdicts = judged(table, pairs, near_duplicates="drop")
+    # Kept first: test by order (4), val (3), then train by order: 1; 0 and 2 are direct twins of kept ones.
+    assert found == dict.fromkeys((0, 2, 5), "near_duplicate")
+    assert verdicts.found["near_duplicates"]["dropped"] == 3
+
+
+@pytest.mark.parametrize(
+    ("labels", "pairs", "policy", "dropped"),
+    [
+        ("ab", [(0, 1)], "keep", set()),
+        ("ab", [(0, 1)], "drop_all", {0, 1}),
+        ("ab", [(0, 1)], "drop_minority", {0, 1}),
+        ("aab", [(0, 1), (0, 2), (1, 2)], "drop_minority", {2}),
+        ("aab", [(0, 1), (0, 2), (1, 2)], "drop_all", {0, 1, 2}),
+        ("aaab", [(0, 1), (0, 2), (2, 3)], "drop_minority", {3}),
+        ("aa", [(0, 1)], "drop_all", set()),
+    ],
+)
+def test_twins_with_different_labels(labels: str, pairs: list[tuple[int, int]], policy: str, dropped: set[int]) -> None:
+    found, verdicts = judged(toy(list(range(len(labels))), labels), pairs, label_conflicts=policy)
+    assert found == dict.fromkeys(dropped, "label_conflict")
+    expected = sum(labels[a] != labels[b] for a, b in pairs)
+    assert verdicts.found["near_duplicates"]["conflicts"] == expected
+    assert len(verdicts.found["near_duplicates"]["conflict_examples"]) == expected
+
+
+def test_robust_scores_by_their_definition() -> None:
+    values = np.array([1.0, 2.0, 3.0, 4.0, 100.0])
+    assert robust_scores(values).tolist() == pytest.approx([0.6745 * abs(v - 3) for v in values], rel=1e-6)
+    mostly_equal = np.array([5.0] * 9 + [6.0])  # median deviation 0: the mean deviation, 0.1
+    assert robust_scores(mostly_equal).tolist() == pytest.approx([0.0] * 9 + [0.7979 / 0.1], rel=1e-6)
+    assert robust_scores(np.full(7, 3.0)).tolist() == [0.0] * 7
+    assert comparable("aspect_ratio", np.array([2.0, 0.5], np.float32)).sum() == pytest.approx(0)
+
+
+def test_outliers_are_reported_by_default_and_dropped_on_request() -> None:
+    values = np.r_[np.random.default_rng(0).normal(0.5, 0.01, 200), 0.9, 0.1].astype(np.float32)
+    for policy, gone in (("report", set()), ("drop", {200, 201})):
+        verdicts = Verdicts.of(toy(list(range(202)), measures={"brightness": values}))
+        find_outliers(verdicts, ("brightness", "entropy"), 6.0, policy)
+        assert set(verdicts.dropped) == gone
+        assert {name: about["count"] for name, about in verdicts.found["outliers"].items()} == {"brightness": 2}
+        (far, near) = verdicts.found["outliers"]["brightness"]["examples"]
+        assert {far["image_id"], near["image_id"]} == {"200", "201"} and far["score"] >= near["score"] > 30
+        if gone:
+            detail = next(iter(verdicts.rejected()))["detail"]
+            assert detail.startswith("brightness 0.") and "spreads from the median 0.5" in detail
+
+
+def test_the_order_of_decisions_a_copy_is_no_twin_and_weighs_once() -> None:
+    """Rows 0 and 1 are copies; near-duplicates and outliers look at the survivor alone."""
+
+    class Thumbs(Toy):
+        def thumbnails(self, rows: Rows) -> Any:
+            return np.zeros((len(rows), 1024), np.uint8)
+
+    made = toy([1, 1, 2], phash=[1, 1, 0xFFFF0000FFFF])
+    table = Thumbs(**vars(made))
+    verdicts, twins = decide(table, CleanConfig())
+    assert set(verdicts.dropped) == {1} and twins is not None and len(twins) == 0
+    assert set(verdicts.found) == {"duplicates", "near_duplicates", "leakage", "outliers"}
+    verdicts, twins = decide(table, CleanConfig(near_duplicates="off"))
+    assert twins is None and "near_duplicates" not in verdicts.found
