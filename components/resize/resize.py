@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import numpy as np
 
@@ -18,15 +20,10 @@ from ..store.step import CACHED, RAN, Context, Outcome
 from .config import VERSION, ResizeConfig
 from .on_ray import ray_session, run_jobs
 from .plan import Job, plan_jobs
+from .statistics import Sums, needs_sums, normalization_of
 from .work import make_file
 
 SPLITS = ("train", "val", "test")
-MEAN_STD = {
-    "rgb": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
-    # The luma weights of ITU-R 601 applied to the three channels' means; the spread is that of the luma.
-    "gray": ([0.458], [0.226]),
-}
-"""Mean and standard deviation of ImageNet's training images, in [0, 1]: what pretrained weights expect."""
 
 
 def resize(config: ResizeConfig, context: Context) -> Outcome:
@@ -43,48 +40,69 @@ def resize(config: ResizeConfig, context: Context) -> Outcome:
 
 
 def _build(clean: Dataset, uri: str, config: ResizeConfig, context: Context) -> Dataset:
-    geometry = Geometry(config.image_size, config.resize_mode, clean.manifest.image["color"])
-    row_bytes = int(np.prod(geometry.shape))
+    geometry = config.geometry(clean.manifest.image["color"])
+    with_sums = needs_sums(config.normalization, geometry.color, geometry.edges)
     progress = Progress("resize", total=clean.manifest.totals.rows)
-    files: dict[str, File] = {}
-    open_jobs = _open_jobs(clean, uri, row_bytes, context, files, progress)
+    done: dict[str, Made] = {}
+    open_jobs = _open_jobs(clean, uri, geometry, with_sums, context, done, progress)
     first = next(open_jobs, None)
     if first is not None:
         with ray_session(config.ray_address, config.resize_workers) as slots:
             context.say(f"Ray with {slots} cores")
             progress.restart()
-            for job, result in run_jobs(chain([first], open_jobs), make_file, (uri, geometry), slots):
+            for job, result in run_jobs(chain([first], open_jobs), make_file, (uri, geometry, with_sums), slots):
                 if "error" in result:
                     raise error_for_exit_code(result["exit_code"], result["error"])
-                files[job.key] = File(**result["file"])
+                done[job.key] = Made.from_record(result)
                 context.workspace.record_work(uri, job.key, result)
                 progress.add(job.rows)
-    return commit(uri, _manifest(clean, uri, config, geometry, [files[key] for key in sorted(files)]))
+    return commit(uri, _manifest(clean, uri, config, geometry, [done[key] for key in sorted(done)]))
+
+
+@dataclass(frozen=True)
+class Made:
+    """What one job gave: a tensor file and, where they are wanted of it, the sums of its channels."""
+
+    file: File
+    sums: Sums | None
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> Made:
+        return cls(File(**record["file"]), Sums.from_record(record["sums"]) if "sums" in record else None)
 
 
 def _open_jobs(
-    clean: Dataset, uri: str, row_bytes: int, context: Context, files: dict[str, File], progress: Progress
+    clean: Dataset,
+    uri: str,
+    geometry: Geometry,
+    with_sums: bool,
+    context: Context,
+    done: dict[str, Made],
+    progress: Progress,
 ) -> Iterator[Job]:
-    """The jobs that no earlier try finished; the files of the others go to `files`."""
+    """The jobs that no earlier try finished; what the others gave goes to `done`."""
     for split in SPLITS:
-        for job in plan_jobs(clean, split, row_bytes):
+        for job in plan_jobs(clean, split, int(np.prod(geometry.shape))):
             record = context.workspace.work_record(uri, job.key)
-            file = File(**record["file"]) if record else None
-            entry = store_for(uri).stat(uris.join(uri, file.uri)) if file else None
-            if file and entry and entry.size == file.bytes:
-                files[job.key] = file
+            made = Made.from_record(record) if record else None
+            entry = store_for(uri).stat(uris.join(uri, made.file.uri)) if made else None
+            whole = made and entry and entry.size == made.file.bytes
+            if made and whole and (made.sums or not with_sums or split != "train"):
+                done[job.key] = made
                 progress.total -= job.rows
             else:
                 yield job
 
 
-def _manifest(clean: Dataset, uri: str, config: ResizeConfig, geometry: Geometry, files: list[File]) -> Manifest:
+def _manifest(clean: Dataset, uri: str, config: ResizeConfig, geometry: Geometry, made: list[Made]) -> Manifest:
     totals = clean.manifest.totals
-    files.sort(key=lambda f: SPLITS.index(f.split))  # stable: within a split the order of the shuffled rows stays
+    # Stable: within a split the order of the shuffled rows stays.
+    files = sorted((one.file for one in made), key=lambda f: SPLITS.index(f.split))
     by_split = {split: sum(f.rows for f in files if f.split == split) for split in SPLITS}
     if sum(by_split.values()) != totals.rows:
         raise MillError(f"the ledger is wrong: {totals.rows} clean rows, {sum(by_split.values())} tensors")
-    mean, std = MEAN_STD[geometry.color]
+    sums = sum((one.sums for one in made if one.sums), Sums())
+    mean, std = normalization_of(config.normalization, geometry.color, geometry.shape[2], sums)
     return Manifest(
         kind="tensors",
         fingerprint=uris.last_part(uri),
@@ -100,13 +118,11 @@ def _manifest(clean: Dataset, uri: str, config: ResizeConfig, geometry: Geometry
             by_class=totals.by_class,
         ),
         image={
-            "shape": list(geometry.shape),
+            **geometry.to_dict(),
             "dtype": "uint8",
             "encoding": "raw",
-            "color": geometry.color,
             "mean": mean,
             "std": std,
-            "mode": geometry.mode,
         },
         extra={"dataset_name": clean.manifest.extra["dataset_name"]},
     )

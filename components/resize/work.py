@@ -9,10 +9,12 @@ import numpy as np
 import pyarrow as pa
 
 from ..store.errors import MillError
-from ..store.images import ImageRejected
+from ..store.images import ImageRejected, Pixels
+from ..store.manifest import File
 from ..store.resample import Geometry, decode_to
 from ..store.shards import Layout, ShardWriter, open_parquet, read_row_group
 from .plan import ROW_GROUP_BYTES, Job
+from .statistics import Histogram, Sums, add_histogram
 
 _COLUMNS = ["image_id", "image.bytes", "label_id", "shuffle_index"]
 
@@ -28,28 +30,44 @@ def tensor_schema(row_bytes: int) -> pa.Schema:
     )
 
 
-def make_file(job: Job, dataset_uri: str, geometry: Geometry) -> dict[str, Any]:
-    """Do one job; returns the published file's entry, or `error` and `exit_code` (an error must cross processes)."""
-    import torch
+def make_file(job: Job, dataset_uri: str, geometry: Geometry, with_sums: bool = False) -> dict[str, Any]:
+    """Do one job; returns the published file's entry, or `error` and `exit_code` (an error must cross processes).
 
-    torch.set_num_threads(1)  # parallelism is one task a core
+    `with_sums`: of training images also the exact sums of every channel, as `sums`.
+    """
+    _one_thread(geometry)
+    histogram = np.zeros((geometry.shape[2], 256), np.int64) if with_sums and job.split == "train" else None
     try:
-        return {"file": asdict(_make(job, dataset_uri, geometry)), "rows": job.rows}
+        found = {"file": asdict(_make(job, dataset_uri, geometry, histogram)), "rows": job.rows}
     except MillError as error:
         return {"error": str(error), "exit_code": error.exit_code}
+    return found if histogram is None else found | {"sums": asdict(Sums.of(histogram))}
 
 
-def _make(job: Job, dataset_uri: str, geometry: Geometry) -> Any:
+def _one_thread(geometry: Geometry) -> None:
+    """Parallelism is one task a core."""
+    import torch
+
+    torch.set_num_threads(1)
+    if geometry.edges or geometry.color in ("ycbcr", "lab"):
+        import cv2
+
+        cv2.setNumThreads(1)
+
+
+def _make(job: Job, dataset_uri: str, geometry: Geometry, histogram: Histogram | None) -> File:
     rows = _rows(job)
     row_bytes = int(np.prod(geometry.shape))
     schema = tensor_schema(row_bytes)
     group = max(1, ROW_GROUP_BYTES // row_bytes)
-    pixels = np.empty((min(group, len(rows)), row_bytes), np.uint8)  # one buffer for every row group
+    pixels = np.empty((min(group, len(rows)), *geometry.shape), np.uint8)  # one buffer for every row group
     with ShardWriter(dataset_uri, Layout(schema, plain=True)) as writer:
         for start in range(0, len(rows), group):
             part = rows[start : start + group]
             for number, row in enumerate(part):
                 pixels[number] = _resized(row, geometry)
+                if histogram is not None:
+                    add_histogram(histogram, pixels[number])
             writer.add_table(_table(part, pixels[: len(part)], schema))
         return writer.publish(f"data/{job.split}", "data", job.split)
 
@@ -68,9 +86,9 @@ def _rows(job: Job) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row["shuffle_index"], row["image_id"]))
 
 
-def _resized(row: dict[str, Any], geometry: Geometry) -> Any:
+def _resized(row: dict[str, Any], geometry: Geometry) -> Pixels:
     try:
-        return decode_to(row["image"]["bytes"], geometry).reshape(-1)
+        return decode_to(row["image"]["bytes"], geometry)
     except ImageRejected as error:
         raise MillError(
             f"{row['image_id']}: clean passed this image, but resize can't decode it ({error}); this is an error of "
@@ -78,7 +96,7 @@ def _resized(row: dict[str, Any], geometry: Geometry) -> Any:
         ) from None
 
 
-def _table(rows: list[dict[str, Any]], pixels: Any, schema: pa.Schema) -> pa.Table:
+def _table(rows: list[dict[str, Any]], pixels: Pixels, schema: pa.Schema) -> pa.Table:
     images = pa.FixedSizeBinaryArray.from_buffers(schema.field("image").type, len(rows), [None, pa.py_buffer(pixels)])
     labels = pa.array([row["label_id"] for row in rows], pa.int32())
     ids = pa.array([row["image_id"] for row in rows], pa.string())

@@ -25,7 +25,7 @@ MODEL_FORMAT = "imagemill-model"
 @dataclass(frozen=True)
 class ModelSpec:
     """Everything but the weights: backbone by its torchvision name, classes in the order of their ids, and the
-    `image` of the tensors it was trained on (shape [H, W, C], color, mode, mean and std in [0, 1])."""
+    `image` of the tensors it was trained on (shape [H, W, C], color, edges, mode, mean and std in [0, 1])."""
 
     backbone: str
     classes: tuple[str, ...]
@@ -38,7 +38,7 @@ class ModelSpec:
     @property
     def geometry(self) -> Geometry:
         """How a picture becomes this model's input."""
-        return Geometry(self.image["shape"][0], self.image["mode"], self.image["color"])
+        return Geometry.from_dict(self.image)
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self), indent=1, ensure_ascii=False).encode() + b"\n"

@@ -6,35 +6,44 @@ the size, the rest filled with black. Antialiased bilinear on uint8, as Pillow c
 
 YCbCr and Lab are made of RGB last, after the resample: of fewer pixels, and of the picture that everybody else
 gets, for bilinear on RGB is what models and their pretrained weights know. A single channel is taken first: a
-third of the resample, and the same pixels.
+third of the resample, and the same pixels. Edge channels come after the colour's.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from .edges import CANNY_HIGH, CANNY_LOW, edge_channels
 from .images import COLORS, VETTED, Decoded, Pixels, decode, in_color
 
 MODES = ("crop", "squash", "letterbox")
 LONG = 16
 """Sides beyond this ratio are cropped while they are resized: 1 x 65,500 pixels would be 4 GB before the crop."""
+KERNEL_CHANNELS = 4
+"""What torch's uint8 kernel takes at a time; with more it falls back on one that is five times slower."""
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """How an image becomes `size` x `size` pixels. Its dict travels in manifests and models."""
+    """How an image becomes `size` x `size` pixels. Its dict travels in manifests and models.
+
+    `edges` are names of edge channels, `canny_low` and `canny_high` the thresholds of the one that has some.
+    """
 
     size: int
     mode: str = "crop"
     color: str = "rgb"
+    edges: tuple[str, ...] = ()
+    canny_low: int = CANNY_LOW
+    canny_high: int = CANNY_HIGH
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """[H, W, C] of what comes out."""
-        return (self.size, self.size, COLORS[self.color])
+        """[H, W, C] of what comes out: the colour's channels, then one for each of `edges`."""
+        return (self.size, self.size, COLORS[self.color] + len(self.edges))
 
     @property
     def short_side(self) -> int:
@@ -42,7 +51,22 @@ class Geometry:
         return round(self.size * 256 / 224)
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """What a manifest says of it in `image`."""
+        thresholds = {"canny_low": self.canny_low, "canny_high": self.canny_high} if self.edges else {}
+        shape, edges = list(self.shape), list(self.edges)
+        return {"shape": shape, "color": self.color, "mode": self.mode, "edges": edges, **thresholds}
+
+    @classmethod
+    def from_dict(cls, image: dict[str, Any]) -> Geometry:
+        """The geometry of tensors by the `image` of their manifest; those that say nothing of edges have none."""
+        return cls(
+            image["shape"][0],
+            image["mode"],
+            image["color"],
+            tuple(image.get("edges", ())),
+            image.get("canny_low", CANNY_LOW),
+            image.get("canny_high", CANNY_HIGH),
+        )
 
     def scaled(self, width: int, height: int) -> tuple[int, int]:
         """(width, height) that an image of that size is resized to, before crop or padding."""
@@ -73,25 +97,36 @@ def fit(image: Decoded, geometry: Geometry) -> Pixels:
 
     The full image's size decides, not that of a scaled decode.
     """
-    return np.ascontiguousarray(in_color(_fitted(image, geometry), geometry.color))
+    picture = _picture(image, geometry)
+    color = in_color(_padded(picture, geometry.size), geometry.color)
+    if not geometry.edges:
+        return color
+    edges = edge_channels(in_color(picture, "gray"), geometry.edges, geometry.canny_low, geometry.canny_high)
+    return np.concatenate([color, _padded(edges, geometry.size)], axis=2)
 
 
-def _fitted(image: Decoded, geometry: Geometry) -> Pixels:
-    """uint8 [H, W, channels of the image]: resampled, then cropped or padded with black."""
+def _picture(image: Decoded, geometry: Geometry) -> Pixels:
+    """uint8 [h, w, channels of the image], contiguous: resampled and cropped, not yet padded."""
     width, height = geometry.scaled(image.width, image.height)
+    if geometry.mode != "crop":
+        return np.ascontiguousarray(resample(image.pixels, width, height))
+    size = geometry.size
     # torchvision's CenterCrop rounds half to even; the same here, so that pixels are equal.
-    top, left = round((height - geometry.size) / 2.0), round((width - geometry.size) / 2.0)
-    if geometry.mode == "crop" and max(width, height) > LONG * min(width, height):
-        return _resample_part(image.pixels, width, height, top, left, geometry.size)
-    resized = resample(image.pixels, width, height)
-    if geometry.mode == "crop":
-        resized = resized[top : top + geometry.size, left : left + geometry.size]
-    elif geometry.mode == "letterbox":
-        canvas: Pixels = np.zeros((geometry.size, geometry.size, image.pixels.shape[2]), np.uint8)
-        top, left = (geometry.size - height) // 2, (geometry.size - width) // 2
-        canvas[top : top + height, left : left + width] = resized
-        resized = canvas
-    return resized
+    top, left = round((height - size) / 2.0), round((width - size) / 2.0)
+    if max(width, height) > LONG * min(width, height):
+        return _resample_part(image.pixels, width, height, top, left, size)
+    return np.ascontiguousarray(resample(image.pixels, width, height)[top : top + size, left : left + size])
+
+
+def _padded(picture: Pixels, size: int) -> Pixels:
+    """The picture in the middle of size x size pixels, 0 around it."""
+    height, width, channels = picture.shape
+    if height == width == size:
+        return picture
+    canvas: Pixels = np.zeros((size, size, channels), np.uint8)
+    top, left = (size - height) // 2, (size - width) // 2
+    canvas[top : top + height, left : left + width] = picture
+    return canvas
 
 
 def resample(pixels: Pixels, width: int, height: int) -> Pixels:
@@ -101,6 +136,9 @@ def resample(pixels: Pixels, width: int, height: int) -> Pixels:
 
     if pixels.shape[:2] == (height, width):
         return pixels
+    if pixels.shape[2] > KERNEL_CHANNELS:
+        parts = np.split(pixels, range(KERNEL_CHANNELS, pixels.shape[2], KERNEL_CHANNELS), axis=2)
+        return np.concatenate([resample(np.ascontiguousarray(part), width, height) for part in parts], axis=2)
     source = torch.from_numpy(pixels).permute(2, 0, 1)[None]  # a channels-last view, nothing is copied
     out = interpolate(source, (height, width), mode="bilinear", antialias=True, align_corners=False)
     result: Pixels = out[0].permute(1, 2, 0).numpy()

@@ -1,0 +1,383 @@
+"""Edge channels by their definition, in the tensors and nowhere else; mean and spread that are the tensors' own."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from test_resample import decoded, noise
+
+from imagemill.components.evaluate.inputs import input_batches
+from imagemill.components.resize import plan, resize, statistics
+from imagemill.components.resize.config import ResizeConfig
+from imagemill.components.resize.statistics import MEAN_STD, STD_FLOOR, Sums, add_histogram, normalization_of
+from imagemill.components.store.edges import EDGES, SOBEL_SCALE, edge_channels
+from imagemill.components.store.errors import UserError
+from imagemill.components.store.images import COLORS, in_color
+from imagemill.components.store.manifest import Dataset, File, Manifest, Totals, commit, read_dataset
+from imagemill.components.store.resample import MODES, Geometry, decode_to, fit, resample
+from imagemill.components.store.shards import Layout, ShardWriter, read_columns
+from imagemill.components.store.step import Context
+from imagemill.components.store.workspace import Workspace
+
+Pixels = npt.NDArray[np.uint8]
+BOTH = ("sobel", "canny")
+
+
+def gray(pixels: Any) -> Pixels:
+    return np.asarray(pixels, np.uint8)[:, :, None]
+
+
+def sobel_by_hand(picture: Pixels) -> npt.NDArray[np.float64]:
+    """The magnitude of the two 3x3 derivatives, the outermost pixels repeated, unscaled."""
+    p = np.pad(picture[:, :, 0].astype(float), 1, mode="edge")
+    weights = ((0, 1), (1, 2), (2, 1))
+    h, w = picture.shape[:2]
+    across = sum(k * (p[i : i + h, 2 : 2 + w] - p[i : i + h, 0:w]) for i, k in weights)
+    down = sum(k * (p[2 : 2 + h, i : i + w] - p[0:h, i : i + w]) for i, k in weights)
+    return np.sqrt(np.asarray(across) ** 2 + np.asarray(down) ** 2)
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**32 - 1))
+@settings(max_examples=80, deadline=None)
+def test_sobel_is_the_scaled_magnitude_of_the_gradient(width: int, height: int, seed: int) -> None:
+    picture = gray(np.random.default_rng(seed).choice([0, 255, 17, 99], (height, width)))
+    found = edge_channels(picture, ("sobel",))
+    assert found.shape == (height, width, 1) and found.dtype == np.uint8
+    assert np.abs(found[:, :, 0] - sobel_by_hand(picture) * SOBEL_SCALE).max() <= 0.5 + 1e-4
+
+
+def test_sobel_fits_without_clipping() -> None:
+    """The steepest patch that there is: half of it white, with a corner cut off."""
+    patches = ((np.arange(2**9)[:, None] >> np.arange(9)) & 1).reshape(-1, 3, 3) * 255
+    steepest = max(sobel_by_hand(gray(patch))[1, 1] for patch in patches)
+    assert steepest * SOBEL_SCALE == pytest.approx(255)
+    patch = next(p for p in patches if sobel_by_hand(gray(p))[1, 1] == steepest)
+    assert edge_channels(gray(patch), ("sobel",))[1, 1, 0] == 255
+    step = gray(np.repeat([[0, 0, 0, 255, 255, 255]], 5, 0))
+    assert edge_channels(step, ("sobel",))[2, :, 0].tolist() == [0, 0, 228, 228, 0, 0]
+
+
+def test_canny_is_opencvs_with_its_thresholds() -> None:
+    picture = gray(cv2.GaussianBlur(noise(90, 70, 1), (0, 0), 2))
+    for low, high in ((100, 200), (20, 60)):
+        found = edge_channels(picture, ("canny",), low, high)[:, :, 0]
+        np.testing.assert_array_equal(found, cv2.Canny(picture, low, high))
+        assert set(np.unique(found)) <= {0, 255}
+    assert edge_channels(picture, ("canny",), 20, 60).sum() > edge_channels(picture, ("canny",)).sum()
+
+
+def test_edges_come_in_the_order_they_are_named() -> None:
+    picture = noise(40, 30, 1)
+    both = edge_channels(picture, EDGES["both"])
+    for at, name in enumerate(BOTH):
+        np.testing.assert_array_equal(both[:, :, at : at + 1], edge_channels(picture, (name,)))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 50), (50, 1), (2, 2), (30, 40)])
+def test_a_flat_picture_has_no_edges_not_even_at_its_border(shape: tuple[int, int]) -> None:
+    for level in (0, 255):
+        assert not edge_channels(gray(np.full(shape, level)), BOTH).any()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("color", COLORS)
+def test_edges_are_those_of_the_grey_resized_picture(color: str, mode: str) -> None:
+    for size in ((60, 40), (333, 500), (700, 20)):
+        source = decoded(noise(*size, 1 if COLORS[color] == 1 else 3))
+        plain = fit(source, Geometry(48, mode, color))
+        geometry = Geometry(48, mode, color, BOTH)
+        found = fit(source, geometry)
+        assert found.shape == geometry.shape == (48, 48, COLORS[color] + 2) and found.flags.c_contiguous
+        np.testing.assert_array_equal(found[:, :, :-2], plain)
+        picture = fit(source, Geometry(48, mode, "rgb" if COLORS[color] == 3 else color))
+        width, height = geometry.scaled(*size) if mode == "letterbox" else (48, 48)
+        top, left = (48 - height) // 2, (48 - width) // 2
+        inside = np.ascontiguousarray(picture[top : top + height, left : left + width])
+        expected = edge_channels(in_color(inside, "gray"), BOTH)
+        np.testing.assert_array_equal(found[top : top + height, left : left + width, -2:], expected)
+        assert expected[:, :, 0].any()
+
+
+@pytest.mark.parametrize("color", ["rgb", "gray", "lab"])
+def test_the_border_of_a_letterbox_is_no_edge(color: str) -> None:
+    white = decoded(np.full((20, 60, 1 if color == "gray" else 3), 255, np.uint8))
+    found = fit(white, Geometry(64, "letterbox", color, BOTH))
+    assert not found[:, :, -2:].any()
+    padded = fit(white, Geometry(64, "letterbox", "gray" if color == "gray" else "rgb"))
+    assert edge_channels(in_color(padded, "gray"), BOTH).any(), "of the padded picture there would be some"
+
+
+def test_five_channels_are_resampled_like_one() -> None:
+    source = np.concatenate([noise(90, 70), noise(70, 90, 2).transpose(1, 0, 2)], axis=2)
+    found = resample(source, 41, 33)
+    assert found.shape == (33, 41, 5)
+    for at in range(5):
+        np.testing.assert_array_equal(found[:, :, at : at + 1], resample(source[:, :, at : at + 1].copy(), 41, 33))
+
+
+@pytest.mark.parametrize("edges", EDGES)
+@pytest.mark.parametrize("color", COLORS)
+def test_a_geometry_survives_its_manifest(edges: str, color: str) -> None:
+    config = ResizeConfig(image_size=24, resize_mode="squash", edges=edges, canny_high=150 if "b" in edges else 200)
+    geometry = config.geometry(color)
+    image = json.loads(json.dumps(geometry.to_dict()))
+    assert image["shape"] == list(geometry.shape) and image["edges"] == list(EDGES[edges])
+    assert Geometry.from_dict(image) == geometry
+
+
+def test_a_manifest_from_before_there_were_edges_has_none() -> None:
+    image = {"shape": [32, 32, 3], "dtype": "uint8", "color": "rgb", "mode": "crop", "mean": [0.5], "std": [0.5]}
+    assert Geometry.from_dict(image) == Geometry(32)
+
+
+def test_thresholds_in_the_wrong_order_are_refused() -> None:
+    with pytest.raises(UserError, match="canny_low: expected at most canny_high, 50"):
+        ResizeConfig(edges="canny", canny_low=60, canny_high=50).check()
+
+
+# Mean and spread.
+
+
+def counted(images: Pixels) -> Sums:
+    histogram = np.zeros((images.shape[3], 256), np.int64)
+    for image in images:
+        add_histogram(histogram, image)
+    return Sums.of(histogram)
+
+
+@given(st.integers(1, 5), st.integers(1, 9), st.integers(0, 2**32 - 1))
+@settings(max_examples=40, deadline=None)
+def test_sums_are_exact_in_whatever_parts_and_order(channels: int, parts: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    images = random.integers(0, 256, (10, 7, 6, channels), np.uint8)
+    whole = counted(images)
+    flat = images.reshape(-1, channels).astype(int)
+    assert whole == Sums(420, tuple(flat.sum(0).tolist()), tuple((flat**2).sum(0).tolist()))
+    pieces = [counted(part) for part in np.array_split(images, min(parts, 10))]
+    assert sum((pieces[i] for i in random.permutation(len(pieces))), Sums()) == whole
+    mean, std = normalization_of("dataset", "rgb", channels, whole)
+    np.testing.assert_allclose(mean, flat.mean(0) / 255, atol=1e-6)
+    np.testing.assert_allclose(std, flat.std(0) / 255, atol=1e-6)
+
+
+def test_sums_of_very_many_pixels_stay_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond what a float can count: more rows than go into one histogram, and more than int64 holds of squares."""
+    image = noise(50, 40)
+    expected = counted(image[None])
+    monkeypatch.setattr(statistics, "COUNTED_EXACTLY", 150)
+    assert counted(image[None]) == expected
+    many = Sums(2**50, (2**50 * 100 + 1,), (2**50 * 10_025,))
+    assert many.mean_std(0) == (round(100 / 255, 6), round(5 / 255, 6))
+    total = sum([many] * 2**10, Sums())
+    assert total.count == 2**60 and total.mean_std(0) == many.mean_std(0)
+
+
+def test_a_channel_that_never_changes_does_not_divide_by_zero() -> None:
+    sums = counted(np.full((3, 4, 4, 2), 51, np.uint8))
+    assert normalization_of("dataset", "gray", 2, sums) == ([0.2, 0.2], [round(STD_FLOOR, 6)] * 2)
+    assert normalization_of("dataset", "gray", 2, Sums())[1] == [0.5, 0.5]
+
+
+def test_imagenet_is_kept_where_it_has_something_to_say() -> None:
+    sums = counted(np.random.default_rng(0).integers(0, 256, (2, 8, 8, 5), np.uint8))
+    own = [sums.mean_std(channel) for channel in range(5)]
+    for color, (mean, std) in MEAN_STD.items():
+        known = len(mean)
+        found = normalization_of("imagenet", color, 5, sums)
+        assert found == (mean + [m for m, _ in own[known:]], std + [s for _, s in own[known:]])
+    for color in ("ycbcr", "lab", "red"):
+        assert normalization_of("imagenet", color, 5, sums) == normalization_of("dataset", "rgb", 5, sums)
+
+
+# From the clean dataset to the tensors and to what evaluate makes.
+
+CLEAN = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        ("label_id", pa.int32()),
+        ("shuffle_index", pa.int64()),
+    ]
+)
+
+
+def clean_dataset(folder: Path, color: str, each: dict[str, int]) -> Dataset:
+    """A clean dataset as its contract says, written here: JPEG, PNG and turned pictures of two classes."""
+    workspace = Workspace.open(str(folder))
+    uri = workspace.dataset("clean", "01")
+    files = []
+    for split, number in each.items():
+        with ShardWriter(uri, Layout(CLEAN, row_group_bytes=4_000)) as writer:
+            for n in range(number):
+                out = io.BytesIO()
+                exif = Image.Exif()
+                exif[0x0112] = 6 if n % 3 == 0 else 1
+                Image.fromarray(noise(40 + 5 * n, 60 - n)).save(out, "PNG" if n % 4 == 3 else "JPEG", exif=exif)
+                row = {"image_id": f"{split}-{n}", "label_id": n % 2, "shuffle_index": 1000 * n}
+                writer.add({**row, "image": {"bytes": out.getvalue(), "path": ""}}, len(out.getvalue()))
+            files.append(writer.publish(f"data/{split}", "data", split))
+    rows = sum(each.values())
+    totals = Totals(rows=rows, bytes=sum(f.bytes for f in files), by_split=each, by_class={"a": rows, "b": 0})
+    image = {"color": color, "channels": COLORS[color]}
+    extra = {"dataset_name": "x"}
+    manifest = Manifest("clean", "01", classes=("a", "b"), files=tuple(files), totals=totals, image=image, extra=extra)
+    return commit(uri, manifest)
+
+
+@contextmanager
+def no_session(address: str, workers: int) -> Iterator[int]:
+    yield 1
+
+
+def here(
+    jobs: Iterable[Any], work: Callable[..., dict[str, Any]], arguments: tuple[Any, ...], slots: int
+) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Jobs in this process, the last first: what Ray does is tested elsewhere."""
+    for job in reversed(list(jobs)):
+        yield job, json.loads(json.dumps(work(job, *arguments)))
+
+
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resize, "ray_session", no_session)
+    monkeypatch.setattr(resize, "run_jobs", here)
+
+
+def resized(clean: Dataset, **options: Any) -> Dataset:
+    workspace = Workspace.open(clean.uri.rpartition("/clean/")[0])
+    config = ResizeConfig(workspace=workspace.uri, clean=clean.uri, image_size=16, **options)
+    config.check()
+    return read_dataset(resize.resize(config, Context("resize", workspace, "r", False)).uri, "tensors")
+
+
+def images_in(tensors: Dataset, split: str) -> dict[str, Pixels]:
+    shape = tensors.manifest.image["shape"]
+    found: dict[str, Pixels] = {}
+    for table in read_columns(tensors, "data", ["image", "image_id"], split):
+        for row in table.to_pylist():
+            found[row["image_id"]] = np.frombuffer(row["image"], np.uint8).reshape(shape)
+    return found
+
+
+@pytest.mark.usefixtures("without_ray")
+@pytest.mark.parametrize("edges", ["off", "both"])
+@pytest.mark.parametrize("color", COLORS)
+def test_evaluate_makes_the_very_pixels_of_the_tensors(tmp_path: Path, color: str, edges: str) -> None:
+    clean = clean_dataset(tmp_path, color, {"train": 6, "test": 9})
+    tensors = resized(clean, edges=edges, resize_mode="letterbox", canny_low=30, canny_high=60)
+    image = tensors.manifest.image
+    channels = COLORS[color] + len(EDGES[edges])
+    assert image["shape"] == [16, 16, channels] and image["color"] == color and image["edges"] == list(EDGES[edges])
+    assert len(image["mean"]) == len(image["std"]) == channels
+    stored = images_in(tensors, "test")
+    made = list(input_batches(None, clean, Geometry.from_dict(image), 4))
+    read = list(input_batches(tensors, clean, Geometry.from_dict(image), 4))
+    assert [b.ids for b in made] == [b.ids for b in read] and sum(len(b.ids) for b in made) == 9
+    for one, other in zip(made, read, strict=True):
+        np.testing.assert_array_equal(one.images, other.images)
+        np.testing.assert_array_equal(one.images, np.stack([stored[i] for i in one.ids]))
+
+
+@pytest.mark.usefixtures("without_ray")
+@pytest.mark.parametrize(
+    ("color", "edges", "normalization"),
+    [("rgb", "off", "dataset"), ("lab", "off", "auto"), ("rgb", "both", "auto"), ("gray", "sobel", "dataset")],
+)
+def test_mean_and_spread_are_those_of_the_training_tensors(
+    tmp_path: Path, color: str, edges: str, normalization: str
+) -> None:
+    clean = clean_dataset(tmp_path, color, {"train": 12, "val": 3, "test": 2})
+    tensors = resized(clean, edges=edges, normalization=normalization)
+    flat = np.stack(list(images_in(tensors, "train").values())).reshape(-1, tensors.manifest.image["shape"][2]) / 255
+    known = len(MEAN_STD[color][0]) if normalization == "auto" and color in MEAN_STD else 0
+    mean, std = tensors.manifest.image["mean"], tensors.manifest.image["std"]
+    np.testing.assert_allclose(mean[known:], flat.mean(0)[known:], atol=1e-6)
+    np.testing.assert_allclose(std[known:], flat.std(0)[known:], atol=1e-6)
+    if known:
+        assert (mean[:known], std[:known]) == MEAN_STD[color]
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_a_plain_manifest_holds_imagenets_numbers(tmp_path: Path) -> None:
+    tensors = resized(clean_dataset(tmp_path, "rgb", {"train": 3}))
+    assert (tensors.manifest.image["mean"], tensors.manifest.image["std"]) == MEAN_STD["rgb"]
+    assert not any("sums" in record for record in records(tensors)), "nobody asked for them"
+
+
+def records(tensors: Dataset) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted(Path(tensors.uri, "_work").glob("*.json"))]
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_what_was_counted_before_a_kill_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same numbers whether one task does all, or many do, or a second try only the rest."""
+    each = {"train": 12, "val": 2, "test": 2}
+    whole = resized(clean_dataset(tmp_path / "whole", "lab", each), edges="both").manifest.image
+    monkeypatch.setattr(plan, "FILE_ROWS", 5)
+    many = resized(clean_dataset(tmp_path / "many", "lab", each), edges="both")
+    assert len(many.files("data", "train")) > 2 and many.manifest.image == whole
+
+    worked: list[str] = []
+    dies_after = [2, 1]
+
+    class Killed(Exception):
+        pass
+
+    def dying(jobs: Iterable[Any], *others: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
+        end = dies_after.pop(0) if dies_after else -1
+        for number, found in enumerate(here(jobs, *others)):
+            if number == end:
+                raise Killed
+            worked.append(found[0].key)
+            yield found
+
+    monkeypatch.setattr(resize, "run_jobs", dying)
+    clean = clean_dataset(tmp_path / "killed", "lab", each)
+    for _ in (2, 1):
+        with pytest.raises(Killed):
+            resized(clean, edges="both")
+    resumed = resized(clean, edges="both")
+    assert len(worked) == len(set(worked)) == len(resumed.manifest.files)
+    assert resumed.manifest.image == whole
+    assert [dataclasses.astuple(f) for f in resumed.manifest.files] == [
+        dataclasses.astuple(f) for f in many.manifest.files
+    ]
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_a_record_without_sums_is_made_again_where_they_are_wanted(tmp_path: Path) -> None:
+    clean = clean_dataset(tmp_path, "rgb", {"train": 4})
+    tensors = resized(clean, normalization="dataset")
+    expected = tensors.manifest.image
+    for path in Path(tensors.uri, "_work").glob("*.json"):
+        record = json.loads(path.read_text())
+        del record["sums"]
+        path.write_text(json.dumps(record))
+    Path(tensors.uri, "_manifest.json").unlink()
+    assert resized(clean, normalization="dataset").manifest.image == expected
+
+
+def test_files_of_a_manifest_keep_their_form() -> None:
+    assert resize.Made.from_record({"file": dataclasses.asdict(File("a", "data", "val", 1, 2, "x"))}).sums is None
+
+
+@pytest.mark.parametrize("edges", EDGES)
+def test_bytes_become_the_shape_with_edges(edges: str) -> None:
+    out = io.BytesIO()
+    Image.fromarray(noise(90, 40)).save(out, "JPEG")
+    geometry = Geometry(32, "crop", "rgb", EDGES[edges])
+    assert decode_to(out.getvalue(), geometry).shape == geometry.shape == (32, 32, 3 + len(EDGES[edges]))
