@@ -42,20 +42,22 @@ _COMPRESSIONS = {
 
 
 @dataclass(frozen=True)
-class Member:
-    """One file: its path (an archive's as it writes it, a source's in normal form), and its bytes (None: named
-    but not there)."""
-
-    path: str
-    data: bytes | None
-
-
-@dataclass(frozen=True)
 class Skipped:
     """A file that is no image candidate, and why; it becomes no row but is named in the manifest."""
 
     path: str
     why: str
+
+
+@dataclass(frozen=True)
+class Member:
+    """One file: its path (an archive's as it writes it, a source's in normal form), and its bytes (None: named
+    but not there). Where a source names masks: the mask's bytes, or why it has none."""
+
+    path: str
+    data: bytes | None
+    mask: bytes | None = None
+    missing_mask: Skipped | None = None
 
 
 def too_large(path: str, size: int) -> Skipped:

@@ -16,7 +16,7 @@ from ..store.errors import UserError, wrong
 DATASETS = ("demo", "pets", "folder", "filename", "csv")
 PETS_URL = "https://www.robots.ox.ac.uk/~vgg/data/pets/data"
 _ENDINGS = re.compile(r"\.(tar(\.\w+)?|t[a-z]z\d?|zip|csv|tsv|txt)$", re.IGNORECASE)
-VERSION = 1
+VERSION = 2
 """Raised when the same source must give other raw rows."""
 
 
@@ -29,7 +29,7 @@ class DownloadConfig(StepConfig):
     dataset: str = option(
         "demo",
         "how labels are told: demo is made on the spot, pets is Oxford-IIIT Pet, folder takes the parent folder, "
-        "filename a regex, csv a table with path,label[,split]",
+        "filename a regex, csv a table with path,label[,split][,group][,mask][,xmin,ymin,xmax,ymax]",
         counts=False,
         pipeline=True,
         choices=DATASETS,

@@ -9,22 +9,28 @@ from typing import Any, Protocol
 from ..store import uri as uris
 from ..store.errors import UserError, wrong
 from ..store.filesystem import store_for
+from .columns import SPLIT_NAMES, read_table
 from .config import PETS_URL, DownloadConfig
 from .names import image_id
 from .pets import PetsAnnotations, read_annotations
 from .sources import ArchiveSource, DemoSource, Source, open_source
 from .streams import read_small
-from .table import SPLIT_NAMES, TableSource, read_table
+from .table import TableSource
 
 
 @dataclass(frozen=True)
 class Labels:
-    """What a source says of one file. None and empty where it says nothing."""
+    """What a source says of one file. None and empty where it says nothing.
+
+    Files of one `group` (a patient, a product) belong in one split; `boxes` have a name and xmin, ymin, xmax, ymax in
+    pixels of the upright image; `mask` is an image's bytes (a table's come with the file instead).
+    """
 
     label: str | None = None
     split: str | None = None
     boxes: list[dict[str, Any]] = field(default_factory=list)
     mask: bytes | None = None
+    group: str | None = None
 
 
 class Labeller(Protocol):
@@ -65,19 +71,27 @@ class FilenameLabeller:
 
 
 class TableLabeller:
-    """Label and split = the table's row; `number` is the row."""
+    """Label, split, group and boxes = the table's row; `number` is the row.
+
+    A label is the cell's text, also where it is several labels with a separator between: clean splits it. Holds
+    what `read_table` made: 4 bytes an image and column and the characters, and 20 bytes a box.
+    """
 
     def __init__(self, table: Any) -> None:
-        self._labels = table.column("label")
-        self._splits = table.column("split") if "split" in table.column_names else None
+        self._columns = {name: table.column(name) for name in table.column_names if name not in ("path", "mask")}
 
     def listing(self) -> str | None:
         return "csv"  # the table's bytes are part of its source's listing
 
     def labels(self, path: str, number: int) -> Labels:
-        label = self._labels[number].as_py().strip() or None
-        split = self._splits[number].as_py().strip().lower() if self._splits is not None else ""
-        return Labels(label, SPLIT_NAMES[split] if split else None)
+        row = {name: column[number].as_py() for name, column in self._columns.items()}
+        split = row.get("split", "").strip().lower()
+        return Labels(
+            label=row["label"].strip() or None,
+            split=SPLIT_NAMES[split] if split else None,
+            boxes=row.get("boxes", []),
+            group=row.get("group", "").strip() or None,
+        )
 
 
 class PetsLabeller:
@@ -148,4 +162,4 @@ def _open_table(config: DownloadConfig) -> tuple[Source, Labeller]:
     where = config.source if uris.is_http(config.source) else uris.normalize(config.source, "source")
     labeller = TableLabeller(table)
     _check_two_classes(config, {value.strip() for value in table.column("label").unique().to_pylist()})
-    return TableSource(where, data, table.column("path"), config.download_workers), labeller
+    return TableSource(where, data, table, config.download_workers), labeller

@@ -39,13 +39,38 @@ RAW = pa.schema(
         pa.field("sha256", pa.string()),
         pa.field("label", pa.string()),
         pa.field("split", pa.string()),
+        pa.field("group", pa.string()),  # rows of one group go to one split
         pa.field("boxes", pa.list_(BOX)),
         pa.field("mask", pa.binary()),
     ]
 )
 SHARD_BYTES = 128 * 2**20
 SKIPPED_NAMES = 10_000
-"""So many skipped files are named in the manifest; all are counted."""
+"""So many skipped files and missing masks are named in the manifest; all are counted."""
+
+
+@dataclass
+class _Named:
+    """Files that are counted, and named up to a limit, as the manifest has them."""
+
+    count: int = 0
+    files: list[dict[str, str]] = field(default_factory=list)
+
+    def add(self, **words: str) -> None:
+        self.count += 1
+        if len(self.files) < SKIPPED_NAMES:
+            self.files.append(words)
+
+    def mark(self) -> tuple[int, int]:
+        return self.count, len(self.files)
+
+    def since(self, mark: tuple[int, int]) -> dict[str, Any]:
+        """What was added after a mark: a record for a retry, which takes it over."""
+        return {"count": self.count - mark[0], "files": self.files[mark[1] :]}
+
+    def take(self, record: dict[str, Any]) -> None:
+        self.count += int(record["count"])
+        self.files += record["files"][: SKIPPED_NAMES - len(self.files)]
 
 
 @dataclass
@@ -57,21 +82,18 @@ class _Read:
     labels: Counter[str] = field(default_factory=Counter)
     splits: Counter[str] = field(default_factory=Counter)
     bytes: int = 0
-    skipped: list[dict[str, str]] = field(default_factory=list)
-    skipped_count: int = 0
+    skipped: _Named = field(default_factory=_Named)
+    missing_masks: _Named = field(default_factory=_Named)
     files: list[File] = field(default_factory=list)
 
     def add(self, row: dict[str, Any]) -> None:
         said = [row["image_id"], row["sha256"], row["label"], row["split"], _annotation_digest(row)]
+        if group := row.get("group"):  # only then, so that sources without groups keep their names
+            said.append(group)
         self.digests += hashlib.sha256(canonical_json(said)).digest()
         self.id_hashes.append(xxhash.xxh3_64_intdigest(row["image_id"].encode()))
         self.labels[row["label"] or ""] += 1
         self.splits[row["split"] or ""] += 1
-
-    def skip(self, item: Skipped) -> None:
-        self.skipped_count += 1
-        if len(self.skipped) < SKIPPED_NAMES:
-            self.skipped.append({"path": item.path, "why": item.why})
 
     @property
     def rows(self) -> int:
@@ -88,12 +110,14 @@ def download(config: DownloadConfig, context: Context) -> Outcome:
     source, labeller = open_dataset(config)
     key = _listing_key(source, labeller, config, context)
     if key and (dataset := _known(context, key)):
+        _say_missing_masks(dataset.manifest.extra.get("missing_masks", {}), context)
         return _outcome(dataset, CACHED, config, context)
     context.say(f"reading {source.where}" + (f", {source.total:,} files" if source.total else ""))
     read = _read_source(source, labeller, context, key)
     if not read.rows:
-        raise UserError(f"source: expected images in {source.where}, found none ({read.skipped_count} other files)")
+        raise UserError(f"source: expected images in {source.where}, found none ({read.skipped.count} other files)")
     _refuse_duplicate_ids(read, context)
+    _say_missing_masks(asdict(read.missing_masks), context)
     uri = context.workspace.dataset("raw", read.fingerprint())
     there = ready(uri)
     dataset = there or commit(uri, _manifest(read, uri, source, config, context))
@@ -117,6 +141,16 @@ def _listing_key(source: Source, labeller: Labeller, config: DownloadConfig, con
 def _known(context: Context, key: str) -> Dataset | None:
     record = context.workspace.source_record(key)
     return ready(context.workspace.absolute(str(record["raw"]))) if record else None
+
+
+def _say_missing_masks(missing: dict[str, Any], context: Context) -> None:
+    if missing.get("count"):
+        shown = [f"{one['mask']} ({one['why']})" for one in missing["files"][:3]]
+        more = missing["count"] - len(shown)
+        context.say(
+            f"masks that the source names but does not have: {missing['count']:,}; their images go without one: "
+            f"{', '.join(shown)}{f' and {more:,} more' if more else ''}"
+        )
 
 
 def _outcome(dataset: Dataset, state: str, config: DownloadConfig, context: Context) -> Outcome:
@@ -148,19 +182,19 @@ def _read_source(source: Source, labeller: Labeller, context: Context, key: str)
     members = enumerate(source.members(done), done)
     for shard in _shards(members, labeller, pool, read, progress):
         if key:
-            record = {"file": asdict(shard.file), "members": shard.members, "skipped": shard.skipped}
-            record["skipped_count"] = shard.skipped_count
-            context.workspace.record_work(pool, f"{key}/{number:06d}", record)
+            context.workspace.record_work(pool, f"{key}/{number:06d}", asdict(shard))
         number += 1
     return read
 
 
 @dataclass(frozen=True)
 class _Shard:
+    """What a retry takes over: the shard, how many members it and the skipped ones are, and what to name."""
+
     file: File
     members: int
-    skipped: list[dict[str, str]]
-    skipped_count: int
+    skipped: dict[str, Any]
+    missing_masks: dict[str, Any]
 
 
 def _shards(
@@ -169,25 +203,27 @@ def _shards(
     """Consume the members; yield whenever a shard is full and published."""
     more = True
     while more:
-        more, consumed, named_before, skipped_before = False, 0, len(read.skipped), read.skipped_count
+        more, consumed, marks = False, 0, (read.skipped.mark(), read.missing_masks.mark())
         with ShardWriter(pool, Layout(RAW)) as writer:
             for number, member in members:
                 consumed += 1
                 if isinstance(member, Skipped):
-                    read.skip(member)
+                    read.skipped.add(path=member.path, why=member.why)
                 else:
                     row = _row(member, labeller.labels(member.path, number))
-                    writer.add(row, len(member.data or b""))
+                    writer.add(row, len(row["image"] or b"") + len(row["mask"] or b""))
                     read.add(row)
-                    read.bytes += len(member.data or b"")
+                    read.bytes += len(row["image"] or b"")
+                    if gone := member.missing_mask:
+                        read.missing_masks.add(path=member.path, mask=gone.path, why=gone.why)
                 progress.add(1, f"{size(read.bytes)} · {size(read.bytes / progress.age())}/s")
                 if writer.image_bytes >= SHARD_BYTES:
                     more = True
                     break
             if writer.rows:
                 read.files.append(writer.publish("."))
-                named, count = read.skipped[named_before:], read.skipped_count - skipped_before
-                yield _Shard(read.files[-1], consumed, named, count)
+                named = read.skipped.since(marks[0]), read.missing_masks.since(marks[1])
+                yield _Shard(read.files[-1], consumed, *named)
 
 
 def _row(member: Member, labels: Labels) -> dict[str, Any]:
@@ -197,8 +233,9 @@ def _row(member: Member, labels: Labels) -> dict[str, Any]:
         "sha256": None if member.data is None else hashlib.sha256(member.data).hexdigest(),
         "label": labels.label,
         "split": labels.split,
+        "group": labels.group,
         "boxes": labels.boxes,
-        "mask": labels.mask,
+        "mask": labels.mask if labels.mask is not None else member.mask,
     }
 
 
@@ -231,9 +268,8 @@ def _resume(read: _Read, pool: str, context: Context, key: str) -> int:
                 for row in table.to_pylist():
                     read.add(row)
                     read.bytes += len(row["image"] or b"")
-        for item in record["skipped"]:
-            read.skip(Skipped(item["path"], item["why"]))
-        read.skipped_count += int(record["skipped_count"]) - len(record["skipped"])
+        read.skipped.take(record["skipped"])
+        read.missing_masks.take(record["missing_masks"])
         read.files.append(file)
         members += int(record["members"])
     if members:
@@ -267,8 +303,10 @@ def _manifest(read: _Read, uri: str, source: Source, config: DownloadConfig, con
     extra: dict[str, Any] = {
         "source": source.where,
         "dataset_name": config.dataset_name(),
-        "skipped": {"count": read.skipped_count, "files": read.skipped},
+        "skipped": asdict(read.skipped),
     }
+    if read.missing_masks.count:
+        extra["missing_masks"] = asdict(read.missing_masks)
     if isinstance(source, DemoSource):
         extra["planted"] = source.planted()
     return Manifest(

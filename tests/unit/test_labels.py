@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from imagemill.components.download.columns import read_table
 from imagemill.components.download.config import DownloadConfig
 from imagemill.components.download.labels import (
     FilenameLabeller,
@@ -16,7 +18,6 @@ from imagemill.components.download.labels import (
     TableLabeller,
     open_dataset,
 )
-from imagemill.components.download.table import read_table
 from imagemill.components.store.errors import UserError
 
 JPEG = b"\xff\xd8\xff\xe0"
@@ -127,6 +128,21 @@ def test_table_labels_and_splits_are_trimmed_and_mapped() -> None:
     assert found == [Labels("cat", "val"), Labels(None, None), Labels("dog", "trainval")]
 
 
+def test_a_table_tells_group_and_boxes_and_nothing_where_a_cell_is_empty() -> None:
+    sides = b"1,2,3,4.5"
+    data = b"path,label,group,xmin,ymin,xmax,ymax\na,cat, p1 ," + sides + b"\nb,dog, ,,,,\na,cat,p1,5,6,7,8\n"
+    labeller = TableLabeller(read_table(data, "t.csv"))
+    first = {"name": "", "xmin": 1, "ymin": 2, "xmax": 3, "ymax": 4.5}
+    second = {"name": "", "xmin": 5, "ymin": 6, "xmax": 7, "ymax": 8}
+    assert labeller.labels("", 0) == Labels("cat", boxes=[first, second], group="p1")
+    assert labeller.labels("", 1) == Labels("dog")
+
+
+def test_several_labels_in_a_cell_stay_as_they_are_written() -> None:
+    labeller = TableLabeller(read_table(b"path,label\na, cat | dog;x \nb,|\n", "t.csv"))
+    assert [labeller.labels("", n).label for n in range(2)] == ["cat | dog;x", "|"]
+
+
 def write(folder: Path, *paths: str) -> Path:
     for path in paths:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -154,6 +170,20 @@ def test_one_class_is_refused_before_anything_is_read(
     monkeypatch.setattr("imagemill.components.download.table.TableSource._read", unreadable)
     with pytest.raises(UserError, match=r"at least two classes .* found only 'cat'"):
         opened(tmp_path, dataset=dataset, source=str(source))
+
+
+@pytest.mark.parametrize(
+    ("labels", "refused"),
+    [(["a|b", "b"], ""), (["a|b", "b|a"], ""), (["a|b", "a|b "], "only 'a|b'"), (["a|b", ""], "only 'a|b'")],
+)
+def test_a_table_of_several_labels_needs_two_different_cells(labels: list[str], refused: str, tmp_path: Path) -> None:
+    source = write(tmp_path / "in", "0.jpg", "1.jpg") / "t.csv"
+    source.write_text("path,label\n" + "".join(f"{n}.jpg,{label}\n" for n, label in enumerate(labels)))
+    if refused:
+        with pytest.raises(UserError, match=f"at least two classes .* found {re.escape(refused)}"):
+            opened(tmp_path, dataset="csv", source=str(source))
+    else:
+        opened(tmp_path, dataset="csv", source=str(source))
 
 
 def test_files_in_no_folder_have_no_class(tmp_path: Path) -> None:

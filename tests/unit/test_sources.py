@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import http.server
 import os
 import posixpath
 import tarfile
+import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagemill.components.download import sources
+from imagemill.components.download import table as table_module
 from imagemill.components.download.archives import Member, Skipped
 from imagemill.components.download.config import DownloadConfig
 from imagemill.components.download.labels import FilenameLabeller
@@ -215,8 +219,11 @@ def test_an_archive_that_shrinks_while_it_is_read_is_transient(tmp_path: Path) -
         list(found)
 
 
-def table(uri: str, *paths: str) -> TableSource:
-    return TableSource(uri, "".join(paths).encode(), pa.chunked_array([pa.array(paths, pa.string())]), 2)
+def table(uri: str, *paths: str, masks: tuple[str, ...] = ()) -> TableSource:
+    columns = {"path": paths} | ({"mask": masks} if masks else {})
+    return TableSource(
+        uri, "".join(paths).encode(), pa.table(columns, pa.schema(dict.fromkeys(columns, pa.string()))), 2
+    )
 
 
 def test_paths_of_a_table_may_be_relative_absolute_or_of_windows(tmp_path: Path) -> None:
@@ -270,6 +277,74 @@ def test_ids_of_urls_hide_password_and_query_and_stay_different() -> None:
     assert name("http://host/get?id=1") != name("http://host/get?id=2")
     assert "id=" not in name("http://host/get?id=1")
     assert name("s3://bucket//a/1.jpg") == "s3://bucket//a/1.jpg"
+
+
+def test_masks_of_a_table_are_found_as_its_paths_are_and_come_with_the_image(tmp_path: Path) -> None:
+    folder = write(tmp_path / "in", {"sub/1.jpg": JPEG, "m/1.png": b"one", "sub/2.png": b"two", "empty.png": b""})
+    masks = ("../m/1.png", "2.png", str(folder / "m" / "1.png"), f"file://{folder}/sub/2.png", "", " ", "../empty.png")
+    found = list(table(str(folder / "sub" / "t.csv"), *["1.jpg"] * 7, masks=masks).members(0))
+    expected = [b"one", b"two", b"one", b"two", None, None, b""]
+    assert found == [Member("1.jpg", JPEG, mask) for mask in expected]
+    assert list(table(str(folder / "sub" / "t.csv"), *["1.jpg"] * 7, masks=masks).members(5)) == found[5:]
+
+
+def test_a_mask_that_is_not_there_or_too_large_is_none_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table_module, "LIMIT", 4)
+    folder = write(tmp_path / "in", {"1.jpg": JPEG, "big.png": b"12345", "fits.png": b"1234", "folder/x": b""})
+    masks = ("big.png", "fits.png", "none.png", "folder", "none.png")
+    source = table(str(folder / "t.csv"), *["1.jpg"] * 4, "none.jpg", masks=masks)
+    big, fits, gone, no_file, no_image = source.members(0)
+    assert big == Member("1.jpg", JPEG, None, Skipped("big.png", "5 bytes, larger than any image may be"))
+    assert fits == Member("1.jpg", JPEG, b"1234")
+    assert gone == Member("1.jpg", JPEG, None, Skipped("none.png", "not there"))
+    assert no_file == Member("1.jpg", JPEG, None, Skipped("folder", "not there"))
+    assert no_image == Member("none.jpg", None), "without an image nobody misses its mask"
+
+
+@pytest.mark.parametrize("change", ["changed", "gone", "new"])
+def test_a_changed_mask_is_a_changed_source(tmp_path: Path, change: str) -> None:
+    folder = write(tmp_path / "in", {"1.jpg": JPEG, "2.jpg": JPEG, "1.png": b"mask"})
+    source = table(str(folder / "t.csv"), "1.jpg", "2.jpg", masks=("1.png", "2.png"))
+    before = source.listing()
+    assert before and source.listing() == before
+    if change == "gone":
+        (folder / "1.png").unlink()
+    else:
+        write(folder, {"1.png": b"another mask"} if change == "changed" else {"2.png": b"mask"})
+    assert source.listing() != before
+
+
+def test_a_table_with_one_mask_behind_http_is_read_each_time() -> None:
+    assert table("/t.csv", "1.jpg", masks=("http://127.0.0.1:9/1.png",)).listing() is None
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None: ...
+
+
+def test_masks_behind_http_are_read_and_may_be_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table_module, "LIMIT", 4)
+    folder = write(tmp_path / "in", {"a/1.jpg": JPEG, "m/1.png": b"mask", "m/big.png": b"12345"})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        host = f"http://127.0.0.1:{server.server_port}"
+        masks = ("../m/1.png", f"{host}/m/1.png", "none.png", f"{host}/m/big.png?token=secret")
+        found = list(table(f"{host}/a/t.csv", *["1.jpg"] * 4, masks=masks).members(0))
+        from_disk = list(table(str(folder / "t.csv"), "a/1.jpg", masks=(f"{host}/m/1.png",)).members(0))
+        server.shutdown()
+    assert from_disk == [Member("a/1.jpg", JPEG, b"mask")]
+    assert found[:2] == [Member("1.jpg", JPEG, b"mask")] * 2
+    assert found[2] == Member("1.jpg", JPEG, None, Skipped("none.png", "not there"))
+    big = Skipped(f"{host}/m/big.png", "5 bytes, larger than any image may be")
+    assert found[3] == Member("1.jpg", JPEG, None, big), "and no token of it in the manifest"
+
+
+def test_a_wrong_mask_is_told_by_its_column() -> None:
+    for uri, mask in (("http://127.0.0.1:9/t.csv", "file:///etc/passwd"), ("s3://bucket/t.csv", "/etc/passwd")):
+        with pytest.raises(UserError, match=r"^mask: "):
+            list(table(uri, "x", masks=(mask,))._uris())
 
 
 def test_a_small_file_is_bounded_and_must_be_there(tmp_path: Path) -> None:

@@ -1,0 +1,213 @@
+"""The columns of a table: boxes, groups and masks, lines of one path, and how a wrong cell is told."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from imagemill.components.download.columns import SIDES, read_table
+from imagemill.components.store.errors import UserError
+
+BOX = "path,label,xmin,ymin,xmax,ymax\n"
+
+
+def rows(text: str) -> list[dict[str, Any]]:
+    return list(read_table(text.encode(), "t.csv").to_pylist())
+
+
+def box(*sides: float, name: str = "") -> dict[str, Any]:
+    return {"name": name} | {side: float(np.float32(value)) for side, value in zip(SIDES, sides, strict=True)}
+
+
+def told(text: str) -> str:
+    with pytest.raises(UserError) as caught:
+        read_table(text.encode(), "t.csv")
+    return str(caught.value)
+
+
+def test_a_box_is_four_numbers_as_they_will_be_stored() -> None:
+    found = rows(BOX + "a,x,0.1,1,9.7,8.9\nb,y, 1e1 ,+2,.5e2,3.\nc,z,-3,0,7,65500\n")
+    assert [row["boxes"] for row in found] == [[box(0.1, 1, 9.7, 8.9)], [box(10, 2, 50, 3)], [box(-3, 0, 7, 65500)]]
+    assert found[0]["boxes"][0]["xmin"] != 0.1, "float32"
+
+
+def test_four_empty_cells_are_no_box() -> None:
+    assert [row["boxes"] for row in rows(BOX + "a,x,,,,\nb,y,1,2,3,4\nc,z, ,, ,\n")] == [[], [box(1, 2, 3, 4)], []]
+    assert [row["boxes"] for row in rows(BOX + "a,x,,,,\n")] == [[]]
+
+
+def test_names_of_boxes_are_trimmed_and_may_be_left_out() -> None:
+    found = rows("box_name,ymax,path,xmax,label,ymin,xmin\n head ,4,a,3,x,2,1\n,4,b,3,y,2,1\ntail,,c,,z,,\n")
+    assert [row["boxes"] for row in found] == [[box(1, 2, 3, 4, name="head")], [box(1, 2, 3, 4)], []]
+
+
+def test_the_schema_is_that_of_raw() -> None:
+    from imagemill.components.download.raw import BOX as RAW_BOX
+
+    table = read_table(b"path,label,split,group,mask,box_name,xmin,ymin,xmax,ymax\na,x,,p,m,n,1,2,3,4\n", "t.csv")
+    assert table.column_names == ["path", "label", "split", "group", "mask", "boxes"]
+    assert table.schema.field("boxes").type == pa.list_(RAW_BOX)
+    assert {table.schema.field(name).type for name in table.column_names[:-1]} == {pa.string()}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,label,xmin,ymax\na,b,1,2\n", "t.csv (its first line): expected all of xmin, ymin, xmax, ymax or none of "
+                                            "them, found 'xmin, ymax'"),
+        (BOX + "a,b,1,2,3,4\nc,d,1,2,,4\n", "t.csv, line 3 (xmax): expected a number, as in the others of xmin, ymin, "
+                                            "xmax, ymax, or none in all, found ''"),
+        (BOX + "a,b,,2,3,4\n", "t.csv, line 2 (xmin): expected a number, as in the others of xmin, ymin, xmax, ymax, "
+                               "or none in all, found ''"),
+        (BOX + "a,b,,,,\nc,d,1,two,3,4\n", "t.csv, line 3 (ymin): expected a finite number of pixels, found 'two'"),
+        (BOX + "a,b,1,2,nan,4\n", "t.csv, line 2 (xmax): expected a finite number of pixels, found 'nan'"),
+        (BOX + "a,b,1,2,3,inf\n", "t.csv, line 2 (ymax): expected a finite number of pixels, found 'inf'"),
+        (BOX + "a,b,1,2,3,4\nc,d,1,2,3,1e39\n", "t.csv, line 3 (ymax): expected a finite number of pixels, "
+                                                "found '1e39'"),
+        (BOX + 'a,b,"1,5",2,3,4\n', "t.csv, line 2 (xmin): expected a finite number of pixels, found '1,5'"),
+        (BOX + "a,b,0x1,2,3,4\n", "t.csv, line 2 (xmin): expected a finite number of pixels, found '0x1'"),
+        (BOX + "a,b,1,2,3,4\nc,d,3,2,1,4\n", "t.csv, line 3 (xmax): expected more than xmin, which is 3, found '1'"),
+        (BOX + "a,b,1,2,3,2.0\n", "t.csv, line 2 (ymax): expected more than ymin, which is 2, found '2.0'"),
+        ("path,label,split\na,b,train\nc,d,\n\ne,f,Tset\n", "t.csv, line 5 (split): expected one of train, training, "
+                                                            "val, valid, validation, dev, test, testing, trainval or "
+                                                            "nothing, found 'Tset'"),
+        ("path,label,mask\na,b,\nc,d,m\0\n", "t.csv, line 3 (mask): expected a path or URI, found 'm\\x00'"),
+        ("path,label,mask\na,b,ftp://h/m\n", "t.csv (mask): expected paths, s3://, http:// or https:// URIs, "
+                                             "found 'ftp://…'"),
+    ],
+)  # fmt: skip
+def test_a_wrong_cell_is_told_with_file_line_and_column(text: str, message: str) -> None:
+    assert told(text) == message
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_lines_are_the_files_own(newline: str) -> None:
+    """Cells may hold newlines, and empty lines are no rows: a row's number is not its line."""
+    lines = [
+        "path,label,xmin,ymin,xmax,ymax", 'a,"two', 'lines",1,2,3,4', "", "b,x,1,2,3,4", "", "", '"c', '",x,5,2,3,4',
+    ]  # fmt: skip
+    assert told(newline.join(lines)).startswith("t.csv, line 8 (xmax): ")
+
+
+def test_a_line_is_told_even_after_a_cell_that_is_too_long_to_count() -> None:
+    assert re.match(r"t\.csv, line 3 \(xmax\)", told(BOX + f"a,{'x' * 200_000},1,2,3,4\nb,x,5,2,3,4\n"))
+
+
+def test_lines_of_one_path_are_boxes_of_one_image() -> None:
+    found = rows(
+        "path,label,split,group,mask,xmin,ymin,xmax,ymax,box_name\n"
+        "b,dog,val,p1,mb,1,2,3,4,one\n"
+        "a,cat,train,p2,,5,6,7,8,\n"
+        "b, dog ,Valid,p1 , mb,9,9,10,11,two\n"
+        "c,cat,,p2,,,,,,\n"
+        "b,dog,val,p1,mb,0,0,1,1,one\n"
+    )
+    assert [row.pop("boxes") for row in found] == [
+        [box(1, 2, 3, 4, name="one"), box(9, 9, 10, 11, name="two"), box(0, 0, 1, 1, name="one")],
+        [box(5, 6, 7, 8)],
+        [],
+    ]
+    assert [list(row.values()) for row in found] == [
+        ["b", "dog", "val", "p1", "mb"], ["a", "cat", "train", "p2", ""], ["c", "cat", "", "p2", ""],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("column", "one", "other"), [("split", "train", "val"), ("group", "p1", ""), ("mask", "m1", "m2"),
+                                 ("group", "p1", "P1"), ("split", "", "test")],
+)  # fmt: skip
+def test_lines_of_one_path_that_say_different_things_are_refused_with_both_lines(
+    column: str, one: str, other: str
+) -> None:
+    text = f"path,label,{column},xmin,ymin,xmax,ymax\na,x,{one},1,2,3,4\nb,y,,1,2,3,4\na,x,{other},5,6,7,8\n"
+    assert told(text) == f"t.csv, lines 2 and 4 ({column}): expected one {column} of 'a', found {one!r} and {other!r}"
+
+
+def test_several_labels_of_one_path_belong_in_one_cell() -> None:
+    assert told(BOX + "a,x,1,2,3,4\nb,y,1,2,3,4\n\na,y,1,2,3,4\n") == (
+        "t.csv, lines 2 and 5 (label): expected one label of 'a' (several go into one cell, with a separator), "
+        "found 'x' and 'y'"
+    )
+    assert told("path,label\na,x\na,y\n").startswith("t.csv, lines 2 and 3 (label): expected one label of 'a'")
+
+
+def test_a_path_may_come_again_only_with_another_box() -> None:
+    assert told("path,label\na,x\nb,y\na,x\n") == "t.csv, lines 2 and 4 (path): expected every path once, found a twice"
+    for lines in ("a,x,1,2,3,4\na,x,,,,\n", "a,x,,,,\na,x,1,2,3,4\n", "a,x,,,,\na,x,,,,\n"):
+        assert told(BOX + lines) == (
+            "t.csv, lines 2 and 3 (path): expected every path once, or a box in every line of it, found a twice"
+        )
+
+
+CELLS = st.sampled_from(["", "1", "2"])
+LINES = st.lists(
+    st.tuples(st.integers(0, 5), st.one_of(st.none(), st.tuples(st.integers(0, 9), st.integers(0, 9)))), min_size=1
+)
+
+
+@settings(deadline=None)
+@given(LINES)
+def test_merging_agrees_with_a_plain_loop(lines: list[tuple[int, tuple[int, int] | None]]) -> None:
+    expected: dict[str, list[dict[str, Any]]] = {}
+    several = {n for n, _ in lines if sum(n == m for m, _ in lines) > 1}
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["path", "label", *SIDES, "box_name"])
+    for number, (n, corner) in enumerate(lines):
+        sides = [*corner, corner[0] + 1, corner[1] + 2] if corner else [""] * 4
+        writer.writerow([f"p{n}", f"l{n}", *sides, f"b{number}"])
+        boxes = expected.setdefault(f"p{n}", [])
+        if corner:
+            boxes.append(box(*corner, corner[0] + 1, corner[1] + 2, name=f"b{number}"))
+    if any(n in several and corner is None for n, corner in lines):
+        assert "a box in every line of it" in told(text.getvalue())
+    else:
+        found = rows(text.getvalue())
+        assert [(row["path"], row["label"], row["boxes"]) for row in found] == [
+            (path, f"l{path[1:]}", boxes) for path, boxes in expected.items()
+        ]
+
+
+def test_a_table_of_many_blocks_is_merged_across_them() -> None:
+    """Arrow reads a table in blocks of 1 MB: the lines of one path lie in all of them."""
+    number = 20_000
+    order = np.random.default_rng(0).permutation(np.repeat(np.arange(number), 3))
+    text = BOX + "".join(f"images/{n:060d}.jpg,l{n % 7},{k},0,{k + 1},1\n" for k, n in enumerate(order.tolist()))
+    assert len(text) > 4 * 2**20
+    table = read_table(text.encode(), "t.csv")
+    _, first = np.unique(order, return_index=True)
+    assert table.column("path").to_pylist() == [f"images/{order[k]:060d}.jpg" for k in sorted(first.tolist())]
+    for row in table.slice(0, 50).to_pylist():
+        n = int(row["path"][7:67])
+        assert row["label"] == f"l{n % 7}"
+        assert [b["xmin"] for b in row["boxes"]] == np.flatnonzero(order == n).tolist()
+
+
+@pytest.mark.parametrize(
+    ("header", "unused"),
+    [
+        ("path,label,split,group,mask,xmin,ymin,xmax,ymax,box_name", ""),
+        ("path,label,box_name", "box_name"),
+        ("path,Notes,label,group,width", "notes, width"),
+        ("path,label,boxes", "boxes"),
+    ],
+)
+def test_columns_that_are_not_used_are_said(header: str, unused: str, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ",".join({"split": "train"}.get(n, str(k)) for k, n in enumerate(header.split(",")))
+    found = read_table(f"{header}\n{line}\n".encode(), "t.csv").column_names
+    said = capsys.readouterr().err
+    assert (f"columns of the table that are not used: {unused}\n" in said) if unused else ("not used" not in said)
+    assert set(found) <= {"path", "label", "split", "group", "mask", "boxes"}
+    assert ("boxes" in found) == ("xmin" in header)
+
+
+def test_a_column_that_is_not_used_may_hold_anything() -> None:
+    assert read_table(b"path,label,notes\na,b,caf\xe9\n", "t.csv").to_pylist() == [{"path": "a", "label": "b"}]
