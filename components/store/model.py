@@ -76,21 +76,33 @@ def build_network(spec: ModelSpec) -> torch.nn.Module:
     return network
 
 
+def first_convolution(network: torch.nn.Module, channels: int) -> str:
+    """The name of the convolution that reads an image of so many channels; empty where there is none."""
+    import torch
+
+    for name, module in network.named_modules():
+        if isinstance(module, torch.nn.Conv2d) and module.in_channels == channels:
+            return str(name)
+    return ""
+
+
 def _adapt_first_convolution(network: torch.nn.Module, channels: int) -> None:
     """Replace the convolution that reads RGB by one that reads `channels`."""
     import torch
 
-    for name, module in network.named_modules():
-        if isinstance(module, torch.nn.Conv2d) and module.in_channels == 3:
-            # The settings are those of an existing Conv2d, which mypy can't see through nn.Module's attributes.
-            settings: dict[str, Any] = {
-                key: getattr(module, key) for key in ("kernel_size", "stride", "padding", "dilation", "groups")
-            }
-            made = torch.nn.Conv2d(channels, module.out_channels, bias=module.bias is not None, **settings)
-            parent, _, leaf = name.rpartition(".")
-            setattr(network.get_submodule(parent), leaf, made)
-            return
-    raise wrong("backbone", f"a network whose first convolution can take {channels} channels", type(network).__name__)
+    name = first_convolution(network, 3)
+    if not name:
+        raise wrong(
+            "backbone", f"a network whose first convolution can take {channels} channels", type(network).__name__
+        )
+    module = network.get_submodule(name)
+    # The settings are those of an existing Conv2d, which mypy can't see through nn.Module's attributes.
+    settings: dict[str, Any] = {
+        key: getattr(module, key) for key in ("out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
+    }
+    parent, _, leaf = name.rpartition(".")
+    made = torch.nn.Conv2d(channels, bias=module.bias is not None, **settings)
+    setattr(network.get_submodule(parent), leaf, made)
 
 
 def load_model(model: Dataset) -> tuple[torch.nn.Module, ModelSpec]:

@@ -1,15 +1,24 @@
-"""Pretrained weights: by torchvision name, by URI (safetensors, never pickle), or none."""
+"""Pretrained weights: by torchvision name, by URI (safetensors, never pickle), or none.
+
+The first convolution is fitted to the channels of the images. One channel gets the RGB filters' sum, which sees
+in a grey image what they see in its R = G = B. Three channels of another colour get the filters as they are.
+Edge channels that the weights do not know start at zero: the network starts as the pretrained one, and learns what
+edges add.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.error import URLError
 
 from ..store import uri as uris
 from ..store.errors import TransientError, UserError, wrong
 from ..store.filesystem import store_for
-from ..store.manifest import find_dataset
-from ..store.model import ModelSpec
+from ..store.images import COLORS
+from ..store.manifest import Dataset, find_dataset
+from ..store.model import ModelSpec, first_convolution
+from ..store.resample import Geometry
 from .config import TrainConfig
 
 if TYPE_CHECKING:
@@ -55,16 +64,69 @@ def load_pretrained(network: torch.nn.Module, spec: ModelSpec, config: TrainConf
     state = _named(config) if config.weights_are_named else _from_uri(config.weights)
     head = _head(network) if not _has_our_classes(config, spec) else ""
     target = network.state_dict()
+    wanted = Channels.of(spec.geometry)
+    first = first_convolution(network, wanted.number) + ".weight"
+    known = _channels_of(config, state.get(first), wanted)
     fitting = {
         key: fitted
         for key, value in state.items()
-        if key in target and not (head and key.startswith(head)) and (fitted := _fit(value, target[key])) is not None
+        if key in target
+        and not (head and key.startswith(head))
+        and (fitted := _fit_first(value, known, wanted) if key == first else value) is not None
+        and fitted.shape == target[key].shape
     }
     if len(fitting) < MATCHED_SHARE * len(target):
-        wanted, found = f"weights of {config.backbone}, {len(target)} tensors", f"{len(fitting)} that fit"
-        raise wrong("weights", wanted, f"{found} in {config.weights}")
+        expected, found = f"weights of {config.backbone}, {len(target)} tensors", f"{len(fitting)} that fit"
+        raise wrong("weights", expected, f"{found} in {config.weights}")
     network.load_state_dict({**target, **fitting})
-    return f"from {config.weights}, {len(fitting)} of {len(target)} tensors"
+    return ", ".join([f"from {config.weights}", f"{len(fitting)} of {len(target)} tensors", *_told(known, wanted)])
+
+
+@dataclass(frozen=True)
+class Channels:
+    """What the channels of an image are: those of a colour, then edges."""
+
+    color: str = "rgb"
+    edges: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, geometry: Geometry) -> Channels:
+        return cls(geometry.color, geometry.edges)
+
+    @property
+    def number(self) -> int:
+        return COLORS[self.color] + len(self.edges)
+
+
+def _channels_of(config: TrainConfig, first: torch.Tensor | None, wanted: Channels) -> Channels:
+    """What the weights were trained on. A model dataset says it; of a file alone the shape of the first convolution
+    (float [filters, channels, height, width]) tells RGB and grey, and anything else is what is wanted or won't fit."""
+    dataset = None if config.weights_are_named else _model(config.weights)
+    if dataset is not None and dataset.manifest.image:
+        return Channels.of(Geometry.from_dict(dataset.manifest.image))
+    number = 3 if first is None or first.ndim != 4 else first.shape[1]
+    return {1: Channels("gray"), 3: Channels("rgb")}.get(number, wanted)
+
+
+def _fit_first(value: torch.Tensor, known: Channels, wanted: Channels) -> torch.Tensor | None:
+    """The first convolution's filters for the channels that are wanted, if they can be made of those that are known."""
+    import torch
+
+    colors, ours = COLORS[known.color], COLORS[wanted.color]
+    if value.ndim != 4 or value.shape[1] != known.number or (colors, ours) == (1, 3):
+        return None
+    color = value[:, :colors] if colors == ours else value[:, :colors].sum(dim=1, keepdim=True)
+    by_name = {name: value[:, colors + at : colors + at + 1] for at, name in enumerate(known.edges)}
+    return torch.cat([color, *(by_name.get(name, torch.zeros_like(value[:, :1])) for name in wanted.edges)], dim=1)
+
+
+def _told(known: Channels, wanted: Channels) -> list[str]:
+    """What one should know of weights that were trained on other channels."""
+    said = [f"trained on {known.color}"] if known.color != wanted.color else []
+    if (COLORS[known.color], COLORS[wanted.color]) == (1, 3):
+        return [*said, "the first convolution from scratch"]
+    new = [name for name in wanted.edges if name not in known.edges]
+    return said + ([f"{' and '.join(new)} from zero"] if new else [])
 
 
 def _head(network: torch.nn.Module) -> str:
@@ -75,20 +137,14 @@ def _head(network: torch.nn.Module) -> str:
 
 def _has_our_classes(config: TrainConfig, spec: ModelSpec) -> bool:
     """Only a model dataset says what its outputs mean; any other head, of ImageNet or of a bare file, is unknown."""
-    if config.weights_are_named:
-        return False
-    uri = uris.normalize(config.weights, "weights")
-    dataset = None if uri.endswith(".safetensors") else find_dataset(uri)
+    dataset = None if config.weights_are_named else _model(config.weights)
     return dataset is not None and dataset.manifest.classes == spec.classes
 
 
-def _fit(value: torch.Tensor, target: torch.Tensor) -> torch.Tensor | None:
-    """The tensor if it has the target's shape; the first convolution's RGB filters summed for one channel."""
-    if value.shape == target.shape:
-        return value
-    if value.ndim == 4 and value.shape[1] == 3 and target.shape[1:2] == (1,) and value.shape[2:] == target.shape[2:]:
-        return value.sum(dim=1, keepdim=True)
-    return None
+def _model(weights: str) -> Dataset | None:
+    """The model dataset that a URI of weights means, if it is not that of a file."""
+    uri = uris.normalize(weights, "weights")
+    return None if uri.endswith(".safetensors") else find_dataset(uri)
 
 
 def _named(config: TrainConfig) -> State:

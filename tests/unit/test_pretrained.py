@@ -1,0 +1,163 @@
+"""Pretrained weights on other channels: the network starts as the pretrained one, whatever the colour and edges."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save, save_file
+
+from imagemill.components.store.errors import UserError
+from imagemill.components.store.images import COLORS
+from imagemill.components.store.manifest import Manifest, commit
+from imagemill.components.store.model import ModelSpec, build_network, first_convolution, load_model
+from imagemill.components.store.resample import Geometry
+from imagemill.components.store.shards import publish_bytes
+from imagemill.components.train.config import TrainConfig
+from imagemill.components.train.weights import load_pretrained
+
+SIZE = 32
+BOTH = ("sobel", "canny")
+SMALL = "shufflenet_v2_x0_5"
+
+
+def image_of(color: str, edges: tuple[str, ...] = ()) -> dict[str, Any]:
+    geometry = Geometry(SIZE, "crop", color, edges)
+    channels = geometry.shape[2]
+    return {**geometry.to_dict(), "mean": [0.5] * channels, "std": [0.5] * channels}
+
+
+def network_for(color: str, edges: tuple[str, ...] = (), backbone: str = SMALL, seed: int = 0) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    return build_network(spec_for(color, edges, backbone)).eval()
+
+
+def spec_for(color: str, edges: tuple[str, ...] = (), backbone: str = SMALL) -> ModelSpec:
+    return ModelSpec(backbone, ("a", "b", "c"), image_of(color, edges))
+
+
+def pretrained(
+    weights: str, color: str, edges: tuple[str, ...] = (), backbone: str = SMALL
+) -> tuple[torch.nn.Module, str]:
+    network = network_for(color, edges, backbone, seed=1)
+    config = TrainConfig(backbone=backbone, weights=weights)
+    return network.eval(), load_pretrained(network, spec_for(color, edges, backbone), config)
+
+
+def with_head_of(network: torch.nn.Module, other: torch.nn.Module) -> torch.nn.Module:
+    """A bare file's head is unknown and stays out: for comparing outputs it is put in by hand."""
+    head = [name for name, _ in other.named_parameters()][-1].rpartition(".")[0] + "."
+    found = {k: v for k, v in other.state_dict().items() if k.startswith(head)}
+    network.load_state_dict({**network.state_dict(), **found})
+    return network
+
+
+def logits(network: torch.nn.Module, *parts: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        found: torch.Tensor = network(torch.cat(parts, 1))
+    return found
+
+
+@pytest.fixture(scope="module")
+def rgb_file(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("weights") / "rgb.safetensors"
+    save_file(network_for("rgb").state_dict(), path)
+    return str(path)
+
+
+@pytest.mark.parametrize(("color", "edges"), [*((color, ()) for color in COLORS), ("gray", ("canny",)),
+                                              *((color, BOTH) for color in ("rgb", "gray", "lab"))])  # fmt: skip
+def test_a_network_starts_as_the_one_that_was_trained_on_rgb(rgb_file: str, color: str, edges: tuple[str, ...]) -> None:
+    original = network_for("rgb")
+    network, said = pretrained(rgb_file, color, edges)
+    with_head_of(network, original)
+    image = torch.randn(2, COLORS[color], SIZE, SIZE)
+    drawn = torch.rand(2, len(edges), SIZE, SIZE)
+    expected = logits(original, image if COLORS[color] == 3 else image.expand(-1, 3, -1, -1))
+    torch.testing.assert_close(logits(network, image, drawn), expected)
+    everything = len(original.state_dict())
+    assert f"{everything - 2} of {everything} tensors" in said, "all but the head's"
+    assert ("trained on rgb" in said) == (color != "rgb")
+    assert said.endswith(f"{' and '.join(edges)} from zero") == bool(edges)
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v3_small", "squeezenet1_1", "efficientnet_b0"])
+def test_the_first_convolution_is_found_in_every_kind_of_network(tmp_path: Path, backbone: str) -> None:
+    original = network_for("rgb", (), backbone)
+    save_file(original.state_dict(), tmp_path / "w.safetensors")
+    for color, edges in (("gray", ()), ("rgb", BOTH), ("gray", BOTH)):
+        network, _ = pretrained(str(tmp_path / "w.safetensors"), color, edges, backbone)
+        name = first_convolution(network, COLORS[color] + len(edges))
+        assert name == first_convolution(original, 3)
+        found, filters = (n.get_submodule(name).weight for n in (network, original))
+        known = COLORS[color]
+        torch.testing.assert_close(found[:, :known], filters if known == 3 else filters.sum(1, keepdim=True))
+        assert not found[:, known:].any()
+
+
+def test_edges_are_learned_from_zero(rgb_file: str) -> None:
+    network, _ = pretrained(rgb_file, "rgb", ("sobel",))
+    first = network.get_submodule(first_convolution(network, 4))
+    torch.nn.functional.cross_entropy(network(torch.randn(2, 4, SIZE, SIZE)), torch.tensor([0, 1])).backward()
+    assert first.weight.grad[:, 3].abs().max() > 0
+
+
+def model_dataset(folder: Path, color: str, edges: tuple[str, ...]) -> str:
+    """A model of our own, trained on other channels."""
+    uri = str(folder / "model" / f"{color}-{len(edges)}")
+    spec = spec_for(color, edges)
+    state = network_for(color, edges).state_dict()
+    files = (
+        publish_bytes(uri, save(state), "model-", ".safetensors"),
+        publish_bytes(uri, spec.to_json(), "model-", ".json"),
+    )
+    name = uri.rpartition("/")[2]
+    commit(uri, Manifest("model", name, classes=spec.classes, files=files, image=spec.image))
+    return uri
+
+
+def test_a_model_says_itself_what_its_channels_are(tmp_path: Path) -> None:
+    """Grey and two edges are three channels, too: they must not be taken for red, green and blue."""
+    uri = model_dataset(tmp_path, "gray", BOTH)
+    original = network_for("gray", BOTH)
+    image, sobel, canny = torch.randn(3, 2, 1, SIZE, SIZE).unbind()
+    same, said = pretrained(uri, "gray", BOTH)
+    torch.testing.assert_close(logits(same, image, sobel, canny), logits(original, image, sobel, canny))
+    assert "zero" not in said and "trained on" not in said
+    fewer, said = pretrained(uri, "gray", ("canny",))
+    torch.testing.assert_close(logits(fewer, image, canny), logits(original, image, 0 * sobel, canny))
+    assert "zero" not in said
+    plain = model_dataset(tmp_path, "gray", ("sobel",))
+    more, said = pretrained(plain, "gray", BOTH)
+    torch.testing.assert_close(logits(more, image, sobel, canny), logits(network_for("gray", ("sobel",)), image, sobel))
+    assert said.endswith("canny from zero")
+    coloured, said = pretrained(uri, "rgb")
+    assert said.endswith("trained on gray, the first convolution from scratch")
+    first = first_convolution(coloured, 3) + ".weight"
+    torch.testing.assert_close(coloured.state_dict()[first], network_for("rgb", seed=1).state_dict()[first])
+
+
+def test_a_file_of_five_channels_fits_five_channels(tmp_path: Path) -> None:
+    save_file(network_for("rgb", BOTH).state_dict(), tmp_path / "five.safetensors")
+    network, said = pretrained(str(tmp_path / "five.safetensors"), "rgb", BOTH)
+    original = network_for("rgb", BOTH)
+    image = torch.randn(1, 5, SIZE, SIZE)
+    torch.testing.assert_close(logits(with_head_of(network, original), image), logits(original, image))
+    assert "zero" not in said
+
+
+def test_weights_of_another_network_are_refused(rgb_file: str) -> None:
+    with pytest.raises(UserError, match="weights: expected weights of squeezenet1_1"):
+        pretrained(rgb_file, "rgb", BOTH, "squeezenet1_1")
+
+
+def test_a_model_of_five_channels_is_loaded_as_it_was_saved(tmp_path: Path) -> None:
+    from imagemill.components.store.manifest import read_dataset
+
+    uri = model_dataset(tmp_path, "lab", BOTH)
+    network, spec = load_model(read_dataset(uri, "model"))
+    assert spec.geometry == Geometry(SIZE, "crop", "lab", BOTH)
+    image = torch.randn(1, 5, SIZE, SIZE)
+    torch.testing.assert_close(logits(network, image), logits(network_for("lab", BOTH), image))
