@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ..store import presets
 from ..store.config import StepConfig, option
 from ..store.edges import CANNY_HIGH, CANNY_LOW, EDGES
 from ..store.errors import wrong
@@ -22,12 +23,14 @@ class ResizeConfig(StepConfig):
 
     clean: str = option("", "URI of the clean dataset", counts=False)
     image_size: int = option(128, "height and width that the model sees, in pixels", pipeline=True, low=8, high=8192)
+    preset: str = option("photo", presets.HELP, counts=False, pipeline=True, choices=presets.NAMES)
     resize_mode: str = option(
-        "crop",
+        "auto",
         "crop: short side to round(size x 256/224), then the centre; squash: straight to the square; letterbox: long "
-        "side to the size, the rest black",
+        "side to the size, the rest black (default: by the preset; crop)",
         pipeline=True,
-        choices=MODES,
+        choices=("auto", *MODES),
+        by_preset=True,
     )
     edges: str = option(
         "off",
