@@ -88,9 +88,10 @@ def read_archive(stream: Any, where: str, limit: int) -> Iterator[Member | Skipp
 
 _DAMAGE = (
     tarfile.TarError, zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, zlib.error, lzma.LZMAError, struct.error,
-    OSError, ValueError, OverflowError, NotImplementedError,
+    OSError, ValueError, OverflowError, NotImplementedError, IndexError,
 )  # fmt: skip
-"""What the readers raise for bytes that are no archive of theirs, or one with a compression they don't know."""
+"""What the readers raise for bytes that are no archive of theirs, or one with a compression they don't know; zipfile
+an IndexError for a file whose name begins with a zero byte."""
 
 
 def _decompress(stream: io.BufferedReader, head: bytes) -> Any:

@@ -8,6 +8,7 @@ import posixpath
 import tarfile
 import threading
 import time
+import zipfile
 from functools import partial
 from pathlib import Path
 
@@ -219,6 +220,16 @@ def test_an_archive_that_shrinks_while_it_is_read_is_transient(tmp_path: Path) -
         list(found)
 
 
+def test_a_zip_with_a_nameless_file_is_damaged(tmp_path: Path) -> None:
+    """`ZipInfo.is_dir` looks at the last character of the name."""
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("cat/1.jpg", JPEG)
+    data = (tmp_path / "x.zip").read_bytes()
+    (tmp_path / "x.zip").write_bytes(data.replace(b"cat/1.jpg", b"\0at/1.jpg"))
+    with pytest.raises(UserError, match="found one that is damaged"):
+        list(ArchiveSource(str(tmp_path / "x.zip")).members(0))
+
+
 def table(uri: str, *paths: str, masks: tuple[str, ...] = ()) -> TableSource:
     columns = {"path": paths} | ({"mask": masks} if masks else {})
     return TableSource(
@@ -345,6 +356,10 @@ def test_a_wrong_mask_is_told_by_its_column() -> None:
     for uri, mask in (("http://127.0.0.1:9/t.csv", "file:///etc/passwd"), ("s3://bucket/t.csv", "/etc/passwd")):
         with pytest.raises(UserError, match=r"^mask: "):
             list(table(uri, "x", masks=(mask,))._uris())
+        with pytest.raises(UserError, match=r"^mask: "):
+            table(uri, "x", masks=(mask,))._with_mask(Member("x", JPEG), mask)
+    with pytest.raises(UserError, match=r"^mask: expected a http URL with a host"):
+        table("/t.csv", "x")._with_mask(Member("x", JPEG), "http:///1.png")
 
 
 def test_a_small_file_is_bounded_and_must_be_there(tmp_path: Path) -> None:
