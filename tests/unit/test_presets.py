@@ -1,0 +1,101 @@
+"""Presets by domain: they fill in what was left unset, in every step alike, and nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from imagemill.components.clean.config import CleanConfig
+from imagemill.components.resize.config import ResizeConfig
+from imagemill.components.store.config import StepConfig
+from imagemill.components.store.errors import UserError
+from imagemill.components.store.presets import _PHOTO, HELP, PRESETS
+from imagemill.components.train.config import TrainConfig
+from imagemill.pipelines.parameters import choose, parameters
+
+CONFIGS: tuple[type[StepConfig], ...] = (CleanConfig, ResizeConfig, TrainConfig)
+
+
+def fields_by_preset() -> dict[str, dataclasses.Field[object]]:
+    return {one.name: one for cls in CONFIGS for one in dataclasses.fields(cls) if one.metadata["by_preset"]}
+
+
+def test_presets_say_something_of_every_field_that_is_left_to_them_and_of_no_other() -> None:
+    assert set(_PHOTO) == set(fields_by_preset())
+    for name, preset in PRESETS.items():
+        assert set(preset.values) <= set(_PHOTO) and preset.why and f"{name}: " in HELP
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("cls", CONFIGS)
+def test_every_preset_gives_valid_effective_values(cls: type[StepConfig], preset: str) -> None:
+    config = cls.from_values({"preset": preset})
+    for one in dataclasses.fields(cls):
+        if one.metadata["by_preset"]:
+            value = getattr(config, one.name)
+            assert value != one.default and type(value) is type(one.default)
+            assert value == PRESETS[preset].values.get(one.name, _PHOTO[one.name])
+
+
+def test_what_is_unsafe_for_a_domain_is_off() -> None:
+    for preset in ("ocr", "medical"):
+        assert not TrainConfig(preset=preset).flips
+        assert TrainConfig(preset=preset).crop_scale > TrainConfig().crop_scale
+        assert ResizeConfig(preset=preset).resize_mode == "letterbox"
+    assert CleanConfig(preset="ocr").color == "gray" and CleanConfig(preset="fashion").trim == "on"
+    assert CleanConfig(preset="medical").counting() == {}
+    assert ResizeConfig(preset="satellite").normalization == "dataset" and TrainConfig(preset="satellite").flips
+
+
+def test_what_is_said_overrules_the_preset_even_with_the_usual_value() -> None:
+    config = CleanConfig.from_values({"preset": "ocr", "color": "rgb", "equalize": "off"})
+    assert (config.color, config.equalize) == ("rgb", "off")
+    assert TrainConfig.from_values({"preset": "ocr", "flip": True, "crop_scale": 0.6}).counting() == {}
+
+
+def test_a_preset_is_only_a_shorter_way_to_say_its_values() -> None:
+    assert CleanConfig(preset="ocr").counting() == CleanConfig(color="gray", equalize="autocontrast").counting()
+    assert CleanConfig().counting() == CleanConfig(color="rgb", trim="off").counting() == {}
+
+
+def test_one_preset_reaches_every_step_of_a_run() -> None:
+    assert parameters()["preset"].steps == ("clean", "resize", "train")
+    chosen = choose({"preset": "ocr", "flip": "true"})
+    assert chosen.pipeline == {"preset": "ocr"} and chosen.sections == {"train": {"flip": "true"}}
+    train, clean = chosen.config("train"), chosen.config("clean")
+    assert isinstance(train, TrainConfig) and train.flips and train.crop_scale == 0.9
+    assert isinstance(clean, CleanConfig) and clean.color == "gray"
+
+
+def test_an_unknown_preset_is_the_users_error() -> None:
+    with pytest.raises(UserError, match=r"^preset: expected one of photo, ocr, medical, satellite, fashion"):
+        CleanConfig.from_values({"preset": "x-ray"})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"background_color": "#12345"}, "^background_color: expected black, gray, white or #rrggbb"),
+        ({"mask_background": "0,300"}, "^mask_background: expected auto, or values"),
+        ({"outlier_fields": "brightness,beauty"}, "^outlier_fields: expected some of .*found 'beauty'"),
+        ({"denoise_size": 4}, "^denoise_size: expected an odd number"),
+        ({"binarize": "otsu", "color": "lab"}, "^color: expected one channel or rgb where binarize"),
+        ({"measures": False, "outliers": "drop"}, "^measures: expected true where they decide"),
+        ({"measures": False, "min_contrast": 0.1}, "^measures: expected true where they decide"),
+        ({"near_radius": 17}, "^near_radius: expected a number of at most 16"),
+        ({"other_class": " "}, "^other_class: expected the name of a class"),
+        ({"leakage": "ignore"}, "^leakage: expected one of auto, drop, report"),
+    ],
+)
+def test_wrong_options_of_cleaning_are_named(values: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        CleanConfig.from_values(values)
+
+
+def test_values_of_cleaning_that_are_read() -> None:
+    assert CleanConfig(background_color="#0aFf10").fill() == (10, 255, 16)
+    assert CleanConfig(background_color="White").fill() == (255, 255, 255)
+    assert CleanConfig(mask_background="2, 3").background_values() == (2, 3)
+    assert CleanConfig(binarize="otsu").channels_color == "gray"
+    assert CleanConfig(binarize="otsu", color="red").channels_color == "red"
