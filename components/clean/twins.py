@@ -110,7 +110,7 @@ def _settle_conflicts(verdicts: Verdicts, twins: Twins, policy: str) -> dict[str
 def _outvoted(table: Table, twins: Twins, rows: Rows) -> list[tuple[int, int]]:
     """(row, a twin that contradicts it) of those whose label is not the one most of the row and its twins have."""
     losers = []
-    neighbours = _neighbours(twins)
+    neighbours = _neighbours(twins.first, twins.second)
     for row in rows.tolist():
         around = np.array([row, *neighbours[row]])
         labels, votes = np.unique(table.label[around], return_counts=True)
@@ -120,9 +120,10 @@ def _outvoted(table: Table, twins: Twins, rows: Rows) -> list[tuple[int, int]]:
     return losers
 
 
-def _neighbours(twins: Twins) -> dict[int, list[int]]:
+def _neighbours(first: Rows, second: Rows) -> dict[int, list[int]]:
+    """The direct twins of each row that has some."""
     found: dict[int, list[int]] = {}
-    for a, b in zip(twins.first.tolist(), twins.second.tolist(), strict=True):
+    for a, b in zip(first.tolist(), second.tolist(), strict=True):
         found.setdefault(a, []).append(b)
         found.setdefault(b, []).append(a)
     return found
@@ -158,11 +159,11 @@ def _drop_near(verdicts: Verdicts, twins: Twins) -> int:
     alive = verdicts.alive[twins.first] & verdicts.alive[twins.second]
     together = (verdicts.splits[twins.first] == TEST) == (verdicts.splits[twins.second] == TEST)
     pairs = alive & together
-    chosen = Twins(*(a[pairs] for a in (twins.first, twins.second, twins.distance, twins.difference)), 0, True)
-    neighbours = _neighbours(chosen)
+    first, second = twins.first[pairs], twins.second[pairs]
+    neighbours = _neighbours(first, second)
     kept: set[int] = set()
     dropped = 0
-    for row in verdicts.first_to_keep(np.unique(np.concatenate([chosen.first, chosen.second]))).tolist():
+    for row in verdicts.first_to_keep(np.unique(np.concatenate([first, second]))).tolist():
         other = next((twin for twin in neighbours[row] if twin in kept), None)
         if other is None:
             kept.add(row)
