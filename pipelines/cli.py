@@ -53,6 +53,8 @@ def _command(words: list[str]) -> int:
     quiet_logs()
     found = vars(_parser().parse_args(words))
     command = found.pop("command")
+    if command == "inspect":
+        return _inspect(found["dataset_uri"], found["json"])
     config_file = found.pop("config_file", None) or ""
     runner, as_json = found.pop("runner", ""), found.pop("json", False)
     target, output = found.pop("target", ""), found.pop("output", "")
@@ -80,6 +82,13 @@ def _compile(chosen: Chosen, target: str, output: str) -> int:
     return EXIT_OK
 
 
+def _inspect(uri: str, as_json: bool) -> int:
+    from .inspection import inspect
+
+    inspect(uri, as_json)
+    return EXIT_OK
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="imagemill", description=_INTRO, epilog="Each command has its own --help.")
     parser.add_argument("--version", action="version", version=f"imagemill {code_version()}")
@@ -90,6 +99,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_parameters(run)
     for step in ALL_STEPS.values():  # for the list of commands; their flags are their own
         commands.add_parser(step.name, help=step.help, add_help=False)
+    inspected = commands.add_parser("inspect", help="what is in a dataset: the ledger, its quality, what was found")
+    inspected.add_argument("dataset_uri", metavar="DATASET", help="its URI or path, or that of its _manifest.json")
+    inspected.add_argument("--json", action="store_true", help="print the facts as one JSON object")
     compiled = commands.add_parser("compile", help="the pipeline as a package for a cluster")
     compiled.add_argument("--target", required=True, help="what to compile for [kfp]")
     compiled.add_argument("-o", "--output", required=True, metavar="FILE", help="the package to write, .yaml or .json")

@@ -1,0 +1,143 @@
+"""Small clean datasets that are made without the step: their files are real, what they say is up to the test."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from imagemill.components.clean.config import CleanConfig
+from imagemill.components.clean.schema import MEASURES, REJECTED, TWINS, clean_layout, clean_schema
+from imagemill.components.clean.splits import SPLITS, shuffle_index
+from imagemill.components.store.manifest import Dataset, File, Manifest, Totals, commit
+from imagemill.components.store.shards import Layout, ShardWriter
+
+SIZE = (40, 30)
+
+
+@dataclass
+class Row:
+    """A kept image; what is not given is made up from its name."""
+
+    image_id: str
+    label: str = "cat"
+    split: str = "train"
+    data: bytes = b""
+    declared: str | None = None
+    warning: str | None = None
+    measures: dict[str, float] | None = field(default_factory=dict)
+    thumbnail: bytes | None = None
+
+    def columns(self, classes: Sequence[str]) -> dict[str, Any]:
+        data = self.data or picture(self.image_id)
+        sha256 = hashlib.sha256(data).hexdigest()
+        try:
+            width, height = Image.open(io.BytesIO(data)).size
+        except OSError:
+            width, height = 1, 1
+        measured: dict[str, Any] = {}
+        if self.measures is not None:
+            ratio = {"aspect_ratio": width / height}
+            measured = {"phash": 1, "thumbnail": self.thumbnail or bytes(range(256)) * 4}
+            measured |= dict.fromkeys(MEASURES, 0.5) | ratio | self.measures
+        return {
+            "image_id": self.image_id, "image": {"bytes": data, "path": self.image_id}, "label": self.label,
+            "label_id": classes.index(self.label) if self.label in classes else 0, "split": self.split,
+            "declared_split": self.declared, "group": None, "shuffle_index": shuffle_index(sha256),
+            "width": width, "height": height, "sha256": sha256, "format": "JPEG", "image_bytes": len(data),
+            "pixel_hash": sha256[:32], **measured, "decoder_warning": self.warning,
+        }  # fmt: skip
+
+
+def picture(seed: str, size: tuple[int, int] = SIZE, kind: str = "JPEG") -> bytes:
+    random = np.random.default_rng([*seed.encode()])
+    colour = random.integers(0, 256, 3)
+    pixels = np.clip(colour + random.normal(0, 20, (size[1], size[0], 3)), 0, 255).astype(np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, kind)
+    return out.getvalue()
+
+
+NONE_FOUND: dict[str, Any] = {
+    "duplicates": {
+        "groups": 0, "conflicts": 0, "conflict_examples": [], "declared_test_images_in_declared_train": 0,
+    },
+    "near_duplicates": {
+        "radius": 3, "candidates": 0, "complete": True, "pairs": 0, "images": 0, "by_splits": {}, "dropped": 0,
+        "conflicts": 0, "conflict_examples": [],
+    },
+    "leakage": {
+        "declared_test_images_with_twin_in_declared_train": 0, "test_images_with_twin_in_train": 0,
+        "test_images_with_twin_in_val": 0, "policy": "auto", "dropped": 0, "kept": 0,
+    },
+    "outliers": {},
+}  # fmt: skip
+"""What a step that looked at everything and found nothing says."""
+
+
+def twin(first: str, second: str, distance: int = 2, difference: float = 0.01, **more: str) -> dict[str, Any]:
+    """A row of the twins' file; labels are `cat`, splits `train`, and none was dropped, unless `more` says so."""
+    row = {"image_id": first, "twin_id": second, "distance": distance, "difference": difference}
+    return row | {"label": "cat", "twin_label": "cat", "split": "train", "twin_split": "train", "dropped": ""} | more
+
+
+def reject(image_id: str, reason: str, detail: str = "broken") -> dict[str, Any]:
+    return {"image_id": image_id, "sha256": "0" * 64, "reason": reason, "detail": detail}
+
+
+def draft(
+    uri: str,
+    rows: Sequence[Row],
+    rejected: Sequence[dict[str, Any]] = (),
+    twins: Sequence[dict[str, Any]] = (),
+    found: dict[str, Any] | None = NONE_FOUND,
+    classes: Sequence[str] = (),
+    config: CleanConfig | None = None,
+    row_group_rows: int = 7,
+    **more: Any,
+) -> Dataset:
+    """The files, and the manifest that `ledger.make_manifest` would write for them, not committed."""
+    names = tuple(classes) or tuple(sorted({row.label for row in rows}))
+    layout = clean_layout(clean_schema())
+    layout = Layout(layout.schema, row_group_rows=row_group_rows)
+    files: list[File] = []
+    for split in SPLITS:
+        if chosen := [row for row in rows if row.split == split]:
+            with ShardWriter(uri, layout) as writer:
+                for row in chosen:
+                    writer.add(row.columns(names), 0)
+                files.append(writer.publish(f"data/{split}", "data", split))
+    for role, schema, others in (("rejected", REJECTED, rejected), ("twins", TWINS, twins)):
+        if others:
+            with ShardWriter(uri, Layout(schema, row_group_rows=row_group_rows)) as writer:
+                for one in others:
+                    writer.add(one, 0)
+                files.append(writer.publish(role, role))
+    by_class_split = {s: Counter(row.label for row in rows if row.split == s) for s in SPLITS}
+    totals = Totals(
+        rows=len(rows), bytes=sum(len(row.data or picture(row.image_id)) for row in rows), rejected=len(rejected),
+        by_split={s: by_class_split[s].total() for s in SPLITS},
+        by_class={name: sum(by_class_split[s][name] for s in SPLITS) for name in names},
+        by_reason=dict(sorted(Counter(one["reason"] for one in rejected).items())),
+    )  # fmt: skip
+    extra: dict[str, Any] = {
+        "dataset_name": "toy",
+        "by_class_and_split": {s: {c: by_class_split[s][c] for c in names} for s in SPLITS},
+        "decoder_warnings": sum(row.warning is not None for row in rows),
+        "rows_in": len(rows) + len(rejected),
+    } | ({} if found is None else {"found": found})
+    manifest = Manifest(
+        "clean", uri.rpartition("/")[2], config=(config or CleanConfig()).effective(), classes=names,
+        files=tuple(files), totals=totals, image={"color": "rgb", "channels": 3}, **({"extra": extra} | more),
+    )  # fmt: skip
+    return Dataset(uri, manifest, "")
+
+
+def cleaned(uri: str, rows: Sequence[Row], *args: Any, **more: Any) -> Dataset:
+    return commit(uri, draft(uri, rows, *args, **more).manifest)
