@@ -39,7 +39,8 @@ from imagemill.components.store.parallel import cores
 WIDTH, HEIGHT = 500, 375
 COMMON = """
 import json, os, resource, sys, time
-def megabytes(who=resource.RUSAGE_SELF): return resource.getrusage(who).ru_maxrss / 1024
+def megabytes():  # getrusage's maximum begins with that of the parent process
+    return int(open("/proc/self/status").read().partition("VmHWM:")[2].split()[0]) / 1024
 folder, workspace, raw, number = sys.argv[1:5]
 """
 DECODE = """
@@ -69,7 +70,7 @@ if __name__ == "__main__":
         lab = Imagelab(data_path=folder)
         lab.find_issues(n_jobs=len(os.sched_getaffinity(0)), verbose=False)
     seconds = time.perf_counter() - started
-    peak = max(megabytes(), megabytes(resource.RUSAGE_CHILDREN))
+    peak = max(megabytes(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)
     print(json.dumps({"rate": int(number) / seconds, "peak": peak, "imports": imports}))
 """
 CELLS = {
