@@ -23,10 +23,11 @@ cv2.setNumThreads(1)  # images are spread over the cores, so the threads of Open
 def denoise(pixels: Pixels, kind: str, size: int) -> Pixels:
     """Each pixel from its window of `size` x `size` (odd); beyond the border the image is mirrored (median: repeated).
 
-    `gaussian`: its weighted mean, with OpenCV's sigma for the size, 0.3 * ((size - 1) / 2 - 1) + 0.8 pixels.
+    `gaussian`: its weighted mean, by OpenCV's kernel for the size (1 2 1, 1 4 6 4 1, ..., which is about a sigma of
+    0.3 * ((size - 1) / 2 - 1) + 0.8 pixels).
     `median`: the median of each channel.
-    `bilateral`: the weighted mean over the disc in the window, with the same sigma in space and `BILATERAL_SIGMA`
-    in colour (the distance of two colours is the sum over the channels), so that edges stay.
+    `bilateral`: the mean over the disc in the window, weighted by Gaussians of that sigma in space and of
+    `BILATERAL_SIGMA` in colour (colours are as far apart as their channels are in sum), so that edges stay.
     """
     if kind == "gaussian":
         return _shaped(cv2.GaussianBlur(pixels, (size, size), 0))

@@ -136,6 +136,9 @@ def background(mask: bytes, values: Sequence[int], data: bytes, width: int, heig
 def _labels(mask: bytes, width: int, height: int) -> npt.NDArray[Any]:
     """The stored values, [H, W] or turned by a quarter; the size is looked at before anything is decoded."""
     try:
+        Image.open(
+            io.BytesIO(mask), formats=["PNG"]
+        ).verify()  # the checksums, which Pillow passes over when it decodes
         with Image.open(io.BytesIO(mask), formats=["PNG"]) as opened:
             if opened.size in ((width, height), (height, width)) and opened.mode in ("1", "L", "P", "I;16"):
                 labels = np.asarray(opened)
@@ -192,15 +195,16 @@ def blurred(pixels: Pixels, background: Pixels) -> Pixels:
     alone = cv2.copyTo(pixels, background)  # black where the foreground is
     total, weight = (_reduced(plane, size, sigma) for plane in (alone, background * np.uint8(255)))
     mean = np.array(cv2.mean(pixels, background)[: pixels.shape[2]], np.float32)
-    # Where there is hardly any background around, a byte of weight is rounded away: then the mean of all of it.
-    small = np.where(weight > 1e-3, total * 255 / np.maximum(weight, 1e-3), mean)
+    # Where there is hardly any background around, its weight is rounded away: then the mean of all of it.
+    small = np.where(weight > 1, total * 255 / np.maximum(weight, 1), mean)
     soft: Any = np.clip(np.rint(small), 0, 255).astype(np.uint8)
     return _over(pixels, background, cv2.resize(soft, (width, height), interpolation=cv2.INTER_LINEAR))
 
 
 def _reduced(plane: Any, size: tuple[int, int], sigma: float) -> npt.NDArray[np.float32]:
-    """uint8 [H, W(, C)] → its area means at `size`, blurred, nothing beyond the border: float32 [h, w, C]."""
-    small = cv2.resize(plane, size, interpolation=cv2.INTER_AREA).astype(np.float32)
+    """uint8 [H, W(, C)] → 256 times its area means at `size`, blurred, nothing beyond the border: float32 [h, w, C]."""
+    fine = plane.astype(np.uint16) << 8  # OpenCV rounds the means to its type
+    small = cv2.resize(fine, size, interpolation=cv2.INTER_AREA).astype(np.float32)
     soft = cv2.GaussianBlur(small, (0, 0), sigma, borderType=cv2.BORDER_CONSTANT)
     return np.asarray(soft.reshape(*soft.shape[:2], -1), np.float32)
 
