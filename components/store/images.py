@@ -3,7 +3,8 @@
 The format is told from the bytes, never the name; pixels, bytes and side lengths are capped before anything
 is decoded; EXIF orientation is applied; palette, alpha, CMYK, 16-bit and grey become the colour asked for.
 JPEG goes through libjpeg-turbo (simplejpeg), strictly, with Pillow as the arbiter of its warnings:
-what Pillow decodes is kept with `warning`, what it refuses is rejected. Everything else goes through Pillow.
+what Pillow decodes is kept with `warning`, what it refuses is rejected. A plain JPEG never meets Pillow: its header
+is read here, and its decoder has nothing to say. Everything else goes through Pillow.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
+from .jpeg import Header, plain_header
 from .parallel import Budget
 
 Pixels = npt.NDArray[np.uint8]
@@ -114,6 +116,29 @@ def decode(
     kind = sniff(data)
     if not kind:
         raise ImageRejected("not_an_image", f"no known image signature; begins with {data[:16]!r}")
+    header = plain_header(data) if kind == "JPEG" else None
+    if header and (found := _decode_plain_jpeg(data, header, color, strict, min_side, limits)):
+        return found
+    return _decode(data, kind, color, strict, min_side, limits)
+
+
+def _decode_plain_jpeg(
+    data: bytes, header: Header, color: str, strict: bool, min_side: int, limits: Limits
+) -> Decoded | None:
+    """What `_decode` would say of a JPEG whose header is known, or None where its decoder has something to say."""
+    width, height, components = header
+    _check_size(width, height, limits)
+    mode = "L" if components == 1 else "RGB"
+    with _PIXELS_IN_FLIGHT.hold(width * height):
+        try:
+            pixels = _turbo(data, _source(color, mode), strict, min_side)
+        except ValueError:
+            return None
+        return Decoded(in_color(pixels, color), width, height, "JPEG", "", mode == _STORED_AS.get(color))
+
+
+def _decode(data: bytes, kind: str, color: str, strict: bool, min_side: int, limits: Limits) -> Decoded:
+    """Any image, its header read by Pillow."""
     if kind == "WEBP":  # Pillow makes the canvas when it opens one
         _check_size(*_webp_size(data), limits)
     opened = _open(data, kind)
@@ -123,8 +148,7 @@ def decode(
     _check_size(width, height, limits)
     turns_itself = kind == "TIFF" and opened.tag_v2.get(_ORIENTATION, 1) in range(2, 9)  # type: ignore[attr-defined]
     with _PIXELS_IN_FLIGHT.hold(width * height):
-        source = "gray" if color == "gray" or (color in _CHANNEL and opened.mode == "L") else "rgb"
-        pixels, warning = _pixels(data, opened, kind, source, strict, min_side)
+        pixels, warning = _pixels(data, opened, kind, _source(color, opened.mode), strict, min_side)
         pixels = in_color(pixels, color)
     # Only now: asking a PNG for its EXIF loads it, and a load that failed once succeeds the second time;
     # a TIFF turns itself upright when it loads, and then says so.
@@ -137,6 +161,32 @@ def decode(
     elif orientation >= 5:
         width, height = height, width
     return Decoded(pixels, width, height, kind, warning, as_stored)
+
+
+def _source(color: str, mode: str) -> str:
+    """What an image of Pillow's `mode` is decoded as, `rgb` or `gray`, before `in_color` makes `color` of it."""
+    return "gray" if color == "gray" or (color in _CHANNEL and mode == "L") else "rgb"
+
+
+def _turbo(data: bytes, color: str, strict: bool, min_side: int) -> Pixels:
+    """A JPEG by libjpeg-turbo in `rgb` or `gray`. ValueError for what it refuses and, if strict, for its warnings."""
+    options: dict[str, Any] = {"colorspace": "RGB" if color == "rgb" else "GRAY"}
+    options |= {"min_height": min_side, "min_width": min_side}
+    pixels: Pixels
+    try:
+        pixels = simplejpeg.decode_jpeg(data, **options)
+        return pixels
+    except ValueError:
+        if strict:
+            raise
+        # Without `strict` simplejpeg keeps even a fatal error to itself, and returns memory that nobody has written:
+        # so into other bytes once more, and what is not the same then has not been decoded.
+        pixels = simplejpeg.decode_jpeg(data, **options, strict=False)
+        again = ~pixels
+        simplejpeg.decode_jpeg(data, **options, strict=False, buffer=again)
+        if not np.array_equal(pixels, again):
+            raise
+        return pixels
 
 
 def in_color(pixels: Pixels, color: str) -> Pixels:
@@ -191,7 +241,9 @@ def _open(data: bytes, kind: str) -> Image.Image:
     except Exception as error:  # a broken header can raise anything; the bytes are in memory, so it is their fault
         if kind == "TIFF" and (found := _tiff_mode_error(data)):
             raise ImageRejected("unsupported_bands", found) from None
-        raise ImageRejected("corrupt", f"a {kind} header that does not parse: {_short(error)}") from None
+        # What is not identified has an address in its message, another one each time: a reject is the same always.
+        said = "" if isinstance(error, UnidentifiedImageError) else f": {_short(error)}"
+        raise ImageRejected("corrupt", f"a {kind} header that does not parse{said}") from None
 
 
 def _tiff_mode_error(data: bytes) -> str:
@@ -233,9 +285,8 @@ def _pixels(data: bytes, opened: Image.Image, kind: str, color: str, strict: boo
     """The pixels as stored, in `rgb` or `gray`, and the decoder's warning."""
     warning = ""
     if kind == "JPEG" and opened.mode in ("RGB", "L"):
-        space = {"rgb": "RGB", "gray": "GRAY"}[color]
         try:
-            return simplejpeg.decode_jpeg(data, space, min_height=min_side, min_width=min_side, strict=strict), ""
+            return _turbo(data, color, strict, min_side), ""
         except ValueError as error:
             warning = _short(error)
     try:

@@ -384,6 +384,40 @@ def test_a_jpeg_that_pillow_decodes_in_spite_of_a_warning_is_kept_with_it() -> N
     assert decode(whole).warning == ""
 
 
+@pytest.mark.parametrize("place", [11, 12])
+def test_lenient_is_not_blind(place: int) -> None:
+    """A JPEG that libjpeg gives up on after a warning: without `strict` simplejpeg returns memory as it was."""
+    whole = saved(picture("L"), "JPEG", progressive=True)
+    at = whole.index(b"\xff\xda") + place
+    broken = whole[:at] + b"\xff" + whole[at + 1 :]
+    unwritten = simplejpeg.decode_jpeg(broken, "GRAY", strict=False, buffer=np.full((HEIGHT, WIDTH, 1), 77, np.uint8))
+    assert (unwritten == 77).all(), "simplejpeg says it now: the test needs another picture, and images.py no check"
+    assert reason(broken, strict=False) == reason(broken) == "corrupt"
+
+
+def test_lenient_keeps_what_a_warning_leaves() -> None:
+    whole = saved(picture("RGB", 120, 90), "JPEG")
+    found = decode(whole[: len(whole) * 3 // 4], strict=False)
+    assert not found.warning and found.pixels.shape == (90, 120, 3)
+    np.testing.assert_array_equal(found.pixels[:40], decode(whole).pixels[:40])
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_rejection_has_the_same_words_each_time(kind: str) -> None:
+    """They are stored: an object's address among them would make other bytes of the same input."""
+    whole = saved(picture(), kind)
+    for data in (whole[:20], whole[:8] + b"\xff" * 40, whole[: len(whole) // 3]):
+        said = set()
+        for _ in range(3):
+            kept = bytearray(1000)  # so that the next object lies elsewhere
+            with pytest.raises(ImageRejected) as caught:
+                decode(bytes(data))
+            said.add(str(caught.value))
+            assert " at 0x" not in str(caught.value)
+            del kept
+        assert len(said) == 1
+
+
 SIGNATURES = [b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"II+\0", b"BM"]
 SIGNATURES += [b"RIFF\x40\0\0\0WEBP" + chunk for chunk in (b"VP8 ", b"VP8X", b"VP8L")]
 SIGNATURES += [b"BM" + b"\0" * 12 + b"\x28\0\0\0"]
