@@ -121,8 +121,8 @@ def _raw(manifest: Manifest) -> list[str]:
     totals, extra = manifest.totals, manifest.extra
     labels = {name: count for name, count in totals.by_class.items() if name}
     lines = [
-        *table([["source", str(extra.get("source", "not recorded"))]], "ll", most=90),
-        *table([["images", f"{totals.rows:,}, {size(totals.bytes)}"]], "ll", most=90),
+        *table([["source", str(extra.get("source", "not recorded"))]], "ll"),
+        *table([["images", f"{totals.rows:,}, {size(totals.bytes)}"]], "ll"),
         *wrapped("splits as declared: " + (_counts(totals.by_split) or "none")),
         *wrapped(f"without a label: {totals.by_class.get('', 0):,}"),
     ]
@@ -156,7 +156,7 @@ def _model(manifest: Manifest) -> list[str]:
     if history and all(isinstance(one, dict) for one in history):
         names = list(history[-1])
         rows = [names, *([_value(one.get(name, "")) for name in names] for one in history[-SHOWN:])]
-        lines += ["", heading("Epochs"), *table(rows, "r" * len(names), most=14)]
+        lines += ["", heading("Epochs"), *table(rows, "r" * len(names))]
     return [*lines, "", heading("Classes"), *wrapped(listed(manifest.classes, SHOWN))]
 
 
@@ -169,7 +169,7 @@ def _evaluation(manifest: Manifest) -> list[str]:
     for one in classes[:SHOWN]:
         numbers = [f"{one[name]:.3f}" for name in ("precision", "recall", "f1")]
         rows.append([one["class"], f"{one['support']:,}", *numbers, bar(one["f1"], 24)])
-    lines += ["", heading("Classes, the hardest first"), *table(rows, "lrrrrl", most=30), *_more(len(classes))]
+    lines += ["", heading("Classes, the hardest first"), *table(rows, "lrrrrl"), *_more(len(classes))]
     if untested := [one["class"] for one in extra.get("per_class") or [] if not one["support"]]:
         lines += wrapped(f"without a test image: {listed(untested, SHOWN)}")
     return lines
@@ -199,7 +199,7 @@ def _named(found: dict[str, Any], keys: tuple[str, str], what: str) -> list[str]
 
 
 def _values(values: dict[str, Any]) -> list[str]:
-    return table([[name.replace("_", " "), _value(value)] for name, value in values.items()], "ll", most=76)
+    return table([[name.replace("_", " "), _value(value)] for name, value in values.items()], "ll")
 
 
 def _value(value: Any) -> str:

@@ -86,11 +86,14 @@ def heading(title: str) -> str:
     return f"── {title} " + "─" * (WIDTH - 4 - columns(title))
 
 
-def table(rows: Sequence[Sequence[str]], aligned: str, indent: int = 2, most: int = 44) -> list[str]:
-    """Lines of aligned columns; `aligned` says how, a letter a column: `l` or `r`. No column is wider than `most`."""
-    if not rows:
-        return []
-    widths = [min(most, max(columns(plain(row[i])) for row in rows)) for i in range(len(aligned))]
+def table(rows: Sequence[Sequence[str]], aligned: str, indent: int = 2) -> list[str]:
+    """Lines of aligned columns; `aligned` says how, a letter a column: `l` or `r`. Where a line would be wider than
+    `WIDTH` its widest columns are cut."""
+    widths = [max((columns(plain(row[i])) for row in rows), default=0) for i in range(len(aligned))]
+    room = WIDTH - indent - 2 * (len(aligned) - 1)
+    while sum(widths) > room:
+        widest = widths.index(max(widths))
+        widths[widest] -= 1
     return [
         (" " * indent + "  ".join(fit(row[i], widths[i], aligned[i] == "r") for i in range(len(aligned)))).rstrip()
         for row in rows

@@ -83,7 +83,7 @@ def _balance(balance: Balance) -> list[str]:
         [one.name, f"{one.total:,}", *(f"{one.splits[s]:,}" for s in splits), bar(one.total / largest, 24)]
         for one in shown
     ]
-    body = table(rows, "l" + "r" * (1 + len(splits)) + "l", most=30)
+    body = table(rows, "l" + "r" * (1 + len(splits)) + "l")
     if ends:
         body.insert(1 + CLASS_ENDS, f"  … {len(classes) - 2 * CLASS_ENDS:,} classes between")
     return [*lines, "", *body]
@@ -108,7 +108,7 @@ def _distributions(found: Mapping[str, Distribution]) -> list[str]:
         show = _FORMS.get(name, number)
         values = [one.minimum, *(one.quantiles[percent] for percent in _COLUMNS), one.maximum]
         rows.append([name, *map(show, values), spark(one.histogram.counts)])
-    return table(rows, "l" + "r" * 7 + "l", most=20)
+    return table(rows, "l" + "r" * 7 + "l")
 
 
 def _quality(quality: Quality) -> list[str]:
@@ -180,7 +180,7 @@ def _pairs(pairs: tuple[Pair, ...], title: str, total: int) -> list[str]:
             ]
         )
         rows.append([f"= {pair.twin_id}", pair.twin_split, pair.twin_label, "", "", ""])
-    lines = ["", f"  {title}", *table(rows, "lllrrl", 4, 36)]
+    lines = ["", f"  {title}", *table(rows, "lllrrl", 4)]
     more = total - len(pairs[:PAIRS])
     return [*lines, f"    and {more:,} more"] if more > 0 else lines
 
@@ -197,4 +197,4 @@ def _provenance(provenance: Provenance) -> list[str]:
         [name, str(one["value"]), "no such setting now" if one["default"] is None else f"default {one['default']}"]
         for name, one in provenance.settings.items()
     ]
-    return table(rows, "ll", most=86) + table(settings, "lll", 4, 40)
+    return table(rows, "ll") + table(settings, "lll", 4)
