@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 
 from ..store import uri as uris
 from ..store.filesystem import store_for
@@ -10,6 +11,7 @@ from ..store.fingerprint import digest, fingerprint
 from ..store.manifest import Dataset, commit, ready
 from ..store.progress import Progress
 from ..store.step import CACHED, RAN, Context, Outcome
+from .audit_html import write_audit
 from .classes import base_classes
 from .config import VERSION, CleanConfig
 from .decide import decide
@@ -52,7 +54,8 @@ def _build(raw: Dataset, uri: str, rules: RowRules, context: Context) -> Dataset
     manifest = make_manifest(raw, uri, rules, files, verdicts.found)
     check_ledger(raw, manifest)
     check_splits(manifest)
-    return commit(uri, manifest)
+    page = write_audit(Dataset(uri, manifest, ""))
+    return commit(uri, replace(manifest, files=(*manifest.files, page)))
 
 
 def _clean_shards(raw: Dataset, uri: str, rules: RowRules, context: Context) -> list[CleanedShard]:

@@ -102,6 +102,8 @@ def say_what_is_there(dataset: Dataset, context: Context) -> None:
         if without_any:
             context.say(f"no {split} image of: {_some(without_any)}")
     _say_what_was_found(extra["found"], context)
+    for page in dataset.files("report"):
+        context.say(f"audit: {dataset.locate(page)}")
 
 
 def _say_what_was_found(found: dict[str, Any], context: Context) -> None:
