@@ -103,9 +103,12 @@ def evaluate(
     record = STEP.component(
         config, "", workspace=workspace, name=name, rerun=rerun, run=run, model=model, clean=clean
     )  # fmt: skip
-    for key in ("top1", "macro_f1"):
-        metrics.log_metric(key, record["metrics"][key])
-    confusion.log_confusion_matrix(*confusion_matrix(record["uri"]))
+    for key in ("top1", "macro_f1", "micro_f1", "subset_accuracy"):
+        if key in record["metrics"]:
+            metrics.log_metric(key, record["metrics"][key])
+    matrix = confusion_matrix(record["uri"])
+    if matrix is not None:
+        confusion.log_confusion_matrix(*matrix)
     outputs = NamedTuple("outputs", [("evaluation", str), ("champion_evaluation", str)])  # noqa: UP014
     return outputs(record["uri"], record["metrics"]["champion_evaluation"])
 

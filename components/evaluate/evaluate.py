@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-
 from ..store import uri as uris
 from ..store.errors import MillError
 from ..store.fingerprint import fingerprint
-from ..store.manifest import Dataset, Manifest, Totals, commit, find_dataset, ready
-from ..store.metrics import Matrix, confusion, per_class, summary
+from ..store.manifest import Dataset, File, Manifest, Totals, commit, find_dataset, ready
 from ..store.progress import Progress
 from ..store.shards import Layout, ShardWriter
 from ..store.step import CACHED, RAN, Context, Outcome
 from .config import VERSION, EvaluateConfig
 from .inputs import input_batches, tensors_for
-
-Ids = npt.NDArray[np.int64]
-PREDICTIONS = pa.schema(
-    [
-        pa.field("image_id", pa.string(), nullable=False),
-        pa.field("label_id", pa.int32(), nullable=False),
-        pa.field("predicted_id", pa.int32(), nullable=False),  # both by this manifest's classes
-        pa.field("confidence", pa.float32(), nullable=False),
-    ]
-)
+from .scores import Scorer, align, scorer
 
 
 def evaluate(config: EvaluateConfig, context: Context) -> Outcome:
@@ -91,50 +75,22 @@ def _build(model: Dataset, clean: Dataset, uri: str, config: EvaluateConfig, con
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     normalize = Normalize(spec.image, device)
     progress = Progress("evaluate", total=clean.manifest.totals.by_split["test"])
-    names, to_ours, to_models = align(clean.manifest.classes, spec.classes)
-    labels, predictions, loss, counted = [], [], 0.0, 0
-    with ShardWriter(uri, Layout(PREDICTIONS, row_group_rows=100_000)) as writer, torch.inference_mode():
+    score = scorer(clean.manifest.task, spec.task, align(clean.manifest.classes, spec.classes))
+    with ShardWriter(uri, Layout(score.SCHEMA, row_group_rows=100_000)) as writer, torch.inference_mode():
         for batch in input_batches(tensors_for(model, clean), clean, spec.geometry, config.eval_batch_size):
             logits = network(normalize(torch.from_numpy(batch.images).to(device))).float()
-            confidence, own = (v.cpu().numpy() for v in logits.softmax(1).max(1))
-            predicted, target = to_ours[own], to_models[batch.labels]
-            known = torch.from_numpy(target >= 0).to(device)  # a class that the model has never seen has no loss
-            wanted = torch.from_numpy(target).to(device)[known]
-            loss += torch.nn.functional.cross_entropy(logits[known], wanted, reduction="sum").item()
-            counted += len(wanted)
-            labels.append(batch.labels)
-            predictions.append(predicted)
-            for row in zip(batch.ids, batch.labels.tolist(), predicted.tolist(), confidence.tolist(), strict=True):
-                writer.add(dict(zip(PREDICTIONS.names, row, strict=True)), 0)
+            for row in score.add(logits, batch):
+                writer.add(row, 0)
             progress.add(len(batch.ids))
         file = writer.publish("predictions", "data", "test")
     if file.rows != clean.manifest.totals.by_split["test"]:
         wanted_rows = clean.manifest.totals.by_split["test"]
         raise MillError(f"the ledger is wrong: {wanted_rows} test images, {file.rows} predictions")
-    matrix = confusion(np.concatenate(labels), np.concatenate(predictions), len(names))
-    metrics = summary(matrix) | {"loss": loss / max(1, counted)}
-    return commit(uri, _manifest(model, clean, uri, names, matrix, metrics, file))
+    return commit(uri, _manifest(model, clean, uri, score, file))
 
 
-def align(ours: tuple[str, ...], models: tuple[str, ...]) -> tuple[tuple[str, ...], Ids, Ids]:
-    """Two class lists by name: (ours and then what only the model knows; the model's ids → ids in that list;
-    our ids → the model's, -1 where it has none). Both arrays are int64."""
-    names = (*ours, *(name for name in models if name not in set(ours)))
-    place, own = {name: i for i, name in enumerate(names)}, {name: i for i, name in enumerate(models)}
-    to_ours = np.array([place[name] for name in models], np.int64)
-    return names, to_ours, np.array([own.get(name, -1) for name in ours], np.int64)
-
-
-def _manifest(
-    model: Dataset,
-    clean: Dataset,
-    uri: str,
-    names: tuple[str, ...],
-    matrix: Matrix,
-    metrics: dict[str, float],
-    file: Any,
-) -> Manifest:
-    found = per_class(matrix)
+def _manifest(model: Dataset, clean: Dataset, uri: str, score: Scorer, file: File) -> Manifest:
+    found, names = score.per_class(), score.classes.names
     return Manifest(
         kind="evaluation",
         fingerprint=uris.last_part(uri),
@@ -150,7 +106,8 @@ def _manifest(
         ),
         extra={
             "dataset_name": clean.manifest.extra["dataset_name"],
-            "metrics": metrics,
+            "metrics": score.metrics(),
+            "model_task": score.task,
             "model_classes": list(model.manifest.classes),
             "per_class": [
                 {"class": name}

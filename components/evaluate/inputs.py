@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..store.images import Pixels
+from ..store.labels import MULTI, label_column, multi_hot
 from ..store.manifest import Dataset, find_dataset
 from ..store.parallel import cores, ordered
 from ..store.resample import Geometry, decode_to
@@ -22,11 +23,16 @@ from ..store.shards import row_groups
 
 @dataclass(frozen=True)
 class InputBatch:
-    """`images` uint8 [B, H, W, C], `labels` int64 [B], `ids` their image_ids."""
+    """`images` uint8 [B, H, W, C]; `labels` int64 [B], or uint8 [B, classes] of zeros and ones where an image may have
+    several; `ids` their image_ids."""
 
     images: Pixels
-    labels: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64] | npt.NDArray[np.uint8]
     ids: list[str]
+
+
+Row = tuple[Pixels, Any, str]
+"""Image, `label_id` or list of `label_ids`, image_id."""
 
 
 def tensors_for(model: Dataset, clean: Dataset) -> Dataset | None:
@@ -40,37 +46,42 @@ def tensors_for(model: Dataset, clean: Dataset) -> Dataset | None:
 def input_batches(tensors: Dataset | None, clean: Dataset, geometry: Geometry, batch_size: int) -> Iterator[InputBatch]:
     """The clean dataset's test split, in its order; one batch and one row group at a time in memory."""
     rows = _from_tensors(tensors) if tensors else _from_clean(clean, geometry)
-    batch: list[tuple[Pixels, int, str]] = []
+    classes = len(clean.manifest.classes) if clean.manifest.task == MULTI else 0
+    batch: list[Row] = []
     for row in rows:
         batch.append(row)
         if len(batch) == batch_size:
-            yield _batch(batch)
+            yield _batch(batch, classes)
             batch = []
     if batch:
-        yield _batch(batch)
+        yield _batch(batch, classes)
 
 
-def _batch(rows: list[tuple[Pixels, int, str]]) -> InputBatch:
-    return InputBatch(np.stack([r[0] for r in rows]), np.array([r[1] for r in rows], np.int64), [r[2] for r in rows])
+def _batch(rows: list[Row], classes: int) -> InputBatch:
+    """`classes` is 0 where every image has one label."""
+    labels = [r[1] for r in rows]
+    targets = multi_hot(labels, classes) if classes else np.array(labels, np.int64)
+    return InputBatch(np.stack([r[0] for r in rows]), targets, [r[2] for r in rows])
 
 
-def _from_tensors(tensors: Dataset) -> Iterator[tuple[Pixels, int, str]]:
-    shape = tensors.manifest.image["shape"]
+def _from_tensors(tensors: Dataset) -> Iterator[Row]:
+    shape, label_name = tensors.manifest.image["shape"], label_column(tensors.manifest.task)
     for file in tensors.files("data", "test"):
         for table in row_groups(tensors, file):
-            columns = (table.column(name) for name in ("image", "label_id", "image_id"))
+            columns = (table.column(name) for name in ("image", label_name, "image_id"))
             for image, label, image_id in zip(*columns, strict=True):
                 yield np.frombuffer(image.as_py(), np.uint8).reshape(shape), label.as_py(), image_id.as_py()
 
 
-def _from_clean(clean: Dataset, geometry: Geometry) -> Iterator[tuple[Pixels, int, str]]:
+def _from_clean(clean: Dataset, geometry: Geometry) -> Iterator[Row]:
+    label = label_column(clean.manifest.task)
 
     def rows() -> Iterator[dict[str, Any]]:
         for file in clean.files("data", "test"):
-            for table in row_groups(clean, file, ["image_id", "image.bytes", "label_id"]):
+            for table in row_groups(clean, file, ["image_id", "image.bytes", label]):
                 yield from table.to_pylist()
 
-    def resized(row: dict[str, Any]) -> tuple[Pixels, int, str]:
-        return decode_to(row["image"]["bytes"], geometry), row["label_id"], row["image_id"]
+    def resized(row: dict[str, Any]) -> Row:
+        return decode_to(row["image"]["bytes"], geometry), row[label], row["image_id"]
 
     yield from ordered(rows(), resized, cores(), lambda row: len(row["image"]["bytes"]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..store.labels import SINGLE
 from ..store.manifest import Dataset
 
 METRIC = "macro_f1"
@@ -30,7 +31,8 @@ def judge(challenger: Dataset, champion: Dataset | None, min_gain: float, policy
     """Whether the challenger shall reign. Both evaluations must be of the same clean dataset's test split.
 
     `reigning` is the number of the promotion that reigns, 0 for none: it may be there although its model is gone.
-    Models with different class lists are not comparable: the champion stays, unless the policy is `always`.
+    Models with different class lists are not comparable, nor are a single-label and a multi-label one: the champion
+    stays, unless the policy is `always`.
     """
     new = float(challenger.manifest.extra["metrics"][METRIC])
     old = float(champion.manifest.extra["metrics"][METRIC]) if champion else None
@@ -46,6 +48,9 @@ def judge(challenger: Dataset, champion: Dataset | None, min_gain: float, policy
     numbers = f"{METRIC} {new:.4f} against {old:.4f}, {new - old:+.4f} (needs +{min_gain:g})"
     if policy == "always":
         return verdict("promoted", f"{numbers}; promote is always", True)
+    if _task(challenger) != _task(champion):
+        reason = f"this model is {_task(challenger)}-label, the champion {_task(champion)}-label; the champion stays"
+        return verdict("not comparable", reason, False)
     if _classes(challenger) != _classes(champion):
         return verdict("not comparable", "the models have different class lists; the champion stays", False)
     if policy == "never":
@@ -58,3 +63,8 @@ def judge(challenger: Dataset, champion: Dataset | None, min_gain: float, policy
 def _classes(evaluation: Dataset) -> list[str]:
     """The class list of the evaluated model, as its evaluation recorded it."""
     return list(evaluation.manifest.extra["model_classes"])
+
+
+def _task(evaluation: Dataset) -> str:
+    """The task of the evaluated model; evaluations of earlier releases, which say nothing, are of single-label ones."""
+    return str(evaluation.manifest.extra.get("model_task", SINGLE))

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..store.images import ImageRejected, Limits, decode
+from ..store.labels import MULTI, label_column
 from ..store.manifest import Dataset, File
 from ..store.shards import open_parquet, read_columns, read_row_group
 
@@ -58,6 +59,17 @@ class Reject:
     image_id: str
     reason: str
     detail: str
+    picture: Picture
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """One wrong prediction of the test split; `note` says how wrong."""
+
+    image_id: str
+    truth: str
+    predicted: str
+    note: str
     picture: Picture
 
 
@@ -154,10 +166,12 @@ def class_gallery(clean: Dataset) -> list[Group]:
     """Training images by class, as many as `GALLERY_PICTURES` allows: a class in eight of them, or eight of a class.
 
     The first rows of the shuffled order, so a fair sample; with more classes than pictures, the classes met first.
+    An image with several labels is shown once, for that one of its classes that has the fewest pictures so far.
     """
+    label = label_column(MULTI) if clean.manifest.task == MULTI else "label"
     numbers = {c: n for c, n in clean.manifest.extra["by_class_and_split"]["train"].items() if n}
     each = min(GALLERY_PER_CLASS, max(1, GALLERY_PICTURES // max(1, len(numbers))))
-    sample = _Sample({c: min(n, each) for c, n in numbers.items()}, GALLERY_PICTURES)
+    sample = _Sample({c: min(n, each) for c, n in numbers.items()}, GALLERY_PICTURES, clean.manifest.classes)
     read = 0
     for file in clean.files("data", "train"):
         uri = clean.locate(file)
@@ -166,7 +180,8 @@ def class_gallery(clean: Dataset) -> list[Group]:
                 if sample.full() or read >= GALLERY_ROW_GROUPS:
                     return sample.groups(numbers)
                 read += 1
-                sample.take(read_row_group(parquet, index, uri, ["image_id", "label", _BYTES]))
+                table = read_row_group(parquet, index, uri, ["image_id", label, _BYTES])
+                sample.take(table.column("image_id"), table.column(label), table.column("image"))
     return sample.groups(numbers)
 
 
@@ -176,18 +191,22 @@ class _Sample:
 
     wanted: dict[str, int]
     places: int
+    classes: tuple[str, ...] = ()
     found: dict[str, list[Picture]] = field(default_factory=dict)
     thumbnails: Thumbnails = field(default_factory=Thumbnails)
 
-    def take(self, table: Any) -> None:
-        """What a row group (`image_id`, `label`, `image.bytes`) has of what is wanted still."""
-        for row, label in enumerate(table.column("label").to_pylist()):
+    def take(self, image_ids: Any, labels: Any, images: Any) -> None:
+        """What a row group has of what is wanted still; `labels` are names, or lists of ids."""
+        for row, label in enumerate(labels.to_pylist()):
             if self.full():
                 return
-            chosen = self.found.setdefault(label, [])
-            if len(chosen) < self.wanted.get(label, 0):
-                data = _bytes(table.column("image")[row])
-                chosen.append(self.thumbnails.make(table.column("image_id")[row].as_py(), data, label))
+            names = [label] if isinstance(label, str) else [self.classes[number] for number in label]
+            if names := [name for name in names if len(self._chosen(name)) < self.wanted.get(name, 0)]:
+                name = min(names, key=lambda n: len(self._chosen(n)))
+                self._chosen(name).append(self.thumbnails.make(image_ids[row].as_py(), _bytes(images[row]), name))
+
+    def _chosen(self, name: str) -> list[Picture]:
+        return self.found.setdefault(name, [])
 
     def full(self) -> bool:
         taken = sum(len(p) for p in self.found.values())

@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 
 from ..store.config import STEPS
+from ..store.labels import MULTI, SINGLE
 from ..store.manifest import Dataset, read_dataset
 from ..store.progress import duration, size
 from ..store.shards import read_columns
 from ..store.workspace import Workspace
-from . import charts, pictures
+from . import charts, multi_label, pictures
 from .charts import Confusion
-from .pictures import Picture
+from .pictures import Mistake, Picture
 
 SPLITS = ("train", "val", "test")
 MADE = dict(zip(STEPS, ("raw", "clean", "tensors", "model", "evaluation", "verdict"), strict=True))
@@ -36,7 +37,7 @@ _HEADLINES = {
     "promoted": ("good", "Promoted", "This model is the new champion."),
     "first": ("good", "First champion", "There was none before, so this model is it."),
     "kept": ("warn", "Champion kept", "This model was not better by enough."),
-    "not comparable": ("warn", "Not comparable", "The champion knows other classes, so it stays."),
+    "not comparable": ("warn", "Not comparable", "It can't be measured against the champion, which stays."),
     "already champion": ("calm", "Already the champion", "This very model was promoted before."),
     "never": ("calm", "Not promoted", "Promotion is switched off for this run."),
 }
@@ -64,17 +65,6 @@ class Chain:
         return (self.raw, self.clean, self.tensors, self.model, self.evaluation)
 
 
-@dataclass(frozen=True)
-class Mistake:
-    """One wrong prediction of the test split."""
-
-    image_id: str
-    truth: str
-    predicted: str
-    confidence: float
-    picture: Picture
-
-
 def write_report(
     workspace: Workspace, run: str, evaluation: Dataset, verdict: dict[str, Any], champion: Dataset | None
 ) -> str:
@@ -90,7 +80,6 @@ def gather(
 ) -> dict[str, Any]:
     """What the template shows, section by section."""
     chain = Chain.behind(evaluation)
-    confusion = Confusion.of(evaluation)
     model = {"metrics": {}} | chain.model.manifest.extra
     rival = champion if champion is not None and champion.uri != evaluation.uri else None
     return {
@@ -99,9 +88,8 @@ def gather(
         "date": datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC"),
         "gate": gate(verdict),
         "metrics": evaluation.manifest.extra["metrics"],
-        "tested": int(confusion.counts.sum()),
-        "right": confusion.right,
-        "untested": int((confusion.support == 0).sum()),
+        "multi": evaluation.manifest.task == MULTI,
+        "untested": sum(not c["support"] for c in evaluation.manifest.extra["per_class"]),
         "model": model,
         "totals": chain.clean.manifest.totals,
         "classes": chain.clean.manifest.classes,
@@ -113,13 +101,35 @@ def gather(
         "rejects": (rejects := pictures.rejects(chain.raw, chain.clean)),
         "rejects_shown": sum(len(rows) for _, _, rows in rejects),
         "curves": charts.curves(model.get("history") or [], model.get("best_epoch", -1)),
-        "confusion": charts.confusion_chart(confusion, evaluation.manifest.classes),
-        "counted": len(evaluation.manifest.classes) <= charts.COUNTED_CLASSES,
-        "worst": worst_classes(evaluation, confusion),
-        "mistakes": mistakes(evaluation, chain.clean),
+        **tested(evaluation, chain.clean),
         "rivals": rivals(evaluation, rival) if rival else None,
         "provenance": provenance(workspace, [*chain.datasets(), *([rival] if rival else [])]),
         "workspace": workspace.uri,
+    }
+
+
+def tested(evaluation: Dataset, clean: Dataset) -> dict[str, Any]:
+    """What came of the test split: images, those that are right, the hardest classes, mistakes; and the confusion
+    matrix as (SVG, classes a cell), None where images have several labels."""
+    counted = len(evaluation.manifest.classes) <= charts.COUNTED_CLASSES
+    if evaluation.manifest.task == MULTI:
+        review = multi_label.Review.of(evaluation)
+        return {
+            "tested": review.rows,
+            "right": review.right,
+            "confusion": None,
+            "counted": counted,
+            "worst": multi_label.worst_classes(evaluation, review, WORST_CLASSES),
+            "mistakes": multi_label.mistakes(evaluation, clean, review),
+        }
+    confusion = Confusion.of(evaluation)
+    return {
+        "tested": int(confusion.counts.sum()),
+        "right": confusion.right,
+        "confusion": charts.confusion_chart(confusion, evaluation.manifest.classes),
+        "counted": counted,
+        "worst": worst_classes(evaluation, confusion),
+        "mistakes": mistakes(evaluation, clean),
     }
 
 
@@ -214,8 +224,10 @@ def mistakes(evaluation: Dataset, clean: Dataset) -> list[Mistake]:
     found = pictures.look_up(clean, files, {image_id: "" for _, image_id, _, _ in rows})
     names = evaluation.manifest.classes
     return [
-        Mistake(image_id, names[truth], names[predicted], confidence, found.get(image_id) or Picture(image_id))
-        for confidence, image_id, truth, predicted in rows
+        Mistake(
+            image_id, names[truth], names[predicted], f"{_percent(sure)} sure", found.get(image_id) or Picture(image_id)
+        )
+        for sure, image_id, truth, predicted in rows
     ]
 
 
@@ -237,12 +249,17 @@ def surest_mistakes(evaluation: Dataset, most: int) -> list[tuple[float, str, in
 def rivals(challenger: Dataset, champion: Dataset) -> dict[str, Any]:
     """F1 by class of both, the largest gain first, as bars from `zero` (percent of the width).
 
-    `rows` is empty where the class lists differ.
+    `rows` is empty where class lists or tasks differ; `why` says so.
     """
     both = {"challenger": challenger.manifest.extra["metrics"], "champion": champion.manifest.extra["metrics"]}
-    known = [d.manifest.extra.get("model_classes") for d in (challenger, champion)]
+    known, tasks = ([d.manifest.extra.get(k) for d in (challenger, champion)] for k in ("model_classes", "model_task"))
+    why = ""
     if challenger.manifest.classes != champion.manifest.classes or known[0] != known[1]:
-        return both | {"rows": [], "omitted": 0, "zero": 0.0}
+        why = "The class lists differ"
+    if (tasks[0] or SINGLE) != (tasks[1] or SINGLE):
+        why = "One of them gives an image one label, the other several"
+    if why:
+        return both | {"rows": [], "omitted": 0, "zero": 0.0, "why": f"{why}, so there is no comparison by class."}
     old = {c["class"]: c["f1"] for c in champion.manifest.extra["per_class"]}
     rows = [
         {"label": c["class"], "challenger": c["f1"], "champion": old[c["class"]], "gain": c["f1"] - old[c["class"]]}
@@ -256,7 +273,7 @@ def rivals(challenger: Dataset, champion: Dataset) -> dict[str, Any]:
         row["left"] = 100 * (least + min(0.0, row["gain"])) / span
         row["width"] = 100 * abs(row["gain"]) / span
     omitted = max(0, len(rows) - 2 * BAR_ENDS)
-    return both | {"rows": ends(rows), "omitted": omitted, "zero": 100 * least / span}
+    return both | {"rows": ends(rows), "omitted": omitted, "zero": 100 * least / span, "why": ""}
 
 
 def provenance(workspace: Workspace, datasets: Sequence[Dataset]) -> list[dict[str, Any]]:

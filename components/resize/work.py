@@ -10,21 +10,23 @@ import pyarrow as pa
 
 from ..store.errors import MillError
 from ..store.images import ImageRejected, Pixels
+from ..store.labels import MULTI, SINGLE, label_column
 from ..store.manifest import File
 from ..store.resample import Geometry, decode_to
 from ..store.shards import Layout, ShardWriter, open_parquet, read_row_group
 from .plan import ROW_GROUP_BYTES, Job
 from .statistics import Histogram, Sums, add_histogram
 
-_COLUMNS = ["image_id", "image.bytes", "label_id", "shuffle_index"]
+_LABELS = {SINGLE: pa.int32(), MULTI: pa.list_(pa.int32())}
 
 
-def tensor_schema(row_bytes: int) -> pa.Schema:
-    """`image` is the uint8 [H, W, C] of one image, C-contiguous, as `row_bytes` bytes."""
+def tensor_schema(row_bytes: int, task: str = SINGLE) -> pa.Schema:
+    """`image` is the uint8 [H, W, C] of one image, C-contiguous, as `row_bytes` bytes; `label_id` int32, or
+    `label_ids` list<int32> where the task is multi-label."""
     return pa.schema(
         [
             pa.field("image", pa.binary(row_bytes), nullable=False),
-            pa.field("label_id", pa.int32(), nullable=False),
+            pa.field(label_column(task), _LABELS[task], nullable=False),
             pa.field("image_id", pa.string(), nullable=False),
         ]
     )
@@ -56,9 +58,10 @@ def _one_thread(geometry: Geometry) -> None:
 
 
 def _make(job: Job, dataset_uri: str, geometry: Geometry, histogram: Histogram | None) -> File:
-    rows = _rows(job)
+    task = _task(job)
+    rows = _rows(job, label_column(task))
     row_bytes = int(np.prod(geometry.shape))
-    schema = tensor_schema(row_bytes)
+    schema = tensor_schema(row_bytes, task)
     group = max(1, ROW_GROUP_BYTES // row_bytes)
     pixels = np.empty((min(group, len(rows)), *geometry.shape), np.uint8)  # one buffer for every row group
     with ShardWriter(dataset_uri, Layout(schema, plain=True)) as writer:
@@ -72,14 +75,21 @@ def _make(job: Job, dataset_uri: str, geometry: Geometry, histogram: Histogram |
         return writer.publish(f"data/{job.split}", "data", job.split)
 
 
-def _rows(job: Job) -> list[dict[str, Any]]:
+def _task(job: Job) -> str:
+    """As the clean files have it: all of a dataset's have the same columns."""
+    with open_parquet(job.slices[0].uri) as parquet:
+        return MULTI if label_column(MULTI) in parquet.schema_arrow.names else SINGLE
+
+
+def _rows(job: Job, label: str) -> list[dict[str, Any]]:
     """The job's rows in shuffled order. Holds their encoded bytes: of one tensor file."""
+    columns = ["image_id", "image.bytes", label, "shuffle_index"]
     rows: list[dict[str, Any]] = []
     for part in job.slices:
         with open_parquet(part.uri) as parquet:
             skip, left = part.skip, part.rows
             for index in part.groups:
-                table = read_row_group(parquet, index, part.uri, _COLUMNS).slice(skip, left)
+                table = read_row_group(parquet, index, part.uri, columns).slice(skip, left)
                 rows += table.to_pylist()
                 left -= table.num_rows
                 skip = 0
@@ -98,6 +108,7 @@ def _resized(row: dict[str, Any], geometry: Geometry) -> Pixels:
 
 def _table(rows: list[dict[str, Any]], pixels: Pixels, schema: pa.Schema) -> pa.Table:
     images = pa.FixedSizeBinaryArray.from_buffers(schema.field("image").type, len(rows), [None, pa.py_buffer(pixels)])
-    labels = pa.array([row["label_id"] for row in rows], pa.int32())
+    label = schema.field(1)
+    labels = pa.array([row[label.name] for row in rows], label.type)
     ids = pa.array([row["image_id"] for row in rows], pa.string())
     return pa.Table.from_arrays([images, labels, ids], schema=schema)

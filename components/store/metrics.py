@@ -1,13 +1,18 @@
-"""Classification metrics from a confusion matrix; macro averages run over the classes that are present."""
+"""Classification metrics: of one label an image from a confusion matrix, of several from counts by class.
+
+Macro averages run over the classes that are present.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 Matrix = npt.NDArray[np.int64]
+Scores = dict[str, npt.NDArray[np.float64]]
 
 
 def confusion(labels: npt.ArrayLike, predicted: npt.ArrayLike, classes: int) -> Matrix:
@@ -16,29 +21,83 @@ def confusion(labels: npt.ArrayLike, predicted: npt.ArrayLike, classes: int) -> 
     return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes).astype(np.int64)
 
 
-def per_class(matrix: Matrix) -> dict[str, npt.NDArray[np.float64]]:
-    """`precision`, `recall`, `f1` in [0, 1] and `support` (rows), each float64 [classes]; 0 where undefined."""
-    hits = np.diag(matrix).astype(np.float64)
-    support, predicted = matrix.sum(axis=1).astype(np.float64), matrix.sum(axis=0).astype(np.float64)
+def per_class(matrix: Matrix) -> Scores:
+    """`scores` of a confusion matrix."""
+    return scores(np.diag(matrix), matrix.sum(axis=0), matrix.sum(axis=1))
 
-    def ratio(top: Any, bottom: Any) -> npt.NDArray[np.float64]:
-        share: npt.NDArray[np.float64] = np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)
-        return share
 
+def scores(hits: npt.ArrayLike, predicted: npt.ArrayLike, support: npt.ArrayLike) -> Scores:
+    """`precision`, `recall`, `f1` in [0, 1] and `support` (images), each float64 [classes]; 0 where undefined.
+
+    From the images of each class that have it and were said to (`hits`), that were said to, and that have it.
+    """
+    right, said, there = (np.asarray(count, np.float64) for count in (hits, predicted, support))
     return {
-        "precision": ratio(hits, predicted),
-        "recall": ratio(hits, support),
-        "f1": ratio(2 * hits, support + predicted),
-        "support": support,
+        "precision": _ratio(right, said),
+        "recall": _ratio(right, there),
+        "f1": _ratio(2 * right, there + said),
+        "support": there,
     }
+
+
+def _ratio(top: Any, bottom: Any) -> npt.NDArray[np.float64]:
+    share: npt.NDArray[np.float64] = np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)
+    return share
+
+
+def _macro_f1(found: Scores) -> float:
+    """The mean F1 of the classes with at least one image."""
+    present = found["support"] > 0
+    return float(found["f1"][present].mean()) if present.any() else 0.0
 
 
 def summary(matrix: Matrix) -> dict[str, float]:
     """`top1` and `macro_f1` in [0, 1]; the latter is the mean F1 of the classes with at least one image."""
     total = int(matrix.sum())
-    found = per_class(matrix)
-    present = found["support"] > 0
     return {
         "top1": float(np.trace(matrix) / total) if total else 0.0,
-        "macro_f1": float(found["f1"][present].mean()) if present.any() else 0.0,
+        "macro_f1": _macro_f1(per_class(matrix)),
     }
+
+
+@dataclass
+class LabelCounts:
+    """Counts over images with several labels, batch by batch: of each class the images that have it and were said
+    to (`hits`), that were said to (`predicted`) and that have it (`support`), int64 [classes]; of the images all,
+    those whose labels are predicted to the last one, and those whose highest-scored class is one of their labels."""
+
+    classes: int
+    hits: Matrix = field(init=False)
+    predicted: Matrix = field(init=False)
+    support: Matrix = field(init=False)
+    images: int = 0
+    exact: int = 0
+    top: int = 0
+
+    def __post_init__(self) -> None:
+        self.hits, self.predicted, self.support = (np.zeros(self.classes, np.int64) for _ in range(3))
+
+    def add(self, labels: npt.ArrayLike, predicted: npt.ArrayLike, highest: npt.ArrayLike) -> None:
+        """A batch: both [B, classes] of zeros and ones, and int64 [B], the class with the highest score."""
+        there, said = np.asarray(labels, np.bool_), np.asarray(predicted, np.bool_)
+        self.hits += (there & said).sum(axis=0)
+        self.predicted += said.sum(axis=0)
+        self.support += there.sum(axis=0)
+        self.images += len(there)
+        self.exact += int((there == said).all(axis=1).sum())
+        self.top += int(there[np.arange(len(there)), np.asarray(highest, np.int64)].sum())
+
+    def per_class(self) -> Scores:
+        return scores(self.hits, self.predicted, self.support)
+
+    def summary(self) -> dict[str, float]:
+        """All in [0, 1]. `top1`: share of images whose highest-scored class is one of their labels; `macro_f1`: the
+        mean F1 of the classes with at least one image; `micro_f1`: F1 over all (image, class) pairs;
+        `subset_accuracy`: share of images whose predicted classes are exactly their labels."""
+        pairs = int(self.predicted.sum() + self.support.sum())
+        return {
+            "top1": self.top / self.images if self.images else 0.0,
+            "macro_f1": _macro_f1(self.per_class()),
+            "micro_f1": 2 * int(self.hits.sum()) / pairs if pairs else 0.0,
+            "subset_accuracy": self.exact / self.images if self.images else 0.0,
+        }

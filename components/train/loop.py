@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..store.errors import UserError
+from ..store.labels import MULTI, THRESHOLD, mean_loss, probabilities, summed_loss
 from ..store.manifest import Dataset
-from ..store.metrics import confusion, summary
+from ..store.metrics import LabelCounts, confusion, summary
 from ..store.model import Normalize
 from ..store.progress import Progress, duration
 from ..store.step import Context
@@ -118,7 +119,7 @@ class Trainer:
         labels = torch.from_numpy(batch.labels).to(self.device, non_blocking=True)
         with self.autocast:
             logits = self.network(images)
-        loss = torch.nn.functional.cross_entropy(logits.float(), labels, label_smoothing=self.config.label_smoothing)
+        loss = mean_loss(logits.float(), labels, self.config.label_smoothing)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         if self.config.clip_norm:
@@ -135,24 +136,35 @@ class Trainer:
         return self.config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
     def _validate(self) -> dict[str, float]:
-        """Loss, top-1 and macro-F1 on the validation images as they are stored; nothing where there are none."""
+        """Loss, top-1 and macro-F1 on the validation images as they are stored; nothing where there are none.
+
+        Of images with several labels: macro-F1 of the classes with a probability of at least 0.5, and as top-1 the
+        share of images whose highest-scored class is one of their labels.
+        """
         import torch
 
         if not self.tensors.manifest.totals.by_split.get("val"):
             return {}
         self.network.eval()
-        labels, predicted, loss = [], [], 0.0
+        task, classes = self.tensors.manifest.task, len(self.tensors.manifest.classes)
+        counts, labels, predicted, loss, rows = LabelCounts(classes), [], [], 0.0, 0
         with torch.inference_mode():
             for batch in batches(self.tensors, "val", 4 * self.config.batch_size):
                 with self.autocast:
                     logits = self.network(self.normalize(torch.tensor(batch.images).to(self.device))).float()
-                target = torch.from_numpy(batch.labels).to(self.device)
-                loss += torch.nn.functional.cross_entropy(logits, target, reduction="sum").item()
-                labels.append(batch.labels)
-                predicted.append(logits.argmax(1).cpu().numpy())
-        true = np.concatenate(labels)
-        found = summary(confusion(true, np.concatenate(predicted), len(self.tensors.manifest.classes)))
-        return {"val_loss": loss / len(true), "val_top1": found["top1"], "val_macro_f1": found["macro_f1"]}
+                loss += summed_loss(logits, torch.from_numpy(batch.labels).to(self.device))
+                rows += len(batch.labels)
+                highest = logits.argmax(1).cpu().numpy()
+                if task == MULTI:
+                    counts.add(batch.labels, (probabilities(logits, task) >= THRESHOLD).cpu().numpy(), highest)
+                else:
+                    labels.append(batch.labels)
+                    predicted.append(highest)
+        if task == MULTI:
+            found = counts.summary()
+        else:
+            found = summary(confusion(np.concatenate(labels), np.concatenate(predicted), classes))
+        return {"val_loss": loss / rows, "val_top1": found["top1"], "val_macro_f1": found["macro_f1"]}
 
     def _say(self, row: dict[str, Any], left: str) -> None:
         parts = [f"epoch {row['epoch']}/{self.config.epochs}", f"loss {row['train_loss']:.3f}"]
