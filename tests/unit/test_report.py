@@ -15,7 +15,8 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from imagemill.components.clean.shard import REJECTED, write_rejected, write_rows
+from imagemill.components.clean.schema import CLEAN, REJECTED, clean_layout
+from imagemill.components.clean.shard import write_rejected, write_rows
 from imagemill.components.download.raw import RAW
 from imagemill.components.promote import charts, pictures, report
 from imagemill.components.promote.charts import Confusion
@@ -93,7 +94,9 @@ def clean_dataset(
 ) -> Dataset:
     uri = workspace.dataset("clean", "00000000000000bb")
     by_split = {split: [r for r in rows if r["split"] == split] for split in report.SPLITS}
-    files: list[File] = [write_rows(uri, split, found) for split, found in by_split.items() if found]
+    files: list[File] = [
+        write_rows(uri, split, found, clean_layout(CLEAN)) for split, found in by_split.items() if found
+    ]
     files += [write_rejected(uri, rejected)] if rejected else []
     counted = {s: {c: sum(r["label"] == c for r in found) for c in classes} for s, found in by_split.items()}
     totals = Totals(
