@@ -94,7 +94,7 @@ def _trimmed(lines: Pixels, tolerance: int) -> tuple[int, int]:
         return 0, len(lines)
     first = _uniform(lines, tolerance)
     last = len(lines) - (_uniform(lines[::-1], tolerance) if first < len(lines) else 0)
-    return (first, last) if first < last and last - first < len(lines) else (0, len(lines))
+    return (first, last) if first < last else (0, len(lines))
 
 
 def _uniform(lines: Pixels, tolerance: int) -> int:

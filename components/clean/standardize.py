@@ -7,6 +7,7 @@ Where an operation changed pixels the image is encoded again; where none did, th
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 import simplejpeg
+from PIL import Image
 
 from ..store.images import COLORS, Pixels, decode, in_color
 from .config import CleanConfig
@@ -23,6 +25,8 @@ from .region import background, blurred, box_window, cropped, filled, trimmed_wi
 JPEG_QUALITY = 95
 JPEG_SIDE = 65_500
 """Pixels; libjpeg's limit."""
+PNG_SIDE = 1_000_000
+"""Pixels; the limit of libpng in OpenCV, which is faster than Pillow."""
 # Runs of equal bytes only: for filtered photographs as small as zlib's level 6, in a tenth of the time.
 _PNG = (cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_PAETH)
 
@@ -127,4 +131,8 @@ def encode(pixels: Pixels, exact: bool) -> bytes:
     if not exact and max(pixels.shape) <= JPEG_SIDE:
         space = "GRAY" if gray else "RGB"
         return bytes(simplejpeg.encode_jpeg(pixels, JPEG_QUALITY, space, "Gray" if gray else "444"))
+    if max(pixels.shape) > PNG_SIDE:
+        out = io.BytesIO()
+        Image.fromarray(pixels[:, :, 0] if gray else pixels).save(out, "PNG", compress_level=1)
+        return out.getvalue()
     return cv2.imencode(".png", pixels if gray else cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), _PNG)[1].tobytes()

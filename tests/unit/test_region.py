@@ -53,6 +53,14 @@ def test_the_boxes_of_a_known_photograph(which: str, margin: float, window: tupl
     assert box_window(BENGAL, which, margin, 500, 466) == window
 
 
+def test_the_largest_box_is_the_one_of_the_largest_area_in_the_image() -> None:
+    wide, square, tall = (1, 1, 40, 2), (5, 5, 14, 14), (3, 1, 4, 30)
+    assert box_window(boxes(wide, square, tall), "largest", 0, 40, 30) == (4, 4, 14, 14)
+    outside = (30, 20, 300, 200)  # 11 x 11 pixels of it are in the image
+    assert box_window(boxes(square, outside), "largest", 0, 40, 30) == (29, 19, 40, 30)
+    assert box_window(boxes(square, (32, 22, 300, 200)), "largest", 0, 40, 30) == (4, 4, 14, 14)
+
+
 def test_the_crop_of_a_known_photograph_has_its_known_pixels() -> None:
     pixels = decode(photos.pet("Abyssinian_101")).pixels
     head = boxes((54, 36, 319, 235))

@@ -328,7 +328,9 @@ def test_a_masked_photograph_without_a_background_stays_a_jpeg() -> None:
 def test_what_is_too_long_for_a_jpeg_is_a_png() -> None:
     long = np.tile(photos.made(0, 200, 2), (1, 328, 1))
     assert long.shape == (2, 65_600, 3) and encode(long[:, :65_500], exact=False)[:2] == b"\xff\xd8"
-    for picture in (long, long.transpose(1, 0, 2), long[:, :, :1]):
+    longest = np.zeros((1, 1_000_001, 3), np.uint8)
+    longest[:, 9] = 1, 2, 3
+    for picture in (long, long.transpose(1, 0, 2), long[:, :, :1], longest, longest[:, :, :1]):
         stored = encode(np.ascontiguousarray(picture), exact=False)
         assert stored[:4] == b"\x89PNG"
         np.testing.assert_array_equal(loaded(stored).reshape(picture.shape), picture)
