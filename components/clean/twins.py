@@ -16,7 +16,7 @@ from ..store.manifest import File
 from ..store.shards import Layout, ShardWriter
 from .config import CleanConfig
 from .near import near_pairs
-from .phash import SAME, differences
+from .phash import SAME, differences, same_aspect
 from .schema import TWINS
 from .splits import SPLITS, TEST, TRAIN, UNDECLARED, VAL
 from .table import Rows, Table
@@ -47,6 +47,9 @@ def find_twins(table: Table, alive: npt.NDArray[np.bool_], radius: int) -> Twins
     rows = np.flatnonzero(alive)
     near = near_pairs(table.phash[rows], radius)
     first, second = rows[near.pairs[:, 0]], rows[near.pairs[:, 1]]
+    shape = table.measures["aspect_ratio"]
+    alike = same_aspect(shape[first], shape[second])
+    first, second = first[alike], second[alike]
     involved = np.unique(np.concatenate([first, second]))
     thumbnails = table.thumbnails(involved)
     difference = np.empty(len(first), np.float32)
@@ -57,7 +60,7 @@ def find_twins(table: Table, alive: npt.NDArray[np.bool_], radius: int) -> Twins
     same = difference < SAME
     first, second, difference = first[same], second[same], difference[same]
     distance = np.bitwise_count(table.phash[first] ^ table.phash[second])
-    return Twins(first, second, distance, difference, len(same), near.complete)
+    return Twins(first, second, distance, difference, len(near.pairs), near.complete)
 
 
 def judge_twins(verdicts: Verdicts, twins: Twins, config: CleanConfig) -> None:

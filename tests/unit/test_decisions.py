@@ -14,6 +14,7 @@ from imagemill.components.clean.config import CleanConfig
 from imagemill.components.clean.decide import assign_exact_splits, decide
 from imagemill.components.clean.duplicates import drop_duplicates, same_pixels
 from imagemill.components.clean.outliers import comparable, find_outliers, robust_scores
+from imagemill.components.clean.phash import THUMBNAIL_BYTES
 from imagemill.components.clean.schema import MEASURES
 from imagemill.components.clean.splits import SPLITS, TEST, TRAIN, TRAINVAL, UNDECLARED, VAL, exact_splits
 from imagemill.components.clean.table import Name, Rows, Table
@@ -46,7 +47,7 @@ def toy(
         declared=np.array([CODES[s] for s in declared or [""] * number], np.uint8),
         group=np.array(more.get("group", [0] * number), np.uint64),
         order=np.array(more.get("order", range(number)), np.int64),
-        measures={name: np.zeros(number, np.float32) for name in MEASURES} | more.get("measures", {}),
+        measures={name: np.ones(number, np.float32) for name in MEASURES} | more.get("measures", {}),
         measured=True,
     )
 
@@ -255,7 +256,7 @@ def test_the_order_of_decisions_a_copy_is_no_twin_and_weighs_once() -> None:
 
     class Thumbs(Toy):
         def thumbnails(self, rows: Rows) -> Any:
-            return np.zeros((len(rows), 1024), np.uint8)
+            return np.zeros((len(rows), THUMBNAIL_BYTES), np.uint8)
 
     made = toy([1, 1, 2], phash=[1, 1, 0xFFFF0000FFFF])
     table = Thumbs(**vars(made))
