@@ -44,7 +44,7 @@ class Row:
         measured: dict[str, Any] = {}
         if self.measures is not None:
             ratio = {"aspect_ratio": width / height}
-            measured = {"phash": 1, "thumbnail": self.thumbnail or bytes(range(256)) * 4}
+            measured = {"phash": 1, "thumbnail": self.thumbnail or bytes([100]) * 864}
             measured |= dict.fromkeys(MEASURES, 0.5) | ratio | self.measures
         return {
             "image_id": self.image_id, "image": {"bytes": data, "path": self.image_id}, "label": self.label,

@@ -80,21 +80,20 @@ class Scan:
     @classmethod
     def of(cls, dataset: Dataset) -> Scan:
         scan = cls(dataset, counted={name: Counter() for name in _COUNTED})
-        parts: dict[str, list[npt.NDArray[Any]]] = {}
+        found: dict[str, bytearray] = {}
         for file in dataset.files():
             for index, table in enumerate(row_groups(dataset, file, _COLUMNS)):
-                scan._add(file, index, table, parts)
-        for name in list(parts):
-            scan.values[name] = np.concatenate(parts.pop(name))
+                scan._add(file, index, table, found)
+        scan.values = {name: np.frombuffer(data, _KINDS[name]) for name, data in found.items()}
         return scan
 
-    def _add(self, file: File, index: int, table: pa.Table, parts: dict[str, list[npt.NDArray[Any]]]) -> None:
+    def _add(self, file: File, index: int, table: pa.Table, found: dict[str, bytearray]) -> None:
         self._groups.append((file, index))
         self._starts.append(self.rows)
         for name in table.column_names:
             column = table.column(name)
             if name in _KINDS:
-                parts.setdefault(name, []).append(_numbers(column, _KINDS[name]))
+                found.setdefault(name, bytearray()).extend(_numbers(column, _KINDS[name]).tobytes())
             elif name in self.counted:
                 for one in pc.value_counts(column).to_pylist():
                     self.counted[name][one["values"] or ""] += one["counts"]

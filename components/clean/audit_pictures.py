@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import base64
 import io
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,6 +20,7 @@ from ..store.errors import DatasetError, UserError
 from ..store.images import ImageRejected, Limits, Pixels, decode
 from ..store.manifest import Dataset, read_dataset
 from ..store.shards import open_parquet, read_row_group
+from .phash import CHROMA, LUMA, THUMBNAIL_BYTES
 
 SIDE, QUALITY = 160, 70
 """Pixels of a picture's longer side, and its JPEG quality: about 6 kB."""
@@ -117,17 +118,19 @@ def thumbnail_uri(data: bytes) -> str:
     if pixels is None:
         return ""
     buffer = io.BytesIO()
-    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(buffer, "PNG")
+    Image.fromarray(pixels).save(buffer, "PNG")
     return _data_uri("png", buffer.getvalue())
 
 
 def thumbnail_pixels(data: bytes) -> Pixels | None:
-    """The `thumbnail` column's bytes → uint8 [S, S, 1 or 3]: a square, grey or in colour."""
-    for channels in (1, 3):
-        side = math.isqrt(len(data) // channels)
-        if side and side * side * channels == len(data):
-            return np.frombuffer(data, np.uint8).reshape(side, side, channels)
-    return None
+    """The `thumbnail` column's bytes → uint8 [24, 24, 3] RGB; the picture is squeezed into the square."""
+    if len(data) != THUMBNAIL_BYTES:
+        return None
+    luma, chroma = np.split(np.frombuffer(data, np.uint8), [LUMA * LUMA])
+    coarse = chroma.reshape(CHROMA, CHROMA, 2)
+    scale = LUMA // CHROMA
+    planes = [luma.reshape(LUMA, LUMA, 1), coarse.repeat(scale, axis=0).repeat(scale, axis=1)]
+    return cv2.cvtColor(np.concatenate(planes, axis=2), cv2.COLOR_YCrCb2RGB).astype(np.uint8, copy=False)
 
 
 def _data_uri(kind: str, data: bytes) -> str:

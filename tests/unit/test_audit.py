@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import cleaned
+import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -24,8 +25,10 @@ from PIL import Image
 from imagemill.components.clean import audit, audit_html, audit_layout, audit_pictures, audit_text
 from imagemill.components.clean.audit_numbers import BINS, QUANTILES, Scan, describe
 from imagemill.components.clean.config import CleanConfig
+from imagemill.components.clean.measures import measure
 from imagemill.components.clean.schema import MEASURES
 from imagemill.components.download.raw import RAW
+from imagemill.components.store.images import decode
 from imagemill.components.store.manifest import Dataset, File, Manifest, Totals, commit
 from imagemill.components.store.shards import Layout, ShardWriter, publish_file
 
@@ -441,25 +444,33 @@ def test_pictures_are_of_the_images_and_those_of_dropped_ones_come_from_raw(tmp_
 
 
 def test_beyond_a_bound_pictures_are_the_stored_thumbnails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = rows_of(8, brightness=lambda n: n)
-    grey = np.arange(1024, dtype=np.uint32).astype(np.uint8)
-    for row in rows:
-        row.thumbnail = grey.tobytes()
+    rows = rows_of(8)
     rows[1].data = b"bytes that are no image"
+    for row in rows:
+        row.thumbnail = measure(decode(picture(row.image_id)).pixels if row is not rows[1] else RED).thumbnail
     dataset = draft(where(tmp_path), rows)
     monkeypatch.setattr(audit_pictures, "LARGE", 3)
     found = audit_pictures.find_pictures(dataset, ["01", "02", "02", "00", "03", "nobody"])
     assert {name: picture.small for name, picture in found.items()} == {
         "00": False, "01": True, "02": False, "03": True,
     }  # fmt: skip
-    small = Image.open(io.BytesIO(base64.b64decode(found["03"].src.partition("base64,")[2])))
-    assert small.format == "PNG" and np.array_equal(np.asarray(small), grey.reshape(32, 32))
+    small = Image.open(io.BytesIO(base64.b64decode(found["01"].src.partition("base64,")[2])))
+    assert (small.format, small.mode, small.size) == ("PNG", "RGB", (24, 24))
+    assert np.abs(np.asarray(small).astype(int) - (200, 30, 60)).max() < 4
 
 
-def test_thumbnails_of_other_forms_are_shown_or_left_out() -> None:
-    colour = np.arange(48, dtype=np.uint8)
-    found = audit_pictures.thumbnail_pixels(colour.tobytes())
-    assert found is not None and np.array_equal(found, colour.reshape(4, 4, 3))
+RED = np.full((50, 70, 3), (200, 30, 60), np.uint8)
+
+
+def test_a_thumbnail_shows_the_picture() -> None:
+    pixels = np.full((240, 240, 3), (20, 160, 90), np.uint8)
+    pixels[:120, 120:] = (230, 40, 50)
+    found = audit_pictures.thumbnail_pixels(measure(pixels).thumbnail)
+    assert found is not None and found.shape == (24, 24, 3) and found.dtype == np.uint8
+    truth = cv2.resize(pixels, (24, 24), interpolation=cv2.INTER_AREA).astype(int)
+    assert np.abs(found.astype(int) - truth).max() < 8
+    grey = audit_pictures.thumbnail_pixels(measure(pixels[:, :, :1]).thumbnail)
+    assert grey is not None and np.ptp(grey, axis=2).max() == 0 and set(np.unique(grey)) >= {20, 230}
     assert audit_pictures.thumbnail_pixels(b"") is None and audit_pictures.thumbnail_uri(b"12345") == ""
 
 
