@@ -10,11 +10,16 @@ from .audit_facts import Audit, Balance, Exact, Ledger, Named, Near, Outlier, Pa
 from .audit_layout import bar, columns, fit, heading, listed, number, percent, plural, short, spark, table, wrapped
 from .audit_numbers import Distribution
 
-CLASSES, CLASS_ENDS, PAIRS, NAMES = 30, 10, 8, 8
+CLASSES, CLASS_ENDS, PAIRS, NAMES = 40, 10, 8, 8
 """With more than `CLASSES` classes only `CLASS_ENDS` at either end are shown; so many pairs, and so many names."""
 _COLUMNS = ("1", "25", "50", "75", "99")
-_UNITS = {"width": "width, px", "height": "height, px", "aspect_ratio": "width : height", "image_bytes": "file size"}
-_FORMS = {_UNITS["image_bytes"]: size, **dict.fromkeys((_UNITS["width"], _UNITS["height"]), lambda v: f"{v:,.0f}")}
+_UNITS = {
+    "width": "width, px",
+    "height": "height, px",
+    "aspect_ratio": "width : height",
+    "image_bytes": "file size, kB",
+}
+_WHOLE = (_UNITS["width"], _UNITS["height"])
 
 
 def text(audit: Audit) -> str:
@@ -105,9 +110,12 @@ def _distributions(found: Mapping[str, Distribution]) -> list[str]:
         ["", "least", *(f"{percent}%" if percent != "50" else "median" for percent in _COLUMNS), "most", "1% to 99%"]
     ]
     for name, one in found.items():
-        show = _FORMS.get(name, number)
         values = [one.minimum, *(one.quantiles[percent] for percent in _COLUMNS), one.maximum]
-        rows.append([name, *map(show, values), spark(one.histogram.counts)])
+        if name in _WHOLE:
+            values = [round(value) for value in values]
+        elif name == _UNITS["image_bytes"]:
+            values = [value / 1000 for value in values]
+        rows.append([name, *map(number, values), spark(one.histogram.counts)])
     return table(rows, "l" + "r" * 7 + "l")
 
 
@@ -130,8 +138,8 @@ def _quality(quality: Quality) -> list[str]:
 
 def _outlier(one: Outlier) -> list[str]:
     lines = [f"    {fit(one.measure.replace('_', ' '), 16)}{one.count:>8,}   median {number(one.median)}"]
-    rows = [[e["image_id"], number(e["value"]), f"score {e['score']:,.1f}"] for e in one.examples]
-    lines += table(rows, "lrr", 6)
+    rows = [[e["image_id"], number(e["value"]), "score", f"{e['score']:,.1f}"] for e in one.examples]
+    lines += table(rows, "lrlr", 6)
     return [*lines, f"      and {one.count - len(rows):,} more"] if one.count > len(rows) else lines
 
 
