@@ -1,8 +1,10 @@
-"""Colour spaces against Pillow and OpenCV, from the decoder to the pixels that a model sees."""
+"""Colour spaces against Pillow and OpenCV, from the decoder to the pixels that a model sees, through every step."""
 
 from __future__ import annotations
 
 import io
+import json
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -12,10 +14,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from test_edges import here, no_session
 from test_resample import noise
 
+from imagemill.components.clean import STEP as CLEAN
+from imagemill.components.download import STEP as DOWNLOAD
+from imagemill.components.evaluate import STEP as EVALUATE
+from imagemill.components.resize import STEP as RESIZE
+from imagemill.components.resize import resize as resize_step
+from imagemill.components.store.edges import EDGES
 from imagemill.components.store.images import COLORS, ImageRejected, decode, in_color
+from imagemill.components.store.manifest import Dataset, read_dataset
+from imagemill.components.store.model import first_convolution, load_model
 from imagemill.components.store.resample import MODES, Geometry, decode_to
+from imagemill.components.store.shards import read_columns
+from imagemill.components.store.step import Step
+from imagemill.components.train import STEP as TRAIN
 
 Pixels = npt.NDArray[np.uint8]
 CHANNELS = {"red": 0, "green": 1, "blue": 2}
@@ -153,3 +167,52 @@ def test_a_single_channel_is_resampled_alone() -> None:
         rgb[:, :, at] = noise(400, 300, 1)[:, :, 0]
         for other in CHANNELS:
             assert decode_to(saved(rgb), Geometry(32, "crop", other)).any() == (other == color)
+
+
+# Through every step.
+
+
+@pytest.fixture
+def steps_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The resize step without Ray, whose start costs seconds; what Ray does is tested elsewhere."""
+    monkeypatch.setattr(resize_step, "ray_session", no_session)
+    monkeypatch.setattr(resize_step, "run_jobs", here)
+
+
+def run_step(step: Step, workspace: Path, **values: str) -> Dataset:
+    """One step as its command line runs it; what it committed."""
+    config = step.config.from_values({"workspace": str(workspace), "run": "r", "name": "x", **values})
+    result = workspace.parent / "result.json"
+    assert step.execute(config, str(result)) == 0, result.read_text()
+    return read_dataset(json.loads(result.read_text())["uri"])
+
+
+@pytest.mark.usefixtures("steps_here")
+@pytest.mark.parametrize(("color", "edges"), [("gray", "off"), ("red", "both"), ("lab", "sobel")])
+def test_from_the_source_to_the_evaluation(tmp_path: Path, color: str, edges: str) -> None:
+    """Two classes that differ in brightness, so that one channel tells them apart."""
+    for number in range(16):
+        name = ("dark", "light")[number % 2]
+        (tmp_path / "photos" / name).mkdir(parents=True, exist_ok=True)
+        pixels = noise(40 + number, 50) // 3 + (number % 2) * 160
+        (tmp_path / "photos" / name / f"{number}.jpg").write_bytes(saved(pixels.astype(np.uint8), "JPEG"))
+    work = tmp_path / "work"
+    raw = run_step(DOWNLOAD, work, dataset="folder", source=str(tmp_path / "photos"))
+    cleaned = run_step(CLEAN, work, raw=raw.uri, color=color, val_fraction="0.2", test_fraction="0.3",
+                       near_duplicates="off", leakage="report")  # fmt: skip
+    tensors = run_step(RESIZE, work, clean=cleaned.uri, image_size="32", edges=edges)
+    model = run_step(TRAIN, work, tensors=tensors.uri, backbone="shufflenet_v2_x0_5", epochs="1", batch_size="8",
+                     device="cpu")  # fmt: skip
+    evaluation = run_step(EVALUATE, work, model=model.uri, clean=cleaned.uri, device="cpu")
+    channels = COLORS[color] + len(EDGES[edges])
+    shape = [32, 32, channels]
+    assert tensors.manifest.image["shape"] == model.manifest.image["shape"] == shape
+    assert tensors.manifest.totals.bytes == 32 * 32 * channels * tensors.manifest.totals.rows
+    for table in read_columns(cleaned, "data", ["image"]):
+        for row in table.to_pylist():
+            assert Image.open(io.BytesIO(row["image"]["bytes"])).mode == ("L" if COLORS[color] == 1 else "RGB")
+    network, spec = load_model(model)
+    assert spec.geometry.shape == (32, 32, channels)
+    first = network.get_submodule(first_convolution(network, channels))
+    assert first.weight.shape[1] == channels
+    assert evaluation.manifest.totals.rows == cleaned.manifest.totals.by_split["test"] > 0
