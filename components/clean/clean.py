@@ -20,12 +20,13 @@ from .ledger import check_ledger, check_splits, make_manifest, say_what_is_there
 from .rewrite import final_files
 from .shard import CleanedRows, CleanedShard, RowRules, clean_rows, write_rejected, write_shard
 from .table import read_table
-from .twins import write_twins
+from .twins import check_radius, write_twins
 
 
 def clean(config: CleanConfig, context: Context) -> Outcome:
     """Find the clean dataset that this raw, config and class list give, or make it."""
     raw = context.parent("raw", config.raw, "raw")
+    check_radius(config, raw.manifest.totals.rows)
     name = config.name or raw.manifest.extra["dataset_name"]
     base = base_classes(config, context.workspace, name)
     labels = label_rules(raw.manifest.totals.by_class, base, config, raw.manifest.extra["source"])

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..store.errors import wrong
 from ..store.manifest import File
 from ..store.shards import Layout, ShardWriter
 from .config import CleanConfig
-from .near import near_pairs
+from .near import BANDED_RADIUS, BRUTE_LIMIT, near_pairs
 from .phash import SAME, differences, same_aspect
 from .schema import TWINS
 from .splits import SPLITS, TEST, TRAIN, UNDECLARED, VAL
@@ -40,6 +41,20 @@ class Twins:
 
     def __len__(self) -> int:
         return len(self.first)
+
+
+def check_radius(config: CleanConfig, rows: int) -> None:
+    """UserError before anything is decoded where the search would refuse the radius for so many images."""
+    if (
+        config.near_duplicates != "off"
+        and config.measures
+        and config.near_radius > BANDED_RADIUS
+        and rows > BRUTE_LIMIT
+    ):
+        raise wrong(
+            "near_radius", f"at most {BANDED_RADIUS} for more than {BRUTE_LIMIT:,} images",
+            f"{config.near_radius} for {rows:,}",
+        )  # fmt: skip
 
 
 def find_twins(table: Table, alive: npt.NDArray[np.bool_], radius: int) -> Twins:

@@ -18,8 +18,9 @@ from imagemill.components.clean.phash import THUMBNAIL_BYTES
 from imagemill.components.clean.schema import MEASURES
 from imagemill.components.clean.splits import SPLITS, TEST, TRAIN, TRAINVAL, UNDECLARED, VAL, exact_splits
 from imagemill.components.clean.table import Name, Rows, Table
-from imagemill.components.clean.twins import Twins, judge_twins
+from imagemill.components.clean.twins import Twins, check_radius, judge_twins
 from imagemill.components.clean.verdicts import Verdicts
+from imagemill.components.store.errors import UserError
 
 CODES = {name: code for code, name in enumerate(SPLITS)} | {"": UNDECLARED, "trainval": TRAINVAL}
 
@@ -265,3 +266,11 @@ def test_the_order_of_decisions_a_copy_is_no_twin_and_weighs_once() -> None:
     assert set(verdicts.found) == {"duplicates", "near_duplicates", "leakage", "outliers"}
     verdicts, twins = decide(table, CleanConfig(near_duplicates="off"))
     assert twins is None and "near_duplicates" not in verdicts.found
+
+
+def test_a_wide_radius_is_refused_for_many_images_before_any_is_decoded() -> None:
+    check_radius(CleanConfig(near_radius=10), 200_000)
+    check_radius(CleanConfig(near_radius=5), 10**9)
+    check_radius(CleanConfig(near_radius=10, near_duplicates="off"), 10**9)
+    with pytest.raises(UserError, match=r"^near_radius: expected at most 5 for more than 200,000 images, found '10 for"):
+        check_radius(CleanConfig(near_radius=10), 200_001)

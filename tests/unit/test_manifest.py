@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import errno
 import hashlib
 import io
@@ -296,7 +297,9 @@ def test_only_fields_that_count_and_differ_are_in_the_fingerprint() -> None:
 
 
 def test_a_manifest_records_every_field_that_counts() -> None:
-    assert set(CleanConfig().effective()) == {"color", "val_fraction", "test_fraction", "max_pixels", "max_side"}
+    unrecorded = {"workspace", "name", "rerun", "run", "raw", "preset", "class_list", "clean_workers"}
+    assert set(CleanConfig().effective()) == {one.name for one in dataclasses.fields(CleanConfig)} - unrecorded
+    assert CleanConfig(preset="ocr").effective()["equalize"] == "autocontrast"
 
 
 def test_a_file_that_is_no_parquet_breaks_the_contract(tmp_path: Path) -> None:
