@@ -1,0 +1,147 @@
+"""Families of near-duplicates: originals, and each re-encoded, resized and cropped, with what was done to it."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import photos
+from PIL import Image
+from planted import saved, stems
+
+Random = np.random.Generator
+FILTERS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS)
+GROUPS = {
+    "re-encoding": ("JPEG quality 50 to 95", "WebP quality 50 to 95"),
+    "resizing": ("half", "0.55 to 0.95", "1.05 to 2"),
+    "crops": ("5% crop, centred", "5% crop, anywhere", "5% crop, at a corner"),
+}
+"""What was done, in groups that are judged together. A 5% crop keeps 95% of the width and of the height."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file of a family: its `original` is the family's name, `done` is empty for the original itself."""
+
+    path: str
+    original: str
+    done: str
+    label: str
+    split: str
+
+
+def _jpeg(picture: Image.Image, random: Random) -> bytes:
+    subsampling, progressive = int(random.integers(0, 3)), bool(random.integers(2))
+    return saved(
+        picture, "JPEG", quality=int(random.integers(50, 96)), subsampling=subsampling, progressive=progressive
+    )
+
+
+def _webp(picture: Image.Image, random: Random) -> bytes:
+    return saved(picture, "WEBP", quality=int(random.integers(50, 96)), method=0)
+
+
+def _resized(low: float, high: float) -> Callable[[Image.Image, Random], bytes]:
+    def resized(picture: Image.Image, random: Random) -> bytes:
+        factor = random.uniform(low, high)
+        size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
+        return saved(picture.resize(size, FILTERS[random.integers(3)]), "JPEG", quality=90)
+
+    return resized
+
+
+def _cropped(where: str) -> Callable[[Image.Image, Random], bytes]:
+    def cropped(picture: Image.Image, random: Random) -> bytes:
+        width, height = round(picture.width * 0.95), round(picture.height * 0.95)
+        across, down = picture.width - width, picture.height - height
+        places = {(x, y) for x in range(across + 1) for y in range(down + 1)}
+        corners, centre = {(x, y) for x in (0, across) for y in (0, down)}, (across // 2, down // 2)
+        # Three kinds without a common window: equal files would be copies.
+        chosen = {"centre": {centre}, "corner": corners - {centre}, "anywhere": places - corners - {centre}}[where]
+        left, top = sorted(chosen)[random.integers(len(chosen))]
+        return saved(picture.crop((left, top, left + width, top + height)), "JPEG", quality=90)
+
+    return cropped
+
+
+DONE: dict[str, tuple[str, Callable[[Image.Image, Random], bytes]]] = {
+    "JPEG quality 50 to 95": ("jpg", _jpeg),
+    "WebP quality 50 to 95": ("webp", _webp),
+    "half": ("jpg", _resized(0.5, 0.5)),
+    "0.55 to 0.95": ("jpg", _resized(0.55, 0.95)),
+    "1.05 to 2": ("jpg", _resized(1.05, 2)),
+    "5% crop, centred": ("jpg", _cropped("centre")),
+    "5% crop, anywhere": ("jpg", _cropped("anywhere")),
+    "5% crop, at a corner": ("jpg", _cropped("corner")),
+}
+
+
+def originals(number: int, seed: int) -> dict[str, bytes]:
+    """By name: so many photographs of the sample, chosen by the seed, or made ones where there is none."""
+    random = np.random.default_rng(seed)
+    if names := stems():
+        chosen = sorted(random.permutation(len(names))[:number].tolist())
+        return {names[n]: photos.pet(names[n]) for n in chosen}
+    return {
+        f"made_{n:04d}": saved(Image.fromarray(photos.made(1000 * seed + n, 400, 300)), "JPEG", quality=90)
+        for n in range(number)
+    }
+
+
+def plant_families(folder: Path, number: int, seed: int) -> tuple[Path, list[Member]]:
+    """The table and its rows. Every third family has its original in test and all else in train, every third a
+    re-encoded one in test; the others are in train and val."""
+    todo = list(enumerate(originals(number, seed).items()))
+    with ThreadPoolExecutor(2) as pool:
+        members = [m for family in pool.map(lambda t: _plant(folder, t[0], *t[1], seed), todo) for m in family]
+    with (folder / "labels.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", "split"])
+        writer.writerows([m.path, m.label, m.split] for m in members)
+    return folder / "labels.csv", members
+
+
+def _plant(folder: Path, number: int, name: str, data: bytes, seed: int) -> list[Member]:
+    random = np.random.default_rng([seed, number])
+    picture = Image.open(io.BytesIO(data)).convert("RGBA")
+    picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    label, members = ("cat", "dog")[number % 2], []
+    (folder / name).mkdir(parents=True)
+    todo = {"": ("jpg", lambda p, r: data), **DONE}
+    for place, (done, (ending, do)) in enumerate(todo.items()):
+        path = f"{name}/{place}.{ending}"
+        (folder / path).write_bytes(do(picture, random))
+        in_test = place == number % 3 if number % 3 < 2 else False
+        split = "test" if in_test else "val" if number % 3 == 2 and place == 1 else "train"
+        members.append(Member(path, name, done, label, split))
+    return members
+
+
+def twin_table(members: Iterable[Member], pairs: set[frozenset[str]]) -> tuple[str, Mapping[str, float]]:
+    """(what was done, planted, found, recall as a table; the shares by group and `precision`).
+
+    `pairs`: the listed pairs of image_ids. Planted are the pairs of an original with each of its family; right is a
+    pair of one family.
+    """
+    family = {member.path: member.original for member in members}
+    first = {member.original: member.path for member in members if not member.done}
+    shares: dict[str, float] = {}
+    lines = [f"{'done to the original':26}{'planted':>9}{'found':>9}{'recall':>9}"]
+    for group, names in GROUPS.items():
+        hits: list[bool] = []
+        for name in names:
+            here = [frozenset((m.path, first[m.original])) in pairs for m in members if m.done == name]
+            lines.append(f"  {name:24}{len(here):9,}{sum(here):9,}{np.mean(here):9.4f}")
+            hits += here
+        shares[group] = float(np.mean(hits))
+        lines.append(f"{group:26}{len(hits):9,}{sum(hits):9,}{shares[group]:9.4f}")
+    right = sum(len({family[path] for path in pair}) == 1 for pair in pairs)
+    shares["precision"] = right / len(pairs) if pairs else 0.0
+    lines.append(f"{len(pairs):,} pairs listed, {right:,} of one original: precision {shares['precision']:.4f}")
+    wrong = [" + ".join(sorted(pair)) for pair in pairs if len({family[path] for path in pair}) > 1]
+    return "\n".join([*lines, *(f"  wrong: {pair}" for pair in sorted(wrong)[:10])]), shares
