@@ -7,6 +7,7 @@ function of the dataset's content (no clock, no place, no version), so that two 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,13 @@ def write_audit(dataset: Dataset) -> File:
 
 def render(dataset: Dataset) -> str:
     """The page, everything escaped but the histograms, which are made of numbers."""
+    return str(_template().render(_shown(gather(dataset), dataset)))
+
+
+@cache
+def _template() -> Any:
     from jinja2 import Environment, StrictUndefined
 
-    audit = gather(dataset)
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     page.filters |= {
         "num": lambda value: f"{value:,}",
@@ -45,8 +50,7 @@ def render(dataset: Dataset) -> str:
         "words": lambda name: name.replace("_", " "),
     }
     page.globals |= {"percent": percent, "plural": plural, "split_order": split_order}
-    template = Path(__file__).with_name("audit.html.j2").read_text(encoding="utf-8")
-    return str(page.from_string(template).render(_shown(audit, dataset)))
+    return page.from_string(Path(__file__).with_name("audit.html.j2").read_text(encoding="utf-8"))
 
 
 def _shown(audit: Audit, dataset: Dataset) -> dict[str, Any]:

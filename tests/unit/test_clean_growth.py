@@ -35,7 +35,7 @@ def made(number: int, about: tuple[str, str | None, str | None]) -> dict[str, An
 NEEDED = [(label, split, None) for label in "ab" for split in ("train", "test")]
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(ROWS, min_size=10, max_size=60), OPTIONS)
 def test_ten_per_cent_more_images_change_no_old_one(rows: list[Any], options: dict[str, Any]) -> None:
     options["declared_splits"] = "respect" if len(rows) < 40 else options["declared_splits"]
