@@ -1,0 +1,49 @@
+"""`imagemill inspect` on everything that a real run made, and the page of the audit that cleaning left."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import mill
+from conftest import Finished
+
+from imagemill.components.clean.audit_html import render
+from imagemill.components.clean.audit_layout import WIDTH, columns
+from imagemill.components.store.manifest import read_dataset
+
+
+def test_every_dataset_of_a_run_is_shown(finished_once: Finished) -> None:
+    uris = finished_once.result.json
+    words = {
+        "raw": ("60 rows, 3 classes", "blue", "── Skipped"),
+        "clean": (
+            "60 rows in = 60 kept + 0 rejected",
+            "✓ it adds up",
+            "brightness",
+            "darkest",
+            "near (within 3 of 64 bits",
+        ),
+        "tensors": ("32, 32, 3", "mean", "── Rows by split"),
+        "model": ("shufflenet_v2_x0_5", "── Epochs"),
+        "evaluation": ("top1", "── Classes, the hardest first"),
+    }
+    for kind, expected in words.items():
+        shown = mill.run("inspect", uris[kind])
+        assert (shown.rc, shown.stderr) == (0, "")
+        assert [word for word in expected if word not in shown.stdout] == []
+        assert all(columns(line) <= WIDTH for line in shown.stdout.splitlines()[2:] if "/" not in line)
+
+
+def test_cleaning_leaves_the_page_and_writes_the_same_one_again(finished: Finished) -> None:
+    (manifest,) = mill.manifests(finished.workspace)["clean"]
+    dataset = read_dataset(str(manifest.parent), "clean")
+    (page,) = dataset.files("report")
+    html = Path(dataset.locate(page)).read_bytes()
+    assert html == render(dataset).encode() and str(dataset.uri).encode() not in html
+    assert mill.run("inspect", dataset.uri, "--json").json["pages"] == [dataset.locate(page)]
+    shutil.rmtree(finished.workspace / "clean")
+    again = mill.run("clean", "--workspace", str(finished.workspace), "--raw", dataset.parent_uri("raw"))
+    assert again.rc == 0, again.stderr
+    assert read_dataset(dataset.uri).manifest.files == dataset.manifest.files
+    assert Path(dataset.locate(page)).read_bytes() == html
