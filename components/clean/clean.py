@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
+import threading
 from dataclasses import replace
 
 from ..store import uri as uris
 from ..store.filesystem import store_for
 from ..store.fingerprint import digest, fingerprint
-from ..store.manifest import Dataset, commit, ready
+from ..store.manifest import Dataset, File, commit, ready
+from ..store.parallel import ordered
 from ..store.progress import Progress
 from ..store.step import CACHED, RAN, Context, Outcome
 from .audit_html import write_audit
@@ -18,9 +19,11 @@ from .decide import decide
 from .labels import label_rules
 from .ledger import check_ledger, check_splits, make_manifest, say_what_is_there
 from .rewrite import final_files
-from .shard import CleanedRows, CleanedShard, RowRules, clean_rows, write_rejected, write_shard
+from .shard import CleanedShard, RowRules, clean_shard, write_rejected
 from .table import read_table
 from .twins import check_radius, write_twins
+
+SHARDS_AT_A_TIME = 2
 
 
 def clean(config: CleanConfig, context: Context) -> Outcome:
@@ -60,38 +63,25 @@ def _build(raw: Dataset, uri: str, rules: RowRules, context: Context) -> Dataset
 
 
 def _clean_shards(raw: Dataset, uri: str, rules: RowRules, context: Context) -> list[CleanedShard]:
-    """Every raw shard, one after another (each on all cores); what an earlier try finished is taken over.
+    """Every raw shard, in their order; what an earlier try finished is taken over.
 
-    While one shard is decoded the one before it is written: two shards' images are in memory, about 256 MB.
+    One is decoded, on all cores, while the one before it is written: two shards' images are in memory, about 256 MB.
     """
     progress = Progress("clean", total=raw.manifest.totals.rows)
-    shards: dict[str, CleanedShard] = {}
-    with ThreadPoolExecutor(1, thread_name_prefix="write") as writer:
-        writing: Future[CleanedShard] | None = None
-        for file in raw.files():
-            key = file.sha256[:16]
-            record = context.workspace.work_record(uri, key)
-            shard = CleanedShard.from_record(record) if record else None
-            if shard is not None and _is_there(uri, shard):
-                shards[key] = shard
-                progress.total -= file.rows
-                continue
-            rows = clean_rows(raw, file, rules, progress)
-            if writing is not None:
-                writing.result()
-            shards[key] = CleanedShard((), ())  # keeps the order of the raw shards
-            writing = writer.submit(_write, rows, uri, key, rules, context, shards)
-        if writing is not None:
-            writing.result()
-    return list(shards.values())
+    turn = threading.Lock()
 
+    def cleaned(file: File) -> CleanedShard:
+        key = file.sha256[:16]
+        record = context.workspace.work_record(uri, key)
+        shard = CleanedShard.from_record(record) if record else None
+        if shard is not None and _is_there(uri, shard):
+            progress.leave_out(file.rows)
+            return shard
+        shard = clean_shard(raw, file, uri, rules, progress, turn)
+        context.workspace.record_work(uri, key, shard.to_record())
+        return shard
 
-def _write(
-    rows: CleanedRows, uri: str, key: str, rules: RowRules, context: Context, shards: dict[str, CleanedShard]
-) -> CleanedShard:
-    shards[key] = write_shard(rows, uri, rules)
-    context.workspace.record_work(uri, key, shards[key].to_record())
-    return shards[key]
+    return list(ordered(raw.files(), cleaned, SHARDS_AT_A_TIME, lambda _: 0))
 
 
 def _is_there(uri: str, shard: CleanedShard) -> bool:

@@ -6,6 +6,7 @@ by another process, with the same bytes as its result.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -73,9 +74,14 @@ class CleanedRows:
             self.kept.setdefault(folder, []).append(row)
 
 
-def clean_shard(raw: Dataset, file: File, uri: str, rules: RowRules, progress: Progress) -> CleanedShard:
-    """Clean one raw shard into files below the dataset `uri`."""
-    return write_shard(clean_rows(raw, file, rules, progress), uri, rules)
+def clean_shard(
+    raw: Dataset, file: File, uri: str, rules: RowRules, progress: Progress, turn: threading.Lock
+) -> CleanedShard:
+    """Clean one raw shard into files below the dataset `uri`. It decodes on all cores, so shards take turns at that:
+    `turn` is given on when this one is only written."""
+    with turn:
+        rows = clean_rows(raw, file, rules, progress)
+    return write_shard(rows, uri, rules)
 
 
 def clean_rows(raw: Dataset, file: File, rules: RowRules, progress: Progress) -> CleanedRows:

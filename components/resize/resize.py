@@ -89,7 +89,7 @@ def _open_jobs(
             whole = made and entry and entry.size == made.file.bytes
             if made and whole and (made.sums or not with_sums or split != "train"):
                 done[job.key] = made
-                progress.total -= job.rows
+                progress.leave_out(job.rows)
             else:
                 yield job
 

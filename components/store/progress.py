@@ -40,6 +40,11 @@ class Progress:
             line = self.line(note)
         say(self.step, line)
 
+    def leave_out(self, number: int) -> None:
+        """So many were done by an earlier try."""
+        with self._lock:
+            self.total -= number
+
     def restart(self) -> None:
         """Take the time from now on: what came before was preparation."""
         self.started = time.monotonic()
