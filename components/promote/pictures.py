@@ -166,30 +166,31 @@ def class_gallery(clean: Dataset) -> list[Group]:
     """Training images by class, as many as `GALLERY_PICTURES` allows: a class in eight of them, or eight of a class.
 
     The first rows of the shuffled order, so a fair sample; with more classes than pictures, the classes met first.
-    An image with several labels is shown once, for that one of its classes that has the fewest pictures so far.
+    An image with several labels is shown once, for the rarest of its classes that wants pictures still.
     """
     label = label_column(MULTI) if clean.manifest.task == MULTI else "label"
     numbers = {c: n for c, n in clean.manifest.extra["by_class_and_split"]["train"].items() if n}
     each = min(GALLERY_PER_CLASS, max(1, GALLERY_PICTURES // max(1, len(numbers))))
-    sample = _Sample({c: min(n, each) for c, n in numbers.items()}, GALLERY_PICTURES, clean.manifest.classes)
+    sample = _Sample(numbers, each, GALLERY_PICTURES, clean.manifest.classes)
     read = 0
     for file in clean.files("data", "train"):
         uri = clean.locate(file)
         with open_parquet(uri) as parquet:
             for index in range(parquet.num_row_groups):
                 if sample.full() or read >= GALLERY_ROW_GROUPS:
-                    return sample.groups(numbers)
+                    return sample.groups()
                 read += 1
                 table = read_row_group(parquet, index, uri, ["image_id", label, _BYTES])
                 sample.take(table.column("image_id"), table.column(label), table.column("image"))
-    return sample.groups(numbers)
+    return sample.groups()
 
 
 @dataclass
 class _Sample:
-    """The pictures chosen so far, against a wanted number of each class and `places` in all."""
+    """The pictures chosen so far: `each` of a class at most, `places` in all. `totals`: images of each class."""
 
-    wanted: dict[str, int]
+    totals: dict[str, int]
+    each: int
     places: int
     classes: tuple[str, ...] = ()
     found: dict[str, list[Picture]] = field(default_factory=dict)
@@ -201,19 +202,20 @@ class _Sample:
             if self.full():
                 return
             names = [label] if isinstance(label, str) else [self.classes[number] for number in label]
-            if names := [name for name in names if len(self._chosen(name)) < self.wanted.get(name, 0)]:
-                name = min(names, key=lambda n: len(self._chosen(n)))
-                self._chosen(name).append(self.thumbnails.make(image_ids[row].as_py(), _bytes(images[row]), name))
+            if names := [name for name in names if len(self.found.get(name, ())) < self._wanted(name)]:
+                name = min(names, key=self.totals.__getitem__)
+                picture = self.thumbnails.make(image_ids[row].as_py(), _bytes(images[row]), name)
+                self.found.setdefault(name, []).append(picture)
 
-    def _chosen(self, name: str) -> list[Picture]:
-        return self.found.setdefault(name, [])
+    def _wanted(self, name: str) -> int:
+        return min(self.totals.get(name, 0), self.each)
 
     def full(self) -> bool:
         taken = sum(len(p) for p in self.found.values())
-        return taken >= min(self.places, sum(self.wanted.values())) or self.thumbnails.left <= 0
+        return taken >= min(self.places, sum(map(self._wanted, self.totals))) or self.thumbnails.left <= 0
 
-    def groups(self, totals: Mapping[str, int]) -> list[Group]:
-        return [Group(c, totals[c], tuple(p)) for c, p in sorted(self.found.items()) if p]
+    def groups(self) -> list[Group]:
+        return [Group(c, self.totals[c], tuple(p)) for c, p in sorted(self.found.items()) if p]
 
 
 def rejects(raw: Dataset, clean: Dataset) -> list[tuple[str, int, list[Reject]]]:

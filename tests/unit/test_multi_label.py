@@ -1,0 +1,492 @@
+"""Several labels an image, step by step after clean: targets and loss, metrics, tensors, batches, training, evaluation
+against every kind of champion, the gate and the report."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from kfp import dsl
+from PIL import Image
+from sklearn.metrics import accuracy_score, f1_score, log_loss, precision_recall_fscore_support
+from sklearn.preprocessing import MultiLabelBinarizer
+
+from imagemill.components.clean.schema import clean_layout, clean_schema
+from imagemill.components.download.raw import RAW
+from imagemill.components.evaluate.config import EvaluateConfig
+from imagemill.components.evaluate.evaluate import evaluate
+from imagemill.components.evaluate.inputs import InputBatch
+from imagemill.components.evaluate.matrix import confusion_matrix
+from imagemill.components.evaluate.scores import align, scorer
+from imagemill.components.promote.config import PromoteConfig
+from imagemill.components.promote.gate import judge
+from imagemill.components.promote.multi_label import Review
+from imagemill.components.promote.pictures import GALLERY_PER_CLASS, _Sample, class_gallery
+from imagemill.components.promote.promote import promote
+from imagemill.components.resize import resize
+from imagemill.components.resize.config import ResizeConfig
+from imagemill.components.store.errors import MillError
+from imagemill.components.store.labels import MULTI, SINGLE, mean_loss, multi_hot, summed_loss
+from imagemill.components.store.manifest import Dataset, Manifest, Totals, commit, read_dataset
+from imagemill.components.store.metrics import LabelCounts
+from imagemill.components.store.model import Normalize, load_model
+from imagemill.components.store.shards import Layout, ShardWriter, read_columns
+from imagemill.components.store.step import Context
+from imagemill.components.store.workspace import Workspace
+from imagemill.components.train.config import TrainConfig
+from imagemill.components.train.loader import batches
+from imagemill.components.train.train import train
+
+CLASSES = ("<b>blue</b>", "green", "red")
+COLORS = ((30, 60, 220), (40, 200, 60), (220, 40, 30))
+NUMBERS = {"train": 80, "val": 12, "test": 20}
+
+# Targets and loss.
+
+
+@given(st.lists(st.sets(st.integers(0, 6)), min_size=1, max_size=20))
+def test_ones_stand_where_scikit_learn_puts_them(rows: list[set[int]]) -> None:
+    found = multi_hot([sorted(row) for row in rows], 7)
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, MultiLabelBinarizer(classes=range(7)).fit_transform(rows))
+
+
+@pytest.mark.parametrize("ids", [[3], [0, -1]])
+def test_an_id_without_a_class_is_an_error(ids: list[int]) -> None:
+    with pytest.raises(MillError, match="label_ids: expected ids below 3"):
+        multi_hot([[0, 1], ids], 3)
+
+
+def logits_and_labels(rows: int, classes: int = 4, seed: int = 0) -> tuple[torch.Tensor, npt.NDArray[np.uint8]]:
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, 2, (rows, classes)).astype(np.uint8)
+    labels[0], labels[1] = 0, 1  # scikit-learn wants both
+    return torch.from_numpy(random.normal(0, 2, (rows, classes))), labels
+
+
+def test_the_loss_is_the_mean_of_each_classes_cross_entropy() -> None:
+    logits, labels = logits_and_labels(30)
+    expected = np.mean([log_loss(labels[:, c], logits.sigmoid()[:, c].numpy()) for c in range(4)])
+    assert mean_loss(logits, torch.from_numpy(labels)).item() == pytest.approx(expected)
+    assert summed_loss(logits, torch.from_numpy(labels)) / 30 == pytest.approx(expected)
+
+
+def test_smoothed_targets() -> None:
+    """y(1 - s) + s/2: with s = 0.2 a one is 0.9 and a zero 0.1."""
+    logits, labels = logits_and_labels(10)
+    p, y = logits.sigmoid().numpy(), np.where(labels, 0.9, 0.1)
+    expected = -(y * np.log(p) + (1 - y) * np.log(1 - p)).mean()
+    assert mean_loss(logits, torch.from_numpy(labels), 0.2).item() == pytest.approx(expected)
+
+
+def test_one_label_has_the_cross_entropy_it_had() -> None:
+    logits, ids = torch.randn(9, 5), torch.arange(9) % 5
+    loss = torch.nn.functional.cross_entropy
+    assert torch.equal(mean_loss(logits, ids, 0.1), loss(logits, ids, label_smoothing=0.1))
+    assert summed_loss(logits, ids) == loss(logits, ids, reduction="sum").item()
+
+
+# Metrics.
+
+
+@given(st.integers(1, 40), st.integers(2, 6), st.integers(0, 10**6))
+def test_the_metrics_are_what_scikit_learn_computes(rows: int, classes: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    labels = (random.random((rows, classes)) < random.random()).astype(int)
+    score = random.random((rows, classes))
+    predicted = score >= 0.5
+    counts = LabelCounts(classes)
+    for part in np.array_split(np.arange(rows), min(rows, 3)):
+        counts.add(labels[part], predicted[part], score[part].argmax(1))
+    found, present = counts.summary(), np.flatnonzero(labels.any(axis=0))
+    assert found["micro_f1"] == pytest.approx(f1_score(labels, predicted, average="micro", zero_division=0))
+    assert found["subset_accuracy"] == pytest.approx(accuracy_score(labels, predicted))
+    assert found["top1"] == pytest.approx(np.mean([labels[n, score[n].argmax()] for n in range(rows)]))
+    macro = f1_score(labels, predicted, labels=present, average="macro", zero_division=0) if len(present) else 0
+    assert found["macro_f1"] == pytest.approx(macro)
+    expected = precision_recall_fscore_support(labels, predicted, zero_division=0)
+    for name, values in zip(("precision", "recall", "f1", "support"), expected, strict=True):
+        np.testing.assert_allclose(counts.per_class()[name], values, atol=1e-12)
+
+
+def test_no_images_give_zeros() -> None:
+    found = LabelCounts(3).summary()
+    assert found == {"top1": 0.0, "macro_f1": 0.0, "micro_f1": 0.0, "subset_accuracy": 0.0}
+
+
+# Datasets: a clean one made by hand, and what the steps make of it.
+
+
+def labels_of(number: int, task: str) -> list[int]:
+    """Blue and red come and go; green is there when neither is. Of several labels a single-label set has the first."""
+    ids = [c for c, there in ((0, number & 1), (2, number & 2)) if there] or [1]
+    return ids if task == MULTI else ids[:1]
+
+
+def picture(number: int, ids: list[int]) -> bytes:
+    """Noise with a bar of each label's colour at that class's place."""
+    pixels = np.random.default_rng(number).normal(128, 20, (36, 36, 3)).clip(0, 255).astype(np.uint8)
+    for c in ids:
+        pixels[:, 12 * c + 1 : 12 * c + 11] = COLORS[c]
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()
+
+
+def make_clean(
+    workspace: Workspace, fingerprint: str, task: str = MULTI, one_hot: bool = False, classes: tuple[str, ...] = CLASSES
+) -> Dataset:
+    raw_uri, uri = workspace.dataset("raw", fingerprint), workspace.dataset("clean", fingerprint)
+    with ShardWriter(raw_uri, Layout(RAW)) as writer:
+        extra = {"source": "here", "dataset_name": "shapes"}
+        raw = commit(raw_uri, Manifest("raw", fingerprint, files=(writer.publish("data"),), extra=extra))
+    files, counted, first = [], {}, 0
+    schema = clean_schema(task == MULTI, one_hot)
+    for split, rows in NUMBERS.items():
+        counted[split] = dict.fromkeys(classes, 0)
+        with ShardWriter(uri, replace(clean_layout(schema), row_group_rows=16)) as writer:
+            for number in range(first, first + rows):
+                ids = labels_of(number, task)
+                for c in ids:
+                    counted[split][classes[c]] += 1
+                row = dict.fromkeys(schema.names) | {"image_id": f"{number:03d}.png", "split": split}
+                row |= {"label": "|".join(classes[c] for c in ids), "shuffle_index": 1000 * number}
+                row |= {"label_ids": ids} if task == MULTI else {"label_id": ids[0]}
+                row |= {"label_one_hot": [int(c in ids) for c in range(3)]} if one_hot else {}
+                writer.add(row | {"image": {"bytes": picture(number, ids), "path": ""}}, 3000)
+            files.append(writer.publish(f"data/{split}", "data", split))
+            first += rows
+    by_class = {c: sum(counted[split][c] for split in NUMBERS) for c in classes}
+    totals = Totals(rows=sum(NUMBERS.values()), bytes=1, by_split=NUMBERS, by_class=by_class)
+    return commit(
+        uri,
+        Manifest(
+            "clean", fingerprint, (raw.as_parent(uri),), task=task, classes=classes, files=tuple(files), totals=totals,
+            image={"color": "rgb", "channels": 3}, extra={"dataset_name": "shapes", "by_class_and_split": counted},
+        ),
+    )  # fmt: skip
+
+
+@contextmanager
+def no_session(address: str, workers: int) -> Iterator[int]:
+    yield 1
+
+
+def here(jobs: Iterable[Any], work: Any, arguments: tuple[Any, ...], slots: int) -> Iterator[tuple[Any, Any]]:
+    for job in jobs:
+        yield job, json.loads(json.dumps(work(job, *arguments)))
+
+
+def make_tensors(clean: Dataset, workspace: Workspace) -> Dataset:
+    config = ResizeConfig(workspace=workspace.uri, clean=clean.uri, image_size=32, resize_mode="squash")
+    with pytest.MonkeyPatch.context() as patch:  # Ray is tested elsewhere
+        patch.setattr(resize, "ray_session", no_session)
+        patch.setattr(resize, "run_jobs", here)
+        return read_dataset(resize.resize(config, Context("resize", workspace, "r", False)).uri, "tensors")
+
+
+def make_model(tensors: Dataset, workspace: Workspace, epochs: int = 1, **options: Any) -> Dataset:
+    options = {"backbone": "shufflenet_v2_x0_5", "batch_size": 8, "learning_rate": 0.005, "crop_scale": 1} | options
+    config = TrainConfig(workspace=workspace.uri, tensors=tensors.uri, epochs=epochs, flip="false", **options)
+    return read_dataset(train(config, Context("train", workspace, "r", False)).uri, "model")
+
+
+def make_evaluation(model: Dataset, clean: Dataset, workspace: Workspace, name: str = "") -> tuple[Dataset, str]:
+    """The evaluation, and the URI of the champion's."""
+    config = EvaluateConfig(workspace=workspace.uri, model=model.uri, clean=clean.uri, name=name)
+    outcome = evaluate(config, Context("evaluate", workspace, "r", False))
+    return read_dataset(outcome.uri, "evaluation"), outcome.metrics["champion_evaluation"]
+
+
+@dataclass(frozen=True)
+class Made:
+    """One chain of datasets."""
+
+    workspace: Workspace
+    clean: Dataset
+    tensors: Dataset
+    model: Dataset
+
+    @classmethod
+    def of(cls, workspace: Workspace, fingerprint: str, task: str, epochs: int = 1, **options: Any) -> Made:
+        clean = make_clean(workspace, fingerprint, task, **options)
+        tensors = make_tensors(clean, workspace)
+        return cls(workspace, clean, tensors, make_model(tensors, workspace, epochs))
+
+
+def rows_of(dataset: Dataset, *names: str, split: str | None = None) -> list[dict[str, Any]]:
+    return [row for table in read_columns(dataset, "data", list(names), split) for row in table.to_pylist()]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """torch's threads wait for one another by spinning: on a busy machine two are far slower than one."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("train.train", "evaluate.inputs", "store.parallel"):
+            patch.setattr(f"imagemill.components.{module}.cores", lambda: 1)
+        yield
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    return Workspace.open(str(tmp_path_factory.mktemp("several")))
+
+
+@pytest.fixture(scope="module")
+def multi(workspace: Workspace) -> Made:
+    return Made.of(workspace, "000000000000000a", MULTI, epochs=8, one_hot=True)
+
+
+@pytest.fixture(scope="module")
+def single(workspace: Workspace) -> Made:
+    return Made.of(workspace, "000000000000000b", SINGLE, one_hot=True)
+
+
+@pytest.fixture(scope="module")
+def weak(multi: Made) -> Made:
+    """Another model on the same tensors, which learned little."""
+    return replace(multi, model=make_model(multi.tensors, multi.workspace, seed=1))
+
+
+@pytest.fixture(scope="module")
+def evaluation(multi: Made) -> Dataset:
+    return make_evaluation(multi.model, multi.clean, multi.workspace)[0]
+
+
+def test_tensors_hold_the_lists_of_ids_and_the_task(multi: Made, single: Made) -> None:
+    assert multi.tensors.manifest.task == MULTI and single.tensors.manifest.task == SINGLE
+    for made, column, task in ((multi, "label_ids", MULTI), (single, "label_id", SINGLE)):
+        [table] = list(read_columns(made.tensors, "data", None, "val"))  # type: ignore[arg-type]
+        assert table.schema.names == ["image", column, "image_id"]
+        field = table.schema.field(column)
+        assert not field.nullable and field.type == (pa.list_(pa.int32()) if task == MULTI else pa.int32())
+        for split, number in NUMBERS.items():
+            rows = rows_of(made.tensors, column, "image_id", split=split)
+            assert len(rows) == number
+            for row in rows:
+                ids = labels_of(int(row["image_id"][:3]), task)
+                assert row[column] == (ids if task == MULTI else ids[0])
+
+
+def test_batches_are_those_of_one_label_but_for_their_labels(multi: Made, single: Made) -> None:
+    def ids(images: npt.NDArray[np.uint8]) -> list[bytes]:
+        return [image[:, 11:13].tobytes() for image in images]  # noise between the bars, which tells the picture
+
+    for epoch in (-1, 0, 1):
+        many, ones = (list(batches(made.tensors, "train", 7, 3, epoch)) for made in (multi, single))
+        assert [b.number for b in many] == [b.number for b in ones] and len(many) == 12
+        for some, one in zip(many, ones, strict=True):
+            assert some.labels.shape == (len(one.labels), 3) and some.labels.dtype == np.uint8
+            assert one.labels.dtype == np.int64 and one.labels.shape == (len(one.images),)
+            first = some.labels.argmax(1)
+            np.testing.assert_array_equal(first, one.labels)
+            np.testing.assert_array_equal(some.one_hot(3), some.labels)
+            np.testing.assert_array_equal(one.one_hot(3), np.eye(3)[one.labels])
+            assert some.one_hot(3).dtype == one.one_hot(3).dtype == np.float32
+            blue, red = (some.images[:, 16, x, :].astype(int) for x in (5, 27))
+            np.testing.assert_array_equal(some.labels[:, 0], np.abs(blue - COLORS[0]).max(1) < 9)
+            np.testing.assert_array_equal(some.labels[:, 2], np.abs(red - COLORS[2]).max(1) < 9)
+
+
+def logits_of(model: Dataset, images: npt.NDArray[np.uint8]) -> torch.Tensor:
+    """The logits of a stored model on stored pixels, in one batch."""
+    network, spec = load_model(model)
+    with torch.inference_mode():
+        return network(Normalize(spec.image, torch.device("cpu"))(torch.from_numpy(images.copy())))
+
+
+def test_a_model_learns_both_labels(multi: Made) -> None:
+    extra = multi.model.manifest.extra
+    assert multi.model.manifest.task == MULTI and extra["metrics"]["macro_f1"] > 0.8
+    assert extra["history"][-1]["train_loss"] < 0.6 * extra["history"][0]["train_loss"]
+    best = max(extra["history"], key=lambda row: (row["val_macro_f1"], -row["val_loss"]))
+    assert best["epoch"] == extra["best_epoch"]
+
+
+@pytest.mark.parametrize("of", ["multi", "weak"])
+def test_the_validation_is_scikit_learns(of: str, request: pytest.FixtureRequest) -> None:
+    made: Made = request.getfixturevalue(of)
+    [batch] = list(batches(made.tensors, "val", 100))
+    logits = logits_of(made.model, batch.images)
+    predicted, found = (logits.sigmoid() >= 0.5).numpy(), made.model.manifest.extra["metrics"]
+    macro = f1_score(batch.labels, predicted, average="macro", zero_division=0)
+    assert found["macro_f1"] == pytest.approx(macro)
+    top = batch.labels[np.arange(len(predicted)), logits.argmax(1).numpy()].mean()
+    assert found["top1"] == pytest.approx(top)
+    assert found["loss"] == pytest.approx(mean_loss(logits, torch.from_numpy(batch.labels)).item(), rel=1e-5)
+
+
+# Evaluation.
+
+
+def test_predictions_and_metrics_are_those_of_the_models_probabilities(multi: Made, evaluation: Dataset) -> None:
+    assert evaluation.manifest.task == evaluation.manifest.extra["model_task"] == MULTI
+    [batch] = list(batches(multi.tensors, "test", 100))
+    logits = logits_of(multi.model, batch.images)
+    p = logits.sigmoid().numpy()
+    rows = rows_of(evaluation, *scorer(MULTI, MULTI, align(CLASSES, CLASSES)).SCHEMA.names)
+    assert len(rows) == NUMBERS["test"]
+    for n, row in enumerate(rows):
+        assert row["label_ids"] == labels_of(int(row["image_id"][:3]), MULTI)
+        assert row["predicted_ids"] == np.flatnonzero(p[n] >= 0.5).tolist()
+        np.testing.assert_allclose(row["probabilities"], p[n][p[n] >= 0.5], rtol=1e-5)
+        assert row["top_id"] == p[n].argmax() and row["confidence"] == pytest.approx(p[n].max(), rel=1e-5)
+    metrics, predicted = evaluation.manifest.extra["metrics"], p >= 0.5
+    assert metrics["macro_f1"] == pytest.approx(f1_score(batch.labels, predicted, average="macro", zero_division=0))
+    assert metrics["micro_f1"] == pytest.approx(f1_score(batch.labels, predicted, average="micro", zero_division=0))
+    assert metrics["subset_accuracy"] == pytest.approx(accuracy_score(batch.labels, predicted))
+    assert metrics["top1"] == pytest.approx(batch.labels[np.arange(len(p)), p.argmax(1)].mean())
+    assert metrics["loss"] == pytest.approx(mean_loss(logits, torch.from_numpy(batch.labels)).item(), rel=1e-5)
+    expected = precision_recall_fscore_support(batch.labels, predicted, zero_division=0)
+    for name, values in zip(("precision", "recall", "f1", "support"), expected, strict=True):
+        np.testing.assert_allclose([c[name] for c in evaluation.manifest.extra["per_class"]], values, atol=1e-6)
+
+
+def batch_of(labels: npt.NDArray[Any]) -> InputBatch:
+    return InputBatch(np.zeros((len(labels), 1, 1, 3), np.uint8), labels, [f"{n}" for n in range(len(labels))])
+
+
+def test_a_model_of_other_classes_is_matched_by_name() -> None:
+    """Ours are ant and bee; the model knows bee and an old one, of which no image can have a label."""
+    score = scorer(MULTI, MULTI, align(("ant", "bee"), ("bee", "old")))
+    logits = torch.tensor([[0.0, -2.0], [-0.01, 4.0]])  # of bee 0.5 and a little less
+    one, other = score.add(logits, batch_of(np.array([[1, 1], [1, 0]], np.uint8)))
+    assert (one["label_ids"], one["predicted_ids"], one["top_id"]) == ([0, 1], [1], 1)
+    assert (other["label_ids"], other["predicted_ids"], other["top_id"]) == ([0], [2], 2)
+    found = score.metrics()
+    assert found["loss"] == pytest.approx(mean_loss(logits, torch.tensor([[1, 0], [0, 0]])).item()), "ant has none"
+    assert (found["top1"], found["subset_accuracy"]) == (0.5, 0.0)
+    assert found["macro_f1"] == pytest.approx(f1_score([[1, 1], [1, 0]], [[0, 1], [0, 0]], average="macro"))
+    assert score.per_class()["support"].tolist() == [2, 1, 0]
+
+
+def test_a_model_of_one_label_says_one_label_of_images_with_several() -> None:
+    score = scorer(MULTI, SINGLE, align(("a", "b", "c"), ("c", "a")))
+    logits = torch.tensor([[1.0, 3.0], [0.4, 0.3]])
+    one, other = score.add(logits, batch_of(np.array([[1, 1, 0], [0, 1, 0]], np.uint8)))
+    assert (one["predicted_ids"], other["predicted_ids"], other["top_id"]) == ([0], [2], 2)
+    assert one["probabilities"] == [pytest.approx(logits.softmax(1)[0, 1].item())]
+    assert "loss" not in score.metrics() and score.metrics()["top1"] == 0.5
+
+
+def test_a_model_of_several_labels_says_the_highest_of_images_with_one() -> None:
+    score = scorer(SINGLE, MULTI, align(("a", "b"), ("b", "a")))
+    one, other = score.add(torch.tensor([[-3.0, -2.0], [2.0, 1.0]]), batch_of(np.array([0, 0])))
+    assert (one["predicted_id"], other["predicted_id"]) == (0, 1)
+    assert one["confidence"] == pytest.approx(1 / (1 + np.exp(2.0)))
+    assert score.metrics() == {"top1": 0.5, "macro_f1": pytest.approx(1 / 1.5)}
+
+
+def test_kfp_draws_no_confusion_matrix_of_several_labels(multi: Made, single: Made, evaluation: Dataset) -> None:
+    from imagemill.pipelines import steps
+
+    assert confusion_matrix(evaluation.uri) is None
+    for made in (multi, single):
+        metrics, confusion = dsl.Metrics("m", "m", {}), dsl.ClassificationMetrics("c", "c", {})
+        steps.evaluate.python_func(
+            made.workspace.uri, "k", "", "r", "{}", made.model.uri, made.clean.uri, metrics, confusion
+        )
+        several = {"micro_f1", "subset_accuracy"} if made is multi else set()
+        assert set(metrics.metadata) == {"top1", "macro_f1"} | several
+        assert bool(confusion.metadata) is (made is single)
+
+
+# The gate and the report.
+
+
+def judged(task: str | None, other: str | None) -> str:
+    def one(macro_f1: float, of: str | None) -> Dataset:
+        extra = {"metrics": {"macro_f1": macro_f1}, "model_classes": ["a", "b"]}
+        return Dataset("", Manifest("evaluation", "01", extra=extra | ({"model_task": of} if of else {})), "")
+
+    return judge(one(0.9, task), one(0.1, other), 0.0, "auto").verdict
+
+
+@pytest.mark.parametrize("task", [SINGLE, MULTI])
+def test_only_models_of_one_task_are_compared(task: str) -> None:
+    assert judged(task, task) == "promoted"
+    assert judged(MULTI, SINGLE) == judged(SINGLE, MULTI) == judged(MULTI, None) == "not comparable"
+    assert judged(SINGLE, None) == judged(None, SINGLE) == "promoted", "older evaluations say nothing of it"
+
+
+def report_of(made: Made, name: str) -> tuple[dict[str, Any], str]:
+    """Evaluate and promote under a name; what the gate said, and the page."""
+    found, champion = make_evaluation(made.model, made.clean, made.workspace, name)
+    config = PromoteConfig(
+        workspace=made.workspace.uri, evaluation=found.uri, champion_evaluation=champion, name=name, min_gain=0
+    )
+    metrics = promote(config, Context("promote", made.workspace, f"run-{made.clean.fingerprint}", False)).metrics
+    return metrics, Path(metrics["report"]).read_text()
+
+
+@pytest.mark.parametrize("order", [(SINGLE, MULTI), (MULTI, SINGLE)])
+def test_a_champion_of_the_other_task_stays(multi: Made, single: Made, order: tuple[str, str]) -> None:
+    name = f"first-{order[0]}"
+    champion, challenger = (multi if task == MULTI else single for task in order)
+    assert report_of(champion, name)[0]["verdict"] == "first"
+    metrics, page = report_of(challenger, name)
+    assert (metrics["verdict"], metrics["promoted"]) == ("not comparable", False)
+    assert f"this model is {order[1]}-label, the champion {order[0]}-label" in metrics["reason"]
+    assert "one label, the other several, so there is no comparison by class" in page
+
+
+def test_the_report_shows_labels_instead_of_a_confusion(multi: Made, weak: Made) -> None:
+    evaluation, _ = make_evaluation(weak.model, weak.clean, weak.workspace)
+    rows = rows_of(evaluation, "image_id", "label_ids", "predicted_ids")
+    wrong = {row["image_id"]: set(row["label_ids"]) ^ set(row["predicted_ids"]) for row in rows}
+    _, page = report_of(weak, "weak")
+    right = sum(not ids for ids in wrong.values())
+    assert right < NUMBERS["test"], "else this test shows nothing"
+    assert f"{right} of 20 test images have every label right" in page and "Rows are the true classes" not in page
+    assert CLASSES[0] not in page and "&lt;b&gt;blue&lt;/b&gt;" in page
+    assert "Worst mistakes" in page and "wrong</figcaption>" in page
+    _, page = report_of(multi, "weak")
+    assert "Against the champion" in page and "F1 by class" in page
+
+
+def test_the_worst_mistakes_come_first(multi: Made, tmp_path: Path) -> None:
+    schema = scorer(MULTI, MULTI, align(CLASSES, CLASSES)).SCHEMA
+    said = [("a", [0], [0], 0.9), ("b", [0], [0, 1], 0.7), ("c", [0, 2], [1], 0.6), ("d", [1], [], 0.4)]
+    said += [("e", [1], [2, 1], 0.8), ("f", [2, 0], [0, 2], 0.9)]
+    with ShardWriter(str(tmp_path), Layout(schema, row_group_rows=2)) as writer:
+        for image_id, labels, predicted, confidence in said:
+            row = {"image_id": image_id, "label_ids": labels, "predicted_ids": predicted, "confidence": confidence}
+            writer.add(row | {"probabilities": [], "top_id": 0}, 0)
+        files = (writer.publish("predictions"),)
+    found = commit(str(tmp_path), Manifest("evaluation", "01", task=MULTI, classes=CLASSES, files=files))
+    review = Review.of(found, most=3)
+    assert [(wrong, image_id) for wrong, image_id, _, _ in review.worst] == [(3, "c"), (1, "e"), (1, "b")]
+    assert (review.right, review.rows) == (2, 6)
+    assert review.missed.tolist() == [1, 1, 1] and review.extra.tolist() == [0, 2, 1]
+
+
+def test_the_gallery_shows_every_class(multi: Made) -> None:
+    groups = {group.name: group for group in class_gallery(multi.clean)}
+    assert set(groups) == set(CLASSES)
+    assert [len(group.pictures) for group in groups.values()] == [GALLERY_PER_CLASS] * 3
+    shown = [(int(picture.image_id[:3]), name) for name, group in groups.items() for picture in group.pictures]
+    assert all(CLASSES.index(name) in labels_of(number, MULTI) for number, name in shown)
+    assert len({number for number, _ in shown}) == len(shown), "each picture once"
+    assert all(
+        group.total == multi.clean.manifest.extra["by_class_and_split"]["train"][n] for n, group in groups.items()
+    )
+
+
+def test_a_picture_of_several_classes_goes_to_the_rarest() -> None:
+    sample = _Sample({"common": 9, "rare": 2}, 2, 10, ("common", "rare"))
+    labels = pa.array([[0, 1], [0, 1], [0], [0]])
+    sample.take(pa.array(list("abcd")), labels, pa.array([{"bytes": picture(0, [0]), "path": ""}] * 4))
+    found = {group.name: [one.image_id for one in group.pictures] for group in sample.groups()}
+    assert found == {"rare": ["a", "b"], "common": ["c", "d"]} and sample.full()
