@@ -22,6 +22,7 @@ from ..store.parallel import cores
 
 Hashes = npt.NDArray[np.uint64]
 Ints = npt.NDArray[np.int64]
+Distances = npt.NDArray[np.uint8]
 
 BANDED_RADIUS, MOST_RADIUS = 5, 16
 BRUTE_LIMIT = 200_000
@@ -49,9 +50,10 @@ class NearPairs:
 def near_pairs(hashes: Hashes, radius: int, limit: int = PAIRS_LIMIT) -> NearPairs:
     """The pairs of hashes, uint64 [N], that differ in at most `radius` bits.
 
-    Equal hashes are grouped first and take part as one. Where there are more pairs than `limit`, the pairs of distinct
-    hashes that differ in most bits are given up first, then the largest blocks of pairs between two groups or within
-    one; of a group given up its first row is still paired with each of the others, if there is room.
+    Equal hashes are grouped first and take part as one. Where more than `limit` pairs of groups are near, those that
+    differ in most bits are given up. Where there are more than `limit` pairs of rows, the largest blocks of them,
+    between two groups or within one, are given up, and among equally large ones those that differ in most bits; of a
+    group given up its first row is still paired with each of the others, if there is room.
 
     Raises UserError for a radius above 16, or above 5 with more than `BRUTE_LIMIT` hashes.
     """
@@ -70,8 +72,9 @@ def near_pairs(hashes: Hashes, radius: int, limit: int = PAIRS_LIMIT) -> NearPai
         _compare_all(ordered[starts], found)
     elif radius:
         _join_bands(ordered[starts], found)
-    first, second = np.divmod(found.keys(), max(1, len(starts)))
-    pairs, whole = groups.expand(first, second, limit)
+    keys, distances = found.all()
+    first, second = np.divmod(keys, max(1, len(starts)))
+    pairs, whole = groups.expand(first, second, distances, limit)
     return NearPairs(pairs, whole and found.radius == radius)
 
 
@@ -85,11 +88,11 @@ class _Found:
         self.radius = radius
         self._limit, self._hashes = limit, hashes
         self._keys: list[Ints] = []
-        self._distances: list[npt.NDArray[np.uint8]] = []
+        self._distances: list[Distances] = []
         self._counts = np.zeros(_BITS + 1, np.int64)
         self._lock = Lock()
 
-    def add(self, first: Ints, second: Ints, distances: npt.NDArray[np.uint8]) -> None:
+    def add(self, first: Ints, second: Ints, distances: Distances) -> None:
         keys = np.minimum(first, second) * self._hashes + np.maximum(first, second)
         with self._lock:
             near = distances <= self.radius
@@ -106,8 +109,10 @@ class _Found:
         self._keys = [np.concatenate([k[n] for k, n in zip(self._keys, kept, strict=True)])]
         self._distances = [np.concatenate([d[n] for d, n in zip(self._distances, kept, strict=True)])]
 
-    def keys(self) -> Ints:
-        return np.concatenate([*self._keys, np.empty(0, np.int64)])
+    def all(self) -> tuple[Ints, Distances]:
+        """The keys and distances, in no order."""
+        keys, distances = [*self._keys, np.empty(0, np.int64)], [*self._distances, np.empty(0, np.uint8)]
+        return np.concatenate(keys), np.concatenate(distances)
 
 
 def _join_bands(hashes: Hashes, found: _Found) -> None:
@@ -207,17 +212,18 @@ class _Groups:
     starts: Ints
     sizes: Ints
 
-    def expand(self, first: Ints, second: Ints, limit: int) -> tuple[Ints, bool]:
+    def expand(self, first: Ints, second: Ints, distances: Distances, limit: int) -> tuple[Ints, bool]:
         """The pairs of rows between the groups `first` and `second`, and within each; whether that is all."""
         large = np.flatnonzero(self.sizes > 1)
         first, second = np.concatenate([first, large]), np.concatenate([second, large])
+        distances = np.concatenate([distances, np.zeros(len(large), np.uint8)])
         within = first == second
         pairs = self.sizes[first] * (self.sizes[second] - within) // (1 + within)
         kept = np.ones(len(pairs), bool)
         if complete := int(pairs.sum()) <= limit:
             room = 0
         else:
-            by_size = np.argsort(pairs, kind="stable")
+            by_size = np.lexsort((distances, pairs))
             total = np.cumsum(pairs[by_size])
             kept[by_size[total > limit]] = False
             room = limit - int(pairs[kept].sum())
