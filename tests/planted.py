@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import photos
 from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import TiffImageFile
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP")
 ENDINGS = {"JPEG": "jpg", "PNG": "png", "GIF": "gif", "WEBP": "webp", "TIFF": "tif", "BMP": "bmp"}
@@ -111,8 +112,19 @@ def judge(data: bytes) -> tuple[str, tuple[int, int] | None]:
         if picture.mode in ("F", "LAB", "HSV") or (picture.mode == "I" and np.asarray(picture).max() > 0xFFFF):
             return "unsupported_bands", None
         return "", ImageOps.exif_transpose(picture).size
-    except Exception as error:  # Pillow raises anything on broken bytes
-        return "unsupported_bands" if "pixel mode" in str(error) else "corrupt", None
+    except Exception:  # Pillow raises anything on broken bytes
+        return "unsupported_bands" if _strange_bands(data) else "corrupt", None
+
+
+def _strange_bands(data: bytes) -> bool:
+    """Whether Pillow parses the header as that of a TIFF, but knows no mode for its bands: a flipped bit can say so."""
+    try:
+        TiffImageFile(io.BytesIO(data))
+    except SyntaxError as error:
+        return "unknown pixel mode" in str(error)
+    except Exception:
+        return False
+    return False
 
 
 class Bed:

@@ -1,17 +1,20 @@
-"""Families of near-duplicates: originals, and each re-encoded, resized and cropped, with what was done to it."""
+"""Families of near-duplicates: originals, and each re-encoded, resized and cropped, with what was done to it.
+
+And look-alikes, which are none: a hash takes them for twins, and only what verifies it can tell them apart.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import photos
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from planted import saved, stems
 
 Random = np.random.Generator
@@ -93,12 +96,54 @@ def originals(number: int, seed: int) -> dict[str, bytes]:
     }
 
 
+LOOK_ALIKE = "look-alike"
+COLOURS = ("black", "white", "red", "green", "blue", "gold", "purple", "gray", "saddlebrown", "orange", "pink", "teal")
+SHIRT = (
+    (90, 60),
+    (210, 60),
+    (280, 120),
+    (250, 160),
+    (220, 140),
+    (220, 320),
+    (80, 320),
+    (80, 140),
+    (50, 160),
+    (20, 120),
+)
+DRESS = ((110, 30), (190, 30), (200, 140), (270, 340), (30, 340), (100, 140))
+
+
+def look_alikes() -> dict[str, bytes]:
+    """By name: clothes of one cut in clearly different colours, and pages of different text in one layout."""
+    made = {}
+    for cut, outline in (("shirt", SHIRT), ("dress", DRESS)):
+        for number, colour in enumerate(COLOURS):
+            picture = Image.new("RGB", (300, 360), (236, 236, 234))
+            ImageDraw.Draw(picture).polygon(outline, fill=colour)
+            noise = np.random.default_rng(number).normal(0, 4, (360, 300, 3))
+            grainy = Image.fromarray(np.clip(np.array(picture) + noise, 0, 255).astype(np.uint8))
+            made[f"{cut}-{colour}"] = saved(grainy, "JPEG", quality=90)
+    for number in range(12):
+        page = Image.new("RGB", (420, 594), "white")
+        random = np.random.default_rng(number)
+        for top in range(50, 540, 18):
+            line = "".join(random.choice(list("etaoinshrdlucmfwypvbgk    "), 46))
+            ImageDraw.Draw(page).text((40, top), line, fill="black", font=ImageFont.load_default(13))
+        made[f"page-{number}"] = saved(page)
+    return made
+
+
 def plant_families(folder: Path, number: int, seed: int) -> tuple[Path, list[Member]]:
     """The table and its rows. Every third family has its original in test and all else in train, every third a
-    re-encoded one in test; the others are in train and val."""
+    re-encoded one in test; the others are in train and val. A third of the look-alikes are in test."""
     todo = list(enumerate(originals(number, seed).items()))
     with ThreadPoolExecutor(2) as pool:
         members = [m for family in pool.map(lambda t: _plant(folder, t[0], *t[1], seed), todo) for m in family]
+    for number, (name, data) in enumerate(look_alikes().items()):
+        path = f"{name}.{'png' if name.startswith('page') else 'jpg'}"
+        (folder / path).write_bytes(data)
+        split = "test" if number % 3 == 0 else "train"
+        members.append(Member(path, name, LOOK_ALIKE, ("cat", "dog")[number % 2], split))
     with (folder / "labels.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "label", "split"])
@@ -122,7 +167,7 @@ def _plant(folder: Path, number: int, name: str, data: bytes, seed: int) -> list
     return members
 
 
-def twin_table(members: Iterable[Member], pairs: set[frozenset[str]]) -> tuple[str, Mapping[str, float]]:
+def twin_table(members: Sequence[Member], pairs: set[frozenset[str]]) -> tuple[str, Mapping[str, float]]:
     """(what was done, planted, found, recall as a table; the shares by group and `precision`).
 
     `pairs`: the listed pairs of image_ids. Planted are the pairs of an original with each of its family; right is a
@@ -143,5 +188,12 @@ def twin_table(members: Iterable[Member], pairs: set[frozenset[str]]) -> tuple[s
     right = sum(len({family[path] for path in pair}) == 1 for pair in pairs)
     shares["precision"] = right / len(pairs) if pairs else 0.0
     lines.append(f"{len(pairs):,} pairs listed, {right:,} of one original: precision {shares['precision']:.4f}")
+    strangers = {member.path.partition("-")[0]: set[str]() for member in members if member.done == LOOK_ALIKE}
+    for member in members:
+        if member.done == LOOK_ALIKE:
+            strangers[member.path.partition("-")[0]].add(member.path)
+    for what, alike in strangers.items():
+        listed = sum(pair <= alike for pair in pairs)
+        lines.append(f"look-alikes, {what}: {len(alike) * (len(alike) - 1) // 2} pairs, {listed} listed")
     wrong = [" + ".join(sorted(pair)) for pair in pairs if len({family[path] for path in pair}) > 1]
     return "\n".join([*lines, *(f"  wrong: {pair}" for pair in sorted(wrong)[:10])]), shares
