@@ -150,9 +150,7 @@ def test_recall_and_precision_on_all_photographs() -> None:
         assert both >= asked, name
     distances, apart = all_pairs(pictures)
     candidates = [int((distances <= radius).sum()) for radius in (3, 10)]
-    print(
-        f"{len(apart):,} pairs of others: {candidates} candidates at radius 3 and 10, least difference {apart.min():.3f}"
-    )
+    print(f"{len(apart):,} pairs of others: {candidates} found at radius 3 and 10, least difference {apart.min():.3f}")
     assert (apart < SAME).sum() == 0
 
 
