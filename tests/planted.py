@@ -211,12 +211,10 @@ def truncated(bed: Bed, points: Iterable[float]) -> None:
     """Cut at shares of the length, and by single bytes at both ends."""
     points = list(points)
     for coding, (kind, _) in CODINGS.items():
-        lengths = [lambda n, p=point: round(n * p) for point in points]  # type: ignore[misc]
-        lengths += [lambda n, k=k: n - k for k in (1, 2, 3, 8)]  # type: ignore[misc]
-        lengths += [lambda n, k=k: k for k in (2, 5, 11, 16, 33)]  # type: ignore[misc]
-        for length in lengths:
+        for cut in [*points, -1, -2, -3, -8, 2, 5, 11, 16, 33]:
             data = bed.coded(coding)
-            bed.add(f"truncated {coding}", f"cut.{ENDINGS[kind]}", data[: length(len(data))])
+            length = round(cut * len(data)) if 0 < cut < 1 else int(cut) % len(data)
+            bed.add(f"truncated {coding}", f"cut.{ENDINGS[kind]}", data[:length])
 
 
 def flipped(bed: Bed, each: int) -> None:

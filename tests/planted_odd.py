@@ -10,6 +10,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import simplejpeg
 from PIL import Image
 from planted import Bed, saved
@@ -125,8 +126,9 @@ def unsupported(bed: Bed) -> None:
     """Whole images that 8 bits a band can't represent without a guess."""
     for number in range(4):
         grey = np.array(bed.picture("L"))
-        values = {0: grey.astype(np.float32) / 7, 1: grey.astype(np.float32) - 300, 2: grey.astype(np.int32) << 12}
-        plane = values.get(number, grey.astype(np.float32))
+        plane: npt.NDArray[Any] = grey.astype(np.float32) / 7 - 100 * number
+        if number == 2:
+            plane = grey.astype(np.int32) << 12
         options = {"compression": "tiff_lzw"} if number == 3 else {}
         bed.add(
             "float and 32-bit TIFF", "deep.tif", saved(Image.fromarray(plane), "TIFF", **options), "unsupported_bands"

@@ -136,9 +136,10 @@ def look_alikes() -> dict[str, bytes]:
 def plant_families(folder: Path, number: int, seed: int) -> tuple[Path, list[Member]]:
     """The table and its rows. Every third family has its original in test and all else in train, every third a
     re-encoded one in test; the others are in train and val. A third of the look-alikes are in test."""
-    todo = list(enumerate(originals(number, seed).items()))
+    todo = originals(number, seed).items()
     with ThreadPoolExecutor(2) as pool:
-        members = [m for family in pool.map(lambda t: _plant(folder, t[0], *t[1], seed), todo) for m in family]
+        families = pool.map(lambda n, item: _plant(folder, n, item[0], item[1], seed), range(len(todo)), todo)
+        members = [member for family in families for member in family]
     for number, (name, data) in enumerate(look_alikes().items()):
         path = f"{name}.{'png' if name.startswith('page') else 'jpg'}"
         (folder / path).write_bytes(data)
@@ -155,12 +156,13 @@ def _plant(folder: Path, number: int, name: str, data: bytes, seed: int) -> list
     random = np.random.default_rng([seed, number])
     picture = Image.open(io.BytesIO(data)).convert("RGBA")
     picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-    label, members = ("cat", "dog")[number % 2], []
+    label = ("cat", "dog")[number % 2]
+    members: list[Member] = []
     (folder / name).mkdir(parents=True)
-    todo = {"": ("jpg", lambda p, r: data), **DONE}
-    for place, (done, (ending, do)) in enumerate(todo.items()):
+    made = {"": ("jpg", data)} | {done: (ending, do(picture, random)) for done, (ending, do) in DONE.items()}
+    for place, (done, (ending, content)) in enumerate(made.items()):
         path = f"{name}/{place}.{ending}"
-        (folder / path).write_bytes(do(picture, random))
+        (folder / path).write_bytes(content)
         in_test = place == number % 3 if number % 3 < 2 else False
         split = "test" if in_test else "val" if number % 3 == 2 and place == 1 else "train"
         members.append(Member(path, name, done, label, split))
