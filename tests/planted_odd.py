@@ -149,8 +149,7 @@ def twelve_bits(bed: Bed) -> None:
         at = data.index(b"\xff\xc2" if progressive else b"\xff\xc0")
         data[at + 1] = 0xC2 if progressive else 0xC1
         data[at + 4] = 12
-        plant = bed.add("12-bit JPEG", "deep.jpg", bytes(data))
-        assert plant.reason, "Pillow refuses it"
+        bed.add("12-bit JPEG", "deep.jpg", bytes(data), "unsupported_bands")
 
 
 def copies(bed: Bed, groups: int = 24) -> None:

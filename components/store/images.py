@@ -19,7 +19,7 @@ import numpy.typing as npt
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
-from .jpeg import Header, plain_header
+from .jpeg import Header, plain_header, sample_bits
 from .parallel import Budget
 
 Pixels = npt.NDArray[np.uint8]

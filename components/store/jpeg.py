@@ -48,6 +48,22 @@ def plain_header(data: bytes) -> Header | None:
     return None
 
 
+def sample_bits(data: bytes) -> int:
+    """The precision that the first frame header declares, of any kind of frame; 0 where there is none."""
+    at = 2
+    while at + 5 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF:  # a fill byte
+            at += 1
+        elif 0xC0 <= marker <= 0xCF and marker not in (_DHT, 0xC8, 0xCC):
+            return data[at + 4]
+        elif marker == _SOS:
+            return 0
+        else:
+            at += 2 + (data[at + 2] << 8 | data[at + 3])
+    return 0
+
+
 def _frame(body: bytes) -> Header | None:
     """The frame header: precision, height, width, number of components, and three bytes for each of them."""
     if len(body) < 6 or body[0] != 8 or body[5] not in (1, 3) or len(body) != 6 + 3 * body[5]:

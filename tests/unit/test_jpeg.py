@@ -16,7 +16,7 @@ from test_images import jpeg_header, picture, saved, with_orientation
 
 from imagemill.components.store import images
 from imagemill.components.store.images import ImageRejected, Limits, decode
-from imagemill.components.store.jpeg import Header, plain_header
+from imagemill.components.store.jpeg import Header, plain_header, sample_bits
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 
@@ -243,3 +243,14 @@ SEGMENTS = st.builds(
 @settings(max_examples=150, deadline=None)
 def test_segments_put_in_anywhere(name: str, segments: list[bytes], before: bytes) -> None:
     says_what_pillow_says(inserted(VARIANTS[name], b"".join(segments), before))
+
+
+@pytest.mark.parametrize("lead", [b"", b"\xff\xff", b"\xff\xfe\0\x04hi"])
+def test_samples_of_other_than_8_bits_are_told_from_broken_headers(lead: bytes) -> None:
+    deep = changed(PLAIN, SOF0, 4, b"\x0c")
+    deep = deep[:2] + lead + deep[2:]
+    assert sample_bits(deep) == 12 and sample_bits(PLAIN) == 8
+    with pytest.raises(ImageRejected) as caught:
+        decode(deep)
+    assert caught.value.reason == "unsupported_bands" and "12 bits" in caught.value.detail
+    assert sample_bits(PLAIN[:2]) == sample_bits(b"\xff\xd8\xff\xe0\0\0\xff") == sample_bits(b"") == 0
