@@ -43,9 +43,7 @@ class Measures:
 
 
 def measure(pixels: Pixels) -> Measures:
-    """Measure a picture, uint8 [H, W, 1 or 3], grey or RGB."""
-    if not pixels.flags.c_contiguous:
-        pixels = np.ascontiguousarray(pixels)
+    """Measure a picture, uint8 [H, W, 1 or 3], grey or RGB, in any layout."""
     grey = pixels.shape[2] == 1
     picture = pixels[..., 0] if grey else pixels
     half = halve(picture)

@@ -140,9 +140,9 @@ def test_of_too_many_pairs_the_most_distant_are_given_up_first() -> None:
 
 
 def test_of_equally_large_blocks_the_most_distant_are_given_up() -> None:
-    hashes = np.array([0, 0b11, 0b1, *[2**40 - 8] * 4], np.uint64)
-    found = near_pairs(hashes, 3, limit=2)
-    assert not found.complete and found.pairs.tolist() == [[0, 2], [1, 2]]
+    hashes = np.array([0, 0b11, 0b1, 2**40 - 8, 2**40 - 8], np.uint64)
+    found = near_pairs(hashes, 3, limit=3)
+    assert not found.complete and found.pairs.tolist() == [[0, 2], [1, 2], [3, 4]]
 
 
 @pytest.mark.parametrize(

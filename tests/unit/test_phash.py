@@ -251,6 +251,8 @@ def test_halving_and_shrinking() -> None:
     assert halve(steps).tolist() == [[4, 6, 8], [18, 20, 22]]
     padded = halve(steps, pad=True)
     assert padded.shape == (3, 4) and padded[2].tolist() == [29, 31, 33, 34] and padded[0, 3] == 10
+    odd = np.zeros((375, 500), np.uint8)
+    assert shrink(odd, halve(odd)).shape == (94, 125), "187 rows left, made 188"
     for shape in ((1, 1), (1, 9), (159, 4000), (160, 160), (375, 500), (3001, 2999)):
         picture = np.zeros(shape, np.uint8)
         small = shrink(picture, halve(picture))
