@@ -241,6 +241,8 @@ def _open(data: bytes, kind: str) -> Image.Image:
     except Exception as error:  # a broken header can raise anything; the bytes are in memory, so it is their fault
         if kind == "TIFF" and (found := _tiff_mode_error(data)):
             raise ImageRejected("unsupported_bands", found) from None
+        if kind == "JPEG" and 8 < (bits := sample_bits(data)) <= 16:
+            raise ImageRejected("unsupported_bands", f"{bits} bits a sample can't be represented in 8") from None
         # What is not identified has an address in its message, another one each time: a reject is the same always.
         said = "" if isinstance(error, UnidentifiedImageError) else f": {_short(error)}"
         raise ImageRejected("corrupt", f"a {kind} header that does not parse{said}") from None

@@ -272,5 +272,5 @@ def test_a_wide_radius_is_refused_for_many_images_before_any_is_decoded() -> Non
     check_radius(CleanConfig(near_radius=10), 200_000)
     check_radius(CleanConfig(near_radius=5), 10**9)
     check_radius(CleanConfig(near_radius=10, near_duplicates="off"), 10**9)
-    with pytest.raises(UserError, match=r"^near_radius: expected at most 5 for more than 200,000 images, found '10 for"):
+    with pytest.raises(UserError, match=r"^near_radius: expected at most 5 for more than 200,000 images, found '10"):
         check_radius(CleanConfig(near_radius=10), 200_001)
