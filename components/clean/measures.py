@@ -27,7 +27,7 @@ class Measures:
         sharpness: the variance of the Laplacian on the scale of 0 to 255 (Pech-Pacheco et al. 2000); the border is
             mirrored. Blurred pictures have little, noise much.
         entropy: of the histogram of 256 values, in bits, 0 to 8.
-        colorfulness: M of Hasler and Süsstrunk 2003, 0 (grey) to about 110, from the picture halved until its
+        colorfulness: M of Hasler and Süsstrunk 2003, 0 (grey) to about 110 (extremely colourful), from the picture halved until its
             shorter side is below 160 pixels.
         phash: the perceptual hash, unsigned, 64 bits; see `phash`.
         thumbnail: 864 bytes to verify a twin by; see `phash.differences`.
@@ -71,7 +71,7 @@ def entropy(grey: Pixels) -> float:
 
 
 def colorfulness(picture: Pixels) -> float:
-    """Hasler and Süsstrunk 2003, "Measuring colorfulness in natural images", equation 2 of 3: RGB uint8 [H, W, 3]."""
+    """Hasler and Süsstrunk 2003, "Measuring colorfulness in natural images", their M: RGB uint8 [H, W, 3]."""
     red, green, blue = cv2.split(picture)
     mean_rg, variance_rg = _moments(cv2.subtract(red, green, dtype=cv2.CV_16S))
     both, twice = cv2.add(red, green, dtype=cv2.CV_16S), cv2.add(blue, blue, dtype=cv2.CV_16S)
