@@ -27,8 +27,8 @@ class Measures:
         sharpness: the variance of the Laplacian on the scale of 0 to 255 (Pech-Pacheco et al. 2000); the border is
             mirrored. Blurred pictures have little, noise much.
         entropy: of the histogram of 256 values, in bits, 0 to 8.
-        colorfulness: M of Hasler and Süsstrunk 2003, 0 (grey) to about 110 (extremely colourful), from the picture halved until its
-            shorter side is below 160 pixels.
+        colorfulness: M of Hasler and Süsstrunk 2003, 0 (grey) to about 110 (extremely colourful), from the picture
+            halved until its shorter side is below 160 pixels.
         phash: the perceptual hash, unsigned, 64 bits; see `phash`.
         thumbnail: 864 bytes to verify a twin by; see `phash.differences`.
     """
