@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import replace
 
 from ..store import uri as uris
 from ..store.filesystem import store_for
 from ..store.fingerprint import digest, fingerprint
-from ..store.manifest import Dataset, File, commit, ready
-from ..store.parallel import ordered
+from ..store.manifest import Dataset, commit, ready
 from ..store.progress import Progress
 from ..store.step import CACHED, RAN, Context, Outcome
 from .audit_html import write_audit
@@ -18,12 +16,12 @@ from .config import VERSION, CleanConfig
 from .decide import decide
 from .labels import label_rules
 from .ledger import check_ledger, check_splits, make_manifest, say_what_is_there
+from .pool import clean_slices
 from .rewrite import final_files
-from .shard import CleanedShard, RowRules, clean_shard, write_rejected
+from .shard import CleanedShard, RowRules, write_rejected
+from .slices import slices
 from .table import read_table
 from .twins import check_radius, write_twins
-
-SHARDS_AT_A_TIME = 2
 
 
 def clean(config: CleanConfig, context: Context) -> Outcome:
@@ -63,25 +61,21 @@ def _build(raw: Dataset, uri: str, rules: RowRules, context: Context) -> Dataset
 
 
 def _clean_shards(raw: Dataset, uri: str, rules: RowRules, context: Context) -> list[CleanedShard]:
-    """Every raw shard, in their order; what an earlier try finished is taken over.
-
-    One is decoded, on all cores, while the one before it is written: two shards' images are in memory, about 256 MB.
-    """
+    """Every slice of the raw shards, in their order; what an earlier try finished is taken over."""
     progress = Progress("clean", total=raw.manifest.totals.rows)
-    turn = threading.Lock()
-
-    def cleaned(file: File) -> CleanedShard:
-        key = file.sha256[:16]
-        record = context.workspace.work_record(uri, key)
+    parts = slices(raw)
+    there: dict[str, CleanedShard] = {}
+    for part in parts:
+        record = context.workspace.work_record(uri, part.key)
         shard = CleanedShard.from_record(record) if record else None
         if shard is not None and _is_there(uri, shard):
-            progress.leave_out(file.rows)
-            return shard
-        shard = clean_shard(raw, file, uri, rules, progress, turn)
-        context.workspace.record_work(uri, key, shard.to_record())
-        return shard
-
-    return list(ordered(raw.files(), cleaned, SHARDS_AT_A_TIME, lambda _: 0))
+            there[part.key] = shard
+            progress.leave_out(part.rows)
+    missing = [part for part in parts if part.key not in there]
+    for part, shard in clean_slices(raw, missing, uri, rules, progress):
+        context.workspace.record_work(uri, part.key, shard.to_record())
+        there[part.key] = shard
+    return [there[part.key] for part in parts]
 
 
 def _is_there(uri: str, shard: CleanedShard) -> bool:

@@ -1,13 +1,13 @@
-"""One raw shard → clean files (one a split, in shuffled order) and its rejects.
+"""A slice of a raw shard → clean files (one a split, in shuffled order) and its rejects.
 
-A row depends only on its raw row, the config and the class list, so a shard can be done alone, again, or
+A row depends only on its raw row, the config and the class list, so a slice can be done alone, again, or
 by another process, with the same bytes as its result.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -16,13 +16,13 @@ import xxhash
 
 from ..store.images import ImageRejected, Pixels
 from ..store.manifest import Dataset, File
-from ..store.parallel import cores, ordered
-from ..store.progress import Progress
+from ..store.parallel import ordered
 from ..store.shards import Layout, ShardWriter, row_groups
 from .config import CleanConfig
 from .labels import LabelRules
 from .measures import Measures, measure
 from .schema import MEASURES, REJECTED, clean_layout, clean_schema
+from .slices import Slice
 from .splits import choose_split, shuffle_index
 from .standardize import Standardized, standardize
 
@@ -32,7 +32,7 @@ UNSPLIT = ""
 
 @dataclass(frozen=True)
 class CleanedShard:
-    """What one raw shard gave: the files of its kept rows, and of its rejected ones if there are any."""
+    """What one slice gave: the files of its kept rows, and of its rejected ones if there are any."""
 
     data: tuple[File, ...]
     rejected: tuple[File, ...]
@@ -62,7 +62,7 @@ class RowRules:
 
 @dataclass
 class CleanedRows:
-    """The rows of one raw shard, in memory: about the shard's size, 128 MB."""
+    """The rows of one slice, in memory: about its size, 64 MB."""
 
     kept: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     rejected: list[dict[str, Any]] = field(default_factory=list)
@@ -75,39 +75,45 @@ class CleanedRows:
 
 
 def clean_shard(
-    raw: Dataset, file: File, uri: str, rules: RowRules, progress: Progress, turn: threading.Lock
-) -> CleanedShard:
-    """Clean one raw shard into files below the dataset `uri`. It decodes on all cores, so shards take turns at that:
-    `turn` is given on when this one is only written."""
+    raw: Dataset, part: Slice, uri: str, rules: RowRules, count: Callable[[int], None], turn: threading.Lock,
+    threads: int,
+) -> CleanedShard:  # fmt: skip
+    """Clean one slice into files below the dataset `uri`; `count` is told of finished images.
+
+    Slices of one process take turns at decoding: `turn` is given on when this one is only written.
+    """
     with turn:
-        rows = clean_rows(raw, file, rules, progress)
+        rows = clean_rows(raw, part, rules, count, threads)
     return write_shard(rows, uri, rules)
 
 
-def clean_rows(raw: Dataset, file: File, rules: RowRules, progress: Progress) -> CleanedRows:
-    """Every row of one raw shard, on all cores."""
+def clean_rows(raw: Dataset, part: Slice, rules: RowRules, count: Callable[[int], None], threads: int) -> CleanedRows:
+    """Every row of one slice, on so many threads."""
     rows = CleanedRows()
     unsplit = rules.config.split == "exact"
-    workers = rules.config.clean_workers or cores()
-    read = _rows(raw, file, rules.config)
-    for row in ordered(read, lambda r: clean_row(r, rules), workers, lambda r: len(r["image"] or b"")):
+    read = _rows(raw, part, rules.config)
+    if threads == 1:
+        done: Iterable[dict[str, Any]] = (clean_row(row, rules) for row in read)
+    else:
+        done = ordered(read, lambda r: clean_row(r, rules), threads, lambda r: len(r["image"] or b""))
+    for row in done:
         rows.add(row, UNSPLIT if unsplit else row.get("split", ""))
-        progress.add(1)
+        count(1)
     return rows
 
 
 def write_shard(rows: CleanedRows, uri: str, rules: RowRules) -> CleanedShard:
-    """The files of one raw shard, in the order of their splits' names."""
+    """The files of one slice, in the order of their splits' names."""
     data = tuple(write_rows(uri, split, rows.kept[split], rules.layout()) for split in sorted(rows.kept))
     return CleanedShard(data, (write_rejected(uri, rows.rejected),) if rows.rejected else ())
 
 
-def _rows(raw: Dataset, file: File, config: CleanConfig) -> Iterator[dict[str, Any]]:
+def _rows(raw: Dataset, part: Slice, config: CleanConfig) -> Iterator[dict[str, Any]]:
     """Raw rows with the columns that this config needs; a shard may lack `group`, if it is an old one."""
     columns = ["image_id", "image", "sha256", "label", "split", "group"]
     columns += ["boxes"] if config.roi != "off" else []
     columns += ["mask"] if config.background != "off" else []
-    for table in row_groups(raw, file, columns):
+    for table in row_groups(raw, part.file, columns, range(part.first, part.last)):
         yield from table.to_pylist()
 
 

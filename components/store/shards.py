@@ -174,11 +174,13 @@ def _parquet_errors(uri: str, words: str) -> Iterator[None]:
         raise DatasetError(f"{uri}: {words}: {error}") from None
 
 
-def row_groups(dataset: Dataset, file: File, columns: list[str] | None = None) -> Iterator[pa.Table]:
-    """The row groups of one listed file, one at a time."""
+def row_groups(
+    dataset: Dataset, file: File, columns: list[str] | None = None, groups: range | None = None
+) -> Iterator[pa.Table]:
+    """The row groups of one listed file, or some of them, one at a time."""
     uri = dataset.locate(file)
     with open_parquet(uri) as parquet:
-        for index in range(parquet.num_row_groups):
+        for index in groups if groups is not None else range(parquet.num_row_groups):
             yield read_row_group(parquet, index, uri, columns)
 
 

@@ -24,6 +24,7 @@ from imagemill.components.clean.labels import LabelRules, label_rules, split_lab
 from imagemill.components.clean.rewrite import final_files
 from imagemill.components.clean.schema import CLEAN, REJECTED, clean_layout
 from imagemill.components.clean.shard import CleanedShard, pixel_hash, write_rows
+from imagemill.components.clean.slices import slices
 from imagemill.components.clean.splits import SPLITS, choose_split, shuffle_index, split_position
 from imagemill.components.clean.standardize import standardize
 from imagemill.components.clean.table import read_table
@@ -376,7 +377,7 @@ def test_a_killed_clean_goes_on_only_from_files_that_are_there(tmp_path: Path) -
     expected = {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*.parquet")}
     (folder / "_manifest.json").unlink()  # as if killed just before the commit
     workspace = Workspace.open(str(tmp_path))
-    records = [workspace.work_record(dataset.uri, f.sha256[:16]) for f in raw.manifest.files]
+    records = [workspace.work_record(dataset.uri, part.key) for part in slices(raw)]
     lost, cut = (CleanedShard.from_record(record).data[0] for record in records if record)
     (folder / lost.uri).unlink()
     (folder / cut.uri).write_bytes((folder / cut.uri).read_bytes()[:100])
