@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ..store.manifest import File
+from ..store.parallel import cores, ordered
 from ..store.shards import Layout, ShardWriter
 from .splits import SPLITS
 from .table import columns_of
@@ -17,15 +18,18 @@ from .verdicts import Verdicts
 
 def final_files(uri: str, verdicts: Verdicts, layout: Layout) -> list[File]:
     """Every candidate file as it is, or written again where rows go or change sides; by split and name."""
-    files: list[File] = []
     table = verdicts.table
-    for number, file in enumerate(table.files):
+
+    def final(number: int) -> list[File]:
+        file = table.files[number]
         rows = slice(int(table.starts[number]), int(table.starts[number + 1]))
         alive, splits = verdicts.alive[rows], verdicts.splits[rows]
         if file.split in SPLITS and alive.all() and (splits == SPLITS.index(file.split)).all():
-            files.append(file)
-        else:
-            files += rewritten(uri, file, alive, splits, layout)
+            return [file]
+        return list(rewritten(uri, file, alive, splits, layout))
+
+    # Most of it is copying and hashing in Arrow and OpenSSL, which threads can do at a time; one row group each.
+    files = [f for done in ordered(range(len(table.files)), final, cores(), lambda _: 0) for f in done]
     return sorted(files, key=lambda f: (SPLITS.index(f.split), f.uri))
 
 
