@@ -8,7 +8,7 @@ from typing import Any
 from ..store.manifest import Dataset, File
 from ..store.shards import open_parquet
 
-SLICE_BYTES = 64 * 2**20
+SLICE_BYTES = 32 * 2**20
 """Images in a slice: what one process holds of one, so a share of memory, and of the work, that is not too large."""
 
 
