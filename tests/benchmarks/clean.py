@@ -124,7 +124,7 @@ def make_images(folder: Path, number: int, photos: str) -> int:
 
 
 def run_cell(name: str, arguments: list[str], scratch: Path) -> dict[str, float]:
-    script = scratch / f"{name}.py"
+    script = scratch / f"cell_{name}.py"  # not to be imported instead of what it imports
     script.write_text(COMMON + CELLS[name])
     done = subprocess.run(
         [sys.executable, str(script), *arguments], capture_output=True, text=True, timeout=1200, check=False

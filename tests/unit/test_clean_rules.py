@@ -324,8 +324,8 @@ def toy_rows(number: int = 120) -> list[dict[str, Any]]:
     return rows + [raw_row(f"fault-{n}.png", data, label) for n, (data, label) in enumerate(faults)]
 
 
-def run_clean(workspace: Path, raw: Dataset, **options: Any) -> Dataset:
-    config = CleanConfig(raw=raw.uri, workspace=str(workspace), clean_workers=2, **options)
+def run_clean(workspace: Path, raw: Dataset, workers: int = 2, **options: Any) -> Dataset:
+    config = CleanConfig(raw=raw.uri, workspace=str(workspace), clean_workers=workers, **options)
     outcome = clean(config, Context("clean", Workspace.open(str(workspace)), "run", False))
     from imagemill.components.store.manifest import read_dataset
 

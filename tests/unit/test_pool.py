@@ -1,0 +1,146 @@
+"""Slices of the raw shards, cleaned in this process or by processes of their own: the same files either way."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from test_clean_rules import raw_dataset, run_clean, toy_rows
+
+from imagemill.components.clean import pool, slices
+from imagemill.components.clean.config import CleanConfig
+from imagemill.components.clean.labels import LabelRules
+from imagemill.components.clean.pool import clean_slices
+from imagemill.components.clean.shard import CleanedShard, RowRules
+from imagemill.components.clean.slices import Slice
+from imagemill.components.clean.worker import rules_from_record, rules_to_record
+from imagemill.components.store.errors import MillError, TransientError
+from imagemill.components.store.manifest import Dataset
+from imagemill.components.store.progress import Progress
+
+RULES = RowRules(CleanConfig(preset="ocr", clean_workers=2, rare_below=3), LabelRules({"a": 0, "b": 1}))
+
+
+@pytest.fixture
+def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slice a row group, and never too little for processes."""
+    monkeypatch.setattr(slices, "SLICE_BYTES", 1)
+    monkeypatch.setattr(pool, "SLICE_BYTES", 1)
+
+
+def raw_of(folder: Path) -> Dataset:
+    return raw_dataset(folder, toy_rows(), shards=6)
+
+
+def test_slices_cover_every_row_group_once_and_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = raw_of(tmp_path)
+    whole = slices.slices(raw)
+    assert [(part.first, part.last) for part in whole] == [(0, 1)] * 6
+    assert sum(part.rows for part in whole) == raw.manifest.totals.rows
+    path = raw.locate(raw.files()[0])
+    table = pq.read_table(path)
+    pq.write_table(table, path, row_group_size=4, compression="none")
+    sizes = [
+        pq.ParquetFile(path).metadata.row_group(n).total_byte_size for n in range(pq.ParquetFile(path).num_row_groups)
+    ]
+    monkeypatch.setattr(slices, "SLICE_BYTES", sizes[0] + sizes[1])
+    first = [part for part in slices.slices(raw) if part.file == raw.files()[0]]
+    assert len(first) > 1 and [part.first for part in first[1:]] == [part.last for part in first[:-1]]
+    assert first[-1].last == len(sizes) and sum(part.rows for part in first) == table.num_rows
+    assert all(part.bytes <= sizes[0] + sizes[1] or part.last - part.first == 1 for part in first)
+    assert len({part.key for part in slices.slices(raw)}) == len(slices.slices(raw))
+    assert [Slice.from_record(part.to_record()) for part in first] == first
+
+
+def test_rules_survive_the_way_to_another_process() -> None:
+    labels = LabelRules({"b": 0, "ä": 1}, "|", frozenset({"x", "y"}), "other")
+    rules = dataclasses.replace(RULES, labels=labels)
+    assert rules_from_record(rules_to_record(rules)) == rules
+
+
+def test_processes_give_the_same_dataset_as_this_one_alone(tmp_path: Path, small_slices: None) -> None:
+    made = []
+    for workers in (1, 2, 3):
+        folder = tmp_path / str(workers)
+        raw = raw_of(folder)
+        progress_before = threading.active_count()
+        made.append(run_clean(folder, raw, workers=workers))
+        assert threading.active_count() <= progress_before + 1
+    assert made[0].fingerprint == made[1].fingerprint and made[0].manifest.files == made[1].manifest.files
+    assert made[1].manifest.files == made[2].manifest.files and made[1].manifest.totals == made[2].manifest.totals
+
+
+def cleaned(raw: Dataset, folder: Path, rules: RowRules = RULES) -> tuple[list[tuple[Slice, CleanedShard]], Progress]:
+    progress = Progress("clean", total=raw.manifest.totals.rows)
+    found = clean_slices(raw, slices.slices(raw), str(folder / "clean" / "00"), rules, progress)
+    return list(found), progress
+
+
+def test_progress_counts_what_the_processes_do(tmp_path: Path, small_slices: None) -> None:
+    raw = raw_of(tmp_path)
+    found, progress = cleaned(raw, tmp_path)
+    assert [part for part, _ in found] == slices.slices(raw)
+    assert progress.done == raw.manifest.totals.rows
+
+
+def test_an_error_in_a_process_is_the_steps_own(tmp_path: Path, small_slices: None) -> None:
+    raw = raw_of(tmp_path)
+    lost = slices.slices(raw)
+    Path(raw.locate(raw.files()[-1])).write_bytes(b"PAR1, or so")
+    progress = Progress("clean")
+    with pytest.raises(MillError, match="expected a Parquet file") as caught:
+        list(clean_slices(raw, lost, str(tmp_path / "clean" / "00"), RULES, progress))
+    assert caught.value.exit_code == 1
+
+
+def test_an_unforeseen_error_in_a_process_is_ours(tmp_path: Path, small_slices: None) -> None:
+    raw = raw_of(tmp_path)
+    broken = dataclasses.replace(RULES, labels=LabelRules({"a": 0, "b": 1}, separator=5))  # type: ignore[arg-type]
+    with pytest.raises(MillError, match="an error of imagemill's") as caught:
+        cleaned(raw, tmp_path, broken)
+    assert caught.value.exit_code == 1
+
+
+def children() -> set[int]:
+    """The processes that this one has started, by /proc."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == os.getpid() and fields[0] != "Z":
+            found.add(int(path.parent.name))
+    return found
+
+
+def test_a_killed_process_is_a_transient_error_and_none_is_left(tmp_path: Path, small_slices: None) -> None:
+    raw, before = raw_of(tmp_path), children()
+    killed: list[int] = []
+
+    def kill() -> None:
+        while not (new := children() - before):
+            time.sleep(0.01)
+        killed.append(min(new))
+        os.kill(killed[0], signal.SIGKILL)
+
+    threading.Thread(target=kill, daemon=True).start()
+    with pytest.raises(TransientError, match="killed by signal 9"):
+        cleaned(raw, tmp_path)
+    assert killed and children() <= before
+
+
+def test_processes_end_with_the_one_that_started_them(tmp_path: Path, small_slices: None) -> None:
+    raw, before = raw_of(tmp_path), children()
+    found: Any = clean_slices(raw, slices.slices(raw), str(tmp_path / "clean" / "00"), RULES, Progress("clean"))
+    next(found)
+    assert children() - before
+    found.close()
+    assert children() <= before
