@@ -7,5 +7,5 @@ STEP = Step(
     "clean",
     CleanConfig,
     "imagemill.components.clean.clean:clean",
-    "Decode every image, reject what is broken or double, encode labels, split and shuffle.",
+    "Decode every image once: standardize, measure, reject what is broken, double or leaking, encode labels, split.",
 )
