@@ -64,6 +64,7 @@ for part in range(10):
             "image_bytes": [1] * n, "pixel_hash": [hashes[part * 100_000 + i] for i in chosen],
             "phash": phash[part * 100_000 + chosen],
             **{name: random.normal(size=n).astype(np.float32) for name in MEASURES},
+            "aspect_ratio": np.full(n, 4 / 3, np.float32),
             "thumbnail": [bytes(THUMBNAIL)] * n, "decoder_warning": [None] * n,
         }
         rows += n
@@ -102,7 +103,7 @@ from imagemill.components.resize.plan import plan_jobs
 from imagemill.components.store.manifest import read_dataset
 clean = read_dataset(sys.argv[1])
 before, started = megabytes(), time.monotonic()
-rows = [job.rows for job in plan_jobs(clean, "train", 224 * 224 * 3)]
+rows = [job.rows for split in ("train", "val", "test") for job in plan_jobs(clean, split, 224 * 224 * 3)]
 seconds = time.monotonic() - started
 print(json.dumps({"rows": sum(rows), "jobs": len(rows), "peak": megabytes() - before, "seconds": seconds}))
 """
