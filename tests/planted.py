@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import functools
 import io
+import re
 import struct
 import zipfile
 import zlib
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 import photos
 from PIL import Image, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP")
@@ -117,13 +119,17 @@ def judge(data: bytes) -> tuple[str, tuple[int, int] | None]:
 
 
 def _strange_bands(data: bytes) -> bool:
-    """Whether Pillow parses the header as that of a TIFF, but knows no mode for its bands: a flipped bit can say so."""
-    try:
-        TiffImageFile(io.BytesIO(data))
-    except SyntaxError as error:
-        return "unknown pixel mode" in str(error)
-    except Exception:
-        return False
+    """Whether Pillow parses the header as that of a TIFF, but knows no mode for its bands, or as that of a JPEG of 9 to
+    16 bits a sample: a flipped bit can say so."""
+    for reader in (TiffImageFile, JpegImageFile):
+        try:
+            reader(io.BytesIO(data))
+        except SyntaxError as error:
+            bits = re.search(r"cannot handle (\d+)-bit layers", str(error))
+            if "unknown pixel mode" in str(error) or (bits and 8 < int(bits[1]) <= 16):
+                return True
+        except Exception:
+            continue
     return False
 
 
