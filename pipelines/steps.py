@@ -55,7 +55,7 @@ def clean(
 @dsl.component(base_image=IMAGES["ray"], install_kfp_package=False)
 def resize(
     workspace: str, name: str, rerun: str, run: str, config: str,
-    clean: str, preset: str, image_size: int, resize_mode: str,
+    clean: str, preset: str, model_preset: str, image_size: int, resize_mode: str, encoding: str,
     manifest: dsl.Output[dsl.Dataset],
 ) -> str:  # fmt: skip
     """Resize every image with Ray; returns the tensors' URI."""
@@ -63,7 +63,8 @@ def resize(
 
     record = STEP.component(
         config, manifest.path, workspace=workspace, name=name, rerun=rerun, run=run,
-        clean=clean, preset=preset, image_size=image_size, resize_mode=resize_mode,
+        clean=clean, preset=preset, model_preset=model_preset, image_size=image_size, resize_mode=resize_mode,
+        encoding=encoding,
     )  # fmt: skip
     manifest.metadata.update(record["metrics"])
     return str(record["uri"])

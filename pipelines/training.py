@@ -31,8 +31,10 @@ def training(
     label_pattern: str = DownloadConfig.label_pattern,
     preset: str = CleanConfig.preset,
     color: str = CleanConfig.color,
+    model_preset: str = ResizeConfig.model_preset,
     image_size: int = ResizeConfig.image_size,
     resize_mode: str = ResizeConfig.resize_mode,
+    encoding: str = ResizeConfig.encoding,
     backbone: str = TrainConfig.backbone,
     weights: str = TrainConfig.weights,
     epochs: int = TrainConfig.epochs,
@@ -64,10 +66,10 @@ def training(
     )  # fmt: skip
     tensors = _step(
         steps.resize(
-            clean=cleaned.outputs["Output"], preset=preset, image_size=image_size, resize_mode=resize_mode, **common
-        ),
-        "Resize",
-    )
+            clean=cleaned.outputs["Output"], preset=preset, model_preset=model_preset, image_size=image_size,
+            resize_mode=resize_mode, encoding=encoding, **common
+        ), "Resize",
+    )  # fmt: skip
     model = _step(
         steps.train(
             tensors=tensors.outputs["Output"], preset=preset, backbone=backbone, weights=weights, epochs=epochs,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..store.config import StepConfig, option
+from ..store.config import DEVICE, StepConfig, option
 
 VERSION = 1
 """Raised when the same model and images must give other predictions."""
@@ -19,5 +19,5 @@ class EvaluateConfig(StepConfig):
 
     model: str = option("", "URI of the model", counts=False)
     clean: str = option("", "URI of the clean dataset whose test split counts", counts=False)
-    device: str = option("auto", "where to run the model", counts=False, choices=("auto", "cpu", "cuda"))
+    device: str = option("auto", DEVICE, counts=False, choices=("auto", "cpu", "cuda"))
     eval_batch_size: int = option(128, "images a batch", counts=False, low=1, high=65_536)

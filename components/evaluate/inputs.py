@@ -19,6 +19,7 @@ from ..store.manifest import Dataset, find_dataset
 from ..store.parallel import cores, ordered
 from ..store.resample import Geometry, decode_to
 from ..store.shards import row_groups
+from ..store.tensors import centre, images_of, input_size
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,12 @@ def _batch(rows: list[Row], classes: int) -> InputBatch:
 
 
 def _from_tensors(tensors: Dataset) -> Iterator[Row]:
-    shape, label_name = tensors.manifest.image["shape"], label_column(tensors.manifest.task)
+    image, label_name = tensors.manifest.image, label_column(tensors.manifest.task)
     for file in tensors.files("data", "test"):
         for table in row_groups(tensors, file):
-            columns = (table.column(name) for name in ("image", label_name, "image_id"))
-            for image, label, image_id in zip(*columns, strict=True):
-                yield np.frombuffer(image.as_py(), np.uint8).reshape(shape), label.as_py(), image_id.as_py()
+            pixels = centre(images_of(table.column("image"), image), input_size(image))
+            columns = (table.column(name).to_pylist() for name in (label_name, "image_id"))
+            yield from zip(pixels, *columns, strict=True)
 
 
 def _from_clean(clean: Dataset, geometry: Geometry) -> Iterator[Row]:

@@ -5,14 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..store import presets
-from ..store.config import StepConfig, option
+from ..store import model_presets, presets
+from ..store.config import DEVICE, StepConfig, option
 from ..store.edges import CANNY_HIGH, CANNY_LOW, EDGES
 from ..store.errors import wrong
-from ..store.resample import MODES, Geometry
+from ..store.model_presets import NORMALIZATIONS
+from ..store.resample import INTERPOLATIONS, MODES, QUALITIES, Geometry, usual_resize
+from ..store.tensors import ENCODINGS, JPEG
 
-VERSION = 1
+VERSION = 2
 """Raised when the same clean images must give other pixels."""
+GPU_PIXELS = 2048 * 2048
+"""Beyond this decoding on a GPU is worth its way there; up to 512 pixels a side it never is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,16 +26,43 @@ class ResizeConfig(StepConfig):
     PARENTS: ClassVar[tuple[str, ...]] = ("clean",)
 
     clean: str = option("", "URI of the clean dataset", counts=False)
-    image_size: int = option(128, "height and width that the model sees, in pixels", pipeline=True, low=8, high=8192)
+    model_preset: str = option(
+        "", model_presets.HELP, counts=False, pipeline=True  # what it fills in counts
+    )  # fmt: skip
+    image_size: int = option(
+        0, "height and width that the model sees, in pixels (default: by the model preset; 128)", pipeline=True,
+        low=8, high=8192, usual=128,
+    )  # fmt: skip
+    resize_size: int = option(
+        0, "crop: what the short side is resized to first (default: by the model preset; image_size x 256/224)",
+        low=0, high=16384,
+    )  # fmt: skip
+    store_size: int = option(
+        0, "crop: side of the square that is stored, of which the model sees the centre and training crops at random, "
+        "up to resize_size (default: image_size)", low=0, high=16384,
+    )  # fmt: skip
     preset: str = option("photo", presets.HELP, counts=False, pipeline=True, choices=presets.NAMES)
     resize_mode: str = option(
         "auto",
-        "crop: short side to round(size x 256/224), then the centre; squash: straight to the square; letterbox: long "
+        "crop: short side to resize_size, then the centre; squash: straight to the square; letterbox: long "
         "side to the size, the rest black (default: by the preset; crop)",
         pipeline=True,
         choices=("auto", *MODES),
         by_preset=True,
     )
+    interpolation: str = option(
+        "auto", "how pixels are resampled, always antialiased (default: by the model preset; bilinear)",
+        choices=("auto", *INTERPOLATIONS), usual="bilinear",
+    )  # fmt: skip
+    quality: str = option(
+        "exact", "exact: within 0.3 of 255 of Pillow's own resize on photographs; fast: within 1.5", choices=QUALITIES
+    )
+    encoding: str = option(
+        "raw", "raw: pixels, read at memory speed; jpeg: about ten times smaller, decoded while loading",
+        pipeline=True, choices=ENCODINGS,
+    )  # fmt: skip
+    jpeg_quality: int = option(90, "for encoding jpeg: its quality", low=1, high=100)
+    jpeg_subsampling: str = option("420", "for encoding jpeg: colour at half the size, or full", choices=("420", "444"))
     edges: str = option(
         "off",
         "edges of the resized picture as channels of their own after the colour's: the magnitude of Sobel's gradient, "
@@ -42,22 +73,83 @@ class ResizeConfig(StepConfig):
     canny_high: int = option(CANNY_HIGH, "Canny: from this gradient on an edge begins", low=0, high=2040)
     normalization: str = option(
         "auto",
-        "mean and spread that the model's input is normalized by: imagenet's, where it has some (rgb and gray), or "
-        "those of the training images, channel by channel, as edges and all other colours have them (default: by the "
+        "mean and spread that the model's input is normalized by: a known set (rgb and gray), or those of the training "
+        "images, channel by channel, as edges and all other colours have them (default: by the preset and the model "
         "preset; imagenet)",
-        choices=("auto", "imagenet", "dataset"),
+        choices=("auto", *NORMALIZATIONS, "dataset"),
         by_preset=True,
     )
+    copies: int = option(0, "augmented copies of every training image, stored as further rows", low=0, high=1000)
+    copy_policy: str = option(
+        "randaugment",
+        "what makes the copies: randaugment, albumentations (a pipeline, copy_pipeline), or background (another one "
+        "behind the mask, which clean must have kept: --keep-masks)",
+        choices=("randaugment", "albumentations", "background"),
+    )
+    copy_ops: int = option(2, "randaugment: operations a copy", low=1, high=14)
+    copy_magnitude: int = option(9, "randaugment: their magnitude, of 30", low=0, high=30)
+    copy_pipeline: str = option(
+        "light", "albumentations: a pipeline by name, or the URI of one that albumentations saved (JSON or YAML)"
+    )
+    backgrounds: str = option(
+        "", "background: folder or prefix of pictures to put behind (default: made, smooth fields of colour)",
+        counts=False,  # by their content
+    )  # fmt: skip
+    copy_flip: bool = option(False, "mirror half of the copies; never for text, digits or arrows")
+    copy_seed: int = option(0, "what the copies' random choices are drawn from", low=0, high=2**31 - 1)
+    device: str = option("auto", DEVICE, counts=False, choices=("auto", "cpu", "cuda"))  # what it comes to counts
+    gpu_pixels: int = option(
+        GPU_PIXELS, "device auto: from this mean number of pixels an image on a GPU is used", counts=False, low=1
+    )
+    gpu_share: float = option(0.5, "device cuda: share of a GPU that one worker takes", counts=False, low=0.01, high=1)
     ray_address: str = option(
-        "", "an existing Ray cluster, ray://host:10001 or host:6379 (default: Ray in this process)", counts=False
+        "",
+        "where Ray runs: an existing cluster, by its client (ray://host:10001), from one of its nodes (auto, "
+        "host:6379), or as a job that it runs (http://host:8265) (default: in this process)",
+        counts=False,
     )
     resize_workers: int = option(0, "CPU cores for Ray in this process (default: all)", counts=False, low=0, high=1024)
 
+    def __post_init__(self) -> None:
+        self._fill(model_presets.find(self.model_preset))
+        super().__post_init__()
+
+    def _fill(self, chosen: model_presets.ModelPreset | None) -> None:
+        """What was left unset, by the model preset."""
+        if chosen is None:
+            return
+        values: dict[str, int | str] = {"interpolation": chosen.interpolation}
+        values["image_size"] = chosen.image_size
+        size = self.image_size or chosen.image_size
+        values["resize_size"] = round(size * chosen.resize_size / chosen.image_size)
+        if presets.preset_value(self.preset, "normalization") != "dataset":
+            values["normalization"] = chosen.normalization
+        for name, value in values.items():
+            if getattr(self, name) == type(self).__dataclass_fields__[name].default:
+                object.__setattr__(self, name, value)
+
     def check(self) -> None:
         super().check()
+        model_presets.check(self.model_preset)
         if self.canny_low > self.canny_high:
             raise wrong("canny_low", f"at most canny_high, {self.canny_high}", self.canny_low)
+        crop = self.resize_mode == "crop"
+        short = self.resize_size or usual_resize(self.image_size)
+        if crop and short < self.image_size:
+            raise wrong("resize_size", f"at least image_size, {self.image_size}", self.resize_size)
+        if not crop and self.store_size not in (0, self.image_size):
+            raise wrong("store_size", f"0, since resize_mode {self.resize_mode} leaves nothing around", self.store_size)
+        if self.store_size and not self.image_size <= self.store_size <= short:
+            raise wrong("store_size", f"{self.image_size} (image_size) to {short} (resize_size)", self.store_size)
+        if (self.store_size - self.image_size) % 2 and self.store_size:
+            raise wrong("store_size", f"as even or odd as image_size, {self.image_size}", self.store_size)
+        if self.encoding == JPEG and self.edges != "off":
+            raise wrong("encoding", "raw with edges, since a JPEG holds one channel or three", self.encoding)
 
     def geometry(self, color: str) -> Geometry:
         """How images of that colour become tensors."""
-        return Geometry(self.image_size, self.resize_mode, color, EDGES[self.edges], self.canny_low, self.canny_high)
+        crop = self.resize_mode == "crop"
+        return Geometry(
+            self.image_size, self.resize_mode, color, EDGES[self.edges], self.canny_low, self.canny_high,
+            self.resize_size if crop else 0, self.store_size, self.interpolation, self.quality,
+        )  # fmt: skip

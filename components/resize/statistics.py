@@ -13,16 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ..store.images import Pixels
+from ..store.model_presets import NORMALIZATIONS
 
 Histogram = npt.NDArray[np.int64]
 
-MEAN_STD = {
-    "rgb": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
-    # The luma weights of ITU-R 601 applied to the three channels' means; the spread is that of the luma.
-    "gray": ([0.458], [0.226]),
-}
-"""Mean and standard deviation of ImageNet's training images, in [0, 1]: what pretrained weights expect."""
-
+LUMA = (0.299, 0.587, 0.114)
 STD_FLOOR = 1 / 255
 """One level: a channel that is the same everywhere must not divide by zero."""
 UNKNOWN = (0.5, 0.5)
@@ -84,11 +79,23 @@ def add_histogram(total: Histogram, pixels: Pixels) -> None:
 
 def needs_sums(normalization: str, color: str, edges: tuple[str, ...]) -> bool:
     """Some channel is normalized by the training images' own mean and spread."""
-    return normalization == "dataset" or color not in MEAN_STD or bool(edges)
+    return not known(normalization, color)[0] or bool(edges)
 
 
 def normalization_of(normalization: str, color: str, channels: int, sums: Sums) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of every channel: ImageNet's where they are wanted and known, else by `sums`."""
-    mean, std = MEAN_STD.get(color, ([], [])) if normalization != "dataset" else ([], [])
+    """Mean and standard deviation of every channel: the named ones where they are wanted and known, else by `sums`."""
+    mean, std = known(normalization, color)
     own = [sums.mean_std(channel) for channel in range(len(mean), channels)]
     return [*mean, *(one for one, _ in own)], [*std, *(one for _, one in own)]
+
+
+def known(normalization: str, color: str) -> tuple[list[float], list[float]]:
+    """The named mean and spread of a colour's channels, of grey by the luma weights of ITU-R 601; empty where there
+    are none."""
+    if normalization not in NORMALIZATIONS or color not in ("rgb", "gray"):
+        return [], []
+    mean, std = NORMALIZATIONS[normalization]
+    if color == "rgb":
+        return list(mean), list(std)
+    luma_mean, luma_std = (round(sum(w * v for w, v in zip(LUMA, values, strict=True)), 3) for values in (mean, std))
+    return [luma_mean], [luma_std]

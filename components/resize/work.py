@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -14,35 +14,55 @@ from ..store.labels import MULTI, SINGLE, label_column
 from ..store.manifest import File
 from ..store.resample import Geometry, decode_to
 from ..store.shards import Layout, ShardWriter, open_parquet, read_row_group
+from ..store.tensors import RAW, encode_jpeg
 from .plan import ROW_GROUP_BYTES, Job
 from .statistics import Histogram, Sums, add_histogram
 
 _LABELS = {SINGLE: pa.int32(), MULTI: pa.list_(pa.int32())}
 
 
-def tensor_schema(row_bytes: int, task: str = SINGLE) -> pa.Schema:
-    """`image` is the uint8 [H, W, C] of one image, C-contiguous, as `row_bytes` bytes; `label_id` int32, or
-    `label_ids` list<int32> where the task is multi-label."""
-    return pa.schema(
-        [
-            pa.field("image", pa.binary(row_bytes), nullable=False),
-            pa.field(label_column(task), _LABELS[task], nullable=False),
-            pa.field("image_id", pa.string(), nullable=False),
-        ]
-    )
+@dataclass(frozen=True)
+class Recipe:
+    """What becomes of an image: its geometry, how its pixels are stored, and what is counted on the way.
 
-
-def make_file(job: Job, dataset_uri: str, geometry: Geometry, with_sums: bool = False) -> dict[str, Any]:
-    """Do one job; returns the published file's entry, or `error` and `exit_code` (an error must cross processes).
-
-    `with_sums`: of training images also the exact sums of every channel, as `sums`.
+    `with_sums`: of training images also the exact sums of every channel.
     """
+
+    geometry: Geometry
+    encoding: str = RAW
+    jpeg_quality: int = 90
+    jpeg_subsampling: str = "420"
+    with_sums: bool = False
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of an image's pixels."""
+        return int(np.prod(self.geometry.shape))
+
+    def schema(self, task: str = SINGLE) -> pa.Schema:
+        """`image` is the uint8 [H, W, C] of one image, C-contiguous, as `row_bytes` bytes, or a JPEG of it; `label_id`
+        int32, or `label_ids` list<int32> where the task is multi-label."""
+        image = pa.binary(self.row_bytes) if self.encoding == RAW else pa.binary()
+        return pa.schema(
+            [
+                pa.field("image", image, nullable=False),
+                pa.field(label_column(task), _LABELS[task], nullable=False),
+                pa.field("image_id", pa.string(), nullable=False),
+            ]
+        )
+
+
+def make_file(job: Job, dataset_uri: str, recipe: Recipe) -> dict[str, Any]:
+    """Do one job; returns the published file's entry as `file`, its rows, the bytes of its images (`image_bytes`), and
+    `sums` where they are wanted; or `error` and `exit_code` (an error must cross processes)."""
+    geometry = recipe.geometry
     _one_thread(geometry)
-    histogram = np.zeros((geometry.shape[2], 256), np.int64) if with_sums and job.split == "train" else None
+    histogram = np.zeros((geometry.shape[2], 256), np.int64) if recipe.with_sums and job.split == "train" else None
     try:
-        found = {"file": asdict(_make(job, dataset_uri, geometry, histogram)), "rows": job.rows}
+        file, image_bytes = _make(job, dataset_uri, recipe, histogram)
     except MillError as error:
         return {"error": str(error), "exit_code": error.exit_code}
+    found = {"file": asdict(file), "rows": file.rows, "image_bytes": image_bytes}
     return found if histogram is None else found | {"sums": asdict(Sums.of(histogram))}
 
 
@@ -57,22 +77,32 @@ def _one_thread(geometry: Geometry) -> None:
         cv2.setNumThreads(1)
 
 
-def _make(job: Job, dataset_uri: str, geometry: Geometry, histogram: Histogram | None) -> File:
+def _make(job: Job, dataset_uri: str, recipe: Recipe, histogram: Histogram | None) -> tuple[File, int]:
     task = _task(job)
     rows = _rows(job, label_column(task))
-    row_bytes = int(np.prod(geometry.shape))
-    schema = tensor_schema(row_bytes, task)
-    group = max(1, ROW_GROUP_BYTES // row_bytes)
-    pixels = np.empty((min(group, len(rows)), *geometry.shape), np.uint8)  # one buffer for every row group
+    schema, written = recipe.schema(task), 0
+    group = max(1, ROW_GROUP_BYTES // recipe.row_bytes)
+    pixels = np.empty((min(group, len(rows)), *recipe.geometry.shape), np.uint8)  # one buffer for every row group
     with ShardWriter(dataset_uri, Layout(schema, plain=True)) as writer:
         for start in range(0, len(rows), group):
             part = rows[start : start + group]
             for number, row in enumerate(part):
-                pixels[number] = _resized(row, geometry)
+                pixels[number] = _resized(row, recipe.geometry)
                 if histogram is not None:
                     add_histogram(histogram, pixels[number])
-            writer.add_table(_table(part, pixels[: len(part)], schema))
-        return writer.publish(f"data/{job.split}", "data", job.split)
+            images, size = _column(pixels[: len(part)], recipe)
+            writer.add_table(_table(part, images, schema))
+            written += size
+        return writer.publish(f"data/{job.split}", "data", job.split), written
+
+
+def _column(pixels: Pixels, recipe: Recipe) -> tuple[pa.Array, int]:
+    """uint8 [rows, H, W, C] as they are stored, and the bytes of that."""
+    if recipe.encoding == RAW:
+        kind = pa.binary(recipe.row_bytes)
+        return pa.FixedSizeBinaryArray.from_buffers(kind, len(pixels), [None, pa.py_buffer(pixels)]), pixels.nbytes
+    encoded = [encode_jpeg(one, recipe.jpeg_quality, recipe.jpeg_subsampling) for one in pixels]
+    return pa.array(encoded, pa.binary()), sum(map(len, encoded))
 
 
 def _task(job: Job) -> str:
@@ -106,9 +136,6 @@ def _resized(row: dict[str, Any], geometry: Geometry) -> Pixels:
         ) from None
 
 
-def _table(rows: list[dict[str, Any]], pixels: Pixels, schema: pa.Schema) -> pa.Table:
-    images = pa.FixedSizeBinaryArray.from_buffers(schema.field("image").type, len(rows), [None, pa.py_buffer(pixels)])
-    label = schema.field(1)
-    labels = pa.array([row[label.name] for row in rows], label.type)
-    ids = pa.array([row["image_id"] for row in rows], pa.string())
-    return pa.Table.from_arrays([images, labels, ids], schema=schema)
+def _table(rows: list[dict[str, Any]], images: pa.Array, schema: pa.Schema) -> pa.Table:
+    others = [pa.array([row[one.name] for row in rows], one.type) for one in list(schema)[1:]]
+    return pa.Table.from_arrays([images, *others], schema=schema)

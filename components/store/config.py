@@ -18,6 +18,11 @@ from .presets import preset_value
 STEPS = ("download", "clean", "resize", "train", "evaluate", "promote")
 """The names of the steps, in their order: the sections of the `config` parameter."""
 
+DEVICE = (
+    "where networks run and very large images are resized: cpu, cuda, or auto: a GPU where there is one, for resizing "
+    "from gpu_pixels on"
+)
+"""The help of `device`, which several steps have."""
 Scalar = str | int | float | bool
 V = TypeVar("V", str, int, float, bool)
 
@@ -32,6 +37,7 @@ def option(
     low: float | None = None,
     high: float | None = None,
     by_preset: bool = False,
+    usual: V | None = None,
 ) -> V:
     """One config field.
 
@@ -39,9 +45,10 @@ def option(
     `pipeline`: a pipeline parameter of its own; the others travel in the JSON parameter `config`.
     `low`, `high`: the inclusive range of a number.
     `by_preset`: the default means unset, and the preset fills it in.
+    `usual`: the default means unset, and this is the value then, where the step knows no better one.
     """
     about = {"help": help, "counts": counts, "pipeline": pipeline, "choices": choices, "low": low, "high": high}
-    about["by_preset"] = by_preset
+    about |= {"by_preset": by_preset, "usual": default if usual is None else usual}
     return field(default=default, metadata=about)
 
 
@@ -69,6 +76,8 @@ class StepConfig:
         for one in fields(self):
             if one.metadata["by_preset"] and getattr(self, one.name) == one.default:
                 object.__setattr__(self, one.name, preset_value(getattr(self, "preset", ""), one.name))
+            elif getattr(self, one.name) == one.default:
+                object.__setattr__(self, one.name, one.metadata["usual"])
 
     def check(self) -> None:
         """Raise UserError for a value that can be seen to be wrong without reading data."""
@@ -110,7 +119,7 @@ class StepConfig:
 
 def _usual(one: dataclasses.Field[Any]) -> Any:
     """The value that a field has when nothing is said."""
-    return preset_value("", one.name) if one.metadata["by_preset"] else one.default
+    return preset_value("", one.name) if one.metadata["by_preset"] else one.metadata["usual"]
 
 
 def _check_field(one: dataclasses.Field[Any], value: Any) -> None:

@@ -11,7 +11,7 @@ third of the resample, and the same pixels. Edge channels come after the colour'
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,10 +20,17 @@ from .edges import CANNY_HIGH, CANNY_LOW, edge_channels
 from .images import COLORS, VETTED, Decoded, Pixels, decode, in_color
 
 MODES = ("crop", "squash", "letterbox")
+INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "area")
+QUALITIES = ("exact", "fast")
 LONG = 16
 """Sides beyond this ratio are cropped while they are resized: 1 x 65,500 pixels would be 4 GB before the crop."""
 KERNEL_CHANNELS = 4
 """What torch's uint8 kernel takes at a time; with more it falls back on one that is five times slower."""
+
+
+def usual_resize(size: int) -> int:
+    """The short side before a centre crop of `size`, as torchvision's references have it: 256 for 224."""
+    return round(size * 256 / 224)
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,8 @@ class Geometry:
     """How an image becomes `size` x `size` pixels. Its dict travels in manifests and models.
 
     `edges` are names of edge channels, `canny_low` and `canny_high` the thresholds of the one that has some.
+    `resize`: what the short side is resized to before a crop (0: `usual_resize`). `stored`: a larger square around
+    the model's own that is kept for random crops (0: none); the model's is its centre.
     """
 
     size: int
@@ -39,33 +48,60 @@ class Geometry:
     edges: tuple[str, ...] = ()
     canny_low: int = CANNY_LOW
     canny_high: int = CANNY_HIGH
+    resize: int = 0
+    stored: int = 0
+    interpolation: str = "bilinear"
+    quality: str = "exact"
+
+    def __post_init__(self) -> None:
+        """One geometry has one form: what says the same as the default is the default."""
+        if self.resize == usual_resize(self.size):
+            object.__setattr__(self, "resize", 0)
+        if self.stored == self.size:
+            object.__setattr__(self, "stored", 0)
+
+    @property
+    def kept(self) -> int:
+        """Side in pixels of the square that comes out."""
+        return self.stored or self.size
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """[H, W, C] of what comes out: the colour's channels, then one for each of `edges`."""
-        return (self.size, self.size, COLORS[self.color] + len(self.edges))
+        return (self.kept, self.kept, COLORS[self.color] + len(self.edges))
 
     @property
     def short_side(self) -> int:
         """What the short side is resized to before a centre crop."""
-        return round(self.size * 256 / 224)
+        return self.resize or usual_resize(self.size)
+
+    @property
+    def input(self) -> Geometry:
+        """The geometry of what the model sees of it: the same without what is stored around."""
+        return replace(self, stored=0)
 
     def to_dict(self) -> dict[str, Any]:
         """What a manifest says of it in `image`."""
-        thresholds = {"canny_low": self.canny_low, "canny_high": self.canny_high} if self.edges else {}
-        shape, edges = list(self.shape), list(self.edges)
-        return {"shape": shape, "color": self.color, "mode": self.mode, "edges": edges, **thresholds}
+        found: dict[str, Any] = {"shape": list(self.shape), "input_size": self.size, "color": self.color}
+        found |= {"mode": self.mode, "interpolation": self.interpolation, "quality": self.quality}
+        found |= {"resize_size": self.short_side} if self.mode == "crop" else {}
+        found |= {"edges": list(self.edges)}
+        return found | ({"canny_low": self.canny_low, "canny_high": self.canny_high} if self.edges else {})
 
     @classmethod
     def from_dict(cls, image: dict[str, Any]) -> Geometry:
-        """The geometry of tensors by the `image` of their manifest; those that say nothing of edges have none."""
+        """The geometry of tensors by the `image` of their manifest. What an older one does not say was the default."""
         return cls(
-            image["shape"][0],
+            image.get("input_size", image["shape"][0]),
             image["mode"],
             image["color"],
             tuple(image.get("edges", ())),
             image.get("canny_low", CANNY_LOW),
             image.get("canny_high", CANNY_HIGH),
+            image.get("resize_size", 0),
+            image["shape"][0],
+            image.get("interpolation", "bilinear"),
+            image.get("quality", "exact"),
         )
 
     def scaled(self, width: int, height: int) -> tuple[int, int]:

@@ -18,19 +18,27 @@ RATIO = (3 / 4, 4 / 3)
 
 
 class Augment:
-    """uint8 [B, H, W, C] → the same shape. The parameters of a batch depend on (seed, epoch, number) alone."""
+    """uint8 [B, H, W, C] → [B, size, size, C]. The parameters of a batch depend on (seed, epoch, number) alone.
 
-    def __init__(self, seed: int, crop_scale: float, flip: bool) -> None:
-        self._seed, self._crop_scale, self._flip = seed, crop_scale, flip
+    Of images that are stored larger than `size` the crops are taken of all that is stored; without crops, of the
+    centre and anywhere around it, as far as there is something.
+    """
+
+    def __init__(self, seed: int, size: int, crop_scale: float, flip: bool) -> None:
+        self._seed, self._size, self._crop_scale, self._flip = seed, size, crop_scale, flip
 
     def __call__(self, images: Pixels, epoch: int, number: int) -> Pixels:
         random = np.random.default_rng([self._seed, epoch, number])
-        out = np.empty_like(images)
+        size = self._size
+        out = np.empty((len(images), size, size, images.shape[3]), np.uint8)
         for index, image in enumerate(images):
             if self._crop_scale < 1:
                 top, left, height, width = crop_box(random, image.shape[0], image.shape[1], self._crop_scale)
                 part = np.ascontiguousarray(image[top : top + height, left : left + width])
-                image = resample(part, image.shape[1], image.shape[0])
+                image = resample(part, size, size)
+            elif image.shape[0] > size:
+                top, left = (int(random.integers(image.shape[axis] - size + 1)) for axis in (0, 1))
+                image = image[top : top + size, left : left + size]
             if self._flip and random.random() < 0.5:
                 image = image[:, ::-1]
             out[index] = image

@@ -9,7 +9,7 @@ from typing import ClassVar
 from ..store import presets
 from ..store import uri as uris
 from ..store.backbones import check_backbone, check_named_weights
-from ..store.config import StepConfig, option
+from ..store.config import DEVICE, StepConfig, option
 from ..store.errors import wrong
 
 VERSION = 1
@@ -53,7 +53,7 @@ class TrainConfig(StepConfig):
         choices=("auto", "true", "false"),
         by_preset=True,
     )
-    device: str = option("auto", "where to run the model", counts=False, choices=("auto", "cpu", "cuda"))
+    device: str = option("auto", DEVICE, counts=False, choices=("auto", "cpu", "cuda"))
     precision: str = option(
         "auto",
         "arithmetic: bfloat16 where the device is fast at it, else float32",

@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from ..store.labels import MULTI, label_column, multi_hot
 from ..store.manifest import Dataset
 from ..store.shards import open_parquet, read_row_group
+from ..store.tensors import images_of
 
 WINDOW = 4
 T = TypeVar("T")
@@ -39,14 +39,6 @@ class Batch:
         if self.labels.ndim == 2:
             return self.labels.astype(np.float32)
         return np.eye(classes, dtype=np.float32)[self.labels]
-
-
-def images_of(column: pa.ChunkedArray, shape: list[int]) -> npt.NDArray[np.uint8]:
-    """A fixed_size_binary column as uint8 [rows, H, W, C], without copying where it is one chunk."""
-    array = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
-    width = int(np.prod(shape))
-    flat = np.frombuffer(array.buffers()[1], np.uint8)
-    return flat[array.offset * width : (array.offset + len(array)) * width].reshape(len(array), *shape)
 
 
 def batches(dataset: Dataset, split: str, batch_size: int, seed: int = 0, epoch: int = -1) -> Iterator[Batch]:
@@ -78,7 +70,7 @@ def _targets(labels: npt.NDArray[Any], classes: int) -> npt.NDArray[Any]:
 
 def _windows(dataset: Dataset, split: str, shuffle: np.random.Generator | None) -> Iterator[Any]:
     """(images, labels) of a few row groups at a time, shuffled within; labels as `_read` gives them."""
-    shape, column = dataset.manifest.image["shape"], label_column(dataset.manifest.task)
+    image, column = dataset.manifest.image, label_column(dataset.manifest.task)
     blocks = [
         (dataset.locate(file), index)
         for file in dataset.files("data", split)
@@ -86,7 +78,7 @@ def _windows(dataset: Dataset, split: str, shuffle: np.random.Generator | None) 
     ]
     order = shuffle.permutation(len(blocks)) if shuffle is not None else np.arange(len(blocks))
     for start in range(0, len(blocks), WINDOW):
-        read = [_read(blocks[i][0], blocks[i][1], shape, column) for i in order[start : start + WINDOW]]
+        read = [_read(blocks[i][0], blocks[i][1], image, column) for i in order[start : start + WINDOW]]
         images = np.concatenate([r[0] for r in read]) if len(read) > 1 else read[0][0]
         labels = np.concatenate([r[1] for r in read])
         if shuffle is not None:
@@ -100,17 +92,17 @@ def _groups(uri: str) -> range:
         return range(parquet.num_row_groups)
 
 
-def _read(uri: str, index: int, shape: list[int], label: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[Any]]:
+def _read(uri: str, index: int, image: dict[str, Any], label: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[Any]]:
     """Images uint8 [rows, H, W, C], and labels: int64 [rows], or lists of ids as object [rows]."""
     with open_parquet(uri) as parquet:
         table = read_row_group(parquet, index, uri, ["image", label])
     column = table.column(label)
     if label != label_column(MULTI):
-        return images_of(table.column("image"), shape), column.to_numpy().astype(np.int64)
+        return images_of(table.column("image"), image), column.to_numpy().astype(np.int64)
     lists = np.empty(len(column), object)
     for row, ids in enumerate(column.to_pylist()):  # assigned at once, lists of one length would be a matrix
         lists[row] = ids
-    return images_of(table.column("image"), shape), lists
+    return images_of(table.column("image"), image), lists
 
 
 def prefetch(items: Iterator[T], work: Callable[[T], U], depth: int = 3) -> Iterator[U]:

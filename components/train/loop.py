@@ -16,6 +16,7 @@ from ..store.metrics import LabelCounts, confusion, summary
 from ..store.model import Normalize
 from ..store.progress import Progress, duration
 from ..store.step import Context
+from ..store.tensors import centre, input_size
 from .augment import Augment
 from .checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from .config import TrainConfig
@@ -44,7 +45,8 @@ class Trainer:
             self.network.parameters(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay
         )
         self.normalize = Normalize(self.tensors.manifest.image, self.device)
-        self.augment = Augment(self.config.seed, self.config.crop_scale, self.config.flips)
+        self.size = input_size(self.tensors.manifest.image)
+        self.augment = Augment(self.config.seed, self.size, self.config.crop_scale, self.config.flips)
         self.autocast = torch.autocast(
             self.device.type, torch.bfloat16, enabled=use_bfloat16(self.config.precision, self.device)
         )
@@ -151,7 +153,9 @@ class Trainer:
         with torch.inference_mode():
             for batch in batches(self.tensors, "val", 4 * self.config.batch_size):
                 with self.autocast:
-                    logits = self.network(self.normalize(torch.tensor(batch.images).to(self.device))).float()
+                    logits = self.network(
+                        self.normalize(torch.tensor(centre(batch.images, self.size)).to(self.device))
+                    ).float()
                 loss += summed_loss(logits, torch.from_numpy(batch.labels).to(self.device))
                 rows += len(batch.labels)
                 highest = logits.argmax(1).cpu().numpy()

@@ -13,6 +13,7 @@ from ..store.model import ModelSpec, build_network, pick_device
 from ..store.parallel import cores
 from ..store.shards import publish_bytes
 from ..store.step import CACHED, RAN, Context, Outcome
+from ..store.tensors import input_image
 from .checkpoint import TrainingState, discard_checkpoints
 from .config import VERSION, TrainConfig
 from .weights import load_pretrained, weights_identity
@@ -43,7 +44,9 @@ def _build(tensors: Dataset, uri: str, config: TrainConfig, context: Context) ->
         raise UserError(f"tensors: expected at least two training images, found {tensors.manifest.totals.by_split}")
     torch.manual_seed(config.seed)
     torch.set_num_threads(cores())
-    spec = ModelSpec(config.backbone, tensors.manifest.classes, tensors.manifest.image, tensors.manifest.task)
+    spec = ModelSpec(
+        config.backbone, tensors.manifest.classes, input_image(tensors.manifest.image), tensors.manifest.task
+    )
     network = build_network(spec)
     _check_takes_the_images(network, spec)
     origin = load_pretrained(network, spec, config)

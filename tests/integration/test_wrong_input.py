@@ -52,7 +52,7 @@ BEFOREHAND: dict[str, tuple[list[str], list[str]]] = {
     "wrong type in the config": (["--config", "{tmp}/type.yaml"], ["epochs", "a whole number", "'many'"]),
     "bad number": (["--learning-rate", "fast"], ["--learning-rate", "a number", "'fast'"]),
     "fraction of a whole number": (["--epochs", "1.5"], ["--epochs", "a whole number", "'1.5'"]),
-    "number out of range": (["--image-size", "0"], ["image_size", "at least 8", "0"]),
+    "number out of range": (["--image-size", "4"], ["image_size", "at least 8", "4"]),
     "nothing to train on": (["--val-fraction", "0.6", "--test-fraction", "0.6"], ["less than 1", "1.2"]),
     "unknown step to rerun": (["--rerun", "nosuchstep"], ["rerun", "download", "'nosuchstep'"]),
     "unknown runner": (["--runner", "slurm"], ["--runner", "subprocess", "'slurm'"]),

@@ -23,7 +23,8 @@ from test_resample import decoded, noise
 from imagemill.components.evaluate.inputs import input_batches
 from imagemill.components.resize import plan, resize, statistics
 from imagemill.components.resize.config import ResizeConfig
-from imagemill.components.resize.statistics import MEAN_STD, STD_FLOOR, Sums, add_histogram, normalization_of
+from imagemill.components.resize.statistics import STD_FLOOR, Sums, add_histogram, normalization_of
+from imagemill.components.resize.statistics import known as named
 from imagemill.components.store.edges import EDGES, SOBEL_SCALE, edge_channels
 from imagemill.components.store.errors import UserError
 from imagemill.components.store.images import COLORS, in_color
@@ -195,7 +196,8 @@ def test_a_channel_that_never_changes_does_not_divide_by_zero() -> None:
 def test_imagenet_is_kept_where_it_has_something_to_say() -> None:
     sums = counted(np.random.default_rng(0).integers(0, 256, (2, 8, 8, 5), np.uint8))
     own = [sums.mean_std(channel) for channel in range(5)]
-    for color, (mean, std) in MEAN_STD.items():
+    for color in ("rgb", "gray"):
+        mean, std = named("imagenet", color)
         known = len(mean)
         found = normalization_of("imagenet", color, 5, sums)
         assert found == (mean + [m for m, _ in own[known:]], std + [s for _, s in own[known:]])
@@ -303,18 +305,18 @@ def test_mean_and_spread_are_those_of_the_training_tensors(
     clean = clean_dataset(tmp_path, color, {"train": 12, "val": 3, "test": 2})
     tensors = resized(clean, edges=edges, normalization=normalization)
     flat = np.stack(list(images_in(tensors, "train").values())).reshape(-1, tensors.manifest.image["shape"][2]) / 255
-    known = len(MEAN_STD[color][0]) if normalization == "auto" and color in MEAN_STD else 0
+    known = len(named("imagenet", color)[0]) if normalization == "auto" else 0
     mean, std = tensors.manifest.image["mean"], tensors.manifest.image["std"]
     np.testing.assert_allclose(mean[known:], flat.mean(0)[known:], atol=1e-6)
     np.testing.assert_allclose(std[known:], flat.std(0)[known:], atol=1e-6)
     if known:
-        assert (mean[:known], std[:known]) == MEAN_STD[color]
+        assert (mean[:known], std[:known]) == named("imagenet", color)
 
 
 @pytest.mark.usefixtures("without_ray")
 def test_a_plain_manifest_holds_imagenets_numbers(tmp_path: Path) -> None:
     tensors = resized(clean_dataset(tmp_path, "rgb", {"train": 3}))
-    assert (tensors.manifest.image["mean"], tensors.manifest.image["std"]) == MEAN_STD["rgb"]
+    assert (tensors.manifest.image["mean"], tensors.manifest.image["std"]) == named("imagenet", "rgb")
     assert not any("sums" in record for record in records(tensors)), "nobody asked for them"
 
 
@@ -372,7 +374,12 @@ def test_a_record_without_sums_is_made_again_where_they_are_wanted(tmp_path: Pat
 
 
 def test_files_of_a_manifest_keep_their_form() -> None:
-    assert resize.Made.from_record({"file": dataclasses.asdict(File("a", "data", "val", 1, 2, "x"))}).sums is None
+    assert (
+        resize.Made.from_record(
+            {"file": dataclasses.asdict(File("a", "data", "val", 1, 2, "x")), "image_bytes": 1}
+        ).sums
+        is None
+    )
 
 
 @pytest.mark.parametrize("edges", EDGES)

@@ -16,17 +16,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imagemill.components.resize.work import tensor_schema
+from imagemill.components.resize.work import Recipe
 from imagemill.components.store.errors import MillError
 from imagemill.components.store.manifest import Dataset, File, Manifest, Totals, commit
 from imagemill.components.store.model import ModelSpec, build_network
+from imagemill.components.store.resample import Geometry
 from imagemill.components.store.shards import Layout, ShardWriter
 from imagemill.components.store.step import Context
+from imagemill.components.store.tensors import images_of
 from imagemill.components.store.workspace import Workspace
 from imagemill.components.train.augment import RATIO, Augment, crop_box
 from imagemill.components.train.checkpoint import SLOTS, TrainingState, load_checkpoint, save_checkpoint
 from imagemill.components.train.config import TrainConfig
-from imagemill.components.train.loader import WINDOW, Batch, batches, images_of, prefetch
+from imagemill.components.train.loader import WINDOW, Batch, batches, prefetch
 from imagemill.components.train.loop import Trainer
 
 SHAPE = [4, 4, 3]
@@ -34,7 +36,7 @@ SHAPE = [4, 4, 3]
 
 def write_split(uri: str, split: str, images: npt.NDArray[np.uint8], labels: list[int], group: int) -> File:
     row_bytes = int(np.prod(images.shape[1:]))
-    schema = tensor_schema(row_bytes)
+    schema = Recipe(Geometry(images.shape[1])).schema()
     with ShardWriter(uri, Layout(schema, plain=True)) as writer:
         for start in range(0, len(labels), group):
             part = images[start : start + group]
@@ -135,7 +137,7 @@ def test_a_sliced_column_gives_its_own_images() -> None:
         pa.chunked_array([column.chunk(0).slice(2), column.chunk(0).slice(0, 1)]),
     ):
         expected = np.array([np.frombuffer(v.as_py(), np.uint8).reshape(2, 2, 3) for v in sliced])
-        np.testing.assert_array_equal(images_of(sliced, [2, 2, 3]), expected)
+        np.testing.assert_array_equal(images_of(sliced, {"shape": [2, 2, 3]}), expected)
 
 
 def prefetch_threads() -> list[threading.Thread]:
@@ -192,28 +194,28 @@ def pictures(number: int, size: int = 16) -> npt.NDArray[np.uint8]:
 def test_augmentation_is_a_function_of_seed_epoch_and_number() -> None:
     images = pictures(6)
     before = images.copy()
-    one = Augment(1, 0.5, True)(images, 2, 3)
+    one = Augment(1, 16, 0.5, True)(images, 2, 3)
     assert one.shape == images.shape and one.dtype == np.uint8
     np.testing.assert_array_equal(images, before, "the stored images are not touched")
-    np.testing.assert_array_equal(one, Augment(1, 0.5, True)(images, 2, 3))
+    np.testing.assert_array_equal(one, Augment(1, 16, 0.5, True)(images, 2, 3))
     for other in (
-        Augment(2, 0.5, True)(images, 2, 3),
-        Augment(1, 0.5, True)(images, 3, 3),
-        Augment(1, 0.5, True)(images, 2, 4),
+        Augment(2, 16, 0.5, True)(images, 2, 3),
+        Augment(1, 16, 0.5, True)(images, 3, 3),
+        Augment(1, 16, 0.5, True)(images, 2, 4),
     ):
         assert (one != other).any()
 
 
 def test_augmentation_that_is_off_changes_nothing_and_a_flip_mirrors_half() -> None:
     images = pictures(400, 4)
-    np.testing.assert_array_equal(Augment(0, 1, False)(images, 0, 0), images)
-    found = Augment(0, 1, True)(images, 0, 0)
+    np.testing.assert_array_equal(Augment(0, 4, 1, False)(images, 0, 0), images)
+    found = Augment(0, 4, 1, True)(images, 0, 0)
     mirrored = (found == images[:, :, ::-1]).all((1, 2, 3))
     assert (mirrored | (found == images).all((1, 2, 3))).all() and 150 < mirrored.sum() < 250
 
 
 def test_one_grey_channel_is_augmented_too() -> None:
-    assert Augment(0, 0.5, True)(pictures(3)[..., :1], 0, 0).shape == (3, 16, 16, 1)
+    assert Augment(0, 16, 0.5, True)(pictures(3)[..., :1], 0, 0).shape == (3, 16, 16, 1)
 
 
 @given(st.integers(0, 10**6), st.integers(1, 64), st.integers(1, 64), st.floats(0.05, 1))
