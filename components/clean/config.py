@@ -47,6 +47,10 @@ class CleanConfig(StepConfig):
     mask_background: str = option(
         "auto", "values of the mask that are background, separated by commas (auto: 2 in a trimap of 1 to 3, else 0)"
     )
+    keep_masks: bool = option(
+        False, "keep the mask as a column of its own (PNG, 255 is foreground, 0 background; as the picture is stored: "
+        "upright, cropped and trimmed), for copies with another background"
+    )  # fmt: skip
     roi: str = option(
         "off", "crop to the annotated box: the largest, or the union of all; the whole image where there is none",
         choices=("off", "largest", "union"),

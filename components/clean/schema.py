@@ -21,8 +21,10 @@ def _list(kind: str) -> dict[str, Any]:
     return {"feature": _value(kind), "_type": "Sequence"}
 
 
-def clean_schema(multi: bool = False, one_hot: bool = False) -> pa.Schema:
-    """The schema of clean data. `multi`: `label_ids` instead of `label_id`; `one_hot`: `label_one_hot` beside them.
+def clean_schema(multi: bool = False, one_hot: bool = False, masks: bool = False) -> pa.Schema:
+    """The schema of clean data. `multi`: `label_ids` instead of `label_id`; `one_hot`: `label_one_hot` beside them;
+    `masks`: `mask` as the last one, a PNG of the stored picture's size (255 foreground, 0 background), null where the
+    source has none.
 
     Nullable, all of it: Hugging Face `datasets` applies its metadata, by which the image column opens as images,
     only to fields that equal its own, and those are nullable.
@@ -48,6 +50,7 @@ def clean_schema(multi: bool = False, one_hot: bool = False) -> pa.Schema:
         *((name, pa.float32(), _value("float32")) for name in MEASURES),
         ("thumbnail", pa.binary(), _value("binary")),
         ("decoder_warning", pa.string(), _value("string")),
+        *([("mask", pa.binary(), _value("binary"))] if masks else []),
     ]
     about = {"info": {"features": {name: feature for name, _, feature in fields}}}
     return pa.schema([(name, kind) for name, kind, _ in fields], metadata={"huggingface": json.dumps(about)})

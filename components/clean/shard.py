@@ -57,7 +57,7 @@ class RowRules:
         return self.config.label_encoding == "one_hot"
 
     def layout(self) -> Layout:
-        return clean_layout(clean_schema(self.labels.multi, self.one_hot))
+        return clean_layout(clean_schema(self.labels.multi, self.one_hot, self.config.keep_masks))
 
 
 @dataclass
@@ -112,7 +112,7 @@ def _rows(raw: Dataset, part: Slice, config: CleanConfig) -> Iterator[dict[str, 
     """Raw rows with the columns that this config needs; a shard may lack `group`, if it is an old one."""
     columns = ["image_id", "image", "sha256", "label", "split", "group"]
     columns += ["boxes"] if config.roi != "off" else []
-    columns += ["mask"] if config.background != "off" else []
+    columns += ["mask"] if config.background != "off" or config.keep_masks else []
     for table in row_groups(raw, part.file, columns, range(part.first, part.last)):
         yield from table.to_pylist()
 
@@ -147,7 +147,7 @@ def clean_row(row: dict[str, Any], rules: RowRules) -> dict[str, Any]:
         "pixel_hash": pixel_hash(done.pixels),
         **measured,
         "decoder_warning": done.warning or None,
-    }
+    } | ({"mask": done.mask} if config.keep_masks else {})
 
 
 def _encoded(labels: list[str], rules: RowRules) -> dict[str, Any]:

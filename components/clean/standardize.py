@@ -20,7 +20,7 @@ from PIL import Image
 from ..store.images import COLORS, Pixels, decode, in_color
 from .config import CleanConfig
 from .operations import binarize, denoise, equalize
-from .region import background, blurred, box_window, cropped, filled, trimmed_window
+from .region import Window, background, blurred, box_window, cropped, filled, trimmed_window
 
 JPEG_QUALITY = 95
 JPEG_SIDE = 65_500
@@ -37,7 +37,8 @@ class Standardized:
 
     `data`: the bytes to store, the original ones where no operation changed a pixel; `pixels`: uint8
     [H, W, 1 or 3], C-contiguous, what `data` decodes to (of a new JPEG: before its loss); `format`: the source's;
-    `source_width`, `source_height`: of the upright source, in pixels; `warning`: the decoder's, or nothing.
+    `source_width`, `source_height`: of the upright source, in pixels; `warning`: the decoder's, or nothing; `mask`:
+    where it is kept a PNG of one channel and of the size of `pixels`, 255 the foreground, 0 the background.
     """
 
     data: bytes
@@ -46,6 +47,7 @@ class Standardized:
     source_width: int
     source_height: int
     warning: str
+    mask: bytes | None = None
 
 
 def standardize(
@@ -64,25 +66,43 @@ def standardize(
     early = "rgb" if config.trim == "on" or config.background == "blur" else color
     decoded = decode(data, early, limits=config.limits())
     pixels = decoded.pixels
-    if config.background != "off" and mask is not None:
-        pixels = _without_background(pixels, config, early, mask, data)
+    height, width = pixels.shape[:2]
+    behind: Pixels | None = None
+    if mask is not None and (config.background != "off" or config.keep_masks):
+        behind = background(mask, config.background_values(), data, width, height)
+    if behind is not None and config.background != "off":
+        pixels = _without_background(pixels, config, early, behind)
     masked = pixels is not decoded.pixels
-    if config.roi != "off" and boxes:
-        height, width = pixels.shape[:2]
-        pixels = cropped(pixels, box_window(boxes, config.roi, config.roi_margin, width, height))
-    if config.trim == "on":
-        pixels = cropped(pixels, trimmed_window(pixels, config.trim_tolerance))
+    window = _window(pixels, config, boxes)
+    pixels = cropped(pixels, window)
     pixels = _enhanced(in_color(pixels, color), config)
     if (early != "rgb" and not decoded.as_stored) or not _same(pixels, decoded.pixels):
         exact = masked or config.binarize != "off" or not _is_lossy(data, decoded.format)
         data = encode(pixels, exact)
-    return Standardized(data, pixels, decoded.format, decoded.width, decoded.height, decoded.warning)
+    kept = _kept_mask(behind, window) if behind is not None and config.keep_masks else None
+    return Standardized(data, pixels, decoded.format, decoded.width, decoded.height, decoded.warning, kept)
 
 
-def _without_background(pixels: Pixels, config: CleanConfig, color: str, mask: bytes, data: bytes) -> Pixels:
-    """The pixels (in `color`) with a background that is filled or blurred; the same array where there is none."""
+def _window(pixels: Pixels, config: CleanConfig, boxes: Sequence[Mapping[str, Any]] | None) -> Window:
+    """What is cut out: the region of interest, and of that what is within its uniform borders."""
     height, width = pixels.shape[:2]
-    behind = background(mask, config.background_values(), data, width, height)
+    left, top, right, bottom = 0, 0, width, height
+    if config.roi != "off" and boxes:
+        left, top, right, bottom = box_window(boxes, config.roi, config.roi_margin, width, height)
+    if config.trim == "on":
+        inner = trimmed_window(pixels[top:bottom, left:right], config.trim_tolerance)
+        left, top, right, bottom = left + inner[0], top + inner[1], left + inner[2], top + inner[3]
+    return left, top, right, bottom
+
+
+def _kept_mask(behind: Pixels, window: Window) -> bytes:
+    """uint8 [H, W], 1 where the background is → the PNG that is stored, cut out like the picture."""
+    foreground = (1 - cropped(behind, window)) * np.uint8(255)
+    return encode(foreground[:, :, None], exact=True)
+
+
+def _without_background(pixels: Pixels, config: CleanConfig, color: str, behind: Pixels) -> Pixels:
+    """The pixels (in `color`) with a background that is filled or blurred; the same array where there is none."""
     if not behind.any():
         return pixels
     if config.background == "blur":

@@ -1,0 +1,163 @@
+"""Masks that clean keeps: in the geometry of the stored picture, through files that are written again, and off."""
+
+from __future__ import annotations
+
+import io
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import photos
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from imagemill.components.clean.config import CleanConfig
+from imagemill.components.clean.labels import LabelRules
+from imagemill.components.clean.rewrite import rewritten
+from imagemill.components.clean.schema import clean_schema
+from imagemill.components.clean.shard import RowRules, clean_row, clean_shard
+from imagemill.components.clean.slices import Slice
+from imagemill.components.clean.standardize import standardize
+from imagemill.components.clean.table import columns_of
+from imagemill.components.store.images import ImageRejected, decode
+from imagemill.components.store.manifest import Dataset, Manifest
+from imagemill.components.store.shards import Layout, ShardWriter
+
+WIDTH, HEIGHT = 200, 152
+BOX = [{"name": "pet", "xmin": 31.0, "ymin": 21.0, "xmax": 130.0, "ymax": 100.0}]
+
+
+def labels() -> Any:
+    """uint8 [H, W], a trimap: 1 in an off-centre ellipse, 3 on a ring around it, 2 elsewhere."""
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    far = np.hypot((x - 70) / 40, (y - 60) / 30)
+    return np.where(far < 1, 1, np.where(far < 1.2, 3, 2)).astype(np.uint8)
+
+
+def keeping(**options: Any) -> CleanConfig:
+    made = CleanConfig(keep_masks=True, **options)
+    made.check()
+    return made
+
+
+def kept(found: bytes | None) -> Any:
+    """The mask as Pillow reads it: uint8 [H, W] of 0 and 255 only."""
+    assert found is not None
+    opened = Image.open(io.BytesIO(found))
+    assert (opened.format, opened.mode) == ("PNG", "L")
+    values = np.asarray(opened)
+    assert set(np.unique(values)) <= {0, 255}
+    return values
+
+
+def as_stored(orientation: int, pixels: Any) -> bytes:
+    """A PNG that EXIF turns into these pixels."""
+    for _ in range({1: 0, 6: 1, 3: 2, 8: 3}[orientation]):
+        pixels = np.rot90(pixels)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return photos.saved(np.ascontiguousarray(pixels), exif=exif)
+
+
+def row(number: int, mask: bytes | None, data: bytes = b"", split: str | None = None) -> dict[str, Any]:
+    data = data or photos.saved(photos.made(number, 60, 40))
+    found = {"image_id": f"{number}.png", "image": data, "sha256": f"{number:064x}", "label": "cat", "split": split}
+    return found | {"group": None, "boxes": None, "mask": mask}
+
+
+def rules(config: CleanConfig) -> RowRules:
+    return RowRules(config, LabelRules({"cat": 0}))
+
+
+@pytest.mark.parametrize("options", [{}, {"color": "gray"}, {"background": "fill"}, {"background": "blur"}])
+def test_the_foreground_is_255_and_the_rest_0(options: dict[str, Any]) -> None:
+    done = standardize(photos.saved(photos.made()), keeping(**options), None, photos.saved(labels()))
+    np.testing.assert_array_equal(kept(done.mask) == 255, labels() != 2)
+
+
+def test_a_mask_is_cut_out_with_its_picture() -> None:
+    pixels = photos.made()
+    pixels[:, :12] = pixels[:10] = 7
+    source, mask = photos.saved(pixels), photos.saved(labels())
+    roi = standardize(source, keeping(roi="largest"), BOX, mask)
+    np.testing.assert_array_equal(kept(roi.mask) == 255, labels()[20:100, 30:130] != 2)
+    trim = standardize(source, keeping(trim="on"), None, mask)
+    assert trim.pixels.shape == (HEIGHT - 10, WIDTH - 12, 3)
+    np.testing.assert_array_equal(kept(trim.mask) == 255, labels()[10:, 12:] != 2)
+    pixels[:40] = 7  # a border within the box, too
+    both = standardize(photos.saved(pixels), keeping(roi="largest", trim="on"), BOX, mask)
+    assert both.pixels.shape == (60, 100, 3)
+    np.testing.assert_array_equal(both.pixels, pixels[40:100, 30:130])
+    np.testing.assert_array_equal(kept(both.mask) == 255, labels()[40:100, 30:130] != 2)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_a_mask_lies_upright_over_its_picture(orientation: int) -> None:
+    """Given upright, and turned by a quarter as the file is: the same mask, and the bytes of the file stay."""
+    source = as_stored(orientation, photos.made())
+    turns = {1: 0, 3: 0, 6: 1, 8: 3}[orientation]  # a half turn can't be told from none
+    for mask in (labels(), np.ascontiguousarray(np.rot90(labels(), turns))):
+        done = standardize(source, keeping(), None, photos.saved(mask))
+        assert done.data is source and decode(done.data).pixels.shape[:2] == (HEIGHT, WIDTH)
+        np.testing.assert_array_equal(kept(done.mask) == 255, labels() != 2)
+
+
+def test_the_trimap_of_a_known_photograph_is_kept() -> None:
+    done = standardize(photos.pet("Abyssinian_101"), keeping(), None, photos.trimap("Abyssinian_101"))
+    mask = kept(done.mask)
+    assert mask.shape == done.pixels.shape[:2] and (mask == 0).sum() == 99_672
+
+
+def test_no_mask_is_null_and_a_broken_one_rejects() -> None:
+    source = photos.saved(photos.made())
+    assert standardize(source, keeping()).mask is None
+    assert standardize(source, CleanConfig(), None, photos.saved(labels())).mask is None
+    assert standardize(source, CleanConfig(background="fill"), None, photos.saved(labels())).mask is None
+    with pytest.raises(ImageRejected, match="bad_mask"):
+        standardize(source, keeping(), None, b"no PNG")
+    assert standardize(source, CleanConfig(), None, b"no PNG").data is source
+
+
+def test_rows_have_the_column_only_where_it_is_asked_for() -> None:
+    mask = photos.saved(np.eye(40, 60, dtype=np.uint8))
+    found = clean_row(row(1, mask), rules(keeping()))
+    assert found["mask"] is not None and clean_row(row(1, None), rules(keeping()))["mask"] is None
+    plain = clean_row(row(1, mask), rules(CleanConfig()))
+    assert "mask" not in plain and plain == {name: value for name, value in found.items() if name != "mask"}
+    assert rules(keeping()).layout().schema.names == [*clean_schema().names, "mask"]
+    assert rules(CleanConfig()).layout().schema == clean_schema()
+
+
+def test_a_dataset_without_masks_has_the_name_it_had() -> None:
+    assert CleanConfig().counting() == CleanConfig(keep_masks=False).counting() == {}
+    assert keeping().counting() == {"keep_masks": True}
+
+
+def test_files_written_again_keep_their_masks(tmp_path: Path) -> None:
+    """Of a raw shard, through clean_shard, and once more where rows go or change sides."""
+    schema = pa.schema(
+        [(name, pa.string()) for name in ("image_id", "sha256", "label", "split", "group")]
+        + [("image", pa.binary()), ("mask", pa.binary())]
+    )
+    masks = [photos.saved((np.indices((40, 60)).sum(axis=0) % (n + 2) == 0).astype(np.uint8)) for n in range(6)]
+    with ShardWriter(str(tmp_path), Layout(schema)) as writer:
+        for number in range(6):
+            one = row(number, None if number == 3 else masks[number], split="train")
+            writer.add({name: one[name] for name in schema.names}, 1)
+        file = writer.publish("data/raw", "data")
+    raw = Dataset(str(tmp_path), Manifest("raw", "x", files=(file,)), "")
+    part = Slice(file, 0, 1, 6, 1)
+    config = keeping(val_fraction=0.0)
+    shard = clean_shard(raw, part, str(tmp_path), rules(config), lambda _: None, threading.Lock(), 1)
+    first = {r["image_id"]: r["mask"] for t in columns_of(str(tmp_path), shard.data[0], None) for r in t.to_pylist()}
+    assert len(first) == 6 and first["3.png"] is None
+    np.testing.assert_array_equal(kept(first["2.png"]) == 255, np.indices((40, 60)).sum(axis=0) % 4 == 0)
+    alive, splits = np.array([True, False, True, True, True, True]), np.array([0, 0, 1, 0, 0, 2], np.uint8)
+    again = list(rewritten(str(tmp_path), shard.data[0], alive, splits, rules(config).layout()))
+    assert sorted((f.split, f.rows) for f in again) == [("test", 1), ("train", 3), ("val", 1)]
+    second = {
+        r["image_id"]: r["mask"] for f in again for t in columns_of(str(tmp_path), f, None) for r in t.to_pylist()
+    }
+    assert len(second) == 5 and all(first[name] == mask for name, mask in second.items())
