@@ -6,30 +6,33 @@ Every split's rows are ordered by `shuffle_index` and cut into files of a fixed 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
+from ..store.labels import SINGLE
 from ..store.manifest import Dataset, File
+from ..store.parallel import ordered
 from ..store.shards import open_parquet, read_row_group
 
 FILE_BYTES = 128 * 2**20
-ENCODED_BYTES = 256 * 2**20
+ENCODED_BYTES = 96 * 2**20
 """What a task holds of encoded images, by the dataset's mean: large photographs make short files."""
 FILE_ROWS = 4096
 """So that small images make work for many cores, too."""
 ROW_GROUP_BYTES = 24 * 2**20
 """16 to 32 MB: large enough to read at memory speed, small enough to shuffle by."""
+INDEX_THREADS = 16
+"""Files whose indices are read at a time: from an object store each of them is some round trips."""
 
 Indices = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Slice:
-    """Consecutive rows of one clean file: `skip` rows into the row groups `groups`, then `rows` of them."""
+    """Consecutive rows of one file: `skip` rows into the row groups `groups`, then `rows` of them."""
 
     uri: str
     groups: tuple[int, ...]
@@ -39,62 +42,147 @@ class Slice:
 
 @dataclass(frozen=True)
 class Job:
-    """One tensor file to make: the rows of a range of the shuffled order, from wherever they lie."""
+    """One tensor file to make: the rows whose shuffle_index is in [low, high), from wherever they lie.
+
+    `rows` are the images that go in: of copies there may come more out.
+    """
 
     key: str
     split: str
     rows: int
-    slices: tuple[Slice, ...]
+    slices: tuple[Slice, ...] = ()
+    low: int = 0
+    high: int = 0
+    task: str = SINGLE
 
 
 @dataclass(frozen=True)
-class _Indexed:
-    """A clean file's shuffle indices, ascending (clean writes them so), and where its row groups begin."""
+class Source:
+    """A sequence of rows in shuffled order: a clean file, or a run, which may be several files one after the other.
 
-    uri: str
+    `indices`: the rows' shuffle indices, ascending; `starts`: the row at which each row group begins, and the end;
+    `firsts`: of each file its first row group, and the end.
+    """
+
+    uris: tuple[str, ...]
     indices: Indices
     starts: Indices
+    firsts: tuple[int, ...]
+
+    def slices(self, begin: int, end: int) -> Iterator[Slice]:
+        """Where the rows [begin, end) lie."""
+        if begin == end:
+            return
+        first = int(np.searchsorted(self.starts, begin, side="right")) - 1
+        last = int(np.searchsorted(self.starts, end, side="left"))
+        for uri, at, after in zip(self.uris, self.firsts, self.firsts[1:], strict=False):
+            low, high = max(first, at), min(last, after)
+            if low < high:
+                skip = max(begin - int(self.starts[low]), 0)
+                rows = min(end, int(self.starts[high])) - int(self.starts[low]) - skip
+                yield Slice(uri, tuple(range(low - at, high - at)), skip, rows)
 
 
-def plan_jobs(clean: Dataset, split: str, row_bytes: int) -> Iterator[Job]:
-    """The tensor files of one split, in shuffled order."""
-    files = [_index(clean, file) for file in clean.files("data", split)]
-    if not files:
-        return
-    merged = np.sort(np.concatenate([f.indices for f in files]))
+@dataclass(frozen=True)
+class Plan:
+    """The tensor files of one split, in shuffled order, and where their rows lie. `mean_bytes`: of an image."""
+
+    jobs: tuple[Job, ...]
+    sources: tuple[Source, ...]
+    mean_bytes: int
+
+    @property
+    def rows(self) -> int:
+        return sum(job.rows for job in self.jobs)
+
+
+def plan_split(clean: Dataset, split: str, row_bytes: int, copies: int = 0) -> Plan:
+    """The plan of one split, for tensors of `row_bytes` each and, in training, so many copies beside each image."""
+    sources = index_files(clean, split)
     totals = clean.manifest.totals
     mean_bytes = max(1, totals.bytes // max(1, totals.rows))
-    per_file = max(1, min(FILE_BYTES // row_bytes, ENCODED_BYTES // mean_bytes, FILE_ROWS))
-    low = int(merged[0])
-    position = 0
-    while position < len(merged):
+    most = rows_per_file(row_bytes, mean_bytes, copies if split == "train" else 0)
+    cuts = cut([source.indices for source in sources], most)
+    jobs = (
+        Job(f"{split}-{low:016x}-{high:016x}", split, rows, (), low, high, clean.manifest.task)
+        for low, high, rows in cuts
+    )
+    return Plan(tuple(jobs), sources, mean_bytes)
+
+
+def plan_jobs(clean: Dataset, split: str, row_bytes: int, copies: int = 0) -> Iterator[Job]:
+    """The tensor files of one split, in shuffled order, each with its rows' places in the clean files."""
+    plan = plan_split(clean, split, row_bytes, copies)
+    for job, slices in zip(plan.jobs, places(plan.sources, bounds(plan.jobs)), strict=True):
+        yield replace(job, slices=slices)
+
+
+def rows_per_file(row_bytes: int, mean_bytes: int, copies: int) -> int:
+    """Images of one tensor file: by what it holds with their copies, and by what a task holds to make it."""
+    written = 1 + copies
+    return max(1, min(FILE_BYTES // (row_bytes * written), ENCODED_BYTES // mean_bytes, FILE_ROWS // written))
+
+
+def cut(indices: Sequence[Indices], most: int) -> Iterator[tuple[int, int, int]]:
+    """(low, high, rows) of each file: its indices are in [low, high), and nothing is between two files."""
+    if not indices:
+        return
+    merged = np.sort(np.concatenate(indices))
+    begin = 0
+    while begin < len(merged):
+        low = int(merged[begin])
         # Rows of one index (copies that were kept) stay together: the cut moves up to the next index.
-        end = position + per_file
+        end = begin + most
         high = int(merged[end]) if end < len(merged) else int(merged[-1]) + 1
         if high == low:
             high = low + 1
-        slices = tuple(s for f in files if (s := _slice(f, low, high)))
-        rows = sum(s.rows for s in slices)
-        yield Job(f"{split}-{low:016x}-{high:016x}", split, rows, slices)
-        position += rows
-        low = high
+        end = len(merged) if high > merged[-1] else int(np.searchsorted(merged, high))
+        yield low, int(merged[end]) if end < len(merged) else high, end - begin
+        begin = end
 
 
-def _index(clean: Dataset, file: File) -> _Indexed:
+def bounds(jobs: Sequence[Job]) -> Indices:
+    """int64 [jobs, 2]: of each the lowest index that it may have, and the highest."""
+    return np.array([(job.low, job.high - 1) for job in jobs], np.int64).reshape(-1, 2)
+
+
+def places(sources: Sequence[Source], ranges: Indices) -> Iterator[tuple[Slice, ...]]:
+    """Where the rows of each of `ranges` lie: int64 [n, 2], as `bounds` gives them."""
+    rows = [_positions(source, ranges) for source in sources]
+    for number in range(len(ranges)):
+        found = (s.slices(int(begin[number]), int(end[number])) for s, (begin, end) in zip(sources, rows, strict=True))
+        yield tuple(one for some in found for one in some)
+
+
+def rows_read(sources: Sequence[Source], ranges: Indices) -> int:
+    """Rows of all the row groups that must be read for `ranges`, each of which is read by itself."""
+    total = 0
+    for source in sources:
+        begin, end = _positions(source, ranges)
+        first = source.starts[np.searchsorted(source.starts, begin, side="right") - 1]
+        last = source.starts[np.searchsorted(source.starts, end, side="left")]
+        total += int((last - first)[end > begin].sum())
+    return total
+
+
+def _positions(source: Source, ranges: Indices) -> tuple[Indices, Indices]:
+    """Of each range its first row in the source, and the one after its last."""
+    begin = np.searchsorted(source.indices, ranges[:, 0], side="left")
+    return begin, np.searchsorted(source.indices, ranges[:, 1], side="right")
+
+
+def index_files(clean: Dataset, split: str) -> tuple[Source, ...]:
+    """The clean files of one split, their indices read by some threads."""
+    files = clean.files("data", split)
+    return tuple(ordered(files, lambda file: _index(clean, file), INDEX_THREADS, lambda file: 8 * file.rows))
+
+
+def _index(clean: Dataset, file: File) -> Source:
     uri = clean.locate(file)
-    parts: list[Any] = []
+    parts: list[Indices] = [np.zeros(0, np.int64)]
     with open_parquet(uri) as parquet:
         for group in range(parquet.num_row_groups):
             column = read_row_group(parquet, group, uri, ["shuffle_index"]).column("shuffle_index")
-            parts.append(column.to_numpy())
-    lengths = np.array([0, *(len(part) for part in parts)], dtype=np.int64)
-    return _Indexed(uri, np.concatenate(parts).astype(np.int64), np.cumsum(lengths))
-
-
-def _slice(file: _Indexed, low: int, high: int) -> Slice | None:
-    begin, end = (int(i) for i in np.searchsorted(file.indices, [low, high]))
-    if begin == end:
-        return None
-    first = int(np.searchsorted(file.starts, begin, side="right")) - 1
-    last = int(np.searchsorted(file.starts, end, side="left"))
-    return Slice(file.uri, tuple(range(first, last)), begin - int(file.starts[first]), end - begin)
+            parts.append(column.to_numpy().astype(np.int64, copy=False))
+    starts = np.cumsum([len(part) for part in parts], dtype=np.int64)
+    return Source((uri,), np.concatenate(parts), starts, (0, len(parts) - 1))

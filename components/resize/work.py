@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from ..store.manifest import File
 from ..store.resample import Geometry, decode_to
 from ..store.shards import Layout, ShardWriter, open_parquet, read_row_group
 from ..store.tensors import RAW, encode_jpeg
-from .plan import ROW_GROUP_BYTES, Job
+from .plan import ROW_GROUP_BYTES, Job, Slice
 from .statistics import Histogram, Sums, add_histogram
 
 _LABELS = {SINGLE: pa.int32(), MULTI: pa.list_(pa.int32())}
@@ -52,14 +53,30 @@ class Recipe:
         )
 
 
-def make_file(job: Job, dataset_uri: str, recipe: Recipe) -> dict[str, Any]:
+Row = dict[str, Any]
+Kernel = Callable[[Sequence[bytes], Geometry], Iterator[Pixels]]
+"""Encoded images, of one row group at most → uint8 [H, W, C] of each, in their order. Raises ImageRejected."""
+
+
+def one_by_one(images: Sequence[bytes], geometry: Geometry) -> Iterator[Pixels]:
+    """The kernel of the CPU."""
+    return (decode_to(data, geometry) for data in images)
+
+
+def make_file(
+    job: Job, dataset_uri: str, recipe: Recipe, rows: list[Row] | None = None, kernel: Kernel = one_by_one
+) -> dict[str, Any]:
     """Do one job; returns the published file's entry as `file`, its rows, the bytes of its images (`image_bytes`), and
-    `sums` where they are wanted; or `error` and `exit_code` (an error must cross processes)."""
+    `sums` where they are wanted; or `error` and `exit_code` (an error must cross processes).
+
+    `rows`: the job's, where somebody has read them already (`read_rows`).
+    """
     geometry = recipe.geometry
     _one_thread(geometry)
     histogram = np.zeros((geometry.shape[2], 256), np.int64) if recipe.with_sums and job.split == "train" else None
     try:
-        file, image_bytes = _make(job, dataset_uri, recipe, histogram)
+        rows = read_rows(job.slices, columns(job.task)) if rows is None else rows
+        file, image_bytes = _make(job, dataset_uri, recipe, histogram, rows, kernel)
     except MillError as error:
         return {"error": str(error), "exit_code": error.exit_code}
     found = {"file": asdict(file), "rows": file.rows, "image_bytes": image_bytes}
@@ -77,17 +94,17 @@ def _one_thread(geometry: Geometry) -> None:
         cv2.setNumThreads(1)
 
 
-def _make(job: Job, dataset_uri: str, recipe: Recipe, histogram: Histogram | None) -> tuple[File, int]:
-    task = _task(job)
-    rows = _rows(job, label_column(task))
-    schema, written = recipe.schema(task), 0
+def _make(
+    job: Job, dataset_uri: str, recipe: Recipe, histogram: Histogram | None, rows: list[Row], kernel: Kernel
+) -> tuple[File, int]:
+    schema, written = recipe.schema(job.task), 0
     group = max(1, ROW_GROUP_BYTES // recipe.row_bytes)
     pixels = np.empty((min(group, len(rows)), *recipe.geometry.shape), np.uint8)  # one buffer for every row group
     with ShardWriter(dataset_uri, Layout(schema, plain=True)) as writer:
         for start in range(0, len(rows), group):
             part = rows[start : start + group]
-            for number, row in enumerate(part):
-                pixels[number] = _resized(row, recipe.geometry)
+            for number, image in enumerate(_resized(part, recipe.geometry, kernel)):
+                pixels[number] = image
                 if histogram is not None:
                     add_histogram(histogram, pixels[number])
             images, size = _column(pixels[: len(part)], recipe)
@@ -105,17 +122,15 @@ def _column(pixels: Pixels, recipe: Recipe) -> tuple[pa.Array, int]:
     return pa.array(encoded, pa.binary()), sum(map(len, encoded))
 
 
-def _task(job: Job) -> str:
-    """As the clean files have it: all of a dataset's have the same columns."""
-    with open_parquet(job.slices[0].uri) as parquet:
-        return MULTI if label_column(MULTI) in parquet.schema_arrow.names else SINGLE
+def columns(task: str) -> list[str]:
+    """What a clean row must have to become a tensor."""
+    return ["image_id", "image.bytes", label_column(task), "shuffle_index"]
 
 
-def _rows(job: Job, label: str) -> list[dict[str, Any]]:
-    """The job's rows in shuffled order. Holds their encoded bytes: of one tensor file."""
-    columns = ["image_id", "image.bytes", label, "shuffle_index"]
-    rows: list[dict[str, Any]] = []
-    for part in job.slices:
+def read_rows(slices: Iterable[Slice], columns: list[str]) -> list[Row]:
+    """The rows of some slices in shuffled order. Holds their encoded bytes."""
+    rows: list[Row] = []
+    for part in slices:
         with open_parquet(part.uri) as parquet:
             skip, left = part.skip, part.rows
             for index in part.groups:
@@ -126,16 +141,18 @@ def _rows(job: Job, label: str) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row["shuffle_index"], row["image_id"]))
 
 
-def _resized(row: dict[str, Any], geometry: Geometry) -> Pixels:
-    try:
-        return decode_to(row["image"]["bytes"], geometry)
-    except ImageRejected as error:
-        raise MillError(
-            f"{row['image_id']}: clean passed this image, but resize can't decode it ({error}); this is an error of "
-            "imagemill's, not of the image"
-        ) from None
+def _resized(rows: list[Row], geometry: Geometry, kernel: Kernel) -> Iterator[Pixels]:
+    made = kernel([row["image"]["bytes"] for row in rows], geometry)
+    for row in rows:
+        try:
+            yield next(made)
+        except ImageRejected as error:
+            raise MillError(
+                f"{row['image_id']}: clean passed this image, but resize can't decode it ({error}); this is an error "
+                "of imagemill's, not of the image"
+            ) from None
 
 
-def _table(rows: list[dict[str, Any]], images: pa.Array, schema: pa.Schema) -> pa.Table:
+def _table(rows: list[Row], images: pa.Array, schema: pa.Schema) -> pa.Table:
     others = [pa.array([row[one.name] for row in rows], one.type) for one in list(schema)[1:]]
     return pa.Table.from_arrays([images, *others], schema=schema)

@@ -38,7 +38,7 @@ def test_a_resize_task_is_bounded_by_encoded_bytes(tmp_path: Path) -> None:
     )
     jobs = list(plan_jobs(Dataset(clean.uri, heavy, ""), "train", 32 * 32 * 3))
     assert sum(job.rows for job in jobs) == totals.by_split["train"]
-    assert max(job.rows for job in jobs) <= 4, "256 MB of images of 64 MB"
+    assert max(job.rows for job in jobs) == 1, "96 MB of images of 64 MB"
 
 
 def test_a_class_without_a_usable_training_image_is_no_class(tmp_path: Path) -> None:
