@@ -38,8 +38,8 @@ class ResizeConfig(StepConfig):
         low=0, high=16384,
     )  # fmt: skip
     store_size: int = option(
-        0, "crop: side of the square that is stored, of which the model sees the centre and training crops at random, "
-        "up to resize_size (default: image_size)", low=0, high=16384,
+        0, "crop: side of the square that is stored (256 for an image_size of 224), of which the model sees the centre and "
+        "training crops at random, up to resize_size (default: image_size)", low=0, high=16384,
     )  # fmt: skip
     preset: str = option("photo", presets.HELP, counts=False, pipeline=True, choices=presets.NAMES)
     resize_mode: str = option(
@@ -115,13 +115,18 @@ class ResizeConfig(StepConfig):
         super().__post_init__()
 
     def _fill(self, chosen: model_presets.ModelPreset | None) -> None:
-        """What was left unset, by the model preset."""
+        """What was left unset, by the model preset. The kind of picture (`preset`) is stronger: its mode is what is
+        safe to do to such pictures, and its normalization what they look like."""
         if chosen is None:
             return
-        values: dict[str, int | str] = {"interpolation": chosen.interpolation}
-        values["image_size"] = chosen.image_size
         size = self.image_size or chosen.image_size
-        values["resize_size"] = round(size * chosen.resize_size / chosen.image_size)
+        mode = presets.preset_value(self.preset, "resize_mode") if self.resize_mode == "auto" else self.resize_mode
+        if mode == "crop" and self.resize_mode == "auto":
+            mode = chosen.mode
+        values = {"image_size": size, "interpolation": chosen.interpolation, "resize_mode": mode}
+        short = round(size * chosen.resize_size / chosen.image_size)
+        if mode == "crop" and short != usual_resize(size):  # else it is what nobody needs to say
+            values["resize_size"] = short
         if presets.preset_value(self.preset, "normalization") != "dataset":
             values["normalization"] = chosen.normalization
         for name, value in values.items():

@@ -13,11 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..store.images import Pixels
-from ..store.model_presets import NORMALIZATIONS
+from ..store.model_presets import known as known
 
 Histogram = npt.NDArray[np.int64]
 
-LUMA = (0.299, 0.587, 0.114)
 STD_FLOOR = 1 / 255
 """One level: a channel that is the same everywhere must not divide by zero."""
 UNKNOWN = (0.5, 0.5)
@@ -87,15 +86,3 @@ def normalization_of(normalization: str, color: str, channels: int, sums: Sums) 
     mean, std = known(normalization, color)
     own = [sums.mean_std(channel) for channel in range(len(mean), channels)]
     return [*mean, *(one for one, _ in own)], [*std, *(one for _, one in own)]
-
-
-def known(normalization: str, color: str) -> tuple[list[float], list[float]]:
-    """The named mean and spread of a colour's channels, of grey by the luma weights of ITU-R 601; empty where there
-    are none."""
-    if normalization not in NORMALIZATIONS or color not in ("rgb", "gray"):
-        return [], []
-    mean, std = NORMALIZATIONS[normalization]
-    if color == "rgb":
-        return list(mean), list(std)
-    luma_mean, luma_std = (round(sum(w * v for w, v in zip(LUMA, values, strict=True)), 3) for values in (mean, std))
-    return [luma_mean], [luma_std]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import importlib.util
 import re
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -33,12 +35,72 @@ def backbones() -> tuple[str, ...]:
 @cache
 def named_weights(backbone: str) -> tuple[str, ...]:
     """The names of a model's pretrained weights, `DEFAULT` among them; nothing if that can't be told."""
+    return tuple(re.findall(r"^    ([A-Z]\w*) = ", _weights_class(backbone), re.MULTILINE))
+
+
+def _weights_class(backbone: str) -> str:
+    """The source text of the enumeration of a model's weights; empty if it can't be told."""
+    if not backbone.isidentifier():
+        return ""
     for text in _sources():
         function = re.search(rf"^def {backbone}\(\s*(?:\*,\s*)?weights: (?:Optional\[)?(\w+)", text, re.MULTILINE)
         if function:
             body = re.search(rf"^class {function[1]}\(WeightsEnum\):\n((?:(?: .*)?\n)+)", text, re.MULTILINE)
-            return tuple(re.findall(r"^    ([A-Z]\w*) = ", body[1], re.MULTILINE)) if body else ()
-    return ()
+            return body[0] if body else ""
+    return ""
+
+
+@dataclass(frozen=True)
+class Transforms:
+    """What weights were evaluated with, torchvision's `ImageClassification`: the short side is resized to
+    `resize_size` and the centre square of `crop_size` taken, in pixels; mean and std are of red, green, blue in [0, 1].
+    The defaults are that class's."""
+
+    crop_size: int
+    resize_size: int = 256
+    interpolation: str = "bilinear"
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+
+@cache
+def transforms_of(backbone: str, weights: str = "DEFAULT") -> Transforms | None:
+    """What a model's weights were evaluated with; None if there are no such weights, or if it can't be told."""
+    try:
+        values = _assignments(_weights_class(backbone))
+        found = values.get(weights)
+        if isinstance(found, ast.Name):  # DEFAULT = IMAGENET1K_V2
+            found = values.get(found.id)
+        made = _arguments(found)["transforms"]  # partial(ImageClassification, crop_size=224, …)
+        if not isinstance(made, ast.Call) or ast.unparse(made.args[0]) != "ImageClassification":
+            return None
+        return Transforms(**{name: _value(node) for name, node in _arguments(made).items() if name != "antialias"})
+    except (SyntaxError, KeyError, IndexError, TypeError, ValueError):  # written otherwise than we know it
+        return None
+
+
+def _assignments(text: str) -> dict[str, ast.expr]:
+    """`name = value` in the body of the one class of a text."""
+    body = [one for made in ast.parse(text).body if isinstance(made, ast.ClassDef) for one in made.body]
+    pairs = [(one.targets[0], one.value) for one in body if isinstance(one, ast.Assign)]
+    return {target.id: value for target, value in pairs if isinstance(target, ast.Name)}
+
+
+def _arguments(call: ast.expr | None) -> dict[str | None, ast.expr]:
+    """The named arguments of a call; nothing of what is none."""
+    return {one.arg: one.value for one in call.keywords} if isinstance(call, ast.Call) else {}
+
+
+def _value(node: ast.expr) -> object:
+    """A number, a tuple of them (also `1.0 / 255.0`), or the name of an `InterpolationMode`. ValueError for others."""
+    if isinstance(node, ast.Tuple):
+        return tuple(_value(one) for one in node.elts)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
+        above, below = ast.literal_eval(node.left), ast.literal_eval(node.right)
+        return float(above) / float(below)
+    if isinstance(node, ast.Attribute):
+        return node.attr.lower()
+    return ast.literal_eval(node)
 
 
 def check_backbone(name: str) -> None:

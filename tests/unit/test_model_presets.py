@@ -1,0 +1,217 @@
+"""Model presets are what torchvision's weights were evaluated with, and fill in what nobody has said."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from imagemill.components.resize.config import ResizeConfig
+from imagemill.components.store import backbones as sources
+from imagemill.components.store import model_presets
+from imagemill.components.store.errors import UserError
+from imagemill.components.store.model_presets import FAMILIES, NORMALIZATIONS, ModelPreset, find, table
+
+
+def from_values(**values: Any) -> ResizeConfig:
+    return ResizeConfig.from_values(values)
+
+
+def as_torchvision_says() -> dict[str, tuple[Any, ...]]:
+    """`model:weights` and `model` (its default weights) → what `weights.transforms()` does."""
+    import torchvision
+    from torchvision.models import get_model_weights, list_models
+
+    found = {}
+    for name in list_models(module=torchvision.models):
+        for weights, one in get_model_weights(name).__members__.items():
+            does = one.transforms()
+            said = (*does.crop_size, *does.resize_size, does.interpolation.value, tuple(does.mean), tuple(does.std))
+            found[f"{name}:{weights}"] = said
+            if weights == "DEFAULT":
+                found[name] = said
+    return found
+
+
+def as_we_say(preset: ModelPreset | None) -> tuple[Any, ...]:
+    assert preset is not None and preset.mode == "crop"
+    mean, std = NORMALIZATIONS[preset.normalization]
+    return preset.image_size, preset.resize_size, preset.interpolation, tuple(mean), tuple(std)
+
+
+def test_every_torchvision_model_and_weights_by_source_text_and_by_table() -> None:
+    said = as_torchvision_says()
+    assert len(said) >= 270 and said["resnet50:IMAGENET1K_V2"] == said["resnet50"] != said["resnet50:IMAGENET1K_V1"]
+    for name, does in said.items():
+        backbone, _, weights = name.partition(":")
+        read = sources.transforms_of(backbone, weights or "DEFAULT")
+        assert read is not None and dataclasses.astuple(read) == does, name
+        assert as_we_say(find(name)) == does, name
+    assert {name: as_we_say(preset) for name, preset in table().items()} == said
+
+
+@pytest.mark.parametrize(
+    ("name", "preset"),
+    [
+        ("resnet18", ModelPreset(224, 256)),
+        ("resnet50", ModelPreset(224, 232)),
+        ("resnet50:DEFAULT", ModelPreset(224, 232)),
+        ("resnet50:IMAGENET1K_V1", ModelPreset(224, 256)),
+        ("inception_v3", ModelPreset(299, 342)),
+        ("xception", ModelPreset(299, 333, "bicubic", "half")),
+        ("clip-336", ModelPreset(336, 336, "bicubic", "clip")),
+        ("vit_b_16:IMAGENET1K_SWAG_E2E_V1", ModelPreset(384, 384, "bicubic")),
+        ("convnext-384", ModelPreset(384, 384, "bicubic", mode="squash")),
+        ("efficientnet_b7", ModelPreset(600, 600, "bicubic")),
+        ("efficientnet_v2_l", ModelPreset(480, 480, "bicubic", "half")),
+        ("448", ModelPreset(448, 448, "bicubic")),
+    ],
+)
+def test_the_usual_sizes(name: str, preset: ModelPreset) -> None:
+    assert find(name) == preset
+
+
+def test_without_torchvision_the_same_presets_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_it = {name: find(name) for name in [*table(), *FAMILIES]}
+    forget()
+    monkeypatch.setattr(sources, "_sources", lambda: ())
+    try:
+        assert sources.transforms_of("resnet50") is None and sources.backbones() == ()
+        assert {name: find(name) for name in with_it} == with_it
+        with pytest.raises(
+            UserError, match=r"resnet50 with one of its weights \(DEFAULT, IMAGENET1K_V1, IMAGENET1K_V2"
+        ):
+            model_presets.check("resnet50:IMAGENET1K_V3")
+        with pytest.raises(UserError, match=r"efficientnet_b7"):
+            model_presets.check("efficientnet-b7")
+    finally:
+        forget()
+
+
+def forget() -> None:
+    for one in (find, sources.transforms_of, sources.backbones, sources.named_weights):
+        one.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "class W(WeightsEnum):\n    V1 = Weights(transforms=partial(Other, crop_size=3))\n    DEFAULT = V1\n",
+        "class W(WeightsEnum):\n    V1 = Weights(transforms=preset)\n    DEFAULT = V1\n",
+        "class W(WeightsEnum):\n    V1 = Weights(transforms=partial(ImageClassification, crop_size=side()))\n",
+        "class W(WeightsEnum):\n    V1 = Weights(transforms=partial(ImageClassification, crop=3))\n    DEFAULT = V1\n",
+        "class W(WeightsEnum):\n    V1 = Weights(**same)\n    DEFAULT = V1\n",
+        "class W(WeightsEnum):\n    V1 = V2 = (\n",
+    ],
+)
+def test_a_source_that_is_written_otherwise_is_not_guessed_at(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    function = "\n\ndef odd_net(*, weights: Optional[W] = None):\n    return 1\n"
+    forget()
+    monkeypatch.setattr(sources, "_sources", lambda: (text + function,))
+    try:
+        assert sources.transforms_of("odd_net") is None and find("odd_net") is None
+        assert find("resnet50") == ModelPreset(224, 232)  # by the table
+    finally:
+        forget()
+
+
+def test_a_normalization_without_a_name_is_no_preset(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (
+        "class W(WeightsEnum):\n    V1 = Weights(\n        transforms=partial(\n            ImageClassification,\n"
+        "            crop_size=96, mean=(0.1, 0.2, 0.3), std=(1.0 / 4.0, 0.5, 0.5)\n        ),\n    )\n"
+        "    DEFAULT = V1\n\n\ndef odd_net(*, weights: Optional[W] = None):\n    return 1\n"
+    )
+    forget()
+    monkeypatch.setattr(sources, "_sources", lambda: (text,))
+    try:
+        read = sources.transforms_of("odd_net")
+        assert read is not None and (read.crop_size, read.mean, read.std) == (96, (0.1, 0.2, 0.3), (0.25, 0.5, 0.5))
+        assert find("odd_net") is None
+    finally:
+        forget()
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("resnet5", r"a model preset \(resnet50, "),
+        ("efficientnet-b7", r"a model preset \(efficientnet_b7, "),
+        ("Inception", r"a model preset \(inception_v3, "),
+        ("convnext384", r"a model preset \(convnext-384, "),
+        ("qqqqqqq", r"a model preset \(resnet50, .*xception"),
+        ("resnet50:V2", r"resnet50 with one of its weights \(DEFAULT, IMAGENET1K_V1, IMAGENET1K_V2\)"),
+        ("resnet50:", r"resnet50 with one of its weights"),
+        ("nonet:DEFAULT", r"a model preset \("),
+        ("../resnet50", r"a model preset \("),
+        ("resnet(", r"a model preset \("),
+    ],
+)
+def test_an_unknown_name_is_told_the_nearest(name: str, nearest: str) -> None:
+    with pytest.raises(UserError, match=rf"^model_preset: expected {nearest}.*, found '"):
+        from_values(model_preset=name)
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, *table()])
+def test_every_preset_gives_a_valid_config_at_its_own_size_and_at_others(name: str) -> None:
+    chosen = find(name)
+    assert chosen is not None
+    for size in (0, 8, 65, 1024):
+        config = from_values(model_preset=name, image_size=size)
+        side = size or chosen.image_size
+        geometry = config.geometry("rgb")
+        assert (geometry.size, geometry.mode) == (side, chosen.mode)
+        assert (config.interpolation, config.normalization) == (chosen.interpolation, chosen.normalization)
+        if chosen.mode == "crop":
+            assert abs(geometry.short_side - side * chosen.resize_size / chosen.image_size) <= 0.51
+
+
+def test_what_is_said_wins_over_the_model_preset() -> None:
+    config = from_values(
+        model_preset="efficientnet_v2_l", image_size=128, resize_size=200, interpolation="area",
+        normalization="imagenet", resize_mode="letterbox",
+    )  # fmt: skip
+    assert (config.image_size, config.resize_size, config.interpolation) == (128, 200, "area")
+    assert (config.normalization, config.resize_mode) == ("imagenet", "letterbox")
+    usual = from_values(model_preset="efficientnet_b7", interpolation="bilinear", image_size=128)
+    assert usual.interpolation == "bilinear" and usual.geometry("rgb").short_side == 128
+    assert from_values(model_preset="convnext-384", resize_mode="crop").geometry("rgb").short_side == 384
+
+
+def test_the_kind_of_picture_is_stronger() -> None:
+    satellite = from_values(model_preset="efficientnet_v2_l", preset="satellite")
+    assert (satellite.normalization, satellite.resize_mode) == ("dataset", "squash")
+    assert (satellite.image_size, satellite.interpolation) == (480, "bicubic")
+    assert from_values(model_preset="xception", preset="medical").normalization == "half"
+    assert from_values(model_preset="convnext-384", preset="ocr").resize_mode == "letterbox"
+    said = from_values(model_preset="xception", preset="satellite", normalization="clip")
+    assert said.normalization == "clip"
+
+
+def test_the_fingerprint_sees_what_the_preset_fills_in_and_not_its_name() -> None:
+    assert from_values(model_preset="xception").counting() == {
+        "image_size": 299, "resize_size": 333, "interpolation": "bicubic", "normalization": "half",
+    }  # fmt: skip
+    assert from_values(model_preset="224").counting() == from_values(model_preset="resnet18").counting()
+    assert from_values(model_preset="resnet18").counting() == from_values(image_size=224).counting()
+    assert from_values(model_preset="resnet50").counting() == from_values(image_size=224, resize_size=232).counting()
+    same = from_values(model_preset="resnet50", preset="medical")
+    assert same.counting() == from_values(image_size=224, preset="medical").counting()
+    assert "model_preset" not in from_values(model_preset="resnet50").effective()
+    assert from_values(model_preset="resnet18", image_size=128).counting() == from_values().counting() == {}
+
+
+def test_help_is_short_and_complete() -> None:
+    assert len(model_presets.HELP) < 400
+    assert all(name in model_presets.HELP for name in FAMILIES)
+    command = [sys.executable, "-m", "imagemill.pipelines.cli", "resize", "--help"]
+    said = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "100"}, timeout=60
+    ).stdout
+    at = said.index("\n  --model-preset")
+    about = " ".join(said[at : said.index("\n  --", at + 1)].split())
+    assert model_presets.HELP in about
+    assert max(map(len, said.splitlines())) <= 100
