@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import chain
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..store import uri as uris
@@ -15,11 +14,13 @@ from ..store.manifest import Dataset, File, Manifest, Totals, commit, ready
 from ..store.progress import Progress, size
 from ..store.step import CACHED, RAN, Context, Outcome
 from ..store.tensors import JPEG
+from .batches import batches, make_files
 from .config import VERSION, ResizeConfig
 from .on_ray import ray_session, run_jobs
-from .plan import Job, plan_jobs
+from .plan import Job, Plan, plan_split
+from .runs import Merge, is_whole, merge, remove_runs, with_runs
 from .statistics import Sums, needs_sums, normalization_of
-from .work import Recipe, make_file
+from .work import Recipe, columns
 
 SPLITS = ("train", "val", "test")
 
@@ -30,30 +31,35 @@ def resize(config: ResizeConfig, context: Context) -> Outcome:
     counting = config.counting() | context.attempt()
     uri = context.workspace.dataset("tensors", fingerprint("tensors", VERSION, [clean.fingerprint], counting))
     there = ready(uri)
-    dataset = there or _build(clean, uri, config, context)
+    dataset = there or _built(clean, uri, config, context)
     context.workspace.note_latest(config.name or clean.manifest.extra["dataset_name"], dataset, context.run)
     totals, shape = dataset.manifest.totals, dataset.manifest.image["shape"]
     context.say(f"{totals.rows:,} images of {shape[1]} x {shape[0]} x {shape[2]} · {size(totals.bytes)}")
     return Outcome(uri, dataset.fingerprint, CACHED if there else RAN, {"rows": totals.rows, "bytes": totals.bytes})
 
 
+def _built(clean: Dataset, uri: str, config: ResizeConfig, context: Context) -> Dataset:
+    try:
+        dataset = _build(clean, uri, config, context)
+    except MillError:
+        # Another run may have committed the same meanwhile, and removed the runs that this one was reading.
+        if (winner := ready(uri)) is None:
+            raise
+        dataset = winner
+    remove_runs(uri)
+    return dataset
+
+
 def _build(clean: Dataset, uri: str, config: ResizeConfig, context: Context) -> Dataset:
     recipe = _recipe(clean, config)
-    progress = Progress("resize", total=clean.manifest.totals.rows)
-    done: dict[str, Made] = {}
-    open_jobs = _open_jobs(clean, uri, recipe, context, done, progress)
-    first = next(open_jobs, None)
-    if first is not None:
+    made = _Work(uri, recipe, context, Progress("resize", total=clean.manifest.totals.rows))
+    plans = [plan_split(clean, split, recipe.row_bytes, config.copies) for split in SPLITS]
+    left = [made.leave_out_finished(plan.jobs) for plan in plans]
+    if any(left):
         with ray_session(config.ray_address, config.resize_workers) as slots:
             context.say(f"Ray with {slots} cores")
-            progress.restart()
-            for job, result in run_jobs(chain([first], open_jobs), make_file, (uri, recipe), slots):
-                if "error" in result:
-                    raise error_for_exit_code(result["exit_code"], result["error"])
-                done[job.key] = Made.from_record(result)
-                context.workspace.record_work(uri, job.key, result)
-                progress.add(job.rows)
-    return commit(uri, _manifest(clean, uri, config, recipe, [done[key] for key in sorted(done)]))
+            made.do(plans, left, slots)
+    return commit(uri, _manifest(clean, uri, config, recipe, [made.done[key] for key in sorted(made.done)]))
 
 
 def _recipe(clean: Dataset, config: ResizeConfig) -> Recipe:
@@ -82,26 +88,69 @@ class Made:
         )
 
 
-def _open_jobs(
-    clean: Dataset,
-    uri: str,
-    recipe: Recipe,
-    context: Context,
-    done: dict[str, Made],
-    progress: Progress,
-) -> Iterator[Job]:
-    """The jobs that no earlier try finished; what the others gave goes to `done`."""
-    for split in SPLITS:
-        for job in plan_jobs(clean, split, recipe.row_bytes):
-            record = context.workspace.work_record(uri, job.key)
+@dataclass
+class _Work:
+    """What is done of a dataset, by this try and by earlier ones."""
+
+    uri: str
+    recipe: Recipe
+    context: Context
+    progress: Progress
+    done: dict[str, Made] = field(default_factory=dict)
+
+    def leave_out_finished(self, jobs: Sequence[Job]) -> list[Job]:
+        """The jobs that no earlier try finished; what the others gave goes to `done`."""
+        left = []
+        for job in jobs:
+            record = self.context.workspace.work_record(self.uri, job.key)
             made = Made.from_record(record) if record else None
-            entry = store_for(uri).stat(uris.join(uri, made.file.uri)) if made else None
+            entry = store_for(self.uri).stat(uris.join(self.uri, made.file.uri)) if made else None
             whole = made and entry and entry.size == made.file.bytes
-            if made and whole and (made.sums or not recipe.with_sums or split != "train"):
-                done[job.key] = made
-                progress.leave_out(job.rows)
+            if made and whole and (made.sums or not self.recipe.with_sums or job.split != "train"):
+                self.done[job.key] = made
+                self.progress.leave_out(job.rows)
             else:
-                yield job
+                left.append(job)
+        return left
+
+    def do(self, plans: Sequence[Plan], left: Sequence[Sequence[Job]], slots: int) -> None:
+        """All jobs that are left, of all splits; clean files are merged first where they are too many."""
+
+        def merger(merges: Sequence[Merge]) -> dict[str, dict[str, Any]]:
+            return self._merge(merges, slots)
+
+        plans = [
+            with_runs(plan, jobs, columns(jobs[0].task), self.uri, merger) if jobs else plan
+            for plan, jobs in zip(plans, left, strict=True)
+        ]
+        self.progress.restart()
+        tasks = (batch for plan, jobs in zip(plans, left, strict=True) if jobs for batch in batches(plan, jobs))
+        for batch, result in run_jobs(tasks, make_files, (self.uri, self.recipe), slots):
+            for key, record in result["files"].items():
+                self.done[key] = Made.from_record(record)
+                self.context.workspace.record_work(self.uri, key, record)
+            _raise_error_of(result)
+            self.progress.add(batch.rows)
+
+    def _merge(self, merges: Sequence[Merge], slots: int) -> dict[str, dict[str, Any]]:
+        """The records of some runs, each made unless an earlier try did."""
+        workspace = self.context.workspace
+        recorded = {m.key: workspace.work_record(self.uri, m.key) for m in merges}
+        found = {key: record for key, record in recorded.items() if record and is_whole(record, self.uri)}
+        rows, sources = sum(m.rows for m in merges), sum(len(m.inputs) for m in merges)
+        self.context.say(f"{merges[0].split}: {sources:,} pieces are merged to {len(merges):,}, so as to read less")
+        progress = Progress("resize", "images merged", rows - sum(m.rows for m in merges if m.key in found))
+        for task, result in run_jobs((m for m in merges if m.key not in found), merge, (self.uri,), slots):
+            _raise_error_of(result)
+            found[task.key] = result
+            workspace.record_work(self.uri, task.key, result)
+            progress.add(task.rows)
+        return found
+
+
+def _raise_error_of(result: dict[str, Any]) -> None:
+    if "error" in result:
+        raise error_for_exit_code(result["exit_code"], result["error"])
 
 
 def _manifest(clean: Dataset, uri: str, config: ResizeConfig, recipe: Recipe, made: list[Made]) -> Manifest:

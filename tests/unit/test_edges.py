@@ -344,7 +344,7 @@ def test_what_was_counted_before_a_kill_counts(tmp_path: Path, monkeypatch: pyte
         for number, found in enumerate(here(jobs, *others)):
             if number == end:
                 raise Killed
-            worked.append(found[0].key)
+            worked.extend(job.key for job in found[0].jobs)
             yield found
 
     monkeypatch.setattr(resize, "run_jobs", dying)
