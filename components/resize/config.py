@@ -38,7 +38,7 @@ class ResizeConfig(StepConfig):
         low=0, high=16384,
     )  # fmt: skip
     store_size: int = option(
-        0, "crop: side of the square that is stored (256 for an image_size of 224), of which the model sees the centre and "
+        0, "crop: side of the square that is stored (such as 256 for an image_size of 224): the model sees its centre, "
         "training crops at random, up to resize_size (default: image_size)", low=0, high=16384,
     )  # fmt: skip
     preset: str = option("photo", presets.HELP, counts=False, pipeline=True, choices=presets.NAMES)

@@ -63,17 +63,27 @@ def build_network(spec: ModelSpec) -> torch.nn.Module:
     options: dict[str, Any] = {"num_classes": len(spec.classes)}
     if spec.backbone in ("googlenet", "inception_v3"):
         options |= {"aux_logits": False, "init_weights": True}
+        options |= {"transform_input": bool(spec.extra.get("transform_input"))}
     if spec.backbone.startswith("vit_"):
         options["image_size"] = size
     if spec.backbone.startswith("maxvit"):
         options["input_size"] = (size, size)
     try:
         network: torch.nn.Module = get_model(spec.backbone, weights=None, **options)
-    except ValueError as error:  # a transformer that can't divide the image into patches
-        raise UserError(f"image_size: expected a size that {spec.backbone} takes, found {size}: {error}") from None
+    except (ValueError, AssertionError) as error:  # a transformer that can't divide the image into patches
+        raise wrong_size(spec, error) from None
     if channels != 3:
         _adapt_first_convolution(network, channels)
     return network
+
+
+def wrong_size(spec: ModelSpec, error: Exception) -> UserError:
+    """What to say of a network that does not take images of the spec's size."""
+    said = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return UserError(
+        f"image_size: expected a size that {spec.backbone} takes, found {spec.image['shape'][0]}: {said} (resize with "
+        f"--model-preset {spec.backbone})"
+    )
 
 
 def first_convolution(network: torch.nn.Module, channels: int) -> str:

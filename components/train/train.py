@@ -9,11 +9,12 @@ from ..store import uri as uris
 from ..store.errors import UserError
 from ..store.fingerprint import fingerprint
 from ..store.manifest import Dataset, Manifest, Totals, commit, ready
-from ..store.model import ModelSpec, build_network, pick_device
+from ..store.model import ModelSpec, build_network, pick_device, wrong_size
 from ..store.parallel import cores
 from ..store.shards import publish_bytes
 from ..store.step import CACHED, RAN, Context, Outcome
 from ..store.tensors import input_image
+from .agreement import conversion, disagreements, expected_by
 from .checkpoint import TrainingState, discard_checkpoints
 from .config import VERSION, TrainConfig
 from .weights import load_pretrained, weights_identity
@@ -23,6 +24,7 @@ def train(config: TrainConfig, context: Context) -> Outcome:
     """Find the model that these tensors and this config give, or train it."""
     tensors = context.parent("tensors", config.tensors, "tensors")
     counting = config.counting() | weights_identity(config) | context.attempt()
+    counting |= conversion(config, tensors.manifest.image)
     uri = context.workspace.dataset("model", fingerprint("model", VERSION, [tensors.fingerprint], counting))
     there = ready(uri)
     dataset = there or _build(tensors, uri, config, context)
@@ -44,11 +46,15 @@ def _build(tensors: Dataset, uri: str, config: TrainConfig, context: Context) ->
         raise UserError(f"tensors: expected at least two training images, found {tensors.manifest.totals.by_split}")
     torch.manual_seed(config.seed)
     torch.set_num_threads(cores())
+    image = input_image(tensors.manifest.image)
     spec = ModelSpec(
-        config.backbone, tensors.manifest.classes, input_image(tensors.manifest.image), tensors.manifest.task
+        config.backbone, tensors.manifest.classes, image, tensors.manifest.task, extra=conversion(config, image)
     )
     network = build_network(spec)
     _check_takes_the_images(network, spec)
+    if expected := expected_by(config, image):
+        for line in disagreements(image, expected, config.backbone):
+            context.say(f"warning: {line}")
     origin = load_pretrained(network, spec, config)
     device = pick_device(config.device)
     parameters = sum(p.numel() for p in network.parameters())
@@ -72,8 +78,7 @@ def _check_takes_the_images(network: Any, spec: ModelSpec) -> None:
         with torch.inference_mode():
             network.eval()(torch.zeros(1, channels, size, size))
     except (RuntimeError, AssertionError, ValueError) as error:
-        said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"image_size: expected a size that {spec.backbone} takes, found {size}: {said}") from None
+        raise wrong_size(spec, error) from None
 
 
 def _manifest(
@@ -106,6 +111,7 @@ def _manifest(
             "best_epoch": state.best_epoch,
             "epochs": state.epoch,
             "history": state.history,
+            **spec.extra,
             **about,
         },
     )

@@ -101,7 +101,7 @@ class Channels:
 def _channels_of(config: TrainConfig, first: torch.Tensor | None, wanted: Channels) -> Channels:
     """What the weights were trained on. A model dataset says it; of a file alone the shape of the first convolution
     (float [filters, channels, height, width]) tells RGB and grey, and anything else is what is wanted or won't fit."""
-    dataset = None if config.weights_are_named else _model(config.weights)
+    dataset = None if config.weights_are_named else model_dataset(config.weights)
     if dataset is not None and dataset.manifest.image:
         return Channels.of(Geometry.from_dict(dataset.manifest.image))
     number = 3 if first is None or first.ndim != 4 else first.shape[1]
@@ -137,11 +137,11 @@ def _head(network: torch.nn.Module) -> str:
 
 def _has_our_classes(config: TrainConfig, spec: ModelSpec) -> bool:
     """Only a model dataset says what its outputs mean; any other head, of ImageNet or of a bare file, is unknown."""
-    dataset = None if config.weights_are_named else _model(config.weights)
+    dataset = None if config.weights_are_named else model_dataset(config.weights)
     return dataset is not None and dataset.manifest.classes == spec.classes
 
 
-def _model(weights: str) -> Dataset | None:
+def model_dataset(weights: str) -> Dataset | None:
     """The model dataset that a URI of weights means, if it is not that of a file."""
     uri = uris.normalize(weights, "weights")
     return None if uri.endswith(".safetensors") else find_dataset(uri)

@@ -1,0 +1,236 @@
+"""Tensors against pretrained weights: one line for each disagreement, with the flag that mends it, and none else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from safetensors.torch import save, save_file
+
+from imagemill.components.resize.config import ResizeConfig
+from imagemill.components.resize.work import Recipe
+from imagemill.components.store.errors import UserError
+from imagemill.components.store.manifest import Dataset, Manifest, Totals, commit
+from imagemill.components.store.model import ModelSpec, build_network
+from imagemill.components.store.model_presets import known, table
+from imagemill.components.store.resample import Geometry
+from imagemill.components.store.shards import Layout, ShardWriter, publish_bytes
+from imagemill.components.store.step import Context
+from imagemill.components.store.workspace import Workspace
+from imagemill.components.train.agreement import conversion, disagreements, expected_by
+from imagemill.components.train.config import TrainConfig
+from imagemill.components.train.train import _check_takes_the_images, train
+
+BACKBONE = "shufflenet_v2_x0_5"
+
+
+def image_of(color: str = "rgb", **options: Any) -> dict[str, Any]:
+    """What the manifest of tensors says that a resize with these options makes."""
+    config = ResizeConfig.from_values(options)
+    geometry = config.geometry(color)
+    mean, std = known(config.normalization, color)
+    own = [0.41] * (geometry.shape[2] - len(mean))
+    return {**geometry.to_dict(), "encoding": config.encoding, "mean": [*mean, *own], "std": [*std, *own]}
+
+
+def warned(image: dict[str, Any], backbone: str, weights: str) -> list[str]:
+    config = TrainConfig(backbone=backbone, weights=weights)
+    expected = expected_by(config, image)
+    return disagreements(image, expected, backbone) if expected else []
+
+
+def fields(lines: list[str]) -> list[str]:
+    return [line.partition(":")[0] for line in lines]
+
+
+def test_nothing_is_said_of_the_default_run_nor_without_weights() -> None:
+    assert expected_by(TrainConfig(), image_of()) is None
+    for backbone in ("resnet18", "inception_v3", "vit_b_16"):
+        assert warned(image_of(image_size=299), backbone, "") == []
+
+
+@pytest.mark.parametrize("name", table())
+def test_tensors_by_the_model_preset_agree_with_its_weights(name: str) -> None:
+    backbone, _, weights = name.partition(":")
+    for more in ({}, {"encoding": "jpeg"}, {"preset": "satellite"}, {"preset": "ocr"}):
+        assert warned(image_of(model_preset=name, **more), backbone, weights or "DEFAULT") == []
+    assert warned(image_of("gray", model_preset=name), backbone, weights or "DEFAULT") == (
+        []
+        if backbone not in ("googlenet", "inception_v3")
+        else [
+            f"normalization: {weights or 'DEFAULT'} of {backbone} expects half, the tensors have imagenet (resize with "
+            "--normalization half)"
+        ]
+    )
+
+
+def test_every_line_says_what_was_found_what_is_expected_and_the_flag() -> None:
+    assert warned(image_of(), "resnet18", "DEFAULT") == [
+        "image_size: DEFAULT of resnet18 expects 224, the tensors have 128 (resize with --model-preset resnet18)"
+    ]
+    image = image_of(image_size=224, interpolation="area", normalization="half")
+    assert warned(image, "efficientnet_v2_l", "IMAGENET1K_V1") == [
+        "image_size: IMAGENET1K_V1 of efficientnet_v2_l expects 480, the tensors have 224 (resize with --model-preset "
+        "efficientnet_v2_l:IMAGENET1K_V1)",
+        "resize_size: IMAGENET1K_V1 of efficientnet_v2_l expects 1.000 x image_size, the tensors have 1.143 x (resize "
+        "with --model-preset efficientnet_v2_l:IMAGENET1K_V1)",
+        "interpolation: IMAGENET1K_V1 of efficientnet_v2_l expects bicubic, the tensors have area (resize with "
+        "--model-preset efficientnet_v2_l:IMAGENET1K_V1)",
+    ]
+    assert warned(image_of("lab", image_size=224), "resnet34", "DEFAULT") == [
+        "color: DEFAULT of resnet34 expects rgb, the tensors have lab (clean with --color rgb)"
+    ]
+    assert warned(image_of(image_size=224, normalization="half"), "resnet34", "DEFAULT") == [
+        "normalization: DEFAULT of resnet34 expects imagenet, the tensors have half (resize with --model-preset "
+        "resnet34)"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "backbone", "expected"),
+    [
+        ({"image_size": 192}, "resnet18", []),  # not far
+        ({"image_size": 280}, "resnet18", []),
+        ({"image_size": 178}, "resnet18", ["image_size"]),
+        ({"image_size": 281}, "resnet18", ["image_size"]),
+        ({"image_size": 240}, "vit_b_16", ["image_size"]),  # other position embeddings, however near
+        ({"image_size": 224}, "vit_b_16", []),
+        ({"image_size": 224}, "resnet50", ["resize_size"]),  # 256 for 232
+        ({"image_size": 224, "resize_size": 242}, "resnet50", []),
+        ({"image_size": 224, "store_size": 256}, "resnet18", []),  # what the model sees counts
+        ({"image_size": 224, "resize_mode": "letterbox"}, "resnet18", []),  # somebody's choice
+        ({"image_size": 224, "normalization": "clip"}, "resnet18", ["normalization"]),
+        ({"image_size": 224, "normalization": "dataset"}, "resnet18", []),
+        ({"image_size": 224, "edges": "both"}, "resnet18", []),
+        ({"image_size": 288}, "efficientnet_b2", ["resize_size", "interpolation"]),
+    ],
+)
+def test_what_is_worth_a_line(options: dict[str, Any], backbone: str, expected: list[str]) -> None:
+    assert fields(warned(image_of(**options), backbone, "DEFAULT")) == expected
+
+
+def model(folder: Path, image: dict[str, Any], **extra: Any) -> str:
+    uri = str(folder / "model" / "1")
+    spec = ModelSpec(BACKBONE, ("a", "b"), image)
+    state = save(build_network(spec).state_dict())
+    files = (publish_bytes(uri, spec.to_json(), "model-", ".json"), publish_bytes(uri, state, "model-", ".safetensors"))
+    commit(uri, Manifest("model", "1", files=files, image=image, classes=("a", "b"), extra=extra))
+    return uri
+
+
+def test_a_model_of_ours_says_itself_what_it_was_trained_with(tmp_path: Path) -> None:
+    uri = model(tmp_path, image_of(image_size=64, resize_size=64, interpolation="lanczos", normalization="clip"))
+    image = image_of(image_size=64, resize_size=64, interpolation="lanczos", normalization="clip", encoding="jpeg")
+    assert warned(image, BACKBONE, uri) == []
+    assert warned(image_of(), BACKBONE, uri) == [
+        "image_size: the model of weights expects 64, the tensors have 128 (resize with --image-size 64)",
+        "resize_size: the model of weights expects 1.000 x image_size, the tensors have 1.141 x (resize with "
+        "--resize-size 128)",
+        "interpolation: the model of weights expects lanczos, the tensors have bilinear (resize with --interpolation "
+        "lanczos)",
+        "normalization: the model of weights expects clip, the tensors have imagenet (resize with --normalization "
+        "clip)",
+    ]
+
+
+def test_a_model_by_its_datasets_own_mean_and_spread(tmp_path: Path) -> None:
+    """A week later they are a little different: no reason for a word."""
+    uri = model(tmp_path, image_of(normalization="dataset", resize_mode="squash"))
+    image = image_of(normalization="dataset", resize_mode="squash")
+    assert warned(image | {"mean": [0.43] * 3}, BACKBONE, uri) == []
+    lines = warned(image_of(), BACKBONE, uri)
+    assert fields(lines) == ["resize_mode", "normalization"]
+    assert "--resize-mode squash" in lines[0] and "--normalization dataset" in lines[1]
+
+
+def test_a_grey_model_and_coloured_tensors(tmp_path: Path) -> None:
+    uri = model(tmp_path, image_of("gray"))
+    assert warned(image_of("gray"), BACKBONE, uri) == []
+    assert warned(image_of(), BACKBONE, uri) == [
+        "color: the model of weights expects gray, the tensors have rgb (clean with --color gray)"
+    ]
+
+
+def test_of_a_bare_file_nothing_is_known(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
+    assert expected_by(TrainConfig(weights=str(tmp_path / "a.safetensors")), image_of()) is None
+
+
+@pytest.mark.parametrize(
+    ("backbone", "size"), [("inception_v3", 74), ("vit_b_32", 100), ("maxvit_t", 128), ("alexnet", 32)]
+)
+def test_a_size_that_a_network_does_not_take_names_the_preset(backbone: str, size: int) -> None:
+    spec = ModelSpec(backbone, ("a", "b"), image_of(image_size=size))
+    said = rf"^image_size: expected a size that {backbone} takes, found {size}: [^\n]+ \(resize with --model-preset "
+    with pytest.raises(UserError, match=said + rf"{backbone}\)$"):
+        _check_takes_the_images(build_network(spec), spec)
+
+
+def test_weights_from_tensorflow_get_what_they_were_trained_with(tmp_path: Path) -> None:
+    """Torchvision's GoogLeNet and Inception convert ImageNet's normalization to theirs inside, when they are made with
+    weights: ours must do so, too, and after it is saved, and when another starts from it."""
+    from torchvision.models import googlenet
+
+    image = image_of(image_size=32)
+    named = TrainConfig(backbone="googlenet", weights="DEFAULT")
+    assert conversion(named, image) == {"transform_input": True}
+    assert conversion(named, image_of("gray")) == conversion(named, image_of(edges="sobel")) == {}
+    assert (
+        conversion(named, image_of(normalization="half")) == conversion(TrainConfig(backbone="googlenet"), image) == {}
+    )
+    assert conversion(TrainConfig(weights="DEFAULT"), image) == {}
+    spec = ModelSpec("googlenet", ("a", "b"), image, extra=conversion(named, image))
+    network = build_network(ModelSpec.from_json(spec.to_json(), "spec")).eval()
+    theirs = googlenet(weights=None, num_classes=2, aux_logits=False, init_weights=False, transform_input=True).eval()
+    theirs.load_state_dict(network.state_dict())
+    u = torch.rand(2, 3, 32, 32)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in known("imagenet", "rgb"))
+    seen: list[torch.Tensor] = []
+    network.get_submodule("conv1").register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    with torch.inference_mode():
+        torch.testing.assert_close(network((u - mean) / std), theirs((u - mean) / std))
+    torch.testing.assert_close(seen[0], (u - 0.5) / 0.5)
+    uri = model(tmp_path, image, transform_input=True)
+    assert conversion(TrainConfig(backbone="googlenet", weights=uri), image) == {"transform_input": True}
+    other = model(tmp_path / "other", image)
+    assert conversion(TrainConfig(backbone="googlenet", weights=other), image) == {}
+
+
+def small_tensors(workspace: Workspace) -> Dataset:
+    """Eight images of 32 pixels in two classes."""
+    uri, pixels = (
+        workspace.dataset("tensors", "01"),
+        np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8),
+    )
+    schema = Recipe(Geometry(32)).schema()
+    columns = [[one.tobytes() for one in pixels], [0, 1] * 4, [str(number) for number in range(8)]]
+    with ShardWriter(uri, Layout(schema, plain=True)) as writer:
+        writer.add_table(pa.table([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema=schema))
+        file = writer.publish("data/train", "data", "train")
+    totals, extra = Totals(8, by_split={"train": 8}), {"dataset_name": "toy"}
+    image = image_of(image_size=32)
+    return commit(
+        uri, Manifest("tensors", "01", classes=("a", "b"), files=(file,), image=image, totals=totals, extra=extra)
+    )
+
+
+def test_the_step_warns_before_it_trains_and_only_of_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workspace = Workspace.open(str(tmp_path))
+    tensors = small_tensors(workspace)
+    weights = model(tmp_path / "elsewhere", image_of(image_size=64, normalization="half"))
+    for value, expected in (("", []), (weights, ["image_size", "normalization"])):
+        config = TrainConfig(
+            tensors=tensors.uri, backbone=BACKBONE, weights=value, epochs=1, batch_size=4, device="cpu"
+        )
+        train(config, Context("train", workspace, "run", False))
+        said = capsys.readouterr().err.splitlines()
+        warnings = [line.partition("warning: ")[2] for line in said if "warning" in line]
+        assert fields(warnings) == expected
+        begins = next(number for number, line in enumerate(said) if "M parameters" in line)
+        assert all("warning" not in line for line in said[begins:])
