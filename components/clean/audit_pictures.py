@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from ..store.errors import DatasetError, UserError
-from ..store.images import ImageRejected, Limits, Pixels, decode
+from ..store.images import ImageRejected, Lenient, Limits, Pixels, at_least, decode
 from ..store.manifest import Dataset, read_dataset
 from ..store.shards import open_parquet, read_row_group
 from .phash import CHROMA, LUMA, THUMBNAIL_BYTES
@@ -104,7 +104,7 @@ def picture(data: bytes) -> tuple[str, int]:
 
     Raises ImageRejected for what does not decode, or is too large to be decoded for a look.
     """
-    decoded = decode(data, "rgb", strict=False, min_side=SIDE, limits=_LIMITS)
+    decoded = decode(data, "rgb", lenient=Lenient(at_least(SIDE)), limits=_LIMITS)
     image = Image.fromarray(decoded.pixels)
     image.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC, reducing_gap=2.0)
     buffer = io.BytesIO()

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..store.images import ImageRejected, Limits, decode
+from ..store.images import ImageRejected, Lenient, Limits, at_least, decode
 from ..store.labels import MULTI, label_column
 from ..store.manifest import Dataset, File
 from ..store.shards import open_parquet, read_columns, read_row_group
@@ -106,7 +106,7 @@ def thumbnail(data: bytes) -> tuple[str, int]:
     """
     from PIL import Image
 
-    decoded = decode(data, "rgb", strict=False, min_side=THUMBNAIL_SIDE, limits=_LIMITS)
+    decoded = decode(data, "rgb", lenient=Lenient(at_least(THUMBNAIL_SIDE)), limits=_LIMITS)
     image = Image.fromarray(decoded.pixels)
     image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BICUBIC, reducing_gap=2.0)
     buffer = io.BytesIO()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ import numpy.typing as npt
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
+from . import plain
 from .jpeg import Header, plain_header, sample_bits
 from .parallel import Budget
 
@@ -66,8 +68,8 @@ class ImageRejected(Exception):
 @dataclass(frozen=True)
 class Decoded:
     """A decoded image: `pixels` uint8 [height, width, channels], upright; `width` and `height` in pixels of
-    the full upright image (`pixels` may be smaller when a scaled decode was allowed); `as_stored`: the bytes
-    hold just these pixels, in this colour, upright."""
+    the full upright image; `as_stored`: the bytes hold just these pixels, in this colour, upright; `divisor`: of a
+    scaled decode, by what both sides were divided (rounded up)."""
 
     pixels: Pixels
     width: int
@@ -75,6 +77,7 @@ class Decoded:
     format: str
     warning: str = ""
     as_stored: bool = True
+    divisor: int = 1
 
 
 DEFAULT_LIMITS = Limits()
@@ -97,15 +100,36 @@ def sniff(data: bytes) -> str:
     return ""
 
 
+Enough = Callable[[int, int], tuple[int, int]]
+"""(width, height) of the full image, as it is stored → the least (width, height) that a scaled decode must keep."""
+
+
+def at_least(side: int) -> Enough:
+    """Both sides keep at least so many pixels."""
+    return lambda width, height: (side, side)
+
+
+@dataclass(frozen=True)
+class Lenient:
+    """How resize may decode what clean has vetted: smaller, a little less exactly, and into memory of its own.
+
+    `enough`: see there. `fast`: with libjpeg-turbo's quicker transform and upsampling, within 1 of 255 on photographs.
+    `scratch`: uint8, flat; where it is large enough the pixels lie in it, until it is used again.
+    """
+
+    enough: Enough | None = None
+    fast: bool = False
+    scratch: Pixels | None = None
+
+
 def decode(
-    data: bytes, color: str = "rgb", *, strict: bool = True, min_side: int = 0, limits: Limits = DEFAULT_LIMITS
+    data: bytes, color: str = "rgb", *, lenient: Lenient | None = None, limits: Limits = DEFAULT_LIMITS
 ) -> Decoded:
     """Decode any supported image to uint8 [height, width, channels of `color`].
 
     A grey image has red, green and blue alike. Its one channel is what `red`, `green` and `blue` mean of it, so
     that a channel that was stored alone is that channel again.
-    `strict`: every byte of the image must decode (clean); lenient is for what clean has vetted (resize).
-    `min_side`: a JPEG may be decoded at some eighths of its size while both sides keep at least so many pixels.
+    Without `lenient` every byte of the image must decode (clean); with it is for what clean has vetted (resize).
 
     Raises ImageRejected, and nothing else, for bytes that are no valid image.
     """
@@ -117,13 +141,30 @@ def decode(
     if not kind:
         raise ImageRejected("not_an_image", f"no known image signature; begins with {data[:16]!r}")
     header = plain_header(data) if kind == "JPEG" else None
-    if header and (found := _decode_plain_jpeg(data, header, color, strict, min_side, limits)):
+    if header and (found := _decode_plain_jpeg(data, header, color, lenient, limits)):
         return found
-    return _decode(data, kind, color, strict, min_side, limits)
+    if lenient and kind != "JPEG" and (found := _decode_plain(data, kind, color, limits)):
+        return found
+    return _decode(data, kind, color, lenient, limits)
+
+
+def _decode_plain(data: bytes, kind: str, color: str, limits: Limits) -> Decoded | None:
+    """A PNG, WebP or BMP of the simplest form whose channels are those that are wanted, else None."""
+    header = plain.plain_header(data, kind)
+    if header is None or (header.channels == 1) != (_source(color, "L" if header.channels == 1 else "RGB") == "gray"):
+        return None
+    width, height, channels = header
+    _check_size(width, height, limits)
+    with _PIXELS_IN_FLIGHT.hold(width * height):
+        pixels = plain.decode_plain(data, header)
+        if pixels is None:
+            return None
+        as_stored = _STORED_AS.get(color) == ("L" if channels == 1 else "RGB")
+        return Decoded(in_color(pixels, color), width, height, kind, "", as_stored)
 
 
 def _decode_plain_jpeg(
-    data: bytes, header: Header, color: str, strict: bool, min_side: int, limits: Limits
+    data: bytes, header: Header, color: str, lenient: Lenient | None, limits: Limits
 ) -> Decoded | None:
     """What `_decode` would say of a JPEG whose header is known, or None where its decoder has something to say."""
     width, height, components = header
@@ -131,13 +172,14 @@ def _decode_plain_jpeg(
     mode = "L" if components == 1 else "RGB"
     with _PIXELS_IN_FLIGHT.hold(width * height):
         try:
-            pixels = _turbo(data, _source(color, mode), strict, min_side)
+            pixels = _turbo(data, _source(color, mode), lenient, (width, height))
         except ValueError:
             return None
-        return Decoded(in_color(pixels, color), width, height, "JPEG", "", mode == _STORED_AS.get(color))
+        as_stored, divisor = mode == _STORED_AS.get(color), _divided((width, height), pixels)
+        return Decoded(in_color(pixels, color), width, height, "JPEG", "", as_stored, divisor)
 
 
-def _decode(data: bytes, kind: str, color: str, strict: bool, min_side: int, limits: Limits) -> Decoded:
+def _decode(data: bytes, kind: str, color: str, lenient: Lenient | None, limits: Limits) -> Decoded:
     """Any image, its header read by Pillow."""
     if kind == "WEBP":  # Pillow makes the canvas when it opens one
         _check_size(*_webp_size(data), limits)
@@ -148,19 +190,20 @@ def _decode(data: bytes, kind: str, color: str, strict: bool, min_side: int, lim
     _check_size(width, height, limits)
     turns_itself = kind == "TIFF" and opened.tag_v2.get(_ORIENTATION, 1) in range(2, 9)  # type: ignore[attr-defined]
     with _PIXELS_IN_FLIGHT.hold(width * height):
-        pixels, warning = _pixels(data, opened, kind, _source(color, opened.mode), strict, min_side)
+        pixels, warning = _pixels(data, opened, kind, _source(color, opened.mode), lenient)
         pixels = in_color(pixels, color)
     # Only now: asking a PNG for its EXIF loads it, and a load that failed once succeeds the second time;
     # a TIFF turns itself upright when it loads, and then says so.
     orientation = _orientation(opened)
-    plain = opened.mode == _STORED_AS.get(color) and "transparency" not in opened.info
-    as_stored = plain and orientation == 1 and not turns_itself
+    divisor = _divided(opened.size, pixels) if kind == "JPEG" else 1
+    direct = opened.mode == _STORED_AS.get(color) and "transparency" not in opened.info
+    as_stored = direct and orientation == 1 and not turns_itself
     pixels = _upright(pixels, orientation)
     if kind != "JPEG":
         height, width = pixels.shape[:2]
     elif orientation >= 5:
         width, height = height, width
-    return Decoded(pixels, width, height, kind, warning, as_stored)
+    return Decoded(pixels, width, height, kind, warning, as_stored, divisor)
 
 
 def _source(color: str, mode: str) -> str:
@@ -168,17 +211,23 @@ def _source(color: str, mode: str) -> str:
     return "gray" if color == "gray" or (color in _CHANNEL and mode == "L") else "rgb"
 
 
-def _turbo(data: bytes, color: str, strict: bool, min_side: int) -> Pixels:
-    """A JPEG by libjpeg-turbo in `rgb` or `gray`. ValueError for what it refuses and, if strict, for its warnings."""
+def _turbo(data: bytes, color: str, lenient: Lenient | None, size: tuple[int, int]) -> Pixels:
+    """A JPEG of that size (width, height) by libjpeg-turbo in `rgb` or `gray`. ValueError for what it refuses and,
+    unless lenient, for its warnings."""
     options: dict[str, Any] = {"colorspace": "RGB" if color == "rgb" else "GRAY"}
-    options |= {"min_height": min_side, "min_width": min_side}
-    pixels: Pixels
+    if lenient is None:
+        pixels: Pixels = simplejpeg.decode_jpeg(data, **options)
+        return pixels
+    divisor = _divisor(size, lenient.enough)
+    width, height = (-(-side // divisor) for side in size)
+    if divisor > 1:
+        options |= {"min_height": height, "min_width": width}
+    elif lenient.fast:  # of no use to a scaled decode
+        options |= {"fastdct": True, "fastupsample": True}
     try:
-        pixels = simplejpeg.decode_jpeg(data, **options)
+        pixels = simplejpeg.decode_jpeg(data, **options, **_into(lenient.scratch, width * height * 3))
         return pixels
     except ValueError:
-        if strict:
-            raise
         # Without `strict` simplejpeg keeps even a fatal error to itself, and returns memory that nobody has written:
         # so into other bytes once more, and what is not the same then has not been decoded.
         pixels = simplejpeg.decode_jpeg(data, **options, strict=False)
@@ -187,6 +236,24 @@ def _turbo(data: bytes, color: str, strict: bool, min_side: int) -> Pixels:
         if not np.array_equal(pixels, again):
             raise
         return pixels
+
+
+def _divisor(size: tuple[int, int], enough: Enough | None) -> int:
+    """A half, a quarter or an eighth of the size: where libjpeg-turbo is quick and exact. Other eighths are neither
+    (three of them: slower than a half, and 0.7 of 255 off where that is 0.2)."""
+    if enough is None:
+        return 1
+    least = enough(*size)
+    return next((d for d in (8, 4, 2) if all(-(-s // d) >= n for s, n in zip(size, least, strict=True))), 1)
+
+
+def _divided(size: tuple[int, int], pixels: Pixels) -> int:
+    """By what both sides of (width, height) were divided to become these pixels."""
+    return next(d for d in (1, 2, 4, 8) if tuple(-(-side // d) for side in size) == pixels.shape[1::-1])
+
+
+def _into(scratch: Pixels | None, needed: int) -> dict[str, Any]:
+    return {"buffer": scratch} if scratch is not None and scratch.size >= needed else {}
 
 
 def in_color(pixels: Pixels, color: str) -> Pixels:
@@ -283,12 +350,12 @@ def _upright(pixels: Pixels, orientation: int) -> Pixels:
     return np.ascontiguousarray(pixels)
 
 
-def _pixels(data: bytes, opened: Image.Image, kind: str, color: str, strict: bool, min_side: int) -> tuple[Pixels, str]:
+def _pixels(data: bytes, opened: Image.Image, kind: str, color: str, lenient: Lenient | None) -> tuple[Pixels, str]:
     """The pixels as stored, in `rgb` or `gray`, and the decoder's warning."""
     warning = ""
     if kind == "JPEG" and opened.mode in ("RGB", "L"):
         try:
-            return _turbo(data, color, strict, min_side), ""
+            return _turbo(data, color, lenient, opened.size), ""
         except ValueError as error:
             warning = _short(error)
     try:

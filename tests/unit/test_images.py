@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from imagemill.components.clean.config import REASONS
-from imagemill.components.store.images import FORMATS, Decoded, ImageRejected, Limits, decode, sniff
+from imagemill.components.store.images import FORMATS, Decoded, ImageRejected, Lenient, Limits, at_least, decode, sniff
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow talks about broken files
 
@@ -392,12 +392,12 @@ def test_lenient_is_not_blind(place: int) -> None:
     broken = whole[:at] + b"\xff" + whole[at + 1 :]
     unwritten = simplejpeg.decode_jpeg(broken, "GRAY", strict=False, buffer=np.full((HEIGHT, WIDTH, 1), 77, np.uint8))
     assert (unwritten == 77).all(), "simplejpeg says it now: the test needs another picture, and images.py no check"
-    assert reason(broken, strict=False) == reason(broken) == "corrupt"
+    assert reason(broken, lenient=Lenient()) == reason(broken) == "corrupt"
 
 
 def test_lenient_keeps_what_a_warning_leaves() -> None:
     whole = saved(picture("RGB", 120, 90), "JPEG")
-    found = decode(whole[: len(whole) * 3 // 4], strict=False)
+    found = decode(whole[: len(whole) * 3 // 4], lenient=Lenient())
     assert not found.warning and found.pixels.shape == (90, 120, 3)
     np.testing.assert_array_equal(found.pixels[:40], decode(whole).pixels[:40])
 
@@ -471,7 +471,7 @@ def test_other_bytes_are_not_an_image(data: bytes) -> None:
 @settings(max_examples=80, deadline=None)
 def test_a_scaled_decode_never_goes_below_the_size_asked_for(width: int, height: int, min_side: int) -> None:
     data = simplejpeg.encode_jpeg(np.full((height, width, 3), 90, np.uint8))
-    found = decode(data, strict=False, min_side=min_side)
+    found = decode(data, lenient=Lenient(at_least(min_side) if min_side else None))
     assert min(found.pixels.shape[:2]) >= min(min_side, width, height)
     assert (found.width, found.height) == (width, height)
     if min_side == 0:
@@ -480,11 +480,11 @@ def test_a_scaled_decode_never_goes_below_the_size_asked_for(width: int, height:
 
 def test_a_scaled_decode_is_smaller_where_it_may_be() -> None:
     data = simplejpeg.encode_jpeg(np.zeros((400, 800, 3), np.uint8))
-    assert decode(data, min_side=100).pixels.shape == (100, 200, 3)
+    assert decode(data, lenient=Lenient(at_least(100))).pixels.shape == (100, 200, 3)
 
 
 def test_width_and_height_of_a_scaled_and_turned_jpeg_are_those_of_the_upright_picture() -> None:
-    found = decode(saved(picture("RGB", 800, 400), "JPEG", exif=with_orientation(6)), min_side=50)
+    found = decode(saved(picture("RGB", 800, 400), "JPEG", exif=with_orientation(6)), lenient=Lenient(at_least(50)))
     assert (found.width, found.height) == (400, 800)
     assert found.pixels.shape == (100, 50, 3)
 

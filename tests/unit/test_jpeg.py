@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from test_images import jpeg_header, picture, saved, with_orientation
 
 from imagemill.components.store import images
-from imagemill.components.store.images import ImageRejected, Limits, decode
+from imagemill.components.store.images import ImageRejected, Lenient, Limits, at_least, decode
 from imagemill.components.store.jpeg import Header, plain_header, sample_bits
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
@@ -158,7 +158,8 @@ VARIANTS = PLAIN_ONES | PILLOWS
 def outcome(data: bytes, color: str, strict: bool, min_side: int) -> tuple[Any, ...]:
     """Everything that decode says."""
     try:
-        found = decode(data, color, strict=strict, min_side=min_side, limits=LIMITS)
+        enough = at_least(min_side) if min_side else None
+        found = decode(data, color, lenient=None if strict else Lenient(enough), limits=LIMITS)
     except ImageRejected as error:
         return error.reason, error.detail
     pixels = found.pixels

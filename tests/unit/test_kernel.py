@@ -1,0 +1,243 @@
+"""The resample's parts: only what is wanted is computed, and it is what the whole would have been."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+import threading
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import simplejpeg
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from imagemill.components.store import plain
+from imagemill.components.store.images import Decoded, Lenient, decode, sniff
+from imagemill.components.store.kernel import INTERPOLATIONS, Window, resample, resample_long
+from imagemill.components.store.resample import MODES, Geometry, decode_to, fit
+
+PETS = Path(__file__).parents[2] / ".." / "shared" / "data" / "pets" / "images.tar.gz"
+PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+PILLOW |= {"lanczos": Image.Resampling.LANCZOS}
+
+
+def noise(width: int, height: int, channels: int = 3, seed: int = 0) -> npt.NDArray[np.uint8]:
+    random = np.random.default_rng([seed, width, height])
+    return random.integers(0, 256, (height, width, channels)).astype(np.uint8)
+
+
+def apart(found: npt.NDArray[np.uint8], expected: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+    assert found.shape == expected.shape
+    return np.abs(found.astype(int) - expected.astype(int))
+
+
+@given(st.data(), st.sampled_from(INTERPOLATIONS), st.sampled_from([1, 3, 5]))
+@settings(max_examples=150, deadline=None)
+def test_a_window_is_the_part_of_the_whole(data: st.DataObject, interpolation: str, channels: int) -> None:
+    side = st.integers(1, 90)
+    source = noise(data.draw(side), data.draw(side), channels)
+    width, height = data.draw(side), data.draw(side)
+    size = data.draw(st.integers(1, min(width, height)))
+    window = Window(data.draw(st.integers(0, height - size)), data.draw(st.integers(0, width - size)), size)
+    whole = resample(source, width, height, interpolation)
+    part = resample(source, width, height, interpolation, window)
+    rows, columns = slice(window.top, window.top + size), slice(window.left, window.left + size)
+    np.testing.assert_array_equal(part, whole[rows, columns])
+
+
+@pytest.mark.parametrize(
+    "sizes", [(512, 384, 256, 192), (600, 400, 150, 100), (375, 500, 256, 341), (64, 64, 256, 256)]
+)
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_a_window_of_sizes_that_divide_and_that_do_not(sizes: tuple[int, int, int, int], interpolation: str) -> None:
+    source = noise(*sizes[:2])
+    whole = resample(source, *sizes[2:], interpolation)
+    part = resample(source, *sizes[2:], interpolation, Window(37, 41, 50))
+    np.testing.assert_array_equal(part, whole[37:87, 41:91])
+
+
+@pytest.mark.parametrize("interpolation", PILLOW)
+@pytest.mark.parametrize("target", [(40, 30), (33, 47), (200, 150), (97, 61)])
+def test_filters_are_pillows(interpolation: str, target: tuple[int, int]) -> None:
+    source = noise(97, 61)
+    expected = np.asarray(Image.fromarray(source).resize(target, PILLOW[interpolation]))
+    assert apart(resample(source, *target, interpolation), expected).max() <= 2
+
+
+def test_area_is_the_mean_of_the_area() -> None:
+    source = noise(60, 40)
+    expected = source.reshape(10, 4, 15, 4, 3).mean(axis=(1, 3))
+    assert np.abs(resample(source, 15, 10, "area") - expected).max() <= 0.5 + 1e-6
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_a_long_picture_is_resampled_by_the_same_filter(interpolation: str) -> None:
+    source = noise(20, 400)
+    expected = resample(source, 32, 640, interpolation)[300:332]
+    found = resample_long(source, 32, 640, interpolation, Window(300, 0, 32))
+    if interpolation == "area":  # OpenCV's is linear where the picture grows, Pillow's repeats
+        assert apart(found, expected).mean() < 40
+    else:
+        assert apart(found, expected).max() <= 2
+
+
+@given(st.integers(20, 90), st.integers(20, 90), st.sampled_from([(32, 36), (31, 37), (32, 32), (20, 36)]))
+@settings(max_examples=80, deadline=None)
+def test_what_is_stored_around_leaves_the_centre_as_it_is(width: int, height: int, sizes: tuple[int, int]) -> None:
+    size, stored = sizes
+    decoded = Decoded(noise(width, height), width, height, "PNG")
+    around = fit(decoded, Geometry(size, resize=38, stored=stored))
+    alone = fit(decoded, Geometry(size, resize=38))
+    edge = (stored - size) // 2
+    np.testing.assert_array_equal(around[edge : edge + size, edge : edge + size], alone)
+
+
+def jpeg(width: int, height: int, seed: int = 0) -> bytes:
+    smooth = Image.fromarray(noise(8, 6, seed=seed)).resize((width, height), Image.Resampling.BICUBIC)
+    return bytes(simplejpeg.encode_jpeg(np.asarray(smooth), 95, "RGB", "420"))
+
+
+@pytest.mark.parametrize(("width", "height", "kept"), [
+    (500, 375, (500, 375)), (1600, 1200, (800, 600)), (2000, 1500, (1000, 750)), (4100, 3001, (1025, 751)),
+    (1024, 1021, (1024, 1021)), (1024, 1024, (512, 512)), (512, 4096, (512, 4096)),
+])  # fmt: skip
+def test_a_scaled_decode_keeps_twice_the_target(
+    width: int, height: int, kept: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By halves only: three eighths would be slower and worse."""
+    from imagemill.components.store import resample as module
+
+    seen = []
+    monkeypatch.setattr(module, "fit", lambda decoded, *_: seen.append(decoded.pixels.shape) or decoded.pixels[:1])
+    decode_to(jpeg(width, height), Geometry(224))
+    assert seen == [(kept[1], kept[0], 3)]
+
+
+def test_fast_may_decode_smaller() -> None:
+    data = jpeg(1200, 900)
+    exact, fast = (decode_to(data, Geometry(224, quality=quality)) for quality in ("exact", "fast"))
+    assert 0 < apart(fast, exact).mean() < 1.5
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_results_do_not_share_the_threads_memory(mode: str) -> None:
+    """The decoder's buffer is used again: what came of it must not change with the next image."""
+    same = jpeg(64, 64, 1), jpeg(64, 64, 2)  # the size that comes out: nothing is resampled
+    geometry = Geometry(64, mode, resize=64)
+    first = decode_to(same[0], geometry)
+    before = first.copy()
+    decode_to(same[1], geometry)
+    np.testing.assert_array_equal(first, before)
+
+
+def test_threads_do_not_share_their_memory() -> None:
+    pictures = [jpeg(300 + 10 * n, 200 + 7 * n, n) for n in range(8)]
+    expected = [decode_to(data, Geometry(64)) for data in pictures]
+    wrong: list[int] = []
+
+    def work(start: int) -> None:
+        for number in range(40):
+            at = (start + number) % len(pictures)
+            if not np.array_equal(decode_to(pictures[at], Geometry(64)), expected[at]):
+                wrong.append(at)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    [t.start() for t in threads]
+    [t.join() for t in threads]
+    assert not wrong
+
+
+def test_hooks_see_the_decoded_image_and_the_picture() -> None:
+    data = jpeg(1600, 1200)
+
+    def before(decoded: Decoded) -> Decoded:
+        assert decoded.pixels.shape == (600, 800, 3) and (decoded.width, decoded.height) == (1600, 1200)
+        return Decoded(np.full_like(decoded.pixels, 100), 1600, 1200, "JPEG")
+
+    def after(picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        assert picture.shape == (224, 224, 3) and (picture == 100).all()
+        return picture + np.uint8(1)
+
+    assert (decode_to(data, Geometry(224), before, after) == 101).all()
+
+
+def saved(image: Image.Image, kind: str, **options: object) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+RGB, GRAY = Image.fromarray(noise(31, 22)), Image.fromarray(noise(31, 22, 1)[:, :, 0])
+CLEAR = RGB.copy()
+CLEAR.putalpha(100)
+PALETTE = RGB.quantize(16)
+EXIF = Image.Exif()
+EXIF[0x0112] = 6
+PLAIN = {
+    "png": saved(RGB, "PNG"), "grey png": saved(GRAY, "PNG"), "png with dpi": saved(RGB, "PNG", dpi=(72, 72)),
+    "webp": saved(RGB, "WEBP", quality=80), "bmp": saved(RGB, "BMP"),
+}  # fmt: skip
+OTHERS = {
+    "alpha png": saved(RGB.convert("RGBA"), "PNG"), "palette png": saved(PALETTE, "PNG"),
+    "transparent colour": saved(RGB, "PNG", transparency=(1, 2, 3)), "turned png": saved(RGB, "PNG", exif=EXIF),
+    "16 bits": saved(Image.fromarray(noise(9, 9, 1)[:, :, 0].astype(np.uint16) * 250), "PNG"),
+    "lossless webp": saved(RGB, "WEBP", lossless=True), "alpha webp": saved(CLEAR, "WEBP"),
+    "turned webp": saved(RGB, "WEBP", exif=EXIF), "palette bmp": saved(PALETTE, "BMP"), "grey bmp": saved(GRAY, "BMP"),
+    "cut png": PLAIN["png"][:-20], "cut webp": PLAIN["webp"][:-20], "cut bmp": PLAIN["bmp"][:-20],
+    "32 bits": saved(RGB.convert("RGBA"), "BMP"), "gif": saved(PALETTE, "GIF"), "tiff": saved(RGB, "TIFF"),
+    "half a header": PLAIN["png"][:30], "half a bitmap": PLAIN["bmp"][:40],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("color", ["rgb", "gray", "red", "lab"])
+def test_plain_pictures_are_decoded_as_pillow_decodes_them(name: str, color: str) -> None:
+    data = PLAIN[name]
+    assert plain.plain_header(data, sniff(data)) is not None
+    found, expected = decode(data, color, lenient=Lenient()), decode(data, color)
+    np.testing.assert_array_equal(found.pixels, expected.pixels)
+    assert (found.width, found.height, found.format, found.as_stored) == (31, 22, expected.format, expected.as_stored)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_is_not_plain_is_left_to_pillow(name: str) -> None:
+    assert plain.plain_header(OTHERS[name], sniff(OTHERS[name])) is None
+
+
+def test_pillow_is_not_on_the_way_of_plain_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_pillow(*_: object, **__: object) -> None:
+        raise AssertionError("a PIL object on the hot path")
+
+    pictures = [*PLAIN.values(), jpeg(100, 80)]
+    for name in ("open", "fromarray", "new"):
+        monkeypatch.setattr(Image, name, no_pillow)
+    for data in pictures:
+        color = "gray" if data == PLAIN["grey png"] else "rgb"
+        assert decode_to(data, Geometry(16, color=color)).shape[0] == 16
+
+
+@pytest.mark.parametrize(("quality", "limit"), [("exact", 0.3), ("fast", 1.5)])
+@pytest.mark.parametrize("size", [64, 128, 224])
+def test_photographs_are_as_pillow_makes_them(quality: str, limit: float, size: int) -> None:
+    if not PETS.exists():
+        pytest.skip(f"no photographs here: {os.path.normpath(PETS)} is missing")
+    errors = []
+    with tarfile.open(PETS) as tar:
+        for member in [m for m in tar if m.isfile() and m.name.endswith(".jpg")][::7]:
+            reader = tar.extractfile(member)
+            assert reader is not None
+            data = reader.read()
+            image = Image.open(io.BytesIO(data)).convert("RGB")
+            geometry = Geometry(size, quality=quality)
+            width, height = geometry.scaled(*image.size)
+            left, top = round((width - size) / 2.0), round((height - size) / 2.0)
+            scaled = image.resize((width, height), Image.Resampling.BILINEAR)
+            expected = np.asarray(scaled.crop((left, top, left + size, top + size)))
+            errors.append(apart(decode_to(data, geometry), expected).mean())
+    print(f"{quality} at {size}: {np.mean(errors):.3f} of 255 in the mean, {max(errors):.3f} at most")
+    assert len(errors) > 40 and np.mean(errors) < limit
