@@ -33,6 +33,11 @@ class Batch:
     slices: tuple[Slice, ...]
 
     @property
+    def key(self) -> str:
+        """Which rows, as a job's key says it."""
+        return f"{self.jobs[0].split}-{self.jobs[0].low:016x}-{self.jobs[-1].high:016x}"
+
+    @property
     def rows(self) -> int:
         """Images that go in."""
         return sum(job.rows for job in self.jobs)

@@ -10,14 +10,15 @@ from ..store import uri as uris
 from ..store.errors import MillError, error_for_exit_code, wrong
 from ..store.filesystem import store_for
 from ..store.fingerprint import fingerprint
-from ..store.manifest import Dataset, File, Manifest, Totals, commit, ready
+from ..store.manifest import MANIFEST, Dataset, File, Manifest, Totals, commit, ready
 from ..store.progress import Progress, size
 from ..store.step import CACHED, RAN, Context, Outcome
 from ..store.tensors import JPEG
 from .batches import batches, make_files
 from .config import VERSION, ResizeConfig
-from .on_ray import ray_session, run_jobs
+from .on_ray import Slots, ray_session, run_jobs
 from .plan import Job, Plan, plan_split
+from .ray_job import build_by_job
 from .runs import Merge, is_whole, merge, remove_runs, with_runs
 from .statistics import Sums, needs_sums, normalization_of
 from .work import Recipe, columns
@@ -39,8 +40,9 @@ def resize(config: ResizeConfig, context: Context) -> Outcome:
 
 
 def _built(clean: Dataset, uri: str, config: ResizeConfig, context: Context) -> Dataset:
+    build = build_by_job if uris.is_http(config.ray_address) else _build
     try:
-        dataset = _build(clean, uri, config, context)
+        dataset = build(clean, uri, config, context)
     except MillError:
         # Another run may have committed the same meanwhile, and removed the runs that this one was reading.
         if (winner := ready(uri)) is None:
@@ -56,8 +58,7 @@ def _build(clean: Dataset, uri: str, config: ResizeConfig, context: Context) -> 
     plans = [plan_split(clean, split, recipe.row_bytes, config.copies) for split in SPLITS]
     left = [made.leave_out_finished(plan.jobs) for plan in plans]
     if any(left):
-        with ray_session(config.ray_address, config.resize_workers) as slots:
-            context.say(f"Ray with {slots} cores")
+        with ray_session(config.ray_address, config.resize_workers, uris.join(clean.uri, MANIFEST)) as slots:
             made.do(plans, left, slots)
     return commit(uri, _manifest(clean, uri, config, recipe, [made.done[key] for key in sorted(made.done)]))
 
@@ -113,7 +114,7 @@ class _Work:
                 left.append(job)
         return left
 
-    def do(self, plans: Sequence[Plan], left: Sequence[Sequence[Job]], slots: int) -> None:
+    def do(self, plans: Sequence[Plan], left: Sequence[Sequence[Job]], slots: Slots) -> None:
         """All jobs that are left, of all splits; clean files are merged first where they are too many."""
 
         def merger(merges: Sequence[Merge]) -> dict[str, dict[str, Any]]:
@@ -132,7 +133,7 @@ class _Work:
             _raise_error_of(result)
             self.progress.add(batch.rows)
 
-    def _merge(self, merges: Sequence[Merge], slots: int) -> dict[str, dict[str, Any]]:
+    def _merge(self, merges: Sequence[Merge], slots: Slots) -> dict[str, dict[str, Any]]:
         """The records of some runs, each made unless an earlier try did."""
         workspace = self.context.workspace
         recorded = {m.key: workspace.work_record(self.uri, m.key) for m in merges}

@@ -241,7 +241,7 @@ def clean_dataset(folder: Path, color: str, each: dict[str, int]) -> Dataset:
 
 
 @contextmanager
-def no_session(address: str, workers: int) -> Iterator[int]:
+def no_session(address: str, workers: int, witness: str = "") -> Iterator[int]:
     yield 1
 
 

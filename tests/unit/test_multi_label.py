@@ -180,7 +180,7 @@ def make_clean(
 
 
 @contextmanager
-def no_session(address: str, workers: int) -> Iterator[int]:
+def no_session(address: str, workers: int, witness: str = "") -> Iterator[int]:
     yield 1
 
 

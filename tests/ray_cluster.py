@@ -1,0 +1,149 @@
+"""A real Ray cluster on this machine: a head and further raylets in processes of their own, with token authentication.
+
+Every port is a free one and everything lies in one folder, so that several clusters can live side by side. It ends by
+the ids of its own processes: `ray stop` would end every Ray of the machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+import mill
+
+STORE_BYTES = 80 * 2**20
+MARK = "IMAGEMILL_TEST_CLUSTER"
+"""In the environment of every process of a cluster."""
+STARTED = "Ray runtime started"
+
+
+@dataclass
+class Raylet:
+    """One `ray start --block`, the leader of a process group."""
+
+    process: subprocess.Popen[bytes]
+    mark: str
+    log: Path
+
+    def pids(self, part: str = "") -> list[int]:
+        """Its living processes whose command line has `part`; the workers too."""
+        return [pid for pid, line in mill.processes_with(MARK, self.mark).items() if part in line]
+
+    def kill(self) -> None:
+        """SIGKILL for all of it at once, as when a machine is gone."""
+        for _ in range(50):
+            if not (left := self.pids()):
+                break
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.05)
+        self.process.wait()
+
+
+@dataclass
+class RayCluster:
+    """The head, as a context; `add` starts further raylets. `cpus` are the head's."""
+
+    cpus: int = 2
+    python: str = sys.executable
+    environment: dict[str, str] = field(default_factory=dict)
+    nodes: list[Raylet] = field(default_factory=list)
+
+    def __enter__(self) -> RayCluster:
+        self.folder = Path(tempfile.mkdtemp(prefix="mr-", dir="/tmp"))  # short: sockets lie in it
+        self.token = self.folder / "token"
+        self.token.write_text(secrets.token_hex(32))
+        self.gcs_port, self.client_port, self.dashboard_port, agent = free_ports(4)
+        head = ["--head", "--port", self.gcs_port, "--ray-client-server-port", self.client_port]
+        head += ["--dashboard-host", "127.0.0.1", "--dashboard-port", self.dashboard_port, "--include-dashboard=true"]
+        try:
+            self.start(*head, "--temp-dir", self.folder / "r", "--dashboard-agent-listen-port", agent, cpus=self.cpus)
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def add(self, cpus: int = 1) -> Raylet:
+        """One more raylet; it is there when its process says so."""
+        (agent,) = free_ports(1)
+        return self.start("--address", self.gcs, "--dashboard-agent-listen-port", agent, cpus=cpus)
+
+    def start(self, *arguments: object, cpus: int) -> Raylet:
+        mark = secrets.token_hex(8)
+        log = self.folder / f"{mark}.log"
+        common = ["--block", "--num-cpus", cpus, "--num-gpus", 0, "--object-store-memory", STORE_BYTES]
+        common += ["--min-worker-port", 0, "--max-worker-port", 0, "--disable-usage-stats", "--log-style=record"]
+        ray = Path(self.python).with_name("ray")
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                [str(one) for one in (ray, "start", *arguments, *common)],
+                stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=self._its_environment(mark), cwd=self.folder,
+                start_new_session=True,
+            )  # fmt: skip
+        node = Raylet(process, mark, log)
+        self.nodes.append(node)
+
+        def started() -> bool:
+            assert process.poll() is None, log.read_text()
+            return STARTED in log.read_text()
+
+        mill.wait_until(started, "a raylet", 60)
+        return node
+
+    def _its_environment(self, mark: str) -> dict[str, str]:
+        """This one without what belongs to a test's run; `python` is the one whose Ray it is, as in an image."""
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "IMAGEMILL_", "PYTEST_"))}
+        kept["PATH"] = f"{Path(self.python).parent}:{kept['PATH']}"
+        kept |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token), "RAY_USAGE_STATS_ENABLED": "0"}
+        kept |= {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_TMPDIR": str(self.folder / "r")}
+        return kept | {MARK: mark} | self.environment
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for node in reversed(self.nodes):
+            node.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    @property
+    def gcs(self) -> str:
+        return f"127.0.0.1:{self.gcs_port}"
+
+    @property
+    def client(self) -> str:
+        return f"ray://127.0.0.1:{self.client_port}"
+
+    @property
+    def jobs(self) -> str:
+        """The address for job submission."""
+        return f"http://127.0.0.1:{self.dashboard_port}"
+
+    @property
+    def login(self) -> dict[str, str]:
+        """The environment of a command that is let in."""
+        return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token)}
+
+    def login_on_a_node(self) -> dict[str, str]:
+        """The same for one that joins from a node, by `auto`."""
+        return self.login | {"RAY_TMPDIR": str(self.folder / "r")}
+
+
+def free_ports(number: int) -> list[int]:
+    """Ports that were free a moment ago, all different."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [int(one.getsockname()[1]) for one in sockets]
