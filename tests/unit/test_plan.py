@@ -1,0 +1,146 @@
+"""Which rows make up which tensor file, and who reads them: for any files, sizes and copies of an index."""
+
+from __future__ import annotations
+
+from itertools import pairwise, product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from imagemill.components.resize import batches as grouping
+from imagemill.components.resize.batches import amplification, batches, files_a_task, grouped, ranges_of
+from imagemill.components.resize.plan import (
+    FILE_ROWS,
+    Indices,
+    Job,
+    Plan,
+    Slice,
+    Source,
+    bounds,
+    cut,
+    places,
+    rows_per_file,
+    rows_read,
+)
+
+MEGABYTE = 2**20
+LAST = 2**63 - 1
+
+
+def source(name: str, indices: Indices, group: int, files: int = 1) -> Source:
+    """A sequence of rows in row groups of so many, spread over some files."""
+    lengths = [min(group, len(indices) - at) for at in range(0, len(indices), group)]
+    starts = np.cumsum([0, *lengths], dtype=np.int64)
+    firsts = tuple(len(lengths) * n // files for n in range(files + 1))
+    return Source(tuple(f"{name}.{n}" for n in range(files)), indices, starts, firsts)
+
+
+def found_rows(sources: list[Source], slices: tuple[Slice, ...]) -> list[tuple[int, str, int]]:
+    """(index, source, row) of what some slices hold, read as `read_rows` reads them."""
+    rows = []
+    for one in slices:
+        owner = next(s for s in sources if one.uri in s.uris)
+        first = owner.firsts[owner.uris.index(one.uri)]
+        held: list[int] = []
+        for group in one.groups:
+            held += range(int(owner.starts[first + group]), int(owner.starts[first + group + 1]))
+        held = held[one.skip : one.skip + one.rows]
+        assert len(held) == one.rows, "a slice is all there"
+        rows += [(int(owner.indices[row]), owner.uris[0], row) for row in held]
+    return rows
+
+
+@st.composite
+def some_sources(draw: st.DrawFn) -> list[Source]:
+    """Up to 6 sequences of up to 40 rows; few indices, so that many occur twice, and the largest that there is."""
+    index = st.one_of(st.integers(0, 30), st.sampled_from([LAST - 1, LAST]))
+    found = []
+    for number in range(draw(st.integers(1, 6))):
+        indices = np.array(sorted(draw(st.lists(index, max_size=40))), np.int64)
+        found.append(source(f"s{number}", indices, draw(st.integers(1, 9)), draw(st.integers(1, 3))))
+    return found
+
+
+def jobs_of(sources: list[Source], most: int) -> list[Job]:
+    cuts = cut([one.indices for one in sources], most)
+    return [Job(f"{low:016x}-{high:016x}", "train", rows, (), low, high) for low, high, rows in cuts]
+
+
+@given(some_sources(), st.integers(1, 12), st.integers(1, 5))
+@settings(max_examples=150, deadline=None)
+def test_every_row_is_in_exactly_one_file_in_order(sources: list[Source], most: int, files: int) -> None:
+    jobs = jobs_of(sources, most)
+    everything = sorted((int(i), s.uris[0], row) for s in sources for row, i in enumerate(s.indices))
+    by_job = [sorted(found_rows(sources, slices)) for slices in places(sources, bounds(jobs))]
+    assert [row for rows in by_job for row in rows] == everything, "each once, files one after the other"
+    assert [len(rows) for rows in by_job] == [job.rows for job in jobs]
+    assert all(before.high == after.low for before, after in pairwise(jobs)), "nothing is between two files"
+    for job, rows in zip(jobs, by_job, strict=True):
+        assert job.low == rows[0][0] and rows[-1][0] < job.high
+        assert len(rows) <= most or rows[0][0] == rows[-1][0], "too long only for copies of one index"
+    groups = grouped(jobs, files)
+    together = [sorted(found_rows(sources, slices)) for slices in places(sources, ranges_of(groups))]
+    assert [row for rows in together for row in rows] == everything
+    assert [job for group in groups for job in group] == jobs and max(map(len, groups), default=0) <= files
+
+
+@given(some_sources(), st.integers(1, 12))
+@settings(max_examples=100, deadline=None)
+def test_what_is_read_is_counted_as_it_is_read(sources: list[Source], most: int) -> None:
+    jobs = jobs_of(sources, most)
+    expected = 0
+    for slices in places(sources, bounds(jobs)):
+        for one in slices:
+            owner = next(s for s in sources if one.uri in s.uris)
+            first = owner.firsts[owner.uris.index(one.uri)]
+            expected += sum(int(owner.starts[first + g + 1] - owner.starts[first + g]) for g in one.groups)
+    assert rows_read(sources, bounds(jobs)) == expected
+
+
+def test_files_that_are_done_part_their_neighbours() -> None:
+    jobs = jobs_of([source("s", np.arange(100, dtype=np.int64), 5)], 5)
+    del jobs[7:9]
+    groups = grouped(jobs, 3)
+    assert [job for group in groups for job in group] == jobs
+    assert all(before.high == after.low for group in groups for before, after in pairwise(group))
+    assert [len(group) for group in groups[-3:]] == [1, 1, 1], "the last ones are short"
+
+
+def plan_of(rows: int, image_bytes: int, seed: int = 0, file_bytes: int = 32 * MEGABYTE) -> Plan:
+    """As clean would leave so many images of that size: files of 32 MB, their row groups of 4 MB."""
+    random = np.random.default_rng(seed)
+    order = random.integers(0, 2**62, rows)
+    count = max(1, rows * image_bytes // file_bytes)
+    group = -(-4 * MEGABYTE // image_bytes)
+    sources = [source(f"f{n}", np.sort(part), group) for n, part in enumerate(np.array_split(order, count))]
+    jobs = jobs_of(sources, rows_per_file(224 * 224 * 3, image_bytes, 0))
+    return Plan(tuple(jobs), tuple(sources), image_bytes)
+
+
+@pytest.mark.parametrize(("rows", "image_bytes"), [(100, 40_000), (3_000, 40_000), (50_000, 2_000), (2_000, 5_000_000)])
+def test_small_datasets_are_work_for_many_cores(rows: int, image_bytes: int) -> None:
+    plan = plan_of(rows, image_bytes)
+    found = list(batches(plan, plan.jobs))
+    assert len(found) >= min(12, len(plan.jobs)) and [len(batch.jobs) for batch in found][-2:] == [1, 1][-len(found) :]
+    assert amplification(plan, plan.jobs, files_a_task(plan, plan.jobs)) <= grouping.READ_AT_MOST + 0.3, "or the tail"
+
+
+def test_tasks_grow_where_they_are_many_and_hold_no_more_than_they_may() -> None:
+    plan = plan_of(300_000, 4_000, file_bytes=2000 * MEGABYTE)  # few sources, so reading is no reason
+    files = files_a_task(plan, plan.jobs)
+    found = list(batches(plan, plan.jobs))
+    assert files > 1 and amplification(plan, plan.jobs, 1) < grouping.READ_AT_MOST
+    assert max(batch.rows for batch in found) * 4_000 <= grouping.ENCODED_BYTES
+    assert len(found) >= grouping.MANY and sum(batch.rows for batch in found) == 300_000
+    assert found[-1].rows <= FILE_ROWS
+
+
+@pytest.mark.parametrize(("copies", "image_bytes"), list(product((0, 1, 9, 5000), (2_000, 40_000))))
+def test_files_are_cut_by_what_is_written_into_them(copies: int, image_bytes: int) -> None:
+    rows = rows_per_file(224 * 224 * 3, image_bytes, copies)
+    assert rows >= 1
+    assert rows * (1 + copies) <= max(FILE_ROWS, 1 + copies) and rows * image_bytes <= 96 * MEGABYTE
+    if rows > 1:
+        assert rows * (1 + copies) * 224 * 224 * 3 <= 128 * MEGABYTE

@@ -1,0 +1,271 @@
+"""Merging clean files that are too many: the same tensors, whatever was merged, read together or tried again."""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import mill
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from test_edges import here, resized, without_ray  # noqa: F401 (a fixture)
+
+from imagemill.components.clean.schema import CLEAN
+from imagemill.components.resize import batches, resize, runs
+from imagemill.components.resize.plan import index_files, places, rows_read
+from imagemill.components.resize.runs import Merge, merge, merged, row_groups, run_of
+from imagemill.components.resize.work import read_rows
+from imagemill.components.store.errors import MillError
+from imagemill.components.store.manifest import Dataset, File, Manifest, Totals, commit, read_dataset
+from imagemill.components.store.shards import Layout, ShardWriter, read_columns
+
+COLUMNS = ["image_id", "image.bytes", "label_id", "shuffle_index"]
+
+
+@functools.cache
+def jpeg(number: int) -> bytes:
+    pixels = np.random.default_rng(number).integers(0, 256, (12 + number % 5, 15, 3), dtype=np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "JPEG")
+    return out.getvalue()
+
+
+def clean_of_many_files(folder: Path, files: dict[str, int], rows: int = 24, fingerprint: str = "01") -> Dataset:
+    """Of each split so many clean files of up to so many rows, in small row groups; some indices occur several times,
+    in one file and in others."""
+    uri, listed, totals = str(folder / "clean" / fingerprint), [], dict.fromkeys(files, 0)
+    random = np.random.default_rng(0)
+    for split, count in files.items():
+        for file in range(count):
+            found = []
+            for n in range(int(random.integers(1, rows + 1))):
+                index = int(random.integers(0, 12)) if n % 4 == 0 else int(random.integers(0, 2**63 - 1))
+                data = jpeg(int(random.integers(0, 40)))
+                found.append({"image_id": f"{split}-{file:03d}-{n:03d}", "label_id": n % 2, "shuffle_index": index,
+                              "image": {"bytes": data, "path": "x"}})  # fmt: skip
+            with ShardWriter(uri, Layout(CLEAN, row_group_rows=5)) as writer:
+                for row in sorted(found, key=lambda r: (r["shuffle_index"], r["image_id"])):
+                    writer.add(row, len(row["image"]["bytes"]))
+                listed.append(writer.publish(f"data/{split}", "data", split))
+            totals[split] += len(found)
+    number = sum(totals.values())
+    total = Totals(number, 600 * number, by_split=totals, by_class={"a": number, "b": 0})
+    manifest = Manifest(
+        "clean", fingerprint, classes=("a", "b"), files=tuple(listed), totals=total,
+        image={"color": "rgb", "channels": 3}, extra={"dataset_name": "x"},
+    )  # fmt: skip
+    return commit(uri, manifest)
+
+
+@pytest.fixture
+def merging(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Merges where they would be for a million images; tensor files of 7 rows."""
+    monkeypatch.setattr("imagemill.components.resize.plan.FILE_ROWS", 7)
+    monkeypatch.setattr(runs, "MERGED_FROM", 0)
+    monkeypatch.setattr(runs, "GROUP_BYTES", 3500)
+    monkeypatch.setattr(runs, "FILE_BYTES", 9000)
+    monkeypatch.setattr(runs, "LEAST_FAN_IN", 2)
+    monkeypatch.setattr(runs, "RUNS_SHARE", 1e9)  # as many runs as the least fan-in gives
+    for module in (batches, runs):
+        monkeypatch.setattr(module, "READ_AT_MOST", 1.2)
+        monkeypatch.setattr(module, "ENCODED_BYTES", 7 * 600 * 3)
+
+
+def run_files(tensors: Dataset) -> list[Path]:
+    return sorted(path for path in Path(tensors.uri, "_work", "runs").rglob("*") if path.is_file())
+
+
+FILES = {"train": 13, "val": 5, "test": 1}
+
+
+@pytest.fixture
+def undisturbed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_ray: None) -> list[tuple[str, str, int, str]]:  # noqa: F811
+    """The tensors without a merge, one file a task."""
+    with monkeypatch.context() as once:
+        once.setattr("imagemill.components.resize.plan.FILE_ROWS", 7)
+        once.setattr(batches, "READ_AT_MOST", 1e9)
+        once.setattr(runs, "MERGED_FROM", 2**60)
+        tensors = resized(clean_of_many_files(tmp_path / "plain", FILES))
+    assert not Path(tensors.uri, "_work", "runs").exists()
+    return mill.content(tensors)
+
+
+@pytest.mark.usefixtures("merging", "without_ray")
+def test_merged_files_give_the_same_tensors_and_are_removed(
+    tmp_path: Path, undisturbed: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks: list[Any] = []
+
+    def seen(jobs: Iterable[Any], *others: Any) -> Iterator[Any]:
+        for job, result in here(jobs, *others):
+            tasks.append(job)
+            yield job, result
+
+    monkeypatch.setattr(resize, "run_jobs", seen)
+    tensors = resized(clean_of_many_files(tmp_path, FILES))
+    merges = [task for task in tasks if isinstance(task, Merge)]
+    levels = {task.key.split("-")[2] for task in merges}
+    assert levels >= {"1", "2", "3"} and {task.split for task in merges} == {"train", "val"}
+    assert max(len(files) for task in merges for files in task.inputs) > 1, "runs of several files are merged again"
+    assert max(len(task.jobs) for task in tasks if not isinstance(task, Merge)) > 1, "several files a task"
+    assert mill.content(tensors) == undisturbed
+    assert not run_files(tensors)
+
+
+@pytest.mark.usefixtures("merging", "without_ray")
+def test_a_retry_goes_on_from_the_runs_that_are_there(
+    tmp_path: Path, undisturbed: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed again and again, after every third result; between two tries a run is lost, and one is damaged."""
+    worked: list[str] = []
+
+    class Killed(Exception):
+        pass
+
+    def dying(jobs: Iterable[Any], *others: Any) -> Iterator[Any]:
+        for number, (job, result) in enumerate(here(jobs, *others)):
+            if number == 3:
+                raise Killed
+            worked.append(job.key if isinstance(job, Merge) else job.jobs[0].key)
+            yield job, result
+
+    monkeypatch.setattr(resize, "run_jobs", dying)
+    clean = clean_of_many_files(tmp_path, FILES)
+    tries, lost = 0, 0
+    while True:
+        tries += 1
+        try:
+            tensors = resized(clean)
+            break
+        except Killed:
+            assert tries < 100
+        if tries in (2, 4):
+            one = sorted(Path(clean.uri).parents[1].glob("tensors/*/_work/runs/*/*.parquet"))[0]
+            one.unlink() if tries == 2 else one.write_bytes(b"PAR1 no more")
+            lost += 1
+    assert tries > 8 and mill.content(tensors) == undisturbed and not run_files(tensors)
+    assert len(worked) - len(set(worked)) <= lost, "what was finished is not done again"
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_small_datasets_are_never_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "READ_AT_MOST", 0)
+    monkeypatch.setattr(runs, "READ_AT_MOST", 0)
+    tensors = resized(clean_of_many_files(tmp_path, FILES))
+    assert not Path(tensors.uri, "_work", "runs").exists() and tensors.manifest.totals.rows > 100
+
+
+@pytest.mark.usefixtures("merging", "without_ray")
+def test_the_winner_of_a_race_is_everybodys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another run commits while this one works, and removes the runs that it reads."""
+    clean = clean_of_many_files(tmp_path, FILES)
+
+    def overtaken(jobs: Iterable[Any], *others: Any) -> Iterator[Any]:
+        todo = list(jobs)
+        if not isinstance(todo[0], Merge):
+            monkeypatch.setattr(resize, "run_jobs", here)
+            assert read_dataset(resized(clean).uri)
+        yield from here(todo, *others)
+
+    monkeypatch.setattr(resize, "run_jobs", overtaken)
+    tensors = resized(clean)
+    assert tensors.manifest.totals.rows == clean.manifest.totals.rows and not run_files(tensors)
+
+
+def test_order_of_the_manifest_is_that_of_the_rows(tmp_path: Path, merging: None, without_ray: None) -> None:  # noqa: F811
+    clean = clean_of_many_files(tmp_path, FILES)
+    index = {
+        row["image_id"]: row["shuffle_index"]
+        for table in read_columns(clean, "data", ["image_id", "shuffle_index"])
+        for row in table.to_pylist()
+    }
+    tensors = resized(clean)
+    for split in FILES:
+        ids = [i for table in read_columns(tensors, "data", ["image_id"], split) for i in table["image_id"].to_pylist()]
+        assert ids == sorted((i for i in index if i.startswith(split)), key=lambda i: (index[i], i))
+
+
+@given(
+    st.lists(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=4), max_size=4), min_size=1, max_size=5),
+    st.integers(1, 400),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_merge_is_a_sort(inputs: list[list[list[int]]], group_bytes: int) -> None:
+    """Any sequences of row groups, with copies of an index within and between them."""
+    schema = pa.schema([("image_id", pa.string()), ("shuffle_index", pa.int64())])
+    expected, sequences = [], []
+    for number, groups in enumerate(inputs):
+        ordered = iter(sorted(index for group in groups for index in group))
+        tables = []
+        for group, _ in enumerate(groups):
+            rows = [
+                {"image_id": f"{number}-{group}-{n}", "shuffle_index": next(ordered)} for n in range(len(groups[group]))
+            ]
+            expected += [(row["shuffle_index"], row["image_id"]) for row in rows]
+            tables.append(pa.Table.from_pylist(rows, schema))
+        if tables:
+            sequences.append((tables[0], iter(tables[1:])))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "GROUP_BYTES", group_bytes)
+        tables = list(row_groups(merged(sequences, schema)))
+    found = [(row["shuffle_index"], row["image_id"]) for table in tables for row in table.to_pylist()]
+    assert sorted(found) == sorted(expected) and [index for index, _ in found] == sorted(index for index, _ in found)
+    assert all(table.num_rows for table in tables)
+
+
+def test_a_run_holds_what_its_inputs_hold(tmp_path: Path, merging: None) -> None:
+    """By its own files: any part of it is read as from the inputs; other columns than those wanted are left out."""
+    clean = clean_of_many_files(tmp_path, {"train": 9})
+    sources = index_files(clean, "train")
+    rows = sum(len(source.indices) for source in sources)
+    task = Merge("run", "train", rows, tuple(source.uris for source in sources), tuple(COLUMNS))
+    record = json.loads(json.dumps(merge(task, str(tmp_path / "tensors" / "02"))))
+    run = run_of(record, sources, str(tmp_path / "tensors" / "02"))
+    assert len(run.uris) > 2 and len(run.starts) > 2 * len(run.uris)
+    ends = run.indices[[0, 3, 10, len(run.indices) // 2, -2, -1]]
+    ranges = np.array([(low, high) for low in ends for high in ends if low <= high], np.int64)
+    for ours, theirs in zip(places([run], ranges), places(sources, ranges), strict=True):
+        assert read_rows(ours, COLUMNS) == read_rows(theirs, COLUMNS)
+    assert rows_read([run], ranges) < rows_read(sources, ranges)
+    assert runs.is_whole(record, str(tmp_path / "tensors" / "02"))
+    first = next(places([run], ranges))
+    assert "width" not in read_rows(first, [*COLUMNS, "width"])[0] and set(
+        read_rows(first, [*COLUMNS, "image"])[0]["image"]
+    ) == {"bytes"}
+
+
+def test_a_column_that_some_files_lack_is_empty_there(tmp_path: Path) -> None:
+    uri, listed = str(tmp_path / "clean" / "01"), []
+    for number, columns in enumerate((COLUMNS[:1], ["image_id", "mask"])):
+        fields = {"image_id": pa.string(), "mask": pa.binary(), "shuffle_index": pa.int64()}
+        schema = pa.schema([(name, kind) for name, kind in fields.items() if name in [*columns, "shuffle_index"]])
+        with ShardWriter(uri, Layout(schema)) as writer:
+            writer.add({"image_id": str(number), "mask": b"m", "shuffle_index": 5 - number}, 1)
+            listed.append(writer.publish("data", "data", "train"))
+    task = Merge("run", "train", 2, tuple((f"{uri}/{f.uri}",) for f in listed), ("image_id", "mask", "shuffle_index"))
+    record = merge(task, str(tmp_path / "tensors" / "02"))
+    made = Dataset(
+        str(tmp_path / "tensors" / "02"), Manifest("tensors", "02", files=tuple(File(**f) for f in record["files"])), ""
+    )
+    rows = [row for table in read_columns(made, "data", ["image_id", "mask"]) for row in table.to_pylist()]
+    assert rows == [{"image_id": "1", "mask": b"m"}, {"image_id": "0", "mask": None}]
+
+
+def test_a_file_that_is_gone_is_said(tmp_path: Path) -> None:
+    task = Merge("run", "train", 2, ((str(tmp_path / "gone.parquet"),),), tuple(COLUMNS))
+    result = merge(task, str(tmp_path / "tensors" / "02"))
+    assert result["exit_code"] == 1 and "gone.parquet" in result["error"]
+
+
+def test_a_run_of_other_rows_is_an_error(tmp_path: Path) -> None:
+    sources = index_files(clean_of_many_files(tmp_path, {"train": 2}), "train")
+    with pytest.raises(MillError, match="the ledger is wrong"):
+        run_of({"files": [{"uri": "x"}], "groups": [[1]]}, sources, "/x")
