@@ -20,7 +20,7 @@ from ..store import uri as uris
 from ..store.errors import MillError, UserError, wrong
 from ..store.filesystem import store_for
 from ..store.fingerprint import canonical_json, digest
-from ..store.images import VETTED, ImageRejected, Pixels, decode, in_color
+from ..store.images import VETTED, Decoded, ImageRejected, Pixels, decode, in_color
 
 FIELD = "backgrounds"
 ENDINGS = ("jpg", "jpeg", "jfif", "png", "webp", "gif", "tif", "tiff", "bmp")
@@ -101,7 +101,8 @@ _cache = _Cache(CACHE_BYTES)
 def picture(folder: str, one: Background, color: str, height: int, width: int) -> Pixels:
     """uint8 [height, width, channels of `color`], the picture's centre, covering all of it.
 
-    It is decoded for the next power of two, so that what comes out depends on nothing that was asked for before.
+    It is held with a short side of the next power of two, so that what comes out depends on nothing that was asked for
+    before.
     """
     side = 1 << (max(height, width) - 1).bit_length()
     uri = uris.join(uris.normalize(folder, FIELD), one.name)
@@ -124,9 +125,13 @@ def _read(uri: str, one: Background, color: str, side: int) -> Pixels:
     if changed:
         raise wrong(f"{FIELD}: {uri}", "the picture that was there when resize began", "another one, or none")
     try:
-        return decode(data, color, min_side=side).pixels
+        pixels = decode(data, color).pixels
     except ImageRejected as error:
         raise UserError(f"{FIELD}: expected {uri} to be a picture, found {error}") from None
+    smaller = side / min(pixels.shape[:2])
+    if smaller >= 1:
+        return pixels
+    return cover(pixels, *(max(side, round(smaller * length)) for length in pixels.shape[:2]))
 
 
 def cover(pixels: Pixels, height: int, width: int) -> Pixels:
@@ -152,11 +157,12 @@ def colour_field(seed: int, color: str, height: int, width: int) -> Pixels:
     return in_color(np.ascontiguousarray(smooth), color)
 
 
-def foreground(mask: bytes, width: int, height: int, at: tuple[int, int]) -> Pixels | None:
-    """The mask that clean kept of a picture of width x height → uint8 [h, w] for it decoded at `at`, (h, w): the share
-    of the foreground in each pixel, 255 for all of it. None where it shows none."""
+def foreground(mask: bytes, image: Decoded) -> Pixels | None:
+    """The mask that clean kept of an image → uint8 [h, w] of its decoded pixels: the share of the foreground in each,
+    255 for all of it. None where it shows none."""
     import cv2
 
+    height, width = image.height, image.width
     try:
         found = decode(mask, "gray", limits=VETTED).pixels
     except ImageRejected as error:
@@ -165,9 +171,12 @@ def foreground(mask: bytes, width: int, height: int, at: tuple[int, int]) -> Pix
         raise MillError(
             f"a mask that clean kept has {found.shape[1]} x {found.shape[0]} pixels, not {width} x {height}"
         )
-    if at != (height, width):
-        found = np.asarray(cv2.resize(found, (at[1], at[0]), interpolation=cv2.INTER_AREA), np.uint8)
-    return found.reshape(at) if found.any() else None
+    rows, columns = image.pixels.shape[:2]
+    if image.divisor > 1:  # the last pixels are of what lies beyond the image, too: the decoder goes on with its border
+        beyond = ((0, rows * image.divisor - height), (0, columns * image.divisor - width))
+        whole = np.pad(found[:, :, 0], beyond, "edge")
+        found = np.asarray(cv2.resize(whole, (columns, rows), interpolation=cv2.INTER_AREA), np.uint8)
+    return found.reshape(rows, columns) if found.any() else None
 
 
 def composite(pixels: Pixels, share: Pixels, behind: Pixels) -> Pixels:

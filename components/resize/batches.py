@@ -15,7 +15,7 @@ import numpy as np
 
 from ..store.errors import MillError
 from .plan import ENCODED_BYTES, Indices, Job, Plan, Slice, places, rows_read
-from .work import Kernel, Recipe, Row, columns, make_file, one_by_one, read_rows
+from .work import Kernel, Recipe, Row, make_file, one_by_one, read_rows
 
 READ_AT_MOST = 2.5
 """Rows read for each one that is needed: with more of them tasks grow, and then clean files are merged."""
@@ -48,7 +48,7 @@ def make_files(batch: Batch, dataset_uri: str, recipe: Recipe, kernel: Kernel = 
     failed, beside those that were finished before."""
     found: dict[str, Any] = {}
     try:
-        rows = read_rows(batch.slices, columns(batch.jobs[0].task))
+        rows = read_rows(batch.slices, recipe.columns(batch.jobs[0]))
     except MillError as error:
         return {"files": found, "error": str(error), "exit_code": error.exit_code}
     rows.reverse()

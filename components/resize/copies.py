@@ -108,6 +108,14 @@ def planned(config: ResizeConfig, clean: Dataset) -> Planned:
     return Planned(replace(policy, folder=folder), behind.list_backgrounds(folder))
 
 
+def absolute(config: ResizeConfig) -> ResizeConfig:
+    """The config with the places of its files as they are for a process in another folder."""
+    found = {"backgrounds": config.backgrounds and uris.normalize(config.backgrounds, "backgrounds")}
+    if config.copies and config.copy_policy == ALBUMENTATIONS and config.copy_pipeline not in PIPELINES:
+        found["copy_pipeline"] = uris.normalize(config.copy_pipeline, "copy_pipeline")
+    return replace(config, **found)
+
+
 def source_channels(geometry: Geometry) -> int:
     """Of a picture before its colour is made: three, unless a single channel was decoded."""
     return 1 if COLORS[geometry.color] == 1 else 3
@@ -183,9 +191,7 @@ def _finished(picture: Pixels, geometry: Geometry) -> Pixels:
 
 
 def _share(row: dict[str, Any], decoded: Decoded) -> Pixels | None:
-    mask = row.get("mask")
-    height, width = decoded.pixels.shape[:2]
-    return None if mask is None else behind.foreground(mask, decoded.width, decoded.height, (height, width))
+    return None if row["mask"] is None else behind.foreground(row["mask"], decoded)
 
 
 def _behind(

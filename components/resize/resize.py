@@ -16,12 +16,13 @@ from ..store.step import CACHED, RAN, Context, Outcome
 from ..store.tensors import JPEG
 from .batches import batches, make_files
 from .config import VERSION, ResizeConfig
+from .copies import CopyPolicy, Planned, absolute, planned
 from .on_ray import Slots, ray_session, run_jobs
 from .plan import Job, Plan, plan_split
 from .ray_job import build_by_job
 from .runs import Merge, is_whole, merge, remove_runs, with_runs
 from .statistics import Sums, needs_sums, normalization_of
-from .work import Recipe, columns
+from .work import Copied, Recipe
 
 SPLITS = ("train", "val", "test")
 
@@ -29,20 +30,24 @@ SPLITS = ("train", "val", "test")
 def resize(config: ResizeConfig, context: Context) -> Outcome:
     """Find the tensors that this clean dataset and config give, or make them."""
     clean = context.parent("clean", config.clean, "clean")
-    counting = config.counting() | context.attempt()
+    copies = planned(config, clean)
+    counting = copies.counting(config) | context.attempt()
     uri = context.workspace.dataset("tensors", fingerprint("tensors", VERSION, [clean.fingerprint], counting))
     there = ready(uri)
-    dataset = there or _built(clean, uri, config, context)
+    dataset = there or _built(clean, uri, config, context, copies)
     context.workspace.note_latest(config.name or clean.manifest.extra["dataset_name"], dataset, context.run)
     totals, shape = dataset.manifest.totals, dataset.manifest.image["shape"]
     context.say(f"{totals.rows:,} images of {shape[1]} x {shape[0]} x {shape[2]} · {size(totals.bytes)}")
+    _say_copies(dataset, context)
     return Outcome(uri, dataset.fingerprint, CACHED if there else RAN, {"rows": totals.rows, "bytes": totals.bytes})
 
 
-def _built(clean: Dataset, uri: str, config: ResizeConfig, context: Context) -> Dataset:
-    build = build_by_job if uris.is_http(config.ray_address) else _build
+def _built(clean: Dataset, uri: str, config: ResizeConfig, context: Context, copies: Planned) -> Dataset:
     try:
-        dataset = build(clean, uri, config, context)
+        if uris.is_http(config.ray_address):
+            dataset = build_by_job(clean, uri, absolute(config), context)
+        else:
+            dataset = _build(clean, uri, config, context, copies)
     except MillError:
         # Another run may have committed the same meanwhile, and removed the runs that this one was reading.
         if (winner := ready(uri)) is None:
@@ -52,8 +57,8 @@ def _built(clean: Dataset, uri: str, config: ResizeConfig, context: Context) -> 
     return dataset
 
 
-def _build(clean: Dataset, uri: str, config: ResizeConfig, context: Context) -> Dataset:
-    recipe = _recipe(clean, config)
+def _build(clean: Dataset, uri: str, config: ResizeConfig, context: Context, copies: Planned) -> Dataset:
+    recipe = _recipe(clean, config, copies.sent(uri))
     made = _Work(uri, recipe, context, Progress("resize", total=clean.manifest.totals.rows))
     plans = [plan_split(clean, split, recipe.row_bytes, config.copies) for split in SPLITS]
     left = [made.leave_out_finished(plan.jobs) for plan in plans]
@@ -63,22 +68,24 @@ def _build(clean: Dataset, uri: str, config: ResizeConfig, context: Context) -> 
     return commit(uri, _manifest(clean, uri, config, recipe, [made.done[key] for key in sorted(made.done)]))
 
 
-def _recipe(clean: Dataset, config: ResizeConfig) -> Recipe:
+def _recipe(clean: Dataset, config: ResizeConfig, copies: CopyPolicy | None) -> Recipe:
     geometry = config.geometry(clean.manifest.image["color"])
     if config.encoding == JPEG and geometry.color in ("ycbcr", "lab"):
         raise wrong("encoding", "raw with this colour, since a JPEG would keep half of its second and third channel",
                     f"{config.encoding} with {geometry.color}")  # fmt: skip
     with_sums = needs_sums(config.normalization, geometry.color, geometry.edges)
-    return Recipe(geometry, config.encoding, config.jpeg_quality, config.jpeg_subsampling, with_sums)
+    return Recipe(geometry, config.encoding, config.jpeg_quality, config.jpeg_subsampling, with_sums, copies)
 
 
 @dataclass(frozen=True)
 class Made:
-    """What one job gave: a tensor file, the bytes of its images, and the sums of its channels where they are wanted."""
+    """What one job gave: a tensor file, the bytes of its images, the sums of its channels where they are wanted, and
+    what is known of its copies."""
 
     file: File
     image_bytes: int
     sums: Sums | None
+    copied: Copied = field(default_factory=Copied)
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Made:
@@ -86,6 +93,7 @@ class Made:
             File(**record["file"]),
             record["image_bytes"],
             Sums.from_record(record["sums"]) if "sums" in record else None,
+            Copied(**record.get("copies", {})),
         )
 
 
@@ -121,7 +129,7 @@ class _Work:
             return self._merge(merges, slots)
 
         plans = [
-            with_runs(plan, jobs, columns(jobs[0].task), self.uri, merger) if jobs else plan
+            with_runs(plan, jobs, self.recipe.columns(jobs[0]), self.uri, merger) if jobs else plan
             for plan, jobs in zip(plans, left, strict=True)
         ]
         self.progress.restart()
@@ -154,13 +162,31 @@ def _raise_error_of(result: dict[str, Any]) -> None:
         raise error_for_exit_code(result["exit_code"], result["error"])
 
 
+def _about_copies(policy: CopyPolicy | None, copied: Copied) -> dict[str, Any]:
+    """What a manifest says of the copies, if there are any."""
+    if policy is None:
+        return {}
+    about = {"policy": policy.policy, "per_image": policy.number, "rows": copied.rows}
+    return {"copies": about | ({"images_without_mask": copied.without} if policy.masked else {})}
+
+
+def _say_copies(dataset: Dataset, context: Context) -> None:
+    if copies := dataset.manifest.extra.get("copies"):
+        context.say(f"{copies['rows']:,} of them copies of training images ({copies['policy']})")
+        if without := copies.get("images_without_mask"):
+            context.say(f"{without:,} training images have no mask, or none with a foreground: no copies of them")
+
+
 def _manifest(clean: Dataset, uri: str, config: ResizeConfig, recipe: Recipe, made: list[Made]) -> Manifest:
     geometry, totals = recipe.geometry, clean.manifest.totals
     # Stable: within a split the order of the shuffled rows stays.
     files = sorted((one.file for one in made), key=lambda f: SPLITS.index(f.split))
     by_split = {split: sum(f.rows for f in files if f.split == split) for split in SPLITS}
-    if sum(by_split.values()) != totals.rows:
-        raise MillError(f"the ledger is wrong: {totals.rows} clean rows, {sum(by_split.values())} tensors")
+    copied = Copied.sum_of(one.copied for one in made)
+    if sum(by_split.values()) != totals.rows + copied.rows:
+        raise MillError(
+            f"the ledger is wrong: {totals.rows} clean rows and {copied.rows} copies, {sum(by_split.values())} tensors"
+        )
     sums = sum((one.sums for one in made if one.sums), Sums())
     mean, std = normalization_of(config.normalization, geometry.color, geometry.shape[2], sums)
     return Manifest(
@@ -172,10 +198,10 @@ def _manifest(clean: Dataset, uri: str, config: ResizeConfig, recipe: Recipe, ma
         classes=clean.manifest.classes,
         files=tuple(files),
         totals=Totals(
-            rows=totals.rows,
+            rows=totals.rows + copied.rows,
             bytes=sum(one.image_bytes for one in made),
             by_split=by_split,
-            by_class=totals.by_class,
+            by_class=copied.added_to(totals.by_class, clean.manifest.classes),
         ),
         image={
             **geometry.to_dict(),
@@ -184,5 +210,5 @@ def _manifest(clean: Dataset, uri: str, config: ResizeConfig, recipe: Recipe, ma
             "mean": mean,
             "std": std,
         },
-        extra={"dataset_name": clean.manifest.extra["dataset_name"]},
+        extra={"dataset_name": clean.manifest.extra["dataset_name"]} | _about_copies(recipe.copies, copied),
     )

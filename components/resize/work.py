@@ -13,7 +13,7 @@ import pyarrow as pa
 from ..store.errors import MillError
 from ..store.images import ImageRejected, Pixels
 from ..store.labels import MULTI, SINGLE, label_column
-from ..store.manifest import File
+from ..store.manifest import File, add_counts
 from ..store.resample import Geometry, decode_to
 from ..store.shards import Layout, ShardWriter, open_parquet, read_row_group
 from ..store.tensors import RAW, encode_jpeg
@@ -109,6 +109,19 @@ class Copied:
     rows: int = 0
     by_class: dict[str, int] = field(default_factory=dict)
     without: int = 0
+
+    @classmethod
+    def sum_of(cls, some: Iterable[Copied]) -> Copied:
+        """Of several files."""
+        total = cls()
+        for one in some:
+            total = cls(total.rows + one.rows, add_counts(total.by_class, one.by_class), total.without + one.without)
+        return total
+
+    def added_to(self, by_class: dict[str, int], classes: Sequence[str]) -> dict[str, int]:
+        """Rows by class, with the copies."""
+        names = {name: self.by_class.get(str(number), 0) for number, name in enumerate(classes)}
+        return {name: rows + names.get(name, 0) for name, rows in by_class.items()}
 
 
 def _one_thread(recipe: Recipe) -> None:
