@@ -26,7 +26,7 @@ from .batches import READ_AT_MOST, amplification, files_a_task, files_held
 from .plan import ENCODED_BYTES, Job, Plan, Source
 
 RUNS = "_work/runs"
-MERGED_FROM = 512 * 2**20
+MERGED_FROM = 2**30
 """Bytes of a split's images: less than that is read from memory however often."""
 GROUP_BYTES = 2**20
 """A run's row groups: a task holds one of each run that it reads, and reads half of one too much at either end."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise, product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +26,7 @@ from imagemill.components.resize.plan import (
     rows_per_file,
     rows_read,
 )
+from imagemill.components.resize.runs import GROUP_BYTES, Merge, with_runs
 
 MEGABYTE = 2**20
 LAST = 2**63 - 1
@@ -144,3 +147,47 @@ def test_files_are_cut_by_what_is_written_into_them(copies: int, image_bytes: in
     assert rows * (1 + copies) <= max(FILE_ROWS, 1 + copies) and rows * image_bytes <= 96 * MEGABYTE
     if rows > 1:
         assert rows * (1 + copies) * 224 * 224 * 3 <= 128 * MEGABYTE
+
+
+def reading(plan: Plan) -> tuple[float, float, int]:
+    """Rows read for each row of the plan: as one file a task from the clean files, and as it is done, all merges
+    counted; and how many levels of merges there are."""
+    levels = 0
+
+    def merger(merges: Sequence[Merge]) -> dict[str, dict[str, Any]]:
+        nonlocal levels
+        levels += 1
+        rows = max(1, GROUP_BYTES // plan.mean_bytes)
+        found = {}
+        for one in merges:
+            lengths = [min(rows, one.rows - at) for at in range(0, one.rows, rows)]
+            files = [lengths[at : at + 64] for at in range(0, len(lengths), 64)]
+            found[one.key] = {"files": [{"uri": f"{one.key}.{n}"} for n in range(len(files))], "groups": files}
+        assert sum(one.rows for one in merges) == plan.rows
+        return found
+
+    merged = with_runs(plan, plan.jobs, ["image"], "/x", merger)
+    before, after = (amplification(p, p.jobs, n) for p, n in ((plan, 1), (merged, files_a_task(merged, plan.jobs))))
+    return before, levels + after, levels
+
+
+@pytest.mark.parametrize(
+    ("rows", "image_bytes", "file_bytes"),
+    [
+        (16_000, 40_000, 26 * MEGABYTE),  # 20,000 images of 500 x 375, the training split
+        (26_000, 40_000, 26 * MEGABYTE),  # the largest that is never merged
+        (32_000, 40_000, 26 * MEGABYTE),
+        (200_000, 40_000, 3 * MEGABYTE),  # val of two million, a little of it in each slice that was cleaned
+        (1_000_000, 40_000, 26 * MEGABYTE),
+        (1_000_000, 2_000, 26 * MEGABYTE),
+        (100_000, 400_000, 26 * MEGABYTE),
+        (20_000, 5_000_000, 26 * MEGABYTE),
+    ],
+)
+def test_reading_stays_within_about_three_times_the_data(rows: int, image_bytes: int, file_bytes: int) -> None:
+    plan = plan_of(rows, image_bytes, file_bytes=file_bytes)
+    before, after, levels = reading(plan)
+    files, jobs = len(plan.sources), len(plan.jobs)
+    print(f"{rows:,} of {image_bytes:,}: {files:,} files, {jobs:,} jobs: {before:.2f} → {after:.2f} ({levels} merges)")
+    assert after < 3.4 and levels <= 1
+    assert levels == 0 or rows * image_bytes > 1024 * MEGABYTE, "small datasets are never merged"
