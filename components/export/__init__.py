@@ -1,0 +1,1 @@
+"""Export: a clean or tensors dataset in a form that other programs read."""
