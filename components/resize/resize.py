@@ -17,6 +17,7 @@ from ..store.tensors import JPEG
 from .batches import batches, make_files
 from .config import VERSION, ResizeConfig
 from .copies import CopyPolicy, Planned, absolute, planned
+from .estimate import say_estimate
 from .on_ray import Slots, ray_session, run_jobs
 from .plan import Job, Plan, plan_split
 from .ray_job import build_by_job
@@ -63,6 +64,7 @@ def _build(clean: Dataset, uri: str, config: ResizeConfig, context: Context, cop
     plans = [plan_split(clean, split, recipe.row_bytes, config.copies) for split in SPLITS]
     left = [made.leave_out_finished(plan.jobs) for plan in plans]
     if any(left):
+        say_estimate(clean, config, recipe, context)
         with ray_session(config.ray_address, config.resize_workers, uris.join(clean.uri, MANIFEST)) as slots:
             made.do(plans, left, slots)
     return commit(uri, _manifest(clean, uri, config, recipe, [made.done[key] for key in sorted(made.done)]))

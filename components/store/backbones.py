@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from .errors import wrong
 
@@ -74,7 +75,8 @@ def transforms_of(backbone: str, weights: str = "DEFAULT") -> Transforms | None:
         made = _arguments(found)["transforms"]  # partial(ImageClassification, crop_size=224, …)
         if not isinstance(made, ast.Call) or ast.unparse(made.args[0]) != "ImageClassification":
             return None
-        return Transforms(**{name: _value(node) for name, node in _arguments(made).items() if name != "antialias"})
+        said: dict[str, Any] = {name: _value(node) for name, node in _arguments(made).items() if name != "antialias"}
+        return Transforms(**said)
     except (SyntaxError, KeyError, IndexError, TypeError, ValueError):  # written otherwise than we know it
         return None
 
@@ -86,9 +88,9 @@ def _assignments(text: str) -> dict[str, ast.expr]:
     return {target.id: value for target, value in pairs if isinstance(target, ast.Name)}
 
 
-def _arguments(call: ast.expr | None) -> dict[str | None, ast.expr]:
+def _arguments(call: ast.expr | None) -> dict[str, ast.expr]:
     """The named arguments of a call; nothing of what is none."""
-    return {one.arg: one.value for one in call.keywords} if isinstance(call, ast.Call) else {}
+    return {one.arg: one.value for one in call.keywords if one.arg} if isinstance(call, ast.Call) else {}
 
 
 def _value(node: ast.expr) -> object:

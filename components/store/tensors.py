@@ -44,7 +44,8 @@ def _decoded(array: pa.Array, shape: list[int]) -> Pixels:
 
     def decode(start: int) -> None:
         for row in range(start, min(start + _SHARE, len(array))):
-            simplejpeg.decode_jpeg(array[row].as_buffer(), colorspace, buffer=out[row])
+            data = memoryview(array[row].as_buffer()).cast("B")  # Arrow calls its bytes signed
+            simplejpeg.decode_jpeg(data, colorspace, buffer=out[row])
 
     _each(decode, range(0, len(array), _SHARE))
     return out

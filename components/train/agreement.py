@@ -6,15 +6,15 @@ says itself, and of a bare file not at all.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..store import model_presets
 from ..store.images import COLORS
 from ..store.manifest import Dataset
 from ..store.model_presets import NORMALIZATIONS, known
 from ..store.resample import Geometry
-from ..store.tensors import input_size
 from .config import TrainConfig
 from .weights import model_dataset
 
@@ -78,44 +78,59 @@ def conversion(config: TrainConfig, image: dict[str, Any]) -> dict[str, Any]:
 
 
 def disagreements(image: dict[str, Any], expected: Expected, backbone: str) -> list[str]:
-    """A line for each thing in which the tensors' `image` is not what the weights expect.
+    """A line for each thing in which the tensors' `image` is not what the weights expect."""
+    sizes, pixels = _in_size(image, expected, backbone), _in_pixels(image, expected)
+    return [f"{one.field}: {expected.who} expects {one.wants}, the tensors have {one.has} ({_mended(one, expected)})"
+            for one in (*sizes, *pixels)]  # fmt: skip
 
-    A size within `FAR` is none, but for a vision transformer, whose position embeddings belong to one size; nor is a
-    normalization by the dataset's own mean and spread, which gives a network what it knows: mean 0 and spread 1.
-    """
-    found = Geometry.from_dict(image | {"shape": [input_size(image)] * 2 + [image["shape"][2]]})
-    wanted, lines = expected.geometry, []
 
-    def line(field: str, wants: object, has: object, flag: str) -> None:
-        by_preset = (
-            expected.preset and field != "color" and not (field == "normalization" and expected.but_normalization)
-        )
-        mends = f"--model-preset {expected.preset}" if by_preset else flag
-        step = "clean" if field == "color" else "resize"
-        lines.append(f"{field}: {expected.who} expects {wants}, the tensors have {has} ({step} with {mends})")
+class Difference(NamedTuple):
+    """What the weights want of a field, what the tensors have, and the value to resize (or clean) with."""
 
-    ratio = found.size / wanted.size
-    if backbone.startswith("vit_") and ratio != 1:
-        has = f"{found.size}, so that position embeddings start from scratch"
-        line("image_size", wanted.size, has, f"--image-size {wanted.size}")
-    elif not 1 / FAR <= ratio <= FAR:
-        line("image_size", wanted.size, found.size, f"--image-size {wanted.size}")
+    field: str
+    wants: str
+    has: str
+    value: str
+
+
+def _mended(one: Difference, expected: Expected) -> str:
+    if one.field == "color":
+        return f"clean with --color {one.value}"
+    by_preset = expected.preset and not (one.field == "normalization" and expected.but_normalization)
+    flag = f"model-preset {expected.preset}" if by_preset else f"{one.field.replace('_', '-')} {one.value}"
+    return f"resize with --{flag}"
+
+
+def _in_size(image: dict[str, Any], expected: Expected, backbone: str) -> Iterator[Difference]:
+    """A size within `FAR` is no difference, but for a vision transformer, whose position embeddings belong to one; nor
+    is a mode that somebody chose though a model preset has another."""
+    found, wanted = Geometry.from_dict(image).input, expected.geometry
+    size = str(wanted.size)
+    if backbone.startswith("vit_") and found.size != wanted.size:
+        yield Difference("image_size", size, f"{found.size}, so that position embeddings start from scratch", size)
+    elif not 1 / FAR <= found.size / wanted.size <= FAR:
+        yield Difference("image_size", size, str(found.size), size)
     if found.mode == wanted.mode == "crop":
         has, wants = found.short_side / found.size, wanted.short_side / wanted.size
         if abs(has / wants - 1) > CROPPED:
-            flag = f"--resize-size {round(found.size * wants)}"
-            line("resize_size", f"{wants:.3f} x image_size", f"{has:.3f} x", flag)
+            short = str(round(found.size * wants))
+            yield Difference("resize_size", f"{wants:.3f} x image_size", f"{has:.3f} x", short)
     elif found.mode != wanted.mode and not expected.preset:
-        line("resize_mode", wanted.mode, found.mode, f"--resize-mode {wanted.mode}")
+        yield Difference("resize_mode", wanted.mode, found.mode, wanted.mode)
+
+
+def _in_pixels(image: dict[str, Any], expected: Expected) -> Iterator[Difference]:
+    """A normalization by the dataset's own mean and spread is no difference: it gives a network what it knows, mean 0
+    and spread 1; nor is a single channel, for which the first layer's filters are summed."""
+    found, wanted = Geometry.from_dict(image), expected.geometry
     if found.interpolation != wanted.interpolation:
-        line("interpolation", wanted.interpolation, found.interpolation, f"--interpolation {wanted.interpolation}")
+        yield Difference("interpolation", wanted.interpolation, found.interpolation, wanted.interpolation)
     if found.color != wanted.color and COLORS[found.color] == 3:
-        line("color", wanted.color, found.color, f"--color {wanted.color}")
+        yield Difference("color", wanted.color, found.color, wanted.color)
     normalization = _normalization(image)
     if normalization and normalization != expected.normalization:
         wants = expected.normalization or "its dataset's own mean and spread"
-        line("normalization", wants, normalization, f"--normalization {expected.normalization or 'dataset'}")
-    return lines
+        yield Difference("normalization", wants, normalization, expected.normalization or "dataset")
 
 
 def _normalization(image: dict[str, Any]) -> str:
