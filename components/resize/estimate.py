@@ -79,8 +79,9 @@ def estimate(clean: Dataset, config: ResizeConfig, recipe: Recipe) -> Iterator[s
 def _raw_line(rows: int, recipe: Recipe) -> str:
     raw = recipe.row_bytes
     width = min(raw, MEASURED_BYTES[RAW])
-    measured = [bytes(width)] * (MEASURED_BYTES[RAW] // width)
-    rate = _rate(measured, pa.binary(width), {"shape": [1, width, 1], "encoding": RAW}) * width / raw
+    number = MEASURED_BYTES[RAW] // width
+    pixels = pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), number, [None, pa.py_buffer(bytes(number * width))])
+    rate = _rate(pixels, {"shape": [1, width, 1], "encoding": RAW}) * width / raw
     return (
         f"raw: {size(rows * raw)}, read at about {_about(rate)} images/s from memory, "
         f"{_about(min(rate, LINK / raw))}/s over a {LINK / 1e6:.0f} MB/s link"
@@ -92,7 +93,9 @@ def _jpeg_line(rows: int, jpegs: Sequence[bytes], geometry: Geometry, config: Re
     wanted = max(MEASURED_BYTES[JPEG] // math.prod(shape), JPEGS_A_THREAD * cores())
     wanted = max(1, min(wanted, 8 * MEASURED_BYTES[JPEG] // math.prod(shape)))
     measured = [jpegs[i % len(jpegs)] for i in range(wanted)]
-    rate = _rate(measured, pa.binary(), {"shape": shape, "encoding": JPEG})
+    ends = np.cumsum([0, *map(len, measured)]).astype(np.int32)
+    buffers = [None, pa.py_buffer(ends), pa.py_buffer(b"".join(measured))]
+    rate = _rate(pa.Array.from_buffers(pa.binary(), wanted, buffers), {"shape": shape, "encoding": JPEG})
     colour = f", {':'.join(config.jpeg_subsampling)}" if shape[2] == 3 else ""
     return (
         f"jpeg (quality {config.jpeg_quality}{colour}): {size(rows * mean)}, decoded at about {_about(rate)} images/s, "
@@ -148,10 +151,11 @@ def _resized(data: bytes, geometry: Geometry) -> Pixels:
     return np.asarray(image).reshape(geometry.shape)
 
 
-def _rate(images: list[bytes], kind: pa.DataType, image: dict[str, Any]) -> float:
-    """Images a second that come out of a Parquet file in memory as pixels, in the way that training reads them."""
+def _rate(images: pa.Array, image: dict[str, Any]) -> float:
+    """Images a second that come out of a Parquet file in memory as pixels, in the way that training reads them. The
+    array is made of buffers: of a list Arrow makes none before it has imported pandas."""
     out = pa.BufferOutputStream()
-    table = pa.Table.from_arrays([pa.array(images, kind)], ["image"])  # pa.table would import pandas
+    table = pa.Table.from_arrays([images], ["image"])
     pq.write_table(table, out, compression="none", use_dictionary=False, write_statistics=False)
     written = out.getvalue()
 
