@@ -19,7 +19,7 @@ INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "area")
 REACH = {"bilinear": 1, "bicubic": 2, "lanczos": 3}
 """How far a filter reaches to either side, in pixels of the target where that is smaller than the source."""
 KERNEL_CHANNELS = 4
-"""What torch's uint8 kernel takes at a time; with more it falls back on one that is five times slower."""
+"""What torch's uint8 kernel and OpenCV take at a time; with more torch falls back on one that is five times slower."""
 
 
 NUDGE = 1 + 1e-12
@@ -58,12 +58,12 @@ def resample(
     full = full or Size(pixels.shape[1], pixels.shape[0], 1)
     if (full.width, full.height) == (width, height) and full.divisor == 1:
         found = pixels
-    elif interpolation == "area":
-        found = _area(pixels, width, height)
     elif pixels.shape[2] > KERNEL_CHANNELS:
         parts = np.split(pixels, range(KERNEL_CHANNELS, pixels.shape[2], KERNEL_CHANNELS), axis=2)
         made = [resample(np.ascontiguousarray(part), width, height, interpolation, window, full) for part in parts]
         return np.concatenate(made, axis=2)
+    elif interpolation == "area":
+        found = _area(pixels, width, height)
     else:
         return _torch(pixels, width, height, interpolation, window, full)
     if window is None:

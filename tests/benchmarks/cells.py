@@ -1,0 +1,207 @@
+"""What the resize benchmark times: each cell is a script of its own, for a fresh process.
+
+A cell gets the folder of JPEGs, the clean dataset, a folder for its output, the number of images and the size; it
+prints one line of JSON: `rate` in images/s with everything warm, `start_up` in seconds before that, and `error`, the
+mean absolute difference of its pixels from plain Pillow's (of 255) on a sample.
+"""
+
+from __future__ import annotations
+
+COMMON = """
+import io, json, os, resource, sys, time
+began = time.perf_counter()
+from pathlib import Path
+import numpy as np
+folder, clean_uri, out = sys.argv[1], sys.argv[2], Path(sys.argv[3])
+number, size, quality = int(sys.argv[4]), int(sys.argv[5]), sys.argv[6]
+short, cores = round(size * 256 / 224), len(os.sched_getaffinity(0))
+files = sorted(str(p) for p in Path(folder).rglob("*.jpg"))
+def pillow(data):
+    from PIL import Image
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    w, h = image.size
+    s, l = min(w, h), max(w, h)
+    w, h = (short, int(short * l / s)) if w <= h else (int(short * l / s), short)
+    left, top = round((w - size) / 2.0), round((h - size) / 2.0)
+    return np.asarray(image.resize((w, h), Image.Resampling.BILINEAR).crop((left, top, left + size, top + size)))
+def error_of(function):
+    sample = [Path(f).read_bytes() for f in files[:: max(1, len(files) // 48)]]
+    return float(np.mean([np.abs(function(d).astype(int) - pillow(d)).mean() for d in sample]))
+def report(started, error, **more):
+    took = time.perf_counter() - started
+    print(json.dumps({"rate": number / took, "start_up": started - began, "error": error, **more}))
+def local_ray(**options):
+    import ray
+    ray.init(address="local", num_cpus=cores, log_to_driver=False, include_dashboard=False, **options)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    return ray
+"""
+
+BARE = """
+import torch
+from imagemill.components.store.resample import Geometry, decode_to
+torch.set_num_threads(1)
+geometry = Geometry(size, quality=quality)
+blobs = [Path(f).read_bytes() for f in files[:1000]]
+for blob in blobs[:20]: decode_to(blob, geometry)
+started, number = time.perf_counter(), len(blobs)
+for blob in blobs: decode_to(blob, geometry)
+report(started, error_of(lambda data: decode_to(data, geometry)))
+"""
+
+OURS = """
+from imagemill.components.resize.batches import batches, make_files
+from imagemill.components.resize.on_ray import ray_session, run_jobs
+from imagemill.components.resize.plan import plan_split
+from imagemill.components.resize.work import Recipe
+from imagemill.components.store.manifest import read_dataset
+from imagemill.components.store.resample import Geometry, decode_to
+clean, recipe = read_dataset(clean_uri), Recipe(Geometry(size, quality=quality))
+def run(out, slots, splits):
+    plans = [plan_split(clean, split, recipe.row_bytes) for split in splits]
+    tasks = (batch for plan in plans if plan.jobs for batch in batches(plan, plan.jobs))
+    rows = 0
+    for batch, result in run_jobs(tasks, make_files, (str(out), recipe), slots):
+        assert "error" not in result, result
+        rows += batch.rows
+    return rows
+def imports(job):
+    import cv2, torch
+    from imagemill.components.resize import batches
+    time.sleep(1)
+    return {}
+class Warm:
+    rows = 0
+    def __init__(self, key): self.key = key
+def warm(slots):
+    list(run_jobs([Warm(str(n)) for n in range(2 * cores)], imports, (), slots))
+"""
+
+IMAGEMILL = (
+    OURS
+    + """
+with ray_session("", 0) as slots:
+    warm(slots)
+    run(out / "warm", slots, ["val", "test"])
+    started = time.perf_counter()
+    number = run(out / "counts", slots, ["train", "val", "test"])
+    report(started, error_of(lambda data: decode_to(data, recipe.geometry)))
+"""
+)
+
+USUAL = """
+import torch
+from torchvision.transforms import v2
+transform = v2.Compose([v2.Resize(short, antialias=True), v2.CenterCrop(size)])
+def one(image):
+    return transform(torch.from_numpy(image).permute(2, 0, 1)).permute(1, 2, 0).numpy()
+def resize(batch):
+    return {"image": np.stack([one(image) for image in batch["image"]])}
+def run(paths, out):
+    import ray
+    ray.data.read_images(paths, mode="RGB").map_batches(resize, batch_size=128).write_parquet(str(out))
+ray = local_ray()
+run(files[: 64 * cores], out / "warm")
+started = time.perf_counter()
+run(folder, out / "counts")
+report(started, error_of(lambda d: one(np.array(__import__("PIL.Image").Image.open(io.BytesIO(d)).convert("RGB")))))
+"""
+
+READ_IMAGES = """
+def run(paths, out):
+    import ray
+    ray.data.read_images(paths, mode="RGB", size=(size, size)).write_parquet(str(out))
+ray = local_ray()
+run(files[: 64 * cores], out / "warm")
+started = time.perf_counter()
+run(folder, out / "counts")
+report(started, None)
+"""
+
+IMG2DATASET = """
+import multiprocessing, cv2
+from img2dataset.resizer import Resizer
+import pyarrow as pa, pyarrow.parquet as pq
+resizer = Resizer(
+    image_size=short, resize_mode="center_crop", min_image_size=0, max_aspect_ratio=float("inf"),
+    resize_only_if_bigger=False, encode_quality=95, encode_format="jpg",
+)
+cv2.setNumThreads(1)
+def work(paths):
+    made = []
+    for path in paths:
+        image, *_, problem = resizer(io.BytesIO(Path(path).read_bytes()))
+        assert problem is None, problem
+        made.append(image)
+    pq.write_table(pa.table({"image": made}), out / f"{Path(paths[0]).stem}.parquet")
+if __name__ == "__main__":
+    out.mkdir(parents=True)
+    with multiprocessing.get_context("fork").Pool(cores) as pool:
+        pool.map(work, [files[n : n + 1] for n in range(cores)])
+        started = time.perf_counter()
+        pool.map(work, [files[n : n + 256] for n in range(0, len(files), 256)], chunksize=1)
+        report(started, None)
+"""
+
+LITDATA = """
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+from litdata import optimize
+transform = v2.Compose([v2.Resize(short, antialias=True), v2.CenterCrop(size)])
+def one(path):
+    image = torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1)
+    return {"image": transform(image).contiguous(), "label": 0}
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    started = time.perf_counter()
+    optimize(fn=one, inputs=files, output_dir=str(out), num_workers=cores, chunk_bytes="64MB")
+    report(started, None)
+"""
+
+CELLS = {
+    "bare": BARE, "imagemill": IMAGEMILL, "usual": USUAL, "read_images": READ_IMAGES, "img2dataset": IMG2DATASET,
+    "litdata": LITDATA,
+}  # fmt: skip
+NEEDS = {"usual": "ray.data", "read_images": "ray.data", "img2dataset": "img2dataset", "litdata": "litdata"}
+"""What a cell's Python must be able to import."""
+
+MEMORY = (
+    OURS
+    + """
+import threading
+def family():
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                pass
+    found, todo = {os.getpid()}, [os.getpid()]
+    while todo:
+        todo = [pid for pid, parent in parents.items() if parent in todo and pid not in found]
+        found.update(todo)
+    return found
+def megabytes():
+    total = 0
+    for pid in family():
+        try:
+            total += int(Path(f"/proc/{pid}/smaps_rollup").read_text().partition("\\nPss:")[2].split()[0])
+        except OSError:
+            pass
+    return total / 1000
+with ray_session("", 0) as slots:
+    warm(slots)
+    time.sleep(2)
+    idle, peak, stop = megabytes(), [0.0], threading.Event()
+    def watch():
+        while not stop.wait(0.25):
+            peak[0] = max(peak[0], megabytes())
+    thread = threading.Thread(target=watch)
+    thread.start()
+    rows = run(out, slots, ["train", "val", "test"])
+    stop.set(); thread.join()
+    print(json.dumps({"rows": rows, "idle": idle, "peak": peak[0], "above": peak[0] - idle}))
+"""
+)
