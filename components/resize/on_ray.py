@@ -85,15 +85,15 @@ Slots = Cluster | int
 
 
 @contextmanager
-def ray_session(address: str, workers: int, witness: str = "") -> Iterator[Cluster]:
+def ray_session(address: str, workers: int, witness: str = "", gpus: int = 0) -> Iterator[Cluster]:
     """Ray in this process, or a connection to the cluster at `address`.
 
-    `witness`: the URI of a file of the workspace, which every node of the cluster has to see.
+    `witness`: the URI of a file of the workspace, which every node of the cluster has to see. `gpus`: those of this
+    machine that actors may have.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")  # on the terminal; logs of their own stay as they are
-    session = _join(address) if address else _start(workers)
+    session = _join(address) if address else _start(workers, gpus)
     import ray
 
     try:
@@ -114,7 +114,7 @@ def ray_session(address: str, workers: int, witness: str = "") -> Iterator[Clust
 _QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
 
 
-def _start(workers: int) -> str:
+def _start(workers: int, gpus: int) -> str:
     """Ray in this process; the folder of its session."""
     with said_address("local"):
         import ray
@@ -122,7 +122,7 @@ def _start(workers: int) -> str:
         try:
             # `local`: never join a cluster that somebody left running. Nothing large goes through the store.
             started: Any = ray.init(
-                address="local", num_cpus=workers or cores(), num_gpus=0, include_dashboard=False,
+                address="local", num_cpus=workers or cores(), num_gpus=gpus, include_dashboard=False,
                 object_store_memory=128 * 2**20, **_QUIET,
             )  # fmt: skip
         except (ConnectionError, TimeoutError) as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..store import uri as uris
@@ -14,11 +14,13 @@ from ..store.manifest import MANIFEST, Dataset, File, Manifest, Totals, commit, 
 from ..store.progress import Progress, size
 from ..store.step import CACHED, RAN, Context, Outcome
 from ..store.tensors import JPEG
+from .actors import run_on_gpus
 from .batches import batches, make_files
 from .config import VERSION, ResizeConfig
 from .copies import CopyPolicy, Planned, absolute, planned
+from .device import CPU, choose_device, gpus_here
 from .estimate import say_estimate
-from .on_ray import Slots, ray_session, run_jobs
+from .on_ray import Cluster, Slots, ray_session, run_jobs
 from .plan import Job, Plan, plan_split
 from .ray_job import build_by_job
 from .runs import Merge, is_whole, merge, remove_runs, with_runs
@@ -32,10 +34,11 @@ def resize(config: ResizeConfig, context: Context) -> Outcome:
     """Find the tensors that this clean dataset and config give, or make them."""
     clean = context.parent("clean", config.clean, "clean")
     copies = planned(config, clean)
-    counting = copies.counting(config) | context.attempt()
+    device = choose_device(config, clean, context.say)
+    counting = copies.counting(config) | context.attempt() | ({"device": device} if device != CPU else {})
     uri = context.workspace.dataset("tensors", fingerprint("tensors", VERSION, [clean.fingerprint], counting))
     there = ready(uri)
-    dataset = there or _built(clean, uri, config, context, copies)
+    dataset = there or _built(clean, uri, replace(config, device=device), context, copies)
     context.workspace.note_latest(config.name or clean.manifest.extra["dataset_name"], dataset, context.run)
     totals, shape = dataset.manifest.totals, dataset.manifest.image["shape"]
     context.say(f"{totals.rows:,} images of {shape[1]} x {shape[0]} x {shape[2]} · {size(totals.bytes)}")
@@ -65,8 +68,10 @@ def _build(clean: Dataset, uri: str, config: ResizeConfig, context: Context, cop
     left = [made.leave_out_finished(plan.jobs) for plan in plans]
     if any(left):
         say_estimate(clean, config, recipe, context)
-        with ray_session(config.ray_address, config.resize_workers, uris.join(clean.uri, MANIFEST)) as slots:
-            made.do(plans, left, slots)
+        gpus = {"gpus": gpus_here()} if config.device != CPU and not config.ray_address else {}
+        with ray_session(config.ray_address, config.resize_workers, uris.join(clean.uri, MANIFEST), **gpus) as slots:
+            share = config.gpu_share if config.device != CPU else 0.0
+            made.do(plans, left, slots, share)
     return commit(uri, _manifest(clean, uri, config, recipe, [made.done[key] for key in sorted(made.done)]))
 
 
@@ -124,8 +129,11 @@ class _Work:
                 left.append(job)
         return left
 
-    def do(self, plans: Sequence[Plan], left: Sequence[Sequence[Job]], slots: Slots) -> None:
-        """All jobs that are left, of all splits; clean files are merged first where they are too many."""
+    def do(self, plans: Sequence[Plan], left: Sequence[Sequence[Job]], slots: Slots, gpu_share: float) -> None:
+        """All jobs that are left, of all splits; clean files are merged first where they are too many.
+
+        `gpu_share`: of a GPU, for each worker; 0 for workers on the CPU.
+        """
 
         def merger(merges: Sequence[Merge]) -> dict[str, dict[str, Any]]:
             return self._merge(merges, slots)
@@ -136,7 +144,12 @@ class _Work:
         ]
         self.progress.restart()
         tasks = (batch for plan, jobs in zip(plans, left, strict=True) if jobs for batch in batches(plan, jobs))
-        for batch, result in run_jobs(tasks, make_files, (self.uri, self.recipe), slots):
+        arguments = (self.uri, self.recipe)
+        if gpu_share and isinstance(slots, Cluster):
+            results = run_on_gpus(tasks, arguments, slots, gpu_share)
+        else:
+            results = run_jobs(tasks, make_files, arguments, slots)
+        for batch, result in results:
             for key, record in result["files"].items():
                 self.done[key] = Made.from_record(record)
                 self.context.workspace.record_work(self.uri, key, record)
@@ -212,5 +225,7 @@ def _manifest(clean: Dataset, uri: str, config: ResizeConfig, recipe: Recipe, ma
             "mean": mean,
             "std": std,
         },
-        extra={"dataset_name": clean.manifest.extra["dataset_name"]} | _about_copies(recipe.copies, copied),
+        extra={"dataset_name": clean.manifest.extra["dataset_name"]}
+        | _about_copies(recipe.copies, copied)
+        | ({"device": config.device} if config.device != CPU else {}),
     )
