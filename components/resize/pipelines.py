@@ -75,15 +75,17 @@ def _strong(a: Any) -> list[Any]:
 
 
 def _weather(a: Any) -> list[Any]:
-    """Outdoors: rain, snow, fog, shadows or low sun, one of them on every copy."""
+    """Outdoors: rain, fog, shadows or low sun, one of them on every copy. In colour only.
+
+    No snow: albumentations 2.0.8 makes flat white areas of it, or with its textures levels that overflow to black.
+    """
     return [
         a.OneOf(
             [
                 a.RandomRain(drop_length=8, blur_value=3, brightness_coefficient=0.85),
-                a.RandomSnow(snow_point_range=(0.1, 0.3), brightness_coeff=1.8),
-                a.RandomFog(fog_coef_range=(0.2, 0.6), alpha_coef=0.1),
-                a.RandomShadow(num_shadows_limit=(1, 2)),
-                a.RandomSunFlare(flare_roi=(0, 0, 1, 0.4), src_radius=60),
+                a.RandomFog(fog_coef_range=(0.1, 0.3), alpha_coef=0.1),
+                a.RandomShadow(num_shadows_limit=(1, 1), shadow_dimension=4, shadow_intensity_range=(0.25, 0.45)),
+                a.RandomSunFlare(flare_roi=(0, 0, 1, 0.4), src_radius=80, method="physics_based"),
             ],
             p=1,
         ),
