@@ -1,0 +1,215 @@
+"""Tensors that are stored larger than what the model sees: training crops come from all of it, and whatever is judged
+sees the very pixels that there would be without."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import photos
+import pytest
+import torch
+from chain import clean_photos, evaluated, one_core, resized, trained
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from imagemill.components.evaluate.inputs import input_batches, tensors_for
+from imagemill.components.resize.config import ResizeConfig
+from imagemill.components.store.errors import UserError
+from imagemill.components.store.images import Pixels
+from imagemill.components.store.manifest import Dataset
+from imagemill.components.store.model import ModelSpec, build_network
+from imagemill.components.store.resample import INTERPOLATIONS, Geometry, decode_to
+from imagemill.components.store.shards import read_columns
+from imagemill.components.store.step import Context
+from imagemill.components.store.tensors import centre, images_of, input_image, input_size
+from imagemill.components.store.workspace import Workspace
+from imagemill.components.train.augment import Augment
+from imagemill.components.train.config import TrainConfig
+from imagemill.components.train.loader import batches
+from imagemill.components.train.loop import Trainer
+
+SIZE, STORED, SHORT = 32, 40, 44
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A clean dataset and its tensors, with and without a margin."""
+
+    workspace: Workspace
+    clean: Dataset
+    plain: Dataset
+    stored: Dataset
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chain]:
+    with one_core():
+        workspace = Workspace.open(str(tmp_path_factory.mktemp("margin")))
+        clean = clean_photos(workspace)
+        sizes = {"image_size": SIZE, "resize_size": SHORT}
+        yield Chain(
+            workspace, clean, resized(workspace, clean, **sizes), resized(workspace, clean, store_size=STORED, **sizes)
+        )
+
+
+def pixels_of(dataset: Dataset, split: str) -> Pixels:
+    return np.concatenate(
+        [images_of(t.column("image"), dataset.manifest.image) for t in read_columns(dataset, "data", ["image"], split)]
+    )
+
+
+@given(
+    sides=st.tuples(st.integers(9, 130), st.integers(9, 130)), size=st.integers(8, 40), margin=st.integers(0, 8),
+    over=st.integers(0, 9), interpolation=st.sampled_from(INTERPOLATIONS), color=st.sampled_from(("rgb", "gray")),
+    quality=st.sampled_from(("exact", "fast")), kind=st.sampled_from(("JPEG", "PNG")),
+)  # fmt: skip
+@settings(max_examples=150, deadline=None)
+def test_the_centre_is_what_the_model_would_have_got(
+    sides: tuple[int, int], size: int, margin: int, over: int, interpolation: str, color: str, quality: str, kind: str
+) -> None:
+    """Over odd and even pictures, sizes, margins and short sides. A pixel off would be far more than the one level by
+    which the kernel may round a tie otherwise when it computes another window."""
+    data = photos.saved(photos.made(size, *sides), kind)
+    stored = Geometry(
+        size, color=color, resize=size + 2 * margin + over, stored=size + 2 * margin, interpolation=interpolation,
+        quality=quality,
+    )  # fmt: skip
+    found = decode_to(data, stored)
+    assert found.shape == stored.shape == (size + 2 * margin, size + 2 * margin, 3 if color == "rgb" else 1)
+    assert most_apart(centre(found, size), decode_to(data, stored.input)) <= 1
+
+
+def most_apart(one: Pixels, other: Pixels) -> int:
+    return int(np.abs(one.astype(int) - other).max())
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize(("width", "height"), [(500, 375), (375, 500), (333, 500), (377, 1001), (640, 480)])
+def test_the_centre_of_usual_photographs_is_equal_to_the_pixel(width: int, height: int, kind: str) -> None:
+    data = photos.saved(photos.made(1, width, height), kind)
+    for size, stored in ((32, 36), (64, 72), (65, 73), (224, 256)):
+        geometry = Geometry(size, stored=stored)
+        assert np.array_equal(centre(decode_to(data, geometry), size), decode_to(data, geometry.input))
+
+
+def test_what_is_stored_and_what_the_manifest_says(chain: Chain) -> None:
+    image = chain.stored.manifest.image
+    assert (image["shape"], image["input_size"], image["resize_size"]) == ([STORED, STORED, 3], SIZE, SHORT)
+    assert input_size(image) == SIZE and input_image(image)["shape"] == [SIZE, SIZE, 3]
+    assert Geometry.from_dict(image).input == Geometry.from_dict(chain.plain.manifest.image)
+    assert chain.stored.fingerprint != chain.plain.fingerprint
+    assert chain.stored.manifest.totals.bytes == 42 * STORED * STORED * 3
+    for split in ("train", "val", "test"):
+        stored, plain = pixels_of(chain.stored, split), pixels_of(chain.plain, split)
+        assert stored.shape[1:] == (STORED, STORED, 3) and np.array_equal(centre(stored, SIZE), plain)
+
+
+def windows(dataset: Dataset, crop_scale: float, epochs: int) -> Iterator[tuple[Pixels, Pixels]]:
+    """(what is stored, what training sees of it), image by image."""
+    augment = Augment(3, input_size(dataset.manifest.image), crop_scale, False)
+    for epoch in range(epochs):
+        for batch in batches(dataset, "train", 8, 3, epoch):
+            yield from zip(batch.images, augment(batch.images, epoch, batch.number), strict=True)
+
+
+def test_without_random_crops_training_sees_every_window_of_what_is_stored(chain: Chain) -> None:
+    seen = set()
+    for stored, shown in windows(chain.stored, 1, 24):
+        assert shown.shape == (SIZE, SIZE, 3)
+        views = np.lib.stride_tricks.sliding_window_view(stored, (SIZE, SIZE), (0, 1)).transpose(0, 1, 3, 4, 2)
+        at = np.argwhere((views == shown).all((2, 3, 4)))
+        assert len(at) == 1
+        seen.add((int(at[0][0]), int(at[0][1])))
+    offsets = range(STORED - SIZE + 1)
+    assert len(seen) == len(offsets) ** 2  # 24 epochs of 24 images for 81 windows
+
+
+def test_random_crops_are_of_all_that_is_stored() -> None:
+    """A margin of another brightness shows in the crops, more of it than the filter alone would carry in."""
+    image = np.zeros((1, STORED, STORED, 3), np.uint8)
+    image[0, : (STORED - SIZE) // 2] = 255
+    augment = Augment(0, SIZE, 0.6, False)
+    shares = [float((augment(image, 0, n) > 200).mean()) for n in range(60)]
+    assert max(shares) > 0.09 and min(shares) == 0
+
+
+def test_without_a_margin_and_without_crops_training_sees_the_image(chain: Chain) -> None:
+    assert all(np.array_equal(stored, shown) for stored, shown in windows(chain.plain, 1, 1))
+
+
+def validated(chain: Chain, dataset: Dataset) -> dict[str, float]:
+    torch.manual_seed(0)
+    spec = ModelSpec("squeezenet1_1", ("cat", "dog"), input_image(dataset.manifest.image))
+    config = TrainConfig(backbone="squeezenet1_1", device="cpu")
+    context = Context("train", chain.workspace, "r", False)
+    return Trainer(build_network(spec), dataset, config, torch.device("cpu"), dataset.uri, context)._validate()
+
+
+def test_validation_sees_the_centre(chain: Chain) -> None:
+    stored, plain = validated(chain, chain.stored), validated(chain, chain.plain)
+    assert stored == plain and stored["val_loss"] > 0
+
+
+def inputs(tensors: Dataset | None, clean: Dataset, geometry: Geometry) -> dict[str, Pixels]:
+    found = input_batches(tensors, clean, geometry, 4)
+    return {name: image for batch in found for name, image in zip(batch.ids, batch.images, strict=True)}
+
+
+def test_evaluation_sees_the_centre_from_tensors_and_from_clean(chain: Chain) -> None:
+    geometry = Geometry.from_dict(chain.plain.manifest.image)
+    expected = inputs(chain.plain, chain.clean, geometry)
+    assert len(expected) == 9
+    for tensors in (chain.stored, None):
+        found = inputs(tensors, chain.clean, geometry)
+        assert found.keys() == expected.keys()
+        assert all(np.array_equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_champion_of_another_size_is_judged_by_what_it_sees(chain: Chain) -> None:
+    """The challenger's input is the centre of its tensors; the champion's is made anew where its tensors are gone."""
+    small = resized(chain.workspace, chain.clean, image_size=40, store_size=44)
+    champion, challenger = trained(chain.workspace, small), trained(chain.workspace, chain.stored)
+    assert champion.manifest.image["shape"] == [40, 40, 3] and challenger.manifest.image["shape"] == [SIZE, SIZE, 3]
+    assert challenger.manifest.image["encoding"] == "raw"
+    assert tensors_for(challenger, chain.clean) is not None
+    alone, no_champion = evaluated(chain.workspace, champion, chain.clean)
+    assert no_champion == ""
+    record: dict[str, Any] = {"model": chain.workspace.relative(champion.uri)}
+    assert chain.workspace.append_promotion("toy", 1, record)
+    evaluation, against = evaluated(chain.workspace, challenger, chain.clean)
+    assert against == alone.uri and evaluation.manifest.totals.rows == 9
+    for file in small.files():  # as after a clean-up, or when tomorrow's images are cleaned anew
+        Path(small.locate(file)).unlink()
+    assert tensors_for(champion, chain.clean) is None
+    predictions = scores(alone)
+    Path(alone.uri, "_manifest.json").unlink()
+    again, _ = evaluated(chain.workspace, champion, chain.clean)
+    assert again.uri == alone.uri and np.allclose(scores(again), predictions, atol=1e-6)
+
+
+def scores(evaluation: Dataset) -> Any:
+    """Every number of the predictions, in the order of the images."""
+    rows = [row for t in read_columns(evaluation, "data", None, "test") for row in t.to_pylist()]  # type: ignore[arg-type]
+    rows.sort(key=lambda row: row["image_id"])
+    return np.array([np.hstack([v for v in row.values() if not isinstance(v, str)]) for row in rows])
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"store_size": 31}, r"store_size: expected 32 \(image_size\) to 37 \(resize_size\)"),
+        ({"store_size": 38}, r"store_size: expected 32 \(image_size\) to 37 \(resize_size\)"),
+        ({"store_size": 35}, "store_size: expected as even or odd as image_size, 32"),
+        ({"store_size": 40, "resize_size": 39}, r"store_size: expected 32 \(image_size\) to 39"),
+        ({"store_size": 34, "resize_mode": "squash"}, "store_size: expected 0, since resize_mode squash"),
+    ],
+)
+def test_a_margin_that_can_not_be_is_refused(options: dict[str, Any], expected: str) -> None:
+    with pytest.raises(UserError, match=expected):
+        ResizeConfig.from_values({"image_size": 32} | options)
+    ResizeConfig.from_values({"image_size": 32, "store_size": 36})
+    ResizeConfig.from_values({"image_size": 224, "store_size": 256})
