@@ -137,11 +137,11 @@ class Place:
     def finish(self, about: Mapping[str, Any]) -> dict[str, Any]:
         """Write the marker, last of all, and return it."""
         data = _json({"format": FORMAT, "identity": self._identity, **about})
-        about = json.loads(data)
-        if not self._store.put_if_absent(uris.join(self.uri, MARKER), data) and self._read(MARKER) != about:
+        marker: dict[str, Any] = json.loads(data)
+        if not self._store.put_if_absent(uris.join(self.uri, MARKER), data) and self._read(MARKER) != marker:
             raise MillError(f"{self.uri}: made again, the export has other bytes: remove it and run again")
         self._store.discard(uris.join(self.uri, STARTED))
-        return about
+        return marker
 
     def _sha256(self, uri: str) -> str:
         digest = hashlib.sha256()

@@ -138,8 +138,14 @@ class Reading:
         return sum(f.bytes for f in self.source.dataset.files("data", self.split))
 
     def samples(self) -> Iterator[Sample]:
-        """Every image of the split, in stored order."""
-        return self._clean(self.about) if self.about else self._tensors()
+        """Every image of the split, in stored order; DatasetError where they are not as many as the manifest says."""
+        found, wanted = 0, self.source.rows[self.split]
+        for sample in self._clean(self.about) if self.about else self._tensors():
+            found += 1
+            yield sample
+        if found != wanted:
+            where = self.source.dataset.uri
+            raise DatasetError(f"{where}: the manifest lists {wanted:,} rows of {self.split}, found {found:,}")
 
     def _clean(self, about: Survey) -> Iterator[Sample]:
         label = label_column(self.source.dataset.manifest.task)

@@ -1,0 +1,66 @@
+"""The order of a clean split's rows, by whatever way they are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cleaned
+import numpy as np
+import pytest
+from cleaned import Row
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imagemill.components.export.order import cuts, rows_in_order, survey
+from imagemill.components.store.manifest import Dataset, Manifest, commit
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """One split of several files, as clean writes many."""
+    uri = str(tmp_path_factory.mktemp("order") / "clean" / "01")
+    drafts = [
+        cleaned.draft(uri, [Row(f"{part}-{n}.jpg") for n in range(40)], row_group_rows=5).manifest for part in range(4)
+    ]
+    files = tuple(file for one in drafts for file in one.files)
+    return commit(uri, Manifest("clean", "01", classes=("cat",), files=files, extra={"dataset_name": "toy"}))
+
+
+def rows(source: Dataset, scratch: Path, **bounds: int) -> list[dict[str, Any]]:
+    about = survey(source, "train")
+    return list(rows_in_order(source, about, ["image_id", "image.bytes"], scratch, **bounds))
+
+
+@pytest.mark.parametrize(("window", "spill"), [(1 << 30, 1 << 30), (9_000, 1 << 30), (9_000, 50_000), (1, 20_000)])
+def test_rows_come_by_shuffle_index_and_each_once(source: Dataset, tmp_path: Path, window: int, spill: int) -> None:
+    found = rows(source, tmp_path, window=window, spill=spill)
+    keys = [(row["shuffle_index"], row["image_id"]) for row in found]
+    assert keys == sorted(keys)
+    assert {row["image_id"] for row in found} == {f"{part}-{n}.jpg" for part in range(4) for n in range(40)}
+    assert len(found) == 160
+    assert all(row["image"]["bytes"] == cleaned.picture(row["image_id"]) for row in found)
+    assert not list(tmp_path.iterdir())
+
+
+def test_small_windows_go_through_scratch(source: Dataset, tmp_path: Path) -> None:
+    about = survey(source, "train")
+    found = rows_in_order(source, about, ["image_id", "image.bytes"], tmp_path, window=9_000, spill=1 << 30)
+    next(found)
+    sizes = [path.stat().st_size for path in tmp_path.iterdir()]
+    assert len(sizes) > 5 and max(sizes) < 3 * 9_000
+    found.close()
+
+
+def test_the_survey_knows_every_byte(source: Dataset) -> None:
+    assert survey(source, "train").total == sum(
+        len(cleaned.picture(f"{p}-{n}.jpg")) for p in range(4) for n in range(40)
+    )
+
+
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=40), st.integers(1, 60))
+def test_cuts_hold_the_budget_and_leave_nothing_out(sizes: list[int], budget: int) -> None:
+    counts = np.array(sizes, np.int64)
+    found = cuts(counts, 0, len(counts), budget)
+    assert [place for low, high in found for place in range(low, high)] == list(range(len(sizes)))
+    assert all(counts[low:high].sum() <= max(budget, counts[low:high].max()) for low, high in found)

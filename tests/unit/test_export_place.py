@@ -1,0 +1,191 @@
+"""Where an export goes: once, whole, and never over anything else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import exports
+import pytest
+
+from imagemill.components.export import place as places
+from imagemill.components.export.config import ExportConfig
+from imagemill.components.export.place import MARKER, STARTED
+from imagemill.components.store.errors import DatasetError, TransientError, UserError
+from imagemill.components.store.filesystem import LocalStore
+from imagemill.components.store.manifest import Dataset, File, Manifest, commit
+
+FORMATS = ("imagefolder", "tfrecord", "webdataset", "huggingface")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Dataset:
+    return exports.tensors(str(tmp_path / "tensors" / "01"))
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_second_run_finds_it_and_another_place_gets_the_same_bytes(
+    source: Dataset, tmp_path: Path, form: str
+) -> None:
+    first = exports.run(source, form, tmp_path / "one", 4000)
+    times = {p: p.stat().st_mtime_ns for p in (tmp_path / "one").rglob("*")}
+    assert (first["state"], exports.run(source, form, tmp_path / "one", 4000)["state"]) == ("ran", "cached")
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "one").rglob("*")} == times
+    exports.run(source, form, tmp_path / "two", 4000)
+    assert exports.tree(tmp_path / "one") == exports.tree(tmp_path / "two")
+    marker = json.loads((tmp_path / "one" / MARKER).read_text())
+    assert marker["totals"]["rows"] == 40 and marker["identity"]["manifest_sha256"] == source.manifest_sha256
+    for file in marker["files"]:
+        assert len((tmp_path / "one" / file["path"]).read_bytes()) == file["bytes"]
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_what_is_lost_is_made_again(source: Dataset, tmp_path: Path, form: str) -> None:
+    exports.run(source, form, tmp_path / "out", 4000)
+    whole = exports.tree(tmp_path / "out")
+    name = sorted(n for n in whole if n.endswith((".png", ".tfrecord", ".tar", ".parquet")))[1]
+    (tmp_path / "out" / name).unlink()
+    assert exports.run(source, form, tmp_path / "out", 4000)["state"] == "ran"
+    assert exports.tree(tmp_path / "out") == whole
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_an_unfinished_one_goes_on(source: Dataset, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    exports.run(source, form, tmp_path / "whole", 4000)
+    with monkeypatch.context() as patch:
+        patch.setattr(places.Place, "finish", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            exports.run(source, form, tmp_path / "out", 4000)
+    made = [p for p in sorted((tmp_path / "out").rglob("*")) if p.is_file() and p.name != STARTED]
+    made[0].unlink()
+    made[1].write_bytes(b"x" * made[1].stat().st_size)  # of the right size, and wrong
+    (tmp_path / "out" / f".{made[1].name}.0123456789ab.tmp").write_bytes(b"left by a kill")
+    left = tmp_path / "out" / ".scratch-left"
+    left.mkdir()
+    (left / ".lock").touch()
+    exports.run(source, form, tmp_path / "out", 4000)
+    assert exports.tree(tmp_path / "out") == exports.tree(tmp_path / "whole")
+
+
+def stopped(*args: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_place_that_holds_something_else_is_left_alone(source: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("dear")
+    with pytest.raises(UserError, match=r"--output: expected an empty place.*thesis\.txt"):
+        exports.run(source, "webdataset", tmp_path / "mine")
+    assert exports.tree(tmp_path / "mine") == {"thesis.txt": b"dear"}
+    with pytest.raises(UserError, match="Not a directory"):
+        exports.run(source, "webdataset", tmp_path / "mine" / "thesis.txt")
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_another_export_is_not_mixed_with(
+    source: Dataset, tmp_path: Path, finished: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        if finished:
+            exports.run(source, "webdataset", tmp_path / "out")
+        else:
+            patch.setattr(places.Place, "finish", stopped)
+            with pytest.raises(KeyboardInterrupt):
+                exports.run(source, "webdataset", tmp_path / "out")
+    before = exports.tree(tmp_path / "out")
+    other = exports.tensors(str(tmp_path / "tensors" / "02"), rows=4)
+    for dataset, form, size in (
+        (other, "webdataset", 1 << 28),
+        (source, "tfrecord", 1 << 28),
+        (source, "webdataset", 9),
+    ):
+        with pytest.raises(UserError, match="an export webdataset"):
+            exports.run(dataset, form, tmp_path / "out", size)
+    assert exports.tree(tmp_path / "out") == before
+
+
+def test_two_at_once_are_told(source: Dataset, tmp_path: Path) -> None:
+    place = places.Place(str(tmp_path / "out"), {})
+    with place.scratch(), pytest.raises(TransientError, match="another export is writing there"), place.scratch():
+        pass
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("output", ["{source}", "{source}/export", "{parent}", ""])
+def test_the_output_is_apart_from_the_dataset(source: Dataset, output: str) -> None:
+    where = output.format(source=source.uri, parent=source.uri.rpartition("/")[0])
+    with pytest.raises(UserError, match="--output: expected"):
+        exports.run(source, "imagefolder", where)
+
+
+@pytest.mark.parametrize("form", ["imagefolder", "huggingface"])
+@pytest.mark.parametrize(
+    ("channels", "color", "edges"), [(5, "rgb", ["sobel", "canny"]), (3, "lab", []), (2, "gray", ["canny"])]
+)
+def test_pixels_that_are_no_picture_are_refused_by_picture_formats(
+    tmp_path: Path, form: str, channels: int, color: str, edges: list[str]
+) -> None:
+    odd = exports.tensors(str(tmp_path / "tensors" / "01"), (8, 8, channels), color=color, edges=edges)
+    with pytest.raises(UserError, match=f"tfrecord or webdataset.*{form} of {channels} channels \\({color}"):
+        exports.run(odd, form, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_no_dataset_of_images_is_refused(tmp_path: Path) -> None:
+    uri = str(tmp_path / "model" / "01")
+    commit(uri, Manifest("model", "01"))
+    with pytest.raises(UserError, match=r"a clean or tensors dataset, found .* of kind model"):
+        ExportConfig(uri, "webdataset", str(tmp_path / "out")).source()
+    with pytest.raises(UserError, match=r"a folder with _manifest\.json"):
+        ExportConfig(str(tmp_path), "webdataset", str(tmp_path / "out")).source()
+
+
+def test_a_manifest_can_not_name_a_split_that_leads_elsewhere(source: Dataset, tmp_path: Path) -> None:
+    uri = str(tmp_path / "tensors" / "03")
+    shutil.copytree(source.uri, uri)
+    body = json.loads((Path(uri) / "_manifest.json").read_text())
+    body["files"][0]["split"] = "../../x"
+    (Path(uri) / "_manifest.json").write_text(json.dumps(body))
+    with pytest.raises(UserError, match=r"one of train, val, test, found '\.\./\.\./x'"):
+        exports.run(Dataset(uri, source.manifest, ""), "webdataset", tmp_path / "out")
+
+
+def test_a_label_that_is_none_of_the_classes_is_an_error(tmp_path: Path) -> None:
+    uri = str(tmp_path / "tensors" / "01")
+    made = exports.tensors(uri)
+    fewer = {**vars(made.manifest), "classes": ("a", "b"), "fingerprint": "02"}
+    (Path(uri) / "_manifest.json").unlink()
+    commit(uri, Manifest(**fewer))
+    with pytest.raises(DatasetError, match="expected labels of 2 classes, found 2"):
+        exports.run(made, "webdataset", tmp_path / "out")
+
+
+def test_rows_that_the_manifest_does_not_know_of_are_an_error(source: Dataset, tmp_path: Path) -> None:
+    files = tuple(File(**{**vars(f), "rows": f.rows + 1}) for f in source.manifest.files)
+    (Path(source.uri) / "_manifest.json").unlink()
+    commit(source.uri, Manifest(**{**vars(source.manifest), "files": files}))
+    for form in FORMATS:
+        with pytest.raises(DatasetError, match="the manifest lists 22 rows of train, found 20"):
+            exports.run(source, form, tmp_path / form)
+        assert not (tmp_path / form / MARKER).exists()
+
+
+def test_ten_files_are_on_their_way_at_a_time(source: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import threading
+    import time
+
+    now, most, lock, put = [0], [0], threading.Lock(), LocalStore.put
+
+    def counted(self: LocalStore, uri: str, data: bytes) -> None:
+        with lock:
+            now[0] += 1
+            most[0] = max(most[0], now[0])
+        time.sleep(0.01)
+        put(self, uri, data)
+        with lock:
+            now[0] -= 1
+
+    monkeypatch.setattr(LocalStore, "put", counted)
+    exports.run(source, "imagefolder", tmp_path / "out")
+    assert 5 <= most[0] <= 10

@@ -1,0 +1,200 @@
+"""TFRecord files by a reader of the test's own: checksums by table, messages by Google's protobuf."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import exports
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from test_export_shards import stored
+
+from imagemill.components.export.example import example
+from imagemill.components.export.pictures import plain_shape
+
+
+def crc32c(data: bytes) -> int:
+    """CRC-32C (Castagnoli) by a table: RFC 3720, appendix B.4."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = TABLE[(crc ^ byte) & 0xFF] ^ crc >> 8
+    return crc ^ 0xFFFFFFFF
+
+
+def _entry(value: int) -> int:
+    for _ in range(8):
+        value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
+    return value
+
+
+TABLE = [_entry(n) for n in range(256)]
+
+
+def unmasked(crc: int) -> int:
+    turned = (crc - 0xA282EAD8) & 0xFFFFFFFF
+    return (turned >> 17 | turned << 15) & 0xFFFFFFFF
+
+
+def records(path: Path) -> Iterator[tuple[int, int, bytes]]:
+    """(offset, whole size, payload) of each record, its checksums checked."""
+    with path.open("rb") as file:
+        while head := file.read(12):
+            begin = file.tell() - 12
+            (length,), (crc,) = struct.unpack("<Q", head[:8]), struct.unpack("<I", head[8:])
+            assert unmasked(crc) == crc32c(head[:8])
+            data = file.read(length)
+            (crc,) = struct.unpack("<I", file.read(4))
+            assert len(data) == length and unmasked(crc) == crc32c(data)
+            yield begin, file.tell() - begin, data
+
+
+@pytest.fixture(scope="module")
+def message() -> Any:
+    """tf.train.Example, made from a description of feature.proto and example.proto."""
+    pytest.importorskip("google.protobuf")
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+    F = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(name="example.proto", package="tf", syntax="proto3")
+    for name, kind in (("BytesList", F.TYPE_BYTES), ("FloatList", F.TYPE_FLOAT), ("Int64List", F.TYPE_INT64)):
+        one = file.message_type.add(name=name)
+        one.field.add(name="value", number=1, type=kind, label=F.LABEL_REPEATED)
+    feature = file.message_type.add(name="Feature")
+    feature.oneof_decl.add(name="kind")
+    for number, name in enumerate(("BytesList", "FloatList", "Int64List"), 1):
+        field = feature.field.add(name=name.lower(), number=number, type=F.TYPE_MESSAGE, label=F.LABEL_OPTIONAL)
+        field.type_name, field.oneof_index = f".tf.{name}", 0
+    features = file.message_type.add(name="Features")
+    entry = features.nested_type.add(name="FeatureEntry")
+    entry.options.map_entry = True
+    entry.field.add(name="key", number=1, type=F.TYPE_STRING, label=F.LABEL_OPTIONAL)
+    entry.field.add(name="value", number=2, type=F.TYPE_MESSAGE, label=F.LABEL_OPTIONAL, type_name=".tf.Feature")
+    map_type = ".tf.Features.FeatureEntry"
+    features.field.add(name="feature", number=1, type=F.TYPE_MESSAGE, label=F.LABEL_REPEATED, type_name=map_type)
+    top = file.message_type.add(name="Example")
+    top.field.add(name="features", number=1, type=F.TYPE_MESSAGE, label=F.LABEL_OPTIONAL, type_name=".tf.Features")
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("tf.Example"))
+
+
+def parsed(message: Any, data: bytes) -> dict[str, Any]:
+    """The features of a serialized Example by name, as lists."""
+    found = message.FromString(data).features.feature
+    assert all(one.WhichOneof("kind") for one in found.values())
+    return {name: list(getattr(one, one.WhichOneof("kind")).value) for name, one in found.items()}
+
+
+def read(folder: Path, split: str, message: Any) -> list[dict[str, Any]]:
+    """Every record of a split, its shards and their indices checked."""
+    rows, paths = [], sorted(folder.glob(f"{split}-*.tfrecord"))
+    assert [p.name for p in paths] == [f"{split}-{n:05d}-of-{len(paths):05d}.tfrecord" for n in range(len(paths))]
+    for path in paths:
+        index = [tuple(map(int, line.split())) for line in path.with_suffix(".index").read_text().splitlines()]
+        found = list(records(path))
+        assert [(begin, size) for begin, size, _ in found] == index
+        rows += [parsed(message, data) for _, _, data in found]
+    return rows
+
+
+@given(
+    st.dictionaries(
+        st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8),
+        st.one_of(
+            st.binary(max_size=300),
+            st.lists(st.integers(-(2**63), 2**63 - 1), max_size=5),
+            st.lists(st.binary(max_size=5), min_size=1, max_size=3),
+        ),
+        max_size=5,
+    )
+)
+def test_any_example_means_what_it_should_to_protobuf(message: Any, features: dict[str, Any]) -> None:
+    wanted = {name: [value] if isinstance(value, bytes) else value for name, value in features.items()}
+    assert parsed(message, example(features)) == wanted
+
+
+def test_clean_images_are_what_a_careful_viewer_shows(tmp_path: Path, message: Any) -> None:
+    source = exports.clean_single(str(tmp_path / "clean" / "01"))
+    result = exports.run(source, "tfrecord", tmp_path / "out", 8000)
+    for split in ("train", "val", "test"):
+        rows, wanted = read(tmp_path / "out", split, message), stored(source, split)
+        assert len(rows) == len(wanted)
+        for row, want in zip(rows, wanted, strict=True):
+            original, (data,) = want["image"]["bytes"], row["image/encoded"]
+            kept = want["image_id"].rpartition("/")[2] not in AGAIN
+            assert (data == original) == kept, want["image_id"]
+            image = Image.open(io.BytesIO(data))
+            assert image.format in ("JPEG", "PNG") and image.mode in ("RGB", "L", "P", "1")
+            assert [image.format.lower().encode()] == row["image/format"]
+            shown = np.asarray(image.convert("RGB"))
+            apart = np.abs(shown.astype(int) - exports.shown(original))
+            assert apart.max() <= (4 if want["image_id"].endswith("turned.jpg") else 0), want["image_id"]
+            shape = row["image/height"] + row["image/width"] + row["image/channels"]
+            assert shape == [image.height, image.width, 1 if image.mode in ("L", "1") else 3]
+            assert row["label"] == [want["label_id"]]
+            assert row["label_text"] == [source.manifest.classes[want["label_id"]].encode()]
+            assert row["image_id"] == [want["image_id"].encode()]
+    assert result["notes"]["reencoded"] == {"BMP": 1, "GIF": 1, "JPEG": 2, "PNG": 2, "TIFF": 1, "WEBP": 1}
+    assert len(list((tmp_path / "out").glob("train-*.tfrecord"))) > 2
+
+
+AGAIN = {"alpha.png", "turned.jpg", "cmyk.jpg", "deep.png", "one.gif", "one.bmp", "one.tif", "one.webp"}
+"""What TensorFlow reads not at all, or other than the mill."""
+
+
+@pytest.mark.parametrize(("name", "plain"), [(name, name not in AGAIN) for name in sorted(exports.odd_files())])
+def test_what_tensorflow_reads_alike(name: str, plain: bool) -> None:
+    assert (plain_shape(exports.odd_files()[name]) is not None) == plain
+
+
+def test_a_colour_png_of_16_bits_is_no_plain_one() -> None:
+    import cv2
+
+    deep = np.random.default_rng(0).integers(0, 65536, (6, 5, 3), np.uint16)
+    assert plain_shape(cv2.imencode(".png", deep)[1].tobytes()) is None
+    assert plain_shape(cv2.imencode(".png", deep.astype(np.uint8))[1].tobytes()) == (6, 5, 3)
+
+
+@pytest.mark.parametrize(("channels", "color"), [(1, "gray"), (3, "rgb"), (3, "lab"), (5, "rgb")])
+def test_raw_tensors_are_raw_whatever_their_channels(tmp_path: Path, message: Any, channels: int, color: str) -> None:
+    shape = (12, 12, channels)
+    source = exports.tensors(str(tmp_path / "tensors" / "01"), shape, color=color)
+    exports.run(source, "tfrecord", tmp_path / "out", 2000)
+    rows = read(tmp_path / "out", "train", message)
+    assert len(rows) == 20
+    for number, row in enumerate(rows):
+        found = np.frombuffer(row["image/raw"][0], np.uint8)
+        assert np.array_equal(found.reshape(shape), exports.pixels_of(shape, "train", number))
+        assert (row["image/format"], row["label"]) == ([b"raw"], [number % 3])
+    about = json.loads((tmp_path / "out" / "features.json").read_text())
+    assert about["shape"] == list(shape) and about["classes"] == ["a", "b", "c"]
+    assert about["splits"]["train"]["rows"] == 20
+    assert set(about["features"]) == set(rows[0])
+
+
+def test_jpeg_tensors_of_several_labels_and_copies(tmp_path: Path, message: Any) -> None:
+    source = exports.tensors(str(tmp_path / "tensors" / "01"), encoding="jpeg", multi=True, copies=1)
+    exports.run(source, "tfrecord", tmp_path / "out")
+    for number, row in enumerate(read(tmp_path / "out", "val", message)):
+        ids = [one for one in range(3) if number >> one & 1]
+        assert (row["label"], row["copy"]) == (ids, [number % 2])
+        assert row["label_text"] == ["abc"[one].encode() for one in ids]
+        image = Image.open(io.BytesIO(row["image/encoded"][0]))
+        assert image.format == "JPEG" and image.size == (16, 16)
+
+
+def test_an_image_that_drew_a_warning_is_encoded_again(tmp_path: Path, message: Any) -> None:
+    import cleaned
+
+    rows = [cleaned.Row("odd.jpg", warning="premature end"), cleaned.Row("fine.jpg")]
+    exports.run(cleaned.cleaned(str(tmp_path / "clean" / "01"), rows), "tfrecord", tmp_path / "out")
+    found = {row["image_id"][0]: row["image/format"] for row in read(tmp_path / "out", "train", message)}
+    assert found == {b"odd.jpg": [b"png"], b"fine.jpg": [b"jpeg"]}
