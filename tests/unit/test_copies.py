@@ -1,0 +1,265 @@
+"""Copies of training images: which rows, in which order, with which pixels, and what depends on nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pickle
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import copied
+import numpy as np
+import photos
+import pytest
+from copied import STEP, Image, by_copy, clean_of, resized, rows_of, several
+
+from imagemill.components.evaluate.inputs import input_batches
+from imagemill.components.resize import copies as module
+from imagemill.components.resize import plan
+from imagemill.components.resize.config import ResizeConfig
+from imagemill.components.resize.copies import CopyPolicy, Planned, generator, mirrored, place, planned, with_copies
+from imagemill.components.resize.work import Recipe
+from imagemill.components.store.edges import edge_channels
+from imagemill.components.store.errors import MillError, UserError
+from imagemill.components.store.images import in_color
+from imagemill.components.store.manifest import read_dataset
+from imagemill.components.store.policies import Operation, apply
+from imagemill.components.store.resample import Geometry, decode_to
+from imagemill.components.train.loader import batches
+
+RAND = CopyPolicy(3, "randaugment", seed=7, flip=True)
+SMALL = Geometry(32)
+
+
+@pytest.fixture(autouse=True)
+def _without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    copied.without_ray(monkeypatch)
+
+
+def row(number: int = 1, **more: Any) -> dict[str, Any]:
+    one = Image(number)
+    return {"image_id": one.name, "image": {"bytes": photos.saved(one.pixels)}, "shuffle_index": STEP, **more}
+
+
+def made(policy: CopyPolicy, geometry: Geometry = SMALL, **more: Any) -> list[tuple[Any, str]]:
+    return list(with_copies(row(**more), geometry, policy))
+
+
+def test_without_copies_nothing_is_added(tmp_path: Path) -> None:
+    tensors = resized(clean_of(tmp_path, several(6)), copy_ops=3, copy_flip=True, copy_pipeline="strong", copy_seed=4)
+    assert list(rows_of(tensors)[0]) == ["image", "label_id", "image_id"]
+    assert tensors.fingerprint == resized(read_dataset(f"{tmp_path}/clean/01", "clean")).fingerprint
+    assert "copies" not in tensors.manifest.extra and tensors.manifest.totals.rows == 11
+
+
+def test_every_training_image_has_its_copies_and_no_other(tmp_path: Path) -> None:
+    clean = clean_of(tmp_path, several(9))
+    plain, tensors = resized(clean), resized(clean, copies=3, copy_flip=True)
+    assert list(rows_of(tensors)[0]) == ["image", "label_id", "image_id", "copy", "augmentation"]
+    assert Counter((r["image_id"], r["copy"]) for r in rows_of(tensors)) == Counter(
+        (one.name, copy) for one in several(9) if one.split == "train" for copy in range(4)
+    )
+    for split in ("val", "test"):
+        assert [(r["copy"], r["augmentation"]) for r in rows_of(tensors, split)] == [(0, "")] * (
+            3 if split == "val" else 2
+        )
+    originals = {r["image_id"]: r for r in rows_of(tensors, None) if not r["copy"]}
+    for one in rows_of(plain, None):
+        np.testing.assert_array_equal(originals[one["image_id"]]["image"], one["image"])
+    labels = {r["image_id"]: r["label_id"] for r in rows_of(plain, None)}
+    assert all(r["label_id"] == labels[r["image_id"]] for r in rows_of(tensors, None))
+    totals = tensors.manifest.totals
+    assert (totals.rows, totals.by_split) == (41, {"train": 36, "val": 3, "test": 2})
+    assert totals.by_class == Counter("ab"[r["label_id"]] for r in rows_of(tensors, None))
+    assert totals.bytes == 41 * 24 * 24 * 3
+    assert tensors.manifest.extra["copies"] == {"policy": "randaugment", "per_image": 3, "rows": 27}
+    assert len(clean.manifest.classes) == 2 and clean.manifest.totals.rows == 14
+
+
+def test_copies_lie_anywhere_and_originals_in_their_order(tmp_path: Path) -> None:
+    tensors = resized(clean_of(tmp_path, several(60, 1, 1)), copies=3, image_size=8)
+    rows = rows_of(tensors)
+    where: dict[str, list[int]] = {}
+    for position, one in enumerate(rows):
+        where.setdefault(one["image_id"], []).append(position)
+    originals = [r["image_id"] for r in rows if not r["copy"]]
+    assert originals == sorted(originals)
+    # Of 240 rows in any order two of four are 96 apart in the mean, and 3 or nearer to one another one time in 13.
+    apart = [abs(a - b) for found in where.values() for n, a in enumerate(found) for b in found[:n]]
+    assert 60 < np.mean(apart) < 100 and np.mean(np.array(apart) <= 3) < 0.1
+    assert [r["copy"] for r in rows[:60]].count(0) < 30 and [r["copy"] for r in rows[-60:]].count(0) < 30
+    again = resized(clean_of(tmp_path / "again", several(60, 1, 1)), copies=3, image_size=8)
+    assert [f.sha256 for f in again.manifest.files] == [f.sha256 for f in tensors.manifest.files]
+
+
+def test_a_place_is_in_the_jobs_range() -> None:
+    low, high = 2**62 + 3, 2**62 + 11
+    found = Counter(place(low, f"{n}", 1, low, high) for n in range(4000))
+    assert set(found) == set(range(low, high)) and max(found.values()) < 600
+    assert place(low + 5, "x", 0, low, high) == low + 5
+
+
+def test_pixels_depend_on_the_image_and_the_policy_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of 3 images or of all, among other images, with fewer copies: the same copies."""
+    whole = by_copy(resized(clean_of(tmp_path / "a", several(12)), copies=3, copy_flip=True))
+    fewer = by_copy(resized(clean_of(tmp_path / "b", several(12)[::3]), copies=2, copy_flip=True))
+    assert len(fewer) == 12 and len(whole) == 48
+    monkeypatch.setattr(plan, "FILE_ROWS", 12)
+    cut = resized(clean_of(tmp_path / "c", several(12)), copies=3, copy_flip=True)
+    assert len(cut.files("data", "train")) == 4
+    assert all(f.rows == 12 for f in cut.files("data", "train"))
+    for others in (fewer, by_copy(cut)):
+        for key, (pixels, said) in others.items():
+            np.testing.assert_array_equal(pixels, whole[key][0])
+            assert said == whole[key][1]
+    assert {said for (_, copy), (_, said) in whole.items() if copy == 0} == {""}
+    assert len({said for (_, copy), (_, said) in whole.items() if copy}) > 30
+
+
+def test_threads_change_nothing() -> None:
+    def one(number: int) -> list[tuple[bytes, str]]:
+        return [(pixels.tobytes(), said) for pixels, said in with_copies(row(number), Geometry(32), RAND)]
+
+    alone = [one(number) for number in range(24)]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(one, range(24))) == alone
+
+
+def test_seed_image_and_number_count() -> None:
+    def numbers(*key: Any) -> tuple[int, ...]:
+        return tuple(generator(*key).integers(2**62, size=2).tolist())
+
+    keys = [(0, 1, "a", 1), (1, 1, "a", 1), (0, 2, "a", 1), (0, 1, "b", 1), (0, 1, "a", 2), (1, 1, "a", 2)]
+    assert len({numbers(*key) for key in keys}) == len(keys)
+    assert numbers(*keys[0]) == numbers(*keys[0])
+    said = [[text for _, text in made(dataclasses.replace(RAND, seed=seed))] for seed in (7, 7, 8)]
+    assert said[0] == said[1] != said[2]
+
+
+def test_what_is_said_makes_the_same_pixels() -> None:
+    flips = []
+    for number in range(20):
+        found = made(RAND, number=number)
+        for pixels, said in found[1:]:
+            about = json.loads(said)
+            assert set(about) == {"policy", "flip", "operations"} and len(about["operations"]) == 2
+            start = mirrored(found[0][0]) if about["flip"] else found[0][0]
+            np.testing.assert_array_equal(pixels, apply(start, [Operation(**one) for one in about["operations"]]))
+            flips.append(about["flip"])
+    assert 15 < sum(flips) < 45
+    plain = made(dataclasses.replace(RAND, flip=False))
+    assert not any(json.loads(said)["flip"] for _, said in plain[1:])
+    operations = [[json.loads(said)["operations"] for _, said in some[1:]] for some in (plain, made(RAND))]
+    assert operations[0] == operations[1]
+
+
+@pytest.mark.parametrize("mode", ["crop", "squash", "letterbox"])
+@pytest.mark.parametrize("stored", [0, 36])
+def test_a_picture_passes_through_what_was_done_to_it(mode: str, stored: int) -> None:
+    """With no operation a copy is the original, whatever colour and edges come after."""
+    if stored and mode != "crop":
+        return
+    nothing = dataclasses.replace(RAND, ops=0, flip=False)
+    for color in ("rgb", "gray", "red", "lab", "ycbcr"):
+        for edges in ((), ("sobel", "canny")):
+            for more in ({}, {"interpolation": "lanczos", "quality": "fast"}):
+                geometry = Geometry(32, mode, color, edges, 30, 60, stored=stored, **more)
+                found = made(nothing, geometry)
+                np.testing.assert_array_equal(found[0][0], decode_to(row()["image"]["bytes"], geometry))
+                assert found[0][0].shape == geometry.shape
+                for pixels, _ in found[1:]:
+                    np.testing.assert_array_equal(pixels, found[0][0])
+
+
+def test_edges_and_colours_are_made_of_the_augmented_picture() -> None:
+    rgb = made(RAND)
+    with_edges = made(RAND, Geometry(32, edges=("sobel", "canny"), canny_low=30, canny_high=60))
+    for (plain, said), (both, again) in zip(rgb, with_edges, strict=True):
+        assert said == again
+        np.testing.assert_array_equal(both[:, :, :3], plain)
+        expected = edge_channels(in_color(np.ascontiguousarray(plain), "gray"), ("sobel", "canny"), 30, 60)
+        np.testing.assert_array_equal(both[:, :, 3:], expected)
+    for (plain, _), (lab, _) in zip(rgb, made(RAND, Geometry(32, color="lab")), strict=True):
+        np.testing.assert_array_equal(lab, in_color(plain, "lab"))
+
+
+def test_a_letterbox_is_padded_after_the_augmentation() -> None:
+    found = made(dataclasses.replace(RAND, number=12), Geometry(64, "letterbox"))
+    height = round(64 * Image(1).pixels.shape[0] / Image(1).pixels.shape[1])
+    top = (64 - height) // 2
+    assert top > 0 and all(not p[:top].any() and not p[top + height :].any() for p, _ in found)
+    assert sum(p[top : top + height].mean() > 40 for p, _ in found) == 13
+
+
+def test_an_image_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def counted(*args: Any, **options: Any) -> Any:
+        calls.append(1)
+        return decode_to(*args, **options)
+
+    monkeypatch.setattr(module, "decode_to", counted)
+    assert len(made(dataclasses.replace(RAND, number=9))) == 10 and len(calls) == 1
+
+
+def test_jpeg_multi_label_and_gray(tmp_path: Path) -> None:
+    tensors = resized(clean_of(tmp_path, several(5), "gray", multi=True), copies=2, encoding="jpeg")
+    rows = rows_of(tensors)
+    assert len(rows) == 15 and all(r["image"][:2] == b"\xff\xd8" for r in rows)
+    assert tensors.manifest.totals.bytes == sum(len(r["image"]) for r in rows_of(tensors, None))
+    counts = Counter("ab"[one] for r in rows_of(tensors, None) for one in r["label_ids"])
+    assert tensors.manifest.totals.by_class == counts and counts["a"] == 20
+
+
+def test_mean_and_spread_are_the_originals(tmp_path: Path) -> None:
+    clean = clean_of(tmp_path, several(6))
+    options: dict[str, Any] = {"normalization": "dataset"}
+    plain, tensors = resized(clean, **options), resized(clean, copies=2, copy_magnitude=30, **options)
+    assert tensors.manifest.image == plain.manifest.image
+
+
+def test_evaluate_and_train_read_it_unharmed(tmp_path: Path) -> None:
+    clean = clean_of(tmp_path, several(6))
+    plain, tensors = resized(clean), resized(clean, copies=2)
+    geometry = Geometry.from_dict(tensors.manifest.image)
+    for one, other in zip(*(input_batches(t, clean, geometry, 4) for t in (plain, tensors)), strict=True):
+        assert one.ids == other.ids
+        np.testing.assert_array_equal(one.images, other.images)
+    loaded = [pixels.tobytes() for batch in batches(tensors, "train", 4, epoch=0) for pixels in batch.images]
+    assert sorted(loaded) == sorted(r["image"].tobytes() for r in rows_of(tensors)) and len(loaded) == 18
+
+
+def test_what_counts_in_the_name() -> None:
+    def counting(**options: Any) -> dict[str, Any]:
+        config = ResizeConfig(**options)
+        policy = CopyPolicy(config.copies, config.copy_policy) if config.copies else None
+        return Planned(policy).counting(config)
+
+    assert counting() == counting(copy_ops=5, copy_policy="background", backgrounds="x", copy_seed=3) == {}
+    assert counting(copies=2) == {"copies": 2} == counting(copies=2, copy_pipeline="ocr", backgrounds="x")
+    full = counting(copies=2, copy_ops=5, copy_magnitude=3, copy_flip=True, copy_seed=9, image_size=32)
+    assert full == {
+        "copies": 2,
+        "copy_ops": 5,
+        "copy_magnitude": 3,
+        "copy_flip": True,
+        "copy_seed": 9,
+        "image_size": 32,
+    }
+    assert counting(copies=1, copy_policy="background", copy_ops=5) == {"copies": 1, "copy_policy": "background"}
+
+
+def test_a_recipe_travels(tmp_path: Path) -> None:
+    recipe = Recipe(Geometry(24), copies=RAND)
+    assert pickle.loads(pickle.dumps(recipe)) == recipe
+    assert planned(ResizeConfig(copies=2), clean_of(tmp_path, several(3))).policy == CopyPolicy(2, "randaugment")
+
+
+def test_an_image_that_does_not_decode_is_our_error(tmp_path: Path) -> None:
+    images = [*several(4), Image(9, data=b"\x89PNG\r\n\x1a\nno more")]
+    with pytest.raises(MillError, match=r"train/009\.png: clean passed this image") as raised:
+        resized(clean_of(tmp_path, images), copies=2)
+    assert not isinstance(raised.value, UserError)
