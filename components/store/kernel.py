@@ -50,7 +50,7 @@ def resample(
     window: Window | None = None,
     full: Size | None = None,
 ) -> Pixels:
-    """uint8 [H, W, C] resampled to width x height, or the window of that alone: the very same pixels.
+    """uint8 [H, W, C] resampled to width x height, or the window of that alone: the same pixels (seldom ±1).
 
     `full`: of a scaled decode the full image's size and the divisor. 375 rows halved are 188, of which the last is
     only half there: taken for whole it would shift everything.
