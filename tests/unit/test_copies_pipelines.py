@@ -1,0 +1,197 @@
+"""Pipelines of albumentations: the named ones, saved ones, what is refused, and that a seed says all."""
+
+from __future__ import annotations
+
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import copied
+import numpy as np
+import photos
+import pytest
+from copied import by_copy, clean_of, resized, several
+
+from imagemill.components.resize.config import ResizeConfig
+from imagemill.components.resize.copies import absolute, planned
+from imagemill.components.resize.pipelines import PIPELINES, apply_pipeline, check_pipeline, library, pipeline_text
+from imagemill.components.store.errors import UserError
+
+ALB: dict[str, Any] = {"copy_policy": "albumentations"}
+
+
+def drawn(text: str, pixels: Any, seed: int) -> tuple[Any, list[dict[str, Any]]]:
+    return apply_pipeline(text, pixels, np.random.default_rng(seed))
+
+
+def saved(path: Path, *operations: Any, **options: Any) -> str:
+    a = library()
+    a.save(a.Compose(list(operations)), path, **options)
+    return str(path)
+
+
+def config(**options: Any) -> ResizeConfig:
+    made = ResizeConfig(copies=2, image_size=24, **{**ALB, **options})
+    made.check()
+    return made
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_a_named_pipeline_keeps_shape_and_type_and_changes_pixels(name: str) -> None:
+    text = pipeline_text(name)
+    pixels = photos.made(0, 90, 64)
+    found = [drawn(text, pixels, seed) for seed in range(8)]
+    assert all(image.shape == pixels.shape and image.dtype == np.uint8 for image, _ in found)
+    assert sum(not np.array_equal(image, pixels) for image, _ in found) >= 6
+    assert len({image.tobytes() for image, _ in found}) >= 6
+    again = [drawn(text, pixels, seed) for seed in reversed(range(8))][::-1]
+    for (one, said), (other, repeated) in zip(found, again, strict=True):
+        np.testing.assert_array_equal(one, other)
+        assert json.loads(json.dumps(said, allow_nan=False)) == repeated
+    assert pixels.tobytes() == photos.made(0, 90, 64).tobytes()
+    if name != "weather":
+        check_pipeline(text, 40, 50, 1)
+        image, _ = drawn(text, pixels[:, :, :1], 3)
+        assert image.shape == (64, 90, 1)
+
+
+def test_no_named_pipeline_mirrors_or_is_hue_unsafe_where_that_matters() -> None:
+    """Shapes and places only in `geometry`; text and scans stay as they stand, and grey pixels stay grey."""
+    y, x = np.mgrid[:64, :64]
+    slope = np.repeat((40 + 2 * x + y)[:, :, None], 3, 2).astype(np.uint8)
+    for name in ("light", "ocr", "medical", "geometry"):
+        for seed in range(20):
+            image = drawn(pipeline_text(name), slope, seed)[0].astype(int)
+            assert image[:, 32:].mean() > image[:, :32].mean() + 20  # right stays right
+            assert image[32:].mean() > image[:32].mean() + 5  # and up stays up
+            if name in ("light", "geometry"):
+                assert np.abs(image - image[:, :, :1]).max() <= 1
+    flat = np.full((40, 40, 3), (200, 30, 90), np.uint8)
+    for seed in range(20):
+        np.testing.assert_array_equal(drawn(pipeline_text("geometry"), flat, seed)[0], flat)
+
+
+def test_every_operation_has_random_numbers_of_its_own(tmp_path: Path) -> None:
+    """A seed for each of them, as albumentations sets it, would draw the same number in all."""
+    a = library()
+    text = pipeline_text(saved(tmp_path / "p.json", a.HorizontalFlip(p=0.5), a.VerticalFlip(p=0.5)))
+    pixels = photos.made(1, 20, 20)
+    both = [tuple(one["name"] for one in drawn(text, pixels, seed)[1]) for seed in range(60)]
+    images = {drawn(text, pixels, seed)[0].tobytes() for seed in range(60)}
+    assert len(images) == 4, both
+    for seed in range(20):
+        expected = pixels
+        names = [one["name"] for one in drawn(text, pixels, seed)[1]]
+        expected = expected[:, ::-1] if "HorizontalFlip" in names else expected
+        expected = expected[::-1] if "VerticalFlip" in names else expected
+        np.testing.assert_array_equal(drawn(text, pixels, seed)[0], expected)
+
+
+def test_threads_change_nothing() -> None:
+    texts = [pipeline_text(name) for name in ("strong", "ocr", "light")]
+    jobs = [(texts[n % 3], photos.made(n, 40, 40), n) for n in range(30)]
+    alone = [drawn(*job)[0].tobytes() for job in jobs]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda job: drawn(*job)[0].tobytes(), jobs)) == alone
+
+
+@pytest.mark.parametrize("form", ["json", "yaml"])
+def test_a_saved_pipeline_is_read_whatever_its_form(form: str, tmp_path: Path) -> None:
+    a = library()
+    uri = saved(tmp_path / "mine", a.Rotate(limit=(30, 30), p=1), a.Blur(p=0.5), data_format=form)
+    text = pipeline_text(uri)
+    image, said = drawn(text, photos.made(0, 40, 40), 0)
+    assert said[0]["name"] == "Rotate" and not np.array_equal(image, photos.made(0, 40, 40))
+    assert text == pipeline_text(saved(tmp_path / "other", a.Rotate(limit=(30, 30), p=1), a.Blur(p=0.5)))
+    one = saved(tmp_path / "one", a.Rotate(limit=(30, 30), p=1))
+    a.save(a.Rotate(limit=(30, 30), p=1), one)  # no Compose around it
+    np.testing.assert_array_equal(drawn(pipeline_text(one), photos.made(0, 40, 40), 0)[0].shape, (40, 40, 3))
+
+
+def test_what_counts_is_the_content_of_the_file(tmp_path: Path) -> None:
+    a = library()
+    clean = clean_of(tmp_path, several(2))
+    first = saved(tmp_path / "a.json", a.Blur(p=1))
+    moved = saved(tmp_path / "b.yaml", a.Blur(p=1), data_format="yaml")
+    other = saved(tmp_path / "c.json", a.Blur(p=0.5))
+    names = []
+    for pipeline in (first, moved, other, "light", "ocr"):
+        options = config(copy_pipeline=pipeline)
+        names.append(planned(options, clean).counting(options))
+    assert names[0] == names[1] != names[2] and len(names[0]["copy_pipeline"]) == 16
+    assert "copy_pipeline" not in names[3] and names[4]["copy_pipeline"] == "ocr"
+
+
+def test_relative_places_are_made_absolute_for_other_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = absolute(config(copy_pipeline="mine.json", backgrounds="bg"))
+    assert (found.copy_pipeline, found.backgrounds) == (f"{tmp_path}/mine.json", f"{tmp_path}/bg")
+    named = absolute(config(copy_pipeline="strong"))
+    assert (named.copy_pipeline, named.backgrounds) == ("strong", "")
+
+
+def test_what_is_no_pipeline_says_so(tmp_path: Path) -> None:
+    a = library()
+    (tmp_path / "text.json").write_text("not: [a pipeline")
+    (tmp_path / "list.json").write_text("[1, 2]")
+    (tmp_path / "unknown.json").write_text('{"transform": {"__class_fullname__": "os.system", "p": 1}}')
+    (tmp_path / "argument.json").write_text('{"transform": {"__class_fullname__": "Blur", "p": 1, "blurred": 3}}')
+    (tmp_path / "value.json").write_text('{"transform": {"__class_fullname__": "Blur", "p": 7}}')
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    saved(tmp_path / "code.json", a.Lambda(image=len, name="code", p=1))
+    (tmp_path / "pickle.json").write_bytes(b"\x80\x04\x95\x0b\x00\x00\x00\x00\x00\x00\x00\x8c\x07builtins\x94.")
+    wrong = {
+        "nothing": "light, strong, weather",
+        str(tmp_path / "missing.json"): "no such file",
+        str(tmp_path / "text.json"): "found neither",
+        str(tmp_path / "list.json"): "found none",
+        str(tmp_path / "unknown.json"): r"no Lambda\), found 'os.system'",
+        str(tmp_path / "code.json"): r"no Lambda\), found 'Lambda'",
+        str(tmp_path / "argument.json"): "can't make this pipeline: .*blurred",
+        str(tmp_path / "value.json"): "can't make this pipeline",
+        str(tmp_path / "deep.json"): "found n",
+        str(tmp_path / "pickle.json"): "found neither",
+    }
+    for uri, message in wrong.items():
+        with pytest.raises(UserError, match=rf"(?s)^copy_pipeline: .*{message}"):
+            pipeline_text(uri)
+    (tmp_path / "large.json").write_text(" " * 2_000_000)
+    with pytest.raises(UserError, match="2,000,000 bytes"):
+        pipeline_text(str(tmp_path / "large.json"))
+
+
+def test_a_pipeline_that_changes_shape_or_type_fails_before_the_work(tmp_path: Path) -> None:
+    a = library()
+    clean = clean_of(tmp_path, several(2))
+    for operation, message in (
+        (a.Resize(10, 10), r"uint8 \[24, 24, 3\] as such, found uint8 \[10, 10, 3\]"),
+        (a.ToFloat(), r"found float32"),
+        (a.ToGray(num_output_channels=1, p=1), r"found uint8 \[24, 24"),
+        (a.RandomCrop(50, 50, p=1), "fails on uint8"),
+    ):
+        with pytest.raises(UserError, match=f"^copy_pipeline: .*{message}"):
+            planned(config(copy_pipeline=saved(tmp_path / "p.json", operation)), clean)
+    gray = clean_of(tmp_path / "gray", several(2), "gray")
+    with pytest.raises(UserError, match=r"^copy_pipeline: fails on uint8 \[24, 24, 1\]: .*3-channel"):
+        planned(config(copy_pipeline="weather"), gray)
+
+
+def test_the_step_makes_and_says_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copied.without_ray(monkeypatch)
+    clean = clean_of(tmp_path, several(4))
+    rows = by_copy(resized(clean, copies=2, copy_pipeline="strong", copy_flip=True, **ALB))
+    again = by_copy(resized(clean_of(tmp_path / "b", several(4)[:2]), copies=1, copy_pipeline="strong", copy_flip=True,
+                            **ALB))  # fmt: skip
+    assert len(rows) == 12 and len(again) == 4
+    for key, (pixels, said) in again.items():
+        np.testing.assert_array_equal(pixels, rows[key][0])
+        assert said == rows[key][1]
+    abouts = [json.loads(said) for (_, copy), (_, said) in rows.items() if copy]
+    assert {one["policy"] for one in abouts} == {"albumentations"} and any(one["operations"] for one in abouts)
+
+
+def test_albumentations_asks_nobody_for_news() -> None:
+    library()
+    assert os.environ["NO_ALBUMENTATIONS_UPDATE"] == "1"
