@@ -1,0 +1,248 @@
+"""Another background behind the mask: where it is put, what it is made of, and which images have none."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import copied
+import cv2
+import numpy as np
+import photos
+import pytest
+from copied import STEP, Image, by_copy, clean_of, resized, rows_of, several
+
+from imagemill.components.resize import backgrounds as behind
+from imagemill.components.resize.backgrounds import colour_field, composite, cover, foreground, list_backgrounds
+from imagemill.components.resize.config import ResizeConfig
+from imagemill.components.resize.copies import CopyPolicy, mirrored, planned, with_copies
+from imagemill.components.store.errors import UserError
+from imagemill.components.store.images import Decoded, in_color
+from imagemill.components.store.resample import Geometry, fit
+
+FIELDS = CopyPolicy(4, "background", seed=3)
+OPTIONS: dict[str, Any] = {"copy_policy": "background"}
+
+
+@pytest.fixture(autouse=True)
+def _without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    copied.without_ray(monkeypatch)
+
+
+def half(pixels: Any) -> Any:
+    """uint8 [H, W]: 255 in the left half."""
+    mask = np.zeros(pixels.shape[:2], np.uint8)
+    mask[:, : pixels.shape[1] // 2] = 255
+    return mask
+
+
+def masked(numbers: Any, **more: Any) -> list[Image]:
+    return [Image(n, mask=photos.saved(half(Image(n).pixels)), **more) for n in numbers]
+
+
+def folder_of(folder: Path, colours: dict[str, tuple[int, int, int]]) -> str:
+    for name, colour in colours.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(photos.saved(np.full((30, 50, 3), colour, np.uint8)))
+    return str(folder)
+
+
+def test_the_foreground_stays_and_the_rest_goes(tmp_path: Path) -> None:
+    """At the picture's own size nothing is resampled: every pixel can be looked at."""
+    pixels = photos.made(1, 64, 64)
+    row = {"image_id": "a", "image": {"bytes": photos.saved(pixels)}, "shuffle_index": STEP}
+    found = list(with_copies(row | {"mask": photos.saved(half(pixels))}, Geometry(64, "squash"), FIELDS))
+    assert len(found) == 5 and found[0][1] == ""
+    np.testing.assert_array_equal(found[0][0], pixels)
+    for image, said in found[1:]:
+        about = json.loads(said)
+        assert set(about) == {"policy", "flip", "field"} and not about["flip"]
+        np.testing.assert_array_equal(image[:, :32], pixels[:, :32])
+        np.testing.assert_array_equal(image[:, 32:], colour_field(about["field"], "rgb", 64, 64)[:, 32:])
+    assert len({image.tobytes() for image, _ in found}) == 5
+    flipped = list(with_copies(row | {"mask": photos.saved(half(pixels))}, Geometry(64, "squash"),
+                               dataclasses.replace(FIELDS, flip=True, number=12)))  # fmt: skip
+    flips = [json.loads(said)["flip"] for _, said in flipped[1:]]
+    assert 2 < sum(flips) < 10
+    for (image, _), flip in zip(flipped[1:], flips, strict=True):
+        np.testing.assert_array_equal((mirrored(image) if flip else image)[:, :32], pixels[:, :32])
+
+
+def test_it_is_put_behind_before_the_resample() -> None:
+    """As if the picture had been so from the start; the mask of a scaled decode is that of its blocks."""
+    pixels = cv2.resize(photos.made(2, 80, 60), (643, 481), interpolation=cv2.INTER_CUBIC)
+    y, x = np.mgrid[:481, :643]
+    disc = (np.hypot(x - 300, y - 200) < 150).astype(np.uint8) * 255
+    for kind, geometry in (("PNG", Geometry(96)), ("JPEG", Geometry(48, "letterbox"))):
+        data = photos.saved(pixels, kind, **({"quality": 98} if kind == "JPEG" else {}))
+        row = {"image_id": "a", "image": {"bytes": data}, "shuffle_index": STEP, "mask": photos.saved(disc)}
+        for image, said in list(with_copies(row, geometry, FIELDS))[1:]:
+            field = colour_field(json.loads(said)["field"], "rgb", 481, 643)
+            expected = fit(Decoded(np.where(disc[:, :, None] > 0, pixels, field), 643, 481, "PNG"), geometry)
+            apart = np.abs(image.astype(int) - expected)
+            assert apart.mean() < 1.5 and np.percentile(apart, 99) < 16, (kind, apart.mean())
+
+
+def test_the_share_of_a_scaled_decode_is_the_mean_of_its_blocks() -> None:
+    mask = (np.random.default_rng(0).random((21, 30)) < 0.5).astype(np.uint8) * 255
+    full = Decoded(np.zeros((21, 30, 3), np.uint8), 30, 21, "JPEG")
+    np.testing.assert_array_equal(foreground(photos.saved(mask), full), mask)
+    found = foreground(photos.saved(mask), Decoded(np.zeros((6, 8, 3), np.uint8), 30, 21, "JPEG", divisor=4))
+    assert found is not None and found.shape == (6, 8)
+    for row, column in ((0, 0), (3, 5), (4, 6)):
+        block = mask[4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
+        assert abs(int(found[row, column]) - block.mean()) <= 1
+    assert foreground(photos.saved(mask * 0), full) is None
+
+
+def test_composite_blends_by_the_share() -> None:
+    random = np.random.default_rng(1)
+    one, other = (random.integers(0, 256, (700, 500, 3), np.uint8) for _ in range(2))
+    share = random.integers(0, 256, (700, 500), np.uint8)
+    exact = (one * (share[:, :, None] / 255) + other * (1 - share[:, :, None] / 255)).round()
+    assert np.abs(composite(one, share, other) - exact).max() <= 1
+    np.testing.assert_array_equal(composite(one, share * 0 + 255, other), one)
+    np.testing.assert_array_equal(composite(one, share * 0, other), other)
+
+
+def test_cover_shows_the_largest_centre() -> None:
+    picture = np.zeros((40, 100, 3), np.uint8)
+    picture[:, 30:70] = 200
+    for size in ((20, 20), (40, 40), (80, 80)):
+        assert (cover(picture, *size) == 200).all() and cover(picture, *size).shape == (*size, 3)
+    wide = cover(picture, 20, 50)
+    assert (wide[:, 15:35] == 200).all() and not wide[:, :14].any()
+    assert cover(picture[:, :, :1], 7, 90).shape == (7, 90, 1)
+
+
+def test_fields_are_smooth_and_of_the_right_colour() -> None:
+    field = colour_field(5, "rgb", 90, 120)
+    assert field.shape == (90, 120, 3) and field.std() > 10
+    assert max(np.abs(np.diff(field.astype(int), axis=axis)).max() for axis in (0, 1)) < 25
+    np.testing.assert_array_equal(colour_field(5, "gray", 90, 120), in_color(field, "gray"))
+    assert colour_field(6, "rgb", 90, 120).tobytes() != field.tobytes()
+
+
+def test_images_without_a_mask_have_no_copies_and_are_counted(tmp_path: Path) -> None:
+    empty = photos.saved(np.zeros(Image(9).pixels.shape[:2], np.uint8))
+    images = [*masked(range(1, 6)), Image(7), Image(8), Image(9, mask=empty), *several(0)]
+    clean = clean_of(tmp_path, images, masks=True)
+    tensors = resized(clean, copies=2, **OPTIONS)
+    rows = rows_of(tensors)
+    assert len(rows) == 8 + 10 and {r["image_id"] for r in rows if r["copy"]} == {one.name for one in images[:5]}
+    about = {"policy": "background", "per_image": 2, "rows": 10, "images_without_mask": 3}
+    assert tensors.manifest.extra["copies"] == about
+    totals = tensors.manifest.totals
+    assert totals.rows == 8 + 10 + 5 and totals.by_split == {"train": 18, "val": 3, "test": 2}
+    assert totals.by_class == {"a": sum(r["label_id"] == 0 for r in rows_of(tensors, None)),
+                               "b": sum(r["label_id"] == 1 for r in rows_of(tensors, None))}  # fmt: skip
+    plain = {r["image_id"]: r["image"] for r in rows_of(resized(clean))}
+    for one in rows:
+        if not one["copy"]:
+            np.testing.assert_array_equal(one["image"], plain[one["image_id"]])
+
+
+def test_without_masks_it_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--keep-masks"):
+        resized(clean_of(tmp_path, several(3)), copies=1, **OPTIONS)
+
+
+def test_pictures_of_a_folder_are_put_behind(tmp_path: Path) -> None:
+    colours = {"a.png": (250, 10, 10), "b/c.PNG": (10, 250, 10), "d.png": (10, 10, 250)}
+    folder = folder_of(tmp_path / "bg", colours)
+    (tmp_path / "bg" / "note.txt").write_text("no picture")
+    (tmp_path / "bg" / ".hidden.png").write_bytes(b"no picture")
+    assert [one.name for one in list_backgrounds(folder)] == ["a.png", "b/c.PNG", "d.png"]
+    clean = clean_of(tmp_path, masked(range(1, 8)), masks=True)
+    tensors = resized(clean, copies=4, backgrounds=folder, resize_mode="squash", **OPTIONS)
+    used = set()
+    for (_, copy), (pixels, said) in by_copy(tensors).items():
+        if copy:
+            name = json.loads(said)["background"]
+            used.add(name)
+            assert (pixels[:, 13:] == colours[name]).all()
+    assert used == set(colours)
+    gray = resized(clean_of(tmp_path / "gray", masked([1]), "gray", masks=True), copies=3, backgrounds=folder,
+                   resize_mode="squash", **OPTIONS)  # fmt: skip
+    for (_, copy), (pixels, said) in by_copy(gray).items():
+        if copy:
+            colour = np.array([[colours[json.loads(said)["background"]]]], np.uint8)
+            assert pixels.shape == (24, 24, 1) and (pixels[:, 13:] == in_color(colour, "gray")).all()
+
+
+def test_a_picture_does_not_depend_on_what_was_asked_for_before(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(photos.saved(photos.made(4, 900, 700), "JPEG"))
+    [one] = list_backgrounds(str(tmp_path))
+    sizes = [(40, 40), (300, 200), (41, 63), (500, 900)]
+    found = []
+    for order in (sizes, sizes[::-1]):
+        behind._cache = behind._Cache(behind.CACHE_BYTES)
+        found.append({size: behind.picture(str(tmp_path), one, "rgb", *size).tobytes() for size in order})
+    assert found[0] == found[1]
+    cache = behind._Cache(1000)
+    for number in range(9):
+        cache.put((str(number), "", 0), np.zeros(300, np.uint8))
+    assert [cache.get((str(n), "", 0)) is not None for n in range(9)] == [False] * 6 + [True] * 3
+    cache.put(("large", "", 0), np.zeros(2000, np.uint8))
+    assert cache.get(("large", "", 0)) is None and cache.get(("8", "", 0)) is not None
+
+
+def test_what_counts_is_names_and_content(tmp_path: Path) -> None:
+    clean = clean_of(tmp_path / "w", masked([1]), masks=True)
+
+    def counted(folder: str) -> Any:
+        config = ResizeConfig(copies=1, backgrounds=folder, **OPTIONS)
+        return planned(config, clean).counting(config)["backgrounds"]
+
+    first = folder_of(tmp_path / "bg", {"a.png": (1, 2, 3), "b.png": (4, 5, 6)})
+    moved = str(shutil.copytree(first, tmp_path / "moved"))
+    before = counted(first)
+    os.utime(Path(first) / "a.png", (1, 1))
+    assert before == counted(first) == counted(moved) == counted(moved + "/")
+    (Path(moved) / "b.png").rename(Path(moved) / "c.png")
+    assert counted(moved) != before
+    folder_of(tmp_path / "bg", {"a.png": (1, 2, 4)})
+    assert counted(first) != before
+    config = ResizeConfig(copies=1, **OPTIONS)
+    assert planned(config, clean).counting(config) == {"copies": 1, "copy_policy": "background"}
+
+
+def test_wrong_backgrounds_say_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clean = clean_of(tmp_path / "w", masked([1, 2]), masks=True)
+    (tmp_path / "empty").mkdir()
+    for folder in ("empty", "missing"):
+        with pytest.raises(UserError, match=r"^backgrounds: expected a folder or prefix that holds pictures"):
+            resized(clean, copies=1, backgrounds=str(tmp_path / folder), **OPTIONS)
+    (tmp_path / "empty" / "a.jpg").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"backgrounds: expected .*a\.jpg to be a picture, found not_an_image"):
+        resized(clean, copies=1, backgrounds=str(tmp_path / "empty"), **OPTIONS)
+    folder = folder_of(tmp_path / "bg", {"a.png": (1, 2, 3)})
+    old = list_backgrounds(folder)
+    folder_of(tmp_path / "bg", {"a.png": (9, 9, 9)})
+    with pytest.raises(UserError, match=r"a\.png: expected the picture that was there when resize began"):
+        behind.picture(folder, old[0], "rgb", 8, 8)
+    (tmp_path / "bg" / "a.png").unlink()
+    with pytest.raises(UserError, match="or none"):
+        behind.picture(folder, old[0], "rgb", 8, 8)
+
+
+def test_a_known_photograph_in_front_of_another() -> None:
+    """The trimap of Oxford-IIIT Pet, through clean's `keep_masks`: the cat stays, its room goes."""
+    from imagemill.components.clean.config import CleanConfig
+    from imagemill.components.clean.standardize import standardize
+
+    done = standardize(
+        photos.pet("Abyssinian_101"), CleanConfig(keep_masks=True), None, photos.trimap("Abyssinian_101")
+    )
+    row = {"image_id": "a", "image": {"bytes": done.data}, "shuffle_index": STEP, "mask": done.mask}
+    found = list(with_copies(row, Geometry(128, "letterbox"), FIELDS))
+    small = cv2.resize(
+        cv2.imdecode(np.frombuffer(done.mask or b"", np.uint8), 0), (128, 89), interpolation=cv2.INTER_AREA
+    )
+    same = np.stack([np.abs(image.astype(int) - found[0][0]).max(axis=2)[19:108] for image, _ in found[1:]])
+    inside = cv2.erode(small, np.ones((3, 3), np.uint8)) == 255  # the filter reaches a pixel further
+    assert inside.sum() > 2000 and same[:, inside].max() <= 1 and np.median(same[:, small == 0]) > 30
