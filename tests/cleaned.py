@@ -134,7 +134,8 @@ def draft(
     } | ({} if found is None else {"found": found})
     manifest = Manifest(
         "clean", uri.rpartition("/")[2], config=(config or CleanConfig()).effective(), classes=names,
-        files=tuple(files), totals=totals, image={"color": "rgb", "channels": 3}, **({"extra": extra} | more),
+        files=tuple(files), totals=totals,
+        **({"image": {"color": "rgb", "channels": 3}, "extra": extra} | more),
     )  # fmt: skip
     return Dataset(uri, manifest, "")
 

@@ -7,6 +7,7 @@ the ids of its own processes: `ray stop` would end every Ray of the machine.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import secrets
 import shutil
@@ -16,11 +17,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import mill
+from cleaned import Row, cleaned, picture
+
+from imagemill.components.clean.splits import shuffle_index
 
 STORE_BYTES = 80 * 2**20
 MARK = "IMAGEMILL_TEST_CLUSTER"
@@ -39,6 +45,10 @@ class Raylet:
     def pids(self, part: str = "") -> list[int]:
         """Its living processes whose command line has `part`; the workers too."""
         return [pid for pid, line in mill.processes_with(MARK, self.mark).items() if part in line]
+
+    def lines(self) -> list[str]:
+        """Their command lines; a worker at work is called `ray::` and its task's name."""
+        return list(mill.processes_with(MARK, self.mark).values())
 
     def kill(self) -> None:
         """SIGKILL for all of it at once, as when a machine is gone."""
@@ -117,6 +127,17 @@ class RayCluster:
             node.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def lines(self) -> list[str]:
+        return [line for node in self.nodes for line in node.lines()]
+
+    def request(self, method: str, path: str) -> dict[str, Any]:
+        """Ask the dashboard, as its owner."""
+        import requests
+
+        login = {"Authorization": f"Bearer {self.token.read_text()}"}
+        found: dict[str, Any] = requests.request(method, self.jobs + path, headers=login, timeout=30).json()
+        return found
+
     @property
     def gcs(self) -> str:
         return f"127.0.0.1:{self.gcs_port}"
@@ -147,3 +168,55 @@ def free_ports(number: int) -> list[int]:
         for one in sockets:
             one.bind(("127.0.0.1", 0))
         return [int(one.getsockname()[1]) for one in sockets]
+
+
+# Work for it
+
+
+@dataclass(frozen=True)
+class Slow:
+    """A workspace with a clean dataset of which every image takes some milliseconds to resize."""
+
+    workspace: Path
+    clean: str
+
+    def copy(self, folder: Path) -> Slow:
+        """The same in another workspace, of which nothing was made yet."""
+        name = Path(self.clean).name
+        shutil.copytree(self.clean, folder / "clean" / name)
+        return Slow(folder, str(folder / "clean" / name))
+
+
+def slow_clean(folder: Path, rows: int, size: tuple[int, int] = (800, 600), **more: Any) -> Slow:
+    """Rows of a few pictures, each with bytes of its own (after a JPEG's end), in the order that clean writes."""
+    pictures = [picture(f"slow {n}", size) for n in range(4)]
+    splits = ("train", "train", "train", "train", "train", "train", "val", "test")
+    made = [
+        Row(f"{n:05d}.jpg", ("cat", "dog")[n % 2], splits[n % 8], pictures[n % 4] + b"%08d" % n) for n in range(rows)
+    ]
+    made.sort(key=lambda row: shuffle_index(hashlib.sha256(row.data).hexdigest()))
+    found = cleaned(f"{folder}/clean/0123456789abcdef", made, classes=("cat", "dog"), row_group_rows=5, **more)
+    return Slow(folder, found.uri)
+
+
+def start_resize(
+    slow: Slow,
+    *more: str,
+    env: Mapping[str, str] | None = None,
+    file_rows: int = 0,
+    script: str = "",
+    cwd: Path | None = None,
+) -> subprocess.Popen[str]:
+    """The step as a process of its own. `file_rows`: cut the plan into files of so many rows."""
+    if file_rows:
+        script = (
+            "import sys; from imagemill.components.resize import STEP, plan\n"
+            f"plan.FILE_ROWS = {file_rows}\nsys.exit(STEP.main())"
+        )
+    start = ["-c", script] if script else ["-m", "imagemill.components.resize"]
+    usual = ["--workspace", str(slow.workspace), "--clean", slow.clean, "--image-size", "32"]
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    return subprocess.Popen(
+        [sys.executable, *start, *usual, *more], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, env=kept | dict(env or {}), cwd=cwd, start_new_session=True,
+    )  # fmt: skip

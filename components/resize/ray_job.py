@@ -24,7 +24,7 @@ from ..store.fingerprint import digest
 from ..store.manifest import Dataset, ready
 from ..store.step import Context
 from .config import ResizeConfig
-from .reach import nobody, refused, said_address, use_token
+from .reach import TOKEN, nobody, refused, said_address, use_token
 
 STEP = "resize"
 POLL_S = 1.0
@@ -234,6 +234,8 @@ def _stopped_with_this(client: Any, job: str, context: Context) -> Iterator[None
 
 def _client(address: str) -> Any:
     """Ray's own client for jobs, with patience of its own; whoever does not answer or refuses is an error."""
+    if uris.safe(address) != address:
+        raise wrong("ray_address", f"no login in it (a token goes in {TOKEN})", uris.safe(address))
     use_token()
     with said_address(address):
         from ray.job_submission import JobSubmissionClient

@@ -1,0 +1,429 @@
+"""Resize on a real Ray cluster: as a submitted job, by Ray Client, from a node; wrong addresses and tokens."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mill
+import pytest
+from ray_cluster import RayCluster, Slow, slow_clean, start_resize
+
+from imagemill.components.resize import STEP, on_ray, ray_job, reach
+from imagemill.components.resize.config import ResizeConfig
+from imagemill.components.store.errors import EXIT_TRANSIENT, EXIT_USER, TransientError, UserError
+from imagemill.components.store.manifest import Dataset, read_dataset
+from imagemill.components.store.step import Parser, add_flag
+
+ODD_RUN = """run '"$(touch x)`touch x`;touch x&"""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[RayCluster]:
+    with RayCluster(cpus=2) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> Slow:
+    """Work for some seconds, in a folder with a name that a shell would misread."""
+    return slow_clean(tmp_path_factory.mktemp('it\'s $(touch x) "here"'), rows=160)
+
+
+@pytest.fixture(scope="module")
+def expected(slow: Slow, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, str, int, str]]:
+    """What Ray in the step's own process makes of it."""
+    copy = slow.copy(tmp_path_factory.mktemp("expected"))
+    return mill.content(made(copy, resize(copy)))
+
+
+def resize(slow: Slow, *more: str, env: Mapping[str, str] | None = None, timeout: float = 120) -> mill.Result:
+    started = time.monotonic()
+    return mill.finish(start_resize(slow, *more, env=env), started, timeout)
+
+
+def made(slow: Slow, result: mill.Result) -> Dataset:
+    assert result.rc == 0, result.stderr
+    (manifest,) = slow.workspace.glob("tensors/*/_manifest.json")
+    return read_dataset(str(manifest.parent), "tensors")
+
+
+def one_error(result: mill.Result, *parts: str) -> None:
+    """One line names the address, what was expected and what was found; nothing but our own lines is there."""
+    assert all(part in result.error for part in parts), result.stderr
+    assert "expected" in result.error and "found" in result.error
+    assert all(line.startswith("[resize] ") for line in result.stderr.splitlines()), result.stderr
+
+
+# Job submission
+
+
+def test_a_job_is_adopted_by_a_retry(
+    cluster: RayCluster, slow: Slow, expected: list[tuple[str, str, int, str]], tmp_path: Path
+) -> None:
+    """The step that submitted it is gone; the next try goes on with the same job, and both give what Ray here gives."""
+    copy = slow.copy(tmp_path / "it's $(touch x)")
+    job = ["--ray-address", cluster.jobs, "--run", ODD_RUN]
+    first = start_resize(copy, *job, env=cluster.login, cwd=tmp_path)
+    submitted = said(first, "submitted to")
+    first.kill()
+    first.communicate()
+    result = resize(copy, *job, env=cluster.login)
+    assert mill.content(made(copy, result)) == expected
+    assert submitted.split()[3] in result.stderr and "is there already" in result.stderr
+    assert "[resize] Ray with 2 cores" in result.stderr and "images/s" in result.stderr
+    assert not [p for folder in (tmp_path, cluster.folder, Path.cwd()) for p in folder.rglob("x")]
+    record = mill_record(copy, ODD_RUN)
+    assert (record["state"], record["exit_code"]) == ("ran", 0) and record["metrics"]["rows"] == 160
+    again = resize(copy, *job, env=cluster.login)
+    assert again.rc == 0 and "cached" in again.error and "submitted" not in again.stderr
+
+
+def test_the_error_of_a_job_is_the_steps_own(cluster: RayCluster, tmp_path: Path) -> None:
+    """Wrong input that only the job finds: the same exit code and message; a retry finds it without another job."""
+    copy = slow_clean(tmp_path, rows=4, image={"color": "lab", "channels": 3})
+    more = ["--ray-address", cluster.jobs, "--encoding", "jpeg", "--run", "wrong"]
+    result = resize(copy, *more, env=cluster.login)
+    assert result.rc == EXIT_USER
+    assert "encoding: expected raw" in result.error and result.stderr.count("error:") == 1
+    assert mill_record(copy, "wrong")["error"] in result.error
+    assert not list(copy.workspace.glob("tensors/*/_manifest.json"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.proof)])
+def test_a_signal_stops_the_job(cluster: RayCluster, slow: Slow, tmp_path: Path, number: int) -> None:
+    copy = slow.copy(tmp_path / "work")
+    process = start_resize(copy, "--ray-address", cluster.jobs, "--run", f"stop{number}", env=cluster.login)
+    said(process, "[resize] Ray with")
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=20)
+    assert "stopping the Ray job imagemill-resize-" in stderr
+    if number == signal.SIGTERM:
+        assert process.returncode == EXIT_TRANSIENT and "stopped by a signal" in stderr
+    assert process.returncode != 0
+
+    def gone() -> bool:
+        return not any(f"--run=stop{number}" in line for line in cluster.lines())
+
+    mill.wait_until(gone, "the end of the job", 20)
+    assert not list(copy.workspace.glob("tensors/*/_manifest.json"))
+
+
+@pytest.mark.proof
+def test_a_stopped_job_is_followed_by_another(cluster: RayCluster, tmp_path: Path) -> None:
+    """STOPPED from elsewhere is 75, and the same run's next try submits a second job."""
+    copy = slow_clean(tmp_path, rows=120)
+    job = ["--ray-address", cluster.jobs, "--run", "elsewhere"]
+    process = start_resize(copy, *job, env=cluster.login)
+    name = said(process, "submitted to").split()[3]
+    said(process, "[resize] Ray with")
+    assert cluster.request("POST", f"/api/jobs/{name}/stop")["stopped"]
+    stopped = mill.finish(process, time.monotonic())
+    assert stopped.rc == EXIT_TRANSIENT and f"{name} was stopped" in stopped.error
+    result = resize(copy, *job, env=cluster.login)
+    made(copy, result)
+    assert name.removesuffix("-1") + "-2" in result.stderr
+
+
+def test_the_command_line_of_a_job_has_no_secret(tmp_path: Path) -> None:
+    slow = slow_clean(tmp_path, rows=2)
+    with pytest.raises(UserError, match="backgrounds: expected an address without login") as found:
+        ray_job._refuse_secrets(ResizeConfig(backgrounds="https://me:hunter2@host/pictures"))
+    assert "hunter2" not in str(found.value)
+    result = resize(slow, "--ray-address", "http://me:hunter2@127.0.0.1:1")
+    assert result.rc == EXIT_USER and "ray_address" in result.error and "hunter2" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"workspace": ODD_RUN, "clean": "-x", "run": "a\nb"},
+        {"image_size": 64, "copy_flip": True, "gpu_share": 0.25, "rerun": "resize", "jpeg_quality": 75},
+        {"model_preset": "vit_b_16", "preset": "ocr", "resize_mode": "letterbox"},
+    ],
+)
+def test_a_job_reads_back_the_config(values: dict[str, Any]) -> None:
+    """Through a real shell: the words, and the config that they give, are those that were meant."""
+    config = ResizeConfig(**values)
+    line = "printf '%s\\0' " + shlex.join(ray_job.command(config)[3:])
+    words = subprocess.run(["sh", "-c", line], capture_output=True, check=True).stdout.decode().split("\0")[:-1]
+    parser = Parser()
+    for name, about in ResizeConfig.__dataclass_fields__.items():
+        if name != "PARENTS":
+            add_flag(parser, name, about.default, "", ())
+    assert STEP.name == "resize"
+    assert (
+        ResizeConfig.from_values({k: v for k, v in vars(parser.parse_args(words)).items() if v is not None}) == config
+    )
+
+
+def test_a_folder_that_the_cluster_does_not_see_ends_the_job_before_it_begins(tmp_path: Path) -> None:
+    config = ResizeConfig(workspace=f'{tmp_path}/it\'s not "there"', run="r")
+    line = ray_job.entrypoint(config, f"{config.workspace}/runs/r/resize.json")
+    result = subprocess.run(["sh", "-c", line], capture_output=True, text=True)
+    assert result.returncode == EXIT_USER and not list(tmp_path.iterdir())
+    assert "[resize] error: workspace: expected" in result.stderr and 'not "there"' in result.stderr
+    (seen := tmp_path / "runs").touch()
+    line = ray_job.entrypoint(replace(config, image_size=9999), str(seen))  # the step itself complains now
+    line = line.replace("exec python", f"exec {shlex.quote(sys.executable)}")
+    result = subprocess.run(["sh", "-c", line], capture_output=True, text=True)
+    assert result.returncode == EXIT_USER and "image_size: expected" in result.stderr
+    assert "test -f" not in ray_job.entrypoint(replace(config, workspace="s3://b/p"), "s3://b/p/runs/r/resize.json")
+
+
+@pytest.mark.parametrize(
+    "code, log, kind, part",
+    [
+        (127, "sh: 1: exec: python: not found", EXIT_USER, "python: not found"),
+        (1, "/usr/bin/python: Error while finding: No module named 'imagemill'", EXIT_USER, "imagemill in its image"),
+        (2, "[resize] error: clean: expected it, found nothing\n", EXIT_USER, "clean: expected it, found nothing"),
+        (75, "x\n[resize] error: s3 is gone\n", EXIT_TRANSIENT, "s3 is gone"),
+        (-9, "half a li", EXIT_TRANSIENT, "was lost"),
+        (137, "", EXIT_TRANSIENT, "was lost"),
+        (None, "", EXIT_TRANSIENT, "was lost"),
+        (1, "ValueError: x", 1, "exit code 1: ValueError: x"),
+    ],
+)
+def test_a_job_without_a_record(code: int | None, log: str, kind: int, part: str) -> None:
+    error = ray_job._error_without_record("job-1", code, log)
+    assert (error.exit_code, part in str(error)) == (kind, True), error
+
+
+# Ray Client, and from a node
+
+
+def test_two_raylets_of_which_one_is_lost(
+    cluster: RayCluster, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """By Ray Client: both nodes work; one is killed in the middle; the bytes are those of an undisturbed run."""
+    plain = slow_clean(tmp_path_factory.mktemp("plain"), rows=400)
+    copy = plain.copy(tmp_path / "disturbed")
+    wanted = mill.content(made(plain, resize_small(plain, "--ray-address", cluster.client, env=cluster.login)))
+    node = cluster.add(cpus=2)
+    process = start_resize(copy, "--ray-address", cluster.client, env=cluster.login, file_rows=10)
+    said(process, "[resize] Ray with 4 cores")
+
+    def both_work() -> bool:
+        return all(any("ray::_on_a_node" in line for line in n.lines()) for n in cluster.nodes)
+
+    mill.wait_until(both_work, "tasks on both nodes", every=0.01)
+    node.kill()
+    cluster.nodes.remove(node)
+    result = mill.finish(process, time.monotonic())
+    assert mill.content(made(copy, result)) == wanted and len(wanted) > 20
+    assert "rows are done again" in result.stderr
+
+
+def resize_small(slow: Slow, *more: str, env: Mapping[str, str] | None = None) -> mill.Result:
+    """With files of few rows, so that there are many jobs."""
+    return mill.finish(start_resize(slow, *more, env=env, file_rows=10), time.monotonic())
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("where", ["auto", "gcs", "client"])
+def test_every_other_address(
+    where: str, cluster: RayCluster, slow: Slow, expected: list[tuple[str, str, int, str]], tmp_path: Path
+) -> None:
+    copy = slow.copy(tmp_path / "work")
+    address = {"auto": "auto", "gcs": cluster.gcs, "client": cluster.client}[where]
+    # RAY_ADDRESS is set inside a job: `auto` means it, and no other address does
+    named = {"RAY_ADDRESS": cluster.gcs if where == "auto" else "127.0.0.1:1"}
+    result = resize(copy, "--ray-address", address, env=cluster.login | named)
+    assert mill.content(made(copy, result)) == expected
+    assert "[resize] Ray with 2 cores" in result.stderr
+
+
+def test_a_node_that_does_not_see_the_workspace(cluster: RayCluster) -> None:
+    script = (
+        "import sys; from imagemill.components.resize.on_ray import ray_session\n"
+        "with ray_session(sys.argv[1], 0, '/not/there/_manifest.json'): print('joined')"
+    )
+    command = [sys.executable, "-c", script, cluster.client]
+    result = subprocess.run(command, env={**os.environ, **cluster.login}, capture_output=True, text=True)
+    assert "UserError: workspace: expected a place that every node of the Ray cluster sees" in result.stderr
+    assert not result.stdout
+
+
+# Wrong addresses
+
+
+@pytest.mark.parametrize("kind", ["client", "gcs"])
+@pytest.mark.parametrize("token", ["", "0" * 64])
+def test_a_refused_token_is_known_at_the_door(
+    kind: str, token: str, cluster: RayCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "HOME": str(tmp_path)}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=f"^ray_address: .*{'that it refuses' if token else 'found none'}"):
+        reach.knock(getattr(cluster, kind))
+    monkeypatch.setenv("RAY_AUTH_TOKEN", cluster.token.read_text())
+    reach.knock(getattr(cluster, kind))
+
+
+@pytest.mark.parametrize("kind", ["jobs", "client"])
+def test_a_refused_token(kind: str, cluster: RayCluster, tmp_path: Path) -> None:
+    """A line, at once: Ray itself takes 30 s to say that nobody answers."""
+    env = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
+    result = resize(slow_clean(tmp_path, rows=4), "--ray-address", getattr(cluster, kind), env=env)
+    assert result.rc == EXIT_USER and result.seconds < 15
+    one_error(result, "ray_address", "RAY_AUTH_TOKEN", "one that it refuses")
+
+
+def test_a_token_alone_is_shown(cluster: RayCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RAY_AUTH_TOKEN_PATH without RAY_AUTH_MODE, which Ray itself takes for no token."""
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(cluster.token))
+    with pytest.raises(UserError, match="found none"):
+        reach.knock(cluster.client)
+    reach.use_token()
+    reach.knock(cluster.client)
+    monkeypatch.delenv("RAY_AUTH_MODE")
+
+
+@pytest.mark.parametrize("address", ["ray://127.0.0.1:1", "127.0.0.1:1", "ray://no.such.host.invalid:10001"])
+def test_nobody_there(address: str) -> None:
+    with pytest.raises(TransientError, match=f"^ray_address: expected a Ray cluster at {address}, found none") as found:
+        reach.knock(address)
+    assert "\n" not in str(found.value)
+
+
+def test_no_dashboard_there(tmp_path: Path) -> None:
+    slow = slow_clean(tmp_path, rows=4)
+    result = resize(slow, "--ray-address", "http://127.0.0.1:1")
+    assert result.rc == EXIT_TRANSIENT
+    one_error(result, "ray_address: expected a Ray cluster at http://127.0.0.1:1")
+
+
+@pytest.mark.parametrize("address", ["garbage", "foo://x:1", "127.0.0.1:99999", "host:0", "ray://host", "a b:1"])
+def test_no_address(address: str) -> None:
+    with pytest.raises(UserError, match=r"^ray_address: expected auto, host:6379"):
+        reach.check_address(address)
+
+
+@pytest.mark.parametrize("address", ["auto", "head:6379", "10.0.0.1:6379", "[::1]:6379", "ray://head.ns.svc:10001"])
+def test_an_address(address: str) -> None:
+    reach.check_address(address)
+
+
+def test_the_wrong_port(cluster: RayCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in cluster.login.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=r"expected the port of Ray Client at .*host:6379"):
+        reach.knock(f"ray://{cluster.gcs}")
+    with pytest.raises(UserError, match=r"expected a GCS at .*ray://host:10001"):
+        reach.knock(cluster.client.removeprefix("ray://"))
+
+
+MISMATCH = """Version mismatch: The cluster was started with:
+    Ray: 2.55.0
+    Python: 3.12.1
+This process on Ray Client was started with:
+    Ray: 2.60.0
+    Python: 3.11.7
+"""
+
+
+@pytest.mark.parametrize(
+    "error, code, parts",
+    [
+        (RuntimeError(MISMATCH), EXIT_USER, ("found Ray 2.55.0 and Python 3.12.1",)),
+        (
+            ConnectionAbortedError("Initialization failure from server:\nTraceback\n  x\nAttributeError: 'a' has no b"),
+            EXIT_USER,
+            ("expected a cluster of Ray", "AttributeError: 'a' has no b"),
+        ),
+        (ConnectionError("ray client connection timeout"), EXIT_TRANSIENT, ("none that answers",)),
+        (ValueError("so not\nand so on"), EXIT_USER, ("so not",)),
+    ],
+)
+def test_words_of_rays_own(error: Exception, code: int, parts: tuple[str, ...]) -> None:
+    """Texts that Ray 2.55 and 2.60 gave (tests of mixed versions need environments of their own)."""
+    ours = reach.not_joined("ray://head:10001", error)
+    assert ours.exit_code == code and "\n" not in str(ours)
+    assert str(ours).startswith("ray_address: expected") and all(part in str(ours) for part in parts), ours
+
+
+@pytest.mark.proof
+def test_a_cluster_without_cores_and_without_imagemill(slow: Slow, tmp_path: Path) -> None:
+    shadow = tmp_path / "imagemill"
+    shadow.mkdir()
+    (shadow / "__init__.py").write_text("raise ModuleNotFoundError(\"No module named 'imagemill'\")\n")
+    with RayCluster(cpus=0, environment={"PYTHONPATH": str(tmp_path)}) as empty:
+        script = (
+            "import sys; from imagemill.components.resize import STEP, on_ray\n"
+            "on_ray.NO_CORES_S, on_ray.LOOK_S = 3, 0.5\nsys.exit(STEP.main())"
+        )
+        result = resize_by(script, slow, "--ray-address", empty.client, env=empty.login)
+        assert result.rc == EXIT_TRANSIENT
+        one_error(result, "ray_address", "expected CPU cores", "found none")
+        result = resize(slow, "--ray-address", empty.jobs, "--run", "without", env=empty.login)
+        assert result.rc == EXIT_USER
+        one_error(result, "ray_address", "expected a cluster with imagemill", "No module named")
+        empty.add(cpus=1)
+        result = resize(slow, "--ray-address", empty.client, env=empty.login)
+        assert result.rc == EXIT_USER
+        one_error(result, "ray_address", "expected the imagemill of this command", "No module named")
+
+
+@pytest.mark.proof
+def test_a_cluster_that_grows(slow: Slow, tmp_path: Path) -> None:
+    """None of its cores is there at first: the step waits, and uses those that come later, too."""
+    copy = slow_clean(tmp_path, rows=600)
+    with RayCluster(cpus=0) as growing:
+        process = start_resize(copy, "--ray-address", growing.client, env=growing.login, file_rows=10)
+        time.sleep(6)
+        assert process.poll() is None
+        growing.add(cpus=1)
+        said(process, "[resize] Ray with 1 cores")
+        late = growing.add(cpus=2)
+        mill.wait_until(
+            lambda: sum("ray::_on_a_node" in line for line in late.lines()) > 0, "work on the late node", every=0.01
+        )
+        made(copy, mill.finish(process, time.monotonic()))
+
+
+def resize_by(script: str, slow: Slow, *more: str, env: Mapping[str, str]) -> mill.Result:
+    started = time.monotonic()
+    return mill.finish(start_resize(slow, *more, env=env, script=script), started)
+
+
+def said(process: subprocess.Popen[str], text: str) -> str:
+    """Read the step's terminal until it says so; the line."""
+    assert process.stderr
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if text in line:
+            return line
+    raise AssertionError(f"the step ended without saying {text!r}: {''.join(lines)}")
+
+
+def mill_record(slow: Slow, run: str) -> dict[str, Any]:
+    import json
+
+    found: dict[str, Any] = json.loads((slow.workspace / "runs" / run / "resize.json").read_text())
+    return found
+
+
+def test_losses_are_counted_by_job() -> None:
+    """Twenty lost workers are an error that names the job; whose it is depends on whether others were finished."""
+    from imagemill.components.resize.plan import Job
+    from imagemill.components.store.errors import MillError, TransientError
+
+    job, other = Job("train-0-9", "train", 12), Job("train-9-f", "train", 7)
+    for finished, kind in ((0, TransientError), (5, MillError)):
+        losses = on_ray._Losses(finished=finished)
+        for _ in range(on_ray.LOST_TRIES - 1):
+            losses.add(job, "its worker was lost")
+            losses.add(other, "its node was lost")
+        with pytest.raises(kind, match=r"train-0-9: the 12 rows .* 20 times"):
+            losses.add(job, "its worker was lost")

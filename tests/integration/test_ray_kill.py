@@ -1,0 +1,170 @@
+"""Workers that are killed at random, and more or fewer of them: the bytes stay the same. And no Ray is left behind."""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import mill
+import pytest
+from ray_cluster import Slow, slow_clean, start_resize
+
+from imagemill.components.store.manifest import read_dataset
+
+MARK = "IMAGEMILL_TEST_MARK"
+AT_WORK = "ray::_on_a_node"
+Content = list[tuple[str, str, int, str]]
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> Slow:
+    return slow_clean(tmp_path_factory.mktemp("slow"), rows=240)
+
+
+@pytest.fixture(scope="module")
+def expected(slow: Slow, tmp_path_factory: pytest.TempPathFactory) -> Content:
+    """What an undisturbed run of two workers gives, in files of ten rows."""
+    copy = slow.copy(tmp_path_factory.mktemp("expected"))
+    found = content(copy, mill.finish(start_resize(copy, "--resize-workers", "2", file_rows=10), time.monotonic()))
+    assert len(found) >= 24
+    return found
+
+
+def content(slow: Slow, result: mill.Result) -> Content:
+    assert result.rc == 0, result.stderr
+    (manifest,) = slow.workspace.glob("tensors/*/_manifest.json")
+    return mill.content(read_dataset(str(manifest.parent), "tensors"))
+
+
+class Killer(threading.Thread):
+    """Kills a worker that is at work, again and again, until it has killed enough or the step has ended."""
+
+    def __init__(self, step: subprocess.Popen[str], mark: str, kills: int, pause: float, seed: int) -> None:
+        super().__init__(daemon=True)
+        self.step, self.mark, self.wanted, self.pause = step, mark, kills, pause
+        self.random = random.Random(seed)
+        self.killed: list[int] = []
+
+    def run(self) -> None:
+        while self.step.poll() is None and len(self.killed) < self.wanted:
+            if found := sorted(pid for pid, line in mill.processes_with(MARK, self.mark).items() if AT_WORK in line):
+                victim = self.random.choice(found)
+                os.kill(victim, signal.SIGKILL)
+                self.killed.append(victim)
+                time.sleep(self.random.uniform(0, self.pause))
+            time.sleep(0.01)
+
+
+def disturbed(slow: Slow, kills: int, pause: float, seed: int, *more: str) -> tuple[mill.Result, Killer]:
+    mark = secrets.token_hex(8)
+    process = start_resize(slow, *more, env={MARK: mark}, file_rows=10)
+    killer = Killer(process, mark, kills, pause, seed)
+    killer.start()
+    result = mill.finish(process, time.monotonic(), 570)
+    killer.join()
+    mill.wait_until(lambda: not mill.processes_with(MARK, mark), "the end of all that was started", 30)
+    return result, killer
+
+
+def test_four_workers_of_which_three_are_killed(slow: Slow, expected: Content, tmp_path: Path) -> None:
+    copy = slow.copy(tmp_path / "work")
+    result, killer = disturbed(copy, 3, 0.2, 1, "--resize-workers", "4")
+    assert content(copy, result) == expected
+    assert len(killer.killed) == 3 and "[resize] Ray with 4 cores" in result.stderr
+    assert 1 <= result.stderr.count("rows are done again") <= 3  # a worker may die between two tasks
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_twenty_workers_are_killed(seed: int, tmp_path: Path) -> None:
+    """Of two at a time, and more often than any of them would be in a day on preemptible machines."""
+    plain = slow_clean(tmp_path / "plain", rows=600)
+    copy = plain.copy(tmp_path / "disturbed")
+    wanted = content(plain, mill.finish(start_resize(plain, file_rows=10), time.monotonic(), 300))
+    result, killer = disturbed(copy, 25, 1.5, seed)
+    print(f"seed {seed}: {len(killer.killed)} kills, {result.stderr.count('rows are done again')} jobs lost, "
+          f"{result.seconds:.0f} s, {len(wanted)} files")  # fmt: skip
+    assert content(copy, result) == wanted
+    assert len(killer.killed) >= 20
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("workers", [1, 4])
+def test_fewer_and_more_workers(workers: int, slow: Slow, expected: Content, tmp_path: Path) -> None:
+    copy = slow.copy(tmp_path / "work")
+    process = start_resize(copy, "--resize-workers", str(workers), file_rows=10)
+    assert content(copy, mill.finish(process, time.monotonic())) == expected
+
+
+CRASHES = """
+import os, sys
+from imagemill.components.resize import STEP, on_ray, plan, resize
+plan.FILE_ROWS = 10
+on_ray.LOST_TRIES = 4
+def make_files(batch, *more, work=resize.make_files):
+    if batch.key.startswith("val"):
+        os.kill(os.getpid(), 11)
+    return work(batch, *more)
+resize.make_files = make_files
+sys.exit(STEP.main())
+"""
+
+
+@pytest.mark.proof
+def test_a_job_that_brings_down_its_worker(slow: Slow, tmp_path: Path) -> None:
+    """After so many tries it is named; what the others gave stays, and a retry has only that one to do."""
+    copy = slow.copy(tmp_path / "work")
+    process = start_resize(copy, script=CRASHES)
+    result = mill.finish(process, time.monotonic())
+    assert result.rc == 1, result.stderr
+    assert "error: val-" in result.error and "lost their worker 4 times" in result.error
+    assert len(result.error) < 400 and "Traceback" not in result.stderr
+    assert list(copy.workspace.glob("tensors/*/_work/train-*.json"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.proof)])
+def test_a_signal_ends_the_step_and_its_ray(number: int, slow: Slow, tmp_path: Path) -> None:
+    copy = slow.copy(tmp_path / "work")
+    mark = secrets.token_hex(8)
+    process = start_resize(copy, env={MARK: mark}, file_rows=10)
+    said(process, "[resize] Ray with")
+    sessions = {line.partition("--session-name=")[2].split()[0] for line in mill.processes_with(MARK, mark).values()
+                if "--session-name=" in line}  # fmt: skip
+    process.send_signal(number)
+    process.communicate(timeout=30)
+    assert process.returncode != 0
+    mill.wait_until(lambda: not mill.processes_with(MARK, mark), "the end of all that was started", 30)
+    assert sessions and not [name for name in sessions if Path("/tmp/ray", name).exists()]
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("seconds", [0, 0.3, 1, 2, 3.5])
+def test_the_step_is_killed_and_no_ray_is_left(seconds: float, slow: Slow, tmp_path: Path) -> None:
+    """SIGKILL for the step alone: Ray's processes have to see for themselves."""
+    copy = slow.copy(tmp_path / "work")
+    mark = secrets.token_hex(8)
+    process = start_resize(copy, env={MARK: mark}, file_rows=10)
+    said(process, "[resize] Ray with")
+    time.sleep(seconds)
+    process.kill()
+    process.communicate()
+    started = time.monotonic()
+    try:
+        mill.wait_until(lambda: not mill.processes_with(MARK, mark), "the end of all that was started", 60)
+    except AssertionError:
+        raise AssertionError(f"left: {mill.processes_with(MARK, mark)}") from None
+    print(f"killed after {seconds} s: all gone {time.monotonic() - started:.1f} s later")
+
+
+def said(process: subprocess.Popen[str], text: str) -> None:
+    assert process.stderr
+    for line in process.stderr:
+        if text in line:
+            return
+    raise AssertionError(f"the step ended without saying {text!r}")
