@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from ..store.errors import DatasetError
 from ..store.labels import SINGLE
 from ..store.manifest import Dataset, File
 from ..store.parallel import ordered
@@ -185,4 +186,7 @@ def _index(clean: Dataset, file: File) -> Source:
             column = read_row_group(parquet, group, uri, ["shuffle_index"]).column("shuffle_index")
             parts.append(column.to_numpy().astype(np.int64, copy=False))
     starts = np.cumsum([len(part) for part in parts], dtype=np.int64)
-    return Source((uri,), np.concatenate(parts), starts, (0, len(parts) - 1))
+    indices = np.concatenate(parts)
+    if (indices[1:] < indices[:-1]).any():
+        raise DatasetError(f"{uri}: expected rows in the order of shuffle_index, found others")
+    return Source((uri,), indices, starts, (0, len(parts) - 1))

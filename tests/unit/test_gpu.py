@@ -1,0 +1,328 @@
+"""The kernel for a GPU on the device `cpu`, against the CPU's own; which device is chosen; its actors on real Ray."""
+
+from __future__ import annotations
+
+import io
+import os
+import secrets
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mill
+import numpy as np
+import pytest
+import torch
+import torchvision
+from cleaned import Row, cleaned, picture
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from imagemill.components.resize import device as devices
+from imagemill.components.resize import gpu, resize
+from imagemill.components.resize.actors import actors_on, run_on_gpus
+from imagemill.components.resize.batches import Batch, make_files
+from imagemill.components.resize.config import ResizeConfig
+from imagemill.components.resize.device import choose_device, mean_pixels
+from imagemill.components.resize.gpu import Stored, batches_of, header_of, kernel_on
+from imagemill.components.resize.on_ray import Cluster
+from imagemill.components.store.errors import TransientError
+from imagemill.components.store.images import Pixels
+from imagemill.components.store.manifest import Dataset, read_dataset
+from imagemill.components.store.resample import Geometry, decode_to
+from imagemill.components.store.step import Context
+from imagemill.components.store.workspace import Workspace
+
+kernel = kernel_on("cpu")
+
+
+def photo(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Soft shapes and a little grain, and a corner that shows which way up it is."""
+    random = np.random.default_rng([seed, width, height])
+    small = random.integers(0, 256, (max(2, height // 40), max(2, width // 40), 3), dtype=np.uint8)
+    soft = np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)).astype(float)
+    soft[: height // 4, : width // 4] = (250, 20, 20)
+    return Image.fromarray(np.clip(soft + random.normal(0, 3, soft.shape), 0, 255).astype(np.uint8))
+
+
+def encoded(image: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **({"quality": 92} if kind == "JPEG" else {}) | options)
+    return out.getvalue()
+
+
+def turned(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+def off(one: Pixels, other: Pixels) -> float:
+    return float(np.abs(one.astype(int) - other).mean())
+
+
+PHOTOS = [encoded(photo(1200, 900)), encoded(photo(700, 1100), progressive=True), encoded(photo(640, 481).convert("L")),
+          encoded(photo(300, 260)), encoded(photo(260, 200), subsampling=0)]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        *(Geometry(96, mode) for mode in ("crop", "squash", "letterbox")),
+        *(Geometry(96, color=color) for color in ("gray", "red", "blue", "ycbcr", "lab")),
+        Geometry(96, "letterbox", "lab"),
+        Geometry(96, interpolation="bicubic"),
+        Geometry(96, stored=104, resize=110),
+        Geometry(64, "crop", resize=64),
+        Geometry(96, "letterbox", edges=("sobel",)),
+        Geometry(96, "squash", "gray", edges=("sobel",)),
+        Geometry(300),
+    ],
+    ids=lambda g: f"{g.mode}-{g.color}-{g.interpolation}-{g.kept}-{'-'.join(g.edges)}",
+)
+def test_pixels_are_those_of_the_cpu(geometry: Geometry) -> None:
+    """Within 0.6 of 255 in the mean: the CPU's decodes at a part of the size where that is enough."""
+    for data, found in zip(PHOTOS, kernel(PHOTOS, geometry), strict=True):
+        expected = decode_to(data, geometry)
+        assert found.shape == geometry.shape and found.dtype == np.uint8 and header_of(data)
+        assert off(found[:, :, :3], expected[:, :, :3]) < 0.6
+        assert np.array_equal(found == 0, expected == 0) or geometry.mode != "letterbox" or geometry.edges or (
+            off((found == 0).astype(np.uint8), (expected == 0).astype(np.uint8)) < 0.01
+        ), "black is where it should be"  # fmt: skip
+
+
+def test_canny_is_made_of_the_pixels_that_came_out() -> None:
+    edges = Geometry(96, edges=("sobel", "canny"), canny_low=30, canny_high=60)
+    as_it_is = replace(edges, resize=96)
+    for plain, found in zip(kernel(PHOTOS, Geometry(96)), kernel(PHOTOS, edges), strict=True):
+        np.testing.assert_array_equal(found, decode_to(encoded(Image.fromarray(plain), "PNG"), as_it_is))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ["crop", "letterbox"])
+def test_photographs_come_out_upright(orientation: int, mode: str) -> None:
+    data = encoded(photo(500, 300), exif=turned(orientation))
+    header = header_of(data)
+    assert header and header.orientation == orientation
+    upright = decode_to(data, Geometry(80, mode))
+    assert off(next(kernel([data], Geometry(80, mode))), upright) < 0.6
+    if orientation > 1:
+        plain = decode_to(encoded(photo(500, 300)), Geometry(80, mode))
+        assert off(plain, upright) > 5, "or else this test says nothing"
+
+
+def several_in_one() -> bytes:
+    return encoded(photo(90, 60), "MPO", save_all=True, append_images=[photo(90, 60, 1)])
+
+
+OTHERS: dict[str, Callable[[], bytes]] = {
+    "png": lambda: encoded(photo(90, 60), "PNG"),
+    "webp": lambda: encoded(photo(90, 60), "WEBP"),
+    "gif": lambda: encoded(photo(90, 60).convert("P"), "GIF"),
+    "cmyk": lambda: encoded(photo(90, 60).convert("CMYK")),
+    "rgb as it is": lambda: encoded(photo(90, 60), keep_rgb=True),
+    "several in one": several_in_one,
+    "very long": lambda: encoded(photo(1800, 30)),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_all_else_is_done_by_the_cpu(name: str) -> None:
+    """To the very pixels, among others that are not."""
+    data = OTHERS[name]()
+    assert header_of(data) is None
+    found = list(kernel([PHOTOS[0], data, PHOTOS[1]], Geometry(64)))
+    np.testing.assert_array_equal(found[1], decode_to(data, Geometry(64)))
+    np.testing.assert_array_equal(found[0], next(kernel([PHOTOS[0]], Geometry(64))))
+
+
+def test_a_header_that_is_none_is_the_cpus() -> None:
+    assert (
+        header_of(b"") is None and header_of(PHOTOS[0][:30]) is None and header_of(b"\xff\xd8\xff" + bytes(50)) is None
+    )
+
+
+def test_what_the_device_refuses_goes_through_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that fails takes nobody with it."""
+    real, asked = torchvision.io.decode_jpeg, []
+    refused = torch.from_numpy(np.frombuffer(PHOTOS[1], np.uint8).copy())
+
+    def refusing(tensors: list[torch.Tensor], *others: Any) -> Any:
+        asked.append(len(tensors))
+        if any(torch.equal(one, refused) for one in tensors):
+            raise RuntimeError("nvjpegDecode failed: 5")
+        return real(tensors, *others)
+
+    expected = list(kernel(PHOTOS, Geometry(64)))
+    monkeypatch.setattr(torchvision.io, "decode_jpeg", refusing)
+    found = list(kernel(PHOTOS, Geometry(64)))
+    assert asked[0] == 5 - 1 + 1 and 1 in asked
+    np.testing.assert_array_equal(found[1], decode_to(PHOTOS[1], Geometry(64)))
+    for number in (0, 2, 3, 4):
+        np.testing.assert_array_equal(found[number], expected[number])
+
+
+def test_a_device_that_is_full_or_broken_is_not_the_images_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torchvision.io, "decode_jpeg", full)
+    with pytest.raises(TransientError, match="--gpu-share"):
+        list(kernel(PHOTOS, Geometry(64)))
+    monkeypatch.setattr(torchvision.io, "decode_jpeg", broken)
+    if not torch.cuda.is_available():
+        with pytest.raises(TransientError, match="the GPU no longer works"):
+            list(kernel_on("cuda")(PHOTOS, Geometry(64)))
+
+
+@given(st.lists(st.one_of(st.none(), st.integers(1, 200)), max_size=300))
+@settings(max_examples=100, deadline=None)
+def test_batches_hold_so_many_pixels_and_images(sides: list[int | None]) -> None:
+    headers = [None if side is None else Stored(side * 1000, 1000, False, 1) for side in sides]
+    found = list(batches_of(headers))
+    assert [n for begin, end in found for n in range(begin, end)] == list(range(len(headers)))
+    for begin, end in found:
+        pixels = sum(h.width * h.height for h in headers[begin:end] if h)
+        alone = end - begin == 1
+        assert end - begin <= gpu.BATCH_IMAGES and (pixels <= gpu.BATCH_PIXELS or alone)
+
+
+# Which device it is.
+
+
+@pytest.fixture
+def clean(tmp_path: Path) -> Dataset:
+    rows = [Row(f"{n}.jpg", "ab"[n % 2], "train" if n % 4 else "val", picture(str(n), (300, 200))) for n in range(24)]
+    rows.sort(key=lambda row: row.columns("ab")["shuffle_index"])
+    Workspace.open(str(tmp_path))
+    return cleaned(str(tmp_path / "clean" / "01"), rows)
+
+
+@pytest.fixture
+def a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that seems to have one."""
+    (tmp_path / "nvidiactl").touch()
+    monkeypatch.setattr(devices, "_DRIVERS", (str(tmp_path / "nvidiactl"),))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+
+
+def chosen(clean: Dataset, **options: Any) -> tuple[str, list[str]]:
+    said: list[str] = []
+    config = ResizeConfig(workspace="/x", clean=clean.uri, image_size=16, **options)
+    return choose_device(config, clean, said.append), said
+
+
+def test_the_mean_is_that_of_the_images(clean: Dataset) -> None:
+    assert mean_pixels(clean) == 300 * 200
+
+
+@pytest.mark.usefixtures("a_gpu")
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, "cpu"),
+        ({"gpu_pixels": 300 * 200}, "cuda"),
+        ({"gpu_pixels": 300 * 200 + 1}, "cpu"),
+        ({"device": "cuda"}, "cuda"),
+        ({"device": "cpu", "gpu_pixels": 1}, "cpu"),
+        ({"gpu_pixels": 1, "interpolation": "lanczos"}, "cpu"),
+        ({"gpu_pixels": 1, "copies": 2}, "cpu"),
+    ],
+)
+def test_the_gpu_is_for_large_images(clean: Dataset, options: dict[str, Any], expected: str) -> None:
+    found, said = chosen(clean, **options)
+    assert found == expected and len(said) == (found == "cuda")
+
+
+@pytest.mark.usefixtures("a_gpu")
+@pytest.mark.parametrize(
+    ("option", "value", "why"), [("copies", 2, "copies to make"), ("interpolation", "area", "area")]
+)
+def test_what_the_gpu_can_not_do_is_said(clean: Dataset, option: str, value: Any, why: str) -> None:
+    found, said = chosen(clean, device="cuda", **{option: value})
+    assert found == "cpu" and len(said) == 1 and why in said[0]
+
+
+def test_without_a_gpu_one_clear_line(clean: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    found, said = chosen(clean, device="cuda")
+    assert found == "cpu" and said == [
+        "device: expected a GPU, found none that torch can use: images are resized on the CPU, and the tensors are "
+        "those of cpu"
+    ]
+    assert chosen(clean, gpu_pixels=1) == ("cpu", [])
+
+
+def test_small_images_need_no_torch(clean: Dataset) -> None:
+    code = (
+        "import sys; from imagemill.components.resize import device\n"
+        "from imagemill.components.resize.config import ResizeConfig\n"
+        "from imagemill.components.store.manifest import read_dataset\n"
+        "device._DRIVERS = ('/dev/null',); config = ResizeConfig(clean=sys.argv[1])\n"
+        "print(device.choose_device(config, read_dataset(sys.argv[1]), print), 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, clean.uri], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["cpu", "False"]
+
+
+# Actors on real Ray.
+
+
+def test_there_are_as_many_actors_as_whole_shares_and_cores() -> None:
+    assert [actors_on(2, 16, share) for share in (1, 0.5, 0.4, 0.34, 0.1)] == [2, 4, 4, 4, 16]
+    assert actors_on(1, 2, 0.1) == 2 and actors_on(0, 8, 0.5) == 1
+
+
+def resized(clean: Dataset, run: str) -> Dataset:
+    workspace = Workspace.open(clean.uri.rpartition("/clean/")[0])
+    config = ResizeConfig(workspace=workspace.uri, clean=clean.uri, image_size=16, resize_workers=2, device="cuda")
+    return read_dataset(resize.resize(config, Context("resize", workspace, run, bool(run))).uri, "tensors")
+
+
+@contextmanager
+def no_ray(*_: Any, gpus: int) -> Iterator[Cluster]:
+    assert gpus == 1
+    yield Cluster("", "")
+
+
+def in_this_process(batches: Iterable[Batch], arguments: Any, cluster: Cluster, share: float) -> Iterator[Any]:
+    assert share == 0.5
+    for batch in batches:
+        yield batch, make_files(batch, *arguments, kernel)
+
+
+@pytest.mark.usefixtures("a_gpu")
+def test_a_lost_actor_costs_its_batch_only(clean: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The step with `--device cuda`, its kernel on the device cpu; Ray only counts the GPU that it is told of."""
+    token = secrets.token_hex(8)
+    monkeypatch.setenv("MILL_GPU_TEST", token)
+    monkeypatch.setattr("imagemill.components.resize.plan.FILE_ROWS", 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(resize, "ray_session", no_ray)
+        patch.setattr(resize, "run_on_gpus", in_this_process)
+        undisturbed = resized(clean, "")
+    killed: list[int] = []
+
+    def killing(*arguments: Any) -> Iterator[Any]:
+        for found in run_on_gpus(*arguments, device="cpu"):
+            yield found
+            if not killed:
+                actors = [pid for pid, line in mill.processes_with("MILL_GPU_TEST", token).items() if "Worker" in line]
+                os.kill(actors[0], signal.SIGKILL)
+                killed.append(actors[0])
+
+    monkeypatch.setattr(resize, "run_on_gpus", killing)
+    disturbed = resized(clean, "again")
+    assert killed and len(undisturbed.files()) > 6
+    assert mill.content(disturbed) == mill.content(undisturbed) and disturbed.uri != undisturbed.uri
+    assert undisturbed.manifest.extra["device"] == disturbed.manifest.extra["device"] == "cuda"
