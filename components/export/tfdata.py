@@ -112,7 +112,7 @@ def _parser(about: dict[str, Any], image_size: int, with_ids: bool) -> Callable[
         if about["shape"]:
             image = tf.ensure_shape(image, about["shape"])
         if image_size:
-            image = _fitted(image, found["image/height"], found["image/width"], image_size)
+            image = _fitted(image, image_size)
             image = tf.ensure_shape(image, [image_size, image_size, channels])
         label = found["label"]
         if multi:
@@ -123,10 +123,11 @@ def _parser(about: dict[str, Any], image_size: int, with_ids: bool) -> Callable[
     return parse
 
 
-def _fitted(image: Any, height: Any, width: Any, size: int) -> Any:
+def _fitted(image: Any, size: int) -> Any:
     """uint8 [H, W, C] → [size, size, C]: the short side resized, antialiased, and the centre of the long one."""
     import tensorflow as tf
 
+    height, width = tf.unstack(tf.shape(image)[:2])
     short = tf.minimum(height, width)
     # The largest centred square first: what would be cut away need not be resized.
     square = tf.image.crop_to_bounding_box(image, (height - short) // 2, (width - short) // 2, short, short)
