@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import photos
 import pytest
 from cleaned import Row, draft
 
+from imagemill.components.clean.splits import shuffle_index
 from imagemill.components.evaluate.config import EvaluateConfig
 from imagemill.components.evaluate.evaluate import evaluate
 from imagemill.components.resize.config import ResizeConfig
@@ -26,15 +29,22 @@ resize_module = importlib.import_module("imagemill.components.resize.resize")
 NUMBERS = {"train": 24, "val": 9, "test": 9}
 
 
+@cache
+def _photo(number: int) -> bytes:
+    """One of the first class where the number is even; JPEG, and every third one PNG."""
+    pixels = photos.made(number, 90 + 7 * number % 31, 70 + 5 * number % 23)
+    pixels[..., 2 * (number % 2)] //= 2  # one class is less red, the other less blue
+    return photos.saved(pixels, "JPEG", quality=92) if number % 3 else photos.saved(pixels)
+
+
 def clean_photos(workspace: Workspace, color: str = "rgb", numbers: dict[str, int] = NUMBERS) -> Dataset:
-    """Made photographs of two classes in JPEG and PNG, of odd and even sizes."""
-    rows = []
-    for split, number in numbers.items():
-        for n in range(number):
-            pixels = photos.made(n, 90 + 7 * n % 31, 70 + 5 * n % 23)
-            pixels[..., 2 * (n % 2)] //= 2  # one class is less red, the other less blue
-            data = photos.saved(pixels, "JPEG", quality=92) if n % 3 else photos.saved(pixels)
-            rows.append(Row(f"{split}{n}", ("cat", "dog")[n % 2], split, data))
+    """Made photographs of two classes, of odd and even sizes."""
+    rows = [
+        Row(f"{split}{n}", ("cat", "dog")[n % 2], split, _photo(n + 100 * at))
+        for at, (split, number) in enumerate(numbers.items())
+        for n in range(number)
+    ]
+    rows.sort(key=lambda row: shuffle_index(hashlib.sha256(row.data).hexdigest()))  # as clean writes them
     image = {"color": color, "channels": 3 if color in ("rgb", "ycbcr", "lab") else 1}
     uri = workspace.dataset("clean", "0" * 16)
     return commit(uri, dataclasses.replace(draft(uri, rows).manifest, image=image))
@@ -50,11 +60,14 @@ def _here(jobs: Iterable[Any], work: Any, arguments: Sequence[Any], *_: Any) -> 
         yield job, json.loads(json.dumps(work(job, *arguments)))  # as it crosses processes
 
 
-def resized(workspace: Workspace, clean: Dataset, **options: Any) -> Dataset:
+def resized(workspace: Workspace, clean: Dataset, *, estimated: bool = False, **options: Any) -> Dataset:
+    """The tensors; the estimate of encodings, a quarter of a second, is made where it is what a test is about."""
     config = ResizeConfig.from_values({"workspace": workspace.uri, "clean": clean.uri} | options)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(resize_module, "ray_session", _no_session)
         patch.setattr(resize_module, "run_jobs", _here)
+        if not estimated:
+            patch.setattr(resize_module, "say_estimate", lambda *_: None)
         return read_dataset(resize_module.resize(config, Context("resize", workspace, "r", False)).uri, "tensors")
 
 

@@ -148,6 +148,8 @@ class ResizeConfig(StepConfig):
             raise wrong("store_size", f"{self.image_size} (image_size) to {short} (resize_size)", self.store_size)
         if (self.store_size - self.image_size) % 2 and self.store_size:
             raise wrong("store_size", f"as even or odd as image_size, {self.image_size}", self.store_size)
+        if self.store_size not in (0, self.image_size) and self.edges != "off":
+            raise wrong("store_size", "0 with edges, which are others at a border than amid a picture", self.store_size)
         if self.encoding == JPEG and self.edges != "off":
             raise wrong("encoding", "raw with edges, since a JPEG holds one channel or three", self.encoding)
 

@@ -1,0 +1,291 @@
+"""Tensors as JPEG, read by others and by the steps after resize, and what resize says of the choice."""
+
+from __future__ import annotations
+
+import io
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from chain import NUMBERS, clean_photos, evaluated, one_core, resized, trained
+from PIL import Image, JpegImagePlugin
+
+from imagemill.components.evaluate.inputs import input_batches, tensors_for
+from imagemill.components.resize import estimate as module
+from imagemill.components.resize.config import ResizeConfig
+from imagemill.components.resize.estimate import estimate, sample
+from imagemill.components.resize.work import Recipe
+from imagemill.components.store import tensors as store_tensors
+from imagemill.components.store.errors import UserError
+from imagemill.components.store.images import Pixels
+from imagemill.components.store.manifest import Dataset
+from imagemill.components.store.resample import Geometry
+from imagemill.components.store.tensors import encode_jpeg, images_of
+from imagemill.components.store.workspace import Workspace
+from imagemill.components.train.loader import batches
+
+SIZE = 48
+CASES = {
+    "rgb420": {"color": "rgb", "jpeg_subsampling": "420"},
+    "rgb444": {"color": "rgb", "jpeg_subsampling": "444"},
+    "gray": {"color": "gray", "jpeg_subsampling": "420"},
+}
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The same clean images in either encoding."""
+
+    workspace: Workspace
+    clean: Dataset
+    raw: Dataset
+    jpeg: Dataset
+    subsampling: str
+
+
+def chain_of(folder: Path, color: str, jpeg_subsampling: str) -> Chain:
+    workspace = Workspace.open(str(folder))
+    clean = clean_photos(workspace, color)
+    jpeg = resized(workspace, clean, image_size=SIZE, encoding="jpeg", jpeg_subsampling=jpeg_subsampling)
+    return Chain(workspace, clean, resized(workspace, clean, image_size=SIZE), jpeg, jpeg_subsampling)
+
+
+@pytest.fixture(scope="module", params=CASES)
+def chain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chain]:
+    with one_core():
+        yield chain_of(tmp_path_factory.mktemp(request.param), **CASES[request.param])
+
+
+def tables(dataset: Dataset, split: str) -> pa.Table:
+    """By pyarrow alone."""
+    return pa.concat_tables([pq.read_table(dataset.locate(file)) for file in dataset.files("data", split)])
+
+
+def by_pillow(data: bytes) -> Pixels:
+    pixels: Pixels = np.asarray(Image.open(io.BytesIO(data)))
+    return pixels.reshape(*pixels.shape[:2], -1)
+
+
+def test_others_read_what_is_stored(chain: Chain) -> None:
+    gray = chain.clean.manifest.image["color"] == "gray"
+    channels, total, errors = 1 if gray else 3, 0, []
+    assert chain.jpeg.manifest.image == chain.raw.manifest.image | {"encoding": "jpeg"}
+    for split, number in NUMBERS.items():
+        raw, jpeg = tables(chain.raw, split), tables(chain.jpeg, split)
+        assert len(jpeg) == number and jpeg.schema.field("image").type == pa.binary()
+        assert jpeg.column("label_id").equals(raw.column("label_id"))
+        assert jpeg.column("image_id").equals(raw.column("image_id"))
+        for data, pixels in zip(jpeg.column("image").to_pylist(), raw.column("image").to_pylist(), strict=True):
+            opened = Image.open(io.BytesIO(data))
+            assert (opened.format, opened.mode, opened.size) == ("JPEG", "L" if gray else "RGB", (SIZE, SIZE))
+            if not gray:
+                assert JpegImagePlugin.get_sampling(opened) == {"444": 0, "420": 2}[chain.subsampling]
+            original = np.frombuffer(pixels, np.uint8).reshape(SIZE, SIZE, channels)
+            errors.append(float(np.abs(by_pillow(data).astype(int) - original).mean()))
+            total += len(data)
+    assert max(errors) < (3 if gray else 8 if chain.subsampling == "420" else 6)  # there is grain in every pixel
+    assert chain.jpeg.manifest.totals.bytes == total < chain.raw.manifest.totals.bytes / 1.5
+    assert chain.raw.manifest.totals.bytes == sum(NUMBERS.values()) * SIZE * SIZE * channels
+
+
+def test_our_reader_sees_what_pillow_sees(chain: Chain) -> None:
+    column, image = tables(chain.jpeg, "train").column("image"), chain.jpeg.manifest.image
+    expected = np.stack([by_pillow(data) for data in column.to_pylist()])
+    assert len(expected) > store_tensors._SHARE  # so that threads have a part in it
+    for cores in (1, 3):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(store_tensors, "cores", lambda cores=cores: cores)
+            found = images_of(column, image)
+        assert found.dtype == np.uint8 and np.array_equal(found, expected)
+    assert np.array_equal(images_of(column.slice(5, 7), image), expected[5:12])
+    two = pa.chunked_array([column.combine_chunks().slice(20), column.combine_chunks().slice(0, 3)])
+    assert np.array_equal(images_of(two, image), np.concatenate([expected[20:], expected[:3]]))
+
+
+def test_the_loader_gives_every_image_once_an_epoch(chain: Chain) -> None:
+    table = tables(chain.jpeg, "train")
+    pixels = images_of(table.column("image"), chain.jpeg.manifest.image)
+    labels = table.column("label_id").to_pylist()
+    expected = sorted((label, one.tobytes()) for label, one in zip(labels, pixels, strict=True))
+    orders = []
+    for epoch in (0, 1):
+        found = list(batches(chain.jpeg, "train", 7, 0, epoch))
+        assert found[0].images.shape[1:] == tuple(chain.jpeg.manifest.image["shape"])
+        rows = [(int(n), one.tobytes()) for b in found for n, one in zip(b.labels, b.images, strict=True)]
+        assert sorted(rows) == expected
+        orders.append(rows)
+    assert orders[0] != orders[1]
+
+
+@pytest.mark.parametrize("chain", ["rgb420", "gray"], indirect=True)
+def test_an_epoch_of_training_and_an_evaluation(chain: Chain) -> None:
+    model = trained(chain.workspace, chain.jpeg)
+    assert model.manifest.image["encoding"] == "raw" and model.manifest.image["shape"][:2] == [SIZE, SIZE]
+    assert model.manifest.extra["history"][0]["train_loss"] > 0 and "top1" in model.manifest.extra["metrics"]
+    tensors = tensors_for(model, chain.clean)
+    assert tensors is not None and tensors.uri == chain.jpeg.uri
+    geometry = Geometry.from_dict(model.manifest.image)
+    seen = {i: one for b in input_batches(tensors, chain.clean, geometry, 4)
+            for i, one in zip(b.ids, b.images, strict=True)}  # fmt: skip
+    stored = tables(chain.jpeg, "test").to_pylist()
+    assert len(seen) == len(stored) == NUMBERS["test"]
+    assert all(np.array_equal(seen[row["image_id"]], by_pillow(row["image"])) for row in stored)
+    evaluation, _ = evaluated(chain.workspace, model, chain.clean)
+    assert evaluation.manifest.totals.rows == NUMBERS["test"]
+
+
+@pytest.fixture(scope="module")
+def coloured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chain]:
+    with one_core():
+        yield chain_of(tmp_path_factory.mktemp("coloured"), "rgb", "420")
+
+
+def test_quality_and_subsampling_decide_the_size_and_nothing_else(coloured: Chain) -> None:
+    def stored(**options: Any) -> Dataset:
+        return resized(coloured.workspace, coloured.clean, image_size=SIZE, encoding="jpeg", **options)
+
+    sizes = [stored(jpeg_quality=quality).manifest.totals.bytes for quality in (30, 90, 100)]
+    assert sizes == sorted(sizes) and sizes[0] < sizes[-1] / 3 and sizes[1] == coloured.jpeg.manifest.totals.bytes
+    full = stored(jpeg_subsampling="444")
+    assert full.manifest.totals.bytes > coloured.jpeg.manifest.totals.bytes
+    assert full.fingerprint != coloured.jpeg.fingerprint != coloured.raw.fingerprint
+
+
+def test_the_same_images_give_the_same_bytes(coloured: Chain, tmp_path: Path) -> None:
+    again = chain_of(tmp_path, "rgb", "420").jpeg
+    assert [f.sha256 for f in again.manifest.files] == [f.sha256 for f in coloured.jpeg.manifest.files]
+    assert again.fingerprint == coloured.jpeg.fingerprint
+
+
+def test_jpeg_with_a_margin_is_read_with_it(coloured: Chain) -> None:
+    stored = resized(coloured.workspace, coloured.clean, image_size=40, store_size=44, encoding="jpeg")
+    (first, *_) = batches(stored, "train", 8)
+    assert first.images.shape == (8, 44, 44, 3)
+    assert trained(coloured.workspace, stored).manifest.image["shape"] == [40, 40, 3]
+
+
+@pytest.mark.parametrize("color", ["lab", "ycbcr"])
+def test_what_a_jpeg_can_not_hold_is_refused(color: str, tmp_path: Path) -> None:
+    workspace = Workspace.open(str(tmp_path))
+    clean = clean_photos(workspace, color, {"train": 2})
+    with pytest.raises(UserError, match=f"^encoding: expected raw with this colour.*jpeg with {color}"):
+        resized(workspace, clean, encoding="jpeg")
+    with pytest.raises(UserError, match=r"^encoding: expected raw with edges"):
+        ResizeConfig.from_values({"encoding": "jpeg", "edges": "canny"})
+
+
+# What is said of the choice.
+
+
+def said_of(clean: Dataset, **options: Any) -> list[str]:
+    config = ResizeConfig.from_values({"image_size": SIZE} | options)
+    geometry = config.geometry(clean.manifest.image["color"])
+    recipe = Recipe(geometry, config.encoding, config.jpeg_quality, config.jpeg_subsampling)
+    return list(estimate(clean, config, recipe))
+
+
+RATE = r"[\d,]+"
+
+
+def test_two_lines_say_size_and_rate_of_either(chain: Chain) -> None:
+    raw, jpeg = said_of(chain.clean, jpeg_subsampling=chain.subsampling, encoding="jpeg")
+    size = chain.raw.manifest.totals.bytes / 1000
+    kind = "" if chain.clean.manifest.image["color"] == "gray" else f", {':'.join(chain.subsampling)}"
+    number = rf"raw: {size:.1f} kB, read at about {RATE} images/s from memory, {RATE}/s over a 100 MB/s link"
+    assert re.fullmatch(number, raw)
+    found = re.fullmatch(
+        rf"jpeg \(quality 90{kind}\): (\d+\.\d) kB, decoded at about {RATE} images/s, {RATE}/s over that link; "
+        "chosen: jpeg",
+        jpeg,
+    )
+    assert found and abs(float(found[1]) * 1000 / chain.jpeg.manifest.totals.bytes - 1) < 0.1
+    assert said_of(chain.clean)[1].endswith("chosen: raw")
+
+
+def test_the_link_is_what_limits_raw_pixels(coloured: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_rate", lambda images, image: 30_000 if image["encoding"] == "raw" else 4_900)
+    raw, jpeg = said_of(coloured.clean, image_size=224)
+    assert raw == "raw: 6.3 MB, read at about 30,000 images/s from memory, 660/s over a 100 MB/s link"
+    assert "decoded at about 4,900 images/s, 4,900/s over that link" in jpeg
+    assert said_of(coloured.clean, copies=3)[0].startswith(f"raw: {(42 + 3 * 24) * SIZE * SIZE * 3 / 1000:.1f} kB")
+
+
+@pytest.mark.parametrize(
+    "options", [{"resize_mode": "letterbox"}, {"resize_mode": "squash", "interpolation": "area"}, {"store_size": 52}]
+)
+def test_every_geometry_is_estimated(options: dict[str, Any], coloured: Chain) -> None:
+    stored = resized(coloured.workspace, coloured.clean, image_size=SIZE, encoding="jpeg", **options)
+    found = re.search(r"\): (\d+\.\d) kB", said_of(coloured.clean, **options)[1])
+    assert found and abs(float(found[1]) * 1000 / stored.manifest.totals.bytes - 1) < 0.1
+
+
+def test_where_jpeg_can_not_be_one_line_says_so(tmp_path: Path, coloured: Chain) -> None:
+    (line,) = said_of(coloured.clean, edges="both")
+    assert line.startswith("raw: ") and line.endswith("; edges can't be kept as JPEG")
+    lab = clean_photos(Workspace.open(str(tmp_path)), "lab", {"train": 2})
+    (line,) = said_of(lab)
+    assert line.endswith("; lab can't be kept as JPEG")
+
+
+def test_the_sample_is_spread_and_the_same_each_time(coloured: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "READ_S", 60)
+    found = sample(coloured.clean)
+    assert found == sample(coloured.clean) and 9 <= len(found) <= module.IMAGES
+    of_split = {
+        split: {row["bytes"] for row in tables(coloured.clean, split).column("image").to_pylist()} for split in NUMBERS
+    }
+    assert all(of_split[split] & set(found) for split in NUMBERS)
+    monkeypatch.setattr(module, "READ_S", 0)
+    assert 0 < len(sample(coloured.clean)) < len(found)  # slow storage: one file is enough
+
+
+def test_an_estimate_fails_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    def broken(clean: Dataset) -> list[bytes]:
+        raise OSError("gone")
+
+    monkeypatch.setattr(module, "sample", broken)
+    workspace = Workspace.open(str(tmp_path))
+    resized(workspace, clean_photos(workspace, "rgb", {"train": 3}), estimated=True)
+    assert "no estimate of size and reading rate: OSError: gone" in capfd.readouterr().err
+
+
+def test_resize_says_it_once_before_the_work(tmp_path: Path, capfd: Any) -> None:
+    workspace = Workspace.open(str(tmp_path))
+    clean = clean_photos(workspace, "rgb", {"train": 3})
+    for times in (1, 0):  # the second time it is there already
+        resized(workspace, clean, encoding="jpeg", estimated=True)
+        said = capfd.readouterr().err
+        assert said.count("[resize] raw: ") == said.count("; chosen: jpeg") == times
+
+
+def test_an_estimate_imports_nothing_heavy(coloured: Chain) -> None:
+    """torch takes two seconds, and half a second is what an estimate may cost."""
+    program = (
+        "import sys\n"
+        "from imagemill.components.resize.config import ResizeConfig\n"
+        "from imagemill.components.resize.estimate import estimate\n"
+        "from imagemill.components.resize.work import Recipe\n"
+        "from imagemill.components.store.manifest import read_dataset\n"
+        "config = ResizeConfig(image_size=48)\n"
+        "clean = read_dataset(sys.argv[1], 'clean')\n"
+        "print(len(list(estimate(clean, config, Recipe(config.geometry('rgb'))))))\n"
+        "print(sorted({'torch', 'pandas', 'ray', 'torchvision'} & set(sys.modules)))\n"
+    )
+    command = [sys.executable, "-c", program, coloured.clean.uri]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert said.splitlines() == ["2", "[]"]
+
+
+def test_one_pixel_survives() -> None:
+    for shape, subsampling in (((1, 1, 3), "420"), ((1, 1, 1), "420"), ((9, 9, 3), "444")):
+        data = encode_jpeg(np.full(shape, 200, np.uint8), 100, subsampling)
+        column = pa.chunked_array([pa.array([data], pa.binary())])
+        assert abs(int(images_of(column, {"shape": list(shape), "encoding": "jpeg"}).max()) - 200) <= 2
