@@ -110,10 +110,11 @@ def planned(config: ResizeConfig, clean: Dataset) -> Planned:
 
 def absolute(config: ResizeConfig) -> ResizeConfig:
     """The config with the places of its files as they are for a process in another folder."""
-    found = {"backgrounds": config.backgrounds and uris.normalize(config.backgrounds, "backgrounds")}
-    if config.copies and config.copy_policy == ALBUMENTATIONS and config.copy_pipeline not in PIPELINES:
-        found["copy_pipeline"] = uris.normalize(config.copy_pipeline, "copy_pipeline")
-    return replace(config, **found)
+    pipeline = config.copy_pipeline
+    if config.copies and config.copy_policy == ALBUMENTATIONS and pipeline not in PIPELINES:
+        pipeline = uris.normalize(pipeline, "copy_pipeline")
+    folder = config.backgrounds and uris.normalize(config.backgrounds, "backgrounds")
+    return replace(config, copy_pipeline=pipeline, backgrounds=folder)
 
 
 def source_channels(geometry: Geometry) -> int:
@@ -203,8 +204,9 @@ def _behind(
     if policy.folder:
         pictures = behind.read_listing(policy.listing)
         one = pictures[int(random.integers(len(pictures)))]
-        pixels, said = behind.picture(policy.folder, one, color, height, width), {"background": one.name}
+        said: dict[str, Any] = {"background": one.name}
+        pixels = behind.picture(policy.folder, one, color, height, width)
     else:
-        seed = int(random.integers(2**32))
-        pixels, said = behind.colour_field(seed, color, height, width), {"field": seed}
+        said = {"field": int(random.integers(2**32))}
+        pixels = behind.colour_field(said["field"], color, height, width)
     return replace(decoded, pixels=behind.composite(decoded.pixels, share, pixels)), said
