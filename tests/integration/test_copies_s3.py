@@ -1,0 +1,40 @@
+"""Copies in a bucket: backgrounds and a saved pipeline that lie in an object store, and the list of them, too."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import copied
+import numpy as np
+import photos
+import pytest
+from copied import Image, by_copy, clean_of, resized
+
+from imagemill.components.resize.backgrounds import digest_of, list_backgrounds
+from imagemill.components.resize.pipelines import library, pipeline_text
+from imagemill.components.store import uri as uris
+from imagemill.components.store.filesystem import store_for
+
+
+def test_backgrounds_and_pipelines_from_a_bucket(s3_workspace: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    copied.without_ray(monkeypatch)
+    folder = uris.join(s3_workspace, "bg")
+    colours = {"a.png": (250, 10, 10), "b/c.png": (10, 250, 10)}
+    for name, colour in {**colours, "note.txt": (0, 0, 0)}.items():
+        store_for(folder).put(uris.join(folder, name), photos.saved(np.full((30, 50, 3), colour, np.uint8)))
+    pictures = list_backgrounds(f"{folder}/")
+    assert [one.name for one in pictures] == list(colours) and all(one.content for one in pictures)
+    assert digest_of(pictures) == digest_of(list_backgrounds(folder))
+    mask = np.zeros(Image(1).pixels.shape[:2], np.uint8)
+    mask[:, :20] = 255
+    clean: Any = clean_of(s3_workspace, [Image(1, mask=photos.saved(mask))], masks=True)  # type: ignore[arg-type]
+    rows = by_copy(resized(clean, copies=4, copy_policy="background", backgrounds=folder, resize_mode="squash"))
+    assert len(rows) == 5
+    for (_, copy), (pixels, said) in rows.items():
+        assert not copy or (pixels[:, 12:] == colours[json.loads(said)["background"]]).all()
+    a, text = library(), io.StringIO()
+    a.save(a.Compose([a.Blur(p=1)]), text)
+    store_for(folder).put(uris.join(folder, "p.json"), text.getvalue().encode())
+    assert json.loads(pipeline_text(uris.join(folder, "p.json")))["transforms"][0]["__class_fullname__"] == "Blur"
