@@ -27,6 +27,7 @@ import mill
 from cleaned import Row, cleaned, picture
 
 from imagemill.components.clean.splits import shuffle_index
+from imagemill.components.store.manifest import read_dataset
 
 STORE_BYTES = 80 * 2**20
 MARK = "IMAGEMILL_TEST_CLUSTER"
@@ -187,7 +188,7 @@ class Slow:
         return Slow(folder, str(folder / "clean" / name))
 
 
-def slow_clean(folder: Path, rows: int, size: tuple[int, int] = (800, 600), **more: Any) -> Slow:
+def slow_clean(folder: Path, rows: int, size: tuple[int, int] = (600, 450), **more: Any) -> Slow:
     """Rows of a few pictures, each with bytes of its own (after a JPEG's end), in the order that clean writes."""
     pictures = [picture(f"slow {n}", size) for n in range(4)]
     splits = ("train", "train", "train", "train", "train", "train", "val", "test")
@@ -197,6 +198,30 @@ def slow_clean(folder: Path, rows: int, size: tuple[int, int] = (800, 600), **mo
     made.sort(key=lambda row: shuffle_index(hashlib.sha256(row.data).hexdigest()))
     found = cleaned(f"{folder}/clean/0123456789abcdef", made, classes=("cat", "dog"), row_group_rows=5, **more)
     return Slow(folder, found.uri)
+
+
+WITHOUT_RAY = """
+import contextlib, sys
+from imagemill.components.resize import STEP, plan, resize
+plan.FILE_ROWS = int(sys.argv.pop()) or plan.FILE_ROWS
+resize.ray_session = lambda *_: contextlib.nullcontext(1)
+resize.run_jobs = lambda jobs, work, arguments, slots: ((job, work(job, *arguments)) for job in jobs)
+sys.exit(STEP.main())
+"""
+
+
+def without_ray(slow: Slow, folder: Path, file_rows: int = 0) -> list[tuple[str, str, int, str]]:
+    """What the same jobs give, one after the other in one process; made in another workspace."""
+    copy = slow.copy(folder)
+    result = mill.finish(start_resize(copy, str(file_rows), script=WITHOUT_RAY), time.monotonic())
+    return content(copy, result)
+
+
+def content(slow: Slow, result: mill.Result) -> list[tuple[str, str, int, str]]:
+    """The tensors' files, as `mill.content` tells of them."""
+    assert result.rc == 0, result.stderr
+    (manifest,) = slow.workspace.glob("tensors/*/_manifest.json")
+    return mill.content(read_dataset(str(manifest.parent), "tensors"))
 
 
 def start_resize(

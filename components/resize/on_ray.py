@@ -138,10 +138,15 @@ def _join(address: str) -> str:
         knock(address)
         import ray
 
-        try:
-            ray.init(address=address, **_QUIET)
-        except Exception as error:  # everything from ValueError to gRPC's own, each with its own long text
-            raise not_joined(address, error) from None
+        for left in (1, 0):  # a head that is busy starts no server for a client within Ray's half minute
+            try:
+                ray.init(address=address, **_QUIET)
+                break
+            except Exception as error:  # everything from ValueError to gRPC's own, each with its own long text
+                found = not_joined(address, error)
+                if not left or not isinstance(found, TransientError):
+                    raise found from None
+                ray.shutdown()
     return ""
 
 

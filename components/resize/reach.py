@@ -104,8 +104,10 @@ def not_joined(address: str, error: Exception) -> MillError:
             f"ray_address: expected Ray {_ray_version()} and Python {platform.python_version()} at {address}, as "
             f"here, found {there}; run this command in the cluster's image"
         )
+    last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+    if "Starting Ray client server failed" in text:
+        return TransientError(f"ray_address: the Ray cluster at {address} could not serve a client: {last}")
     if "Initialization failure from server" in text:  # older and newer versions don't get as far as comparing
-        last = [line.strip() for line in text.splitlines() if line.strip()][-1]
         return UserError(
             f"ray_address: expected a cluster of Ray {_ray_version()} at {address}, as here, found one that can't "
             f"serve it: {last}"

@@ -15,12 +15,11 @@ from typing import Any
 
 import mill
 import pytest
-from ray_cluster import RayCluster, Slow, slow_clean, start_resize
+from ray_cluster import RayCluster, Slow, content, slow_clean, start_resize, without_ray
 
 from imagemill.components.resize import STEP, on_ray, ray_job, reach
 from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.store.errors import EXIT_TRANSIENT, EXIT_USER, TransientError, UserError
-from imagemill.components.store.manifest import Dataset, read_dataset
 from imagemill.components.store.step import Parser, add_flag
 
 ODD_RUN = """run '"$(touch x)`touch x`;touch x&"""
@@ -40,20 +39,13 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Slow:
 
 @pytest.fixture(scope="module")
 def expected(slow: Slow, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, str, int, str]]:
-    """What Ray in the step's own process makes of it."""
-    copy = slow.copy(tmp_path_factory.mktemp("expected"))
-    return mill.content(made(copy, resize(copy)))
+    """What the same jobs give without Ray."""
+    return without_ray(slow, tmp_path_factory.mktemp("expected"))
 
 
 def resize(slow: Slow, *more: str, env: Mapping[str, str] | None = None, timeout: float = 120) -> mill.Result:
     started = time.monotonic()
     return mill.finish(start_resize(slow, *more, env=env), started, timeout)
-
-
-def made(slow: Slow, result: mill.Result) -> Dataset:
-    assert result.rc == 0, result.stderr
-    (manifest,) = slow.workspace.glob("tensors/*/_manifest.json")
-    return read_dataset(str(manifest.parent), "tensors")
 
 
 def one_error(result: mill.Result, *parts: str) -> None:
@@ -77,7 +69,7 @@ def test_a_job_is_adopted_by_a_retry(
     first.kill()
     first.communicate()
     result = resize(copy, *job, env=cluster.login)
-    assert mill.content(made(copy, result)) == expected
+    assert content(copy, result) == expected
     assert submitted.split()[3] in result.stderr and "is there already" in result.stderr
     assert "[resize] Ray with 2 cores" in result.stderr and "images/s" in result.stderr
     assert not [p for folder in (tmp_path, cluster.folder, Path.cwd()) for p in folder.rglob("x")]
@@ -129,7 +121,7 @@ def test_a_stopped_job_is_followed_by_another(cluster: RayCluster, tmp_path: Pat
     stopped = mill.finish(process, time.monotonic())
     assert stopped.rc == EXIT_TRANSIENT and f"{name} was stopped" in stopped.error
     result = resize(copy, *job, env=cluster.login)
-    made(copy, result)
+    content(copy, result)
     assert name.removesuffix("-1") + "-2" in result.stderr
 
 
@@ -201,15 +193,12 @@ def test_a_job_without_a_record(code: int | None, log: str, kind: int, part: str
 # Ray Client, and from a node
 
 
-def test_two_raylets_of_which_one_is_lost(
-    cluster: RayCluster, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_two_raylets_of_which_one_is_lost(cluster: RayCluster, slow: Slow, tmp_path: Path) -> None:
     """By Ray Client: both nodes work; one is killed in the middle; the bytes are those of an undisturbed run."""
-    plain = slow_clean(tmp_path_factory.mktemp("plain"), rows=400)
-    copy = plain.copy(tmp_path / "disturbed")
-    wanted = mill.content(made(plain, resize_small(plain, "--ray-address", cluster.client, env=cluster.login)))
+    copy = slow.copy(tmp_path / "disturbed")
+    wanted = without_ray(slow, tmp_path / "plain", file_rows=6)
     node = cluster.add(cpus=2)
-    process = start_resize(copy, "--ray-address", cluster.client, env=cluster.login, file_rows=10)
+    process = start_resize(copy, "--ray-address", cluster.client, env=cluster.login, file_rows=6)
     said(process, "[resize] Ray with 4 cores")
 
     def both_work() -> bool:
@@ -219,13 +208,8 @@ def test_two_raylets_of_which_one_is_lost(
     node.kill()
     cluster.nodes.remove(node)
     result = mill.finish(process, time.monotonic())
-    assert mill.content(made(copy, result)) == wanted and len(wanted) > 20
+    assert content(copy, result) == wanted and len(wanted) > 20
     assert "rows are done again" in result.stderr
-
-
-def resize_small(slow: Slow, *more: str, env: Mapping[str, str] | None = None) -> mill.Result:
-    """With files of few rows, so that there are many jobs."""
-    return mill.finish(start_resize(slow, *more, env=env, file_rows=10), time.monotonic())
 
 
 @pytest.mark.proof
@@ -238,7 +222,7 @@ def test_every_other_address(
     # RAY_ADDRESS is set inside a job: `auto` means it, and no other address does
     named = {"RAY_ADDRESS": cluster.gcs if where == "auto" else "127.0.0.1:1"}
     result = resize(copy, "--ray-address", address, env=cluster.login | named)
-    assert mill.content(made(copy, result)) == expected
+    assert content(copy, result) == expected
     assert "[resize] Ray with 2 cores" in result.stderr
 
 
@@ -388,7 +372,7 @@ def test_a_cluster_that_grows(slow: Slow, tmp_path: Path) -> None:
         mill.wait_until(
             lambda: sum("ray::_on_a_node" in line for line in late.lines()) > 0, "work on the late node", every=0.01
         )
-        made(copy, mill.finish(process, time.monotonic()))
+        content(copy, mill.finish(process, time.monotonic()))
 
 
 def resize_by(script: str, slow: Slow, *more: str, env: Mapping[str, str]) -> mill.Result:

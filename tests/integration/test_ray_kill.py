@@ -13,9 +13,7 @@ from pathlib import Path
 
 import mill
 import pytest
-from ray_cluster import Slow, slow_clean, start_resize
-
-from imagemill.components.store.manifest import read_dataset
+from ray_cluster import Slow, content, slow_clean, start_resize, without_ray
 
 MARK = "IMAGEMILL_TEST_MARK"
 AT_WORK = "ray::_on_a_node"
@@ -29,17 +27,10 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Slow:
 
 @pytest.fixture(scope="module")
 def expected(slow: Slow, tmp_path_factory: pytest.TempPathFactory) -> Content:
-    """What an undisturbed run of two workers gives, in files of ten rows."""
-    copy = slow.copy(tmp_path_factory.mktemp("expected"))
-    found = content(copy, mill.finish(start_resize(copy, "--resize-workers", "2", file_rows=10), time.monotonic()))
+    """What the same jobs give without Ray, in files of ten rows."""
+    found = without_ray(slow, tmp_path_factory.mktemp("expected"), file_rows=10)
     assert len(found) >= 24
     return found
-
-
-def content(slow: Slow, result: mill.Result) -> Content:
-    assert result.rc == 0, result.stderr
-    (manifest,) = slow.workspace.glob("tensors/*/_manifest.json")
-    return mill.content(read_dataset(str(manifest.parent), "tensors"))
 
 
 class Killer(threading.Thread):
@@ -84,9 +75,8 @@ def test_four_workers_of_which_three_are_killed(slow: Slow, expected: Content, t
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_twenty_workers_are_killed(seed: int, tmp_path: Path) -> None:
     """Of two at a time, and more often than any of them would be in a day on preemptible machines."""
-    plain = slow_clean(tmp_path / "plain", rows=600)
-    copy = plain.copy(tmp_path / "disturbed")
-    wanted = content(plain, mill.finish(start_resize(plain, file_rows=10), time.monotonic(), 300))
+    copy = slow_clean(tmp_path / "disturbed", rows=1000)
+    wanted = without_ray(copy, tmp_path / "plain", file_rows=10)
     result, killer = disturbed(copy, 25, 1.5, seed)
     print(f"seed {seed}: {len(killer.killed)} kills, {result.stderr.count('rows are done again')} jobs lost, "
           f"{result.seconds:.0f} s, {len(wanted)} files")  # fmt: skip
@@ -95,7 +85,7 @@ def test_twenty_workers_are_killed(seed: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.proof
-@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("workers", [1, 2, 4])
 def test_fewer_and_more_workers(workers: int, slow: Slow, expected: Content, tmp_path: Path) -> None:
     copy = slow.copy(tmp_path / "work")
     process = start_resize(copy, "--resize-workers", str(workers), file_rows=10)
