@@ -9,27 +9,25 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Mapping, Sequence
 
-Value = bytes | Sequence[bytes] | Sequence[int]
-
 _MASK = 0xA282EAD8
 _LENGTH_DELIMITED = 2
 _BYTES_LIST, _INT64_LIST = 1, 3
 
 
-def example(features: Mapping[str, Value]) -> bytes:
-    """A serialized `tf.train.Example`. A bytes value is a list of one; an empty list of integers stays one."""
-    entries = b"".join(
-        _field(1, _field(1, name.encode()) + _field(2, _feature(features[name]))) for name in sorted(features)
-    )
-    return _field(1, entries)
+def example(texts: Mapping[str, Sequence[bytes]], numbers: Mapping[str, Sequence[int]]) -> bytes:
+    """A serialized `tf.train.Example` of lists of bytes and lists of 64-bit integers, by name; an empty list is one."""
+    features = {name: _bytes_list(value) for name, value in texts.items()}
+    features |= {name: _int64_list(value) for name, value in numbers.items()}
+    entries = (_field(1, _field(1, name.encode()) + _field(2, features[name])) for name in sorted(features))
+    return _field(1, b"".join(entries))
 
 
-def _feature(value: Value) -> bytes:
-    if isinstance(value, bytes):
-        return _field(_BYTES_LIST, _field(1, value))
-    if value and isinstance(value[0], bytes):
-        return _field(_BYTES_LIST, b"".join(_field(1, one) for one in value if isinstance(one, bytes)))
-    packed = b"".join(_varint(one & 0xFFFFFFFFFFFFFFFF) for one in value if isinstance(one, int))
+def _bytes_list(values: Sequence[bytes]) -> bytes:
+    return _field(_BYTES_LIST, b"".join(_field(1, one) for one in values))
+
+
+def _int64_list(values: Sequence[int]) -> bytes:
+    packed = b"".join(_varint(one & 0xFFFFFFFFFFFFFFFF) for one in values)
     return _field(_INT64_LIST, _field(1, packed) if packed else b"")
 
 

@@ -19,8 +19,8 @@ RAN, CACHED = "ran", "cached"
 def export(config: ExportConfig) -> dict[str, Any]:
     """Make the export that `config` asks for, unless it is there; what `--json` prints.
 
-    Memory is bounded by what `order` and `shards` hold (under half a gigabyte, and 16 bytes an image for imagefolder),
-    scratch space by three shards and, for a clean dataset that is larger than a window, 8 GB.
+    Memory is bounded by what `order` and `shards` hold (measured: 0.6 GB resident, all imports among it), and
+    16 bytes an image more for imagefolder; scratch space by three shards and, for a clean dataset that is larger than a window, 8 GB.
     """
     config.check()
     dataset = config.source()
@@ -118,7 +118,10 @@ def _tell(uri: str, found: dict[str, Any], state: str) -> None:
     if notes.get("gif"):
         say("export", f"{notes['gif']:,} GIF files: torchvision's ImageFolder passes over them")
     if notes.get("other_class_ids"):
-        say("export", "the folders' order gives other class ids than the dataset's: labels.csv has those (label_id)")
+        say(
+            "export",
+            "who numbers the folders of a split gets other class ids than the dataset's, which labels.csv has",
+        )
     by_split = ", ".join(f"{split} {one['rows']:,}" for split, one in found["by_split"].items())
     word = "there already" if state == CACHED else "done"
     say(

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..store.errors import UserError
 from ..store.images import sniff
-from .example import Value, example, record
+from .example import example, record
 from .pictures import as_png, plain_shape
 from .place import Place, Written
 from .samples import Sample, Source
@@ -38,16 +38,12 @@ class TFRecordForm:
         """The serialized Example, and the format that was encoded again or nothing."""
         image, shape, again = self._image(sample)
         height, width, channels = shape
-        features: dict[str, Value] = {
-            **image, "image/height": [height], "image/width": [width], "image/channels": [channels],
-            "label": list(sample.label_ids), "label_text": [self._classes[one] for one in sample.label_ids],
-            "image_id": sample.image_id.encode(),
-        }  # fmt: skip
-        if self._source.has_copies:
-            features["copy"] = [sample.copy]
-        return example(features), again
+        texts = {"label_text": [self._classes[one] for one in sample.label_ids], "image_id": [sample.image_id.encode()]}
+        numbers = {"image/height": [height], "image/width": [width], "image/channels": [channels]}
+        numbers |= {"label": list(sample.label_ids)} | ({"copy": [sample.copy]} if self._source.has_copies else {})
+        return example({name: [value] for name, value in image.items()} | texts, numbers), again
 
-    def _image(self, sample: Sample) -> tuple[dict[str, Value], tuple[int, int, int], str]:
+    def _image(self, sample: Sample) -> tuple[dict[str, bytes], tuple[int, int, int], str]:
         data = sample.data
         if isinstance(data, np.ndarray):
             height, width, channels = data.shape
