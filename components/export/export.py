@@ -20,7 +20,8 @@ def export(config: ExportConfig) -> dict[str, Any]:
     """Make the export that `config` asks for, unless it is there; what `--json` prints.
 
     Memory is bounded by what `order` and `shards` hold (measured: 0.6 GB resident, all imports among it), and
-    16 bytes an image more for imagefolder; scratch space by three shards and, for a clean dataset that is larger than a window, 8 GB.
+    16 bytes an image more for imagefolder; scratch space by three shards and, for a clean dataset that is larger than
+    a window, 8 GB.
     """
     config.check()
     dataset = config.source()

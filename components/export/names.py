@@ -1,6 +1,7 @@
 """File and folder names made of image ids and class names: readable, safe on every system, never the same twice.
 
-A name that is safe as it stands is kept, its slashes as `__`. Every other one is a slug of it and 128 bits of the
+A name that is safe as it stands is kept, its slashes as `__`, unless another of its folder is the same on a system
+where case does not count. Every other one is a slug of it and 128 bits of the
 sha256 of the whole; a kept name never looks like that. No name has a slash, begins with a dot or is one of Windows'
 devices, so that none leads anywhere else.
 """
@@ -26,9 +27,9 @@ _MARKS = frozenset("_-.+=@, ()'&")
 
 
 def kept(text: str) -> str:
-    """`text` as a name with its slashes flattened, or nothing where that would not be safe or not be told apart."""
+    """`text` as a name with its slashes flattened, or nothing where that would not be safe. Two texts may share it."""
     flat = text.replace("/", SLASH)
-    if flat.replace(SLASH, "/") != text or unicodedata.normalize("NFC", flat) != flat:
+    if unicodedata.normalize("NFC", flat) != flat:
         return ""
     if not flat or len(flat.encode("utf-8", "replace")) > LONGEST or not all(map(_is_plain, flat)):
         return ""
