@@ -1,9 +1,8 @@
 """File and folder names made of image ids and class names: readable, safe on every system, never the same twice.
 
 A name that is safe as it stands is kept, its slashes as `__`, unless another of its folder is the same on a system
-where case does not count. Every other one is a slug of it and 128 bits of the
-sha256 of the whole; a kept name never looks like that. No name has a slash, begins with a dot or is one of Windows'
-devices, so that none leads anywhere else.
+where case does not count. Every other one is a slug of it and 128 bits of the sha256 of the whole; a kept name never
+looks like that. No name has a slash, begins with a dot or is one of Windows' devices, so that none leads elsewhere.
 """
 
 from __future__ import annotations
