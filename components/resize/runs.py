@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..store import uri as uris
-from ..store.errors import MillError
+from ..store.errors import DatasetError, MillError
 from ..store.filesystem import store_for
 from ..store.manifest import File
 from ..store.shards import Layout, ShardWriter, open_parquet, read_row_group
@@ -170,6 +170,8 @@ def merged(sequences: Sequence[tuple[pa.Table, Iterator[pa.Table]]], schema: pa.
                 left.append((following, _indices(following), rest))
         waiting = left
         together = pa.concat_tables(taken, promote_options="default").combine_chunks()
+        if not together.num_rows:
+            raise DatasetError("expected rows in the order of shuffle_index to merge, found others")
         order = pc.sort_indices(together, [("shuffle_index", "ascending"), ("image_id", "ascending")])
         yield together.take(order)
 

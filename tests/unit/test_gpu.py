@@ -8,9 +8,11 @@ import secrets
 import signal
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -87,14 +89,28 @@ PHOTOS = [encoded(photo(1200, 900)), encoded(photo(700, 1100), progressive=True)
     ids=lambda g: f"{g.mode}-{g.color}-{g.interpolation}-{g.kept}-{'-'.join(g.edges)}",
 )
 def test_pixels_are_those_of_the_cpu(geometry: Geometry) -> None:
-    """Within 0.6 of 255 in the mean: the CPU's decodes at a part of the size where that is enough."""
+    """Within 0.35 of 255 in the mean: the CPU's decodes at a part of the size where that is enough."""
     for data, found in zip(PHOTOS, kernel(PHOTOS, geometry), strict=True):
         expected = decode_to(data, geometry)
         assert found.shape == geometry.shape and found.dtype == np.uint8 and header_of(data)
-        assert off(found[:, :, :3], expected[:, :, :3]) < 0.6
+        assert off(found[:, :, :3], expected[:, :, :3]) < 0.35
         assert np.array_equal(found == 0, expected == 0) or geometry.mode != "letterbox" or geometry.edges or (
             off((found == 0).astype(np.uint8), (expected == 0).astype(np.uint8)) < 0.01
         ), "black is where it should be"  # fmt: skip
+
+
+def test_real_photographs() -> None:
+    """The mean over 60 of them within 0.25, where the CPU's own kernel is allowed 0.3 from Pillow."""
+    archive = Path(__file__).parents[3] / "shared" / "data" / "pets" / "images.tar.gz"
+    if not archive.is_file():
+        pytest.skip("the pets sample (../shared/data/pets) is not there")
+    with tarfile.open(archive) as tar:
+        files = islice((tar.extractfile(one) for one in tar if one.name.endswith(".jpg")), 60)
+        images = [file.read() for file in files if file]
+    made = zip(images, kernel(images, Geometry(224)), strict=True)
+    found = [off(one, decode_to(data, Geometry(224))) for data, one in made]
+    assert len(found) == 60 and np.mean(found) < 0.25 and max(found) < 0.6
+    assert sum(header_of(data) is not None for data in images) > 55
 
 
 def test_canny_is_made_of_the_pixels_that_came_out() -> None:
@@ -111,7 +127,7 @@ def test_photographs_come_out_upright(orientation: int, mode: str) -> None:
     header = header_of(data)
     assert header and header.orientation == orientation
     upright = decode_to(data, Geometry(80, mode))
-    assert off(next(kernel([data], Geometry(80, mode))), upright) < 0.6
+    assert off(next(kernel([data], Geometry(80, mode))), upright) < 0.3
     if orientation > 1:
         plain = decode_to(encoded(photo(500, 300)), Geometry(80, mode))
         assert off(plain, upright) > 5, "or else this test says nothing"

@@ -38,10 +38,10 @@ def jpeg(number: int) -> bytes:
     return out.getvalue()
 
 
-def clean_of_many_files(folder: Path, files: dict[str, int], rows: int = 24, fingerprint: str = "01") -> Dataset:
+def clean_of_many_files(folder: Path | str, files: dict[str, int], rows: int = 24, fingerprint: str = "01") -> Dataset:
     """Of each split so many clean files of up to so many rows, in small row groups; some indices occur several times,
     in one file and in others."""
-    uri, listed, totals = str(folder / "clean" / fingerprint), [], dict.fromkeys(files, 0)
+    uri, listed, totals = f"{folder}/clean/{fingerprint}", [], dict.fromkeys(files, 0)
     random = np.random.default_rng(0)
     for split, count in files.items():
         for file in range(count):
