@@ -200,6 +200,38 @@ def slow_clean(folder: Path, rows: int, size: tuple[int, int] = (600, 450), **mo
     return Slow(folder, found.uri)
 
 
+def descendants(pid: int) -> list[tuple[int, str]]:
+    """All processes below one: (pid, start time). Ray's agents, once they have a title, show no environment, and a
+    process whose parent is gone is nobody's: so who is to end has to be known before."""
+    children: dict[int, list[tuple[int, str]]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and (about := _stat(int(entry.name))):
+            children.setdefault(int(about[1]), []).append((int(entry.name), about[19]))
+    found, above = [], [pid]
+    while above:
+        below = children.get(above.pop(), [])
+        found += below
+        above += [one for one, _ in below]
+    return found
+
+
+def still_there(processes: list[tuple[int, str]]) -> list[str]:
+    """The command lines of those that have not ended."""
+    left = []
+    for pid, started in processes:
+        if (about := _stat(pid)) and about[19] == started and about[0] not in "ZX":
+            with contextlib.suppress(OSError):
+                left.append(Path(f"/proc/{pid}/cmdline").read_text(errors="replace").replace("\0", " ").strip())
+    return left
+
+
+def _stat(pid: int) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
 WITHOUT_RAY = """
 import contextlib, sys
 from imagemill.components.resize import STEP, plan, resize
