@@ -11,7 +11,7 @@ from ..store.config import StepConfig, option
 from ..store.errors import wrong
 from ..store.images import COLORS, Limits
 
-VERSION = 2
+VERSION = 3
 """Raised when the same raw rows must give other clean rows: a mended decoder, a changed default."""
 
 REASONS = (

@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 
 from ..store.errors import MillError
-from .plan import ENCODED_BYTES, Indices, Job, Plan, Slice, places, rows_read
+from .plan import Indices, Job, Plan, Slice, places, rows_read
 from .work import Kernel, Recipe, Row, make_file, one_by_one, read_rows
 
 READ_AT_MOST = 2.5
 """Rows read for each one that is needed: with more of them tasks grow, and then clean files are merged."""
+HELD_BYTES = 48 * 2**20
+"""What a task of several files holds of encoded images, by the dataset's mean."""
 MANY = 64
 """So many tasks are enough for many cores: beyond it they grow as far as they may."""
 TAIL = 4
@@ -84,7 +86,7 @@ def files_a_task(plan: Plan, jobs: Sequence[Job]) -> int:
 
 def files_held(plan: Plan) -> int:
     """Files whose encoded images a task may hold."""
-    return max(1, ENCODED_BYTES // (max((job.rows for job in plan.jobs), default=1) * plan.mean_bytes))
+    return max(1, HELD_BYTES // (max((job.rows for job in plan.jobs), default=1) * plan.mean_bytes))
 
 
 def amplification(plan: Plan, jobs: Sequence[Job], files: int) -> float:

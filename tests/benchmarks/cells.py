@@ -194,14 +194,22 @@ def megabytes():
 with ray_session("", 0) as slots:
     warm(slots)
     time.sleep(2)
-    idle, peak, stop = megabytes(), [0.0], threading.Event()
-    def watch():
-        while not stop.wait(0.25):
-            peak[0] = max(peak[0], megabytes())
-    thread = threading.Thread(target=watch)
-    thread.start()
-    rows = run(out, slots, ["train", "val", "test"])
-    stop.set(); thread.join()
-    print(json.dumps({"rows": rows, "idle": idle, "peak": peak[0], "above": peak[0] - idle}))
+    idle = megabytes()
+from imagemill.components.resize import STEP
+from imagemill.components.resize.config import ResizeConfig
+workspace = clean_uri.rpartition("/clean/")[0]
+config = ResizeConfig.from_values({"clean": clean_uri, "workspace": workspace, "image_size": size, "quality": quality})
+peak, stop = [0.0], threading.Event()
+def watch():
+    while not stop.wait(0.2):
+        peak[0] = max(peak[0], megabytes())
+thread = threading.Thread(target=watch)
+thread.start()
+began = time.perf_counter()
+code = STEP.execute(config)
+took = time.perf_counter() - began
+stop.set(); thread.join()
+assert code == 0
+print(json.dumps({"rows": number, "idle": idle, "peak": peak[0], "above": peak[0] - idle, "seconds": took}))
 """
 )

@@ -192,7 +192,7 @@ def memory(options: argparse.Namespace) -> list[dict[str, Any]]:
             arguments = [str(scratch), clean, str(number), str(SIZE), options.quality]
             row = run_cell(MEMORY, sys.executable, scratch, arguments, options.timeout)
             above = f"{row['above']:.0f} MB above the {row['idle']:.0f} MB (PSS) of an idle Ray with its imports done"
-            print(f"{row['rows']:,} images: {above}", flush=True)
+            print(f"{row['rows']:,} images in {row['seconds']:.0f} s, the whole step: {above}", flush=True)
             rows.append(row)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)

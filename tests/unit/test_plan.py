@@ -112,11 +112,11 @@ def test_files_that_are_done_part_their_neighbours() -> None:
 
 
 def plan_of(rows: int, image_bytes: int, seed: int = 0, file_bytes: int = 32 * MEGABYTE) -> Plan:
-    """As clean would leave so many images of that size: files of 32 MB, their row groups of 4 MB."""
+    """As clean would leave so many images of that size: files of 32 MB, their row groups of 1 MB."""
     random = np.random.default_rng(seed)
     order = random.integers(0, 2**62, rows)
     count = max(1, rows * image_bytes // file_bytes)
-    group = -(-4 * MEGABYTE // image_bytes)
+    group = -(-MEGABYTE // image_bytes)
     sources = [source(f"f{n}", np.sort(part), group) for n, part in enumerate(np.array_split(order, count))]
     jobs = jobs_of(sources, rows_per_file(224 * 224 * 3, image_bytes, 0))
     return Plan(tuple(jobs), tuple(sources), image_bytes)
@@ -135,7 +135,7 @@ def test_tasks_grow_where_they_are_many_and_hold_no_more_than_they_may() -> None
     files = files_a_task(plan, plan.jobs)
     found = list(batches(plan, plan.jobs))
     assert files > 1 and amplification(plan, plan.jobs, 1) < grouping.READ_AT_MOST
-    assert max(batch.rows for batch in found) * 4_000 <= grouping.ENCODED_BYTES
+    assert max(batch.rows for batch in found) * 4_000 <= grouping.HELD_BYTES
     assert len(found) >= grouping.MANY and sum(batch.rows for batch in found) == 300_000
     assert found[-1].rows <= FILE_ROWS
 

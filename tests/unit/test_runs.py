@@ -74,9 +74,9 @@ def merging(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "FILE_BYTES", 9000)
     monkeypatch.setattr(runs, "LEAST_FAN_IN", 2)
     monkeypatch.setattr(runs, "RUNS_SHARE", 1e9)  # as many runs as the least fan-in gives
-    for module in (batches, runs):
+    for module, held in ((batches, "HELD_BYTES"), (runs, "ENCODED_BYTES")):
         monkeypatch.setattr(module, "READ_AT_MOST", 1.2)
-        monkeypatch.setattr(module, "ENCODED_BYTES", 7 * 600 * 3)
+        monkeypatch.setattr(module, held, 7 * 600 * 3)
 
 
 def run_files(tensors: Dataset) -> list[Path]:
