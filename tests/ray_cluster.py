@@ -119,6 +119,9 @@ class RayCluster:
         kept["PATH"] = f"{Path(self.python).parent}:{kept['PATH']}"
         kept |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token), "RAY_USAGE_STATS_ENABLED": "0"}
         kept |= {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_TMPDIR": str(self.folder / "r")}
+        # A raylet that is gone is missed within seconds, not after half a minute.
+        kept |= {"RAY_health_check_initial_delay_ms": "1000", "RAY_health_check_period_ms": "1000"}
+        kept |= {"RAY_health_check_timeout_ms": "3000", "RAY_health_check_failure_threshold": "3"}
         return kept | {MARK: mark} | self.environment
 
     def __exit__(

@@ -29,6 +29,8 @@ LOST_TRIES = 20
 one that brings down its worker by itself gets here in a minute or two, while the others are done beside it."""
 LOOK_S = 10.0
 """How often the cluster's cores are counted again: it may have grown."""
+WAITING_S = 30.0
+"""How often it is said that all cores of the cluster are taken."""
 NO_CORES_S = 300.0
 """How long a cluster may be without any core: one that grows on demand starts from none."""
 
@@ -154,16 +156,16 @@ def _greet(cluster: Cluster) -> None:
     """One small task before the work: is imagemill there, the same one, and does the node see the workspace?"""
     import ray
 
-    hello = ray.remote(num_cpus=1, max_retries=LOST_TRIES)(_hello).remote(cluster.witness)
-    said = time.monotonic()
-    while not ray.wait([hello], timeout=min(2.0, LOOK_S))[0]:
-        cluster.look()
-        if time.monotonic() - said > 30:
-            said = time.monotonic()
-            say("resize", f"waiting for a free core of the Ray cluster at {cluster.address}")
     try:
+        hello = ray.remote(num_cpus=1, max_retries=LOST_TRIES)(_hello).remote(cluster.witness)
+        said = time.monotonic()
+        while not ray.wait([hello], timeout=min(2.0, LOOK_S))[0]:
+            cluster.look()
+            if time.monotonic() - said > WAITING_S:
+                said = time.monotonic()
+                say("resize", f"waiting for a free core of the Ray cluster at {cluster.address}")
         about = ray.get(hello)
-    except ray.exceptions.RayError as error:
+    except (ray.exceptions.RayError, ImportError, AttributeError) as error:  # the latter from Ray Client's server
         raise _unlike(cluster.address, error) from None
     if about["version"] != VERSION:
         raise UserError(
@@ -188,7 +190,7 @@ def _blind(cluster: Cluster, node: str) -> UserError:
 
 def _unlike(address: str, error: Exception) -> MillError:
     """A task could not even be loaded on the cluster."""
-    text = str(error)
+    text = f"{type(error).__name__}: {error}"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     missing = next((line for line in reversed(lines) if "Error: " in line), lines[0] if lines else repr(error))
     if "ModuleNotFoundError" in text or "failed to import" in text or "AttributeError" in text:

@@ -193,12 +193,25 @@ def test_a_job_without_a_record(code: int | None, log: str, kind: int, part: str
 # Ray Client, and from a node
 
 
+SLOWLY = """
+import sys, time
+from imagemill.components.resize import STEP, plan, resize
+plan.FILE_ROWS = 6
+def make_files(*given, work=resize.make_files):
+    time.sleep(0.5)
+    return work(*given)
+resize.make_files = make_files
+sys.exit(STEP.main())
+"""
+"""Jobs that last long enough for both nodes to start their workers."""
+
+
 def test_two_raylets_of_which_one_is_lost(cluster: RayCluster, slow: Slow, tmp_path: Path) -> None:
     """By Ray Client: both nodes work; one is killed in the middle; the bytes are those of an undisturbed run."""
     copy = slow.copy(tmp_path / "disturbed")
     wanted = without_ray(slow, tmp_path / "plain", file_rows=6)
     node = cluster.add(cpus=2)
-    process = start_resize(copy, "--ray-address", cluster.client, env=cluster.login, file_rows=6)
+    process = start_resize(copy, "--ray-address", cluster.client, env=cluster.login, script=SLOWLY)
     said(process, "[resize] Ray with 4 cores")
 
     def both_work() -> bool:
@@ -337,32 +350,33 @@ def test_words_of_rays_own(error: Exception, code: int, parts: tuple[str, ...]) 
 
 
 @pytest.mark.proof
-def test_a_cluster_without_cores_and_without_imagemill(slow: Slow, tmp_path: Path) -> None:
+def test_a_cluster_without_imagemill(slow: Slow, tmp_path: Path) -> None:
     shadow = tmp_path / "imagemill"
     shadow.mkdir()
     (shadow / "__init__.py").write_text("raise ModuleNotFoundError(\"No module named 'imagemill'\")\n")
-    with RayCluster(cpus=0, environment={"PYTHONPATH": str(tmp_path)}) as empty:
-        script = (
-            "import sys; from imagemill.components.resize import STEP, on_ray\n"
-            "on_ray.NO_CORES_S, on_ray.LOOK_S = 3, 0.5\nsys.exit(STEP.main())"
-        )
-        result = resize_by(script, slow, "--ray-address", empty.client, env=empty.login)
-        assert result.rc == EXIT_TRANSIENT
-        one_error(result, "ray_address", "expected CPU cores", "found none")
+    with RayCluster(cpus=1, environment={"PYTHONPATH": str(tmp_path)}) as empty:
         result = resize(slow, "--ray-address", empty.jobs, "--run", "without", env=empty.login)
         assert result.rc == EXIT_USER
         one_error(result, "ray_address", "expected a cluster with imagemill", "No module named")
-        empty.add(cpus=1)
-        result = resize(slow, "--ray-address", empty.client, env=empty.login)
-        assert result.rc == EXIT_USER
-        one_error(result, "ray_address", "expected the imagemill of this command", "No module named")
+        for address in (empty.client, empty.gcs):
+            result = resize(slow, "--ray-address", address, env=empty.login)
+            assert result.rc == EXIT_USER, result.stderr
+            assert "ray_address: expected the imagemill of this command" in result.error
+            assert "No module named" in result.error and "Traceback" not in result.stderr
 
 
 @pytest.mark.proof
 def test_a_cluster_that_grows(slow: Slow, tmp_path: Path) -> None:
-    """None of its cores is there at first: the step waits, and uses those that come later, too."""
+    """None of its cores is there at first: the step waits, not for ever, and uses those that come later, too."""
     copy = slow_clean(tmp_path, rows=600)
     with RayCluster(cpus=0) as growing:
+        impatient = (
+            "import sys; from imagemill.components.resize import STEP, on_ray\n"
+            "on_ray.NO_CORES_S, on_ray.LOOK_S = 3, 0.5\nsys.exit(STEP.main())"
+        )
+        result = resize_by(impatient, slow, "--ray-address", growing.client, env=growing.login)
+        assert result.rc == EXIT_TRANSIENT
+        one_error(result, "ray_address", "expected CPU cores", "found none")
         process = start_resize(copy, "--ray-address", growing.client, env=growing.login, file_rows=10)
         time.sleep(6)
         assert process.poll() is None
