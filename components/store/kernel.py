@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from .errors import wrong
 from .images import Pixels
+
+if TYPE_CHECKING:
+    import torch
 
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "area")
 REACH = {"bilinear": 1, "bicubic": 2, "lanczos": 3}
@@ -80,7 +83,7 @@ def _torch(pixels: Pixels, width: int, height: int, interpolation: str, window: 
     down = _needed(full.height, divisor, height, top, rows, reach)
     across = _needed(full.width, divisor, width, left, columns, reach)
     part = pixels[down.first : down.end, across.first : across.end]
-    source = torch.from_numpy(part).permute(2, 0, 1)[None]  # a channels-last view, nothing is copied
+    source = _channels_last(part)
     if part.shape == pixels.shape and divisor == 1:  # the sizes themselves are exact
         size: dict[str, Any] = {"size": (height, width)}
     else:
@@ -89,8 +92,27 @@ def _torch(pixels: Pixels, width: int, height: int, interpolation: str, window: 
         made = interpolate(source, mode=interpolation, antialias=True, **size)
     except (ValueError, NotImplementedError) as error:
         raise wrong("interpolation", f"one that torch {torch.__version__} has", interpolation) from error
-    found: Pixels = made[0].permute(1, 2, 0).numpy()
+    found: Pixels = made[0, : pixels.shape[2]].permute(1, 2, 0).numpy()
     return found[down.skipped : down.skipped + rows, across.skipped : across.skipped + columns]
+
+
+def _channels_last(pixels: Pixels) -> torch.Tensor:
+    """uint8 [H, W, C] → uint8 [1, C, H, W], of which nothing is copied where C is 3; one channel three times.
+
+    With three channels side by side torch resamples in place; anything else it first spreads to four channels, and
+    back again: half of its time. It knows the form by the strides, of the batch's one image too, which a plain
+    view leaves wrong (`torch.Tensor.is_contiguous(memory_format=channels_last)`).
+    """
+    import cv2
+    import torch
+
+    if pixels.shape[2] == 1:
+        pixels = np.asarray(cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB), np.uint8)
+    height, width, channels = pixels.shape
+    if pixels.strides[1:] != (channels, 1) or pixels.strides[0] < width * channels:
+        pixels = np.ascontiguousarray(pixels)
+    row = pixels.strides[0]
+    return torch.from_numpy(pixels).as_strided((1, channels, height, width), (row * height, 1, row, channels))
 
 
 class Needed(NamedTuple):
