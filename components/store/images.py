@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +56,10 @@ VETTED = Limits(2**62, 2**62, 2**62)
 
 _PIXELS_IN_FLIGHT = Budget(2 * Limits.pixels)
 """Pixels that the threads of this process decode at a time: two of the largest images, or many usual ones."""
+
+
+_SMALL = 2**21
+_AT_ONCE: AbstractContextManager[None] = nullcontext()
 
 
 class ImageRejected(Exception):
@@ -155,7 +160,7 @@ def _decode_plain(data: bytes, kind: str, color: str, limits: Limits) -> Decoded
         return None
     width, height, channels = header
     _check_size(width, height, limits)
-    with _PIXELS_IN_FLIGHT.hold(width * height):
+    with _held(width * height):
         pixels = plain.decode_plain(data, header)
         if pixels is None:
             return None
@@ -170,7 +175,7 @@ def _decode_plain_jpeg(
     width, height, components = header
     _check_size(width, height, limits)
     mode = "L" if components == 1 else "RGB"
-    with _PIXELS_IN_FLIGHT.hold(width * height):
+    with _held(width * height):
         try:
             pixels = _turbo(data, _source(color, mode), lenient, (width, height))
         except ValueError:
@@ -189,7 +194,7 @@ def _decode(data: bytes, kind: str, color: str, lenient: Lenient | None, limits:
         raise ImageRejected("corrupt", f"declares {width} x {height} pixels")
     _check_size(width, height, limits)
     turns_itself = kind == "TIFF" and opened.tag_v2.get(_ORIENTATION, 1) in range(2, 9)  # type: ignore[attr-defined]
-    with _PIXELS_IN_FLIGHT.hold(width * height):
+    with _held(width * height):
         pixels, warning = _pixels(data, opened, kind, _source(color, opened.mode), lenient)
         pixels = in_color(pixels, color)
     # Only now: asking a PNG for its EXIF loads it, and a load that failed once succeeds the second time;
@@ -277,6 +282,11 @@ def in_color(pixels: Pixels, color: str) -> Pixels:
         swapped = cv2.cvtColor(pixels, cv2.COLOR_RGB2YCrCb)
         cv2.mixChannels([swapped], [out], [0, 0, 1, 2, 2, 1])  # OpenCV has Cr before Cb
     return out
+
+
+def _held(pixels: int) -> AbstractContextManager[None]:
+    """Wait until so many pixels may be decoded. Small images never wait: a core's worth of them is little memory."""
+    return _PIXELS_IN_FLIGHT.hold(pixels) if pixels > _SMALL else _AT_ONCE
 
 
 def _check_size(width: int, height: int, limits: Limits) -> None:

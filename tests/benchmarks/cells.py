@@ -27,9 +27,10 @@ def pillow(data):
 def error_of(function):
     sample = [Path(f).read_bytes() for f in files[:: max(1, len(files) // 48)]]
     return float(np.mean([np.abs(function(d).astype(int) - pillow(d)).mean() for d in sample]))
-def report(started, error, **more):
+def report(started, function=None):
     took = time.perf_counter() - started
-    print(json.dumps({"rate": number / took, "start_up": started - began, "error": error, **more}))
+    error = error_of(function) if function else None
+    print(json.dumps({"rate": number / took, "start_up": started - began, "error": error}))
 def local_ray(**options):
     import ray
     ray.init(address="local", num_cpus=cores, log_to_driver=False, include_dashboard=False, **options)
@@ -46,7 +47,7 @@ blobs = [Path(f).read_bytes() for f in files[:1000]]
 for blob in blobs[:20]: decode_to(blob, geometry)
 started, number = time.perf_counter(), len(blobs)
 for blob in blobs: decode_to(blob, geometry)
-report(started, error_of(lambda data: decode_to(data, geometry)))
+report(started, lambda data: decode_to(data, geometry))
 """
 
 OURS = """
@@ -85,7 +86,7 @@ with ray_session("", 0) as slots:
     run(out / "warm", slots, ["val", "test"])
     started = time.perf_counter()
     number = run(out / "counts", slots, ["train", "val", "test"])
-    report(started, error_of(lambda data: decode_to(data, recipe.geometry)))
+    report(started, lambda data: decode_to(data, recipe.geometry))
 """
 )
 
@@ -104,7 +105,7 @@ ray = local_ray()
 run(files[: 64 * cores], out / "warm")
 started = time.perf_counter()
 run(folder, out / "counts")
-report(started, error_of(lambda d: one(np.array(__import__("PIL.Image").Image.open(io.BytesIO(d)).convert("RGB")))))
+report(started, lambda d: one(np.array(__import__("PIL.Image").Image.open(io.BytesIO(d)).convert("RGB"))))
 """
 
 READ_IMAGES = """
@@ -115,7 +116,7 @@ ray = local_ray()
 run(files[: 64 * cores], out / "warm")
 started = time.perf_counter()
 run(folder, out / "counts")
-report(started, None)
+report(started)
 """
 
 IMG2DATASET = """
@@ -140,7 +141,7 @@ if __name__ == "__main__":
         pool.map(work, [files[n : n + 1] for n in range(cores)])
         started = time.perf_counter()
         pool.map(work, [files[n : n + 256] for n in range(0, len(files), 256)], chunksize=1)
-        report(started, None)
+        report(started)
 """
 
 LITDATA = """
@@ -156,7 +157,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     started = time.perf_counter()
     optimize(fn=one, inputs=files, output_dir=str(out), num_workers=cores, chunk_bytes="64MB")
-    report(started, None)
+    report(started)
 """
 
 CELLS = {
