@@ -18,9 +18,12 @@ from ..store.manifest import Dataset, File
 from ..store.parallel import ordered
 from ..store.shards import open_parquet, read_row_group
 
-FILE_BYTES = 128 * 2**20
+FILE_BYTES = 64 * 2**20
+"""Of pixels. A file is one core's work from beginning to end: with larger ones a core is idle at the end."""
+FILE_ENCODED_BYTES, FILE_LEAST_ROWS = 48 * 2**20, 64
+"""Of encoded images, by the dataset's mean, unless that would be too few rows."""
 ENCODED_BYTES = 96 * 2**20
-"""What a task holds of encoded images, by the dataset's mean: large photographs make short files."""
+"""What a task may hold of encoded images: very large photographs make short files."""
 FILE_ROWS = 4096
 """So that small images make work for many cores, too."""
 ROW_GROUP_BYTES = 24 * 2**20
@@ -121,7 +124,8 @@ def plan_jobs(clean: Dataset, split: str, row_bytes: int, copies: int = 0) -> It
 def rows_per_file(row_bytes: int, mean_bytes: int, copies: int) -> int:
     """Images of one tensor file: by what it holds with their copies, and by what a task holds to make it."""
     written = 1 + copies
-    return max(1, min(FILE_BYTES // (row_bytes * written), ENCODED_BYTES // mean_bytes, FILE_ROWS // written))
+    held = max(FILE_ENCODED_BYTES // mean_bytes, min(FILE_LEAST_ROWS, ENCODED_BYTES // mean_bytes))
+    return max(1, min(FILE_BYTES // (row_bytes * written), held, FILE_ROWS // written))
 
 
 def cut(indices: Sequence[Indices], most: int) -> Iterator[tuple[int, int, int]]:
