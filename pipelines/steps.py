@@ -73,8 +73,8 @@ def resize(
 @dsl.component(base_image=IMAGES["gpu"], install_kfp_package=False)
 def train(
     workspace: str, name: str, rerun: str, run: str, config: str,
-    tensors: str, preset: str, backbone: str, weights: str, epochs: int, batch_size: int, learning_rate: float,
-    seed: int,
+    tensors: str, preset: str, backbone: str, weights: str, recipe: str, epochs: int, batch_size: int,
+    learning_rate: float, seed: int,
     manifest: dsl.Output[dsl.Model],
 ) -> str:  # fmt: skip
     """Train the challenger; returns the model's URI."""
@@ -82,8 +82,8 @@ def train(
 
     record = STEP.component(
         config, manifest.path, workspace=workspace, name=name, rerun=rerun, run=run,
-        tensors=tensors, preset=preset, backbone=backbone, weights=weights, epochs=epochs, batch_size=batch_size,
-        learning_rate=learning_rate, seed=seed,
+        tensors=tensors, preset=preset, backbone=backbone, weights=weights, recipe=recipe, epochs=epochs,
+        batch_size=batch_size, learning_rate=learning_rate, seed=seed,
     )  # fmt: skip
     manifest.metadata.update(record["metrics"])
     return str(record["uri"])

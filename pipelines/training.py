@@ -37,6 +37,7 @@ def training(
     encoding: str = ResizeConfig.encoding,
     backbone: str = TrainConfig.backbone,
     weights: str = TrainConfig.weights,
+    recipe: str = TrainConfig.recipe,
     epochs: int = TrainConfig.epochs,
     batch_size: int = TrainConfig.batch_size,
     learning_rate: float = TrainConfig.learning_rate,
@@ -72,8 +73,8 @@ def training(
     )  # fmt: skip
     model = _step(
         steps.train(
-            tensors=tensors.outputs["Output"], preset=preset, backbone=backbone, weights=weights, epochs=epochs,
-            batch_size=batch_size, learning_rate=learning_rate, seed=seed, **common,
+            tensors=tensors.outputs["Output"], preset=preset, backbone=backbone, weights=weights, recipe=recipe,
+            epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed, **common,
         ), "Train",
     )  # fmt: skip
     evaluated = _step(

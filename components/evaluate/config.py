@@ -7,13 +7,13 @@ from typing import ClassVar
 
 from ..store.config import DEVICE, StepConfig, option
 
-VERSION = 1
+VERSION = 2
 """Raised when the same model and images must give other predictions."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(StepConfig):
-    """Nothing here counts: an evaluation is a function of the model and the test images."""
+    """Little here counts: an evaluation is a function of the model, the test images and what is averaged."""
 
     PARENTS: ClassVar[tuple[str, ...]] = ("model", "clean")
 
@@ -21,3 +21,22 @@ class EvaluateConfig(StepConfig):
     clean: str = option("", "URI of the clean dataset whose test split counts", counts=False)
     device: str = option("auto", DEVICE, counts=False, choices=("auto", "cpu", "cuda"))
     eval_batch_size: int = option(128, "images a batch", counts=False, low=1, high=65_536)
+    tta: str = option(
+        "none",
+        "test-time augmentation, the mean of the probabilities: none, flip (twice the time), five_crops (five times)",
+        choices=("none", "flip", "five_crops"),
+    )
+    slices: str = option(
+        "auto",
+        "columns of the clean dataset by which results are split, separated by commas; numbers in quarters (default: "
+        "size, brightness, sharpness and source, where they are there; none turns it off)",
+    )
+    bootstrap: int = option(
+        1000, "resamples for the confidence intervals (95%); 0 leaves them out", low=0, high=100_000
+    )
+    review: str = option(
+        "auto",
+        "look for wrong labels among the training images by confident learning, which costs one pass over them "
+        "(default: up to 200,000 images)",
+        choices=("auto", "true", "false"),
+    )

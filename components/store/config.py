@@ -124,6 +124,8 @@ def _usual(one: dataclasses.Field[Any]) -> Any:
 
 def _check_field(one: dataclasses.Field[Any], value: Any) -> None:
     about = one.metadata
+    if value == one.default:  # which may mean unset, and lie outside the range for that
+        return
     if about["choices"] and value not in about["choices"]:
         raise wrong(one.name, f"one of {', '.join(c or repr(c) for c in about['choices'])}", value)
     low, high = about["low"], about["high"]

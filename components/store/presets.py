@@ -26,6 +26,7 @@ _PHOTO: dict[str, Value] = {
     "resize_mode": "crop",
     "normalization": "imagenet",
     "flip": "true",
+    "vertical_flip": "false",
     "crop_scale": 0.6,
 }
 """Every field that a preset may set, with the value that holds without one."""
@@ -44,8 +45,8 @@ PRESETS: dict[str, Preset] = {
     ),
     "satellite": Preset(
         "aerial tiles: the whole tile (squash), each band normalized by the dataset's own mean and spread (they are "
-        "not those of photographs); flips are safe, seen from above",
-        {"resize_mode": "squash", "normalization": "dataset"},
+        "not those of photographs); both flips are safe, seen from above",
+        {"resize_mode": "squash", "normalization": "dataset", "vertical_flip": "true"},
     ),
     "fashion": Preset(
         "products on a plain ground: uniform borders trimmed and letterbox, so that the whole product is seen; flips "

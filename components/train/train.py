@@ -17,12 +17,14 @@ from ..store.tensors import input_image
 from .agreement import conversion, disagreements, expected_by
 from .checkpoint import TrainingState, discard_checkpoints
 from .config import VERSION, TrainConfig
+from .recipes import resolve
 from .weights import load_pretrained, weights_identity
 
 
 def train(config: TrainConfig, context: Context) -> Outcome:
     """Find the model that these tensors and this config give, or train it."""
     tensors = context.parent("tensors", config.tensors, "tensors")
+    config = resolve(config, tensors.manifest)
     counting = config.counting() | weights_identity(config) | context.attempt()
     counting |= conversion(config, tensors.manifest.image)
     uri = context.workspace.dataset("model", fingerprint("model", VERSION, [tensors.fingerprint], counting))
