@@ -1,0 +1,106 @@
+"""Temperatures and reliability curves, against known truths."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
+
+from imagemill.components.store import calibration
+from imagemill.components.store.calibration import COOLEST, HOTTEST, Reliability, ece, fit_temperature, reliability
+from imagemill.components.store.errors import MillError
+
+
+def drawn(
+    temperature: float, rows: int = 4000, classes: int = 10
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """Logits that are too large by `temperature`, and labels drawn by what they would be without it."""
+    random = np.random.default_rng(7)
+    logits = random.normal(0, 3, (rows, classes))
+    labels = (logits + random.gumbel(size=logits.shape)).argmax(1)  # a draw of the softmax
+    return (temperature * logits).astype(np.float32), labels
+
+
+@pytest.mark.parametrize("temperature", [0.2, 1.0, 2.5, 12.0])
+def test_the_temperature_that_was_put_in_comes_out(temperature: float) -> None:
+    assert fit_temperature(*drawn(temperature)) == pytest.approx(temperature, rel=0.04)
+
+
+def test_the_likelihood_has_its_best_there() -> None:
+    logits, labels = drawn(3.0, 20_000, 4)
+
+    def loss(t: float) -> float:
+        return float(-log_softmax(logits.astype(np.float64) / t, 1)[np.arange(len(labels)), labels].mean())
+
+    best = minimize_scalar(loss, bounds=(0.05, 20), method="bounded", options={"xatol": 1e-6}).x
+    assert fit_temperature(logits, labels) == pytest.approx(best, rel=1e-3)
+
+
+def test_of_several_labels_it_is_the_sigmoids() -> None:
+    random = np.random.default_rng(3)
+    logits = random.normal(0, 2, (5000, 6))
+    labels = (random.random(logits.shape) < 1 / (1 + np.exp(-logits))).astype(np.uint8)
+    assert fit_temperature((4 * logits).astype(np.float32), labels) == pytest.approx(4, rel=0.05)
+
+
+def test_it_is_found_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, labels = drawn(2.0, 500)
+    whole = fit_temperature(logits, labels)
+    monkeypatch.setattr(calibration, "_CHUNK", 64)
+    assert fit_temperature(logits, labels) == pytest.approx(whole, rel=1e-6)
+
+
+@given(st.integers(1, 30), st.integers(2, 6), st.integers(0, 10**6), st.floats(1e-6, 1e6), st.booleans())
+def test_it_is_always_a_usable_number(rows: int, classes: int, seed: int, scale: float, several: bool) -> None:
+    random = np.random.default_rng(seed)
+    logits = (random.normal(0, 1, (rows, classes)) * scale).astype(np.float32)
+    labels = random.integers(0, 2, logits.shape).astype(np.uint8) if several else random.integers(0, classes, rows)
+    assert COOLEST <= fit_temperature(logits, labels) <= HOTTEST
+
+
+def test_what_is_never_wrong_stays_humble() -> None:
+    labels = np.arange(40) % 4
+    logits = 10 * np.eye(4, dtype=np.float32)[labels]
+    assert 1 < fit_temperature(logits, labels) < 5
+    assert fit_temperature(logits, (labels + 1) % 4) == pytest.approx(HOTTEST)
+    assert fit_temperature(logits * 1e-5, labels) == pytest.approx(COOLEST)
+
+
+def test_without_anything_to_learn_from_it_is_one() -> None:
+    assert fit_temperature(np.zeros((0, 3), np.float32), np.zeros(0, np.int64)) == 1
+    assert fit_temperature(np.full((8, 3), 5, np.float32), np.zeros(8, np.int64)) == 1
+
+
+@pytest.mark.parametrize("labels", [[0, 1], [0, 1, 3], [0, -1, 2]])
+def test_labels_that_do_not_fit_are_an_error(labels: list[int]) -> None:
+    with pytest.raises(MillError, match=r"^labels: expected"):
+        fit_temperature(np.zeros((3, 3), np.float32), np.array(labels))
+
+
+def test_numbers_by_hand() -> None:
+    curve, error = reliability([0.1, 0.5, 0.9, 0.9, 1.0], [0, 1, 1, 0, 1], bins=2)
+    assert curve == [
+        {"images": 2, "confidence": pytest.approx(0.3), "accuracy": 0.5},
+        {"images": 3, "confidence": pytest.approx(2.8 / 3), "accuracy": pytest.approx(2 / 3)},
+    ]
+    assert error == pytest.approx(2 / 5 * 0.2 + 3 / 5 * (2.8 - 2) / 3)
+    assert reliability([], []) == ([], 0.0)
+
+
+def test_parts_add_up_and_edges_belong_to_the_lower_bin() -> None:
+    random = np.random.default_rng(0)
+    sure = np.concatenate([random.random(1000), np.arange(11) / 10])
+    right = random.random(len(sure)) < sure
+    parts = Reliability(10)
+    for some in np.array_split(np.arange(len(sure)), 7):
+        parts.add(sure[some], right[some])
+    assert parts.ece == pytest.approx(ece(sure, right, 10))
+    expected = 0.0
+    for b in range(10):
+        inside = (sure * 10 > b) & (sure * 10 <= b + 1) | ((b == 0) & (sure == 0))
+        expected += abs(sure[inside].sum() - right[inside].sum())
+    assert parts.ece == pytest.approx(expected / len(sure))
