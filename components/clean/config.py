@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,6 +9,7 @@ from ..store import presets
 from ..store.config import StepConfig, option
 from ..store.errors import wrong
 from ..store.images import COLORS, Limits
+from ..store.standards import PixelRules
 
 VERSION = 3
 """Raised when the same raw rows must give other clean rows: a mended decoder, a changed default."""
@@ -26,11 +26,10 @@ REASONS = (
 """The closed set of reject codes."""
 
 OUTLIER_FIELDS = ("brightness", "contrast", "sharpness", "entropy", "aspect_ratio", "colorfulness", "bytes_per_pixel")
-NAMED_COLORS = {"black": (0, 0, 0), "gray": (128, 128, 128), "white": (255, 255, 255)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class CleanConfig(StepConfig):
+class CleanConfig(StepConfig, PixelRules):
     """Standardization, measures, duplicates, labels and splits."""
 
     PARENTS: ClassVar[tuple[str, ...]] = ("raw",)
@@ -174,32 +173,6 @@ class CleanConfig(StepConfig):
         self.fill()
         self.background_values()
         self.outlier_names()
-
-    def limits(self) -> Limits:
-        return Limits(pixels=self.max_pixels, side=self.max_side)
-
-    @property
-    def channels_color(self) -> str:
-        """The colour that the stored images have: binarized ones have a single channel."""
-        return "gray" if self.binarize != "off" and self.color == "rgb" else self.color
-
-    def fill(self) -> tuple[int, int, int]:
-        """`background_color` as (red, green, blue)."""
-        text = self.background_color.strip().lower()
-        if text in NAMED_COLORS:
-            return NAMED_COLORS[text]
-        if not re.fullmatch(r"#[0-9a-f]{6}", text):
-            raise wrong("background_color", f"{', '.join(NAMED_COLORS)} or #rrggbb", self.background_color)
-        return int(text[1:3], 16), int(text[3:5], 16), int(text[5:7], 16)
-
-    def background_values(self) -> tuple[int, ...]:
-        """`mask_background` as numbers; nothing for auto."""
-        if self.mask_background == "auto":
-            return ()
-        parts = [part.strip() for part in self.mask_background.split(",")]
-        if not all(part.isdecimal() and int(part) <= 255 for part in parts):
-            raise wrong("mask_background", "auto, or values of 0 to 255 separated by commas", self.mask_background)
-        return tuple(int(part) for part in parts)
 
     def outlier_names(self) -> tuple[str, ...]:
         """`outlier_fields` as names of measures."""

@@ -18,13 +18,13 @@ from ..store.images import ImageRejected, Pixels
 from ..store.manifest import Dataset, File
 from ..store.parallel import ordered
 from ..store.shards import Layout, ShardWriter, row_groups
+from ..store.standardize import Standardized, standardize
 from .config import CleanConfig
 from .labels import LabelRules
 from .measures import Measures, measure
 from .schema import MEASURES, REJECTED, clean_layout, clean_schema
 from .slices import Slice
 from .splits import choose_split, shuffle_index
-from .standardize import Standardized, standardize
 
 UNSPLIT = ""
 """The split of candidates that get theirs only when all are known."""

@@ -26,13 +26,13 @@ from imagemill.components.clean.schema import CLEAN, REJECTED, clean_layout
 from imagemill.components.clean.shard import CleanedShard, pixel_hash, write_rows
 from imagemill.components.clean.slices import slices
 from imagemill.components.clean.splits import SPLITS, choose_split, shuffle_index, split_position
-from imagemill.components.clean.standardize import standardize
 from imagemill.components.clean.table import read_table
 from imagemill.components.download.raw import RAW
 from imagemill.components.store.errors import UserError
 from imagemill.components.store.images import ImageRejected, decode
 from imagemill.components.store.manifest import Dataset, File, Manifest, Totals, commit, count
 from imagemill.components.store.shards import Layout, ShardWriter
+from imagemill.components.store.standardize import standardize
 from imagemill.components.store.step import Context
 from imagemill.components.store.workspace import Workspace
 

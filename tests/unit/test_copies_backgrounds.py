@@ -233,7 +233,7 @@ def test_wrong_backgrounds_say_what_is_wrong(tmp_path: Path, monkeypatch: pytest
 def test_a_known_photograph_in_front_of_another() -> None:
     """The trimap of Oxford-IIIT Pet, through clean's `keep_masks`: the cat stays, its room goes."""
     from imagemill.components.clean.config import CleanConfig
-    from imagemill.components.clean.standardize import standardize
+    from imagemill.components.store.standardize import standardize
 
     done = standardize(
         photos.pet("Abyssinian_101"), CleanConfig(keep_masks=True), None, photos.trimap("Abyssinian_101")

@@ -19,11 +19,11 @@ from imagemill.components.clean.rewrite import rewritten
 from imagemill.components.clean.schema import clean_schema
 from imagemill.components.clean.shard import RowRules, clean_row, clean_shard
 from imagemill.components.clean.slices import Slice
-from imagemill.components.clean.standardize import standardize
 from imagemill.components.clean.table import columns_of
 from imagemill.components.store.images import ImageRejected, decode
 from imagemill.components.store.manifest import Dataset, Manifest
 from imagemill.components.store.shards import Layout, ShardWriter
+from imagemill.components.store.standardize import standardize
 
 WIDTH, HEIGHT = 200, 152
 BOX = [{"name": "pet", "xmin": 31.0, "ymin": 21.0, "xmax": 130.0, "ymax": 100.0}]

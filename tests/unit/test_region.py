@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
-from imagemill.components.clean.region import (
+from imagemill.components.store.images import ImageRejected, decode
+from imagemill.components.store.region import (
     BLUR_SHARE,
     background,
     blurred,
@@ -26,7 +27,6 @@ from imagemill.components.clean.region import (
     filled,
     trimmed_window,
 )
-from imagemill.components.store.images import ImageRejected, decode
 
 SMALL = arrays.arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9), st.sampled_from([1, 3])))
 

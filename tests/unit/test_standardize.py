@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from imagemill.components.clean.config import REASONS, CleanConfig
-from imagemill.components.clean.operations import binarize, denoise, equalize
-from imagemill.components.clean.region import background, blurred, filled, trimmed_window
-from imagemill.components.clean.standardize import Standardized, encode, standardize
 from imagemill.components.store.errors import UserError
 from imagemill.components.store.images import FORMATS, ImageRejected, decode, in_color
+from imagemill.components.store.operations import binarize, denoise, equalize
+from imagemill.components.store.region import background, blurred, filled, trimmed_window
+from imagemill.components.store.standardize import Standardized, encode, standardize
 
 HEAD = [{"name": "cat", "xmin": 54.0, "ymin": 36.0, "xmax": 319.0, "ymax": 235.0}]
 """Of Abyssinian_101, of 450 x 313 pixels."""

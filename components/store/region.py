@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ..store.images import ImageRejected, Pixels
+from .images import ImageRejected, Pixels
 
 Window = tuple[int, int, int, int]
 SIDES = ("xmin", "ymin", "xmax", "ymax")

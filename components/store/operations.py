@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from ..store.images import Pixels, in_color
+from .images import Pixels, in_color
 
 BILATERAL_SIGMA = 50.0
 """Levels; as in the colour examples of Tomasi and Manduchi, "Bilateral filtering for gray and color images" (1998)."""

@@ -17,10 +17,10 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from ..store.images import COLORS, Pixels, decode, in_color
-from .config import CleanConfig
+from .images import COLORS, Pixels, decode, in_color
 from .operations import binarize, denoise, equalize
 from .region import Window, background, blurred, box_window, cropped, filled, trimmed_window
+from .standards import PixelRules
 
 JPEG_QUALITY = 95
 JPEG_SIDE = 65_500
@@ -52,7 +52,7 @@ class Standardized:
 
 def standardize(
     data: bytes,
-    config: CleanConfig,
+    config: PixelRules,
     boxes: Sequence[Mapping[str, Any]] | None = None,
     mask: bytes | None = None,
 ) -> Standardized:
@@ -83,7 +83,7 @@ def standardize(
     return Standardized(data, pixels, decoded.format, decoded.width, decoded.height, decoded.warning, kept)
 
 
-def _window(pixels: Pixels, config: CleanConfig, boxes: Sequence[Mapping[str, Any]] | None) -> Window:
+def _window(pixels: Pixels, config: PixelRules, boxes: Sequence[Mapping[str, Any]] | None) -> Window:
     """What is cut out: the region of interest, and of that what is within its uniform borders."""
     height, width = pixels.shape[:2]
     left, top, right, bottom = 0, 0, width, height
@@ -101,7 +101,7 @@ def _kept_mask(behind: Pixels, window: Window) -> bytes:
     return encode(foreground[:, :, None], exact=True)
 
 
-def _without_background(pixels: Pixels, config: CleanConfig, color: str, behind: Pixels) -> Pixels:
+def _without_background(pixels: Pixels, config: PixelRules, color: str, behind: Pixels) -> Pixels:
     """The pixels (in `color`) with a background that is filled or blurred; the same array where there is none."""
     if not behind.any():
         return pixels
@@ -111,7 +111,7 @@ def _without_background(pixels: Pixels, config: CleanConfig, color: str, behind:
     return filled(pixels, behind, fill.ravel().tolist())
 
 
-def _enhanced(pixels: Pixels, config: CleanConfig) -> Pixels:
+def _enhanced(pixels: Pixels, config: PixelRules) -> Pixels:
     if config.denoise != "off":
         pixels = denoise(pixels, config.denoise, config.denoise_size)
     if config.equalize != "off":
