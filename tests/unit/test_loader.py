@@ -28,7 +28,7 @@ from imagemill.components.store.workspace import Workspace
 from imagemill.components.train.augment import RATIO, Augment, crop_box
 from imagemill.components.train.checkpoint import SLOTS, TrainingState, load_checkpoint, save_checkpoint
 from imagemill.components.train.config import TrainConfig
-from imagemill.components.train.loader import WINDOW, Batch, batches, prefetch
+from imagemill.components.train.loader import Batch, batches, prefetch
 from imagemill.components.train.loop import Trainer
 
 SHAPE = [4, 4, 3]
@@ -119,13 +119,6 @@ def test_a_last_batch_of_one_is_left_out_only_in_training(hundred: Dataset, tmp_
 
 def test_a_split_without_files_has_no_batches(hundred: Dataset) -> None:
     assert list(batches(hundred, "val", 10)) == []
-
-
-def test_rows_are_shuffled_over_a_window_of_row_groups(tmp_path: Path) -> None:
-    dataset = numbered(tmp_path, rows=64, group=8)
-    first = next(batches(dataset, "train", 8 * WINDOW, 0, 0)).labels
-    assert len({label // 8 for label in first}) == WINDOW, "whole row groups"
-    assert len({label // 8 for label in first[:16]}) == WINDOW, "mixed"
 
 
 def test_a_sliced_column_gives_its_own_images() -> None:

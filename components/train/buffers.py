@@ -1,0 +1,50 @@
+"""Memory for batches, used again: fresh pages for tens of megabytes cost more time than filling them."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Pixels = npt.NDArray[np.uint8]
+
+
+class Buffers:
+    """Arrays of one shape. What was lent comes back when nothing refers to it any more, views and torch tensors that
+    share its memory included; so whoever keeps batches keeps them, and whoever lets them go pays nothing.
+
+    `pinned`: in page-locked memory, from which a GPU copies by itself.
+    """
+
+    def __init__(self, shape: tuple[int, ...], keep: int, pinned: bool = False) -> None:
+        self._shape, self._pinned = shape, pinned
+        self._free: deque[Any] = deque(maxlen=keep)
+
+    def lend(self) -> Pixels:
+        """uint8 of the shape, filled with anything."""
+        try:
+            memory = self._free.pop()
+        except IndexError:
+            memory = self._made()
+        return np.asarray(_Lease(memory, self._free))
+
+    def _made(self) -> Any:
+        if not self._pinned:
+            return np.empty(self._shape, np.uint8)
+        import torch
+
+        return torch.empty(self._shape, dtype=torch.uint8, pin_memory=True).numpy()
+
+
+class _Lease:
+    """What every view of the memory keeps alive. numpy shortens a chain of views down to the last array, and this is
+    none, so it stays."""
+
+    def __init__(self, memory: Pixels, free: deque[Any]) -> None:
+        self._memory, self._free = memory, free
+        self.__array_interface__ = memory.__array_interface__
+
+    def __del__(self) -> None:
+        self._free.append(self._memory)

@@ -1,0 +1,123 @@
+"""A local cache of tensor files that lie elsewhere: bounded, shared by processes, and nothing in it is taken on trust.
+
+A file's name is the hash of its content. A copy is checked by sha256 when it is made, and again when a process first
+meets one that another has made. The oldest ones go when there is no room; a file in use stays readable though its name
+is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+
+from ..store.errors import DatasetError
+from ..store.filesystem import disk_errors, sha256_file, store_for
+from ..store.manifest import File
+
+USUAL_BYTES = 20 * 10**9
+SHARE_OF_FREE = 0.5
+
+
+@dataclass
+class ShardCache:
+    """At most `most` bytes in `folder` (but for a file that is larger alone)."""
+
+    folder: Path
+    most: int
+    _checked: set[str] = field(default_factory=set)
+    _lock: Lock = field(default_factory=Lock)
+
+    @classmethod
+    def at(cls, folder: str = "", most: int = 0) -> ShardCache:
+        """The cache in `folder` (default: the user's own below the system's temporary folder), which is made; `most`
+        bytes (default: 20 GB, or half of what is free there)."""
+        place = Path(folder) if folder else Path(tempfile.gettempdir()) / f"imagemill-cache-{os.getuid()}"
+        with disk_errors(str(place)):
+            place.mkdir(mode=0o700, parents=True, exist_ok=True)
+            free = shutil.disk_usage(place).free
+        held = sum(size for _, size, _ in _entries(place))
+        return cls(place, most or min(USUAL_BYTES, int(SHARE_OF_FREE * (free + held))))
+
+    def open(self, uri: str, file: File) -> int:
+        """A file descriptor of the local copy of `uri`, fetched if there is none. DatasetError where the content is not
+        what the manifest says; errors of the store as they are."""
+        path = self.folder / f"{file.sha256}{Path(file.uri).suffix}"
+        with self._alone(path):
+            found = self._there(path, file)
+            if found is None:
+                self._make_room(file.bytes)
+                self._fetch(uri, file, path)
+                found = os.open(path, os.O_RDONLY)
+            with self._lock:
+                self._checked.add(file.sha256)
+            return found
+
+    def _there(self, path: Path, file: File) -> int | None:
+        """The copy that is there, if it is what it should be."""
+        try:
+            found = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            return None
+        right = os.fstat(found).st_size == file.bytes
+        if right and file.sha256 not in self._checked:
+            right = sha256_file(path) == file.sha256
+        if right:
+            with contextlib.suppress(OSError):
+                os.utime(path)  # the oldest go first
+            return found
+        os.close(found)
+        return None
+
+    def _fetch(self, uri: str, file: File, path: Path) -> None:
+        try:
+            data = store_for(uri).read(uri)
+        except FileNotFoundError:
+            raise DatasetError(f"{uri}: expected a file that the manifest lists, found none") from None
+        if (found := hashlib.sha256(data).hexdigest()) != file.sha256:
+            raise DatasetError(f"{uri}: expected content with sha256 {file.sha256}, found {found}")
+        temporary = path.with_name(f".{secrets.token_hex(6)}.tmp")
+        with disk_errors(str(temporary)):
+            try:
+                temporary.write_bytes(data)
+                temporary.replace(path)
+            finally:
+                temporary.unlink(missing_ok=True)
+
+    def _make_room(self, wanted: int) -> None:
+        entries = sorted(_entries(self.folder))
+        held = sum(size for _, size, _ in entries)
+        for _, size, path in entries:
+            if held + wanted <= self.most:
+                return
+            path.unlink(missing_ok=True)
+            held -= size
+
+    @contextlib.contextmanager
+    def _alone(self, path: Path) -> Iterator[None]:
+        """One process or thread at a time for one file; the others find it there."""
+        lock = path.with_suffix(".lock")
+        with disk_errors(str(lock)):
+            handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
+
+
+def _entries(folder: Path) -> Iterator[tuple[float, int, Path]]:
+    """(time of the last use, bytes, path) of what is in the cache."""
+    for path in folder.iterdir():
+        if path.suffix in (".parquet", ".tmp"):
+            with contextlib.suppress(FileNotFoundError):
+                about = path.stat()
+                yield about.st_mtime, about.st_size, path

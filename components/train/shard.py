@@ -1,0 +1,161 @@
+"""One file of tensors, opened: its labels, and its pixels on their way into a batch.
+
+Raw tensors are copied straight from the mapped file into the batch; JPEGs, and files that somebody wrote in another
+form, by way of pyarrow. What is known of a file is kept for the next epoch: 16 bytes an image.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import simplejpeg
+
+from ..store import uri as uris
+from ..store.errors import DatasetError
+from ..store.filesystem import disk_errors
+from ..store.labels import MULTI, label_column
+from ..store.manifest import Dataset, File
+from ..store.tensors import JPEG, images_of
+from .cache import ShardCache
+from .pages import row_offsets
+
+Pixels = npt.NDArray[np.uint8]
+LAYOUTS = 2**16
+"""Files whose offsets and labels a process keeps."""
+_layouts: dict[tuple[str, str, int], tuple[Any, Any]] = {}
+_lock = Lock()
+
+
+class Shard(Protocol):
+    """`labels` of all rows: int64 [rows], or Arrow lists of ids where an image has several."""
+
+    labels: Any
+
+    def copy(self, row: int, out: Pixels) -> None:
+        """The pixels of a row into `out` uint8 [H, W, C]."""
+
+
+@dataclass
+class MappedShard:
+    """A mapped file of raw tensors; `offsets` int64 [rows] of the pixels in it."""
+
+    data: Pixels
+    offsets: npt.NDArray[np.int64]
+    labels: Any
+
+    def copy(self, row: int, out: Pixels) -> None:
+        start = self.offsets[row]
+        out.reshape(-1)[:] = self.data[start : start + out.size]
+
+
+@dataclass
+class TableShard:
+    """The column `image` in memory: JPEGs, decoded one by one, or all rows' pixels."""
+
+    column: Any
+    labels: Any
+    colorspace: str = ""
+
+    def copy(self, row: int, out: Pixels) -> None:
+        if self.colorspace:
+            data = memoryview(self.column[row].as_buffer()).cast("B")  # Arrow calls its bytes signed
+            simplejpeg.decode_jpeg(data, self.colorspace, buffer=out)
+        else:
+            out[...] = self.column[row]
+
+
+@dataclass(frozen=True)
+class Split:
+    """The files of one split of a tensors dataset, in the manifest's order; those of S3 by way of `cache`."""
+
+    dataset: Dataset
+    files: Sequence[File]
+    cache: ShardCache | None = None
+
+    @classmethod
+    def of(cls, dataset: Dataset, split: str, cache: ShardCache | None = None) -> Split:
+        if cache is None and uris.is_s3(dataset.uri):
+            cache = ShardCache.at()
+        return cls(dataset, [f for f in dataset.files("data", split) if f.rows], cache)
+
+    def open(self, index: int) -> Shard:
+        """DatasetError for a file that is gone or broken; errors of the store as they are."""
+        file, image = self.files[index], self.dataset.manifest.image
+        uri, label = self.dataset.locate(file), label_column(self.dataset.manifest.task)
+        mapped = _mapped(uri, self._handle(uri, file))
+        width = 0 if image.get("encoding") == JPEG else int(np.prod(image["shape"]))
+        offsets, labels = _layout(uri, mapped, file, label, width)
+        if offsets is not None:
+            with suppress(OSError, ValueError):
+                mapped.madvise(mmap.MADV_WILLNEED)
+            return MappedShard(np.frombuffer(mapped, np.uint8), offsets, labels)
+        column = _read(uri, mapped, ["image"]).column("image")
+        if width:
+            return TableShard(images_of(column, image), labels)
+        return TableShard(column.combine_chunks(), labels, "RGB" if image["shape"][2] == 3 else "GRAY")
+
+    def labels(self) -> list[npt.NDArray[np.int64]]:
+        """int64 [rows] of each file, of images with one label each."""
+        return [self.open(index).labels for index in range(len(self.files))]
+
+    def _handle(self, uri: str, file: File) -> int:
+        if self.cache is not None and uris.is_s3(uri):
+            return self.cache.open(uri, file)
+        try:
+            with disk_errors(uri):
+                return os.open(uri, os.O_RDONLY)
+        except FileNotFoundError:
+            raise DatasetError(f"{uri}: expected a file that the manifest lists, found none") from None
+
+
+def _mapped(uri: str, handle: int) -> mmap.mmap:
+    try:
+        return mmap.mmap(handle, 0, access=mmap.ACCESS_READ)
+    except ValueError:  # an empty file
+        raise DatasetError(f"{uri}: expected a Parquet file, found an empty one") from None
+    finally:
+        os.close(handle)
+
+
+def _layout(uri: str, mapped: mmap.mmap, file: File, label: str, width: int) -> tuple[Any, Any]:
+    """(offsets int64 [rows] of raw pixels of `width` bytes or None, the labels), read once by a process."""
+    key = (file.sha256, label, width)
+    with _lock:
+        known = _layouts.get(key)
+    if known is not None:
+        return known
+    column = _read(uri, mapped, [label]).column(label)
+    labels = column.combine_chunks() if label == label_column(MULTI) else column.to_numpy().astype(np.int64)
+    offsets = row_offsets(memoryview(mapped), _parquet(uri, mapped), "image", width) if width else None
+    for found in (len(labels), len(labels) if offsets is None else len(offsets)):
+        if found != file.rows:
+            raise DatasetError(f"{uri}: expected {file.rows} rows, found {found}")
+    with _lock:
+        if len(_layouts) >= LAYOUTS:
+            _layouts.clear()
+        _layouts[key] = (offsets, labels)
+    return offsets, labels
+
+
+def _read(uri: str, mapped: mmap.mmap, columns: list[str]) -> pa.Table:
+    try:
+        return _parquet(uri, mapped).read(columns, use_threads=False)
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise DatasetError(f"{uri}: {', '.join(columns)} can't be read: {error}") from None
+
+
+def _parquet(uri: str, mapped: mmap.mmap) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(pa.BufferReader(pa.py_buffer(mapped)))
+    except (pa.ArrowException, OSError) as error:
+        raise DatasetError(f"{uri}: expected a Parquet file, found something else: {error}") from None
