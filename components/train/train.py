@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..store import uri as uris
 from ..store.errors import UserError
@@ -11,14 +11,19 @@ from ..store.fingerprint import fingerprint
 from ..store.manifest import Dataset, Manifest, Totals, commit, ready
 from ..store.model import ModelSpec, build_network, pick_device, wrong_size
 from ..store.parallel import cores
+from ..store.preprocessing import KEY, preprocessing_of
 from ..store.shards import publish_bytes
 from ..store.step import CACHED, RAN, Context, Outcome
 from ..store.tensors import input_image
 from .agreement import conversion, disagreements, expected_by
+from .artifact import artifact_files, facts_of, samples
 from .checkpoint import TrainingState, discard_checkpoints
 from .config import VERSION, TrainConfig
 from .recipes import resolve
 from .weights import load_pretrained, weights_identity
+
+if TYPE_CHECKING:
+    import torch
 
 
 def train(config: TrainConfig, context: Context) -> Outcome:
@@ -49,9 +54,8 @@ def _build(tensors: Dataset, uri: str, config: TrainConfig, context: Context) ->
     torch.manual_seed(config.seed)
     torch.set_num_threads(cores())
     image = input_image(tensors.manifest.image)
-    spec = ModelSpec(
-        config.backbone, tensors.manifest.classes, image, tensors.manifest.task, extra=conversion(config, image)
-    )
+    extra = conversion(config, image) | {KEY: preprocessing_of(tensors)}
+    spec = ModelSpec(config.backbone, tensors.manifest.classes, image, tensors.manifest.task, extra=extra)
     network = build_network(spec)
     _check_takes_the_images(network, spec)
     if expected := expected_by(config, image):
@@ -66,7 +70,8 @@ def _build(tensors: Dataset, uri: str, config: TrainConfig, context: Context) ->
     started = time.monotonic()
     state = Trainer(network, tensors, config, device, uri, context).run()
     about = {"parameters": parameters, "origin": origin, "seconds": round(time.monotonic() - started, 1)}
-    dataset = commit(uri, _manifest(tensors, uri, config, spec, state, about))
+    network.load_state_dict(state.best)
+    dataset = commit(uri, _manifest(tensors, uri, config, spec, state, about, network))
     discard_checkpoints(uri)
     return dataset
 
@@ -84,17 +89,20 @@ def _check_takes_the_images(network: Any, spec: ModelSpec) -> None:
 
 
 def _manifest(
-    tensors: Dataset, uri: str, config: TrainConfig, spec: ModelSpec, state: TrainingState, about: dict[str, Any]
-) -> Manifest:
+    tensors: Dataset, uri: str, config: TrainConfig, spec: ModelSpec, state: TrainingState, about: dict[str, Any],
+    network: torch.nn.Module,
+) -> Manifest:  # fmt: skip
     from safetensors.torch import save
 
     weights = save({key: value.contiguous() for key, value in state.best.items()}, {"format": "pt"})
+    best = state.history[state.best_epoch - 1]
+    metrics = {name: best[f"val_{name}"] for name in ("top1", "macro_f1", "loss") if f"val_{name}" in best}
+    facts = facts_of(tensors, config, about | {"metrics": metrics, "best": best, "epochs": state.epoch})
     files = (
         publish_bytes(uri, weights, "model-", ".safetensors"),
         publish_bytes(uri, spec.to_json(), "model-", ".json"),
+        *artifact_files(uri, network, spec, facts, samples(tensors)),
     )
-    best = state.history[state.best_epoch - 1]
-    metrics = {name: best[f"val_{name}"] for name in ("top1", "macro_f1", "loss") if f"val_{name}" in best}
     return Manifest(
         kind="model",
         fingerprint=uris.last_part(uri),
