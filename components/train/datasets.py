@@ -85,7 +85,7 @@ class TensorBatches(IterableDataset[Pair]):
 
 class TensorImages(MapDataset[Pair]):
     """Single images (uint8 [C, H, W], channels last in memory; the label int64 [], or uint8 [classes]) of a split of
-    the tensors dataset at `uri`, in stored order. Holds 16 bytes an image; files are mapped when they are first read."""
+    the tensors dataset at `uri`, in stored order. Holds 16 bytes an image, and maps a file when it is first read."""
 
     def __init__(self, uri: str, split: str) -> None:
         self.dataset = _tensors(uri, split)

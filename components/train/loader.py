@@ -25,7 +25,7 @@ from . import order
 from .buffers import Buffers
 from .cache import ShardCache
 from .order import Order, Window
-from .shard import Split
+from .shard import Split, gather
 
 if TYPE_CHECKING:
     from .datasets import TensorBatches, TensorImages
@@ -134,12 +134,12 @@ class _Opened:
         self._rows = opener.submit(plan.rows_of, window)
         self._shards = [opener.submit(source.open, index) for index in window.files]
 
-    def rows(self, which: slice) -> Iterator[tuple[Any, int]]:
-        """(shard, row in it) of some rows of the window."""
+    def read(self, which: slice, out: npt.NDArray[np.uint8]) -> list[Any]:
+        """The pixels of some rows of the window into `out` uint8 [rows, H, W, C]; their labels as in the files."""
         shards = [one.result() for one in self._shards]
-        places, rows = self._rows.result()
-        for place, row in zip(places[which].tolist(), rows[which].tolist(), strict=True):
-            yield shards[place], row
+        places, rows = (of_all[which] for of_all in self._rows.result())
+        gather(shards, places, rows, out)
+        return [shards[place].labels[row] for place, row in zip(places.tolist(), rows.tolist(), strict=True)]
 
 
 @dataclass
@@ -189,9 +189,7 @@ class _Loading:
         images = self.buffers.lend()[: end - start]
         labels: list[Any] = []
         for opened, which in pieces:
-            for shard, row in opened.rows(which):
-                shard.copy(row, images[len(labels)])
-                labels.append(shard.labels[row])
+            labels += opened.read(which, images[len(labels) : len(labels) + which.stop - which.start])
         whole = number * self.batch_size
         targets = (
             multi_hot([ids.as_py() for ids in labels], self.classes) if self.classes else np.array(labels, np.int64)

@@ -47,10 +47,12 @@ def _chunk(data: memoryview, at: int, rows: int, width: int) -> list[npt.NDArray
     while rows > 0:
         try:
             header, length = _struct(bytes(data[at : at + _HEADER]), 0)
-        except IndexError:
+        except (IndexError, RecursionError):  # no header
             return None
-        page = header.get(5, {})
-        number, size = page.get(1, 0), header.get(3, -1)
+        page = header.get(5)
+        if not isinstance(page, dict) or not all(type(n) is int for n in (page.get(1), header.get(2), header.get(3))):
+            return None
+        number, size = page[1], header[3]
         plain = header.get(1) == _DATA_PAGE and page.get(2) == _PLAIN and size == header.get(2)
         if not plain or number <= 0 or number > rows or number * width != size or at + length + size > len(data):
             return None
@@ -90,6 +92,8 @@ def _value(data: bytes, at: int, kind: int) -> tuple[Any, int]:
         at += 1
         if number == 15:
             number, at = _unsigned(data, at)
+        if number > len(data):
+            raise IndexError("a list that is longer than the header")
         for _ in range(number):
             at = _value(data, at, inner)[1] if inner > _FALSE else at + 1
         return None, at

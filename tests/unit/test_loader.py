@@ -15,13 +15,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stored import SHAPE, numbered, rows_of, write_split
 
-from imagemill.components.resize.work import Recipe
 from imagemill.components.store.errors import MillError
-from imagemill.components.store.manifest import Dataset, File, Manifest, Totals, commit
+from imagemill.components.store.manifest import Dataset, Manifest, Totals, commit
 from imagemill.components.store.model import ModelSpec, build_network
-from imagemill.components.store.resample import Geometry
-from imagemill.components.store.shards import Layout, ShardWriter
 from imagemill.components.store.step import Context
 from imagemill.components.store.tensors import images_of
 from imagemill.components.store.workspace import Workspace
@@ -30,46 +28,6 @@ from imagemill.components.train.checkpoint import SLOTS, TrainingState, load_che
 from imagemill.components.train.config import TrainConfig
 from imagemill.components.train.loader import Batch, batches, prefetch
 from imagemill.components.train.loop import Trainer
-
-SHAPE = [4, 4, 3]
-
-
-def write_split(uri: str, split: str, images: npt.NDArray[np.uint8], labels: list[int], group: int) -> File:
-    row_bytes = int(np.prod(images.shape[1:]))
-    schema = Recipe(Geometry(images.shape[1])).schema()
-    with ShardWriter(uri, Layout(schema, plain=True)) as writer:
-        for start in range(0, len(labels), group):
-            part = images[start : start + group]
-            column = pa.FixedSizeBinaryArray.from_buffers(
-                pa.binary(row_bytes), len(part), [None, pa.py_buffer(part.tobytes())]
-            )
-            ids = [f"{split}-{n}" for n in range(start, start + len(part))]
-            columns = [column, pa.array(labels[start : start + group], pa.int32()), pa.array(ids)]
-            writer.add_table(pa.Table.from_arrays(columns, schema=schema))
-        return writer.publish(f"data/{split}", "data", split)
-
-
-def numbered(workspace: Path, rows: int, group: int, files: int = 1) -> Dataset:
-    """A tensors dataset whose labels are the numbers of its rows, and whose images hold them in every pixel."""
-    uri = str(workspace / "tensors" / "01")
-    parts = [np.arange(start, rows, files) for start in range(files)]
-    made = [
-        write_split(
-            uri,
-            "train",
-            np.broadcast_to(p[:, None, None, None] % 256, (len(p), *SHAPE)).astype(np.uint8),
-            p.tolist(),
-            group,
-        )
-        for p in parts
-        if len(p)
-    ]
-    image = {"shape": SHAPE, "mean": [0.5] * 3, "std": [0.25] * 3, "color": "rgb", "mode": "crop"}
-    return commit(uri, Manifest("tensors", "01", classes=("a", "b"), files=tuple(made), image=image))
-
-
-def rows_of(found: Iterator[Batch]) -> list[int]:
-    return [label for batch in found for label in batch.labels.tolist()]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,56 @@
+"""Small tensors datasets written as the resize step writes them, for tests of whatever reads some."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from imagemill.components.resize.work import Recipe
+from imagemill.components.store.manifest import Dataset, File, Manifest, commit
+from imagemill.components.store.resample import Geometry
+from imagemill.components.store.shards import Layout, ShardWriter
+from imagemill.components.train.loader import Batch
+
+SHAPE = [4, 4, 3]
+
+
+def write_split(uri: str, split: str, images: npt.NDArray[np.uint8], labels: list[int], group: int) -> File:
+    row_bytes = int(np.prod(images.shape[1:]))
+    schema = Recipe(Geometry(images.shape[1])).schema()
+    with ShardWriter(uri, Layout(schema, plain=True)) as writer:
+        for start in range(0, len(labels), group):
+            part = images[start : start + group]
+            column = pa.FixedSizeBinaryArray.from_buffers(
+                pa.binary(row_bytes), len(part), [None, pa.py_buffer(part.tobytes())]
+            )
+            ids = [f"{split}-{n}" for n in range(start, start + len(part))]
+            columns = [column, pa.array(labels[start : start + group], pa.int32()), pa.array(ids)]
+            writer.add_table(pa.Table.from_arrays(columns, schema=schema))
+        return writer.publish(f"data/{split}", "data", split)
+
+
+def numbered(workspace: Path, rows: int, group: int, files: int = 1) -> Dataset:
+    """A tensors dataset whose labels are the numbers of its rows, and whose images hold them in every pixel."""
+    uri = str(workspace / "tensors" / "01")
+    parts = [np.arange(start, rows, files) for start in range(files)]
+    made = [
+        write_split(
+            uri,
+            "train",
+            np.broadcast_to(p[:, None, None, None] % 256, (len(p), *SHAPE)).astype(np.uint8),
+            p.tolist(),
+            group,
+        )
+        for p in parts
+        if len(p)
+    ]
+    image = {"shape": SHAPE, "mean": [0.5] * 3, "std": [0.25] * 3, "color": "rgb", "mode": "crop"}
+    return commit(uri, Manifest("tensors", "01", classes=("a", "b"), files=tuple(made), image=image))
+
+
+def rows_of(found: Iterator[Batch]) -> list[int]:
+    return [label for batch in found for label in batch.labels.tolist()]

@@ -1,0 +1,93 @@
+"""The local cache of tensor files: checked, bounded, shared, and no reader loses what it reads."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from imagemill.components.store.errors import DatasetError
+from imagemill.components.store.manifest import File
+from imagemill.components.train.cache import ShardCache
+
+
+def stored(folder: Path, name: str, content: bytes) -> tuple[str, File]:
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_bytes(content)
+    return str(folder / name), File(name, "data", "train", 1, len(content), hashlib.sha256(content).hexdigest())
+
+
+def read(cache: ShardCache, uri: str, file: File) -> bytes:
+    handle = cache.open(uri, file)
+    try:
+        return os.pread(handle, 10**6, 0)
+    finally:
+        os.close(handle)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> ShardCache:
+    return ShardCache.at(str(tmp_path / "cache"), most=250)
+
+
+def test_a_file_is_fetched_once(cache: ShardCache, tmp_path: Path) -> None:
+    uri, file = stored(tmp_path / "far", "a.parquet", b"a" * 100)
+    assert read(cache, uri, file) == b"a" * 100
+    Path(uri).unlink()
+    assert read(cache, uri, file) == b"a" * 100
+    assert read(ShardCache.at(str(tmp_path / "cache"), most=250), uri, file) == b"a" * 100, "by another process, too"
+
+
+def test_what_is_not_what_the_manifest_says_is_refused(cache: ShardCache, tmp_path: Path) -> None:
+    uri, file = stored(tmp_path / "far", "a.parquet", b"a" * 100)
+    Path(uri).write_bytes(b"b" * 100)
+    with pytest.raises(DatasetError, match="expected content with sha256"):
+        cache.open(uri, file)
+    Path(uri).unlink()
+    with pytest.raises(DatasetError, match="expected a file that the manifest lists, found none"):
+        cache.open(uri, file)
+    assert not [p for p in (tmp_path / "cache").iterdir() if p.suffix != ".lock"]
+
+
+@pytest.mark.parametrize("damage", [b"", b"b" * 100, b"a" * 99])
+def test_a_damaged_copy_is_fetched_again(cache: ShardCache, tmp_path: Path, damage: bytes) -> None:
+    uri, file = stored(tmp_path / "far", "a.parquet", b"a" * 100)
+    (tmp_path / "cache" / f"{file.sha256}.parquet").write_bytes(damage)
+    assert read(cache, uri, file) == b"a" * 100
+
+
+def test_the_oldest_go_when_there_is_no_room(cache: ShardCache, tmp_path: Path) -> None:
+    files = [stored(tmp_path / "far", f"{name}.parquet", name.encode() * 100) for name in "abc"]
+    for number, one in enumerate(files):
+        read(cache, *one)
+        os.utime(tmp_path / "cache" / f"{one[1].sha256}.parquet", (number, number))
+        assert sum(p.stat().st_size for p in (tmp_path / "cache").iterdir()) <= 250
+    left = {p.stem for p in (tmp_path / "cache").glob("*.parquet")}
+    assert left == {files[1][1].sha256, files[2][1].sha256}
+
+
+def test_a_file_in_use_stays_readable_when_it_has_gone(cache: ShardCache, tmp_path: Path) -> None:
+    first, *others = [stored(tmp_path / "far", f"{name}.parquet", name.encode() * 200) for name in "abc"]
+    handle = cache.open(*first)
+    for one in others:
+        read(cache, *one)
+    assert not (tmp_path / "cache" / f"{first[1].sha256}.parquet").exists()
+    assert os.pread(handle, 1000, 0) == b"a" * 200
+    os.close(handle)
+
+
+def test_many_threads_fetch_a_file_once(cache: ShardCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri, file = stored(tmp_path / "far", "a.parquet", b"a" * 100)
+    fetched: list[str] = []
+    fetch = ShardCache._fetch
+    monkeypatch.setattr(ShardCache, "_fetch", lambda self, *a: (fetched.append(a[0]), fetch(self, *a)))
+    found: list[bytes] = []
+    threads = [threading.Thread(target=lambda: found.append(read(cache, uri, file))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [b"a" * 100] * 8 and fetched == [uri]

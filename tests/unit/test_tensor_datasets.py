@@ -1,0 +1,160 @@
+"""Tensors in other people's training loops: whole batches, single images, plain DataLoaders with worker processes."""
+
+from __future__ import annotations
+
+import gc
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from stored import SHAPE, numbered, rows_of
+from torch.utils.data import DataLoader
+
+from imagemill.components.store.errors import UserError
+from imagemill.components.store.manifest import Dataset
+from imagemill.components.train import loader
+from imagemill.components.train.buffers import Buffers
+from imagemill.components.train.loader import Batch, batches
+
+
+@pytest.fixture(scope="module")
+def hundred(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return numbered(tmp_path_factory.mktemp("hundred"), rows=100, group=7, files=6)
+
+
+def test_batches_of_torch_tensors(hundred: Dataset) -> None:
+    dataset = loader.TensorBatches(hundred.uri, "train", 32, seed=5)
+    found = list(dataset)
+    assert len(dataset) == len(found) == 4
+    images, labels = found[0]
+    assert images.dtype == torch.uint8 and labels.dtype == torch.int64
+    assert images.shape == (32, 3, 4, 4) and images.is_contiguous(memory_format=torch.channels_last)
+    assert sorted(torch.cat([b[1] for b in found]).tolist()) == list(range(100))
+    for images, labels in found:
+        assert (images[:, 0, 0, 0] == labels).all()
+
+
+def test_every_pass_is_the_next_epoch_unless_one_is_set(hundred: Dataset) -> None:
+    dataset = loader.TensorBatches(hundred.uri, "train", 100, seed=5)
+    first, second = next(iter(dataset))[1], next(iter(dataset))[1]
+    assert not torch.equal(first, second)
+    dataset.set_epoch(0)
+    assert torch.equal(next(iter(dataset))[1], first)
+    assert first.tolist() == rows_of(batches(hundred, "train", 100, 5, 0))
+
+
+def test_a_pass_goes_on_in_the_middle_of_an_epoch(hundred: Dataset) -> None:
+    dataset = loader.TensorBatches(hundred.uri, "train", 16, seed=1)
+    whole = [labels.tolist() for _, labels in dataset]
+    for start in range(len(whole)):
+        dataset.set_epoch(0, start)
+        assert [labels.tolist() for _, labels in dataset] == whole[start:]
+
+
+def test_without_shuffling_rows_come_as_they_are_stored(hundred: Dataset) -> None:
+    dataset = loader.TensorBatches(hundred.uri, "train", 30, shuffle=False)
+    assert torch.cat([labels for _, labels in dataset]).tolist() == [n for s in range(6) for n in range(s, 100, 6)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_worker_processes_give_the_same_batches(hundred: Dataset, workers: int) -> None:
+    alone = [labels.tolist() for _, labels in loader.TensorBatches(hundred.uri, "train", 16, seed=1)]
+    data = DataLoader(
+        loader.TensorBatches(hundred.uri, "train", 16, seed=1),
+        batch_size=None,
+        num_workers=workers,
+        multiprocessing_context="fork" if workers else None,
+    )
+    assert [labels.tolist() for _, labels in data] == alone
+
+
+def test_single_images_in_a_plain_dataloader(hundred: Dataset) -> None:
+    dataset = loader.TensorImages(hundred.uri, "train")
+    assert len(dataset) == 100
+    stored = [n for s in range(6) for n in range(s, 100, 6)]
+    assert [int(dataset[n][1]) for n in range(100)] == stored and int(dataset[-1][1]) == stored[-1]
+    with pytest.raises(IndexError):
+        dataset[100]
+    found: list[int] = []
+    for images, labels in DataLoader(
+        dataset, batch_size=8, shuffle=True, num_workers=2, multiprocessing_context="fork"
+    ):
+        assert images.shape[1:] == (3, 4, 4) and images.dtype == torch.uint8
+        assert (images[:, 2, 3, 3] == labels).all()
+        found += labels.tolist()
+    assert sorted(found) == list(range(100))
+
+
+def test_a_wrong_split_or_uri_is_named(hundred: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="split: expected one of train, found 'training'"):
+        loader.TensorBatches(hundred.uri, "training", 8)
+    with pytest.raises(UserError, match="expected the URI of a tensors dataset"):
+        loader.TensorImages(str(tmp_path), "train")
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_share_every_batch_of_one_order(hundred: Dataset, ranks: int) -> None:
+    alone: list[Batch] = list(batches(hundred, "train", 16, 2, 1))
+    shares = [list(batches(hundred, "train", 16, 2, 1, rank=rank, ranks=ranks)) for rank in range(ranks)]
+    assert len(alone) == 7 and len(shares[0]) == (7 if ranks == 2 else 6), "the last four rows are too few for three"
+    for whole, *parts in zip(alone[: len(shares[0])], *shares, strict=True):
+        assert np.concatenate([p.labels for p in parts]).tolist() == whole.labels.tolist()
+        assert [p.first for p in parts] == [sum(len(q.labels) for q in parts[:n]) for n in range(ranks)]
+        assert {p.total for p in parts} == {whole.total} == {len(whole.labels)}
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_threads_change_nothing(hundred: Dataset, threads: int) -> None:
+    one = rows_of(batches(hundred, "train", 7, 3, 4, threads=1))
+    assert rows_of(batches(hundred, "train", 7, 3, 4, threads=threads)) == one
+
+
+def test_kept_batches_keep_their_pixels(hundred: Dataset) -> None:
+    found = [(b.images[1:3], b.labels[1:3]) for b in batches(hundred, "train", 5, 0, 0)]  # views of batches let go
+    gc.collect()
+    for images, labels in found:
+        assert (images == labels[:, None, None, None]).all()
+    tensors = [(torch.from_numpy(b.images)[2:], b.labels[2:]) for b in batches(hundred, "train", 5, 0, 0)]
+    for tensor, labels in tensors:
+        assert (tensor.numpy() == labels[:, None, None, None]).all()
+
+
+def test_memory_that_nobody_holds_is_used_again() -> None:
+    buffers = Buffers((4, *SHAPE), keep=2)
+    first = buffers.lend()
+    at = first.ctypes.data
+    part = torch.from_numpy(first[1:])[0]
+    del first
+    assert buffers.lend().ctypes.data != at, "a view of a view of it is alive"
+    del part
+    assert at in {buffers.lend().ctypes.data, buffers.lend().ctypes.data}
+
+
+def test_work_is_done_ahead_and_its_results_come_in_order(hundred: Dataset) -> None:
+    done: list[int] = []
+    found = batches(hundred, "train", 4, 0, 0, threads=2, work=lambda b: done.append(b.number) or b.number)
+    assert list(islice(found, 3)) == [0, 1, 2]
+    assert len(done) <= 3 + 4
+    found.close()  # type: ignore[attr-defined]
+
+
+def test_an_error_of_the_work_comes_out(hundred: Dataset) -> None:
+    def breaks(batch: Batch) -> int:
+        if batch.number == 3:
+            raise ValueError("broken")
+        return batch.number
+
+    found = batches(hundred, "train", 4, 0, 0, work=breaks)
+    assert [next(found) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(ValueError, match="broken"):
+        next(found)
+
+
+def test_balanced_sampling_shows_rare_classes_more_often(tmp_path: Path) -> None:
+    dataset = numbered(tmp_path, rows=10, group=5)
+    weights = np.ones(10)
+    weights[3] = 9
+    rows = [label for batch in batches(dataset, "train", 5, 0, 0, balance=weights) for label in batch.labels.tolist()]
+    assert len(rows) == 10 and rows.count(3) in (5, 6)
