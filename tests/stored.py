@@ -33,9 +33,9 @@ def write_split(uri: str, split: str, images: npt.NDArray[np.uint8], labels: lis
         return writer.publish(f"data/{split}", "data", split)
 
 
-def numbered(workspace: Path, rows: int, group: int, files: int = 1) -> Dataset:
+def numbered(workspace: Path | str, rows: int, group: int, files: int = 1) -> Dataset:
     """A tensors dataset whose labels are the numbers of its rows, and whose images hold them in every pixel."""
-    uri = str(workspace / "tensors" / "01")
+    uri = f"{workspace}/tensors/01"
     parts = [np.arange(start, rows, files) for start in range(files)]
     made = [
         write_split(
