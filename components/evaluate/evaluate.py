@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 from ..store import uri as uris
 from ..store.errors import MillError
 from ..store.fingerprint import fingerprint
@@ -10,8 +13,12 @@ from ..store.progress import Progress
 from ..store.shards import Layout, ShardWriter
 from ..store.step import CACHED, RAN, Context, Outcome
 from .config import VERSION, EvaluateConfig
-from .inputs import input_batches, tensors_for
+from .curves import described
+from .outputs import Outputs
 from .scores import Scorer, align, scorer
+from .slices import Slices, check_columns
+from .speed import told
+from .tta import FLIP
 
 
 def evaluate(config: EvaluateConfig, context: Context) -> Outcome:
@@ -52,49 +59,80 @@ def _evaluation(
     uri = context.workspace.dataset("evaluation", fingerprint("evaluation", VERSION, parents, counting))
     there = ready(uri)
     dataset = there or _build(model, clean, uri, config, context)
-    metrics = dataset.manifest.extra["metrics"]
-    context.say(
-        f"{who}: top-1 {metrics['top1']:.3f} · macro-F1 {metrics['macro_f1']:.3f} "
-        f"on {dataset.manifest.totals.rows:,} test images"
-    )
-    rows = dataset.manifest.totals.rows
+    _say(dataset, who, context)
+    return uri, there is not None, dataset
+
+
+def _say(dataset: Dataset, who: str, context: Context) -> None:
+    extra, rows = dataset.manifest.extra, dataset.manifest.totals.rows
+    metrics, known = extra["metrics"], extra.get("intervals", {})
+    parts = [f"top-1 {metrics['top1']:.3f}{_between(known.get('top1'))}"]
+    parts += [f"macro-F1 {metrics['macro_f1']:.3f}{_between(known.get('macro_f1'))}"]
+    parts += [f"calibration error {metrics['ece']:.3f}"] if "ece" in metrics else []
+    context.say(f"{who}: {' · '.join(parts)} on {rows:,} test images")
     if rows < 100:
         context.say(f"only {rows} test images: one more or less of them is {1 / rows:.3f} of top-1")
-    return uri, there is not None, dataset
+    if below := [one for one in extra.get("slices", []) if one["below"]]:
+        listed = ", ".join(f"{one['column']} {one['slice']} ({one['top1']:.3f})" for one in below[:5])
+        context.say(f"surely below the whole: {listed}{f' and {len(below) - 5} more' if len(below) > 5 else ''}")
+
+
+def _between(interval: list[float] | None) -> str:
+    return f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
 
 
 def _build(model: Dataset, clean: Dataset, uri: str, config: EvaluateConfig, context: Context) -> Dataset:
     import torch
 
-    from ..store.model import Normalize, load_model, pick_device
+    from ..store.model import load_model, pick_device
     from ..store.parallel import cores
 
+    slices_of = check_columns(config.slices, clean)
     network, spec = load_model(model)
     device = pick_device(config.device)
     torch.set_num_threads(cores())
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    normalize = Normalize(spec.image, device)
-    progress = Progress("evaluate", total=clean.manifest.totals.by_split["test"])
-    score = scorer(clean.manifest.task, spec.task, align(clean.manifest.classes, spec.classes))
+    classes = align(clean.manifest.classes, spec.classes)
+    score = scorer(clean.manifest.task, spec.task, classes, config.bootstrap)
+    slices = Slices.of(clean, slices_of, clean.manifest.task, len(classes.names))
+    if config.tta == FLIP and model.manifest.config.get("flip") == "false":
+        context.say("warning: this model never saw a mirrored image in training, and tta flip shows it some")
+    outputs = Outputs(network, spec, device, config.tta)
+    wanted = clean.manifest.totals.by_split["test"]
+    progress = Progress("evaluate", total=wanted)
     with ShardWriter(uri, Layout(score.SCHEMA, row_group_rows=100_000)) as writer, torch.inference_mode():
-        for batch in input_batches(tensors_for(model, clean), clean, spec.geometry, config.eval_batch_size):
-            logits = network(normalize(torch.from_numpy(batch.images).to(device))).float()
-            for row in score.add(logits, batch):
+        for batch in outputs.batches(model, clean, config.eval_batch_size):
+            rows = score.add(*outputs(batch))
+            slices.add(rows)
+            for row in rows:
                 writer.add(row, 0)
             progress.add(len(batch.ids))
         file = writer.publish("predictions", "data", "test")
-    if file.rows != clean.manifest.totals.by_split["test"]:
-        wanted_rows = clean.manifest.totals.by_split["test"]
-        raise MillError(f"the ledger is wrong: {wanted_rows} test images, {file.rows} predictions")
-    return commit(uri, _manifest(model, clean, uri, score, file))
+    if file.rows != wanted:
+        raise MillError(f"the ledger is wrong: {wanted} test images, {file.rows} predictions")
+    speed = outputs.speed.described(file.rows, config.eval_batch_size) | {"tta": config.tta}
+    context.say(told(speed))
+    about = {"throughput": speed, "calibration": score.trust.described(outputs.temperature)}
+    return commit(uri, _manifest(model, clean, uri, config, score, slices, file, about))
 
 
-def _manifest(model: Dataset, clean: Dataset, uri: str, score: Scorer, file: File) -> Manifest:
-    found, names = score.per_class(), score.classes.names
+def _manifest(
+    model: Dataset,
+    clean: Dataset,
+    uri: str,
+    config: EvaluateConfig,
+    score: Scorer,
+    slices: Slices,
+    file: File,
+    about: dict[str, Any],
+) -> Manifest:
+    found, names, metrics = score.per_class(), score.classes.names, score.metrics()
+    areas = score.areas()
     return Manifest(
         kind="evaluation",
         fingerprint=uris.last_part(uri),
         parents=(model.as_parent(uri), clean.as_parent(uri)),
+        config=config.effective(),
         task=clean.manifest.task,
         classes=names,
         files=(file,),
@@ -106,14 +144,23 @@ def _manifest(model: Dataset, clean: Dataset, uri: str, score: Scorer, file: Fil
         ),
         extra={
             "dataset_name": clean.manifest.extra["dataset_name"],
-            "metrics": score.metrics(),
+            "metrics": metrics,
+            "intervals": score.intervals(),
             "model_task": score.task,
             "model_classes": list(model.manifest.classes),
             "per_class": [
                 {"class": name}
                 | {key: round(float(found[key][i]), 6) for key in ("precision", "recall", "f1")}
+                | {"pr_auc": _or_none(areas.pr[i]), "roc_auc": _or_none(areas.roc[i])}
                 | {"support": int(found["support"][i])}
                 for i, name in enumerate(names)
             ],
+            "curves": described(score.histograms, names, areas),
+            "slices": slices.described(metrics["top1"]),
+            **about,
         },
     )
+
+
+def _or_none(value: float) -> float | None:
+    return round(float(value), 6) if math.isfinite(value) else None

@@ -44,9 +44,20 @@ def tensors_for(model: Dataset, clean: Dataset) -> Dataset | None:
     return tensors
 
 
-def input_batches(tensors: Dataset | None, clean: Dataset, geometry: Geometry, batch_size: int) -> Iterator[InputBatch]:
-    """The clean dataset's test split, in its order; one batch and one row group at a time in memory."""
-    rows = _from_tensors(tensors) if tensors else _from_clean(clean, geometry)
+def stored_geometry(model: Dataset, geometry: Geometry) -> Geometry:
+    """The geometry of a model's input with what its tensors store around it, as far as they still say so."""
+    tensors = find_dataset(model.parent_uri("tensors"))
+    stored = Geometry.from_dict(tensors.manifest.image) if tensors and tensors.manifest.image else geometry
+    return stored if stored.input == geometry.input else geometry
+
+
+def input_batches(
+    tensors: Dataset | None, clean: Dataset, geometry: Geometry, batch_size: int, around: bool = False
+) -> Iterator[InputBatch]:
+    """The clean dataset's test split; one batch and one row group at a time in memory.
+
+    `around`: with all that the tensors store, or `geometry` says, around what the model sees."""
+    rows = _from_tensors(tensors, around) if tensors else _from_clean(clean, geometry if around else geometry.input)
     classes = len(clean.manifest.classes) if clean.manifest.task == MULTI else 0
     batch: list[Row] = []
     for row in rows:
@@ -65,11 +76,12 @@ def _batch(rows: list[Row], classes: int) -> InputBatch:
     return InputBatch(np.stack([r[0] for r in rows]), targets, [r[2] for r in rows])
 
 
-def _from_tensors(tensors: Dataset) -> Iterator[Row]:
+def _from_tensors(tensors: Dataset, around: bool) -> Iterator[Row]:
     image, label_name = tensors.manifest.image, label_column(tensors.manifest.task)
+    side = image["shape"][0] if around else input_size(image)
     for file in tensors.files("data", "test"):
         for table in row_groups(tensors, file):
-            pixels = centre(images_of(table.column("image"), image), input_size(image))
+            pixels = centre(images_of(table.column("image"), image), side)
             columns = (table.column(name).to_pylist() for name in (label_name, "image_id"))
             yield from zip(pixels, *columns, strict=True)
 

@@ -13,6 +13,8 @@ import numpy.typing as npt
 
 Matrix = npt.NDArray[np.int64]
 Scores = dict[str, npt.NDArray[np.float64]]
+_WAITING = 1 << 16
+"""Pairs that are not counted yet: half a megabyte."""
 
 
 def confusion(labels: npt.ArrayLike, predicted: npt.ArrayLike, classes: int) -> Matrix:
@@ -45,19 +47,68 @@ def _ratio(top: Any, bottom: Any) -> npt.NDArray[np.float64]:
     return share
 
 
-def _macro_f1(found: Scores) -> float:
-    """The mean F1 of the classes with at least one image."""
+def _mean_of_present(found: Scores, name: str) -> float:
+    """The mean of a score over the classes with at least one image."""
     present = found["support"] > 0
-    return float(found["f1"][present].mean()) if present.any() else 0.0
+    return float(found[name][present].mean()) if present.any() else 0.0
 
 
 def summary(matrix: Matrix) -> dict[str, float]:
-    """`top1` and `macro_f1` in [0, 1]; the latter is the mean F1 of the classes with at least one image."""
-    total = int(matrix.sum())
+    """`top1`, `macro_f1` and `balanced_accuracy` of a confusion matrix, as `Pairs` has them."""
+    return _summary(per_class(matrix), int(np.trace(matrix)), int(matrix.sum()))
+
+
+def _summary(found: Scores, right: int, images: int) -> dict[str, float]:
     return {
-        "top1": float(np.trace(matrix) / total) if total else 0.0,
-        "macro_f1": _macro_f1(per_class(matrix)),
+        "top1": right / images if images else 0.0,
+        "macro_f1": _mean_of_present(found, "f1"),
+        "balanced_accuracy": _mean_of_present(found, "recall"),
     }
+
+
+@dataclass
+class Pairs:
+    """How often which class was taken for which, over images of one label, batch by batch. Sparse: 20,000 classes
+    squared would be 3 GB, and 16 bytes for each pair that was seen are never more than 16 bytes an image."""
+
+    classes: int
+    _keys: Matrix = field(default_factory=lambda: np.empty(0, np.int64))
+    _counts: Matrix = field(default_factory=lambda: np.empty(0, np.int64))
+    _waiting: list[Matrix] = field(default_factory=list)
+    _rows: int = 0
+
+    def add(self, labels: npt.ArrayLike, predicted: npt.ArrayLike) -> None:
+        """A batch: the true and the predicted ids, both [B]."""
+        self._waiting.append(np.asarray(labels, np.int64) * self.classes + np.asarray(predicted, np.int64))
+        self._rows += len(self._waiting[-1])
+        if self._rows >= _WAITING:
+            self._merge()
+
+    def _merge(self) -> None:
+        found, number = np.unique(np.concatenate([self._keys[:0], *self._waiting]), return_counts=True)
+        self._keys, inverse = np.unique(np.concatenate([self._keys, found]), return_inverse=True)
+        counts = np.concatenate([self._counts, number])
+        self._counts = np.bincount(inverse, counts, len(self._keys)).astype(np.int64)
+        self._waiting, self._rows = [], 0
+
+    def cells(self) -> tuple[Matrix, Matrix, Matrix]:
+        """True ids, predicted ids and counts, int64 [pairs], each pair once, ordered by the true id."""
+        self._merge()
+        return self._keys // max(1, self.classes), self._keys % max(1, self.classes), self._counts
+
+    def per_class(self) -> Scores:
+        """`scores` of each class."""
+        truth, said, counts = self.cells()
+        right = truth == said
+        return scores(*(np.bincount(ids, weights, self.classes) for ids, weights in
+                        ((truth[right], counts[right]), (said, counts), (truth, counts))))  # fmt: skip
+
+    def summary(self) -> dict[str, float]:
+        """All in [0, 1]. `top1`: share of images that are right; `macro_f1` and `balanced_accuracy`: the mean F1 and
+        the mean recall of the classes with at least one image (Brodersen et al., "The Balanced Accuracy and Its
+        Posterior Distribution", 2010)."""
+        truth, said, counts = self.cells()
+        return _summary(self.per_class(), int(counts[truth == said].sum()), int(counts.sum()))
 
 
 @dataclass
@@ -97,7 +148,7 @@ class LabelCounts:
         pairs = int(self.predicted.sum() + self.support.sum())
         return {
             "top1": self.top / self.images if self.images else 0.0,
-            "macro_f1": _macro_f1(self.per_class()),
+            "macro_f1": _mean_of_present(self.per_class(), "f1"),
             "micro_f1": 2 * int(self.hits.sum()) / pairs if pairs else 0.0,
             "subset_accuracy": self.exact / self.images if self.images else 0.0,
         }

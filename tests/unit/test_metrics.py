@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    confusion_matrix,
+    f1_score,
+    precision_recall_fscore_support,
+)
 
-from imagemill.components.store.metrics import confusion, per_class, summary
+from imagemill.components.store import metrics
+from imagemill.components.store.metrics import Pairs, confusion, per_class, summary
 
 CLASSES = 5
 PAIRS = st.lists(st.tuples(st.integers(0, CLASSES - 1), st.integers(0, CLASSES - 1)), min_size=1, max_size=60)
@@ -30,11 +39,32 @@ def test_everything_is_what_scikit_learn_computes(pairs: list[tuple[int, int]]) 
     assert found["macro_f1"] == pytest.approx(
         f1_score(true, predicted, labels=present, average="macro", zero_division=0)
     )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of classes that are predicted only
+        assert found["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(true, predicted))
+
+
+@given(PAIRS, st.integers(1, 9))
+def test_sparse_counts_say_the_same(pairs: list[tuple[int, int]], batch: int) -> None:
+    true, predicted = np.array(pairs).T
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "_WAITING", 7)
+        counted = Pairs(CLASSES)
+        for n in range(0, len(true), batch):
+            counted.add(true[n : n + batch], predicted[n : n + batch])
+        matrix = confusion(true, predicted, CLASSES)
+        assert counted.summary() == summary(matrix)
+        for name, values in per_class(matrix).items():
+            np.testing.assert_array_equal(counted.per_class()[name], values)
+        truth, said, counts = counted.cells()
+        assert {(t, p): n for t, p, n in zip(*(a.tolist() for a in (truth, said, counts)), strict=True)} == {
+            (int(t), int(p)): int(matrix[t, p]) for t, p in np.argwhere(matrix)
+        }
 
 
 def test_the_macro_average_is_over_the_classes_that_are_present() -> None:
     found = summary(confusion([0, 0, 1, 1], [0, 0, 1, 2], 4))
-    assert found == {"top1": 0.75, "macro_f1": pytest.approx((1 + 2 / 3) / 2)}
+    assert found == {"top1": 0.75, "macro_f1": pytest.approx((1 + 2 / 3) / 2), "balanced_accuracy": 0.75}
 
 
 def test_numbers_by_hand() -> None:
@@ -54,4 +84,5 @@ def test_batches_add_up() -> None:
 
 def test_no_images_give_zeros() -> None:
     matrix = confusion([], [], 3)
-    assert matrix.shape == (3, 3) and summary(matrix) == {"top1": 0.0, "macro_f1": 0.0}
+    assert matrix.shape == (3, 3) and summary(matrix) == {"top1": 0.0, "macro_f1": 0.0, "balanced_accuracy": 0.0}
+    assert Pairs(3).summary() == summary(matrix) and Pairs(3).per_class()["f1"].tolist() == [0, 0, 0]
