@@ -1,58 +1,86 @@
-"""What is random per epoch: random resized crop and flip, each image with parameters of its own, on uint8.
+"""What is random per epoch, each image with parameters of its own: drawn here, carried out on the CPU or on the device.
 
-Semantics and defaults of the crop follow torchvision's RandomResizedCrop (ratio 3/4 to 4/3, ten tries, then the
-largest central crop), Szegedy et al., "Going Deeper with Convolutions", 2014.
+What is drawn for a batch is a function of (seed, epoch, number of the batch) alone, see drawing.py; the engines compute
+pixels, see on_cpu.py and on_device.py. A pipeline of somebody else's instead of both is external.py's.
 """
 
 from __future__ import annotations
 
-import math
+from dataclasses import fields, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
-from ..store.resample import resample
+from ..store.images import COLORS, Pixels
+from ..store.tensors import input_size
+from . import drawing
+from .config import TrainConfig
+from .drawing import RATIO, Frame, crop_boxes
+from .drawn import Drawn
+from .on_cpu import CpuEngine
 
-Pixels = npt.NDArray[np.uint8]
-RATIO = (3 / 4, 4 / 3)
+if TYPE_CHECKING:
+    import torch
+
+    from .on_device import DeviceEngine
+
+__all__ = ["RATIO", "Augment", "Augmentation", "crop_box"]
+
+
+class Augmentation:
+    """By a config that a recipe has filled in, for images as a tensors manifest's `image` describes them; `device` is
+    where training runs, cpu or cuda.
+
+    Of images that are stored larger than the model's input the crops are taken of all that is stored; without crops,
+    of the centre and anywhere around it, as far as there is something.
+    """
+
+    def __init__(self, config: TrainConfig, image: dict[str, Any], device: str) -> None:
+        height, width, channels = image["shape"]
+        self.size = input_size(image)
+        self.on_device = device.partition(":")[0] == "cuda"
+        self._config, self._where = config, device
+        self._frame = Frame(height, width, self.size, image["color"])
+        self._colors = min(COLORS[image["color"]], channels)
+        self._erase_value = np.clip(np.round(255 * np.asarray(image["mean"], np.float64)), 0, 255).astype(np.uint8)
+        self._cpu = CpuEngine(self.size, self._colors, self._erase_value)
+
+    def draw(self, epoch: int, number: int, count: int) -> Drawn:
+        """For all `count` images of the global batch `number`."""
+        return drawing.draw(self._config, self._frame, epoch, number, count)
+
+    def host(self, images: Pixels, drawn: Drawn) -> Pixels:
+        """uint8 [B, H, W, C] → uint8 [B, S, S, C] in this thread; any number of threads may be here."""
+        return self._cpu(images, drawn)
+
+    def device(self, images: torch.Tensor, drawn: Drawn) -> torch.Tensor:
+        """uint8 [B, H, W, C] → uint8 [B, S, S, C], both on the device."""
+        return self._on_device(images, drawn)
+
+    @cached_property
+    def _on_device(self) -> DeviceEngine:
+        from .on_device import DeviceEngine
+
+        return DeviceEngine(self.size, self._colors, self._erase_value, self._where)
 
 
 class Augment:
-    """uint8 [B, H, W, C] → [B, size, size, C]. The parameters of a batch depend on (seed, epoch, number) alone.
-
-    Of images that are stored larger than `size` the crops are taken of all that is stored; without crops, of the
-    centre and anywhere around it, as far as there is something.
-    """
+    """Crops and flips alone: uint8 [B, H, W, C] → [B, size, size, C]."""
 
     def __init__(self, seed: int, size: int, crop_scale: float, flip: bool) -> None:
-        self._seed, self._size, self._crop_scale, self._flip = seed, size, crop_scale, flip
+        off = {f.name: 0.0 for f in fields(TrainConfig) if f.default == -1.0}
+        wanted = {"seed": seed, "crop_scale": crop_scale, "flip": str(flip).lower(), "vertical_flip": "false"}
+        self._config, self._size = replace(TrainConfig(), **{**off, **wanted}), size  # type: ignore[arg-type]
 
     def __call__(self, images: Pixels, epoch: int, number: int) -> Pixels:
-        random = np.random.default_rng([self._seed, epoch, number])
-        size = self._size
-        out = np.empty((len(images), size, size, images.shape[3]), np.uint8)
-        for index, image in enumerate(images):
-            if self._crop_scale < 1:
-                top, left, height, width = crop_box(random, image.shape[0], image.shape[1], self._crop_scale)
-                part = np.ascontiguousarray(image[top : top + height, left : left + width])
-                image = resample(part, size, size)
-            elif image.shape[0] > size:
-                top, left = (int(random.integers(image.shape[axis] - size + 1)) for axis in (0, 1))
-                image = image[top : top + size, left : left + size]
-            if self._flip and random.random() < 0.5:
-                image = image[:, ::-1]
-            out[index] = image
-        return out
+        frame = Frame(images.shape[1], images.shape[2], self._size)
+        drawn = drawing.draw(self._config, frame, epoch, number, len(images))
+        channels = images.shape[3]
+        return CpuEngine(self._size, channels, np.zeros(channels, np.uint8))(images, drawn)
 
 
 def crop_box(random: np.random.Generator, height: int, width: int, smallest: float) -> tuple[int, int, int, int]:
     """(top, left, height, width) in pixels of a crop with an area of `smallest` to 1 of the image's."""
-    area = height * width
-    for _ in range(10):
-        target = area * random.uniform(smallest, 1)
-        ratio = math.exp(random.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
-        w, h = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
-        if 0 < w <= width and 0 < h <= height:
-            return int(random.integers(height - h + 1)), int(random.integers(width - w + 1)), h, w
-    h, w = min(height, round(width / RATIO[0])), min(width, round(height * RATIO[1]))
-    return (height - h) // 2, (width - w) // 2, h, w
+    top, left, h, w = crop_boxes(random, 1, height, width, smallest)[0].tolist()
+    return top, left, h, w
