@@ -9,7 +9,6 @@ is read here, and its decoder has nothing to say. Everything else goes through P
 
 from __future__ import annotations
 
-import io
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -17,25 +16,24 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import simplejpeg
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from . import plain
-from .jpeg import Header, plain_header, sample_bits
+from .jpeg import Header, plain_header
 from .parallel import Budget
+from .pillow import open_image, short, to_color
+from .pixels import COLORS, ORIENTATION, ImageRejected, Pixels, orientation_of, upright
 
-Pixels = npt.NDArray[np.uint8]
-COLORS = {"rgb": 3, "gray": 1, "ycbcr": 3, "lab": 3, "red": 1, "green": 1, "blue": 1}
-"""Colour spaces and their channels. `ycbcr`: full range, in the order Y, Cb, Cr (JFIF 1.02; ITU-T T.871);
-`lab`: CIE L*a*b* of sRGB under D65 in 8 bits (L * 255 / 100, a + 128, b + 128), as OpenCV's RGB2LAB computes it;
-`red`, `green`, `blue`: that channel alone."""
+__all__ = [
+    "COLORS", "FORMATS", "VETTED", "Decoded", "ImageRejected", "Lenient", "Limits", "Pixels", "at_least", "decode",
+    "in_color", "sniff",
+]  # fmt: skip
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP")
 _CHANNEL = {"red": 0, "green": 1, "blue": 2}
 _STORED_AS = {"rgb": "RGB", "gray": "L", "red": "L", "green": "L", "blue": "L"}
 """Pillow's mode of a file that holds just the pixels of a colour; a single channel is stored as grey."""
-_ORIENTATION = 0x0112
 _BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)
 
 Image.MAX_IMAGE_PIXELS = None  # our own limits are checked before decoding, without a warning in between
@@ -60,14 +58,6 @@ _PIXELS_IN_FLIGHT = Budget(2 * Limits.pixels)
 
 _SMALL = 2**21
 _AT_ONCE: AbstractContextManager[None] = nullcontext()
-
-
-class ImageRejected(Exception):
-    """No valid image. `reason` is one of the reject codes, `detail` says what was found."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason, self.detail = reason, detail
 
 
 @dataclass(frozen=True)
@@ -188,22 +178,22 @@ def _decode(data: bytes, kind: str, color: str, lenient: Lenient | None, limits:
     """Any image, its header read by Pillow."""
     if kind == "WEBP":  # Pillow makes the canvas when it opens one
         _check_size(*_webp_size(data), limits)
-    opened = _open(data, kind)
+    opened = open_image(data, kind)
     width, height = opened.size
     if width < 1 or height < 1:
         raise ImageRejected("corrupt", f"declares {width} x {height} pixels")
     _check_size(width, height, limits)
-    turns_itself = kind == "TIFF" and opened.tag_v2.get(_ORIENTATION, 1) in range(2, 9)  # type: ignore[attr-defined]
+    turns_itself = kind == "TIFF" and opened.tag_v2.get(ORIENTATION, 1) in range(2, 9)  # type: ignore[attr-defined]
     with _held(width * height):
         pixels, warning = _pixels(data, opened, kind, _source(color, opened.mode), lenient)
         pixels = in_color(pixels, color)
     # Only now: asking a PNG for its EXIF loads it, and a load that failed once succeeds the second time;
     # a TIFF turns itself upright when it loads, and then says so.
-    orientation = _orientation(opened)
+    orientation = orientation_of(opened)
     divisor = _divided(opened.size, pixels) if kind == "JPEG" else 1
     direct = opened.mode == _STORED_AS.get(color) and "transparency" not in opened.info
     as_stored = direct and orientation == 1 and not turns_itself
-    pixels = _upright(pixels, orientation)
+    pixels = upright(pixels, orientation)
     if kind != "JPEG":
         height, width = pixels.shape[:2]
     elif orientation >= 5:
@@ -309,57 +299,6 @@ def _webp_size(data: bytes) -> tuple[int, int]:
     return 0, 0
 
 
-def _open(data: bytes, kind: str) -> Image.Image:
-    """The header, read by Pillow; no pixel is decoded yet."""
-    try:
-        return Image.open(io.BytesIO(data), formats=[kind])  # JPEG opens MPO too
-    except MemoryError:
-        raise
-    except Exception as error:  # a broken header can raise anything; the bytes are in memory, so it is their fault
-        if kind == "TIFF" and (found := _tiff_mode_error(data)):
-            raise ImageRejected("unsupported_bands", found) from None
-        if kind == "JPEG" and 8 < (bits := sample_bits(data)) <= 16:
-            raise ImageRejected("unsupported_bands", f"{bits} bits a sample can't be represented in 8") from None
-        # What is not identified has an address in its message, another one each time: a reject is the same always.
-        said = "" if isinstance(error, UnidentifiedImageError) else f": {_short(error)}"
-        raise ImageRejected("corrupt", f"a {kind} header that does not parse{said}") from None
-
-
-def _tiff_mode_error(data: bytes) -> str:
-    """Pillow's words for a TIFF whose bands it can't represent, or nothing if it is just broken."""
-    from PIL.TiffImagePlugin import TiffImageFile
-
-    try:
-        TiffImageFile(io.BytesIO(data))
-    except SyntaxError as error:
-        return _short(error) if "mode" in str(error) else ""
-    except Exception:  # broken in another way
-        return ""
-    return ""
-
-
-def _orientation(opened: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; anything else (0 occurs, and broken EXIF) means upright."""
-    try:
-        value = opened.getexif().get(_ORIENTATION, 1)
-    except Exception:  # EXIF is an annotation: the image counts, not its label
-        return 1
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
-
-
-def _upright(pixels: Pixels, orientation: int) -> Pixels:
-    """EXIF 2.32, 4.6.4.A: where the 0th row and column of the stored image belong."""
-    if orientation == 1:
-        return pixels
-    if orientation in (5, 6, 7, 8):
-        pixels = pixels.transpose(1, 0, 2)
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    return np.ascontiguousarray(pixels)
-
-
 def _pixels(data: bytes, opened: Image.Image, kind: str, color: str, lenient: Lenient | None) -> tuple[Pixels, str]:
     """The pixels as stored, in `rgb` or `gray`, and the decoder's warning."""
     warning = ""
@@ -367,43 +306,14 @@ def _pixels(data: bytes, opened: Image.Image, kind: str, color: str, lenient: Le
         try:
             return _turbo(data, color, lenient, opened.size), ""
         except ValueError as error:
-            warning = _short(error)
+            warning = short(error)
     try:
         opened.load()
-        pixels = _to_color(opened, color)
+        pixels = to_color(opened, color)
     except MemoryError:
         raise
     except ImageRejected:
         raise
     except Exception as error:  # decoders raise anything on broken bytes, which are in memory: not a storage error
-        raise ImageRejected("corrupt", f"a {kind} that does not decode: {_short(error)}") from None
+        raise ImageRejected("corrupt", f"a {kind} that does not decode: {short(error)}") from None
     return pixels, warning
-
-
-def _to_color(image: Image.Image, color: str) -> Pixels:
-    """Any mode that 8 bits can represent, as uint8 [H, W, 1 or 3]; alpha is laid over white."""
-    mode = image.mode
-    if mode.startswith("I;16") or mode == "I":
-        image = _from_16_bit(image)
-    elif mode in ("F", "LAB", "HSV"):
-        raise ImageRejected("unsupported_bands", f"mode {mode} can't be represented in 8 bits a band without a guess")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        layered = image.convert("RGBA")
-        if np.asarray(layered.getchannel("A")).min() < 255:
-            white = Image.new("RGBA", layered.size, (255, 255, 255, 255))
-            layered = Image.alpha_composite(white, layered)
-        image = layered.convert("RGB")
-    target = "RGB" if color == "rgb" else "L"
-    array: Any = np.array(image.convert(target) if image.mode != target else image)
-    return np.ascontiguousarray(array.reshape(image.size[1], image.size[0], COLORS[color]))
-
-
-def _from_16_bit(image: Image.Image) -> Image.Image:
-    values = np.asarray(image)
-    if values.size and (values.min() < 0 or values.max() > 0xFFFF):
-        raise ImageRejected("unsupported_bands", f"32-bit values up to {values.max()} can't be represented in 8 bits")
-    return Image.fromarray((values >> 8).astype(np.uint8))
-
-
-def _short(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0][:200]

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from .images import ImageRejected, Pixels
+from .pixels import ImageRejected, Pixels, orientation_of, upright
 
 Window = tuple[int, int, int, int]
 SIDES = ("xmin", "ymin", "xmax", "ymax")
@@ -27,7 +27,6 @@ BLUR_SIDE = 128
 """The blur is computed on an image reduced to this short side: that is exact enough and costs the same for all."""
 _NOTHING = 0.01
 """Pixels; a box that is narrower has no area, whatever the rounding of its float32 coordinates says."""
-_ORIENTATION = 0x0112
 
 
 def box_window(boxes: Sequence[Mapping[str, Any]], which: str, margin: float, width: int, height: int) -> Window:
@@ -162,16 +161,13 @@ def _unscaled(labels: npt.NDArray[Any], mask: bytes) -> npt.NDArray[Any]:
 def _turned(labels: npt.NDArray[Any], data: bytes) -> npt.NDArray[Any]:
     """The mask of a stored image that EXIF turns by a quarter, upright (EXIF 2.32, 4.6.4.A)."""
     try:
-        orientation = Image.open(io.BytesIO(data)).getexif().get(_ORIENTATION, 1)
-    except Exception:  # as the decoder: broken EXIF means upright
+        orientation = orientation_of(Image.open(io.BytesIO(data)))
+    except Exception:  # as the decoder: a header that Pillow can't read means upright
         orientation = 1
     if orientation not in (5, 6, 7, 8):
         height, width = labels.shape
         raise ImageRejected("bad_mask", f"{width} x {height} pixels, the image has {height} x {width}")
-    labels = labels.T
-    if orientation in (6, 7):
-        labels = labels[:, ::-1]
-    return labels[::-1] if orientation in (7, 8) else labels
+    return upright(labels, orientation)
 
 
 def filled(pixels: Pixels, background: Pixels, color: Sequence[int]) -> Pixels:

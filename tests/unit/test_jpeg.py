@@ -196,7 +196,7 @@ def test_a_plain_jpeg_never_meets_pillow(monkeypatch: pytest.MonkeyPatch) -> Non
     def opened(*_: Any) -> None:
         raise AssertionError("Pillow was asked")
 
-    monkeypatch.setattr(images, "_open", opened)
+    monkeypatch.setattr(images, "open_image", opened)
     assert decode(PLAIN).pixels.shape == (HEIGHT, WIDTH, 3) and decode(GREY, "red").as_stored
     with pytest.raises(AssertionError):
         decode(PILLOWS["exif"])
