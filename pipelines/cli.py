@@ -16,7 +16,7 @@ from ..components.store.config import STEPS
 from ..components.store.errors import EXIT_OK, MillError, UserError
 from ..components.store.manifest import code_version
 from ..components.store.step import Parser, add_flag, quiet_logs
-from . import exporting
+from . import exporting, predicting
 from .parameters import ALL_STEPS, Chosen, choose, parameters
 
 _INTRO = "Labelled images in, a better classifier out, again every week."
@@ -58,6 +58,9 @@ def _command(words: list[str]) -> int:
         return _inspect(found["dataset_uri"], found["json"])
     if command == "export":
         return _export(found)
+    if command == "predict":
+        predicting.run(found)
+        return EXIT_OK
     config_file = found.pop("config_file", None) or ""
     runner, as_json = found.pop("runner", ""), found.pop("json", False)
     target, output = found.pop("target", ""), found.pop("output", "")
@@ -113,6 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     inspected.add_argument("dataset_uri", metavar="DATASET", help="its URI or path, or that of its _manifest.json")
     inspected.add_argument("--json", action="store_true", help="print the facts as one JSON object")
     exporting.add_command(commands)
+    predicting.add_command(commands)
     compiled = commands.add_parser("compile", help="the pipeline as a package for a cluster")
     compiled.add_argument("--target", required=True, help="what to compile for [kfp]")
     compiled.add_argument("-o", "--output", required=True, metavar="FILE", help="the package to write, .yaml or .json")

@@ -6,13 +6,9 @@ import posixpath
 import unicodedata
 
 from ..store.images import sniff
+from ..store.paths import is_hidden, promises_image
 from .archives import Member, Skipped
 
-ENDINGS = (
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".webp",
-    ".avif", ".heic", ".heif", ".jp2", ".ppm", ".pgm", ".pbm", ".ico",
-)  # fmt: skip
-"""Names that promise an image: what keeps no such promise is rejected by clean, not skipped."""
 PATH_LIMIT = 4096
 """Characters of a path: no file system has longer ones, and label patterns are searched in them."""
 
@@ -34,15 +30,6 @@ def _text(name: str) -> str:
     except UnicodeDecodeError:
         text = raw.decode("latin-1")
     return unicodedata.normalize("NFC", text)
-
-
-def is_hidden(path: str) -> bool:
-    """Files of the system's own: `.DS_Store`, `._photo.jpg` (AppleDouble), anything in a hidden folder."""
-    return any(p.startswith(".") and p not in (".", "..") for p in path.split("/")) or "__MACOSX/" in path
-
-
-def promises_image(path: str) -> bool:
-    return path.lower().endswith(ENDINGS)
 
 
 def skipped(path: str, why: str) -> Skipped:

@@ -15,8 +15,8 @@ import numpy as np
 
 from ..store import uri as uris
 from ..store.errors import UserError, wrong
+from ..store.paths import is_hidden
 from .archives import Member, read_archive
-from .names import is_hidden
 from .streams import open_stream
 
 XML_LIMIT = 2**20

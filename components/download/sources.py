@@ -17,8 +17,9 @@ from ..store.filesystem import store_for
 from ..store.images import Limits, sniff
 from ..store.objects import Entry
 from ..store.parallel import ordered
+from ..store.paths import is_hidden, promises_image
 from .archives import Member, Skipped, read_archive, too_large
-from .names import classify, is_hidden, promises_image, skipped
+from .names import classify, skipped
 from .streams import open_http, open_stream
 
 LIMIT = Limits().bytes

@@ -8,13 +8,14 @@ Input `images` uint8 [N, H, W, C], any N, just what resize stores and `imagemill
 from __future__ import annotations
 
 import copy
-import io
 import json
 import logging
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -149,9 +150,9 @@ class _Whole:
 def _by_faithful_trace(whole: torch.nn.Module, example: torch.Tensor) -> onnx.ModelProto:
     """As `_by_trace`, of a network whose Python code decides nothing by the numbers in a tensor, its sizes included:
     then one run shows all that there is to see, in a tenth of the time that `_by_dynamo` takes."""
-    import torch
+    from torch.jit import TracerWarning  # type: ignore[attr-defined]
 
-    warnings.simplefilter("error", torch.jit.TracerWarning)
+    warnings.simplefilter("error", TracerWarning)
     return _by_trace(whole, example)
 
 
@@ -173,13 +174,14 @@ def _by_trace(whole: torch.nn.Module, example: torch.Tensor) -> onnx.ModelProto:
     import onnx
     import torch
 
-    out = io.BytesIO()
     axes = {name: {0: "N"} for name in (INPUT, *OUTPUTS)}
-    torch.onnx.export(
-        whole, (example,), out, dynamo=False, input_names=[INPUT], output_names=list(OUTPUTS), opset_version=OPSET,
-        dynamic_axes=axes,
-    )  # fmt: skip
-    return onnx.load_from_string(out.getvalue())
+    with tempfile.TemporaryDirectory(prefix="imagemill-") as folder:
+        path = Path(folder) / "model.onnx"
+        torch.onnx.export(
+            whole, (example,), path, dynamo=False, input_names=[INPUT], output_names=list(OUTPUTS), opset_version=OPSET,
+            dynamic_axes=axes,
+        )  # fmt: skip
+        return onnx.load_from_string(path.read_bytes())
 
 
 def _tidy(model: onnx.ModelProto) -> None:

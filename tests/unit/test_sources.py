@@ -22,11 +22,12 @@ from imagemill.components.download import table as table_module
 from imagemill.components.download.archives import Member, Skipped
 from imagemill.components.download.config import DownloadConfig
 from imagemill.components.download.labels import FilenameLabeller
-from imagemill.components.download.names import PATH_LIMIT, classify, image_id, is_hidden
+from imagemill.components.download.names import PATH_LIMIT, classify, image_id
 from imagemill.components.download.sources import ArchiveSource, ListingSource, open_source
 from imagemill.components.download.streams import read_small
 from imagemill.components.download.table import TableSource
 from imagemill.components.store.errors import TransientError, UserError
+from imagemill.components.store.paths import is_hidden
 
 JPEG = b"\xff\xd8\xff\xe0"
 SURROGATES = st.text(st.characters(exclude_categories=()), max_size=60)
