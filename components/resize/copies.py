@@ -20,12 +20,13 @@ from ..store.errors import UserError
 from ..store.fingerprint import digest
 from ..store.images import COLORS, Decoded, Pixels
 from ..store.manifest import Dataset
+from ..store.pipelines import PIPELINES, apply_pipeline, check_pipeline, pipeline_text
 from ..store.policies import rand_augment
 from ..store.resample import Geometry, decode_to, fit
 from . import backgrounds as behind
 from .config import ResizeConfig
-from .pipelines import PIPELINES, apply_pipeline, check_pipeline, pipeline_text
 
+PIPELINE_FIELD = "copy_pipeline"
 RANDAUGMENT, ALBUMENTATIONS, BACKGROUND = "randaugment", "albumentations", "background"
 _COUNTS = {RANDAUGMENT: ("copy_ops", "copy_magnitude"), ALBUMENTATIONS: ("copy_pipeline",), BACKGROUND: ()}
 _ALWAYS = ("copies", "copy_policy", "copy_flip", "copy_seed")
@@ -91,9 +92,9 @@ def planned(config: ResizeConfig, clean: Dataset) -> Planned:
         config.copies, config.copy_policy, config.copy_seed, config.copy_flip, config.copy_ops, config.copy_magnitude
     )
     if policy.policy == ALBUMENTATIONS:
-        text = pipeline_text(config.copy_pipeline)
+        text = pipeline_text(config.copy_pipeline, PIPELINE_FIELD)
         geometry = config.geometry(clean.manifest.image["color"])
-        check_pipeline(text, geometry.kept, geometry.kept, source_channels(geometry))
+        check_pipeline(text, geometry.kept, geometry.kept, source_channels(geometry), PIPELINE_FIELD)
         return Planned(replace(policy, pipeline=text))
     if policy.policy != BACKGROUND:
         return Planned(policy)
@@ -112,7 +113,7 @@ def absolute(config: ResizeConfig) -> ResizeConfig:
     """The config with the places of its files as they are for a process in another folder."""
     pipeline = config.copy_pipeline
     if config.copies and config.copy_policy == ALBUMENTATIONS and pipeline not in PIPELINES:
-        pipeline = uris.normalize(pipeline, "copy_pipeline")
+        pipeline = uris.normalize(pipeline, PIPELINE_FIELD)
     folder = config.backgrounds and uris.normalize(config.backgrounds, "backgrounds")
     return replace(config, copy_pipeline=pipeline, backgrounds=folder)
 
@@ -179,7 +180,7 @@ def _augmented(picture: Pixels, policy: CopyPolicy, random: np.random.Generator)
     if policy.policy == RANDAUGMENT:
         pixels, drawn = rand_augment(picture, random, policy.ops, policy.magnitude)
         return pixels, {"operations": [one.to_record() for one in drawn]}
-    pixels, applied = apply_pipeline(policy.pipeline, picture, random)
+    pixels, applied = apply_pipeline(policy.pipeline, picture, random, PIPELINE_FIELD)
     return pixels, {"operations": applied}
 
 

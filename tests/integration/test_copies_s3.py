@@ -13,9 +13,9 @@ import pytest
 from copied import Image, by_copy, clean_of, resized
 
 from imagemill.components.resize.backgrounds import digest_of, list_backgrounds
-from imagemill.components.resize.pipelines import library, pipeline_text
 from imagemill.components.store import uri as uris
 from imagemill.components.store.filesystem import store_for
+from imagemill.components.store.pipelines import library, pipeline_text
 
 
 def test_backgrounds_and_pipelines_from_a_bucket(s3_workspace: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,4 +37,7 @@ def test_backgrounds_and_pipelines_from_a_bucket(s3_workspace: str, monkeypatch:
     a, text = library(), io.StringIO()
     a.save(a.Compose([a.Blur(p=1)]), text)
     store_for(folder).put(uris.join(folder, "p.json"), text.getvalue().encode())
-    assert json.loads(pipeline_text(uris.join(folder, "p.json")))["transforms"][0]["__class_fullname__"] == "Blur"
+    assert (
+        json.loads(pipeline_text(uris.join(folder, "p.json"), "copy_pipeline"))["transforms"][0]["__class_fullname__"]
+        == "Blur"
+    )

@@ -16,14 +16,20 @@ from copied import by_copy, clean_of, resized, several
 
 from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.resize.copies import absolute, planned
-from imagemill.components.resize.pipelines import PIPELINES, apply_pipeline, check_pipeline, library, pipeline_text
+from imagemill.components.store import pipelines
 from imagemill.components.store.errors import UserError
+from imagemill.components.store.pipelines import PIPELINES, apply_pipeline, check_pipeline, library
 
 ALB: dict[str, Any] = {"copy_policy": "albumentations"}
+FIELD = "copy_pipeline"
+
+
+def pipeline_text(chosen: str) -> str:
+    return pipelines.pipeline_text(chosen, FIELD)
 
 
 def drawn(text: str, pixels: Any, seed: int) -> tuple[Any, list[dict[str, Any]]]:
-    return apply_pipeline(text, pixels, np.random.default_rng(seed))
+    return apply_pipeline(text, pixels, np.random.default_rng(seed), FIELD)
 
 
 def saved(path: Path, *operations: Any, **options: Any) -> str:
@@ -52,7 +58,7 @@ def test_a_named_pipeline_keeps_shape_and_type_and_changes_pixels(name: str) -> 
         assert json.loads(json.dumps(said, allow_nan=False)) == repeated
     assert pixels.tobytes() == photos.made(0, 90, 64).tobytes()
     if name != "weather":
-        check_pipeline(text, 40, 50, 1)
+        check_pipeline(text, 40, 50, 1, FIELD)
         image, _ = drawn(text, pixels[:, :, :1], 3)
         assert image.shape == (64, 90, 1)
 

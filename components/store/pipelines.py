@@ -1,4 +1,5 @@
-"""Pipelines of albumentations for copies: some by name, or one that albumentations saved, as plain data.
+"""Pipelines of albumentations: some by name, or one that albumentations saved, as plain data; for copies made offline
+and for training. `field` is the option that named one, for messages.
 
 A pipeline travels as the JSON of its dictionary form (`A.to_dict`), and is only ever made of that by `A.from_dict`,
 which knows albumentations' own classes and calls nothing else: no pickle, no `Lambda`, no code.
@@ -16,13 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from ..store.errors import UserError, wrong
-from ..store.filesystem import store_for
-from ..store.fingerprint import canonical_json
-from ..store.images import Pixels
-from ..store.uri import normalize, safe
+from .errors import UserError, wrong
+from .filesystem import store_for
+from .fingerprint import canonical_json
+from .images import Pixels
+from .uri import normalize, safe
 
-FIELD = "copy_pipeline"
 MAX_BYTES = 2**20
 """Of a saved pipeline: a file that is larger is none."""
 _SMALL = 16
@@ -33,13 +33,13 @@ _NEUTRAL = ("shape", "cols", "rows", "bbox_matrix", "fill_mask", "output_shape")
 _local = threading.local()
 
 
-def library() -> Any:
+def library(field: str = "albumentations") -> Any:
     """albumentations, without its question to the package index."""
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
     try:
         import albumentations
     except ImportError:
-        raise UserError("copy_policy: albumentations is not installed here; pip install 'imagemill[resize]'") from None
+        raise UserError(f"{field}: albumentations is not installed here; pip install 'imagemill[resize]'") from None
     return albumentations
 
 
@@ -137,42 +137,51 @@ PIPELINES: dict[str, Callable[[Any], list[Any]]] = {
 """By name, each said in a sentence by its function. None mirrors: `copy_flip` does, where that is allowed."""
 
 
-def pipeline_text(chosen: str) -> str:
+def pipeline_text(chosen: str, field: str) -> str:
     """A name, or the URI of a saved pipeline, as JSON of its dictionary: what is applied, and what counts.
 
     UserError where there is no such pipeline, or one that can't be made of data alone.
     """
-    a = library()
-    body = a.to_dict(a.Compose(PIPELINES[chosen](a)))["transform"] if chosen in PIPELINES else _saved(chosen)
+    if chosen in PIPELINES:
+        a = library(field)
+        return _checked(a.to_dict(a.Compose(PIPELINES[chosen](a)))["transform"], field)
+    expected = f"{', '.join(PIPELINES)}, or the URI of a pipeline that albumentations saved"
+    return saved_text(read_document(chosen, field, expected), chosen, field)
+
+
+def saved_text(body: Any, uri: str, field: str) -> str:
+    """What `read_document` found at a URI, as `pipeline_text`."""
+    if not isinstance(body, dict) or not isinstance(body.get("transform"), dict):
+        raise UserError(f"{field}: expected {safe(uri)} to hold a pipeline that albumentations saved, found none")
+    return _checked(body["transform"], field)
+
+
+def _checked(body: dict[str, Any], field: str) -> str:
     text = canonical_json(body).decode()
     with warnings.catch_warnings():
         warnings.simplefilter(
             "error", UserWarning
         )  # an argument that albumentations does not know is left out, it says
-        _made(text)
+        _made(text, field)
     return text
 
 
-def _saved(uri: str) -> Any:
-    """The dictionary in a file that `albumentations.save` wrote, as JSON or YAML."""
-    expected = f"{', '.join(PIPELINES)}, or the URI of a pipeline that albumentations saved"
+def read_document(uri: str, field: str, expected: str) -> Any:
+    """What a file of JSON or YAML holds: a pipeline is a small one. UserError says what was `expected`."""
     if "/" not in uri and "." not in uri:
-        raise wrong(FIELD, expected, uri)
-    place = normalize(uri, FIELD)
+        raise wrong(field, expected, uri)
+    place = normalize(uri, field)
     try:
         entry = store_for(place).stat(place)
         if entry is None or entry.size > MAX_BYTES:
-            raise wrong(FIELD, expected, f"{uri} ({'no such file' if entry is None else f'{entry.size:,} bytes'})")
+            raise wrong(field, expected, f"{uri} ({'no such file' if entry is None else f'{entry.size:,} bytes'})")
         data = store_for(place).read(place)
     except FileNotFoundError:
-        raise wrong(FIELD, expected, uri) from None
-    body = _parsed(data, uri)
-    if not isinstance(body, dict) or not isinstance(body.get("transform"), dict):
-        raise UserError(f"{FIELD}: expected {safe(uri)} to hold a pipeline that albumentations saved, found none")
-    return body["transform"]
+        raise wrong(field, expected, uri) from None
+    return _parsed(data, uri, field)
 
 
-def _parsed(data: bytes, uri: str) -> Any:
+def _parsed(data: bytes, uri: str, field: str) -> Any:
     import yaml
 
     try:
@@ -183,7 +192,7 @@ def _parsed(data: bytes, uri: str) -> Any:
         return yaml.safe_load(data)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         said = str(error).splitlines()[0]
-        raise UserError(f"{FIELD}: expected JSON or YAML in {safe(uri)}, found neither: {said}") from None
+        raise UserError(f"{field}: expected JSON or YAML in {safe(uri)}, found neither: {said}") from None
 
 
 def _classes(body: Any) -> Iterator[str]:
@@ -198,50 +207,60 @@ def _classes(body: Any) -> Iterator[str]:
             yield from _classes(value)
 
 
-def _made(text: str) -> Any:
+def _made(text: str, field: str, say: bool = True) -> Any:
     """The pipeline of its JSON. Every random number comes from the generators that it is given for each picture."""
-    a = library()
+    a = library(field)
     from albumentations.core.serialization import SERIALIZABLE_REGISTRY, shorten_class_name
 
     body = json.loads(text)
     for name in _classes(body):
         if shorten_class_name(name) not in SERIALIZABLE_REGISTRY:
-            raise wrong(FIELD, "operations that albumentations can make of data alone (no Lambda)", name)
+            raise wrong(field, "operations that albumentations can make of data alone (no Lambda)", name)
     try:
         made = a.from_dict({"transform": body})
-        return a.Compose([made], save_applied_params=True)
+        return a.Compose([made], save_applied_params=say)
     except Exception as error:  # whatever a constructor says of values that it does not like
-        raise UserError(f"{FIELD}: albumentations {a.__version__} can't make this pipeline: {_short(error)}") from None
+        raise UserError(f"{field}: albumentations {a.__version__} can't make this pipeline: {short(error)}") from None
 
 
-def apply_pipeline(text: str, pixels: Pixels, random: np.random.Generator) -> tuple[Pixels, list[dict[str, Any]]]:
+def apply_pipeline(
+    text: str, pixels: Pixels, random: np.random.Generator, field: str
+) -> tuple[Pixels, list[dict[str, Any]]]:
     """uint8 [H, W, 1 or 3] → the same shape, and the operations that were applied with their parameters."""
-    pipeline = _of_this_thread(text)
-    # One generator for all of it: a seed for each would have all of them draw the same numbers.
-    pipeline.set_random_state(random, py_random.Random(int(random.integers(2**63))))
-    try:
-        done = pipeline(image=np.ascontiguousarray(pixels))
-    except MemoryError:
-        raise
-    except Exception as error:  # of an operation that does not fit the picture
-        raise UserError(f"{FIELD}: fails on {_said(pixels)}: {_short(error)}") from None
+    done = run_pipeline(text, pixels, random, field, say=True)
     image = done["image"]
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape != pixels.shape:
-        raise UserError(f"{FIELD}: expected a pipeline that leaves {_said(pixels)} as such, found {_said(image)}")
+        raise UserError(f"{field}: expected a pipeline that leaves {said(pixels)} as such, found {said(image)}")
     return np.ascontiguousarray(image), [_record(name, about) for name, about in done.get("applied_transforms", [])]
 
 
-def check_pipeline(text: str, height: int, width: int, channels: int) -> None:
+def run_pipeline(
+    text: str, pixels: Pixels, random: np.random.Generator, field: str, say: bool = False
+) -> dict[str, Any]:
+    """What albumentations gives for a picture: `image`, whatever it made of it; with `say` what it did, too."""
+    pipeline = _of_this_thread(text, field, say)
+    # One generator for all of it: a seed for each would have all of them draw the same numbers.
+    pipeline.set_random_state(random, py_random.Random(int(random.integers(2**63))))
+    try:
+        done: dict[str, Any] = pipeline(image=np.ascontiguousarray(pixels))
+        return done
+    except MemoryError:
+        raise
+    except Exception as error:  # of an operation that does not fit the picture
+        raise UserError(f"{field}: fails on {said(pixels)}: {short(error)}") from None
+
+
+def check_pipeline(text: str, height: int, width: int, channels: int, field: str) -> None:
     """Try a pipeline before anything is decoded; UserError as `apply_pipeline`."""
     grey = np.linspace(0, 255, height * width * channels).astype(np.uint8).reshape(height, width, channels)
     for seed in range(4):
-        apply_pipeline(text, grey, np.random.default_rng(seed))
+        apply_pipeline(text, grey, np.random.default_rng(seed), field)
 
 
-def _of_this_thread(text: str) -> Any:
+def _of_this_thread(text: str, field: str, say: bool) -> Any:
     """A pipeline keeps state while it works, so each thread has its own."""
-    if getattr(_local, "text", None) != text:
-        _local.pipeline, _local.text = _made(text), text
+    if getattr(_local, "made_of", None) != (text, say):
+        _local.pipeline, _local.made_of = _made(text, field, say), (text, say)
     return _local.pipeline
 
 
@@ -262,9 +281,11 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool) or value is None else type(value).__name__
 
 
-def _said(image: Any) -> str:
+def said(image: Any) -> str:
+    """Type and shape of a picture, for messages."""
     return f"{image.dtype} {list(image.shape)}" if hasattr(image, "dtype") else type(image).__name__
 
 
-def _short(error: Exception) -> str:
+def short(error: Exception) -> str:
+    """The first line of what a library said."""
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:300]
