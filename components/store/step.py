@@ -38,6 +38,8 @@ from .workspace import Workspace
 
 RUNNER_PID = "IMAGEMILL_RUNNER_PID"
 RUN = "IMAGEMILL_RUN"
+RANK_RECORDS = "IMAGEMILL_RANK_RECORDS"
+"""A folder: a step that runs in several processes collects the records of each there, and speaks for all."""
 RAN, CACHED = "ran", "cached"
 
 
@@ -75,7 +77,8 @@ class Context:
         return read_dataset(absolute, kind)
 
     def say(self, text: str) -> None:
-        say(self.step, text)
+        if not rank():
+            say(self.step, text)
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,8 @@ class Step:
             raise UserError(str(earlier.get("error")))
 
     def _report(self, record: dict[str, Any]) -> None:
+        if os.environ.get(RANK_RECORDS) or (rank() and not record["exit_code"]):
+            return
         if record["exit_code"]:
             say(self.name, f"error: {record['error']}")
         else:
@@ -137,6 +142,11 @@ class Step:
             say(self.name, f"{'done' if record['state'] == RAN else 'there already'} ({took}): {record['uri']}")
 
     def _write(self, record: dict[str, Any], workspace: Workspace | None, run: str, result: str) -> None:
+        folder = os.environ.get(RANK_RECORDS, "")
+        if folder:
+            result, workspace = str(Path(folder) / f"{rank()}.json"), None
+        elif rank():
+            return
         try:
             if result:
                 Path(result).write_text(json.dumps(record, indent=1) + "\n")
@@ -241,6 +251,11 @@ def new_run(prefix: str) -> str:
 def quiet_logs() -> None:
     """Warnings of ours on stderr; the libraries' chatter stays out."""
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s", force=True)
+
+
+def rank() -> int:
+    """This process's number among those of one step that torchrun has started (RANK, WORLD_SIZE); alone it is 0."""
+    return int(os.environ.get("RANK", "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
 
 
 def share_the_cores() -> None:

@@ -1,34 +1,58 @@
-"""The training loop: epochs of steps, a validation after each, the best epoch kept."""
+"""The training loop: epochs of steps, a validation after each, the best one kept, nothing lost when it is killed."""
 
 from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
-
-from ..store.errors import UserError
-from ..store.labels import MULTI, THRESHOLD, mean_loss, probabilities, summed_loss
+from ..store.blocks import blocks
+from ..store.errors import TransientError, UserError
+from ..store.labels import MULTI
 from ..store.manifest import Dataset
-from ..store.metrics import LabelCounts, confusion, summary
 from ..store.model import Normalize
+from ..store.parallel import cores
 from ..store.progress import Progress, duration
 from ..store.step import Context
-from ..store.tensors import centre, input_size
-from .augment import Augment
-from .checkpoint import TrainingState, load_checkpoint, save_checkpoint
+from .augment import Augmentation
+from .cache import ShardCache
+from .checkpoint import Learner, TrainingState, load_checkpoint, save_checkpoint
 from .config import TrainConfig
-from .loader import Batch, batches, prefetch
+from .drawn import Drawn
+from .feed import feed
+from .history import Events, events
+from .loader import Batch, batches, steps
+from .losses import Loss, class_counts, inverse_frequency, positive_weights
+from .mixing import Mixing
+from .moving_average import MovingAverage
+from .optimizer import Schedule, make_optimizer
+from .ranks import Ranks
+from .stepper import Stepper, arithmetic
+from .thaw import thawed
+from .validation import Validation
 
 if TYPE_CHECKING:
     import torch
 
+LIVE_S = 10.0
+"""Seconds between two points of TensorBoard's curves within an epoch."""
+VALIDATED = ("val_loss", "val_top1", "val_macro_f1")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Prepared(Batch):
+    """A batch as the loader's threads leave it: augmented, or with what is to be done to it on the device."""
+
+    drawn: Drawn | None = None
+
 
 @dataclass
 class Trainer:
-    """One network on one tensors dataset. `uri` is the model's: its checkpoints lie below."""
+    """One network on one tensors dataset, by a config that has every value. `uri` is the model's: its checkpoints lie
+    below. `events_uri`: where TensorBoard finds its events; empty for none."""
 
     network: torch.nn.Module
     tensors: Dataset
@@ -36,41 +60,89 @@ class Trainer:
     device: torch.device
     uri: str
     context: Context
+    ranks: Ranks = field(default_factory=Ranks)
+    events_uri: str = ""
 
     def __post_init__(self) -> None:
         import torch
 
+        config, manifest = self.config, self.tensors.manifest
         self.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay
+        self.blocks = blocks(self.network)
+        average = MovingAverage(self.network, config.ema) if config.ema else None
+        dtype = arithmetic(config.precision, self.device)
+        scaler = torch.amp.GradScaler(self.device.type) if dtype is torch.float16 else None
+        self.learner = Learner(self.network, make_optimizer(self.network, self.blocks, config), average, scaler)
+        self.normalize = Normalize(manifest.image, self.device)
+        self.augmentation = Augmentation(config, manifest.image, self.device.type)
+        self.mixing = Mixing(config, len(manifest.classes), manifest.task)
+        self.rows = manifest.totals.by_split["train"]
+        self.threads = config.load_threads or max(1, cores() // self.ranks.number)
+        self.cache = (
+            ShardCache.at(config.cache_dir, config.cache_bytes) if self.tensors.uri.startswith("s3://") else None
         )
-        self.normalize = Normalize(self.tensors.manifest.image, self.device)
-        self.size = input_size(self.tensors.manifest.image)
-        self.augment = Augment(self.config.seed, self.size, self.config.crop_scale, self.config.flips)
-        self.autocast = torch.autocast(
-            self.device.type, torch.bfloat16, enabled=use_bfloat16(self.config.precision, self.device)
+        loss, self.balance = self._balanced()
+        updates = -(-steps(self.tensors, "train", config.batch_size, self.ranks.number) // config.accumulate)
+        schedule = Schedule(config.learning_rate, updates * config.epochs, config.warmup)
+        size, channels = self.augmentation.size, manifest.image["shape"][2]
+
+        def autocast() -> torch.autocast:
+            return torch.autocast(self.device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+
+        shape = (channels, size, size)
+        self.stepper = Stepper(
+            self.learner, self.blocks, loss, schedule, config, self.device, self.ranks, autocast, shape
         )
-        self.rows = self.tensors.manifest.totals.by_split["train"]
-        whole, rest = divmod(self.rows, self.config.batch_size)
-        self.steps_per_epoch = whole + (1 if rest > (1 if whole else 0) else 0)
+        self.validation = Validation(
+            self.tensors, 4 * config.batch_size, self.device, autocast, self.threads, self.cache
+        )
+
+    def _balanced(self) -> tuple[Loss, Any]:
+        """The loss, and what the loader samples by: None for every image once."""
+        import torch
+
+        config, task = self.config, self.tensors.manifest.task
+        if config.class_balance not in ("weights", "sampling"):
+            return Loss(task, config.label_smoothing), None
+        counts = class_counts(self.tensors)
+        if config.class_balance == "sampling":
+            if task == MULTI:
+                raise UserError(
+                    "class_balance: expected weights or none where images have several labels, found 'sampling'"
+                )
+            return Loss(task, config.label_smoothing), inverse_frequency(counts)
+        found = positive_weights(counts, self.rows) if task == MULTI else inverse_frequency(counts)
+        return Loss(task, config.label_smoothing, torch.tensor(found, dtype=torch.float32, device=self.device)), None
 
     def run(self) -> TrainingState:
         """All epochs, from the last checkpoint on."""
-        state = load_checkpoint(self.uri, self.network, self.optimizer)
-        if state.epoch:
-            self.context.say(f"going on after epoch {state.epoch}, which an earlier try finished")
-        started, first = time.monotonic(), state.epoch
-        while state.epoch < self.config.epochs:
-            row = self._epoch(state.epoch)
-            state.history.append(row)
-            state.epoch += 1
-            if self._is_best(state):
-                state.best_epoch = state.epoch
-                state.best = {k: v.detach().cpu().clone() for k, v in self.network.state_dict().items()}
-            save_checkpoint(self.uri, state, self.network, self.optimizer)
-            each = (time.monotonic() - started) / (state.epoch - first)
-            self._say(row, duration(each * (self.config.epochs - state.epoch)))
+        state = load_checkpoint(self.uri, self.learner)
+        self.ranks.same("the checkpoint", state.number, state.epoch, state.batches)
+        if state.number:
+            there = f" and {state.batches} batches" if state.batches else ""
+            self.context.say(f"going on after epoch {state.epoch}{there}, which an earlier try finished")
+        self._saved_at, started, first = time.monotonic(), time.monotonic(), state.epoch
+        with events(self.events_uri if self.ranks.first else "", state.updates) as self.events:
+            while not self.finished(state):
+                row = self._epoch(state)
+                each = (time.monotonic() - started) / (state.epoch - first)
+                self._say(row, duration(each * (self.config.epochs - state.epoch)))
+        if state.epoch < self.config.epochs:
+            self.context.say(f"no better validation in {self.config.early_stopping} epochs: stopped early")
         return state
+
+    def finished(self, state: TrainingState) -> bool:
+        """After the last epoch, or so many epochs without a better validation; while blocks still thaw none count."""
+        patience, config = self.config.early_stopping, self.config
+        if state.epoch >= config.epochs or not patience or not self.validation.there:
+            return state.epoch >= config.epochs
+        thaws = config.probe_epochs + config.unfreeze_epochs if config.weights else 0
+        return state.epoch - max(state.best_epoch, min(thaws, state.epoch)) >= patience
+
+    @property
+    def kept(self) -> torch.nn.Module:
+        """The network that is validated and kept: of the averaged weights, where there are some."""
+        return self.learner.average.network if self.learner.average else self.network
 
     def _is_best(self, state: TrainingState) -> bool:
         """Better validation macro-F1, or the same with a lower loss; without validation images the last epoch."""
@@ -80,110 +152,176 @@ class Trainer:
         best = state.history[state.best_epoch - 1]
         return (row["val_macro_f1"], -row["val_loss"]) > (best["val_macro_f1"], -best["val_loss"])
 
-    def _epoch(self, epoch: int) -> dict[str, Any]:
-        import torch
-
-        started = time.monotonic()
-        # Dropout and its like draw from torch's generator: seeded per epoch, so that resuming changes nothing.
-        torch.manual_seed(int(np.random.SeedSequence([self.config.seed, epoch]).generate_state(1)[0]))
-        self.network.train()
-        progress = Progress("train", total=self.rows)
-        total = torch.zeros((), device=self.device)
-        for batch in prefetch(
-            batches(self.tensors, "train", self.config.batch_size, self.config.seed, epoch),
-            lambda b: self._augmented(b, epoch),
-        ):
-            total += self._step(batch, epoch)
-            progress.add(len(batch.labels), f"epoch {epoch + 1}/{self.config.epochs}")
-        row = {
-            "epoch": epoch + 1,
-            "train_loss": total.item() / max(1, progress.done),
-            "learning_rate": self._learning_rate((epoch + 1) * self.steps_per_epoch - 1),
-            "images_per_second": round(progress.rate(), 1),
-        }
-        if not math.isfinite(row["train_loss"]):
-            raise UserError(f"epoch {epoch + 1}: the loss is {row['train_loss']}; try a smaller learning_rate")
-        row |= self._validate()
+    def _epoch(self, state: TrainingState) -> dict[str, Any]:
+        """What is left of an epoch, its validation, and a checkpoint."""
+        learning = thawed(self.config, len(self.blocks), state.epoch)
+        self.stepper.begin(learning)
+        self._steps(state)
+        row = self._row(state, learning) | self._validated(state)
         if not math.isfinite(row.get("val_loss", 0.0)):
-            raise UserError(f"epoch {epoch + 1}: the validation loss is {row['val_loss']}; try a smaller learning_rate")
-        return row | {"seconds": round(time.monotonic() - started, 3)}
+            raise UserError(
+                f"epoch {row['epoch']}: the validation loss is {row['val_loss']}; try a smaller learning_rate"
+            )
+        row["seconds"] = round(state.seconds + time.monotonic() - self._clock, 3)
+        state.history.append(row)
+        state.epoch += 1
+        state.batches = state.images = 0
+        state.loss, state.seconds, state.waiting = None, 0.0, 0.0
+        if self._is_best(state):
+            state.best_epoch = state.epoch
+            if self.ranks.first:
+                state.best = {k: v.detach().cpu().clone() for k, v in self.kept.state_dict().items()}
+        self._save(state)
+        if self.events:
+            self.events.add(state.updates, row)
+            self.events.publish()
+        return row
 
-    def _augmented(self, batch: Batch, epoch: int) -> Batch:
-        return Batch(self.augment(batch.images, epoch, batch.number), batch.labels, batch.number)
+    def _row(self, state: TrainingState, learning: int) -> dict[str, Any]:
+        """What is known of an epoch when its last step is done."""
+        loss = self._loss(state)
+        row: dict[str, Any] = {
+            "epoch": state.epoch + 1,
+            "train_loss": loss,
+            "learning_rate": self.stepper.rate(state),
+            "images_per_second": round(state.images / max(state.seconds, 1e-3), 1),
+            "waiting": round(state.waiting / max(state.seconds, 1e-3), 4),
+            "updates": state.updates,
+            "blocks": learning,
+        }
+        if self.learner.average:
+            row["ema"] = round(self.learner.average.current_decay(), 6)
+        return row
 
-    def _step(self, batch: Batch, epoch: int) -> torch.Tensor:
-        """One optimizer step; the batch's summed loss, left on the device so that nothing waits for it."""
+    def _loss(self, state: TrainingState) -> float:
+        """The mean over the images of the epoch so far, those of all ranks. UserError for what is no number."""
+        assert state.loss is not None
+        loss = self.ranks.summed(state.loss) / max(1, state.images)
+        if not math.isfinite(loss):
+            raise UserError(f"epoch {state.epoch + 1}: the loss is {loss}; try a smaller learning_rate")
+        return loss
+
+    def _steps(self, state: TrainingState) -> None:
+        """All batches of an epoch from `state.batches` on."""
         import torch
 
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate(epoch * self.steps_per_epoch + batch.number)
-        images = self.normalize(torch.from_numpy(batch.images).to(self.device, non_blocking=True))
-        labels = torch.from_numpy(batch.labels).to(self.device, non_blocking=True)
-        with self.autocast:
-            logits = self.network(images)
-        loss = mean_loss(logits.float(), labels, self.config.label_smoothing)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        if self.config.clip_norm:
-            torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_norm)
-        self.optimizer.step()
-        return loss.detach() * len(labels)
+        epoch, self._clock = state.epoch, time.monotonic()
+        if state.loss is None:
+            state.loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        progress = Progress("train", total=self.rows, every_s=3.0 if self.ranks.first else math.inf)
+        progress.leave_out(state.images)
+        loaded = batches(
+            self.tensors, "train", self.config.batch_size, self.config.seed, epoch, start=state.batches,
+            rank=self.ranks.rank, ranks=self.ranks.number, threads=self.threads, cache=self.cache, balance=self.balance,
+            pin=self.device.type == "cuda", work=lambda batch: self._prepared(batch, epoch),
+        )  # fmt: skip
+        fed = feed(loaded, self.device)
+        live = time.monotonic()
+        try:
+            for (images, labels, batch), last in _with_last(fed):
+                ends = last or (batch.number + 1) % self.config.accumulate == 0
+                state.loss += self._step(images, labels, batch, epoch, ends, state.updates)
+                state.batches += 1
+                state.images += batch.total
+                progress.add(batch.total, f"epoch {epoch + 1}/{self.config.epochs}")
+                if ends:
+                    state.updates += 1
+                    state.waiting, fed.waited = state.waiting + fed.waited, 0.0
+                    self._between(state)
+                    if self.events and time.monotonic() - live > LIVE_S:
+                        self._live(state, self.events)
+                        live = time.monotonic()
+            self.ranks.settle()
+        finally:
+            fed.close()
+        self._count_time(state)
 
-    def _learning_rate(self, step: int) -> float:
-        """Linear warm-up, then half a cosine to zero (Loshchilov and Hutter, "SGDR", 2017)."""
-        total = self.steps_per_epoch * self.config.epochs
-        warmup = round(self.config.warmup * total)
-        if step < warmup:
-            return self.config.learning_rate * (step + 1) / warmup
-        return self.config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+    def _prepared(self, batch: Batch, epoch: int) -> Prepared:
+        """In the loader's threads: this rank's share of what is drawn for the whole batch, and done here on a CPU."""
+        share = slice(batch.first, batch.first + len(batch.labels))
+        drawn = self.augmentation.draw(epoch, batch.number, batch.total).rows(share)
+        images = batch.images if self.augmentation.on_device else self.augmentation.host(batch.images, drawn)
+        return Prepared(images, batch.labels, batch.number, batch.first, batch.total, drawn)
 
-    def _validate(self) -> dict[str, float]:
-        """Loss, top-1 and macro-F1 on the validation images as they are stored; nothing where there are none.
+    def _step(
+        self, images: torch.Tensor, labels: torch.Tensor, batch: Prepared, epoch: int, ends: bool, updates: int
+    ) -> torch.Tensor:
+        """One batch, from uint8 on the device to a gradient; its summed loss."""
+        if self.augmentation.on_device:
+            assert batch.drawn is not None
+            images = self.augmentation.device(images, batch.drawn)
+        mixed, targets = self.mixing(self.normalize(images), labels, epoch, batch.number, batch.first)
+        return self.stepper.add(mixed, targets, (epoch, batch.number), batch.total, ends, updates)
 
-        Of images with several labels: macro-F1 of the classes with a probability of at least 0.5, and as top-1 the
-        share of images whose highest-scored class is one of their labels.
-        """
-        import torch
+    def _between(self, state: TrainingState) -> None:
+        """After a step: a checkpoint where one is due, and the end where somebody asked for it."""
+        if self.ranks.stopping():
+            self._stop(state)
+            self.ranks.from_first(0.0)  # has saved
+            raise self._stopped(state)
+        minutes = self.config.checkpoint_minutes
+        if minutes and self.ranks.first and time.monotonic() - self._saved_at >= 60 * minutes:
+            self._count_time(state)
+            self._save(state)
 
-        if not self.tensors.manifest.totals.by_split.get("val"):
+    def _stop(self, state: TrainingState) -> None:
+        self._count_time(state)
+        self._save(state)
+
+    def _stopped(self, state: TrainingState) -> TransientError:
+        return TransientError(
+            f"stopped by SIGTERM after {state.batches} batches of epoch {state.epoch + 1}: there is a checkpoint, from "
+            "which the same command goes on"
+        )
+
+    def _save(self, state: TrainingState) -> None:
+        """By the first rank: the others have the same weights. Nothing is kept of a training that has exploded."""
+        if self.ranks.first:
+            if state.loss is not None and not math.isfinite(state.loss.item()):
+                raise UserError(
+                    f"epoch {state.epoch + 1}: the loss is {state.loss.item()}; try a smaller learning_rate"
+                )
+            save_checkpoint(self.uri, state, self.learner)
+        self._saved_at = time.monotonic()
+
+    def _count_time(self, state: TrainingState) -> None:
+        now = time.monotonic()
+        state.seconds, self._clock = state.seconds + now - self._clock, now
+
+    def _validated(self, state: TrainingState) -> dict[str, float]:
+        """What the first rank found, told to all."""
+        if not self.validation.there:
             return {}
-        self.network.eval()
-        task, classes = self.tensors.manifest.task, len(self.tensors.manifest.classes)
-        counts, labels, predicted, loss, rows = LabelCounts(classes), [], [], 0.0, 0
-        with torch.inference_mode():
-            for batch in batches(self.tensors, "val", 4 * self.config.batch_size):
-                with self.autocast:
-                    logits = self.network(
-                        self.normalize(torch.tensor(centre(batch.images, self.size)).to(self.device))
-                    ).float()
-                loss += summed_loss(logits, torch.from_numpy(batch.labels).to(self.device))
-                rows += len(batch.labels)
-                highest = logits.argmax(1).cpu().numpy()
-                if task == MULTI:
-                    counts.add(batch.labels, (probabilities(logits, task) >= THRESHOLD).cpu().numpy(), highest)
-                else:
-                    labels.append(batch.labels)
-                    predicted.append(highest)
-        if task == MULTI:
-            found = counts.summary()
-        else:
-            found = summary(confusion(np.concatenate(labels), np.concatenate(predicted), classes))
-        return {"val_loss": loss / rows, "val_top1": found["top1"], "val_macro_f1": found["macro_f1"]}
+
+        def between() -> None:
+            if self.ranks.stop.asked:
+                self._stop(state)
+                raise self._stopped(state)
+
+        found = self.validation(self.kept, between) if self.ranks.first else {}
+        return dict(zip(VALIDATED, self.ranks.from_first(*(found.get(name, 0.0) for name in VALIDATED)), strict=True))
+
+    def _live(self, state: TrainingState, events: Events) -> None:
+        assert state.loss is not None
+        loss = state.loss.item() * self.ranks.number / state.images
+        events.add(state.updates, {"train_loss": loss, "learning_rate": self.stepper.rate(state)})
 
     def _say(self, row: dict[str, Any], left: str) -> None:
         parts = [f"epoch {row['epoch']}/{self.config.epochs}", f"loss {row['train_loss']:.3f}"]
         if "val_macro_f1" in row:
             parts += [f"val loss {row['val_loss']:.3f}", f"val macro-F1 {row['val_macro_f1']:.3f}"]
-        self.context.say(" · ".join([*parts, f"{row['images_per_second']:,.0f} images/s", f"{left} left"]))
+        parts += [f"{row['images_per_second']:,.0f} images/s", f"{row['waiting']:.0%} waiting for data", f"{left} left"]
+        self.context.say(" · ".join(parts))
 
 
-def use_bfloat16(precision: str, device: torch.device) -> bool:
-    """`auto`: where the device has the arithmetic (GPUs since Ampere, CPUs with AMX), else float32."""
-    import torch
-
-    if precision != "auto":
-        return precision == "bfloat16"
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    supported = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    return bool(supported())
+def _with_last(items: Iterable[T]) -> Iterator[tuple[T, bool]]:
+    """Each item, and whether it is the last."""
+    iterator = iter(items)
+    try:
+        held = next(iterator)
+    except StopIteration:
+        return
+    for item in iterator:
+        yield held, False
+        held = item
+    yield held, True

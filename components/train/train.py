@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..store import uri as uris
 from ..store.errors import UserError
 from ..store.fingerprint import fingerprint
-from ..store.manifest import Dataset, Manifest, Totals, commit, ready
+from ..store.manifest import Dataset, Manifest, Totals, commit, read_dataset, ready
 from ..store.model import ModelSpec, build_network, pick_device, wrong_size
 from ..store.parallel import cores
 from ..store.preprocessing import KEY, preprocessing_of
 from ..store.shards import publish_bytes
-from ..store.step import CACHED, RAN, Context, Outcome
+from ..store.step import CACHED, RAN, RANK_RECORDS, Context, Outcome
 from ..store.tensors import input_image
 from .agreement import conversion, disagreements, expected_by
 from .artifact import artifact_files, facts_of, samples
 from .checkpoint import TrainingState, discard_checkpoints
 from .config import VERSION, TrainConfig
+from .history import publish_history, verdict
+from .launch import launch, processes
+from .ranks import Ranks, StopSign
+from .recipe_text import recipe_lines
 from .recipes import resolve
 from .weights import load_pretrained, weights_identity
 
@@ -27,53 +33,98 @@ if TYPE_CHECKING:
 
 
 def train(config: TrainConfig, context: Context) -> Outcome:
-    """Find the model that these tensors and this config give, or train it."""
+    """Find the model that these tensors and this config give, or train it, in one process or several."""
     tensors = context.parent("tensors", config.tensors, "tensors")
-    config = resolve(config, tensors.manifest)
+    asked, config = config, resolve(config, tensors.manifest)
     counting = config.counting() | weights_identity(config) | context.attempt()
     counting |= conversion(config, tensors.manifest.image)
     uri = context.workspace.dataset("model", fingerprint("model", VERSION, [tensors.fingerprint], counting))
-    there = ready(uri)
-    dataset = there or _build(tensors, uri, config, context)
-    context.workspace.note_latest(config.name or tensors.manifest.extra["dataset_name"], dataset, context.run)
+    stop = StopSign()
+    with stop.raised_by_sigterm():
+        ranks = Ranks.join(pick_device(config.device), stop)
+        there = bool(ranks.from_first(float(ready(uri) is not None))[0])
+        if not there and (number := processes(config)) > 1:
+            launch(asked, context.run, number, stop)
+        elif not there:
+            _build(tensors, uri, config, context, ranks)
+        ranks.leave()
+    dataset = read_dataset(uri, "model")
     extra = dataset.manifest.extra
-    if not extra["metrics"]:
-        context.say("there are no validation images: the last epoch is kept")
-    else:
-        context.say(f"best epoch {extra['best_epoch']}: validation macro-F1 {extra['metrics']['macro_f1']:.3f}")
+    if ranks.first and RANK_RECORDS not in os.environ:  # else the process that started this one does it
+        context.workspace.note_latest(config.name or tensors.manifest.extra["dataset_name"], dataset, context.run)
+        if not extra["metrics"]:
+            context.say("there are no validation images: the last epoch is kept")
+        else:
+            context.say(f"best epoch {extra['best_epoch']}: validation macro-F1 {extra['metrics']['macro_f1']:.3f}")
     return Outcome(uri, dataset.fingerprint, CACHED if there else RAN, extra["metrics"])
 
 
-def _build(tensors: Dataset, uri: str, config: TrainConfig, context: Context) -> Dataset:
+def _build(tensors: Dataset, uri: str, config: TrainConfig, context: Context, ranks: Ranks) -> None:
+    """Train, and let the first rank commit what came of it."""
     import torch
 
     from .loop import Trainer
 
-    if tensors.manifest.totals.by_split.get("train", 0) < 2:
-        raise UserError(f"tensors: expected at least two training images, found {tensors.manifest.totals.by_split}")
+    _check_there_is_enough(tensors, ranks.number)
+    device = _device(config, ranks)
     torch.manual_seed(config.seed)
-    torch.set_num_threads(cores())
     image = input_image(tensors.manifest.image)
     extra = conversion(config, image) | {KEY: preprocessing_of(tensors)}
     spec = ModelSpec(config.backbone, tensors.manifest.classes, image, tensors.manifest.task, extra=extra)
-    network = build_network(spec)
+    network = build_network(spec, config.dropout, config.drop_path)
     _check_takes_the_images(network, spec)
-    if expected := expected_by(config, image):
-        for line in disagreements(image, expected, config.backbone):
-            context.say(f"warning: {line}")
     origin = load_pretrained(network, spec, config)
-    device = pick_device(config.device)
     parameters = sum(p.numel() for p in network.parameters())
+    on = f"{ranks.number} processes, each on {device.type}" if ranks.number > 1 else str(device)
     context.say(
-        f"{config.backbone} {origin}, {parameters / 1e6:.1f} M parameters, {len(spec.classes)} classes, on {device}"
+        f"{config.backbone} {origin}, {parameters / 1e6:.1f} M parameters, {len(spec.classes)} classes, on {on}"
     )
+    for line in recipe_lines(config):
+        context.say(line)
+    for line in _warnings(config, tensors, spec):
+        context.say(f"warning: {line}")
     started = time.monotonic()
-    state = Trainer(network, tensors, config, device, uri, context).run()
-    about = {"parameters": parameters, "origin": origin, "seconds": round(time.monotonic() - started, 1)}
-    network.load_state_dict(state.best)
-    dataset = commit(uri, _manifest(tensors, uri, config, spec, state, about, network))
-    discard_checkpoints(uri)
-    return dataset
+    events = context.workspace.run_file(context.run, "tensorboard") if config.tensorboard else ""
+    trainer = Trainer(network, tensors, config, device, uri, context, ranks, events)
+    state = trainer.run()
+    if ranks.first:
+        about = {"parameters": parameters, "origin": origin, "seconds": round(time.monotonic() - started, 1)}
+        hard = not (config.label_smoothing or config.mixup_probability or config.cutmix_probability)
+        if said := verdict(state.history, state.best_epoch, hard):
+            context.say(f"warning: {said}")
+        network.load_state_dict(state.best)
+        spec = replace(spec, extra=spec.extra | {"temperature": trainer.validation.temperature(network)})
+        commit(uri, _manifest(tensors, uri, config, spec, state, about, network))
+        discard_checkpoints(uri)
+    ranks.from_first(0.0)  # it is committed
+
+
+def _check_there_is_enough(tensors: Dataset, processes: int) -> None:
+    rows = tensors.manifest.totals.by_split
+    if rows.get("train", 0) < 2 * processes:
+        each = f" for each of {processes} processes" if processes > 1 else ""
+        raise UserError(f"tensors: expected at least two training images{each}, found {rows}")
+
+
+def _device(config: TrainConfig, ranks: Ranks) -> torch.device:
+    """This process's own, set up for training."""
+    import torch
+
+    device = pick_device(config.device)
+    torch.set_num_threads(max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TensorFloat-32, where bfloat16 is not wanted
+        torch.backends.cudnn.benchmark = True
+        if ranks.number > 1:
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(device)
+    return device
+
+
+def _warnings(config: TrainConfig, tensors: Dataset, spec: ModelSpec) -> list[str]:
+    """Known traps that this training walks into."""
+    expected = expected_by(config, spec.image)
+    return disagreements(spec.image, expected, config.backbone) if expected else []
 
 
 def _check_takes_the_images(network: Any, spec: ModelSpec) -> None:
@@ -101,6 +152,7 @@ def _manifest(
     files = (
         publish_bytes(uri, weights, "model-", ".safetensors"),
         publish_bytes(uri, spec.to_json(), "model-", ".json"),
+        publish_history(uri, state.history),
         *artifact_files(uri, network, spec, facts, samples(tensors)),
     )
     return Manifest(
@@ -117,6 +169,7 @@ def _manifest(
             "dataset_name": tensors.manifest.extra["dataset_name"],
             "backbone": spec.backbone,
             "weights": uris.last_part(config.weights) if config.weights else "",
+            "recipe": config.recipe,
             "metrics": metrics,
             "best_epoch": state.best_epoch,
             "epochs": state.epoch,

@@ -1,4 +1,4 @@
-"""Loading, augmenting and resuming: every row once, an order that is a function of the seed, and no lost epoch."""
+"""Loading: every row once, in an order that is a function of the seed and the epoch."""
 
 from __future__ import annotations
 
@@ -12,22 +12,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stored import SHAPE, numbered, rows_of, write_split
+from stored import SHAPE, numbered, rows_of
 
 from imagemill.components.store.errors import MillError
-from imagemill.components.store.manifest import Dataset, Manifest, Totals, commit
-from imagemill.components.store.model import ModelSpec, build_network
-from imagemill.components.store.step import Context
+from imagemill.components.store.manifest import Dataset
 from imagemill.components.store.tensors import images_of
-from imagemill.components.store.workspace import Workspace
 from imagemill.components.train.augment import RATIO, Augment, crop_box
-from imagemill.components.train.checkpoint import SLOTS, TrainingState, load_checkpoint, save_checkpoint
-from imagemill.components.train.config import TrainConfig
-from imagemill.components.train.loader import Batch, batches, prefetch
-from imagemill.components.train.loop import Trainer
+from imagemill.components.train.loader import batches, prefetch
 
 
 @pytest.fixture(scope="module")
@@ -179,152 +172,3 @@ def test_crops_lie_inside_and_have_the_area_and_ratio_asked_for(
     if height == width == 64:
         assert (h + 0.5) * (w + 0.5) >= smallest * 64 * 64 - 64
         assert RATIO[0] - 0.1 <= w / h <= RATIO[1] + 0.2
-
-
-IMAGE = {"shape": [32, 32, 3], "mean": [0.5] * 3, "std": [0.25] * 3, "color": "rgb", "mode": "crop"}
-
-
-@pytest.fixture(scope="module")
-def tensors(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """40 noisy pictures for training and 10 for validation, of two classes that differ in brightness."""
-    uri = str(tmp_path_factory.mktemp("tensors") / "tensors" / "01")
-    files = []
-    for split, number in (("train", 40), ("val", 10)):
-        labels = [n % 2 for n in range(number)]
-        images = pictures(number, 32) // 2 + (np.array(labels) * 90).astype(np.uint8)[:, None, None, None]
-        files.append(write_split(uri, split, images, labels, group=16))
-    totals = Totals(rows=50, by_split={"train": 40, "val": 10})
-    return commit(uri, Manifest("tensors", "01", classes=("a", "b"), files=tuple(files), image=IMAGE, totals=totals))
-
-
-def trainer(tensors: Dataset, workspace: Path, backbone: str, epochs: int) -> Trainer:
-    torch.set_num_threads(1)
-    config = TrainConfig(backbone=backbone, epochs=epochs, batch_size=8, precision="float32", device="cpu")
-    torch.manual_seed(config.seed)
-    network = build_network(ModelSpec(backbone, tensors.manifest.classes, tensors.manifest.image))
-    context = Context("train", Workspace.open(str(workspace)), "run", False)
-    return Trainer(network, tensors, config, torch.device("cpu"), str(workspace / "model" / "01"), context)
-
-
-class Killed(Exception):
-    """The machine is gone."""
-
-
-def killed_in_epoch(one: Trainer, epoch: int) -> None:
-    """Run until a step of `epoch` (from 0) is under way, then die as a preempted pod does."""
-    step = one._step
-
-    def dying(batch: Batch, at: int) -> torch.Tensor:
-        if at == epoch and batch.number == 2:
-            raise Killed
-        return step(batch, at)
-
-    one._step = dying  # type: ignore[method-assign]
-    with pytest.raises(Killed):
-        one.run()
-
-
-@pytest.mark.parametrize("backbone", ["squeezenet1_1", "shufflenet_v2_x0_5"])  # dropout; batch normalization
-def test_a_killed_training_ends_with_the_very_weights_of_an_unbroken_one(
-    tensors: Dataset, tmp_path: Path, backbone: str
-) -> None:
-    whole = trainer(tensors, tmp_path / "whole", backbone, 3)
-    expected = whole.run()
-    killed_in_epoch(trainer(tensors, tmp_path / "killed", backbone, 3), 1)
-    resumed = trainer(tensors, tmp_path / "killed", backbone, 3)
-    torch.manual_seed(99)  # another process has another state
-    found = resumed.run()
-    assert (found.epoch, found.best_epoch) == (expected.epoch, expected.best_epoch)
-    assert [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in found.history] == [
-        {k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in expected.history
-    ]
-    for one, other in ((resumed.network.state_dict(), whole.network.state_dict()), (found.best, expected.best)):
-        assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
-
-
-def small() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
-    torch.manual_seed(0)
-    network = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Flatten(), torch.nn.Linear(16, 2)
-    )
-    return network, torch.optim.AdamW(network.parameters(), lr=0.1)
-
-
-def stepped(network: torch.nn.Module, optimizer: torch.optim.Optimizer) -> torch.Tensor:
-    loss = network(torch.ones(2, 3, 4, 4) * torch.tensor([1.0, 2.0])[:, None, None, None]).square().sum()
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    return loss.detach()
-
-
-def saved_twice(uri: str) -> list[float]:
-    """Checkpoints of the epochs 1 and 2; the losses of the steps that follow each."""
-    network, optimizer = small()
-    losses = []
-    for epoch in (1, 2):
-        losses.append(stepped(network, optimizer).item())
-        best = {k: v.clone() for k, v in network.state_dict().items()}
-        save_checkpoint(
-            uri, TrainingState(epoch, [{"epoch": e + 1} for e in range(epoch)], epoch, best), network, optimizer
-        )
-    return [losses[1], stepped(network, optimizer).item()]
-
-
-def test_a_checkpoint_holds_everything_that_the_next_step_depends_on(tmp_path: Path) -> None:
-    expected = saved_twice(str(tmp_path))
-    network, optimizer = small()
-    stepped(network, optimizer)
-    state = load_checkpoint(str(tmp_path), network, optimizer)
-    assert (state.epoch, state.best_epoch, state.history) == (2, 2, [{"epoch": 1}, {"epoch": 2}])
-    assert all(torch.equal(state.best[k], v) for k, v in network.state_dict().items())
-    assert stepped(network, optimizer).item() == expected[1]
-
-
-@pytest.mark.parametrize("damage", [b"", b"short", b"\xff" * 200, None])
-def test_a_checkpoint_that_is_not_whole_is_ignored(tmp_path: Path, damage: bytes | None) -> None:
-    expected = saved_twice(str(tmp_path))
-    newest = tmp_path / "_work" / SLOTS[0]
-    newest.write_bytes(newest.read_bytes()[:-50] if damage is None else damage)
-    network, optimizer = small()
-    assert load_checkpoint(str(tmp_path), network, optimizer).epoch == 1
-    assert stepped(network, optimizer).item() == expected[0]
-
-
-@pytest.mark.parametrize("metadata", [None, {}, {"imagemill": "text"}])
-def test_a_safetensors_file_that_is_no_checkpoint_is_ignored(tmp_path: Path, metadata: dict[str, str] | None) -> None:
-    from safetensors.torch import save
-
-    (tmp_path / "_work").mkdir()
-    (tmp_path / "_work" / SLOTS[1]).write_bytes(save({"a": torch.zeros(2)}, metadata))
-    network, optimizer = small()
-    assert load_checkpoint(str(tmp_path), network, optimizer) == TrainingState()
-
-
-def test_without_a_checkpoint_training_begins_at_the_beginning(tmp_path: Path) -> None:
-    network, optimizer = small()
-    assert load_checkpoint(str(tmp_path), network, optimizer) == TrainingState()
-
-
-def test_the_learning_rate_rises_and_falls(tensors: Dataset, tmp_path: Path) -> None:
-    one = trainer(tensors, tmp_path, "squeezenet1_1", 10)
-    rates = [one._learning_rate(step) for step in range(50)]
-    assert one.steps_per_epoch == 5 and rates.index(max(rates)) in (4, 5) and max(rates) == one.config.learning_rate
-    assert rates[:5] == sorted(rates[:5]) and rates[5:] == sorted(rates[5:], reverse=True)
-    assert rates[0] > 0 and 0 <= rates[-1] < 0.01 * max(rates)
-
-
-def test_a_validation_loss_that_is_no_number_ends_the_training_with_advice(tensors: Dataset, tmp_path: Path) -> None:
-    one = trainer(tensors, tmp_path, "squeezenet1_1", 1)
-    step = one._step
-
-    def explodes(batch: Batch, at: int) -> torch.Tensor:
-        loss = step(batch, at)
-        if batch.number == one.steps_per_epoch - 1:  # the last step of the epoch, which no training loss sees
-            with torch.no_grad():
-                next(one.network.parameters()).fill_(float("nan"))
-        return loss
-
-    one._step = explodes  # type: ignore[method-assign]
-    with pytest.raises(MillError, match="epoch 1: the validation loss is nan; try a smaller learning_rate"):
-        one.run()

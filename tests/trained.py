@@ -1,0 +1,114 @@
+"""A small tensors dataset to train on, and the train step on it: in this process, or as a command to be killed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from stored import write_split
+
+from imagemill.components.store.manifest import Dataset, Manifest, Parent, Totals, commit, read_dataset
+from imagemill.components.store.model import ModelSpec, build_network
+from imagemill.components.store.step import Context
+from imagemill.components.store.workspace import Workspace
+from imagemill.components.train.config import TrainConfig
+from imagemill.components.train.loop import Trainer
+from imagemill.components.train.ranks import Ranks
+from imagemill.components.train.recipes import resolve
+
+IMAGE = {"shape": [32, 32, 3], "mean": [0.5] * 3, "std": [0.25] * 3, "color": "rgb", "mode": "crop"}
+TIMES = ("seconds", "images_per_second", "waiting")
+"""What of a row of the history no two trainings have in common."""
+STEP = [sys.executable, "-m", "imagemill.components.train"]
+
+
+def pictures(number: int, size: int = 16) -> npt.NDArray[np.uint8]:
+    return np.random.default_rng(number).integers(0, 256, (number, size, size, 3)).astype(np.uint8)
+
+
+def make_tensors(workspace: Path, train: int = 40, val: int = 10, size: int = 32) -> Dataset:
+    """Noisy pictures for training and validation, of two classes that differ in brightness. The clean dataset that they
+    come from is not there any more."""
+    uri = str(workspace / "tensors" / "01")
+    files = []
+    for split, number in (("train", train), ("val", val)):
+        if number:
+            labels = [n % 2 for n in range(number)]
+            images = pictures(number, size) // 2 + (np.array(labels) * 90).astype(np.uint8)[:, None, None, None]
+            files.append(write_split(uri, split, images, labels, group=16))
+    by_split = {split: number for split, number in (("train", train), ("val", val)) if number}
+    image = IMAGE | {"shape": [size, size, 3]}
+    return commit(
+        uri,
+        Manifest(
+            "tensors", "01", parents=(Parent("../../clean/00", "00", ""),), classes=("a", "b"), files=tuple(files),
+            image=image, totals=Totals(rows=train + val, by_split=by_split), extra={"dataset_name": "small"},
+        ),
+    )  # fmt: skip
+
+
+def settings(tensors: Dataset, **values: Any) -> TrainConfig:
+    """A resolved config of a quick training on the CPU."""
+    quick = {"backbone": "squeezenet1_1", "epochs": 3, "batch_size": 8, "precision": "float32", "device": "cpu"}
+    return resolve(TrainConfig(**(quick | {"recipe": "plain", "load_threads": 1} | values)), tensors.manifest)
+
+
+def trainer(tensors: Dataset, workspace: Path, config: TrainConfig, ranks: Ranks | None = None) -> Trainer:
+    torch.set_num_threads(1)
+    torch.manual_seed(config.seed)
+    spec = ModelSpec(config.backbone, tensors.manifest.classes, tensors.manifest.image)
+    network = build_network(spec, config.dropout, config.drop_path)
+    context = Context("train", Workspace.open(str(workspace)), "run", False)
+    uri = str(workspace / "model" / "01")
+    return Trainer(network, tensors, config, torch.device("cpu"), uri, context, ranks or Ranks())
+
+
+def history_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A history without the times."""
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
+
+
+def command(tensors: Dataset, **values: Any) -> list[str]:
+    """The step's command line on a dataset of a workspace."""
+    workspace = str(Path(tensors.uri).parent.parent)
+    given = {"tensors": tensors.uri, "workspace": workspace, "device": "cpu", "load_threads": 1} | values
+    flags = [f"--{name.replace('_', '-')}={str(value).lower()}" if isinstance(value, bool)
+             else f"--{name.replace('_', '-')}={value}" for name, value in given.items()]  # fmt: skip
+    return [*STEP, *flags]
+
+
+def start(arguments: list[str], **environment: str) -> subprocess.Popen[str]:
+    """The command, with one thread for arithmetic, as the leader of a process group of its own."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.Popen(
+        arguments, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env,
+        start_new_session=True,
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen[str], timeout: float = 120) -> tuple[int, str]:
+    """(exit code, all that it said)."""
+    try:
+        _, said = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, 9)
+        process.communicate()
+        raise
+    return process.returncode, said
+
+
+def model_of(workspace: Path) -> Dataset:
+    """The one model of a workspace."""
+    (uri,) = [path.parent for path in (workspace / "model").glob("*/_manifest.json")]
+    return read_dataset(str(uri), "model")
+
+
+def weights_sha256(model: Dataset) -> str:
+    (file,) = [file for file in model.files() if file.uri.endswith(".safetensors")]
+    return file.sha256
