@@ -20,8 +20,8 @@ Operation = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
 
 NEED_COLOR = ("Color", "Hue", "Grayscale")
 """One channel they leave as it is."""
-BLUR_KERNEL = 13
-"""Taps of the Gaussian along each axis: up to three sigma, which is 2 pixels at most."""
+BLUR_KERNEL = 5
+"""Taps of the Gaussian along each axis, as the CPU engine has it."""
 
 
 def _each(values: torch.Tensor) -> torch.Tensor:

@@ -9,17 +9,18 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from .loader import Batch
+
 if TYPE_CHECKING:
     import torch
 
-    from .loader import Batch
-
-Fed = tuple["torch.Tensor", "torch.Tensor", "Batch"]
+B = TypeVar("B", bound=Batch)
+Fed = tuple["torch.Tensor", "torch.Tensor", B]
 
 
 def put(array: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
@@ -33,23 +34,26 @@ def put(array: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-class Feed(Iterator[Fed]):
+class Feed(Generic[B]):
     """(images, labels, batch) of every batch, as uint8 [B, H, W, C] and int64 [B] or uint8 [B, classes] on the device.
 
     `waited`: seconds that whoever iterates spent here, waiting for the loader, since the start or since it was last
     set to 0. On a GPU the host runs ahead of the arithmetic, so the GPU itself idled for at most as long.
     """
 
-    def __init__(self, batches: Iterator[Batch], device: torch.device | str) -> None:
+    def __init__(self, batches: Iterator[B], device: torch.device | str) -> None:
         import torch
 
         self._batches, self._device = iter(batches), torch.device(device)
         self.waited = 0.0
-        self._ahead: deque[tuple[Fed, torch.cuda.Event]] = deque()
-        self._copying: deque[tuple[Batch, list[torch.Tensor], torch.cuda.Event]] = deque()
+        self._ahead: deque[tuple[Fed[B], torch.cuda.Event]] = deque()
+        self._copying: deque[tuple[B, list[torch.Tensor], torch.cuda.Event]] = deque()
         self._stream = _side_stream(self._device) if self._device.type == "cuda" else None
 
-    def __next__(self) -> Fed:
+    def __iter__(self) -> Feed[B]:
+        return self
+
+    def __next__(self) -> Fed[B]:
         started = time.perf_counter()
         try:
             return self._host() if self._stream is None else self._from_stream()
@@ -64,14 +68,14 @@ class Feed(Iterator[Fed]):
         if hasattr(self._batches, "close"):
             self._batches.close()
 
-    def _host(self) -> Fed:
+    def _host(self) -> Fed[B]:
         """No copy: the tensors are the batch's own memory."""
         import torch
 
         batch = next(self._batches)
         return torch.from_numpy(batch.images), torch.from_numpy(batch.labels), batch
 
-    def _from_stream(self) -> Fed:
+    def _from_stream(self) -> Fed[B]:
         import torch
 
         if not self._ahead:
@@ -115,6 +119,6 @@ def _pinned(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.is_pinned() else tensor.pin_memory()
 
 
-def feed(batches: Iterator[Batch], device: torch.device | str) -> Feed:
+def feed(batches: Iterator[B], device: torch.device | str) -> Feed[B]:
     """`batches` on the device, in their order."""
     return Feed(batches, device)
