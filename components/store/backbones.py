@@ -1,4 +1,5 @@
-"""What torchvision has, read from its source text: importing it takes seconds, and a typing mistake should not."""
+"""What torchvision has, read from its source text: importing it takes seconds, and a typing mistake should not. Names
+of timm's go to timm_models."""
 
 from __future__ import annotations
 
@@ -11,7 +12,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from . import timm_models
 from .errors import wrong
+
+_DROP_PATH = ("convnext_", "efficientnet_", "maxvit_", "swin_")
+"""What the names of torchvision's networks with stochastic depth begin with."""
+_TRANSFORMERS = re.compile(r"(vit|swin|deit|beit|eva|cait|xcit|mixer|hiera)")
 
 
 @cache
@@ -105,16 +111,32 @@ def _value(node: ast.expr) -> object:
     return ast.literal_eval(node)
 
 
+def has_drop_path(backbone: str) -> bool:
+    """The network has branches that stochastic depth can skip (Huang et al., 2016)."""
+    if timm_models.is_timms(backbone):
+        return timm_models.has_drop_path(backbone)
+    return backbone.startswith(_DROP_PATH)
+
+
+def is_transformer(backbone: str) -> bool:
+    """A vision transformer or what is trained like one, by its name."""
+    return bool(_TRANSFORMERS.search(backbone))
+
+
 def check_backbone(name: str) -> None:
-    """UserError for a name that torchvision does not have, with the nearest ones; silent where it is not installed."""
+    """UserError for a name that torchvision (timm:… timm) does not have, with the nearest ones; silent where it is not
+    installed."""
+    if timm_models.is_timms(name):
+        timm_models.check_timms(name)
+        return
     known = backbones()
     if known and name not in known:
         near = difflib.get_close_matches(name, known, 3) or [*known[:8], "…"]
-        raise wrong("backbone", f"a torchvision classification model ({', '.join(near)})", name)
+        raise wrong("backbone", f"a torchvision classification model ({', '.join(near)}), or timm:NAME", name)
 
 
 def check_named_weights(backbone: str, weights: str) -> None:
-    """UserError for pretrained weights that the model does not have."""
+    """UserError for pretrained weights that the model does not have; of timm's the step that loads them knows."""
     known = named_weights(backbone)
     if known and weights not in known:
         raise wrong("weights", f"one of {', '.join(known)} for {backbone}", weights)

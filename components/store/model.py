@@ -9,11 +9,13 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from . import timm_models
 from . import uri as uris
 from .backbones import check_backbone
 from .errors import DatasetError, UserError, wrong
 from .filesystem import store_for
 from .manifest import Dataset
+from .regularize import set_drop_path, set_dropout
 from .resample import Geometry
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ MODEL_FORMAT = "imagemill-model"
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Everything but the weights: backbone by its torchvision name, classes in the order of their ids, and the
+    """Everything but the weights: backbone by its name, classes in the order of their ids, and the
     `image` of the tensors it was trained on (shape [H, W, C], color, edges, mode, mean and std in [0, 1])."""
 
     backbone: str
@@ -54,12 +56,30 @@ class ModelSpec:
             raise UserError(f"{where}: expected the description of a model, found {error}") from None
 
 
-def build_network(spec: ModelSpec) -> torch.nn.Module:
-    """The untrained network: logits float [B, classes] from normalized float [B, C, H, W]."""
-    from torchvision.models import get_model
+def build_network(spec: ModelSpec, dropout: float = 0.0, drop_path: float = 0.0) -> torch.nn.Module:
+    """The untrained network: logits float [B, classes] from normalized float [B, C, H, W].
 
+    `dropout` before the head and `drop_path` (stochastic depth, the deepest block's share) act in training mode only
+    and change no name of a tensor, so that weights fit whatever they are.
+    """
     check_backbone(spec.backbone)
     size, _, channels = spec.image["shape"]
+    try:
+        if timm_models.is_timms(spec.backbone):
+            return timm_models.create(spec.backbone, len(spec.classes), size, channels, dropout, drop_path)
+        network = _torchvisions(spec, size)
+    except (ValueError, AssertionError) as error:  # a transformer that can't divide the image into patches
+        raise wrong_size(spec, error) from None
+    if channels != 3:
+        _adapt_first_convolution(network, channels)
+    set_dropout(network, dropout)
+    set_drop_path(network, drop_path, spec.backbone)
+    return network
+
+
+def _torchvisions(spec: ModelSpec, size: int) -> torch.nn.Module:
+    from torchvision.models import get_model
+
     options: dict[str, Any] = {"num_classes": len(spec.classes)}
     if spec.backbone in ("googlenet", "inception_v3"):
         options |= {"aux_logits": False, "init_weights": True}
@@ -68,12 +88,7 @@ def build_network(spec: ModelSpec) -> torch.nn.Module:
         options["image_size"] = size
     if spec.backbone.startswith("maxvit"):
         options["input_size"] = (size, size)
-    try:
-        network: torch.nn.Module = get_model(spec.backbone, weights=None, **options)
-    except (ValueError, AssertionError) as error:  # a transformer that can't divide the image into patches
-        raise wrong_size(spec, error) from None
-    if channels != 3:
-        _adapt_first_convolution(network, channels)
+    network: torch.nn.Module = get_model(spec.backbone, weights=None, **options)
     return network
 
 

@@ -1,19 +1,21 @@
 """Input sizes by model: what a network was trained to see, so that tensors are made for it.
 
 Of torchvision's models it is the evaluation transform of their weights, read from torchvision's source where it is
-installed and else from the table below, which a test compares with it; models that torchvision does not have are named
-with their source.
+installed and else from the table below, which a test compares with it; of timm's (timm:NAME) what timm says of their
+weights; other models are named with their source.
 """
 
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
+from . import timm_models
 from .backbones import Transforms, backbones, named_weights, transforms_of
-from .errors import wrong
+from .errors import UserError, wrong
 
 NORMALIZATIONS: dict[str, tuple[list[float], list[float]]] = {
     "imagenet": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
@@ -112,7 +114,7 @@ _TORCHVISION: dict[ModelPreset, str] = {
 _SIZES = [name for name in FAMILIES if name.isdigit()]
 HELP = (
     "the model whose input size, crop ratio, interpolation and normalization hold where nothing else is said: one of "
-    "torchvision (resnet50, efficientnet_b7; with its weights: resnet50:IMAGENET1K_V1), "
+    "torchvision (resnet50, efficientnet_b7; with its weights: resnet50:IMAGENET1K_V1) or timm (timm:NAME.TAG), "
     f"{', '.join(name for name in FAMILIES if name not in _SIZES)}, or a size ({', '.join(_SIZES)})"
 )
 
@@ -122,9 +124,37 @@ def find(name: str) -> ModelPreset | None:
     """The preset of that name, or None."""
     if name in FAMILIES:
         return FAMILIES[name]
+    if timm_models.is_timms(name):
+        return _timms(name)
     backbone, _, weights = name.partition(":")
     known = transforms_of(backbone, weights or "DEFAULT") if not name.endswith(":") else None
     return (known and _preset(known)) or table().get(name)
+
+
+def named(backbone: str, weights: str) -> str:
+    """The name of the preset for a backbone's named weights."""
+    if weights == "DEFAULT":
+        return backbone
+    if timm_models.is_timms(backbone):
+        return f"{timm_models.PREFIX}{timm_models.parts(backbone)[0]}.{weights}"
+    return f"{backbone}:{weights}"
+
+
+def _timms(name: str) -> ModelPreset | None:
+    """By timm's `transforms_imagenet_eval` (timm/data/transforms_factory.py) at the size that the weights were trained
+    at: the short side is resized to floor(size / crop_pct). None for what timm does not have, or where it is not
+    installed, or for a normalization that has no name here."""
+    try:
+        timm_models.check_timms(name)
+        about = timm_models.described(name)
+    except UserError:
+        return None
+    normalization = normalization_named(list(about.mean), list(about.std)) if about else ""
+    if not normalization or about.interpolation not in ("bilinear", "bicubic"):
+        return None
+    size, squash = about.input_size[-1], about.crop_mode == "squash"
+    short = size if squash else math.floor(size / about.crop_pct)
+    return ModelPreset(size, short, about.interpolation, normalization, "squash" if squash else "crop")
 
 
 def _preset(known: Transforms) -> ModelPreset | None:
@@ -181,6 +211,9 @@ def check(name: str) -> None:
     """UserError for a name that is none, with the nearest ones."""
     if not name or find(name) is not None:
         return
+    if timm_models.is_timms(name):
+        timm_models.check_timms(name)
+        raise wrong("model_preset", "a model that timm describes, with a normalization that has a name here", name)
     backbone = name.partition(":")[0]
     its_weights = named_weights(backbone) or [n.partition(":")[2] for n in table() if n.startswith(f"{backbone}:")]
     if ":" in name and its_weights:

@@ -1,11 +1,12 @@
 """Do the tensors and the pretrained weights agree? What was found, what the weights expect, and the flag that mends it.
 
-What weights were trained with is known of torchvision's by their evaluation transform, of an imagemill model by what it
-says itself, and of a bare file not at all.
+What weights were trained with is known of torchvision's by their evaluation transform, of timm's by its description of
+them, of an imagemill model by what it says itself, and of a bare file not at all.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -27,6 +28,8 @@ CONVERTS = ("googlenet", "inception_v3")
 """Their weights come from TensorFlow, which normalizes by mean and spread 0.5; torchvision describes ImageNet's, which
 the network itself then converts (`transform_input`), if it has red, green and blue and nothing else."""
 CONVERTED = "transform_input"
+POSITIONS = re.compile(r"(vit|deit|beit|eva)")
+"""Networks with an embedding of each position, by their names."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ def expected_by(config: TrainConfig, image: dict[str, Any]) -> Expected | None:
     """What the weights that the config names expect; `image` is the tensors', whose colour the weights are fitted to.
     None where there are no weights, or where nothing is known of them."""
     if config.weights_are_named:
-        preset = config.backbone + ("" if config.weights == "DEFAULT" else f":{config.weights}")
+        preset = model_presets.named(config.backbone, config.weights)
         chosen = model_presets.find(preset)
         if chosen is None:
             return None
@@ -102,14 +105,12 @@ def _mended(one: Difference, expected: Expected) -> str:
 
 
 def _in_size(image: dict[str, Any], expected: Expected, backbone: str) -> Iterator[Difference]:
-    """A size within `FAR` is no difference, but for a vision transformer, whose position embeddings belong to one; nor
-    is a mode that somebody chose though a model preset has another."""
+    """A size within `FAR` is no difference; nor is a mode that somebody chose though a model preset has another."""
     found, wanted = Geometry.from_dict(image).input, expected.geometry
     size = str(wanted.size)
-    if backbone.startswith("vit_") and found.size != wanted.size:
-        yield Difference("image_size", size, f"{found.size}, so that position embeddings start from scratch", size)
-    elif not 1 / FAR <= found.size / wanted.size <= FAR:
-        yield Difference("image_size", size, str(found.size), size)
+    if not 1 / FAR <= found.size / wanted.size <= FAR:
+        resampled = ", so that position embeddings are resampled" if POSITIONS.search(backbone) else ""
+        yield Difference("image_size", size, f"{found.size}{resampled}", size)
     if found.mode == wanted.mode == "crop":
         has, wants = found.short_side / found.size, wanted.short_side / wanted.size
         if abs(has / wants - 1) > CROPPED:

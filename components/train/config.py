@@ -11,6 +11,7 @@ from ..store import uri as uris
 from ..store.backbones import check_backbone, check_named_weights
 from ..store.config import DEVICE, StepConfig, option
 from ..store.errors import wrong
+from ..store.timm_models import is_tag, is_timms
 
 VERSION = 2
 """Raised when the same tensors and config must give another model."""
@@ -185,7 +186,9 @@ class TrainConfig(StepConfig):
             check_named_weights(self.backbone, self.weights)
         elif self.weights and uris.scheme(self.weights) not in ("", "file", "s3"):
             raise wrong(
-                "weights", "a torchvision name, or the URI of a .safetensors file or model", uris.safe(self.weights)
+                "weights",
+                "a name of torchvision's or timm's, or the URI of a .safetensors file or model",
+                uris.safe(self.weights),
             )
 
     @property
@@ -195,5 +198,7 @@ class TrainConfig(StepConfig):
 
     @property
     def weights_are_named(self) -> bool:
-        """A torchvision name rather than a URI."""
+        """A torchvision name, or a tag of timm's, rather than a URI."""
+        if is_timms(self.backbone):
+            return is_tag(self.weights)
         return bool(re.fullmatch(r"[A-Z][A-Z0-9_]*", self.weights))

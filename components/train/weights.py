@@ -1,25 +1,27 @@
-"""Pretrained weights: by torchvision name, by URI (safetensors, never pickle), or none.
+"""Pretrained weights: by name (torchvision's, timm's), by URI (safetensors, never pickle), or none.
 
 The first convolution is fitted to the channels of the images. One channel gets the RGB filters' sum, which sees
 in a grey image what they see in its R = G = B. Three channels of another colour get the filters as they are.
 Edge channels that the weights do not know start at zero: the network starts as the pretrained one, and learns what
-edges add.
+edges add. Position embeddings of a transformer that saw images of another size are resampled.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-from urllib.error import URLError
+from typing import TYPE_CHECKING, Any, cast
 
+from ..store import timm_models
 from ..store import uri as uris
-from ..store.errors import TransientError, UserError, wrong
+from ..store.blocks import head
+from ..store.errors import UserError, wrong
 from ..store.filesystem import store_for
 from ..store.images import COLORS
 from ..store.manifest import Dataset, find_dataset
 from ..store.model import ModelSpec, first_convolution
 from ..store.resample import Geometry
 from .config import TrainConfig
+from .published import full_name, published
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +36,7 @@ def weights_identity(config: TrainConfig) -> dict[str, str]:
     if not config.weights:
         return {}
     if config.weights_are_named:
-        return {"weights": config.weights}
+        return {"weights": full_name(config.backbone, config.weights)}
     import hashlib
 
     return {"weights": hashlib.sha256(_read(weights_uri(config.weights))).hexdigest()}
@@ -61,8 +63,9 @@ def load_pretrained(network: torch.nn.Module, spec: ModelSpec, config: TrainConf
     """
     if not config.weights:
         return "from scratch"
-    state = _named(config) if config.weights_are_named else _from_uri(config.weights)
-    head = _head(network) if not _has_our_classes(config, spec) else ""
+    state = published(config.backbone, config.weights) if config.weights_are_named else _from_uri(config.weights)
+    state, resampled = _for_the_size(state, network, spec)
+    heads = () if _has_our_classes(config, spec) else tuple(f"{name}." for name in head(network))
     target = network.state_dict()
     wanted = Channels.of(spec.geometry)
     first = first_convolution(network, wanted.number) + ".weight"
@@ -71,7 +74,7 @@ def load_pretrained(network: torch.nn.Module, spec: ModelSpec, config: TrainConf
         key: fitted
         for key, value in state.items()
         if key in target
-        and not (head and key.startswith(head))
+        and not key.startswith(heads)
         and (fitted := _fit_first(value, known, wanted) if key == first else value) is not None
         and fitted.shape == target[key].shape
     }
@@ -79,7 +82,8 @@ def load_pretrained(network: torch.nn.Module, spec: ModelSpec, config: TrainConf
         expected, found = f"weights of {config.backbone}, {len(target)} tensors", f"{len(fitting)} that fit"
         raise wrong("weights", expected, f"{found} in {config.weights}")
     network.load_state_dict({**target, **fitting})
-    return ", ".join([f"from {config.weights}", f"{len(fitting)} of {len(target)} tensors", *_told(known, wanted)])
+    told = [*_told(known, wanted), *(["position embeddings resampled"] if resampled else [])]
+    return ", ".join([f"from {config.weights}", f"{len(fitting)} of {len(target)} tensors", *told])
 
 
 @dataclass(frozen=True)
@@ -129,10 +133,25 @@ def _told(known: Channels, wanted: Channels) -> list[str]:
     return said + ([f"{' and '.join(new)} from zero"] if new else [])
 
 
-def _head(network: torch.nn.Module) -> str:
-    """The prefix of the last layer's tensors: in torchvision's classifiers it makes the logits."""
-    *_, (name, _) = network.named_parameters()
-    return name.rpartition(".")[0] + "."
+def _for_the_size(state: State, network: torch.nn.Module, spec: ModelSpec) -> tuple[State, bool]:
+    """The weights with position embeddings for the size of the spec's images, and whether they had others.
+
+    Bicubic, the class token's left as it is (Dosovitskiy et al., "An Image is Worth 16x16 Words", 2021, 3.2): by
+    torchvision's `interpolate_embeddings`, or timm's own filter of the architecture.
+    """
+    positions = [name for name in ("encoder.pos_embedding", "pos_embed") if name in state]
+    before = {name: state[name].shape for name in positions}
+    if timm_models.is_timms(spec.backbone):
+        state = timm_models.converted(spec.backbone, state, network)
+    elif spec.backbone.startswith("vit_") and positions:
+        from torchvision.models.vision_transformer import interpolate_embeddings
+
+        patch = cast(Any, network).patch_size
+        try:
+            state = interpolate_embeddings(spec.image["shape"][0], patch, dict(state))  # type: ignore[arg-type]
+        except ValueError as error:
+            raise wrong("weights", f"weights of {spec.backbone}", f"others: {error}") from None
+    return state, any(name in state and state[name].shape != shape for name, shape in before.items())
 
 
 def _has_our_classes(config: TrainConfig, spec: ModelSpec) -> bool:
@@ -145,22 +164,6 @@ def model_dataset(weights: str) -> Dataset | None:
     """The model dataset that a URI of weights means, if it is not that of a file."""
     uri = uris.normalize(weights, "weights")
     return None if uri.endswith(".safetensors") else find_dataset(uri)
-
-
-def _named(config: TrainConfig) -> State:
-    from torchvision.models import get_model_weights
-
-    known = get_model_weights(config.backbone)
-    if config.weights not in known.__members__:
-        raise wrong("weights", f"one of {', '.join(known.__members__)} for {config.backbone}", config.weights)
-    try:
-        state: State = known[config.weights].get_state_dict(progress=False, check_hash=True, weights_only=True)
-    except (URLError, TimeoutError, ConnectionError) as error:
-        raise TransientError(
-            f"weights: {config.weights} of {config.backbone} could not be downloaded ({error}); a .safetensors file "
-            "can be given by its URI instead"
-        ) from None
-    return state
 
 
 def _from_uri(weights: str) -> State:

@@ -161,3 +161,32 @@ def test_a_model_of_five_channels_is_loaded_as_it_was_saved(tmp_path: Path) -> N
     assert spec.geometry == Geometry(SIZE, "crop", "lab", BOTH)
     image = torch.randn(1, 5, SIZE, SIZE)
     torch.testing.assert_close(logits(network, image), logits(network_for("lab", BOTH), image))
+
+
+def test_a_vision_transformers_position_embeddings_are_resampled(tmp_path: Path) -> None:
+    """To the size of the images: the class token's stays, the grid's is stretched (align_corners: corners stay)."""
+    from torchvision.models import VisionTransformer
+
+    def made(size: int) -> Any:
+        return VisionTransformer(size, 16, 1, 2, 32, 64, num_classes=3)
+
+    from imagemill.components.train import weights as module
+
+    theirs, ours = made(64), made(96)
+    spec = ModelSpec("vit_b_16", ("a", "b", "c"), {**image_of("rgb"), "shape": [96, 96, 3]})
+    save_file(theirs.state_dict(), tmp_path / "w.safetensors")
+    said = load_pretrained(ours, spec, TrainConfig(backbone="vit_b_16", weights=str(tmp_path / "w.safetensors")))
+    everything = len(ours.state_dict())
+    assert said.endswith(f"{everything - 2} of {everything} tensors, position embeddings resampled")
+    before = theirs.state_dict()["encoder.pos_embedding"]
+    after = ours.state_dict()["encoder.pos_embedding"]
+    torch.testing.assert_close(after[:, 0], before[:, 0])
+    grids = before[:, 1:].reshape(4, 4, 32), after[:, 1:].reshape(6, 6, 32)
+    for corner in ((0, 0), (0, -1), (-1, 0), (-1, -1)):
+        torch.testing.assert_close(grids[1][corner], grids[0][corner])
+    same, resampled = module._for_the_size(theirs.state_dict(), made(64), ModelSpec("vit_b_16", ("a",), image_of64()))
+    assert not resampled and torch.equal(same["encoder.pos_embedding"], before)
+
+
+def image_of64() -> dict[str, Any]:
+    return {**image_of("rgb"), "shape": [64, 64, 3]}

@@ -1,0 +1,205 @@
+"""timm's networks: named before anything is imported, made for the images, started from weights that they know."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from imagemill.components.store import model_presets
+from imagemill.components.store.errors import TransientError, UserError
+from imagemill.components.store.model import ModelSpec, build_network
+from imagemill.components.store.timm_models import _sources, check_timms, described, has_drop_path
+from imagemill.components.train import published
+from imagemill.components.train.agreement import disagreements, expected_by
+from imagemill.components.train.config import TrainConfig
+from imagemill.components.train.weights import load_pretrained, weights_identity
+
+timm = pytest.importorskip("timm")
+VIT, CONV = "timm:test_vit", "timm:test_convnext"
+
+
+def image_of(size: int, color: str = "rgb", edges: tuple[str, ...] = ()) -> dict[str, Any]:
+    channels = (1 if color == "gray" else 3) + len(edges)
+    return {"shape": [size, size, channels], "color": color, "edges": list(edges), "mode": "crop",
+            "mean": [0.5] * channels, "std": [0.5] * channels}  # fmt: skip
+
+
+def spec_of(backbone: str, size: int = 32, **image: Any) -> ModelSpec:
+    return ModelSpec(backbone, ("a", "b", "c"), image_of(size, **image))
+
+
+def test_every_name_of_timms_is_known_without_importing_it() -> None:
+    assert set(_sources()) == set(timm.list_models())
+    code = (
+        "import sys\nfrom imagemill.components.train.config import TrainConfig\n"
+        "TrainConfig.from_values({'backbone': 'timm:convnext_tiny.in12k', 'weights': 'DEFAULT'})\n"
+        "assert not {'torch', 'timm'} & set(sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("timm:convnxt_tiny", "convnext_tiny"), ("timm:vit_base_patch16_244.augreg", "vit_base_patch16_224"),
+     ("timm:", "timm:NAME"), ("timm:a/b", "timm:NAME"), ("timm:hf-hub:timm/resnet18", "timm:NAME")],
+)  # fmt: skip
+def test_a_typing_mistake_names_what_is_near(name: str, said: str) -> None:
+    with pytest.raises(UserError, match=f"^backbone: expected .*{said}"):
+        check_timms(name)
+    with pytest.raises(UserError, match=r"^backbone"):
+        TrainConfig.from_values({"backbone": name})
+
+
+@pytest.mark.parametrize(
+    ("weights", "named"),
+    [("DEFAULT", True), ("in12k_ft_in1k", True), ("./a.safetensors", False), ("s3://b/model/1", False)],
+)
+def test_a_tag_is_told_from_a_uri(weights: str, named: bool) -> None:
+    assert TrainConfig.from_values({"backbone": "timm:convnext_tiny", "weights": weights}).weights_are_named is named
+
+
+def test_a_tag_that_is_none_names_those_that_are() -> None:
+    with pytest.raises(
+        UserError, match=r"weights: expected one of DEFAULT, .*, in12k.* for timm:convnext_tiny, found 'in13k"
+    ):
+        weights_identity(TrainConfig(backbone="timm:convnext_tiny", weights="in13k"))
+    with pytest.raises(UserError, match=r"DEFAULT or in12k, which timm:convnext_tiny.in12k names"):
+        weights_identity(TrainConfig(backbone="timm:convnext_tiny.in12k", weights="in12k_ft_in1k"))
+    assert weights_identity(TrainConfig(backbone="timm:convnext_tiny", weights="DEFAULT")) == {
+        "weights": "in12k_ft_in1k"
+    }
+
+
+@pytest.mark.parametrize("backbone", [VIT, CONV, "timm:test_resnet", "timm:test_efficientnet"])
+@pytest.mark.parametrize(("color", "edges"), [("gray", ()), ("rgb", ("sobel",))])
+def test_networks_take_the_images_and_make_the_logits(backbone: str, color: str, edges: tuple[str, ...]) -> None:
+    spec = spec_of(backbone, color=color, edges=edges)
+    network = build_network(spec, dropout=0.3, drop_path=0.2)
+    plain = build_network(spec)
+    plain.load_state_dict(network.state_dict())
+    x = torch.randn(4, spec.image["shape"][2], 32, 32)
+    with torch.no_grad():
+        assert network.eval()(x).shape == (4, 3)
+        torch.testing.assert_close(network(x), plain.eval()(x))
+        assert not torch.equal(network.train()(x), network(x)), "something is dropped"
+
+
+def test_a_network_without_stochastic_depth_says_so() -> None:
+    assert has_drop_path(VIT) and not has_drop_path("timm:vgg11")
+    with pytest.raises(UserError, match="drop_path: expected 0 for timm:vgg11"):
+        build_network(spec_of("timm:vgg11"), drop_path=0.1)
+
+
+def test_a_size_that_a_network_does_not_take_names_the_preset() -> None:
+    said = r"image_size: .* timm:xcit_nano_12_p16_224 takes, found 60: .*--model-preset timm:xcit_nano_12_p16_224\)$"
+    with pytest.raises(UserError, match=said):
+        build_network(spec_of("timm:xcit_nano_12_p16_224", 60))
+
+
+def hub(monkeypatch: pytest.MonkeyPatch, folder: Path, backbone: str, size: int) -> torch.nn.Module:
+    """A hub that has one network's weights of that size of images and 21,843 classes, as timm publishes them."""
+    import huggingface_hub
+
+    torch.manual_seed(7)
+    network = timm.create_model(backbone.removeprefix("timm:"), num_classes=50, **({"img_size": size} if size else {}))
+    save_file(network.state_dict(), folder / "model.safetensors")
+
+    def download(repository: str, file: str, revision: str | None = None) -> str:
+        assert repository.startswith("timm/") and revision is None
+        if file != "model.safetensors":
+            raise huggingface_hub.errors.EntryNotFoundError("no such file")
+        return str(folder / file)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    return network
+
+
+def test_published_weights_fit_other_sizes_classes_and_channels(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    theirs = hub(monkeypatch, tmp_path, VIT, 160)
+    same = build_network(spec_of(VIT, 160))
+    said = load_pretrained(same, spec_of(VIT, 160), TrainConfig(backbone=VIT, weights="DEFAULT"))
+    everything = len(same.state_dict())
+    assert said == f"from DEFAULT, {everything - 2} of {everything} tensors"
+    x = torch.randn(1, 3, 160, 160)
+    with torch.no_grad():
+        torch.testing.assert_close(same.eval().forward_features(x), theirs.eval().forward_features(x))
+    small = spec_of(VIT, 96, color="gray")
+    network = build_network(small)
+    said = load_pretrained(network, small, TrainConfig(backbone=VIT, weights="DEFAULT"))
+    assert said.endswith(f"{everything - 2} of {everything} tensors, trained on rgb, position embeddings resampled")
+    expected = timm.layers.resample_abs_pos_embed(theirs.state_dict()["pos_embed"], (6, 6), num_prefix_tokens=1)
+    torch.testing.assert_close(network.state_dict()["pos_embed"], expected)
+    filters = theirs.state_dict()["patch_embed.proj.weight"].sum(1, keepdim=True)
+    torch.testing.assert_close(network.state_dict()["patch_embed.proj.weight"], filters)
+
+
+def test_a_windows_table_of_positions_is_resampled_too(tmp_path: Path) -> None:
+    """Of a bare file, by its URI."""
+    backbone = "timm:swin_tiny_patch4_window7_224"
+    theirs = timm.create_model("swin_tiny_patch4_window7_224", num_classes=50, img_size=224)
+    save_file(theirs.state_dict(), tmp_path / "a.safetensors")
+    spec = spec_of(backbone, 128)
+    network = build_network(spec)
+    said = load_pretrained(network, spec, TrainConfig(backbone=backbone, weights=str(tmp_path / "a.safetensors")))
+    everything = len(network.state_dict())
+    assert f"{everything - 2} of {everything} tensors" in said
+    with pytest.raises(UserError, match="weights: expected weights of timm:swin_tiny"):
+        save_file({"head.weight": torch.zeros(3, 3)}, tmp_path / "b.safetensors")
+        load_pretrained(network, spec, TrainConfig(backbone=backbone, weights=str(tmp_path / "b.safetensors")))
+
+
+def test_a_hub_that_can_not_be_reached_is_worth_another_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    config = TrainConfig(backbone=CONV, weights="DEFAULT")
+    network, spec = build_network(spec_of(CONV)), spec_of(CONV)
+    transport = published._transport_errors()
+
+    def raising(error: Exception) -> Any:
+        def download(*_: Any, **__: Any) -> str:
+            raise error
+
+        return download
+
+    for error in (errors.LocalEntryNotFoundError("no answer"), ConnectionResetError("reset"),
+                  *(kind("broken") for kind in transport)):  # fmt: skip
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", raising(error))
+        with pytest.raises(TransientError, match=r"weights: .* of timm:test_convnext could not be downloaded"):
+            load_pretrained(network, spec, config)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", raising(errors.EntryNotFoundError("none")))
+    with pytest.raises(UserError, match=r"a .safetensors file of .* on the hub"):
+        load_pretrained(network, spec, config)
+
+
+def test_model_presets_of_timm_are_what_it_evaluates_with() -> None:
+    assert model_presets.find("timm:convnext_tiny.in12k_ft_in1k") == model_presets.ModelPreset(224, 235, "bicubic")
+    assert model_presets.find("timm:vit_base_patch16_384.augreg_in21k_ft_in1k") == model_presets.find("vit-384")
+    assert model_presets.find("timm:convnext_large.fb_in22k_ft_in1k_384") == model_presets.find("convnext-384")
+    assert model_presets.find("timm:xception") is None  # no such architecture
+    for wrong in ("timm:convnext_tini", "timm:convnext_tiny.in13k"):
+        with pytest.raises(UserError, match=r"^(backbone|model_preset)"):
+            model_presets.check(wrong)
+    assert described("timm:convnext_tiny.in13k") is None
+
+
+def test_tensors_and_timms_weights_agree_by_the_preset() -> None:
+    image = {"shape": [128, 128, 3], "color": "rgb", "mode": "crop", "resize": 146, "interpolation": "bilinear",
+             "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}  # fmt: skip
+    config = TrainConfig(backbone="timm:vit_base_patch16_224", weights="augreg_in21k")
+    expected = expected_by(config, image)
+    assert expected is not None
+    lines = disagreements(image, expected, config.backbone)
+    assert [line.partition(":")[0] for line in lines] == ["image_size", "interpolation", "normalization"]
+    assert (
+        "so that position embeddings are resampled (resize with --model-preset timm:vit_base_patch16_224.aug"
+        in (lines[0])
+    )
