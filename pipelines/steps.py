@@ -99,17 +99,19 @@ def evaluate(
     from typing import NamedTuple
 
     from imagemill.components.evaluate import STEP
-    from imagemill.components.evaluate.matrix import confusion_matrix
+    from imagemill.components.evaluate.matrix import confusion_matrix, roc_curve
 
     record = STEP.component(
         config, "", workspace=workspace, name=name, rerun=rerun, run=run, model=model, clean=clean
     )  # fmt: skip
-    for key in ("top1", "macro_f1", "micro_f1", "subset_accuracy"):
-        if key in record["metrics"]:
-            metrics.log_metric(key, record["metrics"][key])
-    matrix = confusion_matrix(record["uri"])
+    for key, value in record["metrics"].items():
+        if isinstance(value, float):
+            metrics.log_metric(key, value)
+    matrix, curve = confusion_matrix(record["uri"]), roc_curve(record["uri"])
     if matrix is not None:
         confusion.log_confusion_matrix(*matrix)
+    if curve is not None:
+        confusion.log_roc_curve(*curve)
     outputs = NamedTuple("outputs", [("evaluation", str), ("champion_evaluation", str)])  # noqa: UP014
     return outputs(record["uri"], record["metrics"]["champion_evaluation"])
 

@@ -8,12 +8,13 @@ from typing import Any
 from ..store import uri as uris
 from ..store.errors import MillError
 from ..store.fingerprint import fingerprint
+from ..store.labels import SINGLE
 from ..store.manifest import Dataset, File, Manifest, Totals, commit, find_dataset, ready
 from ..store.progress import Progress
 from ..store.shards import Layout, ShardWriter
 from ..store.step import CACHED, RAN, Context, Outcome
 from .config import VERSION, EvaluateConfig
-from .curves import described
+from .curves import Areas, described
 from .outputs import Outputs
 from .scores import Scorer, align, scorer
 from .slices import Slices, check_columns
@@ -156,10 +157,16 @@ def _manifest(
                 for i, name in enumerate(names)
             ],
             "curves": described(score.histograms, names, areas),
+            "roc": score.histograms.roc(1) if _has_roc(score, areas) else None,
             "slices": slices.described(metrics["top1"]),
             **about,
         },
     )
+
+
+def _has_roc(score: Scorer, areas: Areas) -> bool:
+    """One curve says it all: two classes, one label an image."""
+    return score.TASK == SINGLE and len(areas.roc) == 2 and math.isfinite(areas.roc[1])
 
 
 def _or_none(value: float) -> float | None:

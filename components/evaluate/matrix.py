@@ -1,4 +1,4 @@
-"""The confusion matrix of an evaluation, from its predictions: for KFP's UI."""
+"""The confusion matrix of an evaluation and, of two classes, the ROC curve: for KFP's UI."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from ..store.labels import MULTI
 from ..store.manifest import read_dataset
-from ..store.metrics import confusion
+from ..store.metrics import Pairs
 from ..store.shards import read_columns
 
 SHOWN = 50
@@ -22,9 +22,19 @@ def confusion_matrix(uri: str) -> tuple[list[str], list[list[int]]] | None:
     if evaluation.manifest.task == MULTI:
         return None
     classes = evaluation.manifest.classes
-    matrix = np.zeros((len(classes), len(classes)), np.int64)
+    pairs = Pairs(len(classes))
     for table in read_columns(evaluation, "data", ["label_id", "predicted_id"]):
-        matrix += confusion(table.column("label_id").to_numpy(), table.column("predicted_id").to_numpy(), len(classes))
-    order = np.argsort(-matrix.sum(axis=1), kind="stable")[:SHOWN]
-    order.sort()
-    return [classes[i] for i in order], matrix[np.ix_(order, order)].tolist()
+        pairs.add(table.column("label_id").to_numpy(), table.column("predicted_id").to_numpy())
+    truth, said, counts = pairs.cells()
+    shown = np.sort(np.argsort(-pairs.per_class()["support"], kind="stable")[:SHOWN])
+    matrix = np.zeros((len(shown), len(shown)), np.int64)
+    inside = np.isin(truth, shown) & np.isin(said, shown)
+    matrix[np.searchsorted(shown, truth[inside]), np.searchsorted(shown, said[inside])] = counts[inside]
+    return [classes[i] for i in shown], matrix.tolist()
+
+
+def roc_curve(uri: str) -> tuple[list[float], list[float], list[float]] | None:
+    """(share of false positives, of true ones, threshold) of the second class of two, from the highest threshold on;
+    None where there are more classes, or where it is not defined."""
+    roc = read_dataset(uri, "evaluation").manifest.extra.get("roc")
+    return (roc["fpr"], roc["tpr"], roc["threshold"]) if roc else None

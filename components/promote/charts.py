@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, MUTED, LINE, TRAIN, VAL, RATE = "#010101", "#020202", "#030303", "#040404", "#050505", "#060606"
+SERIES = ("#070707", "#080808", "#090909", "#0a0a0a", "#0b0b0b")
+"""Marker colours of things that are many, in the order of the page's `--r0` and on."""
 _VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", TRAIN: "train", VAL: "val", RATE: "test"}
+_VARIABLES |= {color: f"r{number}" for number, color in enumerate(SERIES)}
 _RIGHT, _WRONG = (0.20, 0.45, 0.85), (0.88, 0.33, 0.20)
 COUNTED_CLASSES, NAMED_CLASSES, CELLS = 15, 40, 200
 """Confusion matrix: with up to so many classes counts are written, classes named, classes not pooled."""
@@ -109,10 +112,10 @@ def _curve(epochs: list[int], lines: list[tuple[Shares, str, str]], best_epoch: 
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    with _style():
+    with style():
         figure = Figure(figsize=(3.9, 2.6))
         axes = figure.add_axes((0.145, 0.15, 0.83, 0.73))
-        _plain(axes)
+        plain(axes)
         marker = "o" if len(epochs) <= 30 else None
         for values, label, color in lines:
             axes.plot(epochs, values, color=color, label=label, marker=marker, markersize=3, linewidth=1.6)
@@ -132,7 +135,7 @@ def _curve(epochs: list[int], lines: list[tuple[Shares, str, str]], best_epoch: 
         if any(label for _, label, _ in lines):
             place: dict[str, Any] = {"bbox_to_anchor": (1.02, 0.99), "borderaxespad": 0.1, "columnspacing": 1.2}
             axes.legend(loc="lower right", ncols=len(lines), frameon=False, labelcolor=INK, handlelength=1.2, **place)
-        return _svg(figure)
+        return svg(figure)
 
 
 def confusion_chart(confusion: Confusion, classes: Sequence[str]) -> tuple[Markup, int]:
@@ -150,11 +153,11 @@ def confusion_chart(confusion: Confusion, classes: Sequence[str]) -> tuple[Marku
     image[..., 3] = np.where(np.eye(n, dtype=bool), shares, np.sqrt(shares))
     named = len(classes) <= NAMED_CLASSES
     inches = min(8.0, max(2.4, 0.48 * n if n <= COUNTED_CLASSES else 0.2 * n))
-    with _style():
+    with style():
         figure = Figure(figsize=(inches, inches))
         axes = figure.add_axes((0, 0, 1, 1))
         axes.imshow(image, interpolation="none", aspect="equal")
-        _plain(axes)
+        plain(axes)
         axes.grid(False)
         for side in axes.spines.values():
             side.set(visible=True, color=LINE)
@@ -166,11 +169,11 @@ def confusion_chart(confusion: Confusion, classes: Sequence[str]) -> tuple[Marku
         _name_classes(axes, classes if named else [])
         if len(classes) <= COUNTED_CLASSES:
             _write_counts(axes, confusion, image[..., 3])
-        return _svg(figure, tight=True), pooled
+        return svg(figure, tight=True), pooled
 
 
 def _name_classes(axes: Axes, classes: Sequence[str]) -> None:
-    names = [_short(name) for name in classes]
+    names = [short(name) for name in classes]
     axes.set_xticks(range(len(names)), names, rotation=45 if len(names) <= COUNTED_CLASSES else 90, ha="left")
     if len(names) > COUNTED_CLASSES:
         axes.set_xticks(range(len(names)), names, rotation=90, ha="center")
@@ -183,14 +186,14 @@ def _write_counts(axes: Axes, confusion: Confusion, strength: Shares) -> None:
         axes.text(predicted, truth, f"{count:,}", ha="center", va="center", color=color)
 
 
-def _short(name: str, most: int = 22) -> str:
+def short(name: str, most: int = 22) -> str:
     """A class name for an axis: no control characters, which SVG can't hold, and not too long."""
     name = "".join(c if c.isprintable() else " " for c in name)
     return name if len(name) <= most else name[: most - 1] + "…"
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def style() -> Iterator[None]:
     """Small text that stays text; a class name with a dollar sign is no formula; missing glyphs are the browser's."""
     import matplotlib
 
@@ -204,7 +207,7 @@ def _style() -> Iterator[None]:
         yield
 
 
-def _plain(axes: Axes) -> None:
+def plain(axes: Axes) -> None:
     """No frame, a faint grid, no background."""
     axes.patch.set_visible(False)
     for side in axes.spines.values():
@@ -214,7 +217,7 @@ def _plain(axes: Axes) -> None:
     axes.tick_params(length=0)
 
 
-def _svg(figure: Figure, tight: bool = False) -> Markup:
+def svg(figure: Figure, tight: bool = False) -> Markup:
     """The figure as an SVG element for HTML: without prolog, metadata and namespaces, in CSS variables."""
     from markupsafe import Markup
 

@@ -45,7 +45,7 @@ def judge(challenger: Dataset, champion: Dataset | None, min_gain: float, policy
         if policy == "never":
             return verdict("never", f"{METRIC} {new:.4f}; {nobody}, and promote is never", False)
         return verdict("promoted" if reigning else "first", f"{METRIC} {new:.4f}; {nobody}", True)
-    numbers = f"{METRIC} {new:.4f} against {old:.4f}, {new - old:+.4f} (needs +{min_gain:g})"
+    numbers = f"{METRIC} {new:.4f} against {old:.4f}, {new - old:+.4f} (needs +{min_gain:g}){_chance(challenger, old)}"
     if policy == "always":
         return verdict("promoted", f"{numbers}; promote is always", True)
     if _task(challenger) != _task(champion):
@@ -58,6 +58,15 @@ def judge(challenger: Dataset, champion: Dataset | None, min_gain: float, policy
     # Rounded, so that a gain of just min_gain counts in spite of binary fractions; and no gain at all never does.
     better = new > old and round(new - old, 9) >= min_gain
     return verdict("promoted" if better else "kept", numbers, better)
+
+
+def _chance(challenger: Dataset, old: float) -> str:
+    """Whether the difference is within what chance in the choice of test images makes of the challenger's score."""
+    between = challenger.manifest.extra.get("intervals", {}).get(METRIC)
+    if not between:
+        return ""
+    where = "within" if between[0] <= old <= between[1] else "beyond"
+    return f", {where} its 95% interval of {between[0]:.4f} to {between[1]:.4f}"
 
 
 def _classes(evaluation: Dataset) -> list[str]:

@@ -21,15 +21,13 @@ from ..store.manifest import Dataset, read_dataset
 from ..store.progress import duration, size
 from ..store.shards import read_columns
 from ..store.workspace import Workspace
-from . import charts, multi_label, pictures
+from . import charts, multi_label, pictures, quality
 from .charts import Confusion
 from .pictures import Mistake, Picture
+from .quality import BAR_ENDS, BARS
 
 SPLITS = ("train", "val", "test")
 MADE = dict(zip(STEPS, ("raw", "clean", "tensors", "model", "evaluation", "verdict"), strict=True))
-BARS, BAR_ENDS = 40, 15
-"""With more than `BARS` classes a chart shows only so many at either end."""
-
 WORST_CLASSES, SKIPPED_SHOWN = 12, 20
 _NONE = "\N{EN DASH}"
 
@@ -100,8 +98,11 @@ def gather(
         "gallery_shown": sum(len(group.pictures) for group in groups),
         "rejects": (rejects := pictures.rejects(chain.raw, chain.clean)),
         "rejects_shown": sum(len(rows) for _, _, rows in rejects),
+        "recipe": quality.recipe(model, chain.model.manifest.config),
         "curves": charts.curves(model.get("history") or [], model.get("best_epoch", -1)),
-        **tested(evaluation, chain.clean),
+        **quality.quality(evaluation),
+        **(found := tested(evaluation, chain.clean)),
+        "losses": quality.highest_losses(evaluation, chain.clean, {m.image_id for m in found["mistakes"]}),
         "rivals": rivals(evaluation, rival) if rival else None,
         "provenance": provenance(workspace, [*chain.datasets(), *([rival] if rival else [])]),
         "workspace": workspace.uri,
@@ -299,12 +300,12 @@ def provenance(workspace: Workspace, datasets: Sequence[Dataset]) -> list[dict[s
 
 def render(facts: dict[str, Any]) -> str:
     """The page, everything escaped but the charts, which are ours."""
-    from jinja2 import Environment, StrictUndefined
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    files = FileSystemLoader(Path(__file__).parent)
+    page = Environment(loader=files, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     page.filters |= {"num": _number, "pct": _percent, "score": _score, "gain": _gain, "took": _took, "size": size}
-    template = Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
-    return str(page.from_string(template).render(facts))
+    return str(page.get_template("report.html.j2").render(facts))
 
 
 def _number(value: float) -> str:

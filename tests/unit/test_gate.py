@@ -68,3 +68,14 @@ def test_a_verdict_is_a_record() -> None:
         "verdict": "promoted", "reason": "macro_f1 0.9000 against 0.8000, +0.1000 (needs +0.005)", "promoted": True,
         "challenger": 0.9, "champion": 0.8, "min_gain": 0.005, "metric": "macro_f1",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("old", "words"),
+    [(0.89, ", within its 95% interval of 0.8800 to 0.9300"), (0.87, ", beyond its"), (0.94, ", beyond its")],
+)
+def test_the_gates_line_says_whether_chance_could_be_it(old: float, words: str) -> None:
+    challenger = evaluation(0.9)
+    challenger.manifest.extra["intervals"] = {"macro_f1": [0.88, 0.93]}
+    assert words in judge(challenger, evaluation(old), 0.005, "auto").reason
+    assert "interval" not in judge(evaluation(0.9), evaluation(old), 0.005, "auto").reason, "an earlier release's"

@@ -399,8 +399,9 @@ def test_kfp_draws_no_confusion_matrix_of_several_labels(multi: Made, single: Ma
         steps.evaluate.python_func(
             made.workspace.uri, "k", "", "r", "{}", made.model.uri, made.clean.uri, metrics, confusion
         )
-        several = {"micro_f1", "subset_accuracy"} if made is multi else set()
-        assert set(metrics.metadata) == {"top1", "macro_f1"} | several
+        both = {"top1", "macro_f1", "pr_auc", "roc_auc", "loss", "nll", "brier", "ece", "ece_uncalibrated"}
+        several = {"micro_f1", "subset_accuracy", "micro_pr_auc"}
+        assert set(metrics.metadata) == both | (several if made is multi else {"balanced_accuracy"})
         assert bool(confusion.metadata) is (made is single)
 
 
