@@ -18,6 +18,7 @@ from . import drawing
 from .config import TrainConfig
 from .drawing import RATIO, Frame, crop_boxes
 from .drawn import Drawn
+from .external import External, Pipeline
 from .on_cpu import CpuEngine
 
 if TYPE_CHECKING:
@@ -33,13 +34,18 @@ class Augmentation:
     where training runs, cpu or cuda.
 
     Of images that are stored larger than the model's input the crops are taken of all that is stored; without crops,
-    of the centre and anywhere around it, as far as there is something.
+    of the centre and anywhere around it, as far as there is something. `pipeline`: instead of what the config says an
+    object or a function, as external.py takes it.
     """
 
-    def __init__(self, config: TrainConfig, image: dict[str, Any], device: str) -> None:
+    def __init__(
+        self, config: TrainConfig, image: dict[str, Any], device: str, pipeline: Pipeline | Any = None
+    ) -> None:
         height, width, channels = image["shape"]
         self.size = input_size(image)
-        self.on_device = device.partition(":")[0] == "cuda"
+        chosen = config.augment_pipeline if pipeline is None else pipeline
+        self._external = External(chosen, (height, width, channels), self.size) if chosen else None
+        self.on_device = device.partition(":")[0] == "cuda" and self._external is None
         self._config, self._where = config, device
         self._frame = Frame(height, width, self.size, image["color"])
         self._colors = min(COLORS[image["color"]], channels)
@@ -48,11 +54,13 @@ class Augmentation:
 
     def draw(self, epoch: int, number: int, count: int) -> Drawn:
         """For all `count` images of the global batch `number`."""
+        if self._external:
+            return drawing.plain(self._config.seed, epoch, number, count)
         return drawing.draw(self._config, self._frame, epoch, number, count)
 
     def host(self, images: Pixels, drawn: Drawn) -> Pixels:
         """uint8 [B, H, W, C] → uint8 [B, S, S, C] in this thread; any number of threads may be here."""
-        return self._cpu(images, drawn)
+        return (self._external or self._cpu)(images, drawn)
 
     def device(self, images: torch.Tensor, drawn: Drawn) -> torch.Tensor:
         """uint8 [B, H, W, C] → uint8 [B, S, S, C], both on the device."""

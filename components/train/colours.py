@@ -3,8 +3,8 @@
 Pixels are those of torchvision's `transforms.v2.functional` on uint8, which cuts fractions off where it does not round.
 What depends on one channel's value alone is a table of 256; tables that follow one another become one, so that the
 pixels are gone over once. Exact are Brightness, Contrast, Posterize, Solarize, Invert, AutoContrast, Equalize,
-Grayscale; Color, Sharpness, Hue and Blur (a kernel of five pixels, the border mirrored) differ by 1 of 255 in some
-pixels. Noise has no reference but its spread.
+Grayscale and Jpeg; Color, Sharpness, Blur (a kernel of five pixels, the border mirrored) and, seldom, Hue differ by 1
+of 255. Noise is another, of the same spread.
 """
 
 from __future__ import annotations
@@ -32,33 +32,33 @@ _GREY = np.array([0.2989, 0.587, 0.114])
 class Canvas:
     """A picture uint8 [H, W, 1 or 3], contiguous, that is changed in place; `spare` is memory of the same shape.
 
-    `table` is what is still to be done to every value."""
+    `table` is what is still to be done to every value, and `direct` a faster way to do just that."""
 
     def __init__(self, pixels: Pixels, spare: Pixels, seed: int) -> None:
         self.pixels, self.spare, self.seed = pixels, spare, seed
         self.table: Table | None = None
+        self.direct: Callable[[Canvas], None] | None = None
 
     @property
     def grey(self) -> bool:
         return bool(self.pixels.shape[2] == 1)
 
-    def then(self, table: Table) -> None:
+    def then(self, table: Table, direct: Callable[[Canvas], None] | None = None) -> None:
         """One more table after what there is."""
         if self.table is None:
-            self.table = table
-        elif table.ndim == 1:
-            self.table = table[self.table]
-        else:
-            self.table = np.stack([one[self.table] for one in table])
+            self.table, self.direct = table, direct
+            return
+        self.table = table[self.table] if table.ndim == 1 else np.stack([one[self.table] for one in table])
+        self.direct = None
 
     def settle(self) -> Pixels:
         """The pixels, with everything done that was still to be done."""
-        table, self.table = self.table, None
-        if table is None:
-            return self.pixels
-        if table.ndim == 1 or self.grey:
-            cv2.LUT(self.pixels, table.reshape(-1), dst=self.pixels if not self.grey else self.pixels[:, :, 0])
-        else:
+        table, direct, self.table, self.direct = self.table, self.direct, None, None
+        if direct:
+            direct(self)
+        elif table is not None and (table.ndim == 1 or self.grey):
+            cv2.LUT(_flat(self.pixels), table.reshape(-1), dst=_flat(self.pixels))
+        elif table is not None:
             planes = [cv2.LUT(plane, one) for plane, one in zip(cv2.split(self.pixels), table, strict=True)]
             cv2.merge(planes, dst=self.pixels)
         return self.pixels
@@ -119,36 +119,45 @@ def _grayscale(canvas: Canvas, _: float) -> None:
 
 def _posterize(canvas: Canvas, bits: float) -> None:
     kept = int(bits)
-    canvas.then(_STEPS & np.uint8(((1 << kept) - 1) << (8 - kept)))
+    mask = ((1 << kept) - 1) << (8 - kept)
+
+    def direct(canvas: Canvas) -> None:
+        cv2.bitwise_and(_rows(canvas.pixels), np.array([[mask]], np.float64), dst=_rows(canvas.pixels))
+
+    canvas.then(_STEPS & np.uint8(mask), direct)
 
 
 def _solarize(canvas: Canvas, threshold: float) -> None:
-    canvas.then(np.where(np.float32(threshold) <= _LEVELS, ~_STEPS, _STEPS))
+    def direct(canvas: Canvas) -> None:
+        above = cv2.compare(_rows(canvas.pixels), np.array([[threshold]]), cv2.CMP_GE, dst=_rows(canvas.spare))
+        cv2.bitwise_xor(_rows(canvas.pixels), above, dst=_rows(canvas.pixels))
+
+    canvas.then(np.where(np.float32(threshold) <= _LEVELS, ~_STEPS, _STEPS), direct)
 
 
 def _invert(canvas: Canvas, _: float) -> None:
-    canvas.then(~_STEPS)
+    def direct(canvas: Canvas) -> None:
+        cv2.bitwise_not(_rows(canvas.pixels), dst=_rows(canvas.pixels))
+
+    canvas.then(~_STEPS, direct)
 
 
 def _autocontrast(canvas: Canvas, _: float) -> None:
-    tables = []
-    for plane in cv2.split(canvas.settle()):
-        low, high, *_places = cv2.minMaxLoc(plane)
-        scale = np.float32(high - low) * np.float32(1 / 255)
-        stretched = np.clip((_LEVELS - np.float32(low)) / (scale or np.float32(1)), 0, 255)
-        tables.append(_STEPS if low == high else stretched.astype(np.uint8))
-    canvas.then(np.stack(tables))
+    found = [cv2.minMaxLoc(plane)[:2] for plane in cv2.split(canvas.settle())]
+    low, high = np.array(found, np.float32).T[..., None]
+    same = low == high
+    scale = np.where(same, np.float32(1), (high - low) * np.float32(1 / 255))
+    canvas.then(np.clip((_LEVELS - np.where(same, np.float32(0), low)) / scale, 0, 255).astype(np.uint8))
 
 
 def _equalize(canvas: Canvas, _: float) -> None:
-    pixels, tables = canvas.settle(), []
-    for channel in range(pixels.shape[2]):
-        counts = cv2.calcHist([pixels], [channel], None, [256], [0, 256]).ravel().astype(np.int64)
-        step = (pixels[:, :, 0].size - int(counts[np.flatnonzero(counts)[-1]])) // 255
-        found = np.zeros(256, np.int64)
-        found[1:] = np.minimum((np.cumsum(counts)[:-1] + step // 2) // max(step, 1), 255)
-        tables.append(found.astype(np.uint8) if step else _STEPS)
-    canvas.then(np.stack(tables))
+    planes = cv2.split(canvas.settle())
+    counts = np.stack([cv2.calcHist([plane], [0], None, [256], [0, 256]).ravel() for plane in planes]).astype(np.int32)
+    highest = counts[np.arange(len(counts)), 255 - (counts[:, ::-1] > 0).argmax(axis=1)]
+    step = ((planes[0].size - highest) // 255)[:, None]
+    tables = np.zeros(counts.shape, np.uint8)
+    tables[:, 1:] = np.minimum((np.cumsum(counts, axis=1)[:, :-1] + step // 2) // np.maximum(step, 1), 255)
+    canvas.then(np.where(step > 0, tables, _STEPS))
 
 
 def _sharpness(canvas: Canvas, factor: float) -> None:
@@ -179,9 +188,19 @@ def _noise(canvas: Canvas, sigma: float) -> None:
 
 
 def _jpeg(canvas: Canvas, quality: float) -> None:
-    kind, subsampling = ("GRAY", "Gray") if canvas.grey else ("RGB", "420")
-    data = simplejpeg.encode_jpeg(canvas.settle(), int(quality), kind, subsampling, fastdct=False)
-    simplejpeg.decode_jpeg(data, kind, fastdct=False, fastupsample=False, buffer=canvas.pixels)
+    """By OpenCV's encoder, for simplejpeg's always takes the fast, less exact transform."""
+    pixels = canvas.settle()
+    if not canvas.grey:
+        cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR, dst=canvas.spare)
+    source = pixels if canvas.grey else canvas.spare
+    data = cv2.imencode(".jpg", source, [cv2.IMWRITE_JPEG_QUALITY, int(quality)])[1]
+    kind = "GRAY" if canvas.grey else "RGB"
+    simplejpeg.decode_jpeg(data, kind, fastdct=False, fastupsample=False, buffer=pixels)
+
+
+def _rows(pixels: Pixels) -> Pixels:
+    """[H, W * C] of the same memory: channels that are treated alike are one to OpenCV."""
+    return pixels.reshape(len(pixels), -1)
 
 
 def _flat(pixels: Pixels) -> Pixels:

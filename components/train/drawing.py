@@ -65,7 +65,7 @@ def draw(config: TrainConfig, frame: Frame, epoch: int, number: int, count: int)
     return Drawn(matrix, operations.astype(np.int8), values.astype(np.float32), seeds, erase)
 
 
-def plain(frame: Frame, seed: int, epoch: int, number: int, count: int) -> Drawn:
+def plain(seed: int, epoch: int, number: int, count: int) -> Drawn:
     """Only the seeds, and all of each image: for a pipeline that draws for itself."""
     noise = np.random.default_rng([seed, epoch, number, _STREAM + 4])
     return Drawn(

@@ -23,7 +23,7 @@ _CLOSE = 1e-6
 """Pixels: what rounding leaves of a whole number."""
 _KERNEL = 4
 """Channels that OpenCV warps at a time; three take it twice as long as four."""
-_scratch = threading.local()
+_memory = threading.local()
 
 
 def warp(image: Pixels, matrix: npt.NDArray[np.float64], out: Pixels) -> None:
@@ -68,7 +68,7 @@ def _resized(part: Pixels, out: Pixels) -> None:
 
     size = len(out)
     if max(part.shape[:2]) > size:
-        out[...] = resample(part, size, size)
+        out[...] = resample(_writable(part), size, size)
     else:
         cv2.resize(part, (size, size), dst=_flat(out), interpolation=cv2.INTER_LINEAR)
 
@@ -78,19 +78,21 @@ def _warped(image: Pixels, matrix: npt.NDArray[np.float64], out: Pixels) -> None
 
     size, channels = len(out), image.shape[2]
     image, matrix = _reduced(image, matrix, size)
-    centres = np.array([[1, 0, -0.5], [0, 1, -0.5], [0, 0, 1]]) @ matrix @ [[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]]
+    (a, b, x), (c, d, y), (p, q, w) = matrix.tolist()
+    # OpenCV's coordinates are those of the centres of pixels: half a pixel less on both sides.
+    w += (p + q) / 2
+    across, down = x + (a + b) / 2 - w / 2, y + (c + d) / 2 - w / 2
+    centres = np.array([[a - p / 2, b - q / 2, across], [c - p / 2, d - q / 2, down], [p, q, w]])
     flags: dict[str, Any] = {"flags": cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP}
 
     def move(pixels: Pixels, to: Pixels) -> None:
-        if matrix[2, 0] or matrix[2, 1]:
+        if p or q:
             cv2.warpPerspective(pixels, centres, (size, size), dst=to, **flags)
         else:
-            cv2.warpAffine(pixels, centres[:2] / centres[2, 2], (size, size), dst=to, **flags)
+            cv2.warpAffine(pixels, centres[:2] / w, (size, size), dst=to, **flags)
 
     if channels == 3:
-        source, moved = (
-            _kept(name, (*shape, _KERNEL)) for name, shape in (("in", image.shape[:2]), ("to", (size, size)))
-        )
+        source, moved = _kept("source", image.shape[0], image.shape[1]), _kept("moved", size, size)
         cv2.cvtColor(image, cv2.COLOR_RGB2RGBA, dst=source)
         move(source, moved)
         cv2.cvtColor(moved, cv2.COLOR_RGBA2RGB, dst=out)
@@ -110,11 +112,14 @@ def _reduced(image: Pixels, matrix: npt.NDArray[np.float64], size: int) -> tuple
     By how much, is said by the derivative at the centre: its rows for the two axes, made to agree with its
     determinant, for a shear that keeps areas loses nothing.
     """
-    x, y, w = matrix @ [size / 2, size / 2, 1]
-    rows = (matrix[:2, :2] - np.outer([x / w, y / w], matrix[2, :2])) / w
-    lengths = np.hypot(rows[:, 0], rows[:, 1])
-    area = abs(rows[0, 0] * rows[1, 1] - rows[0, 1] * rows[1, 0])
-    across, down = np.maximum(1.0, lengths * math.sqrt(area / max(lengths.prod(), 1e-12)))
+    (a, b, x), (c, d, y), (p, q, w) = matrix.tolist()
+    if p or q:
+        w += (p + q) * size / 2
+        x, y = (x + (a + b) * size / 2) / w, (y + (c + d) * size / 2) / w
+        a, b, c, d = a - x * p, b - x * q, c - y * p, d - y * q
+    across, down = math.hypot(a, b) / w, math.hypot(c, d) / w
+    agreed = math.sqrt(abs(a * d - b * c) / max(w * w * across * down, 1e-12))
+    across, down = max(1.0, across * agreed), max(1.0, down * agreed)
     if max(across, down) <= REDUCED:
         return image, matrix
     corners = matrix @ np.array([[0, size, 0, size], [0, 0, size, size], [1, 1, 1, 1]], np.float64)
@@ -126,7 +131,7 @@ def _reduced(image: Pixels, matrix: npt.NDArray[np.float64], size: int) -> tuple
     if left >= right or top >= bottom:
         return image, matrix
     width, height = max(1, round((right - left) / across)), max(1, round((bottom - top) / down))
-    part = np.ascontiguousarray(resample(image[top:bottom, left:right], width, height))
+    part = np.ascontiguousarray(resample(_writable(image[top:bottom, left:right]), width, height))
     share = np.diag([width / (right - left), height / (bottom - top), 1.0])
     return part, share @ np.array([[1, 0, -left], [0, 1, -top], [0, 0, 1]], np.float64) @ matrix
 
@@ -137,15 +142,20 @@ def _span(values: npt.NDArray[np.float64], end: int, step: float) -> tuple[int, 
     return max(0, math.floor(values.min() - reach)), min(end, math.ceil(values.max() + reach))
 
 
+def _writable(pixels: Pixels) -> Pixels:
+    """torch warns of memory that it must not write into, also where it only reads."""
+    return pixels if pixels.flags.writeable else pixels.copy()
+
+
 def _flat(pixels: Pixels) -> Pixels:
     """One channel without its axis: OpenCV gives it back so, and writes into nothing else."""
     return pixels[:, :, 0] if pixels.shape[2] == 1 else pixels
 
 
-def _kept(name: str, shape: tuple[int, ...]) -> Pixels:
-    """Memory of this thread's, kept from image to image."""
-    found: Pixels | None = getattr(_scratch, name, None)
-    if found is None or found.shape != shape:
-        found = np.empty(shape, np.uint8)
-        setattr(_scratch, name, found)
+def _kept(name: str, height: int, width: int) -> Pixels:
+    """Memory of this thread's for four channels, kept from image to image."""
+    found: Pixels | None = getattr(_memory, name, None)
+    if found is None or found.shape[:2] != (height, width):
+        found = np.empty((height, width, _KERNEL), np.uint8)
+        setattr(_memory, name, found)
     return found
