@@ -80,10 +80,22 @@ def _quantized(planes: torch.Tensor, steps: torch.Tensor, transform: torch.Tenso
     """Float [b, c, 8m, 8n] to whole steps [b, 1, 1, 1, 8, 8] and back."""
     b, c, height, width = planes.shape
     blocks = (planes - 128).view(b, c, height // 8, 8, width // 8, 8).transpose(3, 4)
-    found = transform @ blocks @ transform.T / steps
+    found = _transformed(blocks, transform) / steps
     found = found.abs().add_(0.5).floor_().copysign_(found).mul_(steps)  # halves away from zero
-    pixels = (transform.T @ found @ transform).add_(128).round_().clamp_(0, 255)
+    pixels = _transformed(found, transform.T).add_(128).round_().clamp_(0, 255)
     return pixels.transpose(3, 4).reshape(b, c, height, width)
+
+
+def _transformed(blocks: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
+    """`by` times each block [..., 8, 8] times `by` transposed: as sums of products of float32, since a GPU may compute
+    a matrix product in TF32, with 10 bits."""
+    down = blocks[..., :1, :] * by[:, :1]
+    for place in range(1, 8):
+        down.addcmul_(blocks[..., place : place + 1, :], by[:, place : place + 1])
+    out = down[..., :1] * by[:, 0]
+    for place in range(1, 8):
+        out.addcmul_(down[..., place : place + 1], by[:, place])
+    return out
 
 
 def _halved(planes: torch.Tensor) -> torch.Tensor:

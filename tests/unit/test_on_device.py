@@ -259,6 +259,8 @@ def test_whole_pixels_are_copied_and_the_way_does_not_matter() -> None:
     matrix = np.stack([here, across, down, 2 * across, turned])
     plain, mixed = engine()(images[:4], drawn(4, matrix=matrix[:4])), engine()(images, drawn(5, matrix=matrix))
     assert (plain == mixed[:4]).all()
+    for row in range(4):
+        assert (plain[row] == engine()(images[row : row + 1], drawn(1, matrix=matrix[row : row + 1]))).all()
     assert (plain[0] == images[0, 9:, 4:][:SIZE, :SIZE]).all()
     assert (plain[1] == images[1, :SIZE, 4 : SIZE + 4][:, ::-1]).all()
     assert (plain[2] == images[2, 70 - SIZE :, 2:][::-1, :SIZE]).all()
