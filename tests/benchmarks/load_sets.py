@@ -1,0 +1,200 @@
+"""What the load benchmark reads: the same pixels in every form, each image with its number stamped into it.
+
+<folder>/pixels.u8       uint8 [images, 224, 224, 3], the truth that all else is compared with
+         labels.npy      int64 [images]: number modulo CLASSES
+         photos/<c>/     the 500x375 JPEGs that the pixels were resized from
+         jpg/<c>/ png/<c>/   ready images of 224 in a folder a class
+         tensors-raw/ tensors-jpeg/   datasets of the mill, laid out as the resize step does
+         tar-jpg/ tar-npy/   shards for WebDataset
+         arrow/          for Hugging Face datasets: FixedSizeList, and Array3D
+         litdata/        made by load_peers.py, in an interpreter that has litdata
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import simplejpeg
+from load_cells import CLASSES, SIZE, STAMP_BLOCK, STAMP_LEFT, STAMP_TOP, Place
+
+from imagemill.components.resize.plan import FILE_BYTES, FILE_ENCODED_BYTES, FILE_ROWS, ROW_GROUP_BYTES
+from imagemill.components.resize.work import Recipe
+from imagemill.components.store import uri as uris
+from imagemill.components.store.manifest import Dataset, File, Manifest, Totals, commit
+from imagemill.components.store.parallel import cores, ordered
+from imagemill.components.store.resample import Geometry, decode_to
+from imagemill.components.store.shards import Layout, ShardWriter
+from imagemill.components.store.tensors import RAW, encode_jpeg
+
+WIDTH, HEIGHT, BASES = 500, 375, 48
+QUALITY, SUBSAMPLING = 90, "420"
+SHARDS = 32
+"""Of the tars: so many that every worker of every cell has several."""
+
+Pixels = npt.NDArray[np.uint8]
+
+
+def make_pixels(place: Place, bases: list[Pixels]) -> None:
+    """The photographs, their pixels at 224 and their labels. `bases`: uint8 [375, 500, 3], used again and again."""
+    geometry = Geometry(SIZE)
+    pixels = np.memmap(place.folder / "pixels.u8", np.uint8, "w+", shape=(place.images, SIZE, SIZE, 3))
+
+    def one(number: int) -> None:
+        photo = bases[number % len(bases)].copy()
+        bits = np.array([number >> bit & 1 for bit in range(16)], np.uint8).reshape(4, 4, 1)
+        patch = np.kron(bits, np.ones((STAMP_BLOCK, STAMP_BLOCK, 1), np.uint8)) * 255
+        photo[STAMP_TOP : STAMP_TOP + len(patch), STAMP_LEFT : STAMP_LEFT + len(patch)] = patch
+        data = simplejpeg.encode_jpeg(photo, QUALITY, "RGB", SUBSAMPLING)
+        _file(place, "photos", number, "jpg").write_bytes(data)
+        pixels[number] = decode_to(data, geometry)
+
+    for _ in ordered(range(place.images), one, cores(), lambda number: WIDTH * HEIGHT):
+        pass
+    pixels.flush()
+    np.save(place.folder / "labels.npy", np.arange(place.images, dtype=np.int64) % CLASSES)
+    (place.folder / "place.json").write_text(json.dumps({"images": place.images}))
+
+
+def _file(place: Place, kind: str, number: int, ending: str) -> Path:
+    path = place.folder / kind / f"c{number % CLASSES}" / f"{number:06d}.{ending}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def jpegs(place: Place) -> Iterator[bytes]:
+    """Every image of 224 as a JPEG, in order."""
+    pixels = place.pixels()
+    work: Callable[[int], bytes] = lambda number: encode_jpeg(pixels[number], QUALITY, SUBSAMPLING)  # noqa: E731
+    return ordered(range(place.images), work, cores(), lambda number: SIZE * SIZE)
+
+
+def make_folder(place: Place, ending: str) -> None:
+    """Ready images of 224, `jpg` or `png`."""
+    if ending == "jpg":
+        for number, data in enumerate(jpegs(place)):
+            _file(place, "jpg", number, "jpg").write_bytes(data)
+        return
+    import cv2
+
+    pixels = place.pixels()
+
+    def one(number: int) -> None:
+        path = str(_file(place, "png", number, "png"))
+        assert cv2.imwrite(path, pixels[number][..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 3])
+
+    for _ in ordered(range(place.images), one, cores(), lambda number: SIZE * SIZE):
+        pass
+
+
+def make_tensors(place: Place, encoding: str, workspace: str = "") -> Dataset:
+    """A dataset as the resize step lays it out: files of 64 MB of pixels or 48 MB of JPEG, row groups of 24 MB of
+    pixels. `workspace`: a URI; the place's own folder by default."""
+    uri = uris.join(workspace or str(place.folder), f"tensors-{encoding}", "0123456789abcdef")
+    recipe = Recipe(Geometry(SIZE), encoding=encoding)
+    rows = min(FILE_ROWS, FILE_BYTES // recipe.row_bytes)
+    encoded: Iterator[bytes] = iter(())
+    if encoding != RAW:
+        sample = [len(data) for data, _ in zip(jpegs(place), range(64), strict=False)]
+        rows, encoded = min(FILE_ROWS, int(FILE_ENCODED_BYTES / np.mean(sample))), jpegs(place)
+    files = [
+        _tensor_file(place, uri, recipe, range(start, min(start + rows, place.images)), encoded)
+        for start in range(0, place.images, rows)
+    ]
+    image = {"shape": [SIZE, SIZE, 3], "input_size": SIZE, "dtype": "uint8", "encoding": encoding, "color": "rgb"}
+    image |= {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "mode": "crop"}
+    names = tuple(f"c{number}" for number in range(CLASSES))
+    totals = Totals(rows=place.images, by_split={"train": place.images})
+    return commit(
+        uri, Manifest("tensors", "0123456789abcdef", classes=names, files=tuple(files), totals=totals, image=image)
+    )
+
+
+def _tensor_file(place: Place, uri: str, recipe: Recipe, numbers: range, encoded: Iterator[bytes]) -> File:
+    schema, pixels, labels = recipe.schema(), place.pixels(), place.labels()
+    group = max(1, ROW_GROUP_BYTES // recipe.row_bytes)
+    with ShardWriter(uri, Layout(schema, plain=True)) as writer:
+        for start in range(numbers.start, numbers.stop, group):
+            part = range(start, min(start + group, numbers.stop))
+            if recipe.encoding == RAW:
+                column = _fixed(pixels[part.start : part.stop])
+            else:
+                column = pa.array([next(encoded) for _ in part], pa.binary())
+            ids = pa.array([f"{number:06d}" for number in part])
+            about = pa.array(labels[part.start : part.stop], pa.int32())
+            writer.add_table(pa.Table.from_arrays([column, about, ids], schema=schema))
+        return writer.publish("data/train", "data", "train")
+
+
+def _fixed(pixels: Pixels) -> pa.Array:
+    kind = pa.binary(int(np.prod(pixels.shape[1:])))
+    return pa.FixedSizeBinaryArray.from_buffers(kind, len(pixels), [None, pa.py_buffer(np.ascontiguousarray(pixels))])
+
+
+def make_tars(place: Place, ending: str) -> None:
+    """WebDataset's shards: `<number>.jpg` or `<number>.npy`, and `<number>.cls`."""
+    folder = place.folder / f"tar-{ending}"
+    folder.mkdir()
+    pixels, encoded = place.pixels(), jpegs(place) if ending == "jpg" else iter(())
+    for shard in range(min(SHARDS, place.images)):
+        with tarfile.open(folder / f"{shard:04d}.tar", "w") as tar:
+            for number in np.array_split(np.arange(place.images), min(SHARDS, place.images))[shard].tolist():
+                data = next(encoded) if ending == "jpg" else _npy(pixels[number])
+                _add(tar, f"{number:06d}.{ending}", data)
+                _add(tar, f"{number:06d}.cls", str(number % CLASSES).encode())
+
+
+def _npy(pixels: Pixels) -> bytes:
+    out = io.BytesIO()
+    np.save(out, pixels)
+    return out.getvalue()
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    tar.addfile(info, io.BytesIO(data))
+
+
+def make_arrow(place: Place, form: str) -> None:
+    """What Hugging Face datasets maps into memory, 100 rows a record batch: `fixed`, a FixedSizeList of uint8 an image,
+    or `array3d`, the feature that the library has for this."""
+    import datasets
+
+    folder = place.folder / f"arrow-{form}"
+    folder.mkdir()
+    pixels, labels = place.pixels(), place.labels()
+    kind: Any = datasets.Array3D((SIZE, SIZE, 3), "uint8")
+    if form == "fixed":
+        kind = datasets.Sequence(datasets.Value("uint8"), length=SIZE * SIZE * 3)
+    schema = datasets.Features({"image": kind, "label": datasets.Value("int64")}).arrow_schema
+    with pa.OSFile(str(folder / "data.arrow"), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        for start in range(0, place.images, 100):
+            part = np.ascontiguousarray(pixels[start : start + 100])
+            flat: pa.Array = pa.array(part.reshape(-1))
+            if form == "fixed":
+                image = pa.FixedSizeListArray.from_arrays(flat, SIZE * SIZE * 3)
+            else:
+                for length in (3, SIZE, SIZE):
+                    flat = pa.ListArray.from_arrays(np.arange(0, len(flat) + 1, length, dtype=np.int32), flat)
+                image = pa.ExtensionArray.from_storage(schema.field("image").type, flat)
+            writer.write_batch(pa.record_batch([image, pa.array(labels[start : start + 100])], schema=schema))
+
+
+MAKERS: dict[str, Callable[[Place], object]] = {
+    "tensors-raw": lambda place: make_tensors(place, "raw"),
+    "tensors-jpeg": lambda place: make_tensors(place, "jpeg"),
+    "jpg": lambda place: make_folder(place, "jpg"),
+    "png": lambda place: make_folder(place, "png"),
+    "tar-jpg": lambda place: make_tars(place, "jpg"),
+    "tar-npy": lambda place: make_tars(place, "npy"),
+    "arrow-fixed": lambda place: make_arrow(place, "fixed"),
+    "arrow-array3d": lambda place: make_arrow(place, "array3d"),
+}
