@@ -1,0 +1,189 @@
+"""The ONNX file says what the network says, of any number of images, and the same weights give the same bytes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from imagemill.components.store.images import Pixels
+from imagemill.components.store.labels import probabilities
+from imagemill.components.store.model import ModelSpec, Normalize, build_network
+from imagemill.components.store.resample import Geometry
+from imagemill.components.train import onnx_file
+from imagemill.components.train.onnx_file import NotExported, difference, export, run
+
+CLASSES = ("cat", "dog", 'Führer\'s "ünï"', "emu")
+CLOSE = 2e-5
+"""Of probabilities, and of logits as a share of the largest: float32 sums in another order."""
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """On a busy machine threads that wait for one another are far slower than one."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def made(backbone: str, size: int = 48, task: str = "single", color: str = "rgb", **more: Any) -> tuple[Any, ModelSpec]:
+    """A network with weights of every size, none of them 0 (torchvision's transformers begin with a head of zeros)."""
+    import torch
+
+    geometry = Geometry(size, color=color, edges=more.pop("edges", ()))
+    channels = geometry.shape[2]
+    mean, std = ([0.1 * (n + 3) for n in range(channels)], [0.2 + 0.02 * n for n in range(channels)])
+    image = geometry.to_dict() | {"mean": mean, "std": std, "dtype": "uint8", "encoding": "raw"}
+    spec = ModelSpec(backbone, CLASSES, image, task, extra=more)
+    torch.manual_seed(1)
+    if backbone.startswith("timm:"):
+        import timm
+
+        network = timm.create_model(backbone.removeprefix("timm:"), num_classes=len(CLASSES), img_size=size)
+    else:
+        network = build_network(spec)
+    with torch.no_grad():
+        for one in network.parameters():
+            one.add_(torch.randn_like(one) * 0.02)
+        for name, one in network.named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                one.add_(torch.rand_like(one) * 0.5)
+    return network.eval(), spec
+
+
+def noise(spec: ModelSpec, number: int) -> Pixels:
+    return np.random.default_rng(number).integers(0, 256, (number, *spec.image["shape"]), np.uint8)
+
+
+def expected(network: Any, spec: ModelSpec, images: Pixels) -> tuple[Any, Any]:
+    """Logits and probabilities as evaluate computes them."""
+    import torch
+
+    with torch.inference_mode():
+        logits = network(Normalize(spec.image, torch.device("cpu"))(torch.from_numpy(images)))
+        return logits.numpy(), probabilities(logits / spec.extra.get("temperature", 1.0), spec.task).numpy()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"backbone": "resnet18", "temperature": 1.7},
+        {"backbone": "shufflenet_v2_x0_5", "color": "gray"},
+        {"backbone": "mobilenet_v3_small", "edges": ("sobel", "canny"), "color": "lab"},
+        {"backbone": "shufflenet_v2_x0_5", "task": "multi", "temperature": 0.6},
+        {"backbone": "timm:vit_tiny_patch16_224", "size": 32},
+        {"backbone": "googlenet", "transform_input": True},
+    ],
+    ids=lambda options: "-".join(map(str, options.values())),
+)
+def test_outputs_are_the_networks(options: dict[str, Any]) -> None:
+    network, spec = made(**options)
+    data = export(network, spec, {"fingerprint": "0123"})
+    onnx.checker.check_model(onnx.load_from_string(data), full_check=True)
+    for number in (1, 2, 5):
+        images = noise(spec, number)
+        logits, scores = run(data, images)
+        wanted, probable = expected(network, spec, images)
+        assert logits.shape == scores.shape == (number, len(CLASSES))
+        assert np.abs(logits - wanted).max() <= CLOSE * np.abs(wanted).max()
+        assert np.abs(scores - probable).max() <= CLOSE
+        assert np.ptp(wanted) > 1e-3  # or agreement would mean nothing
+    apart = difference(data, network, spec, noise(spec, 3))
+    assert apart is not None and apart <= CLOSE
+
+
+def test_torch_export_takes_over_where_a_trace_could_be_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that decides by the numbers it gets, which a trace would take for decided."""
+    import torch
+
+    class Asking(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = torch.nn.Linear(3, len(CLASSES))
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            mean = images.mean((2, 3)) if images.shape[3] > 20 else images.amax((2, 3))
+            logits: torch.Tensor = self.last(mean)
+            return logits
+
+    called: list[str] = []
+    monkeypatch.setattr(onnx_file, "_by_dynamo", noted(called, "dynamo", onnx_file._by_dynamo))
+    _, spec = made("shufflenet_v2_x0_5")
+    network = Asking().eval()
+    data = export(network, spec, {})
+    assert called == ["dynamo"]
+    assert data == export(network, spec, {})
+    images = noise(spec, 3)
+    assert np.abs(run(data, images)[1] - expected(network, spec, images)[1]).max() <= CLOSE
+
+
+def noted(called: list[str], name: str, function: Any) -> Any:
+    def call(*arguments: Any) -> Any:
+        called.append(name)
+        return function(*arguments)
+
+    return call
+
+
+def test_the_same_weights_give_the_same_bytes_without_a_word_of_this_machine() -> None:
+    (first, spec), (second, _) = made("shufflenet_v2_x0_5"), made("shufflenet_v2_x0_5")
+    data = export(first, spec, {"fingerprint": "ab"})
+    assert export(second, spec, {"fingerprint": "ab"}) == data
+    model = onnx.load_from_string(data)
+    assert not any(node.doc_string or node.metadata_props for node in model.graph.node)
+    assert b"site-packages" not in data and b"/home/" not in data and b"/root/" not in data
+    assert [one.version for one in model.opset_import if one.domain == ""] == [onnx_file.OPSET]
+
+
+def test_the_file_says_how_to_use_it() -> None:
+    network, spec = made("shufflenet_v2_x0_5", temperature=1.25, preprocessing={"clean": {"equalize": "clahe"}})
+    model = onnx.load_from_string(export(network, spec, {"fingerprint": "feed"}))
+    said = {one.key: one.value for one in model.metadata_props}
+    assert said["fingerprint"] == "feed" and said["task"] == "single" and json.loads(said["temperature"]) == 1.25
+    assert json.loads(said["classes"]) == list(CLASSES)
+    assert json.loads(said["mean"]) == spec.image["mean"] and json.loads(said["std"]) == spec.image["std"]
+    preprocessing = json.loads(said["preprocessing"])
+    assert preprocessing["mode"] == "crop" and preprocessing["clean"] == {"equalize": "clahe"}
+    assert any("clahe" in step for step in preprocessing["steps"])
+    (images,) = model.graph.input
+    shape = [one.dim_value or one.dim_param for one in images.type.tensor_type.shape.dim]
+    assert images.name == "images" and images.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    assert isinstance(shape[0], str) and shape[1:] == [48, 48, 3]
+    assert [one.name for one in model.graph.output] == ["logits", "probabilities"]
+
+
+def test_the_network_stays_as_it_was() -> None:
+    import torch
+
+    network, spec = made("shufflenet_v2_x0_5")
+    network.train().to(memory_format=torch.channels_last)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    export(network, spec, {})
+    assert network.training
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+def test_what_cant_be_exported_is_said() -> None:
+    import torch
+
+    class Odd(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("no such thing\nand more")
+
+    _, spec = made("shufflenet_v2_x0_5")
+    with pytest.raises(NotExported, match="no such thing"):
+        export(Odd(), spec, {})
+
+
+def test_two_gigabytes_are_refused_before_anything_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, spec = made("shufflenet_v2_x0_5")
+    monkeypatch.setattr(onnx_file, "LARGEST", 10_000)
+    with pytest.raises(NotExported, match="one file can hold 2 GB"):
+        export(network, spec, {})
