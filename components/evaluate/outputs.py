@@ -37,11 +37,13 @@ class Outputs:
         import torch
 
         started = self.speed.now()
-        images, found, first = self.normalize(torch.from_numpy(batch.images).to(self.device)), [], 0.0
+        images, found = self.normalize(torch.from_numpy(batch.images).to(self.device)), []
+        first = spent = 0.0
         for view in views(images, self.size, self.tta):
             found.append(self.network(view.contiguous(memory_format=torch.channels_last)).float())
-            first = first or self.speed.now() - started
-        self.speed.add(len(batch.ids), first, self.speed.now() - started)
+            spent = self.speed.now() - started
+            first = first or spent
+        self.speed.add(len(batch.ids), first, spent)
         task = self.spec.task
         logits = combined(found, task)
         if not bool(torch.isfinite(logits).all()):

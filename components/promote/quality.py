@@ -12,6 +12,7 @@ from ..store.labels import MULTI
 from ..store.manifest import Dataset
 from ..store.shards import open_parquet, read_columns
 from . import diagrams, pictures
+from .charts import SERIES
 from .pictures import Mistake, Picture
 
 _METRICS = {
@@ -49,7 +50,7 @@ def quality(evaluation: Dataset) -> dict[str, Any]:
         "temperature": calibration["temperature"] if calibration and drawn else None,
         "reliability": diagrams.reliability_chart(calibration) if calibration and drawn else None,
         "areas": diagrams.curve_charts(curves) if curves else [],
-        "area_classes": curves["classes"][: len(diagrams.SERIES)] if curves else [],
+        "area_classes": curves["classes"][: len(SERIES)] if curves else [],
         "slices": slices(extra),
         "each_class": each_class(extra),
         "throughput": extra.get("throughput"),

@@ -1,0 +1,341 @@
+"""A whole evaluation of models with known weights: predictions, metrics, calibration, views, slices, and the report."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from chain import clean_photos, one_core, resized
+from safetensors.torch import save
+from sklearn.metrics import (
+    average_precision_score,
+    balanced_accuracy_score,
+    brier_score_loss,
+    log_loss,
+    roc_auc_score,
+    top_k_accuracy_score,
+)
+
+from imagemill.components.evaluate.config import EvaluateConfig
+from imagemill.components.evaluate.evaluate import evaluate
+from imagemill.components.evaluate.inputs import InputBatch, input_batches, stored_geometry, tensors_for
+from imagemill.components.evaluate.matrix import roc_curve
+from imagemill.components.evaluate.scores import align, scorer
+from imagemill.components.evaluate.slices import Column, Slices, check_columns
+from imagemill.components.evaluate.tta import views
+from imagemill.components.promote import quality, report
+from imagemill.components.store import metrics as metrics_of
+from imagemill.components.store.calibration import ece
+from imagemill.components.store.errors import DatasetError, UserError
+from imagemill.components.store.labels import SINGLE
+from imagemill.components.store.manifest import Dataset, Manifest, commit, read_dataset
+from imagemill.components.store.model import ModelSpec, Normalize, build_network, load_model
+from imagemill.components.store.shards import publish_bytes, read_columns
+from imagemill.components.store.step import Context
+from imagemill.components.store.tensors import input_image
+from imagemill.components.store.workspace import Workspace
+
+SIZE, STORED, SHORT = 32, 40, 44
+NUMBERS = {"train": 12, "val": 4, "test": 48}
+
+
+@dataclass(frozen=True)
+class Made:
+    """A clean dataset of two classes, its tensors with a margin, and a model of them with random weights."""
+
+    workspace: Workspace
+    clean: Dataset
+    tensors: Dataset
+    model: Dataset
+
+    def evaluated(self, **options: Any) -> Dataset:
+        values = {"workspace": self.workspace.uri, "model": self.model.uri, "clean": self.clean.uri, "device": "cpu"}
+        config = EvaluateConfig.from_values(values | {"eval_batch_size": 20, "bootstrap": 100} | options)
+        outcome = evaluate(config, Context("evaluate", self.workspace, "r", False))
+        return read_dataset(outcome.uri, "evaluation")
+
+
+def model_of(workspace: Workspace, clean: Dataset, tensors: Dataset, fingerprint: str, temperature: float) -> Dataset:
+    """Random weights, with logits far enough apart that temperatures matter, and both classes predicted."""
+    torch.manual_seed(1)
+    image = input_image(tensors.manifest.image)
+    spec = ModelSpec("squeezenet1_1", tensors.manifest.classes, image, extra={"temperature": temperature})
+    network, uri = build_network(spec).eval(), workspace.dataset("model", fingerprint)
+    state = {name: value.contiguous().clone() for name, value in network.state_dict().items()}
+    state["classifier.1.weight"] *= 400
+    state["classifier.1.bias"] = torch.full((2,), 200.0)  # a ReLU follows
+    network.load_state_dict(state)
+    [batch] = input_batches(tensors, clean, spec.geometry, 100)
+    with torch.inference_mode():
+        logits = network(Normalize(image, torch.device("cpu"))(torch.from_numpy(batch.images.copy())))
+        state["classifier.1.bias"][1] += (logits[:, 0] - logits[:, 1]).median()
+    weights = publish_bytes(uri, save(state), "model-", ".safetensors")
+    files = (weights, publish_bytes(uri, spec.to_json(), "model-", ".json"))
+    manifest = Manifest(
+        "model", fingerprint, (tensors.as_parent(uri),), {"flip": "false"}, classes=spec.classes, files=files,
+        image=image, extra={"recipe": ["recipe <small>: 3 epochs", "MixUp 0.2"], "backbone": "squeezenet1_1"},
+    )  # fmt: skip
+    return commit(uri, manifest)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
+    with one_core():
+        workspace = Workspace.open(str(tmp_path_factory.mktemp("evaluation")))
+        clean = clean_photos(workspace, numbers=NUMBERS)
+        tensors = resized(workspace, clean, image_size=SIZE, resize_size=SHORT, store_size=STORED)
+        yield Made(workspace, clean, tensors, model_of(workspace, clean, tensors, "00000000000000aa", 2.5))
+
+
+def rows_of(dataset: Dataset) -> list[dict[str, Any]]:
+    return [row for table in read_columns(dataset, "data", None, "test") for row in table.to_pylist()]  # type: ignore[arg-type]
+
+
+def logits_of(made: Made, how: str = "none") -> tuple[npt.NDArray[Any], npt.NDArray[np.int64], list[str]]:
+    """Logits [views, N, 2] without anything of evaluate's but its views, the labels and the ids."""
+    network, spec = load_model(made.model)
+    around = how == "five_crops"
+    geometry = stored_geometry(made.model, spec.geometry) if around else spec.geometry
+    batches = list(input_batches(tensors_for(made.model, made.clean), made.clean, geometry, 100, around))
+    assert len(batches) == 1
+    with torch.inference_mode():
+        images = Normalize(spec.image, torch.device("cpu"))(torch.from_numpy(batches[0].images))
+        found = torch.stack([network(view) for view in views(images, SIZE, how)])
+    return found.double().numpy(), batches[0].labels.astype(np.int64), batches[0].ids
+
+
+def softmax(logits: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    p = np.exp(logits - logits.max(-1, keepdims=True))
+    return np.asarray(p / p.sum(-1, keepdims=True))
+
+
+def test_everything_is_that_of_the_calibrated_logits(made: Made) -> None:
+    found = made.evaluated()
+    (logits,), labels, ids = logits_of(made)
+    raw, p = softmax(logits), softmax(logits / 2.5)
+    rows = rows_of(found)
+    assert [row["image_id"] for row in rows] == ids and len(ids) == NUMBERS["test"]
+    assert [row["predicted_id"] for row in rows] == p.argmax(1).tolist() and len(set(p.argmax(1))) == 2
+    of_label = p[np.arange(len(p)), labels]
+    for name, values in (("confidence", p.max(1)), ("label_probability", of_label), ("loss", -np.log(of_label))):
+        np.testing.assert_allclose([row[name] for row in rows], values, rtol=2e-4)
+    assert [row["top_ids"] for row in rows] == np.argsort(-p, axis=1).tolist()
+    np.testing.assert_allclose([row["top_probabilities"] for row in rows], -np.sort(-p, axis=1), rtol=2e-4)
+    metrics, right = found.manifest.extra["metrics"], p.argmax(1) == labels
+    expected = {
+        "top1": right.mean(),
+        "balanced_accuracy": balanced_accuracy_score(labels, p.argmax(1)),
+        "nll": log_loss(labels, p),
+        "loss": log_loss(labels, raw),
+        "brier": 2 * brier_score_loss(labels, p[:, 1]),
+        "ece": ece(p.max(1), right),
+        "ece_uncalibrated": ece(raw.max(1), right),
+        "pr_auc": np.mean([average_precision_score(labels == c, p[:, c]) for c in range(2)]),
+        "roc_auc": roc_auc_score(labels, p[:, 1]),
+    }
+    assert metrics == {name: pytest.approx(value, abs=3e-3) for name, value in expected.items()} | {
+        "macro_f1": metrics["macro_f1"]
+    }
+    assert abs(metrics["nll"] - metrics["loss"]) > 0.05, "else the temperature shows nothing"
+    assert found.manifest.extra["calibration"]["temperature"] == 2.5
+
+
+def test_what_else_an_evaluation_keeps(made: Made) -> None:
+    found = made.evaluated()
+    extra = found.manifest.extra
+    for low, high in extra["intervals"].values():
+        assert 0 <= low < high <= 1
+    assert extra["intervals"]["top1"][0] <= extra["metrics"]["top1"] <= extra["intervals"]["top1"][1]
+    assert made.evaluated(bootstrap=0).manifest.extra["intervals"] == {}
+    speed = extra["throughput"]
+    assert speed["network"] > 0 and speed["network"] == speed["network_one_view"] and "CPU" in speed["device"]
+    fpr, tpr, threshold = roc_curve(found.uri) or ([], [], [])
+    assert fpr[0] == tpr[0] == 0 and fpr[-1] == tpr[-1] == 1 and threshold == sorted(threshold, reverse=True)
+    assert found.manifest.config["tta"] == "none"
+
+
+@pytest.mark.parametrize(("how", "number"), [("flip", 2), ("five_crops", 5)])
+def test_views_are_averaged_as_probabilities(
+    made: Made, how: str, number: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = made.evaluated(tta=how)
+    logits, labels, _ = logits_of(made, how)
+    assert len(logits) == number
+    p = softmax(logits / 2.5).mean(0)
+    rows = rows_of(found)
+    np.testing.assert_allclose([row["confidence"] for row in rows], p.max(1), rtol=2e-4)
+    assert found.manifest.extra["metrics"]["loss"] == pytest.approx(log_loss(labels, softmax(logits).mean(0)), rel=1e-3)
+    assert found.uri != made.evaluated().uri and found.manifest.extra["throughput"]["tta"] == how
+    said = capsys.readouterr().err
+    assert f"without tta {how}, which costs" in said
+    assert ("never saw a mirrored image" in said) == (how == "flip")
+
+
+def test_five_crops_are_the_same_from_clean_where_the_tensors_are_gone(made: Made, tmp_path: Path) -> None:
+    here = [batch.images for batch in input_batches(made.tensors, made.clean, stored_around(made), 100, True)]
+    anew = [batch.images for batch in input_batches(None, made.clean, stored_around(made), 100, True)]
+    assert here[0].shape == (NUMBERS["test"], STORED, STORED, 3) and np.array_equal(here[0], anew[0])
+
+
+def stored_around(made: Made) -> Any:
+    _, spec = load_model(made.model)
+    return stored_geometry(made.model, spec.geometry)
+
+
+def test_top5_needs_more_than_five_classes() -> None:
+    random, names = np.random.default_rng(0), tuple("abcdefgh")
+    logits, labels = random.normal(size=(90, 8)), random.integers(0, 8, 90)
+    score = scorer(SINGLE, SINGLE, align(names, names))
+    rows = score.add(torch.from_numpy(logits), batch_of(labels))
+    assert score.metrics()["top5"] == pytest.approx(top_k_accuracy_score(labels, logits, k=5))
+    assert [row["top_ids"] for row in rows] == np.argsort(-logits, axis=1)[:, :5].tolist()
+    few = scorer(SINGLE, SINGLE, align(names, names[:5]))
+    few.add(torch.from_numpy(logits[:, :5]), batch_of(labels))
+    assert "top5" not in few.metrics() and few.metrics()["loss"] > 0
+
+
+def batch_of(labels: npt.NDArray[Any]) -> InputBatch:
+    return InputBatch(np.zeros((len(labels), 1, 1, 3), np.uint8), labels, [f"{n}" for n in range(len(labels))])
+
+
+def test_a_class_that_the_model_has_never_seen_has_no_loss_and_is_always_wrong() -> None:
+    score = scorer(SINGLE, SINGLE, align(("a", "new"), ("a", "b")))
+    one, other = score.add(torch.tensor([[2.0, 0.0], [2.0, 0.0]]), batch_of(np.array([0, 1])))
+    p = 1 / (1 + np.exp(-2.0))
+    assert one["loss"] == pytest.approx(-np.log(p)) and other["loss"] is None and other["label_probability"] is None
+    found = score.metrics()
+    assert (found["loss"], found["top1"]) == (pytest.approx(-np.log(p)), 0.5)
+    assert found["brier"] == pytest.approx((2 * (1 - p) ** 2 + p**2 + (1 - p) ** 2 + 1) / 2)
+    assert found["ece"] == pytest.approx(abs(p - 0.5))
+
+
+def test_memory_does_not_grow_with_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics_of, "_WAITING", 1000)
+    random, names = np.random.default_rng(0), tuple("abcdefgh")
+    score, sizes = scorer(SINGLE, SINGLE, align(names, names), 10), []
+    for _ in range(3):
+        for _ in range(40):
+            score.add(torch.from_numpy(random.normal(size=(500, 8))), batch_of(random.integers(0, 8, 500)))
+        score.metrics()
+        sizes.append(len(pickle.dumps(score)))
+    assert sizes[0] == pytest.approx(sizes[2], abs=200)
+
+
+# Slices.
+
+
+def columns_of(made: Made, *names: str) -> dict[str, dict[str, Any]]:
+    """Some columns of the clean test images, by their ids."""
+    tables = read_columns(made.clean, "data", ["image_id", *names], "test")
+    return {row["image_id"]: row for table in tables for row in table.to_pylist()}
+
+
+def test_slices_by_number_and_by_text_count_what_is_in_them(made: Made) -> None:
+    found = made.evaluated(slices="label, size,brightness")
+    columns = columns_of(made, "label", "width", "height")
+    rows, slices = rows_of(found), found.manifest.extra["slices"]
+    for row in rows:
+        row |= columns[row["image_id"]]
+    by_label = [one for one in slices if one["column"] == "label"]
+    assert sorted(one["slice"] for one in by_label) == ["cat", "dog"]
+    for one in by_label:
+        right = [row["label_id"] == row["predicted_id"] for row in rows if row["label"] == one["slice"]]
+        assert (one["images"], one["top1"]) == (len(right), pytest.approx(np.mean(right), abs=1e-6))
+        assert one["low"] <= one["top1"] <= one["high"]
+        assert one["below"] == (one["high"] < found.manifest.extra["metrics"]["top1"])
+    sizes = sorted(max(row["width"], row["height"]) for row in rows)
+    by_size = [one for one in slices if one["column"] == "size"]
+    edges = np.quantile(sizes, [0.25, 0.5, 0.75], method="lower")
+    expected = np.bincount(np.searchsorted(edges, sizes, side="left"), minlength=4)
+    assert [one["images"] for one in by_size] == expected.tolist() and len(by_size) == 4
+    assert by_size[0]["slice"] == f"up to {edges[0]:g}" and by_size[3]["slice"] == f"above {edges[2]:g}"
+    assert not [one for one in slices if one["column"] == "brightness"], "all of them are equally bright here"
+
+
+def test_a_slice_that_is_surely_worse_is_marked(made: Made) -> None:
+    slices = Slices.of(made.clean, ("label", "width"), SINGLE, 2)
+    rows = [row | {"label_id": 0, "predicted_id": 0} for row in rows_of(made.evaluated())]
+    bad = {image_id for image_id, row in columns_of(made, "label").items() if row["label"] == "dog"}
+    rows = [row | {"predicted_id": int(row["image_id"] in bad)} for row in rows]
+    for part in (rows[30:], rows[:30]):
+        slices.add(part)
+    found = {one["slice"]: one["below"] for one in slices.described(0.5) if one["column"] == "label"}
+    assert found == {"cat": False, "dog": True}
+    with pytest.raises(DatasetError, match="not among those of the clean dataset"):
+        slices.add([rows[0] | {"image_id": "another"}])
+
+
+def test_columns_are_checked(made: Made) -> None:
+    assert check_columns("auto", made.clean) == ("size", "brightness", "sharpness")
+    assert check_columns("none", made.clean) == check_columns("", made.clean) == ()
+    assert check_columns("width, label,width", made.clean) == ("width", "label")
+    for wrong in ("brigthness", "image", "thumbnail"):
+        with pytest.raises(UserError, match=f"^slices: expected some of size, image_id, label.* found '{wrong}'"):
+            made.evaluated(slices=f"size,{wrong}")
+
+
+def test_cutting() -> None:
+    column = Column("x", True, (1.0, 2.5))
+    assert column.names == ["up to 1", "1 to 2.5", "above 2.5", "(unknown)"]
+    assert column.codes(np.array([0, 1, 1.1, 2.5, 3, np.nan])).tolist() == [0, 0, 1, 1, 2, 3]
+    texts = Column("x", False, values=("b", "a"))
+    assert texts.names == ["b", "a", "(others)", "(unknown)"]
+    assert texts.codes(np.array(["a", "b", "c", None], object)).tolist() == [1, 0, 2, 3]
+
+
+# The report.
+
+
+@pytest.fixture(scope="module")
+def page(made: Made) -> str:
+    found = made.evaluated(slices="size,label")
+    with pytest.MonkeyPatch.context() as patch:
+        gone = report.Chain(made.clean, made.clean, made.tensors, made.model, found)  # there is no raw dataset here
+        patch.setattr(report.Chain, "behind", lambda _: gone)
+        patch.setattr(report, "ledger", lambda _: EMPTY)
+        patch.setattr(report.pictures, "rejects", lambda *_: [])
+        facts = report.gather(made.workspace, "r", found, {"verdict": "first", "challenger": 0.5}, None)
+    return report.render(facts)
+
+
+EMPTY = {"found": 0, "skipped": 0, "skipped_files": [], "rows": 0, "bytes": 0, "reasons": [], "rejected": 0, "kept": 0,
+         "by_split": {}, "warnings": 0, "adds_up": True}  # fmt: skip
+
+
+def test_the_page_shows_what_the_evaluation_found(page: str, made: Made) -> None:
+    extra = made.evaluated(slices="size,label").manifest.extra
+    low, high = extra["intervals"]["macro_f1"]
+    for words in (f"{low:.3f} to {high:.3f}", "Balanced accuracy", "temperature of 2.500", "Precision and recall",
+                  "<h3>ROC</h3>", "Each class", "Highest losses", "surely below", "recipe &lt;small&gt;: 3 epochs",
+                  "images/s in all", f"{extra['calibration']['temperature']:.3f}"):  # fmt: skip
+        assert words in page, words
+    assert page.count("<svg") == page.count("</svg>") == 5  # banner, confusion, reliability, two of thresholds
+    assert "<script" not in page and "recipe <small>" not in page
+    for one in extra["slices"]:
+        assert f'style="width:{100 * one["top1"]:.2f}%"' in page
+
+
+def test_the_highest_losses_are_those_that_are_not_shown_yet(made: Made) -> None:
+    found = made.evaluated()
+    rows = sorted(rows_of(found), key=lambda row: -row["loss"])
+    skipped = {rows[0]["image_id"], rows[2]["image_id"]}
+    shown = quality.highest_losses(found, made.clean, skipped, 4)
+    assert [m.image_id for m in shown] == [rows[n]["image_id"] for n in (1, 3, 4, 5)]
+    assert shown[0].note == f"loss {rows[1]['loss']:.2f}" and shown[0].picture.src.startswith("data:image/jpeg")
+
+
+def test_an_evaluation_of_an_earlier_release_says_less(made: Made) -> None:
+    found = made.evaluated()
+    old = {key: found.manifest.extra[key] for key in ("dataset_name", "model_classes")}
+    old |= {"metrics": {"top1": 0.5, "macro_f1": 0.4, "loss": 1.0}}
+    old |= {"per_class": [{k: v for k, v in c.items() if "auc" not in k} for c in found.manifest.extra["per_class"]]}
+    facts = quality.quality(replace(found, manifest=replace(found.manifest, extra=old)))
+    assert facts["reliability"] is None and facts["areas"] == [] and not facts["slices"]["columns"]
+    assert facts["each_class"]["blocks"] == [] and [row["name"] for row in facts["measures"]] == ["Top-1", "Macro-F1"]
