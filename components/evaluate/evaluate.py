@@ -15,7 +15,9 @@ from ..store.shards import Layout, ShardWriter
 from ..store.step import CACHED, RAN, Context, Outcome
 from .config import VERSION, EvaluateConfig
 from .curves import Areas, described
+from .inputs import tensors_for
 from .outputs import Outputs
+from .review import in_words, review
 from .scores import Scorer, align, scorer
 from .slices import Slices, check_columns
 from .speed import told
@@ -29,6 +31,8 @@ def evaluate(config: EvaluateConfig, context: Context) -> Outcome:
     name = config.name or clean.manifest.extra["dataset_name"]
     uri, there, dataset = _evaluation(model, clean, "the challenger", config, context)
     context.workspace.note_latest(name, dataset, context.run)
+    for line in in_words(dataset.manifest.extra["review"], dataset.manifest.extra["metrics"]["top1"]):
+        context.say(line)
     champion_state, champion = _champion(name, model, clean, config, context)
     state = CACHED if there and champion_state else RAN
     return Outcome(
@@ -113,8 +117,12 @@ def _build(model: Dataset, clean: Dataset, uri: str, config: EvaluateConfig, con
         raise MillError(f"the ledger is wrong: {wanted} test images, {file.rows} predictions")
     speed = outputs.speed.described(file.rows, config.eval_batch_size) | {"tta": config.tta}
     context.say(told(speed))
-    about = {"throughput": speed, "calibration": score.trust.described(outputs.temperature)}
-    return commit(uri, _manifest(model, clean, uri, config, score, slices, file, about))
+    suspects, reviewed = review(
+        tensors_for(model, clean), network, spec, device, uri, config.review, config.eval_batch_size
+    )
+    files = (file, suspects) if suspects else (file,)
+    about = {"throughput": speed, "calibration": score.trust.described(outputs.temperature), "review": reviewed}
+    return commit(uri, _manifest(model, clean, uri, config, score, slices, files, about))
 
 
 def _manifest(
@@ -124,9 +132,11 @@ def _manifest(
     config: EvaluateConfig,
     score: Scorer,
     slices: Slices,
-    file: File,
+    files: tuple[File, ...],
     about: dict[str, Any],
 ) -> Manifest:
+    """`files` are the predictions, and the suspects where labels were reviewed."""
+    file = files[0]
     found, names, metrics = score.per_class(), score.classes.names, score.metrics()
     areas = score.areas()
     return Manifest(
@@ -136,7 +146,7 @@ def _manifest(
         config=config.effective(),
         task=clean.manifest.task,
         classes=names,
-        files=(file,),
+        files=files,
         totals=Totals(
             rows=file.rows,
             bytes=file.bytes,

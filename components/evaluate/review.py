@@ -7,7 +7,7 @@ its logits are made from, so that confident.py can judge it by classifiers that 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,8 +33,8 @@ DIMENSIONS = 512
 """Features kept of an image, at most: 1,024 bytes as float16."""
 HIGHEST = 100
 """Images of the highest loss that are listed, whatever confident learning says of them."""
-UNSURE = 0.9
-"""Share of the labels that the classifiers agree with, below which many suspects will turn out to be right."""
+
+OFF = "review is false"
 
 SUSPECTS = pa.schema(
     [
@@ -72,7 +72,6 @@ def review(
     uri: str,
     mode: str,
     batch_size: int,
-    say: Callable[[str], None],
 ) -> tuple[File | None, dict[str, Any]]:
     """The file of suspects below the evaluation's `uri` and what the manifest says of it; no file where nothing was
     reviewed, and `skipped` says why.
@@ -81,8 +80,6 @@ def review(
     """
     images = tensors.manifest.totals.by_split.get("train", 0) if tensors else 0
     if why := _why_not(tensors, spec, images, mode):
-        if mode != "false":
-            say(f"labels of the training images are not reviewed: {why}")
         return None, {"skipped": why}
     assert tensors is not None  # or there was a reason
     seen = _look(tensors, network, spec, device, images, batch_size)
@@ -91,17 +88,31 @@ def review(
     file = _write(tensors, seen, found, uri)
     extra: dict[str, Any] = {"images": images, "suspects": 0, "listed": file.rows}
     if found is None:
-        why = "there are too few images of each class" if single else "images may have several labels"
-        say(f"no labels are suspected, since {why}; the training images of the highest loss are listed")
-        return file, extra | {"confident_learning": why}
-    extra |= {"suspects": len(found.rows), "judged": found.judged, "agreement": round(found.agreement, 4)}
-    _tell(found, images, say)
-    return file, extra
+        why = "each class has too few images" if single else "images may have several labels"
+        return file, extra | {"not_judged": why}
+    judged = {"judged": found.judged, "agreement": round(found.agreement, 4)}
+    return file, extra | judged | {"suspects": len(found.rows)}
+
+
+def in_words(reviewed: dict[str, Any], accuracy: float) -> list[str]:
+    """What `review` said in its second result, in sentences; `accuracy` is that on the test images."""
+    if why := reviewed.get("skipped"):
+        return [] if why == OFF else [f"the labels of the training images are not reviewed: {why}"]
+    if why := reviewed.get("not_judged"):
+        return [f"no wrong labels are looked for, since {why}: the training images of the highest loss are listed"]
+    suspects, images = reviewed["suspects"], reviewed["images"]
+    if not suspects:
+        return [f"none of {images:,} training images looks mislabelled"]
+    looks = "looks" if suspects == 1 else "look"
+    lines = [f"{suspects:,} of {images:,} training images {looks} mislabelled: the report shows them"]
+    if 1 - accuracy >= suspects / images:
+        lines.append(f"{1 - accuracy:.1%} of the test images are mistaken too: expect right labels among those")
+    return lines
 
 
 def _why_not(tensors: Dataset | None, spec: ModelSpec, images: int, mode: str) -> str:
     if mode == "false":
-        return "review is false"
+        return OFF
     if tensors is None:
         return "this model was not trained on them"
     if (tensors.manifest.task, tensors.manifest.classes) != (spec.task, spec.classes):
@@ -115,16 +126,6 @@ def _why_not(tensors: Dataset | None, spec: ModelSpec, images: int, mode: str) -
 
 def _can_judge(labels: npt.NDArray[np.int64]) -> bool:
     return bool((np.bincount(labels) >= FEWEST).sum() >= 2)
-
-
-def _tell(found: Doubts, images: int, say: Callable[[str], None]) -> None:
-    if not len(found.rows):
-        say(f"none of {images:,} training images looks mislabelled")
-        return
-    look = "looks" if len(found.rows) == 1 else "look"
-    say(f"{len(found.rows):,} of {images:,} training images {look} mislabelled: the report shows them")
-    if found.agreement < UNSURE:
-        say(f"what says so agrees with {found.agreement:.0%} of the labels only, so expect right ones among them")
 
 
 def _look(
