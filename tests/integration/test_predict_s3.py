@@ -1,0 +1,43 @@
+"""`imagemill predict` on a real S3 server: the model, a prefix of images and single ones."""
+
+from __future__ import annotations
+
+import json
+
+import mill
+import numpy as np
+import photos
+
+from imagemill.components.store.filesystem import store_for
+from imagemill.components.store.manifest import Manifest, commit
+from imagemill.components.store.model import ModelSpec, build_network
+from imagemill.components.store.resample import Geometry
+from imagemill.components.store.shards import publish_bytes
+
+
+def test_model_and_images_in_a_bucket(s3_workspace: str) -> None:
+    from safetensors.torch import save
+
+    image = Geometry(32).to_dict() | {"mean": [0.5] * 3, "std": [0.25] * 3, "dtype": "uint8", "encoding": "raw"}
+    spec = ModelSpec("shufflenet_v2_x0_5", ("cat", "dog"), image, extra={"preprocessing": {"clean": {"trim": "on"}}})
+    uri = f"{s3_workspace}/model/feed"
+    weights = publish_bytes(uri, save(build_network(spec).state_dict()), "model-", ".safetensors")
+    files = (weights, publish_bytes(uri, spec.to_json(), "model-", ".json"))
+    commit(uri, Manifest("model", "feed", classes=spec.classes, files=files, image=image))
+    pictures = {
+        "a.jpg": photos.saved(photos.made(1), "JPEG"),
+        "deep/b.png": photos.saved(photos.made(2)),
+        "deep/c": photos.saved(photos.made(3)),
+        "notes.txt": b"no image",
+        "z.jpg": np.random.default_rng(0).bytes(500),
+    }
+    for name, data in pictures.items():
+        store_for(uri).put(f"{s3_workspace}/in/{name}", data)
+    given = [f"{s3_workspace}/in", f"{s3_workspace}/in/a.jpg", f"{s3_workspace}/none"]
+    result = mill.run("predict", "--model", uri, "--json", "--device", "cpu", *given)
+    assert result.rc == 0, result.stderr
+    found = [json.loads(line) for line in result.stdout.splitlines()]
+    names = [one["image"].removeprefix(f"{s3_workspace}/") for one in found]
+    assert names == ["in/a.jpg", "in/deep/b.png", "in/deep/c", "in/z.jpg", "in/a.jpg", "none"]
+    assert [one.get("error", "") for one in found] == ["", "", "", "not_an_image", "", "missing_file"]
+    assert found[0]["predictions"] == found[4]["predictions"]

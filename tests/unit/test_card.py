@@ -1,0 +1,155 @@
+"""The card and the ONNX file as training publishes them: what they say, and that they fail no training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from imagemill.components.store.manifest import File, Manifest, Totals, commit, read_dataset
+from imagemill.components.store.model import ModelSpec, build_network, load_model
+from imagemill.components.store.resample import Geometry
+from imagemill.components.store.shards import publish_bytes
+from imagemill.components.train import artifact
+from imagemill.components.train.artifact import artifact_files
+from imagemill.components.train.card import Facts, model_card
+
+CLASSES = ("cat", "a|b <b>", "_line\nbreak_", "empty")
+CLEAN = {"equalize": "autocontrast", "color": "gray", "trim": "on"}
+
+
+def made_spec(task: str = "single", **extra: Any) -> ModelSpec:
+    geometry = Geometry(32, "letterbox", "gray", ("sobel",))
+    image = geometry.to_dict() | {"mean": [0.5, 0.1], "std": [0.25, 0.2], "dtype": "uint8", "encoding": "raw"}
+    return ModelSpec("shufflenet_v2_x0_5", CLASSES, image, task, extra={"preprocessing": {"clean": CLEAN}} | extra)
+
+
+def made_facts(**options: Any) -> Facts:
+    values: dict[str, Any] = {
+        "dataset_name": "weekly *photos*", "origin": "from DEFAULT", "code_version": "9.9", "parameters": 1_250_000,
+        "recipe": "standard", "epochs": 12, "metrics": {"top1": 0.91, "macro_f1": 0.875, "loss": 0.4},
+        "best": {"epoch": 7}, "config": {"seed": 17, "learning_rate": 0.002, "augment_pipeline": ""},
+        "parents": {"tensors": "aaaa", "clean": "bbbb", "raw": "cccc"},
+        "counts": {"train": {"cat": 1200, "a|b <b>": 3, "_line\nbreak_": 5}, "val": {"cat": 9, "a|b <b>": 1}},
+    }  # fmt: skip
+    return Facts(**values | options)
+
+
+def header_of(card: str) -> dict[str, Any]:
+    _, header, _ = card.split("---\n", 2)
+    found: dict[str, Any] = yaml.safe_load(header)
+    return found
+
+
+def test_the_header_is_what_hugging_face_reads() -> None:
+    found = header_of(model_card(made_spec(), made_facts(), "feed", "…"))
+    assert found["pipeline_tag"] == "image-classification" and "license" not in found
+    (index,) = found["model-index"]
+    (result,) = index["results"]
+    assert result["dataset"]["split"] == "validation"
+    assert [(one["type"], one["value"]) for one in result["metrics"]] == [("accuracy", 0.91), ("f1", 0.875)]
+    bare = header_of(model_card(made_spec(), made_facts(metrics={}), "feed", "…"))
+    assert bare["model-index"][0]["results"] == [] and bare["metrics"] == []
+
+
+def test_huggingface_hub_reads_it() -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    card = hub.ModelCard(model_card(made_spec(), made_facts(), "feed", "…"))
+    assert {one.metric_value for one in card.data.eval_results} == {0.91, 0.875}
+
+
+def test_the_card_says_what_is_known() -> None:
+    card = model_card(made_spec(temperature=1.375), made_facts(), "feed", "said of ONNX:")
+    assert r"# weekly \*photos\*: shufflenet_v2_x0_5" in card and "1.2 million" in card
+    for fingerprint in ("feed", "aaaa", "bbbb", "cccc"):
+        assert f"`{fingerprint}`" in card
+    assert "| 0 | cat | 1,200 | 9 |" in card
+    assert r"| 1 | a\|b \<b\> | 3 | 1 |" in card
+    assert r"| 2 | \_line break\_ | 5 | 0 |" in card
+    steps = [line for line in card.splitlines() if line[:1].isdigit()]
+    assert [line[:2] for line in steps] == [f"{n}." for n in range(1, len(steps) + 1)]
+    for words in ("trimmed", "one channel: gray", "autocontrast", "black around it", "sobel", "0.5, 0.1"):
+        assert any(words in line for line in steps), words
+    assert "12 epochs, of which epoch 7 was kept" in card and "| learning_rate | 0.002 |" in card
+    assert "augment_pipeline" not in card
+    assert "1.375" in card and "seed 17" in card and "said of ONNX:" in card and "0.8750" in card
+    assert "Never seen in training: empty." in card
+    assert r"in no metric above: \_line break\_, empty." in card
+
+
+def test_several_labels_and_nothing_known() -> None:
+    spec = made_spec("multi")
+    card = model_card(spec, made_facts(counts={}, metrics={}, parents={"tensors": "aaaa"}), "feed", "…")
+    assert "sigmoid(logits / temperature)" in card and "none of these" not in card
+    assert "no validation images" in card and "`cccc`" not in card
+    many = ModelSpec(spec.backbone, tuple(f"class {n}" for n in range(1000)), spec.image)
+    assert "And 800 more" in model_card(many, made_facts(counts={}), "feed", "…")
+
+
+def committed(uri: str, spec: ModelSpec, network: Any, files: tuple[File, ...]) -> None:
+    from safetensors.torch import save
+
+    weights = publish_bytes(uri, save(network.state_dict()), "model-", ".safetensors")
+    about = publish_bytes(uri, spec.to_json(), "model-", ".json")
+    listed = (weights, about, *files)
+    commit(uri, Manifest("model", "feed", classes=spec.classes, files=listed, totals=Totals(), extra={"a": 1}))
+
+
+def test_both_files_are_published_and_leave_the_model_readable(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    spec, uri = made_spec(temperature=2.0), str(tmp_path / "model" / "feed")
+    network = build_network(spec)
+    images = np.random.default_rng(1).integers(0, 256, (3, *spec.image["shape"]), np.uint8)
+    files = artifact_files(uri, network, spec, made_facts(), images)
+    assert [one.role for one in files] == ["onnx", "card"]
+    assert artifact_files(uri, network, spec, made_facts(), images) == files  # a retry makes the same
+    assert "within 1e-" in capsys.readouterr().err
+    committed(uri, spec, network, files)
+    found = read_dataset(uri, "model")
+    assert not found.missing()
+    assert load_model(found)[1] == spec
+    card = Path(found.locate(found.files("card")[0])).read_text()
+    assert "within 1e-" in card and "a temperature of 2," in card
+
+
+@pytest.mark.parametrize("fault", ["export", "other outputs"])
+def test_a_network_without_an_onnx_file_has_a_card_that_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fault: str
+) -> None:
+    def broken(*_: Any) -> bytes:
+        raise artifact.NotExported("it is odd")
+
+    if fault == "export":
+        monkeypatch.setattr(artifact, "export", broken)
+    else:
+        monkeypatch.setattr(artifact, "export", lambda *_: b"data")
+        monkeypatch.setattr(artifact, "difference", lambda *_: 0.02)
+    spec = made_spec()
+    files = artifact_files(str(tmp_path / "feed"), build_network(spec), spec, made_facts())
+    assert [one.role for one in files] == ["card"]
+    words = "it is odd" if fault == "export" else "0.02 from the network's"
+    assert words in capsys.readouterr().err
+    assert words in (tmp_path / "feed" / files[0].uri).read_text()
+
+
+def test_without_onnxruntime_it_is_said_that_nothing_was_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(artifact, "export", lambda *_: b"data")
+    monkeypatch.setattr(artifact, "difference", lambda *_: None)
+    spec = made_spec()
+    files = artifact_files(str(tmp_path / "feed"), build_network(spec), spec, made_facts())
+    assert [one.role for one in files] == ["onnx", "card"]
+    assert "not compared" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("apart", "words"), [(0.0, "1e-7"), (3e-9, "1e-7"), (2e-6, "1e-5"), (9.9e-4, "1e-3")])
+def test_a_difference_is_told_by_its_power_of_ten(apart: float, words: str) -> None:
+    assert artifact._within(apart) == f"within {words} of the network's"

@@ -1,0 +1,292 @@
+"""`imagemill predict`: which files it reads, what it prints and writes, what it says of those it can't read."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import photos
+import pyarrow.parquet as pq
+import pytest
+
+from imagemill.components.predict import predict as predicting
+from imagemill.components.predict.pictures import pictures
+from imagemill.components.store.errors import TransientError
+from imagemill.components.store.filesystem import LocalStore
+from imagemill.components.store.images import Limits
+from imagemill.components.store.manifest import Dataset, Manifest, commit, read_dataset
+from imagemill.components.store.model import ModelSpec, build_network
+from imagemill.components.store.resample import Geometry
+from imagemill.components.store.shards import publish_bytes
+from imagemill.components.store.workspace import Workspace
+from imagemill.pipelines.cli import main
+
+CLASSES = ("cat", "dog", "emu\tbird", "fox", "gnu", "hen")
+SPEC = ModelSpec(
+    "shufflenet_v2_x0_5", CLASSES,
+    Geometry(32).to_dict() | {"mean": [0.5] * 3, "std": [0.1] * 3, "dtype": "uint8", "encoding": "raw"},
+    extra={"preprocessing": {"clean": {"equalize": "autocontrast"}}, "temperature": 0.5},
+)  # fmt: skip
+
+
+def model_of(workspace: Path, spec: ModelSpec = SPEC, name: str = "feed") -> Dataset:
+    """A model of random weights, as training commits one."""
+    import torch
+    from safetensors.torch import save
+
+    torch.manual_seed(3)
+    network, uri = build_network(spec), str(workspace / "model" / name)
+    weights = publish_bytes(uri, save(network.state_dict()), "model-", ".safetensors")
+    files = (weights, publish_bytes(uri, spec.to_json(), "model-", ".json"))
+    return commit(uri, Manifest("model", name, classes=spec.classes, task=spec.task, files=files, image=spec.image))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return model_of(tmp_path_factory.mktemp("mill")).uri
+
+
+@pytest.fixture(autouse=True)
+def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predicting, "cores", lambda: 1)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Five pictures, a broken one, and what is none."""
+    found = tmp_path / "in"
+    (found / "deep").mkdir(parents=True)
+    for number, name in enumerate(("a.jpg", "b.png", "deep/c.webp", "deep/d.gif", "e")):
+        kind = {"jpg": "JPEG", "webp": "WEBP", "gif": "GIF"}.get(name.rpartition(".")[2], "PNG")
+        (found / name).write_bytes(photos.saved(photos.made(number, 70, 50), kind))
+    (found / "broken.jpg").write_bytes(photos.saved(photos.made(9), "JPEG")[:700])
+    (found / "notes.txt").write_text("no image, and no promise of one")
+    (found / ".hidden.jpg").write_bytes(photos.saved(photos.made(8)))
+    return found
+
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    def run(*arguments: str, stdin: str = "") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        code = main(["predict", *arguments])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+def test_lines_are_path_class_and_probability(model: str, folder: Path, command: Command) -> None:
+    code, out, err = command("--model", model, "--device", "cpu", str(folder / "b.png"), str(folder / "a.jpg"))
+    lines = [line.split("\t") for line in out.splitlines()]
+    assert code == 0 and [line[0] for line in lines] == [str(folder / "b.png")] * 5 + [str(folder / "a.jpg")] * 5
+    first = [float(line[2]) for line in lines[:5]]
+    assert first == sorted(first, reverse=True) and 0 < sum(first) <= 1
+    assert {line[1] for line in lines} <= {" ".join(name.split()) for name in CLASSES}
+    assert "shufflenet_v2_x0_5 feed, 6 classes, on cpu" in err
+
+
+def test_probabilities_are_those_of_logits_by_temperature(model: str, folder: Path, command: Command) -> None:
+    _, out, _ = command("--model", model, "--top", "9", "--json", str(folder / "a.jpg"))
+    found = {one["class"]: one["probability"] for one in json.loads(out)["predictions"]}
+    import torch
+
+    from imagemill.components.store.model import Normalize, load_model
+
+    network, spec = load_model(read_dataset(model))
+    pixels = predicting.Preprocessing.of(spec.extra["preprocessing"], spec.geometry, "")(
+        (folder / "a.jpg").read_bytes()
+    )
+    with torch.inference_mode():
+        logits = network(Normalize(spec.image, torch.device("cpu"))(torch.from_numpy(pixels[None])))
+        wanted = (logits / 0.5).softmax(1)[0].tolist()
+    assert [found[name] for name in CLASSES] == pytest.approx(wanted, abs=2e-6)
+    assert np.ptp(wanted) > 1e-3
+
+
+def test_a_folder_is_every_image_below_it(model: str, folder: Path, command: Command) -> None:
+    code, out, err = command("--model", f"{model}/_manifest.json", "--json", "--batch-size", "2", str(folder))
+    found = [json.loads(line) for line in out.splitlines()]
+    names = [one["image"].removeprefix(f"{folder}/") for one in found]
+    assert code == 0 and names == ["a.jpg", "b.png", "broken.jpg", "deep/c.webp", "deep/d.gif", "e"]
+    broken = found[2]
+    assert broken["error"] == "corrupt" and "predictions" not in broken
+    assert all(len(one["predictions"]) == 5 for one in found if one is not broken)
+    assert f"{folder}/broken.jpg: corrupt" in err and "6 images" in err and "1 not read" in err
+
+
+def test_rows_do_not_depend_on_batches(model: str, folder: Path, command: Command) -> None:
+    def told(size: int) -> dict[str, Any]:
+        _, out, _ = command("--model", model, "--json", "--batch-size", str(size), str(folder))
+        return {one["image"]: one.get("predictions") for one in map(json.loads, out.splitlines())}
+
+    one, many = told(1), told(64)
+    assert list(one) == list(many)
+    for name, predictions in one.items():
+        if predictions:
+            assert [p["class"] for p in predictions] == [p["class"] for p in many[name]]
+            assert [p["probability"] for p in predictions] == pytest.approx(
+                [p["probability"] for p in many[name]], abs=3e-6
+            )
+
+
+def test_a_list_comes_from_stdin(model: str, folder: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    _, out, _ = command(
+        "--model", model, "--json", "--top", "1", "b.png", "-", stdin="a.jpg\n\ndeep\r\n no such .png\n"
+    )
+    found = [json.loads(line) for line in out.splitlines()]
+    assert [one["image"] for one in found] == ["b.png", "a.jpg", "deep/c.webp", "deep/d.gif", " no such .png"]
+    assert found[-1]["error"] == "missing_file" and len(found[0]["predictions"]) == 1
+
+
+@pytest.mark.parametrize("ending", ["parquet", "csv"])
+def test_a_file_holds_what_the_lines_say(
+    model: str, folder: Path, tmp_path: Path, command: Command, ending: str
+) -> None:
+    output = tmp_path / f"out.{ending}"
+    output.write_text("an older one")
+    code, out, _ = command("--model", model, "--top", "2", "--output", str(output), str(folder))
+    assert code == 0 and out == f"{output}\n" and [one.name for one in tmp_path.glob("*out*")] == [output.name]
+    _, lines, _ = command("--model", model, "--top", "2", "--json", str(folder))
+    wanted = [json.loads(line) for line in lines.splitlines()]
+    rows = pq.read_table(output).to_pylist() if ending == "parquet" else list(csv.DictReader(output.open(newline="")))
+    assert [row["image"] for row in rows] == [one["image"] for one in wanted]
+    for row, one in zip(rows, wanted, strict=True):
+        assert (row["error"] or None) == one.get("error")
+        if "error" in one:
+            continue
+        first, second = one["predictions"]
+        if ending == "parquet":
+            assert row["class"] == first["class"] and row["classes"] == [first["class"], second["class"]]
+            assert row["probabilities"] == pytest.approx([first["probability"], second["probability"]], abs=1e-6)
+        else:
+            assert (row["class_1"], row["class_2"]) == (first["class"], second["class"])
+            assert float(row["probability_2"]) == second["probability"]
+
+
+def test_nothing_is_left_of_a_file_that_failed(model: str, folder: Path, tmp_path: Path, command: Command) -> None:
+    (tmp_path / "out.csv").write_text("kept")
+    code, _, err = command("--model", model, "--output", str(tmp_path / "out.csv"), str(folder / "broken.jpg"))
+    assert code == 2 and "at least one image that can be read" in err
+    assert (tmp_path / "out.csv").read_text() == "kept" and [p.name for p in tmp_path.glob("*out*")] == ["out.csv"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["x.jpg"], "--model: expected the URI of a model, or --workspace and --name for a champion, found 'neither'"),
+        (["--model", "MODEL", "--name", "n", "x.jpg"], "found 'both'"),
+        (["--model", "MODEL", "--workspace", "w", "x.jpg"], "--workspace: expected --name beside it"),
+        (["--model", "/no/such", "x.jpg"], "--model: expected the URI of a model (a folder with _manifest.json)"),
+        (["--model", "MODEL", "--top", "0", "x.jpg"], "--top: expected a whole number of at least 1"),
+        (["--model", "MODEL", "--batch-size", "some", "x.jpg"], "--batch-size: expected a whole number"),
+        (["--model", "MODEL", "--device", "tpu", "x.jpg"], "--device: expected one of auto, cpu, cuda"),
+        (["--model", "MODEL", "--output", "s3://b/x.csv", "x.jpg"], "--output: expected a file of this machine"),
+        (["--model", "MODEL", "--output", "/no/such/x.csv", "x.jpg"], "--output: expected a file in a folder"),
+        (["--model", "MODEL", "-", "-"], "IMAGE: expected - once"),
+        (["--model", "MODEL", "http://x/y.jpg"], "IMAGE: expected a folder or s3://bucket/prefix"),
+        (["--model", "MODEL", "no-such.jpg"], "IMAGE: expected at least one image that can be read"),
+        (["--model", "MODEL", "-"], "no image in -"),
+        (["--workspace", "/tmp", "--name", "nobody", "x.jpg"], "--name: expected a name that has a champion in /tmp"),
+        (["--model", "MODEL", "--tpo", "1", "x.jpg"], "--tpo: expected a known flag; is it --top?"),
+    ],
+)
+def test_what_is_wrong_is_named(arguments: list[str], words: str, model: str, command: Command) -> None:
+    code, out, err = command(*[model if one == "MODEL" else one for one in arguments])
+    assert (code, out) == (2, "") and words in err
+
+
+def test_a_champion_is_found_by_its_name_without_a_word_to_the_workspace(
+    tmp_path: Path, folder: Path, command: Command
+) -> None:
+    mill = Workspace(str(tmp_path / "mill"))
+    model_of(tmp_path / "mill", name="old")
+    model_of(tmp_path / "mill", name="new")
+    for number, name in enumerate(("old", "new"), 1):
+        mill.append_promotion("weekly", number, {"model": f"model/{name}"})
+    before = sorted(str(path) for path in (tmp_path / "mill").rglob("*"))
+    code, _, err = command("--workspace", mill.uri, "--name", "weekly", str(folder / "a.jpg"))
+    assert code == 0 and " new, 6 classes" in err
+    assert sorted(str(path) for path in (tmp_path / "mill").rglob("*")) == before
+
+
+def test_several_labels(tmp_path: Path, folder: Path, command: Command) -> None:
+    spec = replace(SPEC, task="multi", extra=SPEC.extra | {"temperature": 0.05})
+    model = model_of(tmp_path / "mill", spec).uri
+    output = tmp_path / "out.parquet"
+    code, out, _ = command("--model", model, "--json", "--top", "6", "--output", str(output), str(folder))
+    rows = pq.read_table(output).to_pylist()
+    found = [json.loads(line) for line in out.splitlines()]
+    assert code == 0 and any(one.get("labels") for one in found)
+    for one, row in zip(found, rows, strict=True):
+        if "error" not in one:
+            assert one["labels"] == [p["class"] for p in one["predictions"] if p["probability"] >= 0.5]
+            assert row["labels"] == one["labels"]
+
+
+def test_boxes_and_masks_are_said_to_be_missing_once(tmp_path: Path, folder: Path, command: Command) -> None:
+    clean = {"roi": "largest", "background": "fill"}
+    model = model_of(tmp_path / "mill", replace(SPEC, extra={"preprocessing": {"clean": clean}})).uri
+    _, _, err = command("--model", model, str(folder))
+    assert err.count("new images have no boxes and masks") == 1
+    assert "the crop to the largest box and the fill of the background" in err
+
+
+def test_a_model_that_does_not_know_its_cleaning_says_so(tmp_path: Path, folder: Path, command: Command) -> None:
+    model = model_of(tmp_path / "mill", replace(SPEC, extra={})).uri
+    code, _, err = command("--model", model, str(folder / "a.jpg"))
+    assert code == 0 and "warning: the model does not say what clean did" in err
+
+
+def test_a_file_too_large_is_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (folder / "a.jpg").open("r+b") as file:
+        file.truncate(Limits().bytes + 1)  # sparse
+    for argument in (str(folder / "a.jpg"), str(folder)):
+        first = next(pictures([argument], ()))
+        with pytest.raises(predicting.ImageRejected, match="too_many_bytes"):
+            first.read()
+
+
+def test_an_error_of_the_store_is_no_bad_image(
+    model: str, folder: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = LocalStore.read
+
+    def failing(self: LocalStore, uri: str) -> bytes:
+        if uri.endswith("b.png"):
+            raise TransientError(f"{uri}: the line is down")
+        return read(self, uri)
+
+    monkeypatch.setattr(LocalStore, "read", failing)
+    code, out, err = command("--model", model, "--json", str(folder))
+    assert code == 75 and "the line is down" in err and "error" not in out
+
+
+def test_few_are_held_however_many_there_are(model: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list without an end is read no further than it is asked for."""
+    asked = 0
+
+    def endless() -> Iterator[str]:
+        nonlocal asked
+        while True:
+            asked += 1
+            yield str(folder / "a.jpg")
+
+    predictor = predicting.Predictor.load(read_dataset(model), "cpu")
+    config = predicting.PredictConfig(("-",), model=model, batch_size=4)
+    found = predicting.rows(predictor, pictures(("-",), endless()), config)
+    for _ in range(40):
+        next(found)
+    assert asked <= 40 + 4 + 4 * 1 + 1
+    found.close()  # type: ignore[attr-defined]
