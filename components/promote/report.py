@@ -21,7 +21,7 @@ from ..store.manifest import Dataset, read_dataset
 from ..store.progress import duration, size
 from ..store.shards import read_columns
 from ..store.workspace import Workspace
-from . import charts, multi_label, pictures, quality
+from . import charts, multi_label, pictures, quality, suspects
 from .charts import Confusion
 from .pictures import Mistake, Picture
 from .quality import BAR_ENDS, BARS
@@ -103,6 +103,7 @@ def gather(
         **quality.quality(evaluation),
         **(found := tested(evaluation, chain.clean)),
         "losses": quality.highest_losses(evaluation, chain.clean, {m.image_id for m in found["mistakes"]}),
+        "suspects": suspects.found(evaluation, chain.clean),
         "rivals": rivals(evaluation, rival) if rival else None,
         "provenance": provenance(workspace, [*chain.datasets(), *([rival] if rival else [])]),
         "workspace": workspace.uri,
