@@ -19,7 +19,7 @@ from ..store.model import pick_device
 from ..store.parallel import cores
 from ..store.step import RANK_RECORDS, RUNNER_PID
 from .config import TrainConfig
-from .ranks import StopSign
+from .ranks import LOST, StopSign
 
 GRACE_S = 120
 """For writing a checkpoint after SIGTERM."""
@@ -33,7 +33,7 @@ def processes(config: TrainConfig) -> int:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return 1
     number = config.processes
-    if pick_device(config.device).type == "cuda":
+    if config.device != "cpu" and pick_device(config.device).type == "cuda":
         import torch
 
         gpus = torch.cuda.device_count()
@@ -53,7 +53,7 @@ def launch(config: TrainConfig, run: str, number: int, stop: StopSign) -> None:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, cores() // number)))
         command = [
             sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={number}",
-            f"--shutdown-timeout={GRACE_S}", "-m", "imagemill.components.train", *flags(config, run),
+            f"--shutdown-timeout={GRACE_S}", "-m", "--", "imagemill.components.train", *flags(config, run),
         ]  # fmt: skip
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=sys.stderr, stderr=subprocess.PIPE, text=True, errors="replace",
@@ -119,12 +119,15 @@ def _error(folder: Path, number: int, last: list[str]) -> MillError:
         for record in bad:
             if record["exit_code"] == code:
                 return error_for_exit_code(code, record["error"])
-    if len(records) < number:  # killed: there is a checkpoint to go on from
-        said = next((line for line in reversed(last) if "igna" in line), "")
-        told = [record["error"] for record in bad if not record["error"].startswith("another process")]
-        ended = f"{number - len(records)} of {number} processes ended without a word ({said or 'killed'})"
-        return error_for_exit_code(EXIT_TRANSIENT, told[0] if told else ended)
-    own = [record["error"] for record in bad if not record["error"].startswith("another process")]
+    own = [record["error"] for record in bad if not record["error"].startswith(LOST)]
+    if own:
+        return error_for_exit_code(EXIT_TRANSIENT, own[0])
+    signals = [line.strip() for line in last if "Signal" in line]
+    if len(records) < number and (records or signals):  # killed: there is a checkpoint to go on from
+        ended = f"{number - len(records)} of {number} processes were killed" + "".join(
+            f" ({line})" for line in signals[:1]
+        )
+        return error_for_exit_code(EXIT_TRANSIENT, ended)
     if bad:
-        return error_for_exit_code(EXIT_TRANSIENT, own[0] if own else bad[0]["error"])
+        return error_for_exit_code(EXIT_TRANSIENT, bad[0]["error"])
     return MillError(f"torchrun failed: {' '.join(last[-3:])}")

@@ -32,7 +32,7 @@ class Schedule:
         """The learning rate of a step, counted from 0."""
         rising = round(self.warmup * self.steps)
         if step < rising:
-            return self.peak * (step + 1) / rising
+            return self.peak * ((step + 1) / rising)
         return self.peak * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rising) / max(1, self.steps - rising))))
 
 

@@ -16,10 +16,12 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from ..store.errors import TransientError
+from ..store.model import pick_device
 
 if TYPE_CHECKING:
     import torch
 
+LOST = "another process of this training ended"
 PATIENCE = timedelta(days=1)
 """How long a rank waits for another one: the first one validates and saves alone. When one ends, all are ended."""
 
@@ -58,16 +60,18 @@ class Ranks:
     _asking: Any = None
 
     @classmethod
-    def join(cls, device: torch.device, stop: StopSign) -> Ranks:
-        """The group that torchrun's variables name (RANK, WORLD_SIZE, MASTER_ADDR and _PORT), or this process alone."""
+    def join(cls, device: str, stop: StopSign) -> Ranks:
+        """The group that torchrun's variables name (RANK, WORLD_SIZE, MASTER_ADDR and _PORT), or this process alone.
+        `device` as the config names it: NCCL for GPUs, gloo for CPUs."""
         number = int(os.environ.get("WORLD_SIZE", "1"))
         if number == 1:
             return cls(stop=stop)
         import torch.distributed as dist
 
+        backend = "nccl" if pick_device(device).type == "cuda" else "gloo"
         with _together():
             if not dist.is_initialized():
-                dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+                dist.init_process_group(backend, timeout=PATIENCE)
             return cls(dist.get_rank(), number, stop, dist.new_group(backend="gloo", timeout=PATIENCE))
 
     @property
@@ -161,4 +165,4 @@ def _together() -> Iterator[None]:
         )
         if not lost:
             raise
-        raise TransientError(f"another process of this training ended: {said.splitlines()[0]}") from None
+        raise TransientError(f"{LOST}: {said.splitlines()[0]}") from None

@@ -41,7 +41,7 @@ def train(config: TrainConfig, context: Context) -> Outcome:
     uri = context.workspace.dataset("model", fingerprint("model", VERSION, [tensors.fingerprint], counting))
     stop = StopSign()
     with stop.raised_by_sigterm():
-        ranks = Ranks.join(pick_device(config.device), stop)
+        ranks = Ranks.join(config.device, stop)
         there = bool(ranks.from_first(float(ready(uri) is not None))[0])
         if not there and (number := processes(config)) > 1:
             launch(asked, context.run, number, stop)
@@ -111,7 +111,9 @@ def _device(config: TrainConfig, ranks: Ranks) -> torch.device:
     import torch
 
     device = pick_device(config.device)
-    torch.set_num_threads(max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    share = max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    torch.set_num_threads(int(asked) if asked.isdecimal() else share)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TensorFloat-32, where bfloat16 is not wanted
         torch.backends.cudnn.benchmark = True

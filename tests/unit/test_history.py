@@ -1,0 +1,145 @@
+"""What is kept of a training's course: Parquet, TensorBoard's files, and a sentence where the curves are plain."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from trained import make_tensors, settings, trainer
+
+from imagemill.components.store.filesystem import store_for
+from imagemill.components.store.manifest import Dataset
+from imagemill.components.train.history import Events, events, publish_history, verdict
+from imagemill.components.train.recipe_text import recipe_lines
+
+
+@pytest.fixture(scope="module")
+def tensors(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return make_tensors(tmp_path_factory.mktemp("tensors"), train=13, val=4)
+
+
+def read(uri: str, tmp_path: Path) -> list[tuple[str, int, float]]:
+    """(tag, step, value) as TensorBoard itself reads them from all event files of a place."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = tmp_path / "read"
+    folder.mkdir(exist_ok=True)
+    for entry in store_for(uri).list(uri):
+        (folder / entry.uri.rpartition("/")[2]).write_bytes(store_for(uri).read(entry.uri))
+    found = EventAccumulator(str(folder), size_guidance={"tensors": 0, "scalars": 0})
+    found.Reload()
+    return [(tag, one.step, one.value) for tag in found.Tags()["scalars"] for one in found.Scalars(tag)]
+
+
+ROW = {
+    "epoch": 1,
+    "train_loss": 0.5,
+    "val_loss": 0.75,
+    "learning_rate": 0.25,
+    "images_per_second": 100.0,
+    "seconds": 3.0,
+}
+
+
+def test_a_rows_numbers_are_read_by_tensorboard(tmp_path: Path) -> None:
+    uri = str(tmp_path / "events")
+    with events(uri, 0) as made:
+        assert made
+        made.add(10, ROW)
+        made.publish()
+        first = read(uri, tmp_path)
+        made.add(20, ROW | {"val_macro_f1": 0.5})
+    assert first == [("loss/train", 10, 0.5), ("loss/validation", 10, 0.75), ("learning_rate", 10, 0.25),
+                     ("speed/images_per_second", 10, 100.0)]  # fmt: skip
+    assert ("metrics/macro_f1", 20, 0.5) in read(uri, tmp_path)
+
+
+def test_what_a_killed_try_wrote_after_its_checkpoint_is_void(tmp_path: Path) -> None:
+    uri = str(tmp_path / "events")
+    for start, steps in ((0, (10, 20, 30)), (20, (25,))):
+        made = Events(uri, start)
+        for step in steps:
+            made.add(step, {"train_loss": float(step + start)})
+        made.close()
+    assert [step for _, step, _ in read(uri, tmp_path)] == [10, 25]
+
+
+def test_no_events_are_asked_for(tmp_path: Path) -> None:
+    with events("", 0) as made:
+        assert made is None
+
+
+def test_events_on_s3_are_there_after_each_epoch(s3_workspace: str, tmp_path: Path) -> None:
+    uri = f"{s3_workspace}/runs/r/tensorboard"
+    made = Events(uri, 0)
+    for step in (1, 2):
+        made.add(step, ROW)
+        made.publish()
+        assert len([tag for tag, *_ in read(uri, tmp_path) if tag == "loss/train"]) == step
+    made.close()
+
+
+def test_a_trainer_writes_events_and_the_history_is_a_table(tensors: Dataset, tmp_path: Path) -> None:
+    one = trainer(tensors, tmp_path, settings(tensors, epochs=2, ema=0.9))
+    one.events_uri = str(tmp_path / "runs" / "r" / "tensorboard")
+    state = one.run()
+    found = read(one.events_uri, tmp_path)
+    assert [(step, pytest.approx(value, rel=1e-6)) for tag, step, value in found if tag == "metrics/macro_f1"] == [
+        (row["updates"], row["val_macro_f1"]) for row in state.history
+    ]
+    file = publish_history(one.uri, state.history)
+    assert (
+        (file.role, file.rows) == ("history", 2) and file.uri.startswith("history-") and file.uri.endswith(".parquet")
+    )
+    assert pq.read_table(io.BytesIO((Path(one.uri) / file.uri).read_bytes())).to_pylist() == state.history
+    assert all(row["ema"] and 0 <= row["waiting"] <= 1 and row["images_per_second"] > 0 for row in state.history)
+
+
+def rows(train: list[float], val: list[float], f1: list[float]) -> list[dict[str, Any]]:
+    return [
+        {"epoch": n + 1, "train_loss": t, "val_loss": v, "val_macro_f1": f}
+        for n, (t, v, f) in enumerate(zip(train, val, f1, strict=True))
+    ]
+
+
+HEART = rows([1.0, 0.5, 0.2, 0.1, 0.05, 0.02], [1.0, 0.8, 0.7, 0.9, 1.1, 1.3], [0.3, 0.5, 0.6, 0.59, 0.58, 0.58])
+MIXED = rows([1.8, 1.6, 1.5, 1.4, 1.3, 1.25], [1.0, 0.8, 0.7, 0.9, 1.1, 1.3], [0.3, 0.5, 0.6, 0.59, 0.58, 0.58])
+HARDLY = rows([1.61, 1.61, 1.6, 1.6, 1.6], [1.61, 1.61, 1.6, 1.6, 1.61], [0.07, 0.07, 0.08, 0.07, 0.07])
+SOUND = rows([1.0, 0.6, 0.4, 0.3, 0.2], [1.0, 0.7, 0.5, 0.45, 0.44], [0.3, 0.5, 0.6, 0.7, 0.72])
+
+
+@pytest.mark.parametrize(
+    ("history", "best", "hard", "words"),
+    [
+        (HEART, 3, True, "by heart"), (MIXED, 3, False, "by heart"), (MIXED, 3, True, ""), (HEART, 6, True, ""),
+        (HARDLY, 3, True, "hardly learned"), (SOUND, 5, True, ""), (HEART[:3], 1, True, ""),
+        ([{"epoch": n, "train_loss": 1.0} for n in range(9)], 8, True, ""),
+    ],
+)  # fmt: skip
+def test_a_sentence_only_where_the_curves_are_plain(
+    history: list[dict[str, Any]], best: int, hard: bool, words: str
+) -> None:
+    said = verdict(history, best, hard)
+    assert (words in said) if words else not said
+
+
+def test_the_recipe_in_words_says_what_is_on_and_nothing_else(tensors: Dataset) -> None:
+    plain = "\n".join(recipe_lines(settings(tensors, label_smoothing=0.0, epochs=7)))
+    assert "recipe plain: 7 epochs in batches of 8, adamw with a learning rate of 0.001" in plain
+    assert "regularization: none" in plain and "augmentation: crops of 0.6 to 1 of the area, flips" in plain
+    config = settings(
+        tensors, accumulate=4, weights="somewhere", probe_epochs=2, unfreeze_epochs=3, early_stopping=5, ema=0.99,
+        mixup_probability=0.5, policy="randaugment", hue=0.1, erasing=0.25, class_balance="sampling", layer_decay=0.7,
+    )  # fmt: skip
+    text = "\n".join(recipe_lines(config))
+    for words in (
+        "4 batches a step", "the head alone for 2 epochs", "then thawing over 3", "after 5 epochs without",
+        "moving average of the weights 0.99", "MixUp 0.2 in 50% of the batches", "balanced by sampling",
+        "RandAugment 2/9", "hue 0.1", "25% with a box erased", "layer decay 0.7",
+    ):  # fmt: skip
+        assert words in text
+    secret = settings(tensors, augment_pipeline="s3://key:secret@bucket/one.yaml")
+    assert "secret" not in "\n".join(recipe_lines(secret))

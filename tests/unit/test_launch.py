@@ -1,0 +1,163 @@
+"""Several processes: what they are told, how they agree, and whose error it was."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections import deque
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from trained import make_tensors, settings
+
+from imagemill.components.store.errors import MillError, TransientError, UserError
+from imagemill.components.store.manifest import Dataset
+from imagemill.components.store.step import RANK_RECORDS, Context, Step, rank
+from imagemill.components.store.workspace import Workspace
+from imagemill.components.train import STEP, launch
+from imagemill.components.train.config import TrainConfig
+from imagemill.components.train.ranks import LOST, Ranks, StopSign
+from imagemill.components.train.stepper import _without_gradient
+
+
+@pytest.fixture(scope="module")
+def tensors(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return make_tensors(tmp_path_factory.mktemp("tensors"), train=13, val=0)
+
+
+def test_the_processes_get_the_same_config_but_for_the_run(tensors: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TrainConfig(
+        tensors=tensors.uri, ema=0.99, flip="false", tensorboard=False, processes=3, rerun="train", seed=7
+    )
+    told = launch.flags(config, "some-run")
+    found: list[TrainConfig] = []
+    monkeypatch.setattr(Step, "execute", lambda self, made, result="": found.append(made) or 0)  # type: ignore[func-returns-value]
+    assert STEP.main(told) == 0
+    assert asdict(found[0]) == asdict(config) | {"run": "some-run", "processes": 0}
+    assert launch.flags(TrainConfig(), "r") == ["--run=r"] or all("=" in flag for flag in told)
+
+
+def record(folder: Path, rank: int, code: int, error: str = "") -> None:
+    (folder / f"{rank}.json").write_text(json.dumps({"exit_code": code, "error": error}))
+
+
+@pytest.mark.parametrize(
+    ("records", "last", "kind", "words"),
+    [
+        ([(75, f"{LOST}: Connection closed"), (2, "dropout: expected 0")], [], UserError, "dropout: expected 0"),
+        ([(75, "stopped by SIGTERM"), (1, "KeyError: 3")], [], MillError, "KeyError: 3"),
+        ([(75, f"{LOST}: x"), (75, "s3: unreachable")], [], TransientError, "s3: unreachable"),
+        ([(75, f"{LOST}: x"), (75, f"{LOST}: y")], [], TransientError, f"{LOST}: x"),
+        (
+            [(75, f"{LOST}: x"), None],
+            ["  Signal 9 (SIGKILL) received by PID 7"],
+            TransientError,
+            "1 of 2 processes were",
+        ),
+        ([None, None], ["run.py: error: no such option"], MillError, "torchrun failed: run.py"),
+    ],
+)
+def test_the_error_is_that_of_the_process_that_had_one(
+    tmp_path: Path, records: list[tuple[int, str] | None], last: list[str], kind: type[MillError], words: str
+) -> None:
+    for number, one in enumerate(records):
+        if one:
+            record(tmp_path, number, *one)
+    error = launch._error(tmp_path, 2, last)
+    assert type(error) is kind and str(error).startswith(words)
+
+
+def test_torchruns_own_account_of_an_error_is_kept_back(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = ["[train] epoch 1\n", "a warning\n", "W1121 19:00:00.1 12 torch/distributed/run.py:1] Setting OMP\n",
+             "E1121 19:00:00.1 12 torch/distributed/elastic/x.py:1] failed\n", "Traceback\n", "[train] error: no\n",
+             "ChildFailedError\n"]  # fmt: skip
+    last: deque[str] = deque(maxlen=3)
+    launch._forward(io.StringIO("".join(lines)), last)  # type: ignore[arg-type]
+    assert capsys.readouterr().err.splitlines() == ["[train] epoch 1", "a warning", "[train] error: no"]
+    assert list(last)[-1] == "ChildFailedError" and len(last) == 3
+
+
+def test_how_many_processes(monkeypatch: pytest.MonkeyPatch, tensors: Dataset) -> None:
+    def number(gpus: int = 0, **values: Any) -> int:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+        return launch.processes(settings(tensors, **values))
+
+    assert number() == 1 and number(processes=3) == 3
+    assert number(4, device="auto") == 4 and number(4, device="cuda", processes=2) == 2
+    assert number(4) == 1, "on the CPU the GPUs do not count"
+    with pytest.raises(UserError, match="processes: expected at most one for each of 2 GPUs, found 3"):
+        number(2, device="auto", processes=3)
+    with pytest.raises(UserError, match="batch_size: expected at least two images for each of 5 processes, found 8"):
+        number(processes=5)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert number(4, device="auto", processes=3) == 1
+
+
+def test_a_process_alone_agrees_with_itself() -> None:
+    stop = StopSign()
+    alone = Ranks.join("cpu", stop)
+    assert alone.first and alone.from_first(3.0, 4) == [3.0, 4.0] and not alone.stopping()
+    assert alone.summed(torch.tensor(2.5, dtype=torch.float64)) == 2.5
+    alone.same("this", 1, 2)
+    stop.asked = True
+    assert alone.stopping()
+    alone.leave()
+
+
+def test_others_than_the_first_write_nothing_and_say_only_errors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workspace = Workspace.open(str(tmp_path))
+    monkeypatch.setenv("RANK", "1")
+    assert rank() == 0, "a variable of somebody else's"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert rank() == 1
+    Context("train", workspace, "r", False).say("a line")
+    bad = TrainConfig(workspace=str(tmp_path), tensors="/nowhere", run="r")
+    assert STEP.execute(bad, str(tmp_path / "result.json")) == 2
+    assert capsys.readouterr().err.startswith("[train] error: tensors: expected")
+    assert not (tmp_path / "runs").exists() and not (tmp_path / "result.json").exists()
+    records = tmp_path / "records"
+    records.mkdir()
+    monkeypatch.setenv(RANK_RECORDS, str(records))
+    assert STEP.execute(bad) == 2 and not capsys.readouterr().err
+    assert json.loads((records / "1.json").read_text())["exit_code"] == 2
+    assert not (tmp_path / "runs").exists()
+
+
+def test_parameters_that_the_logits_do_not_depend_on_are_found() -> None:
+    class Odd(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.unused = torch.nn.Linear(12, 2), torch.nn.Linear(3, 2)
+            self.norm = torch.nn.BatchNorm1d(2)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.norm(self.used(images.flatten(1)))
+
+    made = Odd().train()
+    made.used.bias.requires_grad_(False)
+    before = {key: value.clone() for key, value in made.state_dict().items()}
+    assert _without_gradient(made, (3, 2, 2), torch.device("cpu")) == ["unused.weight", "unused.bias"]
+    assert all(torch.equal(value, before[key]) for key, value in made.state_dict().items())
+    assert made.training and not made.used.bias.requires_grad and made.used.weight.grad is None
+
+
+def test_sigterm_outside_of_the_main_thread_is_left_alone() -> None:
+    import threading
+
+    stop, seen = StopSign(), []
+
+    def enter() -> None:
+        with stop.raised_by_sigterm():
+            seen.append(os.getpid())
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert seen and not stop.asked
