@@ -1,0 +1,116 @@
+"""The recipes as tables: every value with the reason for it.
+
+Sources, by the mark in a line's comment: N the users' rules of thumb (shared notes: by how many images a class there
+are, which strengths and shares work); T torchvision's reference recipes (references/classification/README.md; "How to
+Train State-Of-The-Art Models Using TorchVision's Latest Primitives", 2021); W Wightman et al., "ResNet strikes back",
+2021 (timm's recipes); S Steiner et al., "How to train your ViT?", 2021; H He et al., "Bag of Tricks", 2019; M ours, by
+measurement (tests/integration/test_recipes.py says on what).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+Values = dict[str, Any]
+
+PLAIN: Values = {
+    "epochs": 8, "learning_rate": 0.001, "optimizer": "adamw", "weight_decay": 0.01, "warmup": 0.1, "clip_norm": 1.0,
+    "layer_decay": 1.0, "backbone_rate": 1.0, "probe_epochs": 0, "unfreeze_epochs": 0, "early_stopping": 0,
+    "label_smoothing": 0.05, "ema": 0.0, "dropout": 0.0, "drop_path": 0.0, "class_balance": "none",
+    "rotate": 0.0, "translate": 0.0, "zoom": 0.0, "shear": 0.0, "perspective": 0.0,
+    "brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0, "grayscale": 0.0,
+    "blur": 0.0, "noise": 0.0, "jpeg_artifacts": 0.0, "erasing": 0.0, "policy": "none",
+    "mixup": 0.2, "mixup_probability": 0.0, "cutmix": 1.0, "cutmix_probability": 0.0,
+}  # fmt: skip
+"""Every value that a recipe may set, with what holds in `plain`: crops and flips alone."""
+
+GEOMETRY = ("rotate", "translate", "zoom", "shear", "perspective")
+COLOUR = ("brightness", "contrast", "saturation", "hue", "grayscale")
+DEGRADATION = ("blur", "noise", "jpeg_artifacts", "erasing")
+PER_IMAGE = (*GEOMETRY, *COLOUR, *DEGRADATION, "policy")
+
+_JITTER: Values = {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 0.05}  # N
+_AFFINE: Values = {"rotate": 10.0, "translate": 0.05, "zoom": 0.05, "shear": 5.0}  # N
+
+STANDARD: Values = PLAIN | _AFFINE | _JITTER | {
+    "epochs": 10,  # M: on two CPU cores the demo set is done within three minutes
+    "weight_decay": 0.05,  # T for AdamW (ConvNeXt, Swin)
+    "rotate": 15.0,  # M: RandAugment at 9 turns by 9 degrees, photographs in the wild are turned further
+    "grayscale": 0.05,  # N has 0.1, with no policy of colours beside it
+    "blur": 0.1, "noise": 0.1, "jpeg_artifacts": 0.1,  # N: what cameras and the web do, each to few images
+    "erasing": 0.25,  # N; T has 0.1 for long trainings
+    "policy": "randaugment",  # N, at 2/9, its paper's values for ImageNet (Cubuk et al., 2020)
+    "mixup_probability": 0.1, "cutmix_probability": 0.1,  # N has 0.4 each; ten epochs are too short for that (M)
+}  # fmt: skip
+"""Thousands to tens of thousands of images."""
+
+SMALL: Values = PLAIN | {
+    "epochs": 20,  # an epoch is short, and augmentation lets none be like another
+    "weight_decay": 0.05,
+    "early_stopping": 8,  # N; over a third of the training, since validation of few images wavers
+    "rotate": 20.0, "translate": 0.1, "zoom": 0.15, "shear": 8.0, "perspective": 0.1,  # N: strong geometry
+    "brightness": 0.3, "contrast": 0.3, "saturation": 0.3, "hue": 0.05, "grayscale": 0.1,  # N: and colour
+    "blur": 0.1, "noise": 0.1, "jpeg_artifacts": 0.1, "erasing": 0.25,  # N
+    "policy": "trivialaugment",  # N; nothing to tune (Müller and Hutter, 2021)
+    "mixup_probability": 0.4, "cutmix_probability": 0.1,  # N: MixUp often, CutMix rarely
+}  # fmt: skip
+"""Under 50 images a class."""
+
+LARGE: Values = PLAIN | {
+    "epochs": 90,  # T: ResNet-50's first recipe; and what gains by mixing needs long
+    "weight_decay": 0.1,  # N "strong"; S: 0.03 to 0.3 for AdamW, the more the more data and augmentation
+    "warmup": 0.05,  # T: 5 epochs of 90, H
+    "policy": "autoaugment",  # N, T
+    "erasing": 0.1,  # T
+    "mixup_probability": 0.4, "cutmix_probability": 0.4,  # N, never both in a batch
+    "dropout": 0.1,  # N; S finds it of use where the training is long
+    "drop_path": 0.2,  # N; T: 0.1 to 0.5 by the size of the network
+}  # fmt: skip
+"""From 100,000 images on. All colour and geometry come by the policy; the crop comes by the preset."""
+
+RECIPES = {"plain": PLAIN, "small": SMALL, "standard": STANDARD, "large": LARGE}
+
+PRETRAINED: dict[str, Values] = {
+    "plain": {},
+    # Few images: a random head would spoil what the layers below know (Kumar et al., 2022), so it learns alone first.
+    "small": {"weight_decay": 0.01, "probe_epochs": 3, "unfreeze_epochs": 5, "backbone_rate": 0.3},
+    "standard": {"weight_decay": 0.01, "backbone_rate": 0.3, "mixup_probability": 0.2, "cutmix_probability": 0.2},
+    "large": {"weight_decay": 0.05, "backbone_rate": 0.5},
+}
+"""With pretrained weights: little decay towards zero of what is good already (N has 1e-4, timm 0.05), and a head that
+learns three times as fast as the layers below (Howard and Ruder, 2018)."""
+
+SGD_DECAY = 1e-4
+"""T, H: for sgd, whose decay is part of the gradient, in every recipe."""
+
+_NO_COLOUR: Values = {"saturation": 0.0, "hue": 0.0, "grayscale": 0.0}
+BY_PRESET: dict[str, Values] = {
+    # The policies change saturation, posterize and solarize: colour is a property of the product.
+    "fashion": _NO_COLOUR | {"policy": "none"},
+    # N: little rotation, contrast and noise instead; nothing that covers or swaps letters.
+    "ocr": _NO_COLOUR | {
+        "rotate": 5.0, "translate": 0.05, "zoom": 0.1, "shear": 3.0, "perspective": 0.05,
+        "contrast": 0.3, "noise": 0.3, "blur": 0.2, "policy": "none", "erasing": 0.0, "cutmix_probability": 0.0,
+    },
+    # N: conservative. A box may hide the finding, and a patch of another patient may be one.
+    "medical": _NO_COLOUR | {
+        "rotate": 5.0, "translate": 0.02, "zoom": 0.05, "shear": 0.0, "perspective": 0.0,
+        "brightness": 0.1, "contrast": 0.1, "blur": 0.0, "noise": 0.1, "jpeg_artifacts": 0.0, "policy": "none",
+        "erasing": 0.0, "cutmix_probability": 0.0,
+    },
+    # Seen from above every direction is as likely: with both flips 45 degrees reach them all. Bands are no colours.
+    "satellite": _NO_COLOUR | {"rotate": 45.0, "perspective": 0.0},
+}  # fmt: skip
+"""What is not done to a kind of picture, or done otherwise, in every recipe but `plain`."""
+
+TINY: Values = {"perspective": 0.0, "blur": 0.0, "noise": 0.0, "jpeg_artifacts": 0.0, "erasing": 0.1}
+"""Images of a few dozen pixels (CIFAR's): a blur of two pixels or an erased box leaves too little of the thing."""
+TINY_SIZE = 48
+
+OWN_DROPOUT = {
+    "alexnet": 0.5, "vgg": 0.5, "squeezenet": 0.5, "inception_v3": 0.5, "googlenet": 0.2, "mobilenet": 0.2,
+    "mnasnet": 0.2, "efficientnet_b0": 0.2, "efficientnet_b1": 0.2, "efficientnet_b2": 0.3, "efficientnet_b3": 0.3,
+    "efficientnet_b4": 0.4, "efficientnet_b5": 0.4, "efficientnet_b6": 0.5, "efficientnet_b7": 0.5,
+    "efficientnet_v2_s": 0.2, "efficientnet_v2_m": 0.3, "efficientnet_v2_l": 0.4,
+}  # fmt: skip
+"""Dropout before the head that belongs to a network, by what its name begins with: T, as in the papers."""
