@@ -180,7 +180,7 @@ def _blur(canvas: Canvas, sigma: float) -> None:
 
 
 def _noise(canvas: Canvas, sigma: float) -> None:
-    pixels = _flat(canvas.settle())
+    pixels = _rows(canvas.settle())
     noise = np.empty(pixels.shape, np.int16)
     cv2.setRNGSeed(canvas.seed & 0x7FFFFFFF)  # OpenCV has a generator in each thread
     cv2.randn(noise, np.zeros(1), np.array([sigma]))

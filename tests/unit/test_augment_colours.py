@@ -1,0 +1,151 @@
+"""Colour operations on the CPU, each against torchvision's own; their order, and what they leave alone."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import photos
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchvision.transforms.v2 import functional as tv
+
+from imagemill.components.train.colours import Canvas, recolour
+from imagemill.components.train.drawn import NUMBER, OPERATIONS, Drawn, identity
+from imagemill.components.train.on_cpu import CpuEngine
+
+VALUES: dict[str, list[float]] = {
+    "Brightness": [0.0, 0.1, 0.5, 1, 1.27, 1.9], "Contrast": [0.0, 0.01, 0.5, 1, 1.27, 1.99],
+    "Color": [0.0, 0.01, 0.3, 1, 1.27, 1.99], "Hue": [-0.5, -0.31, -0.02, 0, 0.05, 0.3, 0.5], "Grayscale": [0],
+    "Posterize": [0, 1, 2, 5, 7, 8], "Solarize": [0, 77.3, 100.5, 128, 255], "Invert": [0], "AutoContrast": [0],
+    "Equalize": [0], "Sharpness": [0.0, 0.01, 0.5, 1, 1.27, 1.99], "Blur": [0.1, 0.5, 1, 2], "Jpeg": [30, 61, 90],
+}  # fmt: skip
+LARGEST = {"Color": 1, "Hue": 1, "Sharpness": 1, "Blur": 1}
+"""Of 255, in any pixel; all others are exact."""
+MEAN = {"Color": 0.5, "Hue": 0.001, "Sharpness": 0.5, "Blur": 0.3}
+
+
+def pictures() -> dict[str, Any]:
+    random = np.random.default_rng(0)
+    grey = random.integers(0, 256, (64, 71, 1)).astype(np.uint8)
+    return {
+        "photo": photos.made(3, 96, 80) // 2 + 60,
+        "noise": random.integers(0, 256, (64, 71, 3)).astype(np.uint8),
+        "grey": np.repeat(grey, 3, 2),
+        "one channel": grey,
+        "flat": np.full((20, 20, 3), (200, 30, 90), np.uint8),
+    }
+
+
+def ours(pixels: Any, *operations: tuple[str, float], seed: int = 7) -> Any:
+    canvas = Canvas(pixels.copy(), np.empty_like(pixels), seed)
+    return recolour(canvas, [NUMBER[name] for name, _ in operations], [value for _, value in operations])
+
+
+def torchvisions(pixels: Any, name: str, value: float) -> Any:
+    image = torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+    done: Any = {
+        "Brightness": lambda: tv.adjust_brightness(image, value),
+        "Contrast": lambda: tv.adjust_contrast(image, value),
+        "Color": lambda: tv.adjust_saturation(image, value),
+        "Hue": lambda: tv.adjust_hue(image, value),
+        "Grayscale": lambda: tv.rgb_to_grayscale(image, len(image)),
+        "Posterize": lambda: tv.posterize(image, int(value)),
+        "Solarize": lambda: tv.solarize(image, value),
+        "Invert": lambda: tv.invert(image),
+        "AutoContrast": lambda: tv.autocontrast(image),
+        "Equalize": lambda: tv.equalize(image),
+        "Sharpness": lambda: tv.adjust_sharpness(image, value),
+        "Blur": lambda: tv.gaussian_blur(image, [5, 5], [value, value]),
+        "Jpeg": lambda: tv.jpeg(image, int(value)),
+    }[name]()
+    return done.numpy().transpose(1, 2, 0)
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_pixels_are_torchvisions(name: str) -> None:
+    changed = 0
+    for kind, pixels in pictures().items():
+        for value in VALUES[name]:
+            value = float(np.float32(value))
+            found, expected = ours(pixels, (name, value)), torchvisions(pixels, name, value)
+            assert found.shape == pixels.shape and found.dtype == np.uint8
+            apart = np.abs(found.astype(int) - expected)
+            assert apart.max() <= LARGEST.get(name, 0), (kind, value, apart.max())
+            assert apart.mean() <= MEAN.get(name, 0), (kind, value, apart.mean())
+            changed += not np.array_equal(found, pixels)
+    assert changed
+
+
+def test_every_operation_is_compared_but_noise() -> None:
+    assert {*VALUES, "None", "Noise"} == set(OPERATIONS)
+
+
+FOLDED = {"Brightness": [0.1, 0.5, 1.27, 1.9], "Contrast": [0.5, 1.27, 1.99], "Grayscale": [0], "Posterize": [4, 5, 7],
+          "Solarize": [0, 77.3, 128, 255], "Invert": [0], "AutoContrast": [0], "Equalize": [0]}  # fmt: skip
+"""None that makes one grey of everything: of that the last bit of its mean would decide."""
+
+
+@given(st.lists(st.tuples(st.sampled_from(sorted(FOLDED)), st.integers(0, 3)),
+                max_size=5), st.sampled_from(["photo", "one channel"]))  # fmt: skip
+@settings(max_examples=40, deadline=None)
+def test_tables_that_follow_one_another_are_done_in_their_order(steps: list[tuple[str, int]], kind: str) -> None:
+    """Whatever is folded into one, the pixels are those of one after the other."""
+    pixels = expected = pictures()[kind]
+    operations = [(name, float(np.float32(FOLDED[name][at % len(FOLDED[name])]))) for name, at in steps]
+    for name, value in operations:
+        expected = torchvisions(expected, name, value)
+    np.testing.assert_array_equal(ours(pixels, *operations), expected)
+
+
+def test_noise_has_its_spread_is_a_matter_of_the_seed_and_of_no_thread() -> None:
+    grey = np.full((200, 200, 3), 128, np.uint8)
+    apart = ours(grey, ("Noise", 12.0)).astype(int) - 128
+    assert abs(apart.mean()) < 0.3 and abs(apart.std() - 12) < 0.3
+    assert abs(np.corrcoef(apart[..., 0].ravel(), apart[..., 1].ravel())[0, 1]) < 0.02
+    with ThreadPoolExecutor(4) as pool:
+        again = list(pool.map(lambda seed: ours(grey, ("Noise", 12.0), seed=seed), [7, 8] * 8))
+    assert all(np.array_equal(one, again[0]) for one in again[::2])
+    assert not np.array_equal(again[0], again[1])
+    np.testing.assert_array_equal(again[0].astype(int) - 128, apart)
+    white = ours(np.full((40, 40, 1), 250, np.uint8), ("Noise", 25.0))
+    assert white.max() == 255 and white.min() > 100  # nothing runs over
+
+
+def drawn(count: int, size: int, operations: list[str], values: list[float]) -> Drawn:
+    numbers = np.tile(np.array([NUMBER[name] for name in operations], np.int8), (count, 1))
+    return replace(
+        identity(count, size, size, size), operations=numbers, values=np.tile(np.float32(values), (count, 1))
+    )
+
+
+@pytest.mark.parametrize("name", [*VALUES, "Noise"])
+def test_edges_are_left_alone_and_the_colour_is_as_without_them(name: str) -> None:
+    random = np.random.default_rng(1)
+    images = random.integers(0, 256, (2, 32, 32, 5)).astype(np.uint8)
+    before = images.copy()
+    what = drawn(2, 32, [name, "Invert"], [VALUES.get(name, [9.0])[-1], 0])
+    found = CpuEngine(32, 3, np.zeros(5, np.uint8))(images, what)
+    np.testing.assert_array_equal(found[..., 3:], images[..., 3:])
+    alone = CpuEngine(32, 3, np.zeros(3, np.uint8))(np.ascontiguousarray(images[..., :3]), what)
+    np.testing.assert_array_equal(found[..., :3], alone)
+    np.testing.assert_array_equal(images, before)
+    grey = CpuEngine(32, 1, np.zeros(2, np.uint8))(np.ascontiguousarray(images[..., :2]), what)
+    np.testing.assert_array_equal(grey[..., 1], images[..., 1])
+
+
+def test_a_box_is_erased_after_everything_else_and_what_lies_around_it_stays() -> None:
+    images = np.random.default_rng(2).integers(0, 256, (3, 24, 24, 3)).astype(np.uint8)
+    erase = np.array([[4, 2, 5, 7], [0, 0, 0, 9], [20, 20, 4, 4]], np.int32)
+    found = CpuEngine(24, 3, np.array([10, 20, 30], np.uint8))(
+        images, replace(drawn(3, 24, ["Invert"], [0]), erase=erase)
+    )
+    assert (found[0, 4:9, 2:9] == (10, 20, 30)).all() and (found[2, 20:, 20:] == (10, 20, 30)).all()
+    np.testing.assert_array_equal(found[1], 255 - images[1])
+    rest = np.ones((24, 24), bool)
+    rest[4:9, 2:9] = False
+    np.testing.assert_array_equal(found[0][rest], 255 - images[0][rest])
