@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
@@ -55,6 +55,7 @@ def test_it_is_found_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @given(st.integers(1, 30), st.integers(2, 6), st.integers(0, 10**6), st.floats(1e-6, 1e6), st.booleans())
+@settings(deadline=None)
 def test_it_is_always_a_usable_number(rows: int, classes: int, seed: int, scale: float, several: bool) -> None:
     random = np.random.default_rng(seed)
     logits = (random.normal(0, 1, (rows, classes)) * scale).astype(np.float32)

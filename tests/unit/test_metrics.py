@@ -6,7 +6,7 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import (
     accuracy_score,
@@ -24,6 +24,7 @@ PAIRS = st.lists(st.tuples(st.integers(0, CLASSES - 1), st.integers(0, CLASSES -
 
 
 @given(PAIRS)
+@settings(deadline=None)
 def test_everything_is_what_scikit_learn_computes(pairs: list[tuple[int, int]]) -> None:
     true, predicted = (list(side) for side in zip(*pairs, strict=True))
     labels = list(range(CLASSES))
@@ -45,6 +46,7 @@ def test_everything_is_what_scikit_learn_computes(pairs: list[tuple[int, int]]) 
 
 
 @given(PAIRS, st.integers(1, 9))
+@settings(deadline=None)
 def test_sparse_counts_say_the_same(pairs: list[tuple[int, int]], batch: int) -> None:
     true, predicted = np.array(pairs).T
     with pytest.MonkeyPatch.context() as patch:

@@ -16,11 +16,17 @@ import numpy.typing as npt
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from kfp import dsl
 from PIL import Image
-from sklearn.metrics import accuracy_score, f1_score, log_loss, precision_recall_fscore_support
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    f1_score,
+    log_loss,
+    precision_recall_fscore_support,
+)
 from sklearn.preprocessing import MultiLabelBinarizer
 
 from imagemill.components.clean.schema import clean_layout, clean_schema
@@ -37,6 +43,7 @@ from imagemill.components.promote.pictures import GALLERY_PER_CLASS, _Sample, cl
 from imagemill.components.promote.promote import promote
 from imagemill.components.resize import resize
 from imagemill.components.resize.config import ResizeConfig
+from imagemill.components.store.calibration import ece
 from imagemill.components.store.errors import MillError
 from imagemill.components.store.labels import MULTI, SINGLE, mean_loss, multi_hot, summed_loss
 from imagemill.components.store.manifest import Dataset, Manifest, Totals, commit, read_dataset
@@ -102,6 +109,7 @@ def test_one_label_has_the_cross_entropy_it_had() -> None:
 
 
 @given(st.integers(1, 40), st.integers(2, 6), st.integers(0, 10**6))
+@settings(deadline=None)
 def test_the_metrics_are_what_scikit_learn_computes(rows: int, classes: int, seed: int) -> None:
     random = np.random.default_rng(seed)
     labels = (random.random((rows, classes)) < random.random()).astype(int)
@@ -199,6 +207,7 @@ def make_tensors(clean: Dataset, workspace: Workspace) -> Dataset:
 
 def make_model(tensors: Dataset, workspace: Workspace, epochs: int = 1, **options: Any) -> Dataset:
     options = {"backbone": "shufflenet_v2_x0_5", "batch_size": 8, "learning_rate": 0.005, "crop_scale": 1} | options
+    options = {"recipe": "plain"} | options
     config = TrainConfig(workspace=workspace.uri, tensors=tensors.uri, epochs=epochs, flip="false", **options)
     return read_dataset(train(config, Context("train", workspace, "r", False)).uri, "model")
 
@@ -335,7 +344,8 @@ def test_predictions_and_metrics_are_those_of_the_models_probabilities(multi: Ma
     assert evaluation.manifest.task == evaluation.manifest.extra["model_task"] == MULTI
     [batch] = list(batches(multi.tensors, "test", 100))
     logits = logits_of(multi.model, batch.images)
-    p = logits.sigmoid().numpy()
+    temperature = load_model(multi.model)[1].extra.get("temperature", 1.0)
+    p = (logits / temperature).sigmoid().numpy()
     rows = rows_of(evaluation, *scorer(MULTI, MULTI, align(CLASSES, CLASSES)).SCHEMA.names)
     assert len(rows) == NUMBERS["test"]
     for n, row in enumerate(rows):
@@ -348,7 +358,16 @@ def test_predictions_and_metrics_are_those_of_the_models_probabilities(multi: Ma
     assert metrics["micro_f1"] == pytest.approx(f1_score(batch.labels, predicted, average="micro", zero_division=0))
     assert metrics["subset_accuracy"] == pytest.approx(accuracy_score(batch.labels, predicted))
     assert metrics["top1"] == pytest.approx(batch.labels[np.arange(len(p)), p.argmax(1)].mean())
-    assert metrics["loss"] == pytest.approx(mean_loss(logits, torch.from_numpy(batch.labels)).item(), rel=1e-5)
+    for name, by in (("loss", 1.0), ("nll", temperature)):
+        expected_loss = mean_loss(logits / by, torch.from_numpy(batch.labels)).item()
+        assert metrics[name] == pytest.approx(expected_loss, rel=1e-5)
+    losses = [mean_loss((logits / temperature)[n : n + 1], torch.from_numpy(batch.labels[n : n + 1])).item()
+              for n in range(len(p))]  # fmt: skip
+    np.testing.assert_allclose([row["loss"] for row in rows], losses, rtol=1e-4)
+    assert metrics["pr_auc"] == pytest.approx(average_precision_score(batch.labels, p, average="macro"), abs=3e-3)
+    assert metrics["micro_pr_auc"] == pytest.approx(average_precision_score(batch.labels, p, average="micro"), abs=3e-3)
+    assert metrics["brier"] == pytest.approx(((p - batch.labels) ** 2).mean(), rel=1e-4)
+    assert metrics["ece"] == pytest.approx(ece(p, batch.labels), abs=1e-4)
     expected = precision_recall_fscore_support(batch.labels, predicted, zero_division=0)
     for name, values in zip(("precision", "recall", "f1", "support"), expected, strict=True):
         np.testing.assert_allclose([c[name] for c in evaluation.manifest.extra["per_class"]], values, atol=1e-6)
