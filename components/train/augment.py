@@ -6,7 +6,6 @@ pixels, see on_cpu.py and on_device.py. A pipeline of somebody else's instead of
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ from ..store.images import COLORS, Pixels
 from ..store.tensors import input_size
 from . import drawing
 from .config import TrainConfig
-from .drawing import RATIO, Frame, crop_boxes
+from .drawing import Frame
 from .drawn import Drawn
 from .external import External, Pipeline
 from .on_cpu import CpuEngine
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
     import torch
 
     from .on_device import DeviceEngine
-
-__all__ = ["RATIO", "Augment", "Augmentation", "crop_box"]
 
 
 class Augmentation:
@@ -71,24 +68,3 @@ class Augmentation:
         from .on_device import DeviceEngine
 
         return DeviceEngine(self.size, self._colors, self._erase_value, self._where)
-
-
-class Augment:
-    """Crops and flips alone: uint8 [B, H, W, C] → [B, size, size, C]."""
-
-    def __init__(self, seed: int, size: int, crop_scale: float, flip: bool) -> None:
-        off = {f.name: 0.0 for f in fields(TrainConfig) if f.default == -1.0}
-        wanted = {"seed": seed, "crop_scale": crop_scale, "flip": str(flip).lower(), "vertical_flip": "false"}
-        self._config, self._size = replace(TrainConfig(), **{**off, **wanted}), size  # type: ignore[arg-type]
-
-    def __call__(self, images: Pixels, epoch: int, number: int) -> Pixels:
-        frame = Frame(images.shape[1], images.shape[2], self._size)
-        drawn = drawing.draw(self._config, frame, epoch, number, len(images))
-        channels = images.shape[3]
-        return CpuEngine(self._size, channels, np.zeros(channels, np.uint8))(images, drawn)
-
-
-def crop_box(random: np.random.Generator, height: int, width: int, smallest: float) -> tuple[int, int, int, int]:
-    """(top, left, height, width) in pixels of a crop with an area of `smallest` to 1 of the image's."""
-    top, left, h, w = crop_boxes(random, 1, height, width, smallest)[0].tolist()
-    return top, left, h, w

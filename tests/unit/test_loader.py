@@ -9,7 +9,6 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -19,7 +18,6 @@ from stored import SHAPE, numbered, rows_of
 from imagemill.components.store.errors import MillError
 from imagemill.components.store.manifest import Dataset
 from imagemill.components.store.tensors import images_of
-from imagemill.components.train.augment import RATIO, Augment, crop_box
 from imagemill.components.train.loader import batches, prefetch
 
 
@@ -129,46 +127,3 @@ def test_prefetch_raises_the_error_after_what_came_before(where: str) -> None:
     with pytest.raises(MillError, match="broken"):
         list(found)
     assert not prefetch_threads()
-
-
-def pictures(number: int, size: int = 16) -> npt.NDArray[np.uint8]:
-    return np.random.default_rng(number).integers(0, 256, (number, size, size, 3)).astype(np.uint8)
-
-
-def test_augmentation_is_a_function_of_seed_epoch_and_number() -> None:
-    images = pictures(6)
-    before = images.copy()
-    one = Augment(1, 16, 0.5, True)(images, 2, 3)
-    assert one.shape == images.shape and one.dtype == np.uint8
-    np.testing.assert_array_equal(images, before, "the stored images are not touched")
-    np.testing.assert_array_equal(one, Augment(1, 16, 0.5, True)(images, 2, 3))
-    for other in (
-        Augment(2, 16, 0.5, True)(images, 2, 3),
-        Augment(1, 16, 0.5, True)(images, 3, 3),
-        Augment(1, 16, 0.5, True)(images, 2, 4),
-    ):
-        assert (one != other).any()
-
-
-def test_augmentation_that_is_off_changes_nothing_and_a_flip_mirrors_half() -> None:
-    images = pictures(400, 4)
-    np.testing.assert_array_equal(Augment(0, 4, 1, False)(images, 0, 0), images)
-    found = Augment(0, 4, 1, True)(images, 0, 0)
-    mirrored = (found == images[:, :, ::-1]).all((1, 2, 3))
-    assert (mirrored | (found == images).all((1, 2, 3))).all() and 150 < mirrored.sum() < 250
-
-
-def test_one_grey_channel_is_augmented_too() -> None:
-    assert Augment(0, 16, 0.5, True)(pictures(3)[..., :1], 0, 0).shape == (3, 16, 16, 1)
-
-
-@given(st.integers(0, 10**6), st.integers(1, 64), st.integers(1, 64), st.floats(0.05, 1))
-@settings(max_examples=100, deadline=None)
-def test_crops_lie_inside_and_have_the_area_and_ratio_asked_for(
-    seed: int, height: int, width: int, smallest: float
-) -> None:
-    top, left, h, w = crop_box(np.random.default_rng(seed), height, width, smallest)
-    assert min(top, left) >= 0 and h >= 1 and w >= 1 and top + h <= height and left + w <= width
-    if height == width == 64:
-        assert (h + 0.5) * (w + 0.5) >= smallest * 64 * 64 - 64
-        assert RATIO[0] - 0.1 <= w / h <= RATIO[1] + 0.2

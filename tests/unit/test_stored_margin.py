@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import augmented
 import numpy as np
 import photos
 import pytest
@@ -27,7 +28,7 @@ from imagemill.components.store.shards import read_columns
 from imagemill.components.store.step import Context
 from imagemill.components.store.tensors import centre, images_of, input_image, input_size
 from imagemill.components.store.workspace import Workspace
-from imagemill.components.train.augment import Augment
+from imagemill.components.train.augment import Augmentation
 from imagemill.components.train.config import TrainConfig
 from imagemill.components.train.loader import batches
 from imagemill.components.train.loop import Trainer
@@ -110,10 +111,11 @@ def test_what_is_stored_and_what_the_manifest_says(chain: Chain) -> None:
 
 def windows(dataset: Dataset, crop_scale: float, epochs: int) -> Iterator[tuple[Pixels, Pixels]]:
     """(what is stored, what training sees of it), image by image."""
-    augment = Augment(3, input_size(dataset.manifest.image), crop_scale, False)
+    augmentation = Augmentation(augmented.config(seed=3, crop_scale=crop_scale), dataset.manifest.image, "cpu")
     for epoch in range(epochs):
         for batch in batches(dataset, "train", 8, 3, epoch):
-            yield from zip(batch.images, augment(batch.images, epoch, batch.number), strict=True)
+            shown = augmentation.host(batch.images, augmentation.draw(epoch, batch.number, len(batch.images)))
+            yield from zip(batch.images, shown, strict=True)
 
 
 def test_without_random_crops_training_sees_every_window_of_what_is_stored(chain: Chain) -> None:
@@ -132,8 +134,8 @@ def test_random_crops_are_of_all_that_is_stored() -> None:
     """A margin of another brightness shows in the crops, more of it than the filter alone would carry in."""
     image = np.zeros((1, STORED, STORED, 3), np.uint8)
     image[0, : (STORED - SIZE) // 2] = 255
-    augment = Augment(0, SIZE, 0.6, False)
-    shares = [float((augment(image, 0, n) > 200).mean()) for n in range(60)]
+    augmentation = Augmentation(augmented.config(crop_scale=0.6), augmented.image(STORED, SIZE), "cpu")
+    shares = [float((augmentation.host(image, augmentation.draw(0, n, 1)) > 200).mean()) for n in range(60)]
     assert max(shares) > 0.09 and min(shares) == 0
 
 
