@@ -1,7 +1,8 @@
 """Loading against what else could be used, side by side on the same pixels and cores.
 
     python tests/benchmarks/load.py [--groups feed augmented cold s3] [--cells NAME …] [--images 8000] [--rounds 3]
-        [--seconds 3] [--folder FOLDER] [--python CELL=/path/to/python …] [--litdata-python PYTHON] [--json FILE]
+        [--seconds 3] [--folder FOLDER | --sets FOLDER] [--python CELL=/path/to/python …] [--litdata-python PYTHON]
+        [--json FILE]
 
 What is timed is what a training loop receives: shuffled batches of 256 uint8 images of 224x224x3 with their labels, in
 steady state, from the page cache. Normalization to floats belongs where the model runs and is in no cell.
@@ -86,16 +87,22 @@ def available(names: list[str], options: argparse.Namespace) -> list[str]:
 
 
 def make_place(folder: Path, names: list[str], options: argparse.Namespace) -> Place:
-    """All the sets that the cells read."""
+    """All the sets that the cells read, as far as they are not there from an earlier run."""
     place = Place(folder, options.images)
-    number = min(BASES, max(8, options.images // 16))
-    make_pixels(place, [np.array(decode(synthetic_photo(n, WIDTH, HEIGHT)).pixels) for n in range(number)])
+    if not (folder / "place.json").exists():
+        number = min(BASES, max(8, options.images // 16))
+        make_pixels(place, [np.array(decode(synthetic_photo(n, WIDTH, HEIGHT)).pixels) for n in range(number)])
+    place = Place.at(str(folder))
     for kind in sorted({kind for name in names for kind in CELLS[name].sets}):
-        if kind == "litdata":
-            command = [_python("litdata", options), str(HERE / "load_peers.py"), str(folder)]
-            subprocess.run(command, check=True, capture_output=True)
-        elif kind in MAKERS:
-            MAKERS[kind](place)
+        done = folder / f"{kind}.made"
+        if kind in (*MAKERS, "litdata") and not done.exists():
+            shutil.rmtree(folder / kind, ignore_errors=True)
+            if kind == "litdata":
+                command = [_python("litdata", options), str(HERE / "load_peers.py"), str(folder)]
+                subprocess.run(command, check=True, capture_output=True)
+            else:
+                MAKERS[kind](place)
+            done.touch()
     os.sync()  # what is not written yet could not be dropped, and would be written while something is timed
     return place
 
@@ -246,13 +253,15 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3, help="least time of what is timed, in whole epochs")
     parser.add_argument("--warm", type=float, default=5, help="seconds of warm-up at most")
     parser.add_argument("--folder", default="", help="where the sets go, about 9 GB (default: a temporary folder)")
+    parser.add_argument("--sets", default="", help="the same, kept, and used again by the next run with this folder")
     parser.add_argument("--python", action="append", default=[], metavar="CELL=PYTHON")
     parser.add_argument("--litdata-python", default="", help="an interpreter that has litdata, numpy and torch")
     parser.add_argument("--timeout", type=int, default=1800, help="seconds a cell may take")
     parser.add_argument("--json", default="", help="write the rows to this file, too")
     options = parser.parse_args()
     names = available([name for name in options.cells if CELLS[name].group in options.groups], options)
-    folder = Path(tempfile.mkdtemp(prefix="bench-load-", dir=options.folder or None))
+    folder = Path(options.sets or tempfile.mkdtemp(prefix="bench-load-", dir=options.folder or None))
+    folder.mkdir(parents=True, exist_ok=True)
     try:
         place = make_place(folder, names, options)
         rows: list[dict[str, Any]] = []
@@ -260,7 +269,8 @@ def main() -> None:
             if of_group := [name for name in names if CELLS[name].group == group]:
                 rows += benchmark(group, options, of_group, place)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if not options.sets:
+            shutil.rmtree(folder, ignore_errors=True)
     if options.json:
         Path(options.json).write_text(json.dumps(rows, indent=1) + "\n")
 

@@ -56,8 +56,8 @@ class Place:
 class Cell:
     """`open(place, choice)`: `choice` is the number of workers or threads, of which `choices` are tried and the best
     is measured (one alone is taken as it is; 0: the default). `sets`: what it reads. `needs`: `module` or `module:name`
-    that its interpreter must have. `group`: the table it belongs to. `lossless`: its pixels are the truth's. `ours`:
-    the one that the others of its group are compared with."""
+    that its interpreter must have. `group`: the table it belongs to. `lossless`: its pixels are the truth's.
+    `shuffled`: its order is another in every epoch. `ours`: the one that the others of its group are compared with."""
 
     about: str
     open: Callable[[Place, int], Epoch]
@@ -65,6 +65,7 @@ class Cell:
     choices: tuple[int, ...] = (0,)
     group: str = "feed"
     lossless: bool = True
+    shuffled: bool = True
     needs: str = "numpy"
     ours: bool = False
     epochs: int = 0
@@ -278,13 +279,17 @@ CELLS: dict[str, Cell] = {
         "the same of tensors as JPEG", ours_augmented("jpeg"), _JPEG, group="augmented", lossless=False,
         needs=AUGMENTATION,
     ),
-    "cold_read": Cell("one file from beginning to end", read_in_order, ("pixels.u8",), group="cold", epochs=2),
+    "cold_read": Cell(
+        "one file from beginning to end", read_in_order, ("pixels.u8",), group="cold", shuffled=False, epochs=2
+    ),
     "cold_memmap": Cell("numpy.memmap by a random permutation", memmap, ("pixels.u8",), group="cold", epochs=2),
     "cold_ours": Cell("batches()", ours("raw"), _RAW, group="cold", epochs=2, ours=True, needs=LOADER),
     "cold_ours_jpeg": Cell(
         "batches() of JPEG", ours("jpeg"), _JPEG, group="cold", lossless=False, epochs=2, needs=LOADER
     ),
-    "s3_objects": Cell("the files as they are, 4 threads", s3_objects, (), (4,), group="s3", epochs=2, needs=LOADER),
+    "s3_objects": Cell(
+        "the files as they are, 4 threads", s3_objects, (), (4,), group="s3", shuffled=False, epochs=2, needs=LOADER
+    ),
     "s3_ours": Cell("batches()", ours_from_s3("raw"), (), group="s3", epochs=2, ours=True, needs=LOADER),
     "s3_ours_jpeg": Cell(
         "batches() of JPEG", ours_from_s3("jpeg"), (), group="s3", lossless=False, epochs=2, needs=LOADER
