@@ -23,17 +23,21 @@ BATCH = {"adamw": 32, "sgd": 256}
 
 @dataclass(frozen=True)
 class Situation:
-    """What a recipe goes by: training images (copies not counted), the same a class, side in pixels, kind of colour."""
+    """What a recipe goes by: training images (copies not counted), the same a class, side in pixels, kind of colour,
+    two classes rather than many, and whether stored copies were changed at random as a policy changes images."""
 
     rows: int
     per_class: float
     size: int
     color: str
+    binary: bool = False
+    copied: bool = False
 
     @classmethod
     def of(cls, tensors: Manifest) -> Situation:
         totals = tensors.totals
-        copies = tensors.extra.get("copies", {}).get("rows", 0)
+        about = tensors.extra.get("copies", {})
+        copies = about.get("rows", 0)
         stored = totals.by_split.get("train", 0)
         rows = max(0, stored - copies)
         classes = max(1, len(tensors.classes))
@@ -41,7 +45,9 @@ class Situation:
         several = tensors.task == MULTI and totals.rows
         labels = sum(totals.by_class.values()) / totals.rows if several else 1.0
         image = tensors.image
-        return cls(rows, rows * labels / classes, input_size(image), image["color"])
+        binary = classes == 2 and tensors.task != MULTI
+        copied = copies > 0 and about.get("policy") != "background"
+        return cls(rows, rows * labels / classes, input_size(image), image["color"], binary, copied)
 
     @property
     def recipe(self) -> str:
@@ -81,6 +87,10 @@ def _values(name: str, config: TrainConfig, found: Situation) -> Values:
         values |= dict.fromkeys(("saturation", "hue", "grayscale"), 0.0)
     elif found.color != "rgb":  # what changes red, green and blue says nothing of lightness and two axes of colour
         values |= dict.fromkeys(tables.COLOUR, 0.0) | {"policy": "none"}
+    if found.binary:  # mixtures of two classes say little more than a soft label
+        values |= {key: min(0.2, values[key]) for key in ("mixup_probability", "cutmix_probability")}
+    if found.copied:  # once is enough
+        values["policy"] = "none"
     if config.augment_pipeline:
         values |= {key: PLAIN[key] for key in tables.PER_IMAGE}
     return values

@@ -17,12 +17,13 @@ from ..store.preprocessing import KEY, preprocessing_of
 from ..store.shards import publish_bytes
 from ..store.step import CACHED, RAN, RANK_RECORDS, Context, Outcome
 from ..store.tensors import input_image
-from .agreement import conversion, disagreements, expected_by
+from .agreement import conversion
 from .artifact import artifact_files, facts_of, samples
 from .checkpoint import TrainingState, discard_checkpoints
 from .config import VERSION, TrainConfig
 from .history import publish_history, verdict
 from .launch import launch, processes
+from .preflight import warnings
 from .ranks import Ranks, StopSign
 from .recipe_text import recipe_lines
 from .recipes import resolve
@@ -81,7 +82,7 @@ def _build(tensors: Dataset, uri: str, config: TrainConfig, context: Context, ra
     )
     for line in recipe_lines(config):
         context.say(line)
-    for line in _warnings(config, tensors, spec):
+    for line in warnings(config, tensors.manifest, spec):
         context.say(f"warning: {line}")
     started = time.monotonic()
     events = context.workspace.run_file(context.run, "tensorboard") if config.tensorboard else ""
@@ -121,12 +122,6 @@ def _device(config: TrainConfig, ranks: Ranks) -> torch.device:
             device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
             torch.cuda.set_device(device)
     return device
-
-
-def _warnings(config: TrainConfig, tensors: Dataset, spec: ModelSpec) -> list[str]:
-    """Known traps that this training walks into."""
-    expected = expected_by(config, spec.image)
-    return disagreements(spec.image, expected, config.backbone) if expected else []
 
 
 def _check_takes_the_images(network: Any, spec: ModelSpec) -> None:

@@ -231,7 +231,7 @@ def test_the_step_warns_before_it_trains_and_only_of_weights(
         )
         train(config, Context("train", workspace, "run", False))
         said = capsys.readouterr().err.splitlines()
-        warnings = [line.partition("warning: ")[2] for line in said if "warning" in line]
+        warnings = [line.partition("warning: ")[2] for line in said if "the model of weights expects" in line]
         assert fields(warnings) == expected
         begins = next(number for number, line in enumerate(said) if "epoch 1/1" in line)
         assert all("warning" not in line for line in said[begins:])

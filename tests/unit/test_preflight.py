@@ -1,0 +1,165 @@
+"""Known traps: each is told with the flag that mends it, that flag mends it, and an ordinary training hears nothing."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from imagemill.components.resize.config import ResizeConfig
+from imagemill.components.store.manifest import Manifest, Totals
+from imagemill.components.store.model import ModelSpec
+from imagemill.components.store.model_presets import known
+from imagemill.components.store.tensors import input_image
+from imagemill.components.train.class_names import about_colour, mirrored, upended
+from imagemill.components.train.config import RECIPES, TrainConfig
+from imagemill.components.train.preflight import warnings
+from imagemill.components.train.recipes import resolve
+
+DEMO = ("checkerboard", "circle", "cross", "star", "stripes", "triangle")
+PETS = (
+    "Abyssinian", "american_bulldog", "american_pit_bull_terrier", "basset_hound", "beagle", "Bengal", "Birman",
+    "Bombay", "boxer", "British_Shorthair", "chihuahua", "Egyptian_Mau", "english_cocker_spaniel", "english_setter",
+    "german_shorthaired", "great_pyrenees", "havanese", "japanese_chin", "keeshond", "leonberger", "Maine_Coon",
+    "miniature_pinscher", "newfoundland", "Persian", "pomeranian", "pug", "Ragdoll", "Russian_Blue", "saint_bernard",
+    "samoyed", "scottish_terrier", "shiba_inu", "Siamese", "Sphynx", "staffordshire_bull_terrier", "wheaten_terrier",
+    "yorkshire_terrier",
+)  # fmt: skip
+
+
+def tensors(
+    classes: tuple[str, ...] = DEMO, train: int = 560, val: int = 120, counts: dict[str, int] | None = None,
+    copies: dict[str, Any] | None = None, task: str = "single", color: str = "rgb", **options: Any,
+) -> Manifest:  # fmt: skip
+    config = ResizeConfig.from_values(options)
+    geometry = config.geometry(color)
+    mean, std = known(config.normalization, color)
+    return Manifest(
+        "tensors", "01", classes=classes, task=task,
+        totals=Totals(train + 2 * val, by_split={"train": train, "val": val, "test": val},
+                      by_class=counts or dict.fromkeys(classes, (train + 2 * val) // len(classes))),
+        image={**geometry.to_dict(), "mean": mean, "std": std}, extra={"copies": copies} if copies else {},
+    )  # fmt: skip
+
+
+def told(manifest: Manifest, **values: Any) -> list[str]:
+    config = resolve(TrainConfig.from_values(values), manifest)
+    spec = ModelSpec(config.backbone, manifest.classes, input_image(manifest.image), manifest.task)
+    return warnings(config, manifest, spec)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("preset", ["photo", "ocr", "medical", "satellite", "fashion"])
+def test_an_ordinary_training_hears_nothing(recipe: str, preset: str) -> None:
+    for classes, train in ((DEMO, 560), (PETS, 3680), (("cat", "dog"), 4000), (PETS, 200_000)):
+        for size in (64, 128, 224):
+            manifest = tensors(classes, train, image_size=size, preset=preset)
+            assert told(manifest, recipe=recipe, preset=preset) == []
+    copies = {"rows": 1120, "per_image": 2, "policy": "randaugment"}
+    assert told(tensors(copies=copies, train=1680), recipe=recipe) == []
+    assert told(tensors(task="multi"), recipe=recipe, preset=preset) == []
+    assert told(tensors(color="gray"), recipe=recipe, preset=preset) == []
+
+
+def test_pets_by_the_readmes_command_hear_nothing() -> None:
+    manifest = tensors(PETS, 3680, model_preset="resnet50")
+    for recipe in RECIPES:
+        assert told(manifest, backbone="resnet50", weights="IMAGENET1K_V2", recipe=recipe) == []
+    lines = told(tensors(PETS, 3680), backbone="resnet50", weights="IMAGENET1K_V2")
+    assert [line.partition(":")[0] for line in lines] == ["image_size", "resize_size"]
+
+
+HEAVY = {"mixup_probability": 0.4, "cutmix_probability": 0.4}
+TRAPS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("label_smoothing", {}, {"label_smoothing": 0.1, "epochs": 90, **HEAVY}),
+    ("mixup_probability", {}, HEAVY),
+    ("mixup_probability", {"classes": ("a", "b")}, {"epochs": 90, **HEAVY}),
+    ("flip", {}, {"preset": "ocr", "flip": "true"}),
+    ("flip", {"classes": ("turn left", "turn right", "stop")}, {}),
+    ("vertical_flip", {"classes": ("6", "9", "8")}, {"preset": "ocr", "vertical_flip": "true"}),
+    ("rotate", {"classes": ("6", "9", "8")}, {"preset": "ocr", "rotate": 180}),
+    ("hue", {"classes": ("red car", "blue car", "tree")}, {}),
+    ("hue", {}, {"preset": "fashion", "hue": 0.1}),
+    ("crop_scale", {}, {"crop_scale": 0.08}),
+    ("image_size", {"image_size": 32}, {}),
+    ("image_size", {"image_size": 64}, {"weights": "DEFAULT"}),
+    ("normalization", {"model_preset": "resnet18", "normalization": "half"}, {"weights": "DEFAULT"}),
+    ("policy_set", {"image_size": 32}, {"policy": "autoaugment"}),
+    ("policy", {"copies": {"rows": 1120, "per_image": 2, "policy": "randaugment"}, "train": 1680},
+     {"policy": "trivialaugment"}),
+    ("tensors", {"copies": {"rows": 1360, "per_image": 2, "policy": "randaugment"}, "train": 1680}, {}),
+    ("classes", {"counts": {**dict.fromkeys(DEMO, 130), "star": 3}}, {"class_balance": "weights"}),
+    ("classes", {"counts": {**dict.fromkeys(DEMO[1:], 130)}}, {}),
+    ("class_balance", {"counts": {**dict.fromkeys(DEMO, 130), "star": 1600}}, {}),
+    ("batch_size", {"train": 240, "classes": ("a", "b")}, {"batch_size": 256}),
+    ("batch_size", {}, {"batch_size": 4}),
+    ("batch_size", {}, {"batch_size": 16, "processes": 4}),
+    ("epochs", {"train": 250, "model_preset": "resnet18"}, {"weights": "DEFAULT", "epochs": 6}),
+    ("early_stopping", {"train": 250, "val": 0}, {}),
+    ("mixup", {}, {"recipe": "plain", "mixup": 0.4}),
+    ("cutmix_probability", {}, {"cutmix": 0.0}),
+    ("policy_magnitude", {}, {"policy": "trivialaugment", "policy_magnitude": 12}),
+    ("momentum", {}, {"momentum": 0.8}),
+    ("probe_epochs", {}, {"probe_epochs": 2}),
+    ("backbone_rate", {}, {"backbone_rate": 0.1}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("field", "data", "values"), TRAPS)
+def test_a_trap_is_told_and_its_flag_mends_it(field: str, data: dict[str, Any], values: dict[str, Any]) -> None:
+    lines = [line for line in told(tensors(**data), **values) if re.match(rf"{field}\b", line)]
+    assert len(lines) == 1, told(tensors(**data), **values)
+    assert re.search(r"\([^()]*(--|resize again)[^()]*\)$", lines[0]), "what to do about it comes last"
+    for said, changed in mends(lines[0], data, values):
+        again = [line for line in told(tensors(**changed[0]), **changed[1]) if line.startswith(field)]
+        assert not again, f"{said} does not mend it"
+
+
+def mends(line: str, data: dict[str, Any], values: dict[str, Any]) -> list[tuple[str, tuple[Any, Any]]]:
+    """What each of the proposed ways gives: for train, or (`resize with`) for the tensors."""
+    found = []
+    for way in re.split(r", or |; ", line[line.rindex("(") + 1 : -1]):
+        flags = {k.replace("-", "_"): v for k, v in re.findall(r"--([a-z-]+) ([\w./:]+)", way)}
+        if not flags or any(word in way for word in ("clean with", "more often", "larger", "--weights")):
+            continue
+        if "resize with" in way:
+            more = {k: int(v) if v.isdigit() else v for k, v in flags.items()}
+            changed: dict[str, Any] = {k: v for k, v in data.items() if k not in ("copies", *more)}
+            if "model_preset" in more:
+                changed = {k: v for k, v in changed.items() if k not in ("image_size", "normalization")}
+            more.pop("copies", None)
+            found.append((way, (changed | more, values)))
+        else:
+            found.append((way, (data, values | flags)))
+    return found
+
+
+def test_a_network_without_batch_normalization_takes_small_batches() -> None:
+    for backbone in ("vit_b_16", "convnext_tiny", "squeezenet1_1", "vgg11", "timm:swin_tiny_patch4_window7_224"):
+        assert told(tensors(image_size=224), backbone=backbone, batch_size=4) == []
+    for backbone in ("vgg11_bn", "efficientnet_b0", "timm:resnet50"):
+        assert [line[:11] for line in told(tensors(), backbone=backbone, batch_size=4)] == ["batch_size:"]
+
+
+@pytest.mark.parametrize(
+    ("names", "by_mirror", "by_turn", "by_colour"),
+    [
+        (DEMO, None, None, None),
+        (PETS, None, None, None),
+        (("TurnLeft", "TurnRight"), True, None, None),
+        (("left_hand", "left_foot"), None, None, None),
+        (("arrow-up", "arrow-down"), None, True, None),
+        (("b", "d", "c"), True, None, None),
+        (tuple("0123456789"), True, True, None),
+        (("6", "9"), None, True, None),
+        (("Black", "white"), None, None, True),
+        (("ripe green", "ripe yellow"), None, None, True),
+        (("Russian_Blue", "Siamese", "black_bear", "polar_bear"), None, None, None),
+        (("grizzly bear", "black bear"), None, None, None),
+    ],
+)
+def test_names_that_a_change_swaps(names: tuple[str, ...], by_mirror: Any, by_turn: Any, by_colour: Any) -> None:
+    found = [mirrored(names), upended(names), about_colour(names)]
+    assert [bool(pair) for pair in found] == [bool(by_mirror), bool(by_turn), bool(by_colour)]
+    assert all(set(pair) <= set(names) and pair[0] != pair[1] for pair in found if pair)
