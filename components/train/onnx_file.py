@@ -56,7 +56,7 @@ def export(network: torch.nn.Module, spec: ModelSpec, about: dict[str, str]) -> 
     whole = _Whole(network, spec).module()
     example = torch.zeros(2, size, size, channels, dtype=torch.uint8)
     errors = []
-    for exporter in (_by_faithful_trace, _by_dynamo, _by_trace):
+    for exporter in (_by_faithful_trace, _by_dynamo, *((_by_trace,) if can_compare() else ())):
         try:
             with _quietly():
                 made = exporter(whole, example)
@@ -97,7 +97,7 @@ def temperature(spec: ModelSpec) -> float:
 def difference(data: bytes, network: torch.nn.Module, spec: ModelSpec, images: Pixels) -> float | None:
     """The largest difference of a probability between file and network on uint8 [N, H, W, C]; None where onnxruntime is
     not installed. Raises NotExported for a file that onnxruntime can't run."""
-    if find_spec("onnxruntime") is None:
+    if not can_compare():
         return None
     import torch
 
@@ -109,6 +109,11 @@ def difference(data: bytes, network: torch.nn.Module, spec: ModelSpec, images: P
     except Exception as error:  # onnxruntime has a tree of exceptions of its own, below Exception alone
         raise NotExported(f"onnxruntime can't run it: {_first_line(error)}") from None
     return float(np.abs(found - expected).max())
+
+
+def can_compare() -> bool:
+    """Whether onnxruntime is installed."""
+    return find_spec("onnxruntime") is not None
 
 
 def run(data: bytes, images: Pixels) -> list[Any]:
@@ -169,8 +174,8 @@ def _by_dynamo(whole: torch.nn.Module, example: torch.Tensor) -> onnx.ModelProto
 
 
 def _by_trace(whole: torch.nn.Module, example: torch.Tensor) -> onnx.ModelProto:
-    """By TorchScript's trace of one run, the older way. It may take a decision for the only one there is, so that its
-    file must be compared with the network (`difference`)."""
+    """By TorchScript's trace of one run, the older way. It may take a decision for the only one there is, so that it is
+    the last resort, and only where its file can be compared with the network."""
     import onnx
     import torch
 

@@ -99,8 +99,8 @@ def test_outputs_are_the_networks(options: dict[str, Any]) -> None:
     assert apart is not None and apart <= CLOSE
 
 
-def test_torch_export_takes_over_where_a_trace_could_be_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A network that decides by the numbers it gets, which a trace would take for decided."""
+def asking() -> Any:
+    """A network that decides in Python by a tensor's size, which a trace would take for decided."""
     import torch
 
     class Asking(torch.nn.Module):
@@ -113,15 +113,35 @@ def test_torch_export_takes_over_where_a_trace_could_be_wrong(monkeypatch: pytes
             logits: torch.Tensor = self.last(mean)
             return logits
 
+    return Asking().eval()
+
+
+def test_torch_export_takes_over_where_a_trace_could_be_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[str] = []
     monkeypatch.setattr(onnx_file, "_by_dynamo", noted(called, "dynamo", onnx_file._by_dynamo))
     _, spec = made("shufflenet_v2_x0_5")
-    network = Asking().eval()
+    network = asking()
     data = export(network, spec, {})
     assert called == ["dynamo"]
     assert data == export(network, spec, {})
     images = noise(spec, 3)
     assert np.abs(run(data, images)[1] - expected(network, spec, images)[1]).max() <= CLOSE
+
+
+def test_a_trace_that_could_be_wrong_is_taken_only_where_it_can_be_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("no way through")
+
+    monkeypatch.setattr(onnx_file, "_by_dynamo", broken)
+    _, spec = made("shufflenet_v2_x0_5")
+    network = asking()
+    data = export(network, spec, {})
+    apart = difference(data, network, spec, noise(spec, 3))
+    assert apart is not None and apart <= CLOSE
+    monkeypatch.setattr(onnx_file, "can_compare", lambda: False)
+    with pytest.raises(NotExported, match="no way through"):
+        export(network, spec, {})
+    assert difference(data, network, spec, noise(spec, 3)) is None
 
 
 def noted(called: list[str], name: str, function: Any) -> Any:
