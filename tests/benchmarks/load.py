@@ -38,6 +38,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -77,13 +78,19 @@ def _python(name: str, options: argparse.Namespace) -> str:
 def available(names: list[str], options: argparse.Namespace) -> list[str]:
     kept = []
     for name in names:
-        module, _, attribute = CELLS[name].needs.partition(":")
-        code = f"from {module} import {attribute}" if attribute else f"import {module}"
-        if subprocess.run([_python(name, options), "-c", code], capture_output=True, check=False).returncode:
-            print(f"{name} is left out: {module} can't be imported (give an interpreter by --python {name}=…)")
-        else:
+        if _imports(_python(name, options), CELLS[name].needs):
             kept.append(name)
+        else:
+            module = CELLS[name].needs.partition(":")[0]
+            print(f"{name} is left out: {module} can't be imported (give an interpreter by --python {name}=…)")
     return kept
+
+
+@cache
+def _imports(python: str, needs: str) -> bool:
+    module, _, attribute = needs.partition(":")
+    code = f"from {module} import {attribute}" if attribute else f"import {module}"
+    return not subprocess.run([python, "-c", code], capture_output=True, check=False).returncode
 
 
 def make_place(folder: Path, names: list[str], options: argparse.Namespace) -> Place:
