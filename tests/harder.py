@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from imagemill.components.download.demo import generate, plan, upright
+from imagemill.components.download.demo import Planned, generate, plan, upright
 
 TABLE = "labels.csv"
 TURN = (20.0, 45.0)
@@ -37,18 +37,21 @@ def write(folder: Path, demos: int = 4, seed: int = 0) -> int:
         if file.path in wanted:
             _save(folder / file.path, file.data)
             rows.append((file.path, wanted[file.path].label, wanted[file.path].split))
-    test = 0
-    for number in range(seed, seed + demos):
-        for planned in plan(number):
-            if planned.split == "test" and planned.form and planned.fault is None:
-                path = f"test/{planned.label}/{number}-{Path(planned.path).stem}.jpg"
-                picture = harden(upright(number, planned), np.random.default_rng([number, planned.number]))
-                _save(folder / path, _jpeg(picture))
-                rows.append((path, planned.label, "test"))
-                test += 1
+    pictures = sound_pictures(demos, seed)
+    for number, planned in pictures:
+        path = f"test/{planned.label}/{number}-{Path(planned.path).stem}.jpg"
+        picture = harden(upright(number, planned), np.random.default_rng([number, planned.number]))
+        _save(folder / path, _jpeg(picture))
+        rows.append((path, planned.label, "test"))
     with (folder / TABLE).open("w", newline="") as table:
         csv.writer(table).writerows([("path", "label", "split"), *rows])
-    return test
+    return len(pictures)
+
+
+def sound_pictures(demos: int, seed: int) -> list[tuple[int, Planned]]:
+    """(seed of its demo, picture) of all sound test pictures of several demos."""
+    numbers = range(seed, seed + demos)
+    return [(n, p) for n in numbers for p in plan(n) if p.split == "test" and p.form and p.fault is None]
 
 
 def harden(picture: Image.Image, random: np.random.Generator) -> Image.Image:

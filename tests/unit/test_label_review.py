@@ -1,0 +1,284 @@
+"""Wrong labels: the classifiers that judge, what they find, what goes into them, and the step and its report."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import mislabelled
+import numpy as np
+import photos
+import pytest
+import test_report
+from chain import evaluated, one_core, resized, trained
+from cleaned import Row, draft
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from imagemill.components.clean.splits import shuffle_index
+from imagemill.components.evaluate import review as reviewing
+from imagemill.components.evaluate.confident import FEWEST, FOLDS, Folds, doubts
+from imagemill.components.evaluate.review import DIMENSIONS, Probe, in_words, review
+from imagemill.components.promote import report, suspects
+from imagemill.components.promote.pictures import Picture
+from imagemill.components.store.manifest import Dataset, Manifest, Totals, commit
+from imagemill.components.store.model import ModelSpec, build_network
+from imagemill.components.store.shards import read_columns
+from imagemill.components.store.workspace import Workspace
+
+
+def clusters(
+    images: int = 600, classes: int = 6, wrong: float = 0.05, seed: int = 0, apart: float = 5.0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(features float16 [N, 16], labels int64 [N], the true ones) of Gaussian classes with some labels changed."""
+    random = np.random.default_rng(seed)
+    true = random.integers(0, classes, images)
+    centres = random.normal(0, apart / np.sqrt(32), (classes, 16))
+    features = (centres[true] + random.normal(0, 1, (images, 16)) * np.linspace(0.3, 1, 16)).astype(np.float16)
+    labels = true.copy()
+    flipped = random.choice(images, round(wrong * images), replace=False)
+    labels[flipped] = (labels[flipped] + random.integers(1, classes, len(flipped))) % classes
+    return features, labels, true
+
+
+@pytest.mark.parametrize("wrong", [0.02, 0.05, 0.1])
+def test_planted_wrong_labels_are_found_and_the_right_ones_suggested(wrong: float) -> None:
+    features, labels, true = clusters(wrong=wrong, apart=8)
+    found = doubts(features, labels, 6)
+    planted = set(np.flatnonzero(labels != true).tolist())
+    hits = planted & set(found.rows.tolist())
+    assert len(hits) >= 0.9 * len(planted)
+    assert len(hits) >= 0.9 * len(found.rows)
+    right = true[found.rows] == found.suggested
+    assert right.sum() >= 0.95 * len(hits)
+    assert (np.diff(found.quality) >= 0).all(), "the surest come first"
+    assert (found.likely > found.given).all() and found.judged == 600
+    assert found.agreement == pytest.approx(1 - wrong, abs=0.03)
+
+
+def test_sound_labels_are_left_alone_and_the_result_is_the_same_again() -> None:
+    features, labels, _ = clusters(wrong=0, apart=10)
+    assert len(doubts(features, labels, 6).rows) <= 3
+    features, labels, _ = clusters()
+    first, second = doubts(features, labels, 6), doubts(features, labels, 6)
+    assert all(np.array_equal(getattr(first, f.name), getattr(second, f.name)) for f in dataclasses.fields(first))
+
+
+def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, labels, _ = clusters()
+    whole = doubts(features, labels, 6)
+    monkeypatch.setattr("imagemill.components.evaluate.confident._CHUNK", 700)
+    monkeypatch.setattr(
+        "imagemill.components.evaluate.confident.fit_temperature", lambda *_: 1.0
+    )  # which is fitted to a sample of so many
+    parts = doubts(features, labels, 6)
+    monkeypatch.setattr("imagemill.components.evaluate.confident._CHUNK", 1 << 21)
+    assert np.array_equal(doubts(features, labels, 6).rows, parts.rows)
+    assert len(set(whole.rows) & set(parts.rows)) > 0.8 * len(whole.rows)
+
+
+def test_a_class_of_few_images_is_not_judged_and_one_of_one_image_does_no_harm() -> None:
+    features, labels, _ = clusters(wrong=0, apart=10)
+    labels[:3], labels[3:4] = 6, 7  # taken from anywhere, so they look like something else
+    found = doubts(features, labels, 9)  # the last class has none at all
+    assert found.judged == 600 - 4
+    assert not set(found.rows.tolist()) & {0, 1, 2, 3}
+    assert FEWEST == 2 * FOLDS
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 1000), out=st.integers(1, 40))
+def test_what_was_counted_out_again_was_never_there(seed: int, out: int) -> None:
+    features, labels, _ = clusters(120, 3, seed=seed)
+    folds = (np.arange(120) % FOLDS).astype(np.int8)
+    fitted, rest = Folds(3, 16), Folds(3, 16)
+    fitted.add(features, labels, folds)
+    fitted.add(features[:out], labels[:out], folds[:out], -1)
+    rest.add(features[out:], labels[out:], folds[out:])
+    for name in ("counts", "sums", "products"):
+        np.testing.assert_allclose(getattr(fitted, name), getattr(rest, name), atol=1e-9)
+
+
+def test_a_discriminant_is_that_of_scikit_learn() -> None:
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+    features, labels, _ = clusters(seed=3)
+    folds = (np.arange(600) % FOLDS).astype(np.int8)
+    fitted = Folds(6, 16)
+    fitted.add(features, labels, folds)
+    weights, bias, known = fitted.without(2)
+    others = folds != 2
+    theirs = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=0.1).fit(
+        features[others].astype(float), labels[others]
+    )
+    np.testing.assert_allclose(weights.T * 4, theirs.coef_, rtol=1e-4)  # the square root of 16 dimensions
+    np.testing.assert_allclose(bias * 4, theirs.intercept_, rtol=1e-4)
+    assert known.all()
+
+
+def _network(backbone: str, size: int = 64) -> Any:
+    image = {"shape": [size, size, 3], "color": "rgb", "mean": [0.5] * 3, "std": [0.5] * 3}
+    return build_network(ModelSpec(backbone, ("a", "b", "c"), image)).eval()
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "squeezenet1_1", "timm:test_vit"])
+def test_features_are_what_the_head_is_given(backbone: str) -> None:
+    import torch
+
+    torch.manual_seed(0)
+    network = _network(backbone, 160 if backbone.startswith("timm") else 64)
+    side = 160 if backbone.startswith("timm") else 64
+    images = torch.randn(4, 3, side, side)
+    with Probe(network) as probe, torch.inference_mode():
+        logits = network(images)
+        features = probe.taken()
+        again = probe.taken()
+    assert features.dtype == np.float16 and features.shape[0] == 4 and features.shape[1] <= DIMENSIONS
+    assert np.array_equal(features, again)
+    assert np.square(features.astype(float)).mean() == pytest.approx(1, rel=0.01)
+    if backbone == "resnet18":  # the logits are linear in them, up to the scale
+        head = network.fc.weight.detach().numpy()
+        ours = features.astype(float) @ head.T
+        theirs = (logits - network.fc.bias).detach().numpy()
+        assert np.corrcoef(ours.ravel(), theirs.ravel())[0, 1] > 0.999
+    assert not network._forward_pre_hooks and not any(m._forward_pre_hooks for m in network.modules())
+
+
+def test_many_features_are_projected_and_distances_stay() -> None:
+    import torch
+
+    torch.manual_seed(0)
+    network = _network("shufflenet_v2_x0_5")
+    assert network.fc.in_features == 2 * DIMENSIONS
+    images = torch.rand(12, 3, 64, 64) * torch.arange(1, 13).view(-1, 1, 1, 1)
+    caught: list[Any] = []
+    network.fc.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0].clone()))
+    with Probe(network) as probe, torch.inference_mode():
+        network(images)
+        features = torch.from_numpy(probe.taken().astype(np.float32))
+    assert features.shape == (12, DIMENSIONS)
+    before, after = torch.pdist(caught[0]), torch.pdist(features)
+    ratio = (after / before) / (after / before).median()
+    assert float(ratio.min()) > 0.8 and float(ratio.max()) < 1.2
+
+
+@pytest.mark.parametrize(
+    ("said", "accuracy", "lines"),
+    [
+        ({"skipped": reviewing.OFF}, 1.0, []),
+        ({"skipped": "there are 1 of them"}, 1.0, ["the labels of the training images are not reviewed: there are 1"]),
+        ({"images": 9, "suspects": 0, "not_judged": "images may have several labels"}, 1.0, ["no wrong labels are"]),
+        ({"images": 1200, "suspects": 0}, 0.5, ["none of 1,200 training images looks mislabelled"]),
+        ({"images": 560, "suspects": 1}, 1.0, ["1 of 560 training images looks mislabelled: the report shows them"]),
+        ({"images": 560, "suspects": 12}, 0.9, ["12 of 560 training images look mislabelled", "10.0% of the test"]),
+    ],
+)
+def test_what_is_said(said: dict[str, Any], accuracy: float, lines: list[str]) -> None:
+    found = in_words(said, accuracy)
+    assert len(found) == len(lines) and all(line.startswith(start) for line, start in zip(found, lines, strict=True))
+
+
+def test_what_is_not_reviewed_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = ModelSpec("resnet18", ("a", "b"), {"shape": [8, 8, 3]})
+    uri = str(tmp_path / "tensors" / "0")
+    manifest = Manifest("tensors", "0", classes=("a", "b"), totals=Totals(by_split={"train": 300_000}))
+    tensors = Dataset(uri, manifest, "")
+    asked = {"network": None, "device": None, "uri": uri, "batch_size": 8}
+    found = [
+        review(where, spec=dataclasses.replace(spec, **changed), mode=mode, **asked)  # type: ignore[arg-type]
+        for where, changed, mode in [
+            (tensors, {}, "false"),
+            (None, {}, "true"),
+            (tensors, {}, "auto"),
+            (tensors, {"classes": ("b", "a")}, "auto"),
+        ]
+    ]
+    assert [file for file, _ in found] == [None] * 4
+    assert [said["skipped"] for _, said in found] == [
+        reviewing.OFF,
+        "this model was not trained on them",
+        "there are 300,000, more than 200,000 (review true does it all the same)",
+        "the model has other classes than its tensors",
+    ]
+
+
+def noisy_photos(workspace: Workspace, each: int = 60, flipped: int = 4) -> tuple[Dataset, set[str]]:
+    """Clean photographs of two classes, red or blue, and the ids of those training images that are called the other."""
+    rows, wrong = [], set()
+    for split, number in {"train": 2 * each, "val": 16, "test": 16}.items():
+        for n in range(number):
+            pixels = photos.made(len(rows) + 500, 48, 48)
+            pixels[..., 2 * (n % 2)] //= 3
+            other = split == "train" and n < 2 * flipped
+            rows.append(Row(f"{split}{n}.png", ("cat", "dog")[(n + other) % 2], split, photos.saved(pixels)))
+            wrong |= {rows[-1].image_id} if other else set()
+    rows.sort(key=lambda row: shuffle_index(hashlib.sha256(row.data).hexdigest()))
+    uri = workspace.dataset("clean", "0" * 16)
+    return commit(uri, dataclasses.replace(draft(uri, rows).manifest, image={"color": "rgb", "channels": 3})), wrong
+
+
+def test_the_step_finds_flipped_labels_and_the_report_shows_them(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    workspace = Workspace(str(tmp_path))
+    clean, wrong = noisy_photos(workspace)
+    with one_core():
+        tensors = resized(workspace, clean, image_size=32)
+        model = trained(workspace, tensors, recipe="plain", epochs=8, batch_size=16, learning_rate=0.004)
+        evaluation, _ = evaluated(workspace, model, clean)
+    said = evaluation.manifest.extra["review"]
+    (file,) = evaluation.files("suspects")
+    rows = [
+        row for table in read_columns(evaluation, "suspects", reviewing.SUSPECTS.names) for row in table.to_pylist()
+    ]
+    ranked = [row for row in rows if row["rank"]]
+    assert len(rows) == file.rows == said["listed"] >= 100, "the highest losses are listed too"
+    assert [row["rank"] for row in ranked] == list(range(1, said["suspects"] + 1))
+    found = mislabelled.compare(
+        [(row["image_id"], row["suggested"]) for row in ranked],
+        {image_id: ("cat", "dog")[int(image_id[5:-4]) % 2] for image_id in wrong},
+        wrong,
+    )
+    assert found.wrong == 8 and found.precision >= 0.8 and found.recall >= 0.8, found
+    assert found.suggested == found.hits
+    assert f"{len(ranked)} of 120 training images look mislabelled" in capfd.readouterr().err
+    rest = [row["loss"] for row in rows if not row["rank"]]
+    assert rest == sorted(rest, reverse=True)
+
+    shown = suspects.found(evaluation, clean)
+    assert shown and shown["total"] == len(ranked) and len(shown["losses"]) == suspects.LOSSES_SHOWN
+    assert all(s.picture.src.startswith("data:image/jpeg") for s in [*shown["rows"], *shown["losses"]])
+    assert shown["listed"][0] == "image_id,label,suggested" and len(shown["listed"]) == len(ranked) + 1
+
+
+def test_the_page_shows_suspects_and_escapes_their_names(tmp_path: Path) -> None:
+    made = test_report.Mill(Workspace.open(str(tmp_path / "ws")), ["cat", "dog"])
+    clean = made.clean()
+    model = test_report.trained(made.workspace, clean)
+    evaluation = test_report.evaluated(made.workspace, model, clean, made.predictions(clean))
+    facts = report.gather(made.workspace, "r", evaluation, test_report.FIRST, None)
+    assert facts["suspects"] is None and "Labels to look at" not in report.render(facts), "of an evaluation without"
+    hostile = suspects.Suspect(test_report.HOSTILE, "cat", "dog", "98% against 1%", Picture("x", why="not looked up"))
+    shown = {"images": 90, "total": 1, "why": "", "losses": [hostile], "rows": [hostile]}
+    listed = ["image_id,label,suggested", f"{test_report.HOSTILE},cat,dog"]
+    page = test_report.Page(report.render(facts | {"suspects": shown | {"listed": listed}}))
+    assert "1 training image of 90 looks mislabelled" in page.text and "98% against 1%" in page.text
+    assert listed[1] in page.text and not [tag for tag, _ in page.tags if tag == "script"]
+    page = test_report.Page(report.render(facts | {"suspects": shown | {"rows": [], "total": 0, "listed": []}}))
+    assert "None of 90 training images looks mislabelled" in page.text
+
+
+def test_planting_is_a_function_of_its_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mislabelled, "generate", lambda seed: iter(()))  # the pictures are the demo's own
+    first, again = (mislabelled.plant(tmp_path / name, 0.05, 1) for name in "ab")
+    other = mislabelled.plant(tmp_path / "c", 0.05, 2)
+    assert first == again != other
+    assert (tmp_path / "a" / "labels.csv").read_bytes() == (tmp_path / "b" / "labels.csv").read_bytes()
+    rows = [line.split(",") for line in (tmp_path / "a" / "labels.csv").read_text().splitlines()[1:]]
+    given = {path: label for path, label, _ in rows}
+    assert all(given[path] != name and path.startswith("train/") for path, name in first.items())
+    assert 30 <= len(first) <= 40, "a twentieth of 560, and the demo's own eight"
+    assert json.dumps(sorted(other)) != json.dumps(sorted(first))
