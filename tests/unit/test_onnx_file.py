@@ -46,7 +46,8 @@ def made(backbone: str, size: int = 48, task: str = "single", color: str = "rgb"
     if backbone.startswith("timm:"):
         import timm
 
-        network = timm.create_model(backbone.removeprefix("timm:"), num_classes=len(CLASSES), img_size=size)
+        name = backbone.removeprefix("timm:")
+        network = timm.create_model(name, num_classes=len(CLASSES), img_size=size, depth=2)
     else:
         network = build_network(spec)
     with torch.no_grad():
