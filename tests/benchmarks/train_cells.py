@@ -7,6 +7,7 @@ of the area, flip, RandAugment 2/9). They differ in where the images come from a
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
@@ -28,7 +29,7 @@ MATRIX = 8192
 @dataclass(frozen=True)
 class Wanted:
     """`tensors`: URI of the dataset, `photos`: the folder of JPEGs that it was made of; `workers` of the usual script;
-    `seconds` of what is timed at least, in whole epochs after a first one, or, with `probe`, at most."""
+    `seconds` of what is timed at least, in whole epochs after a first one; with `probe`, at most, of each of two."""
 
     cell: str
     network: str
@@ -103,21 +104,18 @@ def feed_usual(wanted: Wanted) -> Callable[[int], Iterator[int]]:
 
 
 def timed_feed(epoch: Callable[[int], Iterator[int]], wanted: Wanted) -> dict[str, Any]:
-    """Images/s of whole epochs after a first one; a probe is a part of one after its first batches."""
-    images, number, started = 0, 0, time.perf_counter()
-    while True:
-        for count, rows in enumerate(epoch(number)):
-            if wanted.probe and count == 4:
-                images, started = 0, time.perf_counter()
+    """Images/s of whole epochs after a first one; a probe cuts both short."""
+    for number in itertools.count():
+        if number < 2:
+            images, started = 0, time.perf_counter()
+        for rows in epoch(number):
             images += rows
-            if wanted.probe and count > 4 and time.perf_counter() - started > wanted.seconds:
+            if wanted.probe and time.perf_counter() - started > wanted.seconds:
                 break
         took = time.perf_counter() - started
-        if wanted.probe or (number and took > wanted.seconds):
-            return {"rate": images / took}
-        if not number:
-            images, started = 0, time.perf_counter()
-        number += 1
+        if number and (wanted.probe or took > wanted.seconds):
+            break
+    return {"rate": images / took}
 
 
 # With a model.
@@ -224,30 +222,25 @@ def train_usual(wanted: Wanted) -> dict[str, Any]:
 
     loader = image_folder(wanted, floats=True)
     usual = Usual(wanted, len(loader.dataset.classes))
-    total, images, waited, number, started = torch.zeros((), device=usual.device), 0, 0.0, 0, time.perf_counter()
-    while True:
-        source, count = iter(loader), 0
+    total = torch.zeros((), device=usual.device)
+    for number in itertools.count():
+        if number < 2:
+            images, waited, started = 0, 0.0, time.perf_counter()
+        source = iter(loader)
         while True:
             asked = time.perf_counter()
             batch = next(source, None)
             waited += time.perf_counter() - asked
-            if batch is None:
+            if batch is None or (wanted.probe and asked - started > wanted.seconds):
                 break
             total += usual.step(*batch)
-            images, count = images + len(batch[1]), count + 1
-            if wanted.probe and count == 2:
-                usual.settle()
-                images, waited, started = 0, 0.0, time.perf_counter()
-            if wanted.probe and count > 3 and time.perf_counter() - started > wanted.seconds:
-                break
+            images += len(batch[1])
         usual.settle()
         took = time.perf_counter() - started
-        if wanted.probe or (number and took > wanted.seconds):
-            rate = images / took
-            return {"rate": rate, "waiting": waited / took, "step": wanted.batch / rate, "loss": float(total)}
-        if not number:
-            images, waited, started = 0, 0.0, time.perf_counter()
-        number += 1
+        if number and (wanted.probe or took > wanted.seconds):
+            break
+    rate = images / took
+    return {"rate": rate, "waiting": waited / took, "step": wanted.batch / rate, "loss": float(total)}
 
 
 def network_alone(wanted: Wanted) -> dict[str, Any]:
@@ -278,7 +271,7 @@ def network_alone(wanted: Wanted) -> dict[str, Any]:
 
 
 def matrix_product(usual: Usual) -> float:
-    """Operations/s of a large product in the arithmetic that the network is trained in."""
+    """Operations/s of a large product in the arithmetic that the network is trained in, the best of ten tries."""
     import torch
 
     side = MATRIX if usual.device.type == "cuda" else MATRIX // 8
@@ -289,11 +282,14 @@ def matrix_product(usual: Usual) -> float:
         for _ in range(3):
             one @ one
         usual.settle()
-        times, started = 20, time.perf_counter()
-        for _ in range(times):
-            one @ one
-        usual.settle()
-    return 2 * side**3 * times / (time.perf_counter() - started)
+        took = []
+        for _ in range(10):
+            started = time.perf_counter()
+            for _ in range(4):
+                one @ one
+            usual.settle()
+            took.append(time.perf_counter() - started)
+    return 2 * side**3 * 4 / min(took)
 
 
 def main(wanted: Wanted) -> dict[str, Any]:
