@@ -1,10 +1,10 @@
 """The recipes as tables: every value with the reason for it.
 
-Sources, by the mark in a line's comment: N the users' rules of thumb (shared notes: by how many images a class there
-are, which strengths and shares work); T torchvision's reference recipes (references/classification/README.md; "How to
+Sources, by the mark in a line's comment: N practitioners' rules of thumb (which strengths and shares work for how many
+images a class); T torchvision's reference recipes (references/classification/README.md; "How to
 Train State-Of-The-Art Models Using TorchVision's Latest Primitives", 2021); W Wightman et al., "ResNet strikes back",
-2021 (timm's recipes); S Steiner et al., "How to train your ViT?", 2021; H He et al., "Bag of Tricks", 2019; M ours, by
-measurement (tests/integration/test_recipes.py says on what).
+2021 (timm's recipes); S Steiner et al., "How to train your ViT?", 2021; H He et al., "Bag of Tricks", 2019; O our own
+judgement.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _JITTER: Values = {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue":
 _AFFINE: Values = {"rotate": 10.0, "translate": 0.05, "zoom": 0.05, "shear": 5.0}  # N
 
 STANDARD: Values = PLAIN | _AFFINE | _JITTER | {
-    "epochs": 10,  # M: on two CPU cores the demo set is done within three minutes
+    "epochs": 10,  # O: on two CPU cores the demo set is done within three minutes
     "weight_decay": 0.05,  # T for AdamW (ConvNeXt, Swin)
-    "rotate": 15.0,  # M: RandAugment at 9 turns by 9 degrees, photographs in the wild are turned further
+    "rotate": 15.0,  # O: RandAugment at 9 turns by 9 degrees, photographs in the wild are turned further
     "grayscale": 0.05,  # N has 0.1, with no policy of colours beside it
     "blur": 0.1, "noise": 0.1, "jpeg_artifacts": 0.1,  # N: what cameras and the web do, each to few images
     "erasing": 0.25,  # N; T has 0.1 for long trainings
     "policy": "randaugment",  # N, at 2/9, its paper's values for ImageNet (Cubuk et al., 2020)
-    "mixup_probability": 0.1, "cutmix_probability": 0.1,  # N has 0.4 each; ten epochs are too short for that (M)
+    "mixup_probability": 0.1, "cutmix_probability": 0.1,  # N has 0.4 each; ten epochs are too short for that (O)
 }  # fmt: skip
 """Thousands to tens of thousands of images."""
 
