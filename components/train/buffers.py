@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
+from threading import Lock
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 Pixels = npt.NDArray[np.uint8]
+SHAPES = 2
+"""Whose memory a process keeps from epoch to epoch: training's batches and validation's."""
+_kept: OrderedDict[tuple[tuple[int, ...], bool], Buffers] = OrderedDict()
+_lock = Lock()
+
+
+def buffers(shape: tuple[int, ...], keep: int, pinned: bool = False) -> Buffers:
+    """Those of this shape, with at most `keep` arrays waiting to be used again; of the last `SHAPES` the same."""
+    with _lock:
+        found = _kept.pop((shape, pinned), None)
+        if found is None or found.keep != keep:
+            found = Buffers(shape, keep, pinned)
+        _kept[shape, pinned] = found
+        while len(_kept) > SHAPES:
+            _kept.popitem(last=False)
+        return found
 
 
 class Buffers:
@@ -19,7 +36,7 @@ class Buffers:
     """
 
     def __init__(self, shape: tuple[int, ...], keep: int, pinned: bool = False) -> None:
-        self._shape, self._pinned = shape, pinned
+        self._shape, self._pinned, self.keep = shape, pinned, keep
         self._free: deque[Any] = deque(maxlen=keep)
 
     def lend(self) -> Pixels:

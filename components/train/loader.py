@@ -22,7 +22,7 @@ from ..store.labels import MULTI, multi_hot
 from ..store.manifest import Dataset
 from ..store.parallel import cores
 from . import order
-from .buffers import Buffers
+from .buffers import buffers
 from .cache import ShardCache
 from .order import Order, Window
 from .shard import Split, gather
@@ -156,7 +156,7 @@ class _Loading:
     def keep(self, number: int) -> None:
         """So many batches' memory is kept for the next ones."""
         most = -(-self.batch_size // self.ranks)
-        self.buffers = Buffers((most, *self.source.dataset.manifest.image["shape"]), number, self.pin)
+        self.buffers = buffers((most, *self.source.dataset.manifest.image["shape"]), number, self.pin)
         manifest = self.source.dataset.manifest
         self.classes = len(manifest.classes) if manifest.task == MULTI else 0
         self.total = self.plan.total()
