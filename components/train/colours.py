@@ -2,9 +2,10 @@
 
 Pixels are those of torchvision's `transforms.v2.functional` on uint8, which cuts fractions off where it does not round.
 What depends on one channel's value alone is a table of 256; tables that follow one another become one, so that the
-pixels are gone over once. Exact are Brightness, Posterize, Solarize, Invert, AutoContrast, Equalize, Grayscale
-and Jpeg, and Contrast but for a level that the last bit of the mean decides, in one picture of a thousand; Color, Sharpness, Blur (a kernel of five pixels, the border mirrored) and, seldom, Hue differ by 1
-of 255. Noise is another, of the same spread.
+pixels are gone over once. Exact are Brightness, Posterize, Solarize, Invert, AutoContrast, Equalize, Grayscale and
+Jpeg, and Contrast but for a level that the last bit of its mean decides, in one of a thousand pictures. Color,
+Sharpness, Blur (a kernel of five pixels, the border mirrored) and, seldom, Hue differ by 1 of 255. Noise is another, of
+the same spread.
 """
 
 from __future__ import annotations
