@@ -28,12 +28,17 @@ TAGS = {
 """What TensorBoard calls a number of a row."""
 
 
+TIMES = ("seconds", "images_per_second", "waiting")
+
+
 def publish_history(uri: str, rows: Sequence[Row]) -> File:
-    """The rows as one Parquet file of the model dataset, `history-<hash>.parquet`, of role `history`."""
+    """The rows as one Parquet file of the model dataset, `history-<hash>.parquet`, of role `history`.
+
+    Without how long it took, which the manifest has: so that the same training gives the same file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    names = list(dict.fromkeys(name for row in rows for name in row))
+    names = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in TIMES]
     table = pa.Table.from_pylist([{name: row.get(name) for name in names} for row in rows])
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")

@@ -21,6 +21,7 @@ from .agreement import conversion
 from .artifact import artifact_files, facts_of, samples
 from .checkpoint import TrainingState, discard_checkpoints
 from .config import VERSION, TrainConfig
+from .external import pipeline_content
 from .history import publish_history, verdict
 from .launch import launch, processes
 from .preflight import warnings
@@ -38,7 +39,7 @@ def train(config: TrainConfig, context: Context) -> Outcome:
     tensors = context.parent("tensors", config.tensors, "tensors")
     asked, config = config, resolve(config, tensors.manifest)
     counting = config.counting() | weights_identity(config) | context.attempt()
-    counting |= conversion(config, tensors.manifest.image)
+    counting |= conversion(config, tensors.manifest.image) | _pipeline_identity(config)
     uri = context.workspace.dataset("model", fingerprint("model", VERSION, [tensors.fingerprint], counting))
     stop = StopSign()
     with stop.raised_by_sigterm():
@@ -98,6 +99,11 @@ def _build(tensors: Dataset, uri: str, config: TrainConfig, context: Context, ra
         commit(uri, _manifest(tensors, uri, config, spec, state, about, network))
         discard_checkpoints(uri)
     ranks.from_first(0.0)  # it is committed
+
+
+def _pipeline_identity(config: TrainConfig) -> dict[str, str]:
+    """What of somebody else's augmentation counts: what it does, wherever it was saved."""
+    return {"augment_pipeline": pipeline_content(config.augment_pipeline)} if config.augment_pipeline else {}
 
 
 def _check_there_is_enough(tensors: Dataset, processes: int) -> None:

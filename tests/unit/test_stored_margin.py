@@ -32,6 +32,7 @@ from imagemill.components.train.augment import Augmentation
 from imagemill.components.train.config import TrainConfig
 from imagemill.components.train.loader import batches
 from imagemill.components.train.loop import Trainer
+from imagemill.components.train.recipes import resolve
 
 SIZE, STORED, SHORT = 32, 40, 44
 
@@ -148,7 +149,9 @@ def validated(chain: Chain, dataset: Dataset) -> dict[str, float]:
     spec = ModelSpec("squeezenet1_1", ("cat", "dog"), input_image(dataset.manifest.image))
     config = TrainConfig(backbone="squeezenet1_1", device="cpu")
     context = Context("train", chain.workspace, "r", False)
-    return Trainer(build_network(spec), dataset, config, torch.device("cpu"), dataset.uri, context)._validate()
+    network = build_network(spec)
+    trainer = Trainer(network, dataset, resolve(config, dataset.manifest), torch.device("cpu"), dataset.uri, context)
+    return trainer.validation(network, lambda: None)
 
 
 def test_validation_sees_the_centre(chain: Chain) -> None:
