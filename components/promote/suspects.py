@@ -63,7 +63,7 @@ def found(evaluation: Dataset, clean: Dataset) -> dict[str, Any] | None:
 def _suspect(row: dict[str, Any], seen: dict[str, Picture]) -> Suspect:
     note = f"loss {row['loss']:.2f}"
     if row["rank"]:
-        note = f"{100 * row['suggested_probability']:.0f}% against {100 * row['probability']:.0f}%"
+        note = f"{100 * row['probability']:.0f}% → {100 * row['suggested_probability']:.0f}%"
     image_id = row["image_id"]
     return Suspect(image_id, row["label"], row["suggested"] or "", note, seen.get(image_id) or Picture(image_id))
 
