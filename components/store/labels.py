@@ -35,23 +35,12 @@ def multi_hot(rows: Sequence[Sequence[int]], classes: int) -> npt.NDArray[np.uin
     return hot
 
 
-def mean_loss(logits: torch.Tensor, labels: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
-    """The mean loss of a batch of logits float [B, C].
+def summed_loss(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    """The sum over a batch's images of the loss of logits float [B, C].
 
     Labels int64 [B]: cross-entropy. Labels [B, C] of zeros and ones: the mean over the classes of the binary
-    cross-entropy of each. Smoothing s moves its targets y to y(1 - s) + s/2, as it spreads the other's over all
-    classes (Szegedy et al., "Rethinking the Inception Architecture", 2015).
+    cross-entropy of each.
     """
-    from torch.nn import functional
-
-    if labels.ndim == 1:
-        return functional.cross_entropy(logits, labels, label_smoothing=smoothing)
-    targets = labels.to(logits.dtype) * (1 - smoothing) + smoothing / 2
-    return functional.binary_cross_entropy_with_logits(logits, targets)
-
-
-def summed_loss(logits: torch.Tensor, labels: torch.Tensor) -> float:
-    """The sum over a batch's images of `mean_loss` without smoothing."""
     from torch.nn import functional
 
     if labels.ndim == 1:

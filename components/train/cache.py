@@ -14,6 +14,7 @@ import os
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,8 @@ from ..store.manifest import File
 
 USUAL_BYTES = 20 * 10**9
 SHARE_OF_FREE = 0.5
+BEING_WRITTEN_S = 3600
+"""A temporary file that is older was left by a process that was killed."""
 
 
 @dataclass
@@ -95,9 +98,11 @@ class ShardCache:
     def _make_room(self, wanted: int) -> None:
         entries = sorted(_entries(self.folder))
         held = sum(size for _, size, _ in entries)
-        for _, size, path in entries:
+        for used, size, path in entries:
             if held + wanted <= self.most:
                 return
+            if path.suffix == ".tmp" and time.time() - used < BEING_WRITTEN_S:
+                continue
             path.unlink(missing_ok=True)
             held -= size
 

@@ -7,8 +7,6 @@ is sent anywhere. Also for other training loops: `TensorBatches` is a PyTorch `I
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -34,7 +32,6 @@ __all__ = ["Batch", "TensorBatches", "TensorImages", "batches", "steps"]
 OPENERS = 4
 """Threads that open files: those of S3 are fetched as a whole."""
 T = TypeVar("T")
-U = TypeVar("U")
 
 
 @dataclass(frozen=True)
@@ -210,41 +207,3 @@ def __getattr__(name: str) -> Any:
 
         return getattr(datasets, name)
     raise AttributeError(name)
-
-
-def prefetch(items: Iterator[T], work: Callable[[T], U], depth: int = 3) -> Iterator[U]:
-    """`work(item)` in one thread, `depth` results ahead; errors come out here, and leaving early ends the thread."""
-    ready: queue.Queue[tuple[str, Any]] = queue.Queue(depth)
-    stop = threading.Event()
-
-    def put(item: tuple[str, Any]) -> bool:
-        while not stop.is_set():
-            try:
-                ready.put(item, timeout=0.2)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def produce() -> None:
-        try:
-            for item in items:
-                if not put(("item", work(item))):
-                    return
-            put(("end", None))
-        except BaseException as error:  # whatever it is, it belongs to the reader of this iterator
-            put(("error", error))
-
-    thread = threading.Thread(target=produce, daemon=True, name="prefetch")
-    thread.start()
-    try:
-        while True:
-            kind, value = ready.get()
-            if kind == "end":
-                return
-            if kind == "error":
-                raise value
-            yield value
-    finally:
-        stop.set()
-        thread.join()

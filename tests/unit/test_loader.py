@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stored import SHAPE, numbered, rows_of
 
-from imagemill.components.store.errors import MillError
 from imagemill.components.store.manifest import Dataset
 from imagemill.components.store.tensors import images_of
-from imagemill.components.train.loader import batches, prefetch
+from imagemill.components.train.loader import batches
 
 
 @pytest.fixture(scope="module")
@@ -80,50 +75,3 @@ def test_a_sliced_column_gives_its_own_images() -> None:
     ):
         expected = np.array([np.frombuffer(v.as_py(), np.uint8).reshape(2, 2, 3) for v in sliced])
         np.testing.assert_array_equal(images_of(sliced, {"shape": [2, 2, 3]}), expected)
-
-
-def prefetch_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "prefetch"]
-
-
-def test_prefetch_keeps_the_order_and_ends_its_thread() -> None:
-    assert list(prefetch(iter(range(50)), lambda x: x * 2)) == list(range(0, 100, 2))
-    assert not prefetch_threads()
-
-
-def test_prefetch_is_ahead_by_its_depth_and_no_more() -> None:
-    done: list[int] = []
-    found = prefetch(iter(range(100)), lambda x: done.append(x) or x, depth=3)  # type: ignore[func-returns-value]
-    assert next(found) == 0
-    time.sleep(0.3)
-    assert 4 <= len(done) <= 1 + 3 + 1  # taken, waiting, in hand
-    found.close()  # type: ignore[attr-defined]
-    assert not prefetch_threads()
-
-
-def test_leaving_a_loop_early_ends_the_thread() -> None:
-    for _ in islice(prefetch(iter(range(10**9)), lambda x: x), 3):
-        pass
-    deadline = time.monotonic() + 5
-    while prefetch_threads() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not prefetch_threads()
-
-
-@pytest.mark.parametrize("where", ["work", "items"])
-def test_prefetch_raises_the_error_after_what_came_before(where: str) -> None:
-    def items() -> Iterator[int]:
-        yield from range(4)
-        if where == "items":
-            raise MillError("broken")
-
-    def work(item: int) -> int:
-        if where == "work" and item == 3:
-            raise MillError("broken")
-        return item
-
-    found = prefetch(items(), work)
-    assert [next(found) for _ in range(3)] == [0, 1, 2]
-    with pytest.raises(MillError, match="broken"):
-        list(found)
-    assert not prefetch_threads()

@@ -91,3 +91,14 @@ def test_many_threads_fetch_a_file_once(cache: ShardCache, tmp_path: Path, monke
     for thread in threads:
         thread.join()
     assert found == [b"a" * 100] * 8 and fetched == [uri]
+
+
+def test_what_another_is_writing_is_left_alone_and_what_a_killed_one_left_is_not(
+    cache: ShardCache, tmp_path: Path
+) -> None:
+    young, old = (tmp_path / "cache" / name for name in (".young.tmp", ".old.tmp"))
+    for path in (young, old):
+        path.write_bytes(b"x" * 100)
+    os.utime(old, (0, 0))
+    read(cache, *stored(tmp_path / "far", "a.parquet", b"a" * 100))
+    assert young.exists() and not old.exists()
