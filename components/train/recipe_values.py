@@ -1,10 +1,9 @@
 """The recipes as tables: every value with the reason for it.
 
 Sources, by the mark in a line's comment: N practitioners' rules of thumb (which strengths and shares work for how many
-images a class); T torchvision's reference recipes (references/classification/README.md; "How to
-Train State-Of-The-Art Models Using TorchVision's Latest Primitives", 2021); W Wightman et al., "ResNet strikes back",
-2021 (timm's recipes); S Steiner et al., "How to train your ViT?", 2021; H He et al., "Bag of Tricks", 2019; O our own
-judgement.
+images a class); T torchvision's reference recipes (references/classification/README.md; "How to Train State-Of-The-Art
+Models Using TorchVision's Latest Primitives", 2021); S Steiner et al., "How to train your ViT?", 2021; H He et al.,
+"Bag of Tricks", 2019; M measured; O our own judgement.
 """
 
 from __future__ import annotations

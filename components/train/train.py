@@ -172,7 +172,7 @@ def _manifest(
             "dataset_name": tensors.manifest.extra["dataset_name"],
             "backbone": spec.backbone,
             "weights": uris.last_part(config.weights) if config.weights else "",
-            "recipe": config.recipe,
+            "recipe": recipe_lines(config),
             "metrics": metrics,
             "best_epoch": state.best_epoch,
             "epochs": state.epoch,
