@@ -144,18 +144,29 @@ def _tensors(manifest: Manifest) -> list[str]:
     return [*lines, "", heading("Rows by class"), *_bars(totals.by_class)]
 
 
+_OF_AN_EPOCH = {
+    "epoch": "epoch", "train_loss": "loss", "val_loss": "val loss", "val_top1": "val top1", "val_macro_f1": "macro F1",
+    "learning_rate": "rate", "images_per_second": "images/s", "waiting": "waiting", "seconds": "seconds",
+}  # fmt: skip
+"""What is shown of an epoch, and its title; the rest is in the manifest."""
+
+
 def _model(manifest: Manifest) -> list[str]:
     extra = dict(manifest.extra)
     metrics, history = extra.pop("metrics", None) or {}, extra.pop("history", None) or []
+    recipe = extra.pop("recipe", None) or []
     if "seconds" in extra:
         extra["seconds"] = duration(extra["seconds"])
     lines = [heading("Model"), *_values({name: value for name, value in extra.items() if value != ""})]
+    if isinstance(recipe, list):
+        lines += ["", heading("Recipe"), *(part for line in recipe for part in wrapped(str(line)))]
     lines += ["", heading("Validation"), *(_values(metrics) or ["  none: there were no validation images"])]
     image = {name: value for name, value in manifest.image.items() if value not in ("", [], None)}
     lines += ["", heading("Input"), *_values(image)]
     if history and all(isinstance(one, dict) for one in history):
-        names = list(history[-1])
-        rows = [names, *([_value(one.get(name, "")) for name in names] for one in history[-SHOWN:])]
+        names = [name for name in _OF_AN_EPOCH if name in history[-1]] or list(history[-1])
+        titles = [_OF_AN_EPOCH.get(name, name) for name in names]
+        rows = [titles, *([_value(one.get(name, "")) for name in names] for one in history[-SHOWN:])]
         lines += ["", heading("Epochs"), *table(rows, "r" * len(names))]
     return [*lines, "", heading("Classes"), *wrapped(listed(manifest.classes, SHOWN))]
 
