@@ -116,8 +116,9 @@ def test_tensors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     history = [{"epoch": n, "train_loss": 1 / n, "blocks": 7, "val_macro_f1": n / 50} for n in range(1, 41)]
     recipe = ["recipe small: 40 epochs", "regularization: none"]
-    extra = {"backbone": "resnet18", "weights": "", "recipe": recipe, "metrics": {"top1": 0.9375, "macro_f1": 0.9}, "best_epoch": 3,
-             "epochs": 40, "history": history, "seconds": 125.0}  # fmt: skip
+    extra = {"backbone": "resnet18", "weights": "", "recipe": recipe, "best_epoch": 3,
+             "metrics": {"top1": 0.9375, "macro_f1": 0.9}, "epochs": 40, "history": history,
+             "seconds": 125.0}  # fmt: skip
     dataset = made(tmp_path, "model", extra=extra, image={"shape": [64, 64, 3], "color": "rgb"})
     text = printed(capsys, dataset.uri)
     for words in ("backbone    resnet18", "2 min 5 s", "top1      0.938", "macro F1", "0.800",
