@@ -52,7 +52,18 @@ def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "--near-duplicates",
         "off",
     ]
-    training = ["--epochs", "10", "--batch-size", "8", "--learning-rate", "0.005", "--crop-scale", "1"]
+    training = [
+        "--recipe",
+        "plain",
+        "--epochs",
+        "10",
+        "--batch-size",
+        "8",
+        "--learning-rate",
+        "0.005",
+        "--crop-scale",
+        "1",
+    ]
     network = ["--image-size", "32", "--backbone", "shufflenet_v2_x0_5"]
     return ["run", "--json", *source, *labels, *training, *network]
 
