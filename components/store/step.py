@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,6 +41,9 @@ RUN = "IMAGEMILL_RUN"
 RANK_RECORDS = "IMAGEMILL_RANK_RECORDS"
 """A folder: a step that runs in several processes collects the records of each there, and speaks for all."""
 RAN, CACHED = "ran", "cached"
+_OUTPUTS_HELP = (
+    "write what the step gives into this folder, a file a value: uri, state, metrics, the manifest or report"
+)
 
 
 @dataclass(frozen=True)
@@ -165,10 +168,7 @@ class Step:
         values["run"] = os.environ.get(RUN) or values.get("run", "")
         values = {key: value for key, value in values.items() if key in field_types(self.config)}
         try:
-            section = parse_sections(config).get(self.name, {})
-            if twice := sorted({*values, *self.config.PARENTS} & set(section)):
-                raise wrong(f"config.{self.name}", "what is no parameter of its own", twice[0])
-            made = self.config.from_values(values | section)
+            made = self.config.from_values(values | self._section(config, values))
         except UserError as error:
             say(self.name, f"error: {error}")
             raise SystemExit(error.exit_code) from None
@@ -191,16 +191,47 @@ class Step:
         for one in dataclasses.fields(self.config):
             add_flag(parser, one.name, one.default, one.metadata["help"], one.metadata["choices"])
         parser.add_argument("--result", default="", metavar="FILE", help="write the step's record to this file")
+        parser.add_argument("--outputs", default="", metavar="FOLDER", help=_OUTPUTS_HELP)
+        parser.add_argument(
+            "--config", default="", metavar="JSON", help="more parameters, by step, as pipelines' config"
+        )
         try:
             values = {k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None}
-            result = values.pop("result")
+            result, outputs, sections = values.pop("result"), values.pop("outputs"), values.pop("config")
             if result and not Path(result).absolute().parent.is_dir():
                 raise wrong("--result", "a file in a folder that is there", result)
-            config = self.config.from_values(values, where="--")
+            config = self.config.from_values(self._section(sections, values) | values, where="--")
         except UserError as error:
             say(self.name, f"error: {error}")
             return error.exit_code
-        return self.execute(config, result)
+        if not outputs:
+            return self.execute(config, result)
+        Path(outputs).mkdir(parents=True, exist_ok=True)
+        code = self.execute(config, result := result or str(Path(outputs) / "record.json"))
+        if not code:
+            write_outputs(json.loads(Path(result).read_text()), Path(outputs))
+        return code
+
+    def _section(self, sections: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        """This step's part of the JSON parameter `config`; UserError where it says what was said already."""
+        section = parse_sections(sections).get(self.name, {})
+        if twice := sorted({*values, *self.config.PARENTS} & set(section)):
+            raise wrong(f"config.{self.name}", "what is no parameter of its own", twice[0])
+        return section
+
+
+def write_outputs(record: Mapping[str, Any], folder: Path) -> None:
+    """A record as files of a folder, one a value: what Argo takes parameters and artifacts from.
+
+    `uri`, `state` and each of the metrics; the dataset's manifest as `manifest.json`, a report as `report.html`.
+    """
+    for name, value in {"uri": record["uri"], "state": record["state"], **record["metrics"]}.items():
+        (folder / name).write_text(value if isinstance(value, str) else json.dumps(value), encoding="utf-8")
+    (folder / "metrics.json").write_text(json.dumps(record["metrics"], indent=1) + "\n", encoding="utf-8")
+    if record["fingerprint"]:
+        copy_to(join(record["uri"], MANIFEST), str(folder / "manifest.json"))
+    if report := record["metrics"].get("report"):
+        copy_to(report, str(folder / "report.html"))
 
 
 def copy_to(uri: str, path: str) -> None:

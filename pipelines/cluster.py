@@ -1,0 +1,244 @@
+"""How a cluster is used, said in one small YAML: images, storage, the pods of each step, Ray, limits, schedule.
+
+`imagemill cluster` prints the whole file with every field explained. From it come the KFP package, the Argo templates
+and the RayJob; nothing about a cluster is said anywhere else. It holds no secret, only the names of secrets.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..components.store.config import STEPS
+from ..components.store.errors import UserError, wrong
+from ..components.store.manifest import code_version
+from .settings import bytes_of, documented, plain, read, setting
+
+Place = Callable[..., str]
+"""Names a field of the file for a message."""
+_DIGEST = re.compile(r".+@sha256:[0-9a-f]{64}")
+_DNS_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+TARGETS = {"download": "cpu", "clean": "cpu", "resize": "ray", "train": "gpu", "evaluate": "gpu", "promote": "cpu"}
+"""The image of each step: a target of the Dockerfile."""
+UID = 10001
+"""The user and group that containers run as."""
+SCRATCH = "/scratch"
+"""The one folder that a container may write: TMPDIR and HOME are there."""
+LABELS = {"app.kubernetes.io/name": "imagemill", "app.kubernetes.io/part-of": "imagemill"}
+RUN_LABEL = "imagemill.io/run"
+"""On every pod and RayJob of a run: what a run has left behind is found, and deleted, by it."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """The three images, as `imagemill images build` writes them."""
+
+    cpu: str = setting("", "download, clean, promote and the launcher: name@sha256:…")
+    ray: str = setting("", "Ray's head and workers, and resizing without a cluster of Ray")
+    gpu: str = setting("", "train and evaluate")
+    tags_allowed: bool = setting(False, "take images by tag: what runs may then change behind the pipeline's back")
+    pull_policy: str = setting("IfNotPresent", "when nodes pull", choices=("IfNotPresent", "Always", "Never"))
+    pull_secrets: tuple[str, ...] = setting(tuple, "names of the secrets that the registry's login is in")
+
+    def check(self, place: Place) -> None:
+        for target in ("cpu", "ray", "gpu"):
+            image = getattr(self, target)
+            if image and not self.tags_allowed and not _DIGEST.fullmatch(image):
+                raise wrong(place(target), "an image by its digest, name@sha256:… (see tags_allowed)", image)
+
+
+@dataclass(frozen=True)
+class Storage:
+    """The object store, and where its credentials come from."""
+
+    endpoint: str = setting("http://seaweedfs.kubeflow:9000", "address of the S3 server; empty: AWS's own")
+    region: str = setting("us-east-1", "its region")
+    secret: str = setting(
+        "mlpipeline-minio-artifact", "the secret that holds the credentials; empty: workload identity, no secret"
+    )
+    access_key: str = setting("accesskey", "the secret's key for the access key")
+    secret_key: str = setting("secretkey", "the secret's key for the secret access key")
+    workspace: str = setting("s3://mlpipeline/imagemill", "the workspace where none is given: s3://bucket/prefix")
+
+
+@dataclass(frozen=True)
+class Pod:
+    """What the pod of one step asks for."""
+
+    cpu: str = setting("1", "cores that it is promised", quantity=True)
+    cpu_limit: str = setting("", "cores that it may take (empty: as many as are free)", quantity=True)
+    memory: str = setting("2Gi", "memory that it is promised, and that it may take", quantity=True)
+    memory_limit: str = setting("", "memory that it may take, if more than promised", quantity=True)
+    ephemeral_storage: str = setting("4Gi", "disk of the node, for scratch (Argo and Ray; KFP can't say it)",
+                                     quantity=True)  # fmt: skip
+    gpu: int = setting(0, "GPUs")
+    gpu_type: str = setting("nvidia.com/gpu", "which: the resource's name")
+    shm: str = setting("", "size of /dev/shm, as a part of the memory (empty: by the batch for train, else none)",
+                       quantity=True)  # fmt: skip
+    node_selector: dict[str, str] = setting(dict, "labels that the node must have")
+    tolerations: tuple[dict[str, Any], ...] = setting(
+        tuple, "taints that it tolerates, as Kubernetes writes them: {key, operator, value, effect}"
+    )
+    deadline_seconds: int = setting(0, "the longest that one try may take (0: as long as the run)")
+
+    def check(self, place: Place) -> None:
+        for name, limit in (("cpu", self.cpu_limit), ("memory", self.memory_limit)):
+            request = getattr(self, name)
+            if not request or not bytes_of(request):
+                raise wrong(place(name), "a quantity above 0", request)
+            if limit and bytes_of(limit) < bytes_of(request):
+                raise wrong(place(f"{name}_limit"), f"at least {name}, {request}", limit)
+        if self.shm and bytes_of(self.shm) >= bytes_of(self.memory_limit or self.memory):
+            raise wrong(place("shm"), f"less than memory, {self.memory}, which it is a part of", self.shm)
+        for toleration in self.tolerations:
+            if not isinstance(toleration, dict) or not set(toleration) <= {
+                "key", "operator", "value", "effect", "tolerationSeconds"
+            }:  # fmt: skip
+                raise wrong(place("tolerations"), "a list of {key, operator, value, effect}", toleration)
+
+
+_STEPS: dict[str, Pod] = {
+    "download": Pod(cpu="1", memory="2Gi", ephemeral_storage="4Gi"),
+    "clean": Pod(cpu="4", memory="8Gi", ephemeral_storage="4Gi"),
+    "resize": Pod(cpu="4", memory="8Gi", ephemeral_storage="8Gi"),
+    "train": Pod(cpu="4", memory="16Gi", ephemeral_storage="40Gi", gpu=1),
+    "evaluate": Pod(cpu="4", memory="8Gi", ephemeral_storage="8Gi", gpu=1),
+    "promote": Pod(cpu="500m", memory="1Gi", ephemeral_storage="1Gi"),
+}
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Ray's workers."""
+
+    minimum: int = setting(0, "workers from the beginning")
+    maximum: int = setting(4, "workers at most; Ray starts them as there is work")
+    pod: Pod = setting(lambda: Pod(cpu="4", memory="8Gi", ephemeral_storage="8Gi"), "each worker: requests are limits")
+
+    def check(self, place: Place) -> None:
+        if not self.maximum or self.minimum > self.maximum:
+            raise wrong(place("maximum"), f"at least 1, and at least minimum, {self.minimum}", self.maximum)
+
+
+@dataclass(frozen=True)
+class Ray:
+    """Where resizing runs."""
+
+    mode: str = setting(
+        "rayjob", "rayjob: a cluster of its own for each run, by KubeRay; pod: in the step's own pod; address: on the "
+        "cluster at address", choices=("rayjob", "pod", "address"),
+    )  # fmt: skip
+    address: str = setting("", "for mode address: http://head:8265 or ray://head:10001")
+    version: str = setting("", "Ray's version in the image (empty: that of this installation)")
+    head: Pod = setting(lambda: Pod(cpu="1", memory="4Gi", ephemeral_storage="4Gi"), "the head, which runs no task")
+    workers: Workers = setting(Workers, "the workers")
+    idle_seconds: int = setting(60, "after how long an idle worker ends")
+    pending_seconds: int = setting(900, "how long the cluster may wait for nodes before the job is given up")
+    deadline_seconds: int = setting(6 * 3600, "the longest that the job may take")
+    ttl_seconds: int = setting(600, "how long an ended job stays to be looked at")
+
+    def check(self, place: Place) -> None:
+        if (self.mode == "address") != bool(self.address):
+            raise wrong(place("address"), "an address with mode address, and only then", self.address)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Retries and deadlines of a run."""
+
+    lost_pod_retries: int = setting(2, "how often a step whose pod was lost is tried again")
+    run_deadline_seconds: int = setting(24 * 3600, "the longest that a run may take")
+    keep_succeeded_seconds: int = setting(24 * 3600, "how long the objects of a run that succeeded stay")
+    keep_failed_seconds: int = setting(7 * 24 * 3600, "how long those of one that failed stay")
+
+
+@dataclass(frozen=True)
+class Argo:
+    """Argo Workflows without Kubeflow."""
+
+    service_account: str = setting("imagemill", "the service account that the pods run as")
+    artifacts: bool = setting(True, "keep report and metrics as artifacts; needs an artifact repository")
+    mutex: str = setting("imagemill-training", "runs with the same one wait for each other")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When the classifier is trained again (Argo's CronWorkflow; with KFP: `imagemill schedule`)."""
+
+    cron: str = setting("0 3 * * 1", "minute, hour, day of the month, month, day of the week")
+    timezone: str = setting("UTC", "the time zone that it is read in, such as Europe/Berlin")
+    starting_deadline_seconds: int = setting(3600, "a start missed by less than this is made up for")
+    suspended: bool = setting(False, "do not start any")
+    keep_succeeded: int = setting(3, "how many runs that succeeded are kept")
+    keep_failed: int = setting(3, "how many that failed are kept")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The whole file."""
+
+    namespace: str = setting("imagemill", "the namespace that everything runs in")
+    images: Images = setting(Images, "images; `imagemill images build` writes this part")
+    storage: Storage = setting(Storage, "the object store")
+    steps: dict[str, Pod] = setting(lambda: dict(_STEPS), "the pods of the steps; what is left out keeps its default")
+    ray: Ray = setting(Ray, "Ray, for resizing")
+    limits: Limits = setting(Limits, "retries and deadlines")
+    labels: dict[str, str] = setting(dict, "further labels of all pods")
+    argo: Argo = setting(Argo, "for the target argo")
+    schedule: Schedule = setting(Schedule, "for the target argo: the CronWorkflow")
+
+    def check(self, place: Place) -> None:
+        if not _DNS_NAME.fullmatch(self.namespace):
+            raise wrong(place("namespace"), "a name of lower-case letters, digits and '-'", self.namespace)
+        for name in self.steps:
+            if name not in STEPS:
+                raise wrong(place("steps", name), f"a step: {', '.join(STEPS)}", name)
+
+    def image(self, target: str) -> str:
+        """The image of a Dockerfile target; without one in the file, that of this version by its tag."""
+        return str(getattr(self.images, target)) or f"imagemill-{target}:{code_version()}"
+
+    def image_of(self, step: str) -> str:
+        return self.image(TARGETS[step])
+
+    def require_images(self, where: str) -> None:
+        """Refuse to compile what would run whatever a tag points to, unless tags are allowed."""
+        for target in ("cpu", "ray", "gpu"):
+            if not getattr(self.images, target) and not self.images.tags_allowed:
+                raise wrong(f"{where} (images.{target})", "an image by its digest; `imagemill images build` makes and "
+                            "names it, images.tags_allowed takes tags", "none")  # fmt: skip
+
+    def to_json(self) -> str:
+        """In one line, to be handed to a pod."""
+        return json.dumps(plain(self), sort_keys=True, separators=(",", ":"))
+
+    def documented(self) -> str:
+        head = "# How imagemill uses a cluster: imagemill compile --cluster THIS. What is left out keeps its default.\n"
+        return head + documented(self)
+
+
+def from_values(values: Any, where: str = "cluster") -> Cluster:
+    """A cluster from parsed YAML or JSON; UserError names what is wrong in `where`."""
+    return read(Cluster(), values, where)
+
+
+def from_file(path: str) -> Cluster:
+    """The cluster that a YAML file says; UserError for one that can't be read, or says what is unknown."""
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise wrong("--cluster", "a YAML file that can be read", f"{path} ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        found = " ".join(str(error).split())
+        raise UserError(f"--cluster: expected YAML in {path}, found something else: {found}") from None
+    return from_values(values, path)
+
+
+def from_json(text: str) -> Cluster:
+    return from_values(json.loads(text))
