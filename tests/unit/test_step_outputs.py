@@ -1,0 +1,46 @@
+"""What a step writes for an orchestrator that reads files: `--outputs`, and takes as JSON: `--config`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import mill
+
+from imagemill.components.clean import STEP as CLEAN
+from imagemill.components.download import STEP as DOWNLOAD
+
+
+def test_outputs_are_files_of_one_value(tmp_path: Path) -> None:
+    photos, workspace = mill.make_photos(tmp_path / "photos", each=6), tmp_path / "workspace"
+    raw = tmp_path / "deep" / "raw"
+    common = [f"--workspace={workspace}", "--run=r1"]
+    rc = DOWNLOAD.main(["--dataset=folder", f"--source={photos}", f"--outputs={raw}", *common])
+    assert rc == 0
+    uri = (raw / "uri").read_text()
+    assert uri.startswith(f"{workspace}/raw/")
+    assert (raw / "state").read_text() == "ran"
+    assert (raw / "name").read_text() == "photos"  # no quotes: it becomes a parameter
+    assert json.loads((raw / "rows").read_text()) == 18
+    assert json.loads((raw / "manifest.json").read_text())["kind"] == "raw"
+    assert json.loads((raw / "metrics.json").read_text())["rows"] == 18
+
+    kept = tmp_path / "clean"
+    section = json.dumps({"clean": {"min_side": 20}, "train": {"weight_decay": 0.1}})
+    assert CLEAN.main([f"--raw={uri}", f"--config={section}", f"--outputs={kept}", *common]) == 0
+    assert json.loads((kept / "manifest.json").read_text())["config"]["min_side"] == 20
+    assert json.loads((kept / "record.json").read_text())["uri"] == (kept / "uri").read_text()
+
+
+def test_a_failed_step_gives_no_uri(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    code = CLEAN.main([f"--raw={tmp_path}/raw/0", f"--workspace={tmp_path}", f"--outputs={out}"])
+    assert code == 2
+    assert not (out / "uri").exists()
+    assert json.loads((out / "record.json").read_text())["exit_code"] == 2
+
+
+def test_a_name_in_both_is_refused(tmp_path: Path) -> None:
+    words = [f"--raw={tmp_path}/raw/0", f"--workspace={tmp_path}", "--color=gray"]
+    assert CLEAN.main([*words, '--config={"clean": {"color": "rgb"}}']) == 2
+    assert CLEAN.main([*words, "--config={"]) == 2
