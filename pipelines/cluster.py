@@ -185,6 +185,10 @@ class Cluster:
     images: Images = setting(Images, "images; `imagemill images build` writes this part")
     storage: Storage = setting(Storage, "the object store")
     steps: dict[str, Pod] = setting(lambda: dict(_STEPS), "the pods of the steps; what is left out keeps its default")
+    small: Pod = setting(
+        lambda: Pod(cpu="200m", memory="1Gi", ephemeral_storage="1Gi"),
+        "the pods that only start, watch and report: the RayJob's launcher, Argo's plan, the exit step",
+    )
     ray: Ray = setting(Ray, "Ray, for resizing")
     limits: Limits = setting(Limits, "retries and deadlines")
     labels: dict[str, str] = setting(dict, "further labels of all pods")
