@@ -160,7 +160,18 @@ class Limits:
 class Argo:
     """Argo Workflows without Kubeflow."""
 
-    service_account: str = setting("imagemill", "the service account that the pods run as")
+    service_account: str = setting(
+        "imagemill", "the service account that the steps' pods run as; it needs no rights in the cluster"
+    )
+    executor_service_account: str = setting(
+        "imagemill-executor",
+        "that of Argo's own container beside each step: create and patch workflowtaskresults; its token is in the "
+        "secret NAME.service-account-token (empty: the steps' own, whose token the steps then see)",
+    )
+    launcher_service_account: str = setting(
+        "imagemill-launcher", "that of the pods that create, watch and delete RayJobs; workflowtaskresults as well"
+    )
+    initless: bool = setting(False, "Argo's controller has initlessPod on (4.1 and later; beta)")
     artifacts: bool = setting(True, "keep report and metrics as artifacts; needs an artifact repository")
     mutex: str = setting("imagemill-training", "runs with the same one wait for each other")
 
