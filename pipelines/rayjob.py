@@ -1,0 +1,271 @@
+"""The RayJob that resizes, for KubeRay 1.4 to 1.7, and what its status means: for the KFP step and for Argo alike.
+
+Read in KubeRay's operator (v1.4.2 to v1.7.0): it adds the autoscaler beside the head, an init container to the workers
+with the security context, environment and mounts of theirs, and a Job of one pod that submits the command and prints
+its log. Older ones drop the fields that they don't know: before 1.5.1 `authOptions` (Ray then runs without a token),
+before 1.6 `preRunningDeadlineSeconds`.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from ..components.store.errors import wrong
+from ..components.store.fingerprint import digest
+from .cluster import LABELS, RUN_LABEL, SCRATCH, UID, Cluster, Pod
+from .settings import bytes_of, plain
+
+API = "ray.io/v1"
+GROUP, VERSION, PLURAL = "ray.io", "v1", "rayjobs"
+
+WAITING, RUNNING, SUCCEEDED, FAILED = "waiting", "running", "succeeded", "failed"
+_DEPLOYMENTS = {
+    "": WAITING,
+    "Initializing": WAITING,
+    "Waiting": WAITING,
+    "Retrying": WAITING,
+    "Suspending": WAITING,
+    "Suspended": WAITING,
+    "Running": RUNNING,
+    "Complete": SUCCEEDED,
+    "Failed": FAILED,
+    "ValidationFailed": FAILED,
+}
+"""jobDeploymentStatus → what it means, all that KubeRay 1.7 has. Another one, of a newer KubeRay, goes on."""
+_SUCCESS, _STOPPED = "SUCCEEDED", "STOPPED"
+
+
+def _deployments(meaning: str) -> list[str]:
+    return sorted(name for name, found in _DEPLOYMENTS.items() if found == meaning)
+
+
+SUCCESS_CONDITION = (
+    f"status.jobDeploymentStatus in ({','.join(_deployments(SUCCEEDED))}),status.jobStatus == {_SUCCESS}"
+)
+"""Argo's conditions of a resource template. Requirements of success must all hold; of failure one is enough, and it is
+looked at first. What they can't say is one of `Complete` with yet another status, which KubeRay since 1.4 never writes:
+the table calls it failed, and Argo would wait for the deadline."""
+FAILURE_CONDITION = f"status.jobDeploymentStatus in ({','.join(_deployments(FAILED))}),status.jobStatus == {_STOPPED}"
+
+
+def verdict(status: Mapping[str, Any]) -> str:
+    """What a RayJob's status means: `waiting`, `running`, `succeeded` or `failed`.
+
+    KubeRay calls a job that was stopped complete; a jobStatus of FAILED alone may be a try that is made again.
+    """
+    job = str(status.get("jobStatus") or "")
+    meaning = _DEPLOYMENTS.get(str(status.get("jobDeploymentStatus") or ""), WAITING)
+    if job == _STOPPED:
+        return FAILED
+    return FAILED if meaning == SUCCEEDED and job != _SUCCESS else meaning
+
+
+LONGEST_NAME = 47
+"""KubeRay's limit: names of the cluster, its services and pods are made of it."""
+LONGEST_LABEL = 63
+_LABEL = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
+
+
+def job_name(run: str, fingerprint: str) -> str:
+    """The one name of the RayJob that makes the tensors of that fingerprint in that run: a DNS label."""
+    return f"imagemill-{digest([run])[:10]}-{fingerprint}"
+
+
+def run_label(run: str) -> str:
+    """A run as the value of RUN_LABEL: itself, unless that is too long or has characters that no label may have."""
+    if _LABEL.fullmatch(run):
+        return run
+    kept = re.sub(r"[^-A-Za-z0-9_.]", "-", run).strip("-_.")[:46]
+    return f"{kept or 'run'}-{digest([run])[:16]}"
+
+
+def manifest(
+    cluster: Cluster, name: str, command: Sequence[str], run: str, owner: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The whole RayJob. `command`: the words that the head runs; `owner`: an owner reference, with which it is deleted.
+
+    Everyone who may read RayJobs can read the command: nothing secret may be in it.
+    """
+    ray = cluster.ray
+    labels = {**cluster.labels, **LABELS, "app.kubernetes.io/component": "resize", RUN_LABEL: run_label(run)}
+    metadata: dict[str, Any] = {"name": name, "namespace": cluster.namespace, "labels": labels}
+    if owner:
+        metadata["ownerReferences"] = [dict(owner)]
+    deadlines = {"activeDeadlineSeconds": ray.deadline_seconds, "preRunningDeadlineSeconds": ray.pending_seconds}
+    spec = {
+        "entrypoint": shlex.join(command),  # for the submitter's shell; Ray's client quotes anew for the head's
+        "submissionMode": "K8sJobMode",
+        "backoffLimit": 0,  # whoever made the job tries again
+        "submitterConfig": {"backoffLimit": 0},
+        "shutdownAfterJobFinishes": True,
+        "ttlSecondsAfterFinished": ray.ttl_seconds,
+        **{field: seconds for field, seconds in deadlines.items() if seconds},
+        "submitterPodTemplate": _submitter(cluster, labels),
+        "rayClusterSpec": _ray_cluster(cluster, labels),
+    }
+    made: dict[str, Any] = plain({"apiVersion": API, "kind": "RayJob", "metadata": metadata, "spec": spec})
+    return made
+
+
+def ray_version(cluster: Cluster) -> str:
+    """Ray's version in the image: as the file says, or the one that is installed here. Without importing it."""
+    try:
+        return cluster.ray.version or version("ray")
+    except PackageNotFoundError:
+        raise wrong("cluster (ray.version)", "Ray's version in the image, since none is installed here", "") from None
+
+
+TOKENS_SINCE = (2, 52)
+"""The Ray that has tokens; KubeRay refuses to ask an older one for them."""
+
+
+def _ray_cluster(cluster: Cluster, labels: Mapping[str, str]) -> dict[str, Any]:
+    ray, known = cluster.ray, ray_version(cluster)
+    tokens = tuple(int(part) for part in re.findall(r"\d+", known)[:2]) >= TOKENS_SINCE
+    workers = ray.workers
+    # GPUs are counted when the job begins: one that starts from none would find none.
+    least = max(workers.minimum, 1) if workers.pod.gpu else workers.minimum
+    return {
+        "rayVersion": known,
+        **({"authOptions": {"mode": "token"}} if tokens else {}),
+        "enableInTreeAutoscaling": True,
+        "autoscalerOptions": {
+            "version": "v2",
+            "idleTimeoutSeconds": ray.idle_seconds,
+            "imagePullPolicy": cluster.images.pull_policy,
+            "resources": _same({"cpu": "500m", "memory": "1Gi", "ephemeral-storage": "1Gi"}),
+            "securityContext": container_security(),
+            "env": _RAY_ENV,
+            "volumeMounts": [_SCRATCH_MOUNT, _RAY_MOUNT],
+        },
+        "headGroupSpec": {
+            "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0", **_store(ray.head)},
+            "template": _template(cluster, ray.head, "ray-head", labels, {}),
+        },
+        "workerGroupSpecs": [
+            {
+                "groupName": "workers",
+                "replicas": least,
+                "minReplicas": least,
+                "maxReplicas": workers.maximum,
+                "rayStartParams": _store(workers.pod),
+                "template": _template(
+                    cluster, workers.pod, "ray-worker", labels, {"automountServiceAccountToken": False}
+                ),
+            }
+        ],
+    }
+
+
+_RAY_ENV = [{"name": "RAY_TMPDIR", "value": "/tmp"}, {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"}]
+"""Ray's session is where KubeRay expects it, in /tmp/ray: head and autoscaler meet there."""
+_SCRATCH_MOUNT = {"name": "scratch", "mountPath": SCRATCH}
+_RAY_MOUNT = {"name": "ray", "mountPath": "/tmp/ray"}
+_SHM_MOUNT = {"name": "shm", "mountPath": "/dev/shm"}
+SHM = "512Mi"
+"""/dev/shm where the cluster's file says nothing: no image crosses Ray's object store."""
+
+
+def _store(pod: Pod) -> dict[str, str]:
+    """Ray's object store, in half of /dev/shm: by itself it would take a third of the memory."""
+    return {"object-store-memory": str(int(bytes_of(pod.shm or SHM)) // 2)}
+
+
+def _template(
+    cluster: Cluster, pod: Pod, container: str, labels: Mapping[str, str], more: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The pods of head or workers. The probes are given since KubeRay's own need wget, up to 1.6."""
+    health = {"httpGet": {"path": "/api/local_raylet_healthz", "port": 52365}, "timeoutSeconds": 5, "periodSeconds": 5}
+    size = {"cpu": pod.cpu_limit or pod.cpu, "memory": pod.memory_limit or pod.memory}
+    size |= {"ephemeral-storage": pod.ephemeral_storage} if pod.ephemeral_storage else {}
+    size |= {pod.gpu_type: str(pod.gpu)} if pod.gpu else {}
+    made = {
+        "name": container,
+        "image": cluster.image("ray"),
+        "imagePullPolicy": cluster.images.pull_policy,
+        "env": [*_RAY_ENV, *storage_env(cluster)],
+        "resources": _same(size),
+        "securityContext": container_security(),
+        "volumeMounts": [_SCRATCH_MOUNT, _RAY_MOUNT, _SHM_MOUNT],
+        "readinessProbe": {**health, "initialDelaySeconds": 10, "failureThreshold": 10},
+        "livenessProbe": {**health, "initialDelaySeconds": 30, "failureThreshold": 120},
+    }
+    shm = {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": pod.shm or SHM}}
+    volumes = [{"name": "scratch", "emptyDir": {}}, {"name": "ray", "emptyDir": {}}, shm]
+    spec = {**_pod(cluster), **more, "containers": [made], "volumes": volumes}
+    if pod.node_selector:
+        spec["nodeSelector"] = dict(pod.node_selector)
+    if pod.tolerations:
+        spec["tolerations"] = [dict(one) for one in pod.tolerations]
+    return {"metadata": _metadata(labels), "spec": spec}
+
+
+def _submitter(cluster: Cluster, labels: Mapping[str, str]) -> dict[str, Any]:
+    """The pod that hands the command to the head and prints what it says; KubeRay adds command, address and token."""
+    container = {
+        "name": "ray-job-submitter",
+        "image": cluster.image("ray"),
+        "imagePullPolicy": cluster.images.pull_policy,
+        "env": _RAY_ENV,
+        "resources": _same({"cpu": "500m", "memory": "1Gi", "ephemeral-storage": "1Gi"}),
+        "securityContext": container_security(),
+        "volumeMounts": [_SCRATCH_MOUNT, _RAY_MOUNT],
+    }
+    volumes = [{"name": "scratch", "emptyDir": {}}, {"name": "ray", "emptyDir": {}}]
+    spec = {**_pod(cluster), "automountServiceAccountToken": False, "containers": [container], "volumes": volumes}
+    return {"metadata": _metadata(labels), "spec": spec}
+
+
+def _metadata(labels: Mapping[str, str]) -> dict[str, Any]:
+    """Without Istio's sidecar: it would outlive the job, and Ray's ports are not HTTP."""
+    off = {"sidecar.istio.io/inject": "false"}
+    return {"labels": {**labels, **off}, "annotations": off}
+
+
+def _pod(cluster: Cluster) -> dict[str, Any]:
+    spec: dict[str, Any] = {
+        "restartPolicy": "Never",
+        "enableServiceLinks": False,
+        "securityContext": {
+            "runAsNonRoot": True, "runAsUser": UID, "runAsGroup": UID, "fsGroup": UID,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+    }  # fmt: skip
+    if cluster.images.pull_secrets:
+        spec["imagePullSecrets"] = [{"name": name} for name in cluster.images.pull_secrets]
+    return spec
+
+
+def container_security() -> dict[str, Any]:
+    return {
+        "runAsNonRoot": True,
+        "runAsUser": UID,
+        "runAsGroup": UID,
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+
+
+def storage_env(cluster: Cluster) -> list[dict[str, Any]]:
+    """Where the object store is, and from which secret the credentials come."""
+    storage = cluster.storage
+    keys = {"AWS_ACCESS_KEY_ID": storage.access_key, "AWS_SECRET_ACCESS_KEY": storage.secret_key}
+    found: list[dict[str, Any]] = [
+        {"name": name, "valueFrom": {"secretKeyRef": {"name": storage.secret, "key": key}}}
+        for name, key in keys.items()
+        if storage.secret
+    ]
+    if storage.endpoint:
+        found.append({"name": "AWS_ENDPOINT_URL", "value": storage.endpoint})
+    return [*found, {"name": "AWS_REGION", "value": storage.region}]
+
+
+def _same(size: Mapping[str, str]) -> dict[str, Any]:
+    """Requests that are the limits too."""
+    return {"requests": dict(size), "limits": dict(size)}
