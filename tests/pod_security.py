@@ -93,9 +93,9 @@ def _of_container(container: Json, pod: Json) -> Iterator[str]:
         yield f"securityContext.procMount: {context['procMount']}"
     if context.get("allowPrivilegeEscalation") is not False:
         yield "securityContext.allowPrivilegeEscalation: not false"
-    if not context.get("runAsNonRoot", pod.get("runAsNonRoot")):
+    if context.get("runAsNonRoot", pod.get("runAsNonRoot")) is None:
         yield "securityContext.runAsNonRoot: neither here nor in the pod's"
-    if not context.get("seccompProfile", pod.get("seccompProfile")):
+    if context.get("seccompProfile", pod.get("seccompProfile")) is None:
         yield "securityContext.seccompProfile: neither here nor in the pod's"
     capabilities = context.get("capabilities") or {}
     if "ALL" not in (capabilities.get("drop") or ()):
