@@ -119,6 +119,11 @@ def ray_version(cluster: Cluster) -> str:
         raise wrong("cluster (ray.version)", "Ray's version in the image, since none is installed here", "") from None
 
 
+def gpus(cluster: Cluster) -> int:
+    """GPUs that Ray's workers may have in all: what `components.resize.resize.find` decides the device by."""
+    return cluster.ray.workers.pod.gpu * cluster.ray.workers.maximum
+
+
 TOKENS_SINCE = (2, 52)
 """The Ray that has tokens; KubeRay refuses to ask an older one for them."""
 

@@ -25,12 +25,15 @@ _DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/nvhost-gpu", "/dev/nvgpu")
 """Where a GPU of NVIDIA's shows itself, without any library: Linux, WSL, Tegra."""
 
 
-def choose_device(config: ResizeConfig, clean: Dataset, say: Callable[[str], None]) -> str:
-    """`cpu` or `cuda`: a function of the config, of the images and of whether there is a GPU."""
+def choose_device(config: ResizeConfig, clean: Dataset, say: Callable[[str], None], gpus: int | None = None) -> str:
+    """`cpu` or `cuda`: a function of the config, of the images and of whether there is a GPU.
+
+    `gpus`: how many there will be where the work is done; None: look, here or in the cluster.
+    """
     asked = config.device == CUDA
-    if config.device == CPU or not (asked or _may_be_worth_it(config, clean)):
+    if config.device == CPU or not (asked or _may_be_worth_it(config, clean, gpus)):
         return CPU
-    reason = _unfit(config) or _missing(config, clean)
+    reason = _unfit(config) or (_missing(config, clean) if gpus is None else "" if gpus else "none in Ray's workers")
     if not reason:
         say("device: cuda, large JPEGs are decoded and resampled on the GPU")
         return CUDA
@@ -39,9 +42,9 @@ def choose_device(config: ResizeConfig, clean: Dataset, say: Callable[[str], Non
     return CPU
 
 
-def _may_be_worth_it(config: ResizeConfig, clean: Dataset) -> bool:
+def _may_be_worth_it(config: ResizeConfig, clean: Dataset, gpus: int | None) -> bool:
     """By what costs nothing to know, then by the images."""
-    if not config.ray_address and not any(Path(driver).exists() for driver in _DRIVERS):
+    if gpus == 0 or (gpus is None and not config.ray_address and not any(Path(name).exists() for name in _DRIVERS)):
         return False
     return mean_pixels(clean) >= config.gpu_pixels
 

@@ -24,6 +24,7 @@ from ..store.fingerprint import digest
 from ..store.manifest import Dataset, ready
 from ..store.step import Context
 from .config import ResizeConfig
+from .copies import absolute
 from .reach import TOKEN, nobody, refused, said_address, use_token
 
 STEP = "resize"
@@ -39,13 +40,23 @@ _ENDING = re.compile(rf"\[{STEP}\] (error: |done \(|there already \(|[\d,]+ imag
 
 def build_by_job(clean: Dataset, uri: str, config: ResizeConfig, context: Context) -> Dataset:
     """The tensors at `uri`, made by a job; the job's own error is raised as if it had come up here."""
-    inner = replace(config, clean=clean.uri, workspace=context.workspace.uri, run=context.run, ray_address="auto")
-    _refuse_secrets(inner)
+    inner = for_job(clean, config, context)
     run = _Run(inner, uri, context, _client(config.ray_address))
     job = run.adopt_or_submit()
     with _stopped_with_this(run.client, job, context):
         found = run.follow(job)
     return run.outcome(job, found)
+
+
+def for_job(clean: Dataset, config: ResizeConfig, context: Context) -> ResizeConfig:
+    """The config that a job of a Ray cluster runs with: absolute places, and Ray where the job itself is.
+
+    UserError for an address with a login in it: everyone on the cluster can read a job's command line.
+    """
+    config = absolute(config)
+    inner = replace(config, clean=clean.uri, workspace=context.workspace.uri, run=context.run, ray_address="auto")
+    _refuse_secrets(inner)
+    return inner
 
 
 def _refuse_secrets(config: ResizeConfig) -> None:
@@ -87,6 +98,27 @@ def _unseen(workspace: str) -> str:
     )
 
 
+def pass_on(line: str) -> None:
+    """Say here what a job said in its log, but for what this process says of itself in the end."""
+    if _LINE.match(line) and not _ENDING.match(line):
+        print("".join(c for c in line if c.isprintable()), file=sys.stderr, flush=True)
+
+
+def write_waiting_record(job: str, context: Context) -> None:
+    """Before a job is made: what an earlier try left must not be taken for its record."""
+    waiting = f"the Ray job {job} has not said how it ended"
+    record: dict[str, Any] = {"uri": "", "fingerprint": "", "state": "failed", "metrics": {}, "error": waiting}
+    record |= {"inputs": "", "exit_code": EXIT_TRANSIENT, "seconds": 0}
+    context.workspace.write_step_record(context.run, STEP, record)
+
+
+def own_record(config: ResizeConfig, context: Context) -> dict[str, Any] | None:
+    """The record that a job of exactly this config wrote itself, if it did."""
+    record = context.workspace.step_record(context.run, STEP)
+    inputs = digest({**asdict(config), "step": STEP})
+    return record if record and record.get("inputs") == inputs else None
+
+
 @dataclass(frozen=True)
 class _Run:
     """One run's resize as jobs: the first, and a further one for each that was lost, under names made of the run."""
@@ -118,9 +150,7 @@ class _Run:
     def _submit(self, job: str) -> bool:
         """False if somebody else was first."""
         workspace, run = self.context.workspace, self.context.run
-        waiting = f"the Ray job {job} has not said how it ended"
-        record = {"uri": "", "fingerprint": "", "state": "failed", "metrics": {}, "error": waiting}
-        workspace.write_step_record(run, STEP, record | {"inputs": "", "exit_code": EXIT_TRANSIENT, "seconds": 0})
+        write_waiting_record(job, self.context)
         line = entrypoint(self.config, workspace.run_file(run, f"{STEP}.json"))
         about = {"imagemill_run": run, "imagemill_tensors": self.uri}
         try:
@@ -144,9 +174,7 @@ class _Run:
 
     def _its_record(self) -> dict[str, Any] | None:
         """The record that the job wrote itself: of exactly this configuration."""
-        record = self.context.workspace.step_record(self.context.run, STEP)
-        inputs = digest({**asdict(self.config), "step": STEP})
-        return record if record and record.get("inputs") == inputs else None
+        return own_record(self.config, self.context)
 
     def follow(self, job: str) -> Any:
         """Say what the job says until it has ended; what the cluster then knows of it."""
@@ -165,8 +193,7 @@ class _Run:
             over = found.status.is_terminal()
             whole = len(log) if over else log.rfind("\n") + 1
             for line in log[seen:whole].splitlines():
-                if _LINE.match(line) and not _ENDING.match(line):
-                    print("".join(c for c in line if c.isprintable()), file=sys.stderr, flush=True)
+                pass_on(line)
             seen = max(seen, whole)
             if over:
                 return found

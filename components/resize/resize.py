@@ -17,12 +17,12 @@ from ..store.tensors import JPEG
 from .actors import run_on_gpus
 from .batches import batches, make_files
 from .config import VERSION, ResizeConfig
-from .copies import CopyPolicy, Planned, absolute, planned
+from .copies import CopyPolicy, Planned, planned
 from .device import CPU, choose_device, gpus_here
 from .estimate import say_estimate
 from .on_ray import Cluster, Slots, ray_session, run_jobs
 from .plan import Job, Plan, plan_split
-from .ray_job import build_by_job
+from .ray_job import build_by_job, for_job
 from .runs import Merge, is_whole, merge, remove_runs, with_runs
 from .statistics import Sums, needs_sums, normalization_of
 from .work import Copied, Recipe
@@ -30,26 +30,60 @@ from .work import Copied, Recipe
 SPLITS = ("train", "val", "test")
 
 
-def resize(config: ResizeConfig, context: Context) -> Outcome:
-    """Find the tensors that this clean dataset and config give, or make them."""
+@dataclass(frozen=True)
+class Target:
+    """Where the tensors of a clean dataset and a config lie, or will lie: known before they are made.
+
+    `config`: with the device that it comes to, so that whoever makes them there need not decide again.
+    """
+
+    uri: str
+    clean: Dataset
+    config: ResizeConfig
+    copies: Planned
+
+    @property
+    def fingerprint(self) -> str:
+        return uris.last_part(self.uri)
+
+    def for_job(self, context: Context) -> ResizeConfig:
+        """The config that a job of a Ray cluster makes these tensors with (`ray_job.command` is its command line)."""
+        return for_job(self.clean, self.config, context)
+
+
+def find(config: ResizeConfig, context: Context, gpus: int | None = None) -> Target:
+    """The tensors that this clean dataset and config give; nothing is made. `gpus`: as `choose_device` takes them."""
     clean = context.parent("clean", config.clean, "clean")
     copies = planned(config, clean)
-    device = choose_device(config, clean, context.say)
+    device = choose_device(config, clean, context.say, gpus)
     counting = copies.counting(config) | context.attempt() | ({"device": device} if device != CPU else {})
     uri = context.workspace.dataset("tensors", fingerprint("tensors", VERSION, [clean.fingerprint], counting))
-    there = ready(uri)
-    dataset = there or _built(clean, uri, replace(config, device=device), context, copies)
-    context.workspace.note_latest(config.name or clean.manifest.extra["dataset_name"], dataset, context.run)
+    return Target(uri, clean, replace(config, device=device), copies)
+
+
+def resize(config: ResizeConfig, context: Context) -> Outcome:
+    """Find the tensors that this clean dataset and config give, or make them."""
+    target = find(config, context)
+    there = ready(target.uri)
+    dataset = there or _built(target.clean, target.uri, target.config, context, target.copies)
+    return outcome(target, dataset, CACHED if there else RAN, context)
+
+
+def outcome(target: Target, dataset: Dataset, state: str, context: Context) -> Outcome:
+    """Say what the tensors are, and note them as the latest of their name."""
+    context.workspace.note_latest(
+        target.config.name or target.clean.manifest.extra["dataset_name"], dataset, context.run
+    )
     totals, shape = dataset.manifest.totals, dataset.manifest.image["shape"]
     context.say(f"{totals.rows:,} images of {shape[1]} x {shape[0]} x {shape[2]} · {size(totals.bytes)}")
     _say_copies(dataset, context)
-    return Outcome(uri, dataset.fingerprint, CACHED if there else RAN, {"rows": totals.rows, "bytes": totals.bytes})
+    return Outcome(dataset.uri, dataset.fingerprint, state, {"rows": totals.rows, "bytes": totals.bytes})
 
 
 def _built(clean: Dataset, uri: str, config: ResizeConfig, context: Context, copies: Planned) -> Dataset:
     try:
         if uris.is_http(config.ray_address):
-            dataset = build_by_job(clean, uri, absolute(config), context)
+            dataset = build_by_job(clean, uri, config, context)
         else:
             dataset = _build(clean, uri, config, context, copies)
     except MillError:
