@@ -34,10 +34,10 @@ class TableSource:
 
     def listing(self) -> str | None:
         """None as soon as one file is behind http: a server need not tell that it changed."""
-        if any(uris.is_http(uri) for uri in self._uris()):
+        if any(uris.is_http(uri) for uri in self.places()):
             return None
         found = self._hash.copy()
-        for entry in ordered(self._uris(), self._stat, self._workers, lambda _: 0):
+        for entry in ordered(self.places(), self._stat, self._workers, lambda _: 0):
             found.update(f"{entry}\n".encode("utf-8", "surrogateescape"))
         return found.hexdigest()
 
@@ -47,7 +47,8 @@ class TableSource:
             mask = "" if self._masks is None else self._masks[number].as_py()
             yield self._paths[number].as_py(), mask if mask.strip() else ""
 
-    def _uris(self) -> Iterator[str]:
+    def places(self) -> Iterator[str]:
+        """The URI of every file that the table names: images and masks."""
         for path, mask in self._rows():
             yield self._locate(path)
             if mask:

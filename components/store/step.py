@@ -37,6 +37,8 @@ from .uri import join, normalize
 from .workspace import Workspace
 
 RUNNER_PID = "IMAGEMILL_RUNNER_PID"
+RUNNER_PIPE = "IMAGEMILL_RUNNER_PIPE"
+"""A named pipe that the runner holds open: what a container has instead of the process id of a runner outside of it."""
 RUN = "IMAGEMILL_RUN"
 RANK_RECORDS = "IMAGEMILL_RANK_RECORDS"
 """A folder: a step that runs in several processes collects the records of each there, and speaks for all."""
@@ -302,6 +304,8 @@ def end_with_runner() -> None:
 
     What was finished is recorded; the next run goes on from there.
     """
+    if pipe := os.environ.get(RUNNER_PIPE, ""):
+        threading.Thread(target=_end_with_pipe, args=(pipe,), daemon=True, name="runner-pipe").start()
     named = os.environ.get(RUNNER_PID, "")
     if not named.isdecimal():
         return
@@ -313,6 +317,16 @@ def end_with_runner() -> None:
         os._exit(EXIT_TRANSIENT)
 
     threading.Thread(target=watch, daemon=True, name="runner-watch").start()
+
+
+def _end_with_pipe(pipe: str) -> None:
+    """The pipe's end comes when nobody holds it open for writing any more, however the runner ended."""
+    try:
+        with Path(pipe).open("rb") as file:
+            file.read(1)
+    except OSError:  # it is not there: the runner's machine can't share one (Docker in a virtual machine)
+        return
+    os._exit(EXIT_TRANSIENT)
 
 
 def _is_gone(pid: int) -> bool:

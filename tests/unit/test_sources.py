@@ -356,7 +356,7 @@ def test_masks_behind_http_are_read_and_may_be_missing(tmp_path: Path, monkeypat
 def test_a_wrong_mask_is_told_by_its_column() -> None:
     for uri, mask in (("http://127.0.0.1:9/t.csv", "file:///etc/passwd"), ("s3://bucket/t.csv", "/etc/passwd")):
         with pytest.raises(UserError, match=r"^mask: "):
-            list(table(uri, "x", masks=(mask,))._uris())
+            list(table(uri, "x", masks=(mask,)).places())
         with pytest.raises(UserError, match=r"^mask: "):
             table(uri, "x", masks=(mask,))._with_mask(Member("x", JPEG), mask)
     with pytest.raises(UserError, match=r"^mask: expected a http URL with a host"):
