@@ -61,30 +61,44 @@ def _command(words: list[str]) -> int:
     if command == "predict":
         predicting.run(found)
         return EXIT_OK
+    if command == "cluster":
+        return _cluster(found["output"])
     config_file = found.pop("config_file", None) or ""
     runner, as_json = found.pop("runner", ""), found.pop("json", False)
+    found_cluster = found.pop("cluster_file", None) or ""
     target, output = found.pop("target", ""), found.pop("output", "")
     chosen = choose({key: value for key, value in found.items() if value is not None}, config_file)
     if command == "run":
-        return _run(chosen, runner, as_json)
-    return _compile(chosen, target, output)
+        return _run(chosen, runner, found_cluster, as_json)
+    return _compile(chosen, target, output, found_cluster)
 
 
-def _run(chosen: Chosen, runner: str, as_json: bool) -> int:
+def _run(chosen: Chosen, runner: str, cluster_file: str, as_json: bool) -> int:
     from .run import run
 
-    if runner != "subprocess":
-        raise UserError(f"--runner: expected subprocess, found {runner!r}")
-    return run(chosen, as_json)
+    if runner not in ("subprocess", "docker"):
+        raise UserError(f"--runner: expected subprocess or docker, found {runner!r}")
+    if runner == "subprocess":
+        if cluster_file:
+            raise UserError(f"--cluster: expected nothing with --runner subprocess, found {cluster_file!r}")
+        return run(chosen, as_json)
+    from .cluster import Cluster, from_file
+
+    return run(chosen, as_json, from_file(cluster_file) if cluster_file else Cluster())
 
 
-def _compile(chosen: Chosen, target: str, output: str) -> int:
-    from .compile import compile_kfp
+def _compile(chosen: Chosen, target: str, output: str, cluster_file: str) -> int:
+    from .compile import compile_for
 
-    if target != "kfp":
-        raise UserError(f"--target: expected kfp, found {target!r}")
-    compile_kfp(chosen, Path(output))
+    compile_for(target, chosen, Path(output), cluster_file)
     print(f"wrote {output}")
+    return EXIT_OK
+
+
+def _cluster(output: str) -> int:
+    from .compile import write_documented
+
+    write_documented(output)
     return EXIT_OK
 
 
@@ -107,7 +121,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"imagemill {code_version()}")
     commands: Any = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
     run = commands.add_parser("run", help="the whole pipeline here: download to promotion", description=_INTRO)
-    run.add_argument("--runner", default="subprocess", help="how steps run here [subprocess] (default: subprocess)")
+    run.add_argument(
+        "--runner", default="subprocess", metavar="RUNNER",
+        help="how steps run here [subprocess, docker] (default: subprocess)",
+    )  # fmt: skip
+    run.add_argument(
+        "--cluster", dest="cluster_file", metavar="FILE.yaml",
+        help="for docker: the images are those that this file names (default: those of this version, by tag)",
+    )  # fmt: skip
     run.add_argument("--json", action="store_true", help="print the result as one line of JSON, last on stdout")
     _add_parameters(run)
     for step in ALL_STEPS.values():  # for the list of commands; their flags are their own
@@ -117,8 +138,16 @@ def _parser() -> argparse.ArgumentParser:
     inspected.add_argument("--json", action="store_true", help="print the facts as one JSON object")
     exporting.add_command(commands)
     predicting.add_command(commands)
+    cluster = commands.add_parser("cluster", help="the file that says how a cluster is used, every field explained")
+    cluster.add_argument("-o", "--output", default="", metavar="FILE.yaml", help="write it there (default: to stdout)")
     compiled = commands.add_parser("compile", help="the pipeline as a package for a cluster")
-    compiled.add_argument("--target", required=True, help="what to compile for [kfp]")
+    compiled.add_argument("--target", required=True, help="what to compile for [kfp, argo]")
+    compiled.add_argument(
+        "--cluster",
+        dest="cluster_file",
+        metavar="FILE.yaml",
+        help="how the cluster is used: its images, storage and pods (see `imagemill cluster`)",
+    )
     compiled.add_argument("-o", "--output", required=True, metavar="FILE", help="the package to write, .yaml or .json")
     _add_parameters(compiled)
     return parser

@@ -11,9 +11,10 @@ import re
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from ..components.store import uri as uris
 from ..components.store.config import STEPS
@@ -21,8 +22,13 @@ from ..components.store.errors import TransientError, UserError, error_for_exit_
 from ..components.store.step import RUN, RUNNER_PID
 from ..components.store.workspace import Workspace
 
+if TYPE_CHECKING:
+    from .in_docker import Containers
+
 _STEP_LINE = re.compile(rf"^\s*(\[(?:{'|'.join(STEPS)})\] .*)")  # KFP indents what a task prints
 LOG = "log.txt"
+InDocker = Callable[[Workspace, str, str], AbstractContextManager["Containers"]]
+"""Gives the containers of a run: of its workspace, its name and its own folder."""
 
 
 class _Tee(io.TextIOBase):
@@ -45,20 +51,27 @@ class _Tee(io.TextIOBase):
         return len(text)
 
 
-def run_here(arguments: dict[str, Any], workspace: Workspace, run: str) -> dict[str, dict[str, Any]]:
-    """Run the whole pipeline in subprocesses of this machine; the steps' records by name.
+def run_here(
+    arguments: dict[str, Any], workspace: Workspace, run: str, docker: InDocker | None = None
+) -> dict[str, dict[str, Any]]:
+    """Run the whole pipeline on this machine, in subprocesses or by `docker`; the steps' records by name.
 
     Raises the error of the step that failed, with its message and exit code.
     """
     with tempfile.TemporaryDirectory(prefix="imagemill-run-") as scratch:
         log_path = Path(scratch) / LOG
         try:
-            with log_path.open("w", encoding="utf-8") as log, _environment(run, scratch):
-                failed = _run_kfp(arguments, scratch, log)
+            with log_path.open("w", encoding="utf-8") as log:
+                if docker is None:
+                    with _environment(run, scratch):
+                        failed = _run_kfp(arguments, scratch, log)
+                else:
+                    with docker(workspace, run, scratch) as containers:
+                        failed = _run_kfp(arguments, scratch, log, containers)
         finally:
             _keep_log(log_path, arguments, workspace, run)
     records = {step: record for step in STEPS if (record := workspace.step_record(run, step))}
-    if failed:
+    if failed or any(record["exit_code"] for record in records.values()):
         _raise_from(records, workspace.run_file(run, LOG))
     return records
 
@@ -75,14 +88,15 @@ def _keep_log(path: Path, arguments: dict[str, Any], workspace: Workspace, run: 
         print(f"the log could not be stored: {error}", file=sys.stderr)
 
 
-def _run_kfp(arguments: dict[str, Any], scratch: str, log: TextIO) -> bool:
+def _run_kfp(arguments: dict[str, Any], scratch: str, log: TextIO, containers: Containers | None = None) -> bool:
     """Whether the pipeline failed. KFP says only that it did; the records say why."""
     with _quiet(log):
         from kfp import local
 
         from .training import training_pipeline
 
-        local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=f"{scratch}/kfp")
+        runner = containers.runner() if containers else local.SubprocessRunner(use_venv=False)
+        local.init(runner=runner, pipeline_root=f"{scratch}/kfp", workspace_root=f"{scratch}/kfp-workspace")
         _leave_arguments_alone()
         for task in training_pipeline.pipeline_spec.root.dag.tasks.values():
             task.ClearField("retry_policy")  # for lost pods: here a wrong input would be tried three times in 90 s

@@ -6,33 +6,47 @@ import json
 import sys
 import time
 import traceback
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from ..components.download.config import DownloadConfig
 from ..components.store.config import STEPS
 from ..components.store.errors import EXIT_OK, MillError, UserError, error_for_exit_code
 from ..components.store.progress import duration
 from ..components.store.step import CACHED, new_run
+from ..components.store.uri import normalize
 from ..components.store.workspace import Workspace
 from ..components.train.config import TrainConfig
+from .cluster import Cluster
 from .parameters import Chosen
+
+if TYPE_CHECKING:
+    from .in_docker import Engine
 
 PRODUCTS = {"download": "raw", "clean": "clean", "resize": "tensors", "train": "model", "evaluate": "evaluation"}
 
 
-def run(chosen: Chosen, as_json: bool) -> int:
-    """Run the pipeline with these parameters; prints the result and returns the exit code."""
+def run(chosen: Chosen, as_json: bool, cluster: Cluster | None = None) -> int:
+    """Run the pipeline with these parameters, in subprocesses or, with a cluster's images, in Docker; prints the
+    result and returns the exit code."""
     started = time.monotonic()
     result = failed()
     try:
-        workspace, name = check_beforehand(chosen)
+        engine, docker = None, None
+        if cluster:
+            from . import docker_mounts, in_docker
+
+            engine, chosen = in_docker.connect(cluster), docker_mounts.absolute(chosen)
+        workspace, name = check_beforehand(chosen, engine)
+        if engine:
+            docker = partial(in_docker.containers_of, engine, chosen)
         result |= {"name": name, "run": new_run(name)}
         print(f"run {result['run']} in {workspace.uri}", file=sys.stderr, flush=True)
         from .local import run_here
 
         arguments = chosen.arguments() | {"workspace": workspace.uri, "name": name}
         try:
-            records = run_here(arguments, workspace, result["run"])
+            records = run_here(arguments, workspace, result["run"], docker)
         finally:
             _add_steps(result, workspace)
         result |= _outcome(records)
@@ -61,8 +75,9 @@ def failed(error: MillError | None = None, so_far: dict[str, Any] | None = None)
     return result | ({"error": str(error), "exit_code": error.exit_code} if error else {})
 
 
-def check_beforehand(chosen: Chosen) -> tuple[Workspace, str]:
-    """What is known before data is read: a wrong value, a missing source, a workspace that can't be written."""
+def check_beforehand(chosen: Chosen, engine: Engine | None = None) -> tuple[Workspace, str]:
+    """What is known before data is read: a wrong value, a missing source, a workspace that can't be written, by this
+    process or by the containers of `engine`."""
     from ..components.clean.classes import read_class_list
     from ..components.clean.config import CleanConfig
     from ..components.download.labels import open_dataset
@@ -75,6 +90,8 @@ def check_beforehand(chosen: Chosen) -> tuple[Workspace, str]:
     if train.weights and not train.weights_are_named:
         weights_uri(train.weights)
     open_dataset(download)
+    if engine:
+        engine.make_writable(normalize(download.workspace, "workspace"))
     workspace = Workspace.open(download.workspace)
     return workspace, download.dataset_name()
 

@@ -1,0 +1,157 @@
+"""Which files of this machine a container sees: the workspace, and read-only what the parameters name.
+
+Everything is at the same absolute path as outside, so that URIs mean the same everywhere. A source's symbolic links
+are followed, for a link that leads out of what is mounted would silently be an image that is not there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..components.download.config import DownloadConfig
+from ..components.download.labels import open_dataset
+from ..components.download.table import TableSource
+from ..components.store import uri as uris
+from ..components.store.errors import UserError, wrong
+from ..components.store.manifest import MANIFEST
+from ..components.train.config import TrainConfig
+from .cluster import SCRATCH
+from .parameters import Chosen
+
+PATHS = ("source", "annotations", "class_list", "weights", "copy_pipeline", "augment_pipeline", "backgrounds")
+"""Parameters that are read and may be a path."""
+CACHE = "cache_dir"
+MAX_MOUNTS = 200
+_THE_IMAGES_OWN = {
+    "/", "/bin", "/boot", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/opt", "/proc", "/run", "/sbin", "/sys", "/usr",
+    SCRATCH,
+}  # fmt: skip
+"""What would hide the image's own files if it were mounted."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """`read`: files and folders that are only read; `written`: folders; `addresses`: s3 and http URIs, and Ray's."""
+
+    read: tuple[str, ...]
+    written: tuple[str, ...]
+    addresses: tuple[str, ...]
+
+    def uses_s3(self) -> bool:
+        return any(uris.is_s3(address) for address in self.addresses)
+
+
+def absolute(chosen: Chosen) -> Chosen:
+    """The same parameters with absolute paths: a container has another current folder, and another home."""
+
+    def changed(values: dict[str, Any]) -> dict[str, Any]:
+        made = {
+            name: uris.normalize(value, name)
+            for name, value in values.items()
+            if name in (*PATHS, CACHE) and _is_path(chosen, name, value)
+        }
+        return {**values, **made}
+
+    return replace(
+        chosen, pipeline=changed(chosen.pipeline), sections={s: changed(v) for s, v in chosen.sections.items()}
+    )
+
+
+def _is_path(chosen: Chosen, name: str, value: Any) -> bool:
+    if not isinstance(value, str) or not value or uris.scheme(value) not in ("", "file"):
+        return False
+    if name == "weights":
+        train = chosen.config("train")
+        return isinstance(train, TrainConfig) and not train.weights_are_named
+    return not name.endswith("_pipeline") or "/" in value or "." in value  # else one of those known by name
+
+
+def seen_by(chosen: Chosen, workspace: str) -> Seen:
+    """What the containers of a run with these (absolute) parameters have to see; reads folders and tables for it."""
+    download = chosen.config("download")
+    assert isinstance(download, DownloadConfig)
+    every = [(name, value) for values in (chosen.pipeline, *chosen.sections.values()) for name, value in values.items()]
+    named = [value for name, value in every if name in PATHS and _is_path(chosen, name, value)]
+    addresses = {str(value) for name, value in every if uris.scheme(str(value)) or (name == "ray_address" and value)}
+    written = {str(value) for name, value in every if name == CACHE and value}
+    (addresses if uris.is_s3(workspace) else written).add(workspace)
+    rows: list[str] = []
+    if download.dataset == "csv":
+        source, _ = open_dataset(download)
+        assert isinstance(source, TableSource)
+        for place in source.places():
+            addresses.add(place) if uris.scheme(place) else rows.append(place)
+    read = outermost(_reached(named, rows, workspace), written)
+    for place in (*read, *written):
+        _refuse_system(place)
+    if len(read) > MAX_MOUNTS:
+        raise wrong("source", f"files in at most {MAX_MOUNTS} folders (--runner docker mounts each of them)", len(read))
+    return Seen(tuple(read), tuple(sorted(written)), tuple(sorted(addresses)))
+
+
+def _reached(named: list[str], rows: list[str], workspace: str) -> set[str]:
+    """What to mount to reach every place and whatever it links to: of `named` files those alone, of others (a table's
+    rows, what links lead to) their folders."""
+    found: set[str] = set()
+    asked: set[str] = set()
+    alone = {place for place in named if not place.endswith(f"/{MANIFEST}")}
+    waiting = [*named, *rows]
+    while waiting:
+        place = waiting.pop()
+        if place in asked:
+            continue
+        asked.add(place)
+        if os.path.isdir(place):  # noqa: PTH112
+            found.add(place)
+            waiting += (target for link in _links(place, workspace) for target in _targets(link))
+        elif os.path.lexists(place):
+            found.add(place if place in alone else os.path.dirname(place))  # noqa: PTH120
+            waiting += _targets(place)
+    return found
+
+
+def _targets(path: str) -> list[str]:
+    """Where a symbolic link leads, one step; nothing for what is none, or leads nowhere."""
+    if not os.path.islink(path):  # noqa: PTH114
+        return []
+    target = os.path.normpath(os.path.join(os.path.dirname(path), os.readlink(path)))  # noqa: PTH115, PTH118, PTH120
+    return [target] if os.path.lexists(target) else []
+
+
+def _links(folder: str, workspace: str) -> Iterator[str]:
+    """The symbolic links below a folder; none is followed. The workspace may lie in it and holds no source."""
+    if folder == workspace:
+        return
+    try:
+        with os.scandir(folder) as entries:
+            found = list(entries)
+    except OSError:  # the step says what is wrong with it
+        return
+    for entry in found:
+        if entry.is_symlink():
+            yield entry.path
+        elif entry.is_dir():
+            yield from _links(entry.path, workspace)
+
+
+def outermost(places: Iterable[str], written: Iterable[str] = ()) -> list[str]:
+    """Those places that lie in no other of them, nor in a folder that is mounted to be written."""
+    kept: list[str] = []
+    above = {str(Path(folder)) for folder in written}
+    for place in sorted(set(places), key=lambda place: (place.count("/"), place)):
+        if place not in above and not any(str(parent) in above for parent in Path(place).parents):
+            kept.append(place)
+            above.add(place)
+    return kept
+
+
+def _refuse_system(place: str) -> None:
+    if place in _THE_IMAGES_OWN:
+        raise UserError(
+            f"--runner docker: expected files in a folder of their own, found some in {place}, which in a container "
+            "holds the image's own files; move them, or use --runner subprocess"
+        )
