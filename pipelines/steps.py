@@ -25,12 +25,13 @@ def download(
     from typing import NamedTuple
 
     from imagemill.components.download import STEP
+    from imagemill.pipelines.artifacts import dataset_metadata
 
     record = STEP.component(
         config, manifest.path, workspace=workspace, name=name, rerun=rerun, run=run,
         dataset=dataset, source=source, annotations=annotations, label_pattern=label_pattern,
     )  # fmt: skip
-    manifest.metadata.update(record["metrics"])
+    manifest.metadata.update(dataset_metadata(record, manifest.path))
     outputs = NamedTuple("outputs", [("raw", str), ("name", str)])  # noqa: UP014
     return outputs(record["uri"], record["metrics"]["name"])
 
@@ -43,30 +44,32 @@ def clean(
 ) -> str:  # fmt: skip
     """Keep what is valid, reject the rest with reasons; returns the clean dataset's URI."""
     from imagemill.components.clean import STEP
+    from imagemill.pipelines.artifacts import dataset_metadata
 
     record = STEP.component(
         config, manifest.path, workspace=workspace, name=name, rerun=rerun, run=run,
         raw=raw, preset=preset, color=color, val_fraction=val_fraction, test_fraction=test_fraction,
     )  # fmt: skip
-    manifest.metadata.update(record["metrics"])
+    manifest.metadata.update(dataset_metadata(record, manifest.path))
     return str(record["uri"])
 
 
 @dsl.component(base_image=IMAGES["ray"], install_kfp_package=False)
 def resize(
     workspace: str, name: str, rerun: str, run: str, config: str,
-    clean: str, preset: str, model_preset: str, image_size: int, resize_mode: str, encoding: str,
+    clean: str, preset: str, model_preset: str, image_size: int, resize_mode: str, encoding: str, cluster: str,
     manifest: dsl.Output[dsl.Dataset],
 ) -> str:  # fmt: skip
-    """Resize every image with Ray; returns the tensors' URI."""
-    from imagemill.components.resize import STEP
+    """Resize every image with Ray, where `cluster` says; returns the tensors' URI."""
+    from imagemill.pipelines.artifacts import dataset_metadata
+    from imagemill.pipelines.resizing import resize
 
-    record = STEP.component(
-        config, manifest.path, workspace=workspace, name=name, rerun=rerun, run=run,
+    record = resize(
+        cluster, config, manifest.path, workspace=workspace, name=name, rerun=rerun, run=run,
         clean=clean, preset=preset, model_preset=model_preset, image_size=image_size, resize_mode=resize_mode,
         encoding=encoding,
     )  # fmt: skip
-    manifest.metadata.update(record["metrics"])
+    manifest.metadata.update(dataset_metadata(record, manifest.path))
     return str(record["uri"])
 
 
@@ -79,13 +82,14 @@ def train(
 ) -> str:  # fmt: skip
     """Train the challenger; returns the model's URI."""
     from imagemill.components.train import STEP
+    from imagemill.pipelines.artifacts import model_metadata
 
     record = STEP.component(
         config, manifest.path, workspace=workspace, name=name, rerun=rerun, run=run,
         tensors=tensors, preset=preset, backbone=backbone, weights=weights, recipe=recipe, epochs=epochs,
         batch_size=batch_size, learning_rate=learning_rate, seed=seed,
     )  # fmt: skip
-    manifest.metadata.update(record["metrics"])
+    manifest.metadata.update(model_metadata(record, manifest.path))
     return str(record["uri"])
 
 
@@ -120,15 +124,27 @@ def evaluate(
 def promote(
     workspace: str, name: str, rerun: str, run: str, config: str,
     evaluation: str, champion_evaluation: str, min_gain: float, promote: str,
-    report: dsl.Output[dsl.HTML],
+    report: dsl.Output[dsl.HTML], summary: dsl.Output[dsl.Markdown],
 ) -> str:  # fmt: skip
-    """Let the better model reign and write the report; returns the champion's URI."""
+    """Let the better model reign, write the report and the run in short; returns the champion's URI."""
     from imagemill.components.promote import STEP
-    from imagemill.components.store.step import copy_to
+    from imagemill.pipelines.artifacts import write_report
+    from imagemill.pipelines.finish import write_summary
 
     record = STEP.component(
         config, "", workspace=workspace, name=name, rerun=rerun, run=run, evaluation=evaluation,
         champion_evaluation=champion_evaluation, min_gain=min_gain, promote=promote,
     )  # fmt: skip
-    copy_to(record["metrics"]["report"], report.path)
+    write_report(record, report.path)
+    write_summary(workspace, run, summary.path)
     return str(record["uri"])
+
+
+@dsl.component(base_image=IMAGES["cpu"], install_kfp_package=False)
+def finish(
+    workspace: str, run: str, cluster: str, status: dsl.PipelineTaskFinalStatus, summary: dsl.Output[dsl.Markdown]
+) -> None:
+    """However the steps ended: the run in short, with what went wrong, and nothing of it left in the cluster."""
+    from imagemill.pipelines.finish import finish
+
+    finish(workspace, run, cluster, status.state, summary.path)

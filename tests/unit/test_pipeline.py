@@ -18,9 +18,13 @@ import pytest
 import yaml
 
 from imagemill.components.store.errors import UserError
+from imagemill.pipelines.cluster import Cluster, Images
 from imagemill.pipelines.parameters import ALL_STEPS, choose, parameters
 
 GOLDEN = Path(__file__).parent / "golden" / "training.yaml"
+CLUSTER = Cluster(
+    images=Images(**{name: f"registry.example/mill/{name}@sha256:{'0' * 64}" for name in ("cpu", "ray", "gpu")})
+)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +32,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from imagemill.pipelines.compile import compile_kfp
 
     path = tmp_path_factory.mktemp("compiled") / "training.yaml"
-    compile_kfp(choose({}), path)
+    compile_kfp(choose({}), path, CLUSTER)
     return path
 
 
@@ -39,7 +43,7 @@ def spec(package: Path) -> dict[str, Any]:
 def shape(pipeline: dict[str, Any]) -> dict[str, Any]:
     """What users and orchestrators rely on: parameters, tasks, order, retries, images; no source text."""
     root = pipeline["root"]
-    tasks = root["dag"]["tasks"]
+    tasks = pipeline["components"]["comp-exit-handler-1"]["dag"]["tasks"]
     return {
         "parameters": {
             name: {"type": about["parameterType"], "default": about.get("defaultValue")}
@@ -54,9 +58,11 @@ def shape(pipeline: dict[str, Any]) -> dict[str, Any]:
             }
             for name, task in tasks.items()
         },
-        "images": sorted(
-            {e["container"]["image"].partition(":")[0] for e in pipeline["deploymentSpec"]["executors"].values()}
-        ),
+        "at the end": sorted(root["dag"]["tasks"]),
+        "images": {
+            name.removeprefix("exec-"): executor["container"]["image"].partition("@")[0]
+            for name, executor in pipeline["deploymentSpec"]["executors"].items()
+        },
     }
 
 
@@ -85,10 +91,10 @@ def test_every_parameter_is_described_and_has_a_default(package: Path) -> None:
 
 
 def test_pipeline_defaults_are_the_configs() -> None:
-    from imagemill.pipelines.training import training
+    from imagemill.pipelines.training import training_pipeline
 
     known = parameters()
-    for name, parameter in inspect.signature(training).parameters.items():
+    for name, parameter in inspect.signature(training_pipeline.pipeline_func).parameters.items():
         if name != "config":
             assert parameter.default == known[name].default, name
             assert parameter.annotation is known[name].kind, name
@@ -102,7 +108,7 @@ def test_chosen_values_become_defaults(tmp_path: Path) -> None:
     from imagemill.pipelines.compile import compile_kfp
 
     path = tmp_path / "p.yaml"
-    compile_kfp(choose({"epochs": "3", "workspace": "s3://bucket/mill/", "weight_decay": "0.1"}), path)
+    compile_kfp(choose({"epochs": "3", "workspace": "s3://bucket/mill/", "weight_decay": "0.1"}), path, CLUSTER)
     found = spec(path)["root"]["inputDefinitions"]["parameters"]
     assert found["epochs"]["defaultValue"] == 3 and found["workspace"]["defaultValue"] == "s3://bucket/mill"
     assert json.loads(found["config"]["defaultValue"]) == {"train": {"weight_decay": 0.1}}
@@ -113,7 +119,7 @@ def test_cluster_takes_no_folder(workspace: str, tmp_path: Path) -> None:
     from imagemill.pipelines.compile import compile_kfp
 
     with pytest.raises(UserError, match="workspace: expected s3://"):
-        compile_kfp(choose({"workspace": workspace}), tmp_path / "p.yaml")
+        compile_kfp(choose({"workspace": workspace}), tmp_path / "p.yaml", CLUSTER)
 
 
 def test_shared_parameters_mean_one_thing() -> None:

@@ -1,0 +1,188 @@
+"""The pods of a KFP run, from the cluster's file: image, resources, volumes, credentials, identity, deadlines, retries.
+
+What Kubeflow's API server adds to each pod itself (its compiler of 2.5 and later; read in its sources): no privilege
+escalation, all capabilities dropped, the seccomp profile RuntimeDefault, the label `pipeline/runid`, and the annotation
+that keeps Istio's sidecar out. With the uid and non-root set here that is all that Pod Security `restricted` asks for.
+KFP has no word for a read-only root file system, for ephemeral storage nor for a service account of one step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from .cluster import LABELS, RUN_LABEL, SCRATCH, UID, Cluster, Pod
+from .parameters import Chosen
+from .rayjob import ray_version
+from .settings import bytes_of
+from .shm import shm_size
+
+if TYPE_CHECKING:
+    from kfp import dsl
+
+Task = Any
+"""A `dsl.PipelineTask`."""
+RUN_ID = "{{workflow.uid}}"
+"""The run's id in a label. Placeholders of KFP's own ({{$.pipeline_job_uuid}}) are not resolved there; this one KFP's
+API server replaces in the whole workflow, and gives its steps the same id. Argo, were it left, would replace it too."""
+RETRY_BACKOFF = "30s"
+NO_SIDECAR = {"sidecar.istio.io/inject": "false"}
+"""As a label, where newer Istio looks first. A sidecar would outlive the step, and the pod would never end."""
+RAYJOB_GRACE_S = 900
+"""What a launcher may take beyond the deadlines of its RayJob: to start, to hear of its end, to clean up."""
+_KFP_MEMORY = re.compile(r"\d+([EPTGMK]i?)?")
+
+
+class Here:
+    """No cluster: a local runner, which knows neither pods nor retries, and finishes by itself."""
+
+    cluster = ""
+
+    def place(self, step: str, task: Task) -> Task:
+        return _titled(step, task)
+
+    def finishing(self, make: Callable[[], Task]) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext()
+
+    def config(self) -> dsl.PipelineConfig | None:
+        return None
+
+
+@dataclass(frozen=True)
+class OnCluster:
+    """Places tasks as a `Cluster` says; `chosen` are the parameters that become the package's defaults."""
+
+    of: Cluster
+    chosen: Chosen
+
+    @property
+    def cluster(self) -> str:
+        """What the resize and the exit step are told of it; with Ray's version, for the launcher's image has none."""
+        if self.of.ray.mode == "pod":
+            return ""
+        return replace(self.of, ray=replace(self.of.ray, version=ray_version(self.of))).to_json()
+
+    def place(self, step: str, task: Task) -> Task:
+        if step == "resize" and self.of.ray.mode != "pod":
+            return self._launcher(task)
+        return self._in_pod(step, task, self.of.image_of(step), self.of.steps[step])
+
+    def config(self) -> dsl.PipelineConfig | None:
+        """The run as a whole: the longest that it may take, and how long the workflow stays to be looked at."""
+        from kfp import dsl
+
+        limits = self.of.limits
+        return dsl.PipelineConfig(
+            active_deadline_seconds=limits.run_deadline_seconds or None,
+            ttl_seconds_after_success=limits.keep_succeeded_seconds or None,
+            ttl_seconds_after_failure=limits.keep_failed_seconds or None,
+        )
+
+    def finishing(self, make: Callable[[], Task]) -> contextlib.AbstractContextManager[Any]:
+        """The group of all steps, after which the exit step comes however they end."""
+        from kfp import dsl
+
+        exit_step = self._in_pod("finish", make(), self.of.image("cpu"), self.of.small)
+        group: contextlib.AbstractContextManager[Any] = dsl.ExitHandler(exit_step, name="Training")
+        return group
+
+    def _launcher(self, task: Task) -> Task:
+        """Resizing elsewhere: this pod only starts it and waits, in the image that it does so with."""
+        ray = self.of.ray
+        if ray.mode == "address":  # Ray's own client, of the same version as the cluster
+            return self._in_pod("resize", task, self.of.image("ray"), self.of.small)
+        self._in_pod("resize", task, self.of.image("cpu"), self.of.small)
+        if ray.deadline_seconds and not self.of.small.deadline_seconds:
+            _kubernetes().set_timeout(task, ray.pending_seconds + ray.deadline_seconds + RAYJOB_GRACE_S)
+        return task
+
+    def _in_pod(self, step: str, task: Task, image: str, pod: Pod) -> Task:
+        _titled(step, task)
+        task.set_container_image(image)
+        if self.of.limits.lost_pod_retries:
+            task.set_retry(self.of.limits.lost_pod_retries, backoff_duration=RETRY_BACKOFF, backoff_factor=2.0)
+        _resources(task, pod)
+        _volumes(task, pod, shm_size(step, pod, self.chosen))
+        _schedule(task, pod)
+        self._storage(task)
+        self._identity(step, task)
+        return task
+
+    def _storage(self, task: Task) -> None:
+        storage = self.of.storage
+        if storage.endpoint:
+            task.set_env_variable("AWS_ENDPOINT_URL", storage.endpoint)
+        for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):  # boto3 reads the second alone
+            task.set_env_variable(name, storage.region)
+        if storage.secret:
+            keys = {storage.access_key: "AWS_ACCESS_KEY_ID", storage.secret_key: "AWS_SECRET_ACCESS_KEY"}
+            _kubernetes().use_secret_as_env(task, storage.secret, keys)
+
+    def _identity(self, step: str, task: Task) -> None:
+        """Who the pod is: its user, its labels, its name for those that own something by it, where its image is."""
+        kubernetes, images = _kubernetes(), self.of.images
+        kubernetes.set_security_context(task, run_as_user=UID, run_as_group=UID, run_as_non_root=True)
+        ours = {**LABELS, "app.kubernetes.io/component": step, **NO_SIDECAR, RUN_LABEL: RUN_ID}
+        for key, value in {**self.of.labels, **ours}.items():
+            kubernetes.add_pod_label(task, key, value)
+        for name, path in {"POD_NAME": "metadata.name", "POD_UID": "metadata.uid",
+                           "POD_NAMESPACE": "metadata.namespace"}.items():  # fmt: skip
+            kubernetes.use_field_path_as_env(task, name, path)
+        kubernetes.set_image_pull_policy(task, images.pull_policy)
+        if images.pull_secrets:
+            kubernetes.set_image_pull_secrets(task, list(images.pull_secrets))
+
+
+def _titled(step: str, task: Task) -> Task:
+    task.set_display_name(step.capitalize())
+    task.set_caching_options(False)
+    return task
+
+
+def _resources(task: Task, pod: Pod) -> None:
+    task.set_cpu_request(pod.cpu)
+    if pod.cpu_limit:
+        task.set_cpu_limit(pod.cpu_limit)
+    task.set_memory_request(kfp_memory(pod.memory))
+    task.set_memory_limit(kfp_memory(pod.memory_limit or pod.memory))
+    if pod.gpu:
+        task.set_accelerator_type(pod.gpu_type)
+        task.set_accelerator_limit(pod.gpu)
+
+
+def kfp_memory(quantity: str) -> str:
+    """A quantity in a form that KFP takes: without a decimal point, and K for thousand; else in bytes."""
+    return quantity if _KFP_MEMORY.fullmatch(quantity) else str(round(bytes_of(quantity)))
+
+
+def _volumes(task: Task, pod: Pod, shm: str) -> None:
+    kubernetes = _kubernetes()
+    kubernetes.empty_dir_mount(task, "scratch", SCRATCH, size_limit=pod.ephemeral_storage or None)
+    if shm:
+        kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=shm)
+
+
+def _schedule(task: Task, pod: Pod) -> None:
+    kubernetes = _kubernetes()
+    for key, value in pod.node_selector.items():
+        kubernetes.add_node_selector(task, key, value)
+    for toleration in pod.tolerations:
+        seconds = toleration.get("tolerationSeconds")
+        rest = {key: _text(value) for key, value in toleration.items() if key != "tolerationSeconds"}
+        kubernetes.add_toleration(task, toleration_seconds=seconds, **rest)
+    if pod.deadline_seconds:
+        kubernetes.set_timeout(task, pod.deadline_seconds)
+
+
+def _text(value: Any) -> str:
+    """YAML makes a boolean of the word `true`, which in a toleration is a text."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _kubernetes() -> Any:
+    from kfp import kubernetes
+
+    return kubernetes
