@@ -1,0 +1,43 @@
+"""Argo's exit handler: what came of the run, told in its log and stored beside its records; nothing left behind."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..components.store.errors import MillError
+from ..components.store.progress import say
+from ..components.store.step import Parser, quiet_logs
+from .finish import SUMMARY, finish
+
+NAME = "finish"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`python -m imagemill.pipelines.argo_exit`: report a run and delete what is left of it; a step's exit codes.
+
+    How the run ended is what the steps recorded: an error of a step makes no error here.
+    """
+    quiet_logs()
+    parser = Parser(prog="python -m imagemill.pipelines.argo_exit", description="Report a run, and clean up after it.")
+    parser.add_argument("--workspace", required=True, metavar="URI", help="the run's workspace")
+    parser.add_argument("--run", required=True, metavar="NAME", help="the run: the workflow's name")
+    parser.add_argument(
+        "--status", required=True, metavar="WORD", help="how Argo says that it ended: Succeeded, Failed or Error"
+    )
+    parser.add_argument("--cluster", default="", metavar="JSON", help="the cluster's file, in one line")
+    parser.add_argument("--outputs", required=True, metavar="FOLDER", help="write the summary into this folder")
+    try:
+        found = parser.parse_args(argv)
+        summary = Path(found.outputs) / SUMMARY
+        finish(found.workspace, found.run, found.cluster, found.status, str(summary))
+    except MillError as error:
+        say(NAME, f"error: {error}")
+        return error.exit_code
+    print(summary.read_text(encoding="utf-8"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,291 @@
+"""The templates of the Argo workflow: for each step one pod, its command line, and when it is tried again.
+
+Read in Argo's sources, v3.7.0 to v4.1.2 (workflow/controller/workflowpod.go and operator.go, cmd/argoexec). Argo adds
+an init container and, beside a step's, one of its own that reports outputs: both without a security context, which a
+namespace that enforces Pod Security `restricted` refuses, unless the template patches the pod.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from .cluster import SCRATCH, UID, Cluster, Pod
+from .parameters import Chosen, parameters
+from .rayjob import FAILURE_CONDITION, SUCCESS_CONDITION, container_security, ray_version, storage_env
+from .shm import shm_size
+
+if TYPE_CHECKING:
+    from hera.workflows import Artifact, Container, Parameter, Resource, RetryStrategy
+    from hera.workflows.models import EnvVar
+
+RUN = "{{workflow.name}}"
+"""A workflow is a run."""
+OUTPUTS = f"{SCRATCH}/outputs"
+COMPONENT = "app.kubernetes.io/component"
+WORKSPACE, CONFIG = "{{workflow.parameters.workspace}}", "{{workflow.parameters.config}}"
+RETRY = (
+    '!(lastRetry.message matches "OOMKilled|deadline") && (lastRetry.exitCode in ["-1", "75", "137", "143"]'
+    ' || lastRetry.status == "Error" && !(lastRetry.exitCode in ["1", "2", "64"]))'
+)
+"""When a step is tried again: an expression of expr-lang over the last try, whose values are all text.
+
+75 is transient. A lost pod has no exit code (-1: evicted, deleted, its node gone) or that of SIGKILL or SIGTERM;
+`Error` with another code is a failure of Argo's own containers, such as that of storing an artifact. Not again: 2, the
+input is wrong; 1, an error of ours, which comes again; 64, Argo's own for a command that can't be started and for a
+RayJob that failed; a step that took more memory than it may have; one that ran into its deadline.
+"""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A task of the DAG: the step whose flags it takes, what it takes from other tasks, and what it gives."""
+
+    step: str
+    takes: tuple[str, ...]
+    gives: Mapping[str, str]
+    """Output parameter → the file of `--outputs` that holds it. Named as in the KFP pipeline, and as its flags are;
+    where a KFP component has one output only, which KFP calls `Output`, it is what the next step's flag is called."""
+    artifacts: tuple[str, ...] = ()
+    """Files of `--outputs` that Argo's UI shows."""
+
+
+PARTS = {
+    "download": Part("download", (), {"raw": "uri", "name": "name"}),
+    "clean": Part("clean", ("name", "raw"), {"clean": "uri"}),
+    "plan": Part("resize", ("name", "clean"), {"tensors": "uri", "needed": "needed", "rayjob": "rayjob"}),
+    "resize": Part("resize", ("name", "clean"), {"tensors": "uri"}),
+    "train": Part("train", ("name", "tensors"), {"model": "uri"}),
+    "evaluate": Part(
+        "evaluate",
+        ("name", "model", "clean"),
+        {"evaluation": "uri", "champion_evaluation": "champion_evaluation", "top1": "top1", "macro_f1": "macro_f1"},
+        ("metrics.json",),
+    ),
+    "promote": Part(
+        "promote",
+        ("name", "evaluation", "champion_evaluation"),
+        {"champion": "uri", "verdict": "verdict", "promoted": "promoted"},
+        ("report.html",),
+    ),
+}
+
+
+def step_template(task: str, cluster: Cluster, chosen: Chosen) -> Container:
+    """The pod of a step that runs in it, and that of `plan`."""
+    from hera.workflows import Parameter
+
+    part = PARTS[task]
+    pod, image = _size(task, cluster)
+    return _container(
+        task, cluster, pod, image, _words(task, cluster),
+        shm="" if task == "plan" else shm_size(part.step, pod, chosen),
+        inputs=[Parameter(name=name) for name in part.takes],
+        outputs=[*_parameters(part), *(_artifacts(part.artifacts) if cluster.argo.artifacts else ())],
+        retry_strategy=retry(cluster),
+        **_executor(cluster),
+    )  # fmt: skip
+
+
+def _size(task: str, cluster: Cluster) -> tuple[Pod, str]:
+    """The pod and its image: a small one where it only looks, or waits for a cluster of Ray."""
+    if task == "plan":
+        return cluster.small, cluster.image("cpu")
+    waits = task == "resize" and cluster.ray.mode == "address"
+    return cluster.small if waits else cluster.steps[task], cluster.image_of(task)
+
+
+def _words(task: str, cluster: Cluster) -> list[str]:
+    """The command line: each flag with its value is one word, which no shell reads."""
+    part = PARTS[task]
+    module = "imagemill.pipelines.planning" if task == "plan" else f"imagemill.components.{part.step}"
+    values = {
+        name: f"{{{{workflow.parameters.{name}}}}}"
+        for name, parameter in parameters().items()
+        if parameter.pipeline and part.step in parameter.steps
+    }
+    values |= {name: f"{{{{inputs.parameters.{name}}}}}" for name in part.takes}
+    if task == "resize" and cluster.ray.mode == "address":
+        values["ray_address"] = cluster.ray.address
+    values |= {"cluster": _told(cluster)} if task == "plan" else {}
+    values |= {"config": CONFIG, "run": RUN, "outputs": OUTPUTS}
+    return ["python", "-m", module, *(f"--{name.replace('_', '-')}={value}" for name, value in values.items())]
+
+
+def _told(cluster: Cluster) -> str:
+    """The cluster's file for a pod; with Ray's version, which is not installed in every image."""
+    return replace(cluster, ray=replace(cluster.ray, version=ray_version(cluster))).to_json()
+
+
+def _parameters(part: Part) -> list[Parameter]:
+    from hera.workflows import Parameter
+    from hera.workflows.models import ValueFrom
+
+    return [
+        Parameter(name=name, value_from=ValueFrom(path=f"{OUTPUTS}/{file}", default=""))
+        for name, file in part.gives.items()
+    ]
+
+
+def _artifacts(files: Sequence[str]) -> list[Artifact]:
+    from hera.workflows import Artifact, NoneArchiveStrategy
+
+    return [
+        Artifact(name=file.partition(".")[0], path=f"{OUTPUTS}/{file}", archive=NoneArchiveStrategy(), optional=True)
+        for file in files
+    ]
+
+
+def rayjob_template(cluster: Cluster) -> Resource:
+    """The RayJob of `plan`: applied, so that a second try finds that of the first and goes on watching it."""
+    from hera.workflows import Parameter, Resource
+
+    return Resource(
+        name="rayjob",
+        labels={COMPONENT: "rayjob"},
+        inputs=[Parameter(name="rayjob")],
+        action="apply",
+        manifest="{{inputs.parameters.rayjob}}",
+        set_owner_reference=True,
+        success_condition=SUCCESS_CONDITION,
+        failure_condition=FAILURE_CONDITION,
+        retry_strategy=retry(cluster),
+        service_account_name=cluster.argo.launcher_service_account,
+        automount_service_account_token=True,
+        pod_spec_patch=_patch_of_resource(cluster),
+    )
+
+
+def finish_template(cluster: Cluster) -> Container:
+    """The exit handler: says what came of the run, and deletes what is left of it."""
+    words = [
+        "python", "-m", "imagemill.pipelines.argo_exit", f"--workspace={WORKSPACE}", f"--run={RUN}",
+        "--status={{workflow.status}}", f"--cluster={_told(cluster)}",
+        f"--outputs={OUTPUTS}",
+    ]  # fmt: skip
+    return _container(
+        "finish", cluster, cluster.small, cluster.image("cpu"), words,
+        outputs=_artifacts(("summary.md",)) if cluster.argo.artifacts else None,
+        active_deadline_seconds=FINISH_SECONDS,
+        retry_strategy=retry(cluster),
+        service_account_name=cluster.argo.launcher_service_account,
+        automount_service_account_token=True,
+    )  # fmt: skip
+
+
+FINISH_SECONDS = 900
+"""The longest that the exit handler may take: the run's own deadline does not count for it."""
+
+
+def retry(cluster: Cluster) -> RetryStrategy:
+    from hera.workflows import RetryStrategy
+    from hera.workflows.models import Backoff
+    from hera.workflows.models.io.k8s.apimachinery.pkg.util.intstr import IntOrString
+
+    return RetryStrategy(
+        limit=cluster.limits.lost_pod_retries,
+        retry_policy="Always",  # of `Failed` and `Error`: the expression decides
+        expression=RETRY,
+        backoff=Backoff(duration="30s", factor=IntOrString(root=2)),
+    )
+
+
+def _container(
+    name: str, cluster: Cluster, pod: Pod, image: str, words: Sequence[str], *, shm: str = "", **options: Any
+) -> Container:
+    from hera.workflows import Container, EmptyDirVolume
+    from hera.workflows.models import SecurityContext, Toleration
+    from hera.workflows.models.io.k8s.apimachinery.pkg.api.resource import Quantity
+
+    volumes = [
+        EmptyDirVolume(name="scratch", mount_path=SCRATCH, size_limit=_optional(Quantity, pod.ephemeral_storage))
+    ]
+    if shm:
+        volumes.append(
+            EmptyDirVolume(name="shm", mount_path="/dev/shm", medium="Memory", size_limit=Quantity(root=shm))
+        )
+    if pod.deadline_seconds:
+        options.setdefault("active_deadline_seconds", pod.deadline_seconds)
+    return Container(
+        name=name,
+        labels={COMPONENT: name},
+        image=image,
+        image_pull_policy=cluster.images.pull_policy,
+        command=list(words[:3]),
+        args=list(words[3:]),
+        env=_environment(cluster),
+        resources=_resources(pod),
+        security_context=SecurityContext.model_validate(container_security()),
+        volumes=volumes,
+        node_selector=dict(pod.node_selector) or None,
+        tolerations=[Toleration.model_validate(one) for one in pod.tolerations] or None,
+        pod_spec_patch=_patch(cluster),
+        **options,
+    )
+
+
+def _environment(cluster: Cluster) -> list[EnvVar]:
+    from hera.workflows.models import EnvVar
+
+    region = {"name": "AWS_DEFAULT_REGION", "value": cluster.storage.region}  # boto3 reads no other
+    return [EnvVar.model_validate(one) for one in (*storage_env(cluster), region)]
+
+
+def _optional(kind: Any, text: str) -> Any:
+    return kind(root=text) if text else None
+
+
+def _resources(pod: Pod) -> Any:
+    from hera.workflows.models import ResourceRequirements
+
+    requests = {"cpu": pod.cpu, "memory": pod.memory, "ephemeral-storage": pod.ephemeral_storage}
+    limits = {
+        "cpu": pod.cpu_limit, "memory": pod.memory_limit or pod.memory, "ephemeral-storage": pod.ephemeral_storage
+    }  # fmt: skip
+    gpus = {pod.gpu_type: str(pod.gpu)} if pod.gpu else {}
+    return ResourceRequirements.model_validate({"requests": _said(requests) | gpus, "limits": _said(limits) | gpus})
+
+
+def _said(values: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in values.items() if value}
+
+
+def _executor(cluster: Cluster) -> dict[str, Any]:
+    """Argo's own container has a token of its own, so that the step's needs none."""
+    from hera.workflows.models import ExecutorConfig
+
+    account = cluster.argo.executor_service_account
+    if not account:
+        return {}
+    return {"automount_service_account_token": False, "executor": ExecutorConfig(service_account_name=account)}
+
+
+def _patch(cluster: Cluster) -> str:
+    """What `restricted` asks of Argo's own containers. Their root file system can't be read-only: argo 10787."""
+    context = container_security()
+    del context["readOnlyRootFilesystem"]
+    own = {**_EXECUTOR, "securityContext": context}
+    if cluster.argo.initless:
+        patch = {"containers": [{"name": "supervisor", **own}]}
+    else:
+        patch = {"initContainers": [{"name": "init", **own}], "containers": [{"name": "wait", **own}]}
+    return json.dumps(patch)
+
+
+def _patch_of_resource(cluster: Cluster) -> str:
+    """Argo makes this pod alone, and secures it; it says nothing of its size, which a quota may ask for."""
+    init = [] if cluster.argo.initless else [{"name": "init", **_EXECUTOR}]
+    return json.dumps({"initContainers": init, "containers": [{"name": "main", **_EXECUTOR}]})
+
+
+_EXECUTOR = {"resources": {"requests": {"cpu": "10m", "memory": "64Mi"}}}
+
+
+def pod_security() -> dict[str, Any]:
+    """What holds for all containers of a pod."""
+    return {
+        "runAsNonRoot": True, "runAsUser": UID, "runAsGroup": UID, "fsGroup": UID,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }  # fmt: skip
