@@ -1,0 +1,291 @@
+"""The resize step as a RayJob of its own: made or adopted, followed, mapped to our exit codes, and deleted.
+
+It runs in the step's pod in place of the step and needs no Ray. The rights of its service account are `kube.RIGHTS`.
+What it makes is owned by its pod, labelled with the run, and has deadlines of its own: what this process can't delete
+any more goes with the pod, by the run's exit step (`clean_up`), or ends by itself.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from types import FrameType
+from typing import Any
+
+from ..components.resize import STEP
+from ..components.resize.config import ResizeConfig
+from ..components.store.config import StepConfig
+from ..components.store.errors import EXIT_USER, MillError, TransientError, UserError, error_for_exit_code
+from ..components.store.manifest import Dataset, ready
+from ..components.store.progress import duration
+from ..components.store.step import CACHED, RAN, Context, Outcome, Step
+from .cluster import RUN_LABEL, Cluster, from_json
+from .joblog import JobLog
+from .kube import Dropped, Json, Kube, namespace_here, own_pod
+from .ray_failures import failure, troubles, wrongly_named
+from .rayjob import FAILED, SUCCEEDED, WAITING, gpus, job_name, manifest, run_label, verdict
+
+WATCH_S = 30
+"""A watch is begun anew after so long: events can be lost without a word, and deadlines have to be looked at."""
+UNTAKEN_S = 300.0
+"""How long a RayJob may have no status at all: no operator is there that takes it."""
+DELETING_S = 180.0
+"""How long a RayJob of the same name may take to go."""
+LATE_S = 300.0
+"""How long after its deadline KubeRay has for ending the job, before this gives it up."""
+AGAIN_S = 1.0
+LAST_WORDS_S = 10.0
+"""How long what the job said last may take to come."""
+DELETE_S = 20.0
+"""How long deleting is tried at the end: a pod that is told to go has half a minute."""
+
+
+def resize(cluster: str, config: str, artifact: str, **values: Any) -> dict[str, Any]:
+    """The resize step as the cluster's file (as JSON) says: the body of the KFP component there.
+
+    As `STEP.component`: returns the step's record, and ends the process with the step's exit code when it fails.
+    """
+    step = _Launched(STEP.name, STEP.config, STEP.work, STEP.help, cluster=from_json(cluster))
+    return step.component(config, artifact, **values)
+
+
+def clean_up(cluster: str, run: str) -> list[str]:
+    """Delete what is left of a run, by its label; the names of the RayJobs that were. UserError without the right."""
+    known = from_json(cluster)
+    if known.ray.mode != "rayjob":
+        return []
+    kube = Kube.connect(namespace_here(known.namespace))
+    names = [str(job["metadata"]["name"]) for job in kube.jobs(f"{RUN_LABEL}={run_label(run)}")]
+    for name in names:
+        kube.delete(name)
+    return names
+
+
+@dataclass(frozen=True)
+class _Launched(Step):
+    """The step, of which only the work is done elsewhere: config, record, errors and exit codes are its own."""
+
+    cluster: Cluster = field(default_factory=Cluster)
+
+    def _function(self) -> Any:
+        def work(config: StepConfig, context: Context) -> Outcome:
+            assert isinstance(config, ResizeConfig)
+            return launched(self.cluster, config, context)
+
+        return work
+
+
+def launched(cluster: Cluster, config: ResizeConfig, context: Context) -> Outcome:
+    """Find the tensors that a clean dataset and a config give, or have them made where the cluster's file says."""
+    from ..components.resize.resize import find, outcome
+    from ..components.resize.resize import resize as resize_here
+
+    if cluster.ray.mode != "rayjob" or config.ray_address:
+        return resize_here(replace(config, ray_address=config.ray_address or cluster.ray.address), context)
+    target = find(config, context, gpus(cluster))
+    if dataset := ready(target.uri):
+        return outcome(target, dataset, CACHED, context)
+    inner = target.for_job(context)
+    kube = Kube.connect(namespace_here(cluster.namespace))
+    name = job_name(context.run, target.fingerprint)
+    launch = Launch(replace(cluster, namespace=kube.namespace), kube, name, inner, target.uri, context)
+    return outcome(target, launch.run(), RAN, context)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: the pod has to go."""
+
+
+@dataclass
+class Launch:
+    """One RayJob, from its making to its deletion."""
+
+    cluster: Cluster
+    kube: Kube
+    name: str
+    config: ResizeConfig
+    uri: str
+    context: Context
+    uid: str = ""
+    touched: bool = False
+    started: float = field(default_factory=time.monotonic)
+
+    def run(self) -> Dataset:
+        """The tensors that the job makes; its error as if it had come up here. Nothing of it is left afterwards."""
+        with _terminated():
+            try:
+                self._adopt_or_make()
+                log = JobLog(self.kube, self.name)
+                log.start()
+                try:
+                    status = self._follow()
+                finally:
+                    log.finish(LAST_WORDS_S)
+                return self._ending(status, log.last())
+            except Terminated:
+                raise TransientError(f"stopped by a signal, and the RayJob {self.name} with it") from None
+            finally:
+                self._delete()
+
+    def _adopt_or_make(self) -> None:
+        from ..components.resize.ray_job import command, write_waiting_record
+
+        owner = own_pod(self.kube)
+        body = manifest(self.cluster, self.name, command(self.config), self.context.run, owner)
+        while True:
+            job = self.kube.job(self.name)
+            self.touched = True
+            if job is None:
+                write_waiting_record(self.name, self.context)
+                if (job := self.kube.create(body)) is None:
+                    continue  # somebody else was first
+                self.context.say(f"RayJob {self.name} made in the namespace {self.kube.namespace}")
+            elif job["metadata"].get("deletionTimestamp"):
+                self._wait_until_gone()
+                continue
+            elif verdict(job.get("status") or {}) in (FAILED, SUCCEEDED):
+                if ready(self.uri) is None:
+                    self._refuse_what_was_refused()
+                    self.context.say(f"RayJob {self.name} of an earlier try has ended: another one is made")
+                    self.kube.delete(self.name)
+                    continue
+            else:
+                self.context.say(f"RayJob {self.name} is there already: {_said(job)}")
+                self._share(job, owner)
+            self.uid = str(job["metadata"]["uid"])
+            return
+
+    def _refuse_what_was_refused(self) -> None:
+        """An earlier try's job found the input wrong, and its launcher did not live to say so."""
+        if (record := self._record()) and record["exit_code"] == EXIT_USER:
+            raise UserError(str(record["error"]))
+
+    def _share(self, job: Json, owner: Json | None) -> None:
+        """An adopted job must not go with the pod of the try that made it."""
+        owners = list(job["metadata"].get("ownerReferences") or [])
+        if owner and owner["uid"] not in [one["uid"] for one in owners]:
+            self.kube.set_owners(self.name, [*owners, owner])
+
+    def _wait_until_gone(self) -> None:
+        self.context.say(f"RayJob {self.name} of an earlier try is being deleted")
+        since = time.monotonic()
+        while job := self.kube.job(self.name):
+            if not job["metadata"].get("deletionTimestamp"):
+                return
+            if time.monotonic() - since > DELETING_S:
+                raise TransientError(f"the RayJob {self.name} of an earlier try does not go (does KubeRay run?)")
+            time.sleep(AGAIN_S)
+
+    def _follow(self) -> Json | None:
+        """The status that the job ends with; None if it is deleted. TransientError when it takes too long."""
+        said, since = "", {WAITING: time.monotonic()}
+        for job in self._states():
+            if job is None or job["metadata"]["uid"] != self.uid:
+                return None
+            status: Json = job.get("status") or {}
+            now, found = time.monotonic(), verdict(status)
+            if found not in since:
+                since = {found: now}
+            if (text := _said(job)) != said:
+                self.context.say(f"RayJob {self.name}: {text}")
+                said = text
+            if found in (SUCCEEDED, FAILED):
+                return status
+            if job["metadata"].get("deletionTimestamp"):
+                return None
+            self._look_at_the_clock(status, now - since[WAITING] if WAITING in since else 0.0, now - self.started)
+        raise AssertionError("a job is followed until it ends")
+
+    def _states(self) -> Iterator[Json | None]:
+        """The job as it is, then each time that it changes, and again and again: whatever becomes of the watches."""
+        while True:
+            job = self.kube.job(self.name)
+            yield job
+            if job is None:
+                continue
+            began = time.monotonic()
+            with suppress(Dropped):
+                yield from self.kube.changes(self.name, str(job["metadata"]["resourceVersion"]), WATCH_S)
+            time.sleep(max(0.0, AGAIN_S - (time.monotonic() - began)))
+
+    def _look_at_the_clock(self, status: Json, waits_s: float, takes_s: float) -> None:
+        """Deadlines that KubeRay does not know (before 1.6), or does not keep because it is not there."""
+        ray = self.cluster.ray
+        if not status.get("jobDeploymentStatus") and waits_s > UNTAKEN_S:
+            raise TransientError(
+                f"the RayJob {self.name} is taken by nobody after {duration(waits_s)}: does KubeRay's operator run, "
+                f"and does it watch the namespace {self.kube.namespace}?"
+            )
+        if ray.pending_seconds and waits_s > ray.pending_seconds + LATE_S:
+            pods = self._pods()
+            why = "; ".join(troubles(pods)) or _said({"status": status})
+            kind = UserError if wrongly_named(pods) else TransientError
+            raise kind(f"the RayJob {self.name} has waited for {duration(waits_s)} (ray.pending_seconds): {why}")
+        if ray.deadline_seconds and takes_s > ray.deadline_seconds + LATE_S:
+            raise TransientError(f"the RayJob {self.name} was not done after {duration(takes_s)} "
+                                 "(ray.deadline_seconds)")  # fmt: skip
+
+    def _ending(self, status: Json | None, log: str) -> Dataset:
+        """The tensors, if they are there, whatever else is said; otherwise the error."""
+        if dataset := ready(self.uri):
+            return dataset
+        record = self._record()
+        if record and record["exit_code"]:
+            raise error_for_exit_code(record["exit_code"], str(record["error"]))
+        if status is None:
+            raise TransientError(f"the RayJob {self.name} was deleted while it ran")
+        if verdict(status) == SUCCEEDED:
+            there = f", only {record['uri']}" if record else ""
+            raise UserError(
+                "cluster (images.ray, storage): expected the imagemill of this step, and the same object store, found "
+                f"others: the RayJob {self.name} succeeded and there is no dataset {self.uri}{there}"
+            )
+        raise failure(self.name, status, self._pods(), log)
+
+    def _record(self) -> dict[str, Any] | None:
+        from ..components.resize.ray_job import own_record
+
+        return own_record(self.config, self.context)
+
+    def _pods(self) -> list[Json]:
+        """Its pods, for what they can tell of a failure."""
+        try:
+            return self.kube.pods(f"{RUN_LABEL}={run_label(self.context.run)},app.kubernetes.io/component=resize")
+        except MillError:
+            return []
+
+    def _delete(self) -> None:
+        """On every way out: its log, record and reasons are told by now."""
+        if not self.touched:
+            return
+        try:
+            self.kube.delete(self.name, DELETE_S)
+        except MillError as error:
+            self.context.say(f"the RayJob {self.name} could not be deleted ({error}): it goes with this pod")
+
+
+def _said(job: Json) -> str:
+    """A job's status in few words."""
+    status = job.get("status") or {}
+    deployment, inner = str(status.get("jobDeploymentStatus") or "new"), str(status.get("jobStatus") or "")
+    return f"{deployment}, {inner.lower()}" if inner and deployment == "Running" else deployment
+
+
+@contextmanager
+def _terminated() -> Iterator[None]:
+    """SIGTERM as an exception, which no retry takes for an error of the network."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    here = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, end) if here else None
+    try:
+        yield
+    finally:
+        if here:
+            signal.signal(signal.SIGTERM, before)
