@@ -24,7 +24,7 @@ RIGHTS = {
     ("", "pods"): ("get", "list"),
     ("", "pods/log"): ("get",),
 }
-"""(API group, resource) → verbs, of the launcher. The exit step needs list and delete of rayjobs, the plan step none."""
+"""(API group, resource) → verbs, of the launcher; of these the exit step needs list and delete, the plan step none."""
 ROLE = "k8s/base"
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 SILENT_S = 180.0
