@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,16 @@ from ..components.store.config import STEPS
 from ..components.store.errors import EXIT_OK, MillError, UserError
 from ..components.store.manifest import code_version
 from ..components.store.step import Parser, add_flag, quiet_logs
-from . import exporting, predicting
+from . import exporting, predicting, runs, schedule, submit
 from .parameters import ALL_STEPS, Chosen, choose, parameters
 
 _INTRO = "Labelled images in, a better classifier out, again every week."
+_SERVICE: dict[str, Callable[[dict[str, Any]], int]] = {
+    "submit": submit.run,
+    "schedule": schedule.run,
+    "runs": runs.run,
+}
+"""The commands that speak to Kubeflow Pipelines."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,6 +69,8 @@ def _command(words: list[str]) -> int:
         return EXIT_OK
     if command == "cluster":
         return _cluster(found["output"])
+    if command in _SERVICE:
+        return _SERVICE[command](found)
     config_file = found.pop("config_file", None) or ""
     runner, as_json = found.pop("runner", ""), found.pop("json", False)
     found_cluster = found.pop("cluster_file", None) or ""
@@ -150,6 +158,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     compiled.add_argument("-o", "--output", required=True, metavar="FILE", help="the package to write, .yaml or .json")
     _add_parameters(compiled)
+    submit.add_command(commands, _add_parameters)
+    schedule.add_command(commands, _add_parameters)
+    runs.add_command(commands)
     return parser
 
 
