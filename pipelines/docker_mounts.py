@@ -1,7 +1,8 @@
 """Which files of this machine a container sees: the workspace, and read-only what the parameters name.
 
 Everything is at the same absolute path as outside, so that URIs mean the same everywhere. A source's symbolic links
-are followed, for a link that leads out of what is mounted would silently be an image that is not there.
+are followed, for a link that leads out of what is mounted would silently be an image that is not there. (Docker follows
+the links in what it mounts itself, so a folder that is a link is mounted as the folder that it leads to.)
 """
 
 from __future__ import annotations
@@ -85,8 +86,10 @@ def seen_by(chosen: Chosen, workspace: str) -> Seen:
         assert isinstance(source, TableSource)
         for place in source.places():
             addresses.add(place) if uris.scheme(place) else rows.append(place)
+    for place in (*named, *written):
+        _refuse_system(place)
     read = outermost(_reached(named, rows, workspace), written)
-    for place in (*read, *written):
+    for place in read:
         _refuse_system(place)
     if len(read) > MAX_MOUNTS:
         raise wrong("source", f"files in at most {MAX_MOUNTS} folders (--runner docker mounts each of them)", len(read))

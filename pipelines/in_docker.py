@@ -147,6 +147,8 @@ class Containers:
     credentials: Credentials
     _nested: Iterable[str] = field(default=())
     """Mounted places that lie in the scratch folder, which then needs a mount point for each."""
+    codes: dict[str, int] = field(default_factory=dict)
+    """How the containers ended, by step."""
 
     def runner(self) -> Any:
         """KFP's runner, with what all containers have in common."""
@@ -181,7 +183,8 @@ class Containers:
             raise kind(f"{step}: the Docker engine refuses the container: {error.explanation}") from None
         except (docker.errors.DockerException, requests.exceptions.RequestException) as error:
             raise TransientError(f"{step}: the Docker engine does not answer ({type(error).__name__})") from None
-        return self._recorded(step) if code is None else code
+        self.codes[step] = self._recorded(step) if code is None else code
+        return self.codes[step]
 
     def _recorded(self, step: str) -> int:
         """The exit code by the step's record, where the engine has forgotten the container before it was asked."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from ..components.store import uri as uris
 from ..components.store.config import STEPS
-from ..components.store.errors import TransientError, UserError, error_for_exit_code
+from ..components.store.errors import EXIT_OURS, EXIT_USER, TransientError, UserError, error_for_exit_code
 from ..components.store.step import RUN, RUNNER_PID
 from ..components.store.workspace import Workspace
 
@@ -58,6 +58,7 @@ def run_here(
 
     Raises the error of the step that failed, with its message and exit code.
     """
+    codes: dict[str, int] = {}
     with tempfile.TemporaryDirectory(prefix="imagemill-run-") as scratch:
         log_path = Path(scratch) / LOG
         try:
@@ -67,12 +68,13 @@ def run_here(
                         failed = _run_kfp(arguments, scratch, log)
                 else:
                     with docker(workspace, run, scratch) as containers:
+                        codes = containers.codes
                         failed = _run_kfp(arguments, scratch, log, containers)
         finally:
             _keep_log(log_path, arguments, workspace, run)
     records = {step: record for step in STEPS if (record := workspace.step_record(run, step))}
     if failed or any(record["exit_code"] for record in records.values()):
-        _raise_from(records, workspace.run_file(run, LOG))
+        _raise_from(records, workspace.run_file(run, LOG), codes)
     return records
 
 
@@ -158,9 +160,12 @@ def _quiet(log: TextIO) -> Iterator[None]:
             root.handlers[:] = before
 
 
-def _raise_from(records: dict[str, dict[str, Any]], log: str) -> None:
+def _raise_from(records: dict[str, dict[str, Any]], log: str, codes: dict[str, int]) -> None:
+    """`codes`: how the processes of steps ended, as far as that is known."""
     for step in STEPS:
-        record = records.get(step)
+        record, code = records.get(step), codes.get(step, 0)
+        if record is None and code in (EXIT_OURS, EXIT_USER):  # before the step had read its parameters
+            raise error_for_exit_code(code, f"{step}: ended with {code} and without a record; the log is {log}")
         if record is None:
             raise TransientError(
                 f"{step}: ended without a record, as a process does that is killed (for memory?); run again to go on "

@@ -1,0 +1,99 @@
+"""Is there a Docker engine, and are our images there? What is missing is said exactly; nothing is started here."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TARGETS = ("cpu", "ray", "gpu")
+TAG = "dev"
+PACKAGE = "/opt/imagemill/lib/python3.11/site-packages/imagemill"
+_ROOT = Path(__file__).parents[1]
+
+
+@cache
+def missing() -> str:
+    """What keeps a container from being started here; empty when nothing does."""
+    try:
+        import docker
+    except ImportError:
+        return "no Docker here: the Python package docker is missing (pip install 'imagemill[pipelines]')"
+    try:
+        client().ping()
+    except Exception as error:  # whatever keeps it from answering is what is missing
+        if not isinstance(error, docker.errors.DockerException | OSError):
+            raise
+        return f"no Docker engine answers here: {error} (Debian: apt-get install docker.io, then dockerd)"
+    return ""
+
+
+def client() -> Any:
+    import docker
+
+    return docker.from_env()
+
+
+def require(targets: Sequence[str] = (), tag: str = TAG) -> None:
+    """Skip the test, saying what is missing: an engine, or images of ours by this tag."""
+    if why := missing():
+        pytest.skip(why)
+    absent = [name for name in (f"imagemill-{target}:{tag}" for target in targets) if not is_there(name)]
+    if absent:
+        pytest.skip(f"no image {', '.join(absent)} here; imagemill images build --no-push --tag {tag} makes them")
+
+
+def is_there(image: str) -> bool:
+    import docker
+
+    try:
+        client().images.get(image)
+    except docker.errors.ImageNotFound:
+        return False
+    return True
+
+
+def with_this_code(targets: Sequence[str] = TARGETS, tag: str = TAG) -> dict[str, str]:
+    """The images with their last layer made anew: this checkout's code. Target → image, tagged `test-<hash>`.
+
+    They are made in a second, where building the images takes minutes; all that is below is theirs.
+    """
+    require(targets, tag)
+    code = _context("")
+    made = {}
+    for target in targets:
+        below = f"imagemill-{target}:{tag}"
+        key = hashlib.sha256(code + client().images.get(below).id.encode()).hexdigest()[:12]
+        made[target] = f"imagemill-{target}:test-{key}"
+        if not is_there(made[target]):
+            text = f"FROM {below}\nCOPY components {PACKAGE}/components\nCOPY pipelines {PACKAGE}/pipelines\n"
+            client().images.build(fileobj=io.BytesIO(_context(text)), custom_context=True, tag=made[target], rm=True)
+    return made
+
+
+def _context(dockerfile: str) -> bytes:
+    """A build context: the package's files, always the same bytes for the same code."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for path in _package_files():
+            about = tarfile.TarInfo(str(path.relative_to(_ROOT)))
+            data = path.read_bytes()
+            about.size, about.mode = len(data), 0o644
+            archive.addfile(about, io.BytesIO(data))
+        about = tarfile.TarInfo("Dockerfile")
+        about.size = len(dockerfile)
+        archive.addfile(about, io.BytesIO(dockerfile.encode()))
+    return buffer.getvalue()
+
+
+def _package_files() -> Iterator[Path]:
+    for folder in ("components", "pipelines"):
+        for path in sorted((_ROOT / folder).rglob("*")):
+            if path.is_file() and "__pycache__" not in path.parts:
+                yield path

@@ -1,0 +1,311 @@
+"""What containers of `--runner docker` are started with, and what is said when there is no engine or no image."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import conftest
+import mill
+import pytest
+
+from imagemill.components.store.errors import UserError
+from imagemill.pipelines import docker_environment, docker_mounts, docker_user, in_docker
+from imagemill.pipelines.cluster import Cluster, from_values
+from imagemill.pipelines.docker_mounts import Seen
+from imagemill.pipelines.parameters import choose
+
+ROOT = {"SecurityOptions": ["name=seccomp,profile=default"], "MemTotal": 8 * 2**30, "Runtimes": {"runc": {}}}
+IMAGE_USER = (10001, 10001)
+
+
+def seen(tmp_path: Path, **flags: str) -> Seen:
+    chosen = docker_mounts.absolute(choose({"dataset": "folder", "workspace": str(tmp_path / "work"), **flags}))
+    return docker_mounts.seen_by(chosen, str(chosen.pipeline["workspace"]))
+
+
+def arguments(info: dict[str, Any], sight: Seen, network: str = "bridge") -> dict[str, Any]:
+    user = docker_user.user_of(info, (0, 0))
+    return in_docker.arguments_of_run(info, user, sight, {"A": "1"}, "/tmp/run/scratch", network)
+
+
+def binds(found: dict[str, Any]) -> dict[str, tuple[str, bool]]:
+    """Target → (source, read-only)."""
+    assert all(mount["Type"] == "bind" for mount in found["mounts"])
+    return {mount["Target"]: (mount["Source"], mount["ReadOnly"]) for mount in found["mounts"]}
+
+
+def test_a_container_has_no_rights_and_writes_only_workspace_and_scratch(tmp_path: Path) -> None:
+    photos = mill.make_photos(tmp_path / "photos", each=1)
+    found = arguments(ROOT, seen(tmp_path, source=str(photos)))
+    assert binds(found) == {
+        str(photos): (str(photos), True),
+        str(tmp_path / "work"): (str(tmp_path / "work"), False),
+        "/scratch": ("/tmp/run/scratch", False),
+    }
+    assert found["user"] == "10001:10001" and found["read_only"] and found["cap_drop"] == ["ALL"]
+    assert found["security_opt"] == ["no-new-privileges:true"]
+    assert found["shm_size"] == 4 * 2**30
+    assert "volumes" not in found and "privileged" not in found and "cap_add" not in found
+
+
+def test_kfp_takes_all_arguments(tmp_path: Path) -> None:
+    from kfp import local
+
+    found = arguments({**ROOT, "SecurityOptions": ["name=userns", "name=selinux"]}, seen(tmp_path, source="s3://b/c"))
+    assert local.DockerRunner(**found).container_run_args == found
+
+
+def test_nothing_of_a_run_on_s3_is_mounted(tmp_path: Path) -> None:
+    found = seen(tmp_path, source="s3://photos/all", workspace="s3://bucket/work")
+    assert found == Seen((), (), ("s3://bucket/work", "s3://photos/all")) and found.uses_s3()
+    assert list(binds(arguments(ROOT, found))) == ["/scratch"]
+
+
+@pytest.mark.parametrize(
+    ("caller", "options", "expected"),
+    [
+        ((0, 0), [], IMAGE_USER),
+        ((1000, 100), ["name=seccomp,profile=default"], (1000, 100)),
+        ((1000, 100), ["name=rootless"], (0, 0)),
+        ((0, 0), ["name=userns"], IMAGE_USER),
+    ],
+)
+def test_who_containers_run_as(caller: tuple[int, int], options: list[str], expected: tuple[int, int]) -> None:
+    assert docker_user.user_of({"SecurityOptions": options}, caller) == expected
+
+
+def test_engines_that_map_users_or_label_files(tmp_path: Path) -> None:
+    plain = arguments(ROOT, seen(tmp_path, source="s3://b/c"))
+    other = arguments({**ROOT, "SecurityOptions": ["name=userns", "name=selinux"]}, seen(tmp_path, source="s3://b/c"))
+    assert "userns_mode" not in plain and other["userns_mode"] == "host"
+    assert other["security_opt"] == ["no-new-privileges:true", "label=disable"]
+
+
+def test_each_step_has_its_name_and_labels_and_only_networks_get_gpus() -> None:
+    with_gpu = {**ROOT, "Runtimes": {"runc": {}, "nvidia": {}}}
+    train, clean = (in_docker.arguments_of_step(with_gpu, "pets-2026-3f9a", step) for step in ("train", "clean"))
+    assert train["name"] == "imagemill-pets-2026-3f9a-train"
+    assert train["labels"]["imagemill.io/run"] == "pets-2026-3f9a" and train["labels"]["imagemill.io/step"] == "train"
+    assert train["device_requests"] == [{"Driver": "", "Count": -1, "DeviceIDs": [], "Capabilities": [["gpu"]],
+                                         "Options": {}}]  # fmt: skip
+    assert "device_requests" not in clean
+    assert "device_requests" not in in_docker.arguments_of_step(ROOT, "pets", "train")
+    assert in_docker.arguments_of_step(ROOT, "größe", "train")["name"] == "imagemill-gr--e-train"
+
+
+def test_links_that_leave_the_source_are_mounted_too(tmp_path: Path) -> None:
+    photos = mill.make_photos(tmp_path / "photos", each=1)
+    store = mill.make_photos(tmp_path / "store", each=1)
+    (photos / "blue" / "more.jpg").symlink_to(store / "blue" / "000.png")
+    (store / "blue" / "one.jpg").symlink_to(tmp_path / "last" / "000.jpg")  # of a link to a link, all must be there
+    (photos / "blue" / "once.jpg").symlink_to("../../store/blue/one.jpg")
+    (tmp_path / "last").mkdir()
+    (tmp_path / "last" / "000.jpg").write_bytes(b"")
+    (tmp_path / "hop").symlink_to(store / "red")
+    (photos / "purple").symlink_to("../hop")
+    (photos / "nowhere.jpg").symlink_to("/nowhere/1.jpg")
+    (photos / "red" / "itself.jpg").symlink_to("itself.jpg")
+    found = {str(path) for path in (photos, store / "blue", tmp_path / "hop", tmp_path / "last")}
+    assert set(seen(tmp_path, source=str(photos)).read) == found
+
+
+def test_the_folders_of_a_tables_rows_are_mounted(tmp_path: Path) -> None:
+    mill.make_photos(tmp_path / "a" / "photos", each=1)
+    mill.make_photos(tmp_path / "b", each=1)
+    table = tmp_path / "a" / "tables" / "labels.csv"
+    table.parent.mkdir()
+    table.write_text(f"path,label\n../photos/blue/000.png,blue\n{tmp_path}/b/red/000.png,red\ns3://b/x.jpg,red\n")
+    found = seen(tmp_path, dataset="csv", source=str(table))
+    assert set(found.read) == {f"{tmp_path}/b/red", str(table), f"{tmp_path}/a/photos/blue"}
+    assert found.addresses == ("s3://b/x.jpg",)
+
+
+def test_parameters_become_absolute_and_what_lies_in_the_workspace_is_mounted_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    mill.make_photos(tmp_path / "work" / "photos", each=1)
+    (tmp_path / "classes.txt").write_text("blue\n")
+    flags = {"source": "work/photos", "class_list": "classes.txt", "augment_pipeline": "light", "weights": "DEFAULT"}
+    chosen = docker_mounts.absolute(choose({"dataset": "folder", "workspace": "work", "backbone": "resnet18", **flags}))
+    assert chosen.pipeline["source"] == f"{tmp_path}/work/photos" and chosen.pipeline["weights"] == "DEFAULT"
+    assert chosen.sections["train"]["augment_pipeline"] == "light"
+    found = docker_mounts.seen_by(chosen, f"{tmp_path}/work")
+    assert found.read == (f"{tmp_path}/classes.txt",) and found.written == (f"{tmp_path}/work",)
+
+
+def test_a_source_that_would_hide_the_image_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "all").symlink_to("/usr")
+    with pytest.raises(UserError, match="/usr"):
+        seen(tmp_path, source=str(tmp_path / "all"))
+
+
+def test_environment_of_a_container() -> None:
+    given = {
+        "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_PROFILE": "me", "AWS_CA_BUNDLE": "/ca.pem",
+        "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required", "HTTPS_PROXY": "http://proxy:3128", "no_proxy": "local",
+        "PATH": "/bin", "HOME": "/root", "TMPDIR": "/var/tmp", "IMAGEMILL_RUNNER_PID": "17", "HF_HOME": "/cache",
+        "HF_TOKEN": "token", "PASSWORD": "mine",
+    }  # fmt: skip
+    always = {"USER": "imagemill", "LOGNAME": "imagemill", "PYTHONUNBUFFERED": "1", "IMAGEMILL_RUN": "run",
+              "IMAGEMILL_RUNNER_PIPE": "/pipe"}  # fmt: skip
+    passed = {key: given[key] for key in ("AWS_CA_BUNDLE", "HTTPS_PROXY", "no_proxy", "HF_TOKEN")}
+    assert docker_environment.variables("run", "/pipe", given, s3=False) == always | passed
+    s3 = docker_environment.variables("run", "/pipe", given, s3=True)
+    assert s3 == always | passed | {"AWS_REQUEST_CHECKSUM_CALCULATION": "when_required"}
+
+
+def test_credentials_of_a_profile_become_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    (tmp_path / "credentials").write_text(
+        "[mill]\naws_access_key_id = AKIA\naws_secret_access_key = hush\naws_session_token = token\n"
+    )
+    (tmp_path / "config").write_text("[profile mill]\nregion = eu-north-1\nendpoint_url = http://127.0.0.1:9\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_PROFILE", "mill")
+    conftest.forget_s3_clients()
+    try:
+        found = docker_environment.credentials_of_s3()()
+    finally:
+        conftest.forget_s3_clients()
+    assert found == {
+        "AWS_ACCESS_KEY_ID": "AKIA", "AWS_SECRET_ACCESS_KEY": "hush", "AWS_SESSION_TOKEN": "token",
+        "AWS_REGION": "eu-north-1", "AWS_DEFAULT_REGION": "eu-north-1", "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("http://127.0.0.1:9000", "host"), ("http://localhost:9000/x", "host"), ("http://[::1]:9000", "host"),
+        ("127.0.0.1:6379", "host"), ("http://192.0.2.7:9000", "bridge"), ("http://no-such-host.invalid", "bridge"),
+    ],
+)  # fmt: skip
+def test_the_machines_network_only_for_its_loopback(address: str, expected: str) -> None:
+    assert docker_environment.network([address]) == expected
+
+
+def test_what_has_to_be_reached() -> None:
+    found = docker_environment.endpoints(
+        ["s3://bucket/x", "http://127.0.0.1:1/a.tar", "ray://head:10001"],
+        {"https_proxy": "http://proxy:3128", "NO_PROXY": "localhost"}, "http://store:9000",
+    )  # fmt: skip
+    assert found == ["http://127.0.0.1:1/a.tar", "ray://head:10001", "http://proxy:3128", "http://store:9000"]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root gives folders away")
+def test_a_new_workspace_is_the_containers_users_and_an_old_one_is_looked_at(tmp_path: Path) -> None:
+    workspace = tmp_path / "new" / "work"
+    docker_user.make_writable(str(workspace), IMAGE_USER)
+    about = workspace.stat()
+    assert (about.st_uid, about.st_gid, about.st_mode & 0o777) == (*IMAGE_USER, 0o755)
+    docker_user.make_run_folder(str(workspace), "run-1", IMAGE_USER)
+    assert (workspace / "runs" / "run-1").stat().st_uid == 10001
+    docker_user.make_writable(str(workspace), IMAGE_USER)  # again: it is his
+    (workspace / "names" / "photos" / "latest").mkdir(parents=True)
+    with pytest.raises(UserError) as told:
+        docker_user.make_writable(str(workspace), IMAGE_USER)
+    assert f"chown -R 10001:10001 {workspace}" in str(told.value) and f"{workspace}/names" in str(told.value)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root gives folders away")
+def test_finished_datasets_of_another_user_are_no_hindrance(tmp_path: Path) -> None:
+    os.chown(tmp_path, *IMAGE_USER)
+    finished = tmp_path / "raw" / "0123456789abcdef"
+    finished.mkdir(parents=True)
+    os.chown(tmp_path / "raw", *IMAGE_USER)
+    with pytest.raises(UserError):
+        docker_user.make_writable(str(tmp_path), IMAGE_USER)
+    (finished / "_manifest.json").write_text("{}")
+    docker_user.make_writable(str(tmp_path), IMAGE_USER)
+
+
+def test_a_line_may_come_in_pieces() -> None:
+    pieces = ["[clean] grö".encode()[:-1], "ö".encode()[1:] + b"\nnext\n", b"\xff last"]
+    assert list(in_docker._lines(pieces)) == ["[clean] grö", "next", "� last"]
+
+
+class _Engine(BaseHTTPRequestHandler):
+    """The two documents of Docker's API that are asked for before a run; it has the images in `there`."""
+
+    there: ClassVar[set[str]] = set()
+
+    def do_GET(self) -> None:
+        image = self.path.partition("/images/")[2].removesuffix("/json").replace("%3A", ":")
+        if self.path.endswith("/version"):
+            self._answer(200, '{"ApiVersion": "1.41"}')
+        elif self.path.endswith("/info"):
+            self._answer(200, '{"SecurityOptions": [], "MemTotal": 0}')
+        elif image in self.there:
+            self._answer(200, '{"Id": "sha256:0", "Config": {"Entrypoint": null}}')
+        else:
+            self._answer(404, '{"message": "No such image"}')
+
+    def _answer(self, status: int, body: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
+    """A stand-in for an engine; what is put into the set are its images."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Engine)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("DOCKER_HOST", f"tcp://127.0.0.1:{server.server_port}")
+    _Engine.there = set()
+    yield _Engine.there
+    server.shutdown()
+    server.server_close()
+
+
+def test_missing_images_are_named_with_the_command_that_makes_them(engine: set[str]) -> None:
+    engine.update({"imagemill-cpu:1", "imagemill-gpu:1"})
+    cluster = from_values({"images": {t: f"imagemill-{t}:1" for t in ("cpu", "ray", "gpu")} | {"tags_allowed": True}})
+    with pytest.raises(UserError) as told:
+        in_docker.connect(cluster)
+    assert "expected the images imagemill-ray:1, found none" in str(told.value)
+    assert "imagemill images build --no-push" in str(told.value)
+    engine.add("imagemill-ray:1")
+    found = in_docker.connect(cluster)
+    assert found.images["resize"] == "imagemill-ray:1" and found.images["evaluate"] == "imagemill-gpu:1"
+    assert "imagemill-ray:1" in found.without_init
+
+
+def test_images_by_digest_are_pulled(engine: set[str]) -> None:
+    image = f"registry.example/mill-cpu@sha256:{'0' * 64}"
+    with pytest.raises(UserError, match=f"docker pull {image}"):
+        in_docker.connect(from_values({"images": dict.fromkeys(("cpu", "ray", "gpu"), image)}))
+
+
+def test_no_engine_is_the_users_to_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for host in (f"unix://{tmp_path}/docker.sock", f"tcp://127.0.0.1:{port}"):
+        monkeypatch.setenv("DOCKER_HOST", host)
+        with pytest.raises(UserError) as told:
+            in_docker.connect(Cluster())
+        assert f"expected a Docker engine at {host}" in str(told.value)
+
+
+def test_the_commands_own_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
+    from imagemill.pipelines.cli import main
+
+    assert main(["run", "--runner", "podman"]) == 2
+    assert "expected subprocess or docker, found 'podman'" in capsys.readouterr().err
+    assert main(["run", "--cluster", "mine.yaml"]) == 2
+    assert "--cluster" in capsys.readouterr().err
