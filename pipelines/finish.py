@@ -188,10 +188,10 @@ def _left_behind(cluster: str, run: str) -> str:
     """What was deleted of a run, as a section of the page; an error is told, for deadlines end what is left."""
     if not cluster or from_json(cluster).ray.mode != "rayjob":
         return ""
-    from . import launcher
-
     try:
-        deleted = launcher.clean_up(cluster, run)
+        from .launcher import clean_up
+
+        deleted = clean_up(cluster, run)
     except (MillError, SystemExit, OSError) as error:
         said = f"What the run may have left could not be looked for: {_plain(error)}. Its deadlines end it."
     except Exception as error:  # an unforeseen one must not hide how the run ended

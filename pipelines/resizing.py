@@ -8,7 +8,7 @@ from typing import Any
 from ..components.resize import STEP
 from ..components.store.config import parse_sections
 from ..components.store.errors import UserError
-from ..components.store.step import say
+from ..components.store.progress import say
 from .cluster import from_json
 
 
@@ -19,9 +19,9 @@ def resize(cluster: str, config: str, artifact: str, **values: Any) -> dict[str,
     """
     ray = from_json(cluster).ray if cluster else None
     if ray is not None and ray.mode == "rayjob":
-        from . import launcher
+        from .launcher import resize as by_job
 
-        return launcher.resize(cluster, config, artifact, **values)
+        return by_job(cluster, config, artifact, **values)
     if ray is not None and ray.mode == "address":
         config = with_address(config, ray.address)
     return STEP.component(config, artifact, **values)

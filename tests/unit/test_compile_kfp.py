@@ -1,0 +1,387 @@
+"""The package for Kubeflow Pipelines: its pods field by field and as its API server makes them, and the round trip."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import manifests
+import pytest
+import yaml
+
+from imagemill.components.store.errors import UserError
+from imagemill.pipelines.cli import main
+from imagemill.pipelines.cluster import Cluster, Pod, from_json, from_values
+from imagemill.pipelines.compile import compile_kfp
+from imagemill.pipelines.kfp_pods import kfp_memory
+from imagemill.pipelines.parameters import choose
+from imagemill.pipelines.shm import shm_size
+
+Json = dict[str, Any]
+STEPS = ("download", "clean", "resize", "train", "evaluate", "promote")
+IMAGES = {
+    name: f"registry.example/mill/{name}@sha256:{str(digit) * 64}"
+    for name, digit in (("cpu", 1), ("ray", 2), ("gpu", 3))
+}
+GPU_POD = {
+    "cpu": "6", "cpu_limit": "8", "memory": "24Gi", "memory_limit": "32Gi", "ephemeral_storage": "80Gi", "gpu": 2,
+    "gpu_type": "amd.com/gpu", "shm": "6Gi", "node_selector": {"pool": "gpu"}, "deadline_seconds": 7200,
+    "tolerations": [
+        {"key": "gpu", "operator": "Exists", "effect": "NoSchedule"},
+        {"key": "spot", "operator": "Equal", "value": True, "effect": "NoExecute", "tolerationSeconds": 30},
+    ],
+}  # fmt: skip
+CASES: dict[str, Json] = {
+    "default": {},
+    "everything": {
+        "namespace": "vision",
+        "images": {"pull_policy": "Always", "pull_secrets": ["registry-login"]},
+        "storage": {"endpoint": "https://s3.example", "region": "eu-central-1", "secret": "store", "access_key": "id",
+                    "secret_key": "key", "workspace": "s3://bucket/mill"},
+        "steps": {"train": GPU_POD, "clean": {"memory": "1.5Gi", "cpu": "500m"}},
+        "limits": {"lost_pod_retries": 5, "run_deadline_seconds": 3600, "keep_succeeded_seconds": 60,
+                   "keep_failed_seconds": 120},
+        "labels": {"team": "vision"},
+    },
+    "workload_identity": {"storage": {"secret": "", "endpoint": "", "region": "eu-west-1"}},
+    "pod": {"ray": {"mode": "pod"}},
+    "address": {"ray": {"mode": "address", "address": "http://ray-head:8265"}},
+}  # fmt: skip
+
+
+def cluster(case: str) -> Cluster:
+    values = json.loads(json.dumps(CASES[case]))
+    values["images"] = IMAGES | values.get("images", {})
+    values["ray"] = {"version": "2.60.0"} | values.get("ray", {})
+    return from_values(values)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("packages")
+
+
+@pytest.fixture(scope="module")
+def package(folder: Path) -> Any:
+    @cache
+    def compiled(case: str) -> Path:
+        path = folder / f"{case}.yaml"
+        compile_kfp(choose({}), path, cluster(case))
+        return path
+
+    return compiled
+
+
+def documents(path: Path) -> tuple[Json, Json]:
+    spec, platform = yaml.safe_load_all(path.read_text())
+    return spec, platform
+
+
+def tasks(spec: Json) -> Json:
+    found: Json = {**spec["components"]["comp-exit-handler-1"]["dag"]["tasks"], **spec["root"]["dag"]["tasks"]}
+    return {name: task for name, task in found.items() if name != "exit-handler-1"}
+
+
+def container(spec: Json, step: str) -> Json:
+    found: Json = spec["deploymentSpec"]["executors"][f"exec-{step}"]["container"]
+    return found
+
+
+def kubernetes(platform: Json, step: str) -> Json:
+    found: Json = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"][f"exec-{step}"]
+    return found
+
+
+def in_short(path: Path) -> Json:
+    """All that a cluster's file decides; the parameters have a golden file of their own, source text has none."""
+    spec, platform = documents(path)
+    about = {}
+    for name, task in tasks(spec).items():
+        constants = {
+            key: value["runtimeValue"]["constant"]
+            for key, value in task["inputs"]["parameters"].items()
+            if "runtimeValue" in value
+        }
+        if constants.get("cluster"):
+            constants["cluster"] = "the cluster's file"
+        body = {key: value for key, value in container(spec, name).items() if key not in ("command", "args")}
+        about[name] = {
+            "container": body, "constants": constants, "retries": task.get("retryPolicy"),
+            "display name": task["taskInfo"]["name"], "caching": task["cachingOptions"],
+        }  # fmt: skip
+    defaults = {
+        name: value["defaultValue"]
+        for name, value in spec["root"]["inputDefinitions"]["parameters"].items()
+        if name == "workspace"
+    }
+    return {"defaults": defaults, "tasks": about, "platform": platform}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_package_is_the_golden_one(case: str, package: Any) -> None:
+    manifests.check_golden(f"training_{case}.yaml", yaml.safe_dump(in_short(package(case)), width=120))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_pod_runs_as_our_user_with_one_folder_to_write(case: str, package: Any) -> None:
+    spec, platform = documents(package(case))
+    for step in (*STEPS, "finish"):
+        found = kubernetes(platform, step)
+        assert found["securityContext"] == {"runAsUser": "10001", "runAsGroup": "10001", "runAsNonRoot": True}, step
+        assert [m["mountPath"] for m in found["emptyDirMounts"] if "medium" not in m] == ["/scratch"], step
+        labels = found["podMetadata"]["labels"]
+        assert labels["imagemill.io/run"] == "{{workflow.uid}}" and labels["sidecar.istio.io/inject"] == "false"
+        assert "@sha256:" in container(spec, step)["image"] and not tasks(spec)[step]["cachingOptions"]
+
+
+def test_resources_schedule_and_deadlines_are_the_files(package: Any) -> None:
+    spec, platform = documents(package("everything"))
+    resources, found = container(spec, "train")["resources"], kubernetes(platform, "train")
+    assert (resources["resourceCpuRequest"], resources["resourceCpuLimit"]) == ("6", "8")
+    assert (resources["resourceMemoryRequest"], resources["resourceMemoryLimit"]) == ("24Gi", "32Gi")
+    assert (
+        resources["accelerator"]["resourceType"] == "amd.com/gpu" and resources["accelerator"]["resourceCount"] == "2"
+    )
+    assert found["nodeSelector"]["labels"] == {"pool": "gpu"} and found["activeDeadlineSeconds"] == "7200"
+    assert found["tolerations"] == [
+        {"key": "gpu", "operator": "Exists", "effect": "NoSchedule"},
+        {"key": "spot", "operator": "Equal", "value": "true", "effect": "NoExecute", "tolerationSeconds": "30"},
+    ]
+    assert {"volumeName": "shm", "mountPath": "/dev/shm", "medium": "Memory", "sizeLimit": "6Gi"} in found[
+        "emptyDirMounts"
+    ]
+    assert found["imagePullPolicy"] == "Always"
+    assert [secret["secretName"] for secret in found["imagePullSecret"]] == ["registry-login"]
+    assert found["podMetadata"]["labels"]["team"] == "vision"
+    assert container(spec, "clean")["resources"]["resourceMemoryLimit"] == str(3 * 2**29)  # KFP takes no 1.5Gi
+    assert platform["platforms"]["kubernetes"]["pipelineConfig"] == {
+        "activeDeadlineSeconds": 3600, "resourceTtlOnSuccess": 60, "resourceTtlOnFailure": 120
+    }  # fmt: skip
+    for task in tasks(spec).values():
+        assert task["retryPolicy"]["maxRetryCount"] == 5
+
+
+def test_credentials_come_from_the_secret_or_from_nowhere(package: Any) -> None:
+    spec, platform = documents(package("everything"))
+    for step in (*STEPS, "finish"):
+        secret = kubernetes(platform, step)["secretAsEnv"]
+        keys = {one["secretKey"]: one["envVar"] for one in secret[0]["keyToEnv"]}
+        assert len(secret) == 1 and secret[0]["secretName"] == "store"
+        assert keys == {"id": "AWS_ACCESS_KEY_ID", "key": "AWS_SECRET_ACCESS_KEY"}
+        env = {one["name"]: one["value"] for one in container(spec, step)["env"]}
+        region = dict.fromkeys(("AWS_REGION", "AWS_DEFAULT_REGION"), "eu-central-1")
+        assert env == {"AWS_ENDPOINT_URL": "https://s3.example", **region}
+    spec, platform = documents(package("workload_identity"))
+    for step in (*STEPS, "finish"):
+        assert "secretAsEnv" not in kubernetes(platform, step)
+        assert [one["name"] for one in container(spec, step)["env"]] == ["AWS_REGION", "AWS_DEFAULT_REGION"]
+
+
+def test_no_secret_gets_into_a_package(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        monkeypatch.setenv(name, "do-not-tell")
+    path = folder / "secrets.yaml"
+    compile_kfp(choose({}), path, cluster("everything"))
+    assert "do-not-tell" not in path.read_text()
+
+
+def test_resizing_is_placed_by_the_mode(package: Any) -> None:
+    """A launcher is small; in the step's own pod it has the step's resources; on a cluster it needs Ray's client."""
+
+    def resize(case: str) -> tuple[str, str, str, Json]:
+        spec, platform = documents(package(case))
+        image = container(spec, "resize")["image"].partition("@")[0].rpartition("/")[2]
+        told = tasks(spec)["resize"]["inputs"]["parameters"]["cluster"]["runtimeValue"]["constant"]
+        memory = container(spec, "resize")["resources"]["resourceMemoryLimit"]
+        return image, memory, told, kubernetes(platform, "resize")
+
+    image, memory, told, found = resize("default")
+    assert (image, memory) == ("cpu", "1Gi")
+    assert from_json(told) == cluster("default")
+    assert int(found["activeDeadlineSeconds"]) > 6 * 3600 + 900  # the launcher sees the end of its job
+    image, memory, told, found = resize("pod")
+    assert (image, memory, told) == ("ray", "8Gi", "") and "activeDeadlineSeconds" not in found
+    image, memory, told, _ = resize("address")
+    assert (image, memory) == ("ray", "1Gi") and from_json(told).ray.address == "http://ray-head:8265"
+
+
+def test_there_are_no_conditions_and_one_exit_step(package: Any) -> None:
+    spec, _ = documents(package("default"))
+    for name, task in tasks(spec).items():
+        assert "condition" not in task.get("triggerPolicy", {}), name
+    finish = tasks(spec)["finish"]
+    assert finish["triggerPolicy"]["strategy"] == "ALL_UPSTREAM_TASKS_COMPLETED"
+    assert finish["dependentTasks"] == ["exit-handler-1"]
+    assert finish["inputs"]["parameters"]["status"] == {"taskFinalStatus": {"producerTask": "exit-handler-1"}}
+
+
+def as_kfp_makes_it(spec: Json, platform: Json, step: str) -> Json:
+    """The pod of a step, as KFP's driver and Argo make it of the package (backend/src/v2/driver/k8s.go and
+    compiler/argocompiler/security_context.go of KFP 2.16): what is not in the package is what KFP adds itself."""
+    body, config = container(spec, step), kubernetes(platform, step)
+    resources = body["resources"]
+    limits = {"memory": resources["resourceMemoryLimit"]}
+    if "resourceCpuLimit" in resources:
+        limits["cpu"] = resources["resourceCpuLimit"]
+    if gpu := resources.get("accelerator"):
+        limits[gpu["resourceType"]] = gpu["resourceCount"]
+    env: list[Json] = [dict(one) for one in body["env"]]
+    env += [{"name": one["name"], "valueFrom": {"fieldRef": {"fieldPath": one["fieldPath"]}}}
+            for one in config["fieldPathAsEnv"]]  # fmt: skip
+    for secret in config.get("secretAsEnv", []):
+        env += [{"name": one["envVar"], "valueFrom": {"secretKeyRef": {
+                    "name": secret["secretName"], "key": one["secretKey"], "optional": secret["optional"]}}}
+                for one in secret["keyToEnv"]]  # fmt: skip
+    user = config["securityContext"]
+    security = {
+        "runAsUser": int(user["runAsUser"]), "runAsGroup": int(user["runAsGroup"]),
+        "runAsNonRoot": user["runAsNonRoot"],
+        "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]},
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }  # fmt: skip
+    mounts = config["emptyDirMounts"]
+    tolerations = [dict(one) for one in config.get("tolerations", [])]
+    for one in tolerations:
+        if "tolerationSeconds" in one:
+            one["tolerationSeconds"] = int(one["tolerationSeconds"])
+    found: Json = {
+        "containers": [{
+            "name": "main", "image": body["image"], "imagePullPolicy": config["imagePullPolicy"], "env": env,
+            "resources": {"limits": limits, "requests": {"memory": resources["resourceMemoryRequest"],
+                                                         "cpu": resources["resourceCpuRequest"]}},
+            "securityContext": security,
+            "volumeMounts": [{"name": m["volumeName"], "mountPath": m["mountPath"]} for m in mounts],
+        }],
+        "volumes": [
+            {"name": m["volumeName"], "emptyDir": {"sizeLimit": m["sizeLimit"]}
+             | ({"medium": m["medium"]} if "medium" in m else {})} for m in mounts
+        ],
+        "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
+        "restartPolicy": "Never", "nodeSelector": config.get("nodeSelector", {}).get("labels", {}),
+        "tolerations": tolerations,
+        "imagePullSecrets": [{"name": one["secretName"]} for one in config.get("imagePullSecret", [])],
+    }  # fmt: skip
+    if "activeDeadlineSeconds" in config:
+        found["activeDeadlineSeconds"] = int(config["activeDeadlineSeconds"])
+    return found
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_pods_that_kfp_makes_are_valid_and_restricted(case: str, package: Any) -> None:
+    spec, platform = documents(package(case))
+    for step in (*STEPS, "finish"):
+        pod = as_kfp_makes_it(spec, platform, step)
+        labels = dict(kubernetes(platform, step)["podMetadata"]["labels"]) | {"imagemill.io/run": "an-id"}
+        metadata = {"name": step, "labels": labels}
+        manifests.check_core({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": pod})
+        manifests.check_restricted(f"{case} {step}", pod)
+
+
+@pytest.mark.parametrize("case", ["default", "everything"])
+def test_loading_and_compiling_again_gives_the_same(case: str, package: Any, tmp_path: Path) -> None:
+    from kfp import compiler, components
+
+    loaded = components.load_component_from_file(str(package(case)))
+    compiler.Compiler().compile(loaded, str(tmp_path / "again.yaml"))
+    assert documents(tmp_path / "again.yaml") == documents(package(case))
+    text = components.load_component_from_text(package(case).read_text())
+    assert (text.pipeline_spec, text.platform_spec) == (loaded.pipeline_spec, loaded.platform_spec)
+
+
+def test_the_same_file_gives_the_same_package(package: Any, tmp_path: Path) -> None:
+    compile_kfp(choose({}), tmp_path / "again.yaml", cluster("default"))
+    assert (tmp_path / "again.yaml").read_bytes() == package("default").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [
+        ({}, "768Mi"),
+        ({"batch_size": "512", "image_size": "224"}, "1536Mi"),
+        ({"batch_size": "512", "image_size": "224", "color": "gray"}, "1024Mi"),
+        ({"batch_size": "4096", "image_size": "512"}, "8192Mi"),  # half of the memory, at most
+    ],
+)
+def test_shared_memory_is_sized_to_the_batch(values: dict[str, str], found: str) -> None:
+    assert shm_size("train", Pod(cpu="4", memory="16Gi"), choose(values)) == found
+
+
+def test_shared_memory_that_is_said_is_taken_and_other_steps_have_none() -> None:
+    assert shm_size("train", Pod(shm="2Gi", memory="4Gi"), choose({})) == "2Gi"
+    assert shm_size("clean", Pod(memory="4Gi"), choose({})) == ""
+    assert shm_size("evaluate", Pod(shm="1Gi", memory="4Gi"), choose({})) == "1Gi"
+    assert shm_size("train", Pod(memory="300Mi"), choose({})) == "150Mi"
+
+
+def test_the_package_is_sized_by_its_own_defaults(tmp_path: Path) -> None:
+    compile_kfp(choose({"batch_size": "512", "image_size": "224"}), tmp_path / "p.yaml", cluster("default"))
+    mounts = kubernetes(documents(tmp_path / "p.yaml")[1], "train")["emptyDirMounts"]
+    assert [m["sizeLimit"] for m in mounts if m["volumeName"] == "shm"] == ["1536Mi"]
+
+
+@pytest.mark.parametrize(
+    ("quantity", "found"), [("2Gi", "2Gi"), ("1.5Gi", str(3 * 2**29)), ("2k", "2000"), ("64", "64")]
+)
+def test_memory_in_the_forms_that_kfp_takes(quantity: str, found: str) -> None:
+    assert kfp_memory(quantity) == found
+
+
+def test_images_must_be_named_by_digest(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"images\.cpu\): expected an image by its digest"):
+        compile_kfp(choose({}), tmp_path / "p.yaml", Cluster())
+    with pytest.raises(UserError, match="by its digest"):
+        from_values({"images": {"cpu": "registry.example/mill/cpu:latest"}})
+    compile_kfp(choose({}), tmp_path / "p.yaml", from_values({"images": {"tags_allowed": True}}))
+    assert container(documents(tmp_path / "p.yaml")[0], "clean")["image"].startswith("imagemill-cpu:")
+
+
+@pytest.fixture
+def cluster_file(tmp_path: Path) -> Iterator[Path]:
+    path = tmp_path / "cluster.yaml"
+    path.write_text(yaml.safe_dump({"images": IMAGES, "storage": {"workspace": "s3://here/mill"}}))
+    yield path
+
+
+def test_the_command_compiles_by_the_clusters_file(cluster_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = cluster_file.with_name("training.yaml")
+    words = ["compile", "--target", "kfp", "--cluster", str(cluster_file), "-o", str(output), "--epochs", "3"]
+    assert main(words) == 0 and capsys.readouterr().out == f"wrote {output}\n"
+    found = documents(output)[0]["root"]["inputDefinitions"]["parameters"]
+    assert found["workspace"]["defaultValue"] == "s3://here/mill" and found["epochs"]["defaultValue"] == 3
+
+
+def test_the_command_compiles_for_argo(cluster_file: Path) -> None:
+    output = cluster_file.with_name("argo.yaml")
+    assert main(["compile", "--target", "argo", "--cluster", str(cluster_file), "-o", str(output)]) == 0
+    assert [one["kind"] for one in yaml.safe_load_all(output.read_text())] == ["WorkflowTemplate", "CronWorkflow"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--target", "kfp", "-o", "p.yaml"], "--cluster is not given; `imagemill cluster -o FILE` writes one"),
+        (["--target", "airflow", "-o", "p.yaml"], "--target: expected one of kfp, argo, found 'airflow'"),
+        (["--target", "kfp", "--cluster", "none.yaml", "-o", "p.yaml"], "--cluster: expected a YAML file"),
+        (["--target", "kfp", "--cluster", "FILE", "-o", "p.txt"], "-o: expected a file that ends in .yaml"),
+        (["--target", "argo", "--cluster", "FILE", "-o", "no/p.yaml"], "-o: expected a file in a folder that is there"),
+        (["--target", "argo", "--cluster", "FILE", "-o", "p.yaml", "--workspace", "./x"], "workspace: expected s3://"),
+    ],
+)
+def test_what_is_wrong_is_said(
+    words: list[str], message: str, cluster_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(cluster_file.parent)
+    assert main(["compile", *(str(cluster_file) if word == "FILE" else word for word in words)]) == 2
+    assert message in capsys.readouterr().err
+    assert list(cluster_file.parent.iterdir()) == [cluster_file]
+
+
+def test_the_documented_file_is_the_default_cluster(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cluster"]) == 0
+    text = capsys.readouterr().out
+    assert from_values(yaml.safe_load(text)) == Cluster()
+    assert main(["cluster", "-o", str(tmp_path / "c.yaml")]) == 0 and (tmp_path / "c.yaml").read_text() == text
+    assert main(["cluster", "-o", str(tmp_path / "c.yaml")]) == 2  # somebody has filled it in
