@@ -1,0 +1,206 @@
+"""The exit step: how a run ended, in one page, whatever happened; run by KFP itself, and what its artifacts say."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import chain
+import mill
+import pytest
+
+from imagemill.components.clean import STEP as CLEAN
+from imagemill.components.download import STEP as DOWNLOAD
+from imagemill.components.store.manifest import read_dataset
+from imagemill.components.store.step import RUN
+from imagemill.components.store.workspace import Workspace
+from imagemill.pipelines.artifacts import dataset_metadata
+from imagemill.pipelines.cluster import Cluster, Limits, Ray, Storage
+from imagemill.pipelines.finish import SUMMARY, Run, finish, page, read
+from imagemill.pipelines.resizing import with_address
+
+SMALL = {"image_size": 32, "epochs": 1, "batch_size": 8, "backbone": "shufflenet_v2_x0_5"}
+DEVICE = {"train": {"device": "cpu"}, "evaluate": {"device": "cpu"}}
+
+
+def run_by_kfp(folder: Path, run: str, **arguments: Any) -> tuple[bool, Path]:
+    """Whether the cluster's pipeline succeeded in KFP's SubprocessRunner, and the folder of its artifacts."""
+    from kfp import local
+
+    from imagemill.pipelines.training import build
+
+    cluster = Cluster(ray=Ray(mode="pod"), limits=Limits(lost_pod_retries=0), storage=Storage(endpoint="", secret=""))
+    root = folder / "kfp"
+    local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(root))
+    logging.getLogger("kfp").setLevel(logging.ERROR)
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        patch.setenv(RUN, run)
+        pipeline = build(cluster)
+        try:
+            pipeline(**arguments)
+        except RuntimeError:
+            return False, next(root.iterdir())
+    return True, next(root.iterdir())
+
+
+@pytest.fixture(scope="module")
+def succeeded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
+    """(workspace, folder of the artifacts) of a run by KFP; what takes long, Ray and torch, is there beforehand."""
+    folder = tmp_path_factory.mktemp("succeeded")
+    workspace = Workspace.open(str(folder / "work"))
+    photos = str(mill.make_photos(folder / "photos", classes=("blue", "red"), each=40))
+    source = {"workspace": workspace.uri, "dataset": "folder", "source": photos, "name": "photos"}
+    raw = DOWNLOAD.component("", "", **source)["uri"]
+    clean = read_dataset(CLEAN.component("", "", raw=raw, **source)["uri"], "clean")
+    with chain.one_core():
+        tensors = chain.resized(workspace, clean, image_size=32)
+        chain.evaluated(workspace, chain.trained(workspace, tensors), clean)
+    done, artifacts = run_by_kfp(folder, "good", **source, **SMALL, config=json.dumps(DEVICE))
+    assert done
+    yield folder / "work", artifacts
+
+
+def test_a_run_that_succeeded_is_told_in_one_page(succeeded: tuple[Path, Path]) -> None:
+    workspace, artifacts = succeeded
+    text = (artifacts / "finish" / "summary").read_text()
+    assert text == (workspace / "runs" / "good" / SUMMARY).read_text()
+    assert text.startswith("# photos: done\n\nRun `good` in ")
+    for step in ("download", "clean", "resize", "train", "evaluate"):
+        assert f"| {step} | cached | " in text
+    assert "80 rows in, " in text and "| top1 | " in text and "**first**: " in text and "report.html" in text
+    assert text == (artifacts / "promote" / "summary").read_text()  # the artifact that every runner has
+
+
+def executor_output(artifacts: Path, step: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((artifacts / step / "executor_output.json").read_text())["artifacts"]
+    return {name: about["artifacts"][0]["metadata"] for name, about in found.items()}
+
+
+def test_artifacts_say_what_is_in_them(succeeded: tuple[Path, Path]) -> None:
+    workspace, artifacts = succeeded
+    for step, kind in {"download": "raw", "clean": "clean", "resize": "tensors", "train": "model"}.items():
+        told = executor_output(artifacts, step)["manifest"]
+        dataset = read_dataset(told["uri"], kind)
+        assert told["uri"].startswith(str(workspace)) and told["fingerprint"] == dataset.fingerprint
+        assert json.loads((artifacts / step / "manifest").read_text())["fingerprint"] == dataset.fingerprint
+        assert (told["kind"], told["classes"], told["dataset"]) == (kind, 2, "photos")
+        if kind == "model":
+            assert (told["framework"], told["backbone"], told["epochs"]) == ("PyTorch", "shufflenet_v2_x0_5", 1)
+            assert 0 <= told["macro_f1"] <= 1
+        else:
+            totals = dataset.manifest.totals
+            assert (told["rows"], told["rejected"]) == (totals.rows, totals.rejected)
+            assert told["by_split"] == totals.by_split
+    evaluated = executor_output(artifacts, "evaluate")
+    assert {"top1", "macro_f1"} <= set(evaluated["metrics"])
+    rows = [row["row"] for row in evaluated["confusion"]["confusionMatrix"]["rows"]]
+    assert sum(map(sum, rows)) == read_dataset(tensors_uri(artifacts), "tensors").manifest.totals.by_split["test"]
+    assert {"falsePositiveRate", "recall", "confidenceThreshold"} <= set(evaluated["confusion"]["confidenceMetrics"][0])
+    assert (artifacts / "promote" / "report").read_text().lstrip().lower().startswith("<!doctype html")
+
+
+def tensors_uri(artifacts: Path) -> str:
+    return str(executor_output(artifacts, "resize")["manifest"]["uri"])
+
+
+def test_metadata_is_what_kubeflow_can_store(succeeded: tuple[Path, Path]) -> None:
+    """A protobuf Struct: no null, no NaN, no other types."""
+    from google.protobuf import json_format, struct_pb2
+
+    _, artifacts = succeeded
+    for step in ("download", "clean", "resize", "train", "evaluate", "promote"):
+        for metadata in executor_output(artifacts, step).values():
+            text = json.dumps(metadata, allow_nan=False)
+            assert "null" not in text
+            json_format.Parse(text, struct_pb2.Struct())
+
+
+def test_a_run_that_failed_is_told_with_its_message(tmp_path: Path) -> None:
+    done, artifacts = run_by_kfp(
+        tmp_path, "bad", workspace=str(tmp_path / "work"), dataset="folder", source=str(tmp_path / "no|where")
+    )
+    text = (artifacts / "finish" / "summary").read_text()
+    assert not done and text.startswith("# Training: failed at download (exit code 2)\n")
+    row = next(line for line in text.splitlines() if line.startswith("| download |"))
+    assert "**failed**, exit code 2" in row and r"no\|where" in row and "wrong input" in row
+    assert "| clean | not reached |  |  |" in text and "## Verdict" not in text
+    assert (tmp_path / "work" / "runs" / "bad" / SUMMARY).read_text() == text
+
+
+def record(**over: Any) -> dict[str, Any]:
+    return {"uri": "s3://b/m/raw/0123456789abcdef", "fingerprint": "0" * 16, "state": "ran", "metrics": {}, "error": "",
+            "exit_code": 0, "seconds": 61.0} | over  # fmt: skip
+
+
+def test_a_step_without_a_record_was_lost_with_its_pod() -> None:
+    run = Run("r", "s3://b/m", {"download": record(), "clean": record()}, ended="FAILED")
+    text = page(run)
+    assert run.failed_at == "resize" and text.startswith("# Training: failed at resize (no record)")
+    assert "| resize | **lost** |" in text and "| train | not reached |" in text and "2 min 2 s of work" in text
+
+
+@pytest.mark.parametrize("ended", ["COMPLETE", "RUNNING", "FAILED"])
+def test_records_count_more_than_kfps_word(ended: str) -> None:
+    failing = Run("r", "w", {"download": record(), "clean": record(exit_code=75, error="gone")}, ended=ended)
+    assert failing.failed_at == "clean" and "run it again" in page(failing)
+    whole = dict.fromkeys(("download", "clean", "resize", "train", "evaluate"), record())
+    assert Run("r", "w", whole | {"promote": record()}, ended=ended).failed_at == ""
+    assert Run("r", "w", whole, ended=ended).failed_at == "promote"
+
+
+def test_while_the_run_goes_on_nothing_is_lost() -> None:
+    assert Run("r", "w", {"download": record()}).failed_at == ""
+
+
+def test_a_message_forges_no_rows() -> None:
+    error = "a | b\n| promote | ran | <img src=x> `code` **bold**"
+    text = page(Run("r", "w", {"download": record(exit_code=1, error=error)}, ended="FAILED"))
+    assert sum(line.startswith("| promote |") for line in text.splitlines()) == 1
+    assert "<img" not in text and r"\*\*bold\*\*" in text
+
+
+def test_a_workspace_that_cant_be_read_is_said_and_no_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    path = tmp_path / "out" / "summary"
+    finish(str(tmp_path / "file" / "work"), "r", "", "FAILED", str(path))
+    assert path.read_text().startswith("# Training: failed")
+    (tmp_path / "work" / "runs" / "r").mkdir(parents=True)
+    (tmp_path / "work" / "runs" / "r" / "clean.json").write_text("{")
+    found = read(str(tmp_path / "work"), "r", "FAILED")
+    assert "expected JSON" in found.unread and "records can't be read" in page(found) and "lost" not in page(found)
+
+
+def test_a_cluster_that_does_not_answer_is_said_and_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    finish(str(tmp_path / "work"), "r", Cluster().to_json(), "FAILED", str(tmp_path / "summary"))
+    text = (tmp_path / "summary").read_text()
+    assert "## Cleaned up\n\nWhat the run may have left could not be looked for: " in text
+
+
+def test_the_address_of_the_cluster_is_the_default_of_a_run() -> None:
+    address = "http://ray-head:8265"
+    assert json.loads(with_address("", address)) == {"resize": {"ray_address": address}}
+    named = '{"resize": {"ray_address": "ray://other:10001"}, "train": {"device": "cpu"}}'
+    assert json.loads(with_address(named, address)) == json.loads(named)
+    added = json.loads(with_address('{"resize": {"quality": "fast"}}', address))
+    assert added == {"resize": {"quality": "fast", "ray_address": address}}
+    with pytest.raises(SystemExit) as stopped:
+        with_address("{", address)
+    assert stopped.value.code == 2
+
+
+def test_what_is_unset_is_no_metadata(tmp_path: Path) -> None:
+    manifest = {"kind": "raw", "created": "now", "code_version": "1", "classes": [], "task": "single", "files": []}
+    totals = {"rows": 0, "rejected": 0, "bytes": 0, "by_split": {}, "by_reason": {}}
+    (tmp_path / "m.json").write_text(json.dumps(manifest | {"totals": totals}))
+    told = dataset_metadata(record(metrics={"name": "", "skipped": 0, "top1": None}), str(tmp_path / "m.json"))
+    assert told["rows"] == 0 and told["skipped"] == 0
+    assert not {"name", "top1", "by_split", "by_reason", "dataset"} & set(told)
