@@ -16,7 +16,7 @@ from typing import Any
 
 from ..components.resize import STEP as RESIZE
 from ..components.resize.config import ResizeConfig
-from ..components.store.config import option, parse_sections
+from ..components.store.config import option
 from ..components.store.errors import wrong
 from ..components.store.fingerprint import digest
 from ..components.store.step import CACHED, RAN, Context, Outcome, Step
@@ -40,9 +40,7 @@ class Planning(Step):
     """A step that has no section of its own in `config`: it reads that of resize."""
 
     def _section(self, sections: str, values: Mapping[str, Any]) -> dict[str, Any]:
-        parts = parse_sections(sections)
-        renamed = {self.name: parts[RESIZE.name]} if RESIZE.name in parts else {}
-        return super()._section(json.dumps(renamed), values)
+        return Step(RESIZE.name, self.config, self.work, self.help)._section(sections, values)
 
 
 STEP = Planning(

@@ -1,0 +1,157 @@
+"""A small Argo: runs the DAG of a WorkflowTemplate here, task by task, as Argo's controller would in pods.
+
+It substitutes references, decides by `depends` and `when`, tries again by `retryStrategy`, takes outputs from the files
+that `valueFrom` names, and calls the exit handler at the end. What is not understood is an error. Looked up in Argo
+v3.7.0 and v4.1.2: workflow/controller/operator.go (processNodeRetries, buildRetryStrategyLocalScope), dag.go,
+util/template, docs/enhanced-depends-logic.md and docs/variables.md.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+Json = dict[str, Any]
+SUCCEEDED, FAILED, SKIPPED, OMITTED = "Succeeded", "Failed", "Skipped", "Omitted"
+REFERENCE = re.compile(r"\{\{([^{}]*)\}\}")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How one try ended: the exit code of its main container, if it has one, and Argo's word and message on it."""
+
+    code: int | None = 0
+    status: str = FAILED
+    message: str = ""
+
+    @property
+    def well(self) -> bool:
+        return self.code == 0 and self.status != "Error"
+
+
+@dataclass
+class Node:
+    """A task after its time: its phase, its outputs, and how often it was tried."""
+
+    phase: str
+    outputs: dict[str, str] = field(default_factory=dict)
+    tries: int = 0
+
+
+Execute = Callable[[str, Json], Ended]
+"""(name of the template, the template with everything substituted) → how the try ended."""
+
+
+def retried(expression: str, ended: Ended) -> bool:
+    """What expr-lang makes of a retry expression; the values are text, an exit code that is not known is -1."""
+    text = re.sub(r'([\w.]+) matches ("[^"]*")', r"found(\2, \1)", expression)
+    text = text.replace("&&", " and ").replace("||", " or ").replace("!(", " not (").strip()
+    last = SimpleNamespace(
+        exitCode=str(-1 if ended.code is None else ended.code), status=ended.status, message=ended.message
+    )
+    names = {"lastRetry": last, "found": lambda pattern, value: re.search(pattern, value) is not None}
+    result = eval(text, {"__builtins__": {}}, names)
+    assert isinstance(result, bool), (expression, result)
+    return result
+
+
+@dataclass
+class Workflow:
+    """One run of a template: `scratch` stands for the /scratch of each pod in turn."""
+
+    document: Json
+    given: Mapping[str, str]
+    execute: Execute
+    scratch: Path
+    name: str = "imagemill-training-x7k2p"
+    nodes: dict[str, Node] = field(default_factory=dict)
+
+    def run(self) -> str:
+        """The phase that the workflow ends with."""
+        spec = self.document["spec"]
+        arguments = {one["name"]: one["value"] for one in spec["arguments"]["parameters"]}
+        unknown = set(self.given) - set(arguments)
+        assert not unknown, f"no parameters of the workflow: {unknown}"
+        self._global = {f"workflow.parameters.{name}": value for name, value in {**arguments, **self.given}.items()}
+        self._global["workflow.name"] = self.name
+        self._templates = {one["name"]: one for one in spec["templates"]}
+        for task in self._templates[spec["entrypoint"]]["dag"]["tasks"]:
+            self.nodes[task["name"]] = self._task(task)
+        ended = {node.phase for node in self.nodes.values()}
+        phase = FAILED if FAILED in ended else SUCCEEDED
+        self._global["workflow.status"] = phase
+        self.nodes["onExit"] = self._node(self._templates[spec["onExit"]], {})
+        return phase
+
+    def _task(self, task: Json) -> Node:
+        if not self._depends(task.get("depends", "")):
+            return Node(OMITTED)
+        known = self._global | {
+            f"tasks.{name}.outputs.parameters.{output}": value
+            for name, node in self.nodes.items()
+            for output, value in node.outputs.items()
+        }
+        if "when" in task and not _when(_substituted(task["when"], known)):
+            return Node(SKIPPED, self._defaults(self._templates[task["template"]]))
+        arguments = _substituted(task.get("arguments", {}), known)
+        given = {one["name"]: one["value"] for one in arguments.get("parameters", ())}
+        return self._node(self._templates[task["template"]], given)
+
+    def _depends(self, expression: str) -> bool:
+        """By docs/enhanced-depends-logic.md: a name alone is (Succeeded || Skipped || Daemoned)."""
+
+        def truth(found: re.Match[str]) -> str:
+            name, _, wanted = found.group().partition(".")
+            return str(self.nodes[name].phase in ((wanted,) if wanted else (SUCCEEDED, SKIPPED)))
+
+        text = re.sub(r"[A-Za-z][-\w]*(\.[A-Z]\w*)?", truth, expression)
+        return not text or bool(eval(text.replace("&&", " and ").replace("||", " or "), {"__builtins__": {}}))
+
+    def _node(self, template: Json, given: Mapping[str, str]) -> Node:
+        wanted = [one["name"] for one in template.get("inputs", {}).get("parameters", ())]
+        assert sorted(given) == sorted(wanted), (template["name"], given, wanted)
+        known = self._global | {f"inputs.parameters.{name}": value for name, value in given.items()}
+        made, retry = _substituted(template, known), template["retryStrategy"]
+        for tries in range(1, retry["limit"] + 2):
+            ended = self.execute(template["name"], made)
+            if ended.well:
+                return Node(SUCCEEDED, self._outputs(template), tries)
+            if not retried(retry["expression"], ended):
+                break
+        return Node(FAILED, {}, tries)
+
+    def _outputs(self, template: Json) -> dict[str, str]:
+        found = self._defaults(template)
+        for one in template.get("outputs", {}).get("parameters", ()):
+            path = self.at(one["valueFrom"]["path"])
+            if path.is_file():
+                found[one["name"]] = path.read_text()
+        return found
+
+    def _defaults(self, template: Json) -> dict[str, str]:
+        outputs = template.get("outputs", {}).get("parameters", ())
+        return {one["name"]: one["valueFrom"]["default"] for one in outputs}
+
+    def at(self, path: str) -> Path:
+        """Where a path of the pod's is here: only its scratch can be written."""
+        assert path.startswith("/scratch/"), path
+        return self.scratch / path.removeprefix("/scratch/")
+
+
+def _when(text: str) -> bool:
+    found = re.fullmatch(r"'([^']*)' == '([^']*)'", text)
+    assert found, text
+    return found.group(1) == found.group(2)
+
+
+def _substituted(value: Any, known: Mapping[str, str]) -> Any:
+    """Every reference replaced; one that is not known is an error, as it is for Argo's linter."""
+    if isinstance(value, str):
+        return REFERENCE.sub(lambda found: known[found.group(1)], value)
+    if isinstance(value, list):
+        return [_substituted(one, known) for one in value]
+    return {key: _substituted(one, known) for key, one in value.items()} if isinstance(value, dict) else value
