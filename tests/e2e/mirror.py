@@ -1,0 +1,162 @@
+"""What is in the namespace, kept current by watching, and a memory of what was there and is gone.
+
+Argo and KubeRay delete pods as soon as they have ended, so counting tries needs the memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+from .kube import Doc, Kube, KubeError
+from .scenario import Deadline, Failed
+
+T = TypeVar("T")
+WATCHED = ("workflows", "pods", "rayjobs", "rayclusters", "events")
+_WATCH_S = 240
+_BREATH_S = 1.0
+_QUIET_S = 60.0
+_GIVE_UP = 30
+"""Failures in a row after which a kind is said to be unreadable."""
+
+
+def say(text: str) -> None:
+    """One line of progress, on stderr."""
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+class Mirror:
+    """One thread for each kind lists it, then watches it, and starts again whenever the watch breaks off."""
+
+    def __init__(self, kube: Kube, kinds: Sequence[str] = WATCHED, watch_seconds: int = _WATCH_S) -> None:
+        self._kube = kube
+        self._watch_seconds = watch_seconds
+        self._living: dict[str, dict[str, Doc]] = {kind: {} for kind in kinds}
+        self._gone: dict[str, dict[str, Doc]] = {kind: {} for kind in kinds}
+        self._changed = threading.Condition()
+        self._changes = 0
+        self._listed: set[str] = set()
+        self._broken: dict[str, str] = {}
+        self._over = threading.Event()
+
+    def start(self, seconds: float = 60) -> None:
+        """Start to watch; returns when all is listed once. Failed when it can't be read."""
+        for kind in self._living:
+            threading.Thread(target=self._keep, args=(kind,), daemon=True, name=f"watch-{kind}").start()
+        self.wait(lambda: self._listed >= set(self._living), "a first list of the namespace", Deadline(seconds))
+
+    def stop(self) -> None:
+        self._over.set()
+
+    def now(self, kind: str) -> list[Doc]:
+        """What is there."""
+        with self._changed:
+            return list(self._living[kind].values())
+
+    def seen(self, kind: str) -> list[Doc]:
+        """What is there, and what was there since the beginning, as it was last seen."""
+        with self._changed:
+            return [*self._gone[kind].values(), *self._living[kind].values()]
+
+    def wait(
+        self, condition: Callable[[], T | None], what: str, deadline: Deadline,
+        doing: Callable[[], str] | None = None, every: float = 5.0,
+    ) -> T:  # fmt: skip
+        """The condition's first true value, asked whenever something changes and `every` few seconds.
+
+        Late after the deadline.
+
+        `doing` says how far it is: it is printed when it changes, and once a minute anyhow.
+        """
+        told, told_at = "", time.monotonic()
+        while True:
+            with self._changed:
+                before = self._changes
+            if value := condition():
+                return value
+            if self._broken:
+                raise Failed("; ".join(f"{kind} can't be watched: {why}" for kind, why in self._broken.items()))
+            doing_now = doing() if doing else ""
+            if (doing_now and doing_now != told) or time.monotonic() - told_at > _QUIET_S:
+                told, told_at = doing_now, time.monotonic()
+                say(f"  {told or what} · {deadline.left():.0f} s left")
+            deadline.check(" · ".join(filter(None, [what, doing_now])))
+            with self._changed:
+                if self._changes == before:
+                    self._changed.wait(min(every, deadline.left()))
+
+    def _keep(self, kind: str) -> None:
+        failures = 0
+        while not self._over.is_set():
+            started = time.monotonic()
+            try:
+                version = self._list(kind)
+                if version is None:  # no such kind here; it may be installed meanwhile
+                    self._over.wait(30)
+                    continue
+                failures = 0
+                self._follow(kind, version)
+            except KubeError as error:
+                failures += 1
+                if error.status in (401, 403) or failures >= _GIVE_UP:
+                    with self._changed:
+                        self._broken[kind] = str(error)
+                        self._note_change()
+                    return
+                self._over.wait(max(0.0, _BREATH_S - (time.monotonic() - started)))
+
+    def _list(self, kind: str) -> str | None:
+        """Take over what is there now; the version to watch from, None for a kind that the cluster does not know."""
+        found = self._kube.read(self._kube.path(kind))
+        with self._changed:
+            self._listed.add(kind)
+            living = {one["metadata"]["uid"]: one for one in found["items"]} if found else {}
+            for uid, one in self._living[kind].items():
+                if uid not in living:
+                    self._gone[kind][uid] = one
+            self._living[kind] = living
+            self._note_change()
+        return str(found["metadata"]["resourceVersion"]) if found else None
+
+    def _follow(self, kind: str, version: str) -> None:
+        """Apply the changes until the watch ends, from where the last one ended; returns to have all listed again."""
+        while not self._over.is_set():
+            started = time.monotonic()
+            for change, one in self._kube.watch(kind, version, self._watch_seconds):
+                if change == "ERROR":  # mostly 410: the version is too old
+                    return
+                version = str(one["metadata"].get("resourceVersion", version))
+                if change != "BOOKMARK":
+                    self._apply(kind, change, one)
+                if self._over.is_set():
+                    return
+            self._over.wait(max(0.0, _BREATH_S - (time.monotonic() - started)))
+
+    def _apply(self, kind: str, change: str, one: Doc) -> None:
+        uid = one["metadata"]["uid"]
+        with self._changed:
+            if change == "DELETED":
+                self._living[kind].pop(uid, None)
+                self._gone[kind][uid] = one
+            else:
+                self._living[kind][uid] = one
+            self._note_change()
+
+    def _note_change(self) -> None:
+        self._changes += 1
+        self._changed.notify_all()
+
+
+@contextlib.contextmanager
+def mirrored(kube: Kube) -> Iterator[Mirror]:
+    """A mirror of the namespace while the block runs."""
+    mirror = Mirror(kube)
+    mirror.start()
+    try:
+        yield mirror
+    finally:
+        mirror.stop()

@@ -1,0 +1,122 @@
+"""What a scenario is, how it ends, and how some of them are selected."""
+
+from __future__ import annotations
+
+import fnmatch
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from .session import Session
+
+PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
+Body = Callable[["Session"], str | None]
+"""Does it; returns what is worth a note in the table. Raises Failed or Skip."""
+B = TypeVar("B", bound=Callable[..., Any])
+
+
+class Failed(Exception):
+    """The product, or the cluster, did not do what it should."""
+
+
+class Skip(Exception):
+    """This cluster can't be asked that."""
+
+
+class Late(Failed):
+    """Not done within the deadline."""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One line of the table. `needs` names those that must have passed before."""
+
+    name: str
+    about: str
+    body: Body
+    needs: tuple[str, ...] = ()
+    minutes: float = 5.0
+
+
+@dataclass
+class Row:
+    """How a scenario ended."""
+
+    name: str
+    outcome: str
+    seconds: float
+    note: str = ""
+    saved: str = ""
+    about: str = ""
+
+
+class Deadline:
+    """So many seconds from now."""
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.seconds = seconds
+        self._clock = clock
+        self._end = clock() + seconds
+
+    def left(self) -> float:
+        """Seconds; never less than 0."""
+        return max(0.0, self._end - self._clock())
+
+    def check(self, what: str) -> None:
+        if not self.left():
+            raise Late(f"not within {self.seconds:.0f} s: {what}")
+
+
+@dataclass
+class Registry:
+    """All scenarios, in the order in which they run."""
+
+    scenarios: dict[str, Scenario] = field(default_factory=dict)
+
+    def add(self, name: str, about: str, body: Body, needs: Sequence[str] = (), minutes: float = 5.0) -> None:
+        if name in self.scenarios:
+            raise ValueError(f"two scenarios are named {name}")
+        if unknown := [need for need in needs if need not in self.scenarios]:
+            raise ValueError(f"{name} needs {unknown}, which must come before it")
+        self.scenarios[name] = Scenario(name, about, body, tuple(needs), minutes)
+
+    def scenario(self, name: str, needs: Sequence[str] = (), minutes: float = 5.0) -> Callable[[B], B]:
+        """Decorates a body; the first line of its docstring says what it is about."""
+
+        def add(body: B) -> B:
+            self.add(name, (body.__doc__ or "").strip().splitlines()[0], body, needs, minutes)
+            return body
+
+        return add
+
+    def select(self, only: Iterable[str]) -> list[Scenario]:
+        """Those that the patterns name (`argo-*`), with all that they need, in order; ValueError for an unknown one.
+
+        Without a pattern: all.
+        """
+        wanted: set[str] = set()
+        patterns = list(only)
+        for pattern in patterns:
+            found = fnmatch.filter(self.scenarios, pattern)
+            if not found:
+                raise ValueError(f"--only {pattern}: expected one of {', '.join(self.scenarios)}, or a pattern of them")
+            wanted.update(found)
+        if not patterns:
+            wanted = set(self.scenarios)
+        for name in reversed(list(self.scenarios)):  # what is needed comes before what needs it
+            if name in wanted:
+                wanted.update(self.scenarios[name].needs)
+        return [one for name, one in self.scenarios.items() if name in wanted]
+
+
+def unmet(scenario: Scenario, rows: Iterable[Row]) -> str:
+    """Why the scenario can't be tried: which of its needs did not pass; empty when all did."""
+    outcomes = {row.name: row for row in rows}
+    for need in scenario.needs:
+        row = outcomes.get(need)
+        if row is None or row.outcome != PASSED:
+            how = f"{row.outcome}: {row.note}" if row else "not tried"
+            return f"needs {need}, which was {how}"
+    return ""

@@ -1,0 +1,59 @@
+"""The table of what passed, failed or was skipped and why, and the same as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .scenario import FAILED, PASSED, SKIPPED, Row
+
+_MARKS = {PASSED: "pass", FAILED: "FAIL", SKIPPED: "skip"}
+_HEAD = ("scenario", "", "seconds", "what there is to say")
+
+
+def render(rows: Sequence[Row], width: int = 0) -> str:
+    """Lines for a terminal of `width` columns (0: the one there is); notes are folded, never cut."""
+    if not rows:
+        return "nothing was tried\n"
+    columns = width or shutil.get_terminal_size((120, 24)).columns
+    name = max(len(_HEAD[0]), *(len(row.name) for row in rows))
+    left = f"{{:<{name}}}  {{:<4}}  {{:>7}}  "
+    indent = len(left.format("", "", ""))
+    room = max(30, columns - indent)
+    lines = [left.format(*_HEAD[:3]) + _HEAD[3], "-" * min(columns, indent + room)]
+    for row in rows:
+        note = textwrap.wrap(_note(row), room, break_on_hyphens=False) or [""]
+        lines.append(left.format(row.name, _MARKS[row.outcome], f"{row.seconds:.1f}") + note[0])
+        lines += [" " * indent + more for more in note[1:]]
+    lines += ["", summary(rows)]
+    return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def _note(row: Row) -> str:
+    return " ".join(filter(None, [row.note, f"(see {row.saved})" if row.saved else ""]))
+
+
+def summary(rows: Sequence[Row]) -> str:
+    counts = {outcome: sum(row.outcome == outcome for row in rows) for outcome in _MARKS}
+    seconds = sum(row.seconds for row in rows)
+    told = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
+    return f"{told} in {int(seconds // 60)} min {seconds % 60:.0f} s"
+
+
+def exit_code(rows: Sequence[Row]) -> int:
+    """0 only if something passed and nothing failed: a run that skipped everything has shown nothing."""
+    outcomes = [row.outcome for row in rows]
+    return int(FAILED in outcomes or PASSED not in outcomes)
+
+
+def write_json(path: Path, rows: Sequence[Row], about: Mapping[str, Any]) -> None:
+    """`about` says where and with what it was run."""
+    whole = {**about, "exit_code": exit_code(rows), "scenarios": [dataclasses.asdict(row) for row in rows]}
+    for one in whole["scenarios"]:
+        one["seconds"] = round(one["seconds"], 1)
+    path.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
