@@ -85,7 +85,7 @@ def step_template(task: str, cluster: Cluster, chosen: Chosen) -> Container:
         inputs=[Parameter(name=name) for name in part.takes],
         outputs=[*_parameters(part), *(_artifacts(part.artifacts) if cluster.argo.artifacts else ())],
         retry_strategy=retry(cluster),
-        **_executor(cluster),
+        **_accounts(cluster),
     )  # fmt: skip
 
 
@@ -142,6 +142,7 @@ def rayjob_template(cluster: Cluster) -> Resource:
     """The RayJob of `plan`: applied, so that a second try finds that of the first and goes on watching it."""
     from hera.workflows import Parameter, Resource
 
+    ray = cluster.ray
     return Resource(
         name="rayjob",
         labels={COMPONENT: "rayjob"},
@@ -152,9 +153,8 @@ def rayjob_template(cluster: Cluster) -> Resource:
         success_condition=SUCCESS_CONDITION,
         failure_condition=FAILURE_CONDITION,
         retry_strategy=retry(cluster),
-        service_account_name=cluster.argo.launcher_service_account,
-        automount_service_account_token=True,
-        pod_spec_patch=_patch_of_resource(cluster),
+        active_deadline_seconds=ray.pending_seconds + ray.deadline_seconds + GRACE_S if ray.deadline_seconds else None,
+        **_accounts(cluster, launcher=True, resource=True),
     )
 
 
@@ -170,11 +170,12 @@ def finish_template(cluster: Cluster) -> Container:
         outputs=_artifacts(("summary.md",)) if cluster.argo.artifacts else None,
         active_deadline_seconds=FINISH_SECONDS,
         retry_strategy=retry(cluster),
-        service_account_name=cluster.argo.launcher_service_account,
-        automount_service_account_token=True,
+        **_accounts(cluster, launcher=True),
     )  # fmt: skip
 
 
+GRACE_S = 900
+"""What may pass beyond the deadlines of a RayJob until its end is seen; without KubeRay it would never be."""
 FINISH_SECONDS = 900
 """The longest that the exit handler may take: the run's own deadline does not count for it."""
 
@@ -221,7 +222,6 @@ def _container(
         volumes=volumes,
         node_selector=dict(pod.node_selector) or None,
         tolerations=[Toleration.model_validate(one) for one in pod.tolerations] or None,
-        pod_spec_patch=_patch(cluster),
         **options,
     )
 
@@ -229,8 +229,9 @@ def _container(
 def _environment(cluster: Cluster) -> list[EnvVar]:
     from hera.workflows.models import EnvVar
 
-    region = {"name": "AWS_DEFAULT_REGION", "value": cluster.storage.region}  # boto3 reads no other
-    return [EnvVar.model_validate(one) for one in (*storage_env(cluster), region)]
+    named = {one["name"]: one for one in storage_env(cluster)}
+    named.setdefault("AWS_DEFAULT_REGION", {"name": "AWS_DEFAULT_REGION", "value": cluster.storage.region})  # boto3's
+    return [EnvVar.model_validate(one) for one in named.values()]
 
 
 def _optional(kind: Any, text: str) -> Any:
@@ -252,35 +253,40 @@ def _said(values: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in values.items() if value}
 
 
-def _executor(cluster: Cluster) -> dict[str, Any]:
-    """Argo's own container has a token of its own, so that the step's needs none."""
+def _accounts(cluster: Cluster, *, launcher: bool = False, resource: bool = False) -> dict[str, Any]:
+    """Who the containers of a pod are: a step has no token, Argo's own container beside it has one of its own.
+
+    The launcher's pods have their account's token, and no code of users' runs in them.
+    """
     from hera.workflows.models import ExecutorConfig
 
-    account = cluster.argo.executor_service_account
-    if not account:
-        return {}
-    return {"automount_service_account_token": False, "executor": ExecutorConfig(service_account_name=account)}
+    argo = cluster.argo
+    if launcher:
+        patch = _patch(cluster, token=True, resource=resource)
+        return {"service_account_name": argo.launcher_service_account, "pod_spec_patch": patch}
+    if not argo.executor_service_account:
+        return {"pod_spec_patch": _patch(cluster, token=True)}
+    return {
+        "automount_service_account_token": False,
+        "executor": ExecutorConfig(service_account_name=argo.executor_service_account),
+        "pod_spec_patch": _patch(cluster),
+    }
 
 
-def _patch(cluster: Cluster) -> str:
-    """What `restricted` asks of Argo's own containers. Their root file system can't be read-only: argo 10787."""
-    context = container_security()
-    del context["readOnlyRootFilesystem"]
-    own = {**_EXECUTOR, "securityContext": context}
-    if cluster.argo.initless:
-        patch = {"containers": [{"name": "supervisor", **own}]}
-    else:
-        patch = {"initContainers": [{"name": "init", **own}], "containers": [{"name": "wait", **own}]}
-    return json.dumps(patch)
+def _patch(cluster: Cluster, *, token: bool = False, resource: bool = False) -> str:
+    """What Argo's own containers are given: a size, which a quota may ask for, and what `restricted` asks for.
 
-
-def _patch_of_resource(cluster: Cluster) -> str:
-    """Argo makes this pod alone, and secures it; it says nothing of its size, which a quota may ask for."""
-    init = [] if cluster.argo.initless else [{"name": "init", **_EXECUTOR}]
-    return json.dumps({"initContainers": init, "containers": [{"name": "main", **_EXECUTOR}]})
-
-
-_EXECUTOR = {"resources": {"requests": {"cpu": "10m", "memory": "64Mi"}}}
+    Argo secures those of a resource template itself. Their root file system can't be read-only: argo 10787. `token`:
+    Argo writes no `true` into a pod, and without it an account's own `automountServiceAccountToken: false` holds.
+    """
+    own: dict[str, Any] = {"resources": {"requests": {"cpu": "10m", "memory": "64Mi"}}}
+    if not resource:
+        own["securityContext"] = {k: v for k, v in container_security().items() if k != "readOnlyRootFilesystem"}
+    beside = "main" if resource else "supervisor" if cluster.argo.initless else "wait"
+    patch: dict[str, Any] = {"automountServiceAccountToken": True} if token else {}
+    if not cluster.argo.initless:
+        patch["initContainers"] = [{"name": "init", **own}]
+    return json.dumps({**patch, "containers": [{"name": beside, **own}]})
 
 
 def pod_security() -> dict[str, Any]:

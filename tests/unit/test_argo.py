@@ -116,15 +116,17 @@ def test_images_are_named_by_digest_and_credentials_by_secret(documents: list[Js
                 assert ("valueFrom" in variable) == (variable["name"] in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"))
 
 
-def test_no_token_is_in_a_step_that_needs_none(compiled: dict[str, str]) -> None:
-    document = first(compiled, "argo")
-    for one in document["spec"]["templates"]:
-        if "dag" in one:
-            continue
-        watches = one["name"] in ("rayjob", "finish")
-        assert one["automountServiceAccountToken"] is watches
-        assert one.get("serviceAccountName", "") == ("imagemill-launcher" if watches else "")
-        assert ("executor" in one) != watches  # Argo refuses no token at all
+def test_a_token_is_only_where_one_is_needed(compiled: dict[str, str]) -> None:
+    for pod in pods(first(compiled, "argo")):
+        watches = pod.where.endswith(("rayjob", "finish"))
+        assert pod.spec["automountServiceAccountToken"] is watches, pod.where
+        assert pod.spec["serviceAccountName"] == ("imagemill-launcher" if watches else "imagemill")
+    for one in first(compiled, "argo")["spec"]["templates"]:
+        if one.get("automountServiceAccountToken") is False:
+            assert one["executor"] == {"serviceAccountName": "imagemill-executor"}  # which Argo asks for then
+    everything = first(compiled, "argo-everything")
+    assert all(pod.spec["automountServiceAccountToken"] is True for pod in pods(everything))
+    assert "executor" not in json.dumps(everything).replace("executor_service_account", "")
 
 
 def test_every_reference_is_to_something_that_is_there(documents: list[Json]) -> None:
@@ -220,8 +222,6 @@ def test_pods_are_as_the_clusters_file_says(compiled: dict[str, str]) -> None:
     assert spec["imagePullSecrets"] == [{"name": "registry-login"}] and spec["archiveLogs"] is False
     assert spec["activeDeadlineSeconds"] == 43200 and spec["podMetadata"]["labels"]["team"] == "vision"
     assert all("artifacts" not in one.get("outputs", {}) for one in spec["templates"])
-    assert all("automountServiceAccountToken" not in one for one in spec["templates"]
-               if one["name"] not in ("rayjob", "finish"))  # fmt: skip
 
 
 def test_the_exit_handler_and_the_plan_know_the_cluster(compiled: dict[str, str]) -> None:
@@ -237,7 +237,7 @@ def test_a_controller_without_init_containers_is_patched_otherwise() -> None:
     templates = workflow_template(cluster, choose({}))["spec"]["templates"]
     found = {one["name"]: json.loads(one["podSpecPatch"]) for one in templates if "podSpecPatch" in one}
     assert [one["name"] for one in found["train"]["containers"]] == ["supervisor"]
-    assert "initContainers" not in found["train"] and not found["rayjob"]["initContainers"]
+    assert "initContainers" not in found["train"] and "initContainers" not in found["rayjob"]
 
 
 def test_the_schedule_starts_the_template_one_at_a_time(compiled: dict[str, str]) -> None:
