@@ -16,6 +16,7 @@ import yaml
 Json = dict[str, Any]
 FIELDS = frozenset(("apiVersion", "kind", "resources", "components", "patches", "configMapGenerator", "namespace",
                     "transformers"))  # fmt: skip
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 KINDS = {"Kustomization": "kustomize.config.k8s.io/v1beta1", "Component": "kustomize.config.k8s.io/v1alpha1"}
 
 
@@ -58,7 +59,7 @@ def _known(said: Json, fields: frozenset[str], where: object) -> None:
 
 
 def _file(path: Path) -> list[Json]:
-    return [one for one in yaml.safe_load_all(path.read_text(encoding="utf-8")) if one]
+    return [one for one in yaml.load_all(path.read_text(encoding="utf-8"), Loader=_LOADER) if one]
 
 
 def _config_map(said: Json, folder: Path) -> Json:

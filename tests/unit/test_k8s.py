@@ -1,0 +1,350 @@
+"""k8s/: what each overlay renders to, that Kubernetes takes it, who may do what, and that it fits cluster.yaml."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import kustomize
+import manifests
+import pytest
+import yaml
+from controllers import pods
+
+from imagemill.pipelines import kube
+from imagemill.pipelines.argo import compile_argo
+from imagemill.pipelines.cluster import Cluster, from_file
+from imagemill.pipelines.parameters import choose
+
+Json = dict[str, Any]
+ROOT = Path(__file__).parents[2]
+K8S = ROOT / "k8s"
+OVERLAYS = ("kind", "kubeflow-profile")
+CASES = {
+    "kind": ("kind", ()),
+    "kubeflow-profile": ("kubeflow-profile", ()),
+    "kind and all components": ("kind", ("gpu", "istio-off", "s3-outside")),
+}
+CUSTOM = ("argoproj.io/", "ray.io/")
+
+
+def write_case(folder: Path, overlay: str, components: tuple[str, ...] = ()) -> Path:
+    """A kustomization of an overlay and components, as a user would write it."""
+    said: Json = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        **({"namespace": "imagemill"} if components else {}),
+        "resources": [os.path.relpath(K8S / "overlays" / overlay, folder.resolve())],
+        "components": [os.path.relpath(K8S / "components" / one, folder.resolve()) for one in components],
+    }
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(said))
+    return folder
+
+
+@pytest.fixture(scope="module", params=list(CASES))
+def case(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def rendered(case: str, tmp_path_factory: pytest.TempPathFactory) -> list[Json]:
+    return kustomize.render(write_case(tmp_path_factory.mktemp("case"), *CASES[case]))
+
+
+def overlay(name: str) -> list[Json]:
+    return kustomize.render(K8S / "overlays" / name)
+
+
+def of_kind(documents: list[Json], kind: str) -> dict[str, Json]:
+    return {one["metadata"]["name"]: one for one in documents if one["kind"] == kind}
+
+
+@pytest.fixture(scope="module")
+def kind() -> list[Json]:
+    return overlay("kind")
+
+
+@pytest.fixture(scope="module")
+def base() -> Cluster:
+    return from_file(str(K8S / "base" / "cluster.yaml"))
+
+
+def test_kubectl_renders_the_same(case: str, rendered: list[Json], tmp_path: Path) -> None:
+    if not shutil.which("kubectl"):
+        pytest.skip("kubectl is not installed")
+    command = ["kubectl", "kustomize", str(write_case(tmp_path, *CASES[case]))]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    theirs = {kustomize.key(one): one for one in yaml.safe_load_all(printed)}
+    assert theirs == {kustomize.key(one): one for one in rendered}
+
+
+def test_schemas_take_every_document(rendered: list[Json]) -> None:
+    core = [one for one in rendered if not one["apiVersion"].startswith(CUSTOM)]
+    assert core
+    for document in core:
+        manifests.check_core(document)
+
+
+def test_crds_take_every_custom_resource(rendered: list[Json], case: str) -> None:
+    custom = [one for one in rendered if one["apiVersion"].startswith(CUSTOM)]
+    assert {one["kind"] for one in custom} == ({"WorkflowTemplate", "CronWorkflow"} if "kind" in case else set())
+    for document in custom:
+        manifests.check_custom(document)
+
+
+def test_every_pod_is_restricted(rendered: list[Json], case: str) -> None:
+    found = [pod for document in rendered for pod in pods(document)]
+    for pod in found:
+        manifests.check_restricted(pod.where, pod.spec, pod.annotations)
+    assert len(found) == (10 if "kind" in case else 0)
+
+
+def test_every_namespaced_document_is_in_its_namespace(rendered: list[Json], case: str) -> None:
+    wanted = {"imagemill"} if "kind" in case else {"kubeflow-user-example-com"}
+    assert {one["metadata"].get("namespace") for one in rendered if one["kind"] != "Namespace"} == wanted
+
+
+def test_the_namespace_enforces_restricted(kind: list[Json]) -> None:
+    labels = of_kind(kind, "Namespace")["imagemill"]["metadata"]["labels"]
+    assert {labels[f"pod-security.kubernetes.io/{mode}"] for mode in ("enforce", "warn", "audit")} == {"restricted"}
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_rendered_overlays_are_the_golden_ones(name: str) -> None:
+    """Without what is a file of its own: the WorkflowTemplate, and the script of the store's Job."""
+    documents = sorted((one for one in overlay(name) if one["kind"] != "WorkflowTemplate"), key=kustomize.key)
+    for document in documents:
+        if "setup.py" in document.get("data", {}):
+            document["data"]["setup.py"] = "(k8s/components/seaweedfs/setup.py)"
+    manifests.check_golden(f"k8s-{name}.yaml", yaml.safe_dump_all(documents, sort_keys=True))
+
+
+def test_the_pipeline_is_what_compile_gives(base: Cluster, tmp_path: Path) -> None:
+    compile_argo(choose({}), tmp_path / "pipeline.yaml", base)
+    manifests.check_golden(str(K8S / "base" / "pipeline.yaml"), (tmp_path / "pipeline.yaml").read_text())
+
+
+def test_the_schedule_waits_until_it_is_wanted(kind: list[Json]) -> None:
+    (cron,) = of_kind(kind, "CronWorkflow").values()
+    (template,) = of_kind(kind, "WorkflowTemplate").values()
+    assert cron["spec"]["suspend"] is True
+    assert cron["spec"]["workflowSpec"]["workflowTemplateRef"]["name"] == template["metadata"]["name"]
+
+
+# --- who may do what --------------------------------------------------------------------------------------------------
+
+
+def rights(documents: list[Json]) -> dict[str, dict[tuple[str, str, str], set[str]]]:
+    """By account, through bindings: (API group, resource, its name) → verbs."""
+    roles = of_kind(documents, "Role")
+    found: dict[str, dict[tuple[str, str, str], set[str]]] = {}
+    for binding in of_kind(documents, "RoleBinding").values():
+        assert binding["roleRef"]["kind"] == "Role"
+        for subject in binding["subjects"]:
+            assert subject["kind"] == "ServiceAccount" and subject["namespace"] == binding["metadata"]["namespace"]
+            mine = found.setdefault(subject["name"], {})
+            for rule in roles[binding["roleRef"]["name"]]["rules"]:
+                for group in rule["apiGroups"]:
+                    for resource in rule["resources"]:
+                        for name in rule.get("resourceNames", [""]):
+                            mine.setdefault((group, resource, name), set()).update(rule["verbs"])
+    return found
+
+
+RESULTS = ("argoproj.io", "workflowtaskresults", "")
+RAYJOBS = ("ray.io", "rayjobs", "")
+
+
+def test_rights_of_the_kind_overlay(kind: list[Json]) -> None:
+    assert rights(kind) == {
+        "imagemill-executor": {RESULTS: {"create", "patch"}},
+        "imagemill-launcher": {
+            RESULTS: {"create", "patch"},
+            RAYJOBS: {"create", "delete", "get", "list", "patch"},
+        },
+        "seaweedfs-setup": {("", "secrets", ""): {"create"}, ("", "secrets", "imagemill-store"): {"get"}},
+    }
+
+
+def test_rights_in_a_kubeflow_profile_are_those_of_the_launcher() -> None:
+    wanted = {(group, resource, ""): set(verbs) for (group, resource), verbs in kube.RIGHTS.items()}
+    assert rights(overlay("kubeflow-profile")) == {"default-editor": wanted}
+
+
+def test_nothing_is_granted_beyond_roles_of_the_namespace(rendered: list[Json]) -> None:
+    assert not {"ClusterRole", "ClusterRoleBinding"} & {one["kind"] for one in rendered}
+    for role in of_kind(rendered, "Role").values():
+        assert "*" not in str(role["rules"]), role["metadata"]["name"]
+    bound = {binding["roleRef"]["name"] for binding in of_kind(rendered, "RoleBinding").values()}
+    assert bound == of_kind(rendered, "Role").keys()
+
+
+def test_pods_run_as_accounts_that_exist_and_steps_see_no_token(kind: list[Json], base: Cluster) -> None:
+    accounts = of_kind(kind, "ServiceAccount")
+    assert all(one["automountServiceAccountToken"] is False for one in accounts.values())
+    tokens = {}
+    for document in kind:
+        for pod in pods(document):
+            if document["kind"] != "StatefulSet":  # which has no account and no token
+                assert pod.spec["serviceAccountName"] in accounts, pod.where
+            tokens[pod.where.rpartition(" ")[2]] = pod.spec.get("automountServiceAccountToken")
+    assert {name for name, token in tokens.items() if token is not False} == {"rayjob", "finish", "seaweedfs-setup"}
+    argo = base.argo
+    assert {argo.service_account, argo.executor_service_account, argo.launcher_service_account} <= accounts.keys()
+    (token,) = of_kind(kind, "Secret").values()
+    assert token["metadata"]["name"] == f"{argo.executor_service_account}.service-account-token"
+    assert token["metadata"]["annotations"]["kubernetes.io/service-account.name"] == argo.executor_service_account
+    assert "data" not in token and "stringData" not in token
+
+
+# --- what cluster.yaml says, and the store ----------------------------------------------------------------------------
+
+
+def container(documents: list[Json], kind: str) -> Json:
+    (document,) = of_kind(documents, kind).values()
+    (pod,) = pods(document)
+    (found,) = pod.spec["containers"]
+    return dict(found)
+
+
+def test_the_store_is_the_one_that_cluster_yaml_names(kind: list[Json], base: Cluster) -> None:
+    storage = base.storage
+    (service,) = of_kind(kind, "Service").values()
+    address = f"{service['metadata']['name']}.{service['metadata']['namespace']}:{service['spec']['ports'][0]['port']}"
+    assert storage.endpoint == f"http://{address}"
+    keys = {one["name"]: one["valueFrom"]["secretKeyRef"] for one in container(kind, "StatefulSet")["env"]}
+    assert keys == {
+        "AWS_ACCESS_KEY_ID": {"name": storage.secret, "key": storage.access_key},
+        "AWS_SECRET_ACCESS_KEY": {"name": storage.secret, "key": storage.secret_key},
+    }
+    job = {one["name"]: one.get("value") for one in container(kind, "Job")["env"]}
+    bucket = storage.workspace.removeprefix("s3://").partition("/")[0]
+    assert (job["SECRET"], job["BUCKET"], job["AWS_REGION"]) == (storage.secret, bucket, storage.region)
+    assert job["AWS_ENDPOINT_URL"] == f"http://{service['metadata']['name']}:{service['spec']['ports'][0]['port']}"
+    about = of_kind(kind, "ConfigMap")["artifact-repositories"]
+    chosen = about["metadata"]["annotations"]["workflows.argoproj.io/default-artifact-repository"]
+    s3 = yaml.safe_load(about["data"][chosen])["s3"]
+    assert (s3["endpoint"], s3["insecure"], s3["bucket"], s3["region"]) == (address, True, bucket, storage.region)
+    assert s3["accessKeySecret"] == keys["AWS_ACCESS_KEY_ID"] and s3["secretKeySecret"] == keys["AWS_SECRET_ACCESS_KEY"]
+
+
+def test_the_service_finds_the_store(kind: list[Json]) -> None:
+    (service,) = of_kind(kind, "Service").values()
+    (store,) = pods(of_kind(kind, "StatefulSet")["seaweedfs"])
+    assert service["spec"]["selector"].items() <= store.labels.items()
+    ports = {one["name"]: one["containerPort"] for one in store.spec["containers"][0]["ports"]}
+    assert ports == {service["spec"]["ports"][0]["targetPort"]: 8333}
+
+
+def test_images_namespace_and_ray_agree(kind: list[Json], base: Cluster) -> None:
+    assert container(kind, "Job")["image"] == base.image("cpu")
+    assert list(of_kind(kind, "Namespace")) == [base.namespace]
+    locked = re.search(r"^ray==(\S+)", (ROOT / "docker" / "ray.lock").read_text(), re.M)
+    assert locked and base.ray.version == locked[1]
+
+
+def test_no_image_is_taken_by_a_tag_that_moves(rendered: list[Json]) -> None:
+    for document in rendered:
+        for pod in pods(document):
+            for one in [*pod.spec["containers"], *pod.spec.get("initContainers", ())]:
+                if "image" in one:
+                    assert re.fullmatch(r"\S+:[^:/]+", one["image"]) and not one["image"].endswith(":latest"), pod.where
+
+
+def test_the_profiles_cluster_file_names_the_overlays_namespace() -> None:
+    cluster = from_file(str(K8S / "overlays" / "kubeflow-profile" / "cluster.yaml"))
+    assert {cluster.namespace} == {one["metadata"]["namespace"] for one in overlay("kubeflow-profile")}
+    assert cluster.ray.mode == "rayjob" and cluster.steps["train"].gpu == 1
+
+
+# --- components -------------------------------------------------------------------------------------------------------
+
+
+def changes(tmp_path: Path, *components: str) -> tuple[list[Json], list[Json]]:
+    """The documents that components add to or change in the kind overlay: before, after."""
+    after = kustomize.render(write_case(tmp_path, "kind", components))
+    before = {kustomize.key(one): one for one in overlay("kind")}
+    changed = [one for one in after if before.get(kustomize.key(one)) != one]
+    return [before[kustomize.key(one)] for one in changed if kustomize.key(one) in before], changed
+
+
+def test_gpus_are_added_to_train_and_evaluate(tmp_path: Path) -> None:
+    _, (template,) = changes(tmp_path, "gpu")
+    found = {}
+    for one in template["spec"]["templates"]:
+        sizes = one.get("container", {}).get("resources", {})
+        if gpus := {kind: sizes[kind]["nvidia.com/gpu"] for kind in sizes if "nvidia.com/gpu" in sizes[kind]}:
+            found[one["name"]] = gpus
+            assert one["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+    one_gpu = {"requests": "1", "limits": "1"}
+    assert found == {"train": one_gpu, "evaluate": one_gpu}
+
+
+def test_istio_is_kept_out_of_every_pod(tmp_path: Path) -> None:
+    _, changed = changes(tmp_path, "istio-off")
+    assert {one["kind"] for one in changed} == {"Namespace", "StatefulSet", "Job"}
+    assert of_kind(changed, "Namespace")["imagemill"]["metadata"]["labels"]["istio-injection"] == "disabled"
+    for document in kustomize.render(tmp_path):
+        for pod in pods(document):
+            assert pod.labels["sidecar.istio.io/inject"] == "false", pod.where
+
+
+def test_a_patch_of_another_template_is_refused() -> None:
+    operations = yaml.safe_load((K8S / "components" / "gpu" / "gpu.yaml").read_text())
+    (template,) = of_kind(overlay("kind"), "WorkflowTemplate").values()
+    template["spec"]["templates"].insert(1, {"name": "another"})
+    with pytest.raises(AssertionError, match="not train"):
+        kustomize.json_patch(template, operations)
+
+
+# --- the renderer -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"namePrefix": "a-"},
+        {"resources": ["two.yaml"]},
+        {"patches": [{"patch": "[]", "target": {"kind": "A", "labelSelector": "a"}}]},
+        {"kind": "Component"},
+        {"configMapGenerator": [{"name": "a", "files": ["one.yaml"], "options": {"disableNameSuffixHash": False}}]},
+    ],
+)
+def test_the_renderer_refuses_what_it_does_not_know(wrong: Json, tmp_path: Path) -> None:
+    one = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}}
+    (tmp_path / "one.yaml").write_text(yaml.safe_dump(one))
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump_all([one, one]))
+    said: Json = {"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization", "resources": ["one.yaml"]}
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(said))
+    assert kustomize.render(tmp_path) == [one]
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump({**said, **wrong}))
+    with pytest.raises(AssertionError):
+        kustomize.render(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("operation", "result"),
+    [
+        ({"op": "add", "path": "/a/b", "value": 1}, {"a": {"b": 1}, "l": [1]}),
+        ({"op": "add", "path": "/l/0", "value": 2}, {"a": {}, "l": [2, 1]}),
+        ({"op": "replace", "path": "/l", "value": 2}, {"a": {}, "l": 2}),
+        ({"op": "remove", "path": "/a"}, {"l": [1]}),
+        ({"op": "test", "path": "/l/0", "value": 1}, {"a": {}, "l": [1]}),
+        ({"op": "add", "path": "/a/x~1y~0z", "value": 1}, {"a": {"x/y~z": 1}, "l": [1]}),
+        ({"op": "test", "path": "/l/0", "value": 2}, None),
+        ({"op": "add", "path": "/none/b", "value": 1}, None),
+        ({"op": "replace", "path": "/none", "value": 1}, None),
+    ],
+)
+def test_json_patches(operation: Json, result: Json | None) -> None:
+    document: Json = {"a": {}, "l": [1]}
+    if result is None:
+        with pytest.raises(AssertionError):
+            kustomize.json_patch(document, [operation])
+    else:
+        assert kustomize.json_patch(document, [operation]) == result
+    assert document == {"a": {}, "l": [1]}
