@@ -48,8 +48,11 @@ def with_workspace(chosen: Chosen, cluster: Cluster) -> Chosen:
     return replace(chosen, pipeline=chosen.pipeline | {"workspace": uris.normalize(workspace, "workspace")})
 
 
-def compile_kfp(chosen: Chosen, target: Path, cluster: Cluster | None = None) -> None:
-    """Write the package for Kubeflow Pipelines, with the pods as the cluster says."""
+def compile_kfp(chosen: Chosen, target: Path, cluster: Cluster | None = None, *, bake: bool = True) -> None:
+    """Write the package for Kubeflow Pipelines, with the pods as the cluster says.
+
+    The chosen parameters size the pods, and become the package's defaults unless `bake` says no.
+    """
     cluster = cluster or Cluster()
     cluster.require_images("cluster")
     chosen = with_workspace(chosen, cluster)
@@ -60,7 +63,7 @@ def compile_kfp(chosen: Chosen, target: Path, cluster: Cluster | None = None) ->
         from .training import build
 
         pipeline = build(cluster, chosen)
-        _write(pipeline, target, chosen.arguments())
+        _write(pipeline, target, chosen.arguments() if bake else with_workspace(Chosen({}, {}), cluster).arguments())
 
 
 def write_documented(output: str) -> None:

@@ -12,7 +12,7 @@ from ..components.store.config import STEPS
 from ..components.store.errors import MillError, TransientError, UserError, error_for_exit_code
 from ..components.store.progress import duration, say
 from ..components.store.workspace import Workspace
-from .kfp_client import NotFoundError, Service, stopped
+from .kfp_client import LoginError, NotFoundError, Service, stopped
 from .run import PRODUCTS
 
 POLL_S, SLOW_POLL_S = 5.0, 20.0
@@ -34,7 +34,8 @@ def get_run(service: Service, run: str) -> Any:
 def follow(service: Service, run: str) -> Any:
     """The run, when it has ended. Each change of its state, or of a task's, is a line on stderr.
 
-    While the service is away the run is thought to go on; TransientError when it stays away for PATIENCE_S.
+    While the service is away, or a login has run out that lies in a file, the run is thought to go on; an error is
+    raised when that lasts for PATIENCE_S.
     """
     goes_on = f"the run goes on: {service.link(run)}; `imagemill runs {run} --follow` follows it"
     shown: dict[str, str] = {}
@@ -43,17 +44,21 @@ def follow(service: Service, run: str) -> Any:
         while True:
             try:
                 found = service.once(service.client.runs.run_service_get_run, run_id=run)
-            except TransientError as error:
+            except (TransientError, LoginError) as error:
+                if isinstance(error, LoginError) and not service.connection.renewable:
+                    raise UserError(f"{error} ({goes_on})") from None
                 now = time.monotonic()
                 if away_since is None:
                     away_since = now
-                    say("run", f"{error}; the run goes on, waiting for the service")
+                    login = isinstance(error, LoginError)
+                    wanted = f"a new login in {service.connection.renewable}" if login else "the service"
+                    say("run", f"{error}; the run goes on, waiting for {wanted}")
                 if now - away_since >= PATIENCE_S:
                     away = duration(now - away_since)
-                    raise TransientError(f"{error}, for {away}: given up waiting; {goes_on}") from None
+                    raise type(error)(f"{error}, for {away}: given up waiting; {goes_on}") from None
                 time.sleep(min(POLL_S if now - away_since < 60 else SLOW_POLL_S, PATIENCE_S))
                 continue
-            except UserError as error:  # the login has run out, or the run was deleted
+            except UserError as error:  # the run was deleted
                 raise UserError(f"{error} ({goes_on})") from None
             if away_since is not None:
                 say("run", f"the service is back after {duration(time.monotonic() - away_since)}")

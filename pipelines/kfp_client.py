@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import io
 import json
-import logging
 import os
 import warnings
 from collections.abc import Callable
@@ -37,6 +36,10 @@ HELP = (
     f"or in a file, or a token in {TOKEN}. In a pod of the cluster: nothing; the mounted service account token is "
     f"used. Without --host, {HOST} or the cluster that kubectl speaks to."
 )
+
+
+class LoginError(UserError):
+    """The service wants another login."""
 
 
 class NotFoundError(UserError):
@@ -103,6 +106,11 @@ class Connection:
         if text and ("=" not in text or not text.isprintable()):
             raise UserError(f"{where}: expected one line, name=value, found something else")  # which may be a secret
         return text
+
+    @property
+    def renewable(self) -> str:
+        """The file of the login, which somebody else may renew; empty if there is none."""
+        return self.cookie_file or self.token_file
 
     def login(self) -> dict[str, Any]:
         """What KFP's client takes: a token, or what reads it from a file for each request."""
@@ -202,7 +210,7 @@ class Service:
         try:
             json.loads(response.data)
         except ValueError:
-            raise UserError(
+            raise LoginError(
                 f"{self.host}: expected an answer of Kubeflow Pipelines' API, found {_kind(str(response.data))}. {HELP}"
             ) from None
 
@@ -211,7 +219,7 @@ class Service:
         said = _message(text) or _kind(text)
         if status in (401, 403):
             wanted = "a valid login" if status == 401 else "a login that may do this"
-            return UserError(f"{self.host}: expected {wanted}, found it refused ({status}: {said}). {HELP}")
+            return LoginError(f"{self.host}: expected {wanted}, found it refused ({status}: {said}). {HELP}")
         if status == 404 and _message(text):
             return NotFoundError(f"{self.host}: {said}")
         if status == 404:
@@ -235,8 +243,9 @@ class Service:
 
 
 def _make_client(connection: Connection) -> Any:
-    """KFP's own client; it may not wait, print, or write into the home folder what it found out."""
+    """KFP's own client. It may not wait, print, or write into the home folder; what is tried again is our matter."""
     import kfp
+    from urllib3 import Retry
 
     class Client(kfp.Client):  # type: ignore[misc]
         def get_kfp_healthz(self, sleep_duration: int = 5) -> Any:
@@ -245,12 +254,14 @@ def _make_client(connection: Connection) -> Any:
 
             return V2beta1GetHealthzResponse(multi_user=False)
 
-    logging.getLogger("urllib3").setLevel(logging.ERROR)
     with _quiet():
-        return Client(
+        made = Client(
             host=connection.host or None, cookies=connection.cookie() or None, ssl_ca_cert=connection.ca_file or None,
             **connection.login(),
         )  # fmt: skip
+    pool = made._run_api.api_client.rest_client.pool_manager
+    pool.connection_pool_kw["retries"] = Retry(total=None, connect=0, read=0, status=0, other=0, redirect=3)
+    return made
 
 
 @contextlib.contextmanager

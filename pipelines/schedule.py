@@ -19,6 +19,7 @@ from itertools import islice
 from typing import Any
 from zoneinfo import ZoneInfo
 
+from ..components.store import uri as uris
 from ..components.store.errors import EXIT_OK, MillError, TransientError, UserError, wrong
 from ..components.store.progress import say
 from . import cron as crons
@@ -289,7 +290,10 @@ def _line(one: Any, as_json: bool) -> str:
         "cron": (one.description or "").removeprefix(_MARK),
         "kfp_cron": server,
         "enabled": one.mode == "ENABLE",
-        "parameters": (one.runtime_config.parameters if one.runtime_config else None) or {},
+        "parameters": {
+            key: uris.safe(value) if isinstance(value, str) else value
+            for key, value in ((one.runtime_config.parameters if one.runtime_config else None) or {}).items()
+        },
     }
     if as_json:
         return json.dumps(about, ensure_ascii=False)

@@ -114,6 +114,9 @@ def run(found: dict[str, Any]) -> int:
             return end(result, as_json, EXIT_OK)
         ended = following.follow(service, started.run_id)
         return end(result, as_json, following.finish(service, ended, result))
+    except KeyboardInterrupt:
+        result |= {"error": "stopped; `imagemill runs` shows whether the run was started", "exit_code": 130}
+        return end(result, as_json, 130)
     except MillError as error:
         result |= {"error": str(error), "exit_code": error.exit_code}
         return end(result, as_json, error.exit_code)

@@ -15,10 +15,11 @@ import socket
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from email.parser import BytesParser
 from email.policy import HTTP
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -199,7 +200,7 @@ class KfpService:
         pipeline, name = query.get("pipelineid", ""), query.get("name") or file_name
         if not file_name.endswith((".yaml", ".yml")) or not any(p["pipeline_id"] == pipeline for p in self.pipelines):
             raise invalid("Failed to create a pipeline version")
-        documents = [one for one in yaml.safe_load_all(text) if one]
+        documents = _documents(text)
         if not documents[0].get("pipelineInfo", {}).get("name") or len(name) > 127:
             raise invalid("Failed to create a pipeline version")
         if any(v["pipeline_id"] == pipeline and v["name"] == name for v in self.versions):
@@ -307,6 +308,11 @@ class KfpService:
         return bool(token or (self.cookie and headers.get("cookie") != self.cookie))
 
 
+@cache
+def _documents(text: bytes) -> list[dict[str, Any]]:
+    return [one for one in yaml.safe_load_all(text) if one]
+
+
 def _shown(run: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in run.items() if not key.startswith("_")}
 
@@ -357,7 +363,16 @@ def _nodes(run: str, tasks: dict[str, str], now: str) -> Iterator[dict[str, Any]
 
 class _Handler(BaseHTTPRequestHandler):
     service: KfpService
+    open_ones: set[socket.socket]
     protocol_version = "HTTP/1.1"
+
+    def setup(self) -> None:
+        super().setup()
+        self.open_ones.add(self.connection)
+
+    def finish(self) -> None:
+        self.open_ones.discard(self.connection)
+        super().finish()
 
     def log_message(self, format: str, *arguments: Any) -> None:
         pass
@@ -430,7 +445,8 @@ def _body(headers: dict[str, str], content: bytes) -> Any:
 @contextmanager
 def serving(service: KfpService, port: int = 0) -> Iterator[KfpService]:
     """The service on a port of loopback, until the block ends."""
-    handler = type("Handler", (_Handler,), {"service": service})
+    open_ones: set[socket.socket] = set()
+    handler = type("Handler", (_Handler,), {"service": service, "open_ones": open_ones})
     server = ThreadingHTTPServer(("127.0.0.1", port), handler)
     server.daemon_threads = True
     service.url = f"http://127.0.0.1:{server.server_address[1]}"
@@ -442,3 +458,6 @@ def serving(service: KfpService, port: int = 0) -> Iterator[KfpService]:
         server.shutdown()
         server.server_close()
         thread.join()
+        for one in list(open_ones):  # as with a process that ends; clients keep connections
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)

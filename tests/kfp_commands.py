@@ -1,0 +1,95 @@
+"""The commands that speak to Kubeflow Pipelines, in this process, against tests/kfp_server.py."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kfp_server import KfpService, serving
+
+from imagemill.components.store.config import STEPS
+from imagemill.pipelines import cli, following, kfp_client
+from imagemill.pipelines.cluster import from_file
+from imagemill.pipelines.compile import compile_kfp
+from imagemill.pipelines.parameters import Chosen
+
+CLUSTER = "images:\n  tags_allowed: true\nstorage:\n  workspace: s3://mill/work\n"
+
+
+@dataclass
+class Ran:
+    """What a command gave."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.out.splitlines()[-1])
+        return found
+
+
+@dataclass
+class Commands:
+    """The service, and `imagemill` with its address and, unless a cluster is given, a package compiled once."""
+
+    service: KfpService
+    folder: Path
+    capsys: pytest.CaptureFixture[str]
+
+    def __call__(self, *words: str, host: str = "") -> Ran:
+        if words[0] in ("submit", "schedule") and not {"--package", "--cluster"} & {*words}:
+            words = (*words, "--package", str(compiled_once()))
+        code = cli.main([*words, "--host", host or self.service.url])
+        printed = self.capsys.readouterr()
+        return Ran(code, printed.out, printed.err)
+
+
+@cache
+def compiled_once() -> Path:
+    """The pipeline for CLUSTER: compiling takes a second."""
+    folder = Path(tempfile.mkdtemp(prefix="imagemill-test-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    (folder / "cluster.yaml").write_text(CLUSTER)
+    compile_kfp(Chosen({}, {}), folder / "pipeline.yaml", from_file(str(folder / "cluster.yaml")))
+    return folder / "pipeline.yaml"
+
+
+@contextmanager
+def commands(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], service: KfpService | None = None
+) -> Iterator[Commands]:
+    """With the user's own settings out of the way, and without the waits that a person can afford."""
+    for name in [name for name in os.environ if name.startswith(("KF_PIPELINES", "AWS_", "KUBE"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(folder / "none"))
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.setattr(following, "POLL_S", 0.02)
+    monkeypatch.setattr(following, "SLOW_POLL_S", 0.02)
+    monkeypatch.setattr(kfp_client, "RETRY_S", 2.0)
+    (folder / "cluster.yaml").write_text(CLUSTER)
+    with serving(service or KfpService()) as served:
+        yield Commands(served, folder, capsys)
+
+
+def script(*ended: str, last: str = "SUCCEEDED") -> list[tuple[str, dict[str, str]]]:
+    """A run in which the steps end one after the other; the last of them as the run does."""
+    steps = ended or STEPS
+    looks: list[tuple[str, dict[str, str]]] = [("PENDING", {})]
+    done: dict[str, str] = {}
+    for step in steps:
+        looks.append(("RUNNING", {**done, step: "RUNNING"}))
+        done[step] = "SUCCEEDED"
+    return [*looks, (last, {**done, steps[-1]: "SUCCEEDED" if last == "SUCCEEDED" else "FAILED"})]

@@ -1,0 +1,387 @@
+"""`imagemill submit` and `imagemill runs` by KFP's own client against a server that speaks its API."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kfp_commands import CLUSTER, Commands, commands, script
+from kfp_server import KfpService, serving
+
+from imagemill.pipelines import cli, following
+
+SECRET = "s3cr3t-0f-somebody"
+
+
+@pytest.fixture
+def mill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Commands]:
+    with commands(tmp_path, monkeypatch, capsys) as made:
+        yield made
+
+
+@pytest.fixture
+def records(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
+    """What the steps of every run have recorded, of a workspace that can be read; a real one: test_submit_records."""
+    found: dict[str, dict[str, Any]] = {}
+    monkeypatch.setattr(following, "records", lambda workspace, run: found)
+    return found
+
+
+def record(step: str, **more: Any) -> dict[str, Any]:
+    base = {"uri": f"s3://mill/work/{step}/00", "fingerprint": "00", "state": "ran", "metrics": {}, "error": "",
+            "exit_code": 0, "seconds": 2.0}  # fmt: skip
+    return base | more
+
+
+def test_a_run_is_submitted_followed_and_its_result_told(mill: Commands, records: dict[str, dict[str, Any]]) -> None:
+    records |= {
+        "download": record("download"),
+        "evaluate": record("evaluate", metrics={"macro_f1": 0.91, "top1": 0.93}),
+    }
+    records["promote"] = record("promote", metrics={"report": "s3://r.html", "promoted": True, "verdict": "promoted"})
+    mill.service.scripts = [script()]
+    ran = mill("submit", "--name", "cats", "--epochs", "3", "--weight-decay", "0.1", "--json")
+    run = mill.service.runs[0]
+    assert ran.code == 0, ran.err
+    assert ran.json["state"] == "SUCCEEDED" and ran.json["status"] == "succeeded" and ran.json["run"] == run["run_id"]
+    assert ran.json["link"] == f"{mill.service.url}/#/runs/details/{run['run_id']}"
+    assert ran.json["metrics"] == {"macro_f1": 0.91, "top1": 0.93} and ran.json["promoted"] is True
+    assert ran.json["records"]["download"]["uri"] == "s3://mill/work/download/00"
+    given = run["runtime_config"]["parameters"]
+    assert given == {"name": "cats", "epochs": 3, "config": '{"train": {"weight_decay": 0.1}}'}
+    assert type(given["epochs"]) is int
+    assert ran.err.count("[train] running\n") == 1 and "[train] succeeded after " in ran.err
+    assert run["display_name"].startswith("cats-20") and "driver" not in ran.err and "[root]" not in ran.err
+    assert mill.service.experiments[0]["display_name"] == "imagemill"
+
+
+def test_only_a_changed_package_becomes_a_version(mill: Commands, tmp_path: Path) -> None:
+    submit = ["submit", "--no-wait", "--cluster", str(tmp_path / "cluster.yaml")]
+    assert mill(*submit).code == 0
+    assert mill(*submit, "--epochs", "7").code == 0  # a parameter is no part of the package
+    assert len(mill.service.versions) == 1 and len(mill.service.runs) == 2
+    (tmp_path / "cluster.yaml").write_text(CLUSTER + "steps:\n  clean:\n    cpu: 7\n")
+    assert mill(*submit).code == 0
+    assert len(mill.service.versions) == 2 and len(mill.service.pipelines) == 1
+    used = [run["pipeline_version_reference"]["pipeline_version_id"] for run in mill.service.runs]
+    first, second = (version["pipeline_version_id"] for version in mill.service.versions)
+    assert used == [first, first, second]
+    (tmp_path / "cluster.yaml").write_text(CLUSTER)
+    assert mill(*submit).code == 0  # back to the old one, which is still there
+    assert mill.service.runs[-1]["pipeline_version_reference"]["pipeline_version_id"] == first
+    assert len(mill.service.experiments) == 1
+
+
+def test_a_compiled_package_is_taken_as_it_is(mill: Commands, tmp_path: Path) -> None:
+    package = tmp_path / "pipeline.yaml"
+    text = ["compile", "--target", "kfp", "--cluster", str(tmp_path / "cluster.yaml"), "-o", str(package)]
+    assert cli.main([*text, "--epochs", "5"]) == 0
+    mill.capsys.readouterr()
+    ran = mill("submit", "--package", str(package), "--no-wait", "--json", "--run-name", "friday")
+    assert ran.code == 0, ran.err
+    assert ran.json["status"] == "running" and ran.json["run_name"] == "friday"
+    inputs = mill.service.versions[0]["pipeline_spec"]["pipeline_spec"]["root"]["inputDefinitions"]["parameters"]
+    assert inputs["epochs"]["defaultValue"] == 5 and not mill.service.runs[0]["runtime_config"]["parameters"]
+    other = tmp_path / "other.yaml"
+    other.write_text(package.read_text().replace("      learning_rate:", "      learning_pace:"))
+    refused = mill("submit", "--package", str(other), "--learning-rate", "0.1")
+    assert refused.code == 2 and "--learning-rate: expected a parameter of the pipeline" in refused.err
+    other.write_text("a: [b")
+    assert mill("submit", "--package", str(other)).code == 2 and len(mill.service.runs) == 1
+
+
+def test_a_failed_step_ends_the_command_with_its_code_and_message(
+    mill: Commands, records: dict[str, dict[str, Any]]
+) -> None:
+    records |= {
+        "download": record("download"),
+        "clean": record("clean", state="failed", exit_code=2, error="color: expected one of rgb, found 'x'"),
+    }
+    mill.service.scripts = [script("download", "clean", last="FAILED")]
+    ran = mill("submit", "--json")
+    assert ran.code == 2 and "imagemill: error: clean: color: expected one of rgb, found 'x'" in ran.err
+    assert ran.json["exit_code"] == 2 and ran.json["status"] == "failed" and ran.json["state"] == "FAILED"
+    assert "[clean] failed after" in ran.err
+
+
+def test_a_step_that_leaves_no_record_is_said_to_be_lost(mill: Commands, records: dict[str, dict[str, Any]]) -> None:
+    records["download"] = record("download")
+    mill.service.scripts = [script("download", "clean", last="FAILED")]
+    ran = mill("submit")
+    assert ran.code == 1 and "the run failed in clean; clean ended without a record" in ran.err
+
+
+def test_without_records_the_runs_state_is_the_result(mill: Commands) -> None:
+    mill.service.scripts = [script("download", last="FAILED"), script(last="CANCELED"), script()]
+    failed = mill("submit", "--json")
+    assert (
+        failed.code == 1 and "the steps' records can't be read from here (s3://mill/work/runs/" in failed.json["error"]
+    )
+    assert mill("submit").code == 1 and mill.service.runs[1]["state"] == "CANCELED"
+    assert mill("submit", "--json").json["status"] == "succeeded"
+
+
+def test_following_survives_drops_errors_and_pages_that_are_none(mill: Commands) -> None:
+    mill.service.scripts = [script()]
+    look = "/runs/[^/]+$"
+    for kind in ("drop", "500", "503", "drop after", "429"):
+        mill.service.fail(kind, 2, "GET", look)
+    ran = mill("submit")
+    assert ran.code == 0, ran.err
+    assert ran.err.count("waiting for the service") == 1 and "the service is back after" in ran.err
+    assert mill.service.asked("POST", "/runs$") == 1
+
+
+def test_following_survives_a_service_that_starts_again(tmp_path: Path, mill: Commands) -> None:
+    service = KfpService(scripts=[[("RUNNING", {})]])
+    gone, result = threading.Event(), []
+    with serving(service):
+        port = int(service.url.rpartition(":")[2])
+        service.on_request = lambda method, path: gone.set() if path.count("/") == 4 and method == "GET" else None
+
+        def work() -> None:
+            result.append(mill("submit", host=service.url))
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        assert gone.wait(10)
+    time.sleep(0.3)
+    service.runs[0]["_script"] = [("SUCCEEDED", {"promote": "SUCCEEDED"})]
+    with serving(service, port):
+        thread.join(10)
+    assert result and result[0].code == 0, result
+    assert "can't be reached: [Errno 111] Connection refused; the run goes on" in result[0].err
+    assert len(service.runs) == 1
+
+
+def test_the_wait_is_given_up_in_the_end(mill: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(following, "PATIENCE_S", 0.2)
+    mill.service.fail("502", 1000, "GET", "/runs/[^/]+$")
+    ran = mill("submit", "--json")
+    run = mill.service.runs[0]["run_id"]
+    assert ran.code == 75 and f"the run goes on: {mill.service.url}/#/runs/details/{run}" in ran.json["error"]
+    assert ran.json["run"] == run and ran.json["exit_code"] == 75
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("POST", "/pipelines$"), ("POST", "/upload_version$"), ("POST", "/experiments$"), ("POST", "/runs$")],
+)
+@pytest.mark.parametrize("kind", ["drop", "drop after", "500"])
+def test_nothing_is_made_twice_when_an_answer_is_lost(mill: Commands, method: str, path: str, kind: str) -> None:
+    mill.service.fail(kind, 1, method, path)
+    ran = mill("submit", "--no-wait")
+    assert ran.code == 0, ran.err
+    made = (mill.service.pipelines, mill.service.versions, mill.service.experiments, mill.service.runs)
+    assert [len(items) for items in made] == [1, 1, 1, 1]
+    assert mill.service.faults[0].times == 0
+
+
+def test_what_the_login_must_be_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service = KfpService(token=SECRET)
+    with commands(tmp_path, monkeypatch, capsys, service) as mill:
+        ran = mill("submit", "--no-wait")
+        assert ran.code == 2 and "expected a valid login, found it refused (401:" in ran.err
+        assert "KF_PIPELINES_COOKIE" in ran.err and "kubectl port-forward" in ran.err
+        monkeypatch.setenv("KF_PIPELINES_TOKEN", "wrong-" + SECRET)
+        ran = mill("submit", "--no-wait", "--json")
+        assert ran.code == 2 and SECRET not in ran.err + ran.out
+        monkeypatch.setenv("KF_PIPELINES_TOKEN", SECRET)
+        ran = mill("submit", "--json")
+        assert ran.code == 0 and SECRET not in ran.err + ran.out
+        monkeypatch.delenv("KF_PIPELINES_TOKEN")
+        (tmp_path / "token").write_text(SECRET + "\n")
+        assert mill("runs", "--token-file", str(tmp_path / "token")).code == 0
+        monkeypatch.setenv("KF_PIPELINES_SA_TOKEN_PATH", str(tmp_path / "token"))  # as in a pod
+        assert mill("runs").code == 0
+    assert not service.pipelines[1:] and all(SECRET not in path for _, path, _ in service.requests)
+
+
+def test_a_login_that_runs_out_while_a_run_is_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, new = f"authservice_session={SECRET}", "authservice_session=renewed"
+    service = KfpService(cookie=old, scripts=[script(), script()])
+    file = tmp_path / "cookie"
+    file.write_text(old + "\n")
+
+    def run_out(method: str, path: str) -> None:
+        if path.count("/") == 4 and method == "GET":
+            service.cookie, service.on_request = new, refused
+
+    def refused(method: str, path: str) -> None:
+        if service.asked("GET", "/runs/[^/]+$") > 4:  # somebody has logged in again
+            file.write_text(new)
+
+    with commands(tmp_path, monkeypatch, capsys, service) as mill:
+        service.on_request = run_out
+        ran = mill("submit", "--cookie-file", str(file))
+        assert ran.code == 0, ran.err
+        assert f"waiting for a new login in {file}" in ran.err and SECRET not in ran.err
+        service.cookie, service.on_request = old, run_out
+        monkeypatch.setenv("KF_PIPELINES_COOKIE", old)
+        ran = mill("submit")
+        run = service.runs[-1]["run_id"]
+        assert ran.code == 2 and f"imagemill runs {run} --follow" in ran.err and SECRET not in ran.err
+        file.write_text(SECRET)
+        ran = mill("runs", "--cookie-file", str(file))
+        assert ran.code == 2 and "expected one line, name=value" in ran.err and SECRET not in ran.err
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "said"),
+    [
+        ("html", 2, "found a web page (to log in?)"),
+        ("404 plain", 2, "--host: expected Kubeflow Pipelines' API, found nothing at "),
+        ("403", 2, "expected a login that may do this"),
+        ("500", 75, "answers 500: no healthy upstream"),
+    ],
+)
+def test_what_answers_instead_of_the_service_is_told_apart(mill: Commands, kind: str, code: int, said: str) -> None:
+    mill.service.fail(kind, 1000)
+    ran = mill("submit", "--no-wait", "--json")
+    assert ran.code == code and said in ran.err and ran.json["exit_code"] == code
+    assert not mill.service.runs
+
+
+def test_a_service_that_is_not_there_is_transient(mill: Commands) -> None:
+    with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as closed:
+        host = f"http://127.0.0.1:{closed.server_address[1]}"
+    ran = mill("submit", "--no-wait", host=host)
+    assert ran.code == 75 and f"{host} can't be reached: [Errno 111] Connection refused" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--target", "argo"], "argo submit --from workflowtemplate/"),
+        (["--workspace", "./here"], "workspace: expected s3://bucket/prefix"),
+        (["--dataset", "folder", "--source", "./photos"], "--source: expected s3://… or http(s)://…"),
+        (["--epoch", "3"], "is it --epochs?"),
+        (["--epochs", "many"], "--epochs: expected"),
+        (["--pipeline-name", " "], "--pipeline-name: expected"),
+        (["--token-file", "/no/such/file"], "--token-file: expected a file"),
+    ],
+)
+def test_what_can_be_known_beforehand_is_refused_without_asking(mill: Commands, words: list[str], said: str) -> None:
+    ran = mill("submit", *words)
+    assert ran.code == 2 and said in ran.err
+    assert not mill.service.requests
+
+
+@pytest.mark.parametrize("host", ["localhost:8080", "ftp://x", "http://user:pass@x"])
+def test_an_address_that_is_none_is_refused(mill: Commands, host: str) -> None:
+    ran = mill("runs", host=host)
+    assert ran.code == 2 and "--host: expected an address" in ran.err and "pass" not in ran.err
+
+
+def test_without_any_address_the_ways_in_are_named(mill: Commands) -> None:
+    assert cli.main(["runs"]) == 2
+    assert "kubectl port-forward -n kubeflow svc/ml-pipeline-ui 8080:80" in mill.capsys.readouterr().err
+
+
+def test_the_environment_names_the_service(mill: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KF_PIPELINES_ENDPOINT", mill.service.url + "/")
+    monkeypatch.setenv("KF_PIPELINES_UI_ENDPOINT", "https://kubeflow.example/_/pipeline")
+    monkeypatch.setenv("KF_PIPELINES_DEFAULT_EXPERIMENT_NAME", "ours")
+    assert cli.main(["submit", "--no-wait", "--cluster", str(mill.folder / "cluster.yaml")]) == 0
+    run = mill.service.runs[0]["run_id"]
+    assert f"https://kubeflow.example/_/pipeline/#/runs/details/{run}" in mill.capsys.readouterr().out
+    assert mill.service.experiments[0]["display_name"] == "ours"
+    assert not (mill.folder / ".config").exists()  # KFP's client would keep there what it found out
+
+
+def test_where_there_are_several_users_everything_is_in_ones_own_profile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service = KfpService(multi_user=True)
+    with commands(tmp_path, monkeypatch, capsys, service) as mill:
+        assert mill("submit", "--no-wait", "--namespace", "team").code == 0
+        assert [one["namespace"] for one in (*service.pipelines, *service.experiments)] == ["team", "team"]
+        assert mill("submit", "--no-wait", "--cluster", str(tmp_path / "cluster.yaml")).code == 0  # that file's
+        assert service.pipelines[1]["namespace"] == "imagemill"
+        ran = mill("runs", "--namespace", "team")
+        assert ran.code == 0 and service.runs[0]["run_id"] in ran.out and service.runs[1]["run_id"] not in ran.out
+        ran = mill("runs")
+        assert ran.code == 2 and "--namespace: expected the namespace of your profile" in ran.err
+
+
+def test_ctrl_c_leaves_the_run_and_says_so(tmp_path: Path) -> None:
+    service = KfpService(scripts=[[("RUNNING", {"clean": "RUNNING"})]])
+    (tmp_path / "cluster.yaml").write_text(CLUSTER)
+    words = ["submit", "--host", "URL", "--cluster", str(tmp_path / "cluster.yaml"), "--json"]
+    with serving(service):
+        words[2] = service.url
+        command = subprocess.Popen(
+            [sys.executable, "-m", "imagemill.pipelines.cli", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True, env=os.environ | {"HOME": str(tmp_path)},
+        )  # fmt: skip
+        assert command.stderr is not None
+        seen = ""
+        for line in command.stderr:
+            seen += line
+            if "[clean] running" in line:
+                break
+        command.send_signal(signal.SIGINT)
+        out, err = command.communicate(timeout=20)
+    run = service.runs[0]["run_id"]
+    assert command.returncode == 130, seen + err
+    assert f"the run goes on: {service.url}/#/runs/details/{run}; `imagemill runs {run} --follow` follows it" in err
+    assert json.loads(out)["run"] == run and "Traceback" not in err
+
+
+def test_runs_are_listed_newest_first_and_only_ours(mill: Commands, records: dict[str, dict[str, Any]]) -> None:
+    records |= {"evaluate": record("evaluate", metrics={"macro_f1": 0.91}), "promote": record("promote")}
+    records["promote"]["metrics"] = {"verdict": "kept", "promoted": False, "report": ""}
+    assert mill("submit", "--pipeline-name", "another", "--no-wait").code == 0
+    mill.service.scripts = [script(), script(last="FAILED"), [("RUNNING", {"train": "RUNNING"})]]
+    for _ in range(3):
+        mill("submit", "--no-wait")
+    for run in mill.service.runs[1:]:
+        mill("runs", run["run_id"], *(["--follow"] if run is not mill.service.runs[3] else []))
+    lines = mill("runs").out.splitlines()
+    states = [line.split()[1] for line in lines[1:]]
+    assert lines[0].split()[0] == "run" and states == ["running", "failed", "succeeded"]
+    assert "0.910" in lines[3] and "kept" in lines[3] and "0.910" not in lines[1]
+    assert mill.service.runs[3]["run_id"] in lines[1]
+    found = [json.loads(line) for line in mill("runs", "--last", "1", "--json").out.splitlines()]
+    assert [one["run"] for one in found] == [mill.service.runs[3]["run_id"]]
+    assert mill("runs", "--last", "0").code == 2 and mill("runs", "--follow").code == 2
+    assert "no runs of nothing" in mill("runs", "--pipeline-name", "nothing").out
+
+
+def test_many_runs_come_in_pages(mill: Commands) -> None:
+    mill("submit", "--no-wait")
+    first = mill.service.runs[0]
+    mill.service.runs += [
+        first | {"run_id": f"other-{i}", "created_at": f"2027-01-01T00:{i // 60:02}:{i % 60:02}Z",
+                 "pipeline_version_reference": {"pipeline_id": "other"}} for i in range(230)
+    ]  # fmt: skip
+    assert [json.loads(line)["run"] for line in mill("runs", "--json").out.splitlines()] == [first["run_id"]]
+    assert mill.service.asked("GET", "/runs$") == 1 + 3  # one to know its namesakes, three pages
+
+
+def test_one_run_is_shown_by_its_steps(mill: Commands, records: dict[str, dict[str, Any]]) -> None:
+    records |= {"download": record("download", state="cached"), "clean": record("clean", exit_code=75, error="gone")}
+    mill.service.scripts = [script("download", "clean", last="FAILED")]
+    mill("submit", "--no-wait")
+    run = mill.service.runs[0]["run_id"]
+    mill("runs", run, "--follow")
+    ran = mill("runs", run)
+    assert ran.code == 0 and "download  succeeded, cached" in ran.out and "gone" in ran.out
+    assert mill("runs", run, "--json").json["tasks"]["clean"]["state"] == "FAILED"
+    assert mill("runs", run, "--follow").code == 75
+    missing = mill("runs", "no-such-run")
+    assert missing.code == 2 and "RUN_ID: expected a run that there is, found 'no-such-run'" in missing.err
