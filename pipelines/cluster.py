@@ -157,6 +157,20 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Kfp:
+    """Kubeflow Pipelines."""
+
+    version: str = setting(
+        "2.17", "release of the server (one before 2.17 loses the pods' settings over the deadline of a whole run; with "
+        "its release here each step has that deadline instead)",
+    )  # fmt: skip
+
+    def check(self, place: Place) -> None:
+        if not re.fullmatch(r"\d+\.\d+(\.\d+)?", self.version):
+            raise wrong(place("version"), "a release, such as 2.17", self.version)
+
+
+@dataclass(frozen=True)
 class Argo:
     """Argo Workflows without Kubeflow."""
 
@@ -203,6 +217,7 @@ class Cluster:
     ray: Ray = setting(Ray, "Ray, for resizing")
     limits: Limits = setting(Limits, "retries and deadlines")
     labels: dict[str, str] = setting(dict, "further labels of all pods")
+    kfp: Kfp = setting(Kfp, "for the target kfp")
     argo: Argo = setting(Argo, "for the target argo")
     schedule: Schedule = setting(Schedule, "for the target argo: the CronWorkflow")
 

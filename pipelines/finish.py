@@ -20,6 +20,7 @@ from ..components.store.progress import duration, say
 from ..components.store.step import RUN
 from ..components.store.workspace import Workspace
 from .cluster import from_json
+from .kfp_server import ignored
 
 SUMMARY = "summary.md"
 """The page's name in the run's folder."""
@@ -64,7 +65,8 @@ def finish(workspace: str, run: str, cluster: str, ended: str, path: str) -> Non
     `cluster`: the JSON of a `Cluster` in which something may be left, or empty.
     """
     found = read(workspace, run, ended)
-    text = page(found) + _left_behind(cluster, found.name)
+    told = f"\n{_plain(why)}\n" if (why := ignored()) else ""
+    text = page(found) + told + _left_behind(cluster, found.name)
     _write(path, text)
     try:
         place = Workspace(uris.normalize(workspace, "workspace"))

@@ -1,9 +1,11 @@
 """The pods of a KFP run, from the cluster's file: image, resources, volumes, credentials, identity, deadlines, retries.
 
-What Kubeflow's API server adds to each pod itself (its compiler of 2.5 and later; read in its sources): no privilege
-escalation, all capabilities dropped, the seccomp profile RuntimeDefault, the label `pipeline/runid`, and the annotation
-that keeps Istio's sidecar out. With the uid and non-root set here that is all that Pod Security `restricted` asks for.
-KFP has no word for a read-only root file system, for ephemeral storage nor for a service account of one step.
+What Kubeflow's API server adds to each pod itself (read in its sources): the label `pipeline/runid`, the annotation
+that keeps Istio's sidecar out, and from 2.16 on no privilege escalation, all capabilities dropped and the seccomp
+profile RuntimeDefault. With the user set here that is all that Pod Security `restricted` asks for; an older server's
+pods it refuses. KFP has no word for a read-only root file system, for ephemeral storage nor for a service account of
+one step. Its retries are Argo's of the policy OnFailure: for pods that fail, as those do that are evicted or killed
+for memory.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .cluster import LABELS, RUN_LABEL, SCRATCH, UID, Cluster, Pod
+from .kfp_server import ARRIVED, SENT, knows_whole_runs
 from .parameters import Chosen
 from .rayjob import ray_version
 from .settings import bytes_of
@@ -75,6 +78,8 @@ class OnCluster:
         from kfp import dsl
 
         limits = self.of.limits
+        if not knows_whole_runs(self.of.kfp.version):
+            return None
         return dsl.PipelineConfig(
             active_deadline_seconds=limits.run_deadline_seconds or None,
             ttl_seconds_after_success=limits.keep_succeeded_seconds or None,
@@ -96,7 +101,7 @@ class OnCluster:
             return self._in_pod("resize", task, self.of.image("ray"), self.of.small)
         self._in_pod("resize", task, self.of.image("cpu"), self.of.small)
         if ray.deadline_seconds and not self.of.small.deadline_seconds:
-            _kubernetes().set_timeout(task, ray.pending_seconds + ray.deadline_seconds + RAYJOB_GRACE_S)
+            _timeout(task, ray.pending_seconds + ray.deadline_seconds + RAYJOB_GRACE_S)
         return task
 
     def _in_pod(self, step: str, task: Task, image: str, pod: Pod) -> Task:
@@ -107,6 +112,9 @@ class OnCluster:
         _resources(task, pod)
         _volumes(task, pod, shm_size(step, pod, self.chosen))
         _schedule(task, pod)
+        whole = 0 if knows_whole_runs(self.of.kfp.version) else self.of.limits.run_deadline_seconds
+        _timeout(task, pod.deadline_seconds or whole)
+        task.set_env_variable(SENT, self.of.kfp.version)
         self._storage(task)
         self._identity(step, task)
         return task
@@ -128,7 +136,7 @@ class OnCluster:
         ours = {**LABELS, "app.kubernetes.io/component": step, **NO_SIDECAR, RUN_LABEL: RUN_ID}
         for key, value in {**self.of.labels, **ours}.items():
             kubernetes.add_pod_label(task, key, value)
-        for name, path in {"POD_NAME": "metadata.name", "POD_UID": "metadata.uid",
+        for name, path in {ARRIVED: "metadata.name", "POD_UID": "metadata.uid",
                            "POD_NAMESPACE": "metadata.namespace"}.items():  # fmt: skip
             kubernetes.use_field_path_as_env(task, name, path)
         kubernetes.set_image_pull_policy(task, images.pull_policy)
@@ -173,8 +181,12 @@ def _schedule(task: Task, pod: Pod) -> None:
         seconds = toleration.get("tolerationSeconds")
         rest = {key: _text(value) for key, value in toleration.items() if key != "tolerationSeconds"}
         kubernetes.add_toleration(task, toleration_seconds=seconds, **rest)
-    if pod.deadline_seconds:
-        kubernetes.set_timeout(task, pod.deadline_seconds)
+
+
+def _timeout(task: Task, seconds: int) -> None:
+    """The longest that one try may take, if it is limited."""
+    if seconds:
+        _kubernetes().set_timeout(task, seconds)
 
 
 def _text(value: Any) -> str:

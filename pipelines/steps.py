@@ -26,7 +26,9 @@ def download(
 
     from imagemill.components.download import STEP
     from imagemill.pipelines.artifacts import dataset_metadata
+    from imagemill.pipelines.kfp_server import check_server
 
+    check_server()
     record = STEP.component(
         config, manifest.path, workspace=workspace, name=name, rerun=rerun, run=run,
         dataset=dataset, source=source, annotations=annotations, label_pattern=label_pattern,

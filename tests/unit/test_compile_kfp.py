@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import yaml
 
 from imagemill.components.store.errors import UserError
 from imagemill.pipelines.cli import main
-from imagemill.pipelines.cluster import Cluster, Pod, from_json, from_values
+from imagemill.pipelines.cluster import Cluster, Kfp, Pod, from_json, from_values
 from imagemill.pipelines.compile import compile_kfp
 from imagemill.pipelines.kfp_pods import kfp_memory
 from imagemill.pipelines.parameters import choose
@@ -172,12 +173,26 @@ def test_credentials_come_from_the_secret_or_from_nowhere(package: Any) -> None:
         assert len(secret) == 1 and secret[0]["secretName"] == "store"
         assert keys == {"id": "AWS_ACCESS_KEY_ID", "key": "AWS_SECRET_ACCESS_KEY"}
         env = {one["name"]: one["value"] for one in container(spec, step)["env"]}
+        assert env.pop("IMAGEMILL_KFP_VERSION") == "2.17"
         region = dict.fromkeys(("AWS_REGION", "AWS_DEFAULT_REGION"), "eu-central-1")
         assert env == {"AWS_ENDPOINT_URL": "https://s3.example", **region}
     spec, platform = documents(package("workload_identity"))
     for step in (*STEPS, "finish"):
         assert "secretAsEnv" not in kubernetes(platform, step)
-        assert [one["name"] for one in container(spec, step)["env"]] == ["AWS_REGION", "AWS_DEFAULT_REGION"]
+        names = {one["name"] for one in container(spec, step)["env"] if one["name"].startswith("AWS_")}
+        assert names == {"AWS_REGION", "AWS_DEFAULT_REGION"}
+
+
+def test_an_older_server_gets_no_settings_of_whole_runs(tmp_path: Path) -> None:
+    """For those it would ignore all the pods' settings; the run's deadline is each step's instead."""
+    older = replace(cluster("everything"), kfp=Kfp(version="2.16.1"))
+    compile_kfp(choose({}), tmp_path / "p.yaml", older)
+    _, platform = documents(tmp_path / "p.yaml")
+    assert "pipelineConfig" not in platform["platforms"]["kubernetes"]
+    found = {step: int(kubernetes(platform, step)["activeDeadlineSeconds"]) for step in STEPS}
+    assert found == dict.fromkeys(STEPS, 3600) | {"train": 7200, "resize": 6 * 3600 + 900 + 900}
+    with pytest.raises(UserError, match=r"kfp\.version\): expected a release"):
+        from_values({"kfp": {"version": "latest"}})
 
 
 def test_no_secret_gets_into_a_package(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

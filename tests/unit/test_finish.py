@@ -27,8 +27,9 @@ SMALL = {"image_size": 32, "epochs": 1, "batch_size": 8, "backbone": "shufflenet
 DEVICE = {"train": {"device": "cpu"}, "evaluate": {"device": "cpu"}}
 
 
-def run_by_kfp(folder: Path, run: str, **arguments: Any) -> tuple[bool, Path]:
-    """Whether the cluster's pipeline succeeded in KFP's SubprocessRunner, and the folder of its artifacts."""
+def run_by_kfp(folder: Path, run: str, pod: str = "a-pod", **arguments: Any) -> tuple[bool, Path]:
+    """Whether the cluster's pipeline succeeded in KFP's SubprocessRunner, and the folder of its artifacts. `pod`: the
+    name that the settings of the pods, which that runner has not, would tell."""
     from kfp import local
 
     from imagemill.pipelines.training import build
@@ -40,6 +41,8 @@ def run_by_kfp(folder: Path, run: str, **arguments: Any) -> tuple[bool, Path]:
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         patch.setenv(RUN, run)
+        if pod:
+            patch.setenv("POD_NAME", pod)
         pipeline = build(cluster)
         try:
             pipeline(**arguments)
@@ -132,6 +135,14 @@ def test_a_run_that_failed_is_told_with_its_message(tmp_path: Path) -> None:
     assert (tmp_path / "work" / "runs" / "bad" / SUMMARY).read_text() == text
 
 
+def test_a_server_that_ignores_the_pods_settings_is_found_out_at_once(tmp_path: Path) -> None:
+    source = str(mill.make_photos(tmp_path / "photos", each=1))
+    done, artifacts = run_by_kfp(tmp_path, "old", "", workspace=str(tmp_path / "work"), dataset="folder", source=source)
+    text = (artifacts / "finish" / "summary").read_text()
+    assert not done and "failed at download" in text and "the server is older" in text
+    assert not (tmp_path / "work" / "raw").exists()
+
+
 def record(**over: Any) -> dict[str, Any]:
     return {"uri": "s3://b/m/raw/0123456789abcdef", "fingerprint": "0" * 16, "state": "ran", "metrics": {}, "error": "",
             "exit_code": 0, "seconds": 61.0} | over  # fmt: skip
@@ -182,7 +193,7 @@ def test_a_cluster_that_does_not_answer_is_said_and_no_error(tmp_path: Path, mon
     monkeypatch.setenv("HOME", str(tmp_path))
     finish(str(tmp_path / "work"), "r", Cluster().to_json(), "FAILED", str(tmp_path / "summary"))
     text = (tmp_path / "summary").read_text()
-    assert "## Cleaned up\n\nWhat the run may have left could not be looked for: " in text
+    assert "## Cleaned up\n\nWhat the run may have left could not be looked for: " in text and "Error:" not in text
 
 
 def test_the_address_of_the_cluster_is_the_default_of_a_run() -> None:
