@@ -17,6 +17,8 @@ import yaml
 Json = dict[str, Any]
 TEMPLATED = ("Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "Job")
 WORKFLOWS = ("Workflow", "WorkflowTemplate", "ClusterWorkflowTemplate")
+JOB_NAME = "batch.kubernetes.io/job-name"
+"""Kubernetes puts it on every pod of a Job; that of the submitter is one of KubeRay's."""
 ARGO_MINIMAL = {
     "capabilities": {"drop": ["ALL"]}, "privileged": False, "runAsNonRoot": True, "runAsUser": 8737,
     "readOnlyRootFilesystem": True, "allowPrivilegeEscalation": False, "seccompProfile": {"type": "RuntimeDefault"},
@@ -39,9 +41,11 @@ def pods(document: Json) -> Iterator[Pod]:
     if kind == "Pod":
         yield _templated(where, document)
     elif kind in TEMPLATED:
-        yield _templated(where, document["spec"]["template"])
+        pod = _templated(where, document["spec"]["template"])
+        yield _labelled(pod, {JOB_NAME: document["metadata"]["name"]} if kind == "Job" else {})
     elif kind == "CronJob":
-        yield _templated(where, document["spec"]["jobTemplate"]["spec"]["template"])
+        pod = _templated(where, document["spec"]["jobTemplate"]["spec"]["template"])
+        yield _labelled(pod, {JOB_NAME: document["metadata"]["name"]})
     elif kind in WORKFLOWS:
         yield from _workflow(where, document["spec"])
     elif kind == "CronWorkflow":
@@ -142,6 +146,7 @@ def _ray_job(where: str, document: Json) -> Iterator[Pod]:
         template = spec.get("submitterPodTemplate") or {"spec": {"containers": [{"name": "ray-job-submitter"}]}}
         yield _labelled(_templated(f"{where}: submitter", template), {
             "ray.io/originated-from-crd": "RayJob", "app.kubernetes.io/created-by": "kuberay-operator",
+            JOB_NAME: document["metadata"]["name"],
         })  # fmt: skip
 
 

@@ -1,0 +1,234 @@
+"""The network policies of k8s/ on the labels that pods really carry: each flow that is needed, and no other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import kustomize
+import pytest
+import yaml
+from controllers import Pod, pods
+from network import Peer, allowed, selects
+
+from imagemill.pipelines.cluster import Cluster, from_file
+from imagemill.pipelines.rayjob import manifest
+
+Json = dict[str, Any]
+K8S = Path(__file__).parents[2] / "k8s"
+GOLDEN = Path(__file__).parent / "golden"
+RAY_PODS = {
+    "RayJob job: head": "ray head",
+    "RayJob job: workers workers": "ray worker",
+    "RayJob job: submitter": "submitter",
+}
+PROFILE = "kubeflow-user-example-com"
+
+API = {"api:443", "api:6443"}
+WEB = {"web:80", "web:443"}
+STEP = {"dns", "store"} | API
+"""What every pod of a workflow needs: the API server for Argo's own container in it."""
+
+
+def peers(document: Json, namespace: str, names: dict[str, str]) -> dict[str, Peer]:
+    return {names.get(pod.where, _short(pod)): Peer(pod.labels, namespace) for pod in pods(document)}
+
+
+def _short(pod: Pod) -> str:
+    return pod.where.rpartition(" ")[2]
+
+
+def ray_peers(cluster: Cluster) -> dict[str, Peer]:
+    found = peers(manifest(cluster, "job", ["python"], "a-run"), cluster.namespace, RAY_PODS)
+    assert found.keys() == set(RAY_PODS.values())
+    return found
+
+
+def outside(namespace: str) -> dict[str, Peer]:
+    """What is not ours: for destinations, and for sources that may reach nothing of ours."""
+    return {
+        "dns": Peer({"k8s-app": "kube-dns"}, "kube-system"),
+        "api": Peer(ip="172.18.0.2"),
+        "web": Peer(ip="151.101.1.1"),
+        "metadata": Peer(ip="169.254.169.254"),
+        "lan": Peer(ip="192.168.7.7"),
+        "stranger": Peer({"app": "other"}, namespace),
+        "foreigner": Peer({"app.kubernetes.io/name": "imagemill"}, "elsewhere"),
+        "operator": Peer({"app.kubernetes.io/name": "kuberay-operator",
+                          "app.kubernetes.io/component": "kuberay-operator"}, "default"),
+        "argo server": Peer({"app": "argo-server"}, "argo"),
+    }  # fmt: skip
+
+
+def ports(pods: dict[str, Peer], targets: dict[str, tuple[str, int, str]]) -> Iterator[tuple[str, Peer, int, str]]:
+    for name, (pod, port, protocol) in targets.items():
+        yield name, pods[pod], port, protocol
+
+
+TARGETS = {
+    "dns": ("dns", 53, "UDP"), "dns:8080": ("dns", 8080, "TCP"), "api:443": ("api", 443, "TCP"),
+    "api:6443": ("api", 6443, "TCP"), "api:22": ("api", 22, "TCP"), "web:80": ("web", 80, "TCP"),
+    "web:443": ("web", 443, "TCP"), "web:22": ("web", 22, "TCP"), "metadata": ("metadata", 80, "TCP"),
+    "lan:80": ("lan", 80, "TCP"), "head:8265": ("ray head", 8265, "TCP"), "head:6379": ("ray head", 6379, "TCP"),
+    "head:10001": ("ray head", 10001, "TCP"), "worker:20000": ("ray worker", 20000, "TCP"),
+    "step": ("train", 8080, "TCP"), "stranger": ("stranger", 80, "TCP"), "foreigner": ("foreigner", 80, "TCP"),
+}  # fmt: skip
+RAY = {"head:8265", "head:6379", "head:10001", "worker:20000"}
+
+
+def reached(policies: list[Json], all_pods: dict[str, Peer], targets: dict[str, Any]) -> dict[str, set[str]]:
+    """By source, the targets that it reaches; a pod reaches itself always, and is no target of its own here."""
+    return {
+        source: {
+            name
+            for name, target, port, protocol in ports(all_pods, targets)
+            if target is not pod and allowed(policies, pod, target, port, protocol)
+        }
+        for source, pod in all_pods.items()
+    }
+
+
+def policies_of(overlay: str, *components: str) -> list[Json]:
+    documents = kustomize.render(K8S / "overlays" / overlay)
+    documents += [one for name in components for one in policy(name)]
+    return [one for one in documents if one["kind"] == "NetworkPolicy"]
+
+
+def policy(component: str) -> list[Json]:
+    found = [yaml.safe_load((K8S / "components" / component / "policy.yaml").read_text())]
+    for one in found:
+        one["metadata"]["namespace"] = "imagemill"
+    return found
+
+
+@pytest.fixture(scope="module")
+def kind() -> dict[str, Peer]:
+    cluster = from_file(str(K8S / "base" / "cluster.yaml"))
+    found = outside("imagemill") | ray_peers(cluster)
+    for document in kustomize.render(K8S / "overlays" / "kind"):
+        found |= peers(document, "imagemill", {})
+    return found
+
+
+KIND_TARGETS = {
+    **TARGETS, "store": ("seaweedfs", 8333, "TCP"), "store:9333": ("seaweedfs", 9333, "TCP"),
+    "store:8888": ("seaweedfs", 8888, "TCP"), "setup": ("seaweedfs-setup", 80, "TCP"),
+}  # fmt: skip
+KIND_FLOWS = {
+    "download": STEP | WEB,
+    "clean": STEP,
+    "plan": STEP,
+    "train": STEP | {"web:443"},
+    "evaluate": STEP,
+    "promote": STEP,
+    "rayjob": STEP,
+    "finish": STEP,
+    "ray head": STEP | RAY - {"head:8265", "head:6379", "head:10001"},
+    "ray worker": {"dns", "store"} | RAY - {"worker:20000"},
+    "submitter": {"dns", "store", "head:8265"},
+    "seaweedfs": set(),
+    "seaweedfs-setup": {"dns", "store"} | API,
+    "stranger": set(),
+}
+UNBOUND = {"api:443", "api:6443", "api:22", "web:80", "web:443", "web:22", "metadata", "lan:80", "dns", "dns:8080",
+           "foreigner"}  # fmt: skip
+"""What pods of other namespaces reach: no policy of ours binds them, so only what is in our namespace counts."""
+
+
+def test_flows_in_kind(kind: dict[str, Peer]) -> None:
+    found = reached(policies_of("kind"), kind, KIND_TARGETS)
+    ours = {name: flows for name, flows in found.items() if kind[name].namespace == "imagemill"}
+    assert ours == KIND_FLOWS
+    others = {name: flows - UNBOUND for name, flows in found.items() if name not in ours}
+    assert {name: flows for name, flows in others.items() if flows} == {
+        "operator": {"head:8265"}, "argo server": {"store"},
+    }  # fmt: skip
+
+
+def test_a_store_outside_of_the_cluster(kind: dict[str, Peer]) -> None:
+    found = reached(policies_of("kind", "s3-outside"), kind, KIND_TARGETS)
+    ours = [name for name, pod in kind.items() if pod.labels.get("app.kubernetes.io/name") == "imagemill"]
+    for name in ours:
+        if kind[name].namespace == "imagemill":
+            assert found[name] == KIND_FLOWS[name] | {"web:443"}, name
+    assert found["stranger"] == found["seaweedfs"] == set()
+
+
+def test_both_installations_of_kuberay_are_known(kind: dict[str, Peer]) -> None:
+    """Its chart and its kustomization give the operator different names."""
+    by_kustomize = Peer(
+        {"app.kubernetes.io/name": "kuberay", "app.kubernetes.io/component": "kuberay-operator"}, "ray-system"
+    )
+    for operator in (by_kustomize, kind["operator"]):
+        assert allowed(policies_of("kind"), operator, kind["ray head"], 8265)
+        assert not allowed(policies_of("kind"), operator, kind["ray worker"], 8265)
+
+
+def kfp_peers(namespace: str) -> dict[str, Peer]:
+    """The labels that the compiled package gives to each step's pod: tests of compile keep the golden file true."""
+    package = yaml.load((GOLDEN / "training_default.yaml").read_text(), Loader=yaml.CSafeLoader)
+    executors = package["platform"]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    return {
+        name.removeprefix("exec-"): Peer(about["podMetadata"]["labels"], namespace) for name, about in executors.items()
+    }
+
+
+KUBEFLOW = {
+    "api server": Peer({"app": "ml-pipeline"}, "kubeflow"),
+    "metadata store": Peer({"component": "metadata-grpc-server"}, "kubeflow"),
+    "seaweedfs": Peer({"app": "seaweedfs"}, "kubeflow"),
+    "mysql": Peer({"app": "mysql"}, "kubeflow"),
+}
+KUBEFLOW_TARGETS = {
+    "store": ("seaweedfs", 8333, "TCP"), "store:8111": ("seaweedfs", 8111, "TCP"),
+    "kfp:8887": ("api server", 8887, "TCP"), "kfp:8888": ("api server", 8888, "TCP"),
+    "mlmd": ("metadata store", 8080, "TCP"), "mysql": ("mysql", 3306, "TCP"),
+}  # fmt: skip
+KFP_STEP = STEP | {"kfp:8887", "kfp:8888", "mlmd"}
+
+
+def test_flows_in_a_kubeflow_profile() -> None:
+    cluster = from_file(str(K8S / "overlays" / "kubeflow-profile" / "cluster.yaml"))
+    steps = kfp_peers(PROFILE)
+    all_pods = outside(PROFILE) | KUBEFLOW | ray_peers(cluster) | steps
+    targets = {**TARGETS, **KUBEFLOW_TARGETS}
+    found = reached(policies_of("kubeflow-profile"), all_pods, targets)
+    assert {"download", "clean", "resize", "train", "evaluate", "promote", "finish"} == steps.keys()
+    wanted = dict.fromkeys(steps, KFP_STEP)
+    wanted |= {"download": KFP_STEP | WEB, "train": KFP_STEP | {"web:443"}}
+    wanted |= {name: KIND_FLOWS[name] for name in ("ray head", "ray worker", "submitter")}
+    assert {name: found[name] for name in wanted} == wanted
+    # What else is in the profile, such as notebooks and KFP's own driver pods, stays as it is.
+    assert found["stranger"] == set(targets) - RAY - {"step"} - {"stranger"}
+    assert found["operator"] & (RAY | {"step"}) == {"head:8265"}
+
+
+@pytest.mark.parametrize(
+    ("selector", "labels", "result"),
+    [
+        ({}, {}, True),
+        ({"matchLabels": {"a": "b"}}, {"a": "b", "c": "d"}, True),
+        ({"matchLabels": {"a": "b"}}, {"a": "c"}, False),
+        ({"matchExpressions": [{"key": "a", "operator": "In", "values": ["b"]}]}, {"a": "b"}, True),
+        ({"matchExpressions": [{"key": "a", "operator": "In", "values": ["b"]}]}, {}, False),
+        ({"matchExpressions": [{"key": "a", "operator": "NotIn", "values": ["b"]}]}, {}, True),
+        ({"matchExpressions": [{"key": "a", "operator": "NotIn", "values": ["b"]}]}, {"a": "b"}, False),
+        ({"matchExpressions": [{"key": "a", "operator": "Exists"}]}, {"a": ""}, True),
+        ({"matchExpressions": [{"key": "a", "operator": "DoesNotExist"}]}, {"a": ""}, False),
+    ],
+)
+def test_selectors(selector: Json, labels: dict[str, str], result: bool) -> None:
+    assert selects(selector, labels) is result
+
+
+def test_a_pod_that_no_policy_selects_is_free() -> None:
+    closed = {
+        "metadata": {"namespace": "a"},
+        "spec": {"podSelector": {"matchLabels": {"x": "y"}}, "policyTypes": ["Ingress", "Egress"]},
+    }
+    free, bound, other = Peer({}, "a"), Peer({"x": "y"}, "a"), Peer({"x": "y"}, "b")
+    assert allowed([closed], free, other, 80) and allowed([closed], other, free, 80)
+    assert not allowed([closed], free, bound, 80) and not allowed([closed], bound, free, 80)
+    opened = {"metadata": {"namespace": "a"}, "spec": {**closed["spec"], "ingress": [{}]}}
+    assert allowed([closed, opened], free, bound, 80)
