@@ -22,7 +22,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-CPU = ("download", "clean", "export", "container")
+CPU = ("download", "clean", "promote", "export", "container")
 EXTRAS = {"cpu": CPU, "ray": (*CPU, "resize"), "gpu": (*CPU, "train")}
 """The extras of pyproject.toml that each target's lock is made from."""
 BUILD = ("pip", "setuptools>=77")
@@ -73,8 +73,11 @@ def make(upgrade: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder) / "whole.lock"
         if not upgrade:
-            texts = [text for target in EXTRAS if (lock := HERE / f"{target}.lock").exists() for text in [lock.read_text()]]
-            whole.write_text("".join(texts))
+            locks = [HERE / f"{target}.lock" for target in EXTRAS]
+            entries: dict[str, str] = {}
+            for lock in locks:
+                entries |= read(lock) if lock.exists() else {}
+            whole.write_text("".join(entries.values()))  # uv goes by what the file that it writes has said before
         every = sorted({extra for extras in EXTRAS.values() for extra in extras})
         _compile(uv, whole, every, [])
         for target, extras in EXTRAS.items():
