@@ -16,7 +16,7 @@ from ..components.store.config import STEPS
 from ..components.store.errors import EXIT_OK, MillError, UserError
 from ..components.store.manifest import code_version
 from ..components.store.step import Parser, add_flag, quiet_logs
-from . import exporting, predicting, runs, schedule, submit
+from . import exporting, images, predicting, runs, schedule, submit
 from .parameters import ALL_STEPS, Chosen, choose, parameters
 
 _INTRO = "Labelled images in, a better classifier out, again every week."
@@ -69,6 +69,8 @@ def _command(words: list[str]) -> int:
         return EXIT_OK
     if command == "cluster":
         return _cluster(found["output"])
+    if command == "images":
+        return images.run(found)
     if command in _SERVICE:
         return _SERVICE[command](found)
     config_file = found.pop("config_file", None) or ""
@@ -146,6 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     inspected.add_argument("--json", action="store_true", help="print the facts as one JSON object")
     exporting.add_command(commands)
     predicting.add_command(commands)
+    images.add_command(commands)
     cluster = commands.add_parser("cluster", help="the file that says how a cluster is used, every field explained")
     cluster.add_argument("-o", "--output", default="", metavar="FILE.yaml", help="write it there (default: to stdout)")
     compiled = commands.add_parser("compile", help="the pipeline as a package for a cluster")

@@ -200,7 +200,7 @@ def _warn_of_size(built: Iterable[Built], recipe: Recipe) -> None:
     for one in built:
         if one.target == "ray" and not recipe.torch_index:
             say("images", f"warning: ray is {size(one.bytes)}, most of it CUDA, which resizing does not use; unless "
-                f"its nodes run gpu too, which shares that layer, make it smaller: --torch-index {CPU_WHEELS}")  # fmt: skip
+                f"its nodes run gpu as well, which shares it: --torch-index {CPU_WHEELS}")  # fmt: skip
 
 
 def pushed(client: DockerClient, one: Built) -> Built:
