@@ -161,7 +161,7 @@ class Kfp:
     """Kubeflow Pipelines."""
 
     version: str = setting(
-        "2.17", "release of the server (one before 2.17 loses the pods' settings over the deadline of a whole run; with "
+        "2.17", "release of the server (one before 2.17 loses the pods' settings over a whole run's deadline; with "
         "its release here each step has that deadline instead)",
     )  # fmt: skip
 
