@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .cluster import SCRATCH, UID, Cluster, Pod
 from .parameters import Chosen, parameters
 from .rayjob import FAILURE_CONDITION, SUCCESS_CONDITION, container_security, ray_version, storage_env
+from .settings import plain
 from .shm import shm_size
 
 if TYPE_CHECKING:
@@ -115,8 +116,13 @@ def _words(task: str, cluster: Cluster) -> list[str]:
 
 
 def _told(cluster: Cluster) -> str:
-    """The cluster's file for a pod; with Ray's version, which is not installed in every image."""
-    return replace(cluster, ray=replace(cluster.ray, version=ray_version(cluster))).to_json()
+    """The cluster's file for a pod: the parts that a RayJob is made of and found by.
+
+    With Ray's version, which is not installed in every image.
+    """
+    told = replace(cluster, ray=replace(cluster.ray, version=ray_version(cluster)))
+    parts = ("namespace", "images", "storage", "labels", "ray")
+    return json.dumps({name: plain(getattr(told, name)) for name in parts}, separators=(",", ":"))
 
 
 def _parameters(part: Part) -> list[Parameter]:

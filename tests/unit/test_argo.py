@@ -17,6 +17,7 @@ from manifests import check_custom, check_golden, check_restricted
 from imagemill.components.store.config import STEPS, StepConfig
 from imagemill.components.store.errors import UserError
 from imagemill.components.store.step import Step
+from imagemill.components.store.workspace import Workspace
 from imagemill.pipelines import argo_exit, planning
 from imagemill.pipelines.argo import compile_argo, workflow_template
 from imagemill.pipelines.argo_templates import RETRY
@@ -430,3 +431,21 @@ def test_a_rayjob_that_failed_ends_the_run(compiled: dict[str, str], dry: Dry, t
     workflow = Workflow(first(compiled, "argo"), {}, dry, tmp_path)
     assert workflow.run() == FAILED
     assert workflow.nodes["rayjob"].tries == 1 and workflow.nodes["train"].phase == OMITTED
+
+
+def test_the_exit_handler_tells_how_the_run_ended(
+    compiled: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the records of the steps, on a real workspace; its own exit code says whether it could."""
+    workspace = Workspace.open(str(tmp_path / "work"))
+    record = {"uri": "", "fingerprint": "", "state": "failed", "metrics": {}, "seconds": 1.0, "inputs": ""}
+    workspace.write_step_record("r1", "download", record | {"error": "source: expected a photo", "exit_code": 2})
+    words = template(first(compiled, "argo-pod"), "finish")["container"]["args"]
+    known = {"workflow.parameters.workspace": workspace.uri, "workflow.name": "r1", "workflow.status": "Failed"}
+    words = [REFERENCE.sub(lambda found: known[found.group(1)], word) for word in words]
+    words = [word.replace("/scratch", str(tmp_path)) for word in words]
+    assert argo_exit.main(words) == 0
+    page = capsys.readouterr().out
+    assert "failed at download" in page and "source: expected a photo" in page
+    assert workspace.store.read(workspace.run_file("r1", "summary.md")).decode().strip() == page.strip()
+    assert argo_exit.main([*words, "--nosuch=1"]) == 2

@@ -1,0 +1,96 @@
+"""The Argo template's DAG run here from download to promote: its very command lines, as processes, on photographs.
+
+What is not here is Argo and KubeRay: tests/argo_dag.py stands for the one, and for the other the RayJob's command line
+is run without a Ray cluster.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from argo_dag import SKIPPED, SUCCEEDED, Ended, Workflow
+from mill import QUICK, STEPS
+
+from imagemill.components.store.manifest import read_dataset
+from imagemill.components.store.workspace import Workspace
+from imagemill.pipelines.argo import compile_argo
+from imagemill.pipelines.cluster import from_values
+from imagemill.pipelines.parameters import choose
+
+
+class Pods:
+    """Each pod as a process, with a scratch of its own."""
+
+    def __init__(self, scratch: Path) -> None:
+        self.scratch = scratch
+        self.lines: list[str] = []
+
+    def __call__(self, task: str, made: dict[str, Any]) -> Ended:
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        self.scratch.mkdir()
+        if "resource" in made:
+            words = shlex.split(yaml.safe_load(made["resource"]["manifest"])["spec"]["entrypoint"])
+            words = ["--ray-address=" if word == "--ray-address=auto" else word for word in words]
+        else:
+            words = [*made["container"]["command"], *made["container"]["args"]]
+        if "argo_exit" in words[2]:  # there is no cluster in which something could be left
+            words = [word if not word.startswith("--cluster=") else "--cluster=" for word in words]
+        assert words.pop(0) == "python"
+        words = [word.replace("/scratch", str(self.scratch), 1) for word in words]
+        environment = {**os.environ, "TMPDIR": str(self.scratch), "HOME": str(self.scratch), "RAY_TMPDIR": "/tmp"}
+        done = subprocess.run(
+            [sys.executable, *words], env=environment, cwd="/", capture_output=True, text=True, timeout=300
+        )
+        self.lines += [f"{task}: {line}" for line in done.stderr.splitlines()[-5:]]
+        return Ended(done.returncode)
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("mode", ["rayjob", "pod"])
+def test_the_dag_trains_and_promotes_and_then_finds_everything_there(
+    mode: str, small_photos: Path, tmp_path: Path
+) -> None:
+    cluster = from_values({"images": {"tags_allowed": True}, "ray": {"mode": mode, "version": "2.49.0"}})
+    compile_argo(choose({}), tmp_path / "argo.yaml", cluster)
+    document = next(yaml.safe_load_all((tmp_path / "argo.yaml").read_text()))
+    workspace = Workspace(str(tmp_path / "work"))
+    given = {name[2:].replace("-", "_"): value for name, value in zip(QUICK[::2], QUICK[1::2], strict=True)}
+    given |= {"dataset": "folder", "source": str(small_photos), "workspace": workspace.uri}
+    first, pods = _run(document, given, tmp_path, "run-1")
+    assert {name: node.phase for name, node in first.nodes.items()} == dict.fromkeys(first.nodes, SUCCEEDED), pods.lines
+    records = {step: workspace.step_record("run-1", step) for step in STEPS}
+    assert all(record and (record["state"], record["exit_code"]) == ("ran", 0) for record in records.values()), records
+    outputs = {output: value for node in first.nodes.values() for output, value in node.outputs.items()}
+    assert read_dataset(outputs["tensors"], "tensors").manifest.totals.rows > 40
+    assert outputs["champion"] == outputs["model"] and outputs["promoted"] == "true" and outputs["name"] == "photos"
+    assert float(outputs["top1"]) >= 0
+    summary = workspace.store.read(workspace.run_file("run-1", "summary.md")).decode()
+    assert "photos: done" in summary
+
+    second, _ = _run(document, given, tmp_path, "run-2")
+    again = {output: value for node in second.nodes.values() for output, value in node.outputs.items()}
+    assert {key: again[key] for key in ("raw", "clean", "tensors", "model", "evaluation")} == {
+        key: outputs[key] for key in ("raw", "clean", "tensors", "model", "evaluation")
+    }
+    assert {step: (workspace.step_record("run-2", step) or {})["state"] for step in STEPS} == dict.fromkeys(
+        STEPS, "cached"
+    )
+    if mode == "rayjob":
+        assert second.nodes["rayjob"].phase == SKIPPED
+        assert json.loads(first.nodes["plan"].outputs["rayjob"])["kind"] == "RayJob"
+
+
+def _run(document: dict[str, Any], given: dict[str, str], tmp_path: Path, name: str) -> tuple[Workflow, Pods]:
+    pods = Pods(tmp_path / "scratch")
+    workflow = Workflow(document, given, pods, tmp_path / "scratch", name)
+    assert workflow.run() == SUCCEEDED, "\n".join(pods.lines)
+    return workflow, pods
