@@ -159,7 +159,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE.yaml",
         help="how the cluster is used: its images, storage and pods (see `imagemill cluster`)",
     )
-    compiled.add_argument("-o", "--output", required=True, metavar="FILE", help="the package to write, .yaml or .json")
+    compiled.add_argument("-o", "--output", required=True, metavar="FILE", help="what to write, .yaml")
     _add_parameters(compiled)
     submit.add_command(commands, _add_parameters)
     schedule.add_command(commands, _add_parameters)

@@ -81,8 +81,8 @@ def write_documented(output: str) -> None:
 
 
 def _check_output(target: Path) -> None:
-    if target.suffix not in (".yaml", ".yml", ".json"):
-        raise wrong("-o", "a file that ends in .yaml or .json", str(target))
+    if target.suffix not in (".yaml", ".yml"):  # KFP writes no JSON of a package with settings of pods
+        raise wrong("-o", "a file that ends in .yaml", str(target))
     if not target.absolute().parent.is_dir():
         raise wrong("-o", "a file in a folder that is there", str(target))
 

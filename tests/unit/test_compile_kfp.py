@@ -380,7 +380,7 @@ def test_the_command_compiles_for_argo(cluster_file: Path) -> None:
         (["--target", "kfp", "-o", "p.yaml"], "--cluster is not given; `imagemill cluster -o FILE` writes one"),
         (["--target", "airflow", "-o", "p.yaml"], "--target: expected one of kfp, argo, found 'airflow'"),
         (["--target", "kfp", "--cluster", "none.yaml", "-o", "p.yaml"], "--cluster: expected a YAML file"),
-        (["--target", "kfp", "--cluster", "FILE", "-o", "p.txt"], "-o: expected a file that ends in .yaml"),
+        (["--target", "kfp", "--cluster", "FILE", "-o", "p.json"], "-o: expected a file that ends in .yaml"),
         (["--target", "argo", "--cluster", "FILE", "-o", "no/p.yaml"], "-o: expected a file in a folder that is there"),
         (["--target", "argo", "--cluster", "FILE", "-o", "p.yaml", "--workspace", "./x"], "workspace: expected s3://"),
     ],

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -206,6 +208,17 @@ def test_the_address_of_the_cluster_is_the_default_of_a_run() -> None:
     with pytest.raises(SystemExit) as stopped:
         with_address("{", address)
     assert stopped.value.code == 2
+
+
+def test_what_the_steps_bodies_import_is_light() -> None:
+    """In the images, where the launcher's has no Ray and none needs KFP's compiler."""
+    code = (
+        "import sys\n"
+        "from imagemill.pipelines import artifacts, finish, kfp_server, resizing\n"
+        "print([m for m in ('kfp', 'kubernetes', 'torch', 'ray', 'boto3', 'hera', 'yaml') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_what_is_unset_is_no_metadata(tmp_path: Path) -> None:
