@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import tarfile
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -13,7 +14,8 @@ from typing import Any
 import pytest
 
 TARGETS = ("cpu", "ray", "gpu")
-TAG = "dev"
+TAG = os.environ.get("IMAGEMILL_TEST_TAG", "dev")
+"""Which of our images are tested."""
 PACKAGE = "/opt/imagemill/lib/python3.11/site-packages/imagemill"
 _ROOT = Path(__file__).parents[1]
 

@@ -1,0 +1,304 @@
+"""`imagemill run --runner docker` in the real images: the same datasets as in subprocesses, and nothing left behind.
+
+The images are those tagged `dev`, with this checkout's code as their last layer. Containers are looked at from outside,
+in the engine and in /proc, while they run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import docker_engine
+import mill
+import pytest
+from rgw import CephRGW
+
+from imagemill.components.store.manifest import read_dataset
+from imagemill.pipelines.cluster import RUN_LABEL
+from imagemill.pipelines.in_docker import STEP_LABEL
+
+SAMPLE = Path(__file__).parents[3] / "shared" / "data" / "pets"
+pytestmark = pytest.mark.proof
+PETS = ["--dataset", "pets", "--source", str(SAMPLE), "--image-size", "64", "--epochs", "1", "--model-preset", ""]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cluster file that names the images."""
+    images = docker_engine.with_this_code()
+    file = tmp_path_factory.mktemp("cluster") / "cluster.yaml"
+    file.write_text(json.dumps({"images": {**images, "tags_allowed": True}}))
+    yield file
+    for image in images.values():
+        docker_engine.client().images.remove(image)
+
+
+@pytest.fixture
+def run_docker(cluster: Path) -> list[str]:
+    """The words that run the pipeline in Docker."""
+    return ["run", "--json", "--runner", "docker", "--cluster", str(cluster)]
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    """No container outlives a test, however its run ended."""
+    before = _containers()
+    yield
+    mill.wait_until(lambda: _containers() <= before, "the containers to be removed", timeout=30)
+
+
+def _containers() -> set[str]:
+    if docker_engine.missing():
+        return set()
+    return {one.name for one in docker_engine.client().containers.list(all=True, filters={"label": RUN_LABEL})}
+
+
+class Watch:
+    """What was seen of the containers of this machine's runs: each one's attributes and its processes in /proc."""
+
+    def __init__(self) -> None:
+        self.attributes: dict[str, dict[str, Any]] = {}
+        self.processes: dict[str, list[dict[str, str]]] = {}
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        client = docker_engine.client()
+        while not self._end.wait(0.05):
+            for container in client.containers.list(filters={"label": RUN_LABEL}, ignore_removed=True):
+                step = container.labels[STEP_LABEL]
+                self.attributes[step] = container.attrs
+                try:
+                    pids = [int(line[1]) for line in container.top()["Processes"]]
+                except Exception:  # it has just ended
+                    continue
+                self.processes.setdefault(step, []).extend(filter(None, map(_status, pids)))
+
+
+def _status(pid: int) -> dict[str, str]:
+    """Who a process is and what it may, as the kernel says."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return {}
+    return {key: " ".join(value.split()) for key, _, value in (line.partition(":") for line in lines)}
+
+
+@pytest.mark.skipif(not SAMPLE.is_dir(), reason="the pets sample (../shared/data/pets) is not there")
+def test_datasets_on_s3_are_those_of_subprocesses(run_docker: list[str], rgw: CephRGW, s3_workspace: str) -> None:
+    other = s3_workspace.replace("/work", "/other")
+    with Watch() as watch:
+        inside = mill.run(*run_docker, *PETS, "--workspace", s3_workspace, timeout=1800)
+    assert inside.rc == 0, inside.stderr
+    outside = mill.run("run", "--json", *PETS, "--workspace", other, timeout=1800)
+    assert outside.rc == 0, outside.stderr
+    for kind in mill.PRODUCTS:
+        a, b = (mill.dataset_of(result, kind) for result in (inside, outside))
+        assert a.fingerprint == b.fingerprint, kind
+        assert a.manifest.config == b.manifest.config and a.manifest.totals == b.manifest.totals, kind
+    for kind in ("raw", "clean", "tensors"):
+        a, b = (mill.dataset_of(result, kind) for result in (inside, outside))
+        assert [f.uri for f in a.manifest.files] == [f.uri for f in b.manifest.files], kind
+        assert mill.content(a) == mill.content(b), kind
+    assert inside.json["metrics"]["top1"] == outside.json["metrics"]["top1"]
+    _told_the_same(inside, outside)
+    _without_rights(watch)
+    _credentials_only_in_the_environment(watch, rgw)
+
+
+def _told_the_same(inside: mill.Result, outside: mill.Result) -> None:
+    """Records and the steps' lines come as from subprocesses: line by line, whole, as many as there."""
+    assert set(inside.states) == set(outside.states) == set(mill.STEPS)
+    said = [
+        [line.split("]")[0] for line in one.stderr.splitlines() if line.startswith("[")] for one in (inside, outside)
+    ]
+    assert set(said[0]) == set(said[1]) == {f"[{step}" for step in mill.STEPS}
+    assert any(line.startswith("[clean] 337 rows in") for line in inside.stderr.splitlines())
+
+
+def _without_rights(watch: Watch) -> None:
+    assert set(watch.attributes) == set(mill.STEPS)
+    for step, about in watch.attributes.items():
+        host = about["HostConfig"]
+        assert about["Config"]["User"] == "10001:10001" and host["ReadonlyRootfs"], step
+        assert host["CapDrop"] == ["ALL"] and not host["CapAdd"] and not host["Privileged"], step
+        assert {mount["Type"] for mount in about["Mounts"]} == {"bind"}, step  # a volume would be left
+        assert host["NetworkMode"] == "host"  # the server listens on loopback
+        assert not any(mount["RW"] for mount in about["Mounts"] if mount["Destination"] == str(SAMPLE)), step
+    everyone = [status for processes in watch.processes.values() for status in processes]
+    assert {step for step, seen in watch.processes.items() if seen} >= {"clean", "resize", "train", "evaluate"}
+    for status in everyone:
+        assert status["Uid"] == "10001 10001 10001 10001" and status["Gid"] == "10001 10001 10001 10001", status
+        assert status["NoNewPrivs"] == "1" and status["Seccomp"] == "2", status
+        assert {status[key] for key in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {"0" * 16}, status
+
+
+def _credentials_only_in_the_environment(watch: Watch, rgw: CephRGW) -> None:
+    for about in watch.attributes.values():
+        words = json.dumps([about["Config"]["Cmd"], about["Config"]["Labels"], about["Name"], about["Args"]])
+        assert rgw.secret_key not in words and rgw.access_key not in words
+        assert f"AWS_SECRET_ACCESS_KEY={rgw.secret_key}" in about["Config"]["Env"]
+
+
+def test_a_profile_is_enough(
+    run_docker: list[str], rgw: CephRGW, s3_workspace: str, small_photos: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "credentials").write_text(
+        f"[mill]\naws_access_key_id = {rgw.access_key}\naws_secret_access_key = {rgw.secret_key}\n"
+    )
+    (tmp_path / "config").write_text(f"[profile mill]\nregion = us-east-1\nendpoint_url = {rgw.endpoint}\n")
+    environment = rgw.environment()
+    kept = {key: value for key, value in os.environ.items() if key not in environment}
+    files = {"AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "credentials"), "AWS_CONFIG_FILE": str(tmp_path / "config")}
+    import subprocess
+
+    words = [*mill.COMMAND, *run_docker, "--dataset", "folder", "--source", str(small_photos), *mill.QUICK]
+    done = subprocess.run(
+        [*words, "--workspace", s3_workspace], env={**kept, **files, "AWS_PROFILE": "mill"}, capture_output=True,
+        text=True, timeout=900, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert rgw.secret_key not in done.stdout + done.stderr
+
+
+def test_a_source_with_links_into_a_folder_of_its_own(
+    run_docker: list[str], small_photos: Path, tmp_path: Path
+) -> None:
+    """Links that lead out of the source are images here as there; a relative path is one of the caller's folder."""
+    elsewhere = tmp_path / "elsewhere"
+    (small_photos / "red").rename(elsewhere)
+    (small_photos / "red").symlink_to(elsewhere)
+    far = tmp_path / "far"
+    far.mkdir()
+    (small_photos / "blue" / "000.png").rename(far / "0.png")
+    (small_photos / "blue" / "000.png").symlink_to("../../far/0.png")
+    words = ["--dataset", "folder", "--source", small_photos.name, *mill.QUICK]
+    inside = mill.run(*run_docker, *words, "--workspace", "inside", cwd=tmp_path, timeout=900)
+    assert inside.rc == 0, inside.stderr
+    outside = mill.run("run", "--json", *words, "--workspace", "outside", cwd=tmp_path, timeout=900)
+    assert mill.dataset_of(inside, "raw").manifest.totals.rows == 60
+    for kind in ("raw", "clean", "tensors"):
+        assert mill.content(mill.dataset_of(inside, kind)) == mill.content(mill.dataset_of(outside, kind))
+    assert {path.stat().st_uid for path in (tmp_path / "inside").glob("*/*/*") if path.name != "log.txt"} == {10001}
+    assert (tmp_path / "inside").stat().st_mode & 0o002 == 0
+    again = mill.run(*run_docker, *words, "--workspace", "inside", cwd=tmp_path, timeout=900)
+    assert set(again.states.values()) == {"cached"} or again.states["promote"] == "ran", again.states
+
+
+def test_wrong_input_keeps_its_code_and_message(run_docker: list[str], tmp_path: Path) -> None:
+    broken = tmp_path / "photos.tar.gz"
+    broken.write_bytes(b"\x1f\x8b\x08\x00 this is no archive")
+    words = ["--dataset", "folder", "--source", str(broken), *mill.QUICK]
+    inside = mill.run(*run_docker, *words, "--workspace", str(tmp_path / "inside"))
+    outside = mill.run("run", "--json", *words, "--workspace", str(tmp_path / "outside"))
+    assert (inside.rc, inside.error) == (outside.rc, outside.error) and inside.rc == 2
+    assert "photos.tar.gz" in inside.error and "download: " in inside.error
+    assert inside.json["exit_code"] == 2 and inside.json["steps"]["download"]["state"] == "failed"
+
+
+def _running(step: str) -> list[Any]:
+    found = docker_engine.client().containers.list(filters={"label": f"{STEP_LABEL}={step}"}, ignore_removed=True)
+    return [one for one in found if one.labels[RUN_LABEL].startswith("killed-")]
+
+
+@pytest.fixture
+def killed(small_photos: Path, tmp_path: Path, run_docker: list[str]) -> Callable[[Callable[..., None]], mill.Result]:
+    """Start a run, do something to it while its training runs, and wait for its end."""
+    words = [*run_docker, "--dataset", "folder", "--source", str(small_photos), "--name", "killed", *mill.QUICK]
+    words += ["--workspace", str(tmp_path / "work")]
+
+    def play(what: Callable[..., None]) -> mill.Result:
+        started = time.monotonic()
+        process = mill.start([*words, "--epochs", "3000"])
+        mill.wait_until(lambda: bool(_running("train")), "the training to start", timeout=600)
+        time.sleep(2)
+        what(process)
+        return mill.finish(process, started, 900)
+
+    play.words = words  # type: ignore[attr-defined]
+    return play
+
+
+def test_a_killed_container_is_transient_and_the_next_run_goes_on(killed: Any) -> None:
+    def kill(_: Any) -> None:
+        [container] = _running("train")
+        docker_engine.client().containers.get(container.name).kill()
+        assert container.name.startswith("imagemill-killed-") and container.name.endswith("-train")
+
+    ended = killed(kill)
+    assert ended.rc == 75 and "train: ended without a record" in ended.error, ended.stderr
+    again = mill.run(*killed.words, timeout=900)
+    assert again.rc == 0, again.stderr
+    assert {step: again.states[step] for step in mill.STEPS[:4]} == {
+        "download": "cached", "clean": "cached", "resize": "cached", "train": "ran"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 130), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_the_end_of_the_command_is_the_end_of_its_containers(number: int, code: int, killed: Any) -> None:
+    """Also of one that had no time to say so: its containers see that it is gone. Others' containers stay."""
+    other = docker_engine.client().containers.run(
+        f"imagemill-cpu:{docker_engine.TAG}", ["sleep", "600"], detach=True, labels={RUN_LABEL: "another-run"},
+        name=f"other-{secrets.token_hex(4)}",
+    )  # fmt: skip
+    try:
+        ended = killed(lambda process: process.send_signal(number))
+        assert ended.rc == code, ended.stderr
+        mill.wait_until(lambda: not _running("train"), "the container to end", timeout=10)
+        other.reload()
+        assert other.status == "running"
+    finally:
+        other.remove(force=True, v=True)
+
+
+def test_as_a_user_whom_the_image_does_not_know(
+    cluster: Path, small_photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """As containers of a caller who is not root run: by his uid, which has no name and no home in the image."""
+    from imagemill.pipelines import in_docker
+    from imagemill.pipelines.cluster import from_file
+    from imagemill.pipelines.parameters import choose
+    from imagemill.pipelines.run import run
+
+    if os.getuid() != 0:
+        pytest.skip("only root can run containers as another user")
+    monkeypatch.setattr(in_docker, "user_of", lambda info, caller: (12345, 23456))
+    flags = {
+        key.removeprefix("--").replace("-", "_"): value for key, value in zip(*[iter(mill.QUICK)] * 2, strict=True)
+    }
+    chosen = choose({"dataset": "folder", "source": str(small_photos), "workspace": str(tmp_path / "work"), **flags})
+    assert run(chosen, True, from_file(str(cluster))) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert Path(result["model"]).stat().st_uid == 12345
+    assert read_dataset(result["tensors"], "tensors").manifest.totals.rows
+
+
+def test_what_is_missing_or_closed_is_said_before_anything_runs(
+    run_docker: list[str], small_photos: Path, tmp_path: Path
+) -> None:
+    words = ["--dataset", "folder", "--source", str(small_photos), "--workspace"]
+    absent = tmp_path / "absent.yaml"
+    absent.write_text('images: {cpu: "nobody/has-this:1", tags_allowed: true}')
+    found = mill.run("run", "--runner", "docker", "--cluster", str(absent), *words, str(tmp_path / "new"))
+    assert found.rc == 2 and "nobody/has-this:1" in found.error
+    assert "imagemill images build --no-push" in found.error and not (tmp_path / "new").exists()
+    if os.getuid() == 0:
+        (tmp_path / "roots").mkdir(mode=0o755)
+        found = mill.run(*run_docker, *words, str(tmp_path / "roots"))
+        assert found.rc == 2 and f"chown -R 10001:10001 {tmp_path}/roots" in found.error
