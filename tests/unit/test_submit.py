@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kfp_commands import CLUSTER, Commands, commands, script
+from kfp_commands import CLUSTER, Commands, commands, compiled_once, script
 from kfp_server import KfpService, serving
 
 from imagemill.pipelines import cli, following
@@ -296,7 +296,7 @@ def test_the_environment_names_the_service(mill: Commands, monkeypatch: pytest.M
     monkeypatch.setenv("KF_PIPELINES_ENDPOINT", mill.service.url + "/")
     monkeypatch.setenv("KF_PIPELINES_UI_ENDPOINT", "https://kubeflow.example/_/pipeline")
     monkeypatch.setenv("KF_PIPELINES_DEFAULT_EXPERIMENT_NAME", "ours")
-    assert cli.main(["submit", "--no-wait", "--cluster", str(mill.folder / "cluster.yaml")]) == 0
+    assert cli.main(["submit", "--no-wait", "--package", str(compiled_once())]) == 0
     run = mill.service.runs[0]["run_id"]
     assert f"https://kubeflow.example/_/pipeline/#/runs/details/{run}" in mill.capsys.readouterr().out
     assert mill.service.experiments[0]["display_name"] == "ours"

@@ -1,0 +1,234 @@
+"""`imagemill schedule` by KFP's own client: one recurring run of a name, whatever happens in between."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kfp_commands import CLUSTER, Commands, commands, compiled_once
+from kfp_server import KfpService
+
+WEEKLY = ["schedule", "--cron", "0 3 * * 1"]
+NAME = "imagemill-training-demo"
+
+
+@pytest.fixture
+def mill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Commands]:
+    with commands(tmp_path, monkeypatch, capsys) as made:
+        yield made
+
+
+def enabled(service: KfpService) -> list[dict[str, Any]]:
+    return [one for one in service.recurring if one["mode"] == "ENABLE"]
+
+
+def test_a_schedule_is_made_as_the_service_wants_it(mill: Commands) -> None:
+    ran = mill(*WEEKLY, "--epochs", "3", "--min-gain", "0.5", "--weight-decay", "0.1")
+    assert ran.code == 0, ran.err
+    (made,) = mill.service.recurring
+    assert made["trigger"] == {"cron_schedule": {"cron": "0 0 3 * * 1"}}
+    assert (made["max_concurrency"], made["no_catchup"], made["mode"]) == ("1", True, "ENABLE")
+    assert made["display_name"] == NAME and made["description"] == "imagemill: 0 3 * * 1 (UTC)"
+    parameters = made["runtime_config"]["parameters"]
+    assert parameters == {"epochs": 3, "min_gain": 0.5, "config": '{"train": {"weight_decay": 0.1}}'}
+    assert f"{NAME}: 0 3 * * 1 (UTC), enabled" in ran.out and "next: Mon 20" in ran.out
+
+
+def test_it_runs_the_newest_version_always(mill: Commands, tmp_path: Path) -> None:
+    assert mill(*WEEKLY).code == 0
+    first = mill.service.versions[0]["pipeline_version_id"]
+    assert "pipeline_version_id" not in mill.service.recurring[0]["pipeline_version_reference"]
+    assert mill.service.fire(NAME)["pipeline_version_reference"]["pipeline_version_id"] == first
+    (tmp_path / "cluster.yaml").write_text(CLUSTER + "steps:\n  clean:\n    cpu: 7\n")
+    cluster = ["--cluster", str(tmp_path / "cluster.yaml")]
+    assert mill("submit", "--no-wait", *cluster).code == 0  # a new version, and the schedule takes it
+    second = mill.service.versions[1]["pipeline_version_id"]
+    assert mill.service.fire(NAME)["pipeline_version_reference"]["pipeline_version_id"] == second
+    assert mill(*WEEKLY).code == 0  # the old package again: it is there, but not the newest
+    third = mill.service.versions[2]
+    assert third["name"].startswith(mill.service.versions[0]["name"] + "-")
+    assert mill.service.fire(NAME)["pipeline_version_reference"]["pipeline_version_id"] == third["pipeline_version_id"]
+    assert mill(*WEEKLY).code == 0 and len(mill.service.versions) == 3
+
+
+def test_one_of_the_same_name_is_replaced(mill: Commands) -> None:
+    assert mill(*WEEKLY).code == 0
+    old = mill.service.recurring[0]["recurring_run_id"]
+    ran = mill("schedule", "--cron", "0 4 * * 1", "--epochs", "2")
+    assert ran.code == 0, ran.err
+    (made,) = mill.service.recurring
+    assert made["trigger"]["cron_schedule"]["cron"] == "0 0 4 * * 1" and made["recurring_run_id"] != old
+    assert mill.service.deletions == [(old, "ORPHAN")]
+    assert mill("schedule", "--cron", "0 5 * * 1", "--name", "cats").code == 0  # another name, another schedule
+    assert sorted(one["display_name"] for one in enabled(mill.service)) == ["imagemill-training-cats", NAME]
+
+
+def test_the_same_again_changes_nothing(mill: Commands) -> None:
+    for _ in range(2):
+        ran = mill(*WEEKLY, "--epochs", "3")
+        assert ran.code == 0, ran.err
+    assert "unchanged" in ran.err and mill.service.asked("POST", "/recurringruns$") == 1
+    assert not mill.service.deletions
+
+
+def test_a_run_under_way_outlives_the_exchange(mill: Commands) -> None:
+    """KFP before its propagation policy deletes what belongs to a recurring run with it."""
+    assert mill(*WEEKLY).code == 0
+    run = mill.service.fire(NAME)["run_id"]
+    ran = mill("schedule", "--cron", "0 4 * * 1")
+    assert ran.code == 0 and f"not deleted before its run {run} has ended" in ran.err
+    assert [one["mode"] for one in mill.service.recurring] == ["DISABLE", "ENABLE"]
+    assert [one["run_id"] for one in mill.service.runs] == [run] and not mill.service.deletions
+    mill.service.runs[0]["state"] = "SUCCEEDED"
+    assert mill("schedule", "--cron", "0 4 * * 1").code == 0
+    assert [one["trigger"]["cron_schedule"]["cron"] for one in mill.service.recurring] == ["0 0 4 * * 1"]
+    assert mill.service.runs
+
+
+@pytest.mark.parametrize("kind", ["drop", "drop after", "500", "503"])
+@pytest.mark.parametrize(
+    ("method", "path"), [("POST", "/recurringruns$"), ("POST", ":disable$"), ("DELETE", ""), ("GET", "/recurringruns$")]
+)
+def test_faults_that_pass_leave_one(mill: Commands, kind: str, method: str, path: str) -> None:
+    assert mill(*WEEKLY).code == 0
+    mill.service.fail(kind, 1, method, path)
+    ran = mill("schedule", "--cron", "0 4 * * 1")
+    assert ran.code == 0, ran.err
+    assert [one["trigger"]["cron_schedule"]["cron"] for one in mill.service.recurring] == ["0 0 4 * * 1"]
+    assert mill.service.faults[0].times == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "left"),
+    [
+        ("POST", "/recurringruns$", "0 0 3 * * 1"),  # the new one can't be made: the old one stays
+        ("POST", ":disable$", "0 0 3 * * 1"),  # the old one can't be stopped: the new one goes again
+        ("DELETE", "", "0 0 4 * * 1"),  # it is stopped: that counts
+    ],
+)
+def test_faults_that_stay_leave_one(
+    mill: Commands, monkeypatch: pytest.MonkeyPatch, method: str, path: str, left: str
+) -> None:
+    assert mill(*WEEKLY).code == 0
+    monkeypatch.setattr("imagemill.pipelines.kfp_client.RETRY_S", 0.3)
+    mill.service.fail("500", 1000, method, path)
+    ran = mill("schedule", "--cron", "0 4 * * 1")
+    assert [one["trigger"]["cron_schedule"]["cron"] for one in enabled(mill.service)] == [left]
+    assert ran.code == (0 if method == "DELETE" else 75)
+    assert path != ":disable$" or "the schedule is as it was" in ran.err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("method", "path"), [("POST", "/recurringruns"), ("POST", ":disable"), ("DELETE", "")])
+def test_ctrl_c_waits_for_the_exchange(mill: Commands, number: int, method: str, path: str) -> None:
+    assert mill(*WEEKLY).code == 0
+    asked: list[str] = []
+
+    def interrupt(verb: str, where: str) -> None:
+        if verb == method and where.endswith(path) and not asked:
+            asked.append(where)
+            os.kill(os.getpid(), number)
+
+    mill.service.on_request = interrupt
+    ran = mill("schedule", "--cron", "0 4 * * 1")
+    assert asked and ran.code == 130
+    assert [one["trigger"]["cron_schedule"]["cron"] for one in mill.service.recurring] == ["0 0 4 * * 1"]
+    assert [one["mode"] for one in mill.service.recurring] == ["ENABLE"]
+
+
+def test_a_kill_in_the_exchange_leaves_two_rather_than_none(mill: Commands) -> None:
+    """Nothing can make one step of two requests; the next `schedule` mends it."""
+    assert mill(*WEEKLY).code == 0
+    words = ["schedule", "--cron", "0 4 * * 1", "--host", mill.service.url, "--package", str(compiled_once())]
+    command = subprocess.Popen(
+        [sys.executable, "-m", "imagemill.pipelines.cli", *words], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
+    mill.service.fail("drop", 1, "POST", ":disable$")
+    mill.service.on_request = lambda method, path: command.kill() if path.endswith(":disable") else None
+    assert command.wait(60) == -signal.SIGKILL
+    mill.service.on_request = None
+    assert [one["trigger"]["cron_schedule"]["cron"] for one in enabled(mill.service)] == ["0 0 3 * * 1", "0 0 4 * * 1"]
+    assert mill("schedule", "--cron", "0 4 * * 1").code == 0
+    assert [one["trigger"]["cron_schedule"]["cron"] for one in mill.service.recurring] == ["0 0 4 * * 1"]
+
+
+def test_two_that_a_lost_machine_has_left_become_one(mill: Commands) -> None:
+    assert mill(*WEEKLY).code == 0
+    mill.service.recurring.append(mill.service.recurring[0] | {"recurring_run_id": "left", "runtime_config": {}})
+    listed = mill("schedule", "--list")
+    assert listed.out.count(NAME) == 2 and "is there twice" in listed.err
+    assert mill("schedule", "--enable").code == 2
+    assert mill(*WEEKLY).code == 0
+    assert [one["recurring_run_id"] == "left" for one in mill.service.recurring] == [False]
+
+
+def test_one_of_somebody_elses_is_left_alone(mill: Commands) -> None:
+    assert mill(*WEEKLY).code == 0
+    mill.service.recurring[0]["description"] = "made by hand"
+    ran = mill("schedule", "--cron", "0 4 * * 1")
+    assert ran.code == 2 and "--schedule-name: expected a name that no other recurring run has" in ran.err
+    assert len(enabled(mill.service)) == 1 and mill("schedule", "--list").out == "no schedules of imagemill-training\n"
+    assert mill("schedule", "--cron", "0 4 * * 1", "--schedule-name", "mine").code == 0
+
+
+def test_it_is_disabled_enabled_and_deleted(mill: Commands) -> None:
+    assert mill(*WEEKLY).code == 0
+    assert mill("schedule", "--disable").out == f"{NAME}: disabled\n" and not enabled(mill.service)
+    assert mill("schedule", "--enable").out == f"{NAME}: enabled\n" and len(enabled(mill.service)) == 1
+    (listed,) = [json.loads(line) for line in mill("schedule", "--list", "--json").out.splitlines()]
+    assert listed["cron"] == "0 3 * * 1 (UTC)" and listed["kfp_cron"] == "0 0 3 * * 1" and listed["enabled"] is True
+    assert mill("schedule", "--delete").out == f"{NAME}: deleted\n" and not mill.service.recurring
+    ran = mill("schedule", "--delete")
+    assert ran.code == 2 and f"--schedule-name: expected a schedule that there is (none), found '{NAME}'" in ran.err
+    assert mill(*WEEKLY, "--disable").code == 0
+    assert [one["mode"] for one in mill.service.recurring] == ["DISABLE"]
+
+
+def test_a_zone_with_summer_time_is_told_about(mill: Commands) -> None:
+    ran = mill(*WEEKLY, "--timezone", "Europe/Berlin")
+    assert ran.code == 0 and "right in winter and an hour off in summer" in ran.err
+    assert mill.service.recurring[0]["trigger"]["cron_schedule"]["cron"] == "0 0 2 * * 1"
+    ran = mill(*WEEKLY, "--timezone", "Europe/Berlin", "--server-timezone", "Europe/Berlin")
+    assert ran.code == 0 and "summer" not in ran.err
+    assert mill.service.recurring[0]["trigger"]["cron_schedule"]["cron"] == "0 0 3 * * 1"
+    ran = mill(*WEEKLY, "--timezone", "Asia/Tokyo")
+    assert ran.code == 0 and "summer" not in ran.err
+    assert mill.service.recurring[0]["trigger"]["cron_schedule"]["cron"] == "0 0 18 * * 0"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "schedule: expected --cron, or one of"),
+        (["--list", "--delete"], "found '--list, --delete'"),
+        (["--cron", "0 3 * * 1", "--delete"], "found '--cron, --delete'"),
+        (["--cron", "61 3 * * 1"], "--cron (minute): expected numbers from 0 to 59"),
+        (["--cron", "0 0 3 * * 1"], "--cron: expected five fields"),
+        (["--cron", "0 3 * * 1", "--timezone", "Berlin"], "--timezone: expected a time zone"),
+        (["--cron", "0 3 * * 1", "--dataset", "folder", "--source", "./photos"], "--source: expected s3://"),
+    ],
+)
+def test_what_can_be_known_beforehand_is_refused_without_asking(mill: Commands, words: list[str], said: str) -> None:
+    ran = mill("schedule", *words)
+    assert ran.code == 2 and said in ran.err
+    assert not mill.service.requests
+
+
+def test_a_schedule_lies_in_ones_own_profile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service = KfpService(multi_user=True)
+    with commands(tmp_path, monkeypatch, capsys, service) as mill:
+        assert mill(*WEEKLY, "--namespace", "team").code == 0
+        assert mill(*WEEKLY, "--namespace", "other").code == 0  # of the same name, and none of this one's business
+        assert [one["namespace"] for one in service.recurring] == ["team", "other"]
+        assert mill("schedule", "--delete", "--namespace", "team").code == 0
+        assert [one["namespace"] for one in service.recurring] == ["other"]
+        assert mill("schedule", "--list").code == 2
