@@ -25,9 +25,14 @@ RAY_PODS = {
 }
 PROFILE = "kubeflow-user-example-com"
 
-API = {"api:443", "api:6443"}
-WEB = {"web:80", "web:443"}
-STEP = {"dns", "store"} | API
+ADDRESSES = {"api 10": "10.96.0.1", "api 172": "172.18.0.2", "api 192": "192.168.49.2", "api 100": "100.64.0.1",
+             "api 6": "fd00:10:96::1"}  # fmt: skip
+"""Where API servers are: on kind, on minikube, behind a carrier's addresses, by IPv6."""
+API = {f"{name}:{port}" for name in ADDRESSES for port in (443, 6443)}
+DNS = {"dns", "dns by TCP", "node's dns"}
+HTTPS = {"web:443", "web 6:443"}
+WEB = HTTPS | {"web:80"}
+STEP = DNS | {"store"} | API
 """What every pod of a workflow needs: the API server for Argo's own container in it."""
 
 
@@ -49,7 +54,9 @@ def outside(namespace: str) -> dict[str, Peer]:
     """What is not ours: for destinations, and for sources that may reach nothing of ours."""
     return {
         "dns": Peer({"k8s-app": "kube-dns"}, "kube-system"),
-        "api": Peer(ip="172.18.0.2"),
+        **{name: Peer(ip=ip) for name, ip in ADDRESSES.items()},
+        "node's dns": Peer(ip="169.254.20.10"),
+        "web 6": Peer(ip="2606:4700::1111"),
         "web": Peer(ip="151.101.1.1"),
         "metadata": Peer(ip="169.254.169.254"),
         "lan": Peer(ip="192.168.7.7"),
@@ -67,10 +74,12 @@ def ports(pods: dict[str, Peer], targets: dict[str, tuple[str, int, str]]) -> It
 
 
 TARGETS = {
-    "dns": ("dns", 53, "UDP"), "dns:8080": ("dns", 8080, "TCP"), "api:443": ("api", 443, "TCP"),
-    "api:6443": ("api", 6443, "TCP"), "api:22": ("api", 22, "TCP"), "web:80": ("web", 80, "TCP"),
-    "web:443": ("web", 443, "TCP"), "web:22": ("web", 22, "TCP"), "metadata": ("metadata", 80, "TCP"),
-    "lan:80": ("lan", 80, "TCP"), "head:8265": ("ray head", 8265, "TCP"), "head:6379": ("ray head", 6379, "TCP"),
+    "dns": ("dns", 53, "UDP"), "dns by TCP": ("dns", 53, "TCP"), "dns:8080": ("dns", 8080, "TCP"),
+    "node's dns": ("node's dns", 53, "UDP"), "node:10250": ("node's dns", 10250, "TCP"),
+    **{f"{name}:{port}": (name, port, "TCP") for name in ADDRESSES for port in (22, 443, 6443)},
+    "web:80": ("web", 80, "TCP"), "web:443": ("web", 443, "TCP"), "web:22": ("web", 22, "TCP"),
+    "web 6:443": ("web 6", 443, "TCP"), "metadata": ("metadata", 80, "TCP"), "lan:80": ("lan", 80, "TCP"),
+    "head:8265": ("ray head", 8265, "TCP"), "head:6379": ("ray head", 6379, "TCP"),
     "head:10001": ("ray head", 10001, "TCP"), "worker:20000": ("ray worker", 20000, "TCP"),
     "step": ("train", 8080, "TCP"), "stranger": ("stranger", 80, "TCP"), "foreigner": ("foreigner", 80, "TCP"),
 }  # fmt: skip
@@ -119,20 +128,19 @@ KIND_FLOWS = {
     "download": STEP | WEB,
     "clean": STEP,
     "plan": STEP,
-    "train": STEP | {"web:443"},
+    "train": STEP | HTTPS,
     "evaluate": STEP,
     "promote": STEP,
     "rayjob": STEP,
     "finish": STEP,
     "ray head": STEP | RAY - {"head:8265", "head:6379", "head:10001"},
-    "ray worker": {"dns", "store"} | RAY - {"worker:20000"},
-    "submitter": {"dns", "store", "head:8265"},
+    "ray worker": DNS | {"store"} | RAY - {"worker:20000"},
+    "submitter": DNS | {"store", "head:8265"},
     "seaweedfs": set(),
-    "seaweedfs-setup": {"dns", "store"} | API,
+    "seaweedfs-setup": DNS | {"store"} | API,
     "stranger": set(),
 }
-UNBOUND = {"api:443", "api:6443", "api:22", "web:80", "web:443", "web:22", "metadata", "lan:80", "dns", "dns:8080",
-           "foreigner"}  # fmt: skip
+UNBOUND = {name for name, (pod, _, _) in TARGETS.items() if pod not in ("ray head", "ray worker", "train", "stranger")}
 """What pods of other namespaces reach: no policy of ours binds them, so only what is in our namespace counts."""
 
 
@@ -151,7 +159,7 @@ def test_a_store_outside_of_the_cluster(kind: dict[str, Peer]) -> None:
     ours = [name for name, pod in kind.items() if pod.labels.get("app.kubernetes.io/name") == "imagemill"]
     for name in ours:
         if kind[name].namespace == "imagemill":
-            assert found[name] == KIND_FLOWS[name] | {"web:443"}, name
+            assert found[name] == KIND_FLOWS[name] | HTTPS, name
     assert found["stranger"] == found["seaweedfs"] == set()
 
 
@@ -183,7 +191,7 @@ KUBEFLOW = {
 KUBEFLOW_TARGETS = {
     "store": ("seaweedfs", 8333, "TCP"), "store:8111": ("seaweedfs", 8111, "TCP"),
     "kfp:8887": ("api server", 8887, "TCP"), "kfp:8888": ("api server", 8888, "TCP"),
-    "mlmd": ("metadata store", 8080, "TCP"), "mysql": ("mysql", 3306, "TCP"),
+    "mlmd": ("metadata store", 8080, "TCP"), "mlmd:22": ("metadata store", 22, "TCP"), "mysql": ("mysql", 3306, "TCP"),
 }  # fmt: skip
 KFP_STEP = STEP | {"kfp:8887", "kfp:8888", "mlmd"}
 
@@ -196,7 +204,7 @@ def test_flows_in_a_kubeflow_profile() -> None:
     found = reached(policies_of("kubeflow-profile"), all_pods, targets)
     assert {"download", "clean", "resize", "train", "evaluate", "promote", "finish"} == steps.keys()
     wanted = dict.fromkeys(steps, KFP_STEP)
-    wanted |= {"download": KFP_STEP | WEB, "train": KFP_STEP | {"web:443"}}
+    wanted |= {"download": KFP_STEP | WEB, "train": KFP_STEP | HTTPS}
     wanted |= {name: KIND_FLOWS[name] for name in ("ray head", "ray worker", "submitter")}
     assert {name: found[name] for name in wanted} == wanted
     # What else is in the profile, such as notebooks and KFP's own driver pods, stays as it is.
