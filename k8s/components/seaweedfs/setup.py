@@ -90,7 +90,13 @@ def make_bucket(bucket: str, access_key: str, secret_key: str) -> int:
     from botocore.exceptions import BotoCoreError, ClientError
 
     once = Config(retries={"total_max_attempts": 1}, connect_timeout=5, read_timeout=30)
-    s3 = boto3.client("s3", aws_access_key_id=access_key, aws_secret_access_key=secret_key, config=once)
+    s3 = boto3.client(
+        "s3",
+        region_name=os.environ["AWS_REGION"],  # boto3 itself reads another variable
+        aws_access_key_id=access_key,
+        aws_secret_access_key=secret_key,
+        config=once,
+    )
     until = time.monotonic() + PATIENCE_S
     while True:
         try:
