@@ -39,7 +39,10 @@ _LAST_LINES = 15
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the images are to be built: the folder of the repository and what may differ from place to place."""
+    """How the images are to be built: the folder of the repository and what may differ from place to place.
+
+    `rebuild`: take nothing that an earlier build has left. `pull`: ask the registry for the base's newest.
+    """
 
     root: Path
     base_image: str = ""
@@ -47,6 +50,7 @@ class Recipe:
     network: str = ""
     pip_config: str = ""
     rebuild: bool = False
+    pull: bool = False
 
     def arguments(self, target: str) -> dict[str, str]:
         """The build arguments that change an image. `gpu` always takes torch from where all else comes from."""
@@ -68,7 +72,7 @@ def inputs(recipe: Recipe, target: str) -> str:
     A base image counts by its name: what moves behind that is taken with `--rebuild`.
     """
     digest = hashlib.sha256()
-    for name in (*_ALWAYS, *(_TORCH if target != "cpu" else ()), *_sources(recipe.root)):
+    for name in input_files(recipe, target):
         path = recipe.root / name
         content = path.read_bytes() if path.is_file() else b""
         digest.update(f"{name}\0{len(content)}\0".encode())
@@ -78,12 +82,14 @@ def inputs(recipe: Recipe, target: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def _sources(root: Path) -> Iterator[str]:
-    """The files of the package, as docker/Dockerfile.dockerignore lets them through, in one order everywhere."""
+def input_files(recipe: Recipe, target: str) -> Iterator[str]:
+    """The files that the image is made from, by their paths in the checkout, in one order everywhere: as
+    docker/Dockerfile.dockerignore lets them through."""
+    yield from (*_ALWAYS, *(_TORCH if target != "cpu" else ()))
     for folder in _FOLDERS:
-        for path in sorted((root / folder).rglob("*"), key=lambda one: one.as_posix()):
+        for path in sorted((recipe.root / folder).rglob("*"), key=lambda one: one.as_posix()):
             if path.is_file() and "__pycache__" not in path.parts:
-                yield path.relative_to(root).as_posix()
+                yield path.relative_to(recipe.root).as_posix()
 
 
 def find_cli() -> str:
@@ -122,7 +128,8 @@ def command(
     for name in ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"):
         words += ["--build-arg", name] if os.environ.get(name) else []  # docker takes the value from the environment
     words += ["--network", recipe.network] if recipe.network else []
-    words += ["--pull", "--no-cache"] if recipe.rebuild else []
+    words += ["--no-cache"] if recipe.rebuild else []
+    words += ["--pull"] if recipe.pull else []
     return [*words, str(recipe.root)]
 
 

@@ -59,7 +59,9 @@ def _edit(text: str, root: MappingNode, values: Mapping[str, object]) -> str:
     if node is None:
         end = _with_break(text[: root.end_mark.index])
         return end + part(values) + text[root.end_mark.index :] if not root.flow_style else text
-    if not isinstance(node, yaml.MappingNode):  # `images:` and nothing after it
+    if not isinstance(node, yaml.MappingNode):
+        if node.value:
+            raise wrong(f"--cluster ({PART})", "names and values", node.value if node.id == "scalar" else "a list")
         inner = "".join(f"\n  {name}: {_scalar(value)}" for name, value in values.items())
         return text[: node.start_mark.index] + inner + text[node.end_mark.index :]
     known = {key.value: value for key, value in node.value}

@@ -11,7 +11,7 @@ import subprocess
 import tarfile
 from collections.abc import Iterable, Mapping
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,6 +88,7 @@ def run(found: dict[str, Any]) -> int:
     if found["cluster"]:
         image_pins.check_file(found["cluster"])
     with closing(connected()) as client:
+        recipe = replace(recipe, pull=recipe.rebuild and not made_here(client, recipe.base_image))
         built = [make(client, recipe, target, name(target)) for target in targets]
         _warn_of_size(built, recipe)
         if found["sbom"]:
@@ -143,6 +144,15 @@ def connected() -> DockerClient:
             "sudo systemctl start docker; else Docker Desktop) or set DOCKER_HOST"
         ) from None
     return client
+
+
+def made_here(client: DockerClient, image: str) -> bool:
+    """Whether an image is one that no registry has: it was built or imported on this machine."""
+    from docker.errors import ImageNotFound
+
+    with suppress(ImageNotFound):
+        return bool(image) and not client.images.get(image).attrs.get("RepoDigests")
+    return False
 
 
 def make(client: DockerClient, recipe: Recipe, target: str, name: str) -> Built:

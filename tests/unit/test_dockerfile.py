@@ -1,0 +1,207 @@
+"""The Dockerfile and its locks, read as text: what an image must have, and that all that enters it is pinned."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import tomllib
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+
+from imagemill.pipelines.cluster import SCRATCH, TARGETS, UID
+from imagemill.pipelines.image_build import Recipe, input_files
+
+ROOT = Path(__file__).parents[2]
+DOCKER = ROOT / "docker"
+TEXT = (DOCKER / "Dockerfile").read_text()
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+IMAGES = ("cpu", "ray", "gpu")
+
+
+def load(name: str) -> ModuleType:
+    """A script of docker/, which is no package."""
+    spec = importlib.util.spec_from_file_location(f"docker_{name}", DOCKER / f"{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+locks, sbom = load("locks"), load("sbom")
+
+
+def instructions() -> list[list[str]]:
+    """Each instruction as [name, rest], comments and line ends folded."""
+    lines = "\n".join(line for line in TEXT.splitlines() if not line.startswith("#"))
+    return [line.split(None, 1) for line in lines.replace("\\\n", " ").splitlines() if line.strip()]
+
+
+def stages() -> dict[str, tuple[str, list[list[str]]]]:
+    """Name → (what it builds on, its instructions)."""
+    found: dict[str, tuple[str, list[list[str]]]] = {}
+    name = ""
+    for one in instructions():
+        if one[0] == "FROM":
+            base, _, name = one[1].split()
+            found[name] = (base, [])
+        elif name:
+            found[name][1].append(one)
+    return found
+
+
+def lineage(name: str) -> list[list[str]]:
+    """The instructions of a stage, and before them those of all that it builds on."""
+    base, own = stages()[name]
+    base = re.sub(r"\$\{TORCH_INDEX:\+.*?\}", "", base)
+    return (lineage(base) if base in stages() else []) + own
+
+
+def test_the_targets_are_the_images_that_the_cluster_file_names() -> None:
+    assert set(TARGETS.values()) == set(IMAGES) and set(IMAGES) <= set(stages())
+    assert [name for name, (base, _) in stages().items() if base == "${BASE_IMAGE}"] == ["tools", "runtime"]
+    assert re.search(r"^ARG BASE_IMAGE=python:3\.11-slim-bookworm$", TEXT, re.MULTILINE)
+
+
+def test_nothing_is_of_the_newest_kind_or_version() -> None:
+    assert "latest" not in TEXT
+    assert "# syntax" not in TEXT and "<<" not in TEXT and "--link" not in TEXT
+    names = [one[0] for one in instructions()]
+    assert "ADD" not in names  # it fetches, and unpacks, what it is given
+
+
+@pytest.mark.parametrize("target", IMAGES)
+def test_an_image_runs_as_nobody_and_writes_to_one_folder(target: str) -> None:
+    own = lineage(target)
+    assert own[-1] == ["USER", f"{UID}:{UID}"]
+    assert ["VOLUME", SCRATCH] in own and ["WORKDIR", SCRATCH] in own
+    settings = dict(
+        pair.split("=", 1) for name, rest in own if name == "ENV" for pair in rest.split() if "=" in pair
+    )  # fmt: skip
+    assert settings["TMPDIR"] == settings["HOME"] == SCRATCH
+    for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "MPLCONFIGDIR", "RAY_TMPDIR"):
+        assert settings[name].startswith(f"{SCRATCH}/"), name
+    # A socket of Ray's: <RAY_TMPDIR>/session_<date>_<time>_<microseconds>_<pid>/sockets/plasma_store
+    assert len(settings["RAY_TMPDIR"]) + len("/session_2026-11-21_22-13-36_836000_4194304/sockets/plasma_store.1") < 107
+    expected = {"_KFP_RUNTIME": "true", "NO_ALBUMENTATIONS_UPDATE": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    assert expected.items() <= settings.items()
+    assert not [name for name in settings if name.startswith(("PIP_", "UV_"))]
+
+
+@pytest.mark.parametrize("target", IMAGES)
+def test_an_image_inherits_no_build_stage_and_no_argument_with_an_index(target: str) -> None:
+    own = lineage(target)
+    assert not [rest for name, rest in own if name == "COPY"], "files come by the wheels alone"
+    arguments = {rest.split("=")[0] for name, rest in own if name == "ARG"}
+    assert arguments == {"VERSION", "REVISION", "SOURCE", "CREATED"}
+    for words in (rest for name, rest in own if name == "RUN"):
+        assert "apt-get" in words or words.startswith("--mount=type=bind"), words
+        assert not re.search(r"pip (install|wheel)|build-essential|gcc", words), words
+
+
+@pytest.mark.parametrize("target", IMAGES)
+def test_an_image_has_the_labels_of_the_open_containers_initiative(target: str) -> None:
+    found = " ".join(rest for name, rest in stages()[target][1] if name == "LABEL")
+    for label in ("title", "description", "licenses", "version", "revision", "source", "created"):
+        assert f"org.opencontainers.image.{label}=" in found
+    assert f'title="imagemill-{target}"' in found and f'licenses="{PROJECT["license"]}"' in found
+
+
+def test_what_is_copied_from_the_context_is_there_and_is_let_through_and_counts_as_input() -> None:
+    copied = {
+        source
+        for name, rest in instructions()
+        if name == "COPY" and "--from" not in rest
+        for source in rest.split()[:-1]
+    }
+    allowed = {line[1:] for line in (DOCKER / "Dockerfile.dockerignore").read_text().splitlines() if line[:1] == "!"}
+    counted = set(input_files(Recipe(ROOT), "ray")) | set(input_files(Recipe(ROOT), "gpu"))
+    for source in copied:
+        assert (ROOT / source).exists(), source
+        assert source in allowed or f"docker/*{Path(source).suffix}" in allowed, source
+        assert source in counted or any(one.startswith(f"{source}/") for one in counted), source
+
+
+@pytest.mark.parametrize("name", [*IMAGES, "build"])
+def test_every_line_of_a_lock_is_a_version_with_hashes(name: str) -> None:
+    text = (DOCKER / f"{name}.lock").read_text()
+    for line in text.splitlines():
+        assert re.fullmatch(r"#.*|[a-z0-9][a-z0-9-]*==[^\s;@]+ \\|    --hash=sha256:[0-9a-f]{64}( \\)?", line), line
+    for package, entry in locks.read(DOCKER / f"{name}.lock").items():
+        assert "--hash=sha256:" in entry, package
+    assert "python docker/locks.py make" in text
+    assert not re.search(r"https?:|file:|index|find-links|/opt/|/root/", text), "a lock names no host and no folder"
+
+
+@pytest.mark.parametrize("target", IMAGES)
+def test_a_lock_agrees_with_the_extras_of_the_project(target: str) -> None:
+    pinned = {name: entry.split()[0].split("==")[1] for name, entry in locks.read(DOCKER / f"{target}.lock").items()}
+    wanted = list(PROJECT["dependencies"])
+    for extra in locks.EXTRAS[target]:
+        wanted += PROJECT["optional-dependencies"][extra]
+    for requirement in map(Requirement, wanted):
+        name = requirement.name.lower().replace("_", "-")
+        assert name in pinned and requirement.specifier.contains(pinned[name]), (
+            f"{requirement}: python docker/locks.py make"
+        )
+
+
+def test_every_step_finds_its_extra_in_its_image() -> None:
+    extras = {"evaluate": "train"}
+    for step, target in TARGETS.items():
+        assert extras.get(step, step) in locks.EXTRAS[target], step
+        assert "container" in locks.EXTRAS[target]
+
+
+def test_the_build_tools_suit_the_project() -> None:
+    pinned = locks.pins(str(DOCKER / "build.lock"), ["pip", "setuptools"])
+    needs = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    assert all(Requirement(need).specifier.contains(pinned[1].split("==")[1]) for need in needs)
+
+
+def test_images_share_what_they_can() -> None:
+    """One version of a package in all images, cpu's packages in each, and each package in one layer of its image."""
+    cpu, ray, gpu = (locks.read(DOCKER / f"{name}.lock") for name in IMAGES)
+    for one in (ray, gpu):
+        assert cpu.items() <= one.items()
+    assert all(ray[name] == gpu[name] for name in ray.keys() & gpu.keys())
+    paths = {name: str(DOCKER / f"{name}.lock") for name in IMAGES}
+    shared = locks.pick(paths["ray"], paths["gpu"], [paths["cpu"]], [])
+    assert {"torch", "torchvision", "triton"} <= set(re.findall(r"^([a-z0-9-]+)==", shared, re.MULTILINE))
+    for name, other in (("ray", "gpu"), ("gpu", "ray")):
+        own = locks.pick(paths[name], "", [paths["cpu"], paths[other]], [])
+        layers = "".join(cpu.values()) + shared + own
+        assert sorted(re.findall(r"^([a-z0-9-]+)==", layers, re.MULTILINE)) == sorted(locks.read(paths[name]))
+
+
+def test_an_index_for_torch_leaves_out_cuda_and_torch_itself() -> None:
+    paths = {name: str(DOCKER / f"{name}.lock") for name in IMAGES}
+    words = next(rest for name, rest in instructions() if name == "RUN" and "torch-less.lock" in rest)
+    without = re.findall(r"--without (\S+)", words)
+    less = set(locks.pick(paths["ray"], paths["gpu"], [paths["cpu"]], without).replace("==", " ").split("\n"))
+    whole = set(locks.pick(paths["ray"], paths["gpu"], [paths["cpu"]], []).replace("==", " ").split("\n"))
+    gone = {line.split()[0] for line in whole - less if line and line[0] != " "}
+    assert {"torch", "torchvision", "triton", "nvidia-cublas"} <= gone
+    assert all(name in ("torch", "torchvision") or name.startswith(locks.CUDA) for name in gone)
+    assert locks.pins(paths["ray"], ["torch", "torchvision"])[0].startswith("torch==")
+
+
+def test_the_bill_of_materials_lists_python_and_debian_packages() -> None:
+    from importlib import metadata
+
+    status = (
+        "Package: tini\nStatus: install ok installed\nArchitecture: amd64\nVersion: 0.19.0-1\nDescription: a\n b\n\n"
+        "Package: gone\nStatus: deinstall ok config-files\nArchitecture: amd64\nVersion: 1\n"
+    )
+    found = sbom.document("cpu", [*sbom.python_packages([metadata.distribution("kfp")]), *sbom.debian_packages(status)])
+    assert (found["bomFormat"], found["specVersion"]) == ("CycloneDX", "1.5")
+    assert [one["purl"] for one in found["components"]] == [
+        "pkg:deb/debian/tini@0.19.0-1?arch=amd64",
+        f"pkg:pypi/kfp@{metadata.version('kfp')}",
+    ]
+    assert "Apache" in found["components"][1]["licenses"][0]["license"]["name"]
+    twice = [*sbom.debian_packages(status), *sbom.debian_packages(status)]
+    assert len(sbom.document("cpu", twice)["components"]) == 1

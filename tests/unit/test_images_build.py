@@ -1,0 +1,178 @@
+"""Building images, but for Docker itself: what counts as input, what docker is told, and how its progress is read."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from imagemill.components.store.errors import MillError, TransientError, UserError
+from imagemill.pipelines import image_build
+from imagemill.pipelines.image_build import Recipe, build, command, find_cli, find_root, follow, inputs, pip_secrets
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """Something with the files that count."""
+    for name in ("docker/Dockerfile", "docker/cpu.lock", "docker/gpu.lock", "components/a.py", "pipelines/b/c.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["docker/Dockerfile", "docker/cpu.lock", "components/a.py", "pipelines/b/new.html.j2"])
+def test_what_an_image_is_made_from_changes_its_hash(checkout: Path, name: str) -> None:
+    before = inputs(Recipe(checkout), "cpu")
+    assert before == inputs(Recipe(checkout), "cpu") and len(before) == 16
+    with (checkout / name).open("a") as file:
+        file.write("more")
+    assert inputs(Recipe(checkout), "cpu") != before
+
+
+def test_a_moved_file_changes_the_hash(checkout: Path) -> None:
+    before = inputs(Recipe(checkout), "cpu")
+    (checkout / "components/a.py").rename(checkout / "components/z.py")
+    assert inputs(Recipe(checkout), "cpu") != before
+
+
+def test_what_no_image_is_made_from_does_not(checkout: Path) -> None:
+    before = inputs(Recipe(checkout), "cpu")
+    for name in ("components/__pycache__/a.pyc", "tests/t.py", "k8s/base.yaml", "docker/gpu.lock"):
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        (checkout / name).write_text("new")
+    os.utime(checkout / "components/a.py", (1, 1))
+    assert inputs(Recipe(checkout), "cpu") == before
+
+
+def test_each_target_has_its_own_inputs(checkout: Path) -> None:
+    plain, of_index = Recipe(checkout), Recipe(checkout, torch_index="https://index.example/cpu")
+    assert inputs(plain, "ray") != inputs(of_index, "ray")
+    assert inputs(plain, "gpu") == inputs(of_index, "gpu") and inputs(plain, "cpu") == inputs(of_index, "cpu")
+    before = inputs(plain, "cpu"), inputs(plain, "ray")
+    (checkout / "docker/gpu.lock").write_text("ray shares a layer with gpu, so it counts for both")
+    assert (inputs(plain, "cpu"), inputs(plain, "ray")) == (before[0], inputs(plain, "ray"))
+    assert inputs(plain, "ray") != before[1]
+    assert inputs(Recipe(checkout, base_image="other:1"), "cpu") != before[0]
+
+
+def test_the_words_for_docker(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://user:password@proxy.example:3128")
+    recipe = Recipe(checkout, "base:1", "https://index.example/cpu", "host", rebuild=True)
+    words = command("/usr/bin/docker", recipe, "ray", "r.example/imagemill-ray:1", {"a": "b"}, {"pip.conf": Path("/x")})
+    text = " ".join(words)
+    for part in (
+        "--target ray", "--tag r.example/imagemill-ray:1", "--label a=b", "--build-arg BASE_IMAGE=base:1",
+        "--build-arg TORCH_INDEX=https://index.example/cpu", "--secret id=pip.conf,src=/x", "--network host",
+        "--no-cache",
+    ):  # fmt: skip
+        assert part in text
+    assert "--build-arg HTTPS_PROXY" in text and "password" not in text  # docker takes its value from the environment
+    assert "TORCH_INDEX" not in " ".join(command("docker", recipe, "gpu", "t", {}, {}))
+    assert words[-1] == str(checkout)
+
+
+def test_settings_for_pip_travel_as_secrets(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    certificates = checkout / "ca.pem"
+    certificates.write_text("-----BEGIN CERTIFICATE-----")
+    for name in ("SSL_CERT_FILE", "PIP_CERT", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST"):
+        monkeypatch.delenv(name, raising=False)
+    with pip_secrets(Recipe(checkout)) as secrets:
+        assert secrets == {}
+    monkeypatch.setenv("PIP_INDEX_URL", "https://user:password@index.example/simple")
+    monkeypatch.setenv("PIP_TRUSTED_HOST", "index.example")
+    monkeypatch.setenv("PIP_CERT", str(certificates))
+    with pip_secrets(Recipe(checkout)) as secrets:
+        assert secrets["ca.pem"] == certificates
+        path = secrets["pip.conf"]
+        assert path.read_text().splitlines() == [
+            "[global]", "index-url = https://user:password@index.example/simple", "trusted-host = index.example"
+        ]  # fmt: skip
+        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert not path.exists()
+    with pip_secrets(Recipe(checkout, pip_config=str(certificates))) as secrets:
+        assert secrets["pip.conf"] == certificates
+    with (
+        pytest.raises(UserError, match=r"--pip-config: expected .*found 'nowhere'"),
+        pip_secrets(Recipe(checkout, pip_config="nowhere")),
+    ):
+        pass
+
+
+PROGRESS = """\
+#1 [internal] load build definition from Dockerfile
+#1 sha256:6c3d
+#1 DONE 0.1s
+
+#7 [wheels-cpu 2/2] RUN --mount=type=cache ./fetch cpu.lock
+#7 0.512 Collecting boto3==1.44.5
+#7 21.3 Collecting numpy==2.4.6
+#7 DONE 34.6s
+#8 [runtime 2/4] RUN apt-get update
+#8 CACHED
+"""
+
+
+def test_progress_says_what_takes_long(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_build, "_QUIET_SECONDS", 0.0)
+    log = io.StringIO()
+    last = follow(io.StringIO(PROGRESS), log, "cpu")
+    assert log.getvalue() == PROGRESS and last[-1] == "#8 CACHED"
+    assert capsys.readouterr().err.splitlines() == [
+        "[images] cpu: wheels-cpu 2/2: 0 s: Collecting boto3==1.44.5",
+        "[images] cpu: wheels-cpu 2/2: 21 s: Collecting numpy==2.4.6",
+        "[images] cpu: wheels-cpu 2/2: done (35 s)",
+    ]
+
+
+def script(folder: Path, text: str) -> str:
+    """A command named docker."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "docker"
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_a_build_that_fails_ends_with_its_last_lines_and_its_log(tmp_path: Path) -> None:
+    wrong = script(tmp_path, 'for i in $(seq 40); do echo "#9 $i.0 line $i of $DOCKER_BUILDKIT"; done; exit 3')
+    with pytest.raises(MillError, match=r"building cpu failed \(exit code 3\)") as found:
+        build([wrong], "cpu")
+    assert found.value.exit_code == 1
+    first, *last = str(found.value).splitlines()
+    assert last[-1].strip() == "#9 40.0 line 40 of 1" and len(last) == 15
+    log = Path(first.rpartition(" ")[2])
+    assert log.read_text().count("\n") == 40
+    log.unlink()
+    build([script(tmp_path, "echo fine")], "cpu")
+    assert not log.exists()
+
+
+OLD = 'case "$1" in version) echo 20.10.24; exit 1 ;; *) exit 1 ;; esac'  # exit 1: no daemon answers
+NEW = 'case "$1" in version) echo 28.2.2 ;; *) exit 1 ;; esac'
+PLUGIN = 'case "$1" in version) echo 28.2.2 ;; buildx) echo github.com/docker/buildx v0.24.0 ;; esac'
+
+
+@pytest.mark.parametrize("able", [OLD, PLUGIN])
+def test_the_docker_that_has_buildkit_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, able: str) -> None:
+    script(tmp_path / "one", NEW)
+    chosen = script(tmp_path / "two", able)
+    monkeypatch.setenv("PATH", f"{tmp_path}/one:{tmp_path}/two")
+    assert find_cli() == chosen
+
+
+def test_without_docker_or_buildkit_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(TransientError, match="install Docker"):
+        find_cli()
+    script(tmp_path, NEW)
+    with pytest.raises(TransientError, match="install its plugin buildx"):
+        find_cli()
+
+
+def test_the_source_is_a_checkout(tmp_path: Path) -> None:
+    assert (find_root("") / "pyproject.toml").exists()
+    with pytest.raises(UserError, match=r"--source: expected a checkout of imagemill, with docker/Dockerfile, found"):
+        find_root(str(tmp_path))

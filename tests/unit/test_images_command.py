@@ -1,0 +1,220 @@
+"""`imagemill images build` without Docker: the images' part of the cluster's file is written, errors are clear."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from imagemill.components.store.errors import EXIT_TRANSIENT, EXIT_USER, MillError, TransientError, UserError
+from imagemill.pipelines import cluster, image_pins, images
+from imagemill.pipelines.cli import main
+from imagemill.pipelines.image_pins import part, pin
+
+DIGESTS = {
+    name: f"r.example:5000/mill/imagemill-{name}@sha256:{n * 64}"
+    for n, name in zip("abc", ("cpu", "ray", "gpu"), strict=True)
+}
+OTHERS = """\
+# Ours.
+namespace: mill   # not default
+images:  # written by a program
+  # the small one
+  cpu: ""
+  tags_allowed: false # never
+  gpu: 'old@sha256:%s'   # the large one
+storage:
+  region: eu-central-1
+""" % ("0" * 64)
+
+
+def test_only_the_images_change_and_comments_stay() -> None:
+    edited = pin(OTHERS, DIGESTS, "c.yaml")
+    assert edited.splitlines() == [
+        "# Ours.",
+        "namespace: mill   # not default",
+        "images:  # written by a program",
+        "  # the small one",
+        f'  ray: "{DIGESTS["ray"]}"',
+        f'  cpu: "{DIGESTS["cpu"]}"',
+        "  tags_allowed: false # never",
+        f'  gpu: "{DIGESTS["gpu"]}"   # the large one',
+        "storage:",
+        "  region: eu-central-1",
+    ]
+    assert pin(edited, DIGESTS, "c.yaml") == edited
+    newer = DIGESTS | {"cpu": DIGESTS["cpu"].replace("aaaa", "dddd")}
+    assert pin(edited, {"cpu": newer["cpu"]}, "c.yaml") == edited.replace(DIGESTS["cpu"], newer["cpu"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "# nothing yet\n",
+        "namespace: mill",
+        "images:\nnamespace: mill\n",
+        "images: {}\n",
+        "images: {cpu: '', pull_policy: Always}  # short\n",
+        "images: {pull_policy: Always}\nnamespace: mill\n",
+        "images:\n    cpu:\n    ray: ''\nnamespace: mill\n",
+        'namespace: mill\nimages:\n  gpu: "some@sha256:%s"\n...\n' % ("1" * 64),
+        "{namespace: mill, images: {cpu: ''}}\n",
+    ],
+)
+def test_every_way_to_write_the_part(text: str) -> None:
+    before = yaml.safe_load(text) or {}
+    made = yaml.safe_load(pin(text, DIGESTS, "c.yaml"))
+    assert made == before | {"images": (before.get("images") or {}) | DIGESTS}
+
+
+def test_the_documented_file_keeps_every_comment() -> None:
+    text = cluster.Cluster().documented()
+    edited = pin(text, DIGESTS, "c.yaml")
+    changed = [(a, b) for a, b in zip(text.splitlines(), edited.splitlines(), strict=True) if a != b]
+    assert [a.split(":")[0].strip() for a, _ in changed] == ["cpu", "ray", "gpu"]
+    assert cluster.from_values(yaml.safe_load(edited)).images.ray == DIGESTS["ray"]
+
+
+_WORD = st.text("abcdefgh #:'\"{}[]-", max_size=12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(labels=st.dictionaries(st.text("abcdef", min_size=1), _WORD, max_size=3), width=st.integers(1, 6),
+       flow=st.booleans(), given_ones=st.sets(st.sampled_from(("cpu", "ray", "gpu", "tags_allowed"))))  # fmt: skip
+def test_whatever_else_is_in_the_file_stays(
+    labels: dict[str, str], width: int, flow: bool, given_ones: set[str]
+) -> None:
+    old = {name: True if name == "tags_allowed" else f"old@sha256:{'0' * 64}" for name in sorted(given_ones)}
+    whole = {"labels": labels, "images": old, "namespace": "mill"}
+    text = yaml.safe_dump(whole, indent=max(2, width), default_flow_style=flow, sort_keys=False)
+    assert yaml.safe_load(pin(text, DIGESTS, "c.yaml")) == whole | {"images": old | DIGESTS}
+
+
+def test_tags_are_written_only_where_they_are_allowed() -> None:
+    tags: dict[str, object] = {"cpu": "imagemill-cpu:dev"}
+    with pytest.raises(UserError, match="tags_allowed"):
+        pin(OTHERS, tags, "c.yaml")
+    assert "tags_allowed: true # never" in pin(OTHERS, tags | {"tags_allowed": True}, "c.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: [", "--cluster: expected YAML in c.yaml"),
+        ("- a\n", "expected names and values"),
+        ("nmespace: mill\n", "is it namespace?"),
+        ("images: &a {cpu: ''}\nlabels: {x: y}\nray: *b\n", "--cluster: expected YAML"),
+        ("images: [1]\n", "(images): expected names and values"),
+    ],
+)
+def test_a_file_that_is_none_is_refused(text: str, said: str) -> None:
+    with pytest.raises(UserError) as found:
+        pin(text, DIGESTS, "c.yaml")
+    assert said in str(found.value)
+
+
+def test_the_file_is_written_whole_with_its_mode(tmp_path: Path) -> None:
+    path, link = tmp_path / "cluster.yaml", tmp_path / "link.yaml"
+    path.write_text(OTHERS)
+    path.chmod(0o640)
+    link.symlink_to(path)
+    image_pins.write(str(link), DIGESTS)
+    assert path.read_text() == pin(OTHERS, DIGESTS, "") and path.stat().st_mode & 0o777 == 0o640
+    assert link.is_symlink() and sorted(p.name for p in tmp_path.iterdir()) == ["cluster.yaml", "link.yaml"]
+
+
+def test_the_part_alone_is_a_cluster_file() -> None:
+    assert cluster.from_values(yaml.safe_load(part(DIGESTS))).images.gpu == DIGESTS["gpu"]
+
+
+# What Docker 20.10 and 28 tell of a push, shortened.
+PUSHED = [
+    {"status": "The push refers to repository [127.0.0.1:5000/imagemill-cpu]"},
+    {"status": "Preparing", "progressDetail": {}, "id": "89e4769e2ba2"},
+    {
+        "status": "Pushing",
+        "progressDetail": {"current": 512, "total": 3812},
+        "progress": "[==> ]",
+        "id": "89e4769e2ba2",
+    },
+    {"status": "dev: digest: sha256:" + "c" * 64 + " size: 1373"},
+    {"progressDetail": {}, "aux": {"Tag": "dev", "Digest": "sha256:" + "c" * 64, "Size": 1373}},
+]
+
+
+def test_the_digest_comes_from_the_push() -> None:
+    assert images.digest_of(PUSHED, "x") == "sha256:" + "c" * 64
+    with pytest.raises(MillError, match="named no digest"):
+        images.digest_of(PUSHED[:-1], "x")
+    one = images.Built("cpu", "127.0.0.1:5000/mill/imagemill-cpu:dev", 1, "sha256:" + "c" * 64)
+    assert one.reference == "127.0.0.1:5000/mill/imagemill-cpu@sha256:" + "c" * 64
+    assert images.Built("cpu", "imagemill-cpu:dev", 1).reference == "imagemill-cpu:dev"
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("denied: requested access to the resource is denied", UserError),
+        ("no basic auth credentials", UserError),
+        ("unauthorized: authentication required", UserError),
+        ('Get "https://r.example/v2/": dial tcp 127.0.0.1:5000: connect: connection refused', TransientError),
+        ("received unexpected HTTP status: 503 Service Unavailable", TransientError),
+    ],
+)
+def test_a_registry_that_refuses(text: str, kind: type[MillError]) -> None:
+    with pytest.raises(kind) as found:
+        images.digest_of([PUSHED[0], {"errorDetail": {"message": text}, "error": text}], "r.example/imagemill-cpu:1")
+    assert type(found.value) is kind and text in str(found.value) and "r.example" in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "--registry: expected where to push"),
+        (["--registry", "https://r.example/you"], "--registry: expected host"),
+        (["--registry", "r.example/You"], "--registry: expected host"),
+        (["--registry", "r.example", "--tag", "latest"], "--tag: expected"),
+        (["--no-push", "--tag", "a/b"], "--tag: expected"),
+        (["--no-push", "--only", "cpu,gpux"], "--only: expected some of cpu, ray, gpu, found 'gpux'"),
+        (["--no-push", "--source", "/"], "--source: expected a checkout"),
+        (["--no-push", "--cluster", "/nowhere.yaml"], "--cluster: expected a YAML file that can be read"),
+    ],
+)
+def test_wrong_flags_are_told_before_anything_is_built(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["images", "build", *words]) == EXIT_USER
+    assert said in capsys.readouterr().err
+
+
+def test_without_docker_it_says_how_to_start_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
+    assert main(["images", "build", "--no-push"]) == EXIT_TRANSIENT
+    said = capsys.readouterr()
+    assert f"expected Docker at unix://{tmp_path}/none.sock" in said.err and "systemctl start docker" in said.err
+    assert said.out == ""
+
+
+def test_only_some_in_their_order() -> None:
+    assert images.chosen("gpu, cpu") == ("cpu", "gpu") and images.chosen("") == ("cpu", "ray", "gpu")
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("https://user:token@git.example/mill.git", "https://git.example/mill.git"),
+        ("git@git.example:mill.git", "git@git.example:mill.git"),
+        ("ssh://git@git.example:22/mill.git", "ssh://git.example:22/mill.git"),
+        ("/srv/mill.git", ""),
+        ("file:///srv/mill.git", ""),
+        ("", ""),
+    ],
+)
+def test_the_source_label_has_no_password(address: str, shown: str) -> None:
+    assert images.public(address) == shown
