@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,6 +23,8 @@ def save(session: Session, folder: Path, error: str) -> None:
     """Write what is known of the objects of the present scenario; what can't be read is said in its place."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "error.txt").write_text(error.rstrip() + "\n", encoding="utf-8")
+    with contextlib.suppress(KubeError):
+        session.mirror.refresh(*_KINDS, "events")
     found = {kind: [one for one in session.mirror.seen(kind) if _ours(session, one)] for kind in _KINDS}
     for kind, documents in found.items():
         for document in documents:

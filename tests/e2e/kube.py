@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -45,11 +46,12 @@ class Kube:
         from kubernetes import config
 
         try:
-            contexts, active = config.list_kube_config_contexts()
+            files = os.environ["KUBECONFIG"]  # the client itself looks only once, when it is imported
+            contexts, active = config.list_kube_config_contexts(files)
             self.context = context or str(active["name"])
             if self.context not in [one["name"] for one in contexts]:
                 raise KubeError(0, f"KUBECONFIG: there is no context {context}")
-            self._client: ApiClient = config.new_client_from_config(context=context or None)
+            self._client: ApiClient = config.new_client_from_config(files, context or None)
         except config.ConfigException as error:
             raise KubeError(0, f"KUBECONFIG: {error}") from None
         self.namespace = namespace

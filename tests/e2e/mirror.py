@@ -62,6 +62,12 @@ class Mirror:
         with self._changed:
             return [*self._gone[kind].values(), *self._living[kind].values()]
 
+    def refresh(self, *kinds: str) -> None:
+        """Catch up with what is there now: a workflow's end may be seen before the last of its pods' states."""
+        for kind in kinds:
+            for one in self._kube.items(kind):
+                self._apply(kind, "MODIFIED", one)
+
     def wait(
         self, condition: Callable[[], T | None], what: str, deadline: Deadline,
         doing: Callable[[], str] | None = None, every: float = 5.0,
@@ -114,11 +120,13 @@ class Mirror:
         found = self._kube.read(self._kube.path(kind))
         with self._changed:
             self._listed.add(kind)
-            living = {one["metadata"]["uid"]: one for one in found["items"]} if found else {}
-            for uid, one in self._living[kind].items():
-                if uid not in living:
-                    self._gone[kind][uid] = one
-            self._living[kind] = living
+            items = {one["metadata"]["uid"]: one for one in found["items"]} if found else {}
+            listed_at = _version(found or {"metadata": {}})
+            for uid, one in list(self._living[kind].items()):
+                if uid not in items and _version(one) <= listed_at:
+                    self._gone[kind][uid] = self._living[kind].pop(uid)
+            for one in items.values():
+                self._apply(kind, "MODIFIED", one)
             self._note_change()
         return str(found["metadata"]["resourceVersion"]) if found else None
 
@@ -137,18 +145,26 @@ class Mirror:
             self._over.wait(max(0.0, _BREATH_S - (time.monotonic() - started)))
 
     def _apply(self, kind: str, change: str, one: Doc) -> None:
+        """Take over a change, unless a newer one was."""
         uid = one["metadata"]["uid"]
         with self._changed:
+            living, gone = self._living[kind], self._gone[kind]
             if change == "DELETED":
-                self._living[kind].pop(uid, None)
-                self._gone[kind][uid] = one
-            else:
-                self._living[kind][uid] = one
+                living.pop(uid, None)
+                gone[uid] = one
+            elif uid not in gone and _version(one) >= _version(living.get(uid, one)):
+                living[uid] = one
             self._note_change()
 
     def _note_change(self) -> None:
         self._changes += 1
         self._changed.notify_all()
+
+
+def _version(document: Doc) -> int:
+    """Where an object stands in the order of all changes; every server that there is counts them."""
+    version = str(document["metadata"].get("resourceVersion", ""))
+    return int(version) if version.isdecimal() else 0
 
 
 @contextlib.contextmanager

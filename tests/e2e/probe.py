@@ -72,7 +72,7 @@ def ask(
             return None
         if problem := trouble(found):
             raise Failed(f"pod {name}: {problem}")
-        return found if found["status"].get("phase") in ("Succeeded", "Failed") else None
+        return found if (found.get("status") or {}).get("phase") in ("Succeeded", "Failed") else None
 
     what = f"the answer of pod {name} ({session.cluster.image(target)})"
     done = session.mirror.wait(ended, what, until, lambda: _short(session.find("pods", name)))
@@ -106,4 +106,5 @@ def unschedulable(found: Doc) -> str:
 def _short(found: Doc | None) -> str:
     if found is None:
         return "not yet there"
-    return f"{name_of(found)} {found['status'].get('phase', '')} {unschedulable(found)}".strip()
+    phase = (found.get("status") or {}).get("phase", "")
+    return f"{name_of(found)} {phase} {unschedulable(found)}".strip()

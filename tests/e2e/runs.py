@@ -64,7 +64,7 @@ class Run:
         mirror = self.session.mirror
         found = mirror.now("pods") if living else mirror.seen("pods")
         mine = [pod for pod in found if self.owns(pod) and step in ("", step_of(pod))]
-        return sorted(mine, key=lambda pod: (pod["metadata"]["creationTimestamp"], name_of(pod)))
+        return sorted(mine, key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
 
     def rayjobs(self, living: bool = False) -> list[Doc]:
         mirror = self.session.mirror
@@ -72,8 +72,10 @@ class Run:
 
     def doing(self) -> str:
         """How far the run is, in a line."""
-        last = {step_of(pod): pod for pod in self.pods() if step_of(pod)}
-        parts = [f"{step} {_short(pod)}" for step, pod in last.items()]
+        last = {step: pod for pod in self.pods() if (step := step_of(pod))}
+        done = [step for step, pod in last.items() if _status(pod).get("phase") == SUCCEEDED]
+        parts = [f"done {' '.join(done)}"] if done else []
+        parts += [f"{step} {_short(pod)}" for step, pod in last.items() if step not in done]
         parts += [f"RayJob {state}" for one in self.rayjobs() if (state := _status(one).get("jobDeploymentStatus"))]
         return f"{self.workflow} {self.phase or 'not yet seen'}: " + " · ".join(filter(None, [self.message, *parts]))
 
@@ -91,7 +93,9 @@ class Run:
                     raise Failed(f"pod {name_of(pod)}: {problem}")
             return None
 
-        return self.session.mirror.wait(ended, f"the end of {self.workflow}", deadline, self.doing)
+        phase = self.session.mirror.wait(ended, f"the end of {self.workflow}", deadline, self.doing)
+        self.session.mirror.refresh("pods", "rayjobs")
+        return phase
 
     def succeed(self, deadline: Deadline) -> Run:
         """Wait for a good end; Failed says which step went wrong, and how."""

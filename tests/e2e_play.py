@@ -1,0 +1,324 @@
+"""What Argo, KubeRay, kubelet and the steps do, played on the stand-in of e2e_api.py, in tenths of seconds.
+
+The workflow is the one that `imagemill compile --target argo` writes: its tasks, parameters, retries, resources, mutex
+and deadline are read from it. The steps store what the real ones do: records and manifests, in a folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from e2e_api import Cluster, Doc, now
+
+KIND_OF = {"download": "raw", "clean": "clean", "rayjob": "tensors", "train": "model", "evaluate": "evaluation"}
+STEP_OF = {"rayjob": "resize"}
+NODE, WORKFLOW = "workflows.argoproj.io/node-name", "workflows.argoproj.io/workflow"
+RUN = "imagemill.io/run"
+DEADLINE_SCALE = 1e-3
+"""A second of a workflow's deadline takes so long here."""
+
+
+@dataclass
+class Faults:
+    """What goes wrong."""
+
+    fails: str = ""
+    """The task that ends with exit code 1."""
+    forgets_retry: bool = False
+    leaves_rayjob: bool = False
+    """The RayJob has no owner, and nobody deletes it."""
+    ignores_mutex: bool = False
+    retries_wrong_input: bool = False
+    other_tensors_after: str = ""
+    """The task after whose loss the tensors come out otherwise."""
+    image_is_missing: str = ""
+    hangs: str = ""
+    """The task that never ends."""
+
+
+@dataclass
+class Play:
+    """Everything that lives on the cluster."""
+
+    cluster: Cluster
+    store: Path
+    faults: Faults = field(default_factory=Faults)
+    seconds: dict[str, dict[str, float]] = field(default_factory=dict)
+    """How long a task works, in workflows that have the first word in their names; else, and at a second try, 0.03."""
+    _mutexes: dict[str, threading.Lock] = field(default_factory=dict)
+
+    def begin(self) -> None:
+        self.cluster.on_create = self._created
+
+    def _created(self, kind: str, document: Doc) -> None:
+        if kind == "workflows":
+            _thread(self._workflow, document)
+        elif kind == "cronworkflows":
+            _thread(self._cron, document)
+        elif (
+            kind == "pods"
+            and "command" in document["spec"].get("containers", [{}])[0]
+            and WORKFLOW not in _labels(document)
+        ):
+            _thread(self._probe, document)
+
+    def local(self, uri: str) -> Path:
+        return self.store / uri.removeprefix("s3://")
+
+    # Pods of the tests' own: what they ask is run here, on the folder.
+
+    def _probe(self, pod: Doc) -> None:
+        name, container = pod["metadata"]["name"], pod["spec"]["containers"][0]
+        if self.faults.image_is_missing and self.faults.image_is_missing in container["image"]:
+            reason = {"reason": "ImagePullBackOff", "message": f"can't pull {container['image']}"}
+            self._pod_state(name, "Pending", {"waiting": reason})
+            return
+        _, _, source, question, workspace = container["command"]
+        scope: dict[str, Any] = {"__name__": "inside"}
+        exec(compile(source, "inside.py", "exec"), scope)
+        if question == "version":
+            answer = {"version": "0.1.0", "uid": 10001, "has": ["ray", "torch"]}
+        else:
+            answer = scope["QUESTIONS"][question](str(self.local(workspace)))
+        self.cluster.logs[name] = f"chatter\n{scope['MARK']}{json.dumps(answer)}\n"
+        self._pod_state(name, "Succeeded", {"terminated": {"exitCode": 0}})
+
+    def _pod_state(self, name: str, phase: str, state: Doc, **more: Any) -> bool:
+        def change(pod: Doc) -> None:
+            old = pod.get("status", {}).get("containerStatuses", [{}])[0].get("state", {}).get("running", {})
+            if "terminated" in state:
+                state["terminated"] |= {"startedAt": old.get("startedAt", now()), "finishedAt": now()}
+            pod["status"] = {"phase": phase, "containerStatuses": [{"name": "main", "state": state}], **more}
+
+        return self.cluster.update("pods", name, change)
+
+    # Argo.
+
+    def _cron(self, document: Doc) -> None:
+        time.sleep(0.1)
+        name = document["metadata"]["name"]
+        found = self.cluster.get("cronworkflows", name)
+        if found is None or found["spec"].get("suspend") or found["spec"]["schedules"] != ["* * * * *"]:
+            return
+        labels = {**found["spec"].get("workflowMetadata", {}).get("labels", {}),
+                  "workflows.argoproj.io/cron-workflow": name}  # fmt: skip
+        owner = {"kind": "CronWorkflow", "name": name, "uid": found["metadata"]["uid"]}
+        self.cluster.create("workflows", {
+            "metadata": {"name": f"{name}-1", "labels": labels, "ownerReferences": [owner]},
+            "spec": found["spec"]["workflowSpec"],
+        })  # fmt: skip
+
+    def _workflow(self, document: Doc) -> None:
+        name = document["metadata"]["name"]
+        found = self.cluster.get("workflowtemplates", document["spec"]["workflowTemplateRef"]["name"])
+        if found is None:
+            self._phase(name, "Error", "workflowtemplate not found")
+            return
+        flow = _Flow(self, document, found["spec"])
+        mutex = found["spec"]["synchronization"]["mutexes"][0]["name"]
+        lock = self._mutexes.setdefault(mutex, threading.Lock())
+        if not self.faults.ignores_mutex and not lock.acquire(blocking=False):
+            self._phase(name, "Pending", f"Waiting for imagemill/Mutex/{mutex} lock. Lock status: 0/1")
+            lock.acquire()
+        try:
+            flow.play()
+        finally:
+            if not self.faults.ignores_mutex:
+                lock.release()
+
+    def _phase(self, name: str, phase: str, message: str = "") -> bool:
+        ended = {"finishedAt": f"{now()}"} if phase in ("Succeeded", "Failed", "Error") else {}
+        status = {"phase": phase, "message": message, **ended}
+        return self.cluster.update("workflows", name, lambda one: one.update(status=status))
+
+
+class _Flow:
+    """One workflow on its way."""
+
+    def __init__(self, play: Play, document: Doc, spec: Doc) -> None:
+        self.play_, self.cluster, self.spec = play, play.cluster, spec
+        self.name, self.uid = document["metadata"]["name"], document["metadata"]["uid"]
+        given = document["spec"].get("arguments", {}).get("parameters", [])
+        self.values = {one["name"]: str(one["value"]) for one in [*spec["arguments"]["parameters"], *given]}
+        self.workspace = play.local(self.values["workspace"])
+        self.ends = time.monotonic() + spec["activeDeadlineSeconds"] * DEADLINE_SCALE
+        self.labels = {**spec["podMetadata"]["labels"], RUN: self.name, WORKFLOW: self.name}
+        self.templates = {one["name"]: one for one in spec["templates"]}
+
+    def play(self) -> None:
+        self.play_._phase(self.name, "Running")
+        phase, message = "Succeeded", ""
+        for task in self.templates["training"]["dag"]["tasks"]:
+            if task["name"] == "rayjob" and self._there("rayjob"):
+                continue
+            message = self._task(task["name"])
+            if message:
+                phase = "Failed"
+                break
+        if self.cluster.get("workflows", self.name) is None:
+            return
+        self._finish()
+        self.play_._phase(self.name, phase, message)
+
+    def _task(self, task: str) -> str:
+        """Try it as often as its template says; why it failed, or an empty string."""
+        template = self.templates[task]
+        limit = 0 if self.play_.faults.forgets_retry else int(template["retryStrategy"]["limit"])
+        code: int | str = 0
+        for number in range(limit + 1):
+            code = self._try(task, template, number)
+            if code == 0:
+                return ""
+            if code == "gone":
+                return "deleted"
+            if code == "deadline":
+                return "Step exceeded its deadline"
+            if code not in (-1, 75) and not (code == 2 and self.play_.faults.retries_wrong_input):
+                break
+        return f"{task}: exit code {code}"
+
+    def _try(self, task: str, template: Doc, number: int) -> int | str:
+        """0, an exit code, -1 for a pod that was lost, `gone` for a deleted workflow, or `deadline`."""
+        pod = f"{self.name}-{task}-{number}"
+        container = template.get("container", {"image": "argoexec"})
+        owner = {"kind": "Workflow", "name": self.name, "uid": self.uid}
+        self.cluster.create("pods", {
+            "metadata": {"name": pod, "labels": {**self.labels, "app.kubernetes.io/component": task},
+                         "annotations": {NODE: f"{self.name}.{task}({number})"}, "ownerReferences": [owner]},
+            "spec": {"containers": [{"name": "main", **container}]},
+        })  # fmt: skip
+        wanted = [key for key in container.get("resources", {}).get("limits", {}) if "no-such" in key]
+        if wanted:
+            return self._never_scheduled(pod, wanted[0])
+        self.play_._pod_state(pod, "Running", {"running": {"startedAt": now()}})
+        self.cluster.event("Pod", pod, "Started", "Started container main")
+        self.cluster.logs[pod] = f"[{task}] works\n"
+        lost = self._ray() if task == "rayjob" else self._work(pod, self._seconds(task, number))
+        if lost:
+            return "gone" if self.cluster.get("workflows", self.name) is None else lost
+        code = self._store(task, number)
+        state = {"terminated": {"exitCode": code, "message": f"exit code {code}" if code else ""}}
+        self.play_._pod_state(pod, "Failed" if code else "Succeeded", state)
+        return code
+
+    def _seconds(self, task: str, number: int) -> float:
+        if self.play_.faults.hangs == task:
+            return 600.0
+        said = [one[task] for word, one in self.play_.seconds.items() if word in self.name and task in one]
+        return said[0] if said and not number else 0.03
+
+    def _never_scheduled(self, pod: str, wanted: str) -> str:
+        condition = {"type": "PodScheduled", "status": "False", "message": f"0/3 nodes: Insufficient {wanted}"}
+        self.play_._pod_state(pod, "Pending", {}, conditions=[condition])
+        while time.monotonic() < self.ends and self.cluster.get("pods", pod):
+            time.sleep(0.02)
+        self.cluster.delete("pods", pod)
+        return "deadline"
+
+    def _work(self, pod: str, seconds: float) -> int:
+        """0, or -1 when the pod is deleted meanwhile."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and not self.cluster.over.is_set():
+            if self.cluster.get("pods", pod) is None:
+                return -1
+            time.sleep(0.01)
+        return 0
+
+    def _ray(self) -> int:
+        """The RayJob with its head and a worker; either may be lost, and comes again. -1: the workflow is gone."""
+        job = f"job-{self.name}"
+        labels = {RUN: self.name}
+        owner = {"kind": "Workflow", "name": self.name, "uid": self.uid}
+        owners = [] if self.play_.faults.leaves_rayjob else [owner]
+        self.cluster.create("rayjobs", {"metadata": {"name": job, "labels": labels, "ownerReferences": owners}})
+        found = self.cluster.get("rayjobs", job)
+        assert found
+        owned = {"ownerReferences": [{"kind": "RayJob", "name": job, "uid": found["metadata"]["uid"]}]}
+        for kind in ("head", "worker"):
+            name = f"{job}-{kind}"
+            self.cluster.create("pods", {
+                "metadata": {"name": name, "labels": {**labels, "ray.io/node-type": kind}, **owned},
+                "spec": {"containers": [{"name": f"ray-{kind}", "image": "ray"}]},
+            })  # fmt: skip
+            self.play_._pod_state(name, "Running", {"running": {"startedAt": now()}})
+            self.cluster.update("pods", name, lambda pod, kind=kind: pod["status"]["containerStatuses"][0].update(
+                name=f"ray-{kind}"))  # type: ignore[misc]  # fmt: skip
+        self.cluster.update("rayjobs", job, lambda one: one.update(status={"jobDeploymentStatus": "Running"}))
+        end = time.monotonic() + self._seconds("rayjob", 0)
+        while time.monotonic() < end and not self.cluster.over.is_set():
+            if self.cluster.get("workflows", self.name) is None:
+                return -1
+            if not all(self.cluster.get("pods", f"{job}-{kind}") for kind in ("head", "worker")):
+                break  # what was lost comes again, and the job ends
+            time.sleep(0.01)
+        done = {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}
+        self.cluster.update("rayjobs", job, lambda one: one.update(status=done))
+        return 0
+
+    # The steps.
+
+    def _fingerprint(self, task: str) -> str:
+        seed = self.values["seed"] if task in ("train", "evaluate") else ""
+        return hashlib.sha256(f"{task} {self.values['dataset']} {seed}".encode()).hexdigest()[:16]
+
+    def _there(self, task: str) -> bool:
+        return (self.workspace / KIND_OF[task] / self._fingerprint(task) / "_manifest.json").exists()
+
+    def _store(self, task: str, number: int) -> int:
+        """What a step leaves in the store; its exit code."""
+        step = STEP_OF.get(task, task)
+        if task == "plan":
+            return 0
+        record: Doc = {"state": "ran", "seconds": 0.03, "exit_code": 0, "error": "", "uri": "", "metrics": {}}
+        if task == "download" and self.values["dataset"] == "folder":
+            record |= {"exit_code": 2, "error": f"source: expected files, found none in {self.values['source']}"}
+        elif task == self.play_.faults.fails:
+            record |= {"exit_code": 1, "error": "it was told to fail"}
+        elif task in KIND_OF and self._there(task):
+            record["state"] = "cached"
+        elif task in KIND_OF:
+            self._commit(task)
+        else:
+            record["state"] = "cached" if (self.workspace / "names").exists() else "ran"
+            (self.workspace / "names").mkdir(parents=True, exist_ok=True)
+        file = self.workspace / "runs" / self.name / f"{step}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(record))
+        return int(record["exit_code"])
+
+    def _commit(self, task: str) -> None:
+        lost = self.play_.faults.other_tensors_after
+        tries = len([one for _, kind, change, one in self.cluster.history if kind == "pods" and change == "ADDED"
+                     and one["metadata"]["name"].startswith(f"{self.name}-{lost}-")]) if lost else 1  # fmt: skip
+        content = f"{task}{'' if task != 'rayjob' or tries < 2 else ' otherwise'}"
+        file = {"role": "data", "split": "train", "rows": 10, "sha256": hashlib.sha256(content.encode()).hexdigest()}
+        folder = self.workspace / KIND_OF[task] / self._fingerprint(task)
+        folder.mkdir(parents=True)
+        (folder / "_manifest.json").write_text(json.dumps({"files": [file]}))
+
+    def _finish(self) -> None:
+        """The exit handler: nothing of the run is left."""
+        if not self.play_.faults.leaves_rayjob:
+            self.cluster.delete("rayjobs", f"job-{self.name}")
+
+
+def _labels(document: Doc) -> dict[str, str]:
+    return dict(document["metadata"].get("labels", {}))
+
+
+def _thread(function: Any, *arguments: Any) -> None:
+    def run() -> None:
+        try:
+            function(*arguments)
+        except Exception as error:  # a test that waits would not learn of it
+            print(f"the stand-in failed: {type(error).__name__}: {error}", file=sys.stderr)
+            raise
+
+    threading.Thread(target=run, daemon=True).start()

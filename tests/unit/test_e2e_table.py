@@ -1,0 +1,147 @@
+"""The end-to-end tests' own logic that needs no cluster: table, selection, needs, deadlines, options."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from e2e import __main__ as command
+from e2e import table
+from e2e.options import Options, for_tests, without_gpus
+from e2e.preflight import REGISTRY
+from e2e.scenario import FAILED, PASSED, SKIPPED, Deadline, Late, Registry, Row, unmet
+
+from imagemill.components.store.errors import UserError
+from imagemill.pipelines import cluster as clusters
+
+IMAGE = "registry/mill@sha256:" + "0" * 64
+ROWS = [
+    Row("argo-submit", PASSED, 83.25, "download 12 s, train 30 s"),
+    Row("argo-kill-train", FAILED, 1.0, "word " * 40, saved="out/argo-kill-train"),
+    Row("kfp-submit", SKIPPED, 0.0, "needs kfp, which was skipped: none here"),
+]
+
+
+def make_registry() -> Registry:
+    registry = Registry()
+    for name, needs in (("api", ()), ("store", ("api",)), ("argo", ("api",)), ("run", ("store", "argo")), ("kfp", ())):
+        registry.add(name, f"about {name}", lambda session: None, needs)
+    return registry
+
+
+def test_the_table_says_all_in_lines_that_fit() -> None:
+    lines = table.render(ROWS, 80).splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    assert lines[2].split() == ["argo-submit", "pass", "83.2", *ROWS[0].note.split()]
+    assert " ".join(lines).count("word") == 40 and "(see out/argo-kill-train)" in " ".join(lines)
+    assert lines[-1] == "1 passed, 1 failed, 1 skipped in 1 min 24 s"
+
+
+def test_an_empty_table() -> None:
+    assert table.render([]) == "nothing was tried\n"
+    assert table.exit_code([]) == 1
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "code"),
+    [((PASSED,), 0), ((PASSED, SKIPPED), 0), ((PASSED, FAILED), 1), ((SKIPPED, SKIPPED), 1)],
+)
+def test_only_what_passed_is_a_success(outcomes: tuple[str, ...], code: int) -> None:
+    assert table.exit_code([Row(str(n), outcome, 0.0) for n, outcome in enumerate(outcomes)]) == code
+
+
+def test_the_json_says_the_same(tmp_path: Path) -> None:
+    table.write_json(tmp_path / "table.json", ROWS, {"namespace": "tests"})
+    found = json.loads((tmp_path / "table.json").read_text())
+    assert (found["namespace"], found["exit_code"]) == ("tests", 1)
+    assert [(one["name"], one["outcome"], one["seconds"]) for one in found["scenarios"]] == [
+        ("argo-submit", "passed", 83.2), ("argo-kill-train", "failed", 1.0), ("kfp-submit", "skipped", 0.0),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("only", "expected"),
+    [
+        ([], ["api", "store", "argo", "run", "kfp"]),
+        (["run"], ["api", "store", "argo", "run"]),
+        (["k*"], ["kfp"]),
+        (["argo", "kfp"], ["api", "argo", "kfp"]),
+    ],
+)
+def test_what_is_selected_brings_what_it_needs(only: list[str], expected: list[str]) -> None:
+    assert [one.name for one in make_registry().select(only)] == expected
+
+
+def test_an_unknown_scenario_is_named() -> None:
+    with pytest.raises(ValueError, match=r"--only agro-\*: expected one of api, store"):
+        make_registry().select(["agro-*"])
+
+
+def test_needs_come_first_and_names_once() -> None:
+    registry = make_registry()
+    with pytest.raises(ValueError, match="two scenarios"):
+        registry.add("api", "", lambda session: None)
+    with pytest.raises(ValueError, match="must come before"):
+        registry.add("new", "", lambda session: None, ["later"])
+
+
+def test_an_unmet_need_says_why() -> None:
+    run = make_registry().scenarios["run"]
+    rows = [Row("store", PASSED, 1.0), Row("argo", SKIPPED, 0.1, "none here")]
+    assert unmet(run, rows) == "needs argo, which was skipped: none here"
+    assert unmet(run, rows[:1]) == "needs argo, which was not tried"
+    assert unmet(run, [rows[0], Row("argo", PASSED, 0.1)]) == ""
+
+
+def test_a_deadline_counts_down() -> None:
+    time = [100.0]
+    deadline = Deadline(10, clock=lambda: time[0])
+    time[0] = 104.0
+    assert deadline.left() == 6.0
+    deadline.check("the end")
+    time[0] = 111.0
+    assert deadline.left() == 0.0
+    with pytest.raises(Late, match="not within 10 s: the end"):
+        deadline.check("the end")
+
+
+def test_every_scenario_of_the_issue_is_there_for_both_engines() -> None:
+    kills = ("download", "clean", "resize", "ray-head", "ray-worker", "train", "evaluate", "promote")
+    both = ["submit", "nothing-left", "cached", "cpu-only", "gpu", "gpu-absent", "wrong-input", "deleted"]
+    both += [f"kill-{name}" for name in kills]
+    expected = {f"{engine}-{name}" for engine in ("argo", "kfp") for name in both}
+    assert set(REGISTRY.scenarios) >= expected | {"argo-cron", "kfp-recurring", "argo-two-at-once", "images", "store"}
+
+
+def test_the_cluster_of_the_tests_is_the_sessions_own() -> None:
+    images = {"cpu": IMAGE, "ray": IMAGE, "gpu": IMAGE}
+    given = clusters.from_values({"images": images, "steps": {"train": {"memory": "64Gi", "shm": "8Gi"}}})
+    made = for_tests(given, "abc123", full_pods=False)
+    assert made.storage.workspace == f"{given.storage.workspace}/e2e-abc123"
+    assert made.argo.mutex != given.argo.mutex and made.labels == {"imagemill.io/e2e": "abc123"}
+    assert (made.steps["train"].memory, made.steps["train"].shm, made.steps["clean"].cpu) == ("4Gi", "256Mi", "1")
+    assert made.steps["promote"].cpu == "500m" and made.ray.workers.minimum == 1
+    assert for_tests(given, "abc123", full_pods=True).steps == given.steps
+    assert clusters.from_json(made.to_json()) == made
+    assert [pod.gpu for pod in made.steps.values()].count(1) == 2
+    assert not any(pod.gpu for pod in without_gpus(made).steps.values())
+
+
+def test_a_cluster_without_digests_or_with_a_folder_is_refused() -> None:
+    with pytest.raises(UserError, match="image by its digest"):
+        for_tests(clusters.from_values({}), "abc123", full_pods=False)
+    with pytest.raises(UserError, match="s3://bucket/prefix"):
+        for_tests(clusters.from_values({"storage": {"workspace": "/data"}}), "abc123", full_pods=False)
+
+
+def test_without_kubeconfig_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv("KUBECONFIG", raising=False)
+    assert command.run(Options(suffix="abc123")) == 2
+    assert "KUBECONFIG is not set" in capsys.readouterr().err
+
+
+def test_list_needs_no_cluster(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv("KUBECONFIG", raising=False)
+    assert command.main(["--list", "--only", "argo-cron"]) == 0
+    assert "argo-cron" in (listed := capsys.readouterr().out) and "kfp" not in listed
