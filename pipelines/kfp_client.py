@@ -37,6 +37,9 @@ HELP = (
     f"used. Without --host, {HOST} or the cluster that kubectl speaks to."
 )
 
+_NOWHERE = "http://localhost"
+"""Where KFP's client goes when it has found no cluster."""
+
 
 class LoginError(UserError):
     """The service wants another login."""
@@ -133,8 +136,12 @@ class Service:
         self.connection = connection
         if not connection.host and not _in_cluster() and not _kube_config():
             raise UserError(f"--host: expected Kubeflow Pipelines' address, found none. {HELP}")
-        self.host = connection.host or "Kubeflow Pipelines"
         self.client = _make_client(connection)
+        self.host = self.client._existing_config.host  # found by KFP's client if we didn't name it
+        if not connection.host and self.host == _NOWHERE:
+            raise UserError(
+                f"--host: expected Kubeflow Pipelines' address, or a cluster of kubectl's, found none. {HELP}"
+            )
         health = self.call("looking for the service", self.client.healthzs.healthz_service_get_healthz)
         self.namespace = self._namespace() if health.multi_user else None
 
@@ -148,8 +155,9 @@ class Service:
         raise wrong("--namespace", "the namespace of your profile, for this Kubeflow has several users", "none")
 
     def link(self, run: str) -> str:
-        """The page of a run in the UI; a path where the UI's address isn't known."""
-        return f"{os.environ.get(UI_HOST, self.connection.host).rstrip('/')}/#/runs/details/{run}"
+        """The page of a run in the UI; where its address isn't known, as PORT_FORWARD brings it here."""
+        base = os.environ.get(UI_HOST, "") or self.connection.host or "http://localhost:8080"
+        return f"{base.rstrip('/')}/#/runs/details/{run}"
 
     def call(self, what: str, function: Callable[..., Any], **arguments: Any) -> Any:
         """The answer of one of the client's functions that may be called twice; tried again if none comes."""

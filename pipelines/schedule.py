@@ -24,7 +24,7 @@ from ..components.store.errors import EXIT_OK, MillError, TransientError, UserEr
 from ..components.store.progress import say
 from . import cron as crons
 from .following import ENDED
-from .kfp_client import NotFoundError, Service, add_flags
+from .kfp_client import NotFoundError, Service, add_flags, stopped
 from .kfp_uploads import PIPELINE, experiment, find_pipeline, named, upload
 from .submit import Order, add_package_flags
 
@@ -145,13 +145,13 @@ def _exchange(service: Service, body: Any) -> Any:
         recurring_run=body,
     )  # fmt: skip
     others = [one for one in old if one.recurring_run_id != new.recurring_run_id]
-    stopped: list[Any] = []
+    halted: list[Any] = []
     try:
         for one in others:
             _set(service, one, "disable")
-            stopped.append(one)
+            halted.append(one)
     except MillError as error:
-        raise _taken_back(service, None if same else new, [o for o in stopped if o.mode == "ENABLE"], error) from None
+        raise _taken_back(service, None if same else new, [o for o in halted if o.mode == "ENABLE"], error) from None
     for one in others:
         _remove(service, one)
     return new
@@ -175,10 +175,10 @@ def _same(one: Any, body: Any) -> bool:
     )
 
 
-def _taken_back(service: Service, new: Any, stopped: list[Any], error: MillError) -> MillError:
+def _taken_back(service: Service, new: Any, halted: list[Any], error: MillError) -> MillError:
     """After the old one could not be stopped: the new one goes, so that there is one again."""
     try:
-        for one in stopped:
+        for one in halted:
             _set(service, one, "enable")
         if new is not None:
             _delete(service, new)
@@ -319,4 +319,4 @@ def _to_the_end() -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
     if came:
-        raise KeyboardInterrupt
+        raise stopped("stopped, after the schedule was changed as asked")

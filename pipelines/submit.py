@@ -109,7 +109,7 @@ def run(found: dict[str, Any]) -> int:
         result |= {"status": "running", "run": started.run_id, "run_name": started.display_name, "link": link}
         result["state"] = started.state or "PENDING"
         say("run", f"{started.display_name} ({started.run_id})")
-        say("run", f"{link}")
+        say("run", link)
         if not wait:
             return end(result, as_json, EXIT_OK)
         ended = following.follow(service, started.run_id)

@@ -74,12 +74,13 @@ class Fault:
 
 @dataclass
 class KfpService:
-    """The service's state; `url` is where it listens."""
+    """The service's state; `url` is where it listens, `prefix` what a proxy before it takes off the path."""
 
     multi_user: bool = False
     token: str = ""
     cookie: str = ""
     url: str = ""
+    prefix: str = ""
     pipelines: list[dict[str, Any]] = field(default_factory=list)
     versions: list[dict[str, Any]] = field(default_factory=list)
     experiments: list[dict[str, Any]] = field(default_factory=list)
@@ -110,6 +111,7 @@ class KfpService:
     # What the handler calls.
 
     def answer(self, method: str, path: str, query: dict[str, str], body: Any) -> dict[str, Any]:
+        path = path.removeprefix(self.prefix)
         with self._lock:
             for pattern, verb, function in self._routes():
                 if verb == method and (found := re.fullmatch(API + pattern, path)):

@@ -303,6 +303,46 @@ def test_the_environment_names_the_service(mill: Commands, monkeypatch: pytest.M
     assert not (mill.folder / ".config").exists()  # KFP's client would keep there what it found out
 
 
+def test_in_a_pod_the_service_is_found_and_the_mounted_token_used(
+    mill: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import kfp
+    from kubernetes.config import incluster_config
+
+    for name in ("token", "ca.crt", "kfp-token"):
+        (tmp_path / name).write_text(SECRET if name == "kfp-token" else "of the API server")
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+    monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
+    monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(tmp_path / "ca.crt"))
+    monkeypatch.setattr(kfp.Client, "_IN_CLUSTER_DNS_NAME", mill.service.url.removeprefix("http://"))
+    monkeypatch.setenv("KF_PIPELINES_SA_TOKEN_PATH", str(tmp_path / "kfp-token"))
+    mill.service.token = SECRET
+    assert cli.main(["submit", "--no-wait", "--package", str(compiled_once())]) == 0
+    printed = mill.capsys.readouterr()
+    assert "http://localhost:8080/#/runs/details/" in printed.out and SECRET not in printed.out + printed.err
+
+
+def test_kubectls_cluster_is_spoken_to_through_its_api_server(
+    mill: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config").write_text(f"""
+apiVersion: v1
+kind: Config
+current-context: here
+contexts: [{{name: here, context: {{cluster: here, user: me}}}}]
+clusters: [{{name: here, cluster: {{server: {mill.service.url}}}}}]
+users: [{{name: me, user: {{token: {SECRET}}}}}]
+""")
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "config"))
+    mill.service.token, mill.service.prefix = SECRET, "/api/v1/namespaces/kubeflow/services/ml-pipeline:http/proxy/"
+    assert cli.main(["submit", "--no-wait", "--package", str(compiled_once())]) == 0
+    assert len(mill.service.runs) == 1
+    (tmp_path / "config").write_text("apiVersion: v1")
+    assert cli.main(["runs"]) == 2 and "--host: expected" in mill.capsys.readouterr().err
+
+
 def test_where_there_are_several_users_everything_is_in_ones_own_profile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
