@@ -65,7 +65,7 @@ class Kube:
             if os.environ.get("KUBERNETES_SERVICE_HOST") and not os.environ.get("KUBECONFIG"):
                 config.load_incluster_config(client_configuration=configuration)
             else:
-                config.load_kube_config(client_configuration=configuration)
+                config.load_kube_config(os.environ.get("KUBECONFIG"), client_configuration=configuration)
         except (config.ConfigException, OSError) as error:
             raise UserError(f"KUBECONFIG: expected a cluster's configuration, found none: {_first(error)}") from None
         configuration.retries = False
@@ -102,7 +102,7 @@ class Kube:
 
         return self._asked(made, "create", "rayjobs")
 
-    def delete(self, name: str, patience_s: float = SILENT_S) -> None:
+    def delete(self, name: str, patience_s: float = 0) -> None:
         """Delete a RayJob, and before it what belongs to it; nothing happens if it is gone."""
 
         def deleted() -> Any:
@@ -176,17 +176,17 @@ class Kube:
         return json.loads(call(*arguments, self.namespace, _preload_content=False, **more, **_PATIENT).data)
 
     def _asked(
-        self, call: Callable[[], T], verb: str, resource: str, no_kind: bool = False, patience_s: float = SILENT_S
+        self, call: Callable[[], T], verb: str, resource: str, no_kind: bool = False, patience_s: float = 0
     ) -> T:
         def once() -> T:
             with _errors(verb, resource, self.namespace, no_kind):
                 return call()
 
-        return with_retry(once, f"{verb} {resource}", patience_s)
+        return with_retry(once, f"{verb} {resource}", patience_s or SILENT_S)
 
     def _found(
         self, call: Callable[[], Any], verb: str, resource: str = PLURAL, no_kind: bool = False,
-        patience_s: float = SILENT_S,
+        patience_s: float = 0,
     ) -> Any:  # fmt: skip
         """None for what is not there; with `no_kind` also where nothing of its kind can be."""
         try:

@@ -18,8 +18,9 @@ from typing import Any
 
 from ..components.resize import STEP
 from ..components.resize.config import ResizeConfig
+from ..components.store import uri as uris
 from ..components.store.config import StepConfig
-from ..components.store.errors import EXIT_USER, MillError, TransientError, UserError, error_for_exit_code
+from ..components.store.errors import EXIT_USER, MillError, TransientError, UserError, error_for_exit_code, wrong
 from ..components.store.manifest import Dataset, ready
 from ..components.store.progress import duration
 from ..components.store.step import CACHED, RAN, Context, Outcome, Step
@@ -86,6 +87,8 @@ def launched(cluster: Cluster, config: ResizeConfig, context: Context) -> Outcom
 
     if cluster.ray.mode != "rayjob" or config.ray_address:
         return resize_here(replace(config, ray_address=config.ray_address or cluster.ray.address), context)
+    if not uris.scheme(context.workspace.uri):
+        raise wrong("workspace", "s3://bucket/prefix, which every pod of a cluster can reach", context.workspace.uri)
     target = find(config, context, gpus(cluster))
     if dataset := ready(target.uri):
         return outcome(target, dataset, CACHED, context)

@@ -1,0 +1,146 @@
+"""For tests of the launcher: a workspace in S3, the step as KFP calls it, and what a RayJob's command does there."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import shlex
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import boto3
+from cleaned import Row, cleaned, picture
+from kube_api import Act, Json, KubeApi, submitter
+
+from imagemill.components.clean.splits import shuffle_index
+from imagemill.components.resize.config import ResizeConfig
+from imagemill.components.store.fingerprint import digest
+from imagemill.components.store.step import Parser, add_flag
+from imagemill.components.store.workspace import Workspace
+from imagemill.pipelines import launcher
+from imagemill.pipelines.cluster import from_values
+
+BUCKET = "mill"
+RUN = "run-1"
+WORDS = ["python", "-m", "imagemill.components.resize"]
+SPLITS = ("train", "train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Work:
+    """A workspace with a small clean dataset."""
+
+    workspace: str
+    clean: str
+
+    @classmethod
+    def make(cls, prefix: str) -> Work:
+        rows = [
+            Row(f"{n:02d}.jpg", ("cat", "dog")[n % 2], SPLITS[n % 4], picture(f"{n % 3}") + b"%08d" % n)
+            for n in range(16)
+        ]
+        rows.sort(key=lambda row: shuffle_index(hashlib.sha256(row.data).hexdigest()))
+        workspace = f"s3://{BUCKET}/{prefix}"
+        return cls(workspace, cleaned(f"{workspace}/clean/0123456789abcdef", rows, classes=("cat", "dog")).uri)
+
+    def keys(self, under: str = "") -> list[str]:
+        """What lies in the workspace."""
+        prefix = self.workspace.removeprefix(f"s3://{BUCKET}/") + f"/{under}"
+        found = boto3.client("s3").list_objects_v2(Bucket=BUCKET, Prefix=prefix).get("Contents", [])
+        return [one["Key"] for one in found]
+
+    def record(self, run: str = RUN) -> Json:
+        return Workspace.open(self.workspace).step_record(run, "resize") or {}
+
+
+@dataclass(frozen=True)
+class Launched:
+    """How a launch ended: the exit code, the record, and what was said."""
+
+    code: int
+    record: Json
+    stderr: str
+
+
+def launch(work: Work, cluster: Json | None = None, run: str = RUN, **values: Any) -> Launched:
+    """The step as the KFP component calls it."""
+    arguments = {"workspace": work.workspace, "clean": work.clean, "run": run, "image_size": 16.0} | values
+    config = json.dumps(arguments.pop("config", {}))
+    with contextlib.redirect_stderr(io.StringIO()) as stderr:
+        try:
+            record, code = launcher.resize(from_values(cluster or {}).to_json(), config, "", **arguments), 0
+        except SystemExit as error:
+            record, code = work.record(run), int(str(error.code))
+    return Launched(code, record, stderr.getvalue())
+
+
+def words_of(job: Json) -> list[str]:
+    """The words that the head runs: the submitter's shell reads the entrypoint, Ray's client quotes them anew."""
+    read = subprocess.run(
+        ["/bin/bash", "-ec", f"printf '%s\\0' {job['spec']['entrypoint']}"], capture_output=True, check=True
+    )
+    return read.stdout.decode().split("\0")[:-1]
+
+
+def config_of(job: Json) -> ResizeConfig:
+    """The config that the command line says, read as the step reads it."""
+    words = words_of(job)
+    assert words[:3] == WORDS
+    parser = Parser(prog="resize")
+    for one in fields(ResizeConfig):
+        add_flag(parser, one.name, one.default, one.metadata["help"], one.metadata["choices"])
+    found = {k: v for k, v in vars(parser.parse_args(words[3:])).items() if v is not None}
+    return ResizeConfig.from_values(found, where="--")
+
+
+def run_for_real(work_folder: Path) -> Act:
+    """The command as the head runs it, but with Ray in its own process; what it says goes to the submitter's log."""
+
+    def act(api: KubeApi, job: Json) -> None:
+        line = shlex.join(word for word in words_of(job) if word != "--ray-address=auto")
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        ran = subprocess.run(line, shell=True, cwd=work_folder, env=os.environ | {"PATH": path}, capture_output=True,
+                             text=True)  # fmt: skip
+        assert ran.returncode == 0, ran.stderr
+        submitter(*ran.stderr.splitlines(), phase="Succeeded")(api, job)
+
+    return act
+
+
+def job_made(made: Work) -> Act:
+    """The command makes the tensors: those that were made in another workspace; and writes its record."""
+
+    def act(api: KubeApi, job: Json) -> None:
+        config = config_of(job)
+        place(made, config.workspace)
+        workspace = Workspace.open(config.workspace)
+        fingerprint = job["metadata"]["name"].rpartition("-")[2]
+        _record(job, {"uri": workspace.dataset("tensors", fingerprint), "fingerprint": fingerprint, "state": "ran"})
+
+    return act
+
+
+def place(made: Work, workspace: str) -> None:
+    """The tensors of one workspace in another, the manifest last."""
+    s3, here = boto3.client("s3"), made.workspace.removeprefix(f"s3://{BUCKET}/")
+    for key in sorted(made.keys("tensors/"), key=lambda one: one.endswith("_manifest.json")):
+        target = workspace.removeprefix(f"s3://{BUCKET}/") + key.removeprefix(here)
+        s3.copy_object(Bucket=BUCKET, Key=target, CopySource={"Bucket": BUCKET, "Key": key})
+
+
+def job_failed(code: int, error: str) -> Act:
+    """The command ends with this code, and says so in its record."""
+    return lambda api, job: _record(job, {"state": "failed", "exit_code": code, "error": error})
+
+
+def _record(job: Json, about: Json) -> None:
+    config = config_of(job)
+    record: Json = {"uri": "", "fingerprint": "", "metrics": {}, "error": "", "exit_code": 0, "seconds": 1.0}
+    record |= {"inputs": digest({**asdict(config), "step": "resize"})} | about
+    Workspace.open(config.workspace).write_step_record(config.run, "resize", record)
