@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from urllib.parse import urlsplit
 
 from ..components.store.step import RUN, RUNNER_PIPE
+from ..components.store.uri import is_s3
 
 _PROXIES = {"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"}
 CERTIFICATES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "CURL_CA_BUNDLE")
@@ -90,7 +91,7 @@ def on_loopback(address: str) -> bool:
 def endpoints(arguments: Iterable[str], given: Mapping[str, str], s3_endpoint: str) -> list[str]:
     """All addresses that containers have to reach: arguments that are URLs or Ray's, proxies, the object store."""
     proxies = [value for name, value in given.items() if name.upper() in _PROXIES - {"NO_PROXY"} and value]
-    addresses = [a for a in arguments if a.startswith(("http://", "https://", "ray://"))]
+    addresses = [address for address in arguments if not is_s3(address)]
     return [*addresses, *proxies, *([s3_endpoint] if s3_endpoint else [])]
 
 

@@ -10,6 +10,7 @@ import json
 import os
 import secrets
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -166,8 +167,6 @@ def test_a_profile_is_enough(
     environment = rgw.environment()
     kept = {key: value for key, value in os.environ.items() if key not in environment}
     files = {"AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "credentials"), "AWS_CONFIG_FILE": str(tmp_path / "config")}
-    import subprocess
-
     words = [*mill.COMMAND, *run_docker, "--dataset", "folder", "--source", str(small_photos), *mill.QUICK]
     done = subprocess.run(
         [*words, "--workspace", s3_workspace], env={**kept, **files, "AWS_PROFILE": "mill"}, capture_output=True,

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import conftest
@@ -120,10 +121,10 @@ def test_the_folders_of_a_tables_rows_are_mounted(tmp_path: Path) -> None:
     mill.make_photos(tmp_path / "b", each=1)
     table = tmp_path / "a" / "tables" / "labels.csv"
     table.parent.mkdir()
-    table.write_text(f"path,label\n../photos/blue/000.png,blue\n{tmp_path}/b/red/000.png,red\ns3://b/x.jpg,red\n")
+    table.write_text(f"path,label\n../photos/blue/000.png,blue\n{tmp_path}/b/red/000.png,red\ns3://b/x/1.jpg,red\n")
     found = seen(tmp_path, dataset="csv", source=str(table))
     assert set(found.read) == {f"{tmp_path}/b/red", str(table), f"{tmp_path}/a/photos/blue"}
-    assert found.addresses == ("s3://b/x.jpg",)
+    assert found.addresses == ("s3://b",) and found.uses_s3()
 
 
 def test_parameters_become_absolute_and_what_lies_in_the_workspace_is_mounted_once(
@@ -195,10 +196,10 @@ def test_the_machines_network_only_for_its_loopback(address: str, expected: str)
 
 def test_what_has_to_be_reached() -> None:
     found = docker_environment.endpoints(
-        ["s3://bucket/x", "http://127.0.0.1:1/a.tar", "ray://head:10001"],
+        ["s3://bucket/x", "http://127.0.0.1:1/a.tar", "head:6379"],
         {"https_proxy": "http://proxy:3128", "NO_PROXY": "localhost"}, "http://store:9000",
     )  # fmt: skip
-    assert found == ["http://127.0.0.1:1/a.tar", "ray://head:10001", "http://proxy:3128", "http://store:9000"]
+    assert found == ["http://127.0.0.1:1/a.tar", "head:6379", "http://proxy:3128", "http://store:9000"]
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root gives folders away")
@@ -231,6 +232,35 @@ def test_finished_datasets_of_another_user_are_no_hindrance(tmp_path: Path) -> N
 def test_a_line_may_come_in_pieces() -> None:
     pieces = ["[clean] grö".encode()[:-1], "ö".encode()[1:] + b"\nnext\n", b"\xff last"]
     assert list(in_docker._lines(pieces)) == ["[clean] grö", "next", "� last"]
+
+
+def test_kfp_hands_its_tasks_to_us(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """KFP looks for its handler by name: should it once look elsewhere, containers would be started as it likes."""
+    from kfp.local.config import LocalExecutionConfig
+
+    from imagemill.pipelines import local, training
+
+    monkeypatch.setattr(LocalExecutionConfig, "instance", None)
+    monkeypatch.setattr(training, "training_pipeline", training.build(None))  # a run takes its retries away
+    asked: list[tuple[str, str, Any]] = []
+
+    class Refusing:
+        engine = SimpleNamespace(client=SimpleNamespace(info=lambda: ROOT))
+
+        def runner(self) -> Any:
+            from kfp import local
+
+            return local.DockerRunner(environment={"IMAGEMILL_RUN": "run-1"}, read_only=True)
+
+        def execute(self, step: str, command: list[str], volumes: dict[str, Any], given: dict[str, Any]) -> int:
+            asked.append((step, given["environment"]["IMAGEMILL_RUN"], given["read_only"]))
+            assert "--executor_input" in command and next(iter(volumes)) == f"{tmp_path}/kfp"
+            return 75
+
+    refusing: Any = Refusing()
+    with (tmp_path / "log").open("w") as log, in_docker._handled_by(refusing):
+        assert local._run_kfp({"workspace": str(tmp_path / "work")}, str(tmp_path), log, refusing)
+    assert asked == [("download", "run-1", True)]
 
 
 class _Engine(BaseHTTPRequestHandler):
