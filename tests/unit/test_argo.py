@@ -23,6 +23,7 @@ from imagemill.pipelines.argo import compile_argo, workflow_template
 from imagemill.pipelines.argo_templates import RETRY
 from imagemill.pipelines.cluster import Cluster, from_json, from_values
 from imagemill.pipelines.parameters import ALL_STEPS, choose
+from imagemill.pipelines.rayjob import FAILURE_CONDITION, SUCCESS_CONDITION
 
 DIGITS = {"cpu": "a", "ray": "b", "gpu": "c"}
 IMAGES = {name: f"registry.example/imagemill-{name}@sha256:{digit * 64}" for name, digit in DIGITS.items()}
@@ -225,6 +226,16 @@ def test_pods_are_as_the_clusters_file_says(compiled: dict[str, str]) -> None:
     assert all("artifacts" not in one.get("outputs", {}) for one in spec["templates"])
 
 
+def test_a_second_try_finds_the_rayjob_of_the_first(compiled: dict[str, str]) -> None:
+    """Its name is that of run and tensors: `create` would be refused where it is there, `apply` leaves it as it is."""
+    found = template(first(compiled, "argo"), "rayjob")
+    assert found["resource"] == {
+        "action": "apply", "setOwnerReference": True, "manifest": "{{inputs.parameters.rayjob}}",
+        "successCondition": SUCCESS_CONDITION, "failureCondition": FAILURE_CONDITION,
+    }  # fmt: skip
+    assert found["activeDeadlineSeconds"] > 6 * 3600 + 900  # the RayJob's own deadlines come first
+
+
 def test_the_exit_handler_and_the_plan_know_the_cluster(compiled: dict[str, str]) -> None:
     document = first(compiled, "argo-everything")
     for name in ("plan", "finish"):
@@ -308,6 +319,8 @@ def test_what_argo_would_refuse_is_refused_here(
         (Ended(2), False),
         (Ended(64, "Failed", "main: Error (exit code 64): failure condition evaluated true"), False),
         (Ended(2, "Error", "wait: Error (exit code 1)"), False),
+        (Ended(1, "Error", "wait: Error (exit code 1)"), False),
+        (Ended(64, "Error", "main: Error (exit code 64)"), False),
         (Ended(139), False),
         (Ended(137, "Failed", "main: OOMKilled (exit code 137)"), False),
         (Ended(143, "Failed", "Pod was active on the node longer than the specified deadline"), False),
