@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Iterator
@@ -71,7 +72,14 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(params=list(CLUSTERS))
 def documents(request: pytest.FixtureRequest, compiled: dict[str, str]) -> list[Json]:
-    return list(yaml.safe_load_all(compiled[request.param]))
+    return list(parsed(compiled[request.param]))
+
+
+@functools.cache
+def parsed(text: str) -> tuple[Json, Json]:
+    """WorkflowTemplate and CronWorkflow; no test changes them."""
+    found, cron = yaml.safe_load_all(text)
+    return found, cron
 
 
 def template(document: Json, name: str) -> Json:
@@ -79,7 +87,7 @@ def template(document: Json, name: str) -> Json:
 
 
 def first(compiled: dict[str, str], name: str) -> Json:
-    return next(yaml.safe_load_all(compiled[name]))
+    return parsed(compiled[name])[0]
 
 
 @pytest.mark.parametrize("name", ["argo", "argo-everything", "argo-pod", "argo-identity"])
@@ -253,7 +261,7 @@ def test_a_controller_without_init_containers_is_patched_otherwise() -> None:
 
 
 def test_the_schedule_starts_the_template_one_at_a_time(compiled: dict[str, str]) -> None:
-    document = list(yaml.safe_load_all(compiled["argo-everything"]))[1]
+    document = parsed(compiled["argo-everything"])[1]
     assert document["spec"] == {
         "schedules": ["0 0 * * 0"], "timezone": "Europe/Berlin", "concurrencyPolicy": "Forbid", "suspend": True,
         "startingDeadlineSeconds": 3600, "successfulJobsHistoryLimit": 3, "failedJobsHistoryLimit": 1,
@@ -272,7 +280,7 @@ def test_what_argo_4_has_no_longer_is_not_there(compiled: dict[str, str]) -> Non
             yield from names(inner)
 
     for text in compiled.values():
-        for document in yaml.safe_load_all(text):
+        for document in parsed(text):
             assert not gone & set(names(document))
 
 
@@ -280,7 +288,7 @@ def test_the_file_is_the_same_after_hera_has_read_it(compiled: dict[str, str]) -
     from hera.workflows import CronWorkflow, WorkflowTemplate
 
     for text in compiled.values():
-        template, cron = yaml.safe_load_all(text)
+        template, cron = parsed(text)
         assert WorkflowTemplate.from_dict(template).to_dict() == template
         assert CronWorkflow.from_dict(cron).to_dict() == cron
 
