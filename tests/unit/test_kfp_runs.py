@@ -1,0 +1,72 @@
+"""`imagemill runs` by KFP's own client against a server that speaks its API."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kfp_commands import Commands, commands, record, script
+
+from imagemill.pipelines import following
+
+
+@pytest.fixture
+def mill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Commands]:
+    with commands(tmp_path, monkeypatch, capsys) as made:
+        yield made
+
+
+@pytest.fixture
+def records(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
+    """What the steps of every run have recorded, of a workspace that can be read; a real one: test_submit_records."""
+    found: dict[str, dict[str, Any]] = {}
+    monkeypatch.setattr(following, "records", lambda workspace, run: found)
+    return found
+
+
+def test_runs_are_listed_newest_first_and_only_ours(mill: Commands, records: dict[str, dict[str, Any]]) -> None:
+    records |= {"evaluate": record("evaluate", metrics={"macro_f1": 0.91}), "promote": record("promote")}
+    records["promote"]["metrics"] = {"verdict": "kept", "promoted": False, "report": ""}
+    assert mill("submit", "--pipeline-name", "another", "--no-wait").code == 0
+    mill.service.scripts = [script(), script(last="FAILED"), [("RUNNING", {"train": "RUNNING"})]]
+    for _ in range(3):
+        mill("submit", "--no-wait")
+    for run in mill.service.runs[1:]:
+        mill("runs", run["run_id"], *(["--follow"] if run is not mill.service.runs[3] else []))
+    lines = mill("runs").out.splitlines()
+    states = [line.split()[1] for line in lines[1:]]
+    assert lines[0].split()[0] == "run" and states == ["running", "failed", "succeeded"]
+    assert "0.910" in lines[3] and "kept" in lines[3] and "0.910" not in lines[1]
+    assert mill.service.runs[3]["run_id"] in lines[1]
+    found = [json.loads(line) for line in mill("runs", "--last", "1", "--json").out.splitlines()]
+    assert [one["run"] for one in found] == [mill.service.runs[3]["run_id"]]
+    assert mill("runs", "--last", "0").code == 2 and mill("runs", "--follow").code == 2
+    assert "no runs of nothing" in mill("runs", "--pipeline-name", "nothing").out
+
+
+def test_many_runs_come_in_pages(mill: Commands) -> None:
+    mill("submit", "--no-wait")
+    first = mill.service.runs[0]
+    mill.service.runs += [
+        first | {"run_id": f"other-{i}", "created_at": f"2027-01-01T00:{i // 60:02}:{i % 60:02}Z",
+                 "pipeline_version_reference": {"pipeline_id": "other"}} for i in range(230)
+    ]  # fmt: skip
+    assert [json.loads(line)["run"] for line in mill("runs", "--json").out.splitlines()] == [first["run_id"]]
+    assert mill.service.asked("GET", "/runs$") == 1 + 3  # one to know its namesakes, three pages
+
+
+def test_one_run_is_shown_by_its_steps(mill: Commands, records: dict[str, dict[str, Any]]) -> None:
+    records |= {"download": record("download", state="cached"), "clean": record("clean", exit_code=75, error="gone")}
+    mill.service.scripts = [script("download", "clean", last="FAILED")]
+    mill("submit", "--no-wait")
+    run = mill.service.runs[0]["run_id"]
+    mill("runs", run, "--follow")
+    ran = mill("runs", run)
+    assert ran.code == 0 and "download  succeeded, cached" in ran.out and "gone" in ran.out
+    assert mill("runs", run, "--json").json["tasks"]["clean"]["state"] == "FAILED"
+    assert mill("runs", run, "--follow").code == 75
+    missing = mill("runs", "no-such-run")
+    assert missing.code == 2 and "RUN_ID: expected a run that there is, found 'no-such-run'" in missing.err
