@@ -58,7 +58,7 @@ class Play:
         self.cluster.on_create = self._created
 
     def _created(self, kind: str, document: Doc) -> None:
-        if kind == "workflows":
+        if kind == "workflows" and "workflowTemplateRef" in document["spec"]:
             _thread(self._workflow, document)
         elif kind == "cronworkflows":
             _thread(self._cron, document)
@@ -90,12 +90,12 @@ class Play:
         self.cluster.logs[name] = f"chatter\n{scope['MARK']}{json.dumps(answer)}\n"
         self._pod_state(name, "Succeeded", {"terminated": {"exitCode": 0}})
 
-    def _pod_state(self, name: str, phase: str, state: Doc, **more: Any) -> bool:
+    def _pod_state(self, name: str, phase: str, state: Doc, container: str = "main", **more: Any) -> bool:
         def change(pod: Doc) -> None:
             old = pod.get("status", {}).get("containerStatuses", [{}])[0].get("state", {}).get("running", {})
             if "terminated" in state:
                 state["terminated"] |= {"startedAt": old.get("startedAt", now()), "finishedAt": now()}
-            pod["status"] = {"phase": phase, "containerStatuses": [{"name": "main", "state": state}], **more}
+            pod["status"] = {"phase": phase, "containerStatuses": [{"name": container, "state": state}], **more}
 
         return self.cluster.update("pods", name, change)
 
@@ -121,7 +121,7 @@ class Play:
         if found is None:
             self._phase(name, "Error", "workflowtemplate not found")
             return
-        flow = _Flow(self, document, found["spec"])
+        flow = Flow(self, document, found["spec"])
         mutex = found["spec"]["synchronization"]["mutexes"][0]["name"]
         lock = self._mutexes.setdefault(mutex, threading.Lock())
         if not self.faults.ignores_mutex and not lock.acquire(blocking=False):
@@ -139,7 +139,7 @@ class Play:
         return self.cluster.update("workflows", name, lambda one: one.update(status=status))
 
 
-class _Flow:
+class Flow:
     """One workflow on its way."""
 
     def __init__(self, play: Play, document: Doc, spec: Doc) -> None:
@@ -149,16 +149,17 @@ class _Flow:
         self.values = {one["name"]: str(one["value"]) for one in [*spec["arguments"]["parameters"], *given]}
         self.workspace = play.local(self.values["workspace"])
         self.ends = time.monotonic() + spec["activeDeadlineSeconds"] * DEADLINE_SCALE
-        self.labels = {**spec["podMetadata"]["labels"], RUN: self.name, WORKFLOW: self.name}
+        self.run = self.name
+        self.labels = {**spec["podMetadata"]["labels"], RUN: self.run, WORKFLOW: self.name}
         self.templates = {one["name"]: one for one in spec["templates"]}
 
     def play(self) -> None:
         self.play_._phase(self.name, "Running")
         phase, message = "Succeeded", ""
-        for task in self.templates["training"]["dag"]["tasks"]:
-            if task["name"] == "rayjob" and self._there("rayjob"):
+        for task in self.tasks():
+            if task == "rayjob" and self._there("rayjob"):
                 continue
-            message = self._task(task["name"])
+            message = self._task(task)
             if message:
                 phase = "Failed"
                 break
@@ -166,6 +167,9 @@ class _Flow:
             return
         self._finish()
         self.play_._phase(self.name, phase, message)
+
+    def tasks(self) -> list[str]:
+        return [task["name"] for task in self.templates["training"]["dag"]["tasks"]]
 
     def _task(self, task: str) -> str:
         """Try it as often as its template says; why it failed, or an empty string."""
@@ -180,27 +184,31 @@ class _Flow:
                 return "deleted"
             if code == "deadline":
                 return "Step exceeded its deadline"
-            if code not in (-1, 75) and not (code == 2 and self.play_.faults.retries_wrong_input):
+            if not self.tries_again(code):
                 break
         return f"{task}: exit code {code}"
+
+    def tries_again(self, code: int | str) -> bool:
+        return code in (-1, 75) or (code == 2 and self.play_.faults.retries_wrong_input)
+
+    def metadata_of(self, task: str, number: int) -> Doc:
+        """What tells a pod of this task: Argo's annotation."""
+        return {"labels": self.labels, "annotations": {NODE: f"{self.name}.{task}({number})"}}
 
     def _try(self, task: str, template: Doc, number: int) -> int | str:
         """0, an exit code, -1 for a pod that was lost, `gone` for a deleted workflow, or `deadline`."""
         pod = f"{self.name}-{task}-{number}"
         container = template.get("container", {"image": "argoexec"})
         owner = {"kind": "Workflow", "name": self.name, "uid": self.uid}
-        self.cluster.create("pods", {
-            "metadata": {"name": pod, "labels": {**self.labels, "app.kubernetes.io/component": task},
-                         "annotations": {NODE: f"{self.name}.{task}({number})"}, "ownerReferences": [owner]},
-            "spec": {"containers": [{"name": "main", **container}]},
-        })  # fmt: skip
+        metadata = {**self.metadata_of(task, number), "name": pod, "ownerReferences": [owner]}
+        self.cluster.create("pods", {"metadata": metadata, "spec": {"containers": [{"name": "main", **container}]}})
         wanted = [key for key in container.get("resources", {}).get("limits", {}) if "no-such" in key]
         if wanted:
             return self._never_scheduled(pod, wanted[0])
         self.play_._pod_state(pod, "Running", {"running": {"startedAt": now()}})
         self.cluster.event("Pod", pod, "Started", "Started container main")
         self.cluster.logs[pod] = f"[{task}] works\n"
-        lost = self._ray() if task == "rayjob" else self._work(pod, self._seconds(task, number))
+        lost = self._ray(pod, number) if task == "rayjob" else self._work(pod, self._seconds(task, number))
         if lost:
             return "gone" if self.cluster.get("workflows", self.name) is None else lost
         code = self._store(task, number)
@@ -231,36 +239,40 @@ class _Flow:
             time.sleep(0.01)
         return 0
 
-    def _ray(self) -> int:
-        """The RayJob with its head and a worker; either may be lost, and comes again. -1: the workflow is gone."""
+    def _ray(self, pod: str, number: int) -> int:
+        """The RayJob, made or adopted by `pod`. -1: the pod, or the workflow, is gone.
+
+        The head or the worker may be lost: it comes again, unseen here, and the job ends.
+        """
         job = f"job-{self.name}"
-        labels = {RUN: self.name}
-        owner = {"kind": "Workflow", "name": self.name, "uid": self.uid}
-        owners = [] if self.play_.faults.leaves_rayjob else [owner]
-        self.cluster.create("rayjobs", {"metadata": {"name": job, "labels": labels, "ownerReferences": owners}})
-        found = self.cluster.get("rayjobs", job)
-        assert found
-        owned = {"ownerReferences": [{"kind": "RayJob", "name": job, "uid": found["metadata"]["uid"]}]}
-        for kind in ("head", "worker"):
-            name = f"{job}-{kind}"
-            self.cluster.create("pods", {
-                "metadata": {"name": name, "labels": {**labels, "ray.io/node-type": kind}, **owned},
-                "spec": {"containers": [{"name": f"ray-{kind}", "image": "ray"}]},
-            })  # fmt: skip
-            self.play_._pod_state(name, "Running", {"running": {"startedAt": now()}})
-            self.cluster.update("pods", name, lambda pod, kind=kind: pod["status"]["containerStatuses"][0].update(
-                name=f"ray-{kind}"))  # type: ignore[misc]  # fmt: skip
-        self.cluster.update("rayjobs", job, lambda one: one.update(status={"jobDeploymentStatus": "Running"}))
-        end = time.monotonic() + self._seconds("rayjob", 0)
+        if self.cluster.get("rayjobs", job) is None:
+            self._make_ray(job, self._owner_of_ray(pod))
+        end = time.monotonic() + self._seconds("rayjob", number)
         while time.monotonic() < end and not self.cluster.over.is_set():
-            if self.cluster.get("workflows", self.name) is None:
+            if self.cluster.get("workflows", self.name) is None or self.cluster.get("pods", pod) is None:
                 return -1
             if not all(self.cluster.get("pods", f"{job}-{kind}") for kind in ("head", "worker")):
-                break  # what was lost comes again, and the job ends
+                break
             time.sleep(0.01)
         done = {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}
         self.cluster.update("rayjobs", job, lambda one: one.update(status=done))
         return 0
+
+    def _owner_of_ray(self, pod: str) -> Doc:
+        """Argo's own: the workflow."""
+        return {"kind": "Workflow", "name": self.name, "uid": self.uid}
+
+    def _make_ray(self, job: str, owner: Doc) -> None:
+        labels = {RUN: self.run}
+        owners = [] if self.play_.faults.leaves_rayjob else [owner]
+        made = self.cluster.create("rayjobs", {"metadata": {"name": job, "labels": labels, "ownerReferences": owners}})
+        owned = {"ownerReferences": [{"kind": "RayJob", "name": job, "uid": made["metadata"]["uid"]}]}
+        for kind in ("head", "worker"):
+            name, container = f"{job}-{kind}", {"name": f"ray-{kind}", "image": "ray"}
+            metadata = {"name": name, "labels": {**labels, "ray.io/node-type": kind}, **owned}
+            self.cluster.create("pods", {"metadata": metadata, "spec": {"containers": [container]}})
+            self.play_._pod_state(name, "Running", {"running": {"startedAt": now()}}, container=f"ray-{kind}")
+        self.cluster.update("rayjobs", job, lambda one: one.update(status={"jobDeploymentStatus": "Running"}))
 
     # The steps.
 
@@ -288,7 +300,7 @@ class _Flow:
         else:
             record["state"] = "cached" if (self.workspace / "names").exists() else "ran"
             (self.workspace / "names").mkdir(parents=True, exist_ok=True)
-        file = self.workspace / "runs" / self.name / f"{step}.json"
+        file = self.workspace / "runs" / self.run / f"{step}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(record))
         return int(record["exit_code"])

@@ -108,10 +108,13 @@ def _imagemill(
     file = session.folder / f"cluster-{digest(json.loads(cluster.to_json()))[:8]}.yaml"
     file.write_text(cluster.to_json() + "\n", encoding="utf-8")  # JSON is YAML
     given = {**SMALL, "workspace": workspace, **parameters}
+    if "config" in given:  # JSON for a pipeline, a file for a command
+        given["config"] = session.folder / f"config-{digest(given['config'])[:8]}.yaml"
+        given["config"].write_text(parameters["config"], encoding="utf-8")
     flags = [f"--{key.replace('_', '-')}={value}" for key, value in given.items()]
     command = [*session.options.command, *words, "--cluster", str(file), "--pipeline-name", name,
                "--experiment", name, *session.options.submit, *flags]  # fmt: skip
-    stdout, said, code = _run_command(command, session.deadline)
+    stdout, said, code = _run_command(command, f"imagemill {words[0]}", session.deadline)
     last = (stdout.strip().splitlines() or [""])[-1]
     try:
         result = dict(json.loads(last))
@@ -120,7 +123,7 @@ def _imagemill(
     return code, result, said
 
 
-def _run_command(command: Sequence[str], deadline: Deadline) -> tuple[str, str, int]:
+def _run_command(command: Sequence[str], title: str, deadline: Deadline) -> tuple[str, str, int]:
     """(stdout, the last lines of stderr, exit code); stderr is shown as it comes. Late after the deadline."""
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -142,7 +145,7 @@ def _run_command(command: Sequence[str], deadline: Deadline) -> tuple[str, str, 
     try:
         code = process.wait(timeout=max(1.0, deadline.left()))
     except subprocess.TimeoutExpired:
-        raise Late(f"`imagemill {command[3]}` did not end within {deadline.seconds:.0f} s") from None
+        raise Late(f"`{title}` did not end within {deadline.seconds:.0f} s") from None
     finally:
         if process.poll() is None:
             process.kill()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any
 
 from imagemill.components.store.errors import MillError
 from imagemill.pipelines.cluster import UID
+from imagemill.pipelines.kfp_client import HOST
 
 from . import kfp, probe
 from .kube import Doc, KubeError, labels_of
@@ -131,10 +133,23 @@ def argo(session: Session) -> str:
         raise Skip(f"Argo Workflows {version} is older than {'.'.join(map(str, OLDEST_ARGO))}; Kubeflow's own may be")
     accounts = session.cluster.argo
     named = [accounts.service_account, accounts.executor_service_account, accounts.launcher_service_account]
-    missing = [name for name in named if name and session.kube.get("serviceaccounts", name) is None]
+    missing = [name for name in named if name and _is_absent(session, "serviceaccounts", name)]
     if missing:
         raise Failed(f"no service account {', '.join(missing)}: kubectl apply -k k8s/overlays/…")
+    token = f"{accounts.executor_service_account}.service-account-token"
+    if accounts.executor_service_account and _is_absent(session, "secrets", token):
+        raise Failed(f"no secret {token}, which Argo's own containers take their token from")
     return f"Argo Workflows {version or 'of unknown version: its deployment is out of sight'}"
+
+
+def _is_absent(session: Session, kind: str, name: str) -> bool:
+    """False, too, where one may not look."""
+    try:
+        return session.kube.get(kind, name) is None
+    except KubeError as error:
+        if error.status == 403:
+            return False
+        raise
 
 
 @check("kuberay", needs=("api",), minutes=1)
@@ -163,10 +178,17 @@ def kubeflow(session: Session) -> str:
     try:
         found = kfp.service(session)
     except MillError as error:
-        if session.kube.read("/apis/pipelines.kubeflow.org") is None and not session.options.submit:
-            raise Skip(f"no Kubeflow Pipelines that answers: {error}") from None
-        raise Failed(str(error)) from None
+        if session.options.submit or os.environ.get(HOST) or _has_kubeflow(session):
+            raise Failed(str(error)) from None
+        raise Skip(f"no Kubeflow Pipelines here: no service ml-pipeline, no address given ({error})") from None
     return f"{found.host}{', namespace ' + found.namespace if found.namespace else ''}"
+
+
+def _has_kubeflow(session: Session) -> bool:
+    try:
+        return session.kube.read("/api/v1/namespaces/kubeflow/services/ml-pipeline") is not None
+    except KubeError:
+        return True  # out of sight: better to say what does not answer
 
 
 @check("gpus", needs=("api",), minutes=1)

@@ -91,11 +91,11 @@ def outcomes(rows: dict[str, dict[str, Any]]) -> dict[str, str]:
     return {name: row["outcome"] for name, row in rows.items()}
 
 
-def check_all_passes(world: World, *only: str) -> dict[str, dict[str, Any]]:
+def check_all_passes(world: World, *only: str, **options: Any) -> dict[str, dict[str, Any]]:
     """Everything passes but what needs GPUs, nothing stays, and what is somebody else's is not touched."""
-    code, rows = world.run(*only)
+    code, rows = world.run(*only, **options)
     assert [name for name, row in rows.items() if row["outcome"] == "failed"] == [], rows
-    assert {name for name, row in rows.items() if row["outcome"] == "skipped"} <= {"gpus", "argo-gpu"}
+    assert {name for name, row in rows.items() if row["outcome"] == "skipped"} <= {"gpus", "argo-gpu", "kfp-gpu"}
     assert code == 0 and rows["argo"]["note"] == "Argo Workflows v3.7.2"
     assert world.left() == [] and not list((world.folder / "store").rglob("*.json"))
     assert "theirs" in world.cluster.objects["workflows"]
@@ -121,6 +121,20 @@ def test_every_scenario_of_argo_passes(world: World) -> None:
     world.play.seconds = {f"kill-{task}": {task: 5.0} for task in WORK}
     world.play.seconds |= {word: {"rayjob": 5.0} for word in ("kill-resize", "kill-ray", "deleted")}
     check_all_passes(world, "argo-*", "resizing", "kuberay", "secret")
+
+
+@pytest.mark.proof
+def test_every_scenario_of_kubeflow_pipelines_passes(world: World) -> None:
+    """With the real `imagemill submit` and `schedule`, which ask a server that speaks KFP's API."""
+    from e2e_kfp import KfpOnCluster
+    from kfp_server import serving
+
+    world.play.seconds = {f"kill-{task}": {task: 5.0} for task in WORK}
+    world.play.seconds |= {word: {"rayjob": 5.0} for word in ("kill-resize", "kill-ray", "deleted")}
+    with serving(KfpOnCluster(play=world.play)) as service:
+        rows = check_all_passes(world, "kfp-*", "argo", submit=(f"--host={service.url}",))
+    assert rows["kfp-submit"]["outcome"] == "passed" and "deleted" in rows["cleaning"]["note"]
+    assert not (service.runs or service.recurring or service.experiments or service.pipelines or service.versions)
 
 
 def test_a_step_that_fails_is_a_failed_row_with_its_logs(world: World) -> None:
