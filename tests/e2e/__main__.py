@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from imagemill.components.store.errors import EXIT_USER, MillError
 from imagemill.components.store.manifest import code_version
 
-from . import kills, preflight, refusals, scenarios, table
+from . import kfp, kills, preflight, refusals, scenarios, table
 from .kube import Kube, KubeError
 from .mirror import mirrored, say
 from .options import Options, for_tests, parse, read_cluster
@@ -44,7 +44,7 @@ def run(options: Options) -> int:
         _say_where(kube, options)
         refuse_unmarked(kube, options.namespace_for_tests)
         if options.sweep:
-            problems = sweep(kube)
+            problems = [*kfp.sweep(options, cluster.namespace), *sweep(kube)]
             print("".join(f"not deleted: {problem}\n" for problem in problems), end="", file=sys.stderr)
             return int(bool(problems))
         cluster = for_tests(cluster, options.suffix, options.full_pods)

@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from imagemill.components.store.errors import MillError
 from imagemill.components.store.fingerprint import digest
 from imagemill.pipelines import kfp_client, kfp_uploads
 from imagemill.pipelines.cluster import Cluster
 
 from .kube import Doc, labels_of, name_of
-from .options import SMALL
+from .mirror import say
+from .options import SMALL, Options
 from .runs import KFP, Run
 from .scenario import Deadline, Failed, Late
 
@@ -26,14 +29,19 @@ if TYPE_CHECKING:
     from .session import Session
 
 _RUN_ID = "pipeline/runid"
+_SESSION = re.compile("e2e-[0-9a-f]{6}")
 
 
 def service(session: Session) -> Any:
     """KFP's API, answering; a MillError says why it does not."""
+    return connect(session.options, session.cluster.namespace)
+
+
+def connect(options: Options, namespace: str) -> Any:
     parser = argparse.ArgumentParser()
     kfp_client.add_flags(parser)
-    found, _ = parser.parse_known_args(session.options.submit)
-    return kfp_client.Service(kfp_client.Connection.from_flags(vars(found), session.cluster.namespace))
+    found, _ = parser.parse_known_args(options.submit)
+    return kfp_client.Service(kfp_client.Connection.from_flags(vars(found), namespace))
 
 
 def submit(
@@ -163,14 +171,29 @@ def _forget_at_end(session: Session) -> None:
     """Have all that KFP knows of the session deleted at the session's end, once."""
     if not session.facts.get("kfp_used"):
         session.facts["kfp_used"] = True
-        session.at_end.append(("Kubeflow Pipelines", lambda: _forget(session)))
+        name = f"e2e-{session.suffix}"
+        session.at_end.append(("Kubeflow Pipelines", lambda: _forget(service(session), name)))
 
 
-def _forget(session: Session) -> None:
-    """Delete runs, recurring runs, experiment and pipeline of the session's name."""
-    api = service(session)
-    name = f"e2e-{session.suffix}"
-    experiment = _experiment(session, api)
+def sweep(options: Options, namespace: str) -> list[str]:
+    """Delete what earlier sessions left in Kubeflow Pipelines, if there is one; what could not be deleted."""
+    try:
+        api = connect(options, namespace)
+        space = {"namespace": api.namespace} if api.namespace else {}
+        listing = api.client.experiments.experiment_service_list_experiments
+        found = api.call("listing experiments", listing, page_size=200, **space)
+        for name in [one.display_name for one in found.experiments or []]:
+            if _SESSION.fullmatch(name):
+                _forget(api, name)
+                say(f"deleted {name} in Kubeflow Pipelines")
+    except MillError as error:
+        return [f"Kubeflow Pipelines: {error}"] if options.submit else []
+    return []
+
+
+def _forget(api: Any, name: str) -> None:
+    """Delete runs, recurring runs, experiment and pipeline of a session's name."""
+    experiment = kfp_uploads.experiment(api, name)
     recurring = api.client.recurring_runs
     found = api.call("listing schedules", recurring.recurring_run_service_list_recurring_runs,
                      experiment_id=experiment, page_size=100)  # fmt: skip

@@ -137,6 +137,20 @@ def test_every_scenario_of_kubeflow_pipelines_passes(world: World) -> None:
     assert not (service.runs or service.recurring or service.experiments or service.pipelines or service.versions)
 
 
+def test_with_gpus_the_steps_ask_for_them(world: World) -> None:
+    """And not in the run that must do without."""
+    world.cluster.documents["/api/v1/nodes"] = {"items": [{"status": {"allocatable": {"nvidia.com/gpu": "2"}}}] * 3}
+    rows = check_all_passes(world, "argo-gpu", "argo-cpu-only")
+    assert rows["gpus"]["note"] == "6 of nvidia.com/gpu"
+    assert rows["argo-gpu"]["note"].startswith("train and evaluate on CUDA")
+    made = {one["metadata"]["name"]: json.dumps(one["spec"]) for _, kind, _, one in world.cluster.history
+            if kind == "pods" and "-train-" in one["metadata"]["name"]}  # fmt: skip
+    asks = {name.split("-train-")[0].rpartition("-")[0]: "nvidia.com/gpu" in spec for name, spec in made.items()}
+    assert asks == {"e2e-abc123-argo-submit": True, "e2e-abc123-argo-gpu": True, "e2e-abc123-argo-cpu-only": False}
+    runs = [json.dumps(one) for _, kind, _, one in world.cluster.history if kind == "workflows"]
+    assert any("argo-gpu" in run and "cuda" in run for run in runs)
+
+
 def test_a_step_that_fails_is_a_failed_row_with_its_logs(world: World) -> None:
     world.play.faults.fails = "clean"
     code, rows = world.run("argo-cached")
