@@ -154,11 +154,9 @@ def _parser() -> argparse.ArgumentParser:
     compiled = commands.add_parser("compile", help="the pipeline as a package for a cluster")
     compiled.add_argument("--target", required=True, help="what to compile for [kfp, argo]")
     compiled.add_argument(
-        "--cluster",
-        dest="cluster_file",
-        metavar="FILE.yaml",
+        "--cluster", dest="cluster_file", metavar="FILE.yaml",
         help="how the cluster is used: its images, storage and pods (see `imagemill cluster`)",
-    )
+    )  # fmt: skip
     compiled.add_argument("-o", "--output", required=True, metavar="FILE", help="what to write, .yaml")
     _add_parameters(compiled)
     submit.add_command(commands, _add_parameters)
@@ -168,6 +166,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_parameters(parser: argparse.ArgumentParser) -> None:
+    # Argparse would name all of the hundred parameters there, before it says what the command is.
+    parser.usage = "%(prog)s [--<option> VALUE ...] [--<parameter> VALUE ...]"
     parser.add_argument("--config", dest="config_file", metavar="FILE.yaml", help="parameters from a YAML file")
     main_ones = parser.add_argument_group("parameters")
     others = parser.add_argument_group("parameters of single steps (in a cluster: in the JSON parameter config)")
