@@ -244,13 +244,13 @@ def _error(status: int, body: str, verb: str, resource: str, namespace: str, no_
 
 
 def own_pod(kube: Kube) -> Json | None:
-    """An owner reference to the pod that this runs in; None outside of one. What it owns is deleted after it."""
+    """The pod that this runs in; None outside of one."""
     names = [os.environ[name] for name in _POD_NAMES if os.environ.get(name)]
-    if not names or not os.environ.get("KUBERNETES_SERVICE_HOST"):
-        return None
-    pod = kube.pod(names[0])
-    if pod is None:
-        return None
+    return kube.pod(names[0]) if names and os.environ.get("KUBERNETES_SERVICE_HOST") else None
+
+
+def reference_to(pod: Json) -> Json:
+    """An owner reference: what has it is deleted after the pod."""
     about = pod["metadata"]
     return {"apiVersion": "v1", "kind": "Pod", "name": about["name"], "uid": about["uid"]}
 

@@ -26,7 +26,7 @@ from ..components.store.progress import duration
 from ..components.store.step import CACHED, RAN, Context, Outcome, Step
 from .cluster import RUN_LABEL, Cluster, from_json
 from .joblog import JobLog
-from .kube import Dropped, Json, Kube, namespace_here, own_pod
+from .kube import Dropped, Json, Kube, namespace_here, own_pod, reference_to
 from .ray_failures import failure, troubles, wrongly_named
 from .rayjob import FAILED, SUCCEEDED, WAITING, gpus, job_name, manifest, run_label, verdict
 
@@ -137,8 +137,10 @@ class Launch:
     def _adopt_or_make(self) -> None:
         from ..components.resize.ray_job import command, write_waiting_record
 
-        owner = own_pod(self.kube)
-        body = manifest(self.cluster, self.name, command(self.config), self.context.run, owner)
+        pod = own_pod(self.kube)
+        owner = reference_to(pod) if pod else None
+        identity = "" if self.cluster.storage.secret or not pod else str(pod["spec"].get("serviceAccountName") or "")
+        body = manifest(self.cluster, self.name, command(self.config), self.context.run, owner, identity)
         while True:
             job = self.kube.job(self.name)
             self.touched = True

@@ -69,7 +69,8 @@ def plan(config: PlanConfig, context: Context) -> Outcome:
         _write_record(found, target.config, ours)
         return Outcome(found.uri, found.fingerprint, RAN, {"needed": NOT_NEEDED, "rayjob": ""})
     job = rayjob.job_name(context.run, target.fingerprint)
-    manifest = rayjob.manifest(cluster, job, command(target.for_job(ours)), context.run)
+    identity = "" if cluster.storage.secret else cluster.argo.service_account
+    manifest = rayjob.manifest(cluster, job, command(target.for_job(ours)), context.run, identity=identity)
     write_waiting_record(job, ours)
     context.say(f"the tensors have to be made, by the RayJob {job}: {target.uri}")
     return Outcome(target.uri, "", RAN, {"needed": NEEDED, "rayjob": json.dumps(manifest, separators=(",", ":"))})

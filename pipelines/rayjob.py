@@ -84,9 +84,11 @@ def run_label(run: str) -> str:
 
 
 def manifest(
-    cluster: Cluster, name: str, command: Sequence[str], run: str, owner: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """The whole RayJob. `command`: the words that the head runs; `owner`: an owner reference, with which it is deleted.
+    cluster: Cluster, name: str, command: Sequence[str], run: str, owner: Mapping[str, Any] | None = None,
+    identity: str = "",
+) -> dict[str, Any]:  # fmt: skip
+    """The whole RayJob. `command`: the words that the head runs; `owner`: an owner reference, with which it is deleted;
+    `identity`: the service account by which Ray's pods reach the store where there is no secret.
 
     Everyone who may read RayJobs can read the command: nothing secret may be in it.
     """
@@ -105,7 +107,7 @@ def manifest(
         "ttlSecondsAfterFinished": ray.ttl_seconds,
         **{field: seconds for field, seconds in deadlines.items() if seconds},
         "submitterPodTemplate": _submitter(cluster, labels),
-        "rayClusterSpec": _ray_cluster(cluster, labels),
+        "rayClusterSpec": _ray_cluster(cluster, labels, identity),
     }
     made: dict[str, Any] = plain({"apiVersion": API, "kind": "RayJob", "metadata": metadata, "spec": spec})
     return made
@@ -128,7 +130,8 @@ TOKENS_SINCE = (2, 52)
 """The Ray that has tokens; KubeRay refuses to ask an older one for them."""
 
 
-def _ray_cluster(cluster: Cluster, labels: Mapping[str, str]) -> dict[str, Any]:
+def _ray_cluster(cluster: Cluster, labels: Mapping[str, str], identity: str) -> dict[str, Any]:
+    account = {"serviceAccountName": identity} if identity else {}
     ray, known = cluster.ray, ray_version(cluster)
     tokens = tuple(int(part) for part in re.findall(r"\d+", known)[:2]) >= TOKENS_SINCE
     workers = ray.workers
@@ -149,7 +152,7 @@ def _ray_cluster(cluster: Cluster, labels: Mapping[str, str]) -> dict[str, Any]:
         },
         "headGroupSpec": {
             "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0", **_store(ray.head)},
-            "template": _template(cluster, ray.head, "ray-head", labels, {}),
+            "template": _template(cluster, ray.head, "ray-head", labels, account),
         },
         "workerGroupSpecs": [
             {
@@ -159,7 +162,7 @@ def _ray_cluster(cluster: Cluster, labels: Mapping[str, str]) -> dict[str, Any]:
                 "maxReplicas": workers.maximum,
                 "rayStartParams": _store(workers.pod),
                 "template": _template(
-                    cluster, workers.pod, "ray-worker", labels, {"automountServiceAccountToken": False}
+                    cluster, workers.pod, "ray-worker", labels, {**account, "automountServiceAccountToken": False}
                 ),
             }
         ],

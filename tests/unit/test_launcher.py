@@ -72,7 +72,7 @@ def served(folder: Path) -> Iterator[KubeApi]:
             patch.delenv(name, raising=False)
         (folder / "namespace").write_text(NAMESPACE)
         patch.setattr(kube, "ACCOUNT", folder)
-        made.put(PODS, {"metadata": {"name": "resize-pod"}, "status": {"phase": "Running"}})
+        made.put(PODS, {"metadata": {"name": "resize-pod"}, "spec": {"serviceAccountName": "default-editor"}})
         patch.setenv("KUBECONFIG", str(made.kubeconfig(folder)))
         patch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
         patch.setenv("HOSTNAME", "resize-pod")
@@ -430,6 +430,14 @@ def test_the_device_is_decided_by_rays_workers(gpu: int, device: str, api: KubeA
     assert config_of(job).device == device
     [group] = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     assert group["minReplicas"] == gpu
+
+
+def test_without_a_secret_rays_pods_are_who_the_step_is(api: KubeApi, work: Work) -> None:
+    api.acts = [(*STARTED, *DONE)]
+    launch(work, {"storage": {"secret": ""}})
+    launch(work, run="run-2")
+    identities = [json.dumps(job).count('"serviceAccountName": "default-editor"') for job in api.made]
+    assert identities == [2, 0]
 
 
 def test_a_cluster_that_runs_is_used_by_its_address(work: Work) -> None:

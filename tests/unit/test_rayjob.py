@@ -143,6 +143,7 @@ def test_credentials_come_from_the_secret_and_reach_ray_alone() -> None:
         assert env["AWS_SECRET_ACCESS_KEY"]["valueFrom"]["secretKeyRef"] == {"name": "s3-keys", "key": "key"}
         assert env["AWS_ENDPOINT_URL"]["value"] == "https://s3.example"
     assert "AWS_" not in str(found["submitter"])
+    assert "serviceAccountName" not in str(found)
     assert "secretKeyRef" not in str(made({"storage": {"secret": ""}})) and "AWS_REGION" in str(made(BARE))
 
 
