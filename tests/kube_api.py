@@ -193,7 +193,7 @@ class KubeApi:
                 except BaseException as error:
                     self.errors.append(error)
                     return self.remove(RAYJOBS, job["metadata"]["name"])
-                time.sleep(0.03)
+                time.sleep(0.01)
 
         threading.Thread(target=run, daemon=True).start()
 
