@@ -163,6 +163,10 @@ class Service:
         """The answer of one of the client's functions that may be called twice; tried again if none comes."""
         return with_retry(lambda: self.once(function, **arguments), what, RETRY_S)
 
+    def find(self, what: str, find: Callable[[], Any]) -> Any:
+        """What `find` finds by `once`; tried again if no answer comes."""
+        return with_retry(find, what, RETRY_S)
+
     def create(self, what: str, function: Callable[..., Any], find: Callable[[], Any], **arguments: Any) -> Any:
         """What `function` creates. An answer that is lost doesn't create it twice: `find` looks for it first."""
         tried = False
@@ -185,7 +189,7 @@ class Service:
         self, what: str, find: Callable[[], Any], function: Callable[..., Any], **arguments: Any
     ) -> tuple[Any, bool]:
         """What `find` finds, or else what `function` creates; and whether it was created."""
-        found = with_retry(find, f"looking for {what}", RETRY_S)
+        found = self.find(f"looking for {what}", find)
         if found is not None:
             return found, False
         return self.create(f"making {what}", function, find, **arguments), True

@@ -138,7 +138,7 @@ def upload(service: Service, name: str, package: Package, *, newest: bool = Fals
     if newest and (last := newest_version(service, pipeline.pipeline_id)) is not None:
         if last.display_name.startswith(version_name):
             return pipeline.pipeline_id, last.pipeline_version_id, False
-        if _find_version(service, pipeline.pipeline_id, version_name) is not None:
+        if service.find("looking for the version", lambda: _find_version(service, pipeline.pipeline_id, version_name)):
             version_name += f"-{datetime.now(UTC):%Y%m%d%H%M%S}"
     version, made = _upload(service, pipeline.pipeline_id, version_name, package)
     return pipeline.pipeline_id, version.pipeline_version_id, made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import sys
@@ -18,7 +19,7 @@ from . import following
 from .cluster import Cluster, from_file
 from .compile import cluster_of
 from .kfp_client import Connection, Service, add_flags
-from .kfp_uploads import EXPERIMENT, PIPELINE, Package, arguments_for, compiled, experiment, read_package, upload
+from .kfp_uploads import EXPERIMENT, PIPELINE, Package, arguments_for, compiled, experiment, named, read_package, upload
 from .parameters import Chosen, choose
 from .run import failed
 
@@ -130,26 +131,19 @@ def start(service: Service, order: Order, package: Package, arguments: dict[str,
     place = experiment(service, order.experiment)
     say("run", f"pipeline {order.pipeline}, version {package.version_name}{'' if uploaded else ', as it is there'}")
     runs = service.client.runs
-    before = {one.run_id for one in _runs_named(service, place, name)}
+    alike = functools.partial(
+        runs.run_service_list_runs, experiment_id=place, filter=named("display_name", name), page_size=100
+    )
+    before = {one.run_id for one in service.call("looking at the runs", alike).runs or []}
 
     def find() -> Any:
-        return next((one for one in _runs_named(service, place, name) if one.run_id not in before), None)
+        return next((one for one in service.once(alike).runs or [] if one.run_id not in before), None)
 
     body = V2beta1Run(
         experiment_id=place, display_name=name, runtime_config=V2beta1RuntimeConfig(parameters=arguments),
         pipeline_version_reference=V2beta1PipelineVersionReference(pipeline_id=pipeline, pipeline_version_id=version),
     )  # fmt: skip
     return service.create("starting the run", runs.run_service_create_run, find, run=body)
-
-
-def _runs_named(service: Service, place: str, name: str) -> list[Any]:
-    from .kfp_uploads import named
-
-    found = service.once(
-        service.client.runs.run_service_list_runs, experiment_id=place, filter=named("display_name", name),
-        page_size=100,
-    )  # fmt: skip
-    return found.runs or []
 
 
 def end(result: dict[str, Any], as_json: bool, code: int) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from email.parser import BytesParser
@@ -71,6 +72,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _fault(self, kind: str) -> bool:
         if kind == "drop":
             self._drop()
+        elif kind == "hang":
+            time.sleep(1.5)
+            self._drop()
         elif kind == "html":
             self._send(200, LOGIN_PAGE, "text/html; charset=utf-8")
         elif kind == "404 plain":
@@ -84,7 +88,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _drop(self) -> None:
         self.close_connection = True
-        self.connection.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError):  # the client may be gone
+            self.connection.shutdown(socket.SHUT_RDWR)
 
     def _send(self, status: int, text: str, kind: str) -> None:
         data = text.encode()

@@ -55,7 +55,8 @@ def missing(message: str) -> Refused:
 @dataclass
 class Fault:
     """What happens to the next requests that match: `drop` (the connection), `drop after` (the request had its
-    effect), a status such as `500`, `html` (a login page), `404 plain` (another server)."""
+    effect), `hang` (no answer for a second), a status such as `500`, `html` (a login page),
+    `404 plain` (another server)."""
 
     kind: str
     times: int

@@ -64,7 +64,8 @@ def test_only_a_changed_package_becomes_a_version(mill: Commands, tmp_path: Path
     submit = ["submit", "--no-wait", "--cluster", str(tmp_path / "cluster.yaml")]
     assert mill(*submit).code == 0
     assert mill(*submit, "--epochs", "7").code == 0  # a parameter is no part of the package
-    assert len(mill.service.versions) == 1 and len(mill.service.runs) == 2
+    assert len(mill.service.versions) == 1
+    assert [run["runtime_config"]["parameters"] for run in mill.service.runs] == [{}, {"epochs": 7}]
     (tmp_path / "cluster.yaml").write_text(CLUSTER + "steps:\n  clean:\n    cpu: 7\n")
     assert mill(*submit).code == 0
     assert len(mill.service.versions) == 2 and len(mill.service.pipelines) == 1
@@ -117,7 +118,8 @@ def test_without_records_the_runs_state_is_the_result(mill: Commands) -> None:
     assert (
         failed.code == 1 and "the steps' records can't be read from here (s3://mill/work/runs/" in failed.json["error"]
     )
-    assert mill("submit").code == 1 and mill.service.runs[1]["state"] == "CANCELED"
+    cancelled = mill("submit")
+    assert cancelled.code == 1 and "imagemill: error: the run was cancelled" in cancelled.err
     assert mill("submit", "--json").json["status"] == "succeeded"
 
 
@@ -128,7 +130,7 @@ def test_following_survives_drops_errors_and_pages_that_are_none(mill: Commands)
         mill.service.fail(kind, 2, "GET", look)
     ran = mill("submit")
     assert ran.code == 0, ran.err
-    assert ran.err.count("waiting for the service") == 1 and "the service is back after" in ran.err
+    assert ran.err.count("waiting for the service") == 1 and ran.err.count("the service is back after") == 1
     assert mill.service.asked("POST", "/runs$") == 1
 
 
@@ -244,6 +246,13 @@ def test_what_answers_instead_of_the_service_is_told_apart(mill: Commands, kind:
     ran = mill("submit", "--no-wait", "--json")
     assert ran.code == code and said in ran.err and ran.json["exit_code"] == code
     assert not mill.service.runs
+
+
+def test_a_service_that_never_answers_is_not_waited_for(mill: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imagemill.pipelines.kfp_client.TIMEOUT_S", (1, 0.5))
+    mill.service.fail("hang", 1, "GET", "/runs$")
+    ran = mill("submit", "--no-wait")
+    assert ran.code == 0 and "Read timed out" in ran.err and len(mill.service.runs) == 1
 
 
 def test_a_service_that_is_not_there_is_transient(mill: Commands) -> None:
