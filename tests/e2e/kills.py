@@ -72,7 +72,7 @@ def _caught(session: Session, run: Run, target: Target, after: float) -> Doc | N
                 began = since.setdefault(name_of(pod), left())
                 if began - left() >= after:
                     return pod
-        if run.phase in ("Succeeded", "Failed", "Error"):
+        if run.ended:
             return True
         return None
 
@@ -111,7 +111,7 @@ def _deleted(session: Session, engine: str) -> str:
     run = submit(session, engine, session.workspace(session.scenario))
 
     def resizing() -> Doc | None:
-        if run.phase in ("Succeeded", "Failed", "Error"):
+        if run.ended:
             raise Failed(f"{run.workflow} ended {run.phase} before it could be deleted: {run.message}")
         return next(iter(run.rayjobs(living=True)), None)
 

@@ -56,7 +56,7 @@ def _gpu_absent(session: Session, engine: str) -> str:
     run = submit(session, engine, session.workspace(engine), cluster=cluster, seed=21)
 
     def pending() -> Doc | None:
-        if run.phase in (SUCCEEDED, "Failed", "Error"):
+        if run.ended:
             raise Failed(f"{run.workflow} ended {run.phase} before train waited for a GPU: {run.message}")
         return next((pod for pod in run.pods("train") if unschedulable(pod)), None)
 

@@ -56,6 +56,10 @@ class Run:
         return str(_status(self.object()).get("phase", ""))
 
     @property
+    def ended(self) -> bool:
+        return self.phase in _ENDED
+
+    @property
     def message(self) -> str:
         return str(_status(self.object()).get("message", ""))
 
@@ -84,7 +88,7 @@ class Run:
 
         def ended() -> str | None:
             found = self.object()
-            if found is not None and self.phase in _ENDED:
+            if self.ended:
                 return self.phase
             if found is not None and found not in self.session.mirror.now("workflows"):
                 raise Failed(f"workflow {self.workflow} is gone before its end")

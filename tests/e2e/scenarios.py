@@ -179,6 +179,8 @@ def _watch_turns(session: Session, one: Run, two: Run, deadline: Deadline) -> st
         working = [run for run in (one, two) if any(_works(pod) for pod in run.pods(living=True))]
         if len(working) == 2:
             raise Failed("both retrainings work at the same time")
+        if all(run.ended for run in (one, two)):
+            raise Failed("neither of two retrainings was seen to wait for the other")
         told = [run.message for run in (one, two) if run.phase == "Pending" and "lock" in run.message.lower()]
         return told[0] if told else None
 

@@ -112,6 +112,11 @@ def test_a_good_cluster_passes(world: World, capsys: pytest.CaptureFixture[str])
     assert "Insufficient imagemill.io/no-such-gpu" in rows["argo-gpu-absent"]["note"]
     assert "1 pod(s)" in rows["argo-wrong-input"]["note"]
     assert "went on in 1 more pod" in rows["argo-kill-train"]["note"]
+    changes = [
+        (change, one["metadata"]["name"]) for _, kind, change, one in world.cluster.history if kind == "workflows"
+    ]
+    order = [what for what in changes if "wrong-input" in what[1] or ("gpu-absent" in what[1] and what[0] == "ADDED")]
+    assert order[-2][0] == "DELETED"  # each scenario cleans up before the next begins
     printed = capsys.readouterr()
     assert "0 failed" in printed.out and "namespace  imagemill" in printed.err
 
@@ -183,6 +188,12 @@ def test_other_tensors_after_a_killed_pod_are_found(world: World) -> None:
     assert row["outcome"] == "failed" and "tensors differs from that of the undisturbed run" in row["note"]
 
 
+def test_a_pod_that_was_deleted_too_late_is_no_proof(world: World) -> None:
+    world.play.faults.outlives_its_pod = True
+    row = kill_clean(world)
+    assert row["outcome"] == "failed" and "clean ended 3 times before its pod could be killed" in row["note"]
+
+
 def test_a_step_that_ends_too_fast_is_tried_anew(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first try waits for longer than the step works, the second does not."""
     body = kills._killer(replace(kills.TARGETS["clean"], after=1.0))
@@ -209,6 +220,12 @@ def test_two_that_run_at_once_are_found(world: World) -> None:
     world.play.seconds = {"two": {"download": 5.0}}
     row = world.run("argo-two-at-once")[1]["argo-two-at-once"]
     assert row["outcome"] == "failed" and "at the same time" in row["note"]
+
+
+def test_two_that_never_met_prove_nothing(world: World) -> None:
+    world.play.faults.takes_turns = True
+    row = world.run("argo-two-at-once")[1]["argo-two-at-once"]
+    assert row["outcome"] == "failed" and "neither of two retrainings" in row["note"]
 
 
 def test_wrong_input_that_is_tried_again_is_found(world: World) -> None:
