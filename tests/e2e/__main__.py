@@ -51,7 +51,7 @@ def run(options: Options) -> int:
     except (NotAllowed, KubeError, MillError, ValueError) as error:
         print(f"e2e: {error}", file=sys.stderr)
         return EXIT_USER
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     folder = options.out / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{options.suffix}"
     folder.mkdir(parents=True)
     try:
@@ -65,6 +65,8 @@ def run(options: Options) -> int:
     except KeyboardInterrupt:
         print(f"e2e: left as it is; tests/e2e/run --sweep deletes what session {options.suffix} made", file=sys.stderr)
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _run(session: Session, selected: Sequence[Scenario]) -> int:
