@@ -332,6 +332,12 @@ def test_a_log_that_breaks_off_is_heard_once(api: KubeApi, work: Work, made: Wor
     assert "submitted" not in found.stderr and found.stderr.count("done (") == 1
 
 
+def test_half_a_line_is_one_only_if_no_more_can_come() -> None:
+    pieces = [b"one\ntw", b"o\nthr"]
+    assert list(joblog._lines(pieces, with_rest=False)) == [b"one", b"two"]
+    assert list(joblog._lines(pieces, with_rest=True)) == [b"one", b"two", b"thr"]
+
+
 def test_a_job_of_an_earlier_try_is_adopted(api: KubeApi, work: Work, made: Work) -> None:
     """The pod that made it was lost: the next one finds it by its name, and it does not go with the lost pod."""
     api.acts = [(*STARTED, pause(0.3), deleted)]
