@@ -24,6 +24,8 @@ from ..components.store.errors import MillError, TransientError, wrong
 from ..components.store.progress import duration, say
 
 TARGETS = ("cpu", "ray", "gpu")
+ALL = "all"
+"""A target that builds the three in one go."""
 INPUTS = "io.imagemill.inputs"
 """The label that says what an image was made from: the hash of all of it."""
 DOCKERFILE = "docker/Dockerfile"
@@ -42,6 +44,7 @@ class Recipe:
     """How the images are to be built: the folder of the repository and what may differ from place to place.
 
     `rebuild`: take nothing that an earlier build has left. `pull`: ask the registry for the base's newest.
+    `forget`: images with these inputs are there, and shall be replaced.
     """
 
     root: Path
@@ -51,10 +54,11 @@ class Recipe:
     pip_config: str = ""
     rebuild: bool = False
     pull: bool = False
+    forget: bool = False
 
     def arguments(self, target: str) -> dict[str, str]:
         """The build arguments that change an image. `gpu` always takes torch from where all else comes from."""
-        given = {"BASE_IMAGE": self.base_image, "TORCH_INDEX": self.torch_index if target == "ray" else ""}
+        given = {"BASE_IMAGE": self.base_image, "TORCH_INDEX": self.torch_index if target in ("ray", ALL) else ""}
         return {name: value for name, value in given.items() if value}
 
 
@@ -121,7 +125,7 @@ def command(
 ) -> list[str]:
     """The words of one build. Settings for pip go as secrets: arguments stay in the history of builds."""
     words = [cli, "build", "--progress", "plain", "--file", str(recipe.root / DOCKERFILE), "--target", target]
-    words += ["--tag", tag]
+    words += ["--tag", tag] if tag else []
     words += [word for name, value in labels.items() for word in ("--label", f"{name}={value}")]
     words += [word for name, value in recipe.arguments(target).items() for word in ("--build-arg", f"{name}={value}")]
     words += [word for name, path in secrets.items() for word in ("--secret", f"id={name},src={path}")]

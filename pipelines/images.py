@@ -21,7 +21,7 @@ from ..components.store.errors import MillError, TransientError, UserError, wron
 from ..components.store.manifest import code_version
 from ..components.store.progress import say, size
 from . import image_pins
-from .image_build import INPUTS, TARGETS, Recipe, build, command, find_cli, find_root, inputs, pip_secrets
+from .image_build import ALL, INPUTS, TARGETS, Recipe, build, command, find_cli, find_root, inputs, pip_secrets
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -85,10 +85,13 @@ def run(found: dict[str, Any]) -> int:
         find_root(found["source"]), found["base_image"], found["torch_index"], found["network"],
         found["pip_config"], found["rebuild"],
     )  # fmt: skip
+    if recipe.rebuild and len(targets) < len(TARGETS):
+        raise wrong("--rebuild", "all images, for they share layers, and so no --only", found["only"])
     if found["cluster"]:
         image_pins.check_file(found["cluster"])
     with closing(connected()) as client:
-        recipe = replace(recipe, pull=recipe.rebuild and not made_here(client, recipe.base_image))
+        if recipe.rebuild:
+            recipe = anew(recipe, not made_here(client, recipe.base_image))
         built = [make(client, recipe, target, name(target)) for target in targets]
         _warn_of_size(built, recipe)
         if found["sbom"]:
@@ -155,10 +158,18 @@ def made_here(client: DockerClient, image: str) -> bool:
     return False
 
 
+def anew(recipe: Recipe, pull: bool) -> Recipe:
+    """Build everything without what earlier builds have left, once for all targets: they take it from there."""
+    say("images", "building everything anew")
+    with pip_secrets(recipe) as secrets:
+        build(command(find_cli(), replace(recipe, pull=pull), ALL, "", {}, secrets), ALL)
+    return replace(recipe, rebuild=False, forget=True)
+
+
 def make(client: DockerClient, recipe: Recipe, target: str, name: str) -> Built:
     """The image under this name: the one that is there if its inputs are these, else a new one."""
     wanted = inputs(recipe, target)
-    if not recipe.rebuild and (image := _there(client, wanted, target)):
+    if not recipe.forget and (image := _there(client, wanted, target)):
         repository, _, tag = name.rpartition(":")
         image.tag(repository, tag)
         say("images", f"{target}: there already ({size(image.attrs['Size'])}): {name}")

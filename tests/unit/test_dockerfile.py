@@ -66,6 +66,11 @@ def test_the_targets_are_the_images_that_the_cluster_file_names() -> None:
     assert re.search(r"^ARG BASE_IMAGE=python:3\.11-slim-bookworm$", TEXT, re.MULTILINE)
 
 
+def test_one_target_makes_them_all() -> None:
+    base, own = stages()["all"]
+    assert base == "scratch" and [rest.split()[0] for _, rest in own] == [f"--from={name}" for name in IMAGES]
+
+
 def test_nothing_is_of_the_newest_kind_or_version() -> None:
     assert "latest" not in TEXT
     assert "# syntax" not in TEXT and "<<" not in TEXT and "--link" not in TEXT

@@ -180,6 +180,7 @@ def test_a_registry_that_refuses(text: str, kind: type[MillError]) -> None:
         (["--registry", "r.example", "--tag", "latest"], "--tag: expected"),
         (["--no-push", "--tag", "a/b"], "--tag: expected"),
         (["--no-push", "--only", "cpu,gpux"], "--only: expected some of cpu, ray, gpu, found 'gpux'"),
+        (["--no-push", "--only", "cpu", "--rebuild"], "--rebuild: expected all images"),
         (["--no-push", "--source", "/"], "--source: expected a checkout"),
         (["--no-push", "--cluster", "/nowhere.yaml"], "--cluster: expected a YAML file that can be read"),
     ],
