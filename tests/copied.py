@@ -16,7 +16,7 @@ import pytest
 from imagemill.components.clean.schema import clean_schema
 from imagemill.components.resize import resize
 from imagemill.components.resize.config import ResizeConfig
-from imagemill.components.store.images import COLORS
+from imagemill.components.store.choices import COLORS
 from imagemill.components.store.manifest import Dataset, File, Manifest, Totals, commit, read_dataset
 from imagemill.components.store.shards import Layout, ShardWriter, read_columns
 from imagemill.components.store.step import Context

@@ -16,8 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
+from ..store.choices import Limits
 from ..store.errors import DatasetError, UserError
-from ..store.images import ImageRejected, Lenient, Limits, Pixels, at_least, decode
+from ..store.images import ImageRejected, Lenient, Pixels, at_least, decode
 from ..store.manifest import Dataset, read_dataset
 from ..store.shards import open_parquet, read_row_group
 from .phash import CHROMA, LUMA, THUMBNAIL_BYTES

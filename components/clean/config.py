@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..store import presets
+from ..store.choices import COLORS, Limits
 from ..store.config import StepConfig, option
 from ..store.errors import wrong
-from ..store.images import COLORS, Limits
 from ..store.standards import PixelRules
 
 VERSION = 3

@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow.compute as pc
 
 from ..store import uri as uris
+from ..store.choices import COLORS
 from ..store.errors import MillError, UserError
-from ..store.images import COLORS
 from ..store.manifest import Dataset, File, Manifest, Totals
 from ..store.shards import read_columns
 from ..store.step import Context

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..store import uri as uris
+from ..store.choices import Limits
 from ..store.errors import TransientError, UserError, wrong
 from ..store.filesystem import store_for
-from ..store.images import Limits, sniff
+from ..store.images import sniff
 from ..store.objects import Entry
 from ..store.parallel import ordered
 from ..store.paths import is_hidden, promises_image

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from ..store.choices import JPEG, RAW
 from ..store.errors import DatasetError
 from ..store.images import Pixels
 from ..store.labels import MULTI, label_column
 from ..store.manifest import Dataset
 from ..store.shards import open_parquet, read_row_group, row_groups
-from ..store.tensors import JPEG, RAW, images_of
+from ..store.tensors import images_of
 from .config import SPLITS
 from .order import Survey, rows_in_order, survey
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..store import uri as uris
+from ..store.choices import Limits
 from ..store.filesystem import store_for
-from ..store.images import ImageRejected, Limits, sniff
+from ..store.images import ImageRejected, sniff
 from ..store.paths import is_hidden, promises_image
 
 LIMIT = Limits().bytes

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..store.images import ImageRejected, Lenient, Limits, at_least, decode
+from ..store.choices import Limits
+from ..store.images import ImageRejected, Lenient, at_least, decode
 from ..store.labels import MULTI, label_column
 from ..store.manifest import Dataset, File
 from ..store.shards import open_parquet, read_columns, read_row_group

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from ..store import model_presets, presets
+from ..store.choices import (
+    CANNY_HIGH,
+    CANNY_LOW,
+    EDGES,
+    ENCODINGS,
+    INTERPOLATIONS,
+    JPEG,
+    MODES,
+    QUALITIES,
+    usual_resize,
+)
 from ..store.config import DEVICE, StepConfig, option
-from ..store.edges import CANNY_HIGH, CANNY_LOW, EDGES
 from ..store.errors import wrong
 from ..store.model_presets import NORMALIZATIONS
-from ..store.resample import INTERPOLATIONS, MODES, QUALITIES, Geometry, usual_resize
-from ..store.tensors import ENCODINGS, JPEG
+
+if TYPE_CHECKING:
+    from ..store.resample import Geometry
 
 VERSION = 2
 """Raised when the same clean images must give other pixels."""
@@ -155,6 +166,8 @@ class ResizeConfig(StepConfig):
 
     def geometry(self, color: str) -> Geometry:
         """How images of that colour become tensors."""
+        from ..store.resample import Geometry
+
         crop = self.resize_mode == "crop"
         return Geometry(
             self.image_size, self.resize_mode, color, EDGES[self.edges], self.canny_low, self.canny_high,

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from ..store import uri as uris
+from ..store.choices import COLORS
 from ..store.errors import UserError
 from ..store.fingerprint import digest
-from ..store.images import COLORS, Decoded, Pixels
+from ..store.images import Decoded, Pixels
 from ..store.manifest import Dataset
 from ..store.pipelines import PIPELINES, apply_pipeline, check_pipeline, pipeline_text
 from ..store.policies import rand_augment

@@ -18,14 +18,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageOps
 
-from ..store.images import COLORS, Pixels
+from ..store.choices import COLORS, JPEG, RAW
+from ..store.images import Pixels
 from ..store.manifest import Dataset
 from ..store.parallel import cores
 from ..store.progress import size
 from ..store.resample import Geometry
 from ..store.shards import open_parquet, read_row_group
 from ..store.step import Context
-from ..store.tensors import JPEG, RAW, encode_jpeg, images_of
+from ..store.tensors import encode_jpeg, images_of
 from .config import ResizeConfig
 from .work import Recipe
 

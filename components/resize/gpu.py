@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from PIL import Image
 
+from ..store.choices import COLORS
 from ..store.edges import edge_channels
 from ..store.errors import TransientError
-from ..store.images import COLORS, Pixels, in_color, sniff
+from ..store.images import Pixels, in_color, sniff
 from ..store.resample import LONG, Geometry, _centre, _padded, decode_to
 from .work import Kernel
 

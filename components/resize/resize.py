@@ -7,13 +7,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..store import uri as uris
+from ..store.choices import JPEG
 from ..store.errors import MillError, error_for_exit_code, wrong
 from ..store.filesystem import store_for
 from ..store.fingerprint import fingerprint
 from ..store.manifest import MANIFEST, Dataset, File, Manifest, Totals, commit, ready
 from ..store.progress import Progress, size
 from ..store.step import CACHED, RAN, Context, Outcome
-from ..store.tensors import JPEG
 from .actors import run_on_gpus
 from .batches import batches, make_files
 from .config import VERSION, ResizeConfig

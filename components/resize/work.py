@@ -10,13 +10,14 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 
+from ..store.choices import RAW
 from ..store.errors import MillError
 from ..store.images import ImageRejected, Pixels
 from ..store.labels import MULTI, SINGLE, label_column
 from ..store.manifest import File, add_counts
 from ..store.resample import Geometry, decode_to
 from ..store.shards import Layout, ShardWriter, open_parquet, read_row_group
-from ..store.tensors import RAW, encode_jpeg
+from ..store.tensors import encode_jpeg
 from .copies import CopyPolicy, place, with_copies
 from .plan import ROW_GROUP_BYTES, Job, Slice
 from .statistics import Histogram, Sums, add_histogram

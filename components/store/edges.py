@@ -11,18 +11,8 @@ import math
 
 import numpy as np
 
+from .choices import CANNY_HIGH, CANNY_LOW
 from .images import Pixels
-
-EDGES: dict[str, tuple[str, ...]] = {
-    "off": (),
-    "sobel": ("sobel",),
-    "canny": ("canny",),
-    "both": ("sobel", "canny"),
-}
-"""The choices of `edges`, and the channels that each adds, in their order."""
-
-CANNY_LOW, CANNY_HIGH = 100, 200
-"""Canny's thresholds on |gx| + |gy| of the 3x3 Sobel derivatives, which is 2040 at most (1020 for a step edge)."""
 
 SOBEL_SCALE = 1 / math.sqrt(20)
 """The magnitude is at most 255 * sqrt(20) (a step whose corner is cut by one pixel); a straight step of the full

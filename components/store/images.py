@@ -20,13 +20,14 @@ import simplejpeg
 from PIL import Image
 
 from . import plain
+from .choices import COLORS, Limits
 from .jpeg import Header, plain_header
 from .parallel import Budget
 from .pillow import open_image, short, to_color
-from .pixels import COLORS, ORIENTATION, ImageRejected, Pixels, orientation_of, upright
+from .pixels import ORIENTATION, ImageRejected, Pixels, orientation_of, upright
 
 __all__ = [
-    "COLORS", "FORMATS", "VETTED", "Decoded", "ImageRejected", "Lenient", "Limits", "Pixels", "at_least", "decode",
+    "FORMATS", "VETTED", "Decoded", "ImageRejected", "Lenient", "Pixels", "at_least", "decode",
     "in_color", "sniff",
 ]  # fmt: skip
 
@@ -38,15 +39,6 @@ _BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)
 
 Image.MAX_IMAGE_PIXELS = None  # our own limits are checked before decoding, without a warning in between
 warnings.filterwarnings("ignore", module=r"PIL\.")
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What is refused before decoding. The default for pixels is Pillow's own for an error."""
-
-    pixels: int = 178_956_970
-    side: int = 65_500
-    bytes: int = 256 * 2**20
 
 
 VETTED = Limits(2**62, 2**62, 2**62)

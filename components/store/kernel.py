@@ -18,7 +18,6 @@ from .images import Pixels
 if TYPE_CHECKING:
     import torch
 
-INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "area")
 REACH = {"bilinear": 1, "bicubic": 2, "lanczos": 3}
 """How far a filter reaches to either side, in pixels of the target where that is smaller than the source."""
 KERNEL_CHANNELS = 4

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from .choices import COLORS
 from .jpeg import sample_bits
-from .pixels import COLORS, ImageRejected, Pixels
+from .pixels import ImageRejected, Pixels
 
 
 def open_image(data: bytes, kind: str) -> Image.Image:

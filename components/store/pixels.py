@@ -10,11 +10,6 @@ from PIL import Image
 
 T = TypeVar("T", bound=np.generic)
 Pixels = npt.NDArray[np.uint8]
-COLORS = {"rgb": 3, "gray": 1, "ycbcr": 3, "lab": 3, "red": 1, "green": 1, "blue": 1}
-"""Colour spaces and their channels. `ycbcr`: full range, in the order Y, Cb, Cr (JFIF 1.02; ITU-T T.871);
-`lab`: CIE L*a*b* of sRGB under D65 in 8 bits (L * 255 / 100, a + 128, b + 128), as OpenCV's RGB2LAB computes it;
-`red`, `green`, `blue`: that channel alone."""
-
 ORIENTATION = 0x0112
 """The number of EXIF's tag."""
 

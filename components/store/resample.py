@@ -19,13 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from .edges import CANNY_HIGH, CANNY_LOW, edge_channels
-from .images import COLORS, VETTED, Decoded, Lenient, Pixels, decode, in_color
-from .kernel import INTERPOLATIONS, Size, Window, resample, resample_long
+from .choices import CANNY_HIGH, CANNY_LOW, COLORS, usual_resize
+from .edges import edge_channels
+from .images import VETTED, Decoded, Lenient, Pixels, decode, in_color
+from .kernel import Size, Window, resample, resample_long
 
-__all__ = ["INTERPOLATIONS", "MODES", "QUALITIES", "Geometry", "decode_to", "fit", "resample", "usual_resize"]
-MODES = ("crop", "squash", "letterbox")
-QUALITIES = ("exact", "fast")
+__all__ = ["Geometry", "decode_to", "fit", "resample"]
 LONG = 16
 """Sides beyond this ratio are cropped while they are resized: 1 x 65,500 pixels would be 4 GB before the crop."""
 LARGE = 2**20
@@ -34,11 +33,6 @@ LARGE_MARGIN, SMALL_MARGIN, FAST_MARGIN = 2.0, 3.0, 1.2
 """How many times the target a scaled decode must keep on both sides: of a large picture, of a small one, and of any
 with quality `fast`. Measured on photographs: in the mean 0.2 to 0.3 of 255 off at twice (large) and at three times
 (small), 0.9 to 1.4 at 1.2 times, 2.8 at the target itself."""
-
-
-def usual_resize(size: int) -> int:
-    """The short side before a centre crop of `size`, as torchvision's references have it: 256 for 224."""
-    return round(size * 256 / 224)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from .images import COLORS, Pixels, decode, in_color
+from .choices import COLORS
+from .images import Pixels, decode, in_color
 from .operations import binarize, denoise, equalize
 from .region import Window, background, blurred, box_window, cropped, filled, trimmed_window
 from .standards import PixelRules

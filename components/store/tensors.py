@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import simplejpeg
 
+from .choices import JPEG, RAW
 from .images import Pixels
 from .parallel import cores
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-RAW, JPEG = "raw", "jpeg"
-ENCODINGS = (RAW, JPEG)
 _SHARE = 16
 """JPEGs that a thread decodes at a time."""
 

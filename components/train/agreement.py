@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ..store import model_presets
-from ..store.images import COLORS
+from ..store.choices import COLORS
 from ..store.manifest import Dataset
 from ..store.model_presets import NORMALIZATIONS, known
 from ..store.resample import Geometry

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..store.images import COLORS, Pixels
+from ..store.choices import COLORS
+from ..store.images import Pixels
 from ..store.tensors import input_size
 from . import drawing
 from .config import TrainConfig

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..store.backbones import is_transformer
-from ..store.images import COLORS
+from ..store.choices import COLORS
 from ..store.labels import MULTI
 from ..store.manifest import Manifest
 from ..store.model import ModelSpec

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, fields, replace
 
 from ..store.backbones import has_drop_path, is_transformer
-from ..store.images import COLORS
+from ..store.choices import COLORS
 from ..store.labels import MULTI
 from ..store.manifest import Manifest
 from ..store.tensors import input_size

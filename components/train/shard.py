@@ -22,11 +22,12 @@ import pyarrow.parquet as pq
 import simplejpeg
 
 from ..store import uri as uris
+from ..store.choices import JPEG
 from ..store.errors import DatasetError
 from ..store.filesystem import disk_errors
 from ..store.labels import MULTI, label_column
 from ..store.manifest import Dataset, File
-from ..store.tensors import JPEG, images_of
+from ..store.tensors import images_of
 from .cache import ShardCache
 from .pages import row_offsets
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, cast
 from ..store import timm_models
 from ..store import uri as uris
 from ..store.blocks import head
+from ..store.choices import COLORS
 from ..store.errors import UserError, wrong
 from ..store.filesystem import store_for
-from ..store.images import COLORS
 from ..store.manifest import Dataset, find_dataset
 from ..store.model import ModelSpec, first_convolution
 from ..store.resample import Geometry

@@ -28,11 +28,12 @@ from load_cells import CLASSES, SIZE, STAMP_BLOCK, STAMP_LEFT, STAMP_TOP, Place
 from imagemill.components.resize.plan import FILE_BYTES, FILE_ENCODED_BYTES, FILE_ROWS, ROW_GROUP_BYTES
 from imagemill.components.resize.work import Recipe
 from imagemill.components.store import uri as uris
+from imagemill.components.store.choices import RAW
 from imagemill.components.store.manifest import Dataset, File, Manifest, Totals, commit
 from imagemill.components.store.parallel import cores, ordered
 from imagemill.components.store.resample import Geometry, decode_to
 from imagemill.components.store.shards import Layout, ShardWriter
-from imagemill.components.store.tensors import RAW, encode_jpeg
+from imagemill.components.store.tensors import encode_jpeg
 
 WIDTH, HEIGHT, BASES = 500, 375, 48
 QUALITY, SUBSAMPLING = 90, "420"

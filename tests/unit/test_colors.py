@@ -22,11 +22,11 @@ from imagemill.components.download import STEP as DOWNLOAD
 from imagemill.components.evaluate import STEP as EVALUATE
 from imagemill.components.resize import STEP as RESIZE
 from imagemill.components.resize import resize as resize_step
-from imagemill.components.store.edges import EDGES
-from imagemill.components.store.images import COLORS, ImageRejected, decode, in_color
+from imagemill.components.store.choices import COLORS, EDGES, MODES
+from imagemill.components.store.images import ImageRejected, decode, in_color
 from imagemill.components.store.manifest import Dataset, read_dataset
 from imagemill.components.store.model import first_convolution, load_model
-from imagemill.components.store.resample import MODES, Geometry, decode_to
+from imagemill.components.store.resample import Geometry, decode_to
 from imagemill.components.store.shards import read_columns
 from imagemill.components.store.step import Step
 from imagemill.components.train import STEP as TRAIN

@@ -25,11 +25,12 @@ from imagemill.components.resize import plan, resize, statistics
 from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.resize.statistics import STD_FLOOR, Sums, add_histogram, normalization_of
 from imagemill.components.resize.statistics import known as named
-from imagemill.components.store.edges import EDGES, SOBEL_SCALE, edge_channels
+from imagemill.components.store.choices import COLORS, EDGES, MODES
+from imagemill.components.store.edges import SOBEL_SCALE, edge_channels
 from imagemill.components.store.errors import UserError
-from imagemill.components.store.images import COLORS, in_color
+from imagemill.components.store.images import in_color
 from imagemill.components.store.manifest import Dataset, File, Manifest, Totals, commit, read_dataset
-from imagemill.components.store.resample import MODES, Geometry, decode_to, fit, resample
+from imagemill.components.store.resample import Geometry, decode_to, fit, resample
 from imagemill.components.store.shards import Layout, ShardWriter, read_columns
 from imagemill.components.store.step import Context
 from imagemill.components.store.workspace import Workspace

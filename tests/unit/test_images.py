@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from imagemill.components.clean.config import REASONS
-from imagemill.components.store.images import FORMATS, Decoded, ImageRejected, Lenient, Limits, at_least, decode, sniff
+from imagemill.components.store.choices import Limits
+from imagemill.components.store.images import FORMATS, Decoded, ImageRejected, Lenient, at_least, decode, sniff
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow talks about broken files
 

@@ -15,7 +15,8 @@ from PIL import Image, ImageOps
 from test_images import jpeg_header, picture, saved, with_orientation
 
 from imagemill.components.store import images
-from imagemill.components.store.images import ImageRejected, Lenient, Limits, at_least, decode
+from imagemill.components.store.choices import Limits
+from imagemill.components.store.images import ImageRejected, Lenient, at_least, decode
 from imagemill.components.store.jpeg import Header, plain_header, sample_bits
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")

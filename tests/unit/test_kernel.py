@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from imagemill.components.store import plain
+from imagemill.components.store.choices import INTERPOLATIONS, MODES
 from imagemill.components.store.images import Decoded, Lenient, decode, sniff
-from imagemill.components.store.kernel import INTERPOLATIONS, Window, resample, resample_long
-from imagemill.components.store.resample import MODES, Geometry, decode_to, fit
+from imagemill.components.store.kernel import Window, resample, resample_long
+from imagemill.components.store.resample import Geometry, decode_to, fit
 
 PETS = Path(__file__).parents[2] / ".." / "shared" / "data" / "pets" / "images.tar.gz"
 PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}

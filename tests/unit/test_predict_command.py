@@ -18,9 +18,9 @@ import pytest
 
 from imagemill.components.predict import predict as predicting
 from imagemill.components.predict.pictures import pictures
+from imagemill.components.store.choices import Limits
 from imagemill.components.store.errors import TransientError
 from imagemill.components.store.filesystem import LocalStore
-from imagemill.components.store.images import Limits
 from imagemill.components.store.manifest import Dataset, Manifest, commit, read_dataset
 from imagemill.components.store.model import ModelSpec, build_network
 from imagemill.components.store.resample import Geometry

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save, save_file
 
+from imagemill.components.store.choices import COLORS
 from imagemill.components.store.errors import UserError
-from imagemill.components.store.images import COLORS
 from imagemill.components.store.manifest import Manifest, commit
 from imagemill.components.store.model import ModelSpec, build_network, first_convolution, load_model
 from imagemill.components.store.resample import Geometry

@@ -19,11 +19,12 @@ from hypothesis import strategies as st
 
 from imagemill.components.evaluate.inputs import input_batches, tensors_for
 from imagemill.components.resize.config import ResizeConfig
+from imagemill.components.store.choices import INTERPOLATIONS
 from imagemill.components.store.errors import UserError
 from imagemill.components.store.images import Pixels
 from imagemill.components.store.manifest import Dataset
 from imagemill.components.store.model import ModelSpec, build_network
-from imagemill.components.store.resample import INTERPOLATIONS, Geometry, decode_to
+from imagemill.components.store.resample import Geometry, decode_to
 from imagemill.components.store.shards import read_columns
 from imagemill.components.store.step import Context
 from imagemill.components.store.tensors import centre, images_of, input_image, input_size

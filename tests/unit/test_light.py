@@ -1,0 +1,25 @@
+"""`imagemill --help` answers at once: what is heavy is imported by what needs it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = (
+    "PIL", "albumentations", "boto3", "botocore", "cv2", "docker", "hera", "kfp", "kubernetes", "numpy", "pandas",
+    "pyarrow", "ray", "simplejpeg", "timm", "torch", "torchvision", "yaml",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["train", "--help"], ["submit", "--help"]], ids=str)
+def test_help_imports_nothing_heavy(words: list[str]) -> None:
+    script = (
+        "import sys\nfrom imagemill.pipelines.cli import main\n"
+        f"try:\n    main({words!r})\nexcept SystemExit:\n    pass\n"
+        f"print(*sorted(set(sys.modules) & set({HEAVY!r})), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    assert "usage: imagemill" in done.stdout
+    assert done.stderr.split() == []
