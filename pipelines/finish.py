@@ -86,7 +86,7 @@ def read(workspace: str, run: str, ended: str = "") -> Run:
     name = os.environ.get(RUN) or run
     try:
         place = Workspace(uris.normalize(workspace, "workspace"))
-        records = {step: record for step in STEPS if (record := place.step_record(name, step))}
+        records = place.step_records(name)
         return Run(name, place.uri, records, ended=ended)
     except MillError as error:
         return Run(name, uris.safe(workspace), {}, str(error), ended)

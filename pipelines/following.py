@@ -142,8 +142,7 @@ def _inside(values: Any, key: str) -> Any:
 
 def records(workspace: str, run: str) -> dict[str, dict[str, Any]]:
     """What the steps of a run have recorded; a MillError where the workspace can't be read from here."""
-    place = Workspace(uris.normalize(workspace, "workspace"))
-    return {step: record for step in STEPS if (record := place.step_record(run, step))}
+    return Workspace(uris.normalize(workspace, "workspace")).step_records(run)
 
 
 def readable_records(workspace: str, run: str) -> tuple[dict[str, dict[str, Any]], str]:

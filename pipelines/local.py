@@ -72,7 +72,7 @@ def run_here(
                         failed = _run_kfp(arguments, scratch, log, containers)
         finally:
             _keep_log(log_path, arguments, workspace, run)
-    records = {step: record for step in STEPS if (record := workspace.step_record(run, step))}
+    records = workspace.step_records(run)
     if failed or any(record["exit_code"] for record in records.values()):
         _raise_from(records, workspace.run_file(run, LOG), codes)
     return records

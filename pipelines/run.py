@@ -99,7 +99,7 @@ def check_beforehand(chosen: Chosen, engine: Engine | None = None) -> tuple[Work
 def _add_steps(result: dict[str, Any], workspace: Workspace) -> None:
     """What the steps recorded, also of a run that failed."""
     try:
-        records = {step: record for step in STEPS if (record := workspace.step_record(result["run"], step))}
+        records = workspace.step_records(result["run"])
     except (MillError, UserError):  # the store is gone: the run's own error says so
         return
     result["steps"] = {step: {"state": r["state"], "seconds": r["seconds"]} for step, r in records.items()}

@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 
 from .config import StepConfig, field_types, parse_sections
 from .errors import (
+    EXIT_OK,
     EXIT_OURS,
     EXIT_TRANSIENT,
     EXIT_USER,
@@ -180,8 +181,9 @@ class Step:
             if code:
                 raise SystemExit(code)
             record: dict[str, Any] = json.loads(result.read_text())
-            if artifact:
-                copy_to(join(record["uri"], MANIFEST), artifact)
+            manifest = join(record["uri"], MANIFEST)
+            if artifact and (code := self._handed_over(lambda: copy_to(manifest, artifact))):
+                raise SystemExit(code)
             return record
         finally:
             result.unlink(missing_ok=True)
@@ -210,9 +212,17 @@ class Step:
             return self.execute(config, result)
         Path(outputs).mkdir(parents=True, exist_ok=True)
         code = self.execute(config, result := result or str(Path(outputs) / "record.json"))
-        if not code:
-            write_outputs(json.loads(Path(result).read_text()), Path(outputs))
-        return code
+        return code or self._handed_over(lambda: write_outputs(json.loads(Path(result).read_text()), Path(outputs)))
+
+    def _handed_over(self, write: Callable[[], None]) -> int:
+        """Give an orchestrator what the step has made; the exit code. Nothing is lost where the store is away just
+        then: the next try finds the dataset there."""
+        try:
+            write()
+        except (MillError, OSError) as error:
+            say(self.name, f"error: what the step made could not be handed over: {error}")
+            return error.exit_code if isinstance(error, MillError) else EXIT_OURS
+        return EXIT_OK
 
     def _section(self, sections: str, values: Mapping[str, Any]) -> dict[str, Any]:
         """This step's part of the JSON parameter `config`; UserError where it says what was said already."""

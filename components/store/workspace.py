@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import uri as uris
+from .config import STEPS
 from .errors import DatasetError, wrong
 from .filesystem import store_for
 from .manifest import Dataset
@@ -124,6 +125,10 @@ class Workspace:
 
     def step_record(self, run: str, step: str) -> dict[str, Any] | None:
         return self._read_json(self.run_file(run, f"{step}.json"))
+
+    def step_records(self, run: str) -> dict[str, dict[str, Any]]:
+        """What the steps of a run have recorded so far, in their order."""
+        return {step: record for step in STEPS if (record := self.step_record(run, step))}
 
     def write_step_record(self, run: str, step: str, record: dict[str, Any]) -> None:
         self.store.put(self.run_file(run, f"{step}.json"), _json(record))

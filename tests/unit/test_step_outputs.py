@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 
 import mill
+import pytest
 
 from imagemill.components.clean import STEP as CLEAN
 from imagemill.components.download import STEP as DOWNLOAD
+from imagemill.components.store import step
+from imagemill.components.store.errors import TransientError
 
 
 def test_outputs_are_files_of_one_value(tmp_path: Path) -> None:
@@ -44,3 +47,24 @@ def test_a_name_in_both_is_refused(tmp_path: Path) -> None:
     words = [f"--raw={tmp_path}/raw/0", f"--workspace={tmp_path}", "--color=gray"]
     assert CLEAN.main([*words, '--config={"clean": {"color": "rgb"}}']) == 2
     assert CLEAN.main([*words, "--config={"]) == 2
+
+
+def test_a_store_that_goes_away_at_the_end_is_no_fault_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The dataset is made: the next try finds it, so this one must be one that is tried again."""
+    photos = mill.make_photos(tmp_path / "photos", each=3)
+    words = ["--dataset=folder", f"--source={photos}", f"--workspace={tmp_path / 'w'}", f"--outputs={tmp_path / 'o'}"]
+
+    def away(uri: str, path: str) -> None:
+        raise TransientError("the store does not answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(step, "copy_to", away)
+        assert DOWNLOAD.main(words) == 75
+        with pytest.raises(SystemExit) as ended:
+            DOWNLOAD.component("", str(tmp_path / "a"), dataset="folder", source=str(photos), workspace=f"{tmp_path}/w")
+        assert ended.value.code == 75
+    assert capsys.readouterr().err.count("could not be handed over: the store does not answer") == 2
+    assert DOWNLOAD.main(words) == 0
+    assert (tmp_path / "o" / "state").read_text() == "cached"
