@@ -12,11 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+from ..components.store import uri as uris
 from ..components.store.config import STEPS
 from ..components.store.errors import UserError, wrong
 from ..components.store.manifest import code_version
-from .settings import bytes_of, documented, plain, read, setting
+from . import forms
+from .settings import bytes_of, documented, load_yaml, plain, read, setting
 
 Place = Callable[..., str]
 """Names a field of the file for a message."""
@@ -29,6 +32,8 @@ UID = 10001
 SCRATCH = "/scratch"
 """The one folder that a container may write: TMPDIR and HOME are there."""
 LABELS = {"app.kubernetes.io/name": "imagemill", "app.kubernetes.io/part-of": "imagemill"}
+TOKEN_KEY = "auth_token"
+"""Under which KubeRay, too, keeps a cluster's token in a secret."""
 RUN_LABEL = "imagemill.io/run"
 """On every pod and RayJob of a run: what a run has left behind is found, and deleted, by it."""
 
@@ -49,6 +54,8 @@ class Images:
             image = getattr(self, target)
             if image and not self.tags_allowed and not _DIGEST.fullmatch(image):
                 raise wrong(place(target), "an image by its digest, name@sha256:… (see tags_allowed)", image)
+        for name in self.pull_secrets:
+            forms.check_name(place("pull_secrets"), name)
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,23 @@ class Storage:
     secret_key: str = setting("secretkey", "the secret's key for the secret access key")
     workspace: str = setting("s3://mlpipeline/imagemill", "the workspace where none is given: s3://bucket/prefix")
 
+    def check(self, place: Place) -> None:
+        """Whoever may read the pods could read a login; so none is repeated in the message either."""
+        if self.endpoint and not _is_endpoint(self.endpoint):
+            found = uris.safe(self.endpoint).rpartition("@")[2]
+            raise wrong(place("endpoint"), "http://host:port or https://…, without login, query and fragment", found)
+        if uris.safe(self.workspace) != self.workspace:
+            raise wrong(place("workspace"), "s3://bucket/prefix without a login", uris.safe(self.workspace))
+
+
+def _is_endpoint(address: str) -> bool:
+    try:
+        parts = urlsplit(address)
+        _ = parts.port  # ValueError: it is no number
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and uris.safe(address) == address
+
 
 @dataclass(frozen=True)
 class Pod:
@@ -73,8 +97,8 @@ class Pod:
     cpu_limit: str = setting("", "cores that it may take (empty: as many as are free)", quantity=True)
     memory: str = setting("2Gi", "memory that it is promised, and that it may take", quantity=True)
     memory_limit: str = setting("", "memory that it may take, if more than promised", quantity=True)
-    ephemeral_storage: str = setting("4Gi", "disk of the node, for scratch (Argo and Ray; KFP can't say it)",
-                                     quantity=True)  # fmt: skip
+    ephemeral_storage: str = setting("4Gi", "disk of the node that it is promised, and may take for scratch "
+                                     "(KFP: only the latter)", quantity=True)  # fmt: skip
     gpu: int = setting(0, "GPUs")
     gpu_type: str = setting("nvidia.com/gpu", "which: the resource's name")
     shm: str = setting("", "size of /dev/shm, as a part of the memory (empty: by the batch for train, else none)",
@@ -94,11 +118,10 @@ class Pod:
                 raise wrong(place(f"{name}_limit"), f"at least {name}, {request}", limit)
         if self.shm and bytes_of(self.shm) >= bytes_of(self.memory_limit or self.memory):
             raise wrong(place("shm"), f"less than memory, {self.memory}, which it is a part of", self.shm)
+        forms.check_resource(place("gpu_type"), self.gpu_type)
+        forms.check_labels(place("node_selector"), self.node_selector)
         for toleration in self.tolerations:
-            if not isinstance(toleration, dict) or not set(toleration) <= {
-                "key", "operator", "value", "effect", "tolerationSeconds"
-            }:  # fmt: skip
-                raise wrong(place("tolerations"), "a list of {key, operator, value, effect}", toleration)
+            forms.check_toleration(place("tolerations"), toleration)
 
 
 _STEPS: dict[str, Pod] = {
@@ -133,6 +156,7 @@ class Ray:
         "cluster at address", choices=("rayjob", "pod", "address"),
     )  # fmt: skip
     address: str = setting("", "for mode address: http://head:8265 or ray://head:10001")
+    token_secret: str = setting("", "for mode address: the secret whose key auth_token is that cluster's token")
     version: str = setting("", "Ray's version in the image (empty: that of this installation)")
     head: Pod = setting(lambda: Pod(cpu="1", memory="4Gi", ephemeral_storage="4Gi"), "the head, which runs no task")
     workers: Workers = setting(Workers, "the workers")
@@ -142,8 +166,17 @@ class Ray:
     ttl_seconds: int = setting(600, "how long an ended job stays to be looked at")
 
     def check(self, place: Place) -> None:
+        if self.version and not re.fullmatch(r"\d+\.\d+[\w.+-]*", self.version):
+            raise wrong(place("version"), "a release, such as 2.60.0", self.version)
+        for names, pod in ((("head",), self.head), (("workers", "pod"), self.workers.pod)):
+            if pod.deadline_seconds:
+                raise wrong(place(*names, "deadline_seconds"), "0: ray.deadline_seconds is that of the whole job",
+                            pod.deadline_seconds)  # fmt: skip
         if (self.mode == "address") != bool(self.address):
             raise wrong(place("address"), "an address with mode address, and only then", self.address)
+        if self.token_secret and self.mode != "address":
+            raise wrong(place("token_secret"), "none but with mode address: a RayJob has a token of its own",
+                        self.token_secret)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -151,9 +184,12 @@ class Limits:
     """Retries and deadlines of a run."""
 
     lost_pod_retries: int = setting(2, "how often a step whose pod was lost is tried again")
-    run_deadline_seconds: int = setting(24 * 3600, "the longest that a run may take")
-    keep_succeeded_seconds: int = setting(24 * 3600, "how long the objects of a run that succeeded stay")
-    keep_failed_seconds: int = setting(7 * 24 * 3600, "how long those of one that failed stay")
+    run_deadline_seconds: int = setting(24 * 3600, "the longest that a run may take (0: no limit)")
+    keep_succeeded_seconds: int = setting(
+        24 * 3600,
+        "how long the objects of a run that succeeded stay (0: for ever; with KFP from 2.17 on, before it too)",
+    )
+    keep_failed_seconds: int = setting(7 * 24 * 3600, "how long those of one that failed stay (0: for ever)")
 
 
 @dataclass(frozen=True)
@@ -209,10 +245,15 @@ class Cluster:
     namespace: str = setting("imagemill", "the namespace that everything runs in")
     images: Images = setting(Images, "images; `imagemill images build` writes this part")
     storage: Storage = setting(Storage, "the object store")
-    steps: dict[str, Pod] = setting(lambda: dict(_STEPS), "the pods of the steps; what is left out keeps its default")
+    steps: dict[str, Pod] = setting(
+        lambda: dict(_STEPS),
+        "the pods of the steps; what is left out keeps its default; resize is for ray.mode pod: else Ray's head and "
+        "workers do the work, and its pod, which waits for them, is `small`",
+    )
     small: Pod = setting(
         lambda: Pod(cpu="200m", memory="1Gi", ephemeral_storage="1Gi"),
-        "the pods that only start, watch and report: the RayJob's launcher, Argo's plan, the exit step",
+        "the pods that only start, watch and report: the RayJob's launcher, Argo's plan, the exit step (its deadline "
+        "with Argo: 15 minutes if it is 0 here)",
     )
     ray: Ray = setting(Ray, "Ray, for resizing")
     limits: Limits = setting(Limits, "retries and deadlines")
@@ -224,6 +265,9 @@ class Cluster:
     def check(self, place: Place) -> None:
         if not _DNS_NAME.fullmatch(self.namespace):
             raise wrong(place("namespace"), "a name of lower-case letters, digits and '-'", self.namespace)
+        if self.small.shm:
+            raise wrong(place("small", "shm"), "none: these pods share no memory", self.small.shm)
+        forms.check_labels(place("labels"), self.labels)
         for name in self.steps:
             if name not in STEPS:
                 raise wrong(place("steps", name), f"a step: {', '.join(STEPS)}", name)
@@ -261,7 +305,7 @@ def from_file(path: str) -> Cluster:
     import yaml
 
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = load_yaml(Path(path).read_text(encoding="utf-8"), path)
     except OSError as error:
         raise wrong("--cluster", "a YAML file that can be read", f"{path} ({error.strerror})") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -271,4 +315,19 @@ def from_file(path: str) -> Cluster:
 
 
 def from_json(text: str) -> Cluster:
-    return from_values(json.loads(text))
+    """What `to_json` wrote, in a pod; UserError where it was another imagemill that wrote it."""
+    try:
+        return from_values(json.loads(text))
+    except ValueError:
+        raise wrong("cluster", "the cluster's file as JSON", text[:100]) from None
+    except UserError as error:
+        raise UserError(
+            f"{error} (was this compiled by another imagemill than the image's {code_version()}?)"
+        ) from None
+
+
+def shared(workspace: str) -> str:
+    """The workspace; UserError for one that the pods of a cluster can't all reach."""
+    if not uris.is_s3(workspace):
+        raise wrong("workspace", "s3://bucket/prefix, which every pod of a cluster can reach", workspace)
+    return workspace

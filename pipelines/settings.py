@@ -22,6 +22,9 @@ _QUANTITY = re.compile(r"\d+(\.\d+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?")
 _FACTORS = {"": 1, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 _FACTORS |= {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
+_FREE: Mapping[str, Any] = {"choices": (), "quantity": False}
+"""About a text of any form."""
+
 
 def setting(default: Any, help: str, *, choices: tuple[str, ...] = (), quantity: bool = False) -> Any:
     """One field. `quantity`: a Kubernetes quantity, such as 500m or 2Gi; the empty string is unset.
@@ -47,6 +50,28 @@ def read(base: S, values: Any, where: str) -> S:
     Groups and fields may be left out: they stay as they are in `base`.
     """
     return _group(base, {} if values is None else values, where, ())
+
+
+def load_yaml(text: str, where: str) -> Any:
+    """Parsed YAML. yaml.YAMLError for what is none; UserError for a name that comes twice in one place of `where`.
+
+    Of those YAML's own reader takes the last one, without a word.
+    """
+    import yaml
+
+    class Strict(yaml.SafeLoader):
+        def compose_mapping_node(self, anchor: Any) -> Any:
+            node = super().compose_mapping_node(anchor)
+            seen: set[tuple[str, str]] = set()
+            for key, _ in node.value:
+                known = (key.tag, key.value) if isinstance(key, yaml.ScalarNode) else None
+                if known in seen:
+                    raise wrong(f"{where} (line {key.start_mark.line + 1})", "each name once", key.value)
+                if known:
+                    seen.add(known)
+            return node
+
+    return yaml.load(text, Loader=Strict)  # a SafeLoader
 
 
 def _group(base: S, values: Any, where: str, path: tuple[str, ...]) -> S:
@@ -78,7 +103,8 @@ def _value(
         if not isinstance(value, Mapping):
             raise wrong(place, "names and values", value)
         if not dataclasses.is_dataclass(inner):
-            return {str(key): _text(text) for key, text in value.items()}
+            return {_name(key, place): _scalar(str, _FREE, said, _place(where, (*path, str(key))))
+                    for key, said in value.items()}  # fmt: skip
         given = {
             str(key): _group(
                 base.get(key) or typing.cast(Callable[[], Any], inner)(),
@@ -92,8 +118,26 @@ def _value(
     if typing.get_origin(kind) is tuple:
         if not isinstance(value, list | tuple):
             raise wrong(place, "a list", value)
-        return tuple(value)
+        return tuple(_element(typing.get_args(kind)[0], element, place) for element in value)
     return _scalar(kind, one.metadata, value, place)
+
+
+def _element(kind: Any, value: Any, place: str) -> Any:
+    """One element of a list: a text, or names and values, of which words that YAML takes for booleans are texts."""
+    if kind is str:
+        if not isinstance(value, str):
+            raise wrong(place, "a list of texts", value)
+        return value
+    if not isinstance(value, Mapping):
+        raise wrong(place, "a list of names and values", value)
+    return {_name(key, place): text(one) if isinstance(one, bool) else one for key, one in value.items()}
+
+
+def _name(key: Any, place: str) -> str:
+    """YAML makes something else of a name such as on, null or 2026-01-01."""
+    if isinstance(key, bool) or not isinstance(key, str | int):
+        raise wrong(place, "names that are texts (in quotes where YAML takes them for something else)", key)
+    return str(key)
 
 
 def _scalar(kind: type, about: Mapping[str, Any], value: Any, place: str) -> Any:
@@ -107,16 +151,16 @@ def _scalar(kind: type, about: Mapping[str, Any], value: Any, place: str) -> Any
         return value
     if isinstance(value, Mapping | list) or value is None:
         raise wrong(place, "a text", value)
-    text = _text(value)
-    if about["choices"] and text not in about["choices"]:
+    said = text(value)
+    if about["choices"] and said not in about["choices"]:
         raise wrong(place, f"one of {', '.join(c or repr(c) for c in about['choices'])}", value)
-    if about["quantity"] and text and not _QUANTITY.fullmatch(text):
+    if about["quantity"] and said and not _QUANTITY.fullmatch(said):
         raise wrong(place, "a quantity of Kubernetes', such as 500m, 2 or 16Gi", value)
-    return text
+    return said
 
 
-def _text(value: Any) -> str:
-    """YAML knows numbers and booleans where Kubernetes wants text: a cpu of 2, a label `true`."""
+def text(value: Any) -> str:
+    """YAML knows numbers and booleans where Kubernetes and Argo want text: a cpu of 2, a label `true`."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

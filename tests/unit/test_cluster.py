@@ -57,6 +57,10 @@ def test_a_cluster_travels_to_a_pod_in_one_line() -> None:
     assert cluster.image_of("promote") == DIGEST
 
 
+def train(toleration: dict[str, Any]) -> dict[str, Any]:
+    return {"steps": {"train": {"tolerations": [toleration]}}}
+
+
 WRONG: list[tuple[Any, str]] = [
     ({"namespaces": "a"}, "c.yaml (namespaces): expected one of namespace, "),
     ({"namespaces": "a"}, "is it namespace?"),
@@ -69,7 +73,10 @@ WRONG: list[tuple[Any, str]] = [
     ({"steps": {"train": {"shm": "16Gi"}}}, "c.yaml (steps.train.shm): expected less than memory"),
     ({"steps": {"train": {"gpu": "one"}}}, "c.yaml (steps.train.gpu): expected a whole number"),
     ({"steps": {"train": {"gpu": True}}}, "c.yaml (steps.train.gpu): expected a whole number"),
-    ({"steps": {"train": {"tolerations": ["gpu"]}}}, "c.yaml (steps.train.tolerations): expected a list of {key"),
+    (
+        {"steps": {"train": {"tolerations": ["gpu"]}}},
+        "c.yaml (steps.train.tolerations): expected a list of names and values",
+    ),
     ({"steps": {"train": {"tolerations": "gpu"}}}, "c.yaml (steps.train.tolerations): expected a list"),
     ({"steps": {"train": {"node_selector": ["a"]}}}, "c.yaml (steps.train.node_selector): expected names and values"),
     ({"steps": {"train": 3}}, "c.yaml (steps.train): expected names and values"),
@@ -80,6 +87,40 @@ WRONG: list[tuple[Any, str]] = [
     ({"images": {"tags_allowed": "yes"}}, "c.yaml (images.tags_allowed): expected true or false"),
     ({"storage": {"secret": None}}, "c.yaml (storage.secret): expected a text"),
     (["namespace"], "c.yaml: expected names and values"),
+    ({"storage": {"endpoint": "seaweedfs:9000"}}, "c.yaml (storage.endpoint): expected http://host:port"),
+    ({"storage": {"endpoint": "http://:9000"}}, "c.yaml (storage.endpoint): expected http://host:port"),
+    ({"storage": {"endpoint": "http://host:port"}}, "c.yaml (storage.endpoint): expected http://host:port"),
+    ({"storage": {"endpoint": "s3://host"}}, "c.yaml (storage.endpoint): expected http://host:port"),
+    ({"images": {"pull_secrets": [1]}}, "c.yaml (images.pull_secrets): expected a list of texts"),
+    ({"images": {"pull_secrets": [{"name": "x"}]}}, "c.yaml (images.pull_secrets): expected a list of texts"),
+    ({"images": {"pull_secrets": ["A b"]}}, "c.yaml (images.pull_secrets): expected a name of lower-case letters"),
+    (train({"operator": 3}), "(steps.train.tolerations): expected operator as a text, found 3"),
+    (train({"operator": "Has", "key": "a"}), "(steps.train.tolerations): expected operator Exists or Equal"),
+    (train({"key": "a", "effect": "nosuch"}), "(steps.train.tolerations): expected effect NoSchedule, "),
+    (train({"key": "a", "tolerationSeconds": "x"}), "expected tolerationSeconds as a whole number, found 'x'"),
+    (train({"key": "a", "tolerationSeconds": True}), "expected tolerationSeconds as a whole number, found 'true'"),
+    (train({"key": "a", "effect": "NoSchedule", "tolerationSeconds": 3}), "tolerationSeconds only with NoExecute"),
+    (train({"key": "a", "operator": "Exists", "value": "b"}), "expected no value with operator Exists"),
+    (train({"key": "bad key"}), "(steps.train.tolerations): expected the name of a taint, such as nvidia.com/gpu"),
+    (train({"value": "b"}), "(steps.train.tolerations): expected the name of a taint"),
+    (train({"key": "a", "value": "b c"}), "(steps.train.tolerations): expected a value of up to 63 letters"),
+    ({"labels": {"bad key!": "x"}}, "c.yaml (labels): expected a label's name, such as example.com/team"),
+    ({"labels": {"Example.com/team": "x"}}, "c.yaml (labels): expected a label's name"),
+    ({"labels": {"a" * 64: "x"}}, "c.yaml (labels): expected a label's name"),
+    ({"labels": {"team": "x y"}}, "c.yaml (labels.team): expected up to 63 letters, digits, '-', '_' and '.'"),
+    ({"labels": {"team": ["x"]}}, "c.yaml (labels.team): expected a text"),
+    ({"labels": {True: "x"}}, "c.yaml (labels): expected names that are texts"),
+    ({"steps": {"train": {"node_selector": {"a": None}}}}, "c.yaml (steps.train.node_selector.a): expected a text"),
+    ({"steps": {"train": {"node_selector": {"a": "b c"}}}}, "c.yaml (steps.train.node_selector.a): expected up to 63"),
+    ({"steps": {"train": {"gpu_type": ""}}}, "c.yaml (steps.train.gpu_type): expected the resource's whole name"),
+    ({"steps": {"train": {"gpu_type": "a100"}}}, "c.yaml (steps.train.gpu_type): expected the resource's whole name"),
+    ({"ray": {"version": "abc"}}, "c.yaml (ray.version): expected a release, such as 2.60.0"),
+    (
+        {"ray": {"head": {"deadline_seconds": 5}}},
+        "c.yaml (ray.head.deadline_seconds): expected 0: ray.deadline_seconds",
+    ),
+    ({"ray": {"workers": {"pod": {"deadline_seconds": 5}}}}, "c.yaml (ray.workers.pod.deadline_seconds): expected 0"),
+    ({"small": {"shm": "64Mi"}}, "c.yaml (small.shm): expected none"),
 ]
 
 
@@ -88,6 +129,42 @@ def test_what_is_wrong_is_named(values: Any, message: str) -> None:
     with pytest.raises(UserError) as error:
         from_values(values, "c.yaml")
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("endpoint", "http://key:hunter2@host:9000"),
+        ("endpoint", "https://host/?X-Amz-Signature=hunter2"),
+        ("endpoint", "key:hunter2@host:9000"),
+        ("workspace", "s3://key:hunter2@bucket/data"),
+    ],
+)
+def test_a_login_is_refused_and_not_repeated(field: str, value: str) -> None:
+    with pytest.raises(UserError, match=rf"c\.yaml \(storage\.{field}\)") as error:
+        from_values({"storage": {field: value}}, "c.yaml")
+    assert "hunter2" not in str(error.value)
+
+
+def test_what_kubernetes_takes_is_taken() -> None:
+    tolerations: list[dict[str, Any]] = [
+        {"operator": "Exists"},
+        {"key": "spot", "value": True, "effect": "NoExecute", "tolerationSeconds": 30},
+        {"key": "example.com/dedicated_to", "operator": "Equal", "value": "", "effect": "PreferNoSchedule"},
+    ]
+    cluster = from_values(
+        {
+            "images": {"pull_secrets": ["my.login-1"]},
+            "storage": {"endpoint": "https://store.example:8333/s3", "secret": ""},
+            "labels": {"example.com/cost.centre_1": 4711, "empty": ""},
+            "steps": {"train": {"tolerations": tolerations, "gpu_type": "nvidia.com/mig-1g.5gb"}},
+            "ray": {"version": "3.0.0.dev0", "head": {"deadline_seconds": 0}},
+        }
+    )
+    assert cluster.steps["train"].tolerations[1]["value"] == "true"
+    assert cluster.labels == {"example.com/cost.centre_1": "4711", "empty": ""}
+    assert from_json(cluster.to_json()) == cluster
+    assert from_values({"storage": {"endpoint": ""}, "ray": {"version": "2.51"}}).ray.version == "2.51"
 
 
 def test_images_are_required_by_digest_unless_tags_are_allowed() -> None:
@@ -102,6 +179,16 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("a: [")
     with pytest.raises(UserError, match="expected YAML"):
         from_file(str(tmp_path / "bad.yaml"))
+    (tmp_path / "twice.yaml").write_text("images: {}\nray:\n  mode: pod\n  mode: rayjob\n")
+    with pytest.raises(UserError, match=r"twice.yaml \(line 4\): expected each name once, found 'mode'"):
+        from_file(str(tmp_path / "twice.yaml"))
+    (tmp_path / "merged.yaml").write_text(
+        "steps:\n  clean: &a {cpu: 2, memory: 3Gi}\n  resize: &b {<<: *a, cpu: 5}\n  evaluate: {<<: *b, cpu: 6}\n"
+    )
+    steps = from_file(str(tmp_path / "merged.yaml")).steps
+    assert [(steps[name].cpu, steps[name].memory) for name in ("clean", "resize", "evaluate")] == [
+        ("2", "3Gi"), ("5", "3Gi"), ("6", "3Gi"),
+    ]  # fmt: skip
     (tmp_path / "empty.yaml").write_text("")
     assert from_file(str(tmp_path / "empty.yaml")) == Cluster()
 
