@@ -10,6 +10,7 @@ from ..components.store.config import STEPS
 from ..components.store.errors import EXIT_OK, wrong
 from ..components.store.progress import duration
 from . import following
+from .cluster import from_file
 from .kfp_client import Connection, Service, add_flags
 from .kfp_uploads import PIPELINE, find_pipeline
 from .run import failed
@@ -25,6 +26,7 @@ def add_command(commands: Any) -> None:
     parser.add_argument("run_id", nargs="?", default="", metavar="RUN_ID", help="the steps of this run")
     parser.add_argument("--last", default="10", metavar="N", help="how many runs, newest first (default: 10)")
     parser.add_argument("--follow", action="store_true", help="follow the run to its end, and exit with its result")
+    parser.add_argument("--cluster", default="", metavar="FILE", help="how the cluster is used: its namespace")
     parser.add_argument("--pipeline-name", default=PIPELINE, metavar="NAME", help=f"(default: {PIPELINE})")
     parser.add_argument("--json", action="store_true", help="print one line of JSON a run")
     add_flags(parser)
@@ -32,7 +34,8 @@ def add_command(commands: Any) -> None:
 
 def run(found: dict[str, Any]) -> int:
     """Print what the parsed flags ask for; returns the exit code, which is the run's own with --follow."""
-    connection = Connection.from_flags(found)
+    cluster_file = found["cluster"]
+    connection = Connection.from_flags(found, from_file(cluster_file).namespace if cluster_file else "")
     last, run_id, as_json = found["last"], found["run_id"], found["json"]
     if not last.isascii() or not last.isdigit() or not 1 <= int(last) <= PAGE:
         raise wrong("--last", f"a whole number from 1 to {PAGE}", last)

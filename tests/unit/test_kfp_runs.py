@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from kfp_commands import Commands, commands, record, script
+from kfp_state import KfpService
 
 from imagemill.pipelines import following
 
@@ -70,3 +71,17 @@ def test_one_run_is_shown_by_its_steps(mill: Commands, records: dict[str, dict[s
     assert mill("runs", run, "--follow").code == 75
     missing = mill("runs", "no-such-run")
     assert missing.code == 2 and "RUN_ID: expected a run that there is, found 'no-such-run'" in missing.err
+
+
+def test_the_namespace_of_a_profile_comes_from_the_clusters_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster = tmp_path / "profile.yaml"
+    cluster.write_text("namespace: team\nimages: {tags_allowed: true}\n")
+    with commands(tmp_path, monkeypatch, capsys, KfpService(multi_user=True)) as mill:
+        submitted = mill("submit", "--no-wait", "--namespace", "team", "--json").json
+        for words in (("runs",), ("schedule", "--list")):
+            assert mill(*words, "--cluster", str(cluster)).code == 0
+        assert [json.loads(mill("runs", "--cluster", str(cluster), "--json").out)["run"]] == [submitted["run"]]
+        assert mill("runs", "--cluster", str(cluster), "--namespace", "other").out.startswith("no runs of")
+        assert mill("runs", "--cluster", str(tmp_path / "none.yaml")).code == 2
