@@ -19,12 +19,10 @@ from ..components.download.table import TableSource
 from ..components.store import uri as uris
 from ..components.store.errors import UserError, wrong
 from ..components.store.manifest import MANIFEST
-from ..components.train.config import TrainConfig
 from .cluster import SCRATCH
 from .parameters import Chosen
+from .paths import PATHS, is_path
 
-PATHS = ("source", "annotations", "class_list", "weights", "copy_pipeline", "augment_pipeline", "backgrounds")
-"""Parameters that are read and may be a path."""
 CACHE = "cache_dir"
 MAX_MOUNTS = 200
 _THE_IMAGES_OWN = {
@@ -53,7 +51,7 @@ def absolute(chosen: Chosen) -> Chosen:
         made = {
             name: uris.normalize(value, name)
             for name, value in values.items()
-            if name in (*PATHS, CACHE) and _is_path(chosen, name, value)
+            if name in (*PATHS, CACHE) and is_path(chosen, name, value)
         }
         return {**values, **made}
 
@@ -62,21 +60,12 @@ def absolute(chosen: Chosen) -> Chosen:
     )
 
 
-def _is_path(chosen: Chosen, name: str, value: Any) -> bool:
-    if not isinstance(value, str) or not value or uris.scheme(value) not in ("", "file"):
-        return False
-    if name == "weights":
-        train = chosen.config("train")
-        return isinstance(train, TrainConfig) and not train.weights_are_named
-    return not name.endswith("_pipeline") or "/" in value or "." in value  # else one of those known by name
-
-
 def seen_by(chosen: Chosen, workspace: str) -> Seen:
     """What the containers of a run with these (absolute) parameters have to see; reads folders and tables for it."""
     download = chosen.config("download")
     assert isinstance(download, DownloadConfig)
     every = [(name, value) for values in (chosen.pipeline, *chosen.sections.values()) for name, value in values.items()]
-    named = [value for name, value in every if name in PATHS and _is_path(chosen, name, value)]
+    named = [value for name, value in every if name in PATHS and is_path(chosen, name, value)]
     addresses = {str(value) for name, value in every if uris.scheme(str(value)) or (name == "ray_address" and value)}
     written = {str(value) for name, value in every if name == CACHE and value}
     (addresses if uris.is_s3(workspace) else written).add(workspace)
