@@ -27,7 +27,7 @@ OVERLAYS = ("kind", "kubeflow-profile")
 CASES = {
     "kind": ("kind", ()),
     "kubeflow-profile": ("kubeflow-profile", ()),
-    "kind and all components": ("kind", ("gpu", "istio-off", "s3-outside")),
+    "kind and all components": ("kind", ("gpu", "identity-eks", "istio-off", "s3-outside")),
 }
 CUSTOM = ("argoproj.io/", "ray.io/")
 

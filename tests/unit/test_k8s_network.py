@@ -59,6 +59,8 @@ def outside(namespace: str) -> dict[str, Peer]:
         "web 6": Peer(ip="2606:4700::1111"),
         "web": Peer(ip="151.101.1.1"),
         "metadata": Peer(ip="169.254.169.254"),
+        "eks agent": Peer(ip="169.254.170.23"),
+        "eks agent 6": Peer(ip="fd00:ec2::23"),
         "lan": Peer(ip="192.168.7.7"),
         "stranger": Peer({"app": "other"}, namespace),
         "foreigner": Peer({"app.kubernetes.io/name": "imagemill"}, "elsewhere"),
@@ -78,7 +80,9 @@ TARGETS = {
     "node's dns": ("node's dns", 53, "UDP"), "node:10250": ("node's dns", 10250, "TCP"),
     **{f"{name}:{port}": (name, port, "TCP") for name in ADDRESSES for port in (22, 443, 6443)},
     "web:80": ("web", 80, "TCP"), "web:443": ("web", 443, "TCP"), "web:22": ("web", 22, "TCP"),
-    "web 6:443": ("web 6", 443, "TCP"), "metadata": ("metadata", 80, "TCP"), "lan:80": ("lan", 80, "TCP"),
+    "web 6:443": ("web 6", 443, "TCP"), "metadata": ("metadata", 80, "TCP"),
+    "eks": ("eks agent", 80, "TCP"), "eks 6": ("eks agent 6", 80, "TCP"), "eks:22": ("eks agent", 22, "TCP"),
+    "lan:80": ("lan", 80, "TCP"),
     "head:8265": ("ray head", 8265, "TCP"), "head:6379": ("ray head", 6379, "TCP"),
     "head:10001": ("ray head", 10001, "TCP"), "worker:20000": ("ray worker", 20000, "TCP"),
     "step": ("train", 8080, "TCP"), "stranger": ("stranger", 80, "TCP"), "foreigner": ("foreigner", 80, "TCP"),
@@ -163,6 +167,13 @@ def test_a_store_outside_of_the_cluster(kind: dict[str, Peer]) -> None:
     assert found["stranger"] == found["seaweedfs"] == set()
 
 
+def test_credentials_by_eks_pod_identity(kind: dict[str, Peer]) -> None:
+    found = reached(policies_of("kind", "identity-eks"), kind, KIND_TARGETS)
+    for name, flows in KIND_FLOWS.items():
+        ours = kind[name].labels.get("app.kubernetes.io/name") == "imagemill"
+        assert found[name] == flows | ({"eks", "eks 6"} if ours else set()), name
+
+
 def test_both_installations_of_kuberay_are_known(kind: dict[str, Peer]) -> None:
     """Its chart and its kustomization give the operator different names."""
     by_kustomize = Peer(
@@ -186,14 +197,17 @@ KUBEFLOW = {
     "api server": Peer({"app": "ml-pipeline"}, "kubeflow"),
     "metadata store": Peer({"component": "metadata-grpc-server"}, "kubeflow"),
     "seaweedfs": Peer({"app": "seaweedfs"}, "kubeflow"),
+    "minio": Peer({"app": "minio"}, "kubeflow"),
     "mysql": Peer({"app": "mysql"}, "kubeflow"),
 }
 KUBEFLOW_TARGETS = {
     "store": ("seaweedfs", 8333, "TCP"), "store:8111": ("seaweedfs", 8111, "TCP"),
+    "minio:9000": ("minio", 9000, "TCP"), "minio:9001": ("minio", 9001, "TCP"),
     "kfp:8887": ("api server", 8887, "TCP"), "kfp:8888": ("api server", 8888, "TCP"),
     "mlmd": ("metadata store", 8080, "TCP"), "mlmd:22": ("metadata store", 22, "TCP"), "mysql": ("mysql", 3306, "TCP"),
 }  # fmt: skip
-KFP_STEP = STEP | {"kfp:8887", "kfp:8888", "mlmd"}
+OLD_STORE = {"minio:9000"}
+KFP_STEP = STEP | OLD_STORE | {"kfp:8887", "kfp:8888", "mlmd"}
 
 
 def test_flows_in_a_kubeflow_profile() -> None:
@@ -205,7 +219,7 @@ def test_flows_in_a_kubeflow_profile() -> None:
     assert {"download", "clean", "resize", "train", "evaluate", "promote", "finish"} == steps.keys()
     wanted = dict.fromkeys(steps, KFP_STEP)
     wanted |= {"download": KFP_STEP | WEB, "train": KFP_STEP | HTTPS}
-    wanted |= {name: KIND_FLOWS[name] for name in ("ray head", "ray worker", "submitter")}
+    wanted |= {name: KIND_FLOWS[name] | OLD_STORE for name in ("ray head", "ray worker", "submitter")}
     assert {name: found[name] for name in wanted} == wanted
     # What else is in the profile, such as notebooks and KFP's own driver pods, stays as it is.
     assert found["stranger"] == set(targets) - RAY - {"step"} - {"stranger"}
