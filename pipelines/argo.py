@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 from ..components.store import uri as uris
 from ..components.store.errors import UserError, wrong
-from .argo_templates import PARTS, RUN, finish_template, pod_security, rayjob_template, step_template
-from .cluster import LABELS, RUN_LABEL, Cluster
+from .argo_templates import PARTS, RUN, finish_template, rayjob_template, step_template
+from .cluster import LABELS, RUN_LABEL, Cluster, Limits
 from .compile import with_workspace
 from .cron import parse, zone
-from .parameters import Chosen, parameters
+from .parameters import CONFIG_HELP, Chosen, parameters
+from .planning import NEEDED
+from .pods import NO_SIDECAR, pod_security
+from .settings import text
 
 if TYPE_CHECKING:
     from hera.workflows import DAG, Parameter, Task
 
 NAME = "imagemill-training"
 """Of the WorkflowTemplate and of the CronWorkflow."""
-CONFIG_HELP = 'all other parameters as JSON, by step: {"train": {"weight_decay": 0.05}}'
-NO_SIDECAR = {"sidecar.istio.io/inject": "false"}
-"""As a label, and for older Istio as an annotation: a sidecar would outlive the step, and the pod would never end."""
 KEEP_PODS = "1h"
 """How long the pods of a run that succeeded stay, with their logs; those of a failed one stay as long as the run."""
 
@@ -41,9 +41,9 @@ def compile_argo(chosen: Chosen, target: Path, cluster: Cluster) -> None:
         raise wrong("-o", "a file that ends in .yaml", str(target))
     cluster.require_images("cluster")
     documents = [workflow_template(cluster, chosen), cron_workflow(cluster)]
-    text = yaml.safe_dump_all(documents, sort_keys=False, width=10_000, allow_unicode=True)
+    written = yaml.safe_dump_all(documents, sort_keys=False, width=10_000, allow_unicode=True)
     try:
-        target.write_text(text, encoding="utf-8")
+        target.write_text(written, encoding="utf-8")
     except OSError as error:
         raise wrong("-o", f"a file that can be written ({error.strerror})", str(target)) from None
 
@@ -73,9 +73,7 @@ def workflow_template(cluster: Cluster, chosen: Chosen) -> dict[str, Any]:
             labels={**cluster.labels, **LABELS, **NO_SIDECAR, RUN_LABEL: RUN}, annotations=NO_SIDECAR
         ),
         pod_gc=models.PodGC(strategy="OnWorkflowSuccess", delete_delay_duration=KEEP_PODS),
-        ttl_strategy=models.TTLStrategy(
-            seconds_after_success=limits.keep_succeeded_seconds, seconds_after_failure=limits.keep_failed_seconds
-        ),
+        ttl_strategy=_kept(limits),
         active_deadline_seconds=limits.run_deadline_seconds or None,
         synchronization=models.Synchronization(mutexes=[models.Mutex(name=argo.mutex)]) if argo.mutex else None,
         archive_logs=None if argo.artifacts else False,
@@ -83,6 +81,15 @@ def workflow_template(cluster: Cluster, chosen: Chosen) -> dict[str, Any]:
     )
     document: dict[str, Any] = template.to_dict()
     return document
+
+
+def _kept(limits: Limits) -> Any:
+    """When Argo deletes a run that ended: to it 0 seconds are at once, here they are never."""
+    from hera.workflows import models
+
+    succeeded, failed = limits.keep_succeeded_seconds or None, limits.keep_failed_seconds or None
+    kept = models.TTLStrategy(seconds_after_success=succeeded, seconds_after_failure=failed)
+    return kept if succeeded or failed else None
 
 
 def _arguments(cluster: Cluster, chosen: Chosen) -> list[Parameter]:
@@ -96,12 +103,8 @@ def _arguments(cluster: Cluster, chosen: Chosen) -> list[Parameter]:
             choices = list(dict.fromkeys((*parameter.choices, str(parameter.default)))) if parameter.choices else None
             value = given.get(name, parameter.default)
             _refuse_password(name, value)
-            found.append(Parameter(name=name, value=_text(value), description=parameter.help, enum=choices))
+            found.append(Parameter(name=name, value=text(value), description=parameter.help, enum=choices))
     return [*found, Parameter(name="config", value=given["config"], description=CONFIG_HELP)]
-
-
-def _text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _refuse_password(name: str, value: Any) -> None:
@@ -135,11 +138,11 @@ def _dag(cluster: Cluster) -> DAG:
         also = [AFTER_RAYJOB] if task == "train" and _has_plan(cluster) else []
         made.append(_task(task, PARTS[task].takes, givers, also))
         if task == "plan":
-            made.append(_task("rayjob", ("rayjob",), givers, when=NEEDED))
+            made.append(_task("rayjob", ("rayjob",), givers, when=WHEN_NEEDED))
     return DAG(name="training", tasks=list(made))
 
 
-NEEDED = "'{{tasks.plan.outputs.parameters.needed}}' == 'true'"
+WHEN_NEEDED = f"'{{{{tasks.plan.outputs.parameters.needed}}}}' == '{NEEDED}'"
 AFTER_RAYJOB = "(rayjob.Succeeded || rayjob.Skipped)"
 
 

@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from .cluster import SCRATCH, UID, Cluster, Pod
+from .cluster import SCRATCH, TOKEN_KEY, Cluster, Pod
 from .parameters import Chosen, parameters
-from .rayjob import FAILURE_CONDITION, SUCCESS_CONDITION, container_security, ray_version, storage_env
+from .pods import container_security, rayjob_seconds, storage_env
+from .rayjob import FAILURE_CONDITION, SUCCESS_CONDITION, ray_version
 from .settings import plain
 from .shm import shm_size
 
@@ -121,7 +122,7 @@ def _told(cluster: Cluster) -> str:
     With Ray's version, which is not installed in every image.
     """
     told = replace(cluster, ray=replace(cluster.ray, version=ray_version(cluster)))
-    parts = ("namespace", "images", "storage", "labels", "ray")
+    parts = ("namespace", "images", "storage", "labels", "ray", "limits", "argo")
     return json.dumps({name: plain(getattr(told, name)) for name in parts}, separators=(",", ":"))
 
 
@@ -148,7 +149,6 @@ def rayjob_template(cluster: Cluster) -> Resource:
     """The RayJob of `plan`: applied, so that a second try finds that of the first and goes on watching it."""
     from hera.workflows import Parameter, Resource
 
-    ray = cluster.ray
     return Resource(
         name="rayjob",
         labels={COMPONENT: "rayjob"},
@@ -159,7 +159,7 @@ def rayjob_template(cluster: Cluster) -> Resource:
         success_condition=SUCCESS_CONDITION,
         failure_condition=FAILURE_CONDITION,
         retry_strategy=retry(cluster),
-        active_deadline_seconds=ray.pending_seconds + ray.deadline_seconds + GRACE_S if ray.deadline_seconds else None,
+        active_deadline_seconds=rayjob_seconds(cluster) or None,
         **_accounts(cluster, launcher=True, resource=True),
     )
 
@@ -174,16 +174,14 @@ def finish_template(cluster: Cluster) -> Container:
     return _container(
         "finish", cluster, cluster.small, cluster.image("cpu"), words,
         outputs=_artifacts(("summary.md",)) if cluster.argo.artifacts else None,
-        active_deadline_seconds=FINISH_SECONDS,
+        active_deadline_seconds=cluster.small.deadline_seconds or FINISH_SECONDS,
         retry_strategy=retry(cluster),
         **_accounts(cluster, launcher=True),
     )  # fmt: skip
 
 
-GRACE_S = 900
-"""What may pass beyond the deadlines of a RayJob until its end is seen; without KubeRay it would never be."""
 FINISH_SECONDS = 900
-"""The longest that the exit handler may take: the run's own deadline does not count for it."""
+"""The longest that the exit handler may take, unless the file says it: the run's own deadline does not count for it."""
 
 
 def retry(cluster: Cluster) -> RetryStrategy:
@@ -222,7 +220,7 @@ def _container(
         image_pull_policy=cluster.images.pull_policy,
         command=list(words[:3]),
         args=list(words[3:]),
-        env=_environment(cluster),
+        env=_environment(name, cluster),
         resources=_resources(pod),
         security_context=SecurityContext.model_validate(container_security()),
         volumes=volumes,
@@ -232,12 +230,14 @@ def _container(
     )
 
 
-def _environment(cluster: Cluster) -> list[EnvVar]:
+def _environment(name: str, cluster: Cluster) -> list[EnvVar]:
     from hera.workflows.models import EnvVar
 
-    named = {one["name"]: one for one in storage_env(cluster)}
-    named.setdefault("AWS_DEFAULT_REGION", {"name": "AWS_DEFAULT_REGION", "value": cluster.storage.region})  # boto3's
-    return [EnvVar.model_validate(one) for one in named.values()]
+    found = storage_env(cluster)
+    if name == "resize" and (secret := cluster.ray.token_secret):
+        token = {"secretKeyRef": {"name": secret, "key": TOKEN_KEY}}
+        found.append({"name": "RAY_AUTH_TOKEN", "valueFrom": token})
+    return [EnvVar.model_validate(one) for one in found]
 
 
 def _optional(kind: Any, text: str) -> Any:
@@ -293,11 +293,3 @@ def _patch(cluster: Cluster, *, token: bool = False, resource: bool = False) -> 
     if not cluster.argo.initless:
         patch["initContainers"] = [{"name": "init", **own}]
     return json.dumps({**patch, "containers": [{"name": beside, **own}]})
-
-
-def pod_security() -> dict[str, Any]:
-    """What holds for all containers of a pod."""
-    return {
-        "runAsNonRoot": True, "runAsUser": UID, "runAsGroup": UID, "fsGroup": UID,
-        "seccompProfile": {"type": "RuntimeDefault"},
-    }  # fmt: skip

@@ -188,9 +188,11 @@ def _verdict(run: Run) -> str:
 
 def _left_behind(cluster: str, run: str) -> str:
     """What was deleted of a run, as a section of the page; an error is told, for deadlines end what is left."""
-    if not cluster or from_json(cluster).ray.mode != "rayjob":
+    if not cluster:
         return ""
     try:
+        if from_json(cluster).ray.mode != "rayjob":
+            return ""
         from .launcher import clean_up
 
         deleted = clean_up(cluster, run)

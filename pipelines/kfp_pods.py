@@ -11,16 +11,18 @@ for memory.
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from .cluster import LABELS, RUN_LABEL, SCRATCH, UID, Cluster, Pod
+from .cluster import LABELS, RUN_LABEL, SCRATCH, TOKEN_KEY, UID, Cluster, Pod
 from .kfp_server import ARRIVED, SENT, knows_whole_runs
 from .parameters import Chosen
+from .pods import NO_SIDECAR, rayjob_seconds
 from .rayjob import ray_version
-from .settings import bytes_of
+from .settings import bytes_of, text
 from .shm import shm_size
 
 if TYPE_CHECKING:
@@ -32,10 +34,7 @@ RUN_ID = "{{workflow.uid}}"
 """The run's id in a label. Placeholders of KFP's own ({{$.pipeline_job_uuid}}) are not resolved there; this one KFP's
 API server replaces in the whole workflow, and gives its steps the same id. Argo, were it left, would replace it too."""
 RETRY_BACKOFF = "30s"
-NO_SIDECAR = {"sidecar.istio.io/inject": "false"}
-"""As a label, where newer Istio looks first. A sidecar would outlive the step, and the pod would never end."""
-RAYJOB_GRACE_S = 900
-"""What a launcher may take beyond the deadlines of its RayJob: to start, to hear of its end, to clean up."""
+_KFP_CPU = re.compile(r"\d+(\.\d+)?m?")
 _KFP_MEMORY = re.compile(r"\d+([EPTGMK]i?)?")
 
 
@@ -96,12 +95,13 @@ class OnCluster:
 
     def _launcher(self, task: Task) -> Task:
         """Resizing elsewhere: this pod only starts it and waits, in the image that it does so with."""
-        ray = self.of.ray
-        if ray.mode == "address":  # Ray's own client, of the same version as the cluster
+        if self.of.ray.mode == "address":  # Ray's own client, of the same version as the cluster
+            if secret := self.of.ray.token_secret:
+                _kubernetes().use_secret_as_env(task, secret, {TOKEN_KEY: "RAY_AUTH_TOKEN"})
             return self._in_pod("resize", task, self.of.image("ray"), self.of.small)
         self._in_pod("resize", task, self.of.image("cpu"), self.of.small)
-        if ray.deadline_seconds and not self.of.small.deadline_seconds:
-            _timeout(task, ray.pending_seconds + ray.deadline_seconds + RAYJOB_GRACE_S)
+        if not self.of.small.deadline_seconds:
+            _timeout(task, rayjob_seconds(self.of))
         return task
 
     def _in_pod(self, step: str, task: Task, image: str, pod: Pod) -> Task:
@@ -151,14 +151,22 @@ def _titled(step: str, task: Task) -> Task:
 
 
 def _resources(task: Task, pod: Pod) -> None:
-    task.set_cpu_request(pod.cpu)
+    task.set_cpu_request(kfp_cpu(pod.cpu))
     if pod.cpu_limit:
-        task.set_cpu_limit(pod.cpu_limit)
+        task.set_cpu_limit(kfp_cpu(pod.cpu_limit))
     task.set_memory_request(kfp_memory(pod.memory))
     task.set_memory_limit(kfp_memory(pod.memory_limit or pod.memory))
     if pod.gpu:
         task.set_accelerator_type(pod.gpu_type)
         task.set_accelerator_limit(pod.gpu)
+
+
+def kfp_cpu(quantity: str) -> str:
+    """Cores in a form that KFP takes: a number, or thousandths."""
+    if _KFP_CPU.fullmatch(quantity):
+        return quantity
+    thousandths = math.ceil(round(bytes_of(quantity) * 1000, 6))
+    return f"{thousandths}m" if thousandths % 1000 else str(thousandths // 1000)
 
 
 def kfp_memory(quantity: str) -> str:
@@ -179,7 +187,7 @@ def _schedule(task: Task, pod: Pod) -> None:
         kubernetes.add_node_selector(task, key, value)
     for toleration in pod.tolerations:
         seconds = toleration.get("tolerationSeconds")
-        rest = {key: _text(value) for key, value in toleration.items() if key != "tolerationSeconds"}
+        rest = {key: text(value) for key, value in toleration.items() if key != "tolerationSeconds"}
         kubernetes.add_toleration(task, toleration_seconds=seconds, **rest)
 
 
@@ -187,11 +195,6 @@ def _timeout(task: Task, seconds: int) -> None:
     """The longest that one try may take, if it is limited."""
     if seconds:
         _kubernetes().set_timeout(task, seconds)
-
-
-def _text(value: Any) -> str:
-    """YAML makes a boolean of the word `true`, which in a toleration is a text."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _kubernetes() -> Any:

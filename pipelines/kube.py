@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..components.store.errors import MillError, TransientError, UserError
+from ..components.store.errors import MillError, TransientError, UserError, first_line
 from ..components.store.retry import with_retry
 from .rayjob import GROUP, PLURAL, VERSION
 
@@ -67,15 +67,19 @@ class Kube:
             else:
                 config.load_kube_config(os.environ.get("KUBECONFIG"), client_configuration=configuration)
         except (config.ConfigException, OSError) as error:
-            raise UserError(f"KUBECONFIG: expected a cluster's configuration, found none: {_first(error)}") from None
+            raise UserError(
+                f"KUBECONFIG: expected a cluster's configuration, found none: {first_line(error)}"
+            ) from None
         configuration.retries = False
         return cls(namespace, client.ApiClient(configuration))
 
-    def job(self, name: str) -> Json | None:
+    def job(self, name: str, patience_s: float = 0) -> Json | None:
         """A RayJob, or None."""
-        job: Json | None = self._found(
-            lambda: self._jobs().get_namespaced_custom_object(*self._path, name, **_PATIENT), "get"
-        )
+
+        def got() -> Any:
+            return self._jobs().get_namespaced_custom_object(*self._path, name, **_PATIENT)
+
+        job: Json | None = self._found(got, "get", patience_s=patience_s)
         return job
 
     def jobs(self, selector: str) -> list[Json]:
@@ -102,13 +106,23 @@ class Kube:
 
         return self._asked(made, "create", "rayjobs")
 
-    def delete(self, name: str, patience_s: float = 0) -> None:
-        """Delete a RayJob, and before it what belongs to it; nothing happens if it is gone."""
+    def delete(self, name: str, uid: str, patience_s: float = 0) -> None:
+        """Delete a RayJob, and before it what belongs to it; nothing happens if it is gone, or another one is there.
+
+        All is said in the body: where there is one the API server reads no query.
+        """
+        from kubernetes.client import ApiException
+
+        options = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Foreground"}
+        body = {**options, "preconditions": {"uid": uid}}
 
         def deleted() -> Any:
-            return self._jobs().delete_namespaced_custom_object(
-                *self._path, name, propagation_policy="Foreground", **_PATIENT
-            )
+            try:
+                return self._jobs().delete_namespaced_custom_object(*self._path, name, body=body, **_PATIENT)
+            except ApiException as error:
+                if error.status == 409:
+                    return None
+                raise
 
         self._found(deleted, "delete", patience_s=patience_s, no_kind=True)
 
@@ -131,10 +145,15 @@ class Kube:
                     if event["type"] != "BOOKMARK":
                         yield None if event["type"] == "DELETED" else event["raw_object"]
         except (TransientError, ValueError, KeyError) as error:  # half a line of JSON, or something else
-            raise Dropped(_first(error)) from None
+            raise Dropped(first_line(error)) from None
 
-    def pod(self, name: str) -> Json | None:
-        pod: Json | None = self._found(lambda: self._plain(self._core().read_namespaced_pod, name), "get", "pods")
+    def pod(self, name: str, patience_s: float = 0) -> Json | None:
+        """A pod, or None."""
+
+        def got() -> Any:
+            return self._plain(self._core().read_namespaced_pod, name)
+
+        pod: Json | None = self._found(got, "get", "pods", patience_s=patience_s)
         return pod
 
     def pods(self, selector: str) -> list[Json]:
@@ -145,7 +164,8 @@ class Kube:
         return list(self._asked(listed, "list", "pods")["items"])
 
     def log(self, pod: str) -> Iterator[bytes]:
-        """What a pod has said and says, with times, in pieces as they come; Dropped when it breaks off."""
+        """What a pod has said and says, with times, in pieces as they come; Dropped when it breaks off, when the pod
+        is gone, or has not begun yet."""
         options = {"follow": True, "timestamps": True, "_preload_content": False, "_request_timeout": (10, 60)}
         try:
             with _errors("get", "pods/log", self.namespace):
@@ -155,7 +175,7 @@ class Kube:
                 finally:
                     answer.close()
         except TransientError as error:
-            raise Dropped(_first(error)) from None
+            raise Dropped(first_line(error)) from None
 
     @property
     def _path(self) -> tuple[str, str, str, str]:
@@ -180,7 +200,10 @@ class Kube:
     ) -> T:
         def once() -> T:
             with _errors(verb, resource, self.namespace, no_kind):
-                return call()
+                found = call()
+                if isinstance(found, str):  # the client takes what is no JSON for text
+                    raise ValueError(f"no JSON, but {found[:100]!r}")
+                return found
 
         return with_retry(once, f"{verb} {resource}", patience_s or SILENT_S)
 
@@ -211,10 +234,13 @@ def _errors(verb: str, resource: str, namespace: str, no_kind: bool = False) -> 
     try:
         yield
     except ApiException as error:
-        raise _error(error.status or 0, str(error.body or error.reason or ""), verb, resource, namespace, no_kind)\
-            from None  # fmt: skip
+        body = error.body or error.reason or ""
+        said = body.decode(errors="replace") if isinstance(body, bytes) else str(body)  # by whether it was streamed
+        raise _error(error.status or 0, said, verb, resource, namespace, no_kind) from None
     except (urllib3.exceptions.HTTPError, OSError) as error:
-        raise TransientError(f"the Kubernetes API does not answer ({verb} {resource}): {_first(error)}") from None
+        raise TransientError(f"the Kubernetes API does not answer ({verb} {resource}): {first_line(error)}") from None
+    except ValueError as error:
+        raise TransientError(f"the Kubernetes API is out of order ({verb} {resource}): {first_line(error)}") from None
 
 
 def _error(status: int, body: str, verb: str, resource: str, namespace: str, no_kind: bool) -> MillError:
@@ -225,6 +251,8 @@ def _error(status: int, body: str, verb: str, resource: str, namespace: str, no_
         about = {}
     about = about if isinstance(about, dict) else {}
     said = " ".join(str(about.get("message") or body).split())[:500] or f"HTTP {status}"
+    if resource == "pods/log" and status in (400, 404):  # of a pod that waits to start, or is gone since it was listed
+        return Dropped(said)
     if status == 404 and about.get("reason") == "NotFound" and (about.get("details") or {}).get("kind") != "namespaces":
         return _Missing(said)
     if status == 404 and not about and resource == PLURAL:
@@ -253,8 +281,3 @@ def reference_to(pod: Json) -> Json:
     """An owner reference: what has it is deleted after the pod."""
     about = pod["metadata"]
     return {"apiVersion": "v1", "kind": "Pod", "name": about["name"], "uid": about["uid"]}
-
-
-def _first(error: BaseException) -> str:
-    lines = (line.strip() for line in str(error).splitlines())
-    return next((line for line in lines if line), type(error).__name__)[:300]

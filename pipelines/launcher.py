@@ -16,19 +16,17 @@ from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any
 
-from ..components.resize import STEP
 from ..components.resize.config import ResizeConfig
-from ..components.store import uri as uris
-from ..components.store.config import StepConfig
-from ..components.store.errors import EXIT_USER, MillError, TransientError, UserError, error_for_exit_code, wrong
+from ..components.store.errors import EXIT_USER, MillError, TransientError, UserError, error_for_exit_code
 from ..components.store.manifest import Dataset, ready
 from ..components.store.progress import duration
-from ..components.store.step import CACHED, RAN, Context, Outcome, Step
-from .cluster import RUN_LABEL, Cluster, from_json
+from ..components.store.step import CACHED, RAN, Context, Outcome
+from .cluster import RUN_LABEL, Cluster, from_json, shared
 from .joblog import JobLog
 from .kube import Dropped, Json, Kube, namespace_here, own_pod, reference_to
 from .ray_failures import failure, troubles, wrongly_named
 from .rayjob import FAILED, SUCCEEDED, WAITING, gpus, job_name, manifest, run_label, verdict
+from .resizing import refuse_address
 
 WATCH_S = 30
 """A watch is begun anew after so long: events can be lost without a word, and deadlines have to be looked at."""
@@ -43,15 +41,8 @@ LAST_WORDS_S = 10.0
 """How long what the job said last may take to come."""
 DELETE_S = 20.0
 """How long deleting is tried at the end: a pod that is told to go has half a minute."""
-
-
-def resize(cluster: str, config: str, artifact: str, **values: Any) -> dict[str, Any]:
-    """The resize step as the cluster's file (as JSON) says: the body of the KFP component there.
-
-    As `STEP.component`: returns the step's record, and ends the process with the step's exit code when it fails.
-    """
-    step = _Launched(STEP.name, STEP.config, STEP.work, STEP.help, cluster=from_json(cluster))
-    return step.component(config, artifact, **values)
+LOOK_S = 4.0
+"""How long it is tried before that to see whether the job is still this one's alone."""
 
 
 def clean_up(cluster: str, run: str) -> list[str]:
@@ -60,35 +51,18 @@ def clean_up(cluster: str, run: str) -> list[str]:
     if known.ray.mode != "rayjob":
         return []
     kube = Kube.connect(namespace_here(known.namespace))
-    names = [str(job["metadata"]["name"]) for job in kube.jobs(f"{RUN_LABEL}={run_label(run)}")]
-    for name in names:
-        kube.delete(name)
-    return names
-
-
-@dataclass(frozen=True)
-class _Launched(Step):
-    """The step, of which only the work is done elsewhere: config, record, errors and exit codes are its own."""
-
-    cluster: Cluster = field(default_factory=Cluster)
-
-    def _function(self) -> Any:
-        def work(config: StepConfig, context: Context) -> Outcome:
-            assert isinstance(config, ResizeConfig)
-            return launched(self.cluster, config, context)
-
-        return work
+    found = [job["metadata"] for job in kube.jobs(f"{RUN_LABEL}={run_label(run)}")]
+    for about in found:
+        kube.delete(str(about["name"]), str(about["uid"]))
+    return [str(about["name"]) for about in found]
 
 
 def launched(cluster: Cluster, config: ResizeConfig, context: Context) -> Outcome:
-    """Find the tensors that a clean dataset and a config give, or have them made where the cluster's file says."""
+    """Find the tensors that a clean dataset and a config give, or have them made by a RayJob."""
     from ..components.resize.resize import find, outcome
-    from ..components.resize.resize import resize as resize_here
 
-    if cluster.ray.mode != "rayjob" or config.ray_address:
-        return resize_here(replace(config, ray_address=config.ray_address or cluster.ray.address), context)
-    if not uris.scheme(context.workspace.uri):
-        raise wrong("workspace", "s3://bucket/prefix, which every pod of a cluster can reach", context.workspace.uri)
+    refuse_address(config.ray_address)
+    shared(context.workspace.uri)
     target = find(config, context, gpus(cluster))
     if dataset := ready(target.uri):
         return outcome(target, dataset, CACHED, context)
@@ -113,37 +87,50 @@ class Launch:
     config: ResizeConfig
     uri: str
     context: Context
+    owner: Json | None = None
+    """The reference to this pod, if this is one."""
     uid: str = ""
-    touched: bool = False
+    """Of the job, once it is this one's to delete."""
+    left: str = ""
+    """Why it was not deleted."""
     started: float = field(default_factory=time.monotonic)
 
     def run(self) -> Dataset:
         """The tensors that the job makes; its error as if it had come up here. Nothing of it is left afterwards."""
         with _terminated():
             try:
-                self._adopt_or_make()
-                log = JobLog(self.kube, self.name)
-                log.start()
                 try:
-                    status = self._follow()
+                    return self._made()
                 finally:
-                    log.finish(LAST_WORDS_S)
-                return self._ending(status, log.last())
+                    self._delete()
             except Terminated:
-                raise TransientError(f"stopped by a signal, and the RayJob {self.name} with it") from None
-            finally:
-                self._delete()
+                self._delete()  # should the signal have come in the middle of that
+                ours = f"; {self.left}" if self.left else f", and the RayJob {self.name} with it"
+                raise TransientError(f"stopped by a signal{ours}") from None
+
+    def _made(self) -> Dataset:
+        self._adopt_or_make()
+        log = JobLog(self.kube, self.name)
+        log.start()
+        patience_s = LAST_WORDS_S
+        try:
+            status = self._follow()
+        except Terminated:
+            patience_s = 0.0  # its pods go on talking, and this one has no time
+            raise
+        finally:
+            log.finish(patience_s)
+        return self._ending(status, log.last())
 
     def _adopt_or_make(self) -> None:
         from ..components.resize.ray_job import command, write_waiting_record
 
         pod = own_pod(self.kube)
-        owner = reference_to(pod) if pod else None
+        self.owner = reference_to(pod) if pod else None
         identity = "" if self.cluster.storage.secret or not pod else str(pod["spec"].get("serviceAccountName") or "")
-        body = manifest(self.cluster, self.name, command(self.config), self.context.run, owner, identity)
+        body = manifest(self.cluster, self.name, command(self.config), self.context.run, self.owner, identity)
         while True:
             job = self.kube.job(self.name)
-            self.touched = True
             if job is None:
                 write_waiting_record(self.name, self.context)
                 if (job := self.kube.create(body)) is None:
@@ -154,13 +141,14 @@ class Launch:
                 continue
             elif verdict(job.get("status") or {}) in (FAILED, SUCCEEDED):
                 if ready(self.uri) is None:
+                    self.uid = str(job["metadata"]["uid"])
                     self._refuse_what_was_refused()
                     self.context.say(f"RayJob {self.name} of an earlier try has ended: another one is made")
-                    self.kube.delete(self.name)
+                    self.kube.delete(self.name, self.uid)
                     continue
             else:
                 self.context.say(f"RayJob {self.name} is there already: {_said(job)}")
-                self._share(job, owner)
+                self._share(job)
             self.uid = str(job["metadata"]["uid"])
             return
 
@@ -169,11 +157,11 @@ class Launch:
         if (record := self._record()) and record["exit_code"] == EXIT_USER:
             raise UserError(str(record["error"]))
 
-    def _share(self, job: Json, owner: Json | None) -> None:
+    def _share(self, job: Json) -> None:
         """An adopted job must not go with the pod of the try that made it."""
         owners = list(job["metadata"].get("ownerReferences") or [])
-        if owner and owner["uid"] not in [one["uid"] for one in owners]:
-            self.kube.set_owners(self.name, [*owners, owner])
+        if self.owner and self.owner["uid"] not in [one["uid"] for one in owners]:
+            self.kube.set_owners(self.name, [*owners, self.owner])
 
     def _wait_until_gone(self) -> None:
         self.context.say(f"RayJob {self.name} of an earlier try is being deleted")
@@ -257,20 +245,44 @@ class Launch:
         return own_record(self.config, self.context)
 
     def _pods(self) -> list[Json]:
-        """Its pods, for what they can tell of a failure."""
+        """Ray's pods and the submitters, for what they can tell of a failure; not the launchers, which KubeRay did
+        not make."""
         try:
-            return self.kube.pods(f"{RUN_LABEL}={run_label(self.context.run)},app.kubernetes.io/component=resize")
+            found = self.kube.pods(f"{RUN_LABEL}={run_label(self.context.run)},app.kubernetes.io/component=resize")
         except MillError:
             return []
+        return [pod for pod in found if {"ray.io/cluster", "job-name"} & set(pod["metadata"]["labels"])]
 
     def _delete(self) -> None:
-        """On every way out: its log, record and reasons are told by now."""
-        if not self.touched:
+        """On every way out: its log, record and reasons are told by now. Never a job that somebody else has made
+        under this name, nor one that another try has taken over while this pod's node was away."""
+        if not self.uid:
             return
         try:
-            self.kube.delete(self.name, DELETE_S)
+            if other := self._other_owner():
+                self.left = f"the RayJob {self.name} is left to the pod {other}, which has taken it over"
+                self.context.say(self.left)
+            else:
+                self.kube.delete(self.name, self.uid, DELETE_S)
+            self.uid = ""
         except MillError as error:
-            self.context.say(f"the RayJob {self.name} could not be deleted ({error}): it goes with this pod")
+            self.left = f"the RayJob {self.name} could not be deleted ({error}): it goes with this pod"
+            self.context.say(self.left)
+
+    def _other_owner(self) -> str:
+        """Another pod that lives and owns the job, or an empty string."""
+        job = self.kube.job(self.name, LOOK_S)
+        own = self.owner["uid"] if self.owner else ""
+        for one in (job or {}).get("metadata", {}).get("ownerReferences") or []:
+            pod = self.kube.pod(str(one["name"]), LOOK_S) if one["kind"] == "Pod" and one["uid"] != own else None
+            if pod and pod["metadata"]["uid"] == one["uid"] and _lives(pod):
+                return str(one["name"])
+        return ""
+
+
+def _lives(pod: Json) -> bool:
+    ended = (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
+    return not ended and not pod["metadata"].get("deletionTimestamp")
 
 
 def _said(job: Json) -> str:
@@ -282,9 +294,11 @@ def _said(job: Json) -> str:
 
 @contextmanager
 def _terminated() -> Iterator[None]:
-    """SIGTERM as an exception, which no retry takes for an error of the network."""
+    """SIGTERM as an exception, which no retry takes for an error of the network; once, for what follows is to clean
+    up."""
 
     def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise Terminated
 
     here = threading.current_thread() is threading.main_thread()

@@ -20,6 +20,8 @@ ALL_STEPS: dict[str, Step] = {
 }
 NOT_PARAMETERS = {"run", "champion_evaluation", *(p for step in ALL_STEPS.values() for p in step.config.PARENTS)}
 """What the DAG fills in."""
+CONFIG_HELP = 'all other parameters as JSON, by step: {"train": {"weight_decay": 0.05}}'
+"""Of the pipeline's parameter `config`."""
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from ..components.store.errors import wrong
 from ..components.store.fingerprint import digest
 from ..components.store.step import CACHED, RAN, Context, Outcome, Step
 from .cluster import from_json
+from .resizing import refuse_address
 
 NEEDED, NOT_NEEDED = "true", "false"
 
@@ -61,16 +62,20 @@ def plan(config: PlanConfig, context: Context) -> Outcome:
     if not config.cluster:
         raise wrong("cluster", "the cluster's file as JSON", config.cluster)
     cluster = from_json(config.cluster)
+    refuse_address(config.ray_address)
     reruns = {item.strip() for item in config.rerun.split(",")}
     ours = Context(RESIZE.name, context.workspace, context.run, RESIZE.name in reruns)
-    target = find(config.resize(), ours, cluster.ray.workers.pod.gpu)
+    target = find(config.resize(), ours, rayjob.gpus(cluster))
     if there := ready(target.uri):
         found = outcome(target, there, CACHED, ours)
         _write_record(found, target.config, ours)
         return Outcome(found.uri, found.fingerprint, RAN, {"needed": NOT_NEEDED, "rayjob": ""})
     job = rayjob.job_name(context.run, target.fingerprint)
     identity = "" if cluster.storage.secret else cluster.argo.service_account
-    manifest = rayjob.manifest(cluster, job, command(target.for_job(ours)), context.run, identity=identity)
+    manifest = rayjob.manifest(
+        cluster, job, command(target.for_job(ours)), context.run, identity=identity,
+        retries=cluster.limits.lost_pod_retries,  # Argo itself never tries a failed resource again
+    )  # fmt: skip
     write_waiting_record(job, ours)
     context.say(f"the tensors have to be made, by the RayJob {job}: {target.uri}")
     return Outcome(target.uri, "", RAN, {"needed": NEEDED, "rayjob": json.dumps(manifest, separators=(",", ":"))})

@@ -16,7 +16,8 @@ from typing import Any
 
 from ..components.store.errors import wrong
 from ..components.store.fingerprint import digest
-from .cluster import LABELS, RUN_LABEL, SCRATCH, UID, Cluster, Pod
+from .cluster import LABELS, RUN_LABEL, SCRATCH, Cluster, Pod
+from .pods import NO_SIDECAR, container_security, pod_security, storage_env
 from .settings import bytes_of, plain
 
 API = "ray.io/v1"
@@ -64,14 +65,14 @@ def verdict(status: Mapping[str, Any]) -> str:
     return FAILED if meaning == SUCCEEDED and job != _SUCCESS else meaning
 
 
-LONGEST_NAME = 47
-"""KubeRay's limit: names of the cluster, its services and pods are made of it."""
-LONGEST_LABEL = 63
 _LABEL = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 
 
 def job_name(run: str, fingerprint: str) -> str:
-    """The one name of the RayJob that makes the tensors of that fingerprint in that run: a DNS label."""
+    """The one name of the RayJob that makes the tensors of that fingerprint in that run: a DNS label.
+
+    KubeRay takes 47 characters, since names of the cluster, its services and pods are made of it.
+    """
     return f"imagemill-{digest([run])[:10]}-{fingerprint}"
 
 
@@ -85,10 +86,11 @@ def run_label(run: str) -> str:
 
 def manifest(
     cluster: Cluster, name: str, command: Sequence[str], run: str, owner: Mapping[str, Any] | None = None,
-    identity: str = "",
+    identity: str = "", retries: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
     """The whole RayJob. `command`: the words that the head runs; `owner`: an owner reference, with which it is deleted;
-    `identity`: the service account by which Ray's pods reach the store where there is no secret.
+    `identity`: the service account by which Ray's pods reach the store where there is no secret; `retries`: how often
+    KubeRay tries a failed one again, where nobody else does.
 
     Everyone who may read RayJobs can read the command: nothing secret may be in it.
     """
@@ -101,7 +103,7 @@ def manifest(
     spec = {
         "entrypoint": shlex.join(command),  # for the submitter's shell; Ray's client quotes anew for the head's
         "submissionMode": "K8sJobMode",
-        "backoffLimit": 0,  # whoever made the job tries again
+        "backoffLimit": retries,
         "submitterConfig": {"backoffLimit": 0},
         "shutdownAfterJobFinishes": True,
         "ttlSecondsAfterFinished": ray.ttl_seconds,
@@ -152,7 +154,10 @@ def _ray_cluster(cluster: Cluster, labels: Mapping[str, str], identity: str) -> 
         },
         "headGroupSpec": {
             "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0", **_store(ray.head)},
-            "template": _template(cluster, ray.head, "ray-head", labels, account),
+            # Its autoscaler asks the API server for workers, whatever the account says of its token.
+            "template": _template(
+                cluster, ray.head, "ray-head", labels, {**account, "automountServiceAccountToken": True}
+            ),
         },
         "workerGroupSpecs": [
             {
@@ -229,49 +234,18 @@ def _submitter(cluster: Cluster, labels: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _metadata(labels: Mapping[str, str]) -> dict[str, Any]:
-    """Without Istio's sidecar: it would outlive the job, and Ray's ports are not HTTP."""
-    off = {"sidecar.istio.io/inject": "false"}
-    return {"labels": {**labels, **off}, "annotations": off}
+    return {"labels": {**labels, **NO_SIDECAR}, "annotations": NO_SIDECAR}
 
 
 def _pod(cluster: Cluster) -> dict[str, Any]:
     spec: dict[str, Any] = {
         "restartPolicy": "Never",
         "enableServiceLinks": False,
-        "securityContext": {
-            "runAsNonRoot": True, "runAsUser": UID, "runAsGroup": UID, "fsGroup": UID,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
-    }  # fmt: skip
+        "securityContext": pod_security(),
+    }
     if cluster.images.pull_secrets:
         spec["imagePullSecrets"] = [{"name": name} for name in cluster.images.pull_secrets]
     return spec
-
-
-def container_security() -> dict[str, Any]:
-    return {
-        "runAsNonRoot": True,
-        "runAsUser": UID,
-        "runAsGroup": UID,
-        "allowPrivilegeEscalation": False,
-        "readOnlyRootFilesystem": True,
-        "capabilities": {"drop": ["ALL"]},
-        "seccompProfile": {"type": "RuntimeDefault"},
-    }
-
-
-def storage_env(cluster: Cluster) -> list[dict[str, Any]]:
-    """Where the object store is, and from which secret the credentials come."""
-    storage = cluster.storage
-    keys = {"AWS_ACCESS_KEY_ID": storage.access_key, "AWS_SECRET_ACCESS_KEY": storage.secret_key}
-    found: list[dict[str, Any]] = [
-        {"name": name, "valueFrom": {"secretKeyRef": {"name": storage.secret, "key": key}}}
-        for name, key in keys.items()
-        if storage.secret
-    ]
-    if storage.endpoint:
-        found.append({"name": "AWS_ENDPOINT_URL", "value": storage.endpoint})
-    return [*found, {"name": "AWS_REGION", "value": storage.region}]
 
 
 def _same(size: Mapping[str, str]) -> dict[str, Any]:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ..components.resize import STEP
+from ..components.store import uri as uris
 from ..components.store.config import parse_sections
-from ..components.store.errors import UserError
+from ..components.store.errors import UserError, wrong
 from ..components.store.progress import say
+from ..components.store.step import Context, Outcome, Step
 from .cluster import from_json
 
 
@@ -17,14 +22,45 @@ def resize(cluster: str, config: str, artifact: str, **values: Any) -> dict[str,
 
     `cluster` is the JSON of a `Cluster`, or empty for a runner without one.
     """
-    ray = from_json(cluster).ray if cluster else None
-    if ray is not None and ray.mode == "rayjob":
-        from .launcher import resize as by_job
+    try:
+        known = from_json(cluster) if cluster else None
+    except UserError as error:
+        return _doing(partial(_refuse, str(error))).component(config, artifact, **values)
+    if known is not None and known.ray.mode == "rayjob":
+        from .launcher import launched
 
-        return by_job(cluster, config, artifact, **values)
-    if ray is not None and ray.mode == "address":
-        config = with_address(config, ray.address)
+        return _doing(partial(launched, known)).component(config, artifact, **values)
+    if known is not None and known.ray.mode == "address":
+        config = with_address(config, known.ray.address)
     return STEP.component(config, artifact, **values)
+
+
+@dataclass(frozen=True)
+class _Doing(Step):
+    """The step, of which only the work is another: config, record, errors and exit codes are its own."""
+
+    does: Callable[[Any, Context], Outcome]
+
+    def _function(self) -> Callable[[Any, Context], Outcome]:
+        return self.does
+
+
+def _doing(work: Callable[[Any, Context], Outcome]) -> Step:
+    return _Doing(STEP.name, STEP.config, STEP.work, STEP.help, work)
+
+
+def _refuse(why: str, config: Any, context: Context) -> Outcome:
+    """A step that can't begin, with a record that says so: no other try is better."""
+    raise UserError(why)
+
+
+def refuse_address(address: str) -> None:
+    """Of a run where each has a RayJob of its own: neither the launcher's image nor Argo's plan can use it."""
+    if address:
+        raise wrong(
+            "ray_address", "none, since by the cluster's file (ray.mode: rayjob) each run has a cluster of Ray of its "
+            "own; mode address uses one that is there", uris.safe(address),
+        )  # fmt: skip
 
 
 def with_address(config: str, address: str) -> str:

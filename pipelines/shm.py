@@ -18,7 +18,7 @@ from .settings import bytes_of
 MI = 2**20
 FLOOR = 512 * MI
 """What NCCL and PyTorch take for themselves, with room to spare."""
-STEP = 256 * MI
+MULTIPLE = 256 * MI
 """Sizes are multiples of it."""
 SHARE = 0.5
 """Of the memory limit, at most: the rest is the process's own."""
@@ -41,7 +41,7 @@ def shm_size(step: str, pod: Pod, chosen: Chosen) -> str:
     cores = math.ceil(bytes_of(pod.cpu_limit or pod.cpu))
     wanted = FLOOR + 2 * (cores + WAITING) * batch
     most = int(bytes_of(pod.memory_limit or pod.memory) * SHARE)
-    size = min(math.ceil(wanted / STEP) * STEP, most // STEP * STEP or most)
+    size = min(math.ceil(wanted / MULTIPLE) * MULTIPLE, most // MULTIPLE * MULTIPLE or most)
     return f"{size // MI}Mi" if size >= MI else ""
 
 

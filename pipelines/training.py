@@ -18,10 +18,9 @@ from ..components.train.config import TrainConfig
 from . import steps
 from .cluster import Cluster
 from .kfp_pods import Here, OnCluster
-from .parameters import Chosen, parameters
+from .parameters import CONFIG_HELP, Chosen, parameters
 
 NAME = "imagemill-training"
-CONFIG_HELP = 'all other parameters as JSON, by step: {"train": {"weight_decay": 0.05}}'
 
 
 def build(cluster: Cluster | None = None, chosen: Chosen | None = None) -> Any:

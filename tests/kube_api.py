@@ -57,6 +57,25 @@ def pause(seconds: float) -> Act:
     return lambda api, job: time.sleep(seconds)
 
 
+def until(condition: Callable[[KubeApi], bool], seconds: float = 20.0) -> Act:
+    """The job works on until something has happened, and says so again and again."""
+
+    def act(api: KubeApi, job: Json) -> None:
+        for number in range(int(seconds / 0.05)):
+            if condition(api):
+                return
+            api.update(RAYJOBS, job["metadata"]["name"], {"metadata": {"annotations": {"beat": str(number)}}})
+            time.sleep(0.05)
+        raise AssertionError("what was waited for did not happen")
+
+    return act
+
+
+def suffered(api: KubeApi) -> bool:
+    """All that was to go wrong has, but for what comes with deleting."""
+    return not any(fault.times for fault in api.faults if fault.method != "DELETE")
+
+
 def deleted(api: KubeApi, job: Json) -> None:
     """Somebody deletes the job."""
     api.remove(RAYJOBS, job["metadata"]["name"])
@@ -92,6 +111,8 @@ class KubeApi:
     logs: dict[str, list[bytes]] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
     made: list[Json] = field(default_factory=list)
+    deletions: list[Json] = field(default_factory=list)
+    """The bodies of what was asked to be deleted."""
     events: list[tuple[int, str, str, Json]] = field(default_factory=list)
     oldest: int = 0
     """Watches from before this resource version are too old."""

@@ -91,6 +91,9 @@ class Handler(BaseHTTPRequestHandler):
         if found is not None and method == "PATCH":
             found = self.kube.update(kind, name, body)
         elif found is not None and method == "DELETE":
+            self.kube.deletions.append(body)
+            if body.get("preconditions", {}).get("uid", found["metadata"]["uid"]) != found["metadata"]["uid"]:
+                return self._status(409, "Precondition failed: UID in precondition", "Conflict")
             found = self.kube.delete(name)
         return self._json(200, found) if found else self._missing(kind, name)
 
@@ -152,8 +155,8 @@ class Handler(BaseHTTPRequestHandler):
     def _status(self, code: int, said: str | Json, reason: str = "", details: Json | None = None) -> None:
         if isinstance(said, dict):
             self._json(code, said)
-        elif code == 404 and not reason:
-            self._send(404, said.encode(), "text/plain")
+        elif code in (200, 404) and not reason:
+            self._send(code, said.encode(), "text/plain")
         else:
             reasons = {403: "Forbidden", 422: "Invalid", 500: "InternalError", 503: "ServiceUnavailable"}
             self._json(code, _status_document(code, said, reason or reasons.get(code, ""), details))

@@ -6,30 +6,41 @@ import contextlib
 import hashlib
 import io
 import json
+import logging
 import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import boto3
+import chain
+import pytest
 from cleaned import Row, cleaned, picture
-from kube_api import Act, Json, KubeApi, submitter
+from conftest import forget_s3_clients
+from kube_api import Act, KubeApi, status, submitter
+from kube_http import NAMESPACE, PODS, RAYJOBS, Json
 
 from imagemill.components.clean.splits import shuffle_index
 from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.store.fingerprint import digest
+from imagemill.components.store.manifest import read_dataset
 from imagemill.components.store.step import Parser, add_flag
 from imagemill.components.store.workspace import Workspace
-from imagemill.pipelines import launcher
+from imagemill.pipelines import joblog, kube, launcher, resizing
 from imagemill.pipelines.cluster import from_values
 
 BUCKET = "mill"
 RUN = "run-1"
 WORDS = ["python", "-m", "imagemill.components.resize"]
 SPLITS = ("train", "train", "val", "test")
+NEW: tuple[Act, ...] = (status(""), status("Initializing"))
+STARTED = (*NEW, status("Running"), status("Running", "PENDING"), status("Running", "RUNNING"))
+DONE = (status("Running", "SUCCEEDED"), status("Complete", "SUCCEEDED"))
 
 
 @dataclass(frozen=True)
@@ -59,6 +70,61 @@ class Work:
         return Workspace.open(self.workspace).step_record(run, "resize") or {}
 
 
+@contextmanager
+def s3_server() -> Iterator[None]:
+    """moto's server: what is in question here is not the store."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logging.getLogger("werkzeug"), "disabled", True)
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
+        for name, value in (
+            ("AWS_ENDPOINT_URL", f"http://{host}:{port}"), ("AWS_ACCESS_KEY_ID", "test"),
+            ("AWS_SECRET_ACCESS_KEY", "hunter2"), ("AWS_REGION", "us-east-1"), ("AWS_DEFAULT_REGION", "us-east-1"),
+            ("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required"),
+            ("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required"),
+        ):  # fmt: skip
+            patch.setenv(name, value)
+        forget_s3_clients()
+        boto3.client("s3").create_bucket(Bucket=BUCKET)
+        yield
+        forget_s3_clients()
+        server.stop()
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[KubeApi]:
+    """The stand-in, as a pod of the namespace `mill` sees it; all waits are short. No RayJob may be left."""
+    with pytest.MonkeyPatch.context() as patch, KubeApi() as made:
+        for module, name, seconds in (
+            (launcher, "AGAIN_S", 0.02), (joblog, "AGAIN_S", 0.02), (launcher, "WATCH_S", 2), (kube, "SILENT_S", 5.0),
+            (launcher, "LAST_WORDS_S", 5), (launcher, "DELETE_S", 2.0), (launcher, "LOOK_S", 1.0),
+        ):  # fmt: skip
+            patch.setattr(module, name, seconds)
+        for name in ("KFP_POD_NAME", "ARGO_POD_NAME", "POD_NAME"):
+            patch.delenv(name, raising=False)
+        (folder / "namespace").write_text(NAMESPACE)
+        patch.setattr(kube, "ACCOUNT", folder)
+        made.put(PODS, {"metadata": {"name": "resize-pod"}, "spec": {"serviceAccountName": "default-editor"}})
+        patch.setenv("KUBECONFIG", str(made.kubeconfig(folder)))
+        patch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+        patch.setenv("HOSTNAME", "resize-pod")
+        yield made
+        assert not made.errors
+        assert not made.objects[RAYJOBS], "a RayJob was left behind"
+
+
+def tensors(prefix: str) -> Work:
+    """A workspace with the tensors that `launch` asks for, made here, without Ray: for stand-ins to place."""
+    work = Work.make(prefix)
+    chain.resized(Workspace.open(work.workspace), read_dataset(work.clean, "clean"), image_size=16)
+    return work
+
+
 @dataclass(frozen=True)
 class Launched:
     """How a launch ended: the exit code, the record, and what was said."""
@@ -68,13 +134,14 @@ class Launched:
     stderr: str
 
 
-def launch(work: Work, cluster: Json | None = None, run: str = RUN, **values: Any) -> Launched:
-    """The step as the KFP component calls it."""
+def launch(work: Work, cluster: Json | None = None, run: str = RUN, told: str = "", **values: Any) -> Launched:
+    """The step as the KFP component calls it. `told`: JSON of the cluster's file, instead of `cluster`."""
+    told = told or from_values(cluster or {}).to_json()
     arguments = {"workspace": work.workspace, "clean": work.clean, "run": run, "image_size": 16.0} | values
     config = json.dumps(arguments.pop("config", {}))
     with contextlib.redirect_stderr(io.StringIO()) as stderr:
         try:
-            record, code = launcher.resize(from_values(cluster or {}).to_json(), config, "", **arguments), 0
+            record, code = resizing.resize(told, config, "", **arguments), 0
         except SystemExit as error:
             record, code = work.record(run), int(str(error.code))
     return Launched(code, record, stderr.getvalue())

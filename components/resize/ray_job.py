@@ -19,7 +19,16 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from ..store import uri as uris
-from ..store.errors import EXIT_TRANSIENT, EXIT_USER, MillError, TransientError, UserError, error_for_exit_code, wrong
+from ..store.errors import (
+    EXIT_TRANSIENT,
+    EXIT_USER,
+    MillError,
+    TransientError,
+    UserError,
+    error_for_exit_code,
+    first_line,
+    wrong,
+)
 from ..store.fingerprint import digest
 from ..store.manifest import Dataset, ready
 from ..store.step import Context
@@ -159,7 +168,7 @@ class _Run:
         except RuntimeError as error:
             if "already exists" in str(error):
                 return False
-            raise TransientError(f"ray_address: the cluster takes no job: {_first(error)}") from None
+            raise TransientError(f"ray_address: the cluster takes no job: {first_line(error)}") from None
         return True
 
     def _info(self, job: str) -> Any:
@@ -170,7 +179,7 @@ class _Run:
         except RuntimeError as error:
             if "404" in str(error):
                 return None
-            raise TransientError(f"ray_address: the cluster does not tell of its jobs: {_first(error)}") from None
+            raise TransientError(f"ray_address: the cluster does not tell of its jobs: {first_line(error)}") from None
 
     def _its_record(self) -> dict[str, Any] | None:
         """The record that the job wrote itself: of exactly this configuration."""
@@ -206,7 +215,9 @@ class _Run:
         except RuntimeError as error:  # none yet
             if "404" in str(error):
                 return ""
-            raise TransientError(f"ray_address: the log of the Ray job {job} can't be read: {_first(error)}") from None
+            raise TransientError(
+                f"ray_address: the log of the Ray job {job} can't be read: {first_line(error)}"
+            ) from None
 
     def outcome(self, job: str, found: Any) -> Dataset:
         """The dataset that a job which has ended made, or its error."""
@@ -276,7 +287,7 @@ def _client(address: str) -> Any:
                 return Client(address)
         except (RuntimeError, ValueError, KeyError) as error:
             raise wrong(
-                "ray_address", "the address of a Ray cluster's dashboard", f"{uris.safe(address)}: {_first(error)}"
+                "ray_address", "the address of a Ray cluster's dashboard", f"{uris.safe(address)}: {first_line(error)}"
             ) from None
 
 
@@ -290,15 +301,10 @@ def _answers(client: Any) -> Iterator[None]:
     try:
         yield
     except AuthenticationError as error:
-        raise refused(address, _first(error)) from None
+        raise refused(address, first_line(error)) from None
     except requests.JSONDecodeError as error:
         raise wrong(
             "ray_address", f"a Ray cluster's dashboard at {address}", f"an answer of something else ({error})"
         ) from None
     except (ConnectionError, requests.RequestException) as error:
-        raise nobody(address, _first(error)) from None
-
-
-def _first(error: Exception) -> str:
-    lines = (line.strip() for line in str(error).splitlines())
-    return next((line for line in lines if line), type(error).__name__)[:300]
+        raise nobody(address, first_line(error)) from None

@@ -39,6 +39,12 @@ def wrong(field: str, expected: str, found: object) -> UserError:
     return UserError(f"{field}: expected {expected}, found {found!r}")
 
 
+def first_line(error: BaseException) -> str:
+    """What a library's error says, in one line of 300 characters at most."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if line), type(error).__name__)[:300]
+
+
 def error_for_exit_code(code: int, message: str) -> MillError:
     """The error that ended another process with `code`, rebuilt from its record."""
     kinds: dict[int, type[MillError]] = {EXIT_USER: UserError, EXIT_TRANSIENT: TransientError}

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imagemill.pipelines import rayjob
+from imagemill.pipelines import pods
 from imagemill.pipelines.cluster import LABELS, SCRATCH, UID, Cluster
 from imagemill.pipelines.settings import plain
 
@@ -31,9 +31,9 @@ def pod(cluster: Cluster, name: str, suffix: str, target: str, question: str, wo
         "image": cluster.image(target),
         "imagePullPolicy": cluster.images.pull_policy,
         "command": command,
-        "env": rayjob.storage_env(cluster),
+        "env": pods.storage_env(cluster),
         "resources": {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"memory": "1Gi"}},
-        "securityContext": rayjob.container_security(),
+        "securityContext": pods.container_security(),
         "volumeMounts": [{"name": "scratch", "mountPath": SCRATCH}],
     }
     spec: dict[str, Any] = {

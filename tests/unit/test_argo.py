@@ -252,6 +252,28 @@ def test_the_exit_handler_and_the_plan_know_the_cluster(compiled: dict[str, str]
         assert (told.namespace, told.ray.version, told.ray.workers.maximum) == ("vision", "2.49.0", 8)
 
 
+@pytest.mark.parametrize(
+    ("limits", "found"),
+    [
+        ({}, {"secondsAfterSuccess": 86400, "secondsAfterFailure": 604800}),
+        ({"keep_succeeded_seconds": 0}, {"secondsAfterFailure": 604800}),
+        ({"keep_failed_seconds": 0}, {"secondsAfterSuccess": 86400}),
+        ({"keep_succeeded_seconds": 0, "keep_failed_seconds": 0}, None),
+    ],
+)
+def test_what_is_kept_for_ever_is_never_deleted(limits: Json, found: Json | None) -> None:
+    """To Argo 0 seconds are at once."""
+    cluster = from_values({"images": IMAGES, "ray": {"version": "2.49.0"}, "limits": limits})
+    assert workflow_template(cluster, choose({}))["spec"].get("ttlStrategy") == found
+
+
+def test_the_exit_handler_has_the_deadline_of_small_pods() -> None:
+    for said, found in ((0, 900), (60, 60)):
+        cluster = from_values({"images": IMAGES, "ray": {"version": "2.49.0"}, "small": {"deadline_seconds": said}})
+        templates = workflow_template(cluster, choose({}))["spec"]["templates"]
+        assert [one["activeDeadlineSeconds"] for one in templates if one["name"] == "finish"] == [found]
+
+
 def test_a_controller_without_init_containers_is_patched_otherwise() -> None:
     cluster = from_values({"images": IMAGES, "argo": {"initless": True}, "ray": {"version": "2.49.0"}})
     templates = workflow_template(cluster, choose({}))["spec"]["templates"]

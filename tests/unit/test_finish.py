@@ -198,6 +198,12 @@ def test_a_cluster_that_does_not_answer_is_said_and_no_error(tmp_path: Path, mon
     assert "## Cleaned up\n\nWhat the run may have left could not be looked for: " in text and "Error:" not in text
 
 
+def test_a_cluster_of_another_imagemill_is_said_and_no_error(tmp_path: Path) -> None:
+    finish(str(tmp_path / "work"), "r", '{"nosuch": 1}', "SUCCEEDED", str(tmp_path / "summary"))
+    text = (tmp_path / "summary").read_text()
+    assert "could not be looked for: cluster (nosuch): expected one of" in text and "another imagemill" in text
+
+
 def test_the_address_of_the_cluster_is_the_default_of_a_run() -> None:
     address = "http://ray-head:8265"
     assert json.loads(with_address("", address)) == {"resize": {"ray_address": address}}

@@ -1,84 +1,52 @@
-"""The launcher against recorded sequences of a RayJob's status, and against everything that an API server does."""
+"""The launcher against recorded sequences of a RayJob's status: how it ends, whose it is, what is left behind."""
 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import forget_s3_clients
 from kube_api import Act, Fault, KubeApi, deleted, pause, status, submitter
 from kube_http import NAMESPACE, PODS, RAYJOBS, Json
-from launching import BUCKET, RUN, Launched, Work, config_of, job_failed, job_made, launch, place, run_for_real
+from launching import (
+    DONE,
+    NEW,
+    RUN,
+    STARTED,
+    Work,
+    config_of,
+    job_failed,
+    job_made,
+    launch,
+    place,
+    run_for_real,
+    s3_server,
+    served,
+    tensors,
+)
 
+from imagemill.components.resize.resize import find
 from imagemill.components.store.errors import EXIT_OURS, EXIT_TRANSIENT, EXIT_USER
 from imagemill.components.store.manifest import ready
-from imagemill.pipelines import joblog, kube, launcher
+from imagemill.components.store.step import Context
+from imagemill.components.store.workspace import Workspace
+from imagemill.pipelines import launcher
 from imagemill.pipelines.cluster import RUN_LABEL, from_values
 from imagemill.pipelines.rayjob import job_name
 
-NEW: tuple[Act, ...] = (status(""), status("Initializing"))
-STARTED = (*NEW, status("Running"), status("Running", "PENDING"), status("Running", "RUNNING"))
-DONE = (status("Running", "SUCCEEDED"), status("Complete", "SUCCEEDED"))
 ODD_RUN = """run '"$(touch x)`touch x`;touch x&"""
 APP = "Job entrypoint command failed with exit code {}, last available logs (truncated to 20,000 chars):\n{}"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def s3() -> Iterator[None]:
-    """moto's server: what is in question here is not the store."""
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(logging.getLogger("werkzeug"), "disabled", True)
-        for name in [name for name in os.environ if name.startswith("AWS_")]:
-            patch.delenv(name)
-        for name, value in (
-            ("AWS_ENDPOINT_URL", f"http://{host}:{port}"), ("AWS_ACCESS_KEY_ID", "test"),
-            ("AWS_SECRET_ACCESS_KEY", "hunter2"), ("AWS_REGION", "us-east-1"), ("AWS_DEFAULT_REGION", "us-east-1"),
-            ("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required"),
-            ("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required"),
-        ):  # fmt: skip
-            patch.setenv(name, value)
-        forget_s3_clients()
-        boto3.client("s3").create_bucket(Bucket=BUCKET)
+    with s3_server():
         yield
-        forget_s3_clients()
-        server.stop()
-
-
-@contextmanager
-def served(folder: Path) -> Iterator[KubeApi]:
-    """The stand-in, as a pod of the namespace `mill` sees it; all waits are short."""
-    with pytest.MonkeyPatch.context() as patch, KubeApi() as made:
-        for module, name, seconds in (
-            (launcher, "AGAIN_S", 0.02), (joblog, "AGAIN_S", 0.02), (launcher, "WATCH_S", 2), (kube, "SILENT_S", 5.0),
-            (launcher, "LAST_WORDS_S", 5), (launcher, "DELETE_S", 2.0),
-        ):  # fmt: skip
-            patch.setattr(module, name, seconds)
-        for name in ("KFP_POD_NAME", "ARGO_POD_NAME", "POD_NAME"):
-            patch.delenv(name, raising=False)
-        (folder / "namespace").write_text(NAMESPACE)
-        patch.setattr(kube, "ACCOUNT", folder)
-        made.put(PODS, {"metadata": {"name": "resize-pod"}, "spec": {"serviceAccountName": "default-editor"}})
-        patch.setenv("KUBECONFIG", str(made.kubeconfig(folder)))
-        patch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
-        patch.setenv("HOSTNAME", "resize-pod")
-        yield made
-        assert not made.errors
-        assert not made.objects[RAYJOBS], "a RayJob was left behind"
 
 
 @pytest.fixture
@@ -95,51 +63,56 @@ def work() -> Work:
     return Work.make(f"w{next(_NUMBERS)}")
 
 
-@dataclass(frozen=True)
-class Real:
-    """A launch whose job ran its command, the next one, and what the API server has seen of both."""
-
-    work: Work
-    found: Launched
-    cached: Launched
-    api: KubeApi
-    folder: Path
-
-
 @pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory, s3: None) -> Real:
-    folder, work = tmp_path_factory.mktemp("real"), Work.make("real")
-    with served(folder) as api:
-        api.acts = [(*STARTED, run_for_real(folder), *DONE)]
-        return Real(work, launch(work, run=ODD_RUN), launch(work, run="run-2"), api, folder)
-
-
-@pytest.fixture
-def made(real: Real) -> Work:
+def made(s3: None) -> Work:
     """A workspace with tensors, for stand-ins to place."""
-    return real.work
+    return tensors("made")
 
 
-def test_the_command_line_makes_the_tensors(real: Real) -> None:
-    """From the step's values to tensors, through two shells; an odd name of a run does no harm."""
-    found = real.found
+@pytest.mark.proof
+def test_the_command_line_makes_the_tensors(api: KubeApi, tmp_path: Path) -> None:
+    """From the step's values to tensors, through two shells and Ray; an odd name of a run does no harm."""
+    work = Work.make("real")
+    api.acts = [(*STARTED, run_for_real(tmp_path), *DONE)]
+    found = launch(work, run=ODD_RUN)
     assert found.code == 0, found.stderr
     assert found.record["state"] == "ran" and found.record["metrics"]["rows"] == 16
     dataset = ready(found.record["uri"])
     assert dataset and dataset.manifest.totals.rows == 16 and dataset.manifest.image["shape"] == [16, 16, 3]
     assert found.stderr.count("[resize] Ray with") == 1 and found.stderr.count("16 images of 16 x 16") == 1
-    assert not list(real.folder.rglob("x"))
-    assert real.cached.code == 0 and real.cached.record["state"] == "cached"
+    assert not list(tmp_path.rglob("x"))
+    cached = launch(work, run="run-2")
+    assert cached.code == 0 and cached.record["state"] == "cached"
 
 
-def test_the_job_is_the_pods_and_goes_with_it(real: Real) -> None:
-    [job] = real.api.made
-    assert job["metadata"]["name"] == job_name(ODD_RUN, real.found.record["fingerprint"])
+def test_the_command_line_is_the_steps(
+    api: KubeApi, work: Work, made: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the head runs makes the tensors that were looked for: read by a shell and by the step's own parser."""
+    monkeypatch.chdir(tmp_path)
+    api.acts = [(*STARTED, job_made(made), *DONE)]
+    found = launch(work, run=ODD_RUN)
+    assert (found.code, found.record["state"]) == (0, "ran"), found.stderr
+    config = config_of(api.made[0])
+    assert (config.run, config.ray_address, config.workspace) == (ODD_RUN, "auto", work.workspace)
+    assert (config.clean, config.image_size, config.device) == (work.clean, 16, "cpu")
+    context = Context("resize", Workspace.open(work.workspace), ODD_RUN, False)
+    assert find(config, context, 0).uri == found.record["uri"]
+    assert not list(tmp_path.rglob("x"))
+
+
+def test_the_job_is_the_pods_and_goes_with_it(api: KubeApi, work: Work, made: Work) -> None:
+    api.acts = [(*STARTED, job_made(made), *DONE)]
+    found = launch(work, run=ODD_RUN)
+    [job] = api.made
+    assert job["metadata"]["name"] == job_name(ODD_RUN, found.record["fingerprint"])
     assert job["metadata"]["namespace"] == NAMESPACE
-    uid = real.api.objects[PODS]["resize-pod"]["metadata"]["uid"]
+    uid = api.objects[PODS]["resize-pod"]["metadata"]["uid"]
     assert job["metadata"]["ownerReferences"] == [{"apiVersion": "v1", "kind": "Pod", "name": "resize-pod", "uid": uid}]
-    assert "hunter2" not in json.dumps(job) + real.found.stderr
-    assert real.api.asked("DELETE", "propagationPolicy=Foreground")
+    assert "hunter2" not in json.dumps(job) + found.stderr
+    [deletion] = api.deletions
+    assert deletion["propagationPolicy"] == "Foreground"
+    assert deletion["preconditions"] == {"uid": job["metadata"]["uid"]}
 
 
 def test_what_is_there_needs_no_cluster(work: Work, made: Work, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,97 +220,6 @@ def test_tensors_that_are_there_count_for_more_than_a_status(api: KubeApi, work:
     assert launch(work).code == 0
 
 
-BROKEN: dict[str, list[Fault]] = {
-    "watches that break off": [Fault("GET", "watch=True", 0, times=3, after=200)],
-    "watches that are refused": [Fault("GET", "watch=True", 503, times=2)],
-    "half an answer": [Fault("GET", f"{RAYJOBS}/", 0, times=2, after=30)],
-    "errors of its own": [Fault("GET", f"{RAYJOBS}/", 500, times=2), Fault("POST", RAYJOBS, 500, times=2)],
-    "an answer that is lost": [Fault("POST", RAYJOBS, ignored=True)],
-    "too many requests": [Fault("GET", RAYJOBS, 429, "slow down")],
-    "no pods": [Fault("GET", "labelSelector=job-name", 500, times=2)],
-    "quota": [Fault("POST", RAYJOBS, 403, 'rayjobs.ray.io "x" is forbidden: exceeded quota: jobs')],
-    "nothing deleted at first": [Fault("DELETE", RAYJOBS, 502)],
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", BROKEN)
-def test_an_api_server_that_is_out_of_order_for_a_while(name: str, api: KubeApi, work: Work, made: Work) -> None:
-    api.acts = [(*STARTED, pause(0.3), job_made(made), *DONE)]
-    api.faults = BROKEN[name] = [Fault(**vars(one)) for one in BROKEN[name]]
-    found = launch(work)
-    assert found.code == 0, found.stderr
-    assert len(api.made) == 1 and not any(fault.times for fault in api.faults)
-
-
-def test_a_watch_from_too_long_ago(api: KubeApi, work: Work, made: Work, monkeypatch: pytest.MonkeyPatch) -> None:
-    """410 Gone: the job is got again, and watched from there."""
-
-    def compacted(api: KubeApi, job: Json) -> None:
-        api.faults = [Fault("GET", "watch=True", 0, after=1)]  # the watch that runs is cut off by the next change
-        api.forget()
-
-    api.acts = [(*STARTED, compacted, pause(0.1), status("Running", "RUNNING", message="x"), job_made(made), *DONE)]
-    monkeypatch.setattr(launcher, "WATCH_S", 1)
-    api.oldest = 10**6
-    threading.Timer(0.5, lambda: setattr(api, "oldest", 0)).start()
-    found = launch(work)
-    assert found.code == 0, found.stderr
-    assert len(api.asked("GET", "watch=True")) > 2
-
-
-def test_an_api_server_that_stays_away(api: KubeApi, work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kube, "SILENT_S", 0.4)
-    api.faults = [Fault("GET", RAYJOBS, 500, times=10**6)]
-    found = launch(work)
-    assert found.code == EXIT_TRANSIENT and "the Kubernetes API is out of order" in found.record["error"]
-
-
-def _forbidden(verb: str, resource: str) -> str:
-    return f'{resource} is forbidden: User "system:serviceaccount:mill:launcher" cannot {verb} resource "{resource}"'
-
-
-REFUSED: dict[str, tuple[Fault, str]] = {
-    "create": (Fault("POST", RAYJOBS, 403, _forbidden("create", "rayjobs"), 9), "the right to create rayjobs"),
-    "get": (Fault("GET", f"{RAYJOBS}/", 403, _forbidden("get", "rayjobs"), 9), "the right to get rayjobs"),
-    "watch": (Fault("GET", "watch=True", 403, _forbidden("watch", "rayjobs"), 9), "the right to watch rayjobs"),
-    "pods": (Fault("GET", f"{PODS}/resize-pod", 403, _forbidden("get", "pods"), 9), "the right to get pods"),
-    "no KubeRay": (Fault("POST", RAYJOBS, 404, "404 page not found\n", 9), "helm install kuberay-operator"),
-    "invalid": (Fault("POST", RAYJOBS, 422, "RayJob is invalid: spec.x: Invalid value", 9), "spec.x: Invalid value"),
-}
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_an_api_server_refuses_names_the_remedy(name: str, api: KubeApi, work: Work) -> None:
-    fault, said = REFUSED[name]
-    api.acts, api.faults = [STARTED], [Fault(**vars(fault))]
-    found = launch(work)
-    assert found.code == EXIT_USER and said in found.record["error"], found.stderr
-    assert "right" not in said or "namespace mill" in found.record["error"]
-
-
-def test_a_log_that_breaks_off_is_heard_once(api: KubeApi, work: Work, made: Work) -> None:
-    """Lines come once and in their order, from two pods one after the other; what is not the step's stays away."""
-    lines = [f"[resize] {n} of 40 images é" for n in range(40)]
-    api.acts = [
-        (
-            *STARTED, submitter("Job 'x' submitted", *lines[:10], number=1), pause(0.1), submitter(*lines[10:20]),
-            pause(0.1), submitter(*lines[20:25], phase="Failed"), submitter(*lines[25:], number=2), job_made(made),
-            submitter("[resize] done (1 s): s3://mill", phase="Succeeded", number=2), *DONE,
-        )
-    ]  # fmt: skip
-    api.faults = [Fault("GET", "-pod1/log", 0, after=after) for after in (30, 333, 700)]
-    api.faults += [Fault("GET", "-pod2/log", 500)]
-    found = launch(work)
-    assert [line for line in found.stderr.splitlines() if "of 40" in line] == lines
-    assert "submitted" not in found.stderr and found.stderr.count("done (") == 1
-
-
-def test_half_a_line_is_one_only_if_no_more_can_come() -> None:
-    pieces = [b"one\ntw", b"o\nthr"]
-    assert list(joblog._lines(pieces, with_rest=False)) == [b"one", b"two"]
-    assert list(joblog._lines(pieces, with_rest=True)) == [b"one", b"two", b"thr"]
-
-
 def test_a_job_of_an_earlier_try_is_adopted(api: KubeApi, work: Work, made: Work) -> None:
     """The pod that made it was lost: the next one finds it by its name, and it does not go with the lost pod."""
     api.acts = [(*STARTED, pause(0.3), deleted)]
@@ -380,14 +262,80 @@ def test_a_job_that_ended_in_an_earlier_try(api: KubeApi, work: Work, made: Work
     assert ("is being deleted" if again else "color: expected rgb") in found.stderr
 
 
+def terminate(api: KubeApi, job: Json) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def test_sigterm_takes_the_job_with_it(api: KubeApi, work: Work) -> None:
-    def terminate(api: KubeApi, job: Json) -> None:
+    """At once: not after the log, which goes on; and a second signal does not keep it from that."""
+
+    def again() -> None:
+        while not api.asked("DELETE", RAYJOBS):
+            time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    api.acts = [(*STARTED, terminate, pause(5))]
+    api.acts = [(*STARTED, submitter("[resize] 1 image"), pause(0.2), terminate, pause(5))]
+    api.faults = [Fault("DELETE", RAYJOBS, 0, wait_s=0.3)]
+    threading.Thread(target=again, daemon=True).start()
+    began = time.monotonic()
     found = launch(work)
-    assert found.code == EXIT_TRANSIENT and "stopped by a signal" in found.record["error"]
+    assert found.code == EXIT_TRANSIENT and "stopped by a signal, and the RayJob" in found.record["error"]
+    assert time.monotonic() - began < launcher.LAST_WORDS_S / 2
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def own(api: KubeApi, job: Json, *pods: str) -> None:
+    """Pods own the job."""
+    owners = [{"apiVersion": "v1", "kind": "Pod", "name": name, "uid": api.objects[PODS][name]["metadata"]["uid"]}
+              for name in pods]  # fmt: skip
+    api.update(RAYJOBS, job["metadata"]["name"], {"metadata": {"ownerReferences": owners}})
+
+
+@pytest.mark.parametrize(
+    ("other", "left"),
+    [({"status": {"phase": "Running"}}, True), ({"status": {"phase": "Failed"}}, False),
+     ({"metadata": {"deletionTimestamp": "2026-11-21T00:00:00Z"}}, False)],
+)  # fmt: skip
+def test_a_job_that_another_try_has_taken_over_is_left_to_it(api: KubeApi, work: Work, other: Json, left: bool) -> None:
+    """This pod's node was away, and comes back to be told that its pods are gone."""
+
+    def take_over(api: KubeApi, job: Json) -> None:
+        api.put(PODS, {**other, "metadata": {"name": "next", **other.get("metadata", {})}})
+        own(api, job, "resize-pod", "next")
+
+    api.acts = [(*STARTED, take_over, terminate, pause(1))]
+    found = launch(work)
+    assert found.code == EXIT_TRANSIENT
+    assert ("is left to the pod next" in found.record["error"]) == left == bool(api.objects[RAYJOBS])
+    api.objects[RAYJOBS].clear()
+
+
+def test_a_job_of_the_same_name_that_somebody_else_made_is_not_deleted(api: KubeApi, work: Work) -> None:
+    def made_anew(api: KubeApi, job: Json) -> None:
+        copy = json.loads(json.dumps(job))
+        deleted(api, job)
+        api.put(RAYJOBS, copy)
+
+    api.acts = [(*STARTED, made_anew)]
+    found = launch(work)
+    assert found.code == EXIT_TRANSIENT and "was deleted while it ran" in found.record["error"]
+    assert len(api.deletions) == 1 and len(api.objects[RAYJOBS]) == 1
+    api.objects[RAYJOBS].clear()
+
+
+def test_a_job_that_could_not_be_adopted_is_not_deleted(api: KubeApi, work: Work) -> None:
+    api.acts = [(*STARTED, deleted)]
+    launch(work)
+    job = json.loads(json.dumps(api.made[0]))
+    api.put(RAYJOBS, job)
+    api.put(PODS, {"metadata": {"name": "first"}, "status": {"phase": "Running"}})
+    own(api, job, "first")
+    status("Running", "RUNNING")(api, job)
+    api.faults = [Fault("PATCH", RAYJOBS, 403, "rayjobs is forbidden", 9)]
+    found = launch(work)
+    assert found.code == EXIT_USER and "the right to patch rayjobs" in found.record["error"]
+    assert list(api.objects[RAYJOBS]) == [job["metadata"]["name"]]
+    api.objects[RAYJOBS].clear()
 
 
 @pytest.mark.parametrize(
@@ -406,12 +354,17 @@ def test_deadlines_that_kuberay_does_not_keep(
     monkeypatch.setattr(launcher, "LATE_S", -0.5)
     monkeypatch.setattr(launcher, "WATCH_S", 1)
     waits = {"waiting": {"reason": "ImagePullBackOff", "message": "Back-off pulling image"}}
-    labels = {RUN_LABEL: RUN, "app.kubernetes.io/component": "resize", "ray.io/node-type": "head"}
+    labels = {RUN_LABEL: RUN, "app.kubernetes.io/component": "resize"}
+    of_ray = {"ray.io/node-type": "head", "ray.io/cluster": "c"}
     about = {"phase": "Pending", "containerStatuses": [{"name": "ray-head", "state": waits}]}
-    api.put(PODS, {"metadata": {"name": "head", "labels": labels}, "status": about})
+    api.put(PODS, {"metadata": {"name": "head", "labels": labels | of_ray}, "status": about})
+    killed = {"name": "main", "state": {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}}
+    lost = {"metadata": {"name": "lost", "labels": labels}, "status": {"containerStatuses": [killed]}}
+    api.put(PODS, lost)  # a launcher
     api.acts = [acts]
     found = launch(work, cluster)
     assert found.code == code and said in found.record["error"], found.stderr
+    assert "OOMKilled" not in found.record["error"]
 
 
 def test_clean_up_deletes_what_is_the_runs(api: KubeApi) -> None:
@@ -450,6 +403,20 @@ def test_a_cluster_that_runs_is_used_by_its_address(work: Work) -> None:
     cluster = {"ray": {"mode": "address", "address": "http://127.0.0.1:1"}}
     found = launch(work, cluster)
     assert found.code == EXIT_TRANSIENT and "ray_address: expected a Ray cluster at http://127.0.0.1:1" in found.stderr
+
+
+def test_an_address_of_the_runs_own_is_refused(work: Work) -> None:
+    """The launcher's image has no Ray."""
+    found = launch(work, config={"resize": {"ray_address": "http://me:hunter2@ray:8265"}})
+    assert found.code == found.record["exit_code"] == EXIT_USER and "hunter2" not in found.stderr
+    assert "ray_address: expected none, since by the cluster's file" in found.record["error"]
+
+
+@pytest.mark.parametrize(("told", "said"), [('{"nosuch": 1}', "cluster (nosuch): expected one of"), ("{", "as JSON")])
+def test_what_another_imagemill_compiled_is_refused_with_a_record(work: Work, told: str, said: str) -> None:
+    found = launch(work, told=told)
+    assert found.code == found.record["exit_code"] == EXIT_USER and said in found.record["error"]
+    assert ("by another imagemill" in found.record["error"]) == (told != "{")
 
 
 def test_help_stays_quick() -> None:

@@ -18,7 +18,9 @@ from imagemill.components.store.manifest import Dataset, read_dataset
 from imagemill.components.store.step import Step
 from imagemill.components.store.workspace import Workspace
 from imagemill.pipelines import planning
+from imagemill.pipelines.argo import workflow_template
 from imagemill.pipelines.cluster import from_values
+from imagemill.pipelines.parameters import choose
 
 RUN = "imagemill-training-x7k2p"
 CLUSTER = from_values({"namespace": "vision", "images": {"tags_allowed": True}, "ray": {"version": "2.49.0"}})
@@ -84,6 +86,22 @@ def test_the_rayjob_makes_the_tensors_that_the_plan_names(
     assert find(config, context, 0).uri == found["uri"]
 
 
+def test_the_template_tells_the_plan_all_that_the_rayjob_is_made_of(clean: Dataset, tmp_path: Path) -> None:
+    """Workload identity by an account of one's own, and KubeRay's retries, for Argo tries no failed resource again."""
+    cluster = from_values(
+        {
+            "images": {"tags_allowed": True}, "ray": {"version": "2.60.0"}, "storage": {"secret": ""},
+            "argo": {"service_account": "my-irsa"}, "limits": {"lost_pod_retries": 3},
+        }
+    )  # fmt: skip
+    template = next(one for one in workflow_template(cluster, choose({}))["spec"]["templates"] if one["name"] == "plan")
+    [told] = [word for word in template["container"]["args"] if word.startswith("--cluster=")]
+    job = json.loads(planned(clean, tmp_path / "out", "--image-size=28", told)["rayjob"])
+    assert job["spec"]["backoffLimit"] == 3
+    head = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    assert (head["serviceAccountName"], head["automountServiceAccountToken"]) == ("my-irsa", True)
+
+
 def test_what_is_there_needs_none(clean: Dataset, tmp_path: Path) -> None:
     workspace = workspace_of(clean)
     tensors = resized(workspace, clean, image_size=16)
@@ -107,6 +125,8 @@ def test_a_rerun_is_needed_whatever_is_there(clean: Dataset, tmp_path: Path) -> 
     [
         (["--cluster="], "cluster: expected the cluster's file"),
         (["--clean=/nowhere"], "clean: expected a clean dataset"),
+        (['--config={"resize": {"ray_address": "http://ray:8265"}}'], "ray_address: expected none"),
+        (['--cluster={"nosuch": 1}'], "cluster (nosuch): expected one of"),
         (["--image-size=many"], "image_size: expected a whole number"),
         (['--config={"resize": {"image_size": 3}}', "--image-size=4"], "config.resize: expected"),
         (['--config={"resize": {"nosuch": 3}}'], "nosuch"),

@@ -91,7 +91,8 @@ def test_every_container_is_as_it_must_be(values: Json) -> None:
         assert labels[RUN_LABEL] == "run-1" and labels["app.kubernetes.io/part-of"] == "imagemill"
         assert labels.items() >= values.get("labels", {}).items()
         assert spec["securityContext"]["runAsUser"] == 10001 and spec["restartPolicy"] == "Never"
-        assert spec.get("automountServiceAccountToken", True) == (where == "head"), "the autoscaler alone needs one"
+        # Said, and not left to the account: ours says false, and without a token no worker would ever come.
+        assert spec["automountServiceAccountToken"] == (where == "head"), "the autoscaler alone needs one"
         [container] = spec["containers"]
         size = container["resources"]
         assert size["requests"] == size["limits"] and {"cpu", "memory", "ephemeral-storage"} <= set(size["limits"])
@@ -142,6 +143,8 @@ def test_credentials_come_from_the_secret_and_reach_ray_alone() -> None:
         assert env["AWS_ACCESS_KEY_ID"]["valueFrom"]["secretKeyRef"] == {"name": "s3-keys", "key": "id"}
         assert env["AWS_SECRET_ACCESS_KEY"]["valueFrom"]["secretKeyRef"] == {"name": "s3-keys", "key": "key"}
         assert env["AWS_ENDPOINT_URL"]["value"] == "https://s3.example"
+        regions = {env[name]["value"] for name in ("AWS_REGION", "AWS_DEFAULT_REGION")}  # boto3 reads the second alone
+        assert regions == {from_values(FULL).storage.region}
     assert "AWS_" not in str(found["submitter"])
     assert "serviceAccountName" not in str(found)
     assert "secretKeyRef" not in str(made({"storage": {"secret": ""}})) and "AWS_REGION" in str(made(BARE))
@@ -169,7 +172,7 @@ def test_rays_version_is_the_installed_one_or_has_to_be_said(monkeypatch: pytest
 def test_any_run_gives_names_and_labels_that_are_allowed(run: str) -> None:
     """KubeRay: a DNS-1035 label of 47 characters at most; Kubernetes: label values of 63."""
     name = job_name(run, FINGERPRINT)
-    assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name) and len(name) <= rayjob.LONGEST_NAME
+    assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name) and len(name) <= 47  # as KubeRay asks
     assert name == job_name(run, FINGERPRINT) != job_name(run + "x", FINGERPRINT)
     label = run_label(run)
     assert re.fullmatch(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?", label)

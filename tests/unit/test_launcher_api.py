@@ -1,0 +1,152 @@
+"""The launcher and everything that an API server does: errors, refusals, watches and logs that break off."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from kube_api import Fault, KubeApi, pause, status, submitter, suffered, until
+from kube_http import NAMESPACE, PODS, RAYJOBS, Json
+from launching import DONE, NEW, STARTED, Work, job_made, launch, s3_server, served, tensors
+
+from imagemill.components.store.errors import EXIT_TRANSIENT, EXIT_USER
+from imagemill.pipelines import joblog, kube
+
+
+@pytest.fixture(scope="module", autouse=True)
+def s3() -> Iterator[None]:
+    with s3_server():
+        yield
+
+
+@pytest.fixture
+def api(tmp_path: Path) -> Iterator[KubeApi]:
+    with served(tmp_path) as made:
+        yield made
+
+
+_NUMBERS = iter(range(10**6))
+
+
+@pytest.fixture
+def work() -> Work:
+    return Work.make(f"w{next(_NUMBERS)}")
+
+
+@pytest.fixture(scope="module")
+def made(s3: None) -> Work:
+    """A workspace with tensors, for stand-ins to place."""
+    return tensors("made")
+
+
+BROKEN: dict[str, list[Fault]] = {
+    "watches that break off": [Fault("GET", "watch=True", 0, times=3, after=200)],
+    "watches that are refused": [Fault("GET", "watch=True", 503, times=2)],
+    "half an answer": [Fault("GET", f"{RAYJOBS}/", 0, times=2, after=30)],
+    "errors of its own": [Fault("GET", f"{RAYJOBS}/", 500, times=2), Fault("POST", RAYJOBS, 500, times=2)],
+    "an answer that is lost": [Fault("POST", RAYJOBS, ignored=True)],
+    "too many requests": [Fault("GET", RAYJOBS, 429, "slow down")],
+    "no pods": [Fault("GET", "labelSelector=job-name", 500, times=2)],
+    "quota": [Fault("POST", RAYJOBS, 403, 'rayjobs.ray.io "x" is forbidden: exceeded quota: jobs')],
+    "nothing deleted at first": [Fault("DELETE", RAYJOBS, 502)],
+    "somebody else's page": [
+        Fault(*one, 200, "<html>")
+        for one in (("GET", f"{RAYJOBS}/"), ("GET", f"{PODS}/"), ("GET", "labelSelector=job-name"), ("DELETE", RAYJOBS))
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_an_api_server_that_is_out_of_order_for_a_while(name: str, api: KubeApi, work: Work, made: Work) -> None:
+    api.acts = [(*STARTED, until(suffered), job_made(made), *DONE)]
+    api.faults = [Fault(**vars(one)) for one in BROKEN[name]]
+    found = launch(work)
+    assert found.code == 0, found.stderr
+    assert len(api.made) == 1 and not any(fault.times for fault in api.faults)
+
+
+def test_a_watch_from_too_long_ago(api: KubeApi, work: Work, made: Work) -> None:
+    """410 Gone: the job is got again, and watched from there."""
+
+    def watches(api: KubeApi) -> int:
+        return len(api.asked("GET", "watch=True"))
+
+    def compacted(api: KubeApi, job: Json) -> None:
+        api.faults = [Fault("GET", "watch=True", 0, after=1)]  # the watch that runs is cut off by the next change
+        api.oldest = 0
+        api.forget()
+        status("Running", "RUNNING", message="x")(api, job)
+
+    api.oldest = 10**6
+    api.acts = [
+        (*NEW, until(lambda api: watches(api) > 2), compacted, until(suffered), *STARTED, job_made(made), *DONE)
+    ]
+    found = launch(work)
+    assert found.code == 0, found.stderr
+    assert not any(fault.times for fault in api.faults) and watches(api) > 3
+
+
+def test_an_api_server_that_stays_away(api: KubeApi, work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kube, "SILENT_S", 0.4)
+    api.faults = [Fault("GET", RAYJOBS, 500, times=10**6)]
+    found = launch(work)
+    assert found.code == EXIT_TRANSIENT and "the Kubernetes API is out of order" in found.record["error"]
+
+
+def _forbidden(verb: str, resource: str) -> str:
+    return f'{resource} is forbidden: User "system:serviceaccount:mill:launcher" cannot {verb} resource "{resource}"'
+
+
+REFUSED: dict[str, tuple[Fault, str]] = {
+    "create": (Fault("POST", RAYJOBS, 403, _forbidden("create", "rayjobs"), 9), "the right to create rayjobs"),
+    "get": (Fault("GET", f"{RAYJOBS}/", 403, _forbidden("get", "rayjobs"), 9), "the right to get rayjobs"),
+    "watch": (Fault("GET", "watch=True", 403, _forbidden("watch", "rayjobs"), 9), "the right to watch rayjobs"),
+    "pods": (Fault("GET", f"{PODS}/resize-pod", 403, _forbidden("get", "pods"), 9), "the right to get pods"),
+    "no KubeRay": (Fault("POST", RAYJOBS, 404, "404 page not found\n", 9), "helm install kuberay-operator"),
+    "invalid": (Fault("POST", RAYJOBS, 422, "RayJob is invalid: spec.x: Invalid value", 9), "spec.x: Invalid value"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_an_api_server_refuses_names_the_remedy(name: str, api: KubeApi, work: Work) -> None:
+    fault, said = REFUSED[name]
+    api.acts, api.faults = [STARTED], [Fault(**vars(fault))]
+    found = launch(work)
+    assert found.code == EXIT_USER and said in found.record["error"], found.stderr
+    assert "right" not in said or "namespace mill" in found.record["error"]
+    assert "b'" not in found.record["error"] and '"kind"' not in found.record["error"]
+
+
+def test_a_log_that_breaks_off_is_heard_once(api: KubeApi, work: Work, made: Work) -> None:
+    """Lines come once and in their order, from two pods one after the other; what is not the step's stays away."""
+    lines = [f"[resize] {n} of 40 images é" for n in range(40)]
+    api.acts = [
+        (
+            *STARTED, submitter("Job 'x' submitted", *lines[:10], number=1), pause(0.1), submitter(*lines[10:20]),
+            pause(0.1), submitter(*lines[20:25], phase="Failed"), submitter(*lines[25:], number=2),
+            until(suffered), job_made(made),
+            submitter("[resize] done (1 s): s3://mill", phase="Succeeded", number=2), *DONE,
+        )
+    ]  # fmt: skip
+    api.faults = [Fault("GET", "-pod1/log", 0, after=after) for after in (30, 333, 700)]
+    api.faults += [Fault("GET", "-pod2/log", 500), Fault("GET", "-pod2/log", 400, "container is waiting to start")]
+    gone = {"kind": "Status", "reason": "NotFound", "message": "pod not found", "details": {"kind": "pods"}}
+    api.faults += [Fault("GET", "-pod2/log", 404, gone)]
+    found = launch(work)
+    assert [line for line in found.stderr.splitlines() if "of 40" in line] == lines
+    assert "submitted" not in found.stderr and found.stderr.count("done (") == 1
+
+
+def test_half_a_line_is_one_only_if_no_more_can_come() -> None:
+    pieces = [b"one\ntw", b"o\nthr"]
+    assert list(joblog._lines(pieces, with_rest=False)) == [b"one", b"two"]
+    assert list(joblog._lines(pieces, with_rest=True)) == [b"one", b"two", b"thr"]
+
+
+def test_what_is_not_there_is_none(api: KubeApi) -> None:
+    there = kube.Kube.connect(NAMESPACE)
+    assert there.pod("absent") is None and there.job("absent") is None
+    with pytest.raises(kube.Dropped, match="not found"):
+        list(there.log("absent"))
+    there.delete("absent", "uid")
