@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable, Iterable, Mapping
 from urllib.parse import urlsplit
 
-from ..components.store.step import RUN, RUNNER_PIPE
+from ..components.store.step import RUN, RUNNER_BOOT, RUNNER_PIPE, boot
 from ..components.store.uri import is_s3
 
 _PROXIES = {"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"}
@@ -43,8 +43,8 @@ def variables(run: str, pipe: str, given: Mapping[str, str], s3: bool) -> dict[s
         or (s3 and name.startswith("AWS_") and name not in _CHAIN and not name.startswith("AWS_CONTAINER_"))
     }
     # The caller's uid has no name in the image, and libraries ask for one.
-    own = {"USER": "imagemill", "LOGNAME": "imagemill", "PYTHONUNBUFFERED": "1", RUN: run, RUNNER_PIPE: pipe}
-    return passed | own
+    own = {"USER": "imagemill", "LOGNAME": "imagemill", "PYTHONUNBUFFERED": "1"}
+    return passed | own | {RUN: run, RUNNER_PIPE: pipe, RUNNER_BOOT: boot()}
 
 
 def credentials_of_s3() -> Credentials:

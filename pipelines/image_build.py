@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from ..components.store.errors import MillError, TransientError, wrong
+from ..components.store.errors import MillError, UserError, wrong
 from ..components.store.progress import duration, say
 
 TARGETS = ("cpu", "ray", "gpu")
@@ -109,9 +109,9 @@ def find_cli() -> str:
         ):
             return path
     if not found:
-        raise TransientError("images: expected the command docker, found none on PATH; install Docker (docker.com)")
-    raise TransientError(f"images: expected BuildKit, found that {found} lacks it; install its plugin buildx "
-                         "(package docker-buildx-plugin or docker-buildx)")  # fmt: skip
+        raise UserError("images: expected the command docker, found none on PATH; install Docker (docker.com)")
+    raise UserError(f"images: expected BuildKit, found that {found} lacks it; install its plugin buildx "
+                    "(package docker-buildx-plugin or docker-buildx)")  # fmt: skip
 
 
 def _asked(path: str, *words: str) -> str:

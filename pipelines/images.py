@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import os
 import re
 import subprocess
 import tarfile
@@ -21,6 +20,7 @@ from ..components.store.errors import MillError, TransientError, UserError, wron
 from ..components.store.manifest import code_version
 from ..components.store.progress import say, size
 from . import image_pins
+from .docker_client import answering, connected
 from .image_build import ALL, INPUTS, TARGETS, Recipe, build, command, find_cli, find_root, inputs, pip_secrets
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 HELP = "build the images that a cluster runs, push them, and name them by their digests"
 SBOM = "/usr/share/imagemill/sbom.json"
 CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
+ENGINE_S = 600
+"""So long the engine may take for one answer: it reads whole images."""
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _REGISTRY = re.compile(r"[a-z0-9.-]+(:\d+)?(/[a-z0-9]+([._-]+[a-z0-9]+)*)*")
 _REFUSED = (
@@ -89,7 +91,7 @@ def run(found: dict[str, Any]) -> int:
         raise wrong("--rebuild", "all images, for they share layers, and so no --only", found["only"])
     if found["cluster"]:
         image_pins.check_file(found["cluster"])
-    with closing(connected()) as client:
+    with closing(connected("images", ENGINE_S)) as client, answering("images"):
         if recipe.rebuild:
             recipe = anew(recipe, not made_here(client, recipe.base_image))
         built = [make(client, recipe, target, name(target)) for target in targets]
@@ -130,23 +132,6 @@ def namer(registry: str, tag: str, push: bool) -> Any:
         raise wrong("--tag", "letters, digits, '.', '_' and '-', and not latest, which says nothing", tag)
     prefix = f"{registry}/" if registry else ""
     return lambda target: f"{prefix}imagemill-{target}:{tag}"
-
-
-def connected() -> DockerClient:
-    """The Docker of this machine, or of DOCKER_HOST; TransientError, saying how to start it, when there is none."""
-    import docker
-    from docker.errors import DockerException
-
-    try:
-        client = docker.from_env(timeout=600)
-        client.ping()
-    except DockerException as error:
-        host = os.environ.get("DOCKER_HOST", "/var/run/docker.sock")
-        raise TransientError(
-            f"images: expected Docker at {host}, found none ({' '.join(str(error).split())[:200]}); start it (Linux: "
-            "sudo systemctl start docker; else Docker Desktop) or set DOCKER_HOST"
-        ) from None
-    return client
 
 
 def made_here(client: DockerClient, image: str) -> bool:
@@ -226,13 +211,14 @@ def _warn_of_size(built: Iterable[Built], recipe: Recipe) -> None:
 
 def pushed(client: DockerClient, one: Built) -> Built:
     """The image with the digest that the registry gave it."""
-    from docker.errors import APIError, DockerException
+    from docker.errors import DockerException
+    from urllib3.exceptions import HTTPError
 
     repository, _, tag = one.name.rpartition(":")
     say("images", f"{one.target}: pushing {one.name}")
     try:
         digest = digest_of(client.api.push(repository, tag=tag, stream=True, decode=True), one.name)
-    except (APIError, DockerException, OSError) as error:
+    except (DockerException, HTTPError, OSError) as error:
         raise refusal(str(error), one.name) from None
     say("images", f"{one.target}: pushed: {digest}")
     return Built(one.target, one.name, one.bytes, digest, one.state)

@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from ..components.store.config import STEPS
-from ..components.store.errors import EXIT_TRANSIENT, MillError, TransientError, UserError
+from ..components.store.errors import EXIT_TRANSIENT, UserError
 from ..components.store.workspace import Workspace
 from .cluster import LABELS, RUN_LABEL, SCRATCH, Cluster
+from .docker_client import answering, connected
 from .docker_environment import (
     Credentials,
     certificate_files,
@@ -37,6 +38,7 @@ from .docker_user import User, make_run_folder, make_writable, options, user_of
 from .parameters import Chosen
 
 STEP_LABEL = "imagemill.io/step"
+FLAG = "--runner docker"
 ON_GPU = ("train", "evaluate")
 _GONE_S = 20.0
 """How long a container that is being removed may take."""
@@ -61,20 +63,13 @@ class Engine:
 
 
 def connect(cluster: Cluster) -> Engine:
-    """The engine, with the images of `cluster` (by default those of this version); UserError when either is missing."""
-    import docker
-    import requests
-
-    try:
-        client = docker.from_env()
-        info = client.info()
-    except (docker.errors.DockerException, requests.exceptions.RequestException, OSError) as error:
-        where = os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
-        raise UserError(
-            f"--runner docker: expected a Docker engine at {where} (DOCKER_HOST), found none that answers: {error}"
-        ) from None
+    """The engine, with the images of `cluster` (by default those of this version); UserError when either is missing,
+    TransientError when the engine does not answer."""
+    client = connected(FLAG)
     images = {step: cluster.image_of(step) for step in STEPS}
-    found = {image: _image(client, image) for image in dict.fromkeys(images.values())}
+    with answering(FLAG):
+        info = client.info()
+        found = {image: _image(client, image) for image in dict.fromkeys(images.values())}
     if missing := [image for image, about in found.items() if about is None]:
         raise _no_image(missing)
     without = (image for image, about in found.items() if about and not (about["Config"] or {}).get("Entrypoint"))
@@ -94,7 +89,7 @@ def _image(client: Any, image: str) -> dict[str, Any] | None:
 def _no_image(images: Sequence[str]) -> UserError:
     pulled = [image for image in images if "@" in image]
     how = "; ".join(f"docker pull {image}" for image in pulled) or "imagemill images build --no-push"
-    return UserError(f"--runner docker: expected the images {', '.join(images)}, found none of that name; get: {how}")
+    return UserError(f"{FLAG}: expected the images {', '.join(images)}, found none of that name; get: {how}")
 
 
 def arguments_of_run(info: Mapping[str, Any], user: User, seen: Seen, environment: Mapping[str, str],
@@ -158,33 +153,29 @@ class Containers:
 
     def execute(self, step: str, command: list[str], volumes: dict[str, Any], given: Mapping[str, Any]) -> int:
         """Run one step's container to its end; its output goes to stdout as it comes. Returns its exit code."""
-        import docker
-        import requests
-
         self._fresh_scratch()
         arguments = {**given, **arguments_of_step(self.engine.info, self.run, step)}
         arguments["environment"] = {**given["environment"], **self.credentials()}
         image = self.engine.images[step]
         arguments["init"] = image in self.engine.without_init
-        try:
-            container = self.engine.client.containers.create(
-                image, command, volumes=volumes, auto_remove=True, **arguments
-            )
+        with answering(step, UserError):
+            container = self._created(image, command, volumes=volumes, auto_remove=True, **arguments)
             ended = _Ending(container)
             output = container.attach(stream=True, logs=True)
             container.start()
             for line in _lines(output):
                 print(line)
             code = ended.code()
-        except docker.errors.ImageNotFound:
-            raise _no_image([image]) from None
-        except docker.errors.APIError as error:
-            kind = UserError if error.is_client_error() else MillError
-            raise kind(f"{step}: the Docker engine refuses the container: {error.explanation}") from None
-        except (docker.errors.DockerException, requests.exceptions.RequestException) as error:
-            raise TransientError(f"{step}: the Docker engine does not answer ({type(error).__name__})") from None
         self.codes[step] = self._recorded(step) if code is None else code
         return self.codes[step]
+
+    def _created(self, image: str, command: list[str], **arguments: Any) -> Any:
+        import docker
+
+        try:
+            return self.engine.client.containers.create(image, command, **arguments)
+        except docker.errors.ImageNotFound:
+            raise _no_image([image]) from None
 
     def _recorded(self, step: str) -> int:
         """The exit code by the step's record, where the engine has forgotten the container before it was asked."""

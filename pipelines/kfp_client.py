@@ -37,6 +37,8 @@ HELP = (
     f"used. Without --host, {HOST} or the cluster that kubectl speaks to."
 )
 
+KUBEFLOW = "kubeflow"
+"""What the service is called where KFP's client finds its address."""
 _NOWHERE = "http://localhost"
 """Where KFP's client goes when it has found no cluster."""
 
@@ -145,6 +147,11 @@ class Service:
         health = self.call("looking for the service", self.client.healthzs.healthz_service_get_healthz)
         self.namespace = self._namespace() if health.multi_user else None
 
+    @property
+    def _key(self) -> str:
+        """Whose retries these are: of this service, and of no other."""
+        return self.connection.host or KUBEFLOW
+
     def _namespace(self) -> str:
         """Where Kubeflow has several users, everything lies in one's profile."""
         if given := self.connection.namespace or self.client.get_user_namespace():
@@ -161,11 +168,11 @@ class Service:
 
     def call(self, what: str, function: Callable[..., Any], **arguments: Any) -> Any:
         """The answer of one of the client's functions that may be called twice; tried again if none comes."""
-        return with_retry(lambda: self.once(function, **arguments), what, RETRY_S)
+        return with_retry(lambda: self.once(function, **arguments), what, RETRY_S, service=self._key)
 
     def find(self, what: str, find: Callable[[], Any]) -> Any:
         """What `find` finds by `once`; tried again if no answer comes."""
-        return with_retry(find, what, RETRY_S)
+        return with_retry(find, what, RETRY_S, service=self._key)
 
     def create(self, what: str, function: Callable[..., Any], find: Callable[[], Any], **arguments: Any) -> Any:
         """What `function` creates. An answer that is lost doesn't create it twice: `find` looks for it first."""
@@ -183,7 +190,7 @@ class Service:
                     return found
                 raise
 
-        return with_retry(attempt, what, RETRY_S)
+        return with_retry(attempt, what, RETRY_S, service=self._key)
 
     def ensure(
         self, what: str, find: Callable[[], Any], function: Callable[..., Any], **arguments: Any

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import shutil
@@ -103,4 +104,12 @@ def fresh_retries() -> None:
     """One test's lost store must not shorten the next one's retries."""
     from imagemill.components.store import retry
 
-    retry._given_up_at = -retry.GIVEN_UP_S
+    retry._given_up_at.clear()
+
+
+@pytest.fixture(autouse=True)
+def fresh_logs() -> Iterator[None]:
+    """A command run in this process logs to the stderr of its test; on a closed one each later line is a traceback."""
+    yield
+    for one in [one for one in logging.getLogger().handlers if type(one) is logging.StreamHandler]:
+        logging.getLogger().removeHandler(one)

@@ -19,17 +19,18 @@ GIVEN_UP_S = 30.0
 """So long after an operation was given up the next ones are tried once: a store that is gone is not waited for
 again by every record and log that a step still has to write."""
 
-_given_up_at = -GIVEN_UP_S
+_given_up_at: dict[str, float] = {}
+"""When, by service."""
 
 
-def with_retry(operation: Callable[[], T], what: str, deadline_s: float = DEADLINE_S) -> T:
+def with_retry(operation: Callable[[], T], what: str, deadline_s: float = DEADLINE_S, *, service: str = "storage") -> T:
     """`operation()`, again after each TransientError while another attempt, if it takes as long as the last one,
     would end within `deadline_s` seconds of the first failure.
 
     The waits follow exponential backoff with full jitter (AWS Architecture Blog, "Exponential Backoff
     And Jitter"): uniform up to 0.25 · 2ⁿ seconds, at most 4, and 0.1 more. The last TransientError is raised as it was.
+    `service`: what is asked; of one that is gone nothing follows for another.
     """
-    global _given_up_at
     attempt = 0
     give_up_at: float | None = None
     while True:
@@ -39,10 +40,10 @@ def with_retry(operation: Callable[[], T], what: str, deadline_s: float = DEADLI
         except TransientError as error:
             now = time.monotonic()
             if give_up_at is None:
-                give_up_at = now + (0 if now - _given_up_at < GIVEN_UP_S else deadline_s)
+                give_up_at = now + (0 if now - _given_up_at.get(service, -GIVEN_UP_S) < GIVEN_UP_S else deadline_s)
             wait = random.uniform(0.1, 0.25 * 2 ** min(attempt, 4) + 0.1)
             if now + wait + (now - started) >= give_up_at:
-                _given_up_at = now
+                _given_up_at[service] = now
                 raise
             said = str(error)
             log.warning("%s; trying again in %.1f s", said if what.split()[-1] in said else f"{what}: {said}", wait)

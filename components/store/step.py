@@ -40,6 +40,8 @@ from .workspace import Workspace
 RUNNER_PID = "IMAGEMILL_RUNNER_PID"
 RUNNER_PIPE = "IMAGEMILL_RUNNER_PIPE"
 """A named pipe that the runner holds open: what a container has instead of the process id of a runner outside of it."""
+RUNNER_BOOT = "IMAGEMILL_RUNNER_BOOT"
+"""The runner's `boot()`: whether the pipe is one of this kernel's."""
 RUN = "IMAGEMILL_RUN"
 RANK_RECORDS = "IMAGEMILL_RANK_RECORDS"
 """A folder: a step that runs in several processes collects the records of each there, and speaks for all."""
@@ -330,13 +332,30 @@ def end_with_runner() -> None:
 
 
 def _end_with_pipe(pipe: str) -> None:
-    """The pipe's end comes when nobody holds it open for writing any more, however the runner ended."""
+    """The pipe's end comes when nobody holds it open for writing any more, however the runner ended.
+
+    A runner that has ended already would be waited for by an ordinary open: so nobody holding it open is its end as
+    well, where the runner's kernel is this one. In another (Docker in a virtual machine) a pipe tells nothing.
+    """
+    same = os.environ.get(RUNNER_BOOT, "") == (boot() or None)
     try:
-        with Path(pipe).open("rb") as file:
-            file.read(1)
-    except OSError:  # it is not there: the runner's machine can't share one (Docker in a virtual machine)
+        file = os.open(pipe, os.O_RDONLY | (os.O_NONBLOCK if same else 0))
+        try:
+            os.read(file, 1)
+        except BlockingIOError:  # it is held open
+            os.set_blocking(file, True)
+            os.read(file, 1)
+    except OSError:  # it is not there
         return
     os._exit(EXIT_TRANSIENT)
+
+
+def boot() -> str:
+    """What tells this start of this kernel from any other, also in a container; empty where nothing does."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
 
 
 def _is_gone(pid: int) -> bool:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 import socket
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import conftest
+import docker_api
 import mill
 import pytest
 
-from imagemill.components.store.errors import UserError
+from imagemill.components.store.errors import TransientError, UserError
+from imagemill.components.store.step import boot
+from imagemill.components.store.workspace import Workspace
 from imagemill.pipelines import docker_environment, docker_mounts, docker_user, in_docker
 from imagemill.pipelines.cluster import Cluster, from_values
 from imagemill.pipelines.docker_mounts import Seen
@@ -155,7 +156,7 @@ def test_environment_of_a_container() -> None:
         "HF_TOKEN": "token", "PASSWORD": "mine",
     }  # fmt: skip
     always = {"USER": "imagemill", "LOGNAME": "imagemill", "PYTHONUNBUFFERED": "1", "IMAGEMILL_RUN": "run",
-              "IMAGEMILL_RUNNER_PIPE": "/pipe"}  # fmt: skip
+              "IMAGEMILL_RUNNER_PIPE": "/pipe", "IMAGEMILL_RUNNER_BOOT": boot()}  # fmt: skip
     passed = {key: given[key] for key in ("AWS_CA_BUNDLE", "HTTPS_PROXY", "no_proxy", "HF_TOKEN")}
     assert docker_environment.variables("run", "/pipe", given, s3=False) == always | passed
     s3 = docker_environment.variables("run", "/pipe", given, s3=True)
@@ -263,73 +264,77 @@ def test_kfp_hands_its_tasks_to_us(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert asked == [("download", "run-1", True)]
 
 
-class _Engine(BaseHTTPRequestHandler):
-    """The two documents of Docker's API that are asked for before a run; it has the images in `there`."""
-
-    there: ClassVar[set[str]] = set()
-
-    def do_GET(self) -> None:
-        image = self.path.partition("/images/")[2].removesuffix("/json").replace("%3A", ":")
-        if self.path.endswith("/version"):
-            self._answer(200, '{"ApiVersion": "1.41"}')
-        elif self.path.endswith("/info"):
-            self._answer(200, '{"SecurityOptions": [], "MemTotal": 0}')
-        elif image in self.there:
-            self._answer(200, '{"Id": "sha256:0", "Config": {"Entrypoint": null}}')
-        else:
-            self._answer(404, '{"message": "No such image"}')
-
-    def _answer(self, status: int, body: str) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body.encode())
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-
 @pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
-    """A stand-in for an engine; what is put into the set are its images."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Engine)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("DOCKER_HOST", f"tcp://127.0.0.1:{server.server_port}")
-    _Engine.there = set()
-    yield _Engine.there
-    server.shutdown()
-    server.server_close()
+def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[docker_api.Engine]:
+    with docker_api.serving() as made:
+        monkeypatch.setenv("DOCKER_HOST", made.url)
+        yield made
 
 
-def test_missing_images_are_named_with_the_command_that_makes_them(engine: set[str]) -> None:
-    engine.update({"imagemill-cpu:1", "imagemill-gpu:1"})
+def test_missing_images_are_named_with_the_command_that_makes_them(engine: docker_api.Engine) -> None:
+    engine.images.update({"imagemill-cpu:1", "imagemill-gpu:1"})
     cluster = from_values({"images": {t: f"imagemill-{t}:1" for t in ("cpu", "ray", "gpu")} | {"tags_allowed": True}})
     with pytest.raises(UserError) as told:
         in_docker.connect(cluster)
     assert "expected the images imagemill-ray:1, found none" in str(told.value)
     assert "imagemill images build --no-push" in str(told.value)
-    engine.add("imagemill-ray:1")
+    engine.images.add("imagemill-ray:1")
     found = in_docker.connect(cluster)
     assert found.images["resize"] == "imagemill-ray:1" and found.images["evaluate"] == "imagemill-gpu:1"
     assert "imagemill-ray:1" in found.without_init
 
 
-def test_images_by_digest_are_pulled(engine: set[str]) -> None:
+def test_images_by_digest_are_pulled(engine: docker_api.Engine) -> None:
     image = f"registry.example/mill-cpu@sha256:{'0' * 64}"
     with pytest.raises(UserError, match=f"docker pull {image}"):
         in_docker.connect(from_values({"images": dict.fromkeys(("cpu", "ray", "gpu"), image)}))
 
 
 def test_no_engine_is_the_users_to_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", host := f"unix://{tmp_path}/docker.sock")
+    with pytest.raises(UserError) as told:
+        in_docker.connect(Cluster())
+    assert f"expected a Docker engine at {host}" in str(told.value) and "systemctl start docker" in str(told.value)
+
+
+def test_an_engine_that_does_not_answer_may_do_so_later(
+    engine: docker_api.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.fails = "/_ping|/info"
+    with pytest.raises(TransientError, match="expected a Docker engine at tcp://"):
+        in_docker.connect(Cluster())
+    engine.fails = "/info"
+    with pytest.raises(TransientError, match="--runner docker: the Docker engine does not answer"):
+        in_docker.connect(Cluster())
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    for host in (f"unix://{tmp_path}/docker.sock", f"tcp://127.0.0.1:{port}"):
-        monkeypatch.setenv("DOCKER_HOST", host)
-        with pytest.raises(UserError) as told:
-            in_docker.connect(Cluster())
-        assert f"expected a Docker engine at {host}" in str(told.value)
+        monkeypatch.setenv("DOCKER_HOST", f"tcp://127.0.0.1:{free.getsockname()[1]}")
+    with pytest.raises(TransientError, match="found none that answers"):
+        in_docker.connect(Cluster())
+
+
+@pytest.mark.parametrize("lost", ["/containers/create$", "/attach$|/wait$", "/start$"])
+def test_an_engine_that_goes_away_while_a_step_runs_is_transient(
+    engine: docker_api.Engine, lost: str, tmp_path: Path
+) -> None:
+    containers = _containers(engine, tmp_path)
+    engine.fails = lost
+    with pytest.raises(TransientError, match=r"^clean: the Docker engine does not answer"):
+        containers.execute("clean", ["true"], {}, {"environment": {}})
+
+
+def test_a_container_that_the_engine_refuses_is_the_users(engine: docker_api.Engine, tmp_path: Path) -> None:
+    containers = _containers(engine, tmp_path)
+    engine.fails, engine.status = "/containers/create$", 400
+    with pytest.raises(UserError, match=r"^clean: the Docker engine refuses it: no"):
+        containers.execute("clean", ["true"], {}, {"environment": {}})
+
+
+def _containers(engine: docker_api.Engine, folder: Path) -> in_docker.Containers:
+    names = {t: f"imagemill-{t}:1" for t in ("cpu", "ray", "gpu")}
+    engine.images.update(names.values())
+    made = in_docker.connect(from_values({"images": names | {"tags_allowed": True}}))
+    return in_docker.Containers(made, "run-1", Workspace(str(folder)), {}, folder, dict)
 
 
 def test_the_commands_own_mistakes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from imagemill.components.store.errors import MillError, TransientError, UserError
+from imagemill.components.store.errors import MillError, UserError
 from imagemill.pipelines import image_build
 from imagemill.pipelines.image_build import Recipe, build, command, find_cli, find_root, follow, inputs, pip_secrets
 
@@ -165,10 +165,10 @@ def test_the_docker_that_has_buildkit_is_taken(tmp_path: Path, monkeypatch: pyte
 
 def test_without_docker_or_buildkit_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(TransientError, match="install Docker"):
+    with pytest.raises(UserError, match="install Docker"):
         find_cli()
     script(tmp_path, NEW)
-    with pytest.raises(TransientError, match="install its plugin buildx"):
+    with pytest.raises(UserError, match="install its plugin buildx"):
         find_cli()
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
+import docker_api
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from imagemill.components.store.errors import EXIT_TRANSIENT, EXIT_USER, MillError, TransientError, UserError
 from imagemill.pipelines import cluster, image_pins, images
 from imagemill.pipelines.cli import main
+from imagemill.pipelines.docker_client import connected
 from imagemill.pipelines.image_pins import part, pin
 
 DIGESTS = {
@@ -83,13 +86,13 @@ _WORD = st.text("abcdefgh #:'\"{}[]-", max_size=12)
 
 
 @settings(max_examples=60, deadline=None)
-@given(labels=st.dictionaries(st.text("abcdef", min_size=1), _WORD, max_size=3), width=st.integers(1, 6),
+@given(storage=st.fixed_dictionaries({}, optional={"region": _WORD, "access_key": _WORD, "secret_key": _WORD}), width=st.integers(1, 6),
        flow=st.booleans(), given_ones=st.sets(st.sampled_from(("cpu", "ray", "gpu", "tags_allowed"))))  # fmt: skip
 def test_whatever_else_is_in_the_file_stays(
-    labels: dict[str, str], width: int, flow: bool, given_ones: set[str]
+    storage: dict[str, str], width: int, flow: bool, given_ones: set[str]
 ) -> None:
     old = {name: True if name == "tags_allowed" else f"old@sha256:{'0' * 64}" for name in sorted(given_ones)}
-    whole = {"labels": labels, "images": old, "namespace": "mill"}
+    whole = {"storage": storage, "images": old, "namespace": "mill"}
     text = yaml.safe_dump(whole, indent=max(2, width), default_flow_style=flow, sort_keys=False)
     assert yaml.safe_load(pin(text, DIGESTS, "c.yaml")) == whole | {"images": old | DIGESTS}
 
@@ -196,10 +199,35 @@ def test_without_docker_it_says_how_to_start_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
-    assert main(["images", "build", "--no-push"]) == EXIT_TRANSIENT
+    assert main(["images", "build", "--no-push"]) == EXIT_USER
     said = capsys.readouterr()
-    assert f"expected Docker at unix://{tmp_path}/none.sock" in said.err and "systemctl start docker" in said.err
+    assert (
+        f"expected a Docker engine at unix://{tmp_path}/none.sock" in said.err and "systemctl start docker" in said.err
+    )
     assert said.out == ""
+
+
+@pytest.mark.parametrize("lost", ["/_ping", "/images/json$", "/images/imagemill-cpu:dev/json$"])
+def test_an_engine_that_goes_away_is_transient(
+    lost: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also after the build, which is not ours here."""
+    monkeypatch.setattr(images, "build", lambda words, target: None)
+    monkeypatch.setattr(images, "find_cli", lambda: "docker")
+    with docker_api.serving() as engine:
+        monkeypatch.setenv("DOCKER_HOST", engine.url)
+        engine.fails = lost
+        assert main(["images", "build", "--no-push", "--only", "cpu", "--tag", "dev"]) == EXIT_TRANSIENT
+    assert "images: " in (said := capsys.readouterr().err) and "Docker engine" in said
+
+
+def test_a_push_that_breaks_off_is_transient(monkeypatch: pytest.MonkeyPatch) -> None:
+    with docker_api.serving() as engine:
+        monkeypatch.setenv("DOCKER_HOST", engine.url)
+        with closing(connected("images")) as client:
+            engine.broken = "/push$"
+            with pytest.raises(TransientError, match=r"the registry did not take r\.example/imagemill-cpu:dev"):
+                images.pushed(client, images.Built("cpu", "r.example/imagemill-cpu:dev", 1))
 
 
 def test_only_some_in_their_order() -> None:

@@ -104,6 +104,14 @@ def test_a_store_just_given_up_is_asked_once() -> None:
     assert calls[calls.index("-") + 1 :] == [1]
 
 
+def test_a_store_that_is_given_up_says_nothing_of_another_service() -> None:
+    gone, _ = failing(10**6, TransientError("gone"))
+    with pytest.raises(TransientError):
+        with_retry(gone, "read", deadline_s=0.3)
+    operation, calls = failing(1, TransientError("away for a moment"))
+    assert with_retry(operation, "look", deadline_s=0.5, service="another") == "done" and len(calls) == 2
+
+
 def test_waits_grow_to_four_seconds_and_are_jittered(monkeypatch: pytest.MonkeyPatch) -> None:
     now, waits = [100.0], []
 

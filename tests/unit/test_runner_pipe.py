@@ -1,0 +1,61 @@
+"""A step in a container ends with its runner, which holds a named pipe open: also with one that has ended before."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from imagemill.components.store.errors import EXIT_TRANSIENT
+from imagemill.components.store.step import RUNNER_BOOT, RUNNER_PIPE, boot
+
+STEP = "import time; from imagemill.components.store.step import end_with_runner as e; e(); print(1, flush=True); "
+
+
+@pytest.fixture
+def pipe(tmp_path: Path) -> Path:
+    os.mkfifo(tmp_path / "runner")
+    return tmp_path / "runner"
+
+
+@pytest.fixture
+def steps() -> Iterator[list[subprocess.Popen[str]]]:
+    made: list[subprocess.Popen[str]] = []
+    yield made
+    for one in made:
+        one.kill()
+        one.communicate()
+
+
+def started(steps: list[subprocess.Popen[str]], pipe: Path, kernel: str, work_s: float = 30) -> subprocess.Popen[str]:
+    steps.append(subprocess.Popen(
+        [sys.executable, "-c", f"{STEP}time.sleep({work_s})"], stdout=subprocess.PIPE, text=True,
+        env=os.environ | {RUNNER_PIPE: str(pipe), RUNNER_BOOT: kernel},
+    ))  # fmt: skip
+    return steps[-1]
+
+
+def test_it_goes_on_while_the_runner_lives_and_ends_with_it(pipe: Path, steps: list[subprocess.Popen[str]]) -> None:
+    held = os.open(pipe, os.O_RDWR)
+    step = started(steps, pipe, boot())
+    assert step.stdout and step.stdout.readline() == "1\n"
+    with pytest.raises(subprocess.TimeoutExpired):
+        step.wait(0.3)
+    os.close(held)
+    assert step.wait(10) == EXIT_TRANSIENT
+
+
+def test_a_runner_that_was_killed_before_is_not_waited_for(pipe: Path, steps: list[subprocess.Popen[str]]) -> None:
+    assert boot() and started(steps, pipe, boot()).wait(10) == EXIT_TRANSIENT
+
+
+def test_a_pipe_of_another_kernels_or_none_tells_nothing(
+    pipe: Path, steps: list[subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    """Docker in a virtual machine shows the pipe's name, and nobody who holds it."""
+    assert started(steps, pipe, "of another machine", work_s=0.3).wait(10) == 0
+    assert started(steps, tmp_path / "none", boot(), work_s=0.3).wait(10) == 0
