@@ -13,7 +13,7 @@ from ..components.store.errors import MillError, TransientError, UserError, erro
 from ..components.store.progress import duration, say
 from ..components.store.workspace import Workspace
 from .kfp_client import LoginError, NotFoundError, Service, stopped
-from .run import PRODUCTS
+from .run import facts
 
 POLL_S, SLOW_POLL_S = 5.0, 20.0
 """Seconds between two looks at a run, and between two when the service doesn't answer."""
@@ -58,7 +58,9 @@ def follow(service: Service, run: str) -> Any:
                     raise type(error)(f"{error}, for {away}: given up waiting; {goes_on}") from None
                 time.sleep(min(POLL_S if now - away_since < 60 else SLOW_POLL_S, PATIENCE_S))
                 continue
-            except UserError as error:  # the run was deleted
+            except NotFoundError as error:
+                raise UserError(f"{error} (the run was deleted while it was followed)") from None
+            except UserError as error:
                 raise UserError(f"{error} ({goes_on})") from None
             if away_since is not None:
                 say("run", f"the service is back after {duration(time.monotonic() - away_since)}")
@@ -126,10 +128,13 @@ def workspace_of(service: Service, run: Any) -> str:
         return str(given)
     spec, reference = run.pipeline_spec, run.pipeline_version_reference
     if spec is None and reference and reference.pipeline_version_id:
-        version = service.call(
-            "reading the run's pipeline", service.client.pipelines.pipeline_service_get_pipeline_version,
-            pipeline_id=reference.pipeline_id, pipeline_version_id=reference.pipeline_version_id,
-        )  # fmt: skip
+        try:
+            version = service.call(
+                "reading the run's pipeline", service.client.pipelines.pipeline_service_get_pipeline_version,
+                pipeline_id=reference.pipeline_id, pipeline_version_id=reference.pipeline_version_id,
+            )  # fmt: skip
+        except NotFoundError:  # deleted since
+            return ""
         spec = version.pipeline_spec
     inputs = _inside(spec, "pipeline_spec") or spec
     about = _inside(_inside(_inside(_inside(inputs, "root"), "inputDefinitions"), "parameters"), "workspace")
@@ -155,20 +160,13 @@ def readable_records(workspace: str, run: str) -> tuple[dict[str, dict[str, Any]
         return {}, f"the steps' records can't be read from here ({error})"
 
 
-def facts(made: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """What the records say of a run, under the names of `imagemill run --json`."""
-    gate = made.get("promote", {}).get("metrics") or {}
-    metrics = made.get("evaluate", {}).get("metrics") or {}
-    return {
-        **{kind: made.get(step, {}).get("uri", "") for step, kind in PRODUCTS.items()},
-        "report": gate.get("report", ""),
-        "metrics": {key: value for key, value in metrics.items() if key != "champion_evaluation"},
-        "promoted": bool(gate.get("promoted")),
-        "verdict": gate.get("verdict", ""),
-        "champion": made.get("promote", {}).get("uri", ""),
-        "steps": {step: {"state": one["state"], "seconds": one["seconds"]} for step, one in made.items()},
-        "records": made,
-    }
+def records_of(service: Service, run: Any) -> tuple[dict[str, dict[str, Any]], str]:
+    """(records, why there are none) of a run whose workspace is still to be found."""
+    try:
+        workspace = workspace_of(service, run)
+    except MillError as error:
+        return {}, f"the steps' records can't be found ({error})"
+    return readable_records(workspace, run.run_id)
 
 
 def error_of(run: Any, made: dict[str, dict[str, Any]], unread: str) -> MillError | None:
@@ -194,10 +192,9 @@ def error_of(run: Any, made: dict[str, dict[str, Any]], unread: str) -> MillErro
 
 def finish(service: Service, run: Any, result: dict[str, Any]) -> int:
     """Add to `result` what came of a run that has ended, and return the exit code that says it."""
-    workspace = workspace_of(service, run)
-    made, unread = readable_records(workspace, run.run_id)
+    made, unread = records_of(service, run)
     error = error_of(run, made, unread)
-    result |= {"status": "failed" if error else "succeeded", "state": run.state, **facts(made)}
+    result |= {"status": "failed" if error else "succeeded", "state": run.state, **facts(made), "records": made}
     if unread:
         print(f"imagemill: {unread}", file=sys.stderr)
     if error:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..components.download.config import DownloadConfig
 from ..components.store.config import STEPS
-from ..components.store.errors import EXIT_OK, MillError, UserError, error_for_exit_code
+from ..components.store.errors import EXIT_OK, MillError
 from ..components.store.progress import duration
 from ..components.store.step import CACHED, new_run
 from ..components.store.uri import normalize
@@ -48,8 +48,9 @@ def run(chosen: Chosen, as_json: bool, cluster: Cluster | None = None) -> int:
         try:
             records = run_here(arguments, workspace, result["run"], docker)
         finally:
-            _add_steps(result, workspace)
-        result |= _outcome(records)
+            _add_facts(result, workspace)
+        _must_be_complete(records)
+        result |= {"status": "succeeded", **facts(records)}
         code = EXIT_OK
     except MillError as error:
         result = failed(error, result)
@@ -96,30 +97,32 @@ def check_beforehand(chosen: Chosen, engine: Engine | None = None) -> tuple[Work
     return workspace, download.dataset_name()
 
 
-def _add_steps(result: dict[str, Any], workspace: Workspace) -> None:
+def facts(records: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What the records of a run's steps say of it, under the names of `--json`; those that are missing say nothing."""
+    gate = records.get("promote", {}).get("metrics") or {}
+    metrics = records.get("evaluate", {}).get("metrics") or {}
+    return {
+        **{kind: records.get(step, {}).get("uri", "") for step, kind in PRODUCTS.items()},
+        "report": gate.get("report", ""),
+        "metrics": {key: value for key, value in metrics.items() if key != "champion_evaluation"},
+        "promoted": bool(gate.get("promoted")),
+        "verdict": gate.get("verdict", ""),
+        "champion": records.get("promote", {}).get("uri", ""),
+        "steps": {step: {"state": one["state"], "seconds": one["seconds"]} for step, one in records.items()},
+    }
+
+
+def _add_facts(result: dict[str, Any], workspace: Workspace) -> None:
     """What the steps recorded, also of a run that failed."""
     try:
-        records = workspace.step_records(result["run"])
-    except (MillError, UserError):  # the store is gone: the run's own error says so
+        result |= facts(workspace.step_records(result["run"]))
+    except MillError:  # the store is gone: the run's own error says so
         return
-    result["steps"] = {step: {"state": r["state"], "seconds": r["seconds"]} for step, r in records.items()}
-    result |= {PRODUCTS[step]: r["uri"] for step, r in records.items() if step in PRODUCTS}
 
 
-def _outcome(records: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    missing = [step for step in STEPS if step not in records]
-    if missing:
-        raise error_for_exit_code(1, f"the run ended without a record of {', '.join(missing)}")
-    gate = records["promote"]["metrics"]
-    metrics = {k: v for k, v in records["evaluate"]["metrics"].items() if k != "champion_evaluation"}
-    return {
-        "status": "succeeded",
-        "report": gate["report"],
-        "metrics": metrics,
-        "promoted": gate["promoted"],
-        "verdict": gate["verdict"],
-        "champion": records["promote"]["uri"],
-    }
+def _must_be_complete(records: dict[str, dict[str, Any]]) -> None:
+    if missing := [step for step in STEPS if step not in records]:
+        raise MillError(f"the run ended without a record of {', '.join(missing)}")
 
 
 def _summary(result: dict[str, Any], seconds: float) -> str:

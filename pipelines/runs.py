@@ -7,13 +7,13 @@ import json
 from typing import Any
 
 from ..components.store.config import STEPS
-from ..components.store.errors import EXIT_OK, wrong
+from ..components.store.errors import EXIT_OK, MillError, wrong
 from ..components.store.progress import duration
 from . import following
 from .cluster import from_file
 from .kfp_client import Connection, Service, add_flags
 from .kfp_uploads import PIPELINE, find_pipeline
-from .run import failed
+from .run import facts, failed
 
 HELP = "the runs in Kubeflow Pipelines, or the steps of one"
 PAGE, PAGES = 100, 20
@@ -102,15 +102,18 @@ def _add_results(service: Service, rows: list[dict[str, Any]]) -> None:
         reference = one.pipeline_version_reference
         key = str(given or (reference.pipeline_version_id if reference else ""))
         if key not in workspaces:
-            workspaces[key] = following.workspace_of(service, one)
+            try:
+                workspaces[key] = following.workspace_of(service, one)
+            except MillError:
+                workspaces[key] = ""
         workspace = workspaces[key]
         if workspace in unreadable:
             continue
         made, unread = following.readable_records(workspace, row["run"])
         if unread:
             unreadable.add(workspace)
-        facts = following.facts(made)
-        row |= {"macro_f1": facts["metrics"].get("macro_f1"), "verdict": facts["verdict"]}
+        known = facts(made)
+        row |= {"macro_f1": known["metrics"].get("macro_f1"), "verdict": known["verdict"]}
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
@@ -144,7 +147,8 @@ def _one(service: Service, run_id: str, follow: bool, as_json: bool) -> int:
     if result["state"] in following.ENDED:
         following.finish(service, found, result)
     else:
-        result |= following.facts(following.readable_records(following.workspace_of(service, found), run_id)[0])
+        made, _ = following.records_of(service, found)
+        result |= facts(made) | {"records": made}
     states = {name: (state, seconds) for name, state, seconds in following.tasks(found)}
     result["tasks"] = {name: {"state": state, "seconds": seconds} for name, (state, seconds) in states.items()}
     if as_json:

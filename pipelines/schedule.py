@@ -20,7 +20,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from ..components.store import uri as uris
-from ..components.store.errors import EXIT_OK, MillError, TransientError, UserError, wrong
+from ..components.store.errors import EXIT_OK, MillError, UserError, wrong
 from ..components.store.progress import say
 from . import cron as crons
 from .following import ENDED
@@ -148,12 +148,15 @@ def _exchange(service: Service, body: Any) -> Any:
     halted: list[Any] = []
     try:
         for one in others:
+            halted.append(one)  # at once: it may be disabled although the answer is lost
             _set(service, one, "disable")
-            halted.append(one)
     except MillError as error:
         raise _taken_back(service, None if same else new, [o for o in halted if o.mode == "ENABLE"], error) from None
     for one in others:
-        _remove(service, one)
+        try:
+            _remove(service, one)
+        except MillError as error:  # the new schedule is made: that is what was asked for
+            say("schedule", str(error))
     return new
 
 
@@ -211,20 +214,21 @@ def _set(service: Service, one: Any, word: str) -> None:
 
 
 def _remove(service: Service, one: Any) -> bool:
-    """Delete a stopped schedule, unless it has a run under way.
+    """Delete a stopped schedule, unless it has a run under way; a MillError says that it could not be.
 
     The runs of a recurring run belong to it in Kubernetes: KFP's older versions delete a run under way with it (newer
     ones are told not to). It does no harm as it is, and the next exchange deletes it.
     """
     try:
         if run := _under_way(service, one):
-            say("schedule", f"the old schedule is disabled, and not deleted before its run {run} has ended")
+            say("schedule", f"{one.display_name} ({one.recurring_run_id}) is disabled, and not deleted before its run "
+                f"{run} has ended")  # fmt: skip
             return False
         _delete(service, one)
         return True
-    except TransientError as error:
-        say("schedule", f"the old schedule is disabled; it could not be deleted: {error}")
-        return False
+    except MillError as error:
+        name = f"{one.display_name} ({one.recurring_run_id})"
+        raise type(error)(f"the schedule {name} is disabled; it could not be deleted: {error}") from None
 
 
 def _under_way(service: Service, one: Any) -> str:

@@ -59,6 +59,37 @@ def test_many_runs_come_in_pages(mill: Commands) -> None:
     assert mill.service.asked("GET", "/runs$") == 1 + 3  # one to know its namesakes, three pages
 
 
+def test_a_run_whose_version_was_deleted_is_shown_without_its_results(
+    mill: Commands, records: dict[str, dict[str, Any]]
+) -> None:
+    """Without a workspace among its parameters only its version says where its records are."""
+    records["evaluate"] = record("evaluate", metrics={"macro_f1": 0.91})
+    mill.service.scripts = [script()]
+    assert mill("submit").code == 0
+    run = mill.service.runs[0]["run_id"]
+    assert "0.910" in mill("runs").out
+    mill.service.versions.clear()
+    listed = mill("runs")
+    assert listed.code == 0 and "succeeded" in listed.out and "0.910" not in listed.out
+    shown = mill("runs", run)
+    assert shown.code == 0 and "the run doesn't say its workspace" in shown.err
+    followed = mill("runs", run, "--follow", "--json")
+    assert followed.code == 0 and followed.json["status"] == "succeeded"
+
+
+def test_a_service_that_fails_after_the_runs_end_leaves_its_result(
+    mill: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imagemill.pipelines.kfp_client.RETRY_S", 0.1)
+    mill.service.scripts = [script()]
+    mill.service.fail("503", 1000, "GET", "/versions/")
+    ran = mill("submit", "--json")
+    assert ran.code == 0 and ran.json["status"] == "succeeded"
+    assert "the steps' records can't be found" in ran.err and "answers 503" in ran.err
+    listed = mill("runs")
+    assert listed.code == 0 and "succeeded" in listed.out
+
+
 def test_one_run_is_shown_by_its_steps(mill: Commands, records: dict[str, dict[str, Any]]) -> None:
     records |= {"download": record("download", state="cached"), "clean": record("clean", exit_code=75, error="gone")}
     mill.service.scripts = [script("download", "clean", last="FAILED")]

@@ -125,6 +125,27 @@ def test_faults_that_stay_leave_one(
     assert path != ":disable$" or "the schedule is as it was" in ran.err
 
 
+def test_a_stop_whose_answer_is_lost_is_taken_back(mill: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old schedule is disabled without our hearing of it: it must go again, for the new one is deleted."""
+    assert mill(*WEEKLY).code == 0
+    monkeypatch.setattr("imagemill.pipelines.kfp_client.RETRY_S", 0.3)
+    mill.service.fail("drop after", 1000, "POST", ":disable$")
+    ran = mill("schedule", "--cron", "0 4 * * 1")
+    assert ran.code == 75 and "the schedule is as it was" in ran.err
+    assert [one["trigger"]["cron_schedule"]["cron"] for one in enabled(mill.service)] == ["0 0 3 * * 1"]
+    assert len(mill.service.recurring) == 1
+
+
+def test_what_may_not_be_deleted_is_told_after_the_exchange(mill: Commands) -> None:
+    assert mill(*WEEKLY).code == 0
+    mill.service.fail("403", 1000, "DELETE")
+    ran = mill("schedule", "--cron", "0 4 * * 1")
+    assert ran.code == 0 and "is disabled; it could not be deleted" in ran.err and "(403: " in ran.err
+    assert [one["trigger"]["cron_schedule"]["cron"] for one in enabled(mill.service)] == ["0 0 4 * * 1"]
+    ran = mill("schedule", "--delete")
+    assert ran.code == 2 and "is disabled; it could not be deleted" in ran.err and not enabled(mill.service)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(("method", "path"), [("POST", "/recurringruns"), ("POST", ":disable"), ("DELETE", "")])
 def test_ctrl_c_waits_for_the_exchange(mill: Commands, number: int, method: str, path: str) -> None:
