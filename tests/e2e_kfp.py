@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from e2e_api import Doc, now
-from e2e_play import RUN, WORKFLOW, Flow, Play, _thread
+from e2e_play import DEADLINE_SCALE, RUN, WORKFLOW, Flow, Play, _thread
 from kfp_state import KfpService, missing
 
 STATES = {"": "PENDING", "Running": "RUNNING", "Succeeded": "SUCCEEDED", "Failed": "FAILED", "Error": "FAILED"}
@@ -38,11 +39,13 @@ class KfpOnCluster(KfpService):
 
     def create_run(self, body: dict[str, Any]) -> dict[str, Any]:
         made = super().create_run(body)
-        spec = self._version(body["pipeline_version_reference"])["pipeline_spec"]["pipeline_spec"]
+        package = self._version(body["pipeline_version_reference"])["pipeline_spec"]
+        spec = package["pipeline_spec"]
         labels = {"pipeline/runid": made["run_id"]}
         name = f"training-{made['display_name']}"
-        owner = {"kind": "Workflow", "name": name}
-        document = self.play.cluster.create("workflows", {"metadata": {"name": name, "labels": labels}, "spec": owner})
+        settings = package["platform_spec"]["platforms"]["kubernetes"].get("pipelineConfig", {})
+        known = {key: settings[key] for key in ("activeDeadlineSeconds",) if key in settings}
+        document = self.play.cluster.create("workflows", {"metadata": {"name": name, "labels": labels}, "spec": known})
         given = body.get("runtime_config", {}).get("parameters", {})
         _thread(lambda: KfpFlow(self.play, document, spec, given, made["run_id"]).play())
         return made
@@ -109,15 +112,16 @@ class KfpFlow(Flow):
         return {"kind": "Pod", "name": pod, "uid": found["metadata"]["uid"]}
 
     def _never_scheduled(self, pod: str, wanted: str) -> str:
-        self.ends = float("inf")
+        began, said = time.monotonic(), "activeDeadlineSeconds"
         condition = {"type": "PodScheduled", "status": "False", "message": f"0/3 nodes: Insufficient {wanted}"}
         self.play_._pod_state(pod, "Pending", {}, conditions=[condition])
         with self.cluster.changed:
             while not self.cluster.over.is_set():
                 found = self.cluster.get("workflows", self.name)
-                if found is None or found["spec"].get("activeDeadlineSeconds") == 0:
+                limit = float("inf") if found is None else found["spec"].get(said, float("inf"))
+                if found is None or time.monotonic() >= began + limit * DEADLINE_SCALE:  # 0: terminated
                     break
-                self.cluster.changed.wait(0.5)
+                self.cluster.changed.wait(0.05)
         self.cluster.delete("pods", pod)
         return "deadline"
 

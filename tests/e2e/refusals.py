@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from imagemill.components.store.errors import EXIT_USER
+from imagemill.pipelines.kfp_server import knows_whole_runs
 
 from . import kfp
 from .kube import Doc, name_of
@@ -66,7 +67,7 @@ def _gpu_absent(session: Session, engine: str) -> str:
     why = unschedulable(pod)
     if NO_SUCH_GPU not in why:
         raise Failed(f"pod {name_of(pod)} waits for something else: {why}")
-    if engine == KFP:
+    if engine == KFP and not knows_whole_runs(session.cluster.kfp.version):
         return _terminated(session, run, why)
     phase = run.end(session.within(_ABSENT_S + 240))
     if phase == SUCCEEDED:
@@ -79,18 +80,18 @@ def _gpu_absent(session: Session, engine: str) -> str:
 
 
 def _terminated(session: Session, run: Run, why: str) -> str:
-    """KFP has no deadline of runs, and Kubernetes' own counts from a pod's start: somebody ends the run."""
+    """KFP before 2.17 has no deadline of runs, and Kubernetes' own counts from a pod's start: somebody ends the run."""
     kfp.terminate(session, run)
     phase = run.end(session.within(240))
     if phase == SUCCEEDED:
         raise Failed(f"{run.workflow} succeeded without its GPU")
     run.wait_for_nothing_left(session.within(120))
-    return f"pending ({why}); nothing ends that in KFP but terminating the run: {run.message or phase}"
+    return f"pending ({why}); nothing ends that in KFP before 2.17 but terminating the run: {run.message or phase}"
 
 
 def register() -> None:
     for engine in (ARGO, KFP):
         wrong = "wrong input ends with exit code 2, and is not tried again"
         add(engine, "wrong-input", wrong, _wrong_input, ENGINES[engine][1])
-        ends = "the deadline ends it" if engine == ARGO else "it is terminated"
+        ends = "the deadline ends it" if engine == ARGO else "the deadline ends it (before 2.17 it is terminated)"
         add_after(engine, "gpu-absent", f"a GPU that no node has: pending, until {ends}", _gpu_absent)

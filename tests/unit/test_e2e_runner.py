@@ -142,6 +142,24 @@ def test_every_scenario_of_kubeflow_pipelines_passes(world: World) -> None:
     assert not (service.runs or service.recurring or service.experiments or service.pipelines or service.versions)
 
 
+@pytest.mark.parametrize(
+    ("version", "ends"),
+    [
+        ("2.17", "ended by the deadline: Step exceeded"),
+        pytest.param("2.16", "terminating the run", marks=pytest.mark.proof),
+    ],
+)
+def test_kfps_own_deadline_is_tried_where_it_has_one(world: World, version: str, ends: str) -> None:
+    from e2e_kfp import KfpOnCluster
+    from kfp_server import serving
+
+    world.file.write_text(json.dumps({"images": IMAGES, "kfp": {"version": version}}))
+    with serving(KfpOnCluster(play=world.play)) as service:
+        rows = check_all_passes(world, "kfp-gpu-absent", "argo", submit=(f"--host={service.url}",))
+        asked = service.asked("POST", ":terminate$")
+    assert ends in rows["kfp-gpu-absent"]["note"] and asked == (version == "2.16")
+
+
 def test_with_gpus_the_steps_ask_for_them(world: World) -> None:
     """And not in the run that must do without."""
     world.cluster.documents["/api/v1/nodes"] = {"items": [{"status": {"allocatable": {"nvidia.com/gpu": "2"}}}] * 3}
