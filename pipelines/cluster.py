@@ -172,6 +172,9 @@ class Ray:
             if pod.deadline_seconds:
                 raise wrong(place(*names, "deadline_seconds"), "0: ray.deadline_seconds is that of the whole job",
                             pod.deadline_seconds)  # fmt: skip
+        if uris.safe(self.address) != self.address or "@" in self.address:
+            found = uris.safe(self.address).rpartition("@")[2]
+            raise wrong(place("address"), "an address without a login or query (see token_secret)", found)
         if (self.mode == "address") != bool(self.address):
             raise wrong(place("address"), "an address with mode address, and only then", self.address)
         if self.token_secret and self.mode != "address":
@@ -187,9 +190,9 @@ class Limits:
     run_deadline_seconds: int = setting(24 * 3600, "the longest that a run may take (0: no limit)")
     keep_succeeded_seconds: int = setting(
         24 * 3600,
-        "how long the objects of a run that succeeded stay (0: for ever; with KFP from 2.17 on, before it too)",
+        "how long the objects of a run that succeeded stay (0: for ever, as always with KFP before 2.17)",
     )
-    keep_failed_seconds: int = setting(7 * 24 * 3600, "how long those of one that failed stay (0: for ever)")
+    keep_failed_seconds: int = setting(7 * 24 * 3600, "how long those of one that failed stay (the same)")
 
 
 @dataclass(frozen=True)

@@ -132,17 +132,23 @@ def test_what_is_wrong_is_named(values: Any, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value"),
+    ("group", "field", "value"),
     [
-        ("endpoint", "http://key:hunter2@host:9000"),
-        ("endpoint", "https://host/?X-Amz-Signature=hunter2"),
-        ("endpoint", "key:hunter2@host:9000"),
-        ("workspace", "s3://key:hunter2@bucket/data"),
+        ("storage", "endpoint", "http://key:hunter2@host:9000"),
+        ("storage", "endpoint", "https://host/?X-Amz-Signature=hunter2"),
+        ("storage", "endpoint", "key:hunter2@host:9000"),
+        ("storage", "workspace", "s3://key:hunter2@bucket/data"),
+        ("ray", "address", "http://user:hunter2@head:8265"),
+        ("ray", "address", "http://head:8265/?token=hunter2"),
+        ("ray", "address", "user:hunter2@head:6379"),
     ],
 )
-def test_a_login_is_refused_and_not_repeated(field: str, value: str) -> None:
-    with pytest.raises(UserError, match=rf"c\.yaml \(storage\.{field}\)") as error:
-        from_values({"storage": {field: value}}, "c.yaml")
+@pytest.mark.parametrize("mode", ["rayjob", "address"])
+def test_a_login_is_refused_and_not_repeated(group: str, field: str, value: str, mode: str) -> None:
+    values: dict[str, Any] = {"ray": {"mode": mode}} if group == "ray" else {}
+    values.setdefault(group, {})[field] = value
+    with pytest.raises(UserError, match=rf"c\.yaml \({group}\.{field}\)") as error:
+        from_values(values, "c.yaml")
     assert "hunter2" not in str(error.value)
 
 
