@@ -12,8 +12,12 @@ from ..components.store import uri as uris
 from ..components.store.errors import UserError, wrong
 from .cluster import Cluster, from_file
 from .parameters import Chosen
+from .paths import refuse_paths
+from .settings import bytes_of
+from .shm import shm_size
 
-TARGETS = ("kfp", "argo")
+POD_WORKSPACE = "s3://bucket/prefix, which every pod of a cluster can reach"
+ORCHESTRATORS = ("kfp", "argo")
 
 
 def compile_for(target: str, chosen: Chosen, output: Path, cluster_file: str = "") -> None:
@@ -21,8 +25,8 @@ def compile_for(target: str, chosen: Chosen, output: Path, cluster_file: str = "
 
     UserError for images that are not named by digest, a workspace that a pod can't reach, a file that can't be written.
     """
-    if target not in TARGETS:
-        raise wrong("--target", f"one of {', '.join(TARGETS)}", target)
+    if target not in ORCHESTRATORS:
+        raise wrong("--target", f"one of {', '.join(ORCHESTRATORS)}", target)
     cluster = cluster_of(cluster_file)
     if target == "kfp":
         compile_kfp(chosen, output, cluster)
@@ -30,7 +34,7 @@ def compile_for(target: str, chosen: Chosen, output: Path, cluster_file: str = "
     from .argo import compile_argo
 
     _check_output(output)
-    compile_argo(with_workspace(chosen, cluster), output, cluster)
+    compile_argo(chosen, output, cluster)
 
 
 def cluster_of(file: str) -> Cluster:
@@ -41,29 +45,46 @@ def cluster_of(file: str) -> Cluster:
 
 
 def with_workspace(chosen: Chosen, cluster: Cluster) -> Chosen:
-    """With the cluster's workspace where none was chosen; UserError for one that its pods can't reach."""
+    """With the cluster's workspace where none was chosen; UserError for one that its pods can't reach, and for a login
+    or a path of this machine among the parameters."""
     workspace = str(chosen.pipeline.get("workspace", cluster.storage.workspace))
     if not uris.is_s3(workspace):
-        raise wrong("workspace", "s3://bucket/prefix, which every pod of a cluster can reach", workspace)
+        raise wrong("workspace", POD_WORKSPACE, uris.safe(workspace))
+    chosen = replace(chosen, pipeline=chosen.pipeline | {"workspace": workspace})
+    refuse_logins(chosen)
+    refuse_paths(chosen)
     return replace(chosen, pipeline=chosen.pipeline | {"workspace": uris.normalize(workspace, "workspace")})
+
+
+def refuse_logins(chosen: Chosen) -> None:
+    """UserError for a parameter with a login or a query, which may be one, in its URL: whoever may see the pipeline or
+    its runs reads their parameters."""
+    for values in (chosen.pipeline, *chosen.sections.values()):
+        for name, value in values.items():
+            if isinstance(value, str) and (shown := uris.safe(value)) != value:
+                raise wrong(name, "a URL without a login or query, for a pipeline's parameters are no secret: s3://…, "
+                            "which the pods have a secret for, or one that is open to them", shown)  # fmt: skip
 
 
 def compile_kfp(chosen: Chosen, target: Path, cluster: Cluster | None = None, *, bake: bool = True) -> None:
     """Write the package for Kubeflow Pipelines, with the pods as the cluster says.
 
-    The chosen parameters size the pods, and become the package's defaults unless `bake` says no.
+    The chosen parameters become the package's defaults, which the pods are sized by. Without `bake` the defaults stay,
+    and the pods are large enough for both.
     """
     cluster = cluster or Cluster()
     cluster.require_images("cluster")
     chosen = with_workspace(chosen, cluster)
+    baked = chosen if bake else with_workspace(Chosen({}, {}), cluster)
+    train = cluster.steps["train"]
+    largest = max((baked, chosen), key=lambda one: bytes_of(shm_size("train", train, one) or "0"))
     _check_output(target)
     _quiet_kfp()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from .training import build
 
-        pipeline = build(cluster, chosen)
-        _write(pipeline, target, chosen.arguments() if bake else with_workspace(Chosen({}, {}), cluster).arguments())
+        _write(build(cluster, largest), target, baked.arguments())
 
 
 def write_documented(output: str) -> None:

@@ -15,11 +15,11 @@ from typing import Any
 from ..components.store import uri as uris
 from ..components.store.errors import wrong
 from ..components.store.manifest import code_version
-from ..components.store.progress import say
 from .cluster import Cluster
-from .compile import compile_kfp
+from .compile import POD_WORKSPACE, compile_kfp, refuse_logins
 from .kfp_client import Service
 from .parameters import Chosen
+from .paths import refuse_paths
 
 PIPELINE, EXPERIMENT = "imagemill-training", "imagemill"
 _EQUALS = 1  # of KFP's filter.proto
@@ -75,16 +75,12 @@ def arguments_for(package: Package, chosen: Chosen) -> dict[str, Any]:
         if name not in package.defaults:
             raise wrong(f"--{name.replace('_', '-')}", f"a parameter of the pipeline {package.source}", name)
     workspace = str(arguments.get("workspace") or package.defaults.get("workspace") or "")
+    refuse_logins(chosen)
+    refuse_paths(chosen)
     if not uris.is_s3(workspace):
-        raise wrong("workspace", "s3://bucket/prefix, which every pod of a cluster can reach", workspace)
+        raise wrong("workspace", POD_WORKSPACE, workspace)
     if "workspace" in arguments:
         arguments["workspace"] = uris.normalize(workspace, "workspace")
-    for name in ("source", "annotations"):
-        value = str(arguments.get(name, ""))
-        if value and not uris.scheme(value):
-            raise wrong(f"--{name}", "s3://… or http(s)://…: the pods don't see this machine's files", value)
-        if value != uris.safe(value):
-            say("run", f"whoever may see the run in Kubeflow sees the login or query in --{name}")
     return arguments
 
 

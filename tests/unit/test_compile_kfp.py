@@ -16,8 +16,8 @@ import yaml
 from imagemill.components.store.errors import UserError
 from imagemill.pipelines.cli import main
 from imagemill.pipelines.cluster import Cluster, Kfp, Pod, from_json, from_values
-from imagemill.pipelines.compile import compile_kfp
-from imagemill.pipelines.kfp_pods import kfp_memory
+from imagemill.pipelines.compile import compile_for, compile_kfp
+from imagemill.pipelines.kfp_pods import kfp_cpu, kfp_memory
 from imagemill.pipelines.parameters import choose
 from imagemill.pipelines.shm import shm_size
 
@@ -337,11 +337,88 @@ def test_the_package_is_sized_by_its_own_defaults(tmp_path: Path) -> None:
     assert [m["sizeLimit"] for m in mounts if m["volumeName"] == "shm"] == ["1536Mi"]
 
 
+def test_without_baking_the_pods_suit_the_defaults_and_what_was_chosen(tmp_path: Path) -> None:
+    """One version of the pipeline runs with both: what was chosen is for one run, a schedule's runs take the rest."""
+    wide = from_values({"images": IMAGES, "steps": {"train": {"cpu": "256", "memory": "256Gi"}}})
+    sizes = []
+    for image_size in ("32", "448"):
+        compile_kfp(choose({"image_size": image_size}), tmp_path / "p.yaml", wide, bake=False)
+        mounts = kubernetes(documents(tmp_path / "p.yaml")[1], "train")["emptyDirMounts"]
+        sizes += [m["sizeLimit"] for m in mounts if m["volumeName"] == "shm"]
+    pod = wide.steps["train"]
+    assert sizes == [shm_size("train", pod, choose({})), shm_size("train", pod, choose({"image_size": "448"}))]
+    assert shm_size("train", pod, choose({"image_size": "32"})) != sizes[0] != sizes[1]
+
+
+LOGIN = "https://me:hunter2@photos.example/x.zip"
+
+
+@pytest.mark.parametrize("target", ["kfp", "argo"])
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"dataset": "folder", "source": "./here"}, r"--source: expected s3://… or http\(s\)://…: the pods don't see"),
+        ({"dataset": "folder", "source": "file:///here"}, "--source: expected"),
+        ({"dataset": "csv", "source": "s3://b/t.csv", "annotations": "/a"}, "--annotations: expected s3://… or http"),
+        ({"weights": "model.safetensors"}, "--weights: expected s3://…: the pods"),
+        ({"class_list": "classes.txt"}, "--class-list: expected s3://…: the pods"),
+    ],
+)
+def test_a_path_that_no_pod_sees_is_refused(target: str, flags: dict[str, str], said: str, cluster_file: Path) -> None:
+    out = cluster_file.with_name("p.yaml")
+    with pytest.raises(UserError, match=f"^{said}"):
+        compile_for(target, choose(flags), out, str(cluster_file))
+    assert not out.exists()
+
+
+def test_names_and_addresses_are_no_paths(cluster_file: Path) -> None:
+    given = {"dataset": "folder", "source": "https://photos.example/x.zip", "weights": "DEFAULT",
+             "class_list": "s3://bucket/classes.txt"}  # fmt: skip
+    compile_for("argo", choose(given), cluster_file.with_name("p.yaml"), str(cluster_file))
+    assert "https://photos.example/x.zip" in cluster_file.with_name("p.yaml").read_text()
+
+
+@pytest.mark.parametrize("target", ["kfp", "argo"])
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        ({"dataset": "folder", "source": LOGIN}, "source"),
+        ({"dataset": "folder", "source": "https://photos.example/x.zip?signature=hunter2"}, "source"),
+        ({"backgrounds": LOGIN}, "backgrounds"),
+        ({"class_list": "https://me:hunter2@photos.example/classes.txt"}, "class_list"),
+        ({"ray_address": "http://me:hunter2@head:8265"}, "ray_address"),
+        ({"workspace": "s3://me:hunter2@bucket/mill"}, "workspace"),
+    ],
+)
+def test_a_login_among_the_parameters_is_refused(
+    target: str, flags: dict[str, str], name: str, cluster_file: Path
+) -> None:
+    out = cluster_file.with_name("p.yaml")
+    with pytest.raises(UserError, match=f"^{name}: expected a URL without a login or query") as told:
+        compile_for(target, choose(flags), out, str(cluster_file))
+    assert "hunter2" not in str(told.value) and "s3://" in str(told.value) and not out.exists()
+
+
 @pytest.mark.parametrize(
     ("quantity", "found"), [("2Gi", "2Gi"), ("1.5Gi", str(3 * 2**29)), ("2k", "2000"), ("64", "64")]
 )
 def test_memory_in_the_forms_that_kfp_takes(quantity: str, found: str) -> None:
     assert kfp_memory(quantity) == found
+
+
+@pytest.mark.parametrize(
+    ("quantity", "found"),
+    [("2", "2"), ("500m", "500m"), ("0.5", "0.5"), ("1k", "1000"), ("1Ki", "1024"), ("0.0015k", "1500m")],
+)
+def test_kfp_takes_no_units_of_cores(quantity: str, found: str) -> None:
+    assert kfp_cpu(quantity) == found
+
+
+def test_every_quantity_of_cores_compiles(tmp_path: Path) -> None:
+    given = from_values({"images": IMAGES, "steps": {"clean": {"cpu": "0.002k", "cpu_limit": "1k"}}})
+    compile_kfp(choose({}), tmp_path / "p.yaml", given)
+    resources = container(documents(tmp_path / "p.yaml")[0], "clean")["resources"]
+    assert (resources["resourceCpuRequest"], resources["resourceCpuLimit"]) == ("2", "1000")
 
 
 def test_images_must_be_named_by_digest(tmp_path: Path) -> None:

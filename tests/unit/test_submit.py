@@ -156,6 +156,37 @@ def test_following_survives_a_service_that_starts_again(tmp_path: Path, mill: Co
     assert len(service.runs) == 1
 
 
+def test_a_run_that_is_deleted_while_it_is_followed_does_not_go_on(mill: Commands) -> None:
+    mill.service.scripts = [[("RUNNING", {})]]
+
+    def delete(method: str, path: str) -> None:
+        if mill.service.asked("GET", "/runs/[^/]+$") > 2:
+            mill.service.runs.clear()
+
+    mill.service.on_request = delete
+    ran = mill("submit", "--json")
+    assert ran.code == 2 and "(the run was deleted while it was followed)" in ran.json["error"]
+    assert "goes on" not in ran.json["error"]
+
+
+def test_a_login_in_a_parameter_is_refused(mill: Commands, tmp_path: Path) -> None:
+    """A run's parameters are there for everyone who may see the run."""
+    login = f"https://me:{SECRET}@photos.example/x.zip"
+    for words in (
+        ["--dataset", "folder", "--source", login],
+        ["--dataset", "folder", "--source", f"https://photos.example/x.zip?signature={SECRET}"],
+        ["--backgrounds", login],
+        ["--ray-address", f"http://me:{SECRET}@head:8265"],
+        ["--workspace", f"s3://me:{SECRET}@bucket/work"],
+    ):
+        for package in ([], ["--cluster", str(tmp_path / "cluster.yaml")]):
+            ran = mill("submit", *words, *package)
+            name = words[-2].removeprefix("--").replace("-", "_")
+            assert ran.code == 2 and f"{name}: expected a URL without a login or query" in ran.err, ran.err
+            assert SECRET not in ran.err + ran.out and "s3://" in ran.err
+    assert not mill.service.requests
+
+
 def test_the_wait_is_given_up_in_the_end(mill: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(following, "PATIENCE_S", 0.2)
     mill.service.fail("502", 1000, "GET", "/runs/[^/]+$")
