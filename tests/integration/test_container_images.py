@@ -1,7 +1,7 @@
 """The real images: built on a local base, run as pods run them, weighed, listed, pushed and pulled by digest.
 
-Run by hand (`tests/run -m proof tests/integration/test_container_images.py`): the first build takes some five minutes and needs
-20 GB of disk.
+Run by hand (`tests/run -m proof tests/integration/test_container_images.py`): the first build takes some five minutes
+and needs 20 GB of disk.
 """
 
 from __future__ import annotations
