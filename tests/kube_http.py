@@ -23,6 +23,7 @@ KINDS = {RAYJOBS: ("RayJob", "ray.io/v1", "rayjobs"), PODS: ("Pod", "v1", "pods"
 class Handler(BaseHTTPRequestHandler):
     kube: KubeApi
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     broken_after: int | None = None
     """Bytes of the answer's body after which the connection breaks off."""
     lost = False

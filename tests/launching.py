@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import itertools
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,8 @@ BUCKET = "mill"
 RUN = "run-1"
 WORDS = ["python", "-m", "imagemill.components.resize"]
 SPLITS = ("train", "train", "val", "test")
+_NUMBERS = itertools.count()
+"""Of workspaces: what moto holds outlives its server."""
 NEW: tuple[Act, ...] = (status(""), status("Initializing"))
 STARTED = (*NEW, status("Running"), status("Running", "PENDING"), status("Running", "RUNNING"))
 DONE = (status("Running", "SUCCEEDED"), status("Complete", "SUCCEEDED"))
@@ -60,14 +64,27 @@ class Work:
         workspace = f"s3://{BUCKET}/{prefix}"
         return cls(workspace, cleaned(f"{workspace}/clean/0123456789abcdef", rows, classes=("cat", "dog")).uri)
 
+    def copy(self) -> Work:
+        """Another workspace with the same clean dataset."""
+        prefix = f"work{next(_NUMBERS)}"
+        made = Work(f"s3://{BUCKET}/{prefix}", self.clean.replace(self.workspace, f"s3://{BUCKET}/{prefix}"))
+        place(self, made.workspace, "clean/")
+        return made
+
     def keys(self, under: str = "") -> list[str]:
         """What lies in the workspace."""
         prefix = self.workspace.removeprefix(f"s3://{BUCKET}/") + f"/{under}"
-        found = boto3.client("s3").list_objects_v2(Bucket=BUCKET, Prefix=prefix).get("Contents", [])
+        found = client().list_objects_v2(Bucket=BUCKET, Prefix=prefix).get("Contents", [])
         return [one["Key"] for one in found]
 
     def record(self, run: str = RUN) -> Json:
         return Workspace.open(self.workspace).step_record(run, "resize") or {}
+
+
+@lru_cache
+def client() -> Any:
+    """Of the one server: to make it takes a twentieth of a second."""
+    return boto3.client("s3")
 
 
 @contextmanager
@@ -90,7 +107,8 @@ def s3_server() -> Iterator[None]:
         ):  # fmt: skip
             patch.setenv(name, value)
         forget_s3_clients()
-        boto3.client("s3").create_bucket(Bucket=BUCKET)
+        client.cache_clear()
+        client().create_bucket(Bucket=BUCKET)
         yield
         forget_s3_clients()
         server.stop()
@@ -101,7 +119,7 @@ def served(folder: Path) -> Iterator[KubeApi]:
     """The stand-in, as a pod of the namespace `mill` sees it; all waits are short. No RayJob may be left."""
     with pytest.MonkeyPatch.context() as patch, KubeApi() as made:
         for module, name, seconds in (
-            (launcher, "AGAIN_S", 0.02), (joblog, "AGAIN_S", 0.02), (launcher, "WATCH_S", 2), (kube, "SILENT_S", 5.0),
+            (launcher, "AGAIN_S", 0.02), (joblog, "AGAIN_S", 0.05), (launcher, "WATCH_S", 2), (kube, "SILENT_S", 5.0),
             (launcher, "LAST_WORDS_S", 5), (launcher, "DELETE_S", 2.0), (launcher, "LOOK_S", 1.0),
         ):  # fmt: skip
             patch.setattr(module, name, seconds)
@@ -118,9 +136,9 @@ def served(folder: Path) -> Iterator[KubeApi]:
         assert not made.objects[RAYJOBS], "a RayJob was left behind"
 
 
-def tensors(prefix: str) -> Work:
+def tensors() -> Work:
     """A workspace with the tensors that `launch` asks for, made here, without Ray: for stand-ins to place."""
-    work = Work.make(prefix)
+    work = Work.make(f"tensors{next(_NUMBERS)}")
     chain.resized(Workspace.open(work.workspace), read_dataset(work.clean, "clean"), image_size=16)
     return work
 
@@ -193,10 +211,10 @@ def job_made(made: Work) -> Act:
     return act
 
 
-def place(made: Work, workspace: str) -> None:
+def place(made: Work, workspace: str, kind: str = "tensors/") -> None:
     """The tensors of one workspace in another, the manifest last."""
-    s3, here = boto3.client("s3"), made.workspace.removeprefix(f"s3://{BUCKET}/")
-    for key in sorted(made.keys("tensors/"), key=lambda one: one.endswith("_manifest.json")):
+    s3, here = client(), made.workspace.removeprefix(f"s3://{BUCKET}/")
+    for key in sorted(made.keys(kind), key=lambda one: one.endswith("_manifest.json")):
         target = workspace.removeprefix(f"s3://{BUCKET}/") + key.removeprefix(here)
         s3.copy_object(Bucket=BUCKET, Key=target, CopySource={"Bucket": BUCKET, "Key": key})
 

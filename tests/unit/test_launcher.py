@@ -55,18 +55,15 @@ def api(tmp_path: Path) -> Iterator[KubeApi]:
         yield made
 
 
-_NUMBERS = iter(range(10**6))
-
-
 @pytest.fixture
-def work() -> Work:
-    return Work.make(f"w{next(_NUMBERS)}")
+def work(made: Work) -> Work:
+    return made.copy()
 
 
 @pytest.fixture(scope="module")
 def made(s3: None) -> Work:
     """A workspace with tensors, for stand-ins to place."""
-    return tensors("made")
+    return tensors()
 
 
 @pytest.mark.proof
