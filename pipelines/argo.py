@@ -10,11 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..components.store import uri as uris
 from ..components.store.errors import UserError, wrong
 from .argo_templates import PARTS, RUN, finish_template, rayjob_template, step_template
 from .cluster import LABELS, RUN_LABEL, Cluster, Limits
-from .compile import with_workspace
+from .compile import check_output, with_workspace
 from .cron import parse, zone
 from .parameters import CONFIG_HELP, Chosen, parameters
 from .planning import NEEDED
@@ -37,8 +36,7 @@ def compile_argo(chosen: Chosen, target: Path, cluster: Cluster) -> None:
     """
     import yaml
 
-    if target.suffix not in (".yaml", ".yml"):
-        raise wrong("-o", "a file that ends in .yaml", str(target))
+    check_output(target)
     cluster.require_images("cluster")
     documents = [workflow_template(cluster, chosen), cron_workflow(cluster)]
     written = yaml.safe_dump_all(documents, sort_keys=False, width=10_000, allow_unicode=True)
@@ -101,16 +99,9 @@ def _arguments(cluster: Cluster, chosen: Chosen) -> list[Parameter]:
     for name, parameter in parameters().items():
         if parameter.pipeline:
             choices = list(dict.fromkeys((*parameter.choices, str(parameter.default)))) if parameter.choices else None
-            value = given.get(name, parameter.default)
-            _refuse_password(name, value)
-            found.append(Parameter(name=name, value=text(value), description=parameter.help, enum=choices))
+            value = text(given.get(name, parameter.default))
+            found.append(Parameter(name=name, value=value, description=parameter.help, enum=choices))
     return [*found, Parameter(name="config", value=given["config"], description=CONFIG_HELP)]
-
-
-def _refuse_password(name: str, value: Any) -> None:
-    """Whoever may read workflows could read it."""
-    if isinstance(value, str) and "@" in value.partition("://")[2].partition("/")[0]:
-        raise wrong(name, "a URL without user name and password: a manifest holds no secret", uris.safe(value))
 
 
 def _templates(cluster: Cluster, chosen: Chosen) -> list[Any]:

@@ -332,5 +332,5 @@ def from_json(text: str) -> Cluster:
 def shared(workspace: str) -> str:
     """The workspace; UserError for one that the pods of a cluster can't all reach."""
     if not uris.is_s3(workspace):
-        raise wrong("workspace", "s3://bucket/prefix, which every pod of a cluster can reach", workspace)
+        raise wrong("workspace", "s3://bucket/prefix, which every pod of a cluster can reach", uris.safe(workspace))
     return workspace

@@ -10,13 +10,12 @@ from typing import Any
 
 from ..components.store import uri as uris
 from ..components.store.errors import UserError, wrong
-from .cluster import Cluster, from_file
+from .cluster import Cluster, from_file, shared
 from .parameters import Chosen
 from .paths import refuse_paths
 from .settings import bytes_of
 from .shm import shm_size
 
-POD_WORKSPACE = "s3://bucket/prefix, which every pod of a cluster can reach"
 ORCHESTRATORS = ("kfp", "argo")
 
 
@@ -33,7 +32,6 @@ def compile_for(target: str, chosen: Chosen, output: Path, cluster_file: str = "
         return
     from .argo import compile_argo
 
-    _check_output(output)
     compile_argo(chosen, output, cluster)
 
 
@@ -47,9 +45,7 @@ def cluster_of(file: str) -> Cluster:
 def with_workspace(chosen: Chosen, cluster: Cluster) -> Chosen:
     """With the cluster's workspace where none was chosen; UserError for one that its pods can't reach, and for a login
     or a path of this machine among the parameters."""
-    workspace = str(chosen.pipeline.get("workspace", cluster.storage.workspace))
-    if not uris.is_s3(workspace):
-        raise wrong("workspace", POD_WORKSPACE, uris.safe(workspace))
+    workspace = shared(str(chosen.pipeline.get("workspace", cluster.storage.workspace)))
     chosen = replace(chosen, pipeline=chosen.pipeline | {"workspace": workspace})
     refuse_logins(chosen)
     refuse_paths(chosen)
@@ -78,7 +74,7 @@ def compile_kfp(chosen: Chosen, target: Path, cluster: Cluster | None = None, *,
     baked = chosen if bake else with_workspace(Chosen({}, {}), cluster)
     train = cluster.steps["train"]
     largest = max((baked, chosen), key=lambda one: bytes_of(shm_size("train", train, one) or "0"))
-    _check_output(target)
+    check_output(target)
     _quiet_kfp()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -101,7 +97,7 @@ def write_documented(output: str) -> None:
     print(f"wrote {output}")
 
 
-def _check_output(target: Path) -> None:
+def check_output(target: Path) -> None:
     if target.suffix not in (".yaml", ".yml"):  # KFP writes no JSON of a package with settings of pods
         raise wrong("-o", "a file that ends in .yaml", str(target))
     if not target.absolute().parent.is_dir():

@@ -15,8 +15,8 @@ from typing import Any
 from ..components.store import uri as uris
 from ..components.store.errors import wrong
 from ..components.store.manifest import code_version
-from .cluster import Cluster
-from .compile import POD_WORKSPACE, compile_kfp, refuse_logins
+from .cluster import Cluster, shared
+from .compile import compile_kfp, refuse_logins
 from .kfp_client import Service
 from .parameters import Chosen
 from .paths import refuse_paths
@@ -77,8 +77,7 @@ def arguments_for(package: Package, chosen: Chosen) -> dict[str, Any]:
     workspace = str(arguments.get("workspace") or package.defaults.get("workspace") or "")
     refuse_logins(chosen)
     refuse_paths(chosen)
-    if not uris.is_s3(workspace):
-        raise wrong("workspace", POD_WORKSPACE, workspace)
+    shared(workspace)
     if "workspace" in arguments:
         arguments["workspace"] = uris.normalize(workspace, "workspace")
     return arguments
