@@ -28,6 +28,8 @@ class _Handler(BaseHTTPRequestHandler):
     service: KfpService
     open_ones: set[socket.socket]
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    """Else each answer waits 40 ms between its head and its body."""
 
     def setup(self) -> None:
         super().setup()
