@@ -25,7 +25,7 @@ Place = Callable[..., str]
 """Names a field of the file for a message."""
 _DIGEST = re.compile(r".+@sha256:[0-9a-f]{64}")
 _DNS_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
-TARGETS = {"download": "cpu", "clean": "cpu", "resize": "ray", "train": "gpu", "evaluate": "gpu", "promote": "cpu"}
+STEP_IMAGES = {"download": "cpu", "clean": "cpu", "resize": "ray", "train": "gpu", "evaluate": "gpu", "promote": "cpu"}
 """The image of each step: a target of the Dockerfile."""
 UID = 10001
 """The user and group that containers run as."""
@@ -280,7 +280,7 @@ class Cluster:
         return str(getattr(self.images, target)) or f"imagemill-{target}:{code_version()}"
 
     def image_of(self, step: str) -> str:
-        return self.image(TARGETS[step])
+        return self.image(STEP_IMAGES[step])
 
     def require_images(self, where: str) -> None:
         """Refuse to compile what would run whatever a tag points to, unless tags are allowed."""

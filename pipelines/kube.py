@@ -205,7 +205,7 @@ class Kube:
                     raise ValueError(f"no JSON, but {found[:100]!r}")
                 return found
 
-        return with_retry(once, f"{verb} {resource}", patience_s or SILENT_S)
+        return with_retry(once, f"{verb} {resource}", patience_s or SILENT_S, service="kubernetes")
 
     def _found(
         self, call: Callable[[], Any], verb: str, resource: str = PLURAL, no_kind: bool = False,

@@ -18,8 +18,8 @@ import pytest
 from kfp_server import KfpService, serving
 
 from imagemill.components.store.config import STEPS
-from imagemill.pipelines import cli, following, kfp_client
-from imagemill.pipelines.cluster import from_file
+from imagemill.pipelines import cli, following, kfp_client, kfp_uploads
+from imagemill.pipelines.cluster import Cluster, from_file, from_json
 from imagemill.pipelines.compile import compile_kfp
 from imagemill.pipelines.parameters import Chosen
 
@@ -66,6 +66,19 @@ def compiled_once() -> Path:
     return folder / "pipeline.yaml"
 
 
+def _compile_once(chosen: Chosen, target: Path, cluster: Cluster, *, bake: bool = True) -> None:
+    """`compile_kfp`, but the same package is compiled once in a session."""
+    target.write_bytes(_package(cluster.to_json(), json.dumps([chosen.pipeline, chosen.sections]), bake))
+
+
+@cache
+def _package(cluster: str, chosen: str, bake: bool) -> bytes:
+    with tempfile.TemporaryDirectory(prefix="imagemill-test-") as folder:
+        target = Path(folder) / "pipeline.yaml"
+        compile_kfp(Chosen(*json.loads(chosen)), target, from_json(cluster), bake=bake)
+        return target.read_bytes()
+
+
 @contextmanager
 def commands(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], service: KfpService | None = None
@@ -80,6 +93,7 @@ def commands(
     monkeypatch.setattr(following, "SLOW_POLL_S", 0.02)
     monkeypatch.setattr(following, "PATIENCE_S", 20.0)
     monkeypatch.setattr(kfp_client, "RETRY_S", 2.0)
+    monkeypatch.setattr(kfp_uploads, "compile_kfp", _compile_once)
     (folder / "cluster.yaml").write_text(CLUSTER)
     with serving(service or KfpService()) as served:
         yield Commands(served, folder, capsys)

@@ -28,7 +28,7 @@ import pytest
 import yaml
 
 from imagemill.components.store.errors import EXIT_OURS, EXIT_TRANSIENT, EXIT_USER
-from imagemill.pipelines.cluster import TARGETS, UID
+from imagemill.pipelines.cluster import STEP_IMAGES, UID
 from imagemill.pipelines.images import SBOM
 
 pytestmark = pytest.mark.proof
@@ -69,7 +69,7 @@ def inspected(image: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize(("step", "target"), TARGETS.items())
+@pytest.mark.parametrize(("step", "target"), STEP_IMAGES.items())
 def test_each_step_starts_in_its_image(built: dict[str, str], step: str, target: str) -> None:
     found = locked(built[target], "python", "-m", f"imagemill.components.{step}", "--help")
     assert found.returncode == 0, found.stderr

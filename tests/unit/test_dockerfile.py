@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 
-from imagemill.pipelines.cluster import SCRATCH, TARGETS, UID
+from imagemill.pipelines.cluster import SCRATCH, STEP_IMAGES, UID
 from imagemill.pipelines.image_build import Recipe, input_files
 
 ROOT = Path(__file__).parents[2]
@@ -61,7 +61,7 @@ def lineage(name: str) -> list[list[str]]:
 
 
 def test_the_targets_are_the_images_that_the_cluster_file_names() -> None:
-    assert set(TARGETS.values()) == set(IMAGES) and set(IMAGES) <= set(stages())
+    assert set(STEP_IMAGES.values()) == set(IMAGES) and set(IMAGES) <= set(stages())
     assert [name for name, (base, _) in stages().items() if base == "${BASE_IMAGE}"] == ["tools", "runtime"]
     assert re.search(r"^ARG BASE_IMAGE=python:3\.11-slim-bookworm$", TEXT, re.MULTILINE)
 
@@ -156,7 +156,7 @@ def test_a_lock_agrees_with_the_extras_of_the_project(target: str) -> None:
 
 def test_every_step_finds_its_extra_in_its_image() -> None:
     extras = {"evaluate": "train"}
-    for step, target in TARGETS.items():
+    for step, target in STEP_IMAGES.items():
         assert extras.get(step, step) in locks.EXTRAS[target], step
         assert "container" in locks.EXTRAS[target]
 
