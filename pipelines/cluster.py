@@ -23,7 +23,7 @@ from .settings import bytes_of, documented, load_yaml, plain, read, setting
 
 Place = Callable[..., str]
 """Names a field of the file for a message."""
-_DIGEST = re.compile(r".+@sha256:[0-9a-f]{64}")
+_DIGEST = re.compile(r"[^@\s]+@sha256:[0-9a-f]{64}")
 _DNS_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 STEP_IMAGES = {"download": "cpu", "clean": "cpu", "resize": "ray", "train": "gpu", "evaluate": "gpu", "promote": "cpu"}
 """The image of each step: a target of the Dockerfile."""

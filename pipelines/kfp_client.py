@@ -258,7 +258,9 @@ class Service:
         if isinstance(reason, SSLError):
             return UserError(f"--ca-file: expected the certificates that {self.host} is trusted by, found: {reason}")
         said = str(reason).rpartition(": ")[2] if getattr(error, "reason", None) else str(reason)
-        return TransientError(f"{self.host} can't be reached: {said}")
+        local = urlsplit(self.host).hostname in ("localhost", "127.0.0.1")
+        hint = f" (is `{PORT_FORWARD}` running?)" if local else ""
+        return TransientError(f"{self.host} can't be reached: {said}{hint}")
 
 
 def _make_client(connection: Connection) -> Any:

@@ -85,7 +85,8 @@ def choose(flags: Mapping[str, Any], config_file: str = "") -> Chosen:
     pipeline: dict[str, Any] = {}
     for name, value in values.items():
         parameter = known[name]
-        typed = convert(f"--{name.replace('_', '-')}" if name in flags else name, value, parameter.kind)
+        place = f"--{name.replace('_', '-')}" if name in flags else f"{config_file} ({name})"
+        typed = convert(place, value, parameter.kind)
         if parameter.pipeline:
             pipeline[name] = typed
         else:

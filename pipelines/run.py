@@ -90,11 +90,21 @@ def check_beforehand(chosen: Chosen, engine: Engine | None = None) -> tuple[Work
         read_class_list(clean.class_list)
     if train.weights and not train.weights_are_named:
         weights_uri(train.weights)
+    _check_device(train.device, engine)
     open_dataset(download)
     if engine:
         engine.make_writable(normalize(download.workspace, "workspace"))
     workspace = Workspace.open(download.workspace)
     return workspace, download.dataset_name()
+
+
+def _check_device(device: str, engine: Engine | None) -> None:
+    """A GPU that was asked for by name is missed here, and not after hours of cleaning. Importing torch takes seconds,
+    so nothing is asked otherwise; what containers see only they can tell."""
+    if device == "cuda" and engine is None:
+        from ..components.store.model import pick_device
+
+        pick_device(device)
 
 
 def facts(records: dict[str, dict[str, Any]]) -> dict[str, Any]:

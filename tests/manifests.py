@@ -18,6 +18,7 @@ from typing import Any
 import kubernetes_validate
 import pod_security
 import pytest
+import yaml
 from controllers import Json, pods
 from jsonschema import Draft202012Validator, ValidationError, validators
 from referencing import Registry, Resource
@@ -58,6 +59,18 @@ def check_restricted(where: str, pod_spec: Json, annotations: Json | None = None
     if "Workflow" in where.partition(" ")[0] and re.search(r"ontainers\[(init|wait)\]", str(found)):
         hint = "\n(Argo's own containers have no security context unless the template's podSpecPatch gives them one.)"
     assert not found, f"{where}: Pod Security `restricted` refuses\n  " + "\n  ".join(found) + hint
+
+
+class _Plain(yaml.SafeDumper):
+    """Importing Hera changes how every YAML of the process is written; goldens must not depend on who imports it."""
+
+
+_Plain.add_representer(str, yaml.representer.SafeRepresenter.represent_str)
+
+
+def dumped(*documents: Any, **options: Any) -> str:
+    """Documents as YAML, the same whatever else is imported."""
+    return yaml.dump_all(documents, Dumper=_Plain, **options)
 
 
 def check_golden(name: str, text: str) -> None:

@@ -64,7 +64,7 @@ class StepConfig:
         counts=False, pipeline=True,
     )  # fmt: skip
     name: str = option(
-        "", "what belongs together in one workspace: class list, champion (default: the dataset's name)",
+        "", "what belongs together in one workspace: class list, champion (default: the last part of the source)",
         counts=False, pipeline=True,
     )  # fmt: skip
     rerun: str = option(
@@ -128,7 +128,7 @@ def _check_field(one: dataclasses.Field[Any], value: Any) -> None:
     if value == one.default:  # which may mean unset, and lie outside the range for that
         return
     if about["choices"] and value not in about["choices"]:
-        raise wrong(one.name, f"one of {', '.join(c or repr(c) for c in about['choices'])}", value)
+        raise wrong(one.name, f"one of {', '.join(c for c in about['choices'] if c)}", value)
     low, high = about["low"], about["high"]
     if low is not None and value < low:
         raise wrong(one.name, f"a number of at least {low:g}", value)

@@ -10,11 +10,13 @@ import json
 import logging
 import os
 import secrets
+import signal
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -45,6 +47,8 @@ RUNNER_BOOT = "IMAGEMILL_RUNNER_BOOT"
 RUN = "IMAGEMILL_RUN"
 RANK_RECORDS = "IMAGEMILL_RANK_RECORDS"
 """A folder: a step that runs in several processes collects the records of each there, and speaks for all."""
+LAST_WORDS_S = 30.0
+"""So long a step that handles SIGTERM may take to end when its runner is gone."""
 RAN, CACHED = "ran", "cached"
 _OUTPUTS_HELP = (
     "write what the step gives into this folder, a file a value: uri, state, metrics, the manifest or report"
@@ -279,7 +283,7 @@ class Parser(argparse.ArgumentParser):
 def add_flag(parser: argparse.ArgumentParser, name: str, default: Any, help: str, choices: Sequence[str]) -> None:
     """The flag of one config field, with its help and default. An unset flag is None here, and here only."""
     shown = "" if default == "" or "(default: " in help else f" (default: {default})"
-    listed = f" [{', '.join(choices)}]" if choices else ""
+    listed = f" [{', '.join(word for word in choices if word)}]" if choices else ""
     text = f"{help}{listed}{shown}".replace("%", "%%")
     flag = "--" + name.replace("_", "-")
     if isinstance(default, bool) or "true" in choices:  # `--flip`, `--flip false`
@@ -326,7 +330,7 @@ def end_with_runner() -> None:
     def watch() -> None:
         while not _is_gone(pid):
             time.sleep(0.5)
-        os._exit(EXIT_TRANSIENT)
+        _end()
 
     threading.Thread(target=watch, daemon=True, name="runner-watch").start()
 
@@ -347,6 +351,30 @@ def _end_with_pipe(pipe: str) -> None:
             os.read(file, 1)
     except OSError:  # it is not there
         return
+    _end()
+
+
+_graceful = threading.Event()
+
+
+@contextmanager
+def ends_by_sigterm() -> Iterator[None]:
+    """Inside, SIGTERM leads to an orderly end soon: training writes down what the next try goes on from."""
+    _graceful.set()
+    try:
+        yield
+    finally:
+        _graceful.clear()
+
+
+def _end() -> None:
+    """At once, but for what `ends_by_sigterm`."""
+    if _graceful.is_set():
+        os.kill(os.getpid(), signal.SIGTERM)
+        until = time.monotonic() + LAST_WORDS_S
+        while _graceful.is_set() and time.monotonic() < until:
+            time.sleep(0.1)
+        time.sleep(1.0)  # for the record
     os._exit(EXIT_TRANSIENT)
 
 

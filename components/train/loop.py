@@ -270,8 +270,8 @@ class Trainer:
 
     def _stopped(self, state: TrainingState) -> TransientError:
         return TransientError(
-            f"stopped by SIGTERM after {state.batches} batches of epoch {state.epoch + 1}: there is a checkpoint, from "
-            "which the same command goes on"
+            f"stopped by {self.ranks.stop.by} after {state.batches} batches of epoch {state.epoch + 1}: there is a "
+            "checkpoint, from which the same command goes on"
         )
 
     def _save(self, state: TrainingState) -> None:

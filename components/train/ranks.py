@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..store.errors import TransientError
 from ..store.model import pick_device
+from ..store.step import ends_by_sigterm
 
 if TYPE_CHECKING:
     import torch
@@ -28,25 +29,31 @@ PATIENCE = timedelta(days=1)
 
 @dataclass
 class StopSign:
-    """Set by SIGTERM: the machine is taken away, or somebody has had enough."""
+    """Set by SIGTERM or Ctrl-C: the machine is taken away, or somebody has had enough."""
 
     asked: bool = False
+    by: str = "SIGTERM"
 
     @contextlib.contextmanager
-    def raised_by_sigterm(self) -> Iterator[None]:
-        """From now on SIGTERM only raises the sign; whoever works looks at it between two steps."""
+    def raised_by_signals(self) -> Iterator[None]:
+        """From now on SIGTERM and the first Ctrl-C only raise the sign; whoever works looks at it between two steps."""
         if threading.current_thread() is not threading.main_thread():  # only there signals can be handled
             yield
             return
 
-        def ask(*_: Any) -> None:
+        def ask(number: int, frame: Any) -> None:
             self.asked = True
+            if number == signal.SIGINT:
+                self.by = "Ctrl-C"
+                signal.signal(number, before[signal.SIGINT])  # a second one means at once
 
-        before = signal.signal(signal.SIGTERM, ask)
+        before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
-            yield
+            with ends_by_sigterm():
+                yield
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 @dataclass

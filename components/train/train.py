@@ -42,7 +42,7 @@ def train(config: TrainConfig, context: Context) -> Outcome:
     counting |= conversion(config, tensors.manifest.image) | _pipeline_identity(config)
     uri = context.workspace.dataset("model", fingerprint("model", VERSION, [tensors.fingerprint], counting))
     stop = StopSign()
-    with stop.raised_by_sigterm():
+    with stop.raised_by_signals():
         ranks = Ranks.join(config.device, stop)
         there = bool(ranks.from_first(float(ready(uri) is not None))[0])
         if not there and (number := processes(config)) > 1:

@@ -134,6 +134,31 @@ def test_an_orphaned_step_ends_by_itself(tmp_path: Path) -> None:
     runner.wait()
 
 
+def test_an_orphaned_step_that_handles_sigterm_has_its_last_words(tmp_path: Path) -> None:
+    runner = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    script = (
+        "import signal, sys, time; from pathlib import Path\n"
+        "from imagemill.components.store.step import end_with_runner, ends_by_sigterm; end_with_runner()\n"
+        "asked = []; signal.signal(signal.SIGTERM, lambda *_: asked.append(1))\n"
+        "with ends_by_sigterm():\n"
+        "    print('ready', flush=True)\n"
+        "    while not asked: time.sleep(0.05)\n"
+        "    time.sleep(1); Path(sys.argv[1]).write_text('written down')\n"
+        "time.sleep(30)"
+    )
+    words = tmp_path / "words"
+    step = subprocess.Popen(
+        [sys.executable, "-c", script, str(words)], env={**os.environ, RUNNER_PID: str(runner.pid)}, text=True,
+        stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert step.stdout and step.stdout.readline() == "ready\n"
+    runner.kill()
+    assert step.wait(timeout=10) == 75
+    assert words.read_text() == "written down"
+    step.stdout.close()
+    runner.wait()
+
+
 # The series: every step, several moments, Ray's own processes.
 
 

@@ -66,6 +66,7 @@ WRONG: list[tuple[Any, str]] = [
     ({"namespaces": "a"}, "is it namespace?"),
     ({"namespace": "Upper"}, "c.yaml (namespace): expected a name of lower-case letters"),
     ({"images": {"cpu": "imagemill:latest"}}, "c.yaml (images.cpu): expected an image by its digest"),
+    ({"images": {"cpu": DIGEST.replace("@", "@@")}}, "c.yaml (images.cpu): expected an image by its digest"),
     ({"steps": {"trian": {}}}, "c.yaml (steps.trian): expected a step"),
     ({"steps": {"train": {"memory": "16GB"}}}, "c.yaml (steps.train.memory): expected a quantity"),
     ({"steps": {"train": {"memory": "0"}}}, "c.yaml (steps.train.memory): expected a quantity above 0"),

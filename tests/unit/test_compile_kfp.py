@@ -123,7 +123,7 @@ def in_short(path: Path) -> Json:
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_package_is_the_golden_one(case: str, package: Any) -> None:
-    manifests.check_golden(f"training_{case}.yaml", yaml.safe_dump(in_short(package(case)), width=120))
+    manifests.check_golden(f"training_{case}.yaml", manifests.dumped(in_short(package(case)), width=120))
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -120,7 +120,7 @@ def test_rendered_overlays_are_the_golden_ones(name: str) -> None:
     for document in documents:
         if "setup.py" in document.get("data", {}):
             document["data"]["setup.py"] = "(k8s/components/seaweedfs/setup.py)"
-    manifests.check_golden(f"k8s-{name}.yaml", yaml.safe_dump_all(documents, sort_keys=True))
+    manifests.check_golden(f"k8s-{name}.yaml", manifests.dumped(*documents, sort_keys=True))
 
 
 def test_the_pipeline_is_what_compile_gives(base: Cluster, tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def test_sigterm_outside_of_the_main_thread_is_left_alone() -> None:
     stop, seen = StopSign(), []
 
     def enter() -> None:
-        with stop.raised_by_sigterm():
+        with stop.raised_by_signals():
             seen.append(os.getpid())
 
     thread = threading.Thread(target=enter)

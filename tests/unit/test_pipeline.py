@@ -142,7 +142,7 @@ def test_config_file_flags_and_sections(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("epohcs: 3", "is it epochs"),
-        ("epochs: many", "epochs: expected a whole number, found 'many'"),
+        ("epochs: many", r"mill\.yaml \(epochs\): expected a whole number, found 'many'"),
         ("train:\n  nosuch: 1", "nosuch"),
         ("- 1", "names and values"),
         ("a: [", "expected YAML"),

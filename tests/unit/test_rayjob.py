@@ -10,7 +10,6 @@ from typing import Any
 
 import manifests
 import pytest
-import yaml
 
 from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.resize.ray_job import command
@@ -67,7 +66,7 @@ def pods(job: Json) -> dict[str, Json]:
 @pytest.mark.parametrize(("name", "values", "owner"), [("rayjob", BARE, None), ("rayjob_gpu", FULL, OWNER)])
 def test_the_whole_manifest(name: str, values: Json, owner: Json | None) -> None:
     job = made(values, owner)
-    manifests.check_golden(f"{name}.yaml", yaml.safe_dump(job, sort_keys=False))
+    manifests.check_golden(f"{name}.yaml", manifests.dumped(job, sort_keys=False))
 
 
 @pytest.mark.parametrize("values", [BARE, FULL])

@@ -101,17 +101,20 @@ def test_without_checkpoints_in_mid_epoch_no_more_than_an_epoch_is_lost(tensors:
     assert (state.epoch, state.batches, state.updates, len(state.history)) == (1, 0, 5, 1)
 
 
-def test_sigterm_leaves_a_checkpoint_and_the_next_try_goes_on_from_it(tensors: Dataset, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "Ctrl-C")])
+def test_a_signal_leaves_a_checkpoint_and_the_next_try_goes_on_from_it(
+    tensors: Dataset, tmp_path: Path, number: signal.Signals, name: str
+) -> None:
     config = settings(tensors, epochs=2, dropout=0.3, checkpoint_minutes=0.0)
     whole = trainer(tensors, tmp_path / "whole", config)
     expected = whole.run()
     stop = StopSign()
     stopped = trainer(tensors, tmp_path / "stopped", config, Ranks(stop=stop))
-    at_batch(stopped, 1, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    before = signal.getsignal(signal.SIGTERM)
-    with stop.raised_by_sigterm(), pytest.raises(TransientError, match="stopped by SIGTERM after 3 batches of epoch 2"):
+    at_batch(stopped, 1, 2, lambda: os.kill(os.getpid(), number))
+    before = signal.getsignal(number)
+    with stop.raised_by_signals(), pytest.raises(TransientError, match=f"stopped by {name} after 3 batches of epoch 2"):
         stopped.run()
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(number) is before
     resumed = trainer(tensors, tmp_path / "stopped", config)
     trained: list[int] = []
     step = resumed._step
