@@ -12,7 +12,8 @@ import socket
 from collections.abc import Callable, Iterable, Mapping
 from urllib.parse import urlsplit
 
-from ..components.store.step import RUN, RUNNER_BOOT, RUNNER_PIPE, boot
+from ..components.store.runner import RUNNER_BOOT, RUNNER_PIPE, boot
+from ..components.store.step import RUN
 from ..components.store.uri import is_s3
 
 _PROXIES = {"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"}

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 from ..components.store import uri as uris
 from ..components.store.config import STEPS
 from ..components.store.errors import EXIT_OURS, EXIT_USER, TransientError, UserError, error_for_exit_code
-from ..components.store.step import RUN, RUNNER_PID
+from ..components.store.runner import RUNNER_PID
+from ..components.store.step import RUN
 from ..components.store.workspace import Workspace
 
 if TYPE_CHECKING:

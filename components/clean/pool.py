@@ -17,7 +17,7 @@ from ..store.errors import MillError, TransientError, error_for_exit_code
 from ..store.manifest import Dataset
 from ..store.parallel import cores, ordered
 from ..store.progress import Progress
-from ..store.step import RUNNER_PID
+from ..store.runner import RUNNER_PID
 from .shard import CleanedShard, RowRules, clean_shard
 from .slices import SLICE_BYTES, Slice
 from .worker import JOBS_AT_A_TIME, rules_to_record

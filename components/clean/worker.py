@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from ..store.errors import EXIT_OURS, MillError
 from ..store.manifest import Dataset, read_dataset
-from ..store.step import end_with_runner
+from ..store.runner import end_with_runner
 from .config import CleanConfig
 from .labels import LabelRules
 from .shard import RowRules, clean_shard

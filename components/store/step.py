@@ -10,13 +10,10 @@ import json
 import logging
 import os
 import secrets
-import signal
 import sys
-import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +23,6 @@ from .config import StepConfig, field_types, parse_sections
 from .errors import (
     EXIT_OK,
     EXIT_OURS,
-    EXIT_TRANSIENT,
     EXIT_USER,
     MillError,
     UserError,
@@ -36,19 +32,13 @@ from .filesystem import store_for
 from .fingerprint import digest
 from .manifest import MANIFEST, Dataset, read_dataset
 from .progress import duration, say
+from .runner import end_with_runner
 from .uri import join, normalize
 from .workspace import Workspace
 
-RUNNER_PID = "IMAGEMILL_RUNNER_PID"
-RUNNER_PIPE = "IMAGEMILL_RUNNER_PIPE"
-"""A named pipe that the runner holds open: what a container has instead of the process id of a runner outside of it."""
-RUNNER_BOOT = "IMAGEMILL_RUNNER_BOOT"
-"""The runner's `boot()`: whether the pipe is one of this kernel's."""
 RUN = "IMAGEMILL_RUN"
 RANK_RECORDS = "IMAGEMILL_RANK_RECORDS"
 """A folder: a step that runs in several processes collects the records of each there, and speaks for all."""
-LAST_WORDS_S = 30.0
-"""So long a step that handles SIGTERM may take to end when its runner is gone."""
 RAN, CACHED = "ran", "cached"
 _OUTPUTS_HELP = (
     "write what the step gives into this folder, a file a value: uri, state, metrics, the manifest or report"
@@ -313,85 +303,3 @@ def share_the_cores() -> None:
     By default they spin: beside one other busy process on two cores training was 50 times slower.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-
-def end_with_runner() -> None:
-    """End this process when the local runner that started it is gone (killed): nobody would see its end.
-
-    What was finished is recorded; the next run goes on from there.
-    """
-    if pipe := os.environ.get(RUNNER_PIPE, ""):
-        threading.Thread(target=_end_with_pipe, args=(pipe,), daemon=True, name="runner-pipe").start()
-    named = os.environ.get(RUNNER_PID, "")
-    if not named.isdecimal():
-        return
-    pid = int(named)
-
-    def watch() -> None:
-        while not _is_gone(pid):
-            time.sleep(0.5)
-        _end()
-
-    threading.Thread(target=watch, daemon=True, name="runner-watch").start()
-
-
-def _end_with_pipe(pipe: str) -> None:
-    """The pipe's end comes when nobody holds it open for writing any more, however the runner ended.
-
-    A runner that has ended already would be waited for by an ordinary open: so nobody holding it open is its end as
-    well, where the runner's kernel is this one. In another (Docker in a virtual machine) a pipe tells nothing.
-    """
-    same = os.environ.get(RUNNER_BOOT, "") == (boot() or None)
-    try:
-        file = os.open(pipe, os.O_RDONLY | (os.O_NONBLOCK if same else 0))
-        try:
-            os.read(file, 1)
-        except BlockingIOError:  # it is held open
-            os.set_blocking(file, True)
-            os.read(file, 1)
-    except OSError:  # it is not there
-        return
-    _end()
-
-
-_graceful = threading.Event()
-
-
-@contextmanager
-def ends_by_sigterm() -> Iterator[None]:
-    """Inside, SIGTERM leads to an orderly end soon: training writes down what the next try goes on from."""
-    _graceful.set()
-    try:
-        yield
-    finally:
-        _graceful.clear()
-
-
-def _end() -> None:
-    """At once, but for what `ends_by_sigterm`."""
-    if _graceful.is_set():
-        os.kill(os.getpid(), signal.SIGTERM)
-        until = time.monotonic() + LAST_WORDS_S
-        while _graceful.is_set() and time.monotonic() < until:
-            time.sleep(0.1)
-        time.sleep(1.0)  # for the record
-    os._exit(EXIT_TRANSIENT)
-
-
-def boot() -> str:
-    """What tells this start of this kernel from any other, also in a container; empty where nothing does."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
-
-
-def _is_gone(pid: int) -> bool:
-    """No such process, or one that has ended and that nobody waits for (a container's first process seldom does)."""
-    try:
-        os.kill(pid, 0)
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
-    except ProcessLookupError:
-        return True
-    except OSError:  # another user's, or a system without /proc
-        return False

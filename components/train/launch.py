@@ -17,7 +17,8 @@ from typing import IO, Any
 from ..store.errors import EXIT_OK, EXIT_OURS, EXIT_TRANSIENT, EXIT_USER, MillError, error_for_exit_code, wrong
 from ..store.model import pick_device
 from ..store.parallel import cores
-from ..store.step import RANK_RECORDS, RUNNER_PID
+from ..store.runner import RUNNER_PID
+from ..store.step import RANK_RECORDS
 from .config import TrainConfig
 from .ranks import LOST, StopSign
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..store.errors import TransientError
 from ..store.model import pick_device
-from ..store.step import ends_by_sigterm
+from ..store.runner import ends_by_sigterm
 
 if TYPE_CHECKING:
     import torch

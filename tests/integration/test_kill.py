@@ -21,7 +21,7 @@ import mill
 import pytest
 
 from imagemill.components.store.manifest import Dataset, read_dataset
-from imagemill.components.store.step import RUNNER_PID
+from imagemill.components.store.runner import RUNNER_PID
 
 if TYPE_CHECKING:
     from conftest import Finished
@@ -122,7 +122,7 @@ def test_an_orphaned_step_ends_by_itself(tmp_path: Path) -> None:
     """Only the runner is killed, not its group: the step sees that and ends within two seconds."""
     runner = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     script = (
-        "import time; from imagemill.components.store.step import end_with_runner; end_with_runner(); time.sleep(30)"
+        "import time; from imagemill.components.store.runner import end_with_runner; end_with_runner(); time.sleep(30)"
     )
     step = subprocess.Popen([sys.executable, "-c", script], env={**os.environ, RUNNER_PID: str(runner.pid)})
     time.sleep(1)
@@ -138,7 +138,7 @@ def test_an_orphaned_step_that_handles_sigterm_has_its_last_words(tmp_path: Path
     runner = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     script = (
         "import signal, sys, time; from pathlib import Path\n"
-        "from imagemill.components.store.step import end_with_runner, ends_by_sigterm; end_with_runner()\n"
+        "from imagemill.components.store.runner import end_with_runner, ends_by_sigterm; end_with_runner()\n"
         "asked = []; signal.signal(signal.SIGTERM, lambda *_: asked.append(1))\n"
         "with ends_by_sigterm():\n"
         "    print('ready', flush=True)\n"

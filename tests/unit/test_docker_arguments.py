@@ -15,7 +15,7 @@ import mill
 import pytest
 
 from imagemill.components.store.errors import TransientError, UserError
-from imagemill.components.store.step import boot
+from imagemill.components.store.runner import boot
 from imagemill.components.store.workspace import Workspace
 from imagemill.pipelines import docker_environment, docker_mounts, docker_user, in_docker
 from imagemill.pipelines.cluster import Cluster, from_values

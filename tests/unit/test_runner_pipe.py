@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from imagemill.components.store.errors import EXIT_TRANSIENT
-from imagemill.components.store.step import RUNNER_BOOT, RUNNER_PIPE, boot
+from imagemill.components.store.runner import RUNNER_BOOT, RUNNER_PIPE, boot
 
-STEP = "import time; from imagemill.components.store.step import end_with_runner as e; e(); print(1, flush=True); "
+STEP = "import time; from imagemill.components.store.runner import end_with_runner as e; e(); print(1, flush=True); "
 
 
 @pytest.fixture
