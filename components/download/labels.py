@@ -152,7 +152,9 @@ def _open_pets(config: DownloadConfig) -> tuple[Source, Labeller]:
         annotations = uris.normalize(annotations, "annotations")
     for field_name, uri in (("source", images), ("annotations", annotations)):
         if not uris.is_http(uri) and store_for(uri).stat(uri) is None:
-            raise wrong(field_name, "the archive of the Oxford-IIIT Pet set", f"no {uri}")
+            raise UserError(
+                f"{field_name}: expected the archive of the Oxford-IIIT Pet set, found none: {uris.safe(uri)}"
+            )
     return ArchiveSource(images), PetsLabeller(annotations)
 
 
