@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ..store import uri as uris
-from ..store.errors import UserError, wrong
+from ..store.errors import UserError
 from ..store.filesystem import store_for
 from .columns import SPLIT_NAMES, read_table
 from .config import PETS_URL, DownloadConfig
