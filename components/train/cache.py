@@ -21,7 +21,7 @@ from pathlib import Path
 from threading import Lock
 
 from ..store.errors import DatasetError
-from ..store.filesystem import disk_errors, sha256_file, store_for
+from ..store.filesystem import disk_errors, store_for
 from ..store.manifest import File
 
 USUAL_BYTES = 20 * 10**9
@@ -58,8 +58,7 @@ class ShardCache:
             found = self._there(path, file)
             if found is None:
                 self._make_room(file.bytes)
-                self._fetch(uri, file, path)
-                found = os.open(path, os.O_RDONLY)
+                found = self._fetch(uri, file, path)
             with self._lock:
                 self._checked.add(file.sha256)
             return found
@@ -72,7 +71,8 @@ class ShardCache:
             return None
         right = os.fstat(found).st_size == file.bytes
         if right and file.sha256 not in self._checked:
-            right = sha256_file(path) == file.sha256
+            with os.fdopen(os.dup(found), "rb") as copy:  # by what is open: another thread may take the name away
+                right = hashlib.file_digest(copy, "sha256").hexdigest() == file.sha256
         if right:
             with contextlib.suppress(OSError):
                 os.utime(path)  # the oldest go first
@@ -80,18 +80,25 @@ class ShardCache:
         os.close(found)
         return None
 
-    def _fetch(self, uri: str, file: File, path: Path) -> None:
+    def _fetch(self, uri: str, file: File, path: Path) -> int:
+        """The new copy, opened before it has its name: from then on another thread that makes room may delete it."""
         try:
             data = store_for(uri).read(uri)
         except FileNotFoundError:
             raise DatasetError(f"{uri}: expected a file that the manifest lists, found none") from None
-        if (found := hashlib.sha256(data).hexdigest()) != file.sha256:
-            raise DatasetError(f"{uri}: expected content with sha256 {file.sha256}, found {found}")
+        if (content := hashlib.sha256(data).hexdigest()) != file.sha256:
+            raise DatasetError(f"{uri}: expected content with sha256 {file.sha256}, found {content}")
         temporary = path.with_name(f".{secrets.token_hex(6)}.tmp")
         with disk_errors(str(temporary)):
             try:
                 temporary.write_bytes(data)
-                temporary.replace(path)
+                found = os.open(temporary, os.O_RDONLY)
+                try:
+                    temporary.replace(path)
+                except OSError:
+                    os.close(found)
+                    raise
+                return found
             finally:
                 temporary.unlink(missing_ok=True)
 

@@ -79,11 +79,40 @@ def test_a_file_in_use_stays_readable_when_it_has_gone(cache: ShardCache, tmp_pa
     os.close(handle)
 
 
+def test_a_copy_whose_name_goes_at_once_is_read_all_the_same(
+    cache: ShardCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by another thread that makes room, between any two calls of this one."""
+    uri, file = stored(tmp_path / "far", "a.parquet", b"a" * 100)
+    replace, os_open = Path.replace, os.open
+
+    def replaced(source: Path, target: Path) -> Path:
+        replace(source, target).unlink()
+        return target
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", replaced)
+        assert read(cache, uri, file) == b"a" * 100
+    assert read(cache, uri, file) == b"a" * 100
+    other, taken = ShardCache.at(str(tmp_path / "cache"), most=250), []
+
+    def opened(path: Path, *flags: int) -> int:
+        handle = os_open(path, *flags)
+        if str(path).endswith(".parquet"):
+            taken.append(path)
+            Path(path).unlink()
+        return handle
+
+    monkeypatch.setattr(os, "open", opened)
+    assert read(other, uri, file) == b"a" * 100
+    assert len(taken) == 1
+
+
 def test_many_threads_fetch_a_file_once(cache: ShardCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     uri, file = stored(tmp_path / "far", "a.parquet", b"a" * 100)
     fetched: list[str] = []
     fetch = ShardCache._fetch
-    monkeypatch.setattr(ShardCache, "_fetch", lambda self, *a: (fetched.append(a[0]), fetch(self, *a)))
+    monkeypatch.setattr(ShardCache, "_fetch", lambda self, *a: (fetched.append(a[0]), fetch(self, *a))[1])
     found: list[bytes] = []
     threads = [threading.Thread(target=lambda: found.append(read(cache, uri, file))) for _ in range(8)]
     for thread in threads:
