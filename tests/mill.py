@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -29,12 +30,17 @@ STEPS = ("download", "clean", "resize", "train", "evaluate", "promote")
 
 @dataclass(frozen=True)
 class Result:
-    """What a finished command left: exit code, both streams, and how long it took."""
+    """What a finished command left: exit code, both streams, and how long it took.
+
+    `worked`: CPU seconds of it and of those it started (and of whatever else ended meanwhile): what it costs, however
+    busy the machine is.
+    """
 
     rc: int
     stdout: str
     stderr: str
     seconds: float
+    worked: float = 0.0
 
     @property
     def json(self) -> dict[str, Any]:
@@ -65,12 +71,19 @@ def start(
 
 def finish(process: subprocess.Popen[str], started: float, timeout: float = 180) -> Result:
     """Wait for a started command; its whole group is killed when it takes too long."""
+    before = _worked()
     try:
         stdout, stderr = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
         kill_group(process)
         raise
-    return Result(process.returncode, stdout, stderr, time.monotonic() - started)
+    return Result(process.returncode, stdout, stderr, time.monotonic() - started, _worked() - before)
+
+
+def _worked() -> float:
+    """CPU seconds of all that this process started and that has ended, and of theirs."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def run(*arguments: str, env: Mapping[str, str] | None = None, cwd: Path | None = None, timeout: float = 180) -> Result:

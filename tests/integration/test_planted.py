@@ -168,9 +168,9 @@ def test_headers_of_65500_pixels_a_side_cost_neither_time_nor_memory() -> None:
         "peak = lambda: int(next(l for l in open('/proc/self/status') if l.startswith('VmHWM')).split()[1])\n"
         "before = peak()\n"
         "for name, data in bombs.items():\n"
-        "    started = time.perf_counter()\n"
+        "    started = time.process_time()\n"
         "    try: decode(data); print(name, 'kept', 0, 0)\n"
-        "    except ImageRejected as error: print(name, error.reason, time.perf_counter() - started, peak() - before)\n"
+        "    except ImageRejected as error: print(name, error.reason, time.process_time() - started, peak() - before)\n"
     )
     small, bombs = headers(8, 8), headers(65_500, 65_500)
     assert max(map(len, bombs.values())) < 1_000

@@ -324,9 +324,9 @@ BOMBS = {
 def test_a_bomb_is_refused_by_what_it_declares(kind: str) -> None:
     assert len(BOMBS[kind]) < 2_000
     decode(saved(picture("L"), kind))  # plugins are loaded
-    started = time.perf_counter()
+    started = time.thread_time()  # of work: a busy machine lets one wait
     assert reason(BOMBS[kind]) == "too_many_pixels"
-    assert time.perf_counter() - started < 0.1
+    assert time.thread_time() - started < 0.1
 
 
 def test_bombs_are_refused_without_memory_for_their_pixels() -> None:

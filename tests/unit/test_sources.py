@@ -104,9 +104,9 @@ def test_candidates_and_what_is_skipped(path: str, data: bytes, why: str) -> Non
 
 @pytest.mark.parametrize("unit", ["a", "_1", "_", "1_", "_1."])
 def test_the_default_label_pattern_is_quick_on_the_longest_names(unit: str) -> None:
-    started = time.perf_counter()
+    started = time.thread_time()
     FilenameLabeller(DownloadConfig.label_pattern).labels((unit * PATH_LIMIT)[:PATH_LIMIT], 0)
-    assert time.perf_counter() - started < 2
+    assert time.thread_time() - started < 2
 
 
 def write(folder: Path, files: dict[str, bytes]) -> Path:
