@@ -7,10 +7,10 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import yaml
 from kfp_commands import CLUSTER, Commands, commands, compiled_once, record, script
 from kfp_server import KfpService, serving
 
+from imagemill.components.store import progress
 from imagemill.pipelines import cli, following
 
 SECRET = "s3cr3t-0f-somebody"
@@ -135,23 +136,35 @@ def test_following_survives_drops_errors_and_pages_that_are_none(mill: Commands)
     assert mill.service.asked("POST", "/runs$") == 1
 
 
-def test_following_survives_a_service_that_starts_again(tmp_path: Path, mill: Commands) -> None:
+def test_following_survives_a_service_that_starts_again(mill: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
     service = KfpService(scripts=[[("RUNNING", {})]])
-    gone, result = threading.Event(), []
-    with serving(service):
-        port = int(service.url.rpartition(":")[2])
-        service.on_request = lambda method, path: gone.set() if path.count("/") == 4 and method == "GET" else None
+    followed, missed, result = threading.Event(), threading.Event(), []
 
-        def work() -> None:
-            result.append(mill("submit", host=service.url))
+    def say(step: str, text: str) -> None:
+        progress.say(step, text)
+        if "waiting for the service" in text:
+            missed.set()
 
-        thread = threading.Thread(target=work)
-        thread.start()
-        assert gone.wait(10)
-    time.sleep(0.3)
-    service.runs[0]["_script"] = [("SUCCEEDED", {"promote": "SUCCEEDED"})]
-    with serving(service, port):
-        thread.join(10)
+    monkeypatch.setattr(following, "say", say)
+    with socket.socket() as held:  # nobody else gets the port while the service is away
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        port = held.getsockname()[1]
+        with serving(service, port):
+            service.on_request = lambda method, path: (
+                followed.set() if path.count("/") == 4 and method == "GET" else None
+            )
+
+            def work() -> None:
+                result.append(mill("submit", host=service.url))
+
+            thread = threading.Thread(target=work)
+            thread.start()
+            assert followed.wait(60)
+        assert missed.wait(60)
+        service.runs[0]["_script"] = [("SUCCEEDED", {"promote": "SUCCEEDED"})]
+        with serving(service, port):
+            thread.join(60)
     assert result and result[0].code == 0, result
     assert re.search(r"can't be reached: .+; the run goes on, waiting for the service", result[0].err)
     assert len(service.runs) == 1
@@ -405,7 +418,7 @@ def test_ctrl_c_leaves_the_run_and_says_so(tmp_path: Path) -> None:
             if "[clean] running" in line:
                 break
         command.send_signal(signal.SIGINT)
-        out, err = command.communicate(timeout=20)
+        out, err = command.communicate(timeout=60)
     run = service.runs[0]["run_id"]
     assert command.returncode == 130, seen + err
     assert f"the run goes on: {service.url}/#/runs/details/{run}; `imagemill runs {run} --follow` follows it" in err
