@@ -24,9 +24,11 @@ def add_command(commands: Any) -> None:
     )
     parser.add_argument("--model", default="", metavar="URI", help="the model's URI or path, or that of its manifest")
     parser.add_argument(
-        "--workspace", default="", help="where to look for the champion of --name (default: ./imagemill-data)"
+        "--workspace", default="", help="where to look for a champion, without --model (default: ./imagemill-data)"
     )
-    parser.add_argument("--name", default="", help="whose champion, where no --model is given")
+    parser.add_argument(
+        "--name", default="", help="whose champion, without --model (default: the one name that has a champion there)"
+    )
     parser.add_argument("--top", default="5", metavar="N", help="so many classes of each image (default: 5)")
     parser.add_argument("--device", default="auto", help=f"[{', '.join(DEVICES)}] (default: auto)")
     parser.add_argument("--batch-size", default="32", metavar="N", help="images at a time (default: 32)")

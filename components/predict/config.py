@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..store import uri as uris
-from ..store.errors import wrong
+from ..store.errors import UserError, wrong
 from ..store.manifest import MANIFEST, Dataset, find_dataset, read_dataset
+from ..store.progress import say
 from ..store.workspace import Workspace
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -18,8 +19,9 @@ OUTPUTS = (".parquet", ".csv")
 class PredictConfig:
     """`images`: files, folders, s3:// URIs, or `-` for a list of them on stdin, one a line.
 
-    The model is `model`, the URI of its dataset or manifest, or else the champion of `name` in `workspace`. `top`: so
-    many classes are told of each image. `output`: a local file for them, by whose ending its form is known.
+    The model is `model`, the URI of its dataset or manifest, or else the champion of `name` in `workspace`; the name
+    may be left out where only one has a champion. `top`: so many classes are told of each image. `output`: a local file
+    for them, by whose ending its form is known.
     """
 
     images: tuple[str, ...]
@@ -38,11 +40,9 @@ class PredictConfig:
             raise wrong("IMAGE", "files, folders, s3:// URIs, or - for a list of them on stdin", list(self.images))
         if self.images.count("-") > 1:
             raise wrong("IMAGE", "- once, for there is one stdin", list(self.images))
-        if bool(self.model) == bool(self.name):
-            found = "both" if self.model else "neither"
-            raise wrong("--model", "the URI of a model, or --workspace and --name for a champion", found)
-        if self.workspace and not self.name:
-            raise wrong("--workspace", "--name beside it, whose champion is meant", self.workspace)
+        for flag, value in (("--name", self.name), ("--workspace", self.workspace)):
+            if self.model and value:
+                raise wrong(flag, "nothing beside --model, for it says whose champion is meant", value)
         if self.device not in DEVICES:
             raise wrong("--device", f"one of {', '.join(DEVICES)}", self.device)
         for flag, number in (("--top", self.top), ("--batch-size", self.batch_size)):
@@ -76,7 +76,22 @@ class PredictConfig:
     def _champion(self) -> Dataset:
         """Read without a word to the workspace: whoever only predicts need not be allowed to write."""
         workspace = Workspace(uris.normalize(self.workspace or "./imagemill-data", "--workspace"))
-        record = workspace.champion(self.name)
+        name = self.name or _only_name(workspace)
+        record = workspace.champion(name)
         if record is None or not record["model"]:
-            raise wrong("--name", f"a name that has a champion in {workspace.uri}", self.name)
+            there = ", ".join(workspace.names_with_champion()) or "no name has one"
+            raise wrong("--name", f"a name that has a champion in {workspace.uri} ({there})", name)
+        if not self.name:
+            say("predict", f"the champion of {name} in {workspace.uri}")
         return read_dataset(workspace.absolute(str(record["model"])), "model")
+
+
+def _only_name(workspace: Workspace) -> str:
+    """The one name that has a champion; UserError where there is none, or a choice."""
+    names = workspace.names_with_champion()
+    if not names:
+        raise UserError(f"--model: expected the URI of a model, or a --workspace with a champion, found neither (no "
+                        f"champion in {workspace.uri})")  # fmt: skip
+    if len(names) > 1:
+        raise wrong("--name", f"one of {', '.join(names)}, which have a champion in {workspace.uri}", "")
+    return names[0]

@@ -89,6 +89,12 @@ class Workspace:
 
     # Promotions: an append-only log; the highest number is the champion.
 
+    def names_with_champion(self) -> list[str]:
+        """The names under which something was promoted, sorted."""
+        folder = self.at("names")
+        paths = (entry.uri[len(folder) + 1 :].split("/") for entry in self.store.list(folder))
+        return sorted({path[0] for path in paths if path[1:2] == ["promotions"]})
+
     def promotions(self, name: str) -> list[int]:
         folder = self.at("names", name, "promotions")
         stems = (uris.last_part(entry.uri).removesuffix(".json") for entry in self.store.list(folder))

@@ -185,9 +185,13 @@ def test_nothing_is_left_of_a_file_that_failed(model: str, folder: Path, tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["x.jpg"], "--model: expected the URI of a model, or --workspace and --name for a champion, found 'neither'"),
-        (["--model", "MODEL", "--name", "n", "x.jpg"], "found 'both'"),
-        (["--model", "MODEL", "--workspace", "w", "x.jpg"], "--workspace: expected --name beside it"),
+        (
+            ["--workspace", "/no/such", "x.jpg"],
+            "--model: expected the URI of a model, or a --workspace with a champion",
+        ),
+        (["--workspace", "/no/such", "x.jpg"], "(no champion in /no/such)"),
+        (["--model", "MODEL", "--name", "n", "x.jpg"], "--name: expected nothing beside --model"),
+        (["--model", "MODEL", "--workspace", "w", "x.jpg"], "--workspace: expected nothing beside --model"),
         (["--model", "/no/such", "x.jpg"], "--model: expected the URI of a model (a folder with _manifest.json)"),
         (["--model", "MODEL", "--top", "0", "x.jpg"], "--top: expected a whole number of at least 1"),
         (["--model", "MODEL", "--batch-size", "some", "x.jpg"], "--batch-size: expected a whole number"),
@@ -198,7 +202,10 @@ def test_nothing_is_left_of_a_file_that_failed(model: str, folder: Path, tmp_pat
         (["--model", "MODEL", "http://x/y.jpg"], "IMAGE: expected a folder or s3://bucket/prefix"),
         (["--model", "MODEL", "no-such.jpg"], "IMAGE: expected at least one image that can be read"),
         (["--model", "MODEL", "-"], "no image in -"),
-        (["--workspace", "/tmp", "--name", "nobody", "x.jpg"], "--name: expected a name that has a champion in /tmp"),
+        (
+            ["--workspace", "/no/such", "--name", "nobody", "x.jpg"],
+            "--name: expected a name that has a champion in /no/such (no name has one), found 'nobody'",
+        ),
         (["--model", "MODEL", "--tpo", "1", "x.jpg"], "--tpo: expected a known flag; is it --top?"),
     ],
 )
@@ -219,6 +226,24 @@ def test_a_champion_is_found_by_its_name_without_a_word_to_the_workspace(
     code, _, err = command("--workspace", mill.uri, "--name", "weekly", str(folder / "a.jpg"))
     assert code == 0 and " new, 6 classes" in err
     assert sorted(str(path) for path in (tmp_path / "mill").rglob("*")) == before
+
+
+def test_a_name_is_needed_only_where_there_is_a_choice(
+    tmp_path: Path, folder: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mill = Workspace(str(tmp_path / "imagemill-data"))
+    model_of(tmp_path / "imagemill-data", name="one")
+    mill.append_promotion("weekly", 1, {"model": "model/one"})
+    mill.record_verdict("daily", "0", {})  # was compared, and never promoted
+    monkeypatch.chdir(tmp_path)
+    code, out, err = command("--json", str(folder / "a.jpg"))
+    assert code == 0 and out and f"the champion of weekly in {mill.uri}\n" in err
+    mill.append_promotion("daily", 1, {"model": "model/one"})
+    code, out, err = command(str(folder / "a.jpg"))
+    assert (code, out) == (2, "")
+    assert f"--name: expected one of daily, weekly, which have a champion in {mill.uri}, found ''" in err
+    code, _, err = command("--name", "dayly", str(folder / "a.jpg"))
+    assert code == 2 and "(daily, weekly), found 'dayly'" in err
 
 
 def test_several_labels(tmp_path: Path, folder: Path, command: Command) -> None:
