@@ -266,7 +266,6 @@ def containers_of(engine: Engine, chosen: Chosen, workspace: Workspace, run: str
         own.mkdir()
         if os.getuid() == 0 and user[0] != 0:
             os.chown(own, *user)
-    make_run_folder(workspace.uri, run, user)
     seen = seen_by(chosen, workspace.uri)
     credentials: Credentials = credentials_of_s3() if seen.uses_s3() else dict
     reached = endpoints(seen.addresses, os.environ, credentials().get("AWS_ENDPOINT_URL", ""))
@@ -275,6 +274,7 @@ def containers_of(engine: Engine, chosen: Chosen, workspace: Workspace, run: str
     common = arguments_of_run(engine.info, user, seen, environment, str(scratch), network(reached))
     nested = [place for place in (*seen.read, *seen.written) if place.startswith(f"{SCRATCH}/")]
     made = Containers(engine, run, workspace, common, scratch, credentials, nested)
+    make_run_folder(workspace.uri, run, user)  # not before: a run that is refused leaves none
     with _held_open(root / "runner"), _handled_by(made):
         try:
             yield made

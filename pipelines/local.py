@@ -80,8 +80,11 @@ def run_here(
 
 
 def _keep_log(path: Path, arguments: dict[str, Any], workspace: Workspace, run: str) -> None:
-    """Store the log without passwords and tokens: KFP prints every argument, also a URL with a login in it."""
-    text = path.read_text(encoding="utf-8")
+    """Store the log without passwords and tokens: KFP prints every argument, also a URL with a login in it. A run that
+    was refused before anything began has none, and leaves no folder."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    if not text:
+        return
     for value in arguments.values():
         if isinstance(value, str) and uris.scheme(value):
             text = text.replace(value, uris.safe(value)).replace(json.dumps(value)[1:-1], uris.safe(value))

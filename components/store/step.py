@@ -75,7 +75,10 @@ class Context:
             raise wrong(field, f"the URI of a {kind} dataset", uri)
         absolute = normalize(uri, field)
         if not absolute.startswith(f"{self.workspace.uri}/{kind}/"):
-            raise wrong(field, f"a {kind} dataset of the workspace {self.workspace.uri}", uri)
+            expected = f"a {kind} dataset of the workspace {self.workspace.uri} (--workspace)"
+            place = absolute.rpartition(f"/{kind}/")[0]
+            hint = f", of the workspace {place}: say --workspace {place}" if place else ""
+            raise UserError(f"{wrong(field, expected, uri)}{hint}")
         return read_dataset(absolute, kind)
 
     def say(self, text: str) -> None:
@@ -106,6 +109,8 @@ class Step:
         workspace: Workspace | None = None
         try:
             config.check()
+            if not config.run:
+                self._refuse_parents(config)
             workspace = Workspace.open(config.workspace)
             self._refuse_what_was_refused(workspace, run, record["inputs"])
             reruns = {item.strip() for item in config.rerun.split(",")}
@@ -127,6 +132,13 @@ class Step:
         module, _, name = self.work.partition(":")
         function: Callable[[StepConfig, Context], Outcome] = getattr(importlib.import_module(module), name)
         return function
+
+    def _refuse_parents(self, config: StepConfig) -> None:
+        """A step alone that can't begin leaves nothing behind: no workspace, no run. One of a run leaves its record,
+        for whoever looks what became of it."""
+        context = Context(self.name, Workspace(normalize(config.workspace, "workspace")), "", False)
+        for field_name in self.config.PARENTS:  # each has the name of its kind
+            context.parent(field_name, getattr(config, field_name), field_name)
 
     def _refuse_what_was_refused(self, workspace: Workspace, run: str, inputs: str) -> None:
         """A cluster's retry of a step whose input was wrong fails at once, with the same message."""

@@ -167,14 +167,18 @@ def test_a_parent_that_is_no_dataset(step: str, parent: str, tmp_path: Path) -> 
     result = mill.run(step, f"--{parent}", place, "--workspace", str(tmp_path))
     assert result.rc == 2 and "Traceback" not in result.stderr
     assert result.error.startswith(f"[{step}] error: {parent}: expected the URI of a {parent} dataset")
-    assert place in result.error
+    assert place in result.error and not list(tmp_path.iterdir())
 
 
 def test_a_parent_of_another_kind_or_workspace(tmp_path: Path) -> None:
-    for place in (tmp_path / "work" / "raw" / "0123456789abcdef", tmp_path / "clean" / "0123456789abcdef"):
+    """The message names both places and the flag; and a step that could not begin has left nothing."""
+    elsewhere = f", of the workspace {tmp_path}/other: say --workspace {tmp_path}/other"
+    for place, hint in ((tmp_path / "work" / "raw" / "01", ""), (tmp_path / "other" / "clean" / "01", elsewhere)):
         result = mill.run("resize", "--clean", str(place), "--workspace", str(tmp_path / "work"))
         assert result.rc == 2 and "Traceback" not in result.stderr
-        assert f"clean: expected a clean dataset of the workspace {tmp_path}/work, found '{place}'" in result.error
+        expected = f"clean: expected a clean dataset of the workspace {tmp_path}/work (--workspace), found '{place}'"
+        assert result.error.endswith(expected + hint)
+        assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

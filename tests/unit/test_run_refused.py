@@ -1,0 +1,23 @@
+"""A run that is refused before a step begins leaves no folder of its own."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from imagemill.components.store.errors import UserError
+from imagemill.components.store.workspace import Workspace
+from imagemill.pipelines import in_docker
+from imagemill.pipelines.local import run_here
+from imagemill.pipelines.parameters import choose
+
+
+def test_what_no_container_may_see(tmp_path: Path) -> None:
+    chosen = choose({"dataset": "folder", "source": "/etc", "workspace": str(tmp_path)})
+    workspace = Workspace.open(str(tmp_path))
+    engine = in_docker.Engine(None, {}, {})
+    with pytest.raises(UserError, match="expected files in a folder of their own, found some in /etc"):
+        run_here(chosen.arguments(), workspace, "etc-1", partial(in_docker.containers_of, engine, chosen))
+    assert [path.name for path in tmp_path.iterdir()] == ["_workspace.json"]
