@@ -18,12 +18,18 @@ import numpy as np
 import numpy.typing as npt
 
 from ..store.calibration import fit_temperature
+from ..store.labels import SINGLE
+from ..store.metrics import Pairs
+from .chance import Chance
+from .intervals import of_pairs
 
 FOLDS = 5
 FEWEST = 10
 """Training images that a class must have for its labels to be judged: two in each fold."""
 SHRINKAGE = 0.1
 """Share of the covariance that is replaced by the same variance in every direction."""
+RESAMPLES = 200
+"""Of the labels, to see whether the classifiers are better than a guess."""
 _CHUNK = 1 << 21
 """Probabilities in memory at a time: 16 MB as float64, some four times over."""
 
@@ -81,7 +87,8 @@ class Doubts:
     """What was found. `rows` int64 [M] are the suspects, the surest first; `suggested` int64 [M] the class each looks
     like instead; `given` and `likely` float32 [M] the probabilities of its label and of that class; `quality` float32
     [M] cleanlab's score of the label in [0, 1], low where it is wrong. `agreement` is the share of all labels that the
-    classifiers agree with, `judged` the number of images whose class has `FEWEST` or more."""
+    classifiers agree with, `judged` the number of images whose class has `FEWEST` or more. `better`: than a guess, or
+    the classifiers can't tell a wrong label from a right one, and there are no suspects."""
 
     rows: Labels
     suggested: Labels
@@ -90,6 +97,7 @@ class Doubts:
     quality: npt.NDArray[np.float32]
     agreement: float
     judged: int
+    better: bool = True
 
 
 def doubts(features: Features, labels: Labels, classes: int) -> Doubts:
@@ -104,6 +112,8 @@ def doubts(features: Features, labels: Labels, classes: int) -> Doubts:
     for part in _chunks(len(labels), features.shape[1]):
         fitted.add(features[part], labels[part], folds[part])
     first = _Judges(fitted, folds, features, labels, np.ones(len(labels), np.bool_)).judge()
+    if not first.better:  # seen only now: what is left when they have taken out what they disagree with agrees
+        return first
     for part in _chunks(len(first.rows), features.shape[1]):
         rows = first.rows[part]
         fitted.add(features[rows], labels[rows], folds[rows], -1)
@@ -163,16 +173,22 @@ class _Judges:
         for rows in chunks:
             inspector.update_confident_thresholds(self.labels[rows], self.probabilities(rows))
         quality, agrees = np.empty(len(self.labels), np.float32), np.zeros(len(self.labels), np.bool_)
+        pairs = Pairs(self.classes)
         for rows in chunks:
             found = self.probabilities(rows)
             quality[rows] = inspector.score_label_quality(self.labels[rows], found)
-            agrees[rows] = found.argmax(1) == self.labels[rows]
+            pairs.add(self.labels[rows], said := found.argmax(1))
+            agrees[rows] = said == self.labels[rows]
         enough = np.bincount(self.labels, minlength=self.classes)[self.labels] >= FEWEST
         number = min(len(quality), int(inspector.get_num_issues()))
         lowest = np.asarray(find_top_issues(quality, top=number)) if number else np.zeros(0, np.int64)
-        return self._told(lowest[~agrees[lowest] & enough[lowest]], quality, float(agrees.mean()), int(enough.sum()))
+        better = _better(pairs)
+        suspects = lowest[~agrees[lowest] & enough[lowest]] if better else lowest[:0]
+        return self._told(suspects, quality, float(agrees.mean()), int(enough.sum()), better)
 
-    def _told(self, rows: Labels, quality: npt.NDArray[np.float32], agreement: float, judged: int) -> Doubts:
+    def _told(
+        self, rows: Labels, quality: npt.NDArray[np.float32], agreement: float, judged: int, better: bool
+    ) -> Doubts:
         """With what the classifiers say of the suspects; equal scores in the order of the rows."""
         rows = rows[np.lexsort((rows, quality[rows]))]
         suggested = np.empty(len(rows), np.int64)
@@ -181,7 +197,18 @@ class _Judges:
             found = self.probabilities(rows[part])
             suggested[part] = found.argmax(1)
             given[part], likely[part] = found[np.arange(len(found)), self.labels[rows[part]]], found.max(1)
-        return Doubts(rows, suggested, given, likely, quality[rows], agreement, judged)
+        return Doubts(rows, suggested, given, likely, quality[rows], agreement, judged, better)
+
+
+def _better(pairs: Pairs) -> bool:
+    """Than a guess, by the labels and what was said instead of them. The bootstrap takes seconds where there are many
+    classes, so that it is asked only where top-1 does not tell."""
+    support, metrics = pairs.per_class()["support"], pairs.summary()
+    for resamples in (0, RESAMPLES):
+        found = Chance.of(support, int(support.sum()), SINGLE, metrics, of_pairs(pairs, resamples))
+        if found is not None and found.better:
+            return True
+    return False
 
 
 def _chunks(rows: int, width: int) -> Iterator[slice[int, int, Any]]:

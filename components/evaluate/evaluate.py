@@ -13,6 +13,7 @@ from ..store.manifest import Dataset, File, Manifest, Totals, commit, find_datas
 from ..store.progress import Progress
 from ..store.shards import Layout, ShardWriter
 from ..store.step import CACHED, RAN, Context, Outcome
+from .chance import Chance
 from .config import VERSION, EvaluateConfig
 from .curves import Areas, described
 from .inputs import tensors_for
@@ -75,6 +76,8 @@ def _say(dataset: Dataset, who: str, context: Context) -> None:
     parts += [f"macro-F1 {metrics['macro_f1']:.3f}{_between(known.get('macro_f1'))}"]
     parts += [f"calibration error {metrics['ece']:.3f}"] if "ece" in metrics else []
     context.say(f"{who}: {' · '.join(parts)} on {rows:,} test images")
+    if why := extra.get("chance", {}).get("why"):
+        context.say(f"warning: {why}")
     if rows < 100:
         context.say(f"only {rows} test images: one more or less of them is {1 / rows:.3f} of top-1")
     if below := [one for one in extra.get("slices", []) if one["below"]]:
@@ -138,7 +141,8 @@ def _manifest(
     """`files` are the predictions, and the suspects where labels were reviewed."""
     file = files[0]
     found, names, metrics = score.per_class(), score.classes.names, score.metrics()
-    areas = score.areas()
+    areas, known = score.areas(), score.intervals()
+    chance = Chance.of(found["support"], file.rows, score.TASK, metrics, known)
     return Manifest(
         kind="evaluation",
         fingerprint=uris.last_part(uri),
@@ -156,7 +160,8 @@ def _manifest(
         extra={
             "dataset_name": clean.manifest.extra["dataset_name"],
             "metrics": metrics,
-            "intervals": score.intervals(),
+            "intervals": known,
+            "chance": chance.described(names, file.rows, metrics) if chance else {},
             "model_task": score.task,
             "model_classes": list(model.manifest.classes),
             "per_class": [

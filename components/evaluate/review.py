@@ -74,7 +74,7 @@ def review(
     batch_size: int,
 ) -> tuple[File | None, dict[str, Any]]:
     """The file of suspects below the evaluation's `uri` and what the manifest says of it; no file where nothing was
-    reviewed, and `skipped` says why.
+    reviewed, and `skipped` says why, or where nothing can be told, as `not_judged` says.
 
     `tensors` are those that the network was trained on, or None; `mode` is the config's `review`.
     """
@@ -85,6 +85,8 @@ def review(
     seen = _look(tensors, network, spec, device, images, batch_size)
     single = spec.task != MULTI
     found = doubts(seen.features, seen.labels, len(spec.classes)) if single and _can_judge(seen.labels) else None
+    if found is not None and not found.better:
+        return None, {"images": images, "suspects": 0, "listed": 0, "not_judged": _no_better(found)}
     file = _write(tensors, seen, found, uri)
     extra: dict[str, Any] = {"images": images, "suspects": 0, "listed": file.rows}
     if found is None:
@@ -99,7 +101,8 @@ def in_words(reviewed: dict[str, Any], accuracy: float) -> list[str]:
     if why := reviewed.get("skipped"):
         return [] if why == OFF else [f"the labels of the training images are not reviewed: {why}"]
     if why := reviewed.get("not_judged"):
-        return [f"no wrong labels are looked for, since {why}: the training images of the highest loss are listed"]
+        listed = ": the training images of the highest loss are listed" if reviewed.get("listed", 1) else ""
+        return [f"no wrong labels are looked for, since {why}{listed}"]
     suspects, images = reviewed["suspects"], reviewed["images"]
     if not suspects:
         return [f"none of {images:,} training images looks mislabelled"]
@@ -122,6 +125,13 @@ def _why_not(tensors: Dataset | None, spec: ModelSpec, images: int, mode: str) -
     if mode == "auto" and images > AUTO_IMAGES:
         return f"there are {images:,}, more than {AUTO_IMAGES:,} (review true does it all the same)"
     return ""
+
+
+def _no_better(found: Doubts) -> str:
+    return (
+        f"classifiers that never saw the labels agree with {found.agreement:.1%} of them, no better than chance: what "
+        "they doubt says nothing"
+    )
 
 
 def _can_judge(labels: npt.NDArray[np.int64]) -> bool:

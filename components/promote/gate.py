@@ -32,13 +32,14 @@ def judge(challenger: Dataset, champion: Dataset | None, min_gain: float, policy
 
     `reigning` is the number of the promotion that reigns, 0 for none: it may be there although its model is gone.
     Models with different class lists are not comparable, nor are a single-label and a multi-label one: the champion
-    stays, unless the policy is `always`.
+    stays, unless the policy is `always`. Who reigns without being better than chance has a reason that says so.
     """
     new = float(challenger.manifest.extra["metrics"][METRIC])
     old = float(champion.manifest.extra["metrics"][METRIC]) if champion else None
 
     def verdict(word: str, reason: str, promoted: bool) -> Verdict:
-        return Verdict(word, reason, promoted, new, old, min_gain)
+        doubt = challenger.manifest.extra.get("chance", {}).get("why", "")
+        return Verdict(word, f"{reason}; {doubt}" if promoted and doubt else reason, promoted, new, old, min_gain)
 
     if champion is None or old is None:
         nobody = f"the model of promotion {reigning} is gone" if reigning else "there was no champion"

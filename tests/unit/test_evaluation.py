@@ -161,6 +161,27 @@ def test_what_else_an_evaluation_keeps(made: Made) -> None:
     assert found.manifest.config["tta"] == "none"
 
 
+def test_a_model_that_is_no_better_than_a_guess_is_said_to_be(
+    made: Made, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert made.evaluated().manifest.extra["chance"] == {
+        "better": True, "class": "cat", "guess": {"top1": 0.5, "balanced_accuracy": 0.5}, "why": ""
+    }  # fmt: skip
+    assert "chance" not in capfd.readouterr().err
+
+    class Blind(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.tensor([[1.0, 0.0]]).expand(len(images), 2)
+
+    spec = load_model(made.model)[1]
+    monkeypatch.setattr("imagemill.components.store.model.load_model", lambda _: (Blind(), spec))
+    extra = made.evaluated(review="false", bootstrap=101).manifest.extra
+    why = "no better than chance, as far as 48 test images can tell: top-1 is 0.500 (0.364 to 0.636), 0.500 for 'cat' "
+    why += "every time; balanced accuracy 0.500 (0.500 to 0.500), 0.500 for a guess"
+    assert extra["chance"]["better"] is False and extra["chance"]["why"] == why
+    assert f"[evaluate] warning: {why}\n" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(("how", "number"), [("flip", 2), ("five_crops", 5)])
 def test_views_are_averaged_as_probabilities(
     made: Made, how: str, number: int, capsys: pytest.CaptureFixture[str]

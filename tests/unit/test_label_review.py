@@ -67,6 +67,18 @@ def test_sound_labels_are_left_alone_and_the_result_is_the_same_again() -> None:
     assert all(np.array_equal(getattr(first, f.name), getattr(second, f.name)) for f in dataclasses.fields(first))
 
 
+def test_labels_without_a_meaning_have_no_suspects() -> None:
+    """Not at the second look either, at what is left when the images that the classifiers doubt are taken out."""
+    for seed, classes in ((0, 2), (1, 2), (2, 6)):
+        random = np.random.default_rng(seed)
+        features = random.normal(0, 1, (400, 32)).astype(np.float16)
+        labels = random.integers(0, classes, 400)
+        found = doubts(features, labels, classes)
+        assert not found.better and not len(found.rows)
+        features[:, 0] += (3 * labels).astype(np.float16)
+        assert doubts(features, labels, classes).better
+
+
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     features, labels, _ = clusters()
     whole = doubts(features, labels, 6)
@@ -171,6 +183,11 @@ def test_many_features_are_projected_and_distances_stay() -> None:
         ({"skipped": reviewing.OFF}, 1.0, []),
         ({"skipped": "there are 1 of them"}, 1.0, ["the labels of the training images are not reviewed: there are 1"]),
         ({"images": 9, "suspects": 0, "not_judged": "images may have several labels"}, 1.0, ["no wrong labels are"]),
+        (
+            {"images": 9, "suspects": 0, "listed": 0, "not_judged": "classifiers guess"},
+            0.5,
+            ["no wrong labels are looked for, since classifiers guess"],
+        ),
         ({"images": 1200, "suspects": 0}, 0.5, ["none of 1,200 training images looks mislabelled"]),
         ({"images": 560, "suspects": 1}, 1.0, ["1 of 560 training images looks mislabelled: the report shows them"]),
         ({"images": 560, "suspects": 12}, 0.9, ["12 of 560 training images look mislabelled", "10.0% of the test"]),
@@ -252,6 +269,23 @@ def test_the_step_finds_flipped_labels_and_the_report_shows_them(
     assert shown and shown["total"] == len(ranked) and len(shown["losses"]) == suspects.LOSSES_SHOWN
     assert all(s.picture.src.startswith("data:image/jpeg") for s in [*shown["rows"], *shown["losses"]])
     assert shown["listed"][0] == "image_id,label,suggested" and len(shown["listed"]) == len(ranked) + 1
+
+
+def test_where_the_classifiers_guess_no_image_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    seen = reviewing.Seen(random.normal(0, 1, (90, 8)).astype(np.float16), np.arange(90) % 2, np.ones(90, np.float32))
+    monkeypatch.setattr(reviewing, "_look", lambda *_: seen)
+    spec = ModelSpec("resnet18", ("a", "b"), {"shape": [8, 8, 3]})
+    manifest = Manifest("tensors", "0", classes=("a", "b"), totals=Totals(by_split={"train": 90}))
+    tensors = Dataset(str(tmp_path), manifest, "")
+    file, said = review(tensors, None, spec, None, str(tmp_path), "auto", 8)  # type: ignore[arg-type]
+    assert file is None and (said["images"], said["suspects"], said["listed"]) == (90, 0, 0)
+    assert said["not_judged"].startswith("classifiers that never saw the labels agree with ")
+    evaluation = Dataset(str(tmp_path), Manifest("evaluation", "0", extra={"review": said}), "")
+    clean = Dataset(str(tmp_path), Manifest("clean", "0"), "")
+    shown = suspects.found(evaluation, clean)
+    assert shown and shown["why"] == said["not_judged"]
+    assert not shown["rows"] and not shown["losses"] and not shown["listed"]
 
 
 def test_the_page_shows_suspects_and_escapes_their_names(tmp_path: Path) -> None:
