@@ -273,7 +273,7 @@ def test_nobody_answers(s3_workspace: str) -> None:
         assert result.rc == 75, result.stderr
         assert "the store does not answer" in result.error and "Traceback" not in result.stderr
         assert result.json["exit_code"] == 75
-        assert "trying again in" in result.stderr
+        assert "trying again for" in result.stderr
         assert result.seconds < limit + 3
 
 

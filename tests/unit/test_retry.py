@@ -57,6 +57,14 @@ def test_a_transient_error_is_tried_again(clock: Clock) -> None:
     assert all(later - earlier >= 0.05 for earlier, later in pairwise(calls)), "not at once"
 
 
+def test_however_many_tries_one_line_tells_of_them(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    operation, calls = failing(clock, 10**6, TransientError("nobody answers"))
+    with pytest.raises(TransientError):
+        with_retry(operation, "asking", deadline_s=20, service="somebody")
+    assert len(calls) > 3
+    assert caplog.messages == ["asking: nobody answers; trying again for 20 s"]
+
+
 @pytest.mark.parametrize(
     "error", [UserError("x"), MillError("x"), FileNotFoundError("x"), ValueError("x"), FileExistsError()]
 )

@@ -304,7 +304,10 @@ def test_a_service_that_is_not_there_is_transient(mill: Commands) -> None:
     with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as closed:
         host = f"http://127.0.0.1:{closed.server_address[1]}"
     ran = mill("submit", "--no-wait", host=host)
-    assert ran.code == 75 and f"{host} can't be reached: [Errno 111] Connection refused" in ran.err
+    [tries, error] = ran.err.splitlines()
+    said = f"{host} can't be reached: [Errno 111] Connection refused"
+    assert ran.code == 75 and tries.startswith(f"looking for the service: {said}") and "trying again for 2 s" in tries
+    assert error.startswith(f"imagemill: error: {said}")
 
 
 @pytest.mark.parametrize(
