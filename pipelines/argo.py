@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..components.store.errors import UserError, wrong
 from .argo_templates import PARTS, RUN, finish_template, rayjob_template, step_template
+from .checks import check_output, with_workspace
 from .cluster import LABELS, RUN_LABEL, Cluster, Limits
-from .compile import check_output, with_workspace
 from .cron import parse, zone
 from .parameters import CONFIG_HELP, Chosen, parameters
 from .planning import NEEDED

@@ -15,8 +15,9 @@ from typing import Any
 from ..components.store import uri as uris
 from ..components.store.errors import wrong
 from ..components.store.manifest import code_version
+from .checks import refuse_logins
 from .cluster import Cluster, shared
-from .compile import compile_kfp, refuse_logins
+from .compile import compile_kfp
 from .kfp_client import Service
 from .parameters import Chosen
 from .paths import refuse_paths

@@ -25,8 +25,7 @@ from .cluster import RUN_LABEL, Cluster, from_json, shared
 from .joblog import JobLog
 from .kube import Dropped, Json, Kube, namespace_here, own_pod, reference_to
 from .ray_failures import failure, troubles, wrongly_named
-from .rayjob import FAILED, SUCCEEDED, WAITING, gpus, job_name, manifest, run_label, verdict
-from .resizing import refuse_address
+from .rayjob import FAILED, SUCCEEDED, WAITING, gpus, job_name, manifest, refuse_address, run_label, verdict
 
 WATCH_S = 30
 """A watch is begun anew after so long: events can be lost without a word, and deadlines have to be looked at."""

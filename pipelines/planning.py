@@ -21,7 +21,6 @@ from ..components.store.errors import wrong
 from ..components.store.fingerprint import digest
 from ..components.store.step import CACHED, RAN, Context, Outcome, Step
 from .cluster import from_json
-from .resizing import refuse_address
 
 NEEDED, NOT_NEEDED = "true", "false"
 
@@ -62,7 +61,7 @@ def plan(config: PlanConfig, context: Context) -> Outcome:
     if not config.cluster:
         raise wrong("cluster", "the cluster's file as JSON", config.cluster)
     cluster = from_json(config.cluster)
-    refuse_address(config.ray_address)
+    rayjob.refuse_address(config.ray_address)
     reruns = {item.strip() for item in config.rerun.split(",")}
     ours = Context(RESIZE.name, context.workspace, context.run, RESIZE.name in reruns)
     target = find(config.resize(), ours, rayjob.gpus(cluster))

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from ..components.store import uri as uris
 from ..components.store.errors import wrong
 from ..components.store.fingerprint import digest
 from .cluster import LABELS, RUN_LABEL, SCRATCH, Cluster, Pod
@@ -113,6 +114,15 @@ def manifest(
     }
     made: dict[str, Any] = plain({"apiVersion": API, "kind": "RayJob", "metadata": metadata, "spec": spec})
     return made
+
+
+def refuse_address(address: str) -> None:
+    """Of a run where each has a RayJob of its own: neither the launcher's image nor Argo's plan can use it."""
+    if address:
+        raise wrong(
+            "ray_address", "none, since by the cluster's file (ray.mode: rayjob) each run has a cluster of Ray of its "
+            "own; mode address uses one that is there", uris.safe(address),
+        )  # fmt: skip
 
 
 def ray_version(cluster: Cluster) -> str:

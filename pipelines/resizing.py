@@ -9,12 +9,12 @@ from functools import partial
 from typing import Any
 
 from ..components.resize import STEP
-from ..components.store import uri as uris
 from ..components.store.config import parse_sections
-from ..components.store.errors import UserError, wrong
+from ..components.store.errors import UserError
 from ..components.store.progress import say
 from ..components.store.step import Context, Outcome, Step
 from .cluster import from_json
+from .launcher import launched
 
 
 def resize(cluster: str, config: str, artifact: str, **values: Any) -> dict[str, Any]:
@@ -27,8 +27,6 @@ def resize(cluster: str, config: str, artifact: str, **values: Any) -> dict[str,
     except UserError as error:
         return _doing(partial(_refuse, str(error))).component(config, artifact, **values)
     if known is not None and known.ray.mode == "rayjob":
-        from .launcher import launched
-
         return _doing(partial(launched, known)).component(config, artifact, **values)
     if known is not None and known.ray.mode == "address":
         config = with_address(config, known.ray.address)
@@ -52,15 +50,6 @@ def _doing(work: Callable[[Any, Context], Outcome]) -> Step:
 def _refuse(why: str, config: Any, context: Context) -> Outcome:
     """A step that can't begin, with a record that says so: no other try is better."""
     raise UserError(why)
-
-
-def refuse_address(address: str) -> None:
-    """Of a run where each has a RayJob of its own: neither the launcher's image nor Argo's plan can use it."""
-    if address:
-        raise wrong(
-            "ray_address", "none, since by the cluster's file (ray.mode: rayjob) each run has a cluster of Ray of its "
-            "own; mode address uses one that is there", uris.safe(address),
-        )  # fmt: skip
 
 
 def with_address(config: str, address: str) -> str:

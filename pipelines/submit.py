@@ -16,8 +16,8 @@ from ..components.store.errors import EXIT_OK, MillError, UserError, wrong
 from ..components.store.progress import say
 from ..components.store.step import new_run
 from . import following
+from .checks import cluster_of
 from .cluster import Cluster, from_file
-from .compile import cluster_of
 from .kfp_client import Connection, Service, add_flags
 from .kfp_uploads import EXPERIMENT, PIPELINE, Package, arguments_for, compiled, experiment, named, read_package, upload
 from .parameters import Chosen, choose
