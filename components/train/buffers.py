@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict, deque
 from threading import Lock
 from typing import Any
@@ -14,6 +15,14 @@ SHAPES = 2
 """Whose memory a process keeps from epoch to epoch: training's batches and validation's."""
 _kept: OrderedDict[tuple[tuple[int, ...], bool], Buffers] = OrderedDict()
 _lock = Lock()
+
+
+def _renew_lock() -> None:
+    global _lock
+    _lock = Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)  # a thread of the parent's may hold it, and is not there any more
 
 
 def buffers(shape: tuple[int, ...], keep: int, pinned: bool = False) -> Buffers:

@@ -18,7 +18,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Lock
 
 from ..store.errors import DatasetError
 from ..store.filesystem import disk_errors, store_for
@@ -37,7 +36,6 @@ class ShardCache:
     folder: Path
     most: int
     _checked: set[str] = field(default_factory=set)
-    _lock: Lock = field(default_factory=Lock)
 
     @classmethod
     def at(cls, folder: str = "", most: int = 0) -> ShardCache:
@@ -59,26 +57,36 @@ class ShardCache:
             if found is None:
                 self._make_room(file.bytes)
                 found = self._fetch(uri, file, path)
-            with self._lock:
-                self._checked.add(file.sha256)
+            self._checked.add(file.sha256)
             return found
 
     def _there(self, path: Path, file: File) -> int | None:
         """The copy that is there, if it is what it should be."""
-        try:
-            found = os.open(path, os.O_RDONLY)
-        except FileNotFoundError:
-            return None
-        right = os.fstat(found).st_size == file.bytes
-        if right and file.sha256 not in self._checked:
-            with os.fdopen(os.dup(found), "rb") as copy:  # by what is open: another thread may take the name away
-                right = hashlib.file_digest(copy, "sha256").hexdigest() == file.sha256
+        with disk_errors(str(path)):
+            try:
+                found = os.open(path, os.O_RDONLY)
+            except FileNotFoundError:
+                return None
+            try:
+                right = self._is_right(found, file)
+            except OSError:
+                os.close(found)
+                raise
         if right:
             with contextlib.suppress(OSError):
                 os.utime(path)  # the oldest go first
             return found
         os.close(found)
         return None
+
+    def _is_right(self, found: int, file: File) -> bool:
+        """By what is open: another thread may take the name away."""
+        if os.fstat(found).st_size != file.bytes:
+            return False
+        if file.sha256 in self._checked:
+            return True
+        with os.fdopen(os.dup(found), "rb") as copy:
+            return hashlib.file_digest(copy, "sha256").hexdigest() == file.sha256
 
     def _fetch(self, uri: str, file: File, path: Path) -> int:
         """The new copy, opened before it has its name: from then on another thread that makes room may delete it."""
@@ -115,9 +123,11 @@ class ShardCache:
 
     @contextlib.contextmanager
     def _alone(self, path: Path) -> Iterator[None]:
-        """One process or thread at a time for one file; the others find it there."""
+        """One process or thread at a time for one file; the others find it there. A folder that somebody has cleared
+        away since is made again."""
         lock = path.with_suffix(".lock")
         with disk_errors(str(lock)):
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)

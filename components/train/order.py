@@ -33,12 +33,12 @@ class Window:
 @dataclass(frozen=True)
 class Order:
     """An epoch over files of `rows` rows each. `epoch` < 0: as they are stored. `repeats`: how often each row of a file
-    comes (balanced sampling), 2 bytes an image; None: once."""
+    comes (balanced sampling), 4 bytes an image; None: once."""
 
     files: Sequence[File]
     seed: int
     epoch: int
-    repeats: Sequence[npt.NDArray[np.uint16]] | None = None
+    repeats: Sequence[npt.NDArray[np.uint32]] | None = None
 
     @property
     def shuffled(self) -> bool:
@@ -85,7 +85,7 @@ class Order:
 
 def balanced(
     labels: Sequence[npt.NDArray[np.int64]], weights: npt.ArrayLike, seed: int, epoch: int
-) -> list[npt.NDArray[np.uint16]]:
+) -> list[npt.NDArray[np.uint32]]:
     """How often each row comes, so that a row of class c is `weights[c]` times as likely as one of weight 1, and as
     many rows come as there are. By systematic sampling: a row that should come x times comes floor(x) or ceil(x) times
     (Madow and Madow, "On the theory of systematic sampling", 1944)."""
@@ -97,7 +97,7 @@ def balanced(
     for part in labels:
         ends = at + np.cumsum(wanted[part]) * (number / total if total else 0.0)
         steps = np.floor(np.concatenate([[at], ends]) + 1e-9)
-        found.append(np.diff(steps).astype(np.uint16))
+        found.append(np.diff(steps).astype(np.uint32))
         at = float(ends[-1]) if len(ends) else at
     return found
 

@@ -41,6 +41,14 @@ _layouts: dict[tuple[str, str, int], tuple[Any, Any]] = {}
 _lock = Lock()
 
 
+def _renew_lock() -> None:
+    global _lock
+    _lock = Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)  # a thread of the parent's may hold it, and is not there any more
+
+
 class Shard(Protocol):
     """`labels` of all rows: int64 [rows], or Arrow lists of ids where an image has several."""
 

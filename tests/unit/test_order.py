@@ -60,7 +60,7 @@ def test_a_window_of_large_files_is_bounded_by_bytes() -> None:
 
 
 def test_rows_repeat_as_balanced_sampling_says() -> None:
-    repeats = [np.array([2, 0, 1], np.uint16), np.array([0, 3], np.uint16)]
+    repeats = [np.array([2, 0, 1], np.uint32), np.array([0, 3], np.uint32)]
     plan = Order(files([3, 2]), 0, 0, repeats)
     assert sorted(places(plan)) == [(0, 0), (0, 0), (0, 2), (1, 1), (1, 1), (1, 1)] and plan.total() == 6
 
@@ -90,6 +90,12 @@ def test_balanced_sampling_differs_by_epoch_and_is_fair_over_many() -> None:
     assert (found.sum(axis=1) == 100).all() and (found[0] != found[1]).any()
     assert abs(found[:, 90:].sum(axis=1).mean() - 50) < 1
     assert np.abs(found[:, :90].mean(axis=0) - 50 / 90).max() < 0.15, "every row of a frequent class has its turn"
+
+
+def test_one_image_of_a_class_in_a_million_comes_as_often_as_the_others_of_ten_classes() -> None:
+    labels = [np.r_[np.zeros(1, np.int64), np.arange(999_999) % 9 + 1]]
+    (found,) = balanced(labels, [1.0, *[9 / 999_999] * 9], 0, 0)
+    assert int(found[0]) == 100_000 and int(found.sum()) == 1_000_000
 
 
 @pytest.mark.parametrize(

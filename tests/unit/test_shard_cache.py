@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import shutil
 import threading
 from pathlib import Path
 
 import pytest
 
-from imagemill.components.store.errors import DatasetError
+from imagemill.components.store.errors import DatasetError, TransientError
 from imagemill.components.store.manifest import File
 from imagemill.components.train.cache import ShardCache
 
@@ -106,6 +108,29 @@ def test_a_copy_whose_name_goes_at_once_is_read_all_the_same(
     monkeypatch.setattr(os, "open", opened)
     assert read(other, uri, file) == b"a" * 100
     assert len(taken) == 1
+
+
+def test_a_folder_that_is_cleared_away_is_made_again(cache: ShardCache, tmp_path: Path) -> None:
+    uri, file = stored(tmp_path / "far", "a.parquet", b"a" * 100)
+    read(cache, uri, file)
+    shutil.rmtree(tmp_path / "cache")
+    assert read(cache, uri, file) == b"a" * 100
+
+
+def test_a_copy_that_cant_be_read_is_no_leak(
+    cache: ShardCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri, file = stored(tmp_path / "far", "a.parquet", b"a" * 100)
+    read(cache, uri, file)
+    other, before = ShardCache.at(str(tmp_path / "cache"), most=250), len(list(Path("/proc/self/fd").iterdir()))
+
+    def broken(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(hashlib, "file_digest", broken)
+    with pytest.raises(TransientError, match="Input/output error"):
+        other.open(uri, file)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_many_threads_fetch_a_file_once(cache: ShardCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

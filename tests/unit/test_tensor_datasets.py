@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import gc
+import os
+import pickle
+import threading
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -14,8 +18,9 @@ from torch.utils.data import DataLoader
 
 from imagemill.components.store.errors import UserError
 from imagemill.components.store.manifest import Dataset
-from imagemill.components.train import loader
+from imagemill.components.train import buffers, loader, shard
 from imagemill.components.train.buffers import Buffers
+from imagemill.components.train.cache import ShardCache
 from imagemill.components.train.loader import Batch, batches
 
 
@@ -87,6 +92,27 @@ def test_single_images_in_a_plain_dataloader(hundred: Dataset) -> None:
     assert sorted(found) == list(range(100))
 
 
+def test_both_travel_to_a_worker_process_that_is_not_forked(hundred: Dataset, tmp_path: Path) -> None:
+    """As pickle, also from S3, with the cache of its files; what is mapped stays behind."""
+    whole, single = loader.TensorBatches(hundred.uri, "train", 16, seed=1), loader.TensorImages(hundred.uri, "train")
+    first = single[7]
+    single._split = replace(single._split, cache=ShardCache.at(str(tmp_path / "cache")))
+    again, other = pickle.loads(pickle.dumps(whole)), pickle.loads(pickle.dumps(single))
+    assert [b[1].tolist() for b in again] == [b[1].tolist() for b in whole]
+    assert all(torch.equal(a, b) for a, b in zip(other[7], first, strict=True))
+
+
+def test_a_forked_worker_does_not_wait_for_its_parents_threads(hundred: Dataset) -> None:
+    """One of them may be opening a file, or taking memory, just when the worker is made."""
+    whole = loader.TensorBatches(hundred.uri, "train", 16, seed=1)
+    with shard._lock, buffers._lock:
+        child = os.fork()
+        if not child:
+            threading.Timer(10, os._exit, (1,)).start()
+            os._exit(0 if len(list(whole)) == 7 else 2)
+    assert os.waitpid(child, 0)[1] == 0
+
+
 def test_a_wrong_split_or_uri_is_named(hundred: Dataset, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="split: expected one of train, found 'training'"):
         loader.TensorBatches(hundred.uri, "training", 8)
@@ -122,14 +148,14 @@ def test_kept_batches_keep_their_pixels(hundred: Dataset) -> None:
 
 
 def test_memory_that_nobody_holds_is_used_again() -> None:
-    buffers = Buffers((4, *SHAPE), keep=2)
-    first = buffers.lend()
+    kept = Buffers((4, *SHAPE), keep=2)
+    first = kept.lend()
     at = first.ctypes.data
     part = torch.from_numpy(first[1:])[0]
     del first
-    assert buffers.lend().ctypes.data != at, "a view of a view of it is alive"
+    assert kept.lend().ctypes.data != at, "a view of a view of it is alive"
     del part
-    assert at in {buffers.lend().ctypes.data, buffers.lend().ctypes.data}
+    assert at in {kept.lend().ctypes.data, kept.lend().ctypes.data}
 
 
 def test_work_is_done_ahead_and_its_results_come_in_order(hundred: Dataset) -> None:
