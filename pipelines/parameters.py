@@ -14,6 +14,7 @@ from ..components import clean, download, evaluate, promote, resize, train
 from ..components.store.config import STEPS, StepConfig, convert, field_types
 from ..components.store.errors import UserError, wrong
 from ..components.store.step import Step
+from .settings import load_yaml
 
 ALL_STEPS: dict[str, Step] = {
     step.name: step for step in (download.STEP, clean.STEP, resize.STEP, train.STEP, evaluate.STEP, promote.STEP)
@@ -78,32 +79,45 @@ class Chosen:
 
 
 def choose(flags: Mapping[str, Any], config_file: str = "") -> Chosen:
-    """Flags over the YAML file over the defaults; UserError for an unknown name or a value of the wrong form."""
+    """Flags over the YAML file over the defaults; UserError names the flag, or the file and its field, that is
+    unknown or has a value that can't be."""
     known = parameters()
-    values, sections = _read_yaml(config_file, known) if config_file else ({}, {})
+    values, sections, places = _read_yaml(config_file, known) if config_file else ({}, {}, {})
     values |= flags
+
+    def place(step: str, name: str) -> str:
+        said = places.get((step, name)) or places.get(("", name)) or name
+        return f"--{name.replace('_', '-')}" if name in flags else said
+
     pipeline: dict[str, Any] = {}
     for name, value in values.items():
         parameter = known[name]
-        place = f"--{name.replace('_', '-')}" if name in flags else f"{config_file} ({name})"
-        typed = convert(place, value, parameter.kind)
+        typed = convert(place("", name), value, parameter.kind)
         if parameter.pipeline:
             pipeline[name] = typed
-        else:
-            for step in parameter.steps:
-                sections.setdefault(step, {})[name] = typed
+            continue
+        for step in parameter.steps:
+            section = sections.setdefault(step, {})
+            if name in flags or name not in section:  # what the file says of one step counts for more than of all
+                section[name] = typed
     chosen = Chosen(pipeline, sections)
     for step in STEPS:
-        chosen.config(step)
+        try:
+            chosen.config(step)
+        except UserError as error:
+            name, colon, rest = str(error).partition(":")
+            raise UserError(f"{place(step, name)}{colon}{rest}") from None
     return chosen
 
 
-def _read_yaml(path: str, known: Mapping[str, Parameter]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """(parameters, sections) of a config file: names on top, or under the name of a step."""
+def _read_yaml(
+    path: str, known: Mapping[str, Parameter]
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]], dict[tuple[str, str], str]]:
+    """(parameters, sections, places) of a config file: names on top, or under the name of a step."""
     import yaml
 
     try:
-        body = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        body = load_yaml(Path(path).read_text(encoding="utf-8"), path) or {}
     except OSError as error:
         raise wrong("--config", "a YAML file that can be read", f"{path} ({error.strerror})") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -114,32 +128,25 @@ def _read_yaml(path: str, known: Mapping[str, Parameter]) -> tuple[dict[str, Any
         raise wrong("--config", "names and values", f"{path} with {type(body).__name__}")
     values: dict[str, Any] = {}
     sections: dict[str, dict[str, Any]] = {}
+    places: dict[tuple[str, str], str] = {}
     for key, value in body.items():
-        if key in STEPS and isinstance(value, dict):
-            for name, inner in value.items():
-                _place(f"{path} ({key}.{name})", name, inner, key, known, values, sections)
-        else:
-            _place(f"{path} ({key})", key, value, "", known, values, sections)
-    return values, sections
+        step = key if key in STEPS and (isinstance(value, dict) or key not in known) else ""  # promote is both
+        if step and not isinstance(value, dict | None):
+            raise wrong(f"{path} ({step})", "names and values", value)
+        for name, inner in (value or {}).items() if step else ((key, value),):
+            where = f"{path} ({key}.{name})" if step else f"{path} ({name})"
+            own = _own_step(where, name, step, known)
+            (sections.setdefault(own, {}) if own else values)[name] = inner
+            places[own, name] = where
+    return values, sections, places
 
 
-def _place(
-    where: str,
-    name: Any,
-    value: Any,
-    step: str,
-    known: Mapping[str, Parameter],
-    values: dict[str, Any],
-    sections: dict[str, dict[str, Any]],
-) -> None:
-    """One entry of a file: among the values, for every step that has it, or in the section of the one step named."""
+def _own_step(where: str, name: Any, step: str, known: Mapping[str, Parameter]) -> str:
+    """The step, if any, that an entry of a file is for alone; UserError for one that nobody, or not that step, has."""
     parameter = known.get(name)
     if parameter is None or (step and step not in parameter.steps):
         names = [n for n, p in known.items() if not step or step in p.steps]
         near = difflib.get_close_matches(str(name), names if step else [*names, *STEPS], 1)
         what = f"a parameter of {step}" if step else "a parameter or a step"
         raise wrong(where, f"{what}{f'; is it {near[0]}?' if near else ''}", name)
-    if step and not parameter.pipeline:
-        sections.setdefault(step, {})[name] = value
-    else:
-        values[name] = value
+    return "" if parameter.pipeline else step

@@ -28,8 +28,9 @@ def with_retry(operation: Callable[[], T], what: str, deadline_s: float = DEADLI
     would end within `deadline_s` seconds of the first failure.
 
     The waits follow exponential backoff with full jitter (AWS Architecture Blog, "Exponential Backoff
-    And Jitter"): uniform up to 0.25 · 2ⁿ seconds, at most 4, and 0.1 more. The first failure is logged, in one line; the
-    last TransientError is raised as it was. `service`: what is asked; of one that is gone nothing follows for another.
+    And Jitter"): uniform up to 0.25 · 2ⁿ seconds, at most 4, and 0.1 more. The first failure is logged, in one line;
+    the last TransientError is raised as it was. `service`: what is asked; of one that is gone nothing follows for
+    another.
     """
     attempt = 0
     give_up_at: float | None = None

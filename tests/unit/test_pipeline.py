@@ -136,12 +136,31 @@ def test_config_file_flags_and_sections(tmp_path: Path) -> None:
     assert chosen.sections == {"train": {"weight_decay": 0.2}, "evaluate": {"device": "cpu"}}
 
 
+@pytest.mark.parametrize("text", ["train: {device: cpu}\ndevice: cuda", "device: cuda\ntrain: {device: cpu}\nclean:"])
+def test_what_a_file_says_of_one_step_counts_for_more_than_of_all(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "mill.yaml"
+    path.write_text(text)
+    assert choose({}, str(path)).sections == {
+        "train": {"device": "cpu"}, "resize": {"device": "cuda"}, "evaluate": {"device": "cuda"}
+    }  # fmt: skip
+    assert choose({"device": "auto"}, str(path)).sections["train"] == {"device": "auto"}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("epohcs: 3", "is it epochs"),
         ("epochs: many", r"mill\.yaml \(epochs\): expected a whole number, found 'many'"),
         ("train:\n  nosuch: 1", "nosuch"),
+        ("epochs: -3", r"mill\.yaml \(epochs\): expected a number of at least 1, found -3"),
+        ("train: {epochs: -3}", r"mill\.yaml \(train\.epochs\): expected a number of at least 1, found -3"),
+        ("train: {label_smoothing: 7}", r"mill\.yaml \(train\.label_smoothing\): expected a number of at most 0\.9"),
+        ("train: {label_smoothing: x}", r"mill\.yaml \(train\.label_smoothing\): expected a number, found 'x'"),
+        ("device: gpu\ntrain: {device: cpu}", r"mill\.yaml \(device\): expected one of"),
+        ("dataset: nosuch", r"mill\.yaml \(dataset\): expected one of demo"),
+        ("name: a/b", r"mill\.yaml \(name\): expected letters"),
+        ("name: a\nname: b", r"mill\.yaml \(line 2\): expected each name once, found 'name'"),
+        ("train: 3", r"mill\.yaml \(train\): expected names and values, found 3"),
         ("- 1", "names and values"),
         ("a: [", "expected YAML"),
     ],
@@ -151,6 +170,14 @@ def test_wrong_config_files_say_what_is_wrong(text: str, message: str, tmp_path:
     path.write_text(text)
     with pytest.raises(UserError, match=message):
         choose({}, str(path))
+
+
+def test_a_wrong_flag_is_named_as_one_though_the_file_has_the_field_too(tmp_path: Path) -> None:
+    path = tmp_path / "mill.yaml"
+    path.write_text("epochs: 3\ntrain: {label_smoothing: 0.1}")
+    for flags in ({"epochs": "-3"}, {"label_smoothing": "7"}):
+        with pytest.raises(UserError, match=f"^--{next(iter(flags)).replace('_', '-')}: expected a number of at"):
+            choose(flags, str(path))
 
 
 def test_help_is_quick() -> None:
