@@ -28,7 +28,7 @@ from ..store.errors import wrong
 from ..store.labels import MULTI, multi_hot
 from ..store.manifest import Dataset, read_dataset
 from . import order
-from .loader import Batch, batches
+from .batches import Batch, batches
 from .shard import Shard, Split
 
 Pair = tuple[torch.Tensor, torch.Tensor]

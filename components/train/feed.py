@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from .loader import Batch
+from .batches import Batch
 
 if TYPE_CHECKING:
     import torch

@@ -17,13 +17,13 @@ from ..store.parallel import cores
 from ..store.progress import Progress, duration
 from ..store.step import Context
 from .augment import Augmentation
+from .batches import Batch, batches, steps
 from .cache import ShardCache
 from .checkpoint import Learner, TrainingState, load_checkpoint, save_checkpoint
 from .config import TrainConfig
 from .drawn import Drawn
 from .feed import feed
 from .history import Events, events
-from .loader import Batch, batches, steps
 from .losses import Loss, class_counts, inverse_frequency, positive_weights
 from .mixing import Mixing
 from .moving_average import MovingAverage

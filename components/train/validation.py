@@ -15,7 +15,7 @@ from ..store.manifest import Dataset
 from ..store.metrics import LabelCounts, confusion, summary
 from ..store.model import Normalize
 from ..store.tensors import centre, input_size
-from .loader import batches
+from .batches import batches
 
 if TYPE_CHECKING:
     import torch

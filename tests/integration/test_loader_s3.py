@@ -12,8 +12,8 @@ from imagemill.components.store.errors import DatasetError
 from imagemill.components.store.filesystem import store_for
 from imagemill.components.store.manifest import Dataset, read_dataset
 from imagemill.components.train import loader
+from imagemill.components.train.batches import OPENERS, batches
 from imagemill.components.train.cache import ShardCache
-from imagemill.components.train.loader import batches
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_a_cache_that_holds_two_files_of_twelve_changes_nothing_but_the_time(the
     small = ShardCache.at(str(tmp_path / "cache"), most=2 * max(f.bytes for f in there.files()))
     for epoch in (0, 1):
         assert sorted(rows_of(batches(there, "train", 32, 1, epoch, cache=small))) == list(range(300))
-        assert len(list((tmp_path / "cache").glob("*.parquet"))) <= 2 + loader.OPENERS
+        assert len(list((tmp_path / "cache").glob("*.parquet"))) <= 2 + OPENERS
 
 
 def test_a_dataset_by_its_uri(there: Dataset, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
