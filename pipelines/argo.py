@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..components.store.errors import UserError, wrong
+from ..components.store.errors import wrong
 from .argo_templates import PARTS, RUN, finish_template, rayjob_template, step_template
 from .checks import check_output, with_workspace
 from .cluster import LABELS, RUN_LABEL, Cluster, Limits
@@ -161,7 +161,7 @@ def cron_workflow(cluster: Cluster) -> dict[str, Any]:
         name=NAME,
         namespace=cluster.namespace,
         labels=dict(LABELS),
-        schedules=[_cron(schedule.cron)],
+        schedules=[str(parse(schedule.cron, "cluster (schedule.cron)"))],  # where Sunday is 0 alone, as Argo reads it
         timezone=zone(schedule.timezone, "cluster (schedule.timezone)").key,
         concurrency_policy="Forbid",
         starting_deadline_seconds=schedule.starting_deadline_seconds,
@@ -172,11 +172,3 @@ def cron_workflow(cluster: Cluster) -> dict[str, Any]:
     )
     document: dict[str, Any] = cron.to_dict()
     return document
-
-
-def _cron(text: str) -> str:
-    """The schedule in five fields that Argo's cron reads, where Sunday is 0 alone."""
-    try:
-        return str(parse(text))
-    except UserError as error:
-        raise UserError(f"cluster (schedule.cron){str(error).removeprefix('--cron')}") from None

@@ -12,18 +12,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from ..components.store import uri as uris
 from ..components.store.config import STEPS
 from ..components.store.errors import UserError, wrong
 from ..components.store.manifest import code_version
 from . import forms
+from .cron import parse, zone
 from .settings import bytes_of, documented, load_yaml, plain, read, setting
 
 Place = Callable[..., str]
 """Names a field of the file for a message."""
 _DIGEST = re.compile(r"[^@\s]+@sha256:[0-9a-f]{64}")
+_MEBIBYTE = 2**20
 _DNS_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 STEP_IMAGES = {"download": "cpu", "clean": "cpu", "resize": "ray", "train": "gpu", "evaluate": "gpu", "promote": "cpu"}
 """The image of each step: a target of the Dockerfile."""
@@ -54,6 +55,8 @@ class Images:
             image = getattr(self, target)
             if image and not self.tags_allowed and not _DIGEST.fullmatch(image):
                 raise wrong(place(target), "an image by its digest, name@sha256:… (see tags_allowed)", image)
+            if image:
+                forms.check_image(place(target), image)
         for name in self.pull_secrets:
             forms.check_name(place("pull_secrets"), name)
 
@@ -73,20 +76,15 @@ class Storage:
 
     def check(self, place: Place) -> None:
         """Whoever may read the pods could read a login; so none is repeated in the message either."""
-        if self.endpoint and not _is_endpoint(self.endpoint):
-            found = uris.safe(self.endpoint).rpartition("@")[2]
-            raise wrong(place("endpoint"), "http://host:port or https://…, without login, query and fragment", found)
+        if self.endpoint:
+            forms.check_endpoint(place("endpoint"), self.endpoint)
         if uris.safe(self.workspace) != self.workspace:
             raise wrong(place("workspace"), "s3://bucket/prefix without a login", uris.safe(self.workspace))
-
-
-def _is_endpoint(address: str) -> bool:
-    try:
-        parts = urlsplit(address)
-        _ = parts.port  # ValueError: it is no number
-    except ValueError:
-        return False
-    return parts.scheme in ("http", "https") and bool(parts.hostname) and uris.safe(address) == address
+        uris.normalize(shared(self.workspace, place("workspace")), place("workspace"))
+        if self.secret:
+            forms.check_name(place("secret"), self.secret)
+        for name in ("access_key", "secret_key"):
+            forms.check_data_key(place(name), getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -116,6 +114,10 @@ class Pod:
                 raise wrong(place(name), "a quantity above 0", request)
             if limit and bytes_of(limit) < bytes_of(request):
                 raise wrong(place(f"{name}_limit"), f"at least {name}, {request}", limit)
+        for name in ("memory", "ephemeral_storage", "shm"):
+            size = getattr(self, name)
+            if size and bytes_of(size) < _MEBIBYTE:  # the usual mistake: 512m, which is half a byte
+                raise wrong(place(name), "at least 1Mi (Mi: 2²⁰ bytes; m: a thousandth of one)", size)
         if self.shm and bytes_of(self.shm) >= bytes_of(self.memory_limit or self.memory):
             raise wrong(place("shm"), f"less than memory, {self.memory}, which it is a part of", self.shm)
         forms.check_resource(place("gpu_type"), self.gpu_type)
@@ -172,14 +174,15 @@ class Ray:
             if pod.deadline_seconds:
                 raise wrong(place(*names, "deadline_seconds"), "0: ray.deadline_seconds is that of the whole job",
                             pod.deadline_seconds)  # fmt: skip
-        if uris.safe(self.address) != self.address or "@" in self.address:
-            found = uris.safe(self.address).rpartition("@")[2]
-            raise wrong(place("address"), "an address without a login or query (see token_secret)", found)
+        if self.address:
+            forms.check_ray_address(place("address"), self.address)
         if (self.mode == "address") != bool(self.address):
             raise wrong(place("address"), "an address with mode address, and only then", self.address)
         if self.token_secret and self.mode != "address":
             raise wrong(place("token_secret"), "none but with mode address: a RayJob has a token of its own",
                         self.token_secret)  # fmt: skip
+        if self.token_secret:
+            forms.check_name(place("token_secret"), self.token_secret)
 
 
 @dataclass(frozen=True)
@@ -227,6 +230,11 @@ class Argo:
     initless: bool = setting(False, "Argo's controller has initlessPod on (4.1 and later; beta)")
     artifacts: bool = setting(True, "keep report and metrics as artifacts; needs an artifact repository")
     mutex: str = setting("imagemill-training", "runs with the same one wait for each other")
+
+    def check(self, place: Place) -> None:
+        for name in ("service_account", "executor_service_account", "launcher_service_account"):
+            if getattr(self, name) or name != "executor_service_account":
+                forms.check_name(place(name), getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -314,7 +322,11 @@ def from_file(path: str) -> Cluster:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         found = " ".join(str(error).split())
         raise UserError(f"--cluster: expected YAML in {path}, found something else: {found}") from None
-    return from_values(values, path)
+    cluster = from_values(values, path)
+    # Here and not in the pods, which have no need of time zones and may not know them.
+    parse(cluster.schedule.cron, f"{path} (schedule.cron)")
+    zone(cluster.schedule.timezone, f"{path} (schedule.timezone)")
+    return cluster
 
 
 def from_json(text: str) -> Cluster:
@@ -329,8 +341,8 @@ def from_json(text: str) -> Cluster:
         ) from None
 
 
-def shared(workspace: str) -> str:
+def shared(workspace: str, field: str = "workspace") -> str:
     """The workspace; UserError for one that the pods of a cluster can't all reach."""
     if not uris.is_s3(workspace):
-        raise wrong("workspace", "s3://bucket/prefix, which every pod of a cluster can reach", uris.safe(workspace))
+        raise wrong(field, "s3://bucket/prefix, which every pod of a cluster can reach", uris.safe(workspace))
     return workspace

@@ -69,27 +69,27 @@ class Cron:
                         yield time
 
 
-def parse(text: str) -> Cron:
-    """The expression of `--cron`; UserError names the field that is wrong."""
+def parse(text: str, flag: str = "--cron") -> Cron:
+    """The expression of a flag, or of a file's field; UserError names the part that is wrong."""
     words = _SHORT.get(text.strip().lower(), text).split()
     if words and "TZ=" in words[0].upper():
-        raise wrong("--cron", "five fields; the time zone goes into --timezone", text)
+        raise wrong(flag, f"five fields; the time zone goes into {flag.replace('cron', 'timezone')}", text)
     if len(words) != len(_FIELDS):
-        raise wrong("--cron", "five fields: minute, hour, day of the month, month, day of the week, such as "
+        raise wrong(flag, "five fields: minute, hour, day of the month, month, day of the week, such as "
                     "\"0 3 * * 1\" for Mondays at 3 o'clock", text)  # fmt: skip
-    values = tuple(_field(word, i) for i, word in enumerate(words))
+    values = tuple(_field(word, i, flag) for i, word in enumerate(words))
     week = words[4] if 7 not in values[4] else _list({day % 7 for day in values[4]})
     made = Cron((*words[:4], week), (*values[:4], frozenset(day % 7 for day in values[4])))
     if next(made.times(ZoneInfo("UTC"), datetime.now(UTC)), None) is None:
-        raise wrong("--cron", "a day that comes", text)
+        raise wrong(flag, "a day that comes", text)
     return made
 
 
-def _field(word: str, number: int) -> frozenset[int]:
+def _field(word: str, number: int, flag: str) -> frozenset[int]:
     name, low, high, names = _FIELDS[number]
 
     def refuse(expected: str) -> UserError:
-        return wrong(f"--cron ({name})", expected, word)
+        return wrong(f"{flag} ({name})", expected, word)
 
     def value(text: str) -> int:
         found = names.get(text.lower(), int(text) if re.fullmatch(r"[0-9]{1,4}", text) else -1)

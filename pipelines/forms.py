@@ -1,4 +1,4 @@
-"""Forms that Kubernetes asks of names, labels and tolerations: what it would refuse once a run has begun is named here.
+"""Forms of names, labels, tolerations and addresses: what would be refused once a run has begun is named here.
 
 Written down from Kubernetes' own checks (apimachinery's util/validation, core's ValidateTolerations).
 """
@@ -8,7 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
+from ..components.store import uri as uris
 from ..components.store.errors import wrong
 
 _PART = r"[A-Za-z0-9](?:[-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
@@ -17,6 +19,12 @@ _VALUE = re.compile(f"(?:{_PART})?")
 _KEY = re.compile(f"(?:{_DOMAIN}/)?{_PART}")
 _RESOURCE = re.compile(f"{_DOMAIN}/{_PART}")
 _NAME = re.compile(_DOMAIN)
+_HOST = r"([^/:\s]+|\[[0-9a-fA-F:]+\])"
+_RAY_ADDRESS = re.compile(rf"https?://{_HOST}(:\d{{1,5}})?(/\S*)?|ray://{_HOST}:\d{{1,5}}")
+_DATA_KEY = re.compile(r"[-._A-Za-z0-9]{1,253}")
+_IMAGE = re.compile(
+    r"([a-z0-9.-]+(:\d+)?/)?[a-z0-9]+([._/-]+[a-z0-9]+)*(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(@sha256:[0-9a-f]{64})?"
+)
 _VALUE_FORM = "up to 63 letters, digits, '-', '_' and '.', of which the first and the last are letters or digits"
 _EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
 TOLERATION = "{key, operator, value, effect, tolerationSeconds}"
@@ -32,9 +40,43 @@ def check_labels(place: str, labels: Mapping[str, str]) -> None:
 
 
 def check_name(place: str, name: str) -> None:
-    """The name of a secret or the like."""
+    """The name of a secret, a service account or the like."""
     if not _NAME.fullmatch(name) or len(name) > 253:
         raise wrong(place, "a name of lower-case letters, digits, '-' and '.'", name)
+
+
+def check_data_key(place: str, key: str) -> None:
+    """A key of a secret."""
+    if not _DATA_KEY.fullmatch(key):
+        raise wrong(place, "a key of letters, digits, '-', '_' and '.'", key)
+
+
+def check_image(place: str, image: str) -> None:
+    """The name of an image, which nodes pull."""
+    if not _IMAGE.fullmatch(image):
+        raise wrong(place, "an image's name: registry/name:tag or registry/name@sha256:…, in lower case", image)
+
+
+def check_endpoint(place: str, address: str) -> None:
+    """The address of an object store; what may be a login is not repeated."""
+    try:
+        parts = urlsplit(address)
+        _ = parts.port  # ValueError: it is no number
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and uris.safe(address) == address
+    except ValueError:
+        good = False
+    if not good:
+        found = uris.safe(address).rpartition("@")[2]
+        raise wrong(place, "http://host:port or https://…, without login, query and fragment", found)
+
+
+def check_ray_address(place: str, address: str) -> None:
+    """The address of a cluster of Ray, as a pod that is none of its nodes reaches it."""
+    if uris.safe(address) != address or "@" in address:
+        found = uris.safe(address).rpartition("@")[2]
+        raise wrong(place, "an address without a login or query (see token_secret)", found)
+    if not _RAY_ADDRESS.fullmatch(address):
+        raise wrong(place, "http://head:8265 or ray://head:10001", address)
 
 
 def check_resource(place: str, name: str) -> None:

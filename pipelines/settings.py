@@ -22,6 +22,8 @@ _QUANTITY = re.compile(r"\d+(\.\d+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?")
 _FACTORS = {"": 1, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 _FACTORS |= {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
+LARGEST = 2**31 - 1
+"""Of the whole numbers: Kubernetes and Argo hold most in 32 bits."""
 _FREE: Mapping[str, Any] = {"choices": (), "quantity": False}
 """About a text of any form."""
 
@@ -148,6 +150,8 @@ def _scalar(kind: type, about: Mapping[str, Any], value: Any, place: str) -> Any
     if kind is int:
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise wrong(place, "a whole number of at least 0", value)
+        if value > LARGEST:
+            raise wrong(place, f"a whole number of at most {LARGEST}", value)
         return value
     if isinstance(value, Mapping | list) or value is None:
         raise wrong(place, "a text", value)

@@ -122,6 +122,25 @@ WRONG: list[tuple[Any, str]] = [
     ),
     ({"ray": {"workers": {"pod": {"deadline_seconds": 5}}}}, "c.yaml (ray.workers.pod.deadline_seconds): expected 0"),
     ({"small": {"shm": "64Mi"}}, "c.yaml (small.shm): expected none"),
+    ({"storage": {"workspace": "./here"}}, "c.yaml (storage.workspace): expected s3://bucket/prefix, which every pod"),
+    ({"storage": {"workspace": "s3://"}}, "c.yaml (storage.workspace): expected s3://bucket/prefix, found 's3://'"),
+    ({"storage": {"secret": "My Secret"}}, "c.yaml (storage.secret): expected a name of lower-case letters"),
+    ({"storage": {"access_key": ""}}, "c.yaml (storage.access_key): expected a key of letters"),
+    ({"argo": {"service_account": ""}}, "c.yaml (argo.service_account): expected a name of lower-case letters"),
+    ({"argo": {"launcher_service_account": "a b"}}, "c.yaml (argo.launcher_service_account): expected a name"),
+    (
+        {"images": {"tags_allowed": True, "cpu": "Mill CPU:1"}},
+        "c.yaml (images.cpu): expected an image's name: registry/name:tag or registry/name@sha256:…",
+    ),
+    ({"ray": {"mode": "address", "address": "head:8265"}}, "c.yaml (ray.address): expected http://head:8265 or ray://"),
+    ({"ray": {"mode": "address", "address": "ray://head"}}, "c.yaml (ray.address): expected http://head:8265 or ray"),
+    (
+        {"ray": {"mode": "address", "address": "http://head", "token_secret": "T"}},
+        "c.yaml (ray.token_secret): expected a name",
+    ),
+    ({"steps": {"train": {"memory": "512m"}}}, "c.yaml (steps.train.memory): expected at least 1Mi"),
+    ({"steps": {"train": {"ephemeral_storage": 0}}}, "c.yaml (steps.train.ephemeral_storage): expected at least 1Mi"),
+    ({"limits": {"lost_pod_retries": 2**31}}, "c.yaml (limits.lost_pod_retries): expected a whole number of at most"),
 ]
 
 
@@ -189,6 +208,14 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "twice.yaml").write_text("images: {}\nray:\n  mode: pod\n  mode: rayjob\n")
     with pytest.raises(UserError, match=r"twice.yaml \(line 4\): expected each name once, found 'mode'"):
         from_file(str(tmp_path / "twice.yaml"))
+    for text, said in (
+        ("cron: 0 25 * * 1", r"\(schedule.cron\) \(hour\): expected numbers from 0 to 23"),
+        ("cron: 0 3 * *", r"\(schedule.cron\): expected five fields"),
+        ("timezone: Europe/Berlim", r"\(schedule.timezone\): expected a time zone"),
+    ):
+        (tmp_path / "schedule.yaml").write_text(f"schedule:\n  {text}\n")
+        with pytest.raises(UserError, match=rf"schedule\.yaml {said}"):
+            from_file(str(tmp_path / "schedule.yaml"))
     (tmp_path / "merged.yaml").write_text(
         "steps:\n  clean: &a {cpu: 2, memory: 3Gi}\n  resize: &b {<<: *a, cpu: 5}\n  evaluate: {<<: *b, cpu: 6}\n"
     )
