@@ -12,9 +12,7 @@ import contextlib
 import os
 import re
 import shutil
-import sys
 import threading
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +23,7 @@ from ..components.store.errors import EXIT_TRANSIENT, UserError
 from ..components.store.workspace import Workspace
 from .cluster import LABELS, RUN_LABEL, SCRATCH, Cluster
 from .docker_client import answering, connected
+from .docker_ending import STEP_LABEL, end_containers, remove_never_started
 from .docker_environment import (
     Credentials,
     certificate_files,
@@ -37,11 +36,9 @@ from .docker_mounts import Seen, seen_by
 from .docker_user import User, make_run_folder, make_writable, options, user_of
 from .parameters import Chosen
 
-STEP_LABEL = "imagemill.io/step"
 FLAG = "--runner docker"
 ON_GPU = ("train", "evaluate")
-_GONE_S = 20.0
-"""How long a container that is being removed may take."""
+_KFP_STARTS, _WE_START = "_KFP_RUNTIME=true python3 -m", "export _KFP_RUNTIME=true; exec python3 -m"
 
 
 @dataclass(frozen=True)
@@ -132,7 +129,7 @@ def arguments_of_step(info: Mapping[str, Any], run: str, step: str) -> dict[str,
 
 @dataclass
 class Containers:
-    """The containers of one run: each made, followed to its end and removed; none is left when the run ends."""
+    """The containers of one run: each made, followed to its end and removed."""
 
     engine: Engine
     run: str
@@ -194,26 +191,6 @@ class Containers:
                 inside.parent.mkdir(parents=True, exist_ok=True)
                 inside.touch()
 
-    def remove(self) -> None:
-        """Stop and remove what is left of this run, found by its label, and wait until it is gone."""
-        import docker
-        import requests
-
-        give_up = time.monotonic() + _GONE_S
-        try:
-            while left := self.engine.client.containers.list(
-                all=True, filters={"label": f"{RUN_LABEL}={self.run}"}, ignore_removed=True
-            ):
-                for container in left:
-                    with contextlib.suppress(docker.errors.NotFound, docker.errors.APIError):  # it is going already
-                        container.remove(force=True)
-                if time.monotonic() > give_up:
-                    raise docker.errors.DockerException("it takes too long")
-                time.sleep(0.1)
-        except (docker.errors.DockerException, requests.exceptions.RequestException) as error:
-            print(f"containers of the run may be left (docker ps --filter label={RUN_LABEL}={self.run}): {error}",
-                  file=sys.stderr)  # fmt: skip
-
 
 class _Ending:
     """Waits for a container that is still to be started: asked later, the engine might have forgotten it."""
@@ -271,6 +248,8 @@ def containers_of(engine: Engine, chosen: Chosen, workspace: Workspace, run: str
     reached = endpoints(seen.addresses, os.environ, credentials().get("AWS_ENDPOINT_URL", ""))
     seen = Seen((*seen.read, *certificate_files(os.environ)), seen.written, seen.addresses)
     environment = variables(run, str(root / "runner"), os.environ, seen.uses_s3())
+    with answering(FLAG):
+        remove_never_started(engine.client, engine.info)
     common = arguments_of_run(engine.info, user, seen, environment, str(scratch), network(reached))
     nested = [place for place in (*seen.read, *seen.written) if place.startswith(f"{SCRATCH}/")]
     made = Containers(engine, run, workspace, common, scratch, credentials, nested)
@@ -279,7 +258,7 @@ def containers_of(engine: Engine, chosen: Chosen, workspace: Workspace, run: str
         try:
             yield made
         finally:
-            made.remove()
+            end_containers(engine.client, run)
 
 
 @contextlib.contextmanager
@@ -292,6 +271,13 @@ def _held_open(pipe: Path) -> Iterator[None]:
         yield
     finally:
         os.close(held)
+
+
+def without_shell(command: Sequence[str]) -> list[str]:
+    """KFP's command line with the step in its shell's place: SIGTERM would end the shell, and the container with it,
+    before training has written down what the next run goes on from."""
+    script = command.index("-ec") + 1 if "-ec" in command else 0
+    return [part.replace(_KFP_STARTS, _WE_START) if i == script else part for i, part in enumerate(command)]
 
 
 @contextlib.contextmanager
@@ -309,7 +295,7 @@ def _handled_by(containers: Containers) -> Iterator[None]:
             step = self.full_command[self.full_command.index("--function_to_execute") + 1]
             volumes = self.get_volumes_to_mount(containers.engine.client)
             given = {**self.runner.container_run_args, "environment": self.env_vars}
-            code = containers.execute(step, self.full_command, volumes, given)
+            code = containers.execute(step, without_shell(self.full_command), volumes, given)
             return Status.FAILURE if code else Status.SUCCESS
 
     kfp.DockerTaskHandler = Handler

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
+from urllib.parse import parse_qs
 
 
 @dataclass
@@ -24,8 +25,17 @@ class Engine:
     """Requests whose answer breaks off."""
     status: int = 0
     url: str = ""
+    containers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By their ids: state, time of creation and labels."""
+    asked: list[str] = field(default_factory=list)
+    """All but GET, in their order, with what is behind the question mark."""
 
-    def answer(self, method: str, path: str) -> tuple[int, Any]:
+    def answer(self, method: str, path: str, query: str = "") -> tuple[int, Any]:
+        name = path.partition("/containers/")[2].partition("/")[0]
+        if name in self.containers:
+            return self._container(method, path, name)
+        if path.endswith("/containers/json"):
+            return 200, self._listed(parse_qs(query))
         if path.endswith("/_ping"):
             return 200, "OK"
         if path.endswith("/version"):
@@ -46,12 +56,38 @@ class Engine:
             return 200, {"Id": "sha256:0", "Config": {"Entrypoint": None}, "Size": 1, "RepoTags": [image]}
         return 404, {"message": f"No such image: {image}"}
 
+    def _listed(self, query: dict[str, list[str]]) -> list[dict[str, Any]]:
+        """Those with all labels that are asked for, in the state that is; else the running ones, or all."""
+        filters = json.loads(query.get("filters", ["{}"])[0])
+        states = filters.get("status") or ([] if query.get("all") == ["1"] else ["running"])
+        found = {name: one for name, one in self.containers.items() if not states or one["state"] in states}
+        wanted = filters.get("label", [])
+        return [{"Id": name} for name, one in found.items() if all(_has(one["labels"], label) for label in wanted)]
+
+    def _container(self, method: str, path: str, name: str) -> tuple[int, Any]:
+        one = self.containers[name]
+        if method == "DELETE":
+            del self.containers[name]
+        elif path.endswith("/stop"):
+            one["state"] = "exited"
+        about = {"Id": name, "Name": f"/{name}", "Created": one.get("created", ""), "State": {"Status": one["state"]},
+                 "Config": {"Labels": one["labels"]}}  # fmt: skip
+        return 200, about
+
+
+def _has(labels: dict[str, str], wanted: str) -> bool:
+    """Whether there is such a label: `key`, or `key=value`."""
+    key, equals, value = wanted.partition("=")
+    return key in labels and (not equals or labels[key] == value)
+
 
 class _Handler(BaseHTTPRequestHandler):
     engine: ClassVar[Engine]
 
     def do_GET(self) -> None:
-        path = self.path.partition("?")[0]
+        path, _, query = self.path.partition("?")
+        if self.command != "GET":
+            self.engine.asked.append(f"{self.command} {self.path}")
         if length := int(self.headers.get("content-length") or 0):
             self.rfile.read(length)
         if self.engine.fails and re.search(self.engine.fails, path):
@@ -60,7 +96,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._reset(upgraded=path.endswith("/attach"))
         if self.engine.broken and re.search(self.engine.broken, path):
             return self._break_off()
-        self._answer(*self.engine.answer(self.command, path))
+        self._answer(*self.engine.answer(self.command, path, query))
 
     do_POST = do_DELETE = do_GET
 

@@ -256,6 +256,8 @@ def test_kfp_hands_its_tasks_to_us(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         def execute(self, step: str, command: list[str], volumes: dict[str, Any], given: dict[str, Any]) -> int:
             asked.append((step, given["environment"]["IMAGEMILL_RUN"], given["read_only"]))
             assert "--executor_input" in command and next(iter(volumes)) == f"{tmp_path}/kfp"
+            # SIGTERM is the step's, for no shell is in front of it: KFP's own is left as soon as it has done its part.
+            assert command[:2] == ["sh", "-ec"] and "; exec python3 -m kfp.dsl.executor_main" in command[2]
             return 75
 
     refusing: Any = Refusing()

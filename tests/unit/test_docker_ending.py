@@ -1,0 +1,86 @@
+"""How containers of a run end with it, and what a killed run has left, against a stand-in of Docker's API."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import docker_api
+import pytest
+
+from imagemill.pipelines.cluster import LABELS, RUN_LABEL
+from imagemill.pipelines.docker_client import connected
+from imagemill.pipelines.docker_ending import STEP_LABEL, end_containers, remove_never_started
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[docker_api.Engine]:
+    with docker_api.serving() as made:
+        monkeypatch.setenv("DOCKER_HOST", made.url)
+        yield made
+
+
+@pytest.fixture
+def client(engine: docker_api.Engine) -> Iterator[Any]:
+    with closing(connected("test")) as made:
+        yield made
+
+
+def container(state: str = "running", run: str = "run-1", hours: float = 0) -> dict[str, Any]:
+    made = (datetime.now(UTC) - timedelta(hours=hours)).strftime("%Y-%m-%dT%H:%M:%S.123456789Z")
+    return {"state": state, "created": made, "labels": {**LABELS, RUN_LABEL: run, STEP_LABEL: "train"}}
+
+
+def test_a_step_is_asked_to_end_before_it_is_made_to(
+    engine: docker_api.Engine, client: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine.containers |= {"mine": container(), "dead": container("exited"), "other": container(run="run-2")}
+    end_containers(client, "run-1")
+    assert list(engine.containers) == ["other"]
+    told = [asked.partition("/containers/")[2] for asked in engine.asked]
+    assert told[0] == "mine/stop?t=30"
+    assert sorted(told[1:]) == [f"{name}?v=True&link=False&force=True" for name in ("dead", "mine")]
+    assert capsys.readouterr().err == "stopping train, which may take 30 s; Ctrl-C: at once\n"
+    end_containers(client, "run-1")
+    assert len(engine.asked) == 3 and capsys.readouterr().err == ""
+
+
+def test_ctrl_c_meanwhile_means_at_once(
+    engine: docker_api.Engine, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from docker.models.containers import Container
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Container, "stop", interrupted)
+    engine.containers["mine"] = container()
+    with pytest.raises(KeyboardInterrupt):
+        end_containers(client, "run-1")
+    assert not engine.containers
+
+
+def test_an_engine_that_is_gone_is_told_with_the_way_to_what_is_left(
+    engine: docker_api.Engine, client: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine.fails = "/containers/json$"
+    end_containers(client, "run-1")
+    assert "containers of the run may be left (docker ps --filter label=imagemill.io/run=run-1)" in (
+        capsys.readouterr().err
+    )
+
+
+def test_what_a_killed_run_never_started_is_removed(engine: docker_api.Engine, client: Any) -> None:
+    """Not what is about to be started, by the engine's clock, nor what is not ours."""
+    theirs = container("created", hours=5) | {"labels": {RUN_LABEL: "another's"}}
+    engine.containers |= {
+        "left": container("created", hours=2), "young": container("created", hours=0.5),
+        "running": container(hours=30), "theirs": theirs,
+    }  # fmt: skip
+    early = (datetime.now(UTC) - timedelta(hours=1.5)).isoformat()
+    remove_never_started(client, {"SystemTime": early})
+    assert len(engine.containers) == 4
+    remove_never_started(client, {})
+    assert list(engine.containers) == ["young", "running", "theirs"]
