@@ -92,8 +92,9 @@ def input_files(recipe: Recipe, target: str) -> Iterator[str]:
     yield from (*_ALWAYS, *(_TORCH if target != "cpu" else ()))
     for folder in _FOLDERS:
         for path in sorted((recipe.root / folder).rglob("*"), key=lambda one: one.as_posix()):
-            if path.is_file() and "__pycache__" not in path.parts:
-                yield path.relative_to(recipe.root).as_posix()
+            parts = path.relative_to(recipe.root).parts
+            if path.is_file() and not any(part == "__pycache__" or part.endswith(".egg-info") for part in parts):
+                yield "/".join(parts)
 
 
 def find_cli() -> str:
@@ -160,8 +161,9 @@ def pip_secrets(recipe: Recipe) -> Iterator[dict[str, Path]]:
 def build(words: Sequence[str], target: str) -> None:
     """Run a build, saying how it goes; MillError with its last lines, and where its whole log is, when it fails."""
     environment = os.environ | {"DOCKER_BUILDKIT": "1", "BUILDX_NO_DEFAULT_ATTESTATIONS": "1"}
-    log = Path(tempfile.gettempdir()) / f"imagemill-images-{target}-{os.getpid()}.log"
-    with log.open("w", encoding="utf-8") as written:
+    descriptor, name = tempfile.mkstemp(prefix=f"imagemill-images-{target}-", suffix=".log")  # nobody else's to read
+    log = Path(name)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as written:
         process = subprocess.Popen(
             words, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             text=True, errors="replace",
@@ -173,6 +175,7 @@ def build(words: Sequence[str], target: str) -> None:
         except BaseException:  # Ctrl-C: the build ends with its client
             process.terminate()
             process.wait()
+            log.unlink()
             raise
     if code:
         tail = "\n".join(f"    {line}" for line in last)

@@ -261,4 +261,4 @@ def write_sbom(client: DockerClient, one: Built, folder: Path) -> None:
             assert member is not None
             (folder / f"imagemill-{one.target}.sbom.json").write_bytes(member.read())
     finally:
-        container.remove()
+        container.remove(v=True)  # with it the volume that every container of these images has

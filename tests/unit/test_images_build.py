@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import os
 import stat
+import tempfile
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 
@@ -40,7 +42,13 @@ def test_a_moved_file_changes_the_hash(checkout: Path) -> None:
 
 def test_what_no_image_is_made_from_does_not(checkout: Path) -> None:
     before = inputs(Recipe(checkout), "cpu")
-    for name in ("components/__pycache__/a.pyc", "tests/t.py", "k8s/base.yaml", "docker/gpu.lock"):
+    for name in (
+        "components/__pycache__/a.pyc",
+        "components/m.egg-info/PKG-INFO",
+        "tests/t.py",
+        "k8s/base.yaml",
+        "docker/gpu.lock",
+    ):
         (checkout / name).parent.mkdir(parents=True, exist_ok=True)
         (checkout / name).write_text("new")
     os.utime(checkout / "components/a.py", (1, 1))
@@ -148,6 +156,24 @@ def test_a_build_that_fails_ends_with_its_last_lines_and_its_log(tmp_path: Path)
     log.unlink()
     build([script(tmp_path, "echo fine")], "cpu")
     assert not log.exists()
+
+
+def test_a_build_that_is_stopped_leaves_no_process_and_no_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    stopped: list[str] = []
+
+    def stop(lines: TextIO, log: TextIO, target: str) -> list[str]:
+        stopped.append(lines.readline().strip())
+        (found,) = tmp_path.glob("imagemill-images-cpu-*.log")
+        assert stat.S_IMODE(found.stat().st_mode) == 0o600
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(image_build, "follow", stop)
+    with pytest.raises(KeyboardInterrupt):
+        build([script(tmp_path, "echo $$; exec sleep 60")], "cpu")
+    assert not list(tmp_path.glob("*.log"))
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(stopped[0]), 0)
 
 
 OLD = 'case "$1" in version) echo 20.10.24; exit 1 ;; *) exit 1 ;; esac'  # exit 1: no daemon answers

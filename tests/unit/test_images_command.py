@@ -82,11 +82,12 @@ def test_the_documented_file_keeps_every_comment() -> None:
     assert cluster.from_values(yaml.safe_load(edited)).images.ray == DIGESTS["ray"]
 
 
-_WORD = st.text("abcdefgh #:'\"{}[]-", max_size=12)
+_WORD, _KEY = st.text("abcdefgh #:'\"{}[]-", max_size=12), st.text("abc0._-", min_size=1, max_size=12)
+_STORAGE = st.fixed_dictionaries({}, optional={"region": _WORD, "access_key": _KEY, "secret_key": _KEY})
 
 
 @settings(max_examples=60, deadline=None)
-@given(storage=st.dictionaries(st.sampled_from(("region", "access_key", "secret_key")), _WORD), width=st.integers(1, 6),
+@given(storage=_STORAGE, width=st.integers(1, 6),
        flow=st.booleans(), given_ones=st.sets(st.sampled_from(("cpu", "ray", "gpu", "tags_allowed"))))  # fmt: skip
 def test_whatever_else_is_in_the_file_stays(
     storage: dict[str, str], width: int, flow: bool, given_ones: set[str]
@@ -228,6 +229,18 @@ def test_a_push_that_breaks_off_is_transient(monkeypatch: pytest.MonkeyPatch) ->
             engine.broken = "/push$"
             with pytest.raises(TransientError, match=r"the registry did not take r\.example/imagemill-cpu:dev"):
                 images.pushed(client, images.Built("cpu", "r.example/imagemill-cpu:dev", 1))
+
+
+def test_reading_the_bill_of_materials_leaves_no_volume(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The container that it is read from is never started, and has a volume nevertheless: of /scratch."""
+    from docker.errors import NotFound
+
+    with docker_api.serving() as engine:
+        monkeypatch.setenv("DOCKER_HOST", engine.url)
+        engine.fails, engine.status = "/archive$", 404
+        with closing(connected("images")) as client, pytest.raises(NotFound):
+            images.write_sbom(client, images.Built("cpu", "imagemill-cpu:dev", 1), tmp_path)
+    assert [one for one in engine.asked if one.startswith("DELETE") and "/c0?v=True" in one]
 
 
 def test_only_some_in_their_order() -> None:
