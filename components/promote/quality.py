@@ -51,6 +51,7 @@ def quality(evaluation: Dataset) -> dict[str, Any]:
         "reliability": diagrams.reliability_chart(calibration) if calibration and drawn else None,
         "areas": diagrams.curve_charts(curves) if curves else [],
         "area_classes": curves["classes"][: len(SERIES)] if curves else [],
+        "area_total": sum(c.get("roc_auc") is not None for c in extra["per_class"]),
         "slices": slices(extra),
         "each_class": each_class(extra),
         "throughput": extra.get("throughput"),

@@ -306,7 +306,14 @@ def render(facts: dict[str, Any]) -> str:
     files = FileSystemLoader(Path(__file__).parent)
     page = Environment(loader=files, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     page.filters |= {"num": _number, "pct": _percent, "score": _score, "gain": _gain, "took": _took, "size": size}
+    page.filters["file"] = _file
     return str(page.get_template("report.html.j2").render(facts))
+
+
+def _file(image_id: str, most: int = 17) -> str:
+    """The file's name, for below a thumbnail: of a long one the beginning and the end, where cameras count."""
+    name = image_id.rstrip("/").rpartition("/")[2]
+    return name if len(name) <= most else f"{name[: most // 2]}…{name[-(most // 2) :]}"
 
 
 def _number(value: float) -> str:

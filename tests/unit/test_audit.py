@@ -7,8 +7,6 @@ import copy
 import dataclasses
 import io
 import json
-from dataclasses import dataclass, field
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from cleaned import NONE_FOUND, Row, draft, picture, reject, twin
+from html_page import Page
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -343,38 +342,6 @@ def test_a_huge_list_of_classes_is_shown_by_its_ends(tmp_path: Path) -> None:
 
 
 # The page.
-
-
-@dataclass
-class Page(HTMLParser):
-    """The tags and the text of a page; entities are resolved, so hostile text shows as text or as a tag."""
-
-    html: str
-    tags: list[tuple[str, dict[str, str | None]]] = field(default_factory=list)
-    words: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        super().__init__()
-        self.feed(self.html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
-
-    def pictures(self) -> dict[str, list[Image.Image]]:
-        """The pictures by image_id, decoded from their data URIs."""
-        found: dict[str, list[Image.Image]] = {}
-        for tag, attributes in self.tags:
-            if tag == "img":
-                data = base64.b64decode((attributes["src"] or "").partition("base64,")[2])
-                found.setdefault(attributes["alt"] or "", []).append(Image.open(io.BytesIO(data)))
-        return found
 
 
 def test_the_page_escapes_what_strangers_named_and_refers_to_nothing_outside(tmp_path: Path) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import base64
 import io
 from collections import Counter
-from dataclasses import dataclass, field
-from html.parser import HTMLParser
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from html_page import Page
 from PIL import Image
 
 from imagemill.components.clean.schema import CLEAN, REJECTED, clean_layout
@@ -33,32 +33,6 @@ FIRST = {
     "verdict": "first", "reason": "macro_f1 0.8", "metric": "macro_f1", "challenger": 0.8, "champion": None,
     "min_gain": 0.005, "promoted": True,
 }  # fmt: skip
-
-
-@dataclass
-class Page(HTMLParser):
-    """The tags and the text of a page; entities are resolved, so hostile text shows as text or as a tag."""
-
-    html: str
-    tags: list[tuple[str, dict[str, str | None]]] = field(default_factory=list)
-    words: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        super().__init__()
-        self.feed(self.html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
-
-    def values(self, *names: str) -> list[str]:
-        return [value for _, attributes in self.tags for name, value in attributes.items() if name in names and value]
 
 
 def jpeg(color: tuple[int, int, int], size: tuple[int, int] = (24, 16)) -> bytes:
@@ -246,6 +220,15 @@ def test_hostile_names_are_text(workspace: Workspace) -> None:
     assert "notes<b>.txt" in page.text
 
 
+def test_pictures_are_captioned_with_their_files(workspace: Workspace) -> None:
+    """Short below the thumbnail, whole on hover: in the gallery and at each mistake."""
+    page = Mill(workspace, ["<b>cat", "dog"]).page()
+    captions = [attributes["title"] for tag, attributes in page.tags if attributes.get("class") == "file"]
+    assert len(captions) == 8 + 1 and "train/<b>cat/0.jpg" in captions and captions[-1] == "test/<b>cat/5.jpg"
+    assert "0.jpg 1.jpg 2.jpg 3.jpg" in page.text and "99.0% sure 5.jpg" in page.text
+    assert report._file("a/DSC_20260131_0042.jpeg") == "DSC_2026…042.jpeg" and report._file("<x>/") == "<x>"
+
+
 def test_the_page_stands_alone(workspace: Workspace) -> None:
     page = Mill(workspace, ["cat", "dog"]).page()
     for value in page.values("src", "href", "xlink:href", "data", "action", "poster", "srcset"):
@@ -310,6 +293,21 @@ def test_without_history_and_without_mistakes(workspace: Workspace) -> None:
     text = Page(report.render(report.gather(workspace, "r", evaluation, FIRST, evaluation))).text
     assert "no training history" in text and "every test image is right" in text
     assert "Against the champion" not in text  # it is the champion itself
+
+
+def test_the_legend_says_how_many_classes_have_no_curve(workspace: Workspace) -> None:
+    mill = Mill(workspace, ["ant", "bee", "cat", "dog", "emu", "fox"])
+    clean = mill.clean()
+    evaluation = evaluated(workspace, trained(workspace, clean), clean, mill.predictions(clean))
+    extra = evaluation.manifest.extra
+    lines = {"precision": [1.0, 0.5], "true_positive_rate": [0.0, 1.0], "pr_auc": 0.9, "roc_auc": 0.9}
+    curves = {"recall": [0.0, 1.0], "false_positive_rate": [0.0, 1.0], "macro": lines}
+    curves["classes"] = [{"class": name, **lines} for name in mill.classes[:5]]
+    extra |= {"curves": curves, "per_class": [one | {"pr_auc": 0.9, "roc_auc": 0.9} for one in extra["per_class"]]}
+    evaluation = replace(evaluation, manifest=replace(evaluation.manifest, extra=extra))
+    text = Page(report.render(report.gather(workspace, "r", evaluation, FIRST, None))).text
+    assert "each class against the rest; of 6 classes the 5 with the lowest PR-AUC" in text
+    assert "mean of all classes ant 0.900" in text and "emu 0.900 mere guessing" in text
 
 
 def test_mistakes_have_pictures_and_partners(workspace: Workspace) -> None:
