@@ -25,7 +25,6 @@ Place = Callable[..., str]
 """Names a field of the file for a message."""
 _DIGEST = re.compile(r"[^@\s]+@sha256:[0-9a-f]{64}")
 _MEBIBYTE = 2**20
-_DNS_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 STEP_IMAGES = {"download": "cpu", "clean": "cpu", "resize": "ray", "train": "gpu", "evaluate": "gpu", "promote": "cpu"}
 """The image of each step: a target of the Dockerfile."""
 UID = 10001
@@ -274,8 +273,7 @@ class Cluster:
     schedule: Schedule = setting(Schedule, "for the target argo: the CronWorkflow")
 
     def check(self, place: Place) -> None:
-        if not _DNS_NAME.fullmatch(self.namespace):
-            raise wrong(place("namespace"), "a name of lower-case letters, digits and '-'", self.namespace)
+        forms.check_namespace(place("namespace"), self.namespace)
         if self.small.shm:
             raise wrong(place("small", "shm"), "none: these pods share no memory", self.small.shm)
         forms.check_labels(place("labels"), self.labels)

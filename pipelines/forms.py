@@ -19,6 +19,7 @@ _VALUE = re.compile(f"(?:{_PART})?")
 _KEY = re.compile(f"(?:{_DOMAIN}/)?{_PART}")
 _RESOURCE = re.compile(f"{_DOMAIN}/{_PART}")
 _NAME = re.compile(_DOMAIN)
+_NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _HOST = r"([^/:\s]+|\[[0-9a-fA-F:]+\])"
 _RAY_ADDRESS = re.compile(rf"https?://{_HOST}(:\d{{1,5}})?(/\S*)?|ray://{_HOST}:\d{{1,5}}")
 _DATA_KEY = re.compile(r"[-._A-Za-z0-9]{1,253}")
@@ -43,6 +44,11 @@ def check_name(place: str, name: str) -> None:
     """The name of a secret, a service account or the like."""
     if not _NAME.fullmatch(name) or len(name) > 253:
         raise wrong(place, "a name of lower-case letters, digits, '-' and '.'", name)
+
+
+def check_namespace(place: str, name: str) -> None:
+    if not _NAMESPACE.fullmatch(name):
+        raise wrong(place, "a name of lower-case letters, digits and '-'", name)
 
 
 def check_data_key(place: str, key: str) -> None:

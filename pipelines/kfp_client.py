@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 from ..components.store import uri as uris
 from ..components.store.errors import MillError, TransientError, UserError, wrong
 from ..components.store.retry import with_retry
+from . import forms
 
 HOST, UI_HOST = "KF_PIPELINES_ENDPOINT", "KF_PIPELINES_UI_ENDPOINT"
 TOKEN, COOKIE = "KF_PIPELINES_TOKEN", "KF_PIPELINES_COOKIE"
@@ -93,6 +94,8 @@ class Connection:
             raise wrong("--host", "an address that begins with http:// or https://", uris.safe(self.host))
         if parts.username or parts.password:
             raise wrong("--host", f"an address without a login; it goes into {TOKEN} or {COOKIE}", uris.safe(self.host))
+        if self.namespace:
+            forms.check_namespace("--namespace", self.namespace)
         for flag, path in (("--token-file", self.token_file), ("--ca-file", self.ca_file)):
             if path and not Path(path).is_file():
                 raise wrong(flag, "a file that can be read", path)
@@ -114,8 +117,14 @@ class Connection:
 
     @property
     def renewable(self) -> str:
-        """The file of the login, which somebody else may renew; empty if there is none."""
-        return self.cookie_file or self.token_file
+        """The file of the login, which somebody else may renew, as kubelets do; empty if there is none."""
+        return self.cookie_file or self.token_file or ("" if os.environ.get(COOKIE) else self._mounted)
+
+    @property
+    def _mounted(self) -> str:
+        """The service account's token, where it is the login; empty if there is none."""
+        mounted = os.environ.get(TOKEN_FILE, "") or MOUNTED_TOKEN
+        return mounted if not os.environ.get(TOKEN, "").strip() and Path(mounted).is_file() else ""
 
     def login(self) -> dict[str, Any]:
         """What KFP's client takes: a token, or what reads it from a file for each request."""
@@ -125,9 +134,8 @@ class Connection:
             return {"credentials": ServiceAccountTokenVolumeCredentials(self.token_file)}
         if token := os.environ.get(TOKEN, "").strip():
             return {"existing_token": token}
-        mounted = os.environ.get(TOKEN_FILE, "") or MOUNTED_TOKEN
-        if self.host and Path(mounted).is_file():
-            return {"credentials": ServiceAccountTokenVolumeCredentials(mounted)}
+        if self.host and self._mounted:
+            return {"credentials": ServiceAccountTokenVolumeCredentials(self._mounted)}
         return {}
 
 

@@ -25,7 +25,7 @@ from ..components.store.progress import say
 from . import cron as crons
 from .following import ENDED
 from .kfp_client import NotFoundError, Service, add_flags, stopped
-from .kfp_uploads import PIPELINE, experiment, find_pipeline, named, upload
+from .kfp_uploads import experiment, find_pipeline, named, upload
 from .submit import Order, add_package_flags
 
 HELP = "train again and again: a recurring run in Kubeflow Pipelines"
@@ -81,7 +81,7 @@ def run(found: dict[str, Any]) -> int:
     service = Service(order.connection)
     ours = _schedules(service, find_pipeline(service, order.pipeline))
     if asked == ["list"]:
-        return _list(ours, as_json)
+        return _list(ours, order.pipeline, as_json)
     chosen = [one for one in ours if one.display_name == name]
     if not chosen:
         there = ", ".join(sorted({one.display_name for one in ours})) or "none"
@@ -274,9 +274,9 @@ def _pages(service: Service, **arguments: Any) -> Iterator[Any]:
             return
 
 
-def _list(schedules: list[Any], as_json: bool) -> int:
+def _list(schedules: list[Any], pipeline: str, as_json: bool) -> int:
     if not schedules and not as_json:
-        print(f"no schedules of {PIPELINE}")
+        print(f"no schedules of {pipeline}")
     for one in schedules:
         print(_line(one, as_json))
     enabled = [one.display_name for one in schedules if one.mode == "ENABLE"]

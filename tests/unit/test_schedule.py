@@ -253,3 +253,5 @@ def test_a_schedule_lies_in_ones_own_profile(
         assert mill("schedule", "--delete", "--namespace", "team").code == 0
         assert [one["namespace"] for one in service.recurring] == ["other"]
         assert mill("schedule", "--list").code == 2
+        ran = mill("schedule", "--list", "--namespace", "team", "--pipeline-name", "mine")
+        assert ran.code == 0 and ran.out == "no schedules of mine\n"

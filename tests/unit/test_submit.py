@@ -277,6 +277,29 @@ def test_a_login_that_runs_out_while_a_run_is_followed(
         assert ran.code == 2 and "expected one line, name=value" in ran.err and SECRET not in ran.err
 
 
+def test_a_mounted_token_that_runs_out_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a pod the kubelet renews it."""
+    service = KfpService(token=SECRET, scripts=[script()])
+    file = tmp_path / "token"
+    file.write_text(SECRET)
+
+    def run_out(method: str, path: str) -> None:
+        if path.count("/") == 4 and method == "GET":
+            service.token, service.on_request = "renewed", refused
+
+    def refused(method: str, path: str) -> None:
+        if service.asked("GET", "/runs/[^/]+$") > 4:
+            file.write_text("renewed")
+
+    monkeypatch.setattr("imagemill.pipelines.kfp_client.MOUNTED_TOKEN", str(file))
+    with commands(tmp_path, monkeypatch, capsys, service) as mill:
+        service.on_request = run_out
+        ran = mill("submit")
+        assert ran.code == 0 and f"waiting for a new login in {file}" in ran.err, ran.err
+
+
 @pytest.mark.parametrize(
     ("kind", "code", "said"),
     [
@@ -320,6 +343,7 @@ def test_a_service_that_is_not_there_is_transient(mill: Commands) -> None:
         (["--epochs", "many"], "--epochs: expected"),
         (["--pipeline-name", " "], "--pipeline-name: expected"),
         (["--token-file", "/no/such/file"], "--token-file: expected a file"),
+        (["--namespace", "My Team"], "--namespace: expected a name of lower-case letters, digits and '-', found 'My"),
     ],
 )
 def test_what_can_be_known_beforehand_is_refused_without_asking(mill: Commands, words: list[str], said: str) -> None:
