@@ -225,8 +225,9 @@ def killed(small_photos: Path, tmp_path: Path, run_docker: list[str]) -> Callabl
     def play(what: Callable[..., None]) -> mill.Result:
         started = time.monotonic()
         process = mill.start([*words, "--epochs", "3000"])
-        mill.wait_until(lambda: bool(_running("train")), "the training to start", timeout=600)
-        time.sleep(2)
+        checkpoints = (tmp_path / "work" / "model").glob
+        mill.wait_until(lambda: any(checkpoints("*/_work/checkpoint*")), "the training's first epochs", timeout=600)
+        assert _running("train")
         what(process)
         return mill.finish(process, started, 900)
 
@@ -250,8 +251,11 @@ def test_a_killed_container_is_transient_and_the_next_run_goes_on(killed: Any) -
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 130), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
-def test_the_end_of_the_command_is_the_end_of_its_containers(number: int, code: int, killed: Any) -> None:
-    """Also of one that had no time to say so: its containers see that it is gone. Others' containers stay."""
+def test_the_end_of_the_command_is_the_end_of_its_containers(
+    number: int, code: int, killed: Any, tmp_path: Path
+) -> None:
+    """Also of one that had no time to say so: its containers see that it is gone. Others' containers stay. However it
+    ends, training has the time to write down what the next run goes on from."""
     other = docker_engine.client().containers.run(
         f"imagemill-cpu:{docker_engine.TAG}", ["sleep", "600"], detach=True, labels={RUN_LABEL: "another-run"},
         name=f"other-{secrets.token_hex(4)}",
@@ -260,6 +264,8 @@ def test_the_end_of_the_command_is_the_end_of_its_containers(number: int, code: 
         ended = killed(lambda process: process.send_signal(number))
         assert ended.rc == code, ended.stderr
         mill.wait_until(lambda: not _running("train"), "the container to end", timeout=10)
+        (record,) = (json.loads(path.read_text()) for path in (tmp_path / "work" / "runs").glob("*/train.json"))
+        assert record["exit_code"] == 75 and "stopped by SIGTERM" in record["error"], record
         other.reload()
         assert other.status == "running"
     finally:
