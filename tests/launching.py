@@ -1,4 +1,4 @@
-"""For tests of the launcher: a workspace in S3, the step as KFP calls it, and what a RayJob's command does there."""
+"""For tests of the launcher, with their fixtures: a workspace in S3, the step as KFP calls it, and what a RayJob's command does there."""
 
 from __future__ import annotations
 
@@ -141,6 +141,32 @@ def tensors() -> Work:
     work = Work.make(f"tensors{next(_NUMBERS)}")
     chain.resized(Workspace.open(work.workspace), read_dataset(work.clean, "clean"), image_size=16)
     return work
+
+
+# Fixtures: a module that wants them binds their names.
+
+
+@pytest.fixture(scope="module", autouse=True)
+def s3() -> Iterator[None]:
+    with s3_server():
+        yield
+
+
+@pytest.fixture
+def api(tmp_path: Path) -> Iterator[KubeApi]:
+    with served(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def work(made: Work) -> Work:
+    return made.copy()
+
+
+@pytest.fixture(scope="module")
+def made(s3: None) -> Work:
+    """A workspace with tensors, for stand-ins to place."""
+    return tensors()
 
 
 @dataclass(frozen=True)

@@ -2,39 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
+import launching
 import pytest
 from kube_api import Fault, KubeApi, pause, status, submitter, suffered, until
 from kube_http import NAMESPACE, PODS, RAYJOBS, Json
-from launching import DONE, NEW, STARTED, Work, job_made, launch, s3_server, served, tensors
+from launching import DONE, NEW, STARTED, Work, job_made, launch
 
 from imagemill.components.store.errors import EXIT_TRANSIENT, EXIT_USER
 from imagemill.pipelines import joblog, kube
 
-
-@pytest.fixture(scope="module", autouse=True)
-def s3() -> Iterator[None]:
-    with s3_server():
-        yield
-
-
-@pytest.fixture
-def api(tmp_path: Path) -> Iterator[KubeApi]:
-    with served(tmp_path) as made:
-        yield made
-
-
-@pytest.fixture
-def work(made: Work) -> Work:
-    return made.copy()
-
-
-@pytest.fixture(scope="module")
-def made(s3: None) -> Work:
-    """A workspace with tensors, for stand-ins to place."""
-    return tensors()
+s3, api, made, work = launching.s3, launching.api, launching.made, launching.work
 
 
 BROKEN: dict[str, list[Fault]] = {

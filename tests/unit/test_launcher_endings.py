@@ -1,0 +1,147 @@
+"""The launcher against recorded sequences of a RayJob's status: how the step ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import launching
+import pytest
+from kube_api import Act, KubeApi, deleted, status, submitter
+from kube_http import PODS, Json
+from launching import (
+    DONE,
+    NEW,
+    RUN,
+    STARTED,
+    Work,
+    job_failed,
+    job_made,
+    launch,
+)
+
+from imagemill.components.store.errors import EXIT_OURS, EXIT_TRANSIENT, EXIT_USER
+from imagemill.pipelines import launcher
+from imagemill.pipelines.cluster import RUN_LABEL
+
+APP = "Job entrypoint command failed with exit code {}, last available logs (truncated to 20,000 chars):\n{}"
+s3, api, made, work = launching.s3, launching.api, launching.made, launching.work
+
+
+ENDINGS: dict[str, tuple[Sequence[Act], int, str]] = {
+    "validation": (
+        (status("ValidationFailed", reason="ValidationFailed", message="worker group has negative minReplicas -1"),),
+        EXIT_USER, "negative minReplicas",
+    ),
+    "deadline": (
+        (*STARTED, status("Failed", "RUNNING", reason="DeadlineExceeded", message="passed activeDeadlineSeconds")),
+        EXIT_TRANSIENT, "ray.deadline_seconds",
+    ),
+    "no nodes": (
+        (*NEW, status("Failed", reason="PreRunningDeadlineExceeded", message="passed preRunningDeadlineSeconds")),
+        EXIT_TRANSIENT, "ray.pending_seconds",
+    ),
+    "deleted": ((*STARTED, deleted), EXIT_TRANSIENT, "was deleted while it ran"),
+    "stopped": ((*STARTED, status("Complete", "STOPPED")), EXIT_TRANSIENT, "was stopped"),
+    "wrong input": (
+        (*STARTED, job_failed(2, "encoding: expected raw"), status("Failed", "FAILED", reason="AppFailed")),
+        EXIT_USER, "encoding: expected raw",
+    ),
+    "no store": (
+        (*STARTED, job_failed(75, "the store is gone"), status("Failed", "FAILED", reason="AppFailed")),
+        EXIT_TRANSIENT, "the store is gone",
+    ),
+    "our error": (
+        (*STARTED, job_failed(1, "ValueError: oh"), status("Failed", "FAILED", reason="AppFailed")),
+        EXIT_OURS, "ValueError: oh",
+    ),
+    "deleted with its record": ((*STARTED, job_failed(2, "color: expected x"), deleted), EXIT_USER, "color: expected"),
+    "without record": (
+        (*STARTED, status("Failed", "FAILED", reason="AppFailed", message=APP.format(1, "Traceback\nKeyError: 3"))),
+        EXIT_OURS, "KeyError: 3",
+    ),
+    "said in its log": (
+        (*STARTED, status("Failed", "FAILED", reason="AppFailed",
+                          message=APP.format(2, "[resize] error: clean: expected a dataset"))),
+        EXIT_USER, "clean: expected a dataset",
+    ),
+    "killed": (
+        (*STARTED, status("Failed", "FAILED", reason="AppFailed", message=APP.format(-9, "…"))),
+        EXIT_TRANSIENT, "was lost",
+    ),
+    "head lost": (
+        (*STARTED, status("Failed", "FAILED", reason="AppFailed", message="Unexpected error occurred: The actor died")),
+        EXIT_TRANSIENT, "The actor died",
+    ),
+    "no answer": (
+        (*STARTED, status("Failed", "RUNNING", reason="JobStatusCheckTimeoutExceeded", message="since 10:00")),
+        EXIT_TRANSIENT, "since 10:00",
+    ),
+    "another image": (
+        (*STARTED, submitter("python: No module named imagemill", phase="Failed"),
+         status("Failed", "RUNNING", reason="SubmissionFailed", message="Job submission has failed.")),
+        EXIT_USER, "images.ray",
+    ),
+    "another store": ((*STARTED, *DONE), EXIT_USER, "there is no dataset"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ENDINGS)
+def test_how_a_job_ends_without_tensors(name: str, api: KubeApi, work: Work) -> None:
+    acts, code, said = ENDINGS[name]
+    api.acts = [acts]
+    found = launch(work)
+    assert found.code == code and said in found.record["error"], found.stderr
+    assert found.record["exit_code"] == code and said in found.stderr.splitlines()[-1]
+    if code == EXIT_USER:  # a retry of KFP's fails at once, with the same message
+        again = launch(work)
+        assert again.code == code and said in again.record["error"] and len(api.made) == 1
+
+
+SUCCESSES: dict[str, Sequence[Act]] = {
+    "retrying": (
+        *STARTED, status("Running", "FAILED"), status("Retrying", "FAILED"), status(""), *STARTED,
+    ),
+    "suspended": (*STARTED, status("Suspending", "RUNNING"), status("Suspended"), status(""), *STARTED),
+    "unknown": (*STARTED, status("Pondering", "RUNNING")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SUCCESSES)
+def test_a_job_that_succeeds_in_the_end(name: str, api: KubeApi, work: Work, made: Work) -> None:
+    api.acts = [(*SUCCESSES[name], job_made(made), *DONE)]
+    found = launch(work)
+    assert (found.code, found.record["state"]) == (0, "ran"), found.stderr
+
+
+def test_tensors_that_are_there_count_for_more_than_a_status(api: KubeApi, work: Work, made: Work) -> None:
+    api.acts = [(*STARTED, job_made(made), status("Failed", "SUCCEEDED", reason="DeadlineExceeded"))]
+    assert launch(work).code == 0
+
+
+@pytest.mark.parametrize(
+    ("acts", "cluster", "code", "said"),
+    [
+        ((), {}, EXIT_TRANSIENT, "is taken by nobody"),
+        ((status("Initializing"),), {"ray": {"pending_seconds": 1}}, EXIT_USER, "ImagePullBackOff"),
+        (STARTED, {"ray": {"deadline_seconds": 1}}, EXIT_TRANSIENT, "ray.deadline_seconds"),
+    ],
+)
+def test_deadlines_that_kuberay_does_not_keep(
+    acts: Sequence[Act], cluster: Json, code: int, said: str, api: KubeApi, work: Work,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(launcher, "UNTAKEN_S", 0.5)
+    monkeypatch.setattr(launcher, "LATE_S", -0.5)
+    monkeypatch.setattr(launcher, "WATCH_S", 1)
+    waits = {"waiting": {"reason": "ImagePullBackOff", "message": "Back-off pulling image"}}
+    labels = {RUN_LABEL: RUN, "app.kubernetes.io/component": "resize"}
+    of_ray = {"ray.io/node-type": "head", "ray.io/cluster": "c"}
+    about = {"phase": "Pending", "containerStatuses": [{"name": "ray-head", "state": waits}]}
+    api.put(PODS, {"metadata": {"name": "head", "labels": labels | of_ray}, "status": about})
+    killed = {"name": "main", "state": {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}}
+    lost = {"metadata": {"name": "lost", "labels": labels}, "status": {"containerStatuses": [killed]}}
+    api.put(PODS, lost)  # a launcher
+    api.acts = [acts]
+    found = launch(work, cluster)
+    assert found.code == code and said in found.record["error"], found.stderr
+    assert "OOMKilled" not in found.record["error"]
