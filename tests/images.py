@@ -18,6 +18,9 @@ from pathlib import Path
 
 import docker_engine
 
+from imagemill.components.store.errors import UserError
+from imagemill.pipelines.image_build import find_cli
+
 BASE = "imagemill-test-base"
 _CERTIFICATES = Path("/usr/local/share/ca-certificates")
 _HOOK = f"mkdir -p $1{_CERTIFICATES} && cp {_CERTIFICATES}/*.crt $1{_CERTIFICATES}/ && chroot $1 update-ca-certificates"
@@ -27,6 +30,10 @@ def missing() -> str:
     """What keeps the images from being built here; empty when nothing does."""
     if why := docker_engine.missing():
         return why
+    try:
+        find_cli()
+    except UserError as error:
+        return f"no BuildKit here: {error}"
     if os.environ.get("IMAGEMILL_TEST_BASE_IMAGE") or docker_engine.is_there(BASE):
         return ""
     if not shutil.which("mmdebstrap") or os.geteuid():

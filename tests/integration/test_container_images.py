@@ -50,6 +50,19 @@ def built() -> dict[str, str]:
     return images.built()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def nothing_left() -> Iterator[None]:
+    """No test leaves a container or a volume; every container of our images has one, of /scratch."""
+    if docker_engine.missing():
+        yield
+        return
+    client = docker_engine.client()
+    before = [{one.id for one in listed} for listed in (client.volumes.list(), client.containers.list(all=True))]
+    yield
+    after = [{one.id for one in listed} for listed in (client.volumes.list(), client.containers.list(all=True))]
+    assert [new - old for new, old in zip(after, before, strict=True)] == [set(), set()]
+
+
 def locked(image: str, *words: str, scratch: str = "tmpfs", network: str = "none") -> subprocess.CompletedProcess[str]:
     """Run a command in an image as Pod Security `restricted` and a read-only root have it."""
     start = ["docker", "run", "--rm", "--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
@@ -229,7 +242,7 @@ def test_a_signal_reaches_the_process(built: dict[str, str]) -> None:
             assert time.monotonic() - started < 5
             assert container.wait()["StatusCode"] == wanted
         finally:
-            container.remove(force=True)
+            container.remove(force=True, v=True)
 
 
 def test_what_has_not_changed_is_not_built_and_what_has_is(built: dict[str, str], tmp_path: Path) -> None:
