@@ -99,6 +99,23 @@ def commands(
         yield Commands(served, folder, capsys)
 
 
+# Fixtures: a module that wants them binds their names.
+
+
+@pytest.fixture
+def mill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Commands]:
+    with commands(tmp_path, monkeypatch, capsys) as made:
+        yield made
+
+
+@pytest.fixture
+def records(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
+    """What the steps of every run have recorded, of a workspace that can be read; a real one: test_submit_records."""
+    found: dict[str, dict[str, Any]] = {}
+    monkeypatch.setattr(following, "records", lambda workspace, run: found)
+    return found
+
+
 def script(*ended: str, last: str = "SUCCEEDED") -> list[tuple[str, dict[str, str]]]:
     """A run in which the steps end one after the other; the last of them as the run does."""
     steps = ended or STEPS

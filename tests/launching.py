@@ -1,4 +1,4 @@
-"""For tests of the launcher, with their fixtures: a workspace in S3, the step as KFP calls it, and what a RayJob's command does there."""
+"""For tests of the launcher: fixtures, a workspace in S3, the step as KFP calls it, what a RayJob's command does."""
 
 from __future__ import annotations
 

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
+import kfp_commands
 import pytest
-from kfp_commands import Commands, commands, script
+from kfp_commands import Commands, script
 
 from imagemill.components.store.workspace import Workspace
 
-
-@pytest.fixture
-def mill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Commands]:
-    with commands(tmp_path, monkeypatch, capsys) as made:
-        yield made
+mill = kfp_commands.mill
 
 
 @pytest.fixture

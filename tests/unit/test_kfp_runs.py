@@ -3,29 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import kfp_commands
 import pytest
 from kfp_commands import Commands, commands, record, script
 from kfp_state import KfpService
 
-from imagemill.pipelines import following
-
-
-@pytest.fixture
-def mill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Commands]:
-    with commands(tmp_path, monkeypatch, capsys) as made:
-        yield made
-
-
-@pytest.fixture
-def records(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
-    """What the steps of every run have recorded, of a workspace that can be read; a real one: test_submit_records."""
-    found: dict[str, dict[str, Any]] = {}
-    monkeypatch.setattr(following, "records", lambda workspace, run: found)
-    return found
+mill, records = kfp_commands.mill, kfp_commands.records
 
 
 def test_runs_are_listed_newest_first_and_only_ours(mill: Commands, records: dict[str, dict[str, Any]]) -> None:

@@ -7,10 +7,10 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import kfp_commands
 import pytest
 from kfp_commands import CLUSTER, Commands, commands, compiled_once
 from kfp_server import KfpService
@@ -18,11 +18,7 @@ from kfp_server import KfpService
 WEEKLY = ["schedule", "--cron", "0 3 * * 1"]
 NAME = "imagemill-training-demo"
 
-
-@pytest.fixture
-def mill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Commands]:
-    with commands(tmp_path, monkeypatch, capsys) as made:
-        yield made
+mill = kfp_commands.mill
 
 
 def enabled(service: KfpService) -> list[dict[str, Any]]:
