@@ -15,7 +15,7 @@ from .argo_templates import PARTS, RUN, finish_template, rayjob_template, step_t
 from .checks import check_output, with_workspace
 from .cluster import LABELS, RUN_LABEL, Cluster, Limits
 from .cron import parse, zone
-from .parameters import CONFIG_HELP, Chosen, parameters
+from .parameters import CONFIG_HELP, WORKSPACE_HELP, Chosen, parameters
 from .planning import NEEDED
 from .pods import NO_SIDECAR, pod_security
 from .settings import text
@@ -100,7 +100,8 @@ def _arguments(cluster: Cluster, chosen: Chosen) -> list[Parameter]:
         if parameter.pipeline:
             choices = list(dict.fromkeys((*parameter.choices, str(parameter.default)))) if parameter.choices else None
             value = text(given.get(name, parameter.default))
-            found.append(Parameter(name=name, value=value, description=parameter.help, enum=choices))
+            about = WORKSPACE_HELP if name == "workspace" else parameter.help
+            found.append(Parameter(name=name, value=value, description=about, enum=choices))
     return [*found, Parameter(name="config", value=given["config"], description=CONFIG_HELP)]
 
 

@@ -20,23 +20,42 @@ def cluster_of(file: str) -> Cluster:
 
 
 def with_workspace(chosen: Chosen, cluster: Cluster) -> Chosen:
-    """With the cluster's workspace where none was chosen; UserError for one that its pods can't reach, and for a login
-    or a path of this machine among the parameters."""
-    workspace = shared(str(chosen.pipeline.get("workspace", cluster.storage.workspace)))
+    """With the cluster's workspace where none was chosen; UserError for one that its pods can't reach, and for what
+    else they can't take."""
+    place = chosen.place("workspace")
+    workspace = shared(str(chosen.pipeline.get("workspace", cluster.storage.workspace)), place)
     chosen = replace(chosen, pipeline=chosen.pipeline | {"workspace": workspace})
+    refuse_what_pods_cannot_take(chosen)
+    return replace(chosen, pipeline=chosen.pipeline | {"workspace": uris.normalize(workspace, place)})
+
+
+def refuse_what_pods_cannot_take(chosen: Chosen) -> None:
+    """UserError for a login, a path of this machine or a variable of Argo's among the parameters."""
     refuse_logins(chosen)
     refuse_paths(chosen)
-    return replace(chosen, pipeline=chosen.pipeline | {"workspace": uris.normalize(workspace, "workspace")})
+    refuse_variables(chosen)
+
+
+def refuse_variables(chosen: Chosen) -> None:
+    """UserError for a text with what Argo, which KFP runs on as well, takes for the beginning of a variable: it would
+    put something else there, or refuse the run."""
+    for step, values in (("", chosen.pipeline), *chosen.sections.items()):
+        for name, value in values.items():
+            if isinstance(value, str) and "{{" in value:
+                raise wrong(chosen.place(name, step), "a text without {{, by which Argo's variables begin", value)
 
 
 def refuse_logins(chosen: Chosen) -> None:
     """UserError for a parameter with a login or a query, which may be one, in its URL: whoever may see the pipeline or
     its runs reads their parameters."""
-    for values in (chosen.pipeline, *chosen.sections.values()):
+    for step, values in (("", chosen.pipeline), *chosen.sections.items()):
         for name, value in values.items():
             if isinstance(value, str) and (shown := uris.safe(value)) != value:
-                raise wrong(name, "a URL without a login or query, for a pipeline's parameters are no secret: s3://…, "
-                            "which the pods have a secret for, or one that is open to them", shown)  # fmt: skip
+                expected = (
+                    "a URL without a login or query, for a pipeline's parameters are no secret: s3://…, which the pods "
+                    "have a secret for, or one that is open to them"
+                )
+                raise wrong(chosen.place(name, step), expected, shown)
 
 
 def check_output(target: Path) -> None:

@@ -17,7 +17,7 @@ from ..components.store.errors import EXIT_OK, MillError, UserError
 from ..components.store.manifest import code_version
 from ..components.store.step import Parser, add_flag, quiet_logs
 from . import exporting, images, predicting, runs, schedule, submit
-from .parameters import ALL_STEPS, Chosen, choose, parameters
+from .parameters import ALL_STEPS, WORKSPACE_HELP, Chosen, choose, parameters
 
 _INTRO = "Labelled images in, a better classifier out, again every week."
 _SERVICE: dict[str, Callable[[dict[str, Any]], int]] = {
@@ -158,22 +158,27 @@ def _parser() -> argparse.ArgumentParser:
         help="how the cluster is used: its images, storage and pods (see `imagemill cluster`)",
     )  # fmt: skip
     compiled.add_argument("-o", "--output", required=True, metavar="FILE", help="what to write, .yaml")
-    _add_parameters(compiled)
+    _add_parameters(compiled, "What is given here becomes the package's defaults, which its pods are sized by.")
     submit.add_command(commands, _add_parameters)
     schedule.add_command(commands, _add_parameters)
     runs.add_command(commands)
     return parser
 
 
-def _add_parameters(parser: argparse.ArgumentParser) -> None:
+def _add_parameters(parser: argparse.ArgumentParser, on_cluster: str = "") -> None:
+    """A flag for every parameter; `on_cluster`: what becomes of them where a cluster runs the steps."""
     # Argparse would name all of the hundred parameters there, before it says what the command is.
     parser.usage = "%(prog)s [--<option> VALUE ...] [--<parameter> VALUE ...]"
     parser.add_argument("--config", dest="config_file", metavar="FILE.yaml", help="parameters from a YAML file")
-    main_ones = parser.add_argument_group("parameters")
+    about = f"{on_cluster} Places are URIs: the pods don't see this machine's files." if on_cluster else None
+    main_ones = parser.add_argument_group("parameters", about)
     others = parser.add_argument_group("parameters of single steps (in a cluster: in the JSON parameter config)")
     for parameter in parameters().values():
         group: Any = main_ones if parameter.pipeline else others
-        add_flag(group, parameter.name, parameter.default, parameter.help, parameter.choices)
+        text = f"{WORKSPACE_HELP} (default: storage.workspace of the cluster's file)"
+        if not on_cluster or parameter.name != "workspace":
+            text = parameter.help
+        add_flag(group, parameter.name, parameter.default, text, parameter.choices)
 
 
 if __name__ == "__main__":

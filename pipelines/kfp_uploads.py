@@ -15,12 +15,11 @@ from typing import Any
 from ..components.store import uri as uris
 from ..components.store.errors import wrong
 from ..components.store.manifest import code_version
-from .checks import refuse_logins
+from .checks import refuse_what_pods_cannot_take
 from .cluster import Cluster, shared
 from .compile import compile_kfp
 from .kfp_client import Service
 from .parameters import Chosen
-from .paths import refuse_paths
 
 PIPELINE, EXPERIMENT = "imagemill-training", "imagemill"
 _EQUALS = 1  # of KFP's filter.proto
@@ -74,13 +73,12 @@ def arguments_for(package: Package, chosen: Chosen) -> dict[str, Any]:
     arguments = {key: value for key, value in chosen.arguments().items() if value != "" or key != "config"}
     for name in arguments:
         if name not in package.defaults:
-            raise wrong(f"--{name.replace('_', '-')}", f"a parameter of the pipeline {package.source}", name)
+            raise wrong(chosen.place(name), f"a parameter of the pipeline {package.source}", name)
     workspace = str(arguments.get("workspace") or package.defaults.get("workspace") or "")
-    refuse_logins(chosen)
-    refuse_paths(chosen)
-    shared(workspace)
+    refuse_what_pods_cannot_take(chosen)
+    shared(workspace, chosen.place("workspace"))
     if "workspace" in arguments:
-        arguments["workspace"] = uris.normalize(workspace, "workspace")
+        arguments["workspace"] = uris.normalize(workspace, chosen.place("workspace"))
     return arguments
 
 

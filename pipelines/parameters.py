@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ NOT_PARAMETERS = {"run", "champion_evaluation", *(p for step in ALL_STEPS.values
 """What the DAG fills in."""
 CONFIG_HELP = 'all other parameters as JSON, by step: {"train": {"weight_decay": 0.05}}'
 """Of the pipeline's parameter `config`."""
+WORKSPACE_HELP = "where datasets, models and reports live: s3://bucket/prefix"
+"""Of `workspace` where a cluster runs the steps: no folder is seen by all of its pods."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,15 @@ class Chosen:
 
     pipeline: dict[str, Any]
     sections: dict[str, dict[str, Any]]
+    places: Mapping[tuple[str, str], str] = field(default_factory=dict, compare=False)
+    """(step or nothing, name) → where a file says it."""
+    flags: Collection[str] = field(default=(), compare=False)
+    """Names that a flag says, which counts for more than a file."""
+
+    def place(self, name: str, step: str = "") -> str:
+        """What a message about a value calls it: its flag, or its file and field."""
+        said = self.places.get((step, name)) or self.places.get(("", name))
+        return said if said and name not in self.flags else f"--{name.replace('_', '-')}"
 
     def config(self, step: str) -> StepConfig:
         """The step's checked config, without its parents."""
@@ -84,15 +95,11 @@ def choose(flags: Mapping[str, Any], config_file: str = "") -> Chosen:
     known = parameters()
     values, sections, places = _read_yaml(config_file, known) if config_file else ({}, {}, {})
     values |= flags
-
-    def place(step: str, name: str) -> str:
-        said = places.get((step, name)) or places.get(("", name)) or name
-        return f"--{name.replace('_', '-')}" if name in flags else said
-
     pipeline: dict[str, Any] = {}
+    chosen = Chosen(pipeline, sections, places, frozenset(flags))
     for name, value in values.items():
         parameter = known[name]
-        typed = convert(place("", name), value, parameter.kind)
+        typed = convert(chosen.place(name), value, parameter.kind)
         if parameter.pipeline:
             pipeline[name] = typed
             continue
@@ -100,13 +107,13 @@ def choose(flags: Mapping[str, Any], config_file: str = "") -> Chosen:
             section = sections.setdefault(step, {})
             if name in flags or name not in section:  # what the file says of one step counts for more than of all
                 section[name] = typed
-    chosen = Chosen(pipeline, sections)
     for step in STEPS:
         try:
             chosen.config(step)
         except UserError as error:
             name, colon, rest = str(error).partition(":")
-            raise UserError(f"{place(step, name)}{colon}{rest}") from None
+            place = chosen.place(name, step) if name in field_types(ALL_STEPS[step].config) else name
+            raise UserError(f"{place}{colon}{rest}") from None
     return chosen
 
 

@@ -25,8 +25,8 @@ def is_path(chosen: Chosen, name: str, value: Any) -> bool:
 
 def refuse_paths(chosen: Chosen) -> None:
     """UserError for a parameter that is a path: the steps run in pods."""
-    for values in (chosen.pipeline, *chosen.sections.values()):
+    for step, values in (("", chosen.pipeline), *chosen.sections.items()):
         for name, value in values.items():
             if name in PATHS and is_path(chosen, name, value):
                 places = "s3://… or http(s)://…" if name in ("source", "annotations") else "s3://…"
-                raise wrong(f"--{name.replace('_', '-')}", f"{places}: the pods don't see this machine's files", value)
+                raise wrong(chosen.place(name, step), f"{places}: the pods don't see this machine's files", value)

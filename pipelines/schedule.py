@@ -36,7 +36,7 @@ _MARK = "imagemill: "
 """The description of a schedule begins so: what we made we may replace."""
 
 
-def add_command(commands: Any, add_parameters: Callable[[argparse.ArgumentParser], None]) -> None:
+def add_command(commands: Any, add_parameters: Callable[[argparse.ArgumentParser, str], None]) -> None:
     """The command's flags."""
     parser: argparse.ArgumentParser = commands.add_parser("schedule", help=HELP, description=_ABOUT)
     parser.add_argument("--cron", default="", metavar="CRON", help="minute, hour, day of the month, month, day of the "
@@ -57,7 +57,9 @@ def add_command(commands: Any, add_parameters: Callable[[argparse.ArgumentParser
     parser.add_argument("--json", action="store_true", help="print one line of JSON a schedule")
     add_package_flags(parser)
     add_flags(parser)
-    add_parameters(parser)
+    add_parameters(
+        parser, "What is given here is given to each run of the schedule; the package's defaults stay as they are."
+    )
 
 
 def run(found: dict[str, Any]) -> int:

@@ -34,7 +34,7 @@ _ARGO = (
 )
 
 
-def add_command(commands: Any, add_parameters: Callable[[argparse.ArgumentParser], None]) -> None:
+def add_command(commands: Any, add_parameters: Callable[[argparse.ArgumentParser, str], None]) -> None:
     """The command's flags."""
     parser: argparse.ArgumentParser = commands.add_parser("submit", help=HELP, description=_ABOUT)
     add_package_flags(parser)
@@ -42,7 +42,7 @@ def add_command(commands: Any, add_parameters: Callable[[argparse.ArgumentParser
     parser.add_argument("--no-wait", action="store_true", help="return when the run is started")
     parser.add_argument("--json", action="store_true", help="print the result as one line of JSON, last on stdout")
     add_flags(parser)
-    add_parameters(parser)
+    add_parameters(parser, "What is given here is given to this run; the package's defaults stay as they are.")
 
 
 def add_package_flags(parser: argparse.ArgumentParser) -> None:

@@ -18,7 +18,7 @@ from ..components.train.config import TrainConfig
 from . import steps
 from .cluster import Cluster
 from .kfp_pods import Here, OnCluster
-from .parameters import CONFIG_HELP, Chosen, parameters
+from .parameters import CONFIG_HELP, WORKSPACE_HELP, Chosen, parameters
 
 NAME = "imagemill-training"
 
@@ -94,7 +94,8 @@ def build(cluster: Cluster | None = None, chosen: Chosen | None = None) -> Any:
 def described() -> str:
     """The pipeline's docstring in the form KFP reads parameter descriptions from."""
     known = parameters()
-    arguments = {name: p.help for name, p in known.items() if p.pipeline} | {"config": CONFIG_HELP}
+    arguments = {name: p.help for name, p in known.items() if p.pipeline}
+    arguments |= {"workspace": WORKSPACE_HELP, "config": CONFIG_HELP}
     lines = [f"    {name}: {text}" for name, text in arguments.items()]
     return "Labelled images in, a better classifier out.\n\nArgs:\n" + "\n".join(lines) + "\n"
 

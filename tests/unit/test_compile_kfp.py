@@ -371,6 +371,33 @@ def test_a_path_that_no_pod_sees_is_refused(target: str, flags: dict[str, str], 
     assert not out.exists()
 
 
+@pytest.mark.parametrize("target", ["kfp", "argo"])
+@pytest.mark.parametrize("flag", ["label_pattern", "other_class"])
+def test_what_argo_would_take_for_a_variable_is_refused(target: str, flag: str, cluster_file: Path) -> None:
+    """Another of the run's values would stand there, or, without an end, the run would be refused."""
+    chosen = choose({flag: "({{workflow.name}})"})
+    with pytest.raises(UserError, match=f"--{flag.replace('_', '-')}: expected a text without {{{{, by which Argo's"):
+        compile_for(target, chosen, cluster_file.with_name("p.yaml"), str(cluster_file))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("workspace: ./here", "(workspace): expected s3://bucket/prefix, which every pod"),
+        ("dataset: folder\ndownload: {source: ./here}", "(download.source): expected s3://"),
+        ("train: {weights: ./here.safetensors}", "(train.weights): expected s3://"),
+        ("dataset: folder\nsource: http://me:hunter2@here", "(source): expected a URL without a login"),
+        ("clean: {other_class: '{{x}}'}", "(clean.other_class): expected a text without {{"),
+    ],
+)
+def test_what_pods_cannot_take_is_named_with_its_file(text: str, said: str, cluster_file: Path) -> None:
+    config = cluster_file.with_name("mill.yaml")
+    config.write_text(text)
+    with pytest.raises(UserError) as error:
+        compile_for("argo", choose({}, str(config)), cluster_file.with_name("p.yaml"), str(cluster_file))
+    assert str(error.value).startswith(f"{config} {said}") and "hunter2" not in str(error.value)
+
+
 def test_names_and_addresses_are_no_paths(cluster_file: Path) -> None:
     given = {"dataset": "folder", "source": "https://photos.example/x.zip", "weights": "DEFAULT",
              "class_list": "s3://bucket/classes.txt"}  # fmt: skip
@@ -385,8 +412,8 @@ def test_names_and_addresses_are_no_paths(cluster_file: Path) -> None:
         ({"dataset": "folder", "source": LOGIN}, "source"),
         ({"dataset": "folder", "source": "https://photos.example/x.zip?signature=hunter2"}, "source"),
         ({"backgrounds": LOGIN}, "backgrounds"),
-        ({"class_list": "https://me:hunter2@photos.example/classes.txt"}, "class_list"),
-        ({"ray_address": "http://me:hunter2@head:8265"}, "ray_address"),
+        ({"class_list": "https://me:hunter2@photos.example/classes.txt"}, "class-list"),
+        ({"ray_address": "http://me:hunter2@head:8265"}, "ray-address"),
         ({"workspace": "s3://me:hunter2@bucket/mill"}, "workspace"),
     ],
 )
@@ -394,7 +421,7 @@ def test_a_login_among_the_parameters_is_refused(
     target: str, flags: dict[str, str], name: str, cluster_file: Path
 ) -> None:
     out = cluster_file.with_name("p.yaml")
-    with pytest.raises(UserError, match=f"^{name}: expected a URL without a login or query") as told:
+    with pytest.raises(UserError, match=f"^--{name}: expected a URL without a login or query") as told:
         compile_for(target, choose(flags), out, str(cluster_file))
     assert "hunter2" not in str(told.value) and "s3://" in str(told.value) and not out.exists()
 

@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from imagemill.components.store.errors import UserError
+from imagemill.pipelines import cli
 from imagemill.pipelines.cluster import Cluster, Images
 from imagemill.pipelines.parameters import ALL_STEPS, choose, parameters
 
@@ -178,6 +179,17 @@ def test_a_wrong_flag_is_named_as_one_though_the_file_has_the_field_too(tmp_path
     for flags in ({"epochs": "-3"}, {"label_smoothing": "7"}):
         with pytest.raises(UserError, match=f"^--{next(iter(flags)).replace('_', '-')}: expected a number of at"):
             choose(flags, str(path))
+
+
+@pytest.mark.parametrize("command", ["compile", "submit", "schedule"])
+def test_help_for_a_cluster_names_no_folder_that_it_would_refuse(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "imagemill-data" not in said and "a folder or s3://" not in said
+    assert "live: s3://bucket/prefix (default: storage.workspace of the cluster's file)" in said
 
 
 def test_help_is_quick() -> None:
