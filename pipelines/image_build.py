@@ -93,8 +93,12 @@ def input_files(recipe: Recipe, target: str) -> Iterator[str]:
     for folder in _FOLDERS:
         for path in sorted((recipe.root / folder).rglob("*"), key=lambda one: one.as_posix()):
             parts = path.relative_to(recipe.root).parts
-            if path.is_file() and not any(part == "__pycache__" or part.endswith(".egg-info") for part in parts):
+            if path.is_file() and not any(map(_kept_out, parts)):
                 yield "/".join(parts)
+
+
+def _kept_out(name: str) -> bool:
+    return name == "__pycache__" or name.endswith(".egg-info") or name.startswith(".")
 
 
 def find_cli() -> str:

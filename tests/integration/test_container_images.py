@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import http.server
 import json
+import os
 import re
 import secrets
 import shutil
@@ -29,6 +30,7 @@ import yaml
 
 from imagemill.components.store.errors import EXIT_OURS, EXIT_TRANSIENT, EXIT_USER
 from imagemill.pipelines.cluster import STEP_IMAGES, UID
+from imagemill.pipelines.image_build import Recipe, find_cli, input_files
 from imagemill.pipelines.images import SBOM
 
 pytestmark = pytest.mark.proof
@@ -274,6 +276,32 @@ def test_what_has_not_changed_is_not_built_and_what_has_is(built: dict[str, str]
     finally:
         with contextlib.suppress(Exception):
             docker_engine.client().images.remove("imagemill-cpu:changed")
+
+
+def test_what_enters_a_build_is_what_counts_and_nothing_hidden(tmp_path: Path) -> None:
+    """The files that docker/Dockerfile.dockerignore lets through, by Docker itself, are those of the hash."""
+    if why := images.missing():
+        pytest.skip(why)
+    copy = tmp_path / "copy"
+    for folder in ("components", "pipelines", "docker"):
+        shutil.copytree(ROOT / folder, copy / folder)
+    for name in ("README.md", "pyproject.toml"):
+        shutil.copy(ROOT / name, copy)
+    for name in (".env", "cluster.yaml", ".git/config", "imagemill-data/a", "docker/.env", "docker/key.pem",
+                 "components/.env", "components/.aws/credentials", "components/__pycache__/a.pyc",
+                 "pipelines/mill.egg-info/PKG-INFO"):  # fmt: skip
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).write_text("secret")
+    (copy / "docker/Probe").write_text("FROM scratch\nCOPY . /\n")
+    shutil.copy(ROOT / "docker/Dockerfile.dockerignore", copy / "docker/Probe.dockerignore")
+    words = [find_cli(), "build", "--quiet", "--file", str(copy / "docker/Probe"), "--output", str(tmp_path / "out")]
+    subprocess.run([*words, str(copy)], check=True, capture_output=True, env=os.environ | {"DOCKER_BUILDKIT": "1"})
+    entered = {
+        path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()
+    }
+    counted = {name for target in MODULES for name in input_files(Recipe(copy), target)}
+    # The Dockerfile and its list of exceptions are read beside the context.
+    assert entered == counted - {"docker/Dockerfile", "docker/Dockerfile.dockerignore"}
 
 
 @contextlib.contextmanager
