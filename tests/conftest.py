@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import fcntl
+import json
 import logging
 import os
 import secrets
@@ -12,7 +15,25 @@ from pathlib import Path
 
 import mill
 import pytest
+from hypothesis import settings
 from rgw import CephRGW
+
+LONGEST = ("test_demo_run", "test_s3", "test_kill", "test_growth", "test_race", "test_pets_run", "test_ray_cluster",
+           "test_export", "test_ray_kill", "test_multi_label_run", "test_training_stopped", "test_gpu")  # fmt: skip
+"""Modules that take half a minute and more, in the order in which they begin."""
+
+# How long an example takes depends on how busy the machine is. CI takes `--hypothesis-profile=same`: the same examples
+# each time, so that no change is refused for what it has nothing to do with. By hand every run looks for new ones.
+settings.register_profile("new", deadline=None)
+settings.register_profile("same", deadline=None, derandomize=True, database=None)
+settings.load_profile("new")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest modules first: with several workers none of them is alone with a long one at the end."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
 
 
 @pytest.fixture(scope="session")
@@ -85,12 +106,19 @@ class Finished:
 
 @pytest.fixture(scope="session")
 def finished_once(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """To read and to compare with; tests that write take `finished`."""
-    folder = tmp_path_factory.mktemp("finished")
-    made = Finished(mill.make_photos(folder / "photos"), folder / "workspace", mill.Result(1, "", "", 0))
-    result = mill.run(*made.arguments)
-    assert result.rc == 0, result.stderr
-    return Finished(made.photos, made.workspace, result)
+    """To read and to compare with; tests that write take `finished`. The workers of xdist share one."""
+    above = tmp_path_factory.getbasetemp()
+    above = above.parent if "PYTEST_XDIST_WORKER" in os.environ else above
+    folder, told = above / "finished", above / "finished.json"
+    with (above / "finished.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
+        if not told.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of another worker, which failed to make it
+            nothing = mill.Result(1, "", "", 0)
+            result = mill.run(*Finished(mill.make_photos(folder / "photos"), folder / "workspace", nothing).arguments)
+            assert result.rc == 0, result.stderr
+            told.write_text(json.dumps(dataclasses.asdict(result)))
+    return Finished(folder / "photos", folder / "workspace", mill.Result(**json.loads(told.read_text())))
 
 
 @pytest.fixture
