@@ -49,7 +49,8 @@ def numbered(workspace: Path | str, rows: int, group: int, files: int = 1) -> Da
         if len(p)
     ]
     image = {"shape": SHAPE, "mean": [0.5] * 3, "std": [0.25] * 3, "color": "rgb", "mode": "crop"}
-    return commit(uri, Manifest("tensors", "01", classes=("a", "b"), files=tuple(made), image=image))
+    classes = tuple(str(n) for n in range(rows))
+    return commit(uri, Manifest("tensors", "01", classes=classes, files=tuple(made), image=image))
 
 
 def rows_of(found: Iterator[Batch]) -> list[int]:

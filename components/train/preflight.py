@@ -183,9 +183,11 @@ def _classes(case: _Case) -> Iterator[str]:
 def _batches(case: _Case) -> Iterator[str]:
     config = case.config
     if config.batch_size > case.rows:
+        smaller = _power(case.rows // 8)
+        mend = f"--batch-size {smaller}" if smaller < config.batch_size else "more images"
         yield (
             f"batch_size: {config.batch_size} where there are {case.rows} training images, so that an epoch is one "
-            f"step (--batch-size {_power(case.rows // 8)})"
+            f"step ({mend})"
         )
     each = config.batch_size // max(1, config.processes)
     if each < FEW_STATISTICS and _has_batch_norm(config.backbone):

@@ -37,7 +37,7 @@ LAYOUTS = 2**16
 MAPPED = 64
 """Files of 64 MB that a process keeps mapped: up to 28,000 images of 224 pixels no epoch but the first maps any."""
 _mapped_files: OrderedDict[tuple[str, str], MappedShard] = OrderedDict()
-_layouts: dict[tuple[str, str, int], tuple[Any, Any]] = {}
+_layouts: dict[tuple[str, str, int, int], tuple[Any, Any]] = {}
 _lock = Lock()
 
 
@@ -78,11 +78,15 @@ class TableShard:
     column: Any
     labels: Any
     colorspace: str = ""
+    uri: str = ""
 
     def copy(self, row: int, out: Pixels) -> None:
         if self.colorspace:
             data = memoryview(self.column[row].as_buffer()).cast("B")  # Arrow calls its bytes signed
-            simplejpeg.decode_jpeg(data, self.colorspace, buffer=out)
+            try:
+                simplejpeg.decode_jpeg(data, self.colorspace, buffer=out)
+            except ValueError as error:
+                raise DatasetError(f"{self.uri}: row {row}: expected a JPEG of {out.shape}, found {error}") from None
         else:
             out[...] = self.column[row]
 
@@ -144,7 +148,7 @@ class Split:
         image, label = self.dataset.manifest.image, label_column(self.dataset.manifest.task)
         mapped = _mapped(uri, self._handle(uri, file))
         width = 0 if image.get("encoding") == JPEG else int(np.prod(image["shape"]))
-        offsets, labels = _layout(uri, mapped, file, label, width)
+        offsets, labels = _layout(uri, mapped, file, label, width, len(self.dataset.manifest.classes))
         if offsets is not None:
             with suppress(OSError, ValueError):
                 mapped.madvise(mmap.MADV_WILLNEED)
@@ -152,7 +156,7 @@ class Split:
         column = _read(uri, mapped, ["image"]).column("image")
         if width:
             return TableShard(images_of(column, image), labels)
-        return TableShard(column.combine_chunks(), labels, "RGB" if image["shape"][2] == 3 else "GRAY")
+        return TableShard(column.combine_chunks(), labels, "RGB" if image["shape"][2] == 3 else "GRAY", uri)
 
     def labels(self) -> list[npt.NDArray[np.int64]]:
         """int64 [rows] of each file, of images with one label each."""
@@ -177,9 +181,11 @@ def _mapped(uri: str, handle: int) -> mmap.mmap:
         os.close(handle)
 
 
-def _layout(uri: str, mapped: mmap.mmap, file: File, label: str, width: int) -> tuple[Any, Any]:
-    """(offsets int64 [rows] of raw pixels of `width` bytes or None, the labels), read once by a process."""
-    key = (file.sha256, label, width)
+def _layout(uri: str, mapped: mmap.mmap, file: File, label: str, width: int, classes: int) -> tuple[Any, Any]:
+    """(offsets int64 [rows] of raw pixels of `width` bytes or None, the labels), read once by a process.
+
+    On a GPU an id that is none of the classes would end the process without a word of where it stands."""
+    key = (file.sha256, label, width, classes)
     with _lock:
         known = _layouts.get(key)
     if known is not None:
@@ -192,6 +198,9 @@ def _layout(uri: str, mapped: mmap.mmap, file: File, label: str, width: int) -> 
     for found in (len(labels), len(labels) if offsets is None else len(offsets)):
         if found != file.rows:
             raise DatasetError(f"{uri}: expected {file.rows} rows, found {found}")
+    ids = labels if label != label_column(MULTI) else np.from_dlpack(labels.flatten())
+    if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < classes:
+        raise DatasetError(f"{uri}: expected {label} from 0 to {classes - 1}, found {ids.min()} to {ids.max()}")
     with _lock:
         if len(_layouts) >= LAYOUTS:
             _layouts.clear()

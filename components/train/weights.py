@@ -49,6 +49,9 @@ def weights_uri(weights: str) -> str:
         if store_for(uri).stat(uri) is None:
             raise wrong("weights", "a .safetensors file that is there", weights)
         return uri
+    if store_for(uri).stat(uri) is not None:
+        kinds = "a .safetensors file or a model (what torch.save writes can run code, and is not opened)"
+        raise wrong("weights", kinds, weights)
     dataset = find_dataset(uri)
     files = [f for f in dataset.files() if f.uri.endswith(".safetensors")] if dataset else []
     if dataset is None or not files:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stored import SHAPE, numbered, rows_of
 
+from imagemill.components.store.errors import DatasetError
 from imagemill.components.store.manifest import Dataset
-from imagemill.components.store.tensors import images_of
+from imagemill.components.store.tensors import encode_jpeg, images_of
 from imagemill.components.train.loader import batches
+from imagemill.components.train.shard import TableShard
 
 
 @pytest.fixture(scope="module")
@@ -75,3 +78,19 @@ def test_a_sliced_column_gives_its_own_images() -> None:
     ):
         expected = np.array([np.frombuffer(v.as_py(), np.uint8).reshape(2, 2, 3) for v in sliced])
         np.testing.assert_array_equal(images_of(sliced, {"shape": [2, 2, 3]}), expected)
+
+
+def test_a_label_that_is_none_of_the_classes_is_named(tmp_path: Path) -> None:
+    ten = numbered(tmp_path, rows=10, group=4)
+    few = replace(ten, manifest=replace(ten.manifest, classes=("a", "b")))
+    with pytest.raises(DatasetError, match=r"\.parquet: expected label_id from 0 to 1, found 0 to 9$"):
+        list(batches(few, "train", 8))
+
+
+def test_a_damaged_jpeg_is_named(tmp_path: Path) -> None:
+    whole = encode_jpeg(np.zeros((8, 8, 3), np.uint8), 90, "420")
+    shard = TableShard(pa.array([whole, whole[:40]]), np.zeros(2, np.int64), "RGB", "part-1.parquet")
+    out = np.empty((8, 8, 3), np.uint8)
+    shard.copy(0, out)
+    with pytest.raises(DatasetError, match=r"part-1.parquet: row 1: expected a JPEG of \(8, 8, 3\), found "):
+        shard.copy(1, out)

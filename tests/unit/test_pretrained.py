@@ -16,7 +16,7 @@ from imagemill.components.store.model import ModelSpec, build_network, first_con
 from imagemill.components.store.resample import Geometry
 from imagemill.components.store.shards import publish_bytes
 from imagemill.components.train.config import TrainConfig
-from imagemill.components.train.weights import load_pretrained
+from imagemill.components.train.weights import load_pretrained, weights_uri
 
 SIZE = 32
 BOTH = ("sobel", "canny")
@@ -190,3 +190,9 @@ def test_a_vision_transformers_position_embeddings_are_resampled(tmp_path: Path)
 
 def image_of64() -> dict[str, Any]:
     return {**image_of("rgb"), "shape": [64, 64, 3]}
+
+
+def test_a_pickle_is_refused_by_its_name(tmp_path: Path) -> None:
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "resnet.pth")
+    with pytest.raises(UserError, match=r"weights: expected a \.safetensors file or a model .*, found '.*resnet\.pth'"):
+        weights_uri(str(tmp_path / "resnet.pth"))
