@@ -10,6 +10,7 @@ import re
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
+from datetime import datetime
 
 from ..components.resize.ray_job import pass_on
 from ..components.store.errors import MillError, UserError
@@ -19,7 +20,8 @@ from .kube import Dropped, Json, Kube
 AGAIN_S = 1.0
 KEPT = 100
 """Lines that are kept for a failure without a record."""
-_TIMED = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?Z (.*)", re.DOTALL)
+_TIMED = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d) (.*)", re.DOTALL)
+"""The time is that of the node's clock, in the node's zone."""
 
 
 class JobLog:
@@ -29,7 +31,7 @@ class JobLog:
         self._kube, self._job = kube, job
         self._ended = threading.Event()
         self._last: deque[str] = deque(maxlen=KEPT)
-        self._heard: dict[str, str] = {}
+        self._heard: dict[str, tuple[float, str]] = {}
         self._done: set[str] = set()
         self._thread = threading.Thread(target=self._follow, name="job-log", daemon=True)
 
@@ -79,11 +81,12 @@ class JobLog:
     def _say(self, uid: str, line: bytes) -> None:
         if not (found := _TIMED.fullmatch(line)):
             return
-        when = found[1].decode() + "." + (found[2] or b"").decode().ljust(9, "0")
-        if when <= self._heard.get(uid, ""):
+        seconds = datetime.fromisoformat((found[1] + found[3]).decode()).timestamp()
+        when = seconds, (found[2] or b"").decode().ljust(9, "0")
+        if when <= self._heard.get(uid, (0.0, "")):
             return
         self._heard[uid] = when
-        text = found[3].decode(errors="replace").rstrip("\r")
+        text = found[4].decode(errors="replace").rstrip("\r")
         self._last.append(text)
         pass_on(text)
 

@@ -205,7 +205,8 @@ class Kube:
                     raise ValueError(f"no JSON, but {found[:100]!r}")
                 return found
 
-        return with_retry(once, f"{verb} {resource}", patience_s or SILENT_S, service="kubernetes")
+        # What is given up of pods, which are looked at for their logs, costs the job no try.
+        return with_retry(once, f"{verb} {resource}", patience_s or SILENT_S, service=f"kubernetes {resource}")
 
     def _found(
         self, call: Callable[[], Any], verb: str, resource: str = PLURAL, no_kind: bool = False,
@@ -261,7 +262,9 @@ def _error(status: int, body: str, verb: str, resource: str, namespace: str, no_
         return UserError(f"cluster: expected KubeRay (rayjobs.ray.io/{VERSION}), found none; install it: {_KUBERAY}")
     if status == 403 and any(part in said for part in ("exceeded quota", "being terminated")):
         return TransientError(f"the Kubernetes API refuses to {verb} {resource}: {said}")
-    if status in (401, 403):
+    if status == 401:  # a token is renewed before it runs out, so it is the server that can't tell just now
+        return TransientError(f"the Kubernetes API takes no login of this one's ({verb} {resource}): {said}")
+    if status == 403:
         return UserError(
             f"cluster: expected the right to {verb} {resource} in the namespace {namespace} (a role as in {ROLE}), "
             f"found none: {said}"

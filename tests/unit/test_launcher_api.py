@@ -8,7 +8,7 @@ from kube_api import Fault, KubeApi, pause, status, submitter, suffered, until
 from kube_http import NAMESPACE, PODS, RAYJOBS, Json
 from launching import DONE, NEW, STARTED, Work, job_made, launch
 
-from imagemill.components.store.errors import EXIT_TRANSIENT, EXIT_USER
+from imagemill.components.store.errors import EXIT_TRANSIENT, EXIT_USER, TransientError
 from imagemill.pipelines import joblog, kube
 
 s3, api, made, work = launching.s3, launching.api, launching.made, launching.work
@@ -21,6 +21,9 @@ BROKEN: dict[str, list[Fault]] = {
     "errors of its own": [Fault("GET", f"{RAYJOBS}/", 500, times=2), Fault("POST", RAYJOBS, 500, times=2)],
     "an answer that is lost": [Fault("POST", RAYJOBS, ignored=True)],
     "too many requests": [Fault("GET", RAYJOBS, 429, "slow down")],
+    "a login that is not known for a moment": [
+        Fault("GET", f"{RAYJOBS}/", 401, "Unauthorized", times=2), Fault("DELETE", RAYJOBS, 401, "Unauthorized"),
+    ],
     "no pods": [Fault("GET", "labelSelector=job-name", 500, times=2)],
     "quota": [Fault("POST", RAYJOBS, 403, 'rayjobs.ray.io "x" is forbidden: exceeded quota: jobs')],
     "nothing deleted at first": [Fault("DELETE", RAYJOBS, 502)],
@@ -66,6 +69,18 @@ def test_an_api_server_that_stays_away(api: KubeApi, work: Work, monkeypatch: py
     api.faults = [Fault("GET", RAYJOBS, 500, times=10**6)]
     found = launch(work)
     assert found.code == EXIT_TRANSIENT and "the Kubernetes API is out of order" in found.record["error"]
+
+
+def test_pods_that_cannot_be_listed_cost_the_job_no_try(api: KubeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are looked at for their logs, in a thread of its own; the job has its own patience."""
+    monkeypatch.setattr(kube, "SILENT_S", 0.3)
+    there = kube.Kube.connect(NAMESPACE)
+    api.faults = [Fault("GET", PODS, 500, times=10**6)]
+    with pytest.raises(TransientError):
+        there.pods("job-name=x")
+    monkeypatch.setattr(kube, "SILENT_S", 5.0)
+    api.faults = [Fault("GET", RAYJOBS, 500)]
+    assert there.job("absent") is None and not api.faults[0].times
 
 
 def _forbidden(verb: str, resource: str) -> str:
@@ -116,6 +131,19 @@ def test_half_a_line_is_one_only_if_no_more_can_come() -> None:
     pieces = [b"one\ntw", b"o\nthr"]
     assert list(joblog._lines(pieces, with_rest=False)) == [b"one", b"two"]
     assert list(joblog._lines(pieces, with_rest=True)) == [b"one", b"two", b"thr"]
+
+
+def test_lines_of_a_node_in_another_zone_are_heard_once_in_their_order(capsys: pytest.CaptureFixture[str]) -> None:
+    """Kubelets write times as the container runtime does: in the node's own zone, which may leave its summer time."""
+    log = joblog.JobLog(kube.Kube(NAMESPACE, None), "job")
+    lines = [
+        b"2026-10-25T02:59:59.9+02:00 [resize] 1 of 3", b"2026-10-25T02:00:00.000000001+01:00 [resize] 2 of 3",
+        b"2026-10-25T01:00:00.5Z [resize] 3 of 3",
+    ]  # fmt: skip
+    for line in (*lines[:2], *lines):
+        log._say("uid", line)
+    assert capsys.readouterr().err.splitlines() == ["[resize] 1 of 3", "[resize] 2 of 3", "[resize] 3 of 3"]
+    assert log.last().splitlines()[-1] == "[resize] 3 of 3"
 
 
 def test_what_is_not_there_is_none(api: KubeApi) -> None:
