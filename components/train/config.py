@@ -44,10 +44,16 @@ class TrainConfig(StepConfig):
         pipeline=True,
         choices=RECIPES,
     )
-    epochs: int = option(0, f"passes over the training images {_BY}", pipeline=True, low=1, high=100_000)
+    epochs: int = option(
+        0, "passes over the training images (default: 0, which is by the recipe)", pipeline=True, low=1, high=100_000
+    )
     batch_size: int = option(32, "images a batch, over all devices", pipeline=True, low=2, high=65_536)
     learning_rate: float = option(
-        0.0, f"peak learning rate {_BY[:-1]}, the optimizer and the weights)", pipeline=True, low=1e-8, high=10
+        0.0,
+        "peak learning rate (default: 0, which is by the recipe, the optimizer and the weights)",
+        pipeline=True,
+        low=1e-8,
+        high=10,
     )
     seed: int = option(0, "what everything random in training is drawn from", pipeline=True, low=0, high=2**31 - 1)
 
