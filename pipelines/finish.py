@@ -69,7 +69,7 @@ def finish(workspace: str, run: str, cluster: str, ended: str, path: str) -> Non
     text = page(found) + told + _left_behind(cluster, found.name)
     _write(path, text)
     try:
-        place = Workspace(uris.normalize(workspace, "workspace"))
+        place = Workspace.known(workspace)
         place.store.put(place.run_file(found.name, SUMMARY), text.encode())
     except MillError as error:
         say("finish", f"the summary could not be stored: {error}")
@@ -85,7 +85,7 @@ def read(workspace: str, run: str, ended: str = "") -> Run:
     """The records of a run; IMAGEMILL_RUN names it where it is set, as it does for the steps."""
     name = os.environ.get(RUN) or run
     try:
-        place = Workspace(uris.normalize(workspace, "workspace"))
+        place = Workspace.known(workspace)
         records = place.step_records(name)
         return Run(name, place.uri, records, ended=ended)
     except MillError as error:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from .cluster import LABELS, RUN_LABEL, SCRATCH, TOKEN_KEY, UID, Cluster, Pod
 from .kfp_server import ARRIVED, SENT, knows_whole_runs
 from .parameters import Chosen
-from .pods import NO_SIDECAR, rayjob_seconds
+from .pods import NO_SIDECAR, place_env, rayjob_seconds
 from .rayjob import ray_version
 from .settings import bytes_of, text
 from .shm import shm_size
@@ -123,8 +123,8 @@ class OnCluster:
         storage = self.of.storage
         if storage.endpoint:
             task.set_env_variable("AWS_ENDPOINT_URL", storage.endpoint)
-        for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):  # boto3 reads the second alone
-            task.set_env_variable(name, storage.region)
+        for name, value in place_env(self.of).items():
+            task.set_env_variable(name, value)
         if storage.secret:
             keys = {storage.access_key: "AWS_ACCESS_KEY_ID", storage.secret_key: "AWS_SECRET_ACCESS_KEY"}
             _kubernetes().use_secret_as_env(task, storage.secret, keys)

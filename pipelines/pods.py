@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..components.store.workspace import ALLOWED, SHARED
 from .cluster import UID, Cluster
 
 NO_SIDECAR = {"sidecar.istio.io/inject": "false"}
@@ -49,8 +50,13 @@ def storage_env(cluster: Cluster) -> list[dict[str, Any]]:
     ]
     if storage.endpoint:
         found.append({"name": "AWS_ENDPOINT_URL", "value": storage.endpoint})
+    return [*found, *({"name": name, "value": value} for name, value in place_env(cluster).items())]
+
+
+def place_env(cluster: Cluster) -> dict[str, str]:
+    """What the steps are told of where they are: the store's region, and that no folder is shared."""
     regions = ("AWS_REGION", "AWS_DEFAULT_REGION")  # boto3 reads the second alone
-    return [*found, *({"name": name, "value": storage.region} for name in regions)]
+    return {**dict.fromkeys(regions, cluster.storage.region), ALLOWED: SHARED}
 
 
 def rayjob_seconds(cluster: Cluster) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,8 @@ from .manifest import Dataset
 from .objects import Store
 
 MARKER = "_workspace.json"
+ALLOWED, SHARED = "IMAGEMILL_WORKSPACES", "s3"
+"""In the environment of steps that run on machines of their own, which share no folder."""
 
 
 @dataclass(frozen=True)
@@ -25,13 +28,20 @@ class Workspace:
     @classmethod
     def open(cls, uri: str) -> Workspace:
         """The workspace at `uri`, proven writable by its marker; UserError or TransientError otherwise."""
-        workspace = cls(uris.normalize(uri, "workspace"))
+        workspace = cls.known(uri)
         marker = json.dumps({"format": "imagemill-workspace", "version": 1}).encode() + b"\n"
         try:
             workspace.store.put_if_absent(workspace.at(MARKER), marker)
         except FileNotFoundError as error:
             raise wrong("workspace", "a place that can be written", uri) from error
         return workspace
+
+    @classmethod
+    def known(cls, uri: str) -> Workspace:
+        """The workspace at `uri`, unproven; UserError for what can be none, or none here."""
+        if os.environ.get(ALLOWED) == SHARED and not uris.is_s3(uri):
+            raise wrong("workspace", "s3://bucket/prefix, for the steps' machines share no folder", uris.safe(uri))
+        return cls(uris.normalize(uri, "workspace"))
 
     @property
     def store(self) -> Store:

@@ -173,7 +173,7 @@ def test_credentials_come_from_the_secret_or_from_nowhere(package: Any) -> None:
         assert len(secret) == 1 and secret[0]["secretName"] == "store"
         assert keys == {"id": "AWS_ACCESS_KEY_ID", "key": "AWS_SECRET_ACCESS_KEY"}
         env = {one["name"]: one["value"] for one in container(spec, step)["env"]}
-        assert env.pop("IMAGEMILL_KFP_VERSION") == "2.17"
+        assert env.pop("IMAGEMILL_KFP_VERSION") == "2.17" and env.pop("IMAGEMILL_WORKSPACES") == "s3"
         region = dict.fromkeys(("AWS_REGION", "AWS_DEFAULT_REGION"), "eu-central-1")
         assert env == {"AWS_ENDPOINT_URL": "https://s3.example", **region}
     spec, platform = documents(package("workload_identity"))

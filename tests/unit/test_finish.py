@@ -145,6 +145,22 @@ def test_a_server_that_ignores_the_pods_settings_is_found_out_at_once(tmp_path: 
     assert not (tmp_path / "work" / "raw").exists()
 
 
+@pytest.mark.parametrize("workspace", ["./work", "/scratch/work", "~/work"])
+def test_where_machines_share_no_folder_none_is_a_workspace(
+    workspace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the form of a pipeline in a cluster lets it be typed: not after all has been downloaded into one pod."""
+    monkeypatch.setenv("IMAGEMILL_WORKSPACES", "s3")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert DOWNLOAD.main([f"--workspace={workspace}", "--run=r"]) == 2
+    said = f"workspace: expected s3://bucket/prefix, for the steps' machines share no folder, found '{workspace}'"
+    assert said in capsys.readouterr().err
+    finish(workspace, "r", "", "FAILED", str(tmp_path / "page.md"))
+    [told] = tmp_path.iterdir()
+    assert "share no folder" in told.read_text()
+
+
 def record(**over: Any) -> dict[str, Any]:
     return {"uri": "s3://b/m/raw/0123456789abcdef", "fingerprint": "0" * 16, "state": "ran", "metrics": {}, "error": "",
             "exit_code": 0, "seconds": 61.0} | over  # fmt: skip
