@@ -25,7 +25,7 @@ from ..components.clean.audit_layout import (
 from ..components.store import uri as uris
 from ..components.store.errors import wrong
 from ..components.store.filesystem import store_for
-from ..components.store.manifest import MANIFEST, Dataset, Manifest, count, find_dataset
+from ..components.store.manifest import MANIFEST, Dataset, Manifest, count, find_dataset, place_of
 from ..components.store.progress import duration, size
 from ..components.store.workspace import MARKER
 
@@ -47,9 +47,7 @@ def open_dataset(uri: str) -> Dataset:
     """The dataset whose folder, or whose manifest, `uri` is."""
     if not uri.strip():
         raise wrong("dataset", f"the URI or path of a dataset (a folder with {MANIFEST})", uri)
-    where = uris.normalize(uri, "dataset")
-    if uris.last_part(where) == MANIFEST:
-        where = where.rpartition("/")[0]
+    where = place_of(uri, "dataset")
     found = find_dataset(where)
     if found is None:
         raise wrong("dataset", f"a folder with {MANIFEST}{_hint(where)}", uri)

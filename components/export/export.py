@@ -117,7 +117,7 @@ def _tell(uri: str, found: dict[str, Any], state: str) -> None:
         counts = ", ".join(f"{number:,} {kind}" for kind, number in sorted(again.items()))
         say("export", f"encoded again as PNG, since TensorFlow reads them not at all or not alike: {counts}")
     if notes.get("gif"):
-        say("export", f"{notes['gif']:,} GIF files: torchvision's ImageFolder passes over them")
+        say("export", f"GIF files, which torchvision's ImageFolder passes over: {notes['gif']:,}")
     if notes.get("other_class_ids"):
         say(
             "export",

@@ -176,6 +176,11 @@ def read_dataset(uri: str, kind: str = "") -> Dataset:
     return found
 
 
+def place_of(uri: str, field: str) -> str:
+    """The absolute place of the dataset that a user names by it or by its manifest."""
+    return uris.normalize(uri, field).removesuffix(f"/{MANIFEST}")
+
+
 def find_dataset(uri: str) -> Dataset | None:
     """The dataset at `uri`, or None when there is no manifest."""
     try:

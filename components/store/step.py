@@ -30,7 +30,7 @@ from .errors import (
 )
 from .filesystem import store_for
 from .fingerprint import digest
-from .manifest import MANIFEST, Dataset, read_dataset
+from .manifest import MANIFEST, Dataset, place_of, read_dataset
 from .progress import duration, say
 from .runner import end_with_runner
 from .uri import join, normalize
@@ -73,7 +73,7 @@ class Context:
         their parents by relative URIs, so that the whole can be moved."""
         if not uri:
             raise wrong(field, f"the URI of a {kind} dataset", uri)
-        absolute = normalize(uri, field)
+        absolute = place_of(uri, field)
         if not absolute.startswith(f"{self.workspace.uri}/{kind}/"):
             expected = f"a {kind} dataset of the workspace {self.workspace.uri} (--workspace)"
             place = absolute.rpartition(f"/{kind}/")[0]
@@ -275,11 +275,12 @@ class Parser(argparse.ArgumentParser):
             flags = [flag for action in self._actions for flag in action.option_strings]
             near = difflib.get_close_matches(word, flags, 1)
             hint = f"; is it {near[0]}?" if near else f" (see {self.prog} --help)"
-            raise UserError(f"{word}: expected a known flag{hint}")
+            known = "a known flag" if word.startswith("-") else "nothing more, or a flag (--…) before it"
+            raise UserError(f"{word}: expected {known}{hint}")
         return found, unknown
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(message)
+        raise UserError(f"{message} (see {self.prog} --help)")
 
 
 def add_flag(parser: argparse.ArgumentParser, name: str, default: Any, help: str, choices: Sequence[str]) -> None:

@@ -163,7 +163,10 @@ def test_what_is_no_dataset_is_the_users_error(tmp_path: Path, capsys: pytest.Ca
     )
     assert "a folder or s3://bucket/prefix" in refused(capsys, "https://example.org/clean/01")
     assert "dataset: expected" in refused(capsys, " ")
-    assert "DATASET" in refused(capsys) and "--jsn" in refused(capsys, "x", "--jsn")
+    assert "y: expected nothing more, or a flag (--…) before it (see imagemill inspect --help)" in refused(
+        capsys, "x", "y"
+    )
+    assert "DATASET (see imagemill inspect --help)" in refused(capsys) and "--jsn" in refused(capsys, "x", "--jsn")
 
 
 def test_a_workspace_is_told_from_a_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

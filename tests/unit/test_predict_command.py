@@ -206,6 +206,7 @@ def test_nothing_is_left_of_a_file_that_failed(model: str, folder: Path, tmp_pat
             ["--workspace", "/no/such", "--name", "nobody", "x.jpg"],
             "--name: expected a name that has a champion in /no/such (no name has one), found 'nobody'",
         ),
+        ([], "arguments are required: IMAGE (see imagemill predict --help)"),
         (["--model", "MODEL", "--tpo", "1", "x.jpg"], "--tpo: expected a known flag; is it --top?"),
     ],
 )

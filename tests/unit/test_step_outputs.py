@@ -30,7 +30,7 @@ def test_outputs_are_files_of_one_value(tmp_path: Path) -> None:
 
     kept = tmp_path / "clean"
     section = json.dumps({"clean": {"min_side": 20}, "train": {"weight_decay": 0.1}})
-    assert CLEAN.main([f"--raw={uri}", f"--config={section}", f"--outputs={kept}", *common]) == 0
+    assert CLEAN.main([f"--raw={uri}/_manifest.json", f"--config={section}", f"--outputs={kept}", *common]) == 0
     assert json.loads((kept / "manifest.json").read_text())["config"]["min_side"] == 20
     assert json.loads((kept / "record.json").read_text())["uri"] == (kept / "uri").read_text()
 
