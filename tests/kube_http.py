@@ -89,6 +89,8 @@ class Handler(BaseHTTPRequestHandler):
         if not name:
             return self._watch(kind, query) if query.get("watch") else self._list(kind, query)
         found: Json | None = self.kube.objects[kind].get(name)
+        if method == "PATCH" and self.headers["Content-Type"] != "application/merge-patch+json":
+            return self._status(415, "the body of the request was in an unknown format")  # as of any custom resource
         if found is not None and method == "PATCH":
             found = self.kube.update(kind, name, body)
         elif found is not None and method == "DELETE":

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import launching
 import pytest
 from kube_api import Fault, KubeApi, pause, status, submitter, suffered, until
@@ -144,6 +149,34 @@ def test_lines_of_a_node_in_another_zone_are_heard_once_in_their_order(capsys: p
         log._say("uid", line)
     assert capsys.readouterr().err.splitlines() == ["[resize] 1 of 3", "[resize] 2 of 3", "[resize] 3 of 3"]
     assert log.last().splitlines()[-1] == "[resize] 3 of 3"
+
+
+def test_a_pods_token_is_read_anew_while_it_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kubelets renew it within an hour; a job may take a day."""
+    from kubernetes.config import incluster_config
+
+    (tmp_path / "token").write_text("old")
+    (tmp_path / "ca.crt").write_text("certificates")
+    monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
+    monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(tmp_path / "ca.crt"))
+    monkeypatch.delenv("KUBECONFIG", raising=False)
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+    known = incluster_config.InClusterConfigLoader
+    later = datetime.timedelta(seconds=-1)
+    monkeypatch.setattr(known, "_read_token_file", _expiring(known._read_token_file, later))
+    used = kube.Kube.connect(NAMESPACE).api.configuration
+    assert used.get_api_key_with_prefix("authorization") == "bearer old"
+    (tmp_path / "token").write_text("new")
+    assert used.get_api_key_with_prefix("authorization") == "bearer new"
+
+
+def _expiring(read: Callable[[Any], None], after: datetime.timedelta) -> Callable[[Any], None]:
+    def reading(loader: Any) -> None:
+        read(loader)
+        loader.token_expires_at = datetime.datetime.now() + after
+
+    return reading
 
 
 def test_what_is_not_there_is_none(api: KubeApi) -> None:

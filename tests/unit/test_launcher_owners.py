@@ -120,6 +120,24 @@ def test_a_job_that_another_try_has_taken_over_is_left_to_it(api: KubeApi, work:
     api.objects[RAYJOBS].clear()
 
 
+def test_two_runs_at_once_that_make_the_same_tensors_do_not_know_each_other(
+    api: KubeApi, work: Work, made: Work
+) -> None:
+    """Each has a job of its own; whichever is done first, both find the tensors, and each deletes its own job."""
+    others: list[launching.Launched] = []
+
+    def another_run(api: KubeApi, job: Json) -> None:
+        others.append(launch(work, run="run-2"))
+        assert [one["metadata"]["uid"] for one in api.objects[RAYJOBS].values()] == [job["metadata"]["uid"]]
+
+    api.acts = [(*STARTED, another_run, *DONE), (*STARTED, job_made(made), *DONE)]
+    found = launch(work)
+    assert [found.code, others[0].code] == [0, 0], found.stderr
+    assert found.record["uri"] == others[0].record["uri"] and found.record["state"] == "ran"
+    assert len({one["metadata"]["name"] for one in api.made}) == len(api.made) == 2
+    assert {one["preconditions"]["uid"] for one in api.deletions} == {one["metadata"]["uid"] for one in api.made}
+
+
 def test_a_job_of_the_same_name_that_somebody_else_made_is_not_deleted(api: KubeApi, work: Work) -> None:
     def made_anew(api: KubeApi, job: Json) -> None:
         copy = json.loads(json.dumps(job))
