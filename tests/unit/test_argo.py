@@ -354,6 +354,9 @@ def test_what_argo_would_refuse_is_refused_here(
         (Ended(139), False),
         (Ended(137, "Failed", "main: OOMKilled (exit code 137)"), False),
         (Ended(143, "Failed", "Pod was active on the node longer than the specified deadline"), False),
+        (Ended(None, "Failed", "Step exceeded its deadline"), False),
+        (Ended(None, "Error", "retry exceeded workflow deadline 2026-11-22"), False),
+        (Ended(0, "Error", "Error (exit code 64): failed to put file: context deadline exceeded"), True),
     ],
 )
 def test_only_what_may_go_well_is_tried_again(ended: Ended, again: bool) -> None:
