@@ -20,16 +20,15 @@ import numpy.typing as npt
 from ..store.calibration import fit_temperature
 from ..store.labels import SINGLE
 from ..store.metrics import Pairs
-from .chance import Chance
-from .intervals import of_pairs
+from .chance import Chance, Counts
 
 FOLDS = 5
 FEWEST = 10
 """Training images that a class must have for its labels to be judged: two in each fold."""
 SHRINKAGE = 0.1
 """Share of the covariance that is replaced by the same variance in every direction."""
-RESAMPLES = 200
-"""Of the labels, to see whether the classifiers are better than a guess."""
+STRICT = 20
+"""How much rarer than others guesses may seem to be better, for the folds share images, and so their luck."""
 _CHUNK = 1 << 21
 """Probabilities in memory at a time: 16 MB as float64, some four times over."""
 
@@ -201,14 +200,11 @@ class _Judges:
 
 
 def _better(pairs: Pairs) -> bool:
-    """Than a guess, by the labels and what was said instead of them. The bootstrap takes seconds where there are many
-    classes, so that it is asked only where top-1 does not tell."""
-    support, metrics = pairs.per_class()["support"], pairs.summary()
-    for resamples in (0, RESAMPLES):
-        found = Chance.of(support, int(support.sum()), SINGLE, metrics, of_pairs(pairs, resamples))
-        if found is not None and found.better:
-            return True
-    return False
+    """Than chance, by the labels and what was said instead of them."""
+    truth, said, counts = pairs.cells()
+    there, told = (np.bincount(ids, counts, pairs.classes) for ids in (truth, said))
+    found = Chance.of(Counts(there, told, int(counts.sum())), SINGLE, pairs.summary(), STRICT)
+    return found is not None and found.better
 
 
 def _chunks(rows: int, width: int) -> Iterator[slice[int, int, Any]]:

@@ -13,7 +13,7 @@ from ..store.manifest import Dataset, File, Manifest, Totals, commit, find_datas
 from ..store.progress import Progress
 from ..store.shards import Layout, ShardWriter
 from ..store.step import CACHED, RAN, Context, Outcome
-from .chance import Chance
+from .chance import Chance, Counts
 from .config import VERSION, EvaluateConfig
 from .curves import Areas, described
 from .inputs import tensors_for
@@ -141,8 +141,8 @@ def _manifest(
     """`files` are the predictions, and the suspects where labels were reviewed."""
     file = files[0]
     found, names, metrics = score.per_class(), score.classes.names, score.metrics()
-    areas, known = score.areas(), score.intervals()
-    chance = Chance.of(found["support"], file.rows, score.TASK, metrics, known)
+    areas = score.areas()
+    chance = Chance.of(Counts(found["support"], score.said(), file.rows), score.TASK, metrics)
     return Manifest(
         kind="evaluation",
         fingerprint=uris.last_part(uri),
@@ -160,7 +160,7 @@ def _manifest(
         extra={
             "dataset_name": clean.manifest.extra["dataset_name"],
             "metrics": metrics,
-            "intervals": known,
+            "intervals": score.intervals(),
             "chance": chance.described(names, file.rows, metrics) if chance else {},
             "model_task": score.task,
             "model_classes": list(model.manifest.classes),

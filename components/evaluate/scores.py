@@ -84,6 +84,10 @@ class Scorer(ABC):
         """Those of each class of `classes.names`."""
 
     @abstractmethod
+    def said(self) -> npt.ArrayLike:
+        """How many images are predicted to be of each class of `classes.names`."""
+
+    @abstractmethod
     def intervals(self) -> intervals.Intervals:
         """[low, high] of some of the metrics, 95%; empty without `bootstrap`."""
 
@@ -166,6 +170,10 @@ class SingleScorer(Scorer):
     def per_class(self) -> Scores:
         return self.pairs.per_class()
 
+    def said(self) -> npt.ArrayLike:
+        _, predicted, counts = self.pairs.cells()
+        return np.bincount(predicted, counts, self.pairs.classes)
+
     def intervals(self) -> intervals.Intervals:
         return intervals.of_pairs(self.pairs, self.bootstrap)
 
@@ -240,6 +248,9 @@ class MultiScorer(Scorer):
 
     def per_class(self) -> Scores:
         return self.counts.per_class()
+
+    def said(self) -> npt.ArrayLike:
+        return self.counts.predicted
 
     def intervals(self) -> intervals.Intervals:
         return self.resampled.intervals()

@@ -1,96 +1,117 @@
-"""Better than a guess or not: the scores of whoever does not look, what intervals say, and what comes of it."""
+"""Better than chance or not: what permuted labels would score, what whoever always says the same, and what follows."""
 
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imagemill.components.evaluate.chance import Chance, Guess
-from imagemill.components.evaluate.intervals import PoissonCounts, of_pairs
+from imagemill.components.evaluate.chance import Chance, Counts, f1_by_chance, recall_by_chance
 from imagemill.components.promote.gate import judge
 from imagemill.components.store.labels import MULTI, SINGLE
 from imagemill.components.store.manifest import Dataset, Manifest
 from imagemill.components.store.metrics import LabelCounts, Pairs, confusion, summary
 
+Ids = npt.NDArray[np.int64]
+Labels = npt.NDArray[np.bool_]
 
-def scored(truth: np.ndarray, said: np.ndarray, classes: int, resamples: int = 200) -> Chance | None:
+
+def chance_of(truth: Ids, said: Ids, classes: int) -> Chance:
     pairs = Pairs(classes)
     pairs.add(truth, said)
-    found = pairs.per_class()["support"]
-    return Chance.of(found, len(truth), SINGLE, pairs.summary(), of_pairs(pairs, resamples))
-
-
-def better(truth: np.ndarray, said: np.ndarray, classes: int) -> bool:
-    found = scored(truth, said, classes)
+    counts = Counts(np.bincount(truth, minlength=classes), np.bincount(said, minlength=classes), len(truth))
+    found = Chance.of(counts, SINGLE, pairs.summary())
     assert found is not None
-    return found.better
+    return found
 
 
-@settings(max_examples=30, deadline=None)
-@given(st.lists(st.integers(1, 40), min_size=1, max_size=6), st.lists(st.integers(0, 9), min_size=6, max_size=6))
-def test_nobody_who_does_not_look_scores_more(support: list[int], said: list[int]) -> None:
-    """Each image is said to be of each class with the same chance: the expected confusion matrix, in 1000s of images.
-    Macro-F1, by which models are promoted, is not above 1 / classes either."""
-    chances = np.array(said[: len(support)]) + 1
-    expected = np.outer(np.array(support) * 10_000, chances / chances.sum()).round().astype(np.int64)
-    found, guess = summary(expected), Guess.of(support, sum(support), SINGLE)
-    assert guess is not None and guess.most == int(np.argmax(support))
-    assert found["top1"] <= guess.top1 + 1e-3
-    assert found["balanced_accuracy"] <= guess.value + 1e-3 and found["macro_f1"] <= guess.value + 1e-3
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 1000), st.integers(4, 40), st.integers(2, 5))
+def test_mean_and_spread_are_those_of_permuted_labels(seed: int, images: int, classes: int) -> None:
+    random = np.random.default_rng(seed)
+    truth, said = random.integers(0, classes, images), random.integers(0, classes + 1, images)  # one is never there
+    counts = Counts(np.bincount(truth, minlength=classes + 1), np.bincount(said, minlength=classes + 1), images)
+    scores = [summary(confusion(random.permutation(truth), said, classes + 1))["balanced_accuracy"] for _ in range(600)]
+    mean, spread = recall_by_chance(counts)
+    assert mean == pytest.approx(np.mean(scores), abs=4.5 * spread / 600**0.5 + 1e-9)
+    assert spread == pytest.approx(np.std(scores), rel=0.2, abs=1e-9)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 1000), st.integers(6, 40))
+def test_of_several_labels_too(seed: int, images: int) -> None:
+    random = np.random.default_rng(seed)
+    truth, said = (random.random((images, 4)) < random.random(4) for _ in range(2))
+    scores = []
+    for _ in range(400):
+        counts = LabelCounts(4)
+        counts.add(random.permutation(truth), said, np.zeros(images, np.int64))
+        scores.append(counts.summary()["macro_f1"])
+    mean, spread = f1_by_chance(Counts(truth.sum(0), said.sum(0), images))
+    assert mean == pytest.approx(np.mean(scores), abs=0.02) and spread >= 0.9 * np.std(scores) - 1e-9
 
 
 def test_a_guess_is_no_better_and_what_looks_is() -> None:
     random = np.random.default_rng(0)
     truth = random.integers(0, 3, 300)
     half = np.where(random.random(300) < 0.5, truth, random.integers(0, 3, 300))
-    assert not better(truth, random.integers(0, 3, 300), 3) and better(truth, half, 3) and better(truth, truth, 3)
-    rare = (np.arange(300) < 15).astype(np.int64)  # 5%: to find most of them, and take as many others for them
-    found = np.where(np.arange(300) < 12, 1, 0) | (np.arange(300) > 285)
-    assert not better(rare, np.zeros(300, np.int64), 2) and better(rare, found, 2)
-    assert summary(confusion(rare, found, 2))["top1"] < 0.95, "though the majority's top-1 is higher"
+    assert chance_of(truth, half, 3).better and chance_of(truth, truth, 3).better
+    guesses = [chance_of(truth, random.integers(0, 3, 300), 3).better for _ in range(200)]
+    assert sum(guesses) <= 12, "one in forty"
+
+
+def test_of_rare_classes_finding_them_counts_though_top1_is_below_the_majoritys() -> None:
+    rare = (np.arange(300) < 15).astype(np.int64)
+    found = ((np.arange(300) < 12) | (np.arange(300) > 285)).astype(np.int64)
+    assert summary(confusion(rare, found, 2))["top1"] < 0.95
+    assert chance_of(rare, found, 2).better and not chance_of(rare, np.zeros(300, np.int64), 2).better
+
+
+def test_saying_the_same_of_every_image_is_no_better_whatever_classes_there_are() -> None:
+    """A bootstrap's interval of its balanced accuracy lies above 1 / classes: it misses rare classes."""
+    truth = np.r_[np.zeros(90, np.int64), np.arange(1, 10)]
+    for said in range(10):
+        assert not chance_of(truth, np.full(99, said), 10).better
+    several = np.eye(100, dtype=np.bool_)
+    counts = LabelCounts(100)
+    counts.add(several, np.ones_like(several), np.zeros(100, np.int64))
+    found = Chance.of(Counts(counts.support, counts.predicted, 100), MULTI, counts.summary())
+    assert found and not found.better and found.limit == pytest.approx(counts.summary()["macro_f1"])
 
 
 def test_a_few_images_can_not_tell_even_if_all_are_right() -> None:
     few, more = np.arange(3) % 2, np.arange(8) % 2
-    assert not better(few, few, 2) and better(more, more, 2)
-    one = scored(np.zeros(50, np.int64), np.zeros(50, np.int64), 2)
-    assert one is not None and not one.better
-    said = one.described(("cat", "dog"), 50, {"top1": 1.0, "balanced_accuracy": 1.0})
-    assert said["why"] == "all test images are 'cat': their scores can't tell a model from a guess"
-    assert Guess.of([0, 0], 0, SINGLE) is None
+    assert not chance_of(few, few, 2).better and chance_of(more, more, 2).better
+    assert not chance_of(np.zeros(50, np.int64), np.zeros(50, np.int64), 2).better, "of one class"
+    assert Chance.of(Counts([0, 0], [0, 0], 0), SINGLE, {"top1": 0.0, "balanced_accuracy": 0.0}) is None
 
 
-def test_of_several_labels_the_best_guess_is_to_say_them_all() -> None:
+def test_what_is_said_of_several_labels() -> None:
     random = np.random.default_rng(1)
-    truth = random.random((400, 4)) < np.array([0.5, 0.3, 0.2, 0.1])
-    for said, expected in (
-        (np.ones_like(truth), False),
+    truth: Labels = random.random((400, 4)) < np.array([0.5, 0.3, 0.2, 0.1])
+    for said, better in (
         (random.random(truth.shape) < 0.5, False),
         (truth ^ (random.random(truth.shape) < 0.05), True),
     ):
-        highest = np.where(said.any(1), said.argmax(1), 0)
-        counts, resampled = LabelCounts(4), PoissonCounts(4, 200)
-        counts.add(truth, said, highest)
-        resampled.add(truth, said, truth[np.arange(400), highest])
-        found = Chance.of(counts.support, 400, MULTI, counts.summary(), resampled.intervals())
-        assert found is not None and found.better is expected and found.guess.most == 0
-        if said.all():
-            assert counts.summary()["macro_f1"] == pytest.approx(found.guess.value)
-            why = found.described(("a", "b", "c", "d"), 400, counts.summary())["why"]
-            assert why.startswith("no better than chance, as far as 400 test images can tell: top-1 is 0.") and (
-                "'a' every time; macro-F1 0." in why
-            )
+        counts = LabelCounts(4)
+        counts.add(truth, said, np.where(said.any(1), said.argmax(1), 0))
+        metrics = counts.summary()
+        found = Chance.of(Counts(counts.support, counts.predicted, 400), MULTI, metrics)
+        assert found is not None and found.better is better and found.most == 0
+        about = found.described(("a", "b", "c", "d"), 400, metrics)
+        assert about["better"] is better and set(about["limits"]) == {"top1", "macro_f1"}
+        start = "" if better else "no better than chance, as far as 400 test images can tell: top-1 is 0."
+        assert about["why"].startswith(start) and ("macro-F1 is 0." in about["why"]) is not better
 
 
 @pytest.mark.parametrize(("old", "says"), [(None, True), (0.1, True), (0.9, False)])
 def test_who_reigns_without_being_better_than_chance_has_it_in_the_reason(old: float | None, says: bool) -> None:
     def evaluation(score: float) -> Dataset:
         extra = {"metrics": {"macro_f1": score, "top1": score}, "model_classes": ["a", "b"]}
-        return Dataset(
-            "/e", Manifest("evaluation", "01", extra=extra | {"chance": {"why": "no better than chance"}}), ""
-        )
+        extra |= {"chance": {"why": "no better than chance"}}
+        return Dataset("/e", Manifest("evaluation", "01", extra=extra), "")
 
     found = judge(evaluation(0.5), None if old is None else evaluation(old), 0.005, "auto")
     assert found.promoted is says and found.reason.endswith("; no better than chance") is says
