@@ -84,7 +84,7 @@ def gather(
         "name": verdict.get("name") or chain.clean.manifest.extra["dataset_name"],
         "run": run,
         "date": datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC"),
-        "gate": gate(verdict),
+        "gate": gate(verdict, evaluation.manifest.extra.get("chance", {}).get("why", "")),
         "metrics": evaluation.manifest.extra["metrics"],
         "multi": evaluation.manifest.task == MULTI,
         "untested": sum(not c["support"] for c in evaluation.manifest.extra["per_class"]),
@@ -135,17 +135,20 @@ def tested(evaluation: Dataset, clean: Dataset) -> dict[str, Any]:
     }
 
 
-def gate(verdict: dict[str, Any]) -> dict[str, Any]:
-    """The verdict with a tone, a headline and the gain."""
+def gate(verdict: dict[str, Any], doubt: str = "") -> dict[str, Any]:
+    """The verdict with a tone, a headline and the gain; `doubt` says why the model may be no better than chance."""
     said = str(verdict.get("verdict", ""))
     tone, headline, sentence = _HEADLINES.get(said, ("calm", said.capitalize() or "No verdict", ""))
     if verdict.get("promoted") and tone != "good" and said != "already champion":
         tone, headline, sentence = "good", "Promoted", f"Promoted all the same: {said}."
+    reason = str(verdict.get("reason", ""))
+    if doubt:
+        tone, reason = "warn", reason if doubt in reason else f"{reason}; {doubt}"
     challenger = verdict.get("challenger")
     champion = None if said == "already champion" else verdict.get("champion")  # it would be compared with itself
     gain = None if challenger is None or champion is None else challenger - champion
-    return {"metric": "", "reason": "", "min_gain": None} | verdict | {
-        "tone": tone, "headline": headline, "sentence": sentence, "gain": gain,
+    return {"metric": "", "min_gain": None} | verdict | {
+        "reason": reason, "tone": tone, "headline": headline, "sentence": sentence, "gain": gain,
         "challenger": challenger, "champion": champion,
     }  # fmt: skip
 

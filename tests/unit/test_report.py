@@ -257,6 +257,14 @@ def test_the_verdict_is_shown(verdict: str, champion: float | None, promoted: bo
     assert found["gain"] == (None if champion is None else 0.8 - champion)
 
 
+def test_a_model_that_is_no_better_than_chance_is_no_good_news() -> None:
+    assert report.gate(FIRST)["tone"] == "good"
+    found = report.gate(FIRST, "no better than chance")
+    assert (found["tone"], found["headline"]) == ("warn", "First champion")
+    assert found["reason"] == "macro_f1 0.8; no better than chance"
+    assert report.gate(FIRST | {"reason": found["reason"]}, "no better than chance")["reason"] == found["reason"]
+
+
 def test_the_verdict_and_the_champion_are_on_the_page(workspace: Workspace) -> None:
     verdict = FIRST | {"verdict": "promoted", "champion": 0.75, "reason": "macro_f1 0.800 against 0.750"}
     text = Mill(workspace, ["cat", "dog", "owl"]).page(verdict, rival=True).text
