@@ -31,7 +31,8 @@ WORKSPACE, CONFIG = "{{workflow.parameters.workspace}}", "{{workflow.parameters.
 RETRY = (
     '!(lastRetry.message matches "OOMKilled|(specified|its|workflow) deadline") && '
     '(lastRetry.exitCode in ["-1", "75", "137", "143"]'
-    ' || lastRetry.status == "Error" && !(lastRetry.exitCode in ["1", "2", "64"]))'
+    ' || lastRetry.status == "Error" && !(lastRetry.exitCode in ["1", "2", "64"])'
+    ' || lastRetry.message matches "deleted while its status|context canceled|node shutdown")'
 )
 """When a step is tried again: an expression of expr-lang over the last try, whose values are all text.
 
@@ -39,7 +40,8 @@ RETRY = (
 `Error` with another code is a failure of Argo's own containers, such as that of storing an artifact. Not again: 2, the
 input is wrong; 1, an error of ours, which comes again; 64, Argo's own for a command that can't be started and for a
 RayJob that failed; a step that took more memory than it may have; one that ran into its deadline (unlike the "context
-deadline" of one request, to a store or server that was slow).
+deadline" of one request, to a store or server that was slow). But again, whatever the code: a RayJob that somebody has
+deleted, and a pod that looked at one and was told to go.
 """
 
 

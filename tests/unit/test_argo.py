@@ -356,6 +356,16 @@ def test_what_argo_would_refuse_is_refused_here(
         (Ended(143, "Failed", "Pod was active on the node longer than the specified deadline"), False),
         (Ended(None, "Failed", "Step exceeded its deadline"), False),
         (Ended(None, "Error", "retry exceeded workflow deadline 2026-11-22"), False),
+        (
+            Ended(64, "Failed", "main: Error (exit code 64): The resource has been deleted while its status was still"),
+            True,
+        ),
+        (Ended(64, "Failed", "main: Error (exit code 64): context canceled"), True),
+        (Ended(64, "Failed", "Pod was terminated in response to imminent node shutdown."), True),
+        (
+            Ended(64, "Failed", "main: Error (exit code 64): failure condition 'status.jobStatus == STOPPED' eval"),
+            False,
+        ),
         (Ended(0, "Error", "Error (exit code 64): failed to put file: context deadline exceeded"), True),
     ],
 )
