@@ -313,8 +313,8 @@ def render(facts: dict[str, Any]) -> str:
     return str(page.get_template("report.html.j2").render(facts))
 
 
-def _file(image_id: str, most: int = 17) -> str:
-    """The file's name, for below a thumbnail: of a long one the beginning and the end, where cameras count."""
+def _file(image_id: str, most: int = 25) -> str:
+    """The file's name, for two lines below a thumbnail: of a long one the beginning and the end, where cameras count."""
     name = image_id.rstrip("/").rpartition("/")[2]
     return name if len(name) <= most else f"{name[: most // 2]}…{name[-(most // 2) :]}"
 
