@@ -314,7 +314,7 @@ def render(facts: dict[str, Any]) -> str:
 
 
 def _file(image_id: str, most: int = 25) -> str:
-    """The file's name, for two lines below a thumbnail: of a long one the beginning and the end, where cameras count."""
+    """The file's name, for two lines below a thumbnail: of a long one the beginning and the end, which counts."""
     name = image_id.rstrip("/").rpartition("/")[2]
     return name if len(name) <= most else f"{name[: most // 2]}…{name[-(most // 2) :]}"
 
