@@ -34,6 +34,7 @@ def run_by_kfp(folder: Path, run: str, pod: str = "a-pod", **arguments: Any) -> 
     name that the settings of the pods, which that runner has not, would tell."""
     from kfp import local
 
+    from imagemill.pipelines import kfp_pods
     from imagemill.pipelines.training import build
 
     cluster = Cluster(ray=Ray(mode="pod"), limits=Limits(lost_pod_retries=0), storage=Storage(endpoint="", secret=""))
@@ -43,6 +44,7 @@ def run_by_kfp(folder: Path, run: str, pod: str = "a-pod", **arguments: Any) -> 
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         patch.setenv(RUN, run)
+        patch.setattr(kfp_pods, "place_env", lambda cluster: {})  # here all steps share the machine's folders
         if pod:
             patch.setenv("POD_NAME", pod)
         pipeline = build(cluster)
