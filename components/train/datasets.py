@@ -40,7 +40,9 @@ class TensorBatches(IterableDataset[Pair]):
 
     Shuffled by (seed, epoch), see `set_epoch`; every pass over it begins the next epoch by itself. `shuffle` false: in
     stored order. `rank` of `ranks` processes that share each batch. With a `DataLoader(…, batch_size=None)` of several
-    workers each makes its share of the batches, and they come in the same order.
+    workers each makes its share of the batches, and they come in the same order. Workers have copies of this object,
+    made when a pass begins: call `set_epoch` before each, or all are of one epoch, and leave `persistent_workers` off,
+    for those never hear of it.
     """
 
     def __init__(

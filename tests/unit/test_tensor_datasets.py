@@ -73,6 +73,10 @@ def test_worker_processes_give_the_same_batches(hundred: Dataset, workers: int) 
         multiprocessing_context="fork" if workers else None,
     )
     assert [labels.tolist() for _, labels in data] == alone
+    data.dataset.set_epoch(3)  # type: ignore[attr-defined]
+    third = loader.TensorBatches(hundred.uri, "train", 16, seed=1)
+    third.set_epoch(3)
+    assert [labels.tolist() for _, labels in data] == [labels.tolist() for _, labels in third] != alone
 
 
 def test_single_images_in_a_plain_dataloader(hundred: Dataset) -> None:
