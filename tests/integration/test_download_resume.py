@@ -1,0 +1,152 @@
+"""What a killed or broken download leaves, and that the next one ends as if nothing had been."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from downloading import ANNOTATED, annotated, content, dataset_of, images, photograph, rows_of, run, tar, write
+
+from imagemill.components.download import raw
+from imagemill.components.store.errors import TransientError
+from imagemill.components.store.manifest import MANIFEST
+
+
+def breaks_off_at(name: str) -> Any:
+    row: Any = raw._row
+
+    def breaks_off(member: Any, labels: Any) -> Any:
+        if member.path == name:
+            raise TransientError("the network")
+        return row(member, labels)
+
+    return breaks_off
+
+
+def test_groups_boxes_and_missing_masks_survive_a_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = ("cat/003.jpg,cat,,,gone/3.png,,,,,", *ANNOTATED, "late.jpg,dog,,,,,,,,")
+    table = annotated(tmp_path / "in", *lines)
+    monkeypatch.setattr(raw, "SHARD_BYTES", 10)
+    whole = run(tmp_path / "whole", table, tmp_path, dataset="csv")
+    with monkeypatch.context() as patch:
+        patch.setattr(raw, "_row", breaks_off_at("late.jpg"))
+        assert run(tmp_path / "ws", table, tmp_path, dataset="csv")["exit_code"] == 75
+    capsys.readouterr()
+    resumed = run(tmp_path / "ws", table, tmp_path, dataset="csv")
+    assert "going on after 4 files" in capsys.readouterr().err
+    assert content(resumed) == content(whole)
+    assert content(resumed)["extra"]["missing_masks"]["count"] == 1
+    assert rows_of(dataset_of(resumed)) == rows_of(dataset_of(whole))
+
+
+def test_a_shard_of_before_there_were_groups_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write(tmp_path / "in", images())
+    whole = run(tmp_path / "whole", source, tmp_path)
+    monkeypatch.setattr(raw, "SHARD_BYTES", 10)
+    with monkeypatch.context() as patch:
+        patch.setattr(raw, "RAW", raw.RAW.remove(raw.RAW.get_field_index("group")))
+        patch.setattr(raw, "_row", breaks_off_at("dog/000.jpg"))
+        assert run(tmp_path / "ws", source, tmp_path)["exit_code"] == 75
+    record = run(tmp_path / "ws", source, tmp_path)
+    assert record["fingerprint"] == whole["fingerprint"]
+    schemas = [pq.read_schema(dataset_of(record).locate(file)).names for file in dataset_of(record).manifest.files]
+    assert ["group" in names for names in schemas] == [False] * 3 + [True] * 3
+
+
+SCRIPT = """
+import sys, time
+from imagemill.components.download import STEP, raw
+raw.SHARD_BYTES, raw.SKIPPED_NAMES, row = 10_000, 3, raw._row
+def slow(*arguments):
+    time.sleep(float(sys.argv[1]))
+    return row(*arguments)
+raw._row = slow
+sys.exit(STEP.main(sys.argv[2:]))
+"""
+
+
+def start(workspace: Path, source: Path, slow: float) -> subprocess.Popen[bytes]:
+    arguments = ["--dataset", "folder", "--source", str(source), "--workspace", str(workspace)]
+    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(slow), *arguments], stderr=subprocess.PIPE)
+
+
+def finish(workspace: Path, source: Path) -> tuple[dict[str, Any], str]:
+    process = start(workspace, source, 0)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 0, said.decode()
+    (manifest,) = (workspace / "raw").glob(f"*/{MANIFEST}")
+    return content({"uri": str(manifest.parent)}), said.decode()
+
+
+def recorded(workspace: Path) -> int:
+    """Finished shards. Scratch folders come and go beside them: one that goes while it is looked at is no error."""
+    try:
+        return len(list((workspace / "raw" / "_shards" / "_work").glob("*/*.json")))
+    except FileNotFoundError:
+        return 0
+
+
+def kill_after(workspace: Path, source: Path, shards: int) -> None:
+    process = start(workspace, source, 0.01)
+    give_up = time.monotonic() + 60
+    while recorded(workspace) < shards:
+        assert process.poll() is None and time.monotonic() < give_up
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not list((workspace / "raw").rglob(MANIFEST)), "it was too quick to be killed"
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    return write(tmp_path / "in", images(100) | {f"cat/{n:03d}.txt": b"text" for n in range(0, 100, 9)})
+
+
+def test_a_killed_download_goes_on_and_ends_as_if_nothing_had_been(tmp_path: Path, many: Path) -> None:
+    expected, _ = finish(tmp_path / "whole", many)
+    assert len(expected["files"]) == 20 and expected["extra"]["skipped"]["count"] == 12
+    kill_after(tmp_path / "ws", many, 3)
+    kill_after(tmp_path / "ws", many, 9)
+    found, said = finish(tmp_path / "ws", many)
+    assert "going on after" in said
+    assert found == expected
+
+
+def test_a_source_that_changed_after_the_kill_is_read_anew(tmp_path: Path, many: Path) -> None:
+    kill_after(tmp_path / "ws", many, 3)
+    write(many, {"cat/001.jpg": photograph(555, 100)})
+    found, said = finish(tmp_path / "ws", many)
+    assert "going on after" not in said
+    assert found == finish(tmp_path / "whole", many)[0]
+
+
+def test_boxes_with_fractions_survive_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a retry reads back from a shard must count as what was written: boxes are stored as float32."""
+    sides = "<xmin>0.1</xmin><ymin>1.3</ymin><xmax>9.7</xmax><ymax>8.9</ymax>"
+    box = f"<a><object><name>dog</name><bndbox>{sides}</bndbox></object></a>"
+    annotations = {"trainval.txt": b"pug_1 1\npug_2 1\n", "test.txt": b"beagle_1 1\n", "xmls/pug_1.xml": box.encode()}
+    photographs = {f"images/{name}.jpg": photograph(n) for n, name in enumerate(("pug_1", "pug_2", "beagle_1"))}
+    source = write(tmp_path / "made", annotations | photographs)
+    tar(source / "images.tar.gz", source, {name: name for name in photographs})
+    tar(source / "annotations.tar.gz", source, {name: name for name in annotations})
+    whole = run(tmp_path / "whole", source, tmp_path, dataset="pets")
+    monkeypatch.setattr(raw, "SHARD_BYTES", 10)
+    row: Any = raw._row
+
+    def breaks_off(member: Any, labels: Any) -> Any:
+        if "beagle" in member.path:
+            raise TransientError("the network")
+        return row(member, labels)
+
+    monkeypatch.setattr(raw, "_row", breaks_off)
+    assert run(tmp_path / "ws", source, tmp_path, dataset="pets")["exit_code"] == 75
+    monkeypatch.setattr(raw, "_row", row)
+    assert run(tmp_path / "ws", source, tmp_path, dataset="pets")["fingerprint"] == whole["fingerprint"]
