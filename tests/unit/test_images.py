@@ -1,55 +1,23 @@
-"""The one decoder: every mode and format against Pillow, orientation, caps before decoding, and broken bytes."""
+"""The one decoder: every mode and format against Pillow, orientation, and decodes that are scaled."""
 
 from __future__ import annotations
 
 import io
 import struct
-import subprocess
-import sys
-import time
 import zlib
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import simplejpeg
+from encoded import HEIGHT, ORIENTATION, WIDTH, picture, pixels_of, png_chunk, reason, saved, with_orientation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from imagemill.components.clean.config import REASONS
-from imagemill.components.store.choices import Limits
-from imagemill.components.store.images import FORMATS, Decoded, ImageRejected, Lenient, at_least, decode, sniff
+from imagemill.components.store.images import FORMATS, Decoded, Lenient, at_least, decode, sniff
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow talks about broken files
-
-Pixels = npt.NDArray[np.uint8]
-WIDTH, HEIGHT = 37, 23
-ORIENTATION = 0x0112
-
-
-def picture(mode: str = "RGB", width: int = WIDTH, height: int = HEIGHT) -> Image.Image:
-    """A picture without symmetry: gradients, a bright corner, a dark bar."""
-    y, x = np.mgrid[0:height, 0:width]
-    rgb = np.stack([x * 255 // max(1, width - 1), y * 255 // max(1, height - 1), (x * 3 + y * 7) % 256], 2).astype(
-        np.uint8
-    )
-    rgb[: height // 3, : width // 4] = (250, 240, 10)
-    rgb[-2:, width // 2 :] = (5, 10, 60)
-    return Image.fromarray(rgb).convert(mode)
-
-
-def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
-    out = io.BytesIO()
-    image.save(out, kind, **options)
-    return out.getvalue()
-
-
-def pixels_of(image: Image.Image) -> Pixels:
-    """uint8 [H, W, C] of an RGB or L picture."""
-    array = np.asarray(image, np.uint8)
-    return array if array.ndim == 3 else array[:, :, None]
 
 
 def over_white(rgba: Image.Image) -> Image.Image:
@@ -61,27 +29,6 @@ def translucent() -> Image.Image:
     image = picture("RGBA")
     image.putalpha(Image.fromarray(np.linspace(0, 255, WIDTH * HEIGHT).astype(np.uint8).reshape(HEIGHT, WIDTH)))
     return image
-
-
-def with_orientation(orientation: int) -> Image.Exif:
-    exif = Image.Exif()
-    exif[ORIENTATION] = orientation
-    return exif
-
-
-def reason(data: bytes, **options: Any) -> str:
-    with pytest.raises(ImageRejected) as caught:
-        decode(data, **options)
-    assert caught.value.reason in REASONS and caught.value.detail
-    return caught.value.reason
-
-
-def png_chunk(kind: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-
-def png_header(width: int, height: int) -> bytes:
-    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
 
 
 LOSSLESS = [
@@ -271,189 +218,6 @@ def test_broken_exif_means_upright(kind: str, exif: bytes) -> None:
 def test_an_orientation_that_does_not_exist_means_upright(orientation: int) -> None:
     found = decode(saved(picture(), "JPEG", exif=with_orientation(orientation)))
     assert found.pixels.shape == (HEIGHT, WIDTH, 3)
-
-
-def gif_header(width: int, height: int) -> bytes:
-    return b"GIF89a" + struct.pack("<HHBBB", width, height, 0, 0, 0) + b"," + struct.pack("<HHHHB", 0, 0, 1, 1, 0)
-
-
-def bmp_header(width: int, height: int) -> bytes:
-    return (
-        b"BM"
-        + struct.pack("<IHHI", 54, 0, 0, 54)
-        + struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, 0, 0, 0, 0, 0, 0)
-    )
-
-
-def jpeg_header(width: int, height: int) -> bytes:
-    data = simplejpeg.encode_jpeg(np.zeros((8, 8, 3), np.uint8))
-    start = data.index(b"\xff\xc0") + 5
-    return data[:start] + struct.pack(">HH", height, width) + data[start + 4 :]
-
-
-def webp_header(width: int, height: int) -> bytes:
-    """An animated WebP whose one frame of 1 x 1 lies on a large canvas: valid, and 16 bytes a pixel to decode."""
-    frame = saved(Image.new("RGB", (1, 1), "red"), "WEBP", lossless=True)[12:]
-    canvas = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
-    anmf = b"\0" * 6 + b"\0" * 6 + b"\x0a\0\0" + b"\0" + frame
-    body = b"VP8X" + struct.pack("<I", 10) + b"\x02\0\0\0" + canvas
-    body += b"ANIM" + struct.pack("<I", 6) + b"\0" * 6
-    body += b"ANMF" + struct.pack("<I", len(anmf)) + anmf
-    return b"RIFF" + struct.pack("<I", len(body) + 4) + b"WEBP" + body
-
-
-def tiff_header(width: int, height: int) -> bytes:
-    data = bytearray(saved(Image.new("L", (3, 5)), "TIFF"))
-    for tag, value in ((256, width), (257, height)):
-        at = data.index(struct.pack("<H", tag), int.from_bytes(data[4:8], "little"))
-        data[at : at + 12] = struct.pack("<HHII", tag, 4, 1, value)
-    return bytes(data)
-
-
-BOMBS = {
-    "PNG": png_header(30_000, 30_000) + png_chunk(b"IDAT", zlib.compress(b"\0" * 100)),
-    "GIF": gif_header(30_000, 30_000) + b"\x02\x02\x4c\x01\0;",
-    "BMP": bmp_header(30_000, 30_000),
-    "JPEG": jpeg_header(30_000, 30_000),
-    "WEBP": webp_header(30_000, 30_000),
-    "TIFF": tiff_header(30_000, 30_000),
-}
-
-
-@pytest.mark.parametrize("kind", FORMATS)
-def test_a_bomb_is_refused_by_what_it_declares(kind: str) -> None:
-    assert len(BOMBS[kind]) < 2_000
-    decode(saved(picture("L"), kind))  # plugins are loaded
-    started = time.thread_time()  # of work: a busy machine lets one wait
-    assert reason(BOMBS[kind]) == "too_many_pixels"
-    assert time.thread_time() - started < 0.1
-
-
-def test_bombs_are_refused_without_memory_for_their_pixels() -> None:
-    """In a process that may not grow by more than 200 MB."""
-    code = (
-        "import resource, sys\n"
-        "from imagemill.components.store.images import ImageRejected, decode\n"
-        "import PIL.WebPImagePlugin, PIL.TiffImagePlugin\n"
-        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
-        "resource.setrlimit(resource.RLIMIT_AS, (used + 200 * 2**20,) * 2)\n"
-        "for data in eval(sys.stdin.read()):\n"
-        "    try: decode(data)\n"
-        "    except ImageRejected as error: print(error.reason)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], input=repr(list(BOMBS.values())), capture_output=True, text=True, check=False
-    )
-    assert done.stdout.split() == ["too_many_pixels"] * len(BOMBS), done.stderr
-
-
-def test_each_cap_is_exact() -> None:
-    data = saved(picture("RGB", 30, 20), "PNG")
-    decode(data, limits=Limits(pixels=600, side=30, bytes=len(data)))
-    assert reason(data, limits=Limits(pixels=599)) == "too_many_pixels"
-    assert reason(data, limits=Limits(side=29)) == "side_too_long"
-    assert reason(data, limits=Limits(bytes=len(data) - 1)) == "too_many_bytes"
-
-
-def pillow_takes(data: bytes) -> bool:
-    try:
-        Image.open(io.BytesIO(data)).load()
-    except Exception:
-        return False
-    return True
-
-
-@pytest.mark.parametrize("kind", FORMATS)
-@pytest.mark.parametrize("percent", range(0, 100, 5))
-def test_truncated_files_are_rejected(kind: str, percent: int) -> None:
-    whole = saved(picture("RGB", 120, 90), kind)
-    cut = whole[: len(whole) * percent // 100]
-    if percent == 0:
-        assert reason(cut) == "empty_file"
-    elif kind == "JPEG" and pillow_takes(cut):
-        assert decode(cut).warning
-    else:
-        assert reason(cut) in ("corrupt", "not_an_image")
-
-
-def test_a_jpeg_that_pillow_decodes_in_spite_of_a_warning_is_kept_with_it() -> None:
-    whole = saved(picture("RGB", 120, 90), "JPEG")
-    at = whole.index(b"\xff\xda")  # start of scan: bytes between two segments draw "extraneous bytes before marker"
-    found = decode(whole[:at] + b"\x00" * 7 + whole[at:])
-    assert "extraneous" in found.warning.lower()
-    np.testing.assert_allclose(found.pixels.astype(int), decode(whole).pixels, atol=2)
-    assert decode(whole).warning == ""
-
-
-@pytest.mark.parametrize("place", [11, 12])
-def test_lenient_is_not_blind(place: int) -> None:
-    """A JPEG that libjpeg gives up on after a warning: without `strict` simplejpeg returns memory as it was."""
-    whole = saved(picture("L"), "JPEG", progressive=True)
-    at = whole.index(b"\xff\xda") + place
-    broken = whole[:at] + b"\xff" + whole[at + 1 :]
-    unwritten = simplejpeg.decode_jpeg(broken, "GRAY", strict=False, buffer=np.full((HEIGHT, WIDTH, 1), 77, np.uint8))
-    assert (unwritten == 77).all(), "simplejpeg says it now: the test needs another picture, and images.py no check"
-    assert reason(broken, lenient=Lenient()) == reason(broken) == "corrupt"
-
-
-def test_lenient_keeps_what_a_warning_leaves() -> None:
-    whole = saved(picture("RGB", 120, 90), "JPEG")
-    found = decode(whole[: len(whole) * 3 // 4], lenient=Lenient())
-    assert not found.warning and found.pixels.shape == (90, 120, 3)
-    np.testing.assert_array_equal(found.pixels[:40], decode(whole).pixels[:40])
-
-
-@pytest.mark.parametrize("kind", FORMATS)
-def test_a_rejection_has_the_same_words_each_time(kind: str) -> None:
-    """They are stored: an object's address among them would make other bytes of the same input."""
-    whole = saved(picture(), kind)
-    for data in (whole[:20], whole[:8] + b"\xff" * 40, whole[: len(whole) // 3]):
-        said = set()
-        for _ in range(3):
-            kept = bytearray(1000)  # so that the next object lies elsewhere
-            with pytest.raises(ImageRejected) as caught:
-                decode(bytes(data))
-            said.add(str(caught.value))
-            assert " at 0x" not in str(caught.value)
-            del kept
-        assert len(said) == 1
-
-
-SIGNATURES = [b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"II+\0", b"BM"]
-SIGNATURES += [b"RIFF\x40\0\0\0WEBP" + chunk for chunk in (b"VP8 ", b"VP8X", b"VP8L")]
-SIGNATURES += [b"BM" + b"\0" * 12 + b"\x28\0\0\0"]
-
-
-def only_rejects(data: bytes) -> None:
-    try:
-        found = decode(data, limits=Limits(pixels=1_000_000))
-    except ImageRejected as error:
-        assert error.reason in REASONS and error.detail
-    else:
-        assert found.pixels.dtype == np.uint8 and found.pixels.shape == (found.height, found.width, 3)
-
-
-@given(st.sampled_from(SIGNATURES), st.binary(max_size=300))
-@settings(max_examples=300, deadline=None)
-def test_garbage_behind_a_signature_raises_nothing_but_a_rejection(signature: bytes, garbage: bytes) -> None:
-    only_rejects(signature + garbage)
-
-
-SMALL = [saved(picture("RGB", 16, 12), kind) for kind in ("JPEG", "PNG", "BMP", "TIFF", "GIF")]
-SMALL += [saved(picture(mode, 16, 12), kind) for mode, kind in (("CMYK", "JPEG"), ("P", "PNG"), ("RGBA", "WEBP"))]
-SMALL += [
-    saved(picture("RGB", 16, 12), "TIFF", compression=c) for c in ("tiff_lzw", "packbits", "tiff_adobe_deflate", "jpeg")
-]
-SMALL += [saved(picture("RGB", 16, 12), kind, exif=with_orientation(6)) for kind in ("JPEG", "PNG", "WEBP", "TIFF")]
-
-
-@given(st.sampled_from(SMALL), st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=8))
-@settings(max_examples=500, deadline=None)
-def test_flipped_bytes_raise_nothing_but_a_rejection(data: bytes, flips: list[tuple[float, int]]) -> None:
-    changed = bytearray(data)
-    for place, value in flips:
-        changed[min(len(data) - 1, int(place * len(data)))] = value
-    only_rejects(bytes(changed))
 
 
 @pytest.mark.parametrize("kind", FORMATS)

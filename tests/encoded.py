@@ -1,0 +1,64 @@
+"""For tests of the decoder: a made picture in any mode and format, and why the decoder refuses bytes."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from imagemill.components.clean.config import REASONS
+from imagemill.components.store.images import ImageRejected, decode
+
+Pixels = npt.NDArray[np.uint8]
+WIDTH, HEIGHT = 37, 23
+ORIENTATION = 0x0112
+
+
+def picture(mode: str = "RGB", width: int = WIDTH, height: int = HEIGHT) -> Image.Image:
+    """A picture without symmetry: gradients, a bright corner, a dark bar."""
+    y, x = np.mgrid[0:height, 0:width]
+    rgb = np.stack([x * 255 // max(1, width - 1), y * 255 // max(1, height - 1), (x * 3 + y * 7) % 256], 2).astype(
+        np.uint8
+    )
+    rgb[: height // 3, : width // 4] = (250, 240, 10)
+    rgb[-2:, width // 2 :] = (5, 10, 60)
+    return Image.fromarray(rgb).convert(mode)
+
+
+def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def pixels_of(image: Image.Image) -> Pixels:
+    """uint8 [H, W, C] of an RGB or L picture."""
+    array = np.asarray(image, np.uint8)
+    return array if array.ndim == 3 else array[:, :, None]
+
+
+def with_orientation(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    return exif
+
+
+def reason(data: bytes, **options: Any) -> str:
+    with pytest.raises(ImageRejected) as caught:
+        decode(data, **options)
+    assert caught.value.reason in REASONS and caught.value.detail
+    return caught.value.reason
+
+
+def png_chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def png_header(width: int, height: int) -> bytes:
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
