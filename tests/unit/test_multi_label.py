@@ -1,4 +1,4 @@
-"""Several labels an image, step by step after clean: targets and loss, metrics, tensors, batches, training, evaluation
+"""Several labels an image, step by step after clean: tensors, batches, training, evaluation
 against every kind of champion, the gate and the report."""
 
 from __future__ import annotations
@@ -17,18 +17,15 @@ import numpy.typing as npt
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from kfp import dsl
 from PIL import Image
 from sklearn.metrics import (
     accuracy_score,
     average_precision_score,
     f1_score,
-    log_loss,
     precision_recall_fscore_support,
 )
-from sklearn.preprocessing import MultiLabelBinarizer
+from test_multi_label_numbers import mean_loss
 
 from imagemill.components.clean.schema import clean_layout, clean_schema
 from imagemill.components.download.raw import RAW
@@ -45,99 +42,23 @@ from imagemill.components.promote.promote import promote
 from imagemill.components.resize import resize
 from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.store.calibration import ece
-from imagemill.components.store.errors import MillError
-from imagemill.components.store.labels import MULTI, SINGLE, multi_hot, summed_loss
+from imagemill.components.store.labels import MULTI, SINGLE
 from imagemill.components.store.manifest import Dataset, Manifest, Totals, commit, read_dataset
-from imagemill.components.store.metrics import LabelCounts
 from imagemill.components.store.model import Normalize, load_model
 from imagemill.components.store.shards import Layout, ShardWriter, read_columns
 from imagemill.components.store.step import Context
 from imagemill.components.store.workspace import Workspace
 from imagemill.components.train.config import TrainConfig
 from imagemill.components.train.loader import batches
-from imagemill.components.train.losses import Loss
 from imagemill.components.train.train import train
 
 CLASSES = ("<b>blue</b>", "green", "red")
+
+
 COLORS = ((30, 60, 220), (40, 200, 60), (220, 40, 30))
+
+
 NUMBERS = {"train": 80, "val": 12, "test": 20}
-
-# Targets and loss.
-
-
-@given(st.lists(st.sets(st.integers(0, 6)), min_size=1, max_size=20))
-def test_ones_stand_where_scikit_learn_puts_them(rows: list[set[int]]) -> None:
-    found = multi_hot([sorted(row) for row in rows], 7)
-    assert found.dtype == np.uint8
-    np.testing.assert_array_equal(found, MultiLabelBinarizer(classes=range(7)).fit_transform(rows))
-
-
-@pytest.mark.parametrize("ids", [[3], [0, -1]])
-def test_an_id_without_a_class_is_an_error(ids: list[int]) -> None:
-    with pytest.raises(MillError, match="label_ids: expected ids below 3"):
-        multi_hot([[0, 1], ids], 3)
-
-
-def mean_loss(logits: torch.Tensor, labels: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
-    return Loss(SINGLE if labels.ndim == 1 else MULTI, smoothing)(logits, labels) / len(labels)
-
-
-def logits_and_labels(rows: int, classes: int = 4, seed: int = 0) -> tuple[torch.Tensor, npt.NDArray[np.uint8]]:
-    random = np.random.default_rng(seed)
-    labels = random.integers(0, 2, (rows, classes)).astype(np.uint8)
-    labels[0], labels[1] = 0, 1  # scikit-learn wants both
-    return torch.from_numpy(random.normal(0, 2, (rows, classes))), labels
-
-
-def test_the_loss_is_the_mean_of_each_classes_cross_entropy() -> None:
-    logits, labels = logits_and_labels(30)
-    expected = np.mean([log_loss(labels[:, c], logits.sigmoid()[:, c].numpy()) for c in range(4)])
-    assert mean_loss(logits, torch.from_numpy(labels)).item() == pytest.approx(expected)
-    assert summed_loss(logits, torch.from_numpy(labels)) / 30 == pytest.approx(expected)
-
-
-def test_smoothed_targets() -> None:
-    """y(1 - s) + s/2: with s = 0.2 a one is 0.9 and a zero 0.1."""
-    logits, labels = logits_and_labels(10)
-    p, y = logits.sigmoid().numpy(), np.where(labels, 0.9, 0.1)
-    expected = -(y * np.log(p) + (1 - y) * np.log(1 - p)).mean()
-    assert mean_loss(logits, torch.from_numpy(labels), 0.2).item() == pytest.approx(expected)
-
-
-def test_one_label_has_the_cross_entropy_it_had() -> None:
-    logits, ids = torch.randn(9, 5), torch.arange(9) % 5
-    loss = torch.nn.functional.cross_entropy
-    torch.testing.assert_close(mean_loss(logits, ids, 0.1), loss(logits, ids, label_smoothing=0.1))
-    assert summed_loss(logits, ids) == loss(logits, ids, reduction="sum").item()
-
-
-# Metrics.
-
-
-@given(st.integers(1, 40), st.integers(2, 6), st.integers(0, 10**6))
-@settings(deadline=None)
-def test_the_metrics_are_what_scikit_learn_computes(rows: int, classes: int, seed: int) -> None:
-    random = np.random.default_rng(seed)
-    labels = (random.random((rows, classes)) < random.random()).astype(int)
-    score = random.random((rows, classes))
-    predicted = score >= 0.5
-    counts = LabelCounts(classes)
-    for part in np.array_split(np.arange(rows), min(rows, 3)):
-        counts.add(labels[part], predicted[part], score[part].argmax(1))
-    found, present = counts.summary(), np.flatnonzero(labels.any(axis=0))
-    assert found["micro_f1"] == pytest.approx(f1_score(labels, predicted, average="micro", zero_division=0))
-    assert found["subset_accuracy"] == pytest.approx(accuracy_score(labels, predicted))
-    assert found["top1"] == pytest.approx(np.mean([labels[n, score[n].argmax()] for n in range(rows)]))
-    macro = f1_score(labels, predicted, labels=present, average="macro", zero_division=0) if len(present) else 0
-    assert found["macro_f1"] == pytest.approx(macro)
-    expected = precision_recall_fscore_support(labels, predicted, zero_division=0)
-    for name, values in zip(("precision", "recall", "f1", "support"), expected, strict=True):
-        np.testing.assert_allclose(counts.per_class()[name], values, atol=1e-12)
-
-
-def test_no_images_give_zeros() -> None:
-    found = LabelCounts(3).summary()
-    assert found == {"top1": 0.0, "macro_f1": 0.0, "micro_f1": 0.0, "subset_accuracy": 0.0}
 
 
 # Datasets: a clean one made by hand, and what the steps make of it.
