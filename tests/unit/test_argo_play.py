@@ -1,0 +1,194 @@
+"""The WorkflowTemplate run as Argo would: which command lines, what is tried again, how a run ends."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import argo_files
+import pytest
+import yaml
+from argo_dag import FAILED, OMITTED, REFERENCE, SKIPPED, SUCCEEDED, Ended, Workflow, retried
+from argo_files import Json, first, template
+
+from imagemill.components.store.config import StepConfig
+from imagemill.components.store.step import Step
+from imagemill.components.store.workspace import Workspace
+from imagemill.pipelines import argo_exit, planning
+from imagemill.pipelines.argo_templates import RETRY
+from imagemill.pipelines.cluster import from_json
+from imagemill.pipelines.parameters import ALL_STEPS
+
+compiled = argo_files.compiled
+
+
+@pytest.mark.parametrize(
+    ("ended", "again"),
+    [
+        (Ended(75), True),
+        (Ended(None, "Error", "pod deleted"), True),
+        (Ended(None, "Failed", "The node was low on resource: memory."), True),
+        (Ended(137, "Failed", "main: Error (exit code 137)"), True),
+        (Ended(143, "Failed", "main: Error (exit code 143)"), True),
+        (Ended(0, "Error", "wait: Error (exit code 1)"), True),
+        (Ended(1), False),
+        (Ended(2), False),
+        (Ended(64, "Failed", "main: Error (exit code 64): failure condition evaluated true"), False),
+        (Ended(2, "Error", "wait: Error (exit code 1)"), False),
+        (Ended(1, "Error", "wait: Error (exit code 1)"), False),
+        (Ended(64, "Error", "main: Error (exit code 64)"), False),
+        (Ended(139), False),
+        (Ended(137, "Failed", "main: OOMKilled (exit code 137)"), False),
+        (Ended(143, "Failed", "Pod was active on the node longer than the specified deadline"), False),
+        (Ended(None, "Failed", "Step exceeded its deadline"), False),
+        (Ended(None, "Error", "retry exceeded workflow deadline 2026-11-22"), False),
+        (
+            Ended(64, "Failed", "main: Error (exit code 64): The resource has been deleted while its status was still"),
+            True,
+        ),
+        (Ended(64, "Failed", "main: Error (exit code 64): context canceled"), True),
+        (Ended(64, "Failed", "Pod was terminated in response to imminent node shutdown."), True),
+        (
+            Ended(64, "Failed", "main: Error (exit code 64): failure condition 'status.jobStatus == STOPPED' eval"),
+            False,
+        ),
+        (Ended(0, "Error", "Error (exit code 64): failed to put file: context deadline exceeded"), True),
+    ],
+)
+def test_only_what_may_go_well_is_tried_again(ended: Ended, again: bool) -> None:
+    assert retried(RETRY, ended) is again
+
+
+class Dry:
+    """The steps' own parsers and `--outputs`, without the work: what each step was told, by its task."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, scratch: Path) -> None:
+        self.told: dict[str, Any] = {}
+        self.metrics: dict[str, Json] = {
+            "download": {"name": "photos"},
+            "plan": {"needed": "true", "rayjob": '{"kind": "RayJob"}'},
+            "evaluate": {"champion_evaluation": "", "top1": 0.5},
+        }
+        self.codes: dict[str, list[int]] = {}
+        self.jobs: list[Json] = []
+        self.finished: list[str] = []
+        self._scratch, self._task = scratch, ""
+        patch.setattr(Step, "execute", lambda step, config, result="": self._step(config, result))
+        patch.setattr(argo_exit, "finish", self._finish)
+
+    def __call__(self, task: str, made: Json) -> Ended:
+        self._task = task
+        if "resource" in made:
+            self.jobs.append(yaml.safe_load(made["resource"]["manifest"]))
+            return Ended(self._code())
+        python, option, module = made["container"]["command"]
+        assert (python, option) == ("python", "-m")
+        words = [word.replace("/scratch", str(self._scratch)) for word in made["container"]["args"]]
+        if module == "imagemill.pipelines.argo_exit":
+            return Ended(argo_exit.main(words))
+        step = planning.STEP if module == "imagemill.pipelines.planning" else ALL_STEPS[module.rpartition(".")[2]]
+        return Ended(step.main(words))
+
+    def _code(self) -> int:
+        return self.codes[self._task].pop(0) if self.codes.get(self._task) else 0
+
+    def _step(self, config: StepConfig, result: str) -> int:
+        self.told[self._task] = config
+        metrics = self.metrics.get(self._task, {})
+        record = {"uri": f"s3://w/{self._task}", "state": "ran", "fingerprint": "", "metrics": metrics}
+        Path(result).write_text(json.dumps(record))
+        return self._code()
+
+    def _finish(self, *arguments: str) -> None:
+        *self.finished, path = arguments
+        Path(path).write_text("a page")
+
+
+@pytest.fixture
+def dry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Dry:
+    return Dry(monkeypatch, tmp_path)
+
+
+def phases(workflow: Workflow) -> dict[str, str]:
+    return {name: node.phase for name, node in workflow.nodes.items()}
+
+
+@pytest.mark.parametrize("name", ["argo", "argo-pod", "argo-address"])
+def test_every_command_line_is_read_by_its_own_step(
+    name: str, compiled: dict[str, str], dry: Dry, tmp_path: Path
+) -> None:
+    given = {"dataset": "folder", "source": "s3://photos/all of 'em", "epochs": "7", "learning_rate": "0.01"}
+    given |= {"config": '{"train": {"weight_decay": 0.05}, "resize": {"jpeg_quality": 80}}'}
+    workflow = Workflow(first(compiled, name), given, dry, tmp_path)
+    assert workflow.run() == SUCCEEDED and set(phases(workflow).values()) == {SUCCEEDED}
+    resize = "plan" if name == "argo" else "resize"
+    assert set(dry.told) == {"download", "clean", resize, "train", "evaluate", "promote"}
+    for task, config in dry.told.items():
+        assert (config.run, config.workspace) == (workflow.name, "s3://mlpipeline/imagemill")
+        assert config.name == ("" if task == "download" else "photos")
+    told = dry.told
+    assert told["download"].source == "s3://photos/all of 'em"
+    assert told["clean"].raw == "s3://w/download" and told[resize].clean == "s3://w/clean"
+    assert told[resize].jpeg_quality == 80
+    assert told[resize].ray_address == ("http://head:8265" if name == "argo-address" else "")
+    assert told["train"].tensors == f"s3://w/{resize}"
+    assert (told["train"].epochs, told["train"].learning_rate, told["train"].weight_decay) == (7, 0.01, 0.05)
+    assert (told["evaluate"].model, told["evaluate"].clean) == ("s3://w/train", "s3://w/clean")
+    assert (told["promote"].evaluation, told["promote"].champion_evaluation) == ("s3://w/evaluate", "")
+    assert workflow.nodes["evaluate"].outputs["top1"] == "0.5"
+    assert dry.jobs == ([{"kind": "RayJob"}] if name == "argo" else [])
+    assert dry.finished[:2] == ["s3://mlpipeline/imagemill", workflow.name] and dry.finished[3] == SUCCEEDED
+    assert from_json(dry.finished[2]).ray.mode == {"argo": "rayjob", "argo-pod": "pod"}.get(name, "address")
+
+
+def test_no_rayjob_where_none_is_needed(compiled: dict[str, str], dry: Dry, tmp_path: Path) -> None:
+    dry.metrics["plan"] = {"needed": "false", "rayjob": ""}
+    workflow = Workflow(first(compiled, "argo"), {}, dry, tmp_path)
+    assert workflow.run() == SUCCEEDED
+    assert workflow.nodes["rayjob"].phase == SKIPPED and not dry.jobs
+    assert dry.told["train"].tensors == "s3://w/plan"
+
+
+def test_a_transient_error_is_tried_again_and_wrong_input_is_not(
+    compiled: dict[str, str], dry: Dry, tmp_path: Path
+) -> None:
+    dry.codes = {"download": [75, 75, 0], "clean": [2]}
+    workflow = Workflow(first(compiled, "argo"), {}, dry, tmp_path)
+    assert workflow.run() == FAILED
+    assert (workflow.nodes["download"].tries, workflow.nodes["clean"].tries) == (3, 1)
+    assert {name for name, phase in phases(workflow).items() if phase == OMITTED} == {
+        "plan", "rayjob", "train", "evaluate", "promote"
+    }  # fmt: skip
+    assert workflow.nodes["onExit"].phase == SUCCEEDED and dry.finished[3] == FAILED
+
+
+def test_tries_end(compiled: dict[str, str], dry: Dry, tmp_path: Path) -> None:
+    dry.codes = {"train": [75] * 9}
+    workflow = Workflow(first(compiled, "argo-everything"), {}, dry, tmp_path)
+    assert workflow.run() == FAILED and workflow.nodes["train"].tries == 5
+
+
+def test_a_rayjob_that_failed_ends_the_run(compiled: dict[str, str], dry: Dry, tmp_path: Path) -> None:
+    dry.codes = {"rayjob": [64]}
+    workflow = Workflow(first(compiled, "argo"), {}, dry, tmp_path)
+    assert workflow.run() == FAILED
+    assert workflow.nodes["rayjob"].tries == 1 and workflow.nodes["train"].phase == OMITTED
+
+
+def test_the_exit_handler_tells_how_the_run_ended(
+    compiled: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the records of the steps, on a real workspace; its own exit code says whether it could."""
+    workspace = Workspace.open(str(tmp_path / "work"))
+    record = {"uri": "", "fingerprint": "", "state": "failed", "metrics": {}, "seconds": 1.0, "inputs": ""}
+    workspace.write_step_record("r1", "download", record | {"error": "source: expected a photo", "exit_code": 2})
+    words = template(first(compiled, "argo-pod"), "finish")["container"]["args"]
+    known = {"workflow.parameters.workspace": workspace.uri, "workflow.name": "r1", "workflow.status": "Failed"}
+    words = [REFERENCE.sub(lambda found: known[found.group(1)], word) for word in words]
+    words = [word.replace("/scratch", str(tmp_path)) for word in words]
+    assert argo_exit.main(words) == 0
+    page = capsys.readouterr().out
+    assert "failed at download" in page and "source: expected a photo" in page
+    assert workspace.store.read(workspace.run_file("r1", "summary.md")).decode().strip() == page.strip()
+    assert argo_exit.main([*words, "--nosuch=1"]) == 2
