@@ -53,11 +53,7 @@ from imagemill.components.train.loader import batches
 from imagemill.components.train.train import train
 
 CLASSES = ("<b>blue</b>", "green", "red")
-
-
 COLORS = ((30, 60, 220), (40, 200, 60), (220, 40, 30))
-
-
 NUMBERS = {"train": 80, "val": 12, "test": 20}
 
 
