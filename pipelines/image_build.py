@@ -35,6 +35,13 @@ _TORCH = ("docker/ray.lock", "docker/gpu.lock")
 _FOLDERS = ("components", "pipelines")
 _STEP = re.compile(r"#(\d+) (.*)")
 _PIP = {"PIP_INDEX_URL": "index-url", "PIP_EXTRA_INDEX_URL": "extra-index-url", "PIP_TRUSTED_HOST": "trusted-host"}
+_BUILD_ENVIRONMENT = {
+    "DOCKER_BUILDKIT": "1",
+    "BUILDX_NO_DEFAULT_ATTESTATIONS": "1",  # `kind load` takes no image with them
+    "DOCKER_CONTEXT": "default",
+    "BUILDX_BUILDER": "default",
+}
+"""The last two: in the engine where the SDK looks for the image then, that of DOCKER_HOST or this machine's."""
 _QUIET_SECONDS = 5.0
 _LAST_LINES = 15
 
@@ -164,7 +171,7 @@ def pip_secrets(recipe: Recipe) -> Iterator[dict[str, Path]]:
 
 def build(words: Sequence[str], target: str) -> None:
     """Run a build, saying how it goes; MillError with its last lines, and where its whole log is, when it fails."""
-    environment = os.environ | {"DOCKER_BUILDKIT": "1", "BUILDX_NO_DEFAULT_ATTESTATIONS": "1"}
+    environment = os.environ | _BUILD_ENVIRONMENT
     descriptor, name = tempfile.mkstemp(prefix=f"imagemill-images-{target}-", suffix=".log")  # nobody else's to read
     log = Path(name)
     with os.fdopen(descriptor, "w", encoding="utf-8") as written:

@@ -176,6 +176,16 @@ def test_a_build_that_is_stopped_leaves_no_process_and_no_log(tmp_path: Path, mo
         os.kill(int(stopped[0]), 0)
 
 
+def test_it_builds_in_the_engine_that_the_sdk_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command line may be set to another one, by its context or by buildx's builder; DOCKER_HOST is for both."""
+    monkeypatch.setenv("DOCKER_CONTEXT", "desktop-linux")
+    monkeypatch.setenv("BUILDX_BUILDER", "in-a-container")
+    monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:2375")
+    told = tmp_path / "told"
+    build([script(tmp_path, f'echo "$DOCKER_CONTEXT $BUILDX_BUILDER $DOCKER_HOST" > {told}')], "cpu")
+    assert told.read_text() == "default default tcp://127.0.0.1:2375\n"
+
+
 OLD = 'case "$1" in version) echo 20.10.24; exit 1 ;; *) exit 1 ;; esac'  # exit 1: no daemon answers
 NEW = 'case "$1" in version) echo 28.2.2 ;; *) exit 1 ;; esac'
 PLUGIN = 'case "$1" in version) echo 28.2.2 ;; buildx) echo github.com/docker/buildx v0.24.0 ;; esac'
