@@ -1,0 +1,141 @@
+"""`imagemill compile` and `imagemill cluster`: what they write, and that what no pod can take is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from packages import IMAGES, documents
+
+from imagemill.components.store.errors import UserError
+from imagemill.pipelines.cli import main
+from imagemill.pipelines.cluster import Cluster, from_values
+from imagemill.pipelines.compile import compile_for
+from imagemill.pipelines.parameters import choose
+
+LOGIN = "https://me:hunter2@photos.example/x.zip"
+
+
+@pytest.mark.parametrize("target", ["kfp", "argo"])
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"dataset": "folder", "source": "./here"}, r"--source: expected s3://… or http\(s\)://…: the pods don't see"),
+        ({"dataset": "folder", "source": "file:///here"}, "--source: expected"),
+        ({"dataset": "csv", "source": "s3://b/t.csv", "annotations": "/a"}, "--annotations: expected s3://… or http"),
+        ({"weights": "model.safetensors"}, "--weights: expected s3://…: the pods"),
+        ({"class_list": "classes.txt"}, "--class-list: expected s3://…: the pods"),
+    ],
+)
+def test_a_path_that_no_pod_sees_is_refused(target: str, flags: dict[str, str], said: str, cluster_file: Path) -> None:
+    out = cluster_file.with_name("p.yaml")
+    with pytest.raises(UserError, match=f"^{said}"):
+        compile_for(target, choose(flags), out, str(cluster_file))
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("target", ["kfp", "argo"])
+@pytest.mark.parametrize("flag", ["label_pattern", "other_class"])
+def test_what_argo_would_take_for_a_variable_is_refused(target: str, flag: str, cluster_file: Path) -> None:
+    """Another of the run's values would stand there, or, without an end, the run would be refused."""
+    chosen = choose({flag: "({{workflow.name}})"})
+    with pytest.raises(UserError, match=f"--{flag.replace('_', '-')}: expected a text without {{{{, by which Argo's"):
+        compile_for(target, chosen, cluster_file.with_name("p.yaml"), str(cluster_file))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("workspace: ./here", "(workspace): expected s3://bucket/prefix, which every pod"),
+        ("dataset: folder\ndownload: {source: ./here}", "(download.source): expected s3://"),
+        ("train: {weights: ./here.safetensors}", "(train.weights): expected s3://"),
+        ("dataset: folder\nsource: http://me:hunter2@here", "(source): expected a URL without a login"),
+        ("clean: {other_class: '{{x}}'}", "(clean.other_class): expected a text without {{"),
+    ],
+)
+def test_what_pods_cannot_take_is_named_with_its_file(text: str, said: str, cluster_file: Path) -> None:
+    config = cluster_file.with_name("mill.yaml")
+    config.write_text(text)
+    with pytest.raises(UserError) as error:
+        compile_for("argo", choose({}, str(config)), cluster_file.with_name("p.yaml"), str(cluster_file))
+    assert str(error.value).startswith(f"{config} {said}") and "hunter2" not in str(error.value)
+
+
+def test_names_and_addresses_are_no_paths(cluster_file: Path) -> None:
+    given = {"dataset": "folder", "source": "https://photos.example/x.zip", "weights": "DEFAULT",
+             "class_list": "s3://bucket/classes.txt"}  # fmt: skip
+    compile_for("argo", choose(given), cluster_file.with_name("p.yaml"), str(cluster_file))
+    assert "https://photos.example/x.zip" in cluster_file.with_name("p.yaml").read_text()
+
+
+@pytest.mark.parametrize("target", ["kfp", "argo"])
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        ({"dataset": "folder", "source": LOGIN}, "source"),
+        ({"dataset": "folder", "source": "https://photos.example/x.zip?signature=hunter2"}, "source"),
+        ({"backgrounds": LOGIN}, "backgrounds"),
+        ({"class_list": "https://me:hunter2@photos.example/classes.txt"}, "class-list"),
+        ({"ray_address": "http://me:hunter2@head:8265"}, "ray-address"),
+        ({"workspace": "s3://me:hunter2@bucket/mill"}, "workspace"),
+    ],
+)
+def test_a_login_among_the_parameters_is_refused(
+    target: str, flags: dict[str, str], name: str, cluster_file: Path
+) -> None:
+    out = cluster_file.with_name("p.yaml")
+    with pytest.raises(UserError, match=f"^--{name}: expected a URL without a login or query") as told:
+        compile_for(target, choose(flags), out, str(cluster_file))
+    assert "hunter2" not in str(told.value) and "s3://" in str(told.value) and not out.exists()
+
+
+@pytest.fixture
+def cluster_file(tmp_path: Path) -> Iterator[Path]:
+    path = tmp_path / "cluster.yaml"
+    path.write_text(yaml.safe_dump({"images": IMAGES, "storage": {"workspace": "s3://here/mill"}}))
+    yield path
+
+
+def test_the_command_compiles_by_the_clusters_file(cluster_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = cluster_file.with_name("training.yaml")
+    words = ["compile", "--target", "kfp", "--cluster", str(cluster_file), "-o", str(output), "--epochs", "3"]
+    assert main(words) == 0 and capsys.readouterr().out == f"wrote {output}\n"
+    found = documents(output)[0]["root"]["inputDefinitions"]["parameters"]
+    assert found["workspace"]["defaultValue"] == "s3://here/mill" and found["epochs"]["defaultValue"] == 3
+
+
+def test_the_command_compiles_for_argo(cluster_file: Path) -> None:
+    output = cluster_file.with_name("argo.yaml")
+    assert main(["compile", "--target", "argo", "--cluster", str(cluster_file), "-o", str(output)]) == 0
+    assert [one["kind"] for one in yaml.safe_load_all(output.read_text())] == ["WorkflowTemplate", "CronWorkflow"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--target", "kfp", "-o", "p.yaml"], "--cluster is not given; `imagemill cluster -o FILE` writes one"),
+        (["--target", "airflow", "-o", "p.yaml"], "--target: expected one of kfp, argo, found 'airflow'"),
+        (["--target", "kfp", "--cluster", "none.yaml", "-o", "p.yaml"], "--cluster: expected a YAML file"),
+        (["--target", "kfp", "--cluster", "FILE", "-o", "p.json"], "-o: expected a file that ends in .yaml"),
+        (["--target", "argo", "--cluster", "FILE", "-o", "no/p.yaml"], "-o: expected a file in a folder that is there"),
+        (["--target", "argo", "--cluster", "FILE", "-o", "p.yaml", "--workspace", "./x"], "workspace: expected s3://"),
+    ],
+)
+def test_what_is_wrong_is_said(
+    words: list[str], message: str, cluster_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(cluster_file.parent)
+    assert main(["compile", *(str(cluster_file) if word == "FILE" else word for word in words)]) == 2
+    assert message in capsys.readouterr().err
+    assert list(cluster_file.parent.iterdir()) == [cluster_file]
+
+
+def test_the_documented_file_is_the_default_cluster(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cluster"]) == 0
+    text = capsys.readouterr().out
+    assert from_values(yaml.safe_load(text)) == Cluster()
+    assert main(["cluster", "-o", str(tmp_path / "c.yaml")]) == 0 and (tmp_path / "c.yaml").read_text() == text
+    assert main(["cluster", "-o", str(tmp_path / "c.yaml")]) == 2  # somebody has filled it in
