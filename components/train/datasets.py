@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from itertools import accumulate
 from typing import Any
@@ -29,7 +30,7 @@ from ..store.labels import MULTI, multi_hot
 from ..store.manifest import Dataset, read_dataset
 from . import order
 from .batches import Batch, batches
-from .shard import Shard, Split
+from .shard import MAPPED, Shard, Split
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 
@@ -87,13 +88,14 @@ class TensorBatches(IterableDataset[Pair]):
 
 class TensorImages(MapDataset[Pair]):
     """Single images (uint8 [C, H, W], channels last in memory; the label int64 [], or uint8 [classes]) of a split of
-    the tensors dataset at `uri`, in stored order. Holds 16 bytes an image, and maps a file when it is first read."""
+    the tensors dataset at `uri`, in stored order. Holds 16 bytes an image, and maps a file when it is first read; of
+    S3 the last `MAPPED`, since a mapped file takes its place on the disk though the cache let it go."""
 
     def __init__(self, uri: str, split: str) -> None:
         self.dataset = _tensors(uri, split)
         self._split = Split.of(self.dataset, split)
         self._ends = list(accumulate(f.rows for f in self._split.files))
-        self._shards: dict[int, Shard] = {}
+        self._shards: OrderedDict[int, Shard] = OrderedDict()
         self._classes = len(self.dataset.manifest.classes) if self.dataset.manifest.task == MULTI else 0
 
     def __len__(self) -> int:
@@ -106,7 +108,10 @@ class TensorImages(MapDataset[Pair]):
             raise IndexError(f"expected an index below {len(self)}, found {index}")
         place = int(np.searchsorted(self._ends, number, side="right"))
         row = number - (self._ends[place - 1] if place else 0)
-        shard = self._shards.get(place) or self._shards.setdefault(place, self._split.open(place))
+        shard = self._shards.pop(place, None) or self._split.open(place)
+        self._shards[place] = shard
+        if uris.is_s3(self.dataset.uri) and len(self._shards) > MAPPED:
+            self._shards.popitem(last=False)
         image = np.empty(self.dataset.manifest.image["shape"], np.uint8)
         shard.copy(row, image)
         label = shard.labels[row]
@@ -115,7 +120,7 @@ class TensorImages(MapDataset[Pair]):
 
     def __getstate__(self) -> dict[str, Any]:
         """Mapped files are not sent to a worker process: it maps its own."""
-        return self.__dict__ | {"_shards": {}}
+        return self.__dict__ | {"_shards": OrderedDict()}
 
 
 def _pair(batch: Batch) -> Pair:

@@ -37,7 +37,9 @@ LAYOUTS = 2**16
 MAPPED = 64
 """Files of 64 MB that a process keeps mapped: up to 28,000 images of 224 pixels no epoch but the first maps any."""
 _mapped_files: OrderedDict[tuple[str, str], MappedShard] = OrderedDict()
-_layouts: dict[tuple[str, str, int, int], tuple[Any, Any]] = {}
+Key = tuple[str, str, int, int]
+"""Of what is known of a file: its sha256, the column of labels, the bytes of a row of raw pixels or 0, the classes."""
+_layouts: dict[Key, tuple[Any, Any]] = {}
 _lock = Lock()
 
 
@@ -145,10 +147,9 @@ class Split:
         return found
 
     def _open(self, uri: str, file: File) -> Shard:
-        image, label = self.dataset.manifest.image, label_column(self.dataset.manifest.task)
+        image, (_, label, width, classes) = self.dataset.manifest.image, self._key(file)
         mapped = _mapped(uri, self._handle(uri, file))
-        width = 0 if image.get("encoding") == JPEG else int(np.prod(image["shape"]))
-        offsets, labels = _layout(uri, mapped, file, label, width, len(self.dataset.manifest.classes))
+        offsets, labels = _layout(uri, mapped, file, label, width, classes)
         if offsets is not None:
             with suppress(OSError, ValueError):
                 mapped.madvise(mmap.MADV_WILLNEED)
@@ -159,8 +160,19 @@ class Split:
         return TableShard(column.combine_chunks(), labels, "RGB" if image["shape"][2] == 3 else "GRAY", uri)
 
     def labels(self) -> list[npt.NDArray[np.int64]]:
-        """int64 [rows] of each file, of images with one label each."""
-        return [self.open(index).labels for index in range(len(self.files))]
+        """int64 [rows] of each file, of images with one label each. A file is opened for them once by a process: those
+        of S3 may have left the cache by the next epoch."""
+        found = []
+        for index, file in enumerate(self.files):
+            with _lock:
+                known = _layouts.get(self._key(file))
+            found.append(known[1] if known else self.open(index).labels)
+        return found
+
+    def _key(self, file: File) -> Key:
+        manifest = self.dataset.manifest
+        width = 0 if manifest.image.get("encoding") == JPEG else int(np.prod(manifest.image["shape"]))
+        return file.sha256, label_column(manifest.task), width, len(manifest.classes)
 
     def _handle(self, uri: str, file: File) -> int:
         if self.cache is not None and uris.is_s3(uri):

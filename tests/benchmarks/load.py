@@ -267,6 +267,8 @@ def main() -> None:
     parser.add_argument("--json", default="", help="write the rows to this file, too")
     options = parser.parse_args()
     names = available([name for name in options.cells if CELLS[name].group in options.groups], options)
+    if options.folder:
+        Path(options.folder).mkdir(parents=True, exist_ok=True)
     folder = Path(options.sets or tempfile.mkdtemp(prefix="bench-load-", dir=options.folder or None))
     folder.mkdir(parents=True, exist_ok=True)
     try:

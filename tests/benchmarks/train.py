@@ -185,6 +185,8 @@ def main() -> None:
         options.device = "cuda" if torch.cuda.is_available() else "cpu"
     options.networks = options.networks or list(NETWORKS[options.device])
     options.train_images = options.train_images or (16_384 if options.device == "cuda" else 256)
+    if options.folder:
+        Path(options.folder).mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="bench-train-", dir=options.folder or None))
     try:
         rows = benchmark(options, folder)

@@ -52,7 +52,10 @@ def test_a_dataset_by_its_uri(there: Dataset, monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     dataset = loader.TensorBatches(there.uri, "train", 50)
     assert sorted(label for _, labels in dataset for label in labels.tolist()) == list(range(300))
-    assert len(loader.TensorImages(there.uri, "train")) == 300
+    single = loader.TensorImages(there.uri, "train")
+    monkeypatch.setattr("imagemill.components.train.datasets.MAPPED", 3)
+    assert sorted(int(single[n][1]) for n in range(len(single))) == list(range(300))
+    assert len(single._shards) == 3, "what is mapped has its place on the disk"
     assert next(tmp_path.glob("imagemill-cache-*")).stat().st_mode & 0o777 == 0o700
 
 

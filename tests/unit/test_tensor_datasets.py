@@ -22,6 +22,7 @@ from imagemill.components.train import buffers, loader, shard
 from imagemill.components.train.buffers import Buffers
 from imagemill.components.train.cache import ShardCache
 from imagemill.components.train.loader import Batch, batches
+from imagemill.components.train.shard import Split
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +184,15 @@ def test_an_error_of_the_work_comes_out(hundred: Dataset) -> None:
     assert [next(found) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(ValueError, match="broken"):
         next(found)
+
+
+def test_labels_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of S3 may have left the cache by the next epoch."""
+    split = Split.of(numbered(tmp_path, rows=30, group=5, files=3), "train")
+    first = split.labels()
+    monkeypatch.setattr(Split, "open", lambda *_: pytest.fail("opened for its labels"))
+    assert [part.tolist() for part in split.labels()] == [part.tolist() for part in first]
+    assert sorted(np.concatenate(first).tolist()) == list(range(30))
 
 
 def test_balanced_sampling_shows_rare_classes_more_often(tmp_path: Path) -> None:
