@@ -62,3 +62,9 @@ def png_chunk(kind: bytes, body: bytes) -> bytes:
 
 def png_header(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+
+
+def jpeg_header(width: int, height: int) -> bytes:
+    data = simplejpeg.encode_jpeg(np.zeros((8, 8, 3), np.uint8))
+    start = data.index(b"\xff\xc0") + 5
+    return data[:start] + struct.pack(">HH", height, width) + data[start + 4 :]

@@ -12,7 +12,7 @@ import zlib
 import numpy as np
 import pytest
 import simplejpeg
-from encoded import HEIGHT, WIDTH, picture, png_chunk, png_header, reason, saved, with_orientation
+from encoded import HEIGHT, WIDTH, jpeg_header, picture, png_chunk, png_header, reason, saved, with_orientation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -34,12 +34,6 @@ def bmp_header(width: int, height: int) -> bytes:
         + struct.pack("<IHHI", 54, 0, 0, 54)
         + struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, 0, 0, 0, 0, 0, 0)
     )
-
-
-def jpeg_header(width: int, height: int) -> bytes:
-    data = simplejpeg.encode_jpeg(np.zeros((8, 8, 3), np.uint8))
-    start = data.index(b"\xff\xc0") + 5
-    return data[:start] + struct.pack(">HH", height, width) + data[start + 4 :]
 
 
 def webp_header(width: int, height: int) -> bytes:

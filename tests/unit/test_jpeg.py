@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import simplejpeg
+from encoded import jpeg_header, picture, saved, with_orientation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
-from test_images import jpeg_header, picture, saved, with_orientation
 
 from imagemill.components.store import images
 from imagemill.components.store.choices import Limits

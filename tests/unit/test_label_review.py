@@ -12,9 +12,10 @@ import mislabelled
 import numpy as np
 import photos
 import pytest
-import test_report
+import reported
 from chain import evaluated, one_core, resized, trained
 from cleaned import Row, draft
+from html_page import Page
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -289,19 +290,19 @@ def test_where_the_classifiers_guess_no_image_is_listed(tmp_path: Path, monkeypa
 
 
 def test_the_page_shows_suspects_and_escapes_their_names(tmp_path: Path) -> None:
-    made = test_report.Mill(Workspace.open(str(tmp_path / "ws")), ["cat", "dog"])
+    made = reported.Mill(Workspace.open(str(tmp_path / "ws")), ["cat", "dog"])
     clean = made.clean()
-    model = test_report.trained(made.workspace, clean)
-    evaluation = test_report.evaluated(made.workspace, model, clean, made.predictions(clean))
-    facts = report.gather(made.workspace, "r", evaluation, test_report.FIRST, None)
+    model = reported.trained(made.workspace, clean)
+    evaluation = reported.evaluated(made.workspace, model, clean, made.predictions(clean))
+    facts = report.gather(made.workspace, "r", evaluation, reported.FIRST, None)
     assert facts["suspects"] is None and "Labels to look at" not in report.render(facts), "of an evaluation without"
-    hostile = suspects.Suspect(test_report.HOSTILE, "cat", "dog", "98% against 1%", Picture("x", why="not looked up"))
+    hostile = suspects.Suspect(reported.HOSTILE, "cat", "dog", "98% against 1%", Picture("x", why="not looked up"))
     shown = {"images": 90, "total": 1, "why": "", "losses": [hostile], "rows": [hostile]}
-    listed = ["image_id,label,suggested", f"{test_report.HOSTILE},cat,dog"]
-    page = test_report.Page(report.render(facts | {"suspects": shown | {"listed": listed}}))
+    listed = ["image_id,label,suggested", f"{reported.HOSTILE},cat,dog"]
+    page = Page(report.render(facts | {"suspects": shown | {"listed": listed}}))
     assert "1 training image of 90 looks mislabelled" in page.text and "98% against 1%" in page.text
     assert listed[1] in page.text and not [tag for tag, _ in page.tags if tag == "script"]
-    page = test_report.Page(report.render(facts | {"suspects": shown | {"rows": [], "total": 0, "listed": []}}))
+    page = Page(report.render(facts | {"suspects": shown | {"rows": [], "total": 0, "listed": []}}))
     assert "None of 90 training images looks mislabelled" in page.text
 
 
