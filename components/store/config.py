@@ -112,7 +112,8 @@ class StepConfig:
         for key, value in values.items():
             if key not in types:
                 raise wrong(f"{where}{key}", f"one of {', '.join(sorted(types))}", key)
-            known[key] = convert(f"{where}{key}", value, types[key])
+            shown = f"{where}{key.replace('_', '-')}" if where else key  # a flag, or the name of the parameter
+            known[key] = convert(shown, value, types[key])
         config = cls(**known)
         config.check()
         return config

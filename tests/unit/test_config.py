@@ -89,6 +89,7 @@ def test_a_config_from_values() -> None:
     [
         ({"epoch": 3}, "--epoch: expected one of .*epochs.*, found 'epoch'"),
         ({"epochs": -1}, "^epochs: expected a number of at least 1, found -1"),
+        ({"learning_rate": "fast"}, "^--learning-rate: expected a number, found 'fast'"),
         ({"epochs": 100_001}, "^epochs: expected a number of at most 100000"),
         ({"crop_scale": 1.01}, "^crop_scale: expected a number of at most 1,"),
         ({"device": "tpu"}, "^device: expected one of auto, cpu, cuda, found 'tpu'"),
