@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from ..components.store.errors import wrong
 from .cluster import Cluster, from_file, shared
 from .parameters import Chosen
 from .paths import refuse_paths
+
+LONGEST = 100_000
+"""Linux takes 128 KiB for one word of a command line."""
 
 
 def cluster_of(file: str) -> Cluster:
@@ -30,10 +34,13 @@ def with_workspace(chosen: Chosen, cluster: Cluster) -> Chosen:
 
 
 def refuse_what_pods_cannot_take(chosen: Chosen) -> None:
-    """UserError for a login, a path of this machine or a variable of Argo's among the parameters."""
+    """UserError for a login, a path of this machine or a variable of Argo's among the parameters, and for too much."""
     refuse_logins(chosen)
     refuse_paths(chosen)
     refuse_variables(chosen)
+    # KFP hands all of them to a pod in one word of its command line, in which they are quoted a second time.
+    if (length := len(json.dumps(json.dumps(chosen.arguments())))) > LONGEST:
+        raise wrong("config", f"parameters of {LONGEST:,} characters at most, for a pod's command line", f"{length:,}")
 
 
 def refuse_variables(chosen: Chosen) -> None:

@@ -46,6 +46,15 @@ def test_what_argo_would_take_for_a_variable_is_refused(target: str, flag: str, 
         compile_for(target, chosen, cluster_file.with_name("p.yaml"), str(cluster_file))
 
 
+@pytest.mark.parametrize("target", ["kfp", "argo"])
+def test_more_than_a_command_line_takes_is_refused(target: str, cluster_file: Path) -> None:
+    out = cluster_file.with_name("p.yaml")
+    with pytest.raises(UserError, match="config: expected parameters of 100,000 characters at most"):
+        compile_for(target, choose({"other_class": "x" * 100_000}), out, str(cluster_file))
+    compile_for(target, choose({"other_class": "x" * 90_000}), out, str(cluster_file))
+    assert "x" * 90_000 in out.read_text()
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
