@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -48,7 +48,8 @@ def publish_history(uri: str, rows: Sequence[Row]) -> File:
 class Events:
     """TensorBoard's event file of one try, below a folder or an s3 prefix. Steps count updates of the optimizer.
 
-    On disk it is written as it comes; on S3 the whole file is put there by `publish`, after each epoch.
+    On disk it is written as it comes; on S3 the whole file is put there by `publish`, after each epoch. What can't be
+    written is never a reason for a training to fail: it is said, and after an error of the file no more is written.
     """
 
     def __init__(self, uri: str, step: int) -> None:
@@ -60,6 +61,7 @@ class Events:
             uri,
             None if not uris.is_s3(uri) else TemporaryDirectory(prefix="imagemill-events-"),
         )
+        self._failed = False
         self._folder = Path(self._temporary.name if self._temporary else uri)
         with disk_errors(str(self._folder)):
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -67,7 +69,7 @@ class Events:
             self._writer = EventFileWriter(str(self._folder), flush_secs=10)
             self._file = next(path for path in self._folder.iterdir() if path not in before)
         start = Event(wall_time=time.time(), step=step, session_log=SessionLog(status=SessionLog.START))
-        self._writer.add_event(start)
+        self._try(lambda: self._writer.add_event(start))
 
     def add(self, step: int, row: Row) -> None:
         """Those numbers of a row that have a name in TensorBoard."""
@@ -75,22 +77,37 @@ class Events:
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         values = [Summary.Value(tag=TAGS[name], simple_value=float(row[name])) for name in TAGS if name in row]
-        self._writer.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+        event = Event(wall_time=time.time(), step=step, summary=Summary(value=values))
+        self._try(lambda: self._writer.add_event(event))
 
     def publish(self) -> None:
-        """To be seen by others: flushed, and on S3 uploaded. Never a reason for a training to fail."""
-        try:
-            self._writer.flush()
-            if self._temporary:
-                target = uris.join(self._uri, self._file.name)
+        """To be seen by others: flushed, and on S3 uploaded."""
+        self._try(self._writer.flush)
+        if self._temporary and not self._failed:
+            target = uris.join(self._uri, self._file.name)
+            try:
                 store_for(target).put(target, self._file.read_bytes())
-        except (MillError, OSError) as error:
-            say("train", f"warning: the TensorBoard events could not be written: {error}")
+            except (MillError, OSError) as error:  # the next epoch tries again, with the whole file
+                _warn(error)
 
     def close(self) -> None:
-        self._writer.close()
+        self._try(self._writer.close)
         if self._temporary:
             self._temporary.cleanup()
+
+    def _try(self, write: Callable[[], Any]) -> None:
+        """The writer has a thread, whose error comes with whatever is asked of it later, and for good."""
+        if self._failed:
+            return
+        try:
+            write()
+        except OSError as error:
+            self._failed = True
+            _warn(error)
+
+
+def _warn(error: Exception) -> None:
+    say("train", f"warning: the TensorBoard events could not be written: {error}")
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import time
 from pathlib import Path
@@ -67,6 +68,23 @@ def test_what_a_killed_try_wrote_after_its_checkpoint_is_void(tmp_path: Path) ->
         made.close()
         time.sleep(1.1)  # TensorBoard reads files by their names, which tell the second: another try is never so quick
     assert [step for _, step, _ in read(uri, tmp_path)] == [10, 25]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_full_disk_costs_the_events_and_not_the_training(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The writer's own thread ends with the error, and gives it to whoever writes next."""
+
+    def full(_: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with events(str(tmp_path), 0) as made:
+        assert made is not None
+        made._writer.flush()
+        made._writer._async_writer._writer.write = full
+        for step in range(3):
+            made.add(step, {"train_loss": 1.0})
+            made.publish()
+    assert capfd.readouterr().err.count("warning: the TensorBoard events could not be written: [Errno 28]") == 1
 
 
 def test_no_events_are_asked_for(tmp_path: Path) -> None:
