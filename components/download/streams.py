@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from pathlib import Path
 from typing import Any
 
 from ..store import uri as uris
@@ -86,7 +87,8 @@ def read_small(uri: str, field: str, limit: int = 512 * 2**20) -> bytes:
     absolute = uris.normalize(uri, field)
     entry = store_for(absolute).stat(absolute)
     if entry is None:
-        raise wrong(field, "a file that is there", uri)
+        folder = " (a folder)" if not uris.is_s3(absolute) and Path(absolute).is_dir() else ""
+        raise UserError(f"{wrong(field, 'a file that is there', uri)}{folder}")
     if entry.size > limit:
         raise UserError(f"{field}: expected at most {limit:,} bytes, found {entry.size:,} in {uri}")
     return store_for(absolute).read(absolute)

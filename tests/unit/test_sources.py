@@ -368,8 +368,8 @@ def test_a_small_file_is_bounded_and_must_be_there(tmp_path: Path) -> None:
     assert read_small(str(tmp_path / "t.csv"), "source", 5) == b"12345"
     with pytest.raises(UserError, match="at most 4 bytes"):
         read_small(str(tmp_path / "t.csv"), "source", 4)
-    for missing in (tmp_path / "none.csv", tmp_path):
-        with pytest.raises(UserError, match=r"^source: expected a file that is there"):
+    for missing, said in ((tmp_path / "none.csv", "none.csv'$"), (tmp_path, r"' \(a folder\)$")):
+        with pytest.raises(UserError, match=rf"^source: expected a file that is there, found .*{said}"):
             read_small(str(missing), "source")
 
 
