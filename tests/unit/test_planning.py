@@ -127,7 +127,7 @@ def test_a_rerun_is_needed_whatever_is_there(clean: Dataset, tmp_path: Path) -> 
         (["--clean=/nowhere"], "clean: expected a clean dataset"),
         (['--config={"resize": {"ray_address": "http://ray:8265"}}'], "ray_address: expected none"),
         (['--cluster={"nosuch": 1}'], "cluster (nosuch): expected one of"),
-        (["--image-size=many"], "image_size: expected a whole number"),
+        (["--image-size=many"], "--image-size: expected a whole number"),
         (['--config={"resize": {"image_size": 3}}', "--image-size=4"], "config.resize: expected"),
         (['--config={"resize": {"nosuch": 3}}'], "nosuch"),
     ],
