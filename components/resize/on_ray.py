@@ -21,6 +21,7 @@ from ..store import uri as uris
 from ..store.errors import MillError, TransientError, UserError
 from ..store.parallel import cores
 from ..store.progress import say
+from . import remains
 from .config import VERSION
 from .reach import check_address, knock, nobody, not_joined, said_address, use_token
 
@@ -98,6 +99,8 @@ def ray_session(address: str, workers: int, witness: str = "", gpus: int = 0) ->
     session = _join(address) if address else _start(workers, gpus)
     import ray
 
+    # Looked up now and at the end: on SIGTERM Ray ends its raylet first, and then nobody knows whose its agents are.
+    mine = remains.started_for(session) if session else []
     try:
         cluster = Cluster(address, witness if address and not uris.scheme(witness) else "")
         cluster.count()
@@ -107,10 +110,20 @@ def ray_session(address: str, workers: int, witness: str = "", gpus: int = 0) ->
         yield cluster
     except ConnectionError as error:  # of Ray Client, when the head is gone
         raise nobody(address, str(error).partition("\n")[0]) from None
+    except SystemExit:  # Ray's answer to SIGTERM, after which its own shutdown may not come to an end
+        _clear(session, mine)
+        raise
     finally:
+        mine += remains.started_for(session) if session else []
         ray.shutdown()
-        if session:  # logs and sockets of a Ray that is no more
-            shutil.rmtree(session, ignore_errors=True)
+        _clear(session, mine)
+
+
+def _clear(session: str, processes: list[remains.Process]) -> None:
+    """Whatever is left of a Ray that is no more: its processes, logs and sockets."""
+    remains.end(processes)
+    if session:
+        shutil.rmtree(session, ignore_errors=True)
 
 
 _QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
