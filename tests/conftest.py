@@ -9,6 +9,7 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,10 @@ LONGEST = ("test_demo_run", "test_s3", "test_kill", "test_growth", "test_race", 
 settings.register_profile("new", deadline=None)
 settings.register_profile("same", deadline=None, derandomize=True, database=None)
 settings.load_profile("new")
+
+# A shell starts what goes to the background with Ctrl-C ignored, which children inherit: tests press it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(trylast=True)
