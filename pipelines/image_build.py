@@ -28,6 +28,8 @@ ALL = "all"
 """A target that builds the three in one go."""
 INPUTS = "io.imagemill.inputs"
 """The label that says what an image was made from: the hash of all of it."""
+CODE = "io.imagemill.code"
+"""The label that says which code an image runs."""
 DOCKERFILE = "docker/Dockerfile"
 _ALWAYS = (DOCKERFILE, f"{DOCKERFILE}.dockerignore", "docker/fetch", "docker/install", "docker/locks.py",
            "docker/sbom.py", "docker/build.lock", "docker/cpu.lock", "pyproject.toml", "README.md")  # fmt: skip
@@ -90,6 +92,18 @@ def inputs(recipe: Recipe, target: str) -> str:
         digest.update(content)
     for name, value in sorted(recipe.arguments(target).items()):
         digest.update(f"{name}={value}\0".encode())
+    return digest.hexdigest()[:16]
+
+
+def code(root: Path) -> str:
+    """The hash of the program's own modules, in 16 hex digits: `root` is a checkout, or the package where it is
+    installed."""
+    digest = hashlib.sha256()
+    for folder in _FOLDERS:
+        for path in sorted((root / folder).rglob("*.py"), key=lambda one: one.as_posix()):
+            content = path.read_bytes()
+            digest.update(f"{path.relative_to(root).as_posix()}\0{len(content)}\0".encode())
+            digest.update(content)
     return digest.hexdigest()[:16]
 
 

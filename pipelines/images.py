@@ -21,7 +21,20 @@ from ..components.store.manifest import code_version
 from ..components.store.progress import say, size
 from . import image_pins
 from .docker_client import answering, connected
-from .image_build import ALL, INPUTS, TARGETS, Recipe, build, command, find_cli, find_root, inputs, pip_secrets
+from .image_build import (
+    ALL,
+    CODE,
+    INPUTS,
+    TARGETS,
+    Recipe,
+    build,
+    code,
+    command,
+    find_cli,
+    find_root,
+    inputs,
+    pip_secrets,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -160,8 +173,9 @@ def make(client: DockerClient, recipe: Recipe, target: str, name: str) -> Built:
         say("images", f"{target}: there already ({size(image.attrs['Size'])}): {name}")
         return Built(target, name, int(image.attrs["Size"]), state="cached")
     say("images", f"{target}: building {name}")
+    given = labels(recipe.root) | {INPUTS: wanted, CODE: code(recipe.root)}
     with pip_secrets(recipe) as secrets:
-        build(command(find_cli(), recipe, target, name, labels(recipe.root) | {INPUTS: wanted}, secrets), target)
+        build(command(find_cli(), recipe, target, name, given, secrets), target)
     image = client.images.get(name)
     say("images", f"{target}: built ({size(image.attrs['Size'])}): {name}")
     return Built(target, name, int(image.attrs["Size"]))

@@ -20,6 +20,7 @@ from typing import Any
 
 from ..components.store.config import STEPS
 from ..components.store.errors import EXIT_TRANSIENT, UserError
+from ..components.store.progress import say
 from ..components.store.workspace import Workspace
 from .cluster import LABELS, RUN_LABEL, SCRATCH, Cluster
 from .docker_client import answering, connected
@@ -34,6 +35,7 @@ from .docker_environment import (
 )
 from .docker_mounts import Seen, seen_by
 from .docker_user import User, make_run_folder, make_writable, options, user_of
+from .image_build import CODE, code
 from .parameters import Chosen
 
 FLAG = "--runner docker"
@@ -69,6 +71,7 @@ def connect(cluster: Cluster) -> Engine:
         found = {image: _image(client, image) for image in dict.fromkeys(images.values())}
     if missing := [image for image, about in found.items() if about is None]:
         raise _no_image(missing)
+    _warn_of_other_code(found)
     without = (image for image, about in found.items() if about and not (about["Config"] or {}).get("Entrypoint"))
     return Engine(client, info, images, frozenset(without))
 
@@ -81,6 +84,15 @@ def _image(client: Any, image: str) -> dict[str, Any] | None:
     except docker.errors.ImageNotFound:
         return None
     return found
+
+
+def _warn_of_other_code(images: Mapping[str, Any]) -> None:
+    """Images are named by version: after a change of the code the older ones are still there under their names."""
+    here = code(Path(__file__).resolve().parents[1])
+    labels = {image: (about["Config"] or {}).get("Labels") or {} for image, about in images.items()}
+    if other := [image for image, of in labels.items() if of.get(CODE, here) != here]:
+        say("docker", f"{', '.join(other)}: made from other code than this command's; the steps run the images' "
+            "(anew: imagemill images build --no-push)")  # fmt: skip
 
 
 def _no_image(images: Sequence[str]) -> UserError:

@@ -17,9 +17,10 @@ from urllib.parse import parse_qs
 
 @dataclass
 class Engine:
-    """What it has (`images`, by name), and what fails: requests whose path `fails` matches, by a reset or a status."""
+    """What it has (`images`, by name, all with `labels`), and what fails: requests whose path `fails` matches, by a reset or a status."""
 
     images: set[str] = field(default_factory=set)
+    labels: dict[str, str] = field(default_factory=dict)
     fails: str = ""
     broken: str = ""
     """Requests whose answer breaks off."""
@@ -53,7 +54,12 @@ class Engine:
             }
         image = path.partition("/images/")[2].removesuffix("/json").replace("%3A", ":")
         if image in self.images:
-            return 200, {"Id": "sha256:0", "Config": {"Entrypoint": None}, "Size": 1, "RepoTags": [image]}
+            return 200, {
+                "Id": "sha256:0",
+                "Config": {"Entrypoint": None, "Labels": self.labels},
+                "Size": 1,
+                "RepoTags": [image],
+            }
         return 404, {"message": f"No such image: {image}"}
 
     def _listed(self, query: dict[str, list[str]]) -> list[dict[str, Any]]:

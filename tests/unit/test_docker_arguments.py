@@ -20,6 +20,7 @@ from imagemill.components.store.workspace import Workspace
 from imagemill.pipelines import docker_environment, docker_mounts, docker_user, in_docker
 from imagemill.pipelines.cluster import Cluster, from_values
 from imagemill.pipelines.docker_mounts import Seen
+from imagemill.pipelines.image_build import CODE, code
 from imagemill.pipelines.parameters import choose
 
 ROOT = {"SecurityOptions": ["name=seccomp,profile=default"], "MemTotal": 8 * 2**30, "Runtimes": {"runc": {}}}
@@ -284,6 +285,20 @@ def test_missing_images_are_named_with_the_command_that_makes_them(engine: docke
     found = in_docker.connect(cluster)
     assert found.images["resize"] == "imagemill-ray:1" and found.images["evaluate"] == "imagemill-gpu:1"
     assert "imagemill-ray:1" in found.without_init
+
+
+def test_images_made_from_other_code_are_told(engine: docker_api.Engine, capsys: pytest.CaptureFixture[str]) -> None:
+    names = {t: f"imagemill-{t}:1" for t in ("cpu", "ray", "gpu")}
+    engine.images.update(names.values())
+    cluster = from_values({"images": names | {"tags_allowed": True}})
+    for label, told in (
+        ({}, False),
+        ({CODE: code(Path(in_docker.__file__).parents[1])}, False),
+        ({CODE: "0" * 16}, True),
+    ):
+        engine.labels = label
+        in_docker.connect(cluster)
+        assert ("imagemill-ray:1" in capsys.readouterr().err) == told
 
 
 def test_images_by_digest_are_pulled(engine: docker_api.Engine) -> None:

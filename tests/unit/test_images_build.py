@@ -13,7 +13,17 @@ import pytest
 
 from imagemill.components.store.errors import MillError, UserError
 from imagemill.pipelines import image_build
-from imagemill.pipelines.image_build import Recipe, build, command, find_cli, find_root, follow, inputs, pip_secrets
+from imagemill.pipelines.image_build import (
+    Recipe,
+    build,
+    code,
+    command,
+    find_cli,
+    find_root,
+    follow,
+    inputs,
+    pip_secrets,
+)
 
 
 @pytest.fixture
@@ -53,6 +63,16 @@ def test_what_no_image_is_made_from_does_not(checkout: Path) -> None:
         (checkout / name).write_text("new")
     os.utime(checkout / "components/a.py", (1, 1))
     assert inputs(Recipe(checkout), "cpu") == before
+
+
+def test_the_code_is_that_of_the_modules_alone(checkout: Path) -> None:
+    before = code(checkout)
+    for name in ("docker/cpu.lock", "components/__pycache__/a.pyc", "pipelines/b/page.html"):
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        (checkout / name).write_text("new")
+    assert code(checkout) == before and len(before) == 16
+    (checkout / "pipelines/b/c.py").write_text("new")
+    assert code(checkout) != before
 
 
 def test_each_target_has_its_own_inputs(checkout: Path) -> None:
