@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..store.errors import DatasetError
+from ..store.errors import DatasetError, wrong
 from ..store.filesystem import disk_errors, store_for
 from ..store.manifest import File
 
@@ -40,10 +40,13 @@ class ShardCache:
     @classmethod
     def at(cls, folder: str = "", most: int = 0) -> ShardCache:
         """The cache in `folder` (default: the user's own below the system's temporary folder), which is made; `most`
-        bytes (default: 20 GB, or half of what is free there)."""
+        bytes (default: 20 GB, or half of what is free there). UserError where somebody else has put the default there,
+        who could change what was checked."""
         place = Path(folder) if folder else Path(tempfile.gettempdir()) / f"imagemill-cache-{os.getuid()}"
         with disk_errors(str(place)):
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not folder and place.lstat().st_uid != os.getuid():
+                raise wrong("cache_dir", "a folder of your own", f"{place}, which is another user's")
             free = shutil.disk_usage(place).free
         held = sum(size for _, size, _ in _entries(place))
         return cls(place, most or min(USUAL_BYTES, int(SHARE_OF_FREE * (free + held))))

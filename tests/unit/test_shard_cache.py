@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from imagemill.components.store.errors import DatasetError, TransientError
+from imagemill.components.store.errors import DatasetError, TransientError, UserError
 from imagemill.components.store.manifest import File
 from imagemill.components.train.cache import ShardCache
 
@@ -108,6 +108,16 @@ def test_a_copy_whose_name_goes_at_once_is_read_all_the_same(
     monkeypatch.setattr(os, "open", opened)
     assert read(other, uri, file) == b"a" * 100
     assert len(taken) == 1
+
+
+def test_the_usual_folder_is_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    mine = ShardCache.at().folder
+    assert mine == tmp_path / f"imagemill-cache-{os.getuid()}" and mine.stat().st_mode & 0o777 == 0o700
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    with pytest.raises(UserError, match=r"cache_dir: expected a folder of your own, found .*-12345, which is another"):
+        ShardCache.at()
+    assert ShardCache.at(str(mine)).folder == mine
 
 
 def test_a_folder_that_is_cleared_away_is_made_again(cache: ShardCache, tmp_path: Path) -> None:
