@@ -17,7 +17,8 @@ from urllib.parse import parse_qs
 
 @dataclass
 class Engine:
-    """What it has (`images`, by name, all with `labels`), and what fails: requests whose path `fails` matches, by a reset or a status."""
+    """What it has (`images`, by name, all with `labels`), and what fails: requests whose path `fails` matches, by a
+    reset or a status."""
 
     images: set[str] = field(default_factory=set)
     labels: dict[str, str] = field(default_factory=dict)
