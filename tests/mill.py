@@ -69,7 +69,7 @@ def start(
     )  # fmt: skip
 
 
-def finish(process: subprocess.Popen[str], started: float, timeout: float = 180) -> Result:
+def finish(process: subprocess.Popen[str], started: float, timeout: float = 420) -> Result:
     """Wait for a started command; its whole group is killed when it takes too long."""
     before = _worked()
     try:
@@ -86,7 +86,7 @@ def _worked() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def run(*arguments: str, env: Mapping[str, str] | None = None, cwd: Path | None = None, timeout: float = 180) -> Result:
+def run(*arguments: str, env: Mapping[str, str] | None = None, cwd: Path | None = None, timeout: float = 420) -> Result:
     started = time.monotonic()
     return finish(start(arguments, env, cwd), started, timeout)
 
@@ -153,7 +153,7 @@ def _processes() -> Iterator[tuple[int, str, list[bytes]]]:
             yield int(entry.name), line, environment
 
 
-def wait_until(condition: Callable[[], bool], what: str, timeout: float = 60, every: float = 0.02) -> None:
+def wait_until(condition: Callable[[], bool], what: str, timeout: float = 120, every: float = 0.02) -> None:
     """Poll; AssertionError when it doesn't come true in `timeout` seconds."""
     give_up = time.monotonic() + timeout
     while not condition():

@@ -110,7 +110,7 @@ class RayCluster:
             assert process.poll() is None, log.read_text()
             return STARTED in log.read_text()
 
-        mill.wait_until(started, "a raylet", 60)
+        mill.wait_until(started, "a raylet", 180)
         return node
 
     def _its_environment(self, mark: str) -> dict[str, str]:
@@ -166,12 +166,18 @@ class RayCluster:
 
 
 def free_ports(number: int) -> list[int]:
-    """Ports that were free a moment ago, all different."""
+    """Ports that were free a moment ago, all different; from below those that the kernel gives to outgoing connections,
+    and above those that Ray Client's servers take by themselves (23000 to 23999)."""
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]
+        found: list[int] = []
+        while len(found) < number:
+            port = 24000 + secrets.randbelow(8000)
+            try:
+                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            found.append(port)
+        return found
 
 
 # Work for it

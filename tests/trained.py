@@ -92,7 +92,7 @@ def start(arguments: list[str], **environment: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def finish(process: subprocess.Popen[str], timeout: float = 120) -> tuple[int, str]:
+def finish(process: subprocess.Popen[str], timeout: float = 420) -> tuple[int, str]:
     """(exit code, all that it said)."""
     try:
         _, said = process.communicate(timeout=timeout)

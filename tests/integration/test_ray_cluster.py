@@ -43,7 +43,7 @@ def expected(slow: Slow, tmp_path_factory: pytest.TempPathFactory) -> list[tuple
     return without_ray(slow, tmp_path_factory.mktemp("expected"))
 
 
-def resize(slow: Slow, *more: str, env: Mapping[str, str] | None = None, timeout: float = 120) -> mill.Result:
+def resize(slow: Slow, *more: str, env: Mapping[str, str] | None = None, timeout: float = 300) -> mill.Result:
     started = time.monotonic()
     return mill.finish(start_resize(slow, *more, env=env), started, timeout)
 
@@ -96,7 +96,7 @@ def test_a_signal_stops_the_job(cluster: RayCluster, slow: Slow, tmp_path: Path,
     process = start_resize(copy, "--ray-address", cluster.jobs, "--run", f"stop{number}", env=cluster.login)
     said(process, "[resize] Ray with")
     process.send_signal(number)
-    _, stderr = process.communicate(timeout=20)
+    _, stderr = process.communicate(timeout=120)
     assert "stopping the Ray job imagemill-resize-" in stderr
     if number == signal.SIGTERM:
         assert process.returncode == EXIT_TRANSIENT and "stopped by a signal" in stderr
@@ -105,7 +105,7 @@ def test_a_signal_stops_the_job(cluster: RayCluster, slow: Slow, tmp_path: Path,
     def gone() -> bool:
         return not any(f"--run=stop{number}" in line for line in cluster.lines())
 
-    mill.wait_until(gone, "the end of the job", 20)
+    mill.wait_until(gone, "the end of the job", 120)
     assert not list(copy.workspace.glob("tensors/*/_manifest.json"))
 
 
@@ -268,10 +268,10 @@ def test_a_refused_token_is_known_at_the_door(
 
 @pytest.mark.parametrize("kind", ["jobs", "client"])
 def test_a_refused_token(kind: str, cluster: RayCluster, tmp_path: Path) -> None:
-    """A line, at once: Ray itself takes 30 s to say that nobody answers."""
+    """A line, from its own look at the door: Ray itself takes 30 s to say that nobody answers."""
     env = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
     result = resize(slow_clean(tmp_path, rows=4), "--ray-address", getattr(cluster, kind), env=env)
-    assert result.rc == EXIT_USER and result.seconds < 15
+    assert result.rc == EXIT_USER and result.seconds < 28
     one_error(result, "ray_address", "RAY_AUTH_TOKEN", "one that it refuses")
 
 

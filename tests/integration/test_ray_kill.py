@@ -57,7 +57,7 @@ class Killer(threading.Thread):
 def gone(processes: list[tuple[int, str]]) -> None:
     """All have ended, or soon will have; what has not is told."""
     with contextlib.suppress(AssertionError):
-        mill.wait_until(lambda: not still_there(processes), "their end", 30)
+        mill.wait_until(lambda: not still_there(processes), "their end", 120)
     assert not still_there(processes)
 
 

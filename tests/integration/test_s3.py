@@ -155,20 +155,22 @@ def test_of_many_threads_one_is_first(s3_workspace: str) -> None:
 
 def test_of_many_processes_one_is_first(s3_workspace: str) -> None:
     script = (
-        "import sys; from imagemill.components.store.s3 import S3Store; store = S3Store(); sys.stdin.readline()\n"
-        "print([n for n in range(20) if store.put_if_absent(f'{sys.argv[1]}/{n}', sys.argv[2].encode())])"
+        "import sys; from imagemill.components.store.s3 import S3Store; store = S3Store(); print(flush=True)\n"
+        "sys.stdin.readline(); place, me = sys.argv[1], sys.argv[2].encode()\n"
+        "print([n for n in range(20) if store.put_if_absent(f'{place}/{n}', me)])"
     )
     command = [sys.executable, "-c", script, s3_workspace]
     racers = [
         subprocess.Popen([*command, str(racer)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for racer in range(4)
     ]
-    time.sleep(1)  # all have their client, so that they start together
+    for racer in racers:  # all have their client, so that they start together
+        assert racer.stdout and racer.stdout.readline() == "\n"
     for racer in racers:
         assert racer.stdin
         racer.stdin.write("go\n")
         racer.stdin.flush()
-    won = [eval(racer.communicate(timeout=30)[0]) for racer in racers]
+    won = [eval(racer.communicate(timeout=120)[0]) for racer in racers]
     assert sorted(number for mine in won for number in mine) == list(range(20))
     store = S3Store()
     for racer, mine in enumerate(won):
@@ -274,7 +276,7 @@ def test_nobody_answers(s3_workspace: str) -> None:
         assert "the store does not answer" in result.error and "Traceback" not in result.stderr
         assert result.json["exit_code"] == 75
         assert "trying again for" in result.stderr
-        assert result.seconds < limit + 3
+        assert result.seconds < limit + 20  # the command's own start, on a busy machine
 
 
 # The pipeline

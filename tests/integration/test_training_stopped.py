@@ -59,12 +59,12 @@ def undisturbed(folder: Path, **values: Any) -> Dataset:
     return model_of(folder)
 
 
-def started(folder: Path, arguments: list[str]) -> subprocess.Popen[str]:
-    """The command, when it is about to take its first step of this try."""
+def started(folder: Path, arguments: list[str], text: str = "augmentation:") -> subprocess.Popen[str]:
+    """The command, when it has said so: that it is about to take its first step of this try, or has ended an epoch."""
     process = start(arguments)
     assert process.stderr
     for line in process.stderr:
-        if "augmentation:" in line:
+        if text in line:
             return process
     raise AssertionError(f"ended with {process.wait()} before it trained")
 
@@ -80,10 +80,10 @@ def test_stopped_trainings_end_with_the_model_of_an_undisturbed_one(tmp_path: Pa
     expected = undisturbed(tmp_path / "whole", **ALL, epochs=8)
     tensors, weights = prepared(tmp_path / "stopped")
     arguments = command(tensors, weights=weights, **ALL, epochs=8)
-    code, said = stop(started(tmp_path, arguments), 0.7, signal.SIGTERM)
+    code, said = stop(started(tmp_path, arguments, "epoch 1/8"), 0.1, signal.SIGTERM)
     assert code == 75 and "[train] error: stopped by SIGTERM after" in said
     assert not list((tmp_path / "stopped" / "model").glob("*/_manifest.json"))
-    code, said = stop(started(tmp_path, arguments), 0.5, signal.SIGKILL)
+    code, said = stop(started(tmp_path, arguments, "going on after"), 0.1, signal.SIGKILL)
     assert code == -signal.SIGKILL
     assert STEP.main(arguments[3:]) == 0
     found = model_of(tmp_path / "stopped")

@@ -31,7 +31,7 @@ def steps() -> Iterator[list[subprocess.Popen[str]]]:
         one.communicate()
 
 
-def started(steps: list[subprocess.Popen[str]], pipe: Path, kernel: str, work_s: float = 30) -> subprocess.Popen[str]:
+def started(steps: list[subprocess.Popen[str]], pipe: Path, kernel: str, work_s: float = 600) -> subprocess.Popen[str]:
     steps.append(subprocess.Popen(
         [sys.executable, "-c", f"{STEP}time.sleep({work_s})"], stdout=subprocess.PIPE, text=True,
         env=os.environ | {RUNNER_PIPE: str(pipe), RUNNER_BOOT: kernel},
@@ -46,16 +46,16 @@ def test_it_goes_on_while_the_runner_lives_and_ends_with_it(pipe: Path, steps: l
     with pytest.raises(subprocess.TimeoutExpired):
         step.wait(0.3)
     os.close(held)
-    assert step.wait(10) == EXIT_TRANSIENT
+    assert step.wait(60) == EXIT_TRANSIENT
 
 
 def test_a_runner_that_was_killed_before_is_not_waited_for(pipe: Path, steps: list[subprocess.Popen[str]]) -> None:
-    assert boot() and started(steps, pipe, boot()).wait(10) == EXIT_TRANSIENT
+    assert boot() and started(steps, pipe, boot()).wait(60) == EXIT_TRANSIENT
 
 
 def test_a_pipe_of_another_kernels_or_none_tells_nothing(
     pipe: Path, steps: list[subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     """Docker in a virtual machine shows the pipe's name, and nobody who holds it."""
-    assert started(steps, pipe, "of another machine", work_s=0.3).wait(10) == 0
-    assert started(steps, tmp_path / "none", boot(), work_s=0.3).wait(10) == 0
+    assert started(steps, pipe, "of another machine", work_s=0.3).wait(60) == 0
+    assert started(steps, tmp_path / "none", boot(), work_s=0.3).wait(60) == 0
