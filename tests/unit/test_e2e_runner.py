@@ -104,7 +104,7 @@ def check_all_passes(world: World, *only: str, **options: Any) -> dict[str, dict
 
 
 def test_a_good_cluster_passes(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    world.play.seconds = {"kill-train": {"train": 5.0}, "kill-ray": {"rayjob": 5.0}, "deleted": {"rayjob": 5.0}}
+    world.play.seconds = {"kill-train": {"train": 60.0}, "kill-ray": {"rayjob": 60.0}, "deleted": {"rayjob": 60.0}}
     kinds = ("nothing-left", "cached", "cpu-only", "cron", "two-at-once", "wrong-input", "gpu-absent", "deleted",
              "kill-train", "kill-ray-worker")  # fmt: skip
     world.play.seconds |= {"download": 0.03, "clean": 0.03, "evaluate": 0.03, "promote": 0.03}
@@ -190,7 +190,7 @@ def test_a_step_that_fails_is_a_failed_row_with_its_logs(world: World) -> None:
 
 
 def kill_clean(world: World) -> dict[str, Any]:
-    world.play.seconds = {"kill": {"clean": 5.0}}
+    world.play.seconds = {"kill": {"clean": 60.0}}
     return world.run("argo-kill-clean")[1]["argo-kill-clean"]
 
 
@@ -316,9 +316,9 @@ def test_a_mirror_remembers_what_is_gone(world: World) -> None:
     try:
         made = {"metadata": {"name": "short", "labels": {"workflows.argoproj.io/workflow": "w"}}, "spec": {}}
         world.cluster.create("pods", made)
-        mirror.wait(lambda: bool(mirror.now("pods")), "the pod", Deadline(5))
+        mirror.wait(lambda: bool(mirror.now("pods")), "the pod", Deadline(60))
         world.cluster.delete("pods", "short")
-        mirror.wait(lambda: not mirror.now("pods"), "its end", Deadline(5))
+        mirror.wait(lambda: not mirror.now("pods"), "its end", Deadline(60))
         assert [one["metadata"]["name"] for one in mirror.seen("pods")] == ["short"]
         mirror._apply("pods", "MODIFIED", mirror.seen("pods")[0])  # late news of it
         assert mirror.now("pods") == []

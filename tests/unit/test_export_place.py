@@ -175,15 +175,17 @@ def test_ten_files_are_on_their_way_at_a_time(source: Dataset, tmp_path: Path, m
     import threading
     import time
 
-    now, most, lock, put = [0], [0], threading.Lock(), LocalStore.put
+    now, most, changed, put = [0], [0], threading.Condition(), LocalStore.put
 
     def counted(self: LocalStore, uri: str, data: bytes) -> None:
-        with lock:
+        with changed:
             now[0] += 1
             most[0] = max(most[0], now[0])
-        time.sleep(0.01)
+            changed.notify_all()
+            assert changed.wait_for(lambda: most[0] >= 5, 60)
+        time.sleep(0.01)  # for more than ten, were they let in
         put(self, uri, data)
-        with lock:
+        with changed:
             now[0] -= 1
 
     monkeypatch.setattr(LocalStore, "put", counted)
