@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(not SAMPLE.is_dir(), reason="the pets sample (..
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    words = ["run", "--dataset", "pets", "--source", str(SAMPLE), "--image-size", "96", "--epochs", "2", "--json"]
+    words = ["run", "--dataset", "pets", "--source", str(SAMPLE), "--image-size", "64", "--epochs", "1", "--json"]
     words += ["--workspace", str(tmp_path_factory.mktemp("pets"))]
     done = subprocess.run(
         [sys.executable, "-m", "imagemill.pipelines.cli", *words], capture_output=True, text=True, check=False
