@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import permutations
+
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from imagemill.components.evaluate.chance import Chance, Counts, f1_by_chance, recall_by_chance
@@ -27,30 +29,34 @@ def chance_of(truth: Ids, said: Ids, classes: int) -> Chance:
     return found
 
 
-@settings(max_examples=15, deadline=None)
-@given(st.integers(0, 1000), st.integers(4, 40), st.integers(2, 5))
-def test_mean_and_spread_are_those_of_permuted_labels(seed: int, images: int, classes: int) -> None:
+@settings(max_examples=30)
+@given(st.integers(0, 1000), st.integers(2, 5), st.integers(2, 4))
+def test_mean_and_spread_are_those_of_all_permutations_of_the_labels(seed: int, images: int, classes: int) -> None:
     random = np.random.default_rng(seed)
     truth, said = random.integers(0, classes, images), random.integers(0, classes + 1, images)  # one is never there
     counts = Counts(np.bincount(truth, minlength=classes + 1), np.bincount(said, minlength=classes + 1), images)
-    scores = [summary(confusion(random.permutation(truth), said, classes + 1))["balanced_accuracy"] for _ in range(600)]
+    scores = [
+        summary(confusion(truth[list(order)], said, classes + 1))["balanced_accuracy"]
+        for order in permutations(range(images))
+    ]
     mean, spread = recall_by_chance(counts)
-    assert mean == pytest.approx(np.mean(scores), abs=4.5 * spread / 600**0.5 + 1e-9)
-    assert spread == pytest.approx(np.std(scores), rel=0.2, abs=1e-9)
+    assert mean == pytest.approx(np.mean(scores))
+    assert spread == pytest.approx(np.std(scores), abs=1e-7), "a root, of a difference of rounded numbers"
 
 
-@settings(max_examples=10, deadline=None)
-@given(st.integers(0, 1000), st.integers(6, 40))
+@settings(max_examples=20)
+@given(st.integers(0, 1000), st.integers(2, 5))
 def test_of_several_labels_too(seed: int, images: int) -> None:
     random = np.random.default_rng(seed)
     truth, said = (random.random((images, 4)) < random.random(4) for _ in range(2))
     scores = []
-    for _ in range(400):
+    for order in permutations(range(images)):
         counts = LabelCounts(4)
-        counts.add(random.permutation(truth), said, np.zeros(images, np.int64))
+        counts.add(truth[list(order)], said, np.zeros(images, np.int64))
         scores.append(counts.summary()["macro_f1"])
+    assume(truth.any())
     mean, spread = f1_by_chance(Counts(truth.sum(0), said.sum(0), images))
-    assert mean == pytest.approx(np.mean(scores), abs=0.02) and spread >= 0.9 * np.std(scores) - 1e-9
+    assert mean == pytest.approx(np.mean(scores)) and spread >= np.std(scores) - 1e-7
 
 
 def test_a_guess_is_no_better_and_what_looks_is() -> None:
