@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..components.store import uri as uris
-from ..components.store.errors import wrong
+from ..components.store.errors import UserError, wrong
 from .cluster import Cluster, from_file, shared
 from .parameters import Chosen
 from .paths import refuse_paths
@@ -18,8 +18,11 @@ LONGEST = 100_000
 
 def cluster_of(file: str) -> Cluster:
     """The cluster's file, which must name the images; UserError says how it comes to do so."""
-    cluster = from_file(file) if file else Cluster()
-    cluster.require_images(file or "--cluster is not given; `imagemill cluster -o FILE` writes one to begin with")
+    if not file:
+        raise UserError("--cluster: expected the file that says which images, which object store, found none; "
+                        "`imagemill cluster -o FILE` writes one to begin with")  # fmt: skip
+    cluster = from_file(file)
+    cluster.require_images(file)
     return cluster
 
 

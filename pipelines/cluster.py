@@ -292,8 +292,8 @@ class Cluster:
         """Refuse to compile what would run whatever a tag points to, unless tags are allowed."""
         for target in ("cpu", "ray", "gpu"):
             if not getattr(self.images, target) and not self.images.tags_allowed:
-                raise wrong(f"{where} (images.{target})", "an image by its digest; `imagemill images build` makes and "
-                            "names it, images.tags_allowed takes tags", "none")  # fmt: skip
+                raise UserError(f"{where} (images.{target}): expected an image by its digest, found none; `imagemill "
+                                "images build` makes and names it, images.tags_allowed takes tags")  # fmt: skip
 
     def to_json(self) -> str:
         """In one line, to be handed to a pod."""

@@ -72,11 +72,13 @@ class Recipe:
 
 
 def find_root(given: str) -> Path:
-    """The checkout with the Dockerfile: the given one, or that which this package is installed from."""
-    root = Path(given).absolute() if given else Path(__file__).resolve().parents[1]
-    if not (root / DOCKERFILE).is_file():
-        raise wrong("--source", f"a checkout of imagemill, with {DOCKERFILE}", str(root))
-    return root
+    """The checkout with the Dockerfile: the given one, that which this package is installed from, or where the command
+    is called."""
+    places = [Path(given).absolute()] if given else [Path(__file__).resolve().parents[1], Path.cwd()]
+    for root in places:
+        if all((root / part).exists() for part in (DOCKERFILE, "pyproject.toml", *_FOLDERS)):
+            return root
+    raise wrong("--source", f"a checkout of imagemill, with {DOCKERFILE}", ", ".join(map(str, places)))
 
 
 def inputs(recipe: Recipe, target: str) -> str:

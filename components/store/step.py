@@ -279,6 +279,15 @@ class Parser(argparse.ArgumentParser):
             raise UserError(f"{word}: expected {known}{hint}")
         return found, unknown
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """A word that is none of the choices, with the one that may have been meant."""
+        if action.choices is not None and value not in action.choices:
+            known = [str(choice) for choice in action.choices]
+            near = difflib.get_close_matches(str(value), known, 1)
+            hint = f"is it {near[0]}?" if near else f"see {self.prog} --help"
+            field = action.option_strings[-1] if action.option_strings else str(action.metavar or action.dest)
+            raise UserError(f"{wrong(field, 'one of ' + ', '.join(known), value)}; {hint}")
+
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)")
 

@@ -125,7 +125,10 @@ def test_the_command_compiles_for_argo(cluster_file: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--target", "kfp", "-o", "p.yaml"], "--cluster is not given; `imagemill cluster -o FILE` writes one"),
+        (
+            ["--target", "kfp", "-o", "p.yaml"],
+            "--cluster: expected the file that says which images, which object store; `imagemill cluster -o",
+        ),
         (["--target", "airflow", "-o", "p.yaml"], "--target: expected one of kfp, argo, found 'airflow'"),
         (["--target", "kfp", "--cluster", "none.yaml", "-o", "p.yaml"], "--cluster: expected a YAML file"),
         (["--target", "kfp", "--cluster", "FILE", "-o", "p.json"], "-o: expected a file that ends in .yaml"),

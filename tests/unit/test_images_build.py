@@ -232,3 +232,15 @@ def test_the_source_is_a_checkout(tmp_path: Path) -> None:
     assert (find_root("") / "pyproject.toml").exists()
     with pytest.raises(UserError, match=r"--source: expected a checkout of imagemill, with docker/Dockerfile, found"):
         find_root(str(tmp_path))
+
+
+def test_of_an_installed_package_the_source_is_where_the_command_is_called(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (checkout / "pyproject.toml").write_text("")
+    monkeypatch.setattr(image_build, "__file__", str(tmp_path / "site-packages/imagemill/pipelines/image_build.py"))
+    monkeypatch.chdir(checkout)
+    assert find_root("") == checkout
+    monkeypatch.chdir("/")
+    with pytest.raises(UserError, match=r"--source: expected a checkout .*, found '?.*site-packages/imagemill, /"):
+        find_root("")
