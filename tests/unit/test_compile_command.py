@@ -127,7 +127,7 @@ def test_the_command_compiles_for_argo(cluster_file: Path) -> None:
     [
         (
             ["--target", "kfp", "-o", "p.yaml"],
-            "--cluster: expected the file that says which images, which object store; `imagemill cluster -o",
+            "which object store, found none; `imagemill cluster -o FILE` writes one",
         ),
         (["--target", "airflow", "-o", "p.yaml"], "--target: expected one of kfp, argo, found 'airflow'"),
         (["--target", "kfp", "--cluster", "none.yaml", "-o", "p.yaml"], "--cluster: expected a YAML file"),
