@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -86,12 +86,7 @@ def inputs(recipe: Recipe, target: str) -> str:
 
     A base image counts by its name: what moves behind that is taken with `--rebuild`.
     """
-    digest = hashlib.sha256()
-    for name in input_files(recipe, target):
-        path = recipe.root / name
-        content = path.read_bytes() if path.is_file() else b""
-        digest.update(f"{name}\0{len(content)}\0".encode())
-        digest.update(content)
+    digest = _hashed(recipe.root, input_files(recipe, target))
     for name, value in sorted(recipe.arguments(target).items()):
         digest.update(f"{name}={value}\0".encode())
     return digest.hexdigest()[:16]
@@ -100,13 +95,19 @@ def inputs(recipe: Recipe, target: str) -> str:
 def code(root: Path) -> str:
     """The hash of the program's own modules, in 16 hex digits: `root` is a checkout, or the package where it is
     installed."""
+    modules = (path.relative_to(root).as_posix() for folder in _FOLDERS for path in (root / folder).rglob("*.py"))
+    return _hashed(root, sorted(modules)).hexdigest()[:16]
+
+
+def _hashed(root: Path, names: Iterable[str]) -> hashlib._Hash:
+    """Of files by their paths below `root` and their bytes; one that is not there counts as empty."""
     digest = hashlib.sha256()
-    for folder in _FOLDERS:
-        for path in sorted((root / folder).rglob("*.py"), key=lambda one: one.as_posix()):
-            content = path.read_bytes()
-            digest.update(f"{path.relative_to(root).as_posix()}\0{len(content)}\0".encode())
-            digest.update(content)
-    return digest.hexdigest()[:16]
+    for name in names:
+        path = root / name
+        content = path.read_bytes() if path.is_file() else b""
+        digest.update(f"{name}\0{len(content)}\0".encode())
+        digest.update(content)
+    return digest
 
 
 def input_files(recipe: Recipe, target: str) -> Iterator[str]:

@@ -34,7 +34,7 @@ from .image_build import (
     find_root,
     inputs,
     pip_secrets,
-)  # fmt: skip
+)
 
 if TYPE_CHECKING:
     from docker import DockerClient
