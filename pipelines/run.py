@@ -6,6 +6,7 @@ import json
 import sys
 import time
 import traceback
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +20,11 @@ from ..components.store.workspace import Workspace
 from ..components.train.config import TrainConfig
 from .cluster import Cluster
 from .parameters import Chosen
+from .unchanged import PRODUCTS, cached_records, write_cached_records
 
 if TYPE_CHECKING:
     from .in_docker import Engine
-
-PRODUCTS = {"download": "raw", "clean": "clean", "resize": "tensors", "train": "model", "evaluate": "evaluation"}
+    from .local import InDocker
 
 
 def run(chosen: Chosen, as_json: bool, cluster: Cluster | None = None) -> int:
@@ -42,11 +43,9 @@ def run(chosen: Chosen, as_json: bool, cluster: Cluster | None = None) -> int:
             docker = partial(in_docker.containers_of, engine, chosen)
         result |= {"name": name, "run": new_run(name)}
         print(f"run {result['run']} in {workspace.uri}", file=sys.stderr, flush=True)
-        from .local import run_here
-
-        arguments = chosen.arguments() | {"workspace": workspace.uri, "name": name}
+        named = replace(chosen, pipeline=chosen.pipeline | {"workspace": workspace.uri, "name": name})
         try:
-            records = run_here(arguments, workspace, result["run"], docker)
+            records = _run_what_is_missing(named, workspace, result["run"], docker)
         finally:
             _add_facts(result, workspace)
         _must_be_complete(records)
@@ -67,6 +66,18 @@ def run(chosen: Chosen, as_json: bool, cluster: Cluster | None = None) -> int:
     if as_json:
         print(json.dumps(result, ensure_ascii=False))
     return code
+
+
+def _run_what_is_missing(
+    chosen: Chosen, workspace: Workspace, run: str, docker: InDocker | None
+) -> dict[str, dict[str, Any]]:
+    """Return the steps' records: of the whole pipeline, or, where nothing has changed, of what is there."""
+    if records := cached_records(chosen, run, {}):
+        write_cached_records(workspace, run, records)
+        return records
+    from .local import run_here
+
+    return run_here(chosen.arguments(), workspace, run, docker)
 
 
 def failed(error: MillError | None = None, so_far: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from ..store import uri as uris
 from ..store.filesystem import store_for
 from ..store.fingerprint import digest, fingerprint
-from ..store.manifest import Dataset, commit, ready
+from ..store.manifest import Dataset, commit
 from ..store.progress import Progress
 from ..store.step import CACHED, RAN, Context, Outcome
 from .audit_html import write_audit
@@ -33,9 +33,9 @@ def clean(config: CleanConfig, context: Context) -> Outcome:
     labels = label_rules(raw.manifest.totals.by_class, base, config, raw.manifest.extra["source"])
     counting = config.counting() | {"classes": digest(list(labels.ids))} | context.attempt()
     uri = context.workspace.dataset("clean", fingerprint("clean", VERSION, [raw.fingerprint], counting))
-    there = ready(uri)
+    there = context.find(uri)
     dataset = there or _build(raw, uri, RowRules(config, labels), context)
-    context.workspace.note_latest(name, dataset, context.run)
+    context.note_latest(name, dataset)
     say_what_is_there(dataset, context)
     totals = dataset.manifest.totals
     metrics = {"rows_in": raw.manifest.totals.rows, "rows": totals.rows, "rejected": totals.rejected}

@@ -112,6 +112,7 @@ def download(config: DownloadConfig, context: Context) -> Outcome:
     if key and (dataset := _known(context, key)):
         _say_missing_masks(dataset.manifest.extra.get("missing_masks", {}), context)
         return _outcome(dataset, CACHED, config, context)
+    context.require_work(source.where)
     context.say(f"reading {source.where}" + (f", {source.total:,} files" if source.total else ""))
     read = _read_source(source, labeller, context, key)
     if not read.rows:
@@ -154,7 +155,7 @@ def _say_missing_masks(missing: dict[str, Any], context: Context) -> None:
 
 
 def _outcome(dataset: Dataset, state: str, config: DownloadConfig, context: Context) -> Outcome:
-    context.workspace.note_latest(config.dataset_name(), dataset, context.run)
+    context.note_latest(config.dataset_name(), dataset)
     totals, skipped = dataset.manifest.totals, dataset.manifest.extra.get("skipped", {})
     context.say(
         f"{totals.rows:,} images · {size(totals.bytes)} · {len(totals.by_class)} labels · "

@@ -9,7 +9,7 @@ from ..store import uri as uris
 from ..store.errors import MillError
 from ..store.fingerprint import fingerprint
 from ..store.labels import SINGLE
-from ..store.manifest import Dataset, File, Manifest, Totals, commit, find_dataset, ready
+from ..store.manifest import Dataset, File, Manifest, Totals, commit, find_dataset
 from ..store.progress import Progress
 from ..store.shards import Layout, ShardWriter
 from ..store.step import CACHED, RAN, Context, Outcome
@@ -31,7 +31,7 @@ def evaluate(config: EvaluateConfig, context: Context) -> Outcome:
     clean = context.parent("clean", config.clean, "clean")
     name = config.name or clean.manifest.extra["dataset_name"]
     uri, there, dataset = _evaluation(model, clean, "the challenger", config, context)
-    context.workspace.note_latest(name, dataset, context.run)
+    context.note_latest(name, dataset)
     for line in in_words(dataset.manifest.extra["review"], dataset.manifest.extra["metrics"]["top1"]):
         context.say(line)
     champion_state, champion = _champion(name, model, clean, config, context)
@@ -63,7 +63,7 @@ def _evaluation(
     parents = [model.fingerprint, clean.fingerprint]
     counting = config.counting() | context.attempt()
     uri = context.workspace.dataset("evaluation", fingerprint("evaluation", VERSION, parents, counting))
-    there = ready(uri)
+    there = context.find(uri)
     dataset = there or _build(model, clean, uri, config, context)
     _say(dataset, who, context)
     return uri, there is not None, dataset

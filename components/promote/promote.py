@@ -28,9 +28,21 @@ def promote(config: PromoteConfig, context: Context) -> Outcome:
     context.say(f"{record['verdict']}: {record['reason']}")
     model = context.workspace.absolute(record["model"]) if record["model"] else ""
     context.say(f"the champion of {name} is promotion {record['n']}: {model}" if model else f"{name} has no champion")
-    report = _report(evaluation, record | {"name": name}, champion, context)
+    if context.only_cached:
+        report = _earlier_report(name, evaluation, context)
+    else:
+        report = _report(evaluation, record | {"name": name}, champion, context)
     metrics = {k: record[k] for k in ("verdict", "reason", "challenger", "champion", "min_gain", "promoted")}
     return Outcome(model, uris.last_part(model), state, metrics | {"name": name, "n": record["n"], "report": report})
+
+
+def _earlier_report(name: str, evaluation: Dataset, context: Context) -> str:
+    """Return the URI of the report on this evaluation; NotCached where no run has written one that is still there."""
+    run = context.workspace.latest_run(name, evaluation)
+    report = context.workspace.report(run) if run else ""
+    if not report or context.workspace.store.stat(report) is None:
+        context.require_work(f"a report on {evaluation.uri}")
+    return report
 
 
 def _report(evaluation: Dataset, record: dict[str, Any], champion: Dataset | None, context: Context) -> str:
@@ -89,10 +101,13 @@ def _judge_now(
     opponent = _opponent(reigning, evaluation, champion, context)
     verdict = judge(evaluation, opponent, config.min_gain, config.promote, int(reign["n"]))
     if verdict.promoted:
+        context.require_work(f"the promotion of {challenger}")
         record = _append(name, evaluation, verdict, reigning, context)
         return (record, RAN, opponent) if record else None
     key = digest([evaluation.fingerprint, opponent.fingerprint if opponent else "", config.min_gain, config.promote])
     known = workspace.verdict(name, key)
+    if known is None:
+        context.require_work(f"a verdict on {challenger}")
     workspace.record_verdict(name, key, verdict.to_dict())
     return verdict.to_dict() | reign, CACHED if known and not context.rerun else RAN, opponent
 

@@ -67,7 +67,7 @@ def write_report(
     workspace: Workspace, run: str, evaluation: Dataset, verdict: dict[str, Any], champion: Dataset | None
 ) -> str:
     """Render runs/<run>/report.html and return its URI."""
-    uri: str = workspace.run_file(run, "report.html")
+    uri: str = workspace.report(run)
     facts = gather(workspace, run, evaluation, verdict, champion)
     workspace.store.put(uri, render(facts).encode("utf-8", "replace"))
     return uri

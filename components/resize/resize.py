@@ -64,16 +64,14 @@ def find(config: ResizeConfig, context: Context, gpus: int | None = None) -> Tar
 def resize(config: ResizeConfig, context: Context) -> Outcome:
     """Find the tensors that this clean dataset and config give, or make them."""
     target = find(config, context)
-    there = ready(target.uri)
+    there = context.find(target.uri)
     dataset = there or _built(target.clean, target.uri, target.config, context, target.copies)
     return outcome(target, dataset, CACHED if there else RAN, context)
 
 
 def outcome(target: Target, dataset: Dataset, state: str, context: Context) -> Outcome:
     """Say what the tensors are, and note them as the latest of their name."""
-    context.workspace.note_latest(
-        target.config.name or target.clean.manifest.extra["dataset_name"], dataset, context.run
-    )
+    context.note_latest(target.config.name or target.clean.manifest.extra["dataset_name"], dataset)
     totals, shape = dataset.manifest.totals, dataset.manifest.image["shape"]
     context.say(f"{totals.rows:,} images of {shape[1]} x {shape[0]} x {shape[2]} · {size(totals.bytes)}")
     _say_copies(dataset, context)

@@ -30,7 +30,7 @@ from .errors import (
 )
 from .filesystem import store_for
 from .fingerprint import digest
-from .manifest import MANIFEST, Dataset, place_of, read_dataset
+from .manifest import MANIFEST, Dataset, place_of, read_dataset, ready
 from .progress import duration, say
 from .runner import end_with_runner
 from .uri import join, normalize
@@ -55,18 +55,38 @@ class Outcome:
     metrics: dict[str, Any] = field(default_factory=dict)
 
 
+class NotCached(Exception):
+    """A step would have to make something, where it was asked only for what is there."""
+
+
 @dataclass(frozen=True)
 class Context:
-    """Where a step works: its workspace, its run, and the attempt that `--rerun` asks for."""
+    """Where a step works: its workspace, its run, and the attempt that `--rerun` asks for.
+
+    `only_cached`: the step may make and decide nothing; it raises NotCached where it would have to.
+    """
 
     step: str
     workspace: Workspace
     run: str
     rerun: bool
+    only_cached: bool = False
 
     def attempt(self) -> dict[str, str]:
         """What `--rerun` adds to the fingerprint's config: stable within a run, so that a retry is safe."""
         return {"attempt": self.run} if self.rerun else {}
+
+    def find(self, uri: str) -> Dataset | None:
+        """Return the finished dataset at `uri`, or None where the step has to make it."""
+        dataset = ready(uri)
+        if dataset is None:
+            self.require_work(uri)
+        return dataset
+
+    def require_work(self, thing: str) -> None:
+        """Raise NotCached if `thing`, which is not there, may not be made now."""
+        if self.only_cached:
+            raise NotCached(thing)
 
     def parent(self, field: str, uri: str, kind: str) -> Dataset:
         """The parent dataset that the config's `field` names. It must lie in this workspace: manifests point to
@@ -81,8 +101,13 @@ class Context:
             raise UserError(f"{wrong(field, expected, uri)}{hint}")
         return read_dataset(absolute, kind)
 
+    def note_latest(self, name: str, dataset: Dataset) -> None:
+        """Note `dataset` as the newest of its kind under `name`, unless this only looks at what is there."""
+        if not self.only_cached:
+            self.workspace.note_latest(name, dataset, self.run)
+
     def say(self, text: str) -> None:
-        if not rank():
+        if not rank() and not self.only_cached:
             say(self.step, text)
 
 
@@ -104,7 +129,7 @@ class Step:
         share_the_cores()
         started = time.monotonic()
         record: dict[str, Any] = {"uri": "", "fingerprint": "", "state": "failed", "metrics": {}, "error": ""}
-        record |= {"inputs": digest({**dataclasses.asdict(config), "step": self.name}), "exit_code": 0}
+        record |= {"inputs": self._inputs(config), "exit_code": 0}
         run = config.run or new_run(self.name)
         workspace: Workspace | None = None
         try:
@@ -127,6 +152,26 @@ class Step:
         self._report(record)
         self._write(record, workspace, run, result)
         return int(record["exit_code"])
+
+    def execute_cached(self, config: StepConfig) -> dict[str, Any]:
+        """Return the record that `execute` would write if all of the step's results are there already.
+
+        Nothing is made, decided or recorded. NotCached where something is missing; MillError where the step can't
+        begin.
+        """
+        started = time.monotonic()
+        config.check()
+        reruns = {item.strip() for item in config.rerun.split(",")}
+        workspace = Workspace.known(config.workspace)
+        context = Context(self.name, workspace, config.run, self.name in reruns, only_cached=True)
+        outcome = self._function()(config, context)
+        record = dataclasses.asdict(outcome) | {"state": CACHED, "error": "", "exit_code": EXIT_OK}
+        seconds = round(time.monotonic() - started, 3)
+        return record | {"inputs": self._inputs(config), "seconds": seconds}
+
+    def _inputs(self, config: StepConfig) -> str:
+        """Return the digest by which a retry recognizes the same inputs."""
+        return digest({**dataclasses.asdict(config), "step": self.name})
 
     def _function(self) -> Callable[[StepConfig, Context], Outcome]:
         module, _, name = self.work.partition(":")

@@ -88,6 +88,11 @@ class Workspace:
         record = self._read_json(self.at("names", name, "latest", f"{kind}.json"))
         return self.absolute(str(record["uri"])) if record else ""
 
+    def latest_run(self, name: str, dataset: Dataset) -> str:
+        """Return the run that noted `dataset` as the newest of its kind under `name`; empty if another one is newer."""
+        record = self._read_json(self.at("names", name, "latest", f"{dataset.manifest.kind}.json"))
+        return str(record["run"]) if record and record["fingerprint"] == dataset.fingerprint else ""
+
     def note_latest(self, name: str, dataset: Dataset, run: str) -> None:
         record = {
             "uri": self.relative(dataset.uri),
@@ -138,6 +143,10 @@ class Workspace:
 
     def run_file(self, run: str, file: str) -> str:
         return self.at("runs", run, file)
+
+    def report(self, run: str) -> str:
+        """Return the URI of a run's report."""
+        return self.run_file(run, "report.html")
 
     def step_record(self, run: str, step: str) -> dict[str, Any] | None:
         return self._read_json(self.run_file(run, f"{step}.json"))

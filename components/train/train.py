@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..store import uri as uris
 from ..store.errors import UserError
 from ..store.fingerprint import fingerprint
-from ..store.manifest import Dataset, Manifest, Totals, commit, read_dataset, ready
+from ..store.manifest import Dataset, Manifest, Totals, commit, read_dataset
 from ..store.model import ModelSpec, build_network, pick_device, wrong_size
 from ..store.parallel import cores
 from ..store.preprocessing import KEY, preprocessing_of
@@ -44,7 +44,7 @@ def train(config: TrainConfig, context: Context) -> Outcome:
     stop = StopSign()
     with stop.raised_by_signals():
         ranks = Ranks.join(config.device, stop)
-        there = bool(ranks.from_first(float(ready(uri) is not None))[0])
+        there = bool(ranks.from_first(float(context.find(uri) is not None))[0])
         if not there and (number := processes(config)) > 1:
             launch(asked, context.run, number, stop)
         elif not there:
@@ -53,7 +53,7 @@ def train(config: TrainConfig, context: Context) -> Outcome:
     dataset = read_dataset(uri, "model")
     extra = dataset.manifest.extra
     if ranks.first and RANK_RECORDS not in os.environ:  # else the process that started this one does it
-        context.workspace.note_latest(config.name or tensors.manifest.extra["dataset_name"], dataset, context.run)
+        context.note_latest(config.name or tensors.manifest.extra["dataset_name"], dataset)
         if not extra["metrics"]:
             context.say("there are no validation images: the last epoch is kept")
         else:

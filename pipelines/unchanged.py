@@ -1,0 +1,62 @@
+"""Recognize a run that has nothing to do: every step's result is there, and the verdict on them is recorded.
+
+Each step is asked, in its order and with its own code, for what it would give without making anything
+(`Step.execute_cached`). So a fingerprint is computed in one place only, and no list of results can be out of date.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from ..components.store.config import STEPS
+from ..components.store.errors import MillError
+from ..components.store.progress import say
+from ..components.store.step import NotCached
+from ..components.store.workspace import Workspace
+from .parameters import ALL_STEPS, Chosen
+
+Records = dict[str, dict[str, Any]]
+"""The steps' records by name, in the order of the steps."""
+
+
+def cached_records(chosen: Chosen, run: str, records: Records) -> Records | None:
+    """Return the records of a run whose steps find everything there; None where a step has something to do.
+
+    `records`: those of the steps that have ended already. A step that can't begin, or whose libraries are not installed
+    here, is one that has something to do: when it runs, it says what is wrong.
+    """
+    records = dict(records)
+    for step in STEPS[len(records) :]:
+        parents = _parents(step, records)
+        config = dataclasses.replace(chosen.config(step), run=run, **parents)
+        try:
+            records[step] = ALL_STEPS[step].execute_cached(config)
+        except (NotCached, MillError, ImportError):
+            return None
+    return records
+
+
+def write_cached_records(workspace: Workspace, run: str, records: Records) -> None:
+    """Write the records as the steps would have written them, and say what there is."""
+    for step, record in records.items():
+        workspace.write_step_record(run, step, record)
+        if record["uri"]:
+            say(step, f"there already: {record['uri']}")
+    verdict = records["promote"]["metrics"]
+    say("promote", f"{verdict['verdict']}: {verdict['reason']}")
+
+
+def _parents(step: str, records: Records) -> dict[str, str]:
+    """Return the config fields of a step that earlier steps fill in."""
+    uris = {kind: records[name]["uri"] for name, kind in PRODUCTS.items() if name in records}
+    parents = {kind: uris[kind] for kind in ALL_STEPS[step].config.PARENTS if kind in uris}
+    if step != STEPS[0]:
+        parents["name"] = records[STEPS[0]]["metrics"]["name"]
+    if step == "promote":
+        parents["champion_evaluation"] = records["evaluate"]["metrics"]["champion_evaluation"]
+    return parents
+
+
+PRODUCTS = {"download": "raw", "clean": "clean", "resize": "tensors", "train": "model", "evaluate": "evaluation"}
+"""Step → the kind of the dataset that it makes."""
