@@ -1,13 +1,14 @@
 """The pipeline for Argo Workflows without Kubeflow, 3.7 and 4: a WorkflowTemplate, and the CronWorkflow that starts it.
 
-The same DAG, parameters and defaults as the KFP pipeline's. There a resize step that is not needed returns at once;
-here a task `plan` looks whether the tensors exist, and Argo itself makes the RayJob when they don't.
+The same DAG, parameters and defaults as the KFP pipeline's. There the resize step makes a RayJob where it needs one;
+here clean's pod says what makes the tensors, and Argo itself makes the RayJob.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ..components.store.errors import wrong
@@ -16,7 +17,9 @@ from .checks import check_output, with_workspace
 from .cluster import LABELS, RUN_LABEL, Cluster, Limits
 from .cron import parse, zone
 from .parameters import CONFIG_HELP, WORKSPACE_HELP, Chosen, parameters
-from .planning import NEEDED
+from .first_step import CHANGED
+from .planning import POD
+from .planning import RAYJOB as PLANNED_RAYJOB
 from .pods import NO_SIDECAR, pod_security
 from .settings import text
 
@@ -106,49 +109,63 @@ def _arguments(cluster: Cluster, chosen: Chosen) -> list[Parameter]:
 
 
 def _templates(cluster: Cluster, chosen: Chosen) -> list[Any]:
-    resize = [rayjob_template(cluster)] if _has_plan(cluster) else []
-    return [step_template(task, cluster, chosen) for task in _tasks(cluster)] + resize
+    made = {task: step_template(task, cluster, chosen) for task in PARTS if task != "resize" or _resizes_in_pod(cluster)}
+    return [*made.values(), *([rayjob_template(cluster)] if _makes_rayjobs(cluster) else [])]
 
 
-def _has_plan(cluster: Cluster) -> bool:
-    return cluster.ray.mode == "rayjob"
+def _resizes_in_pod(cluster: Cluster) -> bool:
+    return cluster.ray.mode != "rayjob"
 
 
-def _tasks(cluster: Cluster) -> list[str]:
-    """The parts of this cluster's DAG, in their order."""
-    return [task for task in PARTS if task != ("resize" if _has_plan(cluster) else "plan")]
+def _makes_rayjobs(cluster: Cluster) -> bool:
+    return cluster.ray.mode in ("auto", "rayjob")
 
 
 def _dag(cluster: Cluster) -> DAG:
-    """Each task after those whose outputs it takes; the RayJob between plan and train, where it is needed."""
+    """Each task after those whose outputs it takes. Nothing comes after download where nothing has changed; the tensors
+    are made by a pod, by a RayJob, or not at all, as clean's pod has planned."""
     from hera.workflows import DAG
 
-    tasks = _tasks(cluster)
-    givers = {output: task for task in tasks for output in PARTS[task].gives}
-    made = []
-    for task in tasks:
-        also = [AFTER_RAYJOB] if task == "train" and _has_plan(cluster) else []
-        made.append(_task(task, PARTS[task].takes, givers, also))
-        if task == "plan":
-            made.append(_task("rayjob", ("rayjob",), givers, when=WHEN_NEEDED))
-    return DAG(name="training", tasks=list(made))
+    in_pod, rayjobs = _resizes_in_pod(cluster), _makes_rayjobs(cluster)
+    tensors = [
+        *([_task("resize", when=_equal("clean", "executor", POD))] if in_pod else []),
+        *([_task("rayjob", {"rayjob": "clean"}, when=_equal("clean", "executor", PLANNED_RAYJOB))] if rayjobs else []),
+    ]
+    after = [f"({task.name}.Succeeded || {task.name}.Skipped)" for task in tensors]
+    giver = {"tensors": "resize"} if cluster.ray.mode == "address" else {}  # elsewhere clean's pod can tell
+    tasks = [
+        _task("download"),
+        _task("clean", when=_equal("download", "changed", CHANGED)),
+        *tensors,
+        _task("train", giver, after),
+        _task("evaluate"),
+        _task("promote"),
+    ]
+    return DAG(name="training", tasks=tasks)
 
 
-WHEN_NEEDED = f"'{{{{tasks.plan.outputs.parameters.needed}}}}' == '{NEEDED}'"
-AFTER_RAYJOB = "(rayjob.Succeeded || rayjob.Skipped)"
+def _equal(task: str, output: str, value: str) -> str:
+    return f"'{{{{tasks.{task}.outputs.parameters.{output}}}}}' == '{value}'"
+
+
+GIVERS = {output: task for task, part in PARTS.items() if task != "resize" for output in part.gives}
+"""Output parameter → the task that gives it, unless the DAG says another one."""
 
 
 def _task(
-    name: str, takes: Sequence[str], givers: Mapping[str, str], also: Sequence[str] = (), when: str | None = None
+    name: str, givers: Mapping[str, str] = MappingProxyType({}), after: Sequence[str] = (), when: str | None = None
 ) -> Task:
+    """A task and what it takes. A task whose givers did not run is omitted: `depends` asks for their success."""
     from hera.workflows import Task
 
-    parents = list(dict.fromkeys(givers[one] for one in takes))
+    takes = PARTS[name].takes if name in PARTS else tuple(givers)
+    taken = {output: {**GIVERS, **givers}[output] for output in takes}
+    parents = [f"{parent}.Succeeded" for parent in dict.fromkeys(taken.values())]
     return Task(
         name=name,
         template=name,
-        arguments={one: f"{{{{tasks.{givers[one]}.outputs.parameters.{one}}}}}" for one in takes} or None,
-        depends=" && ".join([*parents, *also]) or None,
+        arguments={name: f"{{{{tasks.{giver}.outputs.parameters.{name}}}}}" for name, giver in taken.items()} or None,
+        depends=" && ".join([*parents, *after]) or None,
         when=when,
     )
 

@@ -26,12 +26,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--status", required=True, metavar="WORD", help="how Argo says that it ended: Succeeded, Failed or Error"
     )
-    parser.add_argument("--cluster", default="", metavar="JSON", help="the cluster's file, in one line")
     parser.add_argument("--outputs", required=True, metavar="FOLDER", help="write the summary into this folder")
     try:
         found = parser.parse_args(argv)
         summary = Path(found.outputs) / SUMMARY
-        finish(found.workspace, found.run, found.cluster, found.status, str(summary))
+        finish(found.workspace, found.run, found.status, str(summary))
     except MillError as error:
         say(NAME, f"error: {error}")
         return error.exit_code

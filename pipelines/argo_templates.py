@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..components.store.config import STEPS
 from .cluster import SCRATCH, TOKEN_KEY, Cluster, Pod
 from .parameters import Chosen, parameters
+from .pod_settings import cluster_variable
 from .pods import container_security, rayjob_seconds, storage_env
-from .rayjob import FAILURE_CONDITION, SUCCESS_CONDITION, ray_version
-from .settings import plain
+from .rayjob import FAILURE_CONDITION, SUCCESS_CONDITION
 from .shm import shm_size
 
 if TYPE_CHECKING:
@@ -47,9 +48,13 @@ deleted, and a pod that looked at one and was told to go.
 
 @dataclass(frozen=True)
 class Part:
-    """A task of the DAG: the step whose flags it takes, what it takes from other tasks, and what it gives."""
+    """A task of the DAG, with the name of its step: what it takes from other tasks, and what it gives.
 
-    step: str
+    `module`: what it runs; `flags_of`: the steps whose parameters are its flags.
+    """
+
+    module: str
+    flags_of: tuple[str, ...]
     takes: tuple[str, ...]
     gives: Mapping[str, str]
     """Output parameter → the file of `--outputs` that holds it. Named as in the KFP pipeline, and as its flags are;
@@ -59,19 +64,27 @@ class Part:
 
 
 PARTS = {
-    "download": Part("download", (), {"raw": "uri", "name": "name"}),
-    "clean": Part("clean", ("name", "raw"), {"clean": "uri"}),
-    "plan": Part("resize", ("name", "clean"), {"tensors": "uri", "needed": "needed", "rayjob": "rayjob"}),
-    "resize": Part("resize", ("name", "clean"), {"tensors": "uri"}),
-    "train": Part("train", ("name", "tensors"), {"model": "uri"}),
+    "download": Part(
+        "imagemill.pipelines.first_step", STEPS, (), {"raw": "uri", "name": "name", "changed": "changed"}
+    ),
+    "clean": Part(
+        "imagemill.pipelines.planning",
+        ("clean", "resize"),
+        ("name", "raw"),
+        {"clean": "uri", "tensors": "tensors", "executor": "executor", "rayjob": "rayjob"},
+    ),
+    "resize": Part("imagemill.components.resize", ("resize",), ("name", "clean"), {"tensors": "uri"}),
+    "train": Part("imagemill.components.train", ("train",), ("name", "tensors"), {"model": "uri"}),
     "evaluate": Part(
-        "evaluate",
+        "imagemill.components.evaluate",
+        ("evaluate",),
         ("name", "model", "clean"),
         {"evaluation": "uri", "champion_evaluation": "champion_evaluation", "top1": "top1", "macro_f1": "macro_f1"},
         ("metrics.json",),
     ),
     "promote": Part(
-        "promote",
+        "imagemill.components.promote",
+        ("promote",),
         ("name", "evaluation", "champion_evaluation"),
         {"champion": "uri", "verdict": "verdict", "promoted": "promoted"},
         ("report.html",),
@@ -80,14 +93,14 @@ PARTS = {
 
 
 def step_template(task: str, cluster: Cluster, chosen: Chosen) -> Container:
-    """The pod of a step that runs in it, and that of `plan`."""
+    """The pod of a step that runs in it."""
     from hera.workflows import Parameter
 
     part = PARTS[task]
     pod, image = _size(task, cluster)
     return _container(
         task, cluster, pod, image, _words(task, cluster),
-        shm="" if task == "plan" else shm_size(part.step, pod, chosen),
+        shm=shm_size(task, pod, chosen),
         inputs=[Parameter(name=name) for name in part.takes],
         outputs=[*_parameters(part), *(_artifacts(part.artifacts) if cluster.argo.artifacts else ())],
         retry_strategy=retry(cluster),
@@ -96,9 +109,7 @@ def step_template(task: str, cluster: Cluster, chosen: Chosen) -> Container:
 
 
 def _size(task: str, cluster: Cluster) -> tuple[Pod, str]:
-    """The pod and its image: a small one where it only looks, or waits for a cluster of Ray."""
-    if task == "plan":
-        return cluster.small, cluster.image("cpu")
+    """The pod and its image: a small one where it only waits for a cluster of Ray."""
     waits = task == "resize" and cluster.ray.mode == "address"
     return cluster.small if waits else cluster.steps[task], cluster.image_of(task)
 
@@ -106,28 +117,16 @@ def _size(task: str, cluster: Cluster) -> tuple[Pod, str]:
 def _words(task: str, cluster: Cluster) -> list[str]:
     """The command line: each flag with its value is one word, which no shell reads."""
     part = PARTS[task]
-    module = "imagemill.pipelines.planning" if task == "plan" else f"imagemill.components.{part.step}"
     values = {
         name: f"{{{{workflow.parameters.{name}}}}}"
         for name, parameter in parameters().items()
-        if parameter.pipeline and part.step in parameter.steps
+        if parameter.pipeline and not set(part.flags_of).isdisjoint(parameter.steps)
     }
     values |= {name: f"{{{{inputs.parameters.{name}}}}}" for name in part.takes}
     if task == "resize" and cluster.ray.mode == "address":
         values["ray_address"] = cluster.ray.address
-    values |= {"cluster": _told(cluster)} if task == "plan" else {}
     values |= {"config": CONFIG, "run": RUN, "outputs": OUTPUTS}
-    return ["python", "-m", module, *(f"--{name.replace('_', '-')}={value}" for name, value in values.items())]
-
-
-def _told(cluster: Cluster) -> str:
-    """The cluster's file for a pod: the parts that a RayJob is made of and found by.
-
-    With Ray's version, which is not installed in every image.
-    """
-    told = replace(cluster, ray=replace(cluster.ray, version=ray_version(cluster)))
-    parts = ("namespace", "images", "storage", "labels", "ray", "limits", "argo")
-    return json.dumps({name: plain(getattr(told, name)) for name in parts}, separators=(",", ":"))
+    return ["python", "-m", part.module, *(f"--{name.replace('_', '-')}={value}" for name, value in values.items())]
 
 
 def _parameters(part: Part) -> list[Parameter]:
@@ -150,7 +149,7 @@ def _artifacts(files: Sequence[str]) -> list[Artifact]:
 
 
 def rayjob_template(cluster: Cluster) -> Resource:
-    """The RayJob of `plan`: applied, so that a second try finds that of the first and goes on watching it."""
+    """The RayJob that clean's pod has planned: applied, so that a second try finds that of the first and goes on watching it."""
     from hera.workflows import Parameter, Resource
 
     return Resource(
@@ -172,8 +171,7 @@ def finish_template(cluster: Cluster) -> Container:
     """The exit handler: says what came of the run, and deletes what is left of it."""
     words = [
         "python", "-m", "imagemill.pipelines.argo_exit", f"--workspace={WORKSPACE}", f"--run={RUN}",
-        "--status={{workflow.status}}", f"--cluster={_told(cluster)}",
-        f"--outputs={OUTPUTS}",
+        "--status={{workflow.status}}", f"--outputs={OUTPUTS}",
     ]  # fmt: skip
     return _container(
         "finish", cluster, cluster.small, cluster.image("cpu"), words,
@@ -238,6 +236,8 @@ def _environment(name: str, cluster: Cluster) -> list[EnvVar]:
     from hera.workflows.models import EnvVar
 
     found = storage_env(cluster)
+    if name in ("clean", "finish"):
+        found += [{"name": variable, "value": text} for variable, text in cluster_variable(cluster).items()]
     if name == "resize" and (secret := cluster.ray.token_secret):
         token = {"secretKeyRef": {"name": secret, "key": TOKEN_KEY}}
         found.append({"name": "RAY_AUTH_TOKEN", "valueFrom": token})

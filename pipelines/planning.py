@@ -1,91 +1,123 @@
-"""Argo's `plan` step: are the tensors there already, and if not, which RayJob makes them?
+"""Argo's pod for clean: it cleans, and then says where the tensors come from.
 
 An Argo resource template can make a RayJob, but can't return the tensors' URI, nor see that none is needed. So this
-step says where they will lie (`uri`), whether they have to be made (`needed`), and with what (`rayjob`, a manifest).
-Its flags are those of resize, with the `config` section of resize, and the exit codes are a step's.
+pod, which has the clean dataset at hand, says where the tensors will lie (`tensors`), what makes them (`executor`) and,
+if that is a RayJob, its manifest (`rayjob`). Exit codes are a step's.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..components.clean import STEP as CLEAN
 from ..components.resize import STEP as RESIZE
 from ..components.resize.config import ResizeConfig
-from ..components.store.config import option
-from ..components.store.errors import wrong
-from ..components.store.fingerprint import digest
-from ..components.store.step import CACHED, RAN, Context, Outcome, Step
-from .cluster import from_json
+from ..components.store.errors import EXIT_OK, MillError, wrong
+from ..components.store.progress import say
+from ..components.store.step import CACHED, RUN, Context, quiet_logs, write_outputs
+from ..components.store.workspace import Workspace
+from .cluster import Cluster
+from .pod_arguments import PodArguments, parse
+from .pod_settings import VARIABLE, cluster_of_pod
 
-NEEDED, NOT_NEEDED = "true", "false"
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanConfig(ResizeConfig):
-    """What resize is told, and the cluster that it may need."""
-
-    cluster: str = option("", "the cluster's file as JSON, in one line", counts=False)
-
-    def resize(self) -> ResizeConfig:
-        """The resize step's own config."""
-        return ResizeConfig(**{one.name: getattr(self, one.name) for one in dataclasses.fields(ResizeConfig)})
+NONE, POD, RAYJOB = "none", "pod", "rayjob"
+"""The values of `executor`: the tensors are there; the resize step's own pod makes them; a RayJob makes them."""
 
 
-class Planning(Step):
-    """A step that has no section of its own in `config`: it reads that of resize."""
+@dataclass(frozen=True)
+class Plan:
+    """Where the tensors of a run come from. `tensors`: their URI, empty where only the pod that makes them can tell;
+    `executor`: NONE, POD or RAYJOB; `rayjob`: the RayJob's manifest as JSON, for RAYJOB only."""
 
-    def _section(self, sections: str, values: Mapping[str, Any]) -> dict[str, Any]:
-        return Step(RESIZE.name, self.config, self.work, self.help)._section(sections, values)
-
-
-STEP = Planning(
-    "plan",
-    PlanConfig,
-    "imagemill.pipelines.planning:plan",
-    "Say whether the tensors exist, and which RayJob makes them if not.",
-)
+    tensors: str
+    executor: str
+    rayjob: str = ""
 
 
-def plan(config: PlanConfig, context: Context) -> Outcome:
-    """Where the tensors are or will be; `rayjob` is the manifest of the job that makes them, or empty."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """`python -m imagemill.pipelines.planning`: clean and plan; returns the exit code."""
+    quiet_logs()
+    step = CLEAN.name
+    try:
+        arguments = parse("imagemill.pipelines.planning", CLEAN.help, CLEAN.config.PARENTS, argv)
+        cluster = cluster_of_pod()
+        if cluster is None:
+            raise wrong(VARIABLE, "the cluster's file as JSON", "")
+        result = arguments.outputs / "record.json"
+        if code := CLEAN.execute(arguments.config(CLEAN.name, **arguments.parents), str(result)):
+            return code
+        record = json.loads(result.read_text(encoding="utf-8"))
+        if code := CLEAN.hand_over(lambda: write_outputs(record, arguments.outputs)):
+            return code
+        step = RESIZE.name
+        _write(arguments, _plan(arguments, record["uri"], cluster))
+    except MillError as error:
+        say(step, f"error: {error}")
+        return error.exit_code
+    return EXIT_OK
+
+
+def _write(arguments: PodArguments, plan: Plan) -> None:
+    for field in dataclasses.fields(plan):
+        arguments.write(field.name, getattr(plan, field.name))
+
+
+def _plan(arguments: PodArguments, clean: str, cluster: Cluster) -> Plan:
+    """Plan; what is wrong with the resize step's input is in its record, as if the step itself had said it."""
+    workspace = Workspace.known(clean.rpartition("/clean/")[0])
+    run = os.environ.get(RUN) or arguments.run
+    try:
+        config = arguments.config(RESIZE.name, clean=clean)
+        assert isinstance(config, ResizeConfig)
+        reruns = {item.strip() for item in config.rerun.split(",")}
+        return plan(config, cluster, Context(RESIZE.name, workspace, run, RESIZE.name in reruns))
+    except MillError as error:
+        record = {"uri": "", "fingerprint": "", "state": "failed", "metrics": {}, "error": str(error)}
+        workspace.write_step_record(run, RESIZE.name, record | {"inputs": "", "exit_code": error.exit_code, "seconds": 0})
+        raise
+
+
+def plan(config: ResizeConfig, cluster: Cluster, context: Context) -> Plan:
+    """Return where the tensors of `config` come from; writes the resize step's record where they are there already."""
     from ..components.resize.ray_job import command, write_waiting_record
     from ..components.resize.resize import find, outcome
     from ..components.store.manifest import ready
     from . import rayjob
+    from .ray_mode import choose_mode
 
-    if not config.cluster:
-        raise wrong("cluster", "the cluster's file as JSON", config.cluster)
-    cluster = from_json(config.cluster)
-    rayjob.refuse_address(config.ray_address)
-    reruns = {item.strip() for item in config.rerun.split(",")}
-    ours = Context(RESIZE.name, context.workspace, context.run, RESIZE.name in reruns)
-    target = find(config.resize(), ours, rayjob.gpus(cluster))
-    if there := ready(target.uri):
-        found = outcome(target, there, CACHED, ours)
-        _write_record(found, target.config, ours)
-        return Outcome(found.uri, found.fingerprint, RAN, {"needed": NOT_NEEDED, "rayjob": ""})
+    if cluster.ray.mode == "address":
+        return Plan("", POD)  # only Ray itself knows whether it has GPUs, which the tensors' fingerprint depends on
+    if cluster.ray.mode != "pod":
+        rayjob.refuse_address(config.ray_address)
+    target = find(config, context, cluster.steps[RESIZE.name].gpu if cluster.ray.mode == "pod" else rayjob.gpus(cluster))
+    if dataset := ready(target.uri):
+        _write_cached_record(dataclasses.asdict(outcome(target, dataset, CACHED, context)), context)
+        return Plan(target.uri, NONE)
+    mode = choose_mode(cluster, target.clean.manifest.totals, config.copies, target.config.device)
+    if mode == "pod":
+        return Plan(target.uri, POD)
     job = rayjob.job_name(context.run, target.fingerprint)
-    identity = "" if cluster.storage.secret else cluster.argo.service_account
     manifest = rayjob.manifest(
-        cluster, job, command(target.for_job(ours)), context.run, identity=identity,
+        cluster, job, command(target.for_job(context)), context.run,
+        identity="" if cluster.storage.secret else cluster.argo.service_account,
         retries=cluster.limits.lost_pod_retries,  # Argo itself never tries a failed resource again
     )  # fmt: skip
-    write_waiting_record(job, ours)
+    write_waiting_record(job, context)
     context.say(f"the tensors have to be made, by the RayJob {job}: {target.uri}")
-    return Outcome(target.uri, "", RAN, {"needed": NEEDED, "rayjob": json.dumps(manifest, separators=(",", ":"))})
+    return Plan(target.uri, RAYJOB, json.dumps(manifest, separators=(",", ":")))
 
 
-def _write_record(found: Outcome, config: ResizeConfig, context: Context) -> None:
-    """The record that the resize step would write, had it been asked for what is there."""
-    record = dataclasses.asdict(found) | {"exit_code": 0, "error": "", "seconds": 0.0}
-    record |= {"inputs": digest({**dataclasses.asdict(config), "step": RESIZE.name})}
+def _write_cached_record(record: dict[str, Any], context: Context) -> None:
+    """Write the record that the resize step would write, had it been asked for what is there."""
+    record |= {"exit_code": EXIT_OK, "error": "", "seconds": 0.0, "inputs": ""}
     context.workspace.write_step_record(context.run, RESIZE.name, record)
 
 
 if __name__ == "__main__":
-    sys.exit(STEP.main())
+    sys.exit(main())

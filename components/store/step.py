@@ -235,7 +235,7 @@ class Step:
                 raise SystemExit(code)
             record: dict[str, Any] = json.loads(result.read_text())
             manifest = join(record["uri"], MANIFEST)
-            if artifact and (code := self._handed_over(lambda: copy_to(manifest, artifact))):
+            if artifact and (code := self.hand_over(lambda: copy_to(manifest, artifact))):
                 raise SystemExit(code)
             return record
         finally:
@@ -265,9 +265,9 @@ class Step:
             return self.execute(config, result)
         Path(outputs).mkdir(parents=True, exist_ok=True)
         code = self.execute(config, result := result or str(Path(outputs) / "record.json"))
-        return code or self._handed_over(lambda: write_outputs(json.loads(Path(result).read_text()), Path(outputs)))
+        return code or self.hand_over(lambda: write_outputs(json.loads(Path(result).read_text()), Path(outputs)))
 
-    def _handed_over(self, write: Callable[[], None]) -> int:
+    def hand_over(self, write: Callable[[], None]) -> int:
         """Give an orchestrator what the step has made; the exit code. Nothing is lost where the store is away just
         then: the next try finds the dataset there."""
         try:

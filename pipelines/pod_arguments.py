@@ -1,0 +1,54 @@
+"""The command line of a pod that does more than one step: pipeline parameters, the JSON `config`, parents."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..components.store.config import StepConfig, parse_sections
+from ..components.store.step import Parser
+from .parameters import CONFIG_HELP, Chosen, parameters
+
+
+@dataclass(frozen=True)
+class PodArguments:
+    """What a pod was asked for. `parents`: URIs of datasets by the name of their flag; `outputs`: a folder for a file
+    a value, from which Argo reads output parameters."""
+
+    chosen: Chosen
+    run: str
+    parents: Mapping[str, str]
+    outputs: Path
+
+    def config(self, step: str, **values: Any) -> StepConfig:
+        """Return the checked config of a step of this run, with `values`, such as its parents, filled in."""
+        return dataclasses.replace(self.chosen.config(step), run=self.run, **values)
+
+    def write(self, name: str, text: str) -> None:
+        """Write one output value."""
+        (self.outputs / name).write_text(text, encoding="utf-8")
+
+
+def parse(prog: str, help: str, parents: Sequence[str], argv: Sequence[str] | None) -> PodArguments:
+    """Parse a command line; UserError names the flag that is wrong.
+
+    `parents`: names of the flags that hold URIs of datasets. Every pipeline parameter is known.
+    """
+    parser = Parser(prog=f"python -m {prog}", description=help)
+    for name, parameter in parameters().items():
+        if parameter.pipeline:
+            parser.add_argument(f"--{name.replace('_', '-')}", dest=name, help=parameter.help.replace("%", "%%"))
+    for name in parents:
+        parser.add_argument(f"--{name}", dest=name, required=True, metavar="URI", help=f"the {name} dataset")
+    parser.add_argument("--config", default="", metavar="JSON", help=CONFIG_HELP.replace("%", "%%"))
+    parser.add_argument("--run", required=True, metavar="NAME", help="the run that the records belong to")
+    parser.add_argument("--outputs", required=True, metavar="FOLDER", help="write output values into this folder")
+    values = vars(parser.parse_args(argv))
+    sections, run, outputs = (values.pop(name) for name in ("config", "run", "outputs"))
+    uris = {name: values.pop(name) for name in parents}
+    chosen = Chosen({name: value for name, value in values.items() if value is not None}, parse_sections(sections))
+    Path(outputs).mkdir(parents=True, exist_ok=True)
+    return PodArguments(chosen, run, uris, Path(outputs))
