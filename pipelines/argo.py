@@ -16,8 +16,8 @@ from .argo_templates import PARTS, RUN, finish_template, rayjob_template, step_t
 from .checks import check_output, with_workspace
 from .cluster import LABELS, RUN_LABEL, Cluster, Limits
 from .cron import parse, zone
-from .parameters import CONFIG_HELP, WORKSPACE_HELP, Chosen, parameters
 from .first_step import CHANGED
+from .parameters import CONFIG_HELP, WORKSPACE_HELP, Chosen, parameters
 from .planning import POD
 from .planning import RAYJOB as PLANNED_RAYJOB
 from .pods import NO_SIDECAR, pod_security
@@ -109,8 +109,11 @@ def _arguments(cluster: Cluster, chosen: Chosen) -> list[Parameter]:
 
 
 def _templates(cluster: Cluster, chosen: Chosen) -> list[Any]:
-    made = {task: step_template(task, cluster, chosen) for task in PARTS if task != "resize" or _resizes_in_pod(cluster)}
-    return [*made.values(), *([rayjob_template(cluster)] if _makes_rayjobs(cluster) else [])]
+    tasks = [task for task in PARTS if task != "resize" or _resizes_in_pod(cluster)]
+    return [
+        *(step_template(task, cluster, chosen) for task in tasks),
+        *([rayjob_template(cluster)] if _makes_rayjobs(cluster) else []),
+    ]
 
 
 def _resizes_in_pod(cluster: Cluster) -> bool:

@@ -64,9 +64,7 @@ class Part:
 
 
 PARTS = {
-    "download": Part(
-        "imagemill.pipelines.first_step", STEPS, (), {"raw": "uri", "name": "name", "changed": "changed"}
-    ),
+    "download": Part("imagemill.pipelines.first_step", STEPS, (), {"raw": "uri", "name": "name", "changed": "changed"}),
     "clean": Part(
         "imagemill.pipelines.planning",
         ("clean", "resize"),
@@ -149,7 +147,7 @@ def _artifacts(files: Sequence[str]) -> list[Artifact]:
 
 
 def rayjob_template(cluster: Cluster) -> Resource:
-    """The RayJob that clean's pod has planned: applied, so that a second try finds that of the first and goes on watching it."""
+    """The RayJob that clean's pod has planned. It is applied: a second try goes on watching that of the first."""
     from hera.workflows import Parameter, Resource
 
     return Resource(

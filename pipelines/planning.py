@@ -78,8 +78,9 @@ def _plan(arguments: PodArguments, clean: str, cluster: Cluster) -> Plan:
         reruns = {item.strip() for item in config.rerun.split(",")}
         return plan(config, cluster, Context(RESIZE.name, workspace, run, RESIZE.name in reruns))
     except MillError as error:
-        record = {"uri": "", "fingerprint": "", "state": "failed", "metrics": {}, "error": str(error)}
-        workspace.write_step_record(run, RESIZE.name, record | {"inputs": "", "exit_code": error.exit_code, "seconds": 0})
+        record = {"uri": "", "fingerprint": "", "state": "failed", "metrics": {}, "inputs": "", "seconds": 0}
+        record |= {"error": str(error), "exit_code": error.exit_code}
+        workspace.write_step_record(run, RESIZE.name, record)
         raise
 
 
@@ -95,7 +96,8 @@ def plan(config: ResizeConfig, cluster: Cluster, context: Context) -> Plan:
         return Plan("", POD)  # only Ray itself knows whether it has GPUs, which the tensors' fingerprint depends on
     if cluster.ray.mode != "pod":
         rayjob.refuse_address(config.ray_address)
-    target = find(config, context, cluster.steps[RESIZE.name].gpu if cluster.ray.mode == "pod" else rayjob.gpus(cluster))
+    gpus = cluster.steps[RESIZE.name].gpu if cluster.ray.mode == "pod" else rayjob.gpus(cluster)
+    target = find(config, context, gpus)
     if dataset := ready(target.uri):
         _write_cached_record(dataclasses.asdict(outcome(target, dataset, CACHED, context)), context)
         return Plan(target.uri, NONE)

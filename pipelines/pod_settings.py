@@ -1,4 +1,4 @@
-"""The cluster's file inside a pod: handed over in an environment variable, from the KFP package and from Argo's templates.
+"""The cluster's file inside a pod: an environment variable of the KFP package's and of the Argo templates' pods.
 
 A parameter would do as well, but KFP's executor prints every input of a step at the top of its log, and a command line
 is the first thing that people look at.

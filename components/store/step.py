@@ -164,6 +164,8 @@ class Step:
         reruns = {item.strip() for item in config.rerun.split(",")}
         workspace = Workspace.known(config.workspace)
         context = Context(self.name, workspace, config.run, self.name in reruns, only_cached=True)
+        if context.rerun:
+            context.require_work(self.name)
         outcome = self._function()(config, context)
         record = dataclasses.asdict(outcome) | {"state": CACHED, "error": "", "exit_code": EXIT_OK}
         seconds = round(time.monotonic() - started, 3)
