@@ -110,10 +110,8 @@ def _arguments(cluster: Cluster, chosen: Chosen) -> list[Parameter]:
 
 def _templates(cluster: Cluster, chosen: Chosen) -> list[Any]:
     tasks = [task for task in PARTS if task != "resize" or _resizes_in_pod(cluster)]
-    return [
-        *(step_template(task, cluster, chosen) for task in tasks),
-        *([rayjob_template(cluster)] if _makes_rayjobs(cluster) else []),
-    ]
+    steps = [step_template(task, cluster, chosen) for task in tasks]
+    return [*steps, rayjob_template(cluster)] if _makes_rayjobs(cluster) else steps
 
 
 def _resizes_in_pod(cluster: Cluster) -> bool:

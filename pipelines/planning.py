@@ -56,32 +56,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         if code := CLEAN.hand_over(lambda: write_outputs(record, arguments.outputs)):
             return code
         step = RESIZE.name
-        _write(arguments, _plan(arguments, record["uri"], cluster))
+        write_plan(arguments, record["uri"], cluster)
     except MillError as error:
         say(step, f"error: {error}")
         return error.exit_code
     return EXIT_OK
 
 
-def _write(arguments: PodArguments, plan: Plan) -> None:
-    for field in dataclasses.fields(plan):
-        arguments.write(field.name, getattr(plan, field.name))
+def write_plan(arguments: PodArguments, clean: str, cluster: Cluster) -> None:
+    """Plan for the clean dataset at the URI `clean`, and write the plan's fields as output values.
 
-
-def _plan(arguments: PodArguments, clean: str, cluster: Cluster) -> Plan:
-    """Plan; what is wrong with the resize step's input is in its record, as if the step itself had said it."""
+    MillError where the resize step can't do what it is asked for; the step's record then says so, as if it had run.
+    """
     workspace = Workspace.known(clean.rpartition("/clean/")[0])
     run = os.environ.get(RUN) or arguments.run
     try:
         config = arguments.config(RESIZE.name, clean=clean)
         assert isinstance(config, ResizeConfig)
         reruns = {item.strip() for item in config.rerun.split(",")}
-        return plan(config, cluster, Context(RESIZE.name, workspace, run, RESIZE.name in reruns))
+        planned = plan(config, cluster, Context(RESIZE.name, workspace, run, RESIZE.name in reruns))
     except MillError as error:
         record = {"uri": "", "fingerprint": "", "state": "failed", "metrics": {}, "inputs": "", "seconds": 0}
         record |= {"error": str(error), "exit_code": error.exit_code}
         workspace.write_step_record(run, RESIZE.name, record)
         raise
+    for field in dataclasses.fields(planned):
+        arguments.write(field.name, getattr(planned, field.name))
 
 
 def plan(config: ResizeConfig, cluster: Cluster, context: Context) -> Plan:

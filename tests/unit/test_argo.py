@@ -20,6 +20,7 @@ from imagemill.components.store.errors import UserError
 from imagemill.pipelines.argo import compile_argo, workflow_template
 from imagemill.pipelines.cluster import from_json, from_values
 from imagemill.pipelines.parameters import choose
+from imagemill.pipelines.pod_settings import VARIABLE
 from imagemill.pipelines.rayjob import FAILURE_CONDITION, SUCCESS_CONDITION
 
 compiled = argo_files.compiled
@@ -136,15 +137,12 @@ def test_steps_are_given_what_the_kfp_tasks_are_given(compiled: dict[str, str]) 
     from imagemill.pipelines.training import training_pipeline
 
     tasks = training_pipeline.pipeline_spec.root.dag.tasks
-    for name in ("argo", "argo-pod"):
-        document = first(compiled, name)
-        for step in STEPS:
-            task = "plan" if step == "resize" and name == "argo" else step
-            flags = {
-                word.partition("=")[0][2:].replace("-", "_") for word in template(document, task)["container"]["args"]
-            }
-            extra = {"outputs", "cluster"} if task == "plan" else {"outputs"}
-            assert flags == {*tasks[step].inputs.parameters} - {"cluster"} | extra, task
+    document = first(compiled, "argo")
+    for step in STEPS:
+        args = template(document, step)["container"]["args"]
+        flags = {word.partition("=")[0][2:].replace("-", "_") for word in args}
+        planned = {*tasks["resize"].inputs.parameters} - {"clean"} if step == "clean" else set()
+        assert flags == {*tasks[step].inputs.parameters} | planned | {"outputs"}, step
 
 
 def test_chosen_values_become_defaults(compiled: dict[str, str]) -> None:
@@ -186,9 +184,9 @@ def test_a_second_try_finds_the_rayjob_of_the_first(compiled: dict[str, str]) ->
 
 def test_the_exit_handler_and_the_plan_know_the_cluster(compiled: dict[str, str]) -> None:
     document = first(compiled, "argo-everything")
-    for name in ("plan", "finish"):
-        text = next(w for w in template(document, name)["container"]["args"] if w.startswith("--cluster="))
-        told = from_json(text.partition("=")[2])
+    for name in ("clean", "finish"):
+        environment = {one["name"]: one.get("value", "") for one in template(document, name)["container"]["env"]}
+        told = from_json(environment[VARIABLE])
         assert (told.namespace, told.ray.version, told.ray.workers.maximum) == ("vision", "2.49.0", 8)
 
 

@@ -15,10 +15,12 @@ from argo_files import Json, first, template
 from imagemill.components.store.config import StepConfig
 from imagemill.components.store.step import Step
 from imagemill.components.store.workspace import Workspace
-from imagemill.pipelines import argo_exit, planning
+from imagemill.pipelines import argo_exit, first_step, planning
 from imagemill.pipelines.argo_templates import RETRY
-from imagemill.pipelines.cluster import from_json
+from imagemill.pipelines.cluster import Cluster, from_json
 from imagemill.pipelines.parameters import ALL_STEPS
+from imagemill.pipelines.pod_arguments import PodArguments
+from imagemill.pipelines.pod_settings import VARIABLE
 
 compiled = argo_files.compiled
 
@@ -67,15 +69,18 @@ class Dry:
         self.told: dict[str, Any] = {}
         self.metrics: dict[str, Json] = {
             "download": {"name": "photos"},
-            "plan": {"needed": "true", "rayjob": '{"kind": "RayJob"}'},
             "evaluate": {"champion_evaluation": "", "top1": 0.5},
         }
+        self.executor = planning.POD
+        self.changed = first_step.CHANGED
         self.codes: dict[str, list[int]] = {}
         self.jobs: list[Json] = []
         self.finished: list[str] = []
-        self._scratch, self._task = scratch, ""
+        self._scratch, self._task, self._patch, self.cluster = scratch, "", patch, ""
         patch.setattr(Step, "execute", lambda step, config, result="": self._step(config, result))
         patch.setattr(argo_exit, "finish", self._finish)
+        patch.setattr(planning, "write_plan", self._plan)
+        patch.setattr(first_step, "changed", lambda chosen, run, record: self.changed)
 
     def __call__(self, task: str, made: Json) -> Ended:
         self._task = task
@@ -85,10 +90,11 @@ class Dry:
         python, option, module = made["container"]["command"]
         assert (python, option) == ("python", "-m")
         words = [word.replace("/scratch", str(self._scratch)) for word in made["container"]["args"]]
-        if module == "imagemill.pipelines.argo_exit":
-            return Ended(argo_exit.main(words))
-        step = planning.STEP if module == "imagemill.pipelines.planning" else ALL_STEPS[module.rpartition(".")[2]]
-        return Ended(step.main(words))
+        self.cluster = next((v["value"] for v in made["container"]["env"] if v["name"] == VARIABLE), "")
+        self._patch.setenv(VARIABLE, self.cluster)
+        mains = {"argo_exit": argo_exit.main, "planning": planning.main, "first_step": first_step.main}
+        name = module.rpartition(".")[2]
+        return Ended((mains.get(name) or ALL_STEPS[name].main)(words))
 
     def _code(self) -> int:
         return self.codes[self._task].pop(0) if self.codes.get(self._task) else 0
@@ -99,6 +105,12 @@ class Dry:
         record = {"uri": f"s3://w/{self._task}", "state": "ran", "fingerprint": "", "metrics": metrics}
         Path(result).write_text(json.dumps(record))
         return self._code()
+
+    def _plan(self, arguments: PodArguments, clean: str, cluster: Cluster) -> None:
+        self.told["plan"] = arguments.config("resize", clean=clean)
+        rayjob = '{"kind": "RayJob"}' if self.executor == planning.RAYJOB else ""
+        for name, value in {"tensors": "s3://w/plan", "executor": self.executor, "rayjob": rayjob}.items():
+            arguments.write(name, value)
 
     def _finish(self, *arguments: str) -> None:
         *self.finished, path = arguments
@@ -114,16 +126,19 @@ def phases(workflow: Workflow) -> dict[str, str]:
     return {name: node.phase for name, node in workflow.nodes.items()}
 
 
-@pytest.mark.parametrize("name", ["argo", "argo-pod", "argo-address"])
+@pytest.mark.parametrize("name", ["argo", "argo-pod", "argo-rayjob", "argo-address"])
 def test_every_command_line_is_read_by_its_own_step(
     name: str, compiled: dict[str, str], dry: Dry, tmp_path: Path
 ) -> None:
     given = {"dataset": "folder", "source": "s3://photos/all of 'em", "epochs": "7", "learning_rate": "0.01"}
     given |= {"config": '{"train": {"weight_decay": 0.05}, "resize": {"jpeg_quality": 80}}'}
+    dry.executor = planning.RAYJOB if name == "argo-rayjob" else planning.POD
     workflow = Workflow(first(compiled, name), given, dry, tmp_path)
-    assert workflow.run() == SUCCEEDED and set(phases(workflow).values()) == {SUCCEEDED}
-    resize = "plan" if name == "argo" else "resize"
-    assert set(dry.told) == {"download", "clean", resize, "train", "evaluate", "promote"}
+    assert workflow.run() == SUCCEEDED
+    not_needed = {"argo": {"rayjob"}}.get(name, set())
+    assert {task for task, phase in phases(workflow).items() if phase != SUCCEEDED} == not_needed
+    resize = "plan" if name == "argo-rayjob" else "resize"
+    assert set(dry.told) == {"download", "clean", "plan", resize, "train", "evaluate", "promote"}
     for task, config in dry.told.items():
         assert (config.run, config.workspace) == (workflow.name, "s3://mlpipeline/imagemill")
         assert config.name == ("" if task == "download" else "photos")
@@ -132,22 +147,37 @@ def test_every_command_line_is_read_by_its_own_step(
     assert told["clean"].raw == "s3://w/download" and told[resize].clean == "s3://w/clean"
     assert told[resize].jpeg_quality == 80
     assert told[resize].ray_address == ("http://head:8265" if name == "argo-address" else "")
-    assert told["train"].tensors == f"s3://w/{resize}"
+    assert told["train"].tensors == ("s3://w/resize" if name == "argo-address" else "s3://w/plan")
     assert (told["train"].epochs, told["train"].learning_rate, told["train"].weight_decay) == (7, 0.01, 0.05)
     assert (told["evaluate"].model, told["evaluate"].clean) == ("s3://w/train", "s3://w/clean")
     assert (told["promote"].evaluation, told["promote"].champion_evaluation) == ("s3://w/evaluate", "")
     assert workflow.nodes["evaluate"].outputs["top1"] == "0.5"
-    assert dry.jobs == ([{"kind": "RayJob"}] if name == "argo" else [])
-    assert dry.finished[:2] == ["s3://mlpipeline/imagemill", workflow.name] and dry.finished[3] == SUCCEEDED
-    assert from_json(dry.finished[2]).ray.mode == {"argo": "rayjob", "argo-pod": "pod"}.get(name, "address")
+    assert dry.jobs == ([{"kind": "RayJob"}] if name == "argo-rayjob" else [])
+    assert dry.finished == ["s3://mlpipeline/imagemill", workflow.name, SUCCEEDED]
+    assert from_json(dry.cluster).ray.mode == {"argo": "auto"}.get(name, name.removeprefix("argo-"))
 
 
-def test_no_rayjob_where_none_is_needed(compiled: dict[str, str], dry: Dry, tmp_path: Path) -> None:
-    dry.metrics["plan"] = {"needed": "false", "rayjob": ""}
+@pytest.mark.parametrize("executor", [planning.NONE, planning.POD, planning.RAYJOB])
+def test_the_tensors_are_made_by_whom_the_plan_names(
+    executor: str, compiled: dict[str, str], dry: Dry, tmp_path: Path
+) -> None:
+    dry.executor = executor
     workflow = Workflow(first(compiled, "argo"), {}, dry, tmp_path)
     assert workflow.run() == SUCCEEDED
-    assert workflow.nodes["rayjob"].phase == SKIPPED and not dry.jobs
+    ended = {task: workflow.nodes[task].phase for task in ("resize", "rayjob")}
+    assert ended == {task: SUCCEEDED if {"resize": "pod"}.get(task, task) == executor else SKIPPED for task in ended}
     assert dry.told["train"].tensors == "s3://w/plan"
+
+
+def test_nothing_comes_after_download_where_nothing_has_changed(
+    compiled: dict[str, str], dry: Dry, tmp_path: Path
+) -> None:
+    dry.changed = first_step.UNCHANGED
+    workflow = Workflow(first(compiled, "argo"), {}, dry, tmp_path)
+    assert workflow.run() == SUCCEEDED and set(dry.told) == {"download"}
+    ended = phases(workflow)
+    assert (ended.pop("download"), ended.pop("onExit"), ended.pop("clean")) == (SUCCEEDED, SUCCEEDED, SKIPPED)
+    assert set(ended.values()) == {OMITTED} and dry.finished[2] == SUCCEEDED
 
 
 def test_a_transient_error_is_tried_again_and_wrong_input_is_not(
@@ -158,9 +188,9 @@ def test_a_transient_error_is_tried_again_and_wrong_input_is_not(
     assert workflow.run() == FAILED
     assert (workflow.nodes["download"].tries, workflow.nodes["clean"].tries) == (3, 1)
     assert {name for name, phase in phases(workflow).items() if phase == OMITTED} == {
-        "plan", "rayjob", "train", "evaluate", "promote"
+        "resize", "rayjob", "train", "evaluate", "promote"
     }  # fmt: skip
-    assert workflow.nodes["onExit"].phase == SUCCEEDED and dry.finished[3] == FAILED
+    assert workflow.nodes["onExit"].phase == SUCCEEDED and dry.finished[2] == FAILED
 
 
 def test_tries_end(compiled: dict[str, str], dry: Dry, tmp_path: Path) -> None:
@@ -170,7 +200,7 @@ def test_tries_end(compiled: dict[str, str], dry: Dry, tmp_path: Path) -> None:
 
 
 def test_a_rayjob_that_failed_ends_the_run(compiled: dict[str, str], dry: Dry, tmp_path: Path) -> None:
-    dry.codes = {"rayjob": [64]}
+    dry.codes, dry.executor = {"rayjob": [64]}, planning.RAYJOB
     workflow = Workflow(first(compiled, "argo"), {}, dry, tmp_path)
     assert workflow.run() == FAILED
     assert workflow.nodes["rayjob"].tries == 1 and workflow.nodes["train"].phase == OMITTED
