@@ -111,7 +111,7 @@ def _templates(cluster: Cluster, chosen: Chosen) -> list[Any]:
 
 
 def _has_plan(cluster: Cluster) -> bool:
-    return cluster.ray.mode == "rayjob"
+    return cluster.ray.makes_rayjobs
 
 
 def _tasks(cluster: Cluster) -> list[str]:

@@ -191,7 +191,7 @@ def _left_behind(cluster: str, run: str) -> str:
     if not cluster:
         return ""
     try:
-        if from_json(cluster).ray.mode != "rayjob":
+        if not from_json(cluster).ray.makes_rayjobs:
             return ""
         from .launcher import clean_up
 

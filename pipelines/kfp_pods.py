@@ -94,13 +94,15 @@ class OnCluster:
         return group
 
     def _launcher(self, task: Task) -> Task:
-        """Resizing elsewhere: this pod only starts it and waits, in the image that it does so with."""
+        """Resizing elsewhere, or perhaps: the pod that starts it and waits, in the image that it does so with."""
         if self.of.ray.mode == "address":  # Ray's own client, of the same version as the cluster
             if secret := self.of.ray.token_secret:
                 _kubernetes().use_secret_as_env(task, secret, {TOKEN_KEY: "RAY_AUTH_TOKEN"})
             return self._in_pod("resize", task, self.of.image("ray"), self.of.small)
-        self._in_pod("resize", task, self.of.image("cpu"), self.of.small)
-        if not self.of.small.deadline_seconds:
+        auto = self.of.ray.mode == "auto"  # then small data is resized in this pod, by Ray
+        pod = self.of.steps["resize"] if auto else self.of.small
+        self._in_pod("resize", task, self.of.image("ray" if auto else "cpu"), pod)
+        if not pod.deadline_seconds:
             _timeout(task, rayjob_seconds(self.of))
         return task
 

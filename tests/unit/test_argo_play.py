@@ -139,7 +139,7 @@ def test_every_command_line_is_read_by_its_own_step(
     assert workflow.nodes["evaluate"].outputs["top1"] == "0.5"
     assert dry.jobs == ([{"kind": "RayJob"}] if name == "argo" else [])
     assert dry.finished[:2] == ["s3://mlpipeline/imagemill", workflow.name] and dry.finished[3] == SUCCEEDED
-    assert from_json(dry.finished[2]).ray.mode == {"argo": "rayjob", "argo-pod": "pod"}.get(name, "address")
+    assert from_json(dry.finished[2]).ray.mode == {"argo": "auto", "argo-pod": "pod"}.get(name, "address")
 
 
 def test_no_rayjob_where_none_is_needed(compiled: dict[str, str], dry: Dry, tmp_path: Path) -> None:
