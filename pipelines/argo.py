@@ -111,15 +111,11 @@ def _arguments(cluster: Cluster, chosen: Chosen) -> list[Parameter]:
 def _templates(cluster: Cluster, chosen: Chosen) -> list[Any]:
     tasks = [task for task in PARTS if task != "resize" or _resizes_in_pod(cluster)]
     steps = [step_template(task, cluster, chosen) for task in tasks]
-    return [*steps, rayjob_template(cluster)] if _makes_rayjobs(cluster) else steps
+    return [*steps, rayjob_template(cluster)] if cluster.ray.makes_rayjobs else steps
 
 
 def _resizes_in_pod(cluster: Cluster) -> bool:
     return cluster.ray.mode != "rayjob"
-
-
-def _makes_rayjobs(cluster: Cluster) -> bool:
-    return cluster.ray.mode in ("auto", "rayjob")
 
 
 def _dag(cluster: Cluster) -> DAG:
@@ -127,7 +123,7 @@ def _dag(cluster: Cluster) -> DAG:
     are made by a pod, by a RayJob, or not at all, as clean's pod has planned."""
     from hera.workflows import DAG
 
-    in_pod, rayjobs = _resizes_in_pod(cluster), _makes_rayjobs(cluster)
+    in_pod, rayjobs = _resizes_in_pod(cluster), cluster.ray.makes_rayjobs
     tensors = [
         *([_task("resize", when=_equal("clean", "executor", POD))] if in_pod else []),
         *([_task("rayjob", {"rayjob": "clean"}, when=_equal("clean", "executor", PLANNED_RAYJOB))] if rayjobs else []),

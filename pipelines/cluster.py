@@ -153,8 +153,14 @@ class Ray:
     """Where resizing runs."""
 
     mode: str = setting(
-        "rayjob", "rayjob: a cluster of its own for each run, by KubeRay; pod: in the step's own pod; address: on the "
-        "cluster at address", choices=("rayjob", "pod", "address"),
+        "auto", "auto: in the step's own pod up to auto_seconds, as a RayJob above; pod: always in the step's own pod; "
+        "rayjob: always a Ray cluster of its own for each run, by KubeRay; address: on the cluster at address",
+        choices=("auto", "pod", "rayjob", "address"),
+    )  # fmt: skip
+    auto_seconds: int = setting(
+        60, "for mode auto: seconds of work, as estimated for steps.resize.cpu, up to which no RayJob is made, whose "
+        "pods take about 60 s to start; in 60 s 4 cores resize about 190,000 images of 500 x 375 pixels (34 kB), or "
+        "52,000 of 1600 x 1200 (231 kB)",
     )  # fmt: skip
     address: str = setting("", "for mode address: http://head:8265 or ray://head:10001")
     token_secret: str = setting("", "for mode address: the secret whose key auth_token is that cluster's token")
@@ -165,6 +171,11 @@ class Ray:
     pending_seconds: int = setting(900, "how long the cluster may wait for nodes before the job is given up")
     deadline_seconds: int = setting(6 * 3600, "the longest that the job may take")
     ttl_seconds: int = setting(600, "how long an ended job stays to be looked at")
+
+    @property
+    def makes_rayjobs(self) -> bool:
+        """Whether a run may make a RayJob, which then has to be allowed, watched and deleted."""
+        return self.mode in ("auto", "rayjob")
 
     def check(self, place: Place) -> None:
         if self.version and not re.fullmatch(r"\d+\.\d+[\w.+-]*", self.version):
@@ -257,8 +268,9 @@ class Cluster:
     storage: Storage = setting(Storage, "the object store")
     steps: dict[str, Pod] = setting(
         lambda: dict(_STEPS),
-        "the pods of the steps; what is left out keeps its default; resize is for ray.mode pod: else Ray's head and "
-        "workers do the work, and its pod, which waits for them, is `small`",
+        "the pods of the steps; what is left out keeps its default; resize is for ray.mode auto and pod (with KFP it "
+        "has this size also while it waits for a RayJob): else Ray's head and workers do the work, and its pod, which "
+        "waits for them, is `small`",
     )
     small: Pod = setting(
         lambda: Pod(cpu="200m", memory="1Gi", ephemeral_storage="1Gi"),
@@ -280,6 +292,9 @@ class Cluster:
         for name in self.steps:
             if name not in STEPS:
                 raise wrong(place("steps", name), f"a step: {', '.join(STEPS)}", name)
+        if self.ray.mode == "auto" and self.steps["resize"].gpu:
+            raise wrong(place("steps", "resize", "gpu"), "0 with ray.mode auto, where ray.workers.pod.gpu is the GPUs "
+                        "of resizing (mode pod uses those of steps.resize)", self.steps["resize"].gpu)  # fmt: skip
 
     def image(self, target: str) -> str:
         """The image of a Dockerfile target; without one in the file, that of this version by its tag."""

@@ -19,8 +19,8 @@ from ..components.store.errors import EXIT_OK, EXIT_OURS, EXIT_TRANSIENT, EXIT_U
 from ..components.store.progress import duration, say
 from ..components.store.step import RUN
 from ..components.store.workspace import Workspace
-from .cluster import from_json
 from .kfp_server import ignored
+from .pod_settings import cluster_of_pod
 
 SUMMARY = "summary.md"
 """The page's name in the run's folder."""
@@ -59,14 +59,12 @@ class Run:
         return ""
 
 
-def finish(workspace: str, run: str, cluster: str, ended: str, path: str) -> None:
-    """Write the page of a run to the file `path` and to the run's folder, and delete what is left of it.
-
-    `cluster`: the JSON of a `Cluster` in which something may be left, or empty.
-    """
+def finish(workspace: str, run: str, ended: str, path: str) -> None:
+    """Write the page of a run to the file `path` and to the run's folder, and delete what is left of it in the cluster
+    that this pod was told of."""
     found = read(workspace, run, ended)
     told = f"\n{_plain(why)}\n" if (why := ignored()) else ""
-    text = page(found) + told + _left_behind(cluster, found.name)
+    text = page(found) + told + _left_behind(found.name)
     _write(path, text)
     try:
         place = Workspace.known(workspace)
@@ -186,12 +184,11 @@ def _verdict(run: Run) -> str:
     return "\n".join(lines)
 
 
-def _left_behind(cluster: str, run: str) -> str:
+def _left_behind(run: str) -> str:
     """What was deleted of a run, as a section of the page; an error is told, for deadlines end what is left."""
-    if not cluster:
-        return ""
     try:
-        if from_json(cluster).ray.mode != "rayjob":
+        cluster = cluster_of_pod()
+        if cluster is None or not cluster.ray.makes_rayjobs:
             return ""
         from .launcher import clean_up
 

@@ -14,14 +14,15 @@ import contextlib
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .cluster import LABELS, RUN_LABEL, SCRATCH, TOKEN_KEY, UID, Cluster, Pod
+from .first_step import CHANGED
 from .kfp_server import ARRIVED, SENT, knows_whole_runs
 from .parameters import Chosen
+from .pod_settings import cluster_variable
 from .pods import NO_SIDECAR, place_env, rayjob_seconds
-from .rayjob import ray_version
 from .settings import bytes_of, text
 from .shm import shm_size
 
@@ -41,12 +42,15 @@ _KFP_MEMORY = re.compile(r"\d+([EPTGMK]i?)?")
 class Here:
     """No cluster: a local runner, which knows neither pods nor retries, and finishes by itself."""
 
-    cluster = ""
-
     def place(self, step: str, task: Task) -> Task:
         return _titled(step, task)
 
     def finishing(self, make: Callable[[], Task]) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext()
+
+    def if_changed(self, download: Task) -> contextlib.AbstractContextManager[Any]:
+        """All steps: each returns at once where it has nothing to do. Locally KFP takes a condition on a named output
+        for false, without a word."""
         return contextlib.nullcontext()
 
     def config(self) -> dsl.PipelineConfig | None:
@@ -59,13 +63,6 @@ class OnCluster:
 
     of: Cluster
     chosen: Chosen
-
-    @property
-    def cluster(self) -> str:
-        """What the resize and the exit step are told of it; with Ray's version, for the launcher's image has none."""
-        if self.of.ray.mode == "pod":
-            return ""
-        return replace(self.of, ray=replace(self.of.ray, version=ray_version(self.of))).to_json()
 
     def place(self, step: str, task: Task) -> Task:
         if step == "resize" and self.of.ray.mode != "pod":
@@ -93,14 +90,25 @@ class OnCluster:
         group: contextlib.AbstractContextManager[Any] = dsl.ExitHandler(exit_step, name="Training")
         return group
 
+    def if_changed(self, download: Task) -> contextlib.AbstractContextManager[Any]:
+        """The group of the steps after download, which is left out where nothing has changed."""
+        from kfp import dsl
+
+        group: contextlib.AbstractContextManager[Any] = dsl.If(
+            download.outputs["changed"] == CHANGED, name="What has changed"
+        )
+        return group
+
     def _launcher(self, task: Task) -> Task:
-        """Resizing elsewhere: this pod only starts it and waits, in the image that it does so with."""
+        """Resizing elsewhere, or perhaps: the pod that starts it and waits, in the image that it does so with."""
         if self.of.ray.mode == "address":  # Ray's own client, of the same version as the cluster
             if secret := self.of.ray.token_secret:
                 _kubernetes().use_secret_as_env(task, secret, {TOKEN_KEY: "RAY_AUTH_TOKEN"})
             return self._in_pod("resize", task, self.of.image("ray"), self.of.small)
-        self._in_pod("resize", task, self.of.image("cpu"), self.of.small)
-        if not self.of.small.deadline_seconds:
+        auto = self.of.ray.mode == "auto"  # then small data is resized in this pod, by Ray
+        pod = self.of.steps["resize"] if auto else self.of.small
+        self._in_pod("resize", task, self.of.image("ray" if auto else "cpu"), pod)
+        if not pod.deadline_seconds:
             _timeout(task, rayjob_seconds(self.of))
         return task
 
@@ -115,6 +123,9 @@ class OnCluster:
         whole = 0 if knows_whole_runs(self.of.kfp.version) else self.of.limits.run_deadline_seconds
         _timeout(task, pod.deadline_seconds or whole)
         task.set_env_variable(SENT, self.of.kfp.version)
+        if step in ("resize", "finish") and self.of.ray.mode != "pod":
+            for name, value in cluster_variable(self.of).items():
+                task.set_env_variable(name, value)
         self._storage(task)
         self._identity(step, task)
         return task

@@ -14,18 +14,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..components.resize.config import ResizeConfig
 from ..components.store.errors import EXIT_USER, MillError, TransientError, UserError, error_for_exit_code
 from ..components.store.manifest import Dataset, ready
 from ..components.store.progress import duration
-from ..components.store.step import CACHED, RAN, Context, Outcome
-from .cluster import RUN_LABEL, Cluster, from_json, shared
+from ..components.store.step import RAN, Context, Outcome
+from .cluster import RUN_LABEL, Cluster
 from .joblog import JobLog
 from .kube import Dropped, Json, Kube, namespace_here, own_pod, reference_to
 from .ray_failures import failure, troubles, wrongly_named
-from .rayjob import FAILED, SUCCEEDED, WAITING, gpus, job_name, manifest, refuse_address, run_label, verdict
+from .rayjob import FAILED, SUCCEEDED, WAITING, job_name, manifest, run_label, verdict
+
+if TYPE_CHECKING:
+    from ..components.resize.resize import Target
 
 WATCH_S = 30
 """A watch is begun anew after so long: events can be lost without a word, and deadlines have to be looked at."""
@@ -44,27 +47,21 @@ LOOK_S = 4.0
 """How long it is tried before that to see whether the job is still this one's alone."""
 
 
-def clean_up(cluster: str, run: str) -> list[str]:
+def clean_up(cluster: Cluster, run: str) -> list[str]:
     """Delete what is left of a run, by its label; the names of the RayJobs that were. UserError without the right."""
-    known = from_json(cluster)
-    if known.ray.mode != "rayjob":
+    if not cluster.ray.makes_rayjobs:
         return []
-    kube = Kube.connect(namespace_here(known.namespace))
+    kube = Kube.connect(namespace_here(cluster.namespace))
     found = [job["metadata"] for job in kube.jobs(f"{RUN_LABEL}={run_label(run)}")]
     for about in found:
         kube.delete(str(about["name"]), str(about["uid"]))
     return [str(about["name"]) for about in found]
 
 
-def launched(cluster: Cluster, config: ResizeConfig, context: Context) -> Outcome:
-    """Find the tensors that a clean dataset and a config give, or have them made by a RayJob."""
-    from ..components.resize.resize import find, outcome
+def launched(cluster: Cluster, target: Target, context: Context) -> Outcome:
+    """Have the tensors of a target made by a RayJob."""
+    from ..components.resize.resize import outcome
 
-    refuse_address(config.ray_address)
-    shared(context.workspace.uri)
-    target = find(config, context, gpus(cluster))
-    if dataset := ready(target.uri):
-        return outcome(target, dataset, CACHED, context)
     inner = target.for_job(context)
     kube = Kube.connect(namespace_here(cluster.namespace))
     name = job_name(context.run, target.fingerprint)

@@ -120,8 +120,8 @@ def refuse_address(address: str) -> None:
     """Of a run where each has a RayJob of its own: neither the launcher's image nor Argo's plan can use it."""
     if address:
         raise wrong(
-            "ray_address", "none, since by the cluster's file (ray.mode: rayjob) each run has a cluster of Ray of its "
-            "own; mode address uses one that is there", uris.safe(address),
+            "ray_address", "none, since by the cluster's file (ray.mode: auto or rayjob) a run has a Ray cluster of "
+            "its own; mode address uses one that is there", uris.safe(address),
         )  # fmt: skip
 
 

@@ -9,28 +9,47 @@ from functools import partial
 from typing import Any
 
 from ..components.resize import STEP
+from ..components.resize.config import ResizeConfig
 from ..components.store.config import parse_sections
 from ..components.store.errors import UserError
-from ..components.store.progress import say
-from ..components.store.step import Context, Outcome, Step
-from .cluster import from_json
+from ..components.store.manifest import ready
+from ..components.store.progress import duration, say
+from ..components.store.step import CACHED, Context, Outcome, Step
+from .cluster import Cluster, shared
 from .launcher import launched
+from .pod_settings import cluster_of_pod
+from .ray_mode import choose_mode, estimate_seconds
+from .rayjob import gpus, refuse_address
 
 
-def resize(cluster: str, config: str, artifact: str, **values: Any) -> dict[str, Any]:
-    """The step's record, as `STEP.component(config, artifact, **values)` returns it; ends the process as that does.
-
-    `cluster` is the JSON of a `Cluster`, or empty for a runner without one.
-    """
+def resize(config: str, artifact: str, **values: Any) -> dict[str, Any]:
+    """The step's record, as `STEP.component(config, artifact, **values)` returns it; ends the process as that does."""
     try:
-        known = from_json(cluster) if cluster else None
+        known = cluster_of_pod()
     except UserError as error:
         return _doing(partial(_refuse, str(error))).component(config, artifact, **values)
-    if known is not None and known.ray.mode == "rayjob":
-        return _doing(partial(launched, known)).component(config, artifact, **values)
+    if known is not None and known.ray.makes_rayjobs:
+        return _doing(partial(_placed, known)).component(config, artifact, **values)
     if known is not None and known.ray.mode == "address":
         config = with_address(config, known.ray.address)
     return STEP.component(config, artifact, **values)
+
+
+def _placed(cluster: Cluster, config: ResizeConfig, context: Context) -> Outcome:
+    """Find the tensors, or make them where `choose_mode` says: in this pod, or by a RayJob."""
+    from ..components.resize.resize import find, outcome, resize
+
+    refuse_address(config.ray_address)
+    shared(context.workspace.uri)
+    target = find(config, context, gpus(cluster))
+    if dataset := ready(target.uri):
+        return outcome(target, dataset, CACHED, context)
+    totals, copies = target.clean.manifest.totals, target.config.copies
+    if choose_mode(cluster, totals, copies, target.config.device) == "rayjob":
+        return launched(cluster, target, context)
+    seconds = estimate_seconds(cluster.steps["resize"], totals, copies)
+    context.say(f"about {duration(max(1.0, seconds))} of work: done in this pod, without a RayJob (ray.auto_seconds)")
+    return resize(target.config, context)
 
 
 @dataclass(frozen=True)

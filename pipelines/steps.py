@@ -59,15 +59,15 @@ def clean(
 @dsl.component(base_image=IMAGES["ray"], install_kfp_package=False)
 def resize(
     workspace: str, name: str, rerun: str, run: str, config: str,
-    clean: str, preset: str, model_preset: str, image_size: int, resize_mode: str, encoding: str, cluster: str,
+    clean: str, preset: str, model_preset: str, image_size: int, resize_mode: str, encoding: str,
     manifest: dsl.Output[dsl.Dataset],
 ) -> str:  # fmt: skip
-    """Resize every image with Ray, where `cluster` says; returns the tensors' URI."""
+    """Resize every image with Ray, where the cluster's file says; returns the tensors' URI."""
     from imagemill.pipelines.artifacts import dataset_metadata
     from imagemill.pipelines.resizing import resize
 
     record = resize(
-        cluster, config, manifest.path, workspace=workspace, name=name, rerun=rerun, run=run,
+        config, manifest.path, workspace=workspace, name=name, rerun=rerun, run=run,
         clean=clean, preset=preset, model_preset=model_preset, image_size=image_size, resize_mode=resize_mode,
         encoding=encoding,
     )  # fmt: skip
@@ -143,10 +143,8 @@ def promote(
 
 
 @dsl.component(base_image=IMAGES["cpu"], install_kfp_package=False)
-def finish(
-    workspace: str, run: str, cluster: str, status: dsl.PipelineTaskFinalStatus, summary: dsl.Output[dsl.Markdown]
-) -> None:
+def finish(workspace: str, run: str, status: dsl.PipelineTaskFinalStatus, summary: dsl.Output[dsl.Markdown]) -> None:
     """However the steps ended: the run in short, with what went wrong, and nothing of it left in the cluster."""
     from imagemill.pipelines.finish import finish
 
-    finish(workspace, run, cluster, status.state, summary.path)
+    finish(workspace, run, status.state, summary.path)

@@ -60,7 +60,7 @@ def build(cluster: Cluster | None = None, chosen: Chosen | None = None) -> Any:
     ) -> None:
         run = dsl.PIPELINE_JOB_ID_PLACEHOLDER
         common: dict[str, Any] = {"workspace": workspace, "rerun": rerun, "config": config, "run": run}
-        with on.finishing(lambda: steps.finish(workspace=workspace, run=run, cluster=on.cluster)):
+        with on.finishing(lambda: steps.finish(workspace=workspace, run=run)):
             raw = on.place("download", steps.download(
                 name=name, dataset=dataset, source=source, annotations=annotations, label_pattern=label_pattern,
                 **common,
@@ -72,7 +72,7 @@ def build(cluster: Cluster | None = None, chosen: Chosen | None = None) -> Any:
             ))  # fmt: skip
             tensors = on.place("resize", steps.resize(
                 clean=cleaned.outputs["Output"], preset=preset, model_preset=model_preset, image_size=image_size,
-                resize_mode=resize_mode, encoding=encoding, cluster=on.cluster, **common,
+                resize_mode=resize_mode, encoding=encoding, **common,
             ))  # fmt: skip
             model = on.place("train", steps.train(
                 tensors=tensors.outputs["Output"], preset=preset, backbone=backbone, weights=weights, recipe=recipe,

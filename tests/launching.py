@@ -179,8 +179,10 @@ class Launched:
 
 
 def launch(work: Work, cluster: Json | None = None, run: str = RUN, told: str = "", **values: Any) -> Launched:
-    """The step as the KFP component calls it. `told`: JSON of the cluster's file, instead of `cluster`."""
-    told = told or from_values(cluster or {}).to_json()
+    """The step as the KFP component calls it. `told`: JSON of the cluster's file, instead of `cluster`, in which the
+    mode is rayjob unless it says another."""
+    cluster = cluster or {}
+    told = told or from_values(cluster | {"ray": {"mode": "rayjob"} | cluster.get("ray", {})}).to_json()
     arguments = {"workspace": work.workspace, "clean": work.clean, "run": run, "image_size": 16.0} | values
     config = json.dumps(arguments.pop("config", {}))
     with contextlib.redirect_stderr(io.StringIO()) as stderr:

@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeVar
 
 from ..store import uri as uris
 from ..store.errors import MillError, TransientError, UserError
-from ..store.parallel import cores
+from ..store.parallel import cores, memory_limit
 from ..store.progress import say
 from . import remains
 from .config import VERSION
@@ -28,6 +28,8 @@ from .reach import check_address, knock, nobody, not_joined, said_address, use_t
 LOST_TRIES = 20
 """How often a job may lose its worker. Were every second try lost to bad luck, one job in a million would get here;
 one that brings down its worker by itself gets here in a minute or two, while the others are done beside it."""
+RAY_BYTES, WORKER_BYTES = 2**30, 3 * 2**28
+"""Memory of Ray in this process without workers, and of one worker with its libraries and images (measured: 0.6 GB)."""
 LOOK_S = 10.0
 """How often the cluster's cores are counted again: it may have grown."""
 WAITING_S = 30.0
@@ -129,15 +131,22 @@ def _clear(session: str, processes: list[remains.Process]) -> None:
 _QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
 
 
+def workers_that_fit(cores: int, memory: int) -> int:
+    """Return the number of Ray's workers: one a core, as far as `memory` bytes go. A pod without a CPU limit sees all
+    cores of its node, and has memory for few of them."""
+    return max(1, min(cores, (memory - RAY_BYTES) // WORKER_BYTES))
+
+
 def _start(workers: int, gpus: int) -> str:
     """Ray in this process; the folder of its session."""
     with said_address("local"):
         import ray
 
+        number = workers or workers_that_fit(cores(), memory_limit())
         try:
             # `local`: never join a cluster that somebody left running. Nothing large goes through the store.
             started: Any = ray.init(
-                address="local", num_cpus=workers or cores(), num_gpus=gpus, include_dashboard=False,
+                address="local", num_cpus=number, num_gpus=gpus, include_dashboard=False,
                 object_store_memory=128 * 2**20, **_QUIET,
             )  # fmt: skip
         except (ConnectionError, TimeoutError) as error:

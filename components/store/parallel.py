@@ -14,6 +14,7 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 BYTES_IN_FLIGHT = 64 * 2**20
+CGROUP = "/sys/fs/cgroup"
 
 
 def ordered(
@@ -65,11 +66,23 @@ class Budget:
 def cores() -> int:
     """The cores this process may use: a container's share where the affinity or cgroup says so."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        with open("/sys/fs/cgroup/cpu.max") as file:  # noqa: PTH123 (a kernel file, cgroup v2)
-            quota, period = file.read().split()
-        if quota != "max":
-            available = min(available, max(1, int(quota) // int(period)))
-    except (OSError, ValueError):
-        pass
+    share = _cgroup("cpu.max") or [*_cgroup("cpu/cpu.cfs_quota_us"), *_cgroup("cpu/cpu.cfs_period_us")]
+    if len(share) == 2:
+        available = min(available, share[0] // share[1])
     return max(1, available)
+
+
+def memory_limit() -> int:
+    """Bytes of memory that this process may use: the container's limit, or the machine's memory."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(machine, *_cgroup("memory.max"), *_cgroup("memory/memory.limit_in_bytes"), machine)
+
+
+def _cgroup(name: str) -> list[int]:
+    """The numbers in a file of this process's cgroup, of version 2 or 1; none where it says no limit (`max`, -1)."""
+    try:
+        with open(f"{CGROUP}/{name}") as file:  # noqa: PTH123 (a kernel file)
+            words = file.read().split()
+    except OSError:
+        return []
+    return [] if words[:1] in ([], ["max"], ["-1"]) else [int(word) for word in words]

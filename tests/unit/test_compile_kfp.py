@@ -42,6 +42,7 @@ CASES: dict[str, Json] = {
     },
     "workload_identity": {"storage": {"secret": "", "endpoint": "", "region": "eu-west-1"}},
     "pod": {"ray": {"mode": "pod"}},
+    "rayjob": {"ray": {"mode": "rayjob"}},
     "address": {"ray": {"mode": "address", "address": "http://ray-head:8265"}},
 }  # fmt: skip
 
@@ -192,7 +193,7 @@ def test_no_secret_gets_into_a_package(folder: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_resizing_is_placed_by_the_mode(package: Any) -> None:
-    """A launcher is small; in the step's own pod it has the step's resources; on a cluster it needs Ray's client."""
+    """A launcher is small; what may resize in its own pod has the step's resources, and Ray; so has an address."""
 
     def resize(case: str) -> tuple[str, str, str, Json]:
         spec, platform = documents(package(case))
@@ -201,10 +202,11 @@ def test_resizing_is_placed_by_the_mode(package: Any) -> None:
         memory = container(spec, "resize")["resources"]["resourceMemoryLimit"]
         return image, memory, told, kubernetes(platform, "resize")
 
-    image, memory, told, found = resize("default")
-    assert (image, memory) == ("cpu", "1Gi")
-    assert from_json(told) == cluster("default")
-    assert int(found["activeDeadlineSeconds"]) > 6 * 3600 + 900  # the launcher sees the end of its job
+    for case, expected in (("default", ("ray", "8Gi")), ("rayjob", ("cpu", "1Gi"))):
+        image, memory, told, found = resize(case)
+        assert (image, memory) == expected
+        assert from_json(told) == cluster(case)
+        assert int(found["activeDeadlineSeconds"]) > 6 * 3600 + 900  # a launcher sees the end of its job
     image, memory, told, found = resize("pod")
     assert (image, memory, told) == ("ray", "8Gi", "") and "activeDeadlineSeconds" not in found
     image, memory, told, _ = resize("address")

@@ -258,7 +258,7 @@ def test_no_image_is_taken_by_a_tag_that_moves(rendered: list[Json]) -> None:
 def test_the_profiles_cluster_file_names_the_overlays_namespace() -> None:
     cluster = from_file(str(K8S / "overlays" / "kubeflow-profile" / "cluster.yaml"))
     assert {cluster.namespace} == {one["metadata"]["namespace"] for one in overlay("kubeflow-profile")}
-    assert cluster.ray.mode == "rayjob" and cluster.steps["train"].gpu == 1
+    assert cluster.ray.mode == "auto" and cluster.steps["train"].gpu == 1
 
 
 # --- components -------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from launching import (
     run_for_real,
 )
 
+from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.resize.resize import find
 from imagemill.components.store.errors import EXIT_TRANSIENT, EXIT_USER
 from imagemill.components.store.manifest import ready
@@ -84,6 +85,24 @@ def test_what_is_there_needs_no_cluster(work: Work, made: Work, monkeypatch: pyt
     assert (found.code, found.record["state"]) == (0, "cached") and "RayJob" not in found.stderr
     other = launch(work, rerun="resize")
     assert other.code == EXIT_USER and "KUBECONFIG: expected a cluster's configuration" in other.stderr
+
+
+def test_small_data_is_resized_in_the_steps_pod(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With mode auto: by Ray in this process, on the same tensors as a RayJob's; nothing is asked of Kubernetes."""
+    monkeypatch.setenv("KUBECONFIG", "/nowhere")
+    found = launch(work, {"ray": {"mode": "auto"}})
+    assert (found.code, found.record["state"]) == (0, "ran"), found.stderr
+    assert "done in this pod, without a RayJob (ray.auto_seconds)" in found.stderr and "Ray with" in found.stderr
+    context = Context("resize", Workspace.open(work.workspace), "run-1", False)
+    config = ResizeConfig(workspace=work.workspace, clean=work.clean, image_size=16)
+    assert find(config, context, 0).uri == found.record["uri"]
+
+
+def test_large_data_has_a_rayjob_with_mode_auto(api: KubeApi, work: Work, made: Work) -> None:
+    api.acts = [(*STARTED, job_made(made), *DONE)]
+    found = launch(work, {"ray": {"mode": "auto", "auto_seconds": 0}})
+    assert (found.code, found.record["state"]) == (0, "ran"), found.stderr
+    assert len(api.made) == 1
 
 
 def test_a_folder_is_not_seen_by_a_cluster(tmp_path: Path) -> None:

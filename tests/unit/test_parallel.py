@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from imagemill.components.resize.on_ray import workers_that_fit
+from imagemill.components.store import parallel
 from imagemill.components.store.errors import MillError
-from imagemill.components.store.parallel import cores, ordered
+from imagemill.components.store.parallel import cores, memory_limit, ordered
 
 
 def mill_threads() -> list[threading.Thread]:
@@ -124,3 +128,35 @@ def test_leaving_early_ends_the_threads() -> None:
 
 def test_there_is_at_least_one_core() -> None:
     assert 1 <= cores() <= 4096
+
+
+@pytest.mark.parametrize(
+    ("files", "limited"),
+    [
+        ({"cpu.max": "100000 100000\n", "memory.max": "536870912\n"}, True),
+        ({"cpu/cpu.cfs_quota_us": "50000\n", "cpu/cpu.cfs_period_us": "100000\n",
+          "memory/memory.limit_in_bytes": "536870912\n"}, True),
+        ({"cpu.max": "max 100000\n", "memory.max": "max\n"}, False),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n",
+          "memory/memory.limit_in_bytes": "9223372036854771712\n"}, False),
+        ({}, False),
+    ],
+)  # fmt: skip
+def test_a_containers_limits_are_read(
+    files: dict[str, str], limited: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of both versions of cgroups."""
+    monkeypatch.setattr(parallel, "CGROUP", str(tmp_path))
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert memory_limit() == (2**29 if limited else machine)
+    assert cores() == (1 if limited else len(os.sched_getaffinity(0)))
+
+
+def test_rays_workers_have_room_in_the_memory() -> None:
+    """A pod of 3 GiB without a CPU limit, on a node of 64 cores."""
+    found = [workers_that_fit(64, gigabytes * 2**30) for gigabytes in (1, 2, 3, 8, 128)]
+    assert found == [1, 1, 2, 9, 64]
+    assert workers_that_fit(2, 24 * 2**30) == 2
