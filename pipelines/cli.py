@@ -14,6 +14,7 @@ from typing import Any
 
 from ..components.store.config import STEPS
 from ..components.store.errors import EXIT_OK, MillError, UserError
+from ..components.store.extras import needed_by, require
 from ..components.store.manifest import code_version
 from ..components.store.step import Parser, add_flag, quiet_logs
 from . import exporting, images, predicting, runs, schedule, submit
@@ -26,6 +27,9 @@ _SERVICE: dict[str, Callable[[dict[str, Any]], int]] = {
     "runs": runs.run,
 }
 """The commands that speak to Kubeflow Pipelines."""
+_NEEDS = {"run": ("kfp",), "predict": ("torch", "safetensors"), "images": ("docker",)}
+_NEEDS |= dict.fromkeys(_SERVICE, ("kfp",))
+"""The optional modules that commands can't do without, whatever they are asked for; of the steps each knows its own."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,6 +64,11 @@ def _command(words: list[str]) -> int:
     quiet_logs()
     found = vars(_parser().parse_args(words))
     command = found.pop("command")
+    with needed_by(command, _NEEDS.get(command, ())):
+        return _do(command, found)
+
+
+def _do(command: str, found: dict[str, Any]) -> int:
     if command == "inspect":
         return _inspect(found["dataset_uri"], found["json"])
     if command == "export":
@@ -91,7 +100,10 @@ def _run(chosen: Chosen, runner: str, cluster_file: str, as_json: bool) -> int:
     if runner == "subprocess":
         if cluster_file:
             raise UserError(f"--cluster: expected nothing with --runner subprocess, found {cluster_file!r}")
+        # Now, and not when the steps before have worked for an hour.
+        require("run", [module for step in ALL_STEPS.values() for module in step.needs])
         return run(chosen, as_json)
+    require("run", ["docker"])
     from .cluster import Cluster, from_file
 
     return run(chosen, as_json, from_file(cluster_file) if cluster_file else Cluster())

@@ -209,6 +209,6 @@ def _timeout(task: Task, seconds: int) -> None:
 
 
 def _kubernetes() -> Any:
-    from kfp import kubernetes
+    import kfp.kubernetes  # a package of its own: `from kfp import` would not say that it is missing
 
-    return kubernetes
+    return kfp.kubernetes

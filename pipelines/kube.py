@@ -25,7 +25,7 @@ RIGHTS = {
     ("", "pods/log"): ("get",),
 }
 """(API group, resource) → verbs, of the launcher; of these the exit step needs list and delete, the plan step none."""
-ROLE = "k8s/overlays/kubeflow-profile/rayjobs.yaml"
+ROLE = "k8s/base/kubeflow/rayjobs.yaml"
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 SILENT_S = 180.0
 """How long the API server may not answer, or answer with errors of its own, before it is given up."""

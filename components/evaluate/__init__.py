@@ -8,4 +8,5 @@ STEP = Step(
     EvaluateConfig,
     "imagemill.components.evaluate.evaluate:evaluate",
     "Run a model over the test split once, and the reigning champion over the same images.",
+    needs=("torch", "torchvision", "safetensors", "cleanlab"),
 )

@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..store.errors import UserError
 from ..store.images import sniff
 from .example import example, record
 from .pictures import as_png, plain_shape
@@ -109,11 +108,7 @@ def described(source: Source, shards: list[Written]) -> bytes:
 
 
 def _crc32c() -> Callable[[bytes], int]:
-    try:
-        from google_crc32c import value
-    except ImportError:
-        raise UserError(
-            "--format tfrecord: expected google-crc32c to be installed, found none (pip install 'imagemill[export]')"
-        ) from None
+    from google_crc32c import value
+
     crc: Callable[[bytes], int] = value
     return crc

@@ -8,4 +8,5 @@ STEP = Step(
     PromoteConfig,
     "imagemill.components.promote.promote:promote",
     "Compare challenger and champion, append to the promotions log if the challenger is better, write the report.",
+    needs=("jinja2", "matplotlib"),
 )

@@ -8,4 +8,5 @@ STEP = Step(
     ResizeConfig,
     "imagemill.components.resize.resize:resize",
     "Decode and resize every clean image with Ray and store the pixels in shuffled order.",
+    needs=("torch", "ray"),
 )

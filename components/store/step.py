@@ -28,6 +28,7 @@ from .errors import (
     UserError,
     wrong,
 )
+from .extras import needed_by
 from .filesystem import store_for
 from .fingerprint import digest
 from .manifest import MANIFEST, Dataset, place_of, read_dataset, ready
@@ -115,13 +116,15 @@ class Context:
 class Step:
     """One step: its name, its config and, imported only when it runs, the function that does the work.
 
-    `work` is `module:function` of type `(config, context) -> Outcome`.
+    `work` is `module:function` of type `(config, context) -> Outcome`; `needs` are the optional modules that it can't
+    do without.
     """
 
     name: str
     config: type[StepConfig]
     work: str
     help: str
+    needs: tuple[str, ...] = field(default=(), kw_only=True)
 
     def execute(self, config: StepConfig, result: str = "") -> int:
         """Run the step, write its record, return its exit code. Nothing is raised but KeyboardInterrupt."""
@@ -133,14 +136,15 @@ class Step:
         run = config.run or new_run(self.name)
         workspace: Workspace | None = None
         try:
-            config.check()
-            if not config.run:
-                self._refuse_parents(config)
-            workspace = Workspace.open(config.workspace)
-            self._refuse_what_was_refused(workspace, run, record["inputs"])
-            reruns = {item.strip() for item in config.rerun.split(",")}
-            context = Context(self.name, workspace, run, self.name in reruns)
-            outcome = self._function()(config, context)
+            with needed_by(self.name, self.needs):
+                config.check()
+                if not config.run:
+                    self._refuse_parents(config)
+                workspace = Workspace.open(config.workspace)
+                self._refuse_what_was_refused(workspace, run, record["inputs"])
+                reruns = {item.strip() for item in config.rerun.split(",")}
+                context = Context(self.name, workspace, run, self.name in reruns)
+                outcome = self._function()(config, context)
             record |= dataclasses.asdict(outcome)
         except MillError as error:
             record |= {"exit_code": error.exit_code, "error": str(error)}

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import UserError, wrong
+from .errors import wrong
 
 if TYPE_CHECKING:
     import torch
@@ -133,8 +133,6 @@ def converted(backbone: str, state: dict[str, torch.Tensor], network: torch.nn.M
 
 
 def _timm() -> Any:
-    try:
-        import timm
-    except ImportError:
-        raise UserError("backbone: timm:… expected timm to be installed, found none (pip install timm)") from None
+    import timm
+
     return timm

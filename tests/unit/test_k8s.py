@@ -23,9 +23,10 @@ from imagemill.pipelines.parameters import choose
 Json = dict[str, Any]
 ROOT = Path(__file__).parents[2]
 K8S = ROOT / "k8s"
-OVERLAYS = ("kind", "kubeflow-profile")
+OVERLAYS = ("kind", "kubeflow", "kubeflow-profile")
 CASES = {
     "kind": ("kind", ()),
+    "kubeflow": ("kubeflow", ()),
     "kubeflow-profile": ("kubeflow-profile", ()),
     "kind and all components": ("kind", ("gpu", "identity-eks", "istio-off", "s3-outside")),
 }
@@ -104,8 +105,8 @@ def test_every_pod_is_restricted(rendered: list[Json], case: str) -> None:
 
 
 def test_every_namespaced_document_is_in_its_namespace(rendered: list[Json], case: str) -> None:
-    wanted = {"imagemill"} if "kind" in case else {"kubeflow-user-example-com"}
-    assert {one["metadata"].get("namespace") for one in rendered if one["kind"] != "Namespace"} == wanted
+    wanted = {"kubeflow": "kubeflow", "kubeflow-profile": "kubeflow-user-example-com"}.get(case, "imagemill")
+    assert {one["metadata"].get("namespace") for one in rendered if one["kind"] != "Namespace"} == {wanted}
 
 
 def test_the_namespace_enforces_restricted(kind: list[Json]) -> None:
@@ -170,9 +171,10 @@ def test_rights_of_the_kind_overlay(kind: list[Json]) -> None:
     }
 
 
-def test_rights_in_a_kubeflow_profile_are_those_of_the_launcher() -> None:
+@pytest.mark.parametrize(("name", "account"), [("kubeflow", "pipeline-runner"), ("kubeflow-profile", "default-editor")])
+def test_kubeflows_steps_have_the_rights_of_the_launcher(name: str, account: str) -> None:
     wanted = {(group, resource, ""): set(verbs) for (group, resource), verbs in kube.RIGHTS.items()}
-    assert rights(overlay("kubeflow-profile")) == {"default-editor": wanted}
+    assert rights(overlay(name)) == {account: wanted}
 
 
 def test_nothing_is_granted_beyond_roles_of_the_namespace(rendered: list[Json]) -> None:
@@ -255,9 +257,10 @@ def test_no_image_is_taken_by_a_tag_that_moves(rendered: list[Json]) -> None:
                     assert re.fullmatch(r"\S+:[^:/]+", one["image"]) and not one["image"].endswith(":latest"), pod.where
 
 
-def test_the_profiles_cluster_file_names_the_overlays_namespace() -> None:
-    cluster = from_file(str(K8S / "overlays" / "kubeflow-profile" / "cluster.yaml"))
-    assert {cluster.namespace} == {one["metadata"]["namespace"] for one in overlay("kubeflow-profile")}
+@pytest.mark.parametrize("name", ["kubeflow", "kubeflow-profile"])
+def test_the_cluster_file_names_the_overlays_namespace(name: str) -> None:
+    cluster = from_file(str(K8S / "overlays" / name / "cluster.yaml"))
+    assert {cluster.namespace} == {one["metadata"]["namespace"] for one in overlay(name)}
     assert cluster.ray.mode == "auto" and cluster.steps["train"].gpu == 1
 
 

@@ -210,20 +210,25 @@ OLD_STORE = {"minio:9000"}
 KFP_STEP = STEP | OLD_STORE | {"kfp:8887", "kfp:8888", "mlmd"}
 
 
-def test_flows_in_a_kubeflow_profile() -> None:
-    cluster = from_file(str(K8S / "overlays" / "kubeflow-profile" / "cluster.yaml"))
-    steps = kfp_peers(PROFILE)
-    all_pods = outside(PROFILE) | KUBEFLOW | ray_peers(cluster) | steps
+@pytest.mark.parametrize(("overlay", "namespace"), [("kubeflow", "kubeflow"), ("kubeflow-profile", PROFILE)])
+def test_flows_in_kubeflow(overlay: str, namespace: str) -> None:
+    cluster = from_file(str(K8S / "overlays" / overlay / "cluster.yaml"))
+    steps = kfp_peers(namespace)
+    all_pods = outside(namespace) | KUBEFLOW | ray_peers(cluster) | steps
     targets = {**TARGETS, **KUBEFLOW_TARGETS}
-    found = reached(policies_of("kubeflow-profile"), all_pods, targets)
+    found = reached(policies_of(overlay), all_pods, targets)
     assert {"download", "clean", "resize", "train", "evaluate", "promote", "finish"} == steps.keys()
     wanted = dict.fromkeys(steps, KFP_STEP)
     wanted |= {"download": KFP_STEP | WEB, "train": KFP_STEP | HTTPS}
     wanted |= {name: KIND_FLOWS[name] | OLD_STORE for name in ("ray head", "ray worker", "submitter")}
     assert {name: found[name] for name in wanted} == wanted
-    # What else is in the profile, such as notebooks and KFP's own driver pods, stays as it is.
-    assert found["stranger"] == set(targets) - RAY - {"step"} - {"stranger"}
-    assert found["operator"] & (RAY | {"step"}) == {"head:8265"}
+    # What else is in the namespace, such as notebooks, KFP's drivers and, without profiles, KFP itself, stays as it is.
+    ours = RAY | {"step"}
+    for name in ("stranger", *KUBEFLOW):
+        itself = {target for target, (pod, _, _) in targets.items() if pod == name}
+        assert found[name] == set(targets) - ours - itself, name
+    assert found["operator"] & ours == {"head:8265"}
+    assert not any(allowed(policies_of(overlay), pod, all_pods["train"], 8080) for pod in KUBEFLOW.values())
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,106 @@
+"""Without an extra every command says in one line which one it needs, before it does any work."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import exports
+import mill
+import pytest
+import yaml
+from packages import IMAGES
+from without import CLI, CLUSTER, COMMANDS, Message, run_without
+
+from imagemill.components.store.extras import MODULES
+from imagemill.pipelines.cluster import STEP_IMAGES
+from imagemill.pipelines.parameters import ALL_STEPS
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "cluster.yaml").write_text(yaml.safe_dump({"images": IMAGES}))
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_names_the_extra_that_it_needs(name: str, folder: Path) -> None:
+    module, words, message = COMMANDS[name]
+    message.check(run_without(MODULES, module, words, folder))
+    assert [one.name for one in folder.iterdir()] == ["cluster.yaml"], "it left something behind"
+
+
+@pytest.mark.parametrize("command", ["run", *ALL_STEPS, "predict", "compile", "submit", "schedule", "runs", "images"])
+def test_help_needs_no_extra(command: str, tmp_path: Path) -> None:
+    done = run_without(MODULES, CLI, [command, "--help"], tmp_path)
+    assert (done.returncode, done.stderr) == (0, "") and "usage: imagemill" in done.stdout
+
+
+def test_a_run_looks_for_what_all_its_steps_need(tmp_path: Path) -> None:
+    """Not when download and clean have worked already."""
+    done = run_without(["cleanlab"], CLI, ["run", "--json"], tmp_path)
+    assert done.returncode == 2 and '"status": "failed"' in done.stdout.splitlines()[-1]
+    assert "imagemill run needs cleanlab: pip install 'imagemill[all]'" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_extras_data_is_read_and_looked_at(tmp_path: Path) -> None:
+    mill.make_photos(tmp_path / "photos")
+    words = ["--dataset", "folder", "--source", "photos", "--workspace", "work", "--result", "result.json"]
+    done = run_without(MODULES, CLI, ["download", *words], tmp_path)
+    assert done.returncode == 0, done.stderr
+    raw = re.search(r'"uri": "([^"]+)"', (tmp_path / "result.json").read_text())
+    assert raw
+    seen = run_without(MODULES, CLI, ["inspect", raw[1]], tmp_path)
+    assert seen.returncode == 0 and "60" in seen.stdout, seen.stderr
+
+
+def test_what_only_some_uses_need_is_named_when_it_is_missed(folder: Path) -> None:
+    """kfp-kubernetes is a package of its own within kfp's."""
+    words = ["compile", "--target", "kfp", *CLUSTER, "-o", "a.yaml"]
+    Message("compile", "kfp-kubernetes", "pipelines").check(run_without(["kfp.kubernetes"], CLI, words, folder))
+
+
+def test_an_export_names_the_extra_of_its_format(tmp_path: Path) -> None:
+    dataset = exports.clean_single(str(tmp_path / "clean" / "01"))
+    words = ["export", dataset.uri, "--output", str(tmp_path / "out"), "--format"]
+    Message("export", "google-crc32c", "export").check(run_without(MODULES, CLI, [*words, "tfrecord"], tmp_path))
+    done = run_without(MODULES, CLI, [*words, "webdataset"], tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+# --- the tables agree with pyproject.toml and with the images ---------------------------------------------------------
+
+
+def requirements(extra: str) -> set[str]:
+    """The distributions that an extra names."""
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"][extra]
+    return {canonical(re.split(r"[\[<>=~! ]", one)[0]) for one in listed}
+
+
+def canonical(name: str) -> str:
+    return name.lower().replace("_", "-")
+
+
+def distributions(module: str) -> set[str]:
+    special = {"kfp.kubernetes": "kfp-kubernetes", "kfp_server_api": "kfp", "tensorflow": "tensorflow-cpu"}
+    known = packages_distributions().get(module, [module])
+    return {special[module]} if module in special else {canonical(one) for one in known}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_extras_install_the_modules(module: str) -> None:
+    for extra in MODULES[module][1]:
+        assert distributions(module) & requirements(extra), f"[{extra}] does not install {module}"
+
+
+@pytest.mark.parametrize("step", ALL_STEPS)
+def test_the_image_of_a_step_has_what_the_step_needs(step: str) -> None:
+    lock = (ROOT / "docker" / f"{STEP_IMAGES[step]}.lock").read_text()
+    locked = {canonical(name) for name in re.findall(r"^([\w.-]+)(?:\[[^]]*\])?==", lock, re.M)}
+    for module in ALL_STEPS[step].needs:
+        assert distributions(module) & locked, module
