@@ -11,8 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from ..components.store.step import copy_to
+from .run import PRODUCTS
 
 FRAMEWORK = "PyTorch"
+RECORDS = "imagemill_records"
+"""The property under which an artifact has records of steps, as JSON: what `imagemill runs` reads through KFP, for who
+has its address seldom has keys of the store."""
+_KEPT = ("uri", "fingerprint", "state", "seconds", "metrics", "exit_code", "error")
+_STEPS = {kind: step for step, kind in PRODUCTS.items()}
+
+
+def records_metadata(records: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Return records by step as metadata of an artifact."""
+    kept = {step: _told({key: record.get(key) for key in _KEPT}) for step, record in records.items()}
+    return {RECORDS: json.dumps(kept, ensure_ascii=False)} if kept else {}
 
 
 def dataset_metadata(record: Mapping[str, Any], manifest_file: str) -> dict[str, Any]:
@@ -29,6 +41,7 @@ def dataset_metadata(record: Mapping[str, Any], manifest_file: str) -> dict[str,
         {"classes": len(manifest["classes"]), "task": manifest["task"], "files": len(manifest["files"])},
         {key: image[key] for key in ("color", "shape", "dtype", "encoding") if key in image},
         record["metrics"],
+        records_metadata({_STEPS[manifest["kind"]]: record}),
     )
 
 
@@ -43,6 +56,7 @@ def model_metadata(record: Mapping[str, Any], manifest_file: str) -> dict[str, A
         {key: config[key] for key in trained if key in config},
         {"best_epoch": manifest.get("extra", {}).get("best_epoch")},
         record["metrics"],
+        records_metadata({_STEPS[manifest["kind"]]: record}),
     )
 
 

@@ -19,6 +19,7 @@ from ..components.store.errors import EXIT_OK, EXIT_OURS, EXIT_TRANSIENT, EXIT_U
 from ..components.store.progress import duration, say
 from ..components.store.step import RUN
 from ..components.store.workspace import Workspace
+from .artifacts import records_metadata
 from .kfp_server import ignored
 from .pod_settings import cluster_of_pod
 
@@ -59,9 +60,9 @@ class Run:
         return ""
 
 
-def finish(workspace: str, run: str, ended: str, path: str) -> None:
+def finish(workspace: str, run: str, ended: str, path: str) -> dict[str, str]:
     """Write the page of a run to the file `path` and to the run's folder, and delete what is left of it in the cluster
-    that this pod was told of."""
+    that this pod was told of. Returns the records of its steps as the page's metadata."""
     found = read(workspace, run, ended)
     told = f"\n{_plain(why)}\n" if (why := ignored()) else ""
     text = page(found) + told + _left_behind(found.name)
@@ -72,11 +73,14 @@ def finish(workspace: str, run: str, ended: str, path: str) -> None:
     except MillError as error:
         say("finish", f"the summary could not be stored: {error}")
     say("finish", f"failed at {found.failed_at}" if found.failed_at else "every step is done")
+    return records_metadata(found.records)
 
 
-def write_summary(workspace: str, run: str, path: str) -> None:
-    """The page as promote's artifact, which every runner has."""
-    _write(path, page(read(workspace, run)))
+def write_summary(workspace: str, run: str, path: str) -> dict[str, str]:
+    """The page as promote's artifact, which every runner has; returns its metadata."""
+    found = read(workspace, run)
+    _write(path, page(found))
+    return records_metadata(found.records)
 
 
 def read(workspace: str, run: str, ended: str = "") -> Run:

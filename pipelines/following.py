@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from datetime import UTC, datetime
 from typing import Any
 
-from ..components.store import uri as uris
 from ..components.store.config import STEPS
 from ..components.store.errors import MillError, TransientError, UserError, error_for_exit_code
 from ..components.store.progress import duration, say
-from ..components.store.workspace import Workspace
 from .kfp_client import LoginError, NotFoundError, Service, stopped
+from .kfp_pages import Pages
+from .kfp_records import find_failure
 from .run import facts
+from .run_records import Records, RunRecords
 
 POLL_S, SLOW_POLL_S = 5.0, 20.0
 """Seconds between two looks at a run, and between two when the service doesn't answer."""
@@ -21,6 +23,8 @@ PATIENCE_S = 30 * 60.0
 """So long the service may be away while a run is followed."""
 ENDED = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
 _MACHINERY = ("root", "executor")
+_NODE = re.compile(r"(?P<name>.+?)(?:\((?P<number>\d+)\))?")
+_WHOLE = sys.maxsize
 
 
 def get_run(service: Service, run: str) -> Any:
@@ -83,27 +87,35 @@ def _show_changes(run: Any, shown: dict[str, str]) -> None:
 
 
 def tasks(run: Any) -> list[tuple[str, str, float | None]]:
-    """(name, state, seconds) of a run's tasks by the time of their beginning, without KFP's drivers and launchers."""
+    """(name, state, seconds) of a run's tasks by the time of their beginning, without KFP's drivers and launchers.
+
+    A task that may be tried again is a node `clean` in Argo, whose state is the task's, and a node for each try,
+    `clean(0)`, `clean(1)`: one task, from the first one's beginning to the last one's end.
+    """
     details = (run.run_details.task_details if run.run_details else None) or []
-    found: dict[str, tuple[datetime, str, float | None]] = {}
-    for task in details:
-        name = (task.display_name or "").lower()
-        if not _is_task(name):
-            continue
-        started = moment(task.start_time) or moment(task.create_time) or datetime.max.replace(tzinfo=UTC)
-        ended = moment(task.end_time)
+    nodes: dict[str, list[tuple[int, Any]]] = {}
+    for detail in details:
+        found = _NODE.fullmatch((detail.display_name or "").lower())
+        if found and _is_task(found["name"]):
+            rank = _WHOLE if found["number"] is None else int(found["number"])
+            nodes.setdefault(found["name"], []).append((rank, detail))
+    rows = []
+    for name, tries in nodes.items():
+        starts = [moment(one.start_time) or moment(one.create_time) for _, one in tries]
+        started = min((start for start in starts if start), default=datetime.max.replace(tzinfo=UTC))
+        last = max(tries, key=lambda one: one[0])[1]
+        ended = moment(last.end_time)
         seconds = (ended - started).total_seconds() if ended and ended >= started else None
-        found[name] = (started, task.state or "PENDING", seconds)
-    return [(name, state, seconds) for name, (_, state, seconds) in sorted(found.items(), key=lambda item: item[1][0])]
+        rows.append((started, (name, last.state or "PENDING", seconds)))
+    return [row for _, row in sorted(rows, key=lambda row: row[0])]
 
 
 def _is_task(name: str) -> bool:
-    """Argo's nodes are also the workflow itself, the drivers, the launchers and their tries."""
+    """Argo's nodes are also the workflow itself, the drivers and the launchers."""
     if name in STEPS:
         return True
-    base = name.partition("(")[0]
-    machinery = base in _MACHINERY or base.endswith("-driver") or base.startswith("exit-handler")
-    return bool(name) and not machinery and not name.startswith("imagemill-")
+    machinery = name in _MACHINERY or name.endswith("-driver") or name.startswith("exit-handler")
+    return not machinery and not name.startswith("imagemill-")
 
 
 def moment(time: datetime | None) -> datetime | None:
@@ -121,80 +133,35 @@ def took(run: Any) -> float | None:
     return max(((moment(run.finished_at) or datetime.now(UTC)) - created).total_seconds(), 0.0)
 
 
-def workspace_of(service: Service, run: Any) -> str:
-    """The workspace that a run works in: its parameter, or its pipeline's default; empty if nothing says it."""
-    given = ((run.runtime_config.parameters if run.runtime_config else None) or {}).get("workspace")
-    if given:
-        return str(given)
-    spec, reference = run.pipeline_spec, run.pipeline_version_reference
-    if spec is None and reference and reference.pipeline_version_id:
-        try:
-            version = service.call(
-                "reading the run's pipeline", service.client.pipelines.pipeline_service_get_pipeline_version,
-                pipeline_id=reference.pipeline_id, pipeline_version_id=reference.pipeline_version_id,
-            )  # fmt: skip
-        except NotFoundError:  # deleted since
-            return ""
-        spec = version.pipeline_spec
-    inputs = _inside(spec, "pipeline_spec") or spec
-    about = _inside(_inside(_inside(_inside(inputs, "root"), "inputDefinitions"), "parameters"), "workspace")
-    return str(_inside(about, "defaultValue") or "")
-
-
-def _inside(values: Any, key: str) -> Any:
-    return values.get(key) if isinstance(values, dict) else None
-
-
-def records(workspace: str, run: str) -> dict[str, dict[str, Any]]:
-    """What the steps of a run have recorded; a MillError where the workspace can't be read from here."""
-    return Workspace(uris.normalize(workspace, "workspace")).step_records(run)
-
-
-def readable_records(workspace: str, run: str) -> tuple[dict[str, dict[str, Any]], str]:
-    """(records, why there are none): the end of a run is known without them."""
-    if not workspace:
-        return {}, "the run doesn't say its workspace"
-    try:
-        return records(workspace, run), ""
-    except MillError as error:
-        return {}, f"the steps' records can't be read from here ({error})"
-
-
-def records_of(service: Service, run: Any) -> tuple[dict[str, dict[str, Any]], str]:
-    """(records, why there are none) of a run whose workspace is still to be found."""
-    try:
-        workspace = workspace_of(service, run)
-    except MillError as error:
-        return {}, f"the steps' records can't be found ({error})"
-    return readable_records(workspace, run.run_id)
-
-
-def error_of(run: Any, made: dict[str, dict[str, Any]], unread: str) -> MillError | None:
-    """Why a run that has ended did not succeed, with the failed step's exit code where its record says it."""
+def error_of(run: Any, records: Records, unread: str, pages: Pages) -> MillError | None:
+    """Why a run that has ended did not succeed, with the failed step's exit code where anything says it: its record,
+    or else its log or its pod."""
     if run.state == "SUCCEEDED":
         return None
     if run.state == "CANCELED":
         return MillError("the run was cancelled")
-    for step, record in made.items():
+    for step, record in records.items():
         if record["exit_code"]:
             return error_for_exit_code(int(record["exit_code"]), f"{step}: {record['error']}")
     failed = [name for name, state, _ in tasks(run) if state == "FAILED"]
+    for name in failed:
+        if why := find_failure(pages, run.run_id, name):
+            return why
     said = f": {run.error.message}" if run.error and run.error.message else ""
     where = f" in {', '.join(failed)}" if failed else ""
     if unread:
         return MillError(f"the run failed{where}{said}; {unread}")
-    silent = next((step for step in STEPS if step not in made), "")
+    silent = next((step for step in STEPS if step not in records), "")
     lost = f"; {silent} ended without a record, as a pod does that is lost or killed (for memory?)" if silent else ""
-    return MillError(
-        f"the run failed{where}{said}{lost}",
-    )
+    return MillError(f"the run failed{where}{said}{lost}")
 
 
 def finish(service: Service, run: Any, result: dict[str, Any]) -> int:
     """Add to `result` what came of a run that has ended, and return the exit code that says it."""
-    made, unread = records_of(service, run)
-    error = error_of(run, made, unread)
-    result |= {"status": "failed" if error else "succeeded", "state": run.state, **facts(made), "records": made}
+    source = RunRecords(service)
+    records, unread = source.of(run)
+    error = error_of(run, records, unread, source.pages)
+    result |= {"status": "failed" if error else "succeeded", "state": run.state, **facts(records), "records": records}
     if unread:
         print(f"imagemill: {unread}", file=sys.stderr)
     if error:

@@ -138,6 +138,17 @@ class Connection:
             return {"credentials": ServiceAccountTokenVolumeCredentials(self._mounted)}
         return {}
 
+    def headers(self) -> dict[str, str]:
+        """Return the login as headers of a request; read anew each time. UserError for a file that can't be read."""
+        token = os.environ.get(TOKEN, "").strip() if not self.token_file else ""
+        if path := self.token_file or ("" if token else self._mounted):
+            try:
+                token = Path(path).read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise UserError(f"login: expected a token that can be read, found {path}: {error}") from None
+        values = {"Authorization": f"Bearer {token}" if token else "", "Cookie": self.cookie()}
+        return {name: value for name, value in values.items() if value}
+
 
 class Service:
     """The service, answering: made only if it does. UserError or TransientError says why it doesn't."""
@@ -224,7 +235,7 @@ class Service:
         except LocationValueError as error:
             raise wrong("--host", "the address of a server", f"{self.host} ({error})") from None
         except HTTPError as error:
-            raise self._unreachable(error) from None
+            raise self.unreachable(error, self.host) from None
         except OSError as error:  # the token's file is gone
             raise UserError(f"login: expected a token that can be read, found {error.strerror}") from None
         except ValueError as error:  # a model refuses what the answer says: another version's, or not KFP at all
@@ -237,13 +248,14 @@ class Service:
         try:
             json.loads(response.data)
         except ValueError:
+            found = kind_of(str(response.data))
             raise LoginError(
-                f"{self.host}: expected an answer of Kubeflow Pipelines' API, found {_kind(str(response.data))}. {HELP}"
+                f"{self.host}: expected an answer of Kubeflow Pipelines' API, found {found}. {HELP}"
             ) from None
 
     def _refused(self, status: int, body: Any) -> MillError:
         text = body if isinstance(body, str) else ""
-        said = _message(text) or _kind(text)
+        said = _message(text) or kind_of(text)
         if status in (401, 403):
             wanted = "a valid login" if status == 401 else "a login that may do this"
             return LoginError(f"{self.host}: expected {wanted}, found it refused ({status}: {said}). {HELP}")
@@ -259,16 +271,17 @@ class Service:
             return TransientError(f"{self.host} answers {status}: {said}")
         return UserError(f"{self.host}: expected a request that it takes, found it refused ({status}: {said})")
 
-    def _unreachable(self, error: Exception) -> MillError:
+    def unreachable(self, error: Exception, address: str) -> MillError:
+        """Return why `address` gave no answer."""
         from urllib3.exceptions import SSLError
 
         reason = getattr(error, "reason", None) or error
         if isinstance(reason, SSLError):
-            return UserError(f"--ca-file: expected the certificates that {self.host} is trusted by, found: {reason}")
+            return UserError(f"--ca-file: expected the certificates that {address} is trusted by, found: {reason}")
         said = str(reason).rpartition(": ")[2] if getattr(error, "reason", None) else str(reason)
-        local = urlsplit(self.host).hostname in ("localhost", "127.0.0.1")
+        local = urlsplit(address).hostname in ("localhost", "127.0.0.1")
         hint = f" (is `{PORT_FORWARD}` running?)" if local else ""
-        return TransientError(f"{self.host} can't be reached: {said}{hint}")
+        return TransientError(f"{address} can't be reached: {said}{hint}")
 
 
 def _make_client(connection: Connection) -> Any:
@@ -320,7 +333,8 @@ def _message(body: str) -> str:
     return " ".join(str(text or "").split())[:500]
 
 
-def _kind(body: str) -> str:
+def kind_of(body: str) -> str:
+    """Return what an answer seems to be that is none of the API's, for a message."""
     head = body.lstrip()[:200].lower()
     if head.startswith("<"):
         return "a web page (to log in?)"

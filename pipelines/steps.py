@@ -106,6 +106,7 @@ def evaluate(
 
     from imagemill.components.evaluate import STEP
     from imagemill.components.evaluate.matrix import confusion_matrix, roc_curve
+    from imagemill.pipelines.artifacts import records_metadata
 
     record = STEP.component(
         config, "", workspace=workspace, name=name, rerun=rerun, run=run, model=model, clean=clean
@@ -113,6 +114,7 @@ def evaluate(
     for key, value in record["metrics"].items():
         if isinstance(value, float):
             metrics.log_metric(key, value)
+    confusion.metadata.update(records_metadata({"evaluate": record}))
     matrix, curve = confusion_matrix(record["uri"]), roc_curve(record["uri"])
     if matrix is not None:
         confusion.log_confusion_matrix(*matrix)
@@ -138,7 +140,7 @@ def promote(
         champion_evaluation=champion_evaluation, min_gain=min_gain, promote=promote,
     )  # fmt: skip
     write_report(record, report.path)
-    write_summary(workspace, run, summary.path)
+    summary.metadata.update(write_summary(workspace, run, summary.path))
     return str(record["uri"])
 
 
@@ -147,4 +149,4 @@ def finish(workspace: str, run: str, status: dsl.PipelineTaskFinalStatus, summar
     """However the steps ended: the run in short, with what went wrong, and nothing of it left in the cluster."""
     from imagemill.pipelines.finish import finish
 
-    finish(workspace, run, status.state, summary.path)
+    summary.metadata.update(finish(workspace, run, status.state, summary.path))

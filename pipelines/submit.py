@@ -25,9 +25,9 @@ from .run import failed
 
 HELP = "start a run in Kubeflow Pipelines, follow it, and exit with its result"
 _ABOUT = """Compiles the pipeline, uploads it if it has changed, starts a run and follows it to its end. Exits with 0
-when the run succeeded, else with the exit code and message of the step that failed where its record can be read from
-here (with the storage's AWS_… variables set); 75 when the service can't be reached. Ctrl-C ends the following, not
-the run."""
+when the run succeeded, else with the exit code and message of the step that failed; 75 when the service can't be
+reached. Nothing but the service's address is needed for it, that of its pages. Ctrl-C ends the following, not the
+run."""
 _ARGO = (
     "for Argo without Kubeflow: `imagemill compile --target argo --cluster FILE -o workflow.yaml`, `kubectl apply -f "
     "workflow.yaml`, `argo submit --from workflowtemplate/imagemill-training --watch`"
@@ -160,9 +160,16 @@ def summary(result: dict[str, Any]) -> str:
     """What a run came to, in a few lines."""
     if result["status"] == "running":
         return f"{result['link']}\nimagemill runs {result['run']} --follow"
+    shown = {key: result[key] for key in ("model", "champion", "report", "link") if result.get(key)}
+    if result.get("report"):
+        shown["report"] += f" (`imagemill runs {result['run']} --report report.html` fetches it)"
+    head = headline(result) or result["status"]
+    return "\n".join([f"{result['name']}: {head}", *(f"  {key:<11}{value}" for key, value in shown.items())])
+
+
+def headline(result: dict[str, Any]) -> str:
+    """A run's numbers and the gate's verdict, in one line; empty before there are any."""
     metrics = result["metrics"]
     numbers = [f"{label} {metrics[key]:.3f}" for key, label in (("top1", "top-1"), ("macro_f1", "macro-F1"))
                if isinstance(metrics.get(key), float)]  # fmt: skip
-    head = " · ".join([*numbers, *([result["verdict"]] if result["verdict"] else [])]) or result["status"]
-    shown = {key: result[key] for key in ("model", "champion", "report", "link") if result.get(key)}
-    return "\n".join([f"{result['name']}: {head}", *(f"  {key:<11}{value}" for key, value in shown.items())])
+    return " · ".join([*numbers, *([result["verdict"]] if result.get("verdict") else [])])
