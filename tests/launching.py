@@ -35,6 +35,7 @@ from imagemill.components.store.step import Parser, add_flag
 from imagemill.components.store.workspace import Workspace
 from imagemill.pipelines import joblog, kube, launcher, resizing
 from imagemill.pipelines.cluster import from_values
+from imagemill.pipelines.pod_settings import VARIABLE
 
 BUCKET = "mill"
 RUN = "run-1"
@@ -185,9 +186,10 @@ def launch(work: Work, cluster: Json | None = None, run: str = RUN, told: str = 
     told = told or from_values(cluster | {"ray": {"mode": "rayjob"} | cluster.get("ray", {})}).to_json()
     arguments = {"workspace": work.workspace, "clean": work.clean, "run": run, "image_size": 16.0} | values
     config = json.dumps(arguments.pop("config", {}))
-    with contextlib.redirect_stderr(io.StringIO()) as stderr:
+    with contextlib.redirect_stderr(io.StringIO()) as stderr, pytest.MonkeyPatch.context() as patch:
+        patch.setenv(VARIABLE, told)
         try:
-            record, code = resizing.resize(told, config, "", **arguments), 0
+            record, code = resizing.resize(config, "", **arguments), 0
         except SystemExit as error:
             record, code = work.record(run), int(str(error.code))
     return Launched(code, record, stderr.getvalue())

@@ -17,6 +17,7 @@ from imagemill.pipelines.cluster import Cluster, Kfp, Pod, from_json, from_value
 from imagemill.pipelines.compile import compile_kfp
 from imagemill.pipelines.kfp_pods import kfp_cpu, kfp_memory
 from imagemill.pipelines.parameters import choose
+from imagemill.pipelines.pod_settings import VARIABLE
 from imagemill.pipelines.shm import shm_size
 
 STEPS = ("download", "clean", "resize", "train", "evaluate", "promote")
@@ -95,9 +96,9 @@ def in_short(path: Path) -> Json:
             for key, value in task["inputs"]["parameters"].items()
             if "runtimeValue" in value
         }
-        if constants.get("cluster"):
-            constants["cluster"] = "the cluster's file"
         body = {key: value for key, value in container(spec, name).items() if key not in ("command", "args")}
+        told = {"name": VARIABLE, "value": "the cluster's file"}
+        body["env"] = [told if variable["name"] == VARIABLE else variable for variable in body["env"]]
         about[name] = {
             "container": body, "constants": constants, "retries": task.get("retryPolicy"),
             "display name": task["taskInfo"]["name"], "caching": task["cachingOptions"],
@@ -162,6 +163,7 @@ def test_credentials_come_from_the_secret_or_from_nowhere(package: Any) -> None:
         assert len(secret) == 1 and secret[0]["secretName"] == "store"
         assert keys == {"id": "AWS_ACCESS_KEY_ID", "key": "AWS_SECRET_ACCESS_KEY"}
         env = {one["name"]: one["value"] for one in container(spec, step)["env"]}
+        assert (env.pop(VARIABLE, None) is not None) == (step in ("resize", "finish"))
         assert env.pop("IMAGEMILL_KFP_VERSION") == "2.17" and env.pop("IMAGEMILL_WORKSPACES") == "s3"
         region = dict.fromkeys(("AWS_REGION", "AWS_DEFAULT_REGION"), "eu-central-1")
         assert env == {"AWS_ENDPOINT_URL": "https://s3.example", **region}
@@ -198,14 +200,14 @@ def test_resizing_is_placed_by_the_mode(package: Any) -> None:
     def resize(case: str) -> tuple[str, str, str, Json]:
         spec, platform = documents(package(case))
         image = container(spec, "resize")["image"].partition("@")[0].rpartition("/")[2]
-        told = tasks(spec)["resize"]["inputs"]["parameters"]["cluster"]["runtimeValue"]["constant"]
+        told = {one["name"]: one["value"] for one in container(spec, "resize")["env"]}.get(VARIABLE, "")
         memory = container(spec, "resize")["resources"]["resourceMemoryLimit"]
         return image, memory, told, kubernetes(platform, "resize")
 
     for case, expected in (("default", ("ray", "8Gi")), ("rayjob", ("cpu", "1Gi"))):
         image, memory, told, found = resize(case)
         assert (image, memory) == expected
-        assert from_json(told) == cluster(case)
+        assert from_json(told).ray == cluster(case).ray
         assert int(found["activeDeadlineSeconds"]) > 6 * 3600 + 900  # a launcher sees the end of its job
     image, memory, told, found = resize("pod")
     assert (image, memory, told) == ("ray", "8Gi", "") and "activeDeadlineSeconds" not in found

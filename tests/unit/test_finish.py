@@ -23,6 +23,7 @@ from imagemill.components.store.workspace import Workspace
 from imagemill.pipelines.artifacts import dataset_metadata
 from imagemill.pipelines.cluster import Cluster, Limits, Ray, Storage
 from imagemill.pipelines.finish import SUMMARY, Run, finish, page, read
+from imagemill.pipelines.pod_settings import VARIABLE
 from imagemill.pipelines.resizing import with_address
 
 SMALL = {"image_size": 32, "epochs": 1, "batch_size": 8, "backbone": "shufflenet_v2_x0_5"}
@@ -158,7 +159,7 @@ def test_where_machines_share_no_folder_none_is_a_workspace(
     assert DOWNLOAD.main([f"--workspace={workspace}", "--run=r"]) == 2
     said = f"workspace: expected s3://bucket/prefix, for the steps' machines share no folder, found '{workspace}'"
     assert said in capsys.readouterr().err
-    finish(workspace, "r", "", "FAILED", str(tmp_path / "page.md"))
+    finish(workspace, "r", "FAILED", str(tmp_path / "page.md"))
     [told] = tmp_path.iterdir()
     assert "share no folder" in told.read_text()
 
@@ -198,7 +199,7 @@ def test_a_message_forges_no_rows() -> None:
 def test_a_workspace_that_cant_be_read_is_said_and_no_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     path = tmp_path / "out" / "summary"
-    finish(str(tmp_path / "file" / "work"), "r", "", "FAILED", str(path))
+    finish(str(tmp_path / "file" / "work"), "r", "FAILED", str(path))
     assert path.read_text().startswith("# Training: failed")
     (tmp_path / "work" / "runs" / "r").mkdir(parents=True)
     (tmp_path / "work" / "runs" / "r" / "clean.json").write_text("{")
@@ -211,13 +212,15 @@ def test_a_cluster_that_does_not_answer_is_said_and_no_error(tmp_path: Path, mon
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     monkeypatch.setenv("HOME", str(tmp_path))
-    finish(str(tmp_path / "work"), "r", Cluster().to_json(), "FAILED", str(tmp_path / "summary"))
+    monkeypatch.setenv(VARIABLE, Cluster().to_json())
+    finish(str(tmp_path / "work"), "r", "FAILED", str(tmp_path / "summary"))
     text = (tmp_path / "summary").read_text()
     assert "## Cleaned up\n\nWhat the run may have left could not be looked for: " in text and "Error:" not in text
 
 
-def test_a_cluster_of_another_imagemill_is_said_and_no_error(tmp_path: Path) -> None:
-    finish(str(tmp_path / "work"), "r", '{"nosuch": 1}', "SUCCEEDED", str(tmp_path / "summary"))
+def test_a_cluster_of_another_imagemill_is_said_and_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, '{"nosuch": 1}')
+    finish(str(tmp_path / "work"), "r", "SUCCEEDED", str(tmp_path / "summary"))
     text = (tmp_path / "summary").read_text()
     assert "could not be looked for: cluster (nosuch): expected one of" in text and "another imagemill" in text
 
