@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..components.download.config import DownloadConfig
-from ..components.store.config import STEPS
+from ..components.store.config import PRODUCTS, STEPS
 from ..components.store.errors import EXIT_OK, MillError
 from ..components.store.progress import duration
 from ..components.store.step import CACHED, new_run
@@ -22,8 +22,6 @@ from .parameters import Chosen
 
 if TYPE_CHECKING:
     from .in_docker import Engine
-
-PRODUCTS = {"download": "raw", "clean": "clean", "resize": "tensors", "train": "model", "evaluate": "evaluation"}
 
 
 def run(chosen: Chosen, as_json: bool, cluster: Cluster | None = None) -> int:
