@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..components.store.config import PRODUCTS
 from ..components.store.step import copy_to
-from .run import PRODUCTS
 
 FRAMEWORK = "PyTorch"
 RECORDS = "imagemill_records"
@@ -23,7 +23,10 @@ _STEPS = {kind: step for step, kind in PRODUCTS.items()}
 
 def records_metadata(records: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Return records by step as metadata of an artifact."""
-    kept = {step: _told({key: record.get(key) for key in _KEPT}) for step, record in records.items()}
+    kept = {
+        step: _told({key: record.get(key) for key in _KEPT}, {"metrics": _told(record["metrics"])})
+        for step, record in records.items()
+    }
     return {RECORDS: json.dumps(kept, ensure_ascii=False)} if kept else {}
 
 

@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..components.download.config import DownloadConfig
-from ..components.store.config import STEPS
+from ..components.store.config import PRODUCTS, STEPS
 from ..components.store.errors import EXIT_OK, MillError
 from ..components.store.progress import duration
 from ..components.store.step import CACHED, new_run
@@ -20,7 +20,7 @@ from ..components.store.workspace import Workspace
 from ..components.train.config import TrainConfig
 from .cluster import Cluster
 from .parameters import Chosen
-from .unchanged import PRODUCTS, cached_records, write_cached_records
+from .unchanged import cached_records, write_cached_records
 
 if TYPE_CHECKING:
     from .in_docker import Engine

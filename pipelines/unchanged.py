@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from ..components.store.config import STEPS
+from ..components.store.config import PRODUCTS, STEPS
 from ..components.store.errors import MillError
 from ..components.store.progress import say
 from ..components.store.step import NotCached
@@ -56,7 +56,3 @@ def _parents(step: str, records: Records) -> dict[str, str]:
     if step == "promote":
         parents["champion_evaluation"] = records["evaluate"]["metrics"]["champion_evaluation"]
     return parents
-
-
-PRODUCTS = {"download": "raw", "clean": "clean", "resize": "tensors", "train": "model", "evaluate": "evaluation"}
-"""Step → the kind of the dataset that it makes."""

@@ -18,7 +18,7 @@ import pytest
 from kfp_server import KfpService, serving
 
 from imagemill.components.store.config import STEPS
-from imagemill.pipelines import cli, following, kfp_client, kfp_uploads
+from imagemill.pipelines import cli, following, kfp_client, kfp_uploads, run_records
 from imagemill.pipelines.cluster import Cluster, from_file, from_json
 from imagemill.pipelines.compile import compile_kfp
 from imagemill.pipelines.parameters import Chosen
@@ -112,7 +112,7 @@ def mill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 def records(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
     """What the steps of every run have recorded, of a workspace that can be read; a real one: test_submit_records."""
     found: dict[str, dict[str, Any]] = {}
-    monkeypatch.setattr(following, "records", lambda workspace, run: found)
+    monkeypatch.setattr(run_records, "stored_records", lambda workspace, run: found)
     return found
 
 

@@ -1,4 +1,4 @@
-"""A server that speaks Kubeflow Pipelines' API v2beta1 over real HTTP, for KFP's real client.
+"""A server that speaks Kubeflow Pipelines' API v2beta1 over real HTTP, for KFP's real client, and its pages' routes.
 
 Logins are asked for and faults injected here: before a request has its effect, or after it.
 """
@@ -62,6 +62,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.service.refuse(headers):
             return self._send(401, "Jwt verification fails" if self.service.token else LOGIN_PAGE, "text/html")
         query = {key: values[-1] for key, values in parse_qs(parts.query).items()}
+        if kept := self.service.kept.answer(parts.path, query, content):
+            return self._send_bytes(*kept)
         try:
             answer = self.service.answer(self.command, parts.path, query, _body(headers, content))
         except Refused as error:
@@ -94,7 +96,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.shutdown(socket.SHUT_RDWR)
 
     def _send(self, status: int, text: str, kind: str) -> None:
-        data = text.encode()
+        self._send_bytes(status, text.encode(), kind)
+
+    def _send_bytes(self, status: int, data: bytes, kind: str) -> None:
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(data)))

@@ -20,6 +20,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import yaml
+from kfp_kept import Kept
 
 API = "/apis/v2beta1"
 NEVER = "1970-01-01T00:00:00Z"
@@ -72,6 +73,9 @@ class KfpService:
     """The service's state; `url` is where it listens, `prefix` what a proxy before it takes off the path."""
 
     multi_user: bool = False
+    retries: bool = False
+    """Whether Argo's controller has the defaults of KFP's installation: each node may be tried again."""
+    kept: Kept = field(default_factory=Kept)
     token: str = ""
     cookie: str = ""
     url: str = ""
@@ -232,13 +236,18 @@ class KfpService:
 
     def create_run(self, body: dict[str, Any]) -> dict[str, Any]:
         self._must_have_experiment(body)
-        version = self._version(body.get("pipeline_version_reference", {}))
-        _check_parameters(version["pipeline_spec"], body.get("runtime_config", {}).get("parameters", {}))
-        reference = {key: version[key] for key in ("pipeline_id", "pipeline_version_id")}
+        spec = body.get("pipeline_spec")  # as the SDK sends a package along
+        source: dict[str, Any] = {"pipeline_spec": spec}
+        if spec is None:
+            version = self._version(body.get("pipeline_version_reference", {}))
+            spec = version["pipeline_spec"]
+            reference = {key: version[key] for key in ("pipeline_id", "pipeline_version_id")}
+            source = {"pipeline_version_reference": reference}
+        _check_parameters(spec, body.get("runtime_config", {}).get("parameters", {}))
         made = {
             **body, "run_id": str(uuid.uuid4()), "created_at": self._now(), "scheduled_at": NEVER,
             "finished_at": NEVER, "state": "PENDING", "storage_state": "AVAILABLE",
-            "pipeline_version_reference": reference,
+            **source,
             "_script": self.scripts.pop(0) if self.scripts else [("SUCCEEDED", {})],
         }  # fmt: skip
         self.runs.append(made)
@@ -259,7 +268,7 @@ class KfpService:
         found["state"] = state
         if state in ("SUCCEEDED", "FAILED", "CANCELED"):
             found["finished_at"] = self._now()
-        found["run_details"] = {"task_details": list(_nodes(run, tasks, self._now()))}
+        found["run_details"] = {"task_details": list(_nodes(run, tasks, self._now(), self.retries))}
         return _shown(found)
 
     def _create_recurring(self, query: dict[str, str], body: dict[str, Any]) -> dict[str, Any]:
@@ -347,12 +356,13 @@ def _check_parameters(spec: dict[str, Any], given: dict[str, Any]) -> None:
             raise invalid(f"parameter {name} is required")
 
 
-def _nodes(run: str, tasks: dict[str, str], now: str) -> Iterator[dict[str, Any]]:
-    """Argo's nodes: the workflow, drivers and launchers among the tasks."""
+def _nodes(run: str, tasks: dict[str, str], now: str, retries: bool) -> Iterator[dict[str, Any]]:
+    """Argo's nodes: the workflow, drivers and launchers among the tasks. Of what may be tried again there is a node
+    for each try, and one for all."""
     for name, state in [("imagemill-training-x7k2p", "RUNNING"), ("root", "RUNNING"), ("root-driver", "SUCCEEDED")]:
         yield {"run_id": run, "task_id": str(uuid.uuid4()), "display_name": name, "state": state, "start_time": now}
     for name, state in tasks.items():
-        for node in (f"{name}-driver", name, "executor"):
+        for node in (f"{name}-driver", name, "executor", *((f"{name}(0)", "executor(0)") if retries else ())):
             done = {"end_time": now if state in ("SUCCEEDED", "FAILED") else NEVER}
             yield {"run_id": run, "task_id": str(uuid.uuid4()), "display_name": node, "state": state,
                    "create_time": now, "start_time": now, **done}  # fmt: skip

@@ -18,6 +18,8 @@ from .presets import preset_value
 
 STEPS = ("download", "clean", "resize", "train", "evaluate", "promote")
 """The names of the steps, in their order: the sections of the `config` parameter."""
+PRODUCTS = {"download": "raw", "clean": "clean", "resize": "tensors", "train": "model", "evaluate": "evaluation"}
+"""The kind of dataset that a step makes; promote makes none."""
 
 DEVICE = (
     "where networks run and very large images are resized: cpu, cuda, or auto: a GPU where there is one, for resizing "

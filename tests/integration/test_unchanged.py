@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from conftest import Finished
 
-from imagemill.components.store.config import STEPS
+from imagemill.components.store.config import PRODUCTS, STEPS
 from imagemill.components.store.workspace import Workspace
 from imagemill.pipelines import first_step
 from imagemill.pipelines.parameters import Chosen, choose
-from imagemill.pipelines.unchanged import PRODUCTS, Records, cached_records
+from imagemill.pipelines.unchanged import Records, cached_records
 
 RUN = "photos-again"
 

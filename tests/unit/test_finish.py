@@ -17,10 +17,11 @@ import pytest
 
 from imagemill.components.clean import STEP as CLEAN
 from imagemill.components.download import STEP as DOWNLOAD
+from imagemill.components.store.config import STEPS
 from imagemill.components.store.manifest import read_dataset
 from imagemill.components.store.step import RUN
 from imagemill.components.store.workspace import Workspace
-from imagemill.pipelines.artifacts import dataset_metadata
+from imagemill.pipelines.artifacts import RECORDS, dataset_metadata
 from imagemill.pipelines.cluster import Cluster, Limits, Ray, Storage
 from imagemill.pipelines.finish import SUMMARY, Run, finish, page, read
 from imagemill.pipelines.pod_settings import VARIABLE
@@ -112,6 +113,23 @@ def test_artifacts_say_what_is_in_them(succeeded: tuple[Path, Path]) -> None:
     assert (artifacts / "promote" / "report").read_text().lstrip().lower().startswith("<!doctype html")
 
 
+def test_each_steps_record_is_in_its_metadata(succeeded: tuple[Path, Path]) -> None:
+    """What `imagemill runs` reads where nobody has keys of the store."""
+    workspace, artifacts = succeeded
+    recorded = Workspace(str(workspace)).step_records("good")
+    told = {step: one[RECORDS] for step in STEPS for one in executor_output(artifacts, step).values() if RECORDS in one}
+    assert list(told) == list(STEPS)
+    for step in STEPS[:-1]:
+        [(name, record)] = json.loads(told[step]).items()
+        metrics = record.pop("metrics")
+        assert name == step and record == {key: recorded[step][key] for key in record} and "seconds" in record
+        assert metrics == {key: recorded[step]["metrics"][key] for key in metrics} and metrics
+    for summary in (executor_output(artifacts, "finish")["summary"], executor_output(artifacts, "promote")["summary"]):
+        records = json.loads(summary[RECORDS])
+        assert list(records) == list(STEPS) and records["evaluate"]["metrics"]["macro_f1"] > 0
+        assert records["promote"]["metrics"]["verdict"] == "first" and records["clean"]["state"] == "cached"
+
+
 def tensors_uri(artifacts: Path) -> str:
     return str(executor_output(artifacts, "resize")["manifest"]["uri"])
 
@@ -138,6 +156,8 @@ def test_a_run_that_failed_is_told_with_its_message(tmp_path: Path) -> None:
     assert "**failed**, exit code 2" in row and r"no\|where" in row and "wrong input" in row
     assert "| clean | not reached |  |  |" in text and "## Verdict" not in text
     assert (tmp_path / "work" / "runs" / "bad" / SUMMARY).read_text() == text
+    record = json.loads(executor_output(artifacts, "finish")["summary"][RECORDS])["download"]
+    assert record["exit_code"] == 2 and "no|where" in record["error"] and record["state"] == "failed"
 
 
 def test_a_server_that_ignores_the_pods_settings_is_found_out_at_once(tmp_path: Path) -> None:

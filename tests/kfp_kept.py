@@ -1,0 +1,148 @@
+"""What the stand-in of Kubeflow Pipelines (kfp_server) serves beside its API: the pages' routes for artifacts, pods and
+their logs, the API's for archived logs, and the metadata store in gRPC-web, as 2.17 has them.
+
+Tests say what a run has left by `Kept.step`, as KFP's launcher does it: an execution, artifacts with metadata, a log.
+Answers of a real store are in `golden/metadata_store.json`.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from imagemill.pipelines.artifacts import RECORDS, records_metadata
+from imagemill.pipelines.kfp_metadata import LOGS, OUTPUT, STATES, frame, message, unframe
+
+BUCKET = "minio://mlpipeline"
+Answer = tuple[int, bytes, str]
+"""Status, body, type."""
+
+
+@dataclass
+class KeptRun:
+    """What KFP keeps of one run; `id` is its context's in the metadata store."""
+
+    id: int
+    artifacts: list[Any] = field(default_factory=list)
+    executions: list[Any] = field(default_factory=list)
+    events: list[Any] = field(default_factory=list)
+
+
+@dataclass
+class Kept:
+    """The object store, the metadata store, the pods. `authorized`: with profiles, the pages want a namespace."""
+
+    authorized: bool = False
+    runs: dict[str, KeptRun] = field(default_factory=dict)
+    objects: dict[str, bytes] = field(default_factory=dict)
+    pods: dict[str, dict[str, Any]] = field(default_factory=dict)
+    pod_logs: dict[str, str] = field(default_factory=dict)
+    archived_logs: dict[str, str] = field(default_factory=dict)
+    _number: int = 0
+
+    def step(
+        self, run: str, task: str, state: str = "COMPLETE", *, record: dict[str, Any] | None = None,
+        records: dict[str, dict[str, Any]] | None = None, logs: tuple[str, ...] = (), report: bytes = b"",
+    ) -> str:  # fmt: skip
+        """A task's execution, with its record or those of all steps, a kept log for each try, or a report. Returns
+        the name of its pod."""
+        kept = self.runs.setdefault(run, KeptRun(self._next()))
+        execution = message("Execution")(
+            id=self._next(), last_known_state=STATES.index(state), create_time_since_epoch=1_790_000_000_000
+        )
+        pod = f"imagemill-training-x7k2p-system-container-impl-{execution.id}"
+        _describe(execution, {"task_name": task, "pod_name": pod, "namespace": "kubeflow"})
+        kept.executions.append(execution)
+        told = records_metadata(records if records is not None else {task: record} if record else {})
+        if told:
+            self._artifact(kept, execution.id, "manifest", "system.Dataset", b"{}", told)
+        for number, log in enumerate(logs):
+            self._artifact(kept, execution.id, LOGS, "system.Artifact", log.encode(), {}, f"-{number}")
+        if report:
+            self._artifact(kept, execution.id, "report", "system.HTML", report, {"display_name": "report"})
+        return pod
+
+    def _artifact(
+        self, kept: KeptRun, execution: int, name: str, kind: str, data: bytes, told: dict[str, str], ending: str = ""
+    ) -> None:
+        uri = f"{BUCKET}/v2/artifacts/imagemill-training/{kept.id}/{execution}/{name}{ending}"
+        self.objects[uri] = data
+        artifact = message("Artifact")(id=self._next(), uri=uri, type=kind)
+        _describe(artifact, {"store_session_info": '{"Provider":"minio"}', **told})
+        kept.artifacts.append(artifact)
+        step = message("PathStep")(key=name)
+        path = message("Path")(steps=[step])
+        event = message("Event")(artifact_id=artifact.id, execution_id=execution, path=path, type=OUTPUT)
+        kept.events.append(event)
+
+    def _next(self) -> int:
+        self._number += 1
+        return self._number
+
+    def records_of(self, run: str) -> list[str]:
+        """The texts of the records that a run has left."""
+        found = self.runs[run].artifacts if run in self.runs else []
+        return [e.value.string_value for a in found for e in a.custom_properties if e.key == RECORDS]
+
+    # What the handler calls.
+
+    def answer(self, path: str, query: dict[str, str], body: bytes) -> Answer | None:
+        """None for a path that is none of these."""
+        if path.startswith("/ml_metadata.MetadataStoreService/"):  # not below /pipeline
+            return 200, self._metadata(path.rpartition("/")[2], body), "application/grpc-web+proto"
+        path = path.removeprefix("/pipeline")
+        if archived := re.fullmatch(r"/apis/v2beta1/runs/[^/]+/nodes/([^/]+)/artifacts/main-logs:read", path):
+            log = self.archived_logs.get(archived[1])
+            if log is None:
+                return 404, b'{"error_message":"artifact not found: <nil>"}', "text/plain"
+            return 200, b'{"data":"%s"}' % base64.b64encode(log.encode()), "application/json"
+        if path == "/artifacts/get":
+            return self._object(query)
+        if path in ("/k8s/pod", "/k8s/pod/logs"):
+            return self._pod(path, query)
+        return None
+
+    def _object(self, query: dict[str, str]) -> Answer:
+        if self.authorized and not query.get("namespace"):
+            return 400, b"Namespace parameter is required when authentication is enabled", "text/html"
+        name = f"{query['bucket']}/{query['key']}"
+        data = self.objects.get(f"{query['source']}://{name}")
+        return (404, f"No objects found at {name}".encode(), "text/html") if data is None else (200, data, "")
+
+    def _pod(self, path: str, query: dict[str, str]) -> Answer:
+        name, space = query.get("podname", ""), query.get("podnamespace", "")
+        if not name or not space:
+            return 422, b"podname and podnamespace are required", "text/html"
+        if path == "/k8s/pod/logs":
+            if name in self.pod_logs:
+                return 200, self.pod_logs[name].encode(), ""
+            return 500, b"Could not get main container logs: Error: Unable to retrieve workflow status", "text/html"
+        if name in self.pods:
+            return 200, json.dumps(self.pods[name]).encode(), "text/html"
+        return 500, f"Could not get pod {name} in namespace {space}".encode(), "text/html"
+
+    def _metadata(self, method: str, body: bytes) -> bytes:
+        request = message(f"{method}Request").FromString(unframe(body))
+        answer = message(f"{method}Response")()
+        by_id = {one.id: one for one in self.runs.values()}
+        if method == "GetContextByTypeAndName":
+            if request.type_name == "system.PipelineRun" and request.context_name in self.runs:
+                answer.context.id = self.runs[request.context_name].id
+        elif method == "GetArtifactsByContext":
+            answer.artifacts.extend(by_id[request.context_id].artifacts)
+        elif method == "GetExecutionsByContext":
+            whole = message("Execution")(id=0, last_known_state=2)  # the run's own DAG, which has no task's name
+            answer.executions.extend([whole, *by_id[request.context_id].executions])
+        else:
+            wanted = set(request.execution_ids)
+            events = (event for one in self.runs.values() for event in one.events)
+            answer.events.extend(event for event in events if event.execution_id in wanted)
+        return frame(answer.SerializeToString()) + frame(b"grpc-status:0\r\ngrpc-message:\r\n", 0x80)
+
+
+def _describe(thing: Any, properties: dict[str, str]) -> None:
+    for key, text in properties.items():
+        thing.custom_properties.append(message("Property")(key=key, value=message("Value")(string_value=text)))
