@@ -156,7 +156,7 @@ def _dag(cluster: Cluster) -> DAG:
         _task("evaluate"),
         _task("promote"),
     ]
-    return DAG(name="training", tasks=tasks)
+    return DAG(name="training", tasks=[*tasks])
 
 
 def _equal(task: str, output: str, value: str) -> str:
