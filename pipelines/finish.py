@@ -64,9 +64,10 @@ def finish(workspace: str, run: str, cluster: str, ended: str, path: str) -> Non
 
     `cluster`: the JSON of a `Cluster` in which something may be left, or empty.
     """
+    left = _left_behind(cluster, os.environ.get(RUN) or run, workspace)  # first, for it may find why the run failed
     found = read(workspace, run, ended)
     told = f"\n{_plain(why)}\n" if (why := ignored()) else ""
-    text = page(found) + told + _left_behind(cluster, found.name)
+    text = page(found) + told + left
     _write(path, text)
     try:
         place = Workspace.known(workspace)
@@ -186,16 +187,16 @@ def _verdict(run: Run) -> str:
     return "\n".join(lines)
 
 
-def _left_behind(cluster: str, run: str) -> str:
+def _left_behind(cluster: str, run: str, workspace: str) -> str:
     """What was deleted of a run, as a section of the page; an error is told, for deadlines end what is left."""
     if not cluster:
         return ""
     try:
         if not from_json(cluster).ray.makes_rayjobs:
             return ""
-        from .launcher import clean_up
+        from .ray_cleanup import clean_up
 
-        deleted = clean_up(cluster, run)
+        deleted = clean_up(cluster, run, workspace)
     except (MillError, SystemExit, OSError) as error:
         said = f"What the run may have left could not be looked for: {_plain(error)}. Its deadlines end it."
     except Exception as error:  # an unforeseen one must not hide how the run ended

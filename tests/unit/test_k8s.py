@@ -165,6 +165,7 @@ def test_rights_of_the_kind_overlay(kind: list[Json]) -> None:
         "imagemill-launcher": {
             RESULTS: {"create", "patch"},
             RAYJOBS: {"create", "delete", "get", "list", "patch"},
+            ("", "events", ""): {"list"},
         },
         "seaweedfs-setup": {("", "secrets", ""): {"create"}, ("", "secrets", "imagemill-store"): {"get"}},
     }
