@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .cluster import SCRATCH, TOKEN_KEY, Cluster, Pod
-from .parameters import Chosen, parameters
+from .parameters import Chosen, form_parameters
 from .pods import container_security, rayjob_seconds, storage_env
 from .rayjob import FAILURE_CONDITION, SUCCESS_CONDITION, ray_version
 from .settings import plain
@@ -27,7 +27,7 @@ RUN = "{{workflow.name}}"
 """A workflow is a run."""
 OUTPUTS = f"{SCRATCH}/outputs"
 COMPONENT = "app.kubernetes.io/component"
-WORKSPACE, CONFIG = "{{workflow.parameters.workspace}}", "{{workflow.parameters.config}}"
+WORKSPACE = "{{workflow.parameters.workspace}}"
 RETRY = (
     '!(lastRetry.message matches "OOMKilled|(specified|its|workflow) deadline") && '
     '(lastRetry.exitCode in ["-1", "75", "137", "143"]'
@@ -109,14 +109,14 @@ def _words(task: str, cluster: Cluster) -> list[str]:
     module = "imagemill.pipelines.planning" if task == "plan" else f"imagemill.components.{part.step}"
     values = {
         name: f"{{{{workflow.parameters.{name}}}}}"
-        for name, parameter in parameters().items()
-        if parameter.pipeline and part.step in parameter.steps
+        for name, parameter in form_parameters().items()
+        if part.step in parameter.steps
     }
     values |= {name: f"{{{{inputs.parameters.{name}}}}}" for name in part.takes}
     if task == "resize" and cluster.ray.mode == "address":
         values["ray_address"] = cluster.ray.address
     values |= {"cluster": _told(cluster)} if task == "plan" else {}
-    values |= {"config": CONFIG, "run": RUN, "outputs": OUTPUTS}
+    values |= {"run": RUN, "outputs": OUTPUTS}
     return ["python", "-m", module, *(f"--{name.replace('_', '-')}={value}" for name, value in values.items())]
 
 

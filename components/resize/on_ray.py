@@ -88,7 +88,7 @@ Slots = Cluster | int
 
 
 @contextmanager
-def ray_session(address: str, workers: int, witness: str = "", gpus: int = 0) -> Iterator[Cluster]:
+def ray_session(address: str, workers: int | None, witness: str = "", gpus: int = 0) -> Iterator[Cluster]:
     """Ray in this process, or a connection to the cluster at `address`.
 
     `witness`: the URI of a file of the workspace, which every node of the cluster has to see. `gpus`: those of this
@@ -129,7 +129,7 @@ def _clear(session: str, processes: list[remains.Process]) -> None:
 _QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
 
 
-def _start(workers: int, gpus: int) -> str:
+def _start(workers: int | None, gpus: int) -> str:
     """Ray in this process; the folder of its session."""
     with said_address("local"):
         import ray
