@@ -10,15 +10,15 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from ..components.download import STEP
-from ..components.store.config import parse_sections
-from ..components.store.errors import EXIT_OK, MillError
+from ..components.store.errors import EXIT_OK, MillError, UserError
 from ..components.store.progress import say
 from ..components.store.step import CACHED, RUN, quiet_logs, write_outputs
 from ..components.store.workspace import Workspace
-from .parameters import Chosen
+from .parameters import CONFIG, Chosen, chosen_of_form
 from .pod_arguments import parse
 from .unchanged import cached_records, write_cached_records
 
@@ -33,8 +33,22 @@ def download(config: str, artifact: str, run: str, parameters: Mapping[str, Any]
     code when it fails.
     """
     run = os.environ.get(RUN) or run
+    try:
+        chosen = chosen_of_form({**parameters, CONFIG: config})
+    except UserError as error:
+        refuse(error, str(parameters["workspace"]), run)
+        raise SystemExit(error.exit_code) from None
     record = STEP.component(config, artifact, run=run, **parameters)
-    return record, changed(Chosen(dict(parameters), parse_sections(config)), run, record)
+    return record, changed(chosen, run, record)
+
+
+def refuse(error: UserError, workspace: str, run: str) -> None:
+    """Say what is wrong with a run's parameters, in download's record too: no other step would come to say it."""
+    say(STEP.name, f"error: {error}")
+    record = {"uri": "", "fingerprint": "", "state": "failed", "metrics": {}, "inputs": "", "seconds": 0}
+    record |= {"error": str(error), "exit_code": error.exit_code}
+    with suppress(MillError):  # a workspace that can't be one, or can't be reached, has no records
+        Workspace.known(workspace).write_step_record(run, STEP.name, record)
 
 
 def changed(chosen: Chosen, run: str, record: dict[str, Any]) -> str:
@@ -59,9 +73,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     quiet_logs()
     try:
         arguments = parse("imagemill.pipelines.first_step", STEP.help, (), argv)
-        config = arguments.config(STEP.name)
-    except MillError as error:
+    except UserError as error:
         say(STEP.name, f"error: {error}")
+        return error.exit_code
+    try:
+        config = arguments.config(STEP.name)
+    except UserError as error:
+        refuse(error, arguments.form.get("workspace", ""), arguments.run)
         return error.exit_code
     result = arguments.outputs / "record.json"
     if code := STEP.execute(config, str(result)):

@@ -8,20 +8,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..components.store.config import StepConfig, parse_sections
+from ..components.store.config import StepConfig
 from ..components.store.step import Parser
-from .parameters import CONFIG_HELP, Chosen, parameters
+from .parameters import Chosen, chosen_of_form, form_parameters
 
 
 @dataclass(frozen=True)
 class PodArguments:
-    """What a pod was asked for. `parents`: URIs of datasets by the name of their flag; `outputs`: a folder for a file
-    a value, from which Argo reads output parameters."""
+    """What a pod was asked for. `form`: values of the pipeline's parameters; `parents`: URIs of datasets by the name of
+    their flag; `outputs`: a folder for a file a value, from which Argo reads output parameters."""
 
-    chosen: Chosen
+    form: Mapping[str, str]
     run: str
     parents: Mapping[str, str]
     outputs: Path
+
+    @property
+    def chosen(self) -> Chosen:
+        """The parameters of the run; UserError for a wrong `config`."""
+        return chosen_of_form(self.form)
 
     def config(self, step: str, **values: Any) -> StepConfig:
         """Return the checked config of a step of this run, with `values`, such as its parents, filled in."""
@@ -38,17 +43,15 @@ def parse(prog: str, help: str, parents: Sequence[str], argv: Sequence[str] | No
     `parents`: names of the flags that hold URIs of datasets. Every pipeline parameter is known.
     """
     parser = Parser(prog=f"python -m {prog}", description=help)
-    for name, parameter in parameters().items():
-        if parameter.pipeline:
-            parser.add_argument(f"--{name.replace('_', '-')}", dest=name, help=parameter.help.replace("%", "%%"))
+    for name, parameter in form_parameters().items():
+        parser.add_argument(f"--{name.replace('_', '-')}", dest=name, help=parameter.help.replace("%", "%%"))
     for name in parents:
         parser.add_argument(f"--{name}", dest=name, required=True, metavar="URI", help=f"the {name} dataset")
-    parser.add_argument("--config", default="", metavar="JSON", help=CONFIG_HELP.replace("%", "%%"))
     parser.add_argument("--run", required=True, metavar="NAME", help="the run that the records belong to")
     parser.add_argument("--outputs", required=True, metavar="FOLDER", help="write output values into this folder")
     values = vars(parser.parse_args(argv))
-    sections, run, outputs = (values.pop(name) for name in ("config", "run", "outputs"))
+    run, outputs = (values.pop(name) for name in ("run", "outputs"))
     uris = {name: values.pop(name) for name in parents}
-    chosen = Chosen({name: value for name, value in values.items() if value is not None}, parse_sections(sections))
     Path(outputs).mkdir(parents=True, exist_ok=True)
-    return PodArguments(chosen, run, uris, Path(outputs))
+    form = {name: value for name, value in values.items() if value is not None}
+    return PodArguments(form, run, uris, Path(outputs))

@@ -8,6 +8,7 @@ import inspect
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,15 @@ import yaml
 
 from imagemill.components.store.errors import UserError
 from imagemill.pipelines import cli
-from imagemill.pipelines.cluster import Cluster, Images
-from imagemill.pipelines.parameters import ALL_STEPS, choose, parameters
+from imagemill.pipelines.cluster import Cluster, Images, Kfp
+from imagemill.pipelines.parameters import (
+    ALL_STEPS,
+    IN_FORMS,
+    check_config,
+    choose,
+    form_parameters,
+    parameters,
+)
 
 GOLDEN = Path(__file__).parent / "golden" / "training.yaml"
 CLUSTER = Cluster(
@@ -82,21 +90,94 @@ def test_package_is_the_golden_one(package: Path) -> None:
 
 def test_every_parameter_is_described_and_has_a_default(package: Path) -> None:
     found = spec(package)["root"]["inputDefinitions"]["parameters"]
-    wanted = {name for name, p in parameters().items() if p.pipeline} | {"config"}
-    assert set(found) == wanted and len(found) <= 28
+    assert set(found) == {*IN_FORMS, "config"} and len(found) <= 14
     for name, about in found.items():
         assert about["description"].strip(), name
-        assert "defaultValue" in about or about.get("isOptional"), name
+        assert about["parameterType"] == "STRING" and "defaultValue" in about, name
 
 
-def test_pipeline_defaults_are_the_configs() -> None:
+def test_what_is_unset_is_blank_in_the_form_and_no_number_stands_for_it(package: Path) -> None:
+    found = spec(package)["root"]["inputDefinitions"]["parameters"]
+    blank = {name for name, about in found.items() if about["defaultValue"] == ""}
+    assert blank == {"source", "name", "model_preset", "image_size", "weights", "epochs", "rerun", "config"}
+    assert not any(about["defaultValue"] in ("0", "0.0", "-1") for about in found.values())
+
+
+def test_fixed_choices_are_drop_downs(package: Path) -> None:
+    """KFP's pages make them of `literals`; its API server refuses a value that is none of them."""
+    from kfp import components
+
+    found = spec(package)["root"]["inputDefinitions"]["parameters"]
+    choices = {name: about["literals"] for name, about in found.items() if "literals" in about}
+    assert choices == {
+        name: list(parameters()[name].choices) for name in ("dataset", "preset", "recipe", "promote")
+    }  # fmt: skip
+    assert all(found[name]["defaultValue"] in values for name, values in choices.items())
+    loaded = components.load_component_from_file(str(package)).pipeline_spec
+    read = loaded.root.input_definitions.parameters["promote"].literals
+    assert [one.string_value for one in read] == ["auto", "always", "never"]
+
+
+def test_a_server_that_does_not_know_choices_is_sent_none(tmp_path: Path) -> None:
+    """It refuses a package with a field that it does not know."""
+    from imagemill.pipelines.compile import compile_kfp
+
+    for version, known in (("2.15", False), ("2.16", True), ("2.17.1", True)):
+        compile_kfp(choose({}), tmp_path / "p.yaml", replace(CLUSTER, kfp=Kfp(version=version)))
+        assert ("literals:" in (tmp_path / "p.yaml").read_text()) is known, version
+
+
+def test_pipeline_parameters_are_in_one_order_with_the_defaults_of_the_configs() -> None:
     from imagemill.pipelines.training import training_pipeline
 
-    known = parameters()
-    for name, parameter in inspect.signature(training_pipeline.pipeline_func).parameters.items():
-        if name != "config":
-            assert parameter.default == known[name].default, name
-            assert parameter.annotation is known[name].kind, name
+    known = form_parameters()
+    found = inspect.signature(training_pipeline.pipeline_func).parameters
+    assert list(found) == list(known) == [*IN_FORMS, "config"]
+    for name, parameter in found.items():
+        default = known[name].default
+        assert parameter.default == ("" if default is None else str(default)), name
+        assert parameter.annotation is str, name
+
+
+@pytest.mark.parametrize("step", ALL_STEPS)
+def test_a_component_takes_every_parameter_of_the_form_that_its_step_has_and_no_other(step: str) -> None:
+    """Its body is source text with a signature of its own, which nothing else holds to the config's fields."""
+    from imagemill.pipelines import steps
+
+    config = ALL_STEPS[step].config
+    fields = {one.name for one in dataclasses.fields(config)}
+    inputs = set(getattr(steps, step).component_spec.inputs)
+    assert inputs - {"config", "cluster"} == (fields & {*IN_FORMS}) | {*config.PARENTS, "run"} | (
+        {"champion_evaluation"} if step == "promote" else set()
+    )
+    for name in inputs & {*IN_FORMS}:
+        assert getattr(steps, step).component_spec.inputs[name].type == "String"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"seed": 7, "hue": null, "train": {"ema": 0.999}, "promote": {"min_gain": 0.01}}', ""),
+        ('{"wieght_decay": 3}', r"config\.wieght_decay: expected a parameter or a step; is it weight_decay\?"),
+        ('{"train": {"val_fraction": 0.2}}', r"config\.train\.val_fraction: expected a parameter of train"),
+        ('{"train": {"ema": 2}}', r"config\.train\.ema: expected a number of at most 0\.99999, or to be left out"),
+        ('{"device": "tpu"}', r"config\.device: expected one of auto, cpu, cuda, found 'tpu'"),
+        ('{"seed": "x"}', r"config\.seed: expected a whole number, found 'x'"),
+        ('{"epochs": 3}', r"config\.epochs: expected what is no parameter of its own, found 'epochs'"),
+        ('{"train": {"tensors": "x"}}', r"config\.train\.tensors: expected a parameter of train"),
+    ],
+)
+def test_what_no_step_could_take_is_refused_before_the_first_one(text: str, message: str) -> None:
+    if not message:
+        check_config(text, IN_FORMS)
+        return
+    with pytest.raises(UserError, match=message):
+        check_config(text, IN_FORMS)
+
+
+def test_a_single_step_refuses_a_name_of_the_config_that_no_step_has(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "--config", '{"wieght_decay": 3}']) == 2
+    assert "config.wieght_decay: expected a parameter or a step; is it weight_decay?" in capsys.readouterr().err
 
 
 def test_steps_install_nothing_at_run_time(package: Path) -> None:
@@ -109,7 +190,7 @@ def test_chosen_values_become_defaults(tmp_path: Path) -> None:
     path = tmp_path / "p.yaml"
     compile_kfp(choose({"epochs": "3", "workspace": "s3://bucket/mill/", "weight_decay": "0.1"}), path, CLUSTER)
     found = spec(path)["root"]["inputDefinitions"]["parameters"]
-    assert found["epochs"]["defaultValue"] == 3 and found["workspace"]["defaultValue"] == "s3://bucket/mill"
+    assert found["epochs"]["defaultValue"] == "3" and found["workspace"]["defaultValue"] == "s3://bucket/mill"
     assert json.loads(found["config"]["defaultValue"]) == {"train": {"weight_decay": 0.1}}
 
 
@@ -153,8 +234,9 @@ def test_what_a_file_says_of_one_step_counts_for_more_than_of_all(text: str, tmp
         ("epohcs: 3", "is it epochs"),
         ("epochs: many", r"mill\.yaml \(epochs\): expected a whole number, found 'many'"),
         ("train:\n  nosuch: 1", "nosuch"),
-        ("epochs: -3", r"mill\.yaml \(epochs\): expected a number of at least 1, found -3"),
-        ("train: {epochs: -3}", r"mill\.yaml \(train\.epochs\): expected a number of at least 1, found -3"),
+        ("epochs: -3", r"mill\.yaml \(epochs\): expected a number of at least 1, or to be left out .*, found -3"),
+        ("epochs: 0", r"mill\.yaml \(epochs\): .* or to be left out \(by the recipe\), found 0"),
+        ("train: {epochs: -3}", r"mill\.yaml \(train\.epochs\): expected a number of at least 1, .*, found -3"),
         ("train: {label_smoothing: 7}", r"mill\.yaml \(train\.label_smoothing\): expected a number of at most 0\.9"),
         ("train: {label_smoothing: x}", r"mill\.yaml \(train\.label_smoothing\): expected a number, found 'x'"),
         ("device: gpu\ntrain: {device: cpu}", r"mill\.yaml \(device\): expected one of"),
