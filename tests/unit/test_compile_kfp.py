@@ -71,9 +71,15 @@ def package(folder: Path) -> Any:
     return compiled
 
 
+GROUPS = ("exit-handler-1", "condition-2")
+"""All steps, before the exit step; those after download, which are left out where nothing has changed."""
+
+
 def tasks(spec: Json) -> Json:
-    found: Json = {**spec["components"]["comp-exit-handler-1"]["dag"]["tasks"], **spec["root"]["dag"]["tasks"]}
-    return {name: task for name, task in found.items() if name != "exit-handler-1"}
+    """The tasks that have pods of ours, whatever group they are in."""
+    dags = [component["dag"] for component in spec["components"].values() if "dag" in component]
+    found = {name: task for dag in (*dags, spec["root"]["dag"]) for name, task in dag["tasks"].items()}
+    return {name: task for name, task in found.items() if name not in GROUPS}
 
 
 def container(spec: Json, step: str) -> Json:
@@ -215,10 +221,17 @@ def test_resizing_is_placed_by_the_mode(package: Any) -> None:
     assert (image, memory) == ("ray", "1Gi") and from_json(told).ray.address == "http://ray-head:8265"
 
 
-def test_there_are_no_conditions_and_one_exit_step(package: Any) -> None:
+def test_there_is_one_condition_and_one_exit_step(package: Any) -> None:
+    """Where nothing has changed, no pod comes between that of download and that of the exit step."""
     spec, _ = documents(package("default"))
     for name, task in tasks(spec).items():
         assert "condition" not in task.get("triggerPolicy", {}), name
+    steps = spec["components"]["comp-exit-handler-1"]["dag"]["tasks"]
+    assert set(steps) == {"download", "condition-2"}
+    assert steps["condition-2"]["triggerPolicy"]["condition"] == (
+        "inputs.parameter_values['pipelinechannel--download-changed'] == 'true'"
+    )
+    assert set(spec["components"]["comp-condition-2"]["dag"]["tasks"]) == set(STEPS) - {"download"}
     finish = tasks(spec)["finish"]
     assert finish["triggerPolicy"]["strategy"] == "ALL_UPSTREAM_TASKS_COMPLETED"
     assert finish["dependentTasks"] == ["exit-handler-1"]

@@ -50,7 +50,7 @@ def spec(package: Path) -> dict[str, Any]:
 def shape(pipeline: dict[str, Any]) -> dict[str, Any]:
     """What users and orchestrators rely on: parameters, tasks, order, retries, images; no source text."""
     root = pipeline["root"]
-    tasks = pipeline["components"]["comp-exit-handler-1"]["dag"]["tasks"]
+    groups = [pipeline["components"][f"comp-{name}"]["dag"]["tasks"] for name in ("exit-handler-1", "condition-2")]
     return {
         "parameters": {
             name: {"type": about["parameterType"], "default": about.get("defaultValue")}
@@ -63,7 +63,9 @@ def shape(pipeline: dict[str, Any]) -> dict[str, Any]:
                 "cached by KFP": task.get("cachingOptions", {}).get("enableCache", False),
                 "parameters": sorted(task["inputs"]["parameters"]),
             }
+            for tasks in groups
             for name, task in tasks.items()
+            if name != "condition-2"
         },
         "at the end": sorted(root["dag"]["tasks"]),
         "images": {
