@@ -17,11 +17,10 @@ from .checks import check_output, with_workspace
 from .cluster import LABELS, RUN_LABEL, Cluster, Limits
 from .cron import parse, zone
 from .first_step import CHANGED
-from .parameters import CONFIG_HELP, WORKSPACE_HELP, Chosen, parameters
+from .parameters import Chosen, form_parameters, form_value
 from .planning import POD
 from .planning import RAYJOB as PLANNED_RAYJOB
 from .pods import NO_SIDECAR, pod_security
-from .settings import text
 
 if TYPE_CHECKING:
     from hera.workflows import DAG, Parameter, Task
@@ -112,18 +111,17 @@ def _kept(limits: Limits) -> Any:
 
 
 def _arguments(cluster: Cluster, chosen: Chosen) -> list[Parameter]:
-    """The pipeline parameters and `config`, with the chosen values as defaults: Argo's are all text."""
+    """The parameters of the form, with the chosen values as defaults; a fixed choice is a drop-down there."""
     from hera.workflows import Parameter
 
     given = with_workspace(chosen, cluster).arguments()
-    found = []
-    for name, parameter in parameters().items():
-        if parameter.pipeline:
-            choices = list(dict.fromkeys((*parameter.choices, str(parameter.default)))) if parameter.choices else None
-            value = text(given.get(name, parameter.default))
-            about = WORKSPACE_HELP if name == "workspace" else parameter.help
-            found.append(Parameter(name=name, value=value, description=about, enum=choices))
-    return [*found, Parameter(name="config", value=given["config"], description=CONFIG_HELP)]
+    return [
+        Parameter(
+            name=name, value=given.get(name, form_value(one.default)), description=one.help,
+            enum=list(one.choices) or None,
+        )
+        for name, one in form_parameters().items()
+    ]  # fmt: skip
 
 
 def _templates(cluster: Cluster, chosen: Chosen) -> list[Any]:

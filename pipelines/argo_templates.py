@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..components.store.config import STEPS
 from .cluster import SCRATCH, TOKEN_KEY, Cluster, Pod
-from .parameters import Chosen, parameters
+from .parameters import Chosen, form_parameters
 from .pod_settings import cluster_variable
 from .pods import container_security, rayjob_seconds, storage_env
 from .rayjob import FAILURE_CONDITION, SUCCESS_CONDITION
@@ -28,7 +28,7 @@ RUN = "{{workflow.name}}"
 """A workflow is a run."""
 OUTPUTS = f"{SCRATCH}/outputs"
 COMPONENT = "app.kubernetes.io/component"
-WORKSPACE, CONFIG = "{{workflow.parameters.workspace}}", "{{workflow.parameters.config}}"
+WORKSPACE = "{{workflow.parameters.workspace}}"
 RETRY = (
     '!(lastRetry.message matches "OOMKilled|(specified|its|workflow) deadline") && '
     '(lastRetry.exitCode in ["-1", "75", "137", "143"]'
@@ -117,13 +117,13 @@ def _words(task: str, cluster: Cluster) -> list[str]:
     part = PARTS[task]
     values = {
         name: f"{{{{workflow.parameters.{name}}}}}"
-        for name, parameter in parameters().items()
-        if parameter.pipeline and not set(part.flags_of).isdisjoint(parameter.steps)
+        for name, parameter in form_parameters().items()
+        if not set(part.flags_of).isdisjoint(parameter.steps)
     }
     values |= {name: f"{{{{inputs.parameters.{name}}}}}" for name in part.takes}
     if task == "resize" and cluster.ray.mode == "address":
         values["ray_address"] = cluster.ray.address
-    values |= {"config": CONFIG, "run": RUN, "outputs": OUTPUTS}
+    values |= {"run": RUN, "outputs": OUTPUTS}
     return ["python", "-m", part.module, *(f"--{name.replace('_', '-')}={value}" for name, value in values.items())]
 
 

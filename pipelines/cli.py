@@ -18,7 +18,7 @@ from ..components.store.extras import needed_by, require
 from ..components.store.manifest import code_version
 from ..components.store.step import Parser, add_flag, quiet_logs
 from . import exporting, images, predicting, runs, schedule, submit
-from .parameters import ALL_STEPS, WORKSPACE_HELP, Chosen, choose, parameters
+from .parameters import ALL_STEPS, WORKSPACE_HELP, Chosen, choose, parameters, sections_of
 
 _INTRO = "Labelled images in, a better classifier out, again every week."
 _SERVICE: dict[str, Callable[[dict[str, Any]], int]] = {
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, _stop)  # as Ctrl-C: what is finished is kept, and said
     try:
         if words and words[0] in STEPS:
-            return ALL_STEPS[words[0]].main(words[1:], prog=f"imagemill {words[0]}")
+            return ALL_STEPS[words[0]].main(words[1:], prog=f"imagemill {words[0]}", check_config=sections_of)
         return _command(words)
     except MillError as error:
         print(f"imagemill: error: {error}", file=sys.stderr)
@@ -186,7 +186,7 @@ def _add_parameters(parser: argparse.ArgumentParser, on_cluster: str = "") -> No
     main_ones = parser.add_argument_group("parameters", about)
     others = parser.add_argument_group("parameters of single steps (in a cluster: in the JSON parameter config)")
     for parameter in parameters().values():
-        group: Any = main_ones if parameter.pipeline else others
+        group: Any = main_ones if parameter.in_forms else others
         text = f"{WORKSPACE_HELP} (default: storage.workspace of the cluster's file)"
         if not on_cluster or parameter.name != "workspace":
             text = parameter.help

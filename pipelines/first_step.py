@@ -6,6 +6,7 @@ Where nothing has, it writes the records of all steps, and the orchestrator star
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -13,12 +14,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..components.download import STEP
-from ..components.store.config import parse_sections
-from ..components.store.errors import EXIT_OK, MillError
+from ..components.store.config import STEPS
+from ..components.store.errors import EXIT_OK, MillError, UserError
 from ..components.store.progress import say
 from ..components.store.step import CACHED, RUN, quiet_logs, write_outputs
 from ..components.store.workspace import Workspace
-from .parameters import Chosen
+from .parameters import CONFIG, Chosen, chosen_in_form
 from .pod_arguments import parse
 from .unchanged import cached_records, write_cached_records
 
@@ -32,9 +33,27 @@ def download(config: str, artifact: str, run: str, parameters: Mapping[str, Any]
     `config`: the JSON parameter; `parameters`: all other pipeline parameters. Ends the process with the step's exit
     code when it fails.
     """
-    run = os.environ.get(RUN) or run
+    chosen = checked(run, {**parameters, CONFIG: config})
     record = STEP.component(config, artifact, run=run, **parameters)
-    return record, changed(Chosen(dict(parameters), parse_sections(config)), run, record)
+    return record, changed(chosen, os.environ.get(RUN) or run, record)
+
+
+def checked(run: str, form: Mapping[str, str]) -> Chosen:
+    """Return the parameters of a run from those of its form, checked for every step: else a later one would find a
+    mistake when its turn comes. Ends the process with exit code 2 for a mistake, which the record of download tells."""
+    try:
+        chosen = chosen_in_form(form)
+        for step in STEPS:
+            chosen.config(step)
+        return chosen
+    except UserError as error:
+        say(STEP.name, f"error: {error}")
+        record = {"uri": "", "fingerprint": "", "state": "failed", "metrics": {}, "inputs": "", "seconds": 0}
+        with contextlib.suppress(MillError):  # a workspace that is none, or a store that is gone
+            workspace = Workspace.known(form["workspace"])
+            run = os.environ.get(RUN) or run
+            workspace.write_step_record(run, STEP.name, record | {"error": str(error), "exit_code": error.exit_code})
+        raise SystemExit(error.exit_code) from None
 
 
 def changed(chosen: Chosen, run: str, record: dict[str, Any]) -> str:
@@ -59,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     quiet_logs()
     try:
         arguments = parse("imagemill.pipelines.first_step", STEP.help, (), argv)
+        checked(arguments.run, arguments.form)
         config = arguments.config(STEP.name)
     except MillError as error:
         say(STEP.name, f"error: {error}")

@@ -13,6 +13,7 @@ from ..components.store.errors import EXIT_USER
 from ..components.store.progress import say
 
 WHOLE_RUNS_SINCE = (2, 17)
+CHOICES_SINCE = (2, 16)
 SENT = "IMAGEMILL_KFP_VERSION"
 """In each pod's environment, which is in the first document: the release that the package was compiled for."""
 ARRIVED = "POD_NAME"
@@ -21,7 +22,17 @@ ARRIVED = "POD_NAME"
 
 def knows_whole_runs(version: str) -> bool:
     """Whether a server of that release (2.17, 2.17.1) takes deadlines and lifetimes of whole runs."""
-    return tuple(int(part) for part in version.split(".")[:2]) >= WHOLE_RUNS_SINCE
+    return _release(version) >= WHOLE_RUNS_SINCE
+
+
+def knows_choices(version: str) -> bool:
+    """Whether a server of that release takes the choices of a parameter (`literals`); an older one refuses the whole
+    package for the unknown field. The pages show them from 2.17 on."""
+    return _release(version) >= CHOICES_SINCE
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2])
 
 
 def ignored() -> str:

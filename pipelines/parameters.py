@@ -1,4 +1,4 @@
-"""Every parameter there is, from the steps' configs: flags, a YAML file, KFP's parameters, one default each."""
+"""Every parameter there is, from the steps' configs: flags, YAML, the forms of KFP and Argo, with one default each."""
 
 from __future__ import annotations
 
@@ -6,23 +6,39 @@ import dataclasses
 import difflib
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..components import clean, download, evaluate, promote, resize, train
-from ..components.store.config import STEPS, StepConfig, convert, field_types
+from ..components.store.config import STEPS, Scalar, StepConfig, check_field, convert, field_types, parse_config
 from ..components.store.errors import UserError, wrong
 from ..components.store.step import Step
-from .settings import load_yaml
+from .settings import load_yaml, text
 
 ALL_STEPS: dict[str, Step] = {
     step.name: step for step in (download.STEP, clean.STEP, resize.STEP, train.STEP, evaluate.STEP, promote.STEP)
 }
 NOT_PARAMETERS = {"run", "champion_evaluation", *(p for step in ALL_STEPS.values() for p in step.config.PARENTS)}
 """What the DAG fills in."""
-CONFIG_HELP = 'all other parameters as JSON, by step: {"train": {"weight_decay": 0.05}}'
-"""Of the pipeline's parameter `config`."""
+IN_FORMS = (
+    "dataset", "source", "name", "workspace",
+    "preset", "model_preset", "image_size",
+    "backbone", "weights", "recipe", "epochs",
+    "promote", "rerun",
+)  # fmt: skip
+"""The parameters of the forms in Kubeflow's and Argo's pages, in their order; after them comes `config`, with the rest.
+
+They are what changes from one run to the next: whose pictures, of what kind and size, which network, how long, and what
+becomes of it. What is set once for a dataset (`label_pattern`, the splits' fractions), what suits most as it is
+(`encoding`, `min_gain`, `seed`) and what a recipe knows better (`learning_rate`) is left to `config`: Kubeflow's form
+sorts by name and describes nothing, so each further name hides the others.
+"""
+CONFIG = "config"
+"""The form's parameter for all parameters that are not in it."""
+CONFIG_HELP = (
+    'all other parameters as JSON, for every step that has them or by step: {"seed": 7, "train": {"ema": 0.999}}'
+)
 WORKSPACE_HELP = "where datasets, models and reports live: s3://bucket/prefix"
 """Of `workspace` where a cluster runs the steps: no folder is seen by all of its pods."""
 
@@ -32,16 +48,21 @@ class Parameter:
     """One parameter as the user sees it; `steps` are those that have it."""
 
     name: str
-    default: str | int | float | bool
+    default: Scalar
     kind: type
     help: str
     choices: tuple[str, ...]
-    pipeline: bool
     steps: tuple[str, ...]
+
+    @property
+    def in_forms(self) -> bool:
+        """Whether it is a parameter of the pipeline, rather than a part of `config`."""
+        return self.name in IN_FORMS
 
 
 def parameters() -> dict[str, Parameter]:
-    """All parameters by name, in the order of the steps. A shared name means one thing in every step."""
+    """All parameters by name: those of the forms, then the others in the order of the steps. A shared name means one
+    thing in every step."""
     found: dict[str, Parameter] = {}
     for step in ALL_STEPS.values():
         types = field_types(step.config)
@@ -56,15 +77,27 @@ def parameters() -> dict[str, Parameter]:
                 kind=types[one.name],
                 help=about["help"],
                 choices=about["choices"],
-                pipeline=about["pipeline"],
                 steps=(*(known.steps if known else ()), step.name),
             )
-    return found
+    return {name: found[name] for name in (*IN_FORMS, *found)}
+
+
+def form_parameters() -> dict[str, Parameter]:
+    """The parameters of the forms by name, in their order: of the KFP pipeline, and of the Argo workflow."""
+    known = parameters()
+    form = {name: known[name] for name in IN_FORMS}
+    form["workspace"] = replace(form["workspace"], help=WORKSPACE_HELP)
+    return form | {CONFIG: Parameter(CONFIG, "", str, CONFIG_HELP, (), STEPS)}
+
+
+def form_value(value: Any) -> str:
+    """A value as a form has it, in which all are texts, and blank what is unset."""
+    return "" if value is None else text(value)
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """The parameters of one run: `pipeline` parameters by name, the others by step in `sections`."""
+    """The parameters of one run: `pipeline` has those of the forms by name, `sections` the others by step."""
 
     pipeline: dict[str, Any]
     sections: dict[str, dict[str, Any]]
@@ -84,9 +117,10 @@ class Chosen:
         shared = {key: value for key, value in self.pipeline.items() if key in field_types(cls)}
         return cls.from_values({**shared, **self.sections.get(step, {})})
 
-    def arguments(self) -> dict[str, Any]:
-        """As the pipeline's arguments: every pipeline parameter that was chosen, and `config`."""
-        return {**self.pipeline, "config": json.dumps(self.sections, sort_keys=True) if self.sections else ""}
+    def arguments(self) -> dict[str, str]:
+        """As the pipeline's arguments: every parameter of the forms that was chosen, and `config`."""
+        config = json.dumps(self.sections, sort_keys=True) if self.sections else ""
+        return {name: form_value(value) for name, value in self.pipeline.items()} | {CONFIG: config}
 
 
 def choose(flags: Mapping[str, Any], config_file: str = "") -> Chosen:
@@ -99,8 +133,8 @@ def choose(flags: Mapping[str, Any], config_file: str = "") -> Chosen:
     chosen = Chosen(pipeline, sections, places, frozenset(flags))
     for name, value in values.items():
         parameter = known[name]
-        typed = convert(chosen.place(name), value, parameter.kind)
-        if parameter.pipeline:
+        typed = convert(chosen.place(name), value, parameter.kind, may_be_unset=parameter.default is None)
+        if parameter.in_forms:
             pipeline[name] = typed
             continue
         for step in parameter.steps:
@@ -115,6 +149,35 @@ def choose(flags: Mapping[str, Any], config_file: str = "") -> Chosen:
             place = chosen.place(name, step) if name in field_types(ALL_STEPS[step].config) else name
             raise UserError(f"{place}{colon}{rest}") from None
     return chosen
+
+
+def chosen_in_form(values: Mapping[str, str]) -> Chosen:
+    """Return the parameters of a run from those of its form; UserError for a wrong `config`, and for nothing else."""
+    pipeline = {name: value for name, value in values.items() if name != CONFIG}
+    return Chosen(pipeline, sections_of(values.get(CONFIG, ""), IN_FORMS))
+
+
+def sections_of(text: str, given: Collection[str] = ()) -> dict[str, dict[str, Any]]:
+    """Return the JSON parameter `config` by step, a value for every step that has it under each of them.
+
+    UserError for what no step, or not that step, can take, and for a name that is `given` as a parameter of its own.
+    Each step by itself knows its own parameters only, and would find a mistake in them when its turn comes.
+    """
+    shared, by_step = parse_config(text)
+    known = parameters()
+    sections: dict[str, dict[str, Any]] = {}
+    for step, values in (("", shared), *by_step.items()):
+        for name, value in values.items():
+            place = f"{CONFIG}.{step}.{name}" if step else f"{CONFIG}.{name}"
+            _own_step(place, name, step, known)
+            parameter = known[name]
+            if name in given:
+                raise wrong(place, "what is no parameter of its own", name)
+            typed = convert(place, value, parameter.kind, may_be_unset=parameter.default is None)
+            for owner in (step,) if step else parameter.steps:
+                check_field(ALL_STEPS[owner].config.__dataclass_fields__[name], typed, place)
+                sections.setdefault(owner, {})[name] = typed
+    return sections
 
 
 def _read_yaml(
@@ -156,4 +219,4 @@ def _own_step(where: str, name: Any, step: str, known: Mapping[str, Parameter]) 
         near = difflib.get_close_matches(str(name), names if step else [*names, *STEPS], 1)
         what = f"a parameter of {step}" if step else "a parameter or a step"
         raise wrong(where, f"{what}{f'; is it {near[0]}?' if near else ''}", name)
-    return "" if parameter.pipeline else step
+    return "" if parameter.in_forms else step

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..components.resize import STEP
 from ..components.resize.config import ResizeConfig
-from ..components.store.config import parse_sections
+from ..components.store.config import parse_config
 from ..components.store.errors import UserError
 from ..components.store.manifest import ready
 from ..components.store.progress import duration, say
@@ -74,9 +74,9 @@ def _refuse(why: str, config: Any, context: Context) -> Outcome:
 def with_address(config: str, address: str) -> str:
     """The JSON parameter `config` with `resize.ray_address`, unless it names one itself: the run's word is the last."""
     try:
-        sections = parse_sections(config)
+        shared, sections = parse_config(config)
     except UserError as error:
         say(STEP.name, f"error: {error}")
         raise SystemExit(error.exit_code) from None
-    section = {"ray_address": address} | sections.get(STEP.name, {})
-    return json.dumps(sections | {STEP.name: section}, sort_keys=True)
+    section = {"ray_address": shared.pop("ray_address", address)} | sections.get(STEP.name, {})
+    return json.dumps(shared | sections | {STEP.name: section}, sort_keys=True)

@@ -18,7 +18,8 @@ IMAGES = {target: f"imagemill-{target}:{code_version()}" for target in ("cpu", "
 @dsl.component(base_image=IMAGES["cpu"], install_kfp_package=False)
 def download(
     workspace: str, name: str, rerun: str, run: str, config: str,
-    dataset: str, source: str, annotations: str, label_pattern: str,
+    dataset: str, source: str, preset: str, model_preset: str, image_size: str, backbone: str, weights: str,
+    recipe: str, epochs: str, promote: str,
     manifest: dsl.Output[dsl.Dataset],
 ) -> NamedTuple("Downloaded", [("raw", str), ("name", str)]):  # type: ignore[valid-type]  # fmt: skip
     """Read the source into a raw dataset; returns its URI and the name that the run goes by."""
@@ -26,13 +27,17 @@ def download(
 
     from imagemill.components.download import STEP
     from imagemill.pipelines.artifacts import dataset_metadata
+    from imagemill.pipelines.first_step import checked
     from imagemill.pipelines.kfp_server import check_server
 
     check_server()
-    record = STEP.component(
-        config, manifest.path, workspace=workspace, name=name, rerun=rerun, run=run,
-        dataset=dataset, source=source, annotations=annotations, label_pattern=label_pattern,
-    )  # fmt: skip
+    form = {
+        "dataset": dataset, "source": source, "name": name, "workspace": workspace, "preset": preset,
+        "model_preset": model_preset, "image_size": image_size, "backbone": backbone, "weights": weights,
+        "recipe": recipe, "epochs": epochs, "promote": promote, "rerun": rerun,
+    }  # fmt: skip
+    checked(run, form | {"config": config})
+    record = STEP.component(config, manifest.path, run=run, **form)
     manifest.metadata.update(dataset_metadata(record, manifest.path))
     outputs = NamedTuple("outputs", [("raw", str), ("name", str)])  # noqa: UP014
     return outputs(record["uri"], record["metrics"]["name"])
@@ -41,7 +46,7 @@ def download(
 @dsl.component(base_image=IMAGES["cpu"], install_kfp_package=False)
 def clean(
     workspace: str, name: str, rerun: str, run: str, config: str,
-    raw: str, preset: str, color: str, val_fraction: float, test_fraction: float,
+    raw: str, preset: str,
     manifest: dsl.Output[dsl.Dataset],
 ) -> str:  # fmt: skip
     """Keep what is valid, reject the rest with reasons; returns the clean dataset's URI."""
@@ -50,7 +55,7 @@ def clean(
 
     record = STEP.component(
         config, manifest.path, workspace=workspace, name=name, rerun=rerun, run=run,
-        raw=raw, preset=preset, color=color, val_fraction=val_fraction, test_fraction=test_fraction,
+        raw=raw, preset=preset,
     )  # fmt: skip
     manifest.metadata.update(dataset_metadata(record, manifest.path))
     return str(record["uri"])
@@ -59,7 +64,7 @@ def clean(
 @dsl.component(base_image=IMAGES["ray"], install_kfp_package=False)
 def resize(
     workspace: str, name: str, rerun: str, run: str, config: str,
-    clean: str, preset: str, model_preset: str, image_size: int, resize_mode: str, encoding: str,
+    clean: str, preset: str, model_preset: str, image_size: str,
     manifest: dsl.Output[dsl.Dataset],
 ) -> str:  # fmt: skip
     """Resize every image with Ray, where the cluster's file says; returns the tensors' URI."""
@@ -68,8 +73,7 @@ def resize(
 
     record = resize(
         config, manifest.path, workspace=workspace, name=name, rerun=rerun, run=run,
-        clean=clean, preset=preset, model_preset=model_preset, image_size=image_size, resize_mode=resize_mode,
-        encoding=encoding,
+        clean=clean, preset=preset, model_preset=model_preset, image_size=image_size,
     )  # fmt: skip
     manifest.metadata.update(dataset_metadata(record, manifest.path))
     return str(record["uri"])
@@ -78,8 +82,7 @@ def resize(
 @dsl.component(base_image=IMAGES["gpu"], install_kfp_package=False)
 def train(
     workspace: str, name: str, rerun: str, run: str, config: str,
-    tensors: str, preset: str, backbone: str, weights: str, recipe: str, epochs: int, batch_size: int,
-    learning_rate: float, seed: int,
+    tensors: str, preset: str, backbone: str, weights: str, recipe: str, epochs: str,
     manifest: dsl.Output[dsl.Model],
 ) -> str:  # fmt: skip
     """Train the challenger; returns the model's URI."""
@@ -89,7 +92,6 @@ def train(
     record = STEP.component(
         config, manifest.path, workspace=workspace, name=name, rerun=rerun, run=run,
         tensors=tensors, preset=preset, backbone=backbone, weights=weights, recipe=recipe, epochs=epochs,
-        batch_size=batch_size, learning_rate=learning_rate, seed=seed,
     )  # fmt: skip
     manifest.metadata.update(model_metadata(record, manifest.path))
     return str(record["uri"])
@@ -127,7 +129,7 @@ def evaluate(
 @dsl.component(base_image=IMAGES["cpu"], install_kfp_package=False)
 def promote(
     workspace: str, name: str, rerun: str, run: str, config: str,
-    evaluation: str, champion_evaluation: str, min_gain: float, promote: str,
+    evaluation: str, champion_evaluation: str, promote: str,
     report: dsl.Output[dsl.HTML], summary: dsl.Output[dsl.Markdown],
 ) -> str:  # fmt: skip
     """Let the better model reign, write the report and the run in short; returns the champion's URI."""
@@ -137,7 +139,7 @@ def promote(
 
     record = STEP.component(
         config, "", workspace=workspace, name=name, rerun=rerun, run=run, evaluation=evaluation,
-        champion_evaluation=champion_evaluation, min_gain=min_gain, promote=promote,
+        champion_evaluation=champion_evaluation, promote=promote,
     )  # fmt: skip
     write_report(record, report.path)
     summary.metadata.update(write_summary(workspace, run, summary.path))

@@ -5,20 +5,23 @@ neither the image's digest nor the source; the manifests do what it would. For a
 for those that are lost, deadlines, and an exit step.
 """
 
-# No `from __future__ import annotations` here: KFP reads the annotations as objects.
-from typing import Any
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from kfp import dsl
 
-from ..components.clean.config import CleanConfig
-from ..components.download.config import DownloadConfig
-from ..components.promote.config import PromoteConfig
-from ..components.resize.config import ResizeConfig
-from ..components.train.config import TrainConfig
+from ..components.store.manifest import code_version
 from . import steps
 from .cluster import Cluster
 from .kfp_pods import Here, OnCluster
-from .parameters import CONFIG_HELP, WORKSPACE_HELP, Chosen, parameters
+from .kfp_server import knows_choices
+from .parameters import Chosen, Parameter, form_parameters, form_value
+
+if TYPE_CHECKING:
+    from kfp.pipeline_spec import pipeline_spec_pb2
 
 NAME = "imagemill-training"
 
@@ -31,73 +34,62 @@ def build(cluster: Cluster | None = None, chosen: Chosen | None = None) -> Any:
     """
     on: Here | OnCluster = Here() if cluster is None else OnCluster(cluster, chosen or Chosen({}, {}))
 
-    def training(
-        name: str = DownloadConfig.name,
-        dataset: str = DownloadConfig.dataset,
-        source: str = DownloadConfig.source,
-        annotations: str = DownloadConfig.annotations,
-        workspace: str = DownloadConfig.workspace,
-        label_pattern: str = DownloadConfig.label_pattern,
-        preset: str = CleanConfig.preset,
-        color: str = CleanConfig.color,
-        model_preset: str = ResizeConfig.model_preset,
-        image_size: int = ResizeConfig.image_size,
-        resize_mode: str = ResizeConfig.resize_mode,
-        encoding: str = ResizeConfig.encoding,
-        backbone: str = TrainConfig.backbone,
-        weights: str = TrainConfig.weights,
-        recipe: str = TrainConfig.recipe,
-        epochs: int = TrainConfig.epochs,
-        batch_size: int = TrainConfig.batch_size,
-        learning_rate: float = TrainConfig.learning_rate,
-        seed: int = TrainConfig.seed,
-        val_fraction: float = CleanConfig.val_fraction,
-        test_fraction: float = CleanConfig.test_fraction,
-        min_gain: float = PromoteConfig.min_gain,
-        promote: str = PromoteConfig.promote,
-        rerun: str = DownloadConfig.rerun,
-        config: str = "",
-    ) -> None:
+    form = form_parameters()
+
+    def training(*values: Any) -> None:
+        given = dict(zip(form, values, strict=True))
         run = dsl.PIPELINE_JOB_ID_PLACEHOLDER
-        common: dict[str, Any] = {"workspace": workspace, "rerun": rerun, "config": config, "run": run}
-        with on.finishing(lambda: steps.finish(workspace=workspace, run=run)):
-            raw = on.place("download", steps.download(
-                name=name, dataset=dataset, source=source, annotations=annotations, label_pattern=label_pattern,
-                **common,
-            ))  # fmt: skip
-            common["name"] = raw.outputs["name"]  # resolved: the rest of the run goes by one name
-            cleaned = on.place("clean", steps.clean(
-                raw=raw.outputs["raw"], preset=preset, color=color, val_fraction=val_fraction,
-                test_fraction=test_fraction, **common,
-            ))  # fmt: skip
-            tensors = on.place("resize", steps.resize(
-                clean=cleaned.outputs["Output"], preset=preset, model_preset=model_preset, image_size=image_size,
-                resize_mode=resize_mode, encoding=encoding, **common,
-            ))  # fmt: skip
-            model = on.place("train", steps.train(
-                tensors=tensors.outputs["Output"], preset=preset, backbone=backbone, weights=weights, recipe=recipe,
-                epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed, **common,
-            ))  # fmt: skip
+
+        def shared(step: str) -> dict[str, Any]:
+            """What the step is given of the form."""
+            return {"run": run} | {name: value for name, value in given.items() if step in form[name].steps}
+
+        with on.finishing(lambda: steps.finish(workspace=given["workspace"], run=run)):
+            raw = on.place("download", steps.download(run=run, **given))  # which checks them for all
+            given["name"] = raw.outputs["name"]  # resolved: the rest of the run goes by one name
+            cleaned = on.place("clean", steps.clean(raw=raw.outputs["raw"], **shared("clean")))
+            tensors = on.place("resize", steps.resize(clean=cleaned.outputs["Output"], **shared("resize")))
+            model = on.place("train", steps.train(tensors=tensors.outputs["Output"], **shared("train")))
             evaluated = on.place("evaluate", steps.evaluate(
-                model=model.outputs["Output"], clean=cleaned.outputs["Output"], **common,
+                model=model.outputs["Output"], clean=cleaned.outputs["Output"], **shared("evaluate"),
             ))  # fmt: skip
             on.place("promote", steps.promote(
-                evaluation=evaluated.outputs["evaluation"], min_gain=min_gain, promote=promote,
-                champion_evaluation=evaluated.outputs["champion_evaluation"], **common,
+                evaluation=evaluated.outputs["evaluation"],
+                champion_evaluation=evaluated.outputs["champion_evaluation"], **shared("promote"),
             ))  # fmt: skip
 
-    training.__doc__ = described()
+    training.__signature__ = signature(form)  # type: ignore[attr-defined]
+    training.__doc__ = docstring(form)
     decorated = dsl.pipeline(name=NAME, display_name="Imagemill training", pipeline_config=on.config())
-    return decorated(training)
+    pipeline = decorated(training)
+    if cluster is not None and knows_choices(cluster.kfp.version):
+        _add_choices(pipeline.pipeline_spec, form)
+    return pipeline
 
 
-def described() -> str:
-    """The pipeline's docstring in the form KFP reads parameter descriptions from."""
-    known = parameters()
-    arguments = {name: p.help for name, p in known.items() if p.pipeline}
-    arguments |= {"workspace": WORKSPACE_HELP, "config": CONFIG_HELP}
-    lines = [f"    {name}: {text}" for name, text in arguments.items()]
-    return "Labelled images in, a better classifier out.\n\nArgs:\n" + "\n".join(lines) + "\n"
+def _add_choices(spec: pipeline_spec_pb2.PipelineSpec, form: Mapping[str, Parameter]) -> None:
+    """Say which values a parameter takes. The pages make a drop-down of them, and the API server refuses others; the
+    SDK (2.17) has no word for them, the pipeline spec has."""
+    for name, one in form.items():
+        literals = spec.root.input_definitions.parameters[name].literals
+        for choice in one.choices:
+            literals.add().string_value = choice
+
+
+def signature(form: Mapping[str, Parameter]) -> inspect.Signature:
+    """The pipeline function's signature, which KFP makes the form of. All are texts, as in Argo: KFP's pages take a
+    number that may be left blank for a missing one, and don't start the run."""
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    return inspect.Signature([
+        inspect.Parameter(name, kind, default=form_value(one.default), annotation=str) for name, one in form.items()
+    ])  # fmt: skip
+
+
+def docstring(form: Mapping[str, Parameter]) -> str:
+    """The pipeline function's docstring, in the form that KFP reads descriptions of parameters from."""
+    lines = [f"    {name}: {one.help}" for name, one in form.items()]
+    about = f"Labelled images in, a better classifier out. Compiled by imagemill {code_version()}"
+    return f"{about}\n\nArgs:\n" + "\n".join(lines) + "\n"
 
 
 training_pipeline = build()

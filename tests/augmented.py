@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 from imagemill.components.train.config import TrainConfig
+from imagemill.components.train.recipe_values import PLAIN
 
-_OFF: dict[str, Any] = {field.name: 0.0 for field in fields(TrainConfig) if field.default == -1.0}
-_OFF |= {"policy": "none", "crop_scale": 1.0, "flip": "false", "vertical_flip": "false"}
+_OFF: dict[str, Any] = PLAIN | {"crop_scale": 1.0, "flip": "false", "vertical_flip": "false"}
 
 
 def config(**wanted: Any) -> TrainConfig:

@@ -208,7 +208,8 @@ class KfpService:
             raise Refused(409, 6, "Failed to create a pipeline version")
         spec = documents[0] if len(documents) == 1 else {"pipeline_spec": documents[0], "platform_spec": documents[1]}
         self.versions.append({
-            "pipeline_id": pipeline, "pipeline_version_id": str(uuid.uuid4()), "name": name, "display_name": name,
+            "pipeline_id": pipeline, "pipeline_version_id": str(uuid.uuid4()), "name": name,
+            "display_name": query.get("display_name") or name,
             "description": query.get("description", ""), "created_at": self._now(), "pipeline_spec": spec,
         })  # fmt: skip
         return self.versions[-1]
@@ -351,6 +352,8 @@ def _check_parameters(spec: dict[str, Any], given: dict[str, Any]) -> None:
         kind = known[name]["parameterType"]
         if not isinstance(value, kinds.get(kind, object)):
             raise invalid(f"input parameter {name} requires type {kind}, but the parameter value is not of it")
+        if (choices := known[name].get("literals")) and value not in choices:
+            raise invalid(f"input parameter {name!r} value {value} does not match any of the allowed literal values")
     for name, about in known.items():
         if name not in given and "defaultValue" not in about and not about.get("isOptional"):
             raise invalid(f"parameter {name} is required")

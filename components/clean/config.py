@@ -35,7 +35,7 @@ class CleanConfig(StepConfig, PixelRules):
     PARENTS: ClassVar[tuple[str, ...]] = ("raw",)
 
     raw: str = option("", "URI of the raw dataset", counts=False)
-    preset: str = option("photo", presets.HELP, counts=False, pipeline=True, choices=presets.NAMES)
+    preset: str = option("photo", presets.HELP, counts=False, choices=presets.NAMES)
 
     # Standardization, in the order in which it is done.
     background: str = option(
@@ -64,7 +64,7 @@ class CleanConfig(StepConfig, PixelRules):
     color: str = option(
         "auto", "colour from here on; gray, red, green or blue keep one channel, a third of the bytes (default: "
         "by the preset; rgb)",
-        pipeline=True, choices=("auto", *COLORS), by_preset=True,
+        choices=("auto", *COLORS), by_preset=True,
     )  # fmt: skip
     denoise: str = option(
         "auto", "remove noise (default: by the preset)", choices=("auto", "off", "gaussian", "median", "bilateral"),
@@ -137,12 +137,9 @@ class CleanConfig(StepConfig, PixelRules):
 
     # Splits.
     val_fraction: float = option(
-        0.1, "share of the images (of trainval where the source declares that) for validation",
-        pipeline=True, low=0, high=0.9,
-    )  # fmt: skip
-    test_fraction: float = option(
-        0.1, "share of the images without a declared split for test", pipeline=True, low=0, high=0.9
+        0.1, "share of the images (of trainval where the source declares that) for validation", low=0, high=0.9
     )
+    test_fraction: float = option(0.1, "share of the images without a declared split for test", low=0, high=0.9)
     split: str = option(
         "stable", "stable: by a hash of the image (or of its group), so that none ever changes sides; exact: the "
         "fractions hold in every class, but images may change sides when the dataset grows",
@@ -152,7 +149,7 @@ class CleanConfig(StepConfig, PixelRules):
         "respect", "the splits that the source declares: respected, or made anew", choices=("respect", "ignore")
     )
 
-    clean_workers: int = option(0, "threads that decode (default: the cores)", counts=False, low=0, high=1024)
+    clean_workers: int | None = option(None, "threads that decode (default: the cores)", counts=False, low=1, high=1024)
 
     def check(self) -> None:
         super().check()

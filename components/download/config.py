@@ -31,7 +31,6 @@ class DownloadConfig(StepConfig):
         "how labels are told: demo is made on the spot, pets is Oxford-IIIT Pet, folder takes the parent folder, "
         "filename a regex, csv a table with path,label[,split][,group][,mask][,xmin,ymin,xmax,ymax]",
         counts=False,
-        pipeline=True,
         choices=DATASETS,
     )
     source: str = option(
@@ -39,16 +38,12 @@ class DownloadConfig(StepConfig):
         "a folder, s3 prefix, http(s) URL, tar or zip archive; for csv the table; for pets a folder or URL with "
         "images.tar.gz and annotations.tar.gz",
         counts=False,
-        pipeline=True,
     )
-    annotations: str = option(
-        "", "for pets: the annotations archive, if it is not beside the images", counts=False, pipeline=True
-    )
+    annotations: str = option("", "for pets: the annotations archive, if it is not beside the images", counts=False)
     label_pattern: str = option(
         r"([^/]+)_\d+\.[^./]+$",
         "for filename: a regex whose first group (or group named label) is the label",
         counts=False,
-        pipeline=True,
     )
     demo_seed: int = option(0, "for demo: another seed makes other images", counts=False, low=0, high=2**31 - 1)
     download_workers: int = option(10, "files fetched at a time from a folder or bucket", counts=False, low=1, high=256)

@@ -16,10 +16,7 @@ class PromoteConfig(StepConfig):
 
     evaluation: str = option("", "URI of the challenger's evaluation", counts=False)
     champion_evaluation: str = option("", "URI of the champion's evaluation on the same test split", counts=False)
-    min_gain: float = option(
-        0.005, "the challenger must beat the champion's macro-F1 by so much", pipeline=True, low=0, high=1
-    )
+    min_gain: float = option(0.005, "the challenger must beat the champion's macro-F1 by so much", low=0, high=1)
     promote: str = option(
-        "auto", "auto: if it is better; always; never: compare and report only", pipeline=True,
-        choices=("auto", "always", "never"),
-    )  # fmt: skip
+        "auto", "auto: if it is better; always; never: compare and report only", choices=("auto", "always", "never")
+    )

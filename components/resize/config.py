@@ -37,27 +37,24 @@ class ResizeConfig(StepConfig):
     PARENTS: ClassVar[tuple[str, ...]] = ("clean",)
 
     clean: str = option("", "URI of the clean dataset", counts=False)
-    model_preset: str = option(
-        "", model_presets.HELP, counts=False, pipeline=True  # what it fills in counts
-    )  # fmt: skip
+    model_preset: str = option("", model_presets.HELP, counts=False)  # what it fills in counts
     image_size: int = option(
-        0, "height and width that the model sees, in pixels (default: by the model preset; 128)", pipeline=True,
+        None, "height and width that the model sees, in pixels (default: by the model preset; 128)",
         low=8, high=8192, usual=128,
     )  # fmt: skip
-    resize_size: int = option(
-        0, "crop: what the short side is resized to first (default: by the model preset; image_size x 256/224)",
-        low=0, high=16384,
+    resize_size: int | None = option(
+        None, "crop: what the short side is resized to first (default: by the model preset; image_size x 256/224)",
+        low=8, high=16384,
     )  # fmt: skip
-    store_size: int = option(
-        0, "crop: side of the square that is stored (such as 256 for an image_size of 224): the model sees its centre, "
-        "training crops at random, up to resize_size (default: image_size)", low=0, high=16384,
+    store_size: int | None = option(
+        None, "crop: side of the square that is stored (such as 256 for an image_size of 224): the model sees its "
+        "centre, training crops at random, up to resize_size (default: image_size)", low=8, high=16384,
     )  # fmt: skip
-    preset: str = option("photo", presets.HELP, counts=False, pipeline=True, choices=presets.NAMES)
+    preset: str = option("photo", presets.HELP, counts=False, choices=presets.NAMES)
     resize_mode: str = option(
         "auto",
         "crop: short side to resize_size, then the centre; squash: straight to the square; letterbox: long "
         "side to the size, the rest black (default: by the preset; crop)",
-        pipeline=True,
         choices=("auto", *MODES),
         by_preset=True,
     )
@@ -70,7 +67,7 @@ class ResizeConfig(StepConfig):
     )
     encoding: str = option(
         "raw", "raw: pixels, read at memory speed; jpeg: about ten times smaller, decoded while loading",
-        pipeline=True, choices=ENCODINGS,
+        choices=ENCODINGS,
     )  # fmt: skip
     jpeg_quality: int = option(90, "for encoding jpeg: its quality", low=1, high=100)
     jpeg_subsampling: str = option("420", "for encoding jpeg: colour at half the size, or full", choices=("420", "444"))
@@ -119,7 +116,9 @@ class ResizeConfig(StepConfig):
         "host:6379), or as a job that it runs (http://host:8265) (default: in this process)",
         counts=False,
     )
-    resize_workers: int = option(0, "CPU cores for Ray in this process (default: all)", counts=False, low=0, high=1024)
+    resize_workers: int | None = option(
+        None, "CPU cores for Ray in this process (default: all)", counts=False, low=1, high=1024
+    )
 
     def __post_init__(self) -> None:
         self._fill(model_presets.find(self.model_preset))
@@ -153,14 +152,15 @@ class ResizeConfig(StepConfig):
         short = self.resize_size or usual_resize(self.image_size)
         if crop and short < self.image_size:
             raise wrong("resize_size", f"at least image_size, {self.image_size}", self.resize_size)
-        if not crop and self.store_size not in (0, self.image_size):
-            raise wrong("store_size", f"0, since resize_mode {self.resize_mode} leaves nothing around", self.store_size)
-        if self.store_size and not self.image_size <= self.store_size <= short:
-            raise wrong("store_size", f"{self.image_size} (image_size) to {short} (resize_size)", self.store_size)
-        if (self.store_size - self.image_size) % 2 and self.store_size:
-            raise wrong("store_size", f"as even or odd as image_size, {self.image_size}", self.store_size)
-        if self.store_size not in (0, self.image_size) and self.edges != "off":
-            raise wrong("store_size", "0 with edges, which are others at a border than amid a picture", self.store_size)
+        stored = self.store_size or self.image_size
+        if not crop and stored != self.image_size:
+            raise wrong("store_size", f"none, since resize_mode {self.resize_mode} leaves nothing around", stored)
+        if crop and not self.image_size <= stored <= short:
+            raise wrong("store_size", f"{self.image_size} (image_size) to {short} (resize_size)", stored)
+        if (stored - self.image_size) % 2:
+            raise wrong("store_size", f"as even or odd as image_size, {self.image_size}", stored)
+        if stored != self.image_size and self.edges != "off":
+            raise wrong("store_size", "none with edges, which are others at a border than amid a picture", stored)
         if self.encoding == JPEG and self.edges != "off":
             raise wrong("encoding", "raw with edges, since a JPEG holds one channel or three", self.encoding)
 
@@ -171,5 +171,5 @@ class ResizeConfig(StepConfig):
         crop = self.resize_mode == "crop"
         return Geometry(
             self.image_size, self.resize_mode, color, EDGES[self.edges], self.canny_low, self.canny_high,
-            self.resize_size if crop else 0, self.store_size, self.interpolation, self.quality,
+            (self.resize_size or 0) if crop else 0, self.store_size or 0, self.interpolation, self.quality,
         )  # fmt: skip

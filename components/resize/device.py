@@ -116,7 +116,7 @@ def _cluster_gpus(config: ResizeConfig, clean: Dataset) -> int:
         return _dashboard_gpus(config.ray_address)
     from .on_ray import ray_session
 
-    with ray_session(config.ray_address, 0, uris.join(clean.uri, MANIFEST)):
+    with ray_session(config.ray_address, None, uris.join(clean.uri, MANIFEST)):
         import ray
 
         return int(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]

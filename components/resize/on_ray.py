@@ -90,7 +90,7 @@ Slots = Cluster | int
 
 
 @contextmanager
-def ray_session(address: str, workers: int, witness: str = "", gpus: int = 0) -> Iterator[Cluster]:
+def ray_session(address: str, workers: int | None, witness: str = "", gpus: int = 0) -> Iterator[Cluster]:
     """Ray in this process, or a connection to the cluster at `address`.
 
     `witness`: the URI of a file of the workspace, which every node of the cluster has to see. `gpus`: those of this
@@ -137,7 +137,7 @@ def workers_that_fit(cores: int, memory: int) -> int:
     return max(1, min(cores, (memory - RAY_BYTES) // WORKER_BYTES))
 
 
-def _start(workers: int, gpus: int) -> str:
+def _start(workers: int | None, gpus: int) -> str:
     """Ray in this process; the folder of its session."""
     with said_address("local"):
         import ray

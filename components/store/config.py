@@ -1,6 +1,7 @@
 """One frozen dataclass per step is its whole configuration: names, types, defaults, help and what counts.
 
-The same fields become CLI flags, KFP and Argo parameters. There is no `None`: an empty string or 0 is unset.
+The same fields become flags and the parameters of pipelines. A field whose default is None is unset until a preset, a
+recipe or the machine says it; in a form, where all values are texts, such a field is blank.
 """
 
 from __future__ import annotations
@@ -8,10 +9,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar, overload
 
 from .errors import UserError, wrong
 from .presets import preset_value
@@ -26,31 +27,58 @@ DEVICE = (
     "from gpu_pixels on"
 )
 """The help of `device`, which several steps have."""
-Scalar = str | int | float | bool
+Scalar = str | int | float | bool | None
 V = TypeVar("V", str, int, float, bool)
 
 
+@overload
 def option(
     default: V,
     help: str,
     *,
+    counts: bool = ...,
+    choices: tuple[str, ...] = ...,
+    low: float | None = ...,
+    high: float | None = ...,
+    by_preset: bool = ...,
+    usual: V | None = ...,
+) -> V: ...
+
+
+@overload
+def option(
+    default: None,
+    help: str,
+    *,
+    counts: bool = ...,
+    choices: tuple[str, ...] = ...,
+    low: float | None = ...,
+    high: float | None = ...,
+    by_preset: bool = ...,
+    usual: str | float | None = ...,
+) -> Any: ...
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
     counts: bool = True,
-    pipeline: bool = False,
     choices: tuple[str, ...] = (),
     low: float | None = None,
     high: float | None = None,
     by_preset: bool = False,
-    usual: V | None = None,
-) -> V:
+    usual: Any = None,
+) -> Any:
     """One config field.
 
+    `default`: None is unset. The annotation of such a field is the type of the value that it is given in the end.
     `counts`: another value gives another dataset (threads, addresses, URIs and display never do).
-    `pipeline`: a pipeline parameter of its own; the others travel in the JSON parameter `config`.
     `low`, `high`: the inclusive range of a number.
-    `by_preset`: the default means unset, and the preset fills it in.
-    `usual`: the default means unset, and this is the value then, where the step knows no better one.
+    `by_preset`: the default (None or `auto`) is unset, and the preset fills it in.
+    `usual`: the default (None or `auto`) is unset, and this is the value then, where the step knows no better one.
     """
-    about = {"help": help, "counts": counts, "pipeline": pipeline, "choices": choices, "low": low, "high": high}
+    about = {"help": help, "counts": counts, "choices": choices, "low": low, "high": high}
     about |= {"by_preset": by_preset, "usual": default if usual is None else usual}
     return field(default=default, metadata=about)
 
@@ -63,15 +91,13 @@ class StepConfig:
 
     workspace: str = option(
         "./imagemill-data", "where datasets, models and reports live: a folder or s3://bucket/prefix",
-        counts=False, pipeline=True,
+        counts=False,
     )  # fmt: skip
     name: str = option(
         "", "what belongs together in one workspace: class list, champion (default: the last part of the source)",
-        counts=False, pipeline=True,
+        counts=False,
     )  # fmt: skip
-    rerun: str = option(
-        "", "steps to run again though their dataset is there, separated by commas", counts=False, pipeline=True
-    )
+    rerun: str = option("", "steps to run again though their dataset is there, separated by commas", counts=False)
     run: str = option("", "the run this step belongs to: its records go to runs/<run>/", counts=False)
 
     def __post_init__(self) -> None:
@@ -92,7 +118,7 @@ class StepConfig:
         if "/" in self.run or self.run in (".", ".."):
             raise wrong("run", "a name without '/'", self.run)
         for one in fields(self):
-            _check_field(one, getattr(self, one.name))
+            check_field(one, getattr(self, one.name), one.name)
 
     def counting(self) -> dict[str, Scalar]:
         """The fields that count and differ from their defaults: what the fingerprint sees."""
@@ -103,19 +129,21 @@ class StepConfig:
         }
 
     def effective(self) -> dict[str, Scalar]:
-        """Every field that counts, for the manifest."""
-        return {one.name: getattr(self, one.name) for one in fields(self) if one.metadata["counts"]}
+        """Every field that counts and is set, for the manifest."""
+        values = {one.name: getattr(self, one.name) for one in fields(self) if one.metadata["counts"]}
+        return {name: value for name, value in values.items() if value is not None}
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any], where: str = "") -> Self:
         """A checked config from names and values of any scalar form; UserError names what is wrong."""
         types = field_types(cls)
+        defaults = {one.name: one.default for one in fields(cls)}
         known: dict[str, Any] = {}
         for key, value in values.items():
             if key not in types:
                 raise wrong(f"{where}{key}", f"one of {', '.join(sorted(types))}", key)
             shown = f"{where}{key.replace('_', '-')}" if where else key  # a flag, or the name of the parameter
-            known[key] = convert(shown, value, types[key])
+            known[key] = convert(shown, value, types[key], may_be_unset=defaults[key] is None)
         config = cls(**known)
         config.check()
         return config
@@ -126,33 +154,49 @@ def _usual(one: dataclasses.Field[Any]) -> Any:
     return preset_value("", one.name) if one.metadata["by_preset"] else one.metadata["usual"]
 
 
-def _check_field(one: dataclasses.Field[Any], value: Any) -> None:
+def check_field(one: dataclasses.Field[Any], value: Any, place: str) -> None:
+    """UserError, which names the `place`, for a value that is none of the choices or out of the range."""
     about = one.metadata
-    if value == one.default:  # which may mean unset, and lie outside the range for that
+    if value is None:
         return
     if about["choices"] and value not in about["choices"]:
-        raise wrong(one.name, f"one of {', '.join(c for c in about['choices'] if c)}", value)
+        raise wrong(place, f"one of {', '.join(about['choices'])}", value)
     low, high = about["low"], about["high"]
+    unset = f", or to be left out ({_default_in_words(about['help'])})" if one.default is None else ""
     if low is not None and value < low:
-        raise wrong(one.name, f"a number of at least {low:g}", value)
+        raise wrong(place, f"a number of at least {low:g}{unset}", value)
     if high is not None and value > high:
-        raise wrong(one.name, f"a number of at most {high:g}", value)
+        raise wrong(place, f"a number of at most {high:g}{unset}", value)
+
+
+def _default_in_words(help: str) -> str:
+    """What the help of a field says of its default: `by the recipe` of `… (default: by the recipe)`."""
+    return help.rpartition("(default: ")[2].removesuffix(")")
 
 
 def field_types(cls: type[StepConfig]) -> Mapping[str, type]:
-    """The types of a config's fields; looked up once, for that takes a millisecond."""
+    """The types of a config's fields that are set; looked up once, for that takes a millisecond."""
     if cls not in _types:
         hints = typing.get_type_hints(cls)
-        _types[cls] = MappingProxyType({one.name: hints[one.name] for one in fields(cls)})
+        _types[cls] = MappingProxyType({one.name: _type_when_set(hints[one.name]) for one in fields(cls)})
     return _types[cls]
+
+
+def _type_when_set(hint: Any) -> type:
+    """The type itself, and `int` of `int | None`."""
+    kinds: list[type] = [kind for kind in typing.get_args(hint) if kind is not type(None)]
+    return kinds[0] if kinds else hint
 
 
 _types: dict[type[StepConfig], Mapping[str, type]] = {}
 
 
-def convert(name: str, value: Any, kind: type) -> Scalar:
-    """`value` (text of a flag, or a number that came through JSON as a float) as the field's type."""
+def convert(name: str, value: Any, kind: type, *, may_be_unset: bool = False) -> Scalar:
+    """`value` (text of a flag or form, or a number that came through JSON as a float) as the field's type. None, and a
+    blank text, is None where that `may_be_unset`."""
     text = str(value).strip()
+    if may_be_unset and (value is None or not text):
+        return None
     if kind is str:
         if isinstance(value, dict | list):
             raise wrong(name, "a text", value)
@@ -178,19 +222,21 @@ def convert(name: str, value: Any, kind: type) -> Scalar:
         raise wrong(name, "a whole number" if kind is int else "a number", value) from None
 
 
-def parse_sections(text: str, known: Iterable[str] = STEPS) -> dict[str, dict[str, Any]]:
-    """The JSON parameter `config`: `{"train": {"weight_decay": 0.05}, …}`, checked for its form only."""
+def parse_config(text: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The JSON parameter `config`, checked for its form only: (values by name for every step that has them, values by
+    step and name). `{"device": "cpu", "train": {"weight_decay": 0.05}}` gives `({"device": "cpu"}, {"train": …})`."""
     if not text.strip():
-        return {}
+        return {}, {}
     try:
-        sections = json.loads(text)
+        entries = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"config: expected a JSON object, found text that is none: {error}") from None
-    if not isinstance(sections, dict):
-        raise wrong("config", "a JSON object with a section a step", sections)
-    for step, section in sections.items():
-        if step not in known:
-            raise wrong(f"config.{step}", f"a section named {', '.join(known)}", step)
-        if not isinstance(section, dict):
-            raise wrong(f"config.{step}", "an object of names and values", section)
-    return sections
+    if not isinstance(entries, dict):
+        raise wrong("config", "a JSON object of names and values, or of a section a step", entries)
+    for name, value in entries.items():
+        if name in STEPS and not isinstance(value, dict):
+            raise wrong(f"config.{name}", "an object of names and values", value)
+        if name not in STEPS and isinstance(value, dict):
+            raise wrong(f"config.{name}", f"a section named {', '.join(STEPS)}", name)
+    shared = {name: value for name, value in entries.items() if name not in STEPS}
+    return shared, {name: value for name, value in entries.items() if name in STEPS}

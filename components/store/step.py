@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .config import StepConfig, field_types, parse_sections
+from .config import StepConfig, field_types, parse_config
 from .errors import (
     EXIT_OK,
     EXIT_OURS,
@@ -247,8 +247,13 @@ class Step:
         finally:
             result.unlink(missing_ok=True)
 
-    def main(self, argv: Sequence[str] | None = None, prog: str = "") -> int:
-        """The step's own command line: `python -m imagemill.components.<step>`."""
+    def main(
+        self, argv: Sequence[str] | None = None, prog: str = "", check_config: Callable[[str], object] = parse_config
+    ) -> int:
+        """The step's own command line: `python -m imagemill.components.<step>`.
+
+        `check_config`: raises UserError for a wrong `--config`, of which the step knows its own part only.
+        """
         quiet_logs()
         parser = Parser(prog=prog or f"python -m imagemill.components.{self.name}", description=self.help)
         for one in dataclasses.fields(self.config):
@@ -261,6 +266,7 @@ class Step:
         try:
             values = {k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None}
             result, outputs, sections = values.pop("result"), values.pop("outputs"), values.pop("config")
+            check_config(sections)
             if result and not Path(result).absolute().parent.is_dir():
                 raise wrong("--result", "a file in a folder that is there", result)
             config = self.config.from_values(self._section(sections, values) | values, where="--")
@@ -284,8 +290,11 @@ class Step:
         return EXIT_OK
 
     def _section(self, sections: str, values: Mapping[str, Any]) -> dict[str, Any]:
-        """This step's part of the JSON parameter `config`; UserError where it says what was said already."""
-        section = parse_sections(sections).get(self.name, {})
+        """This step's part of the JSON parameter `config`; UserError where it says what was said already. Names of
+        other steps' parameters are left to them."""
+        shared, by_step = parse_config(sections)
+        own = {name: value for name, value in shared.items() if name in field_types(self.config)}
+        section = own | by_step.get(self.name, {})
         if twice := sorted({*values, *self.config.PARENTS} & set(section)):
             raise wrong(f"config.{self.name}", "what is no parameter of its own", twice[0])
         return section
@@ -344,9 +353,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_flag(parser: argparse.ArgumentParser, name: str, default: Any, help: str, choices: Sequence[str]) -> None:
-    """The flag of one config field, with its help and default. An unset flag is None here, and here only."""
-    shown = "" if default == "" or "(default: " in help else f" (default: {default})"
-    listed = f" [{', '.join(word for word in choices if word)}]" if choices else ""
+    """The flag of one config field, with its help and default; None where it is left out."""
+    shown = "" if default in ("", None) or "(default: " in help else f" (default: {default})"
+    listed = f" [{', '.join(choices)}]" if choices else ""
     text = f"{help}{listed}{shown}".replace("%", "%%")
     flag = "--" + name.replace("_", "-")
     if isinstance(default, bool) or "true" in choices:  # `--flip`, `--flip false`

@@ -38,7 +38,7 @@ class ShardCache:
     _checked: set[str] = field(default_factory=set)
 
     @classmethod
-    def at(cls, folder: str = "", most: int = 0) -> ShardCache:
+    def at(cls, folder: str = "", most: int | None = None) -> ShardCache:
         """The cache in `folder` (default: the user's own below the system's temporary folder), which is made; `most`
         bytes (default: 20 GB, or half of what is free there). UserError where somebody else has put the default there,
         who could change what was checked."""

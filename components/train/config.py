@@ -1,4 +1,4 @@
-"""What can be said about training. Whatever says `by the recipe` is -1, 0 or empty until recipes.py fills it in."""
+"""What can be said about training. What is said to be by the recipe is None until recipes.py fills it in."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..store.timm_models import is_tag, is_timms
 VERSION = 2
 """Raised when the same tensors and config must give another model."""
 RECIPES = ("auto", "plain", "small", "standard", "large")
-POLICIES = ("", "none", "randaugment", "trivialaugment", "autoaugment")
+POLICIES = ("none", "randaugment", "trivialaugment", "autoaugment")
 _BY = "(default: by the recipe)"
 
 
@@ -27,86 +27,78 @@ class TrainConfig(StepConfig):
     PARENTS: ClassVar[tuple[str, ...]] = ("tensors",)
 
     tensors: str = option("", "URI of the tensors", counts=False)
-    preset: str = option("photo", presets.HELP, counts=False, pipeline=True, choices=presets.NAMES)
-    backbone: str = option("resnet18", "a classification model: a torchvision name, or timm:NAME", pipeline=True)
+    preset: str = option("photo", presets.HELP, counts=False, choices=presets.NAMES)
+    backbone: str = option("resnet18", "a classification model: a torchvision name, or timm:NAME")
     weights: str = option(
         "",
         "pretrained weights: a torchvision name (DEFAULT, IMAGENET1K_V2), DEFAULT or a tag of timm's, the URI of a "
         ".safetensors file or of a model (default: none)",
         counts=False,  # by its content, see train.py
-        pipeline=True,
     )
     recipe: str = option(
         "auto",
         "a way to train that is known to work: plain (crops and flips alone), small (under 50 images a class), "
         "standard, large (from 100,000 images on); auto chooses by the dataset's numbers",
         counts=False,  # by its values
-        pipeline=True,
         choices=RECIPES,
     )
-    epochs: int = option(
-        0, "passes over the training images (default: 0, which is by the recipe)", pipeline=True, low=1, high=100_000
-    )
-    batch_size: int = option(32, "images a batch, over all devices", pipeline=True, low=2, high=65_536)
+    epochs: int = option(None, f"passes over the training images {_BY}", low=1, high=100_000)
+    batch_size: int = option(32, "images a batch, over all devices", low=2, high=65_536)
     learning_rate: float = option(
-        0.0,
-        "peak learning rate (default: 0, which is by the recipe, the optimizer and the weights)",
-        pipeline=True,
-        low=1e-8,
-        high=10,
+        None, "peak learning rate (default: by the recipe, the optimizer and the weights)", low=1e-8, high=10
     )
-    seed: int = option(0, "what everything random in training is drawn from", pipeline=True, low=0, high=2**31 - 1)
+    seed: int = option(0, "what everything random in training is drawn from", low=0, high=2**31 - 1)
 
     # the optimizer and its schedule
-    optimizer: str = option("", f"adamw or sgd, with Nesterov's momentum {_BY}", choices=("", "adamw", "sgd"))
+    optimizer: str = option(None, f"adamw or sgd, with Nesterov's momentum {_BY}", choices=("adamw", "sgd"))
     momentum: float = option(0.9, "of sgd", low=0, high=0.999)
     weight_decay: float = option(
-        -1.0, f"decoupled for adamw, plain for sgd; not of biases and norms {_BY}", low=0, high=10
+        None, f"decoupled for adamw, plain for sgd; not of biases and norms {_BY}", low=0, high=10
     )
     warmup: float = option(
-        -1.0, f"share of all steps in which the learning rate rises, linearly {_BY}", low=0, high=0.9
+        None, f"share of all steps in which the learning rate rises, linearly {_BY}", low=0, high=0.9
     )
     accumulate: int = option(1, "batches whose gradients make one step", low=1, high=4096)
-    clip_norm: float = option(-1.0, f"gradients are clipped to this norm; 0 leaves them {_BY}", low=0)
+    clip_norm: float = option(None, f"gradients are clipped to this norm; 0 leaves them {_BY}", low=0)
     layer_decay: float = option(
-        -1.0,
+        None,
         f"learning rate of each block as a share of the next one's towards the output; 1 is off {_BY}",
         low=0.1,
         high=1,
     )
     backbone_rate: float = option(
-        -1.0, f"learning rate of all layers but the head as a share of the head's; 1 is off {_BY}", low=0, high=1
+        None, f"learning rate of all layers but the head as a share of the head's; 1 is off {_BY}", low=0, high=1
     )
     probe_epochs: int = option(
-        -1, f"epochs at the start in which only the head learns, where there are pretrained weights {_BY}", low=0
+        None, f"epochs at the start in which only the head learns, where there are pretrained weights {_BY}", low=0
     )
     unfreeze_epochs: int = option(
-        -1, f"epochs after those in which block after block thaws, from the head on {_BY}", low=0
+        None, f"epochs after those in which block after block thaws, from the head on {_BY}", low=0
     )
     early_stopping: int = option(
-        -1, f"epochs without a better validation after which training ends; 0 never {_BY}", low=0
+        None, f"epochs without a better validation after which training ends; 0 never {_BY}", low=0
     )
 
     # regularization
-    label_smoothing: float = option(-1.0, f"share of the target spread over the other classes {_BY}", low=0, high=0.9)
+    label_smoothing: float = option(None, f"share of the target spread over the other classes {_BY}", low=0, high=0.9)
     ema: float = option(
-        -1.0, f"decay of the moving average of the weights, which is what is validated and kept; 0 is off {_BY}",
+        None, f"decay of the moving average of the weights, which is what is validated and kept; 0 is off {_BY}",
         low=0, high=0.99999,
     )  # fmt: skip
-    dropout: float = option(-1.0, f"before the head {_BY}", low=0, high=0.9)
+    dropout: float = option(None, f"before the head {_BY}", low=0, high=0.9)
     drop_path: float = option(
-        -1.0, f"stochastic depth: share of residual branches skipped, deepest block {_BY}", low=0, high=0.9
+        None, f"stochastic depth: share of residual branches skipped, deepest block {_BY}", low=0, high=0.9
     )
     class_balance: str = option(
-        "",
+        None,
         f"none, weights (of the loss) or sampling (rare classes more often) {_BY}",
-        choices=("", "none", "weights", "sampling"),
+        choices=("none", "weights", "sampling"),
     )
 
     # what is random per epoch: geometry
     crop_scale: float = option(
-        0.0,
-        "random resized crop: smallest share of the area; 1 turns it off, 0 leaves it to the preset (0.6)",
+        None,
+        "random resized crop: smallest share of the area; 1 turns it off (default: by the preset; 0.6)",
         low=0.01,
         high=1,
         by_preset=True,
@@ -123,29 +115,29 @@ class TrainConfig(StepConfig):
         choices=("auto", "true", "false"),
         by_preset=True,
     )
-    rotate: float = option(-1.0, f"degrees to either side {_BY}", low=0, high=180)
-    translate: float = option(-1.0, f"shift to either side, as a share of the side {_BY}", low=0, high=1)
-    zoom: float = option(-1.0, f"zoom in or out by so much, as a share {_BY}", low=0, high=0.9)
-    shear: float = option(-1.0, f"degrees to either side, along both axes {_BY}", low=0, high=60)
+    rotate: float = option(None, f"degrees to either side {_BY}", low=0, high=180)
+    translate: float = option(None, f"shift to either side, as a share of the side {_BY}", low=0, high=1)
+    zoom: float = option(None, f"zoom in or out by so much, as a share {_BY}", low=0, high=0.9)
+    shear: float = option(None, f"degrees to either side, along both axes {_BY}", low=0, high=60)
     perspective: float = option(
-        -1.0, f"how far the corners move at most, as a share of half a side {_BY}", low=0, high=1
+        None, f"how far the corners move at most, as a share of half a side {_BY}", low=0, high=1
     )
     # colour
-    brightness: float = option(-1.0, f"factor 1 - x to 1 + x {_BY}", low=0, high=1)
-    contrast: float = option(-1.0, f"factor 1 - x to 1 + x {_BY}", low=0, high=1)
-    saturation: float = option(-1.0, f"factor 1 - x to 1 + x {_BY}", low=0, high=1)
-    hue: float = option(-1.0, f"turns of the colour circle to either side {_BY}", low=0, high=0.5)
-    grayscale: float = option(-1.0, f"share of the images made grey {_BY}", low=0, high=1)
-    blur: float = option(-1.0, f"share of the images blurred (Gauss, sigma 0.1 to 2 pixels) {_BY}", low=0, high=1)
-    noise: float = option(-1.0, f"share of the images with noise (Gauss, sigma to 25 of 255) {_BY}", low=0, high=1)
+    brightness: float = option(None, f"factor 1 - x to 1 + x {_BY}", low=0, high=1)
+    contrast: float = option(None, f"factor 1 - x to 1 + x {_BY}", low=0, high=1)
+    saturation: float = option(None, f"factor 1 - x to 1 + x {_BY}", low=0, high=1)
+    hue: float = option(None, f"turns of the colour circle to either side {_BY}", low=0, high=0.5)
+    grayscale: float = option(None, f"share of the images made grey {_BY}", low=0, high=1)
+    blur: float = option(None, f"share of the images blurred (Gauss, sigma 0.1 to 2 pixels) {_BY}", low=0, high=1)
+    noise: float = option(None, f"share of the images with noise (Gauss, sigma to 25 of 255) {_BY}", low=0, high=1)
     jpeg_artifacts: float = option(
-        -1.0, f"share of the images degraded by JPEG (quality 30 to 90) {_BY}", low=0, high=1
+        None, f"share of the images degraded by JPEG (quality 30 to 90) {_BY}", low=0, high=1
     )
     erasing: float = option(
-        -1.0, f"share of the images with a box erased (area 0.02 to 0.2, ratio 0.3 to 3.3) {_BY}", low=0, high=1
+        None, f"share of the images with a box erased (area 0.02 to 0.2, ratio 0.3 to 3.3) {_BY}", low=0, high=1
     )
     # a policy of drawn operations, after the geometry above and before the colours
-    policy: str = option("", f"none, randaugment, trivialaugment or autoaugment {_BY}", choices=POLICIES)
+    policy: str = option(None, f"none, randaugment, trivialaugment or autoaugment {_BY}", choices=POLICIES)
     policy_ops: int = option(2, "randaugment: operations an image (N)", low=1, high=14)
     policy_magnitude: int = option(9, "randaugment: their magnitude (M) of 30", low=0, high=30)
     policy_set: str = option(
@@ -157,10 +149,10 @@ class TrainConfig(StepConfig):
         "a list of torchvision transforms (YAML or JSON); runs on CPU threads",
     )
     # mixing
-    mixup: float = option(-1.0, f"MixUp's alpha {_BY}", low=0, high=10)
-    mixup_probability: float = option(-1.0, f"share of the batches mixed by MixUp {_BY}", low=0, high=1)
-    cutmix: float = option(-1.0, f"CutMix's alpha {_BY}", low=0, high=10)
-    cutmix_probability: float = option(-1.0, f"share of the batches mixed by CutMix {_BY}", low=0, high=1)
+    mixup: float = option(None, f"MixUp's alpha {_BY}", low=0, high=10)
+    mixup_probability: float = option(None, f"share of the batches mixed by MixUp {_BY}", low=0, high=1)
+    cutmix: float = option(None, f"CutMix's alpha {_BY}", low=0, high=10)
+    cutmix_probability: float = option(None, f"share of the batches mixed by CutMix {_BY}", low=0, high=1)
 
     # where and how it runs
     device: str = option("auto", DEVICE, counts=False, choices=("auto", "cpu", "cuda"))
@@ -172,13 +164,15 @@ class TrainConfig(StepConfig):
     compile: str = option(
         "auto", "torch.compile: auto where it pays, on a GPU for long trainings", choices=("auto", "true", "false")
     )
-    processes: int = option(
-        0, "of one training in this pod, by torchrun (default: one for each GPU)", counts=False, low=1, high=64
+    processes: int | None = option(
+        None, "of one training in this pod, by torchrun (default: one for each GPU)", counts=False, low=1, high=64
     )
-    load_threads: int = option(0, "that read and augment (default: one for each core)", counts=False, low=1, high=256)
+    load_threads: int | None = option(
+        None, "that read and augment (default: one for each core)", counts=False, low=1, high=256
+    )
     cache_dir: str = option("", "folder for tensors of S3 (default: below the system's temporary folder)", counts=False)
-    cache_bytes: int = option(
-        0, "size of that folder at most (default: 20 GB, half of what is free)", counts=False, low=2**20
+    cache_bytes: int | None = option(
+        None, "size of that folder at most (default: 20 GB, half of what is free)", counts=False, low=2**20
     )
     checkpoint_minutes: float = option(
         5.0, "between two checkpoints within an epoch; 0: at its end only", counts=False, low=0

@@ -33,7 +33,7 @@ def processes(config: TrainConfig) -> int:
     GPUs, or images in a batch for two each."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return 1
-    number = config.processes
+    number = config.processes or 0
     if config.device != "cpu" and pick_device(config.device).type == "cuda":
         import torch
 

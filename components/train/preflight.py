@@ -189,12 +189,13 @@ def _batches(case: _Case) -> Iterator[str]:
             f"batch_size: {config.batch_size} where there are {case.rows} training images, so that an epoch is one "
             f"step ({mend})"
         )
-    each = config.batch_size // max(1, config.processes)
+    processes = config.processes or 1
+    each = config.batch_size // processes
     if each < FEW_STATISTICS and _has_batch_norm(config.backbone):
-        of = " a process" if config.processes > 1 else ""
+        of = " a process" if processes > 1 else ""
         yield (
             f"batch_size: batch normalization takes mean and spread of {each} images{of}, which are mostly noise; "
-            f"accumulate does not help (--batch-size {2 * FEW_STATISTICS * max(1, config.processes)})"
+            f"accumulate does not help (--batch-size {2 * FEW_STATISTICS * processes})"
         )
 
 

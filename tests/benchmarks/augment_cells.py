@@ -9,7 +9,7 @@ of uint8 is left out). `None`: that library has nothing like it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import cv2
@@ -32,7 +32,7 @@ _VALUE = {
 }  # fmt: skip
 BOX = (30, 20, 150, 170)
 """top, left, height, width of the crop that is timed."""
-_OFF: dict[str, Any] = {"policy": "none", "crop_scale": 1.0, "flip": "false", "vertical_flip": "false"}
+_OFF: dict[str, Any] = {"crop_scale": 1.0, "flip": "false", "vertical_flip": "false"}
 _POLICY: dict[str, dict[str, Any]] = {
     "crop + flip": {}, "RandAugment 2/9": {"policy": "randaugment"}, "TrivialAugmentWide": {"policy": "trivialaugment"},
     "AutoAugment ImageNet": {"policy": "autoaugment"},
@@ -41,9 +41,9 @@ _POLICY: dict[str, dict[str, Any]] = {
 
 def config(**wanted: Any) -> Any:
     from imagemill.components.train.config import TrainConfig
+    from imagemill.components.train.recipe_values import PLAIN
 
-    off = {field.name: 0.0 for field in fields(TrainConfig) if field.default == -1.0}
-    return replace(TrainConfig(), **{**off, **_OFF, **wanted})
+    return replace(TrainConfig(), **{**PLAIN, **_OFF, **wanted})
 
 
 def _config_of(task: str) -> Any:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from imagemill.pipelines import argo
 from imagemill.pipelines.cluster import Cluster
-from imagemill.pipelines.parameters import choose
+from imagemill.pipelines.parameters import choose, form_parameters
 
 from .kube import Doc, labels_of, name_of
 from .options import E2E_LABEL, SMALL
@@ -32,9 +33,12 @@ def template(session: Session, cluster: Cluster, parameters: Mapping[str, Any]) 
 
 
 def submit(session: Session, workspace: str, cluster: Cluster | None = None, **parameters: Any) -> Run:
-    """Create a Workflow from a WorkflowTemplate, the parameters as its arguments."""
+    """Create a Workflow from a WorkflowTemplate, the parameters as its arguments, and in `config` what is none."""
     made_by = template(session, cluster or session.cluster, {})
-    given = {"workspace": workspace, **parameters}
+    form = form_parameters()
+    given = {"workspace": workspace, **{name: value for name, value in parameters.items() if name in form}}
+    if others := {name: value for name, value in parameters.items() if name not in form}:
+        given["config"] = json.dumps(others)
     spec = {
         "workflowTemplateRef": {"name": made_by},
         "arguments": {"parameters": [{"name": name, "value": str(value)} for name, value in given.items()]},

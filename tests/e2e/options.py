@@ -19,7 +19,7 @@ from imagemill.pipelines.settings import bytes_of
 E2E_LABEL = "imagemill.io/e2e"
 """On all that a session makes: its suffix. On a namespace: `allowed`, it may be used for tests."""
 ALLOWED = "allowed"
-SMALL = {"image_size": 32, "epochs": 2, "batch_size": 32, "backbone": "shufflenet_v2_x0_5"}
+SMALL = {"image_size": 32, "epochs": 2, "backbone": "shufflenet_v2_x0_5"}
 """The run that is small and goes through every step: the dataset `demo`, made in the download step, no network."""
 ON_GPU = ("train", "evaluate")
 _INTRO = (

@@ -19,7 +19,7 @@ from imagemill.components.store.config import STEPS
 from imagemill.components.store.errors import UserError
 from imagemill.pipelines.argo import compile_argo, workflow_template
 from imagemill.pipelines.cluster import from_json, from_values
-from imagemill.pipelines.parameters import choose
+from imagemill.pipelines.parameters import choose, form_parameters
 from imagemill.pipelines.pod_settings import VARIABLE
 from imagemill.pipelines.rayjob import FAILURE_CONDITION, SUCCESS_CONDITION
 
@@ -120,17 +120,14 @@ def test_parameters_are_those_of_the_kfp_pipeline(compiled: dict[str, str]) -> N
     root = build(cluster_of("argo-pod"), choose({})).pipeline_spec.root
     inputs = root.input_definitions.parameters
     ours = {one["name"]: one for one in first(compiled, "argo-pod")["spec"]["arguments"]["parameters"]}
-    assert set(ours) == set(inputs) and len(ours) > 20
+    assert list(ours) == list(form_parameters()) and set(ours) == set(inputs) and len(ours) <= 14
     for name, one in ours.items():
-        theirs = inputs[name].default_value
-        assert one["description"] and isinstance(one["value"], str)
-        if name == "workspace":  # its default comes from the cluster's file, when it is compiled
-            assert one["value"] == "s3://mlpipeline/imagemill"
-        elif theirs.WhichOneof("kind") == "number_value":
-            assert float(one["value"]) == theirs.number_value, name
-        else:
-            assert one["value"] == theirs.string_value, name
+        assert one["description"] == inputs[name].description
+        assert one.get("enum", []) == [choice.string_value for choice in inputs[name].literals]
         assert one["value"] in one.get("enum", [one["value"]])
+        # That of the workspace comes from the cluster's file, when it is compiled.
+        default = "s3://mlpipeline/imagemill" if name == "workspace" else inputs[name].default_value.string_value
+        assert one["value"] == default, name
 
 
 def test_steps_are_given_what_the_kfp_tasks_are_given(compiled: dict[str, str]) -> None:
@@ -147,9 +144,9 @@ def test_steps_are_given_what_the_kfp_tasks_are_given(compiled: dict[str, str]) 
 
 def test_chosen_values_become_defaults(compiled: dict[str, str]) -> None:
     found = {one["name"]: one["value"] for one in first(compiled, "argo-everything")["spec"]["arguments"]["parameters"]}
-    assert (found["epochs"], found["dataset"], found["batch_size"]) == ("3", "pets", "256")
+    assert (found["epochs"], found["dataset"], found["image_size"]) == ("3", "pets", "")
     assert found["workspace"] == "s3://vision/mill"
-    assert json.loads(found["config"]) == {"train": {"weight_decay": 0.1}}
+    assert json.loads(found["config"]) == {"train": {"weight_decay": 0.1, "batch_size": 256}}
 
 
 def test_pods_are_as_the_clusters_file_says(compiled: dict[str, str]) -> None:

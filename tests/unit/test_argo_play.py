@@ -130,8 +130,8 @@ def phases(workflow: Workflow) -> dict[str, str]:
 def test_every_command_line_is_read_by_its_own_step(
     name: str, compiled: dict[str, str], dry: Dry, tmp_path: Path
 ) -> None:
-    given = {"dataset": "folder", "source": "s3://photos/all of 'em", "epochs": "7", "learning_rate": "0.01"}
-    given |= {"config": '{"train": {"weight_decay": 0.05}, "resize": {"jpeg_quality": 80}}'}
+    given = {"dataset": "folder", "source": "s3://photos/all of 'em", "epochs": "7"}
+    given |= {"config": '{"learning_rate": 0.01, "train": {"weight_decay": 0.05}, "resize": {"jpeg_quality": 80}}'}
     dry.executor = planning.RAYJOB if name == "argo-rayjob" else planning.POD
     workflow = Workflow(first(compiled, name), given, dry, tmp_path)
     assert workflow.run() == SUCCEEDED
@@ -145,7 +145,7 @@ def test_every_command_line_is_read_by_its_own_step(
     told = dry.told
     assert told["download"].source == "s3://photos/all of 'em"
     assert told["clean"].raw == "s3://w/download" and told[resize].clean == "s3://w/clean"
-    assert told[resize].jpeg_quality == 80
+    assert (told[resize].jpeg_quality, told[resize].image_size) == (80, 128)
     assert told[resize].ray_address == ("http://head:8265" if name == "argo-address" else "")
     assert told["train"].tensors == ("s3://w/resize" if name == "argo-address" else "s3://w/plan")
     assert (told["train"].epochs, told["train"].learning_rate, told["train"].weight_decay) == (7, 0.01, 0.05)

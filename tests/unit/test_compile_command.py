@@ -113,7 +113,7 @@ def test_the_command_compiles_by_the_clusters_file(cluster_file: Path, capsys: p
     words = ["compile", "--target", "kfp", "--cluster", str(cluster_file), "-o", str(output), "--epochs", "3"]
     assert main(words) == 0 and capsys.readouterr().out == f"wrote {output}\n"
     found = documents(output)[0]["root"]["inputDefinitions"]["parameters"]
-    assert found["workspace"]["defaultValue"] == "s3://here/mill" and found["epochs"]["defaultValue"] == 3
+    assert found["workspace"]["defaultValue"] == "s3://here/mill" and found["epochs"]["defaultValue"] == "3"
 
 
 def test_the_command_compiles_for_argo(cluster_file: Path) -> None:

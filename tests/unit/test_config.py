@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import re
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imagemill.components.clean.config import CleanConfig
-from imagemill.components.store.config import STEPS, StepConfig, convert, field_types, parse_sections
+from imagemill.components.store.config import STEPS, StepConfig, convert, field_types, parse_config
 from imagemill.components.store.errors import UserError
 from imagemill.components.train.config import TrainConfig
 
@@ -58,6 +59,17 @@ def test_another_value_is_the_users_error_by_its_name(value: Any, kind: type) ->
         convert("--the-field", value, kind)
 
 
+@pytest.mark.parametrize("kind", [int, float, str])
+@pytest.mark.parametrize("value", [None, "", "  "])
+def test_what_may_be_unset_is_where_nothing_is_said(value: Any, kind: type) -> None:
+    assert convert("x", value, kind, may_be_unset=True) is None
+
+
+@pytest.mark.parametrize(("value", "kind", "expected"), [("5", int, 5), (0.0, float, 0.0), ("adamw", str, "adamw")])
+def test_what_may_be_unset_is_set_by_any_value(value: Any, kind: type, expected: Any) -> None:
+    assert convert("x", value, kind, may_be_unset=True) == expected
+
+
 @given(st.integers(-(2**80), 2**80))
 def test_whole_numbers_survive_text(number: int) -> None:
     assert convert("x", str(number), int) == number
@@ -88,7 +100,12 @@ def test_a_config_from_values() -> None:
     ("values", "message"),
     [
         ({"epoch": 3}, "--epoch: expected one of .*epochs.*, found 'epoch'"),
-        ({"epochs": -1}, "^epochs: expected a number of at least 1, found -1"),
+        ({"epochs": -1}, r"^epochs: expected a number of at least 1, or to be left out \(by the recipe\), found -1"),
+        ({"epochs": 0}, r"^epochs: expected a number of at least 1, or to be left out \(by the recipe\), found 0"),
+        ({"learning_rate": "0"}, r"^learning_rate: expected .* left out \(by the recipe, the optimizer and the w"),
+        ({"weight_decay": -1.0}, "^weight_decay: expected a number of at least 0, or to be left out"),
+        ({"processes": 0}, r"^processes: expected .* left out \(one for each GPU\), found 0"),
+        ({"optimizer": "adam"}, "^optimizer: expected one of adamw, sgd, found 'adam'"),
         ({"learning_rate": "fast"}, "^--learning-rate: expected a number, found 'fast'"),
         ({"epochs": 100_001}, "^epochs: expected a number of at most 100000"),
         ({"crop_scale": 1.01}, "^crop_scale: expected a number of at most 1,"),
@@ -119,12 +136,11 @@ def test_fractions_must_leave_something_to_train_on() -> None:
         CleanConfig.from_values({"val_fraction": 0.5, "test_fraction": 0.5})
 
 
-def test_sections() -> None:
-    assert parse_sections("") == parse_sections("  ") == {}
-    assert parse_sections('{"train": {"weight_decay": 0.05}, "clean": {}}') == {
-        "train": {"weight_decay": 0.05},
-        "clean": {},
-    }
+def test_values_for_all_steps_and_for_one() -> None:
+    assert parse_config("") == parse_config("  ") == ({}, {})
+    assert parse_config('{"train": {"weight_decay": 0.05}, "device": "cpu", "clean": {}, "hue": null}') == (
+        {"device": "cpu", "hue": None}, {"train": {"weight_decay": 0.05}, "clean": {}}
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -137,25 +153,32 @@ def test_sections() -> None:
         ('{"trian": {}}', "^config.trian: expected a section named download"),
         ('{"train": 5}', "^config.train: expected an object"),
         ('{"train": null}', "^config.train: expected an object"),
+        ('{"promote": "always"}', "^config.promote: expected an object"),
     ],
 )
 def test_a_wrong_section_is_named(text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        parse_sections(text)
+        parse_config(text)
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_every_default_is_a_valid_scalar_of_its_type_and_never_none(step: str) -> None:
+def test_every_default_is_a_valid_scalar_of_its_type_or_unset(step: str) -> None:
     cls = CONFIGS[step]
     for one in dataclasses.fields(cls):
         kind = field_types(cls)[one.name]
         assert kind in (str, int, float, bool), one.name
-        assert type(one.default) is kind, one.name
         assert one.metadata["help"] and not one.metadata["help"].endswith(".")
-        if one.metadata["choices"]:
-            assert one.default in one.metadata["choices"]
-        for bound in (one.metadata["low"], one.metadata["high"]):
-            assert bound is None or kind in (int, float)
+        low, high, choices = (one.metadata[key] for key in ("low", "high", "choices"))
+        assert low is None or kind in (int, float)
+        assert high is None or kind in (int, float)
+        assert "" not in choices
+        if one.default is None:
+            assert re.search(r"\(default: [^()]+\)$", one.metadata["help"]), one.name
+            continue
+        assert type(one.default) is kind, one.name
+        assert not choices or one.default in choices, one.name
+        assert low is None or low <= one.default, one.name
+        assert high is None or one.default <= high, one.name
     assert cls.counting(cls()) == {}
 
 
@@ -164,7 +187,7 @@ def test_defaults_survive_text_and_json(step: str) -> None:
     cls = CONFIGS[step]
     values = {one.name: one.default for one in dataclasses.fields(cls)}
     values |= {"source": "x", "dataset": "folder"} if step == "download" else {}
-    as_text = {name: str(value) for name, value in values.items()}
+    as_text = {name: "" if value is None else str(value) for name, value in values.items()}
     as_floats = {name: float(value) if type(value) is int else value for name, value in values.items()}
     expected = cls(**values)
     assert (

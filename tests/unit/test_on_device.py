@@ -6,7 +6,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -26,6 +26,7 @@ from imagemill.components.train.device_colors import BLUR_KERNEL, TABLE, noise
 from imagemill.components.train.drawn import NUMBER, OPERATIONS, Drawn, identity
 from imagemill.components.train.on_cpu import CpuEngine
 from imagemill.components.train.on_device import SAMPLES, DeviceEngine, reductions
+from imagemill.components.train.recipe_values import PLAIN
 
 SIZE = 61
 """Odd, and no multiple of 8 or 16."""
@@ -370,11 +371,10 @@ def test_geometry_is_the_cpu_engines(seed: int, size: int) -> None:
 def test_what_is_drawn_for_a_training_is_the_same_in_both_engines(policy: str) -> None:
     """Everything but noise at once: half of the images are the same but for some levels of 1, half a level apart on
     average. What is made smaller is antialiased in two ways, which Equalize and AutoContrast may make more of."""
-    off = {one.name: 0.0 for one in fields(TrainConfig) if one.default == -1.0}
     chosen: Any = {"flip": "true", "vertical_flip": "true", "crop_scale": 0.6, "rotate": 10.0, "perspective": 0.2}
     chosen |= {"policy": policy, "brightness": 0.3, "hue": 0.05, "saturation": 0.2, "blur": 0.2, "erasing": 0.3}
     image = {"shape": [70, 80, 3], "input_size": SIZE, "color": "rgb", "mean": [0.4, 0.5, 0.6], "std": [0.2] * 3}
-    augmentation = Augmentation(replace(TrainConfig(), **{**off, **chosen}), image, "cpu")
+    augmentation = Augmentation(replace(TrainConfig(), **{**PLAIN, **chosen}), image, "cpu")
     images, apart = photos(32, 70, 80), []
     for number in range(4):
         what = augmentation.draw(0, number, 32)

@@ -8,6 +8,7 @@ import inspect
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,22 @@ import mill
 import pytest
 import yaml
 
+from imagemill.components.evaluate.config import EvaluateConfig
+from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.store.errors import UserError
+from imagemill.components.store.workspace import Workspace
+from imagemill.components.train.config import TrainConfig
 from imagemill.pipelines import cli
-from imagemill.pipelines.cluster import Cluster, Images
-from imagemill.pipelines.parameters import ALL_STEPS, choose, parameters
+from imagemill.pipelines.cluster import Cluster, Images, Kfp
+from imagemill.pipelines.first_step import checked
+from imagemill.pipelines.parameters import (
+    ALL_STEPS,
+    IN_FORMS,
+    choose,
+    form_parameters,
+    form_value,
+    parameters,
+)
 
 GOLDEN = Path(__file__).parent / "golden" / "training.yaml"
 CLUSTER = Cluster(
@@ -82,21 +95,112 @@ def test_package_is_the_golden_one(package: Path) -> None:
 
 def test_every_parameter_is_described_and_has_a_default(package: Path) -> None:
     found = spec(package)["root"]["inputDefinitions"]["parameters"]
-    wanted = {name for name, p in parameters().items() if p.pipeline} | {"config"}
-    assert set(found) == wanted and len(found) <= 28
+    assert set(found) == {*IN_FORMS, "config"} and len(found) <= 14
     for name, about in found.items():
         assert about["description"].strip(), name
-        assert "defaultValue" in about or about.get("isOptional"), name
+        assert about["parameterType"] == "STRING" and "defaultValue" in about, name
 
 
-def test_pipeline_defaults_are_the_configs() -> None:
+def test_what_is_unset_is_blank_in_the_form_and_no_number_stands_for_it(package: Path) -> None:
+    found = spec(package)["root"]["inputDefinitions"]["parameters"]
+    blank = {name for name, about in found.items() if about["defaultValue"] == ""}
+    assert blank == {"source", "name", "model_preset", "image_size", "weights", "epochs", "rerun", "config"}
+    assert not any(about["defaultValue"] in ("0", "0.0", "-1") for about in found.values())
+
+
+def test_fixed_choices_are_drop_downs(package: Path) -> None:
+    """KFP's pages make them of `literals`; its API server refuses a value that is none of them."""
+    from kfp import components
+
+    found = spec(package)["root"]["inputDefinitions"]["parameters"]
+    choices = {name: about["literals"] for name, about in found.items() if "literals" in about}
+    assert choices == {
+        name: list(parameters()[name].choices) for name in ("dataset", "preset", "recipe", "promote")
+    }  # fmt: skip
+    assert all(found[name]["defaultValue"] in values for name, values in choices.items())
+    loaded = components.load_component_from_file(str(package)).pipeline_spec
+    read = loaded.root.input_definitions.parameters["promote"].literals
+    assert [one.string_value for one in read] == ["auto", "always", "never"]
+
+
+def test_a_server_that_does_not_know_choices_is_sent_none(tmp_path: Path) -> None:
+    """It refuses a package with a field that it does not know."""
+    from imagemill.pipelines.compile import compile_kfp
+
+    for version, known in (("2.15", False), ("2.16", True), ("2.17.1", True)):
+        compile_kfp(choose({}), tmp_path / "p.yaml", replace(CLUSTER, kfp=Kfp(version=version)))
+        assert ("literals:" in (tmp_path / "p.yaml").read_text()) is known, version
+
+
+def test_pipeline_parameters_are_in_one_order_with_the_defaults_of_the_configs() -> None:
     from imagemill.pipelines.training import training_pipeline
 
-    known = parameters()
-    for name, parameter in inspect.signature(training_pipeline.pipeline_func).parameters.items():
-        if name != "config":
-            assert parameter.default == known[name].default, name
-            assert parameter.annotation is known[name].kind, name
+    known = form_parameters()
+    found = inspect.signature(training_pipeline.pipeline_func).parameters
+    assert list(found) == list(known) == [*IN_FORMS, "config"]
+    for name, parameter in found.items():
+        default = known[name].default
+        assert parameter.default == ("" if default is None else str(default)), name
+        assert parameter.annotation is str, name
+
+
+@pytest.mark.parametrize("step", ALL_STEPS)
+def test_a_component_takes_every_parameter_of_the_form_that_its_step_has_and_no_other(step: str) -> None:
+    """Its body is source text with a signature of its own, which nothing else holds to the config's fields."""
+    from imagemill.pipelines import steps
+
+    config = ALL_STEPS[step].config
+    fields = {one.name for one in dataclasses.fields(config)}
+    inputs = set(getattr(steps, step).component_spec.inputs)
+    own = {*IN_FORMS} if step == "download" else fields & {*IN_FORMS}  # the first step checks them for all
+    others = {"champion_evaluation"} if step == "promote" else set()
+    assert inputs == own | {*config.PARENTS, "run", "config"} | others
+    for name in inputs & {*IN_FORMS}:
+        assert getattr(steps, step).component_spec.inputs[name].type == "String"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"config": '{"wieght_decay": 3}'}, "config.wieght_decay: expected a parameter or a step; is it weight_decay?"),
+        ({"config": '{"train": {"val_fraction": 0.2}}'}, "config.train.val_fraction: expected a parameter of train"),
+        ({"config": '{"train": {"ema": 2}}'}, "config.train.ema: expected a number of at most 0.99999, or to be left"),
+        ({"config": '{"device": "tpu"}'}, "config.device: expected one of auto, cpu, cuda, found 'tpu'"),
+        ({"config": '{"seed": "x"}'}, "config.seed: expected a whole number, found 'x'"),
+        ({"config": '{"epochs": 3}'}, "config.epochs: expected what is no parameter of its own, found 'epochs'"),
+        ({"config": '{"train": {"tensors": "x"}}'}, "config.train.tensors: expected a parameter of train"),
+        ({"config": "{"}, "config: expected a JSON object"),
+        ({"epochs": "many"}, "epochs: expected a whole number, found 'many'"),
+        ({"image_size": "0"}, "image_size: expected a number of at least 8, or to be left out (by the model preset"),
+        ({"promote": "yes"}, "promote: expected one of auto, always, never, found 'yes'"),
+    ],
+)
+def test_the_first_step_refuses_what_a_later_step_could_not_take(
+    values: dict[str, str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    form = {name: form_value(one.default) for name, one in form_parameters().items()}
+    with pytest.raises(SystemExit) as ended:
+        checked("some-run", form | {"workspace": str(tmp_path)} | values)
+    assert ended.value.code == 2 and f"[download] error: {message}" in capsys.readouterr().err
+    record = Workspace.known(str(tmp_path)).step_record("some-run", "download")
+    assert record and record["exit_code"] == 2 and record["error"].startswith(message)
+
+
+def test_the_form_and_its_config_say_what_every_step_is_given() -> None:
+    form = {name: form_value(one.default) for name, one in form_parameters().items()}
+    config = '{"seed": 7, "hue": null, "device": "cpu", "train": {"ema": 0.999, "device": "cuda"}}'
+    chosen = checked("some-run", form | {"epochs": "3", "config": config})
+    train = chosen.config("train")
+    assert isinstance(train, TrainConfig)
+    assert (train.epochs, train.seed, train.ema, train.hue, train.device) == (3, 7, 0.999, None, "cuda")
+    resize, evaluate = chosen.config("resize"), chosen.config("evaluate")
+    assert isinstance(resize, ResizeConfig) and isinstance(evaluate, EvaluateConfig)
+    assert (resize.image_size, resize.device, evaluate.device) == (128, "cpu", "cpu")
+
+
+def test_a_single_step_refuses_a_name_of_the_config_that_no_step_has(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "--config", '{"wieght_decay": 3}']) == 2
+    assert "config.wieght_decay: expected a parameter or a step; is it weight_decay?" in capsys.readouterr().err
 
 
 def test_steps_install_nothing_at_run_time(package: Path) -> None:
@@ -109,7 +213,7 @@ def test_chosen_values_become_defaults(tmp_path: Path) -> None:
     path = tmp_path / "p.yaml"
     compile_kfp(choose({"epochs": "3", "workspace": "s3://bucket/mill/", "weight_decay": "0.1"}), path, CLUSTER)
     found = spec(path)["root"]["inputDefinitions"]["parameters"]
-    assert found["epochs"]["defaultValue"] == 3 and found["workspace"]["defaultValue"] == "s3://bucket/mill"
+    assert found["epochs"]["defaultValue"] == "3" and found["workspace"]["defaultValue"] == "s3://bucket/mill"
     assert json.loads(found["config"]["defaultValue"]) == {"train": {"weight_decay": 0.1}}
 
 
@@ -153,8 +257,9 @@ def test_what_a_file_says_of_one_step_counts_for_more_than_of_all(text: str, tmp
         ("epohcs: 3", "is it epochs"),
         ("epochs: many", r"mill\.yaml \(epochs\): expected a whole number, found 'many'"),
         ("train:\n  nosuch: 1", "nosuch"),
-        ("epochs: -3", r"mill\.yaml \(epochs\): expected a number of at least 1, found -3"),
-        ("train: {epochs: -3}", r"mill\.yaml \(train\.epochs\): expected a number of at least 1, found -3"),
+        ("epochs: -3", r"mill\.yaml \(epochs\): expected a number of at least 1, or to be left out .*, found -3"),
+        ("epochs: 0", r"mill\.yaml \(epochs\): .* or to be left out \(by the recipe\), found 0"),
+        ("train: {epochs: -3}", r"mill\.yaml \(train\.epochs\): expected a number of at least 1, .*, found -3"),
         ("train: {label_smoothing: 7}", r"mill\.yaml \(train\.label_smoothing\): expected a number of at most 0\.9"),
         ("train: {label_smoothing: x}", r"mill\.yaml \(train\.label_smoothing\): expected a number, found 'x'"),
         ("device: gpu\ntrain: {device: cpu}", r"mill\.yaml \(device\): expected one of"),

@@ -8,7 +8,7 @@ import pytest
 
 from imagemill.components.clean.config import CleanConfig
 from imagemill.components.resize.config import ResizeConfig
-from imagemill.components.store.config import StepConfig
+from imagemill.components.store.config import StepConfig, field_types
 from imagemill.components.store.errors import UserError
 from imagemill.components.store.presets import _PHOTO, HELP, PRESETS
 from imagemill.components.train.config import TrainConfig
@@ -34,7 +34,7 @@ def test_every_preset_gives_valid_effective_values(cls: type[StepConfig], preset
     for one in dataclasses.fields(cls):
         if one.metadata["by_preset"]:
             value = getattr(config, one.name)
-            assert value != one.default and type(value) is type(one.default)
+            assert value != one.default and type(value) is field_types(cls)[one.name]
             assert value == PRESETS[preset].values.get(one.name, _PHOTO[one.name])
 
 

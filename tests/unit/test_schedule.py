@@ -33,7 +33,9 @@ def test_a_schedule_is_made_as_the_service_wants_it(mill: Commands) -> None:
     assert (made["max_concurrency"], made["no_catchup"], made["mode"]) == ("1", True, "ENABLE")
     assert made["display_name"] == NAME and made["description"] == "imagemill: 0 3 * * 1 (UTC)"
     parameters = made["runtime_config"]["parameters"]
-    assert parameters == {"epochs": 3, "min_gain": 0.5, "config": '{"train": {"weight_decay": 0.1}}'}
+    assert parameters == {
+        "epochs": "3", "config": '{"promote": {"min_gain": 0.5}, "train": {"weight_decay": 0.1}}'
+    }  # fmt: skip
     assert f"{NAME}: 0 3 * * 1 (UTC), enabled" in ran.out and "next: Mon 20" in ran.out
 
 
