@@ -106,13 +106,15 @@ def _make(order: Order, name: str, cron: crons.Cron, where: ZoneInfo, server: Zo
         say("schedule", _off_in_summer(cron, there, where, server))
     package, arguments = order.package()
     service = Service(order.connection)
-    pipeline, _, uploaded = upload(service, order.pipeline, package, newest=True)
-    say("schedule", f"pipeline {order.pipeline}, {'its new version' if uploaded else 'whose newest version this is'}")
+    version = upload(service, order.pipeline, package, newest=True)
+    say("schedule", f"pipeline {order.pipeline}, its {'new' if version.is_new else 'newest'} version "
+        f"{version.display_name}")  # fmt: skip
     body = V2beta1RecurringRun(
         display_name=name,
         description=f"{_MARK}{cron} ({where.key})",
         experiment_id=experiment(service, order.experiment),
-        pipeline_version_reference=V2beta1PipelineVersionReference(pipeline_id=pipeline),  # no version: the newest
+        # no version: the newest
+        pipeline_version_reference=V2beta1PipelineVersionReference(pipeline_id=version.pipeline_id),
         runtime_config=V2beta1RuntimeConfig(parameters=arguments),
         trigger=V2beta1Trigger(cron_schedule=V2beta1CronSchedule(cron=there.for_kfp())),
         mode="ENABLE" if enabled else "DISABLE",

@@ -127,9 +127,10 @@ def start(service: Service, order: Order, package: Package, arguments: dict[str,
     """The run, created once: it is found by its name if the service's answer is lost."""
     from kfp_server_api import V2beta1PipelineVersionReference, V2beta1Run, V2beta1RuntimeConfig
 
-    pipeline, version, uploaded = upload(service, order.pipeline, package)
+    version = upload(service, order.pipeline, package)
     place = experiment(service, order.experiment)
-    say("run", f"pipeline {order.pipeline}, version {package.version_name}{'' if uploaded else ', as it is there'}")
+    known = "" if version.is_new else ", as it is there"
+    say("run", f"pipeline {order.pipeline}, version {version.display_name}{known}")
     runs = service.client.runs
     alike = functools.partial(
         runs.run_service_list_runs, experiment_id=place, filter=named("display_name", name), page_size=100
@@ -141,7 +142,9 @@ def start(service: Service, order: Order, package: Package, arguments: dict[str,
 
     body = V2beta1Run(
         experiment_id=place, display_name=name, runtime_config=V2beta1RuntimeConfig(parameters=arguments),
-        pipeline_version_reference=V2beta1PipelineVersionReference(pipeline_id=pipeline, pipeline_version_id=version),
+        pipeline_version_reference=V2beta1PipelineVersionReference(
+            pipeline_id=version.pipeline_id, pipeline_version_id=version.version_id
+        ),
     )  # fmt: skip
     return service.create("starting the run", runs.run_service_create_run, find, run=body)
 
