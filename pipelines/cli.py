@@ -18,7 +18,7 @@ from ..components.store.extras import needed_by, require
 from ..components.store.manifest import code_version
 from ..components.store.step import Parser, add_flag, quiet_logs
 from . import exporting, images, predicting, runs, schedule, submit
-from .parameters import ALL_STEPS, WORKSPACE_HELP, Chosen, check_config, choose, parameters
+from .parameters import ALL_STEPS, WORKSPACE_HELP, Chosen, choose, parameters, sections_of
 
 _INTRO = "Labelled images in, a better classifier out, again every week."
 _SERVICE: dict[str, Callable[[dict[str, Any]], int]] = {
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, _stop)  # as Ctrl-C: what is finished is kept, and said
     try:
         if words and words[0] in STEPS:
-            return ALL_STEPS[words[0]].main(words[1:], prog=f"imagemill {words[0]}", check_config=check_config)
+            return ALL_STEPS[words[0]].main(words[1:], prog=f"imagemill {words[0]}", check_config=sections_of)
         return _command(words)
     except MillError as error:
         print(f"imagemill: error: {error}", file=sys.stderr)

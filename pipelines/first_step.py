@@ -6,19 +6,20 @@ Where nothing has, it writes the records of all steps, and the orchestrator star
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 from ..components.download import STEP
+from ..components.store.config import STEPS
 from ..components.store.errors import EXIT_OK, MillError, UserError
 from ..components.store.progress import say
 from ..components.store.step import CACHED, RUN, quiet_logs, write_outputs
 from ..components.store.workspace import Workspace
-from .parameters import CONFIG, Chosen, chosen_of_form
+from .parameters import CONFIG, Chosen, chosen_in_form
 from .pod_arguments import parse
 from .unchanged import cached_records, write_cached_records
 
@@ -32,23 +33,27 @@ def download(config: str, artifact: str, run: str, parameters: Mapping[str, Any]
     `config`: the JSON parameter; `parameters`: all other pipeline parameters. Ends the process with the step's exit
     code when it fails.
     """
-    run = os.environ.get(RUN) or run
-    try:
-        chosen = chosen_of_form({**parameters, CONFIG: config})
-    except UserError as error:
-        refuse(error, str(parameters["workspace"]), run)
-        raise SystemExit(error.exit_code) from None
+    chosen = checked(run, {**parameters, CONFIG: config})
     record = STEP.component(config, artifact, run=run, **parameters)
-    return record, changed(chosen, run, record)
+    return record, changed(chosen, os.environ.get(RUN) or run, record)
 
 
-def refuse(error: UserError, workspace: str, run: str) -> None:
-    """Say what is wrong with a run's parameters, in download's record too: no other step would come to say it."""
-    say(STEP.name, f"error: {error}")
-    record = {"uri": "", "fingerprint": "", "state": "failed", "metrics": {}, "inputs": "", "seconds": 0}
-    record |= {"error": str(error), "exit_code": error.exit_code}
-    with suppress(MillError):  # a workspace that can't be one, or can't be reached, has no records
-        Workspace.known(workspace).write_step_record(run, STEP.name, record)
+def checked(run: str, form: Mapping[str, str]) -> Chosen:
+    """Return the parameters of a run from those of its form, checked for every step: else a later one would find a
+    mistake when its turn comes. Ends the process with exit code 2 for a mistake, which the record of download tells."""
+    try:
+        chosen = chosen_in_form(form)
+        for step in STEPS:
+            chosen.config(step)
+        return chosen
+    except UserError as error:
+        say(STEP.name, f"error: {error}")
+        record = {"uri": "", "fingerprint": "", "state": "failed", "metrics": {}, "inputs": "", "seconds": 0}
+        with contextlib.suppress(MillError):  # a workspace that is none, or a store that is gone
+            workspace = Workspace.known(form["workspace"])
+            run = os.environ.get(RUN) or run
+            workspace.write_step_record(run, STEP.name, record | {"error": str(error), "exit_code": error.exit_code})
+        raise SystemExit(error.exit_code) from None
 
 
 def changed(chosen: Chosen, run: str, record: dict[str, Any]) -> str:
@@ -73,13 +78,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     quiet_logs()
     try:
         arguments = parse("imagemill.pipelines.first_step", STEP.help, (), argv)
-    except UserError as error:
-        say(STEP.name, f"error: {error}")
-        return error.exit_code
-    try:
+        checked(arguments.run, arguments.form)
         config = arguments.config(STEP.name)
-    except UserError as error:
-        refuse(error, arguments.form.get("workspace", ""), arguments.run)
+    except MillError as error:
+        say(STEP.name, f"error: {error}")
         return error.exit_code
     result = arguments.outputs / "record.json"
     if code := STEP.execute(config, str(result)):

@@ -151,38 +151,33 @@ def choose(flags: Mapping[str, Any], config_file: str = "") -> Chosen:
     return chosen
 
 
-def check_config(text: str, in_forms: Collection[str] = ()) -> None:
-    """UserError for what no step, or not that step, can take of the JSON parameter `config`, and for a name that is a
-    parameter of its own, `in_forms`.
+def chosen_in_form(values: Mapping[str, str]) -> Chosen:
+    """Return the parameters of a run from those of its form; UserError for a wrong `config`, and for nothing else."""
+    pipeline = {name: value for name, value in values.items() if name != CONFIG}
+    return Chosen(pipeline, sections_of(values.get(CONFIG, ""), IN_FORMS))
 
+
+def sections_of(text: str, given: Collection[str] = ()) -> dict[str, dict[str, Any]]:
+    """Return the JSON parameter `config` by step, a value for every step that has it under each of them.
+
+    UserError for what no step, or not that step, can take, and for a name that is `given` as a parameter of its own.
     Each step by itself knows its own parameters only, and would find a mistake in them when its turn comes.
     """
-    shared, sections = parse_config(text)
+    shared, by_step = parse_config(text)
     known = parameters()
-    for step, values in (("", shared), *sections.items()):
+    sections: dict[str, dict[str, Any]] = {}
+    for step, values in (("", shared), *by_step.items()):
         for name, value in values.items():
             place = f"{CONFIG}.{step}.{name}" if step else f"{CONFIG}.{name}"
             _own_step(place, name, step, known)
             parameter = known[name]
-            if name in in_forms:
+            if name in given:
                 raise wrong(place, "what is no parameter of its own", name)
             typed = convert(place, value, parameter.kind, may_be_unset=parameter.default is None)
-            field_of = ALL_STEPS[step or parameter.steps[0]].config.__dataclass_fields__[name]
-            check_field(field_of, typed, place)
-
-
-def chosen_of_form(values: Mapping[str, Any]) -> Chosen:
-    """Return the parameters that the form of a pipeline holds, `config` among them; UserError for a wrong `config`."""
-    text = str(values.get(CONFIG) or "")
-    check_config(text, IN_FORMS)
-    shared, sections = parse_config(text)
-    by_step = {
-        step: {name: value for name, value in shared.items() if name in field_types(ALL_STEPS[step].config)}
-        | sections.get(step, {})
-        for step in STEPS
-    }
-    pipeline = {name: value for name, value in values.items() if name != CONFIG}
-    return Chosen(pipeline, {step: section for step, section in by_step.items() if section})
+            for owner in (step,) if step else parameter.steps:
+                check_field(ALL_STEPS[owner].config.__dataclass_fields__[name], typed, place)
+                sections.setdefault(owner, {})[name] = typed
+    return sections
 
 
 def _read_yaml(

@@ -5,17 +5,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ..components.store.config import StepConfig
 from ..components.store.step import Parser
-from .parameters import Chosen, chosen_of_form, form_parameters
+from .parameters import Chosen, chosen_in_form, form_parameters
 
 
 @dataclass(frozen=True)
 class PodArguments:
-    """What a pod was asked for. `form`: values of the pipeline's parameters; `parents`: URIs of datasets by the name of
+    """What a pod was asked for. `form`: parameters of the form by name; `parents`: URIs of datasets by the name of
     their flag; `outputs`: a folder for a file a value, from which Argo reads output parameters."""
 
     form: Mapping[str, str]
@@ -23,10 +24,10 @@ class PodArguments:
     parents: Mapping[str, str]
     outputs: Path
 
-    @property
+    @cached_property
     def chosen(self) -> Chosen:
-        """The parameters of the run; UserError for a wrong `config`."""
-        return chosen_of_form(self.form)
+        """The parameters of the run; UserError for a wrong JSON `config`."""
+        return chosen_in_form(self.form)
 
     def config(self, step: str, **values: Any) -> StepConfig:
         """Return the checked config of a step of this run, with `values`, such as its parents, filled in."""
@@ -40,7 +41,7 @@ class PodArguments:
 def parse(prog: str, help: str, parents: Sequence[str], argv: Sequence[str] | None) -> PodArguments:
     """Parse a command line; UserError names the flag that is wrong.
 
-    `parents`: names of the flags that hold URIs of datasets. Every pipeline parameter is known.
+    `parents`: names of the flags that hold URIs of datasets. Every parameter of the form is known.
     """
     parser = Parser(prog=f"python -m {prog}", description=help)
     for name, parameter in form_parameters().items():
@@ -50,8 +51,7 @@ def parse(prog: str, help: str, parents: Sequence[str], argv: Sequence[str] | No
     parser.add_argument("--run", required=True, metavar="NAME", help="the run that the records belong to")
     parser.add_argument("--outputs", required=True, metavar="FOLDER", help="write output values into this folder")
     values = vars(parser.parse_args(argv))
-    run, outputs = (values.pop(name) for name in ("run", "outputs"))
+    run, outputs = values.pop("run"), values.pop("outputs")
     uris = {name: values.pop(name) for name in parents}
     Path(outputs).mkdir(parents=True, exist_ok=True)
-    form = {name: value for name, value in values.items() if value is not None}
-    return PodArguments(form, run, uris, Path(outputs))
+    return PodArguments({name: value for name, value in values.items() if value is not None}, run, uris, Path(outputs))

@@ -17,13 +17,13 @@ IMAGES = {target: f"imagemill-{target}:{code_version()}" for target in ("cpu", "
 
 @dsl.component(base_image=IMAGES["cpu"], install_kfp_package=False)
 def download(
-    workspace: str, name: str, rerun: str, run: str, config: str, dataset: str, source: str,
-    preset: str, model_preset: str, image_size: str, backbone: str, weights: str, recipe: str, epochs: str,
-    promote: str,
+    workspace: str, name: str, rerun: str, run: str, config: str,
+    dataset: str, source: str, preset: str, model_preset: str, image_size: str, backbone: str, weights: str,
+    recipe: str, epochs: str, promote: str,
     manifest: dsl.Output[dsl.Dataset],
 ) -> NamedTuple("Downloaded", [("raw", str), ("name", str), ("changed", str)]):  # type: ignore[valid-type]  # fmt: skip
     """Read the source into a raw dataset; returns its URI, the name that the run goes by, and whether any step after
-    this one has something to do: all parameters are given to it for that."""
+    this one has something to do. It is given the whole form: what is wrong with it shall be found here."""
     from typing import NamedTuple
 
     from imagemill.pipelines.artifacts import dataset_metadata
@@ -31,11 +31,12 @@ def download(
     from imagemill.pipelines.kfp_server import check_server
 
     check_server()
-    record, changed = download(config, manifest.path, run, {
-        "workspace": workspace, "name": name, "rerun": rerun, "dataset": dataset, "source": source, "preset": preset,
+    form = {
+        "dataset": dataset, "source": source, "name": name, "workspace": workspace, "preset": preset,
         "model_preset": model_preset, "image_size": image_size, "backbone": backbone, "weights": weights,
-        "recipe": recipe, "epochs": epochs, "promote": promote,
-    })  # fmt: skip
+        "recipe": recipe, "epochs": epochs, "promote": promote, "rerun": rerun,
+    }  # fmt: skip
+    record, changed = download(config, manifest.path, run, form)
     manifest.metadata.update(dataset_metadata(record, manifest.path))
     outputs = NamedTuple("outputs", [("raw", str), ("name", str), ("changed", str)])  # noqa: UP014
     return outputs(record["uri"], record["metrics"]["name"], changed)

@@ -16,15 +16,20 @@ import mill
 import pytest
 import yaml
 
+from imagemill.components.evaluate.config import EvaluateConfig
+from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.store.errors import UserError
+from imagemill.components.store.workspace import Workspace
+from imagemill.components.train.config import TrainConfig
 from imagemill.pipelines import cli
 from imagemill.pipelines.cluster import Cluster, Images, Kfp
+from imagemill.pipelines.first_step import checked
 from imagemill.pipelines.parameters import (
     ALL_STEPS,
     IN_FORMS,
-    check_config,
     choose,
     form_parameters,
+    form_value,
     parameters,
 )
 
@@ -149,32 +154,50 @@ def test_a_component_takes_every_parameter_of_the_form_that_its_step_has_and_no_
     config = ALL_STEPS[step].config
     fields = {one.name for one in dataclasses.fields(config)}
     inputs = set(getattr(steps, step).component_spec.inputs)
-    assert inputs - {"config", "cluster"} == (fields & {*IN_FORMS}) | {*config.PARENTS, "run"} | (
-        {"champion_evaluation"} if step == "promote" else set()
-    )
+    own = {*IN_FORMS} if step == "download" else fields & {*IN_FORMS}  # the first step checks them for all
+    others = {"champion_evaluation"} if step == "promote" else set()
+    assert inputs == own | {*config.PARENTS, "run", "config"} | others
     for name in inputs & {*IN_FORMS}:
         assert getattr(steps, step).component_spec.inputs[name].type == "String"
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("values", "message"),
     [
-        ('{"seed": 7, "hue": null, "train": {"ema": 0.999}, "promote": {"min_gain": 0.01}}', ""),
-        ('{"wieght_decay": 3}', r"config\.wieght_decay: expected a parameter or a step; is it weight_decay\?"),
-        ('{"train": {"val_fraction": 0.2}}', r"config\.train\.val_fraction: expected a parameter of train"),
-        ('{"train": {"ema": 2}}', r"config\.train\.ema: expected a number of at most 0\.99999, or to be left out"),
-        ('{"device": "tpu"}', r"config\.device: expected one of auto, cpu, cuda, found 'tpu'"),
-        ('{"seed": "x"}', r"config\.seed: expected a whole number, found 'x'"),
-        ('{"epochs": 3}', r"config\.epochs: expected what is no parameter of its own, found 'epochs'"),
-        ('{"train": {"tensors": "x"}}', r"config\.train\.tensors: expected a parameter of train"),
+        ({"config": '{"wieght_decay": 3}'}, "config.wieght_decay: expected a parameter or a step; is it weight_decay?"),
+        ({"config": '{"train": {"val_fraction": 0.2}}'}, "config.train.val_fraction: expected a parameter of train"),
+        ({"config": '{"train": {"ema": 2}}'}, "config.train.ema: expected a number of at most 0.99999, or to be left"),
+        ({"config": '{"device": "tpu"}'}, "config.device: expected one of auto, cpu, cuda, found 'tpu'"),
+        ({"config": '{"seed": "x"}'}, "config.seed: expected a whole number, found 'x'"),
+        ({"config": '{"epochs": 3}'}, "config.epochs: expected what is no parameter of its own, found 'epochs'"),
+        ({"config": '{"train": {"tensors": "x"}}'}, "config.train.tensors: expected a parameter of train"),
+        ({"config": "{"}, "config: expected a JSON object"),
+        ({"epochs": "many"}, "epochs: expected a whole number, found 'many'"),
+        ({"image_size": "0"}, "image_size: expected a number of at least 8, or to be left out (by the model preset"),
+        ({"promote": "yes"}, "promote: expected one of auto, always, never, found 'yes'"),
     ],
 )
-def test_what_no_step_could_take_is_refused_before_the_first_one(text: str, message: str) -> None:
-    if not message:
-        check_config(text, IN_FORMS)
-        return
-    with pytest.raises(UserError, match=message):
-        check_config(text, IN_FORMS)
+def test_the_first_step_refuses_what_a_later_step_could_not_take(
+    values: dict[str, str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    form = {name: form_value(one.default) for name, one in form_parameters().items()}
+    with pytest.raises(SystemExit) as ended:
+        checked("some-run", form | {"workspace": str(tmp_path)} | values)
+    assert ended.value.code == 2 and f"[download] error: {message}" in capsys.readouterr().err
+    record = Workspace.known(str(tmp_path)).step_record("some-run", "download")
+    assert record and record["exit_code"] == 2 and record["error"].startswith(message)
+
+
+def test_the_form_and_its_config_say_what_every_step_is_given() -> None:
+    form = {name: form_value(one.default) for name, one in form_parameters().items()}
+    config = '{"seed": 7, "hue": null, "device": "cpu", "train": {"ema": 0.999, "device": "cuda"}}'
+    chosen = checked("some-run", form | {"epochs": "3", "config": config})
+    train = chosen.config("train")
+    assert isinstance(train, TrainConfig)
+    assert (train.epochs, train.seed, train.ema, train.hue, train.device) == (3, 7, 0.999, None, "cuda")
+    resize, evaluate = chosen.config("resize"), chosen.config("evaluate")
+    assert isinstance(resize, ResizeConfig) and isinstance(evaluate, EvaluateConfig)
+    assert (resize.image_size, resize.device, evaluate.device) == (128, "cpu", "cpu")
 
 
 def test_a_single_step_refuses_a_name_of_the_config_that_no_step_has(capsys: pytest.CaptureFixture[str]) -> None:
