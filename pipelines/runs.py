@@ -101,7 +101,8 @@ def _newest(service: Service, specs: Specs, pipeline_name: str, last: int) -> li
 
 def _row(service: Service, run: Any, records: RunRecords) -> dict[str, Any]:
     created = following.moment(run.created_at)
-    known = facts(records.of(run)[0])
+    recorded = records.of(run)[0]
+    known = facts(recorded)
     return {
         "run": run.run_id,
         "run_name": run.display_name,
@@ -111,6 +112,7 @@ def _row(service: Service, run: Any, records: RunRecords) -> dict[str, Any]:
         "scheduled": bool(run.recurring_run_id),
         "macro_f1": known["metrics"].get("macro_f1"),
         "verdict": known["verdict"],
+        "failed_at": next((step for step, record in recorded.items() if record["exit_code"]), ""),
         "link": service.link(run.run_id),
     }
 
@@ -122,7 +124,8 @@ def _table(rows: list[dict[str, Any]]) -> str:
         score = f"{row['macro_f1']:.3f}" if isinstance(row["macro_f1"], float) else "-"
         took = duration(row["seconds"]) if row["seconds"] is not None else "-"
         started = row["started"][:16].replace("T", " ") or "-"
-        lines.append((row["run_name"], row["state"].lower(), started, took, score, row["verdict"] or "-", row["link"]))
+        state = row["state"].lower() + (f" at {row['failed_at']}" if row["failed_at"] else "")
+        lines.append((row["run_name"], state, started, took, score, row["verdict"] or "-", row["link"]))
     return _columns(lines)
 
 
@@ -204,5 +207,7 @@ def _steps(states: dict[str, tuple[str, float | None]], records: dict[str, dict[
         state, seconds = states.get(name, (str(record.get("state", "")), record.get("seconds")))
         took = duration(seconds) if seconds is not None else "-"
         cached = ", cached" if record.get("state") == "cached" else ""
-        lines.append((name, state.lower() + cached, took, str(record.get("error") or record.get("uri") or "")))
+        code = f", exit code {record['exit_code']}" if record.get("exit_code") else ""
+        result = str(record.get("error") or record.get("uri") or "")
+        lines.append((name, state.lower() + code + cached, took, result))
     return _columns(lines)

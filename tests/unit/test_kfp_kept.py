@@ -71,7 +71,8 @@ def test_a_failed_step_is_told_by_the_exit_steps_summary(mill: Commands) -> None
     assert ran.json["records"]["download"]["uri"] == "s3://mill/work/download/00"
     assert "credentials" not in ran.err and "can't be read" not in ran.err
     shown = mill("runs", last_run(mill))
-    assert "color: expected one of rgb" in shown.out and shown.code == 0
+    assert "failed, exit code 2" in shown.out and "color: expected one of rgb" in shown.out and shown.code == 0
+    assert "failed at clean" in mill("runs").out
 
 
 def test_numbers_and_verdicts_are_listed(mill: Commands, started: str) -> None:
