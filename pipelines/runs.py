@@ -124,7 +124,9 @@ def _table(rows: list[dict[str, Any]]) -> str:
         score = f"{row['macro_f1']:.3f}" if isinstance(row["macro_f1"], float) else "-"
         took = duration(row["seconds"]) if row["seconds"] is not None else "-"
         started = row["started"][:16].replace("T", " ") or "-"
-        state = row["state"].lower() + (f" at {row['failed_at']}" if row["failed_at"] else "")
+        state = row["state"].lower() + (
+            f" at {row['failed_at']}" if row["state"] == "FAILED" and row["failed_at"] else ""
+        )
         lines.append((row["run_name"], state, started, took, score, row["verdict"] or "-", row["link"]))
     return _columns(lines)
 
