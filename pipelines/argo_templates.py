@@ -249,16 +249,7 @@ def _optional(kind: Any, text: str) -> Any:
 def _resources(pod: Pod) -> Any:
     from hera.workflows.models import ResourceRequirements
 
-    requests = {"cpu": pod.cpu, "memory": pod.memory, "ephemeral-storage": pod.ephemeral_storage}
-    limits = {
-        "cpu": pod.cpu_limit, "memory": pod.memory_limit or pod.memory, "ephemeral-storage": pod.ephemeral_storage
-    }  # fmt: skip
-    gpus = {pod.gpu_type: str(pod.gpu)} if pod.gpu else {}
-    return ResourceRequirements.model_validate({"requests": _said(requests) | gpus, "limits": _said(limits) | gpus})
-
-
-def _said(values: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in values.items() if value}
+    return ResourceRequirements.model_validate(pod.resources())
 
 
 def _accounts(cluster: Cluster, *, launcher: bool = False, resource: bool = False) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,11 @@ from ..components.store.errors import UserError, wrong
 from ..components.store.manifest import code_version
 from . import forms
 from .cron import parse, zone
-from .settings import bytes_of, documented, load_yaml, plain, read, setting
+from .settings import documented, load_yaml, plain, read, setting
+from .sizes import Place, Size
+from .sizes import Pod as Pod  # the file's, and so imported from here
 
-Place = Callable[..., str]
-"""Names a field of the file for a message."""
 _DIGEST = re.compile(r"[^@\s]+@sha256:[0-9a-f]{64}")
-_MEBIBYTE = 2**20
 STEP_IMAGES = {"download": "cpu", "clean": "cpu", "resize": "ray", "train": "gpu", "evaluate": "gpu", "promote": "cpu"}
 """The image of each step: a target of the Dockerfile."""
 UID = 10001
@@ -86,45 +84,6 @@ class Storage:
             forms.check_data_key(place(name), getattr(self, name))
 
 
-@dataclass(frozen=True)
-class Pod:
-    """What the pod of one step asks for."""
-
-    cpu: str = setting("1", "cores that it is promised", quantity=True)
-    cpu_limit: str = setting("", "cores that it may take (empty: as many as are free)", quantity=True)
-    memory: str = setting("2Gi", "memory that it is promised, and that it may take", quantity=True)
-    memory_limit: str = setting("", "memory that it may take, if more than promised", quantity=True)
-    ephemeral_storage: str = setting("4Gi", "disk of the node that it is promised, and may take for scratch "
-                                     "(KFP: only the latter)", quantity=True)  # fmt: skip
-    gpu: int = setting(0, "GPUs")
-    gpu_type: str = setting("nvidia.com/gpu", "which: the resource's name")
-    shm: str = setting("", "size of /dev/shm, as a part of the memory (empty: by the batch for train, else none)",
-                       quantity=True)  # fmt: skip
-    node_selector: dict[str, str] = setting(dict, "labels that the node must have")
-    tolerations: tuple[dict[str, Any], ...] = setting(
-        tuple, "taints that it tolerates, as Kubernetes writes them: {key, operator, value, effect}"
-    )
-    deadline_seconds: int = setting(0, "the longest that one try may take (0: as long as the run)")
-
-    def check(self, place: Place) -> None:
-        for name, limit in (("cpu", self.cpu_limit), ("memory", self.memory_limit)):
-            request = getattr(self, name)
-            if not request or not bytes_of(request):
-                raise wrong(place(name), "a quantity above 0", request)
-            if limit and bytes_of(limit) < bytes_of(request):
-                raise wrong(place(f"{name}_limit"), f"at least {name}, {request}", limit)
-        for name in ("memory", "ephemeral_storage", "shm"):
-            size = getattr(self, name)
-            if size and bytes_of(size) < _MEBIBYTE:  # the usual mistake: 512m, which is half a byte
-                raise wrong(place(name), "at least 1Mi (Mi: 2²⁰ bytes; m: a thousandth of one)", size)
-        if self.shm and bytes_of(self.shm) >= bytes_of(self.memory_limit or self.memory):
-            raise wrong(place("shm"), f"less than memory, {self.memory}, which it is a part of", self.shm)
-        forms.check_resource(place("gpu_type"), self.gpu_type)
-        forms.check_labels(place("node_selector"), self.node_selector)
-        for toleration in self.tolerations:
-            forms.check_toleration(place("tolerations"), toleration)
-
-
 _STEPS: dict[str, Pod] = {
     "download": Pod(cpu="1", memory="2Gi", ephemeral_storage="4Gi"),
     "clean": Pod(cpu="4", memory="8Gi", ephemeral_storage="4Gi"),
@@ -139,9 +98,12 @@ _STEPS: dict[str, Pod] = {
 class Workers:
     """Ray's workers."""
 
-    minimum: int = setting(0, "workers from the beginning")
-    maximum: int = setting(4, "workers at most; Ray starts them as there is work")
-    pod: Pod = setting(lambda: Pod(cpu="4", memory="8Gi", ephemeral_storage="8Gi"), "each worker: requests are limits")
+    minimum: int = setting(1, "workers from the beginning")
+    maximum: int = setting(4, "workers at most; if above minimum, Ray's autoscaler starts them as there is work")
+    pod: Pod = setting(
+        lambda: Pod(cpu="4", memory="8Gi", ephemeral_storage="8Gi"),
+        "each worker; Ray gives it as many tasks at a time as it has whole cores promised, at least one",
+    )
 
     def check(self, place: Place) -> None:
         if not self.maximum or self.minimum > self.maximum:
@@ -167,10 +129,19 @@ class Ray:
     version: str = setting("", "Ray's version in the image (empty: that of this installation)")
     head: Pod = setting(lambda: Pod(cpu="1", memory="4Gi", ephemeral_storage="4Gi"), "the head, which runs no task")
     workers: Workers = setting(Workers, "the workers")
-    idle_seconds: int = setting(60, "after how long an idle worker ends")
+    autoscaler: Size = setting(
+        lambda: Size(cpu="100m", memory="512Mi", ephemeral_storage="1Gi"),
+        "the autoscaler beside the head, where workers.maximum is above workers.minimum",
+    )
+    submitter: Size = setting(
+        lambda: Size(cpu="50m", memory="512Mi", ephemeral_storage="1Gi"), "the pod that hands the job to the head"
+    )
+    idle_seconds: int = setting(60, "after how long an idle worker above the minimum ends")
     pending_seconds: int = setting(900, "how long the cluster may wait for nodes before the job is given up")
     deadline_seconds: int = setting(6 * 3600, "the longest that the job may take")
-    ttl_seconds: int = setting(600, "how long an ended job stays to be looked at")
+    ttl_seconds: int = setting(
+        0, "how long Ray's pods stay after their job has ended, to be looked at: train waits for their cores meanwhile"
+    )
 
     @property
     def makes_rayjobs(self) -> bool:

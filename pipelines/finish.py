@@ -63,9 +63,10 @@ class Run:
 def finish(workspace: str, run: str, ended: str, path: str) -> dict[str, str]:
     """Write the page of a run to the file `path` and to the run's folder, and delete what is left of it in the cluster
     that this pod was told of. Returns the records of its steps as the page's metadata."""
+    left = _left_behind(os.environ.get(RUN) or run, workspace)  # first, for it may find why the run failed
     found = read(workspace, run, ended)
     told = f"\n{_plain(why)}\n" if (why := ignored()) else ""
-    text = page(found) + told + _left_behind(found.name)
+    text = page(found) + told + left
     _write(path, text)
     try:
         place = Workspace.known(workspace)
@@ -188,15 +189,15 @@ def _verdict(run: Run) -> str:
     return "\n".join(lines)
 
 
-def _left_behind(run: str) -> str:
+def _left_behind(run: str, workspace: str) -> str:
     """What was deleted of a run, as a section of the page; an error is told, for deadlines end what is left."""
     try:
         cluster = cluster_of_pod()
         if cluster is None or not cluster.ray.makes_rayjobs:
             return ""
-        from .launcher import clean_up
+        from .ray_cleanup import clean_up
 
-        deleted = clean_up(cluster, run)
+        deleted = clean_up(cluster, run, workspace)
     except (MillError, SystemExit, OSError) as error:
         said = f"What the run may have left could not be looked for: {_plain(error)}. Its deadlines end it."
     except Exception as error:  # an unforeseen one must not hide how the run ended

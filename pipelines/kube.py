@@ -23,8 +23,10 @@ RIGHTS = {
     ("ray.io", "rayjobs"): ("create", "delete", "get", "list", "patch", "watch"),
     ("", "pods"): ("get", "list"),
     ("", "pods/log"): ("get",),
+    ("", "events"): ("list",),
 }
-"""(API group, resource) → verbs, of the launcher; of these the exit step needs list and delete, the plan step none."""
+"""(API group, resource) → verbs, of the launcher; of these the exit step needs to list and delete RayJobs and to list
+events, the plan step none."""
 ROLE = "k8s/base/kubeflow/rayjobs.yaml"
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 SILENT_S = 180.0
@@ -126,8 +128,9 @@ class Kube:
 
         self._found(deleted, "delete", patience_s=patience_s, no_kind=True)
 
-    def set_owners(self, name: str, owners: list[Json]) -> None:
-        body = {"metadata": {"ownerReferences": owners}}
+    def patch_metadata(self, name: str, changes: Json) -> None:
+        """Merge changes into the metadata of a RayJob."""
+        body = {"metadata": changes}
         self._found(lambda: self._jobs().patch_namespaced_custom_object(*self._path, name, body, **_PATIENT), "patch")
 
     def changes(self, name: str, version: str, seconds: int) -> Iterator[Json | None]:
@@ -162,6 +165,16 @@ class Kube:
             return made
 
         return list(self._asked(listed, "list", "pods")["items"])
+
+    def events(self, prefix: str) -> list[Json]:
+        """The events of the RayClusters and pods whose names begin so, also of those that are gone."""
+
+        def listed() -> Json:
+            made: Json = self._plain(self._core().list_namespaced_event)
+            return made
+
+        found = self._asked(listed, "list", "events")["items"]
+        return [one for one in found if str((one.get("involvedObject") or {}).get("name")).startswith(prefix)]
 
     def log(self, pod: str) -> Iterator[bytes]:
         """What a pod has said and says, with times, in pieces as they come; Dropped when it breaks off, when the pod
@@ -280,7 +293,18 @@ def own_pod(kube: Kube) -> Json | None:
     return kube.pod(names[0]) if names and os.environ.get("KUBERNETES_SERVICE_HOST") else None
 
 
-def reference_to(pod: Json) -> Json:
-    """An owner reference: what has it is deleted after the pod."""
+def owner_reference(pod: Json) -> Json:
+    """A reference to what owns a pod's work: the Workflow that the pod is of, which a next try is of as well, or the
+    pod. What has it is deleted after that."""
     about = pod["metadata"]
+    for owner in about.get("ownerReferences") or []:
+        if owner["kind"] == "Workflow":
+            return {key: owner[key] for key in ("apiVersion", "kind", "name", "uid")}
     return {"apiVersion": "v1", "kind": "Pod", "name": about["name"], "uid": about["uid"]}
+
+
+def is_being_deleted(pod: Json) -> bool:
+    """Whether somebody deletes a pod, or its node does, rather than a controller that stops the containers in it."""
+    conditions = (pod.get("status") or {}).get("conditions") or []
+    disrupted = any(one.get("type") == "DisruptionTarget" and one.get("status") == "True" for one in conditions)
+    return disrupted or bool(pod["metadata"].get("deletionTimestamp"))

@@ -1,8 +1,10 @@
 """The resize step as a RayJob of its own: made or adopted, followed, mapped to our exit codes, and deleted.
 
 It runs in the step's pod in place of the step and needs no Ray. The rights of its service account are `kube.RIGHTS`.
-What it makes is owned by its pod, labelled with the run, and has deadlines of its own: what this process can't delete
-any more goes with the pod, by the run's exit step (`clean_up`), or ends by itself.
+What it makes is owned by the run's Workflow, labelled with the run, and has deadlines of its own. A pod that is deleted
+(a drained node) leaves its job to the step's next try, which finds it by its name; a run that is stopped takes its job
+with it. What this process can't delete any more goes with the Workflow, by the run's exit step (ray_cleanup.py), or
+ends by itself.
 """
 
 from __future__ import annotations
@@ -17,15 +19,23 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from ..components.resize.config import ResizeConfig
-from ..components.store.errors import EXIT_USER, MillError, TransientError, UserError, error_for_exit_code
+from ..components.store.errors import (
+    EXIT_TRANSIENT,
+    EXIT_USER,
+    MillError,
+    TransientError,
+    UserError,
+    error_for_exit_code,
+)
 from ..components.store.manifest import Dataset, ready
 from ..components.store.progress import duration
 from ..components.store.step import RAN, Context, Outcome
-from .cluster import RUN_LABEL, Cluster
+from .cluster import Cluster
 from .joblog import JobLog
-from .kube import Dropped, Json, Kube, namespace_here, own_pod, reference_to
-from .ray_failures import failure, troubles, wrongly_named
-from .rayjob import FAILED, SUCCEEDED, WAITING, job_name, manifest, run_label, verdict
+from .kube import Dropped, Json, Kube, is_being_deleted, namespace_here, own_pod, owner_reference
+from .ray_failures import ended, failure, troubles, wrongly_named
+from .ray_pods import RayPods
+from .rayjob import FAILED, SUCCEEDED, WAITING, job_name, manifest, verdict
 
 if TYPE_CHECKING:
     from ..components.resize.resize import Target
@@ -44,18 +54,9 @@ LAST_WORDS_S = 10.0
 DELETE_S = 20.0
 """How long deleting is tried at the end: a pod that is told to go has half a minute."""
 LOOK_S = 4.0
-"""How long it is tried before that to see whether the job is still this one's alone."""
-
-
-def clean_up(cluster: Cluster, run: str) -> list[str]:
-    """Delete what is left of a run, by its label; the names of the RayJobs that were. UserError without the right."""
-    if not cluster.ray.makes_rayjobs:
-        return []
-    kube = Kube.connect(namespace_here(cluster.namespace))
-    found = [job["metadata"] for job in kube.jobs(f"{RUN_LABEL}={run_label(run)}")]
-    for about in found:
-        kube.delete(str(about["name"]), str(about["uid"]))
-    return [str(about["name"]) for about in found]
+"""How long it is tried before that to see whose the job is now."""
+WATCHER = "imagemill.io/watcher"
+"""The annotation of a RayJob that holds the uid of the pod that watches it: the step's latest try."""
 
 
 def launched(cluster: Cluster, target: Target, context: Context) -> Outcome:
@@ -83,24 +84,33 @@ class Launch:
     config: ResizeConfig
     uri: str
     context: Context
-    owner: Json | None = None
-    """The reference to this pod, if this is one."""
+    pod: Json | None = None
+    """This pod, if this is one."""
     uid: str = ""
     """Of the job, once it is this one's to delete."""
     left: str = ""
     """Why it was not deleted."""
     started: float = field(default_factory=time.monotonic)
 
+    def __post_init__(self) -> None:
+        self._pods = RayPods(self.kube, self.name, self.context.run)
+
     def run(self) -> Dataset:
-        """The tensors that the job makes; its error as if it had come up here. Nothing of it is left afterwards."""
+        """The tensors that the job makes; its error as if it had come up here. Nothing of it is left afterwards, but
+        what a next try takes over."""
         with _terminated():
             try:
                 try:
-                    return self._made()
-                finally:
+                    dataset = self._made()
+                except Terminated:
+                    raise
+                except BaseException:
                     self._delete()
+                    raise
+                self._delete()
+                return dataset
             except Terminated:
-                self._delete()  # should the signal have come in the middle of that
+                self._stop()
                 ours = f"; {self.left}" if self.left else f", and the RayJob {self.name} with it"
                 raise TransientError(f"stopped by a signal{ours}") from None
 
@@ -121,10 +131,12 @@ class Launch:
     def _adopt_or_make(self) -> None:
         from ..components.resize.ray_job import command, write_waiting_record
 
-        pod = own_pod(self.kube)
-        self.owner = reference_to(pod) if pod else None
-        identity = "" if self.cluster.storage.secret or not pod else str(pod["spec"].get("serviceAccountName") or "")
-        body = manifest(self.cluster, self.name, command(self.config), self.context.run, self.owner, identity)
+        self.pod = own_pod(self.kube)
+        storage, pod = self.cluster.storage, self.pod
+        identity = "" if storage.secret or not pod else str(pod["spec"].get("serviceAccountName") or "")
+        owner = owner_reference(pod) if pod else None
+        body = manifest(self.cluster, self.name, command(self.config), self.context.run, owner, identity)
+        body["metadata"]["annotations"] = {WATCHER: self._own_uid}
         while True:
             job = self.kube.job(self.name)
             if job is None:
@@ -144,7 +156,7 @@ class Launch:
                     continue
             else:
                 self.context.say(f"RayJob {self.name} is there already: {_said(job)}")
-                self._share(job)
+                self._take_over(job, owner)
             self.uid = str(job["metadata"]["uid"])
             return
 
@@ -153,11 +165,17 @@ class Launch:
         if (record := self._record()) and record["exit_code"] == EXIT_USER:
             raise UserError(str(record["error"]))
 
-    def _share(self, job: Json) -> None:
-        """An adopted job must not go with the pod of the try that made it."""
+    @property
+    def _own_uid(self) -> str:
+        return str(self.pod["metadata"]["uid"]) if self.pod else ""
+
+    def _take_over(self, job: Json, owner: Json | None) -> None:
+        """From now on this pod watches the job, which must not go with the pod of the try that made it."""
+        changes: Json = {"annotations": {WATCHER: self._own_uid}}
         owners = list(job["metadata"].get("ownerReferences") or [])
-        if self.owner and self.owner["uid"] not in [one["uid"] for one in owners]:
-            self.kube.set_owners(self.name, [*owners, self.owner])
+        if owner and owner["uid"] not in [one["uid"] for one in owners]:
+            changes["ownerReferences"] = [*owners, owner]
+        self.kube.patch_metadata(self.name, changes)
 
     def _wait_until_gone(self) -> None:
         self.context.say(f"RayJob {self.name} of an earlier try is being deleted")
@@ -186,6 +204,8 @@ class Launch:
                 return status
             if job["metadata"].get("deletionTimestamp"):
                 return None
+            for trouble in self._pods.news():
+                self.context.say(f"RayJob {self.name}: {trouble}")
             self._look_at_the_clock(status, now - since[WAITING] if WAITING in since else 0.0, now - self.started)
         raise AssertionError("a job is followed until it ends")
 
@@ -210,7 +230,7 @@ class Launch:
                 f"and does it watch the namespace {self.kube.namespace}?"
             )
         if ray.pending_seconds and waits_s > ray.pending_seconds + LATE_S:
-            pods = self._pods()
+            pods = self._pods.look()
             why = "; ".join(troubles(pods)) or _said({"status": status})
             kind = UserError if wrongly_named(pods) else TransientError
             raise kind(f"the RayJob {self.name} has waited for {duration(waits_s)} (ray.pending_seconds): {why}")
@@ -224,7 +244,7 @@ class Launch:
             return dataset
         record = self._record()
         if record and record["exit_code"]:
-            raise error_for_exit_code(record["exit_code"], str(record["error"]))
+            raise error_for_exit_code(record["exit_code"], self._explained(str(record["error"]), record["exit_code"]))
         if status is None:
             raise TransientError(f"the RayJob {self.name} was deleted while it ran")
         if verdict(status) == SUCCEEDED:
@@ -233,52 +253,54 @@ class Launch:
                 "cluster (images.ray, storage): expected the imagemill of this step, and the same object store, found "
                 f"others: the RayJob {self.name} succeeded and there is no dataset {self.uri}{there}"
             )
-        raise failure(self.name, status, self._pods(), log)
+        raise failure(self.name, status, self._pods.look(), log, self._pods.events())
+
+    def _explained(self, error: str, exit_code: int) -> str:
+        """The job's own error; if it is that its workers or its store were lost, with what Ray's pods ended by."""
+        ends = ended(self._pods.look(), self._pods.events()) if exit_code == EXIT_TRANSIENT else []
+        return "; ".join([error, *map(str, ends)])
 
     def _record(self) -> dict[str, Any] | None:
         from ..components.resize.ray_job import own_record
 
         return own_record(self.config, self.context)
 
-    def _pods(self) -> list[Json]:
-        """Ray's pods and the submitters, for what they can tell of a failure; not the launchers, which KubeRay did
-        not make."""
+    def _stop(self) -> None:
+        """On SIGTERM: delete the job, unless this pod is deleted while the run goes on."""
         try:
-            found = self.kube.pods(f"{RUN_LABEL}={run_label(self.context.run)},app.kubernetes.io/component=resize")
-        except MillError:
-            return []
-        return [pod for pod in found if {"ray.io/cluster", "job-name"} & set(pod["metadata"]["labels"])]
+            if self.uid and self._run_goes_on():
+                self.left = f"this pod is being deleted: the RayJob {self.name} goes on, and the next try finds it"
+                self.context.say(self.left)
+                return
+        except MillError as error:
+            self.context.say(f"this pod could not be looked at: {error}")
+        self._delete()
+
+    def _run_goes_on(self) -> bool:
+        """Whether this pod is deleted, or gone, and the job belongs to the Workflow, which makes another pod. A run
+        that is stopped keeps its pods: Argo ends the containers in them."""
+        if self.pod is None or owner_reference(self.pod)["kind"] != "Workflow":
+            return False
+        now = self.kube.pod(str(self.pod["metadata"]["name"]), LOOK_S)
+        return now is None or now["metadata"]["uid"] != self._own_uid or is_being_deleted(now)
 
     def _delete(self) -> None:
-        """On every way out: its log, record and reasons are told by now. Never a job that somebody else has made
+        """On every other way out: its log, record and reasons are told by now. Never a job that somebody else has made
         under this name, nor one that another try has taken over while this pod's node was away."""
         if not self.uid:
             return
         try:
-            if other := self._other_owner():
-                self.left = f"the RayJob {self.name} is left to the pod {other}, which has taken it over"
+            job = self.kube.job(self.name, LOOK_S)
+            watcher = ((job or {}).get("metadata", {}).get("annotations") or {}).get(WATCHER, self._own_uid)
+            if watcher != self._own_uid:
+                self.left = f"the RayJob {self.name} is left to the pod that has taken it over"
                 self.context.say(self.left)
             else:
                 self.kube.delete(self.name, self.uid, DELETE_S)
             self.uid = ""
         except MillError as error:
-            self.left = f"the RayJob {self.name} could not be deleted ({error}): it goes with this pod"
+            self.left = f"the RayJob {self.name} could not be deleted ({error}): it goes with the run"
             self.context.say(self.left)
-
-    def _other_owner(self) -> str:
-        """Another pod that lives and owns the job, or an empty string."""
-        job = self.kube.job(self.name, LOOK_S)
-        own = self.owner["uid"] if self.owner else ""
-        for one in (job or {}).get("metadata", {}).get("ownerReferences") or []:
-            pod = self.kube.pod(str(one["name"]), LOOK_S) if one["kind"] == "Pod" and one["uid"] != own else None
-            if pod and pod["metadata"]["uid"] == one["uid"] and _lives(pod):
-                return str(one["name"])
-        return ""
-
-
-def _lives(pod: Json) -> bool:
-    ended = (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
-    return not ended and not pod["metadata"].get("deletionTimestamp")
 
 
 def _said(job: Json) -> str:

@@ -6,6 +6,7 @@
 | the command ended with 2, 75 | the same | it said so itself |
 | no imagemill in the image (127, No module) | 2 | `images.ray` |
 | a container's image or secret is not there | 2 | the cluster's file names it |
+| the head, the autoscaler or the submitter took too much memory | 2 | its size is in the cluster's file |
 | the command was killed, its supervisor or head lost | 75 | preemption, or memory |
 | DeadlineExceeded, PreRunningDeadlineExceeded | 75 | nodes that did not come, or a store that was slow |
 | SubmissionFailed, JobStatusCheckTimeoutExceeded, … | 75 | the head did not answer |
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ..components.store.errors import MillError, TransientError, UserError, error_for_exit_code
@@ -33,15 +35,55 @@ _WRONG = ("ErrImageNeverPull", "InvalidImageName", "ImagePullBackOff", "ErrImage
 """Reasons of a container that waits for what the cluster's file names wrongly."""
 
 
-def failure(job: str, status: Mapping[str, Any], pods: Sequence[Mapping[str, Any]] = (), log: str = "") -> MillError:
-    """The error of a RayJob that failed, by its status, its pods and the end of its log."""
+_MEMORY = {
+    "ray-head": "ray.head.memory", "ray-worker": "ray.workers.pod.memory", "autoscaler": "ray.autoscaler.memory",
+    "ray-job-submitter": "ray.submitter.memory",
+}  # fmt: skip
+"""Container → the field of the cluster's file that says its memory."""
+_DELETED = re.compile(
+    r"Deleted (head|worker) Pod [^;]+; Pod status: (\w*);.*terminated status: "
+    r"(?:&ContainerStateTerminated\{ExitCode:(-?\d+),Signal:-?\d+,Reason:([^,]*),Message:(.*?),StartedAt)?", re.DOTALL
+)  # fmt: skip
+"""KubeRay's events DeletedHeadPod and DeletedWorkerPod (controllers/ray/raycluster_controller.go)."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A container of Ray's pods that ended by itself, and not because its pod was deleted."""
+
+    node: str
+    """`head`, `worker` or `submitter`."""
+    container: str
+    reason: str
+    exit_code: int
+    message: str = ""
+
+    @property
+    def memory(self) -> str:
+        """The field of the cluster's file that says too little memory, or an empty string."""
+        return _MEMORY.get(self.container, "") if self.reason == "OOMKilled" else ""
+
+    def __str__(self) -> str:
+        text = f"{self.node}: {self.container}: {self.reason or 'ended'}"
+        text += f" (exit code {self.exit_code})" if self.exit_code else ""
+        text += f": {_line(self.message)}" if self.message else ""
+        return f"{text}: it took more than {self.memory}" if self.memory else text
+
+
+def failure(
+    job: str, status: Mapping[str, Any], pods: Sequence[Mapping[str, Any]] = (), log: str = "",
+    events: Sequence[Mapping[str, Any]] = (),
+) -> MillError:  # fmt: skip
+    """The error of a RayJob that failed, by its status, its pods, the end of its log and Kubernetes' events of it."""
     reason, message = str(status.get("reason") or ""), _line(str(status.get("message") or ""))
-    trouble = troubles(pods)
+    trouble = troubles(pods, events, waits=not status.get("jobStatus"))
     why = "; ".join(part for part in (message, *trouble) if part) or reason or "it does not say why"
     if status.get("jobDeploymentStatus") == "ValidationFailed":
         return UserError(f"cluster: expected a RayJob that KubeRay takes, found: {why}")
     if status.get("jobStatus") == "STOPPED":
         return TransientError(f"the RayJob {job} was stopped")
+    if fields := [one.memory for one in ended(pods, events) if one.memory and one.node != "worker"]:
+        return UserError(f"cluster ({fields[0]}): expected enough for the RayJob {job}, found too little: {why}")
     if reason in _DEADLINES:
         kind = UserError if wrongly_named(pods) else TransientError
         return kind(f"the RayJob {job} was not done in time ({_DEADLINES[reason]}): {why}")
@@ -56,9 +98,69 @@ def failure(job: str, status: Mapping[str, Any], pods: Sequence[Mapping[str, Any
     return error_for_exit_code(code, said[-1] if said else f"the RayJob {job} ended with exit code {code}: {why}")
 
 
-def troubles(pods: Iterable[Mapping[str, Any]]) -> list[str]:
-    """What keeps pods from running, or ended them, in words; nothing for those that are well."""
-    return list(dict.fromkeys(text for pod in pods for text in _troubles(pod)))
+def troubles(
+    pods: Iterable[Mapping[str, Any]], events: Sequence[Mapping[str, Any]] = (), waits: bool = True
+) -> list[str]:
+    """What keeps pods from running, or ended them, in words; nothing for those that are well.
+
+    `events`: Kubernetes' events of the RayCluster and its pods, which tell of pods that are gone; `waits`: the job has
+    not begun, so that the warnings of its pods still count.
+    """
+    pods = list(pods)
+    found = [text for pod in pods for text in _troubles(pod)]
+    ends = ended(pods, events)
+    found += [str(one) for one in ends]
+    if _times(events, "CreatedHeadPod") > 1 and not any(one.node == "head" for one in ends):
+        found.append("head: its pod was lost (deleted, evicted, or with its node) and made anew")
+    if waits:
+        found += [text for event in events for text in _warning(event)]
+    return list(dict.fromkeys(found))
+
+
+def ended(pods: Iterable[Mapping[str, Any]], events: Iterable[Mapping[str, Any]] = ()) -> list[Ended]:
+    """The containers of Ray's pods that ended by themselves, of pods that are there and of those that KubeRay has
+    deleted since."""
+    found = [one for pod in pods for one in _ended(pod)]
+    for event in events:
+        if told := _DELETED.match(str(event.get("message") or "")):
+            node, phase, code, reason, message = told.groups()
+            if code is not None or phase == "Failed":
+                found.append(Ended(node, f"ray-{node}", reason or "its pod failed", int(code or 0), message or ""))
+    return list(dict.fromkeys(found))
+
+
+def _ended(pod: Mapping[str, Any]) -> Iterator[Ended]:
+    for one in (pod.get("status") or {}).get("containerStatuses") or []:
+        for state in ("lastState", "state"):
+            about = (one.get(state) or {}).get("terminated") or {}
+            found = Ended(_kind(pod), str(one.get("name")), str(about.get("reason") or ""),
+                          int(about.get("exitCode") or 0), str(about.get("message") or ""))  # fmt: skip
+            # A pod that is deleted ends its containers, and the submitter ends as its job does.
+            told = pod["metadata"].get("deletionTimestamp") or found.container == "ray-job-submitter"
+            if found.exit_code and (found.memory or not told):
+                yield found
+
+
+def _times(events: Iterable[Mapping[str, Any]], reason: str) -> int:
+    """How often something happened: newer Kubernetes counts what happens again in one event."""
+    return sum(
+        int((event.get("series") or {}).get("count") or event.get("count") or 1)
+        for event in events
+        if event.get("reason") == reason
+    )
+
+
+def _warning(event: Mapping[str, Any]) -> Iterator[str]:
+    """A pod's own warning, but for those of probes that are made while it starts."""
+    about = event.get("involvedObject") or {}
+    if about.get("kind") == "Pod" and event.get("type") == "Warning" and event.get("reason") not in _NOISE:
+        name = str(about.get("name"))
+        node = next((node for node in ("head", "worker") if re.search(rf"-{node}(-\w+)?$", name)), "submitter")
+        reason = "not scheduled" if event.get("reason") == "FailedScheduling" else event.get("reason")
+        yield f"{node}: {reason}: {_line(str(event.get('message') or ''))}"
+
+
+_NOISE = ("Unhealthy", "BackOff")
 
 
 def wrongly_named(pods: Iterable[Mapping[str, Any]]) -> bool:
@@ -71,13 +173,11 @@ def _troubles(pod: Mapping[str, Any]) -> Iterator[str]:
     for condition in status.get("conditions") or []:
         if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
             yield f"{_kind(pod)}: not scheduled: {_line(condition.get('message') or condition.get('reason') or '')}"
+        if condition.get("type") == "DisruptionTarget" and condition.get("status") == "True":
+            yield f"{_kind(pod)}: {condition.get('reason')}: {_line(condition.get('message') or '')}"
     for container, reason, message in _waiting(pod):
         if reason not in ("ContainerCreating", "PodInitializing"):
             yield f"{_kind(pod)}: {container}: {reason}: {message}"
-    for one in status.get("containerStatuses") or []:
-        ended = (one.get("state") or {}).get("terminated") or {}
-        if ended.get("exitCode") and one.get("name") != "ray-job-submitter":
-            yield f"{_kind(pod)}: {one.get('name')}: {ended.get('reason') or 'ended'} (exit code {ended['exitCode']})"
     if status.get("phase") == "Failed" and status.get("reason"):
         yield f"{_kind(pod)}: {status['reason']}: {_line(status.get('message') or '')}"
 

@@ -4,6 +4,18 @@ Read in KubeRay's operator (v1.4.2 to v1.7.0): it adds the autoscaler beside the
 with the security context, environment and mounts of theirs, and a Job of one pod that submits the command and prints
 its log. Older ones drop the fields that they don't know: before 1.5.1 `authOptions` (Ray then runs without a token),
 before 1.6 `preRunningDeadlineSeconds`.
+
+The submitter's pod stays (K8sJobMode), for KubeRay's other modes lose more than it costs:
+
+- SidecarMode adds the submitter to the head's pod without a security context, which Pod Security `restricted` refuses,
+  and with 500m and 1 GiB, which nothing can change (common/job.go: GetDefaultSubmitterContainer; utils/validation.go).
+- HTTPMode has no log to follow. And when its head is lost it submits the job to the next head, again and again, without
+  counting (rayjob_controller.go: reconcileHTTPModeJobNotFound): a head that has too little memory would be started anew
+  until the job's deadline, where here the job fails at once with the reason, and is tried `backoffLimit` times.
+
+Ray's pods go as soon as the job has ended, however it ended (`ttlSecondsAfterFinished` is of the RayCluster; the RayJob
+and the submitter's log stay). `deletionStrategy` could keep the pods of a failed job alone, but before 1.6 KubeRay
+refuses it, and what the pods would tell is told without them (ray_pods.py).
 """
 
 from __future__ import annotations
@@ -149,24 +161,17 @@ def _ray_cluster(cluster: Cluster, labels: Mapping[str, str], identity: str) -> 
     workers = ray.workers
     # GPUs are counted when the job begins: one that starts from none would find none.
     least = max(workers.minimum, 1) if workers.pod.gpu else workers.minimum
+    grows = workers.maximum > least
     return {
         "rayVersion": known,
         **({"authOptions": {"mode": "token"}} if tokens else {}),
-        "enableInTreeAutoscaling": True,
-        "autoscalerOptions": {
-            "version": "v2",
-            "idleTimeoutSeconds": ray.idle_seconds,
-            "imagePullPolicy": cluster.images.pull_policy,
-            "resources": _same({"cpu": "500m", "memory": "1Gi", "ephemeral-storage": "1Gi"}),
-            "securityContext": container_security(),
-            "env": _RAY_ENV,
-            "volumeMounts": [_SCRATCH_MOUNT, _RAY_MOUNT],
-        },
+        "enableInTreeAutoscaling": grows,
+        **({"autoscalerOptions": _autoscaler(cluster)} if grows else {}),
         "headGroupSpec": {
             "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0", **_store(ray.head)},
-            # Its autoscaler asks the API server for workers, whatever the account says of its token.
+            # The autoscaler asks the API server for workers, whatever the account says of its token.
             "template": _template(
-                cluster, ray.head, "ray-head", labels, {**account, "automountServiceAccountToken": True}
+                cluster, ray.head, "ray-head", labels, {**account, "automountServiceAccountToken": grows}
             ),
         },
         "workerGroupSpecs": [
@@ -175,12 +180,24 @@ def _ray_cluster(cluster: Cluster, labels: Mapping[str, str], identity: str) -> 
                 "replicas": least,
                 "minReplicas": least,
                 "maxReplicas": workers.maximum,
-                "rayStartParams": _store(workers.pod),
+                "rayStartParams": {"num-cpus": str(max(1, int(bytes_of(workers.pod.cpu)))), **_store(workers.pod)},
                 "template": _template(
                     cluster, workers.pod, "ray-worker", labels, {**account, "automountServiceAccountToken": False}
                 ),
             }
         ],
+    }
+
+
+def _autoscaler(cluster: Cluster) -> dict[str, Any]:
+    return {
+        "version": "v2",
+        "idleTimeoutSeconds": cluster.ray.idle_seconds,
+        "imagePullPolicy": cluster.images.pull_policy,
+        "resources": cluster.ray.autoscaler.resources(),
+        "securityContext": container_security(),
+        "env": _RAY_ENV,
+        "volumeMounts": [_SCRATCH_MOUNT, _RAY_MOUNT],
     }
 
 
@@ -193,6 +210,10 @@ SHM = "512Mi"
 """/dev/shm where the cluster's file says nothing: no image crosses Ray's object store."""
 
 
+GRACE_S = 5
+"""How long Ray may take to end: nothing is in its memory that is not in the store, and others wait for its cores."""
+
+
 def _store(pod: Pod) -> dict[str, str]:
     """Ray's object store, in half of /dev/shm: by itself it would take a third of the memory."""
     return {"object-store-memory": str(int(bytes_of(pod.shm or SHM)) // 2)}
@@ -203,23 +224,21 @@ def _template(
 ) -> dict[str, Any]:
     """The pods of head or workers. The probes are given since KubeRay's own need wget, up to 1.6."""
     health = {"httpGet": {"path": "/api/local_raylet_healthz", "port": 52365}, "timeoutSeconds": 5, "periodSeconds": 5}
-    size = {"cpu": pod.cpu_limit or pod.cpu, "memory": pod.memory_limit or pod.memory}
-    size |= {"ephemeral-storage": pod.ephemeral_storage} if pod.ephemeral_storage else {}
-    size |= {pod.gpu_type: str(pod.gpu)} if pod.gpu else {}
     made = {
         "name": container,
         "image": cluster.image("ray"),
         "imagePullPolicy": cluster.images.pull_policy,
         "env": [*_RAY_ENV, *storage_env(cluster)],
-        "resources": _same(size),
+        "resources": pod.resources(),
         "securityContext": container_security(),
         "volumeMounts": [_SCRATCH_MOUNT, _RAY_MOUNT, _SHM_MOUNT],
-        "readinessProbe": {**health, "initialDelaySeconds": 10, "failureThreshold": 10},
+        "readinessProbe": {**health, "initialDelaySeconds": 4, "periodSeconds": 2, "failureThreshold": 30},
         "livenessProbe": {**health, "initialDelaySeconds": 30, "failureThreshold": 120},
     }
     shm = {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": pod.shm or SHM}}
     volumes = [{"name": "scratch", "emptyDir": {}}, {"name": "ray", "emptyDir": {}}, shm]
     spec = {**_pod(cluster), **more, "containers": [made], "volumes": volumes}
+    spec["terminationGracePeriodSeconds"] = GRACE_S
     if pod.node_selector:
         spec["nodeSelector"] = dict(pod.node_selector)
     if pod.tolerations:
@@ -234,7 +253,7 @@ def _submitter(cluster: Cluster, labels: Mapping[str, str]) -> dict[str, Any]:
         "image": cluster.image("ray"),
         "imagePullPolicy": cluster.images.pull_policy,
         "env": _RAY_ENV,
-        "resources": _same({"cpu": "500m", "memory": "1Gi", "ephemeral-storage": "1Gi"}),
+        "resources": cluster.ray.submitter.resources(),
         "securityContext": container_security(),
         "volumeMounts": [_SCRATCH_MOUNT, _RAY_MOUNT],
     }
@@ -256,8 +275,3 @@ def _pod(cluster: Cluster) -> dict[str, Any]:
     if cluster.images.pull_secrets:
         spec["imagePullSecrets"] = [{"name": name} for name in cluster.images.pull_secrets]
     return spec
-
-
-def _same(size: Mapping[str, str]) -> dict[str, Any]:
-    """Requests that are the limits too."""
-    return {"requests": dict(size), "limits": dict(size)}

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import kube_http
-from kube_http import KINDS, NAMESPACE, PODS, RAYJOBS, Json
+from kube_http import EVENTS, KINDS, NAMESPACE, PODS, RAYJOBS, Json
 
 Act = Callable[["KubeApi", Json], None]
 """What happens to a RayJob; given the stand-in and the job as it was made."""
@@ -76,6 +76,17 @@ def suffered(api: KubeApi) -> bool:
     return not any(fault.times for fault in api.faults if fault.method != "DELETE")
 
 
+def told(reason: str, message: str, kind: str = "RayCluster", node: str = "", **more: Any) -> Act:
+    """KubeRay, or a kubelet, tells something of the job's RayCluster or of a pod of it, and Kubernetes keeps it."""
+
+    def act(api: KubeApi, job: Json) -> None:
+        name = f"{job['metadata']['name']}-b9w4d{node}"
+        about = {"reason": reason, "message": message, "involvedObject": {"kind": kind, "name": name}} | more
+        api.put(EVENTS, {"metadata": {"name": f"{name}.{api.version}"}} | about)
+
+    return act
+
+
 def deleted(api: KubeApi, job: Json) -> None:
     """Somebody deletes the job."""
     api.remove(RAYJOBS, job["metadata"]["name"])
@@ -107,7 +118,7 @@ class KubeApi:
     faults: list[Fault] = field(default_factory=list)
     finalizer_s: float = 0.0
     """How long a job that is deleted stays, with a deletionTimestamp."""
-    objects: dict[str, dict[str, Json]] = field(default_factory=lambda: {RAYJOBS: {}, PODS: {}})
+    objects: dict[str, dict[str, Json]] = field(default_factory=lambda: {RAYJOBS: {}, PODS: {}, EVENTS: {}})
     logs: dict[str, list[bytes]] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
     made: list[Json] = field(default_factory=list)

@@ -17,7 +17,12 @@ Json = dict[str, Any]
 NAMESPACE = "mill"
 RAYJOBS = f"/apis/ray.io/v1/namespaces/{NAMESPACE}/rayjobs"
 PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
-KINDS = {RAYJOBS: ("RayJob", "ray.io/v1", "rayjobs"), PODS: ("Pod", "v1", "pods")}
+EVENTS = f"/api/v1/namespaces/{NAMESPACE}/events"
+KINDS = {
+    RAYJOBS: ("RayJob", "ray.io/v1", "rayjobs"),
+    PODS: ("Pod", "v1", "pods"),
+    EVENTS: ("Event", "v1", "events"),
+}
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -33,7 +33,7 @@ from imagemill.components.store.fingerprint import digest
 from imagemill.components.store.manifest import read_dataset
 from imagemill.components.store.step import Parser, add_flag
 from imagemill.components.store.workspace import Workspace
-from imagemill.pipelines import joblog, kube, launcher, resizing
+from imagemill.pipelines import joblog, kube, launcher, ray_pods, resizing
 from imagemill.pipelines.cluster import from_values
 from imagemill.pipelines.pod_settings import VARIABLE
 
@@ -43,6 +43,8 @@ WORDS = ["python", "-m", "imagemill.components.resize"]
 SPLITS = ("train", "train", "val", "test")
 _NUMBERS = itertools.count()
 """Of workspaces: what moto holds outlives its server."""
+WORKFLOW = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "name": "training-x7k2p", "uid": "uid-workflow"}
+"""What Argo makes the owner of each pod of a run."""
 NEW: tuple[Act, ...] = (status(""), status("Initializing"))
 STARTED = (*NEW, status("Running"), status("Running", "PENDING"), status("Running", "RUNNING"))
 DONE = (status("Running", "SUCCEEDED"), status("Complete", "SUCCEEDED"))
@@ -122,13 +124,15 @@ def served(folder: Path) -> Iterator[KubeApi]:
         for module, name, seconds in (
             (launcher, "AGAIN_S", 0.02), (joblog, "AGAIN_S", 0.05), (launcher, "WATCH_S", 2), (kube, "SILENT_S", 5.0),
             (launcher, "LAST_WORDS_S", 5), (launcher, "DELETE_S", 2.0), (launcher, "LOOK_S", 1.0),
+            (ray_pods, "PODS_S", 0.1),
         ):  # fmt: skip
             patch.setattr(module, name, seconds)
         for name in ("KFP_POD_NAME", "ARGO_POD_NAME", "POD_NAME"):
             patch.delenv(name, raising=False)
         (folder / "namespace").write_text(NAMESPACE)
         patch.setattr(kube, "ACCOUNT", folder)
-        made.put(PODS, {"metadata": {"name": "resize-pod"}, "spec": {"serviceAccountName": "default-editor"}})
+        about = {"name": "resize-pod", "ownerReferences": [WORKFLOW | {"controller": True, "blockOwnerDeletion": True}]}
+        made.put(PODS, {"metadata": about, "spec": {"serviceAccountName": "default-editor"}})
         patch.setenv("KUBECONFIG", str(made.kubeconfig(folder)))
         patch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
         patch.setenv("HOSTNAME", "resize-pod")

@@ -171,6 +171,7 @@ def test_rights_of_the_kind_overlay(kind: list[Json]) -> None:
             RESULTS: {"create", "patch"},
             **ARTIFACT_GC,
             RAYJOBS: {"create", "delete", "get", "list", "patch"},
+            ("", "events", ""): {"list"},
         },
         "seaweedfs-setup": {("", "secrets", ""): {"create"}, ("", "secrets", "imagemill-store"): {"get"}},
     }

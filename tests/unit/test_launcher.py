@@ -12,6 +12,7 @@ from kube_http import NAMESPACE, PODS
 from launching import (
     DONE,
     STARTED,
+    WORKFLOW,
     Work,
     config_of,
     job_made,
@@ -26,6 +27,7 @@ from imagemill.components.store.errors import EXIT_TRANSIENT, EXIT_USER
 from imagemill.components.store.manifest import ready
 from imagemill.components.store.step import Context
 from imagemill.components.store.workspace import Workspace
+from imagemill.pipelines.launcher import WATCHER
 from imagemill.pipelines.rayjob import job_name
 
 ODD_RUN = """run '"$(touch x)`touch x`;touch x&"""
@@ -64,18 +66,28 @@ def test_the_command_line_is_the_steps(
     assert not list(tmp_path.rglob("x"))
 
 
-def test_the_job_is_the_pods_and_goes_with_it(api: KubeApi, work: Work, made: Work) -> None:
+def test_the_job_is_the_workflows_and_goes_with_it(api: KubeApi, work: Work, made: Work) -> None:
+    """Not with the step's pod, whose next try finds it again."""
     api.acts = [(*STARTED, job_made(made), *DONE)]
     found = launch(work, run=ODD_RUN)
     [job] = api.made
     assert job["metadata"]["name"] == job_name(ODD_RUN, found.record["fingerprint"])
     assert job["metadata"]["namespace"] == NAMESPACE
-    uid = api.objects[PODS]["resize-pod"]["metadata"]["uid"]
-    assert job["metadata"]["ownerReferences"] == [{"apiVersion": "v1", "kind": "Pod", "name": "resize-pod", "uid": uid}]
+    assert job["metadata"]["ownerReferences"] == [WORKFLOW]
+    assert job["metadata"]["annotations"] == {WATCHER: api.objects[PODS]["resize-pod"]["metadata"]["uid"]}
     assert "hunter2" not in json.dumps(job) + found.stderr
     [deletion] = api.deletions
     assert deletion["propagationPolicy"] == "Foreground"
     assert deletion["preconditions"] == {"uid": job["metadata"]["uid"]}
+
+
+def test_the_job_of_a_pod_without_a_workflow_is_the_pods(api: KubeApi, work: Work, made: Work) -> None:
+    api.put(PODS, {"metadata": {"name": "resize-pod"}, "spec": {}})
+    api.acts = [(*STARTED, job_made(made), *DONE)]
+    assert launch(work).code == 0
+    uid = api.objects[PODS]["resize-pod"]["metadata"]["uid"]
+    [owner] = api.made[0]["metadata"]["ownerReferences"]
+    assert owner == {"apiVersion": "v1", "kind": "Pod", "name": "resize-pod", "uid": uid}
 
 
 def test_what_is_there_needs_no_cluster(work: Work, made: Work, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +126,7 @@ def test_a_folder_is_not_seen_by_a_cluster(tmp_path: Path) -> None:
 def test_the_device_is_decided_by_rays_workers(gpu: int, device: str, api: KubeApi, work: Work) -> None:
     """And said to the job, so that what it makes has the name that was looked for."""
     api.acts = [(*STARTED, *DONE)]
-    cluster = {"ray": {"workers": {"pod": {"gpu": gpu}}}}
+    cluster = {"ray": {"workers": {"minimum": 0, "pod": {"gpu": gpu}}}}
     launch(work, cluster, config={"resize": {"device": "auto", "gpu_pixels": 1}})
     [job] = api.made
     assert config_of(job).device == device

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import launching
 import pytest
-from kube_api import Act, KubeApi, deleted, status, submitter
-from kube_http import PODS, Json
+from kube_api import Act, Fault, KubeApi, deleted, status, submitter, told, until
+from kube_http import EVENTS, PODS, Json
 from launching import (
     DONE,
     NEW,
@@ -95,6 +95,52 @@ def test_how_a_job_ends_without_tensors(name: str, api: KubeApi, work: Work) -> 
     if code == EXIT_USER:  # a retry of KFP's fails at once, with the same message
         again = launch(work)
         assert again.code == code and said in again.record["error"] and len(api.made) == 1
+
+
+LOST = status("Failed", "RUNNING", reason="SubmissionFailed", message="Job has reached the specified backoff limit")
+HEAD_DELETED = (
+    "Deleted head Pod mill/x; Pod status: Failed; Pod restart policy: Never; Ray container terminated status: "
+    "&ContainerStateTerminated{{ExitCode:{},Signal:0,Reason:{},Message:,StartedAt:x,FinishedAt:x,ContainerID:x,}}"
+)
+
+
+def test_the_error_says_why_a_head_died_that_is_gone(api: KubeApi, work: Work) -> None:
+    """KubeRay has deleted its pod at once; its event of that stays."""
+    api.acts = [(*STARTED, told("DeletedHeadPod", HEAD_DELETED.format(139, "Error")), LOST)]
+    found = launch(work)
+    assert found.code == EXIT_TRANSIENT and "head: ray-head: Error (exit code 139)" in found.record["error"]
+
+
+def test_a_head_with_too_little_memory_is_not_tried_again(api: KubeApi, work: Work) -> None:
+    api.acts = [(*STARTED, told("DeletedHeadPod", HEAD_DELETED.format(137, "OOMKilled")), LOST)]
+    found = launch(work)
+    assert found.code == EXIT_USER and "cluster (ray.head.memory): expected enough" in found.record["error"]
+
+
+def test_a_job_that_lost_its_workers_says_why_they_died(api: KubeApi, work: Work) -> None:
+    """The job knows only that they are gone."""
+    worker = HEAD_DELETED.format(137, "OOMKilled").replace("head", "worker", 1)
+    failed = status("Failed", "FAILED", reason="AppFailed")
+    api.acts = [(*STARTED, told("DeletedWorkerPod", worker), job_failed(75, "lost its worker 20 times"), failed)]
+    found = launch(work)
+    assert found.code == EXIT_TRANSIENT
+    assert "20 times; worker: ray-worker: OOMKilled (exit code 137): it took more than ray.workers" in str(found.record)
+
+
+def test_without_the_right_to_list_events_the_error_is_the_jobs(api: KubeApi, work: Work) -> None:
+    api.acts, api.faults = [(*STARTED, LOST)], [Fault("GET", EVENTS, 403, "events is forbidden", 9)]
+    found = launch(work)
+    assert found.code == EXIT_TRANSIENT and "backoff limit" in found.record["error"]
+
+
+def test_what_pods_wait_for_is_said_once_while_they_wait(api: KubeApi, work: Work, made: Work) -> None:
+    labels = {RUN_LABEL: RUN, "app.kubernetes.io/component": "resize", "ray.io/node-type": "worker",
+              "ray.io/cluster": "c"}  # fmt: skip
+    waits = [{"type": "PodScheduled", "status": "False", "message": "0/1 nodes are available: 1 Insufficient cpu."}]
+    api.put(PODS, {"metadata": {"name": "worker", "labels": labels}, "status": {"conditions": waits}})
+    api.acts = [(*NEW, until(lambda api: len(api.asked("GET", "component")) > 3), *STARTED, job_made(made), *DONE)]
+    found = launch(work)
+    assert found.code == 0 and found.stderr.count("worker: not scheduled: 0/1 nodes are available") == 1
 
 
 SUCCESSES: dict[str, Sequence[Act]] = {

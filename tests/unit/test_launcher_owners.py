@@ -7,46 +7,67 @@ import os
 import signal
 import threading
 import time
+from typing import Any
 
 import launching
 import pytest
-from kube_api import Act, Fault, KubeApi, deleted, pause, status, submitter
+from kube_api import Act, Fault, KubeApi, deleted, pause, status, submitter, told, until
 from kube_http import PODS, RAYJOBS, Json
 from launching import (
     DONE,
     RUN,
     STARTED,
+    WORKFLOW,
     Work,
     job_failed,
     job_made,
     launch,
 )
 
+from imagemill.components.resize.ray_job import write_waiting_record
 from imagemill.components.store.errors import EXIT_TRANSIENT, EXIT_USER
+from imagemill.components.store.step import Context
+from imagemill.components.store.workspace import Workspace
 from imagemill.pipelines import launcher
 from imagemill.pipelines.cluster import RUN_LABEL, from_values
+from imagemill.pipelines.launcher import WATCHER
+from imagemill.pipelines.ray_cleanup import clean_up
 
 s3, api, made, work = launching.s3, launching.api, launching.made, launching.work
 
 
-def test_a_job_of_an_earlier_try_is_adopted(api: KubeApi, work: Work, made: Work) -> None:
-    """The pod that made it was lost: the next one finds it by its name, and it does not go with the lost pod."""
-    api.acts = [(*STARTED, pause(0.3), deleted)]
+def earlier(api: KubeApi, work: Work, **metadata: Any) -> Json:
+    """A job as an earlier try has made it, whose pod is lost: ready to be put there again."""
+    api.acts = [(*STARTED, deleted)]
     assert launch(work).code == EXIT_TRANSIENT
     [job] = api.made
-    job = json.loads(json.dumps(job))
-    job["metadata"]["ownerReferences"][0] |= {"name": "lost", "uid": "uid-lost"}
-    job.pop("status", None)
+    copy: Json = json.loads(json.dumps(job))
+    copy["metadata"] |= {"annotations": {WATCHER: "uid-lost"}} | metadata
+    copy.pop("status", None)
+    return copy
+
+
+@pytest.mark.parametrize("kind", ["Workflow", "Pod"])
+def test_a_job_of_an_earlier_try_is_adopted(kind: str, api: KubeApi, work: Work, made: Work) -> None:
+    """The pod that made it was lost: the next one finds it by its name, and it does not go with the lost pod."""
+    lost = {"apiVersion": "v1", "kind": "Pod", "name": "lost", "uid": "uid-lost"}
+    job = earlier(api, work, ownerReferences=[WORKFLOW if kind == "Workflow" else lost])
+    seen: list[Json] = []
+
+    def look(api: KubeApi, job: Json) -> None:
+        seen.append(json.loads(json.dumps(api.objects[RAYJOBS][job["metadata"]["name"]]["metadata"])))
+
     api.acts = [
-        (*STARTED, submitter("[resize] 1 image"), pause(0.1), job_made(made), submitter(phase="Succeeded"), *DONE)
-    ]
+        (*STARTED, submitter("[resize] 1 image"), until(lambda api: bool(api.asked("PATCH", RAYJOBS))), look,
+         job_made(made), submitter(phase="Succeeded"), *DONE)
+    ]  # fmt: skip
     api.play(api.put(RAYJOBS, job))
     found = launch(work)
     assert found.code == 0 and "is there already" in found.stderr and "[resize] 1 image" in found.stderr
     assert len(api.asked("POST", RAYJOBS)) == 1
-    [patched] = [one for one in api.events if one[1:3] == (RAYJOBS, "MODIFIED")
-                 and len(one[3]["metadata"]["ownerReferences"]) == 2][:1]  # fmt: skip
-    assert [one["name"] for one in patched[3]["metadata"]["ownerReferences"]] == ["lost", "resize-pod"]
+    [about] = seen
+    assert about["annotations"][WATCHER] == api.objects[PODS]["resize-pod"]["metadata"]["uid"]
+    assert about["ownerReferences"] == ([WORKFLOW] if kind == "Workflow" else [lost, WORKFLOW])
 
 
 @pytest.mark.parametrize(
@@ -103,29 +124,49 @@ def test_sigterm_takes_the_job_with_it(api: KubeApi, work: Work, monkeypatch: py
     assert time.monotonic() - began < launcher.LAST_WORDS_S / 2
 
 
-def own(api: KubeApi, job: Json, *pods: str) -> None:
-    """Pods own the job."""
-    owners = [{"apiVersion": "v1", "kind": "Pod", "name": name, "uid": api.objects[PODS][name]["metadata"]["uid"]}
-              for name in pods]  # fmt: skip
-    api.update(RAYJOBS, job["metadata"]["name"], {"metadata": {"ownerReferences": owners}})
+GOING: dict[str, Act] = {
+    "deleted": lambda api, job: api.update(
+        PODS, "resize-pod", {"metadata": {"deletionTimestamp": "2026-11-21T00:00:00Z"}}
+    ),
+    "evicted": lambda api, job: api.update(
+        PODS, "resize-pod", {"status": {"conditions": [{"type": "DisruptionTarget", "status": "True"}]}}
+    ),
+    "gone": lambda api, job: api.remove(PODS, "resize-pod"),
+    "made again": lambda api, job: api.put(PODS, {"metadata": {"name": "resize-pod"}}),
+}
 
 
-@pytest.mark.parametrize(
-    ("other", "left"),
-    [({"status": {"phase": "Running"}}, True), ({"status": {"phase": "Failed"}}, False),
-     ({"metadata": {"deletionTimestamp": "2026-11-21T00:00:00Z"}}, False)],
-)  # fmt: skip
-def test_a_job_that_another_try_has_taken_over_is_left_to_it(api: KubeApi, work: Work, other: Json, left: bool) -> None:
-    """This pod's node was away, and comes back to be told that its pods are gone."""
+@pytest.mark.parametrize("how", GOING)
+def test_a_pod_that_is_deleted_leaves_its_job_to_the_next_try(how: str, api: KubeApi, work: Work, made: Work) -> None:
+    """The work of Ray's cluster goes on while Argo makes another pod, which finds the job by its name."""
+    api.acts = [
+        (*STARTED, GOING[how], terminate, until(lambda api: bool(api.asked("PATCH", RAYJOBS))), job_made(made), *DONE)
+    ]
+    found = launch(work)
+    assert found.code == EXIT_TRANSIENT and "goes on, and the next try finds it" in found.record["error"]
+    assert len(api.objects[RAYJOBS]) == 1 and not api.deletions
+    api.put(PODS, {"metadata": {"name": "resize-pod", "ownerReferences": [WORKFLOW]}, "spec": {}})
+    again = launch(work)
+    assert again.code == 0 and "is there already" in again.stderr and len(api.made) == 1, again.stderr
+
+
+def test_a_pod_without_a_workflow_takes_its_job_with_it(api: KubeApi, work: Work) -> None:
+    api.put(PODS, {"metadata": {"name": "resize-pod"}, "spec": {}})
+    api.acts = [(*STARTED, GOING["deleted"], terminate, pause(60))]
+    found = launch(work)
+    assert found.code == EXIT_TRANSIENT and "and the RayJob" in found.record["error"]
+
+
+def test_a_job_that_another_try_has_taken_over_is_left_to_it(api: KubeApi, work: Work) -> None:
+    """This pod's node was away: the run's next pod has found the job meanwhile."""
 
     def take_over(api: KubeApi, job: Json) -> None:
-        api.put(PODS, {**other, "metadata": {"name": "next", **other.get("metadata", {})}})
-        own(api, job, "resize-pod", "next")
+        api.update(RAYJOBS, job["metadata"]["name"], {"metadata": {"annotations": {WATCHER: "uid-next"}}})
 
     api.acts = [(*STARTED, take_over, terminate, pause(1))]
     found = launch(work)
-    assert found.code == EXIT_TRANSIENT
-    assert ("is left to the pod next" in found.record["error"]) == left == bool(api.objects[RAYJOBS])
+    assert found.code == EXIT_TRANSIENT and "is left to the pod that has taken it over" in found.record["error"]
+    assert len(api.objects[RAYJOBS]) == 1
     api.objects[RAYJOBS].clear()
 
 
@@ -161,12 +202,7 @@ def test_a_job_of_the_same_name_that_somebody_else_made_is_not_deleted(api: Kube
 
 
 def test_a_job_that_could_not_be_adopted_is_not_deleted(api: KubeApi, work: Work) -> None:
-    api.acts = [(*STARTED, deleted)]
-    launch(work)
-    job = json.loads(json.dumps(api.made[0]))
-    api.put(RAYJOBS, job)
-    api.put(PODS, {"metadata": {"name": "first"}, "status": {"phase": "Running"}})
-    own(api, job, "first")
+    job = api.put(RAYJOBS, earlier(api, work))
     status("Running", "RUNNING")(api, job)
     api.faults = [Fault("PATCH", RAYJOBS, 403, "rayjobs is forbidden", 9)]
     found = launch(work)
@@ -176,12 +212,37 @@ def test_a_job_that_could_not_be_adopted_is_not_deleted(api: KubeApi, work: Work
 
 
 def test_clean_up_deletes_what_is_the_runs(api: KubeApi) -> None:
-    cluster = from_values({}).to_json()
+    cluster = from_values({})
     for name, run in (("a", RUN), ("b", RUN), ("c", "run-2")):
         api.put(RAYJOBS, {"metadata": {"name": name, "labels": {RUN_LABEL: run}}})
-    assert launcher.clean_up(cluster, RUN) == ["a", "b"]
-    assert list(api.objects[RAYJOBS]) == ["c"] and launcher.clean_up(cluster, RUN) == []
+    assert clean_up(cluster, RUN) == ["a", "b"]
+    assert list(api.objects[RAYJOBS]) == ["c"] and clean_up(cluster, RUN) == []
     api.faults = [Fault("GET", RAYJOBS, 404, "404 page not found\n", 1)]
-    assert launcher.clean_up(cluster, "run-2") == []
-    assert launcher.clean_up(cluster, "run-2") == ["c"]
-    assert launcher.clean_up(from_values({"ray": {"mode": "pod"}}).to_json(), RUN) == []
+    assert clean_up(cluster, "run-2") == []
+    assert clean_up(cluster, "run-2") == ["c"]
+    assert clean_up(from_values({"ray": {"mode": "pod"}}), RUN) == []
+
+
+def test_clean_up_says_why_a_job_failed_that_nobody_followed(api: KubeApi, work: Work) -> None:
+    """As with Argo: the step's record says no more than that the job has not said how it ended."""
+    workspace = Workspace.open(work.workspace)
+    write_waiting_record("job", Context("resize", workspace, RUN, False))
+    job = api.put(RAYJOBS, {"metadata": {"name": "job", "labels": {RUN_LABEL: RUN}}})
+    status("Failed", "RUNNING", reason="SubmissionFailed", message="backoff limit")(api, job)
+    head = (
+        "Deleted head Pod mill/x; Pod status: Failed; Pod restart policy: Never; Ray container terminated status: nil"
+    )
+    told("DeletedHeadPod", head)(api, job)
+    assert clean_up(from_values({}), RUN, work.workspace) == ["job"]
+    record = work.record()
+    assert record["exit_code"] == EXIT_TRANSIENT and "head: ray-head: its pod failed" in record["error"]
+
+
+def test_clean_up_leaves_a_record_that_says_how_the_job_ended(api: KubeApi, work: Work) -> None:
+    api.acts = [(*STARTED, job_failed(2, "color: expected rgb"), status("Failed", "FAILED", reason="AppFailed"))]
+    launch(work)
+    before = work.record()
+    job = api.put(RAYJOBS, {"metadata": {"name": "job", "labels": {RUN_LABEL: RUN}}})
+    status("Failed", "FAILED")(api, job)
+    assert clean_up(from_values({}), RUN, work.workspace) == ["job"]
+    assert work.record() == before

@@ -92,16 +92,17 @@ def test_every_container_is_as_it_must_be(values: Json) -> None:
         assert spec["securityContext"]["runAsUser"] == 10001 and spec["restartPolicy"] == "Never"
         # Said, and not left to the account: ours says false, and without a token no worker would ever come.
         assert spec["automountServiceAccountToken"] == (where == "head"), "the autoscaler alone needs one"
+        assert (spec.get("terminationGracePeriodSeconds") == 5) == (where != "submitter")
         [container] = spec["containers"]
         size = container["resources"]
-        assert size["requests"] == size["limits"] and {"cpu", "memory", "ephemeral-storage"} <= set(size["limits"])
+        assert {"cpu", "memory", "ephemeral-storage"} <= set(size["requests"]) and "memory" in size["limits"]
         assert container["securityContext"]["readOnlyRootFilesystem"] is True
         mounts = {one["mountPath"]: one["name"] for one in container["volumeMounts"]}
         assert {"/scratch", "/tmp/ray"} <= set(mounts)
         assert sorted(mounts.values()) == sorted(volume["name"] for volume in spec["volumes"])
         assert container["image"] == DIGEST and "RAY_TMPDIR" in str(container["env"])
     autoscaler = job["spec"]["rayClusterSpec"]["autoscalerOptions"]
-    assert autoscaler["resources"]["requests"] == autoscaler["resources"]["limits"]
+    assert autoscaler["resources"]["requests"]["cpu"] == "100m" and "cpu" not in autoscaler["resources"]["limits"]
     assert {one["name"] for one in autoscaler["volumeMounts"]} <= {
         volume["name"] for volume in pods(job)["head"]["spec"]["volumes"]
     }
@@ -113,9 +114,11 @@ def test_workers_get_what_the_file_says() -> None:
     [group] = ray["workerGroupSpecs"]
     assert (group["replicas"], group["minReplicas"], group["maxReplicas"]) == (1, 1, 8), "a GPU has to be seen at once"
     spec = group["template"]["spec"]
-    assert spec["containers"][0]["resources"]["limits"] == {
-        "cpu": "8", "memory": "32Gi", "ephemeral-storage": "8Gi", "nvidia.com/gpu": "1"
-    }  # fmt: skip
+    assert spec["containers"][0]["resources"] == {
+        "requests": {"cpu": "6", "memory": "24Gi", "ephemeral-storage": "8Gi", "nvidia.com/gpu": "1"},
+        "limits": {"cpu": "8", "memory": "32Gi", "ephemeral-storage": "8Gi", "nvidia.com/gpu": "1"},
+    }
+    assert group["rayStartParams"]["num-cpus"] == "6"
     assert spec["nodeSelector"] == {"pool": "gpu"} and spec["tolerations"][0]["key"] == "nvidia.com/gpu"
     [shm] = [one["emptyDir"] for one in spec["volumes"] if one["name"] == "shm"]
     assert shm == {"medium": "Memory", "sizeLimit": "4Gi"}
@@ -123,13 +126,45 @@ def test_workers_get_what_the_file_says() -> None:
     assert ray["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     assert ray["enableInTreeAutoscaling"] is True and ray["autoscalerOptions"]["idleTimeoutSeconds"] == 60
     [cpu] = made(BARE)["spec"]["rayClusterSpec"]["workerGroupSpecs"]
-    assert (cpu["minReplicas"], cpu["maxReplicas"]) == (0, 4)
+    assert (cpu["minReplicas"], cpu["maxReplicas"]) == (1, 4)
+
+
+def test_cpu_is_promised_and_not_limited_unless_a_limit_is_said() -> None:
+    """A head of 200m that is throttled to them never starts; and Ray, unlimited, would take the node's cores."""
+    small = {"cpu": "200m", "memory": "1Gi"}
+    values = BARE | {"ray": {"version": "2.60.0", "head": small, "workers": {"pod": small}, "submitter": small,
+                             "autoscaler": {**small, "cpu_limit": "2", "memory_limit": "2Gi"}}}  # fmt: skip
+    job = made(values)
+    for template in pods(job).values():
+        size = template["spec"]["containers"][0]["resources"]
+        assert (size["requests"]["cpu"], size["limits"].get("cpu")) == ("200m", None)
+        assert size["requests"]["memory"] == size["limits"]["memory"] == "1Gi"
+    ray = job["spec"]["rayClusterSpec"]
+    size = ray["autoscalerOptions"]["resources"]
+    assert (size["requests"]["cpu"], size["limits"]["cpu"]) == ("200m", "2"), "a limit raises no request"
+    assert (size["requests"]["memory"], size["limits"]["memory"]) == ("1Gi", "2Gi")
+    [group] = ray["workerGroupSpecs"]
+    told = (ray["headGroupSpec"]["rayStartParams"]["num-cpus"], group["rayStartParams"]["num-cpus"])
+    assert told == ("0", "1"), "the head runs no task, a worker at least one"
+
+
+@pytest.mark.parametrize(("minimum", "gpu", "grows"), [(1, 0, True), (2, 0, False), (0, 0, True), (0, 1, True)])
+def test_the_autoscaler_runs_where_it_can_scale(minimum: int, gpu: int, grows: bool) -> None:
+    workers = {"minimum": minimum, "maximum": 2, "pod": {"gpu": gpu}}
+    job = made(BARE | {"ray": {"version": "2.60.0", "workers": workers}})
+    ray = job["spec"]["rayClusterSpec"]
+    assert ray["enableInTreeAutoscaling"] is ("autoscalerOptions" in ray) is grows
+    assert pods(job)["head"]["spec"]["automountServiceAccountToken"] is grows
+    [group] = ray["workerGroupSpecs"]
+    assert group["replicas"] == group["minReplicas"] == max(minimum, gpu)
+    manifests.check_custom(job)
 
 
 def test_ends_that_are_always_there() -> None:
     spec = made({"ray": {"version": "2.60.0", "deadline_seconds": 7200, "pending_seconds": 300}})["spec"]
     assert (spec["activeDeadlineSeconds"], spec["preRunningDeadlineSeconds"]) == (7200, 300)
-    assert spec["shutdownAfterJobFinishes"] is True and spec["ttlSecondsAfterFinished"] == 600
+    assert spec["shutdownAfterJobFinishes"] is True and spec["ttlSecondsAfterFinished"] == 0
+    assert made({"ray": {"version": "2.60.0", "ttl_seconds": 90}})["spec"]["ttlSecondsAfterFinished"] == 90
     assert spec["backoffLimit"] == 0 and spec["submitterConfig"] == {"backoffLimit": 0}
     spec = made({"ray": {"version": "2.60.0", "deadline_seconds": 0, "pending_seconds": 0}})["spec"]
     assert not {"activeDeadlineSeconds", "preRunningDeadlineSeconds"} & set(spec), "KubeRay takes no deadline of 0"
@@ -270,20 +305,94 @@ def test_exit_codes_of_failures(status: Json, code: int) -> None:
     assert failure("job", status).exit_code == code
 
 
-def test_what_pods_tell_of_a_failure() -> None:
-    def pod(kind: str, **status: Any) -> Json:
-        return {"metadata": {"name": "x", "labels": {"ray.io/node-type": kind}}, "status": status}
+def pod(kind: str, /, **status: Any) -> Json:
+    return {"metadata": {"name": "x", "labels": {"ray.io/node-type": kind}}, "status": status}
 
+
+def terminated(container: str, reason: str, code: int, state: str = "state", **more: Any) -> Json:
+    return {"name": container, state: {"terminated": {"exitCode": code, "reason": reason, **more}}}
+
+
+def event(reason: str, message: str, kind: str = "RayCluster", name: str = "job-x7k2p", **more: Any) -> Json:
+    return {"reason": reason, "message": message, "involvedObject": {"kind": kind, "name": name}} | more
+
+
+def test_what_pods_tell_of_a_failure() -> None:
     unscheduled = pod("worker", conditions=[{"type": "PodScheduled", "status": "False",
                                              "message": "0/3 nodes: Insufficient nvidia.com/gpu"}])  # fmt: skip
-    killed = pod("head", containerStatuses=[
-        {"name": "ray-head", "state": {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}}])  # fmt: skip
+    killed = pod("worker", containerStatuses=[terminated("ray-worker", "OOMKilled", 137)])
     waits = {"reason": "ErrImagePull", "message": "no such image"}
     unpulled = pod("head", containerStatuses=[{"name": "ray-head", "state": {"waiting": waits}}])
     well = pod("head", phase="Running", containerStatuses=[{"name": "ray-head", "state": {"running": {}}}])
     assert troubles([well]) == [] and not wrongly_named([well, unscheduled, killed])
     late = failure("job", {"reason": "PreRunningDeadlineExceeded"}, [unscheduled, unscheduled])
     assert late.exit_code == EXIT_TRANSIENT and str(late).count("Insufficient nvidia.com/gpu") == 1
-    assert "head: ray-head: OOMKilled (exit code 137)" in str(failure("job", {"reason": "AppFailed"}, [killed]))
+    text = str(failure("job", {"reason": "AppFailed"}, [killed]))
+    assert "worker: ray-worker: OOMKilled (exit code 137): it took more than ray.workers.pod.memory" in text
     named = failure("job", {"reason": "PreRunningDeadlineExceeded"}, [unpulled])
     assert named.exit_code == EXIT_USER and "no such image" in str(named)
+    evicted = pod("head", conditions=[{"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI",
+                                       "message": "Eviction API: evicting"}])  # fmt: skip
+    assert troubles([evicted]) == ["head: EvictionByEvictionAPI: Eviction API: evicting"]
+
+
+def test_a_pod_that_is_deleted_ends_its_containers_and_that_tells_nothing() -> None:
+    """Those of a job that has ended, above all; unless it was memory."""
+    last = terminated("ray-worker", "Error", 1, "lastState", message="no address")
+    assert troubles([pod("worker", containerStatuses=[last])]) == [
+        "worker: ray-worker: Error (exit code 1): no address"
+    ]
+    for container, reason, told in (("ray-worker", "Error", False), ("ray-head", "OOMKilled", True)):
+        ended = pod("head", containerStatuses=[terminated(container, reason, 137)])
+        ended["metadata"]["deletionTimestamp"] = "2026-11-22T10:00:00Z"
+        assert bool(troubles([ended])) == told
+    assert troubles([pod("", containerStatuses=[terminated("ray-job-submitter", "Error", 1)])]) == []
+
+
+@pytest.mark.parametrize(
+    ("container", "memory"),
+    [("ray-head", "ray.head.memory"), ("autoscaler", "ray.autoscaler.memory"),
+     ("ray-job-submitter", "ray.submitter.memory")],
+)  # fmt: skip
+def test_too_little_memory_is_the_files(container: str, memory: str) -> None:
+    """Of the head and what is beside it: no other try of the job has more."""
+    lost = {"reason": "SubmissionFailed", "message": "Job submission has failed."}
+    error = failure("job", lost, [pod("head", containerStatuses=[terminated(container, "OOMKilled", 137)])])
+    assert error.exit_code == EXIT_USER and f"cluster ({memory}): expected enough" in str(error)
+
+
+TERMINATED = (
+    "Deleted {} Pod vision/job-x7k2p-{}-abcde; Pod status: Failed; Pod restart policy: Never; Ray container terminated "
+    "status: &ContainerStateTerminated{{ExitCode:{},Signal:0,Reason:{},Message:{},StartedAt:2026-11-22 10:00:00 +0000 "
+    "UTC,FinishedAt:2026-11-22 10:01:00 +0000 UTC,ContainerID:containerd://0a,}}"
+)
+"""As KubeRay 1.4 to 1.7 write it."""
+
+
+def test_events_tell_of_pods_that_are_gone() -> None:
+    lost = {"reason": "SubmissionFailed", "message": "Job submission has failed.", "jobStatus": "RUNNING"}
+    head = event("DeletedHeadPod", TERMINATED.format("head", "head", 139, "Error", "core dumped,\nsee log"))
+    worker = event("DeletedWorkerPod", TERMINATED.format("worker", "workers-worker", 137, "OOMKilled", ""))
+    unready = event("Unhealthy", "Readiness probe failed", "Pod", "job-x7k2p-head-abcde", type="Warning")
+    scheduled = event("FailedScheduling", "0/1 nodes", "Pod", "job-x7k2p-workers-worker-abcde", type="Warning")
+    error = failure("job", lost, [], "", [head, worker, unready, scheduled])
+    assert error.exit_code == EXIT_TRANSIENT
+    assert "head: ray-head: Error (exit code 139): core dumped, see log" in str(error)
+    assert "worker: ray-worker: OOMKilled (exit code 137): it took more than ray.workers.pod.memory" in str(error)
+    assert "Readiness" not in str(error) and "0/1 nodes" not in str(error), "a job that ran had its nodes"
+    waited = failure("job", {"reason": "PreRunningDeadlineExceeded"}, [], "", [scheduled, unready])
+    assert "worker: not scheduled: 0/1 nodes" in str(waited) and "Readiness" not in str(waited)
+    evicted = event("DeletedHeadPod", "Deleted head Pod vision/x; Pod status: Failed; Pod restart policy: Never; Ray "
+                    "container terminated status: nil")  # fmt: skip
+    assert troubles([], [evicted]) == ["head: ray-head: its pod failed"]
+    scaled = event("DeletedWorkerPod", "Deleted worker Pod vision/x for group workers: scaling down")
+    assert troubles([], [scaled]) == []
+
+
+@pytest.mark.parametrize("more", [{"series": {"count": 2}}, {"count": 2}, {}])
+def test_a_head_that_was_made_twice_was_lost(more: Json) -> None:
+    """Whoever deletes it leaves no event; that KubeRay makes another one does."""
+    made_one = event("CreatedHeadPod", "Created head Pod vision/job-x7k2p-head-abcde")
+    assert troubles([], [made_one]) == []
+    again = [made_one | more] if more else [made_one, made_one]
+    assert troubles([], again) == ["head: its pod was lost (deleted, evicted, or with its node) and made anew"]
