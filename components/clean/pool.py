@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from ..store.errors import MillError, TransientError, error_for_exit_code
 from ..store.manifest import Dataset
-from ..store.parallel import cores, ordered
+from ..store.parallel import ordered, workers_that_fit
 from ..store.progress import Progress
 from ..store.runner import RUNNER_PID
 from .shard import CleanedShard, RowRules, clean_shard
@@ -23,13 +23,15 @@ from .slices import SLICE_BYTES, Slice
 from .worker import JOBS_AT_A_TIME, rules_to_record
 
 Work = Callable[[Slice], CleanedShard]
+WORKER_BYTES = 3 * 2**27
+"""Memory of one worker process: its libraries, and two slices' images."""
 
 
 def clean_slices(
     raw: Dataset, parts: list[Slice], uri: str, rules: RowRules, progress: Progress
 ) -> Iterator[tuple[Slice, CleanedShard]]:
     """Every slice with what it gave, in their order. In memory are two slices' images a process, about 150 MB."""
-    workers = rules.config.clean_workers or cores()
+    workers = rules.config.clean_workers or workers_that_fit(WORKER_BYTES)
     processes = min(workers, len(parts))
     if processes < 2 or sum(part.bytes for part in parts) <= SLICE_BYTES:
         turn = threading.Lock()

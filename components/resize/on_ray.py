@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeVar
 
 from ..store import uri as uris
 from ..store.errors import MillError, TransientError, UserError
-from ..store.parallel import cores, memory_limit
+from ..store.parallel import workers_that_fit
 from ..store.progress import say
 from . import remains
 from .config import VERSION
@@ -131,18 +131,12 @@ def _clear(session: str, processes: list[remains.Process]) -> None:
 _QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
 
 
-def workers_that_fit(cores: int, memory: int) -> int:
-    """Return the number of Ray's workers: one a core, as far as `memory` bytes go. A pod without a CPU limit sees all
-    cores of its node, and has memory for few of them."""
-    return max(1, min(cores, (memory - RAY_BYTES) // WORKER_BYTES))
-
-
 def _start(workers: int | None, gpus: int) -> str:
     """Ray in this process; the folder of its session."""
     with said_address("local"):
         import ray
 
-        number = workers or workers_that_fit(cores(), memory_limit())
+        number = workers or workers_that_fit(WORKER_BYTES, RAY_BYTES)
         try:
             # `local`: never join a cluster that somebody left running. Nothing large goes through the store.
             started: Any = ray.init(

@@ -78,6 +78,12 @@ def memory_limit() -> int:
     return min(machine, *_cgroup("memory.max"), *_cgroup("memory/memory.limit_in_bytes"), machine)
 
 
+def workers_that_fit(each: int, base: int = 0) -> int:
+    """Return a number of worker processes: one a core, as far as the memory goes, of which a worker takes `each` bytes
+    and what is not theirs `base`. A pod without a CPU limit sees all cores of its node, and has memory for few."""
+    return max(1, min(cores(), (memory_limit() - base) // each))
+
+
 def _cgroup(name: str) -> list[int]:
     """The numbers in a file of this process's cgroup, of version 2 or 1; none where it says no limit (`max`, -1)."""
     try:

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imagemill.components.resize.on_ray import workers_that_fit
+from imagemill.components.clean import pool
+from imagemill.components.resize import on_ray
 from imagemill.components.store import parallel
 from imagemill.components.store.errors import MillError
-from imagemill.components.store.parallel import cores, memory_limit, ordered
+from imagemill.components.store.parallel import cores, memory_limit, ordered, workers_that_fit
 
 
 def mill_threads() -> list[threading.Thread]:
@@ -155,8 +156,13 @@ def test_a_containers_limits_are_read(
     assert cores() == (1 if limited else len(os.sched_getaffinity(0)))
 
 
-def test_rays_workers_have_room_in_the_memory() -> None:
-    """A pod of 3 GiB without a CPU limit, on a node of 64 cores."""
-    found = [workers_that_fit(64, gigabytes * 2**30) for gigabytes in (1, 2, 3, 8, 128)]
+def test_workers_have_room_in_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's in a pod of 3 GiB without a CPU limit, on a node of 64 cores."""
+    monkeypatch.setattr(parallel, "cores", lambda: 64)
+    found = []
+    for gigabytes in (1, 2, 3, 8, 128):
+        monkeypatch.setattr(parallel, "memory_limit", lambda size=gigabytes * 2**30: size)
+        found.append(workers_that_fit(on_ray.WORKER_BYTES, on_ray.RAY_BYTES))
     assert found == [1, 1, 2, 9, 64]
-    assert workers_that_fit(2, 24 * 2**30) == 2
+    monkeypatch.setattr(parallel, "cores", lambda: 2)
+    assert workers_that_fit(pool.WORKER_BYTES) == 2
