@@ -22,6 +22,8 @@ POLL_S, SLOW_POLL_S = 5.0, 20.0
 PATIENCE_S = 30 * 60.0
 """So long the service may be away while a run is followed."""
 ENDED = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
+NOT_REACHED = "NOT_REACHED"
+"""Of a task that Argo omits, for one before it has failed: the API gives it no state."""
 _MACHINERY = ("root", "executor")
 _NODE = re.compile(r"(?P<name>.+?)(?:\((?P<number>\d+)\))?")
 _WHOLE = sys.maxsize
@@ -79,7 +81,7 @@ def follow(service: Service, run: str) -> Any:
 
 def _show_changes(run: Any, shown: dict[str, str]) -> None:
     for name, state, seconds in [*tasks(run), ("run", run.state or "PENDING", took(run))]:
-        if shown.get(name) == state or state == "RUNTIME_STATE_UNSPECIFIED":
+        if shown.get(name) == state or state in (NOT_REACHED, "RUNTIME_STATE_UNSPECIFIED"):
             continue
         shown[name] = state
         word = state.lower().replace("_", " ")
@@ -106,7 +108,7 @@ def tasks(run: Any) -> list[tuple[str, str, float | None]]:
         last = max(tries, key=lambda one: one[0])[1]
         ended = moment(last.end_time)
         seconds = (ended - started).total_seconds() if ended and ended >= started else None
-        rows.append((started, (name, last.state or "PENDING", seconds)))
+        rows.append((started, (name, last.state, seconds) if last.state else (name, NOT_REACHED, None)))
     return [row for _, row in sorted(rows, key=lambda row: row[0])]
 
 

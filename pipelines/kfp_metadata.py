@@ -99,7 +99,8 @@ def read_executions(call: Call, run: str) -> list[Execution]:
     tasks = []
     for execution in sorted(executions, key=lambda one: int(one.id)):
         properties = _text(execution)
-        if name := properties.get("task_name"):  # the whole run is an execution, too, and has none
+        name = properties.get("task_name", "")
+        if "pod_name" in properties:  # the run and its groups of tasks are executions as well, without pods
             state = STATES[execution.last_known_state] if execution.last_known_state < len(STATES) else STATES[0]
             kept = tuple(sorted(logs.get(execution.id, []), key=lambda one: one.id))
             tasks.append(

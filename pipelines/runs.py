@@ -211,5 +211,5 @@ def _steps(states: dict[str, tuple[str, float | None]], records: dict[str, dict[
         cached = ", cached" if record.get("state") == "cached" else ""
         code = f", exit code {record['exit_code']}" if record.get("exit_code") else ""
         result = str(record.get("error") or record.get("uri") or "")
-        lines.append((name, state.lower() + code + cached, took, result))
+        lines.append((name, state.lower().replace("_", " ") + code + cached, took, result))
     return _columns(lines)

@@ -22,6 +22,8 @@ from urllib.parse import unquote
 import yaml
 from kfp_kept import Kept
 
+from imagemill.components.store.config import STEPS
+
 API = "/apis/v2beta1"
 NEVER = "1970-01-01T00:00:00Z"
 KEYS = {
@@ -364,6 +366,9 @@ def _nodes(run: str, tasks: dict[str, str], now: str, retries: bool) -> Iterator
     for each try, and one for all."""
     for name, state in [("imagemill-training-x7k2p", "RUNNING"), ("root", "RUNNING"), ("root-driver", "SUCCEEDED")]:
         yield {"run_id": run, "task_id": str(uuid.uuid4()), "display_name": name, "state": state, "start_time": now}
+    omitted = ("FAILED" in tasks.values()) and [step for step in STEPS if step not in tasks]
+    for name in omitted or ():  # without a state
+        yield {"run_id": run, "task_id": str(uuid.uuid4()), "display_name": name, "start_time": now, "end_time": now}
     for name, state in tasks.items():
         for node in (f"{name}-driver", name, "executor", *((f"{name}(0)", "executor(0)") if retries else ())):
             done = {"end_time": now if state in ("SUCCEEDED", "FAILED") else NEVER}

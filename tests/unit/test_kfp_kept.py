@@ -72,6 +72,7 @@ def test_a_failed_step_is_told_by_the_exit_steps_summary(mill: Commands) -> None
     assert "credentials" not in ran.err and "can't be read" not in ran.err
     shown = mill("runs", last_run(mill))
     assert "failed, exit code 2" in shown.out and "color: expected one of rgb" in shown.out and shown.code == 0
+    assert "resize    not reached" in shown.out and "resize" not in ran.err
     assert "failed at clean" in mill("runs").out
 
 
