@@ -1,8 +1,8 @@
 """The DAG: download → clean → resize → train → evaluate → promote, the same on every runner.
 
-There are no conditions: a step with nothing to do returns at once. KFP's own cache is off, for its key knows
-neither the image's digest nor the source; the manifests do what it would. For a cluster the same DAG has pods, retries
-for those that are lost, deadlines, and an exit step.
+A step with nothing to do returns at once. KFP's own cache is off, for its key knows neither the image's digest nor the
+source; the manifests do what it would. For a cluster the same DAG has pods, retries for those that are lost, deadlines,
+an exit step, and one condition: nothing comes after download where nothing has changed.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from kfp import dsl
 
 from ..components.store.manifest import code_version
-from . import steps
+from . import kfp_executor, steps
 from .cluster import Cluster
+from .kfp_executor import ENTRY_POINT
 from .kfp_pods import Here, OnCluster
 from .kfp_server import knows_choices
 from .parameters import Chosen, Parameter, form_parameters, form_value
@@ -63,9 +64,19 @@ def build(cluster: Cluster | None = None, chosen: Chosen | None = None) -> Any:
     training.__doc__ = docstring(form)
     decorated = dsl.pipeline(name=NAME, display_name="Imagemill training", pipeline_config=on.config())
     pipeline = decorated(training)
+    if cluster is not None:
+        _quiet_executors(pipeline.pipeline_spec)
     if cluster is not None and knows_choices(cluster.kfp.version):
         _add_choices(pipeline.pipeline_spec, form)
     return pipeline
+
+
+def _quiet_executors(spec: pipeline_spec_pb2.PipelineSpec) -> None:
+    """Let the pods start KFP's executor by way of ours: else a step's log begins with all of its input."""
+    for executor in spec.deployment_spec["executors"].values():
+        command = executor["container"]["command"]
+        for index, word in enumerate(command):
+            command[index] = word.replace(f"-m {ENTRY_POINT}", f"-m {kfp_executor.__name__}")
 
 
 def _add_choices(spec: pipeline_spec_pb2.PipelineSpec, form: Mapping[str, Parameter]) -> None:

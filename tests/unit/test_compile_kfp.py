@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -384,3 +387,17 @@ def test_images_must_be_named_by_digest(tmp_path: Path) -> None:
         from_values({"images": {"cpu": "registry.example/mill/cpu:latest"}})
     compile_kfp(choose({}), tmp_path / "p.yaml", from_values({"images": {"tags_allowed": True}}))
     assert container(documents(tmp_path / "p.yaml")[0], "clean")["image"].startswith("imagemill-cpu:")
+
+
+def test_a_steps_log_has_none_of_the_executors_lines(package: Any, tmp_path: Path) -> None:
+    """What KFP's pages show of a step begins with what the step says, not with all of its input."""
+    spec, _ = documents(package("default"))
+    for step in (*STEPS, "finish"):
+        command = " ".join(container(spec, step)["command"])
+        assert "-m imagemill.pipelines.kfp_executor" in command and "executor_main" not in command
+    (tmp_path / "c.py").write_text("def greet(name: str):\n    print('hello', name)\n")
+    told = {"inputs": {"parameterValues": {"name": "you"}}, "outputs": {"outputFile": str(tmp_path / "out.json")}}
+    flags = ["--component_module_path", str(tmp_path / "c.py"), "--function_to_execute", "greet"]
+    words = [sys.executable, "-m", "imagemill.pipelines.kfp_executor", *flags, "--executor_input", json.dumps(told)]
+    done = subprocess.run(words, capture_output=True, text=True, env=os.environ | {"_KFP_RUNTIME": "true"})
+    assert (done.returncode, done.stdout) == (0, "hello you\n"), done.stderr
