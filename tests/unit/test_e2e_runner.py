@@ -116,7 +116,16 @@ def check_all_passes(world: World, *only: str, **options: Any) -> dict[str, dict
     code, rows = world.run(*only, **options)
     assert [name for name, row in rows.items() if row["outcome"] == "failed"] == [], rows
     skipped = {name for name, row in rows.items() if row["outcome"] == "skipped"}
-    assert skipped <= {"gpus", "argo-gpu", "kfp-gpu", "argo-policies", "kfp-policies", "other-policy", "kfp-pages"}
+    assert skipped <= {
+        "gpus",
+        "argo-gpu",
+        "kfp-gpu",
+        "argo-policies",
+        "kfp-policies",
+        "argo-other-policy",
+        "kfp-other-policy",
+        "kfp-pages",
+    }
     assert code == 0 and rows["argo"]["note"] == "Argo Workflows v3.7.2"
     assert world.left() == [] and not [file for file in (world.folder / "store").rglob("*") if file.is_file()]
     assert "theirs" in world.cluster.objects["workflows"]
@@ -399,14 +408,15 @@ def test_the_controllers_policy_is_read_and_changed_for_a_while(world: World, mo
     monkeypatch.setattr(controllers, "_RELOAD_S", 0.0)
     world.play.seconds = {"lost-pod": {"download": 60.0}}
     before = json.dumps(world.cluster.documents[CONTROLLER])
-    code, rows = world.run("controller", "other-policy", change_controller=True)
+    code, rows = world.run("argo-other-policy", change_controller=True)
     assert code == 0 and "retryPolicy OnError" in rows["controller"]["note"]
-    assert rows["other-policy"]["note"].startswith("OnFailure: argo-wrong-input-other: 1 pod(s)")
+    assert rows["argo-other-policy"]["note"].startswith("OnFailure: argo-wrong-input-other: 1 pod(s)")
     assert json.dumps(world.cluster.documents[CONTROLLER]) == before
     changes = [path for method, path in world.cluster.requests if method == "PATCH"]
     assert changes == [CONTROLLER, CONTROLLER]
-    code, rows = world.run("other-policy", suffix="def456")
-    assert rows["other-policy"]["outcome"] == "skipped" and "--change-controller" in rows["other-policy"]["note"]
+    code, rows = world.run("argo-other-policy", suffix="def456")
+    row = rows["argo-other-policy"]
+    assert row["outcome"] == "skipped" and "--change-controller" in row["note"]
 
 
 def services() -> dict[tuple[str, int], tuple[Peer, int]]:
@@ -468,7 +478,7 @@ def test_a_full_runs_results_are_written_and_a_partial_ones_are_not(world: World
     registry = Registry({name: command.REGISTRY.scenarios[name] for name in ("api", "controller", "argo")})
     before, command.REGISTRY = command.REGISTRY, registry
     try:
-        assert world.run(results=file, words=("--cluster", "/home/somebody/cluster.yaml"))[0] == 0
+        assert world.run(results=file, suffix="def456", words=("--cluster", "/home/somebody/cluster.yaml"))[0] == 0
     finally:
         command.REGISTRY = before
     text = file.read_text()

@@ -109,9 +109,9 @@ def test_a_deadline_counts_down() -> None:
 def test_every_scenario_of_the_issue_is_there_for_both_engines() -> None:
     both = ["submit", "nothing-left", "cpu-only", "gpu", "gpu-absent", "wrong-input", "deleted", "kill-steps",
             "kill-rayjob", "kill-ray-head", "lost-pod", "transient", "out-of-memory", "policies", "demo", "unchanged",
-            "left-after-deletion"]  # fmt: skip
+            "left-after-deletion", "other-policy"]  # fmt: skip
     expected = {f"{engine}-{name}" for engine in ("argo", "kfp") for name in both}
-    expected |= {"argo-cron", "argo-two-at-once", "argo-resizing", "images", "store", "controller", "other-policy"}
+    expected |= {"argo-cron", "argo-two-at-once", "argo-resizing", "images", "store", "controller"}
     expected |= {"kfp-recurring", "kfp-sdk", "kfp-sdk-recurring", "kfp-pages"}
     assert set(REGISTRY.scenarios) == expected | PREFLIGHT
 
@@ -123,7 +123,7 @@ PREFLIGHT = {"api", "pod-security", "secret", "images", "store", "dataset", "arg
 def test_what_is_measured_runs_alone() -> None:
     alone = {name for name, scenario in REGISTRY.scenarios.items() if scenario.alone}
     measured = {"argo-demo", "argo-unchanged", "argo-resizing", "kfp-demo", "kfp-unchanged"}
-    assert alone == measured | {"other-policy"}  # which changes the cluster
+    assert alone == measured | {"argo-other-policy", "kfp-other-policy"}  # which changes the cluster
     assert {name for name, scenario in REGISTRY.scenarios.items() if scenario.preflight} == PREFLIGHT
 
 

@@ -185,7 +185,6 @@ def argo(trial: Trial) -> str:
     token = f"{accounts.executor_service_account}.service-account-token"
     if accounts.executor_service_account and _is_absent(trial, "secrets", token):
         raise Failed(f"no secret {token}, which Argo's own containers take their token from")
-    trial.session.facts["argo answers"] = True
     return f"Argo Workflows {version or 'of unknown version: its deployment is out of sight'}"
 
 
@@ -248,7 +247,6 @@ def kubeflow(trial: Trial) -> str:
             f"Kubeflow Pipelines runs steps in the namespace {runs_in}, and the cluster's file says "
             f"{place.kube.namespace}: --kfp-cluster names a file for {runs_in}"
         )
-    trial.session.facts["kfp answers"] = True
     return f"{host}, runs in {runs_in}"
 
 

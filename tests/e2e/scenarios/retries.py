@@ -15,9 +15,9 @@ from ..access.controller import Controller, other_policy
 from ..access.kube import Doc, name_of
 from ..access.mirror import say
 from ..runs import ARGO, KFP, SUCCEEDED, Run, main_container, moment, uid_of
-from ..scenario import Failed, Scenario
+from ..scenario import Failed
 from ..session import Session, Trial
-from .common import REGISTRY, add, submit
+from .common import NEEDS, add, submit
 
 TABLE = "retries"
 NOBODY_LISTENS = "http://127.0.0.1:9/images.tar"
@@ -119,11 +119,10 @@ def other(trial: Trial) -> str:
     bodies: dict[str, Callable[[Trial], str]] = {
         "wrong-input": wrong_input, "lost-pod": lost_pod, "transient": transient, "out-of-memory": out_of_memory
     }  # fmt: skip
-    engines = [engine for engine in (KFP, ARGO) if session.facts.get(f"{engine} answers")]
     trials = [
-        (Trial(session, f"{engine}-{name}-other", engine, trial.deadline), body)
-        for name, body in bodies.items() for engine in engines
-    ]  # fmt: skip
+        (Trial(session, f"{trial.engine}-{name}-other", trial.engine, trial.deadline), body)
+        for name, body in bodies.items()
+    ]
     say(f"{controller.path} is changed and put back; as it was: {session.folder}/controller.json")
     before = trial.kube.read(controller.path)
     (session.folder / "controller.json").write_text(json.dumps(before, indent=1), encoding="utf-8")
@@ -156,12 +155,13 @@ def register() -> None:
 
 
 def register_other() -> None:
-    """Apart, for it changes the cluster, alone and last."""
+    """Apart, for they change the cluster: alone and last."""
     about = "the same failures under the other retry policy of Argo's controller"
-    REGISTRY.add(Scenario("other-policy", about, other, ("api", "images", "dataset"), 40, ARGO, True, _lacks))
+    for engine in (KFP, ARGO):
+        add(engine, "other-policy", about, other, (*NEEDS[engine], "controller"), alone=True, lacks=_lacks)
 
 
 def _lacks(session: Session) -> str:
     if not session.options.change_controller:
         return "changes the config map of Argo's controller, for everybody: --change-controller"
-    return "" if session.facts.get("controller") else "Argo's controller and its config map are out of sight"
+    return ""
