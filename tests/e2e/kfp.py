@@ -222,12 +222,13 @@ def _run_command(command: Sequence[str], title: str, deadline: Deadline) -> tupl
     assert process.stdout and process.stderr
     said: list[str] = []
     out: list[str] = []
+    scenario = threading.current_thread().name
 
     def listen(stream: Any, lines: list[str], show: bool) -> None:
         for line in stream:
             lines.append(line)
             if show:
-                print(f"         {line}", end="", file=sys.stderr, flush=True)
+                print(f"         [{scenario}] {line}", end="", file=sys.stderr, flush=True)
 
     threads = [threading.Thread(target=listen, args=(process.stdout, out, False), daemon=True),
                threading.Thread(target=listen, args=(process.stderr, said, True), daemon=True)]  # fmt: skip
