@@ -21,7 +21,7 @@ Doc = dict[str, Any]
 KINDS = {
     "pods": "Pod", "events": "Event", "serviceaccounts": "ServiceAccount", "secrets": "Secret",
     "workflows": "Workflow", "workflowtemplates": "WorkflowTemplate", "cronworkflows": "CronWorkflow",
-    "rayjobs": "RayJob", "rayclusters": "RayCluster",
+    "rayjobs": "RayJob", "rayclusters": "RayCluster", "networkpolicies": "NetworkPolicy",
 }  # fmt: skip
 GROUPS = {
     "/apis/argoproj.io/v1alpha1": ["workflows", "workflowtemplates", "cronworkflows"],
@@ -55,6 +55,7 @@ class Cluster:
         self.forbidden: set[str] = set()
         """Resources that SelfSubjectAccessReview says no to."""
         self.on_create: Callable[[str, Doc], None] = lambda kind, document: None
+        self.on_delete: Callable[[str, Doc], None] = lambda kind, document: None
         self.over = threading.Event()
 
     def create(self, kind: str, document: Doc) -> Doc:
@@ -96,6 +97,7 @@ class Cluster:
             ]
         for other, owned_name in owned:
             self.delete(other, owned_name)
+        self.on_delete(kind, found)
         return True
 
     def get(self, kind: str, name: str) -> Doc | None:
@@ -262,12 +264,26 @@ def _handler(cluster: Cluster) -> type[BaseHTTPRequestHandler]:
             return {"kind": "Status", "status": "Success"}
 
         def _patch(self, path: str, query: dict[str, str], body: Doc) -> Any:
+            if path in cluster.documents:
+                return _merged(cluster.documents[path], body)
             kind, name, _ = _place(path)
             if not cluster.update(kind, name, lambda found: found["spec"].update(body["spec"])):
                 raise Refused(404, f'{kind} "{name}" not found')
             return cluster.get(kind, name)
 
     return Handler
+
+
+def _merged(document: Doc, patch: Doc) -> Doc:
+    """A JSON merge patch of a document's maps: null takes a key away."""
+    for key, value in patch.items():
+        if isinstance(value, dict):
+            _merged(document.setdefault(key, {}), value)
+        elif value is None:
+            document.pop(key, None)
+        else:
+            document[key] = value
+    return document
 
 
 def _place(path: str) -> tuple[str, str, str]:

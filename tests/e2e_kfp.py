@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,6 +22,8 @@ class KfpOnCluster(KfpService):
     """The service, whose runs have pods; `play` is set by the test."""
 
     play: Play = field(kw_only=True)
+    inline: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Packages that came with a run or a schedule instead of as a version of a pipeline."""
 
     def _routes(self) -> list[tuple[str, str, Callable[..., dict[str, Any]]]]:
         one = "([^/:]+)"
@@ -37,7 +41,21 @@ class KfpOnCluster(KfpService):
         found = [one for one in self.play.cluster.list("workflows") if _labels(one).get("pipeline/runid") == run]
         return found[0] if found else None
 
+    def _version(self, reference: dict[str, str]) -> dict[str, Any]:
+        known = self.inline.get(reference.get("pipeline_version_id", ""))
+        return known or super()._version(reference)
+
+    def _with_reference(self, body: dict[str, Any]) -> dict[str, Any]:
+        """A request with the package in it, as one that names a version."""
+        if "pipeline_spec" not in body:
+            return body
+        name = f"inline-{len(self.inline)}"
+        reference = {"pipeline_id": "inline", "pipeline_version_id": name}
+        self.inline[name] = {**reference, "pipeline_spec": body["pipeline_spec"]}
+        return {**body, "pipeline_version_reference": reference}
+
     def create_run(self, body: dict[str, Any]) -> dict[str, Any]:
+        body = self._with_reference(body)
         made = super().create_run(body)
         package = self._version(body["pipeline_version_reference"])["pipeline_spec"]
         spec = package["pipeline_spec"]
@@ -59,7 +77,7 @@ class KfpOnCluster(KfpService):
         return super()._get_run(query, body, run)
 
     def _create_recurring(self, query: dict[str, str], body: dict[str, Any]) -> dict[str, Any]:
-        made = super()._create_recurring(query, body)
+        made = super()._create_recurring(query, self._with_reference(body))
         self.fire(made["display_name"])
         return made
 
@@ -95,9 +113,11 @@ class KfpFlow(Flow):
         self.labels = {RUN: run, WORKFLOW: self.name}
         executors = spec["deploymentSpec"]["executors"]
         self.templates = {task: _template(executors.get(f"exec-{task}", {})) for task in (*TASKS, "resize")}
+        self.tries: dict[str, int] = {}
+        self.launches = re.search(r'mode\\*": *\\*"rayjob', json.dumps(spec)) is not None
 
     def tasks(self) -> list[str]:
-        return list(TASKS)
+        return [task if task != "rayjob" or self.launches else "resize" for task in TASKS]
 
     def tries_again(self, code: int | str) -> bool:
         return True  # KFP counts; it knows no exit codes
@@ -105,6 +125,15 @@ class KfpFlow(Flow):
     def metadata_of(self, task: str, number: int) -> Doc:
         step = "resize" if task == "rayjob" else task
         return {"labels": {**self.labels, "app.kubernetes.io/component": step}}
+
+    def _keep_artifact(self, task: str) -> None:
+        """What KFP keeps of a step, below its pipeline root, which its workflow says."""
+        place = f"mlpipeline/v2/artifacts/imagemill-training/{self.run}/{task}"
+        file = self.play_.store / place / "metrics.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("{}")
+        about = {"uri": f"minio://{place}/metrics.json"}
+        self.cluster.update("workflows", self.name, lambda one: one["spec"].update(seen=about))
 
     def _owner_of_ray(self, pod: str) -> Doc:
         """The launcher's pod."""
@@ -128,11 +157,13 @@ class KfpFlow(Flow):
 
 def _template(executor: Doc) -> Doc:
     """What the flow reads of Argo's templates: retries, and what the container asks for."""
-    accelerator = executor.get("container", {}).get("resources", {}).get("accelerator", {})
+    resources = executor.get("container", {}).get("resources", {})
+    accelerator = resources.get("accelerator", {})
+    memory = str(resources.get("resourceMemoryLimit") or resources.get("memoryLimit") or "")
     kind = accelerator.get("resourceType") or accelerator.get("type")
     return {
         "retryStrategy": {"limit": 2},
-        "container": {"image": "step", "resources": {"limits": {kind: "1"} if kind else {}}},
+        "container": {"image": "step", "resources": {"limits": {"memory": memory, **({kind: "1"} if kind else {})}}},
     }
 
 

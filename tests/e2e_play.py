@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import sys
 import threading
 import time
@@ -16,11 +17,19 @@ from pathlib import Path
 from typing import Any
 
 from e2e_api import Cluster, Doc, now
+from network import Peer, allowed
 
-KIND_OF = {"download": "raw", "clean": "clean", "rayjob": "tensors", "train": "model", "evaluate": "evaluation"}
+KIND_OF = {"download": "raw", "clean": "clean", "rayjob": "tensors", "resize": "tensors",
+           "train": "model", "evaluate": "evaluation"}  # fmt: skip
 STEP_OF = {"rayjob": "resize"}
+TOO_LITTLE = "96Mi"
+"""Memory with which no step can start."""
 NODE, WORKFLOW = "workflows.argoproj.io/node-name", "workflows.argoproj.io/workflow"
 RUN = "imagemill.io/run"
+REPOSITORY = {"artifactRepository": {"s3": {
+    "endpoint": "seaweedfs.kubeflow:9000", "bucket": "mlpipeline",
+    "keyFormat": "artifacts/{{workflow.name}}/{{pod.name}}",
+}}}  # fmt: skip
 DEADLINE_SCALE = 1e-3
 """A second of a workflow's deadline takes so long here."""
 
@@ -45,6 +54,12 @@ class Faults:
     """Runs that wait for one another do not say so."""
     hangs: str = ""
     """The task that never ends."""
+    unknown_templates: int = 0
+    """So many Workflows end because the controller does not know their template yet."""
+    keeps_artifacts: bool = False
+    """What Argo has stored of a Workflow stays when it is deleted."""
+    policies_hold: bool = True
+    """Something enforces network policies."""
 
 
 @dataclass
@@ -56,10 +71,18 @@ class Play:
     faults: Faults = field(default_factory=Faults)
     seconds: dict[str, dict[str, float]] = field(default_factory=dict)
     """How long a task works, in workflows that have the first word in their names; else, and at a second try, 0.03."""
+    hosts: dict[tuple[str, int], tuple[Peer, int]] = field(default_factory=dict)
+    """What names and ports of services lead to."""
     _mutexes: dict[str, threading.Lock] = field(default_factory=dict)
 
     def begin(self) -> None:
         self.cluster.on_create = self._created
+        self.cluster.on_delete = self._deleted
+
+    def _deleted(self, kind: str, document: Doc) -> None:
+        """Argo's garbage collection of artifacts."""
+        if kind == "workflows" and not self.faults.keeps_artifacts:
+            shutil.rmtree(self.store / "mlpipeline" / "artifacts" / document["metadata"]["name"], ignore_errors=True)
 
     def _created(self, kind: str, document: Doc) -> None:
         if kind == "workflows" and "workflowTemplateRef" in document["spec"]:
@@ -84,15 +107,42 @@ class Play:
             reason = {"reason": "ImagePullBackOff", "message": f"can't pull {container['image']}"}
             self._pod_state(name, "Pending", {"waiting": reason})
             return
-        _, _, source, question, workspace = container["command"]
+        _, _, source, question, given = container["command"]
+        arguments = json.loads(given)
         scope: dict[str, Any] = {"__name__": "inside"}
         exec(compile(source, "inside.py", "exec"), scope)
+        if question == "listen":
+            self._pod_state(name, "Running", {"running": {"startedAt": now()}}, podIP="10.244.0.9")
+            return
         if question == "version":
             answer = {"version": "0.1.0", "uid": 10001, "has": ["ray", "torch"]}
+        elif question == "connect":
+            answer = {one["name"]: self._connected(pod, one) for one in arguments["targets"]}
         else:
-            answer = scope["QUESTIONS"][question](str(self.local(workspace)))
+            answer = scope["QUESTIONS"][question](**self._mapped(arguments))
         self.cluster.logs[name] = f"chatter\n{scope['MARK']}{json.dumps(answer)}\n"
         self._pod_state(name, "Succeeded", {"terminated": {"exitCode": 0}})
+
+    def _mapped(self, value: Any) -> Any:
+        """The arguments of a question, with folders for the addresses of the object store."""
+        if isinstance(value, dict):
+            return {key: self._mapped(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [self._mapped(inner) for inner in value]
+        return str(self.local(value)) if isinstance(value, str) and value.startswith("s3://") else value
+
+    def _connected(self, pod: Doc, target: Doc) -> str:
+        """Whether the pod's connection is let through by the policies that there are."""
+        listeners = {one.get("status", {}).get("podIP"): one for one in self.cluster.list("pods")}
+        if listener := listeners.get(target["host"]):
+            peer, port = Peer(_labels(listener), "imagemill", str(target["host"])), int(target["port"])
+        elif (target["host"], target["port"]) in self.hosts:
+            peer, port = self.hosts[target["host"], target["port"]]
+        else:
+            return "name not found"
+        policies = self.cluster.list("networkpolicies") if self.faults.policies_hold else []
+        known = [{**one, "metadata": {**one["metadata"], "namespace": "imagemill"}} for one in policies]
+        return "answers" if allowed(known, Peer(_labels(pod), "imagemill"), peer, port) else "no answer"
 
     def _pod_state(self, name: str, phase: str, state: Doc, container: str = "main", **more: Any) -> bool:
         def change(pod: Doc) -> None:
@@ -125,6 +175,11 @@ class Play:
         if found is None:
             self._phase(name, "Error", "workflowtemplate not found")
             return
+        if self.faults.unknown_templates:
+            self.faults.unknown_templates -= 1
+            wanted = found["metadata"]["name"]
+            self._phase(name, "Error", f'workflowtemplates.argoproj.io "{wanted}" not found')
+            return
         flow = Flow(self, document, found["spec"])
         mutex = found["spec"]["synchronization"]["mutexes"][0]["name"]
         lock = self._mutexes.setdefault(mutex, threading.Lock())
@@ -140,7 +195,7 @@ class Play:
 
     def _phase(self, name: str, phase: str, message: str = "") -> bool:
         ended = {"finishedAt": f"{now()}"} if phase in ("Succeeded", "Failed", "Error") else {}
-        status = {"phase": phase, "message": message, **ended}
+        status = {"phase": phase, "message": message, **ended, "artifactRepositoryRef": REPOSITORY}
         return self.cluster.update("workflows", name, lambda one: one.update(status=status))
 
 
@@ -157,6 +212,7 @@ class Flow:
         self.run = self.name
         self.labels = {**spec["podMetadata"]["labels"], RUN: self.run, WORKFLOW: self.name}
         self.templates = {one["name"]: one for one in spec["templates"]}
+        self.tries: dict[str, int] = {}
 
     def play(self) -> None:
         self.play_._phase(self.name, "Running")
@@ -183,6 +239,8 @@ class Flow:
         code: int | str = 0
         for number in range(limit + 1):
             code = self._try(task, template, number)
+            if code == -1 and limit:  # forgotten at once, so that a pod of the same name is made
+                code = self._try(task, template, number)
             if code == 0:
                 return ""
             if code == "gone":
@@ -213,19 +271,23 @@ class Flow:
         self.play_._pod_state(pod, "Running", {"running": {"startedAt": now()}})
         self.cluster.event("Pod", pod, "Started", "Started container main")
         self.cluster.logs[pod] = f"[{task}] works\n"
-        lost = self._ray(pod, number) if task == "rayjob" else self._work(pod, self._seconds(task, number))
+        self.tries[task] = self.tries.get(task, 0) + 1
+        seconds = self._seconds(task)
+        lost = self._ray(pod, seconds) if task == "rayjob" else self._work(pod, seconds)
         if lost:
             return "gone" if self.cluster.get("workflows", self.name) is None else lost
-        code = self._store(task, number)
-        state = {"terminated": {"exitCode": code, "message": f"exit code {code}" if code else ""}}
+        memory = json.dumps(container.get("resources", {}))
+        code = 137 if TOO_LITTLE in memory else self._store(task)
+        killed = {"reason": "OOMKilled"} if code == 137 else {}
+        state = {"terminated": {"exitCode": code, "message": f"exit code {code}" if code else "", **killed}}
         self.play_._pod_state(pod, "Failed" if code else "Succeeded", state)
         return code
 
-    def _seconds(self, task: str, number: int) -> float:
+    def _seconds(self, task: str) -> float:
         if self.play_.faults.hangs == task:
             return 600.0
         said = [one[task] for word, one in self.play_.seconds.items() if word in self.name and task in one]
-        return said[0] if said and not number else 0.03
+        return said[0] if said and self.tries[task] == 1 else 0.03
 
     def _never_scheduled(self, pod: str, wanted: str) -> str:
         condition = {"type": "PodScheduled", "status": "False", "message": f"0/3 nodes: Insufficient {wanted}"}
@@ -244,7 +306,7 @@ class Flow:
             time.sleep(0.01)
         return 0
 
-    def _ray(self, pod: str, number: int) -> int:
+    def _ray(self, pod: str, seconds: float) -> int:
         """The RayJob, made or adopted by `pod`. -1: the pod, or the workflow, is gone.
 
         The head or the worker may be lost: it comes again, unseen here, and the job ends.
@@ -252,7 +314,7 @@ class Flow:
         job = f"job-{self.name}"
         if self.cluster.get("rayjobs", job) is None:
             self._make_ray(job, self._owner_of_ray(pod))
-        end = time.monotonic() + self._seconds("rayjob", number)
+        end = time.monotonic() + seconds
         while time.monotonic() < end and not self.cluster.over.is_set():
             if self.cluster.get("workflows", self.name) is None or self.cluster.get("pods", pod) is None:
                 return -1
@@ -282,20 +344,24 @@ class Flow:
     # The steps.
 
     def _fingerprint(self, task: str) -> str:
-        seed = self.values["seed"] if task in ("train", "evaluate") else ""
-        return hashlib.sha256(f"{task} {self.values['dataset']} {seed}".encode()).hexdigest()[:16]
+        seed = self.values.get("seed", "") if task in ("train", "evaluate") else ""
+        step = STEP_OF.get(task, task)
+        return hashlib.sha256(f"{step} {self.values['dataset']} {seed}".encode()).hexdigest()[:16]
 
     def _there(self, task: str) -> bool:
         return (self.workspace / KIND_OF[task] / self._fingerprint(task) / "_manifest.json").exists()
 
-    def _store(self, task: str, number: int) -> int:
+    def _store(self, task: str) -> int:
         """What a step leaves in the store; its exit code."""
         step = STEP_OF.get(task, task)
         if task == "plan":
             return 0
         record: Doc = {"state": "ran", "seconds": 0.03, "exit_code": 0, "error": "", "uri": "", "metrics": {}}
-        if task == "download" and self.values["dataset"] == "folder":
-            record |= {"exit_code": 2, "error": f"source: expected files, found none in {self.values['source']}"}
+        source = self.values["source"]
+        if task == "download" and source.startswith("http"):
+            record |= {"exit_code": 75, "error": f"{source} can't be reached"}
+        elif task == "download" and source and not self.play_.local(source).exists():
+            record |= {"exit_code": 2, "error": f"source: expected files, found none in {source}"}
         elif task == self.play_.faults.fails:
             record |= {"exit_code": 1, "error": "it was told to fail"}
         elif task in KIND_OF and self._there(task):
@@ -305,16 +371,24 @@ class Flow:
         else:
             record["state"] = "cached" if (self.workspace / "names").exists() else "ran"
             (self.workspace / "names").mkdir(parents=True, exist_ok=True)
+        self._keep_artifact(task)
         file = self.workspace / "runs" / self.run / f"{step}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(record))
         return int(record["exit_code"])
 
+    def _keep_artifact(self, task: str) -> None:
+        """What Argo keeps of a step."""
+        if task == "promote":
+            file = self.play_.store / "mlpipeline" / "artifacts" / self.name / task / "report.html"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text("<p>report</p>")
+
     def _commit(self, task: str) -> None:
         lost = self.play_.faults.other_tensors_after
         tries = len([one for _, kind, change, one in self.cluster.history if kind == "pods" and change == "ADDED"
                      and one["metadata"]["name"].startswith(f"{self.name}-{lost}-")]) if lost else 1  # fmt: skip
-        content = f"{task}{'' if task != 'rayjob' or tries < 2 else ' otherwise'}"
+        content = f"{STEP_OF.get(task, task)}{'' if KIND_OF[task] != 'tensors' or tries < 2 else ' otherwise'}"
         file = {"role": "data", "split": "train", "rows": 10, "sha256": hashlib.sha256(content.encode()).hexdigest()}
         folder = self.workspace / KIND_OF[task] / self._fingerprint(task)
         folder.mkdir(parents=True)

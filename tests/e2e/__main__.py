@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 
 from imagemill.components.store.errors import EXIT_USER, MillError
 from imagemill.components.store.manifest import code_version
+from imagemill.pipelines.cluster import Cluster
 
-from . import kfp, kills, preflight, refusals, scenarios, table
-from .kube import Kube, KubeError
-from .mirror import mirrored, say
-from .options import Options, for_tests, parse, read_cluster
-from .preflight import REGISTRY, look_for_gpus
+from . import kfp, results, table
+from .access.kube import Kube, KubeError
+from .access.mirror import mirrored, say
+from .options import Options, for_tests, parse, read_clusters
 from .runner import run_all
-from .scenario import Failed, Scenario
-from .session import NotAllowed, Session, refuse_unmarked, sweep
+from .runs import ARGO, KFP
+from .scenario import Failed, Row, Scenario
+from .scenarios import REGISTRY
+from .scenarios.preflight import look_at_nodes
+from .session import NotAllowed, Place, Session, refuse_unmarked, sweep
 
 NO_CONFIG = "KUBECONFIG is not set"
-for _module in (scenarios, refusals, kills):  # after preflight's checks, which they need
-    _module.register()
+MOST_AT_ONCE = 4
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -35,19 +40,25 @@ def run(options: Options) -> int:
     try:
         selected = REGISTRY.select(options.only)
         if options.list:
-            print("".join(f"{one.name:<20} {one.about}\n" for one in selected), end="")
+            print("".join(f"{scenario.name:<24} {scenario.about}\n" for scenario in selected), end="")
             return 0
         if not os.environ.get("KUBECONFIG"):
             raise NotAllowed(f"{NO_CONFIG}: it names the cluster to use")
-        cluster = read_cluster(options)
-        kube = Kube(cluster.namespace, options.context)
-        _say_where(kube, options)
-        refuse_unmarked(kube, options.namespace_for_tests)
+        files = dict(zip((ARGO, KFP), read_clusters(options), strict=True))
+        kubes = {cluster.namespace: Kube(cluster.namespace, options.context) for cluster in files.values()}
+        _say_where(kubes, options)
+        for kube in kubes.values():
+            refuse_unmarked(kube, options.namespace_for_tests)
         if options.sweep:
-            problems = [*kfp.sweep(options, cluster.namespace), *sweep(kube)]
+            problems = kfp.sweep(options, files[KFP].namespace)
+            problems += [problem for kube in kubes.values() for problem in sweep(kube)]
             print("".join(f"not deleted: {problem}\n" for problem in problems), end="", file=sys.stderr)
             return int(bool(problems))
-        cluster = for_tests(cluster, options.suffix, options.full_pods)
+        flags = {ARGO: "--cluster", KFP: "--kfp-cluster" if options.kfp_cluster else "--cluster"}
+        clusters = {
+            engine: for_tests(cluster, options.suffix, options.full_pods, flags[engine])
+            for engine, cluster in files.items()
+        }
     except (NotAllowed, KubeError, MillError, ValueError) as error:
         print(f"e2e: {error}", file=sys.stderr)
         return EXIT_USER
@@ -55,9 +66,9 @@ def run(options: Options) -> int:
     folder = options.out / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{options.suffix}"
     folder.mkdir(parents=True)
     try:
-        with mirrored(kube) as mirror:
-            session = Session(options, kube, mirror, cluster, folder)
-            look_for_gpus(session)
+        with _places(kubes, clusters) as places:
+            session = Session(options, places, folder)
+            look_at_nodes(session)
             return _run(session, selected)
     except (Failed, KubeError) as error:
         print(f"e2e: {error}", file=sys.stderr)
@@ -69,27 +80,58 @@ def run(options: Options) -> int:
         signal.signal(signal.SIGTERM, before)
 
 
+@contextlib.contextmanager
+def _places(kubes: dict[str, Kube], clusters: dict[str, Cluster]) -> Iterator[dict[str, Place]]:
+    """By engine; both have one where their files are one and the same."""
+    with contextlib.ExitStack() as stack:
+        mirrors = {name: stack.enter_context(mirrored(kube)) for name, kube in kubes.items()}
+        made = {
+            engine: Place(kubes[cluster.namespace], mirrors[cluster.namespace], cluster)
+            for engine, cluster in clusters.items()
+        }
+        if clusters[ARGO] == clusters[KFP]:
+            made[KFP] = made[ARGO]
+        yield made
+
+
 def _run(session: Session, selected: Sequence[Scenario]) -> int:
-    rows = run_all(session, selected)
+    began = time.monotonic()
+    at_once = session.options.at_once or max(1, min(MOST_AT_ONCE, int(session.facts["cores"] // 2)))
+    say(f"{len(selected)} scenarios, up to {at_once} at a time")
+    rows = run_all(session, selected, at_once)
+    seconds = time.monotonic() - began
     text = table.render(rows)
     (session.folder / "table.txt").write_text(table.render(rows, 160), encoding="utf-8")
+    first = session.first
     about = {
-        "context": session.kube.context, "server": session.kube.server, "namespace": session.kube.namespace,
-        "session": session.suffix, "imagemill": code_version(),
+        "context": first.kube.context, "server": first.kube.server,
+        "namespaces": sorted({place.kube.namespace for place in session.places.values()}),
+        "session": session.suffix, "imagemill": code_version(), "versions": session.facts.get("versions", {}),
+        "seconds": round(seconds), "measured": session.measured,
         "ended": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
     table.write_json(session.folder / "table.json", rows, about)
     print(f"\n{text}\n{session.folder}/table.json")
+    if session.options.results:
+        _write_results(session, rows, session.options.results, seconds)
     return table.exit_code(rows)
 
 
-def _say_where(kube: Kube, options: Options) -> None:
-    say(f"context    {kube.context} ({kube.server})")
-    say(f"namespace  {kube.namespace}")
+def _write_results(session: Session, rows: Sequence[Row], file: Path, seconds: float) -> None:
+    """Of a full run only: a part of one is no proof of the rest."""
+    if session.options.only or session.stop.is_set():
+        print(f"{file} is not written: not all scenarios were tried", file=sys.stderr)
+        return
+    results.write(session, rows, file, seconds)
+    print(file)
+
+
+def _say_where(kubes: dict[str, Kube], options: Options) -> None:
+    first = next(iter(kubes.values()))
+    say(f"context    {first.context} ({first.server})")
+    say(f"namespace  {', '.join(kubes)}")
     say(f"session    {options.suffix}: all that is made is named or labelled with it, and nothing else is touched")
 
-
-__all__ = ["main", "preflight", "run"]
 
 if __name__ == "__main__":
     sys.exit(main())

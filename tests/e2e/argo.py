@@ -3,92 +3,108 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from imagemill.pipelines import argo
 from imagemill.pipelines.cluster import Cluster
-from imagemill.pipelines.parameters import choose, form_parameters
+from imagemill.pipelines.parameters import choose
+from imagemill.pipelines.settings import text
 
-from .kube import Doc, labels_of, name_of
-from .options import E2E_LABEL, SMALL
+from .access.kube import Doc, labels_of, name_of
+from .access.mirror import say
+from .options import E2E_LABEL
 from .runs import ARGO, Run
 from .scenario import Deadline, Failed
 
 if TYPE_CHECKING:
-    from .session import Session
+    from .session import Trial
 
 EVERY_MINUTE = "* * * * *"
 _CRON = "workflows.argoproj.io/cron-workflow"
+_TAKEN_S = 60
+_TRIES = 5
 
 
-def template(session: Session, cluster: Cluster, parameters: Mapping[str, Any]) -> str:
-    """Create the WorkflowTemplate of `imagemill compile --target argo`, under a name of the session's; the name."""
-    document = copy.deepcopy(argo.workflow_template(cluster, choose({**SMALL, **parameters})))
-    document["metadata"]["name"] = session.name("template")
-    document["spec"].setdefault("workflowMetadata", {}).setdefault("labels", {})[E2E_LABEL] = session.suffix
-    session.create("workflowtemplates", document)
+def template(trial: Trial, cluster: Cluster, parameters: Mapping[str, Any]) -> str:
+    """Create the WorkflowTemplate of `imagemill compile --target argo`, under a name of the session's; the name.
+
+    Runs of one scenario wait for one another, those of two don't.
+    """
+    own = replace(cluster, argo=replace(cluster.argo, mutex=trial.session.name("mutex")))
+    document = copy.deepcopy(argo.workflow_template(own, choose(parameters)))
+    document["metadata"]["name"] = trial.name("template")
+    labels = document["spec"].setdefault("workflowMetadata", {}).setdefault("labels", {})
+    labels[E2E_LABEL] = trial.session.suffix
+    trial.create("workflowtemplates", document)
     return name_of(document)
 
 
-def submit(session: Session, workspace: str, cluster: Cluster | None = None, **parameters: Any) -> Run:
-    """Create a Workflow from a WorkflowTemplate, the parameters as its arguments, and in `config` what is none."""
-    made_by = template(session, cluster or session.cluster, {})
-    form = form_parameters()
-    given = {"workspace": workspace, **{name: value for name, value in parameters.items() if name in form}}
-    if others := {name: value for name, value in parameters.items() if name not in form}:
-        given["config"] = json.dumps(others)
-    spec = {
-        "workflowTemplateRef": {"name": made_by},
-        "arguments": {"parameters": [{"name": name, "value": str(value)} for name, value in given.items()]},
-    }
-    document = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow",
-                "metadata": {"name": session.name(session.scenario)}, "spec": spec}  # fmt: skip
-    session.create("workflows", document)
-    run = Run(session, ARGO, name_of(document), name_of(document), workspace)
-    session.runs.append(run)
-    return run
+def submit(
+    trial: Trial, workspace: str, cluster: Cluster | None = None, template_name: str = "", config_file: str = "",
+    **parameters: Any,
+) -> Run:  # fmt: skip
+    """Create a Workflow from a WorkflowTemplate (a new one unless it is named), the parameters as its arguments.
+
+    The controller reads templates from a cache: in the second after a template was made it may not know it, and ends
+    the Workflow with an error. That one, and no other, is submitted again.
+    """
+    made_by = template_name or template(trial, cluster or trial.cluster, {})
+    given = choose({"workspace": workspace, **parameters}, config_file).arguments()
+    arguments = [{"name": name, "value": text(value)} for name, value in given.items() if value not in ("", None)]
+    for _ in range(_TRIES):
+        document = {
+            "apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "metadata": {"name": trial.name(trial.scenario)},
+            "spec": {"workflowTemplateRef": {"name": made_by}, "arguments": {"parameters": arguments}},
+        }  # fmt: skip
+        trial.create("workflows", document)
+        run = Run(trial.place, ARGO, name_of(document), name_of(document), workspace)
+        if _was_taken(trial, run, made_by):
+            return trial.start(run)
+        say(f"{run.workflow}: the controller did not know its template yet; once more")
+        trial.discard("workflows", run.workflow)
+    raise Failed(f"{_TRIES} times Argo's controller did not find the WorkflowTemplate {made_by}")
 
 
-def fire_cron(session: Session, workspace: str, deadline: Deadline) -> Run:
+def _was_taken(trial: Trial, run: Run, template_name: str) -> bool:
+    """Wait for the controller's first word on a run; False when it is that the template does not exist."""
+    trial.mirror.wait(lambda: run.phase, f"Argo's controller to take {run.workflow}", trial.within(_TAKEN_S))
+    return not (run.ended and "not found" in run.message and template_name in run.message)
+
+
+def fire_cron(trial: Trial, workspace: str, deadline: Deadline, **parameters: Any) -> Run:
     """Let a copy of the CronWorkflow start one run, and delete it."""
-    made_by = template(session, session.cluster, {"workspace": workspace})
-    document: Doc = copy.deepcopy(argo.cron_workflow(session.cluster))
-    name = session.name("cron")
+    made_by = template(trial, trial.cluster, {"workspace": workspace, **parameters})
+    document: Doc = copy.deepcopy(argo.cron_workflow(trial.cluster))
+    name = trial.name("cron")
     document["metadata"]["name"] = name
     spec = document["spec"]
     spec |= {"schedules": [EVERY_MINUTE], "suspend": False}
     spec["workflowSpec"] = {**spec.get("workflowSpec", {}), "workflowTemplateRef": {"name": made_by}}
-    spec.setdefault("workflowMetadata", {}).setdefault("labels", {})[E2E_LABEL] = session.suffix
-    session.create("cronworkflows", document)
+    spec.setdefault("workflowMetadata", {}).setdefault("labels", {})[E2E_LABEL] = trial.session.suffix
+    trial.create("cronworkflows", document)
 
     def fired() -> Doc | None:
-        mine = [one for one in session.mirror.seen("workflows") if labels_of(one).get(_CRON) == name]
-        return mine[0] if mine else None
+        started = [workflow for workflow in trial.mirror.seen("workflows") if labels_of(workflow).get(_CRON) == name]
+        return started[0] if started else None
 
     def doing() -> str:
-        status = (session.kube.get("cronworkflows", name) or {}).get("status") or {}
-        problems = [one.get("message", "") for one in status.get("conditions") or ()]
+        status = (trial.kube.get("cronworkflows", name) or {}).get("status") or {}
+        problems = [condition.get("message", "") for condition in status.get("conditions") or ()]
         return f"CronWorkflow {name}: {'; '.join(filter(None, problems)) or 'waits for the next minute'}"
 
-    started = session.mirror.wait(fired, f"CronWorkflow {name} starts a run", deadline, doing)
-    # Its Workflows are its dependants: they must outlive it to be watched.
-    run = Run(session, ARGO, name_of(started), name_of(started), workspace)
-    session.runs.append(run)
-    _suspend(session, name)
-    return run
+    started = trial.mirror.wait(fired, f"CronWorkflow {name} starts a run", deadline, doing)
+    # Its Workflows are its dependants: they must outlive it to be watched. So it is stopped here, for deleting it would
+    # delete the run; the scenario's cleaning deletes both.
+    trial.kube.merge(trial.kube.path("cronworkflows", name), {"spec": {"suspend": True}})
+    return trial.start(Run(trial.place, ARGO, name_of(started), name_of(started), workspace))
 
 
-def _suspend(session: Session, name: str) -> None:
-    """No second run. Deleting it at once would delete the run with it; the scenario's cleaning deletes both."""
-    session.kube.merge("cronworkflows", name, {"spec": {"suspend": True}})
-
-
-def fired_by(session: Session, run: Run) -> list[Doc]:
+def fired_by(trial: Trial, run: Run) -> list[Doc]:
     """All runs that the same CronWorkflow has started."""
-    found = run.object()
-    if found is None:
+    workflow = run.object()
+    if workflow is None:
         raise Failed(f"workflow {run.workflow} was not seen")
-    name = labels_of(found).get(_CRON)
-    return [one for one in session.mirror.seen("workflows") if labels_of(one).get(_CRON) == name]
+    name = labels_of(workflow).get(_CRON)
+    return [seen for seen in trial.mirror.seen("workflows") if labels_of(seen).get(_CRON) == name]

@@ -8,45 +8,45 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .kube import Doc, KubeError, labels_of, name_of
+from .access.kube import Doc, KubeError, labels_of, name_of
 from .options import E2E_LABEL
-from .runs import last_words, step_of
+from .runs import last_words, step_of, uid_of
 
 if TYPE_CHECKING:
-    from .session import Session
+    from .session import Trial
 
 LINES = 400
 _KINDS = ("workflows", "pods", "rayjobs", "rayclusters")
 
 
-def save(session: Session, folder: Path, error: str) -> None:
-    """Write what is known of the objects of the present scenario; what can't be read is said in its place."""
+def save(trial: Trial, folder: Path, error: str) -> None:
+    """Write what is known of the objects of a scenario; what can't be read is said in its place."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "error.txt").write_text(error.rstrip() + "\n", encoding="utf-8")
     with contextlib.suppress(KubeError):
-        session.mirror.refresh(*_KINDS, "events")
-    found = {kind: [one for one in session.mirror.seen(kind) if _ours(session, one)] for kind in _KINDS}
+        trial.mirror.refresh(*_KINDS, "events")
+    found = {kind: [document for document in trial.mirror.seen(kind) if _is_own(trial, document)] for kind in _KINDS}
     for kind, documents in found.items():
         for document in documents:
             document.get("metadata", {}).pop("managedFields", None)
         if documents:
             text = json.dumps(documents, indent=1, ensure_ascii=False)
             (folder / f"{kind}.json").write_text(text + "\n", encoding="utf-8")
-    names = {name_of(one) for documents in found.values() for one in documents}
-    (folder / "events.txt").write_text(_events(session.mirror.seen("events"), names), encoding="utf-8")
+    names = {name_of(document) for documents in found.values() for document in documents}
+    (folder / "events.txt").write_text(_events(trial.mirror.seen("events"), names), encoding="utf-8")
     (folder / "pods.txt").write_text("".join(map(_line, found["pods"])), encoding="utf-8")
-    living = {name_of(one) for one in session.mirror.now("pods")}
+    living = {uid_of(pod) for pod in trial.mirror.now("pods")}
     for pod in found["pods"]:
-        if name_of(pod) in living:
-            _save_logs(session, folder, pod)
+        if uid_of(pod) in living:
+            _save_logs(trial, folder, pod)
 
 
-def _ours(session: Session, document: Doc) -> bool:
-    """Of one of the scenario's runs, or made by it; but nothing of earlier scenarios."""
+def _is_own(trial: Trial, document: Doc) -> bool:
+    """Whether a document is of one of the scenario's runs, or made by it; nothing of other scenarios."""
     name = name_of(document)
-    kept = any(run.owns(document) or run.workflow == name for run in session.baselines.values())
-    mine = any(run.owns(document) or run.workflow == name for run in session.runs)
-    return mine or (not kept and session.made(name) and labels_of(document).get(E2E_LABEL) == session.suffix)
+    if any(run.owns(document) or run.workflow == name for run in trial.runs):
+        return True
+    return trial.made(name) and labels_of(document).get(E2E_LABEL) == trial.session.suffix
 
 
 def _events(events: Iterable[Doc], names: set[str]) -> str:
@@ -70,11 +70,11 @@ def _line(pod: Doc) -> str:
     return f"{created} {step_of(pod) or '-':<10} {status.get('phase', ''):<9} {name_of(pod)}: {last_words(pod)}\n"
 
 
-def _save_logs(session: Session, folder: Path, pod: Doc) -> None:
+def _save_logs(trial: Trial, folder: Path, pod: Doc) -> None:
     spec = pod["spec"]
     for container in [*(spec.get("initContainers") or ()), *spec["containers"]]:
         try:
-            text = session.kube.log(name_of(pod), container["name"], LINES)
+            text = trial.kube.log(name_of(pod), container["name"], LINES)
         except KubeError as error:
             text = f"(no log: {error})\n"
         (folder / f"{name_of(pod)}.{container['name']}.log").write_text(text, encoding="utf-8")

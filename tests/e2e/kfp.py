@@ -1,4 +1,4 @@
-"""Runs through Kubeflow Pipelines: by `imagemill submit` and `imagemill schedule`, as one would by hand.
+"""Runs through Kubeflow Pipelines: by `imagemill submit` and `imagemill schedule`, and by the `kfp` SDK.
 
 Pipeline, experiment and schedule have names of the session's own, so that nothing else there takes a version of it.
 """
@@ -6,123 +6,206 @@ Pipeline, experiment and schedule have names of the session's own, so that nothi
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import re
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imagemill.components.store.errors import MillError
 from imagemill.components.store.fingerprint import digest
 from imagemill.pipelines import kfp_client, kfp_uploads
 from imagemill.pipelines.cluster import Cluster
+from imagemill.pipelines.parameters import choose
 
-from .kube import Doc, labels_of, name_of
-from .mirror import say
-from .options import SMALL, Options
+from .access.kube import Doc, labels_of, name_of
+from .access.mirror import say
+from .options import Options
 from .runs import KFP, Run
-from .scenario import Deadline, Failed, Late
+from .scenario import Deadline, Failed, Late, Stopped
 
 if TYPE_CHECKING:
-    from .session import Session
+    from .session import Trial
 
 _RUN_ID = "pipeline/runid"
-_SESSION = re.compile("e2e-[0-9a-f]{6}")
+_SESSION = re.compile("e2e-[0-9a-f]{6}(-[a-z]+)?")
+_CLIENT = threading.RLock()
+"""kfp's client redirects stdout while it asks, which two threads must not do at a time."""
 
 
-def service(session: Session) -> Any:
-    """KFP's API, answering; a MillError says why it does not."""
-    return connect(session.options, session.cluster.namespace)
-
-
-def connect(options: Options, namespace: str) -> Any:
+@contextlib.contextmanager
+def service(options: Options, namespace: str) -> Iterator[Any]:
+    """KFP's API, answering, for one thread at a time; a MillError says why it does not answer."""
     parser = argparse.ArgumentParser()
     kfp_client.add_flags(parser)
-    found, _ = parser.parse_known_args(options.submit)
-    return kfp_client.Service(kfp_client.Connection.from_flags(vars(found), namespace))
+    flags, _ = parser.parse_known_args(options.submit)
+    with _CLIENT:
+        yield kfp_client.Service(kfp_client.Connection.from_flags(vars(flags), namespace))
+
+
+def _service(trial: Trial) -> contextlib.AbstractContextManager[Any]:
+    return service(trial.options, trial.cluster.namespace)
 
 
 def submit(
-    session: Session, workspace: str, cluster: Cluster | None = None, wait: bool = False, **parameters: Any
-) -> Run:
+    trial: Trial, workspace: str, cluster: Cluster | None = None, wait: bool = False, config_file: str = "",
+    **parameters: Any,
+) -> Run:  # fmt: skip
     """`imagemill submit`; `wait`: it follows the run, and must end with its result."""
-    _forget_at_end(session)
-    words = ["submit", "--json", "--run-name", session.name(session.scenario), *([] if wait else ["--no-wait"])]
-    code, result, said = _imagemill(session, words, cluster or session.cluster, workspace, parameters)
+    name = _own_name(trial)
+    words = ["submit", "--json", "--run-name", trial.name(trial.scenario), *([] if wait else ["--no-wait"])]
+    words += ["--config", config_file] if config_file else []
+    code, result, said = _imagemill(trial, words, name, cluster or trial.cluster, workspace, parameters)
     if not result.get("run"):
         raise Failed(f"imagemill submit ended with {code} and started no run: {result.get('error') or said}")
-    run = _run(session, str(result["run"]), workspace, session.deadline)
+    run = find_run(trial, str(result["run"]), workspace, trial.deadline)
     if wait and code:
         raise Failed(f"imagemill submit ended with {code}: {result.get('error') or said}{run.failures()}")
     return run
 
 
-def fire_schedule(session: Session, workspace: str, deadline: Deadline) -> Run:
-    """`imagemill schedule` for every minute, until it has started one run; then it is deleted."""
-    _forget_at_end(session)
-    name = f"e2e-{session.suffix}"
+def fire_schedule(trial: Trial, workspace: str, deadline: Deadline, **parameters: Any) -> Run:
+    """`imagemill schedule` for every minute, until it has started one run; then it is deleted.
+
+    It runs its pipeline's newest version, so it has a pipeline of its own.
+    """
+    name = _own_name(trial, "recurring")
     words = ["schedule", "--json", "--cron", "* * * * *", "--schedule-name", name]
-    code, result, said = _imagemill(session, words, session.cluster, workspace, {})
+    code, result, said = _imagemill(trial, words, name, trial.cluster, workspace, parameters)
     if code:
         raise Failed(f"imagemill schedule ended with {code}: {said}")
-    delete = ["schedule", "--delete", "--schedule-name", name]
-    session.undo.append((f"schedule {name}", lambda: _delete_schedule(session, delete, workspace)))
-    api = service(session)
+    trial.undo.append((f"schedule {name}", lambda: _change_schedule(trial, "--delete", name, workspace)))
+    started = wait_for_recurring(trial, name, str(result["schedule"]), deadline)
+    _change_schedule(trial, "--disable", name, workspace)
+    return find_run(trial, started, workspace, deadline)
+
+
+def wait_for_recurring(trial: Trial, experiment: str, schedule: str, deadline: Deadline) -> str:
+    """The id of the first run that a recurring run starts in an experiment."""
 
     def fired() -> str | None:
-        found = api.call("looking for the schedule's runs", api.client.runs.run_service_list_runs,
-                         experiment_id=_experiment(session, api), page_size=100)  # fmt: skip
-        mine = [one.run_id for one in found.runs or [] if one.recurring_run_id == result["schedule"]]
-        return str(mine[0]) if mine else None
+        with _service(trial) as api:
+            found = api.call("looking for the schedule's runs", api.client.runs.run_service_list_runs,
+                             experiment_id=kfp_uploads.experiment(api, experiment), page_size=100)  # fmt: skip
+        started = [run.run_id for run in found.runs or [] if run.recurring_run_id == schedule]
+        return str(started[0]) if started else None
 
-    started = session.mirror.wait(fired, f"schedule {name} starts a run", deadline, every=5)
-    _imagemill(session, ["schedule", "--disable", "--schedule-name", name], session.cluster, workspace, {})
-    return _run(session, started, workspace, deadline)
+    return trial.mirror.wait(fired, f"schedule {schedule} starts a run", deadline, every=5)
 
 
-def _delete_schedule(session: Session, words: Sequence[str], workspace: str) -> None:
-    """Again at the end, when no run of it is under way: before that it is only disabled."""
-    code, _, said = _imagemill(session, words, session.cluster, workspace, {})
+def _change_schedule(trial: Trial, change: str, name: str, workspace: str) -> None:
+    """Disable a schedule, or delete it, which is for the end, when no run of it is under way."""
+    code, _, said = _imagemill(
+        trial, ["schedule", change, "--schedule-name", name], name, trial.cluster, workspace, {}, trial.within(300)
+    )
     if code:
         raise Failed(said)
 
 
-def terminate(session: Session, run: Run) -> None:
+def compile_package(trial: Trial, workspace: str) -> Path:
+    """`imagemill compile --target kfp`: the package for the SDK, with the workspace as its default."""
+    target = trial.session.folder / f"{trial.scenario}.yaml"
+    command = [*trial.options.command, "compile", "--target", "kfp", "-o", str(target),
+               "--cluster", str(_cluster_file(trial, trial.cluster)), f"--workspace={workspace}"]  # fmt: skip
+    _, said, code = _run_command(command, "imagemill compile", trial.deadline)
+    if code:
+        raise Failed(f"imagemill compile ended with {code}: {said}")
+    return target
+
+
+def sdk_client(trial: Trial) -> tuple[contextlib.AbstractContextManager[Any], str]:
+    """(kfp's own client, for one thread at a time, and the experiment of the session)."""
+    name = _own_name(trial, "sdk")
+
+    @contextlib.contextmanager
+    def client() -> Iterator[Any]:
+        with _service(trial) as api, contextlib.redirect_stdout(sys.stderr):
+            yield api.client
+
+    return client(), name
+
+
+def upload(trial: Trial, what: str) -> dict[str, str]:
+    """Upload the pipeline under a name of its own: the ids that the pages' links take."""
+    name = _own_name(trial, what)
+    package = kfp_uploads.compiled(trial.cluster, choose({}))
+    with _service(trial) as api:
+        pipeline, version, _ = kfp_uploads.upload(api, name, package)
+        experiment = kfp_uploads.experiment(api, name)
+    return {"pipelineId": pipeline, "pipelineVersionId": version, "experimentId": experiment}
+
+
+def host_of_pages(trial: Trial) -> str:
+    """Where KFP's pages are: --pages, else the API's address where it was given; empty if nothing says it."""
+    with _service(trial) as api:
+        return (trial.options.pages or str(api.connection.host)).rstrip("/")
+
+
+def terminate(trial: Trial, run: Run) -> None:
     """End a run as one does in the UI."""
-    api = service(session)
-    api.call("terminating the run", api.client.runs.run_service_terminate_run, run_id=run.service_id)
+    with _service(trial) as api:
+        api.call("terminating the run", api.client.runs.run_service_terminate_run, run_id=run.service_id)
 
 
-def _run(session: Session, run_id: str, workspace: str, deadline: Deadline) -> Run:
+def delete(trial: Trial, run: Run) -> None:
+    """Delete a run as one does in the UI."""
+    with _service(trial) as api:
+        api.once(api.client.runs.run_service_delete_run, run_id=run.service_id)
+
+
+def runs_in(trial: Trial, experiment_id: str) -> list[Any]:
+    """The runs of an experiment as KFP lists them."""
+    with _service(trial) as api:
+        found = api.call("listing runs", api.client.runs.run_service_list_runs, experiment_id=experiment_id,
+                         page_size=100)  # fmt: skip
+    return list(found.runs or [])
+
+
+def find_run(trial: Trial, run_id: str, workspace: str, deadline: Deadline) -> Run:
     """The run of that id, once its workflow is there."""
 
-    def made() -> Doc | None:
-        mine = [one for one in session.mirror.seen("workflows") if labels_of(one).get(_RUN_ID) == run_id]
-        return mine[0] if mine else None
+    def workflow() -> Doc | None:
+        own = [seen for seen in trial.mirror.seen("workflows") if labels_of(seen).get(_RUN_ID) == run_id]
+        return own[0] if own else None
 
-    found = session.mirror.wait(made, f"the workflow of KFP's run {run_id}", deadline)
-    run = Run(session, KFP, name_of(found), run_id, workspace, service_id=run_id)
-    session.runs.append(run)
-    return run
+    found = trial.mirror.wait(workflow, f"the workflow of KFP's run {run_id}", deadline)
+    return trial.start(Run(trial.place, KFP, name_of(found), run_id, workspace, service_id=run_id))
+
+
+def _own_name(trial: Trial, what: str = "") -> str:
+    """The name of pipeline and experiment for a use, all of which KFP forgets at the session's end."""
+    name = f"{trial.options.stem}{'-' if what else ''}{what}"
+
+    def at_end() -> bool:
+        options, namespace = trial.options, trial.cluster.namespace
+        trial.session.at_end.append((f"{name} in Kubeflow Pipelines", lambda: _forget(options, namespace, name)))
+        return True
+
+    trial.session.once(f"kfp {name}", at_end)
+    return name
+
+
+def _cluster_file(trial: Trial, cluster: Cluster) -> Path:
+    file = trial.session.folder / f"cluster-{digest(json.loads(cluster.to_json()))[:8]}.yaml"
+    file.write_text(cluster.to_json() + "\n", encoding="utf-8")  # JSON is YAML
+    return file
 
 
 def _imagemill(
-    session: Session, words: Sequence[str], cluster: Cluster, workspace: str, parameters: dict[str, Any]
-) -> tuple[int, dict[str, Any], str]:
+    trial: Trial, words: Sequence[str], name: str, cluster: Cluster, workspace: str, parameters: dict[str, Any],
+    deadline: Deadline | None = None,
+) -> tuple[int, dict[str, Any], str]:  # fmt: skip
     """(exit code, the line of JSON that it prints last, the end of what it said) of an `imagemill` command."""
-    name = f"e2e-{session.suffix}"
-    file = session.folder / f"cluster-{digest(json.loads(cluster.to_json()))[:8]}.yaml"
-    file.write_text(cluster.to_json() + "\n", encoding="utf-8")  # JSON is YAML
-    given = {**SMALL, "workspace": workspace, **parameters}
-    if "config" in given:  # JSON for a pipeline, a file for a command
-        given["config"] = session.folder / f"config-{digest(given['config'])[:8]}.yaml"
-        given["config"].write_text(parameters["config"], encoding="utf-8")
+    given = {"workspace": workspace, **parameters}
     flags = [f"--{key.replace('_', '-')}={value}" for key, value in given.items()]
-    command = [*session.options.command, *words, "--cluster", str(file), "--pipeline-name", name,
-               "--experiment", name, *session.options.submit, *flags]  # fmt: skip
-    stdout, said, code = _run_command(command, f"imagemill {words[0]}", session.deadline)
+    command = [*trial.options.command, *words, "--cluster", str(_cluster_file(trial, cluster)),
+               "--pipeline-name", name, "--experiment", name, *trial.options.submit, *flags]  # fmt: skip
+    stdout, said, code = _run_command(command, f"imagemill {words[0]}", deadline or trial.deadline)
     last = (stdout.strip().splitlines() or [""])[-1]
     try:
         result = dict(json.loads(last))
@@ -139,77 +222,74 @@ def _run_command(command: Sequence[str], title: str, deadline: Deadline) -> tupl
     assert process.stdout and process.stderr
     said: list[str] = []
     out: list[str] = []
+    scenario = threading.current_thread().name
 
     def listen(stream: Any, lines: list[str], show: bool) -> None:
         for line in stream:
             lines.append(line)
             if show:
-                print(f"         {line}", end="", file=sys.stderr, flush=True)
+                print(f"         [{scenario}] {line}", end="", file=sys.stderr, flush=True)
 
     threads = [threading.Thread(target=listen, args=(process.stdout, out, False), daemon=True),
                threading.Thread(target=listen, args=(process.stderr, said, True), daemon=True)]  # fmt: skip
     for thread in threads:
         thread.start()
     try:
-        code = process.wait(timeout=max(1.0, deadline.left()))
-    except subprocess.TimeoutExpired:
-        raise Late(f"`{title}` did not end within {deadline.seconds:.0f} s") from None
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+        while process.poll() is None:
+            deadline.check(f"the end of `{title}`")
+            time.sleep(0.1)
+    except (Late, Stopped):
+        process.kill()
+        process.wait()
+        raise
     for thread in threads:
         thread.join(5)
-    return "".join(out), " / ".join(line.strip() for line in said[-3:]), code
-
-
-def _experiment(session: Session, api: Any) -> str:
-    return kfp_uploads.experiment(api, f"e2e-{session.suffix}")
-
-
-def _forget_at_end(session: Session) -> None:
-    """Have all that KFP knows of the session deleted at the session's end, once."""
-    if not session.facts.get("kfp_used"):
-        session.facts["kfp_used"] = True
-        name = f"e2e-{session.suffix}"
-        session.at_end.append(("Kubeflow Pipelines", lambda: _forget(service(session), name)))
+    return "".join(out), " / ".join(line.strip() for line in said[-3:]), int(process.returncode)
 
 
 def sweep(options: Options, namespace: str) -> list[str]:
     """Delete what earlier sessions left in Kubeflow Pipelines, if there is one; what could not be deleted."""
     try:
-        api = connect(options, namespace)
-        space = {"namespace": api.namespace} if api.namespace else {}
-        listing = api.client.experiments.experiment_service_list_experiments
-        found = api.call("listing experiments", listing, page_size=200, **space)
-        for name in [one.display_name for one in found.experiments or []]:
-            if _SESSION.fullmatch(name):
-                _forget(api, name)
-                say(f"deleted {name} in Kubeflow Pipelines")
+        for name in names_left(options, namespace, _SESSION):
+            _forget(options, namespace, name)
+            say(f"deleted {name} in Kubeflow Pipelines")
     except MillError as error:
         return [f"Kubeflow Pipelines: {error}"] if options.submit else []
     return []
 
 
-def _forget(api: Any, name: str) -> None:
+def names_left(options: Options, namespace: str, pattern: re.Pattern[str]) -> list[str]:
+    """The experiments and pipelines whose names match as a whole."""
+    with service(options, namespace) as api:
+        space = {"namespace": api.namespace} if api.namespace else {}
+        experiments = api.call("listing experiments", api.client.experiments.experiment_service_list_experiments,
+                               page_size=200, sort_by="created_at desc", **space).experiments  # fmt: skip
+        pipelines = api.call("listing pipelines", api.client.pipelines.pipeline_service_list_pipelines,
+                             page_size=200, sort_by="created_at desc", **space).pipelines  # fmt: skip
+    names = {str(one.display_name) for one in [*(experiments or []), *(pipelines or [])]}
+    return sorted(name for name in names if pattern.fullmatch(name))
+
+
+def _forget(options: Options, namespace: str, name: str) -> None:
     """Delete runs, recurring runs, experiment and pipeline of a session's name."""
-    experiment = kfp_uploads.experiment(api, name)
-    recurring = api.client.recurring_runs
-    found = api.call("listing schedules", recurring.recurring_run_service_list_recurring_runs,
-                     experiment_id=experiment, page_size=100)  # fmt: skip
-    for one in found.recurring_runs or []:
-        api.once(recurring.recurring_run_service_delete_recurring_run, recurring_run_id=one.recurring_run_id)
-    runs = api.call("listing runs", api.client.runs.run_service_list_runs, experiment_id=experiment, page_size=100)
-    for one in runs.runs or []:
-        api.once(api.client.runs.run_service_delete_run, run_id=one.run_id)
-    api.once(api.client.experiments.experiment_service_delete_experiment, experiment_id=experiment)
-    pipeline = kfp_uploads.find_pipeline(api, name)
-    if not pipeline:
-        return
-    pipelines = api.client.pipelines
-    versions = api.call("listing versions", pipelines.pipeline_service_list_pipeline_versions,
-                        pipeline_id=pipeline, page_size=100)  # fmt: skip
-    for one in versions.pipeline_versions or []:  # a pipeline that has versions isn't deleted
-        api.once(pipelines.pipeline_service_delete_pipeline_version, pipeline_id=pipeline,
-                 pipeline_version_id=one.pipeline_version_id)  # fmt: skip
-    api.once(pipelines.pipeline_service_delete_pipeline, pipeline_id=pipeline)
+    with service(options, namespace) as api:
+        experiment = kfp_uploads.experiment(api, name)
+        recurring = api.client.recurring_runs
+        schedules = api.call("listing schedules", recurring.recurring_run_service_list_recurring_runs,
+                             experiment_id=experiment, page_size=100)  # fmt: skip
+        for schedule in schedules.recurring_runs or []:
+            api.once(recurring.recurring_run_service_delete_recurring_run, recurring_run_id=schedule.recurring_run_id)
+        runs = api.call("listing runs", api.client.runs.run_service_list_runs, experiment_id=experiment, page_size=100)
+        for run in runs.runs or []:
+            api.once(api.client.runs.run_service_delete_run, run_id=run.run_id)
+        api.once(api.client.experiments.experiment_service_delete_experiment, experiment_id=experiment)
+        pipeline = kfp_uploads.find_pipeline(api, name)
+        if not pipeline:
+            return
+        pipelines = api.client.pipelines
+        versions = api.call("listing versions", pipelines.pipeline_service_list_pipeline_versions,
+                            pipeline_id=pipeline, page_size=100)  # fmt: skip
+        for version in versions.pipeline_versions or []:  # a pipeline that has versions isn't deleted
+            api.once(pipelines.pipeline_service_delete_pipeline_version, pipeline_id=pipeline,
+                     pipeline_version_id=version.pipeline_version_id)  # fmt: skip
+        api.once(pipelines.pipeline_service_delete_pipeline, pipeline_id=pipeline)

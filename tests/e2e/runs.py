@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,19 +12,18 @@ from typing import TYPE_CHECKING, Any
 from imagemill.components.store.config import STEPS
 from imagemill.pipelines.cluster import RUN_LABEL
 
-from .kube import Doc, annotations_of, labels_of, name_of
-from .probe import trouble, unschedulable
+from .access.kube import Doc, annotations_of, labels_of, name_of
+from .access.probe import COMPONENT, trouble, unschedulable
 from .scenario import Deadline, Failed
 
 if TYPE_CHECKING:
-    from .session import Session
+    from .session import Place
 
 ARGO, KFP = "argo", "kfp"
 SUCCEEDED = "Succeeded"
 _ENDED = (SUCCEEDED, "Failed", "Error")
 _WORKFLOW = "workflows.argoproj.io/workflow"
 _NODE = "workflows.argoproj.io/node-name"
-_COMPONENT = "app.kubernetes.io/component"
 _RAY_TYPE = "ray.io/node-type"
 
 
@@ -30,7 +31,7 @@ _RAY_TYPE = "ray.io/node-type"
 class Run:
     """One run: the workflow that it is, its name in the workspace, and where it works."""
 
-    session: Session
+    place: Place
     engine: str
     workflow: str
     run: str
@@ -44,12 +45,13 @@ class Run:
         return labels.get(_WORKFLOW) == self.workflow or labels.get(RUN_LABEL) in {self.run, self.workflow, self._uid()}
 
     def _uid(self) -> str:
-        found = self.object()
-        return str(found["metadata"]["uid"]) if found else ""
+        workflow = self.object()
+        return str(workflow["metadata"]["uid"]) if workflow else ""
 
     def object(self) -> Doc | None:
         """The Workflow as it was last seen."""
-        return self.session.find("workflows", self.workflow)
+        seen = reversed(self.place.mirror.seen("workflows"))
+        return next((workflow for workflow in seen if name_of(workflow) == self.workflow), None)
 
     @property
     def phase(self) -> str:
@@ -64,15 +66,18 @@ class Run:
         return str(_status(self.object()).get("message", ""))
 
     def pods(self, step: str = "", living: bool = False) -> list[Doc]:
-        """The run's pods, of one step or of all, by the time of their creation; `living`: those that are there."""
-        mirror = self.session.mirror
-        found = mirror.now("pods") if living else mirror.seen("pods")
-        mine = [pod for pod in found if self.owns(pod) and step in ("", step_of(pod))]
-        return sorted(mine, key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
+        """The run's pods, of one step or of all, by the time of their creation; `living`: those that are there.
+
+        A pod that was deleted and made again under its old name is there twice: uids tell them apart.
+        """
+        mirror = self.place.mirror
+        seen = mirror.now("pods") if living else mirror.seen("pods")
+        own = [pod for pod in seen if self.owns(pod) and step in ("", step_of(pod))]
+        return sorted(own, key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
 
     def rayjobs(self, living: bool = False) -> list[Doc]:
-        mirror = self.session.mirror
-        return [one for one in (mirror.now("rayjobs") if living else mirror.seen("rayjobs")) if self.owns(one)]
+        mirror = self.place.mirror
+        return [job for job in (mirror.now("rayjobs") if living else mirror.seen("rayjobs")) if self.owns(job)]
 
     def doing(self) -> str:
         """How far the run is, in a line."""
@@ -80,25 +85,25 @@ class Run:
         done = [step for step, pod in last.items() if _status(pod).get("phase") == SUCCEEDED]
         parts = [f"done {' '.join(done)}"] if done else []
         parts += [f"{step} {_short(pod)}" for step, pod in last.items() if step not in done]
-        parts += [f"RayJob {state}" for one in self.rayjobs() if (state := _status(one).get("jobDeploymentStatus"))]
+        parts += [f"RayJob {state}" for job in self.rayjobs() if (state := _status(job).get("jobDeploymentStatus"))]
         return f"{self.workflow} {self.phase or 'not yet seen'}: " + " · ".join(filter(None, [self.message, *parts]))
 
     def end(self, deadline: Deadline) -> str:
         """Wait for the end; the workflow's last phase. Failed when it is deleted meanwhile, or a pod can't start."""
 
         def ended() -> str | None:
-            found = self.object()
+            workflow = self.object()
             if self.ended:
                 return self.phase
-            if found is not None and found not in self.session.mirror.now("workflows"):
+            if workflow is not None and workflow not in self.place.mirror.now("workflows"):
                 raise Failed(f"workflow {self.workflow} is gone before its end")
             for pod in self.pods(living=True):
                 if problem := trouble(pod):
                     raise Failed(f"pod {name_of(pod)}: {problem}")
             return None
 
-        phase = self.session.mirror.wait(ended, f"the end of {self.workflow}", deadline, self.doing)
-        self.session.mirror.refresh("pods", "rayjobs")
+        phase = self.place.mirror.wait(ended, f"the end of {self.workflow}", deadline, self.doing)
+        self.place.mirror.refresh("pods", "rayjobs")
         return phase
 
     def succeed(self, deadline: Deadline) -> Run:
@@ -114,22 +119,48 @@ class Run:
         for pod in self.pods():
             if (pod.get("status") or {}).get("phase") == "Failed":
                 told.append(f"{step_of(pod) or name_of(pod)}: {last_words(pod)}")
-        return "".join(f"; {one}" for one in told[:4])
+        return "".join(f"; {words}" for words in told[:4])
 
     def seconds(self) -> dict[str, float]:
         """Seconds that the main container of each step's last pod ran."""
-        found = {}
+        taken = {}
         for pod in self.pods():
             main = main_container(pod).get("terminated") or {}
             if step_of(pod) in STEPS and main.get("startedAt") and main.get("finishedAt"):
-                found[step_of(pod)] = (moment(main["finishedAt"]) - moment(main["startedAt"])).total_seconds()
-        return found
+                taken[step_of(pod)] = (moment(main["finishedAt"]) - moment(main["startedAt"])).total_seconds()
+        return taken
+
+    def wall_seconds(self) -> float:
+        """Seconds from the making of the workflow to its end, by the cluster's clock."""
+        workflow = self.object()
+        if workflow is None or not _status(workflow).get("finishedAt"):
+            raise Failed(f"workflow {self.workflow} has no end")
+        return (moment(_status(workflow)["finishedAt"]) - created(workflow)).total_seconds()
+
+    def artifact_places(self, endpoint: str) -> list[str]:
+        """Where in the store the engine itself keeps what this run made: Argo's artifacts and logs, KFP's artifacts.
+
+        As the Workflow says it; only what lies in the object store at `endpoint`, whose keys the tests have.
+        """
+        workflow = self.object() or {}
+        repository = _status(workflow).get("artifactRepositoryRef") or {}
+        s3 = (repository.get("artifactRepository") or {}).get("s3") or {}
+        places = []
+        if s3.get("bucket") and _host(s3.get("endpoint", "")) == _host(endpoint):
+            prefix, name, _ = str(s3.get("keyFormat", "")).partition("{{workflow.name}}")
+            prefix = prefix.replace("{{workflow.namespace}}", self.place.kube.namespace)
+            if name and "{{" not in prefix:
+                places.append(f"s3://{s3['bucket']}/{prefix}{self.workflow}")
+        if self.service_id:
+            uris = re.findall(rf"\w+://([^\s\"'\\?]*?/{re.escape(self.service_id)})/", json.dumps(workflow))
+            places += sorted({f"s3://{uri}" for uri in uris})
+        return places
 
     def left_behind(self) -> list[str]:
         """What still is or runs: RayJobs, Ray clusters, and pods that have not ended."""
-        mirror = self.session.mirror
-        left = [f"{kind[:-1]} {name_of(one)}" for kind in ("rayjobs", "rayclusters")
-                for one in mirror.now(kind) if self.owns(one)]  # fmt: skip
+        mirror = self.place.mirror
+        left = [f"{kind[:-1]} {name_of(document)}" for kind in ("rayjobs", "rayclusters")
+                for document in mirror.now(kind) if self.owns(document)]  # fmt: skip
         for pod in self.pods(living=True):
             if (pod.get("status") or {}).get("phase") in ("Pending", "Running", None, "Unknown"):
                 left.append(f"pod {name_of(pod)} ({(pod.get('status') or {}).get('phase')})")
@@ -137,9 +168,14 @@ class Run:
 
     def wait_for_nothing_left(self, deadline: Deadline) -> None:
         """Failed, with their names, when something is still there at the deadline."""
-        mirror = self.session.mirror
+        mirror = self.place.mirror
         mirror.wait(lambda: not self.left_behind(), f"nothing left of {self.workflow}", deadline,
                     lambda: "still there: " + ", ".join(self.left_behind()))  # fmt: skip
+
+
+def _host(endpoint: str) -> str:
+    """The first part of a server's name in the cluster: `seaweedfs` of `http://seaweedfs.kubeflow.svc:9000`."""
+    return ".".join(endpoint.rpartition("//")[2].partition(":")[0].split(".")[:2])
 
 
 def _status(document: Doc | None) -> Mapping[str, Any]:
@@ -157,14 +193,14 @@ def step_of(pod: Doc) -> str:
             return task
     if any(name.startswith("ray.io/") or name == "job-name" for name in labels):  # KubeRay's submitter
         return "ray-submitter"
-    return labels.get(_COMPONENT, "") if _WORKFLOW in labels else ""
+    return labels.get(COMPONENT, "") if _WORKFLOW in labels else ""
 
 
 def main_container(pod: Doc) -> dict[str, Any]:
     """The state of the container that does the work: {"running": …}, {"terminated": …}, {"waiting": …} or {}."""
     statuses = _status(pod).get("containerStatuses") or []
     names = ("main", "ray-head", "ray-worker")
-    return next((dict(one.get("state") or {}) for one in statuses if one["name"] in names), {})
+    return next((dict(status.get("state") or {}) for status in statuses if status["name"] in names), {})
 
 
 def last_words(pod: Doc) -> str:
@@ -178,6 +214,14 @@ def last_words(pod: Doc) -> str:
 def _short(pod: Doc) -> str:
     phase = _status(pod).get("phase", "")
     return " ".join(filter(None, [str(phase), unschedulable(pod)]))
+
+
+def uid_of(document: Doc) -> str:
+    return str(document["metadata"]["uid"])
+
+
+def created(document: Doc) -> datetime:
+    return moment(document["metadata"]["creationTimestamp"])
 
 
 def moment(text: str) -> datetime:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import fnmatch
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from .session import Session
+    from .session import Session, Trial
 
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
-Body = Callable[["Session"], str | None]
+Body = Callable[["Trial"], str | None]
 """Does it; returns what is worth a note in the table. Raises Failed or Skip."""
 B = TypeVar("B", bound=Callable[..., Any])
 
@@ -29,15 +30,27 @@ class Late(Failed):
     """Not done within the deadline."""
 
 
+class Stopped(Exception):
+    """Ctrl-C, as the threads that try scenarios see it."""
+
+
 @dataclass(frozen=True)
 class Scenario:
-    """One line of the table. `needs` names those that must have passed before."""
+    """One line of the table. `needs` names those that must have passed before.
+
+    `alone`: nothing else runs meanwhile, because seconds are measured or the cluster itself is changed. `lacks` says,
+    after the preflight and before anything is run, what is missing for it; an empty string: nothing.
+    """
 
     name: str
     about: str
     body: Body
     needs: tuple[str, ...] = ()
     minutes: float = 5.0
+    engine: str = ""
+    alone: bool = False
+    lacks: Callable[[Session], str] | None = None
+    preflight: bool = False
 
 
 @dataclass
@@ -53,10 +66,13 @@ class Row:
 
 
 class Deadline:
-    """So many seconds from now."""
+    """So many seconds from now, or until `stop` is set."""
 
-    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, seconds: float, clock: Callable[[], float] = time.monotonic, stop: threading.Event | None = None
+    ) -> None:
         self.seconds = seconds
+        self.stop = stop
         self._clock = clock
         self._end = clock() + seconds
 
@@ -65,28 +81,32 @@ class Deadline:
         return max(0.0, self._end - self._clock())
 
     def check(self, what: str) -> None:
+        """Raise Stopped after Ctrl-C, and Late when no time is left."""
+        if self.stop and self.stop.is_set():
+            raise Stopped(what)
         if not self.left():
             raise Late(f"not within {self.seconds:.0f} s: {what}")
 
 
 @dataclass
 class Registry:
-    """All scenarios, in the order in which they run."""
+    """All scenarios, in the order of the table."""
 
     scenarios: dict[str, Scenario] = field(default_factory=dict)
 
-    def add(self, name: str, about: str, body: Body, needs: Sequence[str] = (), minutes: float = 5.0) -> None:
-        if name in self.scenarios:
-            raise ValueError(f"two scenarios are named {name}")
-        if unknown := [need for need in needs if need not in self.scenarios]:
-            raise ValueError(f"{name} needs {unknown}, which must come before it")
-        self.scenarios[name] = Scenario(name, about, body, tuple(needs), minutes)
+    def add(self, scenario: Scenario) -> None:
+        if scenario.name in self.scenarios:
+            raise ValueError(f"two scenarios are named {scenario.name}")
+        if unknown := [need for need in scenario.needs if need not in self.scenarios]:
+            raise ValueError(f"{scenario.name} needs {unknown}, which must come before it")
+        self.scenarios[scenario.name] = scenario
 
-    def scenario(self, name: str, needs: Sequence[str] = (), minutes: float = 5.0) -> Callable[[B], B]:
-        """Decorates a body; the first line of its docstring says what it is about."""
+    def preflight(self, name: str, needs: Sequence[str] = (), minutes: float = 5.0) -> Callable[[B], B]:
+        """Decorates the body of a check of the cluster; the first line of its docstring says what it is about."""
 
         def add(body: B) -> B:
-            self.add(name, (body.__doc__ or "").strip().splitlines()[0], body, needs, minutes)
+            about = (body.__doc__ or "").strip().splitlines()[0]
+            self.add(Scenario(name, about, body, tuple(needs), minutes, preflight=True))
             return body
 
         return add
@@ -99,16 +119,16 @@ class Registry:
         wanted: set[str] = set()
         patterns = list(only)
         for pattern in patterns:
-            found = fnmatch.filter(self.scenarios, pattern)
-            if not found:
+            names = fnmatch.filter(self.scenarios, pattern)
+            if not names:
                 raise ValueError(f"--only {pattern}: expected one of {', '.join(self.scenarios)}, or a pattern of them")
-            wanted.update(found)
+            wanted.update(names)
         if not patterns:
             wanted = set(self.scenarios)
         for name in reversed(list(self.scenarios)):  # what is needed comes before what needs it
             if name in wanted:
                 wanted.update(self.scenarios[name].needs)
-        return [one for name, one in self.scenarios.items() if name in wanted]
+        return [scenario for name, scenario in self.scenarios.items() if name in wanted]
 
 
 def unmet(scenario: Scenario, rows: Iterable[Row]) -> str:

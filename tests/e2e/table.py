@@ -12,7 +12,7 @@ from typing import Any
 
 from .scenario import FAILED, PASSED, SKIPPED, Row
 
-_MARKS = {PASSED: "pass", FAILED: "FAIL", SKIPPED: "skip"}
+MARKS = {PASSED: "pass", FAILED: "FAIL", SKIPPED: "skip"}
 _HEAD = ("scenario", "", "seconds", "what there is to say")
 
 
@@ -28,7 +28,7 @@ def render(rows: Sequence[Row], width: int = 0) -> str:
     lines = [left.format(*_HEAD[:3]) + _HEAD[3], "-" * min(columns, indent + room)]
     for row in rows:
         note = textwrap.wrap(_note(row), room, break_on_hyphens=False) or [""]
-        lines.append(left.format(row.name, _MARKS[row.outcome], f"{row.seconds:.1f}") + note[0])
+        lines.append(left.format(row.name, MARKS[row.outcome], f"{row.seconds:.1f}") + note[0])
         lines += [" " * indent + more for more in note[1:]]
     lines += ["", summary(rows)]
     return "\n".join(line.rstrip() for line in lines) + "\n"
@@ -39,7 +39,7 @@ def _note(row: Row) -> str:
 
 
 def summary(rows: Sequence[Row]) -> str:
-    counts = {outcome: sum(row.outcome == outcome for row in rows) for outcome in _MARKS}
+    counts = {outcome: sum(row.outcome == outcome for row in rows) for outcome in MARKS}
     seconds = sum(row.seconds for row in rows)
     told = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
     return f"{told} in {int(seconds // 60)} min {seconds % 60:.0f} s"

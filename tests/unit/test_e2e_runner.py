@@ -12,18 +12,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from e2e import __main__ as command
-from e2e import kills, scenarios
-from e2e.kube import Kube, KubeError
-from e2e.mirror import Mirror
+from e2e.access import controller as controllers
+from e2e.access.kube import Kube, KubeError
+from e2e.access.mirror import Mirror
 from e2e.options import E2E_LABEL, Options
-from e2e.scenario import Deadline, Failed, Late
+from e2e.runs import ARGO
+from e2e.scenario import Deadline, Failed, Late, Registry
+from e2e.scenarios import kills, leftovers, measured, retries, whole_runs
 from e2e_api import Api, Cluster
 from e2e_play import Play
+from network import Peer
+from test_k8s_network import policies_of
 
 IMAGES = {target: f"registry/{target}@sha256:{'0' * 64}" for target in ("cpu", "ray", "gpu")}
-WORK = ("download", "clean", "rayjob", "train", "evaluate", "promote")
+WORK = ("download", "clean", "resize", "rayjob", "train", "evaluate", "promote")
 NAMESPACE = "/api/v1/namespaces/imagemill"
+CONTROLLER = "/api/v1/namespaces/argo/configmaps/workflow-controller-configmap"
+DEFAULTS = {"spec": {"templateDefaults": {"retryStrategy": {"limit": "2", "retryPolicy": "OnError"}}}}
 
 
 @dataclass
@@ -37,13 +44,15 @@ class World:
         self.play = Play(self.cluster, self.folder / "store")
         self.play.begin()
         documents = self.cluster.documents
+        documents[CONTROLLER] = {"data": {"workflowDefaults": yaml.safe_dump(DEFAULTS)}}
         documents["/version"] = {"gitVersion": "v1.33.1"}
         documents[NAMESPACE] = {"metadata": {"name": "imagemill", "labels": {E2E_LABEL: "allowed"}}}
         documents["/api/v1/nodes"] = {"items": [{"status": {"allocatable": {"cpu": "4"}}}]}
         images = ["quay.io/argoproj/workflow-controller:v3.7.2", "quay.io/kuberay/operator:v1.6.0"]
         names = ["workflow-controller", "kuberay-operator"]
         documents["/apis/apps/v1/deployments"] = {"items": [
-            {"spec": {"template": {"spec": {"containers": [{"name": name, "image": image}]}}}}
+            {"metadata": {"name": name, "namespace": "argo"},
+             "spec": {"template": {"spec": {"containers": [{"name": name, "image": image}]}}}}
             for name, image in zip(names, images, strict=True)
         ]}  # fmt: skip
         for name in ("imagemill", "imagemill-executor", "imagemill-launcher"):
@@ -67,9 +76,18 @@ class World:
         rows = json.loads(tables[-1].read_text())["scenarios"] if tables else []
         return code, {row["name"]: row for row in rows}
 
+    def rayjobs(self) -> None:
+        """Have each run resize as a RayJob."""
+        self.file.write_text(json.dumps({"images": IMAGES, "ray": {"mode": "rayjob"}}))
+
+    def tries(self, word: str) -> list[str]:
+        """The Workflows with that word in their names."""
+        made = {one["metadata"]["name"] for _, kind, _, one in self.cluster.history if kind == "workflows"}
+        return sorted(name for name in made if word in name)
+
     def left(self) -> list[str]:
         """What the session has left: all but events and what was there before."""
-        kinds = ("workflows", "workflowtemplates", "cronworkflows", "rayjobs", "pods")
+        kinds = ("workflows", "workflowtemplates", "cronworkflows", "rayjobs", "pods", "networkpolicies")
         return [name for kind in kinds for name in self.cluster.objects[kind] if name != "theirs"]
 
 
@@ -80,9 +98,11 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     monkeypatch.setenv("KUBECONFIG", str(api.kubeconfig(tmp_path / "kubeconfig")))
     for name in ("http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    quick = {name: replace(target, after=0.0) for name, target in kills.TARGETS.items()}
-    monkeypatch.setattr(kills, "TARGETS", quick)
-    monkeypatch.setattr(scenarios, "NOTHING_LEFT_S", 1.0)
+    for name, targets in kills.TARGETS.items():
+        monkeypatch.setitem(kills.TARGETS, name, tuple(replace(target, after=0.0) for target in targets))
+    monkeypatch.setattr(whole_runs, "NOTHING_LEFT_S", 1.0)
+    monkeypatch.setattr(leftovers, "FORGOTTEN_S", 1.0)
+    monkeypatch.setattr(retries, "NEXT_POD_S", 20.0)
     yield made
     api.close()
 
@@ -95,49 +115,71 @@ def check_all_passes(world: World, *only: str, **options: Any) -> dict[str, dict
     """Everything passes but what needs GPUs, nothing stays, and what is somebody else's is not touched."""
     code, rows = world.run(*only, **options)
     assert [name for name, row in rows.items() if row["outcome"] == "failed"] == [], rows
-    assert {name for name, row in rows.items() if row["outcome"] == "skipped"} <= {"gpus", "argo-gpu", "kfp-gpu"}
+    skipped = {name for name, row in rows.items() if row["outcome"] == "skipped"}
+    assert skipped <= {
+        "gpus",
+        "argo-gpu",
+        "kfp-gpu",
+        "argo-policies",
+        "kfp-policies",
+        "argo-other-policy",
+        "kfp-other-policy",
+        "kfp-pages",
+    }
     assert code == 0 and rows["argo"]["note"] == "Argo Workflows v3.7.2"
-    assert world.left() == [] and not list((world.folder / "store").rglob("*.json"))
+    assert world.left() == [] and not [file for file in (world.folder / "store").rglob("*") if file.is_file()]
     assert "theirs" in world.cluster.objects["workflows"]
     assert not [path for method, path in world.cluster.requests if method != "GET" and "theirs" in path]
     return rows
 
 
 def test_a_good_cluster_passes(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    world.play.seconds = {"kill-train": {"train": 60.0}, "kill-ray": {"rayjob": 60.0}, "deleted": {"rayjob": 60.0}}
-    kinds = ("nothing-left", "cached", "cpu-only", "cron", "two-at-once", "wrong-input", "gpu-absent", "deleted",
-             "kill-train", "kill-ray-worker")  # fmt: skip
-    world.play.seconds |= {"download": 0.03, "clean": 0.03, "evaluate": 0.03, "promote": 0.03}
-    rows = check_all_passes(world, *(f"argo-{kind}" for kind in kinds))
+    world.play.seconds = {"kill-steps": dict.fromkeys(WORK, 60.0), "kill-ray": {"rayjob": 60.0},
+                          "deleted": {"rayjob": 60.0}, "lost-pod": {"download": 60.0}}  # fmt: skip
+    kinds = (
+        "nothing-left",
+        "cpu-only",
+        "cron",
+        "two-at-once",
+        "wrong-input",
+        "gpu-absent",
+        "deleted",
+        "kill-steps",
+        "kill-rayjob",
+        "lost-pod",
+        "transient",
+        "out-of-memory",
+        "left-after-deletion",
+        "demo",
+        "unchanged",
+    )
+    rows = check_all_passes(world, *(f"argo-{kind}" for kind in kinds), at_once=4)
     assert "Insufficient imagemill.io/no-such-gpu" in rows["argo-gpu-absent"]["note"]
-    assert "1 pod(s)" in rows["argo-wrong-input"]["note"]
-    assert "went on in 1 more pod" in rows["argo-kill-train"]["note"]
-    changes = [
-        (change, one["metadata"]["name"]) for _, kind, change, one in world.cluster.history if kind == "workflows"
-    ]
-    order = [what for what in changes if "wrong-input" in what[1] or ("gpu-absent" in what[1] and what[0] == "ADDED")]
-    assert order[-2][0] == "DELETED"  # each scenario cleans up before the next begins
+    assert "1 pod(s)" in rows["argo-wrong-input"]["note"] and "3 pod(s)" in rows["argo-transient"]["note"]
+    assert "train killed, went on in 1 more pod; evaluate" in rows["argo-kill-steps"]["note"]
+    assert len(world.tries("kill-steps")) == 1  # pods of one name are told apart by their uids
+    assert "its 1 artifacts went with it" in rows["argo-left-after-deletion"]["note"]
+    assert "of 110 that it may take" in rows["argo-demo"]["note"]
     printed = capsys.readouterr()
     assert "0 failed" in printed.out and "namespace  imagemill" in printed.err
 
 
 @pytest.mark.proof
 def test_every_scenario_of_argo_passes(world: World) -> None:
-    world.play.seconds = {f"kill-{task}": {task: 5.0} for task in WORK}
-    world.play.seconds |= {word: {"rayjob": 5.0} for word in ("kill-resize", "kill-ray", "deleted")}
-    check_all_passes(world, "argo-*", "resizing", "kuberay", "secret")
+    world.play.seconds = {word: dict.fromkeys(WORK, 5.0) for word in ("kill", "deleted", "lost-pod")}
+    check_all_passes(world, "argo-*", "resizing", "kuberay", "secret", at_once=4)
 
 
 @pytest.mark.proof
 def test_every_scenario_of_kubeflow_pipelines_passes(world: World) -> None:
-    """With the real `imagemill submit` and `schedule`, which ask a server that speaks KFP's API."""
+    """With the real `imagemill submit` and `schedule` and the SDK, which ask a server that speaks KFP's API."""
     from e2e_kfp import KfpOnCluster
     from kfp_server import serving
 
-    world.play.seconds = {f"kill-{task}": {task: 5.0} for task in WORK}
-    world.play.seconds |= {word: {"rayjob": 5.0} for word in ("kill-resize", "kill-ray", "deleted")}
+    world.play.seconds = {word: dict.fromkeys(WORK, 5.0) for word in ("kill", "deleted", "lost-pod")}
+    names = [name for name in command.REGISTRY.scenarios if name.startswith("kfp-") and name != "kfp-pages"]
     with serving(KfpOnCluster(play=world.play)) as service:
-        rows = check_all_passes(world, "kfp-*", "argo", submit=(f"--host={service.url}",))
+        rows = check_all_passes(world, *names, "argo", submit=(f"--host={service.url}",), at_once=4)
     assert rows["kfp-submit"]["outcome"] == "passed" and "deleted" in rows["cleaning"]["note"]
     assert not (service.runs or service.recurring or service.experiments or service.pipelines or service.versions)
 
@@ -145,7 +187,7 @@ def test_every_scenario_of_kubeflow_pipelines_passes(world: World) -> None:
 @pytest.mark.parametrize(
     ("version", "ends"),
     [
-        ("2.17", "ended by the deadline: Step exceeded"),
+        ("2.17", "Step exceeded its deadline"),
         pytest.param("2.16", "terminating the run", marks=pytest.mark.proof),
     ],
 )
@@ -176,10 +218,10 @@ def test_with_gpus_the_steps_ask_for_them(world: World) -> None:
 
 def test_a_step_that_fails_is_a_failed_row_with_its_logs(world: World) -> None:
     world.play.faults.fails = "clean"
-    code, rows = world.run("argo-cached")
+    code, rows = world.run("argo-cpu-only")
     row = rows["argo-submit"]
     assert code == 1 and row["outcome"] == "failed" and "clean: exit code 1" in row["note"]
-    assert rows["argo-cached"]["outcome"] == "skipped" and "needs argo-submit" in rows["argo-cached"]["note"]
+    assert rows["argo-cpu-only"]["outcome"] == "skipped" and "needs argo-submit" in rows["argo-cpu-only"]["note"]
     saved = Path(row["saved"])
     log = next(saved.glob("*-clean-0.main.log"))
     assert log.read_text() == "[clean] works\n"
@@ -189,43 +231,58 @@ def test_a_step_that_fails_is_a_failed_row_with_its_logs(world: World) -> None:
     assert world.left() == []
 
 
-def kill_clean(world: World) -> dict[str, Any]:
-    world.play.seconds = {"kill": {"clean": 60.0}}
-    return world.run("argo-kill-clean")[1]["argo-kill-clean"]
+def kill_steps(world: World) -> dict[str, Any]:
+    world.play.seconds = {"kill": dict.fromkeys(WORK, 60.0)}
+    return world.run("argo-kill-steps")[1]["argo-kill-steps"]
 
 
 def test_a_run_that_does_not_survive_a_killed_pod_fails(world: World) -> None:
     world.play.faults.forgets_retry = True
-    row = kill_clean(world)
-    assert row["outcome"] == "failed" and "clean: exit code -1" in row["note"]
+    row = kill_steps(world)
+    assert row["outcome"] == "failed" and "download: exit code -1" in row["note"]
 
 
 def test_other_tensors_after_a_killed_pod_are_found(world: World) -> None:
     world.play.faults.other_tensors_after = "clean"
-    row = kill_clean(world)
+    row = kill_steps(world)
     assert row["outcome"] == "failed" and "tensors differs from that of the undisturbed run" in row["note"]
 
 
 def test_a_pod_that_was_deleted_too_late_is_no_proof(world: World) -> None:
     world.play.faults.outlives_its_pod = True
-    row = kill_clean(world)
-    assert row["outcome"] == "failed" and "clean ended 3 times before its pod could be killed" in row["note"]
+    row = kill_steps(world)
+    assert row["outcome"] == "failed" and "ended 3 times before the pod could be killed" in row["note"]
+    assert len(world.tries("kill-steps")) == 3
 
 
 def test_a_step_that_ends_too_fast_is_tried_anew(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first try waits for longer than the step works, the second does not."""
-    body = kills._killer(replace(kills.TARGETS["clean"], after=1.0))
-    scenario = replace(command.REGISTRY.scenarios["argo-kill-clean"], body=lambda session: body(session, "argo"))
-    monkeypatch.setitem(command.REGISTRY.scenarios, "argo-kill-clean", scenario)
-    world.play.seconds = {"kill": {"clean": 0.5}}
-    code, rows = world.run("argo-kill-clean")
-    assert code == 0 and "went on in 1 more pod" in rows["argo-kill-clean"]["note"]
-    tries = {one["metadata"]["name"] for _, kind, _, one in world.cluster.history if kind == "workflows"}
-    assert len([name for name in tries if "kill" in name]) == 2
+    """The first run waits for longer than the step works, the second does not; the first run's kills count."""
+    targets = (kills.Target("download", ("download",), 0.0), kills.Target("clean", ("clean",), 1.0))
+    monkeypatch.setitem(kills.TARGETS, "steps", targets)
+    world.play.seconds = {"kill": {"download": 1.5, "clean": 0.5}}
+    code, rows = world.run("argo-kill-steps")
+    note = rows["argo-kill-steps"]["note"]
+    assert code == 0 and "download killed, went on in 1 more pod; clean killed, went on in 1 more pod" in note
+    assert len(world.tries("kill-steps")) == 2
+
+
+def test_a_template_that_the_controller_does_not_know_yet_is_awaited(world: World) -> None:
+    world.play.faults.unknown_templates = 2
+    code, rows = world.run("argo-submit")
+    assert code == 0 and rows["argo-submit"]["outcome"] == "passed"
+    assert len(world.tries("argo-submit")) == 3
+
+
+def test_artifacts_that_outlive_their_workflow_are_found(world: World) -> None:
+    world.play.faults.keeps_artifacts = True
+    code, rows = world.run("argo-left-after-deletion")
+    assert code == 1 and "1 artifacts of a deleted workflow stay" in rows["argo-left-after-deletion"]["note"]
+    assert not [file for file in (world.folder / "store").rglob("*") if file.is_file()]  # the runner deletes its own
 
 
 def test_what_a_run_leaves_behind_is_found(world: World) -> None:
     world.play.faults.leaves_rayjob = True
+    world.rayjobs()
     code, rows = world.run("argo-nothing-left", "argo-deleted")
     assert code == 1 and rows["argo-submit"]["outcome"] == "passed"
     assert "rayjob job-e2e-abc123-argo-submit" in rows["argo-nothing-left"]["note"]
@@ -264,11 +321,11 @@ def test_ctrl_c_cleans_up(world: World) -> None:
 
     threading.Thread(target=interrupt, daemon=True).start()
     try:
-        code, rows = world.run("argo-cached")
+        code, rows = world.run("argo-cpu-only")
     finally:
         seen.set()
     assert code == 1
-    assert rows["argo-submit"]["note"] == "stopped by Ctrl-C" and rows["argo-cached"]["note"] == "not reached"
+    assert rows["argo-submit"]["note"] == "stopped by Ctrl-C" and rows["argo-cpu-only"]["note"] == "not reached"
     assert rows["cleaning"]["outcome"] == "passed" and world.left() == []
 
 
@@ -337,3 +394,94 @@ def test_a_login_that_is_refused_ends_the_waiting(world: World, monkeypatch: pyt
         Mirror(Kube("imagemill"), ["pods"]).start()
     with pytest.raises(KubeError, match="there is no context elsewhere"):
         Kube("imagemill", "elsewhere")
+
+
+def test_a_short_bar_fails_only_when_asked(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(measured.BARS, (ARGO, "demo"), -1)
+    code, rows = world.run("argo-demo")
+    assert code == 0 and "its bar is missed by" in rows["argo-demo"]["note"]
+    code, rows = world.run("argo-demo", bars=True, suffix="def456")
+    assert code == 1 and rows["argo-demo"]["outcome"] == "failed"
+
+
+def test_the_controllers_policy_is_read_and_changed_for_a_while(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(controllers, "_RELOAD_S", 0.0)
+    world.play.seconds = {"lost-pod": {"download": 60.0}}
+    before = json.dumps(world.cluster.documents[CONTROLLER])
+    code, rows = world.run("argo-other-policy", change_controller=True)
+    assert code == 0 and "retryPolicy OnError" in rows["controller"]["note"]
+    assert rows["argo-other-policy"]["note"].startswith("OnFailure: argo-wrong-input-other: 1 pod(s)")
+    assert json.dumps(world.cluster.documents[CONTROLLER]) == before
+    changes = [path for method, path in world.cluster.requests if method == "PATCH"]
+    assert changes == [CONTROLLER, CONTROLLER]
+    code, rows = world.run("argo-other-policy", suffix="def456")
+    row = rows["argo-other-policy"]
+    assert row["outcome"] == "skipped" and "--change-controller" in row["note"]
+
+
+def services() -> dict[tuple[str, int], tuple[Peer, int]]:
+    """What the names lead to that the scenario of network policies tries; but for the internet, which is away."""
+    kubeflow = {"ml-pipeline.kubeflow.svc": ("ml-pipeline", 8888, 8888), "mysql.kubeflow.svc": ("mysql", 3306, 3306),
+                "ml-pipeline-ui.kubeflow.svc": ("ml-pipeline-ui", 80, 3000)}  # fmt: skip
+    return {
+        ("seaweedfs.imagemill", 8333): (Peer({"app.kubernetes.io/name": "seaweedfs"}, "imagemill"), 8333),
+        ("kubernetes.default.svc", 443): (Peer(ip="10.123.0.1"), 6443),
+        ("169.254.169.254", 80): (Peer(ip="169.254.169.254"), 80),
+        **{(name, port): (Peer({"app": app}, "kubeflow"), target) for name, (app, port, target) in kubeflow.items()},
+    }
+
+
+@pytest.fixture
+def policed(world: World) -> World:
+    """With the network policies of k8s/overlays/kind and something that enforces them."""
+    world.play.hosts = services()
+    world.file.write_text(json.dumps({"images": IMAGES, "storage": {"endpoint": "http://seaweedfs.imagemill:8333"}}))
+    for document in policies_of("kind"):
+        world.cluster.create("networkpolicies", document)
+    return world
+
+
+def test_network_policies_are_tried_from_pods_of_each_kind(policed: World) -> None:
+    code, rows = policed.run("argo-policies")
+    note = rows["argo-policies"]["note"]
+    assert code == 0 and note.startswith("11 kinds of pods reach what they must, and not: ") and "KFP's MySQL" in note
+    assert "without proof, for nobody reaches them: " in note and "the internet" in note.partition("without")[2]
+    names = {one["metadata"]["name"] for one in policed.cluster.list("networkpolicies")}
+    assert not any("e2e" in name for name in names) and "imagemill-default-deny" in names
+
+
+def test_policies_that_nothing_enforces_are_no_proof(policed: World) -> None:
+    policed.play.faults.policies_hold = False
+    row = policed.run("argo-policies")[1]["argo-policies"]
+    assert row["outcome"] == "skipped" and "nothing enforces network policies here" in row["note"]
+
+
+@pytest.mark.parametrize(
+    ("name", "spec", "problem"),
+    [
+        ("hole", {"podSelector": {}, "policyTypes": ["Egress"], "egress": [{"ports": [{"port": 3306}]}]},
+         "clean → KFP's MySQL: answers, expected none"),
+        ("imagemill-store", None, "clean → the store: no answer, expected an answer"),
+    ],
+)  # fmt: skip
+def test_a_hole_and_a_wall_are_found(policed: World, name: str, spec: Any, problem: str) -> None:
+    policed.cluster.delete("networkpolicies", name)
+    if spec:
+        policed.cluster.create("networkpolicies", {"metadata": {"name": name}, "spec": spec})
+    row = policed.run("argo-policies")[1]["argo-policies"]
+    assert row["outcome"] == "failed" and problem in row["note"]
+
+
+def test_a_full_runs_results_are_written_and_a_partial_ones_are_not(world: World, tmp_path: Path) -> None:
+    file = tmp_path / "RESULTS.md"
+    assert world.run("api", results=file)[0] == 0 and not file.exists()
+    registry = Registry({name: command.REGISTRY.scenarios[name] for name in ("api", "controller", "argo")})
+    before, command.REGISTRY = command.REGISTRY, registry
+    try:
+        assert world.run(results=file, suffix="def456", words=("--cluster", "/home/somebody/cluster.yaml"))[0] == 0
+    finally:
+        command.REGISTRY = before
+    text = file.read_text()
+    assert "| Argo Workflows | v3.7.2 |" in text and "| Kubernetes | v1.33.1 |" in text
+    assert "`tests/e2e/run --cluster cluster.yaml`" in text and "retryPolicy OnError" in text
+    assert "| `argo` | Argo Workflows is installed" in text and "**4 passed, 0 failed, 0 skipped" in text

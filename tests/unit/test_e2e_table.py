@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from e2e import __main__ as command
 from e2e import table
-from e2e.options import Options, for_tests, without_gpus
-from e2e.preflight import REGISTRY
-from e2e.scenario import FAILED, PASSED, SKIPPED, Deadline, Late, Registry, Row, unmet
+from e2e.options import Options, for_tests, in_pods, with_rayjob, without_gpus
+from e2e.scenario import FAILED, PASSED, SKIPPED, Deadline, Late, Registry, Row, Scenario, unmet
+from e2e.scenarios import REGISTRY
 
 from imagemill.components.store.errors import UserError
 from imagemill.pipelines import cluster as clusters
@@ -26,7 +26,7 @@ ROWS = [
 def make_registry() -> Registry:
     registry = Registry()
     for name, needs in (("api", ()), ("store", ("api",)), ("argo", ("api",)), ("run", ("store", "argo")), ("kfp", ())):
-        registry.add(name, f"about {name}", lambda session: None, needs)
+        registry.add(Scenario(name, f"about {name}", lambda trial: None, needs))
     return registry
 
 
@@ -81,9 +81,9 @@ def test_an_unknown_scenario_is_named() -> None:
 def test_needs_come_first_and_names_once() -> None:
     registry = make_registry()
     with pytest.raises(ValueError, match="two scenarios"):
-        registry.add("api", "", lambda session: None)
+        registry.add(Scenario("api", "", lambda trial: None))
     with pytest.raises(ValueError, match="must come before"):
-        registry.add("new", "", lambda session: None, ["later"])
+        registry.add(Scenario("new", "", lambda trial: None, ("later",)))
 
 
 def test_an_unmet_need_says_why() -> None:
@@ -107,11 +107,24 @@ def test_a_deadline_counts_down() -> None:
 
 
 def test_every_scenario_of_the_issue_is_there_for_both_engines() -> None:
-    kills = ("download", "clean", "resize", "ray-head", "ray-worker", "train", "evaluate", "promote")
-    both = ["submit", "nothing-left", "cached", "cpu-only", "gpu", "gpu-absent", "wrong-input", "deleted"]
-    both += [f"kill-{name}" for name in kills]
+    both = ["submit", "nothing-left", "cpu-only", "gpu", "gpu-absent", "wrong-input", "deleted", "kill-steps",
+            "kill-rayjob", "kill-ray-head", "lost-pod", "transient", "out-of-memory", "policies", "demo", "unchanged",
+            "left-after-deletion", "other-policy"]  # fmt: skip
     expected = {f"{engine}-{name}" for engine in ("argo", "kfp") for name in both}
-    assert set(REGISTRY.scenarios) >= expected | {"argo-cron", "kfp-recurring", "argo-two-at-once", "images", "store"}
+    expected |= {"argo-cron", "argo-two-at-once", "argo-resizing", "images", "store", "controller"}
+    expected |= {"kfp-recurring", "kfp-sdk", "kfp-sdk-recurring", "kfp-pages"}
+    assert set(REGISTRY.scenarios) == expected | PREFLIGHT
+
+
+PREFLIGHT = {"api", "pod-security", "secret", "images", "store", "dataset", "argo", "controller", "kuberay", "resizing",
+             "kfp", "gpus"}  # fmt: skip
+
+
+def test_what_is_measured_runs_alone() -> None:
+    alone = {name for name, scenario in REGISTRY.scenarios.items() if scenario.alone}
+    measured = {"argo-demo", "argo-unchanged", "argo-resizing", "kfp-demo", "kfp-unchanged"}
+    assert alone == measured | {"argo-other-policy", "kfp-other-policy"}  # which changes the cluster
+    assert {name for name, scenario in REGISTRY.scenarios.items() if scenario.preflight} == PREFLIGHT
 
 
 def test_the_cluster_of_the_tests_is_the_sessions_own() -> None:
@@ -120,8 +133,9 @@ def test_the_cluster_of_the_tests_is_the_sessions_own() -> None:
     made = for_tests(given, "abc123", full_pods=False)
     assert made.storage.workspace == f"{given.storage.workspace}/e2e-abc123"
     assert made.argo.mutex != given.argo.mutex and made.labels == {"imagemill.io/e2e": "abc123"}
-    assert (made.steps["train"].memory, made.steps["train"].shm, made.steps["clean"].cpu) == ("4Gi", "256Mi", "1")
-    assert made.steps["promote"].cpu == "500m" and made.ray.workers.minimum == 1
+    assert (made.steps["train"].memory, made.steps["train"].shm, made.steps["clean"].cpu) == ("3Gi", "256Mi", "500m")
+    assert made.steps["promote"].memory == "1Gi" and made.ray.mode == given.ray.mode
+    assert with_rayjob(made).ray.workers.minimum == 1 and in_pods(with_rayjob(made)).ray.mode == "pod"
     assert for_tests(given, "abc123", full_pods=True).steps == given.steps
     assert clusters.from_json(made.to_json()) == made
     assert [pod.gpu for pod in made.steps.values()].count(1) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,35 +11,44 @@ from imagemill.pipelines import pods
 from imagemill.pipelines.cluster import LABELS, SCRATCH, UID, Cluster
 from imagemill.pipelines.settings import plain
 
+from ..options import E2E_LABEL
+from ..scenario import Deadline, Failed
 from . import inside
 from .kube import Doc, name_of
-from .options import E2E_LABEL
-from .scenario import Deadline, Failed
 
 if TYPE_CHECKING:
-    from .session import Session
+    from ..session import Trial
 
+COMPONENT = "app.kubernetes.io/component"
 _SOURCE = Path(inside.__file__)
 _PULL_PROBLEMS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable")
 _START_PROBLEMS = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
+_LIFETIME_S = 1800
 
 
-def pod(cluster: Cluster, name: str, suffix: str, target: str, question: str, workspace: str) -> Doc:
-    """A pod as the steps' are: same user, same restrictions, same credentials, same labels for network policies."""
-    command = ["python", "-c", _SOURCE.read_text(encoding="utf-8"), question, workspace]
+def pod(
+    cluster: Cluster, name: str, suffix: str, target: str, question: str, arguments: Mapping[str, Any],
+    labels: Mapping[str, str] | None = None,
+) -> Doc:  # fmt: skip
+    """A pod as the steps' are: same user, same restrictions, same credentials, same labels for network policies.
+
+    `labels` take the place of the steps' own.
+    """
+    command = ["python", "-c", _SOURCE.read_text(encoding="utf-8"), question, json.dumps(arguments)]
     container = {
         "name": "main",
         "image": cluster.image(target),
         "imagePullPolicy": cluster.images.pull_policy,
         "command": command,
         "env": pods.storage_env(cluster),
-        "resources": {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"memory": "1Gi"}},
+        "resources": {"requests": {"cpu": "50m", "memory": "256Mi"}, "limits": {"memory": "1Gi"}},
         "securityContext": pods.container_security(),
         "volumeMounts": [{"name": "scratch", "mountPath": SCRATCH}],
     }
     spec: dict[str, Any] = {
         "restartPolicy": "Never",
-        "activeDeadlineSeconds": 1800,
+        "activeDeadlineSeconds": _LIFETIME_S,
+        "terminationGracePeriodSeconds": 2,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "securityContext": {
@@ -51,47 +61,73 @@ def pod(cluster: Cluster, name: str, suffix: str, target: str, question: str, wo
     if cluster.images.pull_secrets:
         spec["imagePullSecrets"] = [{"name": secret} for secret in cluster.images.pull_secrets]
     off = {"sidecar.istio.io/inject": "false"}
-    labels = {**cluster.labels, **LABELS, "app.kubernetes.io/component": "e2e-probe", **off, E2E_LABEL: suffix}
-    metadata = {"name": name, "labels": labels, "annotations": off}
-    made: Doc = plain({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
-    return made
+    own = {**LABELS, COMPONENT: "e2e-probe"} if labels is None else labels
+    metadata = {"name": name, "labels": {**cluster.labels, **own, **off, E2E_LABEL: suffix}, "annotations": off}
+    document: Doc = plain({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
+    return document
+
+
+def begin(
+    trial: Trial, question: str, arguments: Mapping[str, Any], target: str = "cpu",
+    labels: Mapping[str, str] | None = None,
+) -> str:  # fmt: skip
+    """Create the pod that answers one of inside.py's questions; its name."""
+    name = trial.name(f"probe-{question}")
+    trial.create("pods", pod(trial.cluster, name, trial.session.suffix, target, question, arguments, labels))
+    return name
 
 
 def ask(
-    session: Session, question: str, workspace: str = "", target: str = "cpu", deadline: Deadline | None = None
-) -> Doc:
-    """The answer of one of inside.py's questions. Failed says how the pod went wrong; its objects are the session's."""
-    name = session.name(f"probe-{question}")
-    made = pod(session.cluster, name, session.suffix, target, question, workspace or session.cluster.storage.workspace)
-    session.create("pods", made)
-    until = deadline or session.deadline
+    trial: Trial, question: str, target: str = "cpu", deadline: Deadline | None = None, **arguments: Any
+) -> Doc:  # fmt: skip
+    """The answer of one of inside.py's questions. Failed says how the pod went wrong."""
+    return answer(trial, begin(trial, question, arguments, target), deadline)
+
+
+def answer(trial: Trial, name: str, deadline: Deadline | None = None) -> Doc:
+    """What a pod of `begin` answers, when it has ended; the pod is deleted."""
 
     def ended() -> Doc | None:
-        found = session.find("pods", name)
+        found = trial.find("pods", name)
         if found is None:
             return None
         if problem := trouble(found):
             raise Failed(f"pod {name}: {problem}")
         return found if (found.get("status") or {}).get("phase") in ("Succeeded", "Failed") else None
 
-    what = f"the answer of pod {name} ({session.cluster.image(target)})"
-    done = session.mirror.wait(ended, what, until, lambda: _short(session.find("pods", name)))
-    log = session.kube.log(name, "main")
+    until = deadline or trial.deadline
+    done = trial.mirror.wait(ended, f"the answer of pod {name}", until, lambda: _short(trial.find("pods", name)))
+    log = trial.kube.log(name, "main")
     answers = [line for line in log.splitlines() if line.startswith(inside.MARK)]
     if done["status"]["phase"] != "Succeeded" or not answers:
         tail = " / ".join(log.strip().splitlines()[-3:])
         raise Failed(f"pod {name} ended {done['status']['phase']} without an answer: {tail or 'it wrote nothing'}")
-    session.discard("pods", name)
+    trial.discard("pods", name)
     return dict(json.loads(answers[-1].removeprefix(inside.MARK)))
+
+
+def running(trial: Trial, name: str) -> Doc:
+    """The pod of that name, once its container runs and it has an address."""
+
+    def ready() -> Doc | None:
+        found = trial.find("pods", name)
+        if found is None:
+            return None
+        if problem := trouble(found):
+            raise Failed(f"pod {name}: {problem}")
+        status = found.get("status") or {}
+        return found if status.get("phase") == "Running" and status.get("podIP") else None
+
+    return trial.mirror.wait(ready, f"pod {name}", trial.deadline, lambda: _short(trial.find("pods", name)))
 
 
 def trouble(found: Doc) -> str:
     """Why a pod can't start, in Kubernetes' words; empty while it may."""
     status = found.get("status") or {}
-    for one in [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]:
-        waiting = (one.get("state") or {}).get("waiting") or {}
+    for container in [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]:
+        waiting = (container.get("state") or {}).get("waiting") or {}
         if waiting.get("reason") in (*_PULL_PROBLEMS, *_START_PROBLEMS):
-            return f"{waiting['reason']}: {waiting.get('message', one.get('image', ''))}"
+            return f"{waiting['reason']}: {waiting.get('message', container.get('image', ''))}"
     return ""
 
 

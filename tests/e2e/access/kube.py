@@ -18,9 +18,18 @@ _GROUPS = {
     "events": "/api/v1",
     "serviceaccounts": "/api/v1",
     "secrets": "/api/v1",
+    "services": "/api/v1",
+    "configmaps": "/api/v1",
+    "persistentvolumeclaims": "/api/v1",
+    "jobs": "/apis/batch/v1",
+    "roles": "/apis/rbac.authorization.k8s.io/v1",
+    "rolebindings": "/apis/rbac.authorization.k8s.io/v1",
+    "networkpolicies": "/apis/networking.k8s.io/v1",
     "workflows": "/apis/argoproj.io/v1alpha1",
     "workflowtemplates": "/apis/argoproj.io/v1alpha1",
     "cronworkflows": "/apis/argoproj.io/v1alpha1",
+    "workflowtaskresults": "/apis/argoproj.io/v1alpha1",
+    "workflowartifactgctasks": "/apis/argoproj.io/v1alpha1",
     "rayjobs": "/apis/ray.io/v1",
     "rayclusters": "/apis/ray.io/v1",
 }
@@ -79,9 +88,9 @@ class Kube:
         """Ask one of the API's questions, such as a SelfSubjectAccessReview."""
         return dict(json.loads(self._send("POST", path, body).data))
 
-    def merge(self, kind: str, name: str, body: Mapping[str, Any]) -> Doc:
-        """Change an object by a JSON merge patch."""
-        return dict(json.loads(self._send("PATCH", self.path(kind, name), body).data))
+    def merge(self, path: str, body: Mapping[str, Any]) -> Doc:
+        """Change the object at a path by a JSON merge patch."""
+        return dict(json.loads(self._send("PATCH", path, body).data))
 
     def delete(self, kind: str, name: str, grace: int | None = None) -> bool:
         """Whether there was anything to delete. Dependants go with it, in the background."""

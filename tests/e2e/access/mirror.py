@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
+from ..scenario import Deadline, Failed
 from .kube import Doc, Kube, KubeError
-from .scenario import Deadline, Failed
 
 T = TypeVar("T")
 WATCHED = ("workflows", "pods", "rayjobs", "rayclusters", "events")
@@ -25,8 +25,10 @@ _GIVE_UP = 30
 
 
 def say(text: str) -> None:
-    """One line of progress, on stderr."""
-    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+    """One line of progress, on stderr; where it is a scenario's thread that says it, with the scenario's name."""
+    thread = threading.current_thread()
+    scenario = "" if thread is threading.main_thread() else f"[{thread.name}] "
+    print(f"{time.strftime('%H:%M:%S')} {scenario}{text.strip()}", file=sys.stderr, flush=True)
 
 
 class Mirror:
@@ -52,6 +54,11 @@ class Mirror:
     def stop(self) -> None:
         self._over.set()
 
+    def wake(self) -> None:
+        """Have every `wait` look at its condition and its deadline now."""
+        with self._changed:
+            self._note_change()
+
     def now(self, kind: str) -> list[Doc]:
         """What is there."""
         with self._changed:
@@ -61,6 +68,11 @@ class Mirror:
         """What is there, and what was there since the beginning, as it was last seen."""
         with self._changed:
             return [*self._gone[kind].values(), *self._living[kind].values()]
+
+    def last_state(self, kind: str, uid: str) -> Doc | None:
+        """An object as it was last seen, by its uid: another one may have its name meanwhile."""
+        with self._changed:
+            return self._living[kind].get(uid) or self._gone[kind].get(uid)
 
     def refresh(self, *kinds: str) -> None:
         """Catch up with what is there now: a workflow's end may be seen before the last of its pods' states."""
@@ -89,7 +101,7 @@ class Mirror:
             doing_now = doing() if doing else ""
             if (doing_now and doing_now != told) or time.monotonic() - told_at > _QUIET_S:
                 told, told_at = doing_now, time.monotonic()
-                say(f"  {told or what} · {deadline.left():.0f} s left")
+                say(f"{told or what} · {deadline.left():.0f} s left")
             deadline.check(" · ".join(filter(None, [what, doing_now])))
             with self._changed:
                 if self._changes == before:

@@ -1,0 +1,202 @@
+"""What the tests ask from inside the cluster. Shipped as text to a pod with the image `cpu`: it imports nothing of e2e.
+
+The object store is seldom reachable from where the tests run. The answer is one line of JSON after the mark.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+MARK = "imagemill-e2e:"
+CLASSES = ("blue", "green", "red")
+PER_CLASS = {"train": 16, "val": 4, "test": 8}
+SIDE = 48
+"""Pixels of an image of `plant`."""
+
+
+def reach(workspace: str) -> dict[str, Any]:
+    """Write, write the same again, read, list and delete an object of the workspace."""
+    from imagemill.components.store.filesystem import store_for
+
+    store, place = store_for(workspace), f"{workspace}/_reach"
+    uri = f"{place}/probe.txt"
+    first, second = store.put_if_absent(uri, b"one"), store.put_if_absent(uri, b"two")
+    read = store.read(uri).decode()
+    listed = [entry.uri for entry in store.list(place)]
+    store.discard(uri)
+    return {
+        "conditional": (first, second, read) == (True, False, "one"),
+        "listed": listed == [uri],
+        "deletes": store.stat(uri) is None,
+        "server": _server(os.environ.get("AWS_ENDPOINT_URL", "")),
+    }
+
+
+def _server(endpoint: str) -> str:
+    """What the object store calls itself in its answers; empty where it doesn't."""
+    import urllib.error
+    import urllib.request
+
+    if not endpoint:
+        return ""
+    try:
+        with urllib.request.urlopen(endpoint, timeout=10) as answer:
+            return str(answer.headers.get("Server") or "")
+    except urllib.error.HTTPError as error:
+        return str(error.headers.get("Server") or "")
+    except OSError:
+        return ""
+
+
+def plant(source: str) -> dict[str, Any]:
+    """Write a small dataset of three colours, with its splits as folders: the same bytes each time."""
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    from imagemill.components.store.filesystem import store_for
+
+    store = store_for(source)
+    count = 0
+    for split, per_class in PER_CLASS.items():
+        for label, name in enumerate(CLASSES):
+            for number in range(per_class):
+                random = np.random.default_rng([sum(map(ord, split)), label, number])
+                coarse = random.integers(0, 160, (6, 6, 3), dtype=np.uint8)
+                coarse[..., 2 - label] = random.integers(160, 256, (6, 6))
+                image = Image.fromarray(coarse).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+                buffer = io.BytesIO()
+                image.save(buffer, "PNG")
+                store.put_if_absent(f"{source}/{split}/{name}/{number:02}.png", buffer.getvalue())
+                count += 1
+    return {"images": count}
+
+
+def look(workspace: str) -> dict[str, Any]:
+    """Every dataset's files, kind by kind, every run's records, step by step, and how much unfinished work is left."""
+    from imagemill.components.store.filesystem import store_for
+
+    store = store_for(workspace)
+    datasets: dict[str, dict[str, Any]] = {}
+    runs: dict[str, dict[str, Any]] = {}
+    work = 0
+    for entry in store.list(workspace):
+        parts = entry.uri[len(workspace) + 1 :].split("/")
+        if len(parts) == 3 and parts[2] == "_manifest.json":
+            files = json.loads(store.read(entry.uri))["files"]
+            content = [[file["role"], file["split"], file["rows"], file["sha256"]] for file in files]
+            datasets.setdefault(parts[0], {})[parts[1]] = content
+        elif len(parts) == 3 and parts[0] == "runs" and parts[2].endswith(".json"):
+            runs.setdefault(parts[1], {})[parts[2].removesuffix(".json")] = json.loads(store.read(entry.uri))
+        elif "_work" in parts:
+            work += 1
+    return {"datasets": datasets, "runs": runs, "work": work}
+
+
+def count(places: Sequence[str]) -> dict[str, Any]:
+    """How many objects there are below each place."""
+    from imagemill.components.store.filesystem import store_for
+
+    return {place: sum(1 for _ in store_for(place).list(place)) for place in places}
+
+
+def forget(places: Sequence[str], marks: Sequence[str]) -> dict[str, Any]:
+    """Delete all objects below the places, each of which must name one of the marks: the session, or a run of it."""
+    from imagemill.components.store.filesystem import store_for
+
+    found, left = 0, 0
+    for place in places:
+        if not any(mark and mark in place for mark in marks):
+            raise SystemExit(f"{place} is none of the tests'")
+        store = store_for(place)
+        uris = [entry.uri for entry in store.list(place)]
+        for uri in uris:
+            store.discard(uri)
+        found += len(uris)
+        left += sum(1 for _ in store.list(place))
+    return {"found": found, "left": left}
+
+
+def connect(targets: Sequence[dict[str, Any]], seconds: float) -> dict[str, Any]:
+    """Open a TCP connection to each target's `host` and `port`, all at once: "answers", or why not.
+
+    Policies take hold some time after a pod has started, so what does not come out as `answers` (a boolean) expects
+    is tried again for so many seconds.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    def try_target(target: dict[str, Any]) -> str:
+        until = time.monotonic() + seconds
+        while True:
+            outcome = _connected(str(target["host"]), int(target["port"]))
+            if (outcome == "answers") == target["answers"] or time.monotonic() > until:
+                return outcome
+            time.sleep(1)
+
+    with ThreadPoolExecutor(max(1, len(targets))) as pool:
+        return dict(zip([target["name"] for target in targets], pool.map(try_target, targets), strict=True))
+
+
+def _connected(host: str, port: int) -> str:
+    import socket
+
+    try:
+        with socket.create_connection((host, port), timeout=4):
+            return "answers"
+    except socket.gaierror:
+        return "name not found"
+    except TimeoutError:
+        return "no answer"
+    except OSError as error:
+        return str(error.strerror or error)
+
+
+def listen(port: int, seconds: float) -> dict[str, Any]:
+    """Take connections for so long."""
+    import socket
+
+    with socket.create_server(("", port)) as server:
+        server.settimeout(1)
+        until, taken = time.monotonic() + seconds, 0
+        while time.monotonic() < until:
+            try:
+                connection, _ = server.accept()
+            except TimeoutError:
+                continue
+            connection.close()
+            taken += 1
+    return {"taken": taken}
+
+
+def version() -> dict[str, Any]:
+    """What is in the image: imagemill's version, the user that it runs as, and what it can import."""
+    import importlib.util
+
+    from imagemill.components.store.manifest import code_version
+
+    names = ("ray", "torch", "kubernetes", "kfp")
+    return {
+        "version": code_version(),
+        "uid": os.getuid(),
+        "has": [name for name in names if importlib.util.find_spec(name)],
+    }
+
+
+QUESTIONS: dict[str, Callable[..., dict[str, Any]]] = {
+    "reach": reach, "plant": plant, "look": look, "count": count, "forget": forget, "connect": connect,
+    "listen": listen, "version": version,
+}  # fmt: skip
+
+
+def main(question: str, arguments: str) -> None:
+    print(MARK + json.dumps(QUESTIONS[question](**json.loads(arguments))), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2])

@@ -1,0 +1,145 @@
+"""RESULTS.md: what the last full run on a cluster came to, with versions, options and all that was measured."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from imagemill.components.store.config import STEPS
+from imagemill.components.store.manifest import code_version
+
+from .scenario import Row
+from .session import Session
+from .table import MARKS, summary
+
+_ROOT = Path(__file__).parents[2]
+
+
+def write(session: Session, rows: Sequence[Row], file: Path, wall_seconds: float) -> None:
+    """Write the results of a session as Markdown."""
+    file.write_text(render(session, rows, wall_seconds), encoding="utf-8")
+
+
+def render(session: Session, rows: Sequence[Row], wall_seconds: float) -> str:
+    options = session.options
+    words = " ".join(["tests/e2e/run", *_shown(options.words)])
+    controller = session.facts.get("controller")
+    about = [
+        ("Date", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"),
+        ("imagemill", f"{code_version()}, {_commit()}"),
+        *(session.facts.get("versions") or {}).items(),
+        ("Cores of the nodes", f"{session.facts.get('cores', 0):g}, as the scheduler is told"),
+        ("Argo's controller", f"retryPolicy {controller.policy}, DEFAULT_REQUEUE_TIME {controller.requeue or 'unset'}"
+         if controller else "out of sight"),
+        ("Command", f"`{words}`"),
+        ("Where it ran", f"Python {platform.python_version()}"),
+    ]  # fmt: skip
+    parts = [
+        "# On a real cluster\n\nWritten by `tests/e2e/run --results FILE`; not by hand.\n",
+        _table(("", ""), about),
+        f"**{summary(rows)}**, {_minutes(wall_seconds)} in all: scenarios run at the same time.\n",
+        _scenarios(rows, session.folder),
+        _cost(session.measured),
+        _resizing(session.measured),
+        _retries(session.measured),
+    ]
+    return "\n".join(filter(None, parts))
+
+
+def _shown(words: Sequence[str]) -> list[str]:
+    """The command's words, files by their names alone: where they lie is of no interest to a reader."""
+    return [_without_folder(word) for word in words]
+
+
+def _without_folder(word: str) -> str:
+    flag, equals, value = word.rpartition("=")
+    return f"{flag}{equals}{Path(value).name if value.startswith('/') else value}"
+
+
+def _commit() -> str:
+    """The checkout's commit, and whether it had changes."""
+    try:
+        commit = _git("rev-parse", "--short=10", "HEAD")
+        changed = _git("status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.CalledProcessError):
+        return "from no checkout"
+    return f"commit {commit}{' with changes' if changed else ''}"
+
+
+def _git(*words: str) -> str:
+    command = ["git", "-C", str(_ROOT), *words]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def _scenarios(rows: Sequence[Row], folder: Path) -> str:
+    head = ("scenario", "what", "", "seconds", "note")
+    return _table(head, [(f"`{row.name}`", row.about, MARKS[row.outcome], f"{row.seconds:.0f}",
+                          row.note.replace(f"{folder}/", "")) for row in rows])  # fmt: skip
+
+
+def _cost(measured: Sequence[Mapping[str, Any]]) -> str:
+    found = [one for one in measured if one["table"] == "cost"]
+    if not found:
+        return ""
+    head = ("run", "through", "seconds", "at most", "pods", "pods' own seconds", *STEPS)
+    lines = [
+        (one["run"], one["engine"], _against(one["seconds"], one["bar"]), one["bar"], one["pods"], one["own_seconds"],
+         *(one["steps"].get(step, "") for step in STEPS))
+        for one in found
+    ]  # fmt: skip
+    return (
+        "## What a run costs\n\nEach alone on the cluster: seconds from the making of the workflow to its end, and "
+        "how long the pods' main containers ran, together and step by step.\n\n" + _table(head, lines)
+    )
+
+
+def _against(seconds: float, bar: float) -> str:
+    return str(seconds) if seconds <= bar else f"**{seconds}**, missed"
+
+
+def _resizing(measured: Sequence[Mapping[str, Any]]) -> str:
+    found = [one for one in measured if one["table"] == "resizing"]
+    if not found:
+        return ""
+    lines = [(one["mode"], one["engine"], one["seconds"]) for one in found]
+    return "## Resizing the demo's images\n\nSeconds from the end of clean to the pod of train.\n\n" + _table(
+        ("ray.mode", "through", "seconds"), lines
+    )
+
+
+def _retries(measured: Sequence[Mapping[str, Any]]) -> str:
+    found = sorted(
+        (one for one in measured if one["table"] == "retries"),
+        key=lambda one: (one["engine"], one["policy"], one["failure"]),
+    )
+    if not found:
+        return ""
+    head = ("failure", "through", "controller's retryPolicy", "pods", "exit codes", "their own seconds", "seconds",
+            "the run")  # fmt: skip
+    lines = [
+        (one["failure"], one["engine"], one["policy"], one["pods"], ", ".join(one["exit_codes"]),
+         ", ".join(map(str, one["own_seconds"])), one["seconds"], one["outcome"])
+        for one in found
+    ]  # fmt: skip
+    return (
+        "## What is tried again\n\nA failure of the download step. Argo's templates say by exit code what is tried "
+        "again; Kubeflow Pipelines compiles a number alone, and Argo's controller decides. For a lost pod the seconds "
+        "are those until another one had ended, else those of the whole run.\n\n" + _table(head, lines)
+    )
+
+
+def _table(head: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
+    rule = ["---"] * len(head)
+    return "".join(f"| {' | '.join(_cell(cell) for cell in line)} |\n" for line in (head, rule, *lines))
+
+
+def _cell(value: Any) -> str:
+    return " ".join(str(value).split()).replace("|", "\\|")
+
+
+def _minutes(seconds: float) -> str:
+    return f"{int(seconds // 60)} min {seconds % 60:.0f} s"

@@ -1,0 +1,107 @@
+"""Runs that must fail, in the right way: wrong input, and GPUs that nobody has."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from imagemill.components.store.errors import EXIT_USER
+from imagemill.pipelines.kfp_server import knows_whole_runs
+
+from .. import kfp
+from ..access.kube import Doc, name_of
+from ..access.probe import unschedulable
+from ..runs import ARGO, KFP, SUCCEEDED, Run, created, last_words
+from ..scenario import Failed
+from ..session import Trial
+from .common import NEEDS, add, add_after, asked_for, baseline, look, records_of, submit
+from .retries import record
+
+NO_SUCH_GPU = "imagemill.io/no-such-gpu"
+"""No node has it, and no autoscaler makes one that does: a GPU that is absent on every cluster."""
+PENDING_S = 60
+"""How long train waits for its GPU, about: the run's deadline is so much more than the steps before it took before."""
+
+
+def wrong_input(trial: Trial) -> str:
+    """A source that is not there: exit code 2, a message that names it, and nothing after it."""
+    workspace = trial.workspace(trial.scenario)
+    source = f"{workspace}/there-is-nothing"
+    run = submit(trial, workspace, source=source)
+    phase = run.end(trial.deadline)
+    if phase == SUCCEEDED:
+        raise Failed(f"{run.workflow} succeeded with a source that is not there, {source}")
+    download = records_of(look(trial, workspace), run).get("download") or {}
+    if download.get("exit_code") != EXIT_USER:
+        raise Failed(f"download recorded exit code {download.get('exit_code')}: {download.get('error')}; expected 2")
+    if source.rpartition("/")[2] not in download["error"]:
+        raise Failed(f"the message does not name what is wrong: {download['error']}")
+    _check_tries(trial, run)
+    if later := run.pods("clean"):
+        raise Failed(f"the run went on: {name_of(later[0])}")
+    return f"{record(trial, run, 'wrong input (exit code 2)', run.wall_seconds())}: {download['error']}"
+
+
+def _check_tries(trial: Trial, run: Run) -> None:
+    """Argo knows the exit code and tries once; KFP knows a count only, and each further try ends at once."""
+    pods = run.pods("download")
+    most = 1 if trial.engine == ARGO else 1 + trial.cluster.limits.lost_pod_retries
+    if not 1 <= len(pods) <= most:
+        raise Failed(f"download had {len(pods)} pods, expected {'one' if most == 1 else f'1 to {most}'}: "
+                     + "; ".join(last_words(pod) for pod in pods))  # fmt: skip
+
+
+def _gpu_absent(trial: Trial) -> str:
+    steps = dict(trial.cluster.steps)
+    steps["train"] = replace(steps["train"], gpu=1, gpu_type=NO_SUCH_GPU)
+    deadline = PENDING_S + round(_seconds_to_train(trial))
+    limits = replace(trial.cluster.limits, run_deadline_seconds=deadline)
+    cluster = replace(trial.cluster, steps=steps, limits=limits)
+    run = submit(trial, trial.workspace(trial.engine), cluster=cluster, seed=21)
+
+    def pending() -> Doc | None:
+        waiting = next((pod for pod in run.pods("train") if unschedulable(pod)), None)
+        if run.ended and waiting is None:
+            raise Failed(f"{run.workflow} ended {run.phase} before train waited for a GPU: {run.message}")
+        return waiting
+
+    pod = trial.mirror.wait(pending, "train's pod that no node can take", trial.deadline, run.doing)
+    if NO_SUCH_GPU not in asked_for(pod):
+        raise Failed(f"pod {name_of(pod)} does not ask for {NO_SUCH_GPU}")
+    why = unschedulable(pod)
+    if NO_SUCH_GPU not in why:
+        raise Failed(f"pod {name_of(pod)} waits for something else: {why}")
+    if trial.engine == KFP and not knows_whole_runs(trial.cluster.kfp.version):
+        return _terminated(trial, run, why)
+    phase = run.end(trial.within(deadline + 120))
+    if phase == SUCCEEDED:
+        raise Failed(f"{run.workflow} succeeded without its GPU")
+    said = f"{run.message} {' '.join(last_words(seen) for seen in run.pods('train'))}"
+    if "deadline" not in said.lower():
+        raise Failed(f"the end does not say that it was the deadline's: {said}")
+    run.wait_for_nothing_left(trial.within(120))
+    return f"pending ({why}), ended by the deadline of {deadline} s: {run.message}"
+
+
+def _seconds_to_train(trial: Trial) -> float:
+    """How long the undisturbed run took until its pod of train was made."""
+    run = baseline(trial)
+    workflow, pods = run.object(), run.pods("train")
+    return (created(pods[0]) - created(workflow)).total_seconds() if workflow and pods else 0.0
+
+
+def _terminated(trial: Trial, run: Run, why: str) -> str:
+    """KFP before 2.17 has no deadline of runs, and Kubernetes' own counts from a pod's start: somebody ends the run."""
+    kfp.terminate(trial, run)
+    phase = run.end(trial.within(240))
+    if phase == SUCCEEDED:
+        raise Failed(f"{run.workflow} succeeded without its GPU")
+    run.wait_for_nothing_left(trial.within(120))
+    return f"pending ({why}); nothing ends that in KFP before 2.17 but terminating the run: {run.message or phase}"
+
+
+def register() -> None:
+    for engine in (KFP, ARGO):
+        wrong = "wrong input ends with exit code 2, and is not tried again"
+        add(engine, "wrong-input", wrong, wrong_input, NEEDS[engine])
+        ends = "the deadline ends it" if engine == ARGO else "the deadline ends it (before 2.17 it is terminated)"
+        add_after(engine, "gpu-absent", f"a GPU that no node has: pending, until {ends}", _gpu_absent)
