@@ -25,6 +25,8 @@ ENDED = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
 NOT_REACHED = "NOT_REACHED"
 """Of a task that Argo omits, for one before it has failed: the API gives it no state."""
 _MACHINERY = ("root", "executor")
+_GROUPS = ("exit-handler", "condition-", "for-loop-", "imagemill-")
+"""How the names of KFP's groups of tasks begin, and the workflow's own."""
 _NODE = re.compile(r"(?P<name>.+?)(?:\((?P<number>\d+)\))?")
 _WHOLE = sys.maxsize
 
@@ -113,11 +115,8 @@ def tasks(run: Any) -> list[tuple[str, str, float | None]]:
 
 
 def _is_task(name: str) -> bool:
-    """Argo's nodes are also the workflow itself, the drivers and the launchers."""
-    if name in STEPS:
-        return True
-    machinery = name in _MACHINERY or name.endswith("-driver") or name.startswith("exit-handler")
-    return not machinery and not name.startswith("imagemill-")
+    """Argo's nodes are also the workflow itself, groups of tasks, the drivers and the launchers."""
+    return name in STEPS or not (name in _MACHINERY or name.endswith("-driver") or name.startswith(_GROUPS))
 
 
 def moment(time: datetime | None) -> datetime | None:

@@ -208,7 +208,7 @@ def _steps(states: dict[str, tuple[str, float | None]], records: dict[str, dict[
         record = records.get(name, {})
         state, seconds = states.get(name, (str(record.get("state", "")), record.get("seconds")))
         took = duration(seconds) if seconds is not None else "-"
-        cached = ", cached" if record.get("state") == "cached" else ""
+        cached = ", cached" if record.get("state") == "cached" != state else ""
         code = f", exit code {record['exit_code']}" if record.get("exit_code") else ""
         result = str(record.get("error") or record.get("uri") or "")
         lines.append((name, state.lower().replace("_", " ") + code + cached, took, result))

@@ -364,7 +364,13 @@ def _check_parameters(spec: dict[str, Any], given: dict[str, Any]) -> None:
 def _nodes(run: str, tasks: dict[str, str], now: str, retries: bool) -> Iterator[dict[str, Any]]:
     """Argo's nodes: the workflow, drivers and launchers among the tasks. Of what may be tried again there is a node
     for each try, and one for all."""
-    for name, state in [("imagemill-training-x7k2p", "RUNNING"), ("root", "RUNNING"), ("root-driver", "SUCCEEDED")]:
+    for name, state in [
+        ("imagemill-training-x7k2p", "RUNNING"),
+        ("root", "RUNNING"),
+        ("root-driver", "SUCCEEDED"),
+        ("exit-handler-1", "RUNNING"),
+        ("condition-2", "RUNNING"),
+    ]:
         yield {"run_id": run, "task_id": str(uuid.uuid4()), "display_name": name, "state": state, "start_time": now}
     omitted = ("FAILED" in tasks.values()) and [step for step in STEPS if step not in tasks]
     for name in omitted or ():  # without a state
