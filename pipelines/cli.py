@@ -184,7 +184,7 @@ def _add_parameters(parser: argparse.ArgumentParser, on_cluster: str = "") -> No
     parser.add_argument("--config", dest="config_file", metavar="FILE.yaml", help="parameters from a YAML file")
     about = f"{on_cluster} Places are URIs: the pods don't see this machine's files." if on_cluster else None
     main_ones = parser.add_argument_group("parameters", about)
-    others = parser.add_argument_group("parameters of single steps (in a cluster: in the JSON parameter config)")
+    others = parser.add_argument_group("other parameters (in the forms of a cluster: in the JSON parameter config)")
     for parameter in parameters().values():
         group: Any = main_ones if parameter.in_forms else others
         text = f"{WORKSPACE_HELP} (default: storage.workspace of the cluster's file)"

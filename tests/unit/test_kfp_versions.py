@@ -1,0 +1,64 @@
+"""The pipeline's versions in KFP: what they are called, and the table of parameters that describes them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.parse import quote
+
+import kfp_commands
+from kfp_commands import Commands, compiled_once
+
+from imagemill.components.store.manifest import code_version
+from imagemill.pipelines.kfp_uploads import read_package
+from imagemill.pipelines.parameters import IN_FORMS, form_parameters, form_value
+
+mill = kfp_commands.mill
+
+
+def test_a_version_is_called_by_release_date_and_content_and_described_by_its_parameters(mill: Commands) -> None:
+    ran = mill("submit", "--no-wait")
+    assert ran.code == 0, ran.err
+    (version,) = mill.service.versions
+    sha256 = hashlib.sha256(compiled_once().read_bytes()).hexdigest()
+    called = rf"{re.escape(code_version())} · 20\d\d-\d\d-\d\d \d\d:\d\d · {sha256[:6]}"
+    assert re.fullmatch(called, version["display_name"])
+    assert f"version {version['display_name']}\n" in ran.err
+    assert version["name"] == f"{code_version()}-{sha256[:16]}"
+    assert re.fullmatch(r"[a-z0-9]([-.a-z0-9]*[a-z0-9])?", version["name"])  # what KFP asks for, with its store in CRDs
+    about, _, header, line, *rows = version["description"].splitlines()
+    assert about.startswith("Labelled images in, a better classifier out (") and sha256[:16] in about
+    assert header == "| parameter | meaning | default | choices |" and line == "|---|---|---|---|"
+    table = {cells[0]: cells[1:] for cells in (cells_of(row) for row in rows)}
+    assert list(table) == [*IN_FORMS, "config"]
+    for name, one in form_parameters().items():
+        default = "s3://mill/work" if name == "workspace" else form_value(one.default)
+        assert table[name] == [one.help, default, ", ".join(one.choices)]
+    assert len(quote(version["description"])) < 7_000  # it is a part of a URL, of which proxies take 8 kB
+
+
+def cells_of(row: str) -> list[str]:
+    """The cells of a row of a Markdown table, as they are shown."""
+    return [re.sub(r"\\(.)", r"\1", cell).strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]]
+
+
+def test_a_long_default_is_cut_in_the_description(tmp_path: Path) -> None:
+    config = json.dumps({"clean": {"other_class": "x|" * 5_000}})
+    (tmp_path / "p.yaml").write_text(
+        compiled_once().read_text().replace("defaultValue: ''", f"defaultValue: {config!r}")
+    )
+    described = read_package(tmp_path / "p.yaml").description
+    assert len(quote(described)) < 9_000
+    assert {len(cells_of(row)) for row in described.splitlines()[2:]} == {4}
+
+
+def test_a_package_of_an_older_imagemill_has_a_name_too(tmp_path: Path) -> None:
+    text = compiled_once().read_text()
+    (tmp_path / "p.yaml").write_text(text.replace(f" Compiled by imagemill {code_version()}", ""))
+    package = read_package(tmp_path / "p.yaml")
+    sha256 = hashlib.sha256((tmp_path / "p.yaml").read_bytes()).hexdigest()
+    assert package.version_name == sha256[:16]
+    assert package.display_name(datetime(2026, 11, 22, 14, 5, tzinfo=UTC)) == f"2026-11-22 14:05 · {sha256[:6]}"
