@@ -27,7 +27,7 @@ def records_metadata(records: Mapping[str, Mapping[str, Any]]) -> dict[str, str]
         step: _told({key: record.get(key) for key in _KEPT}, {"metrics": _told(record["metrics"])})
         for step, record in records.items()
     }
-    return {RECORDS: json.dumps(kept, ensure_ascii=False)} if kept else {}
+    return {RECORDS: json.dumps(kept, ensure_ascii=False)}
 
 
 def dataset_metadata(record: Mapping[str, Any], manifest_file: str) -> dict[str, Any]:

@@ -74,14 +74,19 @@ def finish(workspace: str, run: str, ended: str, path: str) -> dict[str, str]:
     except MillError as error:
         say("finish", f"the summary could not be stored: {error}")
     say("finish", f"failed at {found.failed_at}" if found.failed_at else "every step is done")
-    return records_metadata(found.records)
+    return _metadata(found)
 
 
 def write_summary(workspace: str, run: str, path: str) -> dict[str, str]:
     """The page as promote's artifact, which every runner has; returns its metadata."""
     found = read(workspace, run)
     _write(path, page(found))
-    return records_metadata(found.records)
+    return _metadata(found)
+
+
+def _metadata(run: Run) -> dict[str, str]:
+    """The records, also where there are none; nothing where they can't be read."""
+    return {} if run.unread else records_metadata(run.records)
 
 
 def read(workspace: str, run: str, ended: str = "") -> Run:

@@ -7,6 +7,7 @@ before it could leave one is explained by its log or its pod.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Callable
@@ -23,16 +24,15 @@ _ENDED = re.compile(r"failed to execute component: (?:exit status (\d+)|signal: 
 """What the launcher says of a process that failed (backend/src/v2/component/launcher_v2.go)."""
 
 
-def read_records(pages: Pages, run: str) -> dict[str, dict[str, Any]]:
-    """Return the records of a run's steps that KFP has so far, in the steps' order."""
+def read_records(pages: Pages, run: str) -> dict[str, dict[str, Any]] | None:
+    """Return the records of a run's steps that KFP has so far, in the steps' order; None where it keeps no records of
+    this run, as of one by an older version."""
+    texts = [artifact.properties.get(RECORDS, "") for artifact in read_artifacts(pages.metadata, run)]
     found: dict[str, dict[str, Any]] = {}
-    for artifact in read_artifacts(pages.metadata, run):
-        try:
-            records = json.loads(artifact.properties.get(RECORDS) or "{}")
-        except ValueError:
-            continue
-        found |= {step: _EMPTY | record for step, record in records.items()}
-    return {step: found[step] for step in STEPS if step in found}
+    for text in filter(None, texts):
+        with contextlib.suppress(ValueError):  # anybody may write there
+            found |= {step: _EMPTY | record for step, record in json.loads(text).items()}
+    return {step: found[step] for step in STEPS if step in found} if any(texts) else None
 
 
 def read_report(pages: Pages, run: str) -> bytes | None:

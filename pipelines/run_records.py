@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from ..components.store import uri as uris
@@ -69,28 +70,28 @@ class RunRecords:
         if kept and _is_enough(run.state, kept):
             return kept, ""
         stored, unread = self._stored(run)
-        found = {**kept, **stored}
-        if found:
+        found = {**(kept or {}), **(stored or {})}
+        if found or kept is not None or not unread:
             return {step: found[step] for step in STEPS if step in found}, ""
         why = why or "Kubeflow Pipelines keeps none of this run"
-        return {}, f"the steps' records can't be read from here ({why}; {unread})" if unread else ""
+        return {}, f"the steps' records can't be read from here ({why}; {unread})"
 
-    def _stored(self, run: Any) -> tuple[Records, str]:
+    def _stored(self, run: Any) -> tuple[Records | None, str]:
         try:
             workspace = workspace_of(self._specs, run)
         except MillError as error:
-            return {}, f"the run's workspace can't be found: {error}"
+            return None, f"the run's workspace can't be found: {error}"
         if not workspace:
-            return {}, "the run doesn't say its workspace"
+            return None, "the run doesn't say its workspace"
         return self._read(workspace, lambda: stored_records(workspace, run.run_id))
 
-    def _read(self, place: str, read: Any) -> tuple[Records, str]:
+    def _read(self, place: str, read: Callable[[], Records | None]) -> tuple[Records | None, str]:
         if place not in self._unreadable:
             try:
                 return read(), ""
             except MillError as error:
                 self._unreadable[place] = str(error)
-        return {}, self._unreadable[place]
+        return None, self._unreadable[place]
 
 
 def stored_records(workspace: str, run: str) -> Records:

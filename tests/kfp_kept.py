@@ -56,8 +56,8 @@ class Kept:
         pod = f"imagemill-training-x7k2p-system-container-impl-{execution.id}"
         _describe(execution, {"task_name": task, "pod_name": pod, "namespace": "kubeflow"})
         kept.executions.append(execution)
-        told = records_metadata(records if records is not None else {task: record} if record else {})
-        if told:
+        if record or records is not None:
+            told = records_metadata({task: record} if record else records or {})
             self._artifact(kept, execution.id, "manifest", "system.Dataset", b"{}", told)
         for number, log in enumerate(logs):
             self._artifact(kept, execution.id, LOGS, "system.Artifact", log.encode(), {}, f"-{number}")

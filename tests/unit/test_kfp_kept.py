@@ -198,11 +198,13 @@ def test_without_a_record_the_log_or_the_pod_tells(
         mill.service.kept.pod_logs[name] = log
         if pod:
             mill.service.kept.pods[name] = pod
+        mill.service.kept.step(run, "finish", records={})
 
     mill.service.scripts = [script("download", "clean", last="FAILED")]
     when_looked_at(mill, keep)
     ran = mill("submit", "--json")
     assert ran.code == code and ran.json["error"].startswith(said), ran.json["error"]
+    assert "can't be read" not in ran.err
 
 
 @pytest.fixture
