@@ -130,11 +130,11 @@ class Ray:
     head: Pod = setting(lambda: Pod(cpu="1", memory="4Gi", ephemeral_storage="4Gi"), "the head, which runs no task")
     workers: Workers = setting(Workers, "the workers")
     autoscaler: Size = setting(
-        lambda: Size(cpu="100m", memory="512Mi", ephemeral_storage="1Gi"),
+        lambda: Size(cpu="100m", memory="256Mi", ephemeral_storage="1Gi"),
         "the autoscaler beside the head, where workers.maximum is above workers.minimum",
     )
     submitter: Size = setting(
-        lambda: Size(cpu="50m", memory="512Mi", ephemeral_storage="1Gi"), "the pod that hands the job to the head"
+        lambda: Size(cpu="50m", memory="256Mi", ephemeral_storage="1Gi"), "the pod that hands the job to the head"
     )
     idle_seconds: int = setting(60, "after how long an idle worker above the minimum ends")
     pending_seconds: int = setting(900, "how long the cluster may wait for nodes before the job is given up")

@@ -166,15 +166,16 @@ class Kube:
 
         return list(self._asked(listed, "list", "pods")["items"])
 
-    def events(self, prefix: str) -> list[Json]:
-        """The events of the RayClusters and pods whose names begin so, also of those that are gone."""
+    def events(self, kind: str, prefix: str) -> list[Json]:
+        """The events of the objects of a kind whose names begin so, also of those that are gone."""
 
         def listed() -> Json:
-            made: Json = self._plain(self._core().list_namespaced_event)
+            about = {"field_selector": f"involvedObject.kind={kind}"}
+            made: Json = self._plain(self._core().list_namespaced_event, **about)
             return made
 
         found = self._asked(listed, "list", "events")["items"]
-        return [one for one in found if str((one.get("involvedObject") or {}).get("name")).startswith(prefix)]
+        return [one for one in found if str(one["involvedObject"].get("name")).startswith(prefix)]
 
     def log(self, pod: str) -> Iterator[bytes]:
         """What a pod has said and says, with times, in pieces as they come; Dropped when it breaks off, when the pod

@@ -33,9 +33,9 @@ from ..components.store.step import RAN, Context, Outcome
 from .cluster import Cluster
 from .joblog import JobLog
 from .kube import Dropped, Json, Kube, is_being_deleted, namespace_here, own_pod, owner_reference
-from .ray_failures import ended, failure, troubles, wrongly_named
+from .ray_failures import ended, failure, memory_error, troubles, wrongly_named
 from .ray_pods import RayPods
-from .rayjob import FAILED, SUCCEEDED, WAITING, job_name, manifest, verdict
+from .rayjob import FAILED, RUNNING, SUCCEEDED, SUCCESS, WAITING, job_name, manifest, verdict
 
 if TYPE_CHECKING:
     from ..components.resize.resize import Target
@@ -121,6 +121,8 @@ class Launch:
         patience_s = LAST_WORDS_S
         try:
             status = self._follow()
+            if status and verdict(status) == RUNNING:
+                patience_s = AGAIN_S  # the tensors are there: others wait for the cores of Ray's pods
         except Terminated:
             patience_s = 0.0  # its pods go on talking, and this one has no time
             raise
@@ -188,7 +190,8 @@ class Launch:
             time.sleep(AGAIN_S)
 
     def _follow(self) -> Json | None:
-        """The status that the job ends with; None if it is deleted. TransientError when it takes too long."""
+        """The status that the job ends with, or with which its tensors are there; None if it is deleted. TransientError
+        when it takes too long."""
         said, since = "", {WAITING: time.monotonic()}
         for job in self._states():
             if job is None or job["metadata"]["uid"] != self.uid:
@@ -200,12 +203,14 @@ class Launch:
             if (text := _said(job)) != said:
                 self.context.say(f"RayJob {self.name}: {text}")
                 said = text
-            if found in (SUCCEEDED, FAILED):
+            if found in (SUCCEEDED, FAILED) or (status.get("jobStatus") == SUCCESS and ready(self.uri)):
                 return status
             if job["metadata"].get("deletionTimestamp"):
                 return None
-            for trouble in self._pods.news():
+            for trouble in self._pods.news(status):
                 self.context.say(f"RayJob {self.name}: {trouble}")
+            if error := memory_error(self.name, ended(self._pods.pods, self._pods.events)):
+                raise error  # KubeRay would make the pod again and again
             self._look_at_the_clock(status, now - since[WAITING] if WAITING in since else 0.0, now - self.started)
         raise AssertionError("a job is followed until it ends")
 
@@ -230,9 +235,9 @@ class Launch:
                 f"and does it watch the namespace {self.kube.namespace}?"
             )
         if ray.pending_seconds and waits_s > ray.pending_seconds + LATE_S:
-            pods = self._pods.look()
-            why = "; ".join(troubles(pods)) or _said({"status": status})
-            kind = UserError if wrongly_named(pods) else TransientError
+            self._pods.look(status)
+            why = "; ".join(troubles(self._pods.pods, self._pods.events)) or _said({"status": status})
+            kind = UserError if wrongly_named(self._pods.pods) else TransientError
             raise kind(f"the RayJob {self.name} has waited for {duration(waits_s)} (ray.pending_seconds): {why}")
         if ray.deadline_seconds and takes_s > ray.deadline_seconds + LATE_S:
             raise TransientError(f"the RayJob {self.name} was not done after {duration(takes_s)} "
@@ -243,6 +248,7 @@ class Launch:
         if dataset := ready(self.uri):
             return dataset
         record = self._record()
+        self._pods.look(status or {})
         if record and record["exit_code"]:
             raise error_for_exit_code(record["exit_code"], self._explained(str(record["error"]), record["exit_code"]))
         if status is None:
@@ -253,11 +259,11 @@ class Launch:
                 "cluster (images.ray, storage): expected the imagemill of this step, and the same object store, found "
                 f"others: the RayJob {self.name} succeeded and there is no dataset {self.uri}{there}"
             )
-        raise failure(self.name, status, self._pods.look(), log, self._pods.events())
+        raise failure(self.name, status, self._pods.pods, log, self._pods.events)
 
     def _explained(self, error: str, exit_code: int) -> str:
         """The job's own error; if it is that its workers or its store were lost, with what Ray's pods ended by."""
-        ends = ended(self._pods.look(), self._pods.events()) if exit_code == EXIT_TRANSIENT else []
+        ends = ended(self._pods.pods, self._pods.events) if exit_code == EXIT_TRANSIENT else []
         return "; ".join([error, *map(str, ends)])
 
     def _record(self) -> dict[str, Any] | None:

@@ -38,6 +38,7 @@ def _explain(kube: Kube, job: Json, run: str, workspace: Workspace) -> None:
         return
     name = str(job["metadata"]["name"])
     pods = RayPods(kube, name, run)
-    error = failure(name, job["status"], pods.look(), "", pods.events())
+    pods.look(job["status"])
+    error = failure(name, job["status"], pods.pods, "", pods.events)
     told = record | {"exit_code": error.exit_code, "error": str(error)}
     workspace.write_step_record(run, STEP.name, told)

@@ -82,8 +82,8 @@ def failure(
         return UserError(f"cluster: expected a RayJob that KubeRay takes, found: {why}")
     if status.get("jobStatus") == "STOPPED":
         return TransientError(f"the RayJob {job} was stopped")
-    if fields := [one.memory for one in ended(pods, events) if one.memory and one.node != "worker"]:
-        return UserError(f"cluster ({fields[0]}): expected enough for the RayJob {job}, found too little: {why}")
+    if too_little := memory_error(job, ended(pods, events)):
+        return too_little
     if reason in _DEADLINES:
         kind = UserError if wrongly_named(pods) else TransientError
         return kind(f"the RayJob {job} was not done in time ({_DEADLINES[reason]}): {why}")
@@ -98,6 +98,16 @@ def failure(
     return error_for_exit_code(code, said[-1] if said else f"the RayJob {job} ended with exit code {code}: {why}")
 
 
+def memory_error(job: str, ends: Iterable[Ended]) -> UserError | None:
+    """The error of a job whose head, or what is beside it, was killed for memory: any other try has no more. A worker
+    that is killed is made again, and Ray gives its tasks to others."""
+    for one in ends:
+        if one.memory and one.node != "worker":
+            return UserError(f"cluster ({one.memory}): expected enough memory for the RayJob {job}, found too little: "
+                             f"{one}")  # fmt: skip
+    return None
+
+
 def troubles(
     pods: Iterable[Mapping[str, Any]], events: Sequence[Mapping[str, Any]] = (), waits: bool = True
 ) -> list[str]:
@@ -109,8 +119,9 @@ def troubles(
     pods = list(pods)
     found = [text for pod in pods for text in _troubles(pod)]
     ends = ended(pods, events)
-    found += [str(one) for one in ends]
-    if _times(events, "CreatedHeadPod") > 1 and not any(one.node == "head" for one in ends):
+    lost_head = any(one.node == "head" for one in ends)
+    found += [str(one) for one in ends if one.memory or one.node != "worker" or not lost_head]  # they end with it
+    if _times(events, "CreatedHeadPod") > 1 and not lost_head:
         found.append("head: its pod was lost (deleted, evicted, or with its node) and made anew")
     if waits:
         found += [text for event in events for text in _warning(event)]

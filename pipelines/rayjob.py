@@ -50,16 +50,14 @@ _DEPLOYMENTS = {
     "ValidationFailed": FAILED,
 }
 """jobDeploymentStatus → what it means, all that KubeRay 1.7 has. Another one, of a newer KubeRay, goes on."""
-_SUCCESS, _STOPPED = "SUCCEEDED", "STOPPED"
+SUCCESS, _STOPPED = "SUCCEEDED", "STOPPED"
 
 
 def _deployments(meaning: str) -> list[str]:
     return sorted(name for name, found in _DEPLOYMENTS.items() if found == meaning)
 
 
-SUCCESS_CONDITION = (
-    f"status.jobDeploymentStatus in ({','.join(_deployments(SUCCEEDED))}),status.jobStatus == {_SUCCESS}"
-)
+SUCCESS_CONDITION = f"status.jobDeploymentStatus in ({','.join(_deployments(SUCCEEDED))}),status.jobStatus == {SUCCESS}"
 """Argo's conditions of a resource template. Requirements of success must all hold; of failure one is enough, and it is
 looked at first. What they can't say is one of `Complete` with yet another status, which KubeRay since 1.4 never writes:
 the table calls it failed, and Argo would wait for the deadline."""
@@ -75,7 +73,7 @@ def verdict(status: Mapping[str, Any]) -> str:
     meaning = _DEPLOYMENTS.get(str(status.get("jobDeploymentStatus") or ""), WAITING)
     if job == _STOPPED:
         return FAILED
-    return FAILED if meaning == SUCCEEDED and job != _SUCCESS else meaning
+    return FAILED if meaning == SUCCEEDED and job != SUCCESS else meaning
 
 
 _LABEL = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
@@ -238,7 +236,6 @@ def _template(
     shm = {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": pod.shm or SHM}}
     volumes = [{"name": "scratch", "emptyDir": {}}, {"name": "ray", "emptyDir": {}}, shm]
     spec = {**_pod(cluster), **more, "containers": [made], "volumes": volumes}
-    spec["terminationGracePeriodSeconds"] = GRACE_S
     if pod.node_selector:
         spec["nodeSelector"] = dict(pod.node_selector)
     if pod.tolerations:
@@ -270,6 +267,7 @@ def _pod(cluster: Cluster) -> dict[str, Any]:
     spec: dict[str, Any] = {
         "restartPolicy": "Never",
         "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": GRACE_S,
         "securityContext": pod_security(),
     }
     if cluster.images.pull_secrets:

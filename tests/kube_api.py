@@ -53,6 +53,17 @@ def submitter(*lines: str, phase: str = "Running", number: int = 1) -> Act:
     return act
 
 
+def ray_pod(node: str, **about: Any) -> Act:
+    """A pod of the job's RayCluster, `head` or `worker`, with this status."""
+
+    def act(api: KubeApi, job: Json) -> None:
+        cluster = f"{job['metadata']['name']}-b9w4d"
+        labels = {**job["metadata"]["labels"], "ray.io/cluster": cluster, "ray.io/node-type": node}
+        api.put(PODS, {"metadata": {"name": f"{cluster}-{node}-x2f7p", "labels": labels}, "status": about})
+
+    return act
+
+
 def pause(seconds: float) -> Act:
     return lambda api, job: time.sleep(seconds)
 
@@ -76,11 +87,11 @@ def suffered(api: KubeApi) -> bool:
     return not any(fault.times for fault in api.faults if fault.method != "DELETE")
 
 
-def told(reason: str, message: str, kind: str = "RayCluster", node: str = "", **more: Any) -> Act:
-    """KubeRay, or a kubelet, tells something of the job's RayCluster or of a pod of it, and Kubernetes keeps it."""
+def told(reason: str, message: str, kind: str = "RayCluster", cluster: str = "b9w4d", **more: Any) -> Act:
+    """KubeRay tells something of a RayCluster of the job, and Kubernetes keeps it."""
 
     def act(api: KubeApi, job: Json) -> None:
-        name = f"{job['metadata']['name']}-b9w4d{node}"
+        name = f"{job['metadata']['name']}-{cluster}"
         about = {"reason": reason, "message": message, "involvedObject": {"kind": kind, "name": name}} | more
         api.put(EVENTS, {"metadata": {"name": f"{name}.{api.version}"}} | about)
 

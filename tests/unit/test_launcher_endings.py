@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import launching
 import pytest
-from kube_api import Act, Fault, KubeApi, deleted, status, submitter, told, until
+from kube_api import Act, Fault, KubeApi, deleted, pause, ray_pod, status, submitter, told, until
 from kube_http import EVENTS, PODS, Json
 from launching import (
     DONE,
@@ -114,7 +115,25 @@ def test_the_error_says_why_a_head_died_that_is_gone(api: KubeApi, work: Work) -
 def test_a_head_with_too_little_memory_is_not_tried_again(api: KubeApi, work: Work) -> None:
     api.acts = [(*STARTED, told("DeletedHeadPod", HEAD_DELETED.format(137, "OOMKilled")), LOST)]
     found = launch(work)
-    assert found.code == EXIT_USER and "cluster (ray.head.memory): expected enough" in found.record["error"]
+    assert found.code == EXIT_USER and "cluster (ray.head.memory): expected enough memory" in found.record["error"]
+
+
+def test_a_head_that_is_killed_for_memory_again_and_again_ends_the_step(api: KubeApi, work: Work) -> None:
+    """KubeRay makes it anew for as long as the job may wait."""
+    api.acts = [(*NEW, told("DeletedHeadPod", HEAD_DELETED.format(1, "OOMKilled")), pause(60))]
+    began = time.monotonic()
+    found = launch(work)
+    assert found.code == EXIT_USER and "cluster (ray.head.memory): expected enough memory" in found.record["error"]
+    assert time.monotonic() - began < 20 and len(api.deletions) == 1
+
+
+def test_what_became_of_an_earlier_jobs_head_is_not_this_ones(api: KubeApi, work: Work, made: Work) -> None:
+    """A try makes another job of the same name, and Kubernetes keeps its events for an hour."""
+    early = told("DeletedHeadPod", HEAD_DELETED.format(137, "OOMKilled"), cluster="a1b2c")
+    looked = until(lambda api: len(api.asked("GET", "component")) > 3)
+    api.acts = [(early, status("", rayClusterName=""), pause(0.3), *NEW, looked, *STARTED, job_made(made), *DONE)]
+    found = launch(work)
+    assert found.code == 0 and "head" not in found.stderr, found.stderr
 
 
 def test_a_job_that_lost_its_workers_says_why_they_died(api: KubeApi, work: Work) -> None:
@@ -134,11 +153,9 @@ def test_without_the_right_to_list_events_the_error_is_the_jobs(api: KubeApi, wo
 
 
 def test_what_pods_wait_for_is_said_once_while_they_wait(api: KubeApi, work: Work, made: Work) -> None:
-    labels = {RUN_LABEL: RUN, "app.kubernetes.io/component": "resize", "ray.io/node-type": "worker",
-              "ray.io/cluster": "c"}  # fmt: skip
     waits = [{"type": "PodScheduled", "status": "False", "message": "0/1 nodes are available: 1 Insufficient cpu."}]
-    api.put(PODS, {"metadata": {"name": "worker", "labels": labels}, "status": {"conditions": waits}})
-    api.acts = [(*NEW, until(lambda api: len(api.asked("GET", "component")) > 3), *STARTED, job_made(made), *DONE)]
+    looked = until(lambda api: len(api.asked("GET", "component")) > 3)
+    api.acts = [(*NEW, ray_pod("worker", conditions=waits), looked, *STARTED, job_made(made), *DONE)]
     found = launch(work)
     assert found.code == 0 and found.stderr.count("worker: not scheduled: 0/1 nodes are available") == 1
 
@@ -159,16 +176,33 @@ def test_a_job_that_succeeds_in_the_end(name: str, api: KubeApi, work: Work, mad
     assert (found.code, found.record["state"]) == (0, "ran"), found.stderr
 
 
+def test_rays_pods_go_as_soon_as_the_tensors_are_there(api: KubeApi, work: Work, made: Work) -> None:
+    """Not when the submitter has ended and KubeRay has seen it: train waits for their cores."""
+    api.acts = [(*STARTED, submitter("[resize] 1 image"), job_made(made), status("Running", "SUCCEEDED"), pause(60))]
+    began = time.monotonic()
+    found = launch(work)
+    assert found.code == 0 and time.monotonic() - began < 20 and len(api.deletions) == 1, found.stderr
+
+
 def test_tensors_that_are_there_count_for_more_than_a_status(api: KubeApi, work: Work, made: Work) -> None:
     api.acts = [(*STARTED, job_made(made), status("Failed", "SUCCEEDED", reason="DeadlineExceeded"))]
     assert launch(work).code == 0
+
+
+WAITS = {"reason": "ImagePullBackOff", "message": "Back-off pulling image"}
+UNPULLED = {"name": "ray-head", "state": {"waiting": WAITS}}
 
 
 @pytest.mark.parametrize(
     ("acts", "cluster", "code", "said"),
     [
         ((), {}, EXIT_TRANSIENT, "is taken by nobody"),
-        ((status("Initializing"),), {"ray": {"pending_seconds": 1}}, EXIT_USER, "ImagePullBackOff"),
+        (
+            (status("Initializing"), ray_pod("head", phase="Pending", containerStatuses=[UNPULLED])),
+            {"ray": {"pending_seconds": 1}},
+            EXIT_USER,
+            "ImagePullBackOff",
+        ),
         (STARTED, {"ray": {"deadline_seconds": 1}}, EXIT_TRANSIENT, "ray.deadline_seconds"),
     ],
 )
@@ -179,11 +213,7 @@ def test_deadlines_that_kuberay_does_not_keep(
     monkeypatch.setattr(launcher, "UNTAKEN_S", 0.5)
     monkeypatch.setattr(launcher, "LATE_S", -0.5)
     monkeypatch.setattr(launcher, "WATCH_S", 1)
-    waits = {"waiting": {"reason": "ImagePullBackOff", "message": "Back-off pulling image"}}
     labels = {RUN_LABEL: RUN, "app.kubernetes.io/component": "resize"}
-    of_ray = {"ray.io/node-type": "head", "ray.io/cluster": "c"}
-    about = {"phase": "Pending", "containerStatuses": [{"name": "ray-head", "state": waits}]}
-    api.put(PODS, {"metadata": {"name": "head", "labels": labels | of_ray}, "status": about})
     killed = {"name": "main", "state": {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}}
     lost = {"metadata": {"name": "lost", "labels": labels}, "status": {"containerStatuses": [killed]}}
     api.put(PODS, lost)  # a launcher

@@ -92,7 +92,7 @@ def test_every_container_is_as_it_must_be(values: Json) -> None:
         assert spec["securityContext"]["runAsUser"] == 10001 and spec["restartPolicy"] == "Never"
         # Said, and not left to the account: ours says false, and without a token no worker would ever come.
         assert spec["automountServiceAccountToken"] == (where == "head"), "the autoscaler alone needs one"
-        assert (spec.get("terminationGracePeriodSeconds") == 5) == (where != "submitter")
+        assert spec["terminationGracePeriodSeconds"] == 5
         [container] = spec["containers"]
         size = container["resources"]
         assert {"cpu", "memory", "ephemeral-storage"} <= set(size["requests"]) and "memory" in size["limits"]
@@ -358,7 +358,7 @@ def test_too_little_memory_is_the_files(container: str, memory: str) -> None:
     """Of the head and what is beside it: no other try of the job has more."""
     lost = {"reason": "SubmissionFailed", "message": "Job submission has failed."}
     error = failure("job", lost, [pod("head", containerStatuses=[terminated(container, "OOMKilled", 137)])])
-    assert error.exit_code == EXIT_USER and f"cluster ({memory}): expected enough" in str(error)
+    assert error.exit_code == EXIT_USER and f"cluster ({memory}): expected enough memory" in str(error)
 
 
 TERMINATED = (
@@ -382,6 +382,8 @@ def test_events_tell_of_pods_that_are_gone() -> None:
     assert "Readiness" not in str(error) and "0/1 nodes" not in str(error), "a job that ran had its nodes"
     waited = failure("job", {"reason": "PreRunningDeadlineExceeded"}, [], "", [scheduled, unready])
     assert "worker: not scheduled: 0/1 nodes" in str(waited) and "Readiness" not in str(waited)
+    victim = event("DeletedWorkerPod", TERMINATED.format("worker", "workers-worker", 1, "Error", ""))
+    assert len(troubles([], [victim])) == 1 and "worker" not in str(troubles([], [head, victim])), "they end with it"
     evicted = event("DeletedHeadPod", "Deleted head Pod vision/x; Pod status: Failed; Pod restart policy: Never; Ray "
                     "container terminated status: nil")  # fmt: skip
     assert troubles([], [evicted]) == ["head: ray-head: its pod failed"]
