@@ -121,7 +121,7 @@ class Ray:
     )  # fmt: skip
     auto_seconds: int = setting(
         60, "for mode auto: seconds of work, as estimated for steps.resize.cpu, up to which no RayJob is made, whose "
-        "pods take about 60 s to start; in 60 s 4 cores resize about 190,000 images of 500 x 375 pixels (34 kB), or "
+        "pods take 35 to 60 s to start; in 60 s 4 cores resize about 190,000 images of 500 x 375 pixels (34 kB), or "
         "52,000 of 1600 x 1200 (231 kB)",
     )  # fmt: skip
     address: str = setting("", "for mode address: http://head:8265 or ray://head:10001")
