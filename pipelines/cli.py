@@ -18,6 +18,7 @@ from ..components.store.extras import needed_by, require
 from ..components.store.manifest import code_version
 from ..components.store.step import Parser, add_flag, quiet_logs
 from . import exporting, images, predicting, runs, schedule, submit
+from .doctor import command as doctor
 from .parameters import ALL_STEPS, WORKSPACE_HELP, Chosen, choose, parameters, sections_of
 
 _INTRO = "Labelled images in, a better classifier out, again every week."
@@ -28,7 +29,7 @@ _SERVICE: dict[str, Callable[[dict[str, Any]], int]] = {
 }
 """The commands that speak to Kubeflow Pipelines."""
 _NEEDS = {"run": ("kfp",), "predict": ("torch", "safetensors"), "images": ("docker",)}
-_NEEDS |= dict.fromkeys(_SERVICE, ("kfp",))
+_NEEDS |= dict.fromkeys(_SERVICE, ("kfp",)) | {"doctor": ("kubernetes", "kfp")}
 """The optional modules that commands can't do without, whatever they are asked for; of the steps each knows its own."""
 
 
@@ -80,6 +81,8 @@ def _do(command: str, found: dict[str, Any]) -> int:
         return _cluster(found["output"])
     if command == "images":
         return images.run(found)
+    if command == "doctor":
+        return doctor.run(found)
     if command in _SERVICE:
         return _SERVICE[command](found)
     config_file = found.pop("config_file", None) or ""
@@ -161,6 +164,7 @@ def _parser() -> argparse.ArgumentParser:
     exporting.add_command(commands)
     predicting.add_command(commands)
     images.add_command(commands)
+    doctor.add_command(commands)
     cluster = commands.add_parser("cluster", help="the file that says how a cluster is used, every field explained")
     cluster.add_argument("-o", "--output", default="", metavar="FILE.yaml", help="write it there (default: to stdout)")
     compiled = commands.add_parser("compile", help="the pipeline as a package for a cluster")

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..components.export.config import FORMATS, SHARD_BYTES, ExportConfig
 from ..components.store.errors import wrong
+from ..components.store.extras import require
 
 HELP = "a clean or tensors dataset as files that other programs read"
 
@@ -29,6 +30,8 @@ def run(found: dict[str, Any]) -> None:
     """Make the export that the parsed flags ask for, and say where it is."""
     from ..components.export.export import export
 
+    if found["format"] == "tfrecord":
+        require("export", ["google_crc32c"])
     text = found["shard_bytes"]
     if not text.isascii() or not text.isdigit():
         raise wrong("--shard-bytes", "a whole number of bytes", text)

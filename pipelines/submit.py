@@ -50,6 +50,8 @@ def add_package_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", default="kfp", help=argparse.SUPPRESS)
     parser.add_argument("--cluster", default="", metavar="FILE", help="how the cluster is used (`imagemill cluster` "
                         "prints such a file)")  # fmt: skip
+    parser.add_argument("--no-check", action="store_true", help="start it without a look at the cluster of KUBECONFIG "
+                        "(see `imagemill doctor`)")  # fmt: skip
     parser.add_argument("--package", default="", metavar="FILE", help="a pipeline that was compiled before")
     parser.add_argument("--pipeline-name", default=PIPELINE, metavar="NAME", help=f"(default: {PIPELINE})")
     parser.add_argument(
@@ -63,6 +65,7 @@ class Order:
 
     def __init__(self, found: dict[str, Any]) -> None:
         target, cluster_file, package_file = (found.pop(key) for key in ("target", "cluster", "package"))
+        self._checks: bool = not found.pop("no_check")
         if target != "kfp":
             raise UserError(f"--target: expected kfp, found {target!r}; {_ARGO}")
         if cluster_file and package_file:
@@ -83,11 +86,17 @@ class Order:
         self.name = download.dataset_name()
 
     def package(self) -> tuple[Package, dict[str, Any]]:
-        """The package, and the arguments that a run of it gets."""
+        """The package, and the arguments of its run. UserError, too, where the cluster can be seen from here,
+        and is not ready for a run."""
         if self.package_file:
             package = read_package(Path(self.package_file))
         else:
-            package = compiled(cluster_of(self.cluster_file), self.chosen)
+            cluster = cluster_of(self.cluster_file)
+            package = compiled(cluster, self.chosen)
+            if self._checks:
+                from .doctor.command import look_before
+
+                look_before(cluster, self.connection)
         return package, arguments_for(package, self.chosen)
 
 

@@ -55,7 +55,7 @@ def needed_by(command: str, modules: Iterable[str] = ()) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         name = str(error.name)
-        module = next((one for one in (name, name.partition(".")[0]) if one in MODULES), "")
+        module = next((known for known in (name, name.partition(".")[0]) if known in MODULES), "")
         if not module or find_spec(module) is not None:
             raise
         raise _missing(module, command) from None

@@ -69,6 +69,7 @@ def test_an_export_names_the_extra_of_its_format(tmp_path: Path) -> None:
     dataset = exports.clean_single(str(tmp_path / "clean" / "01"))
     words = ["export", dataset.uri, "--output", str(tmp_path / "out"), "--format"]
     Message("export", "google-crc32c", "export").check(run_without(MODULES, CLI, [*words, "tfrecord"], tmp_path))
+    assert not (tmp_path / "out").exists()
     done = run_without(MODULES, CLI, [*words, "webdataset"], tmp_path)
     assert done.returncode == 0, done.stderr
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -357,14 +358,16 @@ def test_an_operation_is_the_cpu_engines(name: str) -> None:
 @settings(max_examples=20, deadline=None)
 def test_geometry_is_the_cpu_engines(seed: int, size: int) -> None:
     """Turned, sheared, cut out, made larger, and a little perspective. Where the output shows nothing from outside, its
-    rim is half a pixel more of the border's colour here, and a little darker there."""
+    rim is half a pixel more of the border's colour here, and a little darker there. OpenCV before 5 interpolates in
+    steps of a 32nd of a pixel: a few more pixels are one level apart."""
+    bound = 0.05 if int(cv2.__version__.split(".")[0]) >= 5 else 0.2
     random, images = np.random.default_rng(seed), photos(4, 70, 80)
     base = np.stack([crop(*random.uniform(0, 25, 2), *random.uniform(0.8, 1.2, 2) * size, size) for _ in images])
     turn = about(np.eye(3), size, size) + random.normal(0, 0.15, (4, 3, 3)) * [[1, 1, 9], [1, 1, 9], [0.003] * 2 + [0]]
     what = Drawn(**{**drawn(4).__dict__, "matrix": base @ turn})
     mild = reductions(what.matrix, size).max(1) < 1.25  # made smaller, each antialiases in its own way
     apart = differences(engine(size)(images, what), CpuEngine(size, 3, np.zeros(3, np.uint8))(images, what))[mild]
-    assert not len(apart) or (apart.mean() < 0.05 and (apart > 1).mean() < 0.005)
+    assert not len(apart) or (apart.mean() < bound and (apart > 1).mean() < 0.005)
 
 
 @pytest.mark.parametrize("policy", ["none", "randaugment", "trivialaugment", "autoaugment"])

@@ -1,0 +1,98 @@
+"""The lowest versions that pyproject.toml allows work: those of `.[all,test]` together, and imagemill without extras.
+
+A proof: PyTorch with CUDA alone is 3 GB to download, once, and 6 GB on disk while it lasts; a quarter of an hour.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from packages import IMAGES
+from without import COMMANDS
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.proof
+QUICK = ["--image-size", "32", "--epochs", "1", "--backbone", "shufflenet_v2_x0_5"]
+
+
+def installed(what: str) -> Iterator[Path]:
+    """The folder of programs of a fresh environment with the lowest direct dependencies of `imagemill[what]`."""
+    uv = shutil.which("uv", path=str(Path(sys.executable).parent)) or shutil.which("uv")
+    assert uv, "uv is missing: pip install uv"
+    with tempfile.TemporaryDirectory(prefix="imagemill-floors-") as folder:
+        source, environment = Path(folder) / "source", Path(folder) / "venv"
+        for part in ("components", "pipelines"):  # installing writes beside the sources
+            shutil.copytree(ROOT / part, source / part, ignore=shutil.ignore_patterns("__pycache__"))
+        for part in ("pyproject.toml", "README.md"):
+            shutil.copy(ROOT / part, source / part)
+        subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, environment], check=True)
+        python = environment / "bin" / "python"
+        command = [uv, "pip", "install", "--quiet", "--python", python, "--resolution", "lowest-direct"]
+        subprocess.run([*command, f"imagemill{what} @ {source.as_uri()}"], check=True)
+        yield environment / "bin"
+
+
+@pytest.fixture(scope="module")
+def everything() -> Iterator[Path]:
+    yield from installed("[all,test]")
+
+
+@pytest.fixture(scope="module")
+def alone() -> Iterator[Path]:
+    yield from installed("")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "cluster.yaml").write_text(yaml.safe_dump({"images": IMAGES}))
+    return tmp_path
+
+
+def run(folder: Path, *command: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("target", ["kfp", "argo"])
+def test_the_pipeline_is_compiled(target: str, everything: Path, folder: Path) -> None:
+    words = ["compile", "--target", target, "--cluster", "cluster.yaml", "-o", "pipeline.yaml"]
+    done = run(folder, everything / "imagemill", *words)
+    assert done.returncode == 0, done.stderr
+    assert all(yaml.safe_load_all((folder / "pipeline.yaml").read_text()))
+
+
+def test_a_run_ends_with_a_model_that_predicts(everything: Path, folder: Path) -> None:
+    done = run(folder, everything / "imagemill", "run", "--json", *QUICK)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["status"] == "succeeded" and result["promoted"] and list(Path(result["model"]).glob("*.onnx"))
+    words = ["export", result["clean"], "--format", "imagefolder", "--output", "out"]
+    done = run(folder, everything / "imagemill", *words)
+    assert done.returncode == 0, done.stderr
+    photo = next((folder / "out" / "test").rglob("*.*"))
+    done = run(folder, everything / "imagemill", "predict", str(photo), "--json")
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_unit_tests_pass(everything: Path) -> None:
+    command = [everything / "python", "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", "-p", "no:cacheprovider"]
+    done = run(ROOT, *command, "tests/unit")
+    assert done.returncode == 0, done.stdout[-5000:]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_without_extras_a_command_names_the_one_that_it_needs(name: str, alone: Path, folder: Path) -> None:
+    module, words, message = COMMANDS[name]
+    message.check(run(folder, alone / "python", "-m", module, *words))
+
+
+def test_without_extras_data_is_downloaded(alone: Path, folder: Path) -> None:
+    done = run(folder, alone / "imagemill", "download", "--dataset", "demo", "--workspace", "work")
+    assert done.returncode == 0, done.stderr

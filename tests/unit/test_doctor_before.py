@@ -1,0 +1,89 @@
+"""`submit` and `schedule` look at the cluster before they upload, where it is the one that KUBECONFIG names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import kfp_commands
+import pytest
+import yaml
+from cluster_api import ClusterApi, installed, serving
+from kfp_commands import Commands
+
+IMAGES = {"cpu": "imagemill-cpu:dev", "ray": "imagemill-ray:dev", "gpu": "imagemill-gpu:dev"}
+COMMANDS = {"submit": ["submit", "--no-wait"], "schedule": ["schedule", "--cron", "0 3 * * 1"]}
+mill = kfp_commands.mill
+
+
+@pytest.fixture
+def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ClusterApi:
+    """A cluster that is ready, and its file."""
+    values = {"namespace": "kubeflow", "images": {**IMAGES, "tags_allowed": True}}
+    values["steps"] = {step: {"gpu": 0} for step in ("train", "evaluate")}
+    values["storage"] = {"workspace": "s3://mill/work"}
+    (tmp_path / "ready.yaml").write_text(yaml.safe_dump(values))
+    return installed("kubeflow", tuple(IMAGES.values()))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_cluster_that_is_not_ready_gets_no_run(
+    command: str, api: ClusterApi, mill: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api.remove("Secret", "mlpipeline-minio-artifact", "kubeflow")
+    words = [*COMMANDS[command], "--cluster", str(tmp_path / "ready.yaml")]
+    with serving(api, tmp_path) as kubeconfig:
+        monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+        ran = mill(*words)
+        assert ran.code == 2 and not mill.service.versions and not mill.service.runs
+        assert (
+            "[doctor] error: secrets: there is no secret mlpipeline-minio-artifact in kubeflow (storage.secret)"
+            in ran.err
+        )
+        assert "is not ready for a run" in ran.err and "--no-check" in ran.err
+        assert mill(*words, "--no-check").code == 0 and len(mill.service.versions) == 1
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_cluster_that_is_ready_gets_its_run_without_a_word(
+    command: str, api: ClusterApi, mill: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(api, tmp_path) as kubeconfig:
+        monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+        ran = mill(*COMMANDS[command], "--cluster", str(tmp_path / "ready.yaml"))
+    assert ran.code == 0 and len(mill.service.versions) == 1, ran.err
+    assert "warning" not in ran.err and any("/nodes" in one for one in api.requests)
+
+
+def test_what_might_go_wrong_is_said(
+    api: ClusterApi, mill: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api.forbidden.append("/secrets/")  # what can't be seen is not worth a word here
+    api.get("Node", "one")["status"]["images"].clear()
+    with serving(api, tmp_path) as kubeconfig:
+        monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+        ran = mill(*COMMANDS["submit"], "--cluster", str(tmp_path / "ready.yaml"))
+    assert ran.code == 0 and "[doctor] error: images: images.cpu: imagemill-cpu:dev is on 0 of 1 nodes" in ran.err
+    assert "can't be seen" not in ran.err
+
+
+@pytest.mark.parametrize("host", ["http://kubeflow.example.com", "https://10.1.2.3/pipeline"])
+def test_another_cluster_than_kubeflows_is_not_looked_at(
+    host: str, api: ClusterApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from imagemill.pipelines.cluster import from_file
+    from imagemill.pipelines.doctor.command import look_before
+    from imagemill.pipelines.kfp_client import Connection
+
+    api.remove("Secret", "mlpipeline-minio-artifact", "kubeflow")
+    with serving(api, tmp_path) as kubeconfig:
+        monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+        look_before(from_file(str(tmp_path / "ready.yaml")), Connection(host, "kubeflow"))
+    assert not api.requests
+
+
+def test_a_cluster_that_does_not_answer_holds_nothing_up(
+    api: ClusterApi, mill: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(api, tmp_path) as kubeconfig:
+        monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+    assert mill(*COMMANDS["submit"], "--cluster", str(tmp_path / "ready.yaml")).code == 0
