@@ -37,8 +37,7 @@ def run_by_kfp(folder: Path, run: str, pod: str = "a-pod", **arguments: Any) -> 
     name that the settings of the pods, which that runner has not, would tell."""
     from kfp import local
 
-    from imagemill.pipelines import kfp_pods
-    from imagemill.pipelines.training import build
+    from imagemill.pipelines import kfp_pods, training
 
     cluster = Cluster(ray=Ray(mode="pod"), limits=Limits(lost_pod_retries=0), storage=Storage(endpoint="", secret=""))
     root = folder / "kfp"
@@ -48,11 +47,12 @@ def run_by_kfp(folder: Path, run: str, pod: str = "a-pod", **arguments: Any) -> 
         warnings.simplefilter("ignore")
         patch.setenv(RUN, run)
         patch.setattr(kfp_pods, "place_env", lambda cluster: {})  # here all steps share the machine's folders
-        # KFP's local runners take a condition on a named output for false.
+        # KFP's local runners know a Python component by its command, and take a condition on a named output for false.
+        patch.setattr(training, "_quiet_executors", lambda spec: None)
         patch.setattr(kfp_pods.OnCluster, "if_changed", lambda self, download: contextlib.nullcontext())
         if pod:
             patch.setenv("POD_NAME", pod)
-        pipeline = build(cluster)
+        pipeline = training.build(cluster)
         try:
             pipeline(**arguments)
         except RuntimeError:
