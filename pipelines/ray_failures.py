@@ -104,7 +104,7 @@ def memory_error(job: str, ends: Iterable[Ended]) -> UserError | None:
     for one in ends:
         if one.memory and one.node != "worker":
             return UserError(f"cluster ({one.memory}): expected enough memory for the RayJob {job}, found too little: "
-                             f"{one}")  # fmt: skip
+                             f"its container {one.container} was killed (OOMKilled)")  # fmt: skip
     return None
 
 

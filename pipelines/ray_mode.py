@@ -1,7 +1,8 @@
 """Choose where a run resizes: in the step's own pod, as a RayJob, or on a Ray cluster that is there.
 
 A RayJob's pods take 35 to 60 s before they do any work (measured on a node of two busy cores, with the images there),
-Ray in the step's own pod about 10 s: so a small dataset is done sooner there. The estimate is a line through three measurements of the resize step on two cores (images to 224 x 224, start-up apart):
+Ray in the step's own pod about 10 s: so a small dataset is done sooner there. The estimate is a line through three
+measurements of the resize step on two cores (images to 224 x 224, start-up apart):
 
 | images | file | measured | estimated |
 |---|---|---|---|
