@@ -131,7 +131,7 @@ KIND_TARGETS = {
 KIND_FLOWS = {
     "download": STEP | WEB,
     "clean": STEP,
-    "plan": STEP,
+    "resize": STEP,
     "train": STEP | HTTPS,
     "evaluate": STEP,
     "promote": STEP,
