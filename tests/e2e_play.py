@@ -22,7 +22,7 @@ from network import Peer, allowed
 KIND_OF = {"download": "raw", "clean": "clean", "rayjob": "tensors", "resize": "tensors",
            "train": "model", "evaluate": "evaluation"}  # fmt: skip
 STEP_OF = {"rayjob": "resize"}
-TOO_LITTLE = "96Mi"
+TOO_LITTLE = "40Mi"
 """Memory with which no step can start."""
 NODE, WORKFLOW = "workflows.argoproj.io/node-name", "workflows.argoproj.io/workflow"
 RUN = "imagemill.io/run"

@@ -72,7 +72,8 @@ def _line(pod: Doc) -> str:
 
 def _save_logs(trial: Trial, folder: Path, pod: Doc) -> None:
     spec = pod["spec"]
-    for container in [*(spec.get("initContainers") or ()), *spec["containers"]]:
+    ended_well = (pod.get("status") or {}).get("phase") == "Succeeded"
+    for container in [] if ended_well else [*(spec.get("initContainers") or ()), *spec["containers"]]:
         try:
             text = trial.kube.log(name_of(pod), container["name"], LINES)
         except KubeError as error:

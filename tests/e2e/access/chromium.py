@@ -45,7 +45,10 @@ class Page:
         # Without the header Origin, which Chromium refuses unless it was told to take it.
         self._socket = websocket.create_connection(address, timeout=_ANSWER_S, suppress_origin=True)
         self.call("Page.enable")
-        width, height = SIZE
+        self.resize(*SIZE)
+
+    def resize(self, width: int, height: int) -> None:
+        """Have the page laid out, and pictured, in so many pixels."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
 
     def close(self) -> None:
@@ -83,6 +86,14 @@ class Page:
             self._deadline.check(f"{what} in the page, which says: {self.text()[:300]}")
             time.sleep(0.5)
 
+    def has(self, selector: str) -> bool:
+        """Whether there is such an element."""
+        return bool(self.evaluate(f"!!document.querySelector({json.dumps(selector)})"))
+
+    def wait_for_element(self, selector: str, what: str) -> None:
+        """Wait until there is such an element."""
+        self.wait_for(f"!!document.querySelector({json.dumps(selector)})", what)
+
     def text(self) -> str:
         """All that the page says, in one line."""
         return " ".join(str(self.evaluate("document.body ? document.body.innerText : ''")).split())
@@ -113,9 +124,13 @@ def _middle(selector: str) -> str:
     return f"""(() => {{
         const element = document.querySelector({json.dumps(selector)});
         if (!element || element.disabled) return null;
-        element.scrollIntoView({{block: "center"}});
-        const box = element.getBoundingClientRect();
-        return box.width && box.height ? [box.x + box.width / 2, box.y + box.height / 2] : null;
+        const middle = () => {{
+            const box = element.getBoundingClientRect();
+            return box.width && box.height ? [box.x + box.width / 2, box.y + box.height / 2] : null;
+        }};
+        const seen = place => place && place[0] >= 0 && place[0] < innerWidth && place[1] >= 0 && place[1] < innerHeight;
+        if (!seen(middle())) element.scrollIntoView({{block: "center"}});
+        return seen(middle()) ? middle() : null;
     }})()"""
 
 

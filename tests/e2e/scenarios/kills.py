@@ -15,6 +15,7 @@ from ..runs import ARGO, KFP, Run, main_container, uid_of
 from ..scenario import Failed, Late
 from ..session import Session, Trial
 from .common import NEEDS, add, add_after, check_complete, check_same, datasets, submit, told_seconds
+from .retries import policy_of
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,7 @@ def _lacks_policy(engine: str) -> Callable[[Session], str]:
     """KFP's retries have no policy of their own: under Argo's default a run ends with a pod that is lost."""
 
     def lacks(session: Session) -> str:
-        policy = session.facts.get("retry_policy", "")
+        policy = policy_of(session)
         if engine == ARGO or policy in ("", "OnError", "Always"):
             return ""
         return (

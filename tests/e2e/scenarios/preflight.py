@@ -14,13 +14,13 @@ from imagemill.pipelines.kfp_client import HOST
 
 from .. import kfp
 from ..access import probe
-from ..access.controller import find_controller
 from ..access.kube import Doc, KubeError, labels_of
 from ..options import without_gpus
 from ..runs import KFP
 from ..scenario import Failed, Skip
 from ..session import Session, Trial
 from .common import REGISTRY, source
+from .retries import controller_of
 
 check = REGISTRY.preflight
 OLDEST_ARGO = (3, 7)
@@ -201,10 +201,9 @@ def _is_absent(trial: Trial, kind: str, name: str) -> bool:
 @check("controller", needs=("api",), minutes=1)
 def controller(trial: Trial) -> str:
     """Which failures Argo's controller tries again by itself, and how long it waits between two steps."""
-    found = find_controller(trial.kube, trial.session.places[KFP].kube.namespace)
+    found = controller_of(trial.session)
     if found is None:
         raise Skip("Argo's controller and its config map are out of sight")
-    trial.session.facts |= {"controller": found, "retry_policy": found.policy}
     wait = found.requeue or "10s, Argo's own; DEFAULT_REQUEUE_TIME=1s in its deployment makes runs shorter"
     loses = "" if found.policy != "OnFailure" else "; a lost pod ends a run of Kubeflow Pipelines"
     return f"namespace {found.namespace}: retryPolicy {found.policy}{loses}; between two steps {wait}"

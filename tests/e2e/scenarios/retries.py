@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from ..access.controller import Controller, other_policy
+from ..access.controller import Controller, find_controller, other_policy
 from ..access.kube import Doc, name_of
 from ..access.mirror import say
 from ..runs import ARGO, KFP, SUCCEEDED, Run, main_container, moment, uid_of
@@ -22,16 +22,29 @@ from .common import NEEDS, add, submit
 TABLE = "retries"
 NOBODY_LISTENS = "http://127.0.0.1:9/images.tar"
 """A source that can't be reached from any pod, which is an error that may pass: exit code 75."""
-TOO_LITTLE = "96Mi"
+TOO_LITTLE = "40Mi"
 """Memory in which the download step can't start."""
 NEXT_POD_S = 240
+
+
+def policy_of(session: Session) -> str:
+    """Which failures Argo's controller tries again where a template says nothing; empty where it is out of sight."""
+    found = controller_of(session)
+    return str(session.facts.get("other_policy") or (found.policy if found else ""))
+
+
+def controller_of(session: Session) -> Controller | None:
+    """Argo's controller that runs KFP's workflows, as it was at the beginning."""
+    place = session.places[KFP]
+    found: Controller | None = session.once("controller", lambda: find_controller(place.kube, place.kube.namespace))
+    return found
 
 
 def record(trial: Trial, run: Run, failure: str, seconds: float) -> str:
     """Add what a failure of the download step came to to the results; the same in words."""
     pods = run.pods("download")
     codes = [_exit_code(pod) for pod in pods]
-    policy = str(trial.session.facts.get("retry_policy") or "unknown")
+    policy = policy_of(trial.session) or "unknown"
     outcome = "went on" if not run.ended or run.phase == SUCCEEDED else f"ended {run.phase}"
     trial.session.measure(
         TABLE, failure=failure, engine=trial.engine, policy=policy, pods=len(pods), exit_codes=codes,
@@ -115,7 +128,8 @@ def other(trial: Trial) -> str:
     from .refusals import wrong_input
 
     session = trial.session
-    controller: Controller = session.facts["controller"]
+    controller = controller_of(session)
+    assert controller  # the check of that name has found it
     bodies: dict[str, Callable[[Trial], str]] = {
         "wrong-input": wrong_input, "lost-pod": lost_pod, "transient": transient, "out-of-memory": out_of_memory
     }  # fmt: skip
@@ -127,11 +141,11 @@ def other(trial: Trial) -> str:
     before = trial.kube.read(controller.path)
     (session.folder / "controller.json").write_text(json.dumps(before, indent=1), encoding="utf-8")
     with other_policy(trial.kube, controller) as policy, ThreadPoolExecutor(len(trials)) as pool:
-        session.facts["retry_policy"] = policy
+        session.facts["other_policy"] = policy
         try:
             told = list(pool.map(lambda pair: _tried(*pair), trials))
         finally:
-            session.facts["retry_policy"] = controller.policy
+            del session.facts["other_policy"]
     if failed := [words for words, is_failure in told if is_failure]:
         raise Failed("; ".join(failed))
     return f"{policy}: " + "; ".join(words for words, _ in told)
