@@ -266,7 +266,7 @@ def installed(overlay: str, images: tuple[str, ...]) -> ClusterApi:
         if document["kind"] in LISTS:
             api.add(document)
     home = next(iter(api.of_kind("NetworkPolicy")))["metadata"]["namespace"]
-    api.add(node("one", images=images))
+    api.add(node("one", "8" if overlay == "kind" else "16", images=images))
     api.add(deployment("kuberay-operator", "kuberay-operator", "quay.io/kuberay/operator:v1.7.0"))
     if overlay == "kind":
         argo, keys, service = "argo", "imagemill-store", ("seaweedfs", "imagemill", 8333)

@@ -17,8 +17,15 @@ from .view import Refused, View, labels_of
 
 Rights = Mapping[tuple[str, str], Iterable[str]]
 """(API group, resource) → verbs."""
-EXECUTOR: Rights = {("argoproj.io", "workflowtaskresults"): ("create", "patch")}
-LAUNCHER: Rights = {("ray.io", "rayjobs"): ("create", "delete", "get", "list", "patch")}
+EXECUTOR: Rights = {
+    ("argoproj.io", "workflowtaskresults"): ("create", "patch"),
+    ("argoproj.io", "workflowartifactgctasks"): ("list", "watch"),
+    ("argoproj.io", "workflowartifactgctasks/status"): ("patch",),
+}
+LAUNCHER: Rights = {
+    ("ray.io", "rayjobs"): ("create", "delete", "get", "list", "patch"),
+    ("", "events"): ("list",),
+}
 YOURS: Rights = {("argoproj.io", "workflows"): ("create", "get", "list", "watch"), ("", "pods/log"): ("get",)}
 """What `argo submit` and `argo logs` need of whoever calls them."""
 _OURS = ("app.kubernetes.io/part-of", "imagemill")
@@ -64,7 +71,7 @@ def accounts(view: View, cluster: Cluster, runs: RunNamespace) -> list[Finding]:
 
 def _accounts(cluster: Cluster, runs: RunNamespace) -> dict[str, Rights]:
     """The accounts of a run's pods, with the rights that each needs."""
-    makes_rayjobs = cluster.ray.mode == "rayjob"
+    makes_rayjobs = cluster.ray.makes_rayjobs
     if runs.target != ARGO:
         return {runs.account: RIGHTS if makes_rayjobs else {}}
     argo = cluster.argo

@@ -111,11 +111,13 @@ def option(deployment: Json, flag: str) -> str:
 
 def kuberay(view: View, cluster: Cluster) -> list[Finding]:
     """KubeRay is there where runs make RayJobs, of a version that knows all that is asked of it."""
-    if cluster.ray.mode != "rayjob":
+    if not cluster.ray.makes_rayjobs:
         return [Finding("kuberay", OK, f"not needed: ray.mode is {cluster.ray.mode}")]
     if missing := missing_kinds(view, RAY_API, RAY_KINDS):
-        seen = f"ray.mode is rayjob, and the cluster has no {', '.join(missing)} ({RAY_API})"
-        return [Finding("kuberay", ERROR, seen, f"{_INSTALL_KUBERAY}; or ray.mode: pod")]
+        seen = f"ray.mode is {cluster.ray.mode}, and the cluster has no {', '.join(missing)} ({RAY_API})"
+        # With mode auto runs of little data make none.
+        state = ERROR if cluster.ray.mode == "rayjob" else WARNING
+        return [Finding("kuberay", state, seen, f"{_INSTALL_KUBERAY}; or ray.mode: pod")]
     try:
         version = version_of(view, "kuberay-operator")
     except Refused as error:

@@ -115,8 +115,12 @@ def judge(stage: Stage, now: Sequence[Node], later: Sequence[Node]) -> Finding |
         return None
     if fit(stage.pods, later):
         return Finding(CHECK, WARNING, f"{_lack(stage, now)}; it waits until other runs and jobs end")
-    fields = "small, ray.head, ray.workers" if len(stage.pods) > 1 else f"steps.{stage.name}"
-    return Finding(CHECK, ERROR, _lack(stage, later), f"ask for less in the cluster's file ({fields}), or add nodes")
+    fields = "ray.head, ray.workers" if len(stage.pods) > 1 else f"steps.{stage.name}"
+    mend = f"ask for less in the cluster's file ({fields}), or add nodes"
+    if stage.is_certain:
+        return Finding(CHECK, ERROR, _lack(stage, later), mend)
+    seen = f"{_lack(stage, later)}; that is for much data (ray.auto_seconds)"
+    return Finding(CHECK, WARNING, seen, f"{mend}; or ray.mode: pod")
 
 
 def fit(pods: Iterable[PodRequest], nodes: Sequence[Node]) -> bool:

@@ -34,11 +34,15 @@ class PodRequest:
 
 @dataclass(frozen=True)
 class Stage:
-    """Pods that a run has at once. It can do without `extra` further ones like the last."""
+    """Pods that a run has at once. It can do without `extra` further ones like the last.
+
+    `is_certain`: every run has this stage, and not only one of much data.
+    """
 
     name: str
     pods: tuple[PodRequest, ...]
     extra: int = 0
+    is_certain: bool = True
 
     @property
     def total(self) -> Amounts:
@@ -99,14 +103,21 @@ def _requests(container: Json) -> Amounts:
 
 def stages(cluster: Cluster, target: str) -> list[Stage]:
     """The stages of a run that `target` (argo, kfp) starts, each with the pods that it needs at once."""
-    return [_stage(step, cluster, target) for step in STEPS]
+    return [stage for step in STEPS for stage in _stages_of(step, cluster, target)]
 
 
-def _stage(step: str, cluster: Cluster, target: str) -> Stage:
-    if step != "resize" or cluster.ray.mode == "pod":
-        return Stage(step, (_step_pod(step, cluster.steps[step], target),))
-    waiting = _step_pod("resize", cluster.small, target)
-    return _ray(cluster, waiting) if cluster.ray.mode == "rayjob" else Stage(step, (waiting,))
+def _stages_of(step: str, cluster: Cluster, target: str) -> list[Stage]:
+    mode = cluster.ray.mode if step == "resize" else "pod"
+    in_pod = _step_pod(step, cluster.small if mode == "address" else cluster.steps[step], target)
+    if mode in ("pod", "address"):
+        return [Stage(step, (in_pod,))]
+    if target == ARGO:  # which watches the RayJob itself
+        waiting = PodRequest("resize", _EXECUTOR)
+    else:
+        waiting = in_pod if mode == "auto" else _step_pod(step, cluster.small, target)
+    if mode == "auto":
+        return [Stage(step, (in_pod,)), _rayjob("resize by a RayJob", cluster, waiting, is_certain=False)]
+    return [_rayjob(step, cluster, waiting, is_certain=True)]
 
 
 def _step_pod(name: str, pod: Pod, target: str) -> PodRequest:
@@ -120,7 +131,7 @@ def _step_pod(name: str, pod: Pod, target: str) -> PodRequest:
     return PodRequest(name, add([requests, executor]), pod.node_selector, pod.tolerations)
 
 
-def _ray(cluster: Cluster, waiting: PodRequest) -> Stage:
+def _rayjob(name: str, cluster: Cluster, waiting: PodRequest, *, is_certain: bool) -> Stage:
     """The pod that waits, the head, the submitter and one worker at least: read from the RayJob itself."""
     # Without Ray's version the manifest is refused where no Ray is installed; sizes do not depend on it.
     versioned = replace(cluster, ray=replace(cluster.ray, version=cluster.ray.version or "0.0"))
@@ -133,7 +144,8 @@ def _ray(cluster: Cluster, waiting: PodRequest) -> Stage:
     submitter = [_template_pod("submitter", spec["submitterPodTemplate"])] if "submitterPodTemplate" in spec else []
     worker = _template_pod("Ray's worker", workers["template"])
     least = max(workers["minReplicas"], 1)
-    return Stage("resize", (waiting, head, *submitter, *[worker] * least), max(workers["maxReplicas"] - least, 0))
+    pods = (waiting, head, *submitter, *[worker] * least)
+    return Stage(name, pods, max(workers["maxReplicas"] - least, 0), is_certain)
 
 
 def _template_pod(name: str, template: Json) -> PodRequest:

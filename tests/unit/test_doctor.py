@@ -155,6 +155,7 @@ def test_the_table_says_what_mends_it(kind: Doctor, capsys: pytest.CaptureFixtur
 
 # --- one thing wrong --------------------------------------------------------------------------------------------------
 
+RAYJOB = {"ray": {"mode": "rayjob", "head": {"cpu": "1"}, "workers": {"minimum": 2}}}
 Change = Callable[[ClusterApi], object]
 
 
@@ -247,12 +248,17 @@ MISTAKES: dict[str, tuple[Json, Change | None, str, str, str]] = {
     "taint": ({}, lambda api: api.get("Node", "one")["spec"].update(taints=[{"key": "a", "effect": "NoSchedule"}]),
               "room", "error", "no node takes download: of 1, 1 have the taint a"),
     "selector": ({"steps": {"clean": {"node_selector": {"a": "b"}}}}, None, "room", "error", "1 have not the"),
-    "other pods stay": ({}, big_pod, "room", "error", "resize needs 2.71 cores at once, 2 are free (resize 0.21, "),
+    "other pods stay": (RAYJOB, big_pod, "room", "error", "resize needs 3.06 cores at once, 2 are free (resize 0.01, "
+                        "Ray's head 1, submitter 0.05, 2 of Ray's worker 1)"),
+    "no room for much data": ({"ray": {"workers": {"pod": {"cpu": 8}}}}, None, "room", "warning",
+                              "resize by a RayJob needs 8.36 cores at once, 8 are free"),
+    "no room for much data on a node": ({"ray": {"head": {"memory": "33Gi"}}}, None, "room", "warning",
+                                        "resize by a RayJob: Ray's head asks for 33.25 GiB of memory on one node"),
     "other pods end": ({}, other_run, "room", "warning", "it waits until other runs and jobs end"),
-    "init containers": ({}, taken_by_init, "room", "error", "2.71 cores at once, 1.9 are free"),
+    "init containers": (RAYJOB, taken_by_init, "room", "error", "3.06 cores at once, 1.9 are free"),
     "node not ready": ({}, lambda api: api.get("Node", "one")["status"].update(conditions=[
         {"type": "Ready", "status": "False"}]), "room", "error", "no node takes download: none is ready"),
-    "quota": ({}, quota(cpu="3"), "quota", "warning", "resize needs 2.71 cores at once, quota small leaves 2"),
+    "quota": ({}, quota(cpu="3"), "quota", "warning", "train needs 2.01 cores at once, quota small leaves 2"),
     "small quota": ({}, quota(cpu="2"), "quota", "error", "quota small leaves 1"),
     "quota of limits": ({}, quota(**{"limits.cpu": "90"}), "quota", "error", "whose containers have no limit of cores"),
     "no account": ({"argo": {"service_account": "nobody"}}, None, "accounts", "error", "no service account nobody"),
@@ -264,7 +270,9 @@ MISTAKES: dict[str, tuple[Json, Change | None, str, str, str]] = {
     "old Argo": ({}, lambda api: api.add(deployment("workflow-controller", "argo", "a/b:v3.4.1")), "argo", "error",
                  "Argo Workflows v3.4.1"),
     "slow Argo": ({}, wait_long, "argo settings", "warning", "waits up to 10 s after each step"),
-    "no KubeRay": ({}, lambda api: api.discovery.pop("/apis/ray.io/v1"), "kuberay", "error", "no rayjobs, rayclusters"),
+    "no KubeRay": (RAYJOB, lambda api: api.discovery.pop("/apis/ray.io/v1"), "kuberay", "error", "has no rayjobs"),
+    "no KubeRay for much data": ({}, lambda api: api.discovery.pop("/apis/ray.io/v1"), "kuberay", "warning",
+                                 "ray.mode is auto, and the cluster has no rayjobs"),
     "old KubeRay": ({}, kuberay("1.3.2"), "kuberay", "error", "older than 1.4"),
     "KubeRay without deadline": ({}, kuberay("1.5.0"), "kuberay", "warning", "ray.pending_seconds"),
     "no store": ({"storage": {"endpoint": "http://minio.imagemill:9000"}}, None, "store", "error", "no service minio"),
