@@ -46,6 +46,7 @@ def quality(evaluation: Dataset) -> dict[str, Any]:
     return {
         "measures": measures(extra),
         "intervals": extra.get("intervals", {}),
+        "too_narrow": extra.get("too_narrow", 0),
         "trust": [(*_TRUST[k], extra["metrics"][k]) for k in _TRUST if extra["metrics"].get(k) is not None],
         "temperature": calibration["temperature"] if calibration and drawn else None,
         "reliability": diagrams.reliability_chart(calibration) if calibration and drawn else None,

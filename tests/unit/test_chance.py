@@ -76,7 +76,6 @@ def test_of_rare_classes_finding_them_counts_though_top1_is_below_the_majoritys(
 
 
 def test_saying_the_same_of_every_image_is_no_better_whatever_classes_there_are() -> None:
-    """A bootstrap's interval of its balanced accuracy lies above 1 / classes: it misses rare classes."""
     truth = np.r_[np.zeros(90, np.int64), np.arange(1, 10)]
     for said in range(10):
         assert not chance_of(truth, np.full(99, said), 10).better

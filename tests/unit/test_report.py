@@ -100,6 +100,17 @@ def test_the_verdict_and_the_champion_are_on_the_page(workspace: Workspace) -> N
     assert "owl 0.000 → 1.000 +1.000" in text
 
 
+def test_classes_without_test_images_are_named_at_the_scores(workspace: Workspace) -> None:
+    mill = Mill(workspace, ["cat", "dog", "<i>owl"])
+    assert "no test image" not in mill.page().text
+    clean = mill.clean()
+    few = [row for row in mill.predictions(clean) if row["label_id"] < 2]
+    evaluation = evaluated(workspace, trained(workspace, clean), clean, few, "99")
+    text = Page(report.render(report.gather(workspace, "r", evaluation, FIRST, None))).text
+    assert "1 class has no test image, and no part in means over classes: <i>owl" in text
+    assert "Macro-F1 of 2 of 3 classes" in text
+
+
 def test_without_val_images_or_champion(workspace: Workspace) -> None:
     text = Mill(workspace, ["cat", "dog"], val=False).page().text
     assert "no validation curves" in text and "Learning rate" in text and "Validation score" not in text
