@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from imagemill.components.promote.paired import Assignments, Pair
+
 Ids = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 NEAR = 0.7
@@ -79,3 +81,20 @@ class Models:
         error = np.clip(self.error - gain / (1 - self.agreement), 0.0, 1.0)
         shares = random.random(len(self.labels)) < self.agreement
         return np.where(shares, self.shared, predict(self.labels, error, random))
+
+
+def pair_of(labels: Ids, champion: Ids, challenger: Ids, classes: int) -> Pair:
+    """Both models' predictions as the gate takes them; each image's content is its place."""
+    images = np.arange(len(labels))
+    return Pair(
+        classes=tuple(f"class {number}" for number in range(classes)),
+        images=len(labels),
+        labels=Assignments(images, labels),
+        champion=Assignments(images, champion),
+        challenger=Assignments(images, challenger),
+        right=(champion == labels, challenger == labels),
+        confidence=(np.full(len(labels), 0.9), np.full(len(labels), 0.9)),
+        content=images.astype(np.uint64) * np.uint64(2**40 + 1),
+        left_out=0,
+        new=(),
+    )

@@ -22,6 +22,7 @@ from .intervals import FEW, too_narrow
 from .outputs import Outputs
 from .review import in_words, review
 from .scores import Scorer, align, scorer
+from .seen import SeenImages
 from .slices import Slices, check_columns
 from .speed import told
 from .tta import FLIP
@@ -80,6 +81,14 @@ def _say(dataset: Dataset, who: str, context: Context) -> None:
     context.say(f"{who}: {' · '.join(parts)} on {rows:,} test images")
     if why := extra.get("chance", {}).get("why"):
         context.say(f"warning: {why}")
+    seen = extra.get("seen", {})
+    if number := seen.get("images"):
+        context.say(
+            f"warning: {number:,} of these images were among those that it was trained or validated on: its scores are "
+            "too high, and the gate leaves these images out"
+        )
+    if seen.get("unknown"):
+        context.say(f"warning: which images it was trained on is not known: {_listed(seen['unknown'])} is gone")
     if rows < 100:
         context.say(f"only {rows} test images: one more or less of them is {1 / rows:.3f} of top-1")
     if untested := [one["class"] for one in extra["per_class"] if not one["support"]]:
@@ -118,6 +127,7 @@ def _build(model: Dataset, clean: Dataset, uri: str, config: EvaluateConfig, con
     classes = align(clean.manifest.classes, spec.classes)
     score = scorer(clean.manifest.task, spec.task, classes)
     slices = Slices.of(clean, slices_of, clean.manifest.task, len(classes.names))
+    seen = SeenImages.of(model, clean)
     if config.tta == FLIP and model.manifest.config.get("flip") == "false":
         context.say("warning: this model never saw a mirrored image in training, and tta flip shows it some")
     outputs = Outputs(network, spec, device, config.tta)
@@ -127,8 +137,8 @@ def _build(model: Dataset, clean: Dataset, uri: str, config: EvaluateConfig, con
         for batch in outputs.batches(model, clean, config.eval_batch_size):
             rows = score.add(*outputs(batch))
             slices.add(rows)
-            for row in rows:
-                writer.add(row, 0)
+            for row, (content, was_seen) in zip(rows, seen.look_up(batch.ids), strict=True):
+                writer.add(row | {"content_hash": content, "seen": was_seen}, 0)
             progress.add(len(batch.ids))
         file = writer.publish("predictions", "data", "test")
     if file.rows != wanted:
@@ -143,7 +153,7 @@ def _build(model: Dataset, clean: Dataset, uri: str, config: EvaluateConfig, con
     columns = ["label_ids", "predicted_ids"] if score.TASK == MULTI else []
     intervals = score.intervals(read_columns(written, "data", columns) if columns else ())
     about = {"throughput": speed, "calibration": score.trust.described(outputs.temperature), "review": reviewed}
-    about |= {"intervals": intervals}
+    about |= {"intervals": intervals, "seen": seen.described()}
     return commit(uri, _manifest(model, clean, uri, config, score, slices, files, about))
 
 

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 Ids = npt.NDArray[np.int64]
 TOP = 5
 """So many classes of an image are written down, and counted for top-5."""
+_IMAGE_FIELDS = (
+    pa.field("content_hash", pa.uint64()),  # the first 64 bits of the image's SHA-256
+    pa.field("seen", pa.bool_()),  # whether the model was trained or validated on it
+)
 _TOP_FIELDS = (
     pa.field("top_ids", pa.list_(pa.int32()), nullable=False),  # the highest first, at most 5
     pa.field("top_probabilities", pa.list_(pa.float32()), nullable=False),
@@ -126,6 +130,7 @@ class SingleScorer(Scorer):
             pa.field("label_probability", pa.float32()),  # of `label_id`; null for a class that the model doesn't know
             pa.field("loss", pa.float32()),  # its negative logarithm; null also for a model of several labels
             *_TOP_FIELDS,
+            *_IMAGE_FIELDS,
         ]
     )
     pairs: Pairs = field(init=False)
@@ -194,6 +199,7 @@ class MultiScorer(Scorer):
             pa.field("label_probabilities", pa.list_(pa.float32()), nullable=False),  # of `label_ids`
             pa.field("loss", pa.float32()),  # null for a model of one label
             *_TOP_FIELDS,
+            *_IMAGE_FIELDS,
         ]
     )
     counts: LabelCounts = field(init=False)
