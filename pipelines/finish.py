@@ -187,7 +187,7 @@ def _verdict(run: Run) -> str:
     if record is None or record["exit_code"]:
         return ""
     metrics = record["metrics"]
-    lines = ["## Verdict", "", f"**{_plain(metrics['verdict'])}**: {_plain(metrics['reason'])}", ""]
+    lines = ["## Verdict", "", f"**{_plain(metrics['verdict'].replace('_', ' '))}**: {_plain(metrics['reason'])}", ""]
     lines.append(f"- champion: `{record['uri']}` (promotion {metrics['n']})" if record["uri"] else "- champion: none")
     if metrics["report"]:
         lines.append(f"- report: `{metrics['report']}`")

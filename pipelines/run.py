@@ -152,8 +152,8 @@ def _summary(result: dict[str, Any], seconds: float) -> str:
     metrics = result["metrics"]
     lines = [
         "",
-        f"{result['name']}: top-1 {metrics['top1']:.3f} · macro-F1 {metrics['macro_f1']:.3f} · {result['verdict']}"
-        f" · {duration(seconds)}{' · ' + cached if cached else ''}",
+        f"{result['name']}: top-1 {metrics['top1']:.3f} · macro-F1 {metrics['macro_f1']:.3f}"
+        f" · {result['verdict'].replace('_', ' ')} · {duration(seconds)}{' · ' + cached if cached else ''}",
         *(f"  {kind:<11}{result[kind]}" for kind in PRODUCTS.values()),
         f"  {'champion':<11}{result['champion'] or 'none'}",
         f"  {'report':<11}{result['report']}",

@@ -124,10 +124,11 @@ def _table(rows: list[dict[str, Any]]) -> str:
         score = f"{row['macro_f1']:.3f}" if isinstance(row["macro_f1"], float) else "-"
         took = duration(row["seconds"]) if row["seconds"] is not None else "-"
         started = row["started"][:16].replace("T", " ") or "-"
+        verdict = row["verdict"].replace("_", " ") or "-"
         state = row["state"].lower() + (
             f" at {row['failed_at']}" if row["state"] == "FAILED" and row["failed_at"] else ""
         )
-        lines.append((row["run_name"], state, started, took, score, row["verdict"] or "-", row["link"]))
+        lines.append((row["run_name"], state, started, took, score, verdict, row["link"]))
     return _columns(lines)
 
 

@@ -184,4 +184,4 @@ def headline(result: dict[str, Any]) -> str:
     metrics = result["metrics"]
     numbers = [f"{label} {metrics[key]:.3f}" for key, label in (("top1", "top-1"), ("macro_f1", "macro-F1"))
                if isinstance(metrics.get(key), float)]  # fmt: skip
-    return " · ".join([*numbers, *([result["verdict"]] if result.get("verdict") else [])])
+    return " · ".join([*numbers, *([result["verdict"].replace("_", " ")] if result.get("verdict") else [])])

@@ -90,7 +90,7 @@ def small_photos(tmp_path: Path) -> Path:
 
 @dataclass(frozen=True)
 class Finished:
-    """A run that succeeded on the small photographs with `mill.QUICK`, into a folder."""
+    """A run that succeeded on the small photographs with `mill.QUICK`, into a folder; its model is champion."""
 
     photos: Path
     workspace: Path
@@ -106,7 +106,7 @@ class Finished:
     def arguments(self) -> list[str]:
         """What was run, on this copy's source and workspace."""
         source = ["--dataset", "folder", "--source", str(self.photos), "--name", "photos"]
-        return ["run", "--json", *source, "--workspace", str(self.workspace), *mill.QUICK]
+        return ["run", "--json", *source, "--workspace", str(self.workspace), *mill.QUICK, *mill.CROWN]
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,8 @@ COMMAND = [sys.executable, "-m", "imagemill.pipelines.cli"]
 CLASSES = {"blue": (40, 70, 200), "green": (50, 180, 60), "red": (210, 50, 40)}
 QUICK = ["--image-size", "32", "--epochs", "1", "--batch-size", "16", "--backbone", "shufflenet_v2_x0_5"]
 """Parameters for the smallest run that still goes through every step."""
+CROWN = ["--promote", "always"]
+"""For such a run's model, which is no better than a guess on six test images, to be champion all the same."""
 PRODUCTS = ("raw", "clean", "tensors", "model", "evaluation")
 STEPS = ("download", "clean", "resize", "train", "evaluate", "promote")
 

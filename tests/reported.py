@@ -21,8 +21,11 @@ from imagemill.components.store.workspace import Workspace
 
 HOSTILE = "<script>alert(1)</script>.jpg"
 PREDICTIONS = pa.schema(
-    [("image_id", pa.string()), ("label_id", pa.int32()), ("predicted_id", pa.int32()), ("confidence", pa.float32())]
-)
+    [
+        ("image_id", pa.string()), ("label_id", pa.int32()), ("predicted_id", pa.int32()), ("confidence", pa.float32()),
+        ("content_hash", pa.uint64()), ("seen", pa.bool_()),
+    ]
+)  # fmt: skip
 FIRST = {
     "verdict": "first", "reason": "macro_f1 0.8", "metric": "macro_f1", "challenger": 0.8, "champion": None,
     "min_gain": 0.005, "promoted": True,
@@ -107,7 +110,7 @@ def evaluated(
     uri = workspace.dataset("evaluation", fingerprint.rjust(16, "0"))
     with ShardWriter(uri, Layout(PREDICTIONS, row_group_rows=3)) as writer:
         for row in predictions:
-            writer.add(row, 0)
+            writer.add({"content_hash": hash(row["image_id"]) % 2**64, "seen": False} | row, 0)
         file = writer.publish("data")
     per_class = []
     for number, name in enumerate(classes):
@@ -124,7 +127,8 @@ def evaluated(
         uri,
         Manifest(
             "evaluation", fingerprint.rjust(16, "0"), (model.as_parent(uri), clean.as_parent(uri)), classes=classes,
-            files=(file,), totals=Totals(len(predictions)), extra={"metrics": metrics, "per_class": per_class},
+            files=(file,), totals=Totals(len(predictions)),
+            extra={"metrics": metrics, "per_class": per_class, "model_classes": list(classes)},
         ),
     )  # fmt: skip
 

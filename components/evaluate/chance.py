@@ -3,8 +3,7 @@
 Two ways to see it, of which one is enough. Top-1 lies surely above the share of the most frequent class, which is the
 best that whoever says the same of every image can have. Or the score that counts classes alike (balanced accuracy; of
 images with several labels macro-F1) lies above what it would be if labels had nothing to do with predictions: its mean
-and spread over all permutations (Hoeffding, "A Combinatorial Central Limit Theorem", 1951). The bootstrap's interval
-would not do: rare classes are missing from resamples, and the others count for more.
+and spread over all permutations (Hoeffding, "A Combinatorial Central Limit Theorem", 1951).
 """
 
 from __future__ import annotations

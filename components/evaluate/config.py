@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from ..store.config import DEVICE, StepConfig, option
 
-VERSION = 2
+VERSION = 3
 """Raised when the same model and images must give other predictions."""
 
 
@@ -30,9 +30,6 @@ class EvaluateConfig(StepConfig):
         "auto",
         "columns of the clean dataset by which results are split, separated by commas; numbers in quarters (default: "
         "size, brightness, sharpness and source, where they are there; none turns it off)",
-    )
-    bootstrap: int = option(
-        1000, "resamples for the confidence intervals (95%); 0 leaves them out", low=0, high=100_000
     )
     review: str = option(
         "auto",

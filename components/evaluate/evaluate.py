@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from ..store import uri as uris
 from ..store.errors import MillError
 from ..store.fingerprint import fingerprint
-from ..store.labels import SINGLE
+from ..store.labels import MULTI, SINGLE
 from ..store.manifest import Dataset, File, Manifest, Totals, commit, find_dataset
 from ..store.progress import Progress
-from ..store.shards import Layout, ShardWriter
+from ..store.shards import Layout, ShardWriter, read_columns
 from ..store.step import CACHED, RAN, Context, Outcome
 from .chance import Chance, Counts
 from .config import VERSION, EvaluateConfig
 from .curves import Areas, described
 from .inputs import tensors_for
+from .intervals import FEW, too_narrow
 from .outputs import Outputs
 from .review import in_words, review
 from .scores import Scorer, align, scorer
+from .seen import SeenImages
 from .slices import Slices, check_columns
 from .speed import told
 from .tta import FLIP
@@ -78,11 +81,32 @@ def _say(dataset: Dataset, who: str, context: Context) -> None:
     context.say(f"{who}: {' · '.join(parts)} on {rows:,} test images")
     if why := extra.get("chance", {}).get("why"):
         context.say(f"warning: {why}")
+    seen = extra.get("seen", {})
+    if number := seen.get("images"):
+        context.say(
+            f"warning: {number:,} of these images were among those that it was trained or validated on: its scores are "
+            "too high, and the gate leaves these images out"
+        )
+    if seen.get("unknown"):
+        context.say(f"warning: which images it was trained on is not known: {_listed(seen['unknown'])} is gone")
     if rows < 100:
         context.say(f"only {rows} test images: one more or less of them is {1 / rows:.3f} of top-1")
+    if untested := [one["class"] for one in extra["per_class"] if not one["support"]]:
+        number = f"{len(untested)} of {len(extra['per_class'])} classes"
+        context.say(f"warning: {number} have no test image, and no part in macro-F1: {_listed(untested)}")
+    if narrow := extra.get("too_narrow"):
+        context.say(
+            f"macro-F1's interval is too narrow: {narrow} class{'es have' if narrow > 1 else ' has'} fewer than {FEW} "
+            f"test images, and too few for the mistakes of the others"
+        )
     if below := [one for one in extra.get("slices", []) if one["below"]]:
-        listed = ", ".join(f"{one['column']} {one['slice']} ({one['top1']:.3f})" for one in below[:5])
-        context.say(f"surely below the whole: {listed}{f' and {len(below) - 5} more' if len(below) > 5 else ''}")
+        slices = [f"{one['column']} {one['slice']} ({one['top1']:.3f})" for one in below]
+        context.say(f"surely below the whole: {_listed(slices)}")
+
+
+def _listed(words: Sequence[str], most: int = 5) -> str:
+    """The first of them, and how many more there are."""
+    return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")
 
 
 def _between(interval: list[float] | None) -> str:
@@ -101,8 +125,9 @@ def _build(model: Dataset, clean: Dataset, uri: str, config: EvaluateConfig, con
     torch.set_num_threads(cores())
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     classes = align(clean.manifest.classes, spec.classes)
-    score = scorer(clean.manifest.task, spec.task, classes, config.bootstrap)
+    score = scorer(clean.manifest.task, spec.task, classes)
     slices = Slices.of(clean, slices_of, clean.manifest.task, len(classes.names))
+    seen = SeenImages.of(model, clean)
     if config.tta == FLIP and model.manifest.config.get("flip") == "false":
         context.say("warning: this model never saw a mirrored image in training, and tta flip shows it some")
     outputs = Outputs(network, spec, device, config.tta)
@@ -112,8 +137,8 @@ def _build(model: Dataset, clean: Dataset, uri: str, config: EvaluateConfig, con
         for batch in outputs.batches(model, clean, config.eval_batch_size):
             rows = score.add(*outputs(batch))
             slices.add(rows)
-            for row in rows:
-                writer.add(row, 0)
+            for row, (content, was_seen) in zip(rows, seen.look_up(batch.ids), strict=True):
+                writer.add(row | {"content_hash": content, "seen": was_seen}, 0)
             progress.add(len(batch.ids))
         file = writer.publish("predictions", "data", "test")
     if file.rows != wanted:
@@ -124,7 +149,11 @@ def _build(model: Dataset, clean: Dataset, uri: str, config: EvaluateConfig, con
         tensors_for(model, clean), network, spec, device, uri, config.review, config.eval_batch_size
     )
     files = (file, suspects) if suspects else (file,)
+    written = Dataset(uri, Manifest("evaluation", uris.last_part(uri), files=(file,)), "")
+    columns = ["label_ids", "predicted_ids"] if score.TASK == MULTI else []
+    intervals = score.intervals(read_columns(written, "data", columns) if columns else ())
     about = {"throughput": speed, "calibration": score.trust.described(outputs.temperature), "review": reviewed}
+    about |= {"intervals": intervals, "seen": seen.described()}
     return commit(uri, _manifest(model, clean, uri, config, score, slices, files, about))
 
 
@@ -160,7 +189,7 @@ def _manifest(
         extra={
             "dataset_name": clean.manifest.extra["dataset_name"],
             "metrics": metrics,
-            "intervals": score.intervals(),
+            "too_narrow": too_narrow(found["support"]),
             "chance": chance.described(names, file.rows, metrics) if chance else {},
             "model_task": score.task,
             "model_classes": list(model.manifest.classes),

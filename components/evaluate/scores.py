@@ -6,6 +6,7 @@ Whatever is kept grows with the classes, not with the images.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 Ids = npt.NDArray[np.int64]
 TOP = 5
 """So many classes of an image are written down, and counted for top-5."""
+_IMAGE_FIELDS = (
+    pa.field("content_hash", pa.uint64()),  # the first 64 bits of the image's SHA-256
+    pa.field("seen", pa.bool_()),  # whether the model was trained or validated on it
+)
 _TOP_FIELDS = (
     pa.field("top_ids", pa.list_(pa.int32()), nullable=False),  # the highest first, at most 5
     pa.field("top_probabilities", pa.list_(pa.float32()), nullable=False),
@@ -53,7 +58,6 @@ def align(ours: tuple[str, ...], models: tuple[str, ...]) -> Alignment:
 class Scorer(ABC):
     """Turns batches of logits into rows of `SCHEMA`, and keeps what the metrics need. `task` is the model's: where it
     is not the images', there is no loss and no calibration, because the model was never trained for such targets.
-    `bootstrap`: resamples for the intervals.
 
     Probabilities, and with them the confidences, losses and orders in the rows, are those of the calibrated logits."""
 
@@ -62,7 +66,6 @@ class Scorer(ABC):
 
     classes: Alignment
     task: str
-    bootstrap: int = 0
     histograms: ScoreHistograms = field(init=False)
     trust: Trust = field(init=False)
 
@@ -88,8 +91,8 @@ class Scorer(ABC):
         """How many images are predicted to be of each class of `classes.names`."""
 
     @abstractmethod
-    def intervals(self) -> intervals.Intervals:
-        """[low, high] of some of the metrics, 95%; empty without `bootstrap`."""
+    def intervals(self, rows: Iterable[pa.Table]) -> intervals.Intervals:
+        """[low, high] of some of the metrics, 95%; `rows` are those that `add` has given, a table at a time."""
 
     def areas(self) -> Areas:
         return self.histograms.areas()
@@ -127,6 +130,7 @@ class SingleScorer(Scorer):
             pa.field("label_probability", pa.float32()),  # of `label_id`; null for a class that the model doesn't know
             pa.field("loss", pa.float32()),  # its negative logarithm; null also for a model of several labels
             *_TOP_FIELDS,
+            *_IMAGE_FIELDS,
         ]
     )
     pairs: Pairs = field(init=False)
@@ -174,8 +178,8 @@ class SingleScorer(Scorer):
         _, predicted, counts = self.pairs.cells()
         return np.bincount(predicted, counts, self.pairs.classes)
 
-    def intervals(self) -> intervals.Intervals:
-        return intervals.of_pairs(self.pairs, self.bootstrap)
+    def intervals(self, rows: Iterable[pa.Table]) -> intervals.Intervals:
+        return intervals.of_pairs(self.pairs)
 
 
 @dataclass
@@ -195,15 +199,14 @@ class MultiScorer(Scorer):
             pa.field("label_probabilities", pa.list_(pa.float32()), nullable=False),  # of `label_ids`
             pa.field("loss", pa.float32()),  # null for a model of one label
             *_TOP_FIELDS,
+            *_IMAGE_FIELDS,
         ]
     )
     counts: LabelCounts = field(init=False)
-    resampled: intervals.PoissonCounts = field(init=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.counts = LabelCounts(len(self.classes.names))
-        self.resampled = intervals.PoissonCounts(len(self.classes.names), self.bootstrap)
 
     def add(
         self, logits: torch.Tensor, batch: InputBatch, calibrated: torch.Tensor | None = None
@@ -223,7 +226,6 @@ class MultiScorer(Scorer):
         else:
             predicted = np.arange(score.shape[1]) == highest[:, None]
         self.counts.add(labels, predicted, highest)
-        self.resampled.add(there, predicted, there[np.arange(len(there)), highest])
         self._count_scores(sharp, there)
         top, lost = self._top(p), _or_null(losses)
         return [
@@ -252,14 +254,14 @@ class MultiScorer(Scorer):
     def said(self) -> npt.ArrayLike:
         return self.counts.predicted
 
-    def intervals(self) -> intervals.Intervals:
-        return self.resampled.intervals()
+    def intervals(self, rows: Iterable[pa.Table]) -> intervals.Intervals:
+        return intervals.of_labels(self.counts, rows)
 
 
 def _or_null(values: npt.NDArray[np.floating]) -> list[float | None]:
     return [None if np.isnan(value) else float(value) for value in values]
 
 
-def scorer(images: str, model: str, classes: Alignment, bootstrap: int = 0) -> Scorer:
+def scorer(images: str, model: str, classes: Alignment) -> Scorer:
     """The scorer for images of one task and a model of perhaps another."""
-    return MultiScorer(classes, model, bootstrap) if images == MULTI else SingleScorer(classes, model, bootstrap)
+    return MultiScorer(classes, model) if images == MULTI else SingleScorer(classes, model)

@@ -6,7 +6,6 @@ costs 8 bytes an image, and one more for each column.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from ..store.manifest import Dataset
 from ..store.metrics import LabelCounts, Pairs
 from ..store.shards import open_parquet, read_columns
 from .intervals import wilson
+from .seen import id_hashes
 
 SIZE = "size"
 """The longer side in pixels, which is no column of its own."""
@@ -126,11 +126,6 @@ def _cut(name: str, numeric: bool, sample: npt.NDArray[Any]) -> Column:
     return Column(name, False, values=tuple(value for value, _ in ordered[:VALUES]))
 
 
-def _hash(image_ids: Sequence[str]) -> npt.NDArray[np.uint64]:
-    data = b"".join(hashlib.blake2b(i.encode("utf-8", "surrogatepass"), digest_size=8).digest() for i in image_ids)
-    return np.frombuffer(data, np.uint64)
-
-
 @dataclass
 class Slices:
     """Counts of right and wrong in every slice of some columns. `ids` uint64 [images], ascending; `codes` uint8
@@ -157,7 +152,7 @@ class Slices:
         columns = tuple(_cut(name, numeric[name], np.concatenate(samples[name])) for name in names if samples[name])
         ids, codes = [np.empty(0, np.uint64)], [np.empty((len(columns), 0), np.uint8)]
         for table in _read(clean, names) if columns else ():
-            ids.append(_hash(table.column("image_id").to_pylist()))
+            ids.append(id_hashes(table.column("image_id").to_pylist()))
             codes.append(np.stack([c.codes(_values(table, c.name, c.numeric)) for c in columns]))
         hashed = np.concatenate(ids)
         order = np.argsort(hashed, kind="stable")
@@ -167,7 +162,7 @@ class Slices:
         """A batch of predictions, in any order."""
         if not self.columns or not rows:
             return
-        wanted = _hash([row["image_id"] for row in rows])
+        wanted = id_hashes([row["image_id"] for row in rows])
         place = np.minimum(np.searchsorted(self.ids, wanted), max(0, len(self.ids) - 1))
         if not len(self.ids) or (self.ids[place] != wanted).any():
             raise DatasetError("a test image of the tensors is not among those of the clean dataset")

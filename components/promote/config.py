@@ -16,7 +16,29 @@ class PromoteConfig(StepConfig):
 
     evaluation: str = option("", "URI of the challenger's evaluation", counts=False)
     champion_evaluation: str = option("", "URI of the champion's evaluation on the same test split", counts=False)
-    min_gain: float = option(0.005, "the challenger must beat the champion's macro-F1 by so much", low=0, high=1)
+    min_gain: float = option(
+        0.005, "the challenger must credibly gain more than this on the champion's score", low=0, high=1
+    )
     promote: str = option(
         "auto", "auto: if it is better; always; never: compare and report only", choices=("auto", "always", "never")
     )
+    metric: str = option(
+        "macro_f1",
+        "the score that challenger and champion are compared by",
+        choices=("macro_f1", "top1", "balanced_accuracy"),
+    )
+    level: float = option(
+        0.05,
+        "the chance that a model without min_gain is promoted, in a year of weekly ones on the same test images; each "
+        "comparison gets a part of it",
+        low=1e-6,
+        high=0.5,
+    )
+    max_class_drop: float = option(
+        0.1, "no class may lose more of its recall, as far as its images can show it", low=0, high=1
+    )
+    max_ece_rise: float = option(0.05, "the calibration error may not rise by more", low=0, high=1)
+    max_slowdown: float = option(
+        0.0, "an image may not take so many times as long, as measured by evaluate; 0 is any", low=0, high=1000
+    )
+    min_test_images: int = option(30, "test images that neither model has seen, to compare on", low=1, high=10**9)

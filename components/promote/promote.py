@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,8 +11,14 @@ from ..store.errors import DatasetError, TransientError, UserError, wrong
 from ..store.fingerprint import digest
 from ..store.manifest import Dataset, find_dataset, ready
 from ..store.step import CACHED, RAN, Context, Outcome
+from ..store.workspace import Workspace
 from .config import PromoteConfig
-from .gate import Verdict, judge
+from .difference import NAMES
+from .gate import ALREADY_CHAMPION, ROLLED_BACK, Champion, Verdict, judge, judge_first
+from .paired import content_of, has_content
+
+RULE = 2
+"""Raised when the same evaluations must get another verdict."""
 
 
 def promote(config: PromoteConfig, context: Context) -> Outcome:
@@ -19,13 +26,15 @@ def promote(config: PromoteConfig, context: Context) -> Outcome:
     evaluation = context.parent("evaluation", config.evaluation, "evaluation")
     if ready(evaluation.parent_uri("model")) is None:
         raise wrong("evaluation", "one whose model is there", f"{config.evaluation}, whose model is gone or damaged")
+    if not has_content(evaluation):
+        raise UserError(f"{wrong('evaluation', 'one of this release', config.evaluation)}; {_evaluate(evaluation)}")
     champion = None
     if config.champion_evaluation:
         champion = context.parent("champion_evaluation", config.champion_evaluation, "evaluation")
         _check_same_test(evaluation, champion)
     name = config.name or evaluation.manifest.extra["dataset_name"]
     record, state, champion = _decide(name, evaluation, champion, config, context)
-    context.say(f"{record['verdict']}: {record['reason']}")
+    context.say(f"{record['verdict'].replace('_', ' ')}: {record['reason']}")
     model = context.workspace.absolute(record["model"]) if record["model"] else ""
     context.say(f"the champion of {name} is promotion {record['n']}: {model}" if model else f"{name} has no champion")
     if context.only_cached:
@@ -94,31 +103,84 @@ def _judge_now(
     if reigning and workspace.absolute(reigning["model"]) == challenger:
         if reigning.get("run") == context.run and "verdict" in reigning:
             return reigning, RAN, champion  # a retry of this very step, whose pod was lost after the log entry
-        value = evaluation.manifest.extra["metrics"]["macro_f1"]
-        reason = f"macro_f1 {value:.4f}; this model reigns since promotion {reigning['n']}"
-        same = Verdict("already champion", reason, False, value, value, config.min_gain)
-        return same.to_dict() | reign, CACHED, champion
-    opponent = _opponent(reigning, evaluation, champion, context)
-    verdict = judge(evaluation, opponent, config.min_gain, config.promote, int(reign["n"]))
-    if verdict.promoted:
+        return _already_champion(evaluation, reigning, config) | reign, CACHED, champion
+    if reigning and config.promote == "auto" and workspace.relative(challenger) in reigning.get("rolled_back", ()):
+        return _rolled_back(evaluation, reigning, config) | reign, CACHED, champion
+    opponent = _opponent(reigning, evaluation, champion, config, context)
+    fingerprint = opponent.parent_uri("model").rpartition("/")[2] if opponent else "none"
+    key = f"{fingerprint}-{_comparison(evaluation, opponent, config)}"
+    known = workspace.verdict(name, key)
+    verdict = None if context.rerun else known
+    if verdict is None:
+        context.require_work(f"a verdict on {challenger}")
+        verdict = _judge(name, evaluation, opponent, reigning, fingerprint, config, context)
+        workspace.record_verdict(name, key, verdict)
+    if verdict["promoted"]:
         context.require_work(f"the promotion of {challenger}")
         record = _append(name, evaluation, verdict, reigning, context)
         return (record, RAN, opponent) if record else None
-    key = digest([evaluation.fingerprint, opponent.fingerprint if opponent else "", config.min_gain, config.promote])
-    known = workspace.verdict(name, key)
-    if known is None:
-        context.require_work(f"a verdict on {challenger}")
-    workspace.record_verdict(name, key, verdict.to_dict())
-    return verdict.to_dict() | reign, CACHED if known and not context.rerun else RAN, opponent
+    return verdict | reign, CACHED if known and not context.rerun else RAN, opponent
+
+
+def _comparison(evaluation: Dataset, opponent: Dataset | None, config: PromoteConfig) -> str:
+    """Return the digest of what a verdict depends on, but for how often the images have decided before."""
+    rule = replace(config, evaluation="", champion_evaluation="", workspace="", name="", rerun="", run="")
+    return digest([RULE, evaluation.fingerprint, opponent.fingerprint if opponent else "", vars(rule)])
+
+
+def _judge(
+    name: str,
+    evaluation: Dataset,
+    opponent: Dataset | None,
+    reigning: dict[str, Any] | None,
+    fingerprint: str,
+    config: PromoteConfig,
+    context: Context,
+) -> dict[str, Any]:
+    """Return the record of a verdict on the challenger. `fingerprint`: of the champion's model."""
+    if opponent is None or reigning is None:
+        verdict = judge_first(evaluation, config, reigning["n"] if reigning else 0)
+    else:
+        comparisons = context.workspace.verdicts(name, f"{fingerprint}-")
+        promoted_on = _promoted_on(reigning, context.workspace)
+        verdict = judge(evaluation, Champion(opponent, int(reigning["n"]), comparisons, promoted_on), config)
+    model = evaluation.parent_uri("model").rpartition("/")[2]
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    return verdict.to_dict() | {"challenger_model": model, "run": context.run, "created": created}
+
+
+def _promoted_on(reigning: dict[str, Any], workspace: Workspace) -> Any:
+    """The content of the images on which the champion was promoted, None where it is not known any more."""
+    evaluation = find_dataset(workspace.absolute(reigning["evaluation"])) if reigning.get("evaluation") else None
+    if evaluation is None or evaluation.missing() or not has_content(evaluation):
+        return None
+    return content_of(evaluation)
+
+
+def _rolled_back(evaluation: Dataset, reigning: dict[str, Any], config: PromoteConfig) -> dict[str, Any]:
+    score = float(evaluation.manifest.extra["metrics"].get(config.metric, 0.0))
+    reason = f"this model was taken back by promotion {reigning['n']}, and is not promoted again by itself"
+    return Verdict(ROLLED_BACK, reason, False, score, None, config.min_gain, config.metric).to_dict()
+
+
+def _already_champion(evaluation: Dataset, reigning: dict[str, Any], config: PromoteConfig) -> dict[str, Any]:
+    score = float(evaluation.manifest.extra["metrics"].get(config.metric, 0.0))
+    reason = f"{NAMES[config.metric]} {score:.4f}; this model reigns since promotion {reigning['n']}"
+    return Verdict(ALREADY_CHAMPION, reason, False, score, score, config.min_gain, config.metric).to_dict()
 
 
 def _opponent(
-    reigning: dict[str, Any] | None, evaluation: Dataset, champion: Dataset | None, context: Context
+    reigning: dict[str, Any] | None,
+    evaluation: Dataset,
+    champion: Dataset | None,
+    config: PromoteConfig,
+    context: Context,
 ) -> Dataset | None:
     """The reigning champion's evaluation on our test split; None where nobody reigns, or its model is gone.
 
     The champion may be another than the one that evaluate compared with, when another run promoted its model
-    meanwhile. That run evaluated it on its own test split: if that is ours too, the comparison still holds.
+    meanwhile: that run may have evaluated it on the same test split. And the step may run alone, in another week,
+    without a word about the champion's evaluation: evaluate has made it beside the challenger's.
     """
     if reigning is None:
         return None
@@ -127,21 +189,44 @@ def _opponent(
         return champion
     if ready(now) is None:
         return None
-    found = (
-        find_dataset(context.workspace.absolute(reigning.get("evaluation", ""))) if "evaluation" in reigning else None
-    )
-    if found and found.parent_uri("clean") == evaluation.parent_uri("clean"):
-        return found
-    raise TransientError(f"the champion is now {now}, promoted by another run; run again to compare with it")
+    promoted_by = context.workspace.absolute(reigning.get("evaluation", ""))
+    for uri in (promoted_by, *_evaluations(context.workspace)):
+        found = find_dataset(uri) if uri else None
+        if found and _is_of(found, now, evaluation):
+            return found
+    if config.run:
+        raise TransientError(f"the champion is now {now}, promoted by another run; run again to compare with it")
+    words = f"the champion ({now}) was not evaluated on the same test images"
+    raise UserError(f"evaluation: {words}: {_evaluate(evaluation)}")
+
+
+def _is_of(found: Dataset, model: str, evaluation: Dataset) -> bool:
+    """Whether an evaluation is of `model`, on the images of `evaluation` and in the same way."""
+    same = found.parent_uri("model") == model and found.parent_uri("clean") == evaluation.parent_uri("clean")
+    return same and found.manifest.config.get("tta") == evaluation.manifest.config.get("tta") and has_content(found)
+
+
+def _evaluations(workspace: Workspace) -> list[str]:
+    """The URIs of all evaluations of the workspace."""
+    ending = "/_manifest.json"
+    entries = workspace.store.list(workspace.at("evaluation"))
+    return [entry.uri.removesuffix(ending) for entry in entries if entry.uri.endswith(ending)]
+
+
+def _evaluate(evaluation: Dataset) -> str:
+    """The command that makes what is missing."""
+    workspace = evaluation.uri.rpartition("/evaluation/")[0]
+    model, clean = (evaluation.parent_uri(kind) for kind in ("model", "clean"))
+    return f"run imagemill evaluate --workspace {workspace} --model {model} --clean {clean}, and promote what it makes"
 
 
 def _append(
-    name: str, evaluation: Dataset, verdict: Verdict, reigning: dict[str, Any] | None, context: Context
+    name: str, evaluation: Dataset, verdict: dict[str, Any], reigning: dict[str, Any] | None, context: Context
 ) -> dict[str, Any] | None:
     """The record as it was appended, or None when another run took the number first."""
     workspace = context.workspace
     number = (reigning["n"] if reigning else 0) + 1
-    record = verdict.to_dict() | {
+    record = verdict | {
         "n": number,
         "model": workspace.relative(evaluation.parent_uri("model")),
         "evaluation": workspace.relative(evaluation.uri),

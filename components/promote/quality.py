@@ -46,6 +46,7 @@ def quality(evaluation: Dataset) -> dict[str, Any]:
     return {
         "measures": measures(extra),
         "intervals": extra.get("intervals", {}),
+        "too_narrow": extra.get("too_narrow", 0),
         "trust": [(*_TRUST[k], extra["metrics"][k]) for k in _TRUST if extra["metrics"].get(k) is not None],
         "temperature": calibration["temperature"] if calibration and drawn else None,
         "reliability": diagrams.reliability_chart(calibration) if calibration and drawn else None,
@@ -85,8 +86,12 @@ def each_class(extra: dict[str, Any]) -> dict[str, Any]:
     in two; empty for an evaluation that has no areas."""
     rows = [c for c in extra["per_class"] if c["support"] and c.get("pr_auc") is not None]
     rows.sort(key=lambda c: (c["pr_auc"], c["class"]))
-    blocks = [rows] if len(rows) <= BARS else [rows[:BAR_ENDS], rows[-BAR_ENDS:]]
-    return {"blocks": blocks if rows else [], "omitted": max(0, len(rows) - 2 * BAR_ENDS)}
+    return {"blocks": ends(rows) if rows else [], "omitted": max(0, len(rows) - 2 * BAR_ENDS)}
+
+
+def ends(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """All rows as one block; of more than `BARS`, the first and the last `BAR_ENDS`."""
+    return [rows] if len(rows) <= BARS else [rows[:BAR_ENDS], rows[-BAR_ENDS:]]
 
 
 def columns_of(evaluation: Dataset) -> set[str]:

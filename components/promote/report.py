@@ -16,15 +16,27 @@ from typing import Any
 import numpy as np
 
 from ..store.config import STEPS
-from ..store.labels import MULTI, SINGLE
+from ..store.labels import MULTI
 from ..store.manifest import Dataset, read_dataset
 from ..store.progress import duration, size
 from ..store.shards import read_columns
 from ..store.workspace import Workspace
 from . import charts, multi_label, pictures, quality, suspects
 from .charts import Confusion
+from .gate import (
+    ALREADY_CHAMPION,
+    BETTER,
+    FIRST,
+    NO_BETTER_THAN_CHANCE,
+    NOT_COMPARABLE,
+    NOT_SHOWN_BETTER,
+    ROLLED_BACK,
+    TOO_FEW_IMAGES,
+    WORSE,
+)
 from .pictures import Mistake, Picture
-from .quality import BAR_ENDS, BARS
+from .quality import BAR_ENDS, ends
+from .rivals import rivals
 
 SPLITS = ("train", "val", "test")
 MADE = dict(zip(STEPS, ("raw", "clean", "tensors", "model", "evaluation", "verdict"), strict=True))
@@ -32,12 +44,15 @@ WORST_CLASSES, SKIPPED_SHOWN = 12, 20
 _NONE = "\N{EN DASH}"
 
 _HEADLINES = {
-    "promoted": ("good", "Promoted", "This model is the new champion."),
-    "first": ("good", "First champion", "There was none before, so this model is it."),
-    "kept": ("warn", "Champion kept", "This model was not better by enough."),
-    "not comparable": ("warn", "Not comparable", "It can't be measured against the champion, which stays."),
-    "already champion": ("calm", "Already the champion", "This very model was promoted before."),
-    "never": ("calm", "Not promoted", "Promotion is switched off for this run."),
+    BETTER: ("good", "Promoted", "This model is credibly better, and the new champion."),
+    FIRST: ("good", "First champion", "There was none before, so this model is it."),
+    NOT_SHOWN_BETTER: ("warn", "Champion kept", "This model is not shown to be better."),
+    WORSE: ("warn", "Champion kept", "This model is credibly worse."),
+    NOT_COMPARABLE: ("warn", "Not comparable", "It can't be measured against the champion, which stays."),
+    TOO_FEW_IMAGES: ("warn", "Champion kept", "There are too few test images to compare on."),
+    NO_BETTER_THAN_CHANCE: ("warn", "No champion", "This model is not shown to be better than a guess."),
+    ALREADY_CHAMPION: ("calm", "Already the champion", "This very model was promoted before."),
+    ROLLED_BACK: ("calm", "Not promoted", "This model was champion, and was taken back."),
 }
 
 
@@ -87,7 +102,8 @@ def gather(
         "gate": gate(verdict, evaluation.manifest.extra.get("chance", {}).get("why", "")),
         "metrics": evaluation.manifest.extra["metrics"],
         "multi": evaluation.manifest.task == MULTI,
-        "untested": sum(not c["support"] for c in evaluation.manifest.extra["per_class"]),
+        "untested": [c["class"] for c in evaluation.manifest.extra["per_class"] if not c["support"]],
+        "per_class": len(evaluation.manifest.extra["per_class"]),
         "model": model,
         "totals": chain.clean.manifest.totals,
         "classes": chain.clean.manifest.classes,
@@ -137,15 +153,18 @@ def tested(evaluation: Dataset, clean: Dataset) -> dict[str, Any]:
 
 def gate(verdict: dict[str, Any], doubt: str = "") -> dict[str, Any]:
     """The verdict with a tone, a headline and the gain; `doubt` says why the model may be no better than chance."""
-    said = str(verdict.get("verdict", ""))
-    tone, headline, sentence = _HEADLINES.get(said, ("calm", said.capitalize() or "No verdict", ""))
-    if verdict.get("promoted") and tone != "good" and said != "already champion":
+    word = str(verdict.get("verdict", ""))
+    said = word.replace("_", " ")
+    tone, headline, sentence = _HEADLINES.get(word, ("calm", said.capitalize() or "No verdict", ""))
+    if verdict.get("promoted") and tone != "good":
         tone, headline, sentence = "good", "Promoted", f"Promoted all the same: {said}."
+    elif tone == "good" and not verdict.get("promoted"):
+        tone, headline, sentence = "calm", "Not promoted", "Promotion is switched off for this run."
     reason = str(verdict.get("reason", ""))
     if doubt:
         tone, reason = "warn", reason if doubt in reason else f"{reason}; {doubt}"
     challenger = verdict.get("challenger")
-    champion = None if said == "already champion" else verdict.get("champion")  # it would be compared with itself
+    champion = None if word == ALREADY_CHAMPION else verdict.get("champion")  # it would be compared with itself
     gain = None if challenger is None or champion is None else challenger - champion
     return {"metric": "", "min_gain": None} | verdict | {
         "reason": reason, "tone": tone, "headline": headline, "sentence": sentence, "gain": gain,
@@ -203,11 +222,6 @@ def balance(clean: Dataset) -> dict[str, Any]:
     return {"rows": ends(bars), "classes": len(bars), "omitted": max(0, len(bars) - 2 * BAR_ENDS)}
 
 
-def ends(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """All rows as one block; of more than `BARS`, the first and the last `BAR_ENDS`."""
-    return [rows] if len(rows) <= BARS else [rows[:BAR_ENDS], rows[-BAR_ENDS:]]
-
-
 def worst_classes(evaluation: Dataset, confusion: Confusion) -> dict[str, Any]:
     """The classes with the lowest recall, of the `imperfect` ones, and what they are mistaken for."""
     classes = evaluation.manifest.classes
@@ -249,36 +263,6 @@ def surest_mistakes(evaluation: Dataset, most: int) -> list[tuple[float, str, in
             best.append((float(confidence[row]), image_id, int(truth[row]), int(predicted[row])))
         best = heapq.nsmallest(most, best, key=lambda found: (-found[0], found[1]))
     return best
-
-
-def rivals(challenger: Dataset, champion: Dataset) -> dict[str, Any]:
-    """F1 by class of both, the largest gain first, as bars from `zero` (percent of the width).
-
-    `rows` is empty where class lists or tasks differ; `why` says so.
-    """
-    both = {"challenger": challenger.manifest.extra["metrics"], "champion": champion.manifest.extra["metrics"]}
-    known, tasks = ([d.manifest.extra.get(k) for d in (challenger, champion)] for k in ("model_classes", "model_task"))
-    why = ""
-    if challenger.manifest.classes != champion.manifest.classes or known[0] != known[1]:
-        why = "The class lists differ"
-    if (tasks[0] or SINGLE) != (tasks[1] or SINGLE):
-        why = "One of them gives an image one label, the other several"
-    if why:
-        return both | {"rows": [], "omitted": 0, "zero": 0.0, "why": f"{why}, so there is no comparison by class."}
-    old = {c["class"]: c["f1"] for c in champion.manifest.extra["per_class"]}
-    rows = [
-        {"label": c["class"], "challenger": c["f1"], "champion": old[c["class"]], "gain": c["f1"] - old[c["class"]]}
-        for c in challenger.manifest.extra["per_class"]
-        if c["support"] and c["class"] in old
-    ]
-    rows.sort(key=lambda row: (-row["gain"], row["label"]))
-    most, least = (max([sign * row["gain"] for row in rows] + [0.0]) for sign in (1, -1))
-    span = (most + least) or 1.0
-    for row in rows:
-        row["left"] = 100 * (least + min(0.0, row["gain"])) / span
-        row["width"] = 100 * abs(row["gain"]) / span
-    omitted = max(0, len(rows) - 2 * BAR_ENDS)
-    return both | {"rows": ends(rows), "omitted": omitted, "zero": 100 * least / span, "why": ""}
 
 
 def provenance(workspace: Workspace, datasets: Sequence[Dataset]) -> list[dict[str, Any]]:

@@ -131,7 +131,14 @@ class Workspace:
         """Append as `number`; False if another run has taken that number meanwhile."""
         return self.store.put_if_absent(self.at("names", name, "promotions", f"{number}.json"), _json(record))
 
-    # Verdicts: a comparison that was made once is not made again.
+    # Verdicts: a comparison that was made once is not made again, and counts against the next ones.
+
+    def verdicts(self, name: str, prefix: str) -> list[dict[str, Any]]:
+        """Return the records of verdicts whose keys begin with `prefix`."""
+        folder = self.at("names", name, "verdicts")
+        entries = self.store.list(folder)
+        records = (self._read_json(e.uri) for e in entries if uris.last_part(e.uri).startswith(prefix))
+        return [record for record in records if record]
 
     def verdict(self, name: str, key: str) -> dict[str, Any] | None:
         return self._read_json(self.at("names", name, "verdicts", f"{key}.json"))

@@ -64,7 +64,7 @@ def test_the_dag_trains_and_promotes_and_then_finds_everything_there(
     document = next(yaml.safe_load_all((tmp_path / "argo.yaml").read_text()))
     workspace = Workspace(str(tmp_path / "work"))
     given = {name[2:].replace("-", "_"): value for name, value in zip(QUICK[::2], QUICK[1::2], strict=True)}
-    given |= {"dataset": "folder", "source": str(small_photos), "workspace": workspace.uri}
+    given |= {"promote": "always", "dataset": "folder", "source": str(small_photos), "workspace": workspace.uri}
     first, pods = _run(document, given, tmp_path, "run-1")
     assert {name: node.phase for name, node in first.nodes.items()} == dict.fromkeys(first.nodes, SUCCEEDED), pods.lines
     records = {step: workspace.step_record("run-1", step) for step in STEPS}

@@ -87,12 +87,13 @@ def test_a_new_class_is_appended(finished: Finished, tmp_path: Path) -> None:
 
 
 @pytest.mark.proof
-def test_a_model_of_other_classes_is_not_compared(finished: Finished) -> None:
+def test_a_model_of_new_classes_is_compared_in_those_that_the_champion_knows(finished: Finished) -> None:
     mill.make_photos(finished.photos, ["amber"])
-    result = again(finished)
+    result = again(finished, "--promote", "auto", "--min-test-images", "1")
     assert result.states == ran_from("download")
     assert mill.dataset_of(result, "clean").manifest.classes == ("blue", "green", "red", "amber")
-    assert result.json["verdict"] == "not comparable" and not result.json["promoted"]
+    assert result.json["verdict"] in ("not_shown_better", "worse") and not result.json["promoted"]
+    assert "new to the champion and not compared: 'amber'" in result.stderr
     assert Path(result.json["champion"]).name == Path(finished.result.json["model"]).name
 
 
@@ -107,7 +108,7 @@ def test_more_epochs_keep_the_tensors_and_a_rule_keeps_the_model(finished: Finis
     longer = ["--epochs", "2", "--promote", "never"]
     result = again(finished, *longer)
     assert result.states == ran_from("train")
-    assert result.json["verdict"] == "never"
+    assert (result.json["verdict"], result.json["promoted"]) == ("too_few_images", False)
     assert again(finished, *longer).states == CACHED
     stricter = again(finished, *longer, "--min-gain", "0.2")
     assert stricter.states == ran_from("promote")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import mill
 import pytest
+from gated import Gate, wrong
 
 from imagemill.components.promote import STEP
-from imagemill.components.store.manifest import Dataset, commit, read_dataset
+from imagemill.components.store.manifest import Dataset, read_dataset
 from imagemill.components.store.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -51,7 +50,8 @@ def check_one_set_of_datasets(results: list[mill.Result], workspace: Workspace) 
         assert manifests == [f"{results[0].json[kind]}/_manifest.json"]
         assert mill.content(mill.dataset_of(results[0], kind))
     assert check_log(workspace, "photos") == [workspace.relative(results[0].json["model"])]
-    assert sorted(result.json["verdict"] for result in results)[-1] == "first"
+    assert sorted(result.json["verdict"] for result in results)[-1] == "no_better_than_chance"
+    assert [result.json["champion"] for result in results] == [results[0].json["model"]] * len(results)
 
 
 def test_two_equal_runs_on_a_folder(finished: Finished) -> None:
@@ -80,33 +80,11 @@ def test_two_challengers_of_one_name(seeds: tuple[str, str], finished: Finished)
     assert len(models) == 1 + len(promoted)
 
 
-def challengers(workspace: Workspace, finished: Finished) -> list[Dataset]:
-    """Evaluations of so many other models, each better than the last: the finished one's, renamed."""
-    names = {kind: Path(finished.result.json[kind]).name for kind in ("model", "evaluation")}
-    kinds = {kind: read_dataset(workspace.dataset(kind, name)) for kind, name in names.items()}
-    made = []
-    for number in range(1, RACERS + 1):
-        uris = {}
-        for kind, dataset in kinds.items():
-            name = f"{number:016x}"
-            uris[kind] = workspace.dataset(kind, name)
-            shutil.copytree(dataset.uri, uris[kind], ignore=shutil.ignore_patterns("_manifest.json", "_work"))
-            manifest = dataclasses.replace(dataset.manifest, fingerprint=name)
-            if kind == "evaluation":
-                metrics = manifest.extra["metrics"] | {"macro_f1": 0.5 + number / 100}
-                others = [parent for parent in manifest.parents if "/model/" not in parent.uri]
-                parents = (read_dataset(uris["model"]).as_parent(uris[kind]), *others)
-                manifest = dataclasses.replace(manifest, parents=parents, extra=manifest.extra | {"metrics": metrics})
-            commit(uris[kind], manifest)
-        made.append(read_dataset(uris["evaluation"]))
-    return made
-
-
 def promote_all(workspace: Workspace, evaluations: list[Dataset], champion: str, attempt: int) -> list[dict[str, str]]:
     """Every promote step at the same moment; each one's record."""
 
     def one(evaluation: Dataset) -> dict[str, str]:
-        values = {"evaluation": evaluation.uri, "champion_evaluation": champion, "name": "photos", "min_gain": 0}
+        values = {"evaluation": evaluation.uri, "champion_evaluation": champion, "name": "weekly", "min_gain": 0}
         values |= {"workspace": workspace.uri, "run": f"r{attempt}-{evaluation.fingerprint}"}
         config = STEP.config.from_values(values)
         STEP.execute(config)
@@ -118,18 +96,19 @@ def promote_all(workspace: Workspace, evaluations: list[Dataset], champion: str,
         return list(pool.map(one, evaluations))
 
 
-def test_of_many_challengers_the_best_reigns(finished: Finished) -> None:
+def test_of_many_challengers_the_best_reigns(tmp_path: Path) -> None:
     """Six models, all better than the champion, are judged at once against it: each number of the log is taken once,
     who comes second is compared with the new champion, and the best one reigns in the end."""
-    workspace = Workspace.open(str(finished.workspace))
-    evaluations = challengers(workspace, finished)
-    champion = workspace.at("evaluation", Path(finished.result.json["evaluation"]).name)
+    workspace = Workspace.open(str(tmp_path / "mill"))
+    gate = Gate(workspace)
+    champion = gate.evaluate("champion", wrong(15 * RACERS + 10))
+    assert gate.promote(champion)["verdict"] == "first"
+    evaluations = [gate.evaluate(f"challenger {n}", wrong(15 * (RACERS - n) + 10)) for n in range(1, RACERS + 1)]
     by_model = {workspace.relative(e.parent_uri("model")): e for e in evaluations}
-    records: list[dict[str, Any]] = promote_all(workspace, evaluations, champion, 0)
+    records: list[dict[str, Any]] = promote_all(workspace, evaluations, champion.uri, 0)
     assert [record["exit_code"] for record in records] == [0] * RACERS
-    models = check_log(workspace, "photos")
+    models = check_log(workspace, "weekly")
     assert len([r for r in records if r["metrics"]["promoted"]]) == len(models) - 1
-    assert by_model[models[-1]].fingerprint == f"{RACERS:016x}"
-    scores = [workspace.promotion("photos", n)["challenger"] for n in workspace.promotions("photos")]
+    assert by_model[models[-1]].uri == evaluations[-1].uri
+    scores = [workspace.promotion("weekly", n)["challenger"] for n in workspace.promotions("weekly")]
     assert scores == sorted(scores), "every champion beat the one before"
-    assert json.loads((finished.workspace / "names/photos/promotions/1.json").read_text())["verdict"] == "first"

@@ -11,9 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from imagemill.components.evaluate.chance import Chance, Counts, f1_by_chance, recall_by_chance
-from imagemill.components.promote.gate import judge
 from imagemill.components.store.labels import MULTI, SINGLE
-from imagemill.components.store.manifest import Dataset, Manifest
 from imagemill.components.store.metrics import LabelCounts, Pairs, confusion, summary
 
 Ids = npt.NDArray[np.int64]
@@ -76,7 +74,6 @@ def test_of_rare_classes_finding_them_counts_though_top1_is_below_the_majoritys(
 
 
 def test_saying_the_same_of_every_image_is_no_better_whatever_classes_there_are() -> None:
-    """A bootstrap's interval of its balanced accuracy lies above 1 / classes: it misses rare classes."""
     truth = np.r_[np.zeros(90, np.int64), np.arange(1, 10)]
     for said in range(10):
         assert not chance_of(truth, np.full(99, said), 10).better
@@ -110,14 +107,3 @@ def test_what_is_said_of_several_labels() -> None:
         assert about["better"] is better and set(about["limits"]) == {"top1", "macro_f1"}
         start = "" if better else "no better than chance, as far as 400 test images can tell: top-1 is 0."
         assert about["why"].startswith(start) and ("macro-F1 is 0." in about["why"]) is not better
-
-
-@pytest.mark.parametrize(("old", "says"), [(None, True), (0.1, True), (0.9, False)])
-def test_who_reigns_without_being_better_than_chance_has_it_in_the_reason(old: float | None, says: bool) -> None:
-    def evaluation(score: float) -> Dataset:
-        extra = {"metrics": {"macro_f1": score, "top1": score}, "model_classes": ["a", "b"]}
-        extra |= {"chance": {"why": "no better than chance"}}
-        return Dataset("/e", Manifest("evaluation", "01", extra=extra), "")
-
-    found = judge(evaluation(0.5), None if old is None else evaluation(old), 0.005, "auto")
-    assert found.promoted is says and found.reason.endswith("; no better than chance") is says

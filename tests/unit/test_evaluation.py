@@ -24,7 +24,7 @@ from sklearn.metrics import (
 )
 
 from imagemill.components.evaluate.config import EvaluateConfig
-from imagemill.components.evaluate.evaluate import evaluate
+from imagemill.components.evaluate.evaluate import _say, evaluate
 from imagemill.components.evaluate.inputs import InputBatch, input_batches, stored_geometry, tensors_for
 from imagemill.components.evaluate.matrix import roc_curve
 from imagemill.components.evaluate.scores import align, scorer
@@ -57,7 +57,7 @@ class Made:
 
     def evaluated(self, **options: Any) -> Dataset:
         values = {"workspace": self.workspace.uri, "model": self.model.uri, "clean": self.clean.uri, "device": "cpu"}
-        config = EvaluateConfig.from_values(values | {"eval_batch_size": 20, "bootstrap": 100} | options)
+        config = EvaluateConfig.from_values(values | {"eval_batch_size": 20} | options)
         outcome = evaluate(config, Context("evaluate", self.workspace, "r", False))
         return read_dataset(outcome.uri, "evaluation")
 
@@ -153,12 +153,26 @@ def test_what_else_an_evaluation_keeps(made: Made) -> None:
     for low, high in extra["intervals"].values():
         assert 0 <= low < high <= 1
     assert extra["intervals"]["top1"][0] <= extra["metrics"]["top1"] <= extra["intervals"]["top1"][1]
-    assert made.evaluated(bootstrap=0).manifest.extra["intervals"] == {}
+    assert extra["too_narrow"] == 0
     speed = extra["throughput"]
     assert speed["network"] > 0 and speed["network"] == speed["network_one_view"] and "CPU" in speed["device"]
     fpr, tpr, threshold = roc_curve(found.uri) or ([], [], [])
     assert fpr[0] == tpr[0] == 0 and fpr[-1] == tpr[-1] == 1 and threshold == sorted(threshold, reverse=True)
     assert found.manifest.config["tta"] == "none"
+
+
+def test_classes_without_test_images_and_with_too_few_are_named(made: Made, capfd: pytest.CaptureFixture[str]) -> None:
+    found = made.evaluated()
+    per_class = [*found.manifest.extra["per_class"], *({"class": f"class {n}", "support": 0} for n in range(7))]
+    extra = found.manifest.extra | {"per_class": per_class, "too_narrow": 2}
+    context = Context("evaluate", made.workspace, "r", False)
+    _say(replace(found, manifest=replace(found.manifest, extra=extra)), "the challenger", context)
+    said = capfd.readouterr().err
+    assert "warning: 7 of 9 classes have no test image, and no part in macro-F1: class 0, class 1, class 2" in said
+    assert "class 4 and 2 more\n" in said
+    assert "macro-F1's interval is too narrow: 2 classes have fewer than 10 test images" in said
+    _say(found, "the challenger", context)
+    assert "have no test image" not in (said := capfd.readouterr().err) and "too narrow" not in said
 
 
 def test_a_model_that_is_no_better_than_a_guess_is_said_to_be(
@@ -175,7 +189,7 @@ def test_a_model_that_is_no_better_than_a_guess_is_said_to_be(
 
     spec = load_model(made.model)[1]
     monkeypatch.setattr("imagemill.components.store.model.load_model", lambda _: (Blind(), spec))
-    extra = made.evaluated(review="false", bootstrap=101).manifest.extra
+    extra = made.evaluated(review="false").manifest.extra
     why = "no better than chance, as far as 48 test images can tell: top-1 is 0.500 (0.364 to 0.636), and 0.500 for "
     why += "'cat' every time; balanced accuracy is 0.500, and up to 0.500 by chance"
     assert extra["chance"]["better"] is False and extra["chance"]["why"] == why
@@ -240,7 +254,7 @@ def test_a_class_that_the_model_has_never_seen_has_no_loss_and_is_always_wrong()
 def test_memory_does_not_grow_with_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics_of, "_WAITING", 1000)
     random, names = np.random.default_rng(0), tuple("abcdefgh")
-    score, sizes = scorer(SINGLE, SINGLE, align(names, names), 10), []
+    score, sizes = scorer(SINGLE, SINGLE, align(names, names)), []
     for _ in range(3):
         for _ in range(40):
             score.add(torch.from_numpy(random.normal(size=(500, 8))), batch_of(random.integers(0, 8, 500)))

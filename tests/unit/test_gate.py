@@ -1,81 +1,324 @@
-"""The gate: every verdict, the margin to the last digit, and models that can't be compared."""
+"""The gate on evaluations with given predictions: every verdict, what counts, what stops a better model, the log."""
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from gated import CLASSES, LABELS, Gate, wrong
 
-from imagemill.components.promote.gate import judge
-from imagemill.components.store.manifest import Dataset, Manifest
+from imagemill.components.promote.difference import NAMES
+from imagemill.components.store.errors import TransientError, UserError
+from imagemill.components.store.workspace import Workspace
 
 
-def evaluation(macro_f1: float, classes: tuple[str, ...] = ("a", "b")) -> Dataset:
-    extra = {"metrics": {"macro_f1": macro_f1, "top1": 0.0}, "model_classes": list(classes)}
-    return Dataset("/w/evaluation/01", Manifest("evaluation", "01", extra=extra), "")
+@pytest.fixture
+def gate(tmp_path: Path) -> Gate:
+    return Gate(Workspace.open(str(tmp_path / "mill")))
+
+
+def crowned(gate: Gate, mistakes: int = 40, **options: Any) -> None:
+    """A first champion with so many mistakes."""
+    champion = gate.evaluate("champion", wrong(mistakes), **options)
+    assert gate.promote(champion)["verdict"] == "first"
+
+
+def judged(gate: Gate, mistakes: int, start: int = 0, **rule: Any) -> Any:
+    """The verdict on a challenger whose mistakes are among the champion's, or begin elsewhere."""
+    challenger = gate.evaluate(f"challenger {mistakes} {start}", wrong(mistakes, start))
+    return gate.promote(challenger, **rule)
 
 
 @pytest.mark.parametrize(
-    ("new", "old", "min_gain", "policy", "verdict", "promoted"),
+    ("mistakes", "start", "rule", "verdict", "promoted"),
     [
-        (0.5, None, 0.005, "auto", "first", True),
-        (0.0, None, 0.005, "auto", "first", True),
-        (0.5, None, 0.005, "always", "first", True),
-        (0.5, None, 0.005, "never", "never", False),
-        (0.91, 0.90, 0.005, "auto", "promoted", True),
-        (0.904, 0.90, 0.005, "auto", "kept", False),
-        (0.89, 0.90, 0.005, "auto", "kept", False),
-        (0.90, 0.90, 0.0, "auto", "kept", False),
-        (0.90000001, 0.90, 0.0, "auto", "promoted", True),
-        (0.1, 0.9, 0.005, "always", "promoted", True),
-        (0.99, 0.1, 0.005, "never", "never", False),
-        (1.0, 0.0, 1.0, "auto", "promoted", True),
+        (20, 0, {}, "better", True),
+        (36, 0, {}, "not_shown_better", False),
+        (40, 200, {}, "not_shown_better", False),
+        (60, 0, {}, "worse", False),
+        (20, 0, {"min_gain": 0.06}, "not_shown_better", False),
+        (20, 0, {"level": 1e-6}, "not_shown_better", False),
+        (20, 0, {"min_test_images": 500}, "too_few_images", False),
+        (60, 0, {"min_test_images": 500, "promote": "always"}, "too_few_images", True),
+        (60, 0, {"promote": "always"}, "worse", True),
+        (20, 0, {"promote": "never"}, "better", False),
+        (36, 0, {"promote": "never"}, "not_shown_better", False),
+        (20, 0, {"metric": "top1"}, "better", True),
+        (20, 0, {"metric": "balanced_accuracy"}, "better", True),
     ],
 )
 def test_every_verdict(
-    new: float, old: float | None, min_gain: float, policy: str, verdict: str, promoted: bool
+    gate: Gate, mistakes: int, start: int, rule: dict[str, Any], verdict: str, promoted: bool
 ) -> None:
-    found = judge(evaluation(new), None if old is None else evaluation(old), min_gain, policy)
-    assert (found.verdict, found.promoted) == (verdict, promoted)
-    assert (found.challenger, found.champion, found.min_gain, found.metric) == (new, old, min_gain, "macro_f1")
-    assert f"{new:.4f}" in found.reason
+    crowned(gate)
+    found = judged(gate, mistakes, start, **rule)
+    assert (found["verdict"], found["promoted"], found["n"]) == (verdict, promoted, 2 if promoted else 1)
+    reason, name = found["reason"], NAMES[rule.get("metric", "macro_f1")]
+    assert found["challenger"] == pytest.approx(1 - mistakes / 400, abs=0.002)
+    assert found["champion"] == pytest.approx(0.9, abs=0.002)
+    if verdict != "too_few_images":
+        words = f"{name} {found['challenger']:.4f} against the champion's {found['champion']:.4f} on 400 test images, "
+        assert reason.startswith(words) and "; top-1: " in reason and "McNemar" in reason
+    assert reason.endswith("; the champion stays") == (not promoted and verdict != "better")
+    assert reason.endswith("; promoted all the same: promote is always") == (rule.get("promote") == "always")
+    assert reason.endswith("; not promoted: promote is never") == (verdict == "better" and not promoted)
 
 
-@given(st.integers(0, 900), st.integers(1, 99))
-def test_the_margin_is_exact(champion: int, gain: int) -> None:
-    """In thousandths: in binary 0.905 - 0.9 is a little more than 0.005, and 0.009 - 0.004 a little less."""
-    old, new, min_gain = champion / 1000, (champion + gain) / 1000, gain / 1000
-    assert judge(evaluation(new), evaluation(old), min_gain, "auto").promoted
-    assert not judge(evaluation(new), evaluation(old), (gain + 0.001) / 1000, "auto").promoted
-    assert not judge(evaluation(old), evaluation(new), 0.0, "auto").promoted
+def test_the_sentence_and_the_log_have_the_numbers(gate: Gate) -> None:
+    crowned(gate)
+    assert judged(gate, 20)["reason"] == (
+        "macro-F1 0.9500 against the champion's 0.9000 on 400 test images, +0.0500 (+0.0275 to +0.0725): credibly more "
+        "than +0.005 (p 3e-05, needs 0.018); top-1: 20 images won, 0 lost (McNemar's p 1e-06)"
+    )
+    record = gate.record()
+    assert (record["verdict"], record["promoted"], record["images"]) == ("better", True, 400)
+    assert record["gain"] == pytest.approx(0.05, abs=1e-4) and record["p"] < record["level"] == pytest.approx(0.018)
+    assert (record["won"], record["lost"], record["uses"], record["left_out"]) == (20, 0, 0, 0)
+    assert {"n", "model", "evaluation", "previous", "run", "created", "challenger_model", "sketch"} <= set(record)
 
 
-@pytest.mark.parametrize("classes", [("a", "b", "c"), ("b", "a"), ("a",)])
-def test_models_of_other_classes_are_not_comparable(classes: tuple[str, ...]) -> None:
-    for policy in ("auto", "never"):
-        found = judge(evaluation(0.9, classes), evaluation(0.1), 0.005, policy)
-        assert (found.verdict, found.promoted) == ("not comparable", False)
-    assert judge(evaluation(0.1, classes), evaluation(0.9), 0.005, "always").promoted
+def test_models_that_agree_on_everything_are_not_shown_to_differ(gate: Gate) -> None:
+    crowned(gate)
+    assert judged(gate, 40)["verdict"] == "not_shown_better"
+    assert "+0.0000 (-0.0" in judged(gate, 40)["reason"], "about other images nothing is sure"
 
 
-def test_a_score_that_is_no_number_is_never_promoted() -> None:
-    assert not judge(evaluation(float("nan")), evaluation(0.5), 0.0, "auto").promoted
+# First models.
 
 
-def test_a_verdict_is_a_record() -> None:
-    found = judge(evaluation(0.9), evaluation(0.8), 0.005, "auto")
-    assert found.to_dict() == {
-        "verdict": "promoted", "reason": "macro_f1 0.9000 against 0.8000, +0.1000 (needs +0.005)", "promoted": True,
-        "challenger": 0.9, "champion": 0.8, "min_gain": 0.005, "metric": "macro_f1",
-    }  # fmt: skip
+GUESS = {"better": False, "why": "no better than chance, as far as 400 test images can tell: top-1 is 0.25"}
 
 
 @pytest.mark.parametrize(
-    ("old", "words"),
-    [(0.89, ", within its 95% interval of 0.8800 to 0.9300"), (0.87, ", beyond its"), (0.94, ", beyond its")],
-)
-def test_the_gates_line_says_whether_chance_could_be_it(old: float, words: str) -> None:
-    challenger = evaluation(0.9)
-    challenger.manifest.extra["intervals"] = {"macro_f1": [0.88, 0.93]}
-    assert words in judge(challenger, evaluation(old), 0.005, "auto").reason
-    assert "interval" not in judge(evaluation(0.9), evaluation(old), 0.005, "auto").reason, "an earlier release's"
+    ("policy", "promoted", "says"),
+    [("auto", False, "there was no champion, and this model becomes none"),
+     ("always", True, "promoted all the same: promote is always"), ("never", False, "there was no champion")],
+)  # fmt: skip
+def test_a_first_model_that_is_no_better_than_a_guess_is_no_champion(
+    gate: Gate, policy: str, promoted: bool, says: str
+) -> None:
+    guess = gate.evaluate("guess", wrong(300), chance=GUESS)
+    found = gate.promote(guess, promote=policy)
+    assert (found["verdict"], found["promoted"]) == ("no_better_than_chance", promoted)
+    assert GUESS["why"] in found["reason"] and says in found["reason"]
+    assert (gate.workspace.champion("weekly") is not None) == promoted
+    assert gate.outcome(guess, promote=policy, run="again").state == "cached"
+
+
+def test_a_first_model_is_champion_but_for_never(gate: Gate) -> None:
+    first = gate.evaluate("first", wrong(40))
+    found = gate.promote(first, promote="never")
+    assert (found["verdict"], found["promoted"]) == ("first", False)
+    assert found["reason"] == "macro-F1 0.9000; there was no champion; not promoted: promote is never"
+    found = gate.promote(first)
+    assert (found["verdict"], found["promoted"], found["n"]) == ("first", True, 1)
+    again = gate.outcome(first, run="another")
+    assert (again.state, again.metrics["verdict"]) == ("cached", "already_champion")
+
+
+def test_where_the_champions_model_is_gone_the_next_one_is_a_first(gate: Gate) -> None:
+    crowned(gate)
+    shutil.rmtree(gate.workspace.absolute(gate.record()["model"]))
+    found = judged(gate, 60)
+    assert (found["verdict"], found["n"]) == ("first", 2) and "the model of promotion 1 is gone" in found["reason"]
+
+
+def test_who_is_better_and_still_a_guess_has_it_in_the_reason(gate: Gate) -> None:
+    crowned(gate, 200)
+    found = gate.promote(gate.evaluate("other", wrong(100), chance=GUESS))
+    assert found["verdict"] == "better" and found["reason"].endswith(str(GUESS["why"]))
+
+
+# Which images and classes count.
+
+
+def test_images_that_the_challenger_was_trained_on_do_not_count(gate: Gate) -> None:
+    """It is right about those, and wrong as often as the champion elsewhere."""
+    half = np.arange(400) % 2 == 0
+    crowned(gate)
+    learned = np.where(half, LABELS, wrong(40))
+    found = gate.promote(gate.evaluate("by heart", learned, seen=half))
+    assert found["verdict"] == "not_shown_better" and found["challenger"] == found["champion"]
+    assert "on 200 test images (200 more were seen in training)" in found["reason"]
+    assert gate.promote(gate.evaluate("not by heart", learned))["verdict"] == "better"
+
+
+def test_nor_do_the_champions_and_too_few_left_are_a_verdict(gate: Gate) -> None:
+    crowned(gate, 40, seen=np.arange(400) < 390)
+    found = judged(gate, 20)
+    assert found["verdict"] == "too_few_images"
+    assert found["reason"].startswith("10 test images (390 more were seen in training) left to compare on, and 30 are")
+    assert judged(gate, 20, min_test_images=10)["verdict"] == "not_shown_better"
+
+
+def test_what_a_challenger_was_trained_on_must_be_known(gate: Gate) -> None:
+    crowned(gate, unknown=("clean/0123",))
+    found = gate.promote(gate.evaluate("stranger", wrong(0), unknown=("clean/4567",)))
+    assert found["verdict"] == "not_comparable" and "trained on is not known: clean/4567 is gone" in found["reason"]
+    assert judged(gate, 20)["verdict"] == "better", "the champion's would only make it look better"
+
+
+def test_new_classes_are_reported_and_the_others_compared(gate: Gate) -> None:
+    """On cats and dogs the challenger is better, on ants and bees as bad as can be."""
+    crowned(gate, 40, known=("cat", "dog"))
+    predicted = np.where(LABELS < 2, (LABELS + 1) % 2, LABELS)
+    predicted[0] = 0
+    found = gate.promote(gate.evaluate("knows all", predicted, confidence=0.95))
+    assert found["verdict"] == "better" and "on 200 test images" in found["reason"]
+    assert found["challenger"] == 1 and found["champion"] == pytest.approx(0.924, abs=0.002)
+    new = "; new to the champion and not compared: 'ant' (1 of 100 images recognized), 'bee' (0 of 100"
+    assert new in found["reason"]
+
+
+def test_a_class_that_the_challenger_has_lost_counts_against_it(gate: Gate) -> None:
+    crowned(gate)
+    predicted = np.where(LABELS == 3, 0, LABELS)
+    found = gate.promote(gate.evaluate("three classes", predicted, known=CLASSES[:3]))
+    assert found["verdict"] == "worse" and "on 400 test images" in found["reason"]
+
+
+def test_models_of_nothing_in_common_are_not_comparable(gate: Gate) -> None:
+    crowned(gate, known=("owl", "pig"))
+    found = judged(gate, 0)
+    assert (found["verdict"], found["promoted"]) == ("not_comparable", False)
+    assert "the champion knows none of today's classes" in found["reason"]
+    assert judged(gate, 0, promote="always")["promoted"]
+
+
+def test_nor_are_those_of_another_task(gate: Gate) -> None:
+    crowned(gate)
+    found = gate.promote(gate.evaluate("several", wrong(0), task="multi"))
+    assert found["verdict"] == "not_comparable"
+    assert "this model is multi-label, the champion single-label" in found["reason"]
+
+
+# What stops a model that is better in the mean.
+
+
+def test_a_class_may_not_fall_by_much(gate: Gate) -> None:
+    crowned(gate, 200)
+    fallen = LABELS.copy()
+    dogs = np.flatnonzero(LABELS == 3)
+    fallen[dogs[:75]] = 0  # the champion has half of the dogs wrong
+    found = gate.promote(gate.evaluate("no dogs", fallen))
+    words = "but recall has fallen by more than 0.1 in 'dog' by 0.250 (25 images lost, 0 won of 100)"
+    assert (found["verdict"], found["promoted"]) == ("not_shown_better", False) and words in found["reason"]
+    assert gate.promote(gate.evaluate("no dogs", fallen), max_class_drop=0.3)["promoted"]
+
+
+def test_a_fall_that_few_images_show_is_no_reason(gate: Gate) -> None:
+    """Of five dogs one is lost."""
+    labels = np.r_[np.repeat(np.arange(3), 130), np.full(5, 3)]
+    champion, challenger = labels.copy(), labels.copy()
+    champion[:390:5] = (labels[:390:5] + 1) % 3
+    challenger[-1] = 0
+    assert gate.promote(gate.evaluate("champion", champion, labels=labels))["promoted"]
+    assert gate.promote(gate.evaluate("challenger", challenger, labels=labels))["verdict"] == "better"
+
+
+def test_calibration_may_not_get_worse_by_much(gate: Gate) -> None:
+    crowned(gate)
+    unsure = gate.evaluate("unsure", wrong(20), confidence=0.5)
+    found = gate.promote(unsure)
+    words = "but the calibration error has risen from 0.000 to 0.450, by more than 0.05"
+    assert found["verdict"] == "not_shown_better" and words in found["reason"]
+    assert gate.promote(unsure, max_ece_rise=0.5)["promoted"]
+
+
+def test_speed_is_a_bound_only_if_it_is_asked_for_and_measured_alike(gate: Gate) -> None:
+    def speed(rate: float, device: str = "a CPU") -> dict[str, Any]:
+        return {"throughput": {"device": device, "batch_size": 128, "network_one_view": rate}}
+
+    crowned(gate, **speed(1000))
+    slow = gate.evaluate("slow", wrong(20), **speed(400))
+    found = gate.promote(slow, max_slowdown=2)
+    words = "but it takes 2.5 times as long for an image (400 images/s, not 1,000)"
+    assert found["verdict"] == "not_shown_better" and words in found["reason"]
+    other = gate.evaluate("on a GPU", wrong(20), **speed(400, "a GPU"))
+    assert gate.promote(other, max_slowdown=2, promote="never")["verdict"] == "better"
+    assert gate.promote(slow, max_slowdown=3)["promoted"]
+
+
+# The log: how often the images have decided, and which are new.
+
+
+def needed(reason: str) -> float:
+    return float(reason.partition("needs ")[2].partition(")")[0].split()[0])
+
+
+def test_each_challenger_leaves_less_of_the_level(gate: Gate) -> None:
+    crowned(gate)
+    assert needed(judged(gate, 39)["reason"]) == 0.018
+    second = judged(gate, 38)["reason"]
+    assert needed(second) == 0.009 and "after 1 comparisons on these images" in second
+    assert judged(gate, 38, run="again")["reason"] == second, "the same comparison is made once"
+    assert needed(judged(gate, 38, min_gain=0.001)["reason"]) == 0.009, "its own do not count against a challenger"
+    assert needed(judged(gate, 37)["reason"]) == 0.006
+    assert judged(gate, 20)["promoted"]
+    assert needed(judged(gate, 19)["reason"]) == 0.018, "a new champion is compared with for the first time"
+
+
+def test_images_that_are_new_give_the_level_back_and_have_a_verdict_of_their_own(gate: Gate) -> None:
+    """In the second week half of the test images are others; the champion is no better on those, the challenger is."""
+    crowned(gate)
+    for mistakes in (39, 38):
+        judged(gate, mistakes)
+    champion = gate.evaluate("champion", wrong(40), week=2, first_image=200)
+    found = gate.promote(gate.evaluate("weekly", wrong(20), week=2, first_image=200), champion)
+    assert needed(found["reason"]) == 0.009 and "after 1 comparisons" in found["reason"], "two on half of the images"
+    record = gate.record()
+    assert record["fresh_images"] == 200 and record["fresh_verdict"] == "better"
+    assert f"on the 200 images that are new since promotion 1 alone {record['fresh_gain']:+.4f} (" in found["reason"]
+
+
+def test_few_new_images_are_counted_and_none_or_all_not_mentioned(gate: Gate) -> None:
+    crowned(gate)
+    assert "new since" not in judged(gate, 39)["reason"]
+    champion = gate.evaluate("champion", wrong(40), week=2, first_image=10)
+    reason = gate.promote(gate.evaluate("weekly", wrong(39), week=2, first_image=10), champion)["reason"]
+    assert "10 of the images are new since promotion 1, too few to compare on alone" in reason
+    champion = gate.evaluate("champion", wrong(40), week=3, first_image=400)
+    assert (
+        "new since"
+        not in gate.promote(gate.evaluate("another", wrong(39), week=3, first_image=400), champion)["reason"]
+    )
+
+
+# Which evaluation of the champion.
+
+
+def test_in_week_two_the_champions_evaluation_is_found(gate: Gate) -> None:
+    """Promote alone, with nothing but the challenger's evaluation; evaluate has made the champion's beside it."""
+    crowned(gate)
+    challenger = gate.evaluate("weekly", wrong(20), week=2)
+    with pytest.raises(
+        UserError, match=r"the champion .* was not evaluated on the same test images: run imagemill eval"
+    ):
+        gate.promote(challenger)
+    with pytest.raises(TransientError, match="promoted by another run; run again to compare with it"):
+        gate.promote(challenger, alone=False)
+    gate.evaluate("champion", wrong(40), week=2)
+    assert gate.promote(challenger)["verdict"] == "better"
+    assert gate.record()["evaluation"] == gate.workspace.relative(challenger.uri)
+
+
+def test_an_evaluation_of_other_images_is_refused(gate: Gate) -> None:
+    crowned(gate)
+    other = gate.evaluate("champion", wrong(40), week=2)
+    with pytest.raises(UserError, match="champion_evaluation: expected an evaluation on the test split of"):
+        gate.promote(gate.evaluate("challenger", wrong(20)), other)
+
+
+def test_what_was_taken_back_is_not_promoted_again_by_itself(gate: Gate) -> None:
+    crowned(gate)
+    champion, better = gate.record(), gate.evaluate("better", wrong(20))
+    assert gate.promote(better)["promoted"]
+    back = champion | {"verdict": "rollback", "rolled_back": [gate.record()["model"]]}
+    gate.workspace.append_promotion("weekly", 3, back)
+    found = gate.promote(better, run="next week")
+    assert (found["verdict"], found["promoted"], found["n"]) == ("rolled_back", False, 3)
+    assert "taken back by promotion 3" in found["reason"]
+    assert gate.promote(better, run="by hand", promote="always")["promoted"]

@@ -68,13 +68,19 @@ def test_the_page_stands_alone(workspace: Workspace) -> None:
 @pytest.mark.parametrize(
     ("verdict", "champion", "promoted", "headline"),
     [
-        ("promoted", 0.7, True, "Promoted"),
-        ("kept", 0.9, False, "Champion kept"),
-        ("not comparable", None, False, "Not comparable"),
-        ("not comparable", None, True, "Promoted all the same: not comparable."),
-        ("already champion", None, False, "Already the champion"),
-        ("never", 0.8, False, "Not promoted"),
-        ("something new", None, False, "Something new"),
+        ("better", 0.7, True, "Promoted"),
+        ("better", 0.7, False, "Promotion is switched off for this run."),
+        ("not_shown_better", 0.79, False, "This model is not shown to be better."),
+        ("worse", 0.9, False, "This model is credibly worse."),
+        ("worse", 0.9, True, "Promoted all the same: worse."),
+        ("not_comparable", None, False, "Not comparable"),
+        ("not_comparable", None, True, "Promoted all the same: not comparable."),
+        ("too_few_images", 0.9, False, "There are too few test images to compare on."),
+        ("no_better_than_chance", None, False, "No champion"),
+        ("no_better_than_chance", None, True, "Promoted all the same: no better than chance."),
+        ("already_champion", None, False, "Already the champion"),
+        ("rolled_back", None, False, "Not promoted"),
+        ("something_new", None, False, "Something new"),
     ],
 )
 def test_the_verdict_is_shown(verdict: str, champion: float | None, promoted: bool, headline: str) -> None:
@@ -92,12 +98,23 @@ def test_a_model_that_is_no_better_than_chance_is_no_good_news() -> None:
 
 
 def test_the_verdict_and_the_champion_are_on_the_page(workspace: Workspace) -> None:
-    verdict = FIRST | {"verdict": "promoted", "champion": 0.75, "reason": "macro_f1 0.800 against 0.750"}
+    verdict = FIRST | {"verdict": "better", "champion": 0.75, "reason": "macro-F1 0.800 against 0.750"}
     text = Mill(workspace, ["cat", "dog", "owl"]).page(verdict, rival=True).text
-    assert "Promoted This model is the new champion. macro_f1 0.800 against 0.750" in text
+    assert "Promoted This model is credibly better, and the new champion. macro-F1 0.800 against 0.750" in text
     assert "+0.050" in text and "needs +0.005" in text
     assert "Against the champion" in text and "evaluation of the champion" in text
     assert "owl 0.000 → 1.000 +1.000" in text
+
+
+def test_classes_without_test_images_are_named_at_the_scores(workspace: Workspace) -> None:
+    mill = Mill(workspace, ["cat", "dog", "<i>owl"])
+    assert "no test image" not in mill.page().text
+    clean = mill.clean()
+    few = [row for row in mill.predictions(clean) if row["label_id"] < 2]
+    evaluation = evaluated(workspace, trained(workspace, clean), clean, few, "99")
+    text = Page(report.render(report.gather(workspace, "r", evaluation, FIRST, None))).text
+    assert "1 class has no test image, and no part in means over classes: <i>owl" in text
+    assert "Macro-F1 of 2 of 3 classes" in text
 
 
 def test_without_val_images_or_champion(workspace: Workspace) -> None:

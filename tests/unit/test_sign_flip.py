@@ -1,0 +1,90 @@
+"""The sign-flip test against all sign patterns, the sign test against the binomial distribution, McNemar's mid-p."""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from imagemill.components.promote import sign_flip
+from imagemill.components.promote.sign_flip import mcnemar, sign_test, tail_probability
+
+Floats = npt.NDArray[np.float64]
+
+
+def all_sums(sizes: Floats) -> Floats:
+    sums = np.zeros(1)
+    for size in sizes:
+        sums = np.concatenate([sums - size, sums + size])
+    return sums
+
+
+@given(st.lists(st.floats(-3, 3), min_size=1, max_size=8), st.floats(-5, 5))
+def test_few_contributions_are_counted_exactly(contributions: list[float], threshold: float) -> None:
+    sizes = np.abs([one for one in contributions if one])
+    patterns = [float(np.dot(signs, sizes)) for signs in product((-1, 1), repeat=len(sizes))]
+    if min((abs(total - threshold) for total in patterns), default=1) < 1e-6:
+        return  # a tie that rounding may decide
+    expected = np.mean([total >= threshold for total in patterns])
+    assert tail_probability(np.array(contributions), threshold) == pytest.approx(expected)
+
+
+@settings(max_examples=8)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.2, 0.05, 0.01, 0.001, 0.0001]))
+def test_the_tail_of_many_is_close_to_the_exact_one_and_not_below(seed: int, level: float) -> None:
+    random = np.random.default_rng(seed)
+    for sizes in (np.ones(17), random.random(18) + 0.05, random.exponential(1, 18), np.r_[np.full(14, 0.1), 5, 5, 4]):
+        sums = all_sums(sizes)
+        threshold = np.quantile(sums, 1 - level)
+        exact = (sums >= threshold - 1e-9).mean()
+        assert 0.88 * exact <= tail_probability(sizes, threshold) <= 1.7 * exact
+
+
+def test_equal_sizes_are_the_sign_test_and_the_extremes_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sign_flip, "ENUMERATED", 3)
+    for number in (8, 30, 200):
+        ones = np.ones(number)
+        assert tail_probability(ones, number) == tail_probability(ones, number - 1.5) == 0.5**number
+        assert tail_probability(ones, number + 1) == 0
+        for positive in range(number // 2 + 2, number, max(1, number // 9)):
+            exact = sign_test(positive, number - positive)
+            assert exact <= tail_probability(ones, 2 * positive - number) <= 1.45 * exact
+
+
+def test_what_the_contributions_do_not_show_makes_it_less_sure() -> None:
+    sizes = np.full(40, 0.5)
+    probabilities = [tail_probability(sizes, 8, variance) for variance in (0.0, 2.0, 10.0, 40.0)]
+    assert probabilities == sorted(probabilities) and probabilities[-1] > 4 * probabilities[0]
+    # As normal as 40 coins: variance 10 + 40, without the half step.
+    assert probabilities[-1] == pytest.approx(0.5 * math.erfc(8 / math.sqrt(2 * 50)), rel=0.02)
+    few = tail_probability(np.array([1.0, -1.0]), 1.5, 0.01)
+    assert few == pytest.approx(0.25, abs=0.001)
+
+
+def test_nothing_contributes_nothing() -> None:
+    assert tail_probability(np.zeros(5), 0) == tail_probability(np.zeros(0), -1) == 1
+    assert tail_probability(np.zeros(5), 0.1) == 0
+    assert tail_probability(np.zeros(5), 1, 1.0) == pytest.approx(0.1587, abs=1e-4)
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 40), st.integers(0, 40))
+def test_the_sign_test_is_the_binomial_tail(against: int, favorable: int) -> None:
+    total = against + favorable
+    exact = sum(math.comb(total, k) for k in range(against, total + 1)) / 2**total
+    assert sign_test(against, favorable) == pytest.approx(exact)
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 40), st.integers(0, 40))
+def test_mcnemars_mid_p(first: int, second: int) -> None:
+    total, fewer = first + second, min(first, second)
+    below = sum(math.comb(total, k) for k in range(fewer)) / 2**total
+    exact = 1.0 if first == second else 2 * (below + math.comb(total, fewer) / 2**total / 2)
+    assert mcnemar(first, second) == pytest.approx(min(1.0, exact)) == mcnemar(second, first)
+    assert mcnemar(6, 16) == pytest.approx(0.0347, abs=1e-4)  # Fagerland et al., 2013, table 1
