@@ -128,7 +128,8 @@ def _middle(selector: str) -> str:
             const box = element.getBoundingClientRect();
             return box.width && box.height ? [box.x + box.width / 2, box.y + box.height / 2] : null;
         }};
-        const seen = place => place && place[0] >= 0 && place[0] < innerWidth && place[1] >= 0 && place[1] < innerHeight;
+        const within = (value, size) => value >= 0 && value < size;
+        const seen = place => place && within(place[0], innerWidth) && within(place[1], innerHeight);
         if (!seen(middle())) element.scrollIntoView({{block: "center"}});
         return seen(middle()) ? middle() : null;
     }})()"""
