@@ -97,7 +97,9 @@ class ClusterApi:
 
     def answer(self, method: str, path: str, query: Mapping[str, str], body: Json) -> Any:
         if any(re.search(pattern, f"{method} {path}") for pattern in self.forbidden):
-            raise Answer(403, f"you may not {method} {path}")
+            kind = path.rpartition("/")[2]
+            raise Answer(403, f'{kind} is forbidden: User "me" cannot list resource "{kind}" in API group "" at the '
+                         'cluster scope')  # fmt: skip
         if path == "/version":
             return {"gitVersion": "v1.36.4"}
         if path in self.discovery:

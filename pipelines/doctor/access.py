@@ -28,6 +28,8 @@ LAUNCHER: Rights = {
 }
 YOURS: Rights = {("argoproj.io", "workflows"): ("create", "get", "list", "watch"), ("", "pods/log"): ("get",)}
 """What `argo submit` and `argo logs` need of whoever calls them."""
+_DISPENSABLE = ("list events",)
+"""Rights without which a run only tells less of why Ray's pods died."""
 _OURS = ("app.kubernetes.io/part-of", "imagemill")
 
 
@@ -60,7 +62,8 @@ def accounts(view: View, cluster: Cluster, runs: RunNamespace) -> list[Finding]:
             findings.append(unseen("accounts", f"the rights of {account} ({error})"))
             continue
         if missing:
-            findings.append(Finding("accounts", ERROR, f"{account} may not {', '.join(missing)}", overlay(runs)))
+            state = WARNING if set(missing) <= set(_DISPENSABLE) else ERROR
+            findings.append(Finding("accounts", state, f"{account} may not {', '.join(missing)}", overlay(runs)))
     if absent:
         seen = f"no service account {', '.join(absent)} in {view.namespace}"
         findings.insert(0, Finding("accounts", ERROR, seen, overlay(runs)))

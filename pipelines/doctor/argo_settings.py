@@ -15,12 +15,17 @@ from .view import Refused, View
 REQUEUE, REQUEUE_S = "DEFAULT_REQUEUE_TIME", 10.0
 """The variable, and Argo's own value: seconds between two looks at a workflow."""
 _CONFIG_MAP = "workflow-controller-configmap"
-_ON_FAILURE, _ON_ERROR, _ALWAYS = "OnFailure", "OnError", "Always"
-_LACKS = {
-    _ON_FAILURE: "a step whose pod is deleted, or whose node is drained, ends the run",
-    _ON_ERROR: "a step that fails by itself (exit code 75, memory) ends the run; one whose pod is lost is tried again",
+ON_FAILURE = "OnFailure"
+"""Argo's own retryPolicy, where none is set."""
+_TRIED_AGAIN = {
+    ON_FAILURE: "a step that fails is tried again, one whose pod is deleted or whose node is drained ends the run",
+    "OnError": "a step whose pod is lost is tried again, one that fails by itself (exit code 75, memory) ends the run",
+    "OnTransientError": "what Argo takes for a transient error is tried again, a step that fails ends the run",
+    "Always": "steps that fail and steps whose pod is lost are tried again",
 }
-"""Argo's retryPolicy → what the retries of KFP's steps, which name no policy, then lack."""
+"""Argo's retryPolicy → what becomes of KFP's steps, which have a number of retries and name no policy."""
+_KFP_DEFAULTS = 'spec: {templateDefaults: {retryStrategy: {limit: "2", retryPolicy: OnError}}}'
+"""What Kubeflow Pipelines' own installation sets."""
 
 
 def look(view: View, runs: RunNamespace) -> list[Finding]:
@@ -65,14 +70,12 @@ def _retries(view: View, controller: Json) -> list[Finding]:
     except ValueError as error:
         return [Finding("retries", WARNING, f"ConfigMap {namespace}/{name}: {error}", "correct it")]
     source = "of its templateDefaults" if policy else "its own, for none is set"
-    policy = policy or _ON_FAILURE
-    if policy == _ALWAYS:
-        return [Finding("retries", OK, f"Argo's retryPolicy is {policy}: failed and lost pods are tried again")]
-    lacks = _LACKS.get(policy, "what it lacks is not known here")
-    mend = (
-        f"in ConfigMap {namespace}/{name}, workflowDefaults: spec.templateDefaults.retryStrategy.retryPolicy: {_ALWAYS}"
-    )
-    return [Finding("retries", WARNING, f"Argo's retryPolicy is {policy}, {source}: {lacks}", mend)]
+    policy = policy or ON_FAILURE
+    seen = f"Argo's retryPolicy is {policy}, {source}: {_TRIED_AGAIN.get(policy, 'what it does is not known here')}"
+    if policy != ON_FAILURE:
+        return [Finding("retries", OK, seen)]
+    mend = f"in ConfigMap {namespace}/{name}, as KFP's own installation has it: workflowDefaults: {_KFP_DEFAULTS}"
+    return [Finding("retries", WARNING, seen, mend)]
 
 
 def retry_policy(data: dict[str, str]) -> str:

@@ -41,11 +41,15 @@ def table(findings: Sequence[Finding]) -> str:
     lines = []
     for finding in findings:
         head = f"{finding.state:<8} {finding.check:<{wide}}  "
-        lines += textwrap.wrap(finding.seen, WIDTH, initial_indent=head, subsequent_indent=" " * len(head)) or [head]
+        lines += _wrap(finding.seen, head) or [head]
         if finding.mend:
-            arrow = " " * (len(head) - 3) + "-> "
-            lines += textwrap.wrap(
-                finding.mend, WIDTH, initial_indent=arrow, subsequent_indent=" " * len(head), break_on_hyphens=False,
-                break_long_words=False,
-            )  # fmt: skip
+            lines += _wrap(finding.mend, " " * (len(head) - 3) + "-> ")
     return "\n".join(lines)
+
+
+def _wrap(text: str, head: str) -> list[str]:
+    """Lines with `head` before the first and as much space before the others; names and addresses stay whole."""
+    return textwrap.wrap(
+        text, WIDTH, initial_indent=head, subsequent_indent=" " * len(head), break_long_words=False,
+        break_on_hyphens=False,
+    )  # fmt: skip

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from ...components.store.errors import MillError
 from ..cluster import Cluster
-from ..kfp_client import PORT_FORWARD, Connection, Service
+from ..kfp_client import HELP, Connection, Service
 from ..kfp_server import knows_whole_runs
 from ..kube import Json
 from .findings import ERROR, OK, WARNING, Finding, unseen
@@ -136,7 +136,7 @@ def kubeflow(view: View | None, runs: RunNamespace, cluster: Cluster, connection
     try:
         service = Service(connection)
     except MillError as error:
-        return [Finding("kfp", ERROR, str(error), f"{PORT_FORWARD}, and --host http://localhost:8080")]
+        return [Finding("kfp", ERROR, str(error).replace(HELP, "").strip(), HELP)]
     answers = Finding("kfp", OK, f"{service.host} answers")
     try:
         version = version_of(view, KFP_SERVER, runs.kubeflow) if view else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,7 @@ from urllib.parse import urlencode
 from ...components.store.errors import first_line
 from ..kube import Json, Kube
 
+_DENIED = re.compile(r'cannot (\w+) resource "([^"]+)" in API group "[^"]*"(?: in the namespace "([^"]+)")?')
 PAGE = 500
 ACCESS = "/apis/authorization.k8s.io/v1"
 
@@ -136,9 +138,12 @@ class View:
 
 
 def _message(error: Any) -> str:
-    """What the API says was wrong, from the Status document that it answers with."""
+    """What the API says was wrong, from the Status document that it answers with; of a missing right in short."""
     try:
-        return " ".join(str(json.loads(error.body)["message"]).split())
+        text = " ".join(str(json.loads(error.body)["message"]).split())
+        if denied := _DENIED.search(text):
+            return f"you may not {denied[1]} {denied[2]} in {denied[3] or 'the cluster'}"
+        return text
     except (TypeError, ValueError, KeyError):
         return str(error.reason or f"HTTP {error.status}")
 
