@@ -25,12 +25,13 @@ def version(workspace: str) -> dict[str, Any]:
 
 
 def reach(workspace: str) -> dict[str, Any]:
-    """Write, read, list and delete an object of the workspace."""
+    """Write, read, list and delete an object of the workspace, if its bucket is there: some stores would make it."""
     import secrets
 
     from imagemill.components.store.filesystem import store_for
 
     store, folder = store_for(workspace), f"{workspace}/_doctor-{secrets.token_hex(4)}"
+    next(iter(store.list(folder)), None)  # an error where there is no bucket: SeaweedFS would make one to write to
     uri = f"{folder}/probe.txt"
     store.put(uri, b"doctor")
     read, listed = store.read(uri), [entry.uri for entry in store.list(folder)]
