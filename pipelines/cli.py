@@ -17,7 +17,7 @@ from ..components.store.errors import EXIT_OK, MillError, UserError
 from ..components.store.extras import needed_by, require
 from ..components.store.manifest import code_version
 from ..components.store.step import Parser, add_flag, quiet_logs
-from . import exporting, images, predicting, runs, schedule, submit
+from . import champion, exporting, images, predicting, runs, schedule, submit
 from .doctor import command as doctor
 from .parameters import ALL_STEPS, WORKSPACE_HELP, Chosen, choose, parameters, sections_of
 
@@ -81,6 +81,8 @@ def _do(command: str, found: dict[str, Any]) -> int:
         return _cluster(found["output"])
     if command == "images":
         return images.run(found)
+    if command == "champion":
+        return champion.run(found)
     if command == "doctor":
         return doctor.run(found)
     if command in _SERVICE:
@@ -163,6 +165,7 @@ def _parser() -> argparse.ArgumentParser:
     inspected.add_argument("--json", action="store_true", help="print the facts as one JSON object")
     exporting.add_command(commands)
     predicting.add_command(commands)
+    champion.add_command(commands)
     images.add_command(commands)
     doctor.add_command(commands)
     cluster = commands.add_parser("cluster", help="the file that says how a cluster is used, every field explained")

@@ -1,0 +1,241 @@
+"""`imagemill champion`: the log of a name's champions, a model made champion by hand, and one taken back."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from ..components.store import uri as uris
+from ..components.store.errors import EXIT_OK, EXIT_OURS, TransientError, UserError, error_for_exit_code, wrong
+from ..components.store.manifest import find_dataset, place_of, read_dataset, ready
+from ..components.store.step import add_flag, new_run
+from ..components.store.workspace import Workspace
+from .parameters import ALL_STEPS, choose, parameters
+
+HELP = "the champions of a name: list, show, promote, rollback"
+ROLLBACK = "rollback"
+_HIDDEN = ("sketch",)
+"""Fields of records that are for the gate alone."""
+_STEPS = ("evaluate", "promote")
+_NOT_FLAGS = ("workspace", "name", "rerun", "promote")
+Record = dict[str, Any]
+
+
+def add_command(commands: Any) -> None:
+    """The command's verbs and flags."""
+    parser: argparse.ArgumentParser = commands.add_parser("champion", help=HELP, description=HELP)
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=type(parser))
+    listed = _add_verb(verbs, "list", "every promotion of a name, or of all names, the reigning one last")
+    shown = _add_verb(verbs, "show", "the reigning champion: its model, why it was promoted, what it was compared with")
+    promoted = _add_verb(verbs, "promote", "evaluate a model beside the champion on today's test images, and judge it")
+    back = _add_verb(verbs, ROLLBACK, "an earlier champion again; the one that is taken back is not promoted by itself")
+    for verb in (listed, shown, promoted, back):
+        verb.add_argument("--workspace", default="./imagemill-data", help="(default: ./imagemill-data)")
+        verb.add_argument("--json", action="store_true", help="print JSON")
+        several = " (default: all)" if verb is listed else " (default: the one name that has a champion there)"
+        verb.add_argument("--name", default="", help=f"whose champion{several}")
+    shown.add_argument("--number", default="", metavar="N", help="another promotion than the last one")
+    back.add_argument("--to", default="", metavar="N", help="that promotion's model (default: the champion before)")
+    promoted.add_argument("model", metavar="MODEL", help="the URI or path of a model, or of an evaluation of one")
+    promoted.add_argument(
+        "--clean", default="", metavar="URI",
+        help="whose test images (default: the evaluation's, or the newest ones of the name)",
+    )  # fmt: skip
+    promoted.add_argument("--force", action="store_true", help="whatever the gate says")
+    promoted.add_argument("--config", dest="config_file", metavar="FILE.yaml", help="parameters from a YAML file")
+    for parameter in parameters().values():
+        if set(parameter.steps) & set(_STEPS) and parameter.name not in _NOT_FLAGS:
+            add_flag(promoted, parameter.name, parameter.default, parameter.help, parameter.choices)
+
+
+def _add_verb(verbs: Any, name: str, text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = verbs.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+    return parser
+
+
+def run(found: dict[str, Any]) -> int:
+    """Do what the parsed flags ask for; return the exit code."""
+    verb = str(found.pop("verb"))
+    workspace = Workspace.known(found.pop("workspace"))
+    name, as_json = found.pop("name"), found.pop("json")
+    if verb == "list":
+        return _list(workspace, name, as_json)
+    if verb == "show":
+        return _show(workspace, name or _only_name(workspace), found["number"], as_json)
+    if verb == ROLLBACK:
+        return _rollback(workspace, name or _only_name(workspace), found["to"], as_json)
+    return _promote(workspace, name, as_json, found)
+
+
+def _only_name(workspace: Workspace) -> str:
+    """The one name that has a champion; UserError where there is none, or a choice."""
+    names = workspace.names_with_champion()
+    if not names:
+        raise UserError(f"--name: expected the name of a champion, found no champion in {workspace.uri} (--workspace)")
+    if len(names) > 1:
+        raise wrong("--name", f"one of {', '.join(names)}, which have a champion in {workspace.uri}", "")
+    return names[0]
+
+
+def _records(workspace: Workspace, name: str) -> list[Record]:
+    """The promotions of a name; UserError where there are none."""
+    records = [workspace.promotion(name, number) for number in workspace.promotions(name)]
+    if not records:
+        there = ", ".join(workspace.names_with_champion()) or "no name has one"
+        raise wrong("--name", f"a name that has a champion in {workspace.uri} ({there})", name)
+    return records
+
+
+def _public(workspace: Workspace, record: Record) -> Record:
+    """A record as it is printed: absolute URIs, and nothing that is for the gate alone."""
+    public = {key: value for key, value in record.items() if key not in _HIDDEN}
+    places = {key: workspace.absolute(str(record[key])) for key in ("model", "evaluation") if record.get(key)}
+    return public | places | {"is_there": ready(places["model"]) is not None if "model" in places else False}
+
+
+def _list(workspace: Workspace, name: str, as_json: bool) -> int:
+    names = [name] if name else workspace.names_with_champion()
+    logs = {one: [_public(workspace, record) for record in _records(workspace, one)] for one in names}
+    if as_json:
+        print(json.dumps(logs, ensure_ascii=False))
+        return EXIT_OK
+    if not logs:
+        print(f"no champion in {workspace.uri}")
+    for one, records in logs.items():
+        rows = [("", "n", "promoted (UTC)", "score", "verdict", "model"), *(_row(record) for record in records)]
+        rows[-1] = ("*", *rows[-1][1:])
+        widths = [max(len(row[column]) for row in rows) for column in range(5)]
+        print(f"{one}:")
+        for row in rows:
+            print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]).rstrip())
+    return EXIT_OK
+
+
+def _row(record: Record) -> tuple[str, ...]:
+    score = record.get("challenger")
+    return (
+        "",
+        str(record["n"]),
+        str(record.get("created", ""))[:16].replace("T", " ") or "-",
+        f"{score:.4f}" if isinstance(score, float) else "-",
+        str(record.get("verdict", "-")).replace("_", " "),
+        f"{record['model']}{'' if record['is_there'] else ' (gone)'}",
+    )
+
+
+def _show(workspace: Workspace, name: str, number: str, as_json: bool) -> int:
+    records = _records(workspace, name)
+    chosen = _numbered(records, number, "--number") if number else records[-1]
+    record = _public(workspace, chosen) | {"name": name, "reigns": chosen["n"] == records[-1]["n"]}
+    comparisons = workspace.verdicts(name, f"{uris.last_part(str(chosen['model']))}-")
+    record["challengers"] = len({one.get("challenger_model") for one in comparisons})
+    if as_json:
+        print(json.dumps(record, ensure_ascii=False))
+        return EXIT_OK
+    reigns = "reigns" if record["reigns"] else f"does not reign, promotion {records[-1]['n']} does"
+    lines = [f"{name}: promotion {record['n']} of {record.get('created', '?')}, {reigns}"]
+    lines += [f"  model       {record['model']}{'' if record['is_there'] else ' (gone)'}"]
+    lines += [f"  evaluation  {record['evaluation']}"] if record.get("evaluation") else []
+    lines += [f"  {str(record.get('verdict', '')).replace('_', ' ')}: {record.get('reason', '')}"]
+    lines += [f"  compared with {record['challengers']} challenger{'s' if record['challengers'] != 1 else ''} since"]
+    print("\n".join(lines))
+    return EXIT_OK
+
+
+def _numbered(records: list[Record], number: str, flag: str) -> Record:
+    for record in records:
+        if str(record["n"]) == number:
+            return record
+    raise wrong(flag, f"the number of a promotion, 1 to {records[-1]['n']}", number)
+
+
+def _rollback(workspace: Workspace, name: str, to: str, as_json: bool) -> int:
+    """Append the record of an earlier promotion's model; what was promoted after it is named as taken back."""
+    records = _records(workspace, name)
+    reigning = records[-1]
+    target = _numbered(records, to, "--to") if to else _champion_before(records, workspace)
+    if target["model"] == reigning["model"]:
+        raise wrong("--to", f"a promotion of another model than the champion's ({reigning['model']})", to)
+    if ready(workspace.absolute(str(target["model"]))) is None:
+        raise wrong("--to", "a promotion whose model is there", f"{target['n']}, whose model is gone or damaged")
+    taken_back = {str(one["model"]) for one in records if one["n"] > target["n"]} | {*reigning.get("rolled_back", ())}
+    number = int(reigning["n"]) + 1
+    record = target | {
+        "n": number,
+        "verdict": ROLLBACK,
+        "reason": f"promotion {target['n']} again, instead of promotion {reigning['n']}",
+        "promoted": True,
+        "previous": reigning["model"],
+        "rolled_back": sorted(taken_back - {str(target["model"])}),
+        "run": "",
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    if not workspace.append_promotion(name, number, record):
+        raise TransientError(f"promotion {number} of {name} was made by another run meanwhile; look, and try again")
+    return _tell(workspace, name, record, as_json)
+
+
+def _champion_before(records: list[Record], workspace: Workspace) -> Record:
+    """The newest promotion of a model that reigned before the champion, was not taken back and is there."""
+    reigning = records[-1]
+    refused = {str(reigning["model"]), *reigning.get("rolled_back", ())}
+    for record in reversed(records[:-1]):
+        if record["model"] not in refused and ready(workspace.absolute(str(record["model"]))) is not None:
+            return record
+    raise UserError(f"--to: expected an earlier champion whose model is there, found none before promotion "
+                    f"{reigning['n']}")  # fmt: skip
+
+
+def _tell(workspace: Workspace, name: str, record: Record, as_json: bool) -> int:
+    """Print what became of it."""
+    if as_json:
+        print(json.dumps(_public(workspace, record) | {"name": name}, ensure_ascii=False))
+        return EXIT_OK
+    verdict = str(record["verdict"]).replace("_", " ")
+    print(f"{verdict}: {record['reason']}")
+    model = workspace.absolute(str(record["model"])) if record["model"] else ""
+    print(f"the champion of {name} is promotion {record['n']}: {model}" if model else f"{name} has no champion")
+    return EXIT_OK
+
+
+def _promote(workspace: Workspace, name: str, as_json: bool, found: dict[str, Any]) -> int:
+    """Evaluate and judge a model, as the last two steps of a run of their own."""
+    place, clean, config_file = (found.pop(key) or "" for key in ("model", "clean", "config_file"))
+    flags = {key: value for key, value in found.items() if value is not None and key != "force"}
+    flags |= {"promote": "always"} if found["force"] else {}
+    dataset = find_dataset(place_of(place, "MODEL"))
+    if dataset is None or dataset.manifest.kind not in ("model", "evaluation"):
+        raise wrong("MODEL", "the URI of a model or of an evaluation", place)
+    model = dataset.uri
+    if dataset.manifest.kind == "evaluation":
+        model, clean = dataset.parent_uri("model"), clean or dataset.parent_uri("clean")
+        name = name or str(dataset.manifest.extra["dataset_name"])
+    name = name or _only_name(workspace)
+    clean = place_of(clean, "--clean") if clean else workspace.latest(name, "clean")
+    if not clean:
+        raise wrong("--clean", f"the URI of a clean dataset, since {name} has none in {workspace.uri}", "")
+    read_dataset(clean, "clean")
+    chosen = choose(flags | {"workspace": workspace.uri, "name": name}, config_file)
+    run_name = new_run(name)
+
+    def step(which: str, parents: dict[str, str]) -> Record:
+        config = replace(chosen.config(which), run=run_name, **parents)
+        return _execute(which, lambda: ALL_STEPS[which].execute(config), workspace, run_name)
+
+    evaluated = step("evaluate", {"model": model, "clean": clean})
+    champion = str(evaluated["metrics"]["champion_evaluation"])
+    record = step("promote", {"evaluation": str(evaluated["uri"]), "champion_evaluation": champion})
+    return _tell(workspace, name, record["metrics"] | {"model": record["uri"]}, as_json)
+
+
+def _execute(step: str, work: Callable[[], int], workspace: Workspace, run_name: str) -> Record:
+    """Run a step and return its record; its error becomes the command's."""
+    code = work()
+    record = workspace.step_record(run_name, step)
+    if code or record is None:
+        raise error_for_exit_code(code or EXIT_OURS, str(record["error"]) if record else f"{step} left no record")
+    return record
