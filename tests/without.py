@@ -50,6 +50,7 @@ COMMANDS: dict[str, tuple[str, list[str], Message]] = {
     "submit": (CLI, ["submit", *CLUSTER], Message("submit", KFP, "pipelines")),
     "schedule": (CLI, ["schedule", "--list", *CLUSTER], Message("schedule", KFP, "pipelines")),
     "runs": (CLI, ["runs", *CLUSTER], Message("runs", KFP, "pipelines")),
+    "doctor": (CLI, ["doctor", *CLUSTER], Message("doctor", "Kubernetes' client", "pipelines")),
     "images": (CLI, ["images", "build", "--no-push"], Message("images", "Docker's client", "pipelines")),
 }  # fmt: skip
 """Every command that needs an extra: module, words, and what it says without any. `cluster.yaml` lies in the folder."""

@@ -6,6 +6,7 @@ A proof: PyTorch with CUDA alone is 3 GB to download, once, and 6 GB on disk whi
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -57,7 +58,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 def run(folder: Path, *command: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    """Run a command of the fresh environment, without what this one says of Python."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    environment["PYTHONHASHSEED"] = "0"  # pytest's workers have to list the tests in the same order
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize("target", ["kfp", "argo"])

@@ -34,7 +34,9 @@ def test_a_command_names_the_extra_that_it_needs(name: str, folder: Path) -> Non
     assert [one.name for one in folder.iterdir()] == ["cluster.yaml"], "it left something behind"
 
 
-@pytest.mark.parametrize("command", ["run", *ALL_STEPS, "predict", "compile", "submit", "schedule", "runs", "images"])
+@pytest.mark.parametrize(
+    "command", ["run", *ALL_STEPS, "predict", "compile", "submit", "schedule", "runs", "images", "doctor"]
+)
 def test_help_needs_no_extra(command: str, tmp_path: Path) -> None:
     done = run_without(MODULES, CLI, [command, "--help"], tmp_path)
     assert (done.returncode, done.stderr) == (0, "") and "usage: imagemill" in done.stdout

@@ -13,7 +13,9 @@ HEAVY = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["train", "--help"], ["submit", "--help"]], ids=str)
+@pytest.mark.parametrize(
+    "words", [["--help"], *([word, "--help"] for word in ("run", "train", "submit", "doctor"))], ids=str
+)
 def test_help_imports_nothing_heavy(words: list[str]) -> None:
     script = (
         "import sys\nfrom imagemill.pipelines.cli import main\n"
