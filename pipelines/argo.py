@@ -18,7 +18,7 @@ from .cluster import LABELS, RUN_LABEL, Cluster, Limits
 from .cron import parse, zone
 from .first_step import CHANGED
 from .parameters import Chosen, form_parameters, form_value
-from .planning import POD
+from .planning import POD, only_resize_knows_tensors
 from .planning import RAYJOB as PLANNED_RAYJOB
 from .pods import NO_SIDECAR, pod_security
 
@@ -145,7 +145,7 @@ def _dag(cluster: Cluster) -> DAG:
         *([_task("rayjob", {"rayjob": "clean"}, when=_equal("clean", "executor", PLANNED_RAYJOB))] if rayjobs else []),
     ]
     after = [f"({task.name}.Succeeded || {task.name}.Skipped)" for task in tensors]
-    giver = {"tensors": "resize"} if cluster.ray.mode == "address" else {}  # elsewhere clean's pod can tell
+    giver = {"tensors": "resize"} if only_resize_knows_tensors(cluster) else {}  # else clean's pod can tell
     tasks = [
         _task("download"),
         _task("clean", when=_equal("download", "changed", CHANGED)),

@@ -245,8 +245,8 @@ class Cluster:
     )
     small: Pod = setting(
         lambda: Pod(cpu="200m", memory="1Gi", ephemeral_storage="1Gi"),
-        "the pods that only start, watch and report: the RayJob's launcher, Argo's plan, the exit step (its deadline "
-        "with Argo: 15 minutes if it is 0 here)",
+        "the pods that only start, watch and report: the RayJob's launcher, the exit step (its deadline with Argo: "
+        "15 minutes if it is 0 here)",
     )
     ray: Ray = setting(Ray, "Ray, for resizing")
     limits: Limits = setting(Limits, "retries and deadlines")

@@ -84,6 +84,12 @@ def write_plan(arguments: PodArguments, clean: str, cluster: Cluster) -> None:
         arguments.write(field.name, getattr(planned, field.name))
 
 
+def only_resize_knows_tensors(cluster: Cluster) -> bool:
+    """Whether only the resize step's own pod can tell the tensors' URI, which depends on whether they are made on a
+    GPU: on a Ray cluster that is there, or in a pod with a GPU that torch may not be able to use."""
+    return cluster.ray.mode == "address" or (cluster.ray.mode == "pod" and cluster.steps[RESIZE.name].gpu > 0)
+
+
 def plan(config: ResizeConfig, cluster: Cluster, context: Context) -> Plan:
     """Return where the tensors of `config` come from; writes the resize step's record where they are there already."""
     from ..components.resize.ray_job import command, write_waiting_record
@@ -92,12 +98,11 @@ def plan(config: ResizeConfig, cluster: Cluster, context: Context) -> Plan:
     from . import rayjob
     from .ray_mode import choose_mode
 
-    if cluster.ray.mode == "address":
-        return Plan("", POD)  # only Ray itself knows whether it has GPUs, which the tensors' fingerprint depends on
+    if only_resize_knows_tensors(cluster):
+        return Plan("", POD)
     if cluster.ray.mode != "pod":
         rayjob.refuse_address(config.ray_address)
-    gpus = cluster.steps[RESIZE.name].gpu if cluster.ray.mode == "pod" else rayjob.gpus(cluster)
-    target = find(config, context, gpus)
+    target = find(config, context, rayjob.gpus(cluster) if cluster.ray.makes_rayjobs else 0)
     if dataset := ready(target.uri):
         _write_cached_record(dataclasses.asdict(outcome(target, dataset, CACHED, context)), context)
         return Plan(target.uri, NONE)

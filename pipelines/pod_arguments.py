@@ -16,7 +16,7 @@ from .parameters import Chosen, chosen_in_form, form_parameters
 
 @dataclass(frozen=True)
 class PodArguments:
-    """What a pod was asked for. `form`: parameters of the form by name; `parents`: URIs of datasets by the name of
+    """Parsed arguments of a pod. `form`: parameters of the form by name; `parents`: URIs of datasets by the name of
     their flag; `outputs`: a folder for a file a value, from which Argo reads output parameters."""
 
     form: Mapping[str, str]

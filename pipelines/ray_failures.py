@@ -111,7 +111,7 @@ def memory_error(job: str, ends: Iterable[Ended]) -> UserError | None:
 def troubles(
     pods: Iterable[Mapping[str, Any]], events: Sequence[Mapping[str, Any]] = (), waits: bool = True
 ) -> list[str]:
-    """What keeps pods from running, or ended them, in words; nothing for those that are well.
+    """Return the reasons that keep pods from running, or ended them; none for those that are well.
 
     `events`: Kubernetes' events of the RayCluster and its pods, which tell of pods that are gone; `waits`: the job has
     not begun, so that the warnings of its pods still count.

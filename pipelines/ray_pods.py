@@ -47,7 +47,7 @@ class RayPods:
         self.events = _listed(lambda: [one for kind in kinds for one in self._kube.events(kind, cluster)], self.events)
 
     def news(self, status: Mapping[str, Any]) -> Iterator[str]:
-        """What keeps pods from running or has ended them, once each, looked at every PODS_S."""
+        """Yield each reason that keeps pods from running or has ended them once; they are listed every PODS_S."""
         if time.monotonic() - self._looked < PODS_S:
             return
         self.look(status, warnings=False)

@@ -127,7 +127,8 @@ def manifest(
 
 
 def refuse_address(address: str) -> None:
-    """Of a run where each has a RayJob of its own: neither the launcher's image nor Argo's plan can use it."""
+    """Refuse the address of a Ray cluster where each run may have a RayJob of its own: neither the launcher's image nor
+    Argo's clean pod, which plans the tensors, has Ray to reach it."""
     if address:
         raise wrong(
             "ray_address", "none, since by the cluster's file (ray.mode: auto or rayjob) a run has a Ray cluster of "

@@ -1,4 +1,4 @@
-"""What the steps of runs have recorded: through Kubeflow Pipelines' own address, else from the workspace."""
+"""Read the records of runs' steps: through Kubeflow Pipelines' own address, else from the workspace."""
 
 from __future__ import annotations
 

@@ -178,7 +178,10 @@ def write_report(service: Service, run: Any, result: dict[str, Any], target: str
     """Write a run's report to the file `target`: KFP's artifact, or the workspace's own where it can be read."""
     report, why = None, ""
     try:
-        report = read_report(Pages(service), run.run_id)
+        pages = Pages(service)
+        report = read_report(pages, run.run_id)
+        if report is None and result["report"]:  # an unchanged run names an earlier one's: …/runs/<id>/report.html
+            report = read_report(pages, result["report"].rpartition("/")[0].rpartition("/")[2])
     except MillError as error:
         why = f" ({error})"
     if report is None and result["report"]:

@@ -7,6 +7,7 @@ Each step is asked, in its order and with its own code, for what it would give w
 from __future__ import annotations
 
 import dataclasses
+import traceback
 from typing import Any
 
 from ..components.store.config import PRODUCTS, STEPS
@@ -24,15 +25,18 @@ def cached_records(chosen: Chosen, run: str, records: Records) -> Records | None
     """Return the records of a run whose steps find everything there; None where a step has something to do.
 
     `records`: those of the steps that have ended already. A step that can't begin, or whose libraries are not installed
-    here, is one that has something to do: when it runs, it says what is wrong.
+    here, is one that has something to do: when it runs, it says what is wrong. So is one with an unforeseen error,
+    which must not end a run that was only looked at.
     """
     records = dict(records)
     for step in STEPS[len(records) :]:
-        parents = _parents(step, records)
-        config = dataclasses.replace(chosen.config(step), run=run, **parents)
         try:
+            config = dataclasses.replace(chosen.config(step), run=run, **_parents(step, records))
             records[step] = ALL_STEPS[step].execute_cached(config)
         except (NotCached, MillError, ImportError):
+            return None
+        except Exception:
+            traceback.print_exc()
             return None
     return records
 

@@ -104,9 +104,9 @@ def _say(dataset: Dataset, who: str, context: Context) -> None:
         context.say(f"surely below the whole: {_listed(slices)}")
 
 
-def _listed(words: Sequence[str], most: int = 5) -> str:
-    """The first of them, and how many more there are."""
-    return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")
+def _listed(words: Sequence[str], limit: int = 5) -> str:
+    """Return the first `limit` words, and the number of the others."""
+    return ", ".join(words[:limit]) + (f" and {len(words) - limit} more" if len(words) > limit else "")
 
 
 def _between(interval: list[float] | None) -> str:

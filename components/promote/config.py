@@ -1,4 +1,4 @@
-"""What can be said about promoting."""
+"""Configuration of the promote step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What may not get worse with a better score: a class by much, calibration, speed. Each guard gives a sentence or none.
+"""Guards of the gate: a class, the calibration or the speed that got worse stops a better score. Each gives a sentence.
 
 A class's fall counts if it is larger than the bound and not chance: the sign test on the images that only one model
 recognizes, at the given level for all classes together (Bonferroni). An equal model is stopped with that probability at

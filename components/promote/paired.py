@@ -1,4 +1,4 @@
-"""What two models predicted for the same test images, side by side.
+"""Pair two models' predictions for the same test images.
 
 Images that either model was trained or validated on are left out, and so are images of classes that the champion does
 not know: it could only be wrong on them.

@@ -32,24 +32,29 @@ def promote(config: PromoteConfig, context: Context) -> Outcome:
     if config.champion_evaluation:
         champion = context.parent("champion_evaluation", config.champion_evaluation, "evaluation")
         _check_same_test(evaluation, champion)
+        if not has_content(champion):
+            expected = wrong("champion_evaluation", "one of this release", config.champion_evaluation)
+            raise UserError(f"{expected}; {_evaluate(champion)}")
     name = config.name or evaluation.manifest.extra["dataset_name"]
     record, state, champion = _decide(name, evaluation, champion, config, context)
     context.say(f"{record['verdict'].replace('_', ' ')}: {record['reason']}")
     model = context.workspace.absolute(record["model"]) if record["model"] else ""
     context.say(f"the champion of {name} is promotion {record['n']}: {model}" if model else f"{name} has no champion")
     if context.only_cached:
-        report = _earlier_report(name, evaluation, context)
+        report = _earlier_report(name, evaluation, model, context)
     else:
         report = _report(evaluation, record | {"name": name}, champion, context)
     metrics = {k: record[k] for k in ("verdict", "reason", "challenger", "champion", "min_gain", "promoted")}
     return Outcome(model, uris.last_part(model), state, metrics | {"name": name, "n": record["n"], "report": report})
 
 
-def _earlier_report(name: str, evaluation: Dataset, context: Context) -> str:
-    """Return the URI of the report on this evaluation; NotCached where no run has written one that is still there."""
+def _earlier_report(name: str, evaluation: Dataset, champion: str, context: Context) -> str:
+    """Return the URI of the report on this evaluation; NotCached where no run has written one that is still there, or
+    another model than `champion` was champion after that run, as before a rollback."""
     run = context.workspace.latest_run(name, evaluation)
-    report = context.workspace.report(run) if run else ""
-    if not report or context.workspace.store.stat(report) is None:
+    record = context.workspace.step_record(run, context.step) if run else None
+    report = context.workspace.report(run)
+    if record is None or record["uri"] != champion or context.workspace.store.stat(report) is None:
         context.require_work(f"a report on {evaluation.uri}")
     return report
 

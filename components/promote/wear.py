@@ -1,4 +1,4 @@
-"""How often the same test images have decided, and what level of significance that leaves.
+"""Spend the level of significance over the comparisons that the same test images have decided.
 
 Each challenger that a champion is compared with has another chance to look better by luck, and the champion that is
 chosen so has a score that is too high (Dwork et al., "The Reusable Holdout", 2015). So the level is spent: of a level

@@ -1,4 +1,4 @@
-"""What a check has found: one line of doctor's table, with what mends it."""
+"""Findings of doctor's checks: one line of its table each, with what mends it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WIDTH = 110
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check saw. `mend` says what to do about it; empty where nothing is to be done."""
+    """The result of one check. `mend` says what to do about it; empty where nothing is to be done."""
 
     check: str
     state: str

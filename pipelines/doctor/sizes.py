@@ -1,4 +1,4 @@
-"""What the pods of a run ask of the nodes, stage by stage: those that are there at once."""
+"""Requests of a run's pods, stage by stage: those that are there at once."""
 
 from __future__ import annotations
 

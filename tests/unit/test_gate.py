@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,11 @@ import numpy as np
 import pytest
 from gated import CLASSES, LABELS, Gate, wrong
 
+from imagemill.components.promote.config import PromoteConfig
 from imagemill.components.promote.difference import NAMES
+from imagemill.components.promote.promote import promote
 from imagemill.components.store.errors import TransientError, UserError
+from imagemill.components.store.step import Context, NotCached
 from imagemill.components.store.workspace import Workspace
 
 
@@ -310,6 +315,35 @@ def test_an_evaluation_of_other_images_is_refused(gate: Gate) -> None:
     other = gate.evaluate("champion", wrong(40), week=2)
     with pytest.raises(UserError, match="champion_evaluation: expected an evaluation on the test split of"):
         gate.promote(gate.evaluate("challenger", wrong(20)), other)
+
+
+def test_an_earlier_release_s_evaluation_of_the_champion_is_refused(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crowned(gate)
+    champion = gate.evaluate("champion", wrong(40), again=True)
+    module = sys.modules[promote.__module__]
+    monkeypatch.setattr(module, "has_content", lambda evaluation: evaluation.uri != champion.uri)
+    with pytest.raises(UserError, match=r"champion_evaluation: expected one of this release.* run imagemill evaluate"):
+        gate.promote(gate.evaluate("challenger", wrong(20)), champion)
+
+
+def test_a_report_from_before_a_rollback_is_no_report_of_now(gate: Gate) -> None:
+    """A run that is only looked at names the earlier run's report, whose verdict has to be the one that holds."""
+    crowned(gate)
+    champion, better, workspace = gate.record(), gate.evaluate("better", wrong(20)), gate.workspace
+    outcome = gate.outcome(better, run="earlier", alone=False)
+    workspace.note_latest("weekly", better, "earlier")
+    workspace.write_step_record("earlier", "promote", asdict(outcome))
+    workspace.store.put(workspace.report("earlier"), b"<p>better</p>")
+    values = {"workspace": workspace.uri, "evaluation": better.uri, "name": "weekly", "run": "again"}
+    config = PromoteConfig.from_values(values | gate.rule)
+    look = Context("promote", workspace, "again", False, only_cached=True)
+    assert promote(config, look).metrics["report"] == workspace.report("earlier")
+    back = champion | {"verdict": "rollback", "rolled_back": [gate.record()["model"]]}
+    workspace.append_promotion("weekly", 3, back)
+    with pytest.raises(NotCached):
+        promote(config, look)
 
 
 def test_what_was_taken_back_is_not_promoted_again_by_itself(gate: Gate) -> None:

@@ -143,6 +143,18 @@ def test_the_report_is_written(mill: Commands, started: str, tmp_path: Path) -> 
     assert mill("runs", "--report", str(target)).code == 2
 
 
+def test_the_report_of_an_unchanged_run_is_the_earlier_runs(mill: Commands, started: str, tmp_path: Path) -> None:
+    """Its promote did not run: Kubeflow Pipelines keeps the report with the run that its record names."""
+    mill.service.kept.step(started, "promote", records=WHOLE, report=b"<p>earlier</p>")
+    again = start(mill)
+    report = f"s3://mill/work/runs/{started}/report.html"
+    gate = WHOLE["promote"] | {"metrics": WHOLE["promote"]["metrics"] | {"report": report}}
+    mill.service.kept.step(again, "finish", records=WHOLE | {"promote": gate})
+    target = tmp_path / "report.html"
+    shown = mill("runs", again, "--follow", "--report", str(target))
+    assert shown.code == 0 and target.read_bytes() == b"<p>earlier</p>", shown.err
+
+
 LAUNCHER = "I1122 launcher_v2.go:90] input\n[clean] error: color: expected rgb\nF1122 main.go:50] failed to execute "
 LAUNCHER += "component: exit status 2\n"
 

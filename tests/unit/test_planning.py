@@ -81,6 +81,17 @@ def test_the_clusters_file_and_the_size_decide_what_makes_the_tensors(
     assert bool(found["tensors"]) == (ray.get("mode") != "address")
 
 
+def test_training_is_told_the_tensors_by_a_pod_whose_gpu_may_fail(clean: Dataset, tmp_path: Path) -> None:
+    """Tensors of a GPU lie elsewhere: only the pod that has it knows whether torch can use it."""
+    images, ray = {"tags_allowed": True}, {"version": "2.49.0", "mode": "pod"}
+    cluster = from_values({"images": images, "ray": ray, "steps": {"resize": {"gpu": 1}}})
+    assert planned(clean, tmp_path / "out", cluster=cluster) == {"tensors": "", "executor": "pod", "rayjob": ""}
+    templates = workflow_template(cluster, choose({}))["spec"]["templates"]
+    train = next(task for task in templates[0]["dag"]["tasks"] if task["name"] == "train")
+    told = {one["name"]: one["value"] for one in train["arguments"]["parameters"]}
+    assert told["tensors"] == "{{tasks.resize.outputs.parameters.tensors}}"
+
+
 def test_the_rayjob_makes_the_tensors_that_the_plan_names(
     clean: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

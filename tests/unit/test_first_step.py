@@ -1,0 +1,21 @@
+"""The first step looks whether there is anything to do, and never ends a run by looking."""
+
+from __future__ import annotations
+
+import pytest
+
+from imagemill.components.store.config import StepConfig
+from imagemill.components.store.step import Step
+from imagemill.pipelines.parameters import choose
+from imagemill.pipelines.unchanged import cached_records
+
+
+def test_an_unforeseen_error_leaves_the_step_to_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(step: Step, config: StepConfig) -> None:
+        raise KeyError("chance")
+
+    monkeypatch.setattr(Step, "execute_cached", fail)
+    assert cached_records(choose({"dataset": "demo", "workspace": "/nowhere"}), "run", {}) is None
+    assert "KeyError: 'chance'" in capsys.readouterr().err
