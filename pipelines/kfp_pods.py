@@ -4,8 +4,8 @@ What Kubeflow's API server adds to each pod itself (read in its sources): the la
 that keeps Istio's sidecar out, and from 2.16 on no privilege escalation, all capabilities dropped and the seccomp
 profile RuntimeDefault. With the user set here that is all that Pod Security `restricted` asks for; an older server's
 pods it refuses. KFP has no word for a read-only root file system, for ephemeral storage nor for a service account of
-one step. Its retries are Argo's of the policy OnFailure: for pods that fail, as those do that are evicted or killed
-for memory.
+one step. Its retries have a number and no policy: which failures are tried again is the Argo controller's default
+(doctor/argo_settings.py).
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ RIGHTS = {
     ("", "events"): ("list",),
 }
 """(API group, resource) → verbs, of the launcher; of these the exit step needs to list and delete RayJobs, and to list
-pods and events for the reason of one that failed; Argo's clean step needs none."""
+events; Argo's clean step, which plans the RayJob, needs none."""
 ROLE = "k8s/base/kubeflow/rayjobs.yaml"
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 SILENT_S = 180.0

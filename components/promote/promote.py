@@ -54,7 +54,8 @@ def _earlier_report(name: str, evaluation: Dataset, champion: str, context: Cont
     run = context.workspace.latest_run(name, evaluation)
     record = context.workspace.step_record(run, context.step) if run else None
     report = context.workspace.report(run)
-    if record is None or record["uri"] != champion or context.workspace.store.stat(report) is None:
+    earlier_champion = record["fingerprint"] if record else None  # its URI may be of another place of the workspace
+    if earlier_champion != uris.last_part(champion) or context.workspace.store.stat(report) is None:
         context.require_work(f"a report on {evaluation.uri}")
     return report
 
