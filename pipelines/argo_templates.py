@@ -101,6 +101,7 @@ def step_template(task: str, cluster: Cluster, chosen: Chosen) -> Container:
         shm=shm_size(task, pod, chosen),
         inputs=[Parameter(name=name) for name in part.takes],
         outputs=[*_parameters(part), *(_artifacts(part.artifacts) if cluster.argo.artifacts else ())],
+        timeout=_timeout(cluster),
         retry_strategy=retry(cluster),
         **_accounts(cluster),
     )  # fmt: skip
@@ -159,10 +160,21 @@ def rayjob_template(cluster: Cluster) -> Resource:
         set_owner_reference=True,
         success_condition=SUCCESS_CONDITION,
         failure_condition=FAILURE_CONDITION,
+        timeout=_timeout(cluster),
         retry_strategy=retry(cluster),
         active_deadline_seconds=rayjob_seconds(cluster) or None,
         **_accounts(cluster, launcher=True, resource=True),
     )
+
+
+def _timeout(cluster: Cluster) -> str | None:
+    """The run's own deadline for each step, by which Argo looks again at one whose pod finds no node.
+
+    Of a run's deadline alone the controller (4.1) loses sight as soon as it has anything else to wait for: a run whose
+    pod stays pending then goes on for up to 20 minutes more, until all workflows are looked at.
+    """
+    seconds = cluster.limits.run_deadline_seconds
+    return f"{seconds}s" if seconds else None
 
 
 def finish_template(cluster: Cluster) -> Container:
