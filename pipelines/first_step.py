@@ -50,7 +50,7 @@ def checked(run: str, form: Mapping[str, str]) -> Chosen:
         say(STEP.name, f"error: {error}")
         record = {"uri": "", "fingerprint": "", "state": "failed", "metrics": {}, "inputs": "", "seconds": 0}
         with contextlib.suppress(MillError):  # a workspace that is none, or a store that is gone
-            workspace = Workspace.known(form["workspace"])
+            workspace = Workspace.known(form.get("workspace", ""))
             run = os.environ.get(RUN) or run
             workspace.write_step_record(run, STEP.name, record | {"error": str(error), "exit_code": error.exit_code})
         raise SystemExit(error.exit_code) from None

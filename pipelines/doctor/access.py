@@ -25,10 +25,11 @@ EXECUTOR: Rights = {
 LAUNCHER: Rights = {
     ("ray.io", "rayjobs"): ("create", "delete", "get", "list", "patch"),
     ("", "events"): ("list",),
+    ("", "pods"): ("list",),
 }
 YOURS: Rights = {("argoproj.io", "workflows"): ("create", "get", "list", "watch"), ("", "pods/log"): ("get",)}
 """What `argo submit` and `argo logs` need of whoever calls them."""
-_DISPENSABLE = ("list events",)
+_DISPENSABLE = ("list events", "list pods")
 """Rights without which a run only tells less of why Ray's pods died."""
 _OURS = ("app.kubernetes.io/part-of", "imagemill")
 

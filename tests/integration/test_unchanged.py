@@ -135,8 +135,10 @@ def test_the_first_pod_says_whether_the_others_are_needed(finished: Finished, ch
     assert tuple(records) == (("download",) if change else STEPS)
 
 
-def test_a_wrong_parameter_of_a_later_step_is_that_step_s_to_refuse(finished: Finished, tmp_path: Path) -> None:
+def test_a_wrong_parameter_of_a_later_step_is_refused_by_the_first_one(finished: Finished, tmp_path: Path) -> None:
     arguments = chosen(finished).arguments() | {"backbone": "resnet9000"}
     words = [f"--{name.replace('_', '-')}={value}" for name, value in arguments.items()]
-    assert first_step.main([*words, f"--run={RUN}", f"--outputs={tmp_path / 'o'}"]) == 0
-    assert (tmp_path / "o" / "changed").read_text() == "true"
+    with pytest.raises(SystemExit) as ended:
+        first_step.main([*words, f"--run={RUN}", f"--outputs={tmp_path / 'o'}"])
+    record = Workspace(str(finished.workspace)).step_record(RUN, "download")
+    assert ended.value.code == 2 and record and record["exit_code"] == 2 and "resnet9000" in record["error"]

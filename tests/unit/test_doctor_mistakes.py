@@ -36,7 +36,7 @@ def taken_by_init(api: ClusterApi) -> None:
 
 def no_events(api: ClusterApi) -> None:
     role = api.get("Role", "imagemill-launcher", "imagemill")
-    role["rules"] = [rule for rule in role["rules"] if rule["resources"] != ["events"]]
+    role["rules"] = [rule for rule in role["rules"] if "events" not in rule["resources"]]
 
 
 def wait_long(api: ClusterApi) -> None:

@@ -172,6 +172,7 @@ def test_rights_of_the_kind_overlay(kind: list[Json]) -> None:
             **ARTIFACT_GC,
             RAYJOBS: {"create", "delete", "get", "list", "patch"},
             ("", "events", ""): {"list"},
+            ("", "pods", ""): {"list"},
         },
         "seaweedfs-setup": {("", "secrets", ""): {"create"}, ("", "secrets", "imagemill-store"): {"get"}},
     }
