@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ..components.store.errors import wrong
-from .argo_templates import COMPONENT, PARTS, RUN, finish_template, rayjob_template, step_template
+from .argo_templates import PARTS, RUN, finish_template, rayjob_template, step_template
 from .checks import check_output, with_workspace
 from .cluster import LABELS, RUN_LABEL, Cluster, Limits
 from .cron import parse, zone
@@ -77,28 +77,10 @@ def workflow_template(cluster: Cluster, chosen: Chosen) -> dict[str, Any]:
         active_deadline_seconds=limits.run_deadline_seconds or None,
         synchronization=models.Synchronization(mutexes=[models.Mutex(name=argo.mutex)]) if argo.mutex else None,
         archive_logs=None if argo.artifacts else False,
-        artifact_gc=_artifact_gc(cluster) if argo.artifacts else None,
         templates=[_dag(cluster), *_templates(cluster, chosen), finish_template(cluster)],
     )
     document: dict[str, Any] = template.to_dict()
     return document
-
-
-def _artifact_gc(cluster: Cluster) -> Any:
-    """Delete the artifacts, which are copies of what the workspace has, with their workflow.
-
-    Argo's pod for it has the security context that Pod Security `restricted` asks for. Where it can't delete (a store
-    that forbids it), the workflow goes all the same.
-    """
-    from hera.workflows import models
-
-    account = cluster.argo.executor_service_account or cluster.argo.service_account
-    return models.WorkflowLevelArtifactGC(
-        strategy="OnWorkflowDeletion",
-        service_account_name=account,
-        force_finalizer_removal=True,
-        pod_metadata=models.Metadata(labels={**cluster.labels, **LABELS, **NO_SIDECAR, COMPONENT: "artifact-gc"}),
-    )
 
 
 def _kept(limits: Limits) -> Any:

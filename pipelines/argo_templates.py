@@ -21,11 +21,13 @@ from .rayjob import FAILURE_CONDITION, SUCCESS_CONDITION
 from .shm import shm_size
 
 if TYPE_CHECKING:
-    from hera.workflows import Artifact, Container, Parameter, Resource, RetryStrategy
+    from hera.workflows import Container, Parameter, Resource, RetryStrategy, S3Artifact
     from hera.workflows.models import EnvVar
 
 RUN = "{{workflow.name}}"
 """A workflow is a run."""
+RUN_FOLDER = "{{=join(split(trimSuffix(workflow.parameters.workspace, '/') + '/runs/' + workflow.name, '/')[3:], '/')}}"
+"""The key of the run's folder in the store: an expression of expr-lang takes `s3://bucket/` off."""
 OUTPUTS = f"{SCRATCH}/outputs"
 COMPONENT = "app.kubernetes.io/component"
 WORKSPACE = "{{workflow.parameters.workspace}}"
@@ -138,13 +140,22 @@ def _parameters(part: Part) -> list[Parameter]:
     ]
 
 
-def _artifacts(files: Sequence[str]) -> list[Artifact]:
-    from hera.workflows import Artifact, NoneArchiveStrategy
+def _artifacts(files: Sequence[str]) -> list[S3Artifact]:
+    """What Argo's UI shows of a step: files of the run's folder in the workspace, and no copies that would stay.
+
+    Not artifactGC: its finalizer keeps a deleted workflow running to its end, and with `forceFinalizerRemoval` a run
+    without artifacts is never removed (read in Argo 4.1.2 and seen). A key alone is one in the artifact repository,
+    whatever kind of store that is.
+    """
+    from hera.workflows import NoneArchiveStrategy, S3Artifact
 
     return [
-        Artifact(name=file.partition(".")[0], path=f"{OUTPUTS}/{file}", archive=NoneArchiveStrategy(), optional=True)
+        S3Artifact(
+            name=file.partition(".")[0], path=f"{OUTPUTS}/{file}", key=f"{RUN_FOLDER}/{file}",
+            archive=NoneArchiveStrategy(), optional=True,
+        )
         for file in files
-    ]
+    ]  # fmt: skip
 
 
 def rayjob_template(cluster: Cluster) -> Resource:

@@ -18,6 +18,14 @@ from typing import Any
 Json = dict[str, Any]
 SUCCEEDED, FAILED, SKIPPED, OMITTED = "Succeeded", "Failed", "Skipped", "Omitted"
 REFERENCE = re.compile(r"\{\{([^{}]*)\}\}")
+"""A name, or after `=` an expression of expr-lang with names in it."""
+_NAME = re.compile(r"\b(?:workflow|inputs|tasks)(?:\.\w+)+")
+_FUNCTIONS = {
+    "join": lambda parts, by: by.join(parts),
+    "split": lambda text, by: text.split(by),
+    "trimSuffix": lambda text, end: text.removesuffix(end),
+}
+"""Those of expr-lang that our templates use."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +103,9 @@ class Workflow:
             for name, node in self.nodes.items()
             for output, value in node.outputs.items()
         }
-        if "when" in task and not _when(_substituted(task["when"], known)):
+        if "when" in task and not _when(resolve(task["when"], known)):
             return Node(SKIPPED, self._defaults(self._templates[task["template"]]))
-        arguments = _substituted(task.get("arguments", {}), known)
+        arguments = resolve(task.get("arguments", {}), known)
         given = {one["name"]: one["value"] for one in arguments.get("parameters", ())}
         return self._node(self._templates[task["template"]], given)
 
@@ -115,7 +123,7 @@ class Workflow:
         wanted = [one["name"] for one in template.get("inputs", {}).get("parameters", ())]
         assert sorted(given) == sorted(wanted), (template["name"], given, wanted)
         known = self._global | {f"inputs.parameters.{name}": value for name, value in given.items()}
-        made, retry = _substituted(template, known), template["retryStrategy"]
+        made, retry = resolve(template, known), template["retryStrategy"]
         for tries in range(1, retry["limit"] + 2):
             ended = self.execute(template["name"], made)
             if ended.well:
@@ -148,10 +156,22 @@ def _when(text: str) -> bool:
     return found.group(1) == found.group(2)
 
 
-def _substituted(value: Any, known: Mapping[str, str]) -> Any:
+def names_in(reference: str) -> set[str]:
+    """What is named between the braces of a reference."""
+    return set(_NAME.findall(reference)) if reference.startswith("=") else {reference}
+
+
+def _resolved(reference: str, known: Mapping[str, str]) -> str:
+    if not reference.startswith("="):
+        return known[reference]
+    expression = _NAME.sub(lambda found: repr(known[found.group()]), reference[1:])
+    return str(eval(expression, {"__builtins__": {}}, _FUNCTIONS))
+
+
+def resolve(value: Any, known: Mapping[str, str]) -> Any:
     """Every reference replaced; one that is not known is an error, as it is for Argo's linter."""
     if isinstance(value, str):
-        return REFERENCE.sub(lambda found: known[found.group(1)], value)
+        return REFERENCE.sub(lambda found: _resolved(found.group(1), known), value)
     if isinstance(value, list):
-        return [_substituted(one, known) for one in value]
-    return {key: _substituted(one, known) for key, one in value.items()} if isinstance(value, dict) else value
+        return [resolve(one, known) for one in value]
+    return {key: resolve(one, known) for key, one in value.items()} if isinstance(value, dict) else value

@@ -19,8 +19,6 @@ Rights = Mapping[tuple[str, str], Iterable[str]]
 """(API group, resource) → verbs."""
 EXECUTOR: Rights = {
     ("argoproj.io", "workflowtaskresults"): ("create", "patch"),
-    ("argoproj.io", "workflowartifactgctasks"): ("list", "watch"),
-    ("argoproj.io", "workflowartifactgctasks/status"): ("patch",),
 }
 LAUNCHER: Rights = {
     ("ray.io", "rayjobs"): ("create", "delete", "get", "list", "patch"),

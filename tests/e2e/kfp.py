@@ -54,12 +54,14 @@ def _service(trial: Trial) -> contextlib.AbstractContextManager[Any]:
 
 def submit(
     trial: Trial, workspace: str, cluster: Cluster | None = None, wait: bool = False, config_file: str = "",
-    **parameters: Any,
+    check: bool = True, **parameters: Any,
 ) -> Run:  # fmt: skip
-    """`imagemill submit`; `wait`: it follows the run, and must end with its result."""
+    """`imagemill submit`; `wait`: it follows the run, and must end with its result; `check`: it looks first whether the
+    cluster is ready."""
     name = _own_name(trial)
     words = ["submit", "--json", "--run-name", trial.name(trial.scenario), *([] if wait else ["--no-wait"])]
     words += ["--config", config_file] if config_file else []
+    words += [] if check else ["--no-check"]
     code, result, said = _imagemill(trial, words, name, cluster or trial.cluster, workspace, parameters)
     if not result.get("run"):
         raise Failed(f"imagemill submit ended with {code} and started no run: {result.get('error') or said}")

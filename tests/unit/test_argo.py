@@ -10,7 +10,7 @@ from typing import Any
 
 import argo_files
 import pytest
-from argo_dag import REFERENCE
+from argo_dag import REFERENCE, names_in, resolve
 from argo_files import CLUSTERS, IMAGES, TAINT, Json, cluster_of, first, parsed, template
 from controllers import pods
 from manifests import check_custom, check_golden, check_restricted
@@ -91,7 +91,7 @@ def test_every_reference_is_to_something_that_is_there(documents: list[Json]) ->
             continue
         inputs = {f"inputs.parameters.{p['name']}" for p in one.get("inputs", {}).get("parameters", ())}
         ours = known | inputs | ({"workflow.status"} if name == spec["onExit"] else set())
-        found = set(REFERENCE.findall(json.dumps(one)))
+        found = {name for reference in REFERENCE.findall(json.dumps(one)) for name in names_in(reference)}
         assert found <= ours, (name, found - ours)
         assert inputs <= found, (name, inputs - found)
         used += len(found)
@@ -269,3 +269,21 @@ def test_what_argo_would_refuse_is_refused_here(
         compile_argo(choose(flags), tmp_path / "argo.yaml", cluster)
     assert "secret@" not in str(error.value)
     assert not (tmp_path / "argo.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("workspace", "folder"),
+    [("s3://mill", "runs/r1"), ("s3://mill/", "runs/r1"), ("s3://mill/data/a", "data/a/runs/r1")],
+)
+def test_artifacts_are_files_of_the_runs_folder(compiled: dict[str, str], workspace: str, folder: str) -> None:
+    """Where the workspace is in the bucket of the artifact repository, nothing is stored twice, and nothing is left."""
+    known = {"workflow.parameters.workspace": workspace, "workflow.name": "r1"}
+    spec = first(compiled, "argo")["spec"]
+    keys = {
+        artifact["path"]: resolve(artifact["s3"]["key"], known)
+        for template in spec["templates"]
+        for artifact in template.get("outputs", {}).get("artifacts", ())
+    }
+    names = ("metrics.json", "report.html", "summary.md")
+    assert keys == {f"/scratch/outputs/{name}": f"{folder}/{name}" for name in names}
+    assert "artifactGC" not in spec  # it would keep a deleted workflow running

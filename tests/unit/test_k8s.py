@@ -157,19 +157,14 @@ def rights(documents: list[Json]) -> dict[str, dict[tuple[str, str, str], set[st
 
 
 RESULTS = ("argoproj.io", "workflowtaskresults", "")
-ARTIFACT_GC: dict[tuple[str, str, str], set[str]] = {
-    ("argoproj.io", "workflowartifactgctasks", ""): {"list", "watch"},
-    ("argoproj.io", "workflowartifactgctasks/status", ""): {"patch"},
-}
 RAYJOBS = ("ray.io", "rayjobs", "")
 
 
 def test_rights_of_the_kind_overlay(kind: list[Json]) -> None:
     assert rights(kind) == {
-        "imagemill-executor": {RESULTS: {"create", "patch"}, **ARTIFACT_GC},
+        "imagemill-executor": {RESULTS: {"create", "patch"}},
         "imagemill-launcher": {
             RESULTS: {"create", "patch"},
-            **ARTIFACT_GC,
             RAYJOBS: {"create", "delete", "get", "list", "patch"},
             ("", "events", ""): {"list"},
             ("", "pods", ""): {"list"},

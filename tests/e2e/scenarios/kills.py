@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from imagemill.components.store.config import STEPS
 from imagemill.pipelines import rayjob
 from imagemill.pipelines.cluster import Cluster
 
@@ -161,10 +162,13 @@ def _deleted(trial: Trial) -> str:
         raise Failed(f"RayJob {name_of(job)} has no owner: it would outlive its run")
     trial.kube.delete("workflows", run.workflow)
     say(f"deleted {run.workflow}")
+    begun = {step for step in STEPS if run.pods(step)}
     try:
         run.wait_for_nothing_left(trial.within(300))
     except Late as error:
         raise Failed(f"{error}, though the RayJob is owned by {', '.join(owners)}") from None
+    if went_on := [step for step in STEPS if run.pods(step) and step not in begun]:
+        raise Failed(f"{run.workflow} went on with {', '.join(went_on)} after it was deleted")
     return f"RayJob {name_of(job)}, owned by {', '.join(owners)}, went with it"
 
 
