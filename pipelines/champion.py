@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+from ..components.promote.registry import check_registry, register, registry_of, version_of
 from ..components.store import uri as uris
 from ..components.store.errors import EXIT_OK, EXIT_OURS, TransientError, UserError, error_for_exit_code, wrong
 from ..components.store.manifest import find_dataset, place_of, read_dataset, ready
@@ -39,6 +40,7 @@ def add_command(commands: Any) -> None:
         several = " (default: all)" if verb is listed else " (default: the one name that has a champion there)"
         verb.add_argument("--name", default="", help=f"whose champion{several}")
     shown.add_argument("--number", default="", metavar="N", help="another promotion than the last one")
+    back.add_argument("--registry", default="", help=parameters()["registry"].help)
     back.add_argument("--to", default="", metavar="N", help="that promotion's model (default: the champion before)")
     promoted.add_argument("model", metavar="MODEL", help="the URI or path of a model, or of an evaluation of one")
     promoted.add_argument(
@@ -67,7 +69,8 @@ def run(found: dict[str, Any]) -> int:
     if verb == "show":
         return _show(workspace, name or _only_name(workspace), found["number"], as_json)
     if verb == ROLLBACK:
-        return _rollback(workspace, name or _only_name(workspace), found["to"], as_json)
+        check_registry(found["registry"])
+        return _rollback(workspace, name or _only_name(workspace), found["to"], registry_of(found["registry"]), as_json)
     return _promote(workspace, name, as_json, found)
 
 
@@ -153,7 +156,7 @@ def _numbered(records: list[Record], number: str, flag: str) -> Record:
     raise wrong(flag, f"the number of a promotion, 1 to {records[-1]['n']}", number)
 
 
-def _rollback(workspace: Workspace, name: str, to: str, as_json: bool) -> int:
+def _rollback(workspace: Workspace, name: str, to: str, registry: str, as_json: bool) -> int:
     """Append the record of an earlier promotion's model; what was promoted after it is named as taken back."""
     records = _records(workspace, name)
     reigning = records[-1]
@@ -176,6 +179,8 @@ def _rollback(workspace: Workspace, name: str, to: str, as_json: bool) -> int:
     }
     if not workspace.append_promotion(name, number, record):
         raise TransientError(f"promotion {number} of {name} was made by another run meanwhile; look, and try again")
+    if registry:
+        register(registry, version_of(workspace, name, number))
     return _tell(workspace, name, record, as_json)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..store.config import StepConfig, option
+from .registry import check_registry
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,3 +43,13 @@ class PromoteConfig(StepConfig):
         0.0, "an image may not take so many times as long, as measured by evaluate; 0 is any", low=0, high=1000
     )
     min_test_images: int = option(30, "test images that neither model has seen, to compare on", low=1, high=10**9)
+    registry: str = option(
+        "",
+        "where champions are registered: mlflow+https://… or kubeflow+http://… (default: MLFLOW_TRACKING_URI, where it "
+        "is an address)",
+        counts=False,
+    )
+
+    def check(self) -> None:
+        super().check()
+        check_registry(self.registry)

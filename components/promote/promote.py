@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from ..store import uri as uris
-from ..store.errors import DatasetError, TransientError, UserError, wrong
+from ..store.errors import DatasetError, MillError, TransientError, UserError, wrong
 from ..store.fingerprint import digest
 from ..store.manifest import Dataset, find_dataset, ready
 from ..store.step import CACHED, RAN, Context, Outcome
@@ -16,9 +15,12 @@ from .config import PromoteConfig
 from .difference import NAMES
 from .gate import ALREADY_CHAMPION, ROLLED_BACK, Champion, Verdict, judge, judge_first
 from .paired import content_of, has_content
+from .registry import register, registry_of, version_of
 
 RULE = 2
 """Raised when the same evaluations must get another verdict."""
+_NO_RULE = ("evaluation", "champion_evaluation", "workspace", "name", "rerun", "run", "registry")
+"""Fields of the config that change no verdict."""
 
 
 def promote(config: PromoteConfig, context: Context) -> Outcome:
@@ -43,9 +45,22 @@ def promote(config: PromoteConfig, context: Context) -> Outcome:
     if context.only_cached:
         report = _earlier_report(name, evaluation, model, context)
     else:
+        _register(name, int(record["n"]), config.registry, context)
         report = _report(evaluation, record | {"name": name}, champion, context)
     metrics = {k: record[k] for k in ("verdict", "reason", "challenger", "champion", "min_gain", "promoted")}
     return Outcome(model, uris.last_part(model), state, metrics | {"name": name, "n": record["n"], "report": report})
+
+
+def _register(name: str, number: int, registry: str, context: Context) -> None:
+    """Register the reigning champion where a registry is configured; what is decided stays decided if that fails."""
+    registry = registry_of(registry)
+    if not number or not registry:
+        return
+    try:
+        if register(registry, version_of(context.workspace, name, number)):
+            context.say(f"promotion {number} is registered as the champion of {name} in {uris.safe(registry)}")
+    except MillError as error:
+        context.say(f"warning: the champion is not registered, which the next run tries again: {error}")
 
 
 def _earlier_report(name: str, evaluation: Dataset, champion: str, context: Context) -> str:
@@ -130,8 +145,8 @@ def _judge_now(
 
 def _comparison(evaluation: Dataset, opponent: Dataset | None, config: PromoteConfig) -> str:
     """Return the digest of what a verdict depends on, but for how often the images have decided before."""
-    rule = replace(config, evaluation="", champion_evaluation="", workspace="", name="", rerun="", run="")
-    return digest([RULE, evaluation.fingerprint, opponent.fingerprint if opponent else "", vars(rule)])
+    rule = {key: value for key, value in vars(config).items() if key not in _NO_RULE}
+    return digest([RULE, evaluation.fingerprint, opponent.fingerprint if opponent else "", rule])
 
 
 def _judge(
