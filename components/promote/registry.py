@@ -67,9 +67,12 @@ def check_registry(option: str) -> None:
 
 def register(registry: str, version: Version) -> bool:
     """Bring a registry up to date; whether there was anything to do. MillError says what went wrong."""
-    if registry.startswith(MLFLOW):
-        return _Mlflow(registry.removeprefix(MLFLOW)).register(version)
-    return _Kubeflow(registry.removeprefix(KUBEFLOW)).register(version)
+    try:
+        if registry.startswith(MLFLOW):
+            return _Mlflow(registry.removeprefix(MLFLOW)).register(version)
+        return _Kubeflow(registry.removeprefix(KUBEFLOW)).register(version)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{safe(registry)}: expected a model registry's answer, found another ({error!r})") from None
 
 
 class _Api:

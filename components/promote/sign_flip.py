@@ -6,8 +6,8 @@ The test is exact however few images there are and whatever the sizes of their c
 sign test, which McNemar's is for top-1. Up to `ENUMERATED` contributions all sign patterns are counted; the tail of
 more is the saddlepoint approximation (Robinson, "Saddlepoint Approximations for Permutation Tests and Confidence
 Intervals", 1982; Lugannani and Rice, "Saddle Point Approximation for the Distribution of the Sum of Independent Random
-Variables", 1980), corrected for the steps between sums, which leaves it up to half above the exact probability for few
-contributions, and never more than a tenth below.
+Variables", 1980), corrected for the steps between sums. Of few contributions it is 0.85 to 1.4 of the exact probability
+down to one in a hundred, and 0.75 to 2.3 of it at one in 10,000; of many it is closer.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gated import Gate, wrong
@@ -124,6 +125,16 @@ def test_nobody_is_there(gate: Gate, monkeypatch: pytest.MonkeyPatch, capfd: pyt
         pass
     assert gate.promote(gate.evaluate("one", wrong(60)), registry=f"mlflow+{url}")["promoted"]
     assert f"not registered, which the next run tries again: {url}: no answer" in capfd.readouterr().err
+
+
+def test_another_server_is_no_registry(gate: Gate, capfd: pytest.CaptureFixture[str]) -> None:
+    class Other(Registry):
+        def answer(self, *_: Any) -> tuple[int, dict[str, Any]]:
+            return 200, {"hello": "world"}
+
+    with serve(Other()) as url:
+        assert gate.promote(gate.evaluate("one", wrong(60)), registry=f"kubeflow+{url}")["promoted"]
+    assert "expected a model registry's answer, found another (KeyError('id'))" in capfd.readouterr().err
 
 
 def test_what_a_registry_is(monkeypatch: pytest.MonkeyPatch) -> None:
