@@ -30,7 +30,7 @@ REPOSITORY = {"artifactRepository": {"s3": {
     "endpoint": "seaweedfs.kubeflow:9000", "bucket": "mlpipeline",
     "keyFormat": "artifacts/{{workflow.name}}/{{pod.name}}",
 }}}  # fmt: skip
-DEADLINE_SCALE = 1e-3
+DEADLINE_SCALE = 1e-2
 """A second of a workflow's deadline takes so long here."""
 
 
@@ -375,6 +375,7 @@ class Flow:
         file = self.workspace / "runs" / self.run / f"{step}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(record))
+        (file.parent / "report.html").write_text("<p>report</p>")
         return int(record["exit_code"])
 
     def _keep_artifact(self, task: str) -> None:

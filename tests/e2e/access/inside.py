@@ -79,24 +79,27 @@ def plant(source: str) -> dict[str, Any]:
 
 
 def look(workspace: str) -> dict[str, Any]:
-    """Every dataset's files, kind by kind, every run's records, step by step, and how much unfinished work is left."""
+    """Every dataset's files by kind, every run's records by step, its files, and how many records of parts there are."""
     from imagemill.components.store.filesystem import store_for
 
     store = store_for(workspace)
     datasets: dict[str, dict[str, Any]] = {}
     runs: dict[str, dict[str, Any]] = {}
+    files: dict[str, list[str]] = {}
     work = 0
     for entry in store.list(workspace):
         parts = entry.uri[len(workspace) + 1 :].split("/")
         if len(parts) == 3 and parts[2] == "_manifest.json":
-            files = json.loads(store.read(entry.uri))["files"]
-            content = [[file["role"], file["split"], file["rows"], file["sha256"]] for file in files]
+            listed = json.loads(store.read(entry.uri))["files"]
+            content = [[file["role"], file["split"], file["rows"], file["sha256"]] for file in listed]
             datasets.setdefault(parts[0], {})[parts[1]] = content
-        elif len(parts) == 3 and parts[0] == "runs" and parts[2].endswith(".json"):
-            runs.setdefault(parts[1], {})[parts[2].removesuffix(".json")] = json.loads(store.read(entry.uri))
         elif "_work" in parts:
             work += 1
-    return {"datasets": datasets, "runs": runs, "work": work}
+        if len(parts) == 3 and parts[0] == "runs":
+            files.setdefault(parts[1], []).append(parts[2])
+        if len(parts) == 3 and parts[0] == "runs" and parts[2].endswith(".json"):
+            runs.setdefault(parts[1], {})[parts[2].removesuffix(".json")] = json.loads(store.read(entry.uri))
+    return {"datasets": datasets, "runs": runs, "files": files, "work": work}
 
 
 def count(places: Sequence[str]) -> dict[str, Any]:

@@ -46,7 +46,8 @@ def baseline(trial: Trial) -> Run:
 
 
 def look(trial: Trial, workspace: str) -> dict[str, Any]:
-    """What is stored in a workspace: {"datasets": {kind: {fingerprint: files}}, "runs": {run: {step: record}}}."""
+    """What is stored in a workspace: {"datasets": {kind: {fingerprint: files}}, "runs": {run: {step: record}},
+    "files": {run: names}, "work": how many records of finished parts}."""
     return probe.ask(trial, "look", workspace=workspace)
 
 

@@ -31,7 +31,9 @@ def _left(trial: Trial) -> str:
     stored = look(trial, workspace)
     if not stored["datasets"].get("model"):
         raise Failed(f"the model went with the run: {workspace} has {sorted(stored['datasets'])}")
-    return f"no object in the cluster; {told}; datasets and records stay ({stored['work']} of finished parts)"
+    if "report.html" not in stored["files"].get(run.run, ()):
+        raise Failed(f"the report went with the run: {workspace}/runs/{run.run} has {stored['files'].get(run.run)}")
+    return f"no object in the cluster; {told}; datasets, records and report stay ({stored['work']} of finished parts)"
 
 
 def _check_artifacts(trial: Trial, places: list[str], before: dict[str, int]) -> str:
