@@ -100,8 +100,8 @@ def _run(session: Session, selected: Sequence[Scenario]) -> int:
     say(f"{len(selected)} scenarios, up to {at_once} at a time")
     rows = run_all(session, selected, at_once)
     seconds = time.monotonic() - began
-    text = table.render(rows)
-    (session.folder / "table.txt").write_text(table.render(rows, 160), encoding="utf-8")
+    text = table.render(rows, seconds)
+    (session.folder / "table.txt").write_text(table.render(rows, seconds, 160), encoding="utf-8")
     first = session.first
     about = {
         "context": first.kube.context, "server": first.kube.server,

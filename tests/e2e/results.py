@@ -19,12 +19,12 @@ from .table import MARKS, summary
 _ROOT = Path(__file__).parents[2]
 
 
-def write(session: Session, rows: Sequence[Row], file: Path, wall_seconds: float) -> None:
+def write(session: Session, rows: Sequence[Row], file: Path, seconds: float) -> None:
     """Write the results of a session as Markdown."""
-    file.write_text(render(session, rows, wall_seconds), encoding="utf-8")
+    file.write_text(render(session, rows, seconds), encoding="utf-8")
 
 
-def render(session: Session, rows: Sequence[Row], wall_seconds: float) -> str:
+def render(session: Session, rows: Sequence[Row], seconds: float) -> str:
     options = session.options
     words = " ".join(["tests/e2e/run", *_shown(options.words)])
     controller = session.facts.get("controller")
@@ -41,7 +41,7 @@ def render(session: Session, rows: Sequence[Row], wall_seconds: float) -> str:
     parts = [
         "# On a real cluster\n\nWritten by `tests/e2e/run --results FILE`; not by hand.\n",
         _table(("", ""), about),
-        f"**{summary(rows)}**, {_minutes(wall_seconds)} in all: scenarios run at the same time.\n",
+        f"**{summary(rows, seconds)}**; scenarios run at the same time.\n",
         _scenarios(rows, session.folder),
         _cost(session.measured),
         _resizing(session.measured),
@@ -139,7 +139,3 @@ def _table(head: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
 
 def _cell(value: Any) -> str:
     return " ".join(str(value).split()).replace("|", "\\|")
-
-
-def _minutes(seconds: float) -> str:
-    return f"{int(seconds // 60)} min {seconds % 60:.0f} s"

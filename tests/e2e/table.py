@@ -16,8 +16,11 @@ MARKS = {PASSED: "pass", FAILED: "FAIL", SKIPPED: "skip"}
 _HEAD = ("scenario", "", "seconds", "what there is to say")
 
 
-def render(rows: Sequence[Row], width: int = 0) -> str:
-    """Lines for a terminal of `width` columns (0: the one there is); notes are folded, never cut."""
+def render(rows: Sequence[Row], seconds: float, width: int = 0) -> str:
+    """Lines for a terminal of `width` columns (0: the one there is); notes are folded, never cut.
+
+    `seconds`: of the whole session, in which scenarios run at the same time.
+    """
     if not rows:
         return "nothing was tried\n"
     columns = width or shutil.get_terminal_size((120, 24)).columns
@@ -30,7 +33,7 @@ def render(rows: Sequence[Row], width: int = 0) -> str:
         note = textwrap.wrap(_note(row), room, break_on_hyphens=False) or [""]
         lines.append(left.format(row.name, MARKS[row.outcome], f"{row.seconds:.1f}") + note[0])
         lines += [" " * indent + more for more in note[1:]]
-    lines += ["", summary(rows)]
+    lines += ["", summary(rows, seconds)]
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
@@ -38,9 +41,8 @@ def _note(row: Row) -> str:
     return " ".join(filter(None, [row.note, f"(see {row.saved})" if row.saved else ""]))
 
 
-def summary(rows: Sequence[Row]) -> str:
+def summary(rows: Sequence[Row], seconds: float) -> str:
     counts = {outcome: sum(row.outcome == outcome for row in rows) for outcome in MARKS}
-    seconds = sum(row.seconds for row in rows)
     told = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
     return f"{told} in {int(seconds // 60)} min {seconds % 60:.0f} s"
 

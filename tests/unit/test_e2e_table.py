@@ -31,7 +31,7 @@ def make_registry() -> Registry:
 
 
 def test_the_table_says_all_in_lines_that_fit() -> None:
-    lines = table.render(ROWS, 80).splitlines()
+    lines = table.render(ROWS, 84.25, 80).splitlines()
     assert all(len(line) <= 80 for line in lines)
     assert lines[2].split() == ["argo-submit", "pass", "83.2", *ROWS[0].note.split()]
     assert " ".join(lines).count("word") == 40 and "(see out/argo-kill-train)" in " ".join(lines)
@@ -39,7 +39,7 @@ def test_the_table_says_all_in_lines_that_fit() -> None:
 
 
 def test_an_empty_table() -> None:
-    assert table.render([]) == "nothing was tried\n"
+    assert table.render([], 0) == "nothing was tried\n"
     assert table.exit_code([]) == 1
 
 

@@ -79,7 +79,7 @@ def plant(source: str) -> dict[str, Any]:
 
 
 def look(workspace: str) -> dict[str, Any]:
-    """Every dataset's files by kind, every run's records by step, its files, and its records of parts."""
+    """Every dataset's files by kind, every run's records by step and its files, and how many records of parts."""
     from imagemill.components.store.filesystem import store_for
 
     store = store_for(workspace)
