@@ -425,7 +425,7 @@ def services() -> dict[tuple[str, int], tuple[Peer, int]]:
                 "ml-pipeline-ui.kubeflow.svc": ("ml-pipeline-ui", 80, 3000)}  # fmt: skip
     return {
         ("seaweedfs.imagemill", 8333): (Peer({"app.kubernetes.io/name": "seaweedfs"}, "imagemill"), 8333),
-        ("kubernetes.default.svc", 443): (Peer(ip="192.0.2.1"), 6443),
+        ("kubernetes.default.svc", 443): (Peer(ip="10.0.0.1"), 6443),
         ("169.254.169.254", 80): (Peer(ip="169.254.169.254"), 80),
         **{(name, port): (Peer({"app": app}, "kubeflow"), target) for name, (app, port, target) in kubeflow.items()},
     }
