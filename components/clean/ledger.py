@@ -60,6 +60,7 @@ def make_manifest(raw: Dataset, uri: str, rules: RowRules, files: list[File], fo
             "decoder_warnings": warnings,
             "rows_in": raw.manifest.totals.rows,
             "found": found,
+            **({"image_size": raw.manifest.extra["image_size"]} if "image_size" in raw.manifest.extra else {}),
         },
     )
 

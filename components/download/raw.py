@@ -309,7 +309,7 @@ def _manifest(read: _Read, uri: str, source: Source, config: DownloadConfig, con
     if read.missing_masks.count:
         extra["missing_masks"] = asdict(read.missing_masks)
     if isinstance(source, DemoSource):
-        extra["planted"] = source.planted()
+        extra |= {"planted": source.planted(), "image_size": source.IMAGE_SIZE}
     return Manifest(
         kind="raw",
         fingerprint=uris.last_part(uri),

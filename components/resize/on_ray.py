@@ -24,6 +24,7 @@ from ..store.progress import say
 from . import remains
 from .config import VERSION
 from .reach import check_address, knock, nobody, not_joined, said_address, use_token
+from .threads import Threads, run_in_threads
 
 LOST_TRIES = 20
 """How often a job may lose its worker. Were every second try lost to bad luck, one job in a million would get here;
@@ -85,8 +86,8 @@ class Cluster:
         return self.cores
 
 
-Slots = Cluster | int
-"""Where jobs run, or simply on how many cores."""
+Slots = Cluster | Threads
+"""Where jobs run."""
 
 
 @contextmanager
@@ -220,14 +221,18 @@ def _unlike(address: str, error: Exception) -> MillError:
 def run_jobs(
     jobs: Iterable[J], work: Callable[..., dict[str, Any]], arguments: tuple[Any, ...], slots: Slots
 ) -> Iterator[tuple[J, dict[str, Any]]]:
-    """`work(job, *arguments)` as Ray tasks; (job, result) as they finish. Two tasks a core are submitted at most.
+    """`work(job, *arguments)` as Ray tasks, or in threads of this process; (job, result) as they finish. Two tasks a
+    core are submitted at most.
 
     A job that is lost with its worker or node is given out again, up to `LOST_TRIES` times; an error of its own is
     not, it comes back as a result (`error`, `exit_code`).
     """
+    if isinstance(slots, Threads):
+        yield from run_in_threads(jobs, work, arguments, slots)
+        return
     import ray
 
-    cluster = slots if isinstance(slots, Cluster) else Cluster("", "", slots)
+    cluster = slots
     # Counted here and not by Ray, which would try for ever to run what is killed for its memory.
     task = ray.remote(num_cpus=1, max_retries=0)(_on_a_node)
     running: dict[Any, J] = {}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from ..store.errors import MillError, error_for_exit_code, wrong
 from ..store.filesystem import store_for
 from ..store.fingerprint import fingerprint
 from ..store.manifest import MANIFEST, Dataset, File, Manifest, Totals, commit, ready
+from ..store.parallel import workers_that_fit
 from ..store.progress import Progress, size
 from ..store.step import CACHED, RAN, Context, Outcome
 from .actors import run_on_gpus
@@ -20,11 +22,12 @@ from .config import VERSION, ResizeConfig
 from .copies import CopyPolicy, Planned, planned
 from .device import CPU, choose_device, gpus_here
 from .estimate import say_estimate
-from .on_ray import Cluster, Slots, ray_session, run_jobs
+from .on_ray import WORKER_BYTES, Cluster, Slots, ray_session, run_jobs
 from .plan import Job, Plan, plan_split
 from .ray_job import build_by_job, for_job
 from .runs import Merge, is_whole, merge, remove_runs, with_runs
 from .statistics import Sums, needs_sums, normalization_of
+from .threads import RAY_START_S, Threads, work_seconds
 from .work import Copied, Recipe
 
 SPLITS = ("train", "val", "test")
@@ -54,6 +57,7 @@ class Target:
 def find(config: ResizeConfig, context: Context, gpus: int | None = None) -> Target:
     """The tensors that this clean dataset and config give; nothing is made. `gpus`: as `choose_device` takes them."""
     clean = context.parent("clean", config.clean, "clean")
+    config = config.for_images(clean.manifest.extra)
     copies = planned(config, clean)
     device = choose_device(config, clean, context.say, gpus)
     counting = copies.counting(config) | context.attempt() | ({"device": device} if device != CPU else {})
@@ -100,11 +104,29 @@ def _build(clean: Dataset, uri: str, config: ResizeConfig, context: Context, cop
     left = [made.leave_out_finished(plan.jobs) for plan in plans]
     if any(left):
         say_estimate(clean, config, recipe, context)
-        gpus = {"gpus": gpus_here()} if config.device != CPU and not config.ray_address else {}
-        with ray_session(config.ray_address, config.resize_workers, uris.join(clean.uri, MANIFEST), **gpus) as slots:
+        with _slots(clean, config) as slots:
             share = config.gpu_share if config.device != CPU else 0.0
             made.do(plans, left, slots, share)
     return commit(uri, _manifest(clean, uri, config, recipe, [made.done[key] for key in sorted(made.done)]))
+
+
+@contextmanager
+def _slots(clean: Dataset, config: ResizeConfig) -> Iterator[Slots]:
+    """Where the jobs run: in threads of this process, or on Ray."""
+    if _uses_threads(clean, config):
+        yield Threads(config.resize_workers or workers_that_fit(WORKER_BYTES))
+        return
+    gpus = {"gpus": gpus_here()} if config.device != CPU and not config.ray_address else {}
+    with ray_session(config.ray_address, config.resize_workers, uris.join(clean.uri, MANIFEST), **gpus) as cluster:
+        yield cluster
+
+
+def _uses_threads(clean: Dataset, config: ResizeConfig) -> bool:
+    """GPUs are used by Ray's actors; copies are drawn with libraries that have one state for all threads."""
+    if config.ray_address or config.device != CPU or config.copies or config.executor == "ray":
+        return False
+    workers = config.resize_workers or workers_that_fit(WORKER_BYTES)
+    return config.executor == "threads" or work_seconds(clean.manifest.totals) <= RAY_START_S * workers
 
 
 def _recipe(clean: Dataset, config: ResizeConfig, copies: CopyPolicy | None) -> Recipe:

@@ -125,7 +125,7 @@ class StepConfig:
         return {
             one.name: getattr(self, one.name)
             for one in fields(self)
-            if one.metadata["counts"] and getattr(self, one.name) != _usual(one)
+            if one.metadata["counts"] and getattr(self, one.name) not in (None, _usual(one))
         }
 
     def effective(self) -> dict[str, Scalar]:

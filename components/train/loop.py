@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 LIVE_S = 10.0
 """Seconds between two points of TensorBoard's curves within an epoch."""
+SAVING_SHARE = 0.05
+"""Share of a training's time that checkpoints after epochs may take. Short epochs are not followed by one each, so that
+a kill costs an epoch, or twenty times what a checkpoint takes where that is more."""
 VALIDATED = ("val_loss", "val_top1", "val_macro_f1")
 T = TypeVar("T")
 
@@ -121,6 +124,7 @@ class Trainer:
         if state.number:
             there = f" and {state.batches} batches" if state.batches else ""
             self.context.say(f"going on after epoch {state.epoch}{there}, which an earlier try finished")
+        self._saving_s = 0.0  # so that the first epoch has a checkpoint
         self._saved_at, started, first = time.monotonic(), time.monotonic(), state.epoch
         with events(self.events_uri if self.ranks.first else "", state.updates) as self.events:
             while not self.finished(state):
@@ -171,7 +175,8 @@ class Trainer:
             state.best_epoch = state.epoch
             if self.ranks.first:
                 state.best = {k: v.detach().cpu().clone() for k, v in self.kept.state_dict().items()}
-        self._save(state)
+        if time.monotonic() - self._saved_at >= self._saving_s / SAVING_SHARE:
+            self._save(state)
         if self.events:
             self.events.add(state.updates, row)
             self.events.publish()
@@ -281,7 +286,9 @@ class Trainer:
                 raise UserError(
                     f"epoch {state.epoch + 1}: the loss is {state.loss.item()}; try a smaller learning_rate"
                 )
+            began = time.monotonic()
             save_checkpoint(self.uri, state, self.learner)
+            self._saving_s = time.monotonic() - began
         self._saved_at = time.monotonic()
 
     def _count_time(self, state: TrainingState) -> None:

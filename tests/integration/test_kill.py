@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 MADE = {"clean": "clean", "resize": "tensors", "train": "model", "evaluate": "evaluation"}
 LONGER = ["--epochs", "4"]
 """Enough epochs for a checkpoint to go on from."""
+ON_RAY = ["--executor", "ray"]
+"""So few images would be resized in threads of the step."""
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +109,7 @@ def test_killed_while_training_goes_on_from_the_checkpoint(finished: Finished, e
 def test_killed_while_resizing_leaves_no_ray_behind(finished: Finished, expected: dict[str, Dataset]) -> None:
     forget(finished, "resize")
     mark = {"IMAGEMILL_TEST_MARK": secrets.token_hex(8)}
-    process = start_step(finished, "resize", "clean", *mill.QUICK[:2], **mark)
+    process = start_step(finished, "resize", "clean", *mill.QUICK[:2], *ON_RAY, **mark)
     said(process, "[resize] Ray with")
     assert any("raylet" in line for line in mill.processes_with(*next(iter(mark.items()))).values())
     process.kill()  # the step alone: Ray's processes have to see for themselves
@@ -199,7 +201,7 @@ def test_killed_at_several_moments_of_each_step(
 def test_one_process_of_the_resize_is_killed(victim: str, finished: Finished, expected: dict[str, Dataset]) -> None:
     """The step itself: the run ends with 75. A part of Ray: it goes on without, or ends with 75."""
     forget(finished, "resize")
-    process = mill.start(finished.arguments)
+    process = mill.start([*finished.arguments, *ON_RAY])
     started = time.monotonic()
     said(process, "[resize] Ray with")
 
@@ -221,7 +223,7 @@ def test_one_process_of_the_resize_is_killed(victim: str, finished: Finished, ex
 @pytest.mark.parametrize("text", ["[resize] Ray with", "[train] epoch 1/4"])
 def test_only_the_runner_is_killed(text: str, finished: Finished, expected: dict[str, Dataset]) -> None:
     forget(finished, "resize")
-    process = mill.start([*finished.arguments, *LONGER])
+    process = mill.start([*finished.arguments, *LONGER, *ON_RAY])
     said(process, text)
     process.kill()
     process.communicate()

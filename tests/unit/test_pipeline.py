@@ -197,7 +197,7 @@ def test_the_form_and_its_config_say_what_every_step_is_given() -> None:
     assert (train.epochs, train.seed, train.ema, train.hue, train.device) == (3, 7, 0.999, None, "cuda")
     resize, evaluate = chosen.config("resize"), chosen.config("evaluate")
     assert isinstance(resize, ResizeConfig) and isinstance(evaluate, EvaluateConfig)
-    assert (resize.image_size, resize.device, evaluate.device) == (128, "cpu", "cpu")
+    assert (resize.image_size, resize.device, evaluate.device) == (None, "cpu", "cpu")
 
 
 def test_a_single_step_refuses_a_name_of_the_config_that_no_step_has(capsys: pytest.CaptureFixture[str]) -> None:
