@@ -107,7 +107,7 @@ def thumbnail(data: bytes) -> tuple[str, int]:
     """
     from PIL import Image
 
-    decoded = decode(data, "rgb", lenient=Lenient(at_least(THUMBNAIL_SIDE)), limits=_LIMITS)
+    decoded = decode(data, "rgb", lenient=Lenient(at_least(THUMBNAIL_SIDE), vetted=False), limits=_LIMITS)
     image = Image.fromarray(decoded.pixels)
     image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BICUBIC, reducing_gap=2.0)
     buffer = io.BytesIO()

@@ -101,12 +101,14 @@ class Lenient:
     """How resize may decode what clean has vetted: smaller, a little less exactly, and into memory of its own.
 
     `enough`: see there. `fast`: with libjpeg-turbo's quicker transform and upsampling, within 1 of 255 on photographs.
-    `scratch`: uint8, flat; where it is large enough the pixels lie in it, until it is used again.
+    `scratch`: uint8, flat; where it is large enough the pixels lie in it, until it is used again. `vetted`: False for
+    images that clean may have rejected, which OpenCV would write about to the process's own stderr.
     """
 
     enough: Enough | None = None
     fast: bool = False
     scratch: Pixels | None = None
+    vetted: bool = True
 
 
 def decode(
@@ -130,7 +132,7 @@ def decode(
     header = plain_header(data) if kind == "JPEG" else None
     if header and (found := _decode_plain_jpeg(data, header, color, lenient, limits)):
         return found
-    if lenient and kind != "JPEG" and (found := _decode_plain(data, kind, color, limits)):
+    if lenient and lenient.vetted and kind != "JPEG" and (found := _decode_plain(data, kind, color, limits)):
         return found
     return _decode(data, kind, color, lenient, limits)
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from PIL import __version__ as PILLOW
 
-from imagemill.components.store.images import FORMATS, Decoded, Lenient, at_least, decode, sniff
+from imagemill.components.store.images import FORMATS, Decoded, ImageRejected, Lenient, at_least, decode, sniff
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow talks about broken files
 
@@ -266,3 +266,15 @@ def test_as_stored_says_whether_the_bytes_hold_these_pixels() -> None:
     assert as_stored(picture("RGB"), "PNG", "rgb") and as_stored(picture("L"), "PNG", "gray")
     assert not as_stored(picture("RGB"), "JPEG", "gray") and not as_stored(picture("L"), "PNG", "rgb")
     assert not as_stored(picture("P"), "PNG", "rgb") and not as_stored(picture("RGBA"), "PNG", "rgb")
+
+
+def test_a_look_at_a_broken_image_writes_nothing_to_stderr(capfd: pytest.CaptureFixture[str]) -> None:
+    """OpenCV's libpng would: what clean may have rejected is left to Pillow."""
+    data = bytearray(saved(picture("RGB", 40, 30), "PNG"))
+    at = data.index(b"IDAT") + 4
+    data[at : at + 2] = b"\0\0"  # no zlib header
+    length = int.from_bytes(data[at - 8 : at - 4], "big")
+    data[at + length : at + length + 4] = zlib.crc32(data[at - 4 : at + length]).to_bytes(4, "big")
+    with pytest.raises(ImageRejected):
+        decode(bytes(data), lenient=Lenient(at_least(16), vetted=False))
+    assert capfd.readouterr().err == ""
