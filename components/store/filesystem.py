@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 
 _SCRATCH, _DAY_S = ".scratch-", 86_400
+PIECE_BYTES = 8 * 2**20
 
 
 class LocalStore:
@@ -173,3 +174,24 @@ def sha256_file(path: Path) -> str:
     """Hex sha256 of a local file, read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of(uri: str) -> str:
+    """Hex sha256 of a file on a disk or in S3, of which a few MiB are in memory at a time.
+
+    FileNotFoundError where there is none; UserError or TransientError for other errors of the storage.
+    """
+    if not uris.is_s3(uri):
+        with disk_errors(uri):
+            return sha256_file(Path(uri))
+    from .retry import with_retry
+    from .s3 import s3_errors
+
+    def read() -> str:
+        digest = hashlib.sha256()
+        with store_for(uri).open(uri) as file, s3_errors(uri):
+            while piece := file.read(PIECE_BYTES):
+                digest.update(piece)
+        return digest.hexdigest()
+
+    return with_retry(read, f"read {uri}")

@@ -16,7 +16,7 @@ from ..store import uri as uris
 from ..store.blocks import head
 from ..store.choices import COLORS
 from ..store.errors import UserError, wrong
-from ..store.filesystem import store_for
+from ..store.filesystem import sha256_of, store_for
 from ..store.manifest import Dataset, find_dataset
 from ..store.model import ModelSpec, first_convolution
 from ..store.resample import Geometry
@@ -37,9 +37,7 @@ def weights_identity(config: TrainConfig) -> dict[str, str]:
         return {}
     if config.weights_are_named:
         return {"weights": full_name(config.backbone, config.weights)}
-    import hashlib
-
-    return {"weights": hashlib.sha256(_read(weights_uri(config.weights))).hexdigest()}
+    return {"weights": sha256_of(weights_uri(config.weights))}
 
 
 def weights_uri(weights: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import socket
 import socketserver
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,6 +21,7 @@ import mill
 import pytest
 
 from imagemill.components.store import uri as uris
+from imagemill.components.store.filesystem import PIECE_BYTES, sha256_of, store_for
 from imagemill.components.store.manifest import read_dataset
 from imagemill.components.store.s3 import S3Store
 
@@ -368,3 +371,20 @@ def _cut_and_mend(case: str, workspace: str, rgw: CephRGW, finished: Finished, b
     assert len(made) == 1
     totals = read_dataset(f"{workspace}/{made[0].removesuffix('/_manifest.json')}", kind).manifest.totals
     assert (totals.rows, totals.rejected) == (60, 0)
+
+
+def test_an_object_is_hashed_in_pieces(s3_workspace: str) -> None:
+    """Weights may be larger than the pod that only has to tell whether they are known."""
+    uri = f"{s3_workspace}/weights.safetensors"
+    with pytest.raises(FileNotFoundError):
+        sha256_of(uri)
+    data = b"".join(number.to_bytes(8, "big") for number in range(5 * PIECE_BYTES // 8 + 3))
+    store_for(uri).put(uri, data)
+    expected = hashlib.sha256(data).hexdigest()
+    del data
+    tracemalloc.start()
+    try:
+        assert sha256_of(uri) == expected
+        assert tracemalloc.get_traced_memory()[1] < 3 * PIECE_BYTES
+    finally:
+        tracemalloc.stop()
