@@ -18,7 +18,7 @@ from typing import Any
 from ..components.clean import STEP as CLEAN
 from ..components.resize import STEP as RESIZE
 from ..components.resize.config import ResizeConfig
-from ..components.store.errors import EXIT_OK, MillError, wrong
+from ..components.store.errors import EXIT_OK, EXIT_OURS, MillError, wrong
 from ..components.store.progress import say
 from ..components.store.step import CACHED, RUN, Context, quiet_logs, write_outputs
 from ..components.store.workspace import Workspace
@@ -66,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def write_plan(arguments: PodArguments, clean: str, cluster: Cluster) -> None:
     """Plan for the clean dataset at the URI `clean`, and write the plan's fields as output values.
 
-    MillError where the resize step can't do what it is asked for; the step's record then says so, as if it had run.
+    MillError where the resize step can't do what it is asked for. The step's record tells that, and any error of ours,
+    as if it had run.
     """
     workspace = Workspace.known(clean.rpartition("/clean/")[0])
     run = os.environ.get(RUN) or arguments.run
@@ -75,9 +76,12 @@ def write_plan(arguments: PodArguments, clean: str, cluster: Cluster) -> None:
         assert isinstance(config, ResizeConfig)
         reruns = {item.strip() for item in config.rerun.split(",")}
         planned = plan(config, cluster, Context(RESIZE.name, workspace, run, RESIZE.name in reruns))
-    except MillError as error:
+    except Exception as error:
         record = {"uri": "", "fingerprint": "", "state": "failed", "metrics": {}, "inputs": "", "seconds": 0}
-        record |= {"error": str(error), "exit_code": error.exit_code}
+        if isinstance(error, MillError):
+            record |= {"error": str(error), "exit_code": error.exit_code}
+        else:
+            record |= {"error": f"{type(error).__name__}: {error} (an error of imagemill's)", "exit_code": EXIT_OURS}
         workspace.write_step_record(run, RESIZE.name, record)
         raise
     for field in dataclasses.fields(planned):

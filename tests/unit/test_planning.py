@@ -175,6 +175,20 @@ def test_wrong_input_is_told_in_the_record_of_resize(
     assert record and record["exit_code"] == 2 and message in record["error"]
 
 
+def test_an_error_of_ours_is_told_in_the_record_of_resize(
+    clean: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("by nothing")
+
+    monkeypatch.setattr(planning, "plan", broken)
+    with pytest.raises(ZeroDivisionError):
+        planned(clean, tmp_path / "out")
+    record = workspace_of(clean).step_record(RUN, "resize")
+    assert record and record["exit_code"] == 1 and "ZeroDivisionError: by nothing" in record["error"]
+
+
+
 @pytest.mark.parametrize(
     ("cluster", "flags", "message"),
     [
