@@ -137,9 +137,11 @@ def upload(trial: Trial, what: str) -> dict[str, str]:
     name = _own_name(trial, what)
     package = kfp_uploads.compiled(trial.cluster, choose({}))
     with _service(trial) as api:
-        pipeline, version, _ = kfp_uploads.upload(api, name, package)
+        version = kfp_uploads.upload(api, name, package)
         experiment = kfp_uploads.experiment(api, name)
-    return {"pipelineId": pipeline, "pipelineVersionId": version, "experimentId": experiment}
+    return {
+        "pipelineId": version.pipeline_id, "pipelineVersionId": version.version_id, "experimentId": experiment
+    }  # fmt: skip
 
 
 def host_of_pages(trial: Trial) -> str:

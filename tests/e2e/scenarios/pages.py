@@ -28,6 +28,8 @@ SHOWN = {
 """Artifacts that a reader of a run looks at, and by what it is told that the page shows them."""
 _EXPAND, _FIT, _CLOSE = "[data-testid=expand-button]", ".react-flow__controls-fitview", "[aria-label=close]"
 _VISUALIZATION = "[...document.querySelectorAll('button')].find(tab => tab.innerText.trim() === 'Visualization')"
+MOST_LAYERS = 5
+"""Parts of a pipeline in parts of it that are looked into."""
 _SETTLE_S = 2.0
 """What the pages take to draw a graph after it is in the document."""
 
@@ -94,19 +96,12 @@ def _started(trial: Trial, experiment: str) -> Run:
 
 def _look_at_run(page: Page, url: str, folder: Path) -> str:
     """Open a run's page, all of its steps, and what it shows of the model."""
-    page.resize(1500, 1000)
+    page.resize(1300, 900)
     page.open(url)
-    page.wait_for_element(".react-flow__node", "the graph of the run")
-    while page.has(_EXPAND) and not page.has(_titled("Train")):  # the steps are a part of the run that has an exit step
-        page.click(_EXPAND)
-        time.sleep(_SETTLE_S)
-    for step in STEPS:
-        page.wait_for_element(_titled(step.capitalize()), f"the step {step}")
-    page.click(_FIT)
-    time.sleep(_SETTLE_S)
-    page.screenshot(folder / "graph.png")
+    _look_at_steps(page, folder)
     for artifact, shown in SHOWN.items():
-        page.click(_titled(artifact))
+        page.wait_for_element(_titled(artifact), f"the artifact {artifact}")
+        page.evaluate(f"document.querySelector({json.dumps(_titled(artifact))}).click()")
         page.wait_for(f"{_VISUALIZATION} !== undefined", f"what there is of {artifact}")
         page.evaluate(f"{_VISUALIZATION}.click()")
         page.wait_for(shown, f"the {artifact}")
@@ -115,6 +110,24 @@ def _look_at_run(page: Page, url: str, folder: Path) -> str:
         page.click(_CLOSE)
         page.wait_for(f"{_VISUALIZATION} === undefined", "the side panel to close")
     return ", ".join(("the graph", *SHOWN))
+
+
+def _look_at_steps(page: Page, folder: Path) -> None:
+    """Go down the layers of the graph: the run with its exit step, download and what is left out where nothing has
+    changed, the other steps. A node of the graph is clicked by script: it may lie outside of the view."""
+    missing = set(STEPS)
+    for layer in range(MOST_LAYERS):
+        page.wait_for_element(".react-flow__node", "the graph of the run")
+        page.click(_FIT)
+        time.sleep(_SETTLE_S)
+        page.screenshot(folder / f"graph-{layer}.png")
+        missing = {step for step in missing if not page.has(_titled(step.capitalize()))}
+        if not missing or not page.has(_EXPAND):
+            break
+        page.evaluate(f"document.querySelector({json.dumps(_EXPAND)}).click()")
+        time.sleep(_SETTLE_S)
+    if missing:
+        raise Failed(f"the run's page does not show {', '.join(sorted(missing))} (pictures in {folder})")
 
 
 def _titled(title: str) -> str:

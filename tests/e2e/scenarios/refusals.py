@@ -94,19 +94,19 @@ def _end_by_deadline(trial: Trial, run: Run, deadline: float) -> str:
     all workflows every 20 minutes. Argo's own template makes it look; in Kubeflow Pipelines nothing does, so that here
     the Workflow is touched.
     """
-    left = trial.within(LATE_S)
+    late = trial.within(LATE_S).seconds
     workflow = run.object()
     passed = (datetime.now(UTC) - created(workflow)).total_seconds() if workflow else 0.0
     try:
-        run.end(Deadline(max(0.0, deadline - passed) + left.seconds, stop=left.stop))
+        run.end(Deadline(max(0.0, deadline - passed) + late, stop=trial.deadline.stop))
         return ""
     except Late:
         if trial.engine == ARGO:
             raise
     annotations = {"metadata": {"annotations": {E2E_LABEL: "touched"}}}
     trial.kube.merge(trial.kube.path("workflows", run.workflow), annotations)
-    run.end(left)
-    return f", {LATE_S} s later, when its Workflow was touched (Argo looks by itself every 20 minutes)"
+    run.end(trial.within(LATE_S))
+    return f", {late:.0f} s later, when its Workflow was touched (Argo looks by itself every 20 minutes)"
 
 
 def _seconds_to_train(trial: Trial) -> float:
