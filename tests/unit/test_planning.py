@@ -188,7 +188,6 @@ def test_an_error_of_ours_is_told_in_the_record_of_resize(
     assert record and record["exit_code"] == 1 and "ZeroDivisionError: by nothing" in record["error"]
 
 
-
 @pytest.mark.parametrize(
     ("cluster", "flags", "message"),
     [
