@@ -32,7 +32,8 @@ CODE = "io.imagemill.code"
 """The label that says which code an image runs."""
 DOCKERFILE = "docker/Dockerfile"
 _ALWAYS = (DOCKERFILE, f"{DOCKERFILE}.dockerignore", "docker/fetch", "docker/install", "docker/locks.py",
-           "docker/sbom.py", "docker/build.lock", "docker/cpu.lock", "pyproject.toml", "README.md")  # fmt: skip
+           "docker/sbom.py", "docker/build.lock", "docker/cpu.lock", "pyproject.toml", "README.md",
+           "LICENSE")  # fmt: skip
 _TORCH = ("docker/ray.lock", "docker/gpu.lock")
 _FOLDERS = ("components", "pipelines")
 _STEP = re.compile(r"#(\d+) (.*)")
@@ -122,7 +123,7 @@ def input_files(recipe: Recipe, target: str) -> Iterator[str]:
 
 
 def _kept_out(name: str) -> bool:
-    return name == "__pycache__" or name.endswith(".egg-info") or name.startswith(".")
+    return name in ("__pycache__", "README.md") or name.endswith(".egg-info") or name.startswith(".")
 
 
 def find_cli() -> str:

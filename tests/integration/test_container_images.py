@@ -285,7 +285,7 @@ def test_what_enters_a_build_is_what_counts_and_nothing_hidden(tmp_path: Path) -
     copy = tmp_path / "copy"
     for folder in ("components", "pipelines", "docker"):
         shutil.copytree(ROOT / folder, copy / folder)
-    for name in ("README.md", "pyproject.toml"):
+    for name in ("README.md", "LICENSE", "pyproject.toml"):
         shutil.copy(ROOT / name, copy)
     for name in (".env", "cluster.yaml", ".git/config", "imagemill-data/a", "docker/.env", "docker/key.pem",
                  "components/.env", "components/.aws/credentials", "components/__pycache__/a.pyc",

@@ -32,7 +32,7 @@ def installed(what: str) -> Iterator[Path]:
         source, environment = Path(folder) / "source", Path(folder) / "venv"
         for part in ("components", "pipelines"):  # installing writes beside the sources
             shutil.copytree(ROOT / part, source / part, ignore=shutil.ignore_patterns("__pycache__"))
-        for part in ("pyproject.toml", "README.md"):
+        for part in ("pyproject.toml", "README.md", "LICENSE"):
             shutil.copy(ROOT / part, source / part)
         subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, environment], check=True)
         python = environment / "bin" / "python"

@@ -128,6 +128,7 @@ def test_what_is_copied_from_the_context_is_there_and_is_let_through_and_counts_
         assert (ROOT / source).exists(), source
         assert source in allowed or f"docker/*{Path(source).suffix}" in allowed, source
         assert source in counted or any(one.startswith(f"{source}/") for one in counted), source
+    assert "LICENSE" in copied, "a copy of the software goes with its license"
 
 
 @pytest.mark.parametrize("name", [*IMAGES, "build"])
