@@ -15,7 +15,8 @@ from ..store.timm_models import is_tag, is_timms
 
 VERSION = 2
 """Raised when the same tensors and config must give another model."""
-RECIPES = ("auto", "plain", "small", "standard", "large")
+RECIPES = ("auto", "plain", "probe", "small", "standard", "large")
+HEADS = ("solved", "trained")
 POLICIES = ("none", "randaugment", "trivialaugment", "autoaugment")
 _BY = "(default: by the recipe)"
 
@@ -37,7 +38,8 @@ class TrainConfig(StepConfig):
     )
     recipe: str = option(
         "auto",
-        "a way to train that is known to work: plain (crops and flips alone), small (under 50 images a class), "
+        "a way to train that is known to work: plain (crops and flips alone), probe (the head alone is solved, on "
+        "pretrained weights that stay as they are), small (under 50 images a class), "
         "standard, large (from 100,000 images on); auto chooses by the dataset's numbers",
         counts=False,  # by its values
         choices=RECIPES,
@@ -75,6 +77,11 @@ class TrainConfig(StepConfig):
     unfreeze_epochs: int = option(
         None, f"epochs after those in which block after block thaws, from the head on {_BY}", low=0
     )
+    head: str | None = option(
+        None, "how the head begins on pretrained weights: solved, as the first epoch (logistic regression on what the "
+        f"frozen network makes of the images, in which classes weigh alike), or trained as the rest is {_BY}",
+        choices=HEADS,
+    )  # fmt: skip
     early_stopping: int = option(
         None, f"epochs without a better validation after which training ends; 0 never {_BY}", low=0
     )
@@ -190,6 +197,9 @@ class TrainConfig(StepConfig):
                 "a name of torchvision's or timm's, or the URI of a .safetensors file or model",
                 uris.safe(self.weights),
             )
+        if not self.weights and (self.recipe == "probe" or self.head == "solved"):
+            name, value = ("recipe", self.recipe) if self.recipe == "probe" else ("head", self.head)
+            raise wrong(name, "another one without pretrained weights (--weights), on which a head is solved", value)
 
     @property
     def flips(self) -> bool:

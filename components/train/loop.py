@@ -28,6 +28,7 @@ from .losses import Loss, class_counts, inverse_frequency, positive_weights
 from .mixing import Mixing
 from .moving_average import MovingAverage
 from .optimizer import Schedule, make_optimizer
+from .probe import Probe, can_solve
 from .ranks import Ranks
 from .stepper import Stepper, arithmetic
 from .thaw import thawed
@@ -86,7 +87,8 @@ class Trainer:
         )
         loss, self.balance = self._balanced()
         updates = -(-steps(self.tensors, "train", config.batch_size, self.ranks.number) // config.accumulate)
-        schedule = Schedule(config.learning_rate, updates * config.epochs, config.warmup)
+        self.solves = self._solves()
+        schedule = Schedule(config.learning_rate, updates * (config.epochs - self.solves), config.warmup)
         size, channels = self.augmentation.size, manifest.image["shape"][2]
 
         def autocast() -> torch.autocast:
@@ -116,6 +118,15 @@ class Trainer:
             return Loss(task, config.label_smoothing), inverse_frequency(counts)
         found = positive_weights(counts, self.rows) if task == MULTI else inverse_frequency(counts)
         return Loss(task, config.label_smoothing, torch.tensor(found, dtype=torch.float32, device=self.device)), None
+
+    def _solves(self) -> bool:
+        """Whether the first epoch solves the head."""
+        if self.config.head != "solved":
+            return False
+        if self.ranks.number > 1 or not can_solve(self.network, self.tensors.manifest.task):
+            self.context.say("the head is trained: it is solved by one process, of linear heads, for one label an image")
+            return False
+        return True
 
     def run(self) -> TrainingState:
         """All epochs, from the last checkpoint on."""
@@ -160,7 +171,10 @@ class Trainer:
         """What is left of an epoch, its validation, and a checkpoint."""
         learning = thawed(self.config, len(self.blocks), state.epoch)
         self.stepper.begin(learning)
-        self._steps(state)
+        if self.solves and not state.epoch:
+            self._solve(state)
+        else:
+            self._steps(state)
         row = self._row(state, learning) | self._validated(state)
         if not math.isfinite(row.get("val_loss", 0.0)):
             raise UserError(
@@ -241,6 +255,30 @@ class Trainer:
             fed.close()
         self._count_time(state)
 
+    def _solve(self, state: TrainingState) -> None:
+        """The first epoch where the head is solved: one look at every image, and no step."""
+        import torch
+
+        self._clock = time.monotonic()
+        validation = self.validation
+        solved = Probe(
+            self.network, self.tensors, validation.batch_size, self.device, validation.autocast,
+            lambda: self._between_looks(state), self.threads, self.cache,
+        ).solve()  # fmt: skip
+        if self.learner.average:
+            self.learner.average.network.load_state_dict(self.network.state_dict())
+        state.images = solved.images
+        state.loss = torch.tensor(solved.loss * solved.images, dtype=torch.float64, device=self.device)
+        self._count_time(state)
+        self.context.say(
+            f"the head is solved on features of {solved.images:,} images, with a penalty of {solved.penalty:g}"
+        )
+
+    def _between_looks(self, state: TrainingState) -> None:
+        if self.ranks.stop.asked:
+            self._stop(state)
+            raise self._stopped(state)
+
     def _prepared(self, batch: Batch, epoch: int) -> Prepared:
         """In the loader's threads: this rank's share of what is drawn for the whole batch, and done here on a CPU."""
         share = slice(batch.first, batch.first + len(batch.labels))
@@ -300,12 +338,7 @@ class Trainer:
         if not self.validation.there:
             return {}
 
-        def between() -> None:
-            if self.ranks.stop.asked:
-                self._stop(state)
-                raise self._stopped(state)
-
-        found = self.validation(self.kept, between) if self.ranks.first else {}
+        found = self.validation(self.kept, lambda: self._between_looks(state)) if self.ranks.first else {}
         return dict(zip(VALIDATED, self.ranks.from_first(*(found.get(name, 0.0) for name in VALIDATED)), strict=True))
 
     def _live(self, state: TrainingState, events: Events) -> None:

@@ -33,8 +33,11 @@ def _optimizer(config: TrainConfig) -> str:
         parts.append(f"layer decay {config.layer_decay:g}")
     if config.backbone_rate != 1:
         parts.append(f"all but the head at {config.backbone_rate:g} of that rate")
-    if config.weights and config.probe_epochs:
-        parts.append(f"the head alone for {config.probe_epochs} epochs")
+    if config.head == "solved":
+        parts.append("the head solved first")
+    trained = config.probe_epochs - (config.head == "solved")
+    if config.weights and trained > 0:
+        parts.append(f"the head alone for {trained} epochs")
     if config.weights and config.unfreeze_epochs:
         parts.append(f"then thawing over {config.unfreeze_epochs}")
     if config.early_stopping:

@@ -64,6 +64,8 @@ def resolve(config: TrainConfig, tensors: Manifest) -> TrainConfig:
     unset = {one.name for one in fields(config) if one.name in PLAIN and getattr(config, one.name) == one.default}
     values = _values(name, config, found)
     config = replace(config, recipe=name, **{key: values[key] for key in unset})
+    if config.head is None and config.weights and name in tables.SOLVED_HEADS:
+        config = replace(config, head="solved")
     rows = tensors.totals.by_split.get("train", 0)
     rates: Values = {"learning_rate": learning_rate(config), "ema": _decay(config, rows) if name != "plain" else 0.0}
     return replace(config, **{key: value for key, value in rates.items() if key in unset})

@@ -1,0 +1,122 @@
+"""The head that is solved: the optimum of its problem, on the network's own features, and a first epoch like any other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from trained import history_of, make_tensors, settings, trainer
+
+from imagemill.components.store.errors import UserError
+from imagemill.components.store.labels import MULTI, SINGLE
+from imagemill.components.store.manifest import Dataset
+from imagemill.components.train.config import TrainConfig
+from imagemill.components.train.losses import inverse_frequency
+from imagemill.components.train.probe import PENALTIES, can_solve, head_layer, solve
+
+SOLVED = {"backbone": "shufflenet_v2_x0_5", "weights": "somewhere", "head": "solved", "probe_epochs": 1, "ema": 0.9}
+
+
+@pytest.fixture(scope="module")
+def tensors(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return make_tensors(tmp_path_factory.mktemp("tensors"), train=40, val=40)
+
+
+@pytest.mark.parametrize("penalty", [PENALTIES[0], 0.03, PENALTIES[-1]])
+def test_the_solution_is_scikit_learns(penalty: float) -> None:
+    """Balanced classes of very different sizes: the same optimum, which is one since the problem is strictly convex."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2], [90, 25, 5])
+    features = rng.normal(size=(120, 6)) + 0.8 * np.eye(3, 6)[labels]
+    balance = inverse_frequency(np.bincount(labels))
+    # There the penalty is 1/2 on the squared norm, and C times the sum of the losses stands beside it.
+    model = LogisticRegression(C=1 / (penalty * len(labels)), class_weight="balanced", tol=1e-8, max_iter=5000)
+    model.fit(features, labels)
+    found = solve(
+        torch.tensor(features, dtype=torch.float32), torch.tensor(labels), torch.tensor(balance, dtype=torch.float32),
+        penalty, torch.zeros(3, 7),
+    ).numpy()  # fmt: skip
+    found = found - found.mean(0)  # a constant added to all biases changes no probability
+    expected = np.column_stack((model.coef_, model.intercept_))
+    expected = expected - expected.mean(0)
+    assert np.abs(found[:, :-1] - expected[:, :-1]).max() < 0.01 * max(1.0, np.abs(expected).max())
+    probabilities = torch.softmax(torch.tensor(features @ found[:, :-1].T + found[:, -1]), 1).numpy()
+    assert np.abs(probabilities - model.predict_proba(features)).max() < 0.01
+
+
+def test_the_first_epoch_solves_the_head_and_nothing_else(tensors: Dataset, tmp_path: Path) -> None:
+    """The dataset's two classes differ in brightness: a head on a random network's features tells them apart, which no
+    epoch of a few steps does."""
+    config = settings(tensors, **SOLVED, epochs=1)
+    solving = trainer(tensors, tmp_path, config)
+    before = {name: value.clone() for name, value in solving.network.state_dict().items()}
+    state = solving.run()
+    (row,) = state.history
+    assert row["val_macro_f1"] > 0.7 and row["train_loss"] < 0.5 and state.updates == 0  # 0.5 by chance
+    changed = {name for name, value in state.best.items() if not torch.equal(value, before[name])}
+    assert changed == {"fc.weight", "fc.bias"}
+
+
+def test_what_follows_never_ends_below_it(tensors: Dataset, tmp_path: Path) -> None:
+    """A learning rate that destroys everything: the solved head is the best epoch, and is kept."""
+    solving = trainer(tensors, tmp_path, settings(tensors, **SOLVED, epochs=3, learning_rate=0.2))
+    state = solving.run()
+    assert state.best_epoch == 1 and [row["epoch"] for row in state.history] == [1, 2, 3]
+    assert max(row["val_macro_f1"] for row in state.history[1:]) <= state.history[0]["val_macro_f1"]
+
+
+def test_the_steps_after_it_have_the_whole_schedule(tensors: Dataset, tmp_path: Path) -> None:
+    solving = trainer(tensors, tmp_path, settings(tensors, **SOLVED, epochs=3))
+    assert solving.stepper.schedule.steps == 2 * 5  # five batches of eight in each of two epochs
+
+
+def test_a_killed_training_ends_with_the_very_weights_of_an_unbroken_one(tensors: Dataset, tmp_path: Path) -> None:
+    config = settings(tensors, **SOLVED, epochs=3)
+    expected = trainer(tensors, tmp_path / "whole", config).run()
+    killed = trainer(tensors, tmp_path / "killed", config)
+
+    def kill(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    killed._step = kill  # type: ignore[method-assign, assignment]
+    with pytest.raises(KeyboardInterrupt):
+        killed.run()
+    resumed = trainer(tensors, tmp_path / "killed", config)
+    torch.nn.init.normal_(head_layer(resumed.network).weight)  # type: ignore[union-attr]
+    found = resumed.run()
+    assert history_of(found.history) == history_of(expected.history)
+    assert all(torch.equal(found.best[name], expected.best[name]) for name in expected.best)
+
+
+def test_without_validation_images_the_penalty_is_the_usual_one(tmp_path: Path) -> None:
+    tensors = make_tensors(tmp_path / "tensors", val=0)
+    state = trainer(tensors, tmp_path, settings(tensors, **SOLVED, epochs=1)).run()
+    assert state.best_epoch == 1 and state.history[0]["train_loss"] < 0.5
+
+
+def test_heads_of_other_forms_are_trained(
+    tensors: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SqueezeNet's head is a convolution."""
+    config = settings(tensors, **SOLVED | {"backbone": "squeezenet1_1"}, epochs=1)
+    state = trainer(tensors, tmp_path, config).run()
+    assert state.updates == 5 and "the head is trained" in capsys.readouterr().err
+    network = trainer(tensors, tmp_path / "other", settings(tensors, **SOLVED)).network
+    assert can_solve(network, SINGLE) and not can_solve(network, MULTI)
+
+
+@pytest.mark.parametrize("values", [{"recipe": "probe"}, {"head": "solved"}])
+def test_a_head_is_solved_on_pretrained_weights_only(values: dict[str, str]) -> None:
+    with pytest.raises(UserError, match=f"{next(iter(values))}: expected another one without pretrained weights"):
+        TrainConfig.from_values(values)
+
+
+def test_recipes_for_little_data_begin_with_it(tensors: Dataset) -> None:
+    assert settings(tensors, recipe="auto", weights="somewhere").head == "solved"
+    assert settings(tensors, recipe="auto").head is None
+    assert settings(tensors, recipe="auto", weights="somewhere", head="trained").head == "trained"
+    probe = settings(tensors, recipe="probe", weights="somewhere", epochs=None)
+    assert (probe.head, probe.epochs) == ("solved", 1)
