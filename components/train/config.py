@@ -79,7 +79,8 @@ class TrainConfig(StepConfig):
     )
     head: str | None = option(
         None, "how the head begins on pretrained weights: solved, as the first epoch (logistic regression on what the "
-        f"frozen network makes of the images, in which classes weigh alike), or trained as the rest is {_BY}",
+        "frozen network makes of the images, in which classes weigh alike), or trained as the rest is (default: solved "
+        "with the recipes probe, small and standard)",
         choices=HEADS,
     )  # fmt: skip
     early_stopping: int = option(

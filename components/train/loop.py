@@ -124,7 +124,9 @@ class Trainer:
         if self.config.head != "solved":
             return False
         if self.ranks.number > 1 or not can_solve(self.network, self.tensors.manifest.task):
-            self.context.say("the head is trained: it is solved by one process, of linear heads, for one label an image")
+            self.context.say(
+                "the head is trained: it is solved by one process, of linear heads, for one label an image"
+            )
             return False
         return True
 

@@ -212,7 +212,7 @@ def _power(number: int) -> int:
 def _schedule(case: _Case) -> Iterator[str]:
     config = case.config
     frozen = config.probe_epochs + config.unfreeze_epochs
-    if config.weights and frozen >= config.epochs:
+    if config.weights and frozen >= config.epochs and config.recipe != "probe":
         yield (
             f"epochs: {config.epochs}, of which the head learns alone for {config.probe_epochs} and blocks thaw for "
             f"{config.unfreeze_epochs}: the whole network never learns (--epochs {2 * frozen}, or --probe-epochs 1 "

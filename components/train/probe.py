@@ -1,4 +1,4 @@
-"""A head that is solved rather than trained: balanced logistic regression on what the frozen network says of the images.
+"""Solve a head instead of training it: balanced logistic regression on the features of the frozen network.
 
 On few images it is better than a head trained by steps, and takes one pass over them. Fine-tuning that starts from it
 distorts the pretrained layers less (Kumar et al., "Fine-Tuning can Distort Pretrained Features and Underperform
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import torch
 
 MOST_IMAGES = 50_000
-"""Training images whose features are used, at most: the first ones as they are stored, which is in random order. Each
+"""Training images whose features are used, at most: the first ones as they are stored, in random order. Each
 takes 4 bytes a feature, so 2,048 features of all of them 400 MB."""
 PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4)
 """Tried one after the other, each from the solution of the one before. Features are standardized, the loss is a mean."""

@@ -75,7 +75,7 @@ RECIPES = {"plain": PLAIN, "probe": PROBE, "small": SMALL, "standard": STANDARD,
 PRETRAINED: dict[str, Values] = {
     "plain": {},
     "probe": {},
-    # Few images: a random head would spoil what the layers below know (Kumar et al., 2022), so the first epoch solves it.
+    # Few images: a random head would spoil what the layers below know (Kumar et al., 2022), so it is solved first.
     "small": {"weight_decay": 0.01, "probe_epochs": 1, "unfreeze_epochs": 5, "backbone_rate": 0.3},
     # N: 20 epochs is the users' reference run.
     "standard": {
@@ -92,7 +92,7 @@ PRETRAINED: dict[str, Values] = {
 learns three times as fast as the layers below (Howard and Ruder, 2018)."""
 
 SOLVED_HEADS = ("probe", "small", "standard")
-"""Recipes that begin with a solved head where there are pretrained weights; on 100,000 images its start is soon left."""
+"""Recipes that begin with a solved head where there are pretrained weights; 100,000 images soon leave such a start."""
 
 SGD_DECAY = 1e-4
 """T, H: for sgd, whose decay is part of the gradient, in every recipe."""

@@ -49,7 +49,7 @@ def told(manifest: Manifest, **values: Any) -> list[str]:
     return warnings(config, manifest, spec)
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if recipe != "probe"])
 @pytest.mark.parametrize("preset", ["photo", "ocr", "medical", "satellite", "fashion"])
 def test_an_ordinary_training_hears_nothing(recipe: str, preset: str) -> None:
     for classes, train in ((DEMO, 560), (PETS, 3680), (("cat", "dog"), 4000), (PETS, 200_000)):

@@ -1,4 +1,4 @@
-"""The head that is solved: the optimum of its problem, on the network's own features, and a first epoch like any other."""
+"""The head that is solved: the optimum of its problem on the network's features, and a first epoch like any other."""
 
 from __future__ import annotations
 
@@ -97,9 +97,7 @@ def test_without_validation_images_the_penalty_is_the_usual_one(tmp_path: Path) 
     assert state.best_epoch == 1 and state.history[0]["train_loss"] < 0.5
 
 
-def test_heads_of_other_forms_are_trained(
-    tensors: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_heads_of_other_forms_are_trained(tensors: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """SqueezeNet's head is a convolution."""
     config = settings(tensors, **SOLVED | {"backbone": "squeezenet1_1"}, epochs=1)
     state = trainer(tensors, tmp_path, config).run()

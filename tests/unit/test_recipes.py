@@ -17,6 +17,9 @@ from imagemill.components.train.recipe_values import BY_PRESET, COLOUR, OWN_DROP
 from imagemill.components.train.recipe_values import RECIPES as TABLES
 from imagemill.components.train.recipes import layer_decay, resolve
 
+FROM_SCRATCH = tuple(recipe for recipe in RECIPES if recipe != "probe")
+"""Recipes that need no pretrained weights."""
+
 
 def tensors(
     train: int = 560, classes: int = 6, size: int = 128, color: str = "rgb", copies: int = 0, labels: int = 1
@@ -90,7 +93,7 @@ CHOSEN: dict[str, Any] = {
 
 @settings(max_examples=80, deadline=None)
 @given(
-    recipe=st.sampled_from(RECIPES), preset=st.sampled_from(NAMES), weights=st.sampled_from(["", "DEFAULT"]),
+    recipe=st.sampled_from(FROM_SCRATCH), preset=st.sampled_from(NAMES), weights=st.sampled_from(["", "DEFAULT"]),
     backbone=st.sampled_from(["resnet18", "vit_b_16", "swin_t", "efficientnet_b0", "timm:convnext_tiny", "vgg11"]),
     rows=st.sampled_from([0, 1, 40, 560, 5000, 2_000_000]), size=st.sampled_from([8, 32, 64, 224, 600]),
     color=st.sampled_from(["rgb", "gray", "lab", "red"]), batch=st.sampled_from([2, 32, 4096]),
@@ -121,9 +124,9 @@ def test_the_learning_rate_goes_by_optimizer_weights_and_batch() -> None:
         ({"optimizer": "sgd", "batch_size": 256, "weights": "DEFAULT"}, 0.01),
     ]  # fmt: skip
     for values, expected in rates:
-        for recipe in RECIPES:
+        for recipe in FROM_SCRATCH:
             assert resolved(recipe=recipe, **values).learning_rate == pytest.approx(expected, rel=0.01)
-    assert {resolved(recipe=recipe, optimizer="sgd").weight_decay for recipe in RECIPES} == {1e-4}
+    assert {resolved(recipe=recipe, optimizer="sgd").weight_decay for recipe in FROM_SCRATCH} == {1e-4}
 
 
 def test_the_average_reaches_over_a_tenth_of_the_training() -> None:
@@ -135,12 +138,17 @@ def test_the_average_reaches_over_a_tenth_of_the_training() -> None:
 
 def test_with_weights_the_head_learns_first_where_images_are_few() -> None:
     small = resolved(tensors(180), weights="DEFAULT")
-    assert (small.recipe, small.probe_epochs, small.unfreeze_epochs, small.backbone_rate) == ("small", 3, 5, 0.3)
+    assert small.head == "solved"
+    assert (small.recipe, small.probe_epochs, small.unfreeze_epochs, small.backbone_rate) == ("small", 1, 5, 0.3)
     assert small.probe_epochs + small.unfreeze_epochs < small.epochs / 2 and small.early_stopping
     alone = resolved(tensors(180))
-    assert (alone.probe_epochs, alone.unfreeze_epochs, alone.backbone_rate) == (0, 0, 1.0)
+    assert (alone.head, alone.probe_epochs, alone.unfreeze_epochs, alone.backbone_rate) == (None, 0, 0, 1.0)
     standard = resolved(weights="DEFAULT")
-    assert standard.probe_epochs == 0 and standard.backbone_rate < 1 and standard.weight_decay < resolved().weight_decay
+    assert (
+        (standard.head, standard.probe_epochs) == ("solved", 1)
+        and standard.backbone_rate < 1
+        and standard.weight_decay < resolved().weight_decay
+    )
 
 
 @pytest.mark.parametrize(
