@@ -31,7 +31,7 @@ MOST_IMAGES = 50_000
 """Training images whose features are used, at most: the first ones as they are stored, in random order. Each
 takes 4 bytes a feature, so 2,048 features of all of them 400 MB."""
 PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4)
-"""Tried one after the other, each from the solution of the one before. Features are standardized, the loss is a mean."""
+"""Tried one after the other, each from the solution before. Features are standardized, the loss is a mean."""
 USUAL_PENALTY = 0.03
 """Without validation images."""
 ITERATIONS = 100
