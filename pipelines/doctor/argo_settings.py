@@ -18,7 +18,7 @@ _CONFIG_MAP = "workflow-controller-configmap"
 ON_FAILURE = "OnFailure"
 """Argo's own retryPolicy, where none is set."""
 _TRIED_AGAIN = {
-    ON_FAILURE: "a step that fails is tried again, one whose pod is deleted or whose node is drained ends the run",
+    ON_FAILURE: "a step that fails is tried again, one whose pod is deleted or whose node is drained may end the run",
     "OnError": "a step whose pod is lost is tried again, one that fails by itself (exit code 75, memory) ends the run",
     "OnTransientError": "what Argo takes for a transient error is tried again, a step that fails ends the run",
     "Always": "steps that fail and steps whose pod is lost are tried again",
