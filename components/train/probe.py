@@ -181,5 +181,5 @@ def solve(
         return value
 
     with torch.enable_grad():
-        optimizer.step(loss)  # type: ignore[arg-type]
+        optimizer.step(loss)  # type: ignore[arg-type, no-untyped-call]
     return weights.detach()
