@@ -273,14 +273,14 @@ def start_resize(
     script: str = "",
     cwd: Path | None = None,
 ) -> subprocess.Popen[str]:
-    """The step as a process of its own. `file_rows`: cut the plan into files of so many rows."""
+    """The step as a process of its own, on Ray. `file_rows`: cut the plan into files of so many rows."""
     if file_rows:
         script = (
             "import sys; from imagemill.components.resize import STEP, plan\n"
             f"plan.FILE_ROWS = {file_rows}\nsys.exit(STEP.main())"
         )
     start = ["-c", script] if script else ["-m", "imagemill.components.resize"]
-    usual = ["--workspace", str(slow.workspace), "--clean", slow.clean, "--image-size", "32"]
+    usual = ["--workspace", str(slow.workspace), "--clean", slow.clean, "--image-size", "32", "--executor", "ray"]
     kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     return subprocess.Popen(
         [sys.executable, *start, *usual, *more], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
