@@ -261,7 +261,7 @@ def test_the_step_finds_flipped_labels_and_the_report_shows_them(
         wrong,
     )
     # What is asked of the search is in tests/benchmarks. This is one training, whose steps differ with the processor: it
-    # may find few, but of images named by chance 3 of 5 would be among the 8 of 120 in 2 of 1,000 cases.
+    # may find few; but of 5 images named by chance 3 would be among the 8 of 120 in 2 of 1,000 cases.
     assert found.wrong == 8 and found.hits >= 3 and found.precision >= 0.6, found
     assert found.suggested == found.hits
     assert f"{len(ranked)} of 120 training images look mislabelled" in capfd.readouterr().err
