@@ -260,7 +260,7 @@ def test_the_step_finds_flipped_labels_and_the_report_shows_them(
         {image_id: ("cat", "dog")[int(image_id[5:-4]) % 2] for image_id in wrong},
         wrong,
     )
-    # What is asked of the search is in tests/benchmarks. This is one training, whose steps differ with the processor: it
+    # What is asked of the search is in tests/benchmarks. This one training differs from processor to processor, and
     # may find few; but of 5 images named by chance 3 would be among the 8 of 120 in 2 of 1,000 cases.
     assert found.wrong == 8 and found.hits >= 3 and found.precision >= 0.6, found
     assert found.suggested == found.hits
