@@ -78,11 +78,16 @@ def _fill(trial: Trial, page: Page) -> int:
 
 
 def _choose(page: Page, field: str, value: str) -> None:
-    """Take an entry of a drop-down list."""
+    """Take an entry of a drop-down list, which grows as it opens: a click in its first moments may miss the entry."""
     page.click(field)
     entry = f'li[data-value="{value}"]'
-    page.click(entry)
-    page.wait_for(f"!document.querySelector({json.dumps(entry)})", f"the list of {field} to close")
+    page.wait_for_element(entry, f"the entry {value} of {field}")
+    closed = f"""(() => {{
+        const entry = document.querySelector({json.dumps(entry)});
+        if (entry) entry.click();
+        return !entry;
+    }})()"""
+    page.wait_for(closed, f"the list of {field} to close")
 
 
 def _started(trial: Trial, experiment: str) -> Run:
