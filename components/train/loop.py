@@ -125,7 +125,7 @@ class Trainer:
             return False
         if self.ranks.number > 1 or not can_solve(self.network, self.tensors.manifest.task):
             self.context.say(
-                "the head is trained: it is solved by one process, of linear heads, for one label an image"
+                "the head is trained, not solved: that takes one process, a linear head, and one label for each image"
             )
             return False
         return True
@@ -262,11 +262,7 @@ class Trainer:
         import torch
 
         self._clock = time.monotonic()
-        validation = self.validation
-        solved = Probe(
-            self.network, self.tensors, validation.batch_size, self.device, validation.autocast,
-            lambda: self._between_looks(state), self.threads, self.cache,
-        ).solve()  # fmt: skip
+        solved = Probe(self.network, self.validation, lambda: self._stop_if_asked(state)).solve()
         if self.learner.average:
             self.learner.average.network.load_state_dict(self.network.state_dict())
         state.images = solved.images
@@ -276,7 +272,7 @@ class Trainer:
             f"the head is solved on features of {solved.images:,} images, with a penalty of {solved.penalty:g}"
         )
 
-    def _between_looks(self, state: TrainingState) -> None:
+    def _stop_if_asked(self, state: TrainingState) -> None:
         if self.ranks.stop.asked:
             self._stop(state)
             raise self._stopped(state)
@@ -340,7 +336,7 @@ class Trainer:
         if not self.validation.there:
             return {}
 
-        found = self.validation(self.kept, lambda: self._between_looks(state)) if self.ranks.first else {}
+        found = self.validation(self.kept, lambda: self._stop_if_asked(state)) if self.ranks.first else {}
         return dict(zip(VALIDATED, self.ranks.from_first(*(found.get(name, 0.0) for name in VALIDATED)), strict=True))
 
     def _live(self, state: TrainingState, events: Events) -> None:

@@ -8,8 +8,8 @@ is kept for. The penalty on the weights is chosen by the validation images.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +17,9 @@ import numpy as np
 
 from ..store.blocks import head
 from ..store.labels import MULTI
-from ..store.manifest import Dataset
 from ..store.metrics import confusion, summary
-from ..store.model import Normalize
-from ..store.tensors import centre, input_size
-from .batches import batches
 from .losses import inverse_frequency
+from .validation import Validation
 
 if TYPE_CHECKING:
     import torch
@@ -50,16 +47,14 @@ class Solved:
 
 @dataclass(frozen=True)
 class Probe:
-    """What solves a network's head. `between` is called before each batch and may raise; `autocast` makes a context."""
+    """A network whose head is to be solved on the images of `validation`'s dataset.
+
+    `between` is called before each batch, and may raise.
+    """
 
     network: torch.nn.Module
-    tensors: Dataset
-    batch_size: int
-    device: torch.device
-    autocast: Callable[[], AbstractContextManager[Any]]
+    validation: Validation
     between: Callable[[], None]
-    threads: int = 0
-    cache: Any = None
 
     def solve(self) -> Solved:
         """Set the head's weights and biases. The network's modes and all its other weights stay as they are."""
@@ -67,13 +62,15 @@ class Probe:
 
         layer = head_layer(self.network)
         assert layer is not None
-        features, labels = self._features(layer, "train", MOST_IMAGES)
+        features, labels = self._features(layer, "train")
         mean, spread = features.mean(0), features.std(0)
         spread = spread.clamp_min(SMALLEST_SPREAD * float(spread.median().clamp_min(1e-12)))
         scaled = (features - mean) / spread
-        held_out = self._features(layer, "val", MOST_IMAGES)
-        choice = None if held_out is None or not len(held_out[0]) else ((held_out[0] - mean) / spread, held_out[1])
-        weights, penalty = self._best(scaled, labels, choice)
+        held_out = None
+        if self.validation.there:
+            features, others = self._features(layer, "val")
+            held_out = (features - mean) / spread, others
+        weights, penalty = self._best(scaled, labels, held_out)
         with torch.no_grad():
             matrix, bias = weights[:, :-1], weights[:, -1]
             layer.weight.copy_(matrix / spread)
@@ -81,36 +78,22 @@ class Probe:
             loss = float(torch.nn.functional.cross_entropy(scaled @ matrix.T + bias, labels))
         return Solved(penalty, loss, len(labels))
 
-    def _features(self, layer: torch.nn.Linear, split: str, most: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _features(self, layer: torch.nn.Linear, split: str) -> tuple[torch.Tensor, torch.Tensor]:
         """float32 [N, features] and int64 [N] on the device: what the head is given of the images of a split."""
         import torch
 
-        image = self.tensors.manifest.image
-        normalize, size = Normalize(image, self.device), input_size(image)
         features: list[torch.Tensor] = []
         labels: list[Any] = []
-        modes = {module: module.training for module in self.network.modules()}
         hook = layer.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0].float().clone()))
-        self.network.eval()
-        loaded = batches(self.tensors, split, self.batch_size, threads=self.threads, cache=self.cache)
         try:
-            with torch.no_grad():
-                for batch in loaded:
-                    self.between()
-                    pixels = torch.from_numpy(np.ascontiguousarray(centre(batch.images, size))).to(self.device)
-                    with self.autocast():
-                        self.network(normalize(pixels).contiguous(memory_format=torch.channels_last))
-                    labels.append(batch.labels)
-                    if self.batch_size * len(labels) >= most:
+            with contextlib.closing(self.validation.logits(self.network, self.between, split)) as passes:
+                for _, some in passes:
+                    labels.append(some)
+                    if sum(map(len, labels)) >= MOST_IMAGES:
                         break
         finally:
             hook.remove()
-            loaded.close()  # type: ignore[attr-defined]
-            for module, training in modes.items():
-                module.training = training
-        if not labels:
-            return torch.zeros(0, layer.in_features, device=self.device), torch.zeros(0, dtype=torch.int64)
-        return torch.cat(features), torch.from_numpy(np.concatenate(labels)).to(self.device)
+        return torch.cat(features), torch.from_numpy(np.concatenate(labels)).to(self.validation.device)
 
     def _best(
         self, features: torch.Tensor, labels: torch.Tensor, held_out: tuple[torch.Tensor, torch.Tensor] | None
@@ -119,7 +102,7 @@ class Probe:
         held out, of several the one with the lowest loss."""
         import torch
 
-        classes = len(self.tensors.manifest.classes)
+        classes = len(self.validation.tensors.manifest.classes)
         counts = np.bincount(labels.cpu().numpy(), minlength=classes)
         balance = torch.tensor(inverse_frequency(counts), dtype=torch.float32, device=features.device)
         weights = torch.zeros(classes, features.shape[1] + 1, device=features.device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -51,7 +51,7 @@ class Validation:
 
         task, classes = self.tensors.manifest.task, len(self.tensors.manifest.classes)
         counts, matrix, loss, rows = LabelCounts(classes), np.zeros((classes, classes), np.int64), 0.0, 0
-        for logits, labels in self._logits(network, between):
+        for logits, labels in self.logits(network, between):
             loss += summed_loss(logits, torch.from_numpy(labels).to(self.device))
             rows += len(labels)
             highest = logits.argmax(1).cpu().numpy()
@@ -71,17 +71,18 @@ class Validation:
             return 1.0
         logits: list[npt.NDArray[np.float32]] = []
         labels: list[npt.NDArray[Any]] = []
-        for some, theirs in self._logits(network, lambda: None):
+        for some, theirs in self.logits(network, lambda: None):
             logits.append(some.cpu().numpy())
             labels.append(theirs)
             if sum(len(part) for part in labels) >= FOR_TEMPERATURE:
                 break
         return fit_temperature(np.concatenate(logits), np.concatenate(labels))
 
-    def _logits(
-        self, network: torch.nn.Module, between: Callable[[], None]
-    ) -> Iterator[tuple[torch.Tensor, npt.NDArray[Any]]]:
-        """(logits float32 [B, classes] on the device, labels) of each batch."""
+    def logits(
+        self, network: torch.nn.Module, between: Callable[[], None], split: str = "val"
+    ) -> Generator[tuple[torch.Tensor, npt.NDArray[Any]], None, None]:
+        """(logits float32 [B, classes] on the device, labels) of each batch of a split, in stored order, by the network
+        in evaluation mode. `between` is called before each batch."""
         import torch
 
         image = self.tensors.manifest.image
@@ -90,7 +91,7 @@ class Validation:
         network.eval()
         try:
             with torch.inference_mode():
-                for batch in batches(self.tensors, "val", self.batch_size, threads=self.threads, cache=self.cache):
+                for batch in batches(self.tensors, split, self.batch_size, threads=self.threads, cache=self.cache):
                     between()
                     pixels = torch.from_numpy(np.ascontiguousarray(centre(batch.images, size))).to(self.device)
                     with self.autocast():

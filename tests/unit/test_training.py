@@ -128,13 +128,13 @@ def test_sigterm_during_the_validation_loses_no_step(tensors: Dataset, tmp_path:
     config = settings(tensors, epochs=1, checkpoint_minutes=0.0)
     stop = StopSign()
     one = trainer(tensors, tmp_path, config, Ranks(stop=stop))
-    logits = one.validation._logits
+    logits = one.validation.logits
 
     def stopping(*arguments: Any) -> Any:
         stop.asked = True
         return logits(*arguments)
 
-    object.__setattr__(one.validation, "_logits", stopping)
+    object.__setattr__(one.validation, "logits", stopping)
     with pytest.raises(TransientError, match="after 5 batches of epoch 1"):
         one.run()
     resumed = trainer(tensors, tmp_path, config)
