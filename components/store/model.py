@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from . import timm_models
 from . import uri as uris
 from .backbones import check_backbone
+from .compat import import_torchvision
 from .errors import DatasetError, UserError, wrong
 from .filesystem import store_for
 from .manifest import Dataset
@@ -78,6 +79,7 @@ def build_network(spec: ModelSpec, dropout: float = 0.0, drop_path: float = 0.0)
 
 
 def _torchvisions(spec: ModelSpec, size: int) -> torch.nn.Module:
+    import_torchvision()
     from torchvision.models import get_model
 
     options: dict[str, Any] = {"num_classes": len(spec.classes)}

@@ -1,0 +1,50 @@
+"""Other libraries' internals, each with the version that it was seen in and a test that notices when it changes."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import Any, ClassVar
+
+DYNAMO = ("torch._dynamo", "torch._dynamo.utils")
+
+
+class _Deferred(ModuleType):
+    """A module that is imported when something else than `is_compile_supported` is read from it."""
+
+    __path__: ClassVar[list[str]] = []  # a package, whose modules can be asked for
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # the import system's own
+            raise AttributeError(name)
+        _remove_deferred()
+        return getattr(importlib.import_module(self.__name__), name)
+
+
+def import_torchvision() -> None:
+    """Import torchvision without `torch._dynamo`, which takes nearly as long as all of torch (1.4 s and 1.6 s).
+
+    torchvision 0.27 to 0.29 (ops/roi_align.py) imports `is_compile_supported` from it, for detection's operators alone.
+    """
+    if "torchvision" in sys.modules or DYNAMO[0] in sys.modules:
+        return
+    import torch  # noqa: F401  # its own modules must not meet the deferred ones
+
+    package, utils = (_Deferred(name) for name in DYNAMO)
+    utils.is_compile_supported = _is_compile_supported  # type: ignore[attr-defined]
+    sys.modules |= {module.__name__: module for module in (package, utils)}
+    try:
+        import torchvision  # noqa: F401
+    finally:
+        _remove_deferred()
+
+
+def _remove_deferred() -> None:
+    for name in DYNAMO:
+        if isinstance(sys.modules.get(name), _Deferred):
+            del sys.modules[name]
+
+
+def _is_compile_supported(device_type: str) -> bool:
+    return bool(importlib.import_module(DYNAMO[1]).is_compile_supported(device_type))

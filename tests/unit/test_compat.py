@@ -1,0 +1,59 @@
+"""torchvision is imported without the parts of torch that compile, and works all the same."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    """Run Python code in a fresh process: what is imported here already would hide what is tested."""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_torch_dynamo_is_left_out() -> None:
+    """Fails with a torchvision that imports more of it: then `import_torchvision` is of no use, and goes."""
+    done = run(
+        "import sys\n"
+        "from imagemill.components.store.compat import import_torchvision\n"
+        "import_torchvision()\n"
+        "from torchvision.models import get_model\n"
+        "get_model('resnet18')\n"
+        "assert 'torch._dynamo' not in sys.modules and 'torch._dynamo.utils' not in sys.modules\n"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_torch_dynamo_is_there_for_who_asks() -> None:
+    done = run(
+        "import torch\n"
+        "from imagemill.components.store.compat import import_torchvision\n"
+        "import_torchvision()\n"
+        "from torchvision.ops import roi_align\n"
+        "from torchvision.ops.roi_align import is_compile_supported\n"
+        "boxes = torch.tensor([[0.0, 0.0, 0.0, 4.0, 4.0]])\n"
+        "assert roi_align(torch.ones(1, 1, 8, 8), boxes, 2).shape == (1, 1, 2, 2)\n"
+        "from torch._dynamo.utils import is_compile_supported as own\n"
+        "assert is_compile_supported('cpu') == own('cpu')\n"
+        "assert torch.compile(lambda x: x + 1, backend='eager')(torch.ones(1)).item() == 2\n"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "statement", ["import torch._dynamo; torch._dynamo.config", "from torch._dynamo import disable"]
+)
+def test_a_module_that_needs_more_of_it_gets_it(statement: str) -> None:
+    """As a later torchvision might: the import that it meets is the real one."""
+    done = run(
+        "import sys\n"
+        "from imagemill.components.store import compat\n"
+        "import torch\n"
+        "package, utils = (compat._Deferred(name) for name in compat.DYNAMO)\n"
+        "sys.modules |= {module.__name__: module for module in (package, utils)}\n"
+        f"{statement}\n"
+        "assert type(sys.modules['torch._dynamo']).__name__ == 'module'\n"
+    )
+    assert done.returncode == 0, done.stderr
