@@ -14,11 +14,13 @@ from __future__ import annotations
 import colorsys
 import io
 import math
+import struct
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+from PIL.TiffImagePlugin import TiffImageFile
 
 CLASSES: tuple[str, ...] = ("checkerboard", "circle", "cross", "star", "stripes", "triangle")
 
@@ -26,6 +28,7 @@ _SUPERSAMPLE = 3
 _PATTERNS = ("checkerboard", "stripes")
 _PANELS = ("circle", "square")  # the outlines that a pattern is cut to
 _ORIENTATION = 0x0112  # the EXIF tag
+_STRIP_BYTE_COUNTS = 279  # the TIFF tag
 
 Point = tuple[float, float]
 Colour = NDArray[np.float32]
@@ -284,7 +287,20 @@ def _webp(image: Image.Image, out: io.BytesIO, rng: Rng) -> None:
 
 
 def _tiff(image: Image.Image, out: io.BytesIO, rng: Rng) -> None:
-    image.save(out, "TIFF", compression="tiff_lzw" if rng.random() < 0.5 else None)
+    compressed = rng.random() < 0.5
+    image.save(out, "TIFF", compression="tiff_lzw" if compressed else None)
+    if compressed:
+        _zero_padding(out)
+
+
+def _zero_padding(tiff: io.BytesIO) -> None:
+    """Zero the byte between compressed strips of an odd length and the directory: libtiff leaves it unset in Pillow
+    before 13 (seen in 11.3 to 12.3), so that one picture would have other bytes each time."""
+    with TiffImageFile(io.BytesIO(tiff.getvalue())) as written:
+        end = 8 + sum(written.tag_v2[_STRIP_BYTE_COUNTS])
+    (directory,) = struct.unpack_from("<I", tiff.getvalue(), 4)
+    if end == directory - 1:
+        tiff.getbuffer()[end] = 0
 
 
 def _bmp(image: Image.Image, out: io.BytesIO, rng: Rng) -> None:

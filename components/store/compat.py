@@ -5,15 +5,13 @@ from __future__ import annotations
 import importlib
 import sys
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any
 
 DYNAMO = ("torch._dynamo", "torch._dynamo.utils")
 
 
 class _Deferred(ModuleType):
     """A module that is imported when something else than `is_compile_supported` is read from it."""
-
-    __path__: ClassVar[list[str]] = []  # a package, whose modules can be asked for
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # the import system's own
@@ -32,6 +30,7 @@ def import_torchvision() -> None:
     import torch  # noqa: F401  # its own modules must not meet the deferred ones
 
     package, utils = (_Deferred(name) for name in DYNAMO)
+    package.__path__ = []  # makes it a package, whose modules can be imported
     utils.is_compile_supported = _is_compile_supported  # type: ignore[attr-defined]
     sys.modules |= {module.__name__: module for module in (package, utils)}
     try:

@@ -52,6 +52,7 @@ def test_a_module_that_needs_more_of_it_gets_it(statement: str) -> None:
         "from imagemill.components.store import compat\n"
         "import torch\n"
         "package, utils = (compat._Deferred(name) for name in compat.DYNAMO)\n"
+        "package.__path__ = []\n"
         "sys.modules |= {module.__name__: module for module in (package, utils)}\n"
         f"{statement}\n"
         "assert type(sys.modules['torch._dynamo']).__name__ == 'module'\n"
