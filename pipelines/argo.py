@@ -17,7 +17,7 @@ from .checks import check_output, with_workspace
 from .cluster import LABELS, RUN_LABEL, Cluster, Limits
 from .cron import parse, zone
 from .first_step import CHANGED
-from .parameters import Chosen, form_parameters, form_value
+from .parameters import RunParameters, format_form_value, list_form_parameters
 from .planning import POD, only_resize_knows_tensors
 from .planning import RAYJOB as PLANNED_RAYJOB
 from .pods import NO_SIDECAR, pod_security
@@ -31,7 +31,7 @@ KEEP_PODS = "1h"
 """How long the pods of a run that succeeded stay, with their logs; those of a failed one stay as long as the run."""
 
 
-def compile_argo(chosen: Chosen, target: Path, cluster: Cluster) -> None:
+def compile_argo(parameters: RunParameters, target: Path, cluster: Cluster) -> None:
     """Write WorkflowTemplate and CronWorkflow to one YAML file; the chosen parameters become the defaults.
 
     UserError for images without a digest, a workspace that a pod can't reach, a schedule that Argo would refuse.
@@ -40,7 +40,7 @@ def compile_argo(chosen: Chosen, target: Path, cluster: Cluster) -> None:
 
     check_output(target)
     cluster.require_images("cluster")
-    documents = [workflow_template(cluster, chosen), cron_workflow(cluster)]
+    documents = [workflow_template(cluster, parameters), cron_workflow(cluster)]
     written = yaml.safe_dump_all(documents, sort_keys=False, width=10_000, allow_unicode=True)
     try:
         target.write_text(written, encoding="utf-8")
@@ -48,12 +48,12 @@ def compile_argo(chosen: Chosen, target: Path, cluster: Cluster) -> None:
         raise wrong("-o", f"a file that can be written ({error.strerror})", str(target)) from None
 
 
-def workflow_template(cluster: Cluster, chosen: Chosen) -> dict[str, Any]:
+def workflow_template(cluster: Cluster, parameters: RunParameters) -> dict[str, Any]:
     """The WorkflowTemplate as a document."""
     from hera.workflows import WorkflowTemplate, models
 
     limits, argo = cluster.limits, cluster.argo
-    arguments = _arguments(cluster, chosen)
+    arguments = _arguments(cluster, parameters)
     template = WorkflowTemplate(
         name=NAME,
         namespace=cluster.namespace,
@@ -77,7 +77,7 @@ def workflow_template(cluster: Cluster, chosen: Chosen) -> dict[str, Any]:
         active_deadline_seconds=limits.run_deadline_seconds or None,
         synchronization=models.Synchronization(mutexes=[models.Mutex(name=argo.mutex)]) if argo.mutex else None,
         archive_logs=None if argo.artifacts else False,
-        templates=[_dag(cluster), *_templates(cluster, chosen), finish_template(cluster)],
+        templates=[_dag(cluster), *_templates(cluster, parameters), finish_template(cluster)],
     )
     document: dict[str, Any] = template.to_dict()
     return document
@@ -92,23 +92,23 @@ def _kept(limits: Limits) -> Any:
     return kept if succeeded or failed else None
 
 
-def _arguments(cluster: Cluster, chosen: Chosen) -> list[Parameter]:
+def _arguments(cluster: Cluster, parameters: RunParameters) -> list[Parameter]:
     """The parameters of the form, with the chosen values as defaults; a fixed choice is a drop-down there."""
     from hera.workflows import Parameter
 
-    given = with_workspace(chosen, cluster).arguments()
+    given = with_workspace(parameters, cluster).arguments()
     return [
         Parameter(
-            name=name, value=given.get(name, form_value(one.default)), description=one.help,
+            name=name, value=given.get(name, format_form_value(one.default)), description=one.help,
             enum=list(one.choices) or None,
         )
-        for name, one in form_parameters().items()
+        for name, one in list_form_parameters().items()
     ]  # fmt: skip
 
 
-def _templates(cluster: Cluster, chosen: Chosen) -> list[Any]:
+def _templates(cluster: Cluster, parameters: RunParameters) -> list[Any]:
     tasks = [task for task in PARTS if task != "resize" or _resizes_in_pod(cluster)]
-    steps = [step_template(task, cluster, chosen) for task in tasks]
+    steps = [step_template(task, cluster, parameters) for task in tasks]
     return [*steps, rayjob_template(cluster)] if cluster.ray.makes_rayjobs else steps
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..components.store.config import STEPS
 from .cluster import SCRATCH, TOKEN_KEY, Cluster, Pod
-from .parameters import Chosen, form_parameters
+from .parameters import RunParameters, list_form_parameters
 from .pod_settings import cluster_variable
 from .pods import container_security, rayjob_seconds, storage_env
 from .rayjob import FAILURE_CONDITION, SUCCESS_CONDITION
@@ -92,7 +92,7 @@ PARTS = {
 }
 
 
-def step_template(task: str, cluster: Cluster, chosen: Chosen) -> Container:
+def step_template(task: str, cluster: Cluster, parameters: RunParameters) -> Container:
     """The pod of a step that runs in it."""
     from hera.workflows import Parameter
 
@@ -100,7 +100,7 @@ def step_template(task: str, cluster: Cluster, chosen: Chosen) -> Container:
     pod, image = _size(task, cluster)
     return _container(
         task, cluster, pod, image, _words(task, cluster),
-        shm=shm_size(task, pod, chosen),
+        shm=shm_size(task, pod, parameters),
         inputs=[Parameter(name=name) for name in part.takes],
         outputs=[*_parameters(part), *(_artifacts(part.artifacts) if cluster.argo.artifacts else ())],
         timeout=_timeout(cluster),
@@ -120,7 +120,7 @@ def _words(task: str, cluster: Cluster) -> list[str]:
     part = PARTS[task]
     values = {
         name: f"{{{{workflow.parameters.{name}}}}}"
-        for name, parameter in form_parameters().items()
+        for name, parameter in list_form_parameters().items()
         if not set(part.flags_of).isdisjoint(parameter.steps)
     }
     values |= {name: f"{{{{inputs.parameters.{name}}}}}" for name in part.takes}

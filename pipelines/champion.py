@@ -15,7 +15,7 @@ from ..components.store.errors import EXIT_OK, EXIT_OURS, TransientError, UserEr
 from ..components.store.manifest import find_dataset, place_of, read_dataset, ready
 from ..components.store.step import add_flag, new_run
 from ..components.store.workspace import Workspace
-from .parameters import ALL_STEPS, choose, parameters
+from .parameters import ALL_STEPS, list_parameters, resolve_parameters
 
 HELP = "the champions of a name: list, show, promote, rollback"
 ROLLBACK = "rollback"
@@ -40,7 +40,7 @@ def add_command(commands: Any) -> None:
         several = " (default: all)" if verb is listed else " (default: the one name that has a champion there)"
         verb.add_argument("--name", default="", help=f"whose champion{several}")
     shown.add_argument("--number", default="", metavar="N", help="another promotion than the last one")
-    back.add_argument("--registry", default="", help=parameters()["registry"].help)
+    back.add_argument("--registry", default="", help=list_parameters()["registry"].help)
     back.add_argument("--to", default="", metavar="N", help="that promotion's model (default: the champion before)")
     promoted.add_argument("model", metavar="MODEL", help="the URI or path of a model, or of an evaluation of one")
     promoted.add_argument(
@@ -49,7 +49,7 @@ def add_command(commands: Any) -> None:
     )  # fmt: skip
     promoted.add_argument("--force", action="store_true", help="whatever the gate says")
     promoted.add_argument("--config", dest="config_file", metavar="FILE.yaml", help="parameters from a YAML file")
-    for parameter in parameters().values():
+    for parameter in list_parameters().values():
         if set(parameter.steps) & set(_STEPS) and parameter.name not in _NOT_FLAGS:
             add_flag(promoted, parameter.name, parameter.default, parameter.help, parameter.choices)
 
@@ -224,7 +224,7 @@ def _promote(workspace: Workspace, name: str, as_json: bool, found: dict[str, An
     if not clean:
         raise wrong("--clean", f"the URI of a clean dataset, since {name} has none in {workspace.uri}", "")
     read_dataset(clean, "clean")
-    chosen = choose(flags | {"workspace": workspace.uri, "name": name}, config_file)
+    chosen = resolve_parameters(flags | {"workspace": workspace.uri, "name": name}, config_file)
     run_name = new_run(name)
 
     def step(which: str, parents: dict[str, str]) -> Record:

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..components.store import uri as uris
 from ..components.store.errors import UserError, wrong
 from .cluster import Cluster, from_file, shared
-from .parameters import Chosen
+from .parameters import RunParameters
 from .paths import refuse_paths
 
 LONGEST = 100_000
@@ -26,46 +26,46 @@ def cluster_of(file: str) -> Cluster:
     return cluster
 
 
-def with_workspace(chosen: Chosen, cluster: Cluster) -> Chosen:
+def with_workspace(parameters: RunParameters, cluster: Cluster) -> RunParameters:
     """With the cluster's workspace where none was chosen; UserError for one that its pods can't reach, and for what
     else they can't take."""
-    place = chosen.place("workspace")
-    workspace = shared(str(chosen.pipeline.get("workspace", cluster.storage.workspace)), place)
-    chosen = replace(chosen, pipeline=chosen.pipeline | {"workspace": workspace})
-    refuse_what_pods_cannot_take(chosen)
-    return replace(chosen, pipeline=chosen.pipeline | {"workspace": uris.normalize(workspace, place)})
+    place = parameters.place("workspace")
+    workspace = shared(str(parameters.pipeline.get("workspace", cluster.storage.workspace)), place)
+    parameters = replace(parameters, pipeline=parameters.pipeline | {"workspace": workspace})
+    refuse_what_pods_cannot_take(parameters)
+    return replace(parameters, pipeline=parameters.pipeline | {"workspace": uris.normalize(workspace, place)})
 
 
-def refuse_what_pods_cannot_take(chosen: Chosen) -> None:
+def refuse_what_pods_cannot_take(parameters: RunParameters) -> None:
     """UserError for a login, a path of this machine or a variable of Argo's among the parameters, and for too much."""
-    refuse_logins(chosen)
-    refuse_paths(chosen)
-    refuse_variables(chosen)
+    refuse_logins(parameters)
+    refuse_paths(parameters)
+    refuse_variables(parameters)
     # KFP hands all of them to a pod in one word of its command line, in which they are quoted a second time.
-    if (length := len(json.dumps(json.dumps(chosen.arguments())))) > LONGEST:
+    if (length := len(json.dumps(json.dumps(parameters.arguments())))) > LONGEST:
         raise wrong("config", f"parameters of {LONGEST:,} characters at most, for a pod's command line", f"{length:,}")
 
 
-def refuse_variables(chosen: Chosen) -> None:
+def refuse_variables(parameters: RunParameters) -> None:
     """UserError for a text with what Argo, which KFP runs on as well, takes for the beginning of a variable: it would
     put something else there, or refuse the run."""
-    for step, values in (("", chosen.pipeline), *chosen.sections.items()):
+    for step, values in (("", parameters.pipeline), *parameters.sections.items()):
         for name, value in values.items():
             if isinstance(value, str) and "{{" in value:
-                raise wrong(chosen.place(name, step), "a text without {{, by which Argo's variables begin", value)
+                raise wrong(parameters.place(name, step), "a text without {{, by which Argo's variables begin", value)
 
 
-def refuse_logins(chosen: Chosen) -> None:
+def refuse_logins(parameters: RunParameters) -> None:
     """UserError for a parameter with a login or a query, which may be one, in its URL: whoever may see the pipeline or
     its runs reads their parameters."""
-    for step, values in (("", chosen.pipeline), *chosen.sections.items()):
+    for step, values in (("", parameters.pipeline), *parameters.sections.items()):
         for name, value in values.items():
             if isinstance(value, str) and (shown := uris.safe(value)) != value:
                 expected = (
                     "a URL without a login or query, for a pipeline's parameters are no secret: s3://…, which the pods "
                     "have a secret for, or one that is open to them"
                 )
-                raise wrong(chosen.place(name, step), expected, shown)
+                raise wrong(parameters.place(name, step), expected, shown)
 
 
 def check_output(target: Path) -> None:

@@ -19,7 +19,7 @@ from ..components.store.manifest import code_version
 from ..components.store.step import Parser, add_flag, quiet_logs
 from . import champion, exporting, images, predicting, runs, schedule, submit
 from .doctor import command as doctor
-from .parameters import ALL_STEPS, WORKSPACE_HELP, Chosen, choose, parameters, sections_of
+from .parameters import ALL_STEPS, WORKSPACE_HELP, RunParameters, list_parameters, parse_sections, resolve_parameters
 
 _INTRO = "Labelled images in, a better classifier out, again every week."
 _SERVICE: dict[str, Callable[[dict[str, Any]], int]] = {
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, _stop)  # as Ctrl-C: what is finished is kept, and said
     try:
         if words and words[0] in STEPS:
-            return ALL_STEPS[words[0]].main(words[1:], prog=f"imagemill {words[0]}", check_config=sections_of)
+            return ALL_STEPS[words[0]].main(words[1:], prog=f"imagemill {words[0]}", check_config=parse_sections)
         return _command(words)
     except MillError as error:
         print(f"imagemill: error: {error}", file=sys.stderr)
@@ -91,13 +91,13 @@ def _do(command: str, found: dict[str, Any]) -> int:
     runner, as_json = found.pop("runner", ""), found.pop("json", False)
     found_cluster = found.pop("cluster_file", None) or ""
     target, output = found.pop("target", ""), found.pop("output", "")
-    chosen = choose({key: value for key, value in found.items() if value is not None}, config_file)
+    parameters = resolve_parameters({key: value for key, value in found.items() if value is not None}, config_file)
     if command == "run":
-        return _run(chosen, runner, found_cluster, as_json)
-    return _compile(chosen, target, output, found_cluster)
+        return _run(parameters, runner, found_cluster, as_json)
+    return _compile(parameters, target, output, found_cluster)
 
 
-def _run(chosen: Chosen, runner: str, cluster_file: str, as_json: bool) -> int:
+def _run(parameters: RunParameters, runner: str, cluster_file: str, as_json: bool) -> int:
     from .run import run
 
     if runner not in ("subprocess", "docker"):
@@ -107,17 +107,17 @@ def _run(chosen: Chosen, runner: str, cluster_file: str, as_json: bool) -> int:
             raise UserError(f"--cluster: expected nothing with --runner subprocess, found {cluster_file!r}")
         # Now, and not when the steps before have worked for an hour.
         require("run", [module for step in ALL_STEPS.values() for module in step.needs])
-        return run(chosen, as_json)
+        return run(parameters, as_json)
     require("run", ["docker"])
     from .cluster import Cluster, from_file
 
-    return run(chosen, as_json, from_file(cluster_file) if cluster_file else Cluster())
+    return run(parameters, as_json, from_file(cluster_file) if cluster_file else Cluster())
 
 
-def _compile(chosen: Chosen, target: str, output: str, cluster_file: str) -> int:
+def _compile(parameters: RunParameters, target: str, output: str, cluster_file: str) -> int:
     from .compile import compile_for
 
-    compile_for(target, chosen, Path(output), cluster_file)
+    compile_for(target, parameters, Path(output), cluster_file)
     print(f"wrote {output}")
     return EXIT_OK
 
@@ -192,8 +192,8 @@ def _add_parameters(parser: argparse.ArgumentParser, on_cluster: str = "") -> No
     about = f"{on_cluster} Places are URIs: the pods don't see this machine's files." if on_cluster else None
     main_ones = parser.add_argument_group("parameters", about)
     others = parser.add_argument_group("other parameters (in the forms of a cluster: in the JSON parameter config)")
-    for parameter in parameters().values():
-        group: Any = main_ones if parameter.in_forms else others
+    for parameter in list_parameters().values():
+        group: Any = main_ones if parameter.is_in_form else others
         text = f"{WORKSPACE_HELP} (default: storage.workspace of the cluster's file)"
         if not on_cluster or parameter.name != "workspace":
             text = parameter.help

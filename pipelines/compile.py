@@ -10,14 +10,14 @@ from typing import Any
 from ..components.store.errors import UserError, wrong
 from .checks import check_output, cluster_of, with_workspace
 from .cluster import Cluster
-from .parameters import Chosen
+from .parameters import RunParameters
 from .settings import bytes_of
 from .shm import shm_size
 
 ORCHESTRATORS = ("kfp", "argo")
 
 
-def compile_for(target: str, chosen: Chosen, output: Path, cluster_file: str = "") -> None:
+def compile_for(target: str, parameters: RunParameters, output: Path, cluster_file: str = "") -> None:
     """Write what a cluster runs; the chosen parameters become its defaults.
 
     UserError for images that are not named by digest, a workspace that a pod can't reach, a file that can't be written.
@@ -26,14 +26,14 @@ def compile_for(target: str, chosen: Chosen, output: Path, cluster_file: str = "
         raise wrong("--target", f"one of {', '.join(ORCHESTRATORS)}", target)
     cluster = cluster_of(cluster_file)
     if target == "kfp":
-        compile_kfp(chosen, output, cluster)
+        compile_kfp(parameters, output, cluster)
         return
     from .argo import compile_argo
 
-    compile_argo(chosen, output, cluster)
+    compile_argo(parameters, output, cluster)
 
 
-def compile_kfp(chosen: Chosen, target: Path, cluster: Cluster | None = None, *, bake: bool = True) -> None:
+def compile_kfp(parameters: RunParameters, target: Path, cluster: Cluster | None = None, *, bake: bool = True) -> None:
     """Write the package for Kubeflow Pipelines, with the pods as the cluster says.
 
     The chosen parameters become the package's defaults, which the pods are sized by. Without `bake` the defaults stay,
@@ -41,10 +41,10 @@ def compile_kfp(chosen: Chosen, target: Path, cluster: Cluster | None = None, *,
     """
     cluster = cluster or Cluster()
     cluster.require_images("cluster")
-    chosen = with_workspace(chosen, cluster)
-    baked = chosen if bake else with_workspace(Chosen({}, {}), cluster)
+    parameters = with_workspace(parameters, cluster)
+    baked = parameters if bake else with_workspace(RunParameters({}, {}), cluster)
     train = cluster.steps["train"]
-    largest = max((baked, chosen), key=lambda one: bytes_of(shm_size("train", train, one) or "0"))
+    largest = max((baked, parameters), key=lambda one: bytes_of(shm_size("train", train, one) or "0"))
     check_output(target)
     _quiet_kfp()
     with warnings.catch_warnings():

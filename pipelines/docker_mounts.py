@@ -20,7 +20,7 @@ from ..components.store import uri as uris
 from ..components.store.errors import UserError, wrong
 from ..components.store.manifest import MANIFEST
 from .cluster import SCRATCH
-from .parameters import Chosen
+from .parameters import RunParameters
 from .paths import PATHS, is_path
 
 CACHE = "cache_dir"
@@ -44,28 +44,34 @@ class Seen:
         return any(uris.is_s3(address) for address in self.addresses)
 
 
-def absolute(chosen: Chosen) -> Chosen:
+def absolute(parameters: RunParameters) -> RunParameters:
     """The same parameters with absolute paths: a container has another current folder, and another home."""
 
     def changed(values: dict[str, Any]) -> dict[str, Any]:
         made = {
             name: uris.normalize(value, name)
             for name, value in values.items()
-            if name in (*PATHS, CACHE) and is_path(chosen, name, value)
+            if name in (*PATHS, CACHE) and is_path(parameters, name, value)
         }
         return {**values, **made}
 
     return replace(
-        chosen, pipeline=changed(chosen.pipeline), sections={s: changed(v) for s, v in chosen.sections.items()}
+        parameters,
+        pipeline=changed(parameters.pipeline),
+        sections={s: changed(v) for s, v in parameters.sections.items()},
     )
 
 
-def seen_by(chosen: Chosen, workspace: str) -> Seen:
+def seen_by(parameters: RunParameters, workspace: str) -> Seen:
     """What the containers of a run with these (absolute) parameters have to see; reads folders and tables for it."""
-    download = chosen.config("download")
+    download = parameters.config("download")
     assert isinstance(download, DownloadConfig)
-    every = [(name, value) for values in (chosen.pipeline, *chosen.sections.values()) for name, value in values.items()]
-    named = [value for name, value in every if name in PATHS and is_path(chosen, name, value)]
+    every = [
+        (name, value)
+        for values in (parameters.pipeline, *parameters.sections.values())
+        for name, value in values.items()
+    ]
+    named = [value for name, value in every if name in PATHS and is_path(parameters, name, value)]
     addresses = {str(value) for name, value in every if uris.scheme(str(value)) or (name == "ray_address" and value)}
     written = {str(value) for name, value in every if name == CACHE and value}
     (addresses if uris.is_s3(workspace) else written).add(workspace)

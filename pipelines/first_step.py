@@ -19,7 +19,7 @@ from ..components.store.errors import EXIT_OK, MillError, UserError
 from ..components.store.progress import say
 from ..components.store.step import CACHED, RUN, quiet_logs, write_outputs
 from ..components.store.workspace import Workspace
-from .parameters import CONFIG, Chosen, chosen_in_form
+from .parameters import CONFIG, RunParameters, parse_form
 from .pod_arguments import parse
 from .unchanged import cached_records, write_cached_records
 
@@ -33,19 +33,19 @@ def download(config: str, artifact: str, run: str, parameters: Mapping[str, Any]
     `config`: the JSON parameter; `parameters`: all other pipeline parameters. Ends the process with the step's exit
     code when it fails.
     """
-    chosen = checked(run, {**parameters, CONFIG: config})
+    run_parameters = checked(run, {**parameters, CONFIG: config})
     record = STEP.component(config, artifact, run=run, **parameters)
-    return record, changed(chosen, os.environ.get(RUN) or run, record)
+    return record, changed(run_parameters, os.environ.get(RUN) or run, record)
 
 
-def checked(run: str, form: Mapping[str, str]) -> Chosen:
+def checked(run: str, form: Mapping[str, str]) -> RunParameters:
     """Return the parameters of a run from those of its form, checked for every step: else a later one would find a
     mistake when its turn comes. Ends the process with exit code 2 for a mistake, which the record of download tells."""
     try:
-        chosen = chosen_in_form(form)
+        parameters = parse_form(form)
         for step in STEPS:
-            chosen.config(step)
-        return chosen
+            parameters.config(step)
+        return parameters
     except UserError as error:
         say(STEP.name, f"error: {error}")
         record = {"uri": "", "fingerprint": "", "state": "failed", "metrics": {}, "inputs": "", "seconds": 0}
@@ -56,13 +56,13 @@ def checked(run: str, form: Mapping[str, str]) -> Chosen:
         raise SystemExit(error.exit_code) from None
 
 
-def changed(chosen: Chosen, run: str, record: dict[str, Any]) -> str:
+def changed(parameters: RunParameters, run: str, record: dict[str, Any]) -> str:
     """Return CHANGED if any step after download has something to do, else write all records and return UNCHANGED.
 
     `record`: that of download.
     """
     try:
-        records = cached_records(chosen, run, {STEP.name: record}) if record["state"] == CACHED else None
+        records = cached_records(parameters, run, {STEP.name: record}) if record["state"] == CACHED else None
         if records is None:
             return CHANGED
         write_cached_records(Workspace.known(record["uri"].rpartition("/raw/")[0]), run, records)
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def write() -> None:
         write_outputs(record, arguments.outputs)
-        arguments.write("changed", changed(arguments.chosen, arguments.run, record))
+        arguments.write("changed", changed(arguments.parameters, arguments.run, record))
 
     return STEP.hand_over(write) or EXIT_OK
 

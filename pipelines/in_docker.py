@@ -36,7 +36,7 @@ from .docker_environment import (
 from .docker_mounts import Seen, seen_by
 from .docker_user import User, make_run_folder, make_writable, options, user_of
 from .image_build import CODE, code
-from .parameters import Chosen
+from .parameters import RunParameters
 
 FLAG = "--runner docker"
 ON_GPU = ("train", "evaluate")
@@ -244,7 +244,9 @@ def _lines(chunks: Iterable[bytes]) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def containers_of(engine: Engine, chosen: Chosen, workspace: Workspace, run: str, folder: str) -> Iterator[Containers]:
+def containers_of(
+    engine: Engine, parameters: RunParameters, workspace: Workspace, run: str, folder: str
+) -> Iterator[Containers]:
     """The containers of one run, while KFP starts them; `folder` is the run's own and goes with it.
 
     Its `kfp` is KFP's pipeline root, its `scratch` the containers' scratch folder.
@@ -255,7 +257,7 @@ def containers_of(engine: Engine, chosen: Chosen, workspace: Workspace, run: str
         own.mkdir()
         if os.getuid() == 0 and user[0] != 0:
             os.chown(own, *user)
-    seen = seen_by(chosen, workspace.uri)
+    seen = seen_by(parameters, workspace.uri)
     credentials: Credentials = credentials_of_s3() if seen.uses_s3() else dict
     reached = endpoints(seen.addresses, os.environ, credentials().get("AWS_ENDPOINT_URL", ""))
     seen = Seen((*seen.read, *certificate_files(os.environ)), seen.written, seen.addresses)

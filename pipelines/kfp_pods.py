@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from .cluster import LABELS, RUN_LABEL, SCRATCH, TOKEN_KEY, UID, Cluster, Pod
 from .first_step import CHANGED
 from .kfp_server import ARRIVED, SENT, knows_whole_runs
-from .parameters import Chosen
+from .parameters import RunParameters
 from .pod_settings import cluster_variable
 from .pods import NO_SIDECAR, place_env, rayjob_seconds
 from .settings import bytes_of, text
@@ -59,10 +59,10 @@ class Here:
 
 @dataclass(frozen=True)
 class OnCluster:
-    """Places tasks as a `Cluster` says; `chosen` are the parameters that become the package's defaults."""
+    """Places tasks as a `Cluster` says; `parameters` are the parameters that become the package's defaults."""
 
     of: Cluster
-    chosen: Chosen
+    parameters: RunParameters
 
     def place(self, step: str, task: Task) -> Task:
         if step == "resize" and self.of.ray.mode != "pod":
@@ -118,7 +118,7 @@ class OnCluster:
         if self.of.limits.lost_pod_retries:
             task.set_retry(self.of.limits.lost_pod_retries, backoff_duration=RETRY_BACKOFF, backoff_factor=2.0)
         _resources(task, pod)
-        _volumes(task, pod, shm_size(step, pod, self.chosen))
+        _volumes(task, pod, shm_size(step, pod, self.parameters))
         _schedule(task, pod)
         whole = 0 if knows_whole_runs(self.of.kfp.version) else self.of.limits.run_deadline_seconds
         _timeout(task, pod.deadline_seconds or whole)

@@ -20,7 +20,7 @@ from .checks import refuse_what_pods_cannot_take
 from .cluster import Cluster, shared
 from .compile import compile_kfp
 from .kfp_client import Service
-from .parameters import IN_FORMS, Chosen
+from .parameters import FORM_PARAMETERS, RunParameters
 
 PIPELINE, EXPERIMENT = "imagemill-training", "imagemill"
 _EQUALS = 1  # of KFP's filter.proto
@@ -62,7 +62,7 @@ class Package:
     @property
     def description(self) -> str:
         """What the pipeline is, and its parameters as a table of Markdown: the form itself has no room for it."""
-        known = [name for name in (*IN_FORMS, *sorted(self.parameters)) if name in self.parameters]
+        known = [name for name in (*FORM_PARAMETERS, *sorted(self.parameters)) if name in self.parameters]
         rows = [self._row(name) for name in dict.fromkeys(known)]
         table = ["| parameter | meaning | default | choices |", "|---|---|---|---|", *rows]
         return "\n".join([f"{_ABOUT} ({self.source}, sha256 {self._sha256[:16]}).", "", *table])
@@ -80,7 +80,7 @@ class Package:
         return hashlib.sha256(self.text).hexdigest()
 
 
-def compiled(cluster: Cluster, chosen: Chosen) -> Package:
+def compiled(cluster: Cluster, parameters: RunParameters) -> Package:
     """The pipeline as this version of imagemill makes it for a cluster.
 
     The chosen parameters size the pods but are not baked in: they are given to the run. Else each choice would make
@@ -88,7 +88,7 @@ def compiled(cluster: Cluster, chosen: Chosen) -> Package:
     """
     with tempfile.TemporaryDirectory(prefix="imagemill-") as folder:
         target = Path(folder) / "pipeline.yaml"
-        compile_kfp(chosen, target, cluster, bake=False)
+        compile_kfp(parameters, target, cluster, bake=False)
         return read_package(target, f"imagemill {code_version()}")
 
 
@@ -111,17 +111,17 @@ def read_package(path: Path, source: str = "") -> Package:
     return Package(text, source or path.name, parameters, made_by.group(1) if made_by else "")
 
 
-def arguments_for(package: Package, chosen: Chosen) -> dict[str, Any]:
+def arguments_for(package: Package, parameters: RunParameters) -> dict[str, Any]:
     """The run's parameters: what was chosen, typed. UserError where the package or a pod could do nothing with them."""
-    arguments = {key: value for key, value in chosen.arguments().items() if value != "" or key != "config"}
+    arguments = {key: value for key, value in parameters.arguments().items() if value != "" or key != "config"}
     for name in arguments:
         if name not in package.defaults:
-            raise wrong(chosen.place(name), f"a parameter of the pipeline {package.source}", name)
+            raise wrong(parameters.place(name), f"a parameter of the pipeline {package.source}", name)
     workspace = str(arguments.get("workspace") or package.defaults.get("workspace") or "")
-    refuse_what_pods_cannot_take(chosen)
-    shared(workspace, chosen.place("workspace"))
+    refuse_what_pods_cannot_take(parameters)
+    shared(workspace, parameters.place("workspace"))
     if "workspace" in arguments:
-        arguments["workspace"] = uris.normalize(workspace, chosen.place("workspace"))
+        arguments["workspace"] = uris.normalize(workspace, parameters.place("workspace"))
     return arguments
 
 

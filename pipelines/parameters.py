@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ ALL_STEPS: dict[str, Step] = {
 }
 NOT_PARAMETERS = {"run", "champion_evaluation", *(p for step in ALL_STEPS.values() for p in step.config.PARENTS)}
 """What the DAG fills in."""
-IN_FORMS = (
+FORM_PARAMETERS = (
     "dataset", "source", "name", "workspace",
     "preset", "model_preset", "image_size",
     "backbone", "weights", "recipe", "epochs",
@@ -55,12 +55,12 @@ class Parameter:
     steps: tuple[str, ...]
 
     @property
-    def in_forms(self) -> bool:
+    def is_in_form(self) -> bool:
         """Whether it is a parameter of the pipeline, rather than a part of `config`."""
-        return self.name in IN_FORMS
+        return self.name in FORM_PARAMETERS
 
 
-def parameters() -> dict[str, Parameter]:
+def list_parameters() -> dict[str, Parameter]:
     """All parameters by name: those of the forms, then the others in the order of the steps. A shared name means one
     thing in every step."""
     found: dict[str, Parameter] = {}
@@ -79,24 +79,24 @@ def parameters() -> dict[str, Parameter]:
                 choices=about["choices"],
                 steps=(*(known.steps if known else ()), step.name),
             )
-    return {name: found[name] for name in (*IN_FORMS, *found)}
+    return {name: found[name] for name in (*FORM_PARAMETERS, *found)}
 
 
-def form_parameters() -> dict[str, Parameter]:
+def list_form_parameters() -> dict[str, Parameter]:
     """The parameters of the forms by name, in their order: of the KFP pipeline, and of the Argo workflow."""
-    known = parameters()
-    form = {name: known[name] for name in IN_FORMS}
+    known = list_parameters()
+    form = {name: known[name] for name in FORM_PARAMETERS}
     form["workspace"] = replace(form["workspace"], help=WORKSPACE_HELP)
     return form | {CONFIG: Parameter(CONFIG, "", str, CONFIG_HELP, (), STEPS)}
 
 
-def form_value(value: Any) -> str:
+def format_form_value(value: Any) -> str:
     """A value as a form has it, in which all are texts, and blank what is unset."""
     return "" if value is None else text(value)
 
 
 @dataclass(frozen=True)
-class Chosen:
+class RunParameters:
     """The parameters of one run: `pipeline` has those of the forms by name, `sections` the others by step."""
 
     pipeline: dict[str, Any]
@@ -111,6 +111,11 @@ class Chosen:
         said = self.places.get((step, name)) or self.places.get(("", name))
         return said if said and name not in self.flags else f"--{name.replace('_', '-')}"
 
+    def items(self) -> Iterator[tuple[str, Any]]:
+        """Yield (name, value) of every parameter that was set, one of a section once for each of its steps."""
+        for values in (self.pipeline, *self.sections.values()):
+            yield from values.items()
+
     def config(self, step: str) -> StepConfig:
         """The step's checked config, without its parents."""
         cls = ALL_STEPS[step].config
@@ -120,21 +125,21 @@ class Chosen:
     def arguments(self) -> dict[str, str]:
         """As the pipeline's arguments: every parameter of the forms that was chosen, and `config`."""
         config = json.dumps(self.sections, sort_keys=True) if self.sections else ""
-        return {name: form_value(value) for name, value in self.pipeline.items()} | {CONFIG: config}
+        return {name: format_form_value(value) for name, value in self.pipeline.items()} | {CONFIG: config}
 
 
-def choose(flags: Mapping[str, Any], config_file: str = "") -> Chosen:
+def resolve_parameters(flags: Mapping[str, Any], config_file: str = "") -> RunParameters:
     """Flags over the YAML file over the defaults; UserError names the flag, or the file and its field, that is
     unknown or has a value that can't be."""
-    known = parameters()
+    known = list_parameters()
     values, sections, places = _read_yaml(config_file, known) if config_file else ({}, {}, {})
     values |= flags
     pipeline: dict[str, Any] = {}
-    chosen = Chosen(pipeline, sections, places, frozenset(flags))
+    parameters = RunParameters(pipeline, sections, places, frozenset(flags))
     for name, value in values.items():
         parameter = known[name]
-        typed = convert(chosen.place(name), value, parameter.kind, may_be_unset=parameter.default is None)
-        if parameter.in_forms:
+        typed = convert(parameters.place(name), value, parameter.kind, may_be_unset=parameter.default is None)
+        if parameter.is_in_form:
             pipeline[name] = typed
             continue
         for step in parameter.steps:
@@ -143,28 +148,28 @@ def choose(flags: Mapping[str, Any], config_file: str = "") -> Chosen:
                 section[name] = typed
     for step in STEPS:
         try:
-            chosen.config(step)
+            parameters.config(step)
         except UserError as error:
             name, colon, rest = str(error).partition(":")
-            place = chosen.place(name, step) if name in field_types(ALL_STEPS[step].config) else name
+            place = parameters.place(name, step) if name in field_types(ALL_STEPS[step].config) else name
             raise UserError(f"{place}{colon}{rest}") from None
-    return chosen
+    return parameters
 
 
-def chosen_in_form(values: Mapping[str, str]) -> Chosen:
+def parse_form(values: Mapping[str, str]) -> RunParameters:
     """Return the parameters of a run from those of its form; UserError for a wrong `config`, and for nothing else."""
     pipeline = {name: value for name, value in values.items() if name != CONFIG}
-    return Chosen(pipeline, sections_of(values.get(CONFIG, ""), IN_FORMS))
+    return RunParameters(pipeline, parse_sections(values.get(CONFIG, ""), FORM_PARAMETERS))
 
 
-def sections_of(text: str, given: Collection[str] = ()) -> dict[str, dict[str, Any]]:
+def parse_sections(text: str, given: Collection[str] = ()) -> dict[str, dict[str, Any]]:
     """Return the JSON parameter `config` by step, a value for every step that has it under each of them.
 
     UserError for what no step, or not that step, can take, and for a name that is `given` as a parameter of its own.
     Each step by itself knows its own parameters only, and would find a mistake in them when its turn comes.
     """
     shared, by_step = parse_config(text)
-    known = parameters()
+    known = list_parameters()
     sections: dict[str, dict[str, Any]] = {}
     for step, values in (("", shared), *by_step.items()):
         for name, value in values.items():
@@ -219,4 +224,4 @@ def _own_step(where: str, name: Any, step: str, known: Mapping[str, Parameter]) 
         near = difflib.get_close_matches(str(name), names if step else [*names, *STEPS], 1)
         what = f"a parameter of {step}" if step else "a parameter or a step"
         raise wrong(where, f"{what}{f'; is it {near[0]}?' if near else ''}", name)
-    return "" if parameter.in_forms else step
+    return "" if parameter.is_in_form else step

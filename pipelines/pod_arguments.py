@@ -11,7 +11,7 @@ from typing import Any
 
 from ..components.store.config import StepConfig
 from ..components.store.step import Parser
-from .parameters import Chosen, chosen_in_form, form_parameters
+from .parameters import RunParameters, list_form_parameters, parse_form
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,13 @@ class PodArguments:
     outputs: Path
 
     @cached_property
-    def chosen(self) -> Chosen:
+    def parameters(self) -> RunParameters:
         """The parameters of the run; UserError for a wrong JSON `config`."""
-        return chosen_in_form(self.form)
+        return parse_form(self.form)
 
     def config(self, step: str, **values: Any) -> StepConfig:
         """Return the checked config of a step of this run, with `values`, such as its parents, filled in."""
-        return dataclasses.replace(self.chosen.config(step), run=self.run, **values)
+        return dataclasses.replace(self.parameters.config(step), run=self.run, **values)
 
     def write(self, name: str, text: str) -> None:
         """Write one output value."""
@@ -44,7 +44,7 @@ def parse(prog: str, help: str, parents: Sequence[str], argv: Sequence[str] | No
     `parents`: names of the flags that hold URIs of datasets. Every parameter of the form is known.
     """
     parser = Parser(prog=f"python -m {prog}", description=help)
-    for name, parameter in form_parameters().items():
+    for name, parameter in list_form_parameters().items():
         parser.add_argument(f"--{name.replace('_', '-')}", dest=name, help=parameter.help.replace("%", "%%"))
     for name in parents:
         parser.add_argument(f"--{name}", dest=name, required=True, metavar="URI", help=f"the {name} dataset")

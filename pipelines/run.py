@@ -19,7 +19,7 @@ from ..components.store.uri import normalize
 from ..components.store.workspace import Workspace
 from ..components.train.config import TrainConfig
 from .cluster import Cluster
-from .parameters import Chosen
+from .parameters import RunParameters
 from .unchanged import cached_records, write_cached_records
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .local import InDocker
 
 
-def run(chosen: Chosen, as_json: bool, cluster: Cluster | None = None) -> int:
+def run(parameters: RunParameters, as_json: bool, cluster: Cluster | None = None) -> int:
     """Run the pipeline with these parameters, in subprocesses or, with a cluster's images, in Docker; prints the
     result and returns the exit code."""
     started = time.monotonic()
@@ -37,13 +37,13 @@ def run(chosen: Chosen, as_json: bool, cluster: Cluster | None = None) -> int:
         if cluster:
             from . import docker_mounts, in_docker
 
-            engine, chosen = in_docker.connect(cluster), docker_mounts.absolute(chosen)
-        workspace, name = check_beforehand(chosen, engine)
+            engine, parameters = in_docker.connect(cluster), docker_mounts.absolute(parameters)
+        workspace, name = check_beforehand(parameters, engine)
         if engine:
-            docker = partial(in_docker.containers_of, engine, chosen)
+            docker = partial(in_docker.containers_of, engine, parameters)
         result |= {"name": name, "run": new_run(name)}
         print(f"run {result['run']} in {workspace.uri}", file=sys.stderr, flush=True)
-        named = replace(chosen, pipeline=chosen.pipeline | {"workspace": workspace.uri, "name": name})
+        named = replace(parameters, pipeline=parameters.pipeline | {"workspace": workspace.uri, "name": name})
         try:
             records = _run_what_is_missing(named, workspace, result["run"], docker)
         finally:
@@ -69,15 +69,15 @@ def run(chosen: Chosen, as_json: bool, cluster: Cluster | None = None) -> int:
 
 
 def _run_what_is_missing(
-    chosen: Chosen, workspace: Workspace, run: str, docker: InDocker | None
+    parameters: RunParameters, workspace: Workspace, run: str, docker: InDocker | None
 ) -> dict[str, dict[str, Any]]:
     """Return the steps' records: of the whole pipeline, or, where nothing has changed, of what is there."""
-    if records := cached_records(chosen, run, {}):
+    if records := cached_records(parameters, run, {}):
         write_cached_records(workspace, run, records)
         return records
     from .local import run_here
 
-    return run_here(chosen.arguments(), workspace, run, docker)
+    return run_here(parameters.arguments(), workspace, run, docker)
 
 
 def failed(error: MillError | None = None, so_far: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def failed(error: MillError | None = None, so_far: dict[str, Any] | None = None)
     return result | ({"error": str(error), "exit_code": error.exit_code} if error else {})
 
 
-def check_beforehand(chosen: Chosen, engine: Engine | None = None) -> tuple[Workspace, str]:
+def check_beforehand(parameters: RunParameters, engine: Engine | None = None) -> tuple[Workspace, str]:
     """What is known before data is read: a wrong value, a missing source, a workspace that can't be written, by this
     process or by the containers of `engine`."""
     from ..components.clean.classes import read_class_list
@@ -95,7 +95,7 @@ def check_beforehand(chosen: Chosen, engine: Engine | None = None) -> tuple[Work
     from ..components.download.labels import open_dataset
     from ..components.train.weights import weights_uri
 
-    download, clean, train = (chosen.config(step) for step in ("download", "clean", "train"))
+    download, clean, train = (parameters.config(step) for step in ("download", "clean", "train"))
     assert isinstance(download, DownloadConfig) and isinstance(clean, CleanConfig) and isinstance(train, TrainConfig)
     if clean.class_list:
         read_class_list(clean.class_list)

@@ -12,7 +12,7 @@ from ..components.clean.config import CleanConfig
 from ..components.resize.config import ResizeConfig
 from ..components.train.config import TrainConfig
 from .cluster import Pod
-from .parameters import Chosen
+from .parameters import RunParameters
 from .settings import bytes_of
 
 MI = 2**20
@@ -26,7 +26,7 @@ WAITING = 2
 """Batches that wait beside those under way, one for each core: as the loader keeps them."""
 
 
-def shm_size(step: str, pod: Pod, chosen: Chosen) -> str:
+def shm_size(step: str, pod: Pod, parameters: RunParameters) -> str:
     """The size of a step's /dev/shm as a quantity; empty where the pod's 64 MiB will do.
 
     `pod.shm` if it says one. Else for train, and by the default batch, which the pod is sized for: room for every
@@ -35,9 +35,9 @@ def shm_size(step: str, pod: Pod, chosen: Chosen) -> str:
     """
     if pod.shm or step != "train":
         return pod.shm
-    train, resize = chosen.config("train"), chosen.config("resize")
+    train, resize = parameters.config("train"), parameters.config("resize")
     assert isinstance(train, TrainConfig) and isinstance(resize, ResizeConfig)
-    batch = train.batch_size * image_bytes(resize, _color(chosen))
+    batch = train.batch_size * image_bytes(resize, _color(parameters))
     cores = math.ceil(bytes_of(pod.cpu_limit or pod.cpu))
     wanted = FLOOR + 2 * (cores + WAITING) * batch
     most = int(bytes_of(pod.memory_limit or pod.memory) * SHARE)
@@ -51,8 +51,8 @@ def image_bytes(config: ResizeConfig, color: str) -> int:
     return height * width * channels
 
 
-def _color(chosen: Chosen) -> str:
+def _color(parameters: RunParameters) -> str:
     """The colour that clean gives."""
-    clean = chosen.config("clean")
+    clean = parameters.config("clean")
     assert isinstance(clean, CleanConfig)
     return clean.color

@@ -20,7 +20,7 @@ from .checks import cluster_of
 from .cluster import Cluster, from_file
 from .kfp_client import Connection, Service, add_flags
 from .kfp_uploads import EXPERIMENT, PIPELINE, Package, arguments_for, compiled, experiment, named, read_package, upload
-from .parameters import Chosen, choose
+from .parameters import RunParameters, resolve_parameters
 from .run import failed
 
 HELP = "start a run in Kubeflow Pipelines, follow it, and exit with its result"
@@ -80,8 +80,10 @@ class Order:
                 raise wrong(flag, "a name of 1 to 100 characters", name)
         self.package_file = package_file
         config_file = found.pop("config_file", None) or ""
-        self.chosen: Chosen = choose({key: value for key, value in found.items() if value is not None}, config_file)
-        download = self.chosen.config("download")
+        self.parameters: RunParameters = resolve_parameters(
+            {key: value for key, value in found.items() if value is not None}, config_file
+        )
+        download = self.parameters.config("download")
         assert isinstance(download, DownloadConfig)
         self.name = download.dataset_name()
 
@@ -92,12 +94,12 @@ class Order:
             package = read_package(Path(self.package_file))
         else:
             cluster = cluster_of(self.cluster_file)
-            package = compiled(cluster, self.chosen)
+            package = compiled(cluster, self.parameters)
             if self._checks:
                 from .doctor.command import look_before
 
                 look_before(cluster, self.connection)
-        return package, arguments_for(package, self.chosen)
+        return package, arguments_for(package, self.parameters)
 
 
 def _environment_experiment() -> str:

@@ -19,7 +19,7 @@ from .cluster import Cluster
 from .kfp_executor import ENTRY_POINT
 from .kfp_pods import Here, OnCluster
 from .kfp_server import knows_choices
-from .parameters import Chosen, Parameter, form_parameters, form_value
+from .parameters import Parameter, RunParameters, format_form_value, list_form_parameters
 
 if TYPE_CHECKING:
     from kfp.pipeline_spec import pipeline_spec_pb2
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
 NAME = "imagemill-training"
 
 
-def build(cluster: Cluster | None = None, chosen: Chosen | None = None) -> Any:
+def build(cluster: Cluster | None = None, parameters: RunParameters | None = None) -> Any:
     """The pipeline, a `GraphComponent`, for a cluster, or without one for KFP's local runners.
 
-    `chosen`: the parameters that become the package's defaults, by which the pods are sized. UserError where the
+    `parameters`: the parameters that become the package's defaults, by which the pods are sized. UserError where the
     cluster's file says what KFP can't do.
     """
-    on: Here | OnCluster = Here() if cluster is None else OnCluster(cluster, chosen or Chosen({}, {}))
+    on: Here | OnCluster = Here() if cluster is None else OnCluster(cluster, parameters or RunParameters({}, {}))
 
-    form = form_parameters()
+    form = list_form_parameters()
 
     def training(*values: Any) -> None:
         given = dict(zip(form, values, strict=True))
@@ -93,7 +93,8 @@ def signature(form: Mapping[str, Parameter]) -> inspect.Signature:
     number that may be left blank for a missing one, and don't start the run."""
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     return inspect.Signature([
-        inspect.Parameter(name, kind, default=form_value(one.default), annotation=str) for name, one in form.items()
+        inspect.Parameter(name, kind, default=format_form_value(parameter.default), annotation=str)
+        for name, parameter in form.items()
     ])  # fmt: skip
 
 

@@ -15,13 +15,13 @@ from ..components.store.errors import MillError
 from ..components.store.progress import say
 from ..components.store.step import NotCached
 from ..components.store.workspace import Workspace
-from .parameters import ALL_STEPS, Chosen
+from .parameters import ALL_STEPS, RunParameters
 
 Records = dict[str, dict[str, Any]]
 """The steps' records by name, in the order of the steps."""
 
 
-def cached_records(chosen: Chosen, run: str, records: Records) -> Records | None:
+def cached_records(parameters: RunParameters, run: str, records: Records) -> Records | None:
     """Return the records of a run whose steps find everything there; None where a step has something to do.
 
     `records`: those of the steps that have ended already. A step that can't begin, or whose libraries are not installed
@@ -31,7 +31,7 @@ def cached_records(chosen: Chosen, run: str, records: Records) -> Records | None
     records = dict(records)
     for step in STEPS[len(records) :]:
         try:
-            config = dataclasses.replace(chosen.config(step), run=run, **_parents(step, records))
+            config = dataclasses.replace(parameters.config(step), run=run, **_parents(step, records))
             records[step] = ALL_STEPS[step].execute_cached(config)
         except (NotCached, MillError, ImportError):
             return None

@@ -12,7 +12,7 @@ import yaml
 
 from imagemill.pipelines.argo import compile_argo
 from imagemill.pipelines.cluster import Cluster, from_values
-from imagemill.pipelines.parameters import choose
+from imagemill.pipelines.parameters import resolve_parameters
 
 DIGITS = {"cpu": "a", "ray": "b", "gpu": "c"}
 IMAGES = {name: f"registry.example/imagemill-{name}@sha256:{digit * 64}" for name, digit in DIGITS.items()}
@@ -54,7 +54,7 @@ def cluster_of(name: str) -> Cluster:
 def _compiled() -> dict[str, str]:
     with tempfile.TemporaryDirectory(prefix="imagemill-test-") as folder:
         for name, (_, flags) in CLUSTERS.items():
-            compile_argo(choose(flags), Path(folder, f"{name}.yaml"), cluster_of(name))
+            compile_argo(resolve_parameters(flags), Path(folder, f"{name}.yaml"), cluster_of(name))
         return {name: Path(folder, f"{name}.yaml").read_text() for name in CLUSTERS}
 
 

@@ -21,7 +21,7 @@ from imagemill.components.store.config import STEPS
 from imagemill.pipelines import cli, following, kfp_client, kfp_uploads, run_records
 from imagemill.pipelines.cluster import Cluster, from_file, from_json
 from imagemill.pipelines.compile import compile_kfp
-from imagemill.pipelines.parameters import Chosen
+from imagemill.pipelines.parameters import RunParameters
 
 CLUSTER = "images:\n  tags_allowed: true\nstorage:\n  workspace: s3://mill/work\n"
 
@@ -62,20 +62,20 @@ def compiled_once() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="imagemill-test-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     (folder / "cluster.yaml").write_text(CLUSTER)
-    compile_kfp(Chosen({}, {}), folder / "pipeline.yaml", from_file(str(folder / "cluster.yaml")))
+    compile_kfp(RunParameters({}, {}), folder / "pipeline.yaml", from_file(str(folder / "cluster.yaml")))
     return folder / "pipeline.yaml"
 
 
-def _compile_once(chosen: Chosen, target: Path, cluster: Cluster, *, bake: bool = True) -> None:
+def _compile_once(parameters: RunParameters, target: Path, cluster: Cluster, *, bake: bool = True) -> None:
     """`compile_kfp`, but the same package is compiled once in a session."""
-    target.write_bytes(_package(cluster.to_json(), json.dumps([chosen.pipeline, chosen.sections]), bake))
+    target.write_bytes(_package(cluster.to_json(), json.dumps([parameters.pipeline, parameters.sections]), bake))
 
 
 @cache
-def _package(cluster: str, chosen: str, bake: bool) -> bytes:
+def _package(cluster: str, parameters: str, bake: bool) -> bytes:
     with tempfile.TemporaryDirectory(prefix="imagemill-test-") as folder:
         target = Path(folder) / "pipeline.yaml"
-        compile_kfp(Chosen(*json.loads(chosen)), target, from_json(cluster), bake=bake)
+        compile_kfp(RunParameters(*json.loads(parameters)), target, from_json(cluster), bake=bake)
         return target.read_bytes()
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from imagemill.pipelines import argo
 from imagemill.pipelines.cluster import Cluster
-from imagemill.pipelines.parameters import choose
+from imagemill.pipelines.parameters import resolve_parameters
 from imagemill.pipelines.settings import text
 
 from .access.kube import Doc, labels_of, name_of
@@ -33,7 +33,7 @@ def template(trial: Trial, cluster: Cluster, parameters: Mapping[str, Any]) -> s
     Runs of one scenario wait for one another, those of two don't.
     """
     own = replace(cluster, argo=replace(cluster.argo, mutex=trial.session.name("mutex")))
-    document = copy.deepcopy(argo.workflow_template(own, choose(parameters)))
+    document = copy.deepcopy(argo.workflow_template(own, resolve_parameters(parameters)))
     document["metadata"]["name"] = trial.name("template")
     labels = document["spec"].setdefault("workflowMetadata", {}).setdefault("labels", {})
     labels[E2E_LABEL] = trial.session.suffix
@@ -51,7 +51,7 @@ def submit(
     the Workflow with an error. That one, and no other, is submitted again.
     """
     made_by = template_name or template(trial, cluster or trial.cluster, {})
-    given = choose({"workspace": workspace, **parameters}, config_file).arguments()
+    given = resolve_parameters({"workspace": workspace, **parameters}, config_file).arguments()
     arguments = [{"name": name, "value": text(value)} for name, value in given.items() if value not in ("", None)]
     for _ in range(_TRIES):
         document = {

@@ -21,7 +21,7 @@ from imagemill.components.store.errors import MillError
 from imagemill.components.store.fingerprint import digest
 from imagemill.pipelines import kfp_client, kfp_uploads
 from imagemill.pipelines.cluster import Cluster
-from imagemill.pipelines.parameters import choose
+from imagemill.pipelines.parameters import resolve_parameters
 
 from .access.kube import Doc, labels_of, name_of
 from .access.mirror import say
@@ -135,7 +135,7 @@ def sdk_client(trial: Trial) -> tuple[contextlib.AbstractContextManager[Any], st
 def upload(trial: Trial, what: str) -> dict[str, str]:
     """Upload the pipeline under a name of its own: the ids that the pages' links take."""
     name = _own_name(trial, what)
-    package = kfp_uploads.compiled(trial.cluster, choose({}))
+    package = kfp_uploads.compiled(trial.cluster, resolve_parameters({}))
     with _service(trial) as api:
         version = kfp_uploads.upload(api, name, package)
         experiment = kfp_uploads.experiment(api, name)

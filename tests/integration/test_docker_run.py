@@ -278,7 +278,7 @@ def test_as_a_user_whom_the_image_does_not_know(
     """As containers of a caller who is not root run: by his uid, which has no name and no home in the image."""
     from imagemill.pipelines import in_docker
     from imagemill.pipelines.cluster import from_file
-    from imagemill.pipelines.parameters import choose
+    from imagemill.pipelines.parameters import resolve_parameters
     from imagemill.pipelines.run import run
 
     if os.getuid() != 0:
@@ -287,8 +287,10 @@ def test_as_a_user_whom_the_image_does_not_know(
     flags = {
         key.removeprefix("--").replace("-", "_"): value for key, value in zip(*[iter(mill.QUICK)] * 2, strict=True)
     }
-    chosen = choose({"dataset": "folder", "source": str(small_photos), "workspace": str(tmp_path / "work"), **flags})
-    assert run(chosen, True, from_file(str(cluster))) == 0
+    parameters = resolve_parameters(
+        {"dataset": "folder", "source": str(small_photos), "workspace": str(tmp_path / "work"), **flags}
+    )
+    assert run(parameters, True, from_file(str(cluster))) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert Path(result["model"]).stat().st_uid == 12345
     assert read_dataset(result["tensors"], "tensors").manifest.totals.rows

@@ -16,18 +16,18 @@ from conftest import Finished
 from imagemill.components.store.config import PRODUCTS, STEPS
 from imagemill.components.store.workspace import Workspace
 from imagemill.pipelines import first_step
-from imagemill.pipelines.parameters import Chosen, choose
+from imagemill.pipelines.parameters import RunParameters, resolve_parameters
 from imagemill.pipelines.unchanged import Records, cached_records
 
 RUN = "photos-again"
 
 
-def chosen(finished: Finished, **flags: Any) -> Chosen:
+def chosen(finished: Finished, **flags: Any) -> RunParameters:
     """The parameters of the finished run, with other values for some."""
     words = [word for word in finished.arguments[1:] if word != "--json"]
     names = [word.removeprefix("--").replace("-", "_") for word in words[::2]]
     values = dict(zip(names, words[1::2], strict=True))
-    return choose(values | flags)
+    return resolve_parameters(values | flags)
 
 
 def look(finished: Finished, **flags: Any) -> Records | None:

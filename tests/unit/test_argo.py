@@ -19,7 +19,7 @@ from imagemill.components.store.config import STEPS
 from imagemill.components.store.errors import UserError
 from imagemill.pipelines.argo import compile_argo, workflow_template
 from imagemill.pipelines.cluster import from_json, from_values
-from imagemill.pipelines.parameters import choose, form_parameters
+from imagemill.pipelines.parameters import list_form_parameters, resolve_parameters
 from imagemill.pipelines.pod_settings import VARIABLE
 from imagemill.pipelines.rayjob import FAILURE_CONDITION, SUCCESS_CONDITION
 
@@ -117,10 +117,10 @@ def _ancestors(name: str, tasks: dict[str, Json]) -> set[str]:
 def test_parameters_are_those_of_the_kfp_pipeline(compiled: dict[str, str]) -> None:
     from imagemill.pipelines.training import build
 
-    root = build(cluster_of("argo-pod"), choose({})).pipeline_spec.root
+    root = build(cluster_of("argo-pod"), resolve_parameters({})).pipeline_spec.root
     inputs = root.input_definitions.parameters
     ours = {one["name"]: one for one in first(compiled, "argo-pod")["spec"]["arguments"]["parameters"]}
-    assert list(ours) == list(form_parameters()) and set(ours) == set(inputs) and len(ours) <= 14
+    assert list(ours) == list(list_form_parameters()) and set(ours) == set(inputs) and len(ours) <= 14
     for name, one in ours.items():
         assert one["description"] == inputs[name].description
         assert one.get("enum", []) == [choice.string_value for choice in inputs[name].literals]
@@ -199,19 +199,19 @@ def test_the_exit_handler_and_the_plan_know_the_cluster(compiled: dict[str, str]
 def test_what_is_kept_for_ever_is_never_deleted(limits: Json, found: Json | None) -> None:
     """To Argo 0 seconds are at once."""
     cluster = from_values({"images": IMAGES, "ray": {"version": "2.49.0"}, "limits": limits})
-    assert workflow_template(cluster, choose({}))["spec"].get("ttlStrategy") == found
+    assert workflow_template(cluster, resolve_parameters({}))["spec"].get("ttlStrategy") == found
 
 
 def test_the_exit_handler_has_the_deadline_of_small_pods() -> None:
     for said, found in ((0, 900), (60, 60)):
         cluster = from_values({"images": IMAGES, "ray": {"version": "2.49.0"}, "small": {"deadline_seconds": said}})
-        templates = workflow_template(cluster, choose({}))["spec"]["templates"]
+        templates = workflow_template(cluster, resolve_parameters({}))["spec"]["templates"]
         assert [one["activeDeadlineSeconds"] for one in templates if one["name"] == "finish"] == [found]
 
 
 def test_a_controller_without_init_containers_is_patched_otherwise() -> None:
     cluster = from_values({"images": IMAGES, "argo": {"initless": True}, "ray": {"version": "2.49.0"}})
-    templates = workflow_template(cluster, choose({}))["spec"]["templates"]
+    templates = workflow_template(cluster, resolve_parameters({}))["spec"]["templates"]
     found = {one["name"]: json.loads(one["podSpecPatch"]) for one in templates if "podSpecPatch" in one}
     assert [one["name"] for one in found["train"]["containers"]] == ["supervisor"]
     assert "initContainers" not in found["train"] and "initContainers" not in found["rayjob"]
@@ -266,7 +266,7 @@ def test_what_argo_would_refuse_is_refused_here(
 ) -> None:
     cluster = from_values({**values, "images": {**IMAGES, **values.get("images", {})}})
     with pytest.raises(UserError, match=message) as error:
-        compile_argo(choose(flags), tmp_path / "argo.yaml", cluster)
+        compile_argo(resolve_parameters(flags), tmp_path / "argo.yaml", cluster)
     assert "secret@" not in str(error.value)
     assert not (tmp_path / "argo.yaml").exists()
 

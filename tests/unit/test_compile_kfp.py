@@ -19,7 +19,7 @@ from imagemill.components.store.errors import UserError
 from imagemill.pipelines.cluster import Cluster, Kfp, Pod, from_json, from_values
 from imagemill.pipelines.compile import compile_kfp
 from imagemill.pipelines.kfp_pods import kfp_cpu, kfp_memory
-from imagemill.pipelines.parameters import choose
+from imagemill.pipelines.parameters import resolve_parameters
 from imagemill.pipelines.pod_settings import VARIABLE
 from imagemill.pipelines.shm import shm_size
 
@@ -68,7 +68,7 @@ def package(folder: Path) -> Any:
     @cache
     def compiled(case: str) -> Path:
         path = folder / f"{case}.yaml"
-        compile_kfp(choose({}), path, cluster(case))
+        compile_kfp(resolve_parameters({}), path, cluster(case))
         return path
 
     return compiled
@@ -186,7 +186,7 @@ def test_credentials_come_from_the_secret_or_from_nowhere(package: Any) -> None:
 def test_an_older_server_gets_no_settings_of_whole_runs(tmp_path: Path) -> None:
     """For those it would ignore all the pods' settings; the run's deadline is each step's instead."""
     older = replace(cluster("everything"), kfp=Kfp(version="2.16.1"))
-    compile_kfp(choose({}), tmp_path / "p.yaml", older)
+    compile_kfp(resolve_parameters({}), tmp_path / "p.yaml", older)
     _, platform = documents(tmp_path / "p.yaml")
     assert "pipelineConfig" not in platform["platforms"]["kubernetes"]
     found = {step: int(kubernetes(platform, step)["activeDeadlineSeconds"]) for step in STEPS}
@@ -199,7 +199,7 @@ def test_no_secret_gets_into_a_package(folder: Path, monkeypatch: pytest.MonkeyP
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
         monkeypatch.setenv(name, "do-not-tell")
     path = folder / "secrets.yaml"
-    compile_kfp(choose({}), path, cluster("everything"))
+    compile_kfp(resolve_parameters({}), path, cluster("everything"))
     assert "do-not-tell" not in path.read_text()
 
 
@@ -315,7 +315,7 @@ def test_loading_and_compiling_again_gives_the_same(case: str, package: Any, tmp
 
 
 def test_the_same_file_gives_the_same_package(package: Any, tmp_path: Path) -> None:
-    compile_kfp(choose({}), tmp_path / "again.yaml", cluster("default"))
+    compile_kfp(resolve_parameters({}), tmp_path / "again.yaml", cluster("default"))
     assert (tmp_path / "again.yaml").read_bytes() == package("default").read_bytes()
 
 
@@ -329,18 +329,18 @@ def test_the_same_file_gives_the_same_package(package: Any, tmp_path: Path) -> N
     ],
 )
 def test_shared_memory_is_sized_to_the_batch(values: dict[str, str], found: str) -> None:
-    assert shm_size("train", Pod(cpu="4", memory="16Gi"), choose(values)) == found
+    assert shm_size("train", Pod(cpu="4", memory="16Gi"), resolve_parameters(values)) == found
 
 
 def test_shared_memory_that_is_said_is_taken_and_other_steps_have_none() -> None:
-    assert shm_size("train", Pod(shm="2Gi", memory="4Gi"), choose({})) == "2Gi"
-    assert shm_size("clean", Pod(memory="4Gi"), choose({})) == ""
-    assert shm_size("evaluate", Pod(shm="1Gi", memory="4Gi"), choose({})) == "1Gi"
-    assert shm_size("train", Pod(memory="300Mi"), choose({})) == "150Mi"
+    assert shm_size("train", Pod(shm="2Gi", memory="4Gi"), resolve_parameters({})) == "2Gi"
+    assert shm_size("clean", Pod(memory="4Gi"), resolve_parameters({})) == ""
+    assert shm_size("evaluate", Pod(shm="1Gi", memory="4Gi"), resolve_parameters({})) == "1Gi"
+    assert shm_size("train", Pod(memory="300Mi"), resolve_parameters({})) == "150Mi"
 
 
 def test_the_package_is_sized_by_its_own_defaults(tmp_path: Path) -> None:
-    compile_kfp(choose({"batch_size": "512", "image_size": "224"}), tmp_path / "p.yaml", cluster("default"))
+    compile_kfp(resolve_parameters({"batch_size": "512", "image_size": "224"}), tmp_path / "p.yaml", cluster("default"))
     mounts = kubernetes(documents(tmp_path / "p.yaml")[1], "train")["emptyDirMounts"]
     assert [m["sizeLimit"] for m in mounts if m["volumeName"] == "shm"] == ["1536Mi"]
 
@@ -350,12 +350,15 @@ def test_without_baking_the_pods_suit_the_defaults_and_what_was_chosen(tmp_path:
     wide = from_values({"images": IMAGES, "steps": {"train": {"cpu": "256", "memory": "256Gi"}}})
     sizes = []
     for image_size in ("32", "448"):
-        compile_kfp(choose({"image_size": image_size}), tmp_path / "p.yaml", wide, bake=False)
+        compile_kfp(resolve_parameters({"image_size": image_size}), tmp_path / "p.yaml", wide, bake=False)
         mounts = kubernetes(documents(tmp_path / "p.yaml")[1], "train")["emptyDirMounts"]
         sizes += [m["sizeLimit"] for m in mounts if m["volumeName"] == "shm"]
     pod = wide.steps["train"]
-    assert sizes == [shm_size("train", pod, choose({})), shm_size("train", pod, choose({"image_size": "448"}))]
-    assert shm_size("train", pod, choose({"image_size": "32"})) != sizes[0] != sizes[1]
+    assert sizes == [
+        shm_size("train", pod, resolve_parameters({})),
+        shm_size("train", pod, resolve_parameters({"image_size": "448"})),
+    ]
+    assert shm_size("train", pod, resolve_parameters({"image_size": "32"})) != sizes[0] != sizes[1]
 
 
 @pytest.mark.parametrize(
@@ -375,17 +378,17 @@ def test_kfp_takes_no_units_of_cores(quantity: str, found: str) -> None:
 
 def test_every_quantity_of_cores_compiles(tmp_path: Path) -> None:
     given = from_values({"images": IMAGES, "steps": {"clean": {"cpu": "0.002k", "cpu_limit": "1k"}}})
-    compile_kfp(choose({}), tmp_path / "p.yaml", given)
+    compile_kfp(resolve_parameters({}), tmp_path / "p.yaml", given)
     resources = container(documents(tmp_path / "p.yaml")[0], "clean")["resources"]
     assert (resources["resourceCpuRequest"], resources["resourceCpuLimit"]) == ("2", "1000")
 
 
 def test_images_must_be_named_by_digest(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"images\.cpu\): expected an image by its digest"):
-        compile_kfp(choose({}), tmp_path / "p.yaml", Cluster())
+        compile_kfp(resolve_parameters({}), tmp_path / "p.yaml", Cluster())
     with pytest.raises(UserError, match="by its digest"):
         from_values({"images": {"cpu": "registry.example/mill/cpu:latest"}})
-    compile_kfp(choose({}), tmp_path / "p.yaml", from_values({"images": {"tags_allowed": True}}))
+    compile_kfp(resolve_parameters({}), tmp_path / "p.yaml", from_values({"images": {"tags_allowed": True}}))
     assert container(documents(tmp_path / "p.yaml")[0], "clean")["image"].startswith("imagemill-cpu:")
 
 

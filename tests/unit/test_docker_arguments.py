@@ -21,15 +21,17 @@ from imagemill.pipelines import docker_environment, docker_mounts, docker_user, 
 from imagemill.pipelines.cluster import Cluster, from_values
 from imagemill.pipelines.docker_mounts import Seen
 from imagemill.pipelines.image_build import CODE, code
-from imagemill.pipelines.parameters import choose
+from imagemill.pipelines.parameters import resolve_parameters
 
 ROOT = {"SecurityOptions": ["name=seccomp,profile=default"], "MemTotal": 8 * 2**30, "Runtimes": {"runc": {}}}
 IMAGE_USER = (10001, 10001)
 
 
 def seen(tmp_path: Path, **flags: str) -> Seen:
-    chosen = docker_mounts.absolute(choose({"dataset": "folder", "workspace": str(tmp_path / "work"), **flags}))
-    return docker_mounts.seen_by(chosen, str(chosen.pipeline["workspace"]))
+    parameters = docker_mounts.absolute(
+        resolve_parameters({"dataset": "folder", "workspace": str(tmp_path / "work"), **flags})
+    )
+    return docker_mounts.seen_by(parameters, str(parameters.pipeline["workspace"]))
 
 
 def arguments(info: dict[str, Any], sight: Seen, network: str = "bridge") -> dict[str, Any]:
@@ -136,10 +138,12 @@ def test_parameters_become_absolute_and_what_lies_in_the_workspace_is_mounted_on
     mill.make_photos(tmp_path / "work" / "photos", each=1)
     (tmp_path / "classes.txt").write_text("blue\n")
     flags = {"source": "work/photos", "class_list": "classes.txt", "augment_pipeline": "light", "weights": "DEFAULT"}
-    chosen = docker_mounts.absolute(choose({"dataset": "folder", "workspace": "work", "backbone": "resnet18", **flags}))
-    assert chosen.pipeline["source"] == f"{tmp_path}/work/photos" and chosen.pipeline["weights"] == "DEFAULT"
-    assert chosen.sections["train"]["augment_pipeline"] == "light"
-    found = docker_mounts.seen_by(chosen, f"{tmp_path}/work")
+    parameters = docker_mounts.absolute(
+        resolve_parameters({"dataset": "folder", "workspace": "work", "backbone": "resnet18", **flags})
+    )
+    assert parameters.pipeline["source"] == f"{tmp_path}/work/photos" and parameters.pipeline["weights"] == "DEFAULT"
+    assert parameters.sections["train"]["augment_pipeline"] == "light"
+    found = docker_mounts.seen_by(parameters, f"{tmp_path}/work")
     assert found.read == (f"{tmp_path}/classes.txt",) and found.written == (f"{tmp_path}/work",)
 
 

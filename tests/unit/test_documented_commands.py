@@ -18,7 +18,7 @@ from imagemill.components.store.config import STEPS
 from imagemill.components.store.errors import EXIT_OK, UserError
 from imagemill.components.store.step import Step
 from imagemill.pipelines import cli, cron, images
-from imagemill.pipelines.parameters import choose, parameters
+from imagemill.pipelines.parameters import list_parameters, resolve_parameters
 
 EXTRAS = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
 PROGRAMS = {"imagemill", "kubectl", "helm", "kind", "argo", "aws", "python3", "pip", "run", "key", "cp"}
@@ -66,8 +66,8 @@ def check_imagemill(arguments: list[str]) -> None:
         if values.get(name) is not None:
             assert values[name] in words, f"--{name}: expected one of {words}, found {values[name]!r}"
     if values["command"] in WITH_PARAMETERS:
-        known = parameters()
-        choose({name: value for name, value in values.items() if name in known and value not in (None, "")})
+        known = list_parameters()
+        resolve_parameters({name: value for name, value in values.items() if name in known and value not in (None, "")})
     if values["command"] == "images":
         images.namer(values["registry"], values["tag"], not values["no_push"])
     if values.get("cron"):
@@ -154,7 +154,7 @@ def known_flags() -> dict[str, tuple[str, ...]]:
     actions = (action for parser in parsers(cli._parser()) for action in parser._actions)
     flags: dict[str, tuple[str, ...]] = dict.fromkeys((*own_to_steps, *e2e), ())
     flags |= {flag: () for action in actions for flag in action.option_strings}
-    return flags | {f"--{name.replace('_', '-')}": parameter.choices for name, parameter in parameters().items()}
+    return flags | {f"--{name.replace('_', '-')}": parameter.choices for name, parameter in list_parameters().items()}
 
 
 def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:

@@ -18,7 +18,7 @@ from controllers import pods
 from imagemill.pipelines import kube
 from imagemill.pipelines.argo import compile_argo
 from imagemill.pipelines.cluster import Cluster, from_file
-from imagemill.pipelines.parameters import choose
+from imagemill.pipelines.parameters import resolve_parameters
 
 Json = dict[str, Any]
 ROOT = Path(__file__).parents[2]
@@ -125,7 +125,7 @@ def test_rendered_overlays_are_the_golden_ones(name: str) -> None:
 
 
 def test_the_pipeline_is_what_compile_gives(base: Cluster, tmp_path: Path) -> None:
-    compile_argo(choose({}), tmp_path / "pipeline.yaml", base)
+    compile_argo(resolve_parameters({}), tmp_path / "pipeline.yaml", base)
     manifests.check_golden(str(K8S / "base" / "pipeline.yaml"), (tmp_path / "pipeline.yaml").read_text())
 
 

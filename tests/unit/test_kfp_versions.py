@@ -16,7 +16,7 @@ from packages import documents
 
 from imagemill.components.store.manifest import code_version
 from imagemill.pipelines.kfp_uploads import read_package
-from imagemill.pipelines.parameters import IN_FORMS, form_parameters, form_value
+from imagemill.pipelines.parameters import FORM_PARAMETERS, format_form_value, list_form_parameters
 
 mill = kfp_commands.mill
 
@@ -35,9 +35,9 @@ def test_a_version_is_called_by_release_date_and_content_and_described_by_its_pa
     assert about.startswith("Labelled images in, a better classifier out (") and sha256[:16] in about
     assert header == "| parameter | meaning | default | choices |" and line == "|---|---|---|---|"
     table = {cells[0]: cells[1:] for cells in (cells_of(row) for row in rows)}
-    assert list(table) == [*IN_FORMS, "config"]
-    for name, one in form_parameters().items():
-        default = "s3://mill/work" if name == "workspace" else form_value(one.default)
+    assert list(table) == [*FORM_PARAMETERS, "config"]
+    for name, one in list_form_parameters().items():
+        default = "s3://mill/work" if name == "workspace" else format_form_value(one.default)
         assert table[name] == [one.help, default, ", ".join(one.choices)]
     assert len(quote(version["description"])) < 7_000  # it is a part of a URL, of which proxies take 8 kB
 

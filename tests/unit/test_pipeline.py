@@ -26,11 +26,11 @@ from imagemill.pipelines.cluster import Cluster, Images, Kfp
 from imagemill.pipelines.first_step import checked
 from imagemill.pipelines.parameters import (
     ALL_STEPS,
-    IN_FORMS,
-    choose,
-    form_parameters,
-    form_value,
-    parameters,
+    FORM_PARAMETERS,
+    format_form_value,
+    list_form_parameters,
+    list_parameters,
+    resolve_parameters,
 )
 
 GOLDEN = Path(__file__).parent / "golden" / "training.yaml"
@@ -44,7 +44,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from imagemill.pipelines.compile import compile_kfp
 
     path = tmp_path_factory.mktemp("compiled") / "training.yaml"
-    compile_kfp(choose({}), path, CLUSTER)
+    compile_kfp(resolve_parameters({}), path, CLUSTER)
     return path
 
 
@@ -97,7 +97,7 @@ def test_package_is_the_golden_one(package: Path) -> None:
 
 def test_every_parameter_is_described_and_has_a_default(package: Path) -> None:
     found = spec(package)["root"]["inputDefinitions"]["parameters"]
-    assert set(found) == {*IN_FORMS, "config"} and len(found) <= 14
+    assert set(found) == {*FORM_PARAMETERS, "config"} and len(found) <= 14
     for name, about in found.items():
         assert about["description"].strip(), name
         assert about["parameterType"] == "STRING" and "defaultValue" in about, name
@@ -117,7 +117,7 @@ def test_fixed_choices_are_drop_downs(package: Path) -> None:
     found = spec(package)["root"]["inputDefinitions"]["parameters"]
     choices = {name: about["literals"] for name, about in found.items() if "literals" in about}
     assert choices == {
-        name: list(parameters()[name].choices) for name in ("dataset", "preset", "recipe", "promote")
+        name: list(list_parameters()[name].choices) for name in ("dataset", "preset", "recipe", "promote")
     }  # fmt: skip
     assert all(found[name]["defaultValue"] in values for name, values in choices.items())
     loaded = components.load_component_from_file(str(package)).pipeline_spec
@@ -130,16 +130,16 @@ def test_a_server_that_does_not_know_choices_is_sent_none(tmp_path: Path) -> Non
     from imagemill.pipelines.compile import compile_kfp
 
     for version, known in (("2.15", False), ("2.16", True), ("2.17.1", True)):
-        compile_kfp(choose({}), tmp_path / "p.yaml", replace(CLUSTER, kfp=Kfp(version=version)))
+        compile_kfp(resolve_parameters({}), tmp_path / "p.yaml", replace(CLUSTER, kfp=Kfp(version=version)))
         assert ("literals:" in (tmp_path / "p.yaml").read_text()) is known, version
 
 
 def test_pipeline_parameters_are_in_one_order_with_the_defaults_of_the_configs() -> None:
     from imagemill.pipelines.training import training_pipeline
 
-    known = form_parameters()
+    known = list_form_parameters()
     found = inspect.signature(training_pipeline.pipeline_func).parameters
-    assert list(found) == list(known) == [*IN_FORMS, "config"]
+    assert list(found) == list(known) == [*FORM_PARAMETERS, "config"]
     for name, parameter in found.items():
         default = known[name].default
         assert parameter.default == ("" if default is None else str(default)), name
@@ -154,10 +154,10 @@ def test_a_component_takes_every_parameter_of_the_form_that_its_step_has_and_no_
     config = ALL_STEPS[step].config
     fields = {one.name for one in dataclasses.fields(config)}
     inputs = set(getattr(steps, step).component_spec.inputs)
-    own = {*IN_FORMS} if step == "download" else fields & {*IN_FORMS}  # the first step checks them for all
+    own = {*FORM_PARAMETERS} if step == "download" else fields & {*FORM_PARAMETERS}
     others = {"champion_evaluation"} if step == "promote" else set()
     assert inputs == own | {*config.PARENTS, "run", "config"} | others
-    for name in inputs & {*IN_FORMS}:
+    for name in inputs & {*FORM_PARAMETERS}:
         assert getattr(steps, step).component_spec.inputs[name].type == "String"
 
 
@@ -180,7 +180,7 @@ def test_a_component_takes_every_parameter_of_the_form_that_its_step_has_and_no_
 def test_the_first_step_refuses_what_a_later_step_could_not_take(
     values: dict[str, str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    form = {name: form_value(one.default) for name, one in form_parameters().items()}
+    form = {name: format_form_value(one.default) for name, one in list_form_parameters().items()}
     with pytest.raises(SystemExit) as ended:
         checked("some-run", form | {"workspace": str(tmp_path)} | values)
     assert ended.value.code == 2 and f"[download] error: {message}" in capsys.readouterr().err
@@ -189,7 +189,7 @@ def test_the_first_step_refuses_what_a_later_step_could_not_take(
 
 
 def test_the_form_and_its_config_say_what_every_step_is_given() -> None:
-    form = {name: form_value(one.default) for name, one in form_parameters().items()}
+    form = {name: format_form_value(one.default) for name, one in list_form_parameters().items()}
     config = '{"seed": 7, "hue": null, "device": "cpu", "train": {"ema": 0.999, "device": "cuda"}}'
     chosen = checked("some-run", form | {"epochs": "3", "config": config})
     train = chosen.config("train")
@@ -213,7 +213,9 @@ def test_chosen_values_become_defaults(tmp_path: Path) -> None:
     from imagemill.pipelines.compile import compile_kfp
 
     path = tmp_path / "p.yaml"
-    compile_kfp(choose({"epochs": "3", "workspace": "s3://bucket/mill/", "weight_decay": "0.1"}), path, CLUSTER)
+    compile_kfp(
+        resolve_parameters({"epochs": "3", "workspace": "s3://bucket/mill/", "weight_decay": "0.1"}), path, CLUSTER
+    )
     found = spec(path)["root"]["inputDefinitions"]["parameters"]
     assert found["epochs"]["defaultValue"] == "3" and found["workspace"]["defaultValue"] == "s3://bucket/mill"
     assert json.loads(found["config"]["defaultValue"]) == {"train": {"weight_decay": 0.1}}
@@ -224,7 +226,7 @@ def test_cluster_takes_no_folder(workspace: str, tmp_path: Path) -> None:
     from imagemill.pipelines.compile import compile_kfp
 
     with pytest.raises(UserError, match="workspace: expected s3://"):
-        compile_kfp(choose({"workspace": workspace}), tmp_path / "p.yaml", CLUSTER)
+        compile_kfp(resolve_parameters({"workspace": workspace}), tmp_path / "p.yaml", CLUSTER)
 
 
 def test_shared_parameters_mean_one_thing() -> None:
@@ -238,7 +240,7 @@ def test_shared_parameters_mean_one_thing() -> None:
 def test_config_file_flags_and_sections(tmp_path: Path) -> None:
     path = tmp_path / "mill.yaml"
     path.write_text("epochs: 3\nweight_decay: 0.2\nevaluate:\n  device: cpu\n")
-    chosen = choose({"epochs": "4"}, str(path))
+    chosen = resolve_parameters({"epochs": "4"}, str(path))
     assert chosen.pipeline == {"epochs": 4}
     assert chosen.sections == {"train": {"weight_decay": 0.2}, "evaluate": {"device": "cpu"}}
 
@@ -247,10 +249,10 @@ def test_config_file_flags_and_sections(tmp_path: Path) -> None:
 def test_what_a_file_says_of_one_step_counts_for_more_than_of_all(text: str, tmp_path: Path) -> None:
     path = tmp_path / "mill.yaml"
     path.write_text(text)
-    assert choose({}, str(path)).sections == {
+    assert resolve_parameters({}, str(path)).sections == {
         "train": {"device": "cpu"}, "resize": {"device": "cuda"}, "evaluate": {"device": "cuda"}
     }  # fmt: skip
-    assert choose({"device": "auto"}, str(path)).sections["train"] == {"device": "auto"}
+    assert resolve_parameters({"device": "auto"}, str(path)).sections["train"] == {"device": "auto"}
 
 
 @pytest.mark.parametrize(
@@ -277,7 +279,7 @@ def test_wrong_config_files_say_what_is_wrong(text: str, message: str, tmp_path:
     path = tmp_path / "mill.yaml"
     path.write_text(text)
     with pytest.raises(UserError, match=message):
-        choose({}, str(path))
+        resolve_parameters({}, str(path))
 
 
 def test_a_wrong_flag_is_named_as_one_though_the_file_has_the_field_too(tmp_path: Path) -> None:
@@ -285,7 +287,7 @@ def test_a_wrong_flag_is_named_as_one_though_the_file_has_the_field_too(tmp_path
     path.write_text("epochs: 3\ntrain: {label_smoothing: 0.1}")
     for flags in ({"epochs": "-3"}, {"label_smoothing": "7"}):
         with pytest.raises(UserError, match=f"^--{next(iter(flags)).replace('_', '-')}: expected a number of at"):
-            choose(flags, str(path))
+            resolve_parameters(flags, str(path))
 
 
 @pytest.mark.parametrize("command", ["compile", "submit", "schedule"])

@@ -21,7 +21,7 @@ from imagemill.components.store.workspace import Workspace
 from imagemill.pipelines import planning
 from imagemill.pipelines.argo import workflow_template
 from imagemill.pipelines.cluster import Cluster, from_values
-from imagemill.pipelines.parameters import choose
+from imagemill.pipelines.parameters import resolve_parameters
 from imagemill.pipelines.pod_arguments import parse
 from imagemill.pipelines.pod_settings import VARIABLE, cluster_of_pod
 
@@ -86,7 +86,7 @@ def test_training_is_told_the_tensors_by_a_pod_whose_gpu_may_fail(clean: Dataset
     images, ray = {"tags_allowed": True}, {"version": "2.49.0", "mode": "pod"}
     cluster = from_values({"images": images, "ray": ray, "steps": {"resize": {"gpu": 1}}})
     assert planned(clean, tmp_path / "out", cluster=cluster) == {"tensors": "", "executor": "pod", "rayjob": ""}
-    templates = workflow_template(cluster, choose({}))["spec"]["templates"]
+    templates = workflow_template(cluster, resolve_parameters({}))["spec"]["templates"]
     train = next(task for task in templates[0]["dag"]["tasks"] if task["name"] == "train")
     told = {one["name"]: one["value"] for one in train["arguments"]["parameters"]}
     assert told["tensors"] == "{{tasks.resize.outputs.parameters.tensors}}"
@@ -128,7 +128,7 @@ def test_the_template_tells_the_pod_all_that_the_rayjob_is_made_of(
         }
     )  # fmt: skip
     template = next(
-        one for one in workflow_template(cluster, choose({}))["spec"]["templates"] if one["name"] == "clean"
+        one for one in workflow_template(cluster, resolve_parameters({}))["spec"]["templates"] if one["name"] == "clean"
     )
     for variable in template["container"]["env"]:
         if variable["name"] == VARIABLE:

@@ -12,7 +12,7 @@ from imagemill.components.store.config import StepConfig, field_types
 from imagemill.components.store.errors import UserError
 from imagemill.components.store.presets import _PHOTO, HELP, PRESETS
 from imagemill.components.train.config import TrainConfig
-from imagemill.pipelines.parameters import choose, parameters
+from imagemill.pipelines.parameters import list_parameters, resolve_parameters
 
 CONFIGS: tuple[type[StepConfig], ...] = (CleanConfig, ResizeConfig, TrainConfig)
 
@@ -60,10 +60,10 @@ def test_a_preset_is_only_a_shorter_way_to_say_its_values() -> None:
 
 
 def test_one_preset_reaches_every_step_of_a_run() -> None:
-    assert parameters()["preset"].steps == ("clean", "resize", "train")
-    chosen = choose({"preset": "ocr", "flip": "true"})
-    assert chosen.pipeline == {"preset": "ocr"} and chosen.sections == {"train": {"flip": "true"}}
-    train, clean = chosen.config("train"), chosen.config("clean")
+    assert list_parameters()["preset"].steps == ("clean", "resize", "train")
+    parameters = resolve_parameters({"preset": "ocr", "flip": "true"})
+    assert parameters.pipeline == {"preset": "ocr"} and parameters.sections == {"train": {"flip": "true"}}
+    train, clean = parameters.config("train"), parameters.config("clean")
     assert isinstance(train, TrainConfig) and train.flips and train.crop_scale == 0.9
     assert isinstance(clean, CleanConfig) and clean.color == "gray"
 

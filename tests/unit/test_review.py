@@ -18,7 +18,7 @@ from imagemill.components.store.parallel import Budget
 from imagemill.components.store.progress import say
 from imagemill.components.store.workspace import Workspace
 from imagemill.components.train.config import TrainConfig
-from imagemill.pipelines.parameters import choose
+from imagemill.pipelines.parameters import resolve_parameters
 
 
 def test_class_lists_are_matched_by_name() -> None:
@@ -60,15 +60,15 @@ def test_the_number_of_a_promotion_is_its_files(tmp_path: Path) -> None:
 def test_flags_win_over_sections_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "mill.yaml"
     path.write_text("train:\n  epochs: 20\n  weight_decay: 0.1\n")
-    chosen = choose({"epochs": "5", "weight_decay": "0.2"}, str(path))
-    assert chosen.pipeline == {"epochs": 5} and chosen.sections == {"train": {"weight_decay": 0.2}}
+    parameters = resolve_parameters({"epochs": "5", "weight_decay": "0.2"}, str(path))
+    assert parameters.pipeline == {"epochs": 5} and parameters.sections == {"train": {"weight_decay": 0.2}}
 
 
 @pytest.mark.parametrize("text", ["train: {tensors: /x}", "clean: {run: x}", "clean: {epochs: 3}"])
 def test_sections_set_only_their_own_parameters(text: str, tmp_path: Path) -> None:
     (tmp_path / "mill.yaml").write_text(text)
     with pytest.raises(UserError, match="expected a parameter of"):
-        choose({}, str(tmp_path / "mill.yaml"))
+        resolve_parameters({}, str(tmp_path / "mill.yaml"))
 
 
 def test_the_json_parameter_can_not_redirect_a_step(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,13 +11,13 @@ from imagemill.components.store.errors import UserError
 from imagemill.components.store.workspace import Workspace
 from imagemill.pipelines import in_docker
 from imagemill.pipelines.local import run_here
-from imagemill.pipelines.parameters import choose
+from imagemill.pipelines.parameters import resolve_parameters
 
 
 def test_what_no_container_may_see(tmp_path: Path) -> None:
-    chosen = choose({"dataset": "folder", "source": "/etc", "workspace": str(tmp_path)})
+    parameters = resolve_parameters({"dataset": "folder", "source": "/etc", "workspace": str(tmp_path)})
     workspace = Workspace.open(str(tmp_path))
     engine = in_docker.Engine(None, {}, {})
     with pytest.raises(UserError, match="expected files in a folder of their own, found some in /etc"):
-        run_here(chosen.arguments(), workspace, "etc-1", partial(in_docker.containers_of, engine, chosen))
+        run_here(parameters.arguments(), workspace, "etc-1", partial(in_docker.containers_of, engine, parameters))
     assert [path.name for path in tmp_path.iterdir()] == ["_workspace.json"]

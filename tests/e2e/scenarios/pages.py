@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from imagemill.components.store.config import STEPS
-from imagemill.pipelines.parameters import choose
+from imagemill.pipelines.parameters import resolve_parameters
 
 from .. import kfp
 from ..access import chromium
@@ -57,7 +57,7 @@ def _form(trial: Trial) -> str:
 
 def _fill(trial: Trial, page: Page) -> int:
     """Fill the form as the small run is; the number of fields that had to be touched."""
-    values = choose(
+    values = resolve_parameters(
         {**SMALL, "source": source(trial), "workspace": trial.workspace(trial.scenario), "seed": 31}
     ).arguments()  # fmt: skip
     touched = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from imagemill.pipelines.parameters import choose
+from imagemill.pipelines.parameters import resolve_parameters
 
 from .. import kfp
 from ..options import SMALL
@@ -15,7 +15,7 @@ from .common import add_after, check_unchanged, source
 
 def _arguments(trial: Trial) -> dict[str, Any]:
     """The small run's, as the pipeline takes them: what is no parameter of it is in `config`."""
-    given = choose({**SMALL, "source": source(trial)}).arguments()
+    given = resolve_parameters({**SMALL, "source": source(trial)}).arguments()
     return {name: value for name, value in given.items() if value not in ("", None)}
 
 
