@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..components.store.errors import wrong
 from .argo_templates import PARTS, RUN, finish_template, rayjob_template, step_template
-from .checks import check_output, with_workspace
+from .checks import check_output, set_workspace
 from .cluster import LABELS, RUN_LABEL, Cluster, Limits
 from .cron import parse, zone
 from .first_step import CHANGED
@@ -96,7 +96,7 @@ def _arguments(cluster: Cluster, parameters: RunParameters) -> list[Parameter]:
     """The parameters of the form, with the chosen values as defaults; a fixed choice is a drop-down there."""
     from hera.workflows import Parameter
 
-    given = with_workspace(parameters, cluster).arguments()
+    given = set_workspace(parameters, cluster).arguments()
     return [
         Parameter(
             name=name, value=given.get(name, format_form_value(one.default)), description=one.help,

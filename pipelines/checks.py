@@ -1,4 +1,4 @@
-"""What is looked at before the pipeline is compiled, for whichever orchestrator: its cluster, parameters and file."""
+"""Checks of the cluster's file, the parameters and the output file, before a pipeline is compiled or submitted."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from ..components.store import uri as uris
 from ..components.store.errors import UserError, wrong
 from .cluster import Cluster, from_file, shared
 from .parameters import RunParameters
-from .paths import refuse_paths
 
-LONGEST = 100_000
-"""Linux takes 128 KiB for one word of a command line."""
+MAX_ARGUMENTS_LENGTH = 100_000
+"""Characters. Linux takes 128 KiB for one word of a command line."""
 
 
-def cluster_of(file: str) -> Cluster:
-    """The cluster's file, which must name the images; UserError says how it comes to do so."""
+def read_cluster(file: str) -> Cluster:
+    """Read a cluster's file, which must name the images; UserError says how to get such a file."""
     if not file:
         raise UserError("--cluster: expected the file that says which images, which object store, found none; "
                         "`imagemill cluster -o FILE` writes one to begin with")  # fmt: skip
@@ -26,49 +25,50 @@ def cluster_of(file: str) -> Cluster:
     return cluster
 
 
-def with_workspace(parameters: RunParameters, cluster: Cluster) -> RunParameters:
-    """With the cluster's workspace where none was chosen; UserError for one that its pods can't reach, and for what
-    else they can't take."""
+def set_workspace(parameters: RunParameters, cluster: Cluster) -> RunParameters:
+    """Return the parameters with a normalized workspace, by default the cluster's; UserError for one that its pods
+    can't reach, and for other parameters that they can't use."""
     place = parameters.place("workspace")
     workspace = shared(str(parameters.pipeline.get("workspace", cluster.storage.workspace)), place)
     parameters = replace(parameters, pipeline=parameters.pipeline | {"workspace": workspace})
-    refuse_what_pods_cannot_take(parameters)
+    check_for_pods(parameters)
     return replace(parameters, pipeline=parameters.pipeline | {"workspace": uris.normalize(workspace, place)})
 
 
-def refuse_what_pods_cannot_take(parameters: RunParameters) -> None:
-    """UserError for a login, a path of this machine or a variable of Argo's among the parameters, and for too much."""
-    refuse_logins(parameters)
-    refuse_paths(parameters)
-    refuse_variables(parameters)
-    # KFP hands all of them to a pod in one word of its command line, in which they are quoted a second time.
-    if (length := len(json.dumps(json.dumps(parameters.arguments())))) > LONGEST:
-        raise wrong("config", f"parameters of {LONGEST:,} characters at most, for a pod's command line", f"{length:,}")
+def check_for_pods(parameters: RunParameters) -> None:
+    """Raise UserError for a parameter with a login, a path of this machine or a variable of Argo's, and for parameters
+    that are too long together."""
+    _check_logins(parameters)
+    for step, name, path in parameters.find_paths():
+        places = "s3://… or http(s)://…" if name in ("source", "annotations") else "s3://…"
+        raise wrong(parameters.place(name, step), f"{places}: the pods don't see this machine's files", path)
+    _check_variables(parameters)
+    # KFP passes all of them to a pod in one word of its command line, in which they are quoted a second time.
+    if (length := len(json.dumps(json.dumps(parameters.arguments())))) > MAX_ARGUMENTS_LENGTH:
+        limit = f"parameters of {MAX_ARGUMENTS_LENGTH:,} characters at most, for a pod's command line"
+        raise wrong("config", limit, f"{length:,}")
 
 
-def refuse_variables(parameters: RunParameters) -> None:
-    """UserError for a text with what Argo, which KFP runs on as well, takes for the beginning of a variable: it would
-    put something else there, or refuse the run."""
-    for step, values in (("", parameters.pipeline), *parameters.sections.items()):
-        for name, value in values.items():
-            if isinstance(value, str) and "{{" in value:
-                raise wrong(parameters.place(name, step), "a text without {{, by which Argo's variables begin", value)
+def _check_variables(parameters: RunParameters) -> None:
+    # Argo, which KFP runs on as well, would replace what it takes for a variable, or refuse the run.
+    for step, name, value in parameters.items():
+        if isinstance(value, str) and "{{" in value:
+            raise wrong(parameters.place(name, step), "a text without {{, by which Argo's variables begin", value)
 
 
-def refuse_logins(parameters: RunParameters) -> None:
-    """UserError for a parameter with a login or a query, which may be one, in its URL: whoever may see the pipeline or
-    its runs reads their parameters."""
-    for step, values in (("", parameters.pipeline), *parameters.sections.items()):
-        for name, value in values.items():
-            if isinstance(value, str) and (shown := uris.safe(value)) != value:
-                expected = (
-                    "a URL without a login or query, for a pipeline's parameters are no secret: s3://…, which the pods "
-                    "have a secret for, or one that is open to them"
-                )
-                raise wrong(parameters.place(name, step), expected, shown)
+def _check_logins(parameters: RunParameters) -> None:
+    # Everybody who may see the pipeline or its runs reads their parameters; a query may hold a login.
+    for step, name, value in parameters.items():
+        if isinstance(value, str) and (shown := uris.safe(value)) != value:
+            expected = (
+                "a URL without a login or query, for a pipeline's parameters are no secret: s3://…, which the pods "
+                "have a secret for, or one that is open to them"
+            )
+            raise wrong(parameters.place(name, step), expected, shown)
 
 
 def check_output(target: Path) -> None:
+    """Raise UserError unless a package can be written to `target`: a .yaml file in an existing folder."""
     if target.suffix not in (".yaml", ".yml"):  # KFP writes no JSON of a package with settings of pods
         raise wrong("-o", "a file that ends in .yaml", str(target))
     if not target.absolute().parent.is_dir():

@@ -18,7 +18,7 @@ from ..components.store.errors import UserError, wrong
 from ..components.store.manifest import code_version
 from . import forms
 from .cron import parse, zone
-from .settings import documented, load_yaml, plain, read, setting
+from .settings import dump_documented, load_yaml, override, setting, to_plain
 from .sizes import Place, Size
 from .sizes import Pod as Pod  # the file's, and so imported from here
 
@@ -283,16 +283,16 @@ class Cluster:
 
     def to_json(self) -> str:
         """In one line, to be handed to a pod."""
-        return json.dumps(plain(self), sort_keys=True, separators=(",", ":"))
+        return json.dumps(to_plain(self), sort_keys=True, separators=(",", ":"))
 
     def documented(self) -> str:
         head = "# How imagemill uses a cluster: imagemill compile --cluster THIS. What is left out keeps its default.\n"
-        return head + documented(self)
+        return head + dump_documented(self)
 
 
 def from_values(values: Any, where: str = "cluster") -> Cluster:
     """A cluster from parsed YAML or JSON; UserError names what is wrong in `where`."""
-    return read(Cluster(), values, where)
+    return override(Cluster(), values, where)
 
 
 def from_file(path: str) -> Cluster:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ..components.store.errors import UserError, wrong
-from .checks import check_output, cluster_of, with_workspace
+from .checks import check_output, read_cluster, set_workspace
 from .cluster import Cluster
 from .parameters import RunParameters
-from .settings import bytes_of
+from .settings import parse_quantity
 from .shm import shm_size
 
 ORCHESTRATORS = ("kfp", "argo")
@@ -24,7 +24,7 @@ def compile_for(target: str, parameters: RunParameters, output: Path, cluster_fi
     """
     if target not in ORCHESTRATORS:
         raise wrong("--target", f"one of {', '.join(ORCHESTRATORS)}", target)
-    cluster = cluster_of(cluster_file)
+    cluster = read_cluster(cluster_file)
     if target == "kfp":
         compile_kfp(parameters, output, cluster)
         return
@@ -41,17 +41,17 @@ def compile_kfp(parameters: RunParameters, target: Path, cluster: Cluster | None
     """
     cluster = cluster or Cluster()
     cluster.require_images("cluster")
-    parameters = with_workspace(parameters, cluster)
-    baked = parameters if bake else with_workspace(RunParameters({}, {}), cluster)
+    parameters = set_workspace(parameters, cluster)
+    baked = parameters if bake else set_workspace(RunParameters({}, {}), cluster)
     train = cluster.steps["train"]
-    largest = max((baked, parameters), key=lambda one: bytes_of(shm_size("train", train, one) or "0"))
+    largest = max((baked, parameters), key=lambda one: parse_quantity(shm_size("train", train, one) or "0"))
     check_output(target)
     _quiet_kfp()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from .training import build
+        from .training import build_pipeline
 
-        _write(build(cluster, largest), target, baked.arguments())
+        _write(build_pipeline(cluster, largest), target, baked.arguments())
 
 
 def write_documented(output: str) -> None:

@@ -23,7 +23,7 @@ from .kfp_server import ARRIVED, SENT, knows_whole_runs
 from .parameters import RunParameters
 from .pod_settings import cluster_variable
 from .pods import NO_SIDECAR, place_env, rayjob_seconds
-from .settings import bytes_of, text
+from .settings import parse_quantity, to_text
 from .shm import shm_size
 
 if TYPE_CHECKING:
@@ -176,13 +176,13 @@ def kfp_cpu(quantity: str) -> str:
     """Cores in a form that KFP takes: a number, or thousandths."""
     if _KFP_CPU.fullmatch(quantity):
         return quantity
-    thousandths = math.ceil(round(bytes_of(quantity) * 1000, 6))
+    thousandths = math.ceil(round(parse_quantity(quantity) * 1000, 6))
     return f"{thousandths}m" if thousandths % 1000 else str(thousandths // 1000)
 
 
 def kfp_memory(quantity: str) -> str:
     """A quantity in a form that KFP takes: without a decimal point, and K for thousand; else in bytes."""
-    return quantity if _KFP_MEMORY.fullmatch(quantity) else str(round(bytes_of(quantity)))
+    return quantity if _KFP_MEMORY.fullmatch(quantity) else str(round(parse_quantity(quantity)))
 
 
 def _volumes(task: Task, pod: Pod, shm: str) -> None:
@@ -198,7 +198,7 @@ def _schedule(task: Task, pod: Pod) -> None:
         kubernetes.add_node_selector(task, key, value)
     for toleration in pod.tolerations:
         seconds = toleration.get("tolerationSeconds")
-        rest = {key: text(value) for key, value in toleration.items() if key != "tolerationSeconds"}
+        rest = {key: to_text(value) for key, value in toleration.items() if key != "tolerationSeconds"}
         kubernetes.add_toleration(task, toleration_seconds=seconds, **rest)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from ..components.store import uri as uris
 from ..components.store.errors import wrong
 from ..components.store.manifest import code_version
-from .checks import refuse_what_pods_cannot_take
+from .checks import check_for_pods
 from .cluster import Cluster, shared
 from .compile import compile_kfp
 from .kfp_client import Service
@@ -118,7 +118,7 @@ def arguments_for(package: Package, parameters: RunParameters) -> dict[str, Any]
         if name not in package.defaults:
             raise wrong(parameters.place(name), f"a parameter of the pipeline {package.source}", name)
     workspace = str(arguments.get("workspace") or package.defaults.get("workspace") or "")
-    refuse_what_pods_cannot_take(parameters)
+    check_for_pods(parameters)
     shared(workspace, parameters.place("workspace"))
     if "workspace" in arguments:
         arguments["workspace"] = uris.normalize(workspace, parameters.place("workspace"))

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from .cluster import Cluster, from_json
 from .rayjob import ray_version
-from .settings import plain
+from .settings import to_plain
 
 VARIABLE = "IMAGEMILL_CLUSTER"
 _PARTS: Sequence[str] = ("namespace", "images", "storage", "labels", "ray", "limits", "argo", "steps", "small")
@@ -26,7 +26,7 @@ def cluster_variable(cluster: Cluster) -> dict[str, str]:
     Ray's version is written out, because the images of the small pods have no Ray.
     """
     told = replace(cluster, ray=replace(cluster.ray, version=ray_version(cluster)))
-    values = {name: plain(getattr(told, name)) for name in _PARTS}
+    values = {name: to_plain(getattr(told, name)) for name in _PARTS}
     return {VARIABLE: json.dumps(values, sort_keys=True, separators=(",", ":"))}
 
 

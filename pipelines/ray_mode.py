@@ -12,7 +12,7 @@ from typing import Literal, cast
 from ..components.resize.threads import work_seconds
 from ..components.store.manifest import Totals
 from .cluster import Cluster, Pod
-from .settings import bytes_of
+from .settings import parse_quantity
 
 Mode = Literal["pod", "rayjob", "address"]
 
@@ -34,4 +34,4 @@ def choose_mode(cluster: Cluster, totals: Totals, copies: int = 0, device: str =
 
 def estimate_seconds(pod: Pod, totals: Totals, copies: int = 0) -> float:
     """Return how long a pod resizes on the cores that it is promised, without the start of Ray (about 8 s)."""
-    return work_seconds(totals, copies) / bytes_of(pod.cpu)
+    return work_seconds(totals, copies) / parse_quantity(pod.cpu)

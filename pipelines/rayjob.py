@@ -31,7 +31,7 @@ from ..components.store.errors import wrong
 from ..components.store.fingerprint import digest
 from .cluster import LABELS, RUN_LABEL, SCRATCH, Cluster, Pod
 from .pods import NO_SIDECAR, container_security, pod_security, storage_env
-from .settings import bytes_of, plain
+from .settings import parse_quantity, to_plain
 
 API = "ray.io/v1"
 GROUP, VERSION, PLURAL = "ray.io", "v1", "rayjobs"
@@ -122,7 +122,7 @@ def manifest(
         "submitterPodTemplate": _submitter(cluster, labels),
         "rayClusterSpec": _ray_cluster(cluster, labels, identity),
     }
-    made: dict[str, Any] = plain({"apiVersion": API, "kind": "RayJob", "metadata": metadata, "spec": spec})
+    made: dict[str, Any] = to_plain({"apiVersion": API, "kind": "RayJob", "metadata": metadata, "spec": spec})
     return made
 
 
@@ -179,7 +179,10 @@ def _ray_cluster(cluster: Cluster, labels: Mapping[str, str], identity: str) -> 
                 "replicas": least,
                 "minReplicas": least,
                 "maxReplicas": workers.maximum,
-                "rayStartParams": {"num-cpus": str(max(1, int(bytes_of(workers.pod.cpu)))), **_store(workers.pod)},
+                "rayStartParams": {
+                    "num-cpus": str(max(1, int(parse_quantity(workers.pod.cpu)))),
+                    **_store(workers.pod),
+                },
                 "template": _template(
                     cluster, workers.pod, "ray-worker", labels, {**account, "automountServiceAccountToken": False}
                 ),
@@ -215,7 +218,7 @@ GRACE_S = 5
 
 def _store(pod: Pod) -> dict[str, str]:
     """Ray's object store, in half of /dev/shm: by itself it would take a third of the memory."""
-    return {"object-store-memory": str(int(bytes_of(pod.shm or SHM)) // 2)}
+    return {"object-store-memory": str(int(parse_quantity(pod.shm or SHM)) // 2)}
 
 
 def _template(

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..components.store.errors import wrong
 from . import forms
-from .settings import bytes_of, setting
+from .settings import parse_quantity, setting
 
 Place = Callable[..., str]
 """Names a field of the file for a message."""
@@ -29,9 +29,9 @@ class Size:
     def check(self, place: Place) -> None:
         for name, limit in (("cpu", self.cpu_limit), ("memory", self.memory_limit)):
             request = getattr(self, name)
-            if not request or not bytes_of(request):
+            if not request or not parse_quantity(request):
                 raise wrong(place(name), "a quantity above 0", request)
-            if limit and bytes_of(limit) < bytes_of(request):
+            if limit and parse_quantity(limit) < parse_quantity(request):
                 raise wrong(place(f"{name}_limit"), f"at least {name}, {request}", limit)
         for name in ("memory", "ephemeral_storage"):
             _check_bytes(place(name), getattr(self, name))
@@ -63,7 +63,7 @@ class Pod(Size):
     def check(self, place: Place) -> None:
         super().check(place)
         _check_bytes(place("shm"), self.shm)
-        if self.shm and bytes_of(self.shm) >= bytes_of(self.memory_limit or self.memory):
+        if self.shm and parse_quantity(self.shm) >= parse_quantity(self.memory_limit or self.memory):
             raise wrong(place("shm"), f"less than memory, {self.memory}, which it is a part of", self.shm)
         forms.check_resource(place("gpu_type"), self.gpu_type)
         forms.check_labels(place("node_selector"), self.node_selector)
@@ -76,5 +76,5 @@ class Pod(Size):
 
 
 def _check_bytes(place: str, size: str) -> None:
-    if size and bytes_of(size) < _MEBIBYTE:  # the usual mistake: 512m, which is half a byte
+    if size and parse_quantity(size) < _MEBIBYTE:  # the usual mistake: 512m, which is half a byte
         raise wrong(place, "at least 1Mi (Mi: 2²⁰ bytes; m: a thousandth of one)", size)

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from ...components.store.errors import EXIT_OK, EXIT_USER, UserError, wrong
 from ...components.store.progress import say
-from ..checks import cluster_of
+from ..checks import read_cluster
 from ..cluster import Cluster
 from ..kfp_client import Connection, add_flags
 from ..kube import Kube
@@ -46,7 +46,7 @@ def run(flags: dict[str, Any]) -> int:
     """Look, and print the findings; returns the exit code."""
     if flags["target"] not in ("", KFP, ARGO):
         raise wrong("--target", f"{KFP} or {ARGO}", flags["target"])
-    cluster = cluster_of(flags["cluster"])
+    cluster = read_cluster(flags["cluster"])
     connection = Connection.from_flags(flags, cluster.namespace)
     findings = examine(cluster, connection, flags["target"], starts_pods=flags["probe"])
     state = worst(findings)

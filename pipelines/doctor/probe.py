@@ -17,7 +17,7 @@ from typing import Any
 from .. import pods
 from ..cluster import LABELS, SCRATCH, UID, Cluster
 from ..kube import Json
-from ..settings import plain
+from ..settings import to_plain
 from . import inside
 from .findings import ERROR, OK, WARNING, Finding, unseen
 from .images import PULL_PROBLEMS, TARGETS, container_statuses
@@ -65,7 +65,7 @@ def pod(cluster: Cluster, name: str, target: str, question: str) -> Json:
         spec["imagePullSecrets"] = [{"name": secret} for secret in cluster.images.pull_secrets]
     labels = {**cluster.labels, **LABELS, "app.kubernetes.io/component": "doctor", **pods.NO_SIDECAR}
     metadata = {"name": name, "labels": labels, "annotations": pods.NO_SIDECAR}
-    document: Json = plain({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
+    document: Json = to_plain({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
     return document
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from imagemill.pipelines import argo
 from imagemill.pipelines.cluster import Cluster
 from imagemill.pipelines.parameters import resolve_parameters
-from imagemill.pipelines.settings import text
+from imagemill.pipelines.settings import to_text
 
 from .access.kube import Doc, labels_of, name_of
 from .access.mirror import say
@@ -52,7 +52,7 @@ def submit(
     """
     made_by = template_name or template(trial, cluster or trial.cluster, {})
     given = resolve_parameters({"workspace": workspace, **parameters}, config_file).arguments()
-    arguments = [{"name": name, "value": text(value)} for name, value in given.items() if value not in ("", None)]
+    arguments = [{"name": name, "value": to_text(value)} for name, value in given.items() if value not in ("", None)]
     for _ in range(_TRIES):
         document = {
             "apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "metadata": {"name": trial.name(trial.scenario)},

@@ -14,7 +14,7 @@ from imagemill.components.store import uri as uris
 from imagemill.components.store.errors import wrong
 from imagemill.pipelines import cluster as clusters
 from imagemill.pipelines.cluster import Cluster, Pod
-from imagemill.pipelines.settings import bytes_of
+from imagemill.pipelines.settings import parse_quantity
 
 E2E_LABEL = "imagemill.io/e2e"
 """On all that a session makes: its suffix. On a namespace: `allowed`, it may be used for tests."""
@@ -150,7 +150,7 @@ def _small(pod: Pod) -> Pod:
 
 
 def _least(quantity: str, other: str) -> str:
-    return quantity if bytes_of(quantity) <= bytes_of(other) else other
+    return quantity if parse_quantity(quantity) <= parse_quantity(other) else other
 
 
 def with_rayjob(cluster: Cluster) -> Cluster:

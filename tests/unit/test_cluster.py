@@ -11,7 +11,7 @@ import yaml
 
 from imagemill.components.store.errors import UserError
 from imagemill.pipelines.cluster import Cluster, Pod, from_file, from_json, from_values
-from imagemill.pipelines.settings import bytes_of
+from imagemill.pipelines.settings import parse_quantity
 
 DIGEST = "registry.example/imagemill-cpu@sha256:" + "a" * 64
 
@@ -229,5 +229,5 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_quantities() -> None:
-    assert [bytes_of(q) for q in ("500m", "2", "1k", "1Ki", "1.5Gi")] == [0.5, 2, 1000, 1024, 1.5 * 2**30]
-    assert bytes_of(Pod().memory) == 2 * 2**30
+    assert [parse_quantity(q) for q in ("500m", "2", "1k", "1Ki", "1.5Gi")] == [0.5, 2, 1000, 1024, 1.5 * 2**30]
+    assert parse_quantity(Pod().memory) == 2 * 2**30

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from imagemill.pipelines import pods
 from imagemill.pipelines.cluster import LABELS, SCRATCH, UID, Cluster
-from imagemill.pipelines.settings import plain
+from imagemill.pipelines.settings import to_plain
 
 from ..options import E2E_LABEL
 from ..scenario import Deadline, Failed
@@ -63,7 +63,7 @@ def pod(
     off = {"sidecar.istio.io/inject": "false"}
     own = {**LABELS, COMPONENT: "e2e-probe"} if labels is None else labels
     metadata = {"name": name, "labels": {**cluster.labels, **own, **off, E2E_LABEL: suffix}, "annotations": off}
-    document: Doc = plain({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
+    document: Doc = to_plain({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
     return document
 
 

@@ -282,9 +282,9 @@ def look_at_nodes(session: Session) -> None:
 
 
 def _cores(node: Doc) -> float:
-    from imagemill.pipelines.settings import bytes_of
+    from imagemill.pipelines.settings import parse_quantity
 
-    return bytes_of(str(_allocatable(node).get("cpu", "0")))
+    return parse_quantity(str(_allocatable(node).get("cpu", "0")))
 
 
 def _allocatable(node: Doc) -> dict[str, Any]:
