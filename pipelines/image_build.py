@@ -1,7 +1,7 @@
-"""Building one image: what goes into it, whether it is there already, and BuildKit at work.
+"""Build one image with BuildKit, and hash its inputs, by which an image that exists is recognized.
 
 The Docker SDK for Python has no BuildKit, which the Dockerfile needs (mounts, secrets, stages left out), so builds go
-through the `docker` command line, called without a shell. All else, such as pushing, is the SDK's.
+through the `docker` command line, called without a shell. All else, such as pushing, uses the SDK.
 """
 
 from __future__ import annotations
@@ -25,36 +25,40 @@ from ..components.store.progress import duration, say
 
 TARGETS = ("cpu", "ray", "gpu")
 ALL = "all"
-"""A target that builds the three in one go."""
-INPUTS = "io.imagemill.inputs"
-"""The label that says what an image was made from: the hash of all of it."""
-CODE = "io.imagemill.code"
-"""The label that says which code an image runs."""
+"""A target that builds the three together."""
+INPUTS_LABEL = "io.imagemill.inputs"
+"""The label with the hash of an image's inputs."""
+CODE_LABEL = "io.imagemill.code"
+"""The label with the hash of an image's code."""
 DOCKERFILE = "docker/Dockerfile"
-_ALWAYS = (DOCKERFILE, f"{DOCKERFILE}.dockerignore", "docker/fetch", "docker/install", "docker/locks.py",
-           "docker/sbom.py", "docker/build.lock", "docker/cpu.lock", "pyproject.toml", "README.md",
-           "LICENSE")  # fmt: skip
-_TORCH = ("docker/ray.lock", "docker/gpu.lock")
+_COMMON_FILES = (DOCKERFILE, f"{DOCKERFILE}.dockerignore", "docker/fetch", "docker/install", "docker/locks.py",
+                 "docker/sbom.py", "docker/build.lock", "docker/cpu.lock", "pyproject.toml", "README.md",
+                 "LICENSE")  # fmt: skip
+_TORCH_LOCKS = ("docker/ray.lock", "docker/gpu.lock")
 _FOLDERS = ("components", "pipelines")
-_STEP = re.compile(r"#(\d+) (.*)")
-_PIP = {"PIP_INDEX_URL": "index-url", "PIP_EXTRA_INDEX_URL": "extra-index-url", "PIP_TRUSTED_HOST": "trusted-host"}
+_PROGRESS = re.compile(r"#(\d+) (.*)")
+_PIP_SETTINGS = {
+    "PIP_INDEX_URL": "index-url",
+    "PIP_EXTRA_INDEX_URL": "extra-index-url",
+    "PIP_TRUSTED_HOST": "trusted-host",
+}
 _BUILD_ENVIRONMENT = {
     "DOCKER_BUILDKIT": "1",
     "BUILDX_NO_DEFAULT_ATTESTATIONS": "1",  # `kind load` takes no image with them
     "DOCKER_CONTEXT": "default",
     "BUILDX_BUILDER": "default",
 }
-"""The last two: in the engine where the SDK looks for the image then, that of DOCKER_HOST or this machine's."""
-_QUIET_SECONDS = 5.0
-_LAST_LINES = 15
+"""The last two build in the engine that the SDK uses: that of DOCKER_HOST, or this machine's."""
+_PROGRESS_INTERVAL_S = 5.0
+_TAIL_LINES = 15
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How the images are to be built: the folder of the repository and what may differ from place to place.
+class BuildOptions:
+    """Options of a build: the folder of the repository, and settings that differ from site to site.
 
-    `rebuild`: take nothing that an earlier build has left. `pull`: ask the registry for the base's newest.
-    `forget`: images with these inputs are there, and shall be replaced.
+    `rebuild`: use no cache of earlier builds. `pull`: ask the registry for the newest base image. `replace_existing`:
+    build also where an image with these inputs exists.
     """
 
     root: Path
@@ -64,44 +68,42 @@ class Recipe:
     pip_config: str = ""
     rebuild: bool = False
     pull: bool = False
-    forget: bool = False
+    replace_existing: bool = False
 
-    def arguments(self, target: str) -> dict[str, str]:
-        """The build arguments that change an image. `gpu` always takes torch from where all else comes from."""
-        given = {"BASE_IMAGE": self.base_image, "TORCH_INDEX": self.torch_index if target in ("ray", ALL) else ""}
-        return {name: value for name, value in given.items() if value}
+    def build_args(self, target: str) -> dict[str, str]:
+        """Return the build arguments that change an image. `gpu` takes torch from the index of all other packages."""
+        build_args = {"BASE_IMAGE": self.base_image, "TORCH_INDEX": self.torch_index if target in ("ray", ALL) else ""}
+        return {name: value for name, value in build_args.items() if value}
 
 
-def find_root(given: str) -> Path:
-    """The checkout with the Dockerfile: the given one, that which this package is installed from, or where the command
-    is called."""
-    places = [Path(given).absolute()] if given else [Path(__file__).resolve().parents[1], Path.cwd()]
+def find_root(source: str) -> Path:
+    """Return the checkout with the Dockerfile: `source`, else that of this package, else the working directory."""
+    places = [Path(source).absolute()] if source else [Path(__file__).resolve().parents[1], Path.cwd()]
     for root in places:
         if all((root / part).exists() for part in (DOCKERFILE, "pyproject.toml", *_FOLDERS)):
             return root
     raise wrong("--source", f"a checkout of imagemill, with {DOCKERFILE}", ", ".join(map(str, places)))
 
 
-def inputs(recipe: Recipe, target: str) -> str:
-    """The hash of all that an image is made from, in 16 hex digits: files by their names and bytes, and arguments.
+def hash_inputs(options: BuildOptions, target: str) -> str:
+    """Return the hash of an image's inputs, as 16 hex digits: files by their names and bytes, and build arguments.
 
-    A base image counts by its name: what moves behind that is taken with `--rebuild`.
+    A base image counts by its name: `--rebuild` takes one that has changed under its name.
     """
-    digest = _hashed(recipe.root, input_files(recipe, target))
-    for name, value in sorted(recipe.arguments(target).items()):
+    digest = _hash_files(options.root, list_input_files(options.root, target))
+    for name, value in sorted(options.build_args(target).items()):
         digest.update(f"{name}={value}\0".encode())
     return digest.hexdigest()[:16]
 
 
-def code(root: Path) -> str:
-    """The hash of the program's own modules, in 16 hex digits: `root` is a checkout, or the package where it is
-    installed."""
+def hash_code(root: Path) -> str:
+    """Return the hash of the program's own modules, as 16 hex digits; `root`: a checkout, or the installed package."""
     modules = (path.relative_to(root).as_posix() for folder in _FOLDERS for path in (root / folder).rglob("*.py"))
-    return _hashed(root, sorted(modules)).hexdigest()[:16]
+    return _hash_files(root, sorted(modules)).hexdigest()[:16]
 
 
-def _hashed(root: Path, names: Iterable[str]) -> hashlib._Hash:
-    """Of files by their paths below `root` and their bytes; one that is not there counts as empty."""
+def _hash_files(root: Path, names: Iterable[str]) -> hashlib._Hash:
+    """Hash files by their paths below `root` and their bytes; a missing one counts as empty."""
     digest = hashlib.sha256()
     for name in names:
         path = root / name
@@ -111,95 +113,94 @@ def _hashed(root: Path, names: Iterable[str]) -> hashlib._Hash:
     return digest
 
 
-def input_files(recipe: Recipe, target: str) -> Iterator[str]:
-    """The files that the image is made from, by their paths in the checkout, in one order everywhere: as
-    docker/Dockerfile.dockerignore lets them through."""
-    yield from (*_ALWAYS, *(_TORCH if target != "cpu" else ()))
+def list_input_files(root: Path, target: str) -> Iterator[str]:
+    """Yield the files that an image is built from, as paths below the checkout `root`, in the same order everywhere:
+    those that docker/Dockerfile.dockerignore admits."""
+    yield from (*_COMMON_FILES, *(_TORCH_LOCKS if target != "cpu" else ()))
     for folder in _FOLDERS:
-        for path in sorted((recipe.root / folder).rglob("*"), key=lambda one: one.as_posix()):
-            parts = path.relative_to(recipe.root).parts
-            if path.is_file() and not any(map(_kept_out, parts)):
+        for path in sorted((root / folder).rglob("*"), key=lambda path: path.as_posix()):
+            parts = path.relative_to(root).parts
+            if path.is_file() and not any(map(_is_ignored, parts)):
                 yield "/".join(parts)
 
 
-def _kept_out(name: str) -> bool:
+def _is_ignored(name: str) -> bool:
     return name in ("__pycache__", "README.md") or name.endswith(".egg-info") or name.startswith(".")
 
 
 def find_cli() -> str:
-    """The first `docker` on PATH that has BuildKit: Docker 20.10 to 22 by itself, later ones by the plugin buildx."""
-    found = ""
+    """Return the first `docker` on PATH that has BuildKit: built into Docker 20.10 to 22, later the plugin buildx."""
+    first = ""
     for folder in os.get_exec_path():
         path = shutil.which("docker", path=folder)
         if not path:
             continue
-        found = found or path
-        if _asked(path, "buildx", "version") or re.match(
-            r"20\.|22\.", _asked(path, "version", "-f", "{{.Client.Version}}")
-        ):
+        first = first or path
+        version = ("version", "-f", "{{.Client.Version}}")
+        if _query_cli(path, "buildx", "version") or re.match(r"20\.|22\.", _query_cli(path, *version)):
             return path
-    if not found:
+    if not first:
         raise UserError("images: expected the command docker, found none on PATH; install Docker (docker.com)")
-    raise UserError(f"images: expected BuildKit, found that {found} lacks it; install its plugin buildx "
+    raise UserError(f"images: expected BuildKit, found that {first} lacks it; install its plugin buildx "
                     "(package docker-buildx-plugin or docker-buildx)")  # fmt: skip
 
 
-def _asked(path: str, *words: str) -> str:
-    """What docker answers; empty where it can't. Without a daemon `version` still says the client's."""
-    answer = subprocess.run([path, *words], capture_output=True, text=True, check=False)
-    return answer.stdout.strip() if answer.returncode == 0 or words[0] == "version" else ""
+def _query_cli(path: str, *words: str) -> str:
+    """Return docker's output; empty where it fails. Without a daemon `version` still prints the client's version."""
+    result = subprocess.run([path, *words], capture_output=True, text=True, check=False)
+    return result.stdout.strip() if result.returncode == 0 or words[0] == "version" else ""
 
 
-def command(
-    cli: str, recipe: Recipe, target: str, tag: str, labels: Mapping[str, str], secrets: Mapping[str, Path]
+def make_command(
+    cli: str, options: BuildOptions, target: str, tag: str, labels: Mapping[str, str], secrets: Mapping[str, Path]
 ) -> list[str]:
-    """The words of one build. Settings for pip go as secrets: arguments stay in the history of builds."""
-    words = [cli, "build", "--progress", "plain", "--file", str(recipe.root / DOCKERFILE), "--target", target]
+    """Return the command line of one build. pip's settings are secrets, for build arguments stay in the history."""
+    words = [cli, "build", "--progress", "plain", "--file", str(options.root / DOCKERFILE), "--target", target]
     words += ["--tag", tag] if tag else []
     words += [word for name, value in labels.items() for word in ("--label", f"{name}={value}")]
-    words += [word for name, value in recipe.arguments(target).items() for word in ("--build-arg", f"{name}={value}")]
+    words += [word for name, value in options.build_args(target).items() for word in ("--build-arg", f"{name}={value}")]
     words += [word for name, path in secrets.items() for word in ("--secret", f"id={name},src={path}")]
     for name in ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"):
         words += ["--build-arg", name] if os.environ.get(name) else []  # docker takes the value from the environment
-    words += ["--network", recipe.network] if recipe.network else []
-    words += ["--no-cache"] if recipe.rebuild else []
-    words += ["--pull"] if recipe.pull else []
-    return [*words, str(recipe.root)]
+    words += ["--network", options.network] if options.network else []
+    words += ["--no-cache"] if options.rebuild else []
+    words += ["--pull"] if options.pull else []
+    return [*words, str(options.root)]
 
 
 @contextlib.contextmanager
-def pip_secrets(recipe: Recipe) -> Iterator[dict[str, Path]]:
-    """The files that the build sees as secrets: pip's settings, as given or from PIP_INDEX_URL and its like, and the
-    certificates of PIP_CERT (else SSL_CERT_FILE), which a proxy with its own asks for."""
+def pip_secrets(options: BuildOptions) -> Iterator[dict[str, Path]]:
+    """Yield the files that the build mounts as secrets: pip's settings, from `--pip-config` or PIP_INDEX_URL and the
+    like, and the certificates of PIP_CERT (else SSL_CERT_FILE), for a proxy with a certificate of its own."""
     secrets: dict[str, Path] = {}
     certificates = os.environ.get("PIP_CERT") or os.environ.get("SSL_CERT_FILE") or ""
     if certificates and Path(certificates).is_file():
         secrets["ca.pem"] = Path(certificates)
-    if recipe.pip_config and not Path(recipe.pip_config).is_file():
-        raise wrong("--pip-config", "a file of settings of pip's", recipe.pip_config)
+    if options.pip_config and not Path(options.pip_config).is_file():
+        raise wrong("--pip-config", "a file of settings of pip's", options.pip_config)
     with tempfile.TemporaryDirectory(prefix="imagemill-") as folder:
-        lines = [f"{key} = {os.environ[name]}" for name, key in _PIP.items() if os.environ.get(name)]
-        if recipe.pip_config:
-            secrets["pip.conf"] = Path(recipe.pip_config).absolute()
+        lines = [f"{key} = {os.environ[name]}" for name, key in _PIP_SETTINGS.items() if os.environ.get(name)]
+        if options.pip_config:
+            secrets["pip.conf"] = Path(options.pip_config).absolute()
         elif lines:
             secrets["pip.conf"] = Path(folder) / "pip.conf"
             secrets["pip.conf"].write_text("\n".join(["[global]", *lines]) + "\n")
         yield secrets
 
 
-def build(words: Sequence[str], target: str) -> None:
-    """Run a build, saying how it goes; MillError with its last lines, and where its whole log is, when it fails."""
+def run_build(command: Sequence[str], target: str) -> None:
+    """Run a build and print its progress; MillError with its last lines and the path of its log when it fails."""
     environment = os.environ | _BUILD_ENVIRONMENT
-    descriptor, name = tempfile.mkstemp(prefix=f"imagemill-images-{target}-", suffix=".log")  # nobody else's to read
-    log = Path(name)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as written:
+    descriptor, name = tempfile.mkstemp(prefix=f"imagemill-images-{target}-", suffix=".log")
+    log = Path(name)  # readable by this user alone
+    with os.fdopen(descriptor, "w", encoding="utf-8") as log_file:
         process = subprocess.Popen(
-            words, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             text=True, errors="replace",
         )  # fmt: skip
         assert process.stdout is not None
         try:
-            last = follow(process.stdout, written, target)
+            last_lines = follow_build(process.stdout, log_file, target)
             code = process.wait()
         except BaseException:  # Ctrl-C: the build ends with its client
             process.terminate()
@@ -207,41 +208,41 @@ def build(words: Sequence[str], target: str) -> None:
             log.unlink()
             raise
     if code:
-        tail = "\n".join(f"    {line}" for line in last)
+        tail = "\n".join(f"    {line}" for line in last_lines)
         raise MillError(f"images: building {target} failed (exit code {code}); the whole log is {log}\n{tail}")
     log.unlink()
 
 
-def follow(lines: IO[str], log: IO[str], target: str) -> list[str]:
-    """Copy a build's output to its log, and say which steps run and how long they took; returns its last lines.
+def follow_build(lines: IO[str], log: IO[str], target: str) -> list[str]:
+    """Copy a build's output to its log, print which steps run and how long they took, and return its last lines.
 
     BuildKit's plain progress: `#7 [stage 2/3] RUN …`, then `#7 12.3 a line of output`, then `#7 DONE 14.2s`, or CACHED.
     """
-    last: collections.deque[str] = collections.deque(maxlen=_LAST_LINES)
+    last_lines: collections.deque[str] = collections.deque(maxlen=_TAIL_LINES)
     names: dict[str, str] = {}
-    said = time.monotonic()
+    printed_at = time.monotonic()
     for line in lines:
         log.write(line)
         text = line.rstrip()
         if text:
-            last.append(text)
-        step = _STEP.match(text)
+            last_lines.append(text)
+        step = _PROGRESS.match(text)
         if not step:
             continue
         number, rest = step.groups()
-        name = names.setdefault(number, _short(rest))
+        name = names.setdefault(number, _shorten_name(rest))
         done = re.fullmatch(r"DONE (\d+\.\d)s", rest)
         output = re.match(r"(\d+)\.\d+ (\S.*)", rest)
         if done and float(done.group(1)) >= 1:
             say("images", f"{target}: {name}: done ({duration(float(done.group(1)))})")
-            said = time.monotonic()
-        elif output and time.monotonic() - said >= _QUIET_SECONDS:
+            printed_at = time.monotonic()
+        elif output and time.monotonic() - printed_at >= _PROGRESS_INTERVAL_S:
             say("images", f"{target}: {name}: {output.group(1)} s: {output.group(2)[:80]}")
-            said = time.monotonic()
-    return list(last)
+            printed_at = time.monotonic()
+    return list(last_lines)
 
 
-def _short(text: str) -> str:
-    """`[wheels-cpu 3/3] RUN --mount=… ./fetch cpu.lock` as `wheels-cpu 3/3`."""
+def _shorten_name(text: str) -> str:
+    """Return `[wheels-cpu 3/3] RUN --mount=… ./fetch cpu.lock` as `wheels-cpu 3/3`."""
     stage = re.match(r"\[([^\]]+)\]", text)
     return stage.group(1) if stage else text[:60]

@@ -1,4 +1,4 @@
-"""The images' part of a cluster's YAML file, written without touching anything else in it, comments included."""
+"""Edit the part `images` of a cluster's YAML file, and keep every other byte of it, comments included."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ if TYPE_CHECKING:
 PART = "images"
 
 
-def part(values: Mapping[str, object]) -> str:
-    """The part as YAML, to be printed or appended."""
-    return f"{PART}:\n" + "".join(f"  {name}: {_scalar(value)}\n" for name, value in values.items())
+def format_part(values: Mapping[str, object]) -> str:
+    """Return the part as YAML."""
+    return f"{PART}:\n" + "".join(f"  {name}: {_format_scalar(value)}\n" for name, value in values.items())
 
 
-def pin(text: str, values: Mapping[str, object], where: str) -> str:
-    """`text`, a cluster's YAML, with these values under `images`. UserError where that can't be told from `where`.
+def set_images(text: str, values: Mapping[str, object], where: str) -> str:
+    """Return `text`, a cluster's YAML, with these values under `images`; UserError, which names the file `where`, if it
+    can't be edited.
 
-    Every other byte stays: values are replaced where the parser says that they begin and end, and what is new comes
-    before the first name of the part, or at the file's end.
+    Values are replaced between the positions that the parser reports; new ones come before the first name of the
+    part, or at the file's end.
     """
     import yaml
 
@@ -37,40 +38,39 @@ def pin(text: str, values: Mapping[str, object], where: str) -> str:
             f"--cluster: expected YAML in {where}, found something else: {' '.join(str(error).split())}"
         ) from None
     if root is None:
-        edited = _with_break(text) + part(values)
+        edited = _end_line(text) + format_part(values)
     elif not isinstance(root, yaml.MappingNode):
         raise wrong(f"--cluster {where}", "names and values", yaml.safe_load(text))
     else:
         edited = _edit(text, root, values)
-    made, before = yaml.safe_load(edited), yaml.safe_load(text) or {}
+    parsed, before = yaml.safe_load(edited), yaml.safe_load(text) or {}
     expected = before | {PART: (before.get(PART) or {}) | dict(values)}
-    if made != expected:
+    if parsed != expected:
         raise UserError(f"--cluster: expected a part {PART} in {where} that can be edited, found one that can't; "
-                        f"write there:\n{part(values)}")  # fmt: skip
-    cluster.from_values(made, where)
+                        f"write there:\n{format_part(values)}")  # fmt: skip
+    cluster.from_values(parsed, where)
     return edited
 
 
 def _edit(text: str, root: MappingNode, values: Mapping[str, object]) -> str:
     import yaml
 
-    found = {key.value: node for key, node in root.value}
-    node = found.get(PART)
+    node = {key.value: value for key, value in root.value}.get(PART)
     if node is None:
-        end = _with_break(text[: root.end_mark.index])
-        return end + part(values) + text[root.end_mark.index :] if not root.flow_style else text
+        before = _end_line(text[: root.end_mark.index])
+        return before + format_part(values) + text[root.end_mark.index :] if not root.flow_style else text
     if not isinstance(node, yaml.MappingNode):
         if node.value:
             raise wrong(f"--cluster ({PART})", "names and values", node.value if node.id == "scalar" else "a list")
-        inner = "".join(f"\n  {name}: {_scalar(value)}" for name, value in values.items())
+        inner = "".join(f"\n  {name}: {_format_scalar(value)}" for name, value in values.items())
         return text[: node.start_mark.index] + inner + text[node.end_mark.index :]
-    known = {key.value: value for key, value in node.value}
+    existing = {key.value: value for key, value in node.value}
     changes = [
-        (known[name].start_mark.index, known[name].end_mark.index, _scalar(value))
+        (existing[name].start_mark.index, existing[name].end_mark.index, _format_scalar(value))
         for name, value in values.items()
-        if name in known
+        if name in existing
     ]
-    new = [f"{name}: {_scalar(value)}" for name, value in values.items() if name not in known]
+    new = [f"{name}: {_format_scalar(value)}" for name, value in values.items() if name not in existing]
     if new and node.value:
         first = node.value[0][0].start_mark
         separator = ", " if node.flow_style else "\n" + " " * first.column
@@ -82,31 +82,31 @@ def _edit(text: str, root: MappingNode, values: Mapping[str, object]) -> str:
     return text
 
 
-def _scalar(value: object) -> str:
+def _format_scalar(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else f'"{value}"'
 
 
-def _with_break(text: str) -> str:
+def _end_line(text: str) -> str:
     return text if not text or text.endswith("\n") else text + "\n"
 
 
 def check_file(path: str) -> str:
-    """The text of a cluster's file; UserError now, rather than after half an hour of building, for one that is wrong
-    elsewhere than in the images that are about to be written."""
+    """Return the text of a cluster's file. Raises UserError for mistakes outside of the images that are about to be
+    written: now, rather than after half an hour of building."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise wrong(
             "--cluster", "a YAML file that can be read (`imagemill cluster` prints one)", f"{path} ({error})"
         ) from None
-    pin(text, dict.fromkeys(("cpu", "ray", "gpu"), f"none@sha256:{'0' * 64}"), path)
+    set_images(text, dict.fromkeys(("cpu", "ray", "gpu"), f"none@sha256:{'0' * 64}"), path)
     return text
 
 
-def write(path: str, values: Mapping[str, Any]) -> None:
-    """Write the images into the file, whole or not at all; what others have written meanwhile is kept."""
+def update_file(path: str, values: Mapping[str, Any]) -> None:
+    """Write the images into the file, atomically; edits that were made meanwhile are kept."""
     target = Path(path).resolve()
-    text = pin(target.read_text(encoding="utf-8"), values, path)
+    text = set_images(target.read_text(encoding="utf-8"), values, path)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
         temporary.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""`imagemill images build`: the three images, pushed, and named by their digests in the cluster's file."""
+"""`imagemill images build`: build the three images, push them, and write their digests into the cluster's file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import re
 import subprocess
 import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -20,42 +20,42 @@ from ..components.store.errors import MillError, TransientError, UserError, wron
 from ..components.store.manifest import code_version
 from ..components.store.progress import say, size
 from . import image_pins
-from .docker_client import answering, connected
+from .docker_client import connect_engine, engine_errors
 from .image_build import (
     ALL,
-    CODE,
-    INPUTS,
+    CODE_LABEL,
+    INPUTS_LABEL,
     TARGETS,
-    Recipe,
-    build,
-    code,
-    command,
+    BuildOptions,
     find_cli,
     find_root,
-    inputs,
+    hash_code,
+    hash_inputs,
+    make_command,
     pip_secrets,
+    run_build,
 )
 
 if TYPE_CHECKING:
     from docker import DockerClient
-    from docker.models.images import Image
+    from docker.models.images import Image as DockerImage
 
 HELP = "build the images that a cluster runs, push them, and name them by their digests"
 SBOM = "/usr/share/imagemill/sbom.json"
 CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
-ENGINE_S = 600
-"""So long the engine may take for one answer: it reads whole images."""
+ENGINE_TIMEOUT_S = 600
+"""Of one request to the engine, which reads whole images."""
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _REGISTRY = re.compile(r"[a-z0-9.-]+(:\d+)?(/[a-z0-9]+([._-]+[a-z0-9]+)*)*")
-_REFUSED = (
+_REFUSAL_TEXTS = (
     "denied", "unauthorized", "no basic auth", "authentication required", "forbidden", "insufficient_scope",
     "name unknown", "name invalid", "repository does not exist",
 )  # fmt: skip
-"""What registries say that do not take a name, or not from this user."""
+"""Parts of the messages of registries that refuse a name or a user."""
 
 
 def add_command(commands: Any) -> None:
-    """The command's flags."""
+    """Add the command and its flags."""
     parser: argparse.ArgumentParser = commands.add_parser("images", help=HELP, description=HELP)
     verbs = parser.add_subparsers(dest="verb", metavar="build", required=True, parser_class=type(parser))
     builder: Any = verbs.add_parser("build", help=HELP, description=HELP)
@@ -76,8 +76,8 @@ def add_command(commands: Any) -> None:
 
 
 @dataclass(frozen=True)
-class Built:
-    """An image as it came out."""
+class BuiltImage:
+    """A built image of one target: its name, size and, if it was pushed, digest; `state` is `built` or `cached`."""
 
     target: str
     name: str
@@ -87,56 +87,57 @@ class Built:
 
     @property
     def reference(self) -> str:
-        """What a cluster's file says: by digest where it was pushed, else by tag."""
+        """Return the image's name for a cluster's file: by digest if it was pushed, else by tag."""
         return f"{self.name.rpartition(':')[0]}@{self.digest}" if self.digest else self.name
 
 
-def run(found: dict[str, Any]) -> int:
-    """Build, push and say what came of it; errors carry their exit codes."""
-    push = not found["no_push"]
-    targets = chosen(found["only"])
-    name = namer(found["registry"], found["tag"], push)
-    recipe = Recipe(
-        find_root(found["source"]), found["base_image"], found["torch_index"], found["network"],
-        found["pip_config"], found["rebuild"],
+def run(flags: dict[str, Any]) -> int:
+    """Build and push the images and print their names; return the exit code."""
+    push = not flags["no_push"]
+    targets = parse_targets(flags["only"])
+    name_image = make_namer(flags["registry"], flags["tag"], push)
+    options = BuildOptions(
+        find_root(flags["source"]), flags["base_image"], flags["torch_index"], flags["network"],
+        flags["pip_config"], flags["rebuild"],
     )  # fmt: skip
-    if recipe.rebuild and len(targets) < len(TARGETS):
-        raise wrong("--rebuild", "all images, for they share layers, and so no --only", found["only"])
-    if found["cluster"]:
-        image_pins.check_file(found["cluster"])
-    with closing(connected("images", ENGINE_S)) as client, answering("images"):
-        if recipe.rebuild:
-            recipe = anew(recipe, not made_here(client, recipe.base_image))
-        built = [make(client, recipe, target, name(target)) for target in targets]
-        _warn_of_size(built, recipe)
-        if found["sbom"]:
-            for one in built:
-                write_sbom(client, one, Path(found["sbom"]))
+    if options.rebuild and len(targets) < len(TARGETS):
+        raise wrong("--rebuild", "all images, for they share layers, and so no --only", flags["only"])
+    if flags["cluster"]:
+        image_pins.check_file(flags["cluster"])
+    with closing(connect_engine("images", ENGINE_TIMEOUT_S)) as client, engine_errors("images"):
+        if options.rebuild:
+            options = rebuild_all(options, not is_local(client, options.base_image))
+        images = [build_image(client, options, target, name_image(target)) for target in targets]
+        _warn_of_size(images, options)
+        if flags["sbom"]:
+            for image in images:
+                write_sbom(client, image, Path(flags["sbom"]))
         if push:
-            built = [pushed(client, one) for one in built]
-    values: dict[str, object] = {one.target: one.reference for one in built}
+            images = [push_image(client, image) for image in images]
+    values: dict[str, object] = {image.target: image.reference for image in images}
     values |= {} if push else {"tags_allowed": True}
-    if found["cluster"]:
-        image_pins.write(found["cluster"], values)
-        say("images", f"wrote the images into {found['cluster']}")
-    if found["json"]:
-        images = {one.target: {"image": one.reference, "bytes": one.bytes, "state": one.state} for one in built}
-        print(json.dumps({"images": images}))
-    elif not found["cluster"]:
-        print(image_pins.part(values), end="")
+    if flags["cluster"]:
+        image_pins.update_file(flags["cluster"], values)
+        say("images", f"wrote the images into {flags['cluster']}")
+    if flags["json"]:
+        facts = {image.target: {"image": image.reference, "bytes": image.bytes, "state": image.state}
+                 for image in images}  # fmt: skip
+        print(json.dumps({"images": facts}))
+    elif not flags["cluster"]:
+        print(image_pins.format_part(values), end="")
     return 0
 
 
-def chosen(only: str) -> tuple[str, ...]:
-    """The targets to build, in their order."""
+def parse_targets(only: str) -> tuple[str, ...]:
+    """Return the targets to build, in their order; UserError for an unknown one."""
     names = [name.strip() for name in only.split(",") if name.strip()]
     if unknown := [name for name in names if name not in TARGETS]:
         raise wrong("--only", f"some of {', '.join(TARGETS)}", unknown[0])
     return tuple(target for target in TARGETS if not names or target in names)
 
 
-def namer(registry: str, tag: str, push: bool) -> Any:
-    """Target → image name; UserError for a registry or a tag that can't be one."""
+def make_namer(registry: str, tag: str, push: bool) -> Callable[[str], str]:
+    """Return a function from target to image name; UserError for an invalid registry or tag."""
     if push and not registry:
         raise wrong("--registry", "where to push, such as ghcr.io/you, or --no-push", registry)
     if registry and not _REGISTRY.fullmatch(registry):
@@ -147,8 +148,8 @@ def namer(registry: str, tag: str, push: bool) -> Any:
     return lambda target: f"{prefix}imagemill-{target}:{tag}"
 
 
-def made_here(client: DockerClient, image: str) -> bool:
-    """Whether an image is one that no registry has: it was built or imported on this machine."""
+def is_local(client: DockerClient, image: str) -> bool:
+    """Return whether an image was built or imported on this machine, and comes from no registry."""
     from docker.errors import ImageNotFound
 
     with suppress(ImageNotFound):
@@ -156,52 +157,52 @@ def made_here(client: DockerClient, image: str) -> bool:
     return False
 
 
-def anew(recipe: Recipe, pull: bool) -> Recipe:
-    """Build everything without what earlier builds have left, once for all targets: they take it from there."""
+def rebuild_all(options: BuildOptions, pull: bool) -> BuildOptions:
+    """Build all targets once without the cache; return the options for builds that take their layers from there."""
     say("images", "building everything anew")
-    with pip_secrets(recipe) as secrets:
-        build(command(find_cli(), replace(recipe, pull=pull), ALL, "", {}, secrets), ALL)
-    return replace(recipe, rebuild=False, forget=True)
+    with pip_secrets(options) as secrets:
+        run_build(make_command(find_cli(), replace(options, pull=pull), ALL, "", {}, secrets), ALL)
+    return replace(options, rebuild=False, replace_existing=True)
 
 
-def make(client: DockerClient, recipe: Recipe, target: str, name: str) -> Built:
-    """The image under this name: the one that is there if its inputs are these, else a new one."""
-    wanted = inputs(recipe, target)
-    if not recipe.forget and (image := _there(client, wanted, target)):
+def build_image(client: DockerClient, options: BuildOptions, target: str, name: str) -> BuiltImage:
+    """Return the image of this name: an existing one that has the same inputs, else a new one."""
+    inputs_hash = hash_inputs(options, target)
+    if not options.replace_existing and (existing := _find_image(client, inputs_hash, target)):
         repository, _, tag = name.rpartition(":")
-        image.tag(repository, tag)
-        say("images", f"{target}: there already ({size(image.attrs['Size'])}): {name}")
-        return Built(target, name, int(image.attrs["Size"]), state="cached")
+        existing.tag(repository, tag)
+        say("images", f"{target}: there already ({size(existing.attrs['Size'])}): {name}")
+        return BuiltImage(target, name, int(existing.attrs["Size"]), state="cached")
     say("images", f"{target}: building {name}")
-    given = labels(recipe.root) | {INPUTS: wanted, CODE: code(recipe.root)}
-    with pip_secrets(recipe) as secrets:
-        build(command(find_cli(), recipe, target, name, given, secrets), target)
+    labels = make_labels(options.root) | {INPUTS_LABEL: inputs_hash, CODE_LABEL: hash_code(options.root)}
+    with pip_secrets(options) as secrets:
+        run_build(make_command(find_cli(), options, target, name, labels, secrets), target)
     image = client.images.get(name)
     say("images", f"{target}: built ({size(image.attrs['Size'])}): {name}")
-    return Built(target, name, int(image.attrs["Size"]))
+    return BuiltImage(target, name, int(image.attrs["Size"]))
 
 
-def _there(client: DockerClient, wanted: str, target: str) -> Image | None:
+def _find_image(client: DockerClient, inputs_hash: str, target: str) -> DockerImage | None:
     title = f"org.opencontainers.image.title=imagemill-{target}"
-    images = client.images.list(filters={"label": [f"{INPUTS}={wanted}", title]})
+    images = client.images.list(filters={"label": [f"{INPUTS_LABEL}={inputs_hash}", title]})
     return images[0] if images else None
 
 
-def labels(root: Path) -> dict[str, str]:
-    """What differs from build to build in the labels of the Open Containers Initiative."""
+def make_labels(root: Path) -> dict[str, str]:
+    """Return the labels of the Open Containers Initiative that differ from build to build."""
     dirty = "-modified" if _git(root, "status", "--porcelain", "--", "components", "pipelines", "docker") else ""
     revision = _git(root, "rev-parse", "HEAD")
-    given = {
+    labels = {
         "version": code_version(),
         "revision": revision + dirty if revision else "",
-        "source": public(_git(root, "remote", "get-url", "origin")),
+        "source": remove_login(_git(root, "remote", "get-url", "origin")),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    return {f"org.opencontainers.image.{name}": value for name, value in given.items() if value}
+    return {f"org.opencontainers.image.{name}": value for name, value in labels.items() if value}
 
 
-def public(address: str) -> str:
-    """A remote's address without the password that may be in it; none for a folder."""
+def remove_login(address: str) -> str:
+    """Return a remote's address without a login; empty for a folder."""
     if "://" not in address:
         return address if "@" in address else ""
     parts = urlsplit(address)
@@ -209,70 +210,70 @@ def public(address: str) -> str:
 
 
 def _git(root: Path, *words: str) -> str:
-    """What git answers; empty where there is no git, or no repository."""
+    """Return git's output; empty without git or a repository."""
     with suppress(OSError):
-        answer = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False)
-        return answer.stdout.strip() if answer.returncode == 0 else ""
+        result = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False)
+        return result.stdout.strip() if result.returncode == 0 else ""
     return ""
 
 
-def _warn_of_size(built: Iterable[Built], recipe: Recipe) -> None:
-    for one in built:
-        if one.target == "ray" and not recipe.torch_index:
-            say("images", f"warning: ray is {size(one.bytes)}, most of it CUDA, which resizing does not use; unless "
+def _warn_of_size(images: Iterable[BuiltImage], options: BuildOptions) -> None:
+    for image in images:
+        if image.target == "ray" and not options.torch_index:
+            say("images", f"warning: ray is {size(image.bytes)}, most of it CUDA, which resizing does not use; unless "
                 f"its nodes run gpu as well, which shares it: --torch-index {CPU_WHEELS}")  # fmt: skip
 
 
-def pushed(client: DockerClient, one: Built) -> Built:
-    """The image with the digest that the registry gave it."""
+def push_image(client: DockerClient, image: BuiltImage) -> BuiltImage:
+    """Push an image and return it with the digest that the registry gave it."""
     from docker.errors import DockerException
     from urllib3.exceptions import HTTPError
 
-    repository, _, tag = one.name.rpartition(":")
-    say("images", f"{one.target}: pushing {one.name}")
+    repository, _, tag = image.name.rpartition(":")
+    say("images", f"{image.target}: pushing {image.name}")
     try:
-        digest = digest_of(client.api.push(repository, tag=tag, stream=True, decode=True), one.name)
+        digest = read_digest(client.api.push(repository, tag=tag, stream=True, decode=True), image.name)
     except (DockerException, HTTPError, OSError) as error:
-        raise refusal(str(error), one.name) from None
-    say("images", f"{one.target}: pushed: {digest}")
-    return Built(one.target, one.name, one.bytes, digest, one.state)
+        raise make_push_error(str(error), image.name) from None
+    say("images", f"{image.target}: pushed: {digest}")
+    return replace(image, digest=digest)
 
 
-def digest_of(events: Iterable[Mapping[str, Any]], name: str) -> str:
-    """The digest from a push's events; the error that one of them tells is raised."""
+def read_digest(events: Iterable[Mapping[str, Any]], name: str) -> str:
+    """Return the digest from the events of a push; raises the error that one of them reports."""
     digest = ""
     for event in events:
         if "error" in event:
-            raise refusal(str(event["error"]), name)
+            raise make_push_error(str(event["error"]), name)
         digest = (event.get("aux") or {}).get("Digest", "") or digest
     if not re.fullmatch(r"sha256:[0-9a-f]{64}", digest):
         raise MillError(f"images: the registry named no digest for {name}, but {digest!r}")
     return digest
 
 
-def refusal(text: str, name: str) -> MillError:
-    """A push's error: the user's where the registry refuses the name or the login, else transient."""
+def make_push_error(text: str, name: str) -> MillError:
+    """Return the error of a push: a UserError where the registry refuses the name or the login, else transient."""
     line = " ".join(text.split())[:300]
     host = name.partition("/")[0]
-    if any(word in line.lower() for word in _REFUSED):
+    if any(word in line.lower() for word in _REFUSAL_TEXTS):
         return UserError(
             f"--registry: expected one that you may push to (docker login {host}), found for {name}: {line}"
         )
     return TransientError(f"images: the registry did not take {name}: {line}")
 
 
-def write_sbom(client: DockerClient, one: Built, folder: Path) -> None:
-    """Copy the image's bill of materials to `imagemill-<target>.sbom.json` in the folder, which is made."""
+def write_sbom(client: DockerClient, image: BuiltImage, folder: Path) -> None:
+    """Copy the image's bill of materials to `imagemill-<target>.sbom.json` in `folder`, which is created."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise wrong("--sbom", "a folder that can be written", f"{folder} ({error.strerror})") from None
-    container = client.containers.create(one.name)
+    container = client.containers.create(image.name)
     try:
         chunks, _ = container.get_archive(SBOM)
         with tarfile.open(fileobj=io.BytesIO(b"".join(chunks))) as archive:
             member = archive.extractfile(Path(SBOM).name)
             assert member is not None
-            (folder / f"imagemill-{one.target}.sbom.json").write_bytes(member.read())
+            (folder / f"imagemill-{image.target}.sbom.json").write_bytes(member.read())
     finally:
-        container.remove(v=True)  # with it the volume that every container of these images has
+        container.remove(v=True)  # and the volume that every container of these images has

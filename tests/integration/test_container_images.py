@@ -30,7 +30,7 @@ import yaml
 
 from imagemill.components.store.errors import EXIT_OURS, EXIT_TRANSIENT, EXIT_USER
 from imagemill.pipelines.cluster import STEP_IMAGES, UID
-from imagemill.pipelines.image_build import Recipe, find_cli, input_files
+from imagemill.pipelines.image_build import find_cli, list_input_files
 from imagemill.pipelines.images import SBOM
 
 pytestmark = pytest.mark.proof
@@ -299,7 +299,7 @@ def test_what_enters_a_build_is_what_counts_and_nothing_hidden(tmp_path: Path) -
     entered = {
         path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()
     }
-    counted = {name for target in MODULES for name in input_files(Recipe(copy), target)}
+    counted = {name for target in MODULES for name in list_input_files(copy, target)}
     # The Dockerfile and its list of exceptions are read beside the context.
     assert entered == counted - {"docker/Dockerfile", "docker/Dockerfile.dockerignore"}
 

@@ -283,7 +283,7 @@ def test_as_a_user_whom_the_image_does_not_know(
 
     if os.getuid() != 0:
         pytest.skip("only root can run containers as another user")
-    monkeypatch.setattr(in_docker, "user_of", lambda info, caller: (12345, 23456))
+    monkeypatch.setattr(in_docker, "choose_user", lambda info, caller: (12345, 23456))
     flags = {
         key.removeprefix("--").replace("-", "_"): value for key, value in zip(*[iter(mill.QUICK)] * 2, strict=True)
     }

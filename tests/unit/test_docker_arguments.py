@@ -17,26 +17,26 @@ import pytest
 from imagemill.components.store.errors import TransientError, UserError
 from imagemill.components.store.runner import boot
 from imagemill.components.store.workspace import Workspace
-from imagemill.pipelines import docker_environment, docker_mounts, docker_user, in_docker
+from imagemill.pipelines import docker_environment, docker_mounts, in_docker
 from imagemill.pipelines.cluster import Cluster, from_values
-from imagemill.pipelines.docker_mounts import Seen
-from imagemill.pipelines.image_build import CODE, code
+from imagemill.pipelines.docker_mounts import RequiredAccess
+from imagemill.pipelines.image_build import CODE_LABEL, hash_code
 from imagemill.pipelines.parameters import resolve_parameters
 
 ROOT = {"SecurityOptions": ["name=seccomp,profile=default"], "MemTotal": 8 * 2**30, "Runtimes": {"runc": {}}}
 IMAGE_USER = (10001, 10001)
 
 
-def seen(tmp_path: Path, **flags: str) -> Seen:
-    parameters = docker_mounts.absolute(
+def seen(tmp_path: Path, **flags: str) -> RequiredAccess:
+    parameters = docker_mounts.make_absolute(
         resolve_parameters({"dataset": "folder", "workspace": str(tmp_path / "work"), **flags})
     )
-    return docker_mounts.seen_by(parameters, str(parameters.pipeline["workspace"]))
+    return docker_mounts.find_required_access(parameters, str(parameters.pipeline["workspace"]))
 
 
-def arguments(info: dict[str, Any], sight: Seen, network: str = "bridge") -> dict[str, Any]:
-    user = docker_user.user_of(info, (0, 0))
-    return in_docker.arguments_of_run(info, user, sight, {"A": "1"}, "/tmp/run/scratch", network)
+def arguments(info: dict[str, Any], sight: RequiredAccess, network: str = "bridge") -> dict[str, Any]:
+    user = docker_mounts.choose_user(info, (0, 0))
+    return in_docker.make_run_arguments(info, user, sight, {"A": "1"}, "/tmp/run/scratch", network)
 
 
 def binds(found: dict[str, Any]) -> dict[str, tuple[str, bool]]:
@@ -68,7 +68,7 @@ def test_kfp_takes_all_arguments(tmp_path: Path) -> None:
 
 def test_nothing_of_a_run_on_s3_is_mounted(tmp_path: Path) -> None:
     found = seen(tmp_path, source="s3://photos/all", workspace="s3://bucket/work")
-    assert found == Seen((), (), ("s3://bucket/work", "s3://photos/all")) and found.uses_s3()
+    assert found == RequiredAccess((), (), ("s3://bucket/work", "s3://photos/all")) and found.uses_s3()
     assert list(binds(arguments(ROOT, found))) == ["/scratch"]
 
 
@@ -82,7 +82,7 @@ def test_nothing_of_a_run_on_s3_is_mounted(tmp_path: Path) -> None:
     ],
 )
 def test_who_containers_run_as(caller: tuple[int, int], options: list[str], expected: tuple[int, int]) -> None:
-    assert docker_user.user_of({"SecurityOptions": options}, caller) == expected
+    assert docker_mounts.choose_user({"SecurityOptions": options}, caller) == expected
 
 
 def test_engines_that_map_users_or_label_files(tmp_path: Path) -> None:
@@ -94,14 +94,14 @@ def test_engines_that_map_users_or_label_files(tmp_path: Path) -> None:
 
 def test_each_step_has_its_name_and_labels_and_only_networks_get_gpus() -> None:
     with_gpu = {**ROOT, "Runtimes": {"runc": {}, "nvidia": {}}}
-    train, clean = (in_docker.arguments_of_step(with_gpu, "pets-2026-3f9a", step) for step in ("train", "clean"))
+    train, clean = (in_docker.make_step_arguments(with_gpu, "pets-2026-3f9a", step) for step in ("train", "clean"))
     assert train["name"] == "imagemill-pets-2026-3f9a-train"
     assert train["labels"]["imagemill.io/run"] == "pets-2026-3f9a" and train["labels"]["imagemill.io/step"] == "train"
     assert train["device_requests"] == [{"Driver": "", "Count": -1, "DeviceIDs": [], "Capabilities": [["gpu"]],
                                          "Options": {}}]  # fmt: skip
     assert "device_requests" not in clean
-    assert "device_requests" not in in_docker.arguments_of_step(ROOT, "pets", "train")
-    assert in_docker.arguments_of_step(ROOT, "größe", "train")["name"] == "imagemill-gr--e-train"
+    assert "device_requests" not in in_docker.make_step_arguments(ROOT, "pets", "train")
+    assert in_docker.make_step_arguments(ROOT, "größe", "train")["name"] == "imagemill-gr--e-train"
 
 
 def test_links_that_leave_the_source_are_mounted_too(tmp_path: Path) -> None:
@@ -138,12 +138,12 @@ def test_parameters_become_absolute_and_what_lies_in_the_workspace_is_mounted_on
     mill.make_photos(tmp_path / "work" / "photos", each=1)
     (tmp_path / "classes.txt").write_text("blue\n")
     flags = {"source": "work/photos", "class_list": "classes.txt", "augment_pipeline": "light", "weights": "DEFAULT"}
-    parameters = docker_mounts.absolute(
+    parameters = docker_mounts.make_absolute(
         resolve_parameters({"dataset": "folder", "workspace": "work", "backbone": "resnet18", **flags})
     )
     assert parameters.pipeline["source"] == f"{tmp_path}/work/photos" and parameters.pipeline["weights"] == "DEFAULT"
     assert parameters.sections["train"]["augment_pipeline"] == "light"
-    found = docker_mounts.seen_by(parameters, f"{tmp_path}/work")
+    found = docker_mounts.find_required_access(parameters, f"{tmp_path}/work")
     assert found.read == (f"{tmp_path}/classes.txt",) and found.written == (f"{tmp_path}/work",)
 
 
@@ -163,8 +163,8 @@ def test_environment_of_a_container() -> None:
     always = {"USER": "imagemill", "LOGNAME": "imagemill", "PYTHONUNBUFFERED": "1", "IMAGEMILL_RUN": "run",
               "IMAGEMILL_RUNNER_PIPE": "/pipe", "IMAGEMILL_RUNNER_BOOT": boot()}  # fmt: skip
     passed = {key: given[key] for key in ("AWS_CA_BUNDLE", "HTTPS_PROXY", "no_proxy", "HF_TOKEN")}
-    assert docker_environment.variables("run", "/pipe", given, s3=False) == always | passed
-    s3 = docker_environment.variables("run", "/pipe", given, s3=True)
+    assert docker_environment.select_variables("run", "/pipe", given, s3=False) == always | passed
+    s3 = docker_environment.select_variables("run", "/pipe", given, s3=True)
     assert s3 == always | passed | {"AWS_REQUEST_CHECKSUM_CALCULATION": "when_required"}
 
 
@@ -180,7 +180,7 @@ def test_credentials_of_a_profile_become_variables(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("AWS_PROFILE", "mill")
     conftest.forget_s3_clients()
     try:
-        found = docker_environment.credentials_of_s3()()
+        found = docker_environment.make_s3_credentials()()
     finally:
         conftest.forget_s3_clients()
     assert found == {
@@ -197,11 +197,11 @@ def test_credentials_of_a_profile_become_variables(tmp_path: Path, monkeypatch: 
     ],
 )  # fmt: skip
 def test_the_machines_network_only_for_its_loopback(address: str, expected: str) -> None:
-    assert docker_environment.network([address]) == expected
+    assert docker_environment.choose_network_mode([address]) == expected
 
 
 def test_what_has_to_be_reached() -> None:
-    found = docker_environment.endpoints(
+    found = docker_environment.list_endpoints(
         ["s3://bucket/x", "http://127.0.0.1:1/a.tar", "head:6379"],
         {"https_proxy": "http://proxy:3128", "NO_PROXY": "localhost"}, "http://store:9000",
     )  # fmt: skip
@@ -211,15 +211,15 @@ def test_what_has_to_be_reached() -> None:
 @pytest.mark.skipif(os.getuid() != 0, reason="only root gives folders away")
 def test_a_new_workspace_is_the_containers_users_and_an_old_one_is_looked_at(tmp_path: Path) -> None:
     workspace = tmp_path / "new" / "work"
-    docker_user.make_writable(str(workspace), IMAGE_USER)
+    docker_mounts.make_writable(str(workspace), IMAGE_USER)
     about = workspace.stat()
     assert (about.st_uid, about.st_gid, about.st_mode & 0o777) == (*IMAGE_USER, 0o755)
-    docker_user.make_run_folder(str(workspace), "run-1", IMAGE_USER)
+    docker_mounts.make_run_folder(str(workspace), "run-1", IMAGE_USER)
     assert (workspace / "runs" / "run-1").stat().st_uid == 10001
-    docker_user.make_writable(str(workspace), IMAGE_USER)  # again: it is his
+    docker_mounts.make_writable(str(workspace), IMAGE_USER)  # again: it is his
     (workspace / "names" / "photos" / "latest").mkdir(parents=True)
     with pytest.raises(UserError) as told:
-        docker_user.make_writable(str(workspace), IMAGE_USER)
+        docker_mounts.make_writable(str(workspace), IMAGE_USER)
     assert f"chown -R 10001:10001 {workspace}" in str(told.value) and f"{workspace}/names" in str(told.value)
 
 
@@ -230,14 +230,14 @@ def test_finished_datasets_of_another_user_are_no_hindrance(tmp_path: Path) -> N
     finished.mkdir(parents=True)
     os.chown(tmp_path / "raw", *IMAGE_USER)
     with pytest.raises(UserError):
-        docker_user.make_writable(str(tmp_path), IMAGE_USER)
+        docker_mounts.make_writable(str(tmp_path), IMAGE_USER)
     (finished / "_manifest.json").write_text("{}")
-    docker_user.make_writable(str(tmp_path), IMAGE_USER)
+    docker_mounts.make_writable(str(tmp_path), IMAGE_USER)
 
 
 def test_a_line_may_come_in_pieces() -> None:
     pieces = ["[clean] grö".encode()[:-1], "ö".encode()[1:] + b"\nnext\n", b"\xff last"]
-    assert list(in_docker._lines(pieces)) == ["[clean] grö", "next", "� last"]
+    assert list(in_docker._split_lines(pieces)) == ["[clean] grö", "next", "� last"]
 
 
 def test_kfp_hands_its_tasks_to_us(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,7 +247,7 @@ def test_kfp_hands_its_tasks_to_us(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     from imagemill.pipelines import local, training
 
     monkeypatch.setattr(LocalExecutionConfig, "instance", None)
-    monkeypatch.setattr(training, "training_pipeline", training.build(None))  # a run takes its retries away
+    monkeypatch.setattr(training, "training_pipeline", training.build_pipeline(None))  # a run takes its retries away
     asked: list[tuple[str, str, Any]] = []
 
     class Refusing:
@@ -266,7 +266,7 @@ def test_kfp_hands_its_tasks_to_us(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             return 75
 
     refusing: Any = Refusing()
-    with (tmp_path / "log").open("w") as log, in_docker._handled_by(refusing):
+    with (tmp_path / "log").open("w") as log, in_docker._use_for_kfp_tasks(refusing):
         assert local._run_kfp({"workspace": str(tmp_path / "work")}, str(tmp_path), log, refusing)
     assert asked == [("download", "run-1", True)]
 
@@ -282,11 +282,11 @@ def test_missing_images_are_named_with_the_command_that_makes_them(engine: docke
     engine.images.update({"imagemill-cpu:1", "imagemill-gpu:1"})
     cluster = from_values({"images": {t: f"imagemill-{t}:1" for t in ("cpu", "ray", "gpu")} | {"tags_allowed": True}})
     with pytest.raises(UserError) as told:
-        in_docker.connect(cluster)
+        in_docker.open_engine(cluster)
     assert "expected the images imagemill-ray:1, found none" in str(told.value)
     assert "imagemill images build --no-push" in str(told.value)
     engine.images.add("imagemill-ray:1")
-    found = in_docker.connect(cluster)
+    found = in_docker.open_engine(cluster)
     assert found.images["resize"] == "imagemill-ray:1" and found.images["evaluate"] == "imagemill-gpu:1"
     assert "imagemill-ray:1" in found.without_init
 
@@ -297,24 +297,24 @@ def test_images_made_from_other_code_are_told(engine: docker_api.Engine, capsys:
     cluster = from_values({"images": names | {"tags_allowed": True}})
     for label, told in (
         ({}, False),
-        ({CODE: code(Path(in_docker.__file__).parents[1])}, False),
-        ({CODE: "0" * 16}, True),
+        ({CODE_LABEL: hash_code(Path(in_docker.__file__).parents[1])}, False),
+        ({CODE_LABEL: "0" * 16}, True),
     ):
         engine.labels = label
-        in_docker.connect(cluster)
+        in_docker.open_engine(cluster)
         assert ("imagemill-ray:1" in capsys.readouterr().err) == told
 
 
 def test_images_by_digest_are_pulled(engine: docker_api.Engine) -> None:
     image = f"registry.example/mill-cpu@sha256:{'0' * 64}"
     with pytest.raises(UserError, match=f"docker pull {image}"):
-        in_docker.connect(from_values({"images": dict.fromkeys(("cpu", "ray", "gpu"), image)}))
+        in_docker.open_engine(from_values({"images": dict.fromkeys(("cpu", "ray", "gpu"), image)}))
 
 
 def test_no_engine_is_the_users_to_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_HOST", host := f"unix://{tmp_path}/docker.sock")
     with pytest.raises(UserError) as told:
-        in_docker.connect(Cluster())
+        in_docker.open_engine(Cluster())
     assert f"expected a Docker engine at {host}" in str(told.value) and "systemctl start docker" in str(told.value)
 
 
@@ -323,15 +323,15 @@ def test_an_engine_that_does_not_answer_may_do_so_later(
 ) -> None:
     engine.fails = "/_ping|/info"
     with pytest.raises(TransientError, match="expected a Docker engine at tcp://"):
-        in_docker.connect(Cluster())
+        in_docker.open_engine(Cluster())
     engine.fails = "/info"
     with pytest.raises(TransientError, match="--runner docker: the Docker engine does not answer"):
-        in_docker.connect(Cluster())
+        in_docker.open_engine(Cluster())
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         monkeypatch.setenv("DOCKER_HOST", f"tcp://127.0.0.1:{free.getsockname()[1]}")
     with pytest.raises(TransientError, match="found none that answers"):
-        in_docker.connect(Cluster())
+        in_docker.open_engine(Cluster())
 
 
 @pytest.mark.parametrize("lost", ["/containers/create$", "/attach$|/wait$", "/start$"])
@@ -354,7 +354,7 @@ def test_a_container_that_the_engine_refuses_is_the_users(engine: docker_api.Eng
 def _containers(engine: docker_api.Engine, folder: Path) -> in_docker.Containers:
     names = {t: f"imagemill-{t}:1" for t in ("cpu", "ray", "gpu")}
     engine.images.update(names.values())
-    made = in_docker.connect(from_values({"images": names | {"tags_allowed": True}}))
+    made = in_docker.open_engine(from_values({"images": names | {"tags_allowed": True}}))
     return in_docker.Containers(made, "run-1", Workspace(str(folder)), {}, folder, dict)
 
 

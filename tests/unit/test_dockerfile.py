@@ -13,7 +13,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from imagemill.pipelines.cluster import SCRATCH, STEP_IMAGES, UID
-from imagemill.pipelines.image_build import Recipe, input_files
+from imagemill.pipelines.image_build import list_input_files
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
@@ -123,7 +123,7 @@ def test_what_is_copied_from_the_context_is_there_and_is_let_through_and_counts_
         for source in rest.split()[:-1]
     }
     allowed = {line[1:] for line in (DOCKER / "Dockerfile.dockerignore").read_text().splitlines() if line[:1] == "!"}
-    counted = set(input_files(Recipe(ROOT), "ray")) | set(input_files(Recipe(ROOT), "gpu"))
+    counted = set(list_input_files(ROOT, "ray")) | set(list_input_files(ROOT, "gpu"))
     for source in copied:
         assert (ROOT / source).exists(), source
         assert source in allowed or f"docker/*{Path(source).suffix}" in allowed, source
@@ -136,7 +136,7 @@ def test_every_line_of_a_lock_is_a_version_with_hashes(name: str) -> None:
     text = (DOCKER / f"{name}.lock").read_text()
     for line in text.splitlines():
         assert re.fullmatch(r"#.*|[a-z0-9][a-z0-9-]*==[^\s;@]+ \\|    --hash=sha256:[0-9a-f]{64}( \\)?", line), line
-    for package, entry in locks.read(DOCKER / f"{name}.lock").items():
+    for package, entry in locks.read_lock(DOCKER / f"{name}.lock").items():
         assert "--hash=sha256:" in entry, package
     assert "python docker/locks.py make" in text
     assert not re.search(r"https?:|file:|index|find-links|/opt/|/root/", text), "a lock names no host and no folder"
@@ -144,7 +144,9 @@ def test_every_line_of_a_lock_is_a_version_with_hashes(name: str) -> None:
 
 @pytest.mark.parametrize("target", IMAGES)
 def test_a_lock_agrees_with_the_extras_of_the_project(target: str) -> None:
-    pinned = {name: entry.split()[0].split("==")[1] for name, entry in locks.read(DOCKER / f"{target}.lock").items()}
+    pinned = {
+        name: entry.split()[0].split("==")[1] for name, entry in locks.read_lock(DOCKER / f"{target}.lock").items()
+    }
     wanted = list(PROJECT["dependencies"])
     for extra in locks.EXTRAS[target]:
         wanted += PROJECT["optional-dependencies"][extra]
@@ -163,14 +165,14 @@ def test_every_step_finds_its_extra_in_its_image() -> None:
 
 
 def test_the_build_tools_suit_the_project() -> None:
-    pinned = locks.pins(str(DOCKER / "build.lock"), ["pip", "setuptools"])
+    pinned = locks.list_pins(str(DOCKER / "build.lock"), ["pip", "setuptools"])
     needs = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
     assert all(Requirement(need).specifier.contains(pinned[1].split("==")[1]) for need in needs)
 
 
 def test_images_share_what_they_can() -> None:
     """One version of a package in all images, cpu's packages in each, and each package in one layer of its image."""
-    cpu, ray, gpu = (locks.read(DOCKER / f"{name}.lock") for name in IMAGES)
+    cpu, ray, gpu = (locks.read_lock(DOCKER / f"{name}.lock") for name in IMAGES)
     for one in (ray, gpu):
         assert cpu.items() <= one.items()
     assert all(ray[name] == gpu[name] for name in ray.keys() & gpu.keys())
@@ -180,7 +182,7 @@ def test_images_share_what_they_can() -> None:
     for name, other in (("ray", "gpu"), ("gpu", "ray")):
         own = locks.pick(paths[name], "", [paths["cpu"], paths[other]], [])
         layers = "".join(cpu.values()) + shared + own
-        assert sorted(re.findall(r"^([a-z0-9-]+)==", layers, re.MULTILINE)) == sorted(locks.read(paths[name]))
+        assert sorted(re.findall(r"^([a-z0-9-]+)==", layers, re.MULTILINE)) == sorted(locks.read_lock(paths[name]))
 
 
 def test_an_index_for_torch_leaves_out_cuda_and_torch_itself() -> None:
@@ -192,7 +194,7 @@ def test_an_index_for_torch_leaves_out_cuda_and_torch_itself() -> None:
     gone = {line.split()[0] for line in whole - less if line and line[0] != " "}
     assert {"torch", "torchvision", "triton", "nvidia-cublas"} <= gone
     assert all(name in ("torch", "torchvision") or name.startswith(locks.CUDA) for name in gone)
-    assert locks.pins(paths["ray"], ["torch", "torchvision"])[0].startswith("torch==")
+    assert locks.list_pins(paths["ray"], ["torch", "torchvision"])[0].startswith("torch==")
 
 
 def test_the_bill_of_materials_lists_python_and_debian_packages() -> None:
@@ -202,12 +204,14 @@ def test_the_bill_of_materials_lists_python_and_debian_packages() -> None:
         "Package: tini\nStatus: install ok installed\nArchitecture: amd64\nVersion: 0.19.0-1\nDescription: a\n b\n\n"
         "Package: gone\nStatus: deinstall ok config-files\nArchitecture: amd64\nVersion: 1\n"
     )
-    found = sbom.document("cpu", [*sbom.python_packages([metadata.distribution("kfp")]), *sbom.debian_packages(status)])
+    found = sbom.make_document(
+        "cpu", [*sbom.list_python_packages([metadata.distribution("kfp")]), *sbom.list_debian_packages(status)]
+    )
     assert (found["bomFormat"], found["specVersion"]) == ("CycloneDX", "1.5")
     assert [one["purl"] for one in found["components"]] == [
         "pkg:deb/debian/tini@0.19.0-1?arch=amd64",
         f"pkg:pypi/kfp@{metadata.version('kfp')}",
     ]
     assert "Apache" in found["components"][1]["licenses"][0]["license"]["name"]
-    twice = [*sbom.debian_packages(status), *sbom.debian_packages(status)]
-    assert len(sbom.document("cpu", twice)["components"]) == 1
+    twice = [*sbom.list_debian_packages(status), *sbom.list_debian_packages(status)]
+    assert len(sbom.make_document("cpu", twice)["components"]) == 1

@@ -14,15 +14,15 @@ import pytest
 from imagemill.components.store.errors import MillError, UserError
 from imagemill.pipelines import image_build
 from imagemill.pipelines.image_build import (
-    Recipe,
-    build,
-    code,
-    command,
+    BuildOptions,
     find_cli,
     find_root,
-    follow,
-    inputs,
+    follow_build,
+    hash_code,
+    hash_inputs,
+    make_command,
     pip_secrets,
+    run_build,
 )
 
 
@@ -37,21 +37,21 @@ def checkout(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["docker/Dockerfile", "docker/cpu.lock", "components/a.py", "pipelines/b/new.html.j2"])
 def test_what_an_image_is_made_from_changes_its_hash(checkout: Path, name: str) -> None:
-    before = inputs(Recipe(checkout), "cpu")
-    assert before == inputs(Recipe(checkout), "cpu") and len(before) == 16
+    before = hash_inputs(BuildOptions(checkout), "cpu")
+    assert before == hash_inputs(BuildOptions(checkout), "cpu") and len(before) == 16
     with (checkout / name).open("a") as file:
         file.write("more")
-    assert inputs(Recipe(checkout), "cpu") != before
+    assert hash_inputs(BuildOptions(checkout), "cpu") != before
 
 
 def test_a_moved_file_changes_the_hash(checkout: Path) -> None:
-    before = inputs(Recipe(checkout), "cpu")
+    before = hash_inputs(BuildOptions(checkout), "cpu")
     (checkout / "components/a.py").rename(checkout / "components/z.py")
-    assert inputs(Recipe(checkout), "cpu") != before
+    assert hash_inputs(BuildOptions(checkout), "cpu") != before
 
 
 def test_what_no_image_is_made_from_does_not(checkout: Path) -> None:
-    before = inputs(Recipe(checkout), "cpu")
+    before = hash_inputs(BuildOptions(checkout), "cpu")
     for name in (
         "components/__pycache__/a.pyc",
         "components/m.egg-info/PKG-INFO",
@@ -64,34 +64,38 @@ def test_what_no_image_is_made_from_does_not(checkout: Path) -> None:
         (checkout / name).parent.mkdir(parents=True, exist_ok=True)
         (checkout / name).write_text("new")
     os.utime(checkout / "components/a.py", (1, 1))
-    assert inputs(Recipe(checkout), "cpu") == before
+    assert hash_inputs(BuildOptions(checkout), "cpu") == before
 
 
 def test_the_code_is_that_of_the_modules_alone(checkout: Path) -> None:
-    before = code(checkout)
+    before = hash_code(checkout)
     for name in ("docker/cpu.lock", "components/__pycache__/a.pyc", "pipelines/b/page.html"):
         (checkout / name).parent.mkdir(parents=True, exist_ok=True)
         (checkout / name).write_text("new")
-    assert code(checkout) == before and len(before) == 16
+    assert hash_code(checkout) == before and len(before) == 16
     (checkout / "pipelines/b/c.py").write_text("new")
-    assert code(checkout) != before
+    assert hash_code(checkout) != before
 
 
 def test_each_target_has_its_own_inputs(checkout: Path) -> None:
-    plain, of_index = Recipe(checkout), Recipe(checkout, torch_index="https://index.example/cpu")
-    assert inputs(plain, "ray") != inputs(of_index, "ray")
-    assert inputs(plain, "gpu") == inputs(of_index, "gpu") and inputs(plain, "cpu") == inputs(of_index, "cpu")
-    before = inputs(plain, "cpu"), inputs(plain, "ray")
+    plain, of_index = BuildOptions(checkout), BuildOptions(checkout, torch_index="https://index.example/cpu")
+    assert hash_inputs(plain, "ray") != hash_inputs(of_index, "ray")
+    assert hash_inputs(plain, "gpu") == hash_inputs(of_index, "gpu") and hash_inputs(plain, "cpu") == hash_inputs(
+        of_index, "cpu"
+    )
+    before = hash_inputs(plain, "cpu"), hash_inputs(plain, "ray")
     (checkout / "docker/gpu.lock").write_text("ray shares a layer with gpu, so it counts for both")
-    assert (inputs(plain, "cpu"), inputs(plain, "ray")) == (before[0], inputs(plain, "ray"))
-    assert inputs(plain, "ray") != before[1]
-    assert inputs(Recipe(checkout, base_image="other:1"), "cpu") != before[0]
+    assert (hash_inputs(plain, "cpu"), hash_inputs(plain, "ray")) == (before[0], hash_inputs(plain, "ray"))
+    assert hash_inputs(plain, "ray") != before[1]
+    assert hash_inputs(BuildOptions(checkout, base_image="other:1"), "cpu") != before[0]
 
 
 def test_the_words_for_docker(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://user:password@proxy.example:3128")
-    recipe = Recipe(checkout, "base:1", "https://index.example/cpu", "host", rebuild=True)
-    words = command("/usr/bin/docker", recipe, "ray", "r.example/imagemill-ray:1", {"a": "b"}, {"pip.conf": Path("/x")})
+    options = BuildOptions(checkout, "base:1", "https://index.example/cpu", "host", rebuild=True)
+    words = make_command(
+        "/usr/bin/docker", options, "ray", "r.example/imagemill-ray:1", {"a": "b"}, {"pip.conf": Path("/x")}
+    )
     text = " ".join(words)
     for part in (
         "--target ray", "--tag r.example/imagemill-ray:1", "--label a=b", "--build-arg BASE_IMAGE=base:1",
@@ -100,7 +104,7 @@ def test_the_words_for_docker(checkout: Path, monkeypatch: pytest.MonkeyPatch) -
     ):  # fmt: skip
         assert part in text
     assert "--build-arg HTTPS_PROXY" in text and "password" not in text  # docker takes its value from the environment
-    assert "TORCH_INDEX" not in " ".join(command("docker", recipe, "gpu", "t", {}, {}))
+    assert "TORCH_INDEX" not in " ".join(make_command("docker", options, "gpu", "t", {}, {}))
     assert words[-1] == str(checkout)
 
 
@@ -109,12 +113,12 @@ def test_settings_for_pip_travel_as_secrets(checkout: Path, monkeypatch: pytest.
     certificates.write_text("-----BEGIN CERTIFICATE-----")
     for name in ("SSL_CERT_FILE", "PIP_CERT", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST"):
         monkeypatch.delenv(name, raising=False)
-    with pip_secrets(Recipe(checkout)) as secrets:
+    with pip_secrets(BuildOptions(checkout)) as secrets:
         assert secrets == {}
     monkeypatch.setenv("PIP_INDEX_URL", "https://user:password@index.example/simple")
     monkeypatch.setenv("PIP_TRUSTED_HOST", "index.example")
     monkeypatch.setenv("PIP_CERT", str(certificates))
-    with pip_secrets(Recipe(checkout)) as secrets:
+    with pip_secrets(BuildOptions(checkout)) as secrets:
         assert secrets["ca.pem"] == certificates
         path = secrets["pip.conf"]
         assert path.read_text().splitlines() == [
@@ -122,11 +126,11 @@ def test_settings_for_pip_travel_as_secrets(checkout: Path, monkeypatch: pytest.
         ]  # fmt: skip
         assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     assert not path.exists()
-    with pip_secrets(Recipe(checkout, pip_config=str(certificates))) as secrets:
+    with pip_secrets(BuildOptions(checkout, pip_config=str(certificates))) as secrets:
         assert secrets["pip.conf"] == certificates
     with (
         pytest.raises(UserError, match=r"--pip-config: expected .*found 'nowhere'"),
-        pip_secrets(Recipe(checkout, pip_config="nowhere")),
+        pip_secrets(BuildOptions(checkout, pip_config="nowhere")),
     ):
         pass
 
@@ -146,9 +150,9 @@ PROGRESS = """\
 
 
 def test_progress_says_what_takes_long(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_build, "_QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(image_build, "_PROGRESS_INTERVAL_S", 0.0)
     log = io.StringIO()
-    last = follow(io.StringIO(PROGRESS), log, "cpu")
+    last = follow_build(io.StringIO(PROGRESS), log, "cpu")
     assert log.getvalue() == PROGRESS and last[-1] == "#8 CACHED"
     assert capsys.readouterr().err.splitlines() == [
         "[images] cpu: wheels-cpu 2/2: 0 s: Collecting boto3==1.44.5",
@@ -169,14 +173,14 @@ def script(folder: Path, text: str) -> str:
 def test_a_build_that_fails_ends_with_its_last_lines_and_its_log(tmp_path: Path) -> None:
     wrong = script(tmp_path, 'for i in $(seq 40); do echo "#9 $i.0 line $i of $DOCKER_BUILDKIT"; done; exit 3')
     with pytest.raises(MillError, match=r"building cpu failed \(exit code 3\)") as found:
-        build([wrong], "cpu")
+        run_build([wrong], "cpu")
     assert found.value.exit_code == 1
     first, *last = str(found.value).splitlines()
     assert last[-1].strip() == "#9 40.0 line 40 of 1" and len(last) == 15
     log = Path(first.rpartition(" ")[2])
     assert log.read_text().count("\n") == 40
     log.unlink()
-    build([script(tmp_path, "echo fine")], "cpu")
+    run_build([script(tmp_path, "echo fine")], "cpu")
     assert not log.exists()
 
 
@@ -190,9 +194,9 @@ def test_a_build_that_is_stopped_leaves_no_process_and_no_log(tmp_path: Path, mo
         assert stat.S_IMODE(found.stat().st_mode) == 0o600
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(image_build, "follow", stop)
+    monkeypatch.setattr(image_build, "follow_build", stop)
     with pytest.raises(KeyboardInterrupt):
-        build([script(tmp_path, "echo $$; exec sleep 60")], "cpu")
+        run_build([script(tmp_path, "echo $$; exec sleep 60")], "cpu")
     assert not list(tmp_path.glob("*.log"))
     with pytest.raises(ProcessLookupError):
         os.kill(int(stopped[0]), 0)
@@ -204,7 +208,7 @@ def test_it_builds_in_the_engine_that_the_sdk_asks(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("BUILDX_BUILDER", "in-a-container")
     monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:2375")
     told = tmp_path / "told"
-    build([script(tmp_path, f'echo "$DOCKER_CONTEXT $BUILDX_BUILDER $DOCKER_HOST" > {told}')], "cpu")
+    run_build([script(tmp_path, f'echo "$DOCKER_CONTEXT $BUILDX_BUILDER $DOCKER_HOST" > {told}')], "cpu")
     assert told.read_text() == "default default tcp://127.0.0.1:2375\n"
 
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from imagemill.components.store.errors import EXIT_TRANSIENT, EXIT_USER, MillError, TransientError, UserError
 from imagemill.pipelines import cluster, image_pins, images
 from imagemill.pipelines.cli import main
-from imagemill.pipelines.docker_client import connected
-from imagemill.pipelines.image_pins import part, pin
+from imagemill.pipelines.docker_client import connect_engine
+from imagemill.pipelines.image_pins import format_part, set_images
 
 DIGESTS = {
     name: f"r.example:5000/mill/imagemill-{name}@sha256:{n * 64}"
@@ -35,7 +35,7 @@ storage:
 
 
 def test_only_the_images_change_and_comments_stay() -> None:
-    edited = pin(OTHERS, DIGESTS, "c.yaml")
+    edited = set_images(OTHERS, DIGESTS, "c.yaml")
     assert edited.splitlines() == [
         "# Ours.",
         "namespace: mill   # not default",
@@ -48,9 +48,9 @@ def test_only_the_images_change_and_comments_stay() -> None:
         "storage:",
         "  region: eu-central-1",
     ]
-    assert pin(edited, DIGESTS, "c.yaml") == edited
+    assert set_images(edited, DIGESTS, "c.yaml") == edited
     newer = DIGESTS | {"cpu": DIGESTS["cpu"].replace("aaaa", "dddd")}
-    assert pin(edited, {"cpu": newer["cpu"]}, "c.yaml") == edited.replace(DIGESTS["cpu"], newer["cpu"])
+    assert set_images(edited, {"cpu": newer["cpu"]}, "c.yaml") == edited.replace(DIGESTS["cpu"], newer["cpu"])
 
 
 @pytest.mark.parametrize(
@@ -70,13 +70,13 @@ def test_only_the_images_change_and_comments_stay() -> None:
 )
 def test_every_way_to_write_the_part(text: str) -> None:
     before = yaml.safe_load(text) or {}
-    made = yaml.safe_load(pin(text, DIGESTS, "c.yaml"))
+    made = yaml.safe_load(set_images(text, DIGESTS, "c.yaml"))
     assert made == before | {"images": (before.get("images") or {}) | DIGESTS}
 
 
 def test_the_documented_file_keeps_every_comment() -> None:
     text = cluster.Cluster().documented()
-    edited = pin(text, DIGESTS, "c.yaml")
+    edited = set_images(text, DIGESTS, "c.yaml")
     changed = [(a, b) for a, b in zip(text.splitlines(), edited.splitlines(), strict=True) if a != b]
     assert [a.split(":")[0].strip() for a, _ in changed] == ["cpu", "ray", "gpu"]
     assert cluster.from_values(yaml.safe_load(edited)).images.ray == DIGESTS["ray"]
@@ -95,14 +95,14 @@ def test_whatever_else_is_in_the_file_stays(
     old = {name: True if name == "tags_allowed" else f"old@sha256:{'0' * 64}" for name in sorted(given_ones)}
     whole = {"storage": storage, "images": old, "namespace": "mill"}
     text = yaml.safe_dump(whole, indent=max(2, width), default_flow_style=flow, sort_keys=False)
-    assert yaml.safe_load(pin(text, DIGESTS, "c.yaml")) == whole | {"images": old | DIGESTS}
+    assert yaml.safe_load(set_images(text, DIGESTS, "c.yaml")) == whole | {"images": old | DIGESTS}
 
 
 def test_tags_are_written_only_where_they_are_allowed() -> None:
     tags: dict[str, object] = {"cpu": "imagemill-cpu:dev"}
     with pytest.raises(UserError, match="tags_allowed"):
-        pin(OTHERS, tags, "c.yaml")
-    assert "tags_allowed: true # never" in pin(OTHERS, tags | {"tags_allowed": True}, "c.yaml")
+        set_images(OTHERS, tags, "c.yaml")
+    assert "tags_allowed: true # never" in set_images(OTHERS, tags | {"tags_allowed": True}, "c.yaml")
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_tags_are_written_only_where_they_are_allowed() -> None:
 )
 def test_a_file_that_is_none_is_refused(text: str, said: str) -> None:
     with pytest.raises(UserError) as found:
-        pin(text, DIGESTS, "c.yaml")
+        set_images(text, DIGESTS, "c.yaml")
     assert said in str(found.value)
 
 
@@ -126,13 +126,13 @@ def test_the_file_is_written_whole_with_its_mode(tmp_path: Path) -> None:
     path.write_text(OTHERS)
     path.chmod(0o640)
     link.symlink_to(path)
-    image_pins.write(str(link), DIGESTS)
-    assert path.read_text() == pin(OTHERS, DIGESTS, "") and path.stat().st_mode & 0o777 == 0o640
+    image_pins.update_file(str(link), DIGESTS)
+    assert path.read_text() == set_images(OTHERS, DIGESTS, "") and path.stat().st_mode & 0o777 == 0o640
     assert link.is_symlink() and sorted(p.name for p in tmp_path.iterdir()) == ["cluster.yaml", "link.yaml"]
 
 
 def test_the_part_alone_is_a_cluster_file() -> None:
-    assert cluster.from_values(yaml.safe_load(part(DIGESTS))).images.gpu == DIGESTS["gpu"]
+    assert cluster.from_values(yaml.safe_load(format_part(DIGESTS))).images.gpu == DIGESTS["gpu"]
 
 
 # What Docker 20.10 and 28 tell of a push, shortened.
@@ -151,12 +151,12 @@ PUSHED = [
 
 
 def test_the_digest_comes_from_the_push() -> None:
-    assert images.digest_of(PUSHED, "x") == "sha256:" + "c" * 64
+    assert images.read_digest(PUSHED, "x") == "sha256:" + "c" * 64
     with pytest.raises(MillError, match="named no digest"):
-        images.digest_of(PUSHED[:-1], "x")
-    one = images.Built("cpu", "127.0.0.1:5000/mill/imagemill-cpu:dev", 1, "sha256:" + "c" * 64)
+        images.read_digest(PUSHED[:-1], "x")
+    one = images.BuiltImage("cpu", "127.0.0.1:5000/mill/imagemill-cpu:dev", 1, "sha256:" + "c" * 64)
     assert one.reference == "127.0.0.1:5000/mill/imagemill-cpu@sha256:" + "c" * 64
-    assert images.Built("cpu", "imagemill-cpu:dev", 1).reference == "imagemill-cpu:dev"
+    assert images.BuiltImage("cpu", "imagemill-cpu:dev", 1).reference == "imagemill-cpu:dev"
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_the_digest_comes_from_the_push() -> None:
 )
 def test_a_registry_that_refuses(text: str, kind: type[MillError]) -> None:
     with pytest.raises(kind) as found:
-        images.digest_of([PUSHED[0], {"errorDetail": {"message": text}, "error": text}], "r.example/imagemill-cpu:1")
+        images.read_digest([PUSHED[0], {"errorDetail": {"message": text}, "error": text}], "r.example/imagemill-cpu:1")
     assert type(found.value) is kind and text in str(found.value) and "r.example" in str(found.value)
 
 
@@ -225,10 +225,10 @@ def test_an_engine_that_goes_away_is_transient(
 def test_a_push_that_breaks_off_is_transient(monkeypatch: pytest.MonkeyPatch) -> None:
     with docker_api.serving() as engine:
         monkeypatch.setenv("DOCKER_HOST", engine.url)
-        with closing(connected("images")) as client:
+        with closing(connect_engine("images")) as client:
             engine.broken = "/push$"
             with pytest.raises(TransientError, match=r"the registry did not take r\.example/imagemill-cpu:dev"):
-                images.pushed(client, images.Built("cpu", "r.example/imagemill-cpu:dev", 1))
+                images.push_image(client, images.BuiltImage("cpu", "r.example/imagemill-cpu:dev", 1))
 
 
 def test_reading_the_bill_of_materials_leaves_no_volume(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -238,13 +238,13 @@ def test_reading_the_bill_of_materials_leaves_no_volume(monkeypatch: pytest.Monk
     with docker_api.serving() as engine:
         monkeypatch.setenv("DOCKER_HOST", engine.url)
         engine.fails, engine.status = "/archive$", 404
-        with closing(connected("images")) as client, pytest.raises(NotFound):
-            images.write_sbom(client, images.Built("cpu", "imagemill-cpu:dev", 1), tmp_path)
+        with closing(connect_engine("images")) as client, pytest.raises(NotFound):
+            images.write_sbom(client, images.BuiltImage("cpu", "imagemill-cpu:dev", 1), tmp_path)
     assert [one for one in engine.asked if one.startswith("DELETE") and "/c0?v=True" in one]
 
 
 def test_only_some_in_their_order() -> None:
-    assert images.chosen("gpu, cpu") == ("cpu", "gpu") and images.chosen("") == ("cpu", "ray", "gpu")
+    assert images.parse_targets("gpu, cpu") == ("cpu", "gpu") and images.parse_targets("") == ("cpu", "ray", "gpu")
 
 
 @pytest.mark.parametrize(
@@ -259,4 +259,4 @@ def test_only_some_in_their_order() -> None:
     ],
 )
 def test_the_source_label_has_no_password(address: str, shown: str) -> None:
-    assert images.public(address) == shown
+    assert images.remove_login(address) == shown

@@ -11,8 +11,7 @@ import docker_api
 import pytest
 
 from imagemill.pipelines.cluster import LABELS, RUN_LABEL
-from imagemill.pipelines.docker_client import connected
-from imagemill.pipelines.docker_ending import STEP_LABEL, end_containers, remove_never_started
+from imagemill.pipelines.docker_client import STEP_LABEL, connect_engine, remove_containers, remove_never_started
 
 
 @pytest.fixture
@@ -24,7 +23,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[docker_api.Engine]:
 
 @pytest.fixture
 def client(engine: docker_api.Engine) -> Iterator[Any]:
-    with closing(connected("test")) as made:
+    with closing(connect_engine("test")) as made:
         yield made
 
 
@@ -37,13 +36,13 @@ def test_a_step_is_asked_to_end_before_it_is_made_to(
     engine: docker_api.Engine, client: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     engine.containers |= {"mine": container(), "dead": container("exited"), "other": container(run="run-2")}
-    end_containers(client, "run-1")
+    remove_containers(client, "run-1")
     assert list(engine.containers) == ["other"]
     told = [asked.partition("/containers/")[2] for asked in engine.asked]
     assert told[0] == "mine/stop?t=30"
     assert sorted(told[1:]) == [f"{name}?v=True&link=False&force=True" for name in ("dead", "mine")]
     assert capsys.readouterr().err == "stopping train, which may take 30 s; Ctrl-C: at once\n"
-    end_containers(client, "run-1")
+    remove_containers(client, "run-1")
     assert len(engine.asked) == 3 and capsys.readouterr().err == ""
 
 
@@ -58,7 +57,7 @@ def test_ctrl_c_meanwhile_means_at_once(
     monkeypatch.setattr(Container, "stop", interrupted)
     engine.containers["mine"] = container()
     with pytest.raises(KeyboardInterrupt):
-        end_containers(client, "run-1")
+        remove_containers(client, "run-1")
     assert not engine.containers
 
 
@@ -66,7 +65,7 @@ def test_an_engine_that_is_gone_is_told_with_the_way_to_what_is_left(
     engine: docker_api.Engine, client: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     engine.fails = "/containers/json$"
-    end_containers(client, "run-1")
+    remove_containers(client, "run-1")
     assert "containers of the run may be left (docker ps --filter label=imagemill.io/run=run-1)" in (
         capsys.readouterr().err
     )
