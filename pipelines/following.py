@@ -14,7 +14,7 @@ from ..components.store.progress import duration, say
 from .kfp_client import LoginError, NotFoundError, Service, stopped
 from .kfp_pages import Pages
 from .kfp_records import find_failure
-from .run import facts
+from .run import read_record_facts
 from .run_records import Records, RunRecords
 
 POLL_S, SLOW_POLL_S = 5.0, 20.0
@@ -160,9 +160,14 @@ def error_of(run: Any, records: Records, unread: str, pages: Pages) -> MillError
 def finish(service: Service, run: Any, result: dict[str, Any]) -> int:
     """Add to `result` what came of a run that has ended, and return the exit code that says it."""
     source = RunRecords(service)
-    records, unread = source.of(run)
+    records, unread = source.read(run)
     error = error_of(run, records, unread, source.pages)
-    result |= {"status": "failed" if error else "succeeded", "state": run.state, **facts(records), "records": records}
+    result |= {
+        "status": "failed" if error else "succeeded",
+        "state": run.state,
+        **read_record_facts(records),
+        "records": records,
+    }
     if unread:
         print(f"imagemill: {unread}", file=sys.stderr)
     if error:

@@ -1,7 +1,8 @@
-"""`imagemill run`: look at everything that can be known beforehand, run the pipeline here, say what came of it."""
+"""`imagemill run`: check the parameters, run the pipeline on this machine, print the result."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -24,72 +25,73 @@ from .unchanged import cached_records, write_cached_records
 
 if TYPE_CHECKING:
     from .in_docker import Engine
-    from .local import InDocker
+    from .local import PrepareContainers
 
 
 def run(parameters: RunParameters, as_json: bool, cluster: Cluster | None = None) -> int:
-    """Run the pipeline with these parameters, in subprocesses or, with a cluster's images, in Docker; prints the
-    result and returns the exit code."""
+    """Run the pipeline in subprocesses or, with a cluster's images, in Docker; print the result and return the exit
+    code."""
     started = time.monotonic()
-    result = failed()
+    result = make_failed_result()
     try:
-        engine, docker = None, None
+        engine, prepare_containers = None, None
         if cluster:
             from . import docker_mounts, in_docker
 
-            engine, parameters = in_docker.connect(cluster), docker_mounts.absolute(parameters)
-        workspace, name = check_beforehand(parameters, engine)
+            engine, parameters = in_docker.open_engine(cluster), docker_mounts.make_absolute(parameters)
+        workspace, name = check_parameters(parameters, engine)
         if engine:
-            docker = partial(in_docker.containers_of, engine, parameters)
+            prepare_containers = partial(in_docker.prepare_containers, engine, parameters)
         result |= {"name": name, "run": new_run(name)}
         print(f"run {result['run']} in {workspace.uri}", file=sys.stderr, flush=True)
         named = replace(parameters, pipeline=parameters.pipeline | {"workspace": workspace.uri, "name": name})
         try:
-            records = _run_what_is_missing(named, workspace, result["run"], docker)
+            records = _run_unless_cached(named, workspace, result["run"], prepare_containers)
         finally:
-            _add_facts(result, workspace)
-        _must_be_complete(records)
-        result |= {"status": "succeeded", **facts(records)}
+            _add_record_facts(result, workspace)
+        if missing := [step for step in STEPS if step not in records]:
+            raise MillError(f"the run ended without a record of {', '.join(missing)}")
+        result |= {"status": "succeeded", **read_record_facts(records)}
         code = EXIT_OK
     except MillError as error:
-        result = failed(error, result)
+        result = make_failed_result(error, result)
         code = error.exit_code
-    except Exception as error:  # an unforeseen one: exit code 1, its trace on stderr
+    except Exception as error:  # a bug: exit code 1, its traceback on stderr
         traceback.print_exc()
         ours = MillError(f"{type(error).__name__}: {error} (an error of imagemill's)")
-        result = failed(ours, result)
+        result = make_failed_result(ours, result)
         code = ours.exit_code
     if code:
         print(f"imagemill: error: {result['error']}", file=sys.stderr)
     elif not as_json:
-        print(_summary(result, time.monotonic() - started))
+        print(_format_summary(result, time.monotonic() - started))
     if as_json:
         print(json.dumps(result, ensure_ascii=False))
     return code
 
 
-def _run_what_is_missing(
-    parameters: RunParameters, workspace: Workspace, run: str, docker: InDocker | None
+def _run_unless_cached(
+    parameters: RunParameters, workspace: Workspace, run: str, prepare_containers: PrepareContainers | None
 ) -> dict[str, dict[str, Any]]:
-    """Return the steps' records: of the whole pipeline, or, where nothing has changed, of what is there."""
+    """Run the pipeline, unless nothing has changed since an earlier run; return the steps' records."""
     if records := cached_records(parameters, run, {}):
         write_cached_records(workspace, run, records)
         return records
-    from .local import run_here
+    from .local import run_locally
 
-    return run_here(parameters.arguments(), workspace, run, docker)
+    return run_locally(parameters.arguments(), workspace, run, prepare_containers)
 
 
-def failed(error: MillError | None = None, so_far: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The result as `--json` prints it, of a run that `error` ended; what it gave `so_far` is kept."""
+def make_failed_result(error: MillError | None = None, partial: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return the result, as `--json` prints it, of a run that `error` ended; keys of a `partial` result are kept."""
     result: dict[str, Any] = {"status": "failed", "name": "", **dict.fromkeys(PRODUCTS.values(), ""), "report": ""}
-    result |= {"metrics": {}, "promoted": False, "steps": {}} | (so_far or {})
+    result |= {"metrics": {}, "promoted": False, "steps": {}} | (partial or {})
     return result | ({"error": str(error), "exit_code": error.exit_code} if error else {})
 
 
-def check_beforehand(parameters: RunParameters, engine: Engine | None = None) -> tuple[Workspace, str]:
-    """What is known before data is read: a wrong value, a missing source, a workspace that can't be written, by this
-    process or by the containers of `engine`."""
+def check_parameters(parameters: RunParameters, engine: Engine | None = None) -> tuple[Workspace, str]:
+    """Return the workspace and the dataset's name. Raises UserError for mistakes that show before data is read: a wrong
+    value, a missing source, a workspace that this process, or the containers of `engine`, can't write."""
     from ..components.clean.classes import read_class_list
     from ..components.clean.config import CleanConfig
     from ..components.download.labels import open_dataset
@@ -110,16 +112,16 @@ def check_beforehand(parameters: RunParameters, engine: Engine | None = None) ->
 
 
 def _check_device(device: str, engine: Engine | None) -> None:
-    """A GPU that was asked for by name is missed here, and not after hours of cleaning. Importing torch takes seconds,
-    so nothing is asked otherwise; what containers see only they can tell."""
+    # A missing GPU shows here rather than after hours of cleaning. Importing torch takes seconds, so other devices are
+    # not checked; nor are the GPUs of containers, which this process can't see.
     if device == "cuda" and engine is None:
         from ..components.store.model import pick_device
 
         pick_device(device)
 
 
-def facts(records: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """What the records of a run's steps say of it, under the names of `--json`; those that are missing say nothing."""
+def read_record_facts(records: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return what the records of a run's steps contribute to the result that `--json` prints; steps may be missing."""
     gate = records.get("promote", {}).get("metrics") or {}
     metrics = records.get("evaluate", {}).get("metrics") or {}
     return {
@@ -129,26 +131,18 @@ def facts(records: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "promoted": bool(gate.get("promoted")),
         "verdict": gate.get("verdict", ""),
         "champion": records.get("promote", {}).get("uri", ""),
-        "steps": {step: {"state": one["state"], "seconds": one["seconds"]} for step, one in records.items()},
+        "steps": {step: {"state": record["state"], "seconds": record["seconds"]} for step, record in records.items()},
     }
 
 
-def _add_facts(result: dict[str, Any], workspace: Workspace) -> None:
-    """What the steps recorded, also of a run that failed."""
-    try:
-        result |= facts(workspace.step_records(result["run"]))
-    except MillError:  # the store is gone: the run's own error says so
-        return
+def _add_record_facts(result: dict[str, Any], workspace: Workspace) -> None:
+    with contextlib.suppress(MillError):  # the store can't be reached: the run's own error says so
+        result |= read_record_facts(workspace.step_records(result["run"]))
 
 
-def _must_be_complete(records: dict[str, dict[str, Any]]) -> None:
-    if missing := [step for step in STEPS if step not in records]:
-        raise MillError(f"the run ended without a record of {', '.join(missing)}")
-
-
-def _summary(result: dict[str, Any], seconds: float) -> str:
+def _format_summary(result: dict[str, Any], seconds: float) -> str:
     states = result["steps"]
-    cached = "every step cached" if all(s["state"] == CACHED for s in states.values()) else ""
+    cached = "every step cached" if all(step["state"] == CACHED for step in states.values()) else ""
     metrics = result["metrics"]
     lines = [
         "",

@@ -1,4 +1,4 @@
-"""`imagemill runs`: the pipeline's runs in Kubeflow Pipelines, or the steps of one."""
+"""`imagemill runs`: list the pipeline's runs in Kubeflow Pipelines; show the steps, the report or a log of one."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from .kfp_client import Connection, Service, add_flags
 from .kfp_pages import Pages
 from .kfp_records import read_log, read_report
 from .kfp_uploads import PIPELINE, find_pipeline
-from .run import facts, failed
-from .run_records import RunRecords, Specs
+from .run import make_failed_result, read_record_facts
+from .run_records import PipelineSpecs, RunRecords
 
 HELP = "the runs in Kubeflow Pipelines, or the steps of one, its report and logs"
-PAGE, PAGES = 100, 20
-"""Runs are looked through so many at a time, and so many times: the service can't filter them by pipeline."""
+PAGE_SIZE, MAX_PAGES = 100, 20
+"""Of the lists of runs that are searched: the service can't filter them by pipeline."""
 
 
 def add_command(commands: Any) -> None:
-    """The command's flags."""
+    """Add the command and its flags."""
     parser: argparse.ArgumentParser = commands.add_parser("runs", help=HELP, description=HELP)
     parser.add_argument("run_id", nargs="?", default="", metavar="RUN_ID", help="the steps of this run")
     parser.add_argument("--last", default="10", metavar="N", help="how many runs, newest first (default: 10)")
@@ -41,68 +41,68 @@ def add_command(commands: Any) -> None:
     add_flags(parser)
 
 
-def run(found: dict[str, Any]) -> int:
-    """Print what the parsed flags ask for; returns the exit code, which is the run's own with --follow."""
-    cluster_file = found["cluster"]
-    connection = Connection.from_flags(found, from_file(cluster_file).namespace if cluster_file else "")
-    last, run_id, as_json = found["last"], found["run_id"], found["json"]
-    if not last.isascii() or not last.isdigit() or not 1 <= int(last) <= PAGE:
-        raise wrong("--last", f"a whole number from 1 to {PAGE}", last)
+def run(flags: dict[str, Any]) -> int:
+    """Run the command with its parsed flags; return the exit code, which is the run's own with --follow."""
+    cluster_file = flags["cluster"]
+    connection = Connection.from_flags(flags, from_file(cluster_file).namespace if cluster_file else "")
+    last, run_id, as_json = flags["last"], flags["run_id"], flags["json"]
+    if not last.isascii() or not last.isdigit() or not 1 <= int(last) <= PAGE_SIZE:
+        raise wrong("--last", f"a whole number from 1 to {PAGE_SIZE}", last)
     for flag in ("follow", "report", "logs"):
-        if found[flag] and not run_id:
+        if flags[flag] and not run_id:
             raise wrong(f"--{flag}", "the id of a run before it", "none")
-    if found["logs"] and (found["follow"] or found["report"]):
+    if flags["logs"] and (flags["follow"] or flags["report"]):
         raise wrong("--logs", "it alone", "--follow or --report beside it")
     service = Service(connection)
-    if found["logs"]:
-        return print_log(service, run_id, found["logs"])
+    if flags["logs"]:
+        return print_log(service, run_id, flags["logs"])
     if run_id:
-        return _one(service, run_id, found["follow"], as_json, found["report"])
-    specs = Specs(service)
-    runs = _newest(service, specs, found["pipeline_name"], int(last))
+        return _show_run(service, run_id, flags["follow"], as_json, flags["report"])
+    specs = PipelineSpecs(service)
     records = RunRecords(service, specs)
-    rows = [_row(service, one, records) for one in runs]
+    runs = _list_newest(service, specs, flags["pipeline_name"], int(last))
+    rows = [_describe_run(service, listed, records) for listed in runs]
     if as_json:
         for row in rows:
             print(json.dumps(row, ensure_ascii=False))
     else:
-        name = found["pipeline_name"] or PIPELINE
-        print(_table(rows) if rows else f"no runs of {name}; `imagemill submit` starts one")
+        name = flags["pipeline_name"] or PIPELINE
+        print(_format_runs(rows) if rows else f"no runs of {name}; `imagemill submit` starts one")
     return EXIT_OK
 
 
-def _newest(service: Service, specs: Specs, pipeline_name: str, last: int) -> list[Any]:
-    """The newest runs of what was uploaded as `pipeline_name`; without one, all of the pipeline that imagemill
-    compiles: also those of a package that the SDK or the pages sent along or uploaded under another name."""
+def _list_newest(service: Service, specs: PipelineSpecs, pipeline_name: str, last: int) -> list[Any]:
+    """Return the `last` newest runs of the pipeline that was uploaded as `pipeline_name`; without a name, of all that
+    imagemill compiled, also of packages that were sent without an upload or uploaded under other names."""
     pipeline = find_pipeline(service, pipeline_name or PIPELINE)
 
     def is_wanted(run: Any) -> bool:
         reference = run.pipeline_version_reference
         if pipeline and reference and reference.pipeline_id == pipeline:
             return True
-        return not pipeline_name and specs.name(run) == PIPELINE
+        return not pipeline_name and specs.read_name(run) == PIPELINE
 
-    found: list[Any] = []
+    newest: list[Any] = []
     token = ""
-    for _ in range(PAGES if pipeline or not pipeline_name else 0):
-        space = {"namespace": service.namespace} if service.namespace else {}
+    for _ in range(MAX_PAGES if pipeline or not pipeline_name else 0):
+        namespace = {"namespace": service.namespace} if service.namespace else {}
         page = service.call(
             "listing the runs", service.client.runs.run_service_list_runs,
-            page_size=PAGE, page_token=token, sort_by="created_at desc", **space,
+            page_size=PAGE_SIZE, page_token=token, sort_by="created_at desc", **namespace,
         )  # fmt: skip
-        for one in page.runs or []:
-            if len(found) < last and is_wanted(one):
-                found.append(one)
+        for run in page.runs or []:
+            if len(newest) < last and is_wanted(run):
+                newest.append(run)
         token = page.next_page_token or ""
-        if len(found) >= last or not token:
+        if len(newest) >= last or not token:
             break
-    return found
+    return newest
 
 
-def _row(service: Service, run: Any, records: RunRecords) -> dict[str, Any]:
+def _describe_run(service: Service, run: Any, records: RunRecords) -> dict[str, Any]:
     created = following.moment(run.created_at)
-    recorded = records.of(run)[0]
-    known = facts(recorded)
+    recorded, _ = records.read(run)
+    facts = read_record_facts(recorded)
     return {
         "run": run.run_id,
         "run_name": run.display_name,
@@ -110,29 +110,29 @@ def _row(service: Service, run: Any, records: RunRecords) -> dict[str, Any]:
         "started": created.isoformat(timespec="seconds") if created else "",
         "seconds": following.took(run),
         "scheduled": bool(run.recurring_run_id),
-        "macro_f1": known["metrics"].get("macro_f1"),
-        "verdict": known["verdict"],
+        "macro_f1": facts["metrics"].get("macro_f1"),
+        "verdict": facts["verdict"],
         "failed_at": next((step for step, record in recorded.items() if record["exit_code"]), ""),
         "link": service.link(run.run_id),
     }
 
 
-def _table(rows: list[dict[str, Any]]) -> str:
-    head = ("run", "state", "started (UTC)", "took", "macro-F1", "verdict", "id and link")
-    lines: list[tuple[str, ...]] = [head]
+def _format_runs(rows: list[dict[str, Any]]) -> str:
+    header = ("run", "state", "started (UTC)", "took", "macro-F1", "verdict", "id and link")
+    lines: list[tuple[str, ...]] = [header]
     for row in rows:
         score = f"{row['macro_f1']:.3f}" if isinstance(row["macro_f1"], float) else "-"
         took = duration(row["seconds"]) if row["seconds"] is not None else "-"
         started = row["started"][:16].replace("T", " ") or "-"
         verdict = row["verdict"].replace("_", " ") or "-"
-        state = row["state"].lower() + (
-            f" at {row['failed_at']}" if row["state"] == "FAILED" and row["failed_at"] else ""
-        )
+        state = row["state"].lower()
+        if state == "failed" and row["failed_at"]:
+            state += f" at {row['failed_at']}"
         lines.append((row["run_name"], state, started, took, score, verdict, row["link"]))
-    return _columns(lines)
+    return _align_columns(lines)
 
 
-def _columns(lines: list[tuple[str, ...]]) -> str:
+def _align_columns(lines: list[tuple[str, ...]]) -> str:
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]) - 1)]
     return "\n".join(
         "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[-1]]).rstrip()
@@ -140,57 +140,60 @@ def _columns(lines: list[tuple[str, ...]]) -> str:
     )
 
 
-def _one(service: Service, run_id: str, follow: bool, as_json: bool, report: str) -> int:
+def _show_run(service: Service, run_id: str, follow: bool, as_json: bool, report: str) -> int:
     from .submit import end, headline
 
-    found = following.get_run(service, run_id)
-    result = failed() | {"status": "running", "name": "", "run": run_id, "run_name": found.display_name,
-                         "link": service.link(run_id), "state": found.state or "PENDING", "records": {}}  # fmt: skip
+    run = following.get_run(service, run_id)
+    result = make_failed_result() | {
+        "status": "running", "name": "", "run": run_id, "run_name": run.display_name,
+        "link": service.link(run_id), "state": run.state or "PENDING", "records": {},
+    }  # fmt: skip
     if follow:
-        found = following.follow(service, run_id)
-        code = following.finish(service, found, result)
+        run = following.follow(service, run_id)
+        code = following.finish(service, run, result)
         if report and result["report"]:
-            write_report(service, found, result, report)
+            write_report(service, run, result, report)
         return end(result, as_json, code)
     if result["state"] in following.ENDED:
-        following.finish(service, found, result)
+        following.finish(service, run, result)
     else:
-        records, _ = RunRecords(service).of(found)
-        result |= facts(records) | {"records": records}
+        records, _ = RunRecords(service).read(run)
+        result |= read_record_facts(records) | {"records": records}
     if report:
-        write_report(service, found, result, report)
-    states = {name: (state, seconds) for name, state, seconds in following.tasks(found)}
+        write_report(service, run, result, report)
+    states = {name: (state, seconds) for name, state, seconds in following.tasks(run)}
     result["tasks"] = {name: {"state": state, "seconds": seconds} for name, (state, seconds) in states.items()}
     if as_json:
         print(json.dumps(result, ensure_ascii=False))
         return EXIT_OK
-    took = following.took(found)
-    print(f"{found.display_name}: {result['state'].lower()}, {duration(took or 0)}\n{result['link']}")
-    print(_steps(states, result["records"]))
-    if numbers := headline(result):
-        print(numbers)
+    took = following.took(run)
+    print(f"{run.display_name}: {result['state'].lower()}, {duration(took or 0)}\n{result['link']}")
+    print(_format_steps(states, result["records"]))
+    if scores := headline(result):
+        print(scores)
     if result.get("error"):
         print(result["error"])
     return EXIT_OK
 
 
 def write_report(service: Service, run: Any, result: dict[str, Any], target: str) -> None:
-    """Write a run's report to the file `target`: KFP's artifact, or the workspace's own where it can be read."""
-    report, why = None, ""
+    """Write a run's report to the file `target`: from KFP's artifact, else from the workspace."""
+    report, kfp_error = None, ""
     try:
         pages = Pages(service)
         report = read_report(pages, run.run_id)
         if report is None and result["report"]:  # an unchanged run names an earlier one's: …/runs/<id>/report.html
             report = read_report(pages, result["report"].rpartition("/")[0].rpartition("/")[2])
     except MillError as error:
-        why = f" ({error})"
+        kfp_error = f" ({error})"
     if report is None and result["report"]:
         try:
             report = store_for(result["report"]).read(result["report"])
         except (MillError, FileNotFoundError) as error:
-            raise MillError(f"the report can't be read from here: {result['report']}: {error}{why}") from None
+            raise MillError(f"the report can't be read from here: {result['report']}: {error}{kfp_error}") from None
     if report is None:
-        raise wrong("--report", f"a run that has made its report, as its last step does{why}", result["state"].lower())
+        expected = f"a run that has made its report, as its last step does{kfp_error}"
+        raise wrong("--report", expected, result["state"].lower())
     try:
         Path(target).write_bytes(report)
     except OSError as error:
@@ -199,16 +202,17 @@ def write_report(service: Service, run: Any, result: dict[str, Any], target: str
 
 
 def print_log(service: Service, run_id: str, step: str) -> int:
-    """Print what a step of a run has printed; returns the exit code."""
+    """Print the log of a step of a run; return the exit code."""
     following.get_run(service, run_id)
     log = read_log(Pages(service), run_id, step)
     sys.stdout.write(log if log.endswith("\n") or not log else f"{log}\n")
     return EXIT_OK
 
 
-def _steps(states: dict[str, tuple[str, float | None]], records: dict[str, dict[str, Any]]) -> str:
+def _format_steps(states: dict[str, tuple[str, float | None]], records: dict[str, dict[str, Any]]) -> str:
     lines: list[tuple[str, ...]] = [("step", "state", "took", "result")]
-    for name in [*(step for step in STEPS if step in {*states, *records}), *(n for n in states if n not in STEPS)]:
+    steps = [step for step in STEPS if step in {*states, *records}]
+    for name in (*steps, *(task for task in states if task not in STEPS)):
         record = records.get(name, {})
         state, seconds = states.get(name, (str(record.get("state", "")), record.get("seconds")))
         took = duration(seconds) if seconds is not None else "-"
@@ -216,4 +220,4 @@ def _steps(states: dict[str, tuple[str, float | None]], records: dict[str, dict[
         code = f", exit code {record['exit_code']}" if record.get("exit_code") else ""
         result = str(record.get("error") or record.get("uri") or "")
         lines.append((name, state.lower().replace("_", " ") + code + cached, took, result))
-    return _columns(lines)
+    return _align_columns(lines)

@@ -16,12 +16,12 @@ from ..components.store.errors import EXIT_OK, MillError, UserError, wrong
 from ..components.store.progress import say
 from ..components.store.step import new_run
 from . import following
-from .checks import cluster_of
+from .checks import read_cluster
 from .cluster import Cluster, from_file
 from .kfp_client import Connection, Service, add_flags
 from .kfp_uploads import EXPERIMENT, PIPELINE, Package, arguments_for, compiled, experiment, named, read_package, upload
 from .parameters import RunParameters, resolve_parameters
-from .run import failed
+from .run import make_failed_result
 
 HELP = "start a run in Kubeflow Pipelines, follow it, and exit with its result"
 _ABOUT = """Compiles the pipeline, uploads it if it has changed, starts a run and follows it to its end. Exits with 0
@@ -93,7 +93,7 @@ class Order:
         if self.package_file:
             package = read_package(Path(self.package_file))
         else:
-            cluster = cluster_of(self.cluster_file)
+            cluster = read_cluster(self.cluster_file)
             package = compiled(cluster, self.parameters)
             if self._checks:
                 from .doctor.command import look_before
@@ -110,7 +110,7 @@ def _environment_experiment() -> str:
 def run(found: dict[str, Any]) -> int:
     """Start the run that the parsed flags ask for, and follow it; returns the exit code."""
     as_json, wait, run_name = found.pop("json"), not found.pop("no_wait"), found.pop("run_name")
-    result = failed() | {"link": "", "state": "", "records": {}}
+    result = make_failed_result() | {"link": "", "state": "", "records": {}}
     try:
         order = Order(found)
         result["name"] = order.name

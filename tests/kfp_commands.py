@@ -112,7 +112,7 @@ def mill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 def records(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
     """What the steps of every run have recorded, of a workspace that can be read; a real one: test_submit_records."""
     found: dict[str, dict[str, Any]] = {}
-    monkeypatch.setattr(run_records, "stored_records", lambda workspace, run: found)
+    monkeypatch.setattr(run_records, "read_stored_records", lambda workspace, run: found)
     return found
 
 

@@ -248,7 +248,7 @@ def test_a_login_that_is_not_the_pages_leaves_the_store(
     """What can't be had through KFP comes from the workspace, where that can be read."""
     from imagemill.pipelines import run_records
 
-    monkeypatch.setattr(run_records, "stored_records", lambda workspace, run: dict(WHOLE))
+    monkeypatch.setattr(run_records, "read_stored_records", lambda workspace, run: dict(WHOLE))
     mill.service.fail("401", 1000, "POST", "ml_metadata")
     assert mill("runs", started, "--follow").code == 0
     assert "0.947" in mill("runs").out

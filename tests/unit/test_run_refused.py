@@ -10,7 +10,7 @@ import pytest
 from imagemill.components.store.errors import UserError
 from imagemill.components.store.workspace import Workspace
 from imagemill.pipelines import in_docker
-from imagemill.pipelines.local import run_here
+from imagemill.pipelines.local import run_locally
 from imagemill.pipelines.parameters import resolve_parameters
 
 
@@ -19,5 +19,7 @@ def test_what_no_container_may_see(tmp_path: Path) -> None:
     workspace = Workspace.open(str(tmp_path))
     engine = in_docker.Engine(None, {}, {})
     with pytest.raises(UserError, match="expected files in a folder of their own, found some in /etc"):
-        run_here(parameters.arguments(), workspace, "etc-1", partial(in_docker.containers_of, engine, parameters))
+        run_locally(
+            parameters.arguments(), workspace, "etc-1", partial(in_docker.prepare_containers, engine, parameters)
+        )
     assert [path.name for path in tmp_path.iterdir()] == ["_workspace.json"]
