@@ -1,6 +1,6 @@
-"""What Kubeflow Pipelines shows of a step: the metadata of its artifacts, from its record and its dataset's manifest.
+"""The metadata of a step's artifacts in Kubeflow Pipelines, from its record and its dataset's manifest.
 
-Values are those that a protobuf Struct holds: text, numbers, true and false, and objects and lists of them.
+Values are of the types of a protobuf Struct: text, numbers, booleans, and objects and lists of them.
 """
 
 from __future__ import annotations
@@ -15,30 +15,30 @@ from ..components.store.step import copy_to
 
 FRAMEWORK = "PyTorch"
 RECORDS = "imagemill_records"
-"""The property under which an artifact has records of steps, as JSON: what `imagemill runs` reads through KFP, for who
-has its address seldom has keys of the store."""
-_KEPT = ("uri", "fingerprint", "state", "seconds", "metrics", "exit_code", "error")
+"""The property of an artifact that holds records of steps as JSON. `imagemill runs` reads it through KFP, for its users
+seldom have keys of the store."""
+_RECORD_KEYS = ("uri", "fingerprint", "state", "seconds", "metrics", "exit_code", "error")
 _STEPS = {kind: step for step, kind in PRODUCTS.items()}
 
 
 def records_metadata(records: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Return records by step as metadata of an artifact."""
-    kept = {
-        step: _told({key: record.get(key) for key in _KEPT}, {"metrics": _told(record["metrics"])})
+    public = {
+        step: _merge_set({key: record.get(key) for key in _RECORD_KEYS}, {"metrics": _merge_set(record["metrics"])})
         for step, record in records.items()
     }
-    return {RECORDS: json.dumps(kept, ensure_ascii=False)}
+    return {RECORDS: json.dumps(public, ensure_ascii=False)}
 
 
 def dataset_metadata(record: Mapping[str, Any], manifest_file: str) -> dict[str, Any]:
-    """Of a `Dataset`: where it is, its totals, its classes, and what else the step told.
+    """Return the metadata of a `Dataset`: its URI, totals and classes, and the step's metrics.
 
-    `manifest_file`: the local copy of its manifest, which is the artifact itself.
+    `manifest_file`: the local copy of the manifest, which is the artifact itself.
     """
     manifest = json.loads(Path(manifest_file).read_text(encoding="utf-8"))
     totals = manifest["totals"]
     image = manifest.get("image", {})
-    return _told(
+    return _merge_set(
         _identity(record, manifest),
         {key: totals[key] for key in ("rows", "rejected", "bytes", "by_split", "by_reason")},
         {"classes": len(manifest["classes"]), "task": manifest["task"], "files": len(manifest["files"])},
@@ -49,14 +49,14 @@ def dataset_metadata(record: Mapping[str, Any], manifest_file: str) -> dict[str,
 
 
 def model_metadata(record: Mapping[str, Any], manifest_file: str) -> dict[str, Any]:
-    """Of a `Model`: where it is, what it was trained with, and how well it does on the validation images."""
+    """Return the metadata of a `Model`: its URI, training parameters and validation metrics."""
     manifest = json.loads(Path(manifest_file).read_text(encoding="utf-8"))
     config = manifest["config"]
-    trained = ("backbone", "recipe", "epochs", "batch_size", "learning_rate", "seed")
-    return _told(
+    hyperparameters = ("backbone", "recipe", "epochs", "batch_size", "learning_rate", "seed")
+    return _merge_set(
         _identity(record, manifest),
         {"framework": FRAMEWORK, "classes": len(manifest["classes"]), "task": manifest["task"]},
-        {key: config[key] for key in trained if key in config},
+        {key: config[key] for key in hyperparameters if key in config},
         {"best_epoch": manifest.get("extra", {}).get("best_epoch")},
         record["metrics"],
         records_metadata({_STEPS[manifest["kind"]]: record}),
@@ -64,7 +64,7 @@ def model_metadata(record: Mapping[str, Any], manifest_file: str) -> dict[str, A
 
 
 def write_report(record: Mapping[str, Any], path: str) -> None:
-    """The run's report as the file of an `HTML` artifact; a line where promote could not write one."""
+    """Write the run's report to the file of an `HTML` artifact, or a message if promote could not make one."""
     if uri := record["metrics"]["report"]:
         copy_to(uri, path)
     else:
@@ -84,8 +84,9 @@ def _identity(record: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[st
     }
 
 
-def _told(*groups: Mapping[str, Any]) -> dict[str, Any]:
-    """All in one, without what is unset: Kubeflow's metadata store refuses null, and shows empty objects as noise."""
+def _merge_set(*groups: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge the mappings without their empty values: Kubeflow's metadata store refuses null, and its pages show empty
+    objects as clutter."""
     return {
         key: value
         for group in groups

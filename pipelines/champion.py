@@ -1,10 +1,9 @@
-"""`imagemill champion`: the log of a name's champions, a model made champion by hand, and one taken back."""
+"""`imagemill champion`: list the promotions of a name, promote a model by hand, roll back to an earlier champion."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -20,38 +19,46 @@ from .parameters import ALL_STEPS, list_parameters, resolve_parameters
 HELP = "the champions of a name: list, show, promote, rollback"
 ROLLBACK = "rollback"
 _HIDDEN = ("sketch",)
-"""Fields of records that are for the gate alone."""
+"""Fields of records that only the promotion gate uses."""
 _STEPS = ("evaluate", "promote")
 _NOT_FLAGS = ("workspace", "name", "rerun", "promote")
 Record = dict[str, Any]
 
 
 def add_command(commands: Any) -> None:
-    """The command's verbs and flags."""
+    """Add the command, its verbs and flags."""
     parser: argparse.ArgumentParser = commands.add_parser("champion", help=HELP, description=HELP)
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=type(parser))
-    listed = _add_verb(verbs, "list", "every promotion of a name, or of all names, the reigning one last")
-    shown = _add_verb(verbs, "show", "the reigning champion: its model, why it was promoted, what it was compared with")
-    promoted = _add_verb(verbs, "promote", "evaluate a model beside the champion on today's test images, and judge it")
-    back = _add_verb(verbs, ROLLBACK, "an earlier champion again; the one that is taken back is not promoted by itself")
-    for verb in (listed, shown, promoted, back):
+    list_parser = _add_verb(verbs, "list", "every promotion of a name, or of all names, the reigning one last")
+    show_parser = _add_verb(
+        verbs, "show", "the reigning champion: its model, why it was promoted, what it was compared with"
+    )
+    promote_parser = _add_verb(
+        verbs, "promote", "evaluate a model beside the champion on today's test images, and judge it"
+    )
+    rollback_parser = _add_verb(
+        verbs, ROLLBACK, "an earlier champion again; the one that is taken back is not promoted by itself"
+    )
+    for verb in (list_parser, show_parser, promote_parser, rollback_parser):
         verb.add_argument("--workspace", default="./imagemill-data", help="(default: ./imagemill-data)")
         verb.add_argument("--json", action="store_true", help="print JSON")
-        several = " (default: all)" if verb is listed else " (default: the one name that has a champion there)"
-        verb.add_argument("--name", default="", help=f"whose champion{several}")
-    shown.add_argument("--number", default="", metavar="N", help="another promotion than the last one")
-    back.add_argument("--registry", default="", help=list_parameters()["registry"].help)
-    back.add_argument("--to", default="", metavar="N", help="that promotion's model (default: the champion before)")
-    promoted.add_argument("model", metavar="MODEL", help="the URI or path of a model, or of an evaluation of one")
-    promoted.add_argument(
+        default = " (default: all)" if verb is list_parser else " (default: the one name that has a champion there)"
+        verb.add_argument("--name", default="", help=f"whose champion{default}")
+    show_parser.add_argument("--number", default="", metavar="N", help="another promotion than the last one")
+    rollback_parser.add_argument("--registry", default="", help=list_parameters()["registry"].help)
+    rollback_parser.add_argument(
+        "--to", default="", metavar="N", help="that promotion's model (default: the champion before)"
+    )
+    promote_parser.add_argument("model", metavar="MODEL", help="the URI or path of a model, or of an evaluation of one")
+    promote_parser.add_argument(
         "--clean", default="", metavar="URI",
         help="whose test images (default: the evaluation's, or the newest ones of the name)",
     )  # fmt: skip
-    promoted.add_argument("--force", action="store_true", help="whatever the gate says")
-    promoted.add_argument("--config", dest="config_file", metavar="FILE.yaml", help="parameters from a YAML file")
+    promote_parser.add_argument("--force", action="store_true", help="whatever the gate says")
+    promote_parser.add_argument("--config", dest="config_file", metavar="FILE.yaml", help="parameters from a YAML file")
     for parameter in list_parameters().values():
         if set(parameter.steps) & set(_STEPS) and parameter.name not in _NOT_FLAGS:
-            add_flag(promoted, parameter.name, parameter.default, parameter.help, parameter.choices)
+            add_flag(promote_parser, parameter.name, parameter.default, parameter.help, parameter.choices)
 
 
 def _add_verb(verbs: Any, name: str, text: str) -> argparse.ArgumentParser:
@@ -59,23 +66,24 @@ def _add_verb(verbs: Any, name: str, text: str) -> argparse.ArgumentParser:
     return parser
 
 
-def run(found: dict[str, Any]) -> int:
-    """Do what the parsed flags ask for; return the exit code."""
-    verb = str(found.pop("verb"))
-    workspace = Workspace.known(found.pop("workspace"))
-    name, as_json = found.pop("name"), found.pop("json")
+def run(flags: dict[str, Any]) -> int:
+    """Run the command with its parsed flags; return the exit code."""
+    verb = str(flags.pop("verb"))
+    workspace = Workspace.known(flags.pop("workspace"))
+    name, as_json = flags.pop("name"), flags.pop("json")
     if verb == "list":
         return _list(workspace, name, as_json)
     if verb == "show":
-        return _show(workspace, name or _only_name(workspace), found["number"], as_json)
+        return _show(workspace, name or _find_only_name(workspace), flags["number"], as_json)
     if verb == ROLLBACK:
-        check_registry(found["registry"])
-        return _rollback(workspace, name or _only_name(workspace), found["to"], registry_of(found["registry"]), as_json)
-    return _promote(workspace, name, as_json, found)
+        check_registry(flags["registry"])
+        name, registry = name or _find_only_name(workspace), registry_of(flags["registry"])
+        return _rollback(workspace, name, flags["to"], registry, as_json)
+    return _promote(workspace, name, as_json, flags)
 
 
-def _only_name(workspace: Workspace) -> str:
-    """The one name that has a champion; UserError where there is none, or a choice."""
+def _find_only_name(workspace: Workspace) -> str:
+    """Return the only name that has a champion; UserError where there is none, or more than one."""
     names = workspace.names_with_champion()
     if not names:
         raise UserError(f"--name: expected the name of a champion, found no champion in {workspace.uri} (--workspace)")
@@ -84,17 +92,17 @@ def _only_name(workspace: Workspace) -> str:
     return names[0]
 
 
-def _records(workspace: Workspace, name: str) -> list[Record]:
-    """The promotions of a name; UserError where there are none."""
+def _read_promotions(workspace: Workspace, name: str) -> list[Record]:
+    """Return the records of a name's promotions; UserError where there are none."""
     records = [workspace.promotion(name, number) for number in workspace.promotions(name)]
     if not records:
-        there = ", ".join(workspace.names_with_champion()) or "no name has one"
-        raise wrong("--name", f"a name that has a champion in {workspace.uri} ({there})", name)
+        names = ", ".join(workspace.names_with_champion()) or "no name has one"
+        raise wrong("--name", f"a name that has a champion in {workspace.uri} ({names})", name)
     return records
 
 
-def _public(workspace: Workspace, record: Record) -> Record:
-    """A record as it is printed: absolute URIs, and nothing that is for the gate alone."""
+def _make_public(workspace: Workspace, record: Record) -> Record:
+    """Return a record as it is printed: with absolute URIs, without `_HIDDEN` fields."""
     public = {key: value for key, value in record.items() if key not in _HIDDEN}
     places = {key: workspace.absolute(str(record[key])) for key in ("model", "evaluation") if record.get(key)}
     return public | places | {"is_there": ready(places["model"]) is not None if "model" in places else False}
@@ -102,23 +110,26 @@ def _public(workspace: Workspace, record: Record) -> Record:
 
 def _list(workspace: Workspace, name: str, as_json: bool) -> int:
     names = [name] if name else workspace.names_with_champion()
-    logs = {one: [_public(workspace, record) for record in _records(workspace, one)] for one in names}
+    logs = {
+        listed: [_make_public(workspace, record) for record in _read_promotions(workspace, listed)] for listed in names
+    }
     if as_json:
         print(json.dumps(logs, ensure_ascii=False))
         return EXIT_OK
     if not logs:
         print(f"no champion in {workspace.uri}")
-    for one, records in logs.items():
-        rows = [("", "n", "promoted (UTC)", "score", "verdict", "model"), *(_row(record) for record in records)]
+    for listed, records in logs.items():
+        header = ("", "n", "promoted (UTC)", "score", "verdict", "model")
+        rows = [header, *(_format_row(record) for record in records)]
         rows[-1] = ("*", *rows[-1][1:])
         widths = [max(len(row[column]) for row in rows) for column in range(5)]
-        print(f"{one}:")
+        print(f"{listed}:")
         for row in rows:
             print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]).rstrip())
     return EXIT_OK
 
 
-def _row(record: Record) -> tuple[str, ...]:
+def _format_row(record: Record) -> tuple[str, ...]:
     score = record.get("challenger")
     return (
         "",
@@ -131,11 +142,11 @@ def _row(record: Record) -> tuple[str, ...]:
 
 
 def _show(workspace: Workspace, name: str, number: str, as_json: bool) -> int:
-    records = _records(workspace, name)
-    chosen = _numbered(records, number, "--number") if number else records[-1]
-    record = _public(workspace, chosen) | {"name": name, "reigns": chosen["n"] == records[-1]["n"]}
-    comparisons = workspace.verdicts(name, f"{uris.last_part(str(chosen['model']))}-")
-    record["challengers"] = len({one.get("challenger_model") for one in comparisons})
+    records = _read_promotions(workspace, name)
+    promotion = _find_promotion(records, number, "--number") if number else records[-1]
+    record = _make_public(workspace, promotion) | {"name": name, "reigns": promotion["n"] == records[-1]["n"]}
+    comparisons = workspace.verdicts(name, f"{uris.last_part(str(promotion['model']))}-")
+    record["challengers"] = len({comparison.get("challenger_model") for comparison in comparisons})
     if as_json:
         print(json.dumps(record, ensure_ascii=False))
         return EXIT_OK
@@ -149,7 +160,7 @@ def _show(workspace: Workspace, name: str, number: str, as_json: bool) -> int:
     return EXIT_OK
 
 
-def _numbered(records: list[Record], number: str, flag: str) -> Record:
+def _find_promotion(records: list[Record], number: str, flag: str) -> Record:
     for record in records:
         if str(record["n"]) == number:
             return record
@@ -157,15 +168,16 @@ def _numbered(records: list[Record], number: str, flag: str) -> Record:
 
 
 def _rollback(workspace: Workspace, name: str, to: str, registry: str, as_json: bool) -> int:
-    """Append the record of an earlier promotion's model; what was promoted after it is named as taken back."""
-    records = _records(workspace, name)
+    """Append a promotion of an earlier promotion's model, and name the models promoted after it as rolled back."""
+    records = _read_promotions(workspace, name)
     reigning = records[-1]
-    target = _numbered(records, to, "--to") if to else _champion_before(records, workspace)
+    target = _find_promotion(records, to, "--to") if to else _find_previous_champion(records, workspace)
     if target["model"] == reigning["model"]:
         raise wrong("--to", f"a promotion of another model than the champion's ({reigning['model']})", to)
     if ready(workspace.absolute(str(target["model"]))) is None:
         raise wrong("--to", "a promotion whose model is there", f"{target['n']}, whose model is gone or damaged")
-    taken_back = {str(one["model"]) for one in records if one["n"] > target["n"]} | {*reigning.get("rolled_back", ())}
+    rolled_back = {str(record["model"]) for record in records if record["n"] > target["n"]}
+    rolled_back |= {*reigning.get("rolled_back", ())}
     number = int(reigning["n"]) + 1
     record = target | {
         "n": number,
@@ -173,7 +185,7 @@ def _rollback(workspace: Workspace, name: str, to: str, registry: str, as_json: 
         "reason": f"promotion {target['n']} again, instead of promotion {reigning['n']}",
         "promoted": True,
         "previous": reigning["model"],
-        "rolled_back": sorted(taken_back - {str(target["model"])}),
+        "rolled_back": sorted(rolled_back - {str(target["model"])}),
         "run": "",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -181,24 +193,24 @@ def _rollback(workspace: Workspace, name: str, to: str, registry: str, as_json: 
         raise TransientError(f"promotion {number} of {name} was made by another run meanwhile; look, and try again")
     if registry:
         register(registry, version_of(workspace, name, number))
-    return _tell(workspace, name, record, as_json)
+    return _print_promotion(workspace, name, record, as_json)
 
 
-def _champion_before(records: list[Record], workspace: Workspace) -> Record:
-    """The newest promotion of a model that reigned before the champion, was not taken back and is there."""
+def _find_previous_champion(records: list[Record], workspace: Workspace) -> Record:
+    """Return the newest promotion of another model than the champion's that was not rolled back and still exists."""
     reigning = records[-1]
-    refused = {str(reigning["model"]), *reigning.get("rolled_back", ())}
+    excluded = {str(reigning["model"]), *reigning.get("rolled_back", ())}
     for record in reversed(records[:-1]):
-        if record["model"] not in refused and ready(workspace.absolute(str(record["model"]))) is not None:
+        if record["model"] not in excluded and ready(workspace.absolute(str(record["model"]))) is not None:
             return record
     raise UserError(f"--to: expected an earlier champion whose model is there, found none before promotion "
                     f"{reigning['n']}")  # fmt: skip
 
 
-def _tell(workspace: Workspace, name: str, record: Record, as_json: bool) -> int:
-    """Print what became of it."""
+def _print_promotion(workspace: Workspace, name: str, record: Record, as_json: bool) -> int:
+    """Print the verdict on a promotion and the champion of the name; return the exit code."""
     if as_json:
-        print(json.dumps(_public(workspace, record) | {"name": name}, ensure_ascii=False))
+        print(json.dumps(_make_public(workspace, record) | {"name": name}, ensure_ascii=False))
         return EXIT_OK
     verdict = str(record["verdict"]).replace("_", " ")
     print(f"{verdict}: {record['reason']}")
@@ -207,11 +219,11 @@ def _tell(workspace: Workspace, name: str, record: Record, as_json: bool) -> int
     return EXIT_OK
 
 
-def _promote(workspace: Workspace, name: str, as_json: bool, found: dict[str, Any]) -> int:
-    """Evaluate and judge a model, as the last two steps of a run of their own."""
-    place, clean, config_file = (found.pop(key) or "" for key in ("model", "clean", "config_file"))
-    flags = {key: value for key, value in found.items() if value is not None and key != "force"}
-    flags |= {"promote": "always"} if found["force"] else {}
+def _promote(workspace: Workspace, name: str, as_json: bool, flags: dict[str, Any]) -> int:
+    """Evaluate and judge a model in a run of the last two steps; return the exit code."""
+    place, clean, config_file = (flags.pop(key) or "" for key in ("model", "clean", "config_file"))
+    always = {"promote": "always"} if flags.pop("force") else {}
+    values = {key: value for key, value in flags.items() if value is not None} | always
     dataset = find_dataset(place_of(place, "MODEL"))
     if dataset is None or dataset.manifest.kind not in ("model", "evaluation"):
         raise wrong("MODEL", "the URI of a model or of an evaluation", place)
@@ -219,28 +231,22 @@ def _promote(workspace: Workspace, name: str, as_json: bool, found: dict[str, An
     if dataset.manifest.kind == "evaluation":
         model, clean = dataset.parent_uri("model"), clean or dataset.parent_uri("clean")
         name = name or str(dataset.manifest.extra["dataset_name"])
-    name = name or _only_name(workspace)
+    name = name or _find_only_name(workspace)
     clean = place_of(clean, "--clean") if clean else workspace.latest(name, "clean")
     if not clean:
         raise wrong("--clean", f"the URI of a clean dataset, since {name} has none in {workspace.uri}", "")
     read_dataset(clean, "clean")
-    chosen = resolve_parameters(flags | {"workspace": workspace.uri, "name": name}, config_file)
+    parameters = resolve_parameters(values | {"workspace": workspace.uri, "name": name}, config_file)
     run_name = new_run(name)
 
-    def step(which: str, parents: dict[str, str]) -> Record:
-        config = replace(chosen.config(which), run=run_name, **parents)
-        return _execute(which, lambda: ALL_STEPS[which].execute(config), workspace, run_name)
+    def run_step(step: str, **parents: str) -> Record:
+        code = ALL_STEPS[step].execute(replace(parameters.config(step), run=run_name, **parents))
+        record = workspace.step_record(run_name, step)
+        if code or record is None:
+            raise error_for_exit_code(code or EXIT_OURS, str(record["error"]) if record else f"{step} left no record")
+        return record
 
-    evaluated = step("evaluate", {"model": model, "clean": clean})
+    evaluated = run_step("evaluate", model=model, clean=clean)
     champion = str(evaluated["metrics"]["champion_evaluation"])
-    record = step("promote", {"evaluation": str(evaluated["uri"]), "champion_evaluation": champion})
-    return _tell(workspace, name, record["metrics"] | {"model": record["uri"]}, as_json)
-
-
-def _execute(step: str, work: Callable[[], int], workspace: Workspace, run_name: str) -> Record:
-    """Run a step and return its record; its error becomes the command's."""
-    code = work()
-    record = workspace.step_record(run_name, step)
-    if code or record is None:
-        raise error_for_exit_code(code or EXIT_OURS, str(record["error"]) if record else f"{step} left no record")
-    return record
+    record = run_step("promote", evaluation=str(evaluated["uri"]), champion_evaluation=champion)
+    return _print_promotion(workspace, name, record["metrics"] | {"model": record["uri"]}, as_json)

@@ -1,4 +1,4 @@
-"""The `imagemill` command. Heavy libraries are imported by the commands that need them, not by `--help`."""
+"""The `imagemill` command and its short subcommands. Heavy libraries are imported by the commands that need them."""
 
 from __future__ import annotations
 
@@ -12,42 +12,47 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..components.export.config import FORMATS, SHARD_BYTES, ExportConfig
+from ..components.predict.config import DEVICES, OUTPUTS, PredictConfig
 from ..components.store.config import STEPS
-from ..components.store.errors import EXIT_OK, MillError, UserError
+from ..components.store.errors import EXIT_OK, MillError, UserError, wrong
 from ..components.store.extras import needed_by, require
 from ..components.store.manifest import code_version
 from ..components.store.step import Parser, add_flag, quiet_logs
-from . import champion, exporting, images, predicting, runs, schedule, submit
+from . import champion, images, runs, schedule, submit
 from .doctor import command as doctor
 from .parameters import ALL_STEPS, WORKSPACE_HELP, RunParameters, list_parameters, parse_sections, resolve_parameters
 
 _INTRO = "Labelled images in, a better classifier out, again every week."
-_SERVICE: dict[str, Callable[[dict[str, Any]], int]] = {
-    "submit": submit.run,
-    "schedule": schedule.run,
-    "runs": runs.run,
-}
-"""The commands that speak to Kubeflow Pipelines."""
-_NEEDS = {"run": ("kfp",), "predict": ("torch", "safetensors"), "images": ("docker",)}
-_NEEDS |= dict.fromkeys(_SERVICE, ("kfp",)) | {"doctor": ("kubernetes", "kfp")}
-"""The optional modules that commands can't do without, whatever they are asked for; of the steps each knows its own."""
+_EXPORT_HELP = "a clean or tensors dataset as files that other programs read"
+_PREDICT_HELP = "what a model sees in image files"
+_PREDICT_DESCRIPTION = (
+    "Print path, class and probability, separated by tabs, of the best classes of every image. An image goes "
+    "through just what the model's own images went through. One that can't be read is told on stderr and leaves "
+    "the others alone; exit code 2 where none could be."
+)
+_REQUIRED_MODULES = {
+    "run": ("kfp",), "predict": ("torch", "safetensors"), "images": ("docker",), "submit": ("kfp",),
+    "schedule": ("kfp",), "runs": ("kfp",), "doctor": ("kubernetes", "kfp"),
+}  # fmt: skip
+"""The optional modules that a command always imports; each step declares its own."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 2 wrong input, 75 transient, 1 ours."""
     words = list(sys.argv[1:] if argv is None else argv)
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _stop)  # as Ctrl-C: what is finished is kept, and said
+        signal.signal(signal.SIGTERM, _interrupt)  # as Ctrl-C: finished work is kept, and a message says so
     try:
         if words and words[0] in STEPS:
             return ALL_STEPS[words[0]].main(words[1:], prog=f"imagemill {words[0]}", check_config=parse_sections)
-        return _command(words)
+        return _run_command(words)
     except MillError as error:
         print(f"imagemill: error: {error}", file=sys.stderr)
-        if words[:1] == ["run"] and "--json" in words:  # whoever reads it shall find one line, whatever was wrong
-            from .run import failed
+        if words[:1] == ["run"] and "--json" in words:  # its reader expects one line of JSON, also for an error
+            from .run import make_failed_result
 
-            print(json.dumps(failed(error), ensure_ascii=False))
+            print(json.dumps(make_failed_result(error), ensure_ascii=False))
         return error.exit_code
     except KeyboardInterrupt:
         print("imagemill: stopped; run again to go on from what is finished", file=sys.stderr)
@@ -57,47 +62,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_OK
 
 
-def _stop(number: int, frame: object) -> None:
+def _interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def _command(words: list[str]) -> int:
+def _run_command(words: list[str]) -> int:
     quiet_logs()
-    found = vars(_parser().parse_args(words))
-    command = found.pop("command")
-    with needed_by(command, _NEEDS.get(command, ())):
-        return _do(command, found)
+    flags = vars(_make_parser().parse_args(words))
+    command = flags.pop("command")
+    with needed_by(command, _REQUIRED_MODULES.get(command, ())):
+        return _COMMANDS[command](flags)
 
 
-def _do(command: str, found: dict[str, Any]) -> int:
-    if command == "inspect":
-        return _inspect(found["dataset_uri"], found["json"])
-    if command == "export":
-        return _export(found)
-    if command == "predict":
-        predicting.run(found)
-        return EXIT_OK
-    if command == "cluster":
-        return _cluster(found["output"])
-    if command == "images":
-        return images.run(found)
-    if command == "champion":
-        return champion.run(found)
-    if command == "doctor":
-        return doctor.run(found)
-    if command in _SERVICE:
-        return _SERVICE[command](found)
-    config_file = found.pop("config_file", None) or ""
-    runner, as_json = found.pop("runner", ""), found.pop("json", False)
-    found_cluster = found.pop("cluster_file", None) or ""
-    target, output = found.pop("target", ""), found.pop("output", "")
-    parameters = resolve_parameters({key: value for key, value in found.items() if value is not None}, config_file)
-    if command == "run":
-        return _run(parameters, runner, found_cluster, as_json)
-    return _compile(parameters, target, output, found_cluster)
+def _read_parameters(flags: dict[str, Any]) -> RunParameters:
+    config_file = flags.pop("config_file") or ""
+    return resolve_parameters({name: value for name, value in flags.items() if value is not None}, config_file)
 
 
-def _run(parameters: RunParameters, runner: str, cluster_file: str, as_json: bool) -> int:
+def _run(flags: dict[str, Any]) -> int:
+    runner, as_json = flags.pop("runner"), flags.pop("json")
+    cluster_file = flags.pop("cluster_file") or ""
+    parameters = _read_parameters(flags)
     from .run import run
 
     if runner not in ("subprocess", "docker"):
@@ -105,7 +90,7 @@ def _run(parameters: RunParameters, runner: str, cluster_file: str, as_json: boo
     if runner == "subprocess":
         if cluster_file:
             raise UserError(f"--cluster: expected nothing with --runner subprocess, found {cluster_file!r}")
-        # Now, and not when the steps before have worked for an hour.
+        # Now rather than when the steps before have worked for an hour.
         require("run", [module for step in ALL_STEPS.values() for module in step.needs])
         return run(parameters, as_json)
     require("run", ["docker"])
@@ -114,7 +99,10 @@ def _run(parameters: RunParameters, runner: str, cluster_file: str, as_json: boo
     return run(parameters, as_json, from_file(cluster_file) if cluster_file else Cluster())
 
 
-def _compile(parameters: RunParameters, target: str, output: str, cluster_file: str) -> int:
+def _compile(flags: dict[str, Any]) -> int:
+    target, output = flags.pop("target"), flags.pop("output")
+    cluster_file = flags.pop("cluster_file") or ""
+    parameters = _read_parameters(flags)
     from .compile import compile_for
 
     compile_for(target, parameters, Path(output), cluster_file)
@@ -122,28 +110,56 @@ def _compile(parameters: RunParameters, target: str, output: str, cluster_file: 
     return EXIT_OK
 
 
-def _cluster(output: str) -> int:
+def _cluster(flags: dict[str, Any]) -> int:
     from .compile import write_documented
 
-    write_documented(output)
+    write_documented(flags["output"])
     return EXIT_OK
 
 
-def _inspect(uri: str, as_json: bool) -> int:
+def _inspect(flags: dict[str, Any]) -> int:
     from .inspection import inspect
 
-    inspect(uri, as_json)
+    inspect(flags["dataset_uri"], flags["json"])
     return EXIT_OK
 
 
-def _export(found: dict[str, Any]) -> int:
-    from .exporting import run
+def _export(flags: dict[str, Any]) -> int:
+    from ..components.export.export import export
 
-    run(found)
+    if flags["format"] == "tfrecord":
+        require("export", ["google_crc32c"])
+    shard_bytes = _parse_number("shard_bytes", flags["shard_bytes"], "a whole number of bytes")
+    result = export(ExportConfig(flags["dataset_uri"], flags["format"], flags["output"], shard_bytes))
+    print(json.dumps(result, ensure_ascii=False) if flags["json"] else result["output"])
     return EXIT_OK
 
 
-def _parser() -> argparse.ArgumentParser:
+def _predict(flags: dict[str, Any]) -> int:
+    from ..components.predict.predict import predict
+
+    numbers = {name: _parse_number(name, flags[name], "a whole number of at least 1") for name in ("top", "batch_size")}
+    config = PredictConfig(**{**flags, "images": tuple(flags["images"]), **numbers})
+    predict(config)
+    if config.output and not config.json:
+        print(config.output)
+    return EXIT_OK
+
+
+def _parse_number(name: str, text: str, expected: str) -> int:
+    if not text.isascii() or not text.isdigit():
+        raise wrong(f"--{name.replace('_', '-')}", expected, text)
+    return int(text)
+
+
+_COMMANDS: dict[str, Callable[[dict[str, Any]], int]] = {
+    "run": _run, "inspect": _inspect, "export": _export, "predict": _predict, "champion": champion.run,
+    "images": images.run, "doctor": doctor.run, "cluster": _cluster, "compile": _compile, "submit": submit.run,
+    "schedule": schedule.run, "runs": runs.run,
+}  # fmt: skip
+
+
+def _make_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="imagemill", description=_INTRO, epilog="Each command has its own --help.")
     parser.add_argument("--version", action="version", version=f"imagemill {code_version()}")
     commands: Any = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
@@ -163,8 +179,8 @@ def _parser() -> argparse.ArgumentParser:
     inspected = commands.add_parser("inspect", help="what is in a dataset: the ledger, its quality, what was found")
     inspected.add_argument("dataset_uri", metavar="DATASET", help="its URI or path, or that of its _manifest.json")
     inspected.add_argument("--json", action="store_true", help="print the facts as one JSON object")
-    exporting.add_command(commands)
-    predicting.add_command(commands)
+    _add_export(commands)
+    _add_predict(commands)
     champion.add_command(commands)
     images.add_command(commands)
     doctor.add_command(commands)
@@ -184,16 +200,51 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_export(commands: Any) -> None:
+    parser: argparse.ArgumentParser = commands.add_parser("export", help=_EXPORT_HELP, description=_EXPORT_HELP)
+    parser.add_argument("dataset_uri", metavar="DATASET", help="its URI or path, or that of its _manifest.json")
+    parser.add_argument("--format", required=True, metavar="FORMAT", help=f"[{', '.join(FORMATS)}]")
+    parser.add_argument("--output", required=True, metavar="URI", help="an empty or new folder, or s3://bucket/prefix")
+    parser.add_argument(
+        "--shard-bytes", default=str(SHARD_BYTES), metavar="BYTES",
+        help=f"about how large a shard becomes; imagefolder has none (default: {SHARD_BYTES})",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print the result as one line of JSON")
+
+
+def _add_predict(commands: Any) -> None:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "predict", help=_PREDICT_HELP, description=_PREDICT_DESCRIPTION
+    )  # fmt: skip
+    parser.add_argument(
+        "images", metavar="IMAGE", nargs="+", help="files, folders, s3:// URIs, or - for a list of them on stdin"
+    )
+    parser.add_argument("--model", default="", metavar="URI", help="the model's URI or path, or that of its manifest")
+    parser.add_argument(
+        "--workspace", default="", help="where to look for a champion, without --model (default: ./imagemill-data)"
+    )
+    parser.add_argument(
+        "--name", default="", help="whose champion, without --model (default: the one name that has a champion there)"
+    )
+    parser.add_argument("--top", default="5", metavar="N", help="so many classes of each image (default: 5)")
+    parser.add_argument("--device", default="auto", help=f"[{', '.join(DEVICES)}] (default: auto)")
+    parser.add_argument("--batch-size", default="32", metavar="N", help="images at a time (default: 32)")
+    parser.add_argument(
+        "--output", default="", metavar="FILE", help=f"write them to this file instead, {' or '.join(OUTPUTS)}"
+    )
+    parser.add_argument("--json", action="store_true", help="print one line of JSON for each image")
+
+
 def _add_parameters(parser: argparse.ArgumentParser, on_cluster: str = "") -> None:
-    """A flag for every parameter; `on_cluster`: what becomes of them where a cluster runs the steps."""
-    # Argparse would name all of the hundred parameters there, before it says what the command is.
+    """Add a flag for every parameter; `on_cluster`: the parameters' use where a cluster runs the steps."""
+    # Argparse would list all of the hundred parameters there, ahead of the command's description.
     parser.usage = "%(prog)s [--<option> VALUE ...] [--<parameter> VALUE ...]"
     parser.add_argument("--config", dest="config_file", metavar="FILE.yaml", help="parameters from a YAML file")
-    about = f"{on_cluster} Places are URIs: the pods don't see this machine's files." if on_cluster else None
-    main_ones = parser.add_argument_group("parameters", about)
+    description = f"{on_cluster} Places are URIs: the pods don't see this machine's files." if on_cluster else None
+    form = parser.add_argument_group("parameters", description)
     others = parser.add_argument_group("other parameters (in the forms of a cluster: in the JSON parameter config)")
     for parameter in list_parameters().values():
-        group: Any = main_ones if parameter.is_in_form else others
+        group: Any = form if parameter.is_in_form else others
         text = f"{WORKSPACE_HELP} (default: storage.workspace of the cluster's file)"
         if not on_cluster or parameter.name != "workspace":
             text = parameter.help

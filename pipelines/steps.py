@@ -1,7 +1,7 @@
-"""The steps as KFP components: thin bodies that call `imagemill.components.<step>` in the step's image.
+"""The steps as KFP components: short bodies that call `imagemill.components.<step>` in the step's image.
 
-Datasets travel as URIs in string parameters (an `Input[Dataset]` would be downloaded whole before the step
-starts); what the UI shows are small artifacts. A body is shipped as source text, so it imports what it uses.
+Datasets are passed as URIs in string parameters (KFP would download an `Input[Dataset]` before the step starts); the
+artifacts that the pages show are small. A body is shipped as source text, so it imports the modules that it uses.
 """
 
 # No `from __future__ import annotations` here: KFP reads the annotations as objects.
@@ -12,7 +12,7 @@ from kfp import dsl
 from ..components.store.manifest import code_version
 
 IMAGES = {target: f"imagemill-{target}:{code_version()}" for target in ("cpu", "ray", "gpu")}
-"""The images by the Dockerfile's targets; nothing is installed when a step starts."""
+"""The images by target of the Dockerfile; nothing is installed when a step starts."""
 
 
 @dsl.component(base_image=IMAGES["cpu"], install_kfp_package=False)

@@ -1,8 +1,8 @@
 """The DAG: download → clean → resize → train → evaluate → promote, the same on every runner.
 
-A step with nothing to do returns at once. KFP's own cache is off, for its key knows neither the image's digest nor the
-source; the manifests do what it would. For a cluster the same DAG has pods, retries for those that are lost, deadlines,
-an exit step, and one condition: nothing comes after download where nothing has changed.
+A step whose output exists returns at once, by its manifest. KFP's own cache is off, for its key has neither the image's
+digest nor the source's state. For a cluster the same DAG has pods, retries for those that are lost, deadlines, an exit
+handler, and one condition: the steps after download run only if something has changed.
 """
 
 from __future__ import annotations
@@ -27,52 +27,51 @@ if TYPE_CHECKING:
 NAME = "imagemill-training"
 
 
-def build(cluster: Cluster | None = None, parameters: RunParameters | None = None) -> Any:
-    """The pipeline, a `GraphComponent`, for a cluster, or without one for KFP's local runners.
+def build_pipeline(cluster: Cluster | None = None, parameters: RunParameters | None = None) -> Any:
+    """Return the pipeline, a `GraphComponent`, for a cluster, or without one for KFP's local runners.
 
-    `parameters`: the parameters that become the package's defaults, by which the pods are sized. UserError where the
-    cluster's file says what KFP can't do.
+    `parameters`: those that become the package's defaults, by which the pods are sized. UserError for settings of the
+    cluster that KFP does not support.
     """
     on: Here | OnCluster = Here() if cluster is None else OnCluster(cluster, parameters or RunParameters({}, {}))
 
     form = list_form_parameters()
 
     def training(*values: Any) -> None:
-        given = dict(zip(form, values, strict=True))
+        arguments = dict(zip(form, values, strict=True))
         run = dsl.PIPELINE_JOB_ID_PLACEHOLDER
 
-        def shared(step: str) -> dict[str, Any]:
-            """Return what the step is given of the form."""
-            return {"run": run} | {name: value for name, value in given.items() if step in form[name].steps}
+        def select_inputs(step: str) -> dict[str, Any]:
+            return {"run": run} | {name: value for name, value in arguments.items() if step in form[name].steps}
 
-        with on.finishing(lambda: steps.finish(workspace=given["workspace"], run=run)):
-            raw = on.place("download", steps.download(run=run, **given))
-            given["name"] = raw.outputs["name"]  # resolved: the rest of the run goes by one name
+        with on.finishing(lambda: steps.finish(workspace=arguments["workspace"], run=run)):
+            raw = on.place("download", steps.download(run=run, **arguments))
+            arguments["name"] = raw.outputs["name"]  # resolved: all later steps use the same name
             with on.if_changed(raw):
-                cleaned = on.place("clean", steps.clean(raw=raw.outputs["raw"], **shared("clean")))
-                tensors = on.place("resize", steps.resize(clean=cleaned.outputs["Output"], **shared("resize")))
-                model = on.place("train", steps.train(tensors=tensors.outputs["Output"], **shared("train")))
+                cleaned = on.place("clean", steps.clean(raw=raw.outputs["raw"], **select_inputs("clean")))
+                tensors = on.place("resize", steps.resize(clean=cleaned.outputs["Output"], **select_inputs("resize")))
+                model = on.place("train", steps.train(tensors=tensors.outputs["Output"], **select_inputs("train")))
                 evaluated = on.place("evaluate", steps.evaluate(
-                    model=model.outputs["Output"], clean=cleaned.outputs["Output"], **shared("evaluate"),
+                    model=model.outputs["Output"], clean=cleaned.outputs["Output"], **select_inputs("evaluate"),
                 ))  # fmt: skip
                 on.place("promote", steps.promote(
                     evaluation=evaluated.outputs["evaluation"],
-                    champion_evaluation=evaluated.outputs["champion_evaluation"], **shared("promote"),
+                    champion_evaluation=evaluated.outputs["champion_evaluation"], **select_inputs("promote"),
                 ))  # fmt: skip
 
-    training.__signature__ = signature(form)  # type: ignore[attr-defined]
-    training.__doc__ = docstring(form)
-    decorated = dsl.pipeline(name=NAME, display_name="Imagemill training", pipeline_config=on.config())
-    pipeline = decorated(training)
+    training.__signature__ = make_signature(form)  # type: ignore[attr-defined]
+    training.__doc__ = make_docstring(form)
+    decorate = dsl.pipeline(name=NAME, display_name="Imagemill training", pipeline_config=on.config())
+    pipeline = decorate(training)
     if cluster is not None:
-        _quiet_executors(pipeline.pipeline_spec)
+        _replace_executor(pipeline.pipeline_spec)
     if cluster is not None and knows_choices(cluster.kfp.version):
         _add_choices(pipeline.pipeline_spec, form)
     return pipeline
 
 
-def _quiet_executors(spec: pipeline_spec_pb2.PipelineSpec) -> None:
-    """Let the pods start KFP's executor by way of ours: else a step's log begins with all of its input."""
+def _replace_executor(spec: pipeline_spec_pb2.PipelineSpec) -> None:
+    """Let the pods start KFP's executor through ours, which does not print a step's whole input to its log."""
     for executor in spec.deployment_spec["executors"].values():
         command = executor["container"]["command"]
         for index, word in enumerate(command):
@@ -80,17 +79,17 @@ def _quiet_executors(spec: pipeline_spec_pb2.PipelineSpec) -> None:
 
 
 def _add_choices(spec: pipeline_spec_pb2.PipelineSpec, form: Mapping[str, Parameter]) -> None:
-    """Say which values a parameter takes. The pages make a drop-down of them, and the API server refuses others; the
-    SDK (2.17) has no word for them, the pipeline spec has."""
-    for name, one in form.items():
+    """Add the fixed values of parameters. The pages make a drop-down of them, and the API server refuses others; the
+    pipeline spec has a field for them that the SDK (2.17) can't set."""
+    for name, parameter in form.items():
         literals = spec.root.input_definitions.parameters[name].literals
-        for choice in one.choices:
+        for choice in parameter.choices:
             literals.add().string_value = choice
 
 
-def signature(form: Mapping[str, Parameter]) -> inspect.Signature:
-    """The pipeline function's signature, which KFP makes the form of. All are texts, as in Argo: KFP's pages take a
-    number that may be left blank for a missing one, and don't start the run."""
+def make_signature(form: Mapping[str, Parameter]) -> inspect.Signature:
+    """Return the pipeline function's signature, from which KFP makes the form. All parameters are texts, as in Argo:
+    KFP's pages start no run while a number is blank, even an optional one."""
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     return inspect.Signature([
         inspect.Parameter(name, kind, default=format_form_value(parameter.default), annotation=str)
@@ -98,11 +97,11 @@ def signature(form: Mapping[str, Parameter]) -> inspect.Signature:
     ])  # fmt: skip
 
 
-def docstring(form: Mapping[str, Parameter]) -> str:
-    """The pipeline function's docstring, in the form that KFP reads descriptions of parameters from."""
-    lines = [f"    {name}: {one.help}" for name, one in form.items()]
-    about = f"Labelled images in, a better classifier out. Compiled by imagemill {code_version()}"
-    return f"{about}\n\nArgs:\n" + "\n".join(lines) + "\n"
+def make_docstring(form: Mapping[str, Parameter]) -> str:
+    """Return the pipeline function's docstring, from which KFP reads the descriptions of parameters."""
+    lines = [f"    {name}: {parameter.help}" for name, parameter in form.items()]
+    description = f"Labelled images in, a better classifier out. Compiled by imagemill {code_version()}"
+    return f"{description}\n\nArgs:\n" + "\n".join(lines) + "\n"
 
 
-training_pipeline = build()
+training_pipeline = build_pipeline()

@@ -115,9 +115,9 @@ def _ancestors(name: str, tasks: dict[str, Json]) -> set[str]:
 
 
 def test_parameters_are_those_of_the_kfp_pipeline(compiled: dict[str, str]) -> None:
-    from imagemill.pipelines.training import build
+    from imagemill.pipelines.training import build_pipeline
 
-    root = build(cluster_of("argo-pod"), resolve_parameters({})).pipeline_spec.root
+    root = build_pipeline(cluster_of("argo-pod"), resolve_parameters({})).pipeline_spec.root
     inputs = root.input_definitions.parameters
     ours = {one["name"]: one for one in first(compiled, "argo-pod")["spec"]["arguments"]["parameters"]}
     assert list(ours) == list(list_form_parameters()) and set(ours) == set(inputs) and len(ours) <= 14

@@ -61,7 +61,7 @@ def check_imagemill(arguments: list[str]) -> None:
     if arguments[0] in STEPS:
         assert cli.main(arguments) == EXIT_OK  # Step.execute is replaced: see `no_step_runs`
         return
-    values = vars(cli._parser().parse_args(arguments))
+    values = vars(cli._make_parser().parse_args(arguments))
     for name, words in WORDS.items():
         if values.get(name) is not None:
             assert values[name] in words, f"--{name}: expected one of {words}, found {values[name]!r}"
@@ -69,7 +69,7 @@ def check_imagemill(arguments: list[str]) -> None:
         known = list_parameters()
         resolve_parameters({name: value for name, value in values.items() if name in known and value not in (None, "")})
     if values["command"] == "images":
-        images.namer(values["registry"], values["tag"], not values["no_push"])
+        images.make_namer(values["registry"], values["tag"], not values["no_push"])
     if values.get("cron"):
         cron.parse(values["cron"])
         cron.zone(values["timezone"], "--timezone")
@@ -151,7 +151,7 @@ def known_flags() -> dict[str, tuple[str, ...]]:
     """Every flag of imagemill's commands and of tests/e2e/run, with the choices of those that have some."""
     own_to_steps = ("--result", "--outputs")
     e2e = FLAG.findall((ROOT / "tests/e2e/options.py").read_text())
-    actions = (action for parser in parsers(cli._parser()) for action in parser._actions)
+    actions = (action for parser in parsers(cli._make_parser()) for action in parser._actions)
     flags: dict[str, tuple[str, ...]] = dict.fromkeys((*own_to_steps, *e2e), ())
     flags |= {flag: () for action in actions for flag in action.option_strings}
     return flags | {f"--{name.replace('_', '-')}": parameter.choices for name, parameter in list_parameters().items()}

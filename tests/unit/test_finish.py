@@ -54,7 +54,7 @@ def run_by_kfp(folder: Path, run: str, pod: str = "a-pod", **arguments: Any) -> 
         patch.setattr(kfp_pods.OnCluster, "if_changed", lambda self, download: contextlib.nullcontext())
         if pod:
             patch.setenv("POD_NAME", pod)
-        pipeline = training.build(cluster)
+        pipeline = training.build_pipeline(cluster)
         try:
             pipeline(**arguments)
         except RuntimeError:
