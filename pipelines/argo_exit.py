@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..components.store.command_line import Parser, configure_logging
 from ..components.store.errors import MillError
 from ..components.store.progress import say
-from ..components.store.step import Parser, quiet_logs
 from .finish import SUMMARY, finish
 
 NAME = "finish"
@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     How the run ended is what the steps recorded: an error of a step makes no error here.
     """
-    quiet_logs()
+    configure_logging()
     parser = Parser(prog="python -m imagemill.pipelines.argo_exit", description="Report a run, and clean up after it.")
     parser.add_argument("--workspace", required=True, metavar="URI", help="the run's workspace")
     parser.add_argument("--run", required=True, metavar="NAME", help="the run: the workflow's name")

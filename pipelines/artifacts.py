@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..components.store.config import PRODUCTS
-from ..components.store.step import copy_to
+from ..components.store.step import download_file
 
 FRAMEWORK = "PyTorch"
 RECORDS = "imagemill_records"
@@ -66,7 +66,7 @@ def model_metadata(record: Mapping[str, Any], manifest_file: str) -> dict[str, A
 def write_report(record: Mapping[str, Any], path: str) -> None:
     """Write the run's report to the file of an `HTML` artifact, or a message if promote could not make one."""
     if uri := record["metrics"]["report"]:
-        copy_to(uri, path)
+        download_file(uri, path)
     else:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text("<p>No report: a dataset that it is made from was removed.</p>\n", encoding="utf-8")

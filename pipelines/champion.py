@@ -10,9 +10,10 @@ from typing import Any
 
 from ..components.promote.registry import check_registry, register, registry_of, version_of
 from ..components.store import uri as uris
+from ..components.store.command_line import add_flag
 from ..components.store.errors import EXIT_OK, EXIT_OURS, TransientError, UserError, error_for_exit_code, wrong
-from ..components.store.manifest import find_dataset, place_of, read_dataset, ready
-from ..components.store.step import add_flag, new_run
+from ..components.store.manifest import find_dataset, find_intact_dataset, normalize_dataset_uri, read_dataset
+from ..components.store.step import new_run
 from ..components.store.workspace import Workspace
 from .parameters import ALL_STEPS, list_parameters, resolve_parameters
 
@@ -69,7 +70,7 @@ def _add_verb(verbs: Any, name: str, text: str) -> argparse.ArgumentParser:
 def run(flags: dict[str, Any]) -> int:
     """Run the command with its parsed flags; return the exit code."""
     verb = str(flags.pop("verb"))
-    workspace = Workspace.known(flags.pop("workspace"))
+    workspace = Workspace.from_uri(flags.pop("workspace"))
     name, as_json = flags.pop("name"), flags.pop("json")
     if verb == "list":
         return _list(workspace, name, as_json)
@@ -105,7 +106,9 @@ def _make_public(workspace: Workspace, record: Record) -> Record:
     """Return a record as it is printed: with absolute URIs, without `_HIDDEN` fields."""
     public = {key: value for key, value in record.items() if key not in _HIDDEN}
     places = {key: workspace.absolute(str(record[key])) for key in ("model", "evaluation") if record.get(key)}
-    return public | places | {"is_there": ready(places["model"]) is not None if "model" in places else False}
+    return (
+        public | places | {"is_there": find_intact_dataset(places["model"]) is not None if "model" in places else False}
+    )
 
 
 def _list(workspace: Workspace, name: str, as_json: bool) -> int:
@@ -145,7 +148,7 @@ def _show(workspace: Workspace, name: str, number: str, as_json: bool) -> int:
     records = _read_promotions(workspace, name)
     promotion = _find_promotion(records, number, "--number") if number else records[-1]
     record = _make_public(workspace, promotion) | {"name": name, "reigns": promotion["n"] == records[-1]["n"]}
-    comparisons = workspace.verdicts(name, f"{uris.last_part(str(promotion['model']))}-")
+    comparisons = workspace.verdicts(name, f"{uris.basename(str(promotion['model']))}-")
     record["challengers"] = len({comparison.get("challenger_model") for comparison in comparisons})
     if as_json:
         print(json.dumps(record, ensure_ascii=False))
@@ -174,7 +177,7 @@ def _rollback(workspace: Workspace, name: str, to: str, registry: str, as_json: 
     target = _find_promotion(records, to, "--to") if to else _find_previous_champion(records, workspace)
     if target["model"] == reigning["model"]:
         raise wrong("--to", f"a promotion of another model than the champion's ({reigning['model']})", to)
-    if ready(workspace.absolute(str(target["model"]))) is None:
+    if find_intact_dataset(workspace.absolute(str(target["model"]))) is None:
         raise wrong("--to", "a promotion whose model is there", f"{target['n']}, whose model is gone or damaged")
     rolled_back = {str(record["model"]) for record in records if record["n"] > target["n"]}
     rolled_back |= {*reigning.get("rolled_back", ())}
@@ -201,7 +204,10 @@ def _find_previous_champion(records: list[Record], workspace: Workspace) -> Reco
     reigning = records[-1]
     excluded = {str(reigning["model"]), *reigning.get("rolled_back", ())}
     for record in reversed(records[:-1]):
-        if record["model"] not in excluded and ready(workspace.absolute(str(record["model"]))) is not None:
+        if (
+            record["model"] not in excluded
+            and find_intact_dataset(workspace.absolute(str(record["model"]))) is not None
+        ):
             return record
     raise UserError(f"--to: expected an earlier champion whose model is there, found none before promotion "
                     f"{reigning['n']}")  # fmt: skip
@@ -224,7 +230,7 @@ def _promote(workspace: Workspace, name: str, as_json: bool, flags: dict[str, An
     place, clean, config_file = (flags.pop(key) or "" for key in ("model", "clean", "config_file"))
     always = {"promote": "always"} if flags.pop("force") else {}
     values = {key: value for key, value in flags.items() if value is not None} | always
-    dataset = find_dataset(place_of(place, "MODEL"))
+    dataset = find_dataset(normalize_dataset_uri(place, "MODEL"))
     if dataset is None or dataset.manifest.kind not in ("model", "evaluation"):
         raise wrong("MODEL", "the URI of a model or of an evaluation", place)
     model = dataset.uri
@@ -232,7 +238,7 @@ def _promote(workspace: Workspace, name: str, as_json: bool, flags: dict[str, An
         model, clean = dataset.parent_uri("model"), clean or dataset.parent_uri("clean")
         name = name or str(dataset.manifest.extra["dataset_name"])
     name = name or _find_only_name(workspace)
-    clean = place_of(clean, "--clean") if clean else workspace.latest(name, "clean")
+    clean = normalize_dataset_uri(clean, "--clean") if clean else workspace.latest(name, "clean")
     if not clean:
         raise wrong("--clean", f"the URI of a clean dataset, since {name} has none in {workspace.uri}", "")
     read_dataset(clean, "clean")

@@ -59,7 +59,7 @@ def _check_variables(parameters: RunParameters) -> None:
 def _check_logins(parameters: RunParameters) -> None:
     # Everybody who may see the pipeline or its runs reads their parameters; a query may hold a login.
     for step, name, value in parameters.items():
-        if isinstance(value, str) and (shown := uris.safe(value)) != value:
+        if isinstance(value, str) and (shown := uris.redact(value)) != value:
             expected = (
                 "a URL without a login or query, for a pipeline's parameters are no secret: s3://…, which the pods "
                 "have a secret for, or one that is open to them"

@@ -14,11 +14,11 @@ from typing import Any
 
 from ..components.export.config import FORMATS, SHARD_BYTES, ExportConfig
 from ..components.predict.config import DEVICES, OUTPUTS, PredictConfig
+from ..components.store.command_line import Parser, add_flag, configure_logging
 from ..components.store.config import STEPS
 from ..components.store.errors import EXIT_OK, MillError, UserError, wrong
-from ..components.store.extras import needed_by, require
+from ..components.store.extras import explain_missing_modules, require_modules
 from ..components.store.manifest import code_version
-from ..components.store.step import Parser, add_flag, quiet_logs
 from . import champion, images, runs, schedule, submit
 from .doctor import command as doctor
 from .parameters import ALL_STEPS, WORKSPACE_HELP, RunParameters, list_parameters, parse_sections, resolve_parameters
@@ -67,10 +67,10 @@ def _interrupt(number: int, frame: object) -> None:
 
 
 def _run_command(words: list[str]) -> int:
-    quiet_logs()
+    configure_logging()
     flags = vars(_make_parser().parse_args(words))
     command = flags.pop("command")
-    with needed_by(command, _REQUIRED_MODULES.get(command, ())):
+    with explain_missing_modules(command, _REQUIRED_MODULES.get(command, ())):
         return _COMMANDS[command](flags)
 
 
@@ -91,9 +91,9 @@ def _run(flags: dict[str, Any]) -> int:
         if cluster_file:
             raise UserError(f"--cluster: expected nothing with --runner subprocess, found {cluster_file!r}")
         # Now rather than when the steps before have worked for an hour.
-        require("run", [module for step in ALL_STEPS.values() for module in step.needs])
+        require_modules("run", [module for step in ALL_STEPS.values() for module in step.needs])
         return run(parameters, as_json)
-    require("run", ["docker"])
+    require_modules("run", ["docker"])
     from .cluster import Cluster, from_file
 
     return run(parameters, as_json, from_file(cluster_file) if cluster_file else Cluster())
@@ -128,7 +128,7 @@ def _export(flags: dict[str, Any]) -> int:
     from ..components.export.export import export
 
     if flags["format"] == "tfrecord":
-        require("export", ["google_crc32c"])
+        require_modules("export", ["google_crc32c"])
     shard_bytes = _parse_number("shard_bytes", flags["shard_bytes"], "a whole number of bytes")
     result = export(ExportConfig(flags["dataset_uri"], flags["format"], flags["output"], shard_bytes))
     print(json.dumps(result, ensure_ascii=False) if flags["json"] else result["output"])

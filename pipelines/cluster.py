@@ -75,8 +75,8 @@ class Storage:
         """Whoever may read the pods could read a login; so none is repeated in the message either."""
         if self.endpoint:
             forms.check_endpoint(place("endpoint"), self.endpoint)
-        if uris.safe(self.workspace) != self.workspace:
-            raise wrong(place("workspace"), "s3://bucket/prefix without a login", uris.safe(self.workspace))
+        if uris.redact(self.workspace) != self.workspace:
+            raise wrong(place("workspace"), "s3://bucket/prefix without a login", uris.redact(self.workspace))
         uris.normalize(shared(self.workspace, place("workspace")), place("workspace"))
         if self.secret:
             forms.check_name(place("secret"), self.secret)
@@ -328,5 +328,5 @@ def from_json(text: str) -> Cluster:
 def shared(workspace: str, field: str = "workspace") -> str:
     """The workspace; UserError for one that the pods of a cluster can't all reach."""
     if not uris.is_s3(workspace):
-        raise wrong(field, "s3://bucket/prefix, which every pod of a cluster can reach", uris.safe(workspace))
+        raise wrong(field, "s3://bucket/prefix, which every pod of a cluster can reach", uris.redact(workspace))
     return workspace

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from ..components.store.errors import MillError, TransientError, UserError
-from ..components.store.runner import LAST_WORDS_S
+from ..components.store.runner import SIGTERM_GRACE_S
 from .cluster import LABELS, RUN_LABEL
 
 if TYPE_CHECKING:
@@ -104,9 +104,9 @@ def _stop_containers(client: Any, run: str) -> None:
 
     for container in client.containers.list(filters={"label": f"{RUN_LABEL}={run}"}, ignore_removed=True):
         step = container.labels.get(STEP_LABEL, container.name)
-        print(f"stopping {step}, which may take {LAST_WORDS_S:.0f} s; Ctrl-C: at once", file=sys.stderr, flush=True)
+        print(f"stopping {step}, which may take {SIGTERM_GRACE_S:.0f} s; Ctrl-C: at once", file=sys.stderr, flush=True)
         with contextlib.suppress(docker.errors.APIError):  # it has ended by itself
-            container.stop(timeout=int(LAST_WORDS_S))
+            container.stop(timeout=int(SIGTERM_GRACE_S))
 
 
 def _kill_containers(client: Any, run: str) -> None:

@@ -12,8 +12,8 @@ import socket
 from collections.abc import Callable, Iterable, Mapping
 from urllib.parse import urlsplit
 
-from ..components.store.runner import RUNNER_BOOT, RUNNER_PIPE, boot
-from ..components.store.step import RUN
+from ..components.store.runner import RUNNER_BOOT, RUNNER_PIPE, boot_id
+from ..components.store.step import RUN_ENV
 from ..components.store.uri import is_s3
 
 _PROXIES = {"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"}
@@ -50,7 +50,7 @@ def select_variables(run: str, pipe: str, environment: Mapping[str, str], s3: bo
     }
     # The caller's uid has no name in the image, and libraries ask for one.
     own = {"USER": "imagemill", "LOGNAME": "imagemill", "PYTHONUNBUFFERED": "1"}
-    return inherited | own | {RUN: run, RUNNER_PIPE: pipe, RUNNER_BOOT: boot()}
+    return inherited | own | {RUN_ENV: run, RUNNER_PIPE: pipe, RUNNER_BOOT: boot_id()}
 
 
 def make_s3_credentials() -> Credentials:

@@ -20,7 +20,7 @@ from ..components.download.labels import open_dataset
 from ..components.download.table import TableSource
 from ..components.store import uri as uris
 from ..components.store.errors import UserError, wrong
-from ..components.store.filesystem import disk_errors
+from ..components.store.filesystem import map_disk_errors
 from ..components.store.manifest import MANIFEST
 from .cluster import SCRATCH, UID
 from .parameters import PATH_PARAMETERS, RunParameters
@@ -186,7 +186,7 @@ def make_writable(folder: str, user: User) -> None:
     if _needs_no_owner(folder, user):
         return
     path = Path(folder)
-    with disk_errors(folder):
+    with map_disk_errors(folder):
         if not path.exists():
             path.mkdir(parents=True)
             os.chown(path, *user)
@@ -204,7 +204,7 @@ def make_run_folder(workspace: str, run: str, user: User) -> None:
     """Create `runs/<run>/` as a folder of the user's: this process writes its log into it, too."""
     if _needs_no_owner(workspace, user):
         return
-    with disk_errors(workspace):
+    with map_disk_errors(workspace):
         for path in (Path(workspace, "runs"), Path(workspace, "runs", run)):
             if not path.exists():
                 path.mkdir()

@@ -16,8 +16,8 @@ from typing import Any
 from ..components.store import uri as uris
 from ..components.store.config import STEPS
 from ..components.store.errors import EXIT_OK, EXIT_OURS, EXIT_TRANSIENT, EXIT_USER, MillError
-from ..components.store.progress import duration, say
-from ..components.store.step import RUN
+from ..components.store.progress import format_duration, say
+from ..components.store.step import RUN_ENV
 from ..components.store.workspace import Workspace
 from .artifacts import records_metadata
 from .kfp_server import ignored
@@ -63,13 +63,13 @@ class Run:
 def finish(workspace: str, run: str, ended: str, path: str) -> dict[str, str]:
     """Write the page of a run to the file `path` and to the run's folder, and delete what is left of it in the cluster
     that this pod was told of. Returns the records of its steps as the page's metadata."""
-    left = _left_behind(os.environ.get(RUN) or run, workspace)  # first, for it may find why the run failed
+    left = _left_behind(os.environ.get(RUN_ENV) or run, workspace)  # first, for it may find why the run failed
     found = read(workspace, run, ended)
     told = f"\n{_plain(why)}\n" if (why := ignored()) else ""
     text = page(found) + told + left
     _write(path, text)
     try:
-        place = Workspace.known(workspace)
+        place = Workspace.from_uri(workspace)
         place.store.put(place.run_file(found.name, SUMMARY), text.encode())
     except MillError as error:
         say("finish", f"the summary could not be stored: {error}")
@@ -91,13 +91,13 @@ def _metadata(run: Run) -> dict[str, str]:
 
 def read(workspace: str, run: str, ended: str = "") -> Run:
     """The records of a run; IMAGEMILL_RUN names it where it is set, as it does for the steps."""
-    name = os.environ.get(RUN) or run
+    name = os.environ.get(RUN_ENV) or run
     try:
-        place = Workspace.known(workspace)
+        place = Workspace.from_uri(workspace)
         records = place.step_records(name)
         return Run(name, place.uri, records, ended=ended)
     except MillError as error:
-        return Run(name, uris.safe(workspace), {}, str(error), ended)
+        return Run(name, uris.redact(workspace), {}, str(error), ended)
 
 
 def page(run: Run) -> str:
@@ -116,7 +116,7 @@ def _head(run: Run) -> str:
     data = str(run.records.get("download", {}).get("metrics", {}).get("name", ""))
     about = f"Run `{run.name}` in `{run.workspace}`"
     total = sum(float(record["seconds"]) for record in run.records.values())
-    about += f" · {duration(total)} of work" if run.records else ""
+    about += f" · {format_duration(total)} of work" if run.records else ""
     return f"# {_plain(data) or 'Training'}: {_outcome(run)}\n\n{about}"
 
 
@@ -145,7 +145,7 @@ def _row(run: Run, step: str, record: Mapping[str, Any] | None, reached: bool) -
         if reached and step == run.failed_at and not run.unread:
             return "**lost**", "", "no record: its pod was killed (for memory?), evicted, or never started"
         return "unknown" if run.unread or step not in _after(run) else "not reached", "", ""
-    time, code = duration(float(record["seconds"])), int(record["exit_code"])
+    time, code = format_duration(float(record["seconds"])), int(record["exit_code"])
     if code:
         why = MEANING.get(code, "")
         return f"**failed**, exit code {code}", time, _plain(f"{record['error']} ({why})" if why else record["error"])

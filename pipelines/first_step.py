@@ -14,10 +14,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..components.download import STEP
+from ..components.store.command_line import configure_logging
 from ..components.store.config import STEPS
 from ..components.store.errors import EXIT_OK, MillError, UserError
 from ..components.store.progress import say
-from ..components.store.step import CACHED, RUN, quiet_logs, write_outputs
+from ..components.store.step import CACHED, RUN_ENV, write_outputs
 from ..components.store.workspace import Workspace
 from .parameters import CONFIG, RunParameters, parse_form
 from .pod_arguments import parse
@@ -35,7 +36,7 @@ def download(config: str, artifact: str, run: str, parameters: Mapping[str, Any]
     """
     run_parameters = checked(run, {**parameters, CONFIG: config})
     record = STEP.component(config, artifact, run=run, **parameters)
-    return record, changed(run_parameters, os.environ.get(RUN) or run, record)
+    return record, changed(run_parameters, os.environ.get(RUN_ENV) or run, record)
 
 
 def checked(run: str, form: Mapping[str, str]) -> RunParameters:
@@ -50,8 +51,8 @@ def checked(run: str, form: Mapping[str, str]) -> RunParameters:
         say(STEP.name, f"error: {error}")
         record = {"uri": "", "fingerprint": "", "state": "failed", "metrics": {}, "inputs": "", "seconds": 0}
         with contextlib.suppress(MillError):  # a workspace that is none, or a store that is gone
-            workspace = Workspace.known(form.get("workspace", ""))
-            run = os.environ.get(RUN) or run
+            workspace = Workspace.from_uri(form.get("workspace", ""))
+            run = os.environ.get(RUN_ENV) or run
             workspace.write_step_record(run, STEP.name, record | {"error": str(error), "exit_code": error.exit_code})
         raise SystemExit(error.exit_code) from None
 
@@ -65,7 +66,7 @@ def changed(parameters: RunParameters, run: str, record: dict[str, Any]) -> str:
         records = cached_records(parameters, run, {STEP.name: record}) if record["state"] == CACHED else None
         if records is None:
             return CHANGED
-        write_cached_records(Workspace.known(record["uri"].rpartition("/raw/")[0]), run, records)
+        write_cached_records(Workspace.from_uri(record["uri"].rpartition("/raw/")[0]), run, records)
     except MillError as error:  # the steps themselves will say what is wrong
         say(STEP.name, f"whether anything has changed can't be told: {error}")
         return CHANGED
@@ -75,7 +76,7 @@ def changed(parameters: RunParameters, run: str, record: dict[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`python -m imagemill.pipelines.first_step`, for Argo; returns the exit code."""
-    quiet_logs()
+    configure_logging()
     try:
         arguments = parse("imagemill.pipelines.first_step", STEP.help, (), argv)
         checked(arguments.run, arguments.form)
@@ -92,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_outputs(record, arguments.outputs)
         arguments.write("changed", changed(arguments.parameters, arguments.run, record))
 
-    return STEP.hand_over(write) or EXIT_OK
+    return STEP.write_results(write) or EXIT_OK
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..components.store.config import STEPS
 from ..components.store.errors import MillError, TransientError, UserError, error_for_exit_code
-from ..components.store.progress import duration, say
+from ..components.store.progress import format_duration, say
 from .kfp_client import LoginError, NotFoundError, Service, stopped
 from .kfp_pages import Pages
 from .kfp_records import find_failure
@@ -62,7 +62,7 @@ def follow(service: Service, run: str) -> Any:
                     wanted = f"a new login in {service.connection.renewable}" if login else "the service"
                     say("run", f"{error}; the run goes on, waiting for {wanted}")
                 if now - away_since >= PATIENCE_S:
-                    away = duration(now - away_since)
+                    away = format_duration(now - away_since)
                     raise type(error)(f"{error}, for {away}: given up waiting; {goes_on}") from None
                 time.sleep(min(POLL_S if now - away_since < 60 else SLOW_POLL_S, PATIENCE_S))
                 continue
@@ -71,7 +71,7 @@ def follow(service: Service, run: str) -> Any:
             except UserError as error:
                 raise UserError(f"{error} ({goes_on})") from None
             if away_since is not None:
-                say("run", f"the service is back after {duration(time.monotonic() - away_since)}")
+                say("run", f"the service is back after {format_duration(time.monotonic() - away_since)}")
                 away_since = None
             _show_changes(found, shown)
             if found.state in ENDED:
@@ -87,7 +87,7 @@ def _show_changes(run: Any, shown: dict[str, str]) -> None:
             continue
         shown[name] = state
         word = state.lower().replace("_", " ")
-        say(name, f"{word} after {duration(seconds)}" if state in ENDED and seconds is not None else word)
+        say(name, f"{word} after {format_duration(seconds)}" if state in ENDED and seconds is not None else word)
 
 
 def tasks(run: Any) -> list[tuple[str, str, float | None]]:

@@ -68,18 +68,18 @@ def check_endpoint(place: str, address: str) -> None:
     try:
         parts = urlsplit(address)
         _ = parts.port  # ValueError: it is no number
-        good = parts.scheme in ("http", "https") and bool(parts.hostname) and uris.safe(address) == address
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and uris.redact(address) == address
     except ValueError:
         good = False
     if not good:
-        found = uris.safe(address).rpartition("@")[2]
+        found = uris.redact(address).rpartition("@")[2]
         raise wrong(place, "http://host:port or https://…, without login, query and fragment", found)
 
 
 def check_ray_address(place: str, address: str) -> None:
     """The address of a cluster of Ray, as a pod that is none of its nodes reaches it."""
-    if uris.safe(address) != address or "@" in address:
-        found = uris.safe(address).rpartition("@")[2]
+    if uris.redact(address) != address or "@" in address:
+        found = uris.redact(address).rpartition("@")[2]
         raise wrong(place, "an address without a login or query (see token_secret)", found)
     if not _RAY_ADDRESS.fullmatch(address):
         raise wrong(place, "http://head:8265 or ray://head:10001", address)

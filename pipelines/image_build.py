@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO
 
 from ..components.store.errors import MillError, UserError, wrong
-from ..components.store.progress import duration, say
+from ..components.store.progress import format_duration, say
 
 TARGETS = ("cpu", "ray", "gpu")
 ALL = "all"
@@ -234,7 +234,7 @@ def follow_build(lines: IO[str], log: IO[str], target: str) -> list[str]:
         done = re.fullmatch(r"DONE (\d+\.\d)s", rest)
         output = re.match(r"(\d+)\.\d+ (\S.*)", rest)
         if done and float(done.group(1)) >= 1:
-            say("images", f"{target}: {name}: done ({duration(float(done.group(1)))})")
+            say("images", f"{target}: {name}: done ({format_duration(float(done.group(1)))})")
             printed_at = time.monotonic()
         elif output and time.monotonic() - printed_at >= _PROGRESS_INTERVAL_S:
             say("images", f"{target}: {name}: {output.group(1)} s: {output.group(2)[:80]}")

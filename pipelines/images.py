@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from ..components.store.errors import MillError, TransientError, UserError, wrong
 from ..components.store.manifest import code_version
-from ..components.store.progress import say, size
+from ..components.store.progress import format_size, say
 from . import image_pins
 from .docker_client import connect_engine, engine_errors
 from .image_build import (
@@ -171,14 +171,14 @@ def build_image(client: DockerClient, options: BuildOptions, target: str, name: 
     if not options.replace_existing and (existing := _find_image(client, inputs_hash, target)):
         repository, _, tag = name.rpartition(":")
         existing.tag(repository, tag)
-        say("images", f"{target}: there already ({size(existing.attrs['Size'])}): {name}")
+        say("images", f"{target}: there already ({format_size(existing.attrs['Size'])}): {name}")
         return BuiltImage(target, name, int(existing.attrs["Size"]), state="cached")
     say("images", f"{target}: building {name}")
     labels = make_labels(options.root) | {INPUTS_LABEL: inputs_hash, CODE_LABEL: hash_code(options.root)}
     with pip_secrets(options) as secrets:
         run_build(make_command(find_cli(), options, target, name, labels, secrets), target)
     image = client.images.get(name)
-    say("images", f"{target}: built ({size(image.attrs['Size'])}): {name}")
+    say("images", f"{target}: built ({format_size(image.attrs['Size'])}): {name}")
     return BuiltImage(target, name, int(image.attrs["Size"]))
 
 
@@ -220,7 +220,7 @@ def _git(root: Path, *words: str) -> str:
 def _warn_of_size(images: Iterable[BuiltImage], options: BuildOptions) -> None:
     for image in images:
         if image.target == "ray" and not options.torch_index:
-            say("images", f"warning: ray is {size(image.bytes)}, most of it CUDA, which resizing does not use; unless "
+            say("images", f"warning: ray is {format_size(image.bytes)}, most of it CUDA, which resizing does not use; unless "
                 f"its nodes run gpu as well, which shares it: --torch-index {CPU_WHEELS}")  # fmt: skip
 
 

@@ -24,9 +24,9 @@ from ..components.clean.audit_layout import (
 )
 from ..components.store import uri as uris
 from ..components.store.errors import wrong
-from ..components.store.filesystem import store_for
-from ..components.store.manifest import MANIFEST, Dataset, Manifest, count, find_dataset, place_of
-from ..components.store.progress import duration, size
+from ..components.store.filesystem import get_store
+from ..components.store.manifest import MANIFEST, Dataset, Manifest, count_values, find_dataset, normalize_dataset_uri
+from ..components.store.progress import format_duration, format_size
 from ..components.store.workspace import MARKER
 
 MAX_ROWS, MAX_SKIPPED = 30, 8
@@ -47,7 +47,7 @@ def open_dataset(uri: str) -> Dataset:
     """Open the dataset whose folder, or whose manifest, `uri` is; UserError when there is none."""
     if not uri.strip():
         raise wrong("dataset", f"the URI or path of a dataset (a folder with {MANIFEST})", uri)
-    place = place_of(uri, "dataset")
+    place = normalize_dataset_uri(uri, "dataset")
     dataset = find_dataset(place)
     if dataset is None:
         raise wrong("dataset", f"a folder with {MANIFEST}{_suggest_datasets(place)}", uri)
@@ -56,14 +56,14 @@ def open_dataset(uri: str) -> Dataset:
 
 def _suggest_datasets(place: str) -> str:
     """Return a hint that names clean datasets if `place` is a workspace, else an empty text."""
-    if store_for(place).stat(uris.join(place, MARKER)) is None:
+    if get_store(place).stat(uris.join(place, MARKER)) is None:
         return ""
     names = uris.join(place, "names")
-    latest = [entry.uri for entry in store_for(names).list(names) if entry.uri.endswith("/latest/clean.json")]
+    latest = [entry.uri for entry in get_store(names).list(names) if entry.uri.endswith("/latest/clean.json")]
     datasets = []
     for file in latest[:3]:
         with contextlib.suppress(ValueError, KeyError, TypeError):
-            datasets.append(uris.join(place, json.loads(store_for(file).read(file))["uri"]))
+            datasets.append(uris.join(place, json.loads(get_store(file).read(file))["uri"]))
     if not datasets:
         return " (this is a workspace, with none in it)"
     return f" (this is a workspace; in it: {', '.join(datasets)})"
@@ -78,7 +78,7 @@ def _format_title(dataset: Dataset) -> list[str]:
     return [
         f"{name or 'dataset'} · {manifest.kind} · {plain(manifest.fingerprint)}",
         plain(dataset.uri),
-        f"{', '.join(counts)} of {size(sum(file.bytes for file in manifest.files))};"
+        f"{', '.join(counts)} of {format_size(sum(file.bytes for file in manifest.files))};"
         f" made {plain(manifest.created) or 'at an unknown time'} by imagemill {plain(manifest.code_version)}",
         "",
     ]
@@ -122,7 +122,7 @@ def _format_raw(manifest: Manifest) -> list[str]:
     labels = {name: count for name, count in totals.by_class.items() if name}
     lines = [
         *table([["source", str(extra.get("source", "not recorded"))]], "ll"),
-        *table([["images", f"{totals.rows:,}, {size(totals.bytes)}"]], "ll"),
+        *table([["images", f"{totals.rows:,}, {format_size(totals.bytes)}"]], "ll"),
         *wrapped("splits as declared: " + (_format_counts(totals.by_split) or "none")),
         *wrapped(f"without a label: {totals.by_class.get('', 0):,}"),
     ]
@@ -132,14 +132,18 @@ def _format_raw(manifest: Manifest) -> list[str]:
     if masks:
         lines += _format_examples(masks, ("mask", "why"), "masks that are not there")
     if planted := extra.get("planted"):
-        lines += ["", heading("Planted faults"), *_format_bars(count(str(fault.get("kind", "")) for fault in planted))]
+        lines += [
+            "",
+            heading("Planted faults"),
+            *_format_bars(count_values(str(fault.get("kind", "")) for fault in planted)),
+        ]
     return lines
 
 
 def _format_tensors(manifest: Manifest) -> list[str]:
     totals = manifest.totals
     image = {name: value for name, value in manifest.image.items() if value not in ("", [], None)}
-    lines = [heading("Tensors"), *_format_values(image | {"task": manifest.task, "pixels": size(totals.bytes)})]
+    lines = [heading("Tensors"), *_format_values(image | {"task": manifest.task, "pixels": format_size(totals.bytes)})]
     lines += ["", heading("Rows by split"), *_format_bars(totals.by_split)]
     return [*lines, "", heading("Rows by class"), *_format_bars(totals.by_class)]
 
@@ -156,7 +160,7 @@ def _format_model(manifest: Manifest) -> list[str]:
     metrics, history = extra.pop("metrics", None) or {}, extra.pop("history", None) or []
     recipe = extra.pop("recipe", None) or []
     if "seconds" in extra:
-        extra["seconds"] = duration(extra["seconds"])
+        extra["seconds"] = format_duration(extra["seconds"])
     lines = [heading("Model"), *_format_values({name: value for name, value in extra.items() if value != ""})]
     if isinstance(recipe, list):
         lines += ["", heading("Recipe"), *(part for line in recipe for part in wrapped(str(line)))]

@@ -91,9 +91,11 @@ class Connection:
     def check(self) -> None:
         parts = urlsplit(self.host)
         if self.host and (parts.scheme not in ("http", "https") or not parts.hostname):
-            raise wrong("--host", "an address that begins with http:// or https://", uris.safe(self.host))
+            raise wrong("--host", "an address that begins with http:// or https://", uris.redact(self.host))
         if parts.username or parts.password:
-            raise wrong("--host", f"an address without a login; it goes into {TOKEN} or {COOKIE}", uris.safe(self.host))
+            raise wrong(
+                "--host", f"an address without a login; it goes into {TOKEN} or {COOKIE}", uris.redact(self.host)
+            )
         if self.namespace:
             forms.check_namespace("--namespace", self.namespace)
         for flag, path in (("--token-file", self.token_file), ("--ca-file", self.ca_file)):

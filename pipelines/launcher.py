@@ -27,8 +27,8 @@ from ..components.store.errors import (
     UserError,
     error_for_exit_code,
 )
-from ..components.store.manifest import Dataset, ready
-from ..components.store.progress import duration
+from ..components.store.manifest import Dataset, find_intact_dataset
+from ..components.store.progress import format_duration
 from ..components.store.step import RAN, Context, Outcome
 from .cluster import Cluster
 from .joblog import JobLog
@@ -150,7 +150,7 @@ class Launch:
                 self._wait_until_gone()
                 continue
             elif verdict(job.get("status") or {}) in (FAILED, SUCCEEDED):
-                if ready(self.uri) is None:
+                if find_intact_dataset(self.uri) is None:
                     self.uid = str(job["metadata"]["uid"])
                     self._refuse_what_was_refused()
                     self.context.say(f"RayJob {self.name} of an earlier try has ended: another one is made")
@@ -203,7 +203,7 @@ class Launch:
             if (text := _said(job)) != said:
                 self.context.say(f"RayJob {self.name}: {text}")
                 said = text
-            if found in (SUCCEEDED, FAILED) or (status.get("jobStatus") == SUCCESS and ready(self.uri)):
+            if found in (SUCCEEDED, FAILED) or (status.get("jobStatus") == SUCCESS and find_intact_dataset(self.uri)):
                 return status
             if job["metadata"].get("deletionTimestamp"):
                 return None
@@ -231,21 +231,21 @@ class Launch:
         ray = self.cluster.ray
         if not status.get("jobDeploymentStatus") and waits_s > UNTAKEN_S:
             raise TransientError(
-                f"the RayJob {self.name} is taken by nobody after {duration(waits_s)}: does KubeRay's operator run, "
-                f"and does it watch the namespace {self.kube.namespace}?"
+                f"the RayJob {self.name} is taken by nobody after {format_duration(waits_s)}: does KubeRay's operator "
+                f"run, and does it watch the namespace {self.kube.namespace}?"
             )
         if ray.pending_seconds and waits_s > ray.pending_seconds + LATE_S:
             self._pods.look(status)
             why = "; ".join(troubles(self._pods.pods, self._pods.events)) or _said({"status": status})
             kind = UserError if wrongly_named(self._pods.pods) else TransientError
-            raise kind(f"the RayJob {self.name} has waited for {duration(waits_s)} (ray.pending_seconds): {why}")
+            raise kind(f"the RayJob {self.name} has waited for {format_duration(waits_s)} (ray.pending_seconds): {why}")
         if ray.deadline_seconds and takes_s > ray.deadline_seconds + LATE_S:
-            raise TransientError(f"the RayJob {self.name} was not done after {duration(takes_s)} "
+            raise TransientError(f"the RayJob {self.name} was not done after {format_duration(takes_s)} "
                                  "(ray.deadline_seconds)")  # fmt: skip
 
     def _ending(self, status: Json | None, log: str) -> Dataset:
         """The tensors, if they are there, whatever else is said; otherwise the error."""
-        if dataset := ready(self.uri):
+        if dataset := find_intact_dataset(self.uri):
             return dataset
         record = self._record()
         self._pods.look(status or {})

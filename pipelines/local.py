@@ -20,7 +20,7 @@ from ..components.store import uri as uris
 from ..components.store.config import STEPS
 from ..components.store.errors import EXIT_OURS, EXIT_USER, TransientError, UserError, error_for_exit_code
 from ..components.store.runner import RUNNER_PID
-from ..components.store.step import RUN
+from ..components.store.step import RUN_ENV
 from ..components.store.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def _store_log(path: Path, arguments: dict[str, Any], workspace: Workspace, run:
         return
     for value in arguments.values():
         if isinstance(value, str) and uris.scheme(value):
-            text = text.replace(value, uris.safe(value)).replace(json.dumps(value)[1:-1], uris.safe(value))
+            text = text.replace(value, uris.redact(value)).replace(json.dumps(value)[1:-1], uris.redact(value))
     try:
         workspace.store.put(workspace.run_file(run, LOG_NAME), text.encode())
     except (TransientError, UserError) as error:  # the store can't be reached: the step's own error says why
@@ -134,7 +134,7 @@ def _patch_python_replacement() -> None:
 @contextlib.contextmanager
 def _step_environment(run: str, scratch: str) -> Iterator[None]:
     """Set the variables that the steps' processes inherit: the run's name, and the process that they end with."""
-    variables = {RUN: run, RUNNER_PID: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
+    variables = {RUN_ENV: run, RUNNER_PID: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
     # KFP leaves a folder for each task, and a killed step its files: all are removed with the run's own folder.
     variables["TMPDIR"] = scratch
     variables["RAY_TMPDIR"] = os.environ.get("RAY_TMPDIR", "/tmp")  # its sockets need a short path

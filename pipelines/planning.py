@@ -18,9 +18,10 @@ from typing import Any
 from ..components.clean import STEP as CLEAN
 from ..components.resize import STEP as RESIZE
 from ..components.resize.config import ResizeConfig
+from ..components.store.command_line import configure_logging
 from ..components.store.errors import EXIT_OK, EXIT_OURS, MillError, wrong
 from ..components.store.progress import say
-from ..components.store.step import CACHED, RUN, Context, quiet_logs, write_outputs
+from ..components.store.step import CACHED, RUN_ENV, Context, write_outputs
 from ..components.store.workspace import Workspace
 from .cluster import Cluster
 from .pod_arguments import PodArguments, parse
@@ -42,7 +43,7 @@ class Plan:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`python -m imagemill.pipelines.planning`: clean and plan; returns the exit code."""
-    quiet_logs()
+    configure_logging()
     step = CLEAN.name
     try:
         arguments = parse("imagemill.pipelines.planning", CLEAN.help, CLEAN.config.PARENTS, argv)
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if code := CLEAN.execute(arguments.config(CLEAN.name, **arguments.parents), str(result)):
             return code
         record = json.loads(result.read_text(encoding="utf-8"))
-        if code := CLEAN.hand_over(lambda: write_outputs(record, arguments.outputs)):
+        if code := CLEAN.write_results(lambda: write_outputs(record, arguments.outputs)):
             return code
         step = RESIZE.name
         write_plan(arguments, record["uri"], cluster)
@@ -69,8 +70,8 @@ def write_plan(arguments: PodArguments, clean: str, cluster: Cluster) -> None:
     MillError where the resize step can't do what it is asked for. The step's record tells that, and any error of ours,
     as if it had run.
     """
-    workspace = Workspace.known(clean.rpartition("/clean/")[0])
-    run = os.environ.get(RUN) or arguments.run
+    workspace = Workspace.from_uri(clean.rpartition("/clean/")[0])
+    run = os.environ.get(RUN_ENV) or arguments.run
     try:
         config = arguments.config(RESIZE.name, clean=clean)
         assert isinstance(config, ResizeConfig)
@@ -98,7 +99,7 @@ def plan(config: ResizeConfig, cluster: Cluster, context: Context) -> Plan:
     """Return where the tensors of `config` come from; writes the resize step's record where they are there already."""
     from ..components.resize.ray_job import command, write_waiting_record
     from ..components.resize.resize import find, outcome
-    from ..components.store.manifest import ready
+    from ..components.store.manifest import find_intact_dataset
     from . import rayjob
     from .ray_mode import choose_mode
 
@@ -107,7 +108,7 @@ def plan(config: ResizeConfig, cluster: Cluster, context: Context) -> Plan:
     if cluster.ray.mode != "pod":
         rayjob.refuse_address(config.ray_address)
     target = find(config, context, rayjob.gpus(cluster) if cluster.ray.makes_rayjobs else 0)
-    if dataset := ready(target.uri):
+    if dataset := find_intact_dataset(target.uri):
         _write_cached_record(dataclasses.asdict(outcome(target, dataset, CACHED, context)), context)
         return Plan(target.uri, NONE)
     mode = choose_mode(cluster, target.clean.manifest.totals, config.copies, target.config.device)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..components.store.workspace import ALLOWED, SHARED
+from ..components.store.workspace import S3_ONLY, WORKSPACES_ENV
 from .cluster import UID, Cluster
 
 NO_SIDECAR = {"sidecar.istio.io/inject": "false"}
@@ -56,7 +56,7 @@ def storage_env(cluster: Cluster) -> list[dict[str, Any]]:
 def place_env(cluster: Cluster) -> dict[str, str]:
     """What the steps are told of where they are: the store's region, and that no folder is shared."""
     regions = ("AWS_REGION", "AWS_DEFAULT_REGION")  # boto3 reads the second alone
-    return {**dict.fromkeys(regions, cluster.storage.region), ALLOWED: SHARED}
+    return {**dict.fromkeys(regions, cluster.storage.region), WORKSPACES_ENV: S3_ONLY}
 
 
 def rayjob_seconds(cluster: Cluster) -> int:

@@ -26,7 +26,7 @@ def clean_up(cluster: Cluster, run: str, workspace: str = "") -> list[str]:
     for job in found:
         if workspace and verdict(job.get("status") or {}) == FAILED:
             with suppress(MillError):  # it says no more than it did
-                _explain(kube, job, run, Workspace.known(workspace))
+                _explain(kube, job, run, Workspace.from_uri(workspace))
         kube.delete(str(job["metadata"]["name"]), str(job["metadata"]["uid"]))
     return [str(job["metadata"]["name"]) for job in found]
 

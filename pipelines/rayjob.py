@@ -132,7 +132,7 @@ def refuse_address(address: str) -> None:
     if address:
         raise wrong(
             "ray_address", "none, since by the cluster's file (ray.mode: auto or rayjob) a run has a Ray cluster of "
-            "its own; mode address uses one that is there", uris.safe(address),
+            "its own; mode address uses one that is there", uris.redact(address),
         )  # fmt: skip
 
 

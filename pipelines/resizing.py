@@ -12,8 +12,8 @@ from ..components.resize import STEP
 from ..components.resize.config import ResizeConfig
 from ..components.store.config import parse_config
 from ..components.store.errors import UserError
-from ..components.store.manifest import ready
-from ..components.store.progress import duration, say
+from ..components.store.manifest import find_intact_dataset
+from ..components.store.progress import format_duration, say
 from ..components.store.step import CACHED, Context, Outcome, Step
 from .cluster import Cluster, shared
 from .launcher import launched
@@ -42,13 +42,15 @@ def _placed(cluster: Cluster, config: ResizeConfig, context: Context) -> Outcome
     refuse_address(config.ray_address)
     shared(context.workspace.uri)
     target = find(config, context, gpus(cluster))
-    if dataset := ready(target.uri):
+    if dataset := find_intact_dataset(target.uri):
         return outcome(target, dataset, CACHED, context)
     totals, copies = target.clean.manifest.totals, target.config.copies
     if choose_mode(cluster, totals, copies, target.config.device) == "rayjob":
         return launched(cluster, target, context)
     seconds = estimate_seconds(cluster.steps["resize"], totals, copies)
-    context.say(f"about {duration(max(1.0, seconds))} of work: done in this pod, without a RayJob (ray.auto_seconds)")
+    context.say(
+        f"about {format_duration(max(1.0, seconds))} of work: done in this pod, without a RayJob (ray.auto_seconds)"
+    )
     return resize(target.config, context)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..components.download.config import DownloadConfig
 from ..components.store.config import PRODUCTS, STEPS
 from ..components.store.errors import EXIT_OK, MillError
-from ..components.store.progress import duration
+from ..components.store.progress import format_duration
 from ..components.store.step import CACHED, new_run
 from ..components.store.uri import normalize
 from ..components.store.workspace import Workspace
@@ -147,7 +147,7 @@ def _format_summary(result: dict[str, Any], seconds: float) -> str:
     lines = [
         "",
         f"{result['name']}: top-1 {metrics['top1']:.3f} · macro-F1 {metrics['macro_f1']:.3f}"
-        f" · {result['verdict'].replace('_', ' ')} · {duration(seconds)}{' · ' + cached if cached else ''}",
+        f" · {result['verdict'].replace('_', ' ')} · {format_duration(seconds)}{' · ' + cached if cached else ''}",
         *(f"  {kind:<11}{result[kind]}" for kind in PRODUCTS.values()),
         f"  {'champion':<11}{result['champion'] or 'none'}",
         f"  {'report':<11}{result['report']}",

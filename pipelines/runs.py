@@ -10,8 +10,8 @@ from typing import Any
 
 from ..components.store.config import STEPS
 from ..components.store.errors import EXIT_OK, MillError, wrong
-from ..components.store.filesystem import store_for
-from ..components.store.progress import duration
+from ..components.store.filesystem import get_store
+from ..components.store.progress import format_duration
 from . import following
 from .cluster import from_file
 from .kfp_client import Connection, Service, add_flags
@@ -122,7 +122,7 @@ def _format_runs(rows: list[dict[str, Any]]) -> str:
     lines: list[tuple[str, ...]] = [header]
     for row in rows:
         score = f"{row['macro_f1']:.3f}" if isinstance(row["macro_f1"], float) else "-"
-        took = duration(row["seconds"]) if row["seconds"] is not None else "-"
+        took = format_duration(row["seconds"]) if row["seconds"] is not None else "-"
         started = row["started"][:16].replace("T", " ") or "-"
         verdict = row["verdict"].replace("_", " ") or "-"
         state = row["state"].lower()
@@ -167,7 +167,7 @@ def _show_run(service: Service, run_id: str, follow: bool, as_json: bool, report
         print(json.dumps(result, ensure_ascii=False))
         return EXIT_OK
     took = following.took(run)
-    print(f"{run.display_name}: {result['state'].lower()}, {duration(took or 0)}\n{result['link']}")
+    print(f"{run.display_name}: {result['state'].lower()}, {format_duration(took or 0)}\n{result['link']}")
     print(_format_steps(states, result["records"]))
     if scores := headline(result):
         print(scores)
@@ -188,7 +188,7 @@ def write_report(service: Service, run: Any, result: dict[str, Any], target: str
         kfp_error = f" ({error})"
     if report is None and result["report"]:
         try:
-            report = store_for(result["report"]).read(result["report"])
+            report = get_store(result["report"]).read(result["report"])
         except (MillError, FileNotFoundError) as error:
             raise MillError(f"the report can't be read from here: {result['report']}: {error}{kfp_error}") from None
     if report is None:
@@ -215,7 +215,7 @@ def _format_steps(states: dict[str, tuple[str, float | None]], records: dict[str
     for name in (*steps, *(task for task in states if task not in STEPS)):
         record = records.get(name, {})
         state, seconds = states.get(name, (str(record.get("state", "")), record.get("seconds")))
-        took = duration(seconds) if seconds is not None else "-"
+        took = format_duration(seconds) if seconds is not None else "-"
         cached = ", cached" if record.get("state") == "cached" != state else ""
         code = f", exit code {record['exit_code']}" if record.get("exit_code") else ""
         result = str(record.get("error") or record.get("uri") or "")

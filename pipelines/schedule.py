@@ -299,7 +299,7 @@ def _line(one: Any, as_json: bool) -> str:
         "kfp_cron": server,
         "enabled": one.mode == "ENABLE",
         "parameters": {
-            key: uris.safe(value) if isinstance(value, str) else value
+            key: uris.redact(value) if isinstance(value, str) else value
             for key, value in ((one.runtime_config.parameters if one.runtime_config else None) or {}).items()
         },
     }

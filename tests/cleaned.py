@@ -133,7 +133,7 @@ def draft(
         "rows_in": len(rows) + len(rejected),
     } | ({} if found is None else {"found": found})
     manifest = Manifest(
-        "clean", uri.rpartition("/")[2], config=(config or CleanConfig()).effective(), classes=names,
+        "clean", uri.rpartition("/")[2], config=(config or CleanConfig()).manifest_values(), classes=names,
         files=tuple(files), totals=totals,
         **({"image": {"color": "rgb", "channels": 3}, "extra": extra} | more),
     )  # fmt: skip

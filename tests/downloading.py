@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from imagemill.components.download import STEP, raw
-from imagemill.components.store.filesystem import store_for
+from imagemill.components.store.filesystem import get_store
 from imagemill.components.store.manifest import MANIFEST, Dataset, read_dataset
 from imagemill.components.store.shards import read_columns
 
@@ -62,7 +62,7 @@ def rows_of(dataset: Dataset) -> dict[str, dict[str, Any]]:
 
 def content(record: dict[str, Any]) -> dict[str, Any]:
     """The manifest without when it was written and where the source was."""
-    manifest: dict[str, Any] = json.loads(store_for(record["uri"]).read(f"{record['uri']}/{MANIFEST}"))
+    manifest: dict[str, Any] = json.loads(get_store(record["uri"]).read(f"{record['uri']}/{MANIFEST}"))
     manifest.pop("created")
     manifest["extra"].pop("source")
     manifest["extra"].pop("dataset_name")

@@ -17,7 +17,7 @@ from imagemill.components.evaluate.seen import content_hash
 from imagemill.components.promote.config import PromoteConfig
 from imagemill.components.promote.promote import promote
 from imagemill.components.store.manifest import Dataset, Manifest, Totals, commit
-from imagemill.components.store.metrics import Pairs
+from imagemill.components.store.metrics import ConfusionCounts
 from imagemill.components.store.shards import Layout, ShardWriter, publish_bytes
 from imagemill.components.store.step import Context
 from imagemill.components.store.workspace import Workspace
@@ -93,7 +93,7 @@ class Gate:
             for row in zip(*columns.values(), strict=True):
                 writer.add(dict(zip(columns, row, strict=True)), 0)
             file = writer.publish("predictions", "data", "test")
-        pairs = Pairs(len(self.classes))
+        pairs = ConfusionCounts(len(self.classes))
         pairs.add(labels, predicted)
         found = pairs.per_class()
         facts: dict[str, Any] = {

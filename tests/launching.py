@@ -29,9 +29,9 @@ from kube_http import NAMESPACE, PODS, RAYJOBS, Json
 
 from imagemill.components.clean.splits import shuffle_index
 from imagemill.components.resize.config import ResizeConfig
+from imagemill.components.store.command_line import Parser, add_flag
 from imagemill.components.store.fingerprint import digest
 from imagemill.components.store.manifest import read_dataset
-from imagemill.components.store.step import Parser, add_flag
 from imagemill.components.store.workspace import Workspace
 from imagemill.pipelines import joblog, kube, launcher, ray_pods, resizing
 from imagemill.pipelines.cluster import from_values
@@ -215,7 +215,7 @@ def config_of(job: Json) -> ResizeConfig:
     for one in fields(ResizeConfig):
         add_flag(parser, one.name, one.default, one.metadata["help"], one.metadata["choices"])
     found = {k: v for k, v in vars(parser.parse_args(words[3:])).items() if v is not None}
-    return ResizeConfig.from_values(found, where="--")
+    return ResizeConfig.from_values(found, prefix="--")
 
 
 def run_for_real(work_folder: Path) -> Act:

@@ -128,10 +128,10 @@ def manifests(workspace: Path) -> dict[str, list[Path]]:
 
 def content(dataset: Dataset) -> list[tuple[str, str, int, str]]:
     """(role, split, rows, sha256) of the listed files in their order, proven against the bytes that are there."""
-    from imagemill.components.store.filesystem import store_for
+    from imagemill.components.store.filesystem import get_store
 
     for file in dataset.manifest.files:
-        data = store_for(dataset.uri).read(dataset.locate(file))
+        data = get_store(dataset.uri).read(dataset.locate(file))
         assert (len(data), hashlib.sha256(data).hexdigest()) == (file.bytes, file.sha256), dataset.locate(file)
     return [(f.role, f.split, f.rows, f.sha256) for f in dataset.manifest.files]
 

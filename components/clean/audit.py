@@ -235,7 +235,7 @@ def _copies(number: int) -> str:
 
 def provenance(manifest: Manifest) -> Provenance:
     """What it was made of and with."""
-    usual = CleanConfig().effective()
+    usual = CleanConfig().manifest_values()
     settings = {
         name: {"value": value, "default": usual.get(name)}
         for name, value in sorted(manifest.config.items())

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..store.manifest import Dataset, File
-from ..store.progress import size
+from ..store.progress import format_size
 from ..store.shards import publish_bytes
 from .audit import gather, split_order
 from .audit_facts import Audit, Balance
@@ -45,7 +45,7 @@ def _template() -> Any:
     page.filters |= {
         "num": lambda value: f"{value:,}",
         "short": number,
-        "size": size,
+        "size": format_size,
         "histogram": _histogram,
         "words": lambda name: name.replace("_", " "),
     }

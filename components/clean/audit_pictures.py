@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from ..store.choices import Limits
+from ..store.choices import DecodeLimits
 from ..store.errors import DatasetError, UserError
-from ..store.images import ImageRejected, Lenient, Pixels, at_least, decode
+from ..store.images import ImageRejected, LenientDecoding, Pixels, decode, keep_min_side
 from ..store.manifest import Dataset, read_dataset
 from ..store.shards import open_parquet, read_row_group
 from .phash import CHROMA, LUMA, THUMBNAIL_BYTES
@@ -29,7 +29,7 @@ LARGE = 96
 """So many pictures are made from the images themselves; the others are the stored thumbnails."""
 RAW_GROUPS = 2_000
 """So many row groups of raw (8 MB each) are searched, by image_id alone, for what was dropped."""
-_LIMITS = Limits(pixels=50_000_000, bytes=64 * 2**20)
+_LIMITS = DecodeLimits(pixels=50_000_000, bytes=64 * 2**20)
 _BUDGET_PIXELS = 300_000_000
 
 
@@ -105,7 +105,7 @@ def picture(data: bytes) -> tuple[str, int]:
 
     Raises ImageRejected for what does not decode, or is too large to be decoded for a look.
     """
-    decoded = decode(data, "rgb", lenient=Lenient(at_least(SIDE), vetted=False), limits=_LIMITS)
+    decoded = decode(data, "rgb", lenient=LenientDecoding(keep_min_side(SIDE), vetted=False), limits=_LIMITS)
     image = Image.fromarray(decoded.pixels)
     image.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC, reducing_gap=2.0)
     buffer = io.BytesIO()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..store.progress import size
+from ..store.progress import format_size
 from .audit import split_order
 from .audit_facts import Audit, Balance, Exact, Ledger, Named, Near, Outlier, Pair, Provenance, Quality, Sizes
 from .audit_layout import bar, columns, fit, heading, listed, number, percent, plural, short, spark, table, wrapped
@@ -198,7 +198,10 @@ def _provenance(provenance: Provenance) -> list[str]:
         ["fingerprint", provenance.fingerprint],
         ["parents", ", ".join(provenance.parents) or "none"],
         ["made", f"{provenance.created or 'not recorded'} by imagemill {provenance.code_version or '(unknown)'}"],
-        ["images", f"{size(provenance.bytes)}, colour {provenance.color or 'not recorded'}, {provenance.task}-label"],
+        [
+            "images",
+            f"{format_size(provenance.bytes)}, colour {provenance.color or 'not recorded'}, {provenance.task}-label",
+        ],
         ["settings", "all at their defaults" if not provenance.settings else "different from the defaults:"],
     ]
     settings = [

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from ..store import uri as uris
 from ..store.errors import UserError, wrong
-from ..store.filesystem import store_for
+from ..store.filesystem import get_store
 from ..store.manifest import find_dataset
 from ..store.workspace import Workspace
 from .config import CleanConfig
@@ -31,7 +31,7 @@ def read_class_list(uri: str) -> tuple[str, ...]:
     """One class a line; UserError for a missing file, an empty one, or a class that occurs twice."""
     absolute = uris.normalize(uri, "class_list")
     try:
-        lines = store_for(absolute).read(absolute).decode("utf-8-sig").splitlines()
+        lines = get_store(absolute).read(absolute).decode("utf-8-sig").splitlines()
     except FileNotFoundError:
         raise wrong("class_list", "a file that is there", uri) from None
     except UnicodeDecodeError:

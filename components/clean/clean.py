@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..store import uri as uris
-from ..store.filesystem import store_for
+from ..store.filesystem import get_store
 from ..store.fingerprint import digest, fingerprint
 from ..store.manifest import Dataset, commit
 from ..store.progress import Progress
@@ -31,7 +31,7 @@ def clean(config: CleanConfig, context: Context) -> Outcome:
     name = config.name or raw.manifest.extra["dataset_name"]
     base = base_classes(config, context.workspace, name)
     labels = label_rules(raw.manifest.totals.by_class, base, config, raw.manifest.extra["source"])
-    counting = config.counting() | {"classes": digest(list(labels.ids))} | context.attempt()
+    counting = config.fingerprint_values() | {"classes": digest(list(labels.ids))} | context.attempt()
     uri = context.workspace.dataset("clean", fingerprint("clean", VERSION, [raw.fingerprint], counting))
     there = context.find(uri)
     dataset = there or _build(raw, uri, RowRules(config, labels), context)
@@ -79,6 +79,6 @@ def _clean_shards(raw: Dataset, uri: str, rules: RowRules, context: Context) -> 
 
 
 def _is_there(uri: str, shard: CleanedShard) -> bool:
-    store = store_for(uri)
+    store = get_store(uri)
     found = [(store.stat(uris.join(uri, f.uri)), f.bytes) for f in shard.data + shard.rejected]
     return all(entry is not None and entry.size == size for entry, size in found)

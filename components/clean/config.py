@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..store import presets
-from ..store.choices import COLORS, Limits
+from ..store.choices import COLORS, DecodeLimits
 from ..store.config import StepConfig, option
 from ..store.errors import wrong
-from ..store.standards import PixelRules
+from ..store.standards import PixelOptions
 
 VERSION = 3
 """Raised when the same raw rows must give other clean rows: a mended decoder, a changed default."""
@@ -29,13 +29,13 @@ OUTLIER_FIELDS = ("brightness", "contrast", "sharpness", "entropy", "aspect_rati
 
 
 @dataclass(frozen=True, kw_only=True)
-class CleanConfig(StepConfig, PixelRules):
+class CleanConfig(StepConfig, PixelOptions):
     """Standardization, measures, duplicates, labels and splits."""
 
     PARENTS: ClassVar[tuple[str, ...]] = ("raw",)
 
-    raw: str = option("", "URI of the raw dataset", counts=False)
-    preset: str = option("photo", presets.HELP, counts=False, choices=presets.NAMES)
+    raw: str = option("", "URI of the raw dataset", in_fingerprint=False)
+    preset: str = option("photo", presets.HELP, in_fingerprint=False, choices=presets.NAMES)
 
     # Standardization, in the order in which it is done.
     background: str = option(
@@ -87,8 +87,8 @@ class CleanConfig(StepConfig, PixelRules):
 
     # Measures, and what they reject.
     measures: bool = option(True, "measure brightness, sharpness and the like, and look for near-duplicates")
-    max_pixels: int = option(Limits.pixels, "an image that declares more pixels is rejected unread", low=1)
-    max_side: int = option(Limits.side, "an image with a longer side (in pixels) is rejected unread", low=1)
+    max_pixels: int = option(DecodeLimits.pixels, "an image that declares more pixels is rejected unread", low=1)
+    max_side: int = option(DecodeLimits.side, "an image with a longer side (in pixels) is rejected unread", low=1)
     min_side: int = option(0, "an image with a shorter side (in pixels) is rejected; 0 is off", low=0)
     max_aspect: float = option(0.0, "an image whose sides have a larger ratio is rejected; 0 is off", low=0)
     min_contrast: float = option(
@@ -119,7 +119,7 @@ class CleanConfig(StepConfig, PixelRules):
     # Labels.
     class_list: str = option(
         "", "a file with one class a line, in the order of their ids (default: that of the last run under this name)",
-        counts=False,
+        in_fingerprint=False,
     )  # fmt: skip
     unknown_labels: str = option(
         "append", "labels that the class list lacks: new classes at its end, or rejected", choices=("append", "reject")
@@ -149,7 +149,9 @@ class CleanConfig(StepConfig, PixelRules):
         "respect", "the splits that the source declares: respected, or made anew", choices=("respect", "ignore")
     )
 
-    clean_workers: int | None = option(None, "threads that decode (default: the cores)", counts=False, low=1, high=1024)
+    clean_workers: int | None = option(
+        None, "threads that decode (default: the cores)", in_fingerprint=False, low=1, high=1024
+    )
 
     def check(self) -> None:
         super().check()
@@ -167,7 +169,7 @@ class CleanConfig(StepConfig, PixelRules):
             raise wrong("other_class", "the name of a class", self.other_class)
         if not self.measures and (self.min_contrast or self.outliers == "drop" or self.near_duplicates == "drop"):
             raise wrong("measures", "true where they decide (min_contrast, outliers or near_duplicates drop)", False)
-        self.fill()
+        self.background_rgb()
         self.background_values()
         self.outlier_names()
 

@@ -21,7 +21,7 @@ from .splits import SPLITS
 def make_manifest(raw: Dataset, uri: str, rules: RowRules, files: list[File], found: dict[str, Any]) -> Manifest:
     """Totals are counted from the files that will be listed, not from what was meant to be in them."""
     classes, config = tuple(rules.labels.ids), rules.config
-    draft = Dataset(uri, Manifest("clean", uris.last_part(uri), files=tuple(files)), "")
+    draft = Dataset(uri, Manifest("clean", uris.basename(uri), files=tuple(files)), "")
     by_class_split: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
     by_split: Counter[str] = Counter()
     size, warnings = 0, 0
@@ -36,12 +36,12 @@ def make_manifest(raw: Dataset, uri: str, rules: RowRules, files: list[File], fo
     reasons: Counter[str] = Counter()
     for table in read_columns(draft, "rejected", ["reason"]):
         reasons.update(table.column("reason").to_pylist())
-    color = config.channels_color
+    color = config.stored_color
     return Manifest(
         kind="clean",
-        fingerprint=uris.last_part(uri),
+        fingerprint=uris.basename(uri),
         parents=(raw.as_parent(uri),),
-        config=config.effective(),
+        config=config.manifest_values(),
         task="multi" if rules.labels.multi else "single",
         classes=classes,
         files=tuple(files),

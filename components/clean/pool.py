@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from ..store.errors import MillError, TransientError, error_for_exit_code
 from ..store.manifest import Dataset
-from ..store.parallel import ordered, workers_that_fit
+from ..store.parallel import map_ordered, max_workers
 from ..store.progress import Progress
 from ..store.runner import RUNNER_PID
 from .shard import CleanedShard, RowRules, clean_shard
@@ -31,7 +31,7 @@ def clean_slices(
     raw: Dataset, parts: list[Slice], uri: str, rules: RowRules, progress: Progress
 ) -> Iterator[tuple[Slice, CleanedShard]]:
     """Every slice with what it gave, in their order. In memory are two slices' images a process, about 150 MB."""
-    workers = rules.config.clean_workers or workers_that_fit(WORKER_BYTES)
+    workers = rules.config.clean_workers or max_workers(WORKER_BYTES)
     processes = min(workers, len(parts))
     if processes < 2 or sum(part.bytes for part in parts) <= SLICE_BYTES:
         turn = threading.Lock()
@@ -39,11 +39,11 @@ def clean_slices(
         def here(part: Slice) -> CleanedShard:
             return clean_shard(raw, part, uri, rules, progress.add, turn, workers)
 
-        yield from zip(parts, ordered(parts, here, JOBS_AT_A_TIME, lambda _: 0), strict=True)
+        yield from zip(parts, map_ordered(parts, here, JOBS_AT_A_TIME, lambda _: 0), strict=True)
         return
     setup = {"raw": raw.uri, "clean": uri, "rules": rules_to_record(rules), "threads": workers // processes}
     with _processes(processes, setup, progress) as work:
-        yield from zip(parts, ordered(parts, work, JOBS_AT_A_TIME * processes, lambda _: 0), strict=True)
+        yield from zip(parts, map_ordered(parts, work, JOBS_AT_A_TIME * processes, lambda _: 0), strict=True)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ..store.manifest import File
-from ..store.parallel import cores, ordered
+from ..store.parallel import cores, map_ordered
 from ..store.shards import Layout, ShardWriter
 from .splits import SPLITS
 from .table import columns_of
@@ -29,7 +29,7 @@ def final_files(uri: str, verdicts: Verdicts, layout: Layout) -> list[File]:
         return list(rewritten(uri, file, alive, splits, layout))
 
     # Most of it is copying and hashing in Arrow and OpenSSL, which threads can do at a time; one row group each.
-    files = [f for done in ordered(range(len(table.files)), final, cores(), lambda _: 0) for f in done]
+    files = [f for done in map_ordered(range(len(table.files)), final, cores(), lambda _: 0) for f in done]
     return sorted(files, key=lambda f: (SPLITS.index(f.split), f.uri))
 
 

@@ -16,9 +16,9 @@ import xxhash
 
 from ..store.images import ImageRejected, Pixels
 from ..store.manifest import Dataset, File
-from ..store.parallel import ordered
+from ..store.parallel import map_ordered
 from ..store.shards import Layout, ShardWriter, row_groups
-from ..store.standardize import Standardized, standardize
+from ..store.standardize import StandardizedImage, standardize
 from .config import CleanConfig
 from .labels import LabelRules
 from .measures import Measures, measure
@@ -95,7 +95,7 @@ def clean_rows(raw: Dataset, part: Slice, rules: RowRules, count: Callable[[int]
     if threads == 1:
         done: Iterable[dict[str, Any]] = (clean_row(row, rules) for row in read)
     else:
-        done = ordered(read, lambda r: clean_row(r, rules), threads, lambda r: len(r["image"] or b""))
+        done = map_ordered(read, lambda r: clean_row(r, rules), threads, lambda r: len(r["image"] or b""))
     for row in done:
         rows.add(row, UNSPLIT if unsplit else row.get("split", ""))
         count(1)
@@ -160,7 +160,7 @@ def _encoded(labels: list[str], rules: RowRules) -> dict[str, Any]:
     return found
 
 
-def _measured(done: Standardized, source_bytes: int, config: CleanConfig) -> dict[str, Any]:
+def _measured(done: StandardizedImage, source_bytes: int, config: CleanConfig) -> dict[str, Any]:
     """The measures of the picture as it is stored; ImageRejected for one that breaks a limit."""
     height, width = done.pixels.shape[:2]
     short, long = min(width, height), max(width, height)

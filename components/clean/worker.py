@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from ..store.errors import EXIT_OURS, MillError
 from ..store.manifest import Dataset, read_dataset
-from ..store.runner import end_with_runner
+from ..store.runner import exit_with_runner
 from .config import CleanConfig
 from .labels import LabelRules
 from .shard import RowRules, clean_shard
@@ -91,7 +91,7 @@ class _WithoutPandas:
 
 def main() -> int:
     """Read the setup, then jobs until there are no more; the parent's end is this process's end."""
-    end_with_runner()
+    exit_with_runner()
     sys.meta_path.insert(0, _WithoutPandas())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group: the parent ends it orderly
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")

@@ -30,23 +30,27 @@ class DownloadConfig(StepConfig):
         "demo",
         "how labels are told: demo is made on the spot, pets is Oxford-IIIT Pet, folder takes the parent folder, "
         "filename a regex, csv a table with path,label[,split][,group][,mask][,xmin,ymin,xmax,ymax]",
-        counts=False,
+        in_fingerprint=False,
         choices=DATASETS,
     )
     source: str = option(
         "",
         "a folder, s3 prefix, http(s) URL, tar or zip archive; for csv the table; for pets a folder or URL with "
         "images.tar.gz and annotations.tar.gz",
-        counts=False,
+        in_fingerprint=False,
     )
-    annotations: str = option("", "for pets: the annotations archive, if it is not beside the images", counts=False)
+    annotations: str = option(
+        "", "for pets: the annotations archive, if it is not beside the images", in_fingerprint=False
+    )
     label_pattern: str = option(
         r"([^/]+)_\d+\.[^./]+$",
         "for filename: a regex whose first group (or group named label) is the label",
-        counts=False,
+        in_fingerprint=False,
     )
-    demo_seed: int = option(0, "for demo: another seed makes other images", counts=False, low=0, high=2**31 - 1)
-    download_workers: int = option(10, "files fetched at a time from a folder or bucket", counts=False, low=1, high=256)
+    demo_seed: int = option(0, "for demo: another seed makes other images", in_fingerprint=False, low=0, high=2**31 - 1)
+    download_workers: int = option(
+        10, "files fetched at a time from a folder or bucket", in_fingerprint=False, low=1, high=256
+    )
 
     def check(self) -> None:
         super().check()
@@ -55,7 +59,7 @@ class DownloadConfig(StepConfig):
         if self.dataset == "demo" and self.source:
             expected = "nothing with --dataset demo; give --dataset folder, filename, csv or pets"
             check_uri("source", self.source)
-            raise wrong("source", expected, uris.safe(self.source))
+            raise wrong("source", expected, uris.redact(self.source))
         check_uri("source", self.source)
         check_uri("annotations", self.annotations)
         try:
@@ -75,7 +79,7 @@ class DownloadConfig(StepConfig):
             return self.dataset
         # As it is written, links unresolved: `photos -> 2026-11-21` is called photos, this week and the next.
         source = self.source if uris.scheme(self.source) else os.path.abspath(Path(self.source).expanduser())  # noqa: PTH100
-        stem = _ENDINGS.sub("", uris.last_part(source))
+        stem = _ENDINGS.sub("", uris.basename(source))
         return re.sub(r"[^\w.-]+", "-", stem, flags=re.ASCII).strip("-.") or self.dataset
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
-from ..store.parallel import cores, ordered
+from ..store.parallel import cores, map_ordered
 from .demo_shapes import CLASSES, FORMS, encode, render
 
 __all__ = ["CLASSES", "DEMO_VERSION", "DemoFile", "Fault", "Planned", "generate", "plan", "truth", "upright"]
@@ -132,7 +132,9 @@ def plan(seed: int = 0) -> list[Planned]:
 
 def generate(seed: int = 0) -> Iterator[DemoFile]:
     """Make all files in path order, on all cores; a few of them are held at a time."""
-    yield from ordered(plan(seed), lambda planned: DemoFile(planned.path, _data(seed, planned)), cores(), lambda _: 0)
+    yield from map_ordered(
+        plan(seed), lambda planned: DemoFile(planned.path, _data(seed, planned)), cores(), lambda _: 0
+    )
 
 
 def truth(seed: int = 0) -> list[Fault]:

@@ -16,7 +16,7 @@ from urllib3.exceptions import HTTPError, ProtocolError
 from ..store.errors import TransientError, UserError
 from ..store.progress import say
 from ..store.retry import with_retry
-from ..store.uri import safe
+from ..store.uri import redact
 
 _pool: urllib3.PoolManager | None = None
 STALL_S = 60.0
@@ -55,19 +55,21 @@ def request(method: str, url: str, headers: Mapping[str, str] | None = None, bod
                 method, url, headers=merged, preload_content=body, decode_content=False, retries=_REDIRECTS
             )
         except urllib3.exceptions.LocationValueError:  # its text may hold the whole URL
-            raise UserError(f"{safe(url)}: expected a valid http(s) URL, found it or its redirect to be none") from None
+            raise UserError(
+                f"{redact(url)}: expected a valid http(s) URL, found it or its redirect to be none"
+            ) from None
         except urllib3.exceptions.MaxRetryError as error:
             if isinstance(error.reason, urllib3.exceptions.ResponseError):
-                raise UserError(f"{safe(url)}: expected a file, found more than 5 redirects") from None
-            raise TransientError(f"{safe(url)}: no answer ({type(error.reason).__name__})") from None
+                raise UserError(f"{redact(url)}: expected a file, found more than 5 redirects") from None
+            raise TransientError(f"{redact(url)}: no answer ({type(error.reason).__name__})") from None
         except HTTPError as error:
-            raise TransientError(f"{safe(url)}: no answer ({type(error).__name__})") from None
+            raise TransientError(f"{redact(url)}: no answer ({type(error).__name__})") from None
         if answer.status in (200, 206, 416):
             return answer
         answer.close()
         raise _status_error(url, answer.status)
 
-    return with_retry(once, f"{method} {safe(url)}")
+    return with_retry(once, f"{method} {redact(url)}")
 
 
 def _authorization(url: str) -> dict[str, str]:
@@ -79,10 +81,10 @@ def _authorization(url: str) -> dict[str, str]:
 
 def _status_error(url: str, status: int) -> Exception:
     if status in (404, 410):
-        return FileNotFoundError(safe(url))
+        return FileNotFoundError(redact(url))
     if status >= 500 or status in (408, 425, 429):
-        return TransientError(f"{safe(url)}: the server answered {status}")
-    return UserError(f"{safe(url)}: expected a file that can be read, the server answered {status}")
+        return TransientError(f"{redact(url)}: the server answered {status}")
+    return UserError(f"{redact(url)}: expected a file that can be read, the server answered {status}")
 
 
 def fetch(url: str, limit: int) -> bytes | None:
@@ -97,7 +99,7 @@ def fetch(url: str, limit: int) -> bytes | None:
         try:
             return zlib.decompressobj(31).decompress(data, limit + 1)
         except zlib.error:
-            raise TransientError(f"{safe(url)}: the server's gzip encoding is broken") from None
+            raise TransientError(f"{redact(url)}: the server's gzip encoding is broken") from None
     return data
 
 
@@ -135,7 +137,9 @@ class HttpFile(io.RawIOBase):
             if position and answer.status == 206:
                 span, _, total = str(answer.headers.get("Content-Range", "")).partition("/")
                 if not span.startswith(f"bytes {position}-"):
-                    raise TransientError(f"{safe(self._url)}: the server answered another range than the one asked for")
+                    raise TransientError(
+                        f"{redact(self._url)}: the server answered another range than the one asked for"
+                    )
                 self._check_same(answer, self.length and (_length(total) or self.length))  # 0: never told
             else:
                 self._check_same(answer, _length(answer.headers.get("Content-Length")))
@@ -152,7 +156,7 @@ class HttpFile(io.RawIOBase):
         same_etag = etag == self._etag or (partial and not etag)
         same_date = modified == self._modified or (partial and not modified)
         if not same_etag or not (self._etag or same_date) or length != self.length or answer.status == 416:
-            raise TransientError(f"{safe(self._url)}: the file changed while it was read")
+            raise TransientError(f"{redact(self._url)}: the file changed while it was read")
 
     def _skip(self, answer: Any, number: int) -> None:
         while number:
@@ -195,13 +199,13 @@ class HttpFile(io.RawIOBase):
                 self._position += len(data)
                 return len(data)
             except FileNotFoundError:
-                raise TransientError(f"{safe(self._url)}: the file went away while it was read") from None
+                raise TransientError(f"{redact(self._url)}: the file went away while it was read") from None
             except HTTPError:
                 self._drop()
                 stalled_since = stalled_since or time.monotonic()
                 if time.monotonic() - stalled_since > STALL_S:
                     raise TransientError(
-                        f"{safe(self._url)}: the connection broke after {self._position:,} bytes"
+                        f"{redact(self._url)}: the connection broke after {self._position:,} bytes"
                     ) from None
                 say("download", f"the connection broke after {self._position:,} bytes; resuming")
                 time.sleep(RESUME_S)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from ..store import uri as uris
 from ..store.errors import UserError
-from ..store.filesystem import store_for
+from ..store.filesystem import get_store
 from .columns import SPLIT_NAMES, read_table
 from .config import PETS_URL, DownloadConfig
 from .names import image_id
@@ -135,7 +135,7 @@ def _check_two_classes(config: DownloadConfig, labels: set[str | None]) -> None:
             "filename": f"file names that label_pattern {config.label_pattern!r} finds labels in",
         }.get(config.dataset, "two values in the column label")
         raise UserError(
-            f"source: expected images of at least two classes ({hint}), found {what} in {uris.safe(config.source)}"
+            f"source: expected images of at least two classes ({hint}), found {what} in {uris.redact(config.source)}"
         )
 
 
@@ -151,16 +151,16 @@ def _open_pets(config: DownloadConfig) -> tuple[Source, Labeller]:
     if not uris.is_http(annotations):
         annotations = uris.normalize(annotations, "annotations")
     for field_name, uri in (("source", images), ("annotations", annotations)):
-        if not uris.is_http(uri) and store_for(uri).stat(uri) is None:
+        if not uris.is_http(uri) and get_store(uri).stat(uri) is None:
             raise UserError(
-                f"{field_name}: expected the archive of the Oxford-IIIT Pet set, found none: {uris.safe(uri)}"
+                f"{field_name}: expected the archive of the Oxford-IIIT Pet set, found none: {uris.redact(uri)}"
             )
     return ArchiveSource(images), PetsLabeller(annotations)
 
 
 def _open_table(config: DownloadConfig) -> tuple[Source, Labeller]:
     data = read_small(config.source, "source")
-    table = read_table(data, uris.safe(config.source))
+    table = read_table(data, uris.redact(config.source))
     where = config.source if uris.is_http(config.source) else uris.normalize(config.source, "source")
     labeller = TableLabeller(table)
     _check_two_classes(config, {value.strip() for value in table.column("label").unique().to_pylist()})

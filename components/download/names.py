@@ -5,8 +5,9 @@ from __future__ import annotations
 import posixpath
 import unicodedata
 
-from ..store.images import sniff
-from ..store.paths import is_hidden, promises_image
+from ..store.choices import has_image_extension
+from ..store.headers import sniff
+from ..store.uri import is_hidden
 from .archives import Member, Skipped
 
 PATH_LIMIT = 4096
@@ -43,6 +44,6 @@ def classify(path: str, data: bytes) -> Member | Skipped:
         return skipped(path, "a name that is no path" if not name else "a name longer than any path")
     if is_hidden(name):
         return skipped(path, "a hidden file")
-    if promises_image(name) or sniff(data[:32]):
+    if has_image_extension(name) or sniff(data[:32]):
         return Member(name, data)
     return skipped(path, "no image by name or content")

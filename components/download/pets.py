@@ -15,7 +15,7 @@ import numpy as np
 
 from ..store import uri as uris
 from ..store.errors import UserError, wrong
-from ..store.paths import is_hidden
+from ..store.uri import is_hidden
 from .archives import Member, read_archive
 from .streams import open_stream
 
@@ -67,7 +67,7 @@ class PetsAnnotations:
 
 def read_annotations(uri: str) -> PetsAnnotations:
     """Every annotation of the archive at `uri`; UserError when a split list is missing."""
-    found = PetsAnnotations(uris.safe(uri))
+    found = PetsAnnotations(uris.redact(uri))
     seen = set()
     with open_stream(uri, "annotations") as stream:
         for member in read_archive(stream, found.where, 64 * 2**20):

@@ -20,10 +20,10 @@ import xxhash
 
 from ..store import uri as uris
 from ..store.errors import UserError
-from ..store.filesystem import store_for
+from ..store.filesystem import get_store
 from ..store.fingerprint import canonical_json, digest
-from ..store.manifest import Dataset, File, Manifest, Totals, commit, ready
-from ..store.progress import Progress, size
+from ..store.manifest import Dataset, File, Manifest, Totals, commit, find_intact_dataset
+from ..store.progress import Progress, format_size
 from ..store.shards import Layout, ShardWriter, open_parquet, read_row_group
 from ..store.step import CACHED, RAN, Context, Outcome
 from .archives import Member, Skipped
@@ -120,7 +120,7 @@ def download(config: DownloadConfig, context: Context) -> Outcome:
     _refuse_duplicate_ids(read, context)
     _say_missing_masks(asdict(read.missing_masks), context)
     uri = context.workspace.dataset("raw", read.fingerprint())
-    there = ready(uri)
+    there = find_intact_dataset(uri)
     dataset = there or commit(uri, _manifest(read, uri, source, config, context))
     if key and _listing_key(source, labeller, config, context) == key:  # not changed while it was read
         record = {"raw": context.workspace.relative(uri), "source": source.where}
@@ -141,7 +141,7 @@ def _listing_key(source: Source, labeller: Labeller, config: DownloadConfig, con
 
 def _known(context: Context, key: str) -> Dataset | None:
     record = context.workspace.source_record(key)
-    return ready(context.workspace.absolute(str(record["raw"]))) if record else None
+    return find_intact_dataset(context.workspace.absolute(str(record["raw"]))) if record else None
 
 
 def _say_missing_masks(missing: dict[str, Any], context: Context) -> None:
@@ -158,7 +158,7 @@ def _outcome(dataset: Dataset, state: str, config: DownloadConfig, context: Cont
     context.note_latest(config.dataset_name(), dataset)
     totals, skipped = dataset.manifest.totals, dataset.manifest.extra.get("skipped", {})
     context.say(
-        f"{totals.rows:,} images · {size(totals.bytes)} · {len(totals.by_class)} labels · "
+        f"{totals.rows:,} images · {format_size(totals.bytes)} · {len(totals.by_class)} labels · "
         f"{skipped.get('count', 0)} other files skipped"
     )
     shown = [f"{label or 'none'} {number:,}" for label, number in list(totals.by_class.items())[:8]]
@@ -217,7 +217,7 @@ def _shards(
                     read.bytes += len(row["image"] or b"")
                     if gone := member.missing_mask:
                         read.missing_masks.add(path=member.path, mask=gone.path, why=gone.why)
-                progress.add(1, f"{size(read.bytes)} · {size(read.bytes / progress.age())}/s")
+                progress.add(1, f"{format_size(read.bytes)} · {format_size(read.bytes / progress.age())}/s")
                 if writer.image_bytes >= SHARD_BYTES:
                     more = True
                     break
@@ -260,7 +260,7 @@ def _resume(read: _Read, pool: str, context: Context, key: str) -> int:
     while key and (record := context.workspace.work_record(pool, f"{key}/{len(read.files):06d}")):
         file = File(**record["file"])
         uri = uris.join(pool, file.uri)
-        entry = store_for(uri).stat(uri)
+        entry = get_store(uri).stat(uri)
         if entry is None or entry.size != file.bytes:
             break
         with open_parquet(uri) as parquet:
@@ -298,7 +298,7 @@ def _refuse_duplicate_ids(read: _Read, context: Context) -> None:
 
 
 def _manifest(read: _Read, uri: str, source: Source, config: DownloadConfig, context: Context) -> Manifest:
-    pool = uris.relative(context.workspace.at("raw", "_shards"), uri)
+    pool = uris.relpath(context.workspace.at("raw", "_shards"), uri)
     files = tuple(File(f"{pool}/{f.uri.removeprefix('./')}", f.role, "", f.rows, f.bytes, f.sha256) for f in read.files)
     labels = {name: number for name, number in sorted(read.labels.items()) if name}
     extra: dict[str, Any] = {
@@ -312,7 +312,7 @@ def _manifest(read: _Read, uri: str, source: Source, config: DownloadConfig, con
         extra |= {"planted": source.planted(), "image_size": source.IMAGE_SIZE}
     return Manifest(
         kind="raw",
-        fingerprint=uris.last_part(uri),
+        fingerprint=uris.basename(uri),
         config={
             "dataset": config.dataset,
             "label_pattern": config.label_pattern if config.dataset == "filename" else "",

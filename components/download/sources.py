@@ -12,18 +12,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..store import uri as uris
-from ..store.choices import Limits
+from ..store.choices import DecodeLimits, has_image_extension
 from ..store.errors import TransientError, UserError, wrong
-from ..store.filesystem import store_for
-from ..store.images import sniff
-from ..store.objects import Entry
-from ..store.parallel import ordered
-from ..store.paths import is_hidden, promises_image
+from ..store.filesystem import Entry, get_store
+from ..store.headers import sniff
+from ..store.parallel import map_ordered
+from ..store.uri import is_hidden
 from .archives import Member, Skipped, read_archive, too_large
 from .names import classify, skipped
 from .streams import open_http, open_stream
 
-LIMIT = Limits().bytes
+LIMIT = DecodeLimits().bytes
 
 
 class Source(Protocol):
@@ -43,13 +42,13 @@ class ArchiveSource:
     """One tar or zip archive, wherever it is."""
 
     def __init__(self, uri: str, field: str = "source") -> None:
-        self.where, self.total, self._uri, self._field = uris.safe(uri), 0, uri, field
+        self.where, self.total, self._uri, self._field = uris.redact(uri), 0, uri, field
 
     def listing(self) -> str | None:
         if uris.is_http(self._uri):
             with open_http(self._uri, self._field) as file:
                 return _digest([(self._uri, file.length, file.validator)]) if file.validator and file.length else None
-        entry = store_for(self._uri).stat(self._uri)
+        entry = get_store(self._uri).stat(self._uri)
         return _digest([(self._uri, entry.size, entry.validator)]) if entry else None
 
     def members(self, skip: int) -> Iterator[Member | Skipped]:
@@ -86,7 +85,7 @@ class ListingSource:
         self._own = f"{workspace}/" if workspace else ""
 
     def _entries(self) -> Iterator[Entry]:
-        for entry in store_for(self._uri).list(self._uri):
+        for entry in get_store(self._uri).list(self._uri):
             if not self._own or not entry.uri.startswith(self._own):
                 yield entry
 
@@ -105,19 +104,19 @@ class ListingSource:
         """The paths that promise images or, without an ending, don't say; nothing is read."""
         for entry in self._entries():
             path = self._path(entry)
-            if (promises_image(path) or "." not in path.rpartition("/")[2]) and not is_hidden(path):
+            if (has_image_extension(path) or "." not in path.rpartition("/")[2]) and not is_hidden(path):
                 yield path
 
     def members(self, skip: int) -> Iterator[Member | Skipped]:
         entries = (e for n, e in enumerate(self._entries()) if n >= skip)
-        yield from ordered(entries, self._read, self._workers, lambda entry: entry.size)
+        yield from map_ordered(entries, self._read, self._workers, lambda entry: entry.size)
 
     def _read(self, entry: Entry) -> Member | Skipped:
-        path, store = self._path(entry), store_for(entry.uri)
+        path, store = self._path(entry), get_store(entry.uri)
         if entry.size > LIMIT:
             return skipped(path, too_large(path, entry.size).why)
         try:
-            if not promises_image(path) and not is_hidden(path):
+            if not has_image_extension(path) and not is_hidden(path):
                 with open_stream(entry.uri) as file:
                     head = file.read(32)
                 if not sniff(head):
@@ -132,7 +131,7 @@ class ListingSource:
 
     def _changed(self, entry: Entry) -> bool:
         """Whether a file on disk is another than was listed; on S3 its size must do, a request each is too much."""
-        return not uris.is_s3(entry.uri) and store_for(entry.uri).stat(entry.uri) != entry
+        return not uris.is_s3(entry.uri) and get_store(entry.uri).stat(entry.uri) != entry
 
 
 class DemoSource:
@@ -175,13 +174,13 @@ def open_source(uri: str, workers: int, workspace: str = "") -> ArchiveSource | 
         return ArchiveSource(uri)
     absolute = uris.normalize(uri, "source")
     whole_bucket = uris.is_s3(absolute) and not uris.split_s3(absolute)[1]
-    if not whole_bucket and store_for(absolute).stat(absolute):
+    if not whole_bucket and get_store(absolute).stat(absolute):
         return ArchiveSource(absolute)
     source = ListingSource(absolute, workers, workspace)
     if not uris.is_s3(absolute) and not Path(absolute).exists():
         raise wrong("source", "a folder or archive that is there", uri)
     if next(source.paths(), None) is None:
-        first = next(store_for(absolute).list(absolute), None)
+        first = next(get_store(absolute).list(absolute), None)
         raise wrong(
             "source", "a folder or prefix with images", f"{uri}, with {'no image' if first else 'nothing'} in it"
         )

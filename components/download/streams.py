@@ -9,9 +9,9 @@ from typing import Any
 
 from ..store import uri as uris
 from ..store.errors import TransientError, UserError, wrong
-from ..store.filesystem import store_for
+from ..store.filesystem import get_store
 from ..store.retry import with_retry
-from ..store.s3 import s3_errors
+from ..store.s3 import map_s3_errors
 from .archives import BUFFER
 from .http import HttpFile, fetch
 
@@ -37,7 +37,7 @@ def open_http(uri: str, field: str) -> HttpFile:
     try:
         return HttpFile(uri)
     except FileNotFoundError:
-        raise wrong(field, "a file that is there", uris.safe(uri)) from None
+        raise wrong(field, "a file that is there", uris.redact(uri)) from None
 
 
 class _S3Stream(io.RawIOBase):
@@ -45,7 +45,7 @@ class _S3Stream(io.RawIOBase):
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
-        self._file = store_for(uri).open(uri)
+        self._file = get_store(uri).open(uri)
 
     def readable(self) -> bool:
         return True
@@ -64,7 +64,7 @@ class _S3Stream(io.RawIOBase):
 
         def read() -> bytes:
             try:
-                with s3_errors(self._uri):
+                with map_s3_errors(self._uri):
                     self._file.seek(position)
                     return bytes(self._file.read(len(buffer)))
             except OSError as error:  # never the archive's damage
@@ -80,15 +80,15 @@ def read_small(uri: str, field: str, limit: int = 512 * 2**20) -> bytes:
     if uris.is_http(uri):
         data = fetch(uri, limit)
         if data is None:
-            raise wrong(field, "a file that is there", uris.safe(uri))
+            raise wrong(field, "a file that is there", uris.redact(uri))
         if len(data) > limit:
-            raise UserError(f"{field}: expected at most {limit:,} bytes, found more in {uris.safe(uri)}")
+            raise UserError(f"{field}: expected at most {limit:,} bytes, found more in {uris.redact(uri)}")
         return data
     absolute = uris.normalize(uri, field)
-    entry = store_for(absolute).stat(absolute)
+    entry = get_store(absolute).stat(absolute)
     if entry is None:
         folder = " (a folder)" if not uris.is_s3(absolute) and Path(absolute).is_dir() else ""
         raise UserError(f"{wrong(field, 'a file that is there', uri)}{folder}")
     if entry.size > limit:
         raise UserError(f"{field}: expected at most {limit:,} bytes, found {entry.size:,} in {uri}")
-    return store_for(absolute).read(absolute)
+    return get_store(absolute).read(absolute)

@@ -10,8 +10,8 @@ from urllib.parse import quote, urljoin, urlsplit
 
 from ..store import uri as uris
 from ..store.errors import wrong
-from ..store.filesystem import store_for
-from ..store.parallel import ordered
+from ..store.filesystem import get_store
+from ..store.parallel import map_ordered
 from .archives import Member, Skipped, too_large
 from .config import check_uri
 from .http import fetch
@@ -28,7 +28,7 @@ class TableSource:
 
     def __init__(self, table_uri: str, data: bytes, table: Any, workers: int) -> None:
         """`data` is the file, of which a hash is kept; `table` is what `read_table` made of it."""
-        self.where, self.total, self._workers = uris.safe(table_uri), table.num_rows, workers
+        self.where, self.total, self._workers = uris.redact(table_uri), table.num_rows, workers
         self._hash, self._uri, self._paths = hashlib.sha256(data), table_uri, table.column("path")
         self._masks = table.column("mask") if "mask" in table.column_names else None
 
@@ -37,7 +37,7 @@ class TableSource:
         if any(uris.is_http(uri) for uri in self.places()):
             return None
         found = self._hash.copy()
-        for entry in ordered(self.places(), self._stat, self._workers, lambda _: 0):
+        for entry in map_ordered(self.places(), self._stat, self._workers, lambda _: 0):
             found.update(f"{entry}\n".encode("utf-8", "surrogateescape"))
         return found.hexdigest()
 
@@ -76,15 +76,15 @@ class TableSource:
         if not uris.is_http(path):
             return image_id(uris.normalize(path) if uris.scheme(path) else path)
         query = urlsplit(path).query
-        return uris.safe(path) + (f"?{hashlib.sha256(query.encode()).hexdigest()[:16]}" if query else "")
+        return uris.redact(path) + (f"?{hashlib.sha256(query.encode()).hexdigest()[:16]}" if query else "")
 
     def _stat(self, uri: str) -> str:
-        entry = store_for(uri).stat(uri)
+        entry = get_store(uri).stat(uri)
         return f"{entry.size}\0{entry.validator}" if entry else "-"
 
     def members(self, skip: int) -> Iterator[Member | Skipped]:
         # The sizes are unknown, so each file is counted as a large photograph.
-        yield from ordered(self._rows(skip), self._read, self._workers, lambda row: (1 + bool(row[1])) * 2**20)
+        yield from map_ordered(self._rows(skip), self._read, self._workers, lambda row: (1 + bool(row[1])) * 2**20)
 
     def _read(self, row: tuple[str, str]) -> Member | Skipped:
         path, mask = row
@@ -94,7 +94,7 @@ class TableSource:
         return self._with_mask(Member(name, data), mask) if mask else Member(name, data)
 
     def _with_mask(self, member: Member, mask: str) -> Member:
-        name, (data, size) = uris.safe(mask), self._file(self._locate(mask, "mask"), "mask")
+        name, (data, size) = uris.redact(mask), self._file(self._locate(mask, "mask"), "mask")
         if data is None:
             return replace(member, missing_mask=too_large(name, size) if size else Skipped(name, "not there"))
         return replace(member, mask=data)
@@ -105,10 +105,10 @@ class TableSource:
             check_uri(column, uri)
             data = fetch(uri, LIMIT)
             return (None, len(data)) if data is not None and len(data) > LIMIT else (data, len(data or b""))
-        entry = store_for(uri).stat(uri)
+        entry = get_store(uri).stat(uri)
         if entry is None or entry.size > LIMIT:
             return None, entry.size if entry else 0
         try:
-            return store_for(uri).read(uri), entry.size
+            return get_store(uri).read(uri), entry.size
         except FileNotFoundError:  # gone since it was looked up
             return None, 0

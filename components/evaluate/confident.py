@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from ..store.calibration import fit_temperature
 from ..store.labels import SINGLE
-from ..store.metrics import Pairs
+from ..store.metrics import ConfusionCounts
 from .chance import Chance, Counts
 
 FOLDS = 5
@@ -172,7 +172,7 @@ class _Judges:
         for rows in chunks:
             inspector.update_confident_thresholds(self.labels[rows], self.probabilities(rows))
         quality, agrees = np.empty(len(self.labels), np.float32), np.zeros(len(self.labels), np.bool_)
-        pairs = Pairs(self.classes)
+        pairs = ConfusionCounts(self.classes)
         for rows in chunks:
             found = self.probabilities(rows)
             quality[rows] = inspector.score_label_quality(self.labels[rows], found)
@@ -199,7 +199,7 @@ class _Judges:
         return Doubts(rows, suggested, given, likely, quality[rows], agreement, judged, better)
 
 
-def _better(pairs: Pairs) -> bool:
+def _better(pairs: ConfusionCounts) -> bool:
     """Than chance, by the labels and what was said instead of them."""
     truth, said, counts = pairs.cells()
     there, told = (np.bincount(ids, counts, pairs.classes) for ids in (truth, said))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..store.config import DEVICE, StepConfig, option
+from ..store.config import DEVICE_HELP, StepConfig, option
 
 VERSION = 3
 """Raised when the same model and images must give other predictions."""
@@ -17,10 +17,10 @@ class EvaluateConfig(StepConfig):
 
     PARENTS: ClassVar[tuple[str, ...]] = ("model", "clean")
 
-    model: str = option("", "URI of the model", counts=False)
-    clean: str = option("", "URI of the clean dataset whose test split counts", counts=False)
-    device: str = option("auto", DEVICE, counts=False, choices=("auto", "cpu", "cuda"))
-    eval_batch_size: int = option(128, "images a batch", counts=False, low=1, high=65_536)
+    model: str = option("", "URI of the model", in_fingerprint=False)
+    clean: str = option("", "URI of the clean dataset whose test split counts", in_fingerprint=False)
+    device: str = option("auto", DEVICE_HELP, in_fingerprint=False, choices=("auto", "cpu", "cuda"))
+    eval_batch_size: int = option(128, "images a batch", in_fingerprint=False, low=1, high=65_536)
     tta: str = option(
         "none",
         "test-time augmentation, the mean of the probabilities: none, flip (twice the time), five_crops (five times)",

@@ -64,7 +64,7 @@ def _evaluation(
 ) -> tuple[str, bool, Dataset]:
     """(URI, it was there already, the dataset) of one model's evaluation."""
     parents = [model.fingerprint, clean.fingerprint]
-    counting = config.counting() | context.attempt()
+    counting = config.fingerprint_values() | context.attempt()
     uri = context.workspace.dataset("evaluation", fingerprint("evaluation", VERSION, parents, counting))
     there = context.find(uri)
     dataset = there or _build(model, clean, uri, config, context)
@@ -149,7 +149,7 @@ def _build(model: Dataset, clean: Dataset, uri: str, config: EvaluateConfig, con
         tensors_for(model, clean), network, spec, device, uri, config.review, config.eval_batch_size
     )
     files = (file, suspects) if suspects else (file,)
-    written = Dataset(uri, Manifest("evaluation", uris.last_part(uri), files=(file,)), "")
+    written = Dataset(uri, Manifest("evaluation", uris.basename(uri), files=(file,)), "")
     columns = ["label_ids", "predicted_ids"] if score.TASK == MULTI else []
     intervals = score.intervals(read_columns(written, "data", columns) if columns else ())
     about = {"throughput": speed, "calibration": score.trust.described(outputs.temperature), "review": reviewed}
@@ -174,9 +174,9 @@ def _manifest(
     chance = Chance.of(Counts(found["support"], score.said(), file.rows), score.TASK, metrics)
     return Manifest(
         kind="evaluation",
-        fingerprint=uris.last_part(uri),
+        fingerprint=uris.basename(uri),
         parents=(model.as_parent(uri), clean.as_parent(uri)),
-        config=config.effective(),
+        config=config.manifest_values(),
         task=clean.manifest.task,
         classes=names,
         files=files,

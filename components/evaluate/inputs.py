@@ -16,10 +16,10 @@ import numpy.typing as npt
 from ..store.images import Pixels
 from ..store.labels import MULTI, label_column, multi_hot
 from ..store.manifest import Dataset, find_dataset
-from ..store.parallel import cores, ordered
-from ..store.resample import Geometry, decode_to
+from ..store.parallel import cores, map_ordered
+from ..store.resample import Geometry, decode_and_resize
 from ..store.shards import row_groups
-from ..store.tensors import centre, images_of, input_size
+from ..store.tensors import center_crop, decode_column, input_size
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def _from_tensors(tensors: Dataset, around: bool) -> Iterator[Row]:
     side = image["shape"][0] if around else input_size(image)
     for file in tensors.files("data", "test"):
         for table in row_groups(tensors, file):
-            pixels = centre(images_of(table.column("image"), image), side)
+            pixels = center_crop(decode_column(table.column("image"), image), side)
             columns = (table.column(name).to_pylist() for name in (label_name, "image_id"))
             yield from zip(pixels, *columns, strict=True)
 
@@ -95,6 +95,6 @@ def _from_clean(clean: Dataset, geometry: Geometry) -> Iterator[Row]:
                 yield from table.to_pylist()
 
     def resized(row: dict[str, Any]) -> Row:
-        return decode_to(row["image"]["bytes"], geometry), row[label], row["image_id"]
+        return decode_and_resize(row["image"]["bytes"], geometry), row[label], row["image_id"]
 
-    yield from ordered(rows(), resized, cores(), lambda row: len(row["image"]["bytes"]))
+    yield from map_ordered(rows(), resized, cores(), lambda row: len(row["image"]["bytes"]))

@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ..store.metrics import LabelCounts, Pairs, Scores
+from ..store.metrics import ConfusionCounts, LabelCounts, Scores
 
 LEVEL = 0.95
 PRIOR_IMAGES = 2.0
@@ -74,7 +74,7 @@ def proportion(share: float, images: float) -> tuple[float, float]:
     return low, high
 
 
-def of_pairs(pairs: Pairs) -> Intervals:
+def of_pairs(pairs: ConfusionCounts) -> Intervals:
     """Return [low, high] of `top1`, `macro_f1` and `balanced_accuracy`; nothing where there are no images."""
     truth, predicted, counts = pairs.cells()
     images = int(counts.sum())

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..store.labels import MULTI
 from ..store.manifest import read_dataset
-from ..store.metrics import Pairs
+from ..store.metrics import ConfusionCounts
 from ..store.shards import read_columns
 
 SHOWN = 50
@@ -22,7 +22,7 @@ def confusion_matrix(uri: str) -> tuple[list[str], list[list[int]]] | None:
     if evaluation.manifest.task == MULTI:
         return None
     classes = evaluation.manifest.classes
-    pairs = Pairs(len(classes))
+    pairs = ConfusionCounts(len(classes))
     for table in read_columns(evaluation, "data", ["label_id", "predicted_id"]):
         pairs.add(table.column("label_id").to_numpy(), table.column("predicted_id").to_numpy())
     truth, said, counts = pairs.cells()

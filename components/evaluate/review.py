@@ -15,13 +15,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ..store.blocks import head
+from ..store.blocks import head_modules
 from ..store.labels import MULTI, label_column, multi_hot
 from ..store.manifest import Dataset, File
 from ..store.model import ModelSpec, Normalize
 from ..store.progress import Progress
 from ..store.shards import Layout, ShardWriter, row_groups
-from ..store.tensors import centre, images_of, input_size
+from ..store.tensors import center_crop, decode_column, input_size
 from .confident import FEWEST, Doubts, doubts
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ def _batches(tensors: Dataset, classes: int, batch_size: int) -> Iterator[tuple[
     image, column = tensors.manifest.image, label_column(tensors.manifest.task)
     for file in tensors.files("data", "train"):
         for table in row_groups(tensors, file, ["image", column]):
-            pixels = centre(images_of(table.column("image"), image), input_size(image))
+            pixels = center_crop(decode_column(table.column("image"), image), input_size(image))
             values = table.column(column)
             for start in range(0, len(pixels), batch_size):
                 given = values.slice(start, batch_size)
@@ -195,7 +195,7 @@ class Probe:
     """
 
     def __init__(self, network: torch.nn.Module) -> None:
-        self._module = network.get_submodule(head(network)[0])
+        self._module = network.get_submodule(head_modules(network)[0])
         self._input: torch.Tensor | None = None
         self._projection: torch.Tensor | None = None
         self._scale = 0.0

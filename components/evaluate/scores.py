@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ..store.labels import MULTI, SINGLE, THRESHOLD, probabilities
-from ..store.metrics import LabelCounts, Pairs, Scores
+from ..store.metrics import ConfusionCounts, LabelCounts, Scores
 from . import intervals
 from .curves import Areas, ScoreHistograms, log_odds
 from .inputs import InputBatch
@@ -133,12 +133,12 @@ class SingleScorer(Scorer):
             *_IMAGE_FIELDS,
         ]
     )
-    pairs: Pairs = field(init=False)
+    pairs: ConfusionCounts = field(init=False)
     in_top: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.pairs = Pairs(len(self.classes.names))
+        self.pairs = ConfusionCounts(len(self.classes.names))
 
     def add(
         self, logits: torch.Tensor, batch: InputBatch, calibrated: torch.Tensor | None = None

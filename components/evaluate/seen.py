@@ -87,7 +87,7 @@ def _training_images(model: Dataset) -> tuple[list[Dataset], list[str]]:
             uri = dataset.parent_uri(kind)
             dataset = find_dataset(uri)
             if dataset is None or (kind == "clean" and dataset.missing()):
-                gone.append(f"{kind}/{uris.last_part(uri)}")
+                gone.append(f"{kind}/{uris.basename(uri)}")
                 break
         else:
             found[dataset.uri] = dataset

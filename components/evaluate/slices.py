@@ -19,7 +19,7 @@ import pyarrow as pa
 from ..store.errors import DatasetError, wrong
 from ..store.labels import MULTI, multi_hot
 from ..store.manifest import Dataset
-from ..store.metrics import LabelCounts, Pairs
+from ..store.metrics import ConfusionCounts, LabelCounts
 from ..store.shards import open_parquet, read_columns
 from .intervals import wilson
 from .seen import id_hashes
@@ -136,7 +136,7 @@ class Slices:
     classes: int
     ids: npt.NDArray[np.uint64]
     codes: Codes
-    counts: dict[tuple[int, int], Pairs | LabelCounts] = field(default_factory=dict)
+    counts: dict[tuple[int, int], ConfusionCounts | LabelCounts] = field(default_factory=dict)
 
     @classmethod
     def of(cls, clean: Dataset, names: Sequence[str], task: str, classes: int) -> Slices:
@@ -177,8 +177,8 @@ class Slices:
             there, said = (multi_hot([r[name] for r in rows], self.classes) for name in ("label_ids", "predicted_ids"))
             counts.add(there, said, [row["top_id"] for row in rows])
         else:
-            pairs = self.counts.setdefault(key, Pairs(self.classes))
-            assert isinstance(pairs, Pairs)
+            pairs = self.counts.setdefault(key, ConfusionCounts(self.classes))
+            assert isinstance(pairs, ConfusionCounts)
             pairs.add([row["label_id"] for row in rows], [row["predicted_id"] for row in rows])
 
     def described(self, top1: float) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..store import uri as uris
 from ..store.errors import wrong
-from ..store.manifest import MANIFEST, Dataset, find_dataset, place_of
+from ..store.manifest import MANIFEST, Dataset, find_dataset, normalize_dataset_uri
 
 VERSION = 1
 """Raised when the same dataset must give other files."""
@@ -40,7 +40,7 @@ class ExportConfig:
 
     def source(self) -> Dataset:
         """The dataset; UserError when there is none, or one that has no images."""
-        where = place_of(self.dataset, "dataset")
+        where = normalize_dataset_uri(self.dataset, "dataset")
         found = find_dataset(where)
         if found is None:
             raise wrong("dataset", f"a folder with {MANIFEST}", self.dataset)

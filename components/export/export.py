@@ -6,7 +6,7 @@ from typing import Any
 
 from ..store import uri as uris
 from ..store.errors import wrong
-from ..store.progress import Progress, say, size
+from ..store.progress import Progress, format_size, say
 from .config import ExportConfig
 from .place import Place, Written
 from .samples import Source
@@ -60,7 +60,7 @@ def _make(config: ExportConfig, source: Source, place: Place) -> dict[str, Any]:
     return place.finish(
         {
             "source": {
-                "kind": manifest.kind, "fingerprint": manifest.fingerprint, "dataset": uris.safe(source.dataset.uri),
+                "kind": manifest.kind, "fingerprint": manifest.fingerprint, "dataset": uris.redact(source.dataset.uri),
             },
             "task": manifest.task, "classes": list(manifest.classes), "image": manifest.image,
             "files": [vars(one) for one in files],
@@ -127,5 +127,6 @@ def _tell(uri: str, found: dict[str, Any], state: str) -> None:
     word = "there already" if state == CACHED else "done"
     say(
         "export",
-        f"{word}: {totals['rows']:,} images ({by_split}) in {totals['files']:,} files, {size(totals['bytes'])}: {uri}",
+        f"{word}: {totals['rows']:,} images ({by_split}) in {totals['files']:,} files, "
+        f"{format_size(totals['bytes'])}: {uri}",
     )

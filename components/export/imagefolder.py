@@ -15,8 +15,8 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from ..store.filesystem import disk_errors
-from ..store.parallel import ordered
+from ..store.filesystem import map_disk_errors
+from ..store.parallel import map_ordered
 from .names import class_names, collision_key, image_name
 from .pictures import ending, png
 from .place import Written
@@ -58,7 +58,7 @@ class ImageFolder:
         path, rows = self._work.scratch / "table.csv", 0
         seen: dict[str, set[int]] = {one: set() for one in splits}
         passed_over: Counter[str] = Counter()
-        with disk_errors(str(path)), path.open("w", encoding="utf-8", newline="") as file:
+        with map_disk_errors(str(path)), path.open("w", encoding="utf-8", newline="") as file:
             table = self._writer(file, bool(split))
             for number, one in enumerate(self._files(splits), 1):
                 table.writerow(self._row(one, split))
@@ -71,7 +71,7 @@ class ImageFolder:
     def _files(self, splits: list[str]) -> Iterator[_File]:
         for split in splits:
             samples = self._source.read(split, self._work.scratch).samples()
-            for one in ordered(samples, self._write, AT_A_TIME, lambda sample: sample.size):
+            for one in map_ordered(samples, self._write, AT_A_TIME, lambda sample: sample.size):
                 self.files, self.bytes = self.files + 1, self.bytes + one.written.bytes
                 self.by_split[split] = self.by_split.get(split, 0) + one.written.bytes
                 self._work.progress.add()

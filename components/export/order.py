@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..store.filesystem import disk_errors
+from ..store.filesystem import map_disk_errors
 from ..store.manifest import Dataset, File
 from ..store.shards import open_parquet, read_row_group
 
@@ -152,7 +152,7 @@ def _through_scratch(parts: Iterator[pa.Table], inner: list[Range], scratch: Pat
     edges = np.array([low for low, _ in inner[1:]], np.int64)
     paths = [scratch / f"window-{number}.arrow" for number in range(len(inner))]
     writers: dict[int, Any] = {}
-    with disk_errors(str(scratch)):
+    with map_disk_errors(str(scratch)):
         for table in parts:
             windows = np.searchsorted(edges, _places(table), side="right")
             for number in np.unique(windows).tolist():
@@ -162,7 +162,7 @@ def _through_scratch(parts: Iterator[pa.Table], inner: list[Range], scratch: Pat
         for writer in writers.values():
             writer.close()
     for number in sorted(writers):
-        with disk_errors(str(paths[number])), pa.memory_map(str(paths[number])) as file:
+        with map_disk_errors(str(paths[number])), pa.memory_map(str(paths[number])) as file:
             table = pa.ipc.open_stream(file).read_all()
         yield from _sorted(table)
         del table

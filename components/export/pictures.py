@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from ..store.errors import MillError
-from ..store.images import VETTED, ImageRejected, Pixels, decode, sniff
-from ..store.jpeg import plain_header
+from ..store.headers import parse_jpeg_header, sniff
+from ..store.images import NO_LIMITS, ImageRejected, Pixels, decode
 
 ENDINGS = {"JPEG": "jpg", "PNG": "png", "GIF": "gif", "BMP": "bmp", "TIFF": "tif", "WEBP": "webp"}
 # Runs of equal bytes only: for filtered photographs as small as zlib's level 6, in a third of the time.
@@ -42,8 +42,8 @@ def plain_shape(data: bytes) -> tuple[int, int, int] | None:
     None are other formats, CMYK, more than 8 bits, alpha, and whatever EXIF turns: TensorFlow turns nothing.
     """
     kind = sniff(data)
-    if kind == "JPEG" and (header := plain_header(data)):
-        return header.height, header.width, header.components
+    if kind == "JPEG" and (header := parse_jpeg_header(data)):
+        return header.height, header.width, header.channels
     if kind not in ("JPEG", "PNG"):
         return None
     try:
@@ -60,7 +60,7 @@ def plain_shape(data: bytes) -> tuple[int, int, int] | None:
 def as_png(data: bytes, image_id: str) -> tuple[bytes, tuple[int, int, int]]:
     """Any image as a PNG of what the mill's decoder sees, grey as one channel; and its (height, width, channels)."""
     try:
-        pixels = decode(data, "rgb", limits=VETTED).pixels
+        pixels = decode(data, "rgb", limits=NO_LIMITS).pixels
     except ImageRejected as error:
         raise MillError(f"{image_id}: clean passed this image, but export can't decode it ({error})") from None
     if np.array_equal(pixels[:, :, 0], pixels[:, :, 1]) and np.array_equal(pixels[:, :, 1], pixels[:, :, 2]):

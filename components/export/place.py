@@ -19,8 +19,7 @@ from typing import Any
 
 from ..store import uri as uris
 from ..store.errors import MillError, TransientError, UserError, wrong
-from ..store.filesystem import sha256_file, store_for
-from ..store.objects import Store
+from ..store.filesystem import Store, get_store, hash_file
 
 FORMAT = "imagemill-export"
 MARKER, STARTED = "_export.json", "_export.started.json"
@@ -46,7 +45,7 @@ class Place:
 
     def __init__(self, uri: str, identity: dict[str, Any]) -> None:
         self.uri, self._identity = uri, identity
-        self._store: Store = store_for(uri)
+        self._store: Store = get_store(uri)
         self._resumed = False
 
     def finished(self) -> dict[str, Any] | None:
@@ -117,7 +116,7 @@ class Place:
 
     def publish(self, path: Path, name: str, split: str, rows: int) -> Written:
         """Move a finished local file to its place. What an earlier try left there is believed by its sha256 only."""
-        uri, sha256, size = uris.join(self.uri, name), sha256_file(path), path.stat().st_size
+        uri, sha256, size = uris.join(self.uri, name), hash_file(path), path.stat().st_size
         there = self._store.stat(uri) if self._resumed else None
         if there and (there.size != size or self._sha256(uri) != sha256):
             self._store.discard(uri)

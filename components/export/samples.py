@@ -17,7 +17,7 @@ from ..store.images import Pixels
 from ..store.labels import MULTI, label_column
 from ..store.manifest import Dataset
 from ..store.shards import open_parquet, read_row_group, row_groups
-from ..store.tensors import images_of
+from ..store.tensors import decode_column
 from .config import SPLITS
 from .order import Survey, rows_in_order, survey
 
@@ -172,4 +172,4 @@ class Reading:
                         number += 1
 
     def _images(self, column: pa.ChunkedArray) -> Any:
-        return images_of(column, self.source.image) if self.source.is_raw else (one.as_py() for one in column)
+        return decode_column(column, self.source.image) if self.source.is_raw else (one.as_py() for one in column)

@@ -1,6 +1,6 @@
 """Large files of many images: cut by bytes, made in scratch space, published while the next one is made.
 
-At most three shards are in scratch space, and what `store.parallel.ordered` lets be in flight is in memory.
+At most three shards are in scratch space, and what `store.parallel.map_ordered` lets be in flight is in memory.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from ..store.filesystem import disk_errors
-from ..store.parallel import cores, ordered
+from ..store.filesystem import map_disk_errors
+from ..store.parallel import cores, map_ordered
 from ..store.progress import Progress
 from .place import Place, Written
 from .samples import Sample, Source
@@ -76,7 +76,7 @@ def _split(work: Work, form: Form, split: str) -> list[Written]:
     reading, rows = work.source.read(split, work.scratch), work.source.rows[split]
     wanted = math.ceil(reading.bytes(form.as_png) / work.shard_bytes)
     total = min(rows, max(1, wanted)) if form.planned else 0
-    pieces = ordered(reading.samples(), form.encode, cores(), lambda sample: _COST * sample.size)
+    pieces = map_ordered(reading.samples(), form.encode, cores(), lambda sample: _COST * sample.size)
     with _publisher(work.place) as publish:
         cutter = _Cutter(work, form, split, rows, total)
         for piece in pieces:
@@ -117,10 +117,10 @@ class _Cutter:
         if self._shard is None:
             self._number += 1
             self._begun, self._bytes = self.rows, 0
-            with disk_errors(str(self._path)):
+            with map_disk_errors(str(self._path)):
                 self._shard = self._form.open(self._path)
         try:
-            with disk_errors(str(self._path)):
+            with map_disk_errors(str(self._path)):
                 self._shard.add(piece)
         except BaseException:
             self._shard.drop()
@@ -137,7 +137,7 @@ class _Cutter:
         """Close the shard that is open."""
         if self._shard is None:
             return
-        with disk_errors(str(self._path)):
+        with map_disk_errors(str(self._path)):
             index = self._shard.close()
         self._shard = None
         name = self._form.name(self._split, self._number, self._total)

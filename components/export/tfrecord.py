@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..store.images import sniff
+from ..store.headers import sniff
 from .example import example, record
 from .pictures import as_png, plain_shape
 from .place import Place, Written

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..store import uri as uris
 from ..store.errors import UserError, wrong
-from ..store.manifest import MANIFEST, Dataset, find_dataset, place_of, read_dataset
+from ..store.manifest import MANIFEST, Dataset, find_dataset, normalize_dataset_uri, read_dataset
 from ..store.progress import say
 from ..store.workspace import Workspace
 
@@ -63,7 +63,7 @@ class PredictConfig:
         """The model's dataset; UserError where there is none."""
         if not self.model:
             return self._champion()
-        found = find_dataset(place_of(self.model, "--model"))
+        found = find_dataset(normalize_dataset_uri(self.model, "--model"))
         if found is None:
             raise wrong("--model", f"the URI of a model (a folder with {MANIFEST})", self.model)
         if found.manifest.kind != "model":

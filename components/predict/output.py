@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..store.filesystem import disk_errors
+from ..store.filesystem import map_disk_errors
 from ..store.labels import MULTI
 from .config import PredictConfig
 
@@ -90,7 +90,7 @@ Kind = Callable[[Path, int, str], Any]
 def _file(path: Path, kind: Kind, top: int, task: str) -> Iterator[Write]:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
-        with disk_errors(str(path)):
+        with map_disk_errors(str(path)):
             with kind(temporary, top, task) as write:
                 yield write
             temporary.replace(path)

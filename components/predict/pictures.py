@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..store import uri as uris
-from ..store.choices import Limits
-from ..store.filesystem import store_for
-from ..store.images import ImageRejected, sniff
-from ..store.paths import is_hidden, promises_image
+from ..store.choices import DecodeLimits, has_image_extension
+from ..store.filesystem import get_store
+from ..store.headers import sniff
+from ..store.images import ImageRejected
+from ..store.uri import is_hidden
 
-LIMIT = Limits().bytes
+LIMIT = DecodeLimits().bytes
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Picture:
     def read(self) -> bytes | None:
         """The bytes; None for a file that somebody else's folder holds besides images. Raises ImageRejected for a file
         that is not there or is too large to be read; errors of the store as they are."""
-        store = store_for(self.uri)
+        store = get_store(self.uri)
         try:
             if self.size < 0:
                 entry = store.stat(self.uri)
@@ -44,7 +45,7 @@ class Picture:
             raise ImageRejected("missing_file", "no such file") from None
 
     def _begins_as_image(self) -> bool:
-        with store_for(self.uri).open(self.uri) as file:
+        with get_store(self.uri).open(self.uri) as file:
             return bool(sniff(file.read(32)))
 
 
@@ -71,7 +72,7 @@ def _meant(argument: str) -> Iterator[Picture]:
         return _below(argument, uri) if Path(uri).is_dir() else iter([Picture(argument, uri)])
     if argument.endswith("/") or not uris.split_s3(uri)[1]:
         return _below(argument, uri)
-    return iter([Picture(argument, uri)]) if store_for(uri).stat(uri) else _prefix(argument, uri)
+    return iter([Picture(argument, uri)]) if get_store(uri).stat(uri) else _prefix(argument, uri)
 
 
 def _prefix(argument: str, uri: str) -> Iterator[Picture]:
@@ -85,7 +86,7 @@ def _prefix(argument: str, uri: str) -> Iterator[Picture]:
 
 
 def _below(argument: str, uri: str) -> Iterator[Picture]:
-    for entry in store_for(uri).list(uri):
+    for entry in get_store(uri).list(uri):
         path = entry.uri[len(uri.rstrip("/")) + 1 :]
         if not is_hidden(path):
-            yield Picture(f"{argument.rstrip('/')}/{path}", entry.uri, entry.size, promises_image(path))
+            yield Picture(f"{argument.rstrip('/')}/{path}", entry.uri, entry.size, has_image_extension(path))

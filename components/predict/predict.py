@@ -15,8 +15,8 @@ from ..store.images import ImageRejected, Pixels
 from ..store.labels import MULTI, THRESHOLD, probabilities
 from ..store.manifest import Dataset, find_dataset
 from ..store.model import ModelSpec, Normalize, load_model, pick_device
-from ..store.parallel import cores, ordered
-from ..store.preprocessing import KEY, Preprocessing, preprocessing_of
+from ..store.parallel import cores, map_ordered
+from ..store.preprocessing import EXTRA_KEY, Preprocessing, describe_preprocessing
 from ..store.progress import Progress, say
 from .config import PredictConfig
 from .output import Row, writers
@@ -37,7 +37,7 @@ def predict(config: PredictConfig) -> dict[str, int]:
     config.check()
     model = config.find()
     predictor = Predictor.load(model, config.device)
-    if missing := predictor.preprocessing.missing():
+    if missing := predictor.preprocessing.skipped_steps():
         say("predict", f"new images have no boxes and masks, so that {' and '.join(missing)} is left out")
     progress, read, rejected = Progress("predict"), 0, 0
     with writers(config, predictor.spec.task) as write:
@@ -77,7 +77,7 @@ class Predictor:
         where = pick_device(device)
         torch.set_num_threads(cores())
         network.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        before = Preprocessing.of(_said(model, spec), spec.geometry, model.uri)
+        before = Preprocessing.from_record(_said(model, spec), spec.geometry, model.uri)
         say("predict", f"{spec.backbone} {model.fingerprint}, {len(spec.classes):,} classes, on {where}")
         return cls(network, spec, before, where)
 
@@ -94,11 +94,11 @@ class Predictor:
 
 def _said(model: Dataset, spec: ModelSpec) -> dict[str, Any]:
     """What clean did to the pixels: by the model itself, or, of one from before that was noted, by its ancestors."""
-    if said := spec.extra.get(KEY):
+    if said := spec.extra.get(EXTRA_KEY):
         return dict(said)
     try:
         tensors = find_dataset(model.parent_uri("tensors"))
-        said = preprocessing_of(tensors) if tensors else {}
+        said = describe_preprocessing(tensors) if tensors else {}
     except MillError:
         said = {}
     if not said:
@@ -128,7 +128,7 @@ def rows(predictor: Predictor, found: Iterable[Picture], config: PredictConfig) 
             return _Prepared(one.name, None, error.reason, error.detail)
 
     batch: list[_Prepared] = []
-    for made in ordered(found, prepare, cores(), lambda _: 0):
+    for made in map_ordered(found, prepare, cores(), lambda _: 0):
         if made is not None:
             batch.append(made)
         if len(batch) == config.batch_size:

@@ -15,8 +15,10 @@ class PromoteConfig(StepConfig):
 
     PARENTS: ClassVar[tuple[str, ...]] = ("evaluation",)
 
-    evaluation: str = option("", "URI of the challenger's evaluation", counts=False)
-    champion_evaluation: str = option("", "URI of the champion's evaluation on the same test split", counts=False)
+    evaluation: str = option("", "URI of the challenger's evaluation", in_fingerprint=False)
+    champion_evaluation: str = option(
+        "", "URI of the champion's evaluation on the same test split", in_fingerprint=False
+    )
     min_gain: float = option(
         0.005, "the challenger must credibly gain more than this on the champion's score", low=0, high=1
     )
@@ -47,7 +49,7 @@ class PromoteConfig(StepConfig):
         "",
         "where champions are registered: mlflow+https://… or kubeflow+http://… (default: MLFLOW_TRACKING_URI, where it "
         "is an address)",
-        counts=False,
+        in_fingerprint=False,
     )
 
     def check(self) -> None:

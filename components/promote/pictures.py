@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..store.choices import Limits
-from ..store.images import ImageRejected, Lenient, at_least, decode
+from ..store.choices import DecodeLimits
+from ..store.images import ImageRejected, LenientDecoding, decode, keep_min_side
 from ..store.labels import MULTI, label_column
 from ..store.manifest import Dataset, File
 from ..store.shards import open_parquet, read_columns, read_row_group
@@ -29,7 +29,7 @@ LOOKUP_ROW_GROUPS = 20
 ID_ROW_GROUPS = 400
 """So many are searched by image_id alone."""
 
-_LIMITS = Limits(pixels=50_000_000, bytes=64 * 2**20)
+_LIMITS = DecodeLimits(pixels=50_000_000, bytes=64 * 2**20)
 _BUDGET_PIXELS = 300_000_000
 _BYTES = "image.bytes"
 
@@ -107,7 +107,7 @@ def thumbnail(data: bytes) -> tuple[str, int]:
     """
     from PIL import Image
 
-    decoded = decode(data, "rgb", lenient=Lenient(at_least(THUMBNAIL_SIDE), vetted=False), limits=_LIMITS)
+    decoded = decode(data, "rgb", lenient=LenientDecoding(keep_min_side(THUMBNAIL_SIDE), vetted=False), limits=_LIMITS)
     image = Image.fromarray(decoded.pixels)
     image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BICUBIC, reducing_gap=2.0)
     buffer = io.BytesIO()

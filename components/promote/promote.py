@@ -8,7 +8,7 @@ from typing import Any
 from ..store import uri as uris
 from ..store.errors import DatasetError, MillError, TransientError, UserError, wrong
 from ..store.fingerprint import digest
-from ..store.manifest import Dataset, find_dataset, ready
+from ..store.manifest import Dataset, find_dataset, find_intact_dataset
 from ..store.step import CACHED, RAN, Context, Outcome
 from ..store.workspace import Workspace
 from .config import PromoteConfig
@@ -26,7 +26,7 @@ _NO_RULE = ("evaluation", "champion_evaluation", "workspace", "name", "rerun", "
 def promote(config: PromoteConfig, context: Context) -> Outcome:
     """The verdict, its effect and the report. `uri` is the champion's model after it."""
     evaluation = context.parent("evaluation", config.evaluation, "evaluation")
-    if ready(evaluation.parent_uri("model")) is None:
+    if find_intact_dataset(evaluation.parent_uri("model")) is None:
         raise wrong("evaluation", "one whose model is there", f"{config.evaluation}, whose model is gone or damaged")
     if not has_content(evaluation):
         raise UserError(f"{wrong('evaluation', 'one of this release', config.evaluation)}; {_evaluate(evaluation)}")
@@ -48,7 +48,7 @@ def promote(config: PromoteConfig, context: Context) -> Outcome:
         _register(name, int(record["n"]), config.registry, context)
         report = _report(evaluation, record | {"name": name}, champion, context)
     metrics = {k: record[k] for k in ("verdict", "reason", "challenger", "champion", "min_gain", "promoted")}
-    return Outcome(model, uris.last_part(model), state, metrics | {"name": name, "n": record["n"], "report": report})
+    return Outcome(model, uris.basename(model), state, metrics | {"name": name, "n": record["n"], "report": report})
 
 
 def _register(name: str, number: int, registry: str, context: Context) -> None:
@@ -58,7 +58,7 @@ def _register(name: str, number: int, registry: str, context: Context) -> None:
         return
     try:
         if register(registry, version_of(context.workspace, name, number)):
-            context.say(f"promotion {number} is registered as the champion of {name} in {uris.safe(registry)}")
+            context.say(f"promotion {number} is registered as the champion of {name} in {uris.redact(registry)}")
     except MillError as error:
         context.say(f"warning: the champion is not registered, which the next run tries again: {error}")
 
@@ -70,7 +70,7 @@ def _earlier_report(name: str, evaluation: Dataset, champion: str, context: Cont
     record = context.workspace.step_record(run, context.step) if run else None
     report = context.workspace.report(run)
     earlier_champion = record["fingerprint"] if record else None  # its URI may be of another place of the workspace
-    if earlier_champion != uris.last_part(champion) or context.workspace.store.stat(report) is None:
+    if earlier_champion != uris.basename(champion) or context.workspace.store.stat(report) is None:
         context.require_work(f"a report on {evaluation.uri}")
     return report
 
@@ -208,7 +208,7 @@ def _opponent(
     now = context.workspace.absolute(reigning["model"])
     if champion and champion.parent_uri("model") == now:
         return champion
-    if ready(now) is None:
+    if find_intact_dataset(now) is None:
         return None
     promoted_by = context.workspace.absolute(reigning.get("evaluation", ""))
     for uri in (promoted_by, *_evaluations(context.workspace)):

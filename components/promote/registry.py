@@ -17,7 +17,7 @@ from urllib.parse import urlencode, urlsplit
 
 from ..store.errors import MillError, TransientError, UserError, wrong
 from ..store.retry import with_retry
-from ..store.uri import safe, scheme
+from ..store.uri import redact, scheme
 from ..store.workspace import Workspace
 
 MLFLOW, KUBEFLOW = "mlflow+", "kubeflow+"
@@ -72,7 +72,7 @@ def register(registry: str, version: Version) -> bool:
             return _Mlflow(registry.removeprefix(MLFLOW)).register(version)
         return _Kubeflow(registry.removeprefix(KUBEFLOW)).register(version)
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{safe(registry)}: expected a model registry's answer, found another ({error!r})") from None
+        raise UserError(f"{redact(registry)}: expected a model registry's answer, found another ({error!r})") from None
 
 
 class _Api:
@@ -94,27 +94,27 @@ class _Api:
             try:
                 answer = self._pool.request(method, url, json=body)
             except HTTPError as error:
-                raise TransientError(f"{safe(self._url)}: no answer ({type(error).__name__})") from None
+                raise TransientError(f"{redact(self._url)}: no answer ({type(error).__name__})") from None
             if answer.status == 404:
                 return None
             if answer.status >= 500 or answer.status == 429:
-                raise TransientError(f"{method} {safe(url)}: status {answer.status}")
+                raise TransientError(f"{method} {redact(url)}: status {answer.status}")
             if answer.status >= 400:
                 said = answer.data.decode("utf-8", "replace")[:300]
-                raise UserError(f"{method} {safe(url)}: status {answer.status}: {' '.join(said.split())}")
+                raise UserError(f"{method} {redact(url)}: status {answer.status}: {' '.join(said.split())}")
             try:
                 found = json.loads(answer.data or b"{}")
             except ValueError:
-                raise UserError(f"{method} {safe(url)}: expected JSON, found something else") from None
+                raise UserError(f"{method} {redact(url)}: expected JSON, found something else") from None
             return found if isinstance(found, dict) else {}
 
-        return with_retry(once, f"{method} {safe(url)}", _PATIENCE_S, service="registry")
+        return with_retry(once, f"{method} {redact(url)}", _PATIENCE_S, service="registry")
 
     def need(self, method: str, path: str, body: Json | None = None, **query: str) -> Json:
         """Return the answer of a path that must be there."""
         found = self.call(method, path, body, **query)
         if found is None:
-            raise MillError(f"{method} {safe(self._url)}{self._prefix}{path}: status 404")
+            raise MillError(f"{method} {redact(self._url)}{self._prefix}{path}: status 404")
         return found
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from ..store.config import STEPS
 from ..store.labels import MULTI
 from ..store.manifest import Dataset, read_dataset
-from ..store.progress import duration, size
+from ..store.progress import format_duration, format_size
 from ..store.shards import read_columns
 from ..store.workspace import Workspace
 from . import charts, multi_label, pictures, quality, suspects
@@ -292,7 +292,14 @@ def render(facts: dict[str, Any]) -> str:
 
     files = FileSystemLoader(Path(__file__).parent)
     page = Environment(loader=files, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page.filters |= {"num": _number, "pct": _percent, "score": _score, "gain": _gain, "took": _took, "size": size}
+    page.filters |= {
+        "num": _number,
+        "pct": _percent,
+        "score": _score,
+        "gain": _gain,
+        "took": _took,
+        "size": format_size,
+    }
     page.filters["file"] = _file
     return str(page.get_template("report.html.j2").render(facts))
 
@@ -322,4 +329,4 @@ def _gain(value: float | None) -> str:
 def _took(seconds: float | None) -> str:
     if seconds is None:
         return _NONE
-    return f"{seconds:.1f} s" if seconds < 10 else duration(seconds)
+    return f"{seconds:.1f} s" if seconds < 10 else format_duration(seconds)

@@ -18,9 +18,9 @@ import numpy as np
 
 from ..store import uri as uris
 from ..store.errors import MillError, UserError, wrong
-from ..store.filesystem import store_for
+from ..store.filesystem import get_store
 from ..store.fingerprint import canonical_json, digest
-from ..store.images import VETTED, Decoded, ImageRejected, Pixels, decode, in_color
+from ..store.images import NO_LIMITS, Decoded, ImageRejected, Pixels, convert_color, decode
 
 FIELD = "backgrounds"
 ENDINGS = ("jpg", "jpeg", "jfif", "png", "webp", "gif", "tif", "tiff", "bmp")
@@ -46,7 +46,7 @@ class Background:
 def list_backgrounds(folder: str) -> tuple[Background, ...]:
     """The pictures below a folder or prefix, by name. UserError where there is none."""
     place = uris.normalize(folder, FIELD).rstrip("/")
-    store, found = store_for(place), []
+    store, found = get_store(place), []
     for entry in store.list(place):
         name = entry.uri.removeprefix(f"{place}/")
         if name.rpartition(".")[2].lower() in ENDINGS and not name.rpartition("/")[2].startswith("."):
@@ -64,12 +64,12 @@ def digest_of(pictures: Sequence[Background]) -> str:
 
 def write_listing(uri: str, pictures: Sequence[Background]) -> None:
     """Put the list where every worker can read it; it is work in progress, named by its content."""
-    store_for(uri).put_if_absent(uri, canonical_json([asdict(one) for one in pictures]))
+    get_store(uri).put_if_absent(uri, canonical_json([asdict(one) for one in pictures]))
 
 
 @lru_cache(maxsize=4)
 def read_listing(uri: str) -> tuple[Background, ...]:
-    return tuple(Background(**one) for one in json.loads(store_for(uri).read(uri)))
+    return tuple(Background(**one) for one in json.loads(get_store(uri).read(uri)))
 
 
 class _Cache:
@@ -116,7 +116,7 @@ def picture(folder: str, one: Background, color: str, height: int, width: int) -
 
 def _read(uri: str, one: Background, color: str, side: int) -> Pixels:
     try:
-        data = store_for(uri).read(uri)
+        data = get_store(uri).read(uri)
     except FileNotFoundError:
         data = b""
     changed = len(data) != one.size
@@ -154,7 +154,7 @@ def colour_field(seed: int, color: str, height: int, width: int) -> Pixels:
     random = np.random.default_rng(seed)
     grid = random.integers(0, 256, (*random.integers(*GRID, 2), 3), np.uint8)
     smooth = cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC)
-    return in_color(np.ascontiguousarray(smooth), color)
+    return convert_color(np.ascontiguousarray(smooth), color)
 
 
 def foreground(mask: bytes, image: Decoded) -> Pixels | None:
@@ -164,7 +164,7 @@ def foreground(mask: bytes, image: Decoded) -> Pixels | None:
 
     height, width = image.height, image.width
     try:
-        found = decode(mask, "gray", limits=VETTED).pixels
+        found = decode(mask, "gray", limits=NO_LIMITS).pixels
     except ImageRejected as error:
         raise MillError(f"a mask that clean kept does not decode ({error}); this is an error of imagemill's") from None
     if found.shape[:2] != (height, width):

@@ -18,7 +18,7 @@ from ..store.choices import (
     QUALITIES,
     usual_resize,
 )
-from ..store.config import DEVICE, StepConfig, option
+from ..store.config import DEVICE_HELP, StepConfig, option
 from ..store.errors import wrong
 from ..store.model_presets import NORMALIZATIONS
 
@@ -40,11 +40,11 @@ class ResizeConfig(StepConfig):
 
     PARENTS: ClassVar[tuple[str, ...]] = ("clean",)
 
-    clean: str = option("", "URI of the clean dataset", counts=False)
-    model_preset: str = option("", model_presets.HELP, counts=False)  # what it fills in counts
+    clean: str = option("", "URI of the clean dataset", in_fingerprint=False)
+    model_preset: str = option("", model_presets.HELP, in_fingerprint=False)  # what it fills in counts
     image_size: int | None = option(
         None, "height and width that the model sees, in pixels (default: by the model preset; 128; the demo's 64)",
-        low=8, high=8192, usual=USUAL_SIZE,
+        low=8, high=8192, fallback=USUAL_SIZE,
     )  # fmt: skip
     resize_size: int | None = option(
         None, "crop: what the short side is resized to first (default: by the model preset; image_size x 256/224)",
@@ -54,7 +54,7 @@ class ResizeConfig(StepConfig):
         None, "crop: side of the square that is stored (such as 256 for an image_size of 224): the model sees its "
         "centre, training crops at random, up to resize_size (default: image_size)", low=8, high=16384,
     )  # fmt: skip
-    preset: str = option("photo", presets.HELP, counts=False, choices=presets.NAMES)
+    preset: str = option("photo", presets.HELP, in_fingerprint=False, choices=presets.NAMES)
     resize_mode: str = option(
         "auto",
         "crop: short side to resize_size, then the centre; squash: straight to the square; letterbox: long "
@@ -64,7 +64,7 @@ class ResizeConfig(StepConfig):
     )
     interpolation: str = option(
         "auto", "how pixels are resampled, always antialiased (default: by the model preset; bilinear)",
-        choices=("auto", *INTERPOLATIONS), usual="bilinear",
+        choices=("auto", *INTERPOLATIONS), fallback="bilinear",
     )  # fmt: skip
     quality: str = option(
         "exact", "exact: within 0.3 of 255 of Pillow's own resize on photographs; fast: within 1.5", choices=QUALITIES
@@ -105,27 +105,34 @@ class ResizeConfig(StepConfig):
     )
     backgrounds: str = option(
         "", "background: folder or prefix of pictures to put behind (default: made, smooth fields of colour)",
-        counts=False,  # by their content
+        in_fingerprint=False,  # by their content
     )  # fmt: skip
     copy_flip: bool = option(False, "mirror half of the copies; never for text, digits or arrows")
     copy_seed: int = option(0, "what the copies' random choices are drawn from", low=0, high=2**31 - 1)
-    device: str = option("auto", DEVICE, counts=False, choices=("auto", "cpu", "cuda"))  # what it comes to counts
+    device: str = option(
+        "auto", DEVICE_HELP, in_fingerprint=False, choices=("auto", "cpu", "cuda")
+    )  # what it comes to counts
     gpu_pixels: int = option(
-        GPU_PIXELS, "device auto: from this mean number of pixels an image on a GPU is used", counts=False, low=1
+        GPU_PIXELS,
+        "device auto: from this mean number of pixels an image on a GPU is used",
+        in_fingerprint=False,
+        low=1,
     )
-    gpu_share: float = option(0.5, "device cuda: share of a GPU that one worker takes", counts=False, low=0.01, high=1)
+    gpu_share: float = option(
+        0.5, "device cuda: share of a GPU that one worker takes", in_fingerprint=False, low=0.01, high=1
+    )
     ray_address: str = option(
         "",
         "where Ray runs: an existing cluster, by its client (ray://host:10001), from one of its nodes (auto, "
         "host:6379), or as a job that it runs (http://host:8265) (default: in this process)",
-        counts=False,
+        in_fingerprint=False,
     )
     executor: str = option(
         "auto", "what does the work where no ray_address is given: threads of this process, or Ray started on this "
-        "machine; auto: threads where they are done before Ray has started", counts=False, choices=EXECUTORS,
+        "machine; auto: threads where they are done before Ray has started", in_fingerprint=False, choices=EXECUTORS,
     )  # fmt: skip
     resize_workers: int | None = option(
-        None, "CPU cores for threads or Ray in this process (default: all)", counts=False, low=1, high=1024
+        None, "CPU cores for threads or Ray in this process (default: all)", in_fingerprint=False, low=1, high=1024
     )
 
     def __post_init__(self) -> None:

@@ -21,9 +21,9 @@ from ..store.errors import UserError
 from ..store.fingerprint import digest
 from ..store.images import Decoded, Pixels
 from ..store.manifest import Dataset
-from ..store.pipelines import PIPELINES, apply_pipeline, check_pipeline, pipeline_text
+from ..store.pipelines import PIPELINES, apply_pipeline, check_pipeline, load_pipeline
 from ..store.policies import rand_augment
-from ..store.resample import Geometry, decode_to, fit
+from ..store.resample import Geometry, decode_and_resize, resize_image
 from . import backgrounds as behind
 from .config import ResizeConfig
 
@@ -65,11 +65,11 @@ class Planned:
     policy: CopyPolicy | None
     pictures: tuple[behind.Background, ...] = ()
 
-    def counting(self, config: ResizeConfig) -> dict[str, Any]:
+    def fingerprint_values(self, config: ResizeConfig) -> dict[str, Any]:
         """The config's counting fields; of those about copies only what the policy looks at, files by their content."""
         wanted = (*_ALWAYS, *_COUNTS[self.policy.policy]) if self.policy else ()
         about = ("copies", "copy_", "backgrounds")
-        found = {k: v for k, v in config.counting().items() if k in wanted or not k.startswith(about)}
+        found = {k: v for k, v in config.fingerprint_values().items() if k in wanted or not k.startswith(about)}
         if self.policy and self.policy.pipeline and config.copy_pipeline not in PIPELINES:
             found["copy_pipeline"] = digest(json.loads(self.policy.pipeline))
         if self.pictures:
@@ -93,7 +93,7 @@ def planned(config: ResizeConfig, clean: Dataset) -> Planned:
         config.copies, config.copy_policy, config.copy_seed, config.copy_flip, config.copy_ops, config.copy_magnitude
     )
     if policy.policy == ALBUMENTATIONS:
-        text = pipeline_text(config.copy_pipeline, PIPELINE_FIELD)
+        text = load_pipeline(config.copy_pipeline, PIPELINE_FIELD)
         geometry = config.geometry(clean.manifest.image["color"])
         check_pipeline(text, geometry.kept, geometry.kept, source_channels(geometry), PIPELINE_FIELD)
         return Planned(replace(policy, pipeline=text))
@@ -155,7 +155,7 @@ def with_copies(row: dict[str, Any], geometry: Geometry, policy: CopyPolicy) -> 
         pictures.append(picture.copy())
         return picture
 
-    yield decode_to(row["image"]["bytes"], geometry, keep, keep_picture), ""
+    yield decode_and_resize(row["image"]["bytes"], geometry, keep, keep_picture), ""
     share = _share(row, seen[0]) if policy.masked else None
     if policy.masked and share is None:
         return
@@ -165,7 +165,7 @@ def with_copies(row: dict[str, Any], geometry: Geometry, policy: CopyPolicy) -> 
         said: dict[str, Any] = {"policy": policy.policy, "flip": flip}
         if share is not None:
             made, drawn = _behind(seen[0], share, geometry, policy, random)
-            pixels = fit(made, geometry, mirrored if flip else None)
+            pixels = resize_image(made, geometry, mirrored if flip else None)
         else:
             picture, drawn = _augmented(mirrored(pictures[0]) if flip else pictures[0], policy, random)
             pixels = _finished(picture, geometry)
@@ -190,7 +190,7 @@ def _finished(picture: Pixels, geometry: Geometry) -> Pixels:
     height, width = picture.shape[:2]
     if geometry.mode == "crop":
         geometry = replace(geometry, mode="squash", size=geometry.kept, stored=0, resize=0)
-    return fit(Decoded(picture, width, height, ""), geometry)
+    return resize_image(Decoded(picture, width, height, ""), geometry)
 
 
 def _share(row: dict[str, Any], decoded: Decoded) -> Pixels | None:

@@ -14,7 +14,7 @@ import numpy as np
 from ..store import uri as uris
 from ..store.errors import MillError
 from ..store.manifest import MANIFEST, Dataset, File
-from ..store.parallel import ordered
+from ..store.parallel import map_ordered
 from ..store.shards import open_parquet, read_row_group
 from .config import ResizeConfig
 
@@ -53,7 +53,7 @@ def mean_pixels(clean: Dataset) -> float:
     """Pixels of an image, the mean of a sample that depends on the dataset alone: some row groups of some files."""
     files = clean.files()
     step = max(1, -(-len(files) // SAMPLED_FILES))
-    found = list(ordered(files[::step], lambda file: _pixels(clean, file), 8, lambda file: 0))
+    found = list(map_ordered(files[::step], lambda file: _pixels(clean, file), 8, lambda file: 0))
     rows = sum(number for number, _ in found)
     return sum(pixels for _, pixels in found) / max(1, rows)
 

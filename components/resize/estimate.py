@@ -22,11 +22,11 @@ from ..store.choices import COLORS, JPEG, RAW
 from ..store.images import Pixels
 from ..store.manifest import Dataset
 from ..store.parallel import cores
-from ..store.progress import size
+from ..store.progress import format_size
 from ..store.resample import Geometry
 from ..store.shards import open_parquet, read_row_group
 from ..store.step import Context
-from ..store.tensors import encode_jpeg, images_of
+from ..store.tensors import decode_column, encode_jpeg
 from .config import ResizeConfig
 from .work import Recipe
 
@@ -84,7 +84,7 @@ def _raw_line(rows: int, recipe: Recipe) -> str:
     pixels = pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), number, [None, pa.py_buffer(bytes(number * width))])
     rate = _rate(pixels, {"shape": [1, width, 1], "encoding": RAW}) * width / raw
     return (
-        f"raw: {size(rows * raw)}, read at about {_about(rate)} images/s from memory, "
+        f"raw: {format_size(rows * raw)}, read at about {_about(rate)} images/s from memory, "
         f"{_about(min(rate, LINK / raw))}/s over a {LINK / 1e6:.0f} MB/s link"
     )
 
@@ -99,8 +99,8 @@ def _jpeg_line(rows: int, jpegs: Sequence[bytes], geometry: Geometry, config: Re
     rate = _rate(pa.Array.from_buffers(pa.binary(), wanted, buffers), {"shape": shape, "encoding": JPEG})
     colour = f", {':'.join(config.jpeg_subsampling)}" if shape[2] == 3 else ""
     return (
-        f"jpeg (quality {config.jpeg_quality}{colour}): {size(rows * mean)}, decoded at about {_about(rate)} images/s, "
-        f"{_about(min(rate, LINK / mean))}/s over that link"
+        f"jpeg (quality {config.jpeg_quality}{colour}): {format_size(rows * mean)}, decoded at about "
+        f"{_about(rate)} images/s, {_about(min(rate, LINK / mean))}/s over that link"
     )
 
 
@@ -163,7 +163,7 @@ def _rate(images: pa.Array, image: dict[str, Any]) -> float:
     def read() -> float:
         started = time.perf_counter()
         with pq.ParquetFile(pa.BufferReader(written)) as parquet:
-            images_of(parquet.read_row_group(0, use_threads=False).column("image"), image)
+            decode_column(parquet.read_row_group(0, use_threads=False).column("image"), image)
         return time.perf_counter() - started
 
     return len(images) / min(_until(MEASURE_S, [read] * 10))

@@ -17,10 +17,10 @@ import numpy as np
 from PIL import Image
 
 from ..store.choices import COLORS
-from ..store.edges import edge_channels
 from ..store.errors import TransientError
-from ..store.images import Pixels, in_color, sniff
-from ..store.resample import LONG, Geometry, _centre, _padded, decode_to
+from ..store.headers import sniff
+from ..store.images import Pixels, convert_color
+from ..store.resample import MAX_ASPECT_RATIO, Geometry, center_square, compute_edges, decode_and_resize, pad_to_square
 from .work import Kernel
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def kernel_on(device: str) -> Kernel:
             some = _decoded(images[begin:end], headers[begin:end], geometry, device)
             for data, header, picture in zip(images[begin:end], headers[begin:end], some, strict=True):
                 if header is None or picture is None:
-                    yield decode_to(data, geometry)
+                    yield decode_and_resize(data, geometry)
                 else:
                     yield finished(resampled(_turned(picture, header.orientation), geometry), geometry)
 
@@ -79,7 +79,7 @@ def header_of(data: bytes) -> Stored | None:
         return None
     if opened.mode == "RGB" and not _is_ycbcr(opened):
         return None
-    if max(opened.size) > LONG * min(opened.size):
+    if max(opened.size) > MAX_ASPECT_RATIO * min(opened.size):
         return None
     known = isinstance(orientation, int) and 1 <= orientation <= 8
     return Stored(*opened.size, opened.mode == "L", orientation if known else 1)
@@ -189,7 +189,7 @@ def resampled(picture: torch.Tensor, geometry: Geometry) -> Pixels:
             raise _no_memory(error) from None
         picture = made[0].round_().clamp_(0, 255).to(torch.uint8)
     if geometry.mode == "crop":
-        top, left, size = _centre(width, height, geometry)
+        top, left, size = center_square(width, height, geometry)
         picture = picture[:, top : top + size, left : left + size]
     found: Pixels = picture.permute(1, 2, 0).contiguous().cpu().numpy()
     return found
@@ -197,8 +197,8 @@ def resampled(picture: torch.Tensor, geometry: Geometry) -> Pixels:
 
 def finished(picture: Pixels, geometry: Geometry) -> Pixels:
     """uint8 [h, w, 3 in RGB or the one channel] → uint8 [H, W, C]: colour, edges and what is black around."""
-    color = in_color(_padded(picture, geometry.kept), geometry.color)
+    color = convert_color(pad_to_square(picture, geometry.kept), geometry.color)
     if not geometry.edges:
         return color
-    edges = edge_channels(in_color(picture, "gray"), geometry.edges, geometry.canny_low, geometry.canny_high)
-    return np.concatenate([color, _padded(edges, geometry.kept)], axis=2)
+    edges = compute_edges(convert_color(picture, "gray"), geometry.edges, geometry.canny_low, geometry.canny_high)
+    return np.concatenate([color, pad_to_square(edges, geometry.kept)], axis=2)

@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeVar
 
 from ..store import uri as uris
 from ..store.errors import MillError, TransientError, UserError
-from ..store.parallel import workers_that_fit
+from ..store.parallel import max_workers
 from ..store.progress import say
 from . import remains
 from .config import VERSION
@@ -137,7 +137,7 @@ def _start(workers: int | None, gpus: int) -> str:
     with said_address("local"):
         import ray
 
-        number = workers or workers_that_fit(WORKER_BYTES, RAY_BYTES)
+        number = workers or max_workers(WORKER_BYTES, RAY_BYTES)
         try:
             # `local`: never join a cluster that somebody left running. Nothing large goes through the store.
             started: Any = ray.init(

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from ..store.errors import DatasetError
 from ..store.labels import SINGLE
 from ..store.manifest import Dataset, File
-from ..store.parallel import ordered
+from ..store.parallel import map_ordered
 from ..store.shards import open_parquet, read_row_group
 
 FILE_BYTES = 64 * 2**20
@@ -179,7 +179,7 @@ def _positions(source: Source, ranges: Indices) -> tuple[Indices, Indices]:
 def index_files(clean: Dataset, split: str) -> tuple[Source, ...]:
     """The clean files of one split, their indices read by some threads."""
     files = clean.files("data", split)
-    return tuple(ordered(files, lambda file: _index(clean, file), INDEX_THREADS, lambda file: 8 * file.rows))
+    return tuple(map_ordered(files, lambda file: _index(clean, file), INDEX_THREADS, lambda file: 8 * file.rows))
 
 
 def _index(clean: Dataset, file: File) -> Source:

@@ -30,7 +30,7 @@ from ..store.errors import (
     wrong,
 )
 from ..store.fingerprint import digest
-from ..store.manifest import Dataset, ready
+from ..store.manifest import Dataset, find_intact_dataset
 from ..store.step import Context
 from .config import ResizeConfig
 from .copies import absolute
@@ -71,9 +71,9 @@ def for_job(clean: Dataset, config: ResizeConfig, context: Context) -> ResizeCon
 def _refuse_secrets(config: ResizeConfig) -> None:
     for one in fields(config):
         value = getattr(config, one.name)
-        if isinstance(value, str) and uris.scheme(value) and uris.safe(value) != value:
+        if isinstance(value, str) and uris.scheme(value) and uris.redact(value) != value:
             raise wrong(one.name, "an address without login and query, since everyone on the cluster can read a job's "
-                        "command line", uris.safe(value))  # fmt: skip
+                        "command line", uris.redact(value))  # fmt: skip
 
 
 def command(config: ResizeConfig) -> list[str]:
@@ -147,7 +147,7 @@ class _Run:
                 if self._submit(job):
                     self.context.say(f"Ray job {job} submitted to {self.client.get_address()}")
                     return job
-            elif not found.status.is_terminal() or (found.status == "SUCCEEDED" and ready(self.uri)):
+            elif not found.status.is_terminal() or (found.status == "SUCCEEDED" and find_intact_dataset(self.uri)):
                 self.context.say(f"Ray job {job} is there already: {found.status.lower()}")
                 return job
             else:
@@ -222,7 +222,7 @@ class _Run:
     def outcome(self, job: str, found: Any) -> Dataset:
         """The dataset that a job which has ended made, or its error."""
         if found.status == "SUCCEEDED":
-            if dataset := ready(self.uri):
+            if dataset := find_intact_dataset(self.uri):
                 return dataset
             raise UserError(f"{_unseen(self.context.workspace.uri)}, or by another imagemill: the Ray job {job} "
                             f"succeeded and there is no dataset {self.uri}")  # fmt: skip
@@ -272,8 +272,8 @@ def _stopped_with_this(client: Any, job: str, context: Context) -> Iterator[None
 
 def _client(address: str) -> Any:
     """Ray's own client for jobs, with patience of its own; whoever does not answer or refuses is an error."""
-    if uris.safe(address) != address:
-        raise wrong("ray_address", f"no login in it (a token goes in {TOKEN})", uris.safe(address))
+    if uris.redact(address) != address:
+        raise wrong("ray_address", f"no login in it (a token goes in {TOKEN})", uris.redact(address))
     use_token()
     with said_address(address):
         from ray.job_submission import JobSubmissionClient
@@ -287,7 +287,9 @@ def _client(address: str) -> Any:
                 return Client(address)
         except (RuntimeError, ValueError, KeyError) as error:
             raise wrong(
-                "ray_address", "the address of a Ray cluster's dashboard", f"{uris.safe(address)}: {first_line(error)}"
+                "ray_address",
+                "the address of a Ray cluster's dashboard",
+                f"{uris.redact(address)}: {first_line(error)}",
             ) from None
 
 

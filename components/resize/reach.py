@@ -30,7 +30,8 @@ def check_address(address: str) -> None:
     found = _ADDRESS.match(address)
     if address != AUTO and not (found and 0 < int(found.group(3)) < 65536):
         raise UserError(
-            f"ray_address: expected auto, host:6379, ray://host:10001 or http://host:8265, found {uris.safe(address)!r}"
+            f"ray_address: expected auto, host:6379, ray://host:10001 or http://host:8265, found "
+            f"{uris.redact(address)!r}"
         )
 
 
@@ -82,13 +83,13 @@ def _login() -> list[tuple[str, str]]:
 
 def nobody(address: str, why: str) -> TransientError:
     return TransientError(
-        f"ray_address: expected a Ray cluster at {uris.safe(address)}, found none that answers: {why}"
+        f"ray_address: expected a Ray cluster at {uris.redact(address)}, found none that answers: {why}"
     )
 
 
 def refused(address: str, why: str) -> UserError:
     return UserError(
-        f"ray_address: expected a token that the cluster at {uris.safe(address)} takes ({TOKEN}), found "
+        f"ray_address: expected a token that the cluster at {uris.redact(address)} takes ({TOKEN}), found "
         f"{'one that it refuses' if _login() else 'none'}: {why}"
     )
 

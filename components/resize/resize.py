@@ -10,11 +10,11 @@ from typing import Any
 from ..store import uri as uris
 from ..store.choices import JPEG
 from ..store.errors import MillError, error_for_exit_code, wrong
-from ..store.filesystem import store_for
+from ..store.filesystem import get_store
 from ..store.fingerprint import fingerprint
-from ..store.manifest import MANIFEST, Dataset, File, Manifest, Totals, commit, ready
-from ..store.parallel import workers_that_fit
-from ..store.progress import Progress, size
+from ..store.manifest import MANIFEST, Dataset, File, Manifest, Totals, commit, find_intact_dataset
+from ..store.parallel import max_workers
+from ..store.progress import Progress, format_size
 from ..store.step import CACHED, RAN, Context, Outcome
 from .actors import run_on_gpus
 from .batches import batches, make_files
@@ -47,7 +47,7 @@ class Target:
 
     @property
     def fingerprint(self) -> str:
-        return uris.last_part(self.uri)
+        return uris.basename(self.uri)
 
     def for_job(self, context: Context) -> ResizeConfig:
         """The config that a job of a Ray cluster makes these tensors with (`ray_job.command` is its command line)."""
@@ -60,7 +60,7 @@ def find(config: ResizeConfig, context: Context, gpus: int | None = None) -> Tar
     config = config.for_images(clean.manifest.extra)
     copies = planned(config, clean)
     device = choose_device(config, clean, context.say, gpus)
-    counting = copies.counting(config) | context.attempt() | ({"device": device} if device != CPU else {})
+    counting = copies.fingerprint_values(config) | context.attempt() | ({"device": device} if device != CPU else {})
     uri = context.workspace.dataset("tensors", fingerprint("tensors", VERSION, [clean.fingerprint], counting))
     return Target(uri, clean, replace(config, device=device), copies)
 
@@ -77,7 +77,7 @@ def outcome(target: Target, dataset: Dataset, state: str, context: Context) -> O
     """Say what the tensors are, and note them as the latest of their name."""
     context.note_latest(target.config.name or target.clean.manifest.extra["dataset_name"], dataset)
     totals, shape = dataset.manifest.totals, dataset.manifest.image["shape"]
-    context.say(f"{totals.rows:,} images of {shape[1]} x {shape[0]} x {shape[2]} · {size(totals.bytes)}")
+    context.say(f"{totals.rows:,} images of {shape[1]} x {shape[0]} x {shape[2]} · {format_size(totals.bytes)}")
     _say_copies(dataset, context)
     return Outcome(dataset.uri, dataset.fingerprint, state, {"rows": totals.rows, "bytes": totals.bytes})
 
@@ -90,7 +90,7 @@ def _built(clean: Dataset, uri: str, config: ResizeConfig, context: Context, cop
             dataset = _build(clean, uri, config, context, copies)
     except MillError:
         # Another run may have committed the same meanwhile, and removed the runs that this one was reading.
-        if (winner := ready(uri)) is None:
+        if (winner := find_intact_dataset(uri)) is None:
             raise
         dataset = winner
     remove_runs(uri)
@@ -114,7 +114,7 @@ def _build(clean: Dataset, uri: str, config: ResizeConfig, context: Context, cop
 def _slots(clean: Dataset, config: ResizeConfig) -> Iterator[Slots]:
     """Where the jobs run: in threads of this process, or on Ray."""
     if _uses_threads(clean, config):
-        yield Threads(config.resize_workers or workers_that_fit(WORKER_BYTES))
+        yield Threads(config.resize_workers or max_workers(WORKER_BYTES))
         return
     gpus = {"gpus": gpus_here()} if config.device != CPU and not config.ray_address else {}
     with ray_session(config.ray_address, config.resize_workers, uris.join(clean.uri, MANIFEST), **gpus) as cluster:
@@ -125,7 +125,7 @@ def _uses_threads(clean: Dataset, config: ResizeConfig) -> bool:
     """GPUs are used by Ray's actors; copies are drawn with libraries that have one state for all threads."""
     if config.ray_address or config.device != CPU or config.copies or config.executor == "ray":
         return False
-    workers = config.resize_workers or workers_that_fit(WORKER_BYTES)
+    workers = config.resize_workers or max_workers(WORKER_BYTES)
     return config.executor == "threads" or work_seconds(clean.manifest.totals) <= RAY_START_S * workers
 
 
@@ -174,7 +174,7 @@ class _Work:
         for job in jobs:
             record = self.context.workspace.work_record(self.uri, job.key)
             made = Made.from_record(record) if record else None
-            entry = store_for(self.uri).stat(uris.join(self.uri, made.file.uri)) if made else None
+            entry = get_store(self.uri).stat(uris.join(self.uri, made.file.uri)) if made else None
             whole = made and entry and entry.size == made.file.bytes
             if made and whole and (made.sums or not self.recipe.with_sums or job.split != "train"):
                 self.done[job.key] = made
@@ -260,9 +260,9 @@ def _manifest(clean: Dataset, uri: str, config: ResizeConfig, recipe: Recipe, ma
     mean, std = normalization_of(config.normalization, geometry.color, geometry.shape[2], sums)
     return Manifest(
         kind="tensors",
-        fingerprint=uris.last_part(uri),
+        fingerprint=uris.basename(uri),
         parents=(clean.as_parent(uri),),
-        config=config.effective(),
+        config=config.manifest_values(),
         task=clean.manifest.task,
         classes=clean.manifest.classes,
         files=tuple(files),

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from ..store import uri as uris
 from ..store.errors import DatasetError, MillError
-from ..store.filesystem import store_for
+from ..store.filesystem import get_store
 from ..store.manifest import File
 from ..store.shards import Layout, ShardWriter, open_parquet, read_row_group
 from .batches import READ_AT_MOST, amplification, files_a_task, files_held
@@ -102,15 +102,15 @@ def run_of(record: dict[str, Any], group: Sequence[Source], dataset_uri: str) ->
 
 def is_whole(record: dict[str, Any], dataset_uri: str) -> bool:
     """The files of a run that was recorded are there."""
-    found = {file["uri"]: store_for(dataset_uri).stat(uris.join(dataset_uri, file["uri"])) for file in record["files"]}
+    found = {file["uri"]: get_store(dataset_uri).stat(uris.join(dataset_uri, file["uri"])) for file in record["files"]}
     return all((entry := found[file["uri"]]) and entry.size == file["bytes"] for file in record["files"])
 
 
 def remove_runs(dataset_uri: str) -> None:
     """After the commit: they are as large as the data, and nobody reads them again."""
     folder = uris.join(dataset_uri, *RUNS.split("/"))
-    for entry in list(store_for(folder).list(folder)):
-        store_for(folder).discard(entry.uri)
+    for entry in list(get_store(folder).list(folder)):
+        get_store(folder).discard(entry.uri)
 
 
 def merge(task: Merge, dataset_uri: str) -> dict[str, Any]:

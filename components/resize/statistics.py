@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..store.images import Pixels
-from ..store.model_presets import known as known
+from ..store.model_presets import mean_and_std as mean_and_std
 
 Histogram = npt.NDArray[np.int64]
 
@@ -78,11 +78,11 @@ def add_histogram(total: Histogram, pixels: Pixels) -> None:
 
 def needs_sums(normalization: str, color: str, edges: tuple[str, ...]) -> bool:
     """Some channel is normalized by the training images' own mean and spread."""
-    return not known(normalization, color)[0] or bool(edges)
+    return not mean_and_std(normalization, color)[0] or bool(edges)
 
 
 def normalization_of(normalization: str, color: str, channels: int, sums: Sums) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of every channel: the named ones where they are wanted and known, else by `sums`."""
-    mean, std = known(normalization, color)
+    mean, std = mean_and_std(normalization, color)
     own = [sums.mean_std(channel) for channel in range(len(mean), channels)]
     return [*mean, *(one for one, _ in own)], [*std, *(one for _, one in own)]

@@ -14,8 +14,8 @@ from ..store.choices import RAW
 from ..store.errors import MillError
 from ..store.images import ImageRejected, Pixels
 from ..store.labels import MULTI, SINGLE, label_column
-from ..store.manifest import File, add_counts
-from ..store.resample import Geometry, decode_to
+from ..store.manifest import File, sum_counts
+from ..store.resample import Geometry, decode_and_resize
 from ..store.shards import Layout, ShardWriter, open_parquet, read_row_group
 from ..store.tensors import encode_jpeg
 from .copies import CopyPolicy, place, with_copies
@@ -74,7 +74,7 @@ Kernel = Callable[[Sequence[bytes], Geometry], Iterator[Pixels]]
 
 def one_by_one(images: Sequence[bytes], geometry: Geometry) -> Iterator[Pixels]:
     """The kernel of the CPU."""
-    return (decode_to(data, geometry) for data in images)
+    return (decode_and_resize(data, geometry) for data in images)
 
 
 def make_file(
@@ -116,7 +116,7 @@ class Copied:
         """Of several files."""
         total = cls()
         for one in some:
-            total = cls(total.rows + one.rows, add_counts(total.by_class, one.by_class), total.without + one.without)
+            total = cls(total.rows + one.rows, sum_counts(total.by_class, one.by_class), total.without + one.without)
         return total
 
     def added_to(self, by_class: dict[str, int], classes: Sequence[str]) -> dict[str, int]:

@@ -1,5 +1,5 @@
-"""What torchvision has, read from its source text: importing it takes seconds, and a typing mistake should not. Names
-of timm's go to timm_models."""
+"""Names of torchvision's models and weights, parsed from its source: importing it takes seconds, and reporting a
+mistyped name should not. Names of timm's go to timm_models."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from . import timm_models
 from .errors import wrong
 
 _DROP_PATH = ("convnext_", "efficientnet_", "maxvit_", "swin_")
-"""What the names of torchvision's networks with stochastic depth begin with."""
+"""Prefixes of torchvision's networks with stochastic depth."""
 _TRANSFORMERS = re.compile(r"(vit|swin|deit|beit|eva|cait|xcit|mixer|hiera)")
 
 
 @cache
 def _sources() -> tuple[str, ...]:
-    """The text of each module of classification models; nothing where torchvision is not installed."""
+    """Return the text of each module of classification models; nothing where torchvision is not installed."""
     spec = importlib.util.find_spec("torchvision")
     if spec is None or spec.origin is None:
         return ()
@@ -31,7 +31,7 @@ def _sources() -> tuple[str, ...]:
 
 @cache
 def backbones() -> tuple[str, ...]:
-    """The classification models by name."""
+    """Return the names of the classification models."""
     names: set[str] = set()
     for text in _sources():
         names.update(re.findall(r"@register_model\(\)\n(?:@.*\n)*def (\w+)\(", text))
@@ -41,12 +41,12 @@ def backbones() -> tuple[str, ...]:
 
 @cache
 def named_weights(backbone: str) -> tuple[str, ...]:
-    """The names of a model's pretrained weights, `DEFAULT` among them; nothing if that can't be told."""
+    """Return the names of a model's pretrained weights, `DEFAULT` among them; nothing if they are unknown."""
     return tuple(re.findall(r"^    ([A-Z]\w*) = ", _weights_class(backbone), re.MULTILINE))
 
 
 def _weights_class(backbone: str) -> str:
-    """The source text of the enumeration of a model's weights; empty if it can't be told."""
+    """Return the source of the enumeration of a model's weights; empty if it is unknown."""
     if not backbone.isidentifier():
         return ""
     for text in _sources():
@@ -59,7 +59,7 @@ def _weights_class(backbone: str) -> str:
 
 @dataclass(frozen=True)
 class Transforms:
-    """What weights were evaluated with, torchvision's `ImageClassification`: the short side is resized to
+    """The evaluation transforms of weights, torchvision's `ImageClassification`: the short side is resized to
     `resize_size` and the centre square of `crop_size` taken, in pixels; mean and std are of red, green, blue in [0, 1].
     The defaults are that class's."""
 
@@ -71,72 +71,76 @@ class Transforms:
 
 
 @cache
-def transforms_of(backbone: str, weights: str = "DEFAULT") -> Transforms | None:
-    """What a model's weights were evaluated with; None if there are no such weights, or if it can't be told."""
+def evaluation_transforms(backbone: str, weights: str = "DEFAULT") -> Transforms | None:
+    """Return the evaluation transforms of a model's weights; None if they are unknown."""
     try:
-        values = _assignments(_weights_class(backbone))
-        found = values.get(weights)
-        if isinstance(found, ast.Name):  # DEFAULT = IMAGENET1K_V2
-            found = values.get(found.id)
-        made = _arguments(found)["transforms"]  # partial(ImageClassification, crop_size=224, …)
-        if not isinstance(made, ast.Call) or ast.unparse(made.args[0]) != "ImageClassification":
+        members = _assignments(_weights_class(backbone))
+        value = members.get(weights)
+        if isinstance(value, ast.Name):  # DEFAULT = IMAGENET1K_V2
+            value = members.get(value.id)
+        factory = _arguments(value)["transforms"]  # partial(ImageClassification, crop_size=224, …)
+        if not isinstance(factory, ast.Call) or ast.unparse(factory.args[0]) != "ImageClassification":
             return None
-        said: dict[str, Any] = {name: _value(node) for name, node in _arguments(made).items() if name != "antialias"}
-        return Transforms(**said)
-    except (SyntaxError, KeyError, IndexError, TypeError, ValueError):  # written otherwise than we know it
+        arguments = _arguments(factory)
+        arguments.pop("antialias", None)
+        options: dict[str, Any] = {name: _evaluate(node) for name, node in arguments.items()}
+        return Transforms(**options)
+    except (SyntaxError, KeyError, IndexError, TypeError, ValueError):  # a version that is written differently
         return None
 
 
 def _assignments(text: str) -> dict[str, ast.expr]:
-    """`name = value` in the body of the one class of a text."""
-    body = [one for made in ast.parse(text).body if isinstance(made, ast.ClassDef) for one in made.body]
-    pairs = [(one.targets[0], one.value) for one in body if isinstance(one, ast.Assign)]
+    """Return the assignments `name = value` in the body of the only class of a text."""
+    classes = [node for node in ast.parse(text).body if isinstance(node, ast.ClassDef)]
+    statements = [statement for node in classes for statement in node.body]
+    pairs = [(node.targets[0], node.value) for node in statements if isinstance(node, ast.Assign)]
     return {target.id: value for target, value in pairs if isinstance(target, ast.Name)}
 
 
 def _arguments(call: ast.expr | None) -> dict[str, ast.expr]:
-    """The named arguments of a call; nothing of what is none."""
-    return {one.arg: one.value for one in call.keywords if one.arg} if isinstance(call, ast.Call) else {}
+    """Return the keyword arguments of a call; nothing for another expression."""
+    return (
+        {keyword.arg: keyword.value for keyword in call.keywords if keyword.arg} if isinstance(call, ast.Call) else {}
+    )
 
 
-def _value(node: ast.expr) -> object:
-    """A number, a tuple of them (also `1.0 / 255.0`), or the name of an `InterpolationMode`. ValueError for others."""
+def _evaluate(node: ast.expr) -> object:
+    """Evaluate a number (or a quotient), a tuple of them, or an `InterpolationMode` to its name; else ValueError."""
     if isinstance(node, ast.Tuple):
-        return tuple(_value(one) for one in node.elts)
+        return tuple(_evaluate(element) for element in node.elts)
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
-        above, below = ast.literal_eval(node.left), ast.literal_eval(node.right)
-        return float(above) / float(below)
+        return float(ast.literal_eval(node.left)) / float(ast.literal_eval(node.right))
     if isinstance(node, ast.Attribute):
         return node.attr.lower()
     return ast.literal_eval(node)
 
 
 def has_drop_path(backbone: str) -> bool:
-    """The network has branches that stochastic depth can skip (Huang et al., 2016)."""
-    if timm_models.is_timms(backbone):
+    """Return whether the network has branches that stochastic depth can skip (Huang et al., 2016)."""
+    if timm_models.is_timm(backbone):
         return timm_models.has_drop_path(backbone)
     return backbone.startswith(_DROP_PATH)
 
 
 def is_transformer(backbone: str) -> bool:
-    """A vision transformer or what is trained like one, by its name."""
+    """Return whether a network is, by its name, a vision transformer or trained like one."""
     return bool(_TRANSFORMERS.search(backbone))
 
 
 def check_backbone(name: str) -> None:
-    """UserError for a name that torchvision (timm:… timm) does not have, with the nearest ones; silent where it is not
-    installed."""
-    if timm_models.is_timms(name):
-        timm_models.check_timms(name)
+    """Raise UserError, with the nearest names, for a name that torchvision (timm:… timm) does not have; silent where
+    it is not installed."""
+    if timm_models.is_timm(name):
+        timm_models.check_timm_name(name)
         return
-    known = backbones()
-    if known and name not in known:
-        near = difflib.get_close_matches(name, known, 3) or [*known[:8], "…"]
-        raise wrong("backbone", f"a torchvision classification model ({', '.join(near)}), or timm:NAME", name)
+    names = backbones()
+    if names and name not in names:
+        nearest = difflib.get_close_matches(name, names, 3) or [*names[:8], "…"]
+        raise wrong("backbone", f"a torchvision classification model ({', '.join(nearest)}), or timm:NAME", name)
 
 
 def check_named_weights(backbone: str, weights: str) -> None:
-    """UserError for pretrained weights that the model does not have; of timm's the step that loads them knows."""
-    known = named_weights(backbone)
-    if known and weights not in known:
-        raise wrong("weights", f"one of {', '.join(known)} for {backbone}", weights)
+    """Raise UserError for pretrained weights that the model does not have; timm's are checked by train."""
+    names = named_weights(backbone)
+    if names and weights not in names:
+        raise wrong("weights", f"one of {', '.join(names)} for {backbone}", weights)

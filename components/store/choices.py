@@ -1,12 +1,12 @@
-"""The words that the steps' configs offer and the work on pixels goes by. Nothing heavy is imported here: a command's
-help names them all."""
+"""Names and limits of imaging: colors, modes, encodings, file extensions. Configs offer them as choices, so nothing
+heavy is imported here."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 COLORS = {"rgb": 3, "gray": 1, "ycbcr": 3, "lab": 3, "red": 1, "green": 1, "blue": 1}
-"""Colour spaces and their channels. `ycbcr`: full range, in the order Y, Cb, Cr (JFIF 1.02; ITU-T T.871);
+"""Color spaces and their channels. `ycbcr`: full range, in the order Y, Cb, Cr (JFIF 1.02; ITU-T T.871);
 `lab`: CIE L*a*b* of sRGB under D65 in 8 bits (L * 255 / 100, a + 128, b + 128), as OpenCV's RGB2LAB computes it;
 `red`, `green`, `blue`: that channel alone."""
 
@@ -29,8 +29,8 @@ CANNY_LOW, CANNY_HIGH = 100, 200
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What is refused before decoding. The default for pixels is Pillow's own for an error."""
+class DecodeLimits:
+    """Largest image that is decoded: pixels, pixels a side, bytes. The default for pixels is Pillow's for an error."""
 
     pixels: int = 178_956_970
     side: int = 65_500
@@ -38,5 +38,16 @@ class Limits:
 
 
 def usual_resize(size: int) -> int:
-    """The short side before a centre crop of `size`, as torchvision's references have it: 256 for 224."""
+    """Return the short side before a center crop of `size`, as in torchvision's references: 256 for 224."""
     return round(size * 256 / 224)
+
+
+IMAGE_EXTENSIONS = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".webp",
+    ".avif", ".heic", ".heif", ".jp2", ".ppm", ".pgm", ".pbm", ".ico",
+)  # fmt: skip
+
+
+def has_image_extension(path: str) -> bool:
+    """Return whether a file is named as an image: one that is none is rejected by clean, not skipped."""
+    return path.lower().endswith(IMAGE_EXTENSIONS)

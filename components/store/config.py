@@ -1,7 +1,7 @@
-"""One frozen dataclass per step is its whole configuration: names, types, defaults, help and what counts.
+"""Configuration: one frozen dataclass per step declares names, types, defaults, help and the fingerprint's fields.
 
 The same fields become flags and the parameters of pipelines. A field whose default is None is unset until a preset, a
-recipe or the machine says it; in a form, where all values are texts, such a field is blank.
+recipe or the machine sets it; in a form, where all values are texts, such a field is blank.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import dataclasses
 import json
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Any, ClassVar, Self, TypeVar, overload
 
@@ -22,7 +22,7 @@ STEPS = ("download", "clean", "resize", "train", "evaluate", "promote")
 PRODUCTS = {"download": "raw", "clean": "clean", "resize": "tensors", "train": "model", "evaluate": "evaluation"}
 """The kind of dataset that a step makes; promote makes none."""
 
-DEVICE = (
+DEVICE_HELP = (
     "where networks run and very large images are resized: cpu, cuda, or auto: a GPU where there is one, for resizing "
     "from gpu_pixels on"
 )
@@ -36,12 +36,12 @@ def option(
     default: V,
     help: str,
     *,
-    counts: bool = ...,
+    in_fingerprint: bool = ...,
     choices: tuple[str, ...] = ...,
     low: float | None = ...,
     high: float | None = ...,
     by_preset: bool = ...,
-    usual: V | None = ...,
+    fallback: V | None = ...,
 ) -> V: ...
 
 
@@ -50,12 +50,12 @@ def option(
     default: None,
     help: str,
     *,
-    counts: bool = ...,
+    in_fingerprint: bool = ...,
     choices: tuple[str, ...] = ...,
     low: float | None = ...,
     high: float | None = ...,
     by_preset: bool = ...,
-    usual: str | float | None = ...,
+    fallback: str | float | None = ...,
 ) -> Any: ...
 
 
@@ -63,24 +63,24 @@ def option(
     default: Any,
     help: str,
     *,
-    counts: bool = True,
+    in_fingerprint: bool = True,
     choices: tuple[str, ...] = (),
     low: float | None = None,
     high: float | None = None,
     by_preset: bool = False,
-    usual: Any = None,
+    fallback: Any = None,
 ) -> Any:
-    """One config field.
+    """Declare one config field.
 
-    `default`: None is unset. The annotation of such a field is the type of the value that it is given in the end.
-    `counts`: another value gives another dataset (threads, addresses, URIs and display never do).
+    `default`: None is unset. The annotation of such a field is the type of the value that it has in the end.
+    `in_fingerprint`: another value gives another dataset (threads, addresses, URIs and display never do).
     `low`, `high`: the inclusive range of a number.
     `by_preset`: the default (None or `auto`) is unset, and the preset fills it in.
-    `usual`: the default (None or `auto`) is unset, and this is the value then, where the step knows no better one.
+    `fallback`: the default (None or `auto`) is unset, and this is the value then, unless the step derives another.
     """
-    about = {"help": help, "counts": counts, "choices": choices, "low": low, "high": high}
-    about |= {"by_preset": by_preset, "usual": default if usual is None else usual}
-    return field(default=default, metadata=about)
+    metadata = {"help": help, "in_fingerprint": in_fingerprint, "choices": choices, "low": low, "high": high}
+    metadata |= {"by_preset": by_preset, "fallback": default if fallback is None else fallback}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,25 +91,27 @@ class StepConfig:
 
     workspace: str = option(
         "./imagemill-data", "where datasets, models and reports live: a folder or s3://bucket/prefix",
-        counts=False,
+        in_fingerprint=False,
     )  # fmt: skip
     name: str = option(
         "", "what belongs together in one workspace: class list, champion (default: the last part of the source)",
-        counts=False,
+        in_fingerprint=False,
     )  # fmt: skip
-    rerun: str = option("", "steps to run again though their dataset is there, separated by commas", counts=False)
-    run: str = option("", "the run this step belongs to: its records go to runs/<run>/", counts=False)
+    rerun: str = option(
+        "", "steps to run again though their dataset is there, separated by commas", in_fingerprint=False
+    )
+    run: str = option("", "the run this step belongs to: its records go to runs/<run>/", in_fingerprint=False)
 
     def __post_init__(self) -> None:
-        """Fill in what was left to the preset, so that a config that exists holds effective values only."""
-        for one in fields(self):
-            if one.metadata["by_preset"] and getattr(self, one.name) == one.default:
-                object.__setattr__(self, one.name, preset_value(getattr(self, "preset", ""), one.name))
-            elif getattr(self, one.name) == one.default:
-                object.__setattr__(self, one.name, one.metadata["usual"])
+        """Set unset fields to their preset or fallback, so that every config holds effective values."""
+        for field in fields(self):
+            if field.metadata["by_preset"] and getattr(self, field.name) == field.default:
+                object.__setattr__(self, field.name, preset_value(getattr(self, "preset", ""), field.name))
+            elif getattr(self, field.name) == field.default:
+                object.__setattr__(self, field.name, field.metadata["fallback"])
 
     def check(self) -> None:
-        """Raise UserError for a value that can be seen to be wrong without reading data."""
+        """Raise UserError for a value that is invalid whatever the data is."""
         for item in self.rerun.split(","):
             if item.strip() and item.strip() not in STEPS:
                 raise wrong("rerun", f"some of {', '.join(STEPS)}", item.strip())
@@ -117,73 +119,76 @@ class StepConfig:
             raise wrong("name", "letters, digits, '-', '_' and '.'", self.name)
         if "/" in self.run or self.run in (".", ".."):
             raise wrong("run", "a name without '/'", self.run)
-        for one in fields(self):
-            check_field(one, getattr(self, one.name), one.name)
+        for field in fields(self):
+            check_field(field, getattr(self, field.name), field.name)
 
-    def counting(self) -> dict[str, Scalar]:
-        """The fields that count and differ from their defaults: what the fingerprint sees."""
+    def fingerprint_values(self) -> dict[str, Scalar]:
+        """Return the values that go into the fingerprint: fields that count and differ from their defaults."""
         return {
-            one.name: getattr(self, one.name)
-            for one in fields(self)
-            if one.metadata["counts"] and getattr(self, one.name) not in (None, _usual(one))
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if field.metadata["in_fingerprint"] and getattr(self, field.name) not in (None, _fallback(field))
         }
 
-    def effective(self) -> dict[str, Scalar]:
-        """Every field that counts and is set, for the manifest."""
-        values = {one.name: getattr(self, one.name) for one in fields(self) if one.metadata["counts"]}
+    def manifest_values(self) -> dict[str, Scalar]:
+        """Return the values for the manifest: every field that counts and is set."""
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.metadata["in_fingerprint"]}
         return {name: value for name, value in values.items() if value is not None}
 
     @classmethod
-    def from_values(cls, values: Mapping[str, Any], where: str = "") -> Self:
-        """A checked config from names and values of any scalar form; UserError names what is wrong."""
+    def from_values(cls, values: Mapping[str, Any], prefix: str = "") -> Self:
+        """Create a checked config from names and values of any scalar form; UserError names an invalid field.
+
+        `prefix`: of field names in messages, `--` for flags.
+        """
         types = field_types(cls)
-        defaults = {one.name: one.default for one in fields(cls)}
-        known: dict[str, Any] = {}
+        defaults = {field.name: field.default for field in fields(cls)}
+        converted: dict[str, Any] = {}
         for key, value in values.items():
             if key not in types:
-                raise wrong(f"{where}{key}", f"one of {', '.join(sorted(types))}", key)
-            shown = f"{where}{key.replace('_', '-')}" if where else key  # a flag, or the name of the parameter
-            known[key] = convert(shown, value, types[key], may_be_unset=defaults[key] is None)
-        config = cls(**known)
+                raise wrong(f"{prefix}{key}", f"one of {', '.join(sorted(types))}", key)
+            label = f"{prefix}{key.replace('_', '-')}" if prefix else key  # a flag, or the name of the parameter
+            converted[key] = convert(label, value, types[key], may_be_unset=defaults[key] is None)
+        config = cls(**converted)
         config.check()
         return config
 
 
-def _usual(one: dataclasses.Field[Any]) -> Any:
-    """The value that a field has when nothing is said."""
-    return preset_value("", one.name) if one.metadata["by_preset"] else one.metadata["usual"]
+def _fallback(field: dataclasses.Field[Any]) -> Any:
+    """Return the value of a field that nobody sets, without a preset."""
+    return preset_value("", field.name) if field.metadata["by_preset"] else field.metadata["fallback"]
 
 
-def check_field(one: dataclasses.Field[Any], value: Any, place: str) -> None:
-    """UserError, which names the `place`, for a value that is none of the choices or out of the range."""
-    about = one.metadata
+def check_field(field: dataclasses.Field[Any], value: Any, name: str) -> None:
+    """Raise UserError, which says `name`, for a value that is none of the choices or out of the range."""
+    metadata = field.metadata
     if value is None:
         return
-    if about["choices"] and value not in about["choices"]:
-        raise wrong(place, f"one of {', '.join(about['choices'])}", value)
-    low, high = about["low"], about["high"]
-    unset = f", or to be left out ({_default_in_words(about['help'])})" if one.default is None else ""
+    if metadata["choices"] and value not in metadata["choices"]:
+        raise wrong(name, f"one of {', '.join(metadata['choices'])}", value)
+    low, high = metadata["low"], metadata["high"]
+    unset = f", or to be left out ({_describe_default(metadata['help'])})" if field.default is None else ""
     if low is not None and value < low:
-        raise wrong(place, f"a number of at least {low:g}{unset}", value)
+        raise wrong(name, f"a number of at least {low:g}{unset}", value)
     if high is not None and value > high:
-        raise wrong(place, f"a number of at most {high:g}{unset}", value)
+        raise wrong(name, f"a number of at most {high:g}{unset}", value)
 
 
-def _default_in_words(help: str) -> str:
-    """What the help of a field says of its default: `by the recipe` of `… (default: by the recipe)`."""
+def _describe_default(help: str) -> str:
+    """Return the default as the help of a field describes it: `by the recipe` of `… (default: by the recipe)`."""
     return help.rpartition("(default: ")[2].removesuffix(")")
 
 
 def field_types(cls: type[StepConfig]) -> Mapping[str, type]:
-    """The types of a config's fields that are set; looked up once, for that takes a millisecond."""
+    """Return the types of a config's fields when set; looked up once, since that takes a millisecond."""
     if cls not in _types:
         hints = typing.get_type_hints(cls)
-        _types[cls] = MappingProxyType({one.name: _type_when_set(hints[one.name]) for one in fields(cls)})
+        _types[cls] = MappingProxyType({field.name: _type_when_set(hints[field.name]) for field in fields(cls)})
     return _types[cls]
 
 
 def _type_when_set(hint: Any) -> type:
-    """The type itself, and `int` of `int | None`."""
+    """Return the type itself, and `int` of `int | None`."""
     kinds: list[type] = [kind for kind in typing.get_args(hint) if kind is not type(None)]
     return kinds[0] if kinds else hint
 
@@ -192,15 +197,17 @@ _types: dict[type[StepConfig], Mapping[str, type]] = {}
 
 
 def convert(name: str, value: Any, kind: type, *, may_be_unset: bool = False) -> Scalar:
-    """`value` (text of a flag or form, or a number that came through JSON as a float) as the field's type. None, and a
-    blank text, is None where that `may_be_unset`."""
+    """Convert `value` (text of a flag or form, or a number that JSON made a float) to the field's type.
+
+    None, and a blank text, is None where that `may_be_unset`. UserError, which says `name`, for other values.
+    """
     text = str(value).strip()
     if may_be_unset and (value is None or not text):
         return None
     if kind is str:
         if isinstance(value, dict | list):
             raise wrong(name, "a text", value)
-        if isinstance(value, bool):  # YAML and JSON have a type of their own for what is a word here
+        if isinstance(value, bool):  # YAML and JSON have a type of their own for words such as `true`
             return str(value).lower()
         return "" if value is None else str(value)
     if kind is bool:
@@ -223,8 +230,11 @@ def convert(name: str, value: Any, kind: type, *, may_be_unset: bool = False) ->
 
 
 def parse_config(text: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """The JSON parameter `config`, checked for its form only: (values by name for every step that has them, values by
-    step and name). `{"device": "cpu", "train": {"weight_decay": 0.05}}` gives `({"device": "cpu"}, {"train": …})`."""
+    """Parse the JSON parameter `config`, checked for its form only.
+
+    Return (values by name for every step that has them, values by step and name): `{"device": "cpu", "train":
+    {"weight_decay": 0.05}}` gives `({"device": "cpu"}, {"train": …})`.
+    """
     if not text.strip():
         return {}, {}
     try:

@@ -1,7 +1,7 @@
-"""The errors a user can meet, each with the exit code that says who can mend it.
+"""Errors with exit codes: each is the user's, transient or ours.
 
 0 done; 2 the user's input is wrong (never retried); 75 transient: storage, network, preemption
-(`EX_TEMPFAIL` of sysexits.h); 1 anything else, which is ours.
+(`EX_TEMPFAIL` of sysexits.h); 1 anything else, a defect of ours.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ class DatasetError(MillError):
 
 
 def wrong(field: str, expected: str, found: object) -> UserError:
-    """The one form of a message about a wrong value: `field: expected …, found …`."""
+    """Return the error of an invalid value: `field: expected …, found …`."""
     return UserError(f"{field}: expected {expected}, found {found!r}")
 
 
 def first_line(error: BaseException) -> str:
-    """What a library's error says, in one line of 300 characters at most."""
+    """Return the first line of a library's error that is not blank, 300 characters at most."""
     lines = (line.strip() for line in str(error).splitlines())
     return next((line for line in lines if line), type(error).__name__)[:300]
 
 
 def error_for_exit_code(code: int, message: str) -> MillError:
-    """The error that ended another process with `code`, rebuilt from its record."""
-    kinds: dict[int, type[MillError]] = {EXIT_USER: UserError, EXIT_TRANSIENT: TransientError}
-    return kinds.get(code, MillError)(message)
+    """Return the error that ended another process with `code`, rebuilt from its record."""
+    classes: dict[int, type[MillError]] = {EXIT_USER: UserError, EXIT_TRANSIENT: TransientError}
+    return classes.get(code, MillError)(message)

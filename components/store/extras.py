@@ -1,4 +1,4 @@
-"""Optional dependencies: which extra of imagemill's installs a module that a command does not find."""
+"""Optional dependencies: the extra of imagemill that installs a missing module."""
 
 from __future__ import annotations
 
@@ -31,38 +31,38 @@ MODULES: dict[str, tuple[str, tuple[str, ...]]] = {
     "google_crc32c": ("google-crc32c", ("export",)),
     "tensorflow": ("TensorFlow", ("tensorflow",)),
 }
-"""Module → its product's name, and the extras of pyproject.toml that install it."""
+"""Module → the library's name, and the extras of pyproject.toml that install it."""
 
-_INSTALLS = {"run": "all", "evaluate": "train", "predict": "train"}
-"""Command → the extra that installs all that it needs, where its name is not the command's."""
+_EXTRA_OF_COMMAND = {"run": "all", "evaluate": "train", "predict": "train"}
+"""Command → the extra that installs all its modules, where that has another name."""
 
 
-def require(command: str, modules: Iterable[str]) -> None:
-    """Check, before any work is done, that the modules that `command` can't do without are installed.
+def require_modules(command: str, modules: Iterable[str]) -> None:
+    """Check, before any work is done, that the modules that `command` requires are installed.
 
-    Nothing is imported. UserError names the first product that is missing and the extra that installs it.
+    Nothing is imported. UserError names the first missing library and the extra that installs it.
     """
     for module in modules:
         if find_spec(module) is None:
-            raise _missing(module, command)
+            raise _missing_module_error(module, command)
 
 
 @contextmanager
-def needed_by(command: str, modules: Iterable[str] = ()) -> Iterator[None]:
-    """Run a command's work: UserError names the extra for a module that is missing, `modules` before it begins."""
-    require(command, modules)
+def explain_missing_modules(command: str, modules: Iterable[str] = ()) -> Iterator[None]:
+    """Map ModuleNotFoundError within the block to a UserError that names the extra; check `modules` before."""
+    require_modules(command, modules)
     try:
         yield
     except ModuleNotFoundError as error:
         name = str(error.name)
-        module = next((known for known in (name, name.partition(".")[0]) if known in MODULES), "")
+        module = next((key for key in (name, name.partition(".")[0]) if key in MODULES), "")
         if not module or find_spec(module) is not None:
             raise
-        raise _missing(module, command) from None
+        raise _missing_module_error(module, command) from None
 
 
-def _missing(module: str, command: str) -> UserError:
-    product, extras = MODULES[module]
-    own = _INSTALLS.get(command, command)
+def _missing_module_error(module: str, command: str) -> UserError:
+    library, extras = MODULES[module]
+    own = _EXTRA_OF_COMMAND.get(command, command)
     extra = own if own in (*extras, "all") else extras[0]
-    return UserError(f"imagemill {command} needs {product}: pip install 'imagemill[{extra}]'")
+    return UserError(f"imagemill {command} needs {library}: pip install 'imagemill[{extra}]'")

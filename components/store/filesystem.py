@@ -1,4 +1,7 @@
-"""A folder on disk as an object store; `store_for` picks the store a URI belongs to."""
+"""Object stores: the operations that the dataset contract needs, on disk; `get_store` picks disk or S3 by the URI.
+
+A reader never sees half an object, and of several writers of `put_if_absent` exactly one is told that it was first.
+"""
 
 from __future__ import annotations
 
@@ -12,73 +15,115 @@ import stat
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from . import uri as uris
 from .errors import MillError, TransientError, UserError
-from .objects import Entry, Store
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 
 _SCRATCH, _DAY_S = ".scratch-", 86_400
-PIECE_BYTES = 8 * 2**20
+CHUNK_BYTES = 8 * 2**20
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One object of a listing. `validator` is its ETag, or modification time in ns on disk."""
+
+    uri: str
+    size: int
+    validator: str
+
+
+class Store(Protocol):
+    """An object store. Every method raises UserError, TransientError or FileNotFoundError."""
+
+    def read(self, uri: str) -> bytes:
+        """Return all bytes of an object; FileNotFoundError when there is none."""
+
+    def open(self, uri: str) -> pa.NativeFile:
+        """Open an object for random access (memory-mapped on disk, ranged GETs on S3)."""
+
+    def stat(self, uri: str) -> Entry | None:
+        """Return size and validator, or None when there is no such object."""
+
+    def list(self, uri: str) -> Iterator[Entry]:
+        """Yield every object below the folder `uri`, recursively, in the order of their URIs; none if absent."""
+
+    def put(self, uri: str, data: bytes) -> None:
+        """Write atomically and replace an existing object: for hints and work in progress only."""
+
+    def put_if_absent(self, uri: str, data: bytes) -> bool:
+        """Write atomically unless the object exists; True for the one writer that was first."""
+
+    def discard(self, uri: str) -> None:
+        """Remove work in progress that is no longer needed, if that is allowed; silent otherwise."""
+
+    def publish(self, path: Path, uri: str) -> None:
+        """Move the local file `path` to a name made of its content; nothing to do if that exists."""
+
+    def scratch(self, uri: str) -> Path:
+        """Create a local folder for files that will be published below `uri`; the caller removes it."""
 
 
 class LocalStore:
     """A folder. Commits go through a temporary file, fsync and `os.link`, of which one racer wins."""
 
     def read(self, uri: str) -> bytes:
-        with disk_errors(uri):
+        with map_disk_errors(uri):
             return Path(uri).read_bytes()
 
     def open(self, uri: str) -> pa.NativeFile:
         import pyarrow as pa
 
-        with disk_errors(uri):
+        with map_disk_errors(uri):
             if Path(uri).stat().st_size == 0:  # mmap refuses an empty file
                 return pa.BufferReader(b"")
             return pa.memory_map(uri)
 
     def stat(self, uri: str) -> Entry | None:
-        with disk_errors(uri):
+        with map_disk_errors(uri):
             try:
-                found = Path(uri).stat()
+                status = Path(uri).stat()
             except OSError as error:
                 if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):  # a link to itself leads nowhere
                     return None
                 raise
-            return Entry(uri, found.st_size, str(found.st_mtime_ns)) if stat.S_ISREG(found.st_mode) else None
+            return Entry(uri, status.st_size, str(status.st_mtime_ns)) if stat.S_ISREG(status.st_mode) else None
 
     def list(self, uri: str) -> Iterator[Entry]:
         """Symbolic links are followed, to folders too, but never into a circle."""
         yield from self._list(uri, ())
 
-    def _list(self, uri: str, above: tuple[tuple[int, int], ...]) -> Iterator[Entry]:
-        with disk_errors(uri):
+    def _list(self, uri: str, ancestors: tuple[tuple[int, int], ...]) -> Iterator[Entry]:
+        """`ancestors`: (device, inode) of the folders above."""
+        with map_disk_errors(uri):
             try:
-                about = Path(uri).stat()
-                if (about.st_dev, about.st_ino) in above:
+                status = Path(uri).stat()
+                inode = (status.st_dev, status.st_ino)
+                if inode in ancestors:
                     return
-                with os.scandir(uri) as found:  # names only: some 80 bytes a file of one folder, not whole entries
-                    names = sorted(e.name + "/" if _is_folder(e) else e.name for e in found)
+                with os.scandir(uri) as entries:  # names only: some 80 bytes a file of one folder, not whole entries
+                    names = sorted(entry.name + "/" if _is_folder(entry) else entry.name for entry in entries)
             except FileNotFoundError:
                 return
         for name in names:
             if name.endswith("/"):
-                yield from self._list(f"{uri.rstrip('/')}/{name[:-1]}", (*above, (about.st_dev, about.st_ino)))
-            elif entry := self.stat(f"{uri.rstrip('/')}/{name}"):
-                yield entry
+                yield from self._list(f"{uri.rstrip('/')}/{name[:-1]}", (*ancestors, inode))
+            elif file := self.stat(f"{uri.rstrip('/')}/{name}"):
+                yield file
 
     def put(self, uri: str, data: bytes) -> None:
-        with disk_errors(uri), self._temporary(uri, data) as temporary:
+        with map_disk_errors(uri), self._temporary(uri, data) as temporary:
             temporary.replace(uri)
 
     def put_if_absent(self, uri: str, data: bytes) -> bool:
-        with disk_errors(uri), self._temporary(uri, data) as temporary:
+        with map_disk_errors(uri), self._temporary(uri, data) as temporary:
             return _link(temporary, uri)
 
     def discard(self, uri: str) -> None:
@@ -86,22 +131,22 @@ class LocalStore:
             Path(uri).unlink(missing_ok=True)
 
     def publish(self, path: Path, uri: str) -> None:
-        with disk_errors(uri):
+        with map_disk_errors(uri):
             Path(uri).parent.mkdir(parents=True, exist_ok=True)
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
             if not _link(path, uri) and Path(uri).stat().st_size != path.stat().st_size:
-                path.replace(uri)  # damaged: the name says the content, so this is what belongs here
+                path.replace(uri)  # the existing file is damaged: the name is a hash of this file's content
             path.unlink(missing_ok=True)
 
     def scratch(self, uri: str) -> Path:
         """Below `uri` itself, so that publishing is a link and never a copy."""
-        with disk_errors(uri):
+        with map_disk_errors(uri):
             Path(uri).mkdir(parents=True, exist_ok=True)
-            for left in Path(uri).glob(f"{_SCRATCH}*"):  # by a step that was killed; no shard takes a day
+            for leftover in Path(uri).glob(f"{_SCRATCH}*"):  # of a step that was killed; no shard takes a day
                 with contextlib.suppress(FileNotFoundError):
-                    if time.time() - left.stat().st_mtime > _DAY_S:
-                        shutil.rmtree(left, ignore_errors=True)
+                    if time.time() - leftover.stat().st_mtime > _DAY_S:
+                        shutil.rmtree(leftover, ignore_errors=True)
             return Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=uri))
 
     @contextlib.contextmanager
@@ -127,6 +172,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _link(source: Path, uri: str) -> bool:
+    """Link `source` to a new name; False if the name exists."""
     try:
         os.link(source, uri)
     except FileExistsError:
@@ -140,8 +186,8 @@ def _link(source: Path, uri: str) -> bool:
 
 
 @contextlib.contextmanager
-def disk_errors(uri: str) -> Iterator[None]:
-    """OSError by whose it is: a wrong path or permission is the user's, a full or failing disk may pass."""
+def map_disk_errors(uri: str) -> Iterator[None]:
+    """Map OSError to UserError (a wrong path or permission), TransientError (a full or failing disk) or MillError."""
     try:
         yield
     except FileNotFoundError:
@@ -157,41 +203,41 @@ def disk_errors(uri: str) -> Iterator[None]:
 
 
 @cache
-def _local() -> LocalStore:
+def _local_store() -> LocalStore:
     return LocalStore()
 
 
-def store_for(uri: str) -> Store:
-    """The store that holds `uri`; connections are shared within the process."""
+def get_store(uri: str) -> Store:
+    """Return the store that holds `uri`; connections are shared within the process."""
     if uris.is_s3(uri):
         from .s3 import shared_s3
 
         return shared_s3()
-    return _local()
+    return _local_store()
 
 
-def sha256_file(path: Path) -> str:
-    """Hex sha256 of a local file, read in pieces."""
+def hash_file(path: Path) -> str:
+    """Return the hex sha256 of a local file, read in chunks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sha256_of(uri: str) -> str:
-    """Hex sha256 of a file on a disk or in S3, of which a few MiB are in memory at a time.
+def hash_object(uri: str) -> str:
+    """Return the hex sha256 of a file on disk or in S3, of which a few MiB are in memory at a time.
 
     FileNotFoundError where there is none; UserError or TransientError for other errors of the storage.
     """
     if not uris.is_s3(uri):
-        with disk_errors(uri):
-            return sha256_file(Path(uri))
+        with map_disk_errors(uri):
+            return hash_file(Path(uri))
     from .retry import with_retry
-    from .s3 import s3_errors
+    from .s3 import map_s3_errors
 
     def read() -> str:
         digest = hashlib.sha256()
-        with store_for(uri).open(uri) as file, s3_errors(uri):
-            while piece := file.read(PIECE_BYTES):
-                digest.update(piece)
+        with get_store(uri).open(uri) as file, map_s3_errors(uri):
+            while chunk := file.read(CHUNK_BYTES):
+                digest.update(chunk)
         return digest.hexdigest()
 
     return with_retry(read, f"read {uri}")

@@ -1,4 +1,4 @@
-"""What differs between one label an image and several: the column, the targets, the loss, what counts as predicted."""
+"""Single-label and multi-label tasks: their column, targets, loss and probabilities."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 SINGLE, MULTI = "single", "multi"
 THRESHOLD = 0.5
-"""From this probability on a class of a multi-label image counts as predicted."""
+"""Probability from which on a class of a multi-label image counts as predicted."""
 
 
 def label_column(task: str) -> str:
-    """`label_id` int32, or `label_ids` list<int32> where an image has several labels."""
+    """Return the column of labels: `label_id` int32, or `label_ids` list<int32> where an image has several labels."""
     return "label_ids" if task == MULTI else "label_id"
 
 
 def multi_hot(rows: Sequence[Sequence[int]], classes: int) -> npt.NDArray[np.uint8]:
-    """The ids of each row as uint8 [rows, classes], 1 at every id of the row and 0 elsewhere."""
+    """Encode the ids of each row as uint8 [rows, classes], 1 at every id of the row and 0 elsewhere."""
     hot = np.zeros((len(rows), classes), np.uint8)
     lengths = np.array([len(ids) for ids in rows], np.int64)
     ids = np.fromiter(chain.from_iterable(rows), np.int64, int(lengths.sum()))
@@ -35,8 +35,8 @@ def multi_hot(rows: Sequence[Sequence[int]], classes: int) -> npt.NDArray[np.uin
     return hot
 
 
-def summed_loss(logits: torch.Tensor, labels: torch.Tensor) -> float:
-    """The sum over a batch's images of the loss of logits float [B, C].
+def sum_loss(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    """Return the loss of logits float [B, C], summed over the batch's images.
 
     Labels int64 [B]: cross-entropy. Labels [B, C] of zeros and ones: the mean over the classes of the binary
     cross-entropy of each.
@@ -50,5 +50,5 @@ def summed_loss(logits: torch.Tensor, labels: torch.Tensor) -> float:
 
 
 def probabilities(logits: torch.Tensor, task: str) -> torch.Tensor:
-    """float [B, C] in [0, 1]: of single-label models they add up to 1, of multi-label ones each stands alone."""
+    """Return float [B, C] in [0, 1]: softmax for single-label models, a sigmoid of each logit for multi-label ones."""
     return logits.sigmoid() if task == MULTI else logits.softmax(1)

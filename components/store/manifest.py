@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
@@ -17,26 +18,26 @@ from typing import Any
 
 from . import uri as uris
 from .errors import DatasetError, UserError, wrong
-from .filesystem import store_for
+from .filesystem import get_store
 
 FORMAT, FORMAT_VERSION = "imagemill", 1
 KINDS = ("raw", "clean", "tensors", "model", "evaluation")
 MANIFEST = "_manifest.json"
-LISTED_FROM = 20
-"""So many files are looked up by a listing of their folder, which may hold others' files as well."""
-_FORMS: dict[str, tuple[type[Any], str]] = {
+MIN_FILES_TO_LIST = 20
+"""From this number of files on, sizes are read from a listing of their folder, which may hold more files."""
+_JSON_TYPES: dict[str, tuple[type[Any], str]] = {
     "str": (str, "a text"),
     "int": (int, "a whole number that is not negative"),
     "dict": (dict, "an object"),
     "Totals": (dict, "an object"),
     "tuple": (list, "a list"),
 }
-"""What a field of the manifest's dataclasses is in JSON, by its type, and the words for it."""
+"""Annotation of a field of the manifest's dataclasses → its type in JSON, and that type in words."""
 
 
 @dataclass(frozen=True)
 class File:
-    """One file of a dataset. `uri` is relative to the manifest's folder; `rows` is 0 for what has none."""
+    """One file of a dataset. `uri` is relative to the manifest's folder; `rows` is 0 for files without rows."""
 
     uri: str
     role: str
@@ -48,7 +49,7 @@ class File:
 
 @dataclass(frozen=True)
 class Parent:
-    """The dataset a step read, as it was: `manifest_sha256` of the very bytes."""
+    """A dataset that a step read; `manifest_sha256` is that of the manifest's bytes as they were read."""
 
     uri: str
     fingerprint: str
@@ -69,7 +70,7 @@ class Totals:
 
 @dataclass(frozen=True)
 class Manifest:
-    """DESIGN's manifest. `image` is set for clean (`color`) and tensors; `extra` holds what one kind adds:
+    """The manifest of a dataset. `image` is set for clean (`color`) and tensors; `extra` holds the fields of one kind:
     the skipped files of raw, the metrics of an evaluation."""
 
     kind: str
@@ -86,7 +87,7 @@ class Manifest:
     created: str = ""
 
     def to_json(self) -> bytes:
-        """The bytes of `_manifest.json`: indented, for people read it too."""
+        """Return the bytes of `_manifest.json`: indented, for people read it too."""
         body = asdict(self)
         body = {"format": FORMAT, "version": FORMAT_VERSION, **body}
         body["code_version"] = self.code_version or code_version()
@@ -99,7 +100,7 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A manifest that was read, and where: the only way to a dataset's files."""
+    """A dataset's URI and its manifest as it was read: the only way to a dataset's files."""
 
     uri: str
     manifest: Manifest
@@ -110,46 +111,46 @@ class Dataset:
         return self.manifest.fingerprint
 
     def files(self, role: str = "data", split: str | None = None) -> list[File]:
-        """The listed files of one role, and of one split where that is given."""
+        """Return the listed files of one role, and of one split unless `split` is None."""
         return [f for f in self.manifest.files if f.role == role and split in (None, f.split)]
 
     def locate(self, file: File) -> str:
-        """The absolute URI of a listed file."""
-        return resolve(self.uri, file.uri, up=1)
+        """Return the absolute URI of a listed file."""
+        return resolve_uri(self.uri, file.uri, up=1)
 
     def parent_uri(self, kind: str) -> str:
-        """Where the parent of one kind is; UserError when the dataset has none."""
+        """Return the absolute URI of the parent of one kind; UserError when the dataset has none."""
         for parent in self.manifest.parents:
-            uri = resolve(self.uri, parent.uri, up=2)
+            uri = resolve_uri(self.uri, parent.uri, up=2)
             if uri.split("/")[-2] == kind:
                 return uri
         raise wrong(f"{self.uri} (its parents)", f"a {kind} dataset", [p.uri for p in self.manifest.parents])
 
     def as_parent(self, child_uri: str) -> Parent:
-        """The record of having read this dataset, for the manifest at `child_uri`."""
-        return Parent(uris.relative(self.uri, child_uri), self.fingerprint, self.manifest_sha256)
+        """Return this dataset as an entry of `parents` in the manifest at `child_uri`."""
+        return Parent(uris.relpath(self.uri, child_uri), self.fingerprint, self.manifest_sha256)
 
     def missing(self) -> list[str]:
-        """Listed files that are gone or have another size, as messages; many files of one folder by one listing."""
-        wanted = {self.locate(f): f.bytes for f in self.manifest.files}
-        folders = count(uri.rpartition("/")[0] for uri in wanted)
-        found: dict[str, int] = {}
+        """Return a message for each listed file that is gone or has another size; large folders are listed once."""
+        expected = {self.locate(f): f.bytes for f in self.manifest.files}
+        folders = count_values(uri.rpartition("/")[0] for uri in expected)
+        sizes: dict[str, int] = {}
         for folder, number in folders.items():
-            store = store_for(folder)
-            if number >= LISTED_FROM:
-                found |= {entry.uri: entry.size for entry in store.list(folder) if entry.uri in wanted}
+            store = get_store(folder)
+            if number >= MIN_FILES_TO_LIST:
+                sizes |= {entry.uri: entry.size for entry in store.list(folder) if entry.uri in expected}
             else:
-                here = (store.stat(uri) for uri in wanted if uri.rpartition("/")[0] == folder)
-                found |= {entry.uri: entry.size for entry in here if entry}
+                entries = (store.stat(uri) for uri in expected if uri.rpartition("/")[0] == folder)
+                sizes |= {entry.uri: entry.size for entry in entries if entry}
         return [
-            f"{uri}: expected {size} bytes, found {found.get(uri, 'none')}"
-            for uri, size in wanted.items()
-            if found.get(uri) != size
+            f"{uri}: expected {size} bytes, found {sizes.get(uri, 'none')}"
+            for uri, size in expected.items()
+            if sizes.get(uri) != size
         ]
 
 
-def resolve(base: str, relative_uri: str, up: int) -> str:
-    """A manifest's relative URI made absolute. It may climb `up` folders at most, so that a manifest from
+def resolve_uri(base: str, relative_uri: str, up: int) -> str:
+    """Make a manifest's relative URI absolute. It may climb `up` folders at most, so that a manifest from
     elsewhere can't point at the rest of the machine."""
     parts = relative_uri.split("/")
     climbs = len([p for p in parts if p == ".."])
@@ -167,31 +168,31 @@ def code_version() -> str:
 
 
 def read_dataset(uri: str, kind: str = "") -> Dataset:
-    """The dataset at `uri`; UserError when none is there, is of another kind, or its manifest is no such thing."""
-    found = find_dataset(uri)
-    if found is None:
+    """Read the dataset at `uri`; UserError when there is none, it is of another kind, or its manifest is invalid."""
+    dataset = find_dataset(uri)
+    if dataset is None:
         raise wrong(kind or "dataset", f"the URI of a {kind or 'finished'} dataset (a folder with {MANIFEST})", uri)
-    if kind and found.manifest.kind != kind:
-        raise wrong(kind, f"a dataset of kind {kind}", f"{uri} of kind {found.manifest.kind}")
-    return found
+    if kind and dataset.manifest.kind != kind:
+        raise wrong(kind, f"a dataset of kind {kind}", f"{uri} of kind {dataset.manifest.kind}")
+    return dataset
 
 
-def place_of(uri: str, field: str) -> str:
-    """The absolute place of the dataset that a user names by it or by its manifest."""
+def normalize_dataset_uri(uri: str, field: str) -> str:
+    """Return the absolute URI of a dataset that a user names by its folder or by its manifest."""
     return uris.normalize(uri, field).removesuffix(f"/{MANIFEST}")
 
 
 def find_dataset(uri: str) -> Dataset | None:
-    """The dataset at `uri`, or None when there is no manifest."""
+    """Read the dataset at `uri`; None when there is no manifest."""
     try:
-        data = store_for(uri).read(uris.join(uri, MANIFEST))
+        data = get_store(uri).read(uris.join(uri, MANIFEST))
     except FileNotFoundError:
         return None
     return Dataset(uri, parse_manifest(data, uris.join(uri, MANIFEST)), hashlib.sha256(data).hexdigest())
 
 
 def parse_manifest(data: bytes, where: str) -> Manifest:
-    """A manifest from its bytes; UserError says which field is wrong. Unknown fields are ignored."""
+    """Parse a manifest; UserError says which field is wrong. Unknown fields are ignored."""
     try:
         body = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -202,68 +203,68 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
         raise wrong(f"{where} (version)", f"{FORMAT_VERSION}; this imagemill is {code_version()}", body.get("version"))
     if body.get("kind") not in KINDS:
         raise wrong(f"{where} (kind)", f"one of {', '.join(KINDS)}", body.get("kind"))
-    top = _fields(Manifest, body, where, "", optional=("image", "extra"))
+    values = _read_fields(Manifest, body, where, "", optional=("image", "extra"))
     lists = {"parents": Parent, "files": File}
     for name, kind in lists.items():
-        top[name] = tuple(kind(**_fields(kind, one, where, f"{name}[{n}].")) for n, one in enumerate(top[name]))
-    if not all(isinstance(name, str) for name in top["classes"]):
-        raise wrong(f"{where} (classes)", "a list of texts", top["classes"])
-    totals = _fields(Totals, top["totals"], where, "totals.", optional=tuple(one.name for one in fields(Totals)))
-    return Manifest(**{**top, "classes": tuple(top["classes"]), "totals": Totals(**totals)})
+        items = enumerate(values[name])
+        values[name] = tuple(kind(**_read_fields(kind, item, where, f"{name}[{n}].")) for n, item in items)
+    if not all(isinstance(name, str) for name in values["classes"]):
+        raise wrong(f"{where} (classes)", "a list of texts", values["classes"])
+    optional = tuple(field.name for field in fields(Totals))
+    totals = _read_fields(Totals, values["totals"], where, "totals.", optional)
+    return Manifest(**{**values, "classes": tuple(values["classes"]), "totals": Totals(**totals)})
 
 
-def _fields(kind: type[Any], body: Any, where: str, prefix: str, optional: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The values of a dataclass's fields, each of the JSON form that its type has; others are left out."""
+def _read_fields(cls: type[Any], body: Any, where: str, prefix: str, optional: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return the values of a dataclass's fields, each checked for its type in JSON; other fields are left out."""
     if not isinstance(body, dict):
         raise wrong(f"{where} ({prefix.rstrip('.')})", "an object", body)
     values = {}
-    for one in fields(kind):
-        if one.name not in body and one.name in optional:
+    for member in fields(cls):
+        if member.name not in body and member.name in optional:
             continue
-        value: Any = body.get(one.name)
-        annotation = str(one.type)
-        form, words = _FORMS[annotation.partition("[")[0]]
-        right = isinstance(value, form) and not isinstance(value, bool)
-        if annotation == "dict[str, int]" and right:
-            right, words = all(type(number) is int for number in value.values()), "an object of whole numbers"
-        if not right or (form is int and value < 0):
-            raise wrong(f"{where} ({prefix}{one.name})", words, value)
-        values[one.name] = value
+        value: Any = body.get(member.name)
+        annotation = str(member.type)
+        json_type, words = _JSON_TYPES[annotation.partition("[")[0]]
+        is_valid = isinstance(value, json_type) and not isinstance(value, bool)
+        if annotation == "dict[str, int]" and is_valid:
+            is_valid, words = all(type(number) is int for number in value.values()), "an object of whole numbers"
+        if not is_valid or (json_type is int and value < 0):
+            raise wrong(f"{where} ({prefix}{member.name})", words, value)
+        values[member.name] = value
     return values
 
 
 def commit(uri: str, manifest: Manifest) -> Dataset:
     """Write the manifest, last of all. Of several racing writers one wins, and all get the winner's dataset.
 
-    DatasetError when files of an earlier manifest are gone and what was made now has other names (another
+    DatasetError when files of an earlier manifest are gone and those written now have other names (another
     version of a library writes other bytes): nothing is overwritten, so this needs a person.
     """
-    first = store_for(uri).put_if_absent(uris.join(uri, MANIFEST), manifest.to_json())
+    is_first = get_store(uri).put_if_absent(uris.join(uri, MANIFEST), manifest.to_json())
     dataset = read_dataset(uri, manifest.kind)
-    if not first and (missing := dataset.missing()):
+    if not is_first and (missing := dataset.missing()):
         raise DatasetError(f"{missing[0]}; made again, the dataset has other files: remove {uri} and run again")
     return dataset
 
 
-def ready(uri: str) -> Dataset | None:
-    """The dataset at `uri` if it is committed and whole. A damaged one is None: made again, its files get
-    the same names, so the work heals it; nothing is overwritten."""
-    found = find_dataset(uri)
-    return None if found is None or found.missing() else found
+def find_intact_dataset(uri: str) -> Dataset | None:
+    """Read the dataset at `uri` if it is committed and complete.
+
+    None for a damaged one as well: made again, its files get the same names, which repairs it; nothing is overwritten.
+    """
+    dataset = find_dataset(uri)
+    return None if dataset is None or dataset.missing() else dataset
 
 
-def count(values: Iterable[str]) -> dict[str, int]:
-    """How often each value occurs, sorted by value."""
-    totals: dict[str, int] = {}
-    for value in values:
-        totals[value] = totals.get(value, 0) + 1
-    return dict(sorted(totals.items()))
+def count_values(values: Iterable[str]) -> dict[str, int]:
+    """Return the number of occurrences of each value, sorted by value."""
+    return dict(sorted(Counter(values).items()))
 
 
-def add_counts(*counts: dict[str, int]) -> dict[str, int]:
-    """The sum of several counts, sorted by key."""
-    total: dict[str, int] = {}
-    for one in counts:
-        for key, number in one.items():
-            total[key] = total.get(key, 0) + number
+def sum_counts(*counts: dict[str, int]) -> dict[str, int]:
+    """Return the sum of several counts, sorted by key."""
+    total: Counter[str] = Counter()
+    for count in counts:
+        total.update(count)
     return dict(sorted(total.items()))

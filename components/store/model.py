@@ -1,4 +1,4 @@
-"""A trained classifier as a dataset of kind `model`: safetensors and a JSON that says how to use it.
+"""A trained classifier as a dataset of kind `model`: weights as safetensors, and a JSON description for their use.
 
 Train writes it, evaluate reads it. Weights never travel as pickle.
 """
@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from . import timm_models
 from . import uri as uris
 from .backbones import check_backbone
+from .blocks import set_drop_path, set_dropout
 from .compat import import_torchvision
 from .errors import DatasetError, UserError, wrong
-from .filesystem import store_for
+from .filesystem import get_store
 from .manifest import Dataset
-from .regularize import set_drop_path, set_dropout
 from .resample import Geometry
 
 if TYPE_CHECKING:
@@ -27,8 +27,11 @@ MODEL_FORMAT = "imagemill-model"
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Everything but the weights: backbone by its name, classes in the order of their ids, and the
-    `image` of the tensors it was trained on (shape [H, W, C], color, edges, mode, mean and std in [0, 1])."""
+    """The description of a model: all but its weights.
+
+    `backbone`: its name; `classes`: in the order of their ids; `image`: that of the tensors it was trained on (shape
+    [H, W, C], color, edges, mode, mean and std in [0, 1]).
+    """
 
     backbone: str
     classes: tuple[str, ...]
@@ -40,7 +43,7 @@ class ModelSpec:
 
     @property
     def geometry(self) -> Geometry:
-        """How a picture becomes this model's input."""
+        """The transform of an image to this model's input."""
         return Geometry.from_dict(self.image)
 
     def to_json(self) -> bytes:
@@ -58,19 +61,19 @@ class ModelSpec:
 
 
 def build_network(spec: ModelSpec, dropout: float = 0.0, drop_path: float = 0.0) -> torch.nn.Module:
-    """The untrained network: logits float [B, classes] from normalized float [B, C, H, W].
+    """Build the untrained network: logits float [B, classes] from normalized float [B, C, H, W].
 
-    `dropout` before the head and `drop_path` (stochastic depth, the deepest block's share) act in training mode only
-    and change no name of a tensor, so that weights fit whatever they are.
+    `dropout` before the head and `drop_path` (stochastic depth, the deepest block's probability) act in training mode
+    only and change no name of a tensor, so that weights fit whatever their values are.
     """
     check_backbone(spec.backbone)
     size, _, channels = spec.image["shape"]
     try:
-        if timm_models.is_timms(spec.backbone):
-            return timm_models.create(spec.backbone, len(spec.classes), size, channels, dropout, drop_path)
-        network = _torchvisions(spec, size)
+        if timm_models.is_timm(spec.backbone):
+            return timm_models.create_network(spec.backbone, len(spec.classes), size, channels, dropout, drop_path)
+        network = _build_torchvision(spec, size)
     except (ValueError, AssertionError) as error:  # a transformer that can't divide the image into patches
-        raise wrong_size(spec, error) from None
+        raise image_size_error(spec, error) from None
     if channels != 3:
         _adapt_first_convolution(network, channels)
     set_dropout(network, dropout)
@@ -78,7 +81,7 @@ def build_network(spec: ModelSpec, dropout: float = 0.0, drop_path: float = 0.0)
     return network
 
 
-def _torchvisions(spec: ModelSpec, size: int) -> torch.nn.Module:
+def _build_torchvision(spec: ModelSpec, size: int) -> torch.nn.Module:
     import_torchvision()
     from torchvision.models import get_model
 
@@ -94,17 +97,17 @@ def _torchvisions(spec: ModelSpec, size: int) -> torch.nn.Module:
     return network
 
 
-def wrong_size(spec: ModelSpec, error: Exception) -> UserError:
-    """What to say of a network that does not take images of the spec's size."""
-    said = str(error).splitlines()[0] if str(error) else type(error).__name__
+def image_size_error(spec: ModelSpec, error: Exception) -> UserError:
+    """Return the error of a network that does not take images of the spec's size."""
+    message = str(error).splitlines()[0] if str(error) else type(error).__name__
     return UserError(
-        f"image_size: expected a size that {spec.backbone} takes, found {spec.image['shape'][0]}: {said} (resize with "
-        f"--model-preset {spec.backbone})"
+        f"image_size: expected a size that {spec.backbone} takes, found {spec.image['shape'][0]}: {message} (resize "
+        f"with --model-preset {spec.backbone})"
     )
 
 
-def first_convolution(network: torch.nn.Module, channels: int) -> str:
-    """The name of the convolution that reads an image of so many channels; empty where there is none."""
+def find_first_convolution(network: torch.nn.Module, channels: int) -> str:
+    """Return the name of the convolution that reads an image of `channels`; empty where there is none."""
     import torch
 
     for name, module in network.named_modules():
@@ -117,27 +120,27 @@ def _adapt_first_convolution(network: torch.nn.Module, channels: int) -> None:
     """Replace the convolution that reads RGB by one that reads `channels`."""
     import torch
 
-    name = first_convolution(network, 3)
+    name = find_first_convolution(network, 3)
     if not name:
         raise wrong(
             "backbone", f"a network whose first convolution can take {channels} channels", type(network).__name__
         )
     module = network.get_submodule(name)
-    # The settings are those of an existing Conv2d, which mypy can't see through nn.Module's attributes.
+    # Any: mypy does not know the attributes of a Conv2d that get_submodule returns.
     settings: dict[str, Any] = {
         key: getattr(module, key) for key in ("out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
     }
     parent, _, leaf = name.rpartition(".")
-    made = torch.nn.Conv2d(channels, bias=module.bias is not None, **settings)
-    setattr(network.get_submodule(parent), leaf, made)
+    convolution = torch.nn.Conv2d(channels, bias=module.bias is not None, **settings)
+    setattr(network.get_submodule(parent), leaf, convolution)
 
 
 def load_model(model: Dataset) -> tuple[torch.nn.Module, ModelSpec]:
-    """The trained network, in evaluation mode on the CPU, and its description. DatasetError for broken files."""
+    """Load the trained network, in evaluation mode on the CPU, and its description. DatasetError for broken files."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    files = {uris.last_part(f.uri).rpartition(".")[2]: model.locate(f) for f in model.files()}
+    files = {uris.basename(f.uri).rpartition(".")[2]: model.locate(f) for f in model.files()}
     if not {"json", "safetensors"} <= set(files):
         raise DatasetError(f"{model.uri}: expected a .json and a .safetensors file, found {sorted(files)}")
     spec = ModelSpec.from_json(_read(files["json"]), files["json"])
@@ -151,15 +154,15 @@ def load_model(model: Dataset) -> tuple[torch.nn.Module, ModelSpec]:
 
 def _read(uri: str) -> bytes:
     try:
-        return store_for(uri).read(uri)
+        return get_store(uri).read(uri)
     except FileNotFoundError:
         raise DatasetError(f"{uri}: expected a file that the manifest lists, found none") from None
 
 
 class Normalize:
-    """uint8 [B, H, W, C] on any device → float [B, C, H, W], channels last in memory, mean 0 and spread 1.
+    """A callable from uint8 [B, H, W, C] on any device to float [B, C, H, W], channels last, mean 0 and std 1.
 
-    Where the model runs, so that only bytes travel; (x/255 - mean)/std as one multiplication and addition.
+    It runs where the model runs, so that only bytes travel; (x/255 - mean)/std as one multiplication and addition.
     """
 
     def __init__(self, image: dict[str, Any], device: torch.device) -> None:
@@ -174,7 +177,7 @@ class Normalize:
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto`: the GPU where there is one; UserError for cuda without one."""
+    """Return a device by its name; `auto` is the GPU where there is one. UserError for cuda without one."""
     import torch
 
     if name == "cuda" and not torch.cuda.is_available():

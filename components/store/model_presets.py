@@ -1,8 +1,8 @@
-"""Input sizes by model: what a network was trained to see, so that tensors are made for it.
+"""Model presets: the image size, resampling and normalization that a network's weights were trained with.
 
-Of torchvision's models it is the evaluation transform of their weights, read from torchvision's source where it is
-installed and else from the table below, which a test compares with it; of timm's (timm:NAME) what timm says of their
-weights; other models are named with their source.
+For torchvision's models they are the evaluation transforms of the weights, parsed from torchvision's source where it is
+installed and else from the table below, which a test compares with it; for timm's (timm:NAME) those of timm's
+configuration; for other models they come with their source.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from . import timm_models
-from .backbones import Transforms, backbones, named_weights, transforms_of
+from .backbones import Transforms, backbones, evaluation_transforms, named_weights
 from .errors import UserError, wrong
 
 NORMALIZATIONS: dict[str, tuple[list[float], list[float]]] = {
@@ -30,8 +30,8 @@ LUMA = (0.299, 0.587, 0.114)
 
 @dataclass(frozen=True)
 class ModelPreset:
-    """`image_size` is what the model sees, `resize_size` what the short side is resized to before the centre crop,
-    both in pixels; `mode` squash: straight to the square."""
+    """Sides in pixels: `image_size` of the model's input, `resize_size` of the short side before the center crop.
+    `mode` squash: straight to the square."""
 
     image_size: int
     resize_size: int
@@ -53,8 +53,8 @@ FAMILIES: dict[str, ModelPreset] = {
     "vit-384": ModelPreset(384, 384, "bicubic", "half"),
     # timm, models/convnext.py, convnext_large.fb_in22k_ft_in1k_384: crop_pct 1, crop_mode squash, bicubic.
     "convnext-384": ModelPreset(384, 384, "bicubic", mode="squash"),
-    # No model's: sizes by number, as torchvision's weights of that size have it. From 384 on the whole short side is
-    # seen and bicubic is usual (SWAG's weights, arXiv:2201.08371).
+    # Sizes without a model, as torchvision's weights of that size have it. From 384 on nothing of the short side is
+    # cropped and bicubic is usual (SWAG's weights, arXiv:2201.08371).
     "224": ModelPreset(224, 256),
     "256": ModelPreset(256, 292),
     "299": ModelPreset(299, 342),
@@ -64,7 +64,7 @@ FAMILIES: dict[str, ModelPreset] = {
     "512": ModelPreset(512, 512, "bicubic"),
     "600": ModelPreset(600, 600, "bicubic"),
 }
-"""What is no model of torchvision's, by the name it has here."""
+"""Presets that are no models of torchvision's, by name."""
 
 _TORCHVISION: dict[ModelPreset, str] = {
     ModelPreset(224, 224, "bicubic"): "maxvit_t:V1 regnet_y_128gf:SWAG_LINEAR_V1 regnet_y_16gf:SWAG_LINEAR_V1 "
@@ -109,7 +109,7 @@ _TORCHVISION: dict[ModelPreset, str] = {
     ModelPreset(528, 528, "bicubic"): "efficientnet_b6:V1",
     ModelPreset(600, 600, "bicubic"): "efficientnet_b7:V1",
 }
-"""Torchvision 0.29: every classification model's weights (IMAGENET1K_ is left out) by what they were evaluated with."""
+"""Torchvision 0.29: preset → all weights with these evaluation transforms (`IMAGENET1K_` is left out)."""
 
 _SIZES = [name for name in FAMILIES if name.isdigit()]
 HELP = (
@@ -121,63 +121,65 @@ HELP = (
 
 @cache
 def find(name: str) -> ModelPreset | None:
-    """The preset of that name, or None."""
+    """Return the preset of that name, or None."""
     if name in FAMILIES:
         return FAMILIES[name]
-    if timm_models.is_timms(name):
-        return _timms(name)
+    if timm_models.is_timm(name):
+        return _timm_preset(name)
     backbone, _, weights = name.partition(":")
-    known = transforms_of(backbone, weights or "DEFAULT") if not name.endswith(":") else None
-    return (known and _preset(known)) or table().get(name)
+    transforms = evaluation_transforms(backbone, weights or "DEFAULT") if not name.endswith(":") else None
+    return (transforms and _torchvision_preset(transforms)) or torchvision_presets().get(name)
 
 
-def named(backbone: str, weights: str) -> str:
-    """The name of the preset for a backbone's named weights."""
+def name_of_weights(backbone: str, weights: str) -> str:
+    """Return the name of the preset for a backbone's named weights."""
     if weights == "DEFAULT":
         return backbone
-    if timm_models.is_timms(backbone):
-        return f"{timm_models.PREFIX}{timm_models.parts(backbone)[0]}.{weights}"
+    if timm_models.is_timm(backbone):
+        return f"{timm_models.PREFIX}{timm_models.split_name(backbone)[0]}.{weights}"
     return f"{backbone}:{weights}"
 
 
-def _timms(name: str) -> ModelPreset | None:
-    """By timm's `transforms_imagenet_eval` (timm/data/transforms_factory.py) at the size that the weights were trained
-    at: the short side is resized to floor(size / crop_pct). None for what timm does not have, or where it is not
-    installed, or for a normalization that has no name here."""
+def _timm_preset(name: str) -> ModelPreset | None:
+    """Return the preset by timm's `transforms_imagenet_eval` (timm/data/transforms_factory.py) at the weights' training
+    size: the short side is resized to floor(size / crop_pct). None for an unknown name, where timm is not installed, or
+    for a normalization that has no name here."""
     try:
-        timm_models.check_timms(name)
-        about = timm_models.described(name)
+        timm_models.check_timm_name(name)
+        config = timm_models.pretrained_config(name)
     except UserError:
         return None
-    normalization = normalization_named(list(about.mean), list(about.std)) if about else ""
-    if not normalization or about.interpolation not in ("bilinear", "bicubic"):
+    normalization = normalization_named(list(config.mean), list(config.std)) if config else ""
+    if not normalization or config.interpolation not in ("bilinear", "bicubic"):
         return None
-    size, squash = about.input_size[-1], about.crop_mode == "squash"
-    short = size if squash else math.floor(size / about.crop_pct)
-    return ModelPreset(size, short, about.interpolation, normalization, "squash" if squash else "crop")
+    size, squash = config.input_size[-1], config.crop_mode == "squash"
+    short = size if squash else math.floor(size / config.crop_pct)
+    return ModelPreset(size, short, config.interpolation, normalization, "squash" if squash else "crop")
 
 
-def _preset(known: Transforms) -> ModelPreset | None:
-    """Torchvision's transform as a preset; None for a normalization or interpolation that has no name here."""
-    named = normalization_named(list(known.mean), list(known.std))
-    if not named or known.interpolation not in ("bilinear", "bicubic", "lanczos"):
+def _torchvision_preset(transforms: Transforms) -> ModelPreset | None:
+    """Return torchvision's transforms as a preset; None for a normalization or interpolation that has no name here."""
+    normalization = normalization_named(list(transforms.mean), list(transforms.std))
+    if not normalization or transforms.interpolation not in ("bilinear", "bicubic", "lanczos"):
         return None
-    return ModelPreset(known.crop_size, known.resize_size, known.interpolation, named)
+    return ModelPreset(transforms.crop_size, transforms.resize_size, transforms.interpolation, normalization)
 
 
 def normalization_named(mean: list[float], std: list[float]) -> str:
-    """The name of a mean and standard deviation of red, green and blue; empty where it has none."""
-    wanted = [*mean, *std]
-    for name, (its_mean, its_std) in NORMALIZATIONS.items():
-        its = [*its_mean, *its_std]
-        if len(its) == len(wanted) and all(abs(a - b) < 1e-6 for a, b in zip(its, wanted, strict=True)):
+    """Return the name of a mean and standard deviation of red, green and blue; empty where it has none."""
+    values = [*mean, *std]
+    for name, (preset_mean, preset_std) in NORMALIZATIONS.items():
+        reference = [*preset_mean, *preset_std]
+        if len(reference) == len(values) and all(abs(a - b) < 1e-6 for a, b in zip(reference, values, strict=True)):
             return name
     return ""
 
 
-def known(normalization: str, color: str) -> tuple[list[float], list[float]]:
-    """The named mean and spread of a colour's channels, of grey by the luma weights of ITU-R 601; empty where there
-    are none."""
+def mean_and_std(normalization: str, color: str) -> tuple[list[float], list[float]]:
+    """Return mean and standard deviation of a color's channels under a named normalization; empty for unknown ones.
+
+    Those of gray follow by the luma weights of ITU-R 601.
+    """
     if normalization not in NORMALIZATIONS or color not in ("rgb", "gray"):
         return [], []
     mean, std = NORMALIZATIONS[normalization]
@@ -188,19 +190,19 @@ def known(normalization: str, color: str) -> tuple[list[float], list[float]]:
 
 
 @cache
-def table() -> dict[str, ModelPreset]:
-    """The table by name: `resnet50:IMAGENET1K_V2` and so on, `:DEFAULT` and the bare name for each model's default
-    weights, which are its second version, or the first, or those of the end-to-end fine-tuning."""
-    found = dict(_rows())
-    for backbone in {name.partition(":")[0] for name in found}:
+def torchvision_presets() -> dict[str, ModelPreset]:
+    """Return the table by name: `resnet50:IMAGENET1K_V2` and so on, `:DEFAULT` and the bare name for the default
+    weights, which are a model's second version, or the first, or those of the end-to-end fine-tuning."""
+    presets = dict(_torchvision_rows())
+    for backbone in {name.partition(":")[0] for name in presets}:
         for version in ("V2", "V1", "SWAG_E2E_V1"):
-            if default := found.get(f"{backbone}:IMAGENET1K_{version}"):
-                found |= {backbone: default, f"{backbone}:DEFAULT": default}
+            if default := presets.get(f"{backbone}:IMAGENET1K_{version}"):
+                presets |= {backbone: default, f"{backbone}:DEFAULT": default}
                 break
-    return found
+    return presets
 
 
-def _rows() -> Iterator[tuple[str, ModelPreset]]:
+def _torchvision_rows() -> Iterator[tuple[str, ModelPreset]]:
     for preset, names in _TORCHVISION.items():
         for name in names.split():
             backbone, _, weights = name.partition(":")
@@ -208,16 +210,18 @@ def _rows() -> Iterator[tuple[str, ModelPreset]]:
 
 
 def check(name: str) -> None:
-    """UserError for a name that is none, with the nearest ones."""
+    """Raise UserError, with the nearest names, for an unknown name."""
     if not name or find(name) is not None:
         return
-    if timm_models.is_timms(name):
-        timm_models.check_timms(name)
+    if timm_models.is_timm(name):
+        timm_models.check_timm_name(name)
         raise wrong("model_preset", "a model that timm describes, with a normalization that has a name here", name)
     backbone = name.partition(":")[0]
-    its_weights = named_weights(backbone) or [n.partition(":")[2] for n in table() if n.startswith(f"{backbone}:")]
-    if ":" in name and its_weights:
-        raise wrong("model_preset", f"{backbone} with one of its weights ({', '.join(sorted(its_weights))})", name)
-    known = [*FAMILIES, *(backbones() or (n for n in table() if ":" not in n))]
-    near = difflib.get_close_matches(backbone.lower(), known, 4, 0.5) or ["resnet50", "efficientnet_b7", *FAMILIES]
-    raise wrong("model_preset", f"a model preset ({', '.join(near)})", name)
+    weights = named_weights(backbone) or [
+        n.partition(":")[2] for n in torchvision_presets() if n.startswith(f"{backbone}:")
+    ]
+    if ":" in name and weights:
+        raise wrong("model_preset", f"{backbone} with one of its weights ({', '.join(sorted(weights))})", name)
+    names = [*FAMILIES, *(backbones() or (n for n in torchvision_presets() if ":" not in n))]
+    nearest = difflib.get_close_matches(backbone.lower(), names, 4, 0.5) or ["resnet50", "efficientnet_b7", *FAMILIES]
+    raise wrong("model_preset", f"a model preset ({', '.join(nearest)})", name)

@@ -1,8 +1,8 @@
-"""Pipelines of albumentations: some by name, or one that albumentations saved, as plain data; for copies made offline
-and for training. `field` is the option that named one, for messages.
+"""Pipelines of albumentations, by name or saved by albumentations, for offline copies and for training.
 
-A pipeline travels as the JSON of its dictionary form (`A.to_dict`), and is only ever made of that by `A.from_dict`,
-which knows albumentations' own classes and calls nothing else: no pickle, no `Lambda`, no code.
+A pipeline travels as the JSON of its dictionary form (`A.to_dict`), and is only ever created from that by
+`A.from_dict`, which calls albumentations' own classes and nothing else: no pickle, no `Lambda`, no code. `field` is the
+option that named a pipeline, for messages.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from typing import Any
 import numpy as np
 
 from .errors import UserError, wrong
-from .filesystem import store_for
+from .filesystem import get_store
 from .fingerprint import canonical_json
 from .images import Pixels
-from .uri import normalize, safe
+from .uri import normalize, redact
 
 MAX_BYTES = 2**20
-"""Of a saved pipeline: a file that is larger is none."""
+"""Size of the largest file that may be a saved pipeline."""
 _SMALL = 16
-"""Numbers in an array that is written down; of a larger one only its shape is."""
-_NEUTRAL = ("shape", "cols", "rows", "bbox_matrix", "fill_mask", "output_shape")
-"""What albumentations says of an operation, and says nothing of what it does to a picture."""
+"""Numbers in the largest array that is recorded; of a larger one only its shape is."""
+_IGNORED_PARAMETERS = ("shape", "cols", "rows", "bbox_matrix", "fill_mask", "output_shape")
+"""Parameters that albumentations reports of an operation although they do not describe its effect."""
 
 _local = threading.local()
 
 
-def library(field: str = "albumentations") -> Any:
-    """albumentations, without its question to the package index."""
+def import_albumentations(field: str = "albumentations") -> Any:
+    """Import albumentations without its version check, which asks the package index."""
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
     try:
         import albumentations
@@ -44,7 +44,7 @@ def library(field: str = "albumentations") -> Any:
 
 
 def _light(a: Any) -> list[Any]:
-    """Photographs, so that nobody would call them changed: a little geometry, a little light."""
+    """Photographs, hardly changed: a little geometry, a little light."""
     return [
         a.Affine(
             **_AFFINE, scale=(0.95, 1.05), translate_percent=(-0.05, 0.05), rotate=(-10, 10), shear=(-5, 5), p=0.8
@@ -75,9 +75,9 @@ def _strong(a: Any) -> list[Any]:
 
 
 def _weather(a: Any) -> list[Any]:
-    """Outdoors: rain, fog, shadows or low sun, one of them on every copy. In colour only.
+    """Outdoor photographs: rain, fog, shadows or low sun, one of them on every copy. In color only.
 
-    No snow: albumentations 2.0.8 makes flat white areas of it, or with its textures levels that overflow to black.
+    No snow: albumentations 2.0.8 renders it as flat white areas, or with its textures overflows levels to black.
     """
     return [
         a.OneOf(
@@ -119,7 +119,7 @@ def _medical(a: Any) -> list[Any]:
 
 
 def _geometry(a: Any) -> list[Any]:
-    """Where colour is a property (products, fashion, bands): shape and place only, no level is changed."""
+    """Images whose color is a property (products, fashion, bands): shape and position only, no level is changed."""
     return [
         a.Affine(
             **_AFFINE, scale=(0.85, 1.15), translate_percent=(-0.08, 0.08), rotate=(-15, 15), shear=(-5, 5), p=0.9
@@ -134,54 +134,54 @@ _AFFINE = {"keep_ratio": True, **_EDGE}
 PIPELINES: dict[str, Callable[[Any], list[Any]]] = {
     "light": _light, "strong": _strong, "weather": _weather, "ocr": _ocr, "medical": _medical, "geometry": _geometry,
 }  # fmt: skip
-"""By name, each said in a sentence by its function. None mirrors: `copy_flip` does, where that is allowed."""
+"""Name → builder of its operations, whose docstring describes it. None mirrors: `copy_flip` does, where allowed."""
 
 
-def pipeline_text(chosen: str, field: str) -> str:
-    """A name, or the URI of a saved pipeline, as JSON of its dictionary: what is applied, and what counts.
+def load_pipeline(name: str, field: str) -> str:
+    """Load a pipeline by its name or the URI of a saved one, as JSON of its dictionary.
 
-    UserError where there is no such pipeline, or one that can't be made of data alone.
+    UserError where there is no such pipeline, or it can't be created from data alone.
     """
-    if chosen in PIPELINES:
-        a = library(field)
-        return _checked(a.to_dict(a.Compose(PIPELINES[chosen](a)))["transform"], field)
+    if name in PIPELINES:
+        a = import_albumentations(field)
+        return _check_serialized(a.to_dict(a.Compose(PIPELINES[name](a)))["transform"], field)
     expected = f"{', '.join(PIPELINES)}, or the URI of a pipeline that albumentations saved"
-    return saved_text(read_document(chosen, field, expected), chosen, field)
+    return parse_saved_pipeline(read_document(name, field, expected), name, field)
 
 
-def saved_text(body: Any, uri: str, field: str) -> str:
-    """What `read_document` found at a URI, as `pipeline_text`."""
+def parse_saved_pipeline(body: Any, uri: str, field: str) -> str:
+    """Return the JSON of a pipeline from the content of a saved file, as `load_pipeline`."""
     if not isinstance(body, dict) or not isinstance(body.get("transform"), dict):
-        raise UserError(f"{field}: expected {safe(uri)} to hold a pipeline that albumentations saved, found none")
-    return _checked(body["transform"], field)
+        raise UserError(f"{field}: expected {redact(uri)} to hold a pipeline that albumentations saved, found none")
+    return _check_serialized(body["transform"], field)
 
 
-def _checked(body: dict[str, Any], field: str) -> str:
+def _check_serialized(body: dict[str, Any], field: str) -> str:
     text = canonical_json(body).decode()
     with warnings.catch_warnings():
         warnings.simplefilter(
             "error", UserWarning
         )  # an argument that albumentations does not know is left out, it says
-        _made(text, field)
+        _build(text, field)
     return text
 
 
 def read_document(uri: str, field: str, expected: str) -> Any:
-    """What a file of JSON or YAML holds: a pipeline is a small one. UserError says what was `expected`."""
+    """Read a small file of JSON or YAML. UserError says what was `expected`."""
     if "/" not in uri and "." not in uri:
         raise wrong(field, expected, uri)
-    place = normalize(uri, field)
+    absolute = normalize(uri, field)
     try:
-        entry = store_for(place).stat(place)
+        entry = get_store(absolute).stat(absolute)
         if entry is None or entry.size > MAX_BYTES:
             raise wrong(field, expected, f"{uri} ({'no such file' if entry is None else f'{entry.size:,} bytes'})")
-        data = store_for(place).read(place)
+        data = get_store(absolute).read(absolute)
     except FileNotFoundError:
         raise wrong(field, expected, uri) from None
-    return _parsed(data, uri, field)
+    return _parse_document(data, uri, field)
 
 
-def _parsed(data: bytes, uri: str, field: str) -> Any:
+def _parse_document(data: bytes, uri: str, field: str) -> Any:
     import yaml
 
     try:
@@ -191,101 +191,107 @@ def _parsed(data: bytes, uri: str, field: str) -> Any:
     try:
         return yaml.safe_load(data)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        said = str(error).splitlines()[0]
-        raise UserError(f"{field}: expected JSON or YAML in {safe(uri)}, found neither: {said}") from None
+        message = str(error).splitlines()[0]
+        raise UserError(f"{field}: expected JSON or YAML in {redact(uri)}, found neither: {message}") from None
 
 
-def _classes(body: Any) -> Iterator[str]:
-    """The names of all classes in a pipeline's dictionary, at any depth."""
+def _class_names(body: Any) -> Iterator[str]:
+    """Yield the names of all classes in a pipeline's dictionary, at any depth."""
     if isinstance(body, dict):
         if "__class_fullname__" in body:
             yield str(body["__class_fullname__"])
         for value in body.values():
-            yield from _classes(value)
+            yield from _class_names(value)
     elif isinstance(body, list):
         for value in body:
-            yield from _classes(value)
+            yield from _class_names(value)
 
 
-def _made(text: str, field: str, say: bool = True) -> Any:
-    """The pipeline of its JSON. Every random number comes from the generators that it is given for each picture."""
-    a = library(field)
+def _build(text: str, field: str, record: bool = True) -> Any:
+    """Build a pipeline from its JSON. Every random number comes from the generators that it gets for each picture."""
+    a = import_albumentations(field)
     from albumentations.core.serialization import SERIALIZABLE_REGISTRY, shorten_class_name
 
     body = json.loads(text)
-    for name in _classes(body):
+    for name in _class_names(body):
         if shorten_class_name(name) not in SERIALIZABLE_REGISTRY:
             raise wrong(field, "operations that albumentations can make of data alone (no Lambda)", name)
     try:
-        made = a.from_dict({"transform": body})
-        return a.Compose([made], save_applied_params=say)
-    except Exception as error:  # whatever a constructor says of values that it does not like
-        raise UserError(f"{field}: albumentations {a.__version__} can't make this pipeline: {short(error)}") from None
+        transform = a.from_dict({"transform": body})
+        return a.Compose([transform], save_applied_params=record)
+    except Exception as error:  # constructors raise anything for values that they refuse
+        raise UserError(
+            f"{field}: albumentations {a.__version__} can't make this pipeline: {summarize_exception(error)}"
+        ) from None
 
 
 def apply_pipeline(
     text: str, pixels: Pixels, random: np.random.Generator, field: str
 ) -> tuple[Pixels, list[dict[str, Any]]]:
-    """uint8 [H, W, 1 or 3] → the same shape, and the operations that were applied with their parameters."""
-    done = run_pipeline(text, pixels, random, field, say=True)
-    image = done["image"]
+    """Apply a pipeline to uint8 [H, W, 1 or 3]; return the same shape, and the applied operations with parameters."""
+    result = run_pipeline(text, pixels, random, field, record=True)
+    image = result["image"]
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape != pixels.shape:
-        raise UserError(f"{field}: expected a pipeline that leaves {said(pixels)} as such, found {said(image)}")
-    return np.ascontiguousarray(image), [_record(name, about) for name, about in done.get("applied_transforms", [])]
+        raise UserError(
+            f"{field}: expected a pipeline that leaves {describe_array(pixels)} as such, found {describe_array(image)}"
+        )
+    return np.ascontiguousarray(image), [_record(*applied) for applied in result.get("applied_transforms", [])]
 
 
 def run_pipeline(
-    text: str, pixels: Pixels, random: np.random.Generator, field: str, say: bool = False
+    text: str, pixels: Pixels, random: np.random.Generator, field: str, record: bool = False
 ) -> dict[str, Any]:
-    """What albumentations gives for a picture: `image`, whatever it made of it; with `say` what it did, too."""
-    pipeline = _of_this_thread(text, field, say)
-    # One generator for all of it: a seed for each would have all of them draw the same numbers.
+    """Return albumentations' result: `image`, of any shape and type, and `applied_transforms` if `record`."""
+    pipeline = _thread_pipeline(text, field, record)
+    # One generator for all operations: a seed for each would make all of them sample the same numbers.
     pipeline.set_random_state(random, py_random.Random(int(random.integers(2**63))))
     try:
-        done: dict[str, Any] = pipeline(image=np.ascontiguousarray(pixels))
-        return done
+        result: dict[str, Any] = pipeline(image=np.ascontiguousarray(pixels))
+        return result
     except MemoryError:
         raise
     except Exception as error:  # of an operation that does not fit the picture
-        raise UserError(f"{field}: fails on {said(pixels)}: {short(error)}") from None
+        raise UserError(f"{field}: fails on {describe_array(pixels)}: {summarize_exception(error)}") from None
 
 
 def check_pipeline(text: str, height: int, width: int, channels: int, field: str) -> None:
     """Try a pipeline before anything is decoded; UserError as `apply_pipeline`."""
-    grey = np.linspace(0, 255, height * width * channels).astype(np.uint8).reshape(height, width, channels)
+    gradient = np.linspace(0, 255, height * width * channels).astype(np.uint8).reshape(height, width, channels)
     for seed in range(4):
-        apply_pipeline(text, grey, np.random.default_rng(seed), field)
+        apply_pipeline(text, gradient, np.random.default_rng(seed), field)
 
 
-def _of_this_thread(text: str, field: str, say: bool) -> Any:
-    """A pipeline keeps state while it works, so each thread has its own."""
-    if getattr(_local, "made_of", None) != (text, say):
-        _local.pipeline, _local.made_of = _made(text, field, say), (text, say)
+def _thread_pipeline(text: str, field: str, record: bool) -> Any:
+    """Return this thread's own pipeline: a pipeline keeps state while it works."""
+    if getattr(_local, "source", None) != (text, record):
+        _local.pipeline, _local.source = _build(text, field, record), (text, record)
     return _local.pipeline
 
 
-def _record(name: str, about: dict[str, Any]) -> dict[str, Any]:
-    return {"name": name} | {key: _plain(value) for key, value in about.items() if key not in _NEUTRAL}
+def _record(name: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    return {"name": name} | {
+        key: _to_json(value) for key, value in parameters.items() if key not in _IGNORED_PARAMETERS
+    }
 
 
-def _plain(value: Any) -> Any:
-    """What JSON can hold of a parameter; of a large array its type and shape."""
+def _to_json(value: Any) -> Any:
+    """Convert a parameter to JSON's types; a large array to its type and shape."""
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray):
         return value.tolist() if value.size <= _SMALL else f"{value.dtype}{list(value.shape)}"
     if isinstance(value, dict):
-        return {str(key): _plain(one) for key, one in value.items()}
+        return {str(key): _to_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(one) for one in value] if len(value) <= _SMALL else f"{len(value)} of {type(value).__name__}"
+        return [_to_json(item) for item in value] if len(value) <= _SMALL else f"{len(value)} of {type(value).__name__}"
     return value if isinstance(value, str | int | float | bool) or value is None else type(value).__name__
 
 
-def said(image: Any) -> str:
-    """Type and shape of a picture, for messages."""
+def describe_array(image: Any) -> str:
+    """Return dtype and shape of a picture, for messages."""
     return f"{image.dtype} {list(image.shape)}" if hasattr(image, "dtype") else type(image).__name__
 
 
-def short(error: Exception) -> str:
-    """The first line of what a library said."""
+def summarize_exception(error: Exception) -> str:
+    """Return the class of a library's error and the first line of its text, 300 characters at most."""
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:300]

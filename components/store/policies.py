@@ -1,9 +1,9 @@
-"""RandAugment on one uint8 image, with what was drawn said: for copies made offline and for training alike.
+"""RandAugment on one uint8 image, with a record of the sampled operations: for offline copies and for training.
 
 Cubuk et al., "RandAugment: Practical automated data augmentation with a reduced search space", 2019, as torchvision's
 `transforms.v2.RandAugment` has it: its operations, its 31 bins of magnitude, a sign drawn where an operation has
-one; bilinear, and black where a picture is moved away. The drawing is our own, from a generator that is passed in;
-the pixels are torchvision's.
+one; bilinear, and black where a picture is moved away. The sampling is our own, from a generator that is
+passed in; the pixels are torchvision's.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ _WITHOUT_VALUE = ("Identity", "AutoContrast", "Equalize")
 
 
 @cache
-def strength(name: str, magnitude: int, height: int, width: int) -> float:
-    """The value of an operation at a magnitude (0 to 30), before its sign; pixels for translations. 0 without one.
+def operation_value(name: str, magnitude: int, height: int, width: int) -> float:
+    """Return an operation's value at a magnitude (0 to 30), before its sign; pixels for translations. 0 without one.
 
     In float32 as torchvision computes it: a translation is cut to whole pixels, so the last digit counts.
     """
@@ -62,61 +62,63 @@ def strength(name: str, magnitude: int, height: int, width: int) -> float:
     return float(torch.linspace(1.0, 0.0, BINS)[magnitude]) if name == "Solarize" else 0.0
 
 
-def draw(random: np.random.Generator, number: int, magnitude: int, height: int, width: int) -> list[Operation]:
-    """`number` operations for an image of that size, each as likely as any other, one after the other."""
-    found: list[Operation] = []
+def sample_operations(
+    random: np.random.Generator, number: int, magnitude: int, height: int, width: int
+) -> list[Operation]:
+    """Sample `number` operations for an image of that size, uniformly and independently."""
+    operations: list[Operation] = []
     for _ in range(number):
         name = OPERATIONS[int(random.integers(len(OPERATIONS)))]
-        value = strength(name, magnitude, height, width)
+        value = operation_value(name, magnitude, height, width)
         if name in SIGNED and random.random() < 0.5:
             value = -value
-        found.append(Operation(name, value))
-    return found
+        operations.append(Operation(name, value))
+    return operations
 
 
-def apply(pixels: Pixels, operations: Sequence[Operation]) -> Pixels:
-    """uint8 [H, W, 1 or 3] after the operations, in their order; the same array where there is nothing to do."""
+def apply_operations(pixels: Pixels, operations: Sequence[Operation]) -> Pixels:
+    """Apply the operations to uint8 [H, W, 1 or 3], in their order; return the same array where none changes it."""
     import torch
 
-    todo = [one for one in operations if one.name != "Identity"]
-    if not todo:
+    effective = [operation for operation in operations if operation.name != "Identity"]
+    if not effective:
         return pixels
     image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
-    for one in todo:
-        image = _table()[one.name](image, one.value)
+    for operation in effective:
+        image = _functions()[operation.name](image, operation.value)
     return np.ascontiguousarray(image.numpy().transpose(1, 2, 0))
 
 
 def rand_augment(
     pixels: Pixels, random: np.random.Generator, number: int, magnitude: int
 ) -> tuple[Pixels, list[Operation]]:
-    """uint8 [H, W, 1 or 3] → the augmented picture, and what was drawn for it."""
+    """Augment uint8 [H, W, 1 or 3]; return the augmented picture and the sampled operations."""
     height, width = pixels.shape[:2]
-    drawn = draw(random, number, magnitude, height, width)
-    return apply(pixels, drawn), drawn
+    operations = sample_operations(random, number, magnitude, height, width)
+    return apply_operations(pixels, operations), operations
 
 
 @cache
-def _table() -> dict[str, Callable[[torch.Tensor, float], Any]]:
-    """Every operation on a uint8 tensor [C, H, W] with its value."""
+def _functions() -> dict[str, Callable[[torch.Tensor, float], Any]]:
+    """Return the functions of all operations, from a uint8 tensor [C, H, W] and the operation's value."""
     from torchvision.transforms.v2 import InterpolationMode
     from torchvision.transforms.v2 import functional as tv
 
-    smooth: dict[str, Any] = {"interpolation": InterpolationMode.BILINEAR}
+    bilinear: dict[str, Any] = {"interpolation": InterpolationMode.BILINEAR}
 
-    def moved(image: Any, x: float = 0, y: float = 0) -> Any:
-        return tv.affine(image, angle=0.0, translate=[int(x), int(y)], scale=1.0, shear=[0.0, 0.0], **smooth)
+    def translate(image: Any, x: float = 0, y: float = 0) -> Any:
+        return tv.affine(image, angle=0.0, translate=[int(x), int(y)], scale=1.0, shear=[0.0, 0.0], **bilinear)
 
-    def sheared(image: Any, x: float = 0, y: float = 0) -> Any:  # about the corner, as the paper's authors do
+    def shear(image: Any, x: float = 0, y: float = 0) -> Any:  # around the corner, as the paper's authors do
         angles = [math.degrees(math.atan(x)), math.degrees(math.atan(y))]
-        return tv.affine(image, angle=0.0, translate=[0, 0], scale=1.0, shear=angles, center=[0, 0], **smooth)
+        return tv.affine(image, angle=0.0, translate=[0, 0], scale=1.0, shear=angles, center=[0, 0], **bilinear)
 
     return {
-        "ShearX": lambda image, value: sheared(image, x=value),
-        "ShearY": lambda image, value: sheared(image, y=value),
-        "TranslateX": lambda image, value: moved(image, x=value),
-        "TranslateY": lambda image, value: moved(image, y=value),
-        "Rotate": lambda image, value: tv.rotate(image, angle=value, **smooth),
+        "ShearX": lambda image, value: shear(image, x=value),
+        "ShearY": lambda image, value: shear(image, y=value),
+        "TranslateX": lambda image, value: translate(image, x=value),
+        "TranslateY": lambda image, value: translate(image, y=value),
+        "Rotate": lambda image, value: tv.rotate(image, angle=value, **bilinear),
         "Brightness": lambda image, value: tv.adjust_brightness(image, 1.0 + value),
         "Color": lambda image, value: tv.adjust_saturation(image, 1.0 + value),
         "Contrast": lambda image, value: tv.adjust_contrast(image, 1.0 + value),

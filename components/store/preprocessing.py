@@ -1,4 +1,4 @@
-"""From a file's bytes to what a model sees: clean's work on pixels, then resize's, as the model's data had them."""
+"""Preprocessing of a new image for a model: clean's operations, then resize's, as on the model's training data."""
 
 from __future__ import annotations
 
@@ -8,81 +8,86 @@ from typing import Any
 
 from .images import Pixels
 from .manifest import Dataset, find_dataset
-from .resample import Geometry, decode_to
+from .resample import Geometry, decode_and_resize
 from .standardize import standardize
-from .standards import Standards
+from .standards import StandardizeConfig
 
-KEY = "preprocessing"
-"""Where a model's description has what `preprocessing_of` gives, in its `extra`."""
+EXTRA_KEY = "preprocessing"
+"""Key of `describe_preprocessing`'s result in the `extra` of a model's description."""
 
 
-def preprocessing_of(tensors: Dataset) -> dict[str, Any]:
-    """What clean did to the pixels that these tensors were made of, for the description of a model: `{"clean": values
-    of Standards}`. Empty where the clean dataset is not there any more."""
+def describe_preprocessing(tensors: Dataset) -> dict[str, Any]:
+    """Return clean's pixel options of these tensors, for a model's description: `{"clean": StandardizeConfig as dict}`.
+
+    Empty where the clean dataset no longer exists.
+    """
     clean = find_dataset(tensors.parent_uri("clean"))
-    return {"clean": Standards.of(clean.manifest.config, clean.uri).to_dict()} if clean else {}
+    return {"clean": StandardizeConfig.from_config(clean.manifest.config, clean.uri).to_dict()} if clean else {}
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """One image's bytes → uint8 [H, W, C] of `geometry`, after clean's `standards`. No network is part of it, and no
-    normalization. Safe to use from threads."""
+    """A callable from an image's bytes to uint8 [H, W, C] of `geometry`, after clean's `options`, not yet normalized.
+    Safe to use from threads."""
 
-    standards: Standards
+    options: StandardizeConfig
     geometry: Geometry
 
     @classmethod
-    def of(cls, said: Mapping[str, Any], geometry: Geometry, where: str) -> Preprocessing:
-        """By what `preprocessing_of` gave; where that was nothing, clean is taken to have changed no pixel."""
-        return cls(Standards.of(said.get("clean", {}), where), geometry)
+    def from_record(cls, record: Mapping[str, Any], geometry: Geometry, where: str) -> Preprocessing:
+        """Create it from `describe_preprocessing`'s result; if that is empty, clean is assumed to change no pixel."""
+        return cls(StandardizeConfig.from_config(record.get("clean", {}), where), geometry)
 
     def __call__(self, data: bytes) -> Pixels:
-        """Raises ImageRejected, with clean's reasons, for what is no valid image.
+        """Raises ImageRejected, with clean's reasons, for an invalid image.
 
         Strictly decoded, changed and perhaps encoded again as clean does it, then decoded as resize does it: a pixel
         that went through a JPEG there must go through one here.
         """
-        return decode_to(standardize(data, self.standards).data, self.geometry)
+        return decode_and_resize(standardize(data, self.options).data, self.geometry)
 
-    def missing(self) -> list[str]:
-        """What can't be done to an image that comes without boxes and masks."""
-        by_box = [f"the crop to the {self.standards.roi} box"] if self.standards.roi != "off" else []
-        by_mask = [f"the {self.standards.background} of the background"] if self.standards.background != "off" else []
+    def skipped_steps(self) -> list[str]:
+        """Return, in words, the steps that are skipped for an image without boxes and masks."""
+        by_box = [f"the crop to the {self.options.roi} box"] if self.options.roi != "off" else []
+        by_mask = [f"the {self.options.background} of the background"] if self.options.background != "off" else []
         return by_box + by_mask
 
     def steps(self) -> list[str]:
-        """Every step in words, in its order."""
-        return [*self._cleaned(), *self._resized()]
+        """Return every step in words, in order."""
+        return [*self._clean_steps(), *self._resize_steps()]
 
-    def _cleaned(self) -> list[str]:
-        rules = self.standards
-        said = ["decoded upright (EXIF orientation applied), transparency over white, 8 bits a channel"]
-        if rules.background != "off":
-            said.append(f"background outside the annotated mask: {rules.background}")
-        if rules.roi != "off":
-            said.append(f"cropped to the annotated boxes ({rules.roi}, margin {rules.roi_margin:g})")
-        if rules.trim == "on":
-            said.append(f"uniform borders trimmed (tolerance {rules.trim_tolerance} of 255)")
-        if rules.channels_color not in ("rgb", "ycbcr", "lab"):
-            said.append(f"one channel: {rules.channels_color}")
-        if rules.denoise != "off":
-            said.append(f"denoised: {rules.denoise}, {rules.denoise_size} pixels")
-        if rules.equalize != "off":
-            more = f" (limit {rules.clahe_clip:g}, {rules.clahe_grid} tiles)" if rules.equalize == "clahe" else ""
-            said.append(f"contrast: {rules.equalize}{more}")
-        if rules.binarize != "off":
-            said.append(f"black and white: {rules.binarize}")
-        return said
+    def _clean_steps(self) -> list[str]:
+        options = self.options
+        steps = ["decoded upright (EXIF orientation applied), transparency over white, 8 bits a channel"]
+        if options.background != "off":
+            steps.append(f"background outside the annotated mask: {options.background}")
+        if options.roi != "off":
+            steps.append(f"cropped to the annotated boxes ({options.roi}, margin {options.roi_margin:g})")
+        if options.trim == "on":
+            steps.append(f"uniform borders trimmed (tolerance {options.trim_tolerance} of 255)")
+        if options.stored_color not in ("rgb", "ycbcr", "lab"):
+            steps.append(f"one channel: {options.stored_color}")
+        if options.denoise != "off":
+            steps.append(f"denoised: {options.denoise}, {options.denoise_size} pixels")
+        if options.equalize != "off":
+            more = f" (limit {options.clahe_clip:g}, {options.clahe_grid} tiles)" if options.equalize == "clahe" else ""
+            steps.append(f"contrast: {options.equalize}{more}")
+        if options.binarize != "off":
+            steps.append(f"black and white: {options.binarize}")
+        return steps
 
-    def _resized(self) -> list[str]:
-        one = self.geometry
-        how = f"{one.interpolation}, antialiased"
-        said = {
-            "crop": f"short side resized to {one.short_side} pixels ({how}), centre {one.size} x {one.size} taken",
-            "squash": f"resized to {one.size} x {one.size} pixels, whatever the shape ({how})",
-            "letterbox": f"long side resized to {one.size} pixels ({how}), black around it to {one.size} x {one.size}",
-        }[one.mode]
-        steps = [said, f"colour: {one.color}"]
-        if "canny" in one.edges:
-            return [*steps, f"edge channels: {', '.join(one.edges)} (Canny {one.canny_low} and {one.canny_high})"]
-        return [*steps, f"edge channels: {', '.join(one.edges)}"] if one.edges else steps
+    def _resize_steps(self) -> list[str]:
+        geometry, size = self.geometry, self.geometry.size
+        method = f"{geometry.interpolation}, antialiased"
+        resize = {
+            "crop": f"short side resized to {geometry.short_side} pixels ({method}), centre {size} x {size} taken",
+            "squash": f"resized to {size} x {size} pixels, whatever the shape ({method})",
+            "letterbox": f"long side resized to {size} pixels ({method}), black around it to {size} x {size}",
+        }[geometry.mode]
+        steps = [resize, f"colour: {geometry.color}"]
+        if "canny" in geometry.edges:
+            return [
+                *steps,
+                f"edge channels: {', '.join(geometry.edges)} (Canny {geometry.canny_low} and {geometry.canny_high})",
+            ]
+        return [*steps, f"edge channels: {', '.join(geometry.edges)}"] if geometry.edges else steps

@@ -1,6 +1,6 @@
-"""Presets by domain: what is safe to do to a kind of picture, offline in clean and resize, at random in train.
+"""Presets by domain: safe values for a kind of picture, offline in clean and resize, at random in train.
 
-A preset fills in only what was left unset (`auto`, or 0 for a number), so every value can be overruled.
+A preset sets only fields that are unset (`auto`, or 0 for a number), so every value can be overruled.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ Value = str | int | float | bool
 
 @dataclass(frozen=True)
 class Preset:
-    """`why` is what the help says; `values` differ from those of `photo`."""
+    """A preset: `description` for the help, and the `values` that differ from those of `photo`."""
 
-    why: str
+    description: str
     values: dict[str, Value] = field(default_factory=dict)
 
 
-_PHOTO: dict[str, Value] = {
+DEFAULTS: dict[str, Value] = {
     "color": "rgb",
     "trim": "off",
     "denoise": "off",
@@ -29,10 +29,10 @@ _PHOTO: dict[str, Value] = {
     "vertical_flip": "false",
     "crop_scale": 0.6,
 }
-"""Every field that a preset may set, with the value that holds without one."""
+"""Every field that a preset may set, with its value without a preset."""
 
 PRESETS: dict[str, Preset] = {
-    "photo": Preset("natural photographs: nothing offline; crops of 60% and more, and flips, at random", _PHOTO),
+    "photo": Preset("natural photographs: nothing offline; crops of 60% and more, and flips, at random", DEFAULTS),
     "ocr": Preset(
         "text, digits, arrows: grey (colour says nothing) and autocontrast (paper and light differ); letterbox, for a "
         "crop would cut letters off; never flipped (a mirrored b is a d), crops of 90% and more",
@@ -56,10 +56,14 @@ PRESETS: dict[str, Preset] = {
 }
 
 NAMES = tuple(PRESETS)
-HELP = "kind of picture, which sets what is left unset (" + "; ".join(f"{n}: {p.why}" for n, p in PRESETS.items()) + ")"
+HELP = (
+    "kind of picture, which sets what is left unset ("
+    + "; ".join(f"{n}: {p.description}" for n, p in PRESETS.items())
+    + ")"
+)
 
 
 def preset_value(preset: str, name: str) -> Value:
-    """What a preset says of a field: its own value or that of `photo`, which also stands for an unknown preset."""
-    chosen = PRESETS.get(preset, PRESETS["photo"])
-    return chosen.values.get(name, _PHOTO[name])
+    """Return a preset's value of a field, or that of `photo`, which also stands for an unknown preset."""
+    values = PRESETS.get(preset, PRESETS["photo"]).values
+    return values.get(name, DEFAULTS[name])

@@ -1,4 +1,4 @@
-"""What a step says while it works: whole lines, so that they survive pipes, pods and log collectors."""
+"""Progress output of a step: one complete line at a time, which pipes, pods and log collectors keep intact."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from dataclasses import dataclass, field
 
 
 def say(step: str, text: str) -> None:
-    """One line on stderr that belongs to a step: `[clean] 737 rows in · 716 kept · 21 rejected`."""
+    """Print one line of a step to stderr: `[clean] 737 rows in · 716 kept · 21 rejected`."""
     line = " ".join(text.splitlines())  # a class may be named with a line break: it must not forge a line
     print(f"[{step}] {line}", file=sys.stderr, flush=True)
 
 
 @dataclass
 class Progress:
-    """Counts work and says how it goes every few seconds: done, rate, time left. Safe to use from threads.
+    """A counter of finished units that prints a line every few seconds: done, rate, time left. Thread-safe.
 
-    `total` is 0 when it can't be known beforehand (a compressed archive).
+    `total` is 0 when it is not known beforehand (a compressed archive).
     """
 
     step: str
@@ -27,26 +27,26 @@ class Progress:
     every_s: float = 3.0
     done: int = 0
     started: float = field(default_factory=time.monotonic)
-    _said: float = field(default_factory=time.monotonic)
+    _last_line_at: float = field(default_factory=time.monotonic)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, number: int = 1, note: str = "") -> None:
         with self._lock:
             self.done += number
             now = time.monotonic()
-            if now - self._said < self.every_s:
+            if now - self._last_line_at < self.every_s:
                 return
-            self._said = now
+            self._last_line_at = now
             line = self.line(note)
         say(self.step, line)
 
     def leave_out(self, number: int) -> None:
-        """So many were done by an earlier try."""
+        """Leave out units that an earlier attempt finished."""
         with self._lock:
             self.total -= number
 
     def restart(self) -> None:
-        """Take the time from now on: what came before was preparation."""
+        """Start the clock again after a preparation."""
         self.started = time.monotonic()
 
     def line(self, note: str = "") -> str:
@@ -56,20 +56,20 @@ class Progress:
         if note:
             parts.append(note)
         if self.total and rate > 0:
-            parts.append(f"{duration((self.total - self.done) / rate)} left")
+            parts.append(f"{format_duration((self.total - self.done) / rate)} left")
         return " · ".join(parts)
 
     def rate(self) -> float:
-        """Units per second since the start."""
+        """Return units per second since the start."""
         return self.done / self.age()
 
     def age(self) -> float:
-        """Seconds since the start, never 0."""
+        """Return seconds since the start, never 0."""
         return max(time.monotonic() - self.started, 1e-3)
 
 
-def duration(seconds: float) -> str:
-    """`8 s`, `3 min 20 s`, `2 h 5 min`."""
+def format_duration(seconds: float) -> str:
+    """Format seconds as `8 s`, `3 min 20 s`, `2 h 5 min`."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -78,10 +78,10 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def size(number: float) -> str:
-    """`812 B`, `4.2 MB`: decimal units, as object stores bill them."""
+def format_size(size: float) -> str:
+    """Format bytes as `812 B`, `4.2 MB`: decimal units, as object stores bill them."""
     for unit in ("B", "kB", "MB", "GB"):
-        if number < 1000:
-            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
-        number /= 1000
-    return f"{number:.1f} TB"
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"

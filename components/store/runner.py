@@ -1,4 +1,4 @@
-"""A step's end when the local runner that started it is gone: nobody would see its own."""
+"""End a step when the local runner that started it is gone (killed)."""
 
 from __future__ import annotations
 
@@ -14,58 +14,58 @@ from .errors import EXIT_TRANSIENT
 
 RUNNER_PID = "IMAGEMILL_RUNNER_PID"
 RUNNER_PIPE = "IMAGEMILL_RUNNER_PIPE"
-"""A named pipe that the runner holds open: what a container has instead of the process id of a runner outside of it."""
+"""A named pipe that the runner holds open: in a container the runner's process id means nothing."""
 RUNNER_BOOT = "IMAGEMILL_RUNNER_BOOT"
-"""The runner's `boot()`: whether the pipe is one of this kernel's."""
-LAST_WORDS_S = 30.0
-"""So long a step that handles SIGTERM may take to end when its runner is gone."""
+"""The runner's `boot_id()`, which tells whether the pipe belongs to this kernel."""
+SIGTERM_GRACE_S = 30.0
+"""Seconds that a step which handles SIGTERM has to end when its runner is gone."""
 
 
-def end_with_runner() -> None:
-    """End this process when the local runner that started it is gone (killed): nobody would see its end.
+def exit_with_runner() -> None:
+    """End this process when the local runner that started it is gone: nobody would see its result.
 
-    What was finished is recorded; the next run goes on from there.
+    Finished parts are recorded; the next run continues from them.
     """
     if pipe := os.environ.get(RUNNER_PIPE, ""):
-        threading.Thread(target=_end_with_pipe, args=(pipe,), daemon=True, name="runner-pipe").start()
-    named = os.environ.get(RUNNER_PID, "")
-    if not named.isdecimal():
+        threading.Thread(target=_exit_with_pipe, args=(pipe,), daemon=True, name="runner-pipe").start()
+    text = os.environ.get(RUNNER_PID, "")
+    if not text.isdecimal():
         return
-    pid = int(named)
+    pid = int(text)
 
     def watch() -> None:
         while not _is_gone(pid):
             time.sleep(0.5)
-        _end()
+        _exit()
 
     threading.Thread(target=watch, daemon=True, name="runner-watch").start()
 
 
-def _end_with_pipe(pipe: str) -> None:
-    """The pipe's end comes when nobody holds it open for writing any more, however the runner ended.
+def _exit_with_pipe(pipe: str) -> None:
+    """Wait for the end of the pipe, which comes when the runner has ended in whatever way, and end this process.
 
-    A runner that has ended already would be waited for by an ordinary open: so nobody holding it open is its end as
-    well, where the runner's kernel is this one. In another (Docker in a virtual machine) a pipe tells nothing.
+    An ordinary open would wait for a runner that has ended already: so where the runner's kernel is this one, a pipe
+    that nobody holds open means the end as well. In another kernel (Docker in a virtual machine) it means nothing.
     """
-    same = os.environ.get(RUNNER_BOOT, "") == (boot() or None)
+    is_same_kernel = os.environ.get(RUNNER_BOOT, "") == (boot_id() or None)
     try:
-        file = os.open(pipe, os.O_RDONLY | (os.O_NONBLOCK if same else 0))
+        file = os.open(pipe, os.O_RDONLY | (os.O_NONBLOCK if is_same_kernel else 0))
         try:
             os.read(file, 1)
-        except BlockingIOError:  # it is held open
+        except BlockingIOError:  # the runner holds it open
             os.set_blocking(file, True)
             os.read(file, 1)
-    except OSError:  # it is not there
+    except OSError:  # no such pipe
         return
-    _end()
+    _exit()
 
 
 _graceful = threading.Event()
 
 
 @contextmanager
-def ends_by_sigterm() -> Iterator[None]:
-    """Inside, SIGTERM leads to an orderly end soon: training writes down what the next try goes on from."""
+def handles_sigterm() -> Iterator[None]:
+    """Mark a block in which SIGTERM ends the step in order: training writes a checkpoint first."""
     _graceful.set()
     try:
         yield
@@ -73,19 +73,19 @@ def ends_by_sigterm() -> Iterator[None]:
         _graceful.clear()
 
 
-def _end() -> None:
-    """At once, but for what `ends_by_sigterm`."""
+def _exit() -> None:
+    """End this process: at once, or by SIGTERM within `handles_sigterm`."""
     if _graceful.is_set():
         os.kill(os.getpid(), signal.SIGTERM)
-        until = time.monotonic() + LAST_WORDS_S
-        while _graceful.is_set() and time.monotonic() < until:
+        deadline = time.monotonic() + SIGTERM_GRACE_S
+        while _graceful.is_set() and time.monotonic() < deadline:
             time.sleep(0.1)
         time.sleep(1.0)  # for the record
     os._exit(EXIT_TRANSIENT)
 
 
-def boot() -> str:
-    """What tells this start of this kernel from any other, also in a container; empty where nothing does."""
+def boot_id() -> str:
+    """Return an id of this boot of this kernel, the same in its containers; empty where there is none."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -93,7 +93,7 @@ def boot() -> str:
 
 
 def _is_gone(pid: int) -> bool:
-    """No such process, or one that has ended and that nobody waits for (a container's first process seldom does)."""
+    """Return whether a process does not exist or is a zombie (a container's first process seldom reaps them)."""
     try:
         os.kill(pid, 0)
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"

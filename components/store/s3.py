@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import MillError, TransientError, UserError
-from .objects import Entry
+from .filesystem import Entry
 from .retry import with_retry
 from .uri import split_s3
 
@@ -25,21 +25,21 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT_S = 3
 READ_TIMEOUT_S = 10
-_REFUSED = {
+_REFUSED_CODES = {
     "AccessDenied", "403", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken",
     "InvalidToken", "401", "Unauthorized", "AllAccessDisabled", "AccountProblem",
 }  # fmt: skip
-_ABSENT = {"NoSuchKey", "404", "NotFound"}
+_ABSENT_CODES = {"NoSuchKey", "404", "NotFound"}
 
 
 class S3Store:
-    """One client each of boto3 and pyarrow; both are safe to use from several threads."""
+    """The S3 store, through one client of boto3 and one of pyarrow; both are safe to use from several threads."""
 
     def __init__(self) -> None:
         self._client = _client({})
         self.region = str(self._client.meta.region_name)
         self.endpoint = str(self._client.meta.endpoint_url)
-        """Empty for AWS itself. As boto3 found it: in the environment or in a profile of the config file."""
+        """Empty for AWS itself, else as boto3 resolved it from the environment or a profile of the config file."""
         if self.endpoint.rstrip("/").endswith((".amazonaws.com", ".amazonaws.com.cn")):
             self.endpoint = ""
         else:
@@ -52,7 +52,7 @@ class S3Store:
         bucket, key = split_s3(uri)
 
         def get() -> bytes:
-            with s3_errors(uri):
+            with map_s3_errors(uri):
                 body: bytes = self._client.get_object(Bucket=bucket, Key=key)["Body"].read()
                 return body
 
@@ -62,7 +62,7 @@ class S3Store:
         filesystem = _pyarrow_s3()
 
         def open_file() -> pa.NativeFile:
-            with s3_errors(uri):
+            with map_s3_errors(uri):
                 return filesystem.open_input_file("/".join(split_s3(uri)))
 
         return with_retry(open_file, f"open {uri}")
@@ -72,11 +72,11 @@ class S3Store:
 
         def head() -> Entry | None:
             try:
-                with s3_errors(uri):
-                    found = self._client.head_object(Bucket=bucket, Key=key)
+                with map_s3_errors(uri):
+                    response = self._client.head_object(Bucket=bucket, Key=key)
             except FileNotFoundError:
                 return None
-            return Entry(uri, found["ContentLength"], found["ETag"].strip('"'))
+            return Entry(uri, response["ContentLength"], response["ETag"].strip('"'))
 
         return with_retry(head, f"look up {uri}")
 
@@ -84,7 +84,7 @@ class S3Store:
         bucket, key = split_s3(uri)
         request: dict[str, Any] = {"Bucket": bucket, "Prefix": f"{key}/" if key else ""}
         while True:
-            page = with_retry(lambda: self._page(uri, request), f"list {uri}")
+            page = with_retry(lambda: self._list_page(uri, request), f"list {uri}")
             for item in page.get("Contents", ()):
                 if not item["Key"].endswith("/"):  # a console's folder marker
                     yield Entry(f"s3://{bucket}/{item['Key']}", item["Size"], item["ETag"].strip('"'))
@@ -92,36 +92,36 @@ class S3Store:
                 return
             request["ContinuationToken"] = page["NextContinuationToken"]
 
-    def _page(self, uri: str, request: dict[str, Any]) -> dict[str, Any]:
-        with s3_errors(uri):
+    def _list_page(self, uri: str, request: dict[str, Any]) -> dict[str, Any]:
+        with map_s3_errors(uri):
             page: dict[str, Any] = self._client.list_objects_v2(**request)
             return page
 
     def put(self, uri: str, data: bytes) -> None:
         bucket, key = split_s3(uri)
         # A browser that opens the report or a log from the bucket should show it, not save it.
-        kind = mimetypes.guess_type(key)[0] or "application/octet-stream"
+        content_type = mimetypes.guess_type(key)[0] or "application/octet-stream"
 
         def write() -> None:
-            with s3_errors(uri):
-                self._client.put_object(Bucket=bucket, Key=key, Body=data, ContentType=kind)
+            with map_s3_errors(uri):
+                self._client.put_object(Bucket=bucket, Key=key, Body=data, ContentType=content_type)
 
         with_retry(write, f"write {uri}")
 
     def put_if_absent(self, uri: str, data: bytes) -> bool:
-        """A plain PUT with `If-None-Match: *`: 412 = someone else was first, 409 = two at once, so again."""
+        """Send a plain PUT with `If-None-Match: *`: 412 = another writer was first, 409 = two at once, so again."""
         bucket, key = split_s3(uri)
-        tries = 0
+        attempts = 0
 
         def write() -> bool:
-            nonlocal tries
-            tries += 1
+            nonlocal attempts
+            attempts += 1
             try:
-                with s3_errors(uri):
+                with map_s3_errors(uri):
                     self._client.put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
             except FileExistsError:
                 # After a lost answer the object may be our own first attempt.
-                return tries > 1 and self.read(uri) == data
+                return attempts > 1 and self.read(uri) == data
             return True
 
         return with_retry(write, f"write {uri}")
@@ -134,16 +134,16 @@ class S3Store:
             self._client.delete_object(Bucket=bucket, Key=key)
 
     def publish(self, path: Path, uri: str) -> None:
-        """Multipart above boto3's threshold; the name is the content, so a second writer changes nothing."""
+        """Upload, multipart above boto3's threshold; the name is a hash, so a second writer changes nothing."""
         bucket, key = split_s3(uri)
         size = path.stat().st_size
 
         def upload() -> None:
-            with s3_errors(uri):
+            with map_s3_errors(uri):
                 self._client.upload_file(str(path), bucket, key)
 
-        found = self.stat(uri)
-        if found is None or found.size != size:
+        existing = self.stat(uri)
+        if existing is None or existing.size != size:
             with_retry(upload, f"upload {uri}")
         path.unlink()
 
@@ -162,7 +162,7 @@ def _client(options: Any) -> Any:
         retries={"total_max_attempts": 1},  # the retries are ours, under one deadline
         s3=options,
     )
-    with s3_errors("s3"):
+    with map_s3_errors("s3"):
         # A session of its own: the default one would keep the credentials that the process had first.
         return boto3.session.Session().client("s3", config=config)
 
@@ -174,21 +174,21 @@ def shared_s3() -> S3Store:
 
 @cache
 def _pyarrow_s3() -> Any:
-    """Arrow's client for the same store as boto3's."""
+    """Return Arrow's client for the same store as boto3's."""
     from pyarrow import fs
 
     store = shared_s3()
     options: dict[str, Any] = {"connect_timeout": CONNECT_TIMEOUT_S, "request_timeout": READ_TIMEOUT_S}
     if store.endpoint:
-        kind, _, address = store.endpoint.rstrip("/").partition("://")
-        options |= {"endpoint_override": address, "scheme": kind}
+        scheme, _, address = store.endpoint.rstrip("/").partition("://")
+        options |= {"endpoint_override": address, "scheme": scheme}
     options["region"] = "us-east-1" if store.region == "aws-global" else store.region
     return fs.S3FileSystem(**options, retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=2))
 
 
 @contextlib.contextmanager
-def s3_errors(uri: str) -> Iterator[None]:
-    """botocore's and Arrow's errors by whose they are; never a key, a header or a signed URL in a message."""
+def map_s3_errors(uri: str) -> Iterator[None]:
+    """Map botocore's and Arrow's errors to ours; no message holds a key, a header or a signed URL."""
     from boto3.exceptions import S3UploadFailedError
     from botocore import exceptions as boto
 
@@ -223,7 +223,7 @@ def s3_errors(uri: str) -> Iterator[None]:
 def _client_error(uri: str, error: Any) -> Exception:
     code = str(error.response.get("Error", {}).get("Code", ""))
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    if code in _ABSENT:
+    if code in _ABSENT_CODES:
         return FileNotFoundError(uri)
     if code == "NoSuchBucket":
         return UserError(f"{uri}: expected an existing bucket, found none named {split_s3(uri)[0]!r}")
@@ -231,7 +231,7 @@ def _client_error(uri: str, error: Any) -> Exception:
         return UserError(f"{uri}: {split_s3(uri)[0]!r} is no valid bucket name")
     if code in ("PreconditionFailed", "412"):
         return FileExistsError(uri)
-    if code in _REFUSED or status in (401, 403):
+    if code in _REFUSED_CODES or status in (401, 403):
         return UserError(f"{uri}: expected credentials that may use it, found ones that the store refuses ({code})")
     if code in ("ConditionalRequestConflict", "RequestTimeout", "SlowDown") or status in (409, 429) or status >= 500:
         return TransientError(f"{uri}: the store answered {code or status}")
@@ -239,9 +239,9 @@ def _client_error(uri: str, error: Any) -> Exception:
 
 
 def _arrow_error(uri: str, error: OSError) -> Exception:
-    """Arrow puts the AWS error type into its message: `AWS Error ACCESS_DENIED during HeadObject operation`."""
-    found = re.search(r"AWS Error ([A-Z_ ]+?)(?: \(HTTP status (\d+)\))? during", str(error))
-    code, status = (found.group(1), found.group(2) or "") if found else ("", "")
+    """Map an error by the AWS error type in Arrow's message: `AWS Error ACCESS_DENIED during HeadObject operation`."""
+    match = re.search(r"AWS Error ([A-Z_ ]+?)(?: \(HTTP status (\d+)\))? during", str(error))
+    code, status = (match.group(1), match.group(2) or "") if match else ("", "")
     if code in ("NO_SUCH_KEY", "RESOURCE_NOT_FOUND") or status == "404":
         return FileNotFoundError(uri)
     if code in ("ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "INVALID_CLIENT_TOKEN_ID"):

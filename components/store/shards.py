@@ -1,4 +1,4 @@
-"""Writing and reading the Parquet files of a dataset: content-named shards, row groups bounded by bytes."""
+"""Shards: the Parquet files of a dataset, named by a hash of their content, with row groups bounded by bytes."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ import pyarrow.parquet as pq
 
 from . import uri as uris
 from .errors import DatasetError, MillError
-from .filesystem import disk_errors, sha256_file, store_for
+from .filesystem import get_store, hash_file, map_disk_errors
 from .manifest import Dataset, File
 from .retry import with_retry
 
 ROW_GROUP_BYTES = 8 * 2**20
-"""Image bytes in a row group of raw and clean: what a reader holds at once per open file."""
+"""Image bytes in a row group of raw and clean, which a reader holds at once per open file."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How one kind of shard is encoded. Image bytes are compressed already, so `plain` leaves them alone."""
+    """The schema and encoding of one kind of shard. `plain`: no column is compressed; image bytes never are."""
 
     schema: pa.Schema
     plain: bool = False
@@ -43,12 +43,12 @@ class ShardWriter:
 
     def __init__(self, dataset_uri: str, layout: Layout) -> None:
         self._dataset_uri, self._layout = dataset_uri, layout
-        self._scratch = store_for(dataset_uri).scratch(uris.join(dataset_uri, "_work"))
+        self._scratch = get_store(dataset_uri).scratch(uris.join(dataset_uri, "_work"))
         self._path = self._scratch / "shard.parquet"
         try:
-            with disk_errors(str(self._path)):
+            with map_disk_errors(str(self._path)):
                 self._sink = _HashedFile(self._path)
-                self._writer = pq.ParquetWriter(self._sink, layout.schema, **_encoding(layout))
+                self._writer = pq.ParquetWriter(self._sink, layout.schema, **_writer_options(layout))
         except MillError:
             shutil.rmtree(self._scratch, ignore_errors=True)
             raise
@@ -64,18 +64,18 @@ class ShardWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            with disk_errors(str(self._path)):
+            with map_disk_errors(str(self._path)):
                 self._writer.close()
                 self._sink.close()
         except MillError:
-            if error is None:  # else it is that error's consequence
+            if error is None:  # else this error is a consequence of that one
                 raise
         finally:
             self._sink.abandon()
             shutil.rmtree(self._scratch, ignore_errors=True)
 
     def add(self, row: dict[str, Any], size: int) -> None:
-        """One row, whose image has `size` bytes."""
+        """Add one row, whose image has `size` bytes."""
         self._rows.append(row)
         self._pending_bytes += size
         self.rows += 1
@@ -84,23 +84,23 @@ class ShardWriter:
             self._flush()
 
     def add_table(self, table: pa.Table) -> None:
-        """A whole row group at once, in the layout's schema."""
+        """Add a complete row group, in the layout's schema."""
         self._flush()
-        with disk_errors(str(self._path)):
+        with map_disk_errors(str(self._path)):
             self._writer.write_table(table, row_group_size=max(1, table.num_rows))
         self.rows += table.num_rows
 
     def _flush(self) -> None:
         if self._rows:
             table = pa.Table.from_pylist(self._rows, schema=self._layout.schema)
-            with disk_errors(str(self._path)):
+            with map_disk_errors(str(self._path)):
                 self._writer.write_table(table, row_group_size=len(self._rows))
             self._rows, self._pending_bytes = [], 0
 
     def publish(self, folder: str, role: str = "data", split: str = "") -> File:
-        """Finish the file and give it its place, `<folder>/part-<hash>.parquet` below the dataset."""
+        """Finish the file and move it to `<folder>/part-<hash>.parquet` below the dataset."""
         self._flush()
-        with disk_errors(str(self._path)):
+        with map_disk_errors(str(self._path)):
             self._writer.close()
             self._sink.close()
         sha256 = self._sink.sha256.hexdigest()
@@ -108,7 +108,7 @@ class ShardWriter:
 
 
 class _HashedFile(io.RawIOBase):
-    """A new file that is hashed as it is written: read again for that it would come from memory once more."""
+    """A new file that is hashed as it is written, so that it need not be read again for that."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("wb", buffering=0)
@@ -118,11 +118,11 @@ class _HashedFile(io.RawIOBase):
         return True
 
     def write(self, data: Any) -> int:
-        rest = memoryview(data).cast("B")
-        self.sha256.update(rest)
-        total = len(rest)
-        while rest:  # a write may be cut short
-            rest = rest[self._file.write(rest) :]
+        remaining = memoryview(data).cast("B")
+        self.sha256.update(remaining)
+        total = len(remaining)
+        while remaining:  # a write may be cut short
+            remaining = remaining[self._file.write(remaining) :]
         return total
 
     def tell(self) -> int:
@@ -133,90 +133,84 @@ class _HashedFile(io.RawIOBase):
         super().close()
 
     def abandon(self) -> None:
-        """Close without a word: what is in it does not count any more."""
+        """Close and ignore errors: the content does not matter any more."""
         with contextlib.suppress(OSError):
             self._file.close()
 
 
 def publish_file(dataset_uri: str, path: Path, prefix: str, role: str, split: str, rows: int, sha256: str = "") -> File:
-    """Move a finished local file to `<dataset>/<prefix><hash><ending>`; the name says the content."""
-    sha256, size = sha256 or sha256_file(path), path.stat().st_size
+    """Move a finished local file to `<dataset>/<prefix><hash><suffix>`, a name made of its content."""
+    sha256, size = sha256 or hash_file(path), path.stat().st_size
     relative = f"{prefix}{sha256[:16]}{path.suffix}"
-    store_for(dataset_uri).publish(path, uris.join(dataset_uri, relative))
+    get_store(dataset_uri).publish(path, uris.join(dataset_uri, relative))
     return File(relative, role, split, rows, size, sha256)
 
 
 def publish_bytes(dataset_uri: str, data: bytes, prefix: str, suffix: str, role: str = "data", rows: int = 0) -> File:
-    """`publish_file` for a small file that is in memory."""
-    scratch = store_for(dataset_uri).scratch(uris.join(dataset_uri, "_work"))
+    """Publish a small file that is in memory, as `publish_file`."""
+    scratch = get_store(dataset_uri).scratch(uris.join(dataset_uri, "_work"))
     try:
         path = scratch / f"file{suffix}"
-        with disk_errors(str(path)):
+        with map_disk_errors(str(path)):
             path.write_bytes(data)
         return publish_file(dataset_uri, path, prefix, role, "", rows)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _encoding(layout: Layout) -> dict[str, Any]:
+def _writer_options(layout: Layout) -> dict[str, Any]:
     if layout.plain:
         # In small batches, since rows are large: a third less time than with Arrow's 1,024 rows at a time.
         return {"compression": "none", "use_dictionary": False, "write_statistics": False, "write_batch_size": 8}
     blobs = {"image", "mask", "bytes", "image.bytes"}
-    names = [_leaf(f) for f in layout.schema]
-    small = [name for name in names if name not in blobs]
+    small = [str(field.name) for field in layout.schema if field.name not in blobs]
     compression = {**dict.fromkeys(small, "zstd"), "image": "none", "image.bytes": "none"}
     return {"compression": compression, "use_dictionary": False, "write_statistics": False}
 
 
-def _leaf(field: pa.Field) -> str:
-    return str(field.name)
-
-
 def open_parquet(uri: str) -> pq.ParquetFile:
-    """A Parquet file for one thread (a shared ParquetFile can deadlock). DatasetError when it is none.
+    """Open a Parquet file for one thread (a shared ParquetFile can deadlock). DatasetError when it is none.
 
     On S3 the columns of a row group that lie side by side are fetched by one request, not by one each.
     """
-
     try:
-        source = store_for(uri).open(uri)
+        source = get_store(uri).open(uri)
     except FileNotFoundError:
         raise DatasetError(f"{uri}: expected a file that the manifest lists, found none") from None
 
     def read_footer() -> pq.ParquetFile:
-        with _parquet_errors(uri, "expected a Parquet file, found something else"):
+        with _map_parquet_errors(uri, "expected a Parquet file, found something else"):
             return pq.ParquetFile(source, memory_map=True, pre_buffer=uris.is_s3(uri))
 
     return with_retry(read_footer, f"open {uri}")
 
 
 def read_row_group(file: pq.ParquetFile, index: int, uri: str, columns: list[str] | None = None) -> pa.Table:
-    """One row group, with storage errors told from broken files, and tried again."""
+    """Read one row group; storage errors are retried, a broken file is a DatasetError."""
 
     def read() -> pa.Table:
-        with _parquet_errors(uri, f"row group {index} can't be read"):
+        with _map_parquet_errors(uri, f"row group {index} can't be read"):
             return file.read_row_group(index, columns=columns, use_threads=False)
 
     return with_retry(read, f"read {uri}")
 
 
 @contextlib.contextmanager
-def _parquet_errors(uri: str, words: str) -> Iterator[None]:
-    """Errors of reading Parquet: those of the store as its own, all others as DatasetError."""
-    from .s3 import s3_errors
+def _map_parquet_errors(uri: str, problem: str) -> Iterator[None]:
+    """Map errors of reading Parquet: those of the store to its own, all others to DatasetError."""
+    from .s3 import map_s3_errors
 
     try:
-        with s3_errors(uri) if uris.is_s3(uri) else contextlib.nullcontext():
+        with map_s3_errors(uri) if uris.is_s3(uri) else contextlib.nullcontext():
             yield
     except (pa.ArrowException, OSError) as error:
-        raise DatasetError(f"{uri}: {words}: {error}") from None
+        raise DatasetError(f"{uri}: {problem}: {error}") from None
 
 
 def row_groups(
     dataset: Dataset, file: File, columns: list[str] | None = None, groups: range | None = None
 ) -> Iterator[pa.Table]:
-    """The row groups of one listed file, or some of them, one at a time."""
+    """Yield the row groups of one listed file, or those in `groups`, one at a time."""
     uri = dataset.locate(file)
     with open_parquet(uri) as parquet:
         for index in groups if groups is not None else range(parquet.num_row_groups):
@@ -224,6 +218,6 @@ def row_groups(
 
 
 def read_columns(dataset: Dataset, role: str, columns: list[str], split: str | None = None) -> Iterator[pa.Table]:
-    """Some columns of every row of a role, a row group at a time, in the order of the manifest's files."""
+    """Yield columns of every row of a role, a row group at a time, in the order of the manifest's files."""
     for file in dataset.files(role, split):
         yield from row_groups(dataset, file, columns)

@@ -1,7 +1,7 @@
-"""What a clean config says of pixels: what clean does to every image, and what a model must do to a new one.
+"""Options of pixel operations: clean applies them to every image, and a model to every new one.
 
-A model takes these values along, so that `imagemill predict` makes of a picture just what clean made of those that the
-model was trained on, without the clean dataset being there.
+A model's description holds these values, so that `imagemill predict` treats a picture exactly as clean treated those
+that the model was trained on, without the clean dataset.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
-from .choices import Limits
+from .choices import DecodeLimits
 from .errors import wrong
 
 NAMED_COLORS = {"black": (0, 0, 0), "gray": (128, 128, 128), "white": (255, 255, 255)}
 
 
-class PixelRules:
-    """What `standardize` reads of a config. No dataclass: those who have these fields inherit what follows of them."""
+class PixelOptions:
+    """The fields of a config that `standardize` reads, and values derived from them. A mixin, not a dataclass."""
 
     background: str
     background_color: str
@@ -41,17 +41,17 @@ class PixelRules:
     max_pixels: int
     max_side: int
 
-    def limits(self) -> Limits:
-        """What is refused before it is decoded."""
-        return Limits(pixels=self.max_pixels, side=self.max_side)
+    def limits(self) -> DecodeLimits:
+        """Return the limits of the decoder."""
+        return DecodeLimits(pixels=self.max_pixels, side=self.max_side)
 
     @property
-    def channels_color(self) -> str:
-        """The colour that the stored images have: binarized ones have a single channel."""
+    def stored_color(self) -> str:
+        """The color of the stored images: binarized ones have a single channel."""
         return "gray" if self.binarize != "off" and self.color == "rgb" else self.color
 
-    def fill(self) -> tuple[int, int, int]:
-        """`background_color` as (red, green, blue)."""
+    def background_rgb(self) -> tuple[int, int, int]:
+        """Return `background_color` as (red, green, blue)."""
         text = self.background_color.strip().lower()
         if text in NAMED_COLORS:
             return NAMED_COLORS[text]
@@ -60,7 +60,7 @@ class PixelRules:
         return int(text[1:3], 16), int(text[3:5], 16), int(text[5:7], 16)
 
     def background_values(self) -> tuple[int, ...]:
-        """`mask_background` as numbers; nothing for auto."""
+        """Return `mask_background` as numbers; empty for auto."""
         if self.mask_background == "auto":
             return ()
         parts = [part.strip() for part in self.mask_background.split(",")]
@@ -70,8 +70,8 @@ class PixelRules:
 
 
 @dataclass(frozen=True)
-class Standards(PixelRules):
-    """The rules that a dataset was cleaned by, as its manifest records them. The defaults change no pixel."""
+class StandardizeConfig(PixelOptions):
+    """The pixel options that a dataset was cleaned with, as its manifest records them. The defaults change no pixel."""
 
     background: str = "off"
     background_color: str = "gray"
@@ -91,23 +91,26 @@ class Standards(PixelRules):
     binarize_threshold: int = 128
     binarize_block: int = 11
     binarize_offset: float = 2.0
-    max_pixels: int = Limits.pixels
-    max_side: int = Limits.side
+    max_pixels: int = DecodeLimits.pixels
+    max_side: int = DecodeLimits.side
 
     @classmethod
-    def of(cls, config: Mapping[str, Any], where: str) -> Self:
-        """The rules among the values of a clean config, in whatever form they went through JSON; what an older one does
-        not say was the default. UserError, by `where` they were found, for a value of another type."""
-        found: dict[str, Any] = {}
-        for one in fields(cls):
-            value = config.get(one.name, one.default)
-            if isinstance(one.default, float) and type(value) is int:
+    def from_config(cls, config: Mapping[str, Any], where: str) -> Self:
+        """Read the options among the values of a clean config that went through JSON.
+
+        Options that an older config lacks are the defaults. UserError, which names `where` they come from, for a value
+        of another type.
+        """
+        values: dict[str, Any] = {}
+        for field in fields(cls):
+            value = config.get(field.name, field.default)
+            if isinstance(field.default, float) and type(value) is int:
                 value = float(value)
-            if type(value) is not type(one.default):
-                raise wrong(f"{where} ({one.name})", f"a value like {one.default!r}", value)
-            found[one.name] = value
-        return cls(**found)
+            if type(value) is not type(field.default):
+                raise wrong(f"{where} ({field.name})", f"a value like {field.default!r}", value)
+            values[field.name] = value
+        return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Every value, for a model's description."""
+        """Return every value, for a model's description."""
         return asdict(self)

@@ -13,9 +13,9 @@ _SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+)://")
 
 
 def scheme(uri: str) -> str:
-    """`s3`, `http`, `https`, … or `` for a local path."""
-    found = _SCHEME.match(uri)
-    return found.group(1).lower() if found else ""
+    """Return `s3`, `http`, `https`, … or `` for a local path."""
+    match = _SCHEME.match(uri)
+    return match.group(1).lower() if match else ""
 
 
 def is_s3(uri: str) -> bool:
@@ -27,9 +27,9 @@ def is_http(uri: str) -> bool:
 
 
 def normalize(uri: str, field: str = "uri") -> str:
-    """A local path made absolute (`~` and `file://` understood), an s3 URI without a trailing slash.
+    """Make a local path absolute (`~` and `file://` are understood), strip an s3 URI of its trailing slash.
 
-    Raises UserError for any other scheme, an s3 URI without a bucket and a path that can be none.
+    Raises UserError for any other scheme, an s3 URI without a bucket and an impossible path.
     """
     kind = scheme(uri)
     if kind == "file" and urlsplit(uri).netloc not in ("", "localhost"):
@@ -45,25 +45,25 @@ def normalize(uri: str, field: str = "uri") -> str:
         if not bucket:
             raise wrong(field, "s3://bucket/prefix", uri)
         return f"s3://{bucket}/{key.strip('/')}".rstrip("/")
-    raise wrong(field, "a folder or s3://bucket/prefix", safe(uri))
+    raise wrong(field, "a folder or s3://bucket/prefix", redact(uri))
 
 
 def split_s3(uri: str) -> tuple[str, str]:
-    """`s3://bucket/a/b` → (`bucket`, `a/b`)."""
+    """Split `s3://bucket/a/b` into (`bucket`, `a/b`)."""
     bucket, _, key = uri[len("s3://") :].partition("/")
     return bucket, key
 
 
 def join(base: str, *parts: str) -> str:
-    """`base/part/part`; the parts are relative and may begin with `..`, which is resolved."""
+    """Return `base/part/part`; the parts are relative and may begin with `..`, which is resolved."""
     if is_s3(base):
         bucket, key = split_s3(base)
         return f"s3://{bucket}/{posixpath.normpath(posixpath.join(key, *parts))}"
     return posixpath.normpath(posixpath.join(base, *parts))
 
 
-def relative(uri: str, start: str) -> str:
-    """`uri` as seen from the folder `start`, so that a workspace can be moved: `../../raw/0123`.
+def relpath(uri: str, start: str) -> str:
+    """Return `uri` relative to the folder `start`, so that a workspace can be moved: `../../raw/0123`.
 
     Both must be in one store; raises ValueError otherwise.
     """
@@ -74,16 +74,16 @@ def relative(uri: str, start: str) -> str:
     return posixpath.relpath(uri, start)
 
 
-def last_part(uri: str) -> str:
-    """The file or folder name at the end of any URI, without a query; only in URLs is something quoted."""
+def basename(uri: str) -> str:
+    """Return the file or folder name at the end of any URI, without a query; in URLs it is unquoted."""
     is_url = scheme(uri) not in ("", "s3")
     path = urlsplit(uri).path if is_url else uri
     name = path.rstrip("/").rpartition("/")[2]
     return unquote(name) if is_url else name
 
 
-def safe(uri: str) -> str:
-    """`uri` for a message or a record: user name, password and query string left out."""
+def redact(uri: str) -> str:
+    """Return `uri` for a message or a record, without user name, password and query string."""
     kind = scheme(uri)
     if not kind or (is_s3(uri) and "@" not in split_s3(uri)[0]):
         return uri
@@ -93,3 +93,8 @@ def safe(uri: str) -> str:
     except ValueError:
         return f"{kind}://…"
     return f"{kind}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def is_hidden(path: str) -> bool:
+    """Return whether a path is the system's own: `.DS_Store`, `._photo.jpg` (AppleDouble), or in a hidden folder."""
+    return any(p.startswith(".") and p not in (".", "..") for p in path.split("/")) or "__MACOSX/" in path

@@ -1,4 +1,4 @@
-"""Where everything is in a workspace: datasets, work in progress, names, promotions, runs, sources."""
+"""The layout of a workspace: datasets, work in progress, sources, names, promotions, verdicts, runs."""
 
 from __future__ import annotations
 
@@ -10,25 +10,24 @@ from typing import Any
 from . import uri as uris
 from .config import STEPS
 from .errors import DatasetError, wrong
-from .filesystem import store_for
+from .filesystem import Store, get_store
 from .manifest import Dataset
-from .objects import Store
 
 MARKER = "_workspace.json"
-ALLOWED, SHARED = "IMAGEMILL_WORKSPACES", "s3"
-"""In the environment of steps that run on machines of their own, which share no folder."""
+WORKSPACES_ENV, S3_ONLY = "IMAGEMILL_WORKSPACES", "s3"
+"""Environment variable and its value for steps on machines of their own, which share no folder."""
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """A folder or `s3://bucket/prefix`; `uri` is absolute."""
+    """The folder or `s3://bucket/prefix` that holds all datasets, names and runs; `uri` is absolute."""
 
     uri: str
 
     @classmethod
     def open(cls, uri: str) -> Workspace:
-        """The workspace at `uri`, proven writable by its marker; UserError or TransientError otherwise."""
-        workspace = cls.known(uri)
+        """Return the workspace at `uri`, after its marker was written; UserError or TransientError otherwise."""
+        workspace = cls.from_uri(uri)
         marker = json.dumps({"format": "imagemill-workspace", "version": 1}).encode() + b"\n"
         try:
             workspace.store.put_if_absent(workspace.at(MARKER), marker)
@@ -37,15 +36,15 @@ class Workspace:
         return workspace
 
     @classmethod
-    def known(cls, uri: str) -> Workspace:
-        """The workspace at `uri`, unproven; UserError for what can be none, or none here."""
-        if os.environ.get(ALLOWED) == SHARED and not uris.is_s3(uri):
-            raise wrong("workspace", "s3://bucket/prefix, for the steps' machines share no folder", uris.safe(uri))
+    def from_uri(cls, uri: str) -> Workspace:
+        """Return the workspace at `uri` without access to it; UserError for a URI that can't be one, or not here."""
+        if os.environ.get(WORKSPACES_ENV) == S3_ONLY and not uris.is_s3(uri):
+            raise wrong("workspace", "s3://bucket/prefix, for the steps' machines share no folder", uris.redact(uri))
         return cls(uris.normalize(uri, "workspace"))
 
     @property
     def store(self) -> Store:
-        return store_for(self.uri)
+        return get_store(self.uri)
 
     def at(self, *parts: str) -> str:
         return uris.join(self.uri, *parts)
@@ -54,22 +53,22 @@ class Workspace:
         return self.at(kind, fingerprint)
 
     def relative(self, uri: str) -> str:
-        """A dataset's URI for a record of this workspace, `model/0123…`; unchanged if it lies elsewhere."""
+        """Return a dataset's URI for a record of this workspace, `model/0123…`; unchanged if it lies elsewhere."""
         return uri[len(self.uri) + 1 :] if uri.startswith(self.uri + "/") else uri
 
     def absolute(self, uri: str) -> str:
         return uri if uris.scheme(uri) or uri.startswith("/") else self.at(uri)
 
-    # Work in progress: outside the contract, one put-if-absent record for each finished piece.
+    # Work in progress: outside the dataset contract, one put-if-absent record for each finished part.
 
     def work_record(self, folder: str, key: str) -> dict[str, Any] | None:
-        """What an earlier try recorded under `key`, if it did."""
+        """Return the record that an earlier attempt wrote under `key`, or None."""
         return self._read_json(uris.join(folder, "_work", f"{key}.json"))
 
     def record_work(self, folder: str, key: str, record: dict[str, Any]) -> None:
         self.store.put_if_absent(uris.join(folder, "_work", f"{key}.json"), _json(record))
 
-    # Sources: which raw dataset a listing gave.
+    # Sources: the raw dataset of each listing.
 
     def source_record(self, listing: str) -> dict[str, Any] | None:
         return self._read_json(self.at("sources", f"{listing}.json"))
@@ -78,13 +77,13 @@ class Workspace:
         self.store.put_if_absent(self.at("sources", f"{listing}.json"), _json(record))
 
     def replace_source(self, listing: str, record: dict[str, Any]) -> None:
-        """What a listing gave, after it was read again because somebody knew that it did not tell the truth."""
+        """Replace the record of a listing: the source was read again, since its validators had not shown a change."""
         self.store.put(self.at("sources", f"{listing}.json"), _json(record))
 
     # Names: hints for people and incremental runs, never a matter of correctness.
 
     def latest(self, name: str, kind: str) -> str:
-        """The URI of the newest dataset of a kind under a name, or an empty string."""
+        """Return the URI of the newest dataset of a kind under a name, or an empty string."""
         record = self._read_json(self.at("names", name, "latest", f"{kind}.json"))
         return self.absolute(str(record["uri"])) if record else ""
 
@@ -105,39 +104,39 @@ class Workspace:
     # Promotions: an append-only log; the highest number is the champion.
 
     def names_with_champion(self) -> list[str]:
-        """The names under which something was promoted, sorted."""
+        """Return the names that have a promotion, sorted."""
         folder = self.at("names")
         paths = (entry.uri[len(folder) + 1 :].split("/") for entry in self.store.list(folder))
         return sorted({path[0] for path in paths if path[1:2] == ["promotions"]})
 
     def promotions(self, name: str) -> list[int]:
         folder = self.at("names", name, "promotions")
-        stems = (uris.last_part(entry.uri).removesuffix(".json") for entry in self.store.list(folder))
+        stems = (uris.basename(entry.uri).removesuffix(".json") for entry in self.store.list(folder))
         return sorted(int(stem) for stem in stems if stem.isdecimal())
 
     def champion(self, name: str) -> dict[str, Any] | None:
-        """The last promotion's record, with its number as `n`, or None before the first."""
+        """Return the last promotion's record, with its number as `n`; None before the first."""
         numbers = self.promotions(name)
         return self.promotion(name, numbers[-1]) if numbers else None
 
     def promotion(self, name: str, number: int) -> dict[str, Any]:
-        where = self.at("names", name, "promotions", f"{number}.json")
-        record = self._read_json(where)
+        uri = self.at("names", name, "promotions", f"{number}.json")
+        record = self._read_json(uri)
         if record is None or "model" not in record:
-            raise DatasetError(f"{where}: expected the record of a promotion, found {record!r}")
+            raise DatasetError(f"{uri}: expected the record of a promotion, found {record!r}")
         return record | {"n": number}  # the file's name counts: a rollback by hand is a copy under a new number
 
     def append_promotion(self, name: str, number: int, record: dict[str, Any]) -> bool:
         """Append as `number`; False if another run has taken that number meanwhile."""
         return self.store.put_if_absent(self.at("names", name, "promotions", f"{number}.json"), _json(record))
 
-    # Verdicts: a comparison that was made once is not made again, and counts against the next ones.
+    # Verdicts: a comparison is made once, and counts against the error rate of later ones.
 
     def verdicts(self, name: str, prefix: str) -> list[dict[str, Any]]:
         """Return the records of verdicts whose keys begin with `prefix`."""
         folder = self.at("names", name, "verdicts")
         entries = self.store.list(folder)
-        records = (self._read_json(e.uri) for e in entries if uris.last_part(e.uri).startswith(prefix))
+        records = (self._read_json(e.uri) for e in entries if uris.basename(e.uri).startswith(prefix))
         return [record for record in records if record]
 
     def verdict(self, name: str, key: str) -> dict[str, Any] | None:
@@ -159,7 +158,7 @@ class Workspace:
         return self._read_json(self.run_file(run, f"{step}.json"))
 
     def step_records(self, run: str) -> dict[str, dict[str, Any]]:
-        """What the steps of a run have recorded so far, in their order."""
+        """Return the records of a run's steps so far, in the order of the steps."""
         return {step: record for step in STEPS if (record := self.step_record(run, step))}
 
     def write_step_record(self, run: str, step: str, record: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from ..store import model_presets
 from ..store.choices import COLORS
 from ..store.manifest import Dataset
-from ..store.model_presets import NORMALIZATIONS, known
+from ..store.model_presets import NORMALIZATIONS, mean_and_std
 from ..store.resample import Geometry
 from .config import TrainConfig
 from .weights import model_dataset
@@ -50,7 +50,7 @@ def expected_by(config: TrainConfig, image: dict[str, Any]) -> Expected | None:
     """What the weights that the config names expect; `image` is the tensors', whose colour the weights are fitted to.
     None where there are no weights, or where nothing is known of them."""
     if config.weights_are_named:
-        preset = model_presets.named(config.backbone, config.weights)
+        preset = model_presets.name_of_weights(config.backbone, config.weights)
         chosen = model_presets.find(preset)
         if chosen is None:
             return None
@@ -139,7 +139,7 @@ def _normalization(image: dict[str, Any]) -> str:
     number = COLORS[image["color"]]
     has = [*image["mean"][:number], *image["std"][:number]]
     for name in NORMALIZATIONS:
-        mean, std = known(name, image["color"])
+        mean, std = mean_and_std(name, image["color"])
         if mean and all(abs(a - b) < 1e-4 for a, b in zip([*mean, *std], has, strict=True)):
             return name
     return ""

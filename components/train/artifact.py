@@ -17,9 +17,9 @@ from ..store.errors import DatasetError, UserError
 from ..store.images import Pixels
 from ..store.manifest import Dataset, File, Manifest, code_version, find_dataset
 from ..store.model import ModelSpec
-from ..store.progress import say, size
+from ..store.progress import format_size, say
 from ..store.shards import publish_bytes, row_groups
-from ..store.tensors import centre, images_of, input_size
+from ..store.tensors import center_crop, decode_column, input_size
 from .card import Facts, model_card
 from .config import TrainConfig
 from .onnx_file import AGREES, NotExported, difference, export
@@ -41,9 +41,9 @@ def artifact_files(
 
     `images`: uint8 [N, H, W, C] to compare the outputs on; noise where there are none.
     """
-    data, said = _onnx(network, spec, uris.last_part(uri), _or_noise(images, spec))
+    data, said = _onnx(network, spec, uris.basename(uri), _or_noise(images, spec))
     files = [publish_bytes(uri, data, "model-", ".onnx", ONNX)] if data else []
-    card = model_card(spec, facts, uris.last_part(uri), said)
+    card = model_card(spec, facts, uris.basename(uri), said)
     return (*files, publish_bytes(uri, card.encode(), "card-", ".md", CARD))
 
 
@@ -59,7 +59,7 @@ def _onnx(network: torch.nn.Module, spec: ModelSpec, fingerprint: str, images: P
         say("train", f"no ONNX file of {spec.backbone}: {error}")
         return b"", f"there is no file of this network ({error}). Of another one:"
     agrees = "not compared, for onnxruntime is not installed" if apart is None else _within(apart)
-    say("train", f"ONNX file: {size(len(data))} in {time.monotonic() - started:.1f} s, {agrees}")
+    say("train", f"ONNX file: {format_size(len(data))} in {time.monotonic() - started:.1f} s, {agrees}")
     compared = agrees if apart is None else f"probabilities {agrees}"
     return data, f"normalization and temperature are in the file ({compared}):"
 
@@ -90,7 +90,7 @@ def facts_of(tensors: Dataset, config: TrainConfig, found: dict[str, Any]) -> Fa
         epochs=found["epochs"],
         metrics=found["metrics"],
         best=found["best"],
-        config=config.effective(),
+        config=config.manifest_values(),
         parents={kind: one.fingerprint for kind, one in chain.items()},
         counts=(clean.extra.get("by_class_and_split") or {}) if clean else {},
     )
@@ -115,6 +115,6 @@ def samples(tensors: Dataset) -> Pixels | None:
     for split in ("val", "test", "train"):
         for file in tensors.files("data", split):
             for table in row_groups(tensors, file, ["image"], range(1)):
-                seen = centre(images_of(table.slice(0, SAMPLES).column("image"), image), input_size(image))
+                seen = center_crop(decode_column(table.slice(0, SAMPLES).column("image"), image), input_size(image))
                 return np.ascontiguousarray(seen)
     return None

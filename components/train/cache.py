@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..store.errors import DatasetError, wrong
-from ..store.filesystem import disk_errors, store_for
+from ..store.filesystem import get_store, map_disk_errors
 from ..store.manifest import File
 
 USUAL_BYTES = 20 * 10**9
@@ -43,7 +43,7 @@ class ShardCache:
         bytes (default: 20 GB, or half of what is free there). UserError where somebody else has put the default there,
         who could change what was checked."""
         place = Path(folder) if folder else Path(tempfile.gettempdir()) / f"imagemill-cache-{os.getuid()}"
-        with disk_errors(str(place)):
+        with map_disk_errors(str(place)):
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not folder and place.lstat().st_uid != os.getuid():
                 raise wrong("cache_dir", "a folder of your own", f"{place}, which is another user's")
@@ -65,7 +65,7 @@ class ShardCache:
 
     def _there(self, path: Path, file: File) -> int | None:
         """The copy that is there, if it is what it should be."""
-        with disk_errors(str(path)):
+        with map_disk_errors(str(path)):
             try:
                 found = os.open(path, os.O_RDONLY)
             except FileNotFoundError:
@@ -94,13 +94,13 @@ class ShardCache:
     def _fetch(self, uri: str, file: File, path: Path) -> int:
         """The new copy, opened before it has its name: from then on another thread that makes room may delete it."""
         try:
-            data = store_for(uri).read(uri)
+            data = get_store(uri).read(uri)
         except FileNotFoundError:
             raise DatasetError(f"{uri}: expected a file that the manifest lists, found none") from None
         if (content := hashlib.sha256(data).hexdigest()) != file.sha256:
             raise DatasetError(f"{uri}: expected content with sha256 {file.sha256}, found {content}")
         temporary = path.with_name(f".{secrets.token_hex(6)}.tmp")
-        with disk_errors(str(temporary)):
+        with map_disk_errors(str(temporary)):
             try:
                 temporary.write_bytes(data)
                 found = os.open(temporary, os.O_RDONLY)
@@ -129,7 +129,7 @@ class ShardCache:
         """One process or thread at a time for one file; the others find it there. A folder that somebody has cleared
         away since is made again."""
         lock = path.with_suffix(".lock")
-        with disk_errors(str(lock)):
+        with map_disk_errors(str(lock)):
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
         try:

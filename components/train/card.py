@@ -16,7 +16,7 @@ import yaml
 
 from ..store.labels import MULTI, THRESHOLD
 from ..store.model import ModelSpec
-from ..store.preprocessing import KEY, Preprocessing
+from ..store.preprocessing import EXTRA_KEY, Preprocessing
 
 CLASSES = 200
 """So many classes are listed one by one."""
@@ -152,8 +152,8 @@ def _data(facts: Facts) -> list[str]:
 
 
 def _preprocessing(spec: ModelSpec) -> list[str]:
-    said = spec.extra.get(KEY, {})
-    steps = Preprocessing.of(said, spec.geometry, "the model's description").steps()
+    said = spec.extra.get(EXTRA_KEY, {})
+    steps = Preprocessing.from_record(said, spec.geometry, "the model's description").steps()
     mean, std = (", ".join(f"{value:.4g}" for value in spec.image[key]) for key in ("mean", "std"))
     steps.append(f"divided by 255, less the mean ({mean}), divided by the spread ({std}), channel by channel")
     unknown = [] if said else ["", "What clean did to the pixels was not known when this was written."]

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..store import uri as uris
-from ..store.filesystem import store_for
+from ..store.filesystem import get_store
 from .moving_average import MovingAverage
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def save_checkpoint(uri: str, state: TrainingState, learner: Learner) -> None:
     about["scaler"] = learner.scaler.state_dict() if learner.scaler else {}
     data = save(_on_cpu(tensors), {"imagemill": json.dumps(about)})
     slot = uris.join(uri, "_work", SLOTS[state.number % 2])
-    store_for(slot).put(slot, data)
+    get_store(slot).put(slot, data)
 
 
 def _without_tensors(state: TrainingState) -> TrainingState:
@@ -131,7 +131,7 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, flat: State) -> None:
 def discard_checkpoints(uri: str) -> None:
     """After the model is committed: two checkpoints are ten times its size, and nobody reads them again."""
     for slot in SLOTS:
-        store_for(uri).discard(uris.join(uri, "_work", slot))
+        get_store(uri).discard(uris.join(uri, "_work", slot))
 
 
 def _read(uri: str) -> tuple[dict[str, Any], State] | None:
@@ -140,7 +140,7 @@ def _read(uri: str) -> tuple[dict[str, Any], State] | None:
     from safetensors.torch import load
 
     try:
-        data = store_for(uri).read(uri)
+        data = get_store(uri).read(uri)
         tensors: State = load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         about = json.loads(header["__metadata__"]["imagemill"])

@@ -9,9 +9,9 @@ from typing import ClassVar
 from ..store import presets
 from ..store import uri as uris
 from ..store.backbones import check_backbone, check_named_weights
-from ..store.config import DEVICE, StepConfig, option
+from ..store.config import DEVICE_HELP, StepConfig, option
 from ..store.errors import wrong
-from ..store.timm_models import is_tag, is_timms
+from ..store.timm_models import is_tag, is_timm
 
 VERSION = 2
 """Raised when the same tensors and config must give another model."""
@@ -27,21 +27,21 @@ class TrainConfig(StepConfig):
 
     PARENTS: ClassVar[tuple[str, ...]] = ("tensors",)
 
-    tensors: str = option("", "URI of the tensors", counts=False)
-    preset: str = option("photo", presets.HELP, counts=False, choices=presets.NAMES)
+    tensors: str = option("", "URI of the tensors", in_fingerprint=False)
+    preset: str = option("photo", presets.HELP, in_fingerprint=False, choices=presets.NAMES)
     backbone: str = option("resnet18", "a classification model: a torchvision name, or timm:NAME")
     weights: str = option(
         "",
         "pretrained weights: a torchvision name (DEFAULT, IMAGENET1K_V2), DEFAULT or a tag of timm's, the URI of a "
         ".safetensors file or of a model (default: none)",
-        counts=False,  # by its content, see train.py
+        in_fingerprint=False,  # by its content, see train.py
     )
     recipe: str = option(
         "auto",
         "a way to train that is known to work: plain (crops and flips alone), probe (the head alone is solved, on "
         "pretrained weights that stay as they are), small (under 50 images a class), "
         "standard, large (from 100,000 images on); auto chooses by the dataset's numbers",
-        counts=False,  # by its values
+        in_fingerprint=False,  # by its values
         choices=RECIPES,
     )
     epochs: int = option(None, f"passes over the training images {_BY}", low=1, high=100_000)
@@ -163,7 +163,7 @@ class TrainConfig(StepConfig):
     cutmix_probability: float = option(None, f"share of the batches mixed by CutMix {_BY}", low=0, high=1)
 
     # where and how it runs
-    device: str = option("auto", DEVICE, counts=False, choices=("auto", "cpu", "cuda"))
+    device: str = option("auto", DEVICE_HELP, in_fingerprint=False, choices=("auto", "cpu", "cuda"))
     precision: str = option(
         "auto",
         "arithmetic: bfloat16 where the device is fast at it, else float32",
@@ -173,19 +173,25 @@ class TrainConfig(StepConfig):
         "auto", "torch.compile: auto where it pays, on a GPU for long trainings", choices=("auto", "true", "false")
     )
     processes: int | None = option(
-        None, "of one training in this pod, by torchrun (default: one for each GPU)", counts=False, low=1, high=64
+        None,
+        "of one training in this pod, by torchrun (default: one for each GPU)",
+        in_fingerprint=False,
+        low=1,
+        high=64,
     )
     load_threads: int | None = option(
-        None, "that read and augment (default: one for each core)", counts=False, low=1, high=256
+        None, "that read and augment (default: one for each core)", in_fingerprint=False, low=1, high=256
     )
-    cache_dir: str = option("", "folder for tensors of S3 (default: below the system's temporary folder)", counts=False)
+    cache_dir: str = option(
+        "", "folder for tensors of S3 (default: below the system's temporary folder)", in_fingerprint=False
+    )
     cache_bytes: int | None = option(
-        None, "size of that folder at most (default: 20 GB, half of what is free)", counts=False, low=2**20
+        None, "size of that folder at most (default: 20 GB, half of what is free)", in_fingerprint=False, low=2**20
     )
     checkpoint_minutes: float = option(
-        5.0, "between two checkpoints within an epoch; 0: at its end only", counts=False, low=0
+        5.0, "between two checkpoints within an epoch; 0: at its end only", in_fingerprint=False, low=0
     )
-    tensorboard: bool = option(True, "write TensorBoard event files to runs/<run>/tensorboard/", counts=False)
+    tensorboard: bool = option(True, "write TensorBoard event files to runs/<run>/tensorboard/", in_fingerprint=False)
 
     def check(self) -> None:
         super().check()
@@ -196,7 +202,7 @@ class TrainConfig(StepConfig):
             raise wrong(
                 "weights",
                 "a name of torchvision's or timm's, or the URI of a .safetensors file or model",
-                uris.safe(self.weights),
+                uris.redact(self.weights),
             )
         if not self.weights and (self.recipe == "probe" or self.head == "solved"):
             name, value = ("recipe", self.recipe) if self.recipe == "probe" else ("head", self.head)
@@ -210,6 +216,6 @@ class TrainConfig(StepConfig):
     @property
     def weights_are_named(self) -> bool:
         """A torchvision name, or a tag of timm's, rather than a URI."""
-        if is_timms(self.backbone):
+        if is_timm(self.backbone):
             return is_tag(self.weights)
         return bool(re.fullmatch(r"[A-Z][A-Z0-9_]*", self.weights))

@@ -18,8 +18,16 @@ import numpy as np
 from ..store.errors import UserError, wrong
 from ..store.fingerprint import canonical_json
 from ..store.images import Pixels
-from ..store.pipelines import PIPELINES, pipeline_text, read_document, run_pipeline, said, saved_text, short
-from ..store.uri import safe
+from ..store.pipelines import (
+    PIPELINES,
+    describe_array,
+    load_pipeline,
+    parse_saved_pipeline,
+    read_document,
+    run_pipeline,
+    summarize_exception,
+)
+from ..store.uri import redact
 from .drawn import Drawn
 
 if TYPE_CHECKING:
@@ -75,12 +83,15 @@ class External:
         except (MemoryError, UserError):
             raise
         except Exception as error:  # of an operation that does not fit the picture
-            raise UserError(f"{FIELD}: fails on {said(image)}: {short(error)}") from None
+            raise UserError(f"{FIELD}: fails on {describe_array(image)}: {summarize_exception(error)}") from None
         size, channels = self._size, image.shape[2]
         fits = isinstance(found, np.ndarray) and found.dtype == np.uint8 and found.ndim == 3
         if not fits or min(found.shape[:2]) < size or found.shape[2] != channels:
             expected = f"uint8 [{size}, {size}, {channels}] or larger"
-            raise UserError(f"{FIELD}: expected a pipeline that makes {expected} of {said(image)}, found {said(found)}")
+            raise UserError(
+                f"{FIELD}: expected a pipeline that makes {expected} of {describe_array(image)}, "
+                f"found {describe_array(found)}"
+            )
         if found.shape[:2] == (size, size):
             return np.asarray(found)
         spare = np.array(found.shape[:2]) - size
@@ -98,7 +109,7 @@ def _runner(pipeline: str | Pipeline | Any) -> _Run:
         library, text = _text_of(pipeline)
         return _albumentations(text) if library == "albumentations" else _torchvision(text)
     if hasattr(pipeline, "to_dict") and hasattr(pipeline, "set_random_state"):
-        return _albumentations(saved_text(pipeline.to_dict(), "this pipeline", FIELD))
+        return _albumentations(parse_saved_pipeline(pipeline.to_dict(), "this pipeline", FIELD))
     import torch
 
     if isinstance(pipeline, torch.nn.Module):
@@ -111,16 +122,16 @@ def _runner(pipeline: str | Pipeline | Any) -> _Run:
 def _text_of(chosen: str) -> tuple[str, str]:
     """The library, and the pipeline as JSON."""
     if chosen in PIPELINES:
-        return "albumentations", pipeline_text(chosen, FIELD)
+        return "albumentations", load_pipeline(chosen, FIELD)
     expected = (
         f"{', '.join(PIPELINES)}, or the URI of a pipeline that albumentations saved or of a list of torchvision's "
         "transforms"
     )
     body = read_document(chosen, FIELD, expected)
     if isinstance(body, dict) and "transform" in body:
-        return "albumentations", saved_text(body, chosen, FIELD)
+        return "albumentations", parse_saved_pipeline(body, chosen, FIELD)
     if not isinstance(body, list):
-        raise UserError(f"{FIELD}: expected {safe(chosen)} to hold {expected}, found {type(body).__name__}")
+        raise UserError(f"{FIELD}: expected {redact(chosen)} to hold {expected}, found {type(body).__name__}")
     _transforms(body, FIELD)
     return "torchvision", canonical_json(body).decode()
 
@@ -165,7 +176,7 @@ def _transform(step: Any, where: str) -> Any:
             arguments["policy"] = v2.AutoAugmentPolicy(arguments["policy"])
         return getattr(v2, name)(**arguments)
     except Exception as error:  # whatever a constructor says of values that it does not like
-        raise UserError(f"{inside}: torchvision can't make this: {short(error)}") from None
+        raise UserError(f"{inside}: torchvision can't make this: {summarize_exception(error)}") from None
 
 
 def _is_one(step: Any) -> bool:

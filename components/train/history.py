@@ -12,7 +12,7 @@ from typing import Any
 
 from ..store import uri as uris
 from ..store.errors import MillError
-from ..store.filesystem import disk_errors, store_for
+from ..store.filesystem import get_store, map_disk_errors
 from ..store.manifest import File
 from ..store.progress import say
 from ..store.shards import publish_bytes
@@ -63,7 +63,7 @@ class Events:
         )
         self._failed = False
         self._folder = Path(self._temporary.name if self._temporary else uri)
-        with disk_errors(str(self._folder)):
+        with map_disk_errors(str(self._folder)):
             self._folder.mkdir(parents=True, exist_ok=True)
             before = set(self._folder.iterdir())
             self._writer = EventFileWriter(str(self._folder), flush_secs=10)
@@ -86,7 +86,7 @@ class Events:
         if self._temporary and not self._failed:
             target = uris.join(self._uri, self._file.name)
             try:
-                store_for(target).put(target, self._file.read_bytes())
+                get_store(target).put(target, self._file.read_bytes())
             except (MillError, OSError) as error:  # the next epoch tries again, with the whole file
                 _warn(error)
 

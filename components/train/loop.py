@@ -8,13 +8,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..store.blocks import blocks
+from ..store.blocks import parameter_blocks
 from ..store.errors import TransientError, UserError
 from ..store.labels import MULTI
 from ..store.manifest import Dataset
 from ..store.model import Normalize
 from ..store.parallel import cores
-from ..store.progress import Progress, duration
+from ..store.progress import Progress, format_duration
 from ..store.step import Context
 from .augment import Augmentation
 from .batches import Batch, batches, steps
@@ -72,7 +72,7 @@ class Trainer:
 
         config, manifest = self.config, self.tensors.manifest
         self.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.blocks = blocks(self.network)
+        self.blocks = parameter_blocks(self.network)
         average = MovingAverage(self.network, config.ema) if config.ema else None
         dtype = arithmetic(config.precision, self.device)
         scaler = torch.amp.GradScaler(self.device.type) if dtype is torch.float16 else None
@@ -143,7 +143,7 @@ class Trainer:
             while not self.finished(state):
                 row = self._epoch(state)
                 each = (time.monotonic() - started) / (state.epoch - first)
-                self._say(row, duration(each * (self.config.epochs - state.epoch)))
+                self._say(row, format_duration(each * (self.config.epochs - state.epoch)))
         if state.epoch < self.config.epochs:
             self.context.say(f"no better validation in {self.config.early_stopping} epochs: stopped early")
         return state

@@ -23,7 +23,7 @@ import numpy as np
 from ..store.images import Pixels
 from ..store.labels import probabilities
 from ..store.model import ModelSpec, Normalize
-from ..store.preprocessing import KEY, Preprocessing
+from ..store.preprocessing import EXTRA_KEY, Preprocessing
 
 if TYPE_CHECKING:
     import onnx
@@ -73,8 +73,8 @@ def export(network: torch.nn.Module, spec: ModelSpec, about: dict[str, str]) -> 
 
 def metadata(spec: ModelSpec) -> dict[str, str]:
     """What the file says of itself: texts, and JSON where it is more than a word."""
-    said = spec.extra.get(KEY, {})
-    before = Preprocessing.of(said, spec.geometry, "the model's description")
+    said = spec.extra.get(EXTRA_KEY, {})
+    before = Preprocessing.from_record(said, spec.geometry, "the model's description")
     found: dict[str, Any] = {
         "format": "imagemill-onnx 1",
         "backbone": spec.backbone,

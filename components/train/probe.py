@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..store.blocks import head
+from ..store.blocks import head_modules
 from ..store.labels import MULTI
 from ..store.metrics import confusion, summary
 from .losses import inverse_frequency
@@ -124,7 +124,7 @@ def head_layer(network: torch.nn.Module) -> torch.nn.Linear | None:
     """The layer that makes the logits, where it is one linear layer with biases; None for other heads."""
     import torch
 
-    names = head(network)
+    names = head_modules(network)
     layer = network.get_submodule(names[0]) if len(names) == 1 else None
     return layer if isinstance(layer, torch.nn.Linear) and layer.bias is not None else None
 

@@ -22,15 +22,15 @@ _FILES = ("model.safetensors", "open_clip_model.safetensors")
 def published(backbone: str, weights: str) -> State:
     """The named weights of a backbone, downloaded or from the library's cache. UserError for a name that is none,
     TransientError when they can't be had now."""
-    return _timms(backbone, weights) if timm_models.is_timms(backbone) else _torchvisions(backbone, weights)
+    return _timms(backbone, weights) if timm_models.is_timm(backbone) else _torchvisions(backbone, weights)
 
 
 def full_name(backbone: str, weights: str) -> str:
     """A name that stays when a library chooses other defaults: of timm's weights their tag."""
-    if not timm_models.is_timms(backbone):
+    if not timm_models.is_timm(backbone):
         return weights
     timm_models.check_tag(backbone, weights)
-    return str(timm_models.described(backbone, weights).tag)
+    return str(timm_models.pretrained_config(backbone, weights).tag)
 
 
 def _torchvisions(backbone: str, weights: str) -> State:
@@ -51,7 +51,7 @@ def _timms(backbone: str, weights: str) -> State:
     from safetensors.torch import load_file
 
     timm_models.check_tag(backbone, weights)
-    about = timm_models.described(backbone, weights)
+    about = timm_models.pretrained_config(backbone, weights)
     name = f"{about.tag} of {backbone}"
     if not about.hf_hub_id:
         raise wrong("weights", "weights that timm has on the hub, or the URI of a .safetensors file", name)

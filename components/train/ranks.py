@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..store.errors import TransientError
 from ..store.model import pick_device
-from ..store.runner import ends_by_sigterm
+from ..store.runner import handles_sigterm
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +49,7 @@ class StopSign:
 
         before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
-            with ends_by_sigterm():
+            with handles_sigterm():
                 yield
         finally:
             for number, handler in before.items():

@@ -64,7 +64,7 @@ def _regularization(config: TrainConfig) -> list[str]:
 
 def _augmentation(config: TrainConfig) -> list[str]:
     if config.augment_pipeline:
-        return [f"the pipeline {uris.safe(config.augment_pipeline)}"]
+        return [f"the pipeline {uris.redact(config.augment_pipeline)}"]
     parts = [f"crops of {config.crop_scale:g} to 1 of the area"] if config.crop_scale < 1 else []
     parts += [name for name, on in (("flips", config.flip), ("vertical flips", config.vertical_flip)) if on == "true"]
     policy = {"randaugment": f"RandAugment {config.policy_ops}/{config.policy_magnitude}",

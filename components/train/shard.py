@@ -24,10 +24,10 @@ import simplejpeg
 from ..store import uri as uris
 from ..store.choices import JPEG
 from ..store.errors import DatasetError
-from ..store.filesystem import disk_errors
+from ..store.filesystem import map_disk_errors
 from ..store.labels import MULTI, label_column
 from ..store.manifest import Dataset, File
-from ..store.tensors import images_of
+from ..store.tensors import decode_column
 from .cache import ShardCache
 from .pages import row_offsets
 
@@ -156,7 +156,7 @@ class Split:
             return MappedShard(np.frombuffer(mapped, np.uint8), offsets, labels)
         column = _read(uri, mapped, ["image"]).column("image")
         if width:
-            return TableShard(images_of(column, image), labels)
+            return TableShard(decode_column(column, image), labels)
         return TableShard(column.combine_chunks(), labels, "RGB" if image["shape"][2] == 3 else "GRAY", uri)
 
     def labels(self) -> list[npt.NDArray[np.int64]]:
@@ -178,7 +178,7 @@ class Split:
         if self.cache is not None and uris.is_s3(uri):
             return self.cache.open(uri, file)
         try:
-            with disk_errors(uri):
+            with map_disk_errors(uri):
                 return os.open(uri, os.O_RDONLY)
         except FileNotFoundError:
             raise DatasetError(f"{uri}: expected a file that the manifest lists, found none") from None

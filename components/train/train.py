@@ -11,12 +11,12 @@ from ..store import uri as uris
 from ..store.errors import UserError
 from ..store.fingerprint import fingerprint
 from ..store.manifest import Dataset, Manifest, Totals, commit, read_dataset
-from ..store.model import ModelSpec, build_network, pick_device, wrong_size
+from ..store.model import ModelSpec, build_network, image_size_error, pick_device
 from ..store.parallel import cores
-from ..store.preprocessing import KEY, preprocessing_of
+from ..store.preprocessing import EXTRA_KEY, describe_preprocessing
 from ..store.shards import publish_bytes
 from ..store.step import CACHED, RAN, RANK_RECORDS, Context, Outcome
-from ..store.tensors import input_image
+from ..store.tensors import model_input_image
 from .agreement import conversion
 from .artifact import artifact_files, facts_of, samples
 from .checkpoint import TrainingState, discard_checkpoints
@@ -38,7 +38,7 @@ def train(config: TrainConfig, context: Context) -> Outcome:
     """Find the model that these tensors and this config give, or train it, in one process or several."""
     tensors = context.parent("tensors", config.tensors, "tensors")
     asked, config = config, resolve(config, tensors.manifest)
-    counting = config.counting() | weights_identity(config) | context.attempt()
+    counting = config.fingerprint_values() | weights_identity(config) | context.attempt()
     counting |= conversion(config, tensors.manifest.image) | _pipeline_identity(config)
     uri = context.workspace.dataset("model", fingerprint("model", VERSION, [tensors.fingerprint], counting))
     stop = StopSign()
@@ -70,8 +70,8 @@ def _build(tensors: Dataset, uri: str, config: TrainConfig, context: Context, ra
     _check_there_is_enough(tensors, ranks.number)
     device = _device(config, ranks)
     torch.manual_seed(config.seed)
-    image = input_image(tensors.manifest.image)
-    extra = conversion(config, image) | {KEY: preprocessing_of(tensors)}
+    image = model_input_image(tensors.manifest.image)
+    extra = conversion(config, image) | {EXTRA_KEY: describe_preprocessing(tensors)}
     spec = ModelSpec(config.backbone, tensors.manifest.classes, image, tensors.manifest.task, extra=extra)
     network = build_network(spec, config.dropout, config.drop_path)
     _check_takes_the_images(network, spec)
@@ -139,7 +139,7 @@ def _check_takes_the_images(network: Any, spec: ModelSpec) -> None:
         with torch.inference_mode():
             network.eval()(torch.zeros(1, channels, size, size))
     except (RuntimeError, AssertionError, ValueError) as error:
-        raise wrong_size(spec, error) from None
+        raise image_size_error(spec, error) from None
 
 
 def _manifest(
@@ -160,9 +160,9 @@ def _manifest(
     )
     return Manifest(
         kind="model",
-        fingerprint=uris.last_part(uri),
+        fingerprint=uris.basename(uri),
         parents=(tensors.as_parent(uri),),
-        config=config.effective(),
+        config=config.manifest_values(),
         task=spec.task,
         classes=spec.classes,
         files=files,
@@ -171,7 +171,7 @@ def _manifest(
         extra={
             "dataset_name": tensors.manifest.extra["dataset_name"],
             "backbone": spec.backbone,
-            "weights": uris.last_part(config.weights) if config.weights else "",
+            "weights": uris.basename(config.weights) if config.weights else "",
             "recipe": recipe_lines(config),
             "metrics": metrics,
             "best_epoch": state.best_epoch,

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ..store.labels import MULTI, THRESHOLD, probabilities, summed_loss
+from ..store.labels import MULTI, THRESHOLD, probabilities, sum_loss
 from ..store.manifest import Dataset
 from ..store.metrics import LabelCounts, confusion, summary
 from ..store.model import Normalize
-from ..store.tensors import centre, input_size
+from ..store.tensors import center_crop, input_size
 from .batches import batches
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Validation:
         task, classes = self.tensors.manifest.task, len(self.tensors.manifest.classes)
         counts, matrix, loss, rows = LabelCounts(classes), np.zeros((classes, classes), np.int64), 0.0, 0
         for logits, labels in self.logits(network, between):
-            loss += summed_loss(logits, torch.from_numpy(labels).to(self.device))
+            loss += sum_loss(logits, torch.from_numpy(labels).to(self.device))
             rows += len(labels)
             highest = logits.argmax(1).cpu().numpy()
             if task == MULTI:
@@ -93,7 +93,7 @@ class Validation:
             with torch.inference_mode():
                 for batch in batches(self.tensors, split, self.batch_size, threads=self.threads, cache=self.cache):
                     between()
-                    pixels = torch.from_numpy(np.ascontiguousarray(centre(batch.images, size))).to(self.device)
+                    pixels = torch.from_numpy(np.ascontiguousarray(center_crop(batch.images, size))).to(self.device)
                     with self.autocast():
                         logits = network(normalize(pixels))
                     yield logits.float(), batch.labels

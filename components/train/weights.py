@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ..store import timm_models
 from ..store import uri as uris
-from ..store.blocks import head
+from ..store.blocks import head_modules
 from ..store.choices import COLORS
 from ..store.errors import UserError, wrong
-from ..store.filesystem import sha256_of, store_for
+from ..store.filesystem import get_store, hash_object
 from ..store.manifest import Dataset, find_dataset
-from ..store.model import ModelSpec, first_convolution
+from ..store.model import ModelSpec, find_first_convolution
 from ..store.resample import Geometry
 from .config import TrainConfig
 from .published import full_name, published
@@ -37,17 +37,17 @@ def weights_identity(config: TrainConfig) -> dict[str, str]:
         return {}
     if config.weights_are_named:
         return {"weights": full_name(config.backbone, config.weights)}
-    return {"weights": sha256_of(weights_uri(config.weights))}
+    return {"weights": hash_object(weights_uri(config.weights))}
 
 
 def weights_uri(weights: str) -> str:
     """The .safetensors file that a URI means: itself, or that of a model dataset. UserError when it is not there."""
     uri = uris.normalize(weights, "weights")
     if uri.endswith(".safetensors"):
-        if store_for(uri).stat(uri) is None:
+        if get_store(uri).stat(uri) is None:
             raise wrong("weights", "a .safetensors file that is there", weights)
         return uri
-    if store_for(uri).stat(uri) is not None:
+    if get_store(uri).stat(uri) is not None:
         kinds = "a .safetensors file or a model (what torch.save writes can run code, and is not opened)"
         raise wrong("weights", kinds, weights)
     dataset = find_dataset(uri)
@@ -66,10 +66,10 @@ def load_pretrained(network: torch.nn.Module, spec: ModelSpec, config: TrainConf
         return "from scratch"
     state = published(config.backbone, config.weights) if config.weights_are_named else _from_uri(config.weights)
     state, resampled = _for_the_size(state, network, spec)
-    heads = () if _has_our_classes(config, spec) else tuple(f"{name}." for name in head(network))
+    heads = () if _has_our_classes(config, spec) else tuple(f"{name}." for name in head_modules(network))
     target = network.state_dict()
     wanted = Channels.of(spec.geometry)
-    first = first_convolution(network, wanted.number) + ".weight"
+    first = find_first_convolution(network, wanted.number) + ".weight"
     known = _channels_of(config, state.get(first), wanted)
     fitting = {
         key: fitted
@@ -142,8 +142,8 @@ def _for_the_size(state: State, network: torch.nn.Module, spec: ModelSpec) -> tu
     """
     positions = [name for name in ("encoder.pos_embedding", "pos_embed") if name in state]
     before = {name: state[name].shape for name in positions}
-    if timm_models.is_timms(spec.backbone):
-        state = timm_models.converted(spec.backbone, state, network)
+    if timm_models.is_timm(spec.backbone):
+        state = timm_models.convert_weights(spec.backbone, state, network)
     elif spec.backbone.startswith("vit_") and positions:
         from torchvision.models.vision_transformer import interpolate_embeddings
 
@@ -181,6 +181,6 @@ def _from_uri(weights: str) -> State:
 
 def _read(uri: str) -> bytes:
     try:
-        return store_for(uri).read(uri)
+        return get_store(uri).read(uri)
     except FileNotFoundError:
         raise wrong("weights", "a file that is there", uri) from None

@@ -28,9 +28,9 @@ def reach(workspace: str) -> dict[str, Any]:
     """Write, read, list and delete an object of the workspace, if its bucket is there: some stores would make it."""
     import secrets
 
-    from imagemill.components.store.filesystem import store_for
+    from imagemill.components.store.filesystem import get_store
 
-    store, folder = store_for(workspace), f"{workspace}/_doctor-{secrets.token_hex(4)}"
+    store, folder = get_store(workspace), f"{workspace}/_doctor-{secrets.token_hex(4)}"
     next(iter(store.list(folder)), None)  # an error where there is no bucket: SeaweedFS would make one to write to
     uri = f"{folder}/probe.txt"
     store.put(uri, b"doctor")

@@ -25,7 +25,7 @@ import numpy as np
 from augment_cells import LIBRARIES, NEEDS, OPERATIONS, POLICIES, SIZE, Cell, orders
 from resize import photographs, synthetic_photo
 
-from imagemill.components.store.resample import Geometry, decode_to
+from imagemill.components.store.resample import Geometry, decode_and_resize
 
 SHORTEST = 0.05
 """Seconds that a cell is repeated for in a round."""
@@ -36,7 +36,7 @@ def pictures(number: int, photos: str) -> Any:
     import itertools
 
     found = photographs(photos) if photos else (synthetic_photo(n, 500, 375) for n in range(min(number, 32)))
-    made = [decode_to(data, Geometry(SIZE)) for data in itertools.islice(found, number)]
+    made = [decode_and_resize(data, Geometry(SIZE)) for data in itertools.islice(found, number)]
     return np.stack([made[n % len(made)] for n in range(number)])
 
 

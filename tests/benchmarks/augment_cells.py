@@ -158,9 +158,9 @@ def _torchvision(task: str) -> Callable[[Any], Any]:
 
 
 def albumentations(task: str, images: Any) -> Cell | None:
-    from imagemill.components.store.pipelines import library
+    from imagemill.components.store.pipelines import import_albumentations
 
-    a = library()
+    a = import_albumentations()
     v, fixed = _VALUE.get(task, 0.0), {"brightness": (1, 1), "contrast": (1, 1), "saturation": (1, 1), "hue": (0, 0)}
     hole = (0.3125, 0.3125)
 

@@ -20,7 +20,7 @@ import numpy as np
 from simulated import Floats, Ids, geometric_counts, labels_of, predict, true_scores, zipf_counts
 
 from imagemill.components.evaluate.intervals import of_pairs, too_narrow
-from imagemill.components.store.metrics import Pairs
+from imagemill.components.store.metrics import ConfusionCounts
 
 METRICS = ("top1", "balanced_accuracy", "macro_f1")
 COUNTS: dict[str, Ids] = {
@@ -56,7 +56,7 @@ def coverage(counts: Ids, error: Floats, samples: int, random: np.random.Generat
     labels, truth = labels_of(counts), true_scores(counts, error)
     contained = dict.fromkeys(METRICS, 0)
     for _ in range(samples):
-        pairs = Pairs(len(counts))
+        pairs = ConfusionCounts(len(counts))
         pairs.add(labels, predict(labels, error, random))
         found = of_pairs(pairs)
         for name in METRICS:

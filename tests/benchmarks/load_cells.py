@@ -214,7 +214,7 @@ def ours_from_s3(encoding: str) -> Callable[[Place, int], Epoch]:
 
 def s3_objects(place: Place, threads: int) -> Epoch:
     """The server's own limit: the files of raw tensors as they are, whole, `threads` at a time, and let go."""
-    from imagemill.components.store.filesystem import store_for
+    from imagemill.components.store.filesystem import get_store
     from imagemill.components.store.manifest import read_dataset
 
     dataset = read_dataset(f"{os.environ['BENCH_S3']}/tensors-raw/0123456789abcdef", "tensors")
@@ -222,7 +222,7 @@ def s3_objects(place: Place, threads: int) -> Epoch:
     def epoch(number: int) -> Iterator[tuple[Any, Any]]:
         uris = [dataset.locate(file) for file in dataset.files("data", "train")]
         with ThreadPoolExecutor(threads) as pool:
-            sizes = [len(data) for data in pool.map(store_for(uris[0]).read, uris)]
+            sizes = [len(data) for data in pool.map(get_store(uris[0]).read, uris)]
         assert sum(sizes) == sum(file.bytes for file in dataset.files("data", "train"))
         yield place.pixels(), place.labels()
 

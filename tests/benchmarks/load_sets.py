@@ -30,8 +30,8 @@ from imagemill.components.resize.work import Recipe
 from imagemill.components.store import uri as uris
 from imagemill.components.store.choices import RAW
 from imagemill.components.store.manifest import Dataset, File, Manifest, Totals, commit
-from imagemill.components.store.parallel import cores, ordered
-from imagemill.components.store.resample import Geometry, decode_to
+from imagemill.components.store.parallel import cores, map_ordered
+from imagemill.components.store.resample import Geometry, decode_and_resize
 from imagemill.components.store.shards import Layout, ShardWriter
 from imagemill.components.store.tensors import encode_jpeg
 
@@ -55,9 +55,9 @@ def make_pixels(place: Place, bases: list[Pixels]) -> None:
         photo[STAMP_TOP : STAMP_TOP + len(patch), STAMP_LEFT : STAMP_LEFT + len(patch)] = patch
         data = simplejpeg.encode_jpeg(photo, QUALITY, "RGB", SUBSAMPLING)
         _file(place, "photos", number, "jpg").write_bytes(data)
-        pixels[number] = decode_to(data, geometry)
+        pixels[number] = decode_and_resize(data, geometry)
 
-    for _ in ordered(range(place.images), one, cores(), lambda number: WIDTH * HEIGHT):
+    for _ in map_ordered(range(place.images), one, cores(), lambda number: WIDTH * HEIGHT):
         pass
     pixels.flush()
     np.save(place.folder / "labels.npy", np.arange(place.images, dtype=np.int64) % CLASSES)
@@ -74,7 +74,7 @@ def jpegs(place: Place) -> Iterator[bytes]:
     """Every image of 224 as a JPEG, in order."""
     pixels = place.pixels()
     work: Callable[[int], bytes] = lambda number: encode_jpeg(pixels[number], QUALITY, SUBSAMPLING)  # noqa: E731
-    return ordered(range(place.images), work, cores(), lambda number: SIZE * SIZE)
+    return map_ordered(range(place.images), work, cores(), lambda number: SIZE * SIZE)
 
 
 def make_folder(place: Place, ending: str) -> None:
@@ -91,7 +91,7 @@ def make_folder(place: Place, ending: str) -> None:
         path = str(_file(place, "png", number, "png"))
         assert cv2.imwrite(path, pixels[number][..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 3])
 
-    for _ in ordered(range(place.images), one, cores(), lambda number: SIZE * SIZE):
+    for _ in map_ordered(range(place.images), one, cores(), lambda number: SIZE * SIZE):
         pass
 
 

@@ -14,8 +14,8 @@ from copied import Image, by_copy, clean_of, resized
 
 from imagemill.components.resize.backgrounds import digest_of, list_backgrounds
 from imagemill.components.store import uri as uris
-from imagemill.components.store.filesystem import store_for
-from imagemill.components.store.pipelines import library, pipeline_text
+from imagemill.components.store.filesystem import get_store
+from imagemill.components.store.pipelines import import_albumentations, load_pipeline
 
 
 def test_backgrounds_and_pipelines_from_a_bucket(s3_workspace: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,7 +23,7 @@ def test_backgrounds_and_pipelines_from_a_bucket(s3_workspace: str, monkeypatch:
     folder = uris.join(s3_workspace, "bg")
     colours = {"a.png": (250, 10, 10), "b/c.png": (10, 250, 10)}
     for name, colour in {**colours, "note.txt": (0, 0, 0)}.items():
-        store_for(folder).put(uris.join(folder, name), photos.saved(np.full((30, 50, 3), colour, np.uint8)))
+        get_store(folder).put(uris.join(folder, name), photos.saved(np.full((30, 50, 3), colour, np.uint8)))
     pictures = list_backgrounds(f"{folder}/")
     assert [one.name for one in pictures] == list(colours) and all(one.content for one in pictures)
     assert digest_of(pictures) == digest_of(list_backgrounds(folder))
@@ -34,10 +34,10 @@ def test_backgrounds_and_pipelines_from_a_bucket(s3_workspace: str, monkeypatch:
     assert len(rows) == 5
     for (_, copy), (pixels, said) in rows.items():
         assert not copy or (pixels[:, 12:] == colours[json.loads(said)["background"]]).all()
-    a, text = library(), io.StringIO()
+    a, text = import_albumentations(), io.StringIO()
     a.save(a.Compose([a.Blur(p=1)]), text)
-    store_for(folder).put(uris.join(folder, "p.json"), text.getvalue().encode())
+    get_store(folder).put(uris.join(folder, "p.json"), text.getvalue().encode())
     assert (
-        json.loads(pipeline_text(uris.join(folder, "p.json"), "copy_pipeline"))["transforms"][0]["__class_fullname__"]
+        json.loads(load_pipeline(uris.join(folder, "p.json"), "copy_pipeline"))["transforms"][0]["__class_fullname__"]
         == "Blur"
     )

@@ -21,10 +21,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagemill.components.store.filesystem import store_for
+from imagemill.components.store.filesystem import get_store
 from imagemill.components.store.manifest import Manifest, Totals, commit
 from imagemill.components.store.shards import read_columns
-from imagemill.components.store.tensors import images_of
+from imagemill.components.store.tensors import decode_column
 
 if TYPE_CHECKING:
     from conftest import Finished
@@ -127,7 +127,7 @@ def test_on_s3_it_is_the_same(tmp_path: Path, s3_workspace: str, form: str) -> N
     remote = exports.tensors(f"{s3_workspace}/tensors/01", (32, 32, 3))
     output = f"{s3_workspace}/exports/{form}"
     assert exports.run(remote, form, output, 20_000)["state"] == "ran"
-    store = store_for(output)
+    store = get_store(output)
     found = {entry.uri[len(output) + 1 :]: store.read(entry.uri) for entry in store.list(output)}
     wanted = exports.tree(tmp_path / "out")
     # The marker names its source, and another commit of the same dataset has another time.
@@ -148,7 +148,7 @@ def test_on_s3_an_unfinished_one_goes_on_and_others_are_left_alone(
         patch.setattr(places.Place, "finish", stopped)
         with pytest.raises(KeyboardInterrupt):
             exports.run(source, "webdataset", output, 20_000)
-    store = store_for(output)
+    store = get_store(output)
     store.discard(f"{output}/train-000001.tar")
     damaged = store.read(f"{output}/train-000000.tar")
     store.put(f"{output}/train-000000.tar", b"x" * len(damaged))
@@ -181,7 +181,8 @@ def test_a_pipelines_own_datasets_come_back_as_they_are(finished_once: Finished,
     assert web_ids(tmp_path / "web", "train") == order, "clean and tensors have one order"
     shape = tensors.manifest.image["shape"]
     stored = [
-        images_of(t.column("image"), tensors.manifest.image) for t in read_columns(tensors, "data", ["image"], "train")
+        decode_column(t.column("image"), tensors.manifest.image)
+        for t in read_columns(tensors, "data", ["image"], "train")
     ]
     for wanted, (_, data) in zip(np.concatenate(stored), web(tmp_path / "web", "train", ".png"), strict=True):
         assert list(wanted.shape) == shape and np.array_equal(np.asarray(Image.open(io.BytesIO(data))), wanted)

@@ -9,7 +9,7 @@ import pytest
 from stored import numbered, rows_of
 
 from imagemill.components.store.errors import DatasetError
-from imagemill.components.store.filesystem import store_for
+from imagemill.components.store.filesystem import get_store
 from imagemill.components.store.manifest import Dataset, read_dataset
 from imagemill.components.train import loader
 from imagemill.components.train.batches import OPENERS, batches
@@ -35,7 +35,7 @@ def test_the_second_epoch_comes_from_the_cache(there: Dataset, tmp_path: Path) -
     cache = ShardCache.at(str(tmp_path / "cache"))
     first = rows_of(batches(there, "train", 32, 1, 0, cache=cache))
     for file in there.files():
-        store_for(there.uri).put(there.locate(file), b"no Parquet")
+        get_store(there.uri).put(there.locate(file), b"no Parquet")
     assert rows_of(batches(there, "train", 32, 1, 0, cache=cache)) == first
     with pytest.raises(DatasetError, match="expected content with sha256"):
         rows_of(batches(there, "train", 32, 1, 0, cache=ShardCache.at(str(tmp_path / "other"))))
@@ -61,6 +61,6 @@ def test_a_dataset_by_its_uri(there: Dataset, monkeypatch: pytest.MonkeyPatch, t
 
 def test_a_file_that_is_gone_is_named(there: Dataset, tmp_path: Path) -> None:
     gone = there.locate(there.files()[3])
-    store_for(gone).discard(gone)
+    get_store(gone).discard(gone)
     with pytest.raises(DatasetError, match=f"{gone}: expected a file that the manifest lists, found none"):
         rows_of(batches(read_dataset(there.uri), "train", 32, cache=ShardCache.at(str(tmp_path))))

@@ -8,7 +8,7 @@ import mill
 import numpy as np
 import photos
 
-from imagemill.components.store.filesystem import store_for
+from imagemill.components.store.filesystem import get_store
 from imagemill.components.store.manifest import Manifest, commit
 from imagemill.components.store.model import ModelSpec, build_network
 from imagemill.components.store.resample import Geometry
@@ -32,7 +32,7 @@ def test_model_and_images_in_a_bucket(s3_workspace: str) -> None:
         "z.jpg": np.random.default_rng(0).bytes(500),
     }
     for name, data in pictures.items():
-        store_for(uri).put(f"{s3_workspace}/in/{name}", data)
+        get_store(uri).put(f"{s3_workspace}/in/{name}", data)
     given = [f"{s3_workspace}/in", f"{s3_workspace}/in/a.jpg", f"{s3_workspace}/none"]
     result = mill.run("predict", "--model", uri, "--json", "--device", "cpu", *given)
     assert result.rc == 0, result.stderr

@@ -19,8 +19,8 @@ from ray_cluster import RayCluster, Slow, content, slow_clean, start_resize, wit
 
 from imagemill.components.resize import STEP, on_ray, ray_job, reach
 from imagemill.components.resize.config import ResizeConfig
+from imagemill.components.store.command_line import Parser, add_flag
 from imagemill.components.store.errors import EXIT_TRANSIENT, EXIT_USER, TransientError, UserError
-from imagemill.components.store.step import Parser, add_flag
 
 ODD_RUN = """run '"$(touch x)`touch x`;touch x&"""
 

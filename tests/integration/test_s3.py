@@ -21,7 +21,7 @@ import mill
 import pytest
 
 from imagemill.components.store import uri as uris
-from imagemill.components.store.filesystem import PIECE_BYTES, sha256_of, store_for
+from imagemill.components.store.filesystem import CHUNK_BYTES, get_store, hash_object
 from imagemill.components.store.manifest import read_dataset
 from imagemill.components.store.s3 import S3Store
 
@@ -377,14 +377,14 @@ def test_an_object_is_hashed_in_pieces(s3_workspace: str) -> None:
     """Weights may be larger than the pod that only has to tell whether they are known."""
     uri = f"{s3_workspace}/weights.safetensors"
     with pytest.raises(FileNotFoundError):
-        sha256_of(uri)
-    data = b"".join(number.to_bytes(8, "big") for number in range(5 * PIECE_BYTES // 8 + 3))
-    store_for(uri).put(uri, data)
+        hash_object(uri)
+    data = b"".join(number.to_bytes(8, "big") for number in range(5 * CHUNK_BYTES // 8 + 3))
+    get_store(uri).put(uri, data)
     expected = hashlib.sha256(data).hexdigest()
     del data
     tracemalloc.start()
     try:
-        assert sha256_of(uri) == expected
-        assert tracemalloc.get_traced_memory()[1] < 3 * PIECE_BYTES
+        assert hash_object(uri) == expected
+        assert tracemalloc.get_traced_memory()[1] < 3 * CHUNK_BYTES
     finally:
         tracemalloc.stop()

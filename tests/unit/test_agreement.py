@@ -16,7 +16,7 @@ from imagemill.components.resize.work import Recipe
 from imagemill.components.store.errors import UserError
 from imagemill.components.store.manifest import Dataset, Manifest, Parent, Totals, commit
 from imagemill.components.store.model import ModelSpec, build_network
-from imagemill.components.store.model_presets import known, table
+from imagemill.components.store.model_presets import mean_and_std, torchvision_presets
 from imagemill.components.store.resample import Geometry
 from imagemill.components.store.shards import Layout, ShardWriter, publish_bytes
 from imagemill.components.store.step import Context
@@ -32,7 +32,7 @@ def image_of(color: str = "rgb", **options: Any) -> dict[str, Any]:
     """What the manifest of tensors says that a resize with these options makes."""
     config = ResizeConfig.from_values(options)
     geometry = config.geometry(color)
-    mean, std = known(config.normalization, color)
+    mean, std = mean_and_std(config.normalization, color)
     own = [0.41] * (geometry.shape[2] - len(mean))
     return {**geometry.to_dict(), "encoding": config.encoding, "mean": [*mean, *own], "std": [*std, *own]}
 
@@ -53,7 +53,7 @@ def test_nothing_is_said_of_the_default_run_nor_without_weights() -> None:
         assert warned(image_of(image_size=299), backbone, "") == []
 
 
-@pytest.mark.parametrize("name", table())
+@pytest.mark.parametrize("name", torchvision_presets())
 def test_tensors_by_the_model_preset_agree_with_its_weights(name: str) -> None:
     backbone, _, weights = name.partition(":")
     for more in ({}, {"encoding": "jpeg"}, {"preset": "satellite"}, {"preset": "ocr"}):
@@ -189,7 +189,7 @@ def test_weights_from_tensorflow_get_what_they_were_trained_with(tmp_path: Path)
     theirs = googlenet(weights=None, num_classes=2, aux_logits=False, init_weights=False, transform_input=True).eval()
     theirs.load_state_dict(network.state_dict())
     u = torch.rand(2, 3, 32, 32)
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in known("imagenet", "rgb"))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in mean_and_std("imagenet", "rgb"))
     seen: list[torch.Tensor] = []
     network.get_submodule("conv1").register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     with torch.inference_mode():

@@ -16,7 +16,7 @@ import yaml
 from torchvision.transforms import v2
 
 from imagemill.components.store.errors import UserError
-from imagemill.components.store.pipelines import PIPELINES, library
+from imagemill.components.store.pipelines import PIPELINES, import_albumentations
 from imagemill.components.train.augment import Augmentation
 from imagemill.components.train.external import HOLDERS, TRANSFORMS, pipeline_content
 
@@ -50,7 +50,7 @@ def rolled(image: Any, random: np.random.Generator) -> Any:
 
 @pytest.mark.parametrize("kind", [*PIPELINES, "list", "saved", "albumentations", "torchvision", "function"])
 def test_a_seed_says_all_whatever_the_threads_and_whoever_else_draws(kind: str, tmp_path: Path) -> None:
-    a = library()
+    a = import_albumentations()
     a.save(a.Compose([a.Affine(rotate=(-20, 20), p=1)]), tmp_path / "mine.json")
     objects: dict[str, Any] = {
         "list": saved(tmp_path / "list.yaml", STEPS), "saved": str(tmp_path / "mine.json"), "function": rolled,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torchvision.models import get_model
 
-from imagemill.components.store.blocks import blocks, head
+from imagemill.components.store.blocks import head_modules, parameter_blocks
 
 NUMBER = {
     "alexnet": 8, "vgg11_bn": 11, "resnet18": 10, "densenet121": 63, "squeezenet1_1": 10, "mobilenet_v3_small": 15,
@@ -28,7 +28,7 @@ def made(name: str) -> torch.nn.Module:
 
 
 def check(network: torch.nn.Module, number: int) -> list[list[str]]:
-    found = blocks(network)
+    found = parameter_blocks(network)
     assert sorted(name for block in found for name in block) == sorted(name for name, _ in network.named_parameters())
     assert len(found) == number
     parameters = dict(network.named_parameters())
@@ -53,7 +53,7 @@ def test_the_order_is_that_of_the_images_way() -> None:
         if list(module.parameters(recurse=False)):
             module.register_forward_pre_hook(lambda _, __, name=name: seen.append(name))
     network.eval()(torch.zeros(1, 3, 32, 32))
-    order = [seen.index(block[0].rpartition(".")[0]) for block in blocks(network)]
+    order = [seen.index(block[0].rpartition(".")[0]) for block in parameter_blocks(network)]
     assert order == sorted(order)
 
 
@@ -63,4 +63,6 @@ def test_timms_networks(name: str) -> None:
     with torch.device("meta"):
         network = timm.create_model(name, num_classes=3)
     found = check(network, TIMM[name])
-    assert head(network) == (["head", "head_dist"] if "distilled" in name else [found[-1][0].rpartition(".")[0]])
+    assert head_modules(network) == (
+        ["head", "head_dist"] if "distilled" in name else [found[-1][0].rpartition(".")[0]]
+    )

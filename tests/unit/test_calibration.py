@@ -11,7 +11,13 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 from imagemill.components.store import calibration
-from imagemill.components.store.calibration import COOLEST, HOTTEST, Reliability, ece, fit_temperature, reliability
+from imagemill.components.store.calibration import (
+    MAX_TEMPERATURE,
+    MIN_TEMPERATURE,
+    Reliability,
+    ece,
+    fit_temperature,
+)
 from imagemill.components.store.errors import MillError
 
 
@@ -60,15 +66,15 @@ def test_it_is_always_a_usable_number(rows: int, classes: int, seed: int, scale:
     random = np.random.default_rng(seed)
     logits = (random.normal(0, 1, (rows, classes)) * scale).astype(np.float32)
     labels = random.integers(0, 2, logits.shape).astype(np.uint8) if several else random.integers(0, classes, rows)
-    assert COOLEST <= fit_temperature(logits, labels) <= HOTTEST
+    assert MIN_TEMPERATURE <= fit_temperature(logits, labels) <= MAX_TEMPERATURE
 
 
 def test_what_is_never_wrong_stays_humble() -> None:
     labels = np.arange(40) % 4
     logits = 10 * np.eye(4, dtype=np.float32)[labels]
     assert 1 < fit_temperature(logits, labels) < 5
-    assert fit_temperature(logits, (labels + 1) % 4) == pytest.approx(HOTTEST)
-    assert fit_temperature(logits * 1e-5, labels) == pytest.approx(COOLEST)
+    assert fit_temperature(logits, (labels + 1) % 4) == pytest.approx(MAX_TEMPERATURE)
+    assert fit_temperature(logits * 1e-5, labels) == pytest.approx(MIN_TEMPERATURE)
 
 
 def test_without_anything_to_learn_from_it_is_one() -> None:
@@ -83,13 +89,14 @@ def test_labels_that_do_not_fit_are_an_error(labels: list[int]) -> None:
 
 
 def test_numbers_by_hand() -> None:
-    curve, error = reliability([0.1, 0.5, 0.9, 0.9, 1.0], [0, 1, 1, 0, 1], bins=2)
-    assert curve == [
+    counted = Reliability(bins=2)
+    counted.add([0.1, 0.5, 0.9, 0.9, 1.0], [0, 1, 1, 0, 1])
+    assert counted.curve() == [
         {"images": 2, "confidence": pytest.approx(0.3), "accuracy": 0.5},
         {"images": 3, "confidence": pytest.approx(2.8 / 3), "accuracy": pytest.approx(2 / 3)},
     ]
-    assert error == pytest.approx(2 / 5 * 0.2 + 3 / 5 * (2.8 - 2) / 3)
-    assert reliability([], []) == ([], 0.0)
+    assert counted.ece == pytest.approx(2 / 5 * 0.2 + 3 / 5 * (2.8 - 2) / 3)
+    assert Reliability().curve() == [] and ece([], []) == 0.0
 
 
 def test_parts_add_up_and_edges_belong_to_the_lower_bin() -> None:

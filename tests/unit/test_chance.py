@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 from imagemill.components.evaluate.chance import Chance, Counts, f1_by_chance, recall_by_chance
 from imagemill.components.store.labels import MULTI, SINGLE
-from imagemill.components.store.metrics import LabelCounts, Pairs, confusion, summary
+from imagemill.components.store.metrics import ConfusionCounts, LabelCounts, confusion, summary
 
 Ids = npt.NDArray[np.int64]
 Labels = npt.NDArray[np.bool_]
 
 
 def chance_of(truth: Ids, said: Ids, classes: int) -> Chance:
-    pairs = Pairs(classes)
+    pairs = ConfusionCounts(classes)
     pairs.add(truth, said)
     counts = Counts(np.bincount(truth, minlength=classes), np.bincount(said, minlength=classes), len(truth))
     found = Chance.of(counts, SINGLE, pairs.summary())

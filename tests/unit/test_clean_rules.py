@@ -30,7 +30,7 @@ from imagemill.components.clean.table import read_table
 from imagemill.components.download.raw import RAW
 from imagemill.components.store.errors import UserError
 from imagemill.components.store.images import ImageRejected, decode
-from imagemill.components.store.manifest import Dataset, File, Manifest, Totals, commit, count
+from imagemill.components.store.manifest import Dataset, File, Manifest, Totals, commit, count_values
 from imagemill.components.store.shards import Layout, ShardWriter
 from imagemill.components.store.standardize import standardize
 from imagemill.components.store.step import Context
@@ -302,7 +302,9 @@ def raw_dataset(workspace: Path, rows: list[dict[str, Any]], shards: int = 2, na
                 writer.add(row, len(row["image"] or b""))
             files.append(writer.publish("data"))
     totals = Totals(
-        rows=len(rows), by_class=count(r["label"] or "" for r in rows), by_split=count(r["split"] or "" for r in rows)
+        rows=len(rows),
+        by_class=count_values(r["label"] or "" for r in rows),
+        by_split=count_values(r["split"] or "" for r in rows),
     )
     extra = {"dataset_name": "toy", "source": "here"}
     return commit(uri, Manifest("raw", name, files=tuple(files), totals=totals, extra=extra))

@@ -23,10 +23,10 @@ from imagemill.components.evaluate import STEP as EVALUATE
 from imagemill.components.resize import STEP as RESIZE
 from imagemill.components.resize import resize as resize_step
 from imagemill.components.store.choices import COLORS, EDGES, MODES
-from imagemill.components.store.images import ImageRejected, decode, in_color
+from imagemill.components.store.images import ImageRejected, convert_color, decode
 from imagemill.components.store.manifest import Dataset, read_dataset
-from imagemill.components.store.model import first_convolution, load_model
-from imagemill.components.store.resample import Geometry, decode_to
+from imagemill.components.store.model import find_first_convolution, load_model
+from imagemill.components.store.resample import Geometry, decode_and_resize
 from imagemill.components.store.shards import read_columns
 from imagemill.components.store.step import Step
 from imagemill.components.train import STEP as TRAIN
@@ -96,15 +96,19 @@ def test_conversions_are_those_of_pillow_and_opencv(seed: int) -> None:
     rgb[0, :6] = [[0, 0, 0], [255, 255, 255], [255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0]]
     for color in COLORS:
         allowed = 0 if color in ("rgb", "lab", *CHANNELS) else 1
-        assert most_apart(in_color(rgb, color), expected(rgb, color)) <= allowed
+        assert most_apart(convert_color(rgb, color), expected(rgb, color)) <= allowed
 
 
 def test_known_colours() -> None:
     """Of JFIF's and CIE's definitions: white, red and blue in the order Y, Cb, Cr and L, a, b."""
     rgb = np.array([[[255, 255, 255], [255, 0, 0], [0, 0, 255]]], np.uint8)
-    assert in_color(rgb, "ycbcr").tolist() == [[[255, 128, 128], [76, 85, 255], [29, 255, 107]]]
-    assert in_color(rgb, "lab").tolist() == [[[255, 128, 128], [136, 208, 195], [82, 207, 20]]]
-    assert [in_color(rgb, one)[0, :, 0].tolist() for one in CHANNELS] == [[255, 255, 0], [255, 0, 0], [255, 0, 255]]
+    assert convert_color(rgb, "ycbcr").tolist() == [[[255, 128, 128], [76, 85, 255], [29, 255, 107]]]
+    assert convert_color(rgb, "lab").tolist() == [[[255, 128, 128], [136, 208, 195], [82, 207, 20]]]
+    assert [convert_color(rgb, one)[0, :, 0].tolist() for one in CHANNELS] == [
+        [255, 255, 0],
+        [255, 0, 0],
+        [255, 0, 255],
+    ]
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
@@ -145,9 +149,9 @@ def test_broken_bytes_are_rejected_in_every_colour(color: str) -> None:
 def test_what_a_model_sees_is_the_resampled_picture_in_its_colour(size: tuple[int, int], color: str, mode: str) -> None:
     for data in (saved(noise(*size), "JPEG", quality=95), saved(noise(*size))):
         geometry = Geometry(48, mode, color)
-        found = decode_to(data, geometry)
+        found = decode_and_resize(data, geometry)
         assert found.shape == geometry.shape == (48, 48, COLORS[color]) and found.flags.c_contiguous
-        rgb = decode_to(data, Geometry(48, mode))
+        rgb = decode_and_resize(data, Geometry(48, mode))
         if color == "gray":  # made of the full picture, where a JPEG has it already
             continue
         assert most_apart(found, expected(rgb, color)) <= (0 if color in ("rgb", "lab") else 1)
@@ -155,7 +159,7 @@ def test_what_a_model_sees_is_the_resampled_picture_in_its_colour(size: tuple[in
 
 @pytest.mark.parametrize("color", BLACK)
 def test_the_rest_of_a_letterbox_is_black_in_every_colour(color: str) -> None:
-    found = decode_to(saved(np.full((20, 60, 3), 255, np.uint8)), Geometry(60, "letterbox", color))
+    found = decode_and_resize(saved(np.full((20, 60, 3), 255, np.uint8)), Geometry(60, "letterbox", color))
     assert found[0, 0].tolist() == found[59, 59].tolist() == BLACK[color]
     assert found[30, 30].tolist() != BLACK[color]
 
@@ -166,7 +170,7 @@ def test_a_single_channel_is_resampled_alone() -> None:
         rgb = np.zeros((300, 400, 3), np.uint8)
         rgb[:, :, at] = noise(400, 300, 1)[:, :, 0]
         for other in CHANNELS:
-            assert decode_to(saved(rgb), Geometry(32, "crop", other)).any() == (other == color)
+            assert decode_and_resize(saved(rgb), Geometry(32, "crop", other)).any() == (other == color)
 
 
 # Through every step.
@@ -213,6 +217,6 @@ def test_from_the_source_to_the_evaluation(tmp_path: Path, color: str, edges: st
             assert Image.open(io.BytesIO(row["image"]["bytes"])).mode == ("L" if COLORS[color] == 1 else "RGB")
     network, spec = load_model(model)
     assert spec.geometry.shape == (32, 32, channels)
-    first = network.get_submodule(first_convolution(network, channels))
+    first = network.get_submodule(find_first_convolution(network, channels))
     assert first.weight.shape[1] == channels
     assert evaluation.manifest.totals.rows == cleaned.manifest.totals.by_split["test"] > 0

@@ -123,7 +123,7 @@ def test_a_config_from_values() -> None:
 )
 def test_a_wrong_value_is_named(values: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        TrainConfig.from_values(values, where="--")
+        TrainConfig.from_values(values, prefix="--")
 
 
 @pytest.mark.parametrize("name", ["pets", "my-pets_2.1", "..x", "Катя", ""])
@@ -179,7 +179,7 @@ def test_every_default_is_a_valid_scalar_of_its_type_or_unset(step: str) -> None
         assert not choices or one.default in choices, one.name
         assert low is None or low <= one.default, one.name
         assert high is None or one.default <= high, one.name
-    assert cls.counting(cls()) == {}
+    assert cls.fingerprint_values(cls()) == {}
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -222,4 +222,4 @@ def test_addresses_threads_and_display_never_count(step: str) -> None:
             "ray_address",
         )
         if uri or one.name.endswith("_workers") or one.name in ("name", "run", "rerun", "device"):
-            assert not one.metadata["counts"], one.name
+            assert not one.metadata["in_fingerprint"], one.name

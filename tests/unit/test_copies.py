@@ -22,12 +22,11 @@ from imagemill.components.resize import plan
 from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.resize.copies import CopyPolicy, Planned, generator, mirrored, place, planned, with_copies
 from imagemill.components.resize.work import Recipe
-from imagemill.components.store.edges import edge_channels
 from imagemill.components.store.errors import MillError, UserError
-from imagemill.components.store.images import in_color
+from imagemill.components.store.images import convert_color
 from imagemill.components.store.manifest import read_dataset
-from imagemill.components.store.policies import Operation, apply
-from imagemill.components.store.resample import Geometry, decode_to
+from imagemill.components.store.policies import Operation, apply_operations
+from imagemill.components.store.resample import Geometry, compute_edges, decode_and_resize
 from imagemill.components.train.loader import batches
 
 RAND = CopyPolicy(3, "randaugment", seed=7, flip=True)
@@ -147,7 +146,9 @@ def test_what_is_said_makes_the_same_pixels() -> None:
             about = json.loads(said)
             assert set(about) == {"policy", "flip", "operations"} and len(about["operations"]) == 2
             start = mirrored(found[0][0]) if about["flip"] else found[0][0]
-            np.testing.assert_array_equal(pixels, apply(start, [Operation(**one) for one in about["operations"]]))
+            np.testing.assert_array_equal(
+                pixels, apply_operations(start, [Operation(**one) for one in about["operations"]])
+            )
             flips.append(about["flip"])
     assert 15 < sum(flips) < 45
     plain = made(dataclasses.replace(RAND, flip=False))
@@ -168,7 +169,7 @@ def test_a_picture_passes_through_what_was_done_to_it(mode: str, stored: int) ->
             for more in ({}, {"interpolation": "lanczos", "quality": "fast"}):
                 geometry = Geometry(32, mode, color, edges, 30, 60, stored=stored, **more)
                 found = made(nothing, geometry)
-                np.testing.assert_array_equal(found[0][0], decode_to(row()["image"]["bytes"], geometry))
+                np.testing.assert_array_equal(found[0][0], decode_and_resize(row()["image"]["bytes"], geometry))
                 assert found[0][0].shape == geometry.shape
                 for pixels, _ in found[1:]:
                     np.testing.assert_array_equal(pixels, found[0][0])
@@ -180,10 +181,10 @@ def test_edges_and_colours_are_made_of_the_augmented_picture() -> None:
     for (plain, said), (both, again) in zip(rgb, with_edges, strict=True):
         assert said == again
         np.testing.assert_array_equal(both[:, :, :3], plain)
-        expected = edge_channels(in_color(np.ascontiguousarray(plain), "gray"), ("sobel", "canny"), 30, 60)
+        expected = compute_edges(convert_color(np.ascontiguousarray(plain), "gray"), ("sobel", "canny"), 30, 60)
         np.testing.assert_array_equal(both[:, :, 3:], expected)
     for (plain, _), (lab, _) in zip(rgb, made(RAND, Geometry(32, color="lab")), strict=True):
-        np.testing.assert_array_equal(lab, in_color(plain, "lab"))
+        np.testing.assert_array_equal(lab, convert_color(plain, "lab"))
 
 
 def test_a_letterbox_is_padded_after_the_augmentation() -> None:
@@ -199,9 +200,9 @@ def test_an_image_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def counted(*args: Any, **options: Any) -> Any:
         calls.append(1)
-        return decode_to(*args, **options)
+        return decode_and_resize(*args, **options)
 
-    monkeypatch.setattr(module, "decode_to", counted)
+    monkeypatch.setattr(module, "decode_and_resize", counted)
     assert len(made(dataclasses.replace(RAND, number=9))) == 10 and len(calls) == 1
 
 
@@ -236,7 +237,7 @@ def test_what_counts_in_the_name() -> None:
     def counting(**options: Any) -> dict[str, Any]:
         config = ResizeConfig(**options)
         policy = CopyPolicy(config.copies, config.copy_policy) if config.copies else None
-        return Planned(policy).counting(config)
+        return Planned(policy).fingerprint_values(config)
 
     assert counting() == counting(copy_ops=5, copy_policy="background", backgrounds="x", copy_seed=3) == {}
     assert counting(copies=2) == {"copies": 2} == counting(copies=2, copy_pipeline="ocr", backgrounds="x")

@@ -21,8 +21,8 @@ from imagemill.components.resize.backgrounds import colour_field, composite, cov
 from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.resize.copies import CopyPolicy, mirrored, planned, with_copies
 from imagemill.components.store.errors import UserError
-from imagemill.components.store.images import Decoded, in_color
-from imagemill.components.store.resample import Geometry, fit
+from imagemill.components.store.images import Decoded, convert_color
+from imagemill.components.store.resample import Geometry, resize_image
 
 FIELDS = CopyPolicy(4, "background", seed=3)
 OPTIONS: dict[str, Any] = {"copy_policy": "background"}
@@ -82,7 +82,7 @@ def test_it_is_put_behind_before_the_resample() -> None:
         row = {"image_id": "a", "image": {"bytes": data}, "shuffle_index": STEP, "mask": photos.saved(disc)}
         for image, said in list(with_copies(row, geometry, FIELDS))[1:]:
             field = colour_field(json.loads(said)["field"], "rgb", 481, 643)
-            expected = fit(Decoded(np.where(disc[:, :, None] > 0, pixels, field), 643, 481, "PNG"), geometry)
+            expected = resize_image(Decoded(np.where(disc[:, :, None] > 0, pixels, field), 643, 481, "PNG"), geometry)
             apart = np.abs(image.astype(int) - expected)
             assert apart.mean() < 1.5 and np.percentile(apart, 99) < 16, (kind, apart.mean())
 
@@ -123,7 +123,7 @@ def test_fields_are_smooth_and_of_the_right_colour() -> None:
     field = colour_field(5, "rgb", 90, 120)
     assert field.shape == (90, 120, 3) and field.std() > 10
     assert max(np.abs(np.diff(field.astype(int), axis=axis)).max() for axis in (0, 1)) < 25
-    np.testing.assert_array_equal(colour_field(5, "gray", 90, 120), in_color(field, "gray"))
+    np.testing.assert_array_equal(colour_field(5, "gray", 90, 120), convert_color(field, "gray"))
     assert colour_field(6, "rgb", 90, 120).tobytes() != field.tobytes()
 
 
@@ -171,7 +171,7 @@ def test_pictures_of_a_folder_are_put_behind(tmp_path: Path) -> None:
     for (_, copy), (pixels, said) in by_copy(gray).items():
         if copy:
             colour = np.array([[colours[json.loads(said)["background"]]]], np.uint8)
-            assert pixels.shape == (24, 24, 1) and (pixels[:, 13:] == in_color(colour, "gray")).all()
+            assert pixels.shape == (24, 24, 1) and (pixels[:, 13:] == convert_color(colour, "gray")).all()
 
 
 def test_a_picture_does_not_depend_on_what_was_asked_for_before(tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_what_counts_is_names_and_content(tmp_path: Path) -> None:
 
     def counted(folder: str) -> Any:
         config = ResizeConfig(copies=1, backgrounds=folder, **OPTIONS)
-        return planned(config, clean).counting(config)["backgrounds"]
+        return planned(config, clean).fingerprint_values(config)["backgrounds"]
 
     first = folder_of(tmp_path / "bg", {"a.png": (1, 2, 3), "b.png": (4, 5, 6)})
     moved = str(shutil.copytree(first, tmp_path / "moved"))
@@ -208,7 +208,7 @@ def test_what_counts_is_names_and_content(tmp_path: Path) -> None:
     folder_of(tmp_path / "bg", {"a.png": (1, 2, 4)})
     assert counted(first) != before
     config = ResizeConfig(copies=1, **OPTIONS)
-    assert planned(config, clean).counting(config) == {"copies": 1, "copy_policy": "background"}
+    assert planned(config, clean).fingerprint_values(config) == {"copies": 1, "copy_policy": "background"}
 
 
 def test_wrong_backgrounds_say_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,14 +18,14 @@ from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.resize.copies import absolute, planned
 from imagemill.components.store import pipelines
 from imagemill.components.store.errors import UserError
-from imagemill.components.store.pipelines import PIPELINES, apply_pipeline, check_pipeline, library
+from imagemill.components.store.pipelines import PIPELINES, apply_pipeline, check_pipeline, import_albumentations
 
 ALB: dict[str, Any] = {"copy_policy": "albumentations"}
 FIELD = "copy_pipeline"
 
 
 def pipeline_text(chosen: str) -> str:
-    return pipelines.pipeline_text(chosen, FIELD)
+    return pipelines.load_pipeline(chosen, FIELD)
 
 
 def drawn(text: str, pixels: Any, seed: int) -> tuple[Any, list[dict[str, Any]]]:
@@ -33,7 +33,7 @@ def drawn(text: str, pixels: Any, seed: int) -> tuple[Any, list[dict[str, Any]]]
 
 
 def saved(path: Path, *operations: Any, **options: Any) -> str:
-    a = library()
+    a = import_albumentations()
     a.save(a.Compose(list(operations)), path, **options)
     return str(path)
 
@@ -81,7 +81,7 @@ def test_no_named_pipeline_mirrors_or_is_hue_unsafe_where_that_matters() -> None
 
 def test_every_operation_has_random_numbers_of_its_own(tmp_path: Path) -> None:
     """A seed for each of them, as albumentations sets it, would draw the same number in all."""
-    a = library()
+    a = import_albumentations()
     text = pipeline_text(saved(tmp_path / "p.json", a.HorizontalFlip(p=0.5), a.VerticalFlip(p=0.5)))
     pixels = photos.made(1, 20, 20)
     both = [tuple(one["name"] for one in drawn(text, pixels, seed)[1]) for seed in range(60)]
@@ -105,7 +105,7 @@ def test_threads_change_nothing() -> None:
 
 @pytest.mark.parametrize("form", ["json", "yaml"])
 def test_a_saved_pipeline_is_read_whatever_its_form(form: str, tmp_path: Path) -> None:
-    a = library()
+    a = import_albumentations()
     uri = saved(tmp_path / "mine", a.Rotate(limit=(30, 30), p=1), a.Blur(p=0.5), data_format=form)
     text = pipeline_text(uri)
     image, said = drawn(text, photos.made(0, 40, 40), 0)
@@ -117,7 +117,7 @@ def test_a_saved_pipeline_is_read_whatever_its_form(form: str, tmp_path: Path) -
 
 
 def test_what_counts_is_the_content_of_the_file(tmp_path: Path) -> None:
-    a = library()
+    a = import_albumentations()
     clean = clean_of(tmp_path, several(2))
     first = saved(tmp_path / "a.json", a.Blur(p=1))
     moved = saved(tmp_path / "b.yaml", a.Blur(p=1), data_format="yaml")
@@ -125,7 +125,7 @@ def test_what_counts_is_the_content_of_the_file(tmp_path: Path) -> None:
     names = []
     for pipeline in (first, moved, other, "light", "ocr"):
         options = config(copy_pipeline=pipeline)
-        names.append(planned(options, clean).counting(options))
+        names.append(planned(options, clean).fingerprint_values(options))
     assert names[0] == names[1] != names[2] and len(names[0]["copy_pipeline"]) == 16
     assert "copy_pipeline" not in names[3] and names[4]["copy_pipeline"] == "ocr"
 
@@ -139,7 +139,7 @@ def test_relative_places_are_made_absolute_for_other_processes(tmp_path: Path, m
 
 
 def test_what_is_no_pipeline_says_so(tmp_path: Path) -> None:
-    a = library()
+    a = import_albumentations()
     (tmp_path / "text.json").write_text("not: [a pipeline")
     (tmp_path / "list.json").write_text("[1, 2]")
     (tmp_path / "unknown.json").write_text('{"transform": {"__class_fullname__": "os.system", "p": 1}}')
@@ -169,7 +169,7 @@ def test_what_is_no_pipeline_says_so(tmp_path: Path) -> None:
 
 
 def test_a_pipeline_that_changes_shape_or_type_fails_before_the_work(tmp_path: Path) -> None:
-    a = library()
+    a = import_albumentations()
     clean = clean_of(tmp_path, several(2))
     for operation, message in (
         (a.Resize(10, 10), r"uint8 \[24, 24, 3\] as such, found uint8 \[10, 10, 3\]"),
@@ -199,5 +199,5 @@ def test_the_step_makes_and_says_them(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_albumentations_asks_nobody_for_news() -> None:
-    library()
+    import_albumentations()
     assert os.environ["NO_ALBUMENTATIONS_UPDATE"] == "1"

@@ -15,7 +15,7 @@ import mill
 import pytest
 
 from imagemill.components.store.errors import TransientError, UserError
-from imagemill.components.store.runner import boot
+from imagemill.components.store.runner import boot_id
 from imagemill.components.store.workspace import Workspace
 from imagemill.pipelines import docker_environment, docker_mounts, in_docker
 from imagemill.pipelines.cluster import Cluster, from_values
@@ -161,7 +161,7 @@ def test_environment_of_a_container() -> None:
         "HF_TOKEN": "token", "PASSWORD": "mine",
     }  # fmt: skip
     always = {"USER": "imagemill", "LOGNAME": "imagemill", "PYTHONUNBUFFERED": "1", "IMAGEMILL_RUN": "run",
-              "IMAGEMILL_RUNNER_PIPE": "/pipe", "IMAGEMILL_RUNNER_BOOT": boot()}  # fmt: skip
+              "IMAGEMILL_RUNNER_PIPE": "/pipe", "IMAGEMILL_RUNNER_BOOT": boot_id()}  # fmt: skip
     passed = {key: given[key] for key in ("AWS_CA_BUNDLE", "HTTPS_PROXY", "no_proxy", "HF_TOKEN")}
     assert docker_environment.select_variables("run", "/pipe", given, s3=False) == always | passed
     s3 = docker_environment.select_variables("run", "/pipe", given, s3=True)

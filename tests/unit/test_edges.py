@@ -24,13 +24,19 @@ from imagemill.components.evaluate.inputs import input_batches
 from imagemill.components.resize import plan, resize, statistics
 from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.resize.statistics import STD_FLOOR, Sums, add_histogram, normalization_of
-from imagemill.components.resize.statistics import known as named
+from imagemill.components.resize.statistics import mean_and_std as named
 from imagemill.components.store.choices import COLORS, EDGES, MODES
-from imagemill.components.store.edges import SOBEL_SCALE, edge_channels
 from imagemill.components.store.errors import UserError
-from imagemill.components.store.images import in_color
+from imagemill.components.store.images import convert_color
 from imagemill.components.store.manifest import Dataset, File, Manifest, Totals, commit, read_dataset
-from imagemill.components.store.resample import Geometry, decode_to, fit, resample
+from imagemill.components.store.resample import (
+    SOBEL_SCALE,
+    Geometry,
+    compute_edges,
+    decode_and_resize,
+    resample,
+    resize_image,
+)
 from imagemill.components.store.shards import Layout, ShardWriter, read_columns
 from imagemill.components.store.step import Context
 from imagemill.components.store.workspace import Workspace
@@ -57,7 +63,7 @@ def sobel_by_hand(picture: Pixels) -> npt.NDArray[np.float64]:
 @settings(max_examples=80, deadline=None)
 def test_sobel_is_the_scaled_magnitude_of_the_gradient(width: int, height: int, seed: int) -> None:
     picture = gray(np.random.default_rng(seed).choice([0, 255, 17, 99], (height, width)))
-    found = edge_channels(picture, ("sobel",))
+    found = compute_edges(picture, ("sobel",))
     assert found.shape == (height, width, 1) and found.dtype == np.uint8
     assert np.abs(found[:, :, 0] - sobel_by_hand(picture) * SOBEL_SCALE).max() <= 0.5 + 1e-4
 
@@ -68,31 +74,31 @@ def test_sobel_fits_without_clipping() -> None:
     steepest = max(sobel_by_hand(gray(patch))[1, 1] for patch in patches)
     assert steepest * SOBEL_SCALE == pytest.approx(255)
     patch = next(p for p in patches if sobel_by_hand(gray(p))[1, 1] == steepest)
-    assert edge_channels(gray(patch), ("sobel",))[1, 1, 0] == 255
+    assert compute_edges(gray(patch), ("sobel",))[1, 1, 0] == 255
     step = gray(np.repeat([[0, 0, 0, 255, 255, 255]], 5, 0))
-    assert edge_channels(step, ("sobel",))[2, :, 0].tolist() == [0, 0, 228, 228, 0, 0]
+    assert compute_edges(step, ("sobel",))[2, :, 0].tolist() == [0, 0, 228, 228, 0, 0]
 
 
 def test_canny_is_opencvs_with_its_thresholds() -> None:
     picture = gray(cv2.GaussianBlur(noise(90, 70, 1), (0, 0), 2))
     for low, high in ((100, 200), (20, 60)):
-        found = edge_channels(picture, ("canny",), low, high)[:, :, 0]
+        found = compute_edges(picture, ("canny",), low, high)[:, :, 0]
         np.testing.assert_array_equal(found, cv2.Canny(picture, low, high))
         assert set(np.unique(found)) <= {0, 255}
-    assert edge_channels(picture, ("canny",), 20, 60).sum() > edge_channels(picture, ("canny",)).sum()
+    assert compute_edges(picture, ("canny",), 20, 60).sum() > compute_edges(picture, ("canny",)).sum()
 
 
 def test_edges_come_in_the_order_they_are_named() -> None:
     picture = noise(40, 30, 1)
-    both = edge_channels(picture, EDGES["both"])
+    both = compute_edges(picture, EDGES["both"])
     for at, name in enumerate(BOTH):
-        np.testing.assert_array_equal(both[:, :, at : at + 1], edge_channels(picture, (name,)))
+        np.testing.assert_array_equal(both[:, :, at : at + 1], compute_edges(picture, (name,)))
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 50), (50, 1), (2, 2), (30, 40)])
 def test_a_flat_picture_has_no_edges_not_even_at_its_border(shape: tuple[int, int]) -> None:
     for level in (0, 255):
-        assert not edge_channels(gray(np.full(shape, level)), BOTH).any()
+        assert not compute_edges(gray(np.full(shape, level)), BOTH).any()
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -100,16 +106,16 @@ def test_a_flat_picture_has_no_edges_not_even_at_its_border(shape: tuple[int, in
 def test_edges_are_those_of_the_grey_resized_picture(color: str, mode: str) -> None:
     for size in ((60, 40), (333, 500), (700, 20)):
         source = decoded(noise(*size, 1 if COLORS[color] == 1 else 3))
-        plain = fit(source, Geometry(48, mode, color))
+        plain = resize_image(source, Geometry(48, mode, color))
         geometry = Geometry(48, mode, color, BOTH)
-        found = fit(source, geometry)
+        found = resize_image(source, geometry)
         assert found.shape == geometry.shape == (48, 48, COLORS[color] + 2) and found.flags.c_contiguous
         np.testing.assert_array_equal(found[:, :, :-2], plain)
-        picture = fit(source, Geometry(48, mode, "rgb" if COLORS[color] == 3 else color))
+        picture = resize_image(source, Geometry(48, mode, "rgb" if COLORS[color] == 3 else color))
         width, height = geometry.scaled(*size) if mode == "letterbox" else (48, 48)
         top, left = (48 - height) // 2, (48 - width) // 2
         inside = np.ascontiguousarray(picture[top : top + height, left : left + width])
-        expected = edge_channels(in_color(inside, "gray"), BOTH)
+        expected = compute_edges(convert_color(inside, "gray"), BOTH)
         np.testing.assert_array_equal(found[top : top + height, left : left + width, -2:], expected)
         assert expected[:, :, 0].any()
 
@@ -117,10 +123,10 @@ def test_edges_are_those_of_the_grey_resized_picture(color: str, mode: str) -> N
 @pytest.mark.parametrize("color", ["rgb", "gray", "lab"])
 def test_the_border_of_a_letterbox_is_no_edge(color: str) -> None:
     white = decoded(np.full((20, 60, 1 if color == "gray" else 3), 255, np.uint8))
-    found = fit(white, Geometry(64, "letterbox", color, BOTH))
+    found = resize_image(white, Geometry(64, "letterbox", color, BOTH))
     assert not found[:, :, -2:].any()
-    padded = fit(white, Geometry(64, "letterbox", "gray" if color == "gray" else "rgb"))
-    assert edge_channels(in_color(padded, "gray"), BOTH).any(), "of the padded picture there would be some"
+    padded = resize_image(white, Geometry(64, "letterbox", "gray" if color == "gray" else "rgb"))
+    assert compute_edges(convert_color(padded, "gray"), BOTH).any(), "of the padded picture there would be some"
 
 
 def test_five_channels_are_resampled_like_one() -> None:
@@ -388,4 +394,4 @@ def test_bytes_become_the_shape_with_edges(edges: str) -> None:
     out = io.BytesIO()
     Image.fromarray(noise(90, 40)).save(out, "JPEG")
     geometry = Geometry(32, "crop", "rgb", EDGES[edges])
-    assert decode_to(out.getvalue(), geometry).shape == geometry.shape == (32, 32, 3 + len(EDGES[edges]))
+    assert decode_and_resize(out.getvalue(), geometry).shape == geometry.shape == (32, 32, 3 + len(EDGES[edges]))

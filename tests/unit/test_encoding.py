@@ -28,7 +28,7 @@ from imagemill.components.store.errors import UserError
 from imagemill.components.store.images import Pixels
 from imagemill.components.store.manifest import Dataset
 from imagemill.components.store.resample import Geometry
-from imagemill.components.store.tensors import encode_jpeg, images_of
+from imagemill.components.store.tensors import decode_column, encode_jpeg
 from imagemill.components.store.workspace import Workspace
 from imagemill.components.train.loader import batches
 
@@ -99,20 +99,20 @@ def test_others_read_what_is_stored(chain: Chain) -> None:
 def test_our_reader_sees_what_pillow_sees(chain: Chain) -> None:
     column, image = tables(chain.jpeg, "train").column("image"), chain.jpeg.manifest.image
     expected = np.stack([by_pillow(data) for data in column.to_pylist()])
-    assert len(expected) > store_tensors._SHARE  # so that threads have a part in it
+    assert len(expected) > store_tensors.JPEGS_PER_TASK  # so that threads have a part in it
     for cores in (1, 3):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(store_tensors, "cores", lambda cores=cores: cores)
-            found = images_of(column, image)
+            found = decode_column(column, image)
         assert found.dtype == np.uint8 and np.array_equal(found, expected)
-    assert np.array_equal(images_of(column.slice(5, 7), image), expected[5:12])
+    assert np.array_equal(decode_column(column.slice(5, 7), image), expected[5:12])
     two = pa.chunked_array([column.combine_chunks().slice(20), column.combine_chunks().slice(0, 3)])
-    assert np.array_equal(images_of(two, image), np.concatenate([expected[20:], expected[:3]]))
+    assert np.array_equal(decode_column(two, image), np.concatenate([expected[20:], expected[:3]]))
 
 
 def test_the_loader_gives_every_image_once_an_epoch(chain: Chain) -> None:
     table = tables(chain.jpeg, "train")
-    pixels = images_of(table.column("image"), chain.jpeg.manifest.image)
+    pixels = decode_column(table.column("image"), chain.jpeg.manifest.image)
     labels = table.column("label_id").to_pylist()
     expected = sorted((label, one.tobytes()) for label, one in zip(labels, pixels, strict=True))
     orders = []
@@ -288,4 +288,4 @@ def test_one_pixel_survives() -> None:
     for shape, subsampling in (((1, 1, 3), "420"), ((1, 1, 1), "420"), ((9, 9, 3), "444")):
         data = encode_jpeg(np.full(shape, 200, np.uint8), 100, subsampling)
         column = pa.chunked_array([pa.array([data], pa.binary())])
-        assert abs(int(images_of(column, {"shape": list(shape), "encoding": "jpeg"}).max()) - 200) <= 2
+        assert abs(int(decode_column(column, {"shape": list(shape), "encoding": "jpeg"}).max()) - 200) <= 2

@@ -39,7 +39,7 @@ from imagemill.components.store.manifest import Dataset, Manifest, commit, read_
 from imagemill.components.store.model import ModelSpec, Normalize, build_network, load_model
 from imagemill.components.store.shards import publish_bytes, read_columns
 from imagemill.components.store.step import Context
-from imagemill.components.store.tensors import input_image
+from imagemill.components.store.tensors import model_input_image
 from imagemill.components.store.workspace import Workspace
 
 SIZE, STORED, SHORT = 32, 40, 44
@@ -65,7 +65,7 @@ class Made:
 def model_of(workspace: Workspace, clean: Dataset, tensors: Dataset, fingerprint: str, temperature: float) -> Dataset:
     """Random weights, with logits far enough apart that temperatures matter, and both classes predicted."""
     torch.manual_seed(1)
-    image = input_image(tensors.manifest.image)
+    image = model_input_image(tensors.manifest.image)
     spec = ModelSpec("squeezenet1_1", tensors.manifest.classes, image, extra={"temperature": temperature})
     network, uri = build_network(spec).eval(), workspace.dataset("model", fingerprint)
     state = {name: value.contiguous().clone() for name, value in network.state_dict().items()}

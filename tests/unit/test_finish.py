@@ -20,7 +20,7 @@ from imagemill.components.clean import STEP as CLEAN
 from imagemill.components.download import STEP as DOWNLOAD
 from imagemill.components.store.config import STEPS
 from imagemill.components.store.manifest import read_dataset
-from imagemill.components.store.step import RUN
+from imagemill.components.store.step import RUN_ENV
 from imagemill.components.store.workspace import Workspace
 from imagemill.pipelines.artifacts import RECORDS, dataset_metadata
 from imagemill.pipelines.cluster import Cluster, Limits, Ray, Storage
@@ -47,7 +47,7 @@ def run_by_kfp(folder: Path, run: str, pod: str = "a-pod", **arguments: Any) -> 
     logging.getLogger("kfp").setLevel(logging.ERROR)
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        patch.setenv(RUN, run)
+        patch.setenv(RUN_ENV, run)
         patch.setattr(kfp_pods, "place_env", lambda cluster: {})  # here all steps share the machine's folders
         # KFP's local runners know a Python component by its command, and take a condition on a named output for false.
         patch.setattr(training, "_quiet_executors", lambda spec: None)

@@ -37,7 +37,7 @@ from imagemill.components.resize.on_ray import Cluster
 from imagemill.components.store.errors import TransientError
 from imagemill.components.store.images import Pixels
 from imagemill.components.store.manifest import Dataset, read_dataset
-from imagemill.components.store.resample import Geometry, decode_to
+from imagemill.components.store.resample import Geometry, decode_and_resize
 from imagemill.components.store.step import Context
 from imagemill.components.store.workspace import Workspace
 
@@ -91,7 +91,7 @@ PHOTOS = [encoded(photo(1200, 900)), encoded(photo(700, 1100), progressive=True)
 def test_pixels_are_those_of_the_cpu(geometry: Geometry) -> None:
     """Within 0.35 of 255 in the mean: the CPU's decodes at a part of the size where that is enough."""
     for data, found in zip(PHOTOS, kernel(PHOTOS, geometry), strict=True):
-        expected = decode_to(data, geometry)
+        expected = decode_and_resize(data, geometry)
         assert found.shape == geometry.shape and found.dtype == np.uint8 and header_of(data)
         assert off(found[:, :, :3], expected[:, :, :3]) < 0.35
         assert np.array_equal(found == 0, expected == 0) or geometry.mode != "letterbox" or geometry.edges or (
@@ -108,7 +108,7 @@ def test_real_photographs() -> None:
         files = islice((tar.extractfile(one) for one in tar if one.name.endswith(".jpg")), 60)
         images = [file.read() for file in files if file]
     made = zip(images, kernel(images, Geometry(224)), strict=True)
-    found = [off(one, decode_to(data, Geometry(224))) for data, one in made]
+    found = [off(one, decode_and_resize(data, Geometry(224))) for data, one in made]
     assert len(found) == 60 and np.mean(found) < 0.25 and max(found) < 0.6
     assert sum(header_of(data) is not None for data in images) > 55
 
@@ -117,7 +117,7 @@ def test_canny_is_made_of_the_pixels_that_came_out() -> None:
     edges = Geometry(96, edges=("sobel", "canny"), canny_low=30, canny_high=60)
     as_it_is = replace(edges, resize=96)
     for plain, found in zip(kernel(PHOTOS, Geometry(96)), kernel(PHOTOS, edges), strict=True):
-        np.testing.assert_array_equal(found, decode_to(encoded(Image.fromarray(plain), "PNG"), as_it_is))
+        np.testing.assert_array_equal(found, decode_and_resize(encoded(Image.fromarray(plain), "PNG"), as_it_is))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -126,10 +126,10 @@ def test_photographs_come_out_upright(orientation: int, mode: str) -> None:
     data = encoded(photo(500, 300), exif=turned(orientation))
     header = header_of(data)
     assert header and header.orientation == orientation
-    upright = decode_to(data, Geometry(80, mode))
+    upright = decode_and_resize(data, Geometry(80, mode))
     assert off(next(kernel([data], Geometry(80, mode))), upright) < 0.3
     if orientation > 1:
-        plain = decode_to(encoded(photo(500, 300)), Geometry(80, mode))
+        plain = decode_and_resize(encoded(photo(500, 300)), Geometry(80, mode))
         assert off(plain, upright) > 5, "or else this test says nothing"
 
 
@@ -154,7 +154,7 @@ def test_all_else_is_done_by_the_cpu(name: str) -> None:
     data = OTHERS[name]()
     assert header_of(data) is None
     found = list(kernel([PHOTOS[0], data, PHOTOS[1]], Geometry(64)))
-    np.testing.assert_array_equal(found[1], decode_to(data, Geometry(64)))
+    np.testing.assert_array_equal(found[1], decode_and_resize(data, Geometry(64)))
     np.testing.assert_array_equal(found[0], next(kernel([PHOTOS[0]], Geometry(64))))
 
 
@@ -179,7 +179,7 @@ def test_what_the_device_refuses_goes_through_the_cpu(monkeypatch: pytest.Monkey
     monkeypatch.setattr(torchvision.io, "decode_jpeg", refusing)
     found = list(kernel(PHOTOS, Geometry(64)))
     assert asked[0] == 5 - 1 + 1 and 1 in asked
-    np.testing.assert_array_equal(found[1], decode_to(PHOTOS[1], Geometry(64)))
+    np.testing.assert_array_equal(found[1], decode_and_resize(PHOTOS[1], Geometry(64)))
     for number in (0, 2, 3, 4):
         np.testing.assert_array_equal(found[number], expected[number])
 

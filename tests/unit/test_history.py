@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from trained import make_tensors, settings, trainer
 
-from imagemill.components.store.filesystem import store_for
+from imagemill.components.store.filesystem import get_store
 from imagemill.components.store.manifest import Dataset
 from imagemill.components.train.history import TIMES, Events, events, publish_history, verdict
 from imagemill.components.train.recipe_text import recipe_lines
@@ -29,8 +29,8 @@ def read(uri: str, tmp_path: Path) -> list[tuple[str, int, float]]:
 
     folder = tmp_path / "read"
     folder.mkdir(exist_ok=True)
-    for entry in store_for(uri).list(uri):
-        (folder / entry.uri.rpartition("/")[2]).write_bytes(store_for(uri).read(entry.uri))
+    for entry in get_store(uri).list(uri):
+        (folder / entry.uri.rpartition("/")[2]).write_bytes(get_store(uri).read(entry.uri))
     found = EventAccumulator(str(folder), size_guidance={"tensors": 0, "scalars": 0})
     found.Reload()
     return [(tag, one.step, one.value) for tag in found.Tags()["scalars"] for one in found.Scalars(tag)]

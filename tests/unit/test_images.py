@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from PIL import __version__ as PILLOW
 
-from imagemill.components.store.images import FORMATS, Decoded, ImageRejected, Lenient, at_least, decode, sniff
+from imagemill.components.store.headers import FORMATS, sniff
+from imagemill.components.store.images import Decoded, ImageRejected, LenientDecoding, decode, keep_min_side
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow talks about broken files
 
@@ -238,7 +239,7 @@ def test_other_bytes_are_not_an_image(data: bytes) -> None:
 @settings(max_examples=80, deadline=None)
 def test_a_scaled_decode_never_goes_below_the_size_asked_for(width: int, height: int, min_side: int) -> None:
     data = simplejpeg.encode_jpeg(np.full((height, width, 3), 90, np.uint8))
-    found = decode(data, lenient=Lenient(at_least(min_side) if min_side else None))
+    found = decode(data, lenient=LenientDecoding(keep_min_side(min_side) if min_side else None))
     assert min(found.pixels.shape[:2]) >= min(min_side, width, height)
     assert (found.width, found.height) == (width, height)
     if min_side == 0:
@@ -247,11 +248,13 @@ def test_a_scaled_decode_never_goes_below_the_size_asked_for(width: int, height:
 
 def test_a_scaled_decode_is_smaller_where_it_may_be() -> None:
     data = simplejpeg.encode_jpeg(np.zeros((400, 800, 3), np.uint8))
-    assert decode(data, lenient=Lenient(at_least(100))).pixels.shape == (100, 200, 3)
+    assert decode(data, lenient=LenientDecoding(keep_min_side(100))).pixels.shape == (100, 200, 3)
 
 
 def test_width_and_height_of_a_scaled_and_turned_jpeg_are_those_of_the_upright_picture() -> None:
-    found = decode(saved(picture("RGB", 800, 400), "JPEG", exif=with_orientation(6)), lenient=Lenient(at_least(50)))
+    found = decode(
+        saved(picture("RGB", 800, 400), "JPEG", exif=with_orientation(6)), lenient=LenientDecoding(keep_min_side(50))
+    )
     assert (found.width, found.height) == (400, 800)
     assert found.pixels.shape == (100, 50, 3)
 
@@ -276,5 +279,5 @@ def test_a_look_at_a_broken_image_writes_nothing_to_stderr(capfd: pytest.Capture
     length = int.from_bytes(data[at - 8 : at - 4], "big")
     data[at + length : at + length + 4] = zlib.crc32(data[at - 4 : at + length]).to_bytes(4, "big")
     with pytest.raises(ImageRejected):
-        decode(bytes(data), lenient=Lenient(at_least(16), vetted=False))
+        decode(bytes(data), lenient=LenientDecoding(keep_min_side(16), vetted=False))
     assert capfd.readouterr().err == ""

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from imagemill.components.clean.config import REASONS
-from imagemill.components.store.choices import Limits
-from imagemill.components.store.images import FORMATS, ImageRejected, Lenient, decode
+from imagemill.components.store.choices import DecodeLimits
+from imagemill.components.store.headers import FORMATS
+from imagemill.components.store.images import ImageRejected, LenientDecoding, decode
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow talks about broken files
 
@@ -94,10 +95,10 @@ def test_bombs_are_refused_without_memory_for_their_pixels() -> None:
 
 def test_each_cap_is_exact() -> None:
     data = saved(picture("RGB", 30, 20), "PNG")
-    decode(data, limits=Limits(pixels=600, side=30, bytes=len(data)))
-    assert reason(data, limits=Limits(pixels=599)) == "too_many_pixels"
-    assert reason(data, limits=Limits(side=29)) == "side_too_long"
-    assert reason(data, limits=Limits(bytes=len(data) - 1)) == "too_many_bytes"
+    decode(data, limits=DecodeLimits(pixels=600, side=30, bytes=len(data)))
+    assert reason(data, limits=DecodeLimits(pixels=599)) == "too_many_pixels"
+    assert reason(data, limits=DecodeLimits(side=29)) == "side_too_long"
+    assert reason(data, limits=DecodeLimits(bytes=len(data) - 1)) == "too_many_bytes"
 
 
 def pillow_takes(data: bytes) -> bool:
@@ -138,12 +139,12 @@ def test_lenient_is_not_blind(place: int) -> None:
     broken = whole[:at] + b"\xff" + whole[at + 1 :]
     unwritten = simplejpeg.decode_jpeg(broken, "GRAY", strict=False, buffer=np.full((HEIGHT, WIDTH, 1), 77, np.uint8))
     assert (unwritten == 77).all(), "simplejpeg says it now: the test needs another picture, and images.py no check"
-    assert reason(broken, lenient=Lenient()) == reason(broken) == "corrupt"
+    assert reason(broken, lenient=LenientDecoding()) == reason(broken) == "corrupt"
 
 
 def test_lenient_keeps_what_a_warning_leaves() -> None:
     whole = saved(picture("RGB", 120, 90), "JPEG")
-    found = decode(whole[: len(whole) * 3 // 4], lenient=Lenient())
+    found = decode(whole[: len(whole) * 3 // 4], lenient=LenientDecoding())
     assert not found.warning and found.pixels.shape == (90, 120, 3)
     np.testing.assert_array_equal(found.pixels[:40], decode(whole).pixels[:40])
 
@@ -171,7 +172,7 @@ SIGNATURES += [b"BM" + b"\0" * 12 + b"\x28\0\0\0"]
 
 def only_rejects(data: bytes) -> None:
     try:
-        found = decode(data, limits=Limits(pixels=1_000_000))
+        found = decode(data, limits=DecodeLimits(pixels=1_000_000))
     except ImageRejected as error:
         assert error.reason in REASONS and error.detail
     else:

@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from simulated import equal_counts, geometric_counts, labels_of, predict, true_scores
 
 from imagemill.components.evaluate.intervals import of_labels, of_pairs, proportion, too_narrow, wilson
-from imagemill.components.store.metrics import LabelCounts, Pairs, confusion, summary
+from imagemill.components.store.metrics import ConfusionCounts, LabelCounts, confusion, summary
 
 Ids = npt.NDArray[np.int64]
 Labels = npt.NDArray[np.bool_]
 
 
-def pairs_of(labels: Any, predicted: Any, classes: int) -> Pairs:
-    pairs = Pairs(classes)
+def pairs_of(labels: Any, predicted: Any, classes: int) -> ConfusionCounts:
+    pairs = ConfusionCounts(classes)
     pairs.add(labels, predicted)
     return pairs
 
@@ -123,7 +123,7 @@ def test_in_large_test_splits_they_are_those_of_resampled_images() -> None:
 
 
 def test_what_there_is_nothing_of_has_none() -> None:
-    assert of_pairs(Pairs(3)) == {} and of_labels(LabelCounts(3), ()) == {}
+    assert of_pairs(ConfusionCounts(3)) == {} and of_labels(LabelCounts(3), ()) == {}
 
 
 def test_too_few_images_for_the_mistakes_of_others_are_counted() -> None:

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from imagemill.components.store import images
-from imagemill.components.store.choices import Limits
-from imagemill.components.store.images import ImageRejected, Lenient, at_least, decode
-from imagemill.components.store.jpeg import Header, plain_header, sample_bits
+from imagemill.components.store.choices import DecodeLimits
+from imagemill.components.store.headers import Header, parse_jpeg_header, parse_jpeg_precision
+from imagemill.components.store.images import ImageRejected, LenientDecoding, decode, keep_min_side
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 
-LIMITS = Limits(pixels=40_000, side=300)
+LIMITS = DecodeLimits(pixels=40_000, side=300)
 WIDTH, HEIGHT = 37, 23
 SOS, SOF0, DQT = b"\xff\xda", b"\xff\xc0", b"\xff\xdb"
 XMP = b'http://ns.adobe.com/xap/1.0/\0<x:xmpmeta tiff:Orientation="6"/>'
@@ -159,8 +159,8 @@ VARIANTS = PLAIN_ONES | PILLOWS
 def outcome(data: bytes, color: str, strict: bool, min_side: int) -> tuple[Any, ...]:
     """Everything that decode says."""
     try:
-        enough = at_least(min_side) if min_side else None
-        found = decode(data, color, lenient=None if strict else Lenient(enough), limits=LIMITS)
+        enough = keep_min_side(min_side) if min_side else None
+        found = decode(data, color, lenient=None if strict else LenientDecoding(enough), limits=LIMITS)
     except ImageRejected as error:
         return error.reason, error.detail
     pixels = found.pixels
@@ -172,7 +172,7 @@ def says_what_pillow_says(data: bytes) -> None:
     for color, strict, min_side in (("rgb", True, 0), ("gray", False, 0), ("red", False, 9)):
         found = outcome(data, color, strict, min_side)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(images, "plain_header", lambda data: None)
+            patch.setattr(images, "parse_jpeg_header", lambda data: None)
             assert found == outcome(data, color, strict, min_side)
 
 
@@ -185,12 +185,12 @@ def test_every_kind_of_jpeg_is_decoded_as_by_way_of_pillow(name: str) -> None:
 def test_headers_that_are_read_here(name: str) -> None:
     data = PLAIN_ONES[name]
     with Image.open(io.BytesIO(data)) as opened:
-        assert plain_header(data) == Header(*opened.size, len(opened.getbands()))
+        assert parse_jpeg_header(data) == Header(*opened.size, len(opened.getbands()))
 
 
 @pytest.mark.parametrize("name", PILLOWS)
 def test_headers_that_are_left_to_pillow(name: str) -> None:
-    assert plain_header(PILLOWS[name]) is None
+    assert parse_jpeg_header(PILLOWS[name]) is None
 
 
 def test_a_plain_jpeg_never_meets_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,8 +251,13 @@ def test_segments_put_in_anywhere(name: str, segments: list[bytes], before: byte
 def test_samples_of_other_than_8_bits_are_told_from_broken_headers(lead: bytes) -> None:
     deep = changed(PLAIN, SOF0, 4, b"\x0c")
     deep = deep[:2] + lead + deep[2:]
-    assert sample_bits(deep) == 12 and sample_bits(PLAIN) == 8
+    assert parse_jpeg_precision(deep) == 12 and parse_jpeg_precision(PLAIN) == 8
     with pytest.raises(ImageRejected) as caught:
         decode(deep)
     assert caught.value.reason == "unsupported_bands" and "12 bits" in caught.value.detail
-    assert sample_bits(PLAIN[:2]) == sample_bits(b"\xff\xd8\xff\xe0\0\0\xff") == sample_bits(b"") == 0
+    assert (
+        parse_jpeg_precision(PLAIN[:2])
+        == parse_jpeg_precision(b"\xff\xd8\xff\xe0\0\0\xff")
+        == parse_jpeg_precision(b"")
+        == 0
+    )

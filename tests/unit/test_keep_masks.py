@@ -131,8 +131,8 @@ def test_rows_have_the_column_only_where_it_is_asked_for() -> None:
 
 
 def test_a_dataset_without_masks_has_the_name_it_had() -> None:
-    assert CleanConfig().counting() == CleanConfig(keep_masks=False).counting() == {}
-    assert keeping().counting() == {"keep_masks": True}
+    assert CleanConfig().fingerprint_values() == CleanConfig(keep_masks=False).fingerprint_values() == {}
+    assert keeping().fingerprint_values() == {"keep_masks": True}
 
 
 def test_files_written_again_keep_their_masks(tmp_path: Path) -> None:

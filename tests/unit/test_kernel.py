@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from imagemill.components.store import plain
 from imagemill.components.store.choices import INTERPOLATIONS, MODES
-from imagemill.components.store.images import Decoded, Lenient, decode, sniff
-from imagemill.components.store.kernel import Window, resample, resample_long
-from imagemill.components.store.resample import Geometry, decode_to, fit
+from imagemill.components.store.headers import parse_plain_header, sniff
+from imagemill.components.store.images import Decoded, LenientDecoding, decode
+from imagemill.components.store.kernel import CropSquare, resample, resample_long
+from imagemill.components.store.resample import Geometry, decode_and_resize, resize_image
 
 PETS = Path(__file__).parents[2] / ".." / "shared" / "data" / "pets" / "images.tar.gz"
 PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -44,7 +44,7 @@ def test_a_window_is_the_part_of_the_whole(data: st.DataObject, interpolation: s
     source = noise(data.draw(side), data.draw(side), channels)
     width, height = data.draw(side), data.draw(side)
     size = data.draw(st.integers(1, min(width, height)))
-    window = Window(data.draw(st.integers(0, height - size)), data.draw(st.integers(0, width - size)), size)
+    window = CropSquare(data.draw(st.integers(0, height - size)), data.draw(st.integers(0, width - size)), size)
     whole = resample(source, width, height, interpolation)
     part = resample(source, width, height, interpolation, window)
     rows, columns = slice(window.top, window.top + size), slice(window.left, window.left + size)
@@ -60,7 +60,7 @@ def test_a_window_is_the_part_of_the_whole(data: st.DataObject, interpolation: s
 def test_a_window_of_sizes_that_divide_and_that_do_not(sizes: tuple[int, int, int, int], interpolation: str) -> None:
     source = noise(*sizes[:2])
     whole = resample(source, *sizes[2:], interpolation)
-    part = resample(source, *sizes[2:], interpolation, Window(37, 41, 50))
+    part = resample(source, *sizes[2:], interpolation, CropSquare(37, 41, 50))
     off = apart(part, whole[37:87, 41:91])
     assert off.max() <= 1 and off.mean() < 0.01
 
@@ -83,7 +83,7 @@ def test_area_is_the_mean_of_the_area() -> None:
 def test_a_long_picture_is_resampled_by_the_same_filter(interpolation: str) -> None:
     source = noise(20, 400)
     expected = resample(source, 32, 640, interpolation)[300:332]
-    found = resample_long(source, 32, 640, interpolation, Window(300, 0, 32))
+    found = resample_long(source, 32, 640, interpolation, CropSquare(300, 0, 32))
     if interpolation == "area":  # OpenCV's is linear where the picture grows, Pillow's repeats
         assert apart(found, expected).mean() < 40
     else:
@@ -95,8 +95,8 @@ def test_a_long_picture_is_resampled_by_the_same_filter(interpolation: str) -> N
 def test_what_is_stored_around_leaves_the_centre_as_it_is(width: int, height: int, sizes: tuple[int, int]) -> None:
     size, stored = sizes
     decoded = Decoded(noise(width, height), width, height, "PNG")
-    around = fit(decoded, Geometry(size, resize=38, stored=stored))
-    alone = fit(decoded, Geometry(size, resize=38))
+    around = resize_image(decoded, Geometry(size, resize=38, stored=stored))
+    alone = resize_image(decoded, Geometry(size, resize=38))
     edge = (stored - size) // 2
     np.testing.assert_array_equal(around[edge : edge + size, edge : edge + size], alone)
 
@@ -117,14 +117,16 @@ def test_a_scaled_decode_keeps_twice_the_target(
     from imagemill.components.store import resample as module
 
     seen = []
-    monkeypatch.setattr(module, "fit", lambda decoded, *_: seen.append(decoded.pixels.shape) or decoded.pixels[:1])
-    decode_to(jpeg(width, height), Geometry(224))
+    monkeypatch.setattr(
+        module, "resize_image", lambda decoded, *_: seen.append(decoded.pixels.shape) or decoded.pixels[:1]
+    )
+    decode_and_resize(jpeg(width, height), Geometry(224))
     assert seen == [(kept[1], kept[0], 3)]
 
 
 def test_fast_may_decode_smaller() -> None:
     data = jpeg(1200, 900)
-    exact, fast = (decode_to(data, Geometry(224, quality=quality)) for quality in ("exact", "fast"))
+    exact, fast = (decode_and_resize(data, Geometry(224, quality=quality)) for quality in ("exact", "fast"))
     assert 0 < apart(fast, exact).mean() < 1.5
 
 
@@ -133,21 +135,21 @@ def test_results_do_not_share_the_threads_memory(mode: str) -> None:
     """The decoder's buffer is used again: what came of it must not change with the next image."""
     same = jpeg(64, 64, 1), jpeg(64, 64, 2)  # the size that comes out: nothing is resampled
     geometry = Geometry(64, mode, resize=64)
-    first = decode_to(same[0], geometry)
+    first = decode_and_resize(same[0], geometry)
     before = first.copy()
-    decode_to(same[1], geometry)
+    decode_and_resize(same[1], geometry)
     np.testing.assert_array_equal(first, before)
 
 
 def test_threads_do_not_share_their_memory() -> None:
     pictures = [jpeg(300 + 10 * n, 200 + 7 * n, n) for n in range(8)]
-    expected = [decode_to(data, Geometry(64)) for data in pictures]
+    expected = [decode_and_resize(data, Geometry(64)) for data in pictures]
     wrong: list[int] = []
 
     def work(start: int) -> None:
         for number in range(40):
             at = (start + number) % len(pictures)
-            if not np.array_equal(decode_to(pictures[at], Geometry(64)), expected[at]):
+            if not np.array_equal(decode_and_resize(pictures[at], Geometry(64)), expected[at]):
                 wrong.append(at)
 
     threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
@@ -167,7 +169,7 @@ def test_hooks_see_the_decoded_image_and_the_picture() -> None:
         assert picture.shape == (224, 224, 3) and (picture == 100).all()
         return picture + np.uint8(1)
 
-    assert (decode_to(data, Geometry(224), before, after) == 101).all()
+    assert (decode_and_resize(data, Geometry(224), before, after) == 101).all()
 
 
 def saved(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -202,15 +204,15 @@ OTHERS = {
 @pytest.mark.parametrize("color", ["rgb", "gray", "red", "lab"])
 def test_plain_pictures_are_decoded_as_pillow_decodes_them(name: str, color: str) -> None:
     data = PLAIN[name]
-    assert plain.plain_header(data, sniff(data)) is not None
-    found, expected = decode(data, color, lenient=Lenient()), decode(data, color)
+    assert parse_plain_header(data, sniff(data)) is not None
+    found, expected = decode(data, color, lenient=LenientDecoding()), decode(data, color)
     np.testing.assert_array_equal(found.pixels, expected.pixels)
     assert (found.width, found.height, found.format, found.as_stored) == (31, 22, expected.format, expected.as_stored)
 
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_what_is_not_plain_is_left_to_pillow(name: str) -> None:
-    assert plain.plain_header(OTHERS[name], sniff(OTHERS[name])) is None
+    assert parse_plain_header(OTHERS[name], sniff(OTHERS[name])) is None
 
 
 def test_pillow_is_not_on_the_way_of_plain_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,7 +224,7 @@ def test_pillow_is_not_on_the_way_of_plain_pictures(monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(Image, name, no_pillow)
     for data in pictures:
         color = "gray" if data == PLAIN["grey png"] else "rgb"
-        assert decode_to(data, Geometry(16, color=color)).shape[0] == 16
+        assert decode_and_resize(data, Geometry(16, color=color)).shape[0] == 16
 
 
 @pytest.mark.parametrize(("quality", "limit"), [("exact", 0.3), ("fast", 1.5)])
@@ -242,6 +244,6 @@ def test_photographs_are_as_pillow_makes_them(quality: str, limit: float, size: 
             left, top = round((width - size) / 2.0), round((height - size) / 2.0)
             scaled = image.resize((width, height), Image.Resampling.BILINEAR)
             expected = np.asarray(scaled.crop((left, top, left + size, top + size)))
-            errors.append(apart(decode_to(data, geometry), expected).mean())
+            errors.append(apart(decode_and_resize(data, geometry), expected).mean())
     print(f"{quality} at {size}: {np.mean(errors):.3f} of 255 in the mean, {max(errors):.3f} at most")
     assert len(errors) > 40 and np.mean(errors) < limit

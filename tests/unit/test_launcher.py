@@ -24,7 +24,7 @@ from launching import (
 from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.resize.resize import find
 from imagemill.components.store.errors import EXIT_TRANSIENT, EXIT_USER
-from imagemill.components.store.manifest import ready
+from imagemill.components.store.manifest import find_intact_dataset
 from imagemill.components.store.step import Context
 from imagemill.components.store.workspace import Workspace
 from imagemill.pipelines.launcher import WATCHER
@@ -42,7 +42,7 @@ def test_the_command_line_makes_the_tensors(api: KubeApi, tmp_path: Path) -> Non
     found = launch(work, run=ODD_RUN)
     assert found.code == 0, found.stderr
     assert found.record["state"] == "ran" and found.record["metrics"]["rows"] == 16
-    dataset = ready(found.record["uri"])
+    dataset = find_intact_dataset(found.record["uri"])
     assert dataset and dataset.manifest.totals.rows == 16 and dataset.manifest.image["shape"] == [16, 16, 3]
     assert found.stderr.count("[resize] Ray with") == 1 and found.stderr.count("16 images of 16 x 16") == 1
     assert not list(tmp_path.rglob("x"))

@@ -14,7 +14,7 @@ from stored import SHAPE, numbered, rows_of
 
 from imagemill.components.store.errors import DatasetError
 from imagemill.components.store.manifest import Dataset
-from imagemill.components.store.tensors import encode_jpeg, images_of
+from imagemill.components.store.tensors import decode_column, encode_jpeg
 from imagemill.components.train.loader import batches
 from imagemill.components.train.shard import TableShard
 
@@ -77,7 +77,7 @@ def test_a_sliced_column_gives_its_own_images() -> None:
         pa.chunked_array([column.chunk(0).slice(2), column.chunk(0).slice(0, 1)]),
     ):
         expected = np.array([np.frombuffer(v.as_py(), np.uint8).reshape(2, 2, 3) for v in sliced])
-        np.testing.assert_array_equal(images_of(sliced, {"shape": [2, 2, 3]}), expected)
+        np.testing.assert_array_equal(decode_column(sliced, {"shape": [2, 2, 3]}), expected)
 
 
 def test_a_label_that_is_none_of_the_classes_is_named(tmp_path: Path) -> None:

@@ -34,9 +34,9 @@ from imagemill.components.store.manifest import (
     Totals,
     commit,
     find_dataset,
+    find_intact_dataset,
     parse_manifest,
     read_dataset,
-    ready,
 )
 from imagemill.components.store.shards import Layout, ShardWriter, open_parquet, publish_bytes, read_row_group
 from imagemill.components.train.config import TrainConfig
@@ -164,7 +164,7 @@ def made(workspace: Path, name: str = "01", data: bytes = b"0123456789") -> tupl
 
 def test_without_a_manifest_there_is_no_dataset(tmp_path: Path) -> None:
     uri, _ = made(tmp_path)
-    assert find_dataset(uri) is None and ready(uri) is None
+    assert find_dataset(uri) is None and find_intact_dataset(uri) is None
     with pytest.raises(UserError, match=r"^model: expected the URI"):
         read_dataset(uri, "model")
 
@@ -201,11 +201,11 @@ def test_all_racers_get_the_winners_dataset(tmp_path: Path) -> None:
 def test_ready_is_a_dataset_whose_files_are_whole(tmp_path: Path) -> None:
     dataset = commit(*made(tmp_path))
     path = Path(dataset.locate(dataset.manifest.files[0]))
-    assert ready(dataset.uri) == dataset
+    assert find_intact_dataset(dataset.uri) == dataset
     path.write_bytes(b"012345678")
-    assert ready(dataset.uri) is None
+    assert find_intact_dataset(dataset.uri) is None
     path.unlink()
-    assert ready(dataset.uri) is None
+    assert find_intact_dataset(dataset.uri) is None
     assert find_dataset(dataset.uri) == dataset
     (message,) = dataset.missing()
     assert str(path) in message and "expected 10 bytes, found none" in message
@@ -215,9 +215,9 @@ def test_ready_is_a_dataset_whose_files_are_whole(tmp_path: Path) -> None:
 def test_a_damaged_dataset_is_healed_by_making_it_again(tmp_path: Path, damage: Any) -> None:
     dataset = commit(*made(tmp_path))
     damage(Path(dataset.locate(dataset.manifest.files[0])))
-    assert ready(dataset.uri) is None
+    assert find_intact_dataset(dataset.uri) is None
     commit(*made(tmp_path))
-    assert ready(dataset.uri) == dataset
+    assert find_intact_dataset(dataset.uri) == dataset
 
 
 def test_a_damaged_dataset_that_can_not_be_healed_is_not_passed_on(tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_a_workspace_that_was_moved_still_reads(tmp_path: Path) -> None:
     child = Manifest("model", "03", parents=(parent,), files=(reused,))
     commit(str(tmp_path / "w" / "model" / "03"), child)
     shutil.move(tmp_path / "w", tmp_path / "elsewhere")
-    moved = ready(str(tmp_path / "elsewhere" / "model" / "03"))
+    moved = find_intact_dataset(str(tmp_path / "elsewhere" / "model" / "03"))
     assert moved is not None
     assert Path(moved.locate(moved.manifest.files[0])).read_bytes() == b"0123456789"
     assert moved.parent_uri("model") == str(tmp_path / "elsewhere" / "model" / "02")
@@ -286,20 +286,28 @@ def test_canonical_json_has_one_form(value: dict[str, Any]) -> None:
 
 
 def test_only_fields_that_count_and_differ_are_in_the_fingerprint() -> None:
-    assert CleanConfig().counting() == TrainConfig().counting() == ResizeConfig().counting() == {}
-    assert CleanConfig(raw="x", workspace="y", name="n", run="r", clean_workers=3, class_list="f").counting() == {}
-    assert CleanConfig(color="gray", val_fraction=0.1, test_fraction=0.3).counting() == {
+    assert (
+        CleanConfig().fingerprint_values()
+        == TrainConfig().fingerprint_values()
+        == ResizeConfig().fingerprint_values()
+        == {}
+    )
+    assert (
+        CleanConfig(raw="x", workspace="y", name="n", run="r", clean_workers=3, class_list="f").fingerprint_values()
+        == {}
+    )
+    assert CleanConfig(color="gray", val_fraction=0.1, test_fraction=0.3).fingerprint_values() == {
         "color": "gray",
         "test_fraction": 0.3,
     }
-    assert TrainConfig(flip="false", device="cpu", seed=4).counting() == {"flip": "false", "seed": 4}
-    assert PromoteConfig(evaluation="x", champion_evaluation="y").counting() == {}
+    assert TrainConfig(flip="false", device="cpu", seed=4).fingerprint_values() == {"flip": "false", "seed": 4}
+    assert PromoteConfig(evaluation="x", champion_evaluation="y").fingerprint_values() == {}
 
 
 def test_a_manifest_records_every_field_that_counts() -> None:
     unrecorded = {"workspace", "name", "rerun", "run", "raw", "preset", "class_list", "clean_workers"}
-    assert set(CleanConfig().effective()) == {one.name for one in dataclasses.fields(CleanConfig)} - unrecorded
-    assert CleanConfig(preset="ocr").effective()["equalize"] == "autocontrast"
+    assert set(CleanConfig().manifest_values()) == {one.name for one in dataclasses.fields(CleanConfig)} - unrecorded
+    assert CleanConfig(preset="ocr").manifest_values()["equalize"] == "autocontrast"
 
 
 def test_a_file_that_is_no_parquet_breaks_the_contract(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from sklearn.metrics import (
 )
 
 from imagemill.components.store import metrics
-from imagemill.components.store.metrics import Pairs, confusion, per_class, summary
+from imagemill.components.store.metrics import ConfusionCounts, confusion, per_class, summary
 
 CLASSES = 5
 PAIRS = st.lists(st.tuples(st.integers(0, CLASSES - 1), st.integers(0, CLASSES - 1)), min_size=1, max_size=60)
@@ -50,8 +50,8 @@ def test_everything_is_what_scikit_learn_computes(pairs: list[tuple[int, int]]) 
 def test_sparse_counts_say_the_same(pairs: list[tuple[int, int]], batch: int) -> None:
     true, predicted = np.array(pairs).T
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metrics, "_WAITING", 7)
-        counted = Pairs(CLASSES)
+        patch.setattr(metrics, "_MAX_PENDING", 7)
+        counted = ConfusionCounts(CLASSES)
         for n in range(0, len(true), batch):
             counted.add(true[n : n + batch], predicted[n : n + batch])
         matrix = confusion(true, predicted, CLASSES)
@@ -87,4 +87,8 @@ def test_batches_add_up() -> None:
 def test_no_images_give_zeros() -> None:
     matrix = confusion([], [], 3)
     assert matrix.shape == (3, 3) and summary(matrix) == {"top1": 0.0, "macro_f1": 0.0, "balanced_accuracy": 0.0}
-    assert Pairs(3).summary() == summary(matrix) and Pairs(3).per_class()["f1"].tolist() == [0, 0, 0]
+    assert ConfusionCounts(3).summary() == summary(matrix) and ConfusionCounts(3).per_class()["f1"].tolist() == [
+        0,
+        0,
+        0,
+    ]

@@ -14,7 +14,7 @@ from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.store import backbones as sources
 from imagemill.components.store import model_presets
 from imagemill.components.store.errors import UserError
-from imagemill.components.store.model_presets import FAMILIES, NORMALIZATIONS, ModelPreset, find, table
+from imagemill.components.store.model_presets import FAMILIES, NORMALIZATIONS, ModelPreset, find, torchvision_presets
 
 
 def from_values(**values: Any) -> ResizeConfig:
@@ -48,10 +48,10 @@ def test_every_torchvision_model_and_weights_by_source_text_and_by_table() -> No
     assert len(said) >= 270 and said["resnet50:IMAGENET1K_V2"] == said["resnet50"] != said["resnet50:IMAGENET1K_V1"]
     for name, does in said.items():
         backbone, _, weights = name.partition(":")
-        read = sources.transforms_of(backbone, weights or "DEFAULT")
+        read = sources.evaluation_transforms(backbone, weights or "DEFAULT")
         assert read is not None and dataclasses.astuple(read) == does, name
         assert as_we_say(find(name)) == does, name
-    assert {name: as_we_say(preset) for name, preset in table().items()} == said
+    assert {name: as_we_say(preset) for name, preset in torchvision_presets().items()} == said
 
 
 @pytest.mark.parametrize(
@@ -76,11 +76,11 @@ def test_the_usual_sizes(name: str, preset: ModelPreset) -> None:
 
 
 def test_without_torchvision_the_same_presets_hold(monkeypatch: pytest.MonkeyPatch) -> None:
-    with_it = {name: find(name) for name in [*table(), *FAMILIES]}
+    with_it = {name: find(name) for name in [*torchvision_presets(), *FAMILIES]}
     forget()
     monkeypatch.setattr(sources, "_sources", lambda: ())
     try:
-        assert sources.transforms_of("resnet50") is None and sources.backbones() == ()
+        assert sources.evaluation_transforms("resnet50") is None and sources.backbones() == ()
         assert {name: find(name) for name in with_it} == with_it
         with pytest.raises(
             UserError, match=r"resnet50 with one of its weights \(DEFAULT, IMAGENET1K_V1, IMAGENET1K_V2"
@@ -93,7 +93,7 @@ def test_without_torchvision_the_same_presets_hold(monkeypatch: pytest.MonkeyPat
 
 
 def forget() -> None:
-    for one in (find, sources.transforms_of, sources.backbones, sources.named_weights):
+    for one in (find, sources.evaluation_transforms, sources.backbones, sources.named_weights):
         one.cache_clear()
 
 
@@ -113,7 +113,7 @@ def test_a_source_that_is_written_otherwise_is_not_guessed_at(text: str, monkeyp
     forget()
     monkeypatch.setattr(sources, "_sources", lambda: (text + function,))
     try:
-        assert sources.transforms_of("odd_net") is None and find("odd_net") is None
+        assert sources.evaluation_transforms("odd_net") is None and find("odd_net") is None
         assert find("resnet50") == ModelPreset(224, 232)  # by the table
     finally:
         forget()
@@ -128,7 +128,7 @@ def test_a_normalization_without_a_name_is_no_preset(monkeypatch: pytest.MonkeyP
     forget()
     monkeypatch.setattr(sources, "_sources", lambda: (text,))
     try:
-        read = sources.transforms_of("odd_net")
+        read = sources.evaluation_transforms("odd_net")
         assert read is not None and (read.crop_size, read.mean, read.std) == (96, (0.1, 0.2, 0.3), (0.25, 0.5, 0.5))
         assert find("odd_net") is None
     finally:
@@ -155,7 +155,7 @@ def test_an_unknown_name_is_told_the_nearest(name: str, nearest: str) -> None:
         from_values(model_preset=name)
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, *table()])
+@pytest.mark.parametrize("name", [*FAMILIES, *torchvision_presets()])
 def test_every_preset_gives_a_valid_config_at_its_own_size_and_at_others(name: str) -> None:
     chosen = find(name)
     assert chosen is not None
@@ -192,16 +192,26 @@ def test_the_kind_of_picture_is_stronger() -> None:
 
 
 def test_the_fingerprint_sees_what_the_preset_fills_in_and_not_its_name() -> None:
-    assert from_values(model_preset="xception").counting() == {
+    assert from_values(model_preset="xception").fingerprint_values() == {
         "image_size": 299, "resize_size": 333, "interpolation": "bicubic", "normalization": "half",
     }  # fmt: skip
-    assert from_values(model_preset="224").counting() == from_values(model_preset="resnet18").counting()
-    assert from_values(model_preset="resnet18").counting() == from_values(image_size=224).counting()
-    assert from_values(model_preset="resnet50").counting() == from_values(image_size=224, resize_size=232).counting()
+    assert (
+        from_values(model_preset="224").fingerprint_values()
+        == from_values(model_preset="resnet18").fingerprint_values()
+    )
+    assert from_values(model_preset="resnet18").fingerprint_values() == from_values(image_size=224).fingerprint_values()
+    assert (
+        from_values(model_preset="resnet50").fingerprint_values()
+        == from_values(image_size=224, resize_size=232).fingerprint_values()
+    )
     same = from_values(model_preset="resnet50", preset="medical")
-    assert same.counting() == from_values(image_size=224, preset="medical").counting()
-    assert "model_preset" not in from_values(model_preset="resnet50").effective()
-    assert from_values(model_preset="resnet18", image_size=128).counting() == from_values().counting() == {}
+    assert same.fingerprint_values() == from_values(image_size=224, preset="medical").fingerprint_values()
+    assert "model_preset" not in from_values(model_preset="resnet50").manifest_values()
+    assert (
+        from_values(model_preset="resnet18", image_size=128).fingerprint_values()
+        == from_values().fingerprint_values()
+        == {}
+    )
 
 
 def test_help_is_short_and_complete() -> None:

@@ -17,7 +17,7 @@ from sklearn.metrics import (
 from sklearn.preprocessing import MultiLabelBinarizer
 
 from imagemill.components.store.errors import MillError
-from imagemill.components.store.labels import MULTI, SINGLE, multi_hot, summed_loss
+from imagemill.components.store.labels import MULTI, SINGLE, multi_hot, sum_loss
 from imagemill.components.store.metrics import LabelCounts
 from imagemill.components.train.losses import Loss
 
@@ -52,7 +52,7 @@ def test_the_loss_is_the_mean_of_each_classes_cross_entropy() -> None:
     logits, labels = logits_and_labels(30)
     expected = np.mean([log_loss(labels[:, c], logits.sigmoid()[:, c].numpy()) for c in range(4)])
     assert mean_loss(logits, torch.from_numpy(labels)).item() == pytest.approx(expected)
-    assert summed_loss(logits, torch.from_numpy(labels)) / 30 == pytest.approx(expected)
+    assert sum_loss(logits, torch.from_numpy(labels)) / 30 == pytest.approx(expected)
 
 
 def test_smoothed_targets() -> None:
@@ -67,7 +67,7 @@ def test_one_label_has_the_cross_entropy_it_had() -> None:
     logits, ids = torch.randn(9, 5), torch.arange(9) % 5
     loss = torch.nn.functional.cross_entropy
     torch.testing.assert_close(mean_loss(logits, ids, 0.1), loss(logits, ids, label_smoothing=0.1))
-    assert summed_loss(logits, ids) == loss(logits, ids, reduction="sum").item()
+    assert sum_loss(logits, ids) == loss(logits, ids, reduction="sum").item()
 
 
 # Metrics.

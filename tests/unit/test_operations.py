@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image, ImageOps
 
-from imagemill.components.store.images import in_color
+from imagemill.components.store.images import convert_color
 from imagemill.components.store.operations import BILATERAL_SIGMA, binarize, denoise, equalize
 
 PICTURES = [(name, channels) for name in photos.NAMES for channels in (1, 3)]
@@ -24,7 +24,7 @@ SMALL = arrays.arrays(np.uint8, st.tuples(st.integers(1, 12), st.integers(1, 12)
 
 
 def picture(name: str, channels: int) -> photos.Pixels:
-    return photos.photo(name) if channels == 3 else in_color(photos.photo(name), "gray")
+    return photos.photo(name) if channels == 3 else convert_color(photos.photo(name), "gray")
 
 
 def farthest(one: Any, other: Any) -> int:
@@ -157,7 +157,7 @@ def test_autocontrast_is_pillows(name: str, channels: int) -> None:
         image = Image.fromarray(pixels if channels == 3 else pixels[:, :, 0])
         expected = np.asarray(ImageOps.autocontrast(image, cutoff=0, preserve_tone=True)).reshape(pixels.shape)
         assert farthest(equalize(pixels, "autocontrast", 2, 8), expected) == 0
-    stretched = equalize(in_color(faint, "gray"), "autocontrast", 2, 8)
+    stretched = equalize(convert_color(faint, "gray"), "autocontrast", 2, 8)
     assert stretched.min() == 0 and stretched.max() >= 254  # Pillow rounds down
 
 
@@ -239,7 +239,7 @@ def test_the_definitions_are_those_of_albumentations(albumentations: Any, name: 
         assert farthest(found, expected) <= tolerance, type(transform).__name__
     if channels == 3:
         gray = albumentations.ToGray(num_output_channels=1, p=1)(image=pixels)["image"]
-        assert farthest(in_color(pixels, "gray")[:, :, 0], gray.reshape(gray.shape[:2])) == 0
+        assert farthest(convert_color(pixels, "gray")[:, :, 0], gray.reshape(gray.shape[:2])) == 0
 
 
 OPERATIONS = (

@@ -16,7 +16,7 @@ from torch.nn import functional
 from torchvision.models import get_model
 from trained import make_tensors, settings
 
-from imagemill.components.store.blocks import blocks
+from imagemill.components.store.blocks import parameter_blocks
 from imagemill.components.store.manifest import Dataset
 from imagemill.components.train.losses import MOST, Loss, class_counts, inverse_frequency, positive_weights
 from imagemill.components.train.moving_average import MovingAverage
@@ -75,7 +75,7 @@ def test_every_parameter_is_in_one_group_and_what_is_no_matrix_does_not_decay(te
             made = pytest.importorskip("timm").create_model(name.removeprefix("timm:"), num_classes=3)
         else:
             made = get_model(name, weights=None, num_classes=3)
-    found = groups(made, blocks(made), settings(tensors, weight_decay=0.1, layer_decay=0.8))
+    found = groups(made, parameter_blocks(made), settings(tensors, weight_decay=0.1, layer_decay=0.8))
     names = {id(value): key for key, value in made.named_parameters()}
     assert sorted(names[id(p)] for group in found for p in group["params"]) == sorted(names.values())
     assert len(found) == len({(group["scale"], group["weight_decay"]) for group in found})
@@ -84,18 +84,22 @@ def test_every_parameter_is_in_one_group_and_what_is_no_matrix_does_not_decay(te
             key = names[id(parameter)]
             apart = parameter.squeeze().ndim < 2 or any(word in key for word in ("pos_embed", "relative_position_bias"))
             assert group["weight_decay"] == (0 if apart else 0.1), key
-    (head,) = {group["scale"] for group in found if any(names[id(p)] in blocks(made)[-1] for p in group["params"])}
+    (head,) = {
+        group["scale"] for group in found if any(names[id(p)] in parameter_blocks(made)[-1] for p in group["params"])
+    }
     assert head == 1 == max(group["scale"] for group in found)
 
 
 def test_rates_and_kinds_of_optimizers(tensors: Dataset, network: torch.nn.Module) -> None:
-    sgd = make_optimizer(network, blocks(network), settings(tensors, optimizer="sgd", momentum=0.8, backbone_rate=0.1))
+    sgd = make_optimizer(
+        network, parameter_blocks(network), settings(tensors, optimizer="sgd", momentum=0.8, backbone_rate=0.1)
+    )
     assert isinstance(sgd, torch.optim.SGD)
     assert all(group["nesterov"] and group["momentum"] == 0.8 for group in sgd.param_groups)
     set_rate(sgd, 0.5)
     assert {group["lr"] for group in sgd.param_groups} == {0.5, 0.05}
-    assert isinstance(make_optimizer(network, blocks(network), settings(tensors)), torch.optim.AdamW)
-    none = make_optimizer(network, blocks(network), settings(tensors, optimizer="sgd", momentum=0.0))
+    assert isinstance(make_optimizer(network, parameter_blocks(network), settings(tensors)), torch.optim.AdamW)
+    none = make_optimizer(network, parameter_blocks(network), settings(tensors, optimizer="sgd", momentum=0.0))
     assert not any(group["nesterov"] for group in none.param_groups)
 
 
@@ -107,7 +111,7 @@ def test_the_head_learns_first_then_block_after_block(tensors: Dataset) -> None:
 
 
 def test_frozen_blocks_stay_as_they_are_with_their_statistics(tensors: Dataset, network: torch.nn.Module) -> None:
-    named = blocks(network)
+    named = parameter_blocks(network)
     optimizer = make_optimizer(network, named, settings(tensors, weight_decay=0.5))
     before = {key: value.clone() for key, value in network.state_dict().items()}
     set_learning(network, named, 2)

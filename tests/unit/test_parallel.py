@@ -16,7 +16,7 @@ from imagemill.components.clean import pool
 from imagemill.components.resize import on_ray
 from imagemill.components.store import parallel
 from imagemill.components.store.errors import MillError
-from imagemill.components.store.parallel import cores, memory_limit, ordered, workers_that_fit
+from imagemill.components.store.parallel import cores, map_ordered, max_workers, memory_limit
 
 
 def mill_threads() -> list[threading.Thread]:
@@ -37,7 +37,7 @@ def test_results_come_in_the_order_of_the_items(items: list[int], workers: int, 
         time.sleep(item % 3 / 5000)
         return item * 2
 
-    assert list(ordered(items, work, workers, lambda item: item, budget)) == [item * 2 for item in items]
+    assert list(map_ordered(items, work, workers, lambda item: item, budget)) == [item * 2 for item in items]
 
 
 class Meter:
@@ -59,7 +59,7 @@ class Meter:
 )
 def test_what_is_in_flight_is_bounded(sizes: list[int], budget: int) -> None:
     meter = Meter(sizes)
-    for _ in ordered(meter.items(), lambda size: size, 3, lambda size: size, budget):
+    for _ in map_ordered(meter.items(), lambda size: size, 3, lambda size: size, budget):
         meter.out += 1
     assert meter.out == len(sizes)
     assert meter.most_items <= 4 * 3
@@ -80,13 +80,13 @@ def test_an_item_larger_than_the_budget_is_done_alone() -> None:
             active -= 1
         return size
 
-    assert list(ordered([100] * 10, work, 4, lambda size: size, budget=10)) == [100] * 10
+    assert list(map_ordered([100] * 10, work, 4, lambda size: size, budget=10)) == [100] * 10
     assert most == 1
 
 
 def test_all_workers_work() -> None:
     barrier = threading.Barrier(4)
-    assert list(ordered(range(4), lambda n: barrier.wait(60) * 0 + n, 4, lambda _: 1)) == [0, 1, 2, 3]
+    assert list(map_ordered(range(4), lambda n: barrier.wait(60) * 0 + n, 4, lambda _: 1)) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("where", ["work", "items", "cost"])
@@ -113,7 +113,7 @@ def test_an_error_ends_it(where: str) -> None:
 
     found: list[int] = []
     with pytest.raises(MillError, match=f"{where} failed"):
-        for result in ordered(items(), work, 2, cost):
+        for result in map_ordered(items(), work, 2, cost):
             found.append(result)
     assert found == list(range(len(found))) and len(found) <= 20
     wait_for_threads()
@@ -121,7 +121,7 @@ def test_an_error_ends_it(where: str) -> None:
 
 
 def test_leaving_early_ends_the_threads() -> None:
-    found = ordered(iter(range(10**9)), lambda item: item, 3, lambda _: 1)
+    found = map_ordered(iter(range(10**9)), lambda item: item, 3, lambda _: 1)
     assert [next(found) for _ in range(5)] == list(range(5))
     found.close()  # type: ignore[attr-defined]
     wait_for_threads()
@@ -162,7 +162,7 @@ def test_workers_have_room_in_the_memory(monkeypatch: pytest.MonkeyPatch) -> Non
     found = []
     for gigabytes in (1, 2, 3, 8, 128):
         monkeypatch.setattr(parallel, "memory_limit", lambda size=gigabytes * 2**30: size)
-        found.append(workers_that_fit(on_ray.WORKER_BYTES, on_ray.RAY_BYTES))
+        found.append(max_workers(on_ray.WORKER_BYTES, on_ray.RAY_BYTES))
     assert found == [1, 1, 2, 9, 64]
     monkeypatch.setattr(parallel, "cores", lambda: 2)
-    assert workers_that_fit(pool.WORKER_BYTES) == 2
+    assert max_workers(pool.WORKER_BYTES) == 2

@@ -184,7 +184,7 @@ def test_the_first_step_refuses_what_a_later_step_could_not_take(
     with pytest.raises(SystemExit) as ended:
         checked("some-run", form | {"workspace": str(tmp_path)} | values)
     assert ended.value.code == 2 and f"[download] error: {message}" in capsys.readouterr().err
-    record = Workspace.known(str(tmp_path)).step_record("some-run", "download")
+    record = Workspace.from_uri(str(tmp_path)).step_record("some-run", "download")
     assert record and record["exit_code"] == 2 and record["error"].startswith(message)
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from imagemill.components.predict import predict as predicting
 from imagemill.components.predict.pictures import pictures
-from imagemill.components.store.choices import Limits
+from imagemill.components.store.choices import DecodeLimits
 from imagemill.components.store.errors import TransientError
 from imagemill.components.store.filesystem import LocalStore
 from imagemill.components.store.manifest import Dataset, Manifest, commit, read_dataset
@@ -104,7 +104,7 @@ def test_probabilities_are_those_of_logits_by_temperature(model: str, folder: Pa
     from imagemill.components.store.model import Normalize, load_model
 
     network, spec = load_model(read_dataset(model))
-    pixels = predicting.Preprocessing.of(spec.extra["preprocessing"], spec.geometry, "")(
+    pixels = predicting.Preprocessing.from_record(spec.extra["preprocessing"], spec.geometry, "")(
         (folder / "a.jpg").read_bytes()
     )
     with torch.inference_mode():
@@ -277,7 +277,7 @@ def test_a_model_that_does_not_know_its_cleaning_says_so(tmp_path: Path, folder:
 
 def test_a_file_too_large_is_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with (folder / "a.jpg").open("r+b") as file:
-        file.truncate(Limits().bytes + 1)  # sparse
+        file.truncate(DecodeLimits().bytes + 1)  # sparse
     for argument in (str(folder / "a.jpg"), str(folder)):
         first = next(pictures([argument], ()))
         with pytest.raises(predicting.ImageRejected, match="too_many_bytes"):

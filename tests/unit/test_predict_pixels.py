@@ -22,11 +22,11 @@ from imagemill.components.predict.pictures import pictures
 from imagemill.components.predict.predict import Predictor, rows
 from imagemill.components.store.images import ImageRejected
 from imagemill.components.store.manifest import Dataset, read_dataset
-from imagemill.components.store.preprocessing import Preprocessing, preprocessing_of
+from imagemill.components.store.preprocessing import Preprocessing, describe_preprocessing
 from imagemill.components.store.resample import Geometry
 from imagemill.components.store.shards import read_columns
 from imagemill.components.store.step import Context
-from imagemill.components.store.tensors import images_of
+from imagemill.components.store.tensors import decode_column
 from imagemill.components.store.workspace import Workspace
 
 SIZE = 40
@@ -149,10 +149,10 @@ def test_pixels_are_those_of_the_tensors(
     clean_images = cleaned_by(**cleaning)
     tensors = chain.resized(workspace, clean_images, image_size=SIZE, **resizing)
     image = tensors.manifest.image
-    before = Preprocessing.of(preprocessing_of(tensors), Geometry.from_dict(image).input, "test")
+    before = Preprocessing.from_record(describe_preprocessing(tensors), Geometry.from_dict(image).input, "test")
     seen = 0
     for table in read_columns(tensors, "data", ["image", "image_id"]):
-        pixels = images_of(table.column("image"), image)
+        pixels = decode_column(table.column("image"), image)
         for one, image_id in zip(pixels, table.column("image_id").to_pylist(), strict=True):
             np.testing.assert_array_equal(before((source / image_id).read_bytes()), one, err_msg=image_id)
             seen += 1
@@ -163,7 +163,7 @@ def test_pixels_are_those_of_the_tensors(
                 before((source / row["image_id"]).read_bytes())
             assert error.value.reason == row["reason"]
     if case in CHANGED:  # doing nothing of clean's work would have been seen
-        plain = Preprocessing.of({}, before.geometry, "test")
+        plain = Preprocessing.from_record({}, before.geometry, "test")
         some = (source / "cat" / "plain.jpg").read_bytes()
         assert (before(some) != plain(some)).any()
 

@@ -10,8 +10,8 @@ import pytest
 from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.store.manifest import Manifest, Totals
 from imagemill.components.store.model import ModelSpec
-from imagemill.components.store.model_presets import known
-from imagemill.components.store.tensors import input_image
+from imagemill.components.store.model_presets import mean_and_std
+from imagemill.components.store.tensors import model_input_image
 from imagemill.components.train.class_names import about_colour, mirrored, upended
 from imagemill.components.train.config import RECIPES, TrainConfig
 from imagemill.components.train.preflight import warnings
@@ -34,7 +34,7 @@ def tensors(
 ) -> Manifest:  # fmt: skip
     config = ResizeConfig.from_values(options)
     geometry = config.geometry(color)
-    mean, std = known(config.normalization, color)
+    mean, std = mean_and_std(config.normalization, color)
     return Manifest(
         "tensors", "01", classes=classes, task=task,
         totals=Totals(train + 2 * val, by_split={"train": train, "val": val, "test": val},
@@ -45,7 +45,7 @@ def tensors(
 
 def told(manifest: Manifest, **values: Any) -> list[str]:
     config = resolve(TrainConfig.from_values(values), manifest)
-    spec = ModelSpec(config.backbone, manifest.classes, input_image(manifest.image), manifest.task)
+    spec = ModelSpec(config.backbone, manifest.classes, model_input_image(manifest.image), manifest.task)
     return warnings(config, manifest, spec)
 
 

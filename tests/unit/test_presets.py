@@ -10,7 +10,7 @@ from imagemill.components.clean.config import CleanConfig
 from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.store.config import StepConfig, field_types
 from imagemill.components.store.errors import UserError
-from imagemill.components.store.presets import _PHOTO, HELP, PRESETS
+from imagemill.components.store.presets import DEFAULTS, HELP, PRESETS
 from imagemill.components.train.config import TrainConfig
 from imagemill.pipelines.parameters import list_parameters, resolve_parameters
 
@@ -22,9 +22,9 @@ def fields_by_preset() -> dict[str, dataclasses.Field[object]]:
 
 
 def test_presets_say_something_of_every_field_that_is_left_to_them_and_of_no_other() -> None:
-    assert set(_PHOTO) == set(fields_by_preset())
+    assert set(DEFAULTS) == set(fields_by_preset())
     for name, preset in PRESETS.items():
-        assert set(preset.values) <= set(_PHOTO) and preset.why and f"{name}: " in HELP
+        assert set(preset.values) <= set(DEFAULTS) and preset.description and f"{name}: " in HELP
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -35,7 +35,7 @@ def test_every_preset_gives_valid_effective_values(cls: type[StepConfig], preset
         if one.metadata["by_preset"]:
             value = getattr(config, one.name)
             assert value != one.default and type(value) is field_types(cls)[one.name]
-            assert value == PRESETS[preset].values.get(one.name, _PHOTO[one.name])
+            assert value == PRESETS[preset].values.get(one.name, DEFAULTS[one.name])
 
 
 def test_what_is_unsafe_for_a_domain_is_off() -> None:
@@ -44,19 +44,22 @@ def test_what_is_unsafe_for_a_domain_is_off() -> None:
         assert TrainConfig(preset=preset).crop_scale > TrainConfig().crop_scale
         assert ResizeConfig(preset=preset).resize_mode == "letterbox"
     assert CleanConfig(preset="ocr").color == "gray" and CleanConfig(preset="fashion").trim == "on"
-    assert CleanConfig(preset="medical").counting() == {}
+    assert CleanConfig(preset="medical").fingerprint_values() == {}
     assert ResizeConfig(preset="satellite").normalization == "dataset" and TrainConfig(preset="satellite").flips
 
 
 def test_what_is_said_overrules_the_preset_even_with_the_usual_value() -> None:
     config = CleanConfig.from_values({"preset": "ocr", "color": "rgb", "equalize": "off"})
     assert (config.color, config.equalize) == ("rgb", "off")
-    assert TrainConfig.from_values({"preset": "ocr", "flip": True, "crop_scale": 0.6}).counting() == {}
+    assert TrainConfig.from_values({"preset": "ocr", "flip": True, "crop_scale": 0.6}).fingerprint_values() == {}
 
 
 def test_a_preset_is_only_a_shorter_way_to_say_its_values() -> None:
-    assert CleanConfig(preset="ocr").counting() == CleanConfig(color="gray", equalize="autocontrast").counting()
-    assert CleanConfig().counting() == CleanConfig(color="rgb", trim="off").counting() == {}
+    assert (
+        CleanConfig(preset="ocr").fingerprint_values()
+        == CleanConfig(color="gray", equalize="autocontrast").fingerprint_values()
+    )
+    assert CleanConfig().fingerprint_values() == CleanConfig(color="rgb", trim="off").fingerprint_values() == {}
 
 
 def test_one_preset_reaches_every_step_of_a_run() -> None:
@@ -94,8 +97,8 @@ def test_wrong_options_of_cleaning_are_named(values: dict[str, object], message:
 
 
 def test_values_of_cleaning_that_are_read() -> None:
-    assert CleanConfig(background_color="#0aFf10").fill() == (10, 255, 16)
-    assert CleanConfig(background_color="White").fill() == (255, 255, 255)
+    assert CleanConfig(background_color="#0aFf10").background_rgb() == (10, 255, 16)
+    assert CleanConfig(background_color="White").background_rgb() == (255, 255, 255)
     assert CleanConfig(mask_background="2, 3").background_values() == (2, 3)
-    assert CleanConfig(binarize="otsu").channels_color == "gray"
-    assert CleanConfig(binarize="otsu", color="red").channels_color == "red"
+    assert CleanConfig(binarize="otsu").stored_color == "gray"
+    assert CleanConfig(binarize="otsu", color="red").stored_color == "red"

@@ -12,7 +12,7 @@ from safetensors.torch import save, save_file
 from imagemill.components.store.choices import COLORS
 from imagemill.components.store.errors import UserError
 from imagemill.components.store.manifest import Manifest, commit
-from imagemill.components.store.model import ModelSpec, build_network, first_convolution, load_model
+from imagemill.components.store.model import ModelSpec, build_network, find_first_convolution, load_model
 from imagemill.components.store.resample import Geometry
 from imagemill.components.store.shards import publish_bytes
 from imagemill.components.train.config import TrainConfig
@@ -89,8 +89,8 @@ def test_the_first_convolution_is_found_in_every_kind_of_network(tmp_path: Path,
     save_file(original.state_dict(), tmp_path / "w.safetensors")
     for color, edges in (("gray", ()), ("rgb", BOTH), ("gray", BOTH)):
         network, _ = pretrained(str(tmp_path / "w.safetensors"), color, edges, backbone)
-        name = first_convolution(network, COLORS[color] + len(edges))
-        assert name == first_convolution(original, 3)
+        name = find_first_convolution(network, COLORS[color] + len(edges))
+        assert name == find_first_convolution(original, 3)
         found, filters = (n.get_submodule(name).weight for n in (network, original))
         known = COLORS[color]
         torch.testing.assert_close(found[:, :known], filters if known == 3 else filters.sum(1, keepdim=True))
@@ -99,7 +99,7 @@ def test_the_first_convolution_is_found_in_every_kind_of_network(tmp_path: Path,
 
 def test_edges_are_learned_from_zero(rgb_file: str) -> None:
     network, _ = pretrained(rgb_file, "rgb", ("sobel",))
-    first = network.get_submodule(first_convolution(network, 4))
+    first = network.get_submodule(find_first_convolution(network, 4))
     torch.nn.functional.cross_entropy(network(torch.randn(2, 4, SIZE, SIZE)), torch.tensor([0, 1])).backward()
     assert first.weight.grad[:, 3].abs().max() > 0
 
@@ -135,7 +135,7 @@ def test_a_model_says_itself_what_its_channels_are(tmp_path: Path) -> None:
     assert said.endswith("canny from zero")
     coloured, said = pretrained(uri, "rgb")
     assert said.endswith("trained on gray, the first convolution from scratch")
-    first = first_convolution(coloured, 3) + ".weight"
+    first = find_first_convolution(coloured, 3) + ".weight"
     torch.testing.assert_close(coloured.state_dict()[first], network_for("rgb", seed=1).state_dict()[first])
 
 

@@ -20,12 +20,12 @@ from PIL import Image
 from imagemill.components.store.images import ImageRejected, decode
 from imagemill.components.store.region import (
     BLUR_SHARE,
-    background,
-    blurred,
-    box_window,
-    cropped,
-    filled,
-    trimmed_window,
+    blur_background,
+    crop,
+    decode_background_mask,
+    fill_background,
+    find_box_window,
+    find_content_window,
 )
 
 SMALL = arrays.arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9), st.sampled_from([1, 3])))
@@ -50,21 +50,21 @@ BENGAL = boxes((49, 125, 111, 168), (397, 103, 451, 132))
     ],
 )
 def test_the_boxes_of_a_known_photograph(which: str, margin: float, window: tuple[int, ...]) -> None:
-    assert box_window(BENGAL, which, margin, 500, 466) == window
+    assert find_box_window(BENGAL, which, margin, 500, 466) == window
 
 
 def test_the_largest_box_is_the_one_of_the_largest_area_in_the_image() -> None:
     wide, square, tall = (1, 1, 40, 2), (5, 5, 14, 14), (3, 1, 4, 30)
-    assert box_window(boxes(wide, square, tall), "largest", 0, 40, 30) == (4, 4, 14, 14)
+    assert find_box_window(boxes(wide, square, tall), "largest", 0, 40, 30) == (4, 4, 14, 14)
     outside = (30, 20, 300, 200)  # 11 x 11 pixels of it are in the image
-    assert box_window(boxes(square, outside), "largest", 0, 40, 30) == (29, 19, 40, 30)
-    assert box_window(boxes(square, (32, 22, 300, 200)), "largest", 0, 40, 30) == (4, 4, 14, 14)
+    assert find_box_window(boxes(square, outside), "largest", 0, 40, 30) == (29, 19, 40, 30)
+    assert find_box_window(boxes(square, (32, 22, 300, 200)), "largest", 0, 40, 30) == (4, 4, 14, 14)
 
 
 def test_the_crop_of_a_known_photograph_has_its_known_pixels() -> None:
     pixels = decode(photos.pet("Abyssinian_101")).pixels
     head = boxes((54, 36, 319, 235))
-    found = cropped(pixels, box_window(head, "largest", 0, 450, 313))
+    found = crop(pixels, find_box_window(head, "largest", 0, 450, 313))
     np.testing.assert_array_equal(found, pixels[35:235, 53:319])
     assert found.shape == (200, 266, 3) and found.flags.c_contiguous
 
@@ -84,8 +84,8 @@ def test_the_crop_of_a_known_photograph_has_its_known_pixels() -> None:
     ],
 )
 def test_boxes_are_cut_off_and_rounded_outwards(box: tuple[float, ...], window: tuple[int, ...]) -> None:
-    assert box_window(boxes(box), "largest", 0, 40, 30) == window
-    assert box_window(boxes(box), "union", 0, 40, 30) == window
+    assert find_box_window(boxes(box), "largest", 0, 40, 30) == window
+    assert find_box_window(boxes(box), "union", 0, 40, 30) == window
 
 
 NO_AREA = [
@@ -98,10 +98,10 @@ NO_AREA = [
 def test_a_box_without_area_in_the_image_is_bad(box: tuple[float, ...]) -> None:
     for which in ("largest", "union"):
         with pytest.raises(ImageRejected, match="40 x 30") as caught:
-            box_window(boxes(box, box), which, 0.5, 40, 30)
+            find_box_window(boxes(box, box), which, 0.5, 40, 30)
         assert caught.value.reason == "bad_box"
         # Beside a good one it does not count.
-        assert box_window(boxes(box, (3, 4, 10, 12)), which, 0, 40, 30) == (2, 3, 10, 12)
+        assert find_box_window(boxes(box, (3, 4, 10, 12)), which, 0, 40, 30) == (2, 3, 10, 12)
 
 
 @given(
@@ -121,7 +121,7 @@ def test_a_window_holds_its_boxes_and_lies_in_the_image(
         if min(right, x + 1) - max(left - 1, x) > 0.02 and min(bottom, y + 1) - max(top - 1, y) > 0.02
     ]
     try:
-        left, top, right, bottom = box_window(boxes(*sides), which, margin, width, height)
+        left, top, right, bottom = find_box_window(boxes(*sides), which, margin, width, height)
     except ImageRejected as error:
         assert error.reason == "bad_box" and not covered
         return
@@ -158,8 +158,8 @@ def trimmed_plainly(pixels: Any, tolerance: int) -> tuple[int, int, int, int]:
 )
 def test_trimming_is_what_it_says(gray: photos.Pixels, tolerance: int) -> None:
     expected = trimmed_plainly(gray, tolerance)
-    assert trimmed_window(gray, tolerance) == expected
-    assert trimmed_window(np.repeat(gray, 3, axis=2), tolerance) == expected
+    assert find_content_window(gray, tolerance) == expected
+    assert find_content_window(np.repeat(gray, 3, axis=2), tolerance) == expected
 
 
 def framed(inside: Any, left: int, top: int, right: int, bottom: int, level: int) -> Any:
@@ -173,9 +173,9 @@ def test_a_photographs_frame_goes(name: str, level: int) -> None:
     inside[0, ::2], inside[-1, ::2], inside[::2, 0], inside[::2, -1] = [(level + 90) % 256] * 4  # no even border
     picture = framed(inside, 7, 11, 3, 64, level)
     picture = np.clip(picture + np.random.default_rng(0).integers(-6, 7, picture.shape), 0, 255).astype(np.uint8)
-    assert trimmed_window(picture, 12) == (7, 11, 147, 111)
-    np.testing.assert_array_equal(cropped(picture, (7, 11, 147, 111)), picture[11:111, 7:147])
-    assert trimmed_window(picture, 0)[1] == 0 or level in (0, 255)
+    assert find_content_window(picture, 12) == (7, 11, 147, 111)
+    np.testing.assert_array_equal(crop(picture, (7, 11, 147, 111)), picture[11:111, 7:147])
+    assert find_content_window(picture, 0)[1] == 0 or level in (0, 255)
 
 
 def test_borders_of_different_colours_and_of_one_side() -> None:
@@ -183,7 +183,7 @@ def test_borders_of_different_colours_and_of_one_side() -> None:
     inside[:, :2], inside[:, -2:] = [[[200, 0, 0]]], [[[0, 0, 200]]]  # two even columns of other colours a side
     inside[::2, :2] = 90
     picture = np.concatenate([np.full((9, 60, 3), 255, np.uint8), inside, np.full((5, 60, 3), 0, np.uint8)])
-    assert trimmed_window(picture, 12) == (0, 9, 58, 49)
+    assert find_content_window(picture, 12) == (0, 9, 58, 49)
 
 
 @pytest.mark.parametrize(("step", "window"), [(12, (0, 5, 20, 15)), (13, (0, 0, 20, 15))])
@@ -191,8 +191,8 @@ def test_the_tolerance_is_inclusive(step: int, window: tuple[int, ...]) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (15, 20, 1)).astype(np.uint8)
     pixels[:5] = 100
     pixels[2, 7], pixels[4, 9] = 100 + step, 100 - step
-    assert trimmed_window(pixels, 12)[1:] == window[1:] or step == 13
-    assert trimmed_window(pixels, 12)[1] == (5 if step == 12 else 2)
+    assert find_content_window(pixels, 12)[1:] == window[1:] or step == 13
+    assert find_content_window(pixels, 12)[1] == (5 if step == 12 else 2)
 
 
 def test_an_even_image_is_left_whole() -> None:
@@ -201,8 +201,8 @@ def test_an_even_image_is_left_whole() -> None:
     halves[:8] = 10
     for pixels in (even, halves, halves.transpose(1, 0, 2), even[:1, :1], even[:1], even[:, :1]):
         height, width = pixels.shape[:2]
-        assert trimmed_window(pixels, 12) == (0, 0, width, height)
-        assert cropped(pixels, (0, 0, width, height)) is pixels
+        assert find_content_window(pixels, 12) == (0, 0, width, height)
+        assert crop(pixels, (0, 0, width, height)) is pixels
 
 
 def png(values: Any, **options: Any) -> bytes:
@@ -243,31 +243,31 @@ def palette(values: Any) -> bytes:
 )
 def test_the_stored_values_of_a_mask_count(mask: bytes) -> None:
     for values in ((0,), (2,), (1, 3), (0, 1, 2)):
-        np.testing.assert_array_equal(background(mask, values, b"", 4, 3), np.isin(VALUES, values))
-    np.testing.assert_array_equal(background(mask, (), b"", 4, 3), VALUES == 0)
+        np.testing.assert_array_equal(decode_background_mask(mask, values, b"", 4, 3), np.isin(VALUES, values))
+    np.testing.assert_array_equal(decode_background_mask(mask, (), b"", 4, 3), VALUES == 0)
 
 
 def test_a_mask_of_one_bit_holds_0_and_1() -> None:
     for mask in (gray_png(VALUES > 1, 1), png(VALUES > 1)):
-        np.testing.assert_array_equal(background(mask, (), b"", 4, 3), VALUES <= 1)
-        np.testing.assert_array_equal(background(mask, (1,), b"", 4, 3), VALUES > 1)
-        assert not background(mask, (255,), b"", 4, 3).any()
+        np.testing.assert_array_equal(decode_background_mask(mask, (), b"", 4, 3), VALUES <= 1)
+        np.testing.assert_array_equal(decode_background_mask(mask, (1,), b"", 4, 3), VALUES > 1)
+        assert not decode_background_mask(mask, (255,), b"", 4, 3).any()
 
 
 def test_auto_knows_a_trimap() -> None:
     trimap = np.where(VALUES == 0, 3, VALUES).astype(np.uint8)
-    np.testing.assert_array_equal(background(png(trimap), (), b"", 4, 3), trimap == 2)
-    assert not background(png(np.full((3, 4), 1, np.uint8)), (), b"", 4, 3).any()
+    np.testing.assert_array_equal(decode_background_mask(png(trimap), (), b"", 4, 3), trimap == 2)
+    assert not decode_background_mask(png(np.full((3, 4), 1, np.uint8)), (), b"", 4, 3).any()
     fourth = trimap.copy()
     fourth[0, 0] = 4
-    assert not background(png(fourth), (), b"", 4, 3).any()
+    assert not decode_background_mask(png(fourth), (), b"", 4, 3).any()
     deep = np.where(VALUES == 0, 258, 0).astype(np.uint16)  # 258 is 2 in its lower byte
-    np.testing.assert_array_equal(background(png(deep), (), b"", 4, 3), VALUES != 0)
+    np.testing.assert_array_equal(decode_background_mask(png(deep), (), b"", 4, 3), VALUES != 0)
 
 
 def bad(mask: bytes, data: bytes = b"", width: int = 4, height: int = 3) -> str:
     with pytest.raises(ImageRejected) as caught:
-        background(mask, (), data, width, height)
+        decode_background_mask(mask, (), data, width, height)
     assert caught.value.reason == "bad_mask"
     return caught.value.detail
 
@@ -297,17 +297,17 @@ def test_a_mask_of_the_stored_image_is_turned_along(orientation: int) -> None:
     for kind in ("PNG", "JPEG", "TIFF"):
         data = photos.saved(stored, kind, exif=exif)
         if orientation < 5:  # its size says nothing: the mask is upright
-            np.testing.assert_array_equal(background(png(stored), (), data, 4, 3), stored == 0)
+            np.testing.assert_array_equal(decode_background_mask(png(stored), (), data, 4, 3), stored == 0)
             assert "the image has 3 x 4" in bad(png(stored), data, width=3, height=4)
         else:
             upright = decode(photos.saved(stored, exif=exif), "gray").pixels[:, :, 0]
             assert upright.shape == (4, 3)
-            np.testing.assert_array_equal(background(png(stored), (), data, 3, 4), upright == 0)
-            np.testing.assert_array_equal(background(png(upright), (), data, 3, 4), upright == 0)
+            np.testing.assert_array_equal(decode_background_mask(png(stored), (), data, 3, 4), upright == 0)
+            np.testing.assert_array_equal(decode_background_mask(png(upright), (), data, 3, 4), upright == 0)
 
 
 def test_a_known_photographs_trimap() -> None:
-    found = background(photos.trimap("Abyssinian_101"), (), b"", 450, 313)
+    found = decode_background_mask(photos.trimap("Abyssinian_101"), (), b"", 450, 313)
     assert found.shape == (313, 450) and found.dtype == np.uint8 and int(found.sum()) == 99_672
     assert "every pixel" in bad(photos.trimap("Abyssinian_34"), width=250, height=202)
 
@@ -318,7 +318,7 @@ def test_a_filled_background_has_one_colour_and_the_foreground_stays(name: str) 
     behind = (np.hypot(*np.mgrid[: pixels.shape[0], : pixels.shape[1]]) > 90).astype(np.uint8)
     before = pixels.copy()
     for channels, color in ((3, (1, 200, 3)), (1, (7,))):
-        found = filled(pixels[:, :, :channels], behind, color)
+        found = fill_background(pixels[:, :, :channels], behind, color)
         assert (found[behind == 1] == color).all() and found.flags.c_contiguous
         np.testing.assert_array_equal(found[behind == 0], pixels[:, :, :channels][behind == 0])
     np.testing.assert_array_equal(pixels, before)
@@ -333,7 +333,7 @@ def test_a_blurred_background_is_the_mean_of_background_nearby(name: str) -> Non
     specks = np.random.default_rng(0).random((height, width)) < 0.02
     sigma = min(height, width) * BLUR_SHARE
     for behind in (disc, specks.astype(np.uint8)):
-        found = blurred(pixels, behind)
+        found = blur_background(pixels, behind)
         weight = cv2.GaussianBlur(behind.astype(float), (0, 0), sigma, borderType=cv2.BORDER_CONSTANT)[:, :, None]
         total = cv2.GaussianBlur(
             pixels * behind[:, :, None].astype(float), (0, 0), sigma, borderType=cv2.BORDER_CONSTANT
@@ -341,8 +341,8 @@ def test_a_blurred_background_is_the_mean_of_background_nearby(name: str) -> Non
         apart = np.abs(found - total / np.maximum(weight, 1e-9))[behind == 1]
         assert apart.mean() < 0.5 and apart.max() < 4
         np.testing.assert_array_equal(found[behind == 0], pixels[behind == 0])
-        assert blurred(pixels[:, :, :1], behind).shape == (height, width, 1)
-        np.testing.assert_array_equal(blurred(pixels[:, :, :1], behind), found[:, :, :1])
+        assert blur_background(pixels[:, :, :1], behind).shape == (height, width, 1)
+        np.testing.assert_array_equal(blur_background(pixels[:, :, :1], behind), found[:, :, :1])
 
 
 def test_no_foreground_bleeds_into_the_blur() -> None:
@@ -350,10 +350,10 @@ def test_no_foreground_bleeds_into_the_blur() -> None:
     behind = np.ones((400, 600), np.uint8)
     behind[100:300, 150:450] = 0
     pixels[behind == 0] = (255, 0, 0)
-    np.testing.assert_array_equal(blurred(pixels, behind), pixels)
+    np.testing.assert_array_equal(blur_background(pixels, behind), pixels)
     behind[200, 300] = 1  # alone, far from all others
     pixels[200, 300] = (20, 60, 200)
-    np.testing.assert_array_equal(blurred(pixels, behind), pixels)
+    np.testing.assert_array_equal(blur_background(pixels, behind), pixels)
 
 
 @given(SMALL, st.integers(0, 2**32 - 1))
@@ -361,9 +361,9 @@ def test_any_image_can_have_any_background(pixels: photos.Pixels, seed: int) -> 
     behind = np.random.default_rng(seed).integers(0, 2, pixels.shape[:2]).astype(np.uint8)
     color = (1, 2, 3)[: pixels.shape[2]]
     np.testing.assert_array_equal(
-        filled(pixels, behind, color), np.where(behind[:, :, None] == 1, np.array(color, np.uint8), pixels)
+        fill_background(pixels, behind, color), np.where(behind[:, :, None] == 1, np.array(color, np.uint8), pixels)
     )
-    found = blurred(pixels, behind)
+    found = blur_background(pixels, behind)
     assert found.shape == pixels.shape and found.dtype == np.uint8
     np.testing.assert_array_equal(found[behind == 0], pixels[behind == 0])
     low, high = (

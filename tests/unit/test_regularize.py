@@ -9,7 +9,7 @@ import torch
 from torchvision.ops import StochasticDepth
 
 from imagemill.components.store.backbones import has_drop_path
-from imagemill.components.store.blocks import blocks
+from imagemill.components.store.blocks import parameter_blocks
 from imagemill.components.store.errors import UserError
 from imagemill.components.store.model import ModelSpec, build_network
 
@@ -31,7 +31,9 @@ def shaped(backbone: str, **shares: float) -> torch.nn.Module:
 @pytest.mark.parametrize("backbone", ["resnet18", "squeezenet1_1", "mobilenet_v3_small"])
 def test_dropout_acts_in_training_alone_and_changes_no_name(backbone: str) -> None:
     network, plain = made(backbone, dropout=0.5), made(backbone)
-    assert list(network.state_dict()) == list(plain.state_dict()) and blocks(network) == blocks(plain)
+    assert list(network.state_dict()) == list(plain.state_dict()) and parameter_blocks(network) == parameter_blocks(
+        plain
+    )
     network.load_state_dict(plain.state_dict())
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():

@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from imagemill.components.store.choices import MODES
 from imagemill.components.store.images import Decoded
-from imagemill.components.store.resample import Geometry, decode_to, fit, resample
+from imagemill.components.store.resample import Geometry, decode_and_resize, resample, resize_image
 
 SIZES = [(1, 1), (3, 200), (200, 3), (2, 3), (7, 7), (50, 49), (51, 128), (128, 128), (224, 224), (256, 256),
          (257, 255), (333, 500), (500, 375), (640, 481), (146, 146), (1, 90)]  # fmt: skip
@@ -54,7 +54,7 @@ def most_apart(one: npt.NDArray[np.uint8], other: npt.NDArray[np.uint8]) -> int:
 def test_crop_is_torchvisions_evaluation_transform(width: int, height: int, size: int) -> None:
     for channels, color in ((3, "rgb"), (1, "gray")):
         source = noise(width, height, channels)
-        found = fit(decoded(source), Geometry(size, "crop", color))
+        found = resize_image(decoded(source), Geometry(size, "crop", color))
         assert found.shape == (size, size, channels) and found.dtype == np.uint8 and found.flags.c_contiguous
         assert most_apart(found, plain(source, size)) <= 1
 
@@ -64,7 +64,7 @@ def test_crop_is_torchvisions_evaluation_transform(width: int, height: int, size
 def test_crop_is_torchvisions_at_any_size(width: int, height: int, size: int) -> None:
     """The kernels keep their weights with other precisions: seldom a pixel of noise differs by 2, most by 0."""
     source = noise(width, height)
-    found, expected = fit(decoded(source), Geometry(size)), plain(source, size)
+    found, expected = resize_image(decoded(source), Geometry(size)), plain(source, size)
     assert most_apart(found, expected) <= 2 and np.abs(found.astype(int) - expected).mean() < 0.3
 
 
@@ -72,21 +72,21 @@ def test_crop_is_torchvisions_on_tensors_too() -> None:
     source = noise(301, 223)
     tensor = tv.resize(torch.from_numpy(source).permute(2, 0, 1), [146], antialias=True)
     expected = tv.center_crop(tensor, [128, 128]).permute(1, 2, 0).numpy()
-    assert most_apart(fit(decoded(source), Geometry(128)), expected) <= 1
+    assert most_apart(resize_image(decoded(source), Geometry(128)), expected) <= 1
 
 
 @pytest.mark.parametrize(("width", "height"), SIZES)
 def test_squash_is_pillows_resize_to_the_square(width: int, height: int) -> None:
     source = noise(width, height)
     expected = np.asarray(Image.fromarray(source).resize((64, 64), Image.Resampling.BILINEAR))
-    assert most_apart(fit(decoded(source), Geometry(64, "squash")), expected) <= 1
+    assert most_apart(resize_image(decoded(source), Geometry(64, "squash")), expected) <= 1
 
 
 @pytest.mark.parametrize(("width", "height"), SIZES)
 def test_letterbox_holds_the_whole_picture_and_black(width: int, height: int) -> None:
     source = noise(width, height)
     geometry = Geometry(64, "letterbox")
-    found = fit(decoded(source), geometry)
+    found = resize_image(decoded(source), geometry)
     w, h = geometry.scaled(width, height)
     assert max(w, h) == 64 and abs(w * height - h * width) <= max(width, height) * 64
     top, left = (64 - h) // 2, (64 - w) // 2
@@ -103,7 +103,7 @@ def test_bytes_become_the_shape_that_the_geometry_says(mode: str, color: str) ->
     out = io.BytesIO()
     Image.fromarray(noise(90, 40)).save(out, "JPEG")
     geometry = Geometry(32, mode, color)
-    assert decode_to(out.getvalue(), geometry).shape == geometry.shape
+    assert decode_and_resize(out.getvalue(), geometry).shape == geometry.shape
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -112,7 +112,10 @@ def test_a_scaled_decode_costs_no_accuracy(mode: str) -> None:
     out = io.BytesIO()
     Image.fromarray(smooth).save(out, "JPEG", quality=95)
     full = np.array(Image.open(io.BytesIO(out.getvalue())).convert("RGB"))
-    found, exact = decode_to(out.getvalue(), Geometry(96, mode)), fit(decoded(full), Geometry(96, mode))
+    found, exact = (
+        decode_and_resize(out.getvalue(), Geometry(96, mode)),
+        resize_image(decoded(full), Geometry(96, mode)),
+    )
     assert np.abs(found.astype(int) - exact).mean() < 0.5
 
 
@@ -135,7 +138,7 @@ def test_a_very_long_picture_takes_no_more_memory_than_others() -> None:
 @pytest.mark.parametrize(("width", "height"), LONG_SIZES)
 def test_long_pictures_are_cropped_like_others(width: int, height: int) -> None:
     source = noise(width, height)
-    found, expected = fit(decoded(source), Geometry(32)), plain(source, 32)
+    found, expected = resize_image(decoded(source), Geometry(32)), plain(source, 32)
     assert most_apart(found, expected) <= 1 and np.abs(found.astype(int) - expected).mean() < 0.05
 
 
@@ -147,4 +150,4 @@ def test_nothing_is_resampled_where_the_size_fits() -> None:
 def test_a_flat_picture_stays_flat() -> None:
     for value in (0, 1, 127, 255):
         source = np.full((57, 91, 3), value, np.uint8)
-        assert (fit(decoded(source), Geometry(40)) == value).all()
+        assert (resize_image(decoded(source), Geometry(40)) == value).all()

@@ -128,7 +128,7 @@ def test_a_store_just_given_up_is_asked_once_until_some_time_has_passed(clock: C
         return len(calls) - before
 
     assert [asked() > 1, asked(), asked()] == [True, 1, 1]
-    clock.now += retry.GIVEN_UP_S + 0.001
+    clock.now += retry.FAIL_FAST_S + 0.001
     assert asked() > 1
 
 

@@ -127,9 +127,9 @@ def test_a_line_break_in_a_name_forges_no_line(capsys: pytest.CaptureFixture[str
 
 def test_limits_of_clean_hold_for_the_steps_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
     from imagemill.components.store import images
-    from imagemill.components.store.choices import Limits
-    from imagemill.components.store.resample import Geometry, decode_to
+    from imagemill.components.store.choices import DecodeLimits
+    from imagemill.components.store.resample import Geometry, decode_and_resize
 
     big = encoded(noise(1))
-    monkeypatch.setattr(images, "DEFAULT_LIMITS", Limits(pixels=10))
-    assert decode_to(big, Geometry(16)).shape == (16, 16, 3)
+    monkeypatch.setattr(images, "DEFAULT_LIMITS", DecodeLimits(pixels=10))
+    assert decode_and_resize(big, Geometry(16)).shape == (16, 16, 3)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from imagemill.components.store.errors import EXIT_TRANSIENT
-from imagemill.components.store.runner import RUNNER_BOOT, RUNNER_PIPE, boot
+from imagemill.components.store.runner import RUNNER_BOOT, RUNNER_PIPE, boot_id
 
 STEP = "import time; from imagemill.components.store.runner import end_with_runner as e; e(); print(1, flush=True); "
 
@@ -41,7 +41,7 @@ def started(steps: list[subprocess.Popen[str]], pipe: Path, kernel: str, work_s:
 
 def test_it_goes_on_while_the_runner_lives_and_ends_with_it(pipe: Path, steps: list[subprocess.Popen[str]]) -> None:
     held = os.open(pipe, os.O_RDWR)
-    step = started(steps, pipe, boot())
+    step = started(steps, pipe, boot_id())
     assert step.stdout and step.stdout.readline() == "1\n"
     with pytest.raises(subprocess.TimeoutExpired):
         step.wait(0.3)
@@ -50,7 +50,7 @@ def test_it_goes_on_while_the_runner_lives_and_ends_with_it(pipe: Path, steps: l
 
 
 def test_a_runner_that_was_killed_before_is_not_waited_for(pipe: Path, steps: list[subprocess.Popen[str]]) -> None:
-    assert boot() and started(steps, pipe, boot()).wait(60) == EXIT_TRANSIENT
+    assert boot_id() and started(steps, pipe, boot_id()).wait(60) == EXIT_TRANSIENT
 
 
 def test_a_pipe_of_another_kernels_or_none_tells_nothing(
@@ -58,4 +58,4 @@ def test_a_pipe_of_another_kernels_or_none_tells_nothing(
 ) -> None:
     """Docker in a virtual machine shows the pipe's name, and nobody who holds it."""
     assert started(steps, pipe, "of another machine", work_s=0.3).wait(60) == 0
-    assert started(steps, tmp_path / "none", boot(), work_s=0.3).wait(60) == 0
+    assert started(steps, tmp_path / "none", boot_id(), work_s=0.3).wait(60) == 0

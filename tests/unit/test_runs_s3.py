@@ -11,7 +11,7 @@ from test_edges import resized, without_ray  # noqa: F401 (a fixture)
 from test_runs import FILES, clean_of_many_files, merging  # noqa: F401 (a fixture)
 
 from imagemill.components.resize import resize
-from imagemill.components.store.filesystem import store_for
+from imagemill.components.store.filesystem import get_store
 
 
 @pytest.mark.usefixtures("merging", "without_ray", "s3_environment")
@@ -20,11 +20,11 @@ def test_runs_on_s3(tmp_path: Path, s3_workspace: str, monkeypatch: pytest.Monke
     real = resize.remove_runs
 
     def seen(uri: str) -> None:
-        removed.extend(entry.uri for entry in store_for(uri).list(f"{uri}/_work/runs"))
+        removed.extend(entry.uri for entry in get_store(uri).list(f"{uri}/_work/runs"))
         real(uri)
 
     here: Any = resized(clean_of_many_files(tmp_path, FILES))
     monkeypatch.setattr(resize, "remove_runs", seen)
     there = resized(clean_of_many_files(s3_workspace, FILES))
     assert mill.content(there) == mill.content(here)
-    assert len(removed) > 5 and not list(store_for(there.uri).list(f"{there.uri}/_work/runs"))
+    assert len(removed) > 5 and not list(get_store(there.uri).list(f"{there.uri}/_work/runs"))

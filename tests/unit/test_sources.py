@@ -27,7 +27,7 @@ from imagemill.components.download.sources import ArchiveSource, ListingSource, 
 from imagemill.components.download.streams import read_small
 from imagemill.components.download.table import TableSource
 from imagemill.components.store.errors import TransientError, UserError
-from imagemill.components.store.paths import is_hidden
+from imagemill.components.store.uri import is_hidden
 
 JPEG = b"\xff\xd8\xff\xe0"
 SURROGATES = st.text(st.characters(exclude_categories=()), max_size=60)

@@ -16,10 +16,16 @@ from PIL import Image
 
 from imagemill.components.clean.config import REASONS, CleanConfig
 from imagemill.components.store.errors import UserError
-from imagemill.components.store.images import FORMATS, ImageRejected, decode, in_color
+from imagemill.components.store.headers import FORMATS
+from imagemill.components.store.images import ImageRejected, convert_color, decode
 from imagemill.components.store.operations import binarize, denoise, equalize
-from imagemill.components.store.region import background, blurred, filled, trimmed_window
-from imagemill.components.store.standardize import Standardized, encode, standardize
+from imagemill.components.store.region import (
+    blur_background,
+    decode_background_mask,
+    fill_background,
+    find_content_window,
+)
+from imagemill.components.store.standardize import StandardizedImage, encode_image, standardize
 
 HEAD = [{"name": "cat", "xmin": 54.0, "ymin": 36.0, "xmax": 319.0, "ymax": 235.0}]
 """Of Abyssinian_101, of 450 x 313 pixels."""
@@ -47,7 +53,7 @@ def loaded(data: bytes) -> Any:
     return np.asarray(Image.open(io.BytesIO(data)))
 
 
-def check_stored(done: Standardized, original: bytes) -> None:
+def check_stored(done: StandardizedImage, original: bytes) -> None:
     """`data` decodes to `pixels`: exactly, or as well as a JPEG does; a new file is upright."""
     again = decode(done.data, "gray" if done.pixels.shape[2] == 1 else "rgb")
     assert done.pixels.dtype == np.uint8 and done.pixels.flags.c_contiguous
@@ -114,7 +120,7 @@ def test_real_files_pass_through(stem: str) -> None:
     data = photos.pet(stem)
     assert standardize(data, config()).data is data
     if stem == "Abyssinian_101":
-        gray = photos.saved(in_color(decode(data).pixels, "gray"), "JPEG")
+        gray = photos.saved(convert_color(decode(data).pixels, "gray"), "JPEG")
         for color in ONE_CHANNEL:
             assert standardize(gray, config(color=color)).data is gray
 
@@ -159,7 +165,7 @@ def test_a_fill_in_one_channel_is_that_channel_of_the_colour() -> None:
             photos.saved(mask),
         )
         assert done.pixels.shape == (152, 200, 1) and (done.pixels[mask == 0] == level).all()
-        assert farthest(done.pixels[mask == 1], in_color(pixels, color)[mask == 1]) <= (color == "gray")
+        assert farthest(done.pixels[mask == 1], convert_color(pixels, color)[mask == 1]) <= (color == "gray")
 
 
 def farthest(one: Any, other: Any) -> int:
@@ -170,16 +176,16 @@ def farthest(one: Any, other: Any) -> int:
 def one_by_one(pixels: Any, options: CleanConfig, window: tuple[int, int, int, int], mask: Any) -> Any:
     """The documented order, on pixels that are in memory; the gray of a whole image is the decoder's to 1 level."""
     if options.background == "fill":
-        pixels = filled(pixels, mask, options.fill())
+        pixels = fill_background(pixels, mask, options.background_rgb())
     if options.background == "blur":
-        pixels = blurred(pixels, mask)
+        pixels = blur_background(pixels, mask)
     if options.roi != "off":
         pixels = pixels[window[1] : window[3], window[0] : window[2]]
     if options.trim == "on":
-        left, top, right, bottom = trimmed_window(pixels, options.trim_tolerance)
+        left, top, right, bottom = find_content_window(pixels, options.trim_tolerance)
         pixels = pixels[top:bottom, left:right]
-    if options.channels_color in ONE_CHANNEL:
-        pixels = in_color(np.ascontiguousarray(pixels), options.channels_color)
+    if options.stored_color in ONE_CHANNEL:
+        pixels = convert_color(np.ascontiguousarray(pixels), options.stored_color)
     if options.denoise != "off":
         pixels = denoise(pixels, options.denoise, options.denoise_size)
     if options.equalize != "off":
@@ -277,7 +283,7 @@ def test_any_options_on_any_image(
         )
         return
     assert (done.source_height, done.source_width) == upright and done.format == kind
-    expected = 1 if chosen.channels_color in ONE_CHANNEL else 3
+    expected = 1 if chosen.stored_color in ONE_CHANNEL else 3
     assert done.pixels.shape[2] == expected
     check_stored(done, data)
     again = standardize(*arguments)
@@ -327,11 +333,11 @@ def test_a_masked_photograph_without_a_background_stays_a_jpeg() -> None:
 
 def test_what_is_too_long_for_a_jpeg_is_a_png() -> None:
     long = np.tile(photos.made(0, 200, 2), (1, 328, 1))
-    assert long.shape == (2, 65_600, 3) and encode(long[:, :65_500], exact=False)[:2] == b"\xff\xd8"
+    assert long.shape == (2, 65_600, 3) and encode_image(long[:, :65_500], exact=False)[:2] == b"\xff\xd8"
     longest = np.zeros((1, 1_000_001, 3), np.uint8)
     longest[:, 9] = 1, 2, 3
     for picture in (long, long.transpose(1, 0, 2), long[:, :, :1], longest, longest[:, :, :1]):
-        stored = encode(np.ascontiguousarray(picture), exact=False)
+        stored = encode_image(np.ascontiguousarray(picture), exact=False)
         assert stored[:4] == b"\x89PNG"
         np.testing.assert_array_equal(loaded(stored).reshape(picture.shape), picture)
 
@@ -361,7 +367,7 @@ def test_boxes_and_masks_of_a_turned_picture(orientation: int) -> None:
     if orientation in (1, 6, 8):
         expected = decode(photos.saved(labels, exif=turned(orientation)), "gray").pixels[:, :, 0]
         found = standardize(data, config(background="fill"), None, mask)
-        np.testing.assert_array_equal(background(mask, (), data, *upright.shape[1::-1]), expected == 0)
+        np.testing.assert_array_equal(decode_background_mask(mask, (), data, *upright.shape[1::-1]), expected == 0)
         np.testing.assert_array_equal(found.pixels[expected == 1], upright[expected == 1])
         assert (found.pixels[expected == 0] == 128).all()
 
@@ -393,7 +399,7 @@ def test_gray_is_the_decoders_and_costs_no_colours() -> None:
     assert farthest(found[:, :, 0], np.asarray(luma)) == 0
     for late in ({"trim": "on"}, {"background": "blur"}):
         other = standardize(data, config(color="gray", **late)).pixels
-        np.testing.assert_array_equal(other, in_color(decode(data).pixels, "gray"))
+        np.testing.assert_array_equal(other, convert_color(decode(data).pixels, "gray"))
         assert np.abs(other.astype(int) - found).mean() < 1  # more where a colour is out of range
 
 

@@ -60,7 +60,7 @@ def test_a_store_that_goes_away_at_the_end_is_no_fault_of_ours(
         raise TransientError("the store does not answer")
 
     with monkeypatch.context() as patch:
-        patch.setattr(step, "copy_to", away)
+        patch.setattr(step, "download_file", away)
         assert DOWNLOAD.main(words) == 75
         with pytest.raises(SystemExit) as ended:
             DOWNLOAD.component("", str(tmp_path / "a"), dataset="folder", source=str(photos), workspace=f"{tmp_path}/w")

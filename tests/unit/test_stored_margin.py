@@ -24,10 +24,10 @@ from imagemill.components.store.errors import UserError
 from imagemill.components.store.images import Pixels
 from imagemill.components.store.manifest import Dataset
 from imagemill.components.store.model import ModelSpec, build_network
-from imagemill.components.store.resample import Geometry, decode_to
+from imagemill.components.store.resample import Geometry, decode_and_resize
 from imagemill.components.store.shards import read_columns
 from imagemill.components.store.step import Context
-from imagemill.components.store.tensors import centre, images_of, input_image, input_size
+from imagemill.components.store.tensors import center_crop, decode_column, input_size, model_input_image
 from imagemill.components.store.workspace import Workspace
 from imagemill.components.train.augment import Augmentation
 from imagemill.components.train.config import TrainConfig
@@ -61,7 +61,10 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chain]:
 
 def pixels_of(dataset: Dataset, split: str) -> Pixels:
     return np.concatenate(
-        [images_of(t.column("image"), dataset.manifest.image) for t in read_columns(dataset, "data", ["image"], split)]
+        [
+            decode_column(t.column("image"), dataset.manifest.image)
+            for t in read_columns(dataset, "data", ["image"], split)
+        ]
     )
 
 
@@ -81,9 +84,9 @@ def test_the_centre_is_what_the_model_would_have_got(
         size, color=color, resize=size + 2 * margin + over, stored=size + 2 * margin, interpolation=interpolation,
         quality=quality,
     )  # fmt: skip
-    found = decode_to(data, stored)
+    found = decode_and_resize(data, stored)
     assert found.shape == stored.shape == (size + 2 * margin, size + 2 * margin, 3 if color == "rgb" else 1)
-    assert most_apart(centre(found, size), decode_to(data, stored.input)) <= 1
+    assert most_apart(center_crop(found, size), decode_and_resize(data, stored.input)) <= 1
 
 
 def most_apart(one: Pixels, other: Pixels) -> int:
@@ -96,19 +99,21 @@ def test_the_centre_of_usual_photographs_is_equal_to_the_pixel(width: int, heigh
     data = photos.saved(photos.made(1, width, height), kind)
     for size, stored in ((32, 36), (64, 72), (65, 73), (224, 256)):
         geometry = Geometry(size, stored=stored)
-        assert np.array_equal(centre(decode_to(data, geometry), size), decode_to(data, geometry.input))
+        assert np.array_equal(
+            center_crop(decode_and_resize(data, geometry), size), decode_and_resize(data, geometry.input)
+        )
 
 
 def test_what_is_stored_and_what_the_manifest_says(chain: Chain) -> None:
     image = chain.stored.manifest.image
     assert (image["shape"], image["input_size"], image["resize_size"]) == ([STORED, STORED, 3], SIZE, SHORT)
-    assert input_size(image) == SIZE and input_image(image)["shape"] == [SIZE, SIZE, 3]
+    assert input_size(image) == SIZE and model_input_image(image)["shape"] == [SIZE, SIZE, 3]
     assert Geometry.from_dict(image).input == Geometry.from_dict(chain.plain.manifest.image)
     assert chain.stored.fingerprint != chain.plain.fingerprint
     assert chain.stored.manifest.totals.bytes == 42 * STORED * STORED * 3
     for split in ("train", "val", "test"):
         stored, plain = pixels_of(chain.stored, split), pixels_of(chain.plain, split)
-        assert stored.shape[1:] == (STORED, STORED, 3) and np.array_equal(centre(stored, SIZE), plain)
+        assert stored.shape[1:] == (STORED, STORED, 3) and np.array_equal(center_crop(stored, SIZE), plain)
 
 
 def windows(dataset: Dataset, crop_scale: float, epochs: int) -> Iterator[tuple[Pixels, Pixels]]:
@@ -147,7 +152,7 @@ def test_without_a_margin_and_without_crops_training_sees_the_image(chain: Chain
 
 def validated(chain: Chain, dataset: Dataset) -> dict[str, float]:
     torch.manual_seed(0)
-    spec = ModelSpec("squeezenet1_1", ("cat", "dog"), input_image(dataset.manifest.image))
+    spec = ModelSpec("squeezenet1_1", ("cat", "dog"), model_input_image(dataset.manifest.image))
     config = TrainConfig(backbone="squeezenet1_1", device="cpu")
     context = Context("train", chain.workspace, "r", False)
     network = build_network(spec)

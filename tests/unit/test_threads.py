@@ -113,5 +113,5 @@ def test_the_size_is_what_is_asked_for_else_what_the_source_recommends(
 
 
 def test_an_image_size_that_is_not_set_yet_does_not_count() -> None:
-    assert ResizeConfig.from_values({}).counting() == {}
-    assert ResizeConfig.from_values({}).for_images({"image_size": 64}).counting() == {"image_size": 64}
+    assert ResizeConfig.from_values({}).fingerprint_values() == {}
+    assert ResizeConfig.from_values({}).for_images({"image_size": 64}).fingerprint_values() == {"image_size": 64}

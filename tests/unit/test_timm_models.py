@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from imagemill.components.store import model_presets
 from imagemill.components.store.errors import TransientError, UserError
 from imagemill.components.store.model import ModelSpec, build_network
-from imagemill.components.store.timm_models import _sources, check_timms, described, has_drop_path
+from imagemill.components.store.timm_models import _architectures, check_timm_name, has_drop_path, pretrained_config
 from imagemill.components.train import published
 from imagemill.components.train.agreement import disagreements, expected_by
 from imagemill.components.train.config import TrainConfig
@@ -35,7 +35,7 @@ def spec_of(backbone: str, size: int = 32, **image: Any) -> ModelSpec:
 
 
 def test_every_name_of_timms_is_known_without_importing_it() -> None:
-    assert set(_sources()) == set(timm.list_models())
+    assert set(_architectures()) == set(timm.list_models())
     code = (
         "import sys\nfrom imagemill.components.train.config import TrainConfig\n"
         "TrainConfig.from_values({'backbone': 'timm:convnext_tiny.in12k', 'weights': 'DEFAULT'})\n"
@@ -51,7 +51,7 @@ def test_every_name_of_timms_is_known_without_importing_it() -> None:
 )  # fmt: skip
 def test_a_typing_mistake_names_what_is_near(name: str, said: str) -> None:
     with pytest.raises(UserError, match=f"^backbone: expected .*{said}"):
-        check_timms(name)
+        check_timm_name(name)
     with pytest.raises(UserError, match=r"^backbone"):
         TrainConfig.from_values({"backbone": name})
 
@@ -188,7 +188,7 @@ def test_model_presets_of_timm_are_what_it_evaluates_with() -> None:
     for wrong in ("timm:convnext_tini", "timm:convnext_tiny.in13k"):
         with pytest.raises(UserError, match=r"^(backbone|model_preset)"):
             model_presets.check(wrong)
-    assert described("timm:convnext_tiny.in13k") is None
+    assert pretrained_config("timm:convnext_tiny.in13k") is None
 
 
 def test_tensors_and_timms_weights_agree_by_the_preset() -> None:

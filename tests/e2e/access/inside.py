@@ -21,9 +21,9 @@ SIDE = 48
 
 def reach(workspace: str) -> dict[str, Any]:
     """Write, write the same again, read, list and delete an object of the workspace."""
-    from imagemill.components.store.filesystem import store_for
+    from imagemill.components.store.filesystem import get_store
 
-    store, place = store_for(workspace), f"{workspace}/_reach"
+    store, place = get_store(workspace), f"{workspace}/_reach"
     uri = f"{place}/probe.txt"
     first, second = store.put_if_absent(uri, b"one"), store.put_if_absent(uri, b"two")
     read = store.read(uri).decode()
@@ -60,9 +60,9 @@ def plant(source: str) -> dict[str, Any]:
     import numpy as np
     from PIL import Image
 
-    from imagemill.components.store.filesystem import store_for
+    from imagemill.components.store.filesystem import get_store
 
-    store = store_for(source)
+    store = get_store(source)
     count = 0
     for split, per_class in PER_CLASS.items():
         for label, name in enumerate(CLASSES):
@@ -80,9 +80,9 @@ def plant(source: str) -> dict[str, Any]:
 
 def look(workspace: str) -> dict[str, Any]:
     """Every dataset's files by kind, every run's records by step and its files, and how many records of parts."""
-    from imagemill.components.store.filesystem import store_for
+    from imagemill.components.store.filesystem import get_store
 
-    store = store_for(workspace)
+    store = get_store(workspace)
     datasets: dict[str, dict[str, Any]] = {}
     runs: dict[str, dict[str, Any]] = {}
     files: dict[str, list[str]] = {}
@@ -104,20 +104,20 @@ def look(workspace: str) -> dict[str, Any]:
 
 def count(places: Sequence[str]) -> dict[str, Any]:
     """How many objects there are below each place."""
-    from imagemill.components.store.filesystem import store_for
+    from imagemill.components.store.filesystem import get_store
 
-    return {place: sum(1 for _ in store_for(place).list(place)) for place in places}
+    return {place: sum(1 for _ in get_store(place).list(place)) for place in places}
 
 
 def forget(places: Sequence[str], marks: Sequence[str]) -> dict[str, Any]:
     """Delete all objects below the places, each of which must name one of the marks: the session, or a run of it."""
-    from imagemill.components.store.filesystem import store_for
+    from imagemill.components.store.filesystem import get_store
 
     found, left = 0, 0
     for place in places:
         if not any(mark and mark in place for mark in marks):
             raise SystemExit(f"{place} is none of the tests'")
-        store = store_for(place)
+        store = get_store(place)
         uris = [entry.uri for entry in store.list(place)]
         for uri in uris:
             store.discard(uri)
