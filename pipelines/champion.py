@@ -204,10 +204,8 @@ def _find_previous_champion(records: list[Record], workspace: Workspace) -> Reco
     reigning = records[-1]
     excluded = {str(reigning["model"]), *reigning.get("rolled_back", ())}
     for record in reversed(records[:-1]):
-        if (
-            record["model"] not in excluded
-            and find_intact_dataset(workspace.absolute(str(record["model"]))) is not None
-        ):
+        model = workspace.absolute(str(record["model"]))
+        if record["model"] not in excluded and find_intact_dataset(model) is not None:
             return record
     raise UserError(f"--to: expected an earlier champion whose model is there, found none before promotion "
                     f"{reigning['n']}")  # fmt: skip

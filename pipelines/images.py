@@ -220,8 +220,8 @@ def _git(root: Path, *words: str) -> str:
 def _warn_of_size(images: Iterable[BuiltImage], options: BuildOptions) -> None:
     for image in images:
         if image.target == "ray" and not options.torch_index:
-            say("images", f"warning: ray is {format_size(image.bytes)}, most of it CUDA, which resizing does not use; unless "
-                f"its nodes run gpu as well, which shares it: --torch-index {CPU_WHEELS}")  # fmt: skip
+            say("images", f"warning: ray is {format_size(image.bytes)}, most of it CUDA, which resizing does not use; "
+                f"unless its nodes run gpu as well, which shares it: --torch-index {CPU_WHEELS}")  # fmt: skip
 
 
 def push_image(client: DockerClient, image: BuiltImage) -> BuiltImage:
