@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from ..components.promote.registry import check_registry, register, registry_of, version_of
+from ..components.promote.registry import check_registry, read_version, register, resolve_registry
 from ..components.store import uri as uris
 from ..components.store.command_line import add_flag
 from ..components.store.errors import EXIT_OK, EXIT_OURS, TransientError, UserError, error_for_exit_code, wrong
@@ -78,7 +78,7 @@ def run(flags: dict[str, Any]) -> int:
         return _show(workspace, name or _find_only_name(workspace), flags["number"], as_json)
     if verb == ROLLBACK:
         check_registry(flags["registry"])
-        name, registry = name or _find_only_name(workspace), registry_of(flags["registry"])
+        name, registry = name or _find_only_name(workspace), resolve_registry(flags["registry"])
         return _rollback(workspace, name, flags["to"], registry, as_json)
     return _promote(workspace, name, as_json, flags)
 
@@ -195,7 +195,7 @@ def _rollback(workspace: Workspace, name: str, to: str, registry: str, as_json: 
     if not workspace.append_promotion(name, number, record):
         raise TransientError(f"promotion {number} of {name} was made by another run meanwhile; look, and try again")
     if registry:
-        register(registry, version_of(workspace, name, number))
+        register(registry, read_version(workspace, name, number))
     return _print_promotion(workspace, name, record, as_json)
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from simulated import Ids, equal_counts, labels_of
 
-from imagemill.components.evaluate.intervals import of_pairs
+from imagemill.components.evaluate.intervals import compute_single_label_intervals
+from imagemill.components.evaluate.overlap import parse_content_hashes
 from imagemill.components.evaluate.scores import SingleScorer
-from imagemill.components.evaluate.seen import content_hash
 from imagemill.components.promote.config import PromoteConfig
 from imagemill.components.promote.promote import promote
 from imagemill.components.store.manifest import Dataset, Manifest, Totals, commit
@@ -87,7 +87,7 @@ class Gate:
             "predicted_id": np.asarray(predicted), "confidence": np.broadcast_to(confidence, images),
             "label_probability": np.zeros(images), "loss": np.zeros(images),
             "top_ids": [[0]] * images, "top_probabilities": [[0.9]] * images,
-            "content_hash": content_hash(contents(images, first_image)), "seen": np.broadcast_to(seen, images),
+            "content_hash": parse_content_hashes(contents(images, first_image)), "seen": np.broadcast_to(seen, images),
         }  # fmt: skip
         with ShardWriter(uri, Layout(SingleScorer.SCHEMA, row_group_rows=97)) as writer:
             for row in zip(*columns.values(), strict=True):
@@ -97,7 +97,8 @@ class Gate:
         pairs.add(labels, predicted)
         found = pairs.per_class()
         facts: dict[str, Any] = {
-            "dataset_name": "weekly", "metrics": pairs.summary(), "intervals": of_pairs(pairs), "model_task": task,
+            "dataset_name": "weekly", "metrics": pairs.summary(), "model_task": task,
+            "intervals": compute_single_label_intervals(pairs),
             "model_classes": list(known or self.classes), "chance": {"better": True, "why": ""},
             "seen": {"images": int(np.sum(seen)), "unknown": list(unknown)},
             "per_class": [

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from imagemill.components.promote.paired import Assignments, Pair
+from imagemill.components.promote.pairs import Assignments, PairedPredictions
 
 Ids = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -83,18 +83,18 @@ class Models:
         return np.where(shares, self.shared, predict(self.labels, error, random))
 
 
-def pair_of(labels: Ids, champion: Ids, challenger: Ids, classes: int) -> Pair:
+def pair_of(labels: Ids, champion: Ids, challenger: Ids, classes: int) -> PairedPredictions:
     """Both models' predictions as the gate takes them; each image's content is its place."""
     images = np.arange(len(labels))
-    return Pair(
+    return PairedPredictions(
         classes=tuple(f"class {number}" for number in range(classes)),
         images=len(labels),
         labels=Assignments(images, labels),
         champion=Assignments(images, champion),
         challenger=Assignments(images, challenger),
-        right=(champion == labels, challenger == labels),
+        is_right=(champion == labels, challenger == labels),
         confidence=(np.full(len(labels), 0.9), np.full(len(labels), 0.9)),
-        content=images.astype(np.uint64) * np.uint64(2**40 + 1),
-        left_out=0,
-        new=(),
+        content_hashes=images.astype(np.uint64) * np.uint64(2**40 + 1),
+        excluded=0,
+        new_classes=(),
     )

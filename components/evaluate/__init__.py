@@ -1,4 +1,4 @@
-"""Evaluate: the challenger, and the champion beside it, on the same current test split."""
+"""Evaluate the challenger, and the champion beside it, on the same current test split."""
 
 from ..store.step import Step
 from .config import EvaluateConfig

@@ -1,4 +1,4 @@
-"""`python -m imagemill.components.evaluate`: this step alone."""
+"""`python -m imagemill.components.evaluate`: run this step alone."""
 
 import sys
 

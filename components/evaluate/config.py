@@ -1,4 +1,4 @@
-"""What can be said about evaluating."""
+"""Configuration of the evaluate step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ VERSION = 3
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(StepConfig):
-    """Little here counts: an evaluation is a function of the model, the test images and what is averaged."""
+    """Options of an evaluation, which is a function of the model, the test images, views and slices."""
 
     PARENTS: ClassVar[tuple[str, ...]] = ("model", "clean")
 

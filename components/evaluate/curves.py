@@ -3,9 +3,9 @@
 A class's scores are counted in bins of its log-odds, so that memory does not grow with the images: 32 KB a class with
 4,096 bins, and fewer bins where there are more than 2,000 classes, 64 MB in all at most. The bins are of equal width in
 the inverse hyperbolic sine of the log-odds: 0.002 wide at a probability of one half, 0.02 at 0.00005. Scores of one bin
-count as ties, as equal scores do in scikit-learn: an area under the ROC curve is off by at most half the share of
-(positive, negative) pairs that fall into one bin; tests hold both areas to 0.003. Average precision is the sum over the
-thresholds of precision times the gain in recall, without interpolation.
+count as ties, as equal scores do in scikit-learn, which needs all scores in memory: an area under the ROC curve is off
+by at most half the share of (positive, negative) pairs that fall into one bin; tests hold both areas to 0.003. Average
+precision is the sum over the thresholds of precision times the gain in recall, without interpolation.
 """
 
 from __future__ import annotations
@@ -20,148 +20,167 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     import torch
 
-MOST_BINS, FEWEST_BINS, BYTES = 4096, 64, 64 * 2**20
-LIMIT = 24.0
-"""Log-odds beyond which (4e-11 from 0 or 1) all scores count as one."""
-POINTS, SHOWN, _AT_A_TIME = 51, 5, 64
-"""Of a curve that is kept; the hardest classes whose curves are kept; the classes that are worked on at a time."""
+MAX_BINS, MIN_BINS, MAX_BYTES = 4096, 64, 64 * 2**20
+MAX_LOG_ODDS = 24.0
+"""Log-odds beyond which (4e-11 from 0 or 1) all scores fall into the last bin."""
+POINTS = 51
+"""Points of a stored curve."""
+HARDEST_CLASSES = 5
+"""Classes with the lowest average precision, whose curves are stored."""
+_CHUNK = 64
+"""Classes in memory as int64 at a time."""
 
 Counts = npt.NDArray[np.uint32]
-Numbers = npt.NDArray[np.float64]
+Floats = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
-RECALL = np.linspace(0, 1, POINTS)
-FALSE = np.linspace(0, 1, POINTS) ** 2
+RECALLS = np.linspace(0, 1, POINTS)
+FALSE_POSITIVE_RATES = np.linspace(0, 1, POINTS) ** 2
 """Denser near 0, where a good model's curve rises."""
 
 
-def bins_for(classes: int) -> int:
-    """How many bins each of so many classes gets."""
-    return max(FEWEST_BINS, min(MOST_BINS, BYTES // (8 * max(1, classes))))
+def choose_num_bins(classes: int) -> int:
+    """Return the number of bins of each class that keeps the histograms within `MAX_BYTES`."""
+    return max(MIN_BINS, min(MAX_BINS, MAX_BYTES // (8 * max(1, classes))))
 
 
-def log_odds(logits: torch.Tensor, several: bool) -> torch.Tensor:
-    """log p - log(1 - p), float64 [B, C], of the softmax of logits [B, C], or of each one's sigmoid. Of logits and not
-    of probabilities, which are 1 to the last digit for many images of a good model."""
+def compute_log_odds(logits: torch.Tensor, is_multi_label: bool) -> torch.Tensor:
+    """Return log p - log(1 - p), float64 [B, C], of the softmax of logits [B, C], or of each logit's sigmoid.
+
+    From logits and not from probabilities, which are 1 to the last digit for many images of a good model.
+    """
     import torch
 
-    if several:
+    if is_multi_label:
         return logits.double()
     p = logits.double().log_softmax(1)
     return p - torch.log(-torch.expm1(p))
 
 
 class Areas(NamedTuple):
-    """Under the curves of each class, float64 [classes]; NaN where a class has no positives, or no negatives."""
+    """Areas under the curves of each class, float64 [classes]; NaN where a class has no positives, or no negatives."""
 
-    pr: Numbers
-    roc: Numbers
+    pr: Floats
+    roc: Floats
 
 
 @dataclass
 class ScoreHistograms:
-    """Of each class the scores of the images that have it (`positive`) and of all images, uint32 [classes, bins]."""
+    """Histograms of each class's scores, uint32 [classes, bins]: of the images that have it (`positive`) and of all
+    images (`total`)."""
 
     classes: int
     positive: Counts = field(init=False)
-    all: Counts = field(init=False)
+    total: Counts = field(init=False)
 
     def __post_init__(self) -> None:
-        self.bins = bins_for(self.classes)
-        self.positive, self.all = (np.zeros((self.classes, self.bins), np.uint32) for _ in range(2))
+        self.bins = choose_num_bins(self.classes)
+        self.positive, self.total = (np.zeros((self.classes, self.bins), np.uint32) for _ in range(2))
 
-    def add(self, odds: torch.Tensor, columns: Ids, there: npt.NDArray[np.bool_]) -> None:
-        """A batch: log-odds float64 [B, those the model knows], the class of each of its columns, and which image has
-        which class, [B, classes]. Classes that the model does not know have the lowest score there is."""
-        end = math.asinh(LIMIT)
-        scaled = ((odds.asinh() + end) * (self.bins / (2 * end))).nan_to_num(0.0)
-        place = scaled.clamp(0, self.bins - 1).long().cpu().numpy()
-        bins = np.zeros(there.shape, np.int64)
-        bins[:, columns] = place
+    def add(self, log_odds: torch.Tensor, class_ids: Ids, labels: npt.NDArray[np.bool_]) -> None:
+        """Add a batch.
+
+        Args:
+            log_odds: float64 [B, M], of the classes that the model knows; all others get the lowest score.
+            class_ids: int64 [M], the class of each column.
+            labels: [B, classes], True where the image has the class.
+        """
+        end = math.asinh(MAX_LOG_ODDS)
+        scaled = ((log_odds.asinh() + end) * (self.bins / (2 * end))).nan_to_num(0.0)
+        bins = np.zeros(labels.shape, np.int64)
+        bins[:, class_ids] = scaled.clamp(0, self.bins - 1).long().cpu().numpy()
         bins += np.arange(self.classes) * self.bins
-        np.add.at(self.all.reshape(-1), bins.reshape(-1), np.uint32(1))
-        np.add.at(self.positive.reshape(-1), bins[there], np.uint32(1))
+        np.add.at(self.total.reshape(-1), bins.reshape(-1), np.uint32(1))
+        np.add.at(self.positive.reshape(-1), bins[labels], np.uint32(1))
 
-    def areas(self) -> Areas:
-        parts = [_areas(*self._falling(slice(n, n + _AT_A_TIME))) for n in range(0, self.classes, _AT_A_TIME)]
+    def compute_areas(self) -> Areas:
+        parts = [_compute_areas(*self._accumulate(slice(n, n + _CHUNK))) for n in range(0, self.classes, _CHUNK)]
         return Areas(*(np.concatenate([part[i] for part in parts]) if parts else np.empty(0) for i in range(2)))
 
-    def micro(self) -> Areas:
-        """Over all (image, class) pairs together."""
-        positive, every = (a.sum(axis=0, dtype=np.int64)[None, ::-1] for a in (self.positive, self.all))
-        return _areas(*np.cumsum([positive, every - positive], axis=2))
+    def compute_micro_areas(self) -> Areas:
+        """Return the areas over all (image, class) pairs, float64 [1]."""
+        positive, total = (a.sum(axis=0, dtype=np.int64)[None, ::-1] for a in (self.positive, self.total))
+        return _compute_areas(*np.cumsum([positive, total - positive], axis=2))
 
-    def macro(self) -> tuple[Numbers, Numbers]:
-        """(precision at `RECALL`, share of true positives at `FALSE`): means over the classes that have both."""
-        total, known = np.zeros((2, POINTS)), 0
-        for n in range(0, self.classes, _AT_A_TIME):
-            for true, false in zip(*self._falling(slice(n, n + _AT_A_TIME)), strict=True):
-                if true[-1] and false[-1]:
-                    total += _at_points(true, false)
-                    known += 1
-        return total[0] / max(1, known), total[1] / max(1, known)
+    def compute_macro_curves(self) -> tuple[Floats, Floats]:
+        """Return (precision at `RECALLS`, true positive rate at `FALSE_POSITIVE_RATES`), means over the classes that
+        have positives and negatives."""
+        sums, classes = np.zeros((2, POINTS)), 0
+        for n in range(0, self.classes, _CHUNK):
+            for tps, fps in zip(*self._accumulate(slice(n, n + _CHUNK)), strict=True):
+                if tps[-1] and fps[-1]:
+                    sums += _sample_curves(tps, fps)
+                    classes += 1
+        return sums[0] / max(1, classes), sums[1] / max(1, classes)
 
-    def curve(self, class_id: int) -> tuple[Numbers, Numbers]:
-        """The same of one class that has both."""
-        true, false = self._falling(slice(class_id, class_id + 1))
-        return _at_points(true[0], false[0])
+    def compute_curves(self, class_id: int) -> tuple[Floats, Floats]:
+        """Return the two curves of one class that has positives and negatives."""
+        tps, fps = self._accumulate(slice(class_id, class_id + 1))
+        return _sample_curves(tps[0], fps[0])
 
-    def roc(self, class_id: int, points: int = 101) -> dict[str, list[float]]:
-        """(`fpr`, `tpr`, `threshold`), the last as probabilities from 1 down, of one class: for KFP's UI."""
-        (true,), (false,) = self._falling(slice(class_id, class_id + 1))
-        end = math.asinh(LIMIT)
-        edges = np.sinh(np.linspace(end, -end, self.bins + 1))[1:]  # the lower edge of each bin, from the highest on
-        used = np.flatnonzero(np.diff(true + false, prepend=0))
+    def compute_roc(self, class_id: int, points: int = 101) -> dict[str, list[float]]:
+        """Return `fpr`, `tpr` and `threshold` (probabilities, from 1 down) of one class, as KFP's UI takes them."""
+        (tps,), (fps,) = self._accumulate(slice(class_id, class_id + 1))
+        end = math.asinh(MAX_LOG_ODDS)
+        edges = np.sinh(np.linspace(end, -end, self.bins + 1))[1:]  # lower edges of the bins, the highest bin first
+        used = np.flatnonzero(np.diff(tps + fps, prepend=0))
         used = used[np.unique(np.linspace(0, len(used) - 1, min(points - 1, len(used))).astype(np.int64))]
-        found = false[used] / max(1, false[-1]), true[used] / max(1, true[-1]), 1 / (1 + np.exp(-edges[used]))
-        names = ("fpr", "tpr", "threshold")
-        return {n: [first, *map(_rounded, v)] for n, v, first in zip(names, found, (0.0, 0.0, 1.0), strict=True)}
+        columns = {
+            "fpr": (0.0, fps[used] / max(1, fps[-1])),
+            "tpr": (0.0, tps[used] / max(1, tps[-1])),
+            "threshold": (1.0, 1 / (1 + np.exp(-edges[used]))),
+        }
+        return {name: [first, *map(_round, values)] for name, (first, values) in columns.items()}
 
-    def _falling(self, which: slice) -> tuple[Ids, Ids]:
-        """True and false positives at every threshold, from the highest on, int64 [some classes, bins]."""
-        positive, every = (a[which, ::-1].astype(np.int64) for a in (self.positive, self.all))
-        return positive.cumsum(axis=1), (every - positive).cumsum(axis=1)
+    def _accumulate(self, classes: slice) -> tuple[Ids, Ids]:
+        """Return true and false positives at every threshold, the highest first, int64 [classes, bins] each."""
+        positive, total = (a[classes, ::-1].astype(np.int64) for a in (self.positive, self.total))
+        return positive.cumsum(axis=1), (total - positive).cumsum(axis=1)
 
 
-def _areas(true: Ids, false: Ids) -> Areas:
-    positives, negatives = true[:, -1:].astype(np.float64), false[:, -1:].astype(np.float64)
+def _compute_areas(tps: Ids, fps: Ids) -> Areas:
+    positives, negatives = tps[:, -1:].astype(np.float64), fps[:, -1:].astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
-        precision = np.nan_to_num(true / (true + false))
-        recall, fall_out = true / positives, false / negatives
-        pr = (np.diff(recall, axis=1, prepend=0) * precision).sum(axis=1)
-        heights = recall + np.pad(recall[:, :-1], ((0, 0), (1, 0)))
-        roc = (np.diff(fall_out, axis=1, prepend=0) * heights).sum(axis=1) / 2
+        precision = np.nan_to_num(tps / (tps + fps))
+        tpr, fpr = tps / positives, fps / negatives
+        pr = (np.diff(tpr, axis=1, prepend=0) * precision).sum(axis=1)
+        heights = tpr + np.pad(tpr[:, :-1], ((0, 0), (1, 0)))
+        roc = (np.diff(fpr, axis=1, prepend=0) * heights).sum(axis=1) / 2
     return Areas(pr, roc)
 
 
-def _at_points(true: Ids, false: Ids) -> tuple[Numbers, Numbers]:
-    """Precision at the first threshold with each of `RECALL`, and the true positives' share at each of `FALSE`."""
-    used = np.flatnonzero(true + false)
-    true, false = true[used], false[used]
-    first = np.searchsorted(true, np.maximum(1, np.ceil(RECALL * true[-1] - 1e-9)))
-    precision = true[first] / (true[first] + false[first])
-    fall_out, recall = np.r_[0, false / false[-1]], np.r_[0, true / true[-1]]
-    return precision, np.interp(FALSE, fall_out, recall)
+def _sample_curves(tps: Ids, fps: Ids) -> tuple[Floats, Floats]:
+    """Return precision at the first threshold with each of `RECALLS`, and the interpolated true positive rate at each
+    of `FALSE_POSITIVE_RATES`."""
+    used = np.flatnonzero(tps + fps)
+    tps, fps = tps[used], fps[used]
+    first = np.searchsorted(tps, np.maximum(1, np.ceil(RECALLS * tps[-1] - 1e-9)))
+    precision = tps[first] / (tps[first] + fps[first])
+    fpr, tpr = np.r_[0, fps / fps[-1]], np.r_[0, tps / tps[-1]]
+    return precision, np.interp(FALSE_POSITIVE_RATES, fpr, tpr)
 
 
-def described(found: ScoreHistograms, names: tuple[str, ...], areas: Areas) -> dict[str, Any]:
-    """What an evaluation keeps of the curves: the macro ones and those of the classes with the lowest area."""
-    if not np.isfinite(areas.roc).any():
+def describe_curves(histograms: ScoreHistograms, names: tuple[str, ...], areas: Areas) -> dict[str, Any]:
+    """Return the manifest's entry: the macro curves and those of the `HARDEST_CLASSES`; empty where none is defined."""
+    is_defined = np.isfinite(areas.roc)
+    if not is_defined.any():
         return {}
-    hardest = [int(c) for c in np.argsort(areas.pr, kind="stable") if np.isfinite(areas.roc[c])][:SHOWN]
+    hardest = [int(c) for c in np.argsort(areas.pr, kind="stable") if is_defined[c]][:HARDEST_CLASSES]
 
-    def both(curves: tuple[Numbers, Numbers]) -> dict[str, list[float]]:
-        return {
-            name: [_rounded(v) for v in values]
-            for name, values in zip(("precision", "true_positive_rate"), curves, strict=True)
-        }
+    def to_dict(curves: tuple[Floats, Floats]) -> dict[str, list[float]]:
+        precision, tpr = curves
+        return {"precision": [_round(v) for v in precision], "true_positive_rate": [_round(v) for v in tpr]}
 
-    about = [
-        {"class": names[c], "pr_auc": _rounded(areas.pr[c]), "roc_auc": _rounded(areas.roc[c])} | both(found.curve(c))
+    classes = [
+        {"class": names[c], "pr_auc": _round(areas.pr[c]), "roc_auc": _round(areas.roc[c])}
+        | to_dict(histograms.compute_curves(c))
         for c in hardest
     ]
-    axes = {"recall": [_rounded(v) for v in RECALL], "false_positive_rate": [_rounded(v) for v in FALSE]}
-    return axes | {"macro": both(found.macro()), "classes": about}
+    axes = {
+        "recall": [_round(v) for v in RECALLS],
+        "false_positive_rate": [_round(v) for v in FALSE_POSITIVE_RATES],
+    }
+    return axes | {"macro": to_dict(histograms.compute_macro_curves()), "classes": classes}
 
 
-def _rounded(value: float) -> float:
+def _round(value: float) -> float:
     return round(float(value), 5)

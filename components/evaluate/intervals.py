@@ -1,4 +1,4 @@
-"""95% confidence intervals of the metrics, for the chance of which images were tested; closed forms, no resampling.
+"""95% confidence intervals of the metrics over the sampling of test images; closed forms, no resampling.
 
 **Proportions** (top-1, subset accuracy): Wilson's interval ("Probable Inference", 1927), with the correction of Brown,
 Cai and DasGupta near 0 and 1 ("Interval Estimation for a Binomial Proportion", 2001).
@@ -8,7 +8,7 @@ simple random sample with the same variance (Korn and Graubard, "Confidence Inte
 Expected Number of Positive Counts", 1998). An interval of this form stays in [0, 1] and contains the point estimate.
 The variance is that of stratified sampling: each class has the test images that it has, so that no class is ever
 missing, as one is from a bootstrap's resamples. Macro-F1 is linearized for it (the delta method, or infinitesimal
-jackknife), and its bias in small classes, of second order, is taken off before. A class of few images says little of
+jackknife), and its bias in small classes, of second order, is subtracted before. A class of few images says little of
 its own variance, one of a single image nothing: the variance of being right is shrunk to that of all classes (as Smyth,
 "Linear Models and Empirical Bayes Methods", 2004, does for genes).
 
@@ -17,7 +17,7 @@ Of images with several labels the sampling is simple, and images' contributions 
 Coverage, simulated for 2 to 1,000 classes of 1 to 1,000 images and accuracies from 0.8 to 0.99 (see the tables in
 tests/benchmarks/README.md): 0.93 to 0.97 as a rule; above where about three mistakes or fewer are expected, since so
 few counts have no interval in between; and below for macro-F1, down to 0.82, where classes of few images stand beside
-far larger ones, or where a hundred classes have a single image: `too_narrow` says so.
+far larger ones, or where a hundred classes have a single image: `count_unreliable_classes` says so.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from ..store.metrics import ConfusionCounts, LabelCounts, Scores
 LEVEL = 0.95
 PRIOR_IMAGES = 2.0
 """The weight, in images, of all classes' variance beside a class's own."""
-FEW, FAR_LARGER, MANY_SINGLE = 10, 10, 100
-"""The F1 of a class with fewer than `FEW` test images has an unreliable variance where another class has `FAR_LARGER`
-times as many, whose mistakes may fall into it; so have `MANY_SINGLE` classes with one image each."""
+FEW_IMAGES, SIZE_RATIO, MANY_SINGLE = 10, 10, 100
+"""The F1 of a class with fewer than `FEW_IMAGES` test images has an unreliable variance where another class has
+`SIZE_RATIO` times as many, whose mistakes may fall into it; so have `MANY_SINGLE` classes with one image each."""
 _Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
-_LOWEST_MEANS = (0.0, 0.0513, 0.3554, 0.8177)
+_POISSON_MEANS = (0.0, 0.0513, 0.3554, 0.8177)
 """Poisson means of which 95% of samples are below 0, 1, 2 and 3."""
 
 Counts = npt.NDArray[np.int64]
@@ -47,9 +47,9 @@ Interval = list[float]
 Intervals = dict[str, Interval]
 
 
-def wilson(right: int, images: int, comparisons: int = 1) -> tuple[float, float]:
-    """Bounds of a share (Wilson, "Probable Inference", 1927) that hold with 95% for all of so many comparisons
-    together (Bonferroni)."""
+def compute_wilson_interval(right: int, images: int, comparisons: int = 1) -> tuple[float, float]:
+    """Return the bounds of a proportion (Wilson, "Probable Inference", 1927) that hold with 95% for all of
+    `comparisons` together (Bonferroni)."""
     if not images:
         return 0.0, 1.0
     z = NormalDist().inv_cdf(1 - (1 - LEVEL) / (2 * max(1, comparisons)))
@@ -62,169 +62,169 @@ def _wilson(share: float, images: float, z: float = _Z) -> tuple[float, float]:
     return max(0.0, (center - half) / (1 + spread)), min(1.0, (center + half) / (1 + spread))
 
 
-def proportion(share: float, images: float) -> tuple[float, float]:
-    """Return the interval of a share of `images`, which need not be a whole number."""
+def compute_proportion_interval(share: float, images: float) -> tuple[float, float]:
+    """Return the corrected interval of a share of `images`, which need not be a whole number."""
     low, high = _wilson(share, images)
     right, wrong = share * images, (1 - share) * images
-    known = np.arange(len(_LOWEST_MEANS))
-    if wrong <= known[-1]:
-        high = max(high, 1 - float(np.interp(wrong, known, _LOWEST_MEANS)) / images)
-    if right <= known[-1]:
-        low = min(low, float(np.interp(right, known, _LOWEST_MEANS)) / images)
+    counts = np.arange(len(_POISSON_MEANS))
+    if wrong <= counts[-1]:
+        high = max(high, 1 - float(np.interp(wrong, counts, _POISSON_MEANS)) / images)
+    if right <= counts[-1]:
+        low = min(low, float(np.interp(right, counts, _POISSON_MEANS)) / images)
     return low, high
 
 
-def of_pairs(pairs: ConfusionCounts) -> Intervals:
-    """Return [low, high] of `top1`, `macro_f1` and `balanced_accuracy`; nothing where there are no images."""
-    truth, predicted, counts = pairs.cells()
+def compute_single_label_intervals(pairs: ConfusionCounts) -> Intervals:
+    """Return [low, high] of `top1`, `macro_f1` and `balanced_accuracy`; empty where there are no images."""
+    labels, predicted, counts = pairs.cells()
     images = int(counts.sum())
     if not images:
         return {}
-    classes = _Classes.of(pairs.per_class(), np.bincount(predicted, counts, pairs.classes))
-    place = np.cumsum(classes.present) - 1  # of a class among those that have images
-    right = truth == predicted
+    classes = _PresentClasses(pairs.per_class(), np.bincount(predicted, counts, pairs.classes))
+    index = np.cumsum(classes.is_present) - 1  # of a class among those that have images
+    is_right = labels == predicted
     cost = np.zeros(pairs.classes)
-    cost[classes.present] = classes.cost
-    value = np.where(right, classes.gain[place[truth]], -cost[predicted])
-    mean = np.bincount(place[truth], counts * value) / classes.images
-    squares = np.bincount(place[truth], counts * value**2) - classes.images * mean**2
-    wrong = int(counts[~right].sum())
-    mean_cost = float((cost[predicted] * counts)[~right].sum()) / wrong if wrong else float(classes.cost.mean())
-    within = classes.shrunk(squares, (classes.gain + mean_cost) ** 2)
+    cost[classes.is_present] = classes.cost
+    value = np.where(is_right, classes.gain[index[labels]], -cost[predicted])
+    mean = np.bincount(index[labels], counts * value) / classes.images
+    squares = np.bincount(index[labels], counts * value**2) - classes.images * mean**2
+    wrong = int(counts[~is_right].sum())
+    mean_cost = float((cost[predicted] * counts)[~is_right].sum()) / wrong if wrong else float(classes.cost.mean())
+    within = classes.shrink_variance(squares, (classes.gain + mean_cost) ** 2)
     number = len(classes.images)
-    found = {
-        "top1": proportion(int(counts[right].sum()) / images, images),
-        "macro_f1": classes.interval(
-            float(classes.f1.mean()), float((classes.images * within).sum()) / number**2, classes.f1_bias()
+    intervals = {
+        "top1": compute_proportion_interval(int(counts[is_right].sum()) / images, images),
+        "macro_f1": classes.compute_interval(
+            float(classes.f1.mean()), float((classes.images * within).sum()) / number**2, classes.compute_f1_bias()
         ),
-        "balanced_accuracy": classes.interval(
-            float(classes.recall.mean()), float((classes.of_recall / classes.images).sum()) / number**2
+        "balanced_accuracy": classes.compute_interval(
+            float(classes.recall.mean()), float((classes.recall_variance / classes.images).sum()) / number**2
         ),
     }
-    return {name: _rounded(interval) for name, interval in found.items()}
+    return {name: _round(interval) for name, interval in intervals.items()}
 
 
-def of_labels(counts: LabelCounts, rows: Iterable[pa.Table]) -> Intervals:
+def compute_multi_label_intervals(counts: LabelCounts, tables: Iterable[pa.Table]) -> Intervals:
     """Return [low, high] of `top1`, `macro_f1`, `micro_f1` and `subset_accuracy` of images with several labels.
 
-    `rows`: the columns `label_ids` and `predicted_ids` of the images that were counted, a table at a time.
+    `tables`: the columns `label_ids` and `predicted_ids` of the images that were counted.
     """
     if not counts.images or not counts.support.any():
         return {}
-    classes = _Classes.of(counts.per_class(), counts.predicted)
-    hit, labeled_or_predicted = np.zeros(counts.classes), np.zeros(counts.classes)
-    hit[classes.present], labeled_or_predicted[classes.present] = 2 / classes.bottom, classes.cost
+    classes = _PresentClasses(counts.per_class(), counts.predicted)
+    hit_weight, assigned_weight = np.zeros(counts.classes), np.zeros(counts.classes)
+    hit_weight[classes.is_present], assigned_weight[classes.is_present] = 2 / classes.assigned, classes.cost
     total = int(counts.support.sum() + counts.predicted.sum())
-    micro = 2 * int(counts.hits.sum()) / total
+    micro_f1 = 2 * int(counts.hits.sum()) / total
     macro_squares = micro_squares = 0.0
-    for table in rows:
-        labels, predictions = (_flat(table.column(name)) for name in ("label_ids", "predicted_ids"))
-        hits = np.isin(_keys(*labels, counts.classes), _keys(*predictions, counts.classes))
-        macro, pooled = (
-            _per_image(labels, predictions, hits, table.num_rows, *weights)
+    for table in tables:
+        labels, predictions = (_flatten(table.column(name)) for name in ("label_ids", "predicted_ids"))
+        is_hit = np.isin(_encode(*labels, counts.classes), _encode(*predictions, counts.classes))
+        macro, micro = (
+            _sum_per_image(labels, predictions, is_hit, table.num_rows, *weights)
             for weights in (
-                (hit, labeled_or_predicted),
-                (np.full(counts.classes, 2 / total), np.full(counts.classes, micro / total)),
+                (hit_weight, assigned_weight),
+                (np.full(counts.classes, 2 / total), np.full(counts.classes, micro_f1 / total)),
             )
         )
         macro_squares += float((macro**2).sum())
-        micro_squares += float((pooled**2).sum())
+        micro_squares += float((micro**2).sum())
     number = len(classes.images)
-    own = classes.images * classes.recall * (1 - classes.recall)
-    jump = classes.gain**2
-    missing = classes.images * (classes.shrunk(own * jump, jump)) - own * jump
+    squares = classes.images * classes.recall * (1 - classes.recall)
+    scale = classes.gain**2
+    missing = classes.images * (classes.shrink_variance(squares * scale, scale)) - squares * scale
     variance = (macro_squares + float(missing.sum())) / number**2
-    found = {
-        "top1": proportion(counts.top / counts.images, counts.images),
-        "macro_f1": classes.interval(float(classes.f1.mean()), variance, classes.f1_bias()),
-        "micro_f1": _effective(micro, micro_squares, counts.images),
-        "subset_accuracy": proportion(counts.exact / counts.images, counts.images),
+    intervals = {
+        "top1": compute_proportion_interval(counts.top / counts.images, counts.images),
+        "macro_f1": classes.compute_interval(float(classes.f1.mean()), variance, classes.compute_f1_bias()),
+        "micro_f1": _compute_effective_interval(micro_f1, micro_squares, counts.images),
+        "subset_accuracy": compute_proportion_interval(counts.exact / counts.images, counts.images),
     }
-    return {name: _rounded(interval) for name, interval in found.items()}
+    return {name: _round(interval) for name, interval in intervals.items()}
 
 
-def too_narrow(support: npt.ArrayLike) -> int:
+def count_unreliable_classes(support: npt.ArrayLike) -> int:
     """Return the number of classes whose few test images (`support`, [classes]) make macro-F1's interval too narrow."""
     images = np.asarray(support, np.int64)
-    few = (images > 0) & (images < FEW) & (FAR_LARGER * images <= images.max(initial=0))
+    few = (images > 0) & (images < FEW_IMAGES) & (SIZE_RATIO * images <= images.max(initial=0))
     single = images == 1
     return int((few | single).sum() if single.sum() >= MANY_SINGLE else few.sum())
 
 
-class _Classes:
-    """The classes that have test images, each array float64 [classes]: `images`, `recall`, `f1`, and `bottom`, images
-    with the label plus images predicted to have it. `gain` and `cost`: what one more image adds to a class's F1 when it
-    is recognized, and takes from it when it is taken for it wrongly."""
+class _PresentClasses:
+    """Statistics of the classes that have test images, float64 [classes] each.
 
-    def __init__(self, present: npt.NDArray[np.bool_], scores: Scores, predicted: Floats) -> None:
-        self.present = present
-        self.images, self.recall, self.f1 = (scores[name][present] for name in ("support", "recall", "f1"))
-        self.predicted = predicted[present]
-        self.bottom = self.images + self.predicted
-        self.gain, self.cost = (2 - self.f1) / self.bottom, self.f1 / self.bottom
+    `images`, `recall`, `f1`, `predicted`; `assigned`: images with the label plus images predicted to have it; `gain`
+    and `cost`: the change of a class's F1 by one more hit, and by one more false positive; `recall_variance`: the
+    variance of being recognized, of one image. `is_present`: bool [all classes].
+    """
+
+    def __init__(self, scores: Scores, predicted: npt.ArrayLike) -> None:
+        self.is_present = scores["support"] > 0
+        self.images, self.recall, self.f1 = (scores[name][self.is_present] for name in ("support", "recall", "f1"))
+        self.predicted = np.asarray(predicted, np.float64)[self.is_present]
+        self.assigned = self.images + self.predicted
+        self.gain, self.cost = (2 - self.f1) / self.assigned, self.f1 / self.assigned
         error, weight = 1 - self.recall, 1 / self.images
         pooled = (error.mean(), np.average(error, weights=weight), np.average(error, weights=self.images))
-        likely = min(0.5, float(max(pooled)))
-        self._pooled = likely * (1 - likely)
-        self.of_recall = self.shrunk(self.images * self.recall * error, np.ones_like(error))
-        """The variance of being recognized, of one image."""
+        rate = min(0.5, float(max(pooled)))
+        self._pooled_variance = rate * (1 - rate)
+        self.recall_variance = self.shrink_variance(self.images * self.recall * error, np.ones_like(error))
 
-    @classmethod
-    def of(cls, scores: Scores, predicted: npt.ArrayLike) -> _Classes:
-        return cls(scores["support"] > 0, scores, np.asarray(predicted, np.float64))
-
-    def shrunk(self, squares: Floats, scale: Floats) -> Floats:
+    def shrink_variance(self, squares: Floats, scale: Floats) -> Floats:
         """Return variances within classes from sums of squared deviations, shrunk to that of all classes times
         `scale`."""
-        return (squares + PRIOR_IMAGES * self._pooled * scale) / (self.images - 1 + PRIOR_IMAGES)
+        return (squares + PRIOR_IMAGES * self._pooled_variance * scale) / (self.images - 1 + PRIOR_IMAGES)
 
-    def f1_bias(self) -> float:
+    def compute_f1_bias(self) -> float:
         """Return the bias of macro-F1: the second-order term of the mean of 2 hits / (images + predicted)."""
         hits = self.images * self.recall
-        of_hits = self.images * self.of_recall
-        of_predicted = of_hits + self.predicted - hits
-        return float((2 * hits * of_predicted / self.bottom**3 - 2 * of_hits / self.bottom**2).mean())
+        hits_variance = self.images * self.recall_variance
+        predicted_variance = hits_variance + self.predicted - hits
+        return float((2 * hits * predicted_variance / self.assigned**3 - 2 * hits_variance / self.assigned**2).mean())
 
-    def interval(self, value: float, variance: float, bias: float = 0.0) -> tuple[float, float]:
+    def compute_interval(self, value: float, variance: float, bias: float = 0.0) -> tuple[float, float]:
         """Return the interval of a mean over these classes. Where all or nothing is right, the effective number of
         images is that of classes that are equally hard."""
         equally_hard = len(self.images) ** 2 / float((1 / self.images).sum())
-        low, high = _effective(min(1.0, max(0.0, value - bias)), variance, equally_hard)
+        low, high = _compute_effective_interval(min(1.0, max(0.0, value - bias)), variance, equally_hard)
         return min(low, value), max(high, value)
 
 
-def _effective(value: float, variance: float, otherwise: float) -> tuple[float, float]:
-    """Return the interval for so many images that a share of `value` has the variance, or `otherwise` at 0 and 1."""
-    spread = value * (1 - value)
-    return proportion(value, spread / variance if spread > 1e-12 and variance > 0 else otherwise)
+def _compute_effective_interval(value: float, variance: float, default_images: float) -> tuple[float, float]:
+    """Return the interval for the number of images at which a share of `value` has the variance, or at 0 and 1 for
+    `default_images`."""
+    unit_variance = value * (1 - value)
+    has_variance = unit_variance > 1e-12 and variance > 0
+    return compute_proportion_interval(value, unit_variance / variance if has_variance else default_images)
 
 
-def _flat(column: pa.ChunkedArray) -> tuple[Counts, Counts]:
+def _flatten(column: pa.ChunkedArray) -> tuple[Counts, Counts]:
     """Return (row, id) of all ids in a column of lists, each int64 [ids]."""
     lists = column.combine_chunks()
     lengths = np.asarray(lists.value_lengths(), np.int64)
     return np.repeat(np.arange(len(lengths)), lengths), np.asarray(lists.flatten(), np.int64)
 
 
-def _keys(rows: Counts, ids: Counts, classes: int) -> Counts:
+def _encode(rows: Counts, ids: Counts, classes: int) -> Counts:
     return rows * classes + ids
 
 
-def _per_image(
+def _sum_per_image(
     labels: tuple[Counts, Counts],
     predictions: tuple[Counts, Counts],
-    hits: npt.NDArray[np.bool_],
+    is_hit: npt.NDArray[np.bool_],
     images: int,
-    hit: Floats,
-    labeled_or_predicted: Floats,
+    hit_weight: Floats,
+    assigned_weight: Floats,
 ) -> Floats:
-    """Return each image's contribution to a linearized F1, [images], from what a class's hit, label or prediction
-    weighs, [classes]."""
-    found = np.bincount(labels[0][hits], hit[labels[1][hits]], images).astype(np.float64)
+    """Return each image's contribution to a linearized F1, [images], from the weights of a class's hit and of its label
+    or prediction, [classes]."""
+    sums = np.bincount(labels[0][is_hit], hit_weight[labels[1][is_hit]], images).astype(np.float64)
     for rows, ids in (labels, predictions):
-        found -= np.bincount(rows, labeled_or_predicted[ids], images)
-    return found
+        sums -= np.bincount(rows, assigned_weight[ids], images)
+    return sums
 
 
-def _rounded(interval: tuple[float, float]) -> Interval:
+def _round(interval: tuple[float, float]) -> Interval:
     return [round(bound, 6) for bound in interval]

@@ -1,7 +1,7 @@
-"""Wrong labels among the training images: the suspects of confident learning, and the images of the highest loss.
+"""Review the labels of the training images: the issues that confident learning finds, and the images of highest loss.
 
-The images are the stored tensors, each seen once as a test image would be. What is kept of each are the features that
-its logits are made from, so that confident.py can judge it by classifiers that did not learn from it.
+The images are the stored tensors, each read once, without augmentation. The inputs of the network's head are kept as
+features, on which label_issues.py cross-validates other classifiers.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from ..store.model import ModelSpec, Normalize
 from ..store.progress import Progress
 from ..store.shards import Layout, ShardWriter, row_groups
 from ..store.tensors import center_crop, decode_column, input_size
-from .confident import FEWEST, Doubts, doubts
+from .label_issues import MIN_CLASS_IMAGES, LabelIssues, find_label_issues
 
 if TYPE_CHECKING:
     import torch
 
 AUTO_IMAGES = 200_000
-"""So many training images are reviewed without being asked to."""
-DIMENSIONS = 512
-"""Features kept of an image, at most: 1,024 bytes as float16."""
-HIGHEST = 100
-"""Images of the highest loss that are listed, whatever confident learning says of them."""
+"""Up to so many training images are reviewed where `review` is auto."""
+MAX_FEATURES = 512
+"""Features kept of an image: 1,024 bytes as float16."""
+HIGHEST_LOSSES = 100
+"""Images of the highest loss that are listed beside the suspects."""
 
 OFF = "review is false"
 
@@ -55,16 +55,16 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What is kept of the training images, in the order of the tensors' files: `features` float16 [N, D], `labels`
-    int64 [N] (neither where images may have several labels), `loss` float32 [N]. 1,040 bytes an image at most."""
+class TrainingOutputs:
+    """Outputs of the network for the training images, in the order of the tensors' files: `features` float16 [N, D],
+    `labels` int64 [N] (both empty where images may have several labels), `losses` float32 [N]. 1,040 bytes an image."""
 
     features: npt.NDArray[np.float16]
     labels: npt.NDArray[np.int64]
-    loss: npt.NDArray[np.float32]
+    losses: npt.NDArray[np.float32]
 
 
-def review(
+def review_labels(
     tensors: Dataset | None,
     network: torch.nn.Module,
     spec: ModelSpec,
@@ -73,47 +73,55 @@ def review(
     mode: str,
     batch_size: int,
 ) -> tuple[File | None, dict[str, Any]]:
-    """The file of suspects below the evaluation's `uri` and what the manifest says of it; no file where nothing was
-    reviewed, and `skipped` says why, or where nothing can be told, as `not_judged` says.
+    """Return the file of suspects below the evaluation's `uri`, and the manifest's `review` entry.
 
+    There is no file where nothing was reviewed (`skipped` says why) or nothing can be listed (`not_judged`).
     `tensors` are those that the network was trained on, or None; `mode` is the config's `review`.
     """
     images = tensors.manifest.totals.by_split.get("train", 0) if tensors else 0
-    if why := _why_not(tensors, spec, images, mode):
-        return None, {"skipped": why}
+    if reason := _find_skip_reason(tensors, spec, images, mode):
+        return None, {"skipped": reason}
     assert tensors is not None  # or there was a reason
-    seen = _look(tensors, network, spec, device, images, batch_size)
-    single = spec.task != MULTI
-    found = doubts(seen.features, seen.labels, len(spec.classes)) if single and _can_judge(seen.labels) else None
-    if found is not None and not found.better:
-        return None, {"images": images, "suspects": 0, "listed": 0, "not_judged": _no_better(found)}
-    file = _write(tensors, seen, found, uri)
-    extra: dict[str, Any] = {"images": images, "suspects": 0, "listed": file.rows}
-    if found is None:
-        why = "each class has too few images" if single else "images may have several labels"
-        return file, extra | {"not_judged": why}
-    judged = {"judged": found.judged, "agreement": round(found.agreement, 4)}
-    return file, extra | judged | {"suspects": len(found.rows)}
+    outputs = _compute_outputs(tensors, network, spec, device, images, batch_size)
+    issues, reason = None, ""
+    if spec.task == MULTI:
+        reason = "images may have several labels"
+    elif (np.bincount(outputs.labels) >= MIN_CLASS_IMAGES).sum() < 2:
+        reason = "each class has too few images"
+    else:
+        issues = find_label_issues(outputs.features, outputs.labels, len(spec.classes))
+        if not issues.is_better:
+            reason = (
+                f"classifiers that never saw the labels agree with {issues.agreement:.1%} of them, no better than "
+                "chance: what they doubt says nothing"
+            )
+            return None, {"images": images, "suspects": 0, "listed": 0, "not_judged": reason}
+    file = _write_suspects(tensors, outputs, issues, uri)
+    entry: dict[str, Any] = {"images": images, "suspects": 0, "listed": file.rows}
+    if issues is None:
+        return file, entry | {"not_judged": reason}
+    judged = {"judged": issues.num_judged, "agreement": round(issues.agreement, 4)}
+    return file, entry | judged | {"suspects": len(issues.rows)}
 
 
-def in_words(reviewed: dict[str, Any], accuracy: float) -> list[str]:
-    """What `review` said in its second result, in sentences; `accuracy` is that on the test images."""
-    if why := reviewed.get("skipped"):
-        return [] if why == OFF else [f"the labels of the training images are not reviewed: {why}"]
-    if why := reviewed.get("not_judged"):
-        listed = ": the training images of the highest loss are listed" if reviewed.get("listed", 1) else ""
-        return [f"no wrong labels are looked for, since {why}{listed}"]
-    suspects, images = reviewed["suspects"], reviewed["images"]
+def describe_review(entry: dict[str, Any], accuracy: float) -> list[str]:
+    """Return lines for the log from the manifest's `review` entry; `accuracy` is that on the test images."""
+    if reason := entry.get("skipped"):
+        return [] if reason == OFF else [f"the labels of the training images are not reviewed: {reason}"]
+    if reason := entry.get("not_judged"):
+        listed = ": the training images of the highest loss are listed" if entry.get("listed", 1) else ""
+        return [f"no wrong labels are looked for, since {reason}{listed}"]
+    suspects, images = entry["suspects"], entry["images"]
     if not suspects:
         return [f"none of {images:,} training images looks mislabelled"]
-    looks = "looks" if suspects == 1 else "look"
-    lines = [f"{suspects:,} of {images:,} training images {looks} mislabelled: the report shows them"]
+    verb = "looks" if suspects == 1 else "look"
+    lines = [f"{suspects:,} of {images:,} training images {verb} mislabelled: the report shows them"]
     if 1 - accuracy >= suspects / images:
         lines.append(f"{1 - accuracy:.1%} of the test images are mistaken too: expect right labels among those")
     return lines
 
 
-def _why_not(tensors: Dataset | None, spec: ModelSpec, images: int, mode: str) -> str:
+def _find_skip_reason(tensors: Dataset | None, spec: ModelSpec, images: int, mode: str) -> str:
     if mode == "false":
         return OFF
     if tensors is None:
@@ -127,71 +135,58 @@ def _why_not(tensors: Dataset | None, spec: ModelSpec, images: int, mode: str) -
     return ""
 
 
-def _no_better(found: Doubts) -> str:
-    return (
-        f"classifiers that never saw the labels agree with {found.agreement:.1%} of them, no better than chance: what "
-        "they doubt says nothing"
-    )
-
-
-def _can_judge(labels: npt.NDArray[np.int64]) -> bool:
-    return bool((np.bincount(labels) >= FEWEST).sum() >= 2)
-
-
-def _look(
+def _compute_outputs(
     tensors: Dataset, network: torch.nn.Module, spec: ModelSpec, device: torch.device, images: int, batch_size: int
-) -> Seen:
-    """One pass over the training images."""
+) -> TrainingOutputs:
+    """Run the network once over the training images."""
     import torch
-
-    multi, normalize = spec.task == MULTI, Normalize(spec.image, device)
-    probe, progress = Probe(network), Progress("evaluate", total=images)
-    labels, loss = np.zeros(0 if multi else images, np.int64), np.empty(images, np.float32)
-    features: npt.NDArray[np.float16] | None = None
-    done = 0
-    with probe, torch.inference_mode():
-        for pixels, given in _batches(tensors, len(spec.classes) if multi else 0, batch_size):
-            logits = network(normalize(torch.from_numpy(pixels).to(device))).float()
-            rows = slice(done, done + len(pixels))
-            loss[rows] = _losses(logits, torch.from_numpy(given).to(device)).cpu().numpy()
-            if not multi:
-                part = probe.taken()
-                features = np.empty((images, part.shape[1]), np.float16) if features is None else features
-                features[rows], labels[rows] = part, given
-            done += len(pixels)
-            progress.add(len(pixels), "labels")
-    return Seen(features if features is not None else np.zeros((0, 1), np.float16), labels, loss)
-
-
-def _losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Float [B]: cross-entropy, or the mean of the binary ones over the classes."""
     from torch.nn import functional
 
-    if labels.ndim == 1:
-        return functional.cross_entropy(logits, labels, reduction="none")
-    return functional.binary_cross_entropy_with_logits(logits, labels.float(), reduction="none").mean(1)
+    is_multi, normalize = spec.task == MULTI, Normalize(spec.image, device)
+    extractor, progress = FeatureExtractor(network), Progress("evaluate", total=images)
+    labels, losses = np.zeros(0 if is_multi else images, np.int64), np.empty(images, np.float32)
+    features = np.zeros((0, 1), np.float16)
+    done = 0
+    with extractor, torch.inference_mode():
+        for pixels, targets in _read_batches(tensors, len(spec.classes) if is_multi else 0, batch_size):
+            logits = network(normalize(torch.from_numpy(pixels).to(device))).float()
+            target = torch.from_numpy(targets).to(device)
+            if is_multi:
+                loss = functional.binary_cross_entropy_with_logits(logits, target.float(), reduction="none").mean(1)
+            else:
+                loss = functional.cross_entropy(logits, target, reduction="none")
+            rows = slice(done, done + len(pixels))
+            losses[rows] = loss.cpu().numpy()
+            if not is_multi:
+                batch_features = extractor.read_features()
+                if not len(features):
+                    features = np.empty((images, batch_features.shape[1]), np.float16)
+                features[rows], labels[rows] = batch_features, targets
+            done += len(pixels)
+            progress.add(len(pixels), "labels")
+    return TrainingOutputs(features, labels, losses)
 
 
-def _batches(tensors: Dataset, classes: int, batch_size: int) -> Iterator[tuple[npt.NDArray[np.uint8], Any]]:
-    """(images uint8 [B, H, W, C] as the model sees them, labels as the loss takes them), in stored order; `classes` is
-    0 where every image has one label."""
+def _read_batches(tensors: Dataset, classes: int, batch_size: int) -> Iterator[tuple[npt.NDArray[np.uint8], Any]]:
+    """Yield (images uint8 [B, H, W, C] of the model's input size, targets of the loss), in stored order; `classes` is 0
+    where every image has one label."""
     image, column = tensors.manifest.image, label_column(tensors.manifest.task)
     for file in tensors.files("data", "train"):
         for table in row_groups(tensors, file, ["image", column]):
             pixels = center_crop(decode_column(table.column("image"), image), input_size(image))
-            values = table.column(column)
+            labels = table.column(column)
             for start in range(0, len(pixels), batch_size):
-                given = values.slice(start, batch_size)
-                labels = multi_hot(given.to_pylist(), classes) if classes else given.to_numpy().astype(np.int64)
-                yield np.array(pixels[start : start + batch_size]), labels
+                batch = labels.slice(start, batch_size)
+                targets = multi_hot(batch.to_pylist(), classes) if classes else batch.to_numpy().astype(np.int64)
+                yield np.array(pixels[start : start + batch_size]), targets
 
 
-class Probe:
-    """What goes into a network's head, caught on the way: used as a context manager around the calls.
+class FeatureExtractor:
+    """Context manager that keeps the input of a network's head at each call.
 
-    Maps of features are averaged over their places. More than `DIMENSIONS` are projected to so many by a random matrix,
-    which nearly keeps distances (Johnson and Lindenstrauss, 1984); one scale for all, that of the first batch, keeps
-    them where float16 is exact to three digits.
+    Feature maps are averaged over their positions. More than `MAX_FEATURES` are projected by a random matrix, which
+    nearly keeps distances (Johnson and Lindenstrauss, 1984); one scale for all, that of the first batch, keeps them
+    where float16 is exact to three digits.
     """
 
     def __init__(self, network: torch.nn.Module) -> None:
@@ -200,64 +195,71 @@ class Probe:
         self._projection: torch.Tensor | None = None
         self._scale = 0.0
 
-    def __enter__(self) -> Probe:
-        self._handle = self._module.register_forward_pre_hook(self._catch)
+    def __enter__(self) -> FeatureExtractor:
+        self._handle = self._module.register_forward_pre_hook(self._keep_input)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._handle.remove()
 
-    def _catch(self, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+    def _keep_input(self, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         self._input = inputs[0]
 
-    def taken(self) -> npt.NDArray[np.float16]:
-        """[B, D] of the last call; D is the same in all."""
+    def read_features(self) -> npt.NDArray[np.float16]:
+        """Return the features of the last call, [B, D]; D is the same in all calls."""
         import torch
 
         assert self._input is not None
         x = self._input.float()
         if x.ndim > 2:  # a convolution has its channels in front, a linear layer has them last
             x = x.flatten(2).mean(2) if isinstance(self._module, torch.nn.Conv2d) else x.flatten(1, -2).mean(1)
-        if x.shape[1] > DIMENSIONS:
+        if x.shape[1] > MAX_FEATURES:
             if self._projection is None:
-                random = np.random.default_rng(0).standard_normal((x.shape[1], DIMENSIONS), np.float32)
-                self._projection = torch.from_numpy(random / np.sqrt(np.float32(DIMENSIONS))).to(x.device)
+                random = np.random.default_rng(0).standard_normal((x.shape[1], MAX_FEATURES), np.float32)
+                self._projection = torch.from_numpy(random / np.sqrt(np.float32(MAX_FEATURES))).to(x.device)
             x = x @ self._projection
         self._scale = self._scale or max(1e-12, float(x.square().mean().sqrt()))
         return np.asarray((x / self._scale).clamp_(-6e4, 6e4).cpu().numpy(), np.float16)
 
 
-def _write(tensors: Dataset, seen: Seen, found: Doubts | None, uri: str) -> File:
-    """The suspects by rank, then the rest of the highest losses."""
-    suspects = found.rows.tolist() if found else []
-    highest = heapq.nsmallest(HIGHEST, range(len(seen.loss)), key=lambda row: (-seen.loss[row], row))
+def _write_suspects(tensors: Dataset, outputs: TrainingOutputs, issues: LabelIssues | None, uri: str) -> File:
+    """Write the suspects by rank, then the other images of the highest losses."""
+    suspects = issues.rows.tolist() if issues else []
+    losses = outputs.losses
+    highest = heapq.nsmallest(HIGHEST_LOSSES, range(len(losses)), key=lambda row: (-losses[row], row))
     order = list(dict.fromkeys([*suspects, *highest]))
-    known = _rows(tensors, set(order))
+    labels = _read_labels(tensors, set(order))
     with ShardWriter(uri, Layout(SUSPECTS)) as writer:
-        for place, row in enumerate(order):
-            about: Row = known[row] | {"rank": 0, "loss": float(seen.loss[row])}
-            if found and place < len(suspects):
-                suggested = int(found.suggested[place])
-                about |= {"rank": place + 1, "suggested_id": suggested}
-                about |= {"suggested": tensors.manifest.classes[suggested], "quality": float(found.quality[place])}
-                about |= {"probability": float(found.given[place])}
-                about |= {"suggested_probability": float(found.likely[place])}
-            writer.add(about, 0)
+        for index, row in enumerate(order):
+            record: Row = labels[row] | {"rank": 0, "loss": float(losses[row])}
+            if issues and index < len(suspects):
+                suggested = int(issues.suggested[index])
+                record |= {
+                    "rank": index + 1,
+                    "suggested_id": suggested,
+                    "suggested": tensors.manifest.classes[suggested],
+                    "quality": float(issues.quality[index]),
+                    "probability": float(issues.label_probability[index]),
+                    "suggested_probability": float(issues.suggested_probability[index]),
+                }
+            writer.add(record, 0)
         return writer.publish("suspects", "suspects", "train")
 
 
-def _rows(tensors: Dataset, wanted: set[int]) -> dict[int, Row]:
-    """`image_id`, `label_id` and `label` of some training images, by their place in the tensors' files."""
-    column, classes, found, start = label_column(tensors.manifest.task), tensors.manifest.classes, {}, 0
-    multi = tensors.manifest.task == MULTI
+def _read_labels(tensors: Dataset, rows: set[int]) -> dict[int, Row]:
+    """Return `image_id`, `label_id` and `label` of the training images at `rows` of the tensors' files."""
+    is_multi = tensors.manifest.task == MULTI
+    column, classes = label_column(tensors.manifest.task), tensors.manifest.classes
+    labels: dict[int, Row] = {}
+    start = 0
     for file in tensors.files("data", "train"):
         for table in row_groups(tensors, file, ["image_id", column]):
-            for row in range(start, start + table.num_rows):
-                if row not in wanted:
-                    continue
-                given = table.column(column)[row - start].as_py()
-                names = ", ".join(classes[number] for number in given) if multi else classes[given]
-                image_id = table.column("image_id")[row - start].as_py()
-                found[row] = {"image_id": image_id, "label_id": None if multi else given, "label": names}
+            for row in rows.intersection(range(start, start + table.num_rows)):
+                label = table.column(column)[row - start].as_py()
+                labels[row] = {
+                    "image_id": table.column("image_id")[row - start].as_py(),
+                    "label_id": None if is_multi else label,
+                    "label": ", ".join(classes[class_id] for class_id in label) if is_multi else classes[label],
+                }
             start += table.num_rows
-    return found
+    return labels

@@ -1,6 +1,6 @@
-"""What a model's logits are worth: predictions by the evaluation's classes, and the metrics in the end.
+"""Turn a model's logits into predictions in the evaluation's classes, and accumulate their metrics.
 
-Whatever is kept grows with the classes, not with the images.
+Memory grows with the classes, not with the images.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ import pyarrow as pa
 
 from ..store.labels import MULTI, SINGLE, THRESHOLD, probabilities
 from ..store.metrics import ConfusionCounts, LabelCounts, Scores
-from . import intervals
-from .curves import Areas, ScoreHistograms, log_odds
+from .curves import Areas, ScoreHistograms, compute_log_odds
 from .inputs import InputBatch
-from .trust import Trust
+from .intervals import Intervals, compute_multi_label_intervals, compute_single_label_intervals
+from .probability_metrics import ProbabilityMetrics
 
 if TYPE_CHECKING:
     import torch
 
 Ids = npt.NDArray[np.int64]
-TOP = 5
-"""So many classes of an image are written down, and counted for top-5."""
+TOP_K = 5
+"""Classes of an image that are stored, and counted for top-5."""
 _IMAGE_FIELDS = (
     pa.field("content_hash", pa.uint64()),  # the first 64 bits of the image's SHA-256
     pa.field("seen", pa.bool_()),  # whether the model was trained or validated on it
@@ -37,88 +37,95 @@ _TOP_FIELDS = (
 )
 
 
-class Alignment(NamedTuple):
-    """Two class lists matched by name: `names` is ours and then what only the model knows; `to_ours` int64 gives the
-    place in it of each of the model's ids, `to_models` int64 the model's id of each of ours, -1 where it has none."""
+class ClassAlignment(NamedTuple):
+    """Two class lists matched by name: `names`, those of the dataset and then those that only the model knows;
+    `model_to_names` int64, the index in `names` of each of the model's ids; `dataset_to_model` int64, the model's id of
+    each of the dataset's, -1 where it has none."""
 
     names: tuple[str, ...]
-    to_ours: Ids
-    to_models: Ids
+    model_to_names: Ids
+    dataset_to_model: Ids
 
 
-def align(ours: tuple[str, ...], models: tuple[str, ...]) -> Alignment:
+def align_classes(dataset_classes: tuple[str, ...], model_classes: tuple[str, ...]) -> ClassAlignment:
     """Match today's class list with a model's, which may be an older one."""
-    names = (*ours, *(name for name in models if name not in set(ours)))
-    place, own = {name: i for i, name in enumerate(names)}, {name: i for i, name in enumerate(models)}
-    to_ours = np.array([place[name] for name in models], np.int64)
-    return Alignment(names, to_ours, np.array([own.get(name, -1) for name in ours], np.int64))
+    names = (*dataset_classes, *(name for name in model_classes if name not in set(dataset_classes)))
+    index = {name: i for i, name in enumerate(names)}
+    model_ids = {name: i for i, name in enumerate(model_classes)}
+    model_to_names = np.array([index[name] for name in model_classes], np.int64)
+    return ClassAlignment(
+        names, model_to_names, np.array([model_ids.get(name, -1) for name in dataset_classes], np.int64)
+    )
 
 
 @dataclass
 class Scorer(ABC):
-    """Turns batches of logits into rows of `SCHEMA`, and keeps what the metrics need. `task` is the model's: where it
-    is not the images', there is no loss and no calibration, because the model was never trained for such targets.
+    """Accumulator of batches of logits, which it turns into rows of `SCHEMA`.
 
-    Probabilities, and with them the confidences, losses and orders in the rows, are those of the calibrated logits."""
+    `task` is the model's: where it is not the images' (`TASK`), there is no loss and no calibration, because the model
+    was never trained for such targets. Confidences, losses and the order of classes in the rows are those of the
+    calibrated logits.
+    """
 
     SCHEMA: ClassVar[pa.Schema]
     TASK: ClassVar[str]
 
-    classes: Alignment
+    classes: ClassAlignment
     task: str
     histograms: ScoreHistograms = field(init=False)
-    trust: Trust = field(init=False)
+    probability_metrics: ProbabilityMetrics = field(init=False)
 
     def __post_init__(self) -> None:
-        self.histograms, self.trust = ScoreHistograms(len(self.classes.names)), Trust()
+        self.histograms, self.probability_metrics = ScoreHistograms(len(self.classes.names)), ProbabilityMetrics()
 
     @abstractmethod
     def add(
         self, logits: torch.Tensor, batch: InputBatch, calibrated: torch.Tensor | None = None
     ) -> list[dict[str, Any]]:
-        """The rows of a batch, from the model's logits float [B, its classes], and those divided by its temperature."""
+        """Add a batch and return its rows. `logits` float [B, the model's classes]; `calibrated`: those divided by its
+        temperature."""
 
     @abstractmethod
-    def counted(self) -> dict[str, float]:
-        """The metrics of what was predicted."""
+    def summarize_predictions(self) -> dict[str, float]:
+        """Return the metrics of the predicted classes."""
 
     @abstractmethod
     def per_class(self) -> Scores:
-        """Those of each class of `classes.names`."""
+        """Return the scores of each class of `classes.names`."""
 
     @abstractmethod
-    def said(self) -> npt.ArrayLike:
-        """How many images are predicted to be of each class of `classes.names`."""
+    def count_predicted(self) -> npt.ArrayLike:
+        """Return the number of images predicted to have each class of `classes.names`."""
 
     @abstractmethod
-    def intervals(self, rows: Iterable[pa.Table]) -> intervals.Intervals:
-        """[low, high] of some of the metrics, 95%; `rows` are those that `add` has given, a table at a time."""
+    def compute_intervals(self, tables: Iterable[pa.Table]) -> Intervals:
+        """Return [low, high], 95%, of some of the metrics; `tables` hold the rows that `add` returned."""
 
-    def areas(self) -> Areas:
-        return self.histograms.areas()
-
-    def metrics(self) -> dict[str, float]:
-        """The metrics of all batches so far, each in [0, 1] but the losses; what is not defined is not there."""
-        found, areas = self.counted(), self.areas()
-        known = {"pr_auc": areas.pr[np.isfinite(areas.pr)], "roc_auc": areas.roc[np.isfinite(areas.roc)]}
-        found |= {name: float(values.mean()) for name, values in known.items() if len(values)}
-        return found | self.trust.metrics()
+    def compute_metrics(self) -> dict[str, float]:
+        """Return the metrics of all batches so far, in [0, 1] but for the losses; without those that are undefined."""
+        metrics, areas = self.summarize_predictions(), self.histograms.compute_areas()
+        for name, values in (("pr_auc", areas.pr), ("roc_auc", areas.roc)):
+            defined = values[np.isfinite(values)]
+            if len(defined):
+                metrics[name] = float(defined.mean())
+        return metrics | self.probability_metrics.compute_metrics()
 
     @property
-    def trained_for_this(self) -> bool:
+    def is_trained_for_task(self) -> bool:
         return self.task == self.TASK
 
-    def _count_scores(self, calibrated: torch.Tensor, there: npt.NDArray[np.bool_]) -> None:
-        self.histograms.add(log_odds(calibrated, self.task == MULTI), self.classes.to_ours, there)
+    def _add_scores(self, calibrated: torch.Tensor, labels: npt.NDArray[np.bool_]) -> None:
+        log_odds = compute_log_odds(calibrated, self.task == MULTI)
+        self.histograms.add(log_odds, self.classes.model_to_names, labels)
 
-    def _top(self, p: torch.Tensor) -> dict[str, list[Any]]:
-        values, own = (v.cpu().numpy() for v in p.topk(min(TOP, p.shape[1]), dim=1))
-        return {"top_ids": self.classes.to_ours[own].tolist(), "top_probabilities": values.tolist()}
+    def _select_top(self, p: torch.Tensor) -> dict[str, list[Any]]:
+        values, ids = (v.cpu().numpy() for v in p.topk(min(TOP_K, p.shape[1]), dim=1))
+        return {"top_ids": self.classes.model_to_names[ids].tolist(), "top_probabilities": values.tolist()}
 
 
 @dataclass
 class SingleScorer(Scorer):
-    """One label an image: the class with the highest probability is the prediction."""
+    """Scorer of images with one label: the class with the highest probability is the prediction."""
 
     TASK = SINGLE
     SCHEMA = pa.schema(
@@ -134,7 +141,7 @@ class SingleScorer(Scorer):
         ]
     )
     pairs: ConfusionCounts = field(init=False)
-    in_top: int = 0
+    top_k_hits: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -143,49 +150,50 @@ class SingleScorer(Scorer):
     def add(
         self, logits: torch.Tensor, batch: InputBatch, calibrated: torch.Tensor | None = None
     ) -> list[dict[str, Any]]:
-        sharp = logits if calibrated is None else calibrated
-        p = probabilities(sharp, self.task)
-        confidence, own = (v.cpu().numpy() for v in p.max(1))
-        predicted, target = self.classes.to_ours[own], self.classes.to_models[batch.labels]
+        calibrated = logits if calibrated is None else calibrated
+        p = probabilities(calibrated, self.task)
+        confidence, model_ids = (v.cpu().numpy() for v in p.max(1))
+        predicted, target = self.classes.model_to_names[model_ids], self.classes.dataset_to_model[batch.labels]
         self.pairs.add(batch.labels, predicted)
-        self._count_scores(sharp, batch.labels[:, None] == np.arange(len(self.classes.names)))
-        top = self._top(p)
-        self.in_top += int((np.array(top["top_ids"]) == batch.labels[:, None]).sum())
-        known = target >= 0
-        of_label = np.where(known, p.cpu().numpy()[np.arange(len(target)), target], np.nan)
+        self._add_scores(calibrated, batch.labels[:, None] == np.arange(len(self.classes.names)))
+        top = self._select_top(p)
+        self.top_k_hits += int((np.array(top["top_ids"]) == batch.labels[:, None]).sum())
+        label_probability = np.where(target >= 0, p.cpu().numpy()[np.arange(len(target)), target], np.nan)
         losses = np.full(len(target), np.nan)
-        if self.trained_for_this:
-            losses = self.trust.add_single(logits, sharp, target)
-        columns = {"image_id": batch.ids, "label_id": batch.labels.tolist(), "predicted_id": predicted.tolist()}
-        columns |= {
+        if self.is_trained_for_task:
+            losses = self.probability_metrics.add_single(logits, calibrated, target)
+        columns = {
+            "image_id": batch.ids,
+            "label_id": batch.labels.tolist(),
+            "predicted_id": predicted.tolist(),
             "confidence": confidence.tolist(),
-            "label_probability": _or_null(of_label),
-            "loss": _or_null(losses),
+            "label_probability": _nan_to_none(label_probability),
+            "loss": _nan_to_none(losses),
+            **top,
         }
-        columns |= top
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
-    def counted(self) -> dict[str, float]:
-        found, images = self.pairs.summary(), int(self.pairs.cells()[2].sum())
-        if len(self.classes.to_ours) > TOP:
-            found["top5"] = self.in_top / images if images else 0.0
-        return found
+    def summarize_predictions(self) -> dict[str, float]:
+        summary, images = self.pairs.summary(), int(self.pairs.cells()[2].sum())
+        if len(self.classes.model_to_names) > TOP_K:
+            summary["top5"] = self.top_k_hits / images if images else 0.0
+        return summary
 
     def per_class(self) -> Scores:
         return self.pairs.per_class()
 
-    def said(self) -> npt.ArrayLike:
+    def count_predicted(self) -> npt.ArrayLike:
         _, predicted, counts = self.pairs.cells()
         return np.bincount(predicted, counts, self.pairs.classes)
 
-    def intervals(self, rows: Iterable[pa.Table]) -> intervals.Intervals:
-        return intervals.of_pairs(self.pairs)
+    def compute_intervals(self, tables: Iterable[pa.Table]) -> Intervals:
+        return compute_single_label_intervals(self.pairs)
 
 
 @dataclass
 class MultiScorer(Scorer):
-    """Several labels an image: every class with a probability of at least 0.5 is predicted; of a single-label model
-    the highest one. The loss is the mean over the classes that the model knows, whether or not we have them."""
+    """Scorer of images with several labels: every class with a probability of at least 0.5 is predicted; of a
+    single-label model the highest one. The loss is the mean over the classes that the model knows."""
 
     TASK = MULTI
     SCHEMA = pa.schema(
@@ -211,57 +219,63 @@ class MultiScorer(Scorer):
     def add(
         self, logits: torch.Tensor, batch: InputBatch, calibrated: torch.Tensor | None = None
     ) -> list[dict[str, Any]]:
-        sharp = logits if calibrated is None else calibrated
-        p = probabilities(sharp, self.task)
-        own = p.cpu().numpy()
-        score = np.zeros((len(own), len(self.classes.names)), np.float32)  # of what the model doesn't know: 0
-        score[:, self.classes.to_ours] = own
-        highest = self.classes.to_ours[own.argmax(1)]
-        labels = np.zeros(score.shape, np.uint8)
+        calibrated = logits if calibrated is None else calibrated
+        p = probabilities(calibrated, self.task)
+        model_scores = p.cpu().numpy()
+        scores = np.zeros((len(model_scores), len(self.classes.names)), np.float32)  # 0 for what the model doesn't know
+        scores[:, self.classes.model_to_names] = model_scores
+        highest = self.classes.model_to_names[model_scores.argmax(1)]
+        labels = np.zeros(scores.shape, np.uint8)
         labels[:, : batch.labels.shape[1]] = batch.labels
-        there, losses = labels.astype(np.bool_), np.full(len(labels), np.nan)
-        if self.trained_for_this:
-            predicted = score >= THRESHOLD
-            losses = self.trust.add_multi(logits, sharp, labels[:, self.classes.to_ours])
+        is_label, losses = labels.astype(np.bool_), np.full(len(labels), np.nan)
+        if self.is_trained_for_task:
+            is_predicted = scores >= THRESHOLD
+            targets = labels[:, self.classes.model_to_names]
+            losses = self.probability_metrics.add_multi(logits, calibrated, targets)
         else:
-            predicted = np.arange(score.shape[1]) == highest[:, None]
-        self.counts.add(labels, predicted, highest)
-        self._count_scores(sharp, there)
-        top, lost = self._top(p), _or_null(losses)
+            is_predicted = np.arange(scores.shape[1]) == highest[:, None]
+        self.counts.add(labels, is_predicted, highest)
+        self._add_scores(calibrated, is_label)
+        top, nullable_losses = self._select_top(p), _nan_to_none(losses)
         return [
             {
                 "image_id": batch.ids[row],
-                "label_ids": np.flatnonzero(there[row]).tolist(),
-                "predicted_ids": np.flatnonzero(predicted[row]).tolist(),
-                "probabilities": score[row, predicted[row]].tolist(),
+                "label_ids": np.flatnonzero(is_label[row]).tolist(),
+                "predicted_ids": np.flatnonzero(is_predicted[row]).tolist(),
+                "probabilities": scores[row, is_predicted[row]].tolist(),
                 "top_id": int(highest[row]),
-                "confidence": float(score[row, highest[row]]),
-                "label_probabilities": score[row, there[row]].tolist(),
-                "loss": lost[row],
+                "confidence": float(scores[row, highest[row]]),
+                "label_probabilities": scores[row, is_label[row]].tolist(),
+                "loss": nullable_losses[row],
                 "top_ids": top["top_ids"][row],
                 "top_probabilities": top["top_probabilities"][row],
             }
             for row in range(len(labels))
         ]
 
-    def counted(self) -> dict[str, float]:
-        found, micro = self.counts.summary(), self.histograms.micro().pr[0]
-        return found | ({"micro_pr_auc": float(micro)} if np.isfinite(micro) else {})
+    def summarize_predictions(self) -> dict[str, float]:
+        summary, micro = self.counts.summary(), self.histograms.compute_micro_areas().pr[0]
+        return summary | ({"micro_pr_auc": float(micro)} if np.isfinite(micro) else {})
 
     def per_class(self) -> Scores:
         return self.counts.per_class()
 
-    def said(self) -> npt.ArrayLike:
+    def count_predicted(self) -> npt.ArrayLike:
         return self.counts.predicted
 
-    def intervals(self, rows: Iterable[pa.Table]) -> intervals.Intervals:
-        return intervals.of_labels(self.counts, rows)
+    def compute_intervals(self, tables: Iterable[pa.Table]) -> Intervals:
+        return compute_multi_label_intervals(self.counts, tables)
 
 
-def _or_null(values: npt.NDArray[np.floating]) -> list[float | None]:
+def _nan_to_none(values: npt.NDArray[np.floating]) -> list[float | None]:
     return [None if np.isnan(value) else float(value) for value in values]
 
 
-def scorer(images: str, model: str, classes: Alignment) -> Scorer:
-    """The scorer for images of one task and a model of perhaps another."""
-    return MultiScorer(classes, model) if images == MULTI else SingleScorer(classes, model)
+def make_scorer(image_task: str, model_task: str, classes: ClassAlignment) -> Scorer:
+    """Return the scorer for images of one task and a model of perhaps another."""
+    return MultiScorer(classes, model_task) if image_task == MULTI else SingleScorer(classes, model_task)
+
+
+def has_roc_curve(scorer: Scorer, areas: Areas) -> bool:
+    """Return whether one ROC curve describes the scores: of two classes, with one label an image."""
+    return scorer.TASK == SINGLE and len(areas.roc) == 2 and bool(np.isfinite(areas.roc[1]))

@@ -1,4 +1,4 @@
-"""Promote: the gate that lets a better model reign, and the run's report."""
+"""Promote a better model to champion, and write the run's report."""
 
 from ..store.step import Step
 from .config import PromoteConfig

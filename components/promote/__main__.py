@@ -1,4 +1,4 @@
-"""`python -m imagemill.components.promote`: this step alone."""
+"""`python -m imagemill.components.promote`: run this step alone."""
 
 import sys
 

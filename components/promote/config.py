@@ -11,7 +11,7 @@ from .registry import check_registry
 
 @dataclass(frozen=True, kw_only=True)
 class PromoteConfig(StepConfig):
-    """The gate's rule."""
+    """Options of the gate and the registry."""
 
     PARENTS: ClassVar[tuple[str, ...]] = ("evaluation",)
 

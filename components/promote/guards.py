@@ -1,8 +1,8 @@
-"""Guards of the gate: a class, the calibration or the speed that got worse stops a better score. Each gives a sentence.
+"""Guards of the gate: a class, the calibration or the speed that got worse keeps a better score from promotion.
 
-A class's fall counts if it is larger than the bound and not chance: the sign test on the images that only one model
+A class's drop counts if it is larger than the bound and significant: the sign test on the images that only one model
 recognizes, at the given level for all classes together (Bonferroni). An equal model is stopped with that probability at
-most; a fall is seen only in classes with images enough to show it (tests/benchmarks/README.md has the numbers).
+most; a drop is seen only in classes with images enough to show it (tests/benchmarks/README.md has the numbers).
 """
 
 from __future__ import annotations
@@ -11,62 +11,62 @@ from typing import Any
 
 from ..store.calibration import ece
 from ..store.manifest import Dataset
-from .difference import ClassCounts
-from .paired import Pair
-from .sign_flip import sign_test
+from .pairs import PairedPredictions
+from .score_difference import ClassCounts
+from .significance import compute_sign_test_p_value
 
-NAMED = 3
+MAX_NAMED = 3
 """Classes that a sentence names."""
 
 
-def fallen_classes(pair: Pair, bound: float, level: float) -> str:
-    """Return which classes' recall has fallen by more than `bound`, and not by chance."""
-    counts = ClassCounts.of(pair)
-    judged = [
-        (name, int(images), int(lost), int(won))
-        for name, images, lost, won in zip(
-            pair.classes, counts.support, counts.only_champion, counts.only_challenger, strict=True
-        )
-        if images
-    ]
+def describe_recall_drops(pair: PairedPredictions, bound: float, level: float) -> str:
+    """Return the classes whose recall has fallen by more than `bound`, and significantly; empty if none."""
+    counts = ClassCounts.count(pair)
+    columns = (counts.support, counts.only_champion, counts.only_challenger)
+    rows = zip(pair.classes, *(column.tolist() for column in columns), strict=True)
+    present = [(name, images, lost, won) for name, images, lost, won in rows if images]
     fallen = [
         (name, images, lost, won)
-        for name, images, lost, won in judged
-        if lost - won > bound * images and sign_test(lost, won) <= level / len(judged)
+        for name, images, lost, won in present
+        if lost - won > bound * images and compute_sign_test_p_value(lost, won) <= level / len(present)
     ]
     if not fallen:
         return ""
     fallen.sort(key=lambda row: (row[3] - row[2]) / row[1])
-    named = ", ".join(
+    classes = ", ".join(
         f"{name!r} by {(lost - won) / images:.3f} ({lost} images lost, {won} won of {images})"
-        for name, images, lost, won in fallen[:NAMED]
+        for name, images, lost, won in fallen[:MAX_NAMED]
     )
-    more = f" and {len(fallen) - NAMED} more classes" if len(fallen) > NAMED else ""
-    return f"recall has fallen by more than {bound:g} in {named}{more}"
+    more = f" and {len(fallen) - MAX_NAMED} more classes" if len(fallen) > MAX_NAMED else ""
+    return f"recall has fallen by more than {bound:g} in {classes}{more}"
 
 
-def worse_calibration(pair: Pair, bound: float) -> str:
-    """Return by how much the expected calibration error has risen, if by more than `bound`."""
+def describe_calibration_rise(pair: PairedPredictions, bound: float) -> str:
+    """Return by how much the expected calibration error has risen, if by more than `bound`; else empty."""
     champion, challenger = (
-        ece(confidence, right) for confidence, right in zip(pair.confidence, pair.right, strict=True)
+        ece(confidence, is_right) for confidence, is_right in zip(pair.confidence, pair.is_right, strict=True)
     )
     if challenger - champion <= bound:
         return ""
     return f"the calibration error has risen from {champion:.3f} to {challenger:.3f}, by more than {bound:g}"
 
 
-def slower(challenger: Dataset, champion: Dataset, bound: float) -> str:
-    """Return how much longer the challenger takes for an image, if more than `bound` times as long, by the evaluations'
-    own measurements on the same kind of device; never where `bound` is 0 or one of them measured nothing."""
-    ours, theirs = (_speed(evaluation) for evaluation in (challenger, champion))
-    if not bound or not ours or not theirs or ours[:2] != theirs[:2] or theirs[2] <= bound * ours[2]:
+def describe_slowdown(challenger: Dataset, champion: Dataset, bound: float) -> str:
+    """Return how much longer the challenger takes for an image, if more than `bound` times as long on the same kind of
+    device, by the evaluations' measurements; empty if not, or where `bound` is 0 or one of them measured nothing."""
+    throughput, champion_throughput = (_read_throughput(evaluation) for evaluation in (challenger, champion))
+    if not bound or throughput is None or champion_throughput is None:
         return ""
-    times = theirs[2] / ours[2]
-    return f"it takes {times:.1f} times as long for an image ({ours[2]:,.0f} images/s, not {theirs[2]:,.0f})"
+    *setting, rate = throughput
+    *champion_setting, champion_rate = champion_throughput
+    if setting != champion_setting or champion_rate <= bound * rate:
+        return ""
+    times = champion_rate / rate
+    return f"it takes {times:.1f} times as long for an image ({rate:,.0f} images/s, not {champion_rate:,.0f})"
 
 
-def _speed(evaluation: Dataset) -> tuple[str, int, float] | None:
-    """Device, batch size and images/s of the network with one view."""
-    said: dict[str, Any] = evaluation.manifest.extra.get("throughput") or {}
-    rate = said.get("network_one_view")
-    return (str(said["device"]), int(said["batch_size"]), float(rate)) if rate else None
+def _read_throughput(evaluation: Dataset) -> tuple[str, int, float] | None:
+    """Return (device, batch size, images/s of the network with one view)."""
+    throughput: dict[str, Any] = evaluation.manifest.extra.get("throughput") or {}
+    rate = throughput.get("network_one_view")
+    return (str(throughput["device"]), int(throughput["batch_size"]), float(rate)) if rate else None

@@ -1,4 +1,4 @@
-"""Promote: judge, append to the log of the name, write the run's report."""
+"""Promote: judge the challenger, append to the name's log of promotions, write the run's report."""
 
 from __future__ import annotations
 
@@ -12,60 +12,74 @@ from ..store.manifest import Dataset, find_dataset, find_intact_dataset
 from ..store.step import CACHED, RAN, Context, Outcome
 from ..store.workspace import Workspace
 from .config import PromoteConfig
-from .difference import NAMES
-from .gate import ALREADY_CHAMPION, ROLLED_BACK, Champion, Verdict, judge, judge_first
-from .paired import content_of, has_content
-from .registry import register, registry_of, version_of
+from .gate import ALREADY_CHAMPION, ROLLED_BACK, Champion, Verdict, judge, judge_first, read_score
+from .pairs import Hashes, has_content_hashes, read_content_hashes
+from .registry import read_version, register, resolve_registry
+from .score_difference import METRIC_TITLES
 
-RULE = 2
+RULE_VERSION = 2
 """Raised when the same evaluations must get another verdict."""
-_NO_RULE = ("evaluation", "champion_evaluation", "workspace", "name", "rerun", "run", "registry")
+_FIELDS_OUTSIDE_RULE = ("evaluation", "champion_evaluation", "workspace", "name", "rerun", "run", "registry")
 """Fields of the config that change no verdict."""
+
+Record = dict[str, Any]
+"""A verdict or a promotion as it is stored."""
 
 
 def promote(config: PromoteConfig, context: Context) -> Outcome:
-    """The verdict, its effect and the report. `uri` is the champion's model after it."""
+    """Judge the challenger, promote it if it is better, and write the report. The outcome's `uri` is the model of the
+    champion afterwards."""
     evaluation = context.parent("evaluation", config.evaluation, "evaluation")
     if find_intact_dataset(evaluation.parent_uri("model")) is None:
         raise wrong("evaluation", "one whose model is there", f"{config.evaluation}, whose model is gone or damaged")
-    if not has_content(evaluation):
-        raise UserError(f"{wrong('evaluation', 'one of this release', config.evaluation)}; {_evaluate(evaluation)}")
+    _check_release("evaluation", config.evaluation, evaluation)
     champion = None
     if config.champion_evaluation:
         champion = context.parent("champion_evaluation", config.champion_evaluation, "evaluation")
-        _check_same_test(evaluation, champion)
-        if not has_content(champion):
-            expected = wrong("champion_evaluation", "one of this release", config.champion_evaluation)
-            raise UserError(f"{expected}; {_evaluate(champion)}")
+        _check_same_test_split(evaluation, champion)
+        _check_release("champion_evaluation", config.champion_evaluation, champion)
     name = config.name or evaluation.manifest.extra["dataset_name"]
     record, state, champion = _decide(name, evaluation, champion, config, context)
     context.say(f"{record['verdict'].replace('_', ' ')}: {record['reason']}")
     model = context.workspace.absolute(record["model"]) if record["model"] else ""
     context.say(f"the champion of {name} is promotion {record['n']}: {model}" if model else f"{name} has no champion")
     if context.only_cached:
-        report = _earlier_report(name, evaluation, model, context)
+        report = _find_report(name, evaluation, model, context)
     else:
         _register(name, int(record["n"]), config.registry, context)
-        report = _report(evaluation, record | {"name": name}, champion, context)
+        report = _write_report(evaluation, record | {"name": name}, champion, context)
     metrics = {k: record[k] for k in ("verdict", "reason", "challenger", "champion", "min_gain", "promoted")}
     return Outcome(model, uris.basename(model), state, metrics | {"name": name, "n": record["n"], "report": report})
 
 
-def _register(name: str, number: int, registry: str, context: Context) -> None:
-    """Register the reigning champion where a registry is configured; what is decided stays decided if that fails."""
-    registry = registry_of(registry)
+def _check_release(field: str, uri: str, evaluation: Dataset) -> None:
+    if not has_content_hashes(evaluation):
+        raise UserError(f"{wrong(field, 'one of this release', uri)}; {_format_evaluate_command(evaluation)}")
+
+
+def _check_same_test_split(evaluation: Dataset, champion: Dataset) -> None:
+    clean, champion_clean = evaluation.parent_uri("clean"), champion.parent_uri("clean")
+    if clean != champion_clean:
+        raise wrong(
+            "champion_evaluation", f"an evaluation on the test split of {clean}", f"one on that of {champion_clean}"
+        )
+
+
+def _register(name: str, number: int, option: str, context: Context) -> None:
+    """Register the champion where a registry is configured; the promotion stands even if that fails."""
+    registry = resolve_registry(option)
     if not number or not registry:
         return
     try:
-        if register(registry, version_of(context.workspace, name, number)):
+        if register(registry, read_version(context.workspace, name, number)):
             context.say(f"promotion {number} is registered as the champion of {name} in {uris.redact(registry)}")
     except MillError as error:
         context.say(f"warning: the champion is not registered, which the next run tries again: {error}")
 
 
-def _earlier_report(name: str, evaluation: Dataset, champion: str, context: Context) -> str:
-    """Return the URI of the report on this evaluation; NotCached where no run has written one that is still there, or
-    another model than `champion` was champion after that run, as before a rollback."""
+def _find_report(name: str, evaluation: Dataset, champion: str, context: Context) -> str:
+    """Return the URI of an earlier run's report on this evaluation; NotCached where there is none, or another model
+    than `champion` was champion after that run, as before a rollback."""
     run = context.workspace.latest_run(name, evaluation)
     record = context.workspace.step_record(run, context.step) if run else None
     report = context.workspace.report(run)
@@ -75,8 +89,8 @@ def _earlier_report(name: str, evaluation: Dataset, champion: str, context: Cont
     return report
 
 
-def _report(evaluation: Dataset, record: dict[str, Any], champion: Dataset | None, context: Context) -> str:
-    """The report's URI; none where an ancestor was removed: what is decided stays decided."""
+def _write_report(evaluation: Dataset, record: Record, champion: Dataset | None, context: Context) -> str:
+    """Write the report and return its URI; empty where an ancestor was removed: the verdict stands."""
     from .report import write_report
 
     try:
@@ -88,171 +102,164 @@ def _report(evaluation: Dataset, record: dict[str, Any], champion: Dataset | Non
     return report
 
 
-def _check_same_test(evaluation: Dataset, champion: Dataset) -> None:
-    ours, theirs = evaluation.parent_uri("clean"), champion.parent_uri("clean")
-    if ours != theirs:
-        raise wrong("champion_evaluation", f"an evaluation on the test split of {ours}", f"one on that of {theirs}")
-
-
-Decision = tuple[dict[str, Any], str, Dataset | None]
-"""The verdict with the reigning champion's `n` and `model`; ran or cached; the evaluation compared with."""
+Decision = tuple[Record, str, Dataset | None]
+"""The verdict with the champion's `n` and `model`; ran or cached; the evaluation compared with."""
 
 
 def _decide(
     name: str, evaluation: Dataset, champion: Dataset | None, config: PromoteConfig, context: Context
 ) -> Decision:
-    """Judge against whoever reigns now; again when another run took the number meanwhile."""
+    """Judge against the current champion; again if another run appended a promotion meanwhile."""
     while True:
-        reigning = context.workspace.champion(name)
-        decision = _judge_now(name, evaluation, reigning, champion, config, context)
+        promotion = context.workspace.champion(name)
+        decision = _decide_once(name, evaluation, promotion, champion, config, context)
         if decision is not None:
             return decision
 
 
-def _judge_now(
+def _decide_once(
     name: str,
     evaluation: Dataset,
-    reigning: dict[str, Any] | None,
+    promotion: Record | None,
     champion: Dataset | None,
     config: PromoteConfig,
     context: Context,
 ) -> Decision | None:
+    """Judge against the champion of `promotion`; None if another run appended a promotion first."""
     workspace, challenger = context.workspace, evaluation.parent_uri("model")
-    reign: dict[str, Any] = {"n": 0, "model": ""}
-    if reigning:
-        reign = {"n": reigning["n"], "model": reigning["model"]}
-    if reigning and workspace.absolute(reigning["model"]) == challenger:
-        if reigning.get("run") == context.run and "verdict" in reigning:
-            return reigning, RAN, champion  # a retry of this very step, whose pod was lost after the log entry
-        return _already_champion(evaluation, reigning, config) | reign, CACHED, champion
-    if reigning and config.promote == "auto" and workspace.relative(challenger) in reigning.get("rolled_back", ()):
-        return _rolled_back(evaluation, reigning, config) | reign, CACHED, champion
-    opponent = _opponent(reigning, evaluation, champion, config, context)
+    current = {"n": promotion["n"], "model": promotion["model"]} if promotion else {"n": 0, "model": ""}
+    if promotion and workspace.absolute(promotion["model"]) == challenger:
+        if promotion.get("run") == context.run and "verdict" in promotion:
+            return promotion, RAN, champion  # a retry of this very step, whose pod was lost after the log entry
+        score = read_score(evaluation, config.metric)
+        reason = f"{METRIC_TITLES[config.metric]} {score:.4f}; this model reigns since promotion {promotion['n']}"
+        verdict = Verdict(ALREADY_CHAMPION, reason, False, score, score, config.min_gain, config.metric)
+        return verdict.to_dict() | current, CACHED, champion
+    if promotion and config.promote == "auto" and workspace.relative(challenger) in promotion.get("rolled_back", ()):
+        score = read_score(evaluation, config.metric)
+        reason = f"this model was taken back by promotion {promotion['n']}, and is not promoted again by itself"
+        verdict = Verdict(ROLLED_BACK, reason, False, score, None, config.min_gain, config.metric)
+        return verdict.to_dict() | current, CACHED, champion
+    opponent = _find_champion_evaluation(promotion, evaluation, champion, config, context)
     fingerprint = opponent.parent_uri("model").rpartition("/")[2] if opponent else "none"
-    key = f"{fingerprint}-{_comparison(evaluation, opponent, config)}"
-    known = workspace.verdict(name, key)
-    verdict = None if context.rerun else known
-    if verdict is None:
+    key = f"{fingerprint}-{_digest_comparison(evaluation, opponent, config)}"
+    cached = workspace.verdict(name, key)
+    record = None if context.rerun else cached
+    if record is None:
         context.require_work(f"a verdict on {challenger}")
-        verdict = _judge(name, evaluation, opponent, reigning, fingerprint, config, context)
-        workspace.record_verdict(name, key, verdict)
-    if verdict["promoted"]:
+        record = _judge(name, evaluation, opponent, promotion, fingerprint, config, context)
+        workspace.record_verdict(name, key, record)
+    if record["promoted"]:
         context.require_work(f"the promotion of {challenger}")
-        record = _append(name, evaluation, verdict, reigning, context)
-        return (record, RAN, opponent) if record else None
-    return verdict | reign, CACHED if known and not context.rerun else RAN, opponent
+        appended = _append_promotion(name, evaluation, record, promotion, context)
+        return (appended, RAN, opponent) if appended else None
+    return record | current, CACHED if cached and not context.rerun else RAN, opponent
 
 
-def _comparison(evaluation: Dataset, opponent: Dataset | None, config: PromoteConfig) -> str:
-    """Return the digest of what a verdict depends on, but for how often the images have decided before."""
-    rule = {key: value for key, value in vars(config).items() if key not in _NO_RULE}
-    return digest([RULE, evaluation.fingerprint, opponent.fingerprint if opponent else "", rule])
+def _digest_comparison(evaluation: Dataset, opponent: Dataset | None, config: PromoteConfig) -> str:
+    """Return the digest of what a verdict depends on, but for the number of earlier comparisons."""
+    rule = {key: value for key, value in vars(config).items() if key not in _FIELDS_OUTSIDE_RULE}
+    return digest([RULE_VERSION, evaluation.fingerprint, opponent.fingerprint if opponent else "", rule])
 
 
 def _judge(
     name: str,
     evaluation: Dataset,
     opponent: Dataset | None,
-    reigning: dict[str, Any] | None,
+    promotion: Record | None,
     fingerprint: str,
     config: PromoteConfig,
     context: Context,
-) -> dict[str, Any]:
+) -> Record:
     """Return the record of a verdict on the challenger. `fingerprint`: of the champion's model."""
-    if opponent is None or reigning is None:
-        verdict = judge_first(evaluation, config, reigning["n"] if reigning else 0)
+    if opponent is None or promotion is None:
+        verdict = judge_first(evaluation, config, promotion["n"] if promotion else 0)
     else:
-        comparisons = context.workspace.verdicts(name, f"{fingerprint}-")
-        promoted_on = _promoted_on(reigning, context.workspace)
-        verdict = judge(evaluation, Champion(opponent, int(reigning["n"]), comparisons, promoted_on), config)
+        verdicts = context.workspace.verdicts(name, f"{fingerprint}-")
+        promoted_on = _read_promotion_images(promotion, context.workspace)
+        verdict = judge(evaluation, Champion(opponent, int(promotion["n"]), verdicts, promoted_on), config)
     model = evaluation.parent_uri("model").rpartition("/")[2]
-    created = datetime.now(UTC).isoformat(timespec="seconds")
-    return verdict.to_dict() | {"challenger_model": model, "run": context.run, "created": created}
+    return verdict.to_dict() | {"challenger_model": model, "run": context.run, "created": _format_now()}
 
 
-def _promoted_on(reigning: dict[str, Any], workspace: Workspace) -> Any:
-    """The content of the images on which the champion was promoted, None where it is not known any more."""
-    evaluation = find_dataset(workspace.absolute(reigning["evaluation"])) if reigning.get("evaluation") else None
-    if evaluation is None or evaluation.missing() or not has_content(evaluation):
+def _read_promotion_images(promotion: Record, workspace: Workspace) -> Hashes | None:
+    """Return the content hashes of the images on which the champion was promoted, None where they are not known."""
+    evaluation = find_dataset(workspace.absolute(promotion["evaluation"])) if promotion.get("evaluation") else None
+    if evaluation is None or evaluation.missing() or not has_content_hashes(evaluation):
         return None
-    return content_of(evaluation)
+    return read_content_hashes(evaluation)
 
 
-def _rolled_back(evaluation: Dataset, reigning: dict[str, Any], config: PromoteConfig) -> dict[str, Any]:
-    score = float(evaluation.manifest.extra["metrics"].get(config.metric, 0.0))
-    reason = f"this model was taken back by promotion {reigning['n']}, and is not promoted again by itself"
-    return Verdict(ROLLED_BACK, reason, False, score, None, config.min_gain, config.metric).to_dict()
-
-
-def _already_champion(evaluation: Dataset, reigning: dict[str, Any], config: PromoteConfig) -> dict[str, Any]:
-    score = float(evaluation.manifest.extra["metrics"].get(config.metric, 0.0))
-    reason = f"{NAMES[config.metric]} {score:.4f}; this model reigns since promotion {reigning['n']}"
-    return Verdict(ALREADY_CHAMPION, reason, False, score, score, config.min_gain, config.metric).to_dict()
-
-
-def _opponent(
-    reigning: dict[str, Any] | None,
+def _find_champion_evaluation(
+    promotion: Record | None,
     evaluation: Dataset,
     champion: Dataset | None,
     config: PromoteConfig,
     context: Context,
 ) -> Dataset | None:
-    """The reigning champion's evaluation on our test split; None where nobody reigns, or its model is gone.
+    """Return the champion's evaluation on the same test split; None where there is no champion or its model is gone.
 
     The champion may be another than the one that evaluate compared with, when another run promoted its model
     meanwhile: that run may have evaluated it on the same test split. And the step may run alone, in another week,
-    without a word about the champion's evaluation: evaluate has made it beside the challenger's.
+    without the option for the champion's evaluation: evaluate has written it beside the challenger's.
     """
-    if reigning is None:
+    if promotion is None:
         return None
-    now = context.workspace.absolute(reigning["model"])
-    if champion and champion.parent_uri("model") == now:
+    model = context.workspace.absolute(promotion["model"])
+    if champion and champion.parent_uri("model") == model:
         return champion
-    if find_intact_dataset(now) is None:
+    if find_intact_dataset(model) is None:
         return None
-    promoted_by = context.workspace.absolute(reigning.get("evaluation", ""))
-    for uri in (promoted_by, *_evaluations(context.workspace)):
-        found = find_dataset(uri) if uri else None
-        if found and _is_of(found, now, evaluation):
-            return found
+    promoted_by = context.workspace.absolute(promotion.get("evaluation", ""))
+    for uri in (promoted_by, *_list_evaluations(context.workspace)):
+        candidate = find_dataset(uri) if uri else None
+        if candidate and _is_comparable(candidate, model, evaluation):
+            return candidate
     if config.run:
-        raise TransientError(f"the champion is now {now}, promoted by another run; run again to compare with it")
-    words = f"the champion ({now}) was not evaluated on the same test images"
-    raise UserError(f"evaluation: {words}: {_evaluate(evaluation)}")
+        raise TransientError(f"the champion is now {model}, promoted by another run; run again to compare with it")
+    problem = f"the champion ({model}) was not evaluated on the same test images"
+    raise UserError(f"evaluation: {problem}: {_format_evaluate_command(evaluation)}")
 
 
-def _is_of(found: Dataset, model: str, evaluation: Dataset) -> bool:
-    """Whether an evaluation is of `model`, on the images of `evaluation` and in the same way."""
-    same = found.parent_uri("model") == model and found.parent_uri("clean") == evaluation.parent_uri("clean")
-    return same and found.manifest.config.get("tta") == evaluation.manifest.config.get("tta") and has_content(found)
+def _is_comparable(candidate: Dataset, model: str, evaluation: Dataset) -> bool:
+    """Return whether an evaluation is of `model`, on the images of `evaluation` and in the same way."""
+    return (
+        candidate.parent_uri("model") == model
+        and candidate.parent_uri("clean") == evaluation.parent_uri("clean")
+        and candidate.manifest.config.get("tta") == evaluation.manifest.config.get("tta")
+        and has_content_hashes(candidate)
+    )
 
 
-def _evaluations(workspace: Workspace) -> list[str]:
-    """The URIs of all evaluations of the workspace."""
-    ending = "/_manifest.json"
+def _list_evaluations(workspace: Workspace) -> list[str]:
+    """Return the URIs of all evaluations of the workspace."""
+    manifest = "/_manifest.json"
     entries = workspace.store.list(workspace.at("evaluation"))
-    return [entry.uri.removesuffix(ending) for entry in entries if entry.uri.endswith(ending)]
+    return [entry.uri.removesuffix(manifest) for entry in entries if entry.uri.endswith(manifest)]
 
 
-def _evaluate(evaluation: Dataset) -> str:
-    """The command that makes what is missing."""
+def _format_evaluate_command(evaluation: Dataset) -> str:
     workspace = evaluation.uri.rpartition("/evaluation/")[0]
     model, clean = (evaluation.parent_uri(kind) for kind in ("model", "clean"))
     return f"run imagemill evaluate --workspace {workspace} --model {model} --clean {clean}, and promote what it makes"
 
 
-def _append(
-    name: str, evaluation: Dataset, verdict: dict[str, Any], reigning: dict[str, Any] | None, context: Context
-) -> dict[str, Any] | None:
-    """The record as it was appended, or None when another run took the number first."""
+def _append_promotion(
+    name: str, evaluation: Dataset, verdict: Record, promotion: Record | None, context: Context
+) -> Record | None:
+    """Append to the log, and return the record; None if another run took the number first."""
     workspace = context.workspace
-    number = (reigning["n"] if reigning else 0) + 1
+    number = (promotion["n"] if promotion else 0) + 1
     record = verdict | {
         "n": number,
         "model": workspace.relative(evaluation.parent_uri("model")),
         "evaluation": workspace.relative(evaluation.uri),
-        "previous": reigning["model"] if reigning else "",
+        "previous": promotion["model"] if promotion else "",
         "run": context.run,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "created": _format_now(),
     }
     return record if workspace.append_promotion(name, number, record) else None
+
+
+def _format_now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

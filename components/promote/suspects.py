@@ -1,4 +1,4 @@
-"""The report's section on training images that look mislabelled: what evaluate's review found, with thumbnails."""
+"""Report section on training images that look mislabelled: the suspects of evaluate's label review, with thumbnails."""
 
 from __future__ import annotations
 
@@ -10,67 +10,66 @@ from typing import Any
 
 from ..store.manifest import Dataset
 from ..store.shards import read_columns
-from . import pictures
-from .pictures import Picture
+from .thumbnails import Thumbnail, make_thumbnails
 
-SHOWN, LOSSES_SHOWN = 36, 12
-LISTED = 5_000
+MAX_SUSPECTS, MAX_LOSSES = 36, 12
+MAX_TABLE_ROWS = 5_000
 """Suspects in the table of the page; all are in the evaluation's file."""
-_NAMED = ("image_id", "label", "suggested")
-_COLUMNS = [*_NAMED, "rank", "probability", "suggested_probability", "loss"]
+_TABLE_COLUMNS = ("image_id", "label", "suggested")
+_COLUMNS = [*_TABLE_COLUMNS, "rank", "probability", "suggested_probability", "loss"]
 
 
 @dataclass(frozen=True)
 class Suspect:
-    """One training image; `suggested` is empty where its loss alone is high. `note` says how sure."""
+    """One training image. `suggested` is empty where its loss alone is high; `note`: the probabilities or the loss."""
 
     image_id: str
     label: str
     suggested: str
     note: str
-    picture: Picture
+    thumbnail: Thumbnail
 
 
-def found(evaluation: Dataset, clean: Dataset) -> dict[str, Any] | None:
-    """What the template shows; None where no labels were reviewed.
+def describe_suspects(evaluation: Dataset, clean: Dataset) -> dict[str, Any] | None:
+    """Return the template's variables; None where no labels were reviewed.
 
     `rows` are the surest suspects, `losses` images whose loss alone is high, `listed` lines of a table (csv) of at most
-    `LISTED` suspects. Holds so many rows at a time.
+    `MAX_TABLE_ROWS` suspects, which are in memory.
     """
-    said = evaluation.manifest.extra.get("review", {})
-    if not said.get("images"):
+    review = evaluation.manifest.extra.get("review", {})
+    if not review.get("images"):
         return None
     suspects: list[dict[str, Any]] = []
     losses: list[dict[str, Any]] = []
     for table in read_columns(evaluation, "suspects", _COLUMNS):
         rows = table.to_pylist()
-        suspects += [row for row in rows if row["rank"]][: LISTED - len(suspects)]
-        high = [row for row in rows if not row["rank"]]
-        losses = heapq.nsmallest(LOSSES_SHOWN, [*losses, *high], key=lambda row: (-row["loss"], row["image_id"]))
-    shown = suspects[:SHOWN]
+        suspects += [row for row in rows if row["rank"]][: MAX_TABLE_ROWS - len(suspects)]
+        unranked = [row for row in rows if not row["rank"]]
+        losses = heapq.nsmallest(MAX_LOSSES, [*losses, *unranked], key=lambda row: (-row["loss"], row["image_id"]))
+    surest = suspects[:MAX_SUSPECTS]
     files = clean.files("data", "train") or clean.files("data")
-    seen = pictures.look_up(clean, files, {row["image_id"]: "" for row in [*shown, *losses]})
+    thumbnails = make_thumbnails(clean, files, [row["image_id"] for row in (*surest, *losses)])
     return {
-        "images": said["images"],
-        "total": said["suspects"],
-        "why": said.get("not_judged", ""),
-        "rows": [_suspect(row, seen) for row in shown],
-        "losses": [_suspect(row, seen) for row in losses],
-        "listed": _table(suspects),
+        "images": review["images"],
+        "total": review["suspects"],
+        "why": review.get("not_judged", ""),
+        "rows": [_make_suspect(row, thumbnails) for row in surest],
+        "losses": [_make_suspect(row, thumbnails) for row in losses],
+        "listed": _write_csv(suspects),
     }
 
 
-def _suspect(row: dict[str, Any], seen: dict[str, Picture]) -> Suspect:
+def _make_suspect(row: dict[str, Any], thumbnails: dict[str, Thumbnail]) -> Suspect:
     note = f"loss {row['loss']:.2f}"
     if row["rank"]:
         note = f"{100 * row['probability']:.0f}% → {100 * row['suggested_probability']:.0f}%"
     image_id = row["image_id"]
-    return Suspect(image_id, row["label"], row["suggested"] or "", note, seen.get(image_id) or Picture(image_id))
+    return Suspect(image_id, row["label"], row["suggested"] or "", note, thumbnails[image_id])
 
 
-def _table(rows: list[dict[str, Any]]) -> list[str]:
-    """Lines of csv, the names of the columns first; nothing where there are no rows."""
+def _write_csv(rows: list[dict[str, Any]]) -> list[str]:
+    """Return lines of csv with a header; empty where there are no rows."""
     out = io.StringIO()
-    written = csv.writer(out, lineterminator="\n")
-    written.writerows([_NAMED, *([row[name] for name in _NAMED] for row in rows)])
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerows([_TABLE_COLUMNS, *([row[name] for name in _TABLE_COLUMNS] for row in rows)])
     return out.getvalue().splitlines() if rows else []

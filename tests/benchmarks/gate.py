@@ -23,10 +23,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 from simulated import Floats, Ids, Models, equal_counts, labels_of, pair_of, true_scores, zipf_counts
 
-from imagemill.components.promote.difference import Difference, difference
-from imagemill.components.promote.gate import p_value
-from imagemill.components.promote.guards import fallen_classes
-from imagemill.components.promote.wear import level_left
+from imagemill.components.promote.gate import compute_p_value
+from imagemill.components.promote.guards import describe_recall_drops
+from imagemill.components.promote.score_difference import ScoreDifference, compute_difference
+from imagemill.components.promote.significance import compute_level
 
 LEVEL, MIN_GAIN, WEEKS = 0.05, 0.005, 52
 SHAPES: dict[str, Ids] = {
@@ -53,8 +53,8 @@ def head(*names: str) -> None:
     print(f"| {' | '.join(names)} |\n{'|---' * len(names)}|")
 
 
-def compare(counts: Ids, champion: Ids, challenger: Ids, metric: str = "macro_f1") -> Difference:
-    return difference(pair_of(labels_of(counts), champion, challenger, len(counts)), metric)
+def compare(counts: Ids, champion: Ids, challenger: Ids, metric: str = "macro_f1") -> ScoreDifference:
+    return compute_difference(pair_of(labels_of(counts), champion, challenger, len(counts)), metric)
 
 
 def unequal_classes(counts: Ids, error: Floats, agreement: float, random: np.random.Generator) -> Floats:
@@ -77,7 +77,7 @@ def one(samples: int, random: np.random.Generator) -> list[dict[str, Any]]:
     table = []
     head("test images", "error", "agreement", "equal", "equal, classes differ", "1 point worse",
          "2 points better, first", "10th", "52nd", "gain's interval")  # fmt: skip
-    levels = [level_left(LEVEL, uses) for uses in (0, 9, 51)]
+    levels = [compute_level(LEVEL, uses) for uses in (0, 9, 51)]
     for name, counts in SHAPES.items():
         for wrong, agreement in MODELS:
             error = np.full(len(counts), wrong)
@@ -95,8 +95,8 @@ def one(samples: int, random: np.random.Generator) -> list[dict[str, Any]]:
                 for sample in range(samples):
                     models = Models.draw(counts, error, agreement, random)
                     found = compare(counts, models.model(random), models.model(random, gain))
-                    p[sample] = p_value(found, MIN_GAIN)
-                    low, high = found.interval()
+                    p[sample] = compute_p_value(found, MIN_GAIN)
+                    low, high = found.compute_interval()
                     contained += low <= truth <= high
                 passed[kind] = np.array([(p <= level).mean() for level in levels])
             shown = [f"{passed[kind][0]:.3f}" for kind in ("equal", "differ", "worse")]
@@ -108,10 +108,10 @@ def one(samples: int, random: np.random.Generator) -> list[dict[str, Any]]:
     return table
 
 
-Rule = Callable[[Difference, int], bool]
+Rule = Callable[[ScoreDifference, int], bool]
 RULES: dict[str, Rule] = {
-    "the gate": lambda found, uses: p_value(found, MIN_GAIN) <= level_left(LEVEL, uses),
-    "5% each time": lambda found, uses: p_value(found, MIN_GAIN) <= LEVEL,
+    "the gate": lambda found, uses: compute_p_value(found, MIN_GAIN) <= compute_level(LEVEL, uses),
+    "5% each time": lambda found, uses: compute_p_value(found, MIN_GAIN) <= LEVEL,
     "higher by 0.005": lambda found, uses: found.gain >= MIN_GAIN,
 }
 
@@ -164,7 +164,7 @@ def classes(samples: int, random: np.random.Generator) -> list[dict[str, Any]]:
             for _ in range(samples):
                 models = Models.draw(counts, np.full(10, 0.1), 0.5, random)
                 pair = pair_of(models.labels, models.model(random), models.model(random, gain), 10)
-                number += bool(fallen_classes(pair, 0.1, LEVEL))
+                number += bool(describe_recall_drops(pair, 0.1, LEVEL))
             stopped.append(number / samples)
         print(f"| {images} | {' | '.join(f'{share:.3f}' for share in stopped)} |", flush=True)
         table.append({"images": images, "stopped": stopped})

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 from simulated import Floats, Ids, geometric_counts, labels_of, predict, true_scores, zipf_counts
 
-from imagemill.components.evaluate.intervals import of_pairs, too_narrow
+from imagemill.components.evaluate.intervals import compute_single_label_intervals, count_unreliable_classes
 from imagemill.components.store.metrics import ConfusionCounts
 
 METRICS = ("top1", "balanced_accuracy", "macro_f1")
@@ -58,7 +58,7 @@ def coverage(counts: Ids, error: Floats, samples: int, random: np.random.Generat
     for _ in range(samples):
         pairs = ConfusionCounts(len(counts))
         pairs.add(labels, predict(labels, error, random))
-        found = of_pairs(pairs)
+        found = compute_single_label_intervals(pairs)
         for name in METRICS:
             contained[name] += found[name][0] <= truth[name] <= found[name][1]
     return {name: number / samples for name, number in contained.items()}
@@ -77,7 +77,7 @@ def main() -> None:
     for name, counts in COUNTS.items():
         cells = {error: coverage(counts, make(counts), given.samples, random) for error, make in ERRORS.items()}
         shown = [f"{cell['balanced_accuracy']:.3f} / {cell['macro_f1']:.3f}" for cell in cells.values()]
-        said = "yes" if too_narrow(counts) else ""
+        said = "yes" if count_unreliable_classes(counts) else ""
         print(f"| {name:36} | {' | '.join(shown)} | {said} |", flush=True)
         table.append({"counts": name, "too_narrow": bool(said), "coverage": cells})
     if given.json:

@@ -16,7 +16,7 @@ import photos
 import pytest
 from copied import STEP, Image, by_copy, clean_of, resized, rows_of, several
 
-from imagemill.components.evaluate.inputs import input_batches
+from imagemill.components.evaluate.inputs import read_test_batches
 from imagemill.components.resize import copies as module
 from imagemill.components.resize import plan
 from imagemill.components.resize.config import ResizeConfig
@@ -226,7 +226,7 @@ def test_evaluate_and_train_read_it_unharmed(tmp_path: Path) -> None:
     clean = clean_of(tmp_path, several(6))
     plain, tensors = resized(clean), resized(clean, copies=2)
     geometry = Geometry.from_dict(tensors.manifest.image)
-    for one, other in zip(*(input_batches(t, clean, geometry, 4) for t in (plain, tensors)), strict=True):
+    for one, other in zip(*(read_test_batches(t, clean, geometry, 4) for t in (plain, tensors)), strict=True):
         assert one.ids == other.ids
         np.testing.assert_array_equal(one.images, other.images)
     loaded = [pixels.tobytes() for batch in batches(tensors, "train", 4, epoch=0) for pixels in batch.images]

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_resample import decoded, noise
 
-from imagemill.components.evaluate.inputs import input_batches
+from imagemill.components.evaluate.inputs import read_test_batches
 from imagemill.components.resize import plan, resize, statistics
 from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.resize.statistics import STD_FLOOR, Sums, add_histogram, normalization_of
@@ -293,8 +293,8 @@ def test_evaluate_makes_the_very_pixels_of_the_tensors(tmp_path: Path, color: st
     assert image["shape"] == [16, 16, channels] and image["color"] == color and image["edges"] == list(EDGES[edges])
     assert len(image["mean"]) == len(image["std"]) == channels
     stored = images_in(tensors, "test")
-    made = list(input_batches(None, clean, Geometry.from_dict(image), 4))
-    read = list(input_batches(tensors, clean, Geometry.from_dict(image), 4))
+    made = list(read_test_batches(None, clean, Geometry.from_dict(image), 4))
+    read = list(read_test_batches(tensors, clean, Geometry.from_dict(image), 4))
     assert [b.ids for b in made] == [b.ids for b in read] and sum(len(b.ids) for b in made) == 9
     for one, other in zip(made, read, strict=True):
         np.testing.assert_array_equal(one.images, other.images)

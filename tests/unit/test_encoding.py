@@ -18,7 +18,7 @@ import pytest
 from chain import NUMBERS, clean_photos, evaluated, one_core, resized, trained
 from PIL import Image, JpegImagePlugin
 
-from imagemill.components.evaluate.inputs import input_batches, tensors_for
+from imagemill.components.evaluate.inputs import find_tensors, read_test_batches
 from imagemill.components.resize import estimate as module
 from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.resize.estimate import estimate, sample
@@ -130,10 +130,10 @@ def test_an_epoch_of_training_and_an_evaluation(chain: Chain) -> None:
     model = trained(chain.workspace, chain.jpeg)
     assert model.manifest.image["encoding"] == "raw" and model.manifest.image["shape"][:2] == [SIZE, SIZE]
     assert model.manifest.extra["history"][0]["train_loss"] > 0 and "top1" in model.manifest.extra["metrics"]
-    tensors = tensors_for(model, chain.clean)
+    tensors = find_tensors(model, chain.clean)
     assert tensors is not None and tensors.uri == chain.jpeg.uri
     geometry = Geometry.from_dict(model.manifest.image)
-    seen = {i: one for b in input_batches(tensors, chain.clean, geometry, 4)
+    seen = {i: one for b in read_test_batches(tensors, chain.clean, geometry, 4)
             for i, one in zip(b.ids, b.images, strict=True)}  # fmt: skip
     stored = tables(chain.jpeg, "test").to_pylist()
     assert len(seen) == len(stored) == NUMBERS["test"]

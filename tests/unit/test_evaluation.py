@@ -24,13 +24,13 @@ from sklearn.metrics import (
 )
 
 from imagemill.components.evaluate.config import EvaluateConfig
-from imagemill.components.evaluate.evaluate import _say, evaluate
-from imagemill.components.evaluate.inputs import InputBatch, input_batches, stored_geometry, tensors_for
+from imagemill.components.evaluate.evaluate import _log_scores, evaluate
+from imagemill.components.evaluate.inference import make_views
+from imagemill.components.evaluate.inputs import InputBatch, find_stored_geometry, find_tensors, read_test_batches
 from imagemill.components.evaluate.matrix import roc_curve
-from imagemill.components.evaluate.scores import align, scorer
-from imagemill.components.evaluate.slices import Column, Slices, check_columns
-from imagemill.components.evaluate.tta import views
-from imagemill.components.promote import quality, report
+from imagemill.components.evaluate.scores import align_classes, make_scorer
+from imagemill.components.evaluate.slices import SliceColumn, Slices, parse_columns
+from imagemill.components.promote import mistakes, report, score_sections
 from imagemill.components.store import metrics as metrics_of
 from imagemill.components.store.calibration import ece
 from imagemill.components.store.errors import DatasetError, UserError
@@ -72,7 +72,7 @@ def model_of(workspace: Workspace, clean: Dataset, tensors: Dataset, fingerprint
     state["classifier.1.weight"] *= 400
     state["classifier.1.bias"] = torch.full((2,), 200.0)  # a ReLU follows
     network.load_state_dict(state)
-    [batch] = input_batches(tensors, clean, spec.geometry, 100)
+    [batch] = read_test_batches(tensors, clean, spec.geometry, 100)
     with torch.inference_mode():
         logits = network(Normalize(image, torch.device("cpu"))(torch.from_numpy(batch.images.copy())))
         state["classifier.1.bias"][1] += (logits[:, 0] - logits[:, 1]).median()
@@ -102,12 +102,12 @@ def logits_of(made: Made, how: str = "none") -> tuple[npt.NDArray[Any], npt.NDAr
     """Logits [views, N, 2] without anything of evaluate's but its views, the labels and the ids."""
     network, spec = load_model(made.model)
     around = how == "five_crops"
-    geometry = stored_geometry(made.model, spec.geometry) if around else spec.geometry
-    batches = list(input_batches(tensors_for(made.model, made.clean), made.clean, geometry, 100, around))
+    geometry = find_stored_geometry(made.model, spec.geometry) if around else spec.geometry
+    batches = list(read_test_batches(find_tensors(made.model, made.clean), made.clean, geometry, 100, around))
     assert len(batches) == 1
     with torch.inference_mode():
         images = Normalize(spec.image, torch.device("cpu"))(torch.from_numpy(batches[0].images))
-        found = torch.stack([network(view) for view in views(images, SIZE, how)])
+        found = torch.stack([network(view) for view in make_views(images, SIZE, how)])
     return found.double().numpy(), batches[0].labels.astype(np.int64), batches[0].ids
 
 
@@ -166,12 +166,12 @@ def test_classes_without_test_images_and_with_too_few_are_named(made: Made, capf
     per_class = [*found.manifest.extra["per_class"], *({"class": f"class {n}", "support": 0} for n in range(7))]
     extra = found.manifest.extra | {"per_class": per_class, "too_narrow": 2}
     context = Context("evaluate", made.workspace, "r", False)
-    _say(replace(found, manifest=replace(found.manifest, extra=extra)), "the challenger", context)
+    _log_scores(replace(found, manifest=replace(found.manifest, extra=extra)), "the challenger", context)
     said = capfd.readouterr().err
     assert "warning: 7 of 9 classes have no test image, and no part in macro-F1: class 0, class 1, class 2" in said
     assert "class 4 and 2 more\n" in said
     assert "macro-F1's interval is too narrow: 2 classes have fewer than 10 test images" in said
-    _say(found, "the challenger", context)
+    _log_scores(found, "the challenger", context)
     assert "have no test image" not in (said := capfd.readouterr().err) and "too narrow" not in said
 
 
@@ -214,26 +214,26 @@ def test_views_are_averaged_as_probabilities(
 
 
 def test_five_crops_are_the_same_from_clean_where_the_tensors_are_gone(made: Made, tmp_path: Path) -> None:
-    here = [batch.images for batch in input_batches(made.tensors, made.clean, stored_around(made), 100, True)]
-    anew = [batch.images for batch in input_batches(None, made.clean, stored_around(made), 100, True)]
+    here = [batch.images for batch in read_test_batches(made.tensors, made.clean, stored_around(made), 100, True)]
+    anew = [batch.images for batch in read_test_batches(None, made.clean, stored_around(made), 100, True)]
     assert here[0].shape == (NUMBERS["test"], STORED, STORED, 3) and np.array_equal(here[0], anew[0])
 
 
 def stored_around(made: Made) -> Any:
     _, spec = load_model(made.model)
-    return stored_geometry(made.model, spec.geometry)
+    return find_stored_geometry(made.model, spec.geometry)
 
 
 def test_top5_needs_more_than_five_classes() -> None:
     random, names = np.random.default_rng(0), tuple("abcdefgh")
     logits, labels = random.normal(size=(90, 8)), random.integers(0, 8, 90)
-    score = scorer(SINGLE, SINGLE, align(names, names))
+    score = make_scorer(SINGLE, SINGLE, align_classes(names, names))
     rows = score.add(torch.from_numpy(logits), batch_of(labels))
-    assert score.metrics()["top5"] == pytest.approx(top_k_accuracy_score(labels, logits, k=5))
+    assert score.compute_metrics()["top5"] == pytest.approx(top_k_accuracy_score(labels, logits, k=5))
     assert [row["top_ids"] for row in rows] == np.argsort(-logits, axis=1)[:, :5].tolist()
-    few = scorer(SINGLE, SINGLE, align(names, names[:5]))
+    few = make_scorer(SINGLE, SINGLE, align_classes(names, names[:5]))
     few.add(torch.from_numpy(logits[:, :5]), batch_of(labels))
-    assert "top5" not in few.metrics() and few.metrics()["loss"] > 0
+    assert "top5" not in few.compute_metrics() and few.compute_metrics()["loss"] > 0
 
 
 def batch_of(labels: npt.NDArray[Any]) -> InputBatch:
@@ -241,11 +241,11 @@ def batch_of(labels: npt.NDArray[Any]) -> InputBatch:
 
 
 def test_a_class_that_the_model_has_never_seen_has_no_loss_and_is_always_wrong() -> None:
-    score = scorer(SINGLE, SINGLE, align(("a", "new"), ("a", "b")))
+    score = make_scorer(SINGLE, SINGLE, align_classes(("a", "new"), ("a", "b")))
     one, other = score.add(torch.tensor([[2.0, 0.0], [2.0, 0.0]]), batch_of(np.array([0, 1])))
     p = 1 / (1 + np.exp(-2.0))
     assert one["loss"] == pytest.approx(-np.log(p)) and other["loss"] is None and other["label_probability"] is None
-    found = score.metrics()
+    found = score.compute_metrics()
     assert (found["loss"], found["top1"]) == (pytest.approx(-np.log(p)), 0.5)
     assert found["brier"] == pytest.approx((2 * (1 - p) ** 2 + p**2 + (1 - p) ** 2 + 1) / 2)
     assert found["ece"] == pytest.approx(abs(p - 0.5))
@@ -254,11 +254,11 @@ def test_a_class_that_the_model_has_never_seen_has_no_loss_and_is_always_wrong()
 def test_memory_does_not_grow_with_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics_of, "_WAITING", 1000)
     random, names = np.random.default_rng(0), tuple("abcdefgh")
-    score, sizes = scorer(SINGLE, SINGLE, align(names, names)), []
+    score, sizes = make_scorer(SINGLE, SINGLE, align_classes(names, names)), []
     for _ in range(3):
         for _ in range(40):
             score.add(torch.from_numpy(random.normal(size=(500, 8))), batch_of(random.integers(0, 8, 500)))
-        score.metrics()
+        score.compute_metrics()
         sizes.append(len(pickle.dumps(score)))
     assert sizes[0] == pytest.approx(sizes[2], abs=200)
 
@@ -295,34 +295,34 @@ def test_slices_by_number_and_by_text_count_what_is_in_them(made: Made) -> None:
 
 
 def test_a_slice_that_is_surely_worse_is_marked(made: Made) -> None:
-    slices = Slices.of(made.clean, ("label", "width"), SINGLE, 2)
+    slices = Slices.read(made.clean, ("label", "width"), SINGLE, 2)
     rows = [row | {"label_id": 0, "predicted_id": 0} for row in rows_of(made.evaluated())]
     bad = {image_id for image_id, row in columns_of(made, "label").items() if row["label"] == "dog"}
     rows = [row | {"predicted_id": int(row["image_id"] in bad)} for row in rows]
     for part in (rows[30:], rows[:30]):
         slices.add(part)
-    found = {one["slice"]: one["below"] for one in slices.described(0.5) if one["column"] == "label"}
+    found = {one["slice"]: one["below"] for one in slices.to_rows(0.5) if one["column"] == "label"}
     assert found == {"cat": False, "dog": True}
     with pytest.raises(DatasetError, match="not among those of the clean dataset"):
         slices.add([rows[0] | {"image_id": "another"}])
 
 
 def test_columns_are_checked(made: Made) -> None:
-    assert check_columns("auto", made.clean) == ("size", "brightness", "sharpness")
-    assert check_columns("none", made.clean) == check_columns("", made.clean) == ()
-    assert check_columns("width, label,width", made.clean) == ("width", "label")
+    assert parse_columns("auto", made.clean) == ("size", "brightness", "sharpness")
+    assert parse_columns("none", made.clean) == parse_columns("", made.clean) == ()
+    assert parse_columns("width, label,width", made.clean) == ("width", "label")
     for wrong in ("brigthness", "image", "thumbnail"):
         with pytest.raises(UserError, match=f"^slices: expected some of size, image_id, label.* found '{wrong}'"):
             made.evaluated(slices=f"size,{wrong}")
 
 
 def test_cutting() -> None:
-    column = Column("x", True, (1.0, 2.5))
-    assert column.names == ["up to 1", "1 to 2.5", "above 2.5", "(unknown)"]
-    assert column.codes(np.array([0, 1, 1.1, 2.5, 3, np.nan])).tolist() == [0, 0, 1, 1, 2, 3]
-    texts = Column("x", False, values=("b", "a"))
-    assert texts.names == ["b", "a", "(others)", "(unknown)"]
-    assert texts.codes(np.array(["a", "b", "c", None], object)).tolist() == [1, 0, 2, 3]
+    column = SliceColumn("x", True, (1.0, 2.5))
+    assert column.slice_names == ["up to 1", "1 to 2.5", "above 2.5", "(unknown)"]
+    assert column.encode(np.array([0, 1, 1.1, 2.5, 3, np.nan])).tolist() == [0, 0, 1, 1, 2, 3]
+    texts = SliceColumn("x", False, values=("b", "a"))
+    assert texts.slice_names == ["b", "a", "(others)", "(unknown)"]
+    assert texts.encode(np.array(["a", "b", "c", None], object)).tolist() == [1, 0, 2, 3]
 
 
 # The report.
@@ -332,12 +332,12 @@ def test_cutting() -> None:
 def page(made: Made) -> str:
     found = made.evaluated(slices="size,label")
     with pytest.MonkeyPatch.context() as patch:
-        gone = report.Chain(made.clean, made.clean, made.tensors, made.model, found)  # there is no raw dataset here
-        patch.setattr(report.Chain, "behind", lambda _: gone)
-        patch.setattr(report, "ledger", lambda _: EMPTY)
-        patch.setattr(report.pictures, "rejects", lambda *_: [])
-        facts = report.gather(made.workspace, "r", found, {"verdict": "first", "challenger": 0.5}, None)
-    return report.render(facts)
+        gone = report.Lineage(made.clean, made.clean, made.tensors, made.model, found)  # there is no raw dataset here
+        patch.setattr(report.Lineage, "read", lambda _: gone)
+        patch.setattr(report, "count_source_files", lambda _: EMPTY)
+        patch.setattr(report, "read_rejects", lambda *_: [])
+        facts = report.gather_facts(made.workspace, "r", found, {"verdict": "first", "challenger": 0.5}, None)
+    return report.render_page(facts)
 
 
 EMPTY = {"found": 0, "skipped": 0, "skipped_files": [], "rows": 0, "bytes": 0, "reasons": [], "rejected": 0, "kept": 0,
@@ -361,9 +361,9 @@ def test_the_highest_losses_are_those_that_are_not_shown_yet(made: Made) -> None
     found = made.evaluated()
     rows = sorted(rows_of(found), key=lambda row: -row["loss"])
     skipped = {rows[0]["image_id"], rows[2]["image_id"]}
-    shown = quality.highest_losses(found, made.clean, skipped, 4)
+    shown = mistakes.make_highest_losses(found, made.clean, skipped, 4)
     assert [m.image_id for m in shown] == [rows[n]["image_id"] for n in (1, 3, 4, 5)]
-    assert shown[0].note == f"loss {rows[1]['loss']:.2f}" and shown[0].picture.src.startswith("data:image/jpeg")
+    assert shown[0].note == f"loss {rows[1]['loss']:.2f}" and shown[0].thumbnail.src.startswith("data:image/jpeg")
 
 
 def test_an_evaluation_of_an_earlier_release_says_less(made: Made) -> None:
@@ -371,6 +371,6 @@ def test_an_evaluation_of_an_earlier_release_says_less(made: Made) -> None:
     old = {key: found.manifest.extra[key] for key in ("dataset_name", "model_classes")}
     old |= {"metrics": {"top1": 0.5, "macro_f1": 0.4, "loss": 1.0}}
     old |= {"per_class": [{k: v for k, v in c.items() if "auc" not in k} for c in found.manifest.extra["per_class"]]}
-    facts = quality.quality(replace(found, manifest=replace(found.manifest, extra=old)))
+    facts = score_sections.describe_scores(replace(found, manifest=replace(found.manifest, extra=old)))
     assert facts["reliability"] is None and facts["areas"] == [] and not facts["slices"]["columns"]
     assert facts["each_class"]["blocks"] == [] and [row["name"] for row in facts["measures"]] == ["Top-1", "Macro-F1"]

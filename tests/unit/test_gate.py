@@ -13,8 +13,8 @@ import pytest
 from gated import CLASSES, LABELS, Gate, wrong
 
 from imagemill.components.promote.config import PromoteConfig
-from imagemill.components.promote.difference import NAMES
 from imagemill.components.promote.promote import promote
+from imagemill.components.promote.score_difference import METRIC_TITLES
 from imagemill.components.store.errors import TransientError, UserError
 from imagemill.components.store.step import Context, NotCached
 from imagemill.components.store.workspace import Workspace
@@ -61,7 +61,7 @@ def test_every_verdict(
     crowned(gate)
     found = judged(gate, mistakes, start, **rule)
     assert (found["verdict"], found["promoted"], found["n"]) == (verdict, promoted, 2 if promoted else 1)
-    reason, name = found["reason"], NAMES[rule.get("metric", "macro_f1")]
+    reason, name = found["reason"], METRIC_TITLES[rule.get("metric", "macro_f1")]
     assert found["challenger"] == pytest.approx(1 - mistakes / 400, abs=0.002)
     assert found["champion"] == pytest.approx(0.9, abs=0.002)
     if verdict != "too_few_images":
@@ -323,7 +323,7 @@ def test_an_earlier_release_s_evaluation_of_the_champion_is_refused(
     crowned(gate)
     champion = gate.evaluate("champion", wrong(40), again=True)
     module = sys.modules[promote.__module__]
-    monkeypatch.setattr(module, "has_content", lambda evaluation: evaluation.uri != champion.uri)
+    monkeypatch.setattr(module, "has_content_hashes", lambda evaluation: evaluation.uri != champion.uri)
     with pytest.raises(UserError, match=r"champion_evaluation: expected one of this release.* run imagemill evaluate"):
         gate.promote(gate.evaluate("challenger", wrong(20)), champion)
 

@@ -14,7 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulated import equal_counts, geometric_counts, labels_of, predict, true_scores
 
-from imagemill.components.evaluate.intervals import of_labels, of_pairs, proportion, too_narrow, wilson
+from imagemill.components.evaluate.intervals import (
+    compute_multi_label_intervals,
+    compute_proportion_interval,
+    compute_single_label_intervals,
+    compute_wilson_interval,
+    count_unreliable_classes,
+)
 from imagemill.components.store.metrics import ConfusionCounts, LabelCounts, confusion, summary
 
 Ids = npt.NDArray[np.int64]
@@ -37,7 +43,7 @@ def test_they_contain_the_true_scores(seed: int, shape: tuple[int, int], error: 
     labels, truth = labels_of(counts), true_scores(counts, errors)
     contained = dict.fromkeys(truth, 0)
     for _ in range(400):
-        found = of_pairs(pairs_of(labels, predict(labels, errors, random), classes))
+        found = compute_single_label_intervals(pairs_of(labels, predict(labels, errors, random), classes))
         assert set(found) == set(truth)
         for name, (low, high) in found.items():
             contained[name] += low <= truth[name] <= high
@@ -56,7 +62,7 @@ def test_coverage_over_numbers_of_classes_images_and_accuracies() -> None:
         for error, make in ERRORS.items():
             found = coverage(counts, make(counts), 1000, random)
             assert found["balanced_accuracy"] >= 0.90, (name, error, found)
-            assert too_narrow(counts) or found["macro_f1"] >= 0.90, (name, error, found)
+            assert count_unreliable_classes(counts) or found["macro_f1"] >= 0.90, (name, error, found)
             expected_mistakes = float((make(counts) * counts).sum())
             if expected_mistakes > 20 and len(set(counts.tolist())) == 1:
                 said = (name, error, found)
@@ -70,7 +76,7 @@ def test_they_lie_in_0_to_1_and_contain_the_scores(seed: int, classes: int, imag
     labels = random.integers(0, classes, images)
     pairs = pairs_of(labels, predict(labels, np.full(classes, error), random), classes + 1)
     scores = pairs.summary()
-    for name, (low, high) in of_pairs(pairs).items():
+    for name, (low, high) in compute_single_label_intervals(pairs).items():
         assert 0 <= low <= scores[name] + 1e-6 and scores[name] - 1e-6 <= high <= 1, name
         assert high > low, "no score of a few images is certain"
 
@@ -82,7 +88,7 @@ def test_rare_classes_count_as_much_as_they_do_in_the_score() -> None:
     predicted = np.where(np.arange(101) < 90, 0, 1)
     predicted[91] = 0
     pairs = pairs_of(truth, predicted, 11)
-    low, high = of_pairs(pairs)["balanced_accuracy"]
+    low, high = compute_single_label_intervals(pairs)["balanced_accuracy"]
     assert pairs.summary()["balanced_accuracy"] == pytest.approx(0.0899, abs=1e-4)
     assert low < 0.0899 < 0.25 < high
 
@@ -90,11 +96,11 @@ def test_rare_classes_count_as_much_as_they_do_in_the_score() -> None:
 def test_where_nothing_is_wrong_the_classes_images_say_how_sure_that_is() -> None:
     for classes, each in ((16, 1), (4, 10)):
         labels = labels_of(np.full(classes, each))
-        found = of_pairs(pairs_of(labels, labels, classes))
-        for name in ("balanced_accuracy", "macro_f1"):
-            assert found[name] == found["top1"] == pytest.approx(proportion(1.0, classes * each), abs=1e-6)
+        found = compute_single_label_intervals(pairs_of(labels, labels, classes))
+        expected = pytest.approx(compute_proportion_interval(1.0, classes * each), abs=1e-6)
+        assert found["balanced_accuracy"] == found["macro_f1"] == found["top1"] == expected
     uneven = labels_of(np.array([1000, 1]))
-    low, _ = of_pairs(pairs_of(uneven, uneven, 2))["balanced_accuracy"]
+    low, _ = compute_single_label_intervals(pairs_of(uneven, uneven, 2))["balanced_accuracy"]
     assert low < 0.6, "of one class nothing is known but one image"
 
 
@@ -102,7 +108,7 @@ def test_more_images_make_them_narrower() -> None:
     random, widths = np.random.default_rng(0), []
     for images in (100, 1000, 10_000):
         labels = labels_of(equal_counts(5, images))
-        found = of_pairs(pairs_of(labels, predict(labels, np.full(5, 0.25), random), 5))
+        found = compute_single_label_intervals(pairs_of(labels, predict(labels, np.full(5, 0.25), random), 5))
         widths.append(np.ptp(found["macro_f1"]))
     assert widths[0] > 2 * widths[1] > 4 * widths[2]
 
@@ -117,19 +123,26 @@ def test_in_large_test_splits_they_are_those_of_resampled_images() -> None:
         scores = summary(confusion(labels[rows], predicted[rows], 5))
         for name in resampled:
             resampled[name].append(scores[name])
-    found = of_pairs(pairs_of(labels, predicted, 5))
+    found = compute_single_label_intervals(pairs_of(labels, predicted, 5))
     for name, values in resampled.items():  # the bounds' standard error is 0.0015
         assert found[name] == pytest.approx(np.quantile(values, [0.025, 0.975]), abs=0.008), name
 
 
 def test_what_there_is_nothing_of_has_none() -> None:
-    assert of_pairs(ConfusionCounts(3)) == {} and of_labels(LabelCounts(3), ()) == {}
+    assert (
+        compute_single_label_intervals(ConfusionCounts(3)) == {}
+        and compute_multi_label_intervals(LabelCounts(3), ()) == {}
+    )
 
 
 def test_too_few_images_for_the_mistakes_of_others_are_counted() -> None:
-    assert too_narrow(np.full(37, 1)) == too_narrow(np.full(1000, 2)) == too_narrow([]) == too_narrow([0, 5, 49]) == 0
-    assert too_narrow(np.r_[np.ones(16), np.full(4, 100)]) == 16 and too_narrow([9, 90, 91, 10]) == 1
-    assert too_narrow(geometric_counts(37, 10, 1000)) == 0 and too_narrow(np.ones(100)) == 100
+    for support in (np.full(37, 1), np.full(1000, 2), [], [0, 5, 49]):
+        assert count_unreliable_classes(support) == 0
+    assert count_unreliable_classes(np.r_[np.ones(16), np.full(4, 100)]) == 16
+    assert count_unreliable_classes([9, 90, 91, 10]) == 1
+    assert (
+        count_unreliable_classes(geometric_counts(37, 10, 1000)) == 0 and count_unreliable_classes(np.ones(100)) == 100
+    )
 
 
 # Of several labels.
@@ -165,11 +178,11 @@ def test_of_several_labels_they_are_those_of_resampled_images() -> None:
         for name in resampled:
             resampled[name].append(scores[name])
     table = rows_of(there, predicted)
-    found = of_labels(counted(there, predicted, highest), [table])
+    found = compute_multi_label_intervals(counted(there, predicted, highest), [table])
     assert set(found) == {*resampled, "top1"}
     for name, values in resampled.items():
         assert found[name] == pytest.approx(np.quantile(values, [0.025, 0.975]), abs=0.008), name
-    parts = of_labels(counted(there, predicted, highest), [table.slice(0, 700), table.slice(700)])
+    parts = compute_multi_label_intervals(counted(there, predicted, highest), [table.slice(0, 700), table.slice(700)])
     for name, interval in found.items():
         assert parts[name] == pytest.approx(interval, abs=1e-6), "tables of any size"
 
@@ -178,7 +191,7 @@ def test_of_several_labels_they_are_those_of_resampled_images() -> None:
 def test_of_several_labels_they_contain_the_scores(seed: int, rows: int) -> None:
     there, predicted, highest = several(seed, rows)
     counts = counted(there, predicted, highest)
-    found = of_labels(counts, [rows_of(there, predicted)])
+    found = compute_multi_label_intervals(counts, [rows_of(there, predicted)])
     assert bool(found) == bool(there.any())
     for name, (low, high) in found.items():
         assert 0 <= low <= counts.summary()[name] + 1e-6 and counts.summary()[name] - 1e-6 <= high <= 1, name
@@ -188,8 +201,8 @@ def test_one_label_each_is_a_case_of_several() -> None:
     labels = labels_of(equal_counts(4, 300))
     predicted = predict(labels, np.full(4, 0.2), np.random.default_rng(0))
     there, said = (np.eye(4, dtype=np.bool_)[ids] for ids in (labels, predicted))
-    found = of_labels(counted(there, said, predicted), [rows_of(there, said)])
-    single = of_pairs(pairs_of(labels, predicted, 4))
+    found = compute_multi_label_intervals(counted(there, said, predicted), [rows_of(there, said)])
+    single = compute_single_label_intervals(pairs_of(labels, predicted, 4))
     assert found["micro_f1"] == found["top1"] == found["subset_accuracy"] == pytest.approx(single["top1"], abs=1e-5)
     assert found["macro_f1"] == pytest.approx(single["macro_f1"], abs=0.01), "the classes' images are drawn, too"
 
@@ -202,7 +215,7 @@ def test_of_several_labels_they_contain_the_true_scores(seed: int) -> None:
     truth, contained = counted(*everything).summary(), dict.fromkeys(("macro_f1", "micro_f1", "subset_accuracy"), 0)
     for start in range(0, 200 * 60, 60):
         part = tuple(array[start : start + 60] for array in everything)
-        found = of_labels(counted(*part), [rows_of(*part[:2])])
+        found = compute_multi_label_intervals(counted(*part), [rows_of(*part[:2])])
         for name in contained:
             contained[name] += found[name][0] <= truth[name] <= found[name][1]
     assert min(contained.values()) >= 172, contained
@@ -212,14 +225,17 @@ def test_of_several_labels_they_contain_the_true_scores(seed: int) -> None:
 
 
 def test_wilsons_bounds() -> None:
-    assert wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)  # by hand
-    assert wilson(0, 10) == pytest.approx((0, 0.2775), abs=1e-4) and wilson(0, 0) == (0.0, 1.0)
-    low, high = wilson(8, 10, comparisons=20)
+    assert compute_wilson_interval(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)  # by hand
+    assert compute_wilson_interval(0, 10) == pytest.approx((0, 0.2775), abs=1e-4)
+    assert compute_wilson_interval(0, 0) == (0.0, 1.0)
+    low, high = compute_wilson_interval(8, 10, comparisons=20)
     assert low < 0.4 and high > 0.96
 
 
 def test_near_0_and_1_proportions_are_corrected() -> None:
     """Of 12 images at a true share of 0.99, one mistake happens in 11% of the samples."""
-    assert wilson(11, 12)[1] < 0.99 < proportion(11 / 12, 12)[1] == pytest.approx(1 - 0.0513 / 12)
-    assert proportion(1 / 12, 12)[0] == pytest.approx(0.0513 / 12) and proportion(0, 5)[0] == 0
-    assert proportion(0.5, 12) == pytest.approx(wilson(6, 12))
+    high = compute_proportion_interval(11 / 12, 12)[1]
+    assert compute_wilson_interval(11, 12)[1] < 0.99 < high == pytest.approx(1 - 0.0513 / 12)
+    assert compute_proportion_interval(1 / 12, 12)[0] == pytest.approx(0.0513 / 12)
+    assert compute_proportion_interval(0, 5)[0] == 0
+    assert compute_proportion_interval(0.5, 12) == pytest.approx(compute_wilson_interval(6, 12))

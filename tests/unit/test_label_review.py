@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 
 from imagemill.components.clean.splits import shuffle_index
 from imagemill.components.evaluate import review as reviewing
-from imagemill.components.evaluate.confident import FEWEST, FOLDS, Folds, doubts
-from imagemill.components.evaluate.review import DIMENSIONS, Probe, in_words, review
+from imagemill.components.evaluate.label_issues import FOLDS, MIN_CLASS_IMAGES, FoldStatistics, find_label_issues
+from imagemill.components.evaluate.review import MAX_FEATURES, FeatureExtractor, describe_review, review_labels
 from imagemill.components.promote import report, suspects
-from imagemill.components.promote.pictures import Picture
+from imagemill.components.promote.thumbnails import Thumbnail
 from imagemill.components.store.manifest import Dataset, Manifest, Totals, commit
 from imagemill.components.store.model import ModelSpec, build_network
 from imagemill.components.store.shards import read_columns
@@ -48,7 +48,7 @@ def clusters(
 @pytest.mark.parametrize("wrong", [0.02, 0.05, 0.1])
 def test_planted_wrong_labels_are_found_and_the_right_ones_suggested(wrong: float) -> None:
     features, labels, true = clusters(wrong=wrong, apart=8)
-    found = doubts(features, labels, 6)
+    found = find_label_issues(features, labels, 6)
     planted = set(np.flatnonzero(labels != true).tolist())
     hits = planted & set(found.rows.tolist())
     assert len(hits) >= 0.9 * len(planted)
@@ -56,15 +56,15 @@ def test_planted_wrong_labels_are_found_and_the_right_ones_suggested(wrong: floa
     right = true[found.rows] == found.suggested
     assert right.sum() >= 0.95 * len(hits)
     assert (np.diff(found.quality) >= 0).all(), "the surest come first"
-    assert (found.likely > found.given).all() and found.judged == 600
+    assert (found.suggested_probability > found.label_probability).all() and found.num_judged == 600
     assert found.agreement == pytest.approx(1 - wrong, abs=0.03)
 
 
 def test_sound_labels_are_left_alone_and_the_result_is_the_same_again() -> None:
     features, labels, _ = clusters(wrong=0, apart=10)
-    assert len(doubts(features, labels, 6).rows) <= 3
+    assert len(find_label_issues(features, labels, 6).rows) <= 3
     features, labels, _ = clusters()
-    first, second = doubts(features, labels, 6), doubts(features, labels, 6)
+    first, second = find_label_issues(features, labels, 6), find_label_issues(features, labels, 6)
     assert all(np.array_equal(getattr(first, f.name), getattr(second, f.name)) for f in dataclasses.fields(first))
 
 
@@ -74,32 +74,32 @@ def test_labels_without_a_meaning_have_no_suspects() -> None:
         random = np.random.default_rng(seed)
         features = random.normal(0, 1, (400, 32)).astype(np.float16)
         labels = random.integers(0, classes, 400)
-        found = doubts(features, labels, classes)
-        assert not found.better and not len(found.rows)
+        found = find_label_issues(features, labels, classes)
+        assert not found.is_better and not len(found.rows)
         features[:, 0] += (3 * labels).astype(np.float16)
-        assert doubts(features, labels, classes).better
+        assert find_label_issues(features, labels, classes).is_better
 
 
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     features, labels, _ = clusters()
-    whole = doubts(features, labels, 6)
-    monkeypatch.setattr("imagemill.components.evaluate.confident._CHUNK", 700)
+    whole = find_label_issues(features, labels, 6)
+    monkeypatch.setattr("imagemill.components.evaluate.label_issues._CHUNK", 700)
     monkeypatch.setattr(
-        "imagemill.components.evaluate.confident.fit_temperature", lambda *_: 1.0
+        "imagemill.components.evaluate.label_issues.fit_temperature", lambda *_: 1.0
     )  # which is fitted to a sample of so many
-    parts = doubts(features, labels, 6)
-    monkeypatch.setattr("imagemill.components.evaluate.confident._CHUNK", 1 << 21)
-    assert np.array_equal(doubts(features, labels, 6).rows, parts.rows)
+    parts = find_label_issues(features, labels, 6)
+    monkeypatch.setattr("imagemill.components.evaluate.label_issues._CHUNK", 1 << 21)
+    assert np.array_equal(find_label_issues(features, labels, 6).rows, parts.rows)
     assert len(set(whole.rows) & set(parts.rows)) > 0.8 * len(whole.rows)
 
 
 def test_a_class_of_few_images_is_not_judged_and_one_of_one_image_does_no_harm() -> None:
     features, labels, _ = clusters(wrong=0, apart=10)
     labels[:3], labels[3:4] = 6, 7  # taken from anywhere, so they look like something else
-    found = doubts(features, labels, 9)  # the last class has none at all
-    assert found.judged == 600 - 4
+    found = find_label_issues(features, labels, 9)  # the last class has none at all
+    assert found.num_judged == 600 - 4
     assert not set(found.rows.tolist()) & {0, 1, 2, 3}
-    assert FEWEST == 2 * FOLDS
+    assert MIN_CLASS_IMAGES == 2 * FOLDS
 
 
 @settings(max_examples=20, deadline=None)
@@ -107,7 +107,7 @@ def test_a_class_of_few_images_is_not_judged_and_one_of_one_image_does_no_harm()
 def test_what_was_counted_out_again_was_never_there(seed: int, out: int) -> None:
     features, labels, _ = clusters(120, 3, seed=seed)
     folds = (np.arange(120) % FOLDS).astype(np.int8)
-    fitted, rest = Folds(3, 16), Folds(3, 16)
+    fitted, rest = FoldStatistics(3, 16), FoldStatistics(3, 16)
     fitted.add(features, labels, folds)
     fitted.add(features[:out], labels[:out], folds[:out], -1)
     rest.add(features[out:], labels[out:], folds[out:])
@@ -120,9 +120,9 @@ def test_a_discriminant_is_that_of_scikit_learn() -> None:
 
     features, labels, _ = clusters(seed=3)
     folds = (np.arange(600) % FOLDS).astype(np.int8)
-    fitted = Folds(6, 16)
+    fitted = FoldStatistics(6, 16)
     fitted.add(features, labels, folds)
-    weights, bias, known = fitted.without(2)
+    weights, bias, known = fitted.fit_without(2)
     others = folds != 2
     theirs = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=0.1).fit(
         features[others].astype(float), labels[others]
@@ -145,11 +145,11 @@ def test_features_are_what_the_head_is_given(backbone: str) -> None:
     network = _network(backbone, 160 if backbone.startswith("timm") else 64)
     side = 160 if backbone.startswith("timm") else 64
     images = torch.randn(4, 3, side, side)
-    with Probe(network) as probe, torch.inference_mode():
+    with FeatureExtractor(network) as extractor, torch.inference_mode():
         logits = network(images)
-        features = probe.taken()
-        again = probe.taken()
-    assert features.dtype == np.float16 and features.shape[0] == 4 and features.shape[1] <= DIMENSIONS
+        features = extractor.read_features()
+        again = extractor.read_features()
+    assert features.dtype == np.float16 and features.shape[0] == 4 and features.shape[1] <= MAX_FEATURES
     assert np.array_equal(features, again)
     assert np.square(features.astype(float)).mean() == pytest.approx(1, rel=0.01)
     if backbone == "resnet18":  # the logits are linear in them, up to the scale
@@ -165,14 +165,14 @@ def test_many_features_are_projected_and_distances_stay() -> None:
 
     torch.manual_seed(0)
     network = _network("shufflenet_v2_x0_5")
-    assert network.fc.in_features == 2 * DIMENSIONS
+    assert network.fc.in_features == 2 * MAX_FEATURES
     images = torch.rand(12, 3, 64, 64) * torch.arange(1, 13).view(-1, 1, 1, 1)
     caught: list[Any] = []
     network.fc.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0].clone()))
-    with Probe(network) as probe, torch.inference_mode():
+    with FeatureExtractor(network) as extractor, torch.inference_mode():
         network(images)
-        features = torch.from_numpy(probe.taken().astype(np.float32))
-    assert features.shape == (12, DIMENSIONS)
+        features = torch.from_numpy(extractor.read_features().astype(np.float32))
+    assert features.shape == (12, MAX_FEATURES)
     before, after = torch.pdist(caught[0]), torch.pdist(features)
     ratio = (after / before) / (after / before).median()
     assert float(ratio.min()) > 0.8 and float(ratio.max()) < 1.2
@@ -195,7 +195,7 @@ def test_many_features_are_projected_and_distances_stay() -> None:
     ],
 )
 def test_what_is_said(said: dict[str, Any], accuracy: float, lines: list[str]) -> None:
-    found = in_words(said, accuracy)
+    found = describe_review(said, accuracy)
     assert len(found) == len(lines) and all(line.startswith(start) for line, start in zip(found, lines, strict=True))
 
 
@@ -206,7 +206,7 @@ def test_what_is_not_reviewed_says_why(tmp_path: Path, monkeypatch: pytest.Monke
     tensors = Dataset(uri, manifest, "")
     asked = {"network": None, "device": None, "uri": uri, "batch_size": 8}
     found = [
-        review(where, spec=dataclasses.replace(spec, **changed), mode=mode, **asked)  # type: ignore[arg-type]
+        review_labels(where, spec=dataclasses.replace(spec, **changed), mode=mode, **asked)  # type: ignore[arg-type]
         for where, changed, mode in [
             (tensors, {}, "false"),
             (None, {}, "true"),
@@ -268,25 +268,27 @@ def test_the_step_finds_flipped_labels_and_the_report_shows_them(
     rest = [row["loss"] for row in rows if not row["rank"]]
     assert rest == sorted(rest, reverse=True)
 
-    shown = suspects.found(evaluation, clean)
-    assert shown and shown["total"] == len(ranked) and len(shown["losses"]) == suspects.LOSSES_SHOWN
-    assert all(s.picture.src.startswith("data:image/jpeg") for s in [*shown["rows"], *shown["losses"]])
+    shown = suspects.describe_suspects(evaluation, clean)
+    assert shown and shown["total"] == len(ranked) and len(shown["losses"]) == suspects.MAX_LOSSES
+    assert all(s.thumbnail.src.startswith("data:image/jpeg") for s in [*shown["rows"], *shown["losses"]])
     assert shown["listed"][0] == "image_id,label,suggested" and len(shown["listed"]) == len(ranked) + 1
 
 
 def test_where_the_classifiers_guess_no_image_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(0)
-    seen = reviewing.Seen(random.normal(0, 1, (90, 8)).astype(np.float16), np.arange(90) % 2, np.ones(90, np.float32))
-    monkeypatch.setattr(reviewing, "_look", lambda *_: seen)
+    seen = reviewing.TrainingOutputs(
+        random.normal(0, 1, (90, 8)).astype(np.float16), np.arange(90) % 2, np.ones(90, np.float32)
+    )
+    monkeypatch.setattr(reviewing, "_compute_outputs", lambda *_: seen)
     spec = ModelSpec("resnet18", ("a", "b"), {"shape": [8, 8, 3]})
     manifest = Manifest("tensors", "0", classes=("a", "b"), totals=Totals(by_split={"train": 90}))
     tensors = Dataset(str(tmp_path), manifest, "")
-    file, said = review(tensors, None, spec, None, str(tmp_path), "auto", 8)  # type: ignore[arg-type]
+    file, said = review_labels(tensors, None, spec, None, str(tmp_path), "auto", 8)  # type: ignore[arg-type]
     assert file is None and (said["images"], said["suspects"], said["listed"]) == (90, 0, 0)
     assert said["not_judged"].startswith("classifiers that never saw the labels agree with ")
     evaluation = Dataset(str(tmp_path), Manifest("evaluation", "0", extra={"review": said}), "")
     clean = Dataset(str(tmp_path), Manifest("clean", "0"), "")
-    shown = suspects.found(evaluation, clean)
+    shown = suspects.describe_suspects(evaluation, clean)
     assert shown and shown["why"] == said["not_judged"]
     assert not shown["rows"] and not shown["losses"] and not shown["listed"]
 
@@ -296,15 +298,15 @@ def test_the_page_shows_suspects_and_escapes_their_names(tmp_path: Path) -> None
     clean = made.clean()
     model = reported.trained(made.workspace, clean)
     evaluation = reported.evaluated(made.workspace, model, clean, made.predictions(clean))
-    facts = report.gather(made.workspace, "r", evaluation, reported.FIRST, None)
-    assert facts["suspects"] is None and "Labels to look at" not in report.render(facts), "of an evaluation without"
-    hostile = suspects.Suspect(reported.HOSTILE, "cat", "dog", "98% against 1%", Picture("x", why="not looked up"))
+    facts = report.gather_facts(made.workspace, "r", evaluation, reported.FIRST, None)
+    assert facts["suspects"] is None and "Labels to look at" not in report.render_page(facts)
+    hostile = suspects.Suspect(reported.HOSTILE, "cat", "dog", "98% against 1%", Thumbnail("x"))
     shown = {"images": 90, "total": 1, "why": "", "losses": [hostile], "rows": [hostile]}
     listed = ["image_id,label,suggested", f"{reported.HOSTILE},cat,dog"]
-    page = Page(report.render(facts | {"suspects": shown | {"listed": listed}}))
+    page = Page(report.render_page(facts | {"suspects": shown | {"listed": listed}}))
     assert "1 training image of 90 looks mislabelled" in page.text and "98% against 1%" in page.text
     assert listed[1] in page.text and not [tag for tag, _ in page.tags if tag == "script"]
-    page = Page(report.render(facts | {"suspects": shown | {"rows": [], "total": 0, "listed": []}}))
+    page = Page(report.render_page(facts | {"suspects": shown | {"rows": [], "total": 0, "listed": []}}))
     assert "None of 90 training images looks mislabelled" in page.text
 
 

@@ -33,11 +33,11 @@ from imagemill.components.evaluate.config import EvaluateConfig
 from imagemill.components.evaluate.evaluate import evaluate
 from imagemill.components.evaluate.inputs import InputBatch
 from imagemill.components.evaluate.matrix import confusion_matrix
-from imagemill.components.evaluate.scores import align, scorer
+from imagemill.components.evaluate.scores import align_classes, make_scorer
 from imagemill.components.promote.config import PromoteConfig
-from imagemill.components.promote.multi_label import Review
-from imagemill.components.promote.pictures import GALLERY_PER_CLASS, _Sample, class_gallery
+from imagemill.components.promote.mistakes import LabelErrors
 from imagemill.components.promote.promote import promote
+from imagemill.components.promote.thumbnails import GALLERY_PER_CLASS, _ClassSample, sample_classes
 from imagemill.components.resize import resize
 from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.store.calibration import ece
@@ -268,7 +268,7 @@ def test_predictions_and_metrics_are_those_of_the_models_probabilities(multi: Ma
     logits = logits_of(multi.model, batch.images)
     temperature = load_model(multi.model)[1].extra.get("temperature", 1.0)
     p = (logits / temperature).sigmoid().numpy()
-    rows = rows_of(evaluation, *scorer(MULTI, MULTI, align(CLASSES, CLASSES)).SCHEMA.names)
+    rows = rows_of(evaluation, *make_scorer(MULTI, MULTI, align_classes(CLASSES, CLASSES)).SCHEMA.names)
     assert len(rows) == NUMBERS["test"]
     for n, row in enumerate(rows):
         assert row["label_ids"] == labels_of(int(row["image_id"][:3]), MULTI)
@@ -301,12 +301,12 @@ def batch_of(labels: npt.NDArray[Any]) -> InputBatch:
 
 def test_a_model_of_other_classes_is_matched_by_name() -> None:
     """Ours are ant and bee; the model knows bee and an old one, of which no image can have a label."""
-    score = scorer(MULTI, MULTI, align(("ant", "bee"), ("bee", "old")))
+    score = make_scorer(MULTI, MULTI, align_classes(("ant", "bee"), ("bee", "old")))
     logits = torch.tensor([[0.0, -2.0], [-0.01, 4.0]])  # of bee 0.5 and a little less
     one, other = score.add(logits, batch_of(np.array([[1, 1], [1, 0]], np.uint8)))
     assert (one["label_ids"], one["predicted_ids"], one["top_id"]) == ([0, 1], [1], 1)
     assert (other["label_ids"], other["predicted_ids"], other["top_id"]) == ([0], [2], 2)
-    found = score.metrics()
+    found = score.compute_metrics()
     assert found["loss"] == pytest.approx(mean_loss(logits, torch.tensor([[1, 0], [0, 0]])).item()), "ant has none"
     assert (found["top1"], found["subset_accuracy"]) == (0.5, 0.0)
     assert found["macro_f1"] == pytest.approx(f1_score([[1, 1], [1, 0]], [[0, 1], [0, 0]], average="macro"))
@@ -314,21 +314,21 @@ def test_a_model_of_other_classes_is_matched_by_name() -> None:
 
 
 def test_a_model_of_one_label_says_one_label_of_images_with_several() -> None:
-    score = scorer(MULTI, SINGLE, align(("a", "b", "c"), ("c", "a")))
+    score = make_scorer(MULTI, SINGLE, align_classes(("a", "b", "c"), ("c", "a")))
     logits = torch.tensor([[1.0, 3.0], [0.4, 0.3]])
     one, other = score.add(logits, batch_of(np.array([[1, 1, 0], [0, 1, 0]], np.uint8)))
     assert (one["predicted_ids"], other["predicted_ids"], other["top_id"]) == ([0], [2], 2)
     assert one["probabilities"] == [pytest.approx(logits.softmax(1)[0, 1].item())]
-    assert "loss" not in score.metrics() and score.metrics()["top1"] == 0.5
+    assert "loss" not in score.compute_metrics() and score.compute_metrics()["top1"] == 0.5
 
 
 def test_a_model_of_several_labels_says_the_highest_of_images_with_one() -> None:
-    score = scorer(SINGLE, MULTI, align(("a", "b"), ("b", "a")))
+    score = make_scorer(SINGLE, MULTI, align_classes(("a", "b"), ("b", "a")))
     one, other = score.add(torch.tensor([[-3.0, -2.0], [2.0, 1.0]]), batch_of(np.array([0, 0])))
     assert (one["predicted_id"], other["predicted_id"]) == (0, 1)
     assert one["confidence"] == pytest.approx(1 / (1 + np.exp(2.0)))
     expected = {"top1": 0.5, "macro_f1": pytest.approx(1 / 1.5), "balanced_accuracy": 0.5, "pr_auc": 1.0}
-    assert score.metrics() == expected, "a model of other targets has no loss and no calibration"
+    assert score.compute_metrics() == expected, "a model of other targets has no loss and no calibration"
 
 
 def test_kfp_draws_no_confusion_matrix_of_several_labels(multi: Made, single: Made, evaluation: Dataset) -> None:
@@ -386,7 +386,7 @@ def test_the_report_shows_labels_instead_of_a_confusion(multi: Made, weak: Made)
 
 
 def test_the_worst_mistakes_come_first(multi: Made, tmp_path: Path) -> None:
-    schema = scorer(MULTI, MULTI, align(CLASSES, CLASSES)).SCHEMA
+    schema = make_scorer(MULTI, MULTI, align_classes(CLASSES, CLASSES)).SCHEMA
     said = [("a", [0], [0], 0.9), ("b", [0], [0, 1], 0.7), ("c", [0, 2], [1], 0.6), ("d", [1], [], 0.4)]
     said += [("e", [1], [2, 1], 0.8), ("f", [2, 0], [0, 2], 0.9)]
     with ShardWriter(str(tmp_path), Layout(schema, row_group_rows=2)) as writer:
@@ -395,17 +395,17 @@ def test_the_worst_mistakes_come_first(multi: Made, tmp_path: Path) -> None:
             writer.add(row | {"probabilities": [], "top_id": 0}, 0)
         files = (writer.publish("predictions"),)
     found = commit(str(tmp_path), Manifest("evaluation", "01", task=MULTI, classes=CLASSES, files=files))
-    review = Review.of(found, most=3)
-    assert [(wrong, image_id) for wrong, image_id, _, _ in review.worst] == [(3, "c"), (1, "e"), (1, "b")]
-    assert (review.right, review.rows) == (2, 6)
-    assert review.missed.tolist() == [1, 1, 1] and review.extra.tolist() == [0, 2, 1]
+    errors = LabelErrors.read(found, limit=3)
+    assert [(wrong, image_id) for wrong, image_id, _, _ in errors.worst] == [(3, "c"), (1, "e"), (1, "b")]
+    assert (errors.num_right, errors.images) == (2, 6)
+    assert errors.missed.tolist() == [1, 1, 1] and errors.extra.tolist() == [0, 2, 1]
 
 
 def test_the_gallery_shows_every_class(multi: Made) -> None:
-    groups = {group.name: group for group in class_gallery(multi.clean)}
+    groups = {group.name: group for group in sample_classes(multi.clean)}
     assert set(groups) == set(CLASSES)
-    assert [len(group.pictures) for group in groups.values()] == [GALLERY_PER_CLASS] * 3
-    shown = [(int(picture.image_id[:3]), name) for name, group in groups.items() for picture in group.pictures]
+    assert [len(group.thumbnails) for group in groups.values()] == [GALLERY_PER_CLASS] * 3
+    shown = [(int(image.image_id[:3]), name) for name, group in groups.items() for image in group.thumbnails]
     assert all(CLASSES.index(name) in labels_of(number, MULTI) for number, name in shown)
     assert len({number for number, _ in shown}) == len(shown), "each picture once"
     assert all(
@@ -414,8 +414,8 @@ def test_the_gallery_shows_every_class(multi: Made) -> None:
 
 
 def test_a_picture_of_several_classes_goes_to_the_rarest() -> None:
-    sample = _Sample({"common": 9, "rare": 2}, 2, 10, ("common", "rare"))
+    sample = _ClassSample({"common": 9, "rare": 2}, 2, 10, ("common", "rare"))
     labels = pa.array([[0, 1], [0, 1], [0], [0]])
-    sample.take(pa.array(list("abcd")), labels, pa.array([{"bytes": picture(0, [0]), "path": ""}] * 4))
-    found = {group.name: [one.image_id for one in group.pictures] for group in sample.groups()}
-    assert found == {"rare": ["a", "b"], "common": ["c", "d"]} and sample.full()
+    sample.add(pa.array(list("abcd")), labels, pa.array([{"bytes": picture(0, [0]), "path": ""}] * 4))
+    found = {group.name: [image.image_id for image in group.thumbnails] for group in sample.make_classes()}
+    assert found == {"rare": ["a", "b"], "common": ["c", "d"]} and sample.is_full()

@@ -11,7 +11,7 @@ from gated import Gate, wrong
 from registries import Mlflow, ModelRegistry, Registry, serve
 
 from imagemill.components.promote.config import PromoteConfig
-from imagemill.components.promote.registry import Version, check_registry, register, registry_of, version_of
+from imagemill.components.promote.registry import ModelVersion, check_registry, read_version, register, resolve_registry
 from imagemill.components.store.errors import UserError
 from imagemill.components.store.workspace import Workspace
 from imagemill.pipelines.cli import main
@@ -31,12 +31,12 @@ IN_S3 = "s3://bucket/mill"
 def in_s3(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     """Models are registered as if the workspace were there."""
 
-    def version(workspace: Workspace, name: str, promotion: int) -> Version:
-        found = version_of(workspace, name, promotion)
+    def version(workspace: Workspace, name: str, promotion: int) -> ModelVersion:
+        found = read_version(workspace, name, promotion)
         return found._replace(uri=found.uri.replace(gate.workspace.uri, IN_S3))
 
     for module in ("components.promote.promote", "pipelines.champion"):
-        monkeypatch.setattr(f"imagemill.{module}.version_of", version)
+        monkeypatch.setattr(f"imagemill.{module}.read_version", version)
 
 
 @pytest.mark.usefixtures("in_s3")
@@ -89,7 +89,7 @@ def test_kubeflow_has_them_too(gate: Gate) -> None:
 def test_what_a_broken_registry_missed_is_made_up_for(
     kind: type[Registry], gate: Gate, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("imagemill.components.promote.registry._PATIENCE_S", 0.0)
+    monkeypatch.setattr("imagemill.components.promote.registry._RETRY_S", 0.0)
     registry, prefix = kind(), "mlflow" if kind is Mlflow else "kubeflow"
     with serve(registry) as url:
         registry.out_of_order = 1
@@ -99,7 +99,7 @@ def test_what_a_broken_registry_missed_is_made_up_for(
         assert gate.promote(first, registry=f"{prefix}+{url}", run="next")["verdict"] == "already_champion"
         assert "promotion 1 is registered" in capfd.readouterr().err
         # Lost answers: everything is there but for the last request, and once more.
-        version = version_of(gate.workspace, "weekly", 1)._replace(uri=f"{IN_S3}/model/01")
+        version = read_version(gate.workspace, "weekly", 1)._replace(uri=f"{IN_S3}/model/01")
         if isinstance(registry, Mlflow):
             registry.aliases.clear()
         else:
@@ -120,7 +120,7 @@ def test_mlflow_takes_no_model_of_a_folder(gate: Gate, capfd: pytest.CaptureFixt
 
 @pytest.mark.usefixtures("in_s3")
 def test_nobody_is_there(gate: Gate, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("imagemill.components.promote.registry._PATIENCE_S", 0.0)
+    monkeypatch.setattr("imagemill.components.promote.registry._RETRY_S", 0.0)
     with serve(Mlflow()) as url:
         pass
     assert gate.promote(gate.evaluate("one", wrong(60)), registry=f"mlflow+{url}")["promoted"]
@@ -145,6 +145,6 @@ def test_what_a_registry_is(monkeypatch: pytest.MonkeyPatch) -> None:
         check_registry("me:secret@host")
     assert "secret" not in str(refused.value)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
-    assert registry_of("") == "" and registry_of("kubeflow+http://r") == "kubeflow+http://r"
+    assert resolve_registry("") == "" and resolve_registry("kubeflow+http://r") == "kubeflow+http://r"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow")
-    assert registry_of("") == "mlflow+https://mlflow"
+    assert resolve_registry("") == "mlflow+https://mlflow"

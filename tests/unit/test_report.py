@@ -13,8 +13,8 @@ from html_page import Page
 from PIL import Image
 from reported import FIRST, HOSTILE, Mill, evaluated, jpeg, raw_dataset, trained
 
-from imagemill.components.promote import charts, pictures, report
-from imagemill.components.promote.charts import Confusion
+from imagemill.components.promote import charts, mistakes, report, thumbnails
+from imagemill.components.promote.charts import ConfusionMatrix
 from imagemill.components.store.images import ImageRejected
 from imagemill.components.store.manifest import Dataset
 from imagemill.components.store.workspace import Workspace
@@ -51,8 +51,8 @@ def test_pictures_are_captioned_with_their_files(workspace: Workspace) -> None:
     captions = [attributes["title"] for tag, attributes in page.tags if attributes.get("class") == "file"]
     assert len(captions) == 8 + 1 and "train/<b>cat/0.jpg" in captions and captions[-1] == "test/<b>cat/5.jpg"
     assert "0.jpg 1.jpg 2.jpg 3.jpg" in page.text and "99.0% sure 5.jpg" in page.text
-    assert report._file("a/Holiday in the Alps 0042.jpeg") == "Holiday in t…ps 0042.jpeg"
-    assert report._file("<x>/") == "<x>"
+    assert report._format_file_name("a/Holiday in the Alps 0042.jpeg") == "Holiday in t…ps 0042.jpeg"
+    assert report._format_file_name("<x>/") == "<x>"
 
 
 def test_the_page_stands_alone(workspace: Workspace) -> None:
@@ -84,17 +84,18 @@ def test_the_page_stands_alone(workspace: Workspace) -> None:
     ],
 )
 def test_the_verdict_is_shown(verdict: str, champion: float | None, promoted: bool, headline: str) -> None:
-    found = report.gate(FIRST | {"verdict": verdict, "champion": champion, "promoted": promoted})
+    found = report.describe_verdict(FIRST | {"verdict": verdict, "champion": champion, "promoted": promoted})
     assert headline in (found["headline"], found["sentence"])
     assert found["gain"] == (None if champion is None else 0.8 - champion)
 
 
 def test_a_model_that_is_no_better_than_chance_is_no_good_news() -> None:
-    assert report.gate(FIRST)["tone"] == "good"
-    found = report.gate(FIRST, "no better than chance")
+    assert report.describe_verdict(FIRST)["tone"] == "good"
+    found = report.describe_verdict(FIRST, "no better than chance")
     assert (found["tone"], found["headline"]) == ("warn", "First champion")
     assert found["reason"] == "macro_f1 0.8; no better than chance"
-    assert report.gate(FIRST | {"reason": found["reason"]}, "no better than chance")["reason"] == found["reason"]
+    again = report.describe_verdict(FIRST | {"reason": found["reason"]}, "no better than chance")
+    assert again["reason"] == found["reason"]
 
 
 def test_the_verdict_and_the_champion_are_on_the_page(workspace: Workspace) -> None:
@@ -112,7 +113,7 @@ def test_classes_without_test_images_are_named_at_the_scores(workspace: Workspac
     clean = mill.clean()
     few = [row for row in mill.predictions(clean) if row["label_id"] < 2]
     evaluation = evaluated(workspace, trained(workspace, clean), clean, few, "99")
-    text = Page(report.render(report.gather(workspace, "r", evaluation, FIRST, None))).text
+    text = Page(report.render_page(report.gather_facts(workspace, "r", evaluation, FIRST, None))).text
     assert "1 class has no test image, and no part in means over classes: <i>owl" in text
     assert "Macro-F1 of 2 of 3 classes" in text
 
@@ -141,7 +142,7 @@ def test_without_history_and_without_mistakes(workspace: Workspace) -> None:
     clean = mill.clean()
     right = [p | {"predicted_id": p["label_id"]} for p in mill.predictions(clean)]
     evaluation = evaluated(workspace, trained(workspace, clean, epochs=0), clean, right)
-    text = Page(report.render(report.gather(workspace, "r", evaluation, FIRST, evaluation))).text
+    text = Page(report.render_page(report.gather_facts(workspace, "r", evaluation, FIRST, evaluation))).text
     assert "no training history" in text and "every test image is right" in text
     assert "Against the champion" not in text  # it is the champion itself
 
@@ -156,7 +157,7 @@ def test_the_legend_says_how_many_classes_have_no_curve(workspace: Workspace) ->
     curves["classes"] = [{"class": name, **lines} for name in mill.classes[:5]]
     extra |= {"curves": curves, "per_class": [one | {"pr_auc": 0.9, "roc_auc": 0.9} for one in extra["per_class"]]}
     evaluation = replace(evaluation, manifest=replace(evaluation.manifest, extra=extra))
-    text = Page(report.render(report.gather(workspace, "r", evaluation, FIRST, None))).text
+    text = Page(report.render_page(report.gather_facts(workspace, "r", evaluation, FIRST, None))).text
     assert "each class against the rest; of 6 classes the 5 with the lowest PR-AUC" in text
     assert "mean of all classes ant 0.900" in text and "emu 0.900 mere guessing" in text
 
@@ -165,29 +166,29 @@ def test_mistakes_have_pictures_and_partners(workspace: Workspace) -> None:
     mill = Mill(workspace, ["cat", "dog", "owl"])
     clean = mill.clean()
     evaluation = evaluated(workspace, trained(workspace, clean), clean, mill.predictions(clean))
-    [mistake] = report.mistakes(evaluation, clean)
-    assert (mistake.truth, mistake.predicted, mistake.image_id) == ("cat", "dog", "test/cat/5.jpg")
-    assert mistake.picture.src.startswith("data:image/jpeg;base64,")
-    [worst] = report.worst_classes(evaluation, Confusion.of(evaluation))["rows"]
+    [mistake] = mistakes.make_mistakes(evaluation, clean)
+    assert (mistake.label, mistake.predicted, mistake.image_id) == ("cat", "dog", "test/cat/5.jpg")
+    assert mistake.thumbnail.src.startswith("data:image/jpeg;base64,")
+    [worst] = mistakes.find_hardest_classes(evaluation, ConfusionMatrix.read(evaluation))["rows"]
     assert worst["label"] == "cat" and worst["mistaken_for"] == [("dog", 1)]
 
 
 def test_rejects_show_what_decodes_and_say_why_not(workspace: Workspace) -> None:
     clean = Mill(workspace, ["cat", "dog"]).clean()
     raw = Dataset(clean.parent_uri("raw"), report.read_dataset(clean.parent_uri("raw")).manifest, "")
-    found = {row.image_id: row for _, _, rows in pictures.rejects(raw, clean) for row in rows}
-    assert found[HOSTILE].picture.src
-    assert {i: r.picture.why for i, r in found.items() if not r.picture.src} == {
+    found = {row.image_id: row for _, _, rows in thumbnails.read_rejects(raw, clean) for row in rows}
+    assert found[HOSTILE].thumbnail.src
+    assert {i: r.thumbnail.problem for i, r in found.items() if not r.thumbnail.src} == {
         "empty.png": "0 bytes", "text.jpg": "not an image", "gone.jpg": "no bytes",
     }  # fmt: skip
 
 
 def test_the_lookup_reads_a_bounded_number_of_row_groups(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = raw_dataset(workspace, {f"{i}.jpg": jpeg((i, i, i)) for i in range(40)}, row_group_bytes=1)
-    found = list(pictures.find_images(raw, raw.files(), {f"{i}.jpg" for i in range(40)}, "image"))
-    assert [name for name, _ in found] == [f"{i}.jpg" for i in range(pictures.LOOKUP_ROW_GROUPS)]
-    monkeypatch.setattr(pictures, "ID_ROW_GROUPS", 10)
-    assert not list(pictures.find_images(raw, raw.files(), {"30.jpg"}, "image"))
+    found = list(thumbnails.find_images(raw, raw.files(), {f"{i}.jpg" for i in range(40)}, "image"))
+    assert [name for name, _ in found] == [f"{i}.jpg" for i in range(thumbnails.LOOKUP_ROW_GROUPS)]
+    monkeypatch.setattr(thumbnails, "ID_ROW_GROUPS", 10)
+    assert not list(thumbnails.find_images(raw, raw.files(), {"30.jpg"}, "image"))
 
 
 def test_thumbnails_are_upright_and_small() -> None:
@@ -196,24 +197,24 @@ def test_thumbnails_are_upright_and_small() -> None:
     exif[0x0112] = 6
     buffer = io.BytesIO()
     stored.save(buffer, "JPEG", exif=exif)
-    src, pixels = pictures.thumbnail(buffer.getvalue())
+    src, pixels = thumbnails.encode_thumbnail(buffer.getvalue())
     shown = Image.open(io.BytesIO(base64.b64decode(src.partition(",")[2])))
     assert shown.size == (64, 128) and pixels == 80_000
     with pytest.raises(ImageRejected):
-        pictures.thumbnail(b"no image")
+        thumbnails.encode_thumbnail(b"no image")
 
 
 def test_shares_fill_the_places() -> None:
-    assert pictures.shares({"a": 1, "b": 100, "c": 100}, 21) == {"a": 1, "b": 10, "c": 10}
-    assert pictures.shares({"a": 3, "b": 2}, 60) == {"a": 3, "b": 2}
-    assert pictures.shares({}, 60) == {}
-    assert sum(pictures.shares({str(i): 5 for i in range(100)}, 60).values()) == 60
+    assert thumbnails.divide_evenly({"a": 1, "b": 100, "c": 100}, 21) == {"a": 1, "b": 10, "c": 10}
+    assert thumbnails.divide_evenly({"a": 3, "b": 2}, 60) == {"a": 3, "b": 2}
+    assert thumbnails.divide_evenly({}, 60) == {}
+    assert sum(thumbnails.divide_evenly({str(i): 5 for i in range(100)}, 60).values()) == 60
 
 
 def test_confusion_pools_by_the_maximum() -> None:
     truth, predicted = np.array([0, 0, 3]), np.array([0, 3, 3])
-    confusion = Confusion(4, truth, predicted, np.array([3, 1, 2]))
-    matrix, side = confusion.pooled(2)
+    confusion = ConfusionMatrix(4, truth, predicted, np.array([3, 1, 2]))
+    matrix, side = confusion.pool(2)
     assert side == 2 and matrix.tolist() == [[0.75, 0.25], [0.0, 1.0]]
-    assert confusion.support.tolist() == [4, 0, 0, 2] and confusion.right == 5
-    assert charts.confusion_chart(confusion, ["a", "b", "c", "d"])[1] == 1
+    assert confusion.support.tolist() == [4, 0, 0, 2] and confusion.num_right == 5
+    assert charts.draw_confusion_matrix(confusion, ["a", "b", "c", "d"])[1] == 1

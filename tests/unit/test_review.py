@@ -9,7 +9,7 @@ import pytest
 from test_clean_rules import encoded, noise, raw_dataset, raw_row, run_clean
 
 from imagemill.components.download.config import DownloadConfig
-from imagemill.components.evaluate.evaluate import align
+from imagemill.components.evaluate.scores import align_classes
 from imagemill.components.resize.plan import plan_jobs
 from imagemill.components.store.backbones import named_weights
 from imagemill.components.store.errors import UserError
@@ -22,11 +22,11 @@ from imagemill.pipelines.parameters import resolve_parameters
 
 
 def test_class_lists_are_matched_by_name() -> None:
-    names, to_ours, to_models = align(("a", "b"), ("a", "ant", "b"))
+    names, to_ours, to_models = align_classes(("a", "b"), ("a", "ant", "b"))
     assert names == ("a", "b", "ant")
     assert to_ours.tolist() == [0, 2, 1], "the model's id of b is ours of b, not of ant"
     assert to_models.tolist() == [0, 2]
-    assert align(("a", "new"), ("a",))[2].tolist() == [0, -1]
+    assert align_classes(("a", "new"), ("a",))[2].tolist() == [0, -1]
 
 
 def test_a_resize_task_is_bounded_by_encoded_bytes(tmp_path: Path) -> None:

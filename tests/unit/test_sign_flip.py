@@ -11,8 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imagemill.components.promote import sign_flip
-from imagemill.components.promote.sign_flip import mcnemar, sign_test, tail_probability
+from imagemill.components.promote import significance
+from imagemill.components.promote.significance import (
+    compute_mcnemar_p_value,
+    compute_sign_test_p_value,
+    compute_tail_probability,
+)
 
 Floats = npt.NDArray[np.float64]
 
@@ -31,7 +35,7 @@ def test_few_contributions_are_counted_exactly(contributions: list[float], thres
     if min((abs(total - threshold) for total in patterns), default=1) < 1e-6:
         return  # a tie that rounding may decide
     expected = np.mean([total >= threshold for total in patterns])
-    assert tail_probability(np.array(contributions), threshold) == pytest.approx(expected)
+    assert compute_tail_probability(np.array(contributions), threshold) == pytest.approx(expected)
 
 
 @settings(max_examples=8)
@@ -42,34 +46,34 @@ def test_the_tail_of_many_is_close_to_the_exact_one(seed: int, level: float) -> 
         sums = all_sums(sizes)
         threshold = np.quantile(sums, 1 - level)
         exact = (sums >= threshold - 1e-9).mean()
-        assert 0.7 * exact <= tail_probability(sizes, threshold) <= 2.5 * exact
+        assert 0.7 * exact <= compute_tail_probability(sizes, threshold) <= 2.5 * exact
 
 
 def test_equal_sizes_are_the_sign_test_and_the_extremes_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sign_flip, "ENUMERATED", 3)
+    monkeypatch.setattr(significance, "ENUMERATED", 3)
     for number in (8, 30, 200):
         ones = np.ones(number)
-        assert tail_probability(ones, number) == tail_probability(ones, number - 1.5) == 0.5**number
-        assert tail_probability(ones, number + 1) == 0
+        assert compute_tail_probability(ones, number) == compute_tail_probability(ones, number - 1.5) == 0.5**number
+        assert compute_tail_probability(ones, number + 1) == 0
         for positive in range(number // 2 + 2, number, max(1, number // 9)):
-            exact = sign_test(positive, number - positive)
-            assert exact <= tail_probability(ones, 2 * positive - number) <= 1.45 * exact
+            exact = compute_sign_test_p_value(positive, number - positive)
+            assert exact <= compute_tail_probability(ones, 2 * positive - number) <= 1.45 * exact
 
 
 def test_what_the_contributions_do_not_show_makes_it_less_sure() -> None:
     sizes = np.full(40, 0.5)
-    probabilities = [tail_probability(sizes, 8, variance) for variance in (0.0, 2.0, 10.0, 40.0)]
+    probabilities = [compute_tail_probability(sizes, 8, variance) for variance in (0.0, 2.0, 10.0, 40.0)]
     assert probabilities == sorted(probabilities) and probabilities[-1] > 4 * probabilities[0]
     # As normal as 40 coins: variance 10 + 40, without the half step.
     assert probabilities[-1] == pytest.approx(0.5 * math.erfc(8 / math.sqrt(2 * 50)), rel=0.02)
-    few = tail_probability(np.array([1.0, -1.0]), 1.5, 0.01)
+    few = compute_tail_probability(np.array([1.0, -1.0]), 1.5, 0.01)
     assert few == pytest.approx(0.25, abs=0.001)
 
 
 def test_nothing_contributes_nothing() -> None:
-    assert tail_probability(np.zeros(5), 0) == tail_probability(np.zeros(0), -1) == 1
-    assert tail_probability(np.zeros(5), 0.1) == 0
-    assert tail_probability(np.zeros(5), 1, 1.0) == pytest.approx(0.1587, abs=1e-4)
+    assert compute_tail_probability(np.zeros(5), 0) == compute_tail_probability(np.zeros(0), -1) == 1
+    assert compute_tail_probability(np.zeros(5), 0.1) == 0
+    assert compute_tail_probability(np.zeros(5), 1, 1.0) == pytest.approx(0.1587, abs=1e-4)
 
 
 @settings(max_examples=30)
@@ -77,7 +81,7 @@ def test_nothing_contributes_nothing() -> None:
 def test_the_sign_test_is_the_binomial_tail(against: int, favorable: int) -> None:
     total = against + favorable
     exact = sum(math.comb(total, k) for k in range(against, total + 1)) / 2**total
-    assert sign_test(against, favorable) == pytest.approx(exact)
+    assert compute_sign_test_p_value(against, favorable) == pytest.approx(exact)
 
 
 @settings(max_examples=30)
@@ -86,5 +90,6 @@ def test_mcnemars_mid_p(first: int, second: int) -> None:
     total, fewer = first + second, min(first, second)
     below = sum(math.comb(total, k) for k in range(fewer)) / 2**total
     exact = 1.0 if first == second else 2 * (below + math.comb(total, fewer) / 2**total / 2)
-    assert mcnemar(first, second) == pytest.approx(min(1.0, exact)) == mcnemar(second, first)
-    assert mcnemar(6, 16) == pytest.approx(0.0347, abs=1e-4)  # Fagerland et al., 2013, table 1
+    assert compute_mcnemar_p_value(first, second) == compute_mcnemar_p_value(second, first)
+    assert compute_mcnemar_p_value(first, second) == pytest.approx(min(1.0, exact))
+    assert compute_mcnemar_p_value(6, 16) == pytest.approx(0.0347, abs=1e-4)  # Fagerland et al., 2013, table 1

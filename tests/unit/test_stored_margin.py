@@ -17,7 +17,7 @@ from chain import clean_photos, evaluated, one_core, resized, trained
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imagemill.components.evaluate.inputs import input_batches, tensors_for
+from imagemill.components.evaluate.inputs import find_tensors, read_test_batches
 from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.store.choices import INTERPOLATIONS
 from imagemill.components.store.errors import UserError
@@ -166,7 +166,7 @@ def test_validation_sees_the_centre(chain: Chain) -> None:
 
 
 def inputs(tensors: Dataset | None, clean: Dataset, geometry: Geometry) -> dict[str, Pixels]:
-    found = input_batches(tensors, clean, geometry, 4)
+    found = read_test_batches(tensors, clean, geometry, 4)
     return {name: image for batch in found for name, image in zip(batch.ids, batch.images, strict=True)}
 
 
@@ -186,7 +186,7 @@ def test_a_champion_of_another_size_is_judged_by_what_it_sees(chain: Chain) -> N
     champion, challenger = trained(chain.workspace, small), trained(chain.workspace, chain.stored)
     assert champion.manifest.image["shape"] == [40, 40, 3] and challenger.manifest.image["shape"] == [SIZE, SIZE, 3]
     assert challenger.manifest.image["encoding"] == "raw"
-    assert tensors_for(challenger, chain.clean) is not None
+    assert find_tensors(challenger, chain.clean) is not None
     alone, no_champion = evaluated(chain.workspace, champion, chain.clean)
     assert no_champion == ""
     record: dict[str, Any] = {"model": chain.workspace.relative(champion.uri)}
@@ -195,7 +195,7 @@ def test_a_champion_of_another_size_is_judged_by_what_it_sees(chain: Chain) -> N
     assert against == alone.uri and evaluation.manifest.totals.rows == 9
     for file in small.files():  # as after a clean-up, or when tomorrow's images are cleaned anew
         Path(small.locate(file)).unlink()
-    assert tensors_for(champion, chain.clean) is None
+    assert find_tensors(champion, chain.clean) is None
     predictions = scores(alone)
     Path(alone.uri, "_manifest.json").unlink()
     again, _ = evaluated(chain.workspace, champion, chain.clean)

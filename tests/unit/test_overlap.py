@@ -1,4 +1,4 @@
-"""Which test images a model has seen in training: by bytes, by pixels, through the weights that it started from."""
+"""Test images that a model has seen in training: by bytes, by pixels, through the weights that it started from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from cleaned import Row, draft
 from photos import made, saved
 
-from imagemill.components.evaluate.seen import SeenImages, content_hash
+from imagemill.components.evaluate.overlap import TrainingOverlap, parse_content_hashes
 from imagemill.components.store.errors import DatasetError
 from imagemill.components.store.manifest import Dataset, Manifest, commit
 from imagemill.components.store.shards import publish_bytes
@@ -43,24 +43,27 @@ def model_of(workspace: Workspace, name: str, clean: Dataset, weights: str = "")
     return commit(uri, Manifest("model", name, (tensors.as_parent(uri),), {"weights": weights}, files=files))
 
 
-def seen(model: Dataset, clean: Dataset) -> list[int]:
+def find_seen(model: Dataset, clean: Dataset) -> list[int]:
     """The numbers of the photographs that were seen."""
     name = clean.fingerprint
     ids = [f"{name}/{number}.jpg" for number, split in enumerate(SPLITS) if split == "test"]
-    found = list(SeenImages.of(model, clean).look_up(ids))
+    found = list(TrainingOverlap.find(model, clean).look_up(ids))
     return [int(image.split("/")[1][0]) for image, (_, was_seen) in zip(ids, found, strict=True) if was_seen]
 
 
 def test_after_another_split_they_are_known_by_their_bytes(workspace: Workspace) -> None:
     today = clean_of(workspace, "today", SPLITS)
-    assert seen(model_of(workspace, "own", today), today) == []
+    assert find_seen(model_of(workspace, "own", today), today) == []
     other = clean_of(workspace, "other", ("test", "test", "test", "test", "train", "train", "val", "test", "test"))
     model = model_of(workspace, "resplit", other)
-    found = SeenImages.of(model, today)
-    assert seen(model, today) == [5, 6] and found.described() == {"images": 2, "unknown": []}
+    found = TrainingOverlap.find(model, today)
+    assert find_seen(model, today) == [5, 6] and found.to_dict() == {"images": 2, "unknown": []}
     (content, _), *_ = found.look_up(["today/5.jpg"])
     digest = hashlib.sha256(PHOTOS[5]).hexdigest()
-    assert content == int(digest[:16], 16) == int(content_hash([digest, None])[0]) and content_hash([None])[0] == 0
+    assert (
+        content == int(digest[:16], 16) == int(parse_content_hashes([digest, None])[0])
+        and parse_content_hashes([None])[0] == 0
+    )
     with pytest.raises(DatasetError, match="is not among those of the clean dataset"):
         list(found.look_up(["today/0.jpg"]))
 
@@ -70,9 +73,9 @@ def test_the_weights_that_a_model_started_from_have_seen_images_too(workspace: W
     other = clean_of(workspace, "other", ("test",) * 7 + ("train", "test"))
     first = model_of(workspace, "first", other)
     for weights in (first.uri, first.locate(first.files()[0])):
-        assert seen(model_of(workspace, f"tuned-{len(weights)}", today, weights), today) == [7]
-    assert seen(model_of(workspace, "named", today, "IMAGENET1K_V1"), today) == []
-    assert seen(model_of(workspace, "gone", today, f"{first.uri}0"), today) == []
+        assert find_seen(model_of(workspace, f"tuned-{len(weights)}", today, weights), today) == [7]
+    assert find_seen(model_of(workspace, "named", today, "IMAGENET1K_V1"), today) == []
+    assert find_seen(model_of(workspace, "gone", today, f"{first.uri}0"), today) == []
 
 
 def test_what_is_gone_is_named(workspace: Workspace) -> None:
@@ -80,9 +83,9 @@ def test_what_is_gone_is_named(workspace: Workspace) -> None:
     other = clean_of(workspace, "other", SPLITS)
     model = model_of(workspace, "old", other)
     Path(other.locate(other.files()[0])).unlink()
-    assert SeenImages.of(model, today).described() == {"images": 0, "unknown": ["clean/other"]}
+    assert TrainingOverlap.find(model, today).to_dict() == {"images": 0, "unknown": ["clean/other"]}
     Path(workspace.at("tensors", "old", "_manifest.json")).unlink()
-    assert SeenImages.of(model, today).unknown == ("tensors/old",)
+    assert TrainingOverlap.find(model, today).missing == ("tensors/old",)
 
 
 @dataclass
@@ -101,5 +104,5 @@ def test_equal_pixels_are_the_same_image(workspace: Workspace) -> None:
     rows = [Painted("today/5.jpg", split="test", pixels="ab" * 16), Painted("today/6.jpg", split="test")]
     today = commit(uris[0], draft(uris[0], rows).manifest)
     other = commit(uris[1], draft(uris[1], [Painted("b", pixels="ab" * 16), Painted("c")]).manifest)
-    found = SeenImages.of(model_of(workspace, "m", other), today)
+    found = TrainingOverlap.find(model_of(workspace, "m", other), today)
     assert [was_seen for _, was_seen in found.look_up(["today/5.jpg", "today/6.jpg"])] == [True, False]

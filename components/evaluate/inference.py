@@ -1,0 +1,164 @@
+"""Run a model over test images, with test-time augmentation, and measure its throughput."""
+
+from __future__ import annotations
+
+import math
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ..store.errors import MillError
+from ..store.labels import MULTI
+from ..store.manifest import Dataset
+from ..store.model import ModelSpec, Normalize
+from ..store.parallel import cores
+from ..store.tensors import input_size
+from .inputs import InputBatch, find_stored_geometry, find_tensors, read_test_batches
+
+if TYPE_CHECKING:
+    import torch
+
+NONE, FLIP, FIVE_CROPS = "none", "flip", "five_crops"
+CROP = 0.875
+"""Side of the five crops where the tensors store no margin, as a share of the image's (224 / 256)."""
+
+
+class InferenceRunner:
+    """A network on its device with its own preprocessing, temperature and test-time augmentation (`tta`)."""
+
+    def __init__(self, network: torch.nn.Module, spec: ModelSpec, device: torch.device, tta: str) -> None:
+        self.network, self.spec, self.device, self.tta = network, spec, device, tta
+        self.normalize, self.size = Normalize(spec.image, device), input_size(spec.image)
+        self.temperature = float(spec.extra.get("temperature", 1.0))
+        self.throughput = ThroughputMeter(device)
+
+    def read_batches(self, model: Dataset, clean: Dataset, batch_size: int) -> Iterator[InputBatch]:
+        """Yield the test images, with the stored margin where the crops are of it."""
+        with_margin = self.tta == FIVE_CROPS
+        geometry = find_stored_geometry(model, self.spec.geometry) if with_margin else self.spec.geometry
+        return read_test_batches(find_tensors(model, clean), clean, geometry, batch_size, with_margin)
+
+    def predict(self, batch: InputBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (logits, logits calibrated with the temperature), float [B, C] each."""
+        import torch
+
+        start = self.throughput.read_clock()
+        images = self.normalize(torch.from_numpy(batch.images).to(self.device))
+        logits_of_views: list[torch.Tensor] = []
+        first_view = seconds = 0.0
+        for view in make_views(images, self.size, self.tta):
+            logits_of_views.append(self.network(view.contiguous(memory_format=torch.channels_last)).float())
+            seconds = self.throughput.read_clock() - start
+            first_view = first_view or seconds
+        self.throughput.add(len(batch.ids), first_view, seconds)
+        logits = average_views(logits_of_views, self.spec.task)
+        if not bool(torch.isfinite(logits).all()):
+            raise MillError("model: expected finite numbers of the network, found others")
+        return logits, average_views(
+            [view_logits / self.temperature for view_logits in logits_of_views], self.spec.task
+        )
+
+
+def make_views(images: torch.Tensor, size: int, tta: str) -> Iterator[torch.Tensor]:
+    """Yield the views of normalized images float [B, C, H, W], H = W >= size, each float [B, C, size, size].
+
+    `none`: the center crop. `flip`: that, and its mirror image. `five_crops`: the center and the four corners
+    (Krizhevsky et al., "ImageNet Classification with Deep Convolutional Neural Networks", 2012), of the stored image
+    where that is larger than the model's input, else of `CROP` of its side, resized back.
+    """
+    from torch.nn import functional
+
+    stored = images.shape[-1]
+    if tta != FIVE_CROPS:
+        margin = (stored - size) // 2
+        center = images[..., margin : margin + size, margin : margin + size]
+        yield center
+        if tta == FLIP:
+            yield center.flip(-1)
+        return
+    side = size if stored > size else max(1, round(CROP * stored))
+    end = stored - side
+    for top, left in ((end // 2, end // 2), (0, 0), (0, end), (end, 0), (end, end)):
+        crop = images[..., top : top + side, left : left + side]
+        if side != size:
+            crop = functional.interpolate(crop, size=(size, size), mode="bilinear", align_corners=False)
+        yield crop
+
+
+def average_views(logits: Sequence[torch.Tensor], task: str) -> torch.Tensor:
+    """Return logits float [B, C] whose probabilities are the mean of the views' probabilities.
+
+    Computed in log space, because probabilities are rounded to 0 and 1.
+    """
+    import torch
+    from torch.nn import functional
+
+    if len(logits) == 1:
+        return logits[0]
+    stacked = torch.stack(list(logits))
+    if task == MULTI:
+        return functional.logsigmoid(stacked).logsumexp(0) - functional.logsigmoid(-stacked).logsumexp(0)
+    return stacked.log_softmax(2).logsumexp(0) - math.log(len(logits))
+
+
+@dataclass
+class ThroughputMeter:
+    """Images and seconds of the network, for the first view and for all views."""
+
+    device: torch.device
+    start: float = field(default_factory=time.perf_counter)
+    batches: int = 0
+    _sums: tuple[int, float, float] = (0, 0.0, 0.0)
+    _first: tuple[int, float, float] = (0, 0.0, 0.0)
+
+    def read_clock(self) -> float:
+        """Return the time in seconds, after the device has finished its work."""
+        if self.device.type == "cuda":
+            import torch
+
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def add(self, images: int, first_view: float, all_views: float) -> None:
+        """Add a batch with its seconds."""
+        if not self.batches:
+            self._first = (images, first_view, all_views)
+        self.batches += 1
+        self._sums = (self._sums[0] + images, self._sums[1] + first_view, self._sums[2] + all_views)
+
+    def to_dict(self, images: int, batch_size: int) -> dict[str, Any]:
+        """Return images/s of the `network`, of the network with one view (`network_one_view`) and of the `whole`, with
+        reading and scoring. The network's exclude the first of several batches, a warm-up of memory and kernels."""
+        warm_up = self._first if self.batches > 1 else (0, 0.0, 0.0)
+        done, first_view, all_views = (total - first for total, first in zip(self._sums, warm_up, strict=True))
+        timings = {
+            "network": (done, all_views),
+            "network_one_view": (done, first_view),
+            "whole": (images, self.read_clock() - self.start),
+        }
+        rates = {name: round(number / max(1e-9, seconds), 1) for name, (number, seconds) in timings.items()}
+        return {"device": describe_device(self.device), "batch_size": batch_size} | rates
+
+
+def describe_device(device: torch.device) -> str:
+    """Return the name of a GPU, or the number of cores and their architecture."""
+    import torch
+
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    return f"{platform.machine()} CPU, {cores()} core{'s' if cores() > 1 else ''}"
+
+
+def describe_throughput(throughput: dict[str, Any]) -> str:
+    """Return a line for the log, with the cost of test-time augmentation."""
+    cost = ""
+    if throughput["tta"] != NONE:
+        times = throughput["network_one_view"] / max(1e-9, throughput["network"])
+        cost = (
+            f"; {throughput['network_one_view']:,.0f} without tta {throughput['tta']}, which costs {times:.1f} times "
+            "as much"
+        )
+    rates = f"{throughput['network']:,.0f} images/s of the network, {throughput['whole']:,.0f} of the whole"
+    return f"{rates} on {throughput['device']}{cost}"

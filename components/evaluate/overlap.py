@@ -1,0 +1,136 @@
+"""Find the test images that a model has seen in training: those whose bytes or pixels are among its train and
+validation rows.
+
+With stable splits there are none. After another split of the same images (a declared split ignored, fractions changed,
+`--split exact`) there are many, and a model's scores on them are too high. A model that started from another model's
+weights has seen that model's images, too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..store import uri as uris
+from ..store.errors import DatasetError, MillError
+from ..store.manifest import Dataset, find_dataset
+from ..store.shards import read_columns
+
+Hashes = npt.NDArray[np.uint64]
+_COLUMNS = ["sha256", "pixel_hash"]
+
+
+def parse_content_hashes(sha256: Sequence[str | None]) -> Hashes:
+    """Return the first 64 bits of SHA-256 digests in hexadecimal, [images]; 0 where there is none."""
+    return np.array([int(digest[:16], 16) if digest else 0 for digest in sha256], np.uint64)
+
+
+def hash_ids(image_ids: Sequence[str]) -> Hashes:
+    """Return 64-bit hashes of image ids, [images]: 8 bytes each, where a million ids would be 100 MB."""
+    data = b"".join(hashlib.blake2b(i.encode("utf-8", "surrogatepass"), digest_size=8).digest() for i in image_ids)
+    return np.frombuffer(data, np.uint64)
+
+
+def locate_ids(sorted_hashes: Hashes, image_ids: Sequence[str]) -> npt.NDArray[np.int64]:
+    """Return the index of each id's hash in `sorted_hashes`, [images]; DatasetError where one is missing."""
+    hashes = hash_ids(image_ids)
+    index = np.minimum(np.searchsorted(sorted_hashes, hashes), max(0, len(sorted_hashes) - 1))
+    if len(hashes) and (not len(sorted_hashes) or (sorted_hashes[index] != hashes).any()):
+        raise DatasetError("a test image of the tensors is not among those of the clean dataset")
+    return index
+
+
+@dataclass(frozen=True)
+class TrainingOverlap:
+    """Test images of a clean dataset, [images] each, in ascending order of `id_hashes`: `content_hashes`, and `is_seen`
+    where the model was trained or validated on the image. `missing`: datasets (kind/fingerprint) with which it may have
+    seen more images, but which no longer exist. 17 bytes an image.
+    """
+
+    id_hashes: Hashes
+    content_hashes: Hashes
+    is_seen: npt.NDArray[np.bool_]
+    missing: tuple[str, ...]
+
+    @classmethod
+    def find(cls, model: Dataset, clean: Dataset) -> TrainingOverlap:
+        trained_on, missing = _find_training_datasets(model)
+        ids, content, pixels = _read_test_hashes(clean)
+        is_seen = np.zeros(len(ids), np.bool_)
+        for dataset in trained_on:
+            if dataset.uri == clean.uri:  # its splits have no image in common
+                continue
+            for split in ("train", "val"):
+                for table in read_columns(dataset, "data", _COLUMNS, split):
+                    for column, hashes in zip(_COLUMNS, (content, pixels), strict=True):
+                        if column in table.column_names:  # an earlier release's dataset may lack one
+                            training = parse_content_hashes(table.column(column).to_pylist())
+                            is_seen |= np.isin(hashes, training[training > 0])
+        order = np.argsort(ids, kind="stable")
+        return cls(ids[order], content[order], is_seen[order], tuple(missing))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the manifest's entry: the number of `images` that were seen, and what is `unknown`."""
+        return {"images": int(self.is_seen.sum()), "unknown": list(self.missing)}
+
+    def look_up(self, image_ids: Sequence[str]) -> Iterator[tuple[int, bool]]:
+        """Return (content hash, whether the model has seen it) of images of the test split."""
+        index = locate_ids(self.id_hashes, image_ids)
+        return zip(self.content_hashes[index].tolist(), self.is_seen[index].tolist(), strict=True)
+
+
+def _find_training_datasets(model: Dataset) -> tuple[list[Dataset], list[str]]:
+    """Return the clean datasets that a model, and those whose weights it started from, were trained on; and the
+    ancestors (kind/fingerprint) that no longer exist."""
+    clean: dict[str, Dataset] = {}
+    missing: list[str] = []
+    models: list[Dataset] = [model]
+    visited = {model.uri}
+    while models:
+        dataset: Dataset | None = models.pop()
+        assert dataset is not None
+        if (start := _find_initial_model(dataset)) is not None and start.uri not in visited:
+            visited.add(start.uri)
+            models.append(start)
+        for kind in ("tensors", "clean"):
+            uri = dataset.parent_uri(kind)
+            dataset = find_dataset(uri)
+            if dataset is None or (kind == "clean" and dataset.missing()):
+                missing.append(f"{kind}/{uris.basename(uri)}")
+                break
+        else:
+            clean[dataset.uri] = dataset
+    return list(clean.values()), missing
+
+
+def _find_initial_model(model: Dataset) -> Dataset | None:
+    """Return the model dataset whose weights the training of `model` started from, if it did and it still exists."""
+    weights = str(model.manifest.config.get("weights") or "")
+    if "/" not in weights:  # none, or weights by name
+        return None
+    try:
+        uri = uris.normalize(weights, "weights")
+        dataset = find_dataset(uri.rpartition("/")[0] if uri.endswith(".safetensors") else uri)
+    except MillError:  # this machine can't read from there
+        return None
+    return dataset if dataset is not None and dataset.manifest.kind == "model" else None
+
+
+def _read_test_hashes(clean: Dataset) -> tuple[Hashes, Hashes, Hashes]:
+    """Return hashes of the ids, of the bytes and of the pixels (0 where unknown) of the test images, each [images]."""
+    parts: list[tuple[Hashes, ...]] = [(np.empty(0, np.uint64),) * 3]
+    for table in read_columns(clean, "data", ["image_id", *_COLUMNS], "test"):
+        columns = (
+            parse_content_hashes(table.column(name).to_pylist())
+            if name in table.column_names
+            else np.zeros(table.num_rows, np.uint64)
+            for name in _COLUMNS
+        )
+        parts.append((hash_ids(table.column("image_id").to_pylist()), *columns))
+    ids, content, pixels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return ids, content, pixels
