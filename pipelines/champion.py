@@ -16,6 +16,7 @@ from ..components.store.manifest import find_dataset, find_intact_dataset, norma
 from ..components.store.step import new_run
 from ..components.store.workspace import Workspace
 from .parameters import ALL_STEPS, list_parameters, resolve_parameters
+from .runs import align_columns
 
 HELP = "the champions of a name: list, show, promote, rollback"
 ROLLBACK = "rollback"
@@ -125,10 +126,7 @@ def _list(workspace: Workspace, name: str, as_json: bool) -> int:
         header = ("", "n", "promoted (UTC)", "score", "verdict", "model")
         rows = [header, *(_format_row(record) for record in records)]
         rows[-1] = ("*", *rows[-1][1:])
-        widths = [max(len(row[column]) for row in rows) for column in range(5)]
-        print(f"{listed}:")
-        for row in rows:
-            print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]).rstrip())
+        print(f"{listed}:\n{align_columns(rows)}")
     return EXIT_OK
 
 

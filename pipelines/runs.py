@@ -129,10 +129,11 @@ def _format_runs(rows: list[dict[str, Any]]) -> str:
         if state == "failed" and row["failed_at"]:
             state += f" at {row['failed_at']}"
         lines.append((row["run_name"], state, started, took, score, verdict, row["link"]))
-    return _align_columns(lines)
+    return align_columns(lines)
 
 
-def _align_columns(lines: list[tuple[str, ...]]) -> str:
+def align_columns(lines: list[tuple[str, ...]]) -> str:
+    """Return rows of cells as lines of text, with all columns but the last padded to equal widths."""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]) - 1)]
     return "\n".join(
         "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[-1]]).rstrip()
@@ -220,4 +221,4 @@ def _format_steps(states: dict[str, tuple[str, float | None]], records: dict[str
         code = f", exit code {record['exit_code']}" if record.get("exit_code") else ""
         result = str(record.get("error") or record.get("uri") or "")
         lines.append((name, state.lower().replace("_", " ") + code + cached, took, result))
-    return _align_columns(lines)
+    return align_columns(lines)
