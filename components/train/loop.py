@@ -16,18 +16,18 @@ from ..store.model import Normalize
 from ..store.parallel import cores
 from ..store.progress import Progress, format_duration
 from ..store.step import Context
-from .augment import Augmentation
+from .augmentation import Augmentation
 from .batches import Batch, batches, steps
 from .cache import ShardCache
 from .checkpoint import Learner, TrainingState, load_checkpoint, save_checkpoint
 from .config import TrainConfig
-from .drawn import Drawn
-from .feed import feed
 from .history import Events, events
 from .losses import Loss, class_counts, inverse_frequency, positive_weights
 from .mixing import Mixing
 from .moving_average import MovingAverage
 from .optimizer import Schedule, make_optimizer
+from .params import AugmentParams
+from .prefetcher import DevicePrefetcher
 from .probe import Probe, can_solve
 from .ranks import Ranks
 from .stepper import Stepper, arithmetic
@@ -48,9 +48,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Prepared(Batch):
-    """A batch as the loader's threads leave it: augmented, or with what is to be done to it on the device."""
+    """A batch as the loader's threads leave it: augmented, or with the parameters to augment it on the device."""
 
-    drawn: Drawn | None = None
+    params: AugmentParams | None = None
 
 
 @dataclass
@@ -236,10 +236,10 @@ class Trainer:
             rank=self.ranks.rank, ranks=self.ranks.number, threads=self.threads, cache=self.cache, balance=self.balance,
             pin=self.device.type == "cuda", work=lambda batch: self._prepared(batch, epoch),
         )  # fmt: skip
-        fed = feed(loaded, self.device)
+        prefetcher = DevicePrefetcher(loaded, self.device)
         live = time.monotonic()
         try:
-            for (images, labels, batch), last in _with_last(fed):
+            for (images, labels, batch), last in _with_last(prefetcher):
                 ends = last or (batch.number + 1) % self.config.accumulate == 0
                 state.loss += self._step(images, labels, batch, epoch, ends, state.updates)
                 state.batches += 1
@@ -247,14 +247,14 @@ class Trainer:
                 progress.add(batch.total, f"epoch {epoch + 1}/{self.config.epochs}")
                 if ends:
                     state.updates += 1
-                    state.waiting, fed.waited = state.waiting + fed.waited, 0.0
+                    state.waiting, prefetcher.wait_seconds = state.waiting + prefetcher.wait_seconds, 0.0
                     self._between(state)
                     if self.events and time.monotonic() - live > LIVE_S:
                         self._live(state, self.events)
                         live = time.monotonic()
             self.ranks.settle()
         finally:
-            fed.close()
+            prefetcher.close()
         self._count_time(state)
 
     def _solve(self, state: TrainingState) -> None:
@@ -278,19 +278,21 @@ class Trainer:
             raise self._stopped(state)
 
     def _prepared(self, batch: Batch, epoch: int) -> Prepared:
-        """In the loader's threads: this rank's share of what is drawn for the whole batch, and done here on a CPU."""
+        """Augment this rank's share of the batch, in the loader's threads, unless that is done on the device."""
         share = slice(batch.first, batch.first + len(batch.labels))
-        drawn = self.augmentation.draw(epoch, batch.number, batch.total).rows(share)
-        images = batch.images if self.augmentation.on_device else self.augmentation.host(batch.images, drawn)
-        return Prepared(images, batch.labels, batch.number, batch.first, batch.total, drawn)
+        params = self.augmentation.make_params(epoch, batch.number, batch.total).select_rows(share)
+        images = batch.images
+        if not self.augmentation.runs_on_device:
+            images = self.augmentation.apply_on_cpu(images, params)
+        return Prepared(images, batch.labels, batch.number, batch.first, batch.total, params)
 
     def _step(
         self, images: torch.Tensor, labels: torch.Tensor, batch: Prepared, epoch: int, ends: bool, updates: int
     ) -> torch.Tensor:
         """One batch, from uint8 on the device to a gradient; its summed loss."""
-        if self.augmentation.on_device:
-            assert batch.drawn is not None
-            images = self.augmentation.device(images, batch.drawn)
+        if self.augmentation.runs_on_device:
+            assert batch.params is not None
+            images = self.augmentation.apply_on_device(images, batch.params)
         mixed, targets = self.mixing(self.normalize(images), labels, epoch, batch.number, batch.first)
         return self.stepper.add(mixed, targets, (epoch, batch.number), batch.total, ends, updates)
 

@@ -1,14 +1,14 @@
-"""RandAugment, TrivialAugmentWide and AutoAugment: what they draw for the images of a batch.
+"""RandAugment, TrivialAugmentWide and AutoAugment: the operations that they sample for the images of a batch.
 
 Cubuk et al., "AutoAugment: Learning Augmentation Policies from Data", 2019, and "RandAugment: Practical automated data
 augmentation with a reduced search space", 2019; Müller and Hutter, "TrivialAugment: Tuning-free Yet State-of-the-Art
-Data Augmentation", 2021. Operations, bins of magnitude, signs and probabilities are those of torchvision's
-`transforms.v2`. Shears, shifts and rotations become one matrix; the others are listed in their order, after it.
+Data Augmentation", 2021. Operations, magnitude bins, signs and probabilities are those of torchvision's
+`transforms.v2`. Shears, translations and rotations become one matrix; the others are listed in their order, after it.
 
-Presets narrow a policy. `ocr`: no more than 15 degrees, a shear of 0.15 and a shift by a tenth of the side; `medical`:
-10 degrees, 0.1 and a tenth; what is drawn beyond is drawn in to that. `fashion`: what changes a hue or its saturation
-is left out, which beside Color is all that treats the channels one by one (Posterize, Solarize, Invert, AutoContrast,
-Equalize); shapes, brightness, contrast and sharpness stay. No policy mirrors.
+Presets restrict a policy. `ocr`: no more than 15 degrees, a shear of 0.15 and a translation by a tenth of the side;
+`medical`: 10 degrees, 0.1 and a tenth; larger magnitudes are clipped to that. `fashion`: operations that change a hue
+or its saturation are left out, which are Color and those that treat each channel on its own (Posterize, Solarize,
+Invert, AutoContrast, Equalize); shapes, brightness, contrast and sharpness stay. No policy flips.
 """
 
 from __future__ import annotations
@@ -21,39 +21,38 @@ import numpy.typing as npt
 
 from ..store.policies import BINS, SIGNED
 from .config import TrainConfig
-from .drawn import NUMBER
-from .matrices import Floats, affine, compose, identity
+from .matrices import Floats, compose, make_affine, make_identity
 
-RAND, TRIVIAL, AUTO = "randaugment", "trivialaugment", "autoaugment"
+RANDAUGMENT, TRIVIALAUGMENT, AUTOAUGMENT = "randaugment", "trivialaugment", "autoaugment"
 NAMES = (
     "Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast",
     "Sharpness", "Posterize", "Solarize", "AutoContrast", "Equalize", "Invert",
 )  # fmt: skip
-"""In torchvision's order. RandAugment and TrivialAugment draw from all but Invert."""
-_AT = {name: at for at, name in enumerate(NAMES)}
+"""In torchvision's order. RandAugment and TrivialAugment sample from all but Invert."""
+_INDICES = {name: index for index, name in enumerate(NAMES)}
 _IS_SIGNED = np.array([name in SIGNED for name in NAMES])
 AUTO_BINS = 10
 _WIDE = dict.fromkeys(SIGNED, 0.99) | {"Rotate": 135.0}
-_WIDE_SHIFT = 32.0
-"""Pixels, whatever the size of the picture."""
-HUES = ("Color", "Hue", "Grayscale", "Posterize", "Solarize", "Invert", "AutoContrast", "Equalize")
-"""What changes hue or saturation."""
+_WIDE_TRANSLATION = 32.0
+"""Pixels, for any image size."""
+HUE_OPERATIONS = ("Color", "Hue", "Grayscale", "Posterize", "Solarize", "Invert", "AutoContrast", "Equalize")
+"""Operations that change hue or saturation."""
 
 
-class Limits(NamedTuple):
-    """The most that a policy may do to shapes: degrees, tangent, share of the side."""
+class GeometryLimits(NamedTuple):
+    """Largest geometric magnitudes of a policy: degrees, tangent, share of the side."""
 
     rotate: float
     shear: float
     translate: float
 
 
-LIMITS = {"ocr": Limits(15.0, 0.15, 0.1), "medical": Limits(10.0, 0.1, 0.1)}
+GEOMETRY_LIMITS = {"ocr": GeometryLimits(15.0, 0.15, 0.1), "medical": GeometryLimits(10.0, 0.1, 0.1)}
 """By preset."""
 
 # Sub-policies of two operations, each (name, probability, magnitude of 9, -1 where it has none).
-_Step = tuple[str, float, int]
-AUTO_POLICIES: dict[str, tuple[tuple[_Step, _Step], ...]] = {
+_PolicyOp = tuple[str, float, int]
+AUTO_POLICIES: dict[str, tuple[tuple[_PolicyOp, _PolicyOp], ...]] = {
     "imagenet": (
         (("Posterize", 0.4, 8), ("Rotate", 0.6, 9)),
         (("Solarize", 0.6, 5), ("AutoContrast", 0.6, -1)),
@@ -138,93 +137,84 @@ AUTO_POLICIES: dict[str, tuple[tuple[_Step, _Step], ...]] = {
 }
 
 
-class Chosen(NamedTuple):
-    """Of B images: `which` int64 [B, N] of `NAMES`, and `values` float64 [B, N] with their signs, as torchvision calls
-    them magnitudes: tangent, pixels, degrees, factor less 1, bits, share of 255."""
+class PolicyOps(NamedTuple):
+    """Operations of a policy for B images: `indices` int64 [B, N] into `NAMES`, and signed `magnitudes` float64 [B, N]
+    in torchvision's units: tangent, pixels, degrees, factor less 1, bits, share of 255."""
 
-    which: npt.NDArray[np.int64]
-    values: Floats
+    indices: npt.NDArray[np.int64]
+    magnitudes: Floats
 
 
 @cache
-def strengths(policy: str, size: int) -> Floats:
-    """float64 [operations, bins]: the value of each of `NAMES` at each magnitude, before its sign, for a picture of
-    `size` pixels a side. In float32, as torchvision computes it: a shift is cut to whole pixels."""
+def compute_magnitudes(policy: str, size: int) -> Floats:
+    """Return the magnitude of each of `NAMES` at each bin, before its sign, for an image of `size` pixels a side:
+    float64 [operations, bins]. Computed in float32 as in torchvision: a translation is truncated to whole pixels."""
     import torch
 
-    bins = AUTO_BINS if policy == AUTO else BINS
-    table = np.zeros((len(NAMES), bins))
-    for name, largest in (_WIDE if policy == TRIVIAL else SIGNED).items():
+    bins = AUTO_BINS if policy == AUTOAUGMENT else BINS
+    magnitudes = np.zeros((len(NAMES), bins))
+    for name, largest in (_WIDE if policy == TRIVIALAUGMENT else SIGNED).items():
         if name.startswith("Translate"):
-            largest = _WIDE_SHIFT if policy == TRIVIAL else largest * size
-        table[_AT[name]] = torch.linspace(0.0, largest, bins).numpy()
-    cut = 6 if policy == TRIVIAL else 4
-    table[_AT["Posterize"]] = (8 - (torch.arange(bins) / ((bins - 1) / cut))).round().numpy()
-    table[_AT["Solarize"]] = torch.linspace(1.0, 0.0, bins).numpy()
-    return table
+            largest = _WIDE_TRANSLATION if policy == TRIVIALAUGMENT else largest * size
+        magnitudes[_INDICES[name]] = torch.linspace(0.0, largest, bins).numpy()
+    dropped_bits = 6 if policy == TRIVIALAUGMENT else 4
+    magnitudes[_INDICES["Posterize"]] = (8 - (torch.arange(bins) / ((bins - 1) / dropped_bits))).round().numpy()
+    magnitudes[_INDICES["Solarize"]] = torch.linspace(1.0, 0.0, bins).numpy()
+    return magnitudes
 
 
-def choose(config: TrainConfig, random: np.random.Generator, count: int, size: int) -> Chosen:
-    """What the policy of the config draws for `count` images, whatever the preset."""
+def sample_ops(config: TrainConfig, rng: np.random.Generator, count: int, size: int) -> PolicyOps:
+    """Sample the operations of the config's policy for `count` images, without regard to the preset."""
     policy = config.policy
-    if policy == AUTO:
-        return _auto(config.policy_set, random, count, size)
-    number = config.policy_ops if policy == RAND else 1
-    which = random.integers(len(NAMES) - 1, size=(count, number))
-    magnitude = random.integers(BINS, size=(count, number)) if policy == TRIVIAL else config.policy_magnitude
-    return Chosen(which, strengths(policy, size)[which, magnitude] * _signs(random, which))
+    if policy == AUTOAUGMENT:
+        return _sample_autoaugment(config.policy_set, rng, count, size)
+    num_ops = config.policy_ops if policy == RANDAUGMENT else 1
+    indices = rng.integers(len(NAMES) - 1, size=(count, num_ops))
+    bins = rng.integers(BINS, size=(count, num_ops)) if policy == TRIVIALAUGMENT else config.policy_magnitude
+    return PolicyOps(indices, compute_magnitudes(policy, size)[indices, bins] * _sample_signs(rng, indices))
 
 
-def _auto(policy: str, random: np.random.Generator, count: int, size: int) -> Chosen:
-    steps = AUTO_POLICIES[policy]
-    names = np.array([[_AT[name] for name, _, _ in pair] for pair in steps])
-    shares = np.array([[share for _, share, _ in pair] for pair in steps])
-    magnitudes = np.array([[max(0, magnitude) for _, _, magnitude in pair] for pair in steps])
-    drawn = random.integers(len(steps), size=count)
-    used = random.random((count, 2)) <= shares[drawn]
-    which = np.where(used, names[drawn], _AT["Identity"])
-    return Chosen(which, strengths(AUTO, size)[which, magnitudes[drawn]] * _signs(random, which))
+def _sample_autoaugment(policy_set: str, rng: np.random.Generator, count: int, size: int) -> PolicyOps:
+    policies = AUTO_POLICIES[policy_set]
+    indices_by_policy = np.array([[_INDICES[name] for name, _, _ in pair] for pair in policies])
+    probabilities = np.array([[probability for _, probability, _ in pair] for pair in policies])
+    bins = np.array([[max(0, magnitude) for _, _, magnitude in pair] for pair in policies])
+    policy = rng.integers(len(policies), size=count)
+    is_applied = rng.random((count, 2)) <= probabilities[policy]
+    indices = np.where(is_applied, indices_by_policy[policy], _INDICES["Identity"])
+    magnitudes = compute_magnitudes(AUTOAUGMENT, size)[indices, bins[policy]]
+    return PolicyOps(indices, magnitudes * _sample_signs(rng, indices))
 
 
-def _signs(random: np.random.Generator, which: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    return np.where(_IS_SIGNED[which] & (random.random(which.shape) <= 0.5), -1, 1)
+def _sample_signs(rng: np.random.Generator, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    return np.where(_IS_SIGNED[indices] & (rng.random(indices.shape) <= 0.5), -1, 1)
 
 
-def narrowed(chosen: Chosen, preset: str, size: int) -> Chosen:
-    """What of it a preset allows."""
-    which, values = chosen
+def restrict_ops(ops: PolicyOps, preset: str, size: int) -> PolicyOps:
+    """Remove or clip the operations that a preset does not allow."""
+    indices, magnitudes = ops
     if preset == "fashion":
-        hues = np.isin(which, [_AT[name] for name in HUES if name in _AT])
-        return Chosen(np.where(hues, _AT["Identity"], which), np.where(hues, 0.0, values))
-    if preset not in LIMITS:
-        return chosen
-    limits = LIMITS[preset]
-    most = np.full(len(NAMES), np.inf)
-    for name, limit in (("Shear", limits.shear), ("Translate", limits.translate * size), ("Rotate", limits.rotate)):
-        most[[at for at, one in enumerate(NAMES) if one.startswith(name)]] = limit
-    return Chosen(which, np.clip(values, -most[which], most[which]))
+        changes_hue = np.isin(indices, [_INDICES[name] for name in HUE_OPERATIONS if name in _INDICES])
+        return PolicyOps(np.where(changes_hue, _INDICES["Identity"], indices), np.where(changes_hue, 0.0, magnitudes))
+    if preset not in GEOMETRY_LIMITS:
+        return ops
+    limits = GEOMETRY_LIMITS[preset]
+    largest = np.full(len(NAMES), np.inf)
+    for prefix, limit in (("Shear", limits.shear), ("Translate", limits.translate * size), ("Rotate", limits.rotate)):
+        largest[[index for index, name in enumerate(NAMES) if name.startswith(prefix)]] = limit
+    return PolicyOps(indices, np.clip(magnitudes, -largest[indices], largest[indices]))
 
 
-def geometry(chosen: Chosen, size: int) -> Floats:
-    """float64 [B, 3, 3]: all its shears, shifts and rotations, one after the other."""
-    made = identity(len(chosen.which))
-    for which, value in zip(chosen.which.T, chosen.values.T, strict=True):
-        if not ((which >= _AT["ShearX"]) & (which <= _AT["Rotate"])).any():
+def make_matrix(ops: PolicyOps, size: int) -> Floats:
+    """Compose the shears, translations and rotations of each image, in their order: float64 [B, 3, 3]."""
+    matrix = make_identity(len(ops.indices))
+    for indices, magnitudes in zip(ops.indices.T, ops.magnitudes.T, strict=True):
+        if not ((indices >= _INDICES["ShearX"]) & (indices <= _INDICES["Rotate"])).any():
             continue
-        part = {name: np.where(which == _AT[name], value, 0.0) for name in NAMES[1:6]}
-        shear_x, shear_y = (np.degrees(np.arctan(part[name])) for name in ("ShearX", "ShearY"))
-        across, down = (np.trunc(part[name]) for name in ("TranslateX", "TranslateY"))
-        centre = np.where((which == _AT["ShearX"]) | (which == _AT["ShearY"]), 0.0, size / 2)
-        turn, scale = -part["Rotate"], np.ones(len(which))  # torchvision's rotation turns against the clock
-        made = compose(made, affine(turn, across, down, scale, shear_x, shear_y, centre))
-    return made
-
-
-def operations(chosen: Chosen) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-    """int8 [B, N] and float32 [B, N] as drawn.py has them: what is not geometry, in its place."""
-    number = np.array([NUMBER.get(name, 0) for name in NAMES], np.int8)
-    factor = np.array([name in SIGNED for name in NAMES])
-    values = np.where(factor[chosen.which], 1 + chosen.values, chosen.values)
-    values = np.where(chosen.which == _AT["Solarize"], 255 * chosen.values, values)
-    found = number[chosen.which]
-    return found, np.where(found == 0, 0, values).astype(np.float32)
+        by_name = {name: np.where(indices == _INDICES[name], magnitudes, 0.0) for name in NAMES[1:6]}
+        shear_x, shear_y = (np.degrees(np.arctan(by_name[name])) for name in ("ShearX", "ShearY"))
+        shift_x, shift_y = (np.trunc(by_name[name]) for name in ("TranslateX", "TranslateY"))
+        center = np.where((indices == _INDICES["ShearX"]) | (indices == _INDICES["ShearY"]), 0.0, size / 2)
+        angle, scale = -by_name["Rotate"], np.ones(len(indices))  # torchvision rotates counterclockwise
+        matrix = compose(matrix, make_affine(angle, shift_x, shift_y, scale, shear_x, shear_y, center))
+    return matrix

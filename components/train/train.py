@@ -21,7 +21,7 @@ from .agreement import conversion
 from .artifact import artifact_files, facts_of, samples
 from .checkpoint import TrainingState, discard_checkpoints
 from .config import VERSION, TrainConfig
-from .external import pipeline_content
+from .external import resolve_pipeline
 from .history import publish_history, verdict
 from .launch import launch, processes
 from .preflight import warnings
@@ -103,7 +103,7 @@ def _build(tensors: Dataset, uri: str, config: TrainConfig, context: Context, ra
 
 def _pipeline_identity(config: TrainConfig) -> dict[str, str]:
     """What of somebody else's augmentation counts: what it does, wherever it was saved."""
-    return {"augment_pipeline": pipeline_content(config.augment_pipeline)} if config.augment_pipeline else {}
+    return {"augment_pipeline": resolve_pipeline(config.augment_pipeline)[1]} if config.augment_pipeline else {}
 
 
 def _check_there_is_enough(tensors: Dataset, processes: int) -> None:

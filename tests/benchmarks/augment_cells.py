@@ -55,48 +55,54 @@ def _config_of(task: str) -> Any:
 def drawn(task: str, count: int) -> Any:
     """What was drawn where every image gets the same one operation."""
     from imagemill.components.train import matrices
-    from imagemill.components.train.drawn import NUMBER, identity
+    from imagemill.components.train.params import OPERATION_IDS, make_center_crop_params
 
-    what = identity(count, SIZE, SIZE, SIZE)
+    what = make_center_crop_params(count, SIZE, SIZE, SIZE)
     every = np.ones(count)
-    if task in NUMBER:
+    if task in OPERATION_IDS:
         value = np.full((count, 1), _VALUE.get(task, 0), np.float32)
-        return replace(what, operations=np.full((count, 1), NUMBER[task], np.int8), values=value)
+        return replace(what, operations=np.full((count, 1), OPERATION_IDS[task], np.int8), values=value)
     if task == "Erase":
         return replace(what, erase=np.tile(np.array([40, 60, 70, 70], np.int32), (count, 1)))
     corners = np.array([[10, 14], [210, 8], [218, 205], [4, 216]], np.float64)
     made = {
-        "Flip": lambda: matrices.mirror(every > 0, SIZE, 0),
-        "Crop": lambda: matrices.box(np.tile(BOX, (count, 1)), SIZE),
-        "Rotate": lambda: matrices.affine(20 * every, 0 * every, 0 * every, every, 0 * every, 0 * every, 112 * every),
-        "ShearX": lambda: matrices.affine(0 * every, 0 * every, 0 * every, every, 11 * every, 0 * every, 0 * every),
-        "TranslateX": lambda: matrices.affine(0 * every, 30 * every, 0 * every, every, 0 * every, 0 * every, every),
-        "Perspective": lambda: matrices.quadrilateral(np.tile(corners, (count, 1, 1)), SIZE),
+        "Flip": lambda: matrices.make_flip(every > 0, SIZE, 0),
+        "Crop": lambda: matrices.make_crop(np.tile(BOX, (count, 1)), SIZE),
+        "Rotate": lambda: matrices.make_affine(
+            20 * every, 0 * every, 0 * every, every, 0 * every, 0 * every, 112 * every
+        ),
+        "ShearX": lambda: matrices.make_affine(
+            0 * every, 0 * every, 0 * every, every, 11 * every, 0 * every, 0 * every
+        ),
+        "TranslateX": lambda: matrices.make_affine(
+            0 * every, 30 * every, 0 * every, every, 0 * every, 0 * every, every
+        ),
+        "Perspective": lambda: matrices.make_perspective(np.tile(corners, (count, 1, 1)), SIZE),
     }
     return replace(what, matrix=made[task]())
 
 
 def ours(task: str, images: Any) -> Cell:
-    from imagemill.components.train.augment import Augmentation
+    from imagemill.components.train.augmentation import Augmentation
 
     if task in OPERATIONS:
         augmentation, what = Augmentation(config(), IMAGE, "cpu"), drawn(task, len(images))
-        return lambda: augmentation.host(images, what)
+        return lambda: augmentation.apply_on_cpu(images, what)
     augmentation, number = Augmentation(_config_of(task), IMAGE, "cpu"), iter(range(10**9))
-    return lambda: augmentation.host(images, augmentation.draw(0, next(number), len(images)))
+    return lambda: augmentation.apply_on_cpu(images, augmentation.make_params(0, next(number), len(images)))
 
 
 def ours_on_gpu(task: str, images: Any) -> Cell:
     import torch
 
-    from imagemill.components.train.augment import Augmentation
+    from imagemill.components.train.augmentation import Augmentation
 
     there, number = torch.from_numpy(images).cuda(), iter(range(10**9))
     augmentation = Augmentation(config() if task in OPERATIONS else _config_of(task), IMAGE, "cuda")
     same = drawn(task, len(images)) if task in OPERATIONS else None
 
     def run() -> None:
-        augmentation.device(there, same or augmentation.draw(0, next(number), len(images)))
+        augmentation.apply_on_device(there, same or augmentation.make_params(0, next(number), len(images)))
         torch.cuda.synchronize()
 
     return run
@@ -246,32 +252,32 @@ NEEDS = {"kornia": "kornia", "kornia (GPU)": "kornia", "albumentations": "albume
 
 
 def orders(images: Any) -> dict[str, Cell]:
-    """The same result by several orders of its steps; the cheapest one is what drawing.py says."""
-    from imagemill.components.train.colours import Canvas, recolour
-    from imagemill.components.train.drawn import NUMBER
-    from imagemill.components.train.matrices import affine, box
-    from imagemill.components.train.warp import warp
+    """The same result by several orders of its steps; the cheapest one is what params.py says."""
+    from imagemill.components.train.cpu_colors import LazyImage, apply_color_operations
+    from imagemill.components.train.cpu_engine import warp
+    from imagemill.components.train.matrices import make_affine, make_crop
+    from imagemill.components.train.params import OPERATION_IDS
 
     half = [np.ascontiguousarray(cv2.resize(image, (112, 112), interpolation=cv2.INTER_AREA)) for image in images]
     large = [np.ascontiguousarray(cv2.resize(image, (320, 320))) for image in images]
     one = np.ones(1)
 
     def turn(side: int) -> Any:
-        return affine(20 * one, 0 * one, 0 * one, one, 0 * one, 0 * one, side / 2 * one)[0]
+        return make_affine(20 * one, 0 * one, 0 * one, one, 0 * one, 0 * one, side / 2 * one)[0]
 
     def scaled(side: int) -> Any:
-        return box(np.array([[0, 0, side, side]]), SIZE)[0]
+        return make_crop(np.array([[0, 0, side, side]]), SIZE)[0]
 
     def moved(image: Any, matrix: Any, size: int) -> Any:
         out = np.empty((size, size, 3), np.uint8)
         warp(image, matrix, out)
         return out
 
-    numbers = [NUMBER[name] for name in ("Brightness", "Contrast", "Color", "Hue")]
-    crop = box(np.array([[40, 30, 240, 250]]), SIZE)[0]
+    numbers = [OPERATION_IDS[name] for name in ("Brightness", "Contrast", "Color", "Hue")]
+    crop = make_crop(np.array([[40, 30, 240, 250]]), SIZE)[0]
 
     def coloured(image: Any) -> Any:
-        return recolour(Canvas(image.copy(), np.empty_like(image), 0), numbers, [1.2, 0.8, 1.3, 0.05])
+        return apply_color_operations(LazyImage(image.copy(), np.empty_like(image), 0), numbers, [1.2, 0.8, 1.3, 0.05])
 
     return {
         "112 → 224: rotated, then made larger": lambda: [
@@ -284,9 +290,9 @@ def orders(images: Any) -> dict[str, Cell]:
         "320 → 224: colour jitter, then the crop": lambda: [moved(coloured(image), crop, SIZE) for image in large],
         "320 → 224: the crop, then colour jitter": lambda: [coloured(moved(image, crop, SIZE)) for image in large],
         "224: crop, then rotated": lambda: [
-            moved(moved(image, box(np.array([BOX]), SIZE)[0], SIZE), turn(SIZE), SIZE) for image in images
+            moved(moved(image, make_crop(np.array([BOX]), SIZE)[0], SIZE), turn(SIZE), SIZE) for image in images
         ],
         "224: crop and rotation in one warp": lambda: [
-            moved(image, box(np.array([BOX]), SIZE)[0] @ turn(SIZE), SIZE) for image in images
+            moved(image, make_crop(np.array([BOX]), SIZE)[0] @ turn(SIZE), SIZE) for image in images
         ],
     }

@@ -233,7 +233,7 @@ def ours_augmented(encoding: str) -> Callable[[Place, int], Epoch]:
     """The same with the trainer's own augmentation on its CPU threads."""
 
     def opened(place: Place, threads: int) -> Epoch:
-        from imagemill.components.train.augment import Augmentation
+        from imagemill.components.train.augmentation import Augmentation
         from imagemill.components.train.config import TrainConfig
         from imagemill.components.train.loader import batches
         from imagemill.components.train.recipes import resolve
@@ -247,8 +247,8 @@ def ours_augmented(encoding: str) -> Callable[[Place, int], Epoch]:
 
         def epoch(number: int) -> Iterator[tuple[Any, Any]]:
             def work(batch: Any) -> tuple[Any, Any]:
-                drawn = augmentation.draw(number, batch.number, len(batch.labels))
-                return augmentation.host(batch.images, drawn), batch.labels
+                drawn = augmentation.make_params(number, batch.number, len(batch.labels))
+                return augmentation.apply_on_cpu(batch.images, drawn), batch.labels
 
             yield from batches(dataset, "train", BATCH, SEED, number, work=work, **more)
 
@@ -258,7 +258,10 @@ def ours_augmented(encoding: str) -> Callable[[Place, int], Epoch]:
 
 
 THREADS, WORKERS = (1, 2, 4), (0, 1, 2, 4)
-LOADER, AUGMENTATION = "imagemill.components.train.loader:batches", "imagemill.components.train.augment:Augmentation"
+LOADER, AUGMENTATION = (
+    "imagemill.components.train.loader:batches",
+    "imagemill.components.train.augmentation:Augmentation",
+)
 _RAW, _JPEG = ("tensors-raw",), ("tensors-jpeg",)
 CELLS: dict[str, Cell] = {
     "memmap": Cell("numpy.memmap, rows by a random permutation: the limit", memmap, ("pixels.u8",)),

@@ -63,7 +63,7 @@ def config_of(wanted: Wanted) -> Any:
 def feed_imagemill(wanted: Wanted) -> Callable[[int], Iterator[int]]:
     """The loader with the trainer's augmentation on its threads."""
     from imagemill.components.store.manifest import read_dataset
-    from imagemill.components.train.augment import Augmentation
+    from imagemill.components.train.augmentation import Augmentation
     from imagemill.components.train.loader import Batch, batches
 
     dataset, config = read_dataset(wanted.tensors), config_of(wanted)
@@ -71,7 +71,9 @@ def feed_imagemill(wanted: Wanted) -> Callable[[int], Iterator[int]]:
 
     def epoch(number: int) -> Iterator[int]:
         def work(batch: Batch) -> int:
-            images = augmentation.host(batch.images, augmentation.draw(number, batch.number, len(batch.labels)))
+            images = augmentation.apply_on_cpu(
+                batch.images, augmentation.make_params(number, batch.number, len(batch.labels))
+            )
             assert images.shape[1:] == (wanted.size, wanted.size, 3)
             return len(images)
 

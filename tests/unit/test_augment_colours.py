@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms.v2 import functional as tv
 
-from imagemill.components.train.colours import Canvas, recolour
-from imagemill.components.train.drawn import NUMBER, OPERATIONS, Drawn, identity
-from imagemill.components.train.on_cpu import CpuEngine
+from imagemill.components.train.cpu_colors import LazyImage, apply_color_operations
+from imagemill.components.train.cpu_engine import CpuEngine
+from imagemill.components.train.params import OPERATION_IDS, OPERATIONS, AugmentParams, make_center_crop_params
 
 VALUES: dict[str, list[float]] = {
     "Brightness": [0.0, 0.1, 0.5, 1, 1.27, 1.9], "Contrast": [0.0, 0.01, 0.5, 1, 1.27, 1.99],
@@ -42,8 +42,10 @@ def pictures() -> dict[str, Any]:
 
 
 def ours(pixels: Any, *operations: tuple[str, float], seed: int = 7) -> Any:
-    canvas = Canvas(pixels.copy(), np.empty_like(pixels), seed)
-    return recolour(canvas, [NUMBER[name] for name, _ in operations], [value for _, value in operations])
+    canvas = LazyImage(pixels.copy(), np.empty_like(pixels), seed)
+    return apply_color_operations(
+        canvas, [OPERATION_IDS[name] for name, _ in operations], [value for _, value in operations]
+    )
 
 
 def torchvisions(pixels: Any, name: str, value: float) -> Any:
@@ -116,10 +118,12 @@ def test_noise_has_its_spread_is_a_matter_of_the_seed_and_of_no_thread() -> None
     assert white.max() == 255 and white.min() > 100  # nothing runs over
 
 
-def drawn(count: int, size: int, operations: list[str], values: list[float]) -> Drawn:
-    numbers = np.tile(np.array([NUMBER[name] for name in operations], np.int8), (count, 1))
+def drawn(count: int, size: int, operations: list[str], values: list[float]) -> AugmentParams:
+    numbers = np.tile(np.array([OPERATION_IDS[name] for name in operations], np.int8), (count, 1))
     return replace(
-        identity(count, size, size, size), operations=numbers, values=np.tile(np.float32(values), (count, 1))
+        make_center_crop_params(count, size, size, size),
+        operations=numbers,
+        values=np.tile(np.float32(values), (count, 1)),
     )
 
 

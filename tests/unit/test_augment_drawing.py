@@ -13,23 +13,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import kstest
 
-from imagemill.components.train.augment import Augmentation
-from imagemill.components.train.drawing import RATIO, Frame, crop_boxes, draw
-from imagemill.components.train.drawn import NUMBER, Drawn
+from imagemill.components.train.augmentation import Augmentation
+from imagemill.components.train.params import (
+    CROP_RATIO,
+    OPERATION_IDS,
+    AugmentParams,
+    InputSpec,
+    make_params,
+    sample_crop_boxes,
+)
 
 FULL: dict[str, Any] = {
     "crop_scale": 0.3, "flip": "true", "vertical_flip": "true", "rotate": 15.0, "translate": 0.1, "zoom": 0.2,
     "shear": 8.0, "perspective": 0.2, "brightness": 0.4, "contrast": 0.3, "saturation": 0.5, "hue": 0.1,
     "grayscale": 0.2, "blur": 0.3, "noise": 0.4, "jpeg_artifacts": 0.25, "erasing": 0.35, "policy": "randaugment",
 }  # fmt: skip
-FRAME = Frame(48, 48, 40)
+SPEC = InputSpec(48, 48, 40)
 
 
-def drawn(count: int = 500, frame: Frame = FRAME, epoch: int = 1, number: int = 2, **wanted: Any) -> Drawn:
-    return draw(augmented.config(**wanted), frame, epoch, number, count)
+def drawn(count: int = 500, spec: InputSpec = SPEC, epoch: int = 1, number: int = 2, **wanted: Any) -> AugmentParams:
+    return make_params(augmented.config(**wanted), spec, epoch, number, count)
 
 
-def differs(one: Drawn, other: Drawn) -> set[str]:
+def differs(one: AugmentParams, other: AugmentParams) -> set[str]:
     return {name for name in one.__dataclass_fields__ if not np.array_equal(getattr(one, name), getattr(other, name))}
 
 
@@ -65,17 +71,19 @@ def test_shares_and_ranges_are_those_of_the_config() -> None:
     ranges = {"Brightness": (0.6, 1.4), "Contrast": (0.7, 1.3), "Color": (0.5, 1.5), "Hue": (-0.1, 0.1),
               "Blur": (0.1, 2.0), "Noise": (0.0, 25.0)}  # fmt: skip
     for name in {*shares, *ranges}:
-        there = what.operations == NUMBER[name]
+        there = what.operations == OPERATION_IDS[name]
         assert abs(there.any(1).mean() - shares.get(name, 1.0)) < 0.012, name
         if name in ranges:
             low, high = ranges[name]
             assert kstest(what.values[there], "uniform", (low, high - low)).pvalue > 1e-3, name
-    quality = what.values[what.operations == NUMBER["Jpeg"]]
+    quality = what.values[what.operations == OPERATION_IDS["Jpeg"]]
     assert set(np.unique(quality)) == set(range(30, 91))
-    places = np.stack([(what.operations == NUMBER[n]).argmax(1) for n in ("Brightness", "Contrast", "Color", "Hue")])
+    places = np.stack(
+        [(what.operations == OPERATION_IDS[n]).argmax(1) for n in ("Brightness", "Contrast", "Color", "Hue")]
+    )
     orders, counts = np.unique(places, axis=1, return_counts=True)
     assert orders.shape[1] == 24 and np.abs(counts / 20_000 - 1 / 24).max() < 0.008  # an order for each image
-    names = [NUMBER[n] for n in ("Grayscale", "Blur", "Noise", "Jpeg")]
+    names = [OPERATION_IDS[n] for n in ("Grayscale", "Blur", "Noise", "Jpeg")]
     assert all(set(np.unique(what.operations[:, 4 + at])) == {0, n} for at, n in enumerate(names))
 
 
@@ -92,21 +100,21 @@ def test_erased_boxes_are_small_and_inside() -> None:
 
 
 def test_flips_mirror_half_of_them_and_shapes_lie_in_their_range() -> None:
-    what = drawn(4000, Frame(40, 40, 40), flip="true")
+    what = drawn(4000, InputSpec(40, 40, 40), flip="true")
     mirrored = what.matrix[:, 0, 0] == -1
     assert abs(mirrored.mean() - 0.5) < 0.04 and (what.matrix[:, 1, 1] == 1).all()
-    both = drawn(4000, Frame(40, 40, 40), flip="true", vertical_flip="true").matrix[:, [0, 1], [0, 1]]
+    both = drawn(4000, InputSpec(40, 40, 40), flip="true", vertical_flip="true").matrix[:, [0, 1], [0, 1]]
     assert abs(np.corrcoef(both.T)[0, 1]) < 0.06
-    turned = drawn(4000, Frame(40, 40, 40), rotate=30.0).matrix
+    turned = drawn(4000, InputSpec(40, 40, 40), rotate=30.0).matrix
     angle = np.degrees(np.arctan2(turned[:, 1, 0], turned[:, 0, 0]))
     assert kstest(angle, "uniform", (-30, 60)).pvalue > 1e-3
     centre = np.einsum("bij,j->bi", turned, [20, 20, 1])
     np.testing.assert_allclose(centre, np.tile([20, 20, 1], (4000, 1)), atol=1e-9)
-    shifted = drawn(4000, Frame(40, 40, 40), translate=0.2).matrix[:, :2, 2]
+    shifted = drawn(4000, InputSpec(40, 40, 40), translate=0.2).matrix[:, :2, 2]
     assert set(np.unique(shifted)) == set(range(-8, 9))
-    zoomed = drawn(4000, Frame(40, 40, 40), zoom=0.5).matrix[:, 0, 0]
+    zoomed = drawn(4000, InputSpec(40, 40, 40), zoom=0.5).matrix[:, 0, 0]
     assert kstest(1 / zoomed, "uniform", (0.5, 1.0)).pvalue > 1e-3
-    seen = drawn(4000, Frame(40, 40, 40), perspective=0.5).matrix
+    seen = drawn(4000, InputSpec(40, 40, 40), perspective=0.5).matrix
     for x, y in ((0, 0), (40, 0), (40, 40), (0, 40)):  # of the output's corners nothing of the picture is seen
         u, v, w = np.einsum("bij,j->ib", seen, [x, y, 1])
         assert (w > 0).all() and ((np.abs(u / w - 20) >= 20 - 1e-9) | (np.abs(v / w - 20) >= 20 - 1e-9)).all()
@@ -117,13 +125,13 @@ def test_flips_mirror_half_of_them_and_shapes_lie_in_their_range() -> None:
 def test_crops_lie_inside_and_have_the_area_and_ratio_asked_for(
     seed: int, height: int, width: int, smallest: float
 ) -> None:
-    boxes = crop_boxes(np.random.default_rng(seed), 20, height, width, smallest)
+    boxes = sample_crop_boxes(np.random.default_rng(seed), 20, height, width, smallest)
     top, left, h, w = boxes.T
     assert boxes.min() >= 0 and min(h.min(), w.min()) >= 1
     assert (top + h <= height).all() and (left + w <= width).all()
     if height == width == 64:
         assert ((h + 0.5) * (w + 0.5) >= smallest * 64 * 64 - 64).all()
-        assert (RATIO[0] - 0.1 <= w / h).all() and (w / h <= RATIO[1] + 0.2).all()
+        assert (CROP_RATIO[0] - 0.1 <= w / h).all() and (w / h <= CROP_RATIO[1] + 0.2).all()
 
 
 def test_crops_are_spread_as_torchvisions() -> None:
@@ -135,23 +143,23 @@ def test_crops_are_spread_as_torchvisions() -> None:
     image = torch.zeros(3, 96, 96)
     there = np.array([[p[k] for k in ("top", "left", "height", "width")]
                       for p in (theirs.make_params([image]) for _ in range(3000))])  # fmt: skip
-    mine = crop_boxes(np.random.default_rng(4), 12_000, 96, 96, 0.25)
+    mine = sample_crop_boxes(np.random.default_rng(4), 12_000, 96, 96, 0.25)
     for column in range(4):
         assert kstest(mine[:, column], there[:, column]).pvalue > 1e-3, column
-    long = crop_boxes(np.random.default_rng(4), 50, 300, 20, 0.9)  # no try fits: the middle of it
+    long = sample_crop_boxes(np.random.default_rng(4), 50, 300, 20, 0.9)  # no try fits: the middle of it
     np.testing.assert_array_equal(long, np.tile([(300 - 27) // 2, 0, 27, 20], (50, 1)))
 
 
 def test_without_crops_every_window_of_what_is_stored_is_seen() -> None:
-    what = drawn(3000, Frame(44, 43, 40))
+    what = drawn(3000, InputSpec(44, 43, 40))
     assert {(x, y) for x, y in what.matrix[:, :2, 2].tolist()} == {(x, y) for x in range(4) for y in range(5)}
     assert (what.matrix[:, [0, 1], [0, 1]] == 1).all()
 
 
 @pytest.mark.parametrize("color", ["ycbcr", "lab"])
 def test_what_presumes_rgb_is_left_out_of_other_colours(color: str) -> None:
-    what, rgb = drawn(frame=Frame(48, 48, 40, color), **FULL), drawn(**FULL)
-    assert set(np.unique(what.operations)) == {0, *(NUMBER[n] for n in ("Sharpness", "Blur", "Noise"))}
+    what, rgb = drawn(spec=InputSpec(48, 48, 40, color), **FULL), drawn(**FULL)
+    assert set(np.unique(what.operations)) == {0, *(OPERATION_IDS[n] for n in ("Sharpness", "Blur", "Noise"))}
     np.testing.assert_array_equal(what.matrix, rgb.matrix)
     kept = what.operations != 0
     np.testing.assert_array_equal(what.operations[kept], rgb.operations[kept])
@@ -173,48 +181,54 @@ def test_any_channels_come_out_augmented_the_same_by_any_threads(channels: int, 
     stored = images(24, 48, channels)
     before = stored.copy()
     one = augmentation(channels=channels, color=color, **FULL)
-    what = one.draw(3, 4, 24)
-    found = one.host(stored, what)
-    assert found.shape == (24, 40, 40, channels) and found.dtype == np.uint8 and one.size == 40 and not one.on_device
+    what = one.make_params(3, 4, 24)
+    found = one.apply_on_cpu(stored, what)
+    assert (
+        found.shape == (24, 40, 40, channels) and found.dtype == np.uint8 and one.size == 40 and not one.runs_on_device
+    )
     np.testing.assert_array_equal(stored, before)
     assert len({image.tobytes() for image in found}) == 24
     with ThreadPoolExecutor(4) as pool:
         parts = [slice(start, start + 3) for start in range(0, 24, 3)]
-        again = list(pool.map(lambda part: one.host(stored[part], what.rows(part)), parts))
+        again = list(pool.map(lambda part: one.apply_on_cpu(stored[part], what.select_rows(part)), parts))
     np.testing.assert_array_equal(np.concatenate(again), found)
     other = augmentation(channels=channels, color=color, **FULL)
-    np.testing.assert_array_equal(other.host(stored, other.draw(3, 4, 24)), found)
+    np.testing.assert_array_equal(other.apply_on_cpu(stored, other.make_params(3, 4, 24)), found)
 
 
 def test_off_changes_nothing_and_a_flip_mirrors_half() -> None:
     stored = np.random.default_rng(0).integers(0, 256, (400, 4, 4, 3)).astype(np.uint8)
     off = augmentation(4, 4)
-    np.testing.assert_array_equal(off.host(stored, off.draw(0, 0, 400)), stored)
+    np.testing.assert_array_equal(off.apply_on_cpu(stored, off.make_params(0, 0, 400)), stored)
     flips = augmentation(4, 4, flip="true")
-    found = flips.host(stored, flips.draw(0, 0, 400))
+    found = flips.apply_on_cpu(stored, flips.make_params(0, 0, 400))
     mirrored = (found == stored[:, :, ::-1]).all((1, 2, 3))
     assert (mirrored | (found == stored).all((1, 2, 3))).all() and 150 < mirrored.sum() < 250
 
 
 def test_erased_boxes_have_the_mean_colour() -> None:
     one = augmentation(40, 40, erasing=1.0)
-    what = one.draw(0, 0, 8)
-    found = one.host(images(8, 40), what)
+    what = one.make_params(0, 0, 8)
+    found = one.apply_on_cpu(images(8, 40), what)
     for image, (top, left, height, width) in zip(found, what.erase, strict=True):
         assert (image[top : top + height, left : left + width] == (124, 116, 104)).all()  # 255 times ImageNet's mean
 
 
 def test_on_a_gpu_the_batch_engine_works_and_pipelines_do_not() -> None:
     about = augmented.image(48, 40)
-    assert Augmentation(augmented.config(), about, "cuda").on_device
-    assert not Augmentation(augmented.config(augment_pipeline="light"), about, "cuda").on_device
+    assert Augmentation(augmented.config(), about, "cuda").runs_on_device
+    assert not Augmentation(augmented.config(augment_pipeline="light"), about, "cuda").runs_on_device
 
 
 def test_the_device_engine_draws_the_same() -> None:
     import torch
 
     one = augmentation(**{**FULL, "noise": 0.0, "jpeg_artifacts": 0.0, "perspective": 0.0, "zoom": 0.0})
-    what, stored = one.draw(0, 0, 16), images(16)
-    found = one.device(torch.from_numpy(stored), what).numpy().astype(int)
+    what, stored = one.make_params(0, 0, 16), images(16)
+    found = one.apply_on_device(torch.from_numpy(stored), what).numpy().astype(int)
     assert found.shape == (16, 40, 40, 3)
-    assert np.abs(found - one.host(stored, what)).mean() < 4 < np.abs(found - one.host(stored[::-1], what)).mean()
+    assert (
+        np.abs(found - one.apply_on_cpu(stored, what)).mean()
+        < 4
+        < np.abs(found - one.apply_on_cpu(stored[::-1], what)).mean()
+    )

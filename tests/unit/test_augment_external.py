@@ -17,8 +17,8 @@ from torchvision.transforms import v2
 
 from imagemill.components.store.errors import UserError
 from imagemill.components.store.pipelines import PIPELINES, import_albumentations
-from imagemill.components.train.augment import Augmentation
-from imagemill.components.train.external import HOLDERS, TRANSFORMS, pipeline_content
+from imagemill.components.train.augmentation import Augmentation
+from imagemill.components.train.external import CONTAINERS, TRANSFORMS, resolve_pipeline
 
 STEPS: list[Any] = [
     {"RandomRotation": {"degrees": 30}},
@@ -60,19 +60,22 @@ def test_a_seed_says_all_whatever_the_threads_and_whoever_else_draws(kind: str, 
     chosen, stored = objects.get(kind, kind), images(12)
     before = stored.copy()
     one = by(chosen)
-    what = one.draw(2, 3, 12)
+    what = one.make_params(2, 3, 12)
     state = torch.get_rng_state()
-    found = one.host(stored, what)
+    found = one.apply_on_cpu(stored, what)
     assert torch.equal(torch.get_rng_state(), state), "training's own random numbers are left alone"
     assert found.shape == stored.shape and (found != stored).any((1, 2, 3)).mean() > 0.5
     np.testing.assert_array_equal(stored, before)
     torch.manual_seed(99)
     with ThreadPoolExecutor(4) as pool:
-        again = pool.map(lambda at: by(chosen).host(stored[at : at + 2], what.rows(slice(at, at + 2))), range(0, 12, 2))
+        again = pool.map(
+            lambda at: by(chosen).apply_on_cpu(stored[at : at + 2], what.select_rows(slice(at, at + 2))),
+            range(0, 12, 2),
+        )
     np.testing.assert_array_equal(np.concatenate(list(again)), found)
     other = by(chosen, seed=1)
-    assert not np.array_equal(other.host(stored, other.draw(2, 3, 12)), found)
-    same = one.host(np.stack([stored[0]] * 12), what)
+    assert not np.array_equal(other.apply_on_cpu(stored, other.make_params(2, 3, 12)), found)
+    same = one.apply_on_cpu(np.stack([stored[0]] * 12), what)
     assert len({image.tobytes() for image in same}) > 3  # every image has a seed of its own
 
 
@@ -90,25 +93,25 @@ def test_every_torchvision_transform_that_is_let_in_draws_by_the_seed() -> None:
     stored = images(3, 48)
     for name in TRANSFORMS:
         arguments: dict[str, Any] = dict(needed.get(name, {}))
-        if name in HOLDERS:
+        if name in CONTAINERS:
             arguments["transforms"] = [v2.RandomRotation(30), v2.RandomHorizontalFlip()]
         one = by(getattr(v2, name)(**arguments), 48)
-        what = one.draw(0, 0, 3)
+        what = one.make_params(0, 0, 3)
         torch.manual_seed(3)
-        found = one.host(stored, what)
+        found = one.apply_on_cpu(stored, what)
         torch.manual_seed(4)
-        np.testing.assert_array_equal(one.host(stored, what), found, name)
+        np.testing.assert_array_equal(one.apply_on_cpu(stored, what), found, name)
         assert torch.equal(torch.get_rng_state(), torch.manual_seed(4).get_state()), name
 
 
 def test_larger_pictures_are_cut_anywhere_and_smaller_ones_refused(tmp_path: Path) -> None:
     stored = images(1, 44)
     whole = by(lambda image, _: image, 44, 40)
-    found = whole.host(np.repeat(stored, 300, 0), whole.draw(0, 0, 300))
+    found = whole.apply_on_cpu(np.repeat(stored, 300, 0), whole.make_params(0, 0, 300))
     windows = {stored[0, y : y + 40, x : x + 40].tobytes() for x in range(5) for y in range(5)}
     assert {image.tobytes() for image in found} == windows
     crop = by(saved(tmp_path / "c.json", [{"RandomResizedCrop": {"size": 40}}]), 64, 40)
-    assert crop.host(images(2, 64), crop.draw(0, 0, 2)).shape == (2, 40, 40, 3)
+    assert crop.apply_on_cpu(images(2, 64), crop.make_params(0, 0, 2)).shape == (2, 40, 40, 3)
     for bad, message in (
         (lambda image, _: image[:39], r"makes uint8 \[40, 40, 3\] or larger of uint8 \[40, 40, 3\], found uint8 \[39"),
         (lambda image, _: image.astype(np.float32), "found float32"),
@@ -126,7 +129,7 @@ def test_larger_pictures_are_cut_anywhere_and_smaller_ones_refused(tmp_path: Pat
 
 def test_one_channel_goes_through_and_what_it_can_not_take_is_said_before_the_work() -> None:
     one = by("light", channels=1)
-    assert one.host(images(3, channels=1), one.draw(0, 0, 3)).shape == (3, 40, 40, 1)
+    assert one.apply_on_cpu(images(3, channels=1), one.make_params(0, 0, 3)).shape == (3, 40, 40, 1)
     with pytest.raises(UserError, match=r"^augment_pipeline: fails on uint8 \[40, 40, 1\]"):
         by("weather", channels=1)
 
@@ -162,5 +165,5 @@ def test_what_is_no_list_of_transforms_says_where(tmp_path: Path) -> None:
 
 def test_what_counts_is_the_content(tmp_path: Path) -> None:
     one, moved = saved(tmp_path / "a.yaml", STEPS), saved(tmp_path / "b.json", STEPS)
-    assert pipeline_content(one) == pipeline_content(moved) != pipeline_content(saved(tmp_path / "c.json", STEPS[:1]))
-    assert pipeline_content("light") != pipeline_content("strong")
+    assert resolve_pipeline(one) == resolve_pipeline(moved) != resolve_pipeline(saved(tmp_path / "c.json", STEPS[:1]))
+    assert resolve_pipeline("light") != resolve_pipeline("strong")

@@ -16,9 +16,8 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
 from imagemill.components.train import matrices
-from imagemill.components.train.drawn import identity
-from imagemill.components.train.on_cpu import CpuEngine
-from imagemill.components.train.warp import warp
+from imagemill.components.train.cpu_engine import CpuEngine, warp
+from imagemill.components.train.params import make_center_crop_params
 
 SMOOTH: Any = {"interpolation": InterpolationMode.BILINEAR}
 
@@ -43,7 +42,7 @@ def theirs(function: Any, image: Any, *arguments: Any, **named: Any) -> Any:
 
 def affine(angle: float = 0, x: float = 0, y: float = 0, scale: float = 1, sx: float = 0, sy: float = 0,
            centre: float = 48) -> Any:  # fmt: skip
-    return matrices.affine(*(np.array([one], np.float64) for one in (angle, x, y, scale, sx, sy, centre)))
+    return matrices.make_affine(*(np.array([one], np.float64) for one in (angle, x, y, scale, sx, sy, centre)))
 
 
 def apart(found: Any, expected: Any) -> tuple[int, float]:
@@ -82,7 +81,7 @@ def test_shear_about_the_corner_and_rotation_are_those_of_policies(angle: float)
 def test_perspective_is_torchvisions() -> None:
     image = smooth()
     corners = np.array([[[9, 4], [88, 11], [93, 80], [2, 91]]], np.float64)
-    matrix = matrices.quadrilateral(corners, 96)
+    matrix = matrices.make_perspective(corners, 96)
     a, b, c, d, e, f, g, h, _ = matrix.ravel().tolist()
     expected = theirs(tv.perspective, image, None, None, coefficients=[a, b, c, d, e, f, g, h], **SMOOTH)
     assert apart(moved(image, matrix), expected)[1] < 1
@@ -96,12 +95,12 @@ def test_perspective_is_torchvisions() -> None:
 def test_a_resized_crop_is_torchvisions(box: tuple[int, int, int, int], size: int) -> None:
     image = smooth()
     expected = theirs(tv.resized_crop, image, *box, [size, size], antialias=True, **SMOOTH)
-    found = moved(image, matrices.box(np.array([box]), size), size)
+    found = moved(image, matrices.make_crop(np.array([box]), size), size)
     largest, mean = apart(found, expected)
     assert largest <= 3 and mean < 0.5, (largest, mean)
-    mirrored = matrices.box(np.array([box]), size) @ matrices.mirror(np.array([True]), size, 0)
+    mirrored = matrices.make_crop(np.array([box]), size) @ matrices.make_flip(np.array([True]), size, 0)
     np.testing.assert_array_equal(moved(image, mirrored, size), found[:, ::-1])
-    both = mirrored @ matrices.mirror(np.array([True]), size, 1)
+    both = mirrored @ matrices.make_flip(np.array([True]), size, 1)
     np.testing.assert_array_equal(moved(image, both, size), found[::-1, ::-1])
 
 
@@ -109,9 +108,9 @@ def test_a_resized_crop_is_torchvisions(box: tuple[int, int, int, int], size: in
 @settings(max_examples=40, deadline=None)
 def test_flips_and_whole_pixels_are_exact(x: int, y: int, across: bool, down: bool, channels: int) -> None:
     image = smooth(36, channels)
-    matrix = matrices.identity(1)
+    matrix = matrices.make_identity(1)
     for axis, wanted in enumerate((across, down)):
-        matrix = matrix @ matrices.mirror(np.array([wanted]), 36, axis)
+        matrix = matrix @ matrices.make_flip(np.array([wanted]), 36, axis)
     found = moved(image, matrix @ affine(x=x, y=y, centre=18))
     expected = image[:, ::-1] if across else image
     expected = expected[::-1] if down else expected
@@ -123,8 +122,10 @@ def test_nothing_is_what_it_was_and_the_stored_image_stays() -> None:
     before = images.copy()
     images.flags.writeable = False
     engine = CpuEngine(30, 3, np.zeros(3, np.uint8))
-    np.testing.assert_array_equal(engine(images, identity(2, 40, 40, 30)), before[:, 5:35, 5:35])
-    shrunk = replace(identity(2, 40, 40, 30), matrix=matrices.box(np.array([[0, 0, 40, 40]] * 2), 30))
+    np.testing.assert_array_equal(engine(images, make_center_crop_params(2, 40, 40, 30)), before[:, 5:35, 5:35])
+    shrunk = replace(
+        make_center_crop_params(2, 40, 40, 30), matrix=matrices.make_crop(np.array([[0, 0, 40, 40]] * 2), 30)
+    )
     assert apart(engine(images, shrunk), before[:, 5:35, 5:35])[1] > 1
     np.testing.assert_array_equal(images, before)
 
@@ -137,7 +138,7 @@ def test_what_shrinks_does_not_alias(ratio: float, angle: float) -> None:
     stripes = np.where(np.arange(side) % 2, 255, 0).astype(np.uint8)
     image = np.ascontiguousarray(np.broadcast_to(stripes[None, :, None], (side, side, 3)))
     size = round(side / ratio)
-    matrix = matrices.box(np.array([[0, 0, side, side]]), size) @ affine(angle=angle, scale=0.99, centre=size / 2)
+    matrix = matrices.make_crop(np.array([[0, 0, side, side]]), size) @ affine(angle=angle, scale=0.99, centre=size / 2)
     middle = moved(image, matrix, size)[size // 3 : -size // 3, size // 3 : -size // 3].astype(int)
     assert middle.std() < 0.2 * 127 and abs(middle.mean() - 127.5) < 4, middle.std()
 
@@ -147,12 +148,12 @@ def test_a_reduced_warp_lies_where_the_plain_one_does() -> None:
     small = np.asarray(cv2.GaussianBlur(smooth(100), (0, 0), 2), np.uint8)
     large = np.repeat(np.repeat(small, 2, 0), 2, 1)
     turn = affine(angle=20, scale=0.95, centre=50)
-    half = np.diag([0.5, 0.5, 1.0]) @ matrices.box(np.array([[0, 0, 200, 200]]), 100)[0]
+    half = np.diag([0.5, 0.5, 1.0]) @ matrices.make_crop(np.array([[0, 0, 200, 200]]), 100)[0]
     np.testing.assert_allclose(half, np.eye(3))
-    found = moved(large, matrices.box(np.array([[0, 0, 200, 200]]), 100) @ turn, 100)
+    found = moved(large, matrices.make_crop(np.array([[0, 0, 200, 200]]), 100) @ turn, 100)
     assert apart(found, moved(small, turn, 100))[1] < 1.5 < apart(found, moved(small, affine(x=1) @ turn, 100))[1]
     # And of a part of it: what is not wanted is not reduced.
-    corner, whole = (matrices.box(np.array([part]), 55) for part in ([90, 10, 110, 110], [45, 5, 55, 55]))
+    corner, whole = (matrices.make_crop(np.array([part]), 55) for part in ([90, 10, 110, 110], [45, 5, 55, 55]))
     turn = affine(angle=8, centre=27.5)
     assert apart(moved(large, corner @ turn, 55), moved(small, whole @ turn, 55))[1] < 1.5
 
@@ -171,11 +172,12 @@ def test_a_product_is_one_change_after_the_other(kinds: list[str], seed: int) ->
     random = np.random.default_rng(seed)
     made = {
         "turn": lambda: affine(angle=random.uniform(-180, 180)), "shear": lambda: affine(sx=random.uniform(-40, 40)),
-        "shift": lambda: affine(x=random.integers(-9, 9)), "mirror": lambda: matrices.mirror(np.array([True]), 96, 0),
-        "crop": lambda: matrices.box(np.array([[5, 7, 50, 60]]), 96),
+        "shift": lambda: affine(x=random.integers(-9, 9)),
+        "mirror": lambda: matrices.make_flip(np.array([True]), 96, 0),
+        "crop": lambda: matrices.make_crop(np.array([[5, 7, 50, 60]]), 96),
     }  # fmt: skip
     steps = [made[kind]() for kind in kinds]
-    whole = matrices.identity(1)
+    whole = matrices.make_identity(1)
     for step in steps:
         whole = matrices.compose(whole, step)
     point = np.array([*random.uniform(0, 96, 2), 1.0])

@@ -15,10 +15,9 @@ from scipy.stats import chi2_contingency
 from torchvision.transforms.v2 import AutoAugment, AutoAugmentPolicy, InterpolationMode, RandAugment, TrivialAugmentWide
 
 from imagemill.components.train import policy
-from imagemill.components.train.drawing import Frame, draw
-from imagemill.components.train.drawn import NUMBER, Drawn
-from imagemill.components.train.on_cpu import CpuEngine
-from imagemill.components.train.policy import AUTO_POLICIES, NAMES, Chosen, choose, geometry, narrowed, operations
+from imagemill.components.train.cpu_engine import CpuEngine
+from imagemill.components.train.params import OPERATION_IDS, AugmentParams, InputSpec, convert_policy_ops, make_params
+from imagemill.components.train.policy import AUTO_POLICIES, NAMES, PolicyOps, make_matrix, restrict_ops, sample_ops
 
 SIZE = 64
 SETS = ("imagenet", "cifar10", "svhn")
@@ -39,7 +38,7 @@ def config(name: str, **wanted: Any) -> Any:
 @pytest.mark.parametrize("size", [32, 64, 224, 381])
 def test_magnitudes_are_torchvisions(name: str, size: int) -> None:
     space = THEIRS[name]._AUGMENTATION_SPACE
-    table = policy.strengths("autoaugment" if name in SETS else name, size)
+    table = policy.compute_magnitudes("autoaugment" if name in SETS else name, size)
     bins = 10 if name in SETS else 31
     assert table.shape == (len(NAMES), bins)
     for operation, (values, signed) in space.items():
@@ -77,10 +76,10 @@ def said(name: str, value: float) -> tuple[str, float]:
 
 
 def ours(name: str, count: int) -> Counter[tuple[Any, ...]]:
-    chosen = choose(config(name), np.random.default_rng(11), count, SIZE)
+    chosen = sample_ops(config(name), np.random.default_rng(11), count, SIZE)
     return Counter(
         tuple(said(NAMES[at], value) for at, value in zip(*row, strict=True) if NAMES[at] != "Identity")
-        for row in zip(chosen.which.tolist(), chosen.values.tolist(), strict=True)
+        for row in zip(chosen.indices.tolist(), chosen.magnitudes.tolist(), strict=True)
     )
 
 
@@ -91,7 +90,7 @@ def test_what_is_drawn_is_drawn_as_often_as_torchvision_does(name: str, monkeypa
     mine, theirs = ours(name, 4 * count), recorded(name, count, monkeypatch)
     common = [key for key in mine | theirs if mine[key] + theirs[key] >= 40]
     table = np.array([[one[key] for key in common] for one in (mine, theirs)])
-    rest = np.array([[sum(one.values())] for one in (mine, theirs)]) - table.sum(1, keepdims=True)
+    rest = np.array([[sum(one.magnitudes())] for one in (mine, theirs)]) - table.sum(1, keepdims=True)
     table = np.hstack([table, rest]) if rest.all() else table
     assert len(common) > 15 and chi2_contingency(table).pvalue > 1e-3
     assert not set(theirs) - set(mine) or name == "randaugment"  # of whose pairs there are many
@@ -102,12 +101,12 @@ def test_what_is_drawn_is_drawn_as_often_as_torchvision_does(name: str, monkeypa
     assert chi2_contingency(skewed).pvalue < 1e-3
 
 
-def single(name: str, value: float) -> Chosen:
-    return Chosen(np.array([[NAMES.index(name)]]), np.array([[value]]))
+def single(name: str, value: float) -> PolicyOps:
+    return PolicyOps(np.array([[NAMES.index(name)]]), np.array([[value]]))
 
 
 def values_of(name: str) -> Iterator[tuple[str, float]]:
-    table = policy.strengths("autoaugment" if name in SETS else name, SIZE)
+    table = policy.compute_magnitudes("autoaugment" if name in SETS else name, SIZE)
     for operation, (_, signed) in THEIRS[name]._AUGMENTATION_SPACE.items():
         for at in (0, 5, table.shape[1] - 1):
             for sign in (1, -1) if signed else (1,):
@@ -122,7 +121,9 @@ def test_each_operation_gives_torchvisions_pixels(name: str) -> None:
         chosen = single(operation, value)
         expected = THEIRS[name]._apply_image_or_video_transform(image, operation, value, interpolation=SMOOTH,
                                                                 fill=THEIRS[name]._fill)  # fmt: skip
-        what = Drawn(geometry(chosen, SIZE), *operations(chosen), np.zeros(1, np.int64), np.zeros((1, 4), np.int32))
+        what = AugmentParams(
+            make_matrix(chosen, SIZE), *convert_policy_ops(chosen), np.zeros(1, np.int64), np.zeros((1, 4), np.int32)
+        )
         found = CpuEngine(SIZE, 3, np.zeros(3, np.uint8))(pixels[None], what)[0]
         apart = np.abs(found.astype(int) - expected.numpy().transpose(1, 2, 0))
         limit = 1.5 if operation in GEOMETRY else 0.5 if operation in ("Color", "Sharpness") else 0
@@ -137,31 +138,33 @@ def test_two_shapes_are_one_after_the_other() -> None:
     steps = [("ShearX", 0.2), ("Rotate", -20.0), ("TranslateY", 7.6)]
     for operation, value in steps:
         expected = THEIRS["randaugment"]._apply_image_or_video_transform(expected, operation, value, SMOOTH, {})
-    chosen = Chosen(np.array([[NAMES.index(n) for n, _ in steps]]), np.array([[v for _, v in steps]]))
-    what = Drawn(geometry(chosen, SIZE), *operations(chosen), np.zeros(1, np.int64), np.zeros((1, 4), np.int32))
+    chosen = PolicyOps(np.array([[NAMES.index(n) for n, _ in steps]]), np.array([[v for _, v in steps]]))
+    what = AugmentParams(
+        make_matrix(chosen, SIZE), *convert_policy_ops(chosen), np.zeros(1, np.int64), np.zeros((1, 4), np.int32)
+    )
     found = CpuEngine(SIZE, 3, np.zeros(3, np.uint8))(pixels[None], what)[0].astype(int)
     apart = np.abs(found - expected.numpy().transpose(1, 2, 0))[24:40, 24:40]
     assert apart.mean() < 6  # theirs is smoothed three times
-    other = Chosen(chosen.which[:, ::-1], chosen.values[:, ::-1])
-    assert np.abs(geometry(other, SIZE) - geometry(chosen, SIZE)).max() > 1
+    other = PolicyOps(chosen.indices[:, ::-1], chosen.magnitudes[:, ::-1])
+    assert np.abs(make_matrix(other, SIZE) - make_matrix(chosen, SIZE)).max() > 1
 
 
 @pytest.mark.parametrize("preset", ["ocr", "medical"])
 @pytest.mark.parametrize("name", THEIRS)
 def test_presets_limit_shapes_and_no_policy_mirrors(preset: str, name: str) -> None:
-    limits = policy.LIMITS[preset]
-    free = choose(config(name), np.random.default_rng(3), 3000, SIZE)
-    bound = narrowed(free, preset, SIZE)
+    limits = policy.GEOMETRY_LIMITS[preset]
+    free = sample_ops(config(name), np.random.default_rng(3), 3000, SIZE)
+    bound = restrict_ops(free, preset, SIZE)
     most = {"Rotate": limits.rotate, "Shear": limits.shear, "Translate": limits.translate * SIZE}
     for at, operation in enumerate(NAMES):
-        mine, before = (np.abs(one.values[one.which == at]) for one in (bound, free))
+        mine, before = (np.abs(one.magnitudes[one.indices == at]) for one in (bound, free))
         limit = next((value for key, value in most.items() if operation.startswith(key)), np.inf)
         np.testing.assert_array_equal(mine, np.minimum(before, limit))
-    np.testing.assert_array_equal(np.sign(bound.values), np.sign(free.values))
+    np.testing.assert_array_equal(np.sign(bound.magnitudes), np.sign(free.magnitudes))
     for preset_ in (preset, "photo"):
-        matrix = geometry(narrowed(free, preset_, SIZE), SIZE)
+        matrix = make_matrix(restrict_ops(free, preset_, SIZE), SIZE)
         assert (np.linalg.det(matrix[:, :2, :2]) > 0).all()
-    drawn = draw(config(name, preset=preset), Frame(SIZE, SIZE, SIZE), 0, 0, 500)
+    drawn = make_params(config(name, preset=preset), InputSpec(SIZE, SIZE, SIZE), 0, 0, 500)
     turned = np.degrees(np.abs(np.arctan2(drawn.matrix[:, 1, 0], drawn.matrix[:, 1, 1])))
     assert turned.max() <= 2.3 * limits.rotate + 2 * np.degrees(np.arctan(limits.shear))  # of two operations
 
@@ -169,10 +172,10 @@ def test_presets_limit_shapes_and_no_policy_mirrors(preset: str, name: str) -> N
 @pytest.mark.parametrize("name", THEIRS)
 def test_colours_of_fashion_stay(name: str) -> None:
     """Only light and sharpness are left of the operations; what else was drawn is as without the preset."""
-    drawn = draw(config(name, preset="fashion"), Frame(SIZE, SIZE, SIZE), 0, 0, 800)
-    assert set(np.unique(drawn.operations)) <= {0, *(NUMBER[n] for n in ("Brightness", "Contrast", "Sharpness"))}
-    free = draw(config(name), Frame(SIZE, SIZE, SIZE), 0, 0, 800)
-    assert (free.operations == NUMBER["Equalize"]).any()
+    drawn = make_params(config(name, preset="fashion"), InputSpec(SIZE, SIZE, SIZE), 0, 0, 800)
+    assert set(np.unique(drawn.operations)) <= {0, *(OPERATION_IDS[n] for n in ("Brightness", "Contrast", "Sharpness"))}
+    free = make_params(config(name), InputSpec(SIZE, SIZE, SIZE), 0, 0, 800)
+    assert (free.operations == OPERATION_IDS["Equalize"]).any()
     np.testing.assert_array_equal(free.matrix, drawn.matrix)
     kept = drawn.operations != 0
     np.testing.assert_array_equal(free.values[kept], drawn.values[kept])

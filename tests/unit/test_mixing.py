@@ -38,8 +38,8 @@ def test_labels_have_the_proportion_of_the_pixels(seed: int, number: int, count:
     images, labels = batch(count)
     mix = mixing(seed=seed, classes=count, **chances)
     found, targets = mix(images, labels, 3, number)
-    what = mix.draw(count, 9, 12, 3, number)
-    assert what.kind == (CUTMIX if cut else MIXUP)
+    what = mix.make_params(count, 9, 12, 3, number)
+    assert what.method == (CUTMIX if cut else MIXUP)
     assert sorted(what.partner.tolist()) == list(range(count)) and (what.partner != np.arange(count)).all()
     assert found.shape == images.shape and found.dtype == images.dtype and targets.shape == (count, count)
     assert torch.allclose(targets.sum(1), torch.ones(count))
@@ -59,7 +59,7 @@ def test_the_box_is_one_box_of_the_partners_pixels() -> None:
     images = torch.rand(8, 3, 20, 30)
     for number in range(20):
         found, _ = mix(images, torch.arange(8) % CLASSES, 0, number)
-        what = mix.draw(8, 20, 30, 0, number)
+        what = mix.make_params(8, 20, 30, 0, number)
         for row, (top, left, bottom, right) in enumerate(what.box.tolist()):
             wanted = images[row].clone()
             wanted[:, top:bottom, left:right] = images[what.partner[row], :, top:bottom, left:right]
@@ -68,9 +68,9 @@ def test_the_box_is_one_box_of_the_partners_pixels() -> None:
 
 def test_a_box_at_the_border_counts_with_what_is_left_of_it() -> None:
     mix = mixing(mixup_probability=0.0, cutmix_probability=1.0)
-    drawn = [mix.draw(64, 50, 80, 0, number) for number in range(60)]
+    drawn = [mix.make_params(64, 50, 80, 0, number) for number in range(60)]
     box = np.concatenate([one.box for one in drawn])
-    share = np.concatenate([one.share for one in drawn])
+    share = np.concatenate([one.lam for one in drawn])
     area = (box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1])
     assert np.allclose(1 - share, area / 4000) and (box >= 0).all() and (box <= [50, 80, 50, 80]).all()
     clipped = (box[:, :2] == 0).any(1) | (box[:, 2:] == [50, 80]).any(1)
@@ -81,7 +81,7 @@ def test_a_box_at_the_border_counts_with_what_is_left_of_it() -> None:
 
 
 def test_every_image_has_a_proportion_of_its_own_by_beta() -> None:
-    share = np.concatenate([mixing(cutmix_probability=0.0, mixup_probability=1.0).draw(100, 8, 8, 0, n).share
+    share = np.concatenate([mixing(cutmix_probability=0.0, mixup_probability=1.0).make_params(100, 8, 8, 0, n).lam
                             for n in range(40)])  # fmt: skip
     assert len(np.unique(share)) > 3900
     assert share.mean() == pytest.approx(0.5, abs=0.03)
@@ -94,15 +94,15 @@ def test_several_labels_are_mixed_as_vectors() -> None:
     for chances in ({"mixup_probability": 1.0, "cutmix_probability": 0.0}, {"mixup_probability": 0.0}):
         mix = mixing(MULTI, **{"cutmix_probability": 1.0, **chances})
         _, targets = mix(images, labels, 0, 4)
-        what = mix.draw(6, 9, 12, 0, 4)
-        share = torch.tensor(what.share, dtype=torch.float32)[:, None]
+        what = mix.make_params(6, 9, 12, 0, 4)
+        share = torch.tensor(what.lam, dtype=torch.float32)[:, None]
         assert torch.allclose(targets, share * labels + (1 - share) * labels[what.partner]) and targets.max() <= 1
         assert targets.dtype == torch.float32
 
 
 def test_each_batch_is_mixed_by_one_method_as_often_as_asked_for() -> None:
     def kinds(**values: float) -> Counter[str]:
-        return Counter(mixing(**values).draw(4, 8, 8, epoch, n).kind for epoch in range(4) for n in range(500))
+        return Counter(mixing(**values).make_params(4, 8, 8, epoch, n).method for epoch in range(4) for n in range(500))
 
     found = kinds(mixup_probability=0.3, cutmix_probability=0.5)
     assert abs(found[MIXUP] - 600) < 80 and abs(found[CUTMIX] - 1000) < 90 and abs(found[NONE] - 400) < 75
@@ -128,7 +128,7 @@ def test_what_is_not_mixed_stays_as_it_is(count: int, values: dict[str, float]) 
 
 
 def test_an_alpha_of_0_leaves_the_other_method_its_share() -> None:
-    kinds = {mixing(mixup=0.0).draw(4, 8, 8, 0, number).kind for number in range(50)}
+    kinds = {mixing(mixup=0.0).make_params(4, 8, 8, 0, number).method for number in range(50)}
     assert kinds == {NONE, CUTMIX}
 
 
@@ -145,7 +145,7 @@ def test_it_is_a_function_of_seed_epoch_and_number() -> None:
 
 def test_shares_of_a_batch_are_mixed_by_the_same_method() -> None:
     for number in range(30):
-        kinds = {mixing(mixup_probability=0.4).draw(4, 8, 8, 0, number, first).kind for first in (0, 4, 8)}
+        kinds = {mixing(mixup_probability=0.4).make_params(4, 8, 8, 0, number, first).method for first in (0, 4, 8)}
         assert len(kinds) == 1
 
 

@@ -21,12 +21,12 @@ from PIL import Image
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from imagemill.components.train.augment import Augmentation
+from imagemill.components.train.augmentation import Augmentation
 from imagemill.components.train.config import TrainConfig
-from imagemill.components.train.device_colors import BLUR_KERNEL, TABLE, noise
-from imagemill.components.train.drawn import NUMBER, OPERATIONS, Drawn, identity
-from imagemill.components.train.on_cpu import CpuEngine
-from imagemill.components.train.on_device import SAMPLES, DeviceEngine, reductions
+from imagemill.components.train.cpu_engine import CpuEngine
+from imagemill.components.train.device_colors import BLUR_KERNEL, FUNCTIONS, add_noise
+from imagemill.components.train.device_engine import MAX_SAMPLES, DeviceEngine, compute_reductions
+from imagemill.components.train.params import OPERATION_IDS, OPERATIONS, AugmentParams, make_center_crop_params
 from imagemill.components.train.recipe_values import PLAIN
 
 SIZE = 61
@@ -57,25 +57,25 @@ def photos(count: int, height: int = SIZE, width: int = SIZE) -> Pixels:
     return np.stack([photo(seed, height, width) for seed in range(count)])
 
 
-def drawn(count: int, operations: Any = None, values: Any = None, **others: Any) -> Drawn:
+def drawn(count: int, operations: Any = None, values: Any = None, **others: Any) -> AugmentParams:
     """Images of `SIZE` as they are, with these operations [B] or [B, K]."""
-    base = identity(count, SIZE, SIZE, SIZE)
+    base = make_center_crop_params(count, SIZE, SIZE, SIZE)
     if operations is not None:
         names = np.array(operations, dtype=object).reshape(count, -1)
-        base = Drawn(
+        base = AugmentParams(
             base.matrix,
-            np.vectorize(NUMBER.__getitem__)(names).astype(np.int8),
+            np.vectorize(OPERATION_IDS.__getitem__)(names).astype(np.int8),
             np.asarray(values, np.float32).reshape(names.shape),
             base.seeds,
             base.erase,
         )
-    return Drawn(**{**base.__dict__, **others})
+    return AugmentParams(**{**base.__dict__, **others})
 
 
-def engine(size: int = SIZE, colors: int = 3, channels: int = 3) -> Callable[[Pixels, Drawn], Pixels]:
+def engine(size: int = SIZE, colors: int = 3, channels: int = 3) -> Callable[[Pixels, AugmentParams], Pixels]:
     made = DeviceEngine(size, colors, np.arange(100, 100 + channels, dtype=np.uint8), "cpu")
 
-    def run(images: Pixels, what: Drawn) -> Pixels:
+    def run(images: Pixels, what: AugmentParams) -> Pixels:
         found = made(torch.from_numpy(images), what)
         assert found.dtype == torch.uint8 and found.is_contiguous()
         return found.numpy()
@@ -132,7 +132,7 @@ def test_an_operation_is_torchvisions(name: str, channels: int) -> None:
 
 def test_every_operation_is_compared_with_something() -> None:
     assert {*VALUES, "None", "Noise", "Jpeg"} == set(OPERATIONS)
-    assert {*TABLE, "None", "Noise"} == set(OPERATIONS)
+    assert {*FUNCTIONS, "None", "Noise"} == set(OPERATIONS)
 
 
 @pytest.mark.parametrize("quality", [5, 30, 50, 75, 90, 100])
@@ -148,7 +148,7 @@ def test_jpeg_is_libjpegs_but_for_rounding(quality: int, side: int) -> None:
             Image.fromarray(image.squeeze()).save(out, "JPEG", quality=quality, subsampling=2)
             wanted.append(np.asarray(Image.open(out)).reshape(image.shape))
         planes = torch.from_numpy(images).permute(0, 3, 1, 2)
-        found = TABLE["Jpeg"](planes, torch.full((6,), float(quality))).permute(0, 2, 3, 1).numpy()
+        found = FUNCTIONS["Jpeg"](planes, torch.full((6,), float(quality))).permute(0, 2, 3, 1).numpy()
         apart = differences(found, np.stack(wanted))
         assert apart.mean() < 0.6 and (apart > 8).mean() < (0.01 if quality > 5 else 0.03)
         assert quality > 75 or apart.mean() < 0.2 * differences(images, np.stack(wanted)).mean(), "it did something"
@@ -157,7 +157,7 @@ def test_jpeg_is_libjpegs_but_for_rounding(quality: int, side: int) -> None:
 def test_noise_has_its_spread_and_is_a_function_of_the_seed() -> None:
     gray = torch.full((3, 3, 200, 200), 128, dtype=torch.uint8)
     sigma, seeds = torch.tensor([10.0, 25.0, 10.0]), torch.tensor([7, 2**62 + 5, 8])
-    found = noise(gray, sigma, seeds).double() - 128
+    found = add_noise(gray, sigma, seeds).double() - 128
     for one, wanted in zip(found, sigma.tolist(), strict=True):
         # Cut towards zero, as torchvision does: half a step less on either side.
         assert abs(float(one.mean())) < 4 * wanted / math.sqrt(one.numel()) and wanted - 0.7 < float(one.std()) < wanted
@@ -165,9 +165,9 @@ def test_noise_has_its_spread_and_is_a_function_of_the_seed() -> None:
         assert abs(within - math.erf((math.floor(wanted) + 1) / wanted / math.sqrt(2))) < 0.01
         neighbours = torch.corrcoef(torch.stack([one[:, :, 1:].flatten(), one[:, :, :-1].flatten()]))
         assert abs(float(neighbours[0, 1])) < 0.01
-    same = noise(gray[:1], sigma[:1], seeds[:1])
+    same = add_noise(gray[:1], sigma[:1], seeds[:1])
     assert torch.equal(same[0].double() - 128, found[0])
-    far = noise(gray[:1], sigma[:1], torch.tensor([7 + 2**40])).double() - 128
+    far = add_noise(gray[:1], sigma[:1], torch.tensor([7 + 2**40])).double() - 128
     for other in (found[2], far):
         between = torch.corrcoef(torch.stack([found[0].flatten(), other.flatten()]))
         assert abs(float(between[0, 1])) < 0.01, "seeds that are near by one digit have nothing in common"
@@ -249,11 +249,11 @@ def test_what_is_made_smaller_does_not_alias() -> None:
     found = engine(31)(stripes, drawn(1, matrix=crop(0, 0, 160, 160, 31)[None]))
     assert np.abs(found[:, 2:-2, 2:-2].astype(int) - 127).max() < 16
     turned = about([[0, -1, 0], [1, 0, 0], [0, 0, 1]], 160, 160) @ crop(0, 0, 160, 160, 31)
-    assert reductions(turned[None], 31)[0] == pytest.approx([160 / 31] * 2)
+    assert compute_reductions(turned[None], 31)[0] == pytest.approx([160 / 31] * 2)
     found = engine(31)(stripes, drawn(1, matrix=turned[None]))
     assert np.abs(found[:, 2:-2, 2:-2].astype(int) - 127).max() < 16
     tiny = engine(2)(np.full((1, 400, 400, 3), 90, np.uint8), drawn(1, matrix=crop(0, 0, 400, 400, 2)[None]))
-    assert (tiny == 90).all() and reductions(crop(0, 0, 400, 400, 2)[None], 2).max() > SAMPLES
+    assert (tiny == 90).all() and compute_reductions(crop(0, 0, 400, 400, 2)[None], 2).max() > MAX_SAMPLES
 
 
 def test_whole_pixels_are_copied_and_the_way_does_not_matter() -> None:
@@ -286,10 +286,10 @@ def test_outside_is_black_for_whole_pixels_too() -> None:
 
 
 @st.composite
-def anything(draw: st.DrawFn) -> Drawn:
+def anything(draw: st.DrawFn) -> AugmentParams:
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     count, turns = draw(st.integers(1, 9)), draw(st.integers(0, 3))
-    matrix = identity(count, SIZE, SIZE, SIZE).matrix
+    matrix = make_center_crop_params(count, SIZE, SIZE, SIZE).matrix
     if draw(st.booleans()):
         matrix = matrix + random.normal(0, 0.2, matrix.shape) * [[1, 1, 9], [1, 1, 9], [0.002, 0.002, 0]]
     names = random.choice(OPERATIONS, (count, turns)) if turns else np.zeros((count, 0), object)
@@ -298,15 +298,15 @@ def anything(draw: st.DrawFn) -> Drawn:
     erase = random.integers(0, SIZE // 2, (count, 4)) * random.integers(0, 2, (count, 1))
     what = drawn(count, names, values) if turns else drawn(count)
     seeds = random.integers(2**63 - 1, size=count)
-    return Drawn(matrix, what.operations, what.values, seeds, erase.astype(np.int32))
+    return AugmentParams(matrix, what.operations, what.values, seeds, erase.astype(np.int32))
 
 
 @given(what=anything())
 @settings(max_examples=15, deadline=None)
-def test_a_batch_is_each_image_alone(what: Drawn) -> None:
+def test_a_batch_is_each_image_alone(what: AugmentParams) -> None:
     images = photos(9)[: len(what)]
     found = engine()(images, what)
-    alone = [engine()(images[row : row + 1], what.rows(slice(row, row + 1)))[0] for row in range(len(what))]
+    alone = [engine()(images[row : row + 1], what.select_rows(slice(row, row + 1)))[0] for row in range(len(what))]
     assert (found == np.stack(alone)).all()
 
 
@@ -364,8 +364,8 @@ def test_geometry_is_the_cpu_engines(seed: int, size: int) -> None:
     random, images = np.random.default_rng(seed), photos(4, 70, 80)
     base = np.stack([crop(*random.uniform(0, 25, 2), *random.uniform(0.8, 1.2, 2) * size, size) for _ in images])
     turn = about(np.eye(3), size, size) + random.normal(0, 0.15, (4, 3, 3)) * [[1, 1, 9], [1, 1, 9], [0.003] * 2 + [0]]
-    what = Drawn(**{**drawn(4).__dict__, "matrix": base @ turn})
-    mild = reductions(what.matrix, size).max(1) < 1.25  # made smaller, each antialiases in its own way
+    what = AugmentParams(**{**drawn(4).__dict__, "matrix": base @ turn})
+    mild = compute_reductions(what.matrix, size).max(1) < 1.25  # made smaller, each antialiases in its own way
     apart = differences(engine(size)(images, what), CpuEngine(size, 3, np.zeros(3, np.uint8))(images, what))[mild]
     assert not len(apart) or (apart.mean() < bound and (apart > 1).mean() < 0.005)
 
@@ -380,9 +380,9 @@ def test_what_is_drawn_for_a_training_is_the_same_in_both_engines(policy: str) -
     augmentation = Augmentation(replace(TrainConfig(), **{**PLAIN, **chosen}), image, "cpu")
     images, apart = photos(32, 70, 80), []
     for number in range(4):
-        what = augmentation.draw(0, number, 32)
-        there = augmentation.device(torch.from_numpy(images), what).numpy()
-        apart.append(differences(augmentation.host(images, what), there).mean((1, 2, 3)))
+        what = augmentation.make_params(0, number, 32)
+        there = augmentation.apply_on_device(torch.from_numpy(images), what).numpy()
+        apart.append(differences(augmentation.apply_on_cpu(images, what), there).mean((1, 2, 3)))
     found = np.concatenate(apart)
     assert np.median(found) < 0.4 and found.mean() < 1 and found.max() < 12
 
@@ -390,7 +390,7 @@ def test_what_is_drawn_for_a_training_is_the_same_in_both_engines(policy: str) -
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 @given(what=anything())
 @settings(max_examples=50, deadline=None)
-def test_on_a_gpu_it_is_the_same_and_the_host_waits_for_nothing(what: Drawn) -> None:
+def test_on_a_gpu_it_is_the_same_and_the_host_waits_for_nothing(what: AugmentParams) -> None:
     """Up to one level: a GPU's division and its logarithm round otherwise. JPEG's steps may tip over, and Equalize and
     the like make more of a level."""
     images = photos(9)[: len(what)]

@@ -29,7 +29,7 @@ from imagemill.components.store.shards import read_columns
 from imagemill.components.store.step import Context
 from imagemill.components.store.tensors import center_crop, decode_column, input_size, model_input_image
 from imagemill.components.store.workspace import Workspace
-from imagemill.components.train.augment import Augmentation
+from imagemill.components.train.augmentation import Augmentation
 from imagemill.components.train.config import TrainConfig
 from imagemill.components.train.loader import batches
 from imagemill.components.train.loop import Trainer
@@ -121,7 +121,9 @@ def windows(dataset: Dataset, crop_scale: float, epochs: int) -> Iterator[tuple[
     augmentation = Augmentation(augmented.config(seed=3, crop_scale=crop_scale), dataset.manifest.image, "cpu")
     for epoch in range(epochs):
         for batch in batches(dataset, "train", 8, 3, epoch):
-            shown = augmentation.host(batch.images, augmentation.draw(epoch, batch.number, len(batch.images)))
+            shown = augmentation.apply_on_cpu(
+                batch.images, augmentation.make_params(epoch, batch.number, len(batch.images))
+            )
             yield from zip(batch.images, shown, strict=True)
 
 
@@ -142,7 +144,9 @@ def test_random_crops_are_of_all_that_is_stored() -> None:
     image = np.zeros((1, STORED, STORED, 3), np.uint8)
     image[0, : (STORED - SIZE) // 2] = 255
     augmentation = Augmentation(augmented.config(crop_scale=0.6), augmented.image(STORED, SIZE), "cpu")
-    shares = [float((augmentation.host(image, augmentation.draw(0, n, 1)) > 200).mean()) for n in range(60)]
+    shares = [
+        float((augmentation.apply_on_cpu(image, augmentation.make_params(0, n, 1)) > 200).mean()) for n in range(60)
+    ]
     assert max(shares) > 0.09 and min(shares) == 0
 
 

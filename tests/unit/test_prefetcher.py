@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from imagemill.components.train.feed import feed, put
 from imagemill.components.train.loader import Batch
+from imagemill.components.train.prefetcher import DevicePrefetcher, copy_to_device
 
 
 def some(count: int, pause: float = 0.0) -> Iterator[Batch]:
@@ -20,7 +20,7 @@ def some(count: int, pause: float = 0.0) -> Iterator[Batch]:
 
 
 def test_on_a_cpu_the_tensors_are_the_batchs_own_memory() -> None:
-    fed = feed(some(4), "cpu")
+    fed = DevicePrefetcher(some(4), "cpu")
     for number, (images, labels, batch) in enumerate(fed):
         assert batch.number == number and images.dtype == torch.uint8 and labels.dtype == torch.int64
         assert (images == number).all() and labels.tolist() == [number, number + 1, number + 2]
@@ -29,12 +29,14 @@ def test_on_a_cpu_the_tensors_are_the_batchs_own_memory() -> None:
 
 
 def test_it_counts_the_seconds_that_were_waited_and_no_others() -> None:
-    fed, started = feed(some(3, 0.05), torch.device("cpu")), time.perf_counter()
+    fed, started = DevicePrefetcher(some(3, 0.05), torch.device("cpu")), time.perf_counter()
     for _ in fed:
         time.sleep(0.2)
-    assert 0.15 <= fed.waited <= time.perf_counter() - started - 0.6
-    fed.waited = 0.0
-    assert next(fed, None) is None and fed.waited < 0.6  # the pauses of whoever trains are not waiting for the loader
+    assert 0.15 <= fed.wait_seconds <= time.perf_counter() - started - 0.6
+    fed.wait_seconds = 0.0
+    assert (
+        next(fed, None) is None and fed.wait_seconds < 0.6
+    )  # the pauses of whoever trains are not waiting for the loader
 
 
 def test_an_error_of_the_loader_comes_through() -> None:
@@ -42,7 +44,7 @@ def test_an_error_of_the_loader_comes_through() -> None:
         yield from some(1)
         raise OSError("gone")
 
-    fed = feed(broken(), "cpu")
+    fed = DevicePrefetcher(broken(), "cpu")
     next(fed)
     with pytest.raises(OSError, match="gone"):
         next(fed)
@@ -57,16 +59,16 @@ def test_closing_lets_the_loader_go() -> None:
         finally:
             ended.append(True)
 
-    fed = feed(watched(), "cpu")
+    fed = DevicePrefetcher(watched(), "cpu")
     next(fed)
     fed.close()
     assert ended == [True]
-    feed(iter(list(some(1))), "cpu").close()  # whatever is no generator has nothing to close
+    DevicePrefetcher(iter(list(some(1))), "cpu").close()  # whatever is no generator has nothing to close
 
 
 def test_small_arrays_are_copied() -> None:
     array = np.arange(6).reshape(2, 3).T
-    tensor = put(array, torch.device("cpu"))
+    tensor = copy_to_device(array, torch.device("cpu"))
     assert tensor.tolist() == array.tolist()
     array[0, 0] = 9
     assert tensor[0, 0] == 0
@@ -89,7 +91,7 @@ def test_on_a_gpu_every_batch_arrives_whole_while_buffers_are_used_again() -> No
             yield Batch(images, np.full(64, number), number)
 
     seen, busy = [], torch.rand(2048, 2048, device="cuda")
-    fed = feed(lent(), "cuda")
+    fed = DevicePrefetcher(lent(), "cuda")
     for images, labels, _ in fed:
         busy = (busy @ busy).clamp(0, 1)
         seen.append(torch.stack([images.amin().long(), images.amax().long(), labels.amin(), labels.amax()]))
