@@ -1,4 +1,4 @@
-"""Memory for batches, used again: fresh pages for tens of megabytes cost more time than filling them."""
+"""Reusable memory for batches: allocating tens of megabytes of fresh pages takes longer than filling them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Pixels = npt.NDArray[np.uint8]
-SHAPES = 2
-"""Whose memory a process keeps from epoch to epoch: training's batches and validation's."""
-_kept: OrderedDict[tuple[tuple[int, ...], bool], Buffers] = OrderedDict()
+from ..store.pixels import Pixels
+
+MAX_POOLS = 2
+"""That a process keeps from epoch to epoch: training's and validation's."""
+_pools: OrderedDict[tuple[tuple[int, ...], bool], BufferPool] = OrderedDict()
 _lock = Lock()
 
 
@@ -22,41 +22,43 @@ def _renew_lock() -> None:
     _lock = Lock()
 
 
-os.register_at_fork(after_in_child=_renew_lock)  # a thread of the parent's may hold it, and is not there any more
+os.register_at_fork(after_in_child=_renew_lock)  # a thread of the parent may hold it, and does not exist in the child
 
 
-def buffers(shape: tuple[int, ...], keep: int, pinned: bool = False) -> Buffers:
-    """Those of this shape, with at most `keep` arrays waiting to be used again; of the last `SHAPES` the same."""
+def get_buffer_pool(shape: tuple[int, ...], max_free: int, pinned: bool = False) -> BufferPool:
+    """Return the process's pool for this shape; the `MAX_POOLS` most recently used ones are kept."""
     with _lock:
-        found = _kept.pop((shape, pinned), None)
-        if found is None or found.keep != keep:
-            found = Buffers(shape, keep, pinned)
-        _kept[shape, pinned] = found
-        while len(_kept) > SHAPES:
-            _kept.popitem(last=False)
-        return found
+        pool = _pools.pop((shape, pinned), None)
+        if pool is None or pool.max_free != max_free:
+            pool = BufferPool(shape, max_free, pinned)
+        _pools[shape, pinned] = pool
+        while len(_pools) > MAX_POOLS:
+            _pools.popitem(last=False)
+        return pool
 
 
-class Buffers:
-    """Arrays of one shape. What was lent comes back when nothing refers to it any more, views and torch tensors that
-    share its memory included; so whoever keeps batches keeps them, and whoever lets them go pays nothing.
+class BufferPool:
+    """Arrays uint8 of one shape. An array returns to the pool when nothing refers to it any more, views and torch
+    tensors that share its memory included.
 
-    `pinned`: in page-locked memory, from which a GPU copies by itself.
+    Args:
+        max_free: number of unused arrays that are kept.
+        pinned: allocate page-locked memory, from which a GPU copies asynchronously.
     """
 
-    def __init__(self, shape: tuple[int, ...], keep: int, pinned: bool = False) -> None:
-        self._shape, self._pinned, self.keep = shape, pinned, keep
-        self._free: deque[Any] = deque(maxlen=keep)
+    def __init__(self, shape: tuple[int, ...], max_free: int, pinned: bool = False) -> None:
+        self._shape, self._pinned, self.max_free = shape, pinned, max_free
+        self._free: deque[Any] = deque(maxlen=max_free)
 
-    def lend(self) -> Pixels:
-        """uint8 of the shape, filled with anything."""
+    def acquire(self) -> Pixels:
+        """Return an array with arbitrary content."""
         try:
             memory = self._free.pop()
         except IndexError:
-            memory = self._made()
+            memory = self._allocate()
         return np.asarray(_Lease(memory, self._free))
 
-    def _made(self) -> Any:
+    def _allocate(self) -> Any:
         if not self._pinned:
             return np.empty(self._shape, np.uint8)
         import torch
@@ -65,8 +67,8 @@ class Buffers:
 
 
 class _Lease:
-    """What every view of the memory keeps alive. numpy shortens a chain of views down to the last array, and this is
-    none, so it stays."""
+    """Owner of the memory that every view keeps alive. numpy shortens a chain of views to its last array; this is not
+    an array, so it stays referenced."""
 
     def __init__(self, memory: Pixels, free: deque[Any]) -> None:
         self._memory, self._free = memory, free

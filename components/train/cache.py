@@ -1,8 +1,8 @@
-"""A local cache of tensor files that lie elsewhere: bounded, shared by processes, and nothing in it is taken on trust.
+"""A local cache of remote tensor files: bounded, shared by processes, and verified by checksums.
 
-A file's name is the hash of its content. A copy is checked by sha256 when it is made, and again when a process first
-meets one that another has made. The oldest ones go when there is no room; a file in use stays readable though its name
-is gone.
+A file's name is the hash of its content. A copy's sha256 is checked when it is fetched, and again when a process first
+opens one that another has fetched. The least recently used ones are deleted when there is no room; a file in use stays
+readable though its name is gone.
 """
 
 from __future__ import annotations
@@ -23,126 +23,128 @@ from ..store.errors import DatasetError, wrong
 from ..store.filesystem import get_store, map_disk_errors
 from ..store.manifest import File
 
-USUAL_BYTES = 20 * 10**9
-SHARE_OF_FREE = 0.5
-BEING_WRITTEN_S = 3600
+DEFAULT_BYTES = 20 * 10**9
+MAX_SHARE_OF_FREE = 0.5
+STALE_TEMPORARY_S = 3600
 """A temporary file that is older was left by a process that was killed."""
 
 
 @dataclass
 class ShardCache:
-    """At most `most` bytes in `folder` (but for a file that is larger alone)."""
+    """At most `max_bytes` in `folder`, unless one file alone is larger."""
 
     folder: Path
-    most: int
-    _checked: set[str] = field(default_factory=set)
+    max_bytes: int
+    _verified: set[str] = field(default_factory=set)
 
     @classmethod
-    def at(cls, folder: str = "", most: int | None = None) -> ShardCache:
-        """The cache in `folder` (default: the user's own below the system's temporary folder), which is made; `most`
-        bytes (default: 20 GB, or half of what is free there). UserError where somebody else has put the default there,
-        who could change what was checked."""
-        place = Path(folder) if folder else Path(tempfile.gettempdir()) / f"imagemill-cache-{os.getuid()}"
-        with map_disk_errors(str(place)):
-            place.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if not folder and place.lstat().st_uid != os.getuid():
-                raise wrong("cache_dir", "a folder of your own", f"{place}, which is another user's")
-            free = shutil.disk_usage(place).free
-        held = sum(size for _, size, _ in _entries(place))
-        return cls(place, most or min(USUAL_BYTES, int(SHARE_OF_FREE * (free + held))))
+    def create(cls, folder: str = "", max_bytes: int | None = None) -> ShardCache:
+        """Open the cache in `folder` (default: the user's own below the system's temporary folder), created if needed.
+
+        `max_bytes`: default 20 GB, or half of the free space if that is less. UserError where the default folder
+        belongs to another user, who could change files that were verified.
+        """
+        path = Path(folder) if folder else Path(tempfile.gettempdir()) / f"imagemill-cache-{os.getuid()}"
+        with map_disk_errors(str(path)):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not folder and path.lstat().st_uid != os.getuid():
+                raise wrong("cache_dir", "a folder of your own", f"{path}, which is another user's")
+            free = shutil.disk_usage(path).free
+        cached_bytes = sum(size for _, size, _ in _iter_entries(path))
+        return cls(path, max_bytes or min(DEFAULT_BYTES, int(MAX_SHARE_OF_FREE * (free + cached_bytes))))
 
     def open(self, uri: str, file: File) -> int:
-        """A file descriptor of the local copy of `uri`, fetched if there is none. DatasetError where the content is not
-        what the manifest says; errors of the store as they are."""
+        """Return a file descriptor of the local copy of `uri`, which is fetched if there is none. DatasetError where
+        the content is not what the manifest says; errors of the store as they are."""
         path = self.folder / f"{file.sha256}{Path(file.uri).suffix}"
-        with self._alone(path):
-            found = self._there(path, file)
-            if found is None:
+        with self._lock(path):
+            descriptor = self._open_cached(path, file)
+            if descriptor is None:
                 self._make_room(file.bytes)
-                found = self._fetch(uri, file, path)
-            self._checked.add(file.sha256)
-            return found
+                descriptor = self._fetch(uri, file, path)
+            self._verified.add(file.sha256)
+            return descriptor
 
-    def _there(self, path: Path, file: File) -> int | None:
-        """The copy that is there, if it is what it should be."""
+    def _open_cached(self, path: Path, file: File) -> int | None:
+        """Open the cached copy, if there is a valid one."""
         with map_disk_errors(str(path)):
             try:
-                found = os.open(path, os.O_RDONLY)
+                descriptor = os.open(path, os.O_RDONLY)
             except FileNotFoundError:
                 return None
             try:
-                right = self._is_right(found, file)
+                is_valid = self._is_valid(descriptor, file)
             except OSError:
-                os.close(found)
+                os.close(descriptor)
                 raise
-        if right:
+        if is_valid:
             with contextlib.suppress(OSError):
-                os.utime(path)  # the oldest go first
-            return found
-        os.close(found)
+                os.utime(path)  # the time of the last use
+            return descriptor
+        os.close(descriptor)
         return None
 
-    def _is_right(self, found: int, file: File) -> bool:
-        """By what is open: another thread may take the name away."""
-        if os.fstat(found).st_size != file.bytes:
+    def _is_valid(self, descriptor: int, file: File) -> bool:
+        """Check size and content of the open file: another thread may delete its name."""
+        if os.fstat(descriptor).st_size != file.bytes:
             return False
-        if file.sha256 in self._checked:
+        if file.sha256 in self._verified:
             return True
-        with os.fdopen(os.dup(found), "rb") as copy:
+        with os.fdopen(os.dup(descriptor), "rb") as copy:
             return hashlib.file_digest(copy, "sha256").hexdigest() == file.sha256
 
     def _fetch(self, uri: str, file: File, path: Path) -> int:
-        """The new copy, opened before it has its name: from then on another thread that makes room may delete it."""
+        """Write a new copy; open it before it has its name, since another thread may delete it from then on."""
         try:
             data = get_store(uri).read(uri)
         except FileNotFoundError:
             raise DatasetError(f"{uri}: expected a file that the manifest lists, found none") from None
-        if (content := hashlib.sha256(data).hexdigest()) != file.sha256:
-            raise DatasetError(f"{uri}: expected content with sha256 {file.sha256}, found {content}")
+        if (sha256 := hashlib.sha256(data).hexdigest()) != file.sha256:
+            raise DatasetError(f"{uri}: expected content with sha256 {file.sha256}, found {sha256}")
         temporary = path.with_name(f".{secrets.token_hex(6)}.tmp")
         with map_disk_errors(str(temporary)):
             try:
                 temporary.write_bytes(data)
-                found = os.open(temporary, os.O_RDONLY)
+                descriptor = os.open(temporary, os.O_RDONLY)
                 try:
                     temporary.replace(path)
                 except OSError:
-                    os.close(found)
+                    os.close(descriptor)
                     raise
-                return found
+                return descriptor
             finally:
                 temporary.unlink(missing_ok=True)
 
-    def _make_room(self, wanted: int) -> None:
-        entries = sorted(_entries(self.folder))
-        held = sum(size for _, size, _ in entries)
-        for used, size, path in entries:
-            if held + wanted <= self.most:
+    def _make_room(self, num_bytes: int) -> None:
+        """Delete the least recently used files until `num_bytes` more fit."""
+        entries = sorted(_iter_entries(self.folder))
+        cached_bytes = sum(size for _, size, _ in entries)
+        for last_use, size, path in entries:
+            if cached_bytes + num_bytes <= self.max_bytes:
                 return
-            if path.suffix == ".tmp" and time.time() - used < BEING_WRITTEN_S:
+            if path.suffix == ".tmp" and time.time() - last_use < STALE_TEMPORARY_S:
                 continue
             path.unlink(missing_ok=True)
-            held -= size
+            cached_bytes -= size
 
     @contextlib.contextmanager
-    def _alone(self, path: Path) -> Iterator[None]:
-        """One process or thread at a time for one file; the others find it there. A folder that somebody has cleared
-        away since is made again."""
+    def _lock(self, path: Path) -> Iterator[None]:
+        """Hold a lock of one file against other processes and threads. Creates the folder again if it was deleted."""
         lock = path.with_suffix(".lock")
         with map_disk_errors(str(lock)):
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
         finally:
-            os.close(handle)
+            os.close(descriptor)
 
 
-def _entries(folder: Path) -> Iterator[tuple[float, int, Path]]:
-    """(time of the last use, bytes, path) of what is in the cache."""
+def _iter_entries(folder: Path) -> Iterator[tuple[float, int, Path]]:
+    """Yield (time of the last use, bytes, path) of each cached file."""
     for path in folder.iterdir():
         if path.suffix in (".parquet", ".tmp"):
             with contextlib.suppress(FileNotFoundError):
-                about = path.stat()
-                yield about.st_mtime, about.st_size, path
+                status = path.stat()
+                yield status.st_mtime, status.st_size, path

@@ -90,7 +90,8 @@ class ExternalEngine:
         if not is_image or min(result.shape[:2]) < size or result.shape[2] != channels:
             expected = f"uint8 [{size}, {size}, {channels}] or larger"
             raise UserError(
-                f"{FIELD}: expected a pipeline that makes {expected} of {describe_array(image)}, found {describe_array(result)}"
+                f"{FIELD}: expected a pipeline that makes {expected} of {describe_array(image)}, "
+                f"found {describe_array(result)}"
             )
         if result.shape[:2] == (size, size):
             return np.asarray(result)

@@ -17,7 +17,7 @@ from ..store.parallel import cores
 from ..store.progress import Progress, format_duration
 from ..store.step import Context
 from .augmentation import Augmentation
-from .batches import Batch, batches, steps
+from .batches import Batch, count_train_batches, iter_batches
 from .cache import ShardCache
 from .checkpoint import Learner, TrainingState, load_checkpoint, save_checkpoint
 from .config import TrainConfig
@@ -83,10 +83,12 @@ class Trainer:
         self.rows = manifest.totals.by_split["train"]
         self.threads = config.load_threads or max(1, cores() // self.ranks.number)
         self.cache = (
-            ShardCache.at(config.cache_dir, config.cache_bytes) if self.tensors.uri.startswith("s3://") else None
+            ShardCache.create(config.cache_dir, config.cache_bytes) if self.tensors.uri.startswith("s3://") else None
         )
         loss, self.balance = self._balanced()
-        updates = -(-steps(self.tensors, "train", config.batch_size, self.ranks.number) // config.accumulate)
+        updates = -(
+            -count_train_batches(self.tensors, "train", config.batch_size, self.ranks.number) // config.accumulate
+        )
         self.solves = self._solves()
         schedule = Schedule(config.learning_rate, updates * (config.epochs - self.solves), config.warmup)
         size, channels = self.augmentation.size, manifest.image["shape"][2]
@@ -231,10 +233,10 @@ class Trainer:
             state.loss = torch.zeros((), dtype=torch.float64, device=self.device)
         progress = Progress("train", total=self.rows, every_s=3.0 if self.ranks.first else math.inf)
         progress.leave_out(state.images)
-        loaded = batches(
+        loaded = iter_batches(
             self.tensors, "train", self.config.batch_size, self.config.seed, epoch, start=state.batches,
             rank=self.ranks.rank, ranks=self.ranks.number, threads=self.threads, cache=self.cache, balance=self.balance,
-            pin=self.device.type == "cuda", work=lambda batch: self._prepared(batch, epoch),
+            pin=self.device.type == "cuda", transform=lambda batch: self._prepared(batch, epoch),
         )  # fmt: skip
         prefetcher = DevicePrefetcher(loaded, self.device)
         live = time.monotonic()

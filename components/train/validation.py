@@ -15,7 +15,7 @@ from ..store.manifest import Dataset
 from ..store.metrics import LabelCounts, confusion, summary
 from ..store.model import Normalize
 from ..store.tensors import center_crop, input_size
-from .batches import batches
+from .batches import iter_batches
 
 if TYPE_CHECKING:
     import torch
@@ -91,7 +91,7 @@ class Validation:
         network.eval()
         try:
             with torch.inference_mode():
-                for batch in batches(self.tensors, split, self.batch_size, threads=self.threads, cache=self.cache):
+                for batch in iter_batches(self.tensors, split, self.batch_size, threads=self.threads, cache=self.cache):
                     between()
                     pixels = torch.from_numpy(np.ascontiguousarray(center_crop(batch.images, size))).to(self.device)
                     with self.autocast():

@@ -142,13 +142,13 @@ def ours(encoding: str) -> Callable[[Place, int], Epoch]:
     """The loader, with so many threads (0: its default), on a dataset of one encoding."""
 
     def opened(place: Place, threads: int) -> Epoch:
-        from imagemill.components.train.loader import batches
+        from imagemill.components.train.loader import iter_batches
 
         dataset = our_dataset(place, encoding)
         more = {"threads": threads} if threads else {}
 
         def epoch(number: int) -> Iterator[tuple[Any, Any]]:
-            for batch in batches(dataset, "train", BATCH, SEED, number, **more):
+            for batch in iter_batches(dataset, "train", BATCH, SEED, number, **more):
                 yield batch.images, batch.labels
 
         return epoch
@@ -196,15 +196,15 @@ def ours_from_s3(encoding: str) -> Callable[[Place, int], Epoch]:
     def opened(place: Place, _: int) -> Epoch:
         from imagemill.components.store.manifest import read_dataset
         from imagemill.components.train.cache import ShardCache
-        from imagemill.components.train.loader import batches
+        from imagemill.components.train.loader import iter_batches
 
         dataset = read_dataset(f"{os.environ['BENCH_S3']}/tensors-{encoding}/0123456789abcdef", "tensors")
         folder = tempfile.TemporaryDirectory(prefix="cache-", dir=place.folder)
-        cache = ShardCache.at(folder.name)
+        cache = ShardCache.create(folder.name)
 
         def epoch(number: int) -> Iterator[tuple[Any, Any]]:
             assert folder.name, "it lives as long as the epochs"
-            for batch in batches(dataset, "train", BATCH, SEED, number, cache=cache):
+            for batch in iter_batches(dataset, "train", BATCH, SEED, number, cache=cache):
                 yield batch.images, batch.labels
 
         return epoch
@@ -235,7 +235,7 @@ def ours_augmented(encoding: str) -> Callable[[Place, int], Epoch]:
     def opened(place: Place, threads: int) -> Epoch:
         from imagemill.components.train.augmentation import Augmentation
         from imagemill.components.train.config import TrainConfig
-        from imagemill.components.train.loader import batches
+        from imagemill.components.train.loader import iter_batches
         from imagemill.components.train.recipes import resolve
 
         dataset = our_dataset(place, encoding)
@@ -250,7 +250,7 @@ def ours_augmented(encoding: str) -> Callable[[Place, int], Epoch]:
                 drawn = augmentation.make_params(number, batch.number, len(batch.labels))
                 return augmentation.apply_on_cpu(batch.images, drawn), batch.labels
 
-            yield from batches(dataset, "train", BATCH, SEED, number, work=work, **more)
+            yield from iter_batches(dataset, "train", BATCH, SEED, number, transform=work, **more)
 
         return epoch
 
@@ -259,23 +259,23 @@ def ours_augmented(encoding: str) -> Callable[[Place, int], Epoch]:
 
 THREADS, WORKERS = (1, 2, 4), (0, 1, 2, 4)
 LOADER, AUGMENTATION = (
-    "imagemill.components.train.loader:batches",
+    "imagemill.components.train.loader:iter_batches",
     "imagemill.components.train.augmentation:Augmentation",
 )
 _RAW, _JPEG = ("tensors-raw",), ("tensors-jpeg",)
 CELLS: dict[str, Cell] = {
     "memmap": Cell("numpy.memmap, rows by a random permutation: the limit", memmap, ("pixels.u8",)),
     "memmap_2": Cell("the same by 2 threads into reused buffers", memmap_threads, ("pixels.u8",), (2,)),
-    "ours": Cell("batches()", ours("raw"), _RAW, ours=True, needs=LOADER),
+    "ours": Cell("iter_batches()", ours("raw"), _RAW, ours=True, needs=LOADER),
     **{
-        f"ours_{threads}": Cell(f"batches(threads={threads})", ours("raw"), _RAW, (threads,), needs=LOADER)
+        f"ours_{threads}": Cell(f"iter_batches(threads={threads})", ours("raw"), _RAW, (threads,), needs=LOADER)
         for threads in THREADS
     },
-    "ours_jpeg": Cell("batches() of tensors as JPEG", ours("jpeg"), _JPEG, lossless=False, needs=LOADER),
+    "ours_jpeg": Cell("iter_batches() of tensors as JPEG", ours("jpeg"), _JPEG, lossless=False, needs=LOADER),
     "ours_iterable": Cell("TensorBatches in a plain loop", ours_iterable, _RAW, needs=LOADER),
     "ours_mapped": Cell("TensorImages in a DataLoader", ours_mapped, _RAW, WORKERS, needs=LOADER),
     "ours_augmented": Cell(
-        "batches() of raw tensors, Augmentation on threads", ours_augmented("raw"), _RAW, group="augmented",
+        "iter_batches() of raw tensors, Augmentation on threads", ours_augmented("raw"), _RAW, group="augmented",
         lossless=False, ours=True, needs=AUGMENTATION,
     ),
     "ours_jpeg_augmented": Cell(
@@ -286,15 +286,15 @@ CELLS: dict[str, Cell] = {
         "one file from beginning to end", read_in_order, ("pixels.u8",), group="cold", shuffled=False, epochs=2
     ),
     "cold_memmap": Cell("numpy.memmap by a random permutation", memmap, ("pixels.u8",), group="cold", epochs=2),
-    "cold_ours": Cell("batches()", ours("raw"), _RAW, group="cold", epochs=2, ours=True, needs=LOADER),
+    "cold_ours": Cell("iter_batches()", ours("raw"), _RAW, group="cold", epochs=2, ours=True, needs=LOADER),
     "cold_ours_jpeg": Cell(
-        "batches() of JPEG", ours("jpeg"), _JPEG, group="cold", lossless=False, epochs=2, needs=LOADER
+        "iter_batches() of JPEG", ours("jpeg"), _JPEG, group="cold", lossless=False, epochs=2, needs=LOADER
     ),
     "s3_objects": Cell(
         "the files as they are, 4 threads", s3_objects, (), (4,), group="s3", shuffled=False, epochs=2, needs=LOADER
     ),
-    "s3_ours": Cell("batches()", ours_from_s3("raw"), (), group="s3", epochs=2, ours=True, needs=LOADER),
+    "s3_ours": Cell("iter_batches()", ours_from_s3("raw"), (), group="s3", epochs=2, ours=True, needs=LOADER),
     "s3_ours_jpeg": Cell(
-        "batches() of JPEG", ours_from_s3("jpeg"), (), group="s3", lossless=False, epochs=2, needs=LOADER
+        "iter_batches() of JPEG", ours_from_s3("jpeg"), (), group="s3", lossless=False, epochs=2, needs=LOADER
     ),
 }  # fmt: skip

@@ -64,7 +64,7 @@ def feed_imagemill(wanted: Wanted) -> Callable[[int], Iterator[int]]:
     """The loader with the trainer's augmentation on its threads."""
     from imagemill.components.store.manifest import read_dataset
     from imagemill.components.train.augmentation import Augmentation
-    from imagemill.components.train.loader import Batch, batches
+    from imagemill.components.train.loader import Batch, iter_batches
 
     dataset, config = read_dataset(wanted.tensors), config_of(wanted)
     augmentation = Augmentation(config, dataset.manifest.image, "cpu")
@@ -77,7 +77,7 @@ def feed_imagemill(wanted: Wanted) -> Callable[[int], Iterator[int]]:
             assert images.shape[1:] == (wanted.size, wanted.size, 3)
             return len(images)
 
-        return batches(dataset, "train", wanted.batch, SEED, number, work=work)
+        return iter_batches(dataset, "train", wanted.batch, SEED, number, transform=work)
 
     return epoch
 

@@ -27,7 +27,7 @@ from imagemill.components.store.images import convert_color
 from imagemill.components.store.manifest import read_dataset
 from imagemill.components.store.policies import Operation, apply_operations
 from imagemill.components.store.resample import Geometry, compute_edges, decode_and_resize
-from imagemill.components.train.loader import batches
+from imagemill.components.train.loader import iter_batches
 
 RAND = CopyPolicy(3, "randaugment", seed=7, flip=True)
 SMALL = Geometry(32)
@@ -229,7 +229,7 @@ def test_evaluate_and_train_read_it_unharmed(tmp_path: Path) -> None:
     for one, other in zip(*(read_test_batches(t, clean, geometry, 4) for t in (plain, tensors)), strict=True):
         assert one.ids == other.ids
         np.testing.assert_array_equal(one.images, other.images)
-    loaded = [pixels.tobytes() for batch in batches(tensors, "train", 4, epoch=0) for pixels in batch.images]
+    loaded = [pixels.tobytes() for batch in iter_batches(tensors, "train", 4, epoch=0) for pixels in batch.images]
     assert sorted(loaded) == sorted(r["image"].tobytes() for r in rows_of(tensors)) and len(loaded) == 18
 
 

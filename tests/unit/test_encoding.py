@@ -30,7 +30,7 @@ from imagemill.components.store.manifest import Dataset
 from imagemill.components.store.resample import Geometry
 from imagemill.components.store.tensors import decode_column, encode_jpeg
 from imagemill.components.store.workspace import Workspace
-from imagemill.components.train.loader import batches
+from imagemill.components.train.loader import iter_batches
 
 SIZE = 48
 CASES = {
@@ -117,7 +117,7 @@ def test_the_loader_gives_every_image_once_an_epoch(chain: Chain) -> None:
     expected = sorted((label, one.tobytes()) for label, one in zip(labels, pixels, strict=True))
     orders = []
     for epoch in (0, 1):
-        found = list(batches(chain.jpeg, "train", 7, 0, epoch))
+        found = list(iter_batches(chain.jpeg, "train", 7, 0, epoch))
         assert found[0].images.shape[1:] == tuple(chain.jpeg.manifest.image["shape"])
         rows = [(int(n), one.tobytes()) for b in found for n, one in zip(b.labels, b.images, strict=True)]
         assert sorted(rows) == expected
@@ -167,7 +167,7 @@ def test_the_same_images_give_the_same_bytes(coloured: Chain, tmp_path: Path) ->
 
 def test_jpeg_with_a_margin_is_read_with_it(coloured: Chain) -> None:
     stored = resized(coloured.workspace, coloured.clean, image_size=40, store_size=44, encoding="jpeg")
-    (first, *_) = batches(stored, "train", 8)
+    (first, *_) = iter_batches(stored, "train", 8)
     assert first.images.shape == (8, 44, 44, 3)
     assert trained(coloured.workspace, stored).manifest.image["shape"] == [40, 40, 3]
 

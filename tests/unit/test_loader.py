@@ -15,8 +15,8 @@ from stored import SHAPE, numbered, rows_of
 from imagemill.components.store.errors import DatasetError
 from imagemill.components.store.manifest import Dataset
 from imagemill.components.store.tensors import decode_column, encode_jpeg
-from imagemill.components.train.loader import batches
-from imagemill.components.train.shard import TableShard
+from imagemill.components.train.loader import iter_batches
+from imagemill.components.train.tensor_shards import TableShard
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def hundred(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 def test_every_row_comes_once_an_epoch_whatever_the_batch_size(
     hundred: Dataset, batch_size: int, epoch: int, seed: int
 ) -> None:
-    found = list(batches(hundred, "train", batch_size, seed, epoch))
+    found = list(iter_batches(hundred, "train", batch_size, seed, epoch))
     rows = [label for batch in found for label in batch.labels.tolist()]
     left_out = 1 if batch_size < 101 and 101 % batch_size == 1 else 0
     assert len(rows) == len(set(rows)) == 101 - left_out
@@ -41,31 +41,31 @@ def test_every_row_comes_once_an_epoch_whatever_the_batch_size(
 
 
 def test_the_order_is_a_function_of_seed_and_epoch(hundred: Dataset) -> None:
-    one = rows_of(batches(hundred, "train", 10, 3, 5))
-    assert one == rows_of(batches(hundred, "train", 10, 3, 5))
-    assert one != rows_of(batches(hundred, "train", 10, 3, 6))
-    assert one != rows_of(batches(hundred, "train", 10, 4, 5))
+    one = rows_of(iter_batches(hundred, "train", 10, 3, 5))
+    assert one == rows_of(iter_batches(hundred, "train", 10, 3, 5))
+    assert one != rows_of(iter_batches(hundred, "train", 10, 3, 6))
+    assert one != rows_of(iter_batches(hundred, "train", 10, 4, 5))
     assert one != sorted(one)
 
 
 def test_the_order_of_the_rows_does_not_depend_on_the_batch_size(hundred: Dataset) -> None:
-    tens, thirties = (rows_of(batches(hundred, "train", size, 3, 5)) for size in (10, 33))
+    tens, thirties = (rows_of(iter_batches(hundred, "train", size, 3, 5)) for size in (10, 33))
     assert tens[:99] == thirties[:99]
 
 
 def test_validation_is_in_stored_order_and_leaves_nothing_out(hundred: Dataset) -> None:
-    rows = [label for batch in batches(hundred, "train", 100) for label in batch.labels.tolist()]
+    rows = [label for batch in iter_batches(hundred, "train", 100) for label in batch.labels.tolist()]
     assert rows == [n for start in range(3) for n in range(start, 101, 3)]
 
 
 def test_a_last_batch_of_one_is_left_out_only_in_training(hundred: Dataset, tmp_path: Path) -> None:
-    assert [len(b.labels) for b in batches(hundred, "train", 50, 0, 0)] == [50, 50]
-    assert [len(b.labels) for b in batches(hundred, "train", 50)] == [50, 50, 1]
-    assert [len(b.labels) for b in batches(numbered(tmp_path, rows=1, group=4), "train", 50, 0, 0)] == [1]
+    assert [len(b.labels) for b in iter_batches(hundred, "train", 50, 0, 0)] == [50, 50]
+    assert [len(b.labels) for b in iter_batches(hundred, "train", 50)] == [50, 50, 1]
+    assert [len(b.labels) for b in iter_batches(numbered(tmp_path, rows=1, group=4), "train", 50, 0, 0)] == [1]
 
 
 def test_a_split_without_files_has_no_batches(hundred: Dataset) -> None:
-    assert list(batches(hundred, "val", 10)) == []
+    assert list(iter_batches(hundred, "val", 10)) == []
 
 
 def test_a_sliced_column_gives_its_own_images() -> None:
@@ -84,13 +84,13 @@ def test_a_label_that_is_none_of_the_classes_is_named(tmp_path: Path) -> None:
     ten = numbered(tmp_path, rows=10, group=4)
     few = replace(ten, manifest=replace(ten.manifest, classes=("a", "b")))
     with pytest.raises(DatasetError, match=r"\.parquet: expected label_id from 0 to 1, found 0 to 9$"):
-        list(batches(few, "train", 8))
+        list(iter_batches(few, "train", 8))
 
 
 def test_a_damaged_jpeg_is_named(tmp_path: Path) -> None:
     whole = encode_jpeg(np.zeros((8, 8, 3), np.uint8), 90, "420")
     shard = TableShard(pa.array([whole, whole[:40]]), np.zeros(2, np.int64), "RGB", "part-1.parquet")
     out = np.empty((8, 8, 3), np.uint8)
-    shard.copy(0, out)
+    shard.copy_row(0, out)
     with pytest.raises(DatasetError, match=r"part-1.parquet: row 1: expected a JPEG of \(8, 8, 3\), found "):
-        shard.copy(1, out)
+        shard.copy_row(1, out)

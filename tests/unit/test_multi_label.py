@@ -48,7 +48,7 @@ from imagemill.components.store.shards import Layout, ShardWriter, read_columns
 from imagemill.components.store.step import Context
 from imagemill.components.store.workspace import Workspace
 from imagemill.components.train.config import TrainConfig
-from imagemill.components.train.loader import batches
+from imagemill.components.train.loader import iter_batches
 from imagemill.components.train.train import train
 
 CLASSES = ("<b>blue</b>", "green", "red")
@@ -216,7 +216,7 @@ def test_batches_are_those_of_one_label_but_for_their_labels(multi: Made, single
         return [image[:, 11:13].tobytes() for image in images]  # noise between the bars, which tells the picture
 
     for epoch in (-1, 0, 1):
-        many, ones = (list(batches(made.tensors, "train", 7, 3, epoch)) for made in (multi, single))
+        many, ones = (list(iter_batches(made.tensors, "train", 7, 3, epoch)) for made in (multi, single))
         assert [b.number for b in many] == [b.number for b in ones] and len(many) == 12
         for some, one in zip(many, ones, strict=True):
             assert some.labels.shape == (len(one.labels), 3) and some.labels.dtype == np.uint8
@@ -249,7 +249,7 @@ def test_a_model_learns_both_labels(multi: Made) -> None:
 @pytest.mark.parametrize("of", ["multi", "weak"])
 def test_the_validation_is_scikit_learns(of: str, request: pytest.FixtureRequest) -> None:
     made: Made = request.getfixturevalue(of)
-    [batch] = list(batches(made.tensors, "val", 100))
+    [batch] = list(iter_batches(made.tensors, "val", 100))
     logits = logits_of(made.model, batch.images)
     predicted, found = (logits.sigmoid() >= 0.5).numpy(), made.model.manifest.extra["metrics"]
     macro = f1_score(batch.labels, predicted, average="macro", zero_division=0)
@@ -264,7 +264,7 @@ def test_the_validation_is_scikit_learns(of: str, request: pytest.FixtureRequest
 
 def test_predictions_and_metrics_are_those_of_the_models_probabilities(multi: Made, evaluation: Dataset) -> None:
     assert evaluation.manifest.task == evaluation.manifest.extra["model_task"] == MULTI
-    [batch] = list(batches(multi.tensors, "test", 100))
+    [batch] = list(iter_batches(multi.tensors, "test", 100))
     logits = logits_of(multi.model, batch.images)
     temperature = load_model(multi.model)[1].extra.get("temperature", 1.0)
     p = (logits / temperature).sigmoid().numpy()

@@ -9,20 +9,21 @@ from hypothesis import strategies as st
 
 from imagemill.components.store.manifest import File
 from imagemill.components.train import order
-from imagemill.components.train.order import BYTES, FILES, ROWS, Order, balanced
+from imagemill.components.train.order import WINDOW_BYTES, WINDOW_FILES, WINDOW_ROWS, EpochOrder, sample_repeats
 
 
 def files(rows: list[int], size: int = 10) -> list[File]:
     return [File(f"data/train/part-{n}.parquet", "data", "train", r, size, str(n)) for n, r in enumerate(rows)]
 
 
-def places(plan: Order) -> list[tuple[int, int]]:
+def places(plan: EpochOrder) -> list[tuple[int, int]]:
     """(file, row) of an epoch, in its order."""
     found = []
-    for window in plan.windows():
+    for window in plan.iter_windows():
         assert window.first == len(found)
         of_window = [
-            (window.files[place], row) for place, row in zip(*(a.tolist() for a in plan.rows_of(window)), strict=True)
+            (window.files[place], row)
+            for place, row in zip(*(a.tolist() for a in plan.locate_rows(window)), strict=True)
         ]
         assert len(of_window) == window.rows
         found += of_window
@@ -32,9 +33,9 @@ def places(plan: Order) -> list[tuple[int, int]]:
 @given(rows=st.lists(st.integers(1, 3000), max_size=12), seed=st.integers(0, 9), epoch=st.integers(-1, 3))
 @settings(max_examples=60, deadline=None)
 def test_every_row_comes_once(rows: list[int], seed: int, epoch: int) -> None:
-    plan = Order(files(rows), seed, epoch)
+    plan = EpochOrder(files(rows), seed, epoch)
     found = places(plan)
-    assert len(found) == plan.total() == sum(rows)
+    assert len(found) == plan.count_rows() == sum(rows)
     stored = [(file, row) for file, number in enumerate(rows) for row in range(number)]
     assert sorted(found) == stored
     if epoch < 0:
@@ -44,25 +45,25 @@ def test_every_row_comes_once(rows: list[int], seed: int, epoch: int) -> None:
 
 
 def test_files_are_shuffled_and_rows_within_windows_of_several() -> None:
-    plan = Order(files([1000] * 40), 1, 2)
-    windows = list(plan.windows())
+    plan = EpochOrder(files([1000] * 40), 1, 2)
+    windows = list(plan.iter_windows())
     assert [w.number for w in windows] == list(range(len(windows)))
-    assert all(len(w.files) >= FILES and w.rows >= ROWS for w in windows)
-    assert all(w.rows < ROWS + 1000 for w in windows), "not more than is needed"
+    assert all(len(w.files) >= WINDOW_FILES and w.rows >= WINDOW_ROWS for w in windows)
+    assert all(w.rows < WINDOW_ROWS + 1000 for w in windows), "not more than is needed"
     first = {file for file, _ in places(plan)[:200]}
     assert first == set(windows[0].files), "mixed from the first batch on"
     assert sorted(windows[0].files) != list(range(len(windows[0].files)))
 
 
 def test_a_window_of_large_files_is_bounded_by_bytes() -> None:
-    plan = Order(files([20] * 50, size=-(-BYTES // 10)), 0, 0)
-    assert {len(w.files) for w in plan.windows()} == {10}
+    plan = EpochOrder(files([20] * 50, size=-(-WINDOW_BYTES // 10)), 0, 0)
+    assert {len(w.files) for w in plan.iter_windows()} == {10}
 
 
 def test_rows_repeat_as_balanced_sampling_says() -> None:
     repeats = [np.array([2, 0, 1], np.uint32), np.array([0, 3], np.uint32)]
-    plan = Order(files([3, 2]), 0, 0, repeats)
-    assert sorted(places(plan)) == [(0, 0), (0, 0), (0, 2), (1, 1), (1, 1), (1, 1)] and plan.total() == 6
+    plan = EpochOrder(files([3, 2]), 0, 0, repeats)
+    assert sorted(places(plan)) == [(0, 0), (0, 0), (0, 2), (1, 1), (1, 1), (1, 1)] and plan.count_rows() == 6
 
 
 @given(
@@ -75,7 +76,7 @@ def test_balanced_sampling_takes_as_many_rows_as_there_are_each_as_often_as_it_s
     labels: list[list[int]], weights: list[float], epoch: int
 ) -> None:
     parts = [np.array(part, np.int64) for part in labels]
-    found = balanced(parts, weights, 3, epoch)
+    found = sample_repeats(parts, weights, 3, epoch)
     assert sum(int(part.sum()) for part in found) == sum(len(part) for part in labels)
     every = np.concatenate(parts)
     share = np.array(weights)[every]
@@ -86,7 +87,7 @@ def test_balanced_sampling_takes_as_many_rows_as_there_are_each_as_often_as_it_s
 def test_balanced_sampling_differs_by_epoch_and_is_fair_over_many() -> None:
     labels = [np.array([0] * 90 + [1] * 10, np.int64)]
     weights = [1 / 90, 1 / 10]
-    found = np.array([balanced(labels, weights, 0, epoch)[0] for epoch in range(400)])
+    found = np.array([sample_repeats(labels, weights, 0, epoch)[0] for epoch in range(400)])
     assert (found.sum(axis=1) == 100).all() and (found[0] != found[1]).any()
     assert abs(found[:, 90:].sum(axis=1).mean() - 50) < 1
     assert np.abs(found[:, :90].mean(axis=0) - 50 / 90).max() < 0.15, "every row of a frequent class has its turn"
@@ -94,7 +95,7 @@ def test_balanced_sampling_differs_by_epoch_and_is_fair_over_many() -> None:
 
 def test_one_image_of_a_class_in_a_million_comes_as_often_as_the_others_of_ten_classes() -> None:
     labels = [np.r_[np.zeros(1, np.int64), np.arange(999_999) % 9 + 1]]
-    (found,) = balanced(labels, [1.0, *[9 / 999_999] * 9], 0, 0)
+    (found,) = sample_repeats(labels, [1.0, *[9 / 999_999] * 9], 0, 0)
     assert int(found[0]) == 100_000 and int(found.sum()) == 1_000_000
 
 
@@ -103,7 +104,7 @@ def test_one_image_of_a_class_in_a_million_comes_as_often_as_the_others_of_ten_c
     [(100, 50, 1, 2), (101, 50, 1, 2), (102, 50, 1, 3), (1, 50, 1, 1), (0, 50, 1, 0), (103, 50, 2, 2), (104, 50, 2, 3)],
 )
 def test_a_last_batch_that_is_too_small_is_left_out(rows: int, size: int, ranks: int, expected: int) -> None:
-    assert order.steps(rows, size, True, ranks) == expected
+    assert order.count_batches(rows, size, True, ranks) == expected
 
 
 @pytest.mark.proof
@@ -111,13 +112,13 @@ def test_a_million_images_are_ordered_in_little_time_and_memory() -> None:
     import time
     import tracemalloc
 
-    plan = Order(files([430] * 2326, size=64 * 2**20), 0, 0)
+    plan = EpochOrder(files([430] * 2326, size=64 * 2**20), 0, 0)
     tracemalloc.start()
     started, rows = time.monotonic(), 0
-    for window in plan.windows():
-        rows += len(plan.rows_of(window)[0])
+    for window in plan.iter_windows():
+        rows += len(plan.locate_rows(window)[0])
     seconds = time.monotonic() - started
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     print(f"{rows:,} rows ordered in {seconds:.2f} s, {peak / 1e6:.1f} MB at most")
-    assert rows == plan.total() > 10**6 and peak < 10 * 10**6
+    assert rows == plan.count_rows() > 10**6 and peak < 10 * 10**6

@@ -80,13 +80,13 @@ cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 @cuda
 def test_on_a_gpu_every_batch_arrives_whole_while_buffers_are_used_again() -> None:
     """Two buffers by turns, filled anew as soon as nobody refers to them, and a device that is kept busy."""
-    from imagemill.components.train.buffers import Buffers
+    from imagemill.components.train.buffers import BufferPool
 
-    buffers = Buffers((64, 128, 128, 3), 2, pinned=True)
+    buffers = BufferPool((64, 128, 128, 3), 2, pinned=True)
 
     def lent() -> Iterator[Batch]:
         for number in range(60):
-            images = buffers.lend()
+            images = buffers.acquire()
             images[:] = number
             yield Batch(images, np.full(64, number), number)
 

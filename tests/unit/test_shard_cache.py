@@ -32,7 +32,7 @@ def read(cache: ShardCache, uri: str, file: File) -> bytes:
 
 @pytest.fixture
 def cache(tmp_path: Path) -> ShardCache:
-    return ShardCache.at(str(tmp_path / "cache"), most=250)
+    return ShardCache.create(str(tmp_path / "cache"), max_bytes=250)
 
 
 def test_a_file_is_fetched_once(cache: ShardCache, tmp_path: Path) -> None:
@@ -40,7 +40,9 @@ def test_a_file_is_fetched_once(cache: ShardCache, tmp_path: Path) -> None:
     assert read(cache, uri, file) == b"a" * 100
     Path(uri).unlink()
     assert read(cache, uri, file) == b"a" * 100
-    assert read(ShardCache.at(str(tmp_path / "cache"), most=250), uri, file) == b"a" * 100, "by another process, too"
+    assert read(ShardCache.create(str(tmp_path / "cache"), max_bytes=250), uri, file) == b"a" * 100, (
+        "by another process, too"
+    )
 
 
 def test_what_is_not_what_the_manifest_says_is_refused(cache: ShardCache, tmp_path: Path) -> None:
@@ -96,7 +98,7 @@ def test_a_copy_whose_name_goes_at_once_is_read_all_the_same(
         patch.setattr(Path, "replace", replaced)
         assert read(cache, uri, file) == b"a" * 100
     assert read(cache, uri, file) == b"a" * 100
-    other, taken = ShardCache.at(str(tmp_path / "cache"), most=250), []
+    other, taken = ShardCache.create(str(tmp_path / "cache"), max_bytes=250), []
 
     def opened(path: Path, *flags: int) -> int:
         handle = os_open(path, *flags)
@@ -112,12 +114,12 @@ def test_a_copy_whose_name_goes_at_once_is_read_all_the_same(
 
 def test_the_usual_folder_is_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    mine = ShardCache.at().folder
+    mine = ShardCache.create().folder
     assert mine == tmp_path / f"imagemill-cache-{os.getuid()}" and mine.stat().st_mode & 0o777 == 0o700
     monkeypatch.setattr(os, "getuid", lambda: 12345)
     with pytest.raises(UserError, match=r"cache_dir: expected a folder of your own, found .*-12345, which is another"):
-        ShardCache.at()
-    assert ShardCache.at(str(mine)).folder == mine
+        ShardCache.create()
+    assert ShardCache.create(str(mine)).folder == mine
 
 
 def test_a_folder_that_is_cleared_away_is_made_again(cache: ShardCache, tmp_path: Path) -> None:
@@ -132,7 +134,10 @@ def test_a_copy_that_cant_be_read_is_no_leak(
 ) -> None:
     uri, file = stored(tmp_path / "far", "a.parquet", b"a" * 100)
     read(cache, uri, file)
-    other, before = ShardCache.at(str(tmp_path / "cache"), most=250), len(list(Path("/proc/self/fd").iterdir()))
+    other, before = (
+        ShardCache.create(str(tmp_path / "cache"), max_bytes=250),
+        len(list(Path("/proc/self/fd").iterdir())),
+    )
 
     def broken(*_: object) -> None:
         raise OSError(errno.EIO, "Input/output error")

@@ -31,7 +31,7 @@ from imagemill.components.store.tensors import center_crop, decode_column, input
 from imagemill.components.store.workspace import Workspace
 from imagemill.components.train.augmentation import Augmentation
 from imagemill.components.train.config import TrainConfig
-from imagemill.components.train.loader import batches
+from imagemill.components.train.loader import iter_batches
 from imagemill.components.train.loop import Trainer
 from imagemill.components.train.recipes import resolve
 
@@ -120,7 +120,7 @@ def windows(dataset: Dataset, crop_scale: float, epochs: int) -> Iterator[tuple[
     """(what is stored, what training sees of it), image by image."""
     augmentation = Augmentation(augmented.config(seed=3, crop_scale=crop_scale), dataset.manifest.image, "cpu")
     for epoch in range(epochs):
-        for batch in batches(dataset, "train", 8, 3, epoch):
+        for batch in iter_batches(dataset, "train", 8, 3, epoch):
             shown = augmentation.apply_on_cpu(
                 batch.images, augmentation.make_params(epoch, batch.number, len(batch.images))
             )

@@ -18,11 +18,11 @@ from torch.utils.data import DataLoader
 
 from imagemill.components.store.errors import UserError
 from imagemill.components.store.manifest import Dataset
-from imagemill.components.train import buffers, loader, shard
-from imagemill.components.train.buffers import Buffers
+from imagemill.components.train import buffers, loader, tensor_shards
+from imagemill.components.train.buffers import BufferPool
 from imagemill.components.train.cache import ShardCache
-from imagemill.components.train.loader import Batch, batches
-from imagemill.components.train.shard import Split
+from imagemill.components.train.loader import Batch, iter_batches
+from imagemill.components.train.tensor_shards import TensorSplit
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_every_pass_is_the_next_epoch_unless_one_is_set(hundred: Dataset) -> Non
     assert not torch.equal(first, second)
     dataset.set_epoch(0)
     assert torch.equal(next(iter(dataset))[1], first)
-    assert first.tolist() == rows_of(batches(hundred, "train", 100, 5, 0))
+    assert first.tolist() == rows_of(iter_batches(hundred, "train", 100, 5, 0))
 
 
 def test_a_pass_goes_on_in_the_middle_of_an_epoch(hundred: Dataset) -> None:
@@ -101,7 +101,7 @@ def test_both_travel_to_a_worker_process_that_is_not_forked(hundred: Dataset, tm
     """As pickle, also from S3, with the cache of its files; what is mapped stays behind."""
     whole, single = loader.TensorBatches(hundred.uri, "train", 16, seed=1), loader.TensorImages(hundred.uri, "train")
     first = single[7]
-    single._split = replace(single._split, cache=ShardCache.at(str(tmp_path / "cache")))
+    single._split = replace(single._split, cache=ShardCache.create(str(tmp_path / "cache")))
     again, other = pickle.loads(pickle.dumps(whole)), pickle.loads(pickle.dumps(single))
     assert [b[1].tolist() for b in again] == [b[1].tolist() for b in whole]
     assert all(torch.equal(a, b) for a, b in zip(other[7], first, strict=True))
@@ -110,7 +110,7 @@ def test_both_travel_to_a_worker_process_that_is_not_forked(hundred: Dataset, tm
 def test_a_forked_worker_does_not_wait_for_its_parents_threads(hundred: Dataset) -> None:
     """One of them may be opening a file, or taking memory, just when the worker is made."""
     whole, found = loader.TensorBatches(hundred.uri, "train", 16, seed=1), 0
-    with shard._lock, buffers._lock:
+    with tensor_shards._lock, buffers._lock:
         child = os.fork()
         if not child:
             threading.Timer(10, os._exit, (1,)).start()
@@ -130,8 +130,8 @@ def test_a_wrong_split_or_uri_is_named(hundred: Dataset, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_ranks_share_every_batch_of_one_order(hundred: Dataset, ranks: int) -> None:
-    alone: list[Batch] = list(batches(hundred, "train", 16, 2, 1))
-    shares = [list(batches(hundred, "train", 16, 2, 1, rank=rank, ranks=ranks)) for rank in range(ranks)]
+    alone: list[Batch] = list(iter_batches(hundred, "train", 16, 2, 1))
+    shares = [list(iter_batches(hundred, "train", 16, 2, 1, rank=rank, ranks=ranks)) for rank in range(ranks)]
     assert len(alone) == 7 and len(shares[0]) == (7 if ranks == 2 else 6), "the last four rows are too few for three"
     for whole, *parts in zip(alone[: len(shares[0])], *shares, strict=True):
         assert np.concatenate([p.labels for p in parts]).tolist() == whole.labels.tolist()
@@ -141,34 +141,34 @@ def test_ranks_share_every_batch_of_one_order(hundred: Dataset, ranks: int) -> N
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_threads_change_nothing(hundred: Dataset, threads: int) -> None:
-    one = rows_of(batches(hundred, "train", 7, 3, 4, threads=1))
-    assert rows_of(batches(hundred, "train", 7, 3, 4, threads=threads)) == one
+    one = rows_of(iter_batches(hundred, "train", 7, 3, 4, threads=1))
+    assert rows_of(iter_batches(hundred, "train", 7, 3, 4, threads=threads)) == one
 
 
 def test_kept_batches_keep_their_pixels(hundred: Dataset) -> None:
-    found = [(b.images[1:3], b.labels[1:3]) for b in batches(hundred, "train", 5, 0, 0)]  # views of batches let go
+    found = [(b.images[1:3], b.labels[1:3]) for b in iter_batches(hundred, "train", 5, 0, 0)]  # views of batches let go
     gc.collect()
     for images, labels in found:
         assert (images == labels[:, None, None, None]).all()
-    tensors = [(torch.from_numpy(b.images)[2:], b.labels[2:]) for b in batches(hundred, "train", 5, 0, 0)]
+    tensors = [(torch.from_numpy(b.images)[2:], b.labels[2:]) for b in iter_batches(hundred, "train", 5, 0, 0)]
     for tensor, labels in tensors:
         assert (tensor.numpy() == labels[:, None, None, None]).all()
 
 
 def test_memory_that_nobody_holds_is_used_again() -> None:
-    kept = Buffers((4, *SHAPE), keep=2)
-    first = kept.lend()
+    kept = BufferPool((4, *SHAPE), max_free=2)
+    first = kept.acquire()
     at = first.ctypes.data
     part = torch.from_numpy(first[1:])[0]
     del first
-    assert kept.lend().ctypes.data != at, "a view of a view of it is alive"
+    assert kept.acquire().ctypes.data != at, "a view of a view of it is alive"
     del part
-    assert at in {kept.lend().ctypes.data, kept.lend().ctypes.data}
+    assert at in {kept.acquire().ctypes.data, kept.acquire().ctypes.data}
 
 
 def test_work_is_done_ahead_and_its_results_come_in_order(hundred: Dataset) -> None:
     done: list[int] = []
-    found = batches(hundred, "train", 4, 0, 0, threads=2, work=lambda b: done.append(b.number) or b.number)
+    found = iter_batches(hundred, "train", 4, 0, 0, threads=2, transform=lambda b: done.append(b.number) or b.number)
     assert list(islice(found, 3)) == [0, 1, 2]
     assert len(done) <= 3 + 4
     found.close()  # type: ignore[attr-defined]
@@ -180,7 +180,7 @@ def test_an_error_of_the_work_comes_out(hundred: Dataset) -> None:
             raise ValueError("broken")
         return batch.number
 
-    found = batches(hundred, "train", 4, 0, 0, work=breaks)
+    found = iter_batches(hundred, "train", 4, 0, 0, transform=breaks)
     assert [next(found) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(ValueError, match="broken"):
         next(found)
@@ -188,10 +188,10 @@ def test_an_error_of_the_work_comes_out(hundred: Dataset) -> None:
 
 def test_labels_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files of S3 may have left the cache by the next epoch."""
-    split = Split.of(numbered(tmp_path, rows=30, group=5, files=3), "train")
-    first = split.labels()
-    monkeypatch.setattr(Split, "open", lambda *_: pytest.fail("opened for its labels"))
-    assert [part.tolist() for part in split.labels()] == [part.tolist() for part in first]
+    split = TensorSplit.from_dataset(numbered(tmp_path, rows=30, group=5, files=3), "train")
+    first = split.read_labels()
+    monkeypatch.setattr(TensorSplit, "open_shard", lambda *_: pytest.fail("opened for its labels"))
+    assert [part.tolist() for part in split.read_labels()] == [part.tolist() for part in first]
     assert sorted(np.concatenate(first).tolist()) == list(range(30))
 
 
@@ -199,5 +199,7 @@ def test_balanced_sampling_shows_rare_classes_more_often(tmp_path: Path) -> None
     dataset = numbered(tmp_path, rows=10, group=5)
     weights = np.ones(10)
     weights[3] = 9
-    rows = [label for batch in batches(dataset, "train", 5, 0, 0, balance=weights) for label in batch.labels.tolist()]
+    rows = [
+        label for batch in iter_batches(dataset, "train", 5, 0, 0, balance=weights) for label in batch.labels.tolist()
+    ]
     assert len(rows) == 10 and rows.count(3) in (5, 6)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imagemill.components.train.pages import row_offsets
+from imagemill.components.train.parquet_pages import find_row_offsets
 
 WIDTH = 48
 
@@ -41,7 +41,7 @@ def test_every_row_is_where_it_is_said_to_be(
     data, parquet, values = written(
         path, rows, data_page_size=page, row_group_size=group, write_statistics=statistics, write_batch_size=batch
     )
-    found = row_offsets(data, parquet, "image", WIDTH)
+    found = find_row_offsets(data, parquet, "image", WIDTH)
     assert found is not None and len(found) == rows
     for offset, value in zip(found.tolist(), values, strict=True):
         assert bytes(data[offset : offset + WIDTH]) == value.tobytes()
@@ -49,7 +49,7 @@ def test_every_row_is_where_it_is_said_to_be(
 
 def test_checksums_in_the_headers_are_no_hindrance(tmp_path: Path) -> None:
     data, parquet, values = written(tmp_path / "a", 20, write_page_checksum=True)
-    found = row_offsets(data, parquet, "image", WIDTH)
+    found = find_row_offsets(data, parquet, "image", WIDTH)
     assert found is not None and bytes(data[found[19] : found[19] + WIDTH]) == values[19].tobytes()
 
 
@@ -65,14 +65,14 @@ def test_checksums_in_the_headers_are_no_hindrance(tmp_path: Path) -> None:
 )
 def test_another_form_is_left_to_the_library(tmp_path: Path, options: dict[str, Any]) -> None:
     data, parquet, _ = written(tmp_path / "a", 50, **options)
-    assert row_offsets(data, parquet, "image", WIDTH) is None
+    assert find_row_offsets(data, parquet, "image", WIDTH) is None
 
 
 def test_another_width_or_column_is_left_to_the_library(tmp_path: Path) -> None:
     data, parquet, _ = written(tmp_path / "a", 5)
-    assert row_offsets(data, parquet, "image", WIDTH + 1) is None
-    assert row_offsets(data, parquet, "label_id", WIDTH) is None
-    assert row_offsets(data, parquet, "pixels", WIDTH) is None
+    assert find_row_offsets(data, parquet, "image", WIDTH + 1) is None
+    assert find_row_offsets(data, parquet, "label_id", WIDTH) is None
+    assert find_row_offsets(data, parquet, "pixels", WIDTH) is None
 
 
 def test_a_damaged_header_is_left_to_the_library(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_a_damaged_header_is_left_to_the_library(tmp_path: Path) -> None:
     for at in range(start, start + 12):
         damaged = bytearray(data)
         damaged[at] ^= 0x2A
-        found = row_offsets(memoryview(bytes(damaged)), parquet, "image", WIDTH)
+        found = find_row_offsets(memoryview(bytes(damaged)), parquet, "image", WIDTH)
         assert found is None or len(found) == 50
-    cut = row_offsets(data[: start + 600], parquet, "image", WIDTH)
+    cut = find_row_offsets(data[: start + 600], parquet, "image", WIDTH)
     assert cut is None
