@@ -60,9 +60,10 @@ def _find_chunk_offsets(data: memoryview, start: int, rows: int, width: int) -> 
         page = header.get(_DATA_PAGE_HEADER)
         if not isinstance(page, dict):
             return None
-        num_values, size = page.get(_NUM_VALUES), header.get(_COMPRESSED_SIZE)
-        if not all(type(number) is int for number in (num_values, size, header.get(_UNCOMPRESSED_SIZE))):
+        numbers = (page.get(_NUM_VALUES), header.get(_COMPRESSED_SIZE), header.get(_UNCOMPRESSED_SIZE))
+        if not all(type(number) is int for number in numbers):
             return None
+        num_values, size = page[_NUM_VALUES], header[_COMPRESSED_SIZE]
         is_plain = header.get(_PAGE_TYPE) == _DATA_PAGE and page.get(_ENCODING) == _PLAIN
         if not is_plain or size != header[_UNCOMPRESSED_SIZE] or not 0 < num_values <= rows:
             return None
