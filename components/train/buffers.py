@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..store.pixels import Pixels
+from ..store.images import Pixels
 
 MAX_POOLS = 2
 """That a process keeps from epoch to epoch: training's and validation's."""

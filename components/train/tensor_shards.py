@@ -25,9 +25,9 @@ from ..store import uri as uris
 from ..store.choices import JPEG
 from ..store.errors import DatasetError
 from ..store.filesystem import map_disk_errors
+from ..store.images import Pixels
 from ..store.labels import MULTI, label_column
 from ..store.manifest import Dataset, File
-from ..store.pixels import Pixels
 from ..store.tensors import decode_column
 from .cache import ShardCache
 from .parquet_pages import find_row_offsets
