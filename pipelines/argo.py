@@ -1,7 +1,7 @@
 """The pipeline for Argo Workflows without Kubeflow, 3.7 and 4: a WorkflowTemplate, and the CronWorkflow that starts it.
 
-The same DAG, parameters and defaults as the KFP pipeline's. There the resize step makes a RayJob where it needs one;
-here clean's pod says what makes the tensors, and Argo itself makes the RayJob.
+DAG, parameters and defaults are the same as the KFP pipeline's. There the resize step creates a RayJob where it needs
+one; here clean's pod plans how the tensors are made, and Argo itself creates the RayJob.
 """
 
 from __future__ import annotations
@@ -12,23 +12,29 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ..components.store.errors import wrong
-from .argo_templates import PARTS, RUN, finish_template, rayjob_template, step_template
+from .argo_templates import (
+    RUN_PLACEHOLDER,
+    STEP_PARTS,
+    build_finish_template,
+    build_rayjob_template,
+    build_step_template,
+)
 from .checks import check_output, set_workspace
 from .cluster import LABELS, RUN_LABEL, Cluster, Limits
-from .cron import parse, zone
+from .cron import load_timezone, parse_cron
 from .first_step import CHANGED
 from .parameters import RunParameters, format_form_value, list_form_parameters
 from .planning import POD, only_resize_knows_tensors
 from .planning import RAYJOB as PLANNED_RAYJOB
-from .pods import NO_SIDECAR, pod_security
+from .pods import NO_SIDECAR, build_pod_security_context
 
 if TYPE_CHECKING:
     from hera.workflows import DAG, Parameter, Task
 
 NAME = "imagemill-training"
-"""Of the WorkflowTemplate and of the CronWorkflow."""
-KEEP_PODS = "1h"
-"""How long the pods of a run that succeeded stay, with their logs; those of a failed one stay as long as the run."""
+"""The name of the WorkflowTemplate and of the CronWorkflow."""
+POD_GC_DELAY = "1h"
+"""How long the pods and logs of a run that succeeded are kept; those of a failed one are kept as long as the run."""
 
 
 def compile_argo(parameters: RunParameters, target: Path, cluster: Cluster) -> None:
@@ -40,20 +46,20 @@ def compile_argo(parameters: RunParameters, target: Path, cluster: Cluster) -> N
 
     check_output(target)
     cluster.require_images("cluster")
-    documents = [workflow_template(cluster, parameters), cron_workflow(cluster)]
-    written = yaml.safe_dump_all(documents, sort_keys=False, width=10_000, allow_unicode=True)
+    documents = [build_workflow_template(cluster, parameters), build_cron_workflow(cluster)]
+    text = yaml.safe_dump_all(documents, sort_keys=False, width=10_000, allow_unicode=True)
     try:
-        target.write_text(written, encoding="utf-8")
+        target.write_text(text, encoding="utf-8")
     except OSError as error:
         raise wrong("-o", f"a file that can be written ({error.strerror})", str(target)) from None
 
 
-def workflow_template(cluster: Cluster, parameters: RunParameters) -> dict[str, Any]:
-    """The WorkflowTemplate as a document."""
+def build_workflow_template(cluster: Cluster, parameters: RunParameters) -> dict[str, Any]:
+    """Return the WorkflowTemplate as a document."""
     from hera.workflows import WorkflowTemplate, models
 
     limits, argo = cluster.limits, cluster.argo
-    arguments = _arguments(cluster, parameters)
+    arguments = _build_parameters(cluster, parameters)
     template = WorkflowTemplate(
         name=NAME,
         namespace=cluster.namespace,
@@ -66,107 +72,122 @@ def workflow_template(cluster: Cluster, parameters: RunParameters) -> dict[str, 
         entrypoint="training",
         on_exit="finish",
         service_account_name=argo.service_account,
-        security_context=models.PodSecurityContext.model_validate(pod_security()),
+        security_context=models.PodSecurityContext.model_validate(build_pod_security_context()),
         image_pull_secrets=list(cluster.images.pull_secrets) or None,
         workflow_metadata=models.WorkflowMetadata(labels=dict(LABELS)),
         pod_metadata=models.Metadata(
-            labels={**cluster.labels, **LABELS, **NO_SIDECAR, RUN_LABEL: RUN}, annotations=NO_SIDECAR
+            labels={**cluster.labels, **LABELS, **NO_SIDECAR, RUN_LABEL: RUN_PLACEHOLDER}, annotations=NO_SIDECAR
         ),
-        pod_gc=models.PodGC(strategy="OnWorkflowSuccess", delete_delay_duration=KEEP_PODS),
-        ttl_strategy=_kept(limits),
+        pod_gc=models.PodGC(strategy="OnWorkflowSuccess", delete_delay_duration=POD_GC_DELAY),
+        ttl_strategy=_build_ttl_strategy(limits),
         active_deadline_seconds=limits.run_deadline_seconds or None,
         synchronization=models.Synchronization(mutexes=[models.Mutex(name=argo.mutex)]) if argo.mutex else None,
         archive_logs=None if argo.artifacts else False,
-        templates=[_dag(cluster), *_templates(cluster, parameters), finish_template(cluster)],
+        templates=[_build_dag(cluster), *_build_templates(cluster, parameters), build_finish_template(cluster)],
     )
     document: dict[str, Any] = template.to_dict()
     return document
 
 
-def _kept(limits: Limits) -> Any:
-    """When Argo deletes a run that ended: to it 0 seconds are at once, here they are never."""
+def _build_ttl_strategy(limits: Limits) -> Any:
+    """Return when Argo deletes a run that ended. 0 seconds mean never in the cluster's file, at once to Argo."""
     from hera.workflows import models
 
     succeeded, failed = limits.keep_succeeded_seconds or None, limits.keep_failed_seconds or None
-    kept = models.TTLStrategy(seconds_after_success=succeeded, seconds_after_failure=failed)
-    return kept if succeeded or failed else None
+    ttl_strategy = models.TTLStrategy(seconds_after_success=succeeded, seconds_after_failure=failed)
+    return ttl_strategy if succeeded or failed else None
 
 
-def _arguments(cluster: Cluster, parameters: RunParameters) -> list[Parameter]:
-    """The parameters of the form, with the chosen values as defaults; a fixed choice is a drop-down there."""
+def _build_parameters(cluster: Cluster, parameters: RunParameters) -> list[Parameter]:
+    """Return the parameters of the form, with the chosen values as defaults; choices are a drop-down there."""
     from hera.workflows import Parameter
 
-    given = set_workspace(parameters, cluster).arguments()
+    arguments = set_workspace(parameters, cluster).arguments()
     return [
         Parameter(
-            name=name, value=given.get(name, format_form_value(one.default)), description=one.help,
-            enum=list(one.choices) or None,
+            name=name, value=arguments.get(name, format_form_value(parameter.default)), description=parameter.help,
+            enum=list(parameter.choices) or None,
         )
-        for name, one in list_form_parameters().items()
+        for name, parameter in list_form_parameters().items()
     ]  # fmt: skip
 
 
-def _templates(cluster: Cluster, parameters: RunParameters) -> list[Any]:
-    tasks = [task for task in PARTS if task != "resize" or _resizes_in_pod(cluster)]
-    steps = [step_template(task, cluster, parameters) for task in tasks]
-    return [*steps, rayjob_template(cluster)] if cluster.ray.makes_rayjobs else steps
+def _build_templates(cluster: Cluster, parameters: RunParameters) -> list[Any]:
+    tasks = [task for task in STEP_PARTS if task != "resize" or _may_resize_in_pod(cluster)]
+    steps = [build_step_template(task, cluster, parameters) for task in tasks]
+    return [*steps, build_rayjob_template(cluster)] if cluster.ray.makes_rayjobs else steps
 
 
-def _resizes_in_pod(cluster: Cluster) -> bool:
+def _may_resize_in_pod(cluster: Cluster) -> bool:
     return cluster.ray.mode != "rayjob"
 
 
-def _dag(cluster: Cluster) -> DAG:
-    """Each task after those whose outputs it takes. Nothing comes after download where nothing has changed; the tensors
-    are made by a pod, by a RayJob, or not at all, as clean's pod has planned."""
+def _build_dag(cluster: Cluster) -> DAG:
+    """Return the DAG: each task depends on those whose outputs are its inputs. Where nothing has changed, download is
+    the only one that runs; the tensors are made by a pod, by a RayJob, or not at all, as clean's pod has planned."""
     from hera.workflows import DAG
 
-    in_pod, rayjobs = _resizes_in_pod(cluster), cluster.ray.makes_rayjobs
-    tensors = [
-        *([_task("resize", when=_equal("clean", "executor", POD))] if in_pod else []),
-        *([_task("rayjob", {"rayjob": "clean"}, when=_equal("clean", "executor", PLANNED_RAYJOB))] if rayjobs else []),
+    may_resize_in_pod, makes_rayjobs = _may_resize_in_pod(cluster), cluster.ray.makes_rayjobs
+    tensor_tasks = [
+        *([_build_task("resize", when=_build_condition("clean", "executor", POD))] if may_resize_in_pod else []),
+        *(
+            [_build_task("rayjob", {"rayjob": "clean"}, when=_build_condition("clean", "executor", PLANNED_RAYJOB))]
+            if makes_rayjobs
+            else []
+        ),
     ]
-    after = [f"({task.name}.Succeeded || {task.name}.Skipped)" for task in tensors]
-    giver = {"tensors": "resize"} if only_resize_knows_tensors(cluster) else {}  # else clean's pod can tell
+    tensors_done = [f"({task.name}.Succeeded || {task.name}.Skipped)" for task in tensor_tasks]
+    output_tasks = {"tensors": "resize"} if only_resize_knows_tensors(cluster) else {}  # else clean's pod can tell
     tasks = [
-        _task("download"),
-        _task("clean", when=_equal("download", "changed", CHANGED)),
-        *tensors,
-        _task("train", giver, after),
-        _task("evaluate"),
-        _task("promote"),
+        _build_task("download"),
+        _build_task("clean", when=_build_condition("download", "changed", CHANGED)),
+        *tensor_tasks,
+        _build_task("train", output_tasks, tensors_done),
+        _build_task("evaluate"),
+        _build_task("promote"),
     ]
     return DAG(name="training", tasks=[*tasks])
 
 
-def _equal(task: str, output: str, value: str) -> str:
+def _build_condition(task: str, output: str, value: str) -> str:
     return f"'{{{{tasks.{task}.outputs.parameters.{output}}}}}' == '{value}'"
 
 
-GIVERS = {output: task for task, part in PARTS.items() if task != "resize" for output in part.gives}
-"""Output parameter → the task that gives it, unless the DAG says another one."""
+OUTPUT_TASKS = {output: task for task, part in STEP_PARTS.items() if task != "resize" for output in part.outputs}
+"""Output parameter → the task that has it, unless the DAG names another one."""
 
 
-def _task(
-    name: str, givers: Mapping[str, str] = MappingProxyType({}), after: Sequence[str] = (), when: str | None = None
+def _build_task(
+    name: str,
+    output_tasks: Mapping[str, str] = MappingProxyType({}),
+    conditions: Sequence[str] = (),
+    when: str | None = None,
 ) -> Task:
-    """A task and what it takes. A task whose givers did not run is omitted: `depends` asks for their success."""
+    """Return a task with its arguments. It is omitted where a task whose output it takes did not succeed (`depends`).
+
+    Args:
+        name: the name of the task and of its template.
+        output_tasks: output parameter → the task that has it, where OUTPUT_TASKS names another one.
+        conditions: further conditions of `depends`, all of which must hold.
+        when: the condition without which the task is skipped.
+    """
     from hera.workflows import Task
 
-    takes = PARTS[name].takes if name in PARTS else tuple(givers)
-    taken = {output: {**GIVERS, **givers}[output] for output in takes}
-    parents = [f"{parent}.Succeeded" for parent in dict.fromkeys(taken.values())]
+    inputs = STEP_PARTS[name].inputs if name in STEP_PARTS else tuple(output_tasks)
+    tasks_by_output = {output: {**OUTPUT_TASKS, **output_tasks}[output] for output in inputs}
+    parents = [f"{parent}.Succeeded" for parent in dict.fromkeys(tasks_by_output.values())]
     return Task(
         name=name,
         template=name,
-        arguments={name: f"{{{{tasks.{giver}.outputs.parameters.{name}}}}}" for name, giver in taken.items()} or None,
-        depends=" && ".join([*parents, *after]) or None,
+        arguments={name: f"{{{{tasks.{task}.outputs.parameters.{name}}}}}" for name, task in tasks_by_output.items()}
+        or None,
+        depends=" && ".join([*parents, *conditions]) or None,
         when=when,
     )
 
 
-def cron_workflow(cluster: Cluster) -> dict[str, Any]:
-    """The CronWorkflow as a document: it starts the WorkflowTemplate as it then is, one run at a time."""
+def build_cron_workflow(cluster: Cluster) -> dict[str, Any]:
+    """Return the CronWorkflow as a document: it starts the current WorkflowTemplate, one run at a time."""
     from hera.workflows import CronWorkflow, models
 
     schedule = cluster.schedule
@@ -174,8 +195,8 @@ def cron_workflow(cluster: Cluster) -> dict[str, Any]:
         name=NAME,
         namespace=cluster.namespace,
         labels=dict(LABELS),
-        schedules=[str(parse(schedule.cron, "cluster (schedule.cron)"))],  # where Sunday is 0 alone, as Argo reads it
-        timezone=zone(schedule.timezone, "cluster (schedule.timezone)").key,
+        schedules=[str(parse_cron(schedule.cron, "cluster (schedule.cron)"))],  # Sunday is 0, for Argo does not know 7
+        timezone=load_timezone(schedule.timezone, "cluster (schedule.timezone)").key,
         concurrency_policy="Forbid",
         starting_deadline_seconds=schedule.starting_deadline_seconds,
         successful_jobs_history_limit=schedule.keep_succeeded,

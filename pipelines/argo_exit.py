@@ -1,4 +1,4 @@
-"""Argo's exit handler: what came of the run, told in its log and stored beside its records; nothing left behind."""
+"""Argo's exit handler: write the run's summary to the log and beside its records, and delete its RayJobs."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ NAME = "finish"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m imagemill.pipelines.argo_exit`: report a run and delete what is left of it; a step's exit codes.
+    """Run the command `python -m imagemill.pipelines.argo_exit`; return a step's exit code.
 
-    How the run ended is what the steps recorded: an error of a step makes no error here.
+    A failed step is reported in the summary, and is no error of this command.
     """
     configure_logging()
     parser = Parser(prog="python -m imagemill.pipelines.argo_exit", description="Report a run, and clean up after it.")
@@ -28,9 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--outputs", required=True, metavar="FOLDER", help="write the summary into this folder")
     try:
-        found = parser.parse_args(argv)
-        summary = Path(found.outputs) / SUMMARY
-        finish(found.workspace, found.run, found.status, str(summary))
+        arguments = parser.parse_args(argv)
+        summary = Path(arguments.outputs) / SUMMARY
+        finish(arguments.workspace, arguments.run, arguments.status, str(summary))
     except MillError as error:
         say(NAME, f"error: {error}")
         return error.exit_code

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..components.store import uri as uris
 from ..components.store.errors import UserError, wrong
-from .cluster import Cluster, from_file, shared
+from .cluster import Cluster, load_cluster, require_s3_workspace
 from .parameters import RunParameters
 
 MAX_ARGUMENTS_LENGTH = 100_000
@@ -20,7 +20,7 @@ def read_cluster(file: str) -> Cluster:
     if not file:
         raise UserError("--cluster: expected the file that says which images, which object store, found none; "
                         "`imagemill cluster -o FILE` writes one to begin with")  # fmt: skip
-    cluster = from_file(file)
+    cluster = load_cluster(file)
     cluster.require_images(file)
     return cluster
 
@@ -29,7 +29,7 @@ def set_workspace(parameters: RunParameters, cluster: Cluster) -> RunParameters:
     """Return the parameters with a normalized workspace, by default the cluster's; UserError for one that its pods
     can't reach, and for other parameters that they can't use."""
     place = parameters.place("workspace")
-    workspace = shared(str(parameters.pipeline.get("workspace", cluster.storage.workspace)), place)
+    workspace = require_s3_workspace(str(parameters.pipeline.get("workspace", cluster.storage.workspace)), place)
     parameters = replace(parameters, pipeline=parameters.pipeline | {"workspace": workspace})
     check_for_pods(parameters)
     return replace(parameters, pipeline=parameters.pipeline | {"workspace": uris.normalize(workspace, place)})

@@ -94,26 +94,26 @@ def _run(flags: dict[str, Any]) -> int:
         require_modules("run", [module for step in ALL_STEPS.values() for module in step.needs])
         return run(parameters, as_json)
     require_modules("run", ["docker"])
-    from .cluster import Cluster, from_file
+    from .cluster import Cluster, load_cluster
 
-    return run(parameters, as_json, from_file(cluster_file) if cluster_file else Cluster())
+    return run(parameters, as_json, load_cluster(cluster_file) if cluster_file else Cluster())
 
 
 def _compile(flags: dict[str, Any]) -> int:
     target, output = flags.pop("target"), flags.pop("output")
     cluster_file = flags.pop("cluster_file") or ""
     parameters = _read_parameters(flags)
-    from .compile import compile_for
+    from .compile import compile_pipeline
 
-    compile_for(target, parameters, Path(output), cluster_file)
+    compile_pipeline(target, parameters, Path(output), cluster_file)
     print(f"wrote {output}")
     return EXIT_OK
 
 
 def _cluster(flags: dict[str, Any]) -> int:
-    from .compile import write_documented
+    from .compile import write_cluster_template
 
-    write_documented(flags["output"])
+    write_cluster_template(flags["output"])
     return EXIT_OK
 
 

@@ -1,7 +1,7 @@
-"""How a cluster is used, said in one small YAML: images, storage, the pods of each step, Ray, limits, schedule.
+"""The cluster's file, a YAML with images, storage, the pods of each step, Ray, limits and schedule.
 
-`imagemill cluster` prints the whole file with every field explained. From it come the KFP package, the Argo templates
-and the RayJob; nothing about a cluster is said anywhere else. It holds no secret, only the names of secrets.
+`imagemill cluster` prints the file with its defaults and an explanation of every field. It is the only configuration of
+the KFP package, the Argo templates and the RayJob. It holds no secret, only the names of secrets.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from ..components.store.config import STEPS
 from ..components.store.errors import UserError, wrong
 from ..components.store.manifest import code_version
 from . import forms
-from .cron import parse, zone
+from .cron import load_timezone, parse_cron
 from .settings import dump_documented, load_yaml, override, setting, to_plain
 from .sizes import Place, Size
 from .sizes import Pod as Pod  # the file's, and so imported from here
 
-_DIGEST = re.compile(r"[^@\s]+@sha256:[0-9a-f]{64}")
+_IMAGE_WITH_DIGEST = re.compile(r"[^@\s]+@sha256:[0-9a-f]{64}")
 STEP_IMAGES = {"download": "cpu", "clean": "cpu", "resize": "ray", "train": "gpu", "evaluate": "gpu", "promote": "cpu"}
-"""The image of each step: a target of the Dockerfile."""
+"""Step → its image, a target of the Dockerfile."""
 UID = 10001
 """The user and group that containers run as."""
 SCRATCH = "/scratch"
-"""The one folder that a container may write: TMPDIR and HOME are there."""
+"""The only folder that a container may write to, with TMPDIR and HOME."""
 LABELS = {"app.kubernetes.io/name": "imagemill", "app.kubernetes.io/part-of": "imagemill"}
 TOKEN_KEY = "auth_token"
-"""Under which KubeRay, too, keeps a cluster's token in a secret."""
+"""The key of a Ray cluster's token in its secret, as in the secrets that KubeRay creates."""
 RUN_LABEL = "imagemill.io/run"
-"""On every pod and RayJob of a run: what a run has left behind is found, and deleted, by it."""
+"""The label of every pod and RayJob of a run, by which those that it has left behind are found."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Images:
     def check(self, place: Place) -> None:
         for target in ("cpu", "ray", "gpu"):
             image = getattr(self, target)
-            if image and not self.tags_allowed and not _DIGEST.fullmatch(image):
+            if image and not self.tags_allowed and not _IMAGE_WITH_DIGEST.fullmatch(image):
                 raise wrong(place(target), "an image by its digest, name@sha256:… (see tags_allowed)", image)
             if image:
                 forms.check_image(place(target), image)
@@ -72,19 +72,19 @@ class Storage:
     workspace: str = setting("s3://mlpipeline/imagemill", "the workspace where none is given: s3://bucket/prefix")
 
     def check(self, place: Place) -> None:
-        """Whoever may read the pods could read a login; so none is repeated in the message either."""
+        """Refuse a login in an address, which whoever may read the pods could read, without repeating it."""
         if self.endpoint:
             forms.check_endpoint(place("endpoint"), self.endpoint)
         if uris.redact(self.workspace) != self.workspace:
             raise wrong(place("workspace"), "s3://bucket/prefix without a login", uris.redact(self.workspace))
-        uris.normalize(shared(self.workspace, place("workspace")), place("workspace"))
+        uris.normalize(require_s3_workspace(self.workspace, place("workspace")), place("workspace"))
         if self.secret:
             forms.check_name(place("secret"), self.secret)
         for name in ("access_key", "secret_key"):
             forms.check_data_key(place(name), getattr(self, name))
 
 
-_STEPS: dict[str, Pod] = {
+_STEP_PODS: dict[str, Pod] = {
     "download": Pod(cpu="1", memory="2Gi", ephemeral_storage="4Gi"),
     "clean": Pod(cpu="4", memory="8Gi", ephemeral_storage="4Gi"),
     "resize": Pod(cpu="4", memory="8Gi", ephemeral_storage="8Gi"),
@@ -145,7 +145,7 @@ class Ray:
 
     @property
     def makes_rayjobs(self) -> bool:
-        """Whether a run may make a RayJob, which then has to be allowed, watched and deleted."""
+        """Whether a run may create a RayJob, for which its pods need rights."""
         return self.mode in ("auto", "rayjob")
 
     def check(self, place: Place) -> None:
@@ -232,13 +232,13 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Cluster:
-    """The whole file."""
+    """The cluster's file."""
 
     namespace: str = setting("imagemill", "the namespace that everything runs in")
     images: Images = setting(Images, "images; `imagemill images build` writes this part")
     storage: Storage = setting(Storage, "the object store")
     steps: dict[str, Pod] = setting(
-        lambda: dict(_STEPS),
+        lambda: dict(_STEP_PODS),
         "the pods of the steps; what is left out keeps its default; resize is for ray.mode auto and pod (with KFP it "
         "has this size also while it waits for a RayJob): else Ray's head and workers do the work, and its pod, which "
         "waits for them, is `small`",
@@ -268,21 +268,21 @@ class Cluster:
                         "of resizing (mode pod uses those of steps.resize)", self.steps["resize"].gpu)  # fmt: skip
 
     def image(self, target: str) -> str:
-        """The image of a Dockerfile target; without one in the file, that of this version by its tag."""
+        """Return the image of a Dockerfile target; where the file has none, this version's tag."""
         return str(getattr(self.images, target)) or f"imagemill-{target}:{code_version()}"
 
     def image_of(self, step: str) -> str:
         return self.image(STEP_IMAGES[step])
 
     def require_images(self, where: str) -> None:
-        """Refuse to compile what would run whatever a tag points to, unless tags are allowed."""
+        """Raise UserError for an image without a digest, unless tags are allowed."""
         for target in ("cpu", "ray", "gpu"):
             if not getattr(self.images, target) and not self.images.tags_allowed:
                 raise UserError(f"{where} (images.{target}): expected an image by its digest, found none; `imagemill "
                                 "images build` makes and names it, images.tags_allowed takes tags")  # fmt: skip
 
     def to_json(self) -> str:
-        """In one line, to be handed to a pod."""
+        """Return the file as JSON in one line, for a pod."""
         return json.dumps(to_plain(self), sort_keys=True, separators=(",", ":"))
 
     def documented(self) -> str:
@@ -290,13 +290,13 @@ class Cluster:
         return head + dump_documented(self)
 
 
-def from_values(values: Any, where: str = "cluster") -> Cluster:
-    """A cluster from parsed YAML or JSON; UserError names what is wrong in `where`."""
+def parse_cluster(values: Any, where: str = "cluster") -> Cluster:
+    """Return the cluster of parsed YAML or JSON; UserError names the wrong field, and the file `where`."""
     return override(Cluster(), values, where)
 
 
-def from_file(path: str) -> Cluster:
-    """The cluster that a YAML file says; UserError for one that can't be read, or says what is unknown."""
+def load_cluster(path: str) -> Cluster:
+    """Load a cluster's file; UserError for one that can't be read, or has an unknown or wrong field."""
     import yaml
 
     try:
@@ -304,19 +304,19 @@ def from_file(path: str) -> Cluster:
     except OSError as error:
         raise wrong("--cluster", "a YAML file that can be read", f"{path} ({error.strerror})") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        found = " ".join(str(error).split())
-        raise UserError(f"--cluster: expected YAML in {path}, found something else: {found}") from None
-    cluster = from_values(values, path)
-    # Here and not in the pods, which have no need of time zones and may not know them.
-    parse(cluster.schedule.cron, f"{path} (schedule.cron)")
-    zone(cluster.schedule.timezone, f"{path} (schedule.timezone)")
+        message = " ".join(str(error).split())
+        raise UserError(f"--cluster: expected YAML in {path}, found something else: {message}") from None
+    cluster = parse_cluster(values, path)
+    # Not in `Schedule.check`, which pods call, too: their images may have no time zone database.
+    parse_cron(cluster.schedule.cron, f"{path} (schedule.cron)")
+    load_timezone(cluster.schedule.timezone, f"{path} (schedule.timezone)")
     return cluster
 
 
-def from_json(text: str) -> Cluster:
-    """What `to_json` wrote, in a pod; UserError where it was another imagemill that wrote it."""
+def parse_cluster_json(text: str) -> Cluster:
+    """Parse the output of `to_json` in a pod; UserError where another version of imagemill wrote it."""
     try:
-        return from_values(json.loads(text))
+        return parse_cluster(json.loads(text))
     except ValueError:
         raise wrong("cluster", "the cluster's file as JSON", text[:100]) from None
     except UserError as error:
@@ -325,8 +325,8 @@ def from_json(text: str) -> Cluster:
         ) from None
 
 
-def shared(workspace: str, field: str = "workspace") -> str:
-    """The workspace; UserError for one that the pods of a cluster can't all reach."""
+def require_s3_workspace(workspace: str, field: str = "workspace") -> str:
+    """Return the workspace; UserError for one that is not on S3, which the pods of a cluster can't reach."""
     if not uris.is_s3(workspace):
         raise wrong(field, "s3://bucket/prefix, which every pod of a cluster can reach", uris.redact(workspace))
     return workspace

@@ -1,4 +1,4 @@
-"""`imagemill compile`: the pipeline as a package for Kubeflow Pipelines, or as templates for Argo Workflows."""
+"""`imagemill compile`: compile the pipeline to a package for Kubeflow Pipelines or to templates for Argo Workflows."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from .shm import shm_size
 ORCHESTRATORS = ("kfp", "argo")
 
 
-def compile_for(target: str, parameters: RunParameters, output: Path, cluster_file: str = "") -> None:
-    """Write what a cluster runs; the chosen parameters become its defaults.
+def compile_pipeline(target: str, parameters: RunParameters, output: Path, cluster_file: str = "") -> None:
+    """Compile the pipeline for `target`, kfp or argo; the chosen parameters become its defaults.
 
     UserError for images that are not named by digest, a workspace that a pod can't reach, a file that can't be written.
     """
@@ -34,34 +34,36 @@ def compile_for(target: str, parameters: RunParameters, output: Path, cluster_fi
 
 
 def compile_kfp(parameters: RunParameters, target: Path, cluster: Cluster | None = None, *, bake: bool = True) -> None:
-    """Write the package for Kubeflow Pipelines, with the pods as the cluster says.
+    """Write the package for Kubeflow Pipelines, with the pods of the cluster's file.
 
-    The chosen parameters become the package's defaults, which the pods are sized by. Without `bake` the defaults stay,
-    and the pods are large enough for both.
+    The chosen parameters become the package's defaults, by which /dev/shm is sized. Without `bake` the defaults stay,
+    and /dev/shm is large enough for both.
     """
     cluster = cluster or Cluster()
     cluster.require_images("cluster")
     parameters = set_workspace(parameters, cluster)
     baked = parameters if bake else set_workspace(RunParameters({}, {}), cluster)
     train = cluster.steps["train"]
-    largest = max((baked, parameters), key=lambda one: parse_quantity(shm_size("train", train, one) or "0"))
+    largest = max(
+        (baked, parameters), key=lambda parameters: parse_quantity(shm_size("train", train, parameters) or "0")
+    )
     check_output(target)
     _quiet_kfp()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from .training import build_pipeline
 
-        _write(build_pipeline(cluster, largest), target, baked.arguments())
+        _write_package(build_pipeline(cluster, largest), target, baked.arguments())
 
 
-def write_documented(output: str) -> None:
-    """The cluster's file with its defaults, every field explained: to stdout, or to a file that is not there yet."""
+def write_cluster_template(output: str) -> None:
+    """Write a cluster's file with the defaults, every field explained, to stdout or to a new file."""
     text = Cluster().documented()
     if not output:
         print(text, end="")
         return
     try:
-        with Path(output).open("x", encoding="utf-8") as file:  # never over somebody's own
+        with Path(output).open("x", encoding="utf-8") as file:  # never overwrite a user's file
             file.write(text)
     except OSError as error:
         raise wrong("-o", "a file that can be made", f"{output} ({error.strerror})") from None
@@ -72,7 +74,7 @@ def _quiet_kfp() -> None:
     logging.getLogger("kfp").setLevel(logging.ERROR)
 
 
-def _write(pipeline: Any, target: Path, arguments: dict[str, Any]) -> None:
+def _write_package(pipeline: Any, target: Path, arguments: dict[str, Any]) -> None:
     from kfp import compiler
 
     try:

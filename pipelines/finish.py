@@ -1,7 +1,7 @@
-"""How a run ended, in one page of Markdown, and nothing of it left behind: the work of KFP's exit step.
+"""The exit step: write a run's summary as a page of Markdown, and delete the RayJobs that the run left behind.
 
-What happened is read from the records that the steps wrote to `runs/<run>/`: they hold the message and the exit code,
-which KFP's own status of a run has not. No error here makes a run fail that succeeded: it is told in the page instead.
+The summary is made from the records that the steps wrote to `runs/<run>/`: they hold the message and the exit code,
+which KFP's own status of a run lacks. An error here does not make a run fail that succeeded: the page shows it instead.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from ..components.store.progress import format_duration, say
 from ..components.store.step import RUN_ENV
 from ..components.store.workspace import Workspace
 from .artifacts import records_metadata
-from .kfp_server import ignored
-from .pod_settings import cluster_of_pod
+from .kfp_server import describe_ignored_settings
+from .pods import read_pod_cluster
 
 SUMMARY = "summary.md"
-"""The page's name in the run's folder."""
-MEANING = {
+"""The summary's file name in the run's folder."""
+EXIT_CODE_MEANINGS = {
     EXIT_OK: "done",
     EXIT_USER: "wrong input, which no retry mends",
     EXIT_TRANSIENT: "storage, network or preemption: run it again",
@@ -35,10 +35,10 @@ Records = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
-class Run:
-    """What is known of a run: the steps' records, and why there are none where they can't be read.
+class RunSummary:
+    """The records of a run's steps, or in `unread` why they can't be read.
 
-    `ended`: KFP's word on its steps (SUCCEEDED, FAILED, …); empty while the run goes on, as promote sees it.
+    `ended`: the orchestrator's status of the run (SUCCEEDED, FAILED, …); empty while it goes on, as for promote.
     """
 
     name: str
@@ -49,78 +49,79 @@ class Run:
 
     @property
     def failed_at(self) -> str:
-        """The step that ended the run, or an empty string. Without a record it was lost with its pod: KFP's own word
-        is no help, for it calls a run complete whose pods were killed."""
-        for at, step in enumerate(STEPS):
+        """The step at which the run failed, or an empty string. A step without a record was lost with its pod; the
+        orchestrator's status does not tell, because KFP calls a run complete whose pods were killed."""
+        for index, step in enumerate(STEPS):
             record = self.records.get(step)
             if record is not None and record["exit_code"]:
                 return step
-            if self.ended and not any(later in self.records for later in STEPS[at:]):
+            if self.ended and not any(later_step in self.records for later_step in STEPS[index:]):
                 return step
         return ""
 
 
 def finish(workspace: str, run: str, ended: str, path: str) -> dict[str, str]:
-    """Write the page of a run to the file `path` and to the run's folder, and delete what is left of it in the cluster
-    that this pod was told of. Returns the records of its steps as the page's metadata."""
-    left = _left_behind(os.environ.get(RUN_ENV) or run, workspace)  # first, for it may find why the run failed
-    found = read(workspace, run, ended)
-    told = f"\n{_plain(why)}\n" if (why := ignored()) else ""
-    text = page(found) + told + left
+    """Write a run's summary to the file `path` and to the run's folder, and delete the RayJobs that it left behind.
+
+    Returns the records of its steps as the metadata of the summary's artifact.
+    """
+    cleaned_up = _clean_up(os.environ.get(RUN_ENV) or run, workspace)  # first, for it may find why the run failed
+    summary = read_run_records(workspace, run, ended)
+    ignored_settings = f"\n{_escape_markdown(message)}\n" if (message := describe_ignored_settings()) else ""
+    text = render_summary(summary) + ignored_settings + cleaned_up
     _write(path, text)
     try:
-        place = Workspace.from_uri(workspace)
-        place.store.put(place.run_file(found.name, SUMMARY), text.encode())
+        store_workspace = Workspace.from_uri(workspace)
+        store_workspace.store.put(store_workspace.run_file(summary.name, SUMMARY), text.encode())
     except MillError as error:
         say("finish", f"the summary could not be stored: {error}")
-    say("finish", f"failed at {found.failed_at}" if found.failed_at else "every step is done")
-    return _metadata(found)
+    say("finish", f"failed at {summary.failed_at}" if summary.failed_at else "every step is done")
+    return _build_metadata(summary)
 
 
 def write_summary(workspace: str, run: str, path: str) -> dict[str, str]:
-    """The page as promote's artifact, which every runner has; returns its metadata."""
-    found = read(workspace, run)
-    _write(path, page(found))
-    return _metadata(found)
+    """Write the summary as promote's artifact, which every runner has; return its metadata."""
+    summary = read_run_records(workspace, run)
+    _write(path, render_summary(summary))
+    return _build_metadata(summary)
 
 
-def _metadata(run: Run) -> dict[str, str]:
-    """The records, also where there are none; nothing where they can't be read."""
+def _build_metadata(run: RunSummary) -> dict[str, str]:
+    """Return the records as metadata, also where there are none; nothing where they can't be read."""
     return {} if run.unread else records_metadata(run.records)
 
 
-def read(workspace: str, run: str, ended: str = "") -> Run:
-    """The records of a run; IMAGEMILL_RUN names it where it is set, as it does for the steps."""
+def read_run_records(workspace: str, run: str, ended: str = "") -> RunSummary:
+    """Return the records of a run; IMAGEMILL_RUN overrides its name where it is set, as it does for the steps."""
     name = os.environ.get(RUN_ENV) or run
     try:
-        place = Workspace.from_uri(workspace)
-        records = place.step_records(name)
-        return Run(name, place.uri, records, ended=ended)
+        store_workspace = Workspace.from_uri(workspace)
+        return RunSummary(name, store_workspace.uri, store_workspace.step_records(name), ended=ended)
     except MillError as error:
-        return Run(name, uris.redact(workspace), {}, str(error), ended)
+        return RunSummary(name, uris.redact(workspace), {}, str(error), ended)
 
 
-def page(run: Run) -> str:
-    """The run in short: each step's state, time and result, or its error and exit code; metrics and verdict."""
-    parts = [_head(run), _steps(run)]
+def render_summary(run: RunSummary) -> str:
+    """Return the page: each step's state, time and result, or its error and exit code; metrics and verdict."""
+    parts = [_render_heading(run), _render_steps(run)]
     if run.unread:
-        parts.append(f"The steps' records can't be read: {_plain(run.unread)}")
-    if metrics := _metrics(run):
+        parts.append(f"The steps' records can't be read: {_escape_markdown(run.unread)}")
+    if metrics := _render_metrics(run):
         parts.append(metrics)
-    if verdict := _verdict(run):
+    if verdict := _render_verdict(run):
         parts.append(verdict)
     return "\n\n".join(parts) + "\n"
 
 
-def _head(run: Run) -> str:
-    data = str(run.records.get("download", {}).get("metrics", {}).get("name", ""))
-    about = f"Run `{run.name}` in `{run.workspace}`"
+def _render_heading(run: RunSummary) -> str:
+    name = str(run.records.get("download", {}).get("metrics", {}).get("name", ""))
+    line = f"Run `{run.name}` in `{run.workspace}`"
     total = sum(float(record["seconds"]) for record in run.records.values())
-    about += f" · {format_duration(total)} of work" if run.records else ""
-    return f"# {_plain(data) or 'Training'}: {_outcome(run)}\n\n{about}"
+    line += f" · {format_duration(total)} of work" if run.records else ""
+    return f"# {_escape_markdown(name) or 'Training'}: {_describe_outcome(run)}\n\n{line}"
 
 
-def _outcome(run: Run) -> str:
+def _describe_outcome(run: RunSummary) -> str:
     if run.unread:
         return run.ended.lower() or "unknown"
     if not run.failed_at:
@@ -129,93 +130,106 @@ def _outcome(run: Run) -> str:
     return f"failed at {run.failed_at}" + (f" (exit code {record['exit_code']})" if record else " (no record)")
 
 
-def _steps(run: Run) -> str:
+def _render_steps(run: RunSummary) -> str:
     lines = ["| step | state | time | result |", "|---|---|---|---|"]
     reached = True
     for step in STEPS:
         record = run.records.get(step)
-        lines.append(f"| {step} | {' | '.join(_row(run, step, record, reached))} |")
+        lines.append(f"| {step} | {' | '.join(_build_row(run, step, record, reached))} |")
         reached = reached and step != run.failed_at
     return "\n".join(lines)
 
 
-def _row(run: Run, step: str, record: Mapping[str, Any] | None, reached: bool) -> tuple[str, str, str]:
-    """State, time and result of one step."""
+def _build_row(run: RunSummary, step: str, record: Mapping[str, Any] | None, reached: bool) -> tuple[str, str, str]:
+    """Return the state, time and result of one step."""
     if record is None:
         if reached and step == run.failed_at and not run.unread:
             return "**lost**", "", "no record: its pod was killed (for memory?), evicted, or never started"
-        return "unknown" if run.unread or step not in _after(run) else "not reached", "", ""
+        return "unknown" if run.unread or step not in _list_steps_after_last_record(run) else "not reached", "", ""
     time, code = format_duration(float(record["seconds"])), int(record["exit_code"])
     if code:
-        why = MEANING.get(code, "")
-        return f"**failed**, exit code {code}", time, _plain(f"{record['error']} ({why})" if why else record["error"])
-    return str(record["state"]), time, " · ".join(_result(step, record))
+        meaning = EXIT_CODE_MEANINGS.get(code, "")
+        return (
+            f"**failed**, exit code {code}",
+            time,
+            _escape_markdown(f"{record['error']} ({meaning})" if meaning else record["error"]),
+        )
+    return str(record["state"]), time, " · ".join(_describe_result(step, record))
 
 
-def _after(run: Run) -> tuple[str, ...]:
-    """The steps after the last one that left a record."""
-    last = max((STEPS.index(step) for step in run.records), default=-1)
-    return STEPS[last + 1 :]
+def _list_steps_after_last_record(run: RunSummary) -> tuple[str, ...]:
+    """Return the steps after the last one with a record."""
+    last_index = max((STEPS.index(step) for step in run.records), default=-1)
+    return STEPS[last_index + 1 :]
 
 
-def _result(step: str, record: Mapping[str, Any]) -> list[str]:
+def _describe_result(step: str, record: Mapping[str, Any]) -> list[str]:
     metrics = record["metrics"]
-    told = []
+    parts = []
     if "rows_in" in metrics:
-        told.append(f"{metrics['rows_in']:,} rows in, {metrics['rows']:,} kept, {metrics['rejected']:,} rejected")
+        parts.append(f"{metrics['rows_in']:,} rows in, {metrics['rows']:,} kept, {metrics['rejected']:,} rejected")
     elif "rows" in metrics:
-        told.append(f"{metrics['rows']:,} images")
+        parts.append(f"{metrics['rows']:,} images")
     if step in ("train", "evaluate") and isinstance(score := metrics.get("macro_f1"), float):
-        told.append(f"macro-F1 {score:.4f}")
+        parts.append(f"macro-F1 {score:.4f}")
     if record["uri"]:
-        told.append(f"`{'/'.join(str(record['uri']).split('/')[-2:])}`")
-    return told
+        parts.append(f"`{'/'.join(str(record['uri']).split('/')[-2:])}`")
+    return parts
 
 
-def _metrics(run: Run) -> str:
-    """The challenger's on the test images."""
+def _render_metrics(run: RunSummary) -> str:
+    """Return the challenger's metrics on the test images as a section of the page."""
     record = run.records.get("evaluate")
     if record is None or record["exit_code"]:
         return ""
     numbers = {key: value for key, value in record["metrics"].items() if isinstance(value, float)}
     lines = ["## On the test images", "", "| metric | value |", "|---|---|"]
-    return "\n".join([*lines, *(f"| {_plain(key)} | {value:.4f} |" for key, value in numbers.items())])
+    return "\n".join([*lines, *(f"| {_escape_markdown(key)} | {value:.4f} |" for key, value in numbers.items())])
 
 
-def _verdict(run: Run) -> str:
+def _render_verdict(run: RunSummary) -> str:
     record = run.records.get("promote")
     if record is None or record["exit_code"]:
         return ""
     metrics = record["metrics"]
-    lines = ["## Verdict", "", f"**{_plain(metrics['verdict'].replace('_', ' '))}**: {_plain(metrics['reason'])}", ""]
+    lines = [
+        "## Verdict",
+        "",
+        f"**{_escape_markdown(metrics['verdict'].replace('_', ' '))}**: {_escape_markdown(metrics['reason'])}",
+        "",
+    ]
     lines.append(f"- champion: `{record['uri']}` (promotion {metrics['n']})" if record["uri"] else "- champion: none")
     if metrics["report"]:
         lines.append(f"- report: `{metrics['report']}`")
     return "\n".join(lines)
 
 
-def _left_behind(run: str, workspace: str) -> str:
-    """What was deleted of a run, as a section of the page; an error is told, for deadlines end what is left."""
+def _clean_up(run: str, workspace: str) -> str:
+    """Delete the run's RayJobs; return a section of the page with their names, or with the error that occurred."""
     try:
-        cluster = cluster_of_pod()
+        cluster = read_pod_cluster()
         if cluster is None or not cluster.ray.makes_rayjobs:
             return ""
-        from .ray_cleanup import clean_up
+        from .ray_cleanup import delete_rayjobs
 
-        deleted = clean_up(cluster, run, workspace)
+        deleted = delete_rayjobs(cluster, run, workspace)
     except (MillError, SystemExit, OSError) as error:
-        said = f"What the run may have left could not be looked for: {_plain(error)}. Its deadlines end it."
+        message = (
+            f"What the run may have left could not be looked for: {_escape_markdown(error)}. Its deadlines end it."
+        )
     except Exception as error:  # an unforeseen one must not hide how the run ended
         traceback.print_exc()
-        said = f"What the run may have left could not be looked for: {type(error).__name__}: {_plain(error)}."
+        message = (
+            f"What the run may have left could not be looked for: {type(error).__name__}: {_escape_markdown(error)}."
+        )
     else:
-        said = f"Deleted: {', '.join(f'`{name}`' for name in deleted)}" if deleted else "Nothing was left behind."
-    say("finish", said)
-    return f"\n## Cleaned up\n\n{said}\n"
+        message = f"Deleted: {', '.join(f'`{name}`' for name in deleted)}" if deleted else "Nothing was left behind."
+    say("finish", message)
+    return f"\n## Cleaned up\n\n{message}\n"
 
 
-def _plain(text: object) -> str:
-    """A text that Markdown, HTML in it and its tables leave as it is, in one line."""
+def _escape_markdown(text: object) -> str:
+    """Return a text in one line, escaped for Markdown, HTML in it and its tables."""
     one_line = " ".join(str(text).split())
     for character in "\\`*_[]|<>#":
         one_line = one_line.replace(character, {"<": "&lt;", ">": "&gt;"}.get(character, f"\\{character}"))

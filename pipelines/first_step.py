@@ -1,6 +1,6 @@
-"""The first step of a run on a cluster: download, and whether anything has changed since an earlier run.
+"""The first step of a run on a cluster: download, and find out whether the other steps have anything to do.
 
-Where nothing has, it writes the records of all steps, and the orchestrator starts no other pod but the exit step's:
+Where they have not, it writes the records of all steps, and the orchestrator starts no other pod but the exit step's:
 `changed` is the condition in the KFP package (`dsl.If`) and in Argo's DAG (`when`).
 """
 
@@ -21,8 +21,8 @@ from ..components.store.progress import say
 from ..components.store.step import CACHED, RUN_ENV, write_outputs
 from ..components.store.workspace import Workspace
 from .parameters import CONFIG, RunParameters, parse_form
-from .pod_arguments import parse
-from .unchanged import cached_records, write_cached_records
+from .pod_arguments import parse_pod_arguments
+from .unchanged import find_cached_records, write_cached_records
 
 CHANGED, UNCHANGED = "true", "false"
 """The values of the output `changed`."""
@@ -34,14 +34,16 @@ def download(config: str, artifact: str, run: str, parameters: Mapping[str, Any]
     `config`: the JSON parameter; `parameters`: all other pipeline parameters. Ends the process with the step's exit
     code when it fails.
     """
-    run_parameters = checked(run, {**parameters, CONFIG: config})
+    run_parameters = check_form(run, {**parameters, CONFIG: config})
     record = STEP.component(config, artifact, run=run, **parameters)
-    return record, changed(run_parameters, os.environ.get(RUN_ENV) or run, record)
+    return record, find_changes(run_parameters, os.environ.get(RUN_ENV) or run, record)
 
 
-def checked(run: str, form: Mapping[str, str]) -> RunParameters:
-    """Return the parameters of a run from those of its form, checked for every step: else a later one would find a
-    mistake when its turn comes. Ends the process with exit code 2 for a mistake, which the record of download tells."""
+def check_form(run: str, form: Mapping[str, str]) -> RunParameters:
+    """Return the parameters of a run from those of its form, checked for every step, before the first one works.
+
+    Writes an error to the record of download, and ends the process with exit code 2.
+    """
     try:
         parameters = parse_form(form)
         for step in STEPS:
@@ -50,24 +52,24 @@ def checked(run: str, form: Mapping[str, str]) -> RunParameters:
     except UserError as error:
         say(STEP.name, f"error: {error}")
         record = {"uri": "", "fingerprint": "", "state": "failed", "metrics": {}, "inputs": "", "seconds": 0}
-        with contextlib.suppress(MillError):  # a workspace that is none, or a store that is gone
+        with contextlib.suppress(MillError):  # a wrong workspace, or a store that does not answer
             workspace = Workspace.from_uri(form.get("workspace", ""))
             run = os.environ.get(RUN_ENV) or run
             workspace.write_step_record(run, STEP.name, record | {"error": str(error), "exit_code": error.exit_code})
         raise SystemExit(error.exit_code) from None
 
 
-def changed(parameters: RunParameters, run: str, record: dict[str, Any]) -> str:
+def find_changes(parameters: RunParameters, run: str, record: dict[str, Any]) -> str:
     """Return CHANGED if any step after download has something to do, else write all records and return UNCHANGED.
 
     `record`: that of download.
     """
     try:
-        records = cached_records(parameters, run, {STEP.name: record}) if record["state"] == CACHED else None
+        records = find_cached_records(parameters, run, {STEP.name: record}) if record["state"] == CACHED else None
         if records is None:
             return CHANGED
         write_cached_records(Workspace.from_uri(record["uri"].rpartition("/raw/")[0]), run, records)
-    except MillError as error:  # the steps themselves will say what is wrong
+    except MillError as error:  # the steps will fail with it, and record it
         say(STEP.name, f"whether anything has changed can't be told: {error}")
         return CHANGED
     say(STEP.name, "nothing has changed since an earlier run: the other steps are left out")
@@ -75,11 +77,11 @@ def changed(parameters: RunParameters, run: str, record: dict[str, Any]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m imagemill.pipelines.first_step`, for Argo; returns the exit code."""
+    """Run the command `python -m imagemill.pipelines.first_step`, for Argo; return the exit code."""
     configure_logging()
     try:
-        arguments = parse("imagemill.pipelines.first_step", STEP.help, (), argv)
-        checked(arguments.run, arguments.form)
+        arguments = parse_pod_arguments("imagemill.pipelines.first_step", STEP.help, (), argv)
+        check_form(arguments.run, arguments.form)
         config = arguments.config(STEP.name)
     except MillError as error:
         say(STEP.name, f"error: {error}")
@@ -91,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def write() -> None:
         write_outputs(record, arguments.outputs)
-        arguments.write("changed", changed(arguments.parameters, arguments.run, record))
+        arguments.write("changed", find_changes(arguments.parameters, arguments.run, record))
 
     return STEP.write_results(write) or EXIT_OK
 

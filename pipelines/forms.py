@@ -1,6 +1,7 @@
-"""Forms of names, labels, tolerations and addresses: what would be refused once a run has begun is named here.
+"""Validation of names, labels, tolerations and addresses, so that a mistake is found before a run begins.
 
-Written down from Kubernetes' own checks (apimachinery's util/validation, core's ValidateTolerations).
+The rules are Kubernetes' own (apimachinery's util/validation, core's ValidateTolerations). `field` is the name of the
+checked field in the message of the UserError.
 """
 
 from __future__ import annotations
@@ -31,84 +32,84 @@ _EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
 TOLERATION = "{key, operator, value, effect, tolerationSeconds}"
 
 
-def check_labels(place: str, labels: Mapping[str, str]) -> None:
-    """Labels, or those that a node must have; `place` is the file's field, which ends in a bracket."""
+def check_labels(field: str, labels: Mapping[str, str]) -> None:
+    """Check labels, or a node selector; `field` ends in a bracket."""
     for name, value in labels.items():
         if not _KEY.fullmatch(name):
-            raise wrong(place, "a label's name, such as example.com/team", name)
+            raise wrong(field, "a label's name, such as example.com/team", name)
         if not _VALUE.fullmatch(value):
-            raise wrong(f"{place[:-1]}.{name})", _VALUE_FORM, value)
+            raise wrong(f"{field[:-1]}.{name})", _VALUE_FORM, value)
 
 
-def check_name(place: str, name: str) -> None:
-    """The name of a secret, a service account or the like."""
+def check_name(field: str, name: str) -> None:
+    """Check the name of a secret, a service account or the like."""
     if not _NAME.fullmatch(name) or len(name) > 253:
-        raise wrong(place, "a name of lower-case letters, digits, '-' and '.'", name)
+        raise wrong(field, "a name of lower-case letters, digits, '-' and '.'", name)
 
 
-def check_namespace(place: str, name: str) -> None:
+def check_namespace(field: str, name: str) -> None:
     if not _NAMESPACE.fullmatch(name):
-        raise wrong(place, "a name of lower-case letters, digits and '-'", name)
+        raise wrong(field, "a name of lower-case letters, digits and '-'", name)
 
 
-def check_data_key(place: str, key: str) -> None:
-    """A key of a secret."""
+def check_data_key(field: str, key: str) -> None:
+    """Check a key of a secret."""
     if not _DATA_KEY.fullmatch(key):
-        raise wrong(place, "a key of letters, digits, '-', '_' and '.'", key)
+        raise wrong(field, "a key of letters, digits, '-', '_' and '.'", key)
 
 
-def check_image(place: str, image: str) -> None:
-    """The name of an image, which nodes pull."""
+def check_image(field: str, image: str) -> None:
+    """Check the name of an image."""
     if not _IMAGE.fullmatch(image):
-        raise wrong(place, "an image's name: registry/name:tag or registry/name@sha256:…, in lower case", image)
+        raise wrong(field, "an image's name: registry/name:tag or registry/name@sha256:…, in lower case", image)
 
 
-def check_endpoint(place: str, address: str) -> None:
-    """The address of an object store; what may be a login is not repeated."""
+def check_endpoint(field: str, address: str) -> None:
+    """Check the address of an object store. The message does not repeat what may be a login."""
     try:
         parts = urlsplit(address)
         _ = parts.port  # ValueError: it is no number
-        good = parts.scheme in ("http", "https") and bool(parts.hostname) and uris.redact(address) == address
+        is_valid = parts.scheme in ("http", "https") and bool(parts.hostname) and uris.redact(address) == address
     except ValueError:
-        good = False
-    if not good:
-        found = uris.redact(address).rpartition("@")[2]
-        raise wrong(place, "http://host:port or https://…, without login, query and fragment", found)
+        is_valid = False
+    if not is_valid:
+        address_without_login = uris.redact(address).rpartition("@")[2]
+        raise wrong(field, "http://host:port or https://…, without login, query and fragment", address_without_login)
 
 
-def check_ray_address(place: str, address: str) -> None:
-    """The address of a cluster of Ray, as a pod that is none of its nodes reaches it."""
+def check_ray_address(field: str, address: str) -> None:
+    """Check the address of a Ray cluster, as a pod outside of it reaches it."""
     if uris.redact(address) != address or "@" in address:
-        found = uris.redact(address).rpartition("@")[2]
-        raise wrong(place, "an address without a login or query (see token_secret)", found)
+        address_without_login = uris.redact(address).rpartition("@")[2]
+        raise wrong(field, "an address without a login or query (see token_secret)", address_without_login)
     if not _RAY_ADDRESS.fullmatch(address):
-        raise wrong(place, "http://head:8265 or ray://head:10001", address)
+        raise wrong(field, "http://head:8265 or ray://head:10001", address)
 
 
-def check_resource(place: str, name: str) -> None:
-    """The name of a GPU's resource."""
+def check_resource(field: str, name: str) -> None:
+    """Check the name of a GPU's resource."""
     if not _RESOURCE.fullmatch(name):
-        raise wrong(place, "the resource's whole name, such as nvidia.com/gpu", name)
+        raise wrong(field, "the resource's whole name, such as nvidia.com/gpu", name)
 
 
-def check_toleration(place: str, said: Mapping[str, Any]) -> None:
-    """One toleration, as parsed from YAML."""
-    for name, value in said.items():
+def check_toleration(field: str, toleration: Mapping[str, Any]) -> None:
+    """Check a toleration, as parsed from YAML."""
+    for name, value in toleration.items():
         if name not in ("key", "operator", "value", "effect", "tolerationSeconds"):
-            raise wrong(place, f"a list of {TOLERATION}", name)
+            raise wrong(field, f"a list of {TOLERATION}", name)
         kind = int if name == "tolerationSeconds" else str
         if not isinstance(value, kind) or isinstance(value, bool):
-            raise wrong(place, f"{name} as {'a whole number' if kind is int else 'a text'}", value)
-    key, operator, value, effect = (said.get(name, "") for name in ("key", "operator", "value", "effect"))
+            raise wrong(field, f"{name} as {'a whole number' if kind is int else 'a text'}", value)
+    key, operator, value, effect = (toleration.get(name, "") for name in ("key", "operator", "value", "effect"))
     if operator not in ("", "Exists", "Equal"):
-        raise wrong(place, "operator Exists or Equal", operator)
+        raise wrong(field, "operator Exists or Equal", operator)
     if not _KEY.fullmatch(key) if key else operator != "Exists":
-        raise wrong(place, "the name of a taint, such as nvidia.com/gpu (none: operator Exists)", key)
+        raise wrong(field, "the name of a taint, such as nvidia.com/gpu (none: operator Exists)", key)
     if value and operator == "Exists":
-        raise wrong(place, "no value with operator Exists", value)
+        raise wrong(field, "no value with operator Exists", value)
     if not _VALUE.fullmatch(value):
-        raise wrong(place, f"a value of {_VALUE_FORM}", value)
+        raise wrong(field, f"a value of {_VALUE_FORM}", value)
     if effect and effect not in _EFFECTS:
-        raise wrong(place, f"effect {', '.join(_EFFECTS)}, or none for all", effect)
-    if "tolerationSeconds" in said and effect != "NoExecute":
-        raise wrong(place, "tolerationSeconds only with NoExecute", effect)
+        raise wrong(field, f"effect {', '.join(_EFFECTS)}, or none for all", effect)
+    if "tolerationSeconds" in toleration and effect != "NoExecute":
+        raise wrong(field, "tolerationSeconds only with NoExecute", effect)

@@ -48,7 +48,7 @@ def set_images(text: str, values: Mapping[str, object], where: str) -> str:
     if parsed != expected:
         raise UserError(f"--cluster: expected a part {PART} in {where} that can be edited, found one that can't; "
                         f"write there:\n{format_part(values)}")  # fmt: skip
-    cluster.from_values(parsed, where)
+    cluster.parse_cluster(parsed, where)
     return edited
 
 

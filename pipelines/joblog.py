@@ -1,7 +1,7 @@
-"""The log of a RayJob, followed beside the job: the step's own lines become lines of this step.
+"""The log of a RayJob, printed while the job runs.
 
-KubeRay's submitter prints what the job says. Its log is read from the beginning each time that the connection breaks;
-lines that were heard before are known by their times.
+KubeRay's submitter prints the job's output. Its log is read from the beginning each time that the connection breaks;
+lines that were printed before are recognized by their timestamps.
 """
 
 from __future__ import annotations
@@ -15,91 +15,91 @@ from datetime import datetime
 from ..components.resize.ray_job import pass_on
 from ..components.store.errors import MillError, UserError
 from ..components.store.progress import say
-from .kube import Dropped, Json, Kube
+from .kube import Json, KubeClient, StreamInterrupted
 
-AGAIN_S = 1.0
-KEPT = 100
-"""Lines that are kept for a failure without a record."""
-_TIMED = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d) (.*)", re.DOTALL)
-"""The time is that of the node's clock, in the node's zone."""
+POLL_S = 1.0
+MAX_LINES = 100
+"""Lines at the end of the log that are kept to explain a failure without a record."""
+_TIMESTAMPED_LINE = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d) (.*)", re.DOTALL)
+"""A line of a log with timestamps, which are of the node's clock, in the node's zone."""
 
 
 class JobLog:
-    """Follows the log of a job's submitter in a thread of its own, from pod to pod where there are several."""
+    """A thread that prints the logs of a job's submitter pods, one after the other."""
 
-    def __init__(self, kube: Kube, job: str) -> None:
+    def __init__(self, kube: KubeClient, job: str) -> None:
         self._kube, self._job = kube, job
         self._ended = threading.Event()
-        self._last: deque[str] = deque(maxlen=KEPT)
-        self._heard: dict[str, tuple[float, str]] = {}
-        self._done: set[str] = set()
+        self._lines: deque[str] = deque(maxlen=MAX_LINES)
+        self._last_times: dict[str, tuple[float, str]] = {}
+        self._complete: set[str] = set()
         self._thread = threading.Thread(target=self._follow, name="job-log", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def finish(self, seconds: float) -> None:
-        """The job has ended: hear the rest, for some seconds at most."""
+        """Print the rest of the log after the job has ended, for some seconds at most."""
         self._ended.set()
         self._thread.join(seconds)
 
-    def last(self) -> str:
-        """The end of the log."""
-        return "\n".join(list(self._last))
+    def tail(self) -> str:
+        """Return the last lines of the log, at most MAX_LINES."""
+        return "\n".join(list(self._lines))
 
     def _follow(self) -> None:
         while True:
-            last_look = self._ended.is_set()
+            is_last = self._ended.is_set()
             try:
-                self._hear_all()
-            except UserError as error:  # not worth a job: the record says how it ended
+                self._read_logs()
+            except UserError as error:  # no reason to fail: the record says how the job ended
                 say("resize", f"the job's log can't be followed: {error}")
                 return
             except MillError:
                 pass
-            if last_look:
+            if is_last:
                 return
-            self._ended.wait(AGAIN_S)
+            self._ended.wait(POLL_S)
 
-    def _hear_all(self) -> None:
-        pods = self._kube.pods(f"job-name={self._job}")
-        for pod in sorted(pods, key=lambda one: str(one["metadata"].get("creationTimestamp"))):
-            if pod["metadata"]["uid"] not in self._done and _phase(pod) not in ("", "Pending", "Unknown"):
-                self._hear(pod)
+    def _read_logs(self) -> None:
+        pods = self._kube.list_pods(f"job-name={self._job}")
+        for pod in sorted(pods, key=lambda item: str(item["metadata"].get("creationTimestamp"))):
+            if pod["metadata"]["uid"] not in self._complete and _get_phase(pod) not in ("", "Pending", "Unknown"):
+                self._read_log(pod)
 
-    def _hear(self, pod: Json) -> None:
-        """A pod's log to where it breaks off or ends. A line without its end is one only if no more can come."""
-        uid, over = str(pod["metadata"]["uid"]), _phase(pod) in ("Succeeded", "Failed")
+    def _read_log(self, pod: Json) -> None:
+        """Print a pod's log to where it breaks off or ends. An incomplete last line counts once the pod has ended."""
+        uid, has_ended = str(pod["metadata"]["uid"]), _get_phase(pod) in ("Succeeded", "Failed")
         try:
-            for line in _lines(self._kube.log(str(pod["metadata"]["name"])), over):
-                self._say(uid, line)
-        except Dropped:
+            for line in _split_lines(self._kube.stream_pod_log(str(pod["metadata"]["name"])), has_ended):
+                self._print_line(uid, line)
+        except StreamInterrupted:
             return
-        if over:
-            self._done.add(uid)
+        if has_ended:
+            self._complete.add(uid)
 
-    def _say(self, uid: str, line: bytes) -> None:
-        if not (found := _TIMED.fullmatch(line)):
+    def _print_line(self, uid: str, line: bytes) -> None:
+        if not (match := _TIMESTAMPED_LINE.fullmatch(line)):
             return
-        seconds = datetime.fromisoformat((found[1] + found[3]).decode()).timestamp()
-        when = seconds, (found[2] or b"").decode().ljust(9, "0")
-        if when <= self._heard.get(uid, (0.0, "")):
+        seconds = datetime.fromisoformat((match[1] + match[3]).decode()).timestamp()
+        timestamp = seconds, (match[2] or b"").decode().ljust(9, "0")
+        if timestamp <= self._last_times.get(uid, (0.0, "")):
             return
-        self._heard[uid] = when
-        text = found[4].decode(errors="replace").rstrip("\r")
-        self._last.append(text)
+        self._last_times[uid] = timestamp
+        text = match[4].decode(errors="replace").rstrip("\r")
+        self._lines.append(text)
         pass_on(text)
 
 
-def _phase(pod: Json) -> str:
+def _get_phase(pod: Json) -> str:
     return str((pod.get("status") or {}).get("phase") or "")
 
 
-def _lines(pieces: Iterable[bytes], with_rest: bool) -> Iterator[bytes]:
-    """Whole lines of what comes in pieces."""
-    rest = b""
-    for piece in pieces:
-        *whole, rest = (rest + piece).split(b"\n")
-        yield from whole
-    if with_rest and rest:
-        yield rest
+def _split_lines(chunks: Iterable[bytes], with_rest: bool) -> Iterator[bytes]:
+    """Yield complete lines, without their ends, and with `with_rest` an incomplete last one."""
+    incomplete = b""
+    for chunk in chunks:
+        *complete, incomplete = (incomplete + chunk).split(b"\n")
+        yield from complete
+    if with_rest and incomplete:
+        yield incomplete

@@ -1,7 +1,7 @@
 """KFP's executor in a pod, without its own lines in the step's log: `python3 -m imagemill.pipelines.kfp_executor`.
 
-`kfp.dsl.executor_main` (2.17) prints the whole input of a step, some seventy lines, above what the step says. It sets
-up logging by `logging.basicConfig`, which leaves a root logger alone that has a handler: ours lets warnings through.
+`kfp.dsl.executor_main` (2.17) prints the whole input of a step, some seventy lines, above the step's own log. It sets
+up logging with `logging.basicConfig`, which does nothing for a root logger with a handler: ours lets warnings through.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import logging
 import sys
 
 ENTRY_POINT = "kfp.dsl.executor_main"
-"""What the commands of KFP's compiled components start."""
+"""The module that the commands of KFP's compiled components run."""
 
 
 def main() -> None:

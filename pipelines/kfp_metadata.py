@@ -14,14 +14,14 @@ from typing import Any
 
 from ..components.store.errors import MillError
 
-Call = Callable[[str, bytes], bytes]
+MetadataCall = Callable[[str, bytes], bytes]
 """Sends (method, framed request) to the store and returns the framed answer."""
 RUN_CONTEXT = "system.PipelineRun"
-HTML, LOGS = "system.HTML", "executor-logs"
-"""The type of a report's artifact, and the output under which KFP's launcher keeps what a step printed."""
+HTML_TYPE, LOG_OUTPUT = "system.HTML", "executor-logs"
+"""The type of a report's artifact, and the name of the output in which KFP's launcher stores a step's log."""
 STATES = ("UNKNOWN", "NEW", "RUNNING", "COMPLETE", "FAILED", "CACHED", "CANCELED")
-"""Of `Execution.State`, by number."""
-OUTPUT = 4  # of Event.Type
+"""The names of `Execution.State`, by number."""
+OUTPUT_EVENT = 4  # of Event.Type
 _INT, _STRING = 3, 9  # TYPE_INT64 and TYPE_STRING of google.protobuf.FieldDescriptorProto
 _MESSAGES: dict[str, dict[str, tuple[int, int | str, bool]]] = {
     "Value": {"string_value": (3, _STRING, False)},
@@ -55,7 +55,7 @@ _MESSAGES: dict[str, dict[str, tuple[int, int | str, bool]]] = {
 
 @dataclass(frozen=True)
 class Artifact:
-    """`properties`: those of its metadata that are text."""
+    """An artifact of a run. `properties`: those of its metadata that are text."""
 
     id: int
     uri: str
@@ -66,7 +66,7 @@ class Artifact:
 @dataclass(frozen=True)
 class Execution:
     """A task of a run. `pod` and `namespace` are those of its last try, empty before it began; `created` is in
-    milliseconds since 1970; `logs` are the kept outputs of its tries, in order."""
+    milliseconds since 1970; `logs` are the stored logs of its tries, in order."""
 
     id: int
     task: str
@@ -77,63 +77,68 @@ class Execution:
     logs: tuple[Artifact, ...] = ()
 
 
-def read_artifacts(call: Call, run: str) -> list[Artifact]:
+def read_artifacts(call: MetadataCall, run: str) -> list[Artifact]:
     """Return the artifacts of a run in the order of their ids; none of a run that the store doesn't know."""
-    context = _context(call, run)
-    return [] if context is None else _artifacts(call, context)
+    context = _find_run_context(call, run)
+    return [] if context is None else _read_context_artifacts(call, context)
 
 
-def read_executions(call: Call, run: str) -> list[Execution]:
+def read_executions(call: MetadataCall, run: str) -> list[Execution]:
     """Return the executions of a run's tasks, in the order of their ids."""
-    context = _context(call, run)
+    context = _find_run_context(call, run)
     if context is None:
         return []
-    executions = _ask(call, "GetExecutionsByContext", context_id=context).executions
-    artifacts = {artifact.id: artifact for artifact in _artifacts(call, context)}
-    events = _ask(call, "GetEventsByExecutionIDs", execution_ids=[e.id for e in executions]).events
+    executions = _call_store(call, "GetExecutionsByContext", context_id=context).executions
+    artifacts = {artifact.id: artifact for artifact in _read_context_artifacts(call, context)}
+    events = _call_store(
+        call, "GetEventsByExecutionIDs", execution_ids=[execution.id for execution in executions]
+    ).events
     logs: dict[int, list[Artifact]] = {}
     for event in events:
-        named = [step.key for step in event.path.steps][:1] == [LOGS]
-        if named and event.type == OUTPUT and event.artifact_id in artifacts:
+        is_log = [step.key for step in event.path.steps][:1] == [LOG_OUTPUT]
+        if is_log and event.type == OUTPUT_EVENT and event.artifact_id in artifacts:
             logs.setdefault(event.execution_id, []).append(artifacts[event.artifact_id])
     tasks = []
-    for execution in sorted(executions, key=lambda one: int(one.id)):
-        properties = _text(execution)
+    for execution in sorted(executions, key=lambda item: int(item.id)):
+        properties = _get_text_properties(execution)
         name = properties.get("task_name", "")
         if "pod_name" in properties:  # the run and its groups of tasks are executions as well, without pods
             state = STATES[execution.last_known_state] if execution.last_known_state < len(STATES) else STATES[0]
-            kept = tuple(sorted(logs.get(execution.id, []), key=lambda one: one.id))
+            task_logs = tuple(sorted(logs.get(execution.id, []), key=lambda item: item.id))
             tasks.append(
                 Execution(
                     execution.id, name, state, properties.get("pod_name", ""), properties.get("namespace", ""),
-                    execution.create_time_since_epoch, kept,
+                    execution.create_time_since_epoch, task_logs,
                 )
             )  # fmt: skip
     return tasks
 
 
-def _context(call: Call, run: str) -> int | None:
-    answer = _ask(call, "GetContextByTypeAndName", type_name=RUN_CONTEXT, context_name=run)
+def _find_run_context(call: MetadataCall, run: str) -> int | None:
+    answer = _call_store(call, "GetContextByTypeAndName", type_name=RUN_CONTEXT, context_name=run)
     return int(answer.context.id) if answer.HasField("context") else None
 
 
-def _artifacts(call: Call, context: int) -> list[Artifact]:
-    found = _ask(call, "GetArtifactsByContext", context_id=context).artifacts
-    return sorted((Artifact(one.id, one.uri, one.type, _text(one)) for one in found), key=lambda one: one.id)
+def _read_context_artifacts(call: MetadataCall, context: int) -> list[Artifact]:
+    messages = _call_store(call, "GetArtifactsByContext", context_id=context).artifacts
+    return sorted(
+        (Artifact(artifact.id, artifact.uri, artifact.type, _get_text_properties(artifact)) for artifact in messages),
+        key=lambda artifact: artifact.id,
+    )
 
 
-def _text(message: Any) -> dict[str, str]:
+def _get_text_properties(message: Any) -> dict[str, str]:
     pairs = ((entry.key, entry.value) for entry in message.custom_properties)
     return {key: str(value.string_value) for key, value in pairs if value.HasField("string_value")}
 
 
-def _ask(call: Call, method: str, **fields: Any) -> Any:
+def _call_store(call: MetadataCall, method: str, **fields: Any) -> Any:
     from google.protobuf.message import DecodeError
 
-    request = message(f"{method}Request")(**fields)
+    request = get_message_class(f"{method}Request")(**fields)
     data = unframe(call(method, frame(request.SerializeToString())))
     try:
-        return message(f"{method}Response").FromString(data)
+        return get_message_class(f"{method}Response").FromString(data)
     except DecodeError as error:
         raise MillError(f"KFP's metadata store: expected a {method}Response, found something else ({error})") from None
 
@@ -149,40 +154,42 @@ def unframe(body: bytes) -> bytes:
     position = 0
     while position + 5 <= len(body):
         flags, length = body[position], int.from_bytes(body[position + 1 : position + 5], "big")
-        part = body[position + 5 : position + 5 + length]
+        payload = body[position + 5 : position + 5 + length]
         position += 5 + length
         if not flags & 0x80:
-            data = part
+            data = payload
             continue
-        pairs = (line.partition(":") for line in part.decode(errors="replace").splitlines())
+        pairs = (line.partition(":") for line in payload.decode(errors="replace").splitlines())
         trailers = {name.strip().lower(): value.strip() for name, _, value in pairs}
         if trailers.get("grpc-status", "0") != "0":
-            said = trailers.get("grpc-message", "")
-            raise MillError(f"KFP's metadata store: expected an answer, found status {trailers['grpc-status']}: {said}")
+            message = trailers.get("grpc-message", "")
+            raise MillError(
+                f"KFP's metadata store: expected an answer, found status {trailers['grpc-status']}: {message}"
+            )
     if data is None or position != len(body):
         raise MillError("KFP's metadata store: expected an answer in gRPC-web, found something else")
     return data
 
 
-def message(name: str) -> Any:
-    """Return the class of one of the store's messages."""
-    return _classes()[name]
+def get_message_class(name: str) -> Any:
+    """Return the class of the store's message `name`."""
+    return _build_message_classes()[name]
 
 
 @functools.cache
-def _classes() -> dict[str, Any]:
+def _build_message_classes() -> dict[str, Any]:
     from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
     package = "imagemill.ml_metadata"
     file = descriptor_pb2.FileDescriptorProto(name="imagemill/metadata_store.proto", package=package, syntax="proto2")
     for name, fields in _MESSAGES.items():
-        declared = file.message_type.add(name=name)
-        for field, (number, kind, repeated) in fields.items():
-            label = declared.field.add(name=field, number=number, label=3 if repeated else 1)
-            if isinstance(kind, str):
-                label.type, label.type_name = 11, f".{package}.{kind}"  # TYPE_MESSAGE
+        message_type = file.message_type.add(name=name)
+        for field, (number, type_, repeated) in fields.items():
+            descriptor = message_type.field.add(name=field, number=number, label=3 if repeated else 1)
+            if isinstance(type_, str):
+                descriptor.type, descriptor.type_name = 11, f".{package}.{type_}"  # TYPE_MESSAGE
             else:
-                label.type = kind  # type: ignore[assignment]
+                descriptor.type = type_  # type: ignore[assignment]
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
     return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{package}.{name}"))

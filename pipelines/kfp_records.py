@@ -1,4 +1,4 @@
-"""Read what Kubeflow Pipelines keeps of a run: its steps' records, report and logs, and why a step failed.
+"""Read a run's step records, report, logs and failures from Kubeflow Pipelines.
 
 The records are in the metadata of the steps' artifacts (`artifacts.records_metadata`): each step's own, and all of
 them at the summaries of promote and of the exit step, which also has those of steps that failed. A step that failed
@@ -16,93 +16,99 @@ from typing import Any
 from ..components.store.config import STEPS
 from ..components.store.errors import EXIT_OURS, MillError, TransientError, UserError, error_for_exit_code, wrong
 from .artifacts import RECORDS
-from .kfp_metadata import HTML, Execution, read_artifacts, read_executions
-from .kfp_pages import Pages
+from .kfp_metadata import HTML_TYPE, Execution, read_artifacts, read_executions
+from .kfp_pages import KfpUi
 
-_EMPTY = {"uri": "", "fingerprint": "", "state": "", "seconds": 0.0, "metrics": {}, "exit_code": 0, "error": ""}
-_ENDED = re.compile(r"failed to execute component: (?:exit status (\d+)|signal: (\w+))")
-"""What the launcher says of a process that failed (backend/src/v2/component/launcher_v2.go)."""
-
-
-def read_records(pages: Pages, run: str) -> dict[str, dict[str, Any]] | None:
-    """Return the records of a run's steps that KFP has so far, in the steps' order; None where it keeps no records of
-    this run, as of one by an older version."""
-    texts = [artifact.properties.get(RECORDS, "") for artifact in read_artifacts(pages.metadata, run)]
-    found: dict[str, dict[str, Any]] = {}
-    for text in filter(None, texts):
-        with contextlib.suppress(ValueError):  # anybody may write there
-            found |= {step: _EMPTY | record for step, record in json.loads(text).items()}
-    return {step: found[step] for step in STEPS if step in found} if any(texts) else None
+_EMPTY_RECORD = {"uri": "", "fingerprint": "", "state": "", "seconds": 0.0, "metrics": {}, "exit_code": 0, "error": ""}
+_PROCESS_FAILED = re.compile(r"failed to execute component: (?:exit status (\d+)|signal: (\w+))")
+"""The launcher's message about a process that failed (backend/src/v2/component/launcher_v2.go)."""
 
 
-def read_report(pages: Pages, run: str) -> bytes | None:
-    """Return a run's report, or None where KFP has none."""
-    reports = [one for one in read_artifacts(pages.metadata, run) if one.type == HTML]
-    return pages.artifact(reports[-1]) if reports else None
+def read_records(ui: KfpUi, run: str) -> dict[str, dict[str, Any]] | None:
+    """Return the records of a run's steps that KFP has so far, in the order of the steps.
 
-
-def read_log(pages: Pages, run: str, task: str) -> str:
-    """Return what the last try of a task has printed: while it runs from its pod, then from where it is kept.
-
-    UserError for a task that has not begun, or whose log is nowhere any more.
+    None where it keeps no records of this run, which an older imagemill started.
     """
-    execution = _execution(pages, run, task)
-    sources = _log_sources(pages, run, execution)
-    if execution.state in ("COMPLETE", "FAILED"):  # what the step said, without the launcher's own lines
+    texts = [artifact.properties.get(RECORDS, "") for artifact in read_artifacts(ui.call_metadata_store, run)]
+    records: dict[str, dict[str, Any]] = {}
+    for text in filter(None, texts):
+        with contextlib.suppress(ValueError):  # anybody may write artifacts
+            records |= {step: _EMPTY_RECORD | record for step, record in json.loads(text).items()}
+    return {step: records[step] for step in STEPS if step in records} if any(texts) else None
+
+
+def read_report(ui: KfpUi, run: str) -> bytes | None:
+    """Return a run's report, or None where KFP has none."""
+    reports = [artifact for artifact in read_artifacts(ui.call_metadata_store, run) if artifact.type == HTML_TYPE]
+    return ui.fetch_artifact(reports[-1]) if reports else None
+
+
+def read_log(ui: KfpUi, run: str, task: str) -> str:
+    """Return the log of a task's last try: from its pod while it runs, then from where it is stored.
+
+    UserError for a task that has not begun, or whose log no longer exists.
+    """
+    execution = _find_execution(ui, run, task)
+    sources = _list_log_sources(ui, run, execution)
+    if execution.state in ("COMPLETE", "FAILED"):  # the stored log first, which has none of the launcher's lines
         sources = [*sources[2:], *sources[:2]]
-    return _first(sources, f"the log of {task}")
+    return _read_first(sources, f"the log of {task}")
 
 
-def find_failure(pages: Pages, run: str, task: str) -> MillError | None:
-    """Return why a task failed that has left no record, with its exit code, or None where nothing tells."""
+def find_failure(ui: KfpUi, run: str, task: str) -> MillError | None:
+    """Return why a task failed that has left no record, with its exit code; None where neither log nor pod tells."""
     try:
-        execution = _execution(pages, run, task)
-        log = _first(_log_sources(pages, run, execution), f"the log of {task}")
+        execution = _find_execution(ui, run, task)
+        log = _read_first(_list_log_sources(ui, run, execution), f"the log of {task}")
     except MillError:
         return None
     messages = re.findall(rf"^\[{re.escape(task)}\] error: (.*)$", log, re.MULTILINE)
-    code, signal = (_ENDED.findall(log) or [("", "")])[-1]
+    code, signal = (_PROCESS_FAILED.findall(log) or [("", "")])[-1]
     if messages:
         return error_for_exit_code(int(code or EXIT_OURS), f"{task}: {messages[-1]}")
-    if reason := _pod_failure(pages, execution):
+    if reason := _describe_pod_failure(ui, execution):
         return MillError(f"{task}: {reason}")
     if signal:
         return MillError(f"{task}: its process was ended by a signal ({signal}), as it is for want of memory")
     return MillError(f"{task}: ended with exit code {code} and without a message") if code else None
 
 
-def _execution(pages: Pages, run: str, task: str) -> Execution:
-    executions = read_executions(pages.metadata, run)
-    found = [one for one in executions if one.task == task]
-    if not found:
-        begun = ", ".join(dict.fromkeys(one.task for one in executions)) or "none has"
-        raise wrong("--logs", f"a step that has begun ({begun})", task)
-    return found[-1]
+def _find_execution(ui: KfpUi, run: str, task: str) -> Execution:
+    executions = read_executions(ui.call_metadata_store, run)
+    matching = [execution for execution in executions if execution.task == task]
+    if not matching:
+        started = ", ".join(dict.fromkeys(execution.task for execution in executions)) or "none has"
+        raise wrong("--logs", f"a step that has begun ({started})", task)
+    return matching[-1]
 
 
-def _log_sources(pages: Pages, run: str, execution: Execution) -> list[Callable[[], str]]:
-    """The pod, Argo's archive, what the launcher has kept."""
-    pod = [lambda: pages.pod_log(run, execution), lambda: pages.archived_log(run, execution)] if execution.pod else []
-    kept = execution.logs[-1:]
-    return [*pod, *(lambda log=log: pages.artifact(log).decode(errors="replace") for log in kept)]
+def _list_log_sources(ui: KfpUi, run: str, execution: Execution) -> list[Callable[[], str]]:
+    """Return functions that read the log: from the pod, from Argo's archive, from the launcher's artifact."""
+    pod = (
+        [lambda: ui.fetch_pod_log(run, execution), lambda: ui.fetch_archived_log(run, execution)]
+        if execution.pod
+        else []
+    )
+    logs = execution.logs[-1:]
+    return [*pod, *(lambda log=log: ui.fetch_artifact(log).decode(errors="replace") for log in logs)]
 
 
-def _first(sources: list[Callable[[], str]], what: str) -> str:
+def _read_first(sources: list[Callable[[], str]], description: str) -> str:
     errors: list[MillError] = []
     for source in sources:
         try:
             return source()
         except MillError as error:
             errors.append(error)
-    transient = next((one for one in errors if isinstance(one, TransientError)), None)
-    said = "; ".join(str(one) for one in errors) or "its pod has not started yet"
-    raise (TransientError if transient else UserError)(f"expected {what}, found none: {said}")
+    transient = next((error for error in errors if isinstance(error, TransientError)), None)
+    messages = "; ".join(str(error) for error in errors) or "its pod has not started yet"
+    raise (TransientError if transient else UserError)(f"expected {description}, found none: {messages}")
 
 
-def _pod_failure(pages: Pages, execution: Execution) -> str:
-    """Return how Kubernetes says that the pod ended; empty where it doesn't know it any more."""
+def _describe_pod_failure(ui: KfpUi, execution: Execution) -> str:
+    """Return how the pod ended, from its status; empty where the pod no longer exists."""
     try:
-        status = pages.pod(execution).get("status") or {}
+        status = ui.fetch_pod(execution).get("status") or {}
     except MillError:
         return ""
     if status.get("reason"):  # Evicted, NodeLost, …

@@ -1,8 +1,8 @@
-"""What a Kubeflow Pipelines server of a release takes, and a word when it took less than was sent.
+"""Which settings of a package a Kubeflow Pipelines server of a release supports, and a check that it ignored none.
 
-Read in its sources, 2.3 to 2.17: a server that finds an unknown field among a package's settings of whole runs ignores
-the package's second document without a word: all pods then lack credentials, GPUs, volumes, user. Unknown settings of
-single pods it leaves out alone. Deadlines and lifetimes of whole runs came with 2.17, the pods' user with 2.16.
+Read in its sources, 2.3 to 2.17: a server that finds an unknown field among a package's settings of whole runs silently
+ignores the package's second document: all pods then lack credentials, GPUs, volumes, user. Of single pods it ignores
+the unknown settings alone. Deadlines and lifetimes of whole runs came with 2.17, the pods' user with 2.16.
 """
 
 from __future__ import annotations
@@ -12,42 +12,42 @@ import os
 from ..components.store.errors import EXIT_USER
 from ..components.store.progress import say
 
-WHOLE_RUNS_SINCE = (2, 17)
-CHOICES_SINCE = (2, 16)
-SENT = "IMAGEMILL_KFP_VERSION"
-"""In each pod's environment, which is in the first document: the release that the package was compiled for."""
-ARRIVED = "POD_NAME"
-"""The same of the second document."""
+RUN_SETTINGS_SINCE = (2, 17)
+LITERALS_SINCE = (2, 16)
+KFP_VERSION_VARIABLE = "IMAGEMILL_KFP_VERSION"
+"""Variable in each pod, from the package's first document: the release that the package was compiled for."""
+POD_NAME_VARIABLE = "POD_NAME"
+"""Variable in each pod, from the package's second document."""
 
 
-def knows_whole_runs(version: str) -> bool:
-    """Whether a server of that release (2.17, 2.17.1) takes deadlines and lifetimes of whole runs."""
-    return _release(version) >= WHOLE_RUNS_SINCE
+def supports_run_settings(version: str) -> bool:
+    """Return whether a server of that release (2.17, 2.17.1) supports deadlines and lifetimes of whole runs."""
+    return _parse_release(version) >= RUN_SETTINGS_SINCE
 
 
-def knows_choices(version: str) -> bool:
-    """Whether a server of that release takes the choices of a parameter (`literals`); an older one refuses the whole
-    package for the unknown field. The pages show them from 2.17 on."""
-    return _release(version) >= CHOICES_SINCE
+def supports_literals(version: str) -> bool:
+    """Return whether a server of that release supports the choices of a parameter (`literals`), which the UI shows from
+    2.17 on. An older one refuses the whole package for the unknown field."""
+    return _parse_release(version) >= LITERALS_SINCE
 
 
-def _release(version: str) -> tuple[int, ...]:
+def _parse_release(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".")[:2])
 
 
-def ignored() -> str:
-    """What to say in a pod whose settings the server has ignored; empty where it has not, or there is no server."""
-    if not os.environ.get(SENT) or os.environ.get(ARRIVED):
+def describe_ignored_settings() -> str:
+    """Return the error of a pod whose settings the server has ignored; empty where it has not, and in a local run."""
+    if not os.environ.get(KFP_VERSION_VARIABLE) or os.environ.get(POD_NAME_VARIABLE):
         return ""
     return (
-        f"kfp.version: expected the release of the Kubeflow Pipelines server, found {os.environ[SENT]!r}, and the "
-        "server is older: it has ignored the pods' settings, credentials among them. Say it in the cluster's file and "
-        "compile again"
+        "kfp.version: expected the release of the Kubeflow Pipelines server, found "
+        f"{os.environ[KFP_VERSION_VARIABLE]!r}, and the server is older: it has ignored the pods' settings, "
+        "credentials among them. Say it in the cluster's file and compile again"
     )
 
 
 def check_server() -> None:
-    """End the process with exit code 2 where the server has ignored the pods' settings; the first step asks."""
-    if found := ignored():
-        say("download", f"error: {found}")
+    """End the process with exit code 2 where the server has ignored the pods' settings; called by the first step."""
+    if message := describe_ignored_settings():
+        say("download", f"error: {message}")
         raise SystemExit(EXIT_USER)

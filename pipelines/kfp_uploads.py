@@ -1,4 +1,4 @@
-"""What a run needs to be in the service: its experiment, its pipeline, and this package as one of its versions."""
+"""Compile a package and upload what a run needs: its experiment, its pipeline, and the package as a version of it."""
 
 from __future__ import annotations
 
@@ -17,26 +17,24 @@ from ..components.store import uri as uris
 from ..components.store.errors import wrong
 from ..components.store.manifest import code_version
 from .checks import check_for_pods
-from .cluster import Cluster, shared
+from .cluster import Cluster, require_s3_workspace
 from .compile import compile_kfp
-from .kfp_client import Service
+from .kfp_client import KfpService
 from .parameters import FORM_PARAMETERS, RunParameters
 
-PIPELINE, EXPERIMENT = "imagemill-training", "imagemill"
+PIPELINE_NAME, EXPERIMENT_NAME = "imagemill-training", "imagemill"
 _EQUALS = 1  # of KFP's filter.proto
-
-
-_ABOUT = "Labelled images in, a better classifier out"
-_SHOWN = 80
-"""Characters of a default in the table of parameters, which is uploaded as a part of a URL."""
+_PIPELINE_DESCRIPTION = "Labelled images in, a better classifier out"
+_MAX_DEFAULT_CHARACTERS = 80
+"""The longest default in the table of parameters, in characters: the table is uploaded as a part of a URL."""
 _MADE_BY = re.compile(r"imagemill (\S+)$")
 _MARKDOWN = re.compile(r"([\\`*_|<>\[\]])")
 
 
 @dataclass(frozen=True)
 class Package:
-    """A compiled pipeline: its text, its parameters as its first document has them, and the imagemill that made it
-    (empty where the package does not say)."""
+    """A compiled pipeline: its YAML, the definitions of its parameters from the first document, and the version of
+    imagemill that compiled it (empty where the package has none)."""
 
     text: bytes
     source: str
@@ -46,33 +44,36 @@ class Package:
     @property
     def defaults(self) -> dict[str, Any]:
         """The defaults of the parameters (None: there is none)."""
-        return {name: about.get("defaultValue") for name, about in self.parameters.items()}
+        return {name: definition.get("defaultValue") for name, definition in self.parameters.items()}
 
     @property
     def version_name(self) -> str:
-        """The name of the pipeline's version, by its content: what was uploaded once is not uploaded again. A name of
-        Kubernetes', as KFP asks for where it keeps pipelines there; its pages show `display_name`."""
+        """The name of the pipeline's version, made from its content, so that nothing is uploaded twice. It is a valid
+        Kubernetes name, which KFP needs where it keeps pipelines there; the UI shows `display_name`."""
         release = re.sub(r"[^a-z0-9.]+", "-", self.made_by.lower()).strip("-.")
         return "-".join(filter(None, (release, self._sha256[:16])))
 
     def display_name(self, now: datetime) -> str:
-        """The version's name for people: `0.1.0 · 2026-11-22 14:05 · 3fa9c1`."""
+        """Return the version's name in the UI: `0.1.0 · 2026-11-22 14:05 · 3fa9c1`."""
         return " · ".join(filter(None, (self.made_by, f"{now:%Y-%m-%d %H:%M}", self._sha256[:6])))
 
     @property
     def description(self) -> str:
-        """What the pipeline is, and its parameters as a table of Markdown: the form itself has no room for it."""
-        known = [name for name in (*FORM_PARAMETERS, *sorted(self.parameters)) if name in self.parameters]
-        rows = [self._row(name) for name in dict.fromkeys(known)]
+        """The pipeline's description with its parameters as a Markdown table: KFP's form shows no descriptions."""
+        names = [name for name in (*FORM_PARAMETERS, *sorted(self.parameters)) if name in self.parameters]
+        rows = [self._row(name) for name in dict.fromkeys(names)]
         table = ["| parameter | meaning | default | choices |", "|---|---|---|---|", *rows]
-        return "\n".join([f"{_ABOUT} ({self.source}, sha256 {self._sha256[:16]}).", "", *table])
+        return "\n".join([f"{_PIPELINE_DESCRIPTION} ({self.source}, sha256 {self._sha256[:16]}).", "", *table])
 
     def _row(self, name: str) -> str:
-        about = self.parameters[name]
-        default = str(about.get("defaultValue", ""))
-        shown = default if len(default) <= _SHOWN else f"{default[:_SHOWN]}…"
-        choices = ", ".join(str(choice) for choice in about.get("literals", ()))
-        cells = (_MARKDOWN.sub(r"\\\1", cell) for cell in (name, str(about.get("description", "")), shown, choices))
+        definition = self.parameters[name]
+        default = str(definition.get("defaultValue", ""))
+        short_default = default if len(default) <= _MAX_DEFAULT_CHARACTERS else f"{default[:_MAX_DEFAULT_CHARACTERS]}…"
+        choices = ", ".join(str(choice) for choice in definition.get("literals", ()))
+        cells = (
+            _MARKDOWN.sub(r"\\\1", cell)
+            for cell in (name, str(definition.get("description", "")), short_default, choices)
+        )
         return f"| {' | '.join(cells)} |"
 
     @property
@@ -80,11 +81,11 @@ class Package:
         return hashlib.sha256(self.text).hexdigest()
 
 
-def compiled(cluster: Cluster, parameters: RunParameters) -> Package:
-    """The pipeline as this version of imagemill makes it for a cluster.
+def compile_package(cluster: Cluster, parameters: RunParameters) -> Package:
+    """Compile the pipeline for a cluster with this version of imagemill.
 
-    The chosen parameters size the pods but are not baked in: they are given to the run. Else each choice would make
-    a version, and a schedule, which runs the newest one, would take over what somebody chose for one run.
+    The chosen parameters size the pods but are not baked in: they are the run's. Otherwise each choice would make a
+    version, and a schedule, which runs the newest one, would use what a user chose for another run.
     """
     with tempfile.TemporaryDirectory(prefix="imagemill-") as folder:
         target = Path(folder) / "pipeline.yaml"
@@ -93,16 +94,16 @@ def compiled(cluster: Cluster, parameters: RunParameters) -> Package:
 
 
 def read_package(path: Path, source: str = "") -> Package:
-    """A package's file; UserError for one that isn't a pipeline of KFP's version 2."""
+    """Read a package from its file; UserError for one that isn't a pipeline of KFP's version 2."""
     import yaml
 
     try:
         text = path.read_bytes()
-        loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where it is
-        documents = [one for one in yaml.load_all(text, Loader=loader) if one]
+        loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where libyaml is installed
+        documents = [document for document in yaml.load_all(text, Loader=loader) if document]
         parameters = documents[0]["root"].get("inputDefinitions", {}).get("parameters", {})
         made_by = _MADE_BY.search(documents[0]["pipelineInfo"].get("description", ""))
-        if not all(isinstance(about, dict) for about in parameters.values()):
+        if not all(isinstance(definition, dict) for definition in parameters.values()):
             raise TypeError("parameters")
     except OSError as error:
         raise wrong("--package", "a compiled pipeline that can be read", f"{path} ({error.strerror})") from None
@@ -111,53 +112,55 @@ def read_package(path: Path, source: str = "") -> Package:
     return Package(text, source or path.name, parameters, made_by.group(1) if made_by else "")
 
 
-def arguments_for(package: Package, parameters: RunParameters) -> dict[str, Any]:
-    """The run's parameters: what was chosen, typed. UserError where the package or a pod could do nothing with them."""
+def build_run_arguments(package: Package, parameters: RunParameters) -> dict[str, Any]:
+    """Return the arguments of a run from the chosen parameters. UserError for one that package or pods can't use."""
     arguments = {key: value for key, value in parameters.arguments().items() if value != "" or key != "config"}
     for name in arguments:
         if name not in package.defaults:
             raise wrong(parameters.place(name), f"a parameter of the pipeline {package.source}", name)
     workspace = str(arguments.get("workspace") or package.defaults.get("workspace") or "")
     check_for_pods(parameters)
-    shared(workspace, parameters.place("workspace"))
+    require_s3_workspace(workspace, parameters.place("workspace"))
     if "workspace" in arguments:
         arguments["workspace"] = uris.normalize(workspace, parameters.place("workspace"))
     return arguments
 
 
-def experiment(service: Service, name: str) -> str:
-    """The id of the experiment of this name; made where there is none."""
+def ensure_experiment(service: KfpService, name: str) -> str:
+    """Return the id of the experiment of this name, which is created if it does not exist."""
     from kfp_server_api import V2beta1Experiment
 
     api = service.client.experiments
-    space = {"namespace": service.namespace} if service.namespace else {}
+    namespace = {"namespace": service.namespace} if service.namespace else {}
 
     def find() -> Any:
-        found = service.once(api.experiment_service_list_experiments, filter=named("display_name", name), **space)
-        return (found.experiments or [None])[0]
+        listing = service.request(
+            api.experiment_service_list_experiments, filter=build_filter("display_name", name), **namespace
+        )
+        return (listing.experiments or [None])[0]
 
-    made, _ = service.ensure(
+    experiment, _ = service.find_or_create(
         "the experiment", find, api.experiment_service_create_experiment,
-        experiment=V2beta1Experiment(display_name=name, **space),
+        experiment=V2beta1Experiment(display_name=name, **namespace),
     )  # fmt: skip
-    return str(made.experiment_id)
+    return str(experiment.experiment_id)
 
 
-def find_pipeline(service: Service, name: str) -> str:
-    """The id of the pipeline of this name, or an empty string."""
-    found = service.call("looking for the pipeline", _list_pipelines(service, name))
-    return str(found.pipelines[0].pipeline_id) if found.pipelines else ""
+def find_pipeline(service: KfpService, name: str) -> str:
+    """Return the id of the pipeline of this name, or an empty string."""
+    listing = service.call("looking for the pipeline", _bind_list_pipelines(service, name))
+    return str(listing.pipelines[0].pipeline_id) if listing.pipelines else ""
 
 
-def _list_pipelines(service: Service, name: str) -> Callable[..., Any]:
-    space = {"namespace": service.namespace} if service.namespace else {}
-    listing = service.client.pipelines.pipeline_service_list_pipelines
-    return functools.partial(listing, filter=named("name", name), **space)
+def _bind_list_pipelines(service: KfpService, name: str) -> Callable[..., Any]:
+    namespace = {"namespace": service.namespace} if service.namespace else {}
+    function = service.client.pipelines.pipeline_service_list_pipelines
+    return functools.partial(function, filter=build_filter("name", name), **namespace)
 
 
 @dataclass(frozen=True)
-class Version:
-    """A package as the service has it; `is_new`: it was uploaded just now."""
+class PipelineVersion:
+    """A version of a pipeline in the service; `is_new`: it was uploaded just now."""
 
     pipeline_id: str
     version_id: str
@@ -165,58 +168,59 @@ class Version:
     is_new: bool
 
 
-def upload(service: Service, name: str, package: Package, *, newest: bool = False) -> Version:
-    """The pipeline's version that this package is.
+def ensure_version(service: KfpService, name: str, package: Package, *, newest: bool = False) -> PipelineVersion:
+    """Return the pipeline's version with this package, which is uploaded if it does not exist.
 
-    A package that is there already is not uploaded again; if it must be the pipeline's `newest` version, and isn't,
-    it is uploaded under another name.
+    If it has to be the pipeline's `newest` version, and isn't, it is uploaded again under another name.
     """
     from kfp_server_api import V2beta1Pipeline
 
     def find() -> Any:
-        return (service.once(_list_pipelines(service, name)).pipelines or [None])[0]
+        return (service.request(_bind_list_pipelines(service, name)).pipelines or [None])[0]
 
-    # Not KFP's upload of a new pipeline: that names the first version after the pipeline.
-    about = V2beta1Pipeline(name=name, display_name=name, namespace=service.namespace, description=_ABOUT)
-    pipeline, _ = service.ensure(
-        "the pipeline", find, service.client.pipelines.pipeline_service_create_pipeline, pipeline=about
+    # KFP's upload of a new pipeline would name the first version after the pipeline.
+    body = V2beta1Pipeline(name=name, display_name=name, namespace=service.namespace, description=_PIPELINE_DESCRIPTION)
+    pipeline, _ = service.find_or_create(
+        "the pipeline", find, service.client.pipelines.pipeline_service_create_pipeline, pipeline=body
     )
     version_name = package.version_name
-    if newest and (last := newest_version(service, pipeline.pipeline_id)) is not None:
-        if (last.name or last.display_name).startswith(version_name):
-            return _version(last, is_new=False)
-        if service.find("looking for the version", lambda: _find_version(service, pipeline.pipeline_id, version_name)):
+    if newest and (newest_version := find_newest_version(service, pipeline.pipeline_id)) is not None:
+        if (newest_version.name or newest_version.display_name).startswith(version_name):
+            return _to_pipeline_version(newest_version, is_new=False)
+        if service.retry("looking for the version", lambda: _find_version(service, pipeline.pipeline_id, version_name)):
             version_name += f"-{datetime.now(UTC):%Y%m%d%H%M%S}"
-    version, made = _upload(service, pipeline.pipeline_id, version_name, package)
-    return _version(version, is_new=made)
+    version, is_new = _upload(service, pipeline.pipeline_id, version_name, package)
+    return _to_pipeline_version(version, is_new=is_new)
 
 
-def _version(version: Any, *, is_new: bool) -> Version:
-    return Version(version.pipeline_id, version.pipeline_version_id, version.display_name or version.name, is_new)
+def _to_pipeline_version(version: Any, *, is_new: bool) -> PipelineVersion:
+    return PipelineVersion(
+        version.pipeline_id, version.pipeline_version_id, version.display_name or version.name, is_new
+    )
 
 
-def newest_version(service: Service, pipeline: str) -> Any:
-    """The version that a schedule would run, or None."""
-    found = service.call(
+def find_newest_version(service: KfpService, pipeline: str) -> Any:
+    """Return the version that a schedule would run, or None."""
+    listing = service.call(
         "looking for the newest version", service.client.pipelines.pipeline_service_list_pipeline_versions,
         pipeline_id=pipeline, page_size=1, sort_by="created_at desc",
     )  # fmt: skip
-    return (found.pipeline_versions or [None])[0]
+    return (listing.pipeline_versions or [None])[0]
 
 
-def _find_version(service: Service, pipeline: str, name: str) -> Any:
-    found = service.once(
+def _find_version(service: KfpService, pipeline: str, name: str) -> Any:
+    listing = service.request(
         service.client.pipelines.pipeline_service_list_pipeline_versions,
-        pipeline_id=pipeline, filter=named("name", name),
+        pipeline_id=pipeline, filter=build_filter("name", name),
     )  # fmt: skip
-    return (found.pipeline_versions or [None])[0]
+    return (listing.pipeline_versions or [None])[0]
 
 
-def _upload(service: Service, pipeline: str, name: str, package: Package) -> tuple[Any, bool]:
+def _upload(service: KfpService, pipeline: str, name: str, package: Package) -> tuple[Any, bool]:
     with tempfile.TemporaryDirectory(prefix="imagemill-") as folder:
         file = Path(folder) / "pipeline.yaml"
         file.write_bytes(package.text)
-        return service.ensure(
+        return service.find_or_create(
             "the pipeline's version", lambda: _find_version(service, pipeline, name),
             service.client.pipeline_uploads.upload_pipeline_version,
             uploadfile=str(file), name=name, display_name=package.display_name(datetime.now(UTC)),
@@ -224,6 +228,6 @@ def _upload(service: Service, pipeline: str, name: str, package: Package) -> tup
         )  # fmt: skip
 
 
-def named(key: str, value: str) -> str:
-    """KFP's filter for what has this value."""
+def build_filter(key: str, value: str) -> str:
+    """Return KFP's filter for objects whose field `key` has this value."""
     return json.dumps({"predicates": [{"operation": _EQUALS, "key": key, "stringValue": value}]})

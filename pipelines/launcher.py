@@ -1,10 +1,10 @@
-"""The resize step as a RayJob of its own: made or adopted, followed, mapped to our exit codes, and deleted.
+"""The launcher of the resize step's RayJob: creates or adopts it, watches it, and deletes it.
 
 It runs in the step's pod in place of the step and needs no Ray. The rights of its service account are `kube.RIGHTS`.
-What it makes is owned by the run's Workflow, labelled with the run, and has deadlines of its own. A pod that is deleted
+The RayJob is owned by the run's Workflow, labeled with the run, and has deadlines of its own. A pod that is deleted
 (a drained node) leaves its job to the step's next try, which finds it by its name; a run that is stopped takes its job
-with it. What this process can't delete any more goes with the Workflow, by the run's exit step (ray_cleanup.py), or
-ends by itself.
+with it. A RayJob that this process can't delete any more is deleted with the Workflow or by the run's exit step
+(ray_cleanup.py), or ends at its deadlines.
 """
 
 from __future__ import annotations
@@ -32,76 +32,84 @@ from ..components.store.progress import format_duration
 from ..components.store.step import RAN, Context, Outcome
 from .cluster import Cluster
 from .joblog import JobLog
-from .kube import Dropped, Json, Kube, is_being_deleted, namespace_here, own_pod, owner_reference
-from .ray_failures import ended, failure, memory_error, troubles, wrongly_named
+from .kube import (
+    Json,
+    KubeClient,
+    StreamInterrupted,
+    build_owner_reference,
+    get_own_pod,
+    is_being_deleted,
+    read_own_namespace,
+)
+from .ray_failures import explain_failure, find_memory_error, list_problems, list_terminated, waits_in_vain
 from .ray_pods import RayPods
-from .rayjob import FAILED, RUNNING, SUCCEEDED, SUCCESS, WAITING, job_name, manifest, verdict
+from .rayjob import FAILED, RUNNING, SUCCEEDED, SUCCESS, WAITING, build_job_name, build_rayjob, classify_status
 
 if TYPE_CHECKING:
     from ..components.resize.resize import Target
 
-WATCH_S = 30
-"""A watch is begun anew after so long: events can be lost without a word, and deadlines have to be looked at."""
-UNTAKEN_S = 300.0
-"""How long a RayJob may have no status at all: no operator is there that takes it."""
-DELETING_S = 180.0
-"""How long a RayJob of the same name may take to go."""
-LATE_S = 300.0
-"""How long after its deadline KubeRay has for ending the job, before this gives it up."""
-AGAIN_S = 1.0
-LAST_WORDS_S = 10.0
-"""How long what the job said last may take to come."""
-DELETE_S = 20.0
-"""How long deleting is tried at the end: a pod that is told to go has half a minute."""
-LOOK_S = 4.0
-"""How long it is tried before that to see whose the job is now."""
-WATCHER = "imagemill.io/watcher"
-"""The annotation of a RayJob that holds the uid of the pod that watches it: the step's latest try."""
+WATCH_TIMEOUT_S = 30
+"""Seconds after which a watch is opened again: events can be lost without an error, and deadlines must be checked."""
+OPERATOR_TIMEOUT_S = 300.0
+"""Seconds for which a RayJob may have no status: after that no operator watches the namespace."""
+DELETION_TIMEOUT_S = 180.0
+"""Seconds that the deletion of an earlier RayJob of the same name may take."""
+DEADLINE_GRACE_S = 300.0
+"""Seconds that KubeRay has after a deadline for ending the job, before the launcher does."""
+POLL_S = 1.0
+LOG_TIMEOUT_S = 10.0
+"""Seconds to wait for the rest of the log after the job has ended."""
+DELETE_RETRY_S = 20.0
+"""Seconds for which deleting is tried at the end: a terminated pod has half a minute."""
+READ_RETRY_S = 4.0
+"""Seconds for which reading the job or the pod is tried before that."""
+WATCHER_ANNOTATION = "imagemill.io/watcher"
+"""Annotation of a RayJob: the uid of the pod that watches it, which is that of the step's latest try."""
 
 
-def launched(cluster: Cluster, target: Target, context: Context) -> Outcome:
-    """Have the tensors of a target made by a RayJob."""
+def run_rayjob(cluster: Cluster, target: Target, context: Context) -> Outcome:
+    """Run a RayJob that makes the tensors of a target."""
     from ..components.resize.resize import outcome
 
-    inner = target.for_job(context)
-    kube = Kube.connect(namespace_here(cluster.namespace))
-    name = job_name(context.run, target.fingerprint)
-    launch = Launch(replace(cluster, namespace=kube.namespace), kube, name, inner, target.uri, context)
-    return outcome(target, launch.run(), RAN, context)
+    job_config = target.for_job(context)
+    kube = KubeClient.connect(read_own_namespace(cluster.namespace))
+    name = build_job_name(context.run, target.fingerprint)
+    launcher = Launcher(replace(cluster, namespace=kube.namespace), kube, name, job_config, target.uri, context)
+    return outcome(target, launcher.run(), RAN, context)
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM: the pod has to go."""
+    """SIGTERM: the pod is being deleted, or its container stopped."""
 
 
 @dataclass
-class Launch:
-    """One RayJob, from its making to its deletion."""
+class Launcher:
+    """The launcher of one RayJob, from its creation to its deletion."""
 
     cluster: Cluster
-    kube: Kube
+    kube: KubeClient
     name: str
     config: ResizeConfig
     uri: str
     context: Context
     pod: Json | None = None
-    """This pod, if this is one."""
+    """The pod that this process runs in; None outside of one."""
     uid: str = ""
-    """Of the job, once it is this one's to delete."""
-    left: str = ""
-    """Why it was not deleted."""
+    """The uid of the RayJob once this process has to delete it; empty before, and after its deletion."""
+    kept_reason: str = ""
+    """The reason why the RayJob was not deleted; empty if it was."""
     started: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
         self._pods = RayPods(self.kube, self.name, self.context.run)
 
     def run(self) -> Dataset:
-        """The tensors that the job makes; its error as if it had come up here. Nothing of it is left afterwards, but
-        what a next try takes over."""
-        with _terminated():
+        """Return the tensors that the job makes, or raise its error. The RayJob is deleted afterwards, except one that
+        the step's next try adopts."""
+        with _raise_on_sigterm():
             try:
                 try:
-                    dataset = self._made()
+                    dataset = self._make_tensors()
                 except Terminated:
                     raise
                 except BaseException:
@@ -111,60 +119,60 @@ class Launch:
                 return dataset
             except Terminated:
                 self._stop()
-                ours = f"; {self.left}" if self.left else f", and the RayJob {self.name} with it"
-                raise TransientError(f"stopped by a signal{ours}") from None
+                outcome = f"; {self.kept_reason}" if self.kept_reason else f", and the RayJob {self.name} with it"
+                raise TransientError(f"stopped by a signal{outcome}") from None
 
-    def _made(self) -> Dataset:
-        self._adopt_or_make()
+    def _make_tensors(self) -> Dataset:
+        self._adopt_or_create()
         log = JobLog(self.kube, self.name)
         log.start()
-        patience_s = LAST_WORDS_S
+        log_timeout_s = LOG_TIMEOUT_S
         try:
-            status = self._follow()
-            if status and verdict(status) == RUNNING:
-                patience_s = AGAIN_S  # the tensors are there: others wait for the cores of Ray's pods
+            status = self._wait_until_done()
+            if status and classify_status(status) == RUNNING:
+                log_timeout_s = POLL_S  # the tensors are there: others wait for the cores of Ray's pods
         except Terminated:
-            patience_s = 0.0  # its pods go on talking, and this one has no time
+            log_timeout_s = 0.0  # the job goes on printing, and this pod has no time
             raise
         finally:
-            log.finish(patience_s)
-        return self._ending(status, log.last())
+            log.finish(log_timeout_s)
+        return self._get_dataset(status, log.tail())
 
-    def _adopt_or_make(self) -> None:
+    def _adopt_or_create(self) -> None:
         from ..components.resize.ray_job import command, write_waiting_record
 
-        self.pod = own_pod(self.kube)
+        self.pod = get_own_pod(self.kube)
         storage, pod = self.cluster.storage, self.pod
         identity = "" if storage.secret or not pod else str(pod["spec"].get("serviceAccountName") or "")
-        owner = owner_reference(pod) if pod else None
-        body = manifest(self.cluster, self.name, command(self.config), self.context.run, owner, identity)
-        body["metadata"]["annotations"] = {WATCHER: self._own_uid}
+        owner = build_owner_reference(pod) if pod else None
+        body = build_rayjob(self.cluster, self.name, command(self.config), self.context.run, owner, identity)
+        body["metadata"]["annotations"] = {WATCHER_ANNOTATION: self._own_uid}
         while True:
-            job = self.kube.job(self.name)
+            job = self.kube.get_rayjob(self.name)
             if job is None:
                 write_waiting_record(self.name, self.context)
-                if (job := self.kube.create(body)) is None:
+                if (job := self.kube.create_rayjob(body)) is None:
                     continue  # somebody else was first
                 self.context.say(f"RayJob {self.name} made in the namespace {self.kube.namespace}")
             elif job["metadata"].get("deletionTimestamp"):
                 self._wait_until_gone()
                 continue
-            elif verdict(job.get("status") or {}) in (FAILED, SUCCEEDED):
+            elif classify_status(job.get("status") or {}) in (FAILED, SUCCEEDED):
                 if find_intact_dataset(self.uri) is None:
                     self.uid = str(job["metadata"]["uid"])
-                    self._refuse_what_was_refused()
+                    self._raise_user_error_of_job()
                     self.context.say(f"RayJob {self.name} of an earlier try has ended: another one is made")
-                    self.kube.delete(self.name, self.uid)
+                    self.kube.delete_rayjob(self.name, self.uid)
                     continue
             else:
-                self.context.say(f"RayJob {self.name} is there already: {_said(job)}")
+                self.context.say(f"RayJob {self.name} is there already: {_describe_status(job)}")
                 self._take_over(job, owner)
             self.uid = str(job["metadata"]["uid"])
             return
 
-    def _refuse_what_was_refused(self) -> None:
-        """An earlier try's job found the input wrong, and its launcher did not live to say so."""
-        if (record := self._record()) and record["exit_code"] == EXIT_USER:
+    def _raise_user_error_of_job(self) -> None:
+        """Raise the UserError that an earlier try's job has recorded: its launcher was lost before it raised it."""
+        if (record := self._read_record()) and record["exit_code"] == EXIT_USER:
             raise UserError(str(record["error"]))
 
     @property
@@ -172,163 +180,174 @@ class Launch:
         return str(self.pod["metadata"]["uid"]) if self.pod else ""
 
     def _take_over(self, job: Json, owner: Json | None) -> None:
-        """From now on this pod watches the job, which must not go with the pod of the try that made it."""
-        changes: Json = {"annotations": {WATCHER: self._own_uid}}
+        """Make this pod the job's watcher, and an owner: the job must not be deleted with the earlier try's pod."""
+        changes: Json = {"annotations": {WATCHER_ANNOTATION: self._own_uid}}
         owners = list(job["metadata"].get("ownerReferences") or [])
-        if owner and owner["uid"] not in [one["uid"] for one in owners]:
+        if owner and owner["uid"] not in [reference["uid"] for reference in owners]:
             changes["ownerReferences"] = [*owners, owner]
-        self.kube.patch_metadata(self.name, changes)
+        self.kube.patch_rayjob_metadata(self.name, changes)
 
     def _wait_until_gone(self) -> None:
         self.context.say(f"RayJob {self.name} of an earlier try is being deleted")
         since = time.monotonic()
-        while job := self.kube.job(self.name):
+        while job := self.kube.get_rayjob(self.name):
             if not job["metadata"].get("deletionTimestamp"):
                 return
-            if time.monotonic() - since > DELETING_S:
+            if time.monotonic() - since > DELETION_TIMEOUT_S:
                 raise TransientError(f"the RayJob {self.name} of an earlier try does not go (does KubeRay run?)")
-            time.sleep(AGAIN_S)
+            time.sleep(POLL_S)
 
-    def _follow(self) -> Json | None:
-        """The status that the job ends with, or with which its tensors are there; None if it is deleted. TransientError
-        when it takes too long."""
-        said, since = "", {WAITING: time.monotonic()}
-        for job in self._states():
+    def _wait_until_done(self) -> Json | None:
+        """Return the status that the job ends with, or with which its tensors exist; None if it is deleted.
+
+        TransientError when it takes too long.
+        """
+        last_text, since = "", {WAITING: time.monotonic()}
+        for job in self._watch():
             if job is None or job["metadata"]["uid"] != self.uid:
                 return None
             status: Json = job.get("status") or {}
-            now, found = time.monotonic(), verdict(status)
-            if found not in since:
-                since = {found: now}
-            if (text := _said(job)) != said:
+            now, state = time.monotonic(), classify_status(status)
+            if state not in since:
+                since = {state: now}
+            if (text := _describe_status(job)) != last_text:
                 self.context.say(f"RayJob {self.name}: {text}")
-                said = text
-            if found in (SUCCEEDED, FAILED) or (status.get("jobStatus") == SUCCESS and find_intact_dataset(self.uri)):
+                last_text = text
+            if state in (SUCCEEDED, FAILED) or (status.get("jobStatus") == SUCCESS and find_intact_dataset(self.uri)):
                 return status
             if job["metadata"].get("deletionTimestamp"):
                 return None
-            for trouble in self._pods.news(status):
+            for trouble in self._pods.find_new_problems(status):
                 self.context.say(f"RayJob {self.name}: {trouble}")
-            if error := memory_error(self.name, ended(self._pods.pods, self._pods.events)):
+            if error := find_memory_error(self.name, list_terminated(self._pods.pods, self._pods.events)):
                 raise error  # KubeRay would make the pod again and again
-            self._look_at_the_clock(status, now - since[WAITING] if WAITING in since else 0.0, now - self.started)
+            self._check_deadlines(status, now - since[WAITING] if WAITING in since else 0.0, now - self.started)
         raise AssertionError("a job is followed until it ends")
 
-    def _states(self) -> Iterator[Json | None]:
-        """The job as it is, then each time that it changes, and again and again: whatever becomes of the watches."""
+    def _watch(self) -> Iterator[Json | None]:
+        """Yield the job as it is, then each time that it changes, opening a new watch when one ends; None: deleted."""
         while True:
-            job = self.kube.job(self.name)
+            job = self.kube.get_rayjob(self.name)
             yield job
             if job is None:
                 continue
-            began = time.monotonic()
-            with suppress(Dropped):
-                yield from self.kube.changes(self.name, str(job["metadata"]["resourceVersion"]), WATCH_S)
-            time.sleep(max(0.0, AGAIN_S - (time.monotonic() - began)))
+            started = time.monotonic()
+            with suppress(StreamInterrupted):
+                yield from self.kube.watch_rayjob(self.name, str(job["metadata"]["resourceVersion"]), WATCH_TIMEOUT_S)
+            time.sleep(max(0.0, POLL_S - (time.monotonic() - started)))
 
-    def _look_at_the_clock(self, status: Json, waits_s: float, takes_s: float) -> None:
-        """Deadlines that KubeRay does not know (before 1.6), or does not keep because it is not there."""
+    def _check_deadlines(self, status: Json, waits_s: float, takes_s: float) -> None:
+        """Raise for a deadline that KubeRay does not know (before 1.6), or does not keep because it does not run."""
         ray = self.cluster.ray
-        if not status.get("jobDeploymentStatus") and waits_s > UNTAKEN_S:
+        if not status.get("jobDeploymentStatus") and waits_s > OPERATOR_TIMEOUT_S:
             raise TransientError(
                 f"the RayJob {self.name} is taken by nobody after {format_duration(waits_s)}: does KubeRay's operator "
                 f"run, and does it watch the namespace {self.kube.namespace}?"
             )
-        if ray.pending_seconds and waits_s > ray.pending_seconds + LATE_S:
-            self._pods.look(status)
-            why = "; ".join(troubles(self._pods.pods, self._pods.events)) or _said({"status": status})
-            kind = UserError if wrongly_named(self._pods.pods) else TransientError
-            raise kind(f"the RayJob {self.name} has waited for {format_duration(waits_s)} (ray.pending_seconds): {why}")
-        if ray.deadline_seconds and takes_s > ray.deadline_seconds + LATE_S:
+        if ray.pending_seconds and waits_s > ray.pending_seconds + DEADLINE_GRACE_S:
+            self._pods.refresh(status)
+            reasons = "; ".join(list_problems(self._pods.pods, self._pods.events)) or _describe_status(
+                {"status": status}
+            )
+            kind = UserError if waits_in_vain(self._pods.pods) else TransientError
+            raise kind(
+                f"the RayJob {self.name} has waited for {format_duration(waits_s)} (ray.pending_seconds): {reasons}"
+            )
+        if ray.deadline_seconds and takes_s > ray.deadline_seconds + DEADLINE_GRACE_S:
             raise TransientError(f"the RayJob {self.name} was not done after {format_duration(takes_s)} "
                                  "(ray.deadline_seconds)")  # fmt: skip
 
-    def _ending(self, status: Json | None, log: str) -> Dataset:
-        """The tensors, if they are there, whatever else is said; otherwise the error."""
+    def _get_dataset(self, status: Json | None, log: str) -> Dataset:
+        """Return the tensors if they exist, whatever the status says; otherwise raise the error."""
         if dataset := find_intact_dataset(self.uri):
             return dataset
-        record = self._record()
-        self._pods.look(status or {})
+        record = self._read_record()
+        self._pods.refresh(status or {})
         if record and record["exit_code"]:
-            raise error_for_exit_code(record["exit_code"], self._explained(str(record["error"]), record["exit_code"]))
+            raise error_for_exit_code(
+                record["exit_code"], self._describe_error(str(record["error"]), record["exit_code"])
+            )
         if status is None:
             raise TransientError(f"the RayJob {self.name} was deleted while it ran")
-        if verdict(status) == SUCCEEDED:
-            there = f", only {record['uri']}" if record else ""
+        if classify_status(status) == SUCCEEDED:
+            recorded = f", only {record['uri']}" if record else ""
             raise UserError(
                 "cluster (images.ray, storage): expected the imagemill of this step, and the same object store, found "
-                f"others: the RayJob {self.name} succeeded and there is no dataset {self.uri}{there}"
+                f"others: the RayJob {self.name} succeeded and there is no dataset {self.uri}{recorded}"
             )
-        raise failure(self.name, status, self._pods.pods, log, self._pods.events)
+        raise explain_failure(self.name, status, self._pods.pods, log, self._pods.events)
 
-    def _explained(self, error: str, exit_code: int) -> str:
-        """The job's own error; if it is that its workers or its store were lost, with what Ray's pods ended by."""
-        ends = ended(self._pods.pods, self._pods.events) if exit_code == EXIT_TRANSIENT else []
-        return "; ".join([error, *map(str, ends)])
+    def _describe_error(self, error: str, exit_code: int) -> str:
+        """Return the job's own error; if it is a transient one, with the containers of Ray's pods that were lost."""
+        containers = list_terminated(self._pods.pods, self._pods.events) if exit_code == EXIT_TRANSIENT else []
+        return "; ".join([error, *map(str, containers)])
 
-    def _record(self) -> dict[str, Any] | None:
+    def _read_record(self) -> dict[str, Any] | None:
         from ..components.resize.ray_job import own_record
 
         return own_record(self.config, self.context)
 
     def _stop(self) -> None:
-        """On SIGTERM: delete the job, unless this pod is deleted while the run goes on."""
+        """Delete the job after SIGTERM, unless this pod is deleted while the run goes on."""
         try:
             if self.uid and self._run_goes_on():
-                self.left = f"this pod is being deleted: the RayJob {self.name} goes on, and the next try finds it"
-                self.context.say(self.left)
+                self.kept_reason = (
+                    f"this pod is being deleted: the RayJob {self.name} goes on, and the next try finds it"
+                )
+                self.context.say(self.kept_reason)
                 return
         except MillError as error:
             self.context.say(f"this pod could not be looked at: {error}")
         self._delete()
 
     def _run_goes_on(self) -> bool:
-        """Whether this pod is deleted, or gone, and the job belongs to the Workflow, which makes another pod. A run
-        that is stopped keeps its pods: Argo ends the containers in them."""
-        if self.pod is None or owner_reference(self.pod)["kind"] != "Workflow":
+        """Return whether this pod is deleted, or gone, and the job belongs to the Workflow, which makes another pod.
+
+        A run that is stopped keeps its pods: Argo ends the containers in them.
+        """
+        if self.pod is None or build_owner_reference(self.pod)["kind"] != "Workflow":
             return False
-        now = self.kube.pod(str(self.pod["metadata"]["name"]), LOOK_S)
-        return now is None or now["metadata"]["uid"] != self._own_uid or is_being_deleted(now)
+        current = self.kube.get_pod(str(self.pod["metadata"]["name"]), READ_RETRY_S)
+        return current is None or current["metadata"]["uid"] != self._own_uid or is_being_deleted(current)
 
     def _delete(self) -> None:
-        """On every other way out: its log, record and reasons are told by now. Never a job that somebody else has made
-        under this name, nor one that another try has taken over while this pod's node was away."""
+        """Delete the job, unless it has another uid, or another try adopted it while this pod's node was away."""
         if not self.uid:
             return
         try:
-            job = self.kube.job(self.name, LOOK_S)
-            watcher = ((job or {}).get("metadata", {}).get("annotations") or {}).get(WATCHER, self._own_uid)
+            job = self.kube.get_rayjob(self.name, READ_RETRY_S)
+            watcher = ((job or {}).get("metadata", {}).get("annotations") or {}).get(WATCHER_ANNOTATION, self._own_uid)
             if watcher != self._own_uid:
-                self.left = f"the RayJob {self.name} is left to the pod that has taken it over"
-                self.context.say(self.left)
+                self.kept_reason = f"the RayJob {self.name} is left to the pod that has taken it over"
+                self.context.say(self.kept_reason)
             else:
-                self.kube.delete(self.name, self.uid, DELETE_S)
+                self.kube.delete_rayjob(self.name, self.uid, DELETE_RETRY_S)
             self.uid = ""
         except MillError as error:
-            self.left = f"the RayJob {self.name} could not be deleted ({error}): it goes with the run"
-            self.context.say(self.left)
+            self.kept_reason = f"the RayJob {self.name} could not be deleted ({error}): it goes with the run"
+            self.context.say(self.kept_reason)
 
 
-def _said(job: Json) -> str:
-    """A job's status in few words."""
+def _describe_status(job: Json) -> str:
+    """Return a job's status in a few words."""
     status = job.get("status") or {}
     deployment, inner = str(status.get("jobDeploymentStatus") or "new"), str(status.get("jobStatus") or "")
     return f"{deployment}, {inner.lower()}" if inner and deployment == "Running" else deployment
 
 
 @contextmanager
-def _terminated() -> Iterator[None]:
-    """SIGTERM as an exception, which no retry takes for an error of the network; once, for what follows is to clean
-    up."""
+def _raise_on_sigterm() -> Iterator[None]:
+    """Raise Terminated, which no retry takes for a network error, at the first SIGTERM; ignore SIGTERM after that, so
+    that it does not interrupt the clean-up."""
 
-    def end(number: int, frame: FrameType | None) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise Terminated
 
-    here = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, end) if here else None
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    previous_handler = signal.signal(signal.SIGTERM, handle) if is_main_thread else None
     try:
         yield
     finally:
-        if here:
-            signal.signal(signal.SIGTERM, before)
+        if is_main_thread:
+            signal.signal(signal.SIGTERM, previous_handler)

@@ -1,8 +1,8 @@
-"""Argo's pod for clean: it cleans, and then says where the tensors come from.
+"""The command of Argo's pod for clean: it cleans, and then plans how the tensors are made.
 
-An Argo resource template can make a RayJob, but can't return the tensors' URI, nor see that none is needed. So this
-pod, which has the clean dataset at hand, says where the tensors will lie (`tensors`), what makes them (`executor`) and,
-if that is a RayJob, its manifest (`rayjob`). Exit codes are a step's.
+An Argo resource template can create a RayJob, but can't return the tensors' URI, nor find that they exist already. So
+this pod, which knows the clean dataset, outputs the tensors' URI (`tensors`), what makes them (`executor`) and, if that
+is a RayJob, its manifest (`rayjob`). Exit codes are a step's.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from ..components.store.progress import say
 from ..components.store.step import CACHED, RUN_ENV, Context, write_outputs
 from ..components.store.workspace import Workspace
 from .cluster import Cluster
-from .pod_arguments import PodArguments, parse
-from .pod_settings import VARIABLE, cluster_of_pod
+from .pod_arguments import PodArguments, parse_pod_arguments
+from .pods import CLUSTER_VARIABLE, read_pod_cluster
 
 NONE, POD, RAYJOB = "none", "pod", "rayjob"
-"""The values of `executor`: the tensors are there; the resize step's own pod makes them; a RayJob makes them."""
+"""The values of `executor`: the tensors exist; the resize step's own pod makes them; a RayJob makes them."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Where the tensors of a run come from. `tensors`: their URI, empty where only the pod that makes them can tell;
-    `executor`: NONE, POD or RAYJOB; `rayjob`: the RayJob's manifest as JSON, for RAYJOB only."""
+    """The plan of a run's tensors. `tensors`: their URI, empty where only the pod that makes them knows it; `executor`:
+    NONE, POD or RAYJOB; `rayjob`: the RayJob's manifest as JSON, for RAYJOB only."""
 
     tensors: str
     executor: str
@@ -42,14 +42,14 @@ class Plan:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m imagemill.pipelines.planning`: clean and plan; returns the exit code."""
+    """Run the command `python -m imagemill.pipelines.planning`: clean and plan; return the exit code."""
     configure_logging()
     step = CLEAN.name
     try:
-        arguments = parse("imagemill.pipelines.planning", CLEAN.help, CLEAN.config.PARENTS, argv)
-        cluster = cluster_of_pod()
+        arguments = parse_pod_arguments("imagemill.pipelines.planning", CLEAN.help, CLEAN.config.PARENTS, argv)
+        cluster = read_pod_cluster()
         if cluster is None:
-            raise wrong(VARIABLE, "the cluster's file as JSON", "")
+            raise wrong(CLUSTER_VARIABLE, "the cluster's file as JSON", "")
         result = arguments.outputs / "record.json"
         if code := CLEAN.execute(arguments.config(CLEAN.name, **arguments.parents), str(result)):
             return code
@@ -67,8 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def write_plan(arguments: PodArguments, clean: str, cluster: Cluster) -> None:
     """Plan for the clean dataset at the URI `clean`, and write the plan's fields as output values.
 
-    MillError where the resize step can't do what it is asked for. The step's record tells that, and any error of ours,
-    as if it had run.
+    MillError where the config of the resize step is not possible. Like an error of ours it is also written to the
+    step's record, as if the step had run.
     """
     workspace = Workspace.from_uri(clean.rpartition("/clean/")[0])
     run = os.environ.get(RUN_ENV) or arguments.run
@@ -76,7 +76,7 @@ def write_plan(arguments: PodArguments, clean: str, cluster: Cluster) -> None:
         config = arguments.config(RESIZE.name, clean=clean)
         assert isinstance(config, ResizeConfig)
         reruns = {item.strip() for item in config.rerun.split(",")}
-        planned = plan(config, cluster, Context(RESIZE.name, workspace, run, RESIZE.name in reruns))
+        tensor_plan = plan_tensors(config, cluster, Context(RESIZE.name, workspace, run, RESIZE.name in reruns))
     except Exception as error:
         record = {"uri": "", "fingerprint": "", "state": "failed", "metrics": {}, "inputs": "", "seconds": 0}
         if isinstance(error, MillError):
@@ -85,37 +85,37 @@ def write_plan(arguments: PodArguments, clean: str, cluster: Cluster) -> None:
             record |= {"error": f"{type(error).__name__}: {error} (an error of imagemill's)", "exit_code": EXIT_OURS}
         workspace.write_step_record(run, RESIZE.name, record)
         raise
-    for field in dataclasses.fields(planned):
-        arguments.write(field.name, getattr(planned, field.name))
+    for field in dataclasses.fields(tensor_plan):
+        arguments.write(field.name, getattr(tensor_plan, field.name))
 
 
 def only_resize_knows_tensors(cluster: Cluster) -> bool:
-    """Whether only the resize step's own pod can tell the tensors' URI, which depends on whether they are made on a
-    GPU: on a Ray cluster that is there, or in a pod with a GPU that torch may not be able to use."""
+    """Return whether only the resize step's own pod knows the tensors' URI, which depends on whether they are made on a
+    GPU: with an existing Ray cluster, or in a pod with a GPU that torch may not be able to use."""
     return cluster.ray.mode == "address" or (cluster.ray.mode == "pod" and cluster.steps[RESIZE.name].gpu > 0)
 
 
-def plan(config: ResizeConfig, cluster: Cluster, context: Context) -> Plan:
-    """Return where the tensors of `config` come from; writes the resize step's record where they are there already."""
+def plan_tensors(config: ResizeConfig, cluster: Cluster, context: Context) -> Plan:
+    """Return the plan for the tensors of `config`; write the resize step's record if they exist already."""
     from ..components.resize.ray_job import command, write_waiting_record
     from ..components.resize.resize import find, outcome
     from ..components.store.manifest import find_intact_dataset
     from . import rayjob
-    from .ray_mode import choose_mode
+    from .resizing import choose_mode
 
     if only_resize_knows_tensors(cluster):
         return Plan("", POD)
     if cluster.ray.mode != "pod":
         rayjob.refuse_address(config.ray_address)
-    target = find(config, context, rayjob.gpus(cluster) if cluster.ray.makes_rayjobs else 0)
+    target = find(config, context, rayjob.count_gpus(cluster) if cluster.ray.makes_rayjobs else 0)
     if dataset := find_intact_dataset(target.uri):
         _write_cached_record(dataclasses.asdict(outcome(target, dataset, CACHED, context)), context)
         return Plan(target.uri, NONE)
     mode = choose_mode(cluster, target.clean.manifest.totals, config.copies, target.config.device)
     if mode == "pod":
         return Plan(target.uri, POD)
-    job = rayjob.job_name(context.run, target.fingerprint)
-    manifest = rayjob.manifest(
+    job = rayjob.build_job_name(context.run, target.fingerprint)
+    manifest = rayjob.build_rayjob(
         cluster, job, command(target.for_job(context)), context.run,
         identity="" if cluster.storage.secret else cluster.argo.service_account,
         retries=cluster.limits.lost_pod_retries,  # Argo itself never tries a failed resource again
@@ -126,7 +126,7 @@ def plan(config: ResizeConfig, cluster: Cluster, context: Context) -> Plan:
 
 
 def _write_cached_record(record: dict[str, Any], context: Context) -> None:
-    """Write the record that the resize step would write, had it been asked for what is there."""
+    """Write the record that the resize step writes for tensors that exist."""
     record |= {"exit_code": EXIT_OK, "error": "", "seconds": 0.0, "inputs": ""}
     context.workspace.write_step_record(context.run, RESIZE.name, record)
 

@@ -16,8 +16,8 @@ from .parameters import RunParameters, list_form_parameters, parse_form
 
 @dataclass(frozen=True)
 class PodArguments:
-    """Parsed arguments of a pod. `form`: parameters of the form by name; `parents`: URIs of datasets by the name of
-    their flag; `outputs`: a folder for a file a value, from which Argo reads output parameters."""
+    """The parsed arguments of a pod. `form`: parameters of the form by name; `parents`: URIs of datasets by the name of
+    their flag; `outputs`: the folder with one file for each output parameter, which Argo reads."""
 
     form: Mapping[str, str]
     run: str
@@ -30,18 +30,18 @@ class PodArguments:
         return parse_form(self.form)
 
     def config(self, step: str, **values: Any) -> StepConfig:
-        """Return the checked config of a step of this run, with `values`, such as its parents, filled in."""
+        """Return the checked config of a step of this run; `values` are further fields, such as its parents."""
         return dataclasses.replace(self.parameters.config(step), run=self.run, **values)
 
     def write(self, name: str, text: str) -> None:
-        """Write one output value."""
+        """Write an output parameter."""
         (self.outputs / name).write_text(text, encoding="utf-8")
 
 
-def parse(prog: str, help: str, parents: Sequence[str], argv: Sequence[str] | None) -> PodArguments:
+def parse_pod_arguments(prog: str, help: str, parents: Sequence[str], argv: Sequence[str] | None) -> PodArguments:
     """Parse a command line; UserError names the flag that is wrong.
 
-    `parents`: names of the flags that hold URIs of datasets. Every parameter of the form is known.
+    `parents`: names of the flags that hold URIs of datasets. Every parameter of the form is a flag as well.
     """
     parser = Parser(prog=f"python -m {prog}", description=help)
     for name, parameter in list_form_parameters().items():

@@ -1,22 +1,36 @@
-"""What all pods have, whoever makes them: the KFP package, the Argo templates or KubeRay.
+"""The fields that all pods have in common, whether the KFP package, the Argo templates or KubeRay creates them.
 
-Their security is what Pod Security `restricted` asks for, and a root file system that can't be written.
+Their security contexts meet Pod Security `restricted`, with a read-only root file system.
 """
 
 from __future__ import annotations
 
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from ..components.store.errors import wrong
 from ..components.store.workspace import S3_ONLY, WORKSPACES_ENV
-from .cluster import UID, Cluster
+from .cluster import UID, Cluster, parse_cluster_json
+from .settings import to_plain
 
 NO_SIDECAR = {"sidecar.istio.io/inject": "false"}
-"""As a label, where newer Istio looks first, and for older Istio as an annotation. A sidecar would outlive the step,
-and the pod would never end; and Ray's ports are not HTTP."""
+"""A label for newer Istio, and an annotation for older releases. A sidecar would outlive the step, and the pod would
+never end; and Ray's ports are not HTTP."""
+CLUSTER_VARIABLE = "IMAGEMILL_CLUSTER"
+"""The variable with the cluster's file in the pods of KFP packages and Argo templates. A parameter or flag would be at
+the top of the log, where KFP's executor prints every input of a step, or in the command line."""
+_POD_FIELDS: Sequence[str] = ("namespace", "images", "storage", "labels", "ray", "limits", "argo", "steps", "small")
+"""The fields that a pod reads, to build and find a RayJob."""
+DEADLINE_MARGIN_S = 900
+"""Seconds to start the pod, to observe the end of the job, and to clean up."""
 
 
-def pod_security() -> dict[str, Any]:
-    """What holds for all containers of a pod."""
+def build_pod_security_context() -> dict[str, Any]:
+    """Return the security context of a pod."""
     return {
         "runAsNonRoot": True,
         "runAsUser": UID,
@@ -26,8 +40,8 @@ def pod_security() -> dict[str, Any]:
     }
 
 
-def container_security() -> dict[str, Any]:
-    """What holds for each of our containers."""
+def build_container_security_context() -> dict[str, Any]:
+    """Return the security context of a container."""
     return {
         "runAsNonRoot": True,
         "runAsUser": UID,
@@ -39,33 +53,57 @@ def container_security() -> dict[str, Any]:
     }
 
 
-def storage_env(cluster: Cluster) -> list[dict[str, Any]]:
-    """Where the object store is, and from which secret the credentials come."""
+def build_storage_env(cluster: Cluster) -> list[dict[str, Any]]:
+    """Return a container's `env` with the object store's address and region, and the credentials from their secret."""
     storage = cluster.storage
     keys = {"AWS_ACCESS_KEY_ID": storage.access_key, "AWS_SECRET_ACCESS_KEY": storage.secret_key}
-    found: list[dict[str, Any]] = [
+    variables: list[dict[str, Any]] = [
         {"name": name, "valueFrom": {"secretKeyRef": {"name": storage.secret, "key": key}}}
         for name, key in keys.items()
         if storage.secret
     ]
     if storage.endpoint:
-        found.append({"name": "AWS_ENDPOINT_URL", "value": storage.endpoint})
-    return [*found, *({"name": name, "value": value} for name, value in place_env(cluster).items())]
+        variables.append({"name": "AWS_ENDPOINT_URL", "value": storage.endpoint})
+    return [*variables, *({"name": name, "value": value} for name, value in build_store_variables(cluster).items())]
 
 
-def place_env(cluster: Cluster) -> dict[str, str]:
-    """What the steps are told of where they are: the store's region, and that no folder is shared."""
-    regions = ("AWS_REGION", "AWS_DEFAULT_REGION")  # boto3 reads the second alone
-    return {**dict.fromkeys(regions, cluster.storage.region), WORKSPACES_ENV: S3_ONLY}
+def build_store_variables(cluster: Cluster) -> dict[str, str]:
+    """Return the variables with the store's region, and with the only kind of workspace that all pods reach."""
+    region_names = ("AWS_REGION", "AWS_DEFAULT_REGION")  # boto3 reads the second alone
+    return {**dict.fromkeys(region_names, cluster.storage.region), WORKSPACES_ENV: S3_ONLY}
 
 
-def rayjob_seconds(cluster: Cluster) -> int:
-    """The longest that a pod which starts a RayJob and waits for its end may take; 0: as long as the run.
+def get_rayjob_deadline(cluster: Cluster) -> int:
+    """Return the deadline in seconds of a pod that waits for a RayJob, 0 for that of the run.
 
-    Beyond the job's own deadlines: to start, to hear of its end, to clean up. Without KubeRay it would never end.
+    It is later than the job's own deadlines by DEADLINE_MARGIN_S. Without KubeRay the pod would wait for ever.
     """
     ray = cluster.ray
-    return ray.pending_seconds + ray.deadline_seconds + GRACE_S if ray.deadline_seconds else 0
+    return ray.pending_seconds + ray.deadline_seconds + DEADLINE_MARGIN_S if ray.deadline_seconds else 0
 
 
-GRACE_S = 900
+def build_cluster_variable(cluster: Cluster) -> dict[str, str]:
+    """Return the environment variable by which `read_pod_cluster` reads the cluster in a pod: {name: JSON}.
+
+    Ray's version is written out, because the images of the small pods have no Ray.
+    """
+    resolved = replace(cluster, ray=replace(cluster.ray, version=get_ray_version(cluster)))
+    values = {name: to_plain(getattr(resolved, name)) for name in _POD_FIELDS}
+    return {CLUSTER_VARIABLE: json.dumps(values, sort_keys=True, separators=(",", ":"))}
+
+
+def read_pod_cluster() -> Cluster | None:
+    """Return the cluster that this process was given; None outside a cluster.
+
+    UserError where the variable was written by another imagemill.
+    """
+    text = os.environ.get(CLUSTER_VARIABLE, "")
+    return parse_cluster_json(text) if text else None
+
+
+def get_ray_version(cluster: Cluster) -> str:
+    """Return Ray's version in the image: that of the cluster's file, else the installed one, without importing it."""
+    try:
+        return cluster.ray.version or version("ray")
+    except PackageNotFoundError:
+        raise wrong("cluster (ray.version)", "Ray's version in the image, since none is installed here", "") from None

@@ -1,4 +1,4 @@
-"""Delete the RayJobs that a run has left behind, and say why one failed that nobody followed: for the exit steps."""
+"""Delete the RayJobs that a run has left behind, and record why one failed: for the exit steps."""
 
 from __future__ import annotations
 
@@ -8,37 +8,37 @@ from ..components.resize import STEP
 from ..components.store.errors import MillError
 from ..components.store.workspace import Workspace
 from .cluster import RUN_LABEL, Cluster
-from .kube import Json, Kube, namespace_here
-from .ray_failures import failure
+from .kube import Json, KubeClient, read_own_namespace
+from .ray_failures import explain_failure
 from .ray_pods import RayPods
-from .rayjob import FAILED, run_label, verdict
+from .rayjob import FAILED, build_run_label, classify_status
 
 
-def clean_up(cluster: Cluster, run: str, workspace: str = "") -> list[str]:
-    """Delete what is left of a run, by its label; the names of the RayJobs that were. UserError without the right.
+def delete_rayjobs(cluster: Cluster, run: str, workspace: str = "") -> list[str]:
+    """Delete the RayJobs with the run's label, and return their names. UserError without the right.
 
-    Of one that failed before its command could say why, the step's record in `workspace` says it then.
+    If one failed before its command could record why, the error is written to the step's record in `workspace`.
     """
     if not cluster.ray.makes_rayjobs:
         return []
-    kube = Kube.connect(namespace_here(cluster.namespace))
-    found = kube.jobs(f"{RUN_LABEL}={run_label(run)}")
-    for job in found:
-        if workspace and verdict(job.get("status") or {}) == FAILED:
-            with suppress(MillError):  # it says no more than it did
-                _explain(kube, job, run, Workspace.from_uri(workspace))
-        kube.delete(str(job["metadata"]["name"]), str(job["metadata"]["uid"]))
-    return [str(job["metadata"]["name"]) for job in found]
+    kube = KubeClient.connect(read_own_namespace(cluster.namespace))
+    jobs = kube.list_rayjobs(f"{RUN_LABEL}={build_run_label(run)}")
+    for job in jobs:
+        if workspace and classify_status(job.get("status") or {}) == FAILED:
+            with suppress(MillError):  # the record stays as it was
+                _record_failure(kube, job, run, Workspace.from_uri(workspace))
+        kube.delete_rayjob(str(job["metadata"]["name"]), str(job["metadata"]["uid"]))
+    return [str(job["metadata"]["name"]) for job in jobs]
 
 
-def _explain(kube: Kube, job: Json, run: str, workspace: Workspace) -> None:
-    """Say in the step's record why a RayJob failed, unless its command or its launcher has."""
+def _record_failure(kube: KubeClient, job: Json, run: str, workspace: Workspace) -> None:
+    """Write to the step's record why a RayJob failed, unless its command or its launcher has."""
     record = workspace.step_record(run, STEP.name)
     if record is None or record["inputs"]:
         return
     name = str(job["metadata"]["name"])
     pods = RayPods(kube, name, run)
-    pods.look(job["status"])
-    error = failure(name, job["status"], pods.pods, "", pods.events)
-    told = record | {"exit_code": error.exit_code, "error": str(error)}
-    workspace.write_step_record(run, STEP.name, told)
+    pods.refresh(job["status"])
+    error = explain_failure(name, job["status"], pods.pods, "", pods.events)
+    failed = record | {"exit_code": error.exit_code, "error": str(error)}
+    workspace.write_step_record(run, STEP.name, failed)

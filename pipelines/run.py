@@ -21,7 +21,7 @@ from ..components.store.workspace import Workspace
 from ..components.train.config import TrainConfig
 from .cluster import Cluster
 from .parameters import RunParameters
-from .unchanged import cached_records, write_cached_records
+from .unchanged import find_cached_records, write_cached_records
 
 if TYPE_CHECKING:
     from .in_docker import Engine
@@ -74,7 +74,7 @@ def _run_unless_cached(
     parameters: RunParameters, workspace: Workspace, run: str, prepare_containers: PrepareContainers | None
 ) -> dict[str, dict[str, Any]]:
     """Run the pipeline, unless nothing has changed since an earlier run; return the steps' records."""
-    if records := cached_records(parameters, run, {}):
+    if records := find_cached_records(parameters, run, {}):
         write_cached_records(workspace, run, records)
         return records
     from .local import run_locally

@@ -9,8 +9,8 @@ from ..components.store import uri as uris
 from ..components.store.config import STEPS
 from ..components.store.errors import MillError
 from ..components.store.workspace import Workspace
-from .kfp_client import NotFoundError, Service
-from .kfp_pages import Pages
+from .kfp_client import KfpService, NotFoundError
+from .kfp_pages import KfpUi
 from .kfp_records import read_records
 
 Records = dict[str, dict[str, Any]]
@@ -19,7 +19,7 @@ Records = dict[str, dict[str, Any]]
 class PipelineSpecs:
     """The compiled pipelines of runs, each version requested once."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: KfpService) -> None:
         self._service = service
         self._specs: dict[str, dict[str, Any]] = {}
         self._names: dict[str, str] = {}
@@ -59,8 +59,8 @@ class PipelineSpecs:
 class RunRecords:
     """Reads the records of runs. A place that can't be read is tried once."""
 
-    def __init__(self, service: Service, specs: PipelineSpecs | None = None) -> None:
-        self.pages = Pages(service)
+    def __init__(self, service: KfpService, specs: PipelineSpecs | None = None) -> None:
+        self.pages = KfpUi(service)
         self._specs = specs or PipelineSpecs(service)
         self._unreadable: dict[str, str] = {}
 

@@ -13,11 +13,11 @@ from ..components.store.errors import EXIT_OK, MillError, wrong
 from ..components.store.filesystem import get_store
 from ..components.store.progress import format_duration
 from . import following
-from .cluster import from_file
-from .kfp_client import Connection, Service, add_flags
-from .kfp_pages import Pages
+from .cluster import load_cluster
+from .kfp_client import Connection, KfpService, add_connection_flags
+from .kfp_pages import KfpUi
 from .kfp_records import read_log, read_report
-from .kfp_uploads import PIPELINE, find_pipeline
+from .kfp_uploads import PIPELINE_NAME, find_pipeline
 from .run import make_failed_result, read_record_facts
 from .run_records import PipelineSpecs, RunRecords
 
@@ -38,13 +38,13 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--pipeline-name", default="", metavar="NAME", help="only runs of what was uploaded under this "
                         "name (default: all of imagemill's pipeline)")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one line of JSON a run")
-    add_flags(parser)
+    add_connection_flags(parser)
 
 
 def run(flags: dict[str, Any]) -> int:
     """Run the command with its parsed flags; return the exit code, which is the run's own with --follow."""
     cluster_file = flags["cluster"]
-    connection = Connection.from_flags(flags, from_file(cluster_file).namespace if cluster_file else "")
+    connection = Connection.from_flags(flags, load_cluster(cluster_file).namespace if cluster_file else "")
     last, run_id, as_json = flags["last"], flags["run_id"], flags["json"]
     if not last.isascii() or not last.isdigit() or not 1 <= int(last) <= PAGE_SIZE:
         raise wrong("--last", f"a whole number from 1 to {PAGE_SIZE}", last)
@@ -53,7 +53,7 @@ def run(flags: dict[str, Any]) -> int:
             raise wrong(f"--{flag}", "the id of a run before it", "none")
     if flags["logs"] and (flags["follow"] or flags["report"]):
         raise wrong("--logs", "it alone", "--follow or --report beside it")
-    service = Service(connection)
+    service = KfpService(connection)
     if flags["logs"]:
         return print_log(service, run_id, flags["logs"])
     if run_id:
@@ -66,21 +66,21 @@ def run(flags: dict[str, Any]) -> int:
         for row in rows:
             print(json.dumps(row, ensure_ascii=False))
     else:
-        name = flags["pipeline_name"] or PIPELINE
+        name = flags["pipeline_name"] or PIPELINE_NAME
         print(_format_runs(rows) if rows else f"no runs of {name}; `imagemill submit` starts one")
     return EXIT_OK
 
 
-def _list_newest(service: Service, specs: PipelineSpecs, pipeline_name: str, last: int) -> list[Any]:
+def _list_newest(service: KfpService, specs: PipelineSpecs, pipeline_name: str, last: int) -> list[Any]:
     """Return the `last` newest runs of the pipeline that was uploaded as `pipeline_name`; without a name, of all that
     imagemill compiled, also of packages that were sent without an upload or uploaded under other names."""
-    pipeline = find_pipeline(service, pipeline_name or PIPELINE)
+    pipeline = find_pipeline(service, pipeline_name or PIPELINE_NAME)
 
     def is_wanted(run: Any) -> bool:
         reference = run.pipeline_version_reference
         if pipeline and reference and reference.pipeline_id == pipeline:
             return True
-        return not pipeline_name and specs.read_name(run) == PIPELINE
+        return not pipeline_name and specs.read_name(run) == PIPELINE_NAME
 
     newest: list[Any] = []
     token = ""
@@ -99,8 +99,8 @@ def _list_newest(service: Service, specs: PipelineSpecs, pipeline_name: str, las
     return newest
 
 
-def _describe_run(service: Service, run: Any, records: RunRecords) -> dict[str, Any]:
-    created = following.moment(run.created_at)
+def _describe_run(service: KfpService, run: Any, records: RunRecords) -> dict[str, Any]:
+    created = following.to_datetime(run.created_at)
     recorded, _ = records.read(run)
     facts = read_record_facts(recorded)
     return {
@@ -108,12 +108,12 @@ def _describe_run(service: Service, run: Any, records: RunRecords) -> dict[str, 
         "run_name": run.display_name,
         "state": run.state or "PENDING",
         "started": created.isoformat(timespec="seconds") if created else "",
-        "seconds": following.took(run),
+        "seconds": following.measure_seconds(run),
         "scheduled": bool(run.recurring_run_id),
         "macro_f1": facts["metrics"].get("macro_f1"),
         "verdict": facts["verdict"],
         "failed_at": next((step for step, record in recorded.items() if record["exit_code"]), ""),
-        "link": service.link(run.run_id),
+        "link": service.get_run_url(run.run_id),
     }
 
 
@@ -141,47 +141,48 @@ def align_columns(lines: list[tuple[str, ...]]) -> str:
     )
 
 
-def _show_run(service: Service, run_id: str, follow: bool, as_json: bool, report: str) -> int:
-    from .submit import end, headline
+def _show_run(service: KfpService, run_id: str, follow: bool, as_json: bool, report: str) -> int:
+    from .submit import format_headline, print_result
 
     run = following.get_run(service, run_id)
     result = make_failed_result() | {
         "status": "running", "name": "", "run": run_id, "run_name": run.display_name,
-        "link": service.link(run_id), "state": run.state or "PENDING", "records": {},
+        "link": service.get_run_url(run_id), "state": run.state or "PENDING",
+                         "records": {},
     }  # fmt: skip
     if follow:
         run = following.follow(service, run_id)
-        code = following.finish(service, run, result)
+        code = following.collect_result(service, run, result)
         if report and result["report"]:
             write_report(service, run, result, report)
-        return end(result, as_json, code)
+        return print_result(result, as_json, code)
     if result["state"] in following.ENDED:
-        following.finish(service, run, result)
+        following.collect_result(service, run, result)
     else:
         records, _ = RunRecords(service).read(run)
         result |= read_record_facts(records) | {"records": records}
     if report:
         write_report(service, run, result, report)
-    states = {name: (state, seconds) for name, state, seconds in following.tasks(run)}
+    states = {name: (state, seconds) for name, state, seconds in following.list_tasks(run)}
     result["tasks"] = {name: {"state": state, "seconds": seconds} for name, (state, seconds) in states.items()}
     if as_json:
         print(json.dumps(result, ensure_ascii=False))
         return EXIT_OK
-    took = following.took(run)
+    took = following.measure_seconds(run)
     print(f"{run.display_name}: {result['state'].lower()}, {format_duration(took or 0)}\n{result['link']}")
     print(_format_steps(states, result["records"]))
-    if scores := headline(result):
+    if scores := format_headline(result):
         print(scores)
     if result.get("error"):
         print(result["error"])
     return EXIT_OK
 
 
-def write_report(service: Service, run: Any, result: dict[str, Any], target: str) -> None:
+def write_report(service: KfpService, run: Any, result: dict[str, Any], target: str) -> None:
     """Write a run's report to the file `target`: from KFP's artifact, else from the workspace."""
     report, kfp_error = None, ""
     try:
-        pages = Pages(service)
+        pages = KfpUi(service)
         report = read_report(pages, run.run_id)
         if report is None and result["report"]:  # an unchanged run names an earlier one's: …/runs/<id>/report.html
             report = read_report(pages, result["report"].rpartition("/")[0].rpartition("/")[2])
@@ -202,10 +203,10 @@ def write_report(service: Service, run: Any, result: dict[str, Any], target: str
     print(f"wrote {target}", file=sys.stderr)
 
 
-def print_log(service: Service, run_id: str, step: str) -> int:
+def print_log(service: KfpService, run_id: str, step: str) -> int:
     """Print the log of a step of a run; return the exit code."""
     following.get_run(service, run_id)
-    log = read_log(Pages(service), run_id, step)
+    log = read_log(KfpUi(service), run_id, step)
     sys.stdout.write(log if log.endswith("\n") or not log else f"{log}\n")
     return EXIT_OK
 

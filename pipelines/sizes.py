@@ -1,4 +1,4 @@
-"""Sizes of containers and pods in the cluster's file: requests and limits, GPUs, and the nodes that they fit."""
+"""Sizes of containers and pods in the cluster's file: requests and limits, GPUs, node selectors and tolerations."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from . import forms
 from .settings import parse_quantity, setting
 
 Place = Callable[..., str]
-"""Names a field of the file for a message."""
+"""Returns the name of a field of the file for a message."""
 _MEBIBYTE = 2**20
 
 
 @dataclass(frozen=True)
 class Size:
-    """What a container asks for. It is promised what is said, and limited in CPU only where a limit is said."""
+    """The resources of a container: requests, and limits, which for CPU are optional."""
 
     cpu: str = setting("1", "cores that it is promised", quantity=True)
     cpu_limit: str = setting("", "cores that it may take (empty: as many as are free)", quantity=True)
@@ -37,7 +37,7 @@ class Size:
             _check_bytes(place(name), getattr(self, name))
 
     def resources(self) -> dict[str, dict[str, str]]:
-        """Requests and limits, as a container has them."""
+        """Return requests and limits as the `resources` of a container."""
         disk = {"ephemeral-storage": self.ephemeral_storage} if self.ephemeral_storage else {}
         cpu_limit = {"cpu": self.cpu_limit} if self.cpu_limit else {}
         return {
@@ -48,7 +48,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Pod(Size):
-    """What a pod of one container asks for, and of which node."""
+    """The resources of a pod of one container, and the nodes that it may run on."""
 
     gpu: int = setting(0, "GPUs")
     gpu_type: str = setting("nvidia.com/gpu", "which: the resource's name")

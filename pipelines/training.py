@@ -17,8 +17,8 @@ from ..components.store.manifest import code_version
 from . import kfp_executor, steps
 from .cluster import Cluster
 from .kfp_executor import ENTRY_POINT
-from .kfp_pods import Here, OnCluster
-from .kfp_server import knows_choices
+from .kfp_pods import ClusterPlacement, LocalPlacement
+from .kfp_server import supports_literals
 from .parameters import Parameter, RunParameters, format_form_value, list_form_parameters
 
 if TYPE_CHECKING:
@@ -33,7 +33,9 @@ def build_pipeline(cluster: Cluster | None = None, parameters: RunParameters | N
     `parameters`: those that become the package's defaults, by which the pods are sized. UserError for settings of the
     cluster that KFP does not support.
     """
-    on: Here | OnCluster = Here() if cluster is None else OnCluster(cluster, parameters or RunParameters({}, {}))
+    on: LocalPlacement | ClusterPlacement = (
+        LocalPlacement() if cluster is None else ClusterPlacement(cluster, parameters or RunParameters({}, {}))
+    )
 
     form = list_form_parameters()
 
@@ -44,10 +46,10 @@ def build_pipeline(cluster: Cluster | None = None, parameters: RunParameters | N
         def select_inputs(step: str) -> dict[str, Any]:
             return {"run": run} | {name: value for name, value in arguments.items() if step in form[name].steps}
 
-        with on.finishing(lambda: steps.finish(workspace=arguments["workspace"], run=run)):
+        with on.build_exit_handler(lambda: steps.finish(workspace=arguments["workspace"], run=run)):
             raw = on.place("download", steps.download(run=run, **arguments))
             arguments["name"] = raw.outputs["name"]  # resolved: all later steps use the same name
-            with on.if_changed(raw):
+            with on.build_changed_group(raw):
                 cleaned = on.place("clean", steps.clean(raw=raw.outputs["raw"], **select_inputs("clean")))
                 tensors = on.place("resize", steps.resize(clean=cleaned.outputs["Output"], **select_inputs("resize")))
                 model = on.place("train", steps.train(tensors=tensors.outputs["Output"], **select_inputs("train")))
@@ -61,11 +63,11 @@ def build_pipeline(cluster: Cluster | None = None, parameters: RunParameters | N
 
     training.__signature__ = make_signature(form)  # type: ignore[attr-defined]
     training.__doc__ = make_docstring(form)
-    decorate = dsl.pipeline(name=NAME, display_name="Imagemill training", pipeline_config=on.config())
+    decorate = dsl.pipeline(name=NAME, display_name="Imagemill training", pipeline_config=on.build_config())
     pipeline = decorate(training)
     if cluster is not None:
         _replace_executor(pipeline.pipeline_spec)
-    if cluster is not None and knows_choices(cluster.kfp.version):
+    if cluster is not None and supports_literals(cluster.kfp.version):
         _add_choices(pipeline.pipeline_spec, form)
     return pipeline
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from imagemill.pipelines.argo import compile_argo
-from imagemill.pipelines.cluster import Cluster, from_values
+from imagemill.pipelines.cluster import Cluster, parse_cluster
 from imagemill.pipelines.parameters import resolve_parameters
 
 DIGITS = {"cpu": "a", "ray": "b", "gpu": "c"}
@@ -47,7 +47,7 @@ Json = dict[str, Any]
 
 def cluster_of(name: str) -> Cluster:
     values = CLUSTERS[name][0]
-    return from_values({**values, "images": {**IMAGES, **values.get("images", {})}})
+    return parse_cluster({**values, "images": {**IMAGES, **values.get("images", {})}})
 
 
 @functools.cache

@@ -19,7 +19,7 @@ from kfp_server import KfpService, serving
 
 from imagemill.components.store.config import STEPS
 from imagemill.pipelines import cli, following, kfp_client, kfp_uploads, run_records
-from imagemill.pipelines.cluster import Cluster, from_file, from_json
+from imagemill.pipelines.cluster import Cluster, load_cluster, parse_cluster_json
 from imagemill.pipelines.compile import compile_kfp
 from imagemill.pipelines.parameters import RunParameters
 
@@ -62,7 +62,7 @@ def compiled_once() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="imagemill-test-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     (folder / "cluster.yaml").write_text(CLUSTER)
-    compile_kfp(RunParameters({}, {}), folder / "pipeline.yaml", from_file(str(folder / "cluster.yaml")))
+    compile_kfp(RunParameters({}, {}), folder / "pipeline.yaml", load_cluster(str(folder / "cluster.yaml")))
     return folder / "pipeline.yaml"
 
 
@@ -75,7 +75,7 @@ def _compile_once(parameters: RunParameters, target: Path, cluster: Cluster, *, 
 def _package(cluster: str, parameters: str, bake: bool) -> bytes:
     with tempfile.TemporaryDirectory(prefix="imagemill-test-") as folder:
         target = Path(folder) / "pipeline.yaml"
-        compile_kfp(RunParameters(*json.loads(parameters)), target, from_json(cluster), bake=bake)
+        compile_kfp(RunParameters(*json.loads(parameters)), target, parse_cluster_json(cluster), bake=bake)
         return target.read_bytes()
 
 
@@ -91,7 +91,7 @@ def commands(
     monkeypatch.setenv("HOME", str(folder))
     monkeypatch.setattr(following, "POLL_S", 0.02)
     monkeypatch.setattr(following, "SLOW_POLL_S", 0.02)
-    monkeypatch.setattr(following, "PATIENCE_S", 20.0)
+    monkeypatch.setattr(following, "MAX_OUTAGE_S", 20.0)
     monkeypatch.setattr(kfp_client, "RETRY_S", 2.0)
     monkeypatch.setattr(kfp_uploads, "compile_kfp", _compile_once)
     (folder / "cluster.yaml").write_text(CLUSTER)

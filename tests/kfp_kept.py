@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from imagemill.pipelines.artifacts import RECORDS, records_metadata
-from imagemill.pipelines.kfp_metadata import LOGS, OUTPUT, STATES, frame, message, unframe
+from imagemill.pipelines.kfp_metadata import LOG_OUTPUT, OUTPUT_EVENT, STATES, frame, get_message_class, unframe
 
 BUCKET = "minio://mlpipeline"
 Answer = tuple[int, bytes, str]
@@ -50,7 +50,7 @@ class Kept:
         """A task's execution, with its record or those of all steps, a kept log for each try, or a report. Returns
         the name of its pod."""
         kept = self.runs.setdefault(run, KeptRun(self._next()))
-        execution = message("Execution")(
+        execution = get_message_class("Execution")(
             id=self._next(), last_known_state=STATES.index(state), create_time_since_epoch=1_790_000_000_000
         )
         pod = f"imagemill-training-x7k2p-system-container-impl-{execution.id}"
@@ -60,7 +60,7 @@ class Kept:
             told = records_metadata({task: record} if record else records or {})
             self._artifact(kept, execution.id, "manifest", "system.Dataset", b"{}", told)
         for number, log in enumerate(logs):
-            self._artifact(kept, execution.id, LOGS, "system.Artifact", log.encode(), {}, f"-{number}")
+            self._artifact(kept, execution.id, LOG_OUTPUT, "system.Artifact", log.encode(), {}, f"-{number}")
         if report:
             self._artifact(kept, execution.id, "report", "system.HTML", report, {"display_name": "report"})
         return pod
@@ -70,12 +70,14 @@ class Kept:
     ) -> None:
         uri = f"{BUCKET}/v2/artifacts/imagemill-training/{kept.id}/{execution}/{name}{ending}"
         self.objects[uri] = data
-        artifact = message("Artifact")(id=self._next(), uri=uri, type=kind)
+        artifact = get_message_class("Artifact")(id=self._next(), uri=uri, type=kind)
         _describe(artifact, {"store_session_info": '{"Provider":"minio"}', **told})
         kept.artifacts.append(artifact)
-        step = message("PathStep")(key=name)
-        path = message("Path")(steps=[step])
-        event = message("Event")(artifact_id=artifact.id, execution_id=execution, path=path, type=OUTPUT)
+        step = get_message_class("PathStep")(key=name)
+        path = get_message_class("Path")(steps=[step])
+        event = get_message_class("Event")(
+            artifact_id=artifact.id, execution_id=execution, path=path, type=OUTPUT_EVENT
+        )
         kept.events.append(event)
 
     def _next(self) -> int:
@@ -125,8 +127,8 @@ class Kept:
         return 500, f"Could not get pod {name} in namespace {space}".encode(), "text/html"
 
     def _metadata(self, method: str, body: bytes) -> bytes:
-        request = message(f"{method}Request").FromString(unframe(body))
-        answer = message(f"{method}Response")()
+        request = get_message_class(f"{method}Request").FromString(unframe(body))
+        answer = get_message_class(f"{method}Response")()
         by_id = {one.id: one for one in self.runs.values()}
         if method == "GetContextByTypeAndName":
             if request.type_name == "system.PipelineRun" and request.context_name in self.runs:
@@ -134,7 +136,7 @@ class Kept:
         elif method == "GetArtifactsByContext":
             answer.artifacts.extend(by_id[request.context_id].artifacts)
         elif method == "GetExecutionsByContext":
-            group = message("Execution")(id=0, last_known_state=2)  # a group of tasks has no pod
+            group = get_message_class("Execution")(id=0, last_known_state=2)  # a group of tasks has no pod
             _describe(group, {"task_name": "exit-handler-1"})
             answer.executions.extend([group, *by_id[request.context_id].executions])
         else:
@@ -146,4 +148,6 @@ class Kept:
 
 def _describe(thing: Any, properties: dict[str, str]) -> None:
     for key, text in properties.items():
-        thing.custom_properties.append(message("Property")(key=key, value=message("Value")(string_value=text)))
+        thing.custom_properties.append(
+            get_message_class("Property")(key=key, value=get_message_class("Value")(string_value=text))
+        )

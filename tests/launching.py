@@ -34,8 +34,8 @@ from imagemill.components.store.fingerprint import digest
 from imagemill.components.store.manifest import read_dataset
 from imagemill.components.store.workspace import Workspace
 from imagemill.pipelines import joblog, kube, launcher, ray_pods, resizing
-from imagemill.pipelines.cluster import from_values
-from imagemill.pipelines.pod_settings import VARIABLE
+from imagemill.pipelines.cluster import parse_cluster
+from imagemill.pipelines.pods import CLUSTER_VARIABLE
 
 BUCKET = "mill"
 RUN = "run-1"
@@ -122,15 +122,15 @@ def served(folder: Path) -> Iterator[KubeApi]:
     """The stand-in, as a pod of the namespace `mill` sees it; all waits are short. No RayJob may be left."""
     with pytest.MonkeyPatch.context() as patch, KubeApi() as made:
         for module, name, seconds in (
-            (launcher, "AGAIN_S", 0.02), (joblog, "AGAIN_S", 0.05), (launcher, "WATCH_S", 2), (kube, "SILENT_S", 5.0),
-            (launcher, "LAST_WORDS_S", 5), (launcher, "DELETE_S", 2.0), (launcher, "LOOK_S", 1.0),
-            (ray_pods, "PODS_S", 0.1),
+            (launcher, "POLL_S", 0.02), (joblog, "POLL_S", 0.05), (launcher, "WATCH_TIMEOUT_S", 2),
+            (kube, "RETRY_S", 5.0), (launcher, "LOG_TIMEOUT_S", 5), (launcher, "DELETE_RETRY_S", 2.0),
+            (launcher, "READ_RETRY_S", 1.0), (ray_pods, "REFRESH_S", 0.1),
         ):  # fmt: skip
             patch.setattr(module, name, seconds)
         for name in ("KFP_POD_NAME", "ARGO_POD_NAME", "POD_NAME"):
             patch.delenv(name, raising=False)
         (folder / "namespace").write_text(NAMESPACE)
-        patch.setattr(kube, "ACCOUNT", folder)
+        patch.setattr(kube, "SERVICE_ACCOUNT_DIR", folder)
         about = {"name": "resize-pod", "ownerReferences": [WORKFLOW | {"controller": True, "blockOwnerDeletion": True}]}
         made.put(PODS, {"metadata": about, "spec": {"serviceAccountName": "default-editor"}})
         patch.setenv("KUBECONFIG", str(made.kubeconfig(folder)))
@@ -187,11 +187,11 @@ def launch(work: Work, cluster: Json | None = None, run: str = RUN, told: str = 
     """The step as the KFP component calls it. `told`: JSON of the cluster's file, instead of `cluster`, in which the
     mode is rayjob unless it says another."""
     cluster = cluster or {}
-    told = told or from_values(cluster | {"ray": {"mode": "rayjob"} | cluster.get("ray", {})}).to_json()
+    told = told or parse_cluster(cluster | {"ray": {"mode": "rayjob"} | cluster.get("ray", {})}).to_json()
     arguments = {"workspace": work.workspace, "clean": work.clean, "run": run, "image_size": 16.0} | values
     config = json.dumps(arguments.pop("config", {}))
     with contextlib.redirect_stderr(io.StringIO()) as stderr, pytest.MonkeyPatch.context() as patch:
-        patch.setenv(VARIABLE, told)
+        patch.setenv(CLUSTER_VARIABLE, told)
         try:
             record, code = resizing.resize(config, "", **arguments), 0
         except SystemExit as error:

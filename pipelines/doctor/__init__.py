@@ -1,5 +1,5 @@
-"""`imagemill doctor`: is a cluster ready for a run, and if not, what mends it?
+"""`imagemill doctor`: check whether a cluster is ready for a run, and name the remedy of each problem.
 
-Each module looks at one subject and returns findings. Nothing is changed in the cluster; `--probe` alone makes
-pods, and deletes them. What may not be looked at is said.
+Each module checks one subject and returns findings, also for what the user has no right to read. Nothing is changed in
+the cluster; only `--probe` creates pods, and deletes them.
 """

@@ -1,4 +1,4 @@
-"""Who the pods of a run are and what they may do; the secrets that they are given, and the policies that bind them."""
+"""Checks of the service accounts of a run's pods and their rights, of their secrets and of network policies."""
 
 from __future__ import annotations
 
@@ -10,172 +10,183 @@ from functools import partial
 
 from ..cluster import TOKEN_KEY, Cluster
 from ..kube import RIGHTS, Json
-from .findings import ERROR, OK, WARNING, Finding, unseen
+from .findings import ERROR, OK, WARNING, Finding, make_unseen
 from .run_namespace import RunNamespace
 from .sizes import ARGO
-from .view import Refused, View, labels_of
+from .view import ApiError, ClusterView, get_labels
 
 Rights = Mapping[tuple[str, str], Iterable[str]]
 """(API group, resource) → verbs."""
-EXECUTOR: Rights = {
+EXECUTOR_RIGHTS: Rights = {
     ("argoproj.io", "workflowtaskresults"): ("create", "patch"),
 }
-LAUNCHER: Rights = {
+LAUNCHER_RIGHTS: Rights = {
     ("ray.io", "rayjobs"): ("create", "delete", "get", "list", "patch"),
     ("", "events"): ("list",),
     ("", "pods"): ("list",),
 }
-YOURS: Rights = {("argoproj.io", "workflows"): ("create", "get", "list", "watch"), ("", "pods/log"): ("get",)}
-"""What `argo submit` and `argo logs` need of whoever calls them."""
-_DISPENSABLE = ("list events", "list pods")
-"""Rights without which a run only tells less of why Ray's pods died."""
-_OURS = ("app.kubernetes.io/part-of", "imagemill")
+USER_RIGHTS: Rights = {("argoproj.io", "workflows"): ("create", "get", "list", "watch"), ("", "pods/log"): ("get",)}
+"""Rights that a user needs for `argo submit` and `argo logs`."""
+_OPTIONAL_RIGHTS = ("list events", "list pods")
+"""Rights without which a run only explains less why Ray's pods failed."""
+_POLICY_LABEL = ("app.kubernetes.io/part-of", "imagemill")
 
 
-def overlay(runs: RunNamespace) -> str:
-    """The command that makes accounts, rights and policies."""
+def get_overlay_command(runs: RunNamespace) -> str:
+    """Return the command that creates accounts, rights and policies."""
     if runs.target == ARGO:
         return "kubectl apply -k k8s/overlays/kind, or an overlay of your own over k8s/base"
     return f"kubectl apply -k k8s/overlays/{'kubeflow' if runs.name == runs.kubeflow else 'kubeflow-profile'}"
 
 
-def missing_rights(rights: Rights, may: Callable[[str, str, str], bool]) -> list[str]:
-    """Those of the rights that `may` denies, as `create rayjobs.ray.io`."""
-    asked = [(group, resource, verb) for (group, resource), verbs in rights.items() for verb in verbs]
+def list_missing_rights(rights: Rights, is_allowed: Callable[[str, str, str], bool]) -> list[str]:
+    """Return the rights that `is_allowed` denies, as `create rayjobs.ray.io`."""
+    flat_rights = [(group, resource, verb) for (group, resource), verbs in rights.items() for verb in verbs]
     return [
-        f"{verb} {resource}{group and '.'}{group}" for group, resource, verb in asked if not may(group, resource, verb)
+        f"{verb} {resource}{group and '.'}{group}"
+        for group, resource, verb in flat_rights
+        if not is_allowed(group, resource, verb)
     ]
 
 
-def accounts(view: View, cluster: Cluster, runs: RunNamespace) -> list[Finding]:
-    """The service accounts are there, and may do what the pods that run as them have to do."""
-    needed = _accounts(cluster, runs)
+def check_accounts(view: ClusterView, cluster: Cluster, runs: RunNamespace) -> list[Finding]:
+    """Check that the service accounts exist, and have the rights that their pods need."""
+    rights_by_account = _list_accounts(cluster, runs)
     findings, absent = [], []
-    for account, rights in needed.items():
+    for account, rights in rights_by_account.items():
         try:
             if view.get("serviceaccounts", account) is None:
                 absent.append(account)
                 continue
-            missing = missing_rights(rights, partial(view.account_may, account))
-        except Refused as error:
-            findings.append(unseen("accounts", f"the rights of {account} ({error})"))
+            missing = list_missing_rights(rights, partial(view.is_account_allowed, account))
+        except ApiError as error:
+            findings.append(make_unseen("accounts", f"the rights of {account} ({error})"))
             continue
         if missing:
-            state = WARNING if set(missing) <= set(_DISPENSABLE) else ERROR
-            findings.append(Finding("accounts", state, f"{account} may not {', '.join(missing)}", overlay(runs)))
+            state = WARNING if set(missing) <= set(_OPTIONAL_RIGHTS) else ERROR
+            findings.append(
+                Finding("accounts", state, f"{account} may not {', '.join(missing)}", get_overlay_command(runs))
+            )
     if absent:
-        seen = f"no service account {', '.join(absent)} in {view.namespace}"
-        findings.insert(0, Finding("accounts", ERROR, seen, overlay(runs)))
+        observation = f"no service account {', '.join(absent)} in {view.namespace}"
+        findings.insert(0, Finding("accounts", ERROR, observation, get_overlay_command(runs)))
     if runs.target == ARGO:
-        findings += _your_rights(view)
-    return findings or [Finding("accounts", OK, f"{', '.join(needed)} and their rights")]
+        findings += _check_user_rights(view)
+    return findings or [Finding("accounts", OK, f"{', '.join(rights_by_account)} and their rights")]
 
 
-def _accounts(cluster: Cluster, runs: RunNamespace) -> dict[str, Rights]:
-    """The accounts of a run's pods, with the rights that each needs."""
+def _list_accounts(cluster: Cluster, runs: RunNamespace) -> dict[str, Rights]:
+    """Return the accounts of a run's pods, with the rights that each needs."""
     makes_rayjobs = cluster.ray.makes_rayjobs
     if runs.target != ARGO:
         return {runs.account: RIGHTS if makes_rayjobs else {}}
     argo = cluster.argo
-    launcher = {**EXECUTOR, **(LAUNCHER if makes_rayjobs else {})}
+    launcher = {**EXECUTOR_RIGHTS, **(LAUNCHER_RIGHTS if makes_rayjobs else {})}
     if not argo.executor_service_account:
-        return {argo.service_account: EXECUTOR, argo.launcher_service_account: launcher}
+        return {argo.service_account: EXECUTOR_RIGHTS, argo.launcher_service_account: launcher}
     return {
         argo.service_account: {},
-        argo.executor_service_account: EXECUTOR,
+        argo.executor_service_account: EXECUTOR_RIGHTS,
         argo.launcher_service_account: launcher,
     }
 
 
-def _your_rights(view: View) -> list[Finding]:
+def _check_user_rights(view: ClusterView) -> list[Finding]:
     try:
-        missing = missing_rights(YOURS, view.may)
-    except Refused as error:
-        return [unseen("accounts", f"your own rights ({error})")]
+        missing = list_missing_rights(USER_RIGHTS, view.is_allowed)
+    except ApiError as error:
+        return [make_unseen("accounts", f"your own rights ({error})")]
     if not missing:
         return []
-    seen = f"you yourself may not, in {view.namespace}: {', '.join(missing)}"
-    return [Finding("accounts", WARNING, seen, "somebody else has to start and follow runs, or give you the right")]
+    observation = f"you yourself may not, in {view.namespace}: {', '.join(missing)}"
+    return [
+        Finding("accounts", WARNING, observation, "somebody else has to start and follow runs, or give you the right")
+    ]
 
 
 @dataclass(frozen=True)
 class NeededSecret:
-    """A secret that a field of the cluster's file names; `keys`: key → the field that names it, or nothing."""
+    """A secret that a field of the cluster's file names; `keys`: key → the field that names it, or an empty string."""
 
     name: str
     field: str
     keys: Mapping[str, str]
     install: str = ""
-    """What makes it, where it comes with an installation."""
+    """The command that creates it, where it comes with an installation."""
 
 
-def secrets(view: View, cluster: Cluster, runs: RunNamespace) -> list[Finding]:
-    """The secrets that pods are given are there, with the keys that the cluster's file names."""
+def check_secrets(view: ClusterView, cluster: Cluster, runs: RunNamespace) -> list[Finding]:
+    """Check that the secrets of the pods exist, with the keys that the cluster's file names."""
     findings = []
-    needed = _secrets(cluster, runs)
-    for secret in needed:
+    needed_secrets = _list_secrets(cluster, runs)
+    for secret in needed_secrets:
         try:
-            findings += missing_parts(view, secret)
-        except Refused as error:
-            findings.append(unseen("secrets", f"{secret.name} ({error})"))
-    names = ", ".join(secret.name for secret in needed)
+            findings += check_secret(view, secret)
+        except ApiError as error:
+            findings.append(make_unseen("secrets", f"{secret.name} ({error})"))
+    names = ", ".join(secret.name for secret in needed_secrets)
     return findings or [Finding("secrets", OK, names or "none are needed: credentials by workload identity")]
 
 
-def _secrets(cluster: Cluster, runs: RunNamespace) -> list[NeededSecret]:
-    storage, needed = cluster.storage, []
+def _list_secrets(cluster: Cluster, runs: RunNamespace) -> list[NeededSecret]:
+    storage, needed_secrets = cluster.storage, []
     if storage.secret:
         keys = {storage.access_key: "storage.access_key", storage.secret_key: "storage.secret_key"}
-        needed.append(NeededSecret(storage.secret, "storage.secret", keys))
+        needed_secrets.append(NeededSecret(storage.secret, "storage.secret", keys))
     if cluster.ray.token_secret:
-        needed.append(NeededSecret(cluster.ray.token_secret, "ray.token_secret", {TOKEN_KEY: ""}))
+        needed_secrets.append(NeededSecret(cluster.ray.token_secret, "ray.token_secret", {TOKEN_KEY: ""}))
     login = {".dockerconfigjson": ""}
-    needed += [NeededSecret(name, "images.pull_secrets", login) for name in cluster.images.pull_secrets]
+    needed_secrets += [NeededSecret(name, "images.pull_secrets", login) for name in cluster.images.pull_secrets]
     if runs.target == ARGO and (account := cluster.argo.executor_service_account):
         name = f"{account}.service-account-token"
-        needed.append(NeededSecret(name, "argo.executor_service_account", {"token": ""}, overlay(runs)))
-    return needed
+        needed_secrets.append(
+            NeededSecret(name, "argo.executor_service_account", {"token": ""}, get_overlay_command(runs))
+        )
+    return needed_secrets
 
 
-def missing_parts(view: View, secret: NeededSecret) -> list[Finding]:
-    """What is wrong with a secret of the namespace. Raises Refused."""
+def check_secret(view: ClusterView, secret: NeededSecret) -> list[Finding]:
+    """Check that a secret of the namespace exists and has its keys. Raises ApiError."""
     document = view.get("secrets", secret.name)
     if document is None:
-        mend = secret.install or f"make it, or correct {secret.field} in the file"
-        seen = f"there is no secret {secret.name} in {view.namespace} ({secret.field})"
-        return [Finding("secrets", ERROR, seen, mend)]
+        remedy = secret.install or f"make it, or correct {secret.field} in the file"
+        observation = f"there is no secret {secret.name} in {view.namespace} ({secret.field})"
+        return [Finding("secrets", ERROR, observation, remedy)]
     data = document.get("data") or {}
     findings = []
     for key, field in secret.keys.items():
         if not data.get(key):
-            mend = f"correct {field} in the file" if field else f"give it a value for {key}"
-            seen = f"secret {secret.name} has no key {key}; it has {', '.join(sorted(data)) or 'none'}"
-            findings.append(Finding("secrets", ERROR, seen, mend))
+            remedy = f"correct {field} in the file" if field else f"give it a value for {key}"
+            observation = f"secret {secret.name} has no key {key}; it has {', '.join(sorted(data)) or 'none'}"
+            findings.append(Finding("secrets", ERROR, observation, remedy))
     return findings
 
 
-def secret_value(document: Json | None, key: str) -> str:
-    """A secret's value as text; empty where it has none."""
+def decode_secret(document: Json | None, key: str) -> str:
+    """Return a secret's value as text; empty where it has none."""
     try:
         return base64.b64decode(((document or {}).get("data") or {}).get(key) or "").decode()
     except (binascii.Error, UnicodeDecodeError):
         return ""
 
 
-def policies(view: View, runs: RunNamespace) -> list[Finding]:
-    """The network policies for the pods of runs are there. Whether the network enforces them the API can't tell."""
+def check_policies(view: ClusterView, runs: RunNamespace) -> list[Finding]:
+    """Check that the network policies for the pods of runs exist; the API can't tell whether they are enforced."""
     try:
-        documents = view.items(f"/apis/networking.k8s.io/v1/namespaces/{view.namespace}/networkpolicies")
-    except Refused as error:
-        return [unseen("network", f"network policies ({error})")]
-    label, value = _OURS
-    ours = [document for document in documents if labels_of(document).get(label) == value]
-    if ours:
-        seen = f"{len(ours)} network policies for our pods; whether the cluster's network enforces them can't be seen"
-        return [Finding("network", OK, seen)]
-    closing = [document["metadata"]["name"] for document in documents if not document["spec"].get("podSelector")]
-    if closing:
-        seen = f"{', '.join(closing)} binds every pod, and no policy lets ours reach store and API server"
-        return [Finding("network", ERROR, seen, overlay(runs))]
-    seen = "no network policy for our pods: they may reach, and be reached by, anything"
-    return [Finding("network", WARNING, seen, overlay(runs))]
+        documents = view.list_items(f"/apis/networking.k8s.io/v1/namespaces/{view.namespace}/networkpolicies")
+    except ApiError as error:
+        return [make_unseen("network", f"network policies ({error})")]
+    label, value = _POLICY_LABEL
+    own_policies = [document for document in documents if get_labels(document).get(label) == value]
+    if own_policies:
+        number = len(own_policies)
+        observation = (
+            f"{number} network policies for our pods; whether the cluster's network enforces them can't be seen"
+        )
+        return [Finding("network", OK, observation)]
+    binding_all = [document["metadata"]["name"] for document in documents if not document["spec"].get("podSelector")]
+    if binding_all:
+        observation = f"{', '.join(binding_all)} binds every pod, and no policy lets ours reach store and API server"
+        return [Finding("network", ERROR, observation, get_overlay_command(runs))]
+    observation = "no network policy for our pods: they may reach, and be reached by, anything"
+    return [Finding("network", WARNING, observation, get_overlay_command(runs))]

@@ -1,4 +1,4 @@
-"""Findings of doctor's checks: one line of its table each, with what mends it."""
+"""The findings of doctor's checks, and the table of them."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from dataclasses import dataclass
 
 OK, WARNING, ERROR = "ok", "warning", "error"
 STATES = (OK, WARNING, ERROR)
-"""From good to bad. A warning: a run may fail, be slow, or the matter can't be seen. An error: a run fails, or waits in
-vain."""
-WIDTH = 110
+"""The states, from good to bad. Warning: a run may fail or be slow, or the check could not look. Error: a run fails, or
+waits in vain."""
+_WIDTH = 110
 
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of one check. `mend` says what to do about it; empty where nothing is to be done."""
+    """The result of a check: what was `seen`, and in `mend` the remedy; empty where nothing is to be done.
+
+    The fields are the keys of the command's JSON.
+    """
 
     check: str
     state: str
@@ -25,22 +28,22 @@ class Finding:
     """The check could not look."""
 
 
-def unseen(check: str, why: str, mend: str = "") -> Finding:
-    """The finding of a check that could not look."""
-    return Finding(check, WARNING, f"can't be seen: {why}", mend, is_unseen=True)
+def make_unseen(check: str, reason: str, mend: str = "") -> Finding:
+    """Return the warning of a check that could not look."""
+    return Finding(check, WARNING, f"can't be seen: {reason}", mend, is_unseen=True)
 
 
-def worst(findings: Iterable[Finding]) -> str:
-    """The worst state of all; ok where there are none."""
+def find_worst_state(findings: Iterable[Finding]) -> str:
+    """Return the worst state of the findings; ok where there are none."""
     return max((finding.state for finding in findings), key=STATES.index, default=OK)
 
 
-def table(findings: Sequence[Finding]) -> str:
-    """The findings as lines of text: state, check, what was seen, and below it what mends it."""
-    wide = max((len(finding.check) for finding in findings), default=0)
+def format_table(findings: Sequence[Finding]) -> str:
+    """Format the findings as a table: state, check, what was seen, and below it the remedy."""
+    width = max((len(finding.check) for finding in findings), default=0)
     lines = []
     for finding in findings:
-        head = f"{finding.state:<8} {finding.check:<{wide}}  "
+        head = f"{finding.state:<8} {finding.check:<{width}}  "
         lines += _wrap(finding.seen, head) or [head]
         if finding.mend:
             lines += _wrap(finding.mend, " " * (len(head) - 3) + "-> ")
@@ -48,8 +51,8 @@ def table(findings: Sequence[Finding]) -> str:
 
 
 def _wrap(text: str, head: str) -> list[str]:
-    """Lines with `head` before the first and as much space before the others; names and addresses stay whole."""
+    """Wrap a text, with `head` before the first line and an equal indent before the others, without breaking words."""
     return textwrap.wrap(
-        text, WIDTH, initial_indent=head, subsequent_indent=" " * len(head), break_long_words=False,
+        text, _WIDTH, initial_indent=head, subsequent_indent=" " * len(head), break_long_words=False,
         break_on_hyphens=False,
     )  # fmt: skip

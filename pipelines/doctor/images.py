@@ -1,4 +1,4 @@
-"""The three images: on the nodes already, or to be pulled; as far as nodes and pods tell."""
+"""Check whether the three images are on the nodes or can be pulled, as far as nodes and pods show it."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from datetime import UTC, datetime, timedelta
 
 from ..cluster import Cluster
 from ..kube import Json
-from .findings import ERROR, OK, WARNING, Finding, unseen
-from .view import Refused, View
+from .findings import ERROR, OK, WARNING, Finding, make_unseen
+from .view import ApiError, ClusterView
 
 CHECK = "images"
 TARGETS = ("cpu", "ray", "gpu")
 PULL_PROBLEMS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable")
-OUTDATED = timedelta(minutes=6)
-"""Kubelets tell of their node every five minutes, and when something has changed."""
-LISTED = 50
-"""So many images a kubelet lists, the largest ones, unless it is set to more: another one may be there as well."""
-_LOAD = (
+MAX_HEARTBEAT_AGE = timedelta(minutes=6)
+"""Kubelets report their node's status every five minutes, and when something has changed."""
+MAX_LISTED_IMAGES = 50
+"""The number of images that a kubelet lists, the largest ones, unless it is configured otherwise."""
+_LOAD_HINT = (
     "`kind load docker-image` puts it onto kind's nodes; `imagemill images build --registry …` pushes it to a registry"
 )
 
 
-def full_name(image: str) -> str:
-    """An image as nodes list it: registry/repository:tag, or registry/repository@sha256:…"""
+def normalize_image(image: str) -> str:
+    """Return an image's name as nodes list it: registry/repository:tag, or registry/repository@sha256:…"""
     name, _, digest = image.partition("@")
     registry, slash, repository = name.partition("/")
     if not slash:
@@ -35,82 +35,88 @@ def full_name(image: str) -> str:
     return f"{folder}/{repository}@{digest}" if digest else f"{folder}/{repository}:{tag or 'latest'}"
 
 
-def names_registry(image: str) -> bool:
-    """Whether the name says where the image can be pulled from; if not, it was built on some machine."""
+def has_registry(image: str) -> bool:
+    """Return whether the name has a registry to pull from; if not, the image was built on some machine."""
     registry, slash, _ = image.partition("/")
     return bool(slash) and ("." in registry or ":" in registry)
 
 
-def look(view: View, cluster: Cluster) -> list[Finding]:
-    """Whether pods get each image."""
+def check_images(view: ClusterView, cluster: Cluster) -> list[Finding]:
+    """Check each image."""
     try:
-        nodes = view.items("/api/v1/nodes")
-    except Refused as error:
-        return [unseen(CHECK, f"what is on the nodes ({error})", "--probe tries to start a pod of each")]
+        nodes = view.list_items("/api/v1/nodes")
+    except ApiError as error:
+        return [make_unseen(CHECK, f"what is on the nodes ({error})", "--probe tries to start a pod of each")]
     try:
-        pods = view.items(f"/api/v1/namespaces/{view.namespace}/pods")
-    except Refused:
+        pods = view.list_items(f"/api/v1/namespaces/{view.namespace}/pods")
+    except ApiError:
         pods = []
     policy = cluster.images.pull_policy
     fields = {cluster.image(target): f"images.{target}" for target in reversed(TARGETS)}
-    findings = [_judge(field, image, policy, nodes, pods) for image, field in reversed(fields.items())]
-    bad = [finding for finding in findings if finding.state != OK]
-    return bad or [Finding(CHECK, OK, "; ".join(finding.seen for finding in findings))]
+    findings = [_check_image(field, image, policy, nodes, pods) for image, field in reversed(fields.items())]
+    problems = [finding for finding in findings if finding.state != OK]
+    return problems or [Finding(CHECK, OK, "; ".join(finding.seen for finding in findings))]
 
 
-def _judge(field: str, image: str, policy: str, nodes: Sequence[Json], pods: Sequence[Json]) -> Finding:
-    having = [node for node in nodes if full_name(image) in _names(node) or _has_started(image, node, pods)]
-    seen = f"{field}: {image} is on {len(having)} of {len(nodes)} nodes"
-    if policy == "Always" and not names_registry(image):
-        seen = f"{field}: {image} names no registry, and images.pull_policy Always pulls it"
-        return Finding(CHECK, ERROR, seen, "images.pull_policy: IfNotPresent")
-    if len(having) == len(nodes):
-        return Finding(CHECK, OK, seen)
-    if policy == "Never" or not names_registry(image):
-        may_be_there = having or any(len(_images(node)) >= LISTED or _is_outdated(node) for node in nodes)
-        why = "images.pull_policy is Never" if policy == "Never" else "it names no registry to be pulled from"
-        return Finding(CHECK, WARNING if may_be_there else ERROR, f"{seen}, and {why}", _LOAD)
-    if having:
-        return Finding(CHECK, OK, seen)
-    if problem := next(_problems(image, pods), ""):
+def _check_image(field: str, image: str, policy: str, nodes: Sequence[Json], pods: Sequence[Json]) -> Finding:
+    nodes_with_image = [
+        node for node in nodes if normalize_image(image) in _list_image_names(node) or _has_started(image, node, pods)
+    ]
+    observation = f"{field}: {image} is on {len(nodes_with_image)} of {len(nodes)} nodes"
+    if policy == "Always" and not has_registry(image):
+        observation = f"{field}: {image} names no registry, and images.pull_policy Always pulls it"
+        return Finding(CHECK, ERROR, observation, "images.pull_policy: IfNotPresent")
+    if len(nodes_with_image) == len(nodes):
+        return Finding(CHECK, OK, observation)
+    if policy == "Never" or not has_registry(image):
+        may_be_there = nodes_with_image or any(
+            len(_list_images(node)) >= MAX_LISTED_IMAGES or _is_outdated(node) for node in nodes
+        )
+        reason = "images.pull_policy is Never" if policy == "Never" else "it names no registry to be pulled from"
+        return Finding(CHECK, WARNING if may_be_there else ERROR, f"{observation}, and {reason}", _LOAD_HINT)
+    if nodes_with_image:
+        return Finding(CHECK, OK, observation)
+    if problem := next(_find_pull_problems(image, pods), ""):
         return Finding(CHECK, ERROR, f"{field}: {problem}", "correct the name, or images.pull_secrets")
-    seen = f"{field}: no node is known to have {image}: it is pulled when it is first needed"
-    return Finding(CHECK, WARNING, seen, "--probe tries to start a pod of it")
+    observation = f"{field}: no node is known to have {image}: it is pulled when it is first needed"
+    return Finding(CHECK, WARNING, observation, "--probe tries to start a pod of it")
 
 
-def _images(node: Json) -> list[Json]:
+def _list_images(node: Json) -> list[Json]:
     return list((node.get("status") or {}).get("images") or ())
 
 
-def _names(node: Json) -> set[str]:
-    return {full_name(name) for image in _images(node) for name in image.get("names") or ()}
+def _list_image_names(node: Json) -> set[str]:
+    return {normalize_image(name) for image in _list_images(node) for name in image.get("names") or ()}
 
 
 def _has_started(image: str, node: Json, pods: Iterable[Json]) -> bool:
-    """Whether a pod of the namespace has run the image on the node."""
+    """Return whether a pod of the namespace has run the image on the node."""
     placed = (pod for pod in pods if (pod.get("spec") or {}).get("nodeName") == node["metadata"]["name"])
-    started = (container for pod in placed for container in container_statuses(pod) if container.get("imageID"))
-    return any(full_name(str(container.get("image"))) == full_name(image) for container in started)
+    started = (container for pod in placed for container in get_container_statuses(pod) if container.get("imageID"))
+    return any(normalize_image(str(container.get("image"))) == normalize_image(image) for container in started)
 
 
 def _is_outdated(node: Json) -> bool:
-    """Whether the node has not told for long what is on it."""
+    """Return whether the node's status is older than MAX_HEARTBEAT_AGE."""
     for condition in (node.get("status") or {}).get("conditions") or ():
         if condition["type"] == "Ready" and (time := condition.get("lastHeartbeatTime")):
-            return datetime.now(UTC) - datetime.fromisoformat(time) > OUTDATED
+            return datetime.now(UTC) - datetime.fromisoformat(time) > MAX_HEARTBEAT_AGE
     return False
 
 
-def _problems(image: str, pods: Iterable[Json]) -> Iterator[str]:
-    """What pods of the namespace that could not pull the image say."""
+def _find_pull_problems(image: str, pods: Iterable[Json]) -> Iterator[str]:
+    """Yield the messages of the namespace's pods that could not pull the image."""
     for pod in pods:
-        for container in container_statuses(pod):
+        for container in get_container_statuses(pod):
             waiting = (container.get("state") or {}).get("waiting") or {}
-            if waiting.get("reason") in PULL_PROBLEMS and full_name(str(container.get("image"))) == full_name(image):
+            if waiting.get("reason") in PULL_PROBLEMS and normalize_image(
+                str(container.get("image"))
+            ) == normalize_image(image):
                 yield f"pod {pod['metadata']['name']}: {waiting['reason']}: {waiting.get('message', '')}".strip(": ")
 
 
-def container_statuses(pod: Json) -> list[Json]:
-    """The statuses of a pod's containers, those that come first among them."""
+def get_container_statuses(pod: Json) -> list[Json]:
+    """Return the statuses of a pod's containers, its init containers first."""
     status = pod.get("status") or {}
     return [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]

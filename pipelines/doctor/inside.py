@@ -1,6 +1,6 @@
-"""What `imagemill doctor --probe` asks from inside the cluster, shipped as text to a pod of one of the images.
+"""The program of the pods of `imagemill doctor --probe`, sent as text to a pod of one of the images.
 
-It imports nothing but what every imagemill has. The answer is one line of JSON after the mark.
+It imports only modules that every version of imagemill has. It prints one line of JSON after MARK.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 MARK = "imagemill-doctor:"
 
 
-def version(workspace: str) -> dict[str, Any]:
-    """What is in the image: imagemill's version, the user that it runs as, and what it can import."""
+def describe_image(workspace: str) -> dict[str, Any]:
+    """Return imagemill's version, the user that the image runs as, and the modules that it can import."""
     import importlib.util
     import os
 
@@ -24,14 +24,14 @@ def version(workspace: str) -> dict[str, Any]:
     return {"version": code_version(), "uid": os.getuid(), "has": has}
 
 
-def reach(workspace: str) -> dict[str, Any]:
-    """Write, read, list and delete an object of the workspace, if its bucket is there: some stores would make it."""
+def use_store(workspace: str) -> dict[str, Any]:
+    """Write, read, list and delete an object of the workspace, after checking that its bucket exists."""
     import secrets
 
     from imagemill.components.store.filesystem import get_store
 
     store, folder = get_store(workspace), f"{workspace}/_doctor-{secrets.token_hex(4)}"
-    next(iter(store.list(folder)), None)  # an error where there is no bucket: SeaweedFS would make one to write to
+    next(iter(store.list(folder)), None)  # raises where there is no bucket, which SeaweedFS would create on writing
     uri = f"{folder}/probe.txt"
     store.put(uri, b"doctor")
     read, listed = store.read(uri), [entry.uri for entry in store.list(folder)]
@@ -39,11 +39,11 @@ def reach(workspace: str) -> dict[str, Any]:
     return {"read": read == b"doctor", "listed": listed == [uri], "deletes": store.stat(uri) is None}
 
 
-QUESTIONS = {"version": version, "reach": reach}
+QUESTIONS = {"version": describe_image, "reach": use_store}
 
 
 def main(question: str, workspace: str) -> None:
-    """Answer; an error of the store ends the process with its exit code and one line."""
+    """Print the answer; an error of the store ends the process with its exit code and one line."""
     from imagemill.components.store.errors import MillError
 
     try:

@@ -1,4 +1,4 @@
-"""Requests of a run's pods, stage by stage: those that are there at once."""
+"""Resource requests of a run's pods, in stages of pods that run at the same time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _GIB = 2**30
 
 @dataclass(frozen=True)
 class PodRequest:
-    """One pod that a run needs: its requests, and which nodes it takes."""
+    """The requests of a pod, and the nodes that it may run on."""
 
     name: str
     requests: Amounts
@@ -34,9 +34,8 @@ class PodRequest:
 
 @dataclass(frozen=True)
 class Stage:
-    """Pods that a run has at once. It can do without `extra` further ones like the last.
-
-    `is_certain`: every run has this stage, and not only one of much data.
+    """The pods that a run has at the same time. `extra`: the number of optional further pods like the last one;
+    `is_certain`: every run has this stage, and not only one with much data.
     """
 
     name: str
@@ -46,22 +45,22 @@ class Stage:
 
     @property
     def total(self) -> Amounts:
-        """The requests of all pods that it can't do without."""
-        return add([*(pod.requests for pod in self.pods), {PODS: float(len(self.pods))}])
+        """The sum of the requests of the pods that are not optional."""
+        return add_amounts([*(pod.requests for pod in self.pods), {PODS: float(len(self.pods))}])
 
     def with_extra(self, number: int) -> tuple[PodRequest, ...]:
         return self.pods + self.pods[-1:] * number
 
 
-def quantity(text: object) -> float:
-    """A quantity of Kubernetes' as a number: cores, bytes or pieces."""
-    from kubernetes.utils.quantity import parse_quantity
+def parse_quantity(text: object) -> float:
+    """Return a Kubernetes quantity as a number: cores, bytes or pieces."""
+    from kubernetes.utils import quantity
 
-    return float(parse_quantity(str(text)))
+    return float(quantity.parse_quantity(str(text)))
 
 
-def add(amounts: Iterable[Mapping[str, float]]) -> Amounts:
-    """The sum of amounts, resource by resource."""
+def add_amounts(amounts: Iterable[Mapping[str, float]]) -> Amounts:
+    """Return the sum of amounts, resource by resource."""
     total: Amounts = {}
     for amount in amounts:
         for name, value in amount.items():
@@ -69,85 +68,89 @@ def add(amounts: Iterable[Mapping[str, float]]) -> Amounts:
     return total
 
 
-def describe(resource: str, value: float, *, round_down: bool = False, unit: bool = True) -> str:
-    """An amount in words, to a hundredth: what is asked for is rounded up, what is free is to be rounded down."""
+def format_amount(resource: str, value: float, *, round_down: bool = False, unit: bool = True) -> str:
+    """Format an amount to a hundredth, rounded up as for a request, or down as for what is free."""
     number = value / _GIB if resource in (MEMORY, DISK) else value
     hundredths = round(number * 100, 6)
     text = f"{(math.floor(hundredths) if round_down else math.ceil(hundredths)) / 100:g}"
     return text + (_UNITS.get(resource, f" {resource}") if unit else "")
 
 
-def requests_of(spec: Json) -> Amounts:
-    """What a pod with this spec is promised of its node, as the scheduler counts it."""
-    running = [_requests(container) for container in spec.get("containers") or ()]
+def compute_requests(spec: Json) -> Amounts:
+    """Return the requests of a pod with this spec, as the scheduler computes them."""
+    running = [_get_requests(container) for container in spec.get("containers") or ()]
     sidecars: list[Amounts] = []
     peak: Amounts = {}
     for container in spec.get("initContainers") or ():
-        starting = add([*sidecars, _requests(container)])
+        starting = add_amounts([*sidecars, _get_requests(container)])
         peak = {name: max(peak.get(name, 0.0), starting.get(name, 0.0)) for name in peak | starting}
         if container.get("restartPolicy") == "Always":  # a sidecar: it stays
-            sidecars.append(_requests(container))
-    total = add([*running, *sidecars])
+            sidecars.append(_get_requests(container))
+    total = add_amounts([*running, *sidecars])
     largest = {name: max(total.get(name, 0.0), peak.get(name, 0.0)) for name in total | peak}
-    whole_pod = _requests(spec)  # since Kubernetes 1.34
-    overhead = {name: quantity(value) for name, value in (spec.get("overhead") or {}).items()}
-    return add([largest | whole_pod, overhead])
+    whole_pod = _get_requests(spec)  # since Kubernetes 1.34
+    overhead = {name: parse_quantity(value) for name, value in (spec.get("overhead") or {}).items()}
+    return add_amounts([largest | whole_pod, overhead])
 
 
-def _requests(container: Json) -> Amounts:
-    """Requests; a limit without one is the request as well."""
+def _get_requests(container: Json) -> Amounts:
+    """Return a container's requests; where there is only a limit, it is the request."""
     resources = container.get("resources") or {}
     values = {**(resources.get("limits") or {}), **(resources.get("requests") or {})}
-    return {name: quantity(value) for name, value in values.items()}
+    return {name: parse_quantity(value) for name, value in values.items()}
 
 
-def stages(cluster: Cluster, target: str) -> list[Stage]:
-    """The stages of a run that `target` (argo, kfp) starts, each with the pods that it needs at once."""
-    return [stage for step in STEPS for stage in _stages_of(step, cluster, target)]
+def list_stages(cluster: Cluster, target: str) -> list[Stage]:
+    """Return the stages of a run that `target` (argo, kfp) starts."""
+    return [stage for step in STEPS for stage in _list_step_stages(step, cluster, target)]
 
 
-def _stages_of(step: str, cluster: Cluster, target: str) -> list[Stage]:
+def _list_step_stages(step: str, cluster: Cluster, target: str) -> list[Stage]:
     mode = cluster.ray.mode if step == "resize" else "pod"
-    in_pod = _step_pod(step, cluster.small if mode == "address" else cluster.steps[step], target)
+    in_pod = _build_step_request(step, cluster.small if mode == "address" else cluster.steps[step], target)
     if mode in ("pod", "address"):
         return [Stage(step, (in_pod,))]
     if target == ARGO:  # which watches the RayJob itself
         waiting = PodRequest("resize", _EXECUTOR)
     else:
-        waiting = in_pod if mode == "auto" else _step_pod(step, cluster.small, target)
+        waiting = in_pod if mode == "auto" else _build_step_request(step, cluster.small, target)
     if mode == "auto":
-        return [Stage(step, (in_pod,)), _rayjob("resize by a RayJob", cluster, waiting, is_certain=False)]
-    return [_rayjob(step, cluster, waiting, is_certain=True)]
+        return [Stage(step, (in_pod,)), _build_rayjob_stage("resize by a RayJob", cluster, waiting, is_certain=False)]
+    return [_build_rayjob_stage(step, cluster, waiting, is_certain=True)]
 
 
-def _step_pod(name: str, pod: Pod, target: str) -> PodRequest:
+def _build_step_request(name: str, pod: Pod, target: str) -> PodRequest:
     values = {CPU: pod.cpu, MEMORY: pod.memory}
     if target == ARGO and pod.ephemeral_storage:  # KFP has no word for it
         values[DISK] = pod.ephemeral_storage
-    requests = {resource: quantity(value) for resource, value in values.items()}
+    requests = {resource: parse_quantity(value) for resource, value in values.items()}
     if pod.gpu:
         requests[pod.gpu_type] = float(pod.gpu)
     executor = _EXECUTOR if target == ARGO else {}
-    return PodRequest(name, add([requests, executor]), pod.node_selector, pod.tolerations)
+    return PodRequest(name, add_amounts([requests, executor]), pod.node_selector, pod.tolerations)
 
 
-def _rayjob(name: str, cluster: Cluster, waiting: PodRequest, *, is_certain: bool) -> Stage:
-    """The pod that waits, the head, the submitter and one worker at least: read from the RayJob itself."""
+def _build_rayjob_stage(name: str, cluster: Cluster, waiting: PodRequest, *, is_certain: bool) -> Stage:
+    """Return the stage of a RayJob: the waiting pod, and from its manifest head, submitter and at least one worker."""
     # Without Ray's version the manifest is refused where no Ray is installed; sizes do not depend on it.
-    versioned = replace(cluster, ray=replace(cluster.ray, version=cluster.ray.version or "0.0"))
-    spec = rayjob.manifest(versioned, "doctor", ["python"], "doctor")["spec"]
+    cluster_with_version = replace(cluster, ray=replace(cluster.ray, version=cluster.ray.version or "0.0"))
+    spec = rayjob.build_rayjob(cluster_with_version, "doctor", ["python"], "doctor")["spec"]
     ray_cluster = spec["rayClusterSpec"]
     (workers,) = ray_cluster["workerGroupSpecs"]
     autoscaler = ray_cluster.get("autoscalerOptions", {}) if ray_cluster.get("enableInTreeAutoscaling") else {}
-    head = _template_pod("Ray's head", ray_cluster["headGroupSpec"]["template"])
-    head = replace(head, requests=add([head.requests, _requests(autoscaler)]))
-    submitter = [_template_pod("submitter", spec["submitterPodTemplate"])] if "submitterPodTemplate" in spec else []
-    worker = _template_pod("Ray's worker", workers["template"])
-    least = max(workers["minReplicas"], 1)
-    pods = (waiting, head, *submitter, *[worker] * least)
-    return Stage(name, pods, max(workers["maxReplicas"] - least, 0), is_certain)
+    head = _build_template_request("Ray's head", ray_cluster["headGroupSpec"]["template"])
+    head = replace(head, requests=add_amounts([head.requests, _get_requests(autoscaler)]))
+    submitter = (
+        [_build_template_request("submitter", spec["submitterPodTemplate"])] if "submitterPodTemplate" in spec else []
+    )
+    worker = _build_template_request("Ray's worker", workers["template"])
+    min_workers = max(workers["minReplicas"], 1)
+    pods = (waiting, head, *submitter, *[worker] * min_workers)
+    return Stage(name, pods, max(workers["maxReplicas"] - min_workers, 0), is_certain)
 
 
-def _template_pod(name: str, template: Json) -> PodRequest:
+def _build_template_request(name: str, template: Json) -> PodRequest:
     spec = template["spec"]
-    return PodRequest(name, requests_of(spec), spec.get("nodeSelector") or {}, tuple(spec.get("tolerations") or ()))
+    return PodRequest(
+        name, compute_requests(spec), spec.get("nodeSelector") or {}, tuple(spec.get("tolerations") or ())
+    )

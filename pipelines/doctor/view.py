@@ -1,4 +1,4 @@
-"""The Kubernetes API to look at: documents by path, and questions of who may do what."""
+"""A read-mostly client of the Kubernetes API for doctor: objects by path, and access reviews."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 from urllib.parse import urlencode
 
 from ...components.store.errors import first_line
-from ..kube import Json, Kube
+from ..kube import Json, KubeClient
 
 _DENIED = re.compile(r'cannot (\w+) resource "([^"]+)" in API group "[^"]*"(?: in the namespace "([^"]+)")?')
-PAGE = 500
-ACCESS = "/apis/authorization.k8s.io/v1"
+PAGE_SIZE = 500
+ACCESS_API = "/apis/authorization.k8s.io/v1"
 
 
-class Refused(Exception):
-    """The API does not show or do what was asked; `status` is that of HTTP, 0 where nothing answered."""
+class ApiError(Exception):
+    """An error of the API; `status` is that of HTTP, 0 where there was no answer."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -26,10 +26,13 @@ class Refused(Exception):
 
 
 @dataclass
-class View:
-    """A cluster as seen from one namespace. `timeout_s`: seconds to connect and to be answered."""
+class ClusterView:
+    """The API of a cluster for one namespace. `timeout_s`: seconds to connect, and to wait for an answer.
 
-    kube: Kube
+    All methods raise ApiError.
+    """
+
+    kube: KubeClient
     timeout_s: tuple[int, int] = (3, 20)
     _read: dict[str, Json | None] = field(default_factory=dict)
 
@@ -43,39 +46,41 @@ class View:
         return str(self.kube.api.configuration.host)
 
     def read(self, path: str) -> Json | None:
-        """A document of the API, None for 404; read once. Raises Refused."""
+        """Return a document of the API, None for 404; it is read once and kept."""
         if path not in self._read:
             try:
                 self._read[path] = self._send("GET", path)
-            except Refused as error:
+            except ApiError as error:
                 if error.status != 404:
                     raise
                 self._read[path] = None
         return self._read[path]
 
     def get(self, kind: str, name: str, namespace: str = "", group: str = "api/v1") -> Json | None:
-        """A namespaced object, or None. `kind` is its resource, such as secrets."""
+        """Return a namespaced object, or None. `kind` is its resource, such as secrets."""
         return self.read(f"/{group}/namespaces/{namespace or self.namespace}/{kind}/{name}")
 
     def poll(self, kind: str, name: str) -> Json | None:
-        """An object of the namespace as it is now. Raises Refused."""
+        """Return an object of the namespace as it is now, or None."""
         path = f"/api/v1/namespaces/{self.namespace}/{kind}/{name}"
         self._read.pop(path, None)
         return self.read(path)
 
-    def items(self, path: str, **query: str) -> list[Json]:
-        """All objects of a list, page by page; none where the kind is unknown. Raises Refused."""
+    def list_items(self, path: str, **query: str) -> list[Json]:
+        """Return all objects of a list, read page by page; none where the kind is unknown."""
         documents: list[Json] = []
         token = ""
         while True:
-            page = self.read(f"{path}?{urlencode({'limit': PAGE, **query, **({'continue': token} if token else {})})}")
+            page = self.read(
+                f"{path}?{urlencode({'limit': PAGE_SIZE, **query, **({'continue': token} if token else {})})}"
+            )
             documents += (page or {}).get("items") or []
             token = ((page or {}).get("metadata") or {}).get("continue") or ""
             if not token:
                 return documents
 
     def create(self, kind: str, body: Mapping[str, Any], *, dry_run: bool = False) -> Json:
-        """Create an object of the namespace; with `dry_run` only ask whether the API would take it. Raises Refused."""
+        """Create an object in the namespace; with `dry_run` the API only checks it."""
         path = f"/api/v1/namespaces/{self.namespace}/{kind}"
         return self._send("POST", f"{path}?dryRun=All" if dry_run else path, body)
 
@@ -83,30 +88,34 @@ class View:
         body = {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": "Background"}
         self._send("DELETE", f"/api/v1/namespaces/{self.namespace}/{kind}/{name}", body)
 
-    def log(self, pod: str, lines: int = 50) -> str:
-        """The last lines of a pod of one container. Raises Refused."""
+    def read_log(self, pod: str, lines: int = 50) -> str:
+        """Return the last lines of the log of a pod with one container."""
         return self._text("GET", f"/api/v1/namespaces/{self.namespace}/pods/{pod}/log?tailLines={lines}")
 
-    def may(self, group: str, resource: str, verb: str) -> bool:
-        """Whether the user of this view may do that in its namespace. `resource` may be of the form pods/log."""
-        return self._allowed("SelfSubjectAccessReview", f"{ACCESS}/selfsubjectaccessreviews", {}, group, resource, verb)
+    def is_allowed(self, group: str, resource: str, verb: str) -> bool:
+        """Return whether the current user may do that in the namespace. `resource` may be of the form pods/log."""
+        return self._review_access(
+            "SelfSubjectAccessReview", f"{ACCESS_API}/selfsubjectaccessreviews", {}, group, resource, verb
+        )
 
-    def account_may(self, account: str, group: str, resource: str, verb: str) -> bool:
-        """The same of a service account of the namespace. Raises Refused where one may not ask for others."""
+    def is_account_allowed(self, account: str, group: str, resource: str, verb: str) -> bool:
+        """Return whether a service account of the namespace may do that. ApiError without the right to ask for it."""
         everyone = "system:serviceaccounts"
-        who = {
+        subject = {
             "user": f"system:serviceaccount:{self.namespace}:{account}",
             "groups": [everyone, f"{everyone}:{self.namespace}", "system:authenticated"],
         }
-        path = f"{ACCESS}/namespaces/{self.namespace}/localsubjectaccessreviews"
-        return self._allowed("LocalSubjectAccessReview", path, who, group, resource, verb)
+        path = f"{ACCESS_API}/namespaces/{self.namespace}/localsubjectaccessreviews"
+        return self._review_access("LocalSubjectAccessReview", path, subject, group, resource, verb)
 
-    def _allowed(self, kind: str, path: str, who: Json, group: str, resource: str, verb: str) -> bool:
-        name, _, part = resource.partition("/")
-        asked = {"namespace": self.namespace, "group": group, "resource": name, "verb": verb}
+    def _review_access(self, kind: str, path: str, subject: Json, group: str, resource: str, verb: str) -> bool:
+        resource_name, _, subresource = resource.partition("/")
+        attributes = {"namespace": self.namespace, "group": group, "resource": resource_name, "verb": verb}
+        if subresource:
+            attributes["subresource"] = subresource
         body = {
             "apiVersion": "authorization.k8s.io/v1", "kind": kind, "metadata": {"namespace": self.namespace},
-            "spec": {**who, "resourceAttributes": asked | ({"subresource": part} if part else {})},
+            "spec": {**subject, "resourceAttributes": attributes},
         }  # fmt: skip
         if kind.startswith("Self"):
             del body["metadata"]
@@ -117,7 +126,7 @@ class View:
         try:
             document: Json = json.loads(text)
         except ValueError:
-            raise Refused(0, f"{method} {path}: no JSON, but {text[:80]!r}") from None
+            raise ApiError(0, f"{method} {path}: no JSON, but {text[:80]!r}") from None
         return document
 
     def _text(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> str:
@@ -132,25 +141,21 @@ class View:
             )  # fmt: skip
             return str(answer.data.decode("utf-8", "replace"))
         except ApiException as error:
-            raise Refused(error.status or 0, _message(error)) from None
+            raise ApiError(error.status or 0, _get_error_message(error)) from None
         except (HTTPError, OSError) as error:
-            raise Refused(0, f"{self.server} does not answer: {first_line(error)}") from None
+            raise ApiError(0, f"{self.server} does not answer: {first_line(error)}") from None
 
 
-def _message(error: Any) -> str:
-    """What the API says was wrong, from the Status document that it answers with; of a missing right in short."""
+def _get_error_message(error: Any) -> str:
+    """Return the message of the API's Status document; a short one for a missing right."""
     try:
         text = " ".join(str(json.loads(error.body)["message"]).split())
-        if denied := _DENIED.search(text):
-            return f"you may not {denied[1]} {denied[2]} in {denied[3] or 'the cluster'}"
+        if match := _DENIED.search(text):
+            return f"you may not {match[1]} {match[2]} in {match[3] or 'the cluster'}"
         return text
     except (TypeError, ValueError, KeyError):
         return str(error.reason or f"HTTP {error.status}")
 
 
-def labels_of(document: Mapping[str, Any]) -> dict[str, str]:
+def get_labels(document: Mapping[str, Any]) -> dict[str, str]:
     return dict((document.get("metadata") or {}).get("labels") or {})
-
-
-def annotations_of(document: Mapping[str, Any]) -> dict[str, str]:
-    return dict((document.get("metadata") or {}).get("annotations") or {})

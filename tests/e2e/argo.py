@@ -33,7 +33,7 @@ def template(trial: Trial, cluster: Cluster, parameters: Mapping[str, Any]) -> s
     Runs of one scenario wait for one another, those of two don't.
     """
     own = replace(cluster, argo=replace(cluster.argo, mutex=trial.session.name("mutex")))
-    document = copy.deepcopy(argo.workflow_template(own, resolve_parameters(parameters)))
+    document = copy.deepcopy(argo.build_workflow_template(own, resolve_parameters(parameters)))
     document["metadata"]["name"] = trial.name("template")
     labels = document["spec"].setdefault("workflowMetadata", {}).setdefault("labels", {})
     labels[E2E_LABEL] = trial.session.suffix
@@ -76,7 +76,7 @@ def _was_taken(trial: Trial, run: Run, template_name: str) -> bool:
 def fire_cron(trial: Trial, workspace: str, deadline: Deadline, **parameters: Any) -> Run:
     """Let a copy of the CronWorkflow start one run, and delete it."""
     made_by = template(trial, trial.cluster, {"workspace": workspace, **parameters})
-    document: Doc = copy.deepcopy(argo.cron_workflow(trial.cluster))
+    document: Doc = copy.deepcopy(argo.build_cron_workflow(trial.cluster))
     name = trial.name("cron")
     document["metadata"]["name"] = name
     spec = document["spec"]

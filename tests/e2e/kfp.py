@@ -42,10 +42,10 @@ _CLIENT = threading.RLock()
 def service(options: Options, namespace: str) -> Iterator[Any]:
     """KFP's API, answering, for one thread at a time; a MillError says why it does not answer."""
     parser = argparse.ArgumentParser()
-    kfp_client.add_flags(parser)
+    kfp_client.add_connection_flags(parser)
     flags, _ = parser.parse_known_args(options.submit)
     with _CLIENT:
-        yield kfp_client.Service(kfp_client.Connection.from_flags(vars(flags), namespace))
+        yield kfp_client.KfpService(kfp_client.Connection.from_flags(vars(flags), namespace))
 
 
 def _service(trial: Trial) -> contextlib.AbstractContextManager[Any]:
@@ -93,7 +93,7 @@ def wait_for_recurring(trial: Trial, experiment: str, schedule: str, deadline: D
     def fired() -> str | None:
         with _service(trial) as api:
             found = api.call("looking for the schedule's runs", api.client.runs.run_service_list_runs,
-                             experiment_id=kfp_uploads.experiment(api, experiment), page_size=100)  # fmt: skip
+                             experiment_id=kfp_uploads.ensure_experiment(api, experiment), page_size=100)  # fmt: skip
         started = [run.run_id for run in found.runs or [] if run.recurring_run_id == schedule]
         return str(started[0]) if started else None
 
@@ -135,10 +135,10 @@ def sdk_client(trial: Trial) -> tuple[contextlib.AbstractContextManager[Any], st
 def upload(trial: Trial, what: str) -> dict[str, str]:
     """Upload the pipeline under a name of its own: the ids that the pages' links take."""
     name = _own_name(trial, what)
-    package = kfp_uploads.compiled(trial.cluster, resolve_parameters({}))
+    package = kfp_uploads.compile_package(trial.cluster, resolve_parameters({}))
     with _service(trial) as api:
-        version = kfp_uploads.upload(api, name, package)
-        experiment = kfp_uploads.experiment(api, name)
+        version = kfp_uploads.ensure_version(api, name, package)
+        experiment = kfp_uploads.ensure_experiment(api, name)
     return {
         "pipelineId": version.pipeline_id, "pipelineVersionId": version.version_id, "experimentId": experiment
     }  # fmt: skip
@@ -159,7 +159,7 @@ def terminate(trial: Trial, run: Run) -> None:
 def delete(trial: Trial, run: Run) -> None:
     """Delete a run as one does in the UI."""
     with _service(trial) as api:
-        api.once(api.client.runs.run_service_delete_run, run_id=run.service_id)
+        api.request(api.client.runs.run_service_delete_run, run_id=run.service_id)
 
 
 def runs_in(trial: Trial, experiment_id: str) -> list[Any]:
@@ -277,16 +277,18 @@ def names_left(options: Options, namespace: str, pattern: re.Pattern[str]) -> li
 def _forget(options: Options, namespace: str, name: str) -> None:
     """Delete runs, recurring runs, experiment and pipeline of a session's name."""
     with service(options, namespace) as api:
-        experiment = kfp_uploads.experiment(api, name)
+        experiment = kfp_uploads.ensure_experiment(api, name)
         recurring = api.client.recurring_runs
         schedules = api.call("listing schedules", recurring.recurring_run_service_list_recurring_runs,
                              experiment_id=experiment, page_size=100)  # fmt: skip
         for schedule in schedules.recurring_runs or []:
-            api.once(recurring.recurring_run_service_delete_recurring_run, recurring_run_id=schedule.recurring_run_id)
+            api.request(
+                recurring.recurring_run_service_delete_recurring_run, recurring_run_id=schedule.recurring_run_id
+            )
         runs = api.call("listing runs", api.client.runs.run_service_list_runs, experiment_id=experiment, page_size=100)
         for run in runs.runs or []:
-            api.once(api.client.runs.run_service_delete_run, run_id=run.run_id)
-        api.once(api.client.experiments.experiment_service_delete_experiment, experiment_id=experiment)
+            api.request(api.client.runs.run_service_delete_run, run_id=run.run_id)
+        api.request(api.client.experiments.experiment_service_delete_experiment, experiment_id=experiment)
         pipeline = kfp_uploads.find_pipeline(api, name)
         if not pipeline:
             return
@@ -294,6 +296,6 @@ def _forget(options: Options, namespace: str, name: str) -> None:
         versions = api.call("listing versions", pipelines.pipeline_service_list_pipeline_versions,
                             pipeline_id=pipeline, page_size=100)  # fmt: skip
         for version in versions.pipeline_versions or []:  # a pipeline that has versions isn't deleted
-            api.once(pipelines.pipeline_service_delete_pipeline_version, pipeline_id=pipeline,
+            api.request(pipelines.pipeline_service_delete_pipeline_version, pipeline_id=pipeline,
                      pipeline_version_id=version.pipeline_version_id)  # fmt: skip
-        api.once(pipelines.pipeline_service_delete_pipeline, pipeline_id=pipeline)
+        api.request(pipelines.pipeline_service_delete_pipeline, pipeline_id=pipeline)

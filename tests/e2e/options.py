@@ -180,5 +180,5 @@ def _on_cpu(pod: Pod) -> Pod:
 
 def read_clusters(options: Options) -> tuple[Cluster, Cluster]:
     """Those of --cluster and of --kfp-cluster, which are one where the latter is not said."""
-    cluster = clusters.from_file(options.cluster)
-    return cluster, clusters.from_file(options.kfp_cluster) if options.kfp_cluster else cluster
+    cluster = clusters.load_cluster(options.cluster)
+    return cluster, clusters.load_cluster(options.kfp_cluster) if options.kfp_cluster else cluster

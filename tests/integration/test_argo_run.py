@@ -23,7 +23,7 @@ from mill import QUICK, STEPS
 from imagemill.components.store.manifest import read_dataset
 from imagemill.components.store.workspace import Workspace
 from imagemill.pipelines.argo import compile_argo
-from imagemill.pipelines.cluster import from_values
+from imagemill.pipelines.cluster import parse_cluster
 from imagemill.pipelines.parameters import resolve_parameters
 
 
@@ -59,7 +59,7 @@ class Pods:
 def test_the_dag_trains_and_promotes_and_then_finds_everything_there(
     mode: str, small_photos: Path, tmp_path: Path
 ) -> None:
-    cluster = from_values({"images": {"tags_allowed": True}, "ray": {"mode": mode, "version": "2.49.0"}})
+    cluster = parse_cluster({"images": {"tags_allowed": True}, "ray": {"mode": mode, "version": "2.49.0"}})
     compile_argo(resolve_parameters({}), tmp_path / "argo.yaml", cluster)
     document = next(yaml.safe_load_all((tmp_path / "argo.yaml").read_text()))
     workspace = Workspace(str(tmp_path / "work"))

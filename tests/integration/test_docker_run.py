@@ -277,7 +277,7 @@ def test_as_a_user_whom_the_image_does_not_know(
 ) -> None:
     """As containers of a caller who is not root run: by his uid, which has no name and no home in the image."""
     from imagemill.pipelines import in_docker
-    from imagemill.pipelines.cluster import from_file
+    from imagemill.pipelines.cluster import load_cluster
     from imagemill.pipelines.parameters import resolve_parameters
     from imagemill.pipelines.run import run
 
@@ -290,7 +290,7 @@ def test_as_a_user_whom_the_image_does_not_know(
     parameters = resolve_parameters(
         {"dataset": "folder", "source": str(small_photos), "workspace": str(tmp_path / "work"), **flags}
     )
-    assert run(parameters, True, from_file(str(cluster))) == 0
+    assert run(parameters, True, load_cluster(str(cluster))) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert Path(result["model"]).stat().st_uid == 12345
     assert read_dataset(result["tensors"], "tensors").manifest.totals.rows

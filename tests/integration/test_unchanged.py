@@ -17,7 +17,7 @@ from imagemill.components.store.config import PRODUCTS, STEPS
 from imagemill.components.store.workspace import Workspace
 from imagemill.pipelines import first_step
 from imagemill.pipelines.parameters import RunParameters, resolve_parameters
-from imagemill.pipelines.unchanged import Records, cached_records
+from imagemill.pipelines.unchanged import Records, find_cached_records
 
 RUN = "photos-again"
 
@@ -31,7 +31,7 @@ def chosen(finished: Finished, **flags: Any) -> RunParameters:
 
 
 def look(finished: Finished, **flags: Any) -> Records | None:
-    return cached_records(chosen(finished, **flags), RUN, {})
+    return find_cached_records(chosen(finished, **flags), RUN, {})
 
 
 def tree(folder: Path) -> dict[str, tuple[int, int]]:

@@ -17,10 +17,10 @@ from manifests import check_custom, check_golden, check_restricted
 
 from imagemill.components.store.config import STEPS
 from imagemill.components.store.errors import UserError
-from imagemill.pipelines.argo import compile_argo, workflow_template
-from imagemill.pipelines.cluster import from_json, from_values
+from imagemill.pipelines.argo import build_workflow_template, compile_argo
+from imagemill.pipelines.cluster import parse_cluster, parse_cluster_json
 from imagemill.pipelines.parameters import list_form_parameters, resolve_parameters
-from imagemill.pipelines.pod_settings import VARIABLE
+from imagemill.pipelines.pods import CLUSTER_VARIABLE
 from imagemill.pipelines.rayjob import FAILURE_CONDITION, SUCCESS_CONDITION
 
 compiled = argo_files.compiled
@@ -183,7 +183,7 @@ def test_the_exit_handler_and_the_plan_know_the_cluster(compiled: dict[str, str]
     document = first(compiled, "argo-everything")
     for name in ("clean", "finish"):
         environment = {one["name"]: one.get("value", "") for one in template(document, name)["container"]["env"]}
-        told = from_json(environment[VARIABLE])
+        told = parse_cluster_json(environment[CLUSTER_VARIABLE])
         assert (told.namespace, told.ray.version, told.ray.workers.maximum) == ("vision", "2.49.0", 8)
 
 
@@ -198,20 +198,20 @@ def test_the_exit_handler_and_the_plan_know_the_cluster(compiled: dict[str, str]
 )
 def test_what_is_kept_for_ever_is_never_deleted(limits: Json, found: Json | None) -> None:
     """To Argo 0 seconds are at once."""
-    cluster = from_values({"images": IMAGES, "ray": {"version": "2.49.0"}, "limits": limits})
-    assert workflow_template(cluster, resolve_parameters({}))["spec"].get("ttlStrategy") == found
+    cluster = parse_cluster({"images": IMAGES, "ray": {"version": "2.49.0"}, "limits": limits})
+    assert build_workflow_template(cluster, resolve_parameters({}))["spec"].get("ttlStrategy") == found
 
 
 def test_the_exit_handler_has_the_deadline_of_small_pods() -> None:
     for said, found in ((0, 900), (60, 60)):
-        cluster = from_values({"images": IMAGES, "ray": {"version": "2.49.0"}, "small": {"deadline_seconds": said}})
-        templates = workflow_template(cluster, resolve_parameters({}))["spec"]["templates"]
+        cluster = parse_cluster({"images": IMAGES, "ray": {"version": "2.49.0"}, "small": {"deadline_seconds": said}})
+        templates = build_workflow_template(cluster, resolve_parameters({}))["spec"]["templates"]
         assert [one["activeDeadlineSeconds"] for one in templates if one["name"] == "finish"] == [found]
 
 
 def test_a_controller_without_init_containers_is_patched_otherwise() -> None:
-    cluster = from_values({"images": IMAGES, "argo": {"initless": True}, "ray": {"version": "2.49.0"}})
-    templates = workflow_template(cluster, resolve_parameters({}))["spec"]["templates"]
+    cluster = parse_cluster({"images": IMAGES, "argo": {"initless": True}, "ray": {"version": "2.49.0"}})
+    templates = build_workflow_template(cluster, resolve_parameters({}))["spec"]["templates"]
     found = {one["name"]: json.loads(one["podSpecPatch"]) for one in templates if "podSpecPatch" in one}
     assert [one["name"] for one in found["train"]["containers"]] == ["supervisor"]
     assert "initContainers" not in found["train"] and "initContainers" not in found["rayjob"]
@@ -264,7 +264,7 @@ WRONG: list[tuple[dict[str, Any], dict[str, str], str]] = [
 def test_what_argo_would_refuse_is_refused_here(
     values: dict[str, Any], flags: dict[str, str], message: str, tmp_path: Path
 ) -> None:
-    cluster = from_values({**values, "images": {**IMAGES, **values.get("images", {})}})
+    cluster = parse_cluster({**values, "images": {**IMAGES, **values.get("images", {})}})
     with pytest.raises(UserError, match=message) as error:
         compile_argo(resolve_parameters(flags), tmp_path / "argo.yaml", cluster)
     assert "secret@" not in str(error.value)

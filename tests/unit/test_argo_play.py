@@ -16,11 +16,11 @@ from imagemill.components.store.config import StepConfig
 from imagemill.components.store.step import Step
 from imagemill.components.store.workspace import Workspace
 from imagemill.pipelines import argo_exit, first_step, planning
-from imagemill.pipelines.argo_templates import RETRY
-from imagemill.pipelines.cluster import Cluster, from_json
+from imagemill.pipelines.argo_templates import RETRY_EXPRESSION
+from imagemill.pipelines.cluster import Cluster, parse_cluster_json
 from imagemill.pipelines.parameters import ALL_STEPS
 from imagemill.pipelines.pod_arguments import PodArguments
-from imagemill.pipelines.pod_settings import VARIABLE
+from imagemill.pipelines.pods import CLUSTER_VARIABLE
 
 compiled = argo_files.compiled
 
@@ -59,7 +59,7 @@ compiled = argo_files.compiled
     ],
 )
 def test_only_what_may_go_well_is_tried_again(ended: Ended, again: bool) -> None:
-    assert retried(RETRY, ended) is again
+    assert retried(RETRY_EXPRESSION, ended) is again
 
 
 class Dry:
@@ -80,7 +80,7 @@ class Dry:
         patch.setattr(Step, "execute", lambda step, config, result="": self._step(config, result))
         patch.setattr(argo_exit, "finish", self._finish)
         patch.setattr(planning, "write_plan", self._plan)
-        patch.setattr(first_step, "changed", lambda chosen, run, record: self.changed)
+        patch.setattr(first_step, "find_changes", lambda chosen, run, record: self.changed)
 
     def __call__(self, task: str, made: Json) -> Ended:
         self._task = task
@@ -90,8 +90,8 @@ class Dry:
         python, option, module = made["container"]["command"]
         assert (python, option) == ("python", "-m")
         words = [word.replace("/scratch", str(self._scratch)) for word in made["container"]["args"]]
-        self.cluster = next((v["value"] for v in made["container"]["env"] if v["name"] == VARIABLE), "")
-        self._patch.setenv(VARIABLE, self.cluster)
+        self.cluster = next((v["value"] for v in made["container"]["env"] if v["name"] == CLUSTER_VARIABLE), "")
+        self._patch.setenv(CLUSTER_VARIABLE, self.cluster)
         mains = {"argo_exit": argo_exit.main, "planning": planning.main, "first_step": first_step.main}
         name = module.rpartition(".")[2]
         return Ended((mains.get(name) or ALL_STEPS[name].main)(words))
@@ -154,7 +154,7 @@ def test_every_command_line_is_read_by_its_own_step(
     assert workflow.nodes["evaluate"].outputs["top1"] == "0.5"
     assert dry.jobs == ([{"kind": "RayJob"}] if name == "argo-rayjob" else [])
     assert dry.finished == ["s3://mlpipeline/imagemill", workflow.name, SUCCEEDED]
-    assert from_json(dry.cluster).ray.mode == {"argo": "auto"}.get(name, name.removeprefix("argo-"))
+    assert parse_cluster_json(dry.cluster).ray.mode == {"argo": "auto"}.get(name, name.removeprefix("argo-"))
 
 
 @pytest.mark.parametrize("executor", [planning.NONE, planning.POD, planning.RAYJOB])

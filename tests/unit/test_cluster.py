@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from imagemill.components.store.errors import UserError
-from imagemill.pipelines.cluster import Cluster, Pod, from_file, from_json, from_values
+from imagemill.pipelines.cluster import Cluster, Pod, load_cluster, parse_cluster, parse_cluster_json
 from imagemill.pipelines.settings import parse_quantity
 
 DIGEST = "registry.example/imagemill-cpu@sha256:" + "a" * 64
@@ -18,7 +18,7 @@ DIGEST = "registry.example/imagemill-cpu@sha256:" + "a" * 64
 
 def test_the_printed_file_explains_every_field_and_reads_back() -> None:
     text = Cluster().documented()
-    assert from_values(yaml.safe_load(text)) == Cluster()
+    assert parse_cluster(yaml.safe_load(text)) == Cluster()
     lines = text.splitlines()
     seen: set[str] = set()
     for before, line in itertools.pairwise(lines):
@@ -32,7 +32,7 @@ def test_the_printed_file_explains_every_field_and_reads_back() -> None:
 
 
 def test_a_part_of_a_group_leaves_the_rest_as_it_is() -> None:
-    found = from_values({"steps": {"train": {"gpu": 2}}, "ray": {"workers": {"pod": {"cpu": 2}}}})
+    found = parse_cluster({"steps": {"train": {"gpu": 2}}, "ray": {"workers": {"pod": {"cpu": 2}}}})
     plain = Cluster()
     assert found.steps["train"].gpu == 2
     assert found.steps["train"].memory == plain.steps["train"].memory
@@ -44,7 +44,7 @@ def test_a_part_of_a_group_leaves_the_rest_as_it_is() -> None:
 
 def test_a_cluster_travels_to_a_pod_in_one_line() -> None:
     taint = {"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}
-    cluster = from_values(
+    cluster = parse_cluster(
         {
             "images": {"cpu": DIGEST, "pull_secrets": ["login"]},
             "labels": {"team": "vision", "on": True},
@@ -52,7 +52,7 @@ def test_a_cluster_travels_to_a_pod_in_one_line() -> None:
         }
     )
     assert "\n" not in cluster.to_json()
-    assert from_json(cluster.to_json()) == cluster
+    assert parse_cluster_json(cluster.to_json()) == cluster
     assert cluster.labels == {"team": "vision", "on": "true"}
     assert cluster.image_of("promote") == DIGEST
 
@@ -148,7 +148,7 @@ WRONG: list[tuple[Any, str]] = [
 @pytest.mark.parametrize(("values", "message"), WRONG, ids=range(len(WRONG)))
 def test_what_is_wrong_is_named(values: Any, message: str) -> None:
     with pytest.raises(UserError) as error:
-        from_values(values, "c.yaml")
+        parse_cluster(values, "c.yaml")
     assert message in str(error.value)
 
 
@@ -169,7 +169,7 @@ def test_a_login_is_refused_and_not_repeated(group: str, field: str, value: str,
     values: dict[str, Any] = {"ray": {"mode": mode}} if group == "ray" else {}
     values.setdefault(group, {})[field] = value
     with pytest.raises(UserError, match=rf"c\.yaml \({group}\.{field}\)") as error:
-        from_values(values, "c.yaml")
+        parse_cluster(values, "c.yaml")
     assert "hunter2" not in str(error.value)
 
 
@@ -179,7 +179,7 @@ def test_what_kubernetes_takes_is_taken() -> None:
         {"key": "spot", "value": True, "effect": "NoExecute", "tolerationSeconds": 30},
         {"key": "example.com/dedicated_to", "operator": "Equal", "value": "", "effect": "PreferNoSchedule"},
     ]
-    cluster = from_values(
+    cluster = parse_cluster(
         {
             "images": {"pull_secrets": ["my.login-1"]},
             "storage": {"endpoint": "https://store.example:8333/s3", "secret": ""},
@@ -190,25 +190,25 @@ def test_what_kubernetes_takes_is_taken() -> None:
     )
     assert cluster.steps["train"].tolerations[1]["value"] == "true"
     assert cluster.labels == {"example.com/cost.centre_1": "4711", "empty": ""}
-    assert from_json(cluster.to_json()) == cluster
-    assert from_values({"storage": {"endpoint": ""}, "ray": {"version": "2.51"}}).ray.version == "2.51"
+    assert parse_cluster_json(cluster.to_json()) == cluster
+    assert parse_cluster({"storage": {"endpoint": ""}, "ray": {"version": "2.51"}}).ray.version == "2.51"
 
 
 def test_images_are_required_by_digest_unless_tags_are_allowed() -> None:
     with pytest.raises(UserError, match=r"images\.cpu.*imagemill images build"):
         Cluster().require_images("c.yaml")
-    from_values({"images": {"tags_allowed": True}}).require_images("c.yaml")
+    parse_cluster({"images": {"tags_allowed": True}}).require_images("c.yaml")
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="a YAML file that can be read"):
-        from_file(str(tmp_path / "none.yaml"))
+        load_cluster(str(tmp_path / "none.yaml"))
     (tmp_path / "bad.yaml").write_text("a: [")
     with pytest.raises(UserError, match="expected YAML"):
-        from_file(str(tmp_path / "bad.yaml"))
+        load_cluster(str(tmp_path / "bad.yaml"))
     (tmp_path / "twice.yaml").write_text("images: {}\nray:\n  mode: pod\n  mode: rayjob\n")
     with pytest.raises(UserError, match=r"twice.yaml \(line 4\): expected each name once, found 'mode'"):
-        from_file(str(tmp_path / "twice.yaml"))
+        load_cluster(str(tmp_path / "twice.yaml"))
     for text, said in (
         ("cron: 0 25 * * 1", r"\(schedule.cron\) \(hour\): expected numbers from 0 to 23"),
         ("cron: 0 3 * *", r"\(schedule.cron\): expected five fields"),
@@ -216,16 +216,16 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     ):
         (tmp_path / "schedule.yaml").write_text(f"schedule:\n  {text}\n")
         with pytest.raises(UserError, match=rf"schedule\.yaml {said}"):
-            from_file(str(tmp_path / "schedule.yaml"))
+            load_cluster(str(tmp_path / "schedule.yaml"))
     (tmp_path / "merged.yaml").write_text(
         "steps:\n  clean: &a {cpu: 2, memory: 3Gi}\n  resize: &b {<<: *a, cpu: 5}\n  evaluate: {<<: *b, cpu: 6}\n"
     )
-    steps = from_file(str(tmp_path / "merged.yaml")).steps
+    steps = load_cluster(str(tmp_path / "merged.yaml")).steps
     assert [(steps[name].cpu, steps[name].memory) for name in ("clean", "resize", "evaluate")] == [
         ("2", "3Gi"), ("5", "3Gi"), ("6", "3Gi"),
     ]  # fmt: skip
     (tmp_path / "empty.yaml").write_text("")
-    assert from_file(str(tmp_path / "empty.yaml")) == Cluster()
+    assert load_cluster(str(tmp_path / "empty.yaml")) == Cluster()
 
 
 def test_quantities() -> None:

@@ -12,8 +12,8 @@ from packages import IMAGES, documents
 
 from imagemill.components.store.errors import UserError
 from imagemill.pipelines.cli import main
-from imagemill.pipelines.cluster import Cluster, from_values
-from imagemill.pipelines.compile import compile_for
+from imagemill.pipelines.cluster import Cluster, parse_cluster
+from imagemill.pipelines.compile import compile_pipeline
 from imagemill.pipelines.parameters import resolve_parameters
 
 LOGIN = "https://me:hunter2@photos.example/x.zip"
@@ -33,7 +33,7 @@ LOGIN = "https://me:hunter2@photos.example/x.zip"
 def test_a_path_that_no_pod_sees_is_refused(target: str, flags: dict[str, str], said: str, cluster_file: Path) -> None:
     out = cluster_file.with_name("p.yaml")
     with pytest.raises(UserError, match=f"^{said}"):
-        compile_for(target, resolve_parameters(flags), out, str(cluster_file))
+        compile_pipeline(target, resolve_parameters(flags), out, str(cluster_file))
     assert not out.exists()
 
 
@@ -43,15 +43,15 @@ def test_what_argo_would_take_for_a_variable_is_refused(target: str, flag: str, 
     """Another of the run's values would stand there, or, without an end, the run would be refused."""
     parameters = resolve_parameters({flag: "({{workflow.name}})"})
     with pytest.raises(UserError, match=f"--{flag.replace('_', '-')}: expected a text without {{{{, by which Argo's"):
-        compile_for(target, parameters, cluster_file.with_name("p.yaml"), str(cluster_file))
+        compile_pipeline(target, parameters, cluster_file.with_name("p.yaml"), str(cluster_file))
 
 
 @pytest.mark.parametrize("target", ["kfp", "argo"])
 def test_more_than_a_command_line_takes_is_refused(target: str, cluster_file: Path) -> None:
     out = cluster_file.with_name("p.yaml")
     with pytest.raises(UserError, match="config: expected parameters of 100,000 characters at most"):
-        compile_for(target, resolve_parameters({"other_class": "x" * 100_000}), out, str(cluster_file))
-    compile_for(target, resolve_parameters({"other_class": "x" * 90_000}), out, str(cluster_file))
+        compile_pipeline(target, resolve_parameters({"other_class": "x" * 100_000}), out, str(cluster_file))
+    compile_pipeline(target, resolve_parameters({"other_class": "x" * 90_000}), out, str(cluster_file))
     assert "x" * 90_000 in out.read_text()
 
 
@@ -69,14 +69,16 @@ def test_what_pods_cannot_take_is_named_with_its_file(text: str, said: str, clus
     config = cluster_file.with_name("mill.yaml")
     config.write_text(text)
     with pytest.raises(UserError) as error:
-        compile_for("argo", resolve_parameters({}, str(config)), cluster_file.with_name("p.yaml"), str(cluster_file))
+        compile_pipeline(
+            "argo", resolve_parameters({}, str(config)), cluster_file.with_name("p.yaml"), str(cluster_file)
+        )
     assert str(error.value).startswith(f"{config} {said}") and "hunter2" not in str(error.value)
 
 
 def test_names_and_addresses_are_no_paths(cluster_file: Path) -> None:
     given = {"dataset": "folder", "source": "https://photos.example/x.zip", "weights": "DEFAULT",
              "class_list": "s3://bucket/classes.txt"}  # fmt: skip
-    compile_for("argo", resolve_parameters(given), cluster_file.with_name("p.yaml"), str(cluster_file))
+    compile_pipeline("argo", resolve_parameters(given), cluster_file.with_name("p.yaml"), str(cluster_file))
     assert "https://photos.example/x.zip" in cluster_file.with_name("p.yaml").read_text()
 
 
@@ -97,7 +99,7 @@ def test_a_login_among_the_parameters_is_refused(
 ) -> None:
     out = cluster_file.with_name("p.yaml")
     with pytest.raises(UserError, match=f"^--{name}: expected a URL without a login or query") as told:
-        compile_for(target, resolve_parameters(flags), out, str(cluster_file))
+        compile_pipeline(target, resolve_parameters(flags), out, str(cluster_file))
     assert "hunter2" not in str(told.value) and "s3://" in str(told.value) and not out.exists()
 
 
@@ -148,6 +150,6 @@ def test_what_is_wrong_is_said(
 def test_the_documented_file_is_the_default_cluster(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["cluster"]) == 0
     text = capsys.readouterr().out
-    assert from_values(yaml.safe_load(text)) == Cluster()
+    assert parse_cluster(yaml.safe_load(text)) == Cluster()
     assert main(["cluster", "-o", str(tmp_path / "c.yaml")]) == 0 and (tmp_path / "c.yaml").read_text() == text
     assert main(["cluster", "-o", str(tmp_path / "c.yaml")]) == 2  # somebody has filled it in

@@ -16,11 +16,11 @@ import pytest
 from packages import IMAGES, Json, documents
 
 from imagemill.components.store.errors import UserError
-from imagemill.pipelines.cluster import Cluster, Kfp, Pod, from_json, from_values
+from imagemill.pipelines.cluster import Cluster, Kfp, Pod, parse_cluster, parse_cluster_json
 from imagemill.pipelines.compile import compile_kfp
-from imagemill.pipelines.kfp_pods import kfp_cpu, kfp_memory
+from imagemill.pipelines.kfp_pods import to_kfp_cpu, to_kfp_memory
 from imagemill.pipelines.parameters import resolve_parameters
-from imagemill.pipelines.pod_settings import VARIABLE
+from imagemill.pipelines.pods import CLUSTER_VARIABLE
 from imagemill.pipelines.shm import shm_size
 
 STEPS = ("download", "clean", "resize", "train", "evaluate", "promote")
@@ -55,7 +55,7 @@ def cluster(case: str) -> Cluster:
     values = json.loads(json.dumps(CASES[case]))
     values["images"] = IMAGES | values.get("images", {})
     values["ray"] = {"version": "2.60.0"} | values.get("ray", {})
-    return from_values(values)
+    return parse_cluster(values)
 
 
 @pytest.fixture(scope="module")
@@ -106,8 +106,8 @@ def in_short(path: Path) -> Json:
             if "runtimeValue" in value
         }
         body = {key: value for key, value in container(spec, name).items() if key not in ("command", "args")}
-        told = {"name": VARIABLE, "value": "the cluster's file"}
-        body["env"] = [told if variable["name"] == VARIABLE else variable for variable in body["env"]]
+        told = {"name": CLUSTER_VARIABLE, "value": "the cluster's file"}
+        body["env"] = [told if variable["name"] == CLUSTER_VARIABLE else variable for variable in body["env"]]
         about[name] = {
             "container": body, "constants": constants, "retries": task.get("retryPolicy"),
             "display name": task["taskInfo"]["name"], "caching": task["cachingOptions"],
@@ -172,7 +172,7 @@ def test_credentials_come_from_the_secret_or_from_nowhere(package: Any) -> None:
         assert len(secret) == 1 and secret[0]["secretName"] == "store"
         assert keys == {"id": "AWS_ACCESS_KEY_ID", "key": "AWS_SECRET_ACCESS_KEY"}
         env = {one["name"]: one["value"] for one in container(spec, step)["env"]}
-        assert (env.pop(VARIABLE, None) is not None) == (step in ("resize", "finish"))
+        assert (env.pop(CLUSTER_VARIABLE, None) is not None) == (step in ("resize", "finish"))
         assert env.pop("IMAGEMILL_KFP_VERSION") == "2.17" and env.pop("IMAGEMILL_WORKSPACES") == "s3"
         region = dict.fromkeys(("AWS_REGION", "AWS_DEFAULT_REGION"), "eu-central-1")
         assert env == {"AWS_ENDPOINT_URL": "https://s3.example", **region}
@@ -192,7 +192,7 @@ def test_an_older_server_gets_no_settings_of_whole_runs(tmp_path: Path) -> None:
     found = {step: int(kubernetes(platform, step)["activeDeadlineSeconds"]) for step in STEPS}
     assert found == dict.fromkeys(STEPS, 3600) | {"train": 7200, "resize": 6 * 3600 + 900 + 900}
     with pytest.raises(UserError, match=r"kfp\.version\): expected a release"):
-        from_values({"kfp": {"version": "latest"}})
+        parse_cluster({"kfp": {"version": "latest"}})
 
 
 def test_no_secret_gets_into_a_package(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,19 +209,19 @@ def test_resizing_is_placed_by_the_mode(package: Any) -> None:
     def resize(case: str) -> tuple[str, str, str, Json]:
         spec, platform = documents(package(case))
         image = container(spec, "resize")["image"].partition("@")[0].rpartition("/")[2]
-        told = {one["name"]: one["value"] for one in container(spec, "resize")["env"]}.get(VARIABLE, "")
+        told = {one["name"]: one["value"] for one in container(spec, "resize")["env"]}.get(CLUSTER_VARIABLE, "")
         memory = container(spec, "resize")["resources"]["resourceMemoryLimit"]
         return image, memory, told, kubernetes(platform, "resize")
 
     for case, expected in (("default", ("ray", "8Gi")), ("rayjob", ("cpu", "1Gi"))):
         image, memory, told, found = resize(case)
         assert (image, memory) == expected
-        assert from_json(told).ray == cluster(case).ray
+        assert parse_cluster_json(told).ray == cluster(case).ray
         assert int(found["activeDeadlineSeconds"]) > 6 * 3600 + 900  # a launcher sees the end of its job
     image, memory, told, found = resize("pod")
     assert (image, memory, told) == ("ray", "8Gi", "") and "activeDeadlineSeconds" not in found
     image, memory, told, _ = resize("address")
-    assert (image, memory) == ("ray", "1Gi") and from_json(told).ray.address == "http://ray-head:8265"
+    assert (image, memory) == ("ray", "1Gi") and parse_cluster_json(told).ray.address == "http://ray-head:8265"
 
 
 def test_there_is_one_condition_and_one_exit_step(package: Any) -> None:
@@ -347,7 +347,7 @@ def test_the_package_is_sized_by_its_own_defaults(tmp_path: Path) -> None:
 
 def test_without_baking_the_pods_suit_the_defaults_and_what_was_chosen(tmp_path: Path) -> None:
     """One version of the pipeline runs with both: what was chosen is for one run, a schedule's runs take the rest."""
-    wide = from_values({"images": IMAGES, "steps": {"train": {"cpu": "256", "memory": "256Gi"}}})
+    wide = parse_cluster({"images": IMAGES, "steps": {"train": {"cpu": "256", "memory": "256Gi"}}})
     sizes = []
     for image_size in ("32", "448"):
         compile_kfp(resolve_parameters({"image_size": image_size}), tmp_path / "p.yaml", wide, bake=False)
@@ -365,7 +365,7 @@ def test_without_baking_the_pods_suit_the_defaults_and_what_was_chosen(tmp_path:
     ("quantity", "found"), [("2Gi", "2Gi"), ("1.5Gi", str(3 * 2**29)), ("2k", "2000"), ("64", "64")]
 )
 def test_memory_in_the_forms_that_kfp_takes(quantity: str, found: str) -> None:
-    assert kfp_memory(quantity) == found
+    assert to_kfp_memory(quantity) == found
 
 
 @pytest.mark.parametrize(
@@ -373,11 +373,11 @@ def test_memory_in_the_forms_that_kfp_takes(quantity: str, found: str) -> None:
     [("2", "2"), ("500m", "500m"), ("0.5", "0.5"), ("1k", "1000"), ("1Ki", "1024"), ("0.0015k", "1500m")],
 )
 def test_kfp_takes_no_units_of_cores(quantity: str, found: str) -> None:
-    assert kfp_cpu(quantity) == found
+    assert to_kfp_cpu(quantity) == found
 
 
 def test_every_quantity_of_cores_compiles(tmp_path: Path) -> None:
-    given = from_values({"images": IMAGES, "steps": {"clean": {"cpu": "0.002k", "cpu_limit": "1k"}}})
+    given = parse_cluster({"images": IMAGES, "steps": {"clean": {"cpu": "0.002k", "cpu_limit": "1k"}}})
     compile_kfp(resolve_parameters({}), tmp_path / "p.yaml", given)
     resources = container(documents(tmp_path / "p.yaml")[0], "clean")["resources"]
     assert (resources["resourceCpuRequest"], resources["resourceCpuLimit"]) == ("2", "1000")
@@ -387,8 +387,8 @@ def test_images_must_be_named_by_digest(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"images\.cpu\): expected an image by its digest"):
         compile_kfp(resolve_parameters({}), tmp_path / "p.yaml", Cluster())
     with pytest.raises(UserError, match="by its digest"):
-        from_values({"images": {"cpu": "registry.example/mill/cpu:latest"}})
-    compile_kfp(resolve_parameters({}), tmp_path / "p.yaml", from_values({"images": {"tags_allowed": True}}))
+        parse_cluster({"images": {"cpu": "registry.example/mill/cpu:latest"}})
+    compile_kfp(resolve_parameters({}), tmp_path / "p.yaml", parse_cluster({"images": {"tags_allowed": True}}))
     assert container(documents(tmp_path / "p.yaml")[0], "clean")["image"].startswith("imagemill-cpu:")
 
 

@@ -9,14 +9,14 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from imagemill.components.store.errors import UserError
-from imagemill.pipelines.cron import for_server, parse, shifted, zone
+from imagemill.pipelines.cron import convert_to_server_timezone, load_timezone, parse_cron, shift_cron
 
 UTC_ZONE, BERLIN, TOKYO, DELHI = (ZoneInfo(name) for name in ("UTC", "Europe/Berlin", "Asia/Tokyo", "Asia/Kolkata"))
 NOW = datetime(2026, 11, 21, 22, 0, tzinfo=UTC)
 
 
 def test_kfp_gets_the_seconds_first() -> None:
-    assert parse("0 3 * * 1").for_kfp() == "0 0 3 * * 1"
+    assert parse_cron("0 3 * * 1").to_kfp() == "0 0 3 * * 1"
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ def test_kfp_gets_the_seconds_first() -> None:
     ],
 )
 def test_what_users_write_is_taken(given: str, kfp: str) -> None:
-    assert parse(given).for_kfp() == kfp
+    assert parse_cron(given).to_kfp() == kfp
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_what_users_write_is_taken(given: str, kfp: str) -> None:
 )
 def test_the_wrong_field_is_named(text: str, field: str) -> None:
     with pytest.raises(UserError, match=rf"--cron \({field}\): expected .*, found"):
-        parse(text)
+        parse_cron(text)
 
 
 @pytest.mark.parametrize(
@@ -61,58 +61,61 @@ def test_the_wrong_field_is_named(text: str, field: str) -> None:
 )
 def test_what_is_no_expression_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="--cron: expected"):
-        parse(text)
+        parse_cron(text)
 
 
 def test_times_are_read_in_the_zone() -> None:
-    times = list(islice(parse("30 2 * * *").times(BERLIN, NOW), 2))
+    times = list(islice(parse_cron("30 2 * * *").iterate_times(BERLIN, NOW), 2))
     assert [time.isoformat() for time in times] == ["2026-11-22T02:30:00+01:00", "2026-11-23T02:30:00+01:00"]
 
 
 def test_either_day_is_enough_where_both_are_restricted() -> None:
-    days = [time.day for time in islice(parse("0 0 1 * mon").times(UTC_ZONE, NOW), 4)]
+    days = [time.day for time in islice(parse_cron("0 0 1 * mon").iterate_times(UTC_ZONE, NOW), 4)]
     assert days == [23, 30, 1, 7]
-    both = [time.day for time in islice(parse("0 0 */2 * mon").times(UTC_ZONE, NOW), 2)]
+    both = [time.day for time in islice(parse_cron("0 0 */2 * mon").iterate_times(UTC_ZONE, NOW), 2)]
     assert both == [23, 7]  # a star with a step is a star: both must hold, in robfig/cron as in cron
 
 
 def test_a_fixed_zone_becomes_the_servers() -> None:
-    there, exact = for_server(parse("0 3 * * 1"), TOKYO, UTC_ZONE, NOW)
+    there, exact = convert_to_server_timezone(parse_cron("0 3 * * 1"), TOKYO, UTC_ZONE, NOW)
     assert (str(there), exact) == ("0 18 * * 0", True)
-    there, exact = for_server(parse("0 9-10 * * *"), DELHI, UTC_ZONE, NOW)
+    there, exact = convert_to_server_timezone(parse_cron("0 9-10 * * *"), DELHI, UTC_ZONE, NOW)
     assert (str(there), exact) == ("30 3,4 * * *", True)
-    assert str(for_server(parse("*/5 * * * *"), TOKYO, UTC_ZONE, NOW)[0]).split()[1:] == ["*"] * 4
+    assert str(convert_to_server_timezone(parse_cron("*/5 * * * *"), TOKYO, UTC_ZONE, NOW)[0]).split()[1:] == ["*"] * 4
 
 
 @pytest.mark.parametrize("text", ["0 3 * * 1", "15 9-11 * * *", "0 12 1 * *", "0 23 * * sat", "0 0-23/6 * * *"])
 @pytest.mark.parametrize("where", [TOKYO, DELHI, ZoneInfo("America/Bogota")])
 def test_the_servers_expression_fires_when_the_users_does(text: str, where: ZoneInfo) -> None:
-    there, _ = for_server(parse(text), where, UTC_ZONE, NOW)
-    mine = [time.timestamp() for time in islice(parse(text).times(where, NOW), 60)]
-    theirs = [time.timestamp() for time in islice(there.times(UTC_ZONE, NOW), 60)]
+    there, _ = convert_to_server_timezone(parse_cron(text), where, UTC_ZONE, NOW)
+    mine = [time.timestamp() for time in islice(parse_cron(text).iterate_times(where, NOW), 60)]
+    theirs = [time.timestamp() for time in islice(there.iterate_times(UTC_ZONE, NOW), 60)]
     assert mine == theirs
 
 
 @pytest.mark.parametrize("text", ["0 3 1 * *", "0 3,12 * * 1", "0 3 * jan *"])
 def test_what_falls_apart_in_the_servers_zone_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="--server-timezone"):
-        for_server(parse(text), TOKYO, UTC_ZONE, NOW)
+        convert_to_server_timezone(parse_cron(text), TOKYO, UTC_ZONE, NOW)
 
 
 def test_half_hours_that_are_no_product_are_refused() -> None:
     with pytest.raises(UserError, match="fall apart"):
-        shifted(parse("0,45 3 * * *"), 30)
+        shift_cron(parse_cron("0,45 3 * * *"), 30)
 
 
 @pytest.mark.parametrize("month", [1, 7])
 def test_summer_time_is_said_and_winter_is_right(month: int) -> None:
     now = datetime(2026, month, 15, tzinfo=UTC)
-    assert [str(found) for found in for_server(parse("0 3 * * 1"), BERLIN, UTC_ZONE, now)] == ["0 2 * * 1", "False"]
-    same = for_server(parse("0 3 * * 1"), BERLIN, ZoneInfo("Europe/Paris"), now)
+    assert [str(found) for found in convert_to_server_timezone(parse_cron("0 3 * * 1"), BERLIN, UTC_ZONE, now)] == [
+        "0 2 * * 1",
+        "False",
+    ]
+    same = convert_to_server_timezone(parse_cron("0 3 * * 1"), BERLIN, ZoneInfo("Europe/Paris"), now)
     assert [str(found) for found in same] == ["0 3 * * 1", "True"]
 
 
 @pytest.mark.parametrize("name", ["Berlin", "", "../etc/passwd", "/etc/localtime", "Europe"])
 def test_an_unknown_zone_is_refused(name: str) -> None:
     with pytest.raises(UserError, match="--timezone: expected a time zone"):
-        zone(name, "--timezone")
+        load_timezone(name, "--timezone")

@@ -18,7 +18,7 @@ from imagemill.components.store.errors import TransientError, UserError
 from imagemill.components.store.runner import boot_id
 from imagemill.components.store.workspace import Workspace
 from imagemill.pipelines import docker_environment, docker_mounts, in_docker
-from imagemill.pipelines.cluster import Cluster, from_values
+from imagemill.pipelines.cluster import Cluster, parse_cluster
 from imagemill.pipelines.docker_mounts import RequiredAccess
 from imagemill.pipelines.image_build import CODE_LABEL, hash_code
 from imagemill.pipelines.parameters import resolve_parameters
@@ -280,7 +280,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[docker_api.Engine]:
 
 def test_missing_images_are_named_with_the_command_that_makes_them(engine: docker_api.Engine) -> None:
     engine.images.update({"imagemill-cpu:1", "imagemill-gpu:1"})
-    cluster = from_values({"images": {t: f"imagemill-{t}:1" for t in ("cpu", "ray", "gpu")} | {"tags_allowed": True}})
+    cluster = parse_cluster({"images": {t: f"imagemill-{t}:1" for t in ("cpu", "ray", "gpu")} | {"tags_allowed": True}})
     with pytest.raises(UserError) as told:
         in_docker.open_engine(cluster)
     assert "expected the images imagemill-ray:1, found none" in str(told.value)
@@ -294,7 +294,7 @@ def test_missing_images_are_named_with_the_command_that_makes_them(engine: docke
 def test_images_made_from_other_code_are_told(engine: docker_api.Engine, capsys: pytest.CaptureFixture[str]) -> None:
     names = {t: f"imagemill-{t}:1" for t in ("cpu", "ray", "gpu")}
     engine.images.update(names.values())
-    cluster = from_values({"images": names | {"tags_allowed": True}})
+    cluster = parse_cluster({"images": names | {"tags_allowed": True}})
     for label, told in (
         ({}, False),
         ({CODE_LABEL: hash_code(Path(in_docker.__file__).parents[1])}, False),
@@ -308,7 +308,7 @@ def test_images_made_from_other_code_are_told(engine: docker_api.Engine, capsys:
 def test_images_by_digest_are_pulled(engine: docker_api.Engine) -> None:
     image = f"registry.example/mill-cpu@sha256:{'0' * 64}"
     with pytest.raises(UserError, match=f"docker pull {image}"):
-        in_docker.open_engine(from_values({"images": dict.fromkeys(("cpu", "ray", "gpu"), image)}))
+        in_docker.open_engine(parse_cluster({"images": dict.fromkeys(("cpu", "ray", "gpu"), image)}))
 
 
 def test_no_engine_is_the_users_to_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,7 +354,7 @@ def test_a_container_that_the_engine_refuses_is_the_users(engine: docker_api.Eng
 def _containers(engine: docker_api.Engine, folder: Path) -> in_docker.Containers:
     names = {t: f"imagemill-{t}:1" for t in ("cpu", "ray", "gpu")}
     engine.images.update(names.values())
-    made = in_docker.open_engine(from_values({"images": names | {"tags_allowed": True}}))
+    made = in_docker.open_engine(parse_cluster({"images": names | {"tags_allowed": True}}))
     return in_docker.Containers(made, "run-1", Workspace(str(folder)), {}, folder, dict)
 
 

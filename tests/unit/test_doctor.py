@@ -125,6 +125,10 @@ def test_the_rights_are_those_of_the_roles() -> None:
     granted = {(one["metadata"]["name"], rule["apiGroups"][0], resource): tuple(rule["verbs"])
                for api in (kind, kubeflow) for one in api.of_kind("Role") for rule in one["rules"]
                for resource in rule["resources"]}  # fmt: skip
-    for name, rights in (("executor", access.EXECUTOR), ("launcher", access.LAUNCHER), ("rayjobs", RIGHTS)):
+    for name, rights in (
+        ("executor", access.EXECUTOR_RIGHTS),
+        ("launcher", access.LAUNCHER_RIGHTS),
+        ("rayjobs", RIGHTS),
+    ):
         known = {key[1:]: verbs for key, verbs in granted.items() if key[0] == f"imagemill-{name}"}
         assert {key: set(verbs) for key, verbs in known.items()} == {key: set(verbs) for key, verbs in rights.items()}

@@ -70,14 +70,14 @@ def test_what_might_go_wrong_is_said(
 def test_another_cluster_than_kubeflows_is_not_looked_at(
     host: str, api: ClusterApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from imagemill.pipelines.cluster import from_file
-    from imagemill.pipelines.doctor.command import look_before
+    from imagemill.pipelines.cluster import load_cluster
+    from imagemill.pipelines.doctor.command import check_before_run
     from imagemill.pipelines.kfp_client import Connection
 
     api.remove("Secret", "mlpipeline-minio-artifact", "kubeflow")
     with serving(api, tmp_path) as kubeconfig:
         monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
-        look_before(from_file(str(tmp_path / "ready.yaml")), Connection(host, "kubeflow"))
+        check_before_run(load_cluster(str(tmp_path / "ready.yaml")), Connection(host, "kubeflow"))
     assert not api.requests
 
 

@@ -83,7 +83,7 @@ def test_a_probe_tells_of_images_and_store_and_leaves_nothing(
     kind.api.add(secret("imagemill-store", "imagemill", accesskey=rgw.access_key, secretkey=rgw.secret_key))
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
-    monkeypatch.setattr("imagemill.pipelines.doctor.probe.LOOK_S", 0.05)
+    monkeypatch.setattr("imagemill.pipelines.doctor.probe.POLL_S", 0.05)
     file = {"storage": {"endpoint": rgw.endpoint, "workspace": s3_workspace}}
     ran = kind("--probe", file=file)
     assert ran.code == 0 and not ran.states("warning"), ran.out

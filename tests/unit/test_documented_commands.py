@@ -71,8 +71,8 @@ def check_imagemill(arguments: list[str]) -> None:
     if values["command"] == "images":
         images.make_namer(values["registry"], values["tag"], not values["no_push"])
     if values.get("cron"):
-        cron.parse(values["cron"])
-        cron.zone(values["timezone"], "--timezone")
+        cron.parse_cron(values["cron"])
+        cron.load_timezone(values["timezone"], "--timezone")
 
 
 def check_tests_run(arguments: list[str], config: pytest.Config) -> None:

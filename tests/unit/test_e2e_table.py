@@ -129,7 +129,7 @@ def test_what_is_measured_runs_alone() -> None:
 
 def test_the_cluster_of_the_tests_is_the_sessions_own() -> None:
     images = {"cpu": IMAGE, "ray": IMAGE, "gpu": IMAGE}
-    given = clusters.from_values({"images": images, "steps": {"train": {"memory": "64Gi", "shm": "8Gi"}}})
+    given = clusters.parse_cluster({"images": images, "steps": {"train": {"memory": "64Gi", "shm": "8Gi"}}})
     made = for_tests(given, "abc123", full_pods=False)
     assert made.storage.workspace == f"{given.storage.workspace}/e2e-abc123"
     assert made.argo.mutex != given.argo.mutex and made.labels == {"imagemill.io/e2e": "abc123"}
@@ -137,16 +137,16 @@ def test_the_cluster_of_the_tests_is_the_sessions_own() -> None:
     assert made.steps["promote"].memory == "1Gi" and made.ray.mode == given.ray.mode
     assert with_rayjob(made).ray.workers.minimum == 1 and in_pods(with_rayjob(made)).ray.mode == "pod"
     assert for_tests(given, "abc123", full_pods=True).steps == given.steps
-    assert clusters.from_json(made.to_json()) == made
+    assert clusters.parse_cluster_json(made.to_json()) == made
     assert [pod.gpu for pod in made.steps.values()].count(1) == 2
     assert not any(pod.gpu for pod in without_gpus(made).steps.values())
 
 
 def test_a_cluster_without_digests_or_with_a_folder_is_refused() -> None:
     with pytest.raises(UserError, match="image by its digest"):
-        for_tests(clusters.from_values({}), "abc123", full_pods=False)
+        for_tests(clusters.parse_cluster({}), "abc123", full_pods=False)
     with pytest.raises(UserError, match="s3://bucket/prefix"):
-        for_tests(clusters.from_values({"storage": {"workspace": "/data"}}), "abc123", full_pods=False)
+        for_tests(clusters.parse_cluster({"storage": {"workspace": "/data"}}), "abc123", full_pods=False)
 
 
 def test_without_kubeconfig_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,9 +24,9 @@ from imagemill.components.store.step import RUN_ENV
 from imagemill.components.store.workspace import Workspace
 from imagemill.pipelines.artifacts import RECORDS, dataset_metadata
 from imagemill.pipelines.cluster import Cluster, Limits, Ray, Storage
-from imagemill.pipelines.finish import SUMMARY, Run, finish, page, read
-from imagemill.pipelines.pod_settings import VARIABLE
-from imagemill.pipelines.resizing import with_address
+from imagemill.pipelines.finish import SUMMARY, RunSummary, finish, read_run_records, render_summary
+from imagemill.pipelines.pods import CLUSTER_VARIABLE
+from imagemill.pipelines.resizing import add_ray_address
 
 SMALL = {"image_size": "32", "epochs": "1", "backbone": "shufflenet_v2_x0_5", "promote": "always"}
 FIRST = ("first", "no_better_than_chance")
@@ -48,10 +48,12 @@ def run_by_kfp(folder: Path, run: str, pod: str = "a-pod", **arguments: Any) -> 
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         patch.setenv(RUN_ENV, run)
-        patch.setattr(kfp_pods, "place_env", lambda cluster: {})  # here all steps share the machine's folders
+        patch.setattr(
+            kfp_pods, "build_store_variables", lambda cluster: {}
+        )  # here all steps share the machine's folders
         # KFP's local runners know a Python component by its command, and take a condition on a named output for false.
         patch.setattr(training, "_quiet_executors", lambda spec: None)
-        patch.setattr(kfp_pods.OnCluster, "if_changed", lambda self, download: contextlib.nullcontext())
+        patch.setattr(kfp_pods.ClusterPlacement, "build_changed_group", lambda self, download: contextlib.nullcontext())
         if pod:
             patch.setenv("POD_NAME", pod)
         pipeline = training.build_pipeline(cluster)
@@ -196,28 +198,28 @@ def record(**over: Any) -> dict[str, Any]:
 
 
 def test_a_step_without_a_record_was_lost_with_its_pod() -> None:
-    run = Run("r", "s3://b/m", {"download": record(), "clean": record()}, ended="FAILED")
-    text = page(run)
+    run = RunSummary("r", "s3://b/m", {"download": record(), "clean": record()}, ended="FAILED")
+    text = render_summary(run)
     assert run.failed_at == "resize" and text.startswith("# Training: failed at resize (no record)")
     assert "| resize | **lost** |" in text and "| train | not reached |" in text and "2 min 2 s of work" in text
 
 
 @pytest.mark.parametrize("ended", ["COMPLETE", "RUNNING", "FAILED"])
 def test_records_count_more_than_kfps_word(ended: str) -> None:
-    failing = Run("r", "w", {"download": record(), "clean": record(exit_code=75, error="gone")}, ended=ended)
-    assert failing.failed_at == "clean" and "run it again" in page(failing)
+    failing = RunSummary("r", "w", {"download": record(), "clean": record(exit_code=75, error="gone")}, ended=ended)
+    assert failing.failed_at == "clean" and "run it again" in render_summary(failing)
     whole = dict.fromkeys(("download", "clean", "resize", "train", "evaluate"), record())
-    assert Run("r", "w", whole | {"promote": record()}, ended=ended).failed_at == ""
-    assert Run("r", "w", whole, ended=ended).failed_at == "promote"
+    assert RunSummary("r", "w", whole | {"promote": record()}, ended=ended).failed_at == ""
+    assert RunSummary("r", "w", whole, ended=ended).failed_at == "promote"
 
 
 def test_while_the_run_goes_on_nothing_is_lost() -> None:
-    assert Run("r", "w", {"download": record()}).failed_at == ""
+    assert RunSummary("r", "w", {"download": record()}).failed_at == ""
 
 
 def test_a_message_forges_no_rows() -> None:
     error = "a | b\n| promote | ran | <img src=x> `code` **bold**"
-    text = page(Run("r", "w", {"download": record(exit_code=1, error=error)}, ended="FAILED"))
+    text = render_summary(RunSummary("r", "w", {"download": record(exit_code=1, error=error)}, ended="FAILED"))
     assert sum(line.startswith("| promote |") for line in text.splitlines()) == 1
     assert "<img" not in text and r"\*\*bold\*\*" in text
 
@@ -229,8 +231,12 @@ def test_a_workspace_that_cant_be_read_is_said_and_no_error(tmp_path: Path) -> N
     assert path.read_text().startswith("# Training: failed")
     (tmp_path / "work" / "runs" / "r").mkdir(parents=True)
     (tmp_path / "work" / "runs" / "r" / "clean.json").write_text("{")
-    found = read(str(tmp_path / "work"), "r", "FAILED")
-    assert "expected JSON" in found.unread and "records can't be read" in page(found) and "lost" not in page(found)
+    found = read_run_records(str(tmp_path / "work"), "r", "FAILED")
+    assert (
+        "expected JSON" in found.unread
+        and "records can't be read" in render_summary(found)
+        and "lost" not in render_summary(found)
+    )
 
 
 def test_a_cluster_that_does_not_answer_is_said_and_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,14 +244,14 @@ def test_a_cluster_that_does_not_answer_is_said_and_no_error(tmp_path: Path, mon
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv(VARIABLE, Cluster().to_json())
+    monkeypatch.setenv(CLUSTER_VARIABLE, Cluster().to_json())
     finish(str(tmp_path / "work"), "r", "FAILED", str(tmp_path / "summary"))
     text = (tmp_path / "summary").read_text()
     assert "## Cleaned up\n\nWhat the run may have left could not be looked for: " in text and "Error:" not in text
 
 
 def test_a_cluster_of_another_imagemill_is_said_and_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(VARIABLE, '{"nosuch": 1}')
+    monkeypatch.setenv(CLUSTER_VARIABLE, '{"nosuch": 1}')
     finish(str(tmp_path / "work"), "r", "SUCCEEDED", str(tmp_path / "summary"))
     text = (tmp_path / "summary").read_text()
     assert "could not be looked for: cluster (nosuch): expected one of" in text and "another imagemill" in text
@@ -253,13 +259,13 @@ def test_a_cluster_of_another_imagemill_is_said_and_no_error(tmp_path: Path, mon
 
 def test_the_address_of_the_cluster_is_the_default_of_a_run() -> None:
     address = "http://ray-head:8265"
-    assert json.loads(with_address("", address)) == {"resize": {"ray_address": address}}
+    assert json.loads(add_ray_address("", address)) == {"resize": {"ray_address": address}}
     named = '{"resize": {"ray_address": "ray://other:10001"}, "train": {"device": "cpu"}}'
-    assert json.loads(with_address(named, address)) == json.loads(named)
-    added = json.loads(with_address('{"resize": {"quality": "fast"}}', address))
+    assert json.loads(add_ray_address(named, address)) == json.loads(named)
+    added = json.loads(add_ray_address('{"resize": {"quality": "fast"}}', address))
     assert added == {"resize": {"quality": "fast", "ray_address": address}}
     with pytest.raises(SystemExit) as stopped:
-        with_address("{", address)
+        add_ray_address("{", address)
     assert stopped.value.code == 2
 
 

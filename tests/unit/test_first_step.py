@@ -7,7 +7,7 @@ import pytest
 from imagemill.components.store.config import StepConfig
 from imagemill.components.store.step import Step
 from imagemill.pipelines.parameters import resolve_parameters
-from imagemill.pipelines.unchanged import cached_records
+from imagemill.pipelines.unchanged import find_cached_records
 
 
 def test_an_unforeseen_error_leaves_the_step_to_run(
@@ -17,5 +17,5 @@ def test_an_unforeseen_error_leaves_the_step_to_run(
         raise KeyError("chance")
 
     monkeypatch.setattr(Step, "execute_cached", fail)
-    assert cached_records(resolve_parameters({"dataset": "demo", "workspace": "/nowhere"}), "run", {}) is None
+    assert find_cached_records(resolve_parameters({"dataset": "demo", "workspace": "/nowhere"}), "run", {}) is None
     assert "KeyError: 'chance'" in capsys.readouterr().err

@@ -79,7 +79,7 @@ def test_the_documented_file_keeps_every_comment() -> None:
     edited = set_images(text, DIGESTS, "c.yaml")
     changed = [(a, b) for a, b in zip(text.splitlines(), edited.splitlines(), strict=True) if a != b]
     assert [a.split(":")[0].strip() for a, _ in changed] == ["cpu", "ray", "gpu"]
-    assert cluster.from_values(yaml.safe_load(edited)).images.ray == DIGESTS["ray"]
+    assert cluster.parse_cluster(yaml.safe_load(edited)).images.ray == DIGESTS["ray"]
 
 
 _WORD, _KEY = st.text("abcdefgh #:'\"{}[]-", max_size=12), st.text("abc0._-", min_size=1, max_size=12)
@@ -132,7 +132,7 @@ def test_the_file_is_written_whole_with_its_mode(tmp_path: Path) -> None:
 
 
 def test_the_part_alone_is_a_cluster_file() -> None:
-    assert cluster.from_values(yaml.safe_load(format_part(DIGESTS))).images.gpu == DIGESTS["gpu"]
+    assert cluster.parse_cluster(yaml.safe_load(format_part(DIGESTS))).images.gpu == DIGESTS["gpu"]
 
 
 # What Docker 20.10 and 28 tell of a push, shortened.

@@ -17,7 +17,7 @@ from controllers import pods
 
 from imagemill.pipelines import kube
 from imagemill.pipelines.argo import compile_argo
-from imagemill.pipelines.cluster import Cluster, from_file
+from imagemill.pipelines.cluster import Cluster, load_cluster
 from imagemill.pipelines.parameters import resolve_parameters
 
 Json = dict[str, Any]
@@ -71,7 +71,7 @@ def kind() -> list[Json]:
 
 @pytest.fixture(scope="module")
 def base() -> Cluster:
-    return from_file(str(K8S / "base" / "cluster.yaml"))
+    return load_cluster(str(K8S / "base" / "cluster.yaml"))
 
 
 def test_kubectl_renders_the_same(case: str, rendered: list[Json], tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ def test_no_image_is_taken_by_a_tag_that_moves(rendered: list[Json]) -> None:
 
 @pytest.mark.parametrize("name", ["kubeflow", "kubeflow-profile"])
 def test_the_cluster_file_names_the_overlays_namespace(name: str) -> None:
-    cluster = from_file(str(K8S / "overlays" / name / "cluster.yaml"))
+    cluster = load_cluster(str(K8S / "overlays" / name / "cluster.yaml"))
     assert {cluster.namespace} == {one["metadata"]["namespace"] for one in overlay(name)}
     assert cluster.ray.mode == "auto" and cluster.steps["train"].gpu == 1
 

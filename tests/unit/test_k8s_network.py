@@ -12,8 +12,8 @@ import yaml
 from controllers import Pod, pods
 from network import Peer, allowed, selects
 
-from imagemill.pipelines.cluster import Cluster, from_file
-from imagemill.pipelines.rayjob import manifest
+from imagemill.pipelines.cluster import Cluster, load_cluster
+from imagemill.pipelines.rayjob import build_rayjob
 
 Json = dict[str, Any]
 K8S = Path(__file__).parents[2] / "k8s"
@@ -45,7 +45,7 @@ def _short(pod: Pod) -> str:
 
 
 def ray_peers(cluster: Cluster) -> dict[str, Peer]:
-    found = peers(manifest(cluster, "job", ["python"], "a-run"), cluster.namespace, RAY_PODS)
+    found = peers(build_rayjob(cluster, "job", ["python"], "a-run"), cluster.namespace, RAY_PODS)
     assert found.keys() == set(RAY_PODS.values())
     return found
 
@@ -117,7 +117,7 @@ def policy(component: str) -> list[Json]:
 
 @pytest.fixture(scope="module")
 def kind() -> dict[str, Peer]:
-    cluster = from_file(str(K8S / "base" / "cluster.yaml"))
+    cluster = load_cluster(str(K8S / "base" / "cluster.yaml"))
     found = outside("imagemill") | ray_peers(cluster)
     for document in kustomize.render(K8S / "overlays" / "kind"):
         found |= peers(document, "imagemill", {})
@@ -212,7 +212,7 @@ KFP_STEP = STEP | OLD_STORE | {"kfp:8887", "kfp:8888", "mlmd"}
 
 @pytest.mark.parametrize(("overlay", "namespace"), [("kubeflow", "kubeflow"), ("kubeflow-profile", PROFILE)])
 def test_flows_in_kubeflow(overlay: str, namespace: str) -> None:
-    cluster = from_file(str(K8S / "overlays" / overlay / "cluster.yaml"))
+    cluster = load_cluster(str(K8S / "overlays" / overlay / "cluster.yaml"))
     steps = kfp_peers(namespace)
     all_pods = outside(namespace) | KUBEFLOW | ray_peers(cluster) | steps
     targets = {**TARGETS, **KUBEFLOW_TARGETS}

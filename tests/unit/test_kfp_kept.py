@@ -16,8 +16,8 @@ from kfp_state import KfpService
 from imagemill.components.store.config import STEPS
 from imagemill.components.store.errors import MillError
 from imagemill.pipelines import kfp_metadata, training
-from imagemill.pipelines.kfp_pages import pages_address
-from imagemill.pipelines.kfp_uploads import PIPELINE
+from imagemill.pipelines.kfp_pages import resolve_ui_address
+from imagemill.pipelines.kfp_uploads import PIPELINE_NAME
 
 mill = kfp_commands.mill
 GOLDEN = Path(__file__).parent / "golden" / "metadata_store.json"
@@ -110,7 +110,7 @@ def test_a_pipeline_uploaded_under_another_name_is_asked_for_once(mill: Commands
     assert [json.loads(line)["run"] for line in mill("runs", "--json").out.splitlines()] == runs[::-1]
     assert mill.service.asked("GET", "/versions/") == before + 1
     assert len(mill("runs", "--json", "--pipeline-name", "weekly").out.splitlines()) == 3
-    assert training.NAME == PIPELINE
+    assert training.NAME == PIPELINE_NAME
 
 
 def test_a_run_that_goes_on_shows_what_its_steps_have_made(mill: Commands) -> None:
@@ -278,7 +278,7 @@ def test_the_metadata_store_is_read_as_its_own_engine_answers() -> None:
         "minio://mlpipeline/v2/m",
         {"record": "{}"},
     )
-    assert (report.id, report.type) == (3, kfp_metadata.HTML)
+    assert (report.id, report.type) == (3, kfp_metadata.HTML_TYPE)
     clean, promote = kfp_metadata.read_executions(call, "run-1")
     assert (clean.task, clean.state, clean.logs) == ("clean", "COMPLETE", (log,))
     assert (promote.task, promote.state, promote.pod, promote.namespace) == (
@@ -314,4 +314,4 @@ def test_the_pages_are_where_the_api_is_or_where_it_is_said(
     host: str, named: str, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KF_PIPELINES_UI_ENDPOINT", named)
-    assert pages_address(host) == address
+    assert resolve_ui_address(host) == address

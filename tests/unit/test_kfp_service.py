@@ -66,7 +66,7 @@ def test_following_survives_a_service_that_starts_again(mill: Commands, monkeypa
 
 
 def test_the_wait_is_given_up_in_the_end(mill: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(following, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(following, "MAX_OUTAGE_S", 0.2)
     mill.service.fail("502", 1000, "GET", "/runs/[^/]+$")
     ran = mill("submit", "--json")
     run = mill.service.runs[0]["run_id"]
@@ -157,7 +157,7 @@ def test_a_mounted_token_that_runs_out_is_waited_for(
         if service.asked("GET", "/runs/[^/]+$") > 4:
             file.write_text("renewed")
 
-    monkeypatch.setattr("imagemill.pipelines.kfp_client.MOUNTED_TOKEN", str(file))
+    monkeypatch.setattr("imagemill.pipelines.kfp_client.MOUNTED_TOKEN_FILE", str(file))
     with commands(tmp_path, monkeypatch, capsys, service) as mill:
         service.on_request = run_out
         ran = mill("submit")

@@ -27,8 +27,8 @@ from imagemill.components.store.errors import EXIT_TRANSIENT, EXIT_USER
 from imagemill.components.store.manifest import find_intact_dataset
 from imagemill.components.store.step import Context
 from imagemill.components.store.workspace import Workspace
-from imagemill.pipelines.launcher import WATCHER
-from imagemill.pipelines.rayjob import job_name
+from imagemill.pipelines.launcher import WATCHER_ANNOTATION
+from imagemill.pipelines.rayjob import build_job_name
 
 ODD_RUN = """run '"$(touch x)`touch x`;touch x&"""
 s3, api, made, work = launching.s3, launching.api, launching.made, launching.work
@@ -71,10 +71,10 @@ def test_the_job_is_the_workflows_and_goes_with_it(api: KubeApi, work: Work, mad
     api.acts = [(*STARTED, job_made(made), *DONE)]
     found = launch(work, run=ODD_RUN)
     [job] = api.made
-    assert job["metadata"]["name"] == job_name(ODD_RUN, found.record["fingerprint"])
+    assert job["metadata"]["name"] == build_job_name(ODD_RUN, found.record["fingerprint"])
     assert job["metadata"]["namespace"] == NAMESPACE
     assert job["metadata"]["ownerReferences"] == [WORKFLOW]
-    assert job["metadata"]["annotations"] == {WATCHER: api.objects[PODS]["resize-pod"]["metadata"]["uid"]}
+    assert job["metadata"]["annotations"] == {WATCHER_ANNOTATION: api.objects[PODS]["resize-pod"]["metadata"]["uid"]}
     assert "hunter2" not in json.dumps(job) + found.stderr
     [deletion] = api.deletions
     assert deletion["propagationPolicy"] == "Foreground"

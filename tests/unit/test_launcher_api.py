@@ -70,7 +70,7 @@ def test_a_watch_from_too_long_ago(api: KubeApi, work: Work, made: Work) -> None
 
 
 def test_an_api_server_that_stays_away(api: KubeApi, work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kube, "SILENT_S", 0.4)
+    monkeypatch.setattr(kube, "RETRY_S", 0.4)
     api.faults = [Fault("GET", RAYJOBS, 500, times=10**6)]
     found = launch(work)
     assert found.code == EXIT_TRANSIENT and "the Kubernetes API is out of order" in found.record["error"]
@@ -78,14 +78,14 @@ def test_an_api_server_that_stays_away(api: KubeApi, work: Work, monkeypatch: py
 
 def test_pods_that_cannot_be_listed_cost_the_job_no_try(api: KubeApi, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are looked at for their logs, in a thread of its own; the job has its own patience."""
-    monkeypatch.setattr(kube, "SILENT_S", 0.3)
-    there = kube.Kube.connect(NAMESPACE)
+    monkeypatch.setattr(kube, "RETRY_S", 0.3)
+    client = kube.KubeClient.connect(NAMESPACE)
     api.faults = [Fault("GET", PODS, 500, times=10**6)]
     with pytest.raises(TransientError):
-        there.pods("job-name=x")
-    monkeypatch.setattr(kube, "SILENT_S", 5.0)
+        client.list_pods("job-name=x")
+    monkeypatch.setattr(kube, "RETRY_S", 5.0)
     api.faults = [Fault("GET", RAYJOBS, 500)]
-    assert there.job("absent") is None and not api.faults[0].times
+    assert client.get_rayjob("absent") is None and not api.faults[0].times
 
 
 def _forbidden(verb: str, resource: str) -> str:
@@ -134,21 +134,21 @@ def test_a_log_that_breaks_off_is_heard_once(api: KubeApi, work: Work, made: Wor
 
 def test_half_a_line_is_one_only_if_no_more_can_come() -> None:
     pieces = [b"one\ntw", b"o\nthr"]
-    assert list(joblog._lines(pieces, with_rest=False)) == [b"one", b"two"]
-    assert list(joblog._lines(pieces, with_rest=True)) == [b"one", b"two", b"thr"]
+    assert list(joblog._split_lines(pieces, with_rest=False)) == [b"one", b"two"]
+    assert list(joblog._split_lines(pieces, with_rest=True)) == [b"one", b"two", b"thr"]
 
 
 def test_lines_of_a_node_in_another_zone_are_heard_once_in_their_order(capsys: pytest.CaptureFixture[str]) -> None:
     """Kubelets write times as the container runtime does: in the node's own zone, which may leave its summer time."""
-    log = joblog.JobLog(kube.Kube(NAMESPACE, None), "job")
+    log = joblog.JobLog(kube.KubeClient(NAMESPACE, None), "job")
     lines = [
         b"2026-10-25T02:59:59.9+02:00 [resize] 1 of 3", b"2026-10-25T02:00:00.000000001+01:00 [resize] 2 of 3",
         b"2026-10-25T01:00:00.5Z [resize] 3 of 3",
     ]  # fmt: skip
     for line in (*lines[:2], *lines):
-        log._say("uid", line)
+        log._print_line("uid", line)
     assert capsys.readouterr().err.splitlines() == ["[resize] 1 of 3", "[resize] 2 of 3", "[resize] 3 of 3"]
-    assert log.last().splitlines()[-1] == "[resize] 3 of 3"
+    assert log.tail().splitlines()[-1] == "[resize] 3 of 3"
 
 
 def test_a_pods_token_is_read_anew_while_it_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,7 +165,7 @@ def test_a_pods_token_is_read_anew_while_it_is_used(tmp_path: Path, monkeypatch:
     known = incluster_config.InClusterConfigLoader
     later = datetime.timedelta(seconds=-1)
     monkeypatch.setattr(known, "_read_token_file", _expiring(known._read_token_file, later))
-    used = kube.Kube.connect(NAMESPACE).api.configuration
+    used = kube.KubeClient.connect(NAMESPACE).api.configuration
     assert used.get_api_key_with_prefix("authorization") == "bearer old"
     (tmp_path / "token").write_text("new")
     assert used.get_api_key_with_prefix("authorization") == "bearer new"
@@ -180,8 +180,8 @@ def _expiring(read: Callable[[Any], None], after: datetime.timedelta) -> Callabl
 
 
 def test_what_is_not_there_is_none(api: KubeApi) -> None:
-    there = kube.Kube.connect(NAMESPACE)
-    assert there.pod("absent") is None and there.job("absent") is None
-    with pytest.raises(kube.Dropped, match="not found"):
-        list(there.log("absent"))
-    there.delete("absent", "uid")
+    client = kube.KubeClient.connect(NAMESPACE)
+    assert client.get_pod("absent") is None and client.get_rayjob("absent") is None
+    with pytest.raises(kube.StreamInterrupted, match="not found"):
+        list(client.stream_pod_log("absent"))
+    client.delete_rayjob("absent", "uid")

@@ -210,9 +210,9 @@ def test_deadlines_that_kuberay_does_not_keep(
     acts: Sequence[Act], cluster: Json, code: int, said: str, api: KubeApi, work: Work,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(launcher, "UNTAKEN_S", 0.5)
-    monkeypatch.setattr(launcher, "LATE_S", -0.5)
-    monkeypatch.setattr(launcher, "WATCH_S", 1)
+    monkeypatch.setattr(launcher, "OPERATOR_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(launcher, "DEADLINE_GRACE_S", -0.5)
+    monkeypatch.setattr(launcher, "WATCH_TIMEOUT_S", 1)
     labels = {RUN_LABEL: RUN, "app.kubernetes.io/component": "resize"}
     killed = {"name": "main", "state": {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}}
     lost = {"metadata": {"name": "lost", "labels": labels}, "status": {"containerStatuses": [killed]}}

@@ -29,9 +29,9 @@ from imagemill.components.store.errors import EXIT_TRANSIENT, EXIT_USER
 from imagemill.components.store.step import Context
 from imagemill.components.store.workspace import Workspace
 from imagemill.pipelines import launcher
-from imagemill.pipelines.cluster import RUN_LABEL, from_values
-from imagemill.pipelines.launcher import WATCHER
-from imagemill.pipelines.ray_cleanup import clean_up
+from imagemill.pipelines.cluster import RUN_LABEL, parse_cluster
+from imagemill.pipelines.launcher import WATCHER_ANNOTATION
+from imagemill.pipelines.ray_cleanup import delete_rayjobs
 
 s3, api, made, work = launching.s3, launching.api, launching.made, launching.work
 
@@ -42,7 +42,7 @@ def earlier(api: KubeApi, work: Work, **metadata: Any) -> Json:
     assert launch(work).code == EXIT_TRANSIENT
     [job] = api.made
     copy: Json = json.loads(json.dumps(job))
-    copy["metadata"] |= {"annotations": {WATCHER: "uid-lost"}} | metadata
+    copy["metadata"] |= {"annotations": {WATCHER_ANNOTATION: "uid-lost"}} | metadata
     copy.pop("status", None)
     return copy
 
@@ -66,7 +66,7 @@ def test_a_job_of_an_earlier_try_is_adopted(kind: str, api: KubeApi, work: Work,
     assert found.code == 0 and "is there already" in found.stderr and "[resize] 1 image" in found.stderr
     assert len(api.asked("POST", RAYJOBS)) == 1
     [about] = seen
-    assert about["annotations"][WATCHER] == api.objects[PODS]["resize-pod"]["metadata"]["uid"]
+    assert about["annotations"][WATCHER_ANNOTATION] == api.objects[PODS]["resize-pod"]["metadata"]["uid"]
     assert about["ownerReferences"] == ([WORKFLOW] if kind == "Workflow" else [lost, WORKFLOW])
 
 
@@ -107,7 +107,7 @@ def test_sigterm_takes_the_job_with_it(api: KubeApi, work: Work, monkeypatch: py
     def too_late(number: int, frame: object) -> None:
         """Where the machine is so busy that the second signal comes after the end: it must not end the tests."""
 
-    monkeypatch.setattr(launcher, "LAST_WORDS_S", 60.0)
+    monkeypatch.setattr(launcher, "LOG_TIMEOUT_S", 60.0)
     api.acts = [(*STARTED, submitter("[resize] 1 image"), pause(0.2), terminate, pause(60))]
     api.faults = [Fault("DELETE", RAYJOBS, 0, wait_s=0.3)]
     before = signal.signal(signal.SIGTERM, too_late)
@@ -121,7 +121,7 @@ def test_sigterm_takes_the_job_with_it(api: KubeApi, work: Work, monkeypatch: py
     finally:
         signal.signal(signal.SIGTERM, before)
     assert found.code == EXIT_TRANSIENT and "stopped by a signal, and the RayJob" in found.record["error"]
-    assert time.monotonic() - began < launcher.LAST_WORDS_S / 2
+    assert time.monotonic() - began < launcher.LOG_TIMEOUT_S / 2
 
 
 GOING: dict[str, Act] = {
@@ -161,7 +161,7 @@ def test_a_job_that_another_try_has_taken_over_is_left_to_it(api: KubeApi, work:
     """This pod's node was away: the run's next pod has found the job meanwhile."""
 
     def take_over(api: KubeApi, job: Json) -> None:
-        api.update(RAYJOBS, job["metadata"]["name"], {"metadata": {"annotations": {WATCHER: "uid-next"}}})
+        api.update(RAYJOBS, job["metadata"]["name"], {"metadata": {"annotations": {WATCHER_ANNOTATION: "uid-next"}}})
 
     api.acts = [(*STARTED, take_over, terminate, pause(1))]
     found = launch(work)
@@ -212,15 +212,15 @@ def test_a_job_that_could_not_be_adopted_is_not_deleted(api: KubeApi, work: Work
 
 
 def test_clean_up_deletes_what_is_the_runs(api: KubeApi) -> None:
-    cluster = from_values({})
+    cluster = parse_cluster({})
     for name, run in (("a", RUN), ("b", RUN), ("c", "run-2")):
         api.put(RAYJOBS, {"metadata": {"name": name, "labels": {RUN_LABEL: run}}})
-    assert clean_up(cluster, RUN) == ["a", "b"]
-    assert list(api.objects[RAYJOBS]) == ["c"] and clean_up(cluster, RUN) == []
+    assert delete_rayjobs(cluster, RUN) == ["a", "b"]
+    assert list(api.objects[RAYJOBS]) == ["c"] and delete_rayjobs(cluster, RUN) == []
     api.faults = [Fault("GET", RAYJOBS, 404, "404 page not found\n", 1)]
-    assert clean_up(cluster, "run-2") == []
-    assert clean_up(cluster, "run-2") == ["c"]
-    assert clean_up(from_values({"ray": {"mode": "pod"}}), RUN) == []
+    assert delete_rayjobs(cluster, "run-2") == []
+    assert delete_rayjobs(cluster, "run-2") == ["c"]
+    assert delete_rayjobs(parse_cluster({"ray": {"mode": "pod"}}), RUN) == []
 
 
 def test_clean_up_says_why_a_job_failed_that_nobody_followed(api: KubeApi, work: Work) -> None:
@@ -233,7 +233,7 @@ def test_clean_up_says_why_a_job_failed_that_nobody_followed(api: KubeApi, work:
         "Deleted head Pod mill/x; Pod status: Failed; Pod restart policy: Never; Ray container terminated status: nil"
     )
     told("DeletedHeadPod", head)(api, job)
-    assert clean_up(from_values({}), RUN, work.workspace) == ["job"]
+    assert delete_rayjobs(parse_cluster({}), RUN, work.workspace) == ["job"]
     record = work.record()
     assert record["exit_code"] == EXIT_TRANSIENT and "head: ray-head: its pod failed" in record["error"]
 
@@ -244,5 +244,5 @@ def test_clean_up_leaves_a_record_that_says_how_the_job_ended(api: KubeApi, work
     before = work.record()
     job = api.put(RAYJOBS, {"metadata": {"name": "job", "labels": {RUN_LABEL: RUN}}})
     status("Failed", "FAILED")(api, job)
-    assert clean_up(from_values({}), RUN, work.workspace) == ["job"]
+    assert delete_rayjobs(parse_cluster({}), RUN, work.workspace) == ["job"]
     assert work.record() == before

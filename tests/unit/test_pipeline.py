@@ -23,7 +23,7 @@ from imagemill.components.store.workspace import Workspace
 from imagemill.components.train.config import TrainConfig
 from imagemill.pipelines import cli
 from imagemill.pipelines.cluster import Cluster, Images, Kfp
-from imagemill.pipelines.first_step import checked
+from imagemill.pipelines.first_step import check_form
 from imagemill.pipelines.parameters import (
     ALL_STEPS,
     FORM_PARAMETERS,
@@ -182,7 +182,7 @@ def test_the_first_step_refuses_what_a_later_step_could_not_take(
 ) -> None:
     form = {name: format_form_value(one.default) for name, one in list_form_parameters().items()}
     with pytest.raises(SystemExit) as ended:
-        checked("some-run", form | {"workspace": str(tmp_path)} | values)
+        check_form("some-run", form | {"workspace": str(tmp_path)} | values)
     assert ended.value.code == 2 and f"[download] error: {message}" in capsys.readouterr().err
     record = Workspace.from_uri(str(tmp_path)).step_record("some-run", "download")
     assert record and record["exit_code"] == 2 and record["error"].startswith(message)
@@ -191,7 +191,7 @@ def test_the_first_step_refuses_what_a_later_step_could_not_take(
 def test_the_form_and_its_config_say_what_every_step_is_given() -> None:
     form = {name: format_form_value(one.default) for name, one in list_form_parameters().items()}
     config = '{"seed": 7, "hue": null, "device": "cpu", "train": {"ema": 0.999, "device": "cuda"}}'
-    chosen = checked("some-run", form | {"epochs": "3", "config": config})
+    chosen = check_form("some-run", form | {"epochs": "3", "config": config})
     train = chosen.config("train")
     assert isinstance(train, TrainConfig)
     assert (train.epochs, train.seed, train.ema, train.hue, train.device) == (3, 7, 0.999, None, "cuda")

@@ -19,14 +19,14 @@ from imagemill.components.store.manifest import Dataset, read_dataset
 from imagemill.components.store.step import Step
 from imagemill.components.store.workspace import Workspace
 from imagemill.pipelines import planning
-from imagemill.pipelines.argo import workflow_template
-from imagemill.pipelines.cluster import Cluster, from_values
+from imagemill.pipelines.argo import build_workflow_template
+from imagemill.pipelines.cluster import Cluster, parse_cluster
 from imagemill.pipelines.parameters import resolve_parameters
-from imagemill.pipelines.pod_arguments import parse
-from imagemill.pipelines.pod_settings import VARIABLE, cluster_of_pod
+from imagemill.pipelines.pod_arguments import parse_pod_arguments
+from imagemill.pipelines.pods import CLUSTER_VARIABLE, read_pod_cluster
 
 RUN = "imagemill-training-x7k2p"
-CLUSTER = from_values(
+CLUSTER = parse_cluster(
     {"namespace": "vision", "images": {"tags_allowed": True}, "ray": {"version": "2.49.0", "mode": "rayjob"}}
 )
 
@@ -44,7 +44,7 @@ def workspace_of(clean: Dataset) -> Workspace:
 def planned(clean: Dataset, outputs: Path, *flags: str, cluster: Cluster = CLUSTER) -> dict[str, str]:
     """The output values of the plan for a clean dataset, by the flags of Argo's template."""
     words = [f"--workspace={workspace_of(clean).uri}", "--raw=/nowhere", f"--run={RUN}", f"--outputs={outputs}"]
-    planning.write_plan(parse("tests", "", ("raw",), [*words, *flags]), clean.uri, cluster)
+    planning.write_plan(parse_pod_arguments("tests", "", ("raw",), [*words, *flags]), clean.uri, cluster)
     return {one.name: one.read_text() for one in outputs.glob("*")}
 
 
@@ -75,7 +75,7 @@ def test_what_is_not_there_is_made_by_a_rayjob(clean: Dataset, tmp_path: Path) -
 def test_the_clusters_file_and_the_size_decide_what_makes_the_tensors(
     ray: dict[str, Any], executor: str, clean: Dataset, tmp_path: Path
 ) -> None:
-    cluster = from_values({"images": {"tags_allowed": True}, "ray": {"version": "2.49.0", **ray}})
+    cluster = parse_cluster({"images": {"tags_allowed": True}, "ray": {"version": "2.49.0", **ray}})
     found = planned(clean, tmp_path / "out", "--image-size=36", cluster=cluster)
     assert (found["executor"], bool(found["rayjob"])) == (executor, executor == "rayjob")
     assert bool(found["tensors"]) == (ray.get("mode") != "address")
@@ -84,9 +84,9 @@ def test_the_clusters_file_and_the_size_decide_what_makes_the_tensors(
 def test_training_is_told_the_tensors_by_a_pod_whose_gpu_may_fail(clean: Dataset, tmp_path: Path) -> None:
     """Tensors of a GPU lie elsewhere: only the pod that has it knows whether torch can use it."""
     images, ray = {"tags_allowed": True}, {"version": "2.49.0", "mode": "pod"}
-    cluster = from_values({"images": images, "ray": ray, "steps": {"resize": {"gpu": 1}}})
+    cluster = parse_cluster({"images": images, "ray": ray, "steps": {"resize": {"gpu": 1}}})
     assert planned(clean, tmp_path / "out", cluster=cluster) == {"tensors": "", "executor": "pod", "rayjob": ""}
-    templates = workflow_template(cluster, resolve_parameters({}))["spec"]["templates"]
+    templates = build_workflow_template(cluster, resolve_parameters({}))["spec"]["templates"]
     train = next(task for task in templates[0]["dag"]["tasks"] if task["name"] == "train")
     told = {one["name"]: one["value"] for one in train["arguments"]["parameters"]}
     assert told["tensors"] == "{{tasks.resize.outputs.parameters.tensors}}"
@@ -121,19 +121,21 @@ def test_the_template_tells_the_pod_all_that_the_rayjob_is_made_of(
     clean: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Workload identity by an account of one's own, and KubeRay's retries, for Argo tries no failed resource again."""
-    cluster = from_values(
+    cluster = parse_cluster(
         {
             "images": {"tags_allowed": True}, "ray": {"version": "2.60.0", "mode": "rayjob"}, "storage": {"secret": ""},
             "argo": {"service_account": "my-irsa"}, "limits": {"lost_pod_retries": 3},
         }
     )  # fmt: skip
     template = next(
-        one for one in workflow_template(cluster, resolve_parameters({}))["spec"]["templates"] if one["name"] == "clean"
+        one
+        for one in build_workflow_template(cluster, resolve_parameters({}))["spec"]["templates"]
+        if one["name"] == "clean"
     )
     for variable in template["container"]["env"]:
-        if variable["name"] == VARIABLE:
-            monkeypatch.setenv(VARIABLE, variable["value"])
-    told = cluster_of_pod()
+        if variable["name"] == CLUSTER_VARIABLE:
+            monkeypatch.setenv(CLUSTER_VARIABLE, variable["value"])
+    told = read_pod_cluster()
     assert told is not None
     job = json.loads(planned(clean, tmp_path / "out", "--image-size=28", cluster=told)["rayjob"])
     assert job["spec"]["backoffLimit"] == 3
@@ -181,7 +183,7 @@ def test_an_error_of_ours_is_told_in_the_record_of_resize(
     def broken(*_: object) -> None:
         raise ZeroDivisionError("by nothing")
 
-    monkeypatch.setattr(planning, "plan", broken)
+    monkeypatch.setattr(planning, "plan_tensors", broken)
     with pytest.raises(ZeroDivisionError):
         planned(clean, tmp_path / "out")
     record = workspace_of(clean).step_record(RUN, "resize")
@@ -201,7 +203,7 @@ def test_wrong_input_ends_with_2(
     cluster: str, flags: list[str], message: str, clean: Dataset, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    monkeypatch.setenv(VARIABLE, cluster)
+    monkeypatch.setenv(CLUSTER_VARIABLE, cluster)
     words = [f"--workspace={workspace_of(clean).uri}", f"--run={RUN}", f"--outputs={tmp_path / 'out'}"]
     assert planning.main([*words, "--raw=x", *flags]) == 2
     assert message in capsys.readouterr().err

@@ -14,10 +14,20 @@ import pytest
 from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.resize.ray_job import command
 from imagemill.components.store.errors import EXIT_OURS, EXIT_TRANSIENT, EXIT_USER, UserError
+from imagemill.pipelines import pods as pod_fields
 from imagemill.pipelines import rayjob
-from imagemill.pipelines.cluster import RUN_LABEL, Cluster, from_values
-from imagemill.pipelines.ray_failures import failure, troubles, wrongly_named
-from imagemill.pipelines.rayjob import FAILED, RUNNING, SUCCEEDED, WAITING, job_name, manifest, run_label, verdict
+from imagemill.pipelines.cluster import RUN_LABEL, Cluster, parse_cluster
+from imagemill.pipelines.ray_failures import explain_failure, list_problems, waits_in_vain
+from imagemill.pipelines.rayjob import (
+    FAILED,
+    RUNNING,
+    SUCCEEDED,
+    WAITING,
+    build_job_name,
+    build_rayjob,
+    build_run_label,
+    classify_status,
+)
 
 Json = dict[str, Any]
 DEPLOYMENTS = ("", "Initializing", "Running", "Complete", "Failed", "ValidationFailed", "Suspending", "Suspended",
@@ -49,7 +59,7 @@ OWNER = {"apiVersion": "v1", "kind": "Pod", "name": "resize-pod", "uid": "1-2-3"
 
 def made(values: Json, owner: Json | None = None, run: str = "run-1") -> Json:
     words = command(ResizeConfig(workspace="s3://bucket/work", clean="s3://bucket/work/clean/x", run=run, device="cpu"))
-    return manifest(from_values(values), job_name(run, FINGERPRINT), words, run, owner)
+    return build_rayjob(parse_cluster(values), build_job_name(run, FINGERPRINT), words, run, owner)
 
 
 def pods(job: Json) -> dict[str, Json]:
@@ -178,7 +188,7 @@ def test_credentials_come_from_the_secret_and_reach_ray_alone() -> None:
         assert env["AWS_SECRET_ACCESS_KEY"]["valueFrom"]["secretKeyRef"] == {"name": "s3-keys", "key": "key"}
         assert env["AWS_ENDPOINT_URL"]["value"] == "https://s3.example"
         regions = {env[name]["value"] for name in ("AWS_REGION", "AWS_DEFAULT_REGION")}  # boto3 reads the second alone
-        assert regions == {from_values(FULL).storage.region}
+        assert regions == {parse_cluster(FULL).storage.region}
     assert "AWS_" not in str(found["submitter"])
     assert "serviceAccountName" not in str(found)
     assert "secretKeyRef" not in str(made({"storage": {"secret": ""}})) and "AWS_REGION" in str(made(BARE))
@@ -196,26 +206,26 @@ def test_rays_version_is_the_installed_one_or_has_to_be_said(monkeypatch: pytest
     def absent(name: str) -> str:
         raise PackageNotFoundError(name)
 
-    assert rayjob.ray_version(Cluster()) == version("ray")
-    monkeypatch.setattr(rayjob, "version", absent)
+    assert pod_fields.get_ray_version(Cluster()) == version("ray")
+    monkeypatch.setattr(pod_fields, "version", absent)
     with pytest.raises(UserError, match=r"cluster \(ray.version\): expected"):
-        rayjob.ray_version(Cluster())
+        pod_fields.get_ray_version(Cluster())
 
 
 @pytest.mark.parametrize("run", ["", "x", "a" * 300, "run 1/ü'$(x)", "-.-", "demo-20261121-081500-3f9a", "É" * 60])
 def test_any_run_gives_names_and_labels_that_are_allowed(run: str) -> None:
     """KubeRay: a DNS-1035 label of 47 characters at most; Kubernetes: label values of 63."""
-    name = job_name(run, FINGERPRINT)
+    name = build_job_name(run, FINGERPRINT)
     assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name) and len(name) <= 47  # as KubeRay asks
-    assert name == job_name(run, FINGERPRINT) != job_name(run + "x", FINGERPRINT)
-    label = run_label(run)
+    assert name == build_job_name(run, FINGERPRINT) != build_job_name(run + "x", FINGERPRINT)
+    label = build_run_label(run)
     assert re.fullmatch(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?", label)
-    assert label != run_label(run + "y") and (label == run or label != run_label(label + "y"))
+    assert label != build_run_label(run + "y") and (label == run or label != build_run_label(label + "y"))
 
 
 def test_the_words_survive_the_submitters_shell_and_the_heads() -> None:
     words = ["printf", "%s\\0", *("a b", "it's", '"', "$(x)", "`x`", ";x&", "\\", "é", "*", "", "--run=-x")]
-    line = manifest(from_values(BARE), "x", words, "x")["spec"]["entrypoint"]
+    line = build_rayjob(parse_cluster(BARE), "x", words, "x")["spec"]["entrypoint"]
     submitted = subprocess.run(["/bin/bash", "-ec", f"printf '%s\\0' {line}"], capture_output=True, check=True)
     quoted_anew = shlex.join(submitted.stdout.decode().split("\0")[:-1])
     ran = subprocess.run(["/bin/sh", "-c", quoted_anew], capture_output=True, check=True)
@@ -230,7 +240,7 @@ NEVER_WRITTEN = {("Complete", job) for job in ("", "PENDING", "RUNNING", "FAILED
 
 @pytest.mark.parametrize(("deployment", "job"), list(itertools.product(DEPLOYMENTS, JOBS)))
 def test_the_table_and_argos_conditions_agree(deployment: str, job: str) -> None:
-    found = verdict({"jobDeploymentStatus": deployment, "jobStatus": job})
+    found = classify_status({"jobDeploymentStatus": deployment, "jobStatus": job})
     argo = evaluated({"jobDeploymentStatus": deployment, "jobStatus": job})
     if (deployment, job) in NEVER_WRITTEN:
         assert (found, argo) == (FAILED, "waits")
@@ -239,14 +249,14 @@ def test_the_table_and_argos_conditions_agree(deployment: str, job: str) -> None
 
 
 def test_the_table_says_what_the_design_does() -> None:
-    ends = {(d, j): verdict({"jobDeploymentStatus": d, "jobStatus": j}) for d in DEPLOYMENTS for j in JOBS}
+    ends = {(d, j): classify_status({"jobDeploymentStatus": d, "jobStatus": j}) for d in DEPLOYMENTS for j in JOBS}
     assert [key for key, found in ends.items() if found == SUCCEEDED] == [("Complete", "SUCCEEDED")]
     assert {key for key, found in ends.items() if found == FAILED} == {
         (d, j) for d, j in ends if j == "STOPPED" or d in ("Failed", "ValidationFailed")
         or (d == "Complete" and j != "SUCCEEDED")
     }  # fmt: skip
     assert {d for (d, j), found in ends.items() if found == RUNNING} == {"Running"}
-    assert verdict({}) == verdict({"jobDeploymentStatus": "Pondering"}) == WAITING
+    assert classify_status({}) == classify_status({"jobDeploymentStatus": "Pondering"}) == WAITING
     assert ends["Retrying", "FAILED"] == WAITING and ends["Running", "FAILED"] == RUNNING
 
 
@@ -302,7 +312,7 @@ def _holds(requirement: str, document: dict[str, str]) -> bool:
     ],
 )
 def test_exit_codes_of_failures(status: Json, code: int) -> None:
-    assert failure("job", status).exit_code == code
+    assert explain_failure("job", status).exit_code == code
 
 
 def pod(kind: str, /, **status: Any) -> Json:
@@ -324,29 +334,29 @@ def test_what_pods_tell_of_a_failure() -> None:
     waits = {"reason": "ErrImagePull", "message": "no such image"}
     unpulled = pod("head", containerStatuses=[{"name": "ray-head", "state": {"waiting": waits}}])
     well = pod("head", phase="Running", containerStatuses=[{"name": "ray-head", "state": {"running": {}}}])
-    assert troubles([well]) == [] and not wrongly_named([well, unscheduled, killed])
-    late = failure("job", {"reason": "PreRunningDeadlineExceeded"}, [unscheduled, unscheduled])
+    assert list_problems([well]) == [] and not waits_in_vain([well, unscheduled, killed])
+    late = explain_failure("job", {"reason": "PreRunningDeadlineExceeded"}, [unscheduled, unscheduled])
     assert late.exit_code == EXIT_TRANSIENT and str(late).count("Insufficient nvidia.com/gpu") == 1
-    text = str(failure("job", {"reason": "AppFailed"}, [killed]))
+    text = str(explain_failure("job", {"reason": "AppFailed"}, [killed]))
     assert "worker: ray-worker: OOMKilled (exit code 137): it took more than ray.workers.pod.memory" in text
-    named = failure("job", {"reason": "PreRunningDeadlineExceeded"}, [unpulled])
+    named = explain_failure("job", {"reason": "PreRunningDeadlineExceeded"}, [unpulled])
     assert named.exit_code == EXIT_USER and "no such image" in str(named)
     evicted = pod("head", conditions=[{"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI",
                                        "message": "Eviction API: evicting"}])  # fmt: skip
-    assert troubles([evicted]) == ["head: EvictionByEvictionAPI: Eviction API: evicting"]
+    assert list_problems([evicted]) == ["head: EvictionByEvictionAPI: Eviction API: evicting"]
 
 
 def test_a_pod_that_is_deleted_ends_its_containers_and_that_tells_nothing() -> None:
     """Those of a job that has ended, above all; unless it was memory."""
     last = terminated("ray-worker", "Error", 1, "lastState", message="no address")
-    assert troubles([pod("worker", containerStatuses=[last])]) == [
+    assert list_problems([pod("worker", containerStatuses=[last])]) == [
         "worker: ray-worker: Error (exit code 1): no address"
     ]
     for container, reason, told in (("ray-worker", "Error", False), ("ray-head", "OOMKilled", True)):
         ended = pod("head", containerStatuses=[terminated(container, reason, 137)])
         ended["metadata"]["deletionTimestamp"] = "2026-11-22T10:00:00Z"
-        assert bool(troubles([ended])) == told
-    assert troubles([pod("", containerStatuses=[terminated("ray-job-submitter", "Error", 1)])]) == []
+        assert bool(list_problems([ended])) == told
+    assert list_problems([pod("", containerStatuses=[terminated("ray-job-submitter", "Error", 1)])]) == []
 
 
 @pytest.mark.parametrize(
@@ -357,7 +367,7 @@ def test_a_pod_that_is_deleted_ends_its_containers_and_that_tells_nothing() -> N
 def test_too_little_memory_is_the_files(container: str, memory: str) -> None:
     """Of the head and what is beside it: no other try of the job has more."""
     lost = {"reason": "SubmissionFailed", "message": "Job submission has failed."}
-    error = failure("job", lost, [pod("head", containerStatuses=[terminated(container, "OOMKilled", 137)])])
+    error = explain_failure("job", lost, [pod("head", containerStatuses=[terminated(container, "OOMKilled", 137)])])
     assert error.exit_code == EXIT_USER and f"cluster ({memory}): expected enough memory" in str(error)
 
 
@@ -375,26 +385,28 @@ def test_events_tell_of_pods_that_are_gone() -> None:
     worker = event("DeletedWorkerPod", TERMINATED.format("worker", "workers-worker", 137, "OOMKilled", ""))
     unready = event("Unhealthy", "Readiness probe failed", "Pod", "job-x7k2p-head-abcde", type="Warning")
     scheduled = event("FailedScheduling", "0/1 nodes", "Pod", "job-x7k2p-workers-worker-abcde", type="Warning")
-    error = failure("job", lost, [], "", [head, worker, unready, scheduled])
+    error = explain_failure("job", lost, [], "", [head, worker, unready, scheduled])
     assert error.exit_code == EXIT_TRANSIENT
     assert "head: ray-head: Error (exit code 139): core dumped, see log" in str(error)
     assert "worker: ray-worker: OOMKilled (exit code 137): it took more than ray.workers.pod.memory" in str(error)
     assert "Readiness" not in str(error) and "0/1 nodes" not in str(error), "a job that ran had its nodes"
-    waited = failure("job", {"reason": "PreRunningDeadlineExceeded"}, [], "", [scheduled, unready])
+    waited = explain_failure("job", {"reason": "PreRunningDeadlineExceeded"}, [], "", [scheduled, unready])
     assert "worker: not scheduled: 0/1 nodes" in str(waited) and "Readiness" not in str(waited)
     victim = event("DeletedWorkerPod", TERMINATED.format("worker", "workers-worker", 1, "Error", ""))
-    assert len(troubles([], [victim])) == 1 and "worker" not in str(troubles([], [head, victim])), "they end with it"
+    assert len(list_problems([], [victim])) == 1 and "worker" not in str(list_problems([], [head, victim])), (
+        "they end with it"
+    )
     evicted = event("DeletedHeadPod", "Deleted head Pod vision/x; Pod status: Failed; Pod restart policy: Never; Ray "
                     "container terminated status: nil")  # fmt: skip
-    assert troubles([], [evicted]) == ["head: ray-head: its pod failed"]
+    assert list_problems([], [evicted]) == ["head: ray-head: its pod failed"]
     scaled = event("DeletedWorkerPod", "Deleted worker Pod vision/x for group workers: scaling down")
-    assert troubles([], [scaled]) == []
+    assert list_problems([], [scaled]) == []
 
 
 @pytest.mark.parametrize("more", [{"series": {"count": 2}}, {"count": 2}, {}])
 def test_a_head_that_was_made_twice_was_lost(more: Json) -> None:
     """Whoever deletes it leaves no event; that KubeRay makes another one does."""
     made_one = event("CreatedHeadPod", "Created head Pod vision/job-x7k2p-head-abcde")
-    assert troubles([], [made_one]) == []
+    assert list_problems([], [made_one]) == []
     again = [made_one | more] if more else [made_one, made_one]
-    assert troubles([], again) == ["head: its pod was lost (deleted, evicted, or with its node) and made anew"]
+    assert list_problems([], again) == ["head: its pod was lost (deleted, evicted, or with its node) and made anew"]

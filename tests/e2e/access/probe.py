@@ -40,9 +40,9 @@ def pod(
         "image": cluster.image(target),
         "imagePullPolicy": cluster.images.pull_policy,
         "command": command,
-        "env": pods.storage_env(cluster),
+        "env": pods.build_storage_env(cluster),
         "resources": {"requests": {"cpu": "50m", "memory": "256Mi"}, "limits": {"memory": "1Gi"}},
-        "securityContext": pods.container_security(),
+        "securityContext": pods.build_container_security_context(),
         "volumeMounts": [{"name": "scratch", "mountPath": SCRATCH}],
     }
     spec: dict[str, Any] = {

@@ -112,7 +112,7 @@ def _caught(trial: Trial, run: Run, target: Target, after: float) -> Doc | None:
 
 
 def _ray_works(run: Run) -> bool:
-    return any(rayjob.verdict(job.get("status") or {}) == rayjob.RUNNING for job in run.rayjobs(living=True))
+    return any(rayjob.classify_status(job.get("status") or {}) == rayjob.RUNNING for job in run.rayjobs(living=True))
 
 
 def _was_lost(run: Run, victim: Victim) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 from imagemill.components.store.errors import MillError
 from imagemill.pipelines.cluster import UID
-from imagemill.pipelines.kfp_client import HOST
+from imagemill.pipelines.kfp_client import HOST_VARIABLE
 
 from .. import kfp
 from ..access import probe
@@ -236,7 +236,7 @@ def kubeflow(trial: Trial) -> str:
         with kfp.service(trial.options, place.cluster.namespace) as api:
             host, profile = api.host, api.namespace
     except MillError as error:
-        if trial.options.submit or os.environ.get(HOST) or _has_kubeflow(trial):
+        if trial.options.submit or os.environ.get(HOST_VARIABLE) or _has_kubeflow(trial):
             raise Failed(str(error)) from None
         raise Skip(f"no Kubeflow Pipelines here: no service ml-pipeline, no address given ({error})") from None
     _note_version(trial.session, "Kubeflow Pipelines", _version_of(trial, "ml-pipeline-api-server"))

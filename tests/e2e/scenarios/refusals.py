@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from imagemill.components.store.errors import EXIT_USER
-from imagemill.pipelines.kfp_server import knows_whole_runs
+from imagemill.pipelines.kfp_server import supports_run_settings
 
 from .. import kfp
 from ..access.kube import Doc, name_of
@@ -75,7 +75,7 @@ def _gpu_absent(trial: Trial) -> str:
     why = unschedulable(pod)
     if NO_SUCH_GPU not in why:
         raise Failed(f"pod {name_of(pod)} waits for something else: {why}")
-    if trial.engine == KFP and not knows_whole_runs(trial.cluster.kfp.version):
+    if trial.engine == KFP and not supports_run_settings(trial.cluster.kfp.version):
         return _terminated(trial, run, why)
     touched = _end_by_deadline(trial, run, deadline)
     if run.phase == SUCCEEDED:
