@@ -252,7 +252,7 @@ def test_a_class_that_the_model_has_never_seen_has_no_loss_and_is_always_wrong()
 
 
 def test_memory_does_not_grow_with_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics_of, "_WAITING", 1000)
+    monkeypatch.setattr(metrics_of, "_MAX_PENDING", 1000)
     random, names = np.random.default_rng(0), tuple("abcdefgh")
     score, sizes = make_scorer(SINGLE, SINGLE, align_classes(names, names)), []
     for _ in range(3):
