@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 
-from ..components.resize.ray_job import pass_on
+from ..components.resize.ray_job import forward_log_line
 from ..components.store.errors import MillError, UserError
 from ..components.store.progress import say
 from .kube import Json, KubeClient, StreamInterrupted
@@ -88,7 +88,7 @@ class JobLog:
         self._last_times[uid] = timestamp
         text = match[4].decode(errors="replace").rstrip("\r")
         self._lines.append(text)
-        pass_on(text)
+        forward_log_line(text)
 
 
 def _get_phase(pod: Json) -> str:

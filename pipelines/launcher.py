@@ -69,13 +69,13 @@ WATCHER_ANNOTATION = "imagemill.io/watcher"
 
 def run_rayjob(cluster: Cluster, target: Target, context: Context) -> Outcome:
     """Run a RayJob that makes the tensors of a target."""
-    from ..components.resize.resize import outcome
+    from ..components.resize.resize import report_outcome
 
-    job_config = target.for_job(context)
+    job_config = target.make_job_config(context)
     kube = KubeClient.connect(read_own_namespace(cluster.namespace))
     name = build_job_name(context.run, target.fingerprint)
     launcher = Launcher(replace(cluster, namespace=kube.namespace), kube, name, job_config, target.uri, context)
-    return outcome(target, launcher.run(), RAN, context)
+    return report_outcome(target, launcher.run(), RAN, context)
 
 
 class Terminated(KeyboardInterrupt):
@@ -139,18 +139,18 @@ class Launcher:
         return self._get_dataset(status, log.tail())
 
     def _adopt_or_create(self) -> None:
-        from ..components.resize.ray_job import command, write_waiting_record
+        from ..components.resize.ray_job import build_command, write_pending_record
 
         self.pod = get_own_pod(self.kube)
         storage, pod = self.cluster.storage, self.pod
         identity = "" if storage.secret or not pod else str(pod["spec"].get("serviceAccountName") or "")
         owner = build_owner_reference(pod) if pod else None
-        body = build_rayjob(self.cluster, self.name, command(self.config), self.context.run, owner, identity)
+        body = build_rayjob(self.cluster, self.name, build_command(self.config), self.context.run, owner, identity)
         body["metadata"]["annotations"] = {WATCHER_ANNOTATION: self._own_uid}
         while True:
             job = self.kube.get_rayjob(self.name)
             if job is None:
-                write_waiting_record(self.name, self.context)
+                write_pending_record(self.name, self.context)
                 if (job := self.kube.create_rayjob(body)) is None:
                     continue  # somebody else was first
                 self.context.say(f"RayJob {self.name} made in the namespace {self.kube.namespace}")
@@ -283,9 +283,9 @@ class Launcher:
         return "; ".join([error, *map(str, containers)])
 
     def _read_record(self) -> dict[str, Any] | None:
-        from ..components.resize.ray_job import own_record
+        from ..components.resize.ray_job import read_own_record
 
-        return own_record(self.config, self.context)
+        return read_own_record(self.config, self.context)
 
     def _stop(self) -> None:
         """Delete the job after SIGTERM, unless this pod is deleted while the run goes on."""

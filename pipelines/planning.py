@@ -97,8 +97,8 @@ def only_resize_knows_tensors(cluster: Cluster) -> bool:
 
 def plan_tensors(config: ResizeConfig, cluster: Cluster, context: Context) -> Plan:
     """Return the plan for the tensors of `config`; write the resize step's record if they exist already."""
-    from ..components.resize.ray_job import command, write_waiting_record
-    from ..components.resize.resize import find, outcome
+    from ..components.resize.ray_job import build_command, write_pending_record
+    from ..components.resize.resize import find_target, report_outcome
     from ..components.store.manifest import find_intact_dataset
     from . import rayjob
     from .resizing import choose_mode
@@ -107,20 +107,20 @@ def plan_tensors(config: ResizeConfig, cluster: Cluster, context: Context) -> Pl
         return Plan("", POD)
     if cluster.ray.mode != "pod":
         rayjob.refuse_address(config.ray_address)
-    target = find(config, context, rayjob.count_gpus(cluster) if cluster.ray.makes_rayjobs else 0)
+    target = find_target(config, context, rayjob.count_gpus(cluster) if cluster.ray.makes_rayjobs else 0)
     if dataset := find_intact_dataset(target.uri):
-        _write_cached_record(dataclasses.asdict(outcome(target, dataset, CACHED, context)), context)
+        _write_cached_record(dataclasses.asdict(report_outcome(target, dataset, CACHED, context)), context)
         return Plan(target.uri, NONE)
     mode = choose_mode(cluster, target.clean.manifest.totals, config.copies, target.config.device)
     if mode == "pod":
         return Plan(target.uri, POD)
     job = rayjob.build_job_name(context.run, target.fingerprint)
     manifest = rayjob.build_rayjob(
-        cluster, job, command(target.for_job(context)), context.run,
+        cluster, job, build_command(target.make_job_config(context)), context.run,
         identity="" if cluster.storage.secret else cluster.argo.service_account,
         retries=cluster.limits.lost_pod_retries,  # Argo itself never tries a failed resource again
     )  # fmt: skip
-    write_waiting_record(job, context)
+    write_pending_record(job, context)
     context.say(f"the tensors have to be made, by the RayJob {job}: {target.uri}")
     return Plan(target.uri, RAYJOB, json.dumps(manifest, separators=(",", ":")))
 

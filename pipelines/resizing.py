@@ -15,7 +15,7 @@ from typing import Any, Literal, cast
 
 from ..components.resize import STEP
 from ..components.resize.config import ResizeConfig
-from ..components.resize.threads import work_seconds
+from ..components.resize.threads import estimate_core_seconds
 from ..components.store.config import parse_config
 from ..components.store.errors import UserError
 from ..components.store.manifest import Totals, find_intact_dataset
@@ -45,13 +45,13 @@ def resize(config: str, artifact: str, **values: Any) -> dict[str, Any]:
 
 def _place_and_run(cluster: Cluster, config: ResizeConfig, context: Context) -> Outcome:
     """Return the tensors if they exist; otherwise make them in this pod or by a RayJob, as `choose_mode` decides."""
-    from ..components.resize.resize import find, outcome, resize
+    from ..components.resize.resize import find_target, report_outcome, resize
 
     refuse_address(config.ray_address)
     require_s3_workspace(context.workspace.uri)
-    target = find(config, context, count_gpus(cluster))
+    target = find_target(config, context, count_gpus(cluster))
     if dataset := find_intact_dataset(target.uri):
-        return outcome(target, dataset, CACHED, context)
+        return report_outcome(target, dataset, CACHED, context)
     totals, copies = target.clean.manifest.totals, target.config.copies
     if choose_mode(cluster, totals, copies, target.config.device) == "rayjob":
         return run_rayjob(cluster, target, context)
@@ -109,4 +109,4 @@ def choose_mode(cluster: Cluster, totals: Totals, copies: int = 0, device: str =
 
 def estimate_seconds(pod: Pod, totals: Totals, copies: int = 0) -> float:
     """Return how long a pod resizes on the cores that it is promised, without the start of Ray (about 8 s)."""
-    return work_seconds(totals, copies) / parse_quantity(pod.cpu)
+    return estimate_core_seconds(totals, copies) / parse_quantity(pod.cpu)

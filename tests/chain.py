@@ -64,10 +64,10 @@ def resized(workspace: Workspace, clean: Dataset, *, estimated: bool = False, **
     """The tensors; the estimate of encodings, a quarter of a second, is made where it is what a test is about."""
     config = ResizeConfig.from_values({"workspace": workspace.uri, "clean": clean.uri} | options)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(resize_module, "ray_session", _no_session)
-        patch.setattr(resize_module, "run_jobs", _here)
+        patch.setattr(resize_module, "open_ray_session", _no_session)
+        patch.setattr(resize_module, "run_tasks", _here)
         if not estimated:
-            patch.setattr(resize_module, "say_estimate", lambda *_: None)
+            patch.setattr(resize_module, "report_estimate", lambda *_: None)
         return read_dataset(resize_module.resize(config, Context("resize", workspace, "r", False)).uri, "tensors")
 
 

@@ -111,7 +111,7 @@ def by_copy(tensors: Dataset) -> dict[tuple[str, int], Any]:
 
 
 @contextmanager
-def _no_session(address: str, workers: int, witness: str = "") -> Iterator[int]:
+def _no_session(address: str, workers: int, probe_uri: str = "") -> Iterator[int]:
     yield 1
 
 
@@ -124,5 +124,5 @@ def _here(
 
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """Jobs in this process, the last first: what Ray does is tested elsewhere."""
-    monkeypatch.setattr(resize, "ray_session", _no_session)
-    monkeypatch.setattr(resize, "run_jobs", _here)
+    monkeypatch.setattr(resize, "open_ray_session", _no_session)
+    monkeypatch.setattr(resize, "run_tasks", _here)

@@ -244,9 +244,9 @@ def _stat(pid: int) -> list[str]:
 WITHOUT_RAY = """
 import contextlib, sys
 from imagemill.components.resize import STEP, plan, resize
-plan.FILE_ROWS = int(sys.argv.pop()) or plan.FILE_ROWS
-resize.ray_session = lambda *_: contextlib.nullcontext(1)
-resize.run_jobs = lambda jobs, work, arguments, slots: ((job, work(job, *arguments)) for job in jobs)
+plan.MAX_SHARD_ROWS = int(sys.argv.pop()) or plan.MAX_SHARD_ROWS
+resize.open_ray_session = lambda *_: contextlib.nullcontext(1)
+resize.run_tasks = lambda jobs, work, arguments, slots: ((job, work(job, *arguments)) for job in jobs)
 sys.exit(STEP.main())
 """
 
@@ -277,7 +277,7 @@ def start_resize(
     if file_rows:
         script = (
             "import sys; from imagemill.components.resize import STEP, plan\n"
-            f"plan.FILE_ROWS = {file_rows}\nsys.exit(STEP.main())"
+            f"plan.MAX_SHARD_ROWS = {file_rows}\nsys.exit(STEP.main())"
         )
     start = ["-c", script] if script else ["-m", "imagemill.components.resize"]
     usual = ["--workspace", str(slow.workspace), "--clean", slow.clean, "--image-size", "32", "--executor", "ray"]

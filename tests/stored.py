@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from imagemill.components.resize.work import Recipe
+from imagemill.components.resize.tensor_shards import TensorSpec
 from imagemill.components.store.manifest import Dataset, File, Manifest, commit
 from imagemill.components.store.resample import Geometry
 from imagemill.components.store.shards import Layout, ShardWriter
@@ -20,7 +20,7 @@ SHAPE = [4, 4, 3]
 
 def write_split(uri: str, split: str, images: npt.NDArray[np.uint8], labels: list[int], group: int) -> File:
     row_bytes = int(np.prod(images.shape[1:]))
-    schema = Recipe(Geometry(images.shape[1])).schema()
+    schema = TensorSpec(Geometry(images.shape[1])).schema()
     with ShardWriter(uri, Layout(schema, plain=True)) as writer:
         for start in range(0, len(labels), group):
             part = images[start : start + group]

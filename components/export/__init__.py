@@ -1,1 +1,1 @@
-"""Export: a clean or tensors dataset in a form that other programs read."""
+"""Export: write a clean or tensors dataset in formats that other programs read."""

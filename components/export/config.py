@@ -1,4 +1,4 @@
-"""What can be said about an export."""
+"""Configuration of an export, and its checks."""
 
 from __future__ import annotations
 
@@ -19,8 +19,14 @@ SHARD_BYTES = 256 * 10**6
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """`dataset`: the URI of a clean or tensors dataset, or of its manifest; `output`: a folder or s3:// prefix;
-    `shard_bytes`: about how large a shard becomes (imagefolder has none)."""
+    """Configuration of an export: dataset, format and output.
+
+    Args:
+        dataset: URI of a clean or tensors dataset, or of its manifest.
+        format: one of `FORMATS`.
+        output: a folder or s3:// prefix.
+        shard_bytes: approximate size of a shard (imagefolder has none).
+    """
 
     dataset: str
     format: str
@@ -28,7 +34,7 @@ class ExportConfig:
     shard_bytes: int = SHARD_BYTES
 
     def check(self) -> None:
-        """UserError for what can't be."""
+        """Raise UserError for an invalid value."""
         if self.format not in FORMATS:
             raise wrong("--format", f"one of {', '.join(FORMATS)}", self.format)
         if not self.dataset.strip():
@@ -38,30 +44,30 @@ class ExportConfig:
         if self.shard_bytes < 1:
             raise wrong("--shard-bytes", "a number of bytes, 1 or more", self.shard_bytes)
 
-    def source(self) -> Dataset:
-        """The dataset; UserError when there is none, or one that has no images."""
-        where = normalize_dataset_uri(self.dataset, "dataset")
-        found = find_dataset(where)
-        if found is None:
+    def find_dataset(self) -> Dataset:
+        """Return the dataset; UserError if it does not exist or is of a kind without images."""
+        uri = normalize_dataset_uri(self.dataset, "dataset")
+        dataset = find_dataset(uri)
+        if dataset is None:
             raise wrong("dataset", f"a folder with {MANIFEST}", self.dataset)
-        if found.manifest.kind not in KINDS:
-            raise wrong("dataset", "a clean or tensors dataset", f"{self.dataset} of kind {found.manifest.kind}")
-        for file in found.files("data"):
+        if dataset.manifest.kind not in KINDS:
+            raise wrong("dataset", "a clean or tensors dataset", f"{self.dataset} of kind {dataset.manifest.kind}")
+        for file in dataset.files("data"):
             if file.split not in SPLITS:
-                raise wrong(f"{where}/{MANIFEST} (files, split)", f"one of {', '.join(SPLITS)}", file.split)
-        return found
+                raise wrong(f"{uri}/{MANIFEST} (files, split)", f"one of {', '.join(SPLITS)}", file.split)
+        return dataset
 
-    def place(self, source: Dataset) -> str:
-        """The output's URI; UserError where it lies in the dataset, or the dataset in it."""
-        where = uris.normalize(self.output, "--output")
-        if f"{where}/".startswith(f"{source.uri}/") or source.uri.startswith(f"{where}/"):
+    def output_uri(self, dataset: Dataset) -> str:
+        """Return the output's URI; UserError if it lies in the dataset, or the dataset in it."""
+        uri = uris.normalize(self.output, "--output")
+        if f"{uri}/".startswith(f"{dataset.uri}/") or dataset.uri.startswith(f"{uri}/"):
             raise wrong("--output", "a place apart from the dataset", self.output)
-        return where
+        return uri
 
-    def identity(self, source: Dataset) -> dict[str, Any]:
-        """What decides every byte of the export, besides the versions of the libraries."""
+    def identity(self, dataset: Dataset) -> dict[str, Any]:
+        """Return the values that decide every byte of the export, besides the versions of the libraries."""
         shards = {} if self.format == "imagefolder" else {"shard_bytes": self.shard_bytes}
         return {
-            "export": self.format, "export_version": VERSION, "kind": source.manifest.kind,
-            "fingerprint": source.fingerprint, "manifest_sha256": source.manifest_sha256, **shards,
+            "export": self.format, "export_version": VERSION, "kind": dataset.manifest.kind,
+            "fingerprint": dataset.fingerprint, "manifest_sha256": dataset.manifest_sha256, **shards,
         }  # fmt: skip

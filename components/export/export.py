@@ -1,4 +1,4 @@
-"""An export from beginning to end: found as it is, or made and marked as finished."""
+"""Export a dataset: find the finished export, or write it and mark it as finished."""
 
 from __future__ import annotations
 
@@ -8,39 +8,40 @@ from ..store import uri as uris
 from ..store.errors import wrong
 from ..store.progress import Progress, format_size, say
 from .config import ExportConfig
-from .place import Place, Written
-from .samples import Source
-from .shards import Form, Work, export_shards
+from .output_folder import ExportedFile, OutputFolder
+from .samples import ExportSource
+from .shards import ExportContext, ShardFormat, export_shards
 
-_PICTURES = ("imagefolder", "huggingface")
+_IMAGE_FILE_FORMATS = ("imagefolder", "huggingface")
 RAN, CACHED = "ran", "cached"
 
 
 def export(config: ExportConfig) -> dict[str, Any]:
-    """Make the export that `config` asks for, unless it is there; what `--json` prints.
+    """Make the export that `config` asks for unless it is finished; return what `--json` prints.
 
-    Memory is bounded by what `order` and `shards` hold (measured: 0.6 GB resident, all imports among it), and
-    16 bytes an image more for imagefolder; scratch space by three shards and, for a clean dataset that is larger than
-    a window, 8 GB.
+    Memory is bounded by what `order` and `shards` hold (measured: 0.6 GB resident with all imports), and 16 bytes an
+    image more for imagefolder; scratch space by three shards and, for a clean dataset that is larger than a window,
+    8 GB.
     """
     config.check()
-    dataset = config.source()
-    source = Source(dataset)
-    place = Place(config.place(dataset), config.identity(dataset))
-    _check_pictures(config, source)
-    about, state = place.finished(), CACHED
-    if about is not None and not place.whole(about):
-        say("export", f"files are missing or damaged in {place.uri}: made again")
-        about = None
-    if about is None:
-        about, state = _make(config, source, place), RAN
-    found = {key: about[key] for key in ("totals", "by_split", "notes")}
-    _tell(place.uri, found, state)
-    return {"status": "ok", "state": state, "format": config.format, "output": place.uri, **about["source"], **found}
+    dataset = config.find_dataset()
+    source = ExportSource(dataset)
+    output = OutputFolder(config.output_uri(dataset), config.identity(dataset))
+    _check_format(config, source)
+    marker, state = output.read_marker(), CACHED
+    if marker is not None and not output.is_complete(marker):
+        say("export", f"files are missing or damaged in {output.uri}: made again")
+        marker = None
+    if marker is None:
+        marker, state = _write(config, source, output), RAN
+    summary = {key: marker[key] for key in ("totals", "by_split", "notes")}
+    _report(output.uri, summary, state)
+    status = {"status": "ok", "state": state, "format": config.format, "output": output.uri}
+    return {**status, **marker["source"], **summary}
 
 
-def _check_pictures(config: ExportConfig, source: Source) -> None:
-    if config.format in _PICTURES and not source.are_pictures:
+def _check_format(config: ExportConfig, source: ExportSource) -> None:
+    if config.format in _IMAGE_FILE_FORMATS and not source.fits_image_files:
         shape, color = source.image["shape"], source.image.get("color", "rgb")
         raise wrong(
             "--format", "tfrecord or webdataset (as arrays) for pixels that no picture file holds",
@@ -48,73 +49,76 @@ def _check_pictures(config: ExportConfig, source: Source) -> None:
         )  # fmt: skip
 
 
-def _make(config: ExportConfig, source: Source, place: Place) -> dict[str, Any]:
-    place.claim()
+def _write(config: ExportConfig, source: ExportSource, output: OutputFolder) -> dict[str, Any]:
+    """Write all files and the marker; return the marker."""
+    output.claim()
     rows = sum(source.rows.values())
     say("export", f"{rows:,} images of {source.dataset.manifest.kind} {source.dataset.fingerprint} as {config.format}")
-    with place.scratch() as scratch:
-        work = Work(source, place, scratch, config.shard_bytes, Progress("export", total=rows))
-        written, loose = _written(config, work)
-    files = sorted(written, key=lambda one: one.path)
+    with output.scratch() as scratch:
+        context = ExportContext(source, output, scratch, config.shard_bytes, Progress("export", total=rows))
+        files, loose = _write_files(config.format, context)
+    files = sorted(files, key=lambda file: file.path)
     manifest = source.dataset.manifest
-    return place.finish(
+    return output.finish(
         {
             "source": {
                 "kind": manifest.kind, "fingerprint": manifest.fingerprint, "dataset": uris.redact(source.dataset.uri),
             },
             "task": manifest.task, "classes": list(manifest.classes), "image": manifest.image,
-            "files": [vars(one) for one in files],
+            "files": [vars(file) for file in files],
             "loose": {"files": loose["files"], "bytes": loose["bytes"]},
             "totals": {
                 "rows": rows, "files": len(files) + loose["files"],
-                "bytes": sum(one.bytes for one in files) + loose["bytes"],
+                "bytes": sum(file.bytes for file in files) + loose["bytes"],
             },
-            "by_split": _by_split(source, files, loose["by_split"]),
-            "notes": work.notes,
+            "by_split": _summarize_splits(source, files, loose["by_split"]),
+            "notes": context.notes,
         }
     )  # fmt: skip
 
 
-def _written(config: ExportConfig, work: Work) -> tuple[list[Written], dict[str, Any]]:
-    """The files to list, and what is only counted, since its table lists it."""
-    if config.format == "imagefolder":
-        from .imagefolder import ImageFolder
+def _write_files(format_name: str, context: ExportContext) -> tuple[list[ExportedFile], dict[str, Any]]:
+    """Return the files that the marker lists, and counts of those that only imagefolder's table lists."""
+    if format_name == "imagefolder":
+        from .imagefolder import ImageFolderExport
 
-        folder = ImageFolder(work)
+        folder = ImageFolderExport(context)
         tables = folder.export()
         return tables, {"files": folder.files, "bytes": folder.bytes, "by_split": folder.by_split}
-    return export_shards(work, _form(config.format, work)), {"files": 0, "bytes": 0, "by_split": {}}
+    return export_shards(context, _make_format(format_name, context)), {"files": 0, "bytes": 0, "by_split": {}}
 
 
-def _form(name: str, work: Work) -> Form:
+def _make_format(name: str, context: ExportContext) -> ShardFormat:
     if name == "tfrecord":
-        from .tfrecord import TFRecordForm
+        from .tfrecord import TFRecordFormat
 
-        return TFRecordForm(work)
+        return TFRecordFormat(context)
     if name == "webdataset":
-        from .webdataset import WebDatasetForm
+        from .webdataset import WebDatasetFormat
 
-        return WebDatasetForm(work)
-    from .huggingface import HuggingFaceForm
+        return WebDatasetFormat(context)
+    from .huggingface import HuggingFaceFormat
 
-    return HuggingFaceForm(work)
+    return HuggingFaceFormat(context)
 
 
-def _by_split(source: Source, files: list[Written], loose: dict[str, int]) -> dict[str, Any]:
+def _summarize_splits(
+    source: ExportSource, files: list[ExportedFile], loose_bytes: dict[str, int]
+) -> dict[str, dict[str, Any]]:
     return {
         split: {
             "rows": rows,
-            "files": [one.path for one in files if one.split == split],
-            "bytes": loose.get(split, 0) + sum(one.bytes for one in files if one.split == split),
+            "files": [file.path for file in files if file.split == split],
+            "bytes": loose_bytes.get(split, 0) + sum(file.bytes for file in files if file.split == split),
         }
         for split, rows in source.rows.items()
     }
 
 
-def _tell(uri: str, found: dict[str, Any], state: str) -> None:
-    totals, notes = found["totals"], found["notes"]
-    if again := notes.get("reencoded"):
-        counts = ", ".join(f"{number:,} {kind}" for kind, number in sorted(again.items()))
+def _report(uri: str, summary: dict[str, Any], state: str) -> None:
+    totals, notes = summary["totals"], summary["notes"]
+    if reencoded := notes.get("reencoded"):
+        counts = ", ".join(f"{count:,} {format_name}" for format_name, count in sorted(reencoded.items()))
         say("export", f"encoded again as PNG, since TensorFlow reads them not at all or not alike: {counts}")
     if notes.get("gif"):
         say("export", f"GIF files, which torchvision's ImageFolder passes over: {notes['gif']:,}")
@@ -123,10 +127,7 @@ def _tell(uri: str, found: dict[str, Any], state: str) -> None:
             "export",
             "who numbers the folders of a split gets other class ids than the dataset's, which labels.csv has",
         )
-    by_split = ", ".join(f"{split} {one['rows']:,}" for split, one in found["by_split"].items())
-    word = "there already" if state == CACHED else "done"
-    say(
-        "export",
-        f"{word}: {totals['rows']:,} images ({by_split}) in {totals['files']:,} files, "
-        f"{format_size(totals['bytes'])}: {uri}",
-    )
+    by_split = ", ".join(f"{split} {counts['rows']:,}" for split, counts in summary["by_split"].items())
+    files = f"{totals['files']:,} files, {format_size(totals['bytes'])}"
+    prefix = "there already" if state == CACHED else "done"
+    say("export", f"{prefix}: {totals['rows']:,} images ({by_split}) in {files}: {uri}")

@@ -1,7 +1,7 @@
-"""One file an image, in a folder a class, and a table that leads from each file back to its image.
+"""Export one file per image in one folder per class, and a table of all files with their image ids.
 
-Where an image has several labels there is one folder a split, with the table in Hugging Face's form (`metadata.csv`).
-The table lists every file's bytes and sha256, for the marker does not.
+A multi-label dataset has one folder per split, with the table in Hugging Face's form (`metadata.csv`). The table lists
+every file's bytes and sha256, since the marker does not.
 """
 
 from __future__ import annotations
@@ -11,121 +11,117 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
 from ..store.filesystem import map_disk_errors
 from ..store.parallel import map_ordered
-from .names import class_names, collision_key, image_name
-from .pictures import ending, png
-from .place import Written
-from .samples import Sample, Source
-from .shards import Work
+from .image_files import encode_png, get_extension
+from .names import hash_kept_name, make_class_folders, make_image_name
+from .output_folder import ExportedFile
+from .samples import ExportSource, Sample
+from .shards import ExportContext
 
 LABELS, METADATA = "labels.csv", "metadata.csv"
-AT_A_TIME = 10
-"""Files that are written or uploaded at once: each is small, so the way there counts."""
-_UNREAD = ("gif",)
-"""What torchvision's ImageFolder passes over, unless it is told otherwise."""
+WRITE_THREADS = 10
+"""Files that are written or uploaded at once: each is small, so latency counts."""
+_IGNORED_EXTENSIONS = ("gif",)
+"""Extensions that torchvision's ImageFolder ignores by default."""
 
 
 @dataclass(frozen=True)
-class _File:
-    """A written image: its row of the table."""
+class _ImageFile:
+    """An exported image, for its row of the table."""
 
     sample: Sample
-    written: Written
+    file: ExportedFile
 
 
-class ImageFolder:
-    """Writes the files, and the table beside. `loose` counts the images' files and their bytes."""
+class ImageFolderExport:
+    """Writes the image files and their tables. Counts the image files and their bytes, in all and by split."""
 
-    def __init__(self, work: Work) -> None:
-        self._work, self._source = work, work.source
-        self._folders = class_names(work.source.classes)
-        self._taken = taken_names(work.source, self._folders)
+    def __init__(self, context: ExportContext) -> None:
+        self._context, self._source = context, context.source
+        self._folders = make_class_folders(context.source.classes)
+        self._taken = find_collisions(context.source, self._folders)
         self.files, self.bytes = 0, 0
         self.by_split: dict[str, int] = {}
 
-    def export(self) -> list[Written]:
-        """Every split; returns the tables."""
-        if self._source.multi:
-            return [self._table(f"{split}/{METADATA}", [split], split) for split in self._source.rows]
-        return [self._table(LABELS, list(self._source.rows), "")]
+    def export(self) -> list[ExportedFile]:
+        """Write every split; return the tables."""
+        if self._source.is_multi_label:
+            return [self._write_table(f"{split}/{METADATA}", [split], split) for split in self._source.rows]
+        return [self._write_table(LABELS, list(self._source.rows), "")]
 
-    def _table(self, name: str, splits: list[str], split: str) -> Written:
-        path, rows = self._work.scratch / "table.csv", 0
-        seen: dict[str, set[int]] = {one: set() for one in splits}
-        passed_over: Counter[str] = Counter()
+    def _write_table(self, name: str, splits: list[str], table_split: str) -> ExportedFile:
+        """Write the images of some splits and their table. `table_split`: of a table of one split; empty for all."""
+        path, rows = self._context.scratch / "table.csv", 0
+        labels_by_split: dict[str, set[int]] = {split: set() for split in splits}
+        extensions: Counter[str] = Counter()
         with map_disk_errors(str(path)), path.open("w", encoding="utf-8", newline="") as file:
-            table = self._writer(file, bool(split))
-            for number, one in enumerate(self._files(splits), 1):
-                table.writerow(self._row(one, split))
-                seen[one.sample.split].update(one.sample.label_ids)
-                passed_over[one.written.path.rpartition(".")[2]] += 1
-                rows = number
-        self._note(seen, passed_over)
-        return self._work.place.publish(path, name, split, rows)
+            table = csv.writer(file, lineterminator="\n")
+            table.writerow(self._make_header(bool(table_split)))
+            for image in self._write_images(splits):
+                table.writerow(self._make_row(image, bool(table_split)))
+                labels_by_split[image.sample.split].update(image.sample.label_ids)
+                extensions[image.file.path.rpartition(".")[2]] += 1
+                rows += 1
+        self._add_notes(labels_by_split, extensions)
+        return self._context.output.publish(path, name, table_split, rows)
 
-    def _files(self, splits: list[str]) -> Iterator[_File]:
+    def _write_images(self, splits: list[str]) -> Iterator[_ImageFile]:
         for split in splits:
-            samples = self._source.read(split, self._work.scratch).samples()
-            for one in map_ordered(samples, self._write, AT_A_TIME, lambda sample: sample.size):
-                self.files, self.bytes = self.files + 1, self.bytes + one.written.bytes
-                self.by_split[split] = self.by_split.get(split, 0) + one.written.bytes
-                self._work.progress.add()
-                yield one
+            samples = self._source.open_split(split, self._context.scratch).samples()
+            for image in map_ordered(samples, self._write_image, WRITE_THREADS, lambda sample: sample.size):
+                self.files, self.bytes = self.files + 1, self.bytes + image.file.bytes
+                self.by_split[split] = self.by_split.get(split, 0) + image.file.bytes
+                self._context.progress.add()
+                yield image
 
-    def _write(self, sample: Sample) -> _File:
-        raw = isinstance(sample.data, np.ndarray)
-        data = png(sample.data) if isinstance(sample.data, np.ndarray) else sample.data
-        folder = self._folder(sample.split, sample.label_ids)
-        taken = collision_key(folder, sample.image_id, sample.copy) in self._taken
-        name = image_name(sample.image_id, sample.copy, taken)
-        path = f"{folder}/{name}.{'png' if raw else ending(data, sample.image_id)}"
-        return _File(sample, self._work.place.put(path, data, sample.split, 1))
+    def _write_image(self, sample: Sample) -> _ImageFile:
+        data = encode_png(sample.data) if isinstance(sample.data, np.ndarray) else sample.data
+        folder = get_folder(self._source, self._folders, sample.split, sample.label_ids)
+        is_taken = hash_kept_name(folder, sample.image_id, sample.copy) in self._taken
+        name = make_image_name(sample.image_id, sample.copy, is_taken)
+        path = f"{folder}/{name}.{get_extension(data, sample.image_id)}"
+        return _ImageFile(sample, self._context.output.put(path, data, sample.split, 1))
 
-    def _folder(self, split: str, labels: tuple[int, ...]) -> str:
-        return folder_of(self._source, self._folders, split, labels)
-
-    def _writer(self, file: TextIO, multi: bool) -> Any:
-        table = csv.writer(file, lineterminator="\n")
-        labels = ["labels", "label_ids"] if multi else ["split", "label", "label_id"]
+    def _make_header(self, is_split_table: bool) -> list[str]:
+        labels = ["labels", "label_ids"] if is_split_table else ["split", "label", "label_id"]
         copies = ["copy"] if self._source.has_copies else []
-        table.writerow(["file_name", *labels, "image_id", *copies, "bytes", "sha256"])
-        return table
+        return ["file_name", *labels, "image_id", *copies, "bytes", "sha256"]
 
-    def _row(self, one: _File, split: str) -> list[Any]:
-        sample, written, names = one.sample, one.written, self._source.names(one.sample)
+    def _make_row(self, image: _ImageFile, is_split_table: bool) -> list[Any]:
+        sample, file, names = image.sample, image.file, self._source.label_names(image.sample)
         copies = [sample.copy] if self._source.has_copies else []
-        if split:  # of a split's own table, paths begin below the split's folder
-            path, labels = written.path.partition("/")[2], [_json(names), _json(list(sample.label_ids))]
+        if is_split_table:  # its paths are relative to the split's folder
+            path, labels = file.path.partition("/")[2], [_to_json(names), _to_json(list(sample.label_ids))]
         else:
-            path, labels = written.path, [sample.split, names[0], str(sample.label_ids[0])]
-        return [path, *labels, sample.image_id, *copies, written.bytes, written.sha256]
+            path, labels = file.path, [sample.split, names[0], str(sample.label_ids[0])]
+        return [path, *labels, sample.image_id, *copies, file.bytes, file.sha256]
 
-    def _note(self, seen: dict[str, set[int]], endings: Counter[str]) -> None:
-        """What a reader that goes by the folders alone would get wrong."""
-        if passed_over := sum(endings[one] for one in _UNREAD):
-            self._work.notes["gif"] = self._work.notes.get("gif", 0) + passed_over
-        everywhere = all(len(found) == len(self._folders) for found in seen.values())
-        if not self._source.multi and (not everywhere or self._folders != sorted(self._folders)):
-            self._work.notes["other_class_ids"] = True
-
-
-def folder_of(source: Source, folders: list[str], split: str, labels: tuple[int, ...]) -> str:
-    """Where the images of some labels are."""
-    return split if source.multi else f"{split}/{folders[labels[0]]}"
+    def _add_notes(self, labels_by_split: dict[str, set[int]], extensions: Counter[str]) -> None:
+        """Note what a reader that looks at the folders alone, as torchvision's ImageFolder, reads differently."""
+        if ignored := sum(extensions[extension] for extension in _IGNORED_EXTENSIONS):
+            self._context.notes["gif"] = self._context.notes.get("gif", 0) + ignored
+        all_classes = all(len(labels) == len(self._folders) for labels in labels_by_split.values())
+        if not self._source.is_multi_label and (not all_classes or self._folders != sorted(self._folders)):
+            self._context.notes["other_class_ids"] = True
 
 
-def taken_names(source: Source, folders: list[str]) -> frozenset[int]:
-    """The collision keys that several images of a folder have. Costs 16 bytes an image while it works."""
+def get_folder(source: ExportSource, folders: list[str], split: str, labels: tuple[int, ...]) -> str:
+    """Return the folder of images with these labels, below the output."""
+    return split if source.is_multi_label else f"{split}/{folders[labels[0]]}"
+
+
+def find_collisions(source: ExportSource, folders: list[str]) -> frozenset[int]:
+    """Return the hashes (`hash_kept_name`) that several images of a folder share. Takes 16 bytes an image."""
     keys = np.fromiter(
         (
-            collision_key(folder_of(source, folders, split, labels), image_id, copy)
+            hash_kept_name(get_folder(source, folders, split, labels), image_id, copy)
             for split in source.rows
-            for image_id, copy, labels in source.ids(split)
+            for image_id, copy, labels in source.read_ids(split)
         ),
         np.uint64,
     )
@@ -133,5 +129,5 @@ def taken_names(source: Source, folders: list[str]) -> frozenset[int]:
     return frozenset(keys[1:][keys[1:] == keys[:-1]].tolist())
 
 
-def _json(value: Any) -> str:
+def _to_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)

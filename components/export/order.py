@@ -1,9 +1,10 @@
-"""The rows of a clean split in the order of their `shuffle_index`, whatever the size of the dataset.
+"""Read the rows of a clean split in the order of `shuffle_index`, with bounded memory.
 
-Clean's files are many, and each has rows from all over that order. The order is cut into ranges of at most
-`SPILL_BYTES` of images; the row groups that have a part in a range are read once, and their rows go to scratch files
-of about `WINDOW_BYTES`, which are then read one after another and sorted. What fits into one window is never spilled.
-So memory is bounded by two windows and a row group, scratch space by `SPILL_BYTES`, and each image is read about once.
+Clean's files are many, and each has rows from the whole range of indices. The indices are cut into ranges of at most
+`SPILL_BYTES` of images; the row groups that have rows in a range are read once, and their rows are written to scratch
+files of about `WINDOW_BYTES`, which are then read one after another and sorted. A range that fits into one window is
+never spilled. So memory is bounded by two windows and a row group, scratch space by `SPILL_BYTES`, and each image is
+read about once.
 """
 
 from __future__ import annotations
@@ -27,18 +28,18 @@ WINDOW_BYTES = 96 * 2**20
 SPILL_BYTES = 8 * 2**30
 _BITS = 16
 _SHIFT = np.int64(63 - _BITS)
-"""Ranges are cut at multiples of 2^-16 of the order, which is a hash: a window may exceed by that share of it all."""
-_TAKEN = 64
-"""Rows that are turned into Python objects at a time."""
-_PNG = ("JPEG", "PNG")
+"""Indices are counted in 2^16 bins, at whose borders ranges are cut: a window may be too large by one bin."""
+_BATCH_ROWS = 64
+"""Rows that are converted to Python objects at a time."""
+_READ_BY_TENSORFLOW = ("JPEG", "PNG")
 
 Range = tuple[int, int]
 Counts = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Group:
-    """A row group of a file: its rows lie between `low` and `high` of the order, both included, in 2^-16 of it."""
+class RowGroup:
+    """A row group: number of its file, index in it, and the first and last bin of its rows."""
 
     file: int
     index: int
@@ -47,25 +48,25 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Survey:
-    """What is known of a split before an image is read: its row groups, and the bytes in each 2^-16 of the order.
+class SplitIndex:
+    """Index of a split: its row groups, and the bytes of images in each bin of shuffle indices (int64 [2^16]).
 
-    `as_png`: about the bytes of all images when those that are neither JPEG nor PNG become PNG.
+    `bytes_with_png`: estimated bytes of all images if those that are neither JPEG nor PNG become PNG.
     """
 
     files: list[File]
-    groups: list[Group]
+    groups: list[RowGroup]
     bytes: Counts
-    as_png: int
+    bytes_with_png: int
 
     @property
     def total(self) -> int:
         return int(self.bytes.sum())
 
 
-def survey(dataset: Dataset, split: str) -> Survey:
-    """Read the small columns of a split. Costs 0.5 MB, and some 100 bytes a row group."""
-    counts, groups, as_png = np.zeros(2**_BITS, np.int64), [], 0
+def index_split(dataset: Dataset, split: str) -> SplitIndex:
+    """Read the small columns of a split. The result takes 0.5 MB, and some 100 bytes a row group."""
+    bin_bytes, groups, bytes_with_png = np.zeros(2**_BITS, np.int64), [], 0
     columns = ["shuffle_index", "image_bytes", "format", "width", "height"]
     files = dataset.files("data", split)
     for number, file in enumerate(files):
@@ -75,102 +76,111 @@ def survey(dataset: Dataset, split: str) -> Survey:
                 table = read_row_group(parquet, index, uri, columns)
                 if not table.num_rows:
                     continue
-                places = _places(table)
+                bins = _get_bins(table)
                 sizes = table.column("image_bytes").to_numpy().astype(np.int64)
-                np.add.at(counts, places, sizes)
-                groups.append(Group(number, index, int(places.min()), int(places.max())))
-                as_png += _as_png(table, sizes)
-    return Survey(files, groups, counts, as_png)
+                np.add.at(bin_bytes, bins, sizes)
+                groups.append(RowGroup(number, index, int(bins.min()), int(bins.max())))
+                bytes_with_png += _estimate_png_bytes(table, sizes)
+    return SplitIndex(files, groups, bin_bytes, bytes_with_png)
 
 
-def _places(table: pa.Table) -> Counts:
+def _get_bins(table: pa.Table) -> Counts:
     indices: Counts = table.column("shuffle_index").to_numpy().astype(np.int64)
     return indices >> _SHIFT
 
 
-def _as_png(table: pa.Table, sizes: Counts) -> int:
-    """A photograph as PNG has about half a byte a sample and channel of three."""
-    stays = pc.is_in(table.column("format"), pa.array(_PNG)).to_numpy()
+def _estimate_png_bytes(table: pa.Table, sizes: Counts) -> int:
+    stays = pc.is_in(table.column("format"), pa.array(_READ_BY_TENSORFLOW)).to_numpy()
     pixels = table.column("width").to_numpy().astype(np.int64) * table.column("height").to_numpy()
+    # A photograph as PNG has about half a byte for each of a pixel's three channels.
     return int(np.where(stays, sizes, np.maximum(sizes, pixels * 3 // 2)).sum())
 
 
-def cuts(counts: Counts, low: int, high: int, budget: int) -> list[Range]:
-    """[low, high) of the order in as few ranges as have at most `budget` bytes each, where one step allows it."""
-    found, begin, held = [], low, 0
-    for place in range(low, high):
-        size = int(counts[place])
-        if held and held + size > budget:
-            found.append((begin, place))
-            begin, held = place, 0
-        held += size
-    return [*found, (begin, high)]
+def partition(bin_bytes: Counts, low: int, high: int, budget: int) -> list[Range]:
+    """Cut the bins [low, high) into as few ranges [begin, end) as have at most `budget` bytes each.
+
+    A single bin may exceed it.
+    """
+    ranges, begin, range_bytes = [], low, 0
+    for number in range(low, high):
+        size = int(bin_bytes[number])
+        if range_bytes and range_bytes + size > budget:
+            ranges.append((begin, number))
+            begin, range_bytes = number, 0
+        range_bytes += size
+    return [*ranges, (begin, high)]
 
 
-def rows_in_order(
-    dataset: Dataset, about: Survey, columns: Sequence[str], scratch: Path,
+def read_in_order(
+    dataset: Dataset, index: SplitIndex, columns: Sequence[str], scratch: Path,
     window: int = WINDOW_BYTES, spill: int = SPILL_BYTES,
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
-    """The rows as Python objects, `columns` of them and `shuffle_index`, sorted by it and then by `image_id`."""
-    room = max(window, min(spill, shutil.disk_usage(scratch).free // 4))
-    wanted = [*columns, "shuffle_index"]
-    for outer in cuts(about.bytes, 0, len(about.bytes), room):
-        inner = cuts(about.bytes, *outer, window)
-        parts = _parts(dataset, about, wanted, outer)
-        if len(inner) == 1:
-            tables = list(parts)
-            if tables:
-                yield from _sorted(pa.concat_tables(tables))
-        else:
-            yield from _through_scratch(parts, inner, scratch)
+    """Yield rows as Python objects, sorted by `shuffle_index` and then by `image_id`.
+
+    Args:
+        columns: to read, beside `shuffle_index`.
+        scratch: a folder for spilled rows.
+        window: bytes of images that are sorted in memory at a time.
+        spill: bytes of images that may be in `scratch`.
+    """
+    scratch_bytes = max(window, min(spill, shutil.disk_usage(scratch).free // 4))
+    columns = [*columns, "shuffle_index"]
+    for bins in partition(index.bytes, 0, len(index.bytes), scratch_bytes):
+        windows = partition(index.bytes, *bins, window)
+        tables = _read_range(dataset, index, columns, bins)
+        if len(windows) > 1:
+            yield from _sort_by_spilling(tables, windows, scratch)
+        elif in_memory := list(tables):
+            yield from _sort(pa.concat_tables(in_memory))
 
 
-def _parts(dataset: Dataset, about: Survey, columns: list[str], part: Range) -> Iterator[pa.Table]:
-    """What each row group has of a range of the order."""
-    low, high = part
-    opened: tuple[int, Any] = (-1, None)
+def _read_range(dataset: Dataset, index: SplitIndex, columns: list[str], bins: Range) -> Iterator[pa.Table]:
+    """Yield the rows of each row group that are in the bins [low, high)."""
+    low, high = bins
+    file_number, parquet = -1, None
     try:
-        for group in about.groups:
+        for group in index.groups:
             if group.high < low or group.low >= high:
                 continue
-            uri = dataset.locate(about.files[group.file])
-            if opened[0] != group.file:
-                if opened[1] is not None:
-                    opened[1].close()
-                opened = (group.file, open_parquet(uri))
-            table = read_row_group(opened[1], group.index, uri, columns)
+            uri = dataset.locate(index.files[group.file])
+            if file_number != group.file:
+                if parquet is not None:
+                    parquet.close()
+                file_number, parquet = group.file, open_parquet(uri)
+            table = read_row_group(parquet, group.index, uri, columns)
             if group.low < low or group.high >= high:
-                places = _places(table)
-                table = table.filter(pa.array((places >= low) & (places < high)))
+                row_bins = _get_bins(table)
+                table = table.filter(pa.array((row_bins >= low) & (row_bins < high)))
             yield table
     finally:
-        if opened[1] is not None:
-            opened[1].close()
+        if parquet is not None:
+            parquet.close()
 
 
-def _through_scratch(parts: Iterator[pa.Table], inner: list[Range], scratch: Path) -> Iterator[dict[str, Any]]:
-    edges = np.array([low for low, _ in inner[1:]], np.int64)
-    paths = [scratch / f"window-{number}.arrow" for number in range(len(inner))]
+def _sort_by_spilling(tables: Iterator[pa.Table], windows: list[Range], scratch: Path) -> Iterator[dict[str, Any]]:
+    """Write rows to one scratch file for each window, then yield the windows one after another, each sorted."""
+    boundaries = np.array([low for low, _ in windows[1:]], np.int64)
+    paths = [scratch / f"window-{number}.arrow" for number in range(len(windows))]
     writers: dict[int, Any] = {}
     with map_disk_errors(str(scratch)):
-        for table in parts:
-            windows = np.searchsorted(edges, _places(table), side="right")
-            for number in np.unique(windows).tolist():
+        for table in tables:
+            window_of_row = np.searchsorted(boundaries, _get_bins(table), side="right")
+            for number in np.unique(window_of_row).tolist():
                 if number not in writers:
                     writers[number] = pa.ipc.new_stream(str(paths[number]), table.schema)
-                writers[number].write_table(table.filter(pa.array(windows == number)))
+                writers[number].write_table(table.filter(pa.array(window_of_row == number)))
         for writer in writers.values():
             writer.close()
     for number in sorted(writers):
         with map_disk_errors(str(paths[number])), pa.memory_map(str(paths[number])) as file:
             table = pa.ipc.open_stream(file).read_all()
-        yield from _sorted(table)
+        yield from _sort(table)
         del table
         paths[number].unlink()
 
 
-def _sorted(table: pa.Table) -> Iterator[dict[str, Any]]:
+def _sort(table: pa.Table) -> Iterator[dict[str, Any]]:
     keys = [("shuffle_index", "ascending"), ("image_id", "ascending")]
     order = pc.sort_indices(table.select([name for name, _ in keys]), sort_keys=keys)
-    for start in range(0, len(order), _TAKEN):
-        yield from table.take(order.slice(start, _TAKEN)).to_pylist()
+    for start in range(0, len(order), _BATCH_ROWS):
+        yield from table.take(order.slice(start, _BATCH_ROWS)).to_pylist()

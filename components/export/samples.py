@@ -1,4 +1,4 @@
-"""The images of a clean or tensors dataset, one by one and split by split, with everything that a format may ask."""
+"""Read the images of a clean or tensors dataset one by one, with labels and other values that a format writes."""
 
 from __future__ import annotations
 
@@ -19,17 +19,23 @@ from ..store.manifest import Dataset
 from ..store.shards import open_parquet, read_row_group, row_groups
 from ..store.tensors import decode_column
 from .config import SPLITS
-from .order import Survey, rows_in_order, survey
+from .order import SplitIndex, index_split, read_in_order
 
 _PICTURE_COLORS = ("rgb", "gray", "red", "green", "blue")
 COPY = "copy"
-"""The column of tensors that have augmented copies: 0 the image itself, 1 and up its copies."""
+"""Column of tensors with augmented copies: 0 for the image itself, 1 and up for its copies."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image. `number`: its place in its split; `data`: the bytes of a file, or of raw tensors uint8 [H, W, C];
-    `warned`: its decoder had something to say of it."""
+    """One image with its labels.
+
+    Args:
+        number: its position in the split, 0-based.
+        data: the bytes of an image file, or uint8 [H, W, C] of raw tensors.
+        copy: number of an augmented copy; 0 for the image itself.
+        has_warning: whether its decoder gave a warning.
+    """
 
     image_id: str
     split: str
@@ -37,22 +43,22 @@ class Sample:
     data: bytes | Pixels
     label_ids: tuple[int, ...]
     copy: int = 0
-    warned: bool = False
+    has_warning: bool = False
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Bytes of `data`."""
         return self.data.nbytes if isinstance(self.data, np.ndarray) else len(self.data)
 
 
 @dataclass(frozen=True)
-class Source:
-    """A dataset as what it is exported from."""
+class ExportSource:
+    """The dataset to export."""
 
     dataset: Dataset
 
     @property
-    def multi(self) -> bool:
+    def is_multi_label(self) -> bool:
         return self.dataset.manifest.task == MULTI
 
     @property
@@ -69,19 +75,19 @@ class Source:
 
     @property
     def is_raw(self) -> bool:
-        """Pixels, not files of pictures."""
+        """Whether the images are raw pixels and not image files."""
         return self.is_tensors and self.image.get("encoding", RAW) != JPEG
 
     @property
-    def are_pictures(self) -> bool:
-        """Whether the pixels are grey or red, green and blue: what a PNG can say."""
+    def fits_image_files(self) -> bool:
+        """Whether the images can be files: they are, or their pixels are grey or RGB, as in a PNG."""
         color, channels = self.image.get("color", "rgb"), self.image["shape"][2] if self.is_tensors else 3
         return not self.is_raw or (color in _PICTURE_COLORS and channels == (3 if color == "rgb" else 1))
 
     @cached_property
     def rows(self) -> dict[str, int]:
-        """Images by split, of the splits that have some."""
-        counts = {split: sum(f.rows for f in self.dataset.files("data", split)) for split in SPLITS}
+        """Number of images by split, without empty splits."""
+        counts = {split: sum(file.rows for file in self.dataset.files("data", split)) for split in SPLITS}
         return {split: count for split, count in counts.items() if count}
 
     @cached_property
@@ -92,84 +98,85 @@ class Source:
         with open_parquet(self.dataset.locate(files[0])) as parquet:
             return COPY in parquet.schema_arrow.names
 
-    def names(self, sample: Sample) -> list[str]:
-        """The names of an image's labels."""
+    def label_names(self, sample: Sample) -> list[str]:
         return [self.classes[label] for label in sample.label_ids]
 
-    def ids(self, split: str) -> Iterator[tuple[str, int, tuple[int, ...]]]:
-        """(image_id, copy, label_ids) of every image of a split, in the order of the files."""
+    def read_ids(self, split: str) -> Iterator[tuple[str, int, tuple[int, ...]]]:
+        """Yield (image_id, copy, label_ids) of every image of a split, in the order of the files."""
         for file in self.dataset.files("data", split):
-            for table in row_groups(self.dataset, file, self._columns()):
-                yield from zip(*self._about(table, file.uri), strict=True)
+            for table in row_groups(self.dataset, file, self.id_columns()):
+                yield from zip(*self.parse_ids(table, file.uri), strict=True)
 
-    def read(self, split: str, scratch: Path) -> Reading:
-        """Make ready to read a split."""
-        return Reading(self, split, scratch, None if self.is_tensors else survey(self.dataset, split))
+    def open_split(self, split: str, scratch: Path) -> SplitReader:
+        """Return a reader of a split. `scratch`: a folder for rows that do not fit into memory."""
+        return SplitReader(self, split, scratch, None if self.is_tensors else index_split(self.dataset, split))
 
-    def _columns(self) -> list[str]:
+    def id_columns(self) -> list[str]:
+        """Return the columns that `parse_ids` needs."""
         copies = [COPY] if self.has_copies else []
         return ["image_id", label_column(self.dataset.manifest.task), *copies]
 
-    def _about(self, table: pa.Table, where: str) -> tuple[list[str], list[int], list[tuple[int, ...]]]:
+    def parse_ids(self, table: pa.Table, origin: str) -> tuple[list[str], list[int], list[tuple[int, ...]]]:
+        """Return image ids, copy numbers and label ids of a table. `origin`: the file, for errors."""
         labels = table.column(label_column(self.dataset.manifest.task)).to_pylist()
         copies = table.column(COPY).to_pylist() if self.has_copies else [0] * table.num_rows
-        return table.column("image_id").to_pylist(), copies, [self.checked(one, where) for one in labels]
+        return table.column("image_id").to_pylist(), copies, [self.check_labels(value, origin) for value in labels]
 
-    def checked(self, labels: Any, where: str) -> tuple[int, ...]:
-        """The label or labels of a row; DatasetError for what is none of the classes."""
-        found = tuple(labels or ()) if self.multi else (labels,)
-        if not all(isinstance(one, int) and 0 <= one < len(self.classes) for one in found):
-            raise DatasetError(f"{where}: expected labels of {len(self.classes)} classes, found {labels!r}")
-        return found
+    def check_labels(self, labels: Any, origin: str) -> tuple[int, ...]:
+        """Return the label ids of a row; DatasetError, which names `origin`, for an id that is none of the classes."""
+        label_ids = tuple(labels or ()) if self.is_multi_label else (labels,)
+        if not all(isinstance(label_id, int) and 0 <= label_id < len(self.classes) for label_id in label_ids):
+            raise DatasetError(f"{origin}: expected labels of {len(self.classes)} classes, found {labels!r}")
+        return label_ids
 
 
 @dataclass(frozen=True)
-class Reading:
-    """A split that is about to be read."""
+class SplitReader:
+    """Reader of one split in stored order. `index`: of a clean split; None for tensors."""
 
-    source: Source
+    source: ExportSource
     split: str
     scratch: Path
-    about: Survey | None
+    index: SplitIndex | None
 
-    def bytes(self, as_png: bool) -> int:
-        """About how many bytes its images have; `as_png`: when those that TensorFlow can't read become PNG."""
-        if self.about:
-            return self.about.as_png if as_png else self.about.total
-        return sum(f.bytes for f in self.source.dataset.files("data", self.split))
+    def estimate_bytes(self, with_png: bool) -> int:
+        """Return the approximate bytes of the images; `with_png`: if those that TensorFlow can't read become PNG."""
+        if self.index:
+            return self.index.bytes_with_png if with_png else self.index.total
+        return sum(file.bytes for file in self.source.dataset.files("data", self.split))
 
     def samples(self) -> Iterator[Sample]:
-        """Every image of the split, in stored order; DatasetError where they are not as many as the manifest says."""
-        found, wanted = 0, self.source.rows[self.split]
-        for sample in self._clean(self.about) if self.about else self._tensors():
-            found += 1
+        """Yield every image of the split in stored order; DatasetError if their number differs from the manifest's."""
+        rows, listed_rows = 0, self.source.rows[self.split]
+        for sample in self._read_clean(self.index) if self.index else self._read_tensors():
+            rows += 1
             yield sample
-        if found != wanted:
-            where = self.source.dataset.uri
-            raise DatasetError(f"{where}: the manifest lists {wanted:,} rows of {self.split}, found {found:,}")
+        if rows != listed_rows:
+            uri = self.source.dataset.uri
+            raise DatasetError(f"{uri}: the manifest lists {listed_rows:,} rows of {self.split}, found {rows:,}")
 
-    def _clean(self, about: Survey) -> Iterator[Sample]:
+    def _read_clean(self, index: SplitIndex) -> Iterator[Sample]:
         label = label_column(self.source.dataset.manifest.task)
         columns = ["image_id", "image.bytes", label, "decoder_warning"]
-        rows = rows_in_order(self.source.dataset, about, columns, self.scratch)
+        rows = read_in_order(self.source.dataset, index, columns, self.scratch)
         for number, row in enumerate(rows):
-            labels = self.source.checked(row[label], row["image_id"])
-            data, warned = row["image"]["bytes"], bool(row["decoder_warning"])
-            yield Sample(row["image_id"], self.split, number, data, labels, 0, warned)
+            labels = self.source.check_labels(row[label], row["image_id"])
+            data, has_warning = row["image"]["bytes"], bool(row["decoder_warning"])
+            yield Sample(row["image_id"], self.split, number, data, labels, 0, has_warning)
 
-    def _tensors(self) -> Iterator[Sample]:
+    def _read_tensors(self) -> Iterator[Sample]:
         dataset, number = self.source.dataset, 0
-        columns = ["image", *self.source._columns()]
+        columns = ["image", *self.source.id_columns()]
         for file in dataset.files("data", self.split):
             uri = dataset.locate(file)
             with open_parquet(uri) as parquet:
                 for index in range(parquet.num_row_groups):
                     table = read_row_group(parquet, index, uri, columns)
-                    images = self._images(table.column("image"))
-                    ids, copies, all_labels = self.source._about(table, file.uri)
+                    images = self._decode(table.column("image"))
+                    ids, copies, all_labels = self.source.parse_ids(table, file.uri)
                     for data, image_id, copy, labels in zip(images, ids, copies, all_labels, strict=True):
                         yield Sample(image_id, self.split, number, data, labels, copy)
                         number += 1
 
-    def _images(self, column: pa.ChunkedArray) -> Any:
-        return decode_column(column, self.source.image) if self.source.is_raw else (one.as_py() for one in column)
+    def _decode(self, column: pa.ChunkedArray) -> Any:
+        return decode_column(column, self.source.image) if self.source.is_raw else (value.as_py() for value in column)

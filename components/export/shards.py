@@ -1,6 +1,6 @@
-"""Large files of many images: cut by bytes, made in scratch space, published while the next one is made.
+"""Write shards of many images in scratch space, cut by bytes; each is published while the next one is written.
 
-At most three shards are in scratch space, and what `store.parallel.map_ordered` lets be in flight is in memory.
+At most three shards are in scratch space, and the images that `store.parallel.map_ordered` has in flight in memory.
 """
 
 from __future__ import annotations
@@ -17,79 +17,87 @@ from typing import Any, ClassVar, Protocol
 from ..store.filesystem import map_disk_errors
 from ..store.parallel import cores, map_ordered
 from ..store.progress import Progress
-from .place import Place, Written
-from .samples import Sample, Source
+from .output_folder import ExportedFile, OutputFolder
+from .samples import ExportSource, Sample
 
-_COST = 4
-"""A picture that is encoded again may become so many times larger, or more where nothing else is in flight."""
+_ENCODED_FACTOR = 4
+"""Memory that is reserved for an image, in its bytes: encoded again it may be larger."""
 
 
 @dataclass(frozen=True)
-class Work:
-    """An export that is being made: from where, to where, and what is found on the way to be told."""
+class ExportContext:
+    """An export under way. `notes`: facts to report at its end, by name."""
 
-    source: Source
-    place: Place
+    source: ExportSource
+    output: OutputFolder
     scratch: Path
     shard_bytes: int
     progress: Progress
     notes: dict[str, Any] = field(default_factory=dict)
 
 
-class Shard(Protocol):
-    """A file that is being written."""
+class ShardFile(Protocol):
+    """A shard that is being written."""
 
-    def add(self, piece: Any) -> None:
-        """One image, as `Form.encode` made it."""
+    def add(self, record: Any) -> None:
+        """Write one image, as `ShardFormat.encode` returns it."""
 
     def close(self) -> bytes:
-        """Finish the file; returns the bytes of its index, none where the form has none."""
+        """Finish the file; return the bytes of its index, empty if the format has none."""
 
-    def drop(self) -> None:
-        """Let go of the file, finished or not."""
-
-
-class Form(Protocol):
-    """What a format with shards has of its own. `encode` runs in threads, everything else in the order of the rows."""
-
-    planned: ClassVar[bool]
-    """The number of shards is part of their names: rows are shared out evenly by an estimate of their bytes.
-    Otherwise a shard is closed before the image that it has no room for."""
-    as_png: ClassVar[bool]
-
-    def encode(self, sample: Sample) -> Any: ...
-    def size(self, piece: Any) -> int: ...
-    def name(self, split: str, number: int, total: int) -> str: ...
-    def open(self, path: Path) -> Shard: ...
-    def finish(self, place: Place, shards: list[Written]) -> list[Written]: ...
+    def abort(self) -> None:
+        """Close the file without finishing it."""
 
 
-def export_shards(work: Work, form: Form) -> list[Written]:
-    """Every split's shards, and the files about them."""
-    written: list[Written] = []
-    for split in work.source.rows:
-        written += _split(work, form, split)
-    return written + form.finish(work.place, written)
+class ShardFormat(Protocol):
+    """A format with shards. `encode` runs in threads, everything else in the order of the rows."""
+
+    has_shard_count: ClassVar[bool]
+    """Whether the number of shards is part of their names: then rows are divided evenly, by an estimate of their bytes.
+    Otherwise a shard is closed before the image that would make it too large."""
+    converts_to_png: ClassVar[bool]
+
+    def encode(self, sample: Sample) -> Any:
+        """Return an image as a record of a shard."""
+
+    def record_size(self, record: Any) -> int:
+        """Return the bytes of a record in a shard."""
+
+    def shard_name(self, split: str, number: int, total: int) -> str:
+        """Return a shard's path below the output; `total` is 0 without `has_shard_count`."""
+
+    def open_shard(self, path: Path) -> ShardFile: ...
+
+    def write_metadata(self, output: OutputFolder, shards: list[ExportedFile]) -> list[ExportedFile]:
+        """Write the files beside the shards, after all of these."""
 
 
-def _split(work: Work, form: Form, split: str) -> list[Written]:
-    reading, rows = work.source.read(split, work.scratch), work.source.rows[split]
-    wanted = math.ceil(reading.bytes(form.as_png) / work.shard_bytes)
-    total = min(rows, max(1, wanted)) if form.planned else 0
-    pieces = map_ordered(reading.samples(), form.encode, cores(), lambda sample: _COST * sample.size)
-    with _publisher(work.place) as publish:
-        cutter = _Cutter(work, form, split, rows, total)
-        for piece in pieces:
-            for made in cutter.add(piece):
-                publish(made)
-            work.progress.add()
-        for made in cutter.end():
-            publish(made)
-    return publish.written
+def export_shards(context: ExportContext, shard_format: ShardFormat) -> list[ExportedFile]:
+    """Write the shards of every split and the files beside them."""
+    files: list[ExportedFile] = []
+    for split in context.source.rows:
+        files += _export_split(context, shard_format, split)
+    return files + shard_format.write_metadata(context.output, files)
+
+
+def _export_split(context: ExportContext, shard_format: ShardFormat, split: str) -> list[ExportedFile]:
+    reader, rows = context.source.open_split(split, context.scratch), context.source.rows[split]
+    estimate = math.ceil(reader.estimate_bytes(shard_format.converts_to_png) / context.shard_bytes)
+    total = min(rows, max(1, estimate)) if shard_format.has_shard_count else 0
+    records = map_ordered(reader.samples(), shard_format.encode, cores(), lambda sample: _ENCODED_FACTOR * sample.size)
+    with _open_publisher(context.output) as publisher:
+        writer = _SplitWriter(context, shard_format, split, rows, total)
+        for record in records:
+            for shard in writer.add(record):
+                publisher.publish(shard)
+            context.progress.add()
+        for shard in writer.close():
+            publisher.publish(shard)
+    return publisher.files
 
 
 @dataclass(frozen=True)
-class _Made:
+class _FinishedShard:
     """A finished shard in scratch space."""
 
     path: Path
@@ -99,88 +107,87 @@ class _Made:
     index: bytes
 
 
-class _Cutter:
-    """Shares a split's images out among its shards."""
+class _SplitWriter:
+    """Divides a split's records among its shards and writes them."""
 
-    def __init__(self, work: Work, form: Form, split: str, rows: int, total: int) -> None:
-        self._work, self._form, self._split = work, form, split
-        self._planned_rows, self._total = rows, total
-        self._shard: Shard | None = None
-        self._number, self._begun, self._bytes = -1, 0, 0
-        self.rows = 0
+    def __init__(self, context: ExportContext, shard_format: ShardFormat, split: str, rows: int, total: int) -> None:
+        self._context, self._format, self._split = context, shard_format, split
+        self._split_rows, self._total = rows, total
+        self._shard: ShardFile | None = None
+        self._number, self._first_row, self._bytes = -1, 0, 0
+        self._rows = 0
 
-    def add(self, piece: Any) -> Iterator[_Made]:
-        """Write one image; yields the shard that it did not go into any more."""
-        size = self._form.size(piece)
+    def add(self, record: Any) -> Iterator[_FinishedShard]:
+        """Write one record; yield the shard that is full before it, if there is one."""
+        size = self._format.record_size(record)
         if self._shard is not None and self._is_full(size):
-            yield from self.end()
+            yield from self.close()
         if self._shard is None:
             self._number += 1
-            self._begun, self._bytes = self.rows, 0
+            self._first_row, self._bytes = self._rows, 0
             with map_disk_errors(str(self._path)):
-                self._shard = self._form.open(self._path)
+                self._shard = self._format.open_shard(self._path)
         try:
             with map_disk_errors(str(self._path)):
-                self._shard.add(piece)
-        except BaseException:
-            self._shard.drop()
+                self._shard.add(record)
+        except BaseException:  # Ctrl-C included: the file must be closed before its scratch folder is removed
+            self._shard.abort()
             raise
         self._bytes += size
-        self.rows += 1
+        self._rows += 1
 
     def _is_full(self, size: int) -> bool:
         if self._total:
-            return self.rows * self._total // self._planned_rows > self._number
-        return self._bytes + size > self._work.shard_bytes
+            return self._rows * self._total // self._split_rows > self._number
+        return self._bytes + size > self._context.shard_bytes
 
-    def end(self) -> Iterator[_Made]:
-        """Close the shard that is open."""
+    def close(self) -> Iterator[_FinishedShard]:
+        """Close the open shard and yield it, if there is one."""
         if self._shard is None:
             return
         with map_disk_errors(str(self._path)):
             index = self._shard.close()
         self._shard = None
-        name = self._form.name(self._split, self._number, self._total)
-        yield _Made(self._path, name, self._split, self.rows - self._begun, index)
+        name = self._format.shard_name(self._split, self._number, self._total)
+        yield _FinishedShard(self._path, name, self._split, self._rows - self._first_row, index)
 
     @property
     def _path(self) -> Path:
-        return self._work.scratch / f"{self._split}-{self._number}"
+        return self._context.scratch / f"{self._split}-{self._number}"
 
 
 class _Publisher:
-    """Publishes one shard at a time beside the work, and lets at most one more wait."""
+    """Publishes one shard at a time in a thread, and lets at most one more wait."""
 
-    def __init__(self, place: Place, pool: ThreadPoolExecutor) -> None:
-        self._place, self._pool = place, pool
-        self._waiting: deque[Future[list[Written]]] = deque()
-        self.written: list[Written] = []
+    def __init__(self, output: OutputFolder, pool: ThreadPoolExecutor) -> None:
+        self._output, self._pool = output, pool
+        self._pending: deque[Future[list[ExportedFile]]] = deque()
+        self.files: list[ExportedFile] = []
 
-    def __call__(self, made: _Made) -> None:
-        while len(self._waiting) > 1:
-            self.collect()
-        self._waiting.append(self._pool.submit(self._publish, made))
+    def publish(self, shard: _FinishedShard) -> None:
+        while len(self._pending) > 1:
+            self.files += self._pending.popleft().result()
+        self._pending.append(self._pool.submit(self._publish, shard))
 
-    def collect(self, all_of_them: bool = False) -> None:
-        while self._waiting:
-            self.written += self._waiting.popleft().result()
-            if not all_of_them:
-                return
+    def finish(self) -> None:
+        """Wait until all shards are published."""
+        while self._pending:
+            self.files += self._pending.popleft().result()
 
-    def _publish(self, made: _Made) -> list[Written]:
-        written = [self._place.publish(made.path, made.name, made.split, made.rows)]
-        if made.index:
-            stem = made.name.rpartition(".")[0]
-            written.append(self._place.put(f"{stem}.index", made.index, made.split))
-        return written
+    def _publish(self, shard: _FinishedShard) -> list[ExportedFile]:
+        files = [self._output.publish(shard.path, shard.name, shard.split, shard.rows)]
+        if shard.index:
+            stem = shard.name.rpartition(".")[0]
+            files.append(self._output.put(f"{stem}.index", shard.index, shard.split))
+        return files
 
 
 @contextmanager
-def _publisher(place: Place) -> Iterator[_Publisher]:
+def _open_publisher(output: OutputFolder) -> Iterator[_Publisher]:
     pool = ThreadPoolExecutor(1, thread_name_prefix="publish")
     try:
-        publisher = _Publisher(place, pool)
+        publisher = _Publisher(output, pool)
         yield publisher
-        publisher.collect(all_of_them=True)
+        publisher.finish()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

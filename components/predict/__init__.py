@@ -1,1 +1,1 @@
-"""Predict: image files in, the classes that a trained model sees in them out."""
+"""Predict: classify image files with a trained model."""

@@ -1,4 +1,4 @@
-"""What can be said about predicting."""
+"""Configuration of a prediction."""
 
 from __future__ import annotations
 
@@ -17,11 +17,18 @@ OUTPUTS = (".parquet", ".csv")
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """`images`: files, folders, s3:// URIs, or `-` for a list of them on stdin, one a line.
+    """The images to classify, the model, and the form of the output.
 
-    The model is `model`, the URI of its dataset or manifest, or else the champion of `name` in `workspace`; the name
-    may be left out where only one has a champion. `top`: so many classes are told of each image. `output`: a local file
-    for them, by whose ending its form is known.
+    Args:
+        images: files, folders, s3:// URIs, or `-` for a list of them on stdin, one a line.
+        model: URI of a model or its manifest; empty for the champion of `name` in `workspace`.
+        workspace: of the champion; empty for `./imagemill-data`.
+        name: whose champion is used; may be empty if only one name has a champion.
+        top: number of classes to report for each image.
+        device: `auto`, `cpu` or `cuda`.
+        batch_size: images that pass through the network together.
+        output: a local .parquet or .csv file; empty for none.
+        json: print one JSON object for each image.
     """
 
     images: tuple[str, ...]
@@ -35,8 +42,8 @@ class PredictConfig:
     json: bool = False
 
     def check(self) -> None:
-        """UserError for what can't be."""
-        if not self.images or not all(one.strip() for one in self.images):
+        """Raise UserError for an invalid value."""
+        if not self.images or not all(image.strip() for image in self.images):
             raise wrong("IMAGE", "files, folders, s3:// URIs, or - for a list of them on stdin", list(self.images))
         if self.images.count("-") > 1:
             raise wrong("IMAGE", "- once, for there is one stdin", list(self.images))
@@ -59,32 +66,32 @@ class PredictConfig:
         if path.is_dir() or not path.absolute().parent.is_dir():
             raise wrong("--output", "a file in a folder that is there", self.output)
 
-    def find(self) -> Dataset:
-        """The model's dataset; UserError where there is none."""
+    def find_model(self) -> Dataset:
+        """Return the model's dataset; UserError if there is none."""
         if not self.model:
-            return self._champion()
-        found = find_dataset(normalize_dataset_uri(self.model, "--model"))
-        if found is None:
+            return self._find_champion()
+        model = find_dataset(normalize_dataset_uri(self.model, "--model"))
+        if model is None:
             raise wrong("--model", f"the URI of a model (a folder with {MANIFEST})", self.model)
-        if found.manifest.kind != "model":
-            raise wrong("--model", "a model", f"{self.model} of kind {found.manifest.kind}")
-        return found
+        if model.manifest.kind != "model":
+            raise wrong("--model", "a model", f"{self.model} of kind {model.manifest.kind}")
+        return model
 
-    def _champion(self) -> Dataset:
-        """Read without a word to the workspace: whoever only predicts need not be allowed to write."""
+    def _find_champion(self) -> Dataset:
+        # `Workspace.open` would write to the workspace, for which a user who only predicts may lack permission.
         workspace = Workspace(uris.normalize(self.workspace or "./imagemill-data", "--workspace"))
-        name = self.name or _only_name(workspace)
+        name = self.name or _find_only_name(workspace)
         record = workspace.champion(name)
         if record is None or not record["model"]:
-            there = ", ".join(workspace.names_with_champion()) or "no name has one"
-            raise wrong("--name", f"a name that has a champion in {workspace.uri} ({there})", name)
+            names = ", ".join(workspace.names_with_champion()) or "no name has one"
+            raise wrong("--name", f"a name that has a champion in {workspace.uri} ({names})", name)
         if not self.name:
             say("predict", f"the champion of {name} in {workspace.uri}")
         return read_dataset(workspace.absolute(str(record["model"])), "model")
 
 
-def _only_name(workspace: Workspace) -> str:
-    """The one name that has a champion; UserError where there is none, or a choice."""
+def _find_only_name(workspace: Workspace) -> str:
+    """Return the only name with a champion; UserError if there is none, or more than one."""
     names = workspace.names_with_champion()
     if not names:
         raise UserError(f"--model: expected the URI of a model, or a --workspace with a champion, found neither (no "

@@ -1,4 +1,4 @@
-"""Predictions as lines on stdout, and as a Parquet or CSV file."""
+"""Write predictions as lines on stdout, and to a Parquet or CSV file."""
 
 from __future__ import annotations
 
@@ -17,14 +17,21 @@ from ..store.filesystem import map_disk_errors
 from ..store.labels import MULTI
 from .config import PredictConfig
 
-GROUP = 10_000
-"""Rows of a Parquet row group, which are in memory: some 300 bytes each with five classes."""
+ROW_GROUP_ROWS = 10_000
+"""Rows that are held in memory: some 300 bytes each with five classes."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """What is known of one image: the best classes with their probabilities in [0, 1], the best first; of a multi-label
-    model also the classes that are `present` (probability of at least 0.5); or why it could not be read."""
+class Prediction:
+    """The prediction for one image, or the reason why it could not be read.
+
+    Args:
+        name: of the image, as the user wrote it.
+        best: classes with their probabilities in [0, 1], the best first.
+        present: of a multi-label model, the classes with a probability of at least 0.5.
+        error: code of the reason; empty for an image that was read.
+        detail: of the reason.
+    """
 
     name: str
     best: tuple[tuple[str, float], ...] = ()
@@ -33,65 +40,66 @@ class Row:
     detail: str = ""
 
 
-Write = Callable[[Row], None]
+Write = Callable[[Prediction], None]
 
 
 @contextmanager
-def writers(config: PredictConfig, task: str) -> Iterator[Write]:
-    """What writes a row wherever the config wants it. A file appears under its name when it is whole."""
+def open_writer(config: PredictConfig, task: str) -> Iterator[Write]:
+    """Open a function that writes a prediction to all outputs of the config. A file appears when it is complete."""
     with ExitStack() as stack:
-        writes: list[Write] = []
+        outputs: list[Write] = []
         if config.output:
             path = Path(config.output).expanduser().absolute()
-            kind = _parquet if path.suffix.lower() == ".parquet" else _csv
-            writes.append(stack.enter_context(_file(path, kind, config.top, task)))
+            open_file = _open_parquet if path.suffix.lower() == ".parquet" else _open_csv
+            outputs.append(stack.enter_context(_open_atomically(path, open_file, config.top, task)))
         if config.json or not config.output:
-            if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that lacks a character shows another
-                sys.stdout.reconfigure(errors="replace")
-            writes.append((lambda row: print(as_json(row, task))) if config.json else _print_lines)
+            if isinstance(sys.stdout, io.TextIOWrapper):
+                sys.stdout.reconfigure(errors="replace")  # the terminal may lack a character
+            outputs.append((lambda prediction: print(to_json(prediction, task))) if config.json else _print_lines)
 
-        def write(row: Row) -> None:
-            for one in writes:
-                one(row)
+        def write(prediction: Prediction) -> None:
+            for write_output in outputs:
+                write_output(prediction)
 
         yield write
 
 
-def _print_lines(row: Row) -> None:
-    for name, probability in row.best:
-        print(f"{_one_line(row.name)}\t{_one_line(name)}\t{probability:.4f}")
+def _print_lines(prediction: Prediction) -> None:
+    for name, probability in prediction.best:
+        print(f"{_escape(prediction.name)}\t{_escape(name)}\t{probability:.4f}")
 
 
-def _one_line(text: str) -> str:
-    """A name may hold what would begin another column or line."""
+def _escape(text: str) -> str:
+    """Replace tabs and line breaks, which would begin another column or line, by spaces."""
     return " ".join(text.replace("\t", " ").splitlines())
 
 
-def as_json(row: Row, task: str) -> str:
-    """One object: `image`, and `predictions` (of a multi-label model also `labels`) or `error` and `detail`."""
-    found: dict[str, Any] = {"image": _text(row.name)}
-    if row.error:
-        found |= {"error": row.error, "detail": row.detail}
+def to_json(prediction: Prediction, task: str) -> str:
+    """Return an object with `image`, and `predictions` (and `labels` if multi-label) or `error` and `detail`."""
+    entry: dict[str, Any] = {"image": _decode(prediction.name)}
+    if prediction.error:
+        entry |= {"error": prediction.error, "detail": prediction.detail}
     else:
-        found["predictions"] = [{"class": name, "probability": round(value, 6)} for name, value in row.best]
-        found |= {"labels": list(row.present)} if task == MULTI else {}
-    return json.dumps(found, ensure_ascii=False)
+        entry["predictions"] = [{"class": name, "probability": round(value, 6)} for name, value in prediction.best]
+        entry |= {"labels": list(prediction.present)} if task == MULTI else {}
+    return json.dumps(entry, ensure_ascii=False)
 
 
-def _text(name: str) -> str:
-    """A file name of any bytes as text."""
+def _decode(name: str) -> str:
+    """Return a file name of any bytes as valid Unicode."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-Kind = Callable[[Path, int, str], Any]
+OpenFile = Callable[[Path, int, str], Any]
 
 
 @contextmanager
-def _file(path: Path, kind: Kind, top: int, task: str) -> Iterator[Write]:
+def _open_atomically(path: Path, open_file: OpenFile, top: int, task: str) -> Iterator[Write]:
+    """Open a temporary file, and rename it to `path` at the end."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
         with map_disk_errors(str(path)):
-            with kind(temporary, top, task) as write:
+            with open_file(temporary, top, task) as write:
                 yield write
             temporary.replace(path)
     finally:
@@ -99,27 +107,27 @@ def _file(path: Path, kind: Kind, top: int, task: str) -> Iterator[Write]:
 
 
 @contextmanager
-def _csv(path: Path, top: int, task: str) -> Iterator[Write]:
-    """`image`, class and probability from the first on, `labels` (multi-label only, by `|`), `error`, `detail`."""
-    names = [f"{what}_{rank}" for rank in range(1, top + 1) for what in ("class", "probability")]
-    more = ["labels"] if task == MULTI else []
+def _open_csv(path: Path, top: int, task: str) -> Iterator[Write]:
+    """Columns: `image`, `class_1`, `probability_1`, …, `labels` (multi-label, joined by `|`), `error`, `detail`."""
+    names = [f"{column}_{rank}" for rank in range(1, top + 1) for column in ("class", "probability")]
+    label_columns = ["labels"] if task == MULTI else []
     with path.open("w", newline="", encoding="utf-8", errors="replace") as file:
-        out = csv.writer(file)
-        out.writerow(["image", *names, *more, "error", "detail"])
+        writer = csv.writer(file)
+        writer.writerow(["image", *names, *label_columns, "error", "detail"])
 
-        def write(row: Row) -> None:
-            cells = [cell for name, value in row.best for cell in (name, f"{value:.6f}")]
+        def write(prediction: Prediction) -> None:
+            cells = [cell for name, value in prediction.best for cell in (name, f"{value:.6f}")]
             cells += [""] * (len(names) - len(cells))
-            labels = ["|".join(row.present)] if more else []
-            out.writerow([_text(row.name), *cells, *labels, row.error, row.detail])
+            labels = ["|".join(prediction.present)] if label_columns else []
+            writer.writerow([_decode(prediction.name), *cells, *labels, prediction.error, prediction.detail])
 
         yield write
 
 
 @contextmanager
-def _parquet(path: Path, top: int, task: str) -> Iterator[Write]:
-    """`image`, `class` and `probability` of the best one, `classes` and `probabilities` of the first `top`, `labels`
-    (multi-label only), `error` and `detail`; null where there is none."""
+def _open_parquet(path: Path, top: int, task: str) -> Iterator[Write]:
+    """Columns: `image`, `class` and `probability` of the best class, `classes` and `probabilities` of the `top` best,
+    `labels` (multi-label only), `error` and `detail`; null without a value."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -127,26 +135,26 @@ def _parquet(path: Path, top: int, task: str) -> Iterator[Write]:
     columns = [("image", text), ("class", text), ("probability", pa.float32()), ("classes", texts)]
     columns += [("probabilities", pa.list_(pa.float32())), *([("labels", texts)] if task == MULTI else [])]
     schema = pa.schema([*columns, ("error", text), ("detail", text)])
-    held: list[dict[str, Any]] = []
-    with pq.ParquetWriter(path, schema, compression="zstd") as out:
+    rows: list[dict[str, Any]] = []
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
 
         def flush() -> None:
-            out.write_table(pa.Table.from_pylist(held, schema=schema))
-            held.clear()
+            writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+            rows.clear()
 
-        def write(row: Row) -> None:
-            held.append(_columns(row))
-            if len(held) == GROUP:
+        def write(prediction: Prediction) -> None:
+            rows.append(_make_row(prediction))
+            if len(rows) == ROW_GROUP_ROWS:
                 flush()
 
         yield write
-        if held:
+        if rows:
             flush()
 
 
-def _columns(row: Row) -> dict[str, Any]:
-    if row.error:
-        return {"image": _text(row.name), "error": row.error, "detail": row.detail}
-    name, value = row.best[0]
-    best = {"class": name, "probability": value, "classes": [n for n, _ in row.best]}
-    return {"image": _text(row.name), **best, "probabilities": [v for _, v in row.best], "labels": list(row.present)}
+def _make_row(prediction: Prediction) -> dict[str, Any]:
+    if prediction.error:
+        return {"image": _decode(prediction.name), "error": prediction.error, "detail": prediction.detail}
+    classes, probabilities = zip(*prediction.best, strict=True)
+    best = {"class": classes[0], "probability": probabilities[0], "classes": classes, "probabilities": probabilities}
+    return {"image": _decode(prediction.name), **best, "labels": list(prediction.present)}

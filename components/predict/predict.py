@@ -1,4 +1,4 @@
-"""Predict: pictures through the model's own preprocessing and network, in batches, in their order."""
+"""Classify image files in batches, with the model's own preprocessing, in the order of the files."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from ..store.parallel import cores, map_ordered
 from ..store.preprocessing import EXTRA_KEY, Preprocessing, describe_preprocessing
 from ..store.progress import Progress, say
 from .config import PredictConfig
-from .output import Row, writers
-from .pictures import Picture, pictures
+from .input_files import InputFile, find_inputs
+from .output import Prediction, open_writer
 
 if TYPE_CHECKING:
     import torch
@@ -29,39 +29,41 @@ Probabilities = npt.NDArray[np.float32]
 
 
 def predict(config: PredictConfig) -> dict[str, int]:
-    """Predict and write as the config says; the numbers of images that were `read` and that were `rejected`.
+    """Classify the images of a config and write the predictions; return the numbers of `read` and `rejected` images.
 
-    UserError where there was no image, or none that could be read. Memory is that of a batch and of the files that are
-    being decoded, however many there are.
+    UserError if no image could be read. Memory holds a batch and the files that are being decoded, however many there
+    are.
     """
     config.check()
-    model = config.find()
+    model = config.find_model()
     predictor = Predictor.load(model, config.device)
     if missing := predictor.preprocessing.skipped_steps():
         say("predict", f"new images have no boxes and masks, so that {' and '.join(missing)} is left out")
     progress, read, rejected = Progress("predict"), 0, 0
-    with writers(config, predictor.spec.task) as write:
-        for row in rows(predictor, pictures(config.images, sys.stdin), config):
-            write(row)
-            read, rejected = read + (not row.error), rejected + bool(row.error)
-            if row.error:
-                say("predict", f"{row.name}: {row.error}: {row.detail}")
+    with open_writer(config, predictor.spec.task) as write:
+        for prediction in predict_files(predictor, find_inputs(config.images, sys.stdin), config):
+            write(prediction)
+            if prediction.error:
+                rejected += 1
+                say("predict", f"{prediction.name}: {prediction.error}: {prediction.detail}")
+            else:
+                read += 1
             progress.add(1, f"{rejected:,} not read" if rejected else "")
         if not read:
-            raise wrong("IMAGE", "at least one image that can be read", _none(config.images, rejected))
+            raise wrong("IMAGE", "at least one image that can be read", _describe_unread(config.images, rejected))
     if read + rejected > 1:
         say("predict", progress.line(f"{rejected:,} not read" if rejected else ""))
     return {"read": read, "rejected": rejected}
 
 
-def _none(images: Sequence[str], rejected: int) -> str:
-    where = ", ".join(images[:3]) + (", …" if len(images) > 3 else "")
-    return f"{rejected:,} that can't be, in {where}" if rejected else f"no image in {where}"
+def _describe_unread(images: Sequence[str], rejected: int) -> str:
+    arguments = ", ".join(images[:3]) + (", …" if len(images) > 3 else "")
+    return f"{rejected:,} that can't be, in {arguments}" if rejected else f"no image in {arguments}"
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """A model that is ready: `preprocessing` makes of a file what the network sees, a call gives probabilities."""
+    """A loaded model: `preprocessing` turns a file into the network's input, a call returns probabilities."""
 
     network: torch.nn.Module
     spec: ModelSpec
@@ -70,16 +72,16 @@ class Predictor:
 
     @classmethod
     def load(cls, model: Dataset, device: str = "auto") -> Predictor:
-        """The network on its device. Raises UserError and DatasetError as `load_model`."""
+        """Load the network on a device. Raises UserError and DatasetError as `load_model`."""
         import torch
 
         network, spec = load_model(model)
-        where = pick_device(device)
+        torch_device = pick_device(device)
         torch.set_num_threads(cores())
-        network.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        before = Preprocessing.from_record(_said(model, spec), spec.geometry, model.uri)
-        say("predict", f"{spec.backbone} {model.fingerprint}, {len(spec.classes):,} classes, on {where}")
-        return cls(network, spec, before, where)
+        network.to(torch_device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        preprocessing = Preprocessing.from_record(_find_preprocessing(model, spec), spec.geometry, model.uri)
+        say("predict", f"{spec.backbone} {model.fingerprint}, {len(spec.classes):,} classes, on {torch_device}")
+        return cls(network, spec, preprocessing, torch_device)
 
     def __call__(self, images: Pixels) -> Probabilities:
         """uint8 [B, H, W, C] → float32 [B, classes]: softmax or sigmoid of logits / temperature."""
@@ -88,28 +90,28 @@ class Predictor:
         with torch.inference_mode():
             inputs = Normalize(self.spec.image, self.device)(torch.from_numpy(images).to(self.device))
             logits = self.network(inputs).float() / float(self.spec.extra.get("temperature", 1.0))
-            found: Probabilities = probabilities(logits, self.spec.task).cpu().numpy()
-            return found
+            scores: Probabilities = probabilities(logits, self.spec.task).cpu().numpy()
+            return scores
 
 
-def _said(model: Dataset, spec: ModelSpec) -> dict[str, Any]:
-    """What clean did to the pixels: by the model itself, or, of one from before that was noted, by its ancestors."""
-    if said := spec.extra.get(EXTRA_KEY):
-        return dict(said)
+def _find_preprocessing(model: Dataset, spec: ModelSpec) -> dict[str, Any]:
+    """Return clean's options for pixels, from the model, or from its ancestors if the model is too old to have them."""
+    if options := spec.extra.get(EXTRA_KEY):
+        return dict(options)
     try:
         tensors = find_dataset(model.parent_uri("tensors"))
-        said = describe_preprocessing(tensors) if tensors else {}
+        options = describe_preprocessing(tensors) if tensors else {}
     except MillError:
-        said = {}
-    if not said:
+        options = {}
+    if not options:
         say("predict", "warning: the model does not say what clean did to its images, and they are not there any more: "
             "new ones are only decoded and resized")  # fmt: skip
-    return said
+    return options
 
 
 @dataclass(frozen=True)
-class _Prepared:
-    """A picture as the network takes it, or why it can't."""
+class _PreparedImage:
+    """The network's input for one image, or the reason why it can't be read."""
 
     name: str
     pixels: Pixels | None
@@ -117,41 +119,41 @@ class _Prepared:
     detail: str = ""
 
 
-def rows(predictor: Predictor, found: Iterable[Picture], config: PredictConfig) -> Iterator[Row]:
-    """A row for each picture, in their order; files are read and decoded on all cores meanwhile."""
+def predict_files(predictor: Predictor, files: Iterable[InputFile], config: PredictConfig) -> Iterator[Prediction]:
+    """Yield a prediction for each image in order; files are read and decoded in threads meanwhile."""
 
-    def prepare(one: Picture) -> _Prepared | None:
+    def prepare(file: InputFile) -> _PreparedImage | None:
         try:
-            data = one.read()
-            return None if data is None else _Prepared(one.name, predictor.preprocessing(data))
+            data = file.read()
+            return None if data is None else _PreparedImage(file.name, predictor.preprocessing(data))
         except ImageRejected as error:
-            return _Prepared(one.name, None, error.reason, error.detail)
+            return _PreparedImage(file.name, None, error.reason, error.detail)
 
-    batch: list[_Prepared] = []
-    for made in map_ordered(found, prepare, cores(), lambda _: 0):
-        if made is not None:
-            batch.append(made)
+    batch: list[_PreparedImage] = []
+    for image in map_ordered(files, prepare, cores(), lambda _: 0):
+        if image is not None:
+            batch.append(image)
         if len(batch) == config.batch_size:
-            yield from _predicted(predictor, batch, config.top)
+            yield from _predict_batch(predictor, batch, config.top)
             batch = []
     if batch:
-        yield from _predicted(predictor, batch, config.top)
+        yield from _predict_batch(predictor, batch, config.top)
 
 
-def _predicted(predictor: Predictor, batch: list[_Prepared], top: int) -> Iterator[Row]:
-    images = [one.pixels for one in batch if one.pixels is not None]
-    scores = iter(predictor(np.stack(images)) if images else ())
-    for one in batch:
-        if one.pixels is None:
-            yield Row(one.name, error=one.error, detail=one.detail)
+def _predict_batch(predictor: Predictor, batch: list[_PreparedImage], top: int) -> Iterator[Prediction]:
+    inputs = [image.pixels for image in batch if image.pixels is not None]
+    scores = iter(predictor(np.stack(inputs)) if inputs else ())
+    for image in batch:
+        if image.pixels is None:
+            yield Prediction(image.name, error=image.error, detail=image.detail)
         else:
-            yield _row(one.name, next(scores), predictor.spec, top)
+            yield _make_prediction(image.name, next(scores), predictor.spec, top)
 
 
-def _row(name: str, score: npt.NDArray[np.float32], spec: ModelSpec, top: int) -> Row:
-    order = np.argsort(-score, kind="stable")
-    best = [(spec.classes[i], float(score[i])) for i in order[:top]]
-    present = [spec.classes[i] for i in order if score[i] >= THRESHOLD] if spec.task == MULTI else []
-    if not np.isfinite(score).all():
+def _make_prediction(name: str, scores: Probabilities, spec: ModelSpec, top: int) -> Prediction:
+    order = np.argsort(-scores, kind="stable")
+    best = [(spec.classes[i], float(scores[i])) for i in order[:top]]
+    present = [spec.classes[i] for i in order if scores[i] >= THRESHOLD] if spec.task == MULTI else []
+    if not np.isfinite(scores).all():
         raise UserError(f"{name}: the model's probabilities are no numbers; it can't be used")
-    return Row(name, tuple(best), tuple(present))
+    return Prediction(name, tuple(best), tuple(present))

@@ -1,4 +1,4 @@
-"""Resize: every clean image to one fixed shape, stored as bytes that a trainer can take as they are."""
+"""Resize: decode every clean image to one fixed shape and store the pixels, ready for a trainer."""
 
 from ..store.step import Step
 from .config import ResizeConfig

@@ -1,4 +1,4 @@
-"""`python -m imagemill.components.resize`: this step alone."""
+"""Command line of the resize step: `python -m imagemill.components.resize`."""
 
 import sys
 

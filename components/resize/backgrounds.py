@@ -1,4 +1,4 @@
-"""What is put behind the foreground of a copy: pictures of a folder or prefix, or smooth fields of colour.
+"""Backgrounds for augmented copies: pictures of a folder or prefix, or smooth fields of color.
 
 Replacing what is behind the object keeps a model from learning the place instead of the thing (Dwibedi et al., "Cut,
 Paste and Learn", 2017; Xiao et al., "Noise or Signal: The Role of Image Backgrounds in Object Recognition", 2020).
@@ -24,19 +24,19 @@ from ..store.images import NO_LIMITS, Decoded, ImageRejected, Pixels, convert_co
 
 FIELD = "backgrounds"
 ENDINGS = ("jpg", "jpeg", "jfif", "png", "webp", "gif", "tif", "tiff", "bmp")
-"""What a folder's pictures are called; their format is told from their bytes."""
+"""Extensions of a folder's pictures; their format is detected from their bytes."""
 CACHE_BYTES = 96 * 2**20
-"""Of decoded pictures in a process."""
-GRID = (2, 5)
-"""Colours a side of a field, the last excluded."""
-_STRIP = 2**18
+"""Bytes of decoded pictures that a process holds."""
+GRID_SIDES = (2, 5)
+"""Range of the colors on a side of a field, the last excluded."""
+_STRIP_PIXELS = 2**18
 """Pixels that are blended at a time."""
 
 
 @dataclass(frozen=True)
 class Background:
-    """A picture of the folder: its name in it, its size in bytes, and what its content is told by (a sha256 on disk,
-    an ETag in an object store)."""
+    """A picture of the folder: its name, its size in bytes, and a validator of its content (a sha256 on disk, an ETag
+    in an object store)."""
 
     name: str
     size: int
@@ -44,147 +44,155 @@ class Background:
 
 
 def list_backgrounds(folder: str) -> tuple[Background, ...]:
-    """The pictures below a folder or prefix, by name. UserError where there is none."""
-    place = uris.normalize(folder, FIELD).rstrip("/")
-    store, found = get_store(place), []
-    for entry in store.list(place):
-        name = entry.uri.removeprefix(f"{place}/")
+    """Return the pictures below a folder or prefix, sorted by name. UserError if there is none."""
+    root = uris.normalize(folder, FIELD).rstrip("/")
+    store, pictures = get_store(root), []
+    for entry in store.list(root):
+        name = entry.uri.removeprefix(f"{root}/")
         if name.rpartition(".")[2].lower() in ENDINGS and not name.rpartition("/")[2].startswith("."):
-            content = entry.validator if uris.is_s3(place) else hashlib.sha256(store.read(entry.uri)).hexdigest()
-            found.append(Background(name, entry.size, content))
-    if not found:
+            content = entry.validator if uris.is_s3(root) else hashlib.sha256(store.read(entry.uri)).hexdigest()
+            pictures.append(Background(name, entry.size, content))
+    if not pictures:
         raise wrong(FIELD, f"a folder or prefix that holds pictures ({', '.join(ENDINGS)})", folder)
-    return tuple(sorted(found, key=lambda one: one.name))
+    return tuple(sorted(pictures, key=lambda picture: picture.name))
 
 
-def digest_of(pictures: Sequence[Background]) -> str:
-    """What counts of them."""
-    return digest([[one.name, one.size, one.content] for one in pictures])
+def digest_pictures(pictures: Sequence[Background]) -> str:
+    """Return the digest of the pictures' names, sizes and content, which counts in the fingerprint."""
+    return digest([[picture.name, picture.size, picture.content] for picture in pictures])
 
 
 def write_listing(uri: str, pictures: Sequence[Background]) -> None:
-    """Put the list where every worker can read it; it is work in progress, named by its content."""
-    get_store(uri).put_if_absent(uri, canonical_json([asdict(one) for one in pictures]))
+    """Write the list of pictures for the workers; it is work in progress, named by its content."""
+    get_store(uri).put_if_absent(uri, canonical_json([asdict(picture) for picture in pictures]))
 
 
 @lru_cache(maxsize=4)
 def read_listing(uri: str) -> tuple[Background, ...]:
-    return tuple(Background(**one) for one in json.loads(get_store(uri).read(uri)))
+    return tuple(Background(**entry) for entry in json.loads(get_store(uri).read(uri)))
 
 
-class _Cache:
-    """Decoded pictures of this process, the last used ones, up to so many bytes. Safe to use from threads."""
+class _PictureCache:
+    """Least-recently-used cache of decoded pictures, of up to `max_bytes`. Safe to use from threads."""
 
-    def __init__(self, most: int) -> None:
-        self._most, self._bytes = most, 0
-        self._held: OrderedDict[tuple[str, str, int], Pixels] = OrderedDict()
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes, self._bytes = max_bytes, 0
+        self._pictures: OrderedDict[tuple[str, str, int], Pixels] = OrderedDict()
         self._lock = threading.Lock()
 
     def get(self, key: tuple[str, str, int]) -> Pixels | None:
         with self._lock:
-            if key in self._held:
-                self._held.move_to_end(key)
-            return self._held.get(key)
+            if key in self._pictures:
+                self._pictures.move_to_end(key)
+            return self._pictures.get(key)
 
     def put(self, key: tuple[str, str, int], pixels: Pixels) -> None:
         with self._lock:
-            if key not in self._held and pixels.nbytes <= self._most:
-                self._held[key] = pixels
+            if key not in self._pictures and pixels.nbytes <= self._max_bytes:
+                self._pictures[key] = pixels
                 self._bytes += pixels.nbytes
-            while self._bytes > self._most:
-                self._bytes -= self._held.popitem(last=False)[1].nbytes
+            while self._bytes > self._max_bytes:
+                self._bytes -= self._pictures.popitem(last=False)[1].nbytes
 
 
-_cache = _Cache(CACHE_BYTES)
+_cache = _PictureCache(CACHE_BYTES)
 
 
-def picture(folder: str, one: Background, color: str, height: int, width: int) -> Pixels:
-    """uint8 [height, width, channels of `color`], the picture's centre, covering all of it.
+def read_picture(folder: str, picture: Background, color: str, height: int, width: int) -> Pixels:
+    """Return the centre of a picture as uint8 [height, width, channels of `color`].
 
-    It is held with a short side of the next power of two, so that what comes out depends on nothing that was asked for
-    before.
+    The cache holds it with a short side of the next power of two, so that the result does not depend on which size was
+    read first.
     """
     side = 1 << (max(height, width) - 1).bit_length()
-    uri = uris.join(uris.normalize(folder, FIELD), one.name)
-    key = (f"{uri}#{one.content}", color, side)
+    uri = uris.join(uris.normalize(folder, FIELD), picture.name)
+    key = (f"{uri}#{picture.content}", color, side)
     pixels = _cache.get(key)
     if pixels is None:
-        pixels = _read(uri, one, color, side)
+        pixels = _decode_picture(uri, picture, color, side)
         _cache.put(key, pixels)
-    return cover(pixels, height, width)
+    return resize_to_cover(pixels, height, width)
 
 
-def _read(uri: str, one: Background, color: str, side: int) -> Pixels:
+def _decode_picture(uri: str, picture: Background, color: str, side: int) -> Pixels:
+    """Read and decode a picture, its short side at most `side`. UserError if it has changed or can't be decoded."""
     try:
         data = get_store(uri).read(uri)
     except FileNotFoundError:
         data = b""
-    changed = len(data) != one.size
+    changed = len(data) != picture.size
     if not uris.is_s3(uri):
-        changed = changed or hashlib.sha256(data).hexdigest() != one.content
+        changed = changed or hashlib.sha256(data).hexdigest() != picture.content
     if changed:
         raise wrong(f"{FIELD}: {uri}", "the picture that was there when resize began", "another one, or none")
     try:
         pixels = decode(data, color).pixels
     except ImageRejected as error:
         raise UserError(f"{FIELD}: expected {uri} to be a picture, found {error}") from None
-    smaller = side / min(pixels.shape[:2])
-    if smaller >= 1:
+    scale = side / min(pixels.shape[:2])
+    if scale >= 1:
         return pixels
-    return cover(pixels, *(max(side, round(smaller * length)) for length in pixels.shape[:2]))
+    return resize_to_cover(pixels, *(max(side, round(scale * length)) for length in pixels.shape[:2]))
 
 
-def cover(pixels: Pixels, height: int, width: int) -> Pixels:
-    """uint8 [H, W, C] → [height, width, C]: the largest centre of that shape, by area, or linearly where it grows."""
+def resize_to_cover(pixels: Pixels, height: int, width: int) -> Pixels:
+    """Resize the largest centre crop of that aspect ratio: uint8 [H, W, C] → [height, width, C].
+
+    Area interpolation to smaller sizes, linear to larger ones.
+    """
     import cv2
 
     rows, columns = pixels.shape[:2]
     scale = max(height / rows, width / columns)
-    part_rows, part_columns = min(rows, max(1, round(height / scale))), min(columns, max(1, round(width / scale)))
-    top, left = (rows - part_rows) // 2, (columns - part_columns) // 2
-    part = pixels[top : top + part_rows, left : left + part_columns]
-    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(part, (width, height), interpolation=how), np.uint8).reshape(height, width, -1)
+    crop_rows, crop_columns = min(rows, max(1, round(height / scale))), min(columns, max(1, round(width / scale)))
+    top, left = (rows - crop_rows) // 2, (columns - crop_columns) // 2
+    crop = pixels[top : top + crop_rows, left : left + crop_columns]
+    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(crop, (width, height), interpolation=interpolation), np.uint8).reshape(
+        height, width, -1
+    )
 
 
-def colour_field(seed: int, color: str, height: int, width: int) -> Pixels:
-    """uint8 [height, width, channels of `color`]: a few colours, one running smoothly into the other."""
+def make_color_field(seed: int, color: str, height: int, width: int) -> Pixels:
+    """Return uint8 [height, width, channels of `color`]: a few random colors, interpolated smoothly."""
     import cv2
 
     random = np.random.default_rng(seed)
-    grid = random.integers(0, 256, (*random.integers(*GRID, 2), 3), np.uint8)
+    grid = random.integers(0, 256, (*random.integers(*GRID_SIDES, 2), 3), np.uint8)
     smooth = cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC)
     return convert_color(np.ascontiguousarray(smooth), color)
 
 
-def foreground(mask: bytes, image: Decoded) -> Pixels | None:
-    """The mask that clean kept of an image → uint8 [h, w] of its decoded pixels: the share of the foreground in each,
-    255 for all of it. None where it shows none."""
+def decode_foreground(mask: bytes, image: Decoded) -> Pixels | None:
+    """Decode the mask that clean kept of an image: uint8 [h, w] of its decoded pixels, the share of the foreground.
+
+    255 is all foreground. None if the mask has no foreground.
+    """
     import cv2
 
     height, width = image.height, image.width
     try:
-        found = decode(mask, "gray", limits=NO_LIMITS).pixels
+        share = decode(mask, "gray", limits=NO_LIMITS).pixels
     except ImageRejected as error:
         raise MillError(f"a mask that clean kept does not decode ({error}); this is an error of imagemill's") from None
-    if found.shape[:2] != (height, width):
+    if share.shape[:2] != (height, width):
         raise MillError(
-            f"a mask that clean kept has {found.shape[1]} x {found.shape[0]} pixels, not {width} x {height}"
+            f"a mask that clean kept has {share.shape[1]} x {share.shape[0]} pixels, not {width} x {height}"
         )
     rows, columns = image.pixels.shape[:2]
-    if image.divisor > 1:  # the last pixels are of what lies beyond the image, too: the decoder goes on with its border
-        beyond = ((0, rows * image.divisor - height), (0, columns * image.divisor - width))
-        whole = np.pad(found[:, :, 0], beyond, "edge")
-        found = np.asarray(cv2.resize(whole, (columns, rows), interpolation=cv2.INTER_AREA), np.uint8)
-    return found.reshape(rows, columns) if found.any() else None
+    if image.divisor > 1:  # the decoder pads the border of an image whose sides the divisor does not divide
+        padding = ((0, rows * image.divisor - height), (0, columns * image.divisor - width))
+        padded = np.pad(share[:, :, 0], padding, "edge")
+        share = np.asarray(cv2.resize(padded, (columns, rows), interpolation=cv2.INTER_AREA), np.uint8)
+    return share.reshape(rows, columns) if share.any() else None
 
 
-def composite(pixels: Pixels, share: Pixels, behind: Pixels) -> Pixels:
-    """uint8 [h, w, C]: the pixels where `share` (uint8 [h, w]) is 255, what is behind where it is 0, both between."""
-    out = np.empty_like(behind)
-    rows = max(1, _STRIP // pixels.shape[1])
-    for top in range(0, len(pixels), rows):
-        part = slice(top, top + rows)
-        weight = share[part, :, None].astype(np.uint16)
-        out[part] = (pixels[part] * weight + behind[part] * (255 - weight) + 127) // 255
-    return out
+def composite(pixels: Pixels, share: Pixels, background: Pixels) -> Pixels:
+    """Blend uint8 [h, w, C] over a background of the same shape by `share`, uint8 [h, w]: 255 is all foreground."""
+    blended = np.empty_like(background)
+    strip_rows = max(1, _STRIP_PIXELS // pixels.shape[1])
+    for top in range(0, len(pixels), strip_rows):
+        strip = slice(top, top + strip_rows)
+        weight = share[strip, :, None].astype(np.uint16)
+        blended[strip] = (pixels[strip] * weight + background[strip] * (255 - weight) + 127) // 255
+    return blended

@@ -1,4 +1,4 @@
-"""What can be said about resizing."""
+"""Configuration of the resize step."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 VERSION = 2
 """Raised when the same clean images must give other pixels."""
 USUAL_SIZE = 128
-"""Pixels a side where neither the user nor the model preset nor the images' source says any."""
+"""Pixels a side if neither the user nor the model preset nor the images' source sets a size."""
 EXECUTORS = ("auto", "threads", "ray")
 GPU_PIXELS = 2048 * 2048
-"""Beyond this decoding on a GPU is worth its way there; up to 512 pixels a side it never is."""
+"""Mean pixels of an image from which a GPU decodes faster, transfer included; up to 512 pixels a side it never does."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResizeConfig(StepConfig):
-    """The fixed shape, and where Ray runs."""
+    """Shape and encoding of the tensors, augmented copies, and where the work runs."""
 
     PARENTS: ClassVar[tuple[str, ...]] = ("clean",)
 
@@ -139,11 +139,11 @@ class ResizeConfig(StepConfig):
         self._fill(model_presets.find(self.model_preset))
         unset = self.image_size is None
         super().__post_init__()
-        if unset:  # until the images are known
+        if unset:  # `for_images` sets it
             object.__setattr__(self, "image_size", None)
 
     def for_images(self, extra: Mapping[str, Any]) -> Self:
-        """Return the config with an image size: where none is set, that which the images' source recommends.
+        """Return the config with an image size: if none is set, the one that the images' source recommends.
 
         `extra`: of the clean manifest.
         """
@@ -156,21 +156,24 @@ class ResizeConfig(StepConfig):
     def _size(self) -> int:
         return self.image_size or USUAL_SIZE
 
-    def _fill(self, chosen: model_presets.ModelPreset | None) -> None:
-        """What was left unset, by the model preset. The kind of picture (`preset`) is stronger: its mode is what is
-        safe to do to such pictures, and its normalization what they look like."""
-        if chosen is None:
+    def _fill(self, model_preset: model_presets.ModelPreset | None) -> None:
+        """Set the unset fields by the model preset.
+
+        The kind of picture (`preset`) takes precedence: its mode is safe for such pictures, and its normalization is
+        made for them.
+        """
+        if model_preset is None:
             return
-        size = self.image_size or chosen.image_size
+        size = self.image_size or model_preset.image_size
         mode = presets.preset_value(self.preset, "resize_mode") if self.resize_mode == "auto" else self.resize_mode
         if mode == "crop" and self.resize_mode == "auto":
-            mode = chosen.mode
-        values = {"image_size": size, "interpolation": chosen.interpolation, "resize_mode": mode}
-        short = round(size * chosen.resize_size / chosen.image_size)
-        if mode == "crop" and short != usual_resize(size):  # else it is what nobody needs to say
-            values["resize_size"] = short
+            mode = model_preset.mode
+        values = {"image_size": size, "interpolation": model_preset.interpolation, "resize_mode": mode}
+        resize_size = round(size * model_preset.resize_size / model_preset.image_size)
+        if mode == "crop" and resize_size != usual_resize(size):  # a usual size stays unset, and out of the fingerprint
+            values["resize_size"] = resize_size
         if presets.preset_value(self.preset, "normalization") != "dataset":
-            values["normalization"] = chosen.normalization
+            values["normalization"] = model_preset.normalization
         for name, value in values.items():
             if getattr(self, name) == type(self).__dataclass_fields__[name].default:
                 object.__setattr__(self, name, value)
@@ -181,14 +184,14 @@ class ResizeConfig(StepConfig):
         if self.canny_low > self.canny_high:
             raise wrong("canny_low", f"at most canny_high, {self.canny_high}", self.canny_low)
         crop = self.resize_mode == "crop"
-        short = self.resize_size or usual_resize(self._size)
-        if crop and short < self._size:
+        resize_size = self.resize_size or usual_resize(self._size)
+        if crop and resize_size < self._size:
             raise wrong("resize_size", f"at least image_size, {self._size}", self.resize_size)
         stored = self.store_size or self._size
         if not crop and stored != self._size:
             raise wrong("store_size", f"none, since resize_mode {self.resize_mode} leaves nothing around", stored)
-        if crop and not self._size <= stored <= short:
-            raise wrong("store_size", f"{self._size} (image_size) to {short} (resize_size)", stored)
+        if crop and not self._size <= stored <= resize_size:
+            raise wrong("store_size", f"{self._size} (image_size) to {resize_size} (resize_size)", stored)
         if (stored - self._size) % 2:
             raise wrong("store_size", f"as even or odd as image_size, {self._size}", stored)
         if stored != self._size and self.edges != "off":
@@ -199,7 +202,7 @@ class ResizeConfig(StepConfig):
             raise wrong("encoding", "raw with edges, since a JPEG holds one channel or three", self.encoding)
 
     def geometry(self, color: str) -> Geometry:
-        """How images of that colour become tensors."""
+        """Return the geometry by which images of a color become tensors."""
         from ..store.resample import Geometry
 
         crop = self.resize_mode == "crop"

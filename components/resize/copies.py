@@ -1,4 +1,4 @@
-"""Augmented copies of training images, made offline: what is drawn for each, and its pixels.
+"""Sample and render augmented copies of training images, offline.
 
 A copy depends on its image, its number and the policy alone: its generator is seeded by the policy's seed, the image
 (shuffle_index and image_id) and the copy's number. So it is the same whatever worker makes it, and beside whatever
@@ -24,25 +24,32 @@ from ..store.manifest import Dataset
 from ..store.pipelines import PIPELINES, apply_pipeline, check_pipeline, load_pipeline
 from ..store.policies import rand_augment
 from ..store.resample import Geometry, decode_and_resize, resize_image
-from . import backgrounds as behind
+from . import backgrounds
 from .config import ResizeConfig
 
 PIPELINE_FIELD = "copy_pipeline"
 RANDAUGMENT, ALBUMENTATIONS, BACKGROUND = "randaugment", "albumentations", "background"
-_COUNTS = {RANDAUGMENT: ("copy_ops", "copy_magnitude"), ALBUMENTATIONS: ("copy_pipeline",), BACKGROUND: ()}
-_ALWAYS = ("copies", "copy_policy", "copy_flip", "copy_seed")
-"""Fields that count with every policy; beside them those of `_COUNTS` with one of them."""
+_POLICY_FIELDS = {RANDAUGMENT: ("copy_ops", "copy_magnitude"), ALBUMENTATIONS: ("copy_pipeline",), BACKGROUND: ()}
+_SHARED_FIELDS = ("copies", "copy_policy", "copy_flip", "copy_seed")
+"""Fields that count in the fingerprint with every policy; beside them those of `_POLICY_FIELDS` with that policy."""
 
 
 @dataclass(frozen=True)
 class CopyPolicy:
-    """What makes the copies, and how many of each image. It travels to the workers.
+    """Augmentation that makes the copies. It travels to the workers.
 
-    `pipeline`: albumentations' dictionary as JSON; `folder`: of the backgrounds, nothing for fields of colour;
-    `listing`: the URI of the list of the folder's pictures (`backgrounds.write_listing`).
+    Args:
+        per_image: copies of each training image.
+        policy: `randaugment`, `albumentations` or `background`.
+        flip: mirror half of the copies.
+        ops: operations a copy, for randaugment.
+        magnitude: of these operations, 0 to 30.
+        pipeline: albumentations' dictionary as JSON.
+        folder: URI of the folder of backgrounds; empty for fields of color.
+        listing: URI of the list of its pictures (`backgrounds.write_listing`).
     """
 
-    number: int
+    per_image: int
     policy: str
     seed: int = 0
     flip: bool = False
@@ -53,65 +60,67 @@ class CopyPolicy:
     listing: str = ""
 
     @property
-    def masked(self) -> bool:
-        """Whether it needs the images' masks."""
+    def needs_masks(self) -> bool:
         return self.policy == BACKGROUND
 
 
 @dataclass(frozen=True)
-class Planned:
-    """A policy as the step knows it before the work: with its backgrounds, and what counts in the fingerprint."""
+class CopyPlan:
+    """A policy with its background pictures, before the work; `policy` is None without copies."""
 
     policy: CopyPolicy | None
-    pictures: tuple[behind.Background, ...] = ()
+    pictures: tuple[backgrounds.Background, ...] = ()
 
-    def fingerprint_values(self, config: ResizeConfig) -> dict[str, Any]:
-        """The config's counting fields; of those about copies only what the policy looks at, files by their content."""
-        wanted = (*_ALWAYS, *_COUNTS[self.policy.policy]) if self.policy else ()
-        about = ("copies", "copy_", "backgrounds")
-        found = {k: v for k, v in config.fingerprint_values().items() if k in wanted or not k.startswith(about)}
+    def fingerprint_fields(self, config: ResizeConfig) -> dict[str, Any]:
+        """Return the config's fields that count: of those for copies only the policy's, files by their content."""
+        counting = (*_SHARED_FIELDS, *_POLICY_FIELDS[self.policy.policy]) if self.policy else ()
+        prefixes = ("copies", "copy_", "backgrounds")
+        fields = {k: v for k, v in config.fingerprint_values().items() if k in counting or not k.startswith(prefixes)}
         if self.policy and self.policy.pipeline and config.copy_pipeline not in PIPELINES:
-            found["copy_pipeline"] = digest(json.loads(self.policy.pipeline))
+            fields["copy_pipeline"] = digest(json.loads(self.policy.pipeline))
         if self.pictures:
-            found["backgrounds"] = behind.digest_of(self.pictures)
-        return found
+            fields["backgrounds"] = backgrounds.digest_pictures(self.pictures)
+        return fields
 
-    def sent(self, dataset_uri: str) -> CopyPolicy | None:
-        """The policy for the workers; they find the list of backgrounds among the dataset's work in progress."""
+    def publish_listing(self, dataset_uri: str) -> CopyPolicy | None:
+        """Write the list of pictures to the dataset's work in progress; return the policy with its URI."""
         if self.policy is None or not self.pictures:
             return self.policy
-        uri = uris.join(dataset_uri, "_work", f"backgrounds-{behind.digest_of(self.pictures)}.json")
-        behind.write_listing(uri, self.pictures)
+        uri = uris.join(dataset_uri, "_work", f"backgrounds-{backgrounds.digest_pictures(self.pictures)}.json")
+        backgrounds.write_listing(uri, self.pictures)
         return replace(self.policy, listing=uri)
 
 
-def planned(config: ResizeConfig, clean: Dataset) -> Planned:
-    """The copies that a config asks for. UserError for what can't be: no such pipeline, no pictures, no masks."""
+def plan_copies(config: ResizeConfig, clean: Dataset) -> CopyPlan:
+    """Check and return the copies that a config asks for.
+
+    UserError for an unknown pipeline, a folder without pictures, or a clean dataset without the masks that are needed.
+    """
     if not config.copies:
-        return Planned(None)
+        return CopyPlan(None)
     policy = CopyPolicy(
         config.copies, config.copy_policy, config.copy_seed, config.copy_flip, config.copy_ops, config.copy_magnitude
     )
     if policy.policy == ALBUMENTATIONS:
         text = load_pipeline(config.copy_pipeline, PIPELINE_FIELD)
         geometry = config.geometry(clean.manifest.image["color"])
-        check_pipeline(text, geometry.kept, geometry.kept, source_channels(geometry), PIPELINE_FIELD)
-        return Planned(replace(policy, pipeline=text))
+        check_pipeline(text, geometry.kept, geometry.kept, count_source_channels(geometry), PIPELINE_FIELD)
+        return CopyPlan(replace(policy, pipeline=text))
     if policy.policy != BACKGROUND:
-        return Planned(policy)
+        return CopyPlan(policy)
     if not clean.manifest.config.get("keep_masks"):
         raise UserError(
             "copy_policy: expected masks to put another background behind, found none in the clean dataset; run clean "
             "with --keep-masks"
         )
     if not config.backgrounds:
-        return Planned(policy)
+        return CopyPlan(policy)
     folder = uris.normalize(config.backgrounds, "backgrounds")
-    return Planned(replace(policy, folder=folder), behind.list_backgrounds(folder))
+    return CopyPlan(replace(policy, folder=folder), backgrounds.list_backgrounds(folder))
 
 
-def absolute(config: ResizeConfig) -> ResizeConfig:
-    """The config with the places of its files as they are for a process in another folder."""
+def make_paths_absolute(config: ResizeConfig) -> ResizeConfig:
+    """Return the config with absolute paths, for a process in another folder."""
     pipeline = config.copy_pipeline
     if config.copies and config.copy_policy == ALBUMENTATIONS and pipeline not in PIPELINES:
         pipeline = uris.normalize(pipeline, PIPELINE_FIELD)
@@ -119,96 +128,97 @@ def absolute(config: ResizeConfig) -> ResizeConfig:
     return replace(config, copy_pipeline=pipeline, backgrounds=folder)
 
 
-def source_channels(geometry: Geometry) -> int:
-    """Of a picture before its colour is made: three, unless a single channel was decoded."""
+def count_source_channels(geometry: Geometry) -> int:
+    """Return the channels of a decoded picture before color conversion: 3, or 1 where a single channel is decoded."""
     return 1 if COLORS[geometry.color] == 1 else 3
 
 
-def generator(seed: int, shuffle_index: int, image_id: str, copy: int) -> np.random.Generator:
-    """The random numbers of one copy of one image."""
+def make_generator(seed: int, shuffle_index: int, image_id: str, copy: int) -> np.random.Generator:
+    """Return the random generator of one copy of one image."""
     image = hashlib.sha256(f"{shuffle_index}\0{image_id}".encode()).digest()
     return np.random.default_rng([seed, *np.frombuffer(image, "<u4").tolist(), copy])
 
 
-def place(shuffle_index: int, image_id: str, copy: int, low: int, high: int) -> int:
-    """Where a row lies in its file, whose indices are in [low, high): the original at its own, a copy anywhere."""
+def assign_position(shuffle_index: int, image_id: str, copy: int, low: int, high: int) -> int:
+    """Return the sort key of a row in its shard [low, high): the original's own index, a hash for a copy."""
     if not copy:
         return shuffle_index
-    found = hashlib.sha256(f"{shuffle_index}\0{image_id}\0{copy}".encode()).digest()
-    return low + int.from_bytes(found[:16], "little") % (high - low)
+    row_hash = hashlib.sha256(f"{shuffle_index}\0{image_id}\0{copy}".encode()).digest()
+    return low + int.from_bytes(row_hash[:16], "little") % (high - low)
 
 
-def with_copies(row: dict[str, Any], geometry: Geometry, policy: CopyPolicy) -> Iterator[tuple[Pixels, str]]:
-    """A clean row → its tensor, uint8 [H, W, C], then that of each copy, each with what was drawn (JSON; nothing for
-    the original). Decoded once. An image without a mask has no copies where they need one. Raises ImageRejected.
+def decode_with_copies(row: dict[str, Any], geometry: Geometry, policy: CopyPolicy) -> Iterator[tuple[Pixels, str]]:
+    """Yield the tensor of a clean row, uint8 [H, W, C], then that of each copy, with its sampled parameters.
 
-    To be used up before the next image is decoded in this thread: the decoder's buffer is one.
+    The parameters are JSON, empty for the original. The image is decoded once. An image without a mask has no copies
+    where the policy needs masks. Raises ImageRejected.
+
+    To be used up before the next image is decoded in this thread: the decoder has one buffer.
     """
-    seen: list[Decoded] = []
+    decoded_images: list[Decoded] = []
     pictures: list[Pixels] = []
 
-    def keep(decoded: Decoded) -> Decoded:
-        seen.append(decoded)
+    def keep_decoded(decoded: Decoded) -> Decoded:
+        decoded_images.append(decoded)
         return decoded
 
     def keep_picture(picture: Pixels) -> Pixels:
         pictures.append(picture.copy())
         return picture
 
-    yield decode_and_resize(row["image"]["bytes"], geometry, keep, keep_picture), ""
-    share = _share(row, seen[0]) if policy.masked else None
-    if policy.masked and share is None:
-        return
-    for copy in range(1, policy.number + 1):
-        random = generator(policy.seed, row["shuffle_index"], row["image_id"], copy)
+    yield decode_and_resize(row["image"]["bytes"], geometry, keep_decoded, keep_picture), ""
+    foreground = None
+    if policy.needs_masks:
+        if row["mask"] is not None:
+            foreground = backgrounds.decode_foreground(row["mask"], decoded_images[0])
+        if foreground is None:
+            return
+    for copy in range(1, policy.per_image + 1):
+        random = make_generator(policy.seed, row["shuffle_index"], row["image_id"], copy)
         flip = bool(random.random() < 0.5) and policy.flip
-        said: dict[str, Any] = {"policy": policy.policy, "flip": flip}
-        if share is not None:
-            made, drawn = _behind(seen[0], share, geometry, policy, random)
-            pixels = resize_image(made, geometry, mirrored if flip else None)
+        params: dict[str, Any] = {"policy": policy.policy, "flip": flip}
+        if foreground is not None:
+            composite, sampled = _replace_background(decoded_images[0], foreground, geometry, policy, random)
+            pixels = resize_image(composite, geometry, flip_horizontally if flip else None)
         else:
-            picture, drawn = _augmented(mirrored(pictures[0]) if flip else pictures[0], policy, random)
-            pixels = _finished(picture, geometry)
-        yield pixels, json.dumps(said | drawn, ensure_ascii=False, separators=(",", ":"))
+            picture, sampled = _augment(flip_horizontally(pictures[0]) if flip else pictures[0], policy, random)
+            pixels = _finish_tensor(picture, geometry)
+        yield pixels, json.dumps(params | sampled, ensure_ascii=False, separators=(",", ":"))
 
 
-def mirrored(pixels: Pixels) -> Pixels:
-    """Left and right changed, C-contiguous."""
+def flip_horizontally(pixels: Pixels) -> Pixels:
+    """Mirror [H, W, C] left to right; the result is C-contiguous."""
     return np.ascontiguousarray(pixels[:, ::-1])
 
 
-def _augmented(picture: Pixels, policy: CopyPolicy, random: np.random.Generator) -> tuple[Pixels, dict[str, Any]]:
+def _augment(picture: Pixels, policy: CopyPolicy, random: np.random.Generator) -> tuple[Pixels, dict[str, Any]]:
     if policy.policy == RANDAUGMENT:
-        pixels, drawn = rand_augment(picture, random, policy.ops, policy.magnitude)
-        return pixels, {"operations": [one.to_record() for one in drawn]}
+        pixels, operations = rand_augment(picture, random, policy.ops, policy.magnitude)
+        return pixels, {"operations": [operation.to_record() for operation in operations]}
     pixels, applied = apply_pipeline(policy.pipeline, picture, random, PIPELINE_FIELD)
     return pixels, {"operations": applied}
 
 
-def _finished(picture: Pixels, geometry: Geometry) -> Pixels:
-    """A picture that was resampled and cropped already → its colour, edges and padding."""
+def _finish_tensor(picture: Pixels, geometry: Geometry) -> Pixels:
+    """Convert a resampled and cropped picture to the geometry's color, edges and padding."""
     height, width = picture.shape[:2]
     if geometry.mode == "crop":
         geometry = replace(geometry, mode="squash", size=geometry.kept, stored=0, resize=0)
     return resize_image(Decoded(picture, width, height, ""), geometry)
 
 
-def _share(row: dict[str, Any], decoded: Decoded) -> Pixels | None:
-    return None if row["mask"] is None else behind.foreground(row["mask"], decoded)
-
-
-def _behind(
-    decoded: Decoded, share: Pixels, geometry: Geometry, policy: CopyPolicy, random: np.random.Generator
+def _replace_background(
+    decoded: Decoded, foreground: Pixels, geometry: Geometry, policy: CopyPolicy, random: np.random.Generator
 ) -> tuple[Decoded, dict[str, Any]]:
-    """The image with another background, and which."""
+    """Put a picture or a field of color behind the foreground; return the image and the sampled parameters."""
     color = geometry.color if COLORS[geometry.color] == 1 else "rgb"
     height, width = decoded.pixels.shape[:2]
     if policy.folder:
-        pictures = behind.read_listing(policy.listing)
-        one = pictures[int(random.integers(len(pictures)))]
-        said: dict[str, Any] = {"background": one.name}
-        pixels = behind.picture(policy.folder, one, color, height, width)
+        pictures = backgrounds.read_listing(policy.listing)
+        picture = pictures[int(random.integers(len(pictures)))]
+        params: dict[str, Any] = {"background": picture.name}
+        background = backgrounds.read_picture(policy.folder, picture, color, height, width)
     else:
-        said = {"field": int(random.integers(2**32))}
-        pixels = behind.colour_field(said["field"], color, height, width)
-    return replace(decoded, pixels=behind.composite(decoded.pixels, share, pixels)), said
+        params = {"field": int(random.integers(2**32))}
+        background = backgrounds.make_color_field(params["field"], color, height, width)
+    return replace(decoded, pixels=backgrounds.composite(decoded.pixels, foreground, background)), params

@@ -1,7 +1,7 @@
-"""Where images are resized: on the CPU, or on a GPU where that is asked for or worth it and there is one.
+"""Choose the device that resizes the images: the CPU, or a GPU if there is one and it is asked for or faster.
 
-What it comes to is part of a dataset's name when it is the GPU, whose pixels are a little different. So it is decided
-before anything else, and without importing torch where the images are small.
+The GPU's pixels differ a little, so it counts in the fingerprint: the choice is made before anything else, and without
+importing torch if the images are small.
 """
 
 from __future__ import annotations
@@ -20,46 +20,50 @@ from .config import ResizeConfig
 
 CPU, CUDA = "cpu", "cuda"
 SAMPLED_FILES, SAMPLED_GROUPS = 32, 8
-"""What is looked at to know how large the images are: their rows are in shuffled order."""
+"""Most files, and row groups of each, that are sampled for the images' size: rows are in shuffled order."""
 _DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/nvhost-gpu", "/dev/nvgpu")
-"""Where a GPU of NVIDIA's shows itself, without any library: Linux, WSL, Tegra."""
+"""Device files of NVIDIA's GPUs on Linux, WSL and Tegra."""
 
 
 def choose_device(config: ResizeConfig, clean: Dataset, say: Callable[[str], None], gpus: int | None = None) -> str:
-    """`cpu` or `cuda`: a function of the config, of the images and of whether there is a GPU.
+    """Return `cpu` or `cuda`, by the config, the images and whether there is a GPU.
 
-    `gpus`: how many there will be where the work is done; None: look, here or in the cluster.
+    `gpus`: their number where the work will be done; None to count them, here or in the cluster.
     """
-    asked = config.device == CUDA
-    if config.device == CPU or not (asked or _may_be_worth_it(config, clean, gpus)):
+    is_required = config.device == CUDA
+    if config.device == CPU or not (is_required or _may_be_faster(config, clean, gpus)):
         return CPU
-    reason = _unfit(config) or (_missing(config, clean) if gpus is None else "" if gpus else "none in Ray's workers")
+    reason = _find_unsupported_option(config)
+    if not reason and gpus is None:
+        reason = _find_missing_gpu(config, clean)
+    elif not reason and not gpus:
+        reason = "none in Ray's workers"
     if not reason:
         say("device: cuda, large JPEGs are decoded and resampled on the GPU")
         return CUDA
-    if asked:
+    if is_required:
         say(f"device: expected a GPU, found {reason}: images are resized on the CPU, and the tensors are those of cpu")
     return CPU
 
 
-def _may_be_worth_it(config: ResizeConfig, clean: Dataset, gpus: int | None) -> bool:
-    """By what costs nothing to know, then by the images."""
+def _may_be_faster(config: ResizeConfig, clean: Dataset, gpus: int | None) -> bool:
+    # The images are sampled last, since that reads files.
     if gpus == 0 or (gpus is None and not config.ray_address and not any(Path(name).exists() for name in _DRIVERS)):
         return False
-    return mean_pixels(clean) >= config.gpu_pixels
+    return sample_mean_pixels(clean) >= config.gpu_pixels
 
 
-def mean_pixels(clean: Dataset) -> float:
-    """Pixels of an image, the mean of a sample that depends on the dataset alone: some row groups of some files."""
+def sample_mean_pixels(clean: Dataset) -> float:
+    """Return the mean number of pixels of an image, from some row groups of some files; the same at every call."""
     files = clean.files()
     step = max(1, -(-len(files) // SAMPLED_FILES))
-    found = list(map_ordered(files[::step], lambda file: _pixels(clean, file), 8, lambda file: 0))
-    rows = sum(number for number, _ in found)
-    return sum(pixels for _, pixels in found) / max(1, rows)
+    counts = list(map_ordered(files[::step], lambda file: _count_pixels(clean, file), 8, lambda file: 0))
+    rows = sum(number for number, _ in counts)
+    return sum(pixels for _, pixels in counts) / max(1, rows)
 
 
-def _pixels(clean: Dataset, file: File) -> tuple[int, float]:
-    """Images looked at, and their pixels in all."""
+def _count_pixels(clean: Dataset, file: File) -> tuple[int, float]:
+    """Return the number of sampled images of a file, and the sum of their pixels."""
     uri, rows, pixels = clean.locate(file), 0, 0.0
     with open_parquet(uri) as parquet:
         for group in range(min(SAMPLED_GROUPS, parquet.num_row_groups)):
@@ -69,8 +73,8 @@ def _pixels(clean: Dataset, file: File) -> tuple[int, float]:
     return rows, pixels
 
 
-def _unfit(config: ResizeConfig) -> str:
-    """Why the GPU's kernel can't do what is asked for, or nothing."""
+def _find_unsupported_option(config: ResizeConfig) -> str:
+    """Return the option that the GPU's kernel lacks, as part of a message; empty if there is none."""
     from .gpu import INTERPOLATIONS
 
     if config.copies:
@@ -80,18 +84,18 @@ def _unfit(config: ResizeConfig) -> str:
     return ""
 
 
-def _missing(config: ResizeConfig, clean: Dataset) -> str:
-    """Why there is no GPU to be had, or nothing."""
+def _find_missing_gpu(config: ResizeConfig, clean: Dataset) -> str:
+    """Return the reason why no GPU can be used, as part of a message; empty if one can."""
     if not config.ray_address:
-        return _missing_here()
+        return _find_missing_local_gpu()
     try:
-        found = _cluster_gpus(config, clean)
+        gpus = _count_cluster_gpus(config, clean)
     except MillError as error:
         return f"no answer about its GPUs from the Ray cluster ({error})"
-    return "" if found else "none in the Ray cluster"
+    return "" if gpus else "none in the Ray cluster"
 
 
-def _missing_here() -> str:
+def _find_missing_local_gpu() -> str:
     import torch
 
     if not torch.cuda.is_available():
@@ -103,34 +107,34 @@ def _missing_here() -> str:
     return ""
 
 
-def gpus_here() -> int:
-    """GPUs of this machine that torch can use."""
+def count_local_gpus() -> int:
+    """Return the number of this machine's GPUs that torch can use."""
     import torch
 
     return torch.cuda.device_count()
 
 
-def _cluster_gpus(config: ResizeConfig, clean: Dataset) -> int:
-    """GPUs of the cluster that the config names, as Ray counts them."""
+def _count_cluster_gpus(config: ResizeConfig, clean: Dataset) -> int:
+    """Return the number of GPUs in the cluster at `ray_address`, as Ray counts them."""
     if uris.is_http(config.ray_address):
-        return _dashboard_gpus(config.ray_address)
-    from .on_ray import ray_session
+        return _count_dashboard_gpus(config.ray_address)
+    from .ray_session import open_ray_session
 
-    with ray_session(config.ray_address, None, uris.join(clean.uri, MANIFEST)):
+    with open_ray_session(config.ray_address, None, uris.join(clean.uri, MANIFEST)):
         import ray
 
         return int(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
 
 
-def _dashboard_gpus(address: str) -> int:
-    """GPUs by the state API of a cluster's dashboard."""
-    from .reach import use_token
+def _count_dashboard_gpus(address: str) -> int:
+    """Return the number of GPUs by the state API of a cluster's dashboard."""
+    from .ray_connection import enable_token_auth
 
-    use_token()
+    enable_token_auth()
     from ray.util.state import list_nodes
 
     try:
         nodes = list_nodes(address, filters=[("state", "=", "ALIVE")], detail=True)
-    except Exception as error:  # from ConnectionError to Ray's own, each with its own long text
+    except Exception as error:  # list_nodes raises anything from ConnectionError to Ray's own errors
         raise MillError(str(error).strip().partition("\n")[0]) from None
     return int(sum((node.resources_total or {}).get("GPU", 0) for node in nodes))

@@ -1,7 +1,7 @@
-"""What the choice of encoding means for this dataset on this machine, in two lines: size, and how fast it is read.
+"""Estimate size and reading rate of both encodings for this dataset on this machine, in one line each.
 
-A few images are resized by Pillow, for the kernel's library takes two seconds to import; their pixels differ by a level
-or two, their JPEGs by nothing that matters here. Nothing of this goes into a manifest: it depends on the machine.
+A few images are resized by Pillow, since importing the kernel's library takes two seconds; their pixels differ by a
+level or two, the size of their JPEGs hardly. Nothing of this goes into a manifest: it depends on the machine.
 """
 
 from __future__ import annotations
@@ -28,18 +28,16 @@ from ..store.shards import open_parquet, read_row_group
 from ..store.step import Context
 from ..store.tensors import decode_column, encode_jpeg
 from .config import ResizeConfig
-from .work import Recipe
+from .tensor_shards import TensorSpec
 
-IMAGES, FILES = 24, 4
-"""What is looked at, at most."""
+SAMPLED_IMAGES, SAMPLED_FILES = 24, 4
 READ_S, RESIZE_S, MEASURE_S = 0.1, 0.1, 0.04
 """Seconds after which no further file is opened, no further image resized, and no measurement begun again."""
-LINK = 100e6
-"""Bytes a second of a storage that is not the machine's own memory: a gigabit link, a busy object store."""
+LINK_BYTES_PER_S = 100e6
+"""Bytes a second from remote storage: a gigabit link, a busy object store."""
 MEASURED_BYTES = {RAW: 24 * 2**20, JPEG: 8 * 2**20}
-"""Of pixels: raw ones as many as a row group has, which no cache holds."""
-JPEGS_A_THREAD = 16
-"""At least, so that every core has something to do."""
+"""Bytes of pixels that are read: of raw ones as many as a row group has, which no CPU cache holds."""
+MIN_JPEGS_PER_THREAD = 16
 _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
@@ -48,86 +46,89 @@ _FILTERS = {
 T = TypeVar("T")
 
 
-def say_estimate(clean: Dataset, config: ResizeConfig, recipe: Recipe, context: Context) -> None:
-    """Say the lines. An estimate costs less than half a second, and never a run."""
+def report_estimate(clean: Dataset, config: ResizeConfig, spec: TensorSpec, context: Context) -> None:
+    """Report the estimate, which costs less than half a second. A failure is reported and never ends a run."""
     try:
-        for line in estimate(clean, config, recipe):
+        for line in estimate_encodings(clean, config, spec):
             context.say(line)
-    except Exception as error:  # what is really wrong the work itself will meet, and tell as it should be told
+    except Exception as error:  # a real fault is met again by the work itself, which reports it properly
         context.say(f"no estimate of size and reading rate: {type(error).__name__}: {error}")
 
 
-def estimate(clean: Dataset, config: ResizeConfig, recipe: Recipe) -> Iterator[str]:
-    """A line for each encoding that the recipe's images can have."""
-    totals, geometry = clean.manifest.totals, recipe.geometry
+def estimate_encodings(clean: Dataset, config: ResizeConfig, spec: TensorSpec) -> Iterator[str]:
+    """Yield a line for each encoding that the tensors can have."""
+    totals, geometry = clean.manifest.totals, spec.geometry
     rows = totals.rows + config.copies * totals.by_split.get("train", 0)
-    line = _raw_line(rows, recipe)
+    line = _format_raw(rows, spec)
     if geometry.edges or geometry.color in ("ycbcr", "lab"):
         yield f"{line}; {'edges' if geometry.edges else geometry.color} can't be kept as JPEG"
         return
     yield line
-    if recipe.row_bytes > MEASURED_BYTES[RAW]:  # a second's work
+    if spec.row_bytes > MEASURED_BYTES[RAW]:  # it would take about a second
         return
 
-    def encoded(data: bytes) -> bytes:
-        return encode_jpeg(_resized(data, geometry), config.jpeg_quality, config.jpeg_subsampling)
+    def encode(data: bytes) -> bytes:
+        return encode_jpeg(_resize_with_pillow(data, geometry), config.jpeg_quality, config.jpeg_subsampling)
 
-    jpegs = list(_until(RESIZE_S, (partial(encoded, data) for data in sample(clean))))
+    jpegs = list(_run_until(RESIZE_S, (partial(encode, data) for data in sample_images(clean))))
     if jpegs:
-        yield f"{_jpeg_line(rows, jpegs, geometry, config)}; chosen: {recipe.encoding}"
+        yield f"{_format_jpeg(rows, jpegs, geometry, config)}; chosen: {spec.encoding}"
 
 
-def _raw_line(rows: int, recipe: Recipe) -> str:
-    raw = recipe.row_bytes
-    width = min(raw, MEASURED_BYTES[RAW])
+def _format_raw(rows: int, spec: TensorSpec) -> str:
+    row_bytes = spec.row_bytes
+    width = min(row_bytes, MEASURED_BYTES[RAW])
     number = MEASURED_BYTES[RAW] // width
     pixels = pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), number, [None, pa.py_buffer(bytes(number * width))])
-    rate = _rate(pixels, {"shape": [1, width, 1], "encoding": RAW}) * width / raw
+    rate = _measure_rate(pixels, {"shape": [1, width, 1], "encoding": RAW}) * width / row_bytes
     return (
-        f"raw: {format_size(rows * raw)}, read at about {_about(rate)} images/s from memory, "
-        f"{_about(min(rate, LINK / raw))}/s over a {LINK / 1e6:.0f} MB/s link"
+        f"raw: {format_size(rows * row_bytes)}, read at about {_round(rate)} images/s from memory, "
+        f"{_round(min(rate, LINK_BYTES_PER_S / row_bytes))}/s over a {LINK_BYTES_PER_S / 1e6:.0f} MB/s link"
     )
 
 
-def _jpeg_line(rows: int, jpegs: Sequence[bytes], geometry: Geometry, config: ResizeConfig) -> str:
+def _format_jpeg(rows: int, jpegs: Sequence[bytes], geometry: Geometry, config: ResizeConfig) -> str:
     mean, shape = sum(map(len, jpegs)) / len(jpegs), geometry.shape
-    wanted = max(MEASURED_BYTES[JPEG] // math.prod(shape), JPEGS_A_THREAD * cores())
-    wanted = max(1, min(wanted, 8 * MEASURED_BYTES[JPEG] // math.prod(shape)))
-    measured = [jpegs[i % len(jpegs)] for i in range(wanted)]
-    ends = np.cumsum([0, *map(len, measured)]).astype(np.int32)
-    buffers = [None, pa.py_buffer(ends), pa.py_buffer(b"".join(measured))]
-    rate = _rate(pa.Array.from_buffers(pa.binary(), wanted, buffers), {"shape": shape, "encoding": JPEG})
-    colour = f", {':'.join(config.jpeg_subsampling)}" if shape[2] == 3 else ""
+    number = max(MEASURED_BYTES[JPEG] // math.prod(shape), MIN_JPEGS_PER_THREAD * cores())
+    number = max(1, min(number, 8 * MEASURED_BYTES[JPEG] // math.prod(shape)))
+    measured = [jpegs[i % len(jpegs)] for i in range(number)]
+    offsets = np.cumsum([0, *map(len, measured)]).astype(np.int32)
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(measured))]
+    rate = _measure_rate(pa.Array.from_buffers(pa.binary(), number, buffers), {"shape": shape, "encoding": JPEG})
+    subsampling = f", {':'.join(config.jpeg_subsampling)}" if shape[2] == 3 else ""
+    quality = f"quality {config.jpeg_quality}{subsampling}"
     return (
-        f"jpeg (quality {config.jpeg_quality}{colour}): {format_size(rows * mean)}, decoded at about "
-        f"{_about(rate)} images/s, {_about(min(rate, LINK / mean))}/s over that link"
+        f"jpeg ({quality}): {format_size(rows * mean)}, decoded at about {_round(rate)} images/s, "
+        f"{_round(min(rate, LINK_BYTES_PER_S / mean))}/s over that link"
     )
 
 
-def sample(clean: Dataset) -> list[bytes]:
-    """Up to `IMAGES` encoded images: the same ones of the same dataset, from the first row groups of files that are
-    spread over its splits. Fewer where the storage is slow."""
+def sample_images(clean: Dataset) -> list[bytes]:
+    """Return up to `SAMPLED_IMAGES` encoded images, from the first row groups of files spread over the splits.
+
+    The same ones at every call, unless the storage is slow: then they are fewer.
+    """
     files = clean.files("data")
-    chosen = [files[i] for i in _spread(len(files), FILES)]
+    chosen = [files[i] for i in _spread_evenly(len(files), SAMPLED_FILES)]
 
     def read(uri: str) -> list[bytes]:
         with open_parquet(uri) as parquet:
             table = read_row_group(parquet, 0, uri, ["image.bytes"])
         column = table.column("image").combine_chunks().field("bytes")
-        return [column[i].as_py() for i in _spread(len(column), IMAGES // len(chosen))]
+        return [column[i].as_py() for i in _spread_evenly(len(column), SAMPLED_IMAGES // len(chosen))]
 
-    found = _until(READ_S, (partial(read, clean.locate(file)) for file in chosen))
-    return [data for part in found for data in part]
-
-
-def _spread(number: int, wanted: int) -> list[int]:
-    """Up to `wanted` of the numbers below `number`, evenly."""
-    wanted = min(number, wanted)
-    return [i * number // wanted for i in range(wanted)]
+    parts = _run_until(READ_S, (partial(read, clean.locate(file)) for file in chosen))
+    return [data for part in parts for data in part]
 
 
-def _until(seconds: float, tasks: Iterable[Callable[[], T]]) -> Iterator[T]:
-    """The results of the tasks, of the first one at least, as many as begin within so many seconds."""
+def _spread_evenly(stop: int, count: int) -> list[int]:
+    """Return up to `count` of the integers below `stop`, evenly spaced."""
+    count = min(stop, count)
+    return [i * stop // count for i in range(count)]
+
+
+def _run_until(seconds: float, tasks: Iterable[Callable[[], T]]) -> Iterator[T]:
+    """Yield the results of the tasks that start within `seconds`, of the first one in any case."""
     started = time.perf_counter()
     for task in tasks:
         yield task()
@@ -135,40 +136,42 @@ def _until(seconds: float, tasks: Iterable[Callable[[], T]]) -> Iterator[T]:
             return
 
 
-def _resized(data: bytes, geometry: Geometry) -> Pixels:
-    """About what resize makes of it: uint8 [H, W, 1 or 3]."""
+def _resize_with_pillow(data: bytes, geometry: Geometry) -> Pixels:
+    """Resize nearly as the kernel does: to uint8 [H, W, 1 or 3]."""
     image: Image.Image = Image.open(io.BytesIO(data))
     mode = "RGB" if COLORS[geometry.color] == 3 else "L"
     width, height = geometry.scaled(*image.size)
     image.draft(mode, (2 * width, 2 * height))  # so that a large JPEG is decoded smaller
     image, kept = image.convert(mode), geometry.kept
-    how = _FILTERS.get(geometry.interpolation, Image.Resampling.BILINEAR)
+    resample = _FILTERS.get(geometry.interpolation, Image.Resampling.BILINEAR)
     if geometry.mode == "crop":
-        across, down = kept * image.width / width, kept * image.height / height
-        left, top = (image.width - across) / 2, (image.height - down) / 2
-        image = image.resize((kept, kept), how, (left, top, left + across, top + down))
+        crop_width, crop_height = kept * image.width / width, kept * image.height / height
+        left, top = (image.width - crop_width) / 2, (image.height - crop_height) / 2
+        image = image.resize((kept, kept), resample, (left, top, left + crop_width, top + crop_height))
     else:
-        image = ImageOps.pad(image.resize((width, height), how), (kept, kept))
+        image = ImageOps.pad(image.resize((width, height), resample), (kept, kept))
     return np.asarray(image).reshape(geometry.shape)
 
 
-def _rate(images: pa.Array, image: dict[str, Any]) -> float:
-    """Images a second that come out of a Parquet file in memory as pixels, in the way that training reads them. The
-    array is made of buffers: of a list Arrow makes none before it has imported pandas."""
+def _measure_rate(images: pa.Array, image: dict[str, Any]) -> float:
+    """Return the images a second that are read as pixels from a Parquet file in memory, as training reads them.
+
+    `images` should be made of buffers: to convert a list, Arrow first imports pandas. `image`: as in the manifest.
+    """
     out = pa.BufferOutputStream()
     table = pa.Table.from_arrays([images], ["image"])
     pq.write_table(table, out, compression="none", use_dictionary=False, write_statistics=False)
-    written = out.getvalue()
+    buffer = out.getvalue()
 
     def read() -> float:
         started = time.perf_counter()
-        with pq.ParquetFile(pa.BufferReader(written)) as parquet:
+        with pq.ParquetFile(pa.BufferReader(buffer)) as parquet:
             decode_column(parquet.read_row_group(0, use_threads=False).column("image"), image)
         return time.perf_counter() - started
 
-    return len(images) / min(_until(MEASURE_S, [read] * 10))
+    return len(images) / min(_run_until(MEASURE_S, [read] * 10))
 
 
-def _about(number: float) -> str:
-    """Two digits of it: `4,900`."""
+def _round(number: float) -> str:
+    """Format a number with two significant digits: `4,900`."""
     return f"{float(f'{number:.2g}'):,.0f}" if number >= 10 else f"{number:.1g}"

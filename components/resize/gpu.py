@@ -1,9 +1,8 @@
-"""The kernel for very large images: JPEGs decoded and resampled on a GPU (nvJPEG, through torchvision).
+"""Kernel for very large images: decode and resample JPEGs on a GPU (nvJPEG, through torchvision).
 
-It is written against a torch device; on `cpu` the same lines run, which is what the tests compare. A picture is
-decoded at its full size and resampled in float32, so its pixels differ from the CPU kernel's by a level here and there.
-All that is no plain JPEG, in grey or YCbCr, goes through the CPU's kernel: which way an image goes depends on its bytes
-alone.
+It takes any torch device; the tests compare the device `cpu` with the CPU's kernel. An image is decoded at its full
+size and resampled in float32, so some pixels differ from the CPU kernel's by a level of 255. Everything but plain
+JPEGs, in grey or YCbCr, goes through the CPU's kernel; the choice depends on an image's bytes alone.
 """
 
 from __future__ import annotations
@@ -21,23 +20,23 @@ from ..store.errors import TransientError
 from ..store.headers import sniff
 from ..store.images import Pixels, convert_color
 from ..store.resample import MAX_ASPECT_RATIO, Geometry, center_square, compute_edges, decode_and_resize, pad_to_square
-from .work import Kernel
+from .tensor_shards import Kernel
 
 if TYPE_CHECKING:
     import torch
 
 INTERPOLATIONS = ("bilinear", "bicubic")
-"""What torch resamples with antialiasing on every device."""
+"""Modes that torch resamples with antialiasing on every device."""
 BATCH_PIXELS = 128 * 10**6
-"""Decoded at a time: 384 MB of uint8. One image may exceed it alone."""
+"""Pixels that are decoded at a time: 384 MB of uint8. One image may exceed it alone."""
 BATCH_IMAGES = 64
 _ORIENTATION = 0x0112
-_FLIPPED = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}
-"""EXIF 2.32, 4.6.4.A: the axes of [C, H, W] that are turned round, after height and width are exchanged from 5 on."""
+_FLIPPED_AXES = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}
+"""EXIF 2.32, 4.6.4.A: the axes of [C, H, W] to flip, from orientation 5 on after height and width are exchanged."""
 
 
-class Stored(NamedTuple):
-    """Of a JPEG that the GPU may decode: its sides as they are stored, grey or not, and its EXIF orientation."""
+class JpegInfo(NamedTuple):
+    """Header of a JPEG that the GPU may decode: its sides as stored, whether it is grey, and its EXIF orientation."""
 
     width: int
     height: int
@@ -45,35 +44,35 @@ class Stored(NamedTuple):
     orientation: int
 
     @property
-    def upright(self) -> tuple[int, int]:
-        """(width, height) of the picture as it is seen."""
+    def upright_size(self) -> tuple[int, int]:
+        """(width, height) after the orientation is applied."""
         return (self.height, self.width) if self.orientation >= 5 else (self.width, self.height)
 
 
-def kernel_on(device: str) -> Kernel:
-    """The kernel for a torch device: `cuda`, or `cpu` for tests."""
+def make_kernel(device: str) -> Kernel:
+    """Return the kernel for a torch device: `cuda`, or `cpu` for tests."""
 
     def kernel(images: Sequence[bytes], geometry: Geometry) -> Iterator[Pixels]:
-        headers = [header_of(data) for data in images]
-        for begin, end in batches_of(headers):
-            some = _decoded(images[begin:end], headers[begin:end], geometry, device)
-            for data, header, picture in zip(images[begin:end], headers[begin:end], some, strict=True):
+        headers = [parse_header(data) for data in images]
+        for begin, end in split_batches(headers):
+            pictures = _decode_batch(images[begin:end], headers[begin:end], geometry, device)
+            for data, header, picture in zip(images[begin:end], headers[begin:end], pictures, strict=True):
                 if header is None or picture is None:
                     yield decode_and_resize(data, geometry)
                 else:
-                    yield finished(resampled(_turned(picture, header.orientation), geometry), geometry)
+                    yield finish_tensor(resample(_apply_orientation(picture, header.orientation), geometry), geometry)
 
     return kernel
 
 
-def header_of(data: bytes) -> Stored | None:
-    """What is to be known of a plain JPEG, grey or YCbCr in 8 bits; None for anything else."""
+def parse_header(data: bytes) -> JpegInfo | None:
+    """Parse the header of a plain JPEG, grey or YCbCr in 8 bits; None for anything else."""
     if sniff(data) != "JPEG":
         return None
     try:
         opened = Image.open(io.BytesIO(data), formats=["JPEG"])
         orientation = opened.getexif().get(_ORIENTATION, 1)
-    except Exception:  # of a header that Pillow does not like, the CPU's kernel knows what to think
+    except Exception:  # Pillow raises many types for a damaged file; the CPU's kernel decides
         return None
     if opened.format != "JPEG" or opened.mode not in ("L", "RGB"):  # several pictures in one file, CMYK
         return None
@@ -81,54 +80,57 @@ def header_of(data: bytes) -> Stored | None:
         return None
     if max(opened.size) > MAX_ASPECT_RATIO * min(opened.size):
         return None
-    known = isinstance(orientation, int) and 1 <= orientation <= 8
-    return Stored(*opened.size, opened.mode == "L", orientation if known else 1)
+    is_valid = isinstance(orientation, int) and 1 <= orientation <= 8
+    return JpegInfo(*opened.size, opened.mode == "L", orientation if is_valid else 1)
 
 
 def _is_ycbcr(opened: Image.Image) -> bool:
-    """Not RGB as it is, which Adobe's marker or the components' names may say and nvJPEG does not look at."""
+    """Return whether a JPEG of three components is YCbCr and not RGB, by Adobe's marker and the components' names.
+
+    nvJPEG looks at neither.
+    """
     transform = opened.info.get("adobe_transform", 1 if "adobe" not in opened.info else 0)
     names = tuple(component[0] for component in getattr(opened, "layer", ()))
     return transform == 1 and names == (1, 2, 3)
 
 
-def batches_of(headers: Sequence[Stored | None]) -> Iterator[tuple[int, int]]:
-    """[begin, end) of neighbours to decode together: by their pixels, and by their number."""
+def split_batches(headers: Sequence[JpegInfo | None]) -> Iterator[tuple[int, int]]:
+    """Yield [begin, end) of the images to decode together, at most `BATCH_PIXELS` and `BATCH_IMAGES`."""
     begin = pixels = 0
-    for at, header in enumerate(headers):
+    for number, header in enumerate(headers):
         size = header.width * header.height if header else 0
-        if at > begin and (pixels + size > BATCH_PIXELS or at - begin >= BATCH_IMAGES):
-            yield begin, at
-            begin, pixels = at, 0
+        if number > begin and (pixels + size > BATCH_PIXELS or number - begin >= BATCH_IMAGES):
+            yield begin, number
+            begin, pixels = number, 0
         pixels += size
     if begin < len(headers):
         yield begin, len(headers)
 
 
-def _decoded(
-    images: Sequence[bytes], headers: Sequence[Stored | None], geometry: Geometry, device: str
+def _decode_batch(
+    images: Sequence[bytes], headers: Sequence[JpegInfo | None], geometry: Geometry, device: str
 ) -> list[torch.Tensor | None]:
-    """uint8 [C, H, W] as stored, on the device, of those that it decodes."""
+    """Return uint8 [C, H, W] of each image as stored, on the device; None for those that it does not decode."""
     from torchvision.io import ImageReadMode
 
-    found: list[torch.Tensor | None] = [None] * len(images)
+    pictures: list[torch.Tensor | None] = [None] * len(images)
     for gray in (False, True):
-        chosen = [n for n, header in enumerate(headers) if header and _as_gray(header, geometry.color) == gray]
+        chosen = [n for n, header in enumerate(headers) if header and _decodes_to_gray(header, geometry.color) == gray]
         mode = ImageReadMode.GRAY if gray else ImageReadMode.RGB
-        for n, picture in zip(chosen, _read([images[n] for n in chosen], mode, device), strict=True):
+        for n, picture in zip(chosen, _decode_jpegs([images[n] for n in chosen], mode, device), strict=True):
             header = headers[n]
             if header and picture is not None and picture.shape[1:] == (header.height, header.width):
-                found[n] = picture
-    return found
+                pictures[n] = picture
+    return pictures
 
 
-def _as_gray(header: Stored, color: str) -> bool:
-    """Whether one channel is all that is decoded: a grey image's only one means each of red, green and blue."""
+def _decodes_to_gray(header: JpegInfo, color: str) -> bool:
+    """Return whether one channel is decoded; of a grey image it stands for red, green or blue as well."""
     return color == "gray" or (header.gray and COLORS[color] == 1)
 
 
-def _read(images: list[bytes], mode: object, device: str) -> list[torch.Tensor | None]:
-    """Decoded together, or one by one where that fails; None for one that fails alone."""
+def _decode_jpegs(images: list[bytes], mode: object, device: str) -> list[torch.Tensor | None]:
+    """Decode together, or one by one if that fails; None for an image that fails alone."""
     import torch
     from torchvision.io import decode_jpeg
 
@@ -140,16 +142,16 @@ def _read(images: list[bytes], mode: object, device: str) -> list[torch.Tensor |
             warnings.simplefilter("ignore")  # torchvision's decoders will move to another package
             return list(decode_jpeg(tensors, mode, device))
     except torch.OutOfMemoryError as error:
-        raise _no_memory(error) from None
+        raise _out_of_memory_error(error) from None
     except RuntimeError:
-        _prove(device)
+        _check_device(device)
         if len(images) == 1:
             return [None]
-        return [one for data in images for one in _read([data], mode, device)]
+        return [picture for data in images for picture in _decode_jpegs([data], mode, device)]
 
 
-def _prove(device: str) -> None:
-    """A GPU that fails once may fail at everything from then on: then it was not the image."""
+def _check_device(device: str) -> None:
+    """Raise TransientError if the GPU fails at a trivial operation too: then the image was not the cause."""
     import torch
 
     try:
@@ -158,45 +160,44 @@ def _prove(device: str) -> None:
         raise TransientError(f"device: the GPU no longer works: {str(error).splitlines()[0]}") from None
 
 
-def _no_memory(error: BaseException) -> TransientError:
+def _out_of_memory_error(error: BaseException) -> TransientError:
     return TransientError(
         f"device: expected enough memory on the GPU, found too little ({str(error).splitlines()[0]}); give each worker "
         "more of it (--gpu-share), or resize on the CPU (--device cpu)"
     )
 
 
-def _turned(picture: torch.Tensor, orientation: int) -> torch.Tensor:
-    """[C, H, W] upright."""
+def _apply_orientation(picture: torch.Tensor, orientation: int) -> torch.Tensor:
+    """Rotate and flip [C, H, W] by its EXIF orientation."""
     if orientation >= 5:
         picture = picture.transpose(1, 2)
-    return picture.flip(_FLIPPED[orientation]) if orientation in _FLIPPED else picture
+    return picture.flip(_FLIPPED_AXES[orientation]) if orientation in _FLIPPED_AXES else picture
 
 
-def resampled(picture: torch.Tensor, geometry: Geometry) -> Pixels:
-    """An upright picture, uint8 [C, H, W] → uint8 [h, w, C] in main memory: antialiased in float32 and cropped, not
-    yet padded."""
+def resample(picture: torch.Tensor, geometry: Geometry) -> Pixels:
+    """Resample in float32, antialiased, and crop: uint8 [C, H, W] → uint8 [h, w, C] in main memory, not yet padded."""
     import torch
     from torch.nn.functional import interpolate
 
     width, height = geometry.scaled(picture.shape[2], picture.shape[1])
     if picture.shape[1:] != (height, width):
         try:
-            made = interpolate(
+            resized = interpolate(
                 picture[None].to(torch.float32).contiguous(), (height, width), mode=geometry.interpolation,
                 antialias=True, align_corners=False,
             )  # fmt: skip
         except torch.OutOfMemoryError as error:
-            raise _no_memory(error) from None
-        picture = made[0].round_().clamp_(0, 255).to(torch.uint8)
+            raise _out_of_memory_error(error) from None
+        picture = resized[0].round_().clamp_(0, 255).to(torch.uint8)
     if geometry.mode == "crop":
         top, left, size = center_square(width, height, geometry)
         picture = picture[:, top : top + size, left : left + size]
-    found: Pixels = picture.permute(1, 2, 0).contiguous().cpu().numpy()
-    return found
+    pixels: Pixels = picture.permute(1, 2, 0).contiguous().cpu().numpy()
+    return pixels
 
 
-def finished(picture: Pixels, geometry: Geometry) -> Pixels:
-    """uint8 [h, w, 3 in RGB or the one channel] → uint8 [H, W, C]: colour, edges and what is black around."""
+def finish_tensor(picture: Pixels, geometry: Geometry) -> Pixels:
+    """Convert the color, add edges and pad: uint8 [h, w, RGB or one channel] → uint8 [H, W, C]."""
     color = convert_color(pad_to_square(picture, geometry.kept), geometry.color)
     if not geometry.edges:
         return color

@@ -1,7 +1,7 @@
-"""Which rows of which clean files make up each tensor file: a function of the input alone.
+"""Plan the tensor shards of a split: which rows of which clean files each holds, as a function of the input alone.
 
-Every split's rows are ordered by `shuffle_index` and cut into files of a fixed number of rows. The plan costs
-8 bytes an image in memory; nothing here depends on timing, retries or the number of workers.
+A split's rows are ordered by `shuffle_index` and cut into shards of a fixed number of rows. The plan costs 8 bytes an
+image in memory; nothing here depends on timing, retries or the number of workers.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from ..store.manifest import Dataset, File
 from ..store.parallel import map_ordered
 from ..store.shards import open_parquet, read_row_group
 
-FILE_BYTES = 64 * 2**20
-"""Of pixels. A file is one core's work from beginning to end: with larger ones a core is idle at the end."""
-FILE_ENCODED_BYTES, FILE_LEAST_ROWS = 48 * 2**20, 64
-"""Of encoded images, by the dataset's mean, unless that would be too few rows."""
-ENCODED_BYTES = 96 * 2**20
-"""What a task may hold of encoded images: very large photographs make short files."""
-FILE_ROWS = 4096
+SHARD_BYTES = 64 * 2**20
+"""Most bytes of pixels in a shard. One core writes a shard: with larger ones cores are idle at the end."""
+SHARD_ENCODED_BYTES, MIN_SHARD_ROWS = 48 * 2**20, 64
+"""Most bytes of encoded images for a shard, by the dataset's mean, unless that would be fewer rows than this."""
+MAX_TASK_ENCODED_BYTES = 96 * 2**20
+"""Most bytes of encoded images that a task may hold: very large photographs make short shards."""
+MAX_SHARD_ROWS = 4096
 """So that small images make work for many cores, too."""
 ROW_GROUP_BYTES = 24 * 2**20
 """16 to 32 MB: large enough to read at memory speed, small enough to shuffle by."""
@@ -35,7 +35,7 @@ Indices = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Slice:
+class RowSlice:
     """Consecutive rows of one file: `skip` rows into the row groups `groups`, then `rows` of them."""
 
     uri: str
@@ -45,91 +45,99 @@ class Slice:
 
 
 @dataclass(frozen=True)
-class Job:
-    """One tensor file to make: the rows whose shuffle_index is in [low, high), from wherever they lie.
+class ShardPlan:
+    """One tensor shard to write: the rows whose shuffle_index is in [low, high), and where they lie.
 
-    `rows` are the images that go in: of copies there may come more out.
+    `rows` counts the images that are read: with augmented copies more are written. `task`: `single` or `multi`.
     """
 
     key: str
     split: str
     rows: int
-    slices: tuple[Slice, ...] = ()
+    slices: tuple[RowSlice, ...] = ()
     low: int = 0
     high: int = 0
     task: str = SINGLE
 
 
 @dataclass(frozen=True)
-class Source:
-    """A sequence of rows in shuffled order: a clean file, or a run, which may be several files one after the other.
+class SortedRows:
+    """A sequence of rows in the order of shuffle_index: a clean file, or several files that were merged.
 
-    `indices`: the rows' shuffle indices, ascending; `starts`: the row at which each row group begins, and the end;
-    `firsts`: of each file its first row group, and the end.
+    Args:
+        uris: the files that hold the rows, one after the other.
+        indices: int64 [rows], the rows' shuffle indices, ascending.
+        starts: int64 [row groups + 1], the first row of each row group, and the number of rows.
+        first_groups: of each file its first row group, and the number of row groups.
     """
 
     uris: tuple[str, ...]
     indices: Indices
     starts: Indices
-    firsts: tuple[int, ...]
+    first_groups: tuple[int, ...]
 
-    def slices(self, begin: int, end: int) -> Iterator[Slice]:
-        """Where the rows [begin, end) lie."""
+    def locate(self, begin: int, end: int) -> Iterator[RowSlice]:
+        """Yield the slices that hold the rows [begin, end)."""
         if begin == end:
             return
         first = int(np.searchsorted(self.starts, begin, side="right")) - 1
         last = int(np.searchsorted(self.starts, end, side="left"))
-        for uri, at, after in zip(self.uris, self.firsts, self.firsts[1:], strict=False):
-            low, high = max(first, at), min(last, after)
+        for uri, file_first, file_last in zip(self.uris, self.first_groups, self.first_groups[1:], strict=False):
+            low, high = max(first, file_first), min(last, file_last)
             if low < high:
                 skip = max(begin - int(self.starts[low]), 0)
                 rows = min(end, int(self.starts[high])) - int(self.starts[low]) - skip
-                yield Slice(uri, tuple(range(low - at, high - at)), skip, rows)
+                yield RowSlice(uri, tuple(range(low - file_first, high - file_first)), skip, rows)
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The tensor files of one split, in shuffled order, and where their rows lie. `mean_bytes`: of an image."""
+class SplitPlan:
+    """The tensor shards of one split in shuffled order, and the rows to read. `mean_bytes`: of an encoded image."""
 
-    jobs: tuple[Job, ...]
-    sources: tuple[Source, ...]
+    shards: tuple[ShardPlan, ...]
+    sources: tuple[SortedRows, ...]
     mean_bytes: int
 
     @property
     def rows(self) -> int:
-        return sum(job.rows for job in self.jobs)
+        return sum(shard.rows for shard in self.shards)
 
 
-def plan_split(clean: Dataset, split: str, row_bytes: int, copies: int = 0) -> Plan:
-    """The plan of one split, for tensors of `row_bytes` each and, in training, so many copies beside each image."""
+def plan_split(clean: Dataset, split: str, row_bytes: int, copies: int = 0) -> SplitPlan:
+    """Plan one split, without the places of its rows.
+
+    Args:
+        row_bytes: bytes of one tensor.
+        copies: augmented copies of each training image.
+    """
     sources = index_files(clean, split)
     totals = clean.manifest.totals
     mean_bytes = max(1, totals.bytes // max(1, totals.rows))
-    most = rows_per_file(row_bytes, mean_bytes, copies if split == "train" else 0)
-    cuts = cut([source.indices for source in sources], most)
-    jobs = (
-        Job(f"{split}-{low:016x}-{high:016x}", split, rows, (), low, high, clean.manifest.task)
-        for low, high, rows in cuts
+    max_rows = compute_max_rows_per_shard(row_bytes, mean_bytes, copies if split == "train" else 0)
+    shards = (
+        ShardPlan(f"{split}-{low:016x}-{high:016x}", split, rows, (), low, high, clean.manifest.task)
+        for low, high, rows in cut([source.indices for source in sources], max_rows)
     )
-    return Plan(tuple(jobs), sources, mean_bytes)
+    return SplitPlan(tuple(shards), sources, mean_bytes)
 
 
-def plan_jobs(clean: Dataset, split: str, row_bytes: int, copies: int = 0) -> Iterator[Job]:
-    """The tensor files of one split, in shuffled order, each with its rows' places in the clean files."""
+def plan_shards(clean: Dataset, split: str, row_bytes: int, copies: int = 0) -> Iterator[ShardPlan]:
+    """Yield the tensor shards of one split in shuffled order, with the places of their rows in the clean files."""
     plan = plan_split(clean, split, row_bytes, copies)
-    for job, slices in zip(plan.jobs, places(plan.sources, bounds(plan.jobs)), strict=True):
-        yield replace(job, slices=slices)
+    ranges = get_index_ranges([(shard,) for shard in plan.shards])
+    for shard, slices in zip(plan.shards, locate_rows(plan.sources, ranges), strict=True):
+        yield replace(shard, slices=slices)
 
 
-def rows_per_file(row_bytes: int, mean_bytes: int, copies: int) -> int:
-    """Images of one tensor file: by what it holds with their copies, and by what a task holds to make it."""
+def compute_max_rows_per_shard(row_bytes: int, mean_bytes: int, copies: int) -> int:
+    """Return the most images of one shard: by its bytes with their copies, and by the memory of the task."""
     written = 1 + copies
-    held = max(FILE_ENCODED_BYTES // mean_bytes, min(FILE_LEAST_ROWS, ENCODED_BYTES // mean_bytes))
-    return max(1, min(FILE_BYTES // (row_bytes * written), held, FILE_ROWS // written))
+    encoded = max(SHARD_ENCODED_BYTES // mean_bytes, min(MIN_SHARD_ROWS, MAX_TASK_ENCODED_BYTES // mean_bytes))
+    return max(1, min(SHARD_BYTES // (row_bytes * written), encoded, MAX_SHARD_ROWS // written))
 
 
-def cut(indices: Sequence[Indices], most: int) -> Iterator[tuple[int, int, int]]:
-    """(low, high, rows) of each file: its indices are in [low, high), and nothing is between two files."""
+def cut(indices: Sequence[Indices], max_rows: int) -> Iterator[tuple[int, int, int]]:
+    """Yield (low, high, rows) of each shard: its indices are in [low, high), and none lies between two shards."""
     if not indices:
         return
     merged = np.sort(np.concatenate(indices))
@@ -137,7 +145,7 @@ def cut(indices: Sequence[Indices], most: int) -> Iterator[tuple[int, int, int]]
     while begin < len(merged):
         low = int(merged[begin])
         # Rows of one index (copies that were kept) stay together: the cut moves up to the next index.
-        end = begin + most
+        end = begin + max_rows
         high = int(merged[end]) if end < len(merged) else int(merged[-1]) + 1
         if high == low:
             high = low + 1
@@ -146,43 +154,46 @@ def cut(indices: Sequence[Indices], most: int) -> Iterator[tuple[int, int, int]]
         begin = end
 
 
-def bounds(jobs: Sequence[Job]) -> Indices:
-    """int64 [jobs, 2]: of each the lowest index that it may have, and the highest."""
-    return np.array([(job.low, job.high - 1) for job in jobs], np.int64).reshape(-1, 2)
+def get_index_ranges(groups: Sequence[Sequence[ShardPlan]]) -> Indices:
+    """Return int64 [groups, 2]: the lowest and the highest shuffle_index of each group of consecutive shards."""
+    return np.array([(group[0].low, group[-1].high - 1) for group in groups], np.int64).reshape(-1, 2)
 
 
-def places(sources: Sequence[Source], ranges: Indices) -> Iterator[tuple[Slice, ...]]:
-    """Where the rows of each of `ranges` lie: int64 [n, 2], as `bounds` gives them."""
-    rows = [_positions(source, ranges) for source in sources]
+def locate_rows(sources: Sequence[SortedRows], ranges: Indices) -> Iterator[tuple[RowSlice, ...]]:
+    """Yield the slices that hold the rows of each range. `ranges`: int64 [n, 2], as from `get_index_ranges`."""
+    positions = [_find_positions(source, ranges) for source in sources]
     for number in range(len(ranges)):
-        found = (s.slices(int(begin[number]), int(end[number])) for s, (begin, end) in zip(sources, rows, strict=True))
-        yield tuple(one for some in found for one in some)
+        yield tuple(
+            row_slice
+            for source, (begin, end) in zip(sources, positions, strict=True)
+            for row_slice in source.locate(int(begin[number]), int(end[number]))
+        )
 
 
-def rows_read(sources: Sequence[Source], ranges: Indices) -> int:
-    """Rows of all the row groups that must be read for `ranges`, each of which is read by itself."""
+def count_rows_read(sources: Sequence[SortedRows], ranges: Indices) -> int:
+    """Return the rows of all row groups that must be read if each range is read by itself."""
     total = 0
     for source in sources:
-        begin, end = _positions(source, ranges)
+        begin, end = _find_positions(source, ranges)
         first = source.starts[np.searchsorted(source.starts, begin, side="right") - 1]
         last = source.starts[np.searchsorted(source.starts, end, side="left")]
         total += int((last - first)[end > begin].sum())
     return total
 
 
-def _positions(source: Source, ranges: Indices) -> tuple[Indices, Indices]:
-    """Of each range its first row in the source, and the one after its last."""
+def _find_positions(source: SortedRows, ranges: Indices) -> tuple[Indices, Indices]:
+    """Return the first row of each range in the source, and the row after its last: int64 [n] each."""
     begin = np.searchsorted(source.indices, ranges[:, 0], side="left")
     return begin, np.searchsorted(source.indices, ranges[:, 1], side="right")
 
 
-def index_files(clean: Dataset, split: str) -> tuple[Source, ...]:
-    """The clean files of one split, their indices read by some threads."""
+def index_files(clean: Dataset, split: str) -> tuple[SortedRows, ...]:
+    """Read the shuffle indices of a split's clean files, several files at a time."""
     files = clean.files("data", split)
-    return tuple(map_ordered(files, lambda file: _index(clean, file), INDEX_THREADS, lambda file: 8 * file.rows))
+    return tuple(map_ordered(files, lambda file: _index_file(clean, file), INDEX_THREADS, lambda file: 8 * file.rows))
 
 
-def _index(clean: Dataset, file: File) -> Source:
+def _index_file(clean: Dataset, file: File) -> SortedRows:
     uri = clean.locate(file)
     parts: list[Indices] = [np.zeros(0, np.int64)]
     with open_parquet(uri) as parquet:
@@ -193,4 +204,4 @@ def _index(clean: Dataset, file: File) -> Source:
     indices = np.concatenate(parts)
     if (indices[1:] < indices[:-1]).any():
         raise DatasetError(f"{uri}: expected rows in the order of shuffle_index, found others")
-    return Source((uri,), indices, starts, (0, len(parts) - 1))
+    return SortedRows((uri,), indices, starts, (0, len(parts) - 1))

@@ -1,8 +1,8 @@
-"""The resize step as a job of a Ray cluster that is reached by HTTP only: submitted, followed, stopped, adopted.
+"""Run the resize step as a job of a Ray cluster (Ray Jobs API, over HTTP): submit, follow, stop, adopt on a retry.
 
-The cluster runs this same step, with the same configuration, beside its own Ray; what it makes lies in the workspace,
-which both must reach. Credentials are the cluster's own: a job's command line and environment can be read by everyone
-who can reach its dashboard, so nothing secret goes there.
+The cluster runs this same step with the same configuration; both must reach the workspace. Credentials are the
+cluster's own: everyone who can reach the dashboard can read a job's command line and environment, so nothing secret is
+put there.
 """
 
 from __future__ import annotations
@@ -33,104 +33,114 @@ from ..store.fingerprint import digest
 from ..store.manifest import Dataset, find_intact_dataset
 from ..store.step import Context
 from .config import ResizeConfig
-from .copies import absolute
-from .reach import TOKEN, nobody, refused, said_address, use_token
+from .copies import make_paths_absolute
+from .ray_connection import (
+    TOKEN_VARIABLES,
+    enable_token_auth,
+    ignore_address_variables,
+    token_error,
+    unreachable_error,
+)
 
 STEP = "resize"
 POLL_S = 1.0
-SILENT_S = 180.0
-"""How long the head may not answer before the job is given up; it goes on, and the next try finds it."""
-ANSWER_S = (10, 60)
-"""Seconds to connect and to be answered: Ray's client itself would wait for ever."""
-_LINE = re.compile(rf"\[{STEP}\] ")
-_ENDING = re.compile(rf"\[{STEP}\] (error: |done \(|there already \(|[\d,]+ images of \d)")
-"""What the job says last: this process says the same of itself."""
+HEAD_TIMEOUT_S = 180.0
+"""Seconds without an answer from the head after which the job is no longer followed; a retry finds it again."""
+REQUEST_TIMEOUT_S = (10, 60)
+"""Seconds to connect and to read: Ray's client itself sets no limit."""
+_STEP_LINE = re.compile(rf"\[{STEP}\] ")
+_FINAL_LINE = re.compile(rf"\[{STEP}\] (error: |done \(|there already \(|[\d,]+ images of \d)")
+"""The last lines of a step's log: this process writes the same ones."""
 
 
-def build_by_job(clean: Dataset, uri: str, config: ResizeConfig, context: Context) -> Dataset:
-    """The tensors at `uri`, made by a job; the job's own error is raised as if it had come up here."""
-    inner = for_job(clean, config, context)
-    run = _Run(inner, uri, context, _client(config.ray_address))
-    job = run.adopt_or_submit()
-    with _stopped_with_this(run.client, job, context):
-        found = run.follow(job)
-    return run.outcome(job, found)
+def build_with_ray_job(clean: Dataset, uri: str, config: ResizeConfig, context: Context) -> Dataset:
+    """Make the tensors at `uri` by a job of the cluster; raise the job's own error if it fails."""
+    job_config = make_job_config(clean, config, context)
+    jobs = _StepJobs(job_config, uri, context, _open_client(config.ray_address))
+    job_id = jobs.adopt_or_submit()
+    with _stop_on_signal(jobs.client, job_id, context):
+        info = jobs.follow(job_id)
+    return jobs.get_dataset(job_id, info)
 
 
-def for_job(clean: Dataset, config: ResizeConfig, context: Context) -> ResizeConfig:
-    """The config that a job of a Ray cluster runs with: absolute places, and Ray where the job itself is.
+def make_job_config(clean: Dataset, config: ResizeConfig, context: Context) -> ResizeConfig:
+    """Return the config for a job of a Ray cluster: absolute paths and URIs, and the job's own cluster for Ray.
 
     UserError for an address with a login in it: everyone on the cluster can read a job's command line.
     """
-    config = absolute(config)
-    inner = replace(config, clean=clean.uri, workspace=context.workspace.uri, run=context.run, ray_address="auto")
-    _refuse_secrets(inner)
-    return inner
+    config = make_paths_absolute(config)
+    job_config = replace(config, clean=clean.uri, workspace=context.workspace.uri, run=context.run, ray_address="auto")
+    _refuse_secrets(job_config)
+    return job_config
 
 
 def _refuse_secrets(config: ResizeConfig) -> None:
-    for one in fields(config):
-        value = getattr(config, one.name)
+    for field in fields(config):
+        value = getattr(config, field.name)
         if isinstance(value, str) and uris.scheme(value) and uris.redact(value) != value:
-            raise wrong(one.name, "an address without login and query, since everyone on the cluster can read a job's "
-                        "command line", uris.redact(value))  # fmt: skip
+            raise wrong(field.name, "an address without login and query, since everyone on the cluster can read a "
+                        "job's command line", uris.redact(value))  # fmt: skip
 
 
-def command(config: ResizeConfig) -> list[str]:
-    """The step's command line for a config: what differs from the defaults, one word a flag."""
-    given = {one.name: getattr(config, one.name) for one in fields(config) if getattr(config, one.name) != one.default}
-    flags = (f"--{name.replace('_', '-')}={_text(value)}" for name, value in given.items())
+def build_command(config: ResizeConfig) -> list[str]:
+    """Return the step's command line for a config: `--name=value` for each field that differs from its default."""
+    values = ((field, getattr(config, field.name)) for field in fields(config))
+    changed = {field.name: value for field, value in values if value != field.default}
+    flags = (f"--{name.replace('_', '-')}={_format_value(value)}" for name, value in changed.items())
     return ["python", "-m", "imagemill.components.resize", *flags]
 
 
-def _text(value: Any) -> str:
+def _format_value(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def entrypoint(config: ResizeConfig, witness: str) -> str:
-    """The job's line for a shell, in which every word is quoted.
+def build_entrypoint(config: ResizeConfig, probe_uri: str) -> str:
+    """Return the job's shell command, in which every word is quoted.
 
-    `witness`: a file of the workspace. Where it lies on a disk that the cluster does not see, the job ends before it
-    makes a workspace of its own there.
+    `probe_uri`: a workspace file. If it lies on a disk that the cluster can't read, the job ends before it makes a
+    workspace of its own there.
     """
-    line = "exec " + shlex.join(command(config))
-    if uris.scheme(witness):
-        return line
-    message = f"[{STEP}] error: {_unseen(config.workspace)}"
-    return f"test -f {shlex.quote(witness)} || {{ echo {shlex.quote(message)} >&2; exit {EXIT_USER}; }}; {line}"
+    command = "exec " + shlex.join(build_command(config))
+    if uris.scheme(probe_uri):
+        return command
+    message = f"[{STEP}] error: {_describe_unreadable(config.workspace)}"
+    return f"test -f {shlex.quote(probe_uri)} || {{ echo {shlex.quote(message)} >&2; exit {EXIT_USER}; }}; {command}"
 
 
-def _unseen(workspace: str) -> str:
+def _describe_unreadable(workspace: str) -> str:
     return (
         "workspace: expected a place that the Ray cluster sees (s3://bucket/prefix, or a folder that all of its nodes "
         f"mount), found {workspace!r}, which it does not"
     )
 
 
-def pass_on(line: str) -> None:
-    """Say here what a job said in its log, but for what this process says of itself in the end."""
-    if _LINE.match(line) and not _ENDING.match(line):
+def forward_log_line(line: str) -> None:
+    """Print a line of the job's log on stderr if the step wrote it, except the final lines."""
+    if _STEP_LINE.match(line) and not _FINAL_LINE.match(line):
         print("".join(c for c in line if c.isprintable()), file=sys.stderr, flush=True)
 
 
-def write_waiting_record(job: str, context: Context) -> None:
-    """Before a job is made: what an earlier try left must not be taken for its record."""
-    waiting = f"the Ray job {job} has not said how it ended"
-    record: dict[str, Any] = {"uri": "", "fingerprint": "", "state": "failed", "metrics": {}, "error": waiting}
+def write_pending_record(job_id: str, context: Context) -> None:
+    """Write a failed record before a job is submitted, so that an earlier attempt's is not taken for the job's."""
+    error = f"the Ray job {job_id} has not said how it ended"
+    record: dict[str, Any] = {"uri": "", "fingerprint": "", "state": "failed", "metrics": {}, "error": error}
     record |= {"inputs": "", "exit_code": EXIT_TRANSIENT, "seconds": 0}
     context.workspace.write_step_record(context.run, STEP, record)
 
 
-def own_record(config: ResizeConfig, context: Context) -> dict[str, Any] | None:
-    """The record that a job of exactly this config wrote itself, if it did."""
+def read_own_record(config: ResizeConfig, context: Context) -> dict[str, Any] | None:
+    """Return the record that a job of exactly this config wrote itself, or None."""
     record = context.workspace.step_record(context.run, STEP)
     inputs = digest({**asdict(config), "step": STEP})
     return record if record and record.get("inputs") == inputs else None
 
 
 @dataclass(frozen=True)
-class _Run:
-    """One run's resize as jobs: the first, and a further one for each that was lost, under names made of the run."""
+class _StepJobs:
+    """The Ray jobs of one run's resize step: the first, and a further one for each that was lost.
+
+    Their ids are made of the run, the tensors' URI and a number.
+    """
 
     config: ResizeConfig
     uri: str
@@ -138,152 +148,151 @@ class _Run:
     client: Any
 
     def adopt_or_submit(self) -> str:
-        """The id of the job that works on this: a running one that an earlier try left, or a new one."""
+        """Return the id of the job that does this work: one that an earlier attempt left running, or a new one."""
         number = 1
         while True:
-            job = f"imagemill-{STEP}-{digest([self.context.run, self.uri])[:20]}-{number}"
-            found = self._info(job)
-            if found is None:
-                if self._submit(job):
-                    self.context.say(f"Ray job {job} submitted to {self.client.get_address()}")
-                    return job
-            elif not found.status.is_terminal() or (found.status == "SUCCEEDED" and find_intact_dataset(self.uri)):
-                self.context.say(f"Ray job {job} is there already: {found.status.lower()}")
-                return job
+            job_id = f"imagemill-{STEP}-{digest([self.context.run, self.uri])[:20]}-{number}"
+            info = self._get_info(job_id)
+            if info is None:
+                if self._submit(job_id):
+                    self.context.say(f"Ray job {job_id} submitted to {self.client.get_address()}")
+                    return job_id
+            elif not info.status.is_terminal() or (info.status == "SUCCEEDED" and find_intact_dataset(self.uri)):
+                self.context.say(f"Ray job {job_id} is there already: {info.status.lower()}")
+                return job_id
             else:
-                record = self._its_record()
-                if found.status == "FAILED" and record and record["exit_code"] == EXIT_USER:
+                record = read_own_record(self.config, self.context)
+                if info.status == "FAILED" and record and record["exit_code"] == EXIT_USER:
                     raise UserError(record["error"])
                 number += 1
 
-    def _submit(self, job: str) -> bool:
-        """False if somebody else was first."""
+    def _submit(self, job_id: str) -> bool:
+        """Submit a job; return False if a job of this id exists."""
         workspace, run = self.context.workspace, self.context.run
-        write_waiting_record(job, self.context)
-        line = entrypoint(self.config, workspace.run_file(run, f"{STEP}.json"))
-        about = {"imagemill_run": run, "imagemill_tensors": self.uri}
+        write_pending_record(job_id, self.context)
+        entrypoint = build_entrypoint(self.config, workspace.run_file(run, f"{STEP}.json"))
+        metadata = {"imagemill_run": run, "imagemill_tensors": self.uri}
         try:
-            with _answers(self.client):
-                self.client.submit_job(entrypoint=line, submission_id=job, metadata=about)
+            with _translate_errors(self.client):
+                self.client.submit_job(entrypoint=entrypoint, submission_id=job_id, metadata=metadata)
         except RuntimeError as error:
             if "already exists" in str(error):
                 return False
             raise TransientError(f"ray_address: the cluster takes no job: {first_line(error)}") from None
         return True
 
-    def _info(self, job: str) -> Any:
-        """What the cluster knows of a job, or None."""
+    def _get_info(self, job_id: str) -> Any:
+        """Return the cluster's JobDetails, or None for an unknown job."""
         try:
-            with _answers(self.client):
-                return self.client.get_job_info(job)
+            with _translate_errors(self.client):
+                return self.client.get_job_info(job_id)
         except RuntimeError as error:
             if "404" in str(error):
                 return None
             raise TransientError(f"ray_address: the cluster does not tell of its jobs: {first_line(error)}") from None
 
-    def _its_record(self) -> dict[str, Any] | None:
-        """The record that the job wrote itself: of exactly this configuration."""
-        return own_record(self.config, self.context)
-
-    def follow(self, job: str) -> Any:
-        """Say what the job says until it has ended; what the cluster then knows of it."""
-        seen, heard = 0, time.monotonic()
+    def follow(self, job_id: str) -> Any:
+        """Forward the job's log until it has ended; return its JobDetails."""
+        forwarded, answered_at = 0, time.monotonic()
         while True:
             try:
-                found, log = self._info(job), self._log(job)
-                heard = time.monotonic()
+                info, log = self._get_info(job_id), self._get_log(job_id)
+                answered_at = time.monotonic()
             except TransientError as error:
-                if time.monotonic() - heard > SILENT_S:
-                    raise TransientError(f"{error}; the Ray job {job} may go on: run again to find it") from None
+                if time.monotonic() - answered_at > HEAD_TIMEOUT_S:
+                    raise TransientError(f"{error}; the Ray job {job_id} may go on: run again to find it") from None
                 time.sleep(POLL_S)
                 continue
-            if found is None:
-                raise TransientError(f"the Ray job {job} is lost: the cluster knows it no more (was it restarted?)")
-            over = found.status.is_terminal()
-            whole = len(log) if over else log.rfind("\n") + 1
-            for line in log[seen:whole].splitlines():
-                pass_on(line)
-            seen = max(seen, whole)
-            if over:
-                return found
-            time.sleep(max(POLL_S, len(log) / 100_000))  # the whole log comes every time
+            if info is None:
+                raise TransientError(f"the Ray job {job_id} is lost: the cluster knows it no more (was it restarted?)")
+            has_ended = info.status.is_terminal()
+            complete = len(log) if has_ended else log.rfind("\n") + 1
+            for line in log[forwarded:complete].splitlines():
+                forward_log_line(line)
+            forwarded = max(forwarded, complete)
+            if has_ended:
+                return info
+            time.sleep(max(POLL_S, len(log) / 100_000))  # every request returns the complete log
 
-    def _log(self, job: str) -> str:
+    def _get_log(self, job_id: str) -> str:
         try:
-            with _answers(self.client):
-                return str(self.client.get_job_logs(job))
-        except RuntimeError as error:  # none yet
-            if "404" in str(error):
+            with _translate_errors(self.client):
+                return str(self.client.get_job_logs(job_id))
+        except RuntimeError as error:
+            if "404" in str(error):  # none yet
                 return ""
             raise TransientError(
-                f"ray_address: the log of the Ray job {job} can't be read: {first_line(error)}"
+                f"ray_address: the log of the Ray job {job_id} can't be read: {first_line(error)}"
             ) from None
 
-    def outcome(self, job: str, found: Any) -> Dataset:
-        """The dataset that a job which has ended made, or its error."""
-        if found.status == "SUCCEEDED":
+    def get_dataset(self, job_id: str, info: Any) -> Dataset:
+        """Return the dataset of a job that has ended, or raise its error. `info`: its JobDetails."""
+        if info.status == "SUCCEEDED":
             if dataset := find_intact_dataset(self.uri):
                 return dataset
-            raise UserError(f"{_unseen(self.context.workspace.uri)}, or by another imagemill: the Ray job {job} "
-                            f"succeeded and there is no dataset {self.uri}")  # fmt: skip
-        if found.status == "STOPPED":
-            raise TransientError(f"the Ray job {job} was stopped")
-        record = self._its_record()
+            raise UserError(f"{_describe_unreadable(self.context.workspace.uri)}, or by another imagemill: the Ray job "
+                            f"{job_id} succeeded and there is no dataset {self.uri}")  # fmt: skip
+        if info.status == "STOPPED":
+            raise TransientError(f"the Ray job {job_id} was stopped")
+        record = read_own_record(self.config, self.context)
         if record and record["exit_code"]:
             raise error_for_exit_code(record["exit_code"], record["error"])
-        raise _error_without_record(job, found.driver_exit_code, self._log(job) or str(found.message or ""))
+        raise _error_without_record(job_id, info.driver_exit_code, self._get_log(job_id) or str(info.message or ""))
 
 
-def _error_without_record(job: str, code: int | None, log: str) -> MillError:
-    """The error of a job that could not write its record, by its exit code and the end of its log."""
+def _error_without_record(job_id: str, code: int | None, log: str) -> MillError:
+    """Return the error of a job that could not write its record, by its exit code and the end of its log."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
-    said = next((line.partition("error: ")[2] for line in reversed(lines) if line.startswith(f"[{STEP}] error: ")), "")
-    last = lines[-1] if lines else "nothing in its log"
-    if code == 127 or (code == 1 and "No module named" in last):
-        return UserError(f"ray_address: expected a cluster with imagemill in its image, found one without: {last}")
-    if said and code is not None:
-        return error_for_exit_code(code, said)
+    prefix = f"[{STEP}] error: "
+    message = next((line.removeprefix(prefix) for line in reversed(lines) if line.startswith(prefix)), "")
+    last_line = lines[-1] if lines else "nothing in its log"
+    if code == 127 or (code == 1 and "No module named" in last_line):
+        return UserError(f"ray_address: expected a cluster with imagemill in its image, found one without: {last_line}")
+    if message and code is not None:
+        return error_for_exit_code(code, message)
     if code is None or code < 0 or code > 128:  # killed, or its node with it
-        return TransientError(f"the Ray job {job} was lost: {last}")
-    return error_for_exit_code(code, f"the Ray job {job} ended with exit code {code}: {last}")
+        return TransientError(f"the Ray job {job_id} was lost: {last_line}")
+    return error_for_exit_code(code, f"the Ray job {job_id} ended with exit code {code}: {last_line}")
 
 
 @contextmanager
-def _stopped_with_this(client: Any, job: str, context: Context) -> Iterator[None]:
-    """Ctrl-C and SIGTERM here stop the job there."""
+def _stop_on_signal(client: Any, job_id: str, context: Context) -> Iterator[None]:
+    """Stop the job if this process gets Ctrl-C or SIGTERM."""
 
-    def terminated(*_: object) -> None:
-        raise TransientError(f"stopped by a signal, and the Ray job {job} with it")
+    def terminate(*_: object) -> None:
+        raise TransientError(f"stopped by a signal, and the Ray job {job_id} with it")
 
-    here = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, terminated) if here else None
+    in_main_thread = threading.current_thread() is threading.main_thread()  # only there signals can be handled
+    previous = signal.signal(signal.SIGTERM, terminate) if in_main_thread else None
     try:
         yield
     except (KeyboardInterrupt, TransientError) as error:
         if isinstance(error, KeyboardInterrupt) or "stopped by a signal" in str(error):
-            context.say(f"stopping the Ray job {job}")
-            with _answers(client):
-                client.stop_job(job)
+            context.say(f"stopping the Ray job {job_id}")
+            with _translate_errors(client):
+                client.stop_job(job_id)
         raise
     finally:
-        if here:
-            signal.signal(signal.SIGTERM, before)
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, previous)
 
 
-def _client(address: str) -> Any:
-    """Ray's own client for jobs, with patience of its own; whoever does not answer or refuses is an error."""
+def _open_client(address: str) -> Any:
+    """Return Ray's JobSubmissionClient, with timeouts; raise if the dashboard does not answer or refuses the token."""
     if uris.redact(address) != address:
-        raise wrong("ray_address", f"no login in it (a token goes in {TOKEN})", uris.redact(address))
-    use_token()
-    with said_address(address):
+        raise wrong("ray_address", f"no login in it (a token goes in {TOKEN_VARIABLES})", uris.redact(address))
+    enable_token_auth()
+    with ignore_address_variables(address):
         from ray.job_submission import JobSubmissionClient
 
         class Client(JobSubmissionClient):  # type: ignore[misc]
-            def _do_request(self, method: str, endpoint: str, **more: Any) -> Any:
-                return super()._do_request(method, endpoint, timeout=ANSWER_S, allow_redirects=False, **more)
+            def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
+                return super()._do_request(
+                    method, endpoint, timeout=REQUEST_TIMEOUT_S, allow_redirects=False, **options
+                )
 
         try:
-            with _answers(address):
+            with _translate_errors(address):
                 return Client(address)
         except (RuntimeError, ValueError, KeyError) as error:
             raise wrong(
@@ -294,8 +303,8 @@ def _client(address: str) -> Any:
 
 
 @contextmanager
-def _answers(client: Any) -> Iterator[None]:
-    """Errors of the network and of the login as ours."""
+def _translate_errors(client: Any) -> Iterator[None]:
+    """Raise errors of the network and of authentication as MillErrors. `client`: a client, or its address."""
     import requests
     from ray.exceptions import AuthenticationError
 
@@ -303,10 +312,10 @@ def _answers(client: Any) -> Iterator[None]:
     try:
         yield
     except AuthenticationError as error:
-        raise refused(address, first_line(error)) from None
+        raise token_error(address, first_line(error)) from None
     except requests.JSONDecodeError as error:
         raise wrong(
             "ray_address", f"a Ray cluster's dashboard at {address}", f"an answer of something else ({error})"
         ) from None
     except (ConnectionError, requests.RequestException) as error:
-        raise nobody(address, first_line(error)) from None
+        raise unreachable_error(address, first_line(error)) from None

@@ -1,6 +1,6 @@
-"""Mean and spread of every channel of the training images, from sums that are exact.
+"""Mean and standard deviation of every channel of the training images, from exact integer sums.
 
-Whole numbers add up to the same in any order, so the result depends on no worker and no retry.
+Integers add up to the same in any order, so the result depends on no worker and no retry.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from ..store.model_presets import mean_and_std as mean_and_std
 Histogram = npt.NDArray[np.int64]
 
 STD_FLOOR = 1 / 255
-"""One level: a channel that is the same everywhere must not divide by zero."""
+"""One level of 255: a constant channel must not divide by zero."""
 UNKNOWN = (0.5, 0.5)
-"""Mean and spread where there is no training image: values from -1 to 1."""
-COUNTED_EXACTLY = 2**24
-"""Pixels in one cv2.calcHist, which counts in float32."""
+"""Mean and standard deviation without training images: gives values from -1 to 1."""
+MAX_EXACT_COUNT = 2**24
+"""Most pixels in one cv2.calcHist, which counts in float32."""
 
 
 @dataclass(frozen=True)
-class Sums:
-    """Of `count` pixels: for each channel the sum of the values (0 to 255) and of their squares."""
+class ChannelSums:
+    """Sums of the values (0 to 255) and of their squares for each channel, over `count` pixels."""
 
     count: int = 0
     values: tuple[int, ...] = ()
     squares: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, histogram: Histogram) -> Sums:
-        """The sums by int64 [C, 256], how often each value occurs in each channel."""
+    def from_histogram(cls, histogram: Histogram) -> ChannelSums:
+        """Return the sums of a histogram, int64 [C, 256]: the number of times that each value occurs."""
         levels = np.arange(256, dtype=np.int64)
         return cls(
             int(histogram[0].sum()),
@@ -43,32 +43,32 @@ class Sums:
             tuple(int(total) for total in histogram @ levels**2),
         )
 
-    def __add__(self, other: Sums) -> Sums:
+    def __add__(self, other: ChannelSums) -> ChannelSums:
         if not self.count or not other.count:
             return self if self.count else other
         values = tuple(a + b for a, b in zip(self.values, other.values, strict=True))
         squares = tuple(a + b for a, b in zip(self.squares, other.squares, strict=True))
-        return Sums(self.count + other.count, values, squares)
+        return ChannelSums(self.count + other.count, values, squares)
 
     @classmethod
-    def from_record(cls, record: dict[str, Any]) -> Sums:
+    def from_record(cls, record: dict[str, Any]) -> ChannelSums:
         return cls(record["count"], tuple(record["values"]), tuple(record["squares"]))
 
     def mean_std(self, channel: int) -> tuple[float, float]:
-        """Mean and standard deviation of one channel, in [0, 1], to six digits."""
+        """Return mean and standard deviation of one channel, in [0, 1], to six digits."""
         if not self.count:
             return UNKNOWN
         total, squares = self.values[channel], self.squares[channel]
-        variance = (self.count * squares - total**2) / self.count**2  # of whole numbers, so nothing cancels out
+        variance = (self.count * squares - total**2) / self.count**2  # of integers, so there is no cancellation
         mean, std = total / self.count / 255, math.sqrt(variance) / 255
         return round(mean, 6), round(max(std, STD_FLOOR), 6)
 
 
 def add_histogram(total: Histogram, pixels: Pixels) -> None:
-    """Count the values of uint8 [H, W, C] into int64 [C, 256]."""
+    """Add the counts of the values of uint8 [H, W, C] to int64 [C, 256]."""
     import cv2
 
-    rows = max(1, COUNTED_EXACTLY // pixels.shape[1])
+    rows = max(1, MAX_EXACT_COUNT // pixels.shape[1])
     for top in range(0, pixels.shape[0], rows):
         part = pixels[top : top + rows]
         for channel in range(pixels.shape[2]):
@@ -77,12 +77,17 @@ def add_histogram(total: Histogram, pixels: Pixels) -> None:
 
 
 def needs_sums(normalization: str, color: str, edges: tuple[str, ...]) -> bool:
-    """Some channel is normalized by the training images' own mean and spread."""
+    """Return whether a channel is normalized by the training images' own mean and standard deviation."""
     return not mean_and_std(normalization, color)[0] or bool(edges)
 
 
-def normalization_of(normalization: str, color: str, channels: int, sums: Sums) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of every channel: the named ones where they are wanted and known, else by `sums`."""
+def compute_normalization(
+    normalization: str, color: str, channels: int, sums: ChannelSums
+) -> tuple[list[float], list[float]]:
+    """Return mean and standard deviation of every channel: of the named set as far as it is known, else by `sums`."""
     mean, std = mean_and_std(normalization, color)
-    own = [sums.mean_std(channel) for channel in range(len(mean), channels)]
-    return [*mean, *(one for one, _ in own)], [*std, *(one for _, one in own)]
+    computed = [sums.mean_std(channel) for channel in range(len(mean), channels)]
+    return [*mean, *(channel_mean for channel_mean, _ in computed)], [
+        *std,
+        *(channel_std for _, channel_std in computed),
+    ]

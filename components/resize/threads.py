@@ -1,4 +1,4 @@
-"""Jobs in threads of this process: where the work is little, they have done it before Ray has started.
+"""Run tasks in threads of this process: little work is done there before Ray would have started.
 
 The estimate is a line through three measurements of the resize step on two cores (images to 224 x 224, start-up apart):
 
@@ -24,55 +24,55 @@ SECONDS_PER_IMAGE = 0.7e-3
 SECONDS_PER_BYTE = 17e-9
 """Core-seconds for each byte of an image file: reading and decoding."""
 RAY_START_S = 8.0
-"""What Ray takes to start on two cores (measured: 6 to 10 s with its first workers)."""
+"""Seconds that Ray takes to start on two cores (measured: 6 to 10 s with its first workers)."""
 
-J = TypeVar("J")
+TaskT = TypeVar("TaskT")
 Result = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Threads:
-    """The number of threads that work in this process."""
+    """Threads of this process as the executor of tasks."""
 
     number: int
 
 
-def work_seconds(totals: Totals, copies: int = 0) -> float:
+def estimate_core_seconds(totals: Totals, copies: int = 0) -> float:
     """Return the core-seconds that resizing a clean dataset takes, by its totals. `copies`: of each training image."""
     images = totals.rows + copies * totals.by_split.get("train", 0)
     return images * (SECONDS_PER_IMAGE + SECONDS_PER_BYTE * totals.bytes / max(1, totals.rows))
 
 
 def run_in_threads(
-    jobs: Iterable[J], work: Callable[..., Result], arguments: tuple[Any, ...], threads: Threads
-) -> Iterator[tuple[J, Result]]:
-    """Yield (job, `work(job, *arguments)`) as they finish; each thread takes a job when it is free.
+    tasks: Iterable[TaskT], work: Callable[..., Result], arguments: tuple[Any, ...], threads: Threads
+) -> Iterator[tuple[TaskT, Result]]:
+    """Yield (task, `work(task, *arguments)`) as they finish; each thread takes a task when it is free.
 
-    A thread that meets an exception ends the work with it. What is under way when the iterator is closed is finished,
-    and nothing is begun.
+    The first exception ends the work and is raised. When the iterator is closed, running tasks are finished and no
+    further one is started.
     """
-    waiting, lock, stop = iter(jobs), threading.Lock(), threading.Event()
-    finished: queue.SimpleQueue[tuple[J, Result] | BaseException | None] = queue.SimpleQueue()
+    pending, lock, stop = iter(tasks), threading.Lock(), threading.Event()
+    results: queue.SimpleQueue[tuple[TaskT, Result] | BaseException | None] = queue.SimpleQueue()
 
-    def take_jobs() -> None:
+    def run_pending() -> None:
         try:
             while not stop.is_set():
                 with lock:
-                    job = next(waiting, None)
-                if job is None:
+                    task = next(pending, None)
+                if task is None:
                     break
-                finished.put((job, work(job, *arguments)))
-            finished.put(None)
+                results.put((task, work(task, *arguments)))
+            results.put(None)
         except BaseException as error:
-            finished.put(error)
+            results.put(error)
 
-    workers = [threading.Thread(target=take_jobs, name="resize", daemon=True) for _ in range(threads.number)]
+    workers = [threading.Thread(target=run_pending, name="resize", daemon=True) for _ in range(threads.number)]
     try:
         for worker in workers:
             worker.start()
         ended = 0
         while ended < len(workers):
-            result = finished.get()
+            result = results.get()
             if isinstance(result, BaseException):
                 raise result
             if result is None:

@@ -51,42 +51,43 @@ report(started, lambda data: decode_to(data, geometry))
 """
 
 OURS = """
-from imagemill.components.resize.batches import batches, make_files
-from imagemill.components.resize.on_ray import ray_session, run_jobs
+from imagemill.components.resize.tasks import plan_tasks, write_shards
+from imagemill.components.resize.ray_session import open_ray_session
+from imagemill.components.resize.ray_tasks import run_tasks
 from imagemill.components.resize.plan import plan_split
-from imagemill.components.resize.work import Recipe
+from imagemill.components.resize.tensor_shards import TensorSpec
 from imagemill.components.store.manifest import read_dataset
 from imagemill.components.store.resample import Geometry, decode_to
-clean, recipe = read_dataset(clean_uri), Recipe(Geometry(size, quality=quality))
+clean, spec = read_dataset(clean_uri), TensorSpec(Geometry(size, quality=quality))
 def run(out, slots, splits):
-    plans = [plan_split(clean, split, recipe.row_bytes) for split in splits]
-    tasks = (batch for plan in plans if plan.jobs for batch in batches(plan, plan.jobs))
+    plans = [plan_split(clean, split, spec.row_bytes) for split in splits]
+    tasks = (task for plan in plans if plan.shards for task in plan_tasks(plan, plan.shards))
     rows = 0
-    for batch, result in run_jobs(tasks, make_files, (str(out), recipe), slots):
+    for task, result in run_tasks(tasks, write_shards, (str(out), spec), slots):
         assert "error" not in result, result
-        rows += batch.rows
+        rows += task.rows
     return rows
 def imports(job):
     import cv2, torch
-    from imagemill.components.resize import batches
+    from imagemill.components.resize import tasks
     time.sleep(1)
     return {}
 class Warm:
     rows = 0
     def __init__(self, key): self.key = key
 def warm(slots):
-    list(run_jobs([Warm(str(n)) for n in range(2 * cores)], imports, (), slots))
+    list(run_tasks([Warm(str(n)) for n in range(2 * cores)], imports, (), slots))
 """
 
 IMAGEMILL = (
     OURS
     + """
-with ray_session("", 0) as slots:
+with open_ray_session("", 0) as slots:
     warm(slots)
     run(out / "warm", slots, ["val", "test"])
     started = time.perf_counter()
     number = run(out / "counts", slots, ["train", "val", "test"])
-    report(started, lambda data: decode_to(data, recipe.geometry))
+    report(started, lambda data: decode_to(data, spec.geometry))
 """
 )
 
@@ -192,7 +193,7 @@ def megabytes():
         except OSError:
             pass
     return total / 1000
-with ray_session("", 0) as slots:
+with open_ray_session("", 0) as slots:
     warm(slots)
     time.sleep(2)
     idle = megabytes()

@@ -25,8 +25,8 @@ import pyarrow as pa
 import simplejpeg
 from load_cells import CLASSES, SIZE, STAMP_BLOCK, STAMP_LEFT, STAMP_TOP, Place
 
-from imagemill.components.resize.plan import FILE_BYTES, FILE_ENCODED_BYTES, FILE_ROWS, ROW_GROUP_BYTES
-from imagemill.components.resize.work import Recipe
+from imagemill.components.resize.plan import MAX_SHARD_ROWS, ROW_GROUP_BYTES, SHARD_BYTES, SHARD_ENCODED_BYTES
+from imagemill.components.resize.tensor_shards import TensorSpec
 from imagemill.components.store import uri as uris
 from imagemill.components.store.choices import RAW
 from imagemill.components.store.manifest import Dataset, File, Manifest, Totals, commit
@@ -99,14 +99,14 @@ def make_tensors(place: Place, encoding: str, workspace: str = "") -> Dataset:
     """A dataset as the resize step lays it out: files of 64 MB of pixels or 48 MB of JPEG, row groups of 24 MB of
     pixels. `workspace`: a URI; the place's own folder by default."""
     uri = uris.join(workspace or str(place.folder), f"tensors-{encoding}", "0123456789abcdef")
-    recipe = Recipe(Geometry(SIZE), encoding=encoding)
-    rows = min(FILE_ROWS, FILE_BYTES // recipe.row_bytes)
+    spec = TensorSpec(Geometry(SIZE), encoding=encoding)
+    rows = min(MAX_SHARD_ROWS, SHARD_BYTES // spec.row_bytes)
     encoded: Iterator[bytes] = iter(())
     if encoding != RAW:
         sample = [len(data) for data, _ in zip(jpegs(place), range(64), strict=False)]
-        rows, encoded = min(FILE_ROWS, int(FILE_ENCODED_BYTES / np.mean(sample))), jpegs(place)
+        rows, encoded = min(MAX_SHARD_ROWS, int(SHARD_ENCODED_BYTES / np.mean(sample))), jpegs(place)
     files = [
-        _tensor_file(place, uri, recipe, range(start, min(start + rows, place.images)), encoded)
+        _tensor_file(place, uri, spec, range(start, min(start + rows, place.images)), encoded)
         for start in range(0, place.images, rows)
     ]
     image = {"shape": [SIZE, SIZE, 3], "input_size": SIZE, "dtype": "uint8", "encoding": encoding, "color": "rgb"}
@@ -118,13 +118,13 @@ def make_tensors(place: Place, encoding: str, workspace: str = "") -> Dataset:
     )
 
 
-def _tensor_file(place: Place, uri: str, recipe: Recipe, numbers: range, encoded: Iterator[bytes]) -> File:
-    schema, pixels, labels = recipe.schema(), place.pixels(), place.labels()
-    group = max(1, ROW_GROUP_BYTES // recipe.row_bytes)
+def _tensor_file(place: Place, uri: str, spec: TensorSpec, numbers: range, encoded: Iterator[bytes]) -> File:
+    schema, pixels, labels = spec.schema(), place.pixels(), place.labels()
+    group = max(1, ROW_GROUP_BYTES // spec.row_bytes)
     with ShardWriter(uri, Layout(schema, plain=True)) as writer:
         for start in range(numbers.start, numbers.stop, group):
             part = range(start, min(start + group, numbers.stop))
-            if recipe.encoding == RAW:
+            if spec.encoding == RAW:
                 column = _fixed(pixels[part.start : part.stop])
             else:
                 column = pa.array([next(encoded) for _ in part], pa.binary())

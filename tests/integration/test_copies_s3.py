@@ -12,7 +12,7 @@ import photos
 import pytest
 from copied import Image, by_copy, clean_of, resized
 
-from imagemill.components.resize.backgrounds import digest_of, list_backgrounds
+from imagemill.components.resize.backgrounds import digest_pictures, list_backgrounds
 from imagemill.components.store import uri as uris
 from imagemill.components.store.filesystem import get_store
 from imagemill.components.store.pipelines import import_albumentations, load_pipeline
@@ -26,7 +26,7 @@ def test_backgrounds_and_pipelines_from_a_bucket(s3_workspace: str, monkeypatch:
         get_store(folder).put(uris.join(folder, name), photos.saved(np.full((30, 50, 3), colour, np.uint8)))
     pictures = list_backgrounds(f"{folder}/")
     assert [one.name for one in pictures] == list(colours) and all(one.content for one in pictures)
-    assert digest_of(pictures) == digest_of(list_backgrounds(folder))
+    assert digest_pictures(pictures) == digest_pictures(list_backgrounds(folder))
     mask = np.zeros(Image(1).pixels.shape[:2], np.uint8)
     mask[:, :20] = 255
     clean: Any = clean_of(s3_workspace, [Image(1, mask=photos.saved(mask))], masks=True)  # type: ignore[arg-type]

@@ -139,13 +139,13 @@ def test_on_s3_it_is_the_same(tmp_path: Path, s3_workspace: str, form: str) -> N
 def test_on_s3_an_unfinished_one_goes_on_and_others_are_left_alone(
     tmp_path: Path, s3_workspace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from imagemill.components.export import place as places
+    from imagemill.components.export import output_folder
     from imagemill.components.store.errors import UserError
 
     source, output = exports.tensors(str(tmp_path / "tensors" / "01"), (32, 32, 3)), f"{s3_workspace}/out"
     exports.run(source, "webdataset", tmp_path / "out", 20_000)
     with monkeypatch.context() as patch:
-        patch.setattr(places.Place, "finish", stopped)
+        patch.setattr(output_folder.OutputFolder, "finish", stopped)
         with pytest.raises(KeyboardInterrupt):
             exports.run(source, "webdataset", output, 20_000)
     store = get_store(output)

@@ -99,11 +99,11 @@ print(json.dumps({
 """
 
 _PLAN = """
-from imagemill.components.resize.plan import plan_jobs
+from imagemill.components.resize.plan import plan_shards
 from imagemill.components.store.manifest import read_dataset
 clean = read_dataset(sys.argv[1])
 before, started = megabytes(), time.monotonic()
-rows = [job.rows for split in ("train", "val", "test") for job in plan_jobs(clean, split, 224 * 224 * 3)]
+rows = [job.rows for split in ("train", "val", "test") for job in plan_shards(clean, split, 224 * 224 * 3)]
 seconds = time.monotonic() - started
 print(json.dumps({"rows": sum(rows), "jobs": len(rows), "peak": megabytes() - before, "seconds": seconds}))
 """

@@ -17,7 +17,7 @@ import mill
 import pytest
 from ray_cluster import RayCluster, Slow, content, slow_clean, start_resize, without_ray
 
-from imagemill.components.resize import STEP, on_ray, ray_job, reach
+from imagemill.components.resize import STEP, ray_connection, ray_job, ray_tasks
 from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.store.command_line import Parser, add_flag
 from imagemill.components.store.errors import EXIT_TRANSIENT, EXIT_USER, TransientError, UserError
@@ -146,7 +146,7 @@ def test_the_command_line_of_a_job_has_no_secret(tmp_path: Path) -> None:
 def test_a_job_reads_back_the_config(values: dict[str, Any]) -> None:
     """Through a real shell: the words, and the config that they give, are those that were meant."""
     config = ResizeConfig(**values)
-    line = "printf '%s\\0' " + shlex.join(ray_job.command(config)[3:])
+    line = "printf '%s\\0' " + shlex.join(ray_job.build_command(config)[3:])
     words = subprocess.run(["sh", "-c", line], capture_output=True, check=True).stdout.decode().split("\0")[:-1]
     parser = Parser()
     for name, about in ResizeConfig.__dataclass_fields__.items():
@@ -160,16 +160,18 @@ def test_a_job_reads_back_the_config(values: dict[str, Any]) -> None:
 
 def test_a_folder_that_the_cluster_does_not_see_ends_the_job_before_it_begins(tmp_path: Path) -> None:
     config = ResizeConfig(workspace=f'{tmp_path}/it\'s not "there"', run="r")
-    line = ray_job.entrypoint(config, f"{config.workspace}/runs/r/resize.json")
+    line = ray_job.build_entrypoint(config, f"{config.workspace}/runs/r/resize.json")
     result = subprocess.run(["sh", "-c", line], capture_output=True, text=True)
     assert result.returncode == EXIT_USER and not list(tmp_path.iterdir())
     assert "[resize] error: workspace: expected" in result.stderr and 'not "there"' in result.stderr
     (seen := tmp_path / "runs").touch()
-    line = ray_job.entrypoint(replace(config, image_size=9999), str(seen))  # the step itself complains now
+    line = ray_job.build_entrypoint(replace(config, image_size=9999), str(seen))  # the step itself complains now
     line = line.replace("exec python", f"exec {shlex.quote(sys.executable)}")
     result = subprocess.run(["sh", "-c", line], capture_output=True, text=True)
     assert result.returncode == EXIT_USER and "image_size: expected" in result.stderr
-    assert "test -f" not in ray_job.entrypoint(replace(config, workspace="s3://b/p"), "s3://b/p/runs/r/resize.json")
+    assert "test -f" not in ray_job.build_entrypoint(
+        replace(config, workspace="s3://b/p"), "s3://b/p/runs/r/resize.json"
+    )
 
 
 @pytest.mark.parametrize(
@@ -196,11 +198,11 @@ def test_a_job_without_a_record(code: int | None, log: str, kind: int, part: str
 SLOWLY = """
 import sys, time
 from imagemill.components.resize import STEP, plan, resize
-plan.FILE_ROWS = 6
-def make_files(*given, work=resize.make_files):
+plan.MAX_SHARD_ROWS = 6
+def write_shards(*given, work=resize.write_shards):
     time.sleep(0.5)
     return work(*given)
-resize.make_files = make_files
+resize.write_shards = write_shards
 sys.exit(STEP.main())
 """
 """Jobs that last long enough for both nodes to start their workers."""
@@ -215,7 +217,7 @@ def test_two_raylets_of_which_one_is_lost(cluster: RayCluster, slow: Slow, tmp_p
     said(process, "[resize] Ray with 4 cores")
 
     def both_work() -> bool:
-        return all(any("ray::_on_a_node" in line for line in n.lines()) for n in cluster.nodes)
+        return all(any("ray::_run_on_node" in line for line in n.lines()) for n in cluster.nodes)
 
     mill.wait_until(both_work, "tasks on both nodes", every=0.01)
     node.kill()
@@ -241,8 +243,8 @@ def test_every_other_address(
 
 def test_a_node_that_does_not_see_the_workspace(cluster: RayCluster) -> None:
     script = (
-        "import sys; from imagemill.components.resize.on_ray import ray_session\n"
-        "with ray_session(sys.argv[1], 0, '/not/there/_manifest.json'): print('joined')"
+        "import sys; from imagemill.components.resize.ray_session import open_ray_session\n"
+        "with open_ray_session(sys.argv[1], 0, '/not/there/_manifest.json'): print('joined')"
     )
     command = [sys.executable, "-c", script, cluster.client]
     result = subprocess.run(command, env={**os.environ, **cluster.login}, capture_output=True, text=True)
@@ -261,9 +263,9 @@ def test_a_refused_token_is_known_at_the_door(
     for name, value in {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "HOME": str(tmp_path)}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=f"^ray_address: .*{'that it refuses' if token else 'found none'}"):
-        reach.knock(getattr(cluster, kind))
+        ray_connection.check_port(getattr(cluster, kind))
     monkeypatch.setenv("RAY_AUTH_TOKEN", cluster.token.read_text())
-    reach.knock(getattr(cluster, kind))
+    ray_connection.check_port(getattr(cluster, kind))
 
 
 @pytest.mark.parametrize("kind", ["jobs", "client"])
@@ -280,16 +282,16 @@ def test_a_token_alone_is_shown(cluster: RayCluster, monkeypatch: pytest.MonkeyP
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(cluster.token))
     with pytest.raises(UserError, match="found none"):
-        reach.knock(cluster.client)
-    reach.use_token()
-    reach.knock(cluster.client)
+        ray_connection.check_port(cluster.client)
+    ray_connection.enable_token_auth()
+    ray_connection.check_port(cluster.client)
     monkeypatch.delenv("RAY_AUTH_MODE")
 
 
 @pytest.mark.parametrize("address", ["ray://127.0.0.1:1", "127.0.0.1:1", "ray://no.such.host.invalid:10001"])
 def test_nobody_there(address: str) -> None:
     with pytest.raises(TransientError, match=f"^ray_address: expected a Ray cluster at {address}, found none") as found:
-        reach.knock(address)
+        ray_connection.check_port(address)
     assert "\n" not in str(found.value)
 
 
@@ -303,21 +305,21 @@ def test_no_dashboard_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize("address", ["garbage", "foo://x:1", "127.0.0.1:99999", "host:0", "ray://host", "a b:1"])
 def test_no_address(address: str) -> None:
     with pytest.raises(UserError, match=r"^ray_address: expected auto, host:6379"):
-        reach.check_address(address)
+        ray_connection.check_address(address)
 
 
 @pytest.mark.parametrize("address", ["auto", "head:6379", "10.0.0.1:6379", "[::1]:6379", "ray://head.ns.svc:10001"])
 def test_an_address(address: str) -> None:
-    reach.check_address(address)
+    ray_connection.check_address(address)
 
 
 def test_the_wrong_port(cluster: RayCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in cluster.login.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=r"expected the port of Ray Client at .*host:6379"):
-        reach.knock(f"ray://{cluster.gcs}")
+        ray_connection.check_port(f"ray://{cluster.gcs}")
     with pytest.raises(UserError, match=r"expected a GCS at .*ray://host:10001"):
-        reach.knock(cluster.client.removeprefix("ray://"))
+        ray_connection.check_port(cluster.client.removeprefix("ray://"))
 
 
 MISMATCH = """Version mismatch: The cluster was started with:
@@ -344,7 +346,7 @@ This process on Ray Client was started with:
 )
 def test_words_of_rays_own(error: Exception, code: int, parts: tuple[str, ...]) -> None:
     """Texts that Ray 2.55 and 2.60 gave (tests of mixed versions need environments of their own)."""
-    ours = reach.not_joined("ray://head:10001", error)
+    ours = ray_connection.connection_error("ray://head:10001", error)
     assert ours.exit_code == code and "\n" not in str(ours)
     assert str(ours).startswith("ray_address: expected") and all(part in str(ours) for part in parts), ours
 
@@ -371,8 +373,8 @@ def test_a_cluster_that_grows(slow: Slow, tmp_path: Path) -> None:
     copy = slow_clean(tmp_path, rows=600)
     with RayCluster(cpus=0) as growing:
         impatient = (
-            "import sys; from imagemill.components.resize import STEP, on_ray\n"
-            "on_ray.NO_CORES_S, on_ray.LOOK_S = 3, 0.5\nsys.exit(STEP.main())"
+            "import sys; from imagemill.components.resize import STEP, ray_session\n"
+            "ray_session.NO_CORES_TIMEOUT_S, ray_session.CORES_INTERVAL_S = 3, 0.5\nsys.exit(STEP.main())"
         )
         result = resize_by(impatient, slow, "--ray-address", growing.client, env=growing.login)
         assert result.rc == EXIT_TRANSIENT
@@ -384,7 +386,7 @@ def test_a_cluster_that_grows(slow: Slow, tmp_path: Path) -> None:
         said(process, "[resize] Ray with 1 cores")
         late = growing.add(cpus=2)
         mill.wait_until(
-            lambda: sum("ray::_on_a_node" in line for line in late.lines()) > 0, "work on the late node", every=0.01
+            lambda: sum("ray::_run_on_node" in line for line in late.lines()) > 0, "work on the late node", every=0.01
         )
         content(copy, mill.finish(process, time.monotonic()))
 
@@ -414,13 +416,13 @@ def mill_record(slow: Slow, run: str) -> dict[str, Any]:
 
 def test_losses_are_counted_by_job() -> None:
     """Twenty lost workers are an error that names the job; whose it is depends on whether others were finished."""
-    from imagemill.components.resize.plan import Job
+    from imagemill.components.resize.plan import ShardPlan
     from imagemill.components.store.errors import MillError, TransientError
 
-    job, other = Job("train-0-9", "train", 12), Job("train-9-f", "train", 7)
+    job, other = ShardPlan("train-0-9", "train", 12), ShardPlan("train-9-f", "train", 7)
     for finished, kind in ((0, TransientError), (5, MillError)):
-        losses = on_ray._Losses(finished=finished)
-        for _ in range(on_ray.LOST_TRIES - 1):
+        losses = ray_tasks._LossCounter(finished=finished)
+        for _ in range(ray_tasks.MAX_LOSSES - 1):
             losses.add(job, "its worker was lost")
             losses.add(other, "its node was lost")
         with pytest.raises(kind, match=r"train-0-9: the 12 rows .* 20 times"):

@@ -15,7 +15,7 @@ import mill
 import pytest
 from ray_cluster import Slow, content, descendants, slow_clean, start_resize, still_there, without_ray
 
-AT_WORK = "ray::_on_a_node"
+AT_WORK = "ray::_run_on_node"
 Content = list[tuple[str, str, int, str]]
 
 
@@ -102,14 +102,14 @@ def test_fewer_and_more_workers(workers: int, slow: Slow, expected: Content, tmp
 
 CRASHES = """
 import os, sys
-from imagemill.components.resize import STEP, on_ray, plan, resize
-plan.FILE_ROWS = 10
-on_ray.LOST_TRIES = 4
-def make_files(batch, *more, work=resize.make_files):
-    if batch.key.startswith("val"):
+from imagemill.components.resize import STEP, plan, ray_tasks, resize
+plan.MAX_SHARD_ROWS = 10
+ray_tasks.MAX_LOSSES = 4
+def write_shards(task, *more, work=resize.write_shards):
+    if task.key.startswith("val"):
         os.kill(os.getpid(), 11)
-    return work(batch, *more)
-resize.make_files = make_files
+    return work(task, *more)
+resize.write_shards = write_shards
 sys.exit(STEP.main())
 """
 

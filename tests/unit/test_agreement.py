@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save, save_file
 
 from imagemill.components.resize.config import ResizeConfig
-from imagemill.components.resize.work import Recipe
+from imagemill.components.resize.tensor_shards import TensorSpec
 from imagemill.components.store.errors import UserError
 from imagemill.components.store.manifest import Dataset, Manifest, Parent, Totals, commit
 from imagemill.components.store.model import ModelSpec, build_network
@@ -207,7 +207,7 @@ def small_tensors(workspace: Workspace) -> Dataset:
         workspace.dataset("tensors", "01"),
         np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8),
     )
-    schema = Recipe(Geometry(32)).schema()
+    schema = TensorSpec(Geometry(32)).schema()
     columns = [[one.tobytes() for one in pixels], [0, 1] * 4, [str(number) for number in range(8)]]
     with ShardWriter(uri, Layout(schema, plain=True)) as writer:
         writer.add_table(pa.table([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema=schema))

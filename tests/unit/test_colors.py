@@ -179,8 +179,8 @@ def test_a_single_channel_is_resampled_alone() -> None:
 @pytest.fixture
 def steps_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """The resize step without Ray, whose start costs seconds; what Ray does is tested elsewhere."""
-    monkeypatch.setattr(resize_step, "ray_session", no_session)
-    monkeypatch.setattr(resize_step, "run_jobs", here)
+    monkeypatch.setattr(resize_step, "open_ray_session", no_session)
+    monkeypatch.setattr(resize_step, "run_tasks", here)
 
 
 def run_step(step: Step, workspace: Path, **values: str) -> Dataset:

@@ -20,8 +20,16 @@ from imagemill.components.evaluate.inputs import read_test_batches
 from imagemill.components.resize import copies as module
 from imagemill.components.resize import plan
 from imagemill.components.resize.config import ResizeConfig
-from imagemill.components.resize.copies import CopyPolicy, Planned, generator, mirrored, place, planned, with_copies
-from imagemill.components.resize.work import Recipe
+from imagemill.components.resize.copies import (
+    CopyPlan,
+    CopyPolicy,
+    assign_position,
+    decode_with_copies,
+    flip_horizontally,
+    make_generator,
+    plan_copies,
+)
+from imagemill.components.resize.tensor_shards import TensorSpec
 from imagemill.components.store.errors import MillError, UserError
 from imagemill.components.store.images import convert_color
 from imagemill.components.store.manifest import read_dataset
@@ -44,7 +52,7 @@ def row(number: int = 1, **more: Any) -> dict[str, Any]:
 
 
 def made(policy: CopyPolicy, geometry: Geometry = SMALL, **more: Any) -> list[tuple[Any, str]]:
-    return list(with_copies(row(**more), geometry, policy))
+    return list(decode_with_copies(row(**more), geometry, policy))
 
 
 def test_without_copies_nothing_is_added(tmp_path: Path) -> None:
@@ -96,9 +104,9 @@ def test_copies_lie_anywhere_and_originals_in_their_order(tmp_path: Path) -> Non
 
 def test_a_place_is_in_the_jobs_range() -> None:
     low, high = 2**62 + 3, 2**62 + 11
-    found = Counter(place(low, f"{n}", 1, low, high) for n in range(4000))
+    found = Counter(assign_position(low, f"{n}", 1, low, high) for n in range(4000))
     assert set(found) == set(range(low, high)) and max(found.values()) < 600
-    assert place(low + 5, "x", 0, low, high) == low + 5
+    assert assign_position(low + 5, "x", 0, low, high) == low + 5
 
 
 def test_pixels_depend_on_the_image_and_the_policy_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +114,7 @@ def test_pixels_depend_on_the_image_and_the_policy_alone(tmp_path: Path, monkeyp
     whole = by_copy(resized(clean_of(tmp_path / "a", several(12)), copies=3, copy_flip=True))
     fewer = by_copy(resized(clean_of(tmp_path / "b", several(12)[::3]), copies=2, copy_flip=True))
     assert len(fewer) == 12 and len(whole) == 48
-    monkeypatch.setattr(plan, "FILE_ROWS", 12)
+    monkeypatch.setattr(plan, "MAX_SHARD_ROWS", 12)
     cut = resized(clean_of(tmp_path / "c", several(12)), copies=3, copy_flip=True)
     assert len(cut.files("data", "train")) == 4
     assert all(f.rows == 12 for f in cut.files("data", "train"))
@@ -120,7 +128,7 @@ def test_pixels_depend_on_the_image_and_the_policy_alone(tmp_path: Path, monkeyp
 
 def test_threads_change_nothing() -> None:
     def one(number: int) -> list[tuple[bytes, str]]:
-        return [(pixels.tobytes(), said) for pixels, said in with_copies(row(number), Geometry(32), RAND)]
+        return [(pixels.tobytes(), said) for pixels, said in decode_with_copies(row(number), Geometry(32), RAND)]
 
     alone = [one(number) for number in range(24)]
     with ThreadPoolExecutor(4) as pool:
@@ -129,7 +137,7 @@ def test_threads_change_nothing() -> None:
 
 def test_seed_image_and_number_count() -> None:
     def numbers(*key: Any) -> tuple[int, ...]:
-        return tuple(generator(*key).integers(2**62, size=2).tolist())
+        return tuple(make_generator(*key).integers(2**62, size=2).tolist())
 
     keys = [(0, 1, "a", 1), (1, 1, "a", 1), (0, 2, "a", 1), (0, 1, "b", 1), (0, 1, "a", 2), (1, 1, "a", 2)]
     assert len({numbers(*key) for key in keys}) == len(keys)
@@ -145,7 +153,7 @@ def test_what_is_said_makes_the_same_pixels() -> None:
         for pixels, said in found[1:]:
             about = json.loads(said)
             assert set(about) == {"policy", "flip", "operations"} and len(about["operations"]) == 2
-            start = mirrored(found[0][0]) if about["flip"] else found[0][0]
+            start = flip_horizontally(found[0][0]) if about["flip"] else found[0][0]
             np.testing.assert_array_equal(
                 pixels, apply_operations(start, [Operation(**one) for one in about["operations"]])
             )
@@ -188,7 +196,7 @@ def test_edges_and_colours_are_made_of_the_augmented_picture() -> None:
 
 
 def test_a_letterbox_is_padded_after_the_augmentation() -> None:
-    found = made(dataclasses.replace(RAND, number=12), Geometry(64, "letterbox"))
+    found = made(dataclasses.replace(RAND, per_image=12), Geometry(64, "letterbox"))
     height = round(64 * Image(1).pixels.shape[0] / Image(1).pixels.shape[1])
     top = (64 - height) // 2
     assert top > 0 and all(not p[:top].any() and not p[top + height :].any() for p, _ in found)
@@ -203,7 +211,7 @@ def test_an_image_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
         return decode_and_resize(*args, **options)
 
     monkeypatch.setattr(module, "decode_and_resize", counted)
-    assert len(made(dataclasses.replace(RAND, number=9))) == 10 and len(calls) == 1
+    assert len(made(dataclasses.replace(RAND, per_image=9))) == 10 and len(calls) == 1
 
 
 def test_jpeg_multi_label_and_gray(tmp_path: Path) -> None:
@@ -237,7 +245,7 @@ def test_what_counts_in_the_name() -> None:
     def counting(**options: Any) -> dict[str, Any]:
         config = ResizeConfig(**options)
         policy = CopyPolicy(config.copies, config.copy_policy) if config.copies else None
-        return Planned(policy).fingerprint_values(config)
+        return CopyPlan(policy).fingerprint_fields(config)
 
     assert counting() == counting(copy_ops=5, copy_policy="background", backgrounds="x", copy_seed=3) == {}
     assert counting(copies=2) == {"copies": 2} == counting(copies=2, copy_pipeline="ocr", backgrounds="x")
@@ -253,10 +261,10 @@ def test_what_counts_in_the_name() -> None:
     assert counting(copies=1, copy_policy="background", copy_ops=5) == {"copies": 1, "copy_policy": "background"}
 
 
-def test_a_recipe_travels(tmp_path: Path) -> None:
-    recipe = Recipe(Geometry(24), copies=RAND)
-    assert pickle.loads(pickle.dumps(recipe)) == recipe
-    assert planned(ResizeConfig(copies=2), clean_of(tmp_path, several(3))).policy == CopyPolicy(2, "randaugment")
+def test_a_spec_travels(tmp_path: Path) -> None:
+    spec = TensorSpec(Geometry(24), copies=RAND)
+    assert pickle.loads(pickle.dumps(spec)) == spec
+    assert plan_copies(ResizeConfig(copies=2), clean_of(tmp_path, several(3))).policy == CopyPolicy(2, "randaugment")
 
 
 def test_an_image_that_does_not_decode_is_our_error(tmp_path: Path) -> None:

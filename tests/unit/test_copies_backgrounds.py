@@ -16,10 +16,16 @@ import photos
 import pytest
 from copied import STEP, Image, by_copy, clean_of, resized, rows_of, several
 
-from imagemill.components.resize import backgrounds as behind
-from imagemill.components.resize.backgrounds import colour_field, composite, cover, foreground, list_backgrounds
+from imagemill.components.resize import backgrounds
+from imagemill.components.resize.backgrounds import (
+    composite,
+    decode_foreground,
+    list_backgrounds,
+    make_color_field,
+    resize_to_cover,
+)
 from imagemill.components.resize.config import ResizeConfig
-from imagemill.components.resize.copies import CopyPolicy, mirrored, planned, with_copies
+from imagemill.components.resize.copies import CopyPolicy, decode_with_copies, flip_horizontally, plan_copies
 from imagemill.components.store.errors import UserError
 from imagemill.components.store.images import Decoded, convert_color
 from imagemill.components.store.resample import Geometry, resize_image
@@ -55,21 +61,21 @@ def test_the_foreground_stays_and_the_rest_goes(tmp_path: Path) -> None:
     """At the picture's own size nothing is resampled: every pixel can be looked at."""
     pixels = photos.made(1, 64, 64)
     row = {"image_id": "a", "image": {"bytes": photos.saved(pixels)}, "shuffle_index": STEP}
-    found = list(with_copies(row | {"mask": photos.saved(half(pixels))}, Geometry(64, "squash"), FIELDS))
+    found = list(decode_with_copies(row | {"mask": photos.saved(half(pixels))}, Geometry(64, "squash"), FIELDS))
     assert len(found) == 5 and found[0][1] == ""
     np.testing.assert_array_equal(found[0][0], pixels)
     for image, said in found[1:]:
         about = json.loads(said)
         assert set(about) == {"policy", "flip", "field"} and not about["flip"]
         np.testing.assert_array_equal(image[:, :32], pixels[:, :32])
-        np.testing.assert_array_equal(image[:, 32:], colour_field(about["field"], "rgb", 64, 64)[:, 32:])
+        np.testing.assert_array_equal(image[:, 32:], make_color_field(about["field"], "rgb", 64, 64)[:, 32:])
     assert len({image.tobytes() for image, _ in found}) == 5
-    flipped = list(with_copies(row | {"mask": photos.saved(half(pixels))}, Geometry(64, "squash"),
-                               dataclasses.replace(FIELDS, flip=True, number=12)))  # fmt: skip
+    flipped = list(decode_with_copies(row | {"mask": photos.saved(half(pixels))}, Geometry(64, "squash"),
+                               dataclasses.replace(FIELDS, flip=True, per_image=12)))  # fmt: skip
     flips = [json.loads(said)["flip"] for _, said in flipped[1:]]
     assert 2 < sum(flips) < 10
     for (image, _), flip in zip(flipped[1:], flips, strict=True):
-        np.testing.assert_array_equal((mirrored(image) if flip else image)[:, :32], pixels[:, :32])
+        np.testing.assert_array_equal((flip_horizontally(image) if flip else image)[:, :32], pixels[:, :32])
 
 
 def test_it_is_put_behind_before_the_resample() -> None:
@@ -80,8 +86,8 @@ def test_it_is_put_behind_before_the_resample() -> None:
     for kind, geometry in (("PNG", Geometry(96)), ("JPEG", Geometry(48, "letterbox"))):
         data = photos.saved(pixels, kind, **({"quality": 98} if kind == "JPEG" else {}))
         row = {"image_id": "a", "image": {"bytes": data}, "shuffle_index": STEP, "mask": photos.saved(disc)}
-        for image, said in list(with_copies(row, geometry, FIELDS))[1:]:
-            field = colour_field(json.loads(said)["field"], "rgb", 481, 643)
+        for image, said in list(decode_with_copies(row, geometry, FIELDS))[1:]:
+            field = make_color_field(json.loads(said)["field"], "rgb", 481, 643)
             expected = resize_image(Decoded(np.where(disc[:, :, None] > 0, pixels, field), 643, 481, "PNG"), geometry)
             apart = np.abs(image.astype(int) - expected)
             assert apart.mean() < 1.5 and np.percentile(apart, 99) < 16, (kind, apart.mean())
@@ -90,13 +96,13 @@ def test_it_is_put_behind_before_the_resample() -> None:
 def test_the_share_of_a_scaled_decode_is_the_mean_of_its_blocks() -> None:
     mask = (np.random.default_rng(0).random((21, 30)) < 0.5).astype(np.uint8) * 255
     full = Decoded(np.zeros((21, 30, 3), np.uint8), 30, 21, "JPEG")
-    np.testing.assert_array_equal(foreground(photos.saved(mask), full), mask)
-    found = foreground(photos.saved(mask), Decoded(np.zeros((6, 8, 3), np.uint8), 30, 21, "JPEG", divisor=4))
+    np.testing.assert_array_equal(decode_foreground(photos.saved(mask), full), mask)
+    found = decode_foreground(photos.saved(mask), Decoded(np.zeros((6, 8, 3), np.uint8), 30, 21, "JPEG", divisor=4))
     assert found is not None and found.shape == (6, 8)
     for row, column in ((0, 0), (3, 5), (4, 6)):
         block = mask[4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
         assert abs(int(found[row, column]) - block.mean()) <= 1
-    assert foreground(photos.saved(mask * 0), full) is None
+    assert decode_foreground(photos.saved(mask * 0), full) is None
 
 
 def test_composite_blends_by_the_share() -> None:
@@ -113,18 +119,18 @@ def test_cover_shows_the_largest_centre() -> None:
     picture = np.zeros((40, 100, 3), np.uint8)
     picture[:, 30:70] = 200
     for size in ((20, 20), (40, 40), (80, 80)):
-        assert (cover(picture, *size) == 200).all() and cover(picture, *size).shape == (*size, 3)
-    wide = cover(picture, 20, 50)
+        assert (resize_to_cover(picture, *size) == 200).all() and resize_to_cover(picture, *size).shape == (*size, 3)
+    wide = resize_to_cover(picture, 20, 50)
     assert (wide[:, 15:35] == 200).all() and not wide[:, :14].any()
-    assert cover(picture[:, :, :1], 7, 90).shape == (7, 90, 1)
+    assert resize_to_cover(picture[:, :, :1], 7, 90).shape == (7, 90, 1)
 
 
 def test_fields_are_smooth_and_of_the_right_colour() -> None:
-    field = colour_field(5, "rgb", 90, 120)
+    field = make_color_field(5, "rgb", 90, 120)
     assert field.shape == (90, 120, 3) and field.std() > 10
     assert max(np.abs(np.diff(field.astype(int), axis=axis)).max() for axis in (0, 1)) < 25
-    np.testing.assert_array_equal(colour_field(5, "gray", 90, 120), convert_color(field, "gray"))
-    assert colour_field(6, "rgb", 90, 120).tobytes() != field.tobytes()
+    np.testing.assert_array_equal(make_color_field(5, "gray", 90, 120), convert_color(field, "gray"))
+    assert make_color_field(6, "rgb", 90, 120).tobytes() != field.tobytes()
 
 
 def test_images_without_a_mask_have_no_copies_and_are_counted(tmp_path: Path) -> None:
@@ -180,10 +186,10 @@ def test_a_picture_does_not_depend_on_what_was_asked_for_before(tmp_path: Path) 
     sizes = [(40, 40), (300, 200), (41, 63), (500, 900)]
     found = []
     for order in (sizes, sizes[::-1]):
-        behind._cache = behind._Cache(behind.CACHE_BYTES)
-        found.append({size: behind.picture(str(tmp_path), one, "rgb", *size).tobytes() for size in order})
+        backgrounds._cache = backgrounds._PictureCache(backgrounds.CACHE_BYTES)
+        found.append({size: backgrounds.read_picture(str(tmp_path), one, "rgb", *size).tobytes() for size in order})
     assert found[0] == found[1]
-    cache = behind._Cache(1000)
+    cache = backgrounds._PictureCache(1000)
     for number in range(9):
         cache.put((str(number), "", 0), np.zeros(300, np.uint8))
     assert [cache.get((str(n), "", 0)) is not None for n in range(9)] == [False] * 6 + [True] * 3
@@ -196,7 +202,7 @@ def test_what_counts_is_names_and_content(tmp_path: Path) -> None:
 
     def counted(folder: str) -> Any:
         config = ResizeConfig(copies=1, backgrounds=folder, **OPTIONS)
-        return planned(config, clean).fingerprint_values(config)["backgrounds"]
+        return plan_copies(config, clean).fingerprint_fields(config)["backgrounds"]
 
     first = folder_of(tmp_path / "bg", {"a.png": (1, 2, 3), "b.png": (4, 5, 6)})
     moved = str(shutil.copytree(first, tmp_path / "moved"))
@@ -208,7 +214,7 @@ def test_what_counts_is_names_and_content(tmp_path: Path) -> None:
     folder_of(tmp_path / "bg", {"a.png": (1, 2, 4)})
     assert counted(first) != before
     config = ResizeConfig(copies=1, **OPTIONS)
-    assert planned(config, clean).fingerprint_values(config) == {"copies": 1, "copy_policy": "background"}
+    assert plan_copies(config, clean).fingerprint_fields(config) == {"copies": 1, "copy_policy": "background"}
 
 
 def test_wrong_backgrounds_say_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,10 +230,10 @@ def test_wrong_backgrounds_say_what_is_wrong(tmp_path: Path, monkeypatch: pytest
     old = list_backgrounds(folder)
     folder_of(tmp_path / "bg", {"a.png": (9, 9, 9)})
     with pytest.raises(UserError, match=r"a\.png: expected the picture that was there when resize began"):
-        behind.picture(folder, old[0], "rgb", 8, 8)
+        backgrounds.read_picture(folder, old[0], "rgb", 8, 8)
     (tmp_path / "bg" / "a.png").unlink()
     with pytest.raises(UserError, match="or none"):
-        behind.picture(folder, old[0], "rgb", 8, 8)
+        backgrounds.read_picture(folder, old[0], "rgb", 8, 8)
 
 
 def test_a_known_photograph_in_front_of_another() -> None:
@@ -239,7 +245,7 @@ def test_a_known_photograph_in_front_of_another() -> None:
         photos.pet("Abyssinian_101"), CleanConfig(keep_masks=True), None, photos.trimap("Abyssinian_101")
     )
     row = {"image_id": "a", "image": {"bytes": done.data}, "shuffle_index": STEP, "mask": done.mask}
-    found = list(with_copies(row, Geometry(128, "letterbox"), FIELDS))
+    found = list(decode_with_copies(row, Geometry(128, "letterbox"), FIELDS))
     small = cv2.resize(
         cv2.imdecode(np.frombuffer(done.mask or b"", np.uint8), 0), (128, 89), interpolation=cv2.INTER_AREA
     )

@@ -15,7 +15,7 @@ import pytest
 from copied import by_copy, clean_of, resized, several
 
 from imagemill.components.resize.config import ResizeConfig
-from imagemill.components.resize.copies import absolute, planned
+from imagemill.components.resize.copies import make_paths_absolute, plan_copies
 from imagemill.components.store import pipelines
 from imagemill.components.store.errors import UserError
 from imagemill.components.store.pipelines import PIPELINES, apply_pipeline, check_pipeline, import_albumentations
@@ -24,7 +24,7 @@ ALB: dict[str, Any] = {"copy_policy": "albumentations"}
 FIELD = "copy_pipeline"
 
 
-def pipeline_text(chosen: str) -> str:
+def load_pipeline(chosen: str) -> str:
     return pipelines.load_pipeline(chosen, FIELD)
 
 
@@ -46,7 +46,7 @@ def config(**options: Any) -> ResizeConfig:
 
 @pytest.mark.parametrize("name", PIPELINES)
 def test_a_named_pipeline_keeps_shape_and_type_and_changes_pixels(name: str) -> None:
-    text = pipeline_text(name)
+    text = load_pipeline(name)
     pixels = photos.made(0, 90, 64)
     found = [drawn(text, pixels, seed) for seed in range(8)]
     assert all(image.shape == pixels.shape and image.dtype == np.uint8 for image, _ in found)
@@ -69,20 +69,20 @@ def test_no_named_pipeline_mirrors_or_is_hue_unsafe_where_that_matters() -> None
     slope = np.repeat((40 + 2 * x + y)[:, :, None], 3, 2).astype(np.uint8)
     for name in ("light", "ocr", "medical", "geometry"):
         for seed in range(20):
-            image = drawn(pipeline_text(name), slope, seed)[0].astype(int)
+            image = drawn(load_pipeline(name), slope, seed)[0].astype(int)
             assert image[:, 32:].mean() > image[:, :32].mean() + 20  # right stays right
             assert image[32:].mean() > image[:32].mean() + 5  # and up stays up
             if name in ("light", "geometry"):
                 assert np.abs(image - image[:, :, :1]).max() <= 1
     flat = np.full((40, 40, 3), (200, 30, 90), np.uint8)
     for seed in range(20):
-        np.testing.assert_array_equal(drawn(pipeline_text("geometry"), flat, seed)[0], flat)
+        np.testing.assert_array_equal(drawn(load_pipeline("geometry"), flat, seed)[0], flat)
 
 
 def test_every_operation_has_random_numbers_of_its_own(tmp_path: Path) -> None:
     """A seed for each of them, as albumentations sets it, would draw the same number in all."""
     a = import_albumentations()
-    text = pipeline_text(saved(tmp_path / "p.json", a.HorizontalFlip(p=0.5), a.VerticalFlip(p=0.5)))
+    text = load_pipeline(saved(tmp_path / "p.json", a.HorizontalFlip(p=0.5), a.VerticalFlip(p=0.5)))
     pixels = photos.made(1, 20, 20)
     both = [tuple(one["name"] for one in drawn(text, pixels, seed)[1]) for seed in range(60)]
     images = {drawn(text, pixels, seed)[0].tobytes() for seed in range(60)}
@@ -96,7 +96,7 @@ def test_every_operation_has_random_numbers_of_its_own(tmp_path: Path) -> None:
 
 
 def test_threads_change_nothing() -> None:
-    texts = [pipeline_text(name) for name in ("strong", "ocr", "light")]
+    texts = [load_pipeline(name) for name in ("strong", "ocr", "light")]
     jobs = [(texts[n % 3], photos.made(n, 40, 40), n) for n in range(30)]
     alone = [drawn(*job)[0].tobytes() for job in jobs]
     with ThreadPoolExecutor(4) as pool:
@@ -107,13 +107,13 @@ def test_threads_change_nothing() -> None:
 def test_a_saved_pipeline_is_read_whatever_its_form(form: str, tmp_path: Path) -> None:
     a = import_albumentations()
     uri = saved(tmp_path / "mine", a.Rotate(limit=(30, 30), p=1), a.Blur(p=0.5), data_format=form)
-    text = pipeline_text(uri)
+    text = load_pipeline(uri)
     image, said = drawn(text, photos.made(0, 40, 40), 0)
     assert said[0]["name"] == "Rotate" and not np.array_equal(image, photos.made(0, 40, 40))
-    assert text == pipeline_text(saved(tmp_path / "other", a.Rotate(limit=(30, 30), p=1), a.Blur(p=0.5)))
+    assert text == load_pipeline(saved(tmp_path / "other", a.Rotate(limit=(30, 30), p=1), a.Blur(p=0.5)))
     one = saved(tmp_path / "one", a.Rotate(limit=(30, 30), p=1))
     a.save(a.Rotate(limit=(30, 30), p=1), one)  # no Compose around it
-    np.testing.assert_array_equal(drawn(pipeline_text(one), photos.made(0, 40, 40), 0)[0].shape, (40, 40, 3))
+    np.testing.assert_array_equal(drawn(load_pipeline(one), photos.made(0, 40, 40), 0)[0].shape, (40, 40, 3))
 
 
 def test_what_counts_is_the_content_of_the_file(tmp_path: Path) -> None:
@@ -125,16 +125,16 @@ def test_what_counts_is_the_content_of_the_file(tmp_path: Path) -> None:
     names = []
     for pipeline in (first, moved, other, "light", "ocr"):
         options = config(copy_pipeline=pipeline)
-        names.append(planned(options, clean).fingerprint_values(options))
+        names.append(plan_copies(options, clean).fingerprint_fields(options))
     assert names[0] == names[1] != names[2] and len(names[0]["copy_pipeline"]) == 16
     assert "copy_pipeline" not in names[3] and names[4]["copy_pipeline"] == "ocr"
 
 
 def test_relative_places_are_made_absolute_for_other_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    found = absolute(config(copy_pipeline="mine.json", backgrounds="bg"))
+    found = make_paths_absolute(config(copy_pipeline="mine.json", backgrounds="bg"))
     assert (found.copy_pipeline, found.backgrounds) == (f"{tmp_path}/mine.json", f"{tmp_path}/bg")
-    named = absolute(config(copy_pipeline="strong"))
+    named = make_paths_absolute(config(copy_pipeline="strong"))
     assert (named.copy_pipeline, named.backgrounds) == ("strong", "")
 
 
@@ -162,10 +162,10 @@ def test_what_is_no_pipeline_says_so(tmp_path: Path) -> None:
     }
     for uri, message in wrong.items():
         with pytest.raises(UserError, match=rf"(?s)^copy_pipeline: .*{message}"):
-            pipeline_text(uri)
+            load_pipeline(uri)
     (tmp_path / "large.json").write_text(" " * 2_000_000)
     with pytest.raises(UserError, match="2,000,000 bytes"):
-        pipeline_text(str(tmp_path / "large.json"))
+        load_pipeline(str(tmp_path / "large.json"))
 
 
 def test_a_pipeline_that_changes_shape_or_type_fails_before_the_work(tmp_path: Path) -> None:
@@ -178,10 +178,10 @@ def test_a_pipeline_that_changes_shape_or_type_fails_before_the_work(tmp_path: P
         (a.RandomCrop(50, 50, p=1), "fails on uint8"),
     ):
         with pytest.raises(UserError, match=f"^copy_pipeline: .*{message}"):
-            planned(config(copy_pipeline=saved(tmp_path / "p.json", operation)), clean)
+            plan_copies(config(copy_pipeline=saved(tmp_path / "p.json", operation)), clean)
     gray = clean_of(tmp_path / "gray", several(2), "gray")
     with pytest.raises(UserError, match=r"^copy_pipeline: fails on uint8 \[24, 24, 1\]: .*3-channel"):
-        planned(config(copy_pipeline="weather"), gray)
+        plan_copies(config(copy_pipeline="weather"), gray)
 
 
 def test_the_step_makes_and_says_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from test_resample import decoded, noise
 from imagemill.components.evaluate.inputs import read_test_batches
 from imagemill.components.resize import plan, resize, statistics
 from imagemill.components.resize.config import ResizeConfig
-from imagemill.components.resize.statistics import STD_FLOOR, Sums, add_histogram, normalization_of
+from imagemill.components.resize.statistics import STD_FLOOR, ChannelSums, add_histogram, compute_normalization
 from imagemill.components.resize.statistics import mean_and_std as named
 from imagemill.components.store.choices import COLORS, EDGES, MODES
 from imagemill.components.store.errors import UserError
@@ -160,11 +160,11 @@ def test_thresholds_in_the_wrong_order_are_refused() -> None:
 # Mean and spread.
 
 
-def counted(images: Pixels) -> Sums:
+def counted(images: Pixels) -> ChannelSums:
     histogram = np.zeros((images.shape[3], 256), np.int64)
     for image in images:
         add_histogram(histogram, image)
-    return Sums.of(histogram)
+    return ChannelSums.from_histogram(histogram)
 
 
 @given(st.integers(1, 5), st.integers(1, 9), st.integers(0, 2**32 - 1))
@@ -174,10 +174,10 @@ def test_sums_are_exact_in_whatever_parts_and_order(channels: int, parts: int, s
     images = random.integers(0, 256, (10, 7, 6, channels), np.uint8)
     whole = counted(images)
     flat = images.reshape(-1, channels).astype(int)
-    assert whole == Sums(420, tuple(flat.sum(0).tolist()), tuple((flat**2).sum(0).tolist()))
+    assert whole == ChannelSums(420, tuple(flat.sum(0).tolist()), tuple((flat**2).sum(0).tolist()))
     pieces = [counted(part) for part in np.array_split(images, min(parts, 10))]
-    assert sum((pieces[i] for i in random.permutation(len(pieces))), Sums()) == whole
-    mean, std = normalization_of("dataset", "rgb", channels, whole)
+    assert sum((pieces[i] for i in random.permutation(len(pieces))), ChannelSums()) == whole
+    mean, std = compute_normalization("dataset", "rgb", channels, whole)
     np.testing.assert_allclose(mean, flat.mean(0) / 255, atol=1e-6)
     np.testing.assert_allclose(std, flat.std(0) / 255, atol=1e-6)
 
@@ -186,18 +186,18 @@ def test_sums_of_very_many_pixels_stay_exact(monkeypatch: pytest.MonkeyPatch) ->
     """Beyond what a float can count: more rows than go into one histogram, and more than int64 holds of squares."""
     image = noise(50, 40)
     expected = counted(image[None])
-    monkeypatch.setattr(statistics, "COUNTED_EXACTLY", 150)
+    monkeypatch.setattr(statistics, "MAX_EXACT_COUNT", 150)
     assert counted(image[None]) == expected
-    many = Sums(2**50, (2**50 * 100 + 1,), (2**50 * 10_025,))
+    many = ChannelSums(2**50, (2**50 * 100 + 1,), (2**50 * 10_025,))
     assert many.mean_std(0) == (round(100 / 255, 6), round(5 / 255, 6))
-    total = sum([many] * 2**10, Sums())
+    total = sum([many] * 2**10, ChannelSums())
     assert total.count == 2**60 and total.mean_std(0) == many.mean_std(0)
 
 
 def test_a_channel_that_never_changes_does_not_divide_by_zero() -> None:
     sums = counted(np.full((3, 4, 4, 2), 51, np.uint8))
-    assert normalization_of("dataset", "gray", 2, sums) == ([0.2, 0.2], [round(STD_FLOOR, 6)] * 2)
-    assert normalization_of("dataset", "gray", 2, Sums())[1] == [0.5, 0.5]
+    assert compute_normalization("dataset", "gray", 2, sums) == ([0.2, 0.2], [round(STD_FLOOR, 6)] * 2)
+    assert compute_normalization("dataset", "gray", 2, ChannelSums())[1] == [0.5, 0.5]
 
 
 def test_imagenet_is_kept_where_it_has_something_to_say() -> None:
@@ -206,10 +206,10 @@ def test_imagenet_is_kept_where_it_has_something_to_say() -> None:
     for color in ("rgb", "gray"):
         mean, std = named("imagenet", color)
         known = len(mean)
-        found = normalization_of("imagenet", color, 5, sums)
+        found = compute_normalization("imagenet", color, 5, sums)
         assert found == (mean + [m for m, _ in own[known:]], std + [s for _, s in own[known:]])
     for color in ("ycbcr", "lab", "red"):
-        assert normalization_of("imagenet", color, 5, sums) == normalization_of("dataset", "rgb", 5, sums)
+        assert compute_normalization("imagenet", color, 5, sums) == compute_normalization("dataset", "rgb", 5, sums)
 
 
 # From the clean dataset to the tensors and to what evaluate makes.
@@ -248,7 +248,7 @@ def clean_dataset(folder: Path, color: str, each: dict[str, int]) -> Dataset:
 
 
 @contextmanager
-def no_session(address: str, workers: int, witness: str = "") -> Iterator[int]:
+def no_session(address: str, workers: int, probe_uri: str = "") -> Iterator[int]:
     yield 1
 
 
@@ -262,8 +262,8 @@ def here(
 
 @pytest.fixture
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resize, "ray_session", no_session)
-    monkeypatch.setattr(resize, "run_jobs", here)
+    monkeypatch.setattr(resize, "open_ray_session", no_session)
+    monkeypatch.setattr(resize, "run_tasks", here)
 
 
 def resized(clean: Dataset, **options: Any) -> Dataset:
@@ -336,7 +336,7 @@ def test_what_was_counted_before_a_kill_counts(tmp_path: Path, monkeypatch: pyte
     """The same numbers whether one task does all, or many do, or a second try only the rest."""
     each = {"train": 12, "val": 2, "test": 2}
     whole = resized(clean_dataset(tmp_path / "whole", "lab", each), edges="both").manifest.image
-    monkeypatch.setattr(plan, "FILE_ROWS", 5)
+    monkeypatch.setattr(plan, "MAX_SHARD_ROWS", 5)
     many = resized(clean_dataset(tmp_path / "many", "lab", each), edges="both")
     assert len(many.files("data", "train")) > 2 and many.manifest.image == whole
 
@@ -354,7 +354,7 @@ def test_what_was_counted_before_a_kill_counts(tmp_path: Path, monkeypatch: pyte
             worked.extend(job.key for job in found[0].jobs)
             yield found
 
-    monkeypatch.setattr(resize, "run_jobs", dying)
+    monkeypatch.setattr(resize, "run_tasks", dying)
     clean = clean_dataset(tmp_path / "killed", "lab", each)
     for _ in (2, 1):
         with pytest.raises(Killed):
@@ -382,7 +382,7 @@ def test_a_record_without_sums_is_made_again_where_they_are_wanted(tmp_path: Pat
 
 def test_files_of_a_manifest_keep_their_form() -> None:
     assert (
-        resize.Made.from_record(
+        resize.FinishedShard.from_record(
             {"file": dataclasses.asdict(File("a", "data", "val", 1, 2, "x")), "image_bytes": 1}
         ).sums
         is None

@@ -21,8 +21,8 @@ from PIL import Image, JpegImagePlugin
 from imagemill.components.evaluate.inputs import find_tensors, read_test_batches
 from imagemill.components.resize import estimate as module
 from imagemill.components.resize.config import ResizeConfig
-from imagemill.components.resize.estimate import estimate, sample
-from imagemill.components.resize.work import Recipe
+from imagemill.components.resize.estimate import estimate_encodings, sample_images
+from imagemill.components.resize.tensor_shards import TensorSpec
 from imagemill.components.store import tensors as store_tensors
 from imagemill.components.store.errors import UserError
 from imagemill.components.store.images import Pixels
@@ -188,8 +188,8 @@ def test_what_a_jpeg_can_not_hold_is_refused(color: str, tmp_path: Path) -> None
 def said_of(clean: Dataset, **options: Any) -> list[str]:
     config = ResizeConfig.from_values({"image_size": SIZE} | options)
     geometry = config.geometry(clean.manifest.image["color"])
-    recipe = Recipe(geometry, config.encoding, config.jpeg_quality, config.jpeg_subsampling)
-    return list(estimate(clean, config, recipe))
+    spec = TensorSpec(geometry, config.encoding, config.jpeg_quality, config.jpeg_subsampling)
+    return list(estimate_encodings(clean, config, spec))
 
 
 RATE = r"[\d,]+"
@@ -211,7 +211,7 @@ def test_two_lines_say_size_and_rate_of_either(chain: Chain) -> None:
 
 
 def test_the_link_is_what_limits_raw_pixels(coloured: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_rate", lambda images, image: 30_000 if image["encoding"] == "raw" else 4_900)
+    monkeypatch.setattr(module, "_measure_rate", lambda images, image: 30_000 if image["encoding"] == "raw" else 4_900)
     raw, jpeg = said_of(coloured.clean, image_size=224)
     assert raw == "raw: 6.3 MB, read at about 30,000 images/s from memory, 660/s over a 100 MB/s link"
     assert "decoded at about 4,900 images/s, 4,900/s over that link" in jpeg
@@ -237,21 +237,21 @@ def test_where_jpeg_can_not_be_one_line_says_so(tmp_path: Path, coloured: Chain)
 
 def test_the_sample_is_spread_and_the_same_each_time(coloured: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "READ_S", 60)
-    found = sample(coloured.clean)
-    assert found == sample(coloured.clean) and 9 <= len(found) <= module.IMAGES
+    found = sample_images(coloured.clean)
+    assert found == sample_images(coloured.clean) and 9 <= len(found) <= module.SAMPLED_IMAGES
     of_split = {
         split: {row["bytes"] for row in tables(coloured.clean, split).column("image").to_pylist()} for split in NUMBERS
     }
     assert all(of_split[split] & set(found) for split in NUMBERS)
     monkeypatch.setattr(module, "READ_S", 0)
-    assert 0 < len(sample(coloured.clean)) < len(found)  # slow storage: one file is enough
+    assert 0 < len(sample_images(coloured.clean)) < len(found)  # slow storage: one file is enough
 
 
 def test_an_estimate_fails_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
     def broken(clean: Dataset) -> list[bytes]:
         raise OSError("gone")
 
-    monkeypatch.setattr(module, "sample", broken)
+    monkeypatch.setattr(module, "sample_images", broken)
     workspace = Workspace.open(str(tmp_path))
     resized(workspace, clean_photos(workspace, "rgb", {"train": 3}), estimated=True)
     assert "no estimate of size and reading rate: OSError: gone" in capfd.readouterr().err
@@ -271,12 +271,12 @@ def test_an_estimate_imports_nothing_heavy(coloured: Chain) -> None:
     program = (
         "import sys\n"
         "from imagemill.components.resize.config import ResizeConfig\n"
-        "from imagemill.components.resize.estimate import estimate\n"
-        "from imagemill.components.resize.work import Recipe\n"
+        "from imagemill.components.resize.estimate import estimate_encodings\n"
+        "from imagemill.components.resize.tensor_shards import TensorSpec\n"
         "from imagemill.components.store.manifest import read_dataset\n"
         "config = ResizeConfig(image_size=48)\n"
         "clean = read_dataset(sys.argv[1], 'clean')\n"
-        "print(len(list(estimate(clean, config, Recipe(config.geometry('rgb'))))))\n"
+        "print(len(list(estimate_encodings(clean, config, TensorSpec(config.geometry('rgb'))))))\n"
         "print(sorted({'torch', 'pandas', 'ray', 'torchvision'} & set(sys.modules)))\n"
     )
     command = [sys.executable, "-c", program, coloured.clean.uri]

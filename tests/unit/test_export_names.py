@@ -31,14 +31,14 @@ def assert_safe(name: str) -> None:
 @example("con.tar.gz", 0, False)
 @example("x" * 300, 0, False)
 def test_a_file_name_is_safe_whatever_the_id(image_id: str, copy: int, taken: bool) -> None:
-    assert_safe(names.image_name(image_id, copy, taken))
+    assert_safe(names.make_image_name(image_id, copy, taken))
 
 
 @given(st.lists(text, unique=True, max_size=8))
 @example(["a/b.jpg", "a__b.jpg", "a_/b.jpg", "a.jpg", "a.png", "A.JPG"])
 def test_two_ids_of_one_folder_never_share_a_name_even_where_case_does_not_count(ids: list[str]) -> None:
-    keys = [names.collision_key("train/c", one, 0) for one in ids]
-    found = [names.image_name(one, 0, keys.count(key) > 1) for one, key in zip(ids, keys, strict=True)]
+    keys = [names.hash_kept_name("train/c", one, 0) for one in ids]
+    found = [names.make_image_name(one, 0, keys.count(key) > 1) for one, key in zip(ids, keys, strict=True)]
     folded = [unicodedata.normalize("NFC", name.casefold()) for name in found]
     assert len(set(folded)) == len(ids)
 
@@ -46,15 +46,15 @@ def test_two_ids_of_one_folder_never_share_a_name_even_where_case_does_not_count
 @given(st.lists(text, unique=True, max_size=8))
 @example(list(exports.EVIL_CLASSES))
 def test_classes_have_folders_of_their_own(classes: list[str]) -> None:
-    found = names.class_names(tuple(classes))
+    found = names.make_class_folders(tuple(classes))
     for name in found:
         assert_safe(name)
     assert len({unicodedata.normalize("NFC", name.casefold()) for name in found}) == len(classes)
 
 
 def test_an_id_that_looks_like_a_made_name_can_not_take_it() -> None:
-    made = names.image_name("../x.jpg", 0, False)
-    assert names.image_name(f"{made}.jpg", 0, False) != made
+    made = names.make_image_name("../x.jpg", 0, False)
+    assert names.make_image_name(f"{made}.jpg", 0, False) != made
 
 
 @pytest.mark.parametrize(
@@ -67,8 +67,8 @@ def test_an_id_that_looks_like_a_made_name_can_not_take_it() -> None:
     ],
 )
 def test_a_usual_id_stays_readable(image_id: str, name: str) -> None:
-    assert names.image_name(image_id, 0, False) == name
-    assert names.image_name(image_id, 2, False) == f"{name}-copy2"
+    assert names.make_image_name(image_id, 0, False) == name
+    assert names.make_image_name(image_id, 2, False) == f"{name}-copy2"
 
 
 def test_nothing_leaves_the_output(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from cleaned import Row
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagemill.components.export.order import cuts, rows_in_order, survey
+from imagemill.components.export.order import index_split, partition, read_in_order
 from imagemill.components.store.manifest import Dataset, Manifest, commit
 
 
@@ -28,8 +28,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 def rows(source: Dataset, scratch: Path, **bounds: int) -> list[dict[str, Any]]:
-    about = survey(source, "train")
-    return list(rows_in_order(source, about, ["image_id", "image.bytes"], scratch, **bounds))
+    index = index_split(source, "train")
+    return list(read_in_order(source, index, ["image_id", "image.bytes"], scratch, **bounds))
 
 
 @pytest.mark.parametrize(("window", "spill"), [(1 << 30, 1 << 30), (9_000, 1 << 30), (9_000, 50_000), (1, 20_000)])
@@ -44,8 +44,8 @@ def test_rows_come_by_shuffle_index_and_each_once(source: Dataset, tmp_path: Pat
 
 
 def test_small_windows_go_through_scratch(source: Dataset, tmp_path: Path) -> None:
-    about = survey(source, "train")
-    found = rows_in_order(source, about, ["image_id", "image.bytes"], tmp_path, window=9_000, spill=1 << 30)
+    index = index_split(source, "train")
+    found = read_in_order(source, index, ["image_id", "image.bytes"], tmp_path, window=9_000, spill=1 << 30)
     next(found)
     sizes = [path.stat().st_size for path in tmp_path.iterdir()]
     assert len(sizes) > 5 and max(sizes) < 3 * 9_000
@@ -53,7 +53,7 @@ def test_small_windows_go_through_scratch(source: Dataset, tmp_path: Path) -> No
 
 
 def test_the_survey_knows_every_byte(source: Dataset) -> None:
-    assert survey(source, "train").total == sum(
+    assert index_split(source, "train").total == sum(
         len(cleaned.picture(f"{p}-{n}.jpg")) for p in range(4) for n in range(40)
     )
 
@@ -61,6 +61,6 @@ def test_the_survey_knows_every_byte(source: Dataset) -> None:
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=40), st.integers(1, 60))
 def test_cuts_hold_the_budget_and_leave_nothing_out(sizes: list[int], budget: int) -> None:
     counts = np.array(sizes, np.int64)
-    found = cuts(counts, 0, len(counts), budget)
+    found = partition(counts, 0, len(counts), budget)
     assert [place for low, high in found for place in range(low, high)] == list(range(len(sizes)))
     assert all(counts[low:high].sum() <= max(budget, counts[low:high].max()) for low, high in found)

@@ -9,9 +9,9 @@ from pathlib import Path
 import exports
 import pytest
 
-from imagemill.components.export import place as places
+from imagemill.components.export import output_folder
 from imagemill.components.export.config import ExportConfig
-from imagemill.components.export.place import MARKER, STARTED
+from imagemill.components.export.output_folder import MARKER, STARTED
 from imagemill.components.store.errors import DatasetError, TransientError, UserError
 from imagemill.components.store.filesystem import LocalStore
 from imagemill.components.store.manifest import Dataset, File, Manifest, commit
@@ -54,7 +54,7 @@ def test_what_is_lost_is_made_again(source: Dataset, tmp_path: Path, form: str) 
 def test_an_unfinished_one_goes_on(source: Dataset, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     exports.run(source, form, tmp_path / "whole", 4000)
     with monkeypatch.context() as patch:
-        patch.setattr(places.Place, "finish", stopped)
+        patch.setattr(output_folder.OutputFolder, "finish", stopped)
         with pytest.raises(KeyboardInterrupt):
             exports.run(source, form, tmp_path / "out", 4000)
     made = [p for p in sorted((tmp_path / "out").rglob("*")) if p.is_file() and p.name != STARTED]
@@ -90,7 +90,7 @@ def test_another_export_is_not_mixed_with(
         if finished:
             exports.run(source, "webdataset", tmp_path / "out")
         else:
-            patch.setattr(places.Place, "finish", stopped)
+            patch.setattr(output_folder.OutputFolder, "finish", stopped)
             with pytest.raises(KeyboardInterrupt):
                 exports.run(source, "webdataset", tmp_path / "out")
     before = exports.tree(tmp_path / "out")
@@ -106,7 +106,7 @@ def test_another_export_is_not_mixed_with(
 
 
 def test_two_at_once_are_told(source: Dataset, tmp_path: Path) -> None:
-    place = places.Place(str(tmp_path / "out"), {})
+    place = output_folder.OutputFolder(str(tmp_path / "out"), {})
     with place.scratch(), pytest.raises(TransientError, match="another export is writing there"), place.scratch():
         pass
     assert list((tmp_path / "out").iterdir()) == []

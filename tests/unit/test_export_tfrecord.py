@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_export_shards import stored
 
-from imagemill.components.export.example import example
-from imagemill.components.export.pictures import plain_shape
+from imagemill.components.export.image_files import read_plain_shape
+from imagemill.components.export.tf_example import serialize_example
 
 
 def crc32c(data: bytes) -> int:
@@ -120,7 +120,7 @@ names = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 def test_any_example_means_what_it_should_to_protobuf(
     message: Any, texts: dict[str, list[bytes]], numbers: dict[str, list[int]]
 ) -> None:
-    assert parsed(message, example(texts, numbers)) == texts | numbers
+    assert parsed(message, serialize_example(texts, numbers)) == texts | numbers
 
 
 def test_clean_images_are_what_a_careful_viewer_shows(tmp_path: Path, message: Any) -> None:
@@ -154,15 +154,15 @@ AGAIN = {"alpha.png", "turned.jpg", "cmyk.jpg", "deep.png", "one.gif", "one.bmp"
 
 @pytest.mark.parametrize(("name", "plain"), [(name, name not in AGAIN) for name in sorted(exports.odd_files())])
 def test_what_tensorflow_reads_alike(name: str, plain: bool) -> None:
-    assert (plain_shape(exports.odd_files()[name]) is not None) == plain
+    assert (read_plain_shape(exports.odd_files()[name]) is not None) == plain
 
 
 def test_a_colour_png_of_16_bits_is_no_plain_one() -> None:
     import cv2
 
     deep = np.random.default_rng(0).integers(0, 65536, (6, 5, 3), np.uint16)
-    assert plain_shape(cv2.imencode(".png", deep)[1].tobytes()) is None
-    assert plain_shape(cv2.imencode(".png", deep.astype(np.uint8))[1].tobytes()) == (6, 5, 3)
+    assert read_plain_shape(cv2.imencode(".png", deep)[1].tobytes()) is None
+    assert read_plain_shape(cv2.imencode(".png", deep.astype(np.uint8))[1].tobytes()) == (6, 5, 3)
 
 
 @pytest.mark.parametrize(("channels", "color"), [(1, "gray"), (3, "rgb"), (3, "lab"), (5, "rgb")])

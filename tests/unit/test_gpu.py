@@ -28,12 +28,12 @@ from PIL import Image
 
 from imagemill.components.resize import device as devices
 from imagemill.components.resize import gpu, resize
-from imagemill.components.resize.actors import actors_on, run_on_gpus
-from imagemill.components.resize.batches import Batch, make_files
 from imagemill.components.resize.config import ResizeConfig
-from imagemill.components.resize.device import choose_device, mean_pixels
-from imagemill.components.resize.gpu import Stored, batches_of, header_of, kernel_on
-from imagemill.components.resize.on_ray import Cluster
+from imagemill.components.resize.device import choose_device, sample_mean_pixels
+from imagemill.components.resize.gpu import JpegInfo, make_kernel, parse_header, split_batches
+from imagemill.components.resize.ray_session import RaySession
+from imagemill.components.resize.ray_tasks import count_actors, run_on_gpus
+from imagemill.components.resize.tasks import ResizeTask, write_shards
 from imagemill.components.store.errors import TransientError
 from imagemill.components.store.images import Pixels
 from imagemill.components.store.manifest import Dataset, read_dataset
@@ -41,7 +41,7 @@ from imagemill.components.store.resample import Geometry, decode_and_resize
 from imagemill.components.store.step import Context
 from imagemill.components.store.workspace import Workspace
 
-kernel = kernel_on("cpu")
+kernel = make_kernel("cpu")
 
 
 def photo(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -92,7 +92,7 @@ def test_pixels_are_those_of_the_cpu(geometry: Geometry) -> None:
     """Within 0.35 of 255 in the mean: the CPU's decodes at a part of the size where that is enough."""
     for data, found in zip(PHOTOS, kernel(PHOTOS, geometry), strict=True):
         expected = decode_and_resize(data, geometry)
-        assert found.shape == geometry.shape and found.dtype == np.uint8 and header_of(data)
+        assert found.shape == geometry.shape and found.dtype == np.uint8 and parse_header(data)
         assert off(found[:, :, :3], expected[:, :, :3]) < 0.35
         assert np.array_equal(found == 0, expected == 0) or geometry.mode != "letterbox" or geometry.edges or (
             off((found == 0).astype(np.uint8), (expected == 0).astype(np.uint8)) < 0.01
@@ -110,7 +110,7 @@ def test_real_photographs() -> None:
     made = zip(images, kernel(images, Geometry(224)), strict=True)
     found = [off(one, decode_and_resize(data, Geometry(224))) for data, one in made]
     assert len(found) == 60 and np.mean(found) < 0.25 and max(found) < 0.6
-    assert sum(header_of(data) is not None for data in images) > 55
+    assert sum(parse_header(data) is not None for data in images) > 55
 
 
 def test_canny_is_made_of_the_pixels_that_came_out() -> None:
@@ -124,7 +124,7 @@ def test_canny_is_made_of_the_pixels_that_came_out() -> None:
 @pytest.mark.parametrize("mode", ["crop", "letterbox"])
 def test_photographs_come_out_upright(orientation: int, mode: str) -> None:
     data = encoded(photo(500, 300), exif=turned(orientation))
-    header = header_of(data)
+    header = parse_header(data)
     assert header and header.orientation == orientation
     upright = decode_and_resize(data, Geometry(80, mode))
     assert off(next(kernel([data], Geometry(80, mode))), upright) < 0.3
@@ -152,7 +152,7 @@ OTHERS: dict[str, Callable[[], bytes]] = {
 def test_all_else_is_done_by_the_cpu(name: str) -> None:
     """To the very pixels, among others that are not."""
     data = OTHERS[name]()
-    assert header_of(data) is None
+    assert parse_header(data) is None
     found = list(kernel([PHOTOS[0], data, PHOTOS[1]], Geometry(64)))
     np.testing.assert_array_equal(found[1], decode_and_resize(data, Geometry(64)))
     np.testing.assert_array_equal(found[0], next(kernel([PHOTOS[0]], Geometry(64))))
@@ -160,7 +160,9 @@ def test_all_else_is_done_by_the_cpu(name: str) -> None:
 
 def test_a_header_that_is_none_is_the_cpus() -> None:
     assert (
-        header_of(b"") is None and header_of(PHOTOS[0][:30]) is None and header_of(b"\xff\xd8\xff" + bytes(50)) is None
+        parse_header(b"") is None
+        and parse_header(PHOTOS[0][:30]) is None
+        and parse_header(b"\xff\xd8\xff" + bytes(50)) is None
     )
 
 
@@ -197,14 +199,14 @@ def test_a_device_that_is_full_or_broken_is_not_the_images_fault(monkeypatch: py
     monkeypatch.setattr(torchvision.io, "decode_jpeg", broken)
     if not torch.cuda.is_available():
         with pytest.raises(TransientError, match="the GPU no longer works"):
-            list(kernel_on("cuda")(PHOTOS, Geometry(64)))
+            list(make_kernel("cuda")(PHOTOS, Geometry(64)))
 
 
 @given(st.lists(st.one_of(st.none(), st.integers(1, 200)), max_size=300))
 @settings(max_examples=100, deadline=None)
 def test_batches_hold_so_many_pixels_and_images(sides: list[int | None]) -> None:
-    headers = [None if side is None else Stored(side * 1000, 1000, False, 1) for side in sides]
-    found = list(batches_of(headers))
+    headers = [None if side is None else JpegInfo(side * 1000, 1000, False, 1) for side in sides]
+    found = list(split_batches(headers))
     assert [n for begin, end in found for n in range(begin, end)] == list(range(len(headers)))
     for begin, end in found:
         pixels = sum(h.width * h.height for h in headers[begin:end] if h)
@@ -239,7 +241,7 @@ def chosen(clean: Dataset, **options: Any) -> tuple[str, list[str]]:
 
 
 def test_the_mean_is_that_of_the_images(clean: Dataset) -> None:
-    assert mean_pixels(clean) == 300 * 200
+    assert sample_mean_pixels(clean) == 300 * 200
 
 
 @pytest.mark.usefixtures("a_gpu")
@@ -295,8 +297,8 @@ def test_small_images_need_no_torch(clean: Dataset) -> None:
 
 
 def test_there_are_as_many_actors_as_whole_shares_and_cores() -> None:
-    assert [actors_on(2, 16, share) for share in (1, 0.5, 0.4, 0.34, 0.1)] == [2, 4, 4, 4, 16]
-    assert actors_on(1, 2, 0.1) == 2 and actors_on(0, 8, 0.5) == 1
+    assert [count_actors(2, 16, share) for share in (1, 0.5, 0.4, 0.34, 0.1)] == [2, 4, 4, 4, 16]
+    assert count_actors(1, 2, 0.1) == 2 and count_actors(0, 8, 0.5) == 1
 
 
 def resized(clean: Dataset, run: str) -> Dataset:
@@ -306,25 +308,25 @@ def resized(clean: Dataset, run: str) -> Dataset:
 
 
 @contextmanager
-def no_ray(*_: Any, gpus: int) -> Iterator[Cluster]:
+def no_ray(*_: Any, gpus: int) -> Iterator[RaySession]:
     assert gpus == 1
-    yield Cluster("", "")
+    yield RaySession("", "")
 
 
-def in_this_process(batches: Iterable[Batch], arguments: Any, cluster: Cluster, share: float) -> Iterator[Any]:
+def in_this_process(tasks: Iterable[ResizeTask], arguments: Any, session: RaySession, share: float) -> Iterator[Any]:
     assert share == 0.5
-    for batch in batches:
-        yield batch, make_files(batch, *arguments, kernel)
+    for task in tasks:
+        yield task, write_shards(task, *arguments, kernel)
 
 
 @pytest.mark.usefixtures("a_gpu")
-def test_a_lost_actor_costs_its_batch_only(clean: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_actor_costs_its_task_only(clean: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """The step with `--device cuda`, its kernel on the device cpu; Ray only counts the GPU that it is told of."""
     token = secrets.token_hex(8)
     monkeypatch.setenv("MILL_GPU_TEST", token)
-    monkeypatch.setattr("imagemill.components.resize.plan.FILE_ROWS", 3)
+    monkeypatch.setattr("imagemill.components.resize.plan.MAX_SHARD_ROWS", 3)
     with monkeypatch.context() as patch:
-        patch.setattr(resize, "ray_session", no_ray)
+        patch.setattr(resize, "open_ray_session", no_ray)
         patch.setattr(resize, "run_on_gpus", in_this_process)
         undisturbed = resized(clean, "")
     killed: list[int] = []
@@ -333,7 +335,9 @@ def test_a_lost_actor_costs_its_batch_only(clean: Dataset, monkeypatch: pytest.M
         for found in run_on_gpus(*arguments, device="cpu"):
             yield found
             if not killed:
-                actors = [pid for pid, line in mill.processes_with("MILL_GPU_TEST", token).items() if "Worker" in line]
+                actors = [
+                    pid for pid, line in mill.processes_with("MILL_GPU_TEST", token).items() if "GpuActor" in line
+                ]
                 os.kill(actors[0], signal.SIGKILL)
                 killed.append(actors[0])
 

@@ -22,7 +22,7 @@ from launching import (
 )
 
 from imagemill.components.resize.config import ResizeConfig
-from imagemill.components.resize.resize import find
+from imagemill.components.resize.resize import find_target
 from imagemill.components.store.errors import EXIT_TRANSIENT, EXIT_USER
 from imagemill.components.store.manifest import find_intact_dataset
 from imagemill.components.store.step import Context
@@ -62,7 +62,7 @@ def test_the_command_line_is_the_steps(
     assert (config.run, config.ray_address, config.workspace) == (ODD_RUN, "auto", work.workspace)
     assert (config.clean, config.image_size, config.device) == (work.clean, 16, "cpu")
     context = Context("resize", Workspace.open(work.workspace), ODD_RUN, False)
-    assert find(config, context, 0).uri == found.record["uri"]
+    assert find_target(config, context, 0).uri == found.record["uri"]
     assert not list(tmp_path.rglob("x"))
 
 
@@ -107,7 +107,7 @@ def test_small_data_is_resized_in_the_steps_pod(work: Work, monkeypatch: pytest.
     assert "done in this pod, without a RayJob (ray.auto_seconds)" in found.stderr and "Ray with" not in found.stderr
     context = Context("resize", Workspace.open(work.workspace), "run-1", False)
     config = ResizeConfig(workspace=work.workspace, clean=work.clean, image_size=16)
-    assert find(config, context, 0).uri == found.record["uri"]
+    assert find_target(config, context, 0).uri == found.record["uri"]
 
 
 def test_large_data_has_a_rayjob_with_mode_auto(api: KubeApi, work: Work, made: Work) -> None:

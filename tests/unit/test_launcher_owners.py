@@ -24,7 +24,7 @@ from launching import (
     launch,
 )
 
-from imagemill.components.resize.ray_job import write_waiting_record
+from imagemill.components.resize.ray_job import write_pending_record
 from imagemill.components.store.errors import EXIT_TRANSIENT, EXIT_USER
 from imagemill.components.store.step import Context
 from imagemill.components.store.workspace import Workspace
@@ -226,7 +226,7 @@ def test_clean_up_deletes_what_is_the_runs(api: KubeApi) -> None:
 def test_clean_up_says_why_a_job_failed_that_nobody_followed(api: KubeApi, work: Work) -> None:
     """As with Argo: the step's record says no more than that the job has not said how it ended."""
     workspace = Workspace.open(work.workspace)
-    write_waiting_record("job", Context("resize", workspace, RUN, False))
+    write_pending_record("job", Context("resize", workspace, RUN, False))
     job = api.put(RAYJOBS, {"metadata": {"name": "job", "labels": {RUN_LABEL: RUN}}})
     status("Failed", "RUNNING", reason="SubmissionFailed", message="backoff limit")(api, job)
     head = (

@@ -110,7 +110,7 @@ def make_clean(
 
 
 @contextmanager
-def no_session(address: str, workers: int, witness: str = "") -> Iterator[int]:
+def no_session(address: str, workers: int, probe_uri: str = "") -> Iterator[int]:
     yield 1
 
 
@@ -122,8 +122,8 @@ def here(jobs: Iterable[Any], work: Any, arguments: tuple[Any, ...], slots: int)
 def make_tensors(clean: Dataset, workspace: Workspace) -> Dataset:
     config = ResizeConfig(workspace=workspace.uri, clean=clean.uri, image_size=32, resize_mode="squash")
     with pytest.MonkeyPatch.context() as patch:  # Ray is tested elsewhere
-        patch.setattr(resize, "ray_session", no_session)
-        patch.setattr(resize, "run_jobs", here)
+        patch.setattr(resize, "open_ray_session", no_session)
+        patch.setattr(resize, "run_tasks", here)
         return read_dataset(resize.resize(config, Context("resize", workspace, "r", False)).uri, "tensors")
 
 

@@ -198,14 +198,14 @@ def test_weights_of_classes(tensors: Dataset) -> None:
 def test_training_counts_of_several_labels(tmp_path: Path) -> None:
     import pyarrow as pa
 
-    from imagemill.components.resize.work import Recipe
+    from imagemill.components.resize.tensor_shards import TensorSpec
     from imagemill.components.store.manifest import Manifest, commit
     from imagemill.components.store.resample import Geometry
     from imagemill.components.store.shards import Layout, ShardWriter
 
     uri = str(tmp_path / "tensors" / "02")
     rows: list[Any] = [[0, 2], [], [2], [1, 2]]
-    schema = Recipe(Geometry(4)).schema("multi")
+    schema = TensorSpec(Geometry(4)).schema("multi")
     with ShardWriter(uri, Layout(schema, plain=True)) as writer:
         columns = {"image": [bytes(48)] * 4, "label_ids": rows, "image_id": list("abcd")}
         writer.add_table(pa.table({name: columns[name] for name in schema.names}, schema=schema))

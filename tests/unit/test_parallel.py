@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagemill.components.clean import pool
-from imagemill.components.resize import on_ray
+from imagemill.components.resize import ray_session
 from imagemill.components.store import parallel
 from imagemill.components.store.errors import MillError
 from imagemill.components.store.parallel import cores, map_ordered, max_workers, memory_limit
@@ -162,7 +162,7 @@ def test_workers_have_room_in_the_memory(monkeypatch: pytest.MonkeyPatch) -> Non
     found = []
     for gigabytes in (1, 2, 3, 8, 128):
         monkeypatch.setattr(parallel, "memory_limit", lambda size=gigabytes * 2**30: size)
-        found.append(max_workers(on_ray.WORKER_BYTES, on_ray.RAY_BYTES))
+        found.append(max_workers(ray_session.WORKER_BYTES, ray_session.RAY_BYTES))
     assert found == [1, 1, 2, 9, 64]
     monkeypatch.setattr(parallel, "cores", lambda: 2)
     assert max_workers(pool.WORKER_BYTES) == 2

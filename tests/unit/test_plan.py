@@ -11,41 +11,46 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imagemill.components.resize import batches as grouping
-from imagemill.components.resize.batches import amplification, batches, files_a_task, grouped, ranges_of
+from imagemill.components.resize import tasks
+from imagemill.components.resize.merging import MERGED_GROUP_BYTES, MergeTask, merge_sources
 from imagemill.components.resize.plan import (
-    FILE_ROWS,
+    MAX_SHARD_ROWS,
     Indices,
-    Job,
-    Plan,
-    Slice,
-    Source,
-    bounds,
+    RowSlice,
+    ShardPlan,
+    SortedRows,
+    SplitPlan,
+    compute_max_rows_per_shard,
+    count_rows_read,
     cut,
-    places,
-    rows_per_file,
-    rows_read,
+    get_index_ranges,
+    locate_rows,
 )
-from imagemill.components.resize.runs import GROUP_BYTES, Merge, with_runs
+from imagemill.components.resize.tasks import (
+    choose_shards_per_task,
+    compute_read_amplification,
+    group_shards,
+    plan_tasks,
+)
 
 MEGABYTE = 2**20
 LAST = 2**63 - 1
 
 
-def source(name: str, indices: Indices, group: int, files: int = 1) -> Source:
+def source(name: str, indices: Indices, group: int, files: int = 1) -> SortedRows:
     """A sequence of rows in row groups of so many, spread over some files."""
     lengths = [min(group, len(indices) - at) for at in range(0, len(indices), group)]
     starts = np.cumsum([0, *lengths], dtype=np.int64)
-    firsts = tuple(len(lengths) * n // files for n in range(files + 1))
-    return Source(tuple(f"{name}.{n}" for n in range(files)), indices, starts, firsts)
+    first_groups = tuple(len(lengths) * n // files for n in range(files + 1))
+    return SortedRows(tuple(f"{name}.{n}" for n in range(files)), indices, starts, first_groups)
 
 
-def found_rows(sources: list[Source], slices: tuple[Slice, ...]) -> list[tuple[int, str, int]]:
+def found_rows(sources: list[SortedRows], slices: tuple[RowSlice, ...]) -> list[tuple[int, str, int]]:
     """(index, source, row) of what some slices hold, read as `read_rows` reads them."""
     rows = []
     for one in slices:
         owner = next(s for s in sources if one.uri in s.uris)
-        first = owner.firsts[owner.uris.index(one.uri)]
+        first = owner.first_groups[owner.uris.index(one.uri)]
         held: list[int] = []
         for group in one.groups:
             held += range(int(owner.starts[first + group]), int(owner.starts[first + group + 1]))
@@ -56,7 +61,7 @@ def found_rows(sources: list[Source], slices: tuple[Slice, ...]) -> list[tuple[i
 
 
 @st.composite
-def some_sources(draw: st.DrawFn) -> list[Source]:
+def some_sources(draw: st.DrawFn) -> list[SortedRows]:
     """Up to 6 sequences of up to 40 rows; few indices, so that many occur twice, and the largest that there is."""
     index = st.one_of(st.integers(0, 30), st.sampled_from([LAST - 1, LAST]))
     found = []
@@ -66,98 +71,104 @@ def some_sources(draw: st.DrawFn) -> list[Source]:
     return found
 
 
-def jobs_of(sources: list[Source], most: int) -> list[Job]:
+def jobs_of(sources: list[SortedRows], most: int) -> list[ShardPlan]:
     cuts = cut([one.indices for one in sources], most)
-    return [Job(f"{low:016x}-{high:016x}", "train", rows, (), low, high) for low, high, rows in cuts]
+    return [ShardPlan(f"{low:016x}-{high:016x}", "train", rows, (), low, high) for low, high, rows in cuts]
 
 
 @given(some_sources(), st.integers(1, 12), st.integers(1, 5))
 @settings(max_examples=150, deadline=None)
-def test_every_row_is_in_exactly_one_file_in_order(sources: list[Source], most: int, files: int) -> None:
+def test_every_row_is_in_exactly_one_file_in_order(sources: list[SortedRows], most: int, files: int) -> None:
     jobs = jobs_of(sources, most)
     everything = sorted((int(i), s.uris[0], row) for s in sources for row, i in enumerate(s.indices))
-    by_job = [sorted(found_rows(sources, slices)) for slices in places(sources, bounds(jobs))]
+    by_job = [
+        sorted(found_rows(sources, slices))
+        for slices in locate_rows(sources, get_index_ranges([(job,) for job in jobs]))
+    ]
     assert [row for rows in by_job for row in rows] == everything, "each once, files one after the other"
     assert [len(rows) for rows in by_job] == [job.rows for job in jobs]
     assert all(before.high == after.low for before, after in pairwise(jobs)), "nothing is between two files"
     for job, rows in zip(jobs, by_job, strict=True):
         assert job.low == rows[0][0] and rows[-1][0] < job.high
         assert len(rows) <= most or rows[0][0] == rows[-1][0], "too long only for copies of one index"
-    groups = grouped(jobs, files)
-    together = [sorted(found_rows(sources, slices)) for slices in places(sources, ranges_of(groups))]
+    groups = group_shards(jobs, files)
+    together = [sorted(found_rows(sources, slices)) for slices in locate_rows(sources, get_index_ranges(groups))]
     assert [row for rows in together for row in rows] == everything
     assert [job for group in groups for job in group] == jobs and max(map(len, groups), default=0) <= files
 
 
 @given(some_sources(), st.integers(1, 12))
 @settings(max_examples=100, deadline=None)
-def test_what_is_read_is_counted_as_it_is_read(sources: list[Source], most: int) -> None:
+def test_what_is_read_is_counted_as_it_is_read(sources: list[SortedRows], most: int) -> None:
     jobs = jobs_of(sources, most)
     expected = 0
-    for slices in places(sources, bounds(jobs)):
+    for slices in locate_rows(sources, get_index_ranges([(job,) for job in jobs])):
         for one in slices:
             owner = next(s for s in sources if one.uri in s.uris)
-            first = owner.firsts[owner.uris.index(one.uri)]
+            first = owner.first_groups[owner.uris.index(one.uri)]
             expected += sum(int(owner.starts[first + g + 1] - owner.starts[first + g]) for g in one.groups)
-    assert rows_read(sources, bounds(jobs)) == expected
+    assert count_rows_read(sources, get_index_ranges([(job,) for job in jobs])) == expected
 
 
 def test_files_that_are_done_part_their_neighbours() -> None:
     jobs = jobs_of([source("s", np.arange(100, dtype=np.int64), 5)], 5)
     del jobs[7:9]
-    groups = grouped(jobs, 3)
+    groups = group_shards(jobs, 3)
     assert [job for group in groups for job in group] == jobs
     assert all(before.high == after.low for group in groups for before, after in pairwise(group))
     assert [len(group) for group in groups[-3:]] == [1, 1, 1], "the last ones are short"
 
 
-def plan_of(rows: int, image_bytes: int, seed: int = 0, file_bytes: int = 32 * MEGABYTE) -> Plan:
+def plan_of(rows: int, image_bytes: int, seed: int = 0, file_bytes: int = 32 * MEGABYTE) -> SplitPlan:
     """As clean would leave so many images of that size: files of 32 MB, their row groups of 1 MB."""
     random = np.random.default_rng(seed)
     order = random.integers(0, 2**62, rows)
     count = max(1, rows * image_bytes // file_bytes)
     group = -(-MEGABYTE // image_bytes)
     sources = [source(f"f{n}", np.sort(part), group) for n, part in enumerate(np.array_split(order, count))]
-    jobs = jobs_of(sources, rows_per_file(224 * 224 * 3, image_bytes, 0))
-    return Plan(tuple(jobs), tuple(sources), image_bytes)
+    jobs = jobs_of(sources, compute_max_rows_per_shard(224 * 224 * 3, image_bytes, 0))
+    return SplitPlan(tuple(jobs), tuple(sources), image_bytes)
 
 
 @pytest.mark.parametrize(("rows", "image_bytes"), [(100, 40_000), (3_000, 40_000), (50_000, 2_000), (2_000, 5_000_000)])
 def test_small_datasets_are_work_for_many_cores(rows: int, image_bytes: int) -> None:
     plan = plan_of(rows, image_bytes)
-    found = list(batches(plan, plan.jobs))
-    assert len(found) >= min(12, len(plan.jobs)) and [len(batch.jobs) for batch in found][-2:] == [1, 1][-len(found) :]
-    assert amplification(plan, plan.jobs, files_a_task(plan, plan.jobs)) <= grouping.READ_AT_MOST + 0.3, "or the tail"
+    found = list(plan_tasks(plan, plan.shards))
+    assert (
+        len(found) >= min(12, len(plan.shards)) and [len(task.shards) for task in found][-2:] == [1, 1][-len(found) :]
+    )
+    amplification = compute_read_amplification(plan, plan.shards, choose_shards_per_task(plan, plan.shards))
+    assert amplification <= tasks.MAX_READ_AMPLIFICATION + 0.3, "or the tail"
 
 
 def test_tasks_grow_where_they_are_many_and_hold_no_more_than_they_may() -> None:
     plan = plan_of(300_000, 4_000, file_bytes=2000 * MEGABYTE)  # few sources, so reading is no reason
-    files = files_a_task(plan, plan.jobs)
-    found = list(batches(plan, plan.jobs))
-    assert files > 1 and amplification(plan, plan.jobs, 1) < grouping.READ_AT_MOST
-    assert max(batch.rows for batch in found) * 4_000 <= grouping.HELD_BYTES
-    assert len(found) >= grouping.MANY and sum(batch.rows for batch in found) == 300_000
-    assert found[-1].rows <= FILE_ROWS
+    files = choose_shards_per_task(plan, plan.shards)
+    found = list(plan_tasks(plan, plan.shards))
+    assert files > 1 and compute_read_amplification(plan, plan.shards, 1) < tasks.MAX_READ_AMPLIFICATION
+    assert max(task.rows for task in found) * 4_000 <= tasks.TASK_ENCODED_BYTES
+    assert len(found) >= tasks.ENOUGH_TASKS and sum(task.rows for task in found) == 300_000
+    assert found[-1].rows <= MAX_SHARD_ROWS
 
 
 @pytest.mark.parametrize(("copies", "image_bytes"), list(product((0, 1, 9, 5000), (2_000, 40_000))))
 def test_files_are_cut_by_what_is_written_into_them(copies: int, image_bytes: int) -> None:
-    rows = rows_per_file(224 * 224 * 3, image_bytes, copies)
+    rows = compute_max_rows_per_shard(224 * 224 * 3, image_bytes, copies)
     assert rows >= 1
-    assert rows * (1 + copies) <= max(FILE_ROWS, 1 + copies) and rows * image_bytes <= 96 * MEGABYTE
+    assert rows * (1 + copies) <= max(MAX_SHARD_ROWS, 1 + copies) and rows * image_bytes <= 96 * MEGABYTE
     if rows > 1:
         assert rows * (1 + copies) * 224 * 224 * 3 <= 128 * MEGABYTE
 
 
-def reading(plan: Plan) -> tuple[float, float, int]:
+def reading(plan: SplitPlan) -> tuple[float, float, int]:
     """Rows read for each row of the plan: as one file a task from the clean files, and as it is done, all merges
     counted; and how many levels of merges there are."""
     levels = 0
 
-    def merger(merges: Sequence[Merge]) -> dict[str, dict[str, Any]]:
+    def merger(merges: Sequence[MergeTask]) -> dict[str, dict[str, Any]]:
         nonlocal levels
         levels += 1
-        rows = max(1, GROUP_BYTES // plan.mean_bytes)
+        rows = max(1, MERGED_GROUP_BYTES // plan.mean_bytes)
         found = {}
         for one in merges:
             lengths = [min(rows, one.rows - at) for at in range(0, one.rows, rows)]
@@ -166,8 +177,9 @@ def reading(plan: Plan) -> tuple[float, float, int]:
         assert sum(one.rows for one in merges) == plan.rows
         return found
 
-    merged = with_runs(plan, plan.jobs, ["image"], "/x", merger)
-    before, after = (amplification(p, p.jobs, n) for p, n in ((plan, 1), (merged, files_a_task(merged, plan.jobs))))
+    merged = merge_sources(plan, plan.shards, ["image"], "/x", merger)
+    before = compute_read_amplification(plan, plan.shards, 1)
+    after = compute_read_amplification(merged, merged.shards, choose_shards_per_task(merged, plan.shards))
     return before, levels + after, levels
 
 
@@ -187,7 +199,7 @@ def reading(plan: Plan) -> tuple[float, float, int]:
 def test_reading_stays_within_about_three_times_the_data(rows: int, image_bytes: int, file_bytes: int) -> None:
     plan = plan_of(rows, image_bytes, file_bytes=file_bytes)
     before, after, levels = reading(plan)
-    files, jobs = len(plan.sources), len(plan.jobs)
+    files, jobs = len(plan.sources), len(plan.shards)
     print(f"{rows:,} of {image_bytes:,}: {files:,} files, {jobs:,} jobs: {before:.2f} → {after:.2f} ({levels} merges)")
     assert after < 3.4 and levels <= 1
     assert levels == 0 or rows * image_bytes > 1024 * MEGABYTE, "small datasets are never merged"

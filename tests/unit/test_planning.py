@@ -110,11 +110,11 @@ def test_the_rayjob_makes_the_tensors_that_the_plan_names(
         assert RESIZE.main(words[3:]) == 0
     config = told[0]
     assert isinstance(config, ResizeConfig) and config.ray_address == "auto" and config.run == RUN
-    from imagemill.components.resize.resize import find
+    from imagemill.components.resize.resize import find_target
     from imagemill.components.store.step import Context
 
     context = Context("resize", workspace_of(clean), RUN, "resize" in config.rerun)
-    assert find(config, context, 0).uri == found["tensors"]
+    assert find_target(config, context, 0).uri == found["tensors"]
 
 
 def test_the_template_tells_the_pod_all_that_the_rayjob_is_made_of(

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from imagemill.components.predict import predict as predicting
-from imagemill.components.predict.pictures import pictures
+from imagemill.components.predict.input_files import find_inputs
 from imagemill.components.store.choices import DecodeLimits
 from imagemill.components.store.errors import TransientError
 from imagemill.components.store.filesystem import LocalStore
@@ -279,7 +279,7 @@ def test_a_file_too_large_is_not_read(folder: Path, monkeypatch: pytest.MonkeyPa
     with (folder / "a.jpg").open("r+b") as file:
         file.truncate(DecodeLimits().bytes + 1)  # sparse
     for argument in (str(folder / "a.jpg"), str(folder)):
-        first = next(pictures([argument], ()))
+        first = next(find_inputs([argument], ()))
         with pytest.raises(predicting.ImageRejected, match="too_many_bytes"):
             first.read()
 
@@ -311,7 +311,7 @@ def test_few_are_held_however_many_there_are(model: str, folder: Path, monkeypat
 
     predictor = predicting.Predictor.load(read_dataset(model), "cpu")
     config = predicting.PredictConfig(("-",), model=model, batch_size=4)
-    found = predicting.rows(predictor, pictures(("-",), endless()), config)
+    found = predicting.predict_files(predictor, find_inputs(("-",), endless()), config)
     for _ in range(40):
         next(found)
     assert asked <= 40 + 4 + 4 * 1 + 1

@@ -18,8 +18,8 @@ from imagemill.components.clean.config import CleanConfig
 from imagemill.components.download.config import DownloadConfig
 from imagemill.components.download.raw import download
 from imagemill.components.predict.config import PredictConfig
-from imagemill.components.predict.pictures import pictures
-from imagemill.components.predict.predict import Predictor, rows
+from imagemill.components.predict.input_files import find_inputs
+from imagemill.components.predict.predict import Predictor, predict_files
 from imagemill.components.store.images import ImageRejected
 from imagemill.components.store.manifest import Dataset, read_dataset
 from imagemill.components.store.preprocessing import Preprocessing, describe_preprocessing
@@ -178,7 +178,10 @@ def test_probabilities_are_those_of_the_evaluation(
         evaluation, _ = chain.evaluated(workspace, model, clean_images)
     predictor = Predictor.load(model, "cpu")
     config = PredictConfig((str(source),), model=model.uri, batch_size=4)
-    found = {row.name[len(str(source)) + 1 :]: row for row in rows(predictor, pictures(config.images, ()), config)}
+    found = {
+        row.name[len(str(source)) + 1 :]: row
+        for row in predict_files(predictor, find_inputs(config.images, ()), config)
+    }
     assert len(found) == len(_forms()) + 3
     wanted = ["image_id", "predicted_id", "confidence"]
     scored = [row for table in read_columns(evaluation, "data", wanted) for row in table.to_pylist()]

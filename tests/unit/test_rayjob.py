@@ -12,7 +12,7 @@ import manifests
 import pytest
 
 from imagemill.components.resize.config import ResizeConfig
-from imagemill.components.resize.ray_job import command
+from imagemill.components.resize.ray_job import build_command
 from imagemill.components.store.errors import EXIT_OURS, EXIT_TRANSIENT, EXIT_USER, UserError
 from imagemill.pipelines import pods as pod_fields
 from imagemill.pipelines import rayjob
@@ -58,7 +58,8 @@ OWNER = {"apiVersion": "v1", "kind": "Pod", "name": "resize-pod", "uid": "1-2-3"
 
 
 def made(values: Json, owner: Json | None = None, run: str = "run-1") -> Json:
-    words = command(ResizeConfig(workspace="s3://bucket/work", clean="s3://bucket/work/clean/x", run=run, device="cpu"))
+    config = ResizeConfig(workspace="s3://bucket/work", clean="s3://bucket/work/clean/x", run=run, device="cpu")
+    words = build_command(config)
     return build_rayjob(parse_cluster(values), build_job_name(run, FINGERPRINT), words, run, owner)
 
 

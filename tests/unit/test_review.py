@@ -10,7 +10,7 @@ from test_clean_rules import encoded, noise, raw_dataset, raw_row, run_clean
 
 from imagemill.components.download.config import DownloadConfig
 from imagemill.components.evaluate.scores import align_classes
-from imagemill.components.resize.plan import plan_jobs
+from imagemill.components.resize.plan import plan_shards
 from imagemill.components.store.backbones import named_weights
 from imagemill.components.store.errors import UserError
 from imagemill.components.store.manifest import Dataset, Manifest, Totals
@@ -36,7 +36,7 @@ def test_a_resize_task_is_bounded_by_encoded_bytes(tmp_path: Path) -> None:
     heavy = Manifest(
         **{**vars(clean.manifest), "totals": Totals(**{**vars(totals), "bytes": totals.rows * 64 * 2**20})}
     )
-    jobs = list(plan_jobs(Dataset(clean.uri, heavy, ""), "train", 32 * 32 * 3))
+    jobs = list(plan_shards(Dataset(clean.uri, heavy, ""), "train", 32 * 32 * 3))
     assert sum(job.rows for job in jobs) == totals.by_split["train"]
     assert max(job.rows for job in jobs) == 1, "96 MB of images of 64 MB"
 

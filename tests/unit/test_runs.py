@@ -19,10 +19,12 @@ from PIL import Image
 from test_edges import here, resized, without_ray  # noqa: F401 (a fixture)
 
 from imagemill.components.clean.schema import CLEAN
-from imagemill.components.resize import batches, resize, runs
-from imagemill.components.resize.plan import index_files, places, rows_read
-from imagemill.components.resize.runs import Merge, merge, merged, row_groups, run_of
-from imagemill.components.resize.work import read_rows
+from imagemill.components.resize import merging as merging_module
+from imagemill.components.resize import resize
+from imagemill.components.resize import tasks as tasks_module
+from imagemill.components.resize.merging import MergeTask, describe_merged, merge_sorted, rechunk, write_merged
+from imagemill.components.resize.plan import count_rows_read, index_files, locate_rows
+from imagemill.components.resize.tensor_shards import read_rows
 from imagemill.components.store.errors import MillError
 from imagemill.components.store.manifest import Dataset, File, Manifest, Totals, commit, read_dataset
 from imagemill.components.store.shards import Layout, ShardWriter, read_columns
@@ -68,14 +70,14 @@ def clean_of_many_files(folder: Path | str, files: dict[str, int], rows: int = 2
 @pytest.fixture
 def merging(monkeypatch: pytest.MonkeyPatch) -> None:
     """Merges where they would be for a million images; tensor files of 7 rows."""
-    monkeypatch.setattr("imagemill.components.resize.plan.FILE_ROWS", 7)
-    monkeypatch.setattr(runs, "MERGED_FROM", 0)
-    monkeypatch.setattr(runs, "GROUP_BYTES", 3500)
-    monkeypatch.setattr(runs, "FILE_BYTES", 9000)
-    monkeypatch.setattr(runs, "LEAST_FAN_IN", 2)
-    monkeypatch.setattr(runs, "RUNS_SHARE", 1e9)  # as many runs as the least fan-in gives
-    for module, held in ((batches, "HELD_BYTES"), (runs, "ENCODED_BYTES")):
-        monkeypatch.setattr(module, "READ_AT_MOST", 1.2)
+    monkeypatch.setattr("imagemill.components.resize.plan.MAX_SHARD_ROWS", 7)
+    monkeypatch.setattr(merging_module, "MIN_BYTES_TO_MERGE", 0)
+    monkeypatch.setattr(merging_module, "MERGED_GROUP_BYTES", 3500)
+    monkeypatch.setattr(merging_module, "MERGED_FILE_BYTES", 9000)
+    monkeypatch.setattr(merging_module, "MIN_FAN_IN", 2)
+    monkeypatch.setattr(merging_module, "MAX_EXTRA_READ", 1e9)  # as many runs as the least fan-in gives
+    for module, held in ((tasks_module, "TASK_ENCODED_BYTES"), (merging_module, "MAX_TASK_ENCODED_BYTES")):
+        monkeypatch.setattr(module, "MAX_READ_AMPLIFICATION", 1.2)
         monkeypatch.setattr(module, held, 7 * 600 * 3)
 
 
@@ -90,9 +92,9 @@ FILES = {"train": 13, "val": 5, "test": 1}
 def undisturbed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_ray: None) -> list[tuple[str, str, int, str]]:  # noqa: F811
     """The tensors without a merge, one file a task."""
     with monkeypatch.context() as once:
-        once.setattr("imagemill.components.resize.plan.FILE_ROWS", 7)
-        once.setattr(batches, "READ_AT_MOST", 1e9)
-        once.setattr(runs, "MERGED_FROM", 2**60)
+        once.setattr("imagemill.components.resize.plan.MAX_SHARD_ROWS", 7)
+        once.setattr(tasks_module, "MAX_READ_AMPLIFICATION", 1e9)
+        once.setattr(merging_module, "MIN_BYTES_TO_MERGE", 2**60)
         tensors = resized(clean_of_many_files(tmp_path / "plain", FILES))
     assert not Path(tensors.uri, "_work", "runs").exists()
     return mill.content(tensors)
@@ -104,18 +106,18 @@ def test_merged_files_give_the_same_tensors_and_are_removed(
 ) -> None:
     tasks: list[Any] = []
 
-    def seen(jobs: Iterable[Any], *others: Any) -> Iterator[Any]:
-        for job, result in here(jobs, *others):
+    def seen(shards: Iterable[Any], *others: Any) -> Iterator[Any]:
+        for job, result in here(shards, *others):
             tasks.append(job)
             yield job, result
 
-    monkeypatch.setattr(resize, "run_jobs", seen)
+    monkeypatch.setattr(resize, "run_tasks", seen)
     tensors = resized(clean_of_many_files(tmp_path, FILES))
-    merges = [task for task in tasks if isinstance(task, Merge)]
+    merges = [task for task in tasks if isinstance(task, MergeTask)]
     levels = {task.key.split("-")[2] for task in merges}
     assert levels >= {"1", "2", "3"} and {task.split for task in merges} == {"train", "val"}
     assert max(len(files) for task in merges for files in task.inputs) > 1, "runs of several files are merged again"
-    assert max(len(task.jobs) for task in tasks if not isinstance(task, Merge)) > 1, "several files a task"
+    assert max(len(task.shards) for task in tasks if not isinstance(task, MergeTask)) > 1, "several files a task"
     assert mill.content(tensors) == undisturbed
     assert not run_files(tensors)
 
@@ -130,14 +132,14 @@ def test_a_retry_goes_on_from_the_runs_that_are_there(
     class Killed(Exception):
         pass
 
-    def dying(jobs: Iterable[Any], *others: Any) -> Iterator[Any]:
-        for number, (job, result) in enumerate(here(jobs, *others)):
+    def dying(shards: Iterable[Any], *others: Any) -> Iterator[Any]:
+        for number, (job, result) in enumerate(here(shards, *others)):
             if number == 3:
                 raise Killed
-            worked.append(job.key if isinstance(job, Merge) else job.jobs[0].key)
+            worked.append(job.key if isinstance(job, MergeTask) else job.shards[0].key)
             yield job, result
 
-    monkeypatch.setattr(resize, "run_jobs", dying)
+    monkeypatch.setattr(resize, "run_tasks", dying)
     clean = clean_of_many_files(tmp_path, FILES)
     tries, lost = 0, 0
     while True:
@@ -157,8 +159,8 @@ def test_a_retry_goes_on_from_the_runs_that_are_there(
 
 @pytest.mark.usefixtures("without_ray")
 def test_small_datasets_are_never_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches, "READ_AT_MOST", 0)
-    monkeypatch.setattr(runs, "READ_AT_MOST", 0)
+    monkeypatch.setattr(tasks_module, "MAX_READ_AMPLIFICATION", 0)
+    monkeypatch.setattr(merging_module, "MAX_READ_AMPLIFICATION", 0)
     tensors = resized(clean_of_many_files(tmp_path, FILES))
     assert not Path(tensors.uri, "_work", "runs").exists() and tensors.manifest.totals.rows > 100
 
@@ -168,14 +170,14 @@ def test_the_winner_of_a_race_is_everybodys(tmp_path: Path, monkeypatch: pytest.
     """Another run commits while this one works, and removes the runs that it reads."""
     clean = clean_of_many_files(tmp_path, FILES)
 
-    def overtaken(jobs: Iterable[Any], *others: Any) -> Iterator[Any]:
-        todo = list(jobs)
-        if not isinstance(todo[0], Merge):
-            monkeypatch.setattr(resize, "run_jobs", here)
+    def overtaken(shards: Iterable[Any], *others: Any) -> Iterator[Any]:
+        todo = list(shards)
+        if not isinstance(todo[0], MergeTask):
+            monkeypatch.setattr(resize, "run_tasks", here)
             assert read_dataset(resized(clean).uri)
         yield from here(todo, *others)
 
-    monkeypatch.setattr(resize, "run_jobs", overtaken)
+    monkeypatch.setattr(resize, "run_tasks", overtaken)
     tensors = resized(clean)
     assert tensors.manifest.totals.rows == clean.manifest.totals.rows and not run_files(tensors)
 
@@ -214,8 +216,8 @@ def test_a_merge_is_a_sort(inputs: list[list[list[int]]], group_bytes: int) -> N
         if tables:
             sequences.append((tables[0], iter(tables[1:])))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "GROUP_BYTES", group_bytes)
-        tables = list(row_groups(merged(sequences, schema)))
+        patch.setattr(merging_module, "MERGED_GROUP_BYTES", group_bytes)
+        tables = list(rechunk(merge_sorted(sequences, schema)))
     found = [(row["shuffle_index"], row["image_id"]) for table in tables for row in table.to_pylist()]
     assert sorted(found) == sorted(expected) and [index for index, _ in found] == sorted(index for index, _ in found)
     assert all(table.num_rows for table in tables)
@@ -226,17 +228,17 @@ def test_a_run_holds_what_its_inputs_hold(tmp_path: Path, merging: None) -> None
     clean = clean_of_many_files(tmp_path, {"train": 9})
     sources = index_files(clean, "train")
     rows = sum(len(source.indices) for source in sources)
-    task = Merge("run", "train", rows, tuple(source.uris for source in sources), tuple(COLUMNS))
-    record = json.loads(json.dumps(merge(task, str(tmp_path / "tensors" / "02"))))
-    run = run_of(record, sources, str(tmp_path / "tensors" / "02"))
+    task = MergeTask("run", "train", rows, tuple(source.uris for source in sources), tuple(COLUMNS))
+    record = json.loads(json.dumps(write_merged(task, str(tmp_path / "tensors" / "02"))))
+    run = describe_merged(record, sources, str(tmp_path / "tensors" / "02"))
     assert len(run.uris) > 2 and len(run.starts) > 2 * len(run.uris)
     ends = run.indices[[0, 3, 10, len(run.indices) // 2, -2, -1]]
     ranges = np.array([(low, high) for low in ends for high in ends if low <= high], np.int64)
-    for ours, theirs in zip(places([run], ranges), places(sources, ranges), strict=True):
+    for ours, theirs in zip(locate_rows([run], ranges), locate_rows(sources, ranges), strict=True):
         assert read_rows(ours, COLUMNS) == read_rows(theirs, COLUMNS)
-    assert rows_read([run], ranges) < rows_read(sources, ranges)
-    assert runs.is_whole(record, str(tmp_path / "tensors" / "02"))
-    first = next(places([run], ranges))
+    assert count_rows_read([run], ranges) < count_rows_read(sources, ranges)
+    assert merging_module.is_complete(record, str(tmp_path / "tensors" / "02"))
+    first = next(locate_rows([run], ranges))
     assert "width" not in read_rows(first, [*COLUMNS, "width"])[0] and set(
         read_rows(first, [*COLUMNS, "image"])[0]["image"]
     ) == {"bytes"}
@@ -250,8 +252,10 @@ def test_a_column_that_some_files_lack_is_empty_there(tmp_path: Path) -> None:
         with ShardWriter(uri, Layout(schema)) as writer:
             writer.add({"image_id": str(number), "mask": b"m", "shuffle_index": 5 - number}, 1)
             listed.append(writer.publish("data", "data", "train"))
-    task = Merge("run", "train", 2, tuple((f"{uri}/{f.uri}",) for f in listed), ("image_id", "mask", "shuffle_index"))
-    record = merge(task, str(tmp_path / "tensors" / "02"))
+    task = MergeTask(
+        "run", "train", 2, tuple((f"{uri}/{f.uri}",) for f in listed), ("image_id", "mask", "shuffle_index")
+    )
+    record = write_merged(task, str(tmp_path / "tensors" / "02"))
     made = Dataset(
         str(tmp_path / "tensors" / "02"), Manifest("tensors", "02", files=tuple(File(**f) for f in record["files"])), ""
     )
@@ -260,12 +264,12 @@ def test_a_column_that_some_files_lack_is_empty_there(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_gone_is_said(tmp_path: Path) -> None:
-    task = Merge("run", "train", 2, ((str(tmp_path / "gone.parquet"),),), tuple(COLUMNS))
-    result = merge(task, str(tmp_path / "tensors" / "02"))
+    task = MergeTask("run", "train", 2, ((str(tmp_path / "gone.parquet"),),), tuple(COLUMNS))
+    result = write_merged(task, str(tmp_path / "tensors" / "02"))
     assert result["exit_code"] == 1 and "gone.parquet" in result["error"]
 
 
 def test_a_run_of_other_rows_is_an_error(tmp_path: Path) -> None:
     sources = index_files(clean_of_many_files(tmp_path, {"train": 2}), "train")
     with pytest.raises(MillError, match="the ledger is wrong"):
-        run_of({"files": [{"uri": "x"}], "groups": [[1]]}, sources, "/x")
+        describe_merged({"files": [{"uri": "x"}], "groups": [[1]]}, sources, "/x")

@@ -17,14 +17,14 @@ from imagemill.components.store.filesystem import get_store
 @pytest.mark.usefixtures("merging", "without_ray", "s3_environment")
 def test_runs_on_s3(tmp_path: Path, s3_workspace: str, monkeypatch: pytest.MonkeyPatch) -> None:
     removed: list[str] = []
-    real = resize.remove_runs
+    real = resize.remove_merged_files
 
     def seen(uri: str) -> None:
         removed.extend(entry.uri for entry in get_store(uri).list(f"{uri}/_work/runs"))
         real(uri)
 
     here: Any = resized(clean_of_many_files(tmp_path, FILES))
-    monkeypatch.setattr(resize, "remove_runs", seen)
+    monkeypatch.setattr(resize, "remove_merged_files", seen)
     there = resized(clean_of_many_files(s3_workspace, FILES))
     assert mill.content(there) == mill.content(here)
     assert len(removed) > 5 and not list(get_store(there.uri).list(f"{there.uri}/_work/runs"))

@@ -77,7 +77,7 @@ def test_little_work_needs_no_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     workspace = Workspace.open(str(tmp_path / "first"))
     clean = clean_photos(workspace)
     expected = resized(workspace, clean, image_size=24)
-    monkeypatch.setattr(resize_module, "ray_session", no_ray)
+    monkeypatch.setattr(resize_module, "open_ray_session", no_ray)
     other = Workspace.open(str(tmp_path / "other"))
     clean = clean_photos(other)
     config = ResizeConfig.from_values({"workspace": other.uri, "clean": clean.uri, "image_size": 24})

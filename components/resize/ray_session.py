@@ -1,0 +1,215 @@
+"""Ray sessions: start Ray in this process or connect to a cluster, and check that its nodes can do the work."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..store import uri as uris
+from ..store.errors import MillError, TransientError, UserError
+from ..store.parallel import max_workers
+from ..store.progress import say
+from . import ray_processes
+from .config import VERSION
+from .ray_connection import (
+    check_address,
+    check_port,
+    connection_error,
+    enable_token_auth,
+    ignore_address_variables,
+    unreachable_error,
+)
+
+RAY_BYTES, WORKER_BYTES = 2**30, 3 * 2**28
+"""Memory of Ray in this process without workers, and of one worker with its libraries and images (measured: 0.6 GB)."""
+CORES_INTERVAL_S = 10.0
+"""Seconds between two counts of the cluster's cores: it may have grown."""
+WAITING_INTERVAL_S = 30.0
+"""Seconds between two messages that all cores of the cluster are taken."""
+NO_CORES_TIMEOUT_S = 300.0
+"""Seconds that a cluster may be without any core: one that grows on demand starts from none."""
+CHECK_RETRIES = 20
+"""Times that Ray may run the first small task again after it lost its worker."""
+RAY_INIT_DEFAULTS: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+
+
+@dataclass
+class RaySession:
+    """A connection to Ray, on which tasks run.
+
+    Args:
+        address: of the cluster; empty for Ray in this process.
+        probe_file: a file on a local disk that every node must be able to read; empty if there is none to check.
+    """
+
+    address: str
+    probe_file: str
+    cores: int = 1
+    counted_at: float = field(default_factory=time.monotonic)
+    had_cores_at: float = field(default_factory=time.monotonic)
+
+    def get_cores(self) -> int:
+        """Return the number of CPU cores, counted again every `CORES_INTERVAL_S`.
+
+        Raises TransientError if the cluster has had none for `NO_CORES_TIMEOUT_S`.
+        """
+        if not self.address or time.monotonic() - self.counted_at < CORES_INTERVAL_S:
+            return self.cores
+        return self.count_cores()
+
+    def count_cores(self) -> int:
+        import ray
+
+        self.counted_at = time.monotonic()
+        cores = int(ray.cluster_resources().get("CPU", 0))  # type: ignore[no-untyped-call]
+        if cores:
+            self.had_cores_at = self.counted_at
+        elif self.counted_at - self.had_cores_at > NO_CORES_TIMEOUT_S:
+            raise TransientError(
+                f"ray_address: expected CPU cores in the cluster at {self.address}, found none for "
+                f"{NO_CORES_TIMEOUT_S:.0f} s (are its workers started, and not with --num-cpus 0?)"
+            )
+        self.cores = max(1, cores)  # a task that waits is what makes a cluster grow
+        return self.cores
+
+
+@contextmanager
+def open_ray_session(address: str, workers: int | None, probe_uri: str = "", gpus: int = 0) -> Iterator[RaySession]:
+    """Start Ray in this process, or connect to the cluster at `address`; shut down at exit.
+
+    Args:
+        address: of a cluster; empty for Ray in this process.
+        workers: CPU cores for Ray in this process; None for as many as memory allows.
+        probe_uri: a workspace file that every node must be able to read.
+        gpus: GPUs of this machine that actors may use.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if address:
+        _connect(address)
+    session_dir = "" if address else _start(workers, gpus)
+    import ray
+
+    # Listed now and at the end: on SIGTERM Ray ends its raylet first, after which its agents are no descendants of
+    # this process.
+    processes = ray_processes.find_session_processes(session_dir) if session_dir else []
+    try:
+        session = RaySession(address, probe_uri if address and not uris.scheme(probe_uri) else "")
+        session.count_cores()
+        if address:
+            _check_cluster(session)
+        say("resize", f"Ray with {session.cores} cores")
+        yield session
+    except ConnectionError as error:  # of Ray Client, when the head is gone
+        raise unreachable_error(address, str(error).partition("\n")[0]) from None
+    except SystemExit:  # Ray's answer to SIGTERM, after which its own shutdown may not come to an end
+        _clean_up(session_dir, processes)
+        raise
+    finally:
+        processes += ray_processes.find_session_processes(session_dir) if session_dir else []
+        ray.shutdown()
+        _clean_up(session_dir, processes)
+
+
+def _clean_up(session_dir: str, processes: list[ray_processes.Process]) -> None:
+    """Kill the processes of an ended session and remove its logs and sockets."""
+    ray_processes.kill(processes)
+    if session_dir:
+        shutil.rmtree(session_dir, ignore_errors=True)
+
+
+def _start(workers: int | None, gpus: int) -> str:
+    """Start Ray in this process; return its session directory."""
+    with ignore_address_variables("local"):
+        import ray
+
+        num_cpus = workers or max_workers(WORKER_BYTES, RAY_BYTES)
+        try:
+            # `local`: never join a cluster that somebody left running. Nothing large goes through the object store.
+            context: Any = ray.init(
+                address="local", num_cpus=num_cpus, num_gpus=gpus, include_dashboard=False,
+                object_store_memory=128 * 2**20, **RAY_INIT_DEFAULTS,
+            )  # fmt: skip
+        except (ConnectionError, TimeoutError) as error:
+            raise TransientError(f"Ray does not start on this machine: {error}") from None
+    return str(context.address_info.get("session_dir") or "")
+
+
+def _connect(address: str) -> None:
+    check_address(address)
+    enable_token_auth()
+    with ignore_address_variables(address):
+        check_port(address)
+        import ray
+
+        for retries_left in (1, 0):  # a head that is busy starts no server for a client within Ray's half minute
+            try:
+                ray.init(address=address, **RAY_INIT_DEFAULTS)
+                break
+            except Exception as error:  # ray.init raises anything from ValueError to gRPC's own errors
+                reason = connection_error(address, error)
+                if not retries_left or not isinstance(reason, TransientError):
+                    raise reason from None
+                ray.shutdown()
+
+
+def _check_cluster(session: RaySession) -> None:
+    """Run one small task: the node must have this version of imagemill and be able to read the workspace."""
+    import ray
+
+    try:
+        node_ref = ray.remote(num_cpus=1, max_retries=CHECK_RETRIES)(_describe_node).remote(session.probe_file)
+        reported_at = time.monotonic()
+        while not ray.wait([node_ref], timeout=min(2.0, CORES_INTERVAL_S))[0]:
+            session.get_cores()
+            if time.monotonic() - reported_at > WAITING_INTERVAL_S:
+                reported_at = time.monotonic()
+                say("resize", f"waiting for a free core of the Ray cluster at {session.address}")
+        node = ray.get(node_ref)
+    except (ray.exceptions.RayError, ImportError, AttributeError) as error:  # the latter from Ray Client's server
+        raise code_mismatch_error(session.address, error) from None
+    if node["version"] != VERSION:
+        raise UserError(
+            f"ray_address: expected the imagemill of this command on the cluster (resize {VERSION}), found another "
+            f"one (resize {node['version']}) on node {node['node']}"
+        )
+    if not node["sees"]:
+        raise workspace_error(session, node["node"])
+
+
+def _describe_node(probe_file: str) -> dict[str, Any]:
+    """Return this node's version of resize, its name, and whether it can read the workspace."""
+    return {"version": VERSION, "node": platform.node(), "sees": can_read(probe_file)}
+
+
+def can_read(probe_file: str) -> bool:
+    """Return whether this node can read `RaySession.probe_file`; True if there is none to check."""
+    return not probe_file or Path(probe_file).is_file()
+
+
+def workspace_error(session: RaySession, node: str) -> UserError:
+    return UserError(
+        "workspace: expected a place that every node of the Ray cluster sees (s3://bucket/prefix, or a folder that "
+        f"all of them mount), found no {session.probe_file} on node {node}"
+    )
+
+
+def code_mismatch_error(address: str, error: Exception) -> MillError:
+    """Return the error for a task that could not be loaded on the cluster."""
+    text = f"{type(error).__name__}: {error}"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    cause = next((line for line in reversed(lines) if "Error: " in line), lines[0] if lines else repr(error))
+    if "ModuleNotFoundError" in text or "failed to import" in text or "AttributeError" in text:
+        return UserError(
+            f"ray_address: expected the imagemill of this command on the nodes of the Ray cluster at {address} (start "
+            f"them from the same image), found {cause}"
+        )
+    return TransientError(f"ray_address: the Ray cluster at {address} ran no task: {cause}")
