@@ -95,14 +95,14 @@ def check_parameters(parameters: RunParameters, engine: Engine | None = None) ->
     from ..components.clean.classes import read_class_list
     from ..components.clean.config import CleanConfig
     from ..components.download.labels import open_dataset
-    from ..components.train.weights import weights_uri
+    from ..components.train.weights import find_weights_file
 
     download, clean, train = (parameters.config(step) for step in ("download", "clean", "train"))
     assert isinstance(download, DownloadConfig) and isinstance(clean, CleanConfig) and isinstance(train, TrainConfig)
     if clean.class_list:
         read_class_list(clean.class_list)
     if train.weights and not train.weights_are_named:
-        weights_uri(train.weights)
+        find_weights_file(train.weights)
     _check_device(train.device, engine)
     open_dataset(download)
     if engine:

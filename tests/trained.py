@@ -19,7 +19,7 @@ from imagemill.components.store.step import Context
 from imagemill.components.store.workspace import Workspace
 from imagemill.components.train.config import TrainConfig
 from imagemill.components.train.loop import Trainer
-from imagemill.components.train.ranks import Ranks
+from imagemill.components.train.ranks import Communicator
 from imagemill.components.train.recipes import resolve
 
 IMAGE = {"shape": [32, 32, 3], "mean": [0.5] * 3, "std": [0.25] * 3, "color": "rgb", "mode": "crop"}
@@ -59,14 +59,14 @@ def settings(tensors: Dataset, **values: Any) -> TrainConfig:
     return resolve(TrainConfig(**(quick | {"recipe": "plain", "load_threads": 1} | values)), tensors.manifest)
 
 
-def trainer(tensors: Dataset, workspace: Path, config: TrainConfig, ranks: Ranks | None = None) -> Trainer:
+def trainer(tensors: Dataset, workspace: Path, config: TrainConfig, comm: Communicator | None = None) -> Trainer:
     torch.set_num_threads(1)
     torch.manual_seed(config.seed)
     spec = ModelSpec(config.backbone, tensors.manifest.classes, tensors.manifest.image)
     network = build_network(spec, config.dropout, config.drop_path)
     context = Context("train", Workspace.open(str(workspace)), "run", False)
     uri = str(workspace / "model" / "01")
-    return Trainer(network, tensors, config, torch.device("cpu"), uri, context, ranks or Ranks())
+    return Trainer(network, tensors, config, torch.device("cpu"), uri, context, comm or Communicator())
 
 
 def history_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,12 +1,12 @@
-"""What the names of classes tell of an augmentation that would make one class another: pairs that a mirror, a turn or a
-change of colour swaps."""
+"""Find pairs of classes, by their names, that an augmentation turns into one another: by a mirror, a turn, a colour."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 
-Pair = tuple[str, str]
+ClassPair = tuple[str, str]
 _SIDES = {"left": "right", "leftward": "rightward", "leftwards": "rightwards", "clockwise": "counterclockwise",
           "l": "r", "lt": "rt", "west": "east"}  # fmt: skip
 _ENDS = {"up": "down", "upward": "downward", "upwards": "downwards", "top": "bottom", "upper": "lower",
@@ -14,59 +14,57 @@ _ENDS = {"up": "down", "upward": "downward", "upwards": "downwards", "top": "bot
 _MIRRORED = {"b": "d", "p": "q", "<": ">", "(": ")", "[": "]", "/": "\\", "2": "5", "s": "z", "j": "l",
              "←": "→", "«": "»"}  # fmt: skip
 _UPENDED = {"6": "9", "n": "u", "m": "w", "p": "d", "b": "q", "↑": "↓", "^": "v"}
-_COLOURS = {
+_COLORS = {
     "red", "green", "blue", "yellow", "orange", "purple", "violet", "pink", "brown", "black", "white", "grey", "gray",
     "beige", "cyan", "magenta", "turquoise", "maroon", "navy", "olive", "teal", "gold", "silver", "crimson", "scarlet",
     "amber", "indigo", "lime",
 }  # fmt: skip
 
 
-def mirrored(names: Sequence[str]) -> Pair | None:
-    """Two classes of which each is the other in a mirror, by their names: turn-left and turn-right, b and d."""
-    return _swapped(names, _SIDES, _MIRRORED)
+def find_mirrored(names: Sequence[str]) -> ClassPair | None:
+    """Return two classes that a horizontal flip swaps: turn-left and turn-right, b and d."""
+    return _find_swapped(names, _SIDES, _MIRRORED)
 
 
-def upended(names: Sequence[str]) -> Pair | None:
-    """Two classes of which each is the other upside down, by their names: arrow_up and arrow_down, 6 and 9."""
-    return _swapped(names, _ENDS, _UPENDED)
+def find_upended(names: Sequence[str]) -> ClassPair | None:
+    """Return two classes that a vertical flip or half a turn swaps: arrow_up and arrow_down, 6 and 9."""
+    return _find_swapped(names, _ENDS, _UPENDED)
 
 
-def about_colour(names: Sequence[str]) -> Pair | None:
-    """Two classes that differ in a colour alone: red_car and blue_car, ripe green and ripe yellow, red and green."""
-    without = _by(names, lambda words: tuple("" if word in _COLOURS else word for word in words))
+def find_recolored(names: Sequence[str]) -> ClassPair | None:
+    """Return two classes that differ in a colour alone: red_car and blue_car, ripe green and ripe yellow."""
+    by_colorless: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
     for name in names:
-        words = _words(name)
-        if not any(word in _COLOURS for word in words):
+        by_colorless[_remove_colors(name)].append(name)
+    for name in names:
+        if _remove_colors(name) == _split_words(name):
             continue
-        key = tuple("" if word in _COLOURS else word for word in words)
-        if others := [other for other in without[key] if _words(other) != words]:
-            return name, others[0]
+        for other in by_colorless[_remove_colors(name)]:
+            if _split_words(other) != _split_words(name):
+                return name, other
     return None
 
 
-def _swapped(names: Sequence[str], words: dict[str, str], signs: dict[str, str]) -> Pair | None:
-    """The first pair that comes of each other by exchanging words, or a single letter or sign for its counterpart."""
-    both = words | {b: a for a, b in words.items()}
-    known = {_words(name): name for name in names}
-    whole = {name.strip().lower(): name for name in names}
+def _find_swapped(names: Sequence[str], words: dict[str, str], signs: dict[str, str]) -> ClassPair | None:
+    """Return the first pair that comes of one another by exchanging words, or a single letter or sign."""
+    counterparts = words | {second: first for first, second in words.items()}
+    by_words = {_split_words(name): name for name in names}
+    by_sign = {name.strip().lower(): name for name in names}
     for name in names:
-        swapped = tuple(both.get(word, word) for word in _words(name))
-        if swapped != _words(name) and swapped in known:
-            return name, known[swapped]
+        swapped = tuple(counterparts.get(word, word) for word in _split_words(name))
+        if swapped != _split_words(name) and swapped in by_words:
+            return name, by_words[swapped]
         sign = name.strip().lower()
-        if sign in signs and signs[sign] in whole:
-            return name, whole[signs[sign]]
+        if sign in signs and signs[sign] in by_sign:
+            return name, by_sign[signs[sign]]
     return None
 
 
-def _words(name: str) -> tuple[str, ...]:
-    """A name's words in lower case: TurnLeft, turn_left and turn-left are the same."""
+def _remove_colors(name: str) -> tuple[str, ...]:
+    return tuple("" if word in _COLORS else word for word in _split_words(name))
+
+
+def _split_words(name: str) -> tuple[str, ...]:
+    """Return a name's words in lower case: TurnLeft, turn_left and turn-left are the same."""
     spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name)
     return tuple(re.findall(r"[^\W_]+", spaced.lower()))
-
-
-def _by(names: Sequence[str], key: Callable[[tuple[str, ...]], tuple[str, ...]]) -> dict[tuple[str, ...], list[str]]:
-    found: dict[tuple[str, ...], list[str]] = {}
-    for name in names:
-        found.setdefault(key(_words(name)), []).append(name)
-    return found

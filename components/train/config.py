@@ -1,4 +1,4 @@
-"""What can be said about training. What is said to be by the recipe is None until recipes.py fills it in."""
+"""The options of training. Those with a default by the recipe are None until `recipes.resolve` fills them in."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from ..store.errors import wrong
 from ..store.timm_models import is_tag, is_timm
 
 VERSION = 2
-"""Raised when the same tensors and config must give another model."""
+"""Version of the step in fingerprints, raised when the same tensors and config must give another model."""
 RECIPES = ("auto", "plain", "probe", "small", "standard", "large")
 HEADS = ("solved", "trained")
 POLICIES = ("none", "randaugment", "trivialaugment", "autoaugment")
-_BY = "(default: by the recipe)"
+_RECIPE = "(default: by the recipe)"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(StepConfig):
-    """The network, the recipe with all its numbers, and where it runs."""
+    """Network, weights, recipe with all its values, device and processes."""
 
     PARENTS: ClassVar[tuple[str, ...]] = ("tensors",)
 
@@ -34,17 +34,17 @@ class TrainConfig(StepConfig):
         "",
         "pretrained weights: a torchvision name (DEFAULT, IMAGENET1K_V2), DEFAULT or a tag of timm's, the URI of a "
         ".safetensors file or of a model (default: none)",
-        in_fingerprint=False,  # by its content, see train.py
+        in_fingerprint=False,  # counts by its content, see `weights.identify_weights`
     )
     recipe: str = option(
         "auto",
         "a way to train that is known to work: plain (crops and flips alone), probe (the head alone is solved, on "
         "pretrained weights that stay as they are), small (under 50 images a class), "
         "standard, large (from 100,000 images on); auto chooses by the dataset's numbers",
-        in_fingerprint=False,  # by its values
+        in_fingerprint=False,  # counts by its values
         choices=RECIPES,
     )
-    epochs: int = option(None, f"passes over the training images {_BY}", low=1, high=100_000)
+    epochs: int = option(None, f"passes over the training images {_RECIPE}", low=1, high=100_000)
     batch_size: int = option(32, "images a batch, over all devices", low=2, high=65_536)
     learning_rate: float = option(
         None, "peak learning rate (default: by the recipe, the optimizer and the weights)", low=1e-8, high=10
@@ -52,30 +52,32 @@ class TrainConfig(StepConfig):
     seed: int = option(0, "what everything random in training is drawn from", low=0, high=2**31 - 1)
 
     # the optimizer and its schedule
-    optimizer: str = option(None, f"adamw or sgd, with Nesterov's momentum {_BY}", choices=("adamw", "sgd"))
+    optimizer: str = option(None, f"adamw or sgd, with Nesterov's momentum {_RECIPE}", choices=("adamw", "sgd"))
     momentum: float = option(0.9, "of sgd", low=0, high=0.999)
     weight_decay: float = option(
-        None, f"decoupled for adamw, plain for sgd; not of biases and norms {_BY}", low=0, high=10
+        None, f"decoupled for adamw, plain for sgd; not of biases and norms {_RECIPE}", low=0, high=10
     )
     warmup: float = option(
-        None, f"share of all steps in which the learning rate rises, linearly {_BY}", low=0, high=0.9
+        None, f"share of all steps in which the learning rate rises, linearly {_RECIPE}", low=0, high=0.9
     )
     accumulate: int = option(1, "batches whose gradients make one step", low=1, high=4096)
-    clip_norm: float = option(None, f"gradients are clipped to this norm; 0 leaves them {_BY}", low=0)
+    clip_norm: float = option(None, f"gradients are clipped to this norm; 0 leaves them {_RECIPE}", low=0)
     layer_decay: float = option(
         None,
-        f"learning rate of each block as a share of the next one's towards the output; 1 is off {_BY}",
+        f"learning rate of each block as a share of the next one's towards the output; 1 is off {_RECIPE}",
         low=0.1,
         high=1,
     )
     backbone_rate: float = option(
-        None, f"learning rate of all layers but the head as a share of the head's; 1 is off {_BY}", low=0, high=1
+        None, f"learning rate of all layers but the head as a share of the head's; 1 is off {_RECIPE}", low=0, high=1
     )
     probe_epochs: int = option(
-        None, f"epochs at the start in which only the head learns, where there are pretrained weights {_BY}", low=0
+        None,
+        f"epochs at the start in which only the head learns, where there are pretrained weights {_RECIPE}",
+        low=0,
     )
     unfreeze_epochs: int = option(
-        None, f"epochs after those in which block after block thaws, from the head on {_BY}", low=0
+        None, f"epochs after those in which block after block thaws, from the head on {_RECIPE}", low=0
     )
     head: str | None = option(
         None, "how the head begins on pretrained weights: solved, as the first epoch (logistic regression on what the "
@@ -84,26 +86,28 @@ class TrainConfig(StepConfig):
         choices=HEADS,
     )  # fmt: skip
     early_stopping: int = option(
-        None, f"epochs without a better validation after which training ends; 0 never {_BY}", low=0
+        None, f"epochs without a better validation after which training ends; 0 never {_RECIPE}", low=0
     )
 
     # regularization
-    label_smoothing: float = option(None, f"share of the target spread over the other classes {_BY}", low=0, high=0.9)
+    label_smoothing: float = option(
+        None, f"share of the target spread over the other classes {_RECIPE}", low=0, high=0.9
+    )
     ema: float = option(
-        None, f"decay of the moving average of the weights, which is what is validated and kept; 0 is off {_BY}",
+        None, f"decay of the moving average of the weights, which is what is validated and kept; 0 is off {_RECIPE}",
         low=0, high=0.99999,
     )  # fmt: skip
-    dropout: float = option(None, f"before the head {_BY}", low=0, high=0.9)
+    dropout: float = option(None, f"before the head {_RECIPE}", low=0, high=0.9)
     drop_path: float = option(
-        None, f"stochastic depth: share of residual branches skipped, deepest block {_BY}", low=0, high=0.9
+        None, f"stochastic depth: share of residual branches skipped, deepest block {_RECIPE}", low=0, high=0.9
     )
     class_balance: str = option(
         None,
-        f"none, weights (of the loss) or sampling (rare classes more often) {_BY}",
+        f"none, weights (of the loss) or sampling (rare classes more often) {_RECIPE}",
         choices=("none", "weights", "sampling"),
     )
 
-    # what is random per epoch: geometry
+    # random in each epoch: geometry
     crop_scale: float = option(
         None,
         "random resized crop: smallest share of the area; 1 turns it off (default: by the preset; 0.6)",
@@ -123,29 +127,29 @@ class TrainConfig(StepConfig):
         choices=("auto", "true", "false"),
         by_preset=True,
     )
-    rotate: float = option(None, f"degrees to either side {_BY}", low=0, high=180)
-    translate: float = option(None, f"shift to either side, as a share of the side {_BY}", low=0, high=1)
-    zoom: float = option(None, f"zoom in or out by so much, as a share {_BY}", low=0, high=0.9)
-    shear: float = option(None, f"degrees to either side, along both axes {_BY}", low=0, high=60)
+    rotate: float = option(None, f"degrees to either side {_RECIPE}", low=0, high=180)
+    translate: float = option(None, f"shift to either side, as a share of the side {_RECIPE}", low=0, high=1)
+    zoom: float = option(None, f"zoom in or out by so much, as a share {_RECIPE}", low=0, high=0.9)
+    shear: float = option(None, f"degrees to either side, along both axes {_RECIPE}", low=0, high=60)
     perspective: float = option(
-        None, f"how far the corners move at most, as a share of half a side {_BY}", low=0, high=1
+        None, f"how far the corners move at most, as a share of half a side {_RECIPE}", low=0, high=1
     )
     # colour
-    brightness: float = option(None, f"factor 1 - x to 1 + x {_BY}", low=0, high=1)
-    contrast: float = option(None, f"factor 1 - x to 1 + x {_BY}", low=0, high=1)
-    saturation: float = option(None, f"factor 1 - x to 1 + x {_BY}", low=0, high=1)
-    hue: float = option(None, f"turns of the colour circle to either side {_BY}", low=0, high=0.5)
-    grayscale: float = option(None, f"share of the images made grey {_BY}", low=0, high=1)
-    blur: float = option(None, f"share of the images blurred (Gauss, sigma 0.1 to 2 pixels) {_BY}", low=0, high=1)
-    noise: float = option(None, f"share of the images with noise (Gauss, sigma to 25 of 255) {_BY}", low=0, high=1)
+    brightness: float = option(None, f"factor 1 - x to 1 + x {_RECIPE}", low=0, high=1)
+    contrast: float = option(None, f"factor 1 - x to 1 + x {_RECIPE}", low=0, high=1)
+    saturation: float = option(None, f"factor 1 - x to 1 + x {_RECIPE}", low=0, high=1)
+    hue: float = option(None, f"turns of the colour circle to either side {_RECIPE}", low=0, high=0.5)
+    grayscale: float = option(None, f"share of the images made grey {_RECIPE}", low=0, high=1)
+    blur: float = option(None, f"share of the images blurred (Gauss, sigma 0.1 to 2 pixels) {_RECIPE}", low=0, high=1)
+    noise: float = option(None, f"share of the images with noise (Gauss, sigma to 25 of 255) {_RECIPE}", low=0, high=1)
     jpeg_artifacts: float = option(
-        None, f"share of the images degraded by JPEG (quality 30 to 90) {_BY}", low=0, high=1
+        None, f"share of the images degraded by JPEG (quality 30 to 90) {_RECIPE}", low=0, high=1
     )
     erasing: float = option(
-        None, f"share of the images with a box erased (area 0.02 to 0.2, ratio 0.3 to 3.3) {_BY}", low=0, high=1
+        None, f"share of the images with a box erased (area 0.02 to 0.2, ratio 0.3 to 3.3) {_RECIPE}", low=0, high=1
     )
     # a policy of drawn operations, after the geometry above and before the colours
-    policy: str = option(None, f"none, randaugment, trivialaugment or autoaugment {_BY}", choices=POLICIES)
+    policy: str = option(None, f"none, randaugment, trivialaugment or autoaugment {_RECIPE}", choices=POLICIES)
     policy_ops: int = option(2, "randaugment: operations an image (N)", low=1, high=14)
     policy_magnitude: int = option(9, "randaugment: their magnitude (M) of 30", low=0, high=30)
     policy_set: str = option(
@@ -157,10 +161,10 @@ class TrainConfig(StepConfig):
         "a list of torchvision transforms (YAML or JSON); runs on CPU threads",
     )
     # mixing
-    mixup: float = option(None, f"MixUp's alpha {_BY}", low=0, high=10)
-    mixup_probability: float = option(None, f"share of the batches mixed by MixUp {_BY}", low=0, high=1)
-    cutmix: float = option(None, f"CutMix's alpha {_BY}", low=0, high=10)
-    cutmix_probability: float = option(None, f"share of the batches mixed by CutMix {_BY}", low=0, high=1)
+    mixup: float = option(None, f"MixUp's alpha {_RECIPE}", low=0, high=10)
+    mixup_probability: float = option(None, f"share of the batches mixed by MixUp {_RECIPE}", low=0, high=1)
+    cutmix: float = option(None, f"CutMix's alpha {_RECIPE}", low=0, high=10)
+    cutmix_probability: float = option(None, f"share of the batches mixed by CutMix {_RECIPE}", low=0, high=1)
 
     # where and how it runs
     device: str = option("auto", DEVICE_HELP, in_fingerprint=False, choices=("auto", "cpu", "cuda"))
@@ -210,12 +214,12 @@ class TrainConfig(StepConfig):
 
     @property
     def flips(self) -> bool:
-        """Half of the images are mirrored."""
+        """Whether half of the images are mirrored."""
         return self.flip == "true"
 
     @property
     def weights_are_named(self) -> bool:
-        """A torchvision name, or a tag of timm's, rather than a URI."""
+        """Whether `weights` is a name of torchvision's or a tag of timm's rather than a URI."""
         if is_timm(self.backbone):
             return is_tag(self.weights)
         return bool(re.fullmatch(r"[A-Z][A-Z0-9_]*", self.weights))

@@ -1,4 +1,4 @@
-"""What a training was like: a row an epoch, as Parquet beside the model, as TensorBoard's event files, and in words."""
+"""The course of a training, a row for each epoch: as Parquet beside the model, as TensorBoard events, and judged."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from ..store.manifest import File
 from ..store.progress import say
 from ..store.shards import publish_bytes
 
-Row = dict[str, Any]
+EpochRow = dict[str, Any]
 RISE = 1.1
-"""Times its lowest value: what the validation loss has to rise to, to be called risen."""
+"""Factor over its minimum at which the validation loss counts as risen."""
 TAGS = {
     "train_loss": "loss/train", "val_loss": "loss/validation", "val_top1": "metrics/top1",
     "val_macro_f1": "metrics/macro_f1", "learning_rate": "learning_rate",
     "images_per_second": "speed/images_per_second", "waiting": "speed/waiting_share",
 }  # fmt: skip
-"""What TensorBoard calls a number of a row."""
-
-
+"""TensorBoard's tag of each column of the history."""
 TIMES = ("seconds", "images_per_second", "waiting")
+"""Columns that differ between two runs of the same training."""
 
 
-def publish_history(uri: str, rows: Sequence[Row]) -> File:
-    """The rows as one Parquet file of the model dataset, `history-<hash>.parquet`, of role `history`.
+def publish_history(uri: str, rows: Sequence[EpochRow]) -> File:
+    """Write the rows as one Parquet file `history-<hash>.parquet` of the model dataset, with role `history`.
 
-    Without how long it took, which the manifest has: so that the same training gives the same file."""
+    `TIMES` are left out, so that the same training gives the same file; the manifest has them.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -45,34 +45,32 @@ def publish_history(uri: str, rows: Sequence[Row]) -> File:
     return publish_bytes(uri, sink.getvalue(), "history-", ".parquet", role="history", rows=len(rows))
 
 
-class Events:
-    """TensorBoard's event file of one try, below a folder or an s3 prefix. Steps count updates of the optimizer.
+class EventFile:
+    """TensorBoard's event file of one try, in a folder or below an S3 prefix. Steps are updates of the optimizer.
 
-    On disk it is written as it comes; on S3 the whole file is put there by `publish`, after each epoch. What can't be
-    written is never a reason for a training to fail: it is said, and after an error of the file no more is written.
+    On disk it is written continuously; on S3 the file is uploaded by `publish`, after each epoch. An error of writing
+    never ends a training: it is reported, and after an error of the file nothing more is written.
     """
 
     def __init__(self, uri: str, step: int) -> None:
-        """From a step on: what an earlier try wrote of later ones is void."""
+        """Open a file that begins at `step`; TensorBoard drops events of earlier tries from there on."""
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-        self._uri, self._temporary = (
-            uri,
-            None if not uris.is_s3(uri) else TemporaryDirectory(prefix="imagemill-events-"),
-        )
-        self._failed = False
-        self._folder = Path(self._temporary.name if self._temporary else uri)
-        with map_disk_errors(str(self._folder)):
-            self._folder.mkdir(parents=True, exist_ok=True)
-            before = set(self._folder.iterdir())
-            self._writer = EventFileWriter(str(self._folder), flush_secs=10)
-            self._file = next(path for path in self._folder.iterdir() if path not in before)
+        self._uri = uri
+        self._temporary = TemporaryDirectory(prefix="imagemill-events-") if uris.is_s3(uri) else None
+        self._has_failed = False
+        folder = Path(self._temporary.name if self._temporary else uri)
+        with map_disk_errors(str(folder)):
+            folder.mkdir(parents=True, exist_ok=True)
+            existing = set(folder.iterdir())
+            self._writer = EventFileWriter(str(folder), flush_secs=10)
+            self._file = next(path for path in folder.iterdir() if path not in existing)
         start = Event(wall_time=time.time(), step=step, session_log=SessionLog(status=SessionLog.START))
         self._try(lambda: self._writer.add_event(start))
 
-    def add(self, step: int, row: Row) -> None:
-        """Those numbers of a row that have a name in TensorBoard."""
+    def add(self, step: int, row: EpochRow) -> None:
+        """Write the values of a row that have a tag."""
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
 
@@ -81,13 +79,13 @@ class Events:
         self._try(lambda: self._writer.add_event(event))
 
     def publish(self) -> None:
-        """To be seen by others: flushed, and on S3 uploaded."""
+        """Flush the file, and upload it where it belongs on S3."""
         self._try(self._writer.flush)
-        if self._temporary and not self._failed:
+        if self._temporary and not self._has_failed:
             target = uris.join(self._uri, self._file.name)
             try:
                 get_store(target).put(target, self._file.read_bytes())
-            except (MillError, OSError) as error:  # the next epoch tries again, with the whole file
+            except (MillError, OSError) as error:  # the next epoch uploads the file again
                 _warn(error)
 
     def close(self) -> None:
@@ -96,13 +94,13 @@ class Events:
             self._temporary.cleanup()
 
     def _try(self, write: Callable[[], Any]) -> None:
-        """The writer has a thread, whose error comes with whatever is asked of it later, and for good."""
-        if self._failed:
+        """Call `write`; an error, which may come from an earlier write of the writer's thread, ends all writing."""
+        if self._has_failed:
             return
         try:
             write()
         except OSError as error:
-            self._failed = True
+            self._has_failed = True
             _warn(error)
 
 
@@ -111,40 +109,41 @@ def _warn(error: Exception) -> None:
 
 
 @contextlib.contextmanager
-def events(uri: str, step: int) -> Iterator[Events | None]:
-    """`Events` at a URI until the training ends, however it does; nothing for an empty URI."""
+def open_events(uri: str, step: int) -> Iterator[EventFile | None]:
+    """Open an event file, published and closed at the end; None for an empty URI."""
     if not uri:
         yield None
         return
-    made = Events(uri, step)
+    event_file = EventFile(uri, step)
     try:
-        yield made
+        yield event_file
     finally:
-        made.publish()
-        made.close()
+        event_file.publish()
+        event_file.close()
 
 
-def verdict(history: Sequence[Row], best_epoch: int, hard_targets: bool) -> str:
-    """A sentence where the curves show plainly that a training learned by heart, or that it hardly learned; else empty.
+def diagnose(history: Sequence[EpochRow], best_epoch: int, has_hard_targets: bool) -> str:
+    """Return a sentence on a training that clearly overfitted or hardly learned; empty for any other.
 
-    Where targets were mixed or smoothed the training loss is of those, and has a floor: only its course counts.
+    The loss of mixed or smoothed targets has a floor: without hard targets only its course counts.
     """
     rows = [row for row in history if "val_loss" in row]
     if len(rows) < 4:
         return ""
     lowest = min(row["val_loss"] for row in rows)
     last, first = rows[-1], rows[0]
-    learned = last["train_loss"] < 0.9 * first["train_loss"]
-    gap = not hard_targets or last["train_loss"] < 0.5 * last["val_loss"]
-    if learned and gap and last["val_loss"] > RISE * lowest and best_epoch <= last["epoch"] - max(2, len(rows) // 4):
+    has_learned = last["train_loss"] < 0.9 * first["train_loss"]
+    has_gap = not has_hard_targets or last["train_loss"] < 0.5 * last["val_loss"]
+    has_risen = last["val_loss"] > RISE * lowest
+    if has_learned and has_gap and has_risen and best_epoch <= last["epoch"] - max(2, len(rows) // 4):
         return (
             f"it learned the training images by heart: the validation loss rose from {lowest:.3f} to "
             f"{last['val_loss']:.3f} while the training loss fell to {last['train_loss']:.3f}. More images help, then "
             "stronger augmentation (--recipe small or standard), fewer epochs or a smaller network"
         )
     best = max(row["val_macro_f1"] for row in rows)
-    flat = best - first["val_macro_f1"] < 0.02 and lowest > 0.97 * first["val_loss"]
-    if flat and last["train_loss"] > 0.95 * first["train_loss"]:
+    is_flat = best - first["val_macro_f1"] < 0.02 and lowest > 0.97 * first["val_loss"]
+    if is_flat and last["train_loss"] > 0.95 * first["train_loss"]:
         return (
             "it hardly learned: neither loss fell. Less regularization (--recipe plain), pretrained weights, another "
             "learning_rate or more epochs may help"

@@ -1,4 +1,4 @@
-"""A training in several processes of this machine: torchrun starts them, and their records say how it ended."""
+"""Train in several processes of this machine: torchrun starts them, and their records tell the error if one fails."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ from ..store.parallel import cores
 from ..store.runner import RUNNER_PID
 from ..store.step import RANK_RECORDS
 from .config import TrainConfig
-from .ranks import LOST, StopSign
+from .ranks import LOST, StopRequest
 
 GRACE_S = 120
-"""For writing a checkpoint after SIGTERM."""
-_LOG = re.compile(r"[IWEF]\d{4} [\d:.]+ \d+ .*torch")
-_WORST_FIRST = (EXIT_USER, EXIT_OURS)
+"""Seconds for writing a checkpoint after SIGTERM."""
+_TORCHRUN_LOG = re.compile(r"[IWEF]\d{4} [\d:.]+ \d+ .*torch")
 
 
-def processes(config: TrainConfig) -> int:
-    """How many processes shall train here: 1 in a process that torchrun has started. UserError for more than there are
-    GPUs, or images in a batch for two each."""
+def choose_processes(config: TrainConfig) -> int:
+    """Return the number of processes to start: one for each GPU unless configured, 1 in a process of torchrun.
+
+    UserError for more processes than GPUs, or than pairs of images in a batch.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return 1
     number = config.processes or 0
@@ -47,22 +48,22 @@ def processes(config: TrainConfig) -> int:
     return number
 
 
-def launch(config: TrainConfig, run: str, number: int, stop: StopSign) -> None:
+def run_processes(config: TrainConfig, run: str, number: int, stop: StopRequest) -> None:
     """Train in `number` processes to the end. The error that ended one of them is raised here as its own would be."""
     with tempfile.TemporaryDirectory(prefix="imagemill-ranks-") as folder:
         environment = {**os.environ, RANK_RECORDS: folder, RUNNER_PID: str(os.getpid())}
         environment.setdefault("OMP_NUM_THREADS", str(max(1, cores() // number)))
         command = [
             sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={number}",
-            f"--shutdown-timeout={GRACE_S}", "-m", "--", "imagemill.components.train", *flags(config, run),
+            f"--shutdown-timeout={GRACE_S}", "-m", "--", "imagemill.components.train", *make_flags(config, run),
         ]  # fmt: skip
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=sys.stderr, stderr=subprocess.PIPE, text=True, errors="replace",
             env=environment,
         )  # fmt: skip
         assert process.stderr
-        last: deque[str] = deque(maxlen=20)
-        reader = threading.Thread(target=_forward, args=(process.stderr, last), daemon=True)
+        last_lines: deque[str] = deque(maxlen=20)
+        reader = threading.Thread(target=_forward_lines, args=(process.stderr, last_lines), daemon=True)
         reader.start()
         try:
             _wait(process, stop)
@@ -72,63 +73,60 @@ def launch(config: TrainConfig, run: str, number: int, stop: StopSign) -> None:
                 process.wait()
         reader.join()
         if process.returncode != EXIT_OK:
-            raise _error(Path(folder), number, list(last))
+            raise _find_error(Path(folder), number, list(last_lines))
 
 
-def flags(config: TrainConfig, run: str) -> list[str]:
-    """The config as a command line: what differs from the defaults, and the run that the processes belong to."""
-    values = {one.name: getattr(config, one.name) for one in dataclasses.fields(config)}
-    usual = {one.name: one.default for one in dataclasses.fields(config)}
-    values |= {"run": run, "processes": usual["processes"]}
-    return [f"--{name.replace('_', '-')}={value}" for name, value in values.items() if value != usual[name]]
+def make_flags(config: TrainConfig, run: str) -> list[str]:
+    """Return the config as a command line: what differs from the defaults, and the run that the processes belong to."""
+    defaults = {option.name: option.default for option in dataclasses.fields(config)}
+    values = {name: getattr(config, name) for name in defaults}
+    values |= {"run": run, "processes": defaults["processes"]}
+    return [f"--{name.replace('_', '-')}={value}" for name, value in values.items() if value != defaults[name]]
 
 
-def _wait(process: subprocess.Popen[str], stop: StopSign) -> None:
-    """Until it has ended; SIGTERM is passed on, once."""
-    told = False
+def _wait(process: subprocess.Popen[str], stop: StopRequest) -> None:
+    """Wait until the process has ended; a request to stop is passed on to it, once."""
+    is_terminated = False
     while True:
         try:
             process.wait(0.2)
             return
         except subprocess.TimeoutExpired:
-            if stop.asked and not told:
+            if stop.is_requested and not is_terminated:
                 process.terminate()
-                told = True
+                is_terminated = True
 
 
-def _forward(lines: IO[str], last: deque[str]) -> None:
-    """What the ranks say, as it comes; torchrun's own account of an error is kept for when there is no better one."""
-    failed = False
+def _forward_lines(lines: IO[str], last_lines: deque[str]) -> None:
+    """Print the lines of the ranks; torchrun's own log and its account of an error are kept in `last_lines`."""
+    has_failed = False
     for line in lines:
-        log = _LOG.match(line)
-        failed = failed or bool(log and line.startswith("E"))
-        if log or (failed and not line.startswith("[")):
-            last.append(line.rstrip())
+        log = _TORCHRUN_LOG.match(line)
+        has_failed = has_failed or bool(log and line.startswith("E"))
+        if log or (has_failed and not line.startswith("[")):
+            last_lines.append(line.rstrip())
         else:
             print(line, end="", file=sys.stderr, flush=True)
 
 
-def _error(folder: Path, number: int, last: list[str]) -> MillError:
-    """The error of the rank that has one of its own: the others ended because of it."""
-    records: list[dict[str, Any]] = []
-    for rank in range(number):
-        path = folder / f"{rank}.json"
-        if path.exists():
-            records.append(json.loads(path.read_text()))
-    bad = [record for record in records if record["exit_code"] != EXIT_OK]
-    for code in _WORST_FIRST:
-        for record in bad:
+def _find_error(folder: Path, number: int, last_lines: list[str]) -> MillError:
+    """Return the error that ended the training: that of a rank which failed by itself, as the others ended because of
+    it; else that the missing ranks were killed, or torchrun's own last lines."""
+    paths = [folder / f"{rank}.json" for rank in range(number)]
+    records: list[dict[str, Any]] = [json.loads(path.read_text()) for path in paths if path.exists()]
+    failed = [record for record in records if record["exit_code"] != EXIT_OK]
+    for code in (EXIT_USER, EXIT_OURS):
+        for record in failed:
             if record["exit_code"] == code:
                 return error_for_exit_code(code, record["error"])
-    own = [record["error"] for record in bad if not record["error"].startswith(LOST)]
-    if own:
-        return error_for_exit_code(EXIT_TRANSIENT, own[0])
-    signals = [line.strip() for line in last if "Signal" in line]
+    own_errors = [record["error"] for record in failed if not record["error"].startswith(LOST)]
+    if own_errors:
+        return error_for_exit_code(EXIT_TRANSIENT, own_errors[0])
+    signals = [line.strip() for line in last_lines if "Signal" in line]
     if len(records) < number and (records or signals):  # killed: there is a checkpoint to go on from
-        ended = f"{number - len(records)} of {number} processes were killed" + "".join(
-            f" ({line})" for line in signals[:1]
-        )
-        return error_for_exit_code(EXIT_TRANSIENT, ended)
-    if bad:
-        return error_for_exit_code(EXIT_TRANSIENT, bad[0]["error"])
-    return MillError(f"torchrun failed: {' '.join(last[-3:])}")
+        first_signal = f" ({signals[0]})" if signals else ""
+        message = f"{number - len(records)} of {number} processes were killed{first_signal}"
+        return error_for_exit_code(EXIT_TRANSIENT, message)
+    if failed:
+        return error_for_exit_code(EXIT_TRANSIENT, failed[0]["error"])
+    return MillError(f"torchrun failed: {' '.join(last_lines[-3:])}")

@@ -1,4 +1,4 @@
-"""The training loop: epochs of steps, a validation after each, the best one kept, nothing lost when it is killed."""
+"""The training loop: epochs of optimizer steps with a validation after each, and checkpoints to resume from."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import math
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from ..store.blocks import parameter_blocks
 from ..store.errors import TransientError, UserError
-from ..store.labels import MULTI
 from ..store.manifest import Dataset
 from ..store.model import Normalize
 from ..store.parallel import cores
@@ -21,33 +20,31 @@ from .batches import Batch, count_train_batches, iter_batches
 from .cache import ShardCache
 from .checkpoint import Learner, TrainingState, load_checkpoint, save_checkpoint
 from .config import TrainConfig
-from .history import Events, events
-from .losses import Loss, class_counts, inverse_frequency, positive_weights
+from .history import EpochRow, open_events
+from .losses import balance_classes
 from .mixing import Mixing
-from .moving_average import MovingAverage
-from .optimizer import Schedule, make_optimizer
+from .optimizer import LearningRateSchedule, MovingAverage, count_trainable_blocks, make_optimizer
 from .params import AugmentParams
 from .prefetcher import DevicePrefetcher
-from .probe import Probe, can_solve
-from .ranks import Ranks
-from .stepper import Stepper, arithmetic
-from .thaw import thawed
-from .validation import Validation
+from .probe import can_solve_head, solve_head
+from .ranks import Communicator
+from .stepper import Stepper, choose_autocast_dtype
+from .validation import Validator
 
 if TYPE_CHECKING:
     import torch
 
-LIVE_S = 10.0
+EVENT_INTERVAL_S = 10.0
 """Seconds between two points of TensorBoard's curves within an epoch."""
-SAVING_SHARE = 0.05
-"""Share of a training's time that checkpoints after epochs may take. Short epochs are not followed by one each, so that
-a kill costs an epoch, or twenty times what a checkpoint takes where that is more."""
-VALIDATED = ("val_loss", "val_top1", "val_macro_f1")
+CHECKPOINT_TIME_SHARE = 0.05
+"""Largest share of the training time that checkpoints after epochs take. Short epochs are not followed by one each: a
+kill costs one epoch, or twenty times the duration of a checkpoint where that is longer."""
+VALIDATION_METRICS = ("val_loss", "val_top1", "val_macro_f1")
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Prepared(Batch):
+class PreparedBatch(Batch):
     """A batch as the loader's threads leave it: augmented, or with the parameters to augment it on the device."""
 
     params: AugmentParams | None = None
@@ -55,8 +52,13 @@ class Prepared(Batch):
 
 @dataclass
 class Trainer:
-    """One network on one tensors dataset, by a config that has every value. `uri` is the model's: its checkpoints lie
-    below. `events_uri`: where TensorBoard finds its events; empty for none."""
+    """Trains one network on one tensors dataset.
+
+    Args:
+        config: resolved, every option has a value.
+        uri: of the model dataset; checkpoints lie below it.
+        events_uri: folder or S3 prefix of TensorBoard's event files; empty for none.
+    """
 
     network: torch.nn.Module
     tensors: Dataset
@@ -64,7 +66,7 @@ class Trainer:
     device: torch.device
     uri: str
     context: Context
-    ranks: Ranks = field(default_factory=Ranks)
+    comm: Communicator = field(default_factory=Communicator)
     events_uri: str = ""
 
     def __post_init__(self) -> None:
@@ -74,23 +76,23 @@ class Trainer:
         self.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.blocks = parameter_blocks(self.network)
         average = MovingAverage(self.network, config.ema) if config.ema else None
-        dtype = arithmetic(config.precision, self.device)
+        dtype = choose_autocast_dtype(config.precision, self.device)
         scaler = torch.amp.GradScaler(self.device.type) if dtype is torch.float16 else None
         self.learner = Learner(self.network, make_optimizer(self.network, self.blocks, config), average, scaler)
         self.normalize = Normalize(manifest.image, self.device)
         self.augmentation = Augmentation(config, manifest.image, self.device.type)
         self.mixing = Mixing(config, len(manifest.classes), manifest.task)
         self.rows = manifest.totals.by_split["train"]
-        self.threads = config.load_threads or max(1, cores() // self.ranks.number)
-        self.cache = (
-            ShardCache.create(config.cache_dir, config.cache_bytes) if self.tensors.uri.startswith("s3://") else None
+        self.threads = config.load_threads or max(1, cores() // self.comm.world_size)
+        is_remote = self.tensors.uri.startswith("s3://")
+        self.cache = ShardCache.create(config.cache_dir, config.cache_bytes) if is_remote else None
+        loss, self.sampling_weights = balance_classes(self.tensors, config, self.device)
+        num_batches = count_train_batches(self.tensors, "train", config.batch_size, self.comm.world_size)
+        updates = -(-num_batches // config.accumulate)
+        self.solves_head = self._decide_solving_head()
+        schedule = LearningRateSchedule(
+            config.learning_rate, updates * (config.epochs - self.solves_head), config.warmup
         )
-        loss, self.balance = self._balanced()
-        updates = -(
-            -count_train_batches(self.tensors, "train", config.batch_size, self.ranks.number) // config.accumulate
-        )
-        self.solves = self._solves()
-        schedule = Schedule(config.learning_rate, updates * (config.epochs - self.solves), config.warmup)
         size, channels = self.augmentation.size, manifest.image["shape"][2]
 
         def autocast() -> torch.autocast:
@@ -98,34 +100,15 @@ class Trainer:
 
         shape = (channels, size, size)
         self.stepper = Stepper(
-            self.learner, self.blocks, loss, schedule, config, self.device, self.ranks, autocast, shape
+            self.learner, self.blocks, loss, schedule, config, self.device, self.comm, autocast, shape
         )
-        self.validation = Validation(
-            self.tensors, 4 * config.batch_size, self.device, autocast, self.threads, self.cache
-        )
+        self.validator = Validator(self.tensors, 4 * config.batch_size, self.device, autocast, self.threads, self.cache)
 
-    def _balanced(self) -> tuple[Loss, Any]:
-        """The loss, and what the loader samples by: None for every image once."""
-        import torch
-
-        config, task = self.config, self.tensors.manifest.task
-        if config.class_balance not in ("weights", "sampling"):
-            return Loss(task, config.label_smoothing), None
-        counts = class_counts(self.tensors)
-        if config.class_balance == "sampling":
-            if task == MULTI:
-                raise UserError(
-                    "class_balance: expected weights or none where images have several labels, found 'sampling'"
-                )
-            return Loss(task, config.label_smoothing), inverse_frequency(counts)
-        found = positive_weights(counts, self.rows) if task == MULTI else inverse_frequency(counts)
-        return Loss(task, config.label_smoothing, torch.tensor(found, dtype=torch.float32, device=self.device)), None
-
-    def _solves(self) -> bool:
-        """Whether the first epoch solves the head."""
+    def _decide_solving_head(self) -> bool:
+        """Return whether the first epoch solves the head; say so where it was asked for and is not possible."""
         if self.config.head != "solved":
             return False
-        if self.ranks.number > 1 or not can_solve(self.network, self.tensors.manifest.task):
+        if self.comm.world_size > 1 or not can_solve_head(self.network, self.tensors.manifest.task):
             self.context.say(
                 "the head is trained, not solved: that takes one process, a linear head, and one label for each image"
             )
@@ -133,237 +116,245 @@ class Trainer:
         return True
 
     def run(self) -> TrainingState:
-        """All epochs, from the last checkpoint on."""
-        state = load_checkpoint(self.uri, self.learner)
-        self.ranks.same("the checkpoint", state.number, state.epoch, state.batches)
-        if state.number:
-            there = f" and {state.batches} batches" if state.batches else ""
-            self.context.say(f"going on after epoch {state.epoch}{there}, which an earlier try finished")
-        self._saving_s = 0.0  # so that the first epoch has a checkpoint
-        self._saved_at, started, first = time.monotonic(), time.monotonic(), state.epoch
-        with events(self.events_uri if self.ranks.first else "", state.updates) as self.events:
-            while not self.finished(state):
-                row = self._epoch(state)
-                each = (time.monotonic() - started) / (state.epoch - first)
-                self._say(row, format_duration(each * (self.config.epochs - state.epoch)))
+        """Train from the last checkpoint to the last epoch, and return the final state."""
+        state = self._resume()
+        started, first_epoch = time.monotonic(), state.epoch
+        self._checkpoint_seconds = 0.0  # so that the first epoch is followed by a checkpoint
+        self._checkpoint_time = started
+        with open_events(self.events_uri if self.comm.is_main else "", state.updates) as self.events:
+            while not self.is_finished(state):
+                self._run_epoch(state)
+                seconds_per_epoch = (time.monotonic() - started) / (state.epoch - first_epoch)
+                self._report_epoch(state.history[-1], seconds_per_epoch * (self.config.epochs - state.epoch))
         if state.epoch < self.config.epochs:
             self.context.say(f"no better validation in {self.config.early_stopping} epochs: stopped early")
         return state
 
-    def finished(self, state: TrainingState) -> bool:
-        """After the last epoch, or so many epochs without a better validation; while blocks still thaw none count."""
+    def _resume(self) -> TrainingState:
+        state = load_checkpoint(self.uri, self.learner)
+        self.comm.check_equal("the checkpoint", state.number, state.epoch, state.batches)
+        if state.number:
+            batches_done = f" and {state.batches} batches" if state.batches else ""
+            self.context.say(f"going on after epoch {state.epoch}{batches_done}, which an earlier try finished")
+        return state
+
+    def is_finished(self, state: TrainingState) -> bool:
+        """Return whether all epochs are done, or `early_stopping` of them brought no better validation.
+
+        Epochs in which blocks are still frozen do not count as without progress.
+        """
         patience, config = self.config.early_stopping, self.config
-        if state.epoch >= config.epochs or not patience or not self.validation.there:
+        if state.epoch >= config.epochs or not patience or not self.validator.has_images:
             return state.epoch >= config.epochs
-        thaws = config.probe_epochs + config.unfreeze_epochs if config.weights else 0
-        return state.epoch - max(state.best_epoch, min(thaws, state.epoch)) >= patience
+        frozen_epochs = config.probe_epochs + config.unfreeze_epochs if config.weights else 0
+        return state.epoch - max(state.best_epoch, min(frozen_epochs, state.epoch)) >= patience
+
+    def _run_epoch(self, state: TrainingState) -> None:
+        """Train the rest of an epoch, validate, and save a checkpoint where one is due."""
+        trainable_blocks = count_trainable_blocks(self.config, len(self.blocks), state.epoch)
+        self.stepper.begin_epoch(trainable_blocks)
+        if self.solves_head and state.epoch == 0:
+            self._solve_head(state)
+        else:
+            self._train_batches(state)
+        row = self._summarize_epoch(state, trainable_blocks) | self._validate(state)
+        _check_finite("validation loss", row.get("val_loss", 0.0), row["epoch"])
+        row["seconds"] = round(state.seconds + time.monotonic() - self._clock, 3)
+        state.end_epoch(row)
+        if self._is_best(state):
+            state.best_epoch = state.epoch
+            if self.comm.is_main:
+                weights = self.evaluated_network.state_dict()
+                state.best_weights = {name: value.detach().cpu().clone() for name, value in weights.items()}
+        if time.monotonic() - self._checkpoint_time >= self._checkpoint_seconds / CHECKPOINT_TIME_SHARE:
+            self._save(state)
+        if self.events:
+            self.events.add(state.updates, row)
+            self.events.publish()
+
+    def _train_batches(self, state: TrainingState) -> None:
+        """Train on the batches of an epoch from number `state.batches` on."""
+        import torch
+
+        epoch, self._clock = state.epoch, time.monotonic()
+        if state.loss_sum is None:
+            state.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        progress = Progress("train", total=self.rows, every_s=3.0 if self.comm.is_main else math.inf)
+        progress.leave_out(state.images)
+        loaded = iter_batches(
+            self.tensors, "train", self.config.batch_size, self.config.seed, epoch, start=state.batches,
+            rank=self.comm.rank, ranks=self.comm.world_size, threads=self.threads, cache=self.cache,
+            balance=self.sampling_weights, pin=self.device.type == "cuda",
+            transform=lambda batch: self._prepare(batch, epoch),
+        )  # fmt: skip
+        prefetcher = DevicePrefetcher(loaded, self.device)
+        event_time = time.monotonic()
+        try:
+            for (images, labels, batch), is_last in _mark_last(prefetcher):
+                is_update = is_last or (batch.number + 1) % self.config.accumulate == 0
+                state.loss_sum += self._train_batch(images, labels, batch, epoch, is_update, state.updates)
+                state.batches += 1
+                state.images += batch.total
+                progress.add(batch.total, f"epoch {epoch + 1}/{self.config.epochs}")
+                if is_update:
+                    state.updates += 1
+                    state.waiting, prefetcher.wait_seconds = state.waiting + prefetcher.wait_seconds, 0.0
+                    self._stop_or_save(state)
+                    if self.events and time.monotonic() - event_time > EVENT_INTERVAL_S:
+                        loss = state.loss_sum.item() * self.comm.world_size / state.images
+                        row = {"train_loss": loss, "learning_rate": self.stepper.get_last_rate(state.updates)}
+                        self.events.add(state.updates, row)
+                        event_time = time.monotonic()
+            self.comm.finish_stop_check()
+        finally:
+            prefetcher.close()
+        self._count_time(state)
+
+    def _prepare(self, batch: Batch, epoch: int) -> PreparedBatch:
+        """Sample the augmentation of this rank's share of a batch, and apply it here where that is the CPU's work.
+
+        Runs in the loader's threads. Parameters are made for the batch of all ranks, so that they do not depend on
+        the number of ranks.
+        """
+        share = slice(batch.first, batch.first + len(batch.labels))
+        params = self.augmentation.make_params(epoch, batch.number, batch.total).select_rows(share)
+        images = batch.images
+        if not self.augmentation.runs_on_device:
+            images = self.augmentation.apply_on_cpu(images, params)
+        return PreparedBatch(images, batch.labels, batch.number, batch.first, batch.total, params)
+
+    def _train_batch(
+        self, images: torch.Tensor, labels: torch.Tensor, batch: PreparedBatch, epoch: int, is_update: bool,
+        updates: int,
+    ) -> torch.Tensor:  # fmt: skip
+        """Augment, mix and train on uint8 [B, H, W, C] on the device, and return the summed loss."""
+        if self.augmentation.runs_on_device:
+            assert batch.params is not None
+            images = self.augmentation.apply_on_device(images, batch.params)
+        mixed, targets = self.mixing(self.normalize(images), labels, epoch, batch.number, batch.first)
+        return self.stepper.train_batch(mixed, targets, (epoch, batch.number), batch.total, is_update, updates)
+
+    def _solve_head(self, state: TrainingState) -> None:
+        """Solve the head on the frozen features, in one pass over the images: an epoch without optimizer steps."""
+        import torch
+
+        self._clock = time.monotonic()
+        solution = solve_head(self.network, self.validator, lambda: self._stop_if_requested(state))
+        if self.learner.average:
+            self.learner.average.network.load_state_dict(self.network.state_dict())
+        state.images = solution.images
+        state.loss_sum = torch.tensor(solution.loss * solution.images, dtype=torch.float64, device=self.device)
+        self._count_time(state)
+        self.context.say(
+            f"the head is solved on features of {solution.images:,} images, with a penalty of {solution.penalty:g}"
+        )
+
+    def _summarize_epoch(self, state: TrainingState, trainable_blocks: int) -> EpochRow:
+        """Return the epoch's row of the history as far as it is known after the last step."""
+        assert state.loss_sum is not None
+        loss = self.comm.sum(state.loss_sum) / max(1, state.images)
+        _check_finite("loss", loss, state.epoch + 1)
+        row: EpochRow = {
+            "epoch": state.epoch + 1,
+            "train_loss": loss,
+            "learning_rate": self.stepper.get_last_rate(state.updates),
+            "images_per_second": round(state.images / max(state.seconds, 1e-3), 1),
+            "waiting": round(state.waiting / max(state.seconds, 1e-3), 4),
+            "updates": state.updates,
+            "blocks": trainable_blocks,
+        }
+        if self.learner.average:
+            row["ema"] = round(self.learner.average.get_decay(), 6)
+        return row
 
     @property
-    def kept(self) -> torch.nn.Module:
-        """The network that is validated and kept: of the averaged weights, where there are some."""
+    def evaluated_network(self) -> torch.nn.Module:
+        """The network that is validated and stored: the moving average's where there is one."""
         return self.learner.average.network if self.learner.average else self.network
 
+    def _validate(self, state: TrainingState) -> dict[str, float]:
+        """Return the metrics on the validation images, which the main process computes for all."""
+        if not self.validator.has_images:
+            return {}
+        metrics: dict[str, float] = {}
+        if self.comm.is_main:
+            metrics = self.validator.validate(self.evaluated_network, lambda: self._stop_if_requested(state))
+        values = self.comm.broadcast(*(metrics.get(name, 0.0) for name in VALIDATION_METRICS))
+        return dict(zip(VALIDATION_METRICS, values, strict=True))
+
     def _is_best(self, state: TrainingState) -> bool:
-        """Better validation macro-F1, or the same with a lower loss; without validation images the last epoch."""
+        """Return whether the last epoch has the best validation macro-F1, or the same with a lower loss.
+
+        Always true without validation images, so that the last epoch is kept.
+        """
         row = state.history[-1]
         if "val_macro_f1" not in row or not state.best_epoch:
             return True
         best = state.history[state.best_epoch - 1]
         return (row["val_macro_f1"], -row["val_loss"]) > (best["val_macro_f1"], -best["val_loss"])
 
-    def _epoch(self, state: TrainingState) -> dict[str, Any]:
-        """What is left of an epoch, its validation, and a checkpoint."""
-        learning = thawed(self.config, len(self.blocks), state.epoch)
-        self.stepper.begin(learning)
-        if self.solves and not state.epoch:
-            self._solve(state)
-        else:
-            self._steps(state)
-        row = self._row(state, learning) | self._validated(state)
-        if not math.isfinite(row.get("val_loss", 0.0)):
-            raise UserError(
-                f"epoch {row['epoch']}: the validation loss is {row['val_loss']}; try a smaller learning_rate"
-            )
-        row["seconds"] = round(state.seconds + time.monotonic() - self._clock, 3)
-        state.history.append(row)
-        state.epoch += 1
-        state.batches = state.images = 0
-        state.loss, state.seconds, state.waiting = None, 0.0, 0.0
-        if self._is_best(state):
-            state.best_epoch = state.epoch
-            if self.ranks.first:
-                state.best = {k: v.detach().cpu().clone() for k, v in self.kept.state_dict().items()}
-        if time.monotonic() - self._saved_at >= self._saving_s / SAVING_SHARE:
-            self._save(state)
-        if self.events:
-            self.events.add(state.updates, row)
-            self.events.publish()
-        return row
-
-    def _row(self, state: TrainingState, learning: int) -> dict[str, Any]:
-        """What is known of an epoch when its last step is done."""
-        loss = self._loss(state)
-        row: dict[str, Any] = {
-            "epoch": state.epoch + 1,
-            "train_loss": loss,
-            "learning_rate": self.stepper.rate(state),
-            "images_per_second": round(state.images / max(state.seconds, 1e-3), 1),
-            "waiting": round(state.waiting / max(state.seconds, 1e-3), 4),
-            "updates": state.updates,
-            "blocks": learning,
-        }
-        if self.learner.average:
-            row["ema"] = round(self.learner.average.current_decay(), 6)
-        return row
-
-    def _loss(self, state: TrainingState) -> float:
-        """The mean over the images of the epoch so far, those of all ranks. UserError for what is no number."""
-        assert state.loss is not None
-        loss = self.ranks.summed(state.loss) / max(1, state.images)
-        if not math.isfinite(loss):
-            raise UserError(f"epoch {state.epoch + 1}: the loss is {loss}; try a smaller learning_rate")
-        return loss
-
-    def _steps(self, state: TrainingState) -> None:
-        """All batches of an epoch from `state.batches` on."""
-        import torch
-
-        epoch, self._clock = state.epoch, time.monotonic()
-        if state.loss is None:
-            state.loss = torch.zeros((), dtype=torch.float64, device=self.device)
-        progress = Progress("train", total=self.rows, every_s=3.0 if self.ranks.first else math.inf)
-        progress.leave_out(state.images)
-        loaded = iter_batches(
-            self.tensors, "train", self.config.batch_size, self.config.seed, epoch, start=state.batches,
-            rank=self.ranks.rank, ranks=self.ranks.number, threads=self.threads, cache=self.cache, balance=self.balance,
-            pin=self.device.type == "cuda", transform=lambda batch: self._prepared(batch, epoch),
-        )  # fmt: skip
-        prefetcher = DevicePrefetcher(loaded, self.device)
-        live = time.monotonic()
-        try:
-            for (images, labels, batch), last in _with_last(prefetcher):
-                ends = last or (batch.number + 1) % self.config.accumulate == 0
-                state.loss += self._step(images, labels, batch, epoch, ends, state.updates)
-                state.batches += 1
-                state.images += batch.total
-                progress.add(batch.total, f"epoch {epoch + 1}/{self.config.epochs}")
-                if ends:
-                    state.updates += 1
-                    state.waiting, prefetcher.wait_seconds = state.waiting + prefetcher.wait_seconds, 0.0
-                    self._between(state)
-                    if self.events and time.monotonic() - live > LIVE_S:
-                        self._live(state, self.events)
-                        live = time.monotonic()
-            self.ranks.settle()
-        finally:
-            prefetcher.close()
-        self._count_time(state)
-
-    def _solve(self, state: TrainingState) -> None:
-        """The first epoch where the head is solved: one look at every image, and no step."""
-        import torch
-
-        self._clock = time.monotonic()
-        solved = Probe(self.network, self.validation, lambda: self._stop_if_asked(state)).solve()
-        if self.learner.average:
-            self.learner.average.network.load_state_dict(self.network.state_dict())
-        state.images = solved.images
-        state.loss = torch.tensor(solved.loss * solved.images, dtype=torch.float64, device=self.device)
-        self._count_time(state)
-        self.context.say(
-            f"the head is solved on features of {solved.images:,} images, with a penalty of {solved.penalty:g}"
-        )
-
-    def _stop_if_asked(self, state: TrainingState) -> None:
-        if self.ranks.stop.asked:
-            self._stop(state)
-            raise self._stopped(state)
-
-    def _prepared(self, batch: Batch, epoch: int) -> Prepared:
-        """Augment this rank's share of the batch, in the loader's threads, unless that is done on the device."""
-        share = slice(batch.first, batch.first + len(batch.labels))
-        params = self.augmentation.make_params(epoch, batch.number, batch.total).select_rows(share)
-        images = batch.images
-        if not self.augmentation.runs_on_device:
-            images = self.augmentation.apply_on_cpu(images, params)
-        return Prepared(images, batch.labels, batch.number, batch.first, batch.total, params)
-
-    def _step(
-        self, images: torch.Tensor, labels: torch.Tensor, batch: Prepared, epoch: int, ends: bool, updates: int
-    ) -> torch.Tensor:
-        """One batch, from uint8 on the device to a gradient; its summed loss."""
-        if self.augmentation.runs_on_device:
-            assert batch.params is not None
-            images = self.augmentation.apply_on_device(images, batch.params)
-        mixed, targets = self.mixing(self.normalize(images), labels, epoch, batch.number, batch.first)
-        return self.stepper.add(mixed, targets, (epoch, batch.number), batch.total, ends, updates)
-
-    def _between(self, state: TrainingState) -> None:
-        """After a step: a checkpoint where one is due, and the end where somebody asked for it."""
-        if self.ranks.stopping():
-            self._stop(state)
-            self.ranks.from_first(0.0)  # has saved
-            raise self._stopped(state)
-        minutes = self.config.checkpoint_minutes
-        if minutes and self.ranks.first and time.monotonic() - self._saved_at >= 60 * minutes:
-            self._count_time(state)
-            self._save(state)
-
-    def _stop(self, state: TrainingState) -> None:
-        self._count_time(state)
-        self._save(state)
-
-    def _stopped(self, state: TrainingState) -> TransientError:
-        return TransientError(
-            f"stopped by {self.ranks.stop.by} after {state.batches} batches of epoch {state.epoch + 1}: there is a "
-            "checkpoint, from which the same command goes on"
-        )
-
-    def _save(self, state: TrainingState) -> None:
-        """By the first rank: the others have the same weights. Nothing is kept of a training that has exploded."""
-        if self.ranks.first:
-            if state.loss is not None and not math.isfinite(state.loss.item()):
-                raise UserError(
-                    f"epoch {state.epoch + 1}: the loss is {state.loss.item()}; try a smaller learning_rate"
-                )
-            began = time.monotonic()
-            save_checkpoint(self.uri, state, self.learner)
-            self._saving_s = time.monotonic() - began
-        self._saved_at = time.monotonic()
-
-    def _count_time(self, state: TrainingState) -> None:
-        now = time.monotonic()
-        state.seconds, self._clock = state.seconds + now - self._clock, now
-
-    def _validated(self, state: TrainingState) -> dict[str, float]:
-        """What the first rank found, told to all."""
-        if not self.validation.there:
-            return {}
-
-        found = self.validation(self.kept, lambda: self._stop_if_asked(state)) if self.ranks.first else {}
-        return dict(zip(VALIDATED, self.ranks.from_first(*(found.get(name, 0.0) for name in VALIDATED)), strict=True))
-
-    def _live(self, state: TrainingState, events: Events) -> None:
-        assert state.loss is not None
-        loss = state.loss.item() * self.ranks.number / state.images
-        events.add(state.updates, {"train_loss": loss, "learning_rate": self.stepper.rate(state)})
-
-    def _say(self, row: dict[str, Any], left: str) -> None:
+    def _report_epoch(self, row: EpochRow, seconds_left: float) -> None:
         parts = [f"epoch {row['epoch']}/{self.config.epochs}", f"loss {row['train_loss']:.3f}"]
         if "val_macro_f1" in row:
             parts += [f"val loss {row['val_loss']:.3f}", f"val macro-F1 {row['val_macro_f1']:.3f}"]
-        parts += [f"{row['images_per_second']:,.0f} images/s", f"{row['waiting']:.0%} waiting for data", f"{left} left"]
-        self.context.say(" · ".join(parts))
+        parts += [f"{row['images_per_second']:,.0f} images/s", f"{row['waiting']:.0%} waiting for data"]
+        self.context.say(" · ".join([*parts, f"{format_duration(seconds_left)} left"]))
+
+    def _stop_or_save(self, state: TrainingState) -> None:
+        """After an optimizer step: stop if any process was asked to, else save a checkpoint where one is due."""
+        if self.comm.should_stop():
+            error = self._stop(state)
+            self.comm.wait_for_main()  # it has saved
+            raise error
+        minutes = self.config.checkpoint_minutes
+        if minutes and self.comm.is_main and time.monotonic() - self._checkpoint_time >= 60 * minutes:
+            self._count_time(state)
+            self._save(state)
+
+    def _stop_if_requested(self, state: TrainingState) -> None:
+        """Between batches that only this process computes (validation, features): stop if it was asked to."""
+        if self.comm.stop.is_requested:
+            raise self._stop(state)
+
+    def _stop(self, state: TrainingState) -> TransientError:
+        """Save a checkpoint, and return the error that ends this try."""
+        self._count_time(state)
+        self._save(state)
+        return TransientError(
+            f"stopped by {self.comm.stop.signal_name} after {state.batches} batches of epoch {state.epoch + 1}: there "
+            "is a checkpoint, from which the same command goes on"
+        )
+
+    def _save(self, state: TrainingState) -> None:
+        """Save a checkpoint, by the main process, whose weights all others have. UserError for a loss of nan or
+        infinity, which must not replace a sound checkpoint."""
+        if self.comm.is_main:
+            if state.loss_sum is not None:
+                _check_finite("loss", state.loss_sum.item(), state.epoch + 1)
+            started = time.monotonic()
+            save_checkpoint(self.uri, state, self.learner)
+            self._checkpoint_seconds = time.monotonic() - started
+        self._checkpoint_time = time.monotonic()
+
+    def _count_time(self, state: TrainingState) -> None:
+        """Add the time since the last call, or since the epoch began, to the epoch's."""
+        now = time.monotonic()
+        state.seconds, self._clock = state.seconds + now - self._clock, now
 
 
-def _with_last(items: Iterable[T]) -> Iterator[tuple[T, bool]]:
-    """Each item, and whether it is the last."""
+def _check_finite(name: str, loss: float, epoch: int) -> None:
+    if not math.isfinite(loss):
+        raise UserError(f"epoch {epoch}: the {name} is {loss}; try a smaller learning_rate")
+
+
+def _mark_last(items: Iterable[T]) -> Iterator[tuple[T, bool]]:
+    """Yield each item, and whether it is the last."""
     iterator = iter(items)
     try:
-        held = next(iterator)
+        item = next(iterator)
     except StopIteration:
         return
-    for item in iterator:
-        yield held, False
-        held = item
-    yield held, True
+    for following in iterator:
+        yield item, False
+        item = following
+    yield item, True

@@ -1,4 +1,4 @@
-"""The loss of a batch, with hard or mixed targets, smoothed or not, and with classes that weigh more than others."""
+"""The loss of a batch, with hard, mixed or smoothed targets, and weights that balance classes."""
 
 from __future__ import annotations
 
@@ -8,28 +8,32 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from ..store.errors import UserError
 from ..store.labels import MULTI, label_column
 from ..store.manifest import Dataset
 from ..store.shards import read_columns
+from .config import TrainConfig
 
 if TYPE_CHECKING:
     import torch
 
-MOST = 100.0
-"""What the rarest class of images with several labels weighs at most: with a handful of images a class's loss would
-else be nothing but those."""
-Numbers = npt.NDArray[np.float64]
+MAX_POSITIVE_WEIGHT = 100.0
+"""Largest weight of a positive label: with a handful of images a rare class's loss would else be nothing but those."""
+Weights = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Loss:
     """The sum over a batch's images of their losses, from logits float [B, C].
 
-    Targets int64 [B], or float [B, C] that add up to 1 where images were mixed: cross-entropy. Of images with several
-    labels, [B, C] in [0, 1]: the mean over the classes of the binary cross-entropy of each. Smoothing s spreads a share
-    of each target over all classes; of a label that is there or not it moves the target y to y(1 - s) + s/2 (Szegedy et
-    al., "Rethinking the Inception Architecture", 2015). `weights` float [C] on the device, or None: of each class's
-    term; of images with several labels only of the terms of the labels that are there.
+    Of images with one label: cross-entropy with targets int64 [B], or float [B, C] that add up to 1 where images were
+    mixed. Of images with several: the mean over the classes of the binary cross-entropy with targets [B, C] in [0, 1].
+
+    Args:
+        task: of the manifest, single or multi.
+        smoothing: share s of each target that is spread over all classes; of several labels it moves the target y to
+            y(1 - s) + s/2 (Szegedy et al., "Rethinking the Inception Architecture", 2015).
+        weights: float [C] on the device, of each class's term; of several labels only of the terms of positive ones.
     """
 
     task: str
@@ -48,28 +52,54 @@ class Loss:
         return terms / logits.shape[1]
 
 
-def class_counts(tensors: Dataset) -> npt.NDArray[np.int64]:
-    """How many training images each class has, int64 [classes]: from the column of labels, a row group at a time."""
-    column = label_column(tensors.manifest.task)
+def balance_classes(tensors: Dataset, config: TrainConfig, device: torch.device) -> tuple[Loss, Weights | None]:
+    """Return the loss, and the sampling weight of each class, float64 [classes]: None to read every image once."""
+    import torch
+
+    task = tensors.manifest.task
+    if config.class_balance == "sampling":
+        if task == MULTI:
+            raise UserError(
+                "class_balance: expected weights or none where images have several labels, found 'sampling'"
+            )
+        return Loss(task, config.label_smoothing), compute_inverse_frequencies(count_labels(tensors))
+    if config.class_balance != "weights":
+        return Loss(task, config.label_smoothing), None
+    counts = count_labels(tensors)
+    if task == MULTI:
+        weights = compute_positive_weights(counts, tensors.manifest.totals.by_split["train"])
+    else:
+        weights = compute_inverse_frequencies(counts)
+    return Loss(task, config.label_smoothing, torch.tensor(weights, dtype=torch.float32, device=device)), None
+
+
+def count_labels(tensors: Dataset) -> npt.NDArray[np.int64]:
+    """Return the number of training images of each class, int64 [classes], read a row group at a time."""
+    name = label_column(tensors.manifest.task)
     counts = np.zeros(len(tensors.manifest.classes), np.int64)
-    for table in read_columns(tensors, "data", [column], "train"):
-        found = table.column(column).combine_chunks()
-        ids = found.flatten() if tensors.manifest.task == MULTI else found
+    for table in read_columns(tensors, "data", [name], "train"):
+        column = table.column(name).combine_chunks()
+        ids = column.flatten() if tensors.manifest.task == MULTI else column
         counts += np.bincount(ids.to_numpy(zero_copy_only=False), minlength=len(counts))
     return counts
 
 
-def inverse_frequency(counts: npt.NDArray[np.int64]) -> Numbers:
-    """A weight for each class, float64 [classes], in inverse proportion to its images, 1 on average of the images;
-    0 for a class that has none."""
+def compute_inverse_frequencies(counts: npt.NDArray[np.int64]) -> Weights:
+    """Return a weight for each class in inverse proportion to its images, float64 [classes].
+
+    1 on average of the images; 0 for a class without images.
+    """
     present = counts > 0
-    rare: Numbers = np.divide(1.0, counts, out=np.zeros(len(counts)), where=present)
-    weights: Numbers = rare * (counts.sum() / max(1, int(present.sum())))
+    inverses: Weights = np.divide(1.0, counts, out=np.zeros(len(counts)), where=present)
+    weights: Weights = inverses * (counts.sum() / max(1, int(present.sum())))
     return weights
 
 
-def positive_weights(counts: npt.NDArray[np.int64], images: int) -> Numbers:
-    """What a label that is there weighs, float64 [classes]: as much as all images without it weigh together, from 1 to
-    `MOST`; 1 for a class that no image has."""
-    without = np.divide(images - counts, counts, out=np.ones(len(counts)), where=counts > 0)
-    return np.clip(without, 1.0, MOST)
+def compute_positive_weights(counts: npt.NDArray[np.int64], images: int) -> Weights:
+    """Return the weight of each class's positive labels, float64 [classes].
+
+    It is the ratio of the images without the label to those with it, from 1 to `MAX_POSITIVE_WEIGHT`; 1 for a class
+    without images.
+    """
+    ratios = np.divide(images - counts, counts, out=np.ones(len(counts)), where=counts > 0)
+    return np.clip(ratios, 1.0, MAX_POSITIVE_WEIGHT)

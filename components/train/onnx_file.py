@@ -1,4 +1,4 @@
-"""The model as one ONNX file: pixels in, logits and probabilities out, so that nothing has to be known to use it.
+"""Export a model as one ONNX file from pixels to probabilities, which needs no other knowledge of the model.
 
 Input `images` uint8 [N, H, W, C], any N, just what resize stores and `imagemill predict` makes; outputs `logits` and
 `probabilities`, float32 [N, classes]. Normalization and temperature are in the graph; what comes before the input
@@ -30,94 +30,97 @@ if TYPE_CHECKING:
     import torch
 
 OPSET = 18
-"""What every runtime of the last years reads, and the lowest that torch's exporter writes without a conversion."""
-LARGEST = 2**31 - 2**24
+"""Read by every runtime of the last years, and the lowest that torch's exporter writes without a conversion."""
+MAX_BYTES = 2**31 - 2**24
 """Bytes of weights in one file: a protobuf message ends at 2 GB, graph and names included."""
 INPUT, OUTPUTS = "images", ("logits", "probabilities")
-AGREES = 1e-3
+TOLERANCE = 1e-3
 """Largest difference of a probability between network and file; float32 arithmetic in another order makes 1e-6."""
 
 
-class NotExported(Exception):
-    """There is no ONNX file of this network; the message says why."""
+class ExportError(Exception):
+    """A network can't be exported as ONNX; the message says why."""
 
 
-def export(network: torch.nn.Module, spec: ModelSpec, about: dict[str, str]) -> bytes:
-    """The file. `about` is added to its metadata. The network itself stays as it is. Raises NotExported.
+def export(network: torch.nn.Module, spec: ModelSpec, more_metadata: dict[str, str]) -> bytes:
+    """Return the network as an ONNX file, with `more_metadata` added to that of `spec`; raise ExportError.
 
-    The same weights give the same bytes: what torch's exporter tells of places in source files is left out.
+    The network is left as it is. The same weights give the same bytes: paths of source files, which torch's exporter
+    records, are removed.
     """
     import torch
 
     size, _, channels = spec.image["shape"]
-    weights = sum(one.numel() * 4 for one in network.state_dict().values())
-    if weights > LARGEST:
-        raise NotExported(f"its weights have {weights / 1e9:.1f} GB, and one file can hold 2 GB")
-    whole = _Whole(network, spec).module()
+    weight_bytes = sum(value.numel() * 4 for value in network.state_dict().values())
+    if weight_bytes > MAX_BYTES:
+        raise ExportError(f"its weights have {weight_bytes / 1e9:.1f} GB, and one file can hold 2 GB")
+    module = _make_module(network, spec)
     example = torch.zeros(2, size, size, channels, dtype=torch.uint8)
     errors = []
-    for exporter in (_by_faithful_trace, _by_dynamo, *((_by_trace,) if can_compare() else ())):
+    for exporter in (_export_by_strict_trace, _export_by_dynamo, *((_export_by_trace,) if can_compare() else ())):
         try:
-            with _quietly():
-                made = exporter(whole, example)
+            with _silence_exporters():
+                model = exporter(module, example)
             break
-        except Exception as error:  # an exporter raises whatever a network's code makes it raise
+        except Exception as error:  # an exporter raises any exception that a network's code raises
             errors.append(f"{type(error).__name__}: {_first_line(error)}")
     else:
-        raise NotExported("; ".join(dict.fromkeys(errors)))
-    _tidy(made)
-    for key, value in sorted({**metadata(spec), **about}.items()):
-        made.metadata_props.add(key=key, value=value)
-    return bytes(made.SerializeToString(deterministic=True))
+        raise ExportError("; ".join(dict.fromkeys(errors)))
+    _remove_source_locations(model)
+    for key, value in sorted({**make_metadata(spec), **more_metadata}.items()):
+        model.metadata_props.add(key=key, value=value)
+    return bytes(model.SerializeToString(deterministic=True))
 
 
-def metadata(spec: ModelSpec) -> dict[str, str]:
-    """What the file says of itself: texts, and JSON where it is more than a word."""
-    said = spec.extra.get(EXTRA_KEY, {})
-    before = Preprocessing.from_record(said, spec.geometry, "the model's description")
-    found: dict[str, Any] = {
+def make_metadata(spec: ModelSpec) -> dict[str, str]:
+    """Return the file's metadata: text as it is, all other values as JSON."""
+    record = spec.extra.get(EXTRA_KEY, {})
+    preprocessing = Preprocessing.from_record(record, spec.geometry, "the model's description")
+    values: dict[str, Any] = {
         "format": "imagemill-onnx 1",
         "backbone": spec.backbone,
         "task": spec.task,
         "classes": list(spec.classes),
-        "temperature": temperature(spec),
+        "temperature": get_temperature(spec),
         "input": f"{INPUT}: uint8 [N, {', '.join(map(str, spec.image['shape']))}], N images of height, width, channels",
         "mean": spec.image["mean"],
         "std": spec.image["std"],
-        "preprocessing": {**spec.geometry.to_dict(), **said, "steps": before.steps()},
+        "preprocessing": {**spec.geometry.to_dict(), **record, "steps": preprocessing.steps()},
     }
-    return {key: one if isinstance(one, str) else json.dumps(one, ensure_ascii=False) for key, one in found.items()}
+    return {
+        key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for key, value in values.items()
+    }
 
 
-def temperature(spec: ModelSpec) -> float:
-    """What logits are divided by before they become probabilities; 1 where nothing was fitted."""
+def get_temperature(spec: ModelSpec) -> float:
+    """Return the temperature that logits are divided by; 1 where none was fitted."""
     return float(spec.extra.get("temperature", 1.0))
 
 
-def difference(data: bytes, network: torch.nn.Module, spec: ModelSpec, images: Pixels) -> float | None:
-    """The largest difference of a probability between file and network on uint8 [N, H, W, C]; None where onnxruntime is
-    not installed. Raises NotExported for a file that onnxruntime can't run."""
+def measure_difference(data: bytes, network: torch.nn.Module, spec: ModelSpec, images: Pixels) -> float | None:
+    """Return the largest difference of a probability between file and network on uint8 [N, H, W, C]; None where
+    onnxruntime is not installed. ExportError for a file that onnxruntime can't run."""
     if not can_compare():
         return None
     import torch
 
-    whole = _Whole(network, spec).module()
+    module = _make_module(network, spec)
     with torch.inference_mode():
-        expected = whole(torch.from_numpy(images))[1].numpy()
+        expected = module(torch.from_numpy(images))[1].numpy()
     try:
-        found = run(data, images)[1]
-    except Exception as error:  # onnxruntime has a tree of exceptions of its own, below Exception alone
-        raise NotExported(f"onnxruntime can't run it: {_first_line(error)}") from None
-    return float(np.abs(found - expected).max())
+        actual = run(data, images)[1]
+    except Exception as error:  # onnxruntime's exceptions have no common class but Exception
+        raise ExportError(f"onnxruntime can't run it: {_first_line(error)}") from None
+    return float(np.abs(actual - expected).max())
 
 
 def can_compare() -> bool:
-    """Whether onnxruntime is installed."""
+    """Return whether onnxruntime is installed."""
     return find_spec("onnxruntime") is not None
 
 
 def run(data: bytes, images: Pixels) -> list[Any]:
-    """Logits and probabilities, float32 [N, classes], by onnxruntime on the CPU."""
+    """Return logits and probabilities, float32 [N, classes], by onnxruntime on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -126,56 +129,54 @@ def run(data: bytes, images: Pixels) -> list[Any]:
     return list(session.run(list(OUTPUTS), {INPUT: images}))
 
 
-class _Whole:
-    """The network between its input and its probabilities, as one module on the CPU in evaluation mode."""
+def _make_module(network: torch.nn.Module, spec: ModelSpec) -> torch.nn.Module:
+    """Return a copy of the network with normalization and temperature, on the CPU, in float32 and evaluation mode."""
+    import torch
 
-    def __init__(self, network: torch.nn.Module, spec: ModelSpec) -> None:
-        self._network, self._spec = network, spec
+    # torch's modules can't be defined before torch is imported, which other commands need not wait for.
+    class CalibratedNetwork(torch.nn.Module):
+        def __init__(self, inner: torch.nn.Module) -> None:
+            super().__init__()
+            self.inner, self.normalize = inner, Normalize(spec.image, torch.device("cpu"))
 
-    def module(self) -> torch.nn.Module:
-        import torch
+        def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            logits = self.inner(self.normalize(images)).float()
+            return logits, probabilities(logits / get_temperature(spec), spec.task)
 
-        spec = self._spec
-        # torch's modules can't be defined before torch is imported, which other commands need not wait for.
-
-        class Whole(torch.nn.Module):
-            def __init__(self, inner: torch.nn.Module) -> None:
-                super().__init__()
-                self.inner, self.normalize = inner, Normalize(spec.image, torch.device("cpu"))
-
-            def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-                logits = self.inner(self.normalize(images)).float()
-                return logits, probabilities(logits / temperature(spec), spec.task)
-
-        inner = copy.deepcopy(self._network).to("cpu", torch.float32)
-        inner = inner.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-        return Whole(inner).eval()
+    inner = copy.deepcopy(network).to("cpu", torch.float32)
+    inner = inner.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    return CalibratedNetwork(inner).eval()
 
 
-def _by_faithful_trace(whole: torch.nn.Module, example: torch.Tensor) -> onnx.ModelProto:
-    """As `_by_trace`, of a network whose Python code decides nothing by the numbers in a tensor, its sizes included:
-    then one run shows all that there is to see, in a tenth of the time that `_by_dynamo` takes."""
+def _export_by_strict_trace(module: torch.nn.Module, example: torch.Tensor) -> onnx.ModelProto:
+    """Export by a trace that refuses networks whose Python code depends on values or sizes of tensors.
+
+    Of all others one run shows everything, in a tenth of the time that `_export_by_dynamo` takes.
+    """
     from torch.jit import TracerWarning  # type: ignore[attr-defined]
 
     warnings.simplefilter("error", TracerWarning)
-    return _by_trace(whole, example)
+    return _export_by_trace(module, example)
 
 
-def _by_dynamo(whole: torch.nn.Module, example: torch.Tensor) -> onnx.ModelProto:
-    """By torch.export, which follows the code itself, and onnxscript."""
+def _export_by_dynamo(module: torch.nn.Module, example: torch.Tensor) -> onnx.ModelProto:
+    """Export by torch.export, which follows the code itself, and onnxscript."""
     import torch
 
     program = torch.onnx.export(
-        whole, (example,), dynamo=True, input_names=[INPUT], output_names=list(OUTPUTS), opset_version=OPSET,
+        module, (example,), dynamo=True, input_names=[INPUT], output_names=list(OUTPUTS), opset_version=OPSET,
         dynamic_shapes=({0: torch.export.Dim("N", min=1)},), external_data=False, verbose=False,
     )  # fmt: skip
     assert program is not None
     return program.model_proto
 
 
-def _by_trace(whole: torch.nn.Module, example: torch.Tensor) -> onnx.ModelProto:
-    """By TorchScript's trace of one run, the older way. It may take a decision for the only one there is, so that it is
-    the last resort, and only where its file can be compared with the network."""
+def _export_by_trace(module: torch.nn.Module, example: torch.Tensor) -> onnx.ModelProto:
+    """Export by TorchScript's trace of one run.
+
+    Branches that the example does not take are missing in the file, so this is the last resort, and only where the file
+    can be compared with the network.
+    """
     import onnx
     import torch
 
@@ -183,40 +184,35 @@ def _by_trace(whole: torch.nn.Module, example: torch.Tensor) -> onnx.ModelProto:
     with tempfile.TemporaryDirectory(prefix="imagemill-") as folder:
         path = Path(folder) / "model.onnx"
         torch.onnx.export(
-            whole, (example,), path, dynamo=False, input_names=[INPUT], output_names=list(OUTPUTS), opset_version=OPSET,
-            dynamic_axes=axes,
+            module, (example,), path, dynamo=False, input_names=[INPUT], output_names=list(OUTPUTS),
+            opset_version=OPSET, dynamic_axes=axes,
         )  # fmt: skip
         return onnx.load_from_string(path.read_bytes())
 
 
-def _tidy(model: onnx.ModelProto) -> None:
-    """Leave out what tells of this machine's files, and what no runtime reads."""
-    del model.metadata_props[:]
+def _remove_source_locations(model: onnx.ModelProto) -> None:
+    """Remove documentation strings and metadata, which name files of this machine and which no runtime reads."""
     graph = model.graph
-    graph.name, graph.doc_string = "imagemill", ""
-    del graph.metadata_props[:]
-    for one in (*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
-        one.doc_string = ""
-        del one.metadata_props[:]
-    for function in model.functions:
-        function.doc_string = ""
-        del function.metadata_props[:]
-        for node in function.node:
-            node.doc_string = ""
-            del node.metadata_props[:]
+    graph.name = "imagemill"
+    del model.metadata_props[:]
+    nodes = [node for function in model.functions for node in function.node]
+    values = (*graph.value_info, *graph.input, *graph.output, *graph.initializer)
+    for part in (graph, *graph.node, *values, *model.functions, *nodes):
+        part.doc_string = ""
+        del part.metadata_props[:]
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """Exporters warn of what is theirs to mend, by warnings and by their loggers."""
-    before = logging.root.manager.disable
+def _silence_exporters() -> Iterator[None]:
+    """Suppress warnings and log messages, in which exporters report on their own code."""
+    level = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.disable(before)
+        logging.disable(level)
 
 
 def _first_line(error: Exception) -> str:

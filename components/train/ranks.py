@@ -1,7 +1,7 @@
-"""One of the processes of a training: its place among them, and what they tell one another.
+"""Communication among the processes of one training, and signals that ask it to stop.
 
-Gradients travel by DistributedDataParallel (NCCL between GPUs, gloo between CPUs); what all must agree on (whether to
-stop, whether an epoch was the last) by a group of gloo's own, so that no GPU is waited for.
+Gradients travel by DistributedDataParallel (NCCL between GPUs, gloo between CPUs); all other values by a gloo group of
+their own, so that no GPU is waited for.
 """
 
 from __future__ import annotations
@@ -23,153 +23,159 @@ if TYPE_CHECKING:
     import torch
 
 LOST = "another process of this training ended"
-PATIENCE = timedelta(days=1)
-"""How long a rank waits for another one: the first one validates and saves alone. When one ends, all are ended."""
+TIMEOUT = timedelta(days=1)
+"""Of every collective: ranks wait while the main one validates and saves. When one process ends, all are ended."""
 
 
 @dataclass
-class StopSign:
-    """Set by SIGTERM or Ctrl-C: the machine is taken away, or somebody has had enough."""
+class StopRequest:
+    """A request to end the training at the next batch, made by SIGTERM (the machine is taken away) or Ctrl-C."""
 
-    asked: bool = False
-    by: str = "SIGTERM"
+    is_requested: bool = False
+    signal_name: str = "SIGTERM"
 
     @contextlib.contextmanager
-    def raised_by_signals(self) -> Iterator[None]:
-        """From now on SIGTERM and the first Ctrl-C only raise the sign; whoever works looks at it between two steps."""
-        if threading.current_thread() is not threading.main_thread():  # only there signals can be handled
+    def handle_signals(self) -> Iterator[None]:
+        """Let SIGTERM and the first Ctrl-C set `is_requested` instead of ending the process."""
+        if threading.current_thread() is not threading.main_thread():  # Python allows handlers in the main thread only
             yield
             return
 
-        def ask(number: int, frame: Any) -> None:
-            self.asked = True
+        def request(number: int, frame: Any) -> None:
+            self.is_requested = True
             if number == signal.SIGINT:
-                self.by = "Ctrl-C"
-                signal.signal(number, before[signal.SIGINT])  # a second one means at once
+                self.signal_name = "Ctrl-C"
+                signal.signal(number, previous[signal.SIGINT])  # a second Ctrl-C ends the process at once
 
-        before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        previous = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             with handles_sigterm():
                 yield
         finally:
-            for number, handler in before.items():
+            for number, handler in previous.items():
                 signal.signal(number, handler)
 
 
 @dataclass
-class Ranks:
-    """This process is `rank` of `number`; alone it is 0 of 1, and nothing here does anything."""
+class Communicator:
+    """The process `rank` of `world_size`. Of a single process every method is local."""
 
     rank: int = 0
-    number: int = 1
-    stop: StopSign = field(default_factory=StopSign)
-    _control: Any = None
-    _asking: Any = None
+    world_size: int = 1
+    stop: StopRequest = field(default_factory=StopRequest)
+    _group: Any = None
+    _stop_check: Any = None
 
     @classmethod
-    def join(cls, device: str, stop: StopSign) -> Ranks:
-        """The group that torchrun's variables name (RANK, WORLD_SIZE, MASTER_ADDR and _PORT), or this process alone.
-        `device` as the config names it: NCCL for GPUs, gloo for CPUs."""
-        number = int(os.environ.get("WORLD_SIZE", "1"))
-        if number == 1:
+    def join(cls, device: str, stop: StopRequest) -> Communicator:
+        """Join the group that torchrun's variables name (RANK, WORLD_SIZE, MASTER_ADDR and _PORT), if they are set.
+
+        `device` as the config names it: NCCL for GPUs, gloo for CPUs.
+        """
+        world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        if world_size == 1:
             return cls(stop=stop)
         import torch.distributed as dist
 
         backend = "nccl" if pick_device(device).type == "cuda" else "gloo"
-        with _together():
+        with _catch_lost_peers():
             if not dist.is_initialized():
-                dist.init_process_group(backend, timeout=PATIENCE)
-            return cls(dist.get_rank(), number, stop, dist.new_group(backend="gloo", timeout=PATIENCE))
+                dist.init_process_group(backend, timeout=TIMEOUT)
+            return cls(dist.get_rank(), world_size, stop, dist.new_group(backend="gloo", timeout=TIMEOUT))
 
     @property
-    def first(self) -> bool:
-        """Validates, saves, commits and speaks."""
+    def is_main(self) -> bool:
+        """The main process validates, saves, commits and reports."""
         return self.rank == 0
 
-    def from_first(self, *values: float) -> list[float]:
-        """What the first one says."""
-        if self.number == 1:
+    def broadcast(self, *values: float) -> list[float]:
+        """Return the main process's values."""
+        if self.world_size == 1:
             return list(values)
         import torch
         import torch.distributed as dist
 
-        told = torch.tensor(values, dtype=torch.float64)
-        with _together():
-            dist.broadcast(told, 0, group=self._control)
-        return [float(value) for value in told.tolist()]
+        tensor = torch.tensor(values, dtype=torch.float64)
+        with _catch_lost_peers():
+            dist.broadcast(tensor, 0, group=self._group)
+        return [float(value) for value in tensor.tolist()]
 
-    def same(self, what: str, *values: float) -> None:
-        """TransientError where the ranks do not have the same numbers: one of them could not read what all read."""
-        if self.from_first(*values) != [float(value) for value in values]:
+    def wait_for_main(self) -> None:
+        """Block until the main process gets here too."""
+        self.broadcast(0.0)
+
+    def check_equal(self, name: str, *values: float) -> None:
+        """Raise TransientError unless all ranks have the same values: one could not read what all others read."""
+        if self.broadcast(*values) != [float(value) for value in values]:
             raise TransientError(
-                f"{what}: expected the same in all processes of a training, found others in {self.rank}"
+                f"{name}: expected the same in all processes of a training, found others in {self.rank}"
             )
 
-    def summed(self, value: torch.Tensor) -> float:
-        """The sum over the ranks of a number on the device."""
-        if self.number == 1:
+    def sum(self, value: torch.Tensor) -> float:
+        """Return the sum over the ranks of a scalar tensor on any device."""
+        if self.world_size == 1:
             return float(value.item())
         import torch
         import torch.distributed as dist
 
         total = torch.tensor([value.item()], dtype=torch.float64)
-        with _together():
-            dist.all_reduce(total, group=self._control)
+        with _catch_lost_peers():
+            dist.all_reduce(total, group=self._group)
         return float(total.item())
 
-    def stopping(self) -> bool:
-        """Between two steps: has anyone been asked to stop? All get the same answer at the same step, which is one step
-        late where there are several: it travels while they compute."""
-        if self.number == 1:
-            return self.stop.asked
+    def should_stop(self) -> bool:
+        """Return whether any rank was asked to stop, the same on all ranks after the same optimizer step.
+
+        Of several ranks the answer is that of the step before: it travels while they compute.
+        """
+        if self.world_size == 1:
+            return self.stop.is_requested
         import torch
         import torch.distributed as dist
 
-        with _together():
-            answer = False
-            if self._asking is not None:
-                work, told = self._asking
+        with _catch_lost_peers():
+            should_stop = False
+            if self._stop_check is not None:
+                work, requests = self._stop_check
                 work.wait()
-                answer = bool(told.item())
-                self._asking = None
-            if not answer:
-                told = torch.tensor([float(self.stop.asked)])
-                self._asking = (dist.all_reduce(told, group=self._control, async_op=True), told)
-        return answer
+                should_stop = bool(requests.item())
+                self._stop_check = None
+            if not should_stop:
+                requests = torch.tensor([float(self.stop.is_requested)])
+                self._stop_check = (dist.all_reduce(requests, group=self._group, async_op=True), requests)
+        return should_stop
 
-    def settle(self) -> None:
-        """What is still on its way when there are no more steps."""
-        if self._asking is not None:
-            with _together():
-                self._asking[0].wait()
-            self._asking = None
+    def finish_stop_check(self) -> None:
+        """Wait for the exchange that the last `should_stop` started."""
+        if self._stop_check is not None:
+            with _catch_lost_peers():
+                self._stop_check[0].wait()
+            self._stop_check = None
 
-    def leave(self) -> None:
-        """At the end, when nothing went wrong."""
-        if self.number > 1:
+    def close(self) -> None:
+        """Leave the process group after a training without errors."""
+        if self.world_size > 1:
             import torch.distributed as dist
 
             dist.destroy_process_group()
 
-    @contextlib.contextmanager
-    def step(self) -> Iterator[None]:
-        """Around what the ranks do together: when another one has ended, that is no error of this one's."""
-        with _together() if self.number > 1 else contextlib.nullcontext():
-            yield
+    def catch_lost_peers(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which the end of another process raises TransientError."""
+        return _catch_lost_peers() if self.world_size > 1 else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
-def _together() -> Iterator[None]:
-    """Errors of communication as TransientError: the rank that caused them says what happened to it."""
+def _catch_lost_peers() -> Iterator[None]:
+    """Raise errors of communication as TransientError: the rank that caused them reports its own error."""
     try:
         yield
     except RuntimeError as error:
         import torch.distributed as dist
 
-        said = str(error)
-        lost = isinstance(error, dist.DistError) or any(
-            word in said for word in ("gloo", "NCCL", "Connection", "Socket")
+        message = str(error)
+        is_lost = isinstance(error, dist.DistError) or any(
+            word in message for word in ("gloo", "NCCL", "Connection", "Socket")
         )
-        if not lost:
+        if not is_lost:
             raise
-        raise TransientError(f"{LOST}: {said.splitlines()[0]}") from None
+        raise TransientError(f"{LOST}: {message.splitlines()[0]}") from None

@@ -1,4 +1,4 @@
-"""The recipes as tables: every value with the reason for it.
+"""The values of the recipes, each with the reason for it.
 
 Sources, by the mark in a line's comment: N practitioners' rules of thumb (which strengths and shares work for how many
 images a class); T torchvision's reference recipes (references/classification/README.md; "How to Train State-Of-The-Art
@@ -21,12 +21,12 @@ PLAIN: Values = {
     "blur": 0.0, "noise": 0.0, "jpeg_artifacts": 0.0, "erasing": 0.0, "policy": "none",
     "mixup": 0.2, "mixup_probability": 0.0, "cutmix": 1.0, "cutmix_probability": 0.0,
 }  # fmt: skip
-"""Every value that a recipe may set, with what holds in `plain`: crops and flips alone."""
+"""Every option that a recipe may set, with its value in `plain`: crops and flips alone."""
 
 GEOMETRY = ("rotate", "translate", "zoom", "shear", "perspective")
-COLOUR = ("brightness", "contrast", "saturation", "hue", "grayscale")
+COLOR = ("brightness", "contrast", "saturation", "hue", "grayscale")
 DEGRADATION = ("blur", "noise", "jpeg_artifacts", "erasing")
-PER_IMAGE = (*GEOMETRY, *COLOUR, *DEGRADATION, "policy")
+PER_IMAGE = (*GEOMETRY, *COLOR, *DEGRADATION, "policy")
 
 _JITTER: Values = {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 0.05}  # N
 _AFFINE: Values = {"rotate": 10.0, "translate": 0.05, "zoom": 0.05, "shear": 5.0}  # N
@@ -68,7 +68,7 @@ LARGE: Values = PLAIN | {
 """From 100,000 images on. All colour and geometry come by the policy; the crop comes by the preset."""
 
 PROBE: Values = PLAIN | {"epochs": 1, "probe_epochs": 1}
-"""A solved head on a frozen network: what is left to say of PLAIN means nothing to it."""
+"""A solved head on a frozen network, for which most values of PLAIN have no meaning."""
 
 RECIPES = {"plain": PLAIN, "probe": PROBE, "small": SMALL, "standard": STANDARD, "large": LARGE}
 
@@ -88,14 +88,14 @@ PRETRAINED: dict[str, Values] = {
     },
     "large": {"weight_decay": 0.05, "backbone_rate": 0.5},
 }
-"""With pretrained weights: little decay towards zero of what is good already (N has 1e-4, timm 0.05), and a head that
-learns three times as fast as the layers below (Howard and Ruder, 2018)."""
+"""Values that pretrained weights change: little weight decay, since the weights are good already (N has 1e-4, timm
+0.05), and a head with three times the learning rate of the layers below (Howard and Ruder, 2018)."""
 
 SOLVED_HEADS = ("probe", "small", "standard")
 """Recipes that begin with a solved head where there are pretrained weights; 100,000 images soon leave such a start."""
 
 SGD_DECAY = 1e-4
-"""T, H: for sgd, whose decay is part of the gradient, in every recipe."""
+"""Weight decay of sgd in every recipe (T, H): it is part of the gradient, unlike adamw's."""
 
 _NO_COLOUR: Values = {"saturation": 0.0, "hue": 0.0, "grayscale": 0.0}
 BY_PRESET: dict[str, Values] = {
@@ -115,11 +115,12 @@ BY_PRESET: dict[str, Values] = {
     # Seen from above every direction is as likely: with both flips 45 degrees reach them all. Bands are no colours.
     "satellite": _NO_COLOUR | {"rotate": 45.0, "perspective": 0.0},
 }  # fmt: skip
-"""What is not done to a kind of picture, or done otherwise, in every recipe but `plain`."""
+"""Values that a preset changes, in every recipe but `plain`."""
 
 TINY: Values = {"perspective": 0.0, "blur": 0.0, "noise": 0.0, "jpeg_artifacts": 0.0, "erasing": 0.1}
-"""Images of a few dozen pixels (CIFAR's): a blur of two pixels or an erased box leaves too little of the thing."""
+"""Upper limits for tiny images: a blur of two pixels or an erased box leaves too little of the object."""
 TINY_SIZE = 48
+"""Side in pixels up to which images are tiny (CIFAR's have 32)."""
 
 OWN_DROPOUT = {
     "alexnet": 0.5, "vgg": 0.5, "squeezenet": 0.5, "inception_v3": 0.5, "googlenet": 0.2, "mobilenet": 0.2,
@@ -127,4 +128,4 @@ OWN_DROPOUT = {
     "efficientnet_b4": 0.4, "efficientnet_b5": 0.4, "efficientnet_b6": 0.5, "efficientnet_b7": 0.5,
     "efficientnet_v2_s": 0.2, "efficientnet_v2_m": 0.3, "efficientnet_v2_l": 0.4,
 }  # fmt: skip
-"""Dropout before the head that belongs to a network, by what its name begins with: T, as in the papers."""
+"""Dropout before the head that is part of a network, by the beginning of its name: T, as in the papers."""

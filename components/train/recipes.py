@@ -1,10 +1,11 @@
-"""Ways to train that are known to work, by situation. A recipe fills in what nobody chose."""
+"""Recipes: training values that are known to work, for the options that are unset, chosen by the dataset."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, fields, replace
 
+from ..store import uri as uris
 from ..store.backbones import has_drop_path, is_transformer
 from ..store.choices import COLORS
 from ..store.labels import MULTI
@@ -14,93 +15,107 @@ from . import recipe_values as tables
 from .config import TrainConfig
 from .recipe_values import PLAIN, Values
 
-FEW, FEW_ROWS, MANY_ROWS = 50, 200, 100_000
+SMALL_PER_CLASS, SMALL_IMAGES, LARGE_IMAGES = 50, 200, 100_000
 """Images a class and training images under which a dataset is small; training images from which it is large."""
-RATES = {"adamw": (1e-3, 3e-4), "sgd": (0.1, 0.01)}
-"""Peak learning rate of each optimizer from scratch and with weights, at `BATCH` images."""
-BATCH = {"adamw": 32, "sgd": 256}
+PEAK_RATES = {"adamw": (1e-3, 3e-4), "sgd": (0.1, 0.01)}
+"""Peak learning rate of each optimizer from scratch and with weights, at `REFERENCE_BATCH` images a step."""
+REFERENCE_BATCH = {"adamw": 32, "sgd": 256}
 
 
 @dataclass(frozen=True)
-class Situation:
-    """What a recipe goes by: training images (copies not counted), the same a class, side in pixels, kind of colour,
-    two classes rather than many, and whether stored copies were changed at random as a policy changes images."""
+class DatasetTraits:
+    """The traits of a tensors dataset that recipes depend on.
 
-    rows: int
+    Attributes:
+        images: training images, without stored copies.
+        per_class: training images of a class on average.
+        size: side of the network's input in pixels.
+        color: colour space of the images.
+        is_binary: images have one of two labels.
+        has_augmented_copies: stored copies were changed at random as a policy changes images.
+    """
+
+    images: int
     per_class: float
     size: int
     color: str
-    binary: bool = False
-    copied: bool = False
+    is_binary: bool = False
+    has_augmented_copies: bool = False
 
     @classmethod
-    def of(cls, tensors: Manifest) -> Situation:
-        totals = tensors.totals
-        about = tensors.extra.get("copies", {})
-        copies = about.get("rows", 0)
-        stored = totals.by_split.get("train", 0)
-        rows = max(0, stored - copies)
+    def of(cls, tensors: Manifest) -> DatasetTraits:
+        totals, image = tensors.totals, tensors.image
+        copies = tensors.extra.get("copies", {})
+        num_copies = copies.get("rows", 0)
+        images = max(0, totals.by_split.get("train", 0) - num_copies)
         classes = max(1, len(tensors.classes))
         # An image may have several labels: each counts for its class.
-        several = tensors.task == MULTI and totals.rows
-        labels = sum(totals.by_class.values()) / totals.rows if several else 1.0
-        image = tensors.image
-        binary = classes == 2 and tensors.task != MULTI
-        copied = copies > 0 and about.get("policy") != "background"
-        return cls(rows, rows * labels / classes, input_size(image), image["color"], binary, copied)
+        has_several = tensors.task == MULTI and totals.rows
+        labels = sum(totals.by_class.values()) / totals.rows if has_several else 1.0
+        is_binary = classes == 2 and tensors.task != MULTI
+        has_augmented_copies = num_copies > 0 and copies.get("policy") != "background"
+        per_class = images * labels / classes
+        return cls(images, per_class, input_size(image), image["color"], is_binary, has_augmented_copies)
 
     @property
     def recipe(self) -> str:
-        """What `auto` means here."""
-        if self.rows >= MANY_ROWS:
+        """The recipe that `auto` chooses."""
+        if self.images >= LARGE_IMAGES:
             return "large"
-        return "small" if self.rows < FEW_ROWS or self.per_class < FEW else "standard"
+        return "small" if self.images < SMALL_IMAGES or self.per_class < SMALL_PER_CLASS else "standard"
 
 
 def resolve(config: TrainConfig, tensors: Manifest) -> TrainConfig:
-    """The config with everything filled in that nobody chose; `recipe` is never `auto` in it."""
-    found = Situation.of(tensors)
-    name = config.recipe if config.recipe != "auto" else found.recipe
-    unset = {one.name for one in fields(config) if one.name in PLAIN and getattr(config, one.name) == one.default}
-    values = _values(name, config, found)
-    config = replace(config, recipe=name, **{key: values[key] for key in unset})
+    """Return the config with a value for every unset option; its `recipe` is never `auto`."""
+    traits = DatasetTraits.of(tensors)
+    name = config.recipe if config.recipe != "auto" else traits.recipe
+    options = [field for field in fields(config) if field.name in PLAIN]
+    unset = {option.name for option in options if getattr(config, option.name) == option.default}
+    values = _choose_values(name, config, traits)
+    config = replace(config, recipe=name, **{option: values[option] for option in unset})
     if config.head is None and config.weights and name in tables.SOLVED_HEADS:
         config = replace(config, head="solved")
     rows = tensors.totals.by_split.get("train", 0)
-    rates: Values = {"learning_rate": learning_rate(config), "ema": _decay(config, rows) if name != "plain" else 0.0}
-    return replace(config, **{key: value for key, value in rates.items() if key in unset})
+    rates: Values = {
+        "learning_rate": choose_learning_rate(config),
+        "ema": _choose_ema_decay(config, rows) if name != "plain" else 0.0,
+    }
+    return replace(config, **{option: value for option, value in rates.items() if option in unset})
 
 
-def _values(name: str, config: TrainConfig, found: Situation) -> Values:
-    """The recipe's table, fitted to the weights, the network and the pictures. `plain` is the same everywhere."""
+def _choose_values(name: str, config: TrainConfig, traits: DatasetTraits) -> Values:
+    """Return the recipe's values, adapted to weights, network and images. `plain` is the same everywhere."""
     values = dict(tables.RECIPES[name])
     by_optimizer: Values = {"weight_decay": tables.SGD_DECAY} if config.optimizer == "sgd" else {}
     if name == "plain":
         return values | by_optimizer
     if config.weights:
-        values |= tables.PRETRAINED[name] | {"layer_decay": layer_decay(config.backbone)}
+        values |= tables.PRETRAINED[name] | {"layer_decay": choose_layer_decay(config.backbone)}
     values |= by_optimizer
-    values |= {"dropout": max(values["dropout"], own_dropout(config.backbone))}
+    values |= {"dropout": max(values["dropout"], get_own_dropout(config.backbone))}
     values["drop_path"] = max(values["drop_path"], 0.1) if has_drop_path(config.backbone) else 0.0
     values |= tables.BY_PRESET.get(config.preset, {})
-    if found.size <= tables.TINY_SIZE:
+    if traits.size <= tables.TINY_SIZE:
         values |= {key: min(value, values[key]) for key, value in tables.TINY.items()}
-    if COLORS[found.color] == 1:
+    if COLORS[traits.color] == 1:
         values |= dict.fromkeys(("saturation", "hue", "grayscale"), 0.0)
-    elif found.color != "rgb":  # what changes red, green and blue says nothing of lightness and two axes of colour
-        values |= dict.fromkeys(tables.COLOUR, 0.0) | {"policy": "none"}
-    if found.binary:  # mixtures of two classes say little more than a soft label
+    elif traits.color != "rgb":  # what changes red, green and blue says nothing of lightness and two axes of colour
+        values |= dict.fromkeys(tables.COLOR, 0.0) | {"policy": "none"}
+    if traits.is_binary:  # mixtures of two classes say little more than a soft label
         values |= {key: min(0.2, values[key]) for key in ("mixup_probability", "cutmix_probability")}
-    if found.copied:  # once is enough
+    if traits.has_augmented_copies:  # once is enough
         values["policy"] = "none"
     if config.augment_pipeline:
         values |= {key: PLAIN[key] for key in tables.PER_IMAGE}
     return values
 
 
-def layer_decay(backbone: str) -> float:
-    """With pretrained weights, of a transformer: 0.75 over 12 layers (Bao et al., "BEiT", 2022: 0.65 to 0.75), and more
-    where there are more, so that the first layers still learn (He et al., "MAE", 2022: 0.8 over 32). 1 of others."""
+def choose_layer_decay(backbone: str) -> float:
+    """Return the layer decay of a pretrained transformer; 1 for other networks.
+
+    0.75 over 12 layers (Bao et al., "BEiT", 2022: 0.65 to 0.75), and nearer to 1 over more, so that the first layers
+    still learn (He et al., "MAE", 2022: 0.8 over 32).
+    """
     if not is_transformer(backbone):
         return 1.0
     if re.search(r"swin|hiera", backbone):  # 14 to 29 blocks
@@ -108,23 +123,103 @@ def layer_decay(backbone: str) -> float:
     return 0.85 if re.search(r"_(l|h)_|large|huge|giant|so400m", backbone) else 0.75
 
 
-def own_dropout(backbone: str) -> float:
-    """The dropout that belongs to one of torchvision's networks; 0 where there is none, and of timm's."""
+def get_own_dropout(backbone: str) -> float:
+    """Return the dropout that is part of one of torchvision's networks; 0 for all others and for timm's."""
     return next((value for name, value in tables.OWN_DROPOUT.items() if backbone.startswith(name)), 0.0)
 
 
-def learning_rate(config: TrainConfig) -> float:
-    """The peak for the optimizer, the weights and the images a step: in proportion to them for sgd (Goyal et al.,
-    "Accurate, Large Minibatch SGD", 2017), to their root for adamw (Malladi et al., "On the SDEs and Scaling Rules for
-    Adaptive Gradient Algorithms", 2022), to three times the rate at most."""
-    rate = RATES[config.optimizer][bool(config.weights)]
-    images = config.batch_size * config.accumulate / BATCH[config.optimizer]
-    scaled = rate * min(images if config.optimizer == "sgd" else images**0.5, 3.0)
+def choose_learning_rate(config: TrainConfig) -> float:
+    """Return the peak learning rate for the optimizer, with or without pretrained weights, and the images a step.
+
+    It is proportional to these for sgd (Goyal et al., "Accurate, Large Minibatch SGD", 2017), to their root for adamw
+    (Malladi et al., "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms", 2022), up to a factor of three.
+    """
+    rate = PEAK_RATES[config.optimizer][bool(config.weights)]
+    ratio = config.batch_size * config.accumulate / REFERENCE_BATCH[config.optimizer]
+    scaled = rate * min(ratio if config.optimizer == "sgd" else ratio**0.5, 3.0)
     return float(f"{scaled:.3g}")
 
 
-def _decay(config: TrainConfig, rows: int) -> float:
-    """A moving average over the last tenth of the steps, at most over 10,000: torchvision's and timm's 0.9999 is for
-    hundreds of thousands of steps, and would keep the random start of a short training."""
+def _choose_ema_decay(config: TrainConfig, rows: int) -> float:
+    """Return the decay that averages over the last tenth of the steps, at most over 10,000.
+
+    torchvision's and timm's 0.9999 is for hundreds of thousands of steps, and would keep the random start of a short
+    training.
+    """
     steps = config.epochs * max(1, rows // (config.batch_size * config.accumulate))
     return float(f"{min(max(1 - 10 / steps, 0.9), 0.9999):.4f}")
+
+
+def describe_recipe(config: TrainConfig) -> list[str]:
+    """Return three lines on what a resolved config does: optimizer and epochs, regularization, augmentation."""
+    return [
+        f"recipe {config.recipe}: {config.epochs} epochs in batches of {config.batch_size}, "
+        + ", ".join(_list_optimization(config)),
+        "regularization: " + (", ".join(_list_regularization(config)) or "none"),
+        "augmentation: " + (", ".join(_list_augmentation(config)) or "none"),
+    ]
+
+
+def _list_optimization(config: TrainConfig) -> list[str]:
+    parts = [f"{config.optimizer} with a learning rate of {config.learning_rate:g}"]
+    if config.warmup:
+        parts.append(f"warm-up over {config.warmup:.0%} of the steps")
+    if config.accumulate > 1:
+        parts.append(f"{config.accumulate} batches a step")
+    if config.weight_decay:
+        parts.append(f"weight decay {config.weight_decay:g}")
+    if config.clip_norm:
+        parts.append(f"gradients clipped to {config.clip_norm:g}")
+    if config.layer_decay != 1:
+        parts.append(f"layer decay {config.layer_decay:g}")
+    if config.backbone_rate != 1:
+        parts.append(f"all but the head at {config.backbone_rate:g} of that rate")
+    if config.head == "solved":
+        parts.append("the head solved first")
+    head_epochs = config.probe_epochs - (config.head == "solved")
+    if config.weights and head_epochs > 0:
+        parts.append(f"the head alone for {head_epochs} epochs")
+    if config.weights and config.unfreeze_epochs:
+        parts.append(f"then thawing over {config.unfreeze_epochs}")
+    if config.early_stopping:
+        parts.append(f"stopping after {config.early_stopping} epochs without a better validation")
+    return parts
+
+
+def _list_regularization(config: TrainConfig) -> list[str]:
+    values = {
+        "label smoothing": config.label_smoothing, "moving average of the weights": config.ema,
+        "dropout": config.dropout, "stochastic depth": config.drop_path,
+    }  # fmt: skip
+    parts = [f"{name} {value:g}" for name, value in values.items() if value]
+    if config.class_balance != "none":
+        parts.append(f"classes balanced by {config.class_balance}")
+    for name, alpha, probability in (
+        ("MixUp", config.mixup, config.mixup_probability),
+        ("CutMix", config.cutmix, config.cutmix_probability),
+    ):
+        if alpha and probability:
+            parts.append(f"{name} {alpha:g} in {probability:.0%} of the batches")
+    return parts
+
+
+def _list_augmentation(config: TrainConfig) -> list[str]:
+    if config.augment_pipeline:
+        return [f"the pipeline {uris.redact(config.augment_pipeline)}"]
+    parts = [f"crops of {config.crop_scale:g} to 1 of the area"] if config.crop_scale < 1 else []
+    parts += ["flips"] if config.flips else []
+    parts += ["vertical flips"] if config.vertical_flip == "true" else []
+    policies = {"randaugment": f"RandAugment {config.policy_ops}/{config.policy_magnitude}",
+                "trivialaugment": "TrivialAugment", "autoaugment": f"AutoAugment ({config.policy_set})"}  # fmt: skip
+    parts += [policies[config.policy]] if config.policy in policies else []
+    degrees = {"rotated to {:g}°": config.rotate, "sheared to {:g}°": config.shear}
+    strengths = {
+        "shifted to {:g}": config.translate, "zoomed by {:g}": config.zoom, "perspective {:g}": config.perspective,
+        "brightness {:g}": config.brightness, "contrast {:g}": config.contrast, "saturation {:g}": config.saturation,
+        "hue {:g}": config.hue,
+    }  # fmt: skip
+    shares = {
+        "{:.0%} grey": config.grayscale, "{:.0%} blurred": config.blur, "{:.0%} noisy": config.noise,
+        "{:.0%} with JPEG artifacts": config.jpeg_artifacts, "{:.0%} with a box erased": config.erasing,
+    }  # fmt: skip
+    return parts + [template.format(value) for template, value in (degrees | strengths | shares).items() if value]

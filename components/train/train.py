@@ -1,4 +1,4 @@
-"""Train, from tensors to a committed model."""
+"""The train step: from tensors to a committed model."""
 
 from __future__ import annotations
 
@@ -17,121 +17,118 @@ from ..store.preprocessing import EXTRA_KEY, describe_preprocessing
 from ..store.shards import publish_bytes
 from ..store.step import CACHED, RAN, RANK_RECORDS, Context, Outcome
 from ..store.tensors import model_input_image
-from .agreement import conversion
-from .artifact import artifact_files, facts_of, samples
+from .agreement import describe_conversion
+from .artifact import collect_facts, publish_onnx_and_card, read_samples
 from .checkpoint import TrainingState, discard_checkpoints
 from .config import VERSION, TrainConfig
 from .external import resolve_pipeline
-from .history import publish_history, verdict
-from .launch import launch, processes
-from .preflight import warnings
-from .ranks import Ranks, StopSign
-from .recipe_text import recipe_lines
-from .recipes import resolve
-from .weights import load_pretrained, weights_identity
+from .history import diagnose, publish_history
+from .launch import choose_processes, run_processes
+from .preflight import find_warnings
+from .ranks import Communicator, StopRequest
+from .recipes import describe_recipe, resolve
+from .weights import identify_weights, load_pretrained
 
 if TYPE_CHECKING:
     import torch
 
 
 def train(config: TrainConfig, context: Context) -> Outcome:
-    """Find the model that these tensors and this config give, or train it, in one process or several."""
+    """Return the model of these tensors and this config: the existing one, or trained in one process or several."""
     tensors = context.parent("tensors", config.tensors, "tensors")
-    asked, config = config, resolve(config, tensors.manifest)
-    counting = config.fingerprint_values() | weights_identity(config) | context.attempt()
-    counting |= conversion(config, tensors.manifest.image) | _pipeline_identity(config)
+    requested, config = config, resolve(config, tensors.manifest)
+    counting = config.fingerprint_values() | identify_weights(config) | context.attempt()
+    counting |= describe_conversion(config, tensors.manifest.image)
+    if config.augment_pipeline:  # counts by its content, wherever it is stored
+        counting |= {"augment_pipeline": resolve_pipeline(config.augment_pipeline)[1]}
     uri = context.workspace.dataset("model", fingerprint("model", VERSION, [tensors.fingerprint], counting))
-    stop = StopSign()
-    with stop.raised_by_signals():
-        ranks = Ranks.join(config.device, stop)
-        there = bool(ranks.from_first(float(context.find(uri) is not None))[0])
-        if not there and (number := processes(config)) > 1:
-            launch(asked, context.run, number, stop)
-        elif not there:
-            _build(tensors, uri, config, context, ranks)
-        ranks.leave()
+    stop = StopRequest()
+    with stop.handle_signals():
+        comm = Communicator.join(config.device, stop)
+        is_cached = bool(comm.broadcast(float(context.find(uri) is not None))[0])
+        if not is_cached and (number := choose_processes(config)) > 1:
+            run_processes(requested, context.run, number, stop)
+        elif not is_cached:
+            _train_and_commit(tensors, uri, config, context, comm)
+        comm.close()
     dataset = read_dataset(uri, "model")
     extra = dataset.manifest.extra
-    if ranks.first and RANK_RECORDS not in os.environ:  # else the process that started this one does it
+    if comm.is_main and RANK_RECORDS not in os.environ:  # else the process that started this one does it
         context.note_latest(config.name or tensors.manifest.extra["dataset_name"], dataset)
         if not extra["metrics"]:
             context.say("there are no validation images: the last epoch is kept")
         else:
             context.say(f"best epoch {extra['best_epoch']}: validation macro-F1 {extra['metrics']['macro_f1']:.3f}")
-    return Outcome(uri, dataset.fingerprint, CACHED if there else RAN, extra["metrics"])
+    return Outcome(uri, dataset.fingerprint, CACHED if is_cached else RAN, extra["metrics"])
 
 
-def _build(tensors: Dataset, uri: str, config: TrainConfig, context: Context, ranks: Ranks) -> None:
-    """Train, and let the first rank commit what came of it."""
+def _train_and_commit(tensors: Dataset, uri: str, config: TrainConfig, context: Context, comm: Communicator) -> None:
+    """Train a network, and let the main process commit the model."""
     import torch
 
     from .loop import Trainer
 
-    _check_there_is_enough(tensors, ranks.number)
-    device = _device(config, ranks)
+    _check_enough_images(tensors, comm.world_size)
+    device = _set_up_device(config, comm)
     torch.manual_seed(config.seed)
     image = model_input_image(tensors.manifest.image)
-    extra = conversion(config, image) | {EXTRA_KEY: describe_preprocessing(tensors)}
+    extra = describe_conversion(config, image) | {EXTRA_KEY: describe_preprocessing(tensors)}
     spec = ModelSpec(config.backbone, tensors.manifest.classes, image, tensors.manifest.task, extra=extra)
     network = build_network(spec, config.dropout, config.drop_path)
-    _check_takes_the_images(network, spec)
+    _check_image_size(network, spec)
     origin = load_pretrained(network, spec, config)
-    parameters = sum(p.numel() for p in network.parameters())
-    on = f"{ranks.number} processes, each on {device.type}" if ranks.number > 1 else str(device)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    devices = f"{comm.world_size} processes, each on {device.type}" if comm.world_size > 1 else str(device)
     context.say(
-        f"{config.backbone} {origin}, {parameters / 1e6:.1f} M parameters, {len(spec.classes)} classes, on {on}"
+        f"{config.backbone} {origin}, {parameters / 1e6:.1f} M parameters, {len(spec.classes)} classes, on {devices}"
     )
-    for line in recipe_lines(config):
+    for line in describe_recipe(config):
         context.say(line)
-    for line in warnings(config, tensors.manifest, spec):
+    for line in find_warnings(config, tensors.manifest, spec):
         context.say(f"warning: {line}")
     started = time.monotonic()
-    events = context.workspace.run_file(context.run, "tensorboard") if config.tensorboard else ""
-    trainer = Trainer(network, tensors, config, device, uri, context, ranks, events)
+    events_uri = context.workspace.run_file(context.run, "tensorboard") if config.tensorboard else ""
+    trainer = Trainer(network, tensors, config, device, uri, context, comm, events_uri)
     state = trainer.run()
-    if ranks.first:
-        about = {"parameters": parameters, "origin": origin, "seconds": round(time.monotonic() - started, 1)}
-        hard = not (config.label_smoothing or config.mixup_probability or config.cutmix_probability)
-        if said := verdict(state.history, state.best_epoch, hard):
-            context.say(f"warning: {said}")
-        network.load_state_dict(state.best)
-        spec = replace(spec, extra=spec.extra | {"temperature": trainer.validation.temperature(network)})
-        commit(uri, _manifest(tensors, uri, config, spec, state, about, network))
+    if comm.is_main:
+        training = {"parameters": parameters, "origin": origin, "seconds": round(time.monotonic() - started, 1)}
+        has_hard_targets = not (config.label_smoothing or config.mixup_probability or config.cutmix_probability)
+        if diagnosis := diagnose(state.history, state.best_epoch, has_hard_targets):
+            context.say(f"warning: {diagnosis}")
+        network.load_state_dict(state.best_weights)
+        temperature = trainer.validator.fit_temperature(network)
+        spec = replace(spec, extra=spec.extra | {"temperature": temperature})
+        commit(uri, _publish_files(tensors, uri, config, spec, state, training, network))
         discard_checkpoints(uri)
-    ranks.from_first(0.0)  # it is committed
+    comm.wait_for_main()  # it has committed
 
 
-def _pipeline_identity(config: TrainConfig) -> dict[str, str]:
-    """What of somebody else's augmentation counts: what it does, wherever it was saved."""
-    return {"augment_pipeline": resolve_pipeline(config.augment_pipeline)[1]} if config.augment_pipeline else {}
-
-
-def _check_there_is_enough(tensors: Dataset, processes: int) -> None:
+def _check_enough_images(tensors: Dataset, processes: int) -> None:
     rows = tensors.manifest.totals.by_split
     if rows.get("train", 0) < 2 * processes:
-        each = f" for each of {processes} processes" if processes > 1 else ""
-        raise UserError(f"tensors: expected at least two training images{each}, found {rows}")
+        per_process = f" for each of {processes} processes" if processes > 1 else ""
+        raise UserError(f"tensors: expected at least two training images{per_process}, found {rows}")
 
 
-def _device(config: TrainConfig, ranks: Ranks) -> torch.device:
-    """This process's own, set up for training."""
+def _set_up_device(config: TrainConfig, comm: Communicator) -> torch.device:
+    """Return this process's device, and set torch's threads and kernels up for training."""
     import torch
 
     device = pick_device(config.device)
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    share = max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    torch.set_num_threads(int(asked) if asked.isdecimal() else share)
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    cores_per_process = max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    torch.set_num_threads(int(threads) if threads.isdecimal() else cores_per_process)
     if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")  # TensorFloat-32, where bfloat16 is not wanted
+        torch.set_float32_matmul_precision("high")  # TensorFloat-32 for what is not computed in bfloat16
         torch.backends.cudnn.benchmark = True
-        if ranks.number > 1:
+        if comm.world_size > 1:
             device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
             torch.cuda.set_device(device)
     return device
 
 
-def _check_takes_the_images(network: Any, spec: ModelSpec) -> None:
-    """One empty image through the network: UserError where its layers can't take the size."""
+def _check_image_size(network: Any, spec: ModelSpec) -> None:
+    """Run the network on one empty image: UserError where its layers can't take the size."""
     import torch
 
     size, _, channels = spec.image["shape"]
@@ -142,21 +139,23 @@ def _check_takes_the_images(network: Any, spec: ModelSpec) -> None:
         raise image_size_error(spec, error) from None
 
 
-def _manifest(
-    tensors: Dataset, uri: str, config: TrainConfig, spec: ModelSpec, state: TrainingState, about: dict[str, Any],
+def _publish_files(
+    tensors: Dataset, uri: str, config: TrainConfig, spec: ModelSpec, state: TrainingState, training: dict[str, Any],
     network: torch.nn.Module,
 ) -> Manifest:  # fmt: skip
+    """Write all files of the model, and return its manifest. `training`: parameters, origin and seconds."""
     from safetensors.torch import save
 
-    weights = save({key: value.contiguous() for key, value in state.best.items()}, {"format": "pt"})
+    weights = save({name: value.contiguous() for name, value in state.best_weights.items()}, {"format": "pt"})
     best = state.history[state.best_epoch - 1]
     metrics = {name: best[f"val_{name}"] for name in ("top1", "macro_f1", "loss") if f"val_{name}" in best}
-    facts = facts_of(tensors, config, about | {"metrics": metrics, "best": best, "epochs": state.epoch})
+    results = {"metrics": metrics, "best": best, "epochs": state.epoch}
+    facts = collect_facts(tensors, config, training["parameters"], training["origin"], **results)
     files = (
         publish_bytes(uri, weights, "model-", ".safetensors"),
         publish_bytes(uri, spec.to_json(), "model-", ".json"),
         publish_history(uri, state.history),
-        *artifact_files(uri, network, spec, facts, samples(tensors)),
+        *publish_onnx_and_card(uri, network, spec, facts, read_samples(tensors)),
     )
     return Manifest(
         kind="model",
@@ -166,18 +165,18 @@ def _manifest(
         task=spec.task,
         classes=spec.classes,
         files=files,
-        totals=Totals(bytes=sum(f.bytes for f in files)),
+        totals=Totals(bytes=sum(file.bytes for file in files)),
         image=spec.image,
         extra={
             "dataset_name": tensors.manifest.extra["dataset_name"],
             "backbone": spec.backbone,
             "weights": uris.basename(config.weights) if config.weights else "",
-            "recipe": recipe_lines(config),
+            "recipe": describe_recipe(config),
             "metrics": metrics,
             "best_epoch": state.best_epoch,
             "epochs": state.epoch,
             "history": state.history,
             **spec.extra,
-            **about,
+            **training,
         },
     )

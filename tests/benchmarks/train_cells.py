@@ -153,14 +153,14 @@ class _Timed:
     def epochs(self, seconds: float) -> list[dict[str, float]]:
         trainer, history = self._trainer, []
 
-        def finished(state: Any) -> bool:
+        def is_finished(state: Any) -> bool:
             for row in state.history[len(history) :]:
                 took = trainer.rows / row["images_per_second"]
                 about = {"images": trainer.rows, "took": took, "waited": row["waiting"] * took}
                 history.append(about | {"loss": row["train_loss"]})
             return len(history) > 1 and sum(row["took"] for row in history[1:]) > seconds
 
-        trainer.finished = finished
+        trainer.is_finished = is_finished
         trainer.run()
         return history[1:]
 
@@ -185,11 +185,11 @@ class Usual:
     def __init__(self, wanted: Wanted, classes: int) -> None:
         import torch
 
-        from imagemill.components.train.stepper import arithmetic
+        from imagemill.components.train.stepper import choose_autocast_dtype
 
         self.device = torch.device(wanted.device)
         network = make_network(wanted, classes).to(self.device, memory_format=torch.channels_last)
-        self.network, self._dtype = network.train(), arithmetic("auto", self.device)
+        self.network, self._dtype = network.train(), choose_autocast_dtype("auto", self.device)
         self._optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=DECAY)
         self._loss = torch.nn.CrossEntropyLoss(label_smoothing=SMOOTHING)
 

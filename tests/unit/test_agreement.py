@@ -21,9 +21,9 @@ from imagemill.components.store.resample import Geometry
 from imagemill.components.store.shards import Layout, ShardWriter, publish_bytes
 from imagemill.components.store.step import Context
 from imagemill.components.store.workspace import Workspace
-from imagemill.components.train.agreement import conversion, disagreements, expected_by
+from imagemill.components.train.agreement import describe_conversion, describe_mismatches, find_expected_input
 from imagemill.components.train.config import TrainConfig
-from imagemill.components.train.train import _check_takes_the_images, train
+from imagemill.components.train.train import _check_image_size, train
 
 BACKBONE = "shufflenet_v2_x0_5"
 
@@ -39,8 +39,8 @@ def image_of(color: str = "rgb", **options: Any) -> dict[str, Any]:
 
 def warned(image: dict[str, Any], backbone: str, weights: str) -> list[str]:
     config = TrainConfig(backbone=backbone, weights=weights)
-    expected = expected_by(config, image)
-    return disagreements(image, expected, backbone) if expected else []
+    expected = find_expected_input(config, image)
+    return describe_mismatches(image, expected, backbone) if expected else []
 
 
 def fields(lines: list[str]) -> list[str]:
@@ -48,7 +48,7 @@ def fields(lines: list[str]) -> list[str]:
 
 
 def test_nothing_is_said_of_the_default_run_nor_without_weights() -> None:
-    assert expected_by(TrainConfig(), image_of()) is None
+    assert find_expected_input(TrainConfig(), image_of()) is None
     for backbone in ("resnet18", "inception_v3", "vit_b_16"):
         assert warned(image_of(image_size=299), backbone, "") == []
 
@@ -158,7 +158,7 @@ def test_a_grey_model_and_coloured_tensors(tmp_path: Path) -> None:
 
 def test_of_a_bare_file_nothing_is_known(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
-    assert expected_by(TrainConfig(weights=str(tmp_path / "a.safetensors")), image_of()) is None
+    assert find_expected_input(TrainConfig(weights=str(tmp_path / "a.safetensors")), image_of()) is None
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_a_size_that_a_network_does_not_take_names_the_preset(backbone: str, siz
     spec = ModelSpec(backbone, ("a", "b"), image_of(image_size=size))
     said = rf"^image_size: expected a size that {backbone} takes, found {size}: [^\n]+ \(resize with --model-preset "
     with pytest.raises(UserError, match=said + rf"{backbone}\)$"):
-        _check_takes_the_images(build_network(spec), spec)
+        _check_image_size(build_network(spec), spec)
 
 
 def test_weights_from_tensorflow_get_what_they_were_trained_with(tmp_path: Path) -> None:
@@ -178,13 +178,15 @@ def test_weights_from_tensorflow_get_what_they_were_trained_with(tmp_path: Path)
 
     image = image_of(image_size=32)
     named = TrainConfig(backbone="googlenet", weights="DEFAULT")
-    assert conversion(named, image) == {"transform_input": True}
-    assert conversion(named, image_of("gray")) == conversion(named, image_of(edges="sobel")) == {}
+    assert describe_conversion(named, image) == {"transform_input": True}
+    assert describe_conversion(named, image_of("gray")) == describe_conversion(named, image_of(edges="sobel")) == {}
     assert (
-        conversion(named, image_of(normalization="half")) == conversion(TrainConfig(backbone="googlenet"), image) == {}
+        describe_conversion(named, image_of(normalization="half"))
+        == describe_conversion(TrainConfig(backbone="googlenet"), image)
+        == {}
     )
-    assert conversion(TrainConfig(weights="DEFAULT"), image) == {}
-    spec = ModelSpec("googlenet", ("a", "b"), image, extra=conversion(named, image))
+    assert describe_conversion(TrainConfig(weights="DEFAULT"), image) == {}
+    spec = ModelSpec("googlenet", ("a", "b"), image, extra=describe_conversion(named, image))
     network = build_network(ModelSpec.from_json(spec.to_json(), "spec")).eval()
     theirs = googlenet(weights=None, num_classes=2, aux_logits=False, init_weights=False, transform_input=True).eval()
     theirs.load_state_dict(network.state_dict())
@@ -196,9 +198,9 @@ def test_weights_from_tensorflow_get_what_they_were_trained_with(tmp_path: Path)
         torch.testing.assert_close(network((u - mean) / std), theirs((u - mean) / std))
     torch.testing.assert_close(seen[0], (u - 0.5) / 0.5)
     uri = model(tmp_path, image, transform_input=True)
-    assert conversion(TrainConfig(backbone="googlenet", weights=uri), image) == {"transform_input": True}
+    assert describe_conversion(TrainConfig(backbone="googlenet", weights=uri), image) == {"transform_input": True}
     other = model(tmp_path / "other", image)
-    assert conversion(TrainConfig(backbone="googlenet", weights=other), image) == {}
+    assert describe_conversion(TrainConfig(backbone="googlenet", weights=other), image) == {}
 
 
 def small_tensors(workspace: Workspace) -> Dataset:

@@ -14,8 +14,8 @@ from imagemill.components.store.model import ModelSpec, build_network, load_mode
 from imagemill.components.store.resample import Geometry
 from imagemill.components.store.shards import publish_bytes
 from imagemill.components.train import artifact
-from imagemill.components.train.artifact import artifact_files
-from imagemill.components.train.card import Facts, model_card
+from imagemill.components.train.artifact import publish_onnx_and_card
+from imagemill.components.train.card import CardFacts, render_card
 
 CLASSES = ("cat", "a|b <b>", "_line\nbreak_", "empty")
 CLEAN = {"equalize": "autocontrast", "color": "gray", "trim": "on"}
@@ -27,7 +27,7 @@ def made_spec(task: str = "single", **extra: Any) -> ModelSpec:
     return ModelSpec("shufflenet_v2_x0_5", CLASSES, image, task, extra={"preprocessing": {"clean": CLEAN}} | extra)
 
 
-def made_facts(**options: Any) -> Facts:
+def made_facts(**options: Any) -> CardFacts:
     values: dict[str, Any] = {
         "dataset_name": "weekly *photos*", "origin": "from DEFAULT", "code_version": "9.9", "parameters": 1_250_000,
         "recipe": "standard", "epochs": 12, "metrics": {"top1": 0.91, "macro_f1": 0.875, "loss": 0.4},
@@ -35,7 +35,7 @@ def made_facts(**options: Any) -> Facts:
         "parents": {"tensors": "aaaa", "clean": "bbbb", "raw": "cccc"},
         "counts": {"train": {"cat": 1200, "a|b <b>": 3, "_line\nbreak_": 5}, "val": {"cat": 9, "a|b <b>": 1}},
     }  # fmt: skip
-    return Facts(**values | options)
+    return CardFacts(**values | options)
 
 
 def header_of(card: str) -> dict[str, Any]:
@@ -45,24 +45,24 @@ def header_of(card: str) -> dict[str, Any]:
 
 
 def test_the_header_is_what_hugging_face_reads() -> None:
-    found = header_of(model_card(made_spec(), made_facts(), "feed", "…"))
+    found = header_of(render_card(made_spec(), made_facts(), "feed", "…"))
     assert found["pipeline_tag"] == "image-classification" and "license" not in found
     (index,) = found["model-index"]
     (result,) = index["results"]
     assert result["dataset"]["split"] == "validation"
     assert [(one["type"], one["value"]) for one in result["metrics"]] == [("accuracy", 0.91), ("f1", 0.875)]
-    bare = header_of(model_card(made_spec(), made_facts(metrics={}), "feed", "…"))
+    bare = header_of(render_card(made_spec(), made_facts(metrics={}), "feed", "…"))
     assert bare["model-index"][0]["results"] == [] and bare["metrics"] == []
 
 
 def test_huggingface_hub_reads_it() -> None:
     hub = pytest.importorskip("huggingface_hub")
-    card = hub.ModelCard(model_card(made_spec(), made_facts(), "feed", "…"))
+    card = hub.ModelCard(render_card(made_spec(), made_facts(), "feed", "…"))
     assert {one.metric_value for one in card.data.eval_results} == {0.91, 0.875}
 
 
 def test_the_card_says_what_is_known() -> None:
-    card = model_card(made_spec(temperature=1.375), made_facts(), "feed", "said of ONNX:")
+    card = render_card(made_spec(temperature=1.375), made_facts(), "feed", "said of ONNX:")
     assert r"# weekly \*photos\*: shufflenet_v2_x0_5" in card and "1.2 million" in card
     for fingerprint in ("feed", "aaaa", "bbbb", "cccc"):
         assert f"`{fingerprint}`" in card
@@ -82,11 +82,11 @@ def test_the_card_says_what_is_known() -> None:
 
 def test_several_labels_and_nothing_known() -> None:
     spec = made_spec("multi")
-    card = model_card(spec, made_facts(counts={}, metrics={}, parents={"tensors": "aaaa"}), "feed", "…")
+    card = render_card(spec, made_facts(counts={}, metrics={}, parents={"tensors": "aaaa"}), "feed", "…")
     assert "sigmoid(logits / temperature)" in card and "none of these" not in card
     assert "no validation images" in card and "`cccc`" not in card
     many = ModelSpec(spec.backbone, tuple(f"class {n}" for n in range(1000)), spec.image)
-    assert "And 800 more" in model_card(many, made_facts(counts={}), "feed", "…")
+    assert "And 800 more" in render_card(many, made_facts(counts={}), "feed", "…")
 
 
 def committed(uri: str, spec: ModelSpec, network: Any, files: tuple[File, ...]) -> None:
@@ -107,9 +107,9 @@ def test_both_files_are_published_and_leave_the_model_readable(
     spec, uri = made_spec(temperature=2.0), str(tmp_path / "model" / "feed")
     network = build_network(spec)
     images = np.random.default_rng(1).integers(0, 256, (3, *spec.image["shape"]), np.uint8)
-    files = artifact_files(uri, network, spec, made_facts(), images)
+    files = publish_onnx_and_card(uri, network, spec, made_facts(), images)
     assert [one.role for one in files] == ["onnx", "card"]
-    assert artifact_files(uri, network, spec, made_facts(), images) == files  # a retry makes the same
+    assert publish_onnx_and_card(uri, network, spec, made_facts(), images) == files  # a retry makes the same
     assert "within 1e-" in capsys.readouterr().err
     committed(uri, spec, network, files)
     found = read_dataset(uri, "model")
@@ -124,15 +124,15 @@ def test_a_network_without_an_onnx_file_has_a_card_that_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fault: str
 ) -> None:
     def broken(*_: Any) -> bytes:
-        raise artifact.NotExported("it is odd")
+        raise artifact.ExportError("it is odd")
 
     if fault == "export":
         monkeypatch.setattr(artifact, "export", broken)
     else:
         monkeypatch.setattr(artifact, "export", lambda *_: b"data")
-        monkeypatch.setattr(artifact, "difference", lambda *_: 0.02)
+        monkeypatch.setattr(artifact, "measure_difference", lambda *_: 0.02)
     spec = made_spec()
-    files = artifact_files(str(tmp_path / "feed"), build_network(spec), spec, made_facts())
+    files = publish_onnx_and_card(str(tmp_path / "feed"), build_network(spec), spec, made_facts())
     assert [one.role for one in files] == ["card"]
     words = "it is odd" if fault == "export" else "0.02 from the network's"
     assert words in capsys.readouterr().err
@@ -143,13 +143,13 @@ def test_without_onnxruntime_it_is_said_that_nothing_was_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(artifact, "export", lambda *_: b"data")
-    monkeypatch.setattr(artifact, "difference", lambda *_: None)
+    monkeypatch.setattr(artifact, "measure_difference", lambda *_: None)
     spec = made_spec()
-    files = artifact_files(str(tmp_path / "feed"), build_network(spec), spec, made_facts())
+    files = publish_onnx_and_card(str(tmp_path / "feed"), build_network(spec), spec, made_facts())
     assert [one.role for one in files] == ["onnx", "card"]
     assert "not compared" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("apart", "words"), [(0.0, "1e-7"), (3e-9, "1e-7"), (2e-6, "1e-5"), (9.9e-4, "1e-3")])
 def test_a_difference_is_told_by_its_power_of_ten(apart: float, words: str) -> None:
-    assert artifact._within(apart) == f"within {words} of the network's"
+    assert artifact._describe_difference(apart) == f"within {words} of the network's"

@@ -14,8 +14,8 @@ from trained import make_tensors, settings, trainer
 
 from imagemill.components.store.filesystem import get_store
 from imagemill.components.store.manifest import Dataset
-from imagemill.components.train.history import TIMES, Events, events, publish_history, verdict
-from imagemill.components.train.recipe_text import recipe_lines
+from imagemill.components.train.history import TIMES, EventFile, diagnose, open_events, publish_history
+from imagemill.components.train.recipes import describe_recipe
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ ROW = {
 
 def test_a_rows_numbers_are_read_by_tensorboard(tmp_path: Path) -> None:
     uri = str(tmp_path / "events")
-    with events(uri, 0) as made:
+    with open_events(uri, 0) as made:
         assert made
         made.add(10, ROW)
         made.publish()
@@ -62,7 +62,7 @@ def test_a_rows_numbers_are_read_by_tensorboard(tmp_path: Path) -> None:
 def test_what_a_killed_try_wrote_after_its_checkpoint_is_void(tmp_path: Path) -> None:
     uri = str(tmp_path / "events")
     for start, steps in ((0, (10, 20, 30)), (20, (25,))):
-        made = Events(uri, start)
+        made = EventFile(uri, start)
         for step in steps:
             made.add(step, {"train_loss": float(step + start)})
         made.close()
@@ -77,7 +77,7 @@ def test_a_full_disk_costs_the_events_and_not_the_training(tmp_path: Path, capfd
     def full(_: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with events(str(tmp_path), 0) as made:
+    with open_events(str(tmp_path), 0) as made:
         assert made is not None
         made._writer.flush()
         made._writer._async_writer._writer.write = full
@@ -88,13 +88,13 @@ def test_a_full_disk_costs_the_events_and_not_the_training(tmp_path: Path, capfd
 
 
 def test_no_events_are_asked_for(tmp_path: Path) -> None:
-    with events("", 0) as made:
+    with open_events("", 0) as made:
         assert made is None
 
 
 def test_events_on_s3_are_there_after_each_epoch(s3_workspace: str, tmp_path: Path) -> None:
     uri = f"{s3_workspace}/runs/r/tensorboard"
-    made = Events(uri, 0)
+    made = EventFile(uri, 0)
     for step in (1, 2):
         made.add(step, ROW)
         made.publish()
@@ -144,19 +144,19 @@ SOUND = rows([1.0, 0.6, 0.4, 0.3, 0.2], [1.0, 0.7, 0.5, 0.45, 0.44], [0.3, 0.5, 
 def test_a_sentence_only_where_the_curves_are_plain(
     history: list[dict[str, Any]], best: int, hard: bool, words: str
 ) -> None:
-    said = verdict(history, best, hard)
+    said = diagnose(history, best, hard)
     assert (words in said) if words else not said
 
 
 def test_the_recipe_in_words_says_what_is_on_and_nothing_else(tensors: Dataset) -> None:
-    plain = "\n".join(recipe_lines(settings(tensors, label_smoothing=0.0, epochs=7, learning_rate=0.001)))
+    plain = "\n".join(describe_recipe(settings(tensors, label_smoothing=0.0, epochs=7, learning_rate=0.001)))
     assert "recipe plain: 7 epochs in batches of 8, adamw with a learning rate of 0.001" in plain
     assert "regularization: none" in plain and "augmentation: crops of 0.6 to 1 of the area, flips" in plain
     config = settings(
         tensors, accumulate=4, weights="somewhere", probe_epochs=2, unfreeze_epochs=3, early_stopping=5, ema=0.99,
         mixup_probability=0.5, policy="randaugment", hue=0.1, erasing=0.25, class_balance="sampling", layer_decay=0.7,
     )  # fmt: skip
-    text = "\n".join(recipe_lines(config))
+    text = "\n".join(describe_recipe(config))
     for words in (
         "4 batches a step", "the head alone for 2 epochs", "then thawing over 3", "after 5 epochs without",
         "moving average of the weights 0.99", "MixUp 0.2 in 50% of the batches", "balanced by sampling",
@@ -164,4 +164,4 @@ def test_the_recipe_in_words_says_what_is_on_and_nothing_else(tensors: Dataset) 
     ):  # fmt: skip
         assert words in text
     secret = settings(tensors, augment_pipeline="s3://key:secret@bucket/one.yaml")
-    assert "secret" not in "\n".join(recipe_lines(secret))
+    assert "secret" not in "\n".join(describe_recipe(secret))

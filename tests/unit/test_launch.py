@@ -20,8 +20,8 @@ from imagemill.components.store.step import RANK_RECORDS, Context, Step, rank
 from imagemill.components.store.workspace import Workspace
 from imagemill.components.train import STEP, launch
 from imagemill.components.train.config import TrainConfig
-from imagemill.components.train.ranks import LOST, Ranks, StopSign
-from imagemill.components.train.stepper import _without_gradient
+from imagemill.components.train.ranks import LOST, Communicator, StopRequest
+from imagemill.components.train.stepper import _find_unused_parameters
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_torchruns_own_account_of_an_error_is_kept_back(capsys: pytest.CaptureFi
              "E1121 19:00:00.1 12 torch/distributed/elastic/x.py:1] failed\n", "Traceback\n", "[train] error: no\n",
              "ChildFailedError\n"]  # fmt: skip
     last: deque[str] = deque(maxlen=3)
-    launch._forward(io.StringIO("".join(lines)), last)  # type: ignore[arg-type]
+    launch._forward_lines(io.StringIO("".join(lines)), last)  # type: ignore[arg-type]
     assert capsys.readouterr().err.splitlines() == ["[train] epoch 1", "a warning", "[train] error: no"]
     assert list(last)[-1] == "ChildFailedError" and len(last) == 3
 
@@ -85,7 +85,7 @@ def test_how_many_processes(monkeypatch: pytest.MonkeyPatch, tensors: Dataset) -
     def number(gpus: int = 0, **values: Any) -> int:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-        return launch.processes(settings(tensors, **values))
+        return launch.choose_processes(settings(tensors, **values))
 
     assert number() == 1 and number(processes=3) == 3
     assert number(4, device="auto") == 4 and number(4, device="cuda", processes=2) == 2
@@ -99,14 +99,14 @@ def test_how_many_processes(monkeypatch: pytest.MonkeyPatch, tensors: Dataset) -
 
 
 def test_a_process_alone_agrees_with_itself() -> None:
-    stop = StopSign()
-    alone = Ranks.join("cpu", stop)
-    assert alone.first and alone.from_first(3.0, 4) == [3.0, 4.0] and not alone.stopping()
-    assert alone.summed(torch.tensor(2.5, dtype=torch.float64)) == 2.5
-    alone.same("this", 1, 2)
-    stop.asked = True
-    assert alone.stopping()
-    alone.leave()
+    stop = StopRequest()
+    alone = Communicator.join("cpu", stop)
+    assert alone.is_main and alone.broadcast(3.0, 4) == [3.0, 4.0] and not alone.should_stop()
+    assert alone.sum(torch.tensor(2.5, dtype=torch.float64)) == 2.5
+    alone.check_equal("this", 1, 2)
+    stop.is_requested = True
+    assert alone.should_stop()
+    alone.close()
 
 
 def test_others_than_the_first_write_nothing_and_say_only_errors(
@@ -143,7 +143,7 @@ def test_parameters_that_the_logits_do_not_depend_on_are_found() -> None:
     made = Odd().train()
     made.used.bias.requires_grad_(False)
     before = {key: value.clone() for key, value in made.state_dict().items()}
-    assert _without_gradient(made, (3, 2, 2), torch.device("cpu")) == ["unused.weight", "unused.bias"]
+    assert _find_unused_parameters(made, (3, 2, 2), torch.device("cpu")) == ["unused.weight", "unused.bias"]
     assert all(torch.equal(value, before[key]) for key, value in made.state_dict().items())
     assert made.training and not made.used.bias.requires_grad and made.used.weight.grad is None
 
@@ -151,13 +151,13 @@ def test_parameters_that_the_logits_do_not_depend_on_are_found() -> None:
 def test_sigterm_outside_of_the_main_thread_is_left_alone() -> None:
     import threading
 
-    stop, seen = StopSign(), []
+    stop, seen = StopRequest(), []
 
     def enter() -> None:
-        with stop.raised_by_signals():
+        with stop.handle_signals():
             seen.append(os.getpid())
 
     thread = threading.Thread(target=enter)
     thread.start()
     thread.join()
-    assert seen and not stop.asked
+    assert seen and not stop.is_requested

@@ -15,7 +15,7 @@ from imagemill.components.store.labels import probabilities
 from imagemill.components.store.model import ModelSpec, Normalize, build_network
 from imagemill.components.store.resample import Geometry
 from imagemill.components.train import onnx_file
-from imagemill.components.train.onnx_file import NotExported, difference, export, run
+from imagemill.components.train.onnx_file import ExportError, export, measure_difference, run
 
 CLASSES = ("cat", "dog", 'Führer\'s "ünï"', "emu")
 CLOSE = 2e-5
@@ -96,7 +96,7 @@ def test_outputs_are_the_networks(options: dict[str, Any]) -> None:
         assert np.abs(logits - wanted).max() <= CLOSE * np.abs(wanted).max()
         assert np.abs(scores - probable).max() <= CLOSE
         assert np.ptp(wanted) > 1e-3  # or agreement would mean nothing
-    apart = difference(data, network, spec, noise(spec, 3))
+    apart = measure_difference(data, network, spec, noise(spec, 3))
     assert apart is not None and apart <= CLOSE
 
 
@@ -119,7 +119,7 @@ def asking() -> Any:
 
 def test_torch_export_takes_over_where_a_trace_could_be_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[str] = []
-    monkeypatch.setattr(onnx_file, "_by_dynamo", noted(called, "dynamo", onnx_file._by_dynamo))
+    monkeypatch.setattr(onnx_file, "_export_by_dynamo", noted(called, "dynamo", onnx_file._export_by_dynamo))
     _, spec = made("shufflenet_v2_x0_5")
     network = asking()
     data = export(network, spec, {})
@@ -133,16 +133,16 @@ def test_a_trace_that_could_be_wrong_is_taken_only_where_it_can_be_compared(monk
     def broken(*_: Any) -> Any:
         raise RuntimeError("no way through")
 
-    monkeypatch.setattr(onnx_file, "_by_dynamo", broken)
+    monkeypatch.setattr(onnx_file, "_export_by_dynamo", broken)
     _, spec = made("shufflenet_v2_x0_5")
     network = asking()
     data = export(network, spec, {})
-    apart = difference(data, network, spec, noise(spec, 3))
+    apart = measure_difference(data, network, spec, noise(spec, 3))
     assert apart is not None and apart <= CLOSE
     monkeypatch.setattr(onnx_file, "can_compare", lambda: False)
-    with pytest.raises(NotExported, match="no way through"):
+    with pytest.raises(ExportError, match="no way through"):
         export(network, spec, {})
-    assert difference(data, network, spec, noise(spec, 3)) is None
+    assert measure_difference(data, network, spec, noise(spec, 3)) is None
 
 
 def noted(called: list[str], name: str, function: Any) -> Any:
@@ -199,12 +199,12 @@ def test_what_cant_be_exported_is_said() -> None:
             raise RuntimeError("no such thing\nand more")
 
     _, spec = made("shufflenet_v2_x0_5")
-    with pytest.raises(NotExported, match="no such thing"):
+    with pytest.raises(ExportError, match="no such thing"):
         export(Odd(), spec, {})
 
 
 def test_two_gigabytes_are_refused_before_anything_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     network, spec = made("shufflenet_v2_x0_5")
-    monkeypatch.setattr(onnx_file, "LARGEST", 10_000)
-    with pytest.raises(NotExported, match="one file can hold 2 GB"):
+    monkeypatch.setattr(onnx_file, "MAX_BYTES", 10_000)
+    with pytest.raises(ExportError, match="one file can hold 2 GB"):
         export(network, spec, {})

@@ -18,10 +18,23 @@ from trained import make_tensors, settings
 
 from imagemill.components.store.blocks import parameter_blocks
 from imagemill.components.store.manifest import Dataset
-from imagemill.components.train.losses import MOST, Loss, class_counts, inverse_frequency, positive_weights
-from imagemill.components.train.moving_average import MovingAverage
-from imagemill.components.train.optimizer import Schedule, groups, make_optimizer, scales, set_rate
-from imagemill.components.train.thaw import set_learning, thawed
+from imagemill.components.train.losses import (
+    MAX_POSITIVE_WEIGHT,
+    Loss,
+    compute_inverse_frequencies,
+    compute_positive_weights,
+    count_labels,
+)
+from imagemill.components.train.optimizer import (
+    LearningRateSchedule,
+    MovingAverage,
+    compute_rate_scales,
+    count_trainable_blocks,
+    freeze_all_but_last,
+    make_optimizer,
+    make_parameter_groups,
+    set_learning_rate,
+)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +51,7 @@ def network() -> Iterator[torch.nn.Module]:
 @given(steps=st.integers(1, 500), warmup=st.floats(0, 0.9), peak=st.floats(1e-6, 1))
 @hypotheses(max_examples=60, deadline=None)
 def test_the_learning_rate_rises_and_falls(steps: int, warmup: float, peak: float) -> None:
-    schedule = Schedule(peak, steps, warmup)
+    schedule = LearningRateSchedule(peak, steps, warmup)
     rates = [schedule.rate(step) for step in range(steps)]
     top = int(np.argmax(rates))
     assert rates[: top + 1] == sorted(rates[: top + 1]) and rates[top:] == sorted(rates[top:], reverse=True)
@@ -49,7 +62,7 @@ def test_the_learning_rate_rises_and_falls(steps: int, warmup: float, peak: floa
 
 
 def test_the_schedule_is_torchs_cosine() -> None:
-    schedule = Schedule(0.3, 40, 0.25)
+    schedule = LearningRateSchedule(0.3, 40, 0.25)
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter], lr=0.3)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 30)
@@ -62,8 +75,8 @@ def test_the_schedule_is_torchs_cosine() -> None:
 
 def test_each_block_learns_slower_than_the_next_and_all_slower_than_the_head(tensors: Dataset) -> None:
     config = settings(tensors, layer_decay=0.5, backbone_rate=0.1)
-    assert scales(config, 4) == pytest.approx([0.0125, 0.025, 0.05, 1.0])
-    assert scales(settings(tensors), 3) == [1, 1, 1]
+    assert compute_rate_scales(config, 4) == pytest.approx([0.0125, 0.025, 0.05, 1.0])
+    assert compute_rate_scales(settings(tensors), 3) == [1, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -75,7 +88,7 @@ def test_every_parameter_is_in_one_group_and_what_is_no_matrix_does_not_decay(te
             made = pytest.importorskip("timm").create_model(name.removeprefix("timm:"), num_classes=3)
         else:
             made = get_model(name, weights=None, num_classes=3)
-    found = groups(made, parameter_blocks(made), settings(tensors, weight_decay=0.1, layer_decay=0.8))
+    found = make_parameter_groups(made, parameter_blocks(made), settings(tensors, weight_decay=0.1, layer_decay=0.8))
     names = {id(value): key for key, value in made.named_parameters()}
     assert sorted(names[id(p)] for group in found for p in group["params"]) == sorted(names.values())
     assert len(found) == len({(group["scale"], group["weight_decay"]) for group in found})
@@ -96,7 +109,7 @@ def test_rates_and_kinds_of_optimizers(tensors: Dataset, network: torch.nn.Modul
     )
     assert isinstance(sgd, torch.optim.SGD)
     assert all(group["nesterov"] and group["momentum"] == 0.8 for group in sgd.param_groups)
-    set_rate(sgd, 0.5)
+    set_learning_rate(sgd, 0.5)
     assert {group["lr"] for group in sgd.param_groups} == {0.5, 0.05}
     assert isinstance(make_optimizer(network, parameter_blocks(network), settings(tensors)), torch.optim.AdamW)
     none = make_optimizer(network, parameter_blocks(network), settings(tensors, optimizer="sgd", momentum=0.0))
@@ -105,16 +118,18 @@ def test_rates_and_kinds_of_optimizers(tensors: Dataset, network: torch.nn.Modul
 
 def test_the_head_learns_first_then_block_after_block(tensors: Dataset) -> None:
     config = settings(tensors, weights="somewhere", probe_epochs=2, unfreeze_epochs=3)
-    assert [thawed(config, 9, epoch) for epoch in range(7)] == [1, 1, 3, 5, 7, 9, 9]
-    assert [thawed(settings(tensors, probe_epochs=2, unfreeze_epochs=3), 9, epoch) for epoch in (0, 5)] == [9, 9]
-    assert [thawed(settings(tensors, weights="somewhere"), 9, epoch) for epoch in (0, 1)] == [9, 9]
+    assert [count_trainable_blocks(config, 9, epoch) for epoch in range(7)] == [1, 1, 3, 5, 7, 9, 9]
+    assert [
+        count_trainable_blocks(settings(tensors, probe_epochs=2, unfreeze_epochs=3), 9, epoch) for epoch in (0, 5)
+    ] == [9, 9]
+    assert [count_trainable_blocks(settings(tensors, weights="somewhere"), 9, epoch) for epoch in (0, 1)] == [9, 9]
 
 
 def test_frozen_blocks_stay_as_they_are_with_their_statistics(tensors: Dataset, network: torch.nn.Module) -> None:
     named = parameter_blocks(network)
     optimizer = make_optimizer(network, named, settings(tensors, weight_decay=0.5))
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    set_learning(network, named, 2)
+    freeze_all_but_last(network, named, 2)
     for _ in range(2):
         network(torch.randn(4, 3, 32, 32)).square().sum().backward()
         optimizer.step()
@@ -123,7 +138,7 @@ def test_frozen_blocks_stay_as_they_are_with_their_statistics(tensors: Dataset, 
     changed = {key for key, value in network.state_dict().items() if not torch.equal(value, before[key])}
     assert {key.rpartition(".")[0] for key in changed} == learning, "weights, statistics and decay of these alone"
     assert any("running_mean" in key for key in changed)
-    set_learning(network, named, len(named))
+    freeze_all_but_last(network, named, len(named))
     assert all(p.requires_grad for p in network.parameters()) and all(m.training for m in network.modules())
 
 
@@ -140,7 +155,7 @@ def test_the_average_follows_its_formula_and_starts_quickly() -> None:
                 value.add_(torch.randn_like(value))
         decay = min(0.5, (1 + step) / (10 + step))
         decays.append(decay)
-        assert made.current_decay() == decay
+        assert made.get_decay() == decay
         made.update(network)
         for key, value in network.state_dict().items():
             expected[key] = decay * expected[key] + (1 - decay) * value if value.is_floating_point() else value.clone()
@@ -187,12 +202,12 @@ def test_several_labels_an_image() -> None:
 
 
 def test_weights_of_classes(tensors: Dataset) -> None:
-    assert class_counts(tensors).tolist() == [7, 6]
+    assert count_labels(tensors).tolist() == [7, 6]
     counts = np.array([90, 9, 1, 0])
-    found = inverse_frequency(counts)
+    found = compute_inverse_frequencies(counts)
     assert found[3] == 0 and found[1] / found[0] == pytest.approx(10) and found[2] / found[1] == pytest.approx(9)
     assert (found * counts).sum() == pytest.approx(counts.sum()), "1 on average of the images"
-    assert positive_weights(np.array([50, 10, 1, 0, 300]), 300).tolist() == [5, 29, MOST, 1, 1]
+    assert compute_positive_weights(np.array([50, 10, 1, 0, 300]), 300).tolist() == [5, 29, MAX_POSITIVE_WEIGHT, 1, 1]
 
 
 def test_training_counts_of_several_labels(tmp_path: Path) -> None:
@@ -213,4 +228,4 @@ def test_training_counts_of_several_labels(tmp_path: Path) -> None:
     dataset = commit(
         uri, Manifest("tensors", "02", task="multi", classes=("a", "b", "c"), files=(file,), image={"a": 1})
     )
-    assert class_counts(dataset).tolist() == [1, 1, 3]
+    assert count_labels(dataset).tolist() == [1, 1, 3]

@@ -12,9 +12,9 @@ from imagemill.components.store.manifest import Manifest, Totals
 from imagemill.components.store.model import ModelSpec
 from imagemill.components.store.model_presets import mean_and_std
 from imagemill.components.store.tensors import model_input_image
-from imagemill.components.train.class_names import about_colour, mirrored, upended
+from imagemill.components.train.class_names import find_mirrored, find_recolored, find_upended
 from imagemill.components.train.config import RECIPES, TrainConfig
-from imagemill.components.train.preflight import warnings
+from imagemill.components.train.preflight import find_warnings
 from imagemill.components.train.recipes import resolve
 
 DEMO = ("checkerboard", "circle", "cross", "star", "stripes", "triangle")
@@ -46,7 +46,7 @@ def tensors(
 def told(manifest: Manifest, **values: Any) -> list[str]:
     config = resolve(TrainConfig.from_values(values), manifest)
     spec = ModelSpec(config.backbone, manifest.classes, model_input_image(manifest.image), manifest.task)
-    return warnings(config, manifest, spec)
+    return find_warnings(config, manifest, spec)
 
 
 @pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if recipe != "probe"])
@@ -160,6 +160,6 @@ def test_a_network_without_batch_normalization_takes_small_batches() -> None:
     ],
 )
 def test_names_that_a_change_swaps(names: tuple[str, ...], by_mirror: Any, by_turn: Any, by_colour: Any) -> None:
-    found = [mirrored(names), upended(names), about_colour(names)]
+    found = [find_mirrored(names), find_upended(names), find_recolored(names)]
     assert [bool(pair) for pair in found] == [bool(by_mirror), bool(by_turn), bool(by_colour)]
     assert all(set(pair) <= set(names) and pair[0] != pair[1] for pair in found if pair)

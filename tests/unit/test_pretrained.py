@@ -16,7 +16,7 @@ from imagemill.components.store.model import ModelSpec, build_network, find_firs
 from imagemill.components.store.resample import Geometry
 from imagemill.components.store.shards import publish_bytes
 from imagemill.components.train.config import TrainConfig
-from imagemill.components.train.weights import load_pretrained, weights_uri
+from imagemill.components.train.weights import find_weights_file, load_pretrained
 
 SIZE = 32
 BOTH = ("sobel", "canny")
@@ -184,7 +184,9 @@ def test_a_vision_transformers_position_embeddings_are_resampled(tmp_path: Path)
     grids = before[:, 1:].reshape(4, 4, 32), after[:, 1:].reshape(6, 6, 32)
     for corner in ((0, 0), (0, -1), (-1, 0), (-1, -1)):
         torch.testing.assert_close(grids[1][corner], grids[0][corner])
-    same, resampled = module._for_the_size(theirs.state_dict(), made(64), ModelSpec("vit_b_16", ("a",), image_of64()))
+    same, resampled = module._resample_positions(
+        theirs.state_dict(), made(64), ModelSpec("vit_b_16", ("a",), image_of64())
+    )
     assert not resampled and torch.equal(same["encoder.pos_embedding"], before)
 
 
@@ -195,4 +197,4 @@ def image_of64() -> dict[str, Any]:
 def test_a_pickle_is_refused_by_its_name(tmp_path: Path) -> None:
     torch.save({"weight": torch.zeros(2)}, tmp_path / "resnet.pth")
     with pytest.raises(UserError, match=r"weights: expected a \.safetensors file or a model .*, found '.*resnet\.pth'"):
-        weights_uri(str(tmp_path / "resnet.pth"))
+        find_weights_file(str(tmp_path / "resnet.pth"))

@@ -14,8 +14,8 @@ from imagemill.components.store.errors import UserError
 from imagemill.components.store.labels import MULTI, SINGLE
 from imagemill.components.store.manifest import Dataset
 from imagemill.components.train.config import TrainConfig
-from imagemill.components.train.losses import inverse_frequency
-from imagemill.components.train.probe import PENALTIES, can_solve, head_layer, solve
+from imagemill.components.train.losses import compute_inverse_frequencies
+from imagemill.components.train.probe import PENALTIES, can_solve_head, fit_logistic_regression, get_linear_head
 
 SOLVED = {"backbone": "shufflenet_v2_x0_5", "weights": "somewhere", "head": "solved", "probe_epochs": 1, "ema": 0.9}
 
@@ -31,11 +31,11 @@ def test_the_solution_is_scikit_learns(penalty: float) -> None:
     rng = np.random.default_rng(0)
     labels = np.repeat([0, 1, 2], [90, 25, 5])
     features = rng.normal(size=(120, 6)) + 0.8 * np.eye(3, 6)[labels]
-    balance = inverse_frequency(np.bincount(labels))
+    balance = compute_inverse_frequencies(np.bincount(labels))
     # There the penalty is 1/2 on the squared norm, and C times the sum of the losses stands beside it.
     model = LogisticRegression(C=1 / (penalty * len(labels)), class_weight="balanced", tol=1e-8, max_iter=5000)
     model.fit(features, labels)
-    found = solve(
+    found = fit_logistic_regression(
         torch.tensor(features, dtype=torch.float32), torch.tensor(labels), torch.tensor(balance, dtype=torch.float32),
         penalty, torch.zeros(3, 7),
     ).numpy()  # fmt: skip
@@ -56,7 +56,7 @@ def test_the_first_epoch_solves_the_head_and_nothing_else(tensors: Dataset, tmp_
     state = solving.run()
     (row,) = state.history
     assert row["val_macro_f1"] > 0.7 and row["train_loss"] < 0.5 and state.updates == 0  # 0.5 by chance
-    changed = {name for name, value in state.best.items() if not torch.equal(value, before[name])}
+    changed = {name for name, value in state.best_weights.items() if not torch.equal(value, before[name])}
     assert changed == {"fc.weight", "fc.bias"}
 
 
@@ -81,14 +81,14 @@ def test_a_killed_training_ends_with_the_very_weights_of_an_unbroken_one(tensors
     def kill(*_: object) -> None:
         raise KeyboardInterrupt
 
-    killed._step = kill  # type: ignore[method-assign, assignment]
+    killed._train_batch = kill  # type: ignore[method-assign, assignment]
     with pytest.raises(KeyboardInterrupt):
         killed.run()
     resumed = trainer(tensors, tmp_path / "killed", config)
-    torch.nn.init.normal_(head_layer(resumed.network).weight)  # type: ignore[union-attr]
+    torch.nn.init.normal_(get_linear_head(resumed.network).weight)  # type: ignore[union-attr]
     found = resumed.run()
     assert history_of(found.history) == history_of(expected.history)
-    assert all(torch.equal(found.best[name], expected.best[name]) for name in expected.best)
+    assert all(torch.equal(found.best_weights[name], expected.best_weights[name]) for name in expected.best_weights)
 
 
 def test_without_validation_images_the_penalty_is_the_usual_one(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_heads_of_other_forms_are_trained(tensors: Dataset, tmp_path: Path, caps
     state = trainer(tensors, tmp_path, config).run()
     assert state.updates == 5 and "the head is trained" in capsys.readouterr().err
     network = trainer(tensors, tmp_path / "other", settings(tensors, **SOLVED)).network
-    assert can_solve(network, SINGLE) and not can_solve(network, MULTI)
+    assert can_solve_head(network, SINGLE) and not can_solve_head(network, MULTI)
 
 
 @pytest.mark.parametrize("values", [{"recipe": "probe"}, {"head": "solved"}])

@@ -13,9 +13,9 @@ from imagemill.components.store.backbones import backbones, has_drop_path
 from imagemill.components.store.manifest import Manifest, Totals
 from imagemill.components.store.presets import NAMES
 from imagemill.components.train.config import RECIPES, TrainConfig
-from imagemill.components.train.recipe_values import BY_PRESET, COLOUR, OWN_DROPOUT, PER_IMAGE, PLAIN, PRETRAINED
+from imagemill.components.train.recipe_values import BY_PRESET, COLOR, OWN_DROPOUT, PER_IMAGE, PLAIN, PRETRAINED
 from imagemill.components.train.recipe_values import RECIPES as TABLES
-from imagemill.components.train.recipes import layer_decay, resolve
+from imagemill.components.train.recipes import choose_layer_decay, resolve
 
 FROM_SCRATCH = tuple(recipe for recipe in RECIPES if recipe != "probe")
 """Recipes that need no pretrained weights."""
@@ -157,7 +157,7 @@ def test_with_weights_the_head_learns_first_where_images_are_few() -> None:
      ("timm:eva02_large_patch14_448", 0.85), ("swin_t", 0.9), ("timm:convnext_tiny", 1.0)],
 )  # fmt: skip
 def test_layers_of_pretrained_transformers_learn_the_slower_the_deeper(backbone: str, expected: float) -> None:
-    assert layer_decay(backbone) == resolved(backbone=backbone, weights="DEFAULT").layer_decay == expected
+    assert choose_layer_decay(backbone) == resolved(backbone=backbone, weights="DEFAULT").layer_decay == expected
     assert resolved(backbone=backbone).layer_decay == 1.0
     assert expected**30 > 0.003 or "_l" not in backbone, "the first layers still learn"
 
@@ -205,7 +205,7 @@ def test_grey_and_other_colours_and_few_pixels() -> None:
     grey = resolved(tensors(color="gray"))
     assert grey.hue == grey.saturation == grey.grayscale == 0 and grey.brightness > 0 and grey.policy == "randaugment"
     lab = resolved(tensors(color="lab"))
-    assert {getattr(lab, name) for name in COLOUR} == {0.0} and lab.policy == "none" and lab.rotate > 0
+    assert {getattr(lab, name) for name in COLOR} == {0.0} and lab.policy == "none" and lab.rotate > 0
     tiny, usual = resolved(tensors(size=32)), resolved()
     assert tiny.erasing < usual.erasing and tiny.blur == tiny.perspective == tiny.jpeg_artifacts == 0
     assert tiny.rotate == usual.rotate

@@ -161,7 +161,7 @@ def validated(chain: Chain, dataset: Dataset) -> dict[str, float]:
     context = Context("train", chain.workspace, "r", False)
     network = build_network(spec)
     trainer = Trainer(network, dataset, resolve(config, dataset.manifest), torch.device("cpu"), dataset.uri, context)
-    return trainer.validation(network, lambda: None)
+    return trainer.validator.validate(network, lambda: None)
 
 
 def test_validation_sees_the_centre(chain: Chain) -> None:

@@ -15,10 +15,9 @@ from imagemill.components.store import model_presets
 from imagemill.components.store.errors import TransientError, UserError
 from imagemill.components.store.model import ModelSpec, build_network
 from imagemill.components.store.timm_models import _architectures, check_timm_name, has_drop_path, pretrained_config
-from imagemill.components.train import published
-from imagemill.components.train.agreement import disagreements, expected_by
+from imagemill.components.train.agreement import describe_mismatches, find_expected_input
 from imagemill.components.train.config import TrainConfig
-from imagemill.components.train.weights import load_pretrained, weights_identity
+from imagemill.components.train.weights import _list_transport_errors, identify_weights, load_pretrained
 
 timm = pytest.importorskip("timm")
 VIT, CONV = "timm:test_vit", "timm:test_convnext"
@@ -68,10 +67,10 @@ def test_a_tag_that_is_none_names_those_that_are() -> None:
     with pytest.raises(
         UserError, match=r"weights: expected one of DEFAULT, .*, in12k.* for timm:convnext_tiny, found 'in13k"
     ):
-        weights_identity(TrainConfig(backbone="timm:convnext_tiny", weights="in13k"))
+        identify_weights(TrainConfig(backbone="timm:convnext_tiny", weights="in13k"))
     with pytest.raises(UserError, match=r"DEFAULT or in12k, which timm:convnext_tiny.in12k names"):
-        weights_identity(TrainConfig(backbone="timm:convnext_tiny.in12k", weights="in12k_ft_in1k"))
-    assert weights_identity(TrainConfig(backbone="timm:convnext_tiny", weights="DEFAULT")) == {
+        identify_weights(TrainConfig(backbone="timm:convnext_tiny.in12k", weights="in12k_ft_in1k"))
+    assert identify_weights(TrainConfig(backbone="timm:convnext_tiny", weights="DEFAULT")) == {
         "weights": "in12k_ft_in1k"
     }
 
@@ -162,7 +161,7 @@ def test_a_hub_that_can_not_be_reached_is_worth_another_try(monkeypatch: pytest.
 
     config = TrainConfig(backbone=CONV, weights="DEFAULT")
     network, spec = build_network(spec_of(CONV)), spec_of(CONV)
-    transport = published._transport_errors()
+    transport = _list_transport_errors()
 
     def raising(error: Exception) -> Any:
         def download(*_: Any, **__: Any) -> str:
@@ -195,9 +194,9 @@ def test_tensors_and_timms_weights_agree_by_the_preset() -> None:
     image = {"shape": [128, 128, 3], "color": "rgb", "mode": "crop", "resize": 146, "interpolation": "bilinear",
              "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}  # fmt: skip
     config = TrainConfig(backbone="timm:vit_base_patch16_224", weights="augreg_in21k")
-    expected = expected_by(config, image)
+    expected = find_expected_input(config, image)
     assert expected is not None
-    lines = disagreements(image, expected, config.backbone)
+    lines = describe_mismatches(image, expected, config.backbone)
     assert [line.partition(":")[0] for line in lines] == ["image_size", "interpolation", "normalization"]
     assert (
         "so that position embeddings are resampled (resize with --model-preset timm:vit_base_patch16_224.aug"

@@ -23,9 +23,9 @@ from imagemill.components.train.checkpoint import (
     save_checkpoint,
 )
 from imagemill.components.train.loop import Trainer
-from imagemill.components.train.moving_average import MovingAverage
-from imagemill.components.train.ranks import Ranks, StopSign
-from imagemill.components.train.stepper import arithmetic, compiles
+from imagemill.components.train.optimizer import MovingAverage
+from imagemill.components.train.ranks import Communicator, StopRequest
+from imagemill.components.train.stepper import choose_autocast_dtype, should_compile
 
 ALL = {
     "ema": 0.99, "mixup_probability": 0.5, "cutmix_probability": 0.5, "policy": "randaugment", "erasing": 0.5,
@@ -46,14 +46,14 @@ class Killed(Exception):
 
 def at_batch(one: Trainer, epoch: int, number: int, do: Callable[[], None]) -> None:
     """Have something happen before a batch of an epoch, both counted from 0."""
-    step = one._step
+    step = one._train_batch
 
     def doing(images: Any, labels: Any, batch: Any, at: int, *more: Any) -> torch.Tensor:
         if (at, batch.number) == (epoch, number):
             do()
         return step(images, labels, batch, at, *more)
 
-    one._step = doing  # type: ignore[method-assign]
+    one._train_batch = doing  # type: ignore[method-assign]
 
 
 def kill() -> None:
@@ -64,7 +64,7 @@ def same_end(one: tuple[Trainer, TrainingState], other: tuple[Trainer, TrainingS
     (first, expected), (second, found) = one, other
     assert (found.epoch, found.best_epoch, found.updates) == (expected.epoch, expected.best_epoch, expected.updates)
     assert history_of(found.history) == history_of(expected.history)
-    pairs = [(first.network.state_dict(), second.network.state_dict()), (expected.best, found.best)]
+    pairs = [(first.network.state_dict(), second.network.state_dict()), (expected.best_weights, found.best_weights)]
     if first.learner.average and second.learner.average:
         pairs.append((first.learner.average.network.state_dict(), second.learner.average.network.state_dict()))
     for theirs, ours in pairs:
@@ -108,17 +108,17 @@ def test_a_signal_leaves_a_checkpoint_and_the_next_try_goes_on_from_it(
     config = settings(tensors, epochs=2, dropout=0.3, checkpoint_minutes=0.0)
     whole = trainer(tensors, tmp_path / "whole", config)
     expected = whole.run()
-    stop = StopSign()
-    stopped = trainer(tensors, tmp_path / "stopped", config, Ranks(stop=stop))
+    stop = StopRequest()
+    stopped = trainer(tensors, tmp_path / "stopped", config, Communicator(stop=stop))
     at_batch(stopped, 1, 2, lambda: os.kill(os.getpid(), number))
     before = signal.getsignal(number)
-    with stop.raised_by_signals(), pytest.raises(TransientError, match=f"stopped by {name} after 3 batches of epoch 2"):
+    with stop.handle_signals(), pytest.raises(TransientError, match=f"stopped by {name} after 3 batches of epoch 2"):
         stopped.run()
     assert signal.getsignal(number) is before
     resumed = trainer(tensors, tmp_path / "stopped", config)
     trained: list[int] = []
-    step = resumed._step
-    resumed._step = lambda *a: (trained.append(a[2].number), step(*a))[1]  # type: ignore[method-assign,func-returns-value]
+    step = resumed._train_batch
+    resumed._train_batch = lambda *a: (trained.append(a[2].number), step(*a))[1]  # type: ignore[method-assign,func-returns-value]
     found = resumed.run()
     assert trained == [3, 4], "nothing is done twice"
     same_end((whole, expected), (resumed, found))
@@ -126,15 +126,15 @@ def test_a_signal_leaves_a_checkpoint_and_the_next_try_goes_on_from_it(
 
 def test_sigterm_during_the_validation_loses_no_step(tensors: Dataset, tmp_path: Path) -> None:
     config = settings(tensors, epochs=1, checkpoint_minutes=0.0)
-    stop = StopSign()
-    one = trainer(tensors, tmp_path, config, Ranks(stop=stop))
-    logits = one.validation.logits
+    stop = StopRequest()
+    one = trainer(tensors, tmp_path, config, Communicator(stop=stop))
+    logits = one.validator.predict
 
     def stopping(*arguments: Any) -> Any:
-        stop.asked = True
+        stop.is_requested = True
         return logits(*arguments)
 
-    object.__setattr__(one.validation, "logits", stopping)
+    object.__setattr__(one.validator, "predict", stopping)
     with pytest.raises(TransientError, match="after 5 batches of epoch 1"):
         one.run()
     resumed = trainer(tensors, tmp_path, config)
@@ -146,24 +146,24 @@ def test_the_average_is_what_is_validated_and_kept(tensors: Dataset, tmp_path: P
     one = trainer(tensors, tmp_path, settings(tensors, ema=0.9, epochs=2))
     state = one.run()
     assert one.learner.average
-    found = one.validation(one.learner.average.network, lambda: None)
+    found = one.validator.validate(one.learner.average.network, lambda: None)
     last = {name: value for name, value in state.history[-1].items() if name.startswith("val_")}
     assert found == last
-    assert one.validation(one.network, lambda: None) != last
+    assert one.validator.validate(one.network, lambda: None) != last
     if state.best_epoch == 2:
         average = one.learner.average.network.state_dict()
-        assert all(torch.equal(state.best[name], average[name]) for name in average)
+        assert all(torch.equal(state.best_weights[name], average[name]) for name in average)
 
 
 def test_early_stopping_waits_for_thawed_blocks_and_then_for_so_many_epochs(tensors: Dataset, tmp_path: Path) -> None:
     config = settings(tensors, epochs=10, early_stopping=2, weights="somewhere", probe_epochs=2, unfreeze_epochs=1)
     one = trainer(tensors, tmp_path, config)
-    assert [one.finished(TrainingState(epoch, best_epoch=1)) for epoch in range(1, 8)] == [False] * 4 + [True] * 3
-    assert [one.finished(TrainingState(epoch, best_epoch=5)) for epoch in (6, 7)] == [False, True]
+    assert [one.is_finished(TrainingState(epoch, best_epoch=1)) for epoch in range(1, 8)] == [False] * 4 + [True] * 3
+    assert [one.is_finished(TrainingState(epoch, best_epoch=5)) for epoch in (6, 7)] == [False, True]
     plain = trainer(tensors, tmp_path, settings(tensors, epochs=10, early_stopping=2))
-    assert [plain.finished(TrainingState(epoch, best_epoch=1)) for epoch in (2, 3, 10)] == [False, True, True]
+    assert [plain.is_finished(TrainingState(epoch, best_epoch=1)) for epoch in (2, 3, 10)] == [False, True, True]
     never = trainer(tensors, tmp_path, settings(tensors, epochs=10))
-    assert [never.finished(TrainingState(epoch, best_epoch=1)) for epoch in (9, 10)] == [False, True]
+    assert [never.is_finished(TrainingState(epoch, best_epoch=1)) for epoch in (9, 10)] == [False, True]
 
 
 def test_stopped_early_for_lack_of_progress(
@@ -181,7 +181,7 @@ def test_without_validation_images_the_last_epoch_is_kept(tmp_path: Path) -> Non
     one = trainer(tensors, tmp_path, settings(tensors, epochs=2, early_stopping=1))
     state = one.run()
     assert (state.epoch, state.best_epoch) == (2, 2) and "val_loss" not in state.history[-1]
-    assert one.validation.temperature(one.network) == 1
+    assert one.validator.fit_temperature(one.network) == 1
 
 
 def explode(one: Trainer) -> None:
@@ -197,8 +197,8 @@ def test_a_loss_that_is_no_number_ends_the_training_with_advice(
     if number < 5:
         at_batch(one, 0, number, lambda: explode(one))
     else:  # after the last step, so that no training loss sees it
-        validated = one._validated
-        one._validated = lambda state: (explode(one), validated(state))[1]  # type: ignore[method-assign,func-returns-value]
+        validated = one._validate
+        one._validate = lambda state: (explode(one), validated(state))[1]  # type: ignore[method-assign,func-returns-value]
     with pytest.raises(UserError, match=f"epoch 1: the {which} is nan; try a smaller learning_rate"):
         one.run()
 
@@ -244,14 +244,14 @@ def test_what_is_said_of_an_epoch(tensors: Dataset, tmp_path: Path, capsys: pyte
 
 def test_arithmetic_and_compilation_by_device(monkeypatch: pytest.MonkeyPatch, tensors: Dataset) -> None:
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert arithmetic("float32", cpu) is None and arithmetic("bfloat16", cpu) is torch.bfloat16
-    assert arithmetic("float16", cuda) is torch.float16
+    assert choose_autocast_dtype("float32", cpu) is None and choose_autocast_dtype("bfloat16", cpu) is torch.bfloat16
+    assert choose_autocast_dtype("float16", cuda) is torch.float16
     with pytest.raises(UserError, match="precision: expected float16 only on a GPU"):
-        arithmetic("float16", cpu)
+        choose_autocast_dtype("float16", cpu)
     config = settings(tensors)
-    assert [compiles(config, *at) for at in ((cpu, 10**6), (cuda, 2999), (cuda, 3000))] == [False, False, True]
-    assert compiles(settings(tensors, compile="true"), cpu, 1)
-    assert not compiles(settings(tensors, compile="false"), cuda, 10**6)
+    assert [should_compile(config, *at) for at in ((cpu, 10**6), (cuda, 2999), (cuda, 3000))] == [False, False, True]
+    assert should_compile(settings(tensors, compile="true"), cpu, 1)
+    assert not should_compile(settings(tensors, compile="false"), cuda, 10**6)
 
 
 def test_balanced_sampling_is_for_one_label_an_image(tensors: Dataset, tmp_path: Path) -> None:
@@ -285,8 +285,8 @@ def saved_twice(uri: str) -> list[float]:
         found.append(stepped(one))
         state.epoch, state.updates, state.best_epoch = epoch, epoch, epoch
         state.history.append({"epoch": epoch})
-        state.best = {k: v.clone() for k, v in one.network.state_dict().items()}
-        state.loss, state.images = torch.tensor(0.1, dtype=torch.float64), 7
+        state.best_weights = {k: v.clone() for k, v in one.network.state_dict().items()}
+        state.loss_sum, state.images = torch.tensor(0.1, dtype=torch.float64), 7
         save_checkpoint(uri, state, one)
     return [found[1], stepped(one)]
 
@@ -297,10 +297,10 @@ def test_a_checkpoint_holds_everything_that_the_next_step_depends_on(tmp_path: P
     stepped(one)
     state = load_checkpoint(str(tmp_path), one)
     assert (state.epoch, state.best_epoch, state.history) == (2, 2, [{"epoch": 1}, {"epoch": 2}])
-    assert (state.images, state.number) == (7, 2) and state.loss is not None
-    assert state.loss.item() == 0.1 and state.loss.dtype == torch.float64
-    assert all(torch.equal(state.best[k], v) for k, v in one.network.state_dict().items())
-    assert one.average and one.average.steps == 2
+    assert (state.images, state.number) == (7, 2) and state.loss_sum is not None
+    assert state.loss_sum.item() == 0.1 and state.loss_sum.dtype == torch.float64
+    assert all(torch.equal(state.best_weights[k], v) for k, v in one.network.state_dict().items())
+    assert one.average and one.average.updates == 2
     assert stepped(one) == expected[1]
 
 
