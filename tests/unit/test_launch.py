@@ -33,12 +33,12 @@ def test_the_processes_get_the_same_config_but_for_the_run(tensors: Dataset, mon
     config = TrainConfig(
         tensors=tensors.uri, ema=0.99, flip="false", tensorboard=False, processes=3, rerun="train", seed=7
     )
-    told = launch.flags(config, "some-run")
-    found: list[TrainConfig] = []
-    monkeypatch.setattr(Step, "execute", lambda self, made, result="": found.append(made) or 0)  # type: ignore[func-returns-value]
-    assert STEP.main(told) == 0
-    assert asdict(found[0]) == asdict(config) | {"run": "some-run", "processes": None}
-    assert launch.flags(TrainConfig(), "r") == ["--run=r"] or all("=" in flag for flag in told)
+    flags = launch.make_flags(config, "some-run")
+    configs: list[TrainConfig] = []
+    monkeypatch.setattr(Step, "execute", lambda self, made, result="": configs.append(made) or 0)  # type: ignore[func-returns-value]
+    assert STEP.main(flags) == 0
+    assert asdict(configs[0]) == asdict(config) | {"run": "some-run", "processes": None}
+    assert launch.make_flags(TrainConfig(), "r") == ["--run=r"] or all("=" in flag for flag in flags)
 
 
 def record(folder: Path, rank: int, code: int, error: str = "") -> None:
@@ -67,7 +67,7 @@ def test_the_error_is_that_of_the_process_that_had_one(
     for number, one in enumerate(records):
         if one:
             record(tmp_path, number, *one)
-    error = launch._error(tmp_path, 2, last)
+    error = launch._find_error(tmp_path, 2, last)
     assert type(error) is kind and str(error).startswith(words)
 
 
