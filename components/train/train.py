@@ -149,8 +149,9 @@ def _publish_files(
     weights = save({name: value.contiguous() for name, value in state.best_weights.items()}, {"format": "pt"})
     best = state.history[state.best_epoch - 1]
     metrics = {name: best[f"val_{name}"] for name in ("top1", "macro_f1", "loss") if f"val_{name}" in best}
-    results = {"metrics": metrics, "best": best, "epochs": state.epoch}
-    facts = collect_facts(tensors, config, training["parameters"], training["origin"], **results)
+    facts = collect_facts(
+        tensors, config, training["parameters"], training["origin"], metrics=metrics, best=best, epochs=state.epoch
+    )
     files = (
         publish_bytes(uri, weights, "model-", ".safetensors"),
         publish_bytes(uri, spec.to_json(), "model-", ".json"),
