@@ -106,9 +106,11 @@ class KubeClient:
         options = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Foreground"}
         body = {**options, "preconditions": {"uid": uid}}
 
-        def delete() -> None:
+        def delete() -> Any:
+            response = None
             with _ignore_conflict():
-                self._request_rayjobs("delete", name, body=body)
+                response = self._request_rayjobs("delete", name, body=body)
+            return response  # _call checks that it is JSON
 
         self._call_or_none(delete, "delete", retry_s=retry_s, allow_no_kuberay=True)
 
