@@ -66,14 +66,14 @@ def _clean_shards(raw: Dataset, uri: str, rules: RowRules, context: Context) -> 
     parts = slices(raw)
     there: dict[str, CleanedShard] = {}
     for part in parts:
-        record = context.workspace.work_record(uri, part.key)
+        record = context.workspace.read_work_record(uri, part.key)
         shard = CleanedShard.from_record(record) if record else None
         if shard is not None and _is_there(uri, shard):
             there[part.key] = shard
             progress.leave_out(part.rows)
     missing = [part for part in parts if part.key not in there]
     for part, shard in clean_slices(raw, missing, uri, rules, progress):
-        context.workspace.record_work(uri, part.key, shard.to_record())
+        context.workspace.write_work_record(uri, part.key, shard.to_record())
         there[part.key] = shard
     return [there[part.key] for part in parts]
 

@@ -124,9 +124,9 @@ def download(config: DownloadConfig, context: Context) -> Outcome:
     dataset = there or commit(uri, _manifest(read, uri, source, config, context))
     if key and _listing_key(source, labeller, config, context) == key:  # not changed while it was read
         record = {"raw": context.workspace.relative(uri), "source": source.where}
-        context.workspace.record_source(key, record)
+        context.workspace.write_source_record(key, record)
         if context.rerun:  # what was read now holds from now on, also for runs that trust the listing
-            context.workspace.replace_source(_listing_key(source, labeller, config), record)
+            context.workspace.replace_source_record(_listing_key(source, labeller, config), record)
     return _outcome(dataset, CACHED if there and not context.rerun else RAN, config, context)
 
 
@@ -140,7 +140,7 @@ def _listing_key(source: Source, labeller: Labeller, config: DownloadConfig, con
 
 
 def _known(context: Context, key: str) -> Dataset | None:
-    record = context.workspace.source_record(key)
+    record = context.workspace.read_source_record(key)
     return find_intact_dataset(context.workspace.absolute(str(record["raw"]))) if record else None
 
 
@@ -183,7 +183,7 @@ def _read_source(source: Source, labeller: Labeller, context: Context, key: str)
     members = enumerate(source.members(done), done)
     for shard in _shards(members, labeller, pool, read, progress):
         if key:
-            context.workspace.record_work(pool, f"{key}/{number:06d}", asdict(shard))
+            context.workspace.write_work_record(pool, f"{key}/{number:06d}", asdict(shard))
         number += 1
     return read
 
@@ -257,7 +257,7 @@ def _sorted_rows(digests: bytearray) -> bytes:
 def _resume(read: _Read, pool: str, context: Context, key: str) -> int:
     """Take over the shards an earlier try recorded; the number of source files they and their skips cover."""
     members = 0
-    while key and (record := context.workspace.work_record(pool, f"{key}/{len(read.files):06d}")):
+    while key and (record := context.workspace.read_work_record(pool, f"{key}/{len(read.files):06d}")):
         file = File(**record["file"])
         uri = uris.join(pool, file.uri)
         entry = get_store(uri).stat(uri)

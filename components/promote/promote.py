@@ -148,7 +148,7 @@ def _decide_once(
     if record is None:
         context.require_work(f"a verdict on {challenger}")
         record = _judge(name, evaluation, opponent, promotion, fingerprint, config, context)
-        workspace.record_verdict(name, key, record)
+        workspace.write_verdict(name, key, record)
     if record["promoted"]:
         context.require_work(f"the promotion of {challenger}")
         appended = _append_promotion(name, evaluation, record, promotion, context)

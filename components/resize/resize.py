@@ -181,7 +181,7 @@ class _TensorsBuild:
         """Return the shards that no earlier attempt finished; the others are added to `finished`."""
         unfinished = []
         for shard in shards:
-            record = self.context.workspace.work_record(self.uri, shard.key)
+            record = self.context.workspace.read_work_record(self.uri, shard.key)
             result = FinishedShard.from_record(record) if record else None
             entry = get_store(self.uri).stat(uris.join(self.uri, result.file.uri)) if result else None
             is_whole = result and entry and entry.size == result.file.bytes
@@ -223,14 +223,14 @@ class _TensorsBuild:
         for task, result in results:
             for key, record in result["files"].items():
                 self.finished[key] = FinishedShard.from_record(record)
-                self.context.workspace.record_work(self.uri, key, record)
+                self.context.workspace.write_work_record(self.uri, key, record)
             _raise_error_of(result)
             self.progress.add(task.rows)
 
     def _run_merges(self, tasks: Sequence[MergeTask], executor: Executor) -> dict[str, dict[str, Any]]:
         """Run merge tasks except those that an earlier attempt finished; return the records of all by their keys."""
         workspace = self.context.workspace
-        recorded = {task.key: workspace.work_record(self.uri, task.key) for task in tasks}
+        recorded = {task.key: workspace.read_work_record(self.uri, task.key) for task in tasks}
         records = {key: record for key, record in recorded.items() if record and is_complete(record, self.uri)}
         sources = sum(len(task.inputs) for task in tasks)
         self.context.say(f"{tasks[0].split}: {sources:,} pieces are merged to {len(tasks):,}, so as to read less")
@@ -239,7 +239,7 @@ class _TensorsBuild:
         for task, result in run_tasks(unfinished, write_merged, (self.uri,), executor):
             _raise_error_of(result)
             records[task.key] = result
-            workspace.record_work(self.uri, task.key, result)
+            workspace.write_work_record(self.uri, task.key, result)
             progress.add(task.rows)
         return records
 

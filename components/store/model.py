@@ -14,7 +14,7 @@ from . import uri as uris
 from .backbones import check_backbone
 from .blocks import set_drop_path, set_dropout
 from .compat import import_torchvision
-from .errors import DatasetError, UserError, wrong
+from .errors import DatasetError, UserError, first_line, wrong
 from .filesystem import get_store
 from .manifest import Dataset
 from .resample import Geometry
@@ -99,10 +99,9 @@ def _build_torchvision(spec: ModelSpec, size: int) -> torch.nn.Module:
 
 def image_size_error(spec: ModelSpec, error: Exception) -> UserError:
     """Return the error of a network that does not take images of the spec's size."""
-    message = str(error).splitlines()[0] if str(error) else type(error).__name__
     return UserError(
-        f"image_size: expected a size that {spec.backbone} takes, found {spec.image['shape'][0]}: {message} (resize "
-        f"with --model-preset {spec.backbone})"
+        f"image_size: expected a size that {spec.backbone} takes, found {spec.image['shape'][0]}: "
+        f"{first_line(error)} (resize with --model-preset {spec.backbone})"
     )
 
 

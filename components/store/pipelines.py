@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import UserError, wrong
+from .errors import UserError, first_line, wrong
 from .filesystem import get_store
 from .fingerprint import canonical_json
 from .images import Pixels
@@ -191,8 +191,8 @@ def _parse_document(data: bytes, uri: str, field: str) -> Any:
     try:
         return yaml.safe_load(data)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        message = str(error).splitlines()[0]
-        raise UserError(f"{field}: expected JSON or YAML in {redact(uri)}, found neither: {message}") from None
+        expected = f"expected JSON or YAML in {redact(uri)}"
+        raise UserError(f"{field}: {expected}, found neither: {first_line(error)}") from None
 
 
 def _class_names(body: Any) -> Iterator[str]:

@@ -23,14 +23,16 @@ _given_up_at: dict[str, float] = {}
 """Service → time of the last operation that failed for good, by `time.monotonic`."""
 
 
-def with_retry(operation: Callable[[], T], what: str, deadline_s: float = DEADLINE_S, *, service: str = "storage") -> T:
+def with_retry(
+    operation: Callable[[], T], description: str, deadline_s: float = DEADLINE_S, *, service: str = "storage"
+) -> T:
     """Return `operation()`, repeated after each TransientError while another attempt, if it takes as long as the last
     one, would end within `deadline_s` seconds of the first failure.
 
     The waits follow exponential backoff with full jitter (AWS Architecture Blog, "Exponential Backoff
     And Jitter"): uniform up to 0.25 · 2ⁿ seconds, at most 4, and 0.1 more. The first failure is logged, in one line;
-    the last TransientError is raised as it was. `what`: the operation, for that line. `service`: operations of one
-    service fail fast together; those of another do not.
+    the last TransientError is raised as it was. `description`: of the operation, for that line.
+    `service`: operations of one service fail fast together; those of another do not.
     """
     attempt = 0
     give_up_at: float | None = None
@@ -48,7 +50,7 @@ def with_retry(operation: Callable[[], T], what: str, deadline_s: float = DEADLI
                 raise
             if not attempt:  # one line an operation: the caller reports the last error
                 message = str(error)
-                message = message if what.split()[-1] in message else f"{what}: {message}"
+                message = message if description.split()[-1] in message else f"{description}: {message}"
                 log.warning("%s; trying again for %.0f s", message, give_up_at - now)
             time.sleep(wait)
             attempt += 1

@@ -61,22 +61,22 @@ class Workspace:
 
     # Work in progress: outside the dataset contract, one put-if-absent record for each finished part.
 
-    def work_record(self, folder: str, key: str) -> dict[str, Any] | None:
+    def read_work_record(self, folder: str, key: str) -> dict[str, Any] | None:
         """Return the record that an earlier attempt wrote under `key`, or None."""
         return self._read_json(uris.join(folder, "_work", f"{key}.json"))
 
-    def record_work(self, folder: str, key: str, record: dict[str, Any]) -> None:
+    def write_work_record(self, folder: str, key: str, record: dict[str, Any]) -> None:
         self.store.put_if_absent(uris.join(folder, "_work", f"{key}.json"), _json(record))
 
     # Sources: the raw dataset of each listing.
 
-    def source_record(self, listing: str) -> dict[str, Any] | None:
+    def read_source_record(self, listing: str) -> dict[str, Any] | None:
         return self._read_json(self.at("sources", f"{listing}.json"))
 
-    def record_source(self, listing: str, record: dict[str, Any]) -> None:
+    def write_source_record(self, listing: str, record: dict[str, Any]) -> None:
         self.store.put_if_absent(self.at("sources", f"{listing}.json"), _json(record))
 
-    def replace_source(self, listing: str, record: dict[str, Any]) -> None:
+    def replace_source_record(self, listing: str, record: dict[str, Any]) -> None:
         """Replace the record of a listing: the source was read again, since its validators had not shown a change."""
         self.store.put(self.at("sources", f"{listing}.json"), _json(record))
 
@@ -142,7 +142,7 @@ class Workspace:
     def verdict(self, name: str, key: str) -> dict[str, Any] | None:
         return self._read_json(self.at("names", name, "verdicts", f"{key}.json"))
 
-    def record_verdict(self, name: str, key: str, record: dict[str, Any]) -> None:
+    def write_verdict(self, name: str, key: str, record: dict[str, Any]) -> None:
         self.store.put_if_absent(self.at("names", name, "verdicts", f"{key}.json"), _json(record))
 
     # Runs: each step's record, the log, the report.

@@ -379,7 +379,7 @@ def test_a_killed_clean_goes_on_only_from_files_that_are_there(tmp_path: Path) -
     expected = {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*.parquet")}
     (folder / "_manifest.json").unlink()  # as if killed just before the commit
     workspace = Workspace.open(str(tmp_path))
-    records = [workspace.work_record(dataset.uri, part.key) for part in slices(raw)]
+    records = [workspace.read_work_record(dataset.uri, part.key) for part in slices(raw)]
     lost, cut = (CleanedShard.from_record(record).data[0] for record in records if record)
     (folder / lost.uri).unlink()
     (folder / cut.uri).write_bytes((folder / cut.uri).read_bytes()[:100])
