@@ -40,14 +40,14 @@ def local_ray(**options):
 
 BARE = """
 import torch
-from imagemill.components.store.resample import Geometry, decode_to
+from imagemill.components.store.resample import Geometry, decode_and_resize
 torch.set_num_threads(1)
 geometry = Geometry(size, quality=quality)
 blobs = [Path(f).read_bytes() for f in files[:1000]]
-for blob in blobs[:20]: decode_to(blob, geometry)
+for blob in blobs[:20]: decode_and_resize(blob, geometry)
 started, number = time.perf_counter(), len(blobs)
-for blob in blobs: decode_to(blob, geometry)
-report(started, lambda data: decode_to(data, geometry))
+for blob in blobs: decode_and_resize(blob, geometry)
+report(started, lambda data: decode_and_resize(data, geometry))
 """
 
 OURS = """
@@ -57,7 +57,7 @@ from imagemill.components.resize.ray_tasks import run_tasks
 from imagemill.components.resize.plan import plan_split
 from imagemill.components.resize.tensor_shards import TensorSpec
 from imagemill.components.store.manifest import read_dataset
-from imagemill.components.store.resample import Geometry, decode_to
+from imagemill.components.store.resample import Geometry, decode_and_resize
 clean, spec = read_dataset(clean_uri), TensorSpec(Geometry(size, quality=quality))
 def run(out, slots, splits):
     plans = [plan_split(clean, split, spec.row_bytes) for split in splits]
@@ -87,7 +87,7 @@ with open_ray_session("", 0) as slots:
     run(out / "warm", slots, ["val", "test"])
     started = time.perf_counter()
     number = run(out / "counts", slots, ["train", "val", "test"])
-    report(started, lambda data: decode_to(data, spec.geometry))
+    report(started, lambda data: decode_and_resize(data, spec.geometry))
 """
 )
 

@@ -124,7 +124,7 @@ def test_an_orphaned_step_ends_by_itself(tmp_path: Path) -> None:
     """Only the runner is killed, not its group: the step sees that and ends, long before its work would."""
     runner = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     script = (
-        "import time; from imagemill.components.store.runner import end_with_runner; end_with_runner()\n"
+        "import time; from imagemill.components.store.runner import exit_with_runner; exit_with_runner()\n"
         "print('ready', flush=True); time.sleep(600)"
     )
     step = subprocess.Popen(
@@ -143,9 +143,9 @@ def test_an_orphaned_step_that_handles_sigterm_has_its_last_words(tmp_path: Path
     runner = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     script = (
         "import signal, sys, time; from pathlib import Path\n"
-        "from imagemill.components.store.runner import end_with_runner, ends_by_sigterm; end_with_runner()\n"
+        "from imagemill.components.store.runner import exit_with_runner, handles_sigterm; exit_with_runner()\n"
         "asked = []; signal.signal(signal.SIGTERM, lambda *_: asked.append(1))\n"
-        "with ends_by_sigterm():\n"
+        "with handles_sigterm():\n"
         "    print('ready', flush=True)\n"
         "    while not asked: time.sleep(0.05)\n"
         "    time.sleep(1); Path(sys.argv[1]).write_text('written down')\n"

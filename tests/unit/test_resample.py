@@ -124,12 +124,12 @@ def test_a_very_long_picture_takes_no_more_memory_than_others() -> None:
     code = (
         "import resource, numpy as np, torch\n"
         "from imagemill.components.store.images import Decoded\n"
-        "from imagemill.components.store.resample import Geometry, fit\n"
+        "from imagemill.components.store.resample import Geometry, resize_image\n"
         "torch.set_num_threads(1)\n"
-        "fit(Decoded(np.zeros((300, 400, 3), np.uint8), 400, 300, 'PNG'), Geometry(128))\n"
+        "resize_image(Decoded(np.zeros((300, 400, 3), np.uint8), 400, 300, 'PNG'), Geometry(128))\n"
         "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
         "resource.setrlimit(resource.RLIMIT_AS, (used + 200 * 2**20,) * 2)\n"
-        "print(fit(Decoded(np.zeros((1, 60_000, 3), np.uint8), 60_000, 1, 'PNG'), Geometry(128)).shape)\n"
+        "print(resize_image(Decoded(np.zeros((1, 60_000, 3), np.uint8), 60_000, 1, 'PNG'), Geometry(128)).shape)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout == "(128, 128, 3)\n", done.stderr

@@ -13,7 +13,7 @@ import pytest
 from imagemill.components.store.errors import EXIT_TRANSIENT
 from imagemill.components.store.runner import RUNNER_BOOT, RUNNER_PIPE, boot_id
 
-STEP = "import time; from imagemill.components.store.runner import end_with_runner as e; e(); print(1, flush=True); "
+STEP = "import time; from imagemill.components.store.runner import exit_with_runner as e; e(); print(1, flush=True); "
 
 
 @pytest.fixture
