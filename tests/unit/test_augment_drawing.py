@@ -48,7 +48,7 @@ def test_it_is_a_function_of_seed_epoch_and_number() -> None:
     assert one.operations.shape == one.values.shape == (500, 2 + 4 + 4) and one.erase.dtype == np.int32
     assert len(np.unique(one.seeds)) == 500 and one.seeds.dtype == np.int64 and one.seeds.min() >= 0
     assert (one.values[one.operations == 0] == 0).all()
-    assert len(one.rows(slice(3, 7))) == 4
+    assert len(one.select_rows(slice(3, 7))) == 4
 
 
 def test_a_kind_of_change_leaves_the_others_as_they_were() -> None:
