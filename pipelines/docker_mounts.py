@@ -84,7 +84,7 @@ def find_required_access(parameters: RunParameters, workspace: str) -> RequiredA
     if download.dataset == "csv":
         source, _ = open_dataset(download)
         assert isinstance(source, TableSource)
-        for place in source.places():
+        for place in source.list_uris():
             if uris.scheme(place):
                 addresses.add("/".join(place.split("/", 3)[:3]))  # the host alone: a table has many files of few hosts
             else:

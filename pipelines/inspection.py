@@ -11,16 +11,16 @@ from collections.abc import Callable
 from typing import Any
 
 from ..components.clean.audit_layout import (
-    bar,
-    heading,
-    listed,
-    number,
-    percent,
-    plain,
-    plural,
-    short,
-    table,
-    wrapped,
+    draw_bar,
+    escape_unprintable,
+    format_heading,
+    format_number,
+    format_percent,
+    format_table,
+    join_names,
+    pluralize,
+    shorten,
+    wrap_text,
 )
 from ..components.store import uri as uris
 from ..components.store.errors import wrong
@@ -72,25 +72,26 @@ def _suggest_datasets(place: str) -> str:
 def _format_title(dataset: Dataset) -> list[str]:
     """Return the lines that every dataset has: name, kind, URI, counts, time and version."""
     manifest = dataset.manifest
-    name = short(str(manifest.extra.get("dataset_name", "")), 40)
-    counts = [plural(manifest.totals.rows, "row")] if manifest.totals.rows else []
-    counts += [plural(len(manifest.classes), "class", "classes"), plural(len(manifest.files), "file")]
+    name = shorten(str(manifest.extra.get("dataset_name", "")), 40)
+    counts = [pluralize(manifest.totals.rows, "row")] if manifest.totals.rows else []
+    counts += [pluralize(len(manifest.classes), "class", "classes"), pluralize(len(manifest.files), "file")]
     return [
-        f"{name or 'dataset'} · {manifest.kind} · {plain(manifest.fingerprint)}",
-        plain(dataset.uri),
+        f"{name or 'dataset'} · {manifest.kind} · {escape_unprintable(manifest.fingerprint)}",
+        escape_unprintable(dataset.uri),
         f"{', '.join(counts)} of {format_size(sum(file.bytes for file in manifest.files))};"
-        f" made {plain(manifest.created) or 'at an unknown time'} by imagemill {plain(manifest.code_version)}",
+        f" made {escape_unprintable(manifest.created) or 'at an unknown time'}"
+        f" by imagemill {escape_unprintable(manifest.code_version)}",
         "",
     ]
 
 
 def _inspect_clean(dataset: Dataset) -> tuple[dict[str, Any], list[str]]:
     from ..components.clean.audit import gather
-    from ..components.clean.audit_text import text
+    from ..components.clean.audit_text import format_audit
 
     audit = gather(dataset)
     pages = [dataset.locate(file) for file in dataset.files("report")]
-    lines = [text(audit), *(f"\nThe same with pictures: {plain(page)}" for page in pages)]
+    lines = [format_audit(audit), *(f"\nThe same with pictures: {escape_unprintable(page)}" for page in pages)]
     return dataclasses.asdict(audit) | {"pages": pages}, lines
 
 
@@ -121,20 +122,20 @@ def _format_raw(manifest: Manifest) -> list[str]:
     totals, extra = manifest.totals, manifest.extra
     labels = {name: count for name, count in totals.by_class.items() if name}
     lines = [
-        *table([["source", str(extra.get("source", "not recorded"))]], "ll"),
-        *table([["images", f"{totals.rows:,}, {format_size(totals.bytes)}"]], "ll"),
-        *wrapped("splits as declared: " + (_format_counts(totals.by_split) or "none")),
-        *wrapped(f"without a label: {totals.by_class.get('', 0):,}"),
+        *format_table([["source", str(extra.get("source", "not recorded"))]], "ll"),
+        *format_table([["images", f"{totals.rows:,}, {format_size(totals.bytes)}"]], "ll"),
+        *wrap_text("splits as declared: " + (_format_counts(totals.by_split) or "none")),
+        *wrap_text(f"without a label: {totals.by_class.get('', 0):,}"),
     ]
-    lines += ["", heading("Labels"), *_format_bars(labels)]
+    lines += ["", format_heading("Labels"), *_format_bars(labels)]
     skipped, masks = extra.get("skipped") or {}, extra.get("missing_masks") or {}
-    lines += ["", heading("Skipped"), *_format_examples(skipped, ("path", "why"), "files that are no images")]
+    lines += ["", format_heading("Skipped"), *_format_examples(skipped, ("path", "why"), "files that are no images")]
     if masks:
         lines += _format_examples(masks, ("mask", "why"), "masks that are not there")
     if planted := extra.get("planted"):
         lines += [
             "",
-            heading("Planted faults"),
+            format_heading("Planted faults"),
             *_format_bars(count_values(str(fault.get("kind", "")) for fault in planted)),
         ]
     return lines
@@ -143,9 +144,12 @@ def _format_raw(manifest: Manifest) -> list[str]:
 def _format_tensors(manifest: Manifest) -> list[str]:
     totals = manifest.totals
     image = {name: value for name, value in manifest.image.items() if value not in ("", [], None)}
-    lines = [heading("Tensors"), *_format_values(image | {"task": manifest.task, "pixels": format_size(totals.bytes)})]
-    lines += ["", heading("Rows by split"), *_format_bars(totals.by_split)]
-    return [*lines, "", heading("Rows by class"), *_format_bars(totals.by_class)]
+    lines = [
+        format_heading("Tensors"),
+        *_format_values(image | {"task": manifest.task, "pixels": format_size(totals.bytes)}),
+    ]
+    lines += ["", format_heading("Rows by split"), *_format_bars(totals.by_split)]
+    return [*lines, "", format_heading("Rows by class"), *_format_bars(totals.by_class)]
 
 
 _EPOCH_COLUMNS = {
@@ -161,23 +165,27 @@ def _format_model(manifest: Manifest) -> list[str]:
     recipe = extra.pop("recipe", None) or []
     if "seconds" in extra:
         extra["seconds"] = format_duration(extra["seconds"])
-    lines = [heading("Model"), *_format_values({name: value for name, value in extra.items() if value != ""})]
+    lines = [format_heading("Model"), *_format_values({name: value for name, value in extra.items() if value != ""})]
     if isinstance(recipe, list):
-        lines += ["", heading("Recipe"), *(part for line in recipe for part in wrapped(str(line)))]
-    lines += ["", heading("Validation"), *(_format_values(metrics) or ["  none: there were no validation images"])]
+        lines += ["", format_heading("Recipe"), *(part for line in recipe for part in wrap_text(str(line)))]
+    lines += [
+        "",
+        format_heading("Validation"),
+        *(_format_values(metrics) or ["  none: there were no validation images"]),
+    ]
     image = {name: value for name, value in manifest.image.items() if value not in ("", [], None)}
-    lines += ["", heading("Input"), *_format_values(image)]
+    lines += ["", format_heading("Input"), *_format_values(image)]
     if history and all(isinstance(epoch, dict) for epoch in history):
         names = [name for name in _EPOCH_COLUMNS if name in history[-1]] or list(history[-1])
         titles = [_EPOCH_COLUMNS.get(name, name) for name in names]
         rows = [titles, *([_format_value(epoch.get(name, "")) for name in names] for epoch in history[-MAX_ROWS:])]
-        lines += ["", heading("Epochs"), *table(rows, "r" * len(names))]
-    return [*lines, "", heading("Classes"), *wrapped(listed(manifest.classes, MAX_ROWS))]
+        lines += ["", format_heading("Epochs"), *format_table(rows, "r" * len(names))]
+    return [*lines, "", format_heading("Classes"), *wrap_text(join_names(manifest.classes, MAX_ROWS))]
 
 
 def _format_evaluation(manifest: Manifest) -> list[str]:
     extra = manifest.extra
-    lines = [heading("Metrics"), *_format_values(extra.get("metrics") or {})]
+    lines = [format_heading("Metrics"), *_format_values(extra.get("metrics") or {})]
     per_class = extra.get("per_class") or []
     tested = sorted(
         (scores for scores in per_class if scores["support"]), key=lambda scores: (scores["f1"], scores["class"])
@@ -185,10 +193,15 @@ def _format_evaluation(manifest: Manifest) -> list[str]:
     rows = [["class", "images", "precision", "recall", "F1", ""]]
     for scores in tested[:MAX_ROWS]:
         numbers = [f"{scores[name]:.3f}" for name in ("precision", "recall", "f1")]
-        rows.append([scores["class"], f"{scores['support']:,}", *numbers, bar(scores["f1"], 24)])
-    lines += ["", heading("Classes, the hardest first"), *table(rows, "lrrrrl"), *_format_rest(len(tested))]
+        rows.append([scores["class"], f"{scores['support']:,}", *numbers, draw_bar(scores["f1"], 24)])
+    lines += [
+        "",
+        format_heading("Classes, the hardest first"),
+        *format_table(rows, "lrrrrl"),
+        *_format_rest(len(tested)),
+    ]
     if untested := [scores["class"] for scores in per_class if not scores["support"]]:
-        lines += wrapped(f"without a test image: {listed(untested, MAX_ROWS)}")
+        lines += wrap_text(f"without a test image: {join_names(untested, MAX_ROWS)}")
     return lines
 
 
@@ -196,12 +209,15 @@ def _format_bars(counts: dict[str, int]) -> list[str]:
     """Return a table of counts with bars, the largest first."""
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     largest, total = max([*counts.values(), 1]), sum(counts.values())
-    rows = [[name, f"{value:,}", percent(value, total), bar(value / largest, 30)] for name, value in ordered[:MAX_ROWS]]
+    rows = [
+        [name, f"{value:,}", format_percent(value, total), draw_bar(value / largest, 30)]
+        for name, value in ordered[:MAX_ROWS]
+    ]
     if len(ordered) > MAX_ROWS:
         name, smallest = ordered[-1]
-        rest = [*_format_rest(len(ordered)), *wrapped(f"the smallest: {short(name, 40)} {smallest:,}")]
-        return [*table(rows, "lrrl"), *rest]
-    return table(rows, "lrrl") or ["  none"]
+        rest = [*_format_rest(len(ordered)), *wrap_text(f"the smallest: {shorten(name, 40)} {smallest:,}")]
+        return [*format_table(rows, "lrrl"), *rest]
+    return format_table(rows, "lrrl") or ["  none"]
 
 
 def _format_rest(total: int) -> list[str]:
@@ -212,12 +228,12 @@ def _format_examples(group: dict[str, Any], keys: tuple[str, str], title: str) -
     """Return the count of a group of files, and a table of its examples."""
     total, files = group.get("count", 0), group.get("files") or []
     rows = [[str(file.get(key, "")) for key in keys] for file in files[:MAX_SKIPPED]]
-    lines = [f"  {title}: {total:,}", *table(rows, "ll", 4)]
+    lines = [f"  {title}: {total:,}", *format_table(rows, "ll", 4)]
     return [*lines, f"    and {total - len(rows):,} more"] if total > len(rows) else lines
 
 
 def _format_values(values: dict[str, Any]) -> list[str]:
-    return table([[name.replace("_", " "), _format_value(value)] for name, value in values.items()], "ll")
+    return format_table([[name.replace("_", " "), _format_value(value)] for name, value in values.items()], "ll")
 
 
 def _format_value(value: Any) -> str:
@@ -226,8 +242,8 @@ def _format_value(value: Any) -> str:
     if isinstance(value, dict):
         return _format_counts(value)
     if isinstance(value, list):
-        return listed([_format_value(element) for element in value], 12)
-    return number(value)
+        return join_names([_format_value(element) for element in value], 12)
+    return format_number(value)
 
 
 def _format_counts(values: dict[str, Any]) -> str:

@@ -92,8 +92,8 @@ def make_failed_result(error: MillError | None = None, partial: dict[str, Any] |
 def check_parameters(parameters: RunParameters, engine: Engine | None = None) -> tuple[Workspace, str]:
     """Return the workspace and the dataset's name. Raises UserError for mistakes that show before data is read: a wrong
     value, a missing source, a workspace that this process, or the containers of `engine`, can't write."""
-    from ..components.clean.classes import read_class_list
     from ..components.clean.config import CleanConfig
+    from ..components.clean.labels import read_class_list
     from ..components.download.labels import open_dataset
     from ..components.train.weights import find_weights_file
 

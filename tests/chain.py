@@ -15,7 +15,7 @@ import photos
 import pytest
 from cleaned import Row, draft
 
-from imagemill.components.clean.splits import shuffle_index
+from imagemill.components.clean.splits import compute_shuffle_index
 from imagemill.components.evaluate.config import EvaluateConfig
 from imagemill.components.evaluate.evaluate import evaluate
 from imagemill.components.resize.config import ResizeConfig
@@ -44,7 +44,7 @@ def clean_photos(workspace: Workspace, color: str = "rgb", numbers: dict[str, in
         for at, (split, number) in enumerate(numbers.items())
         for n in range(number)
     ]
-    rows.sort(key=lambda row: shuffle_index(hashlib.sha256(row.data).hexdigest()))  # as clean writes them
+    rows.sort(key=lambda row: compute_shuffle_index(hashlib.sha256(row.data).hexdigest()))  # as clean writes them
     image = {"color": color, "channels": 3 if color in ("rgb", "ycbcr", "lab") else 1}
     uri = workspace.dataset("clean", "0" * 16)
     return commit(uri, dataclasses.replace(draft(uri, rows).manifest, image=image))

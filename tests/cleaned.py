@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from imagemill.components.clean.config import CleanConfig
-from imagemill.components.clean.schema import MEASURES, REJECTED, TWINS, clean_layout, clean_schema
-from imagemill.components.clean.splits import SPLITS, shuffle_index
+from imagemill.components.clean.schema import MEASURES, REJECTED, TWINS, make_clean_layout, make_clean_schema
+from imagemill.components.clean.splits import SPLITS, compute_shuffle_index
 from imagemill.components.store.manifest import Dataset, File, Manifest, Totals, commit
 from imagemill.components.store.shards import Layout, ShardWriter
 
@@ -49,7 +49,7 @@ class Row:
         return {
             "image_id": self.image_id, "image": {"bytes": data, "path": self.image_id}, "label": self.label,
             "label_id": classes.index(self.label) if self.label in classes else 0, "split": self.split,
-            "declared_split": self.declared, "group": None, "shuffle_index": shuffle_index(sha256),
+            "declared_split": self.declared, "group": None, "shuffle_index": compute_shuffle_index(sha256),
             "width": width, "height": height, "sha256": sha256, "format": "JPEG", "image_bytes": len(data),
             "pixel_hash": sha256[:32], **measured, "decoder_warning": self.warning,
         }  # fmt: skip
@@ -104,7 +104,7 @@ def draft(
 ) -> Dataset:
     """The files, and the manifest that `ledger.make_manifest` would write for them, not committed."""
     names = tuple(classes) or tuple(sorted({row.label for row in rows}))
-    layout = clean_layout(clean_schema())
+    layout = make_clean_layout(make_clean_schema())
     layout = Layout(layout.schema, row_group_rows=row_group_rows)
     files: list[File] = []
     for split in SPLITS:

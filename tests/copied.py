@@ -13,7 +13,7 @@ import numpy as np
 import photos
 import pytest
 
-from imagemill.components.clean.schema import clean_schema
+from imagemill.components.clean.schema import make_clean_schema
 from imagemill.components.resize import resize
 from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.store.choices import COLORS
@@ -64,7 +64,7 @@ def clean_of(
 ) -> Dataset:
     """A committed clean dataset of these images in the workspace `folder`."""
     uri = f"{folder}/clean/01"
-    schema = clean_schema(multi, masks=masks)
+    schema = make_clean_schema(multi, masks=masks)
     files: list[File] = []
     for split in ("train", "val", "test"):
         chosen = sorted((one for one in images if one.split == split), key=lambda one: one.number)

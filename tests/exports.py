@@ -15,7 +15,7 @@ import pyarrow as pa
 from cleaned import Row
 from PIL import Image
 
-from imagemill.components.clean.schema import clean_layout, clean_schema
+from imagemill.components.clean.schema import make_clean_layout, make_clean_schema
 from imagemill.components.export.config import SHARD_BYTES, ExportConfig
 from imagemill.components.export.export import export
 from imagemill.components.store.manifest import Dataset, File, Manifest, Totals, commit
@@ -106,7 +106,9 @@ def clean_evil(uri: str) -> Dataset:
 def clean_multi(uri: str, classes: Sequence[str] = ("cat", "dog", "owl"), each: int = 12) -> Dataset:
     """Images with none, one or several labels."""
     layout = Layout(
-        clean_schema(multi=True), row_group_rows=5, row_group_bytes=clean_layout(clean_schema()).row_group_bytes
+        make_clean_schema(multi=True),
+        row_group_rows=5,
+        row_group_bytes=make_clean_layout(make_clean_schema()).row_group_bytes,
     )
     files: list[File] = []
     for split in ("train", "val"):

@@ -27,7 +27,7 @@ from conftest import forget_s3_clients
 from kube_api import Act, KubeApi, status, submitter
 from kube_http import NAMESPACE, PODS, RAYJOBS, Json
 
-from imagemill.components.clean.splits import shuffle_index
+from imagemill.components.clean.splits import compute_shuffle_index
 from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.store.command_line import Parser, add_flag
 from imagemill.components.store.fingerprint import digest
@@ -63,7 +63,7 @@ class Work:
             Row(f"{n:02d}.jpg", ("cat", "dog")[n % 2], SPLITS[n % 4], picture(f"{n % 3}") + b"%08d" % n)
             for n in range(16)
         ]
-        rows.sort(key=lambda row: shuffle_index(hashlib.sha256(row.data).hexdigest()))
+        rows.sort(key=lambda row: compute_shuffle_index(hashlib.sha256(row.data).hexdigest()))
         workspace = f"s3://{BUCKET}/{prefix}"
         return cls(workspace, cleaned(f"{workspace}/clean/0123456789abcdef", rows, classes=("cat", "dog")).uri)
 

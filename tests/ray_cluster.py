@@ -26,7 +26,7 @@ from typing import Any
 import mill
 from cleaned import Row, cleaned, picture
 
-from imagemill.components.clean.splits import shuffle_index
+from imagemill.components.clean.splits import compute_shuffle_index
 from imagemill.components.store.manifest import read_dataset
 
 STORE_BYTES = 80 * 2**20
@@ -204,7 +204,7 @@ def slow_clean(folder: Path, rows: int, size: tuple[int, int] = (600, 450), **mo
     made = [
         Row(f"{n:05d}.jpg", ("cat", "dog")[n % 2], splits[n % 8], pictures[n % 4] + b"%08d" % n) for n in range(rows)
     ]
-    made.sort(key=lambda row: shuffle_index(hashlib.sha256(row.data).hexdigest()))
+    made.sort(key=lambda row: compute_shuffle_index(hashlib.sha256(row.data).hexdigest()))
     found = cleaned(f"{folder}/clean/0123456789abcdef", made, classes=("cat", "dog"), row_group_rows=5, **more)
     return Slow(folder, found.uri)
 

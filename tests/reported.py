@@ -11,7 +11,7 @@ import pyarrow as pa
 from html_page import Page
 from PIL import Image
 
-from imagemill.components.clean.schema import CLEAN, REJECTED, clean_layout
+from imagemill.components.clean.schema import CLEAN, REJECTED, make_clean_layout
 from imagemill.components.clean.shard import write_rejected, write_rows
 from imagemill.components.download.raw import RAW
 from imagemill.components.promote import report
@@ -66,7 +66,7 @@ def clean_dataset(
     uri = workspace.dataset("clean", "00000000000000bb")
     by_split = {split: [r for r in rows if r["split"] == split] for split in report.SPLITS}
     files: list[File] = [
-        write_rows(uri, split, found, clean_layout(CLEAN)) for split, found in by_split.items() if found
+        write_rows(uri, split, found, make_clean_layout(CLEAN)) for split, found in by_split.items() if found
     ]
     files += [write_rejected(uri, rejected)] if rejected else []
     counted = {s: {c: sum(r["label"] == c for r in found) for c in classes} for s, found in by_split.items()}

@@ -1,6 +1,6 @@
-"""What an audit says: pure data, the same for the text, the page and the JSON.
+"""The facts of an audit: pure data, the same for the text, the page and (by field names) the JSON.
 
-What a dataset does not say (measures were off, an older version made it) is None or empty, and a `note` says why.
+Facts that a dataset lacks (measures were off, an older version made it) are None or empty, and a `note` says why.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from .audit_numbers import Distribution
 
 
 @dataclass(frozen=True)
-class Named:
-    """One image and what is said of it."""
+class ImageNote:
+    """An image and a sentence about it."""
 
     image_id: str
     said: str
@@ -21,16 +21,19 @@ class Named:
 
 @dataclass(frozen=True)
 class Reason:
-    """A reason for rejection, how many images it met, and the first of them."""
+    """A reason for rejection: how many images were rejected for it, and the first of them."""
 
     reason: str
     count: int
-    examples: tuple[Named, ...]
+    examples: tuple[ImageNote, ...]
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """`problems` are sentences about what does not add up; empty is what it should be."""
+    """Numbers of rows: read, kept and rejected.
+
+    `problems` are sentences about numbers that contradict each other; empty in a sound dataset.
+    """
 
     rows_in: int | None
     kept: int
@@ -42,7 +45,7 @@ class Ledger:
 
 @dataclass(frozen=True)
 class ClassCount:
-    """Images of a class by split. An image with several labels counts for each."""
+    """Numbers of images of a class, in all and by split. An image with several labels counts for each."""
 
     name: str
     total: int
@@ -51,8 +54,13 @@ class ClassCount:
 
 @dataclass(frozen=True)
 class Balance:
-    """`classes`, the largest first; `ratio` of the largest to the smallest that has images; `without` names the
-    classes with no image at all (`any`) or none in a split."""
+    """The balance of classes.
+
+    Attributes:
+        classes: the largest first.
+        ratio: images of the largest class by those of the smallest that has any.
+        without: names of the classes with no image at all (`any`), and with none in a split (by its name).
+    """
 
     classes: tuple[ClassCount, ...]
     ratio: float | None
@@ -61,12 +69,15 @@ class Balance:
 
 @dataclass(frozen=True)
 class Sizes:
-    """`distributions` of `width` and `height` (pixels), `aspect_ratio` (width by height) and `image_bytes`."""
+    """Sizes and formats of the stored images, and the decoder's warnings.
+
+    `distributions` are of `width` and `height` (pixels), `aspect_ratio` (width by height) and `image_bytes`.
+    """
 
     distributions: dict[str, Distribution]
     formats: dict[str, int]
     warnings: int
-    warned: tuple[Named, ...]
+    warned: tuple[ImageNote, ...]
 
 
 @dataclass(frozen=True)
@@ -81,6 +92,8 @@ class Extreme:
 
 @dataclass(frozen=True)
 class Extremes:
+    """The images at one end of a measure."""
+
     title: str
     measure: str
     images: tuple[Extreme, ...]
@@ -98,7 +111,7 @@ class Outlier:
 
 @dataclass(frozen=True)
 class Quality:
-    """`distributions` by measure."""
+    """The measures: their distributions, the images at their ends, and the outliers."""
 
     distributions: dict[str, Distribution]
     extremes: tuple[Extremes, ...]
@@ -110,7 +123,7 @@ class Quality:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two near twins: `distance` in bits of their hashes, `difference` of their thumbnails, `dropped`: who went."""
+    """Two near-duplicates, as in the dataset's `twins` files (`schema.TWINS`)."""
 
     image_id: str
     twin_id: str
@@ -122,21 +135,27 @@ class Pair:
     twin_split: str
     dropped: str
 
-    def went(self) -> str:
-        """Who was dropped, in words."""
-        words = {
+    def describe_dropped(self) -> str:
+        """Return which of the two was dropped, in words."""
+        descriptions = {
             "": "both kept",
             "both": "both dropped",
             self.image_id: "first dropped",
             self.twin_id: "second dropped",
         }
-        return words.get(self.dropped, "")
+        return descriptions.get(self.dropped, "")
 
 
 @dataclass(frozen=True)
-class Exact:
-    """Groups of images with equal pixels: `copies` were rejected; `conflicts` had different labels, and some are
-    named as groups of {image_id, label}."""
+class ExactDuplicates:
+    """The groups of images with equal pixels.
+
+    Attributes:
+        groups: number of groups.
+        copies: number of images that were rejected.
+        conflicts: number of groups with different labels.
+        examples: some of those groups, as {image_id, label} of each image.
+    """
 
     groups: int | None
     copies: int
@@ -145,9 +164,16 @@ class Exact:
 
 
 @dataclass(frozen=True)
-class Near:
-    """Near twins that were found and verified. `closest`: the pairs most alike; `conflicting`: with different labels;
-    `leaking`: with one side in test and the other not."""
+class NearDuplicates:
+    """The verified pairs of near-duplicates.
+
+    Attributes:
+        found: the manifest's numbers.
+        closest: the most similar pairs.
+        conflicting: pairs with different labels.
+        leaking: pairs of which one image is in test and the other is not.
+        note: why there are none, or not all.
+    """
 
     found: dict[str, Any]
     closest: tuple[Pair, ...]
@@ -158,7 +184,10 @@ class Near:
 
 @dataclass(frozen=True)
 class Leakage:
-    """`sentence` says it all; `found` holds its numbers."""
+    """The test images that have duplicates in train or val: a sentence, and its numbers in `found`.
+
+    `declared`: kept images by the split that the source declares.
+    """
 
     sentence: str
     found: dict[str, Any]
@@ -167,7 +196,13 @@ class Leakage:
 
 @dataclass(frozen=True)
 class Provenance:
-    """`settings` are the config's values that differ from the defaults, with those; `parents` by relative URI."""
+    """The origin of the dataset.
+
+    Attributes:
+        parents: relative URIs.
+        bytes: size of all images.
+        settings: `value` and `default` of the options that differ from their defaults.
+    """
 
     fingerprint: str
     parents: tuple[str, ...]
@@ -181,14 +216,14 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Audit:
-    """Everything. `name` is the source dataset's."""
+    """The audit of the clean dataset made of the source `name`."""
 
     name: str
     ledger: Ledger
     balance: Balance
     sizes: Sizes
     quality: Quality
-    exact: Exact
-    near: Near
+    exact: ExactDuplicates
+    near: NearDuplicates
     leakage: Leakage
     provenance: Provenance

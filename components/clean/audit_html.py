@@ -1,7 +1,7 @@
-"""The audit as one HTML page beside the dataset: tables, histograms, and pictures where people look and don't read.
+"""The audit as one HTML page beside the dataset, with tables, histograms and pictures.
 
-The page refers to nothing outside itself and runs no script; everything from the source is escaped. It is a
-function of the dataset's content (no clock, no place, no version), so that two equal runs write the same bytes.
+The page refers to nothing outside itself and runs no script; everything from the source is escaped. It depends on the
+dataset's content alone (no time, URI or version), so that two equal runs write the same bytes.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 from ..store.manifest import Dataset, File
 from ..store.progress import format_size
 from ..store.shards import publish_bytes
-from .audit import gather, split_order
-from .audit_facts import Audit, Balance
-from .audit_layout import number, percent, plural
+from .audit import gather, sort_splits
+from .audit_facts import Audit, Balance, ClassCount
+from .audit_layout import format_number, format_percent, pluralize
 from .audit_numbers import QUANTILES, Histogram
 from .audit_pictures import find_pictures
 
@@ -24,7 +24,7 @@ CLASSES, CLASS_ENDS = 60, 20
 """With more than `CLASSES` classes only `CLASS_ENDS` at either end are shown."""
 FEW_PAIRS, GROUPS, NAMES = 8, 8, 40
 _HEIGHT, _BAR = 64, 10
-"""Of a histogram, in pixels of its SVG."""
+"""Height of a histogram and width of its bars, in pixels of its SVG."""
 
 
 def write_audit(dataset: Dataset) -> File:
@@ -33,85 +33,85 @@ def write_audit(dataset: Dataset) -> File:
 
 
 def render(dataset: Dataset) -> str:
-    """The page, everything escaped but the histograms, which are made of numbers."""
-    return str(_template().render(_shown(gather(dataset), dataset)))
+    """Render the page; everything is escaped but the histograms, which are made of numbers."""
+    return str(_load_template().render(_make_values(gather(dataset), dataset)))
 
 
 @cache
-def _template() -> Any:
+def _load_template() -> Any:
     from jinja2 import Environment, StrictUndefined
 
-    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page.filters |= {
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {
         "num": lambda value: f"{value:,}",
-        "short": number,
+        "short": format_number,
         "size": format_size,
-        "histogram": _histogram,
+        "histogram": _draw_histogram,
         "words": lambda name: name.replace("_", " "),
     }
-    page.globals |= {"percent": percent, "plural": plural, "split_order": split_order}
-    return page.from_string(Path(__file__).with_name("audit.html.j2").read_text(encoding="utf-8"))
+    environment.globals |= {"percent": format_percent, "plural": pluralize, "sort_splits": sort_splits}
+    return environment.from_string(Path(__file__).with_name("audit.html.j2").read_text(encoding="utf-8"))
 
 
-def _shown(audit: Audit, dataset: Dataset) -> dict[str, Any]:
-    """What the template shows: the audit, and of what is long its share."""
+def _make_values(audit: Audit, dataset: Dataset) -> dict[str, Any]:
+    """Return the variables of the template: the audit, and the parts of long lists that are shown."""
     pairs = {
         "leaking": audit.near.leaking[:FEW_PAIRS],
         "conflicting": audit.near.conflicting[:FEW_PAIRS],
         "closest": audit.near.closest,
     }
     groups = audit.exact.examples[:GROUPS]
-    ids = [id_ for few in pairs.values() for pair in few for id_ in (pair.image_id, pair.twin_id)]
-    ids += [one["image_id"] for group in groups for one in group]
-    ids += [one.image_id for extremes in audit.quality.extremes for one in extremes.images]
-    ids += [one["image_id"] for outlier in audit.quality.outliers for one in outlier.examples]
-    between = audit.near.found.get("by_splits", {})
+    ids = [image_id for shown in pairs.values() for pair in shown for image_id in (pair.image_id, pair.twin_id)]
+    ids += [image["image_id"] for group in groups for image in group]
+    ids += [image.image_id for extremes in audit.quality.extremes for image in extremes.images]
+    ids += [image["image_id"] for outlier in audit.quality.outliers for image in outlier.examples]
+    by_splits = audit.near.found.get("by_splits", {})
     return {
         "audit": audit,
         "pairs": pairs,
         "groups": groups,
-        "leaking": sum(count for splits, count in between.items() if splits in ("train-test", "val-test")),
+        "leaking": sum(count for splits, count in by_splits.items() if splits in ("train-test", "val-test")),
         "pictures": find_pictures(dataset, ids),
-        "measures": {name: found for name, found in audit.quality.distributions.items() if name != "aspect_ratio"},
-        "classes": _ends(audit.balance),
-        "largest": max([one.total for one in audit.balance.classes] or [0]) or 1,
-        "most_names": NAMES,
+        "measures": {name: values for name, values in audit.quality.distributions.items() if name != "aspect_ratio"},
+        "classes": _split_classes(audit.balance),
+        "largest": max([entry.total for entry in audit.balance.classes] or [0]) or 1,
+        "max_names": NAMES,
         "quantiles": [str(percent) for percent in QUANTILES],
         "units": {"width": "px", "height": "px", "aspect_ratio": "width : height"},
     }
 
 
-def _ends(balance: Balance) -> list[Sequence[Any]]:
-    """All classes as one block; of more than `CLASSES`, those at either end."""
-    every = balance.classes
-    return [every] if len(every) <= CLASSES else [every[:CLASS_ENDS], every[-CLASS_ENDS:]]
+def _split_classes(balance: Balance) -> list[Sequence[ClassCount]]:
+    """Return all classes as one block; of more than `CLASSES`, the blocks at either end."""
+    classes = balance.classes
+    return [classes] if len(classes) <= CLASSES else [classes[:CLASS_ENDS], classes[-CLASS_ENDS:]]
 
 
-def _histogram(found: Histogram) -> Any:
-    """Inline SVG: a bar a bin, and at either end one for what lies beyond."""
+def _draw_histogram(histogram: Histogram) -> Any:
+    """Draw a histogram as inline SVG: a bar a bin, and at either end one for the values beyond."""
     from markupsafe import Markup
 
-    counts = (found.below, *found.counts, found.above)
+    counts = (histogram.below, *histogram.counts, histogram.above)
     top = max([*counts, 1])
-    step = (found.high - found.low) / len(found.counts)
+    step = (histogram.high - histogram.low) / len(histogram.counts)
     bars = []
-    for place, count in enumerate(counts):
+    for index, count in enumerate(counts):
         if not count:
             continue
-        kind, low = "end", found.low + (place - 1) * step
-        if place == 0:
-            where = f"below {number(found.low)}"
-        elif place == len(counts) - 1:
-            where = f"above {number(found.high)}"
+        css_class, low = "end", histogram.low + (index - 1) * step
+        if index == 0:
+            title = f"below {format_number(histogram.low)}"
+        elif index == len(counts) - 1:
+            title = f"above {format_number(histogram.high)}"
         else:
-            kind, where = "bin", f"{number(low)} to {number(low + step)}"
-        tall = max(1.0, (_HEIGHT - 2) * count / top)
+            css_class, title = "bin", f"{format_number(low)} to {format_number(low + step)}"
+        height = max(1.0, (_HEIGHT - 2) * count / top)
         bars.append(
-            f'<rect class="{kind}" x="{place * _BAR + 1}" y="{_HEIGHT - tall:.1f}" width="{_BAR - 2}"'
-            f' height="{tall:.1f}"><title>{where}: {count:,}</title></rect>'
+            f'<rect class="{css_class}" x="{index * _BAR + 1}" y="{_HEIGHT - height:.1f}" width="{_BAR - 2}"'
+            f' height="{height:.1f}"><title>{title}: {count:,}</title></rect>'
         )
-    wide = len(counts) * _BAR
+    width = len(counts) * _BAR
     return Markup(
-        f'<svg class="hist" viewBox="0 0 {wide} {_HEIGHT}" preserveAspectRatio="none" role="img"'
+        f'<svg class="hist" viewBox="0 0 {width} {_HEIGHT}" preserveAspectRatio="none" role="img"'
         f' aria-label="histogram">{"".join(bars)}</svg>'
     )

@@ -1,6 +1,6 @@
-"""The numbers of all kept images, in one pass over the files: 44 bytes an image, and then what they look like.
+"""The numbers of all kept images, read in one pass over the files (44 bytes an image), and their distributions.
 
-Names are not held: they are read afterwards, for the few rows that somebody wants to see.
+Names are not held: they are read afterwards, for the few rows that are shown.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ QUANTILES = (1, 5, 25, 50, 75, 95, 99)
 """Percent."""
 BINS = 20
 WARNED = 5
-"""So many images with a decoder's warning are named; all are counted."""
+"""Maximum number of images with a decoder's warning that are named; all are counted."""
 
 _SIZES: dict[str, Any] = {"width": np.int32, "height": np.int32, "image_bytes": np.int64}
-_KINDS: dict[str, Any] = {**_SIZES, **dict.fromkeys(MEASURES, np.float32)}
+_DTYPES: dict[str, Any] = {**_SIZES, **dict.fromkeys(MEASURES, np.float32)}
 _COUNTED = ("format", "declared_split")
-_COLUMNS = [*_KINDS, *_COUNTED, "decoder_warning"]
+_COLUMNS = [*_DTYPES, *_COUNTED, "decoder_warning"]
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """`counts` of equal bins from `low` to `high`, and how many lie `below` and `above`."""
+    """A histogram: `counts` of equal bins from `low` to `high`, and of the values `below` and `above` them."""
 
     low: float
     high: float
@@ -44,8 +44,11 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Distribution:
-    """How one number is spread over `count` images. `quantiles` by percent; the histogram's bins go from the first
-    to the last of them, so that a few extremes don't flatten it."""
+    """The distribution of a number over `count` images.
+
+    `quantiles` are by percent; the histogram's bins go from the first to the last of them, so that a few extremes
+    don't flatten it.
+    """
 
     count: int
     minimum: float
@@ -54,8 +57,8 @@ class Distribution:
     histogram: Histogram
 
 
-class Label(NamedTuple):
-    """What is said of a row where people read it."""
+class ImageInfo(NamedTuple):
+    """The text columns by which an image is shown."""
 
     image_id: str
     label: str
@@ -64,8 +67,16 @@ class Label(NamedTuple):
 
 @dataclass
 class Scan:
-    """What one pass over the kept rows gives, in the order of the rows. [N] arrays by column, NaN where a measure is
-    missing; columns that the files lack (an older dataset) are absent."""
+    """The numbers of the N kept rows, in their order.
+
+    Attributes:
+        rows: N.
+        by_split: rows by split.
+        values: [N] array by column, NaN where a measure is missing; columns that the files lack are absent.
+        counted: rows by value, by column.
+        warnings: number of rows with a decoder's warning.
+        warned: the first of those: row and warning.
+    """
 
     dataset: Dataset
     rows: int = 0
@@ -79,24 +90,25 @@ class Scan:
 
     @classmethod
     def of(cls, dataset: Dataset) -> Scan:
+        """Read all columns but the images, a row group at a time."""
         scan = cls(dataset, counted={name: Counter() for name in _COUNTED})
-        found: dict[str, bytearray] = {}
+        buffers: dict[str, bytearray] = {}
         for file in dataset.files():
             for index, table in enumerate(row_groups(dataset, file, _COLUMNS)):
-                scan._add(file, index, table, found)
-        scan.values = {name: np.frombuffer(data, _KINDS[name]) for name, data in found.items()}
+                scan._add(file, index, table, buffers)
+        scan.values = {name: np.frombuffer(data, _DTYPES[name]) for name, data in buffers.items()}
         return scan
 
-    def _add(self, file: File, index: int, table: pa.Table, found: dict[str, bytearray]) -> None:
+    def _add(self, file: File, index: int, table: pa.Table, buffers: dict[str, bytearray]) -> None:
         self._groups.append((file, index))
         self._starts.append(self.rows)
         for name in table.column_names:
             column = table.column(name)
-            if name in _KINDS:
-                found.setdefault(name, bytearray()).extend(_numbers(column, _KINDS[name]).tobytes())
+            if name in _DTYPES:
+                buffers.setdefault(name, bytearray()).extend(_to_array(column, _DTYPES[name]).tobytes())
             elif name in self.counted:
-                for one in pc.value_counts(column).to_pylist():
-                    self.counted[name][one["values"] or ""] += one["counts"]
+                for entry in pc.value_counts(column).to_pylist():
+                    self.counted[name][entry["values"] or ""] += entry["counts"]
         if "decoder_warning" in table.column_names:
             self._add_warnings(table.column("decoder_warning"))
         self.rows += table.num_rows
@@ -105,67 +117,70 @@ class Scan:
     def _add_warnings(self, column: pa.ChunkedArray) -> None:
         self.warnings += len(column) - column.null_count
         if column.null_count < len(column) and len(self.warned) < WARNED:
-            said = [(self.rows + row, text) for row, text in enumerate(column.to_pylist()) if text is not None]
-            self.warned += said[: WARNED - len(self.warned)]
+            warned = [(self.rows + row, text) for row, text in enumerate(column.to_pylist()) if text is not None]
+            self.warned += warned[: WARNED - len(self.warned)]
 
-    def whole(self, name: str) -> npt.NDArray[Any] | None:
-        """The column [N], or None where rows lack it."""
-        found = self.values.get(name)
-        return found if found is not None and len(found) == self.rows else None
+    def get_column(self, name: str) -> npt.NDArray[Any] | None:
+        """Return the column [N], or None where some rows lack it."""
+        column = self.values.get(name)
+        return column if column is not None and len(column) == self.rows else None
 
-    def names(self, rows: Iterable[int]) -> dict[int, Label]:
-        """The names of some rows; reads the row groups that they are in."""
-        wanted = np.unique(np.fromiter(rows, np.int64))
-        owners = np.searchsorted(np.array(self._starts, np.int64), wanted, side="right") - 1
-        found: dict[int, Label] = {}
-        for owner in np.unique(owners).tolist():
-            file, index = self._groups[owner]
+    def read_infos(self, rows: Iterable[int]) -> dict[int, ImageInfo]:
+        """Read the infos of some rows, by row, from the row groups that they are in."""
+        numbers = np.unique(np.fromiter(rows, np.int64))
+        groups = np.searchsorted(np.array(self._starts, np.int64), numbers, side="right") - 1
+        infos: dict[int, ImageInfo] = {}
+        for group in np.unique(groups).tolist():
+            file, index = self._groups[group]
             uri = self.dataset.locate(file)
             with open_parquet(uri) as parquet:
-                table = read_row_group(parquet, index, uri, list(Label._fields))
-            for row in wanted[owners == owner].tolist():
-                at = row - self._starts[owner]
-                found[row] = Label(*(table.column(name)[at].as_py() for name in Label._fields))
-        return found
+                table = read_row_group(parquet, index, uri, list(ImageInfo._fields))
+            for row in numbers[groups == group].tolist():
+                offset = row - self._starts[group]
+                infos[row] = ImageInfo(*(table.column(name)[offset].as_py() for name in ImageInfo._fields))
+        return infos
 
-    def extremes(self, name: str, number: int, largest: bool) -> list[int]:
-        """The rows with the smallest, or the largest, values of a column; ties in the order of the rows."""
-        values = self.whole(name)
+    def find_extremes(self, name: str, number: int, largest: bool) -> list[int]:
+        """Return the rows with the smallest, or the largest, values of a column; ties in the order of the rows."""
+        values = self.get_column(name)
         if values is None:
             return []
-        known = np.flatnonzero(np.isfinite(values))
-        signed = -values[known] if largest else values[known]
-        if len(known) > number:  # only those up to the last value that can be among them
-            near = signed <= np.partition(signed, number - 1)[number - 1]
-            known, signed = known[near], signed[near]
-        return [int(row) for row in known[np.argsort(signed, kind="stable")[:number]]]
+        rows = np.flatnonzero(np.isfinite(values))
+        keys = -values[rows] if largest else values[rows]
+        if len(rows) > number:  # sort only the rows that can be among the first
+            near = keys <= np.partition(keys, number - 1)[number - 1]
+            rows, keys = rows[near], keys[near]
+        return [int(row) for row in rows[np.argsort(keys, kind="stable")[:number]]]
 
 
-def _numbers(column: pa.ChunkedArray, kind: Any) -> npt.NDArray[Any]:
-    """A column as an array; what is missing is NaN, or 0 in whole numbers."""
-    missing = 0 if np.issubdtype(kind, np.integer) else float("nan")
-    found: npt.NDArray[Any] = pc.fill_null(column, missing).to_numpy().astype(kind, copy=False)
-    return found
+def _to_array(column: pa.ChunkedArray, dtype: Any) -> npt.NDArray[Any]:
+    """Return a column as an array; nulls become NaN, or 0 in integers."""
+    default = 0 if np.issubdtype(dtype, np.integer) else float("nan")
+    array: npt.NDArray[Any] = pc.fill_null(column, default).to_numpy().astype(dtype, copy=False)
+    return array
 
 
-def describe(values: npt.NDArray[Any] | None) -> Distribution | None:
-    """The distribution of [N] numbers; None when there are none. Quantiles are interpolated linearly, from float64."""
+def describe_distribution(values: npt.NDArray[Any] | None) -> Distribution | None:
+    """Return the distribution of the finite ones of [N] numbers, or None if there are none.
+
+    Quantiles are interpolated linearly, in float64.
+    """
     if values is None:
         return None
-    known = values[np.isfinite(values)].astype(np.float64)
-    if not len(known):
+    finite = values[np.isfinite(values)].astype(np.float64)
+    if not len(finite):
         return None
-    found = np.percentile(known, QUANTILES)
-    low, high = float(found[0]), float(found[-1])
-    inside = known[(known >= low) & (known <= high)]
+    percentiles = np.percentile(finite, QUANTILES)
+    low, high = float(percentiles[0]), float(percentiles[-1])
+    inside = finite[(finite >= low) & (finite <= high)]
     counts = np.histogram(inside, BINS, (low, high))[0] if high > low else np.array([len(inside)])
     histogram = Histogram(
-        _short(low), _short(high), tuple(counts.tolist()), int((known < low).sum()), int((known > high).sum())
+        _round(low), _round(high), tuple(counts.tolist()), int((finite < low).sum()), int((finite > high).sum())
     )
-    quantiles = {str(percent): _short(value) for percent, value in zip(QUANTILES, found.tolist(), strict=True)}
-    return Distribution(len(known), _short(known.min()), _short(known.max()), quantiles, histogram)
+    quantiles = {str(percent): _round(value) for percent, value in zip(QUANTILES, percentiles.tolist(), strict=True)}
+    return Distribution(len(finite), _round(finite.min()), _round(finite.max()), quantiles, histogram)
 
 
-def _short(value: float) -> float:
-    """Nine digits, as many as a float32 can mean."""
+def _round(value: float) -> float:
+    """Round to nine digits, as many as identify a float32."""
     return float(f"{value:.9g}")

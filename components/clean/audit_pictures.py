@@ -1,6 +1,6 @@
-"""The pictures of the audit, as data URIs, at a bounded cost: so many images decoded, the others as thumbnails.
+"""The pictures of the audit page, as data URIs: a limited number of images is decoded, the others are thumbnails.
 
-What cleaning dropped is no longer in the clean files; it is looked up in the raw dataset, if that is there.
+Images that cleaning dropped are not in the clean files; they are looked up in the raw dataset, if it exists.
 """
 
 from __future__ import annotations
@@ -24,18 +24,24 @@ from ..store.shards import open_parquet, read_row_group
 from .phash import CHROMA, LUMA, THUMBNAIL_BYTES
 
 SIDE, QUALITY = 160, 70
-"""Pixels of a picture's longer side, and its JPEG quality: about 6 kB."""
-LARGE = 96
-"""So many pictures are made from the images themselves; the others are the stored thumbnails."""
-RAW_GROUPS = 2_000
-"""So many row groups of raw (8 MB each) are searched, by image_id alone, for what was dropped."""
+"""Pixels of a picture's longer side, and its JPEG quality; about 6 kB."""
+MAX_LARGE = 96
+"""Maximum number of pictures that are made from the images; the others are the stored thumbnails."""
+MAX_RAW_GROUPS = 2_000
+"""Maximum number of row groups of raw (8 MB each) that are searched, by image_id alone, for dropped images."""
 _LIMITS = DecodeLimits(pixels=50_000_000, bytes=64 * 2**20)
 _BUDGET_PIXELS = 300_000_000
 
 
 @dataclass(frozen=True)
 class Picture:
-    """`src` is a data URI, or empty. `small`: it is the stored thumbnail; `raw`: as in the source, for it went."""
+    """A picture of the page.
+
+    Attributes:
+        src: data URI, or empty.
+        small: whether it is the stored thumbnail.
+        raw: whether it is from the raw dataset, because cleaning dropped the image.
+    """
 
     src: str = ""
     small: bool = False
@@ -43,48 +49,54 @@ class Picture:
 
 
 def find_pictures(dataset: Dataset, ids: Sequence[str]) -> dict[str, Picture]:
-    """A picture of each image that is found, the first `LARGE` of `ids` as large ones. Holds a row group at a time."""
-    wanted = dict.fromkeys(ids)
-    maker = _Maker(frozenset(list(wanted)[:LARGE]))
-    found = _look_up(dataset, set(wanted), maker, raw=False)
-    missing = set(wanted) - found.keys()
+    """Make a picture of each image that is found, the first `MAX_LARGE` of `ids` as large ones.
+
+    Holds one row group at a time.
+    """
+    unique = list(dict.fromkeys(ids))
+    maker = _PictureMaker(frozenset(unique[:MAX_LARGE]))
+    pictures = _look_up(dataset, set(unique), maker, raw=False)
+    missing = set(unique) - pictures.keys()
     if missing:
         try:
             raw = read_dataset(dataset.parent_uri("raw"), "raw")
-            found |= _look_up(raw, missing, maker, raw=True)
-        except (UserError, DatasetError):  # it was made elsewhere, or its raw dataset was removed since
+            pictures |= _look_up(raw, missing, maker, raw=True)
+        except (UserError, DatasetError):  # the raw dataset is elsewhere, or was removed
             pass
-    return found
+    return pictures
 
 
 @dataclass
-class _Maker:
+class _PictureMaker:
     """Makes pictures until its budget of decoded pixels is spent."""
 
     large: frozenset[str]
-    left: int = _BUDGET_PIXELS
+    budget: int = _BUDGET_PIXELS
 
     def make(self, image_id: str, data: bytes | None, thumbnail: bytes | None, raw: bool) -> Picture:
-        if image_id in self.large and data and self.left > 0:
+        if image_id in self.large and data and self.budget > 0:
             try:
-                src, pixels = picture(data)
-                self.left -= pixels
+                src, pixels = make_picture_uri(data)
+                self.budget -= pixels
                 return Picture(src, raw=raw)
-            except ImageRejected:  # larger than what is decoded for a look
+            except ImageRejected:  # larger than `_LIMITS`
                 pass
-        return Picture(thumbnail_uri(thumbnail), small=True) if thumbnail else Picture(raw=raw)
+        return Picture(make_thumbnail_uri(thumbnail), small=True) if thumbnail else Picture(raw=raw)
 
 
-def _look_up(dataset: Dataset, missing: set[str], maker: _Maker, raw: bool) -> dict[str, Picture]:
-    """Ids are read alone first, so that only row groups with a hit are read with their images."""
-    found: dict[str, Picture] = {}
+def _look_up(dataset: Dataset, missing: set[str], maker: _PictureMaker, raw: bool) -> dict[str, Picture]:
+    """Make pictures of the images in `missing`, and remove those that are found from it.
+
+    Ids are read alone first, so that only row groups with a hit are read with their images.
+    """
+    pictures: dict[str, Picture] = {}
     searched = 0
     for file in dataset.files():
         uri = dataset.locate(file)
         with open_parquet(uri) as parquet:
             for index in range(parquet.num_row_groups):
-                if not missing or (raw and searched >= RAW_GROUPS):
-                    return found
+                if not missing or (raw and searched >= MAX_RAW_GROUPS):
+                    return pictures
                 searched += 1
                 names = read_row_group(parquet, index, uri, ["image_id"]).column("image_id")
                 rows = pc.indices_nonzero(pc.is_in(names, pa.array(sorted(missing), names.type)))
@@ -95,36 +107,39 @@ def _look_up(dataset: Dataset, missing: set[str], maker: _Maker, raw: bool) -> d
                 for row, name in enumerate(names.take(rows).to_pylist()):
                     image = table.column("image")[row].as_py()
                     thumbnail = table.column("thumbnail")[row].as_py() if "thumbnail" in table.column_names else None
-                    found[name] = maker.make(name, image if raw else image["bytes"], thumbnail, raw)
+                    pictures[name] = maker.make(name, image if raw else image["bytes"], thumbnail, raw)
                     missing.discard(name)
-    return found
+    return pictures
 
 
-def picture(data: bytes) -> tuple[str, int]:
-    """An encoded image → a JPEG data URI of at most `SIDE` pixels a side, and the pixels of the full image.
+def make_picture_uri(data: bytes) -> tuple[str, int]:
+    """Return an image as a JPEG data URI of at most `SIDE` pixels a side, and the number of pixels of the full image.
 
-    Raises ImageRejected for what does not decode, or is too large to be decoded for a look.
+    Raises ImageRejected for an image that does not decode, or is larger than `_LIMITS`.
     """
     decoded = decode(data, "rgb", lenient=LenientDecoding(keep_min_side(SIDE), vetted=False), limits=_LIMITS)
     image = Image.fromarray(decoded.pixels)
     image.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC, reducing_gap=2.0)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=QUALITY)
-    return _data_uri("jpeg", buffer.getvalue()), decoded.width * decoded.height
+    return _make_data_uri("jpeg", buffer.getvalue()), decoded.width * decoded.height
 
 
-def thumbnail_uri(data: bytes) -> str:
-    """A stored thumbnail → a PNG data URI, or nothing for bytes of another form."""
-    pixels = thumbnail_pixels(data)
+def make_thumbnail_uri(data: bytes) -> str:
+    """Return a stored thumbnail as a PNG data URI; empty for bytes of another length."""
+    pixels = decode_thumbnail(data)
     if pixels is None:
         return ""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
-    return _data_uri("png", buffer.getvalue())
+    return _make_data_uri("png", buffer.getvalue())
 
 
-def thumbnail_pixels(data: bytes) -> Pixels | None:
-    """The `thumbnail` column's bytes → uint8 [24, 24, 3] RGB; the picture is squeezed into the square."""
+def decode_thumbnail(data: bytes) -> Pixels | None:
+    """Decode the `thumbnail` column to uint8 [24, 24, 3] RGB; the picture is squeezed into the square.
+
+    None for bytes of another length.
+    """
     if len(data) != THUMBNAIL_BYTES:
         return None
     luma, chroma = np.split(np.frombuffer(data, np.uint8), [LUMA * LUMA])
@@ -134,5 +149,5 @@ def thumbnail_pixels(data: bytes) -> Pixels | None:
     return cv2.cvtColor(np.concatenate(planes, axis=2), cv2.COLOR_YCrCb2RGB).astype(np.uint8, copy=False)
 
 
-def _data_uri(kind: str, data: bytes) -> str:
+def _make_data_uri(kind: str, data: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

@@ -1,4 +1,4 @@
-"""What can be said about cleaning."""
+"""The configuration of clean."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..store.errors import wrong
 from ..store.standards import PixelOptions
 
 VERSION = 3
-"""Raised when the same raw rows must give other clean rows: a mended decoder, a changed default."""
+"""To be raised when the same raw rows must give other clean rows: after a fix of the decoder, a changed default."""
 
 REASONS = (
     # One image is no valid image, or breaks a limit.
@@ -174,7 +174,7 @@ class CleanConfig(StepConfig, PixelOptions):
         self.outlier_names()
 
     def outlier_names(self) -> tuple[str, ...]:
-        """`outlier_fields` as names of measures."""
+        """Return the names in `outlier_fields`; UserError for one that is no measure."""
         names = tuple(name.strip() for name in self.outlier_fields.split(",") if name.strip())
         for name in names:
             if name not in OUTLIER_FIELDS:

@@ -1,41 +1,182 @@
-"""Everything that is decided about all images together, on the table of measures: no image is read here.
+"""The decisions about all images together, made from the columns of `Candidates`; no image is decoded here.
 
-In this order: exact duplicates, exact splits (if asked for), near-duplicates with the conflicts and leaks among
-them, outliers. The order matters: a copy must not weigh twice in a split, nor be its own twin.
+In this order: exact duplicates, exact splits (if asked for), near-duplicates with the label conflicts and leaks among
+them, outliers. The order matters: a copy must not count twice in a split, nor be its own twin.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 
+from .candidates import CandidateInfo, Candidates, Rows
 from .config import CleanConfig
-from .duplicates import drop_duplicates
-from .outliers import find_outliers
-from .splits import UNDECLARED, exact_splits
-from .table import Table
+from .splits import TEST, TRAIN, TRAINVAL, UNDECLARED, choose_exact_splits
 from .twins import Twins, find_twins, judge_twins
-from .verdicts import Verdicts
+from .verdicts import EXAMPLES, KEEP_PRIORITY, Verdict, Verdicts
+
+MAD_OF_NORMAL, MEAN_DEVIATION_OF_NORMAL = 0.6745, 0.7979
+"""Median and mean of the absolute deviation of a standard normal variable."""
+LOGARITHMIC = frozenset({"sharpness", "aspect_ratio", "bytes_per_pixel"})
+"""Measures that vary by factors: their logarithms are compared (of 1 + sharpness, which may be 0)."""
+OUTLIER_EXAMPLES = 20
+"""Maximum number of outliers of a measure, the farthest, that are named in the manifest."""
 
 
-def decide(table: Table, config: CleanConfig) -> tuple[Verdicts, Twins | None]:
-    """Who goes and why, and every row's split; the twins, if they were looked for."""
-    verdicts = Verdicts.of(table)
+def decide(candidates: Candidates, config: CleanConfig) -> tuple[Verdicts, Twins | None]:
+    """Return the verdicts on all rows, and the near-duplicates if they were looked for."""
+    verdicts = Verdicts.of(candidates)
     drop_duplicates(verdicts, config.label_conflicts)
     if config.split == "exact":
         assign_exact_splits(verdicts, config)
     twins = None
-    if config.near_duplicates != "off" and table.measured:
-        twins = find_twins(table, verdicts.alive, config.near_radius)
+    if config.near_duplicates != "off" and candidates.has_measures:
+        twins = find_twins(candidates, verdicts.alive, config.near_radius)
         judge_twins(verdicts, twins, config)
     find_outliers(verdicts, config.outlier_names(), config.outlier_threshold, config.outliers)
     return verdicts, twins
 
 
 def assign_exact_splits(verdicts: Verdicts, config: CleanConfig) -> None:
-    """Stratified by label over the rows that are kept; over all labels together where groups must stay together."""
-    table, rows = verdicts.table, np.flatnonzero(verdicts.alive)
-    declared = table.declared[rows] if config.declared_splits == "respect" else np.full(len(rows), UNDECLARED, np.uint8)
-    grouped = bool(table.group.any())
-    places = np.where(table.group[rows] != 0, table.group[rows], table.order[rows].astype(np.uint64))
-    labels = np.zeros(len(rows), np.int64) if grouped else table.label[rows]
-    verdicts.splits[rows] = exact_splits(declared, labels, places, (config.val_fraction, config.test_fraction))
+    """Assign exact splits to the rows that are kept, stratified by label.
+
+    Where the source has groups, which must stay together, the fractions hold over all labels together.
+    """
+    candidates, rows = verdicts.candidates, np.flatnonzero(verdicts.alive)
+    respected = config.declared_splits == "respect"
+    declared = candidates.declared[rows] if respected else np.full(len(rows), UNDECLARED, np.uint8)
+    positions = np.where(candidates.group[rows] != 0, candidates.group[rows], candidates.order[rows].astype(np.uint64))
+    labels = np.zeros(len(rows), np.int64) if candidates.group.any() else candidates.label[rows]
+    verdicts.splits[rows] = choose_exact_splits(
+        declared, labels, positions, (config.val_fraction, config.test_fraction)
+    )
+
+
+# Exact duplicates
+
+
+def drop_duplicates(verdicts: Verdicts, label_conflicts: str) -> None:
+    """Drop all but one of the images with equal pixels, and by the policy those whose labels contradict each other.
+
+    The copy in test is kept before the one in val before the one in train; within a split the smallest image_id.
+    """
+    candidates = verdicts.candidates
+    groups = group_equal_pixels(candidates)
+    infos = candidates.read_infos(np.concatenate(groups)) if groups else {}
+    examples: list[list[dict[str, str]]] = []
+    leaked = conflicts = 0
+    for group in groups:
+        rows = sorted(group.tolist(), key=lambda row: (KEEP_PRIORITY[verdicts.splits[row]], infos[row].image_id))
+        leaked += _count_leaked(candidates, group)
+        if len({infos[row].label for row in rows}) > 1:
+            conflicts += 1
+            if len(examples) < EXAMPLES:
+                examples.append([{"image_id": infos[r].image_id, "label": infos[r].label} for r in rows[:10]])
+            rows = _resolve_conflict(verdicts, rows, infos, label_conflicts)
+        for row in rows[1:]:
+            has_same_bytes = candidates.content[row] == candidates.content[rows[0]]
+            reason = "duplicate_bytes" if has_same_bytes else "duplicate_pixels"
+            verdicts.drop(row, Verdict(reason, "same as", rows[0]))
+    verdicts.findings["duplicates"] = {
+        "groups": len(groups),
+        "conflicts": conflicts,
+        "conflict_examples": examples,
+        "declared_test_images_in_declared_train": leaked,
+    }
+
+
+def group_equal_pixels(candidates: Candidates) -> list[Rows]:
+    """Return the groups of two and more rows with equal pixels, ordered by their first row."""
+    if not len(candidates):
+        return []
+    order = np.lexsort((candidates.pixels[:, 1], candidates.pixels[:, 0]))  # stable: rows of a group stay in order
+    keys = candidates.pixels[order]
+    edges = np.flatnonzero((keys[1:] != keys[:-1]).any(axis=1)) + 1
+    groups = [group for group in np.split(order.astype(np.int64), edges) if len(group) > 1]
+    return sorted(groups, key=lambda group: int(group[0]))
+
+
+def _resolve_conflict(verdicts: Verdicts, rows: list[int], infos: dict[int, CandidateInfo], policy: str) -> list[int]:
+    """Drop what the policy drops of copies with different labels; return the rows that are left."""
+    labels = Counter(infos[row].label for row in rows)
+    (majority, votes), (_, second_votes), *_ = labels.most_common()
+    if policy == "keep":
+        return rows
+    winner = majority if policy == "drop_minority" and votes > second_votes else None
+    for row in rows:
+        if infos[row].label != winner:
+            other = next(r for r in rows if infos[r].label != infos[row].label)
+            verdicts.drop(row, Verdict("label_conflict", "same as", other))
+    return [row for row in rows if infos[row].label == winner]
+
+
+def _count_leaked(candidates: Candidates, group: Rows) -> int:
+    """Return the number of the group's rows that are declared as test, if another is declared for training."""
+    declared: Any = candidates.declared[group]
+    return int((declared == TEST).sum()) if np.isin(declared, (TRAIN, TRAINVAL)).any() else 0
+
+
+# Outliers
+
+
+def find_outliers(verdicts: Verdicts, names: tuple[str, ...], threshold: float, policy: str) -> None:
+    """Count and name the outliers of each measure in `names`, and drop them where `policy` is drop.
+
+    An outlier has a robust score above `threshold`; see `compute_robust_scores`.
+    """
+    candidates, rows = verdicts.candidates, np.flatnonzero(verdicts.alive)
+    findings: dict[str, Any] = {}
+    worst: dict[int, Verdict] = {}
+    for name in names if candidates.has_measures and len(rows) else ():
+        values = candidates.measures[name][rows]
+        scores = compute_robust_scores(to_comparable_scale(name, values))
+        far = np.flatnonzero(scores > threshold)
+        if not len(far):
+            continue
+        farthest = far[np.argsort(-scores[far], kind="stable")]
+        infos = candidates.read_infos(rows[farthest[:OUTLIER_EXAMPLES]])
+        median = float(np.median(values))
+        findings[name] = {
+            "count": len(far),
+            "median": round(median, 6),
+            "examples": [
+                {
+                    "image_id": infos[int(rows[i])].image_id,
+                    "value": round(float(values[i]), 6),
+                    "score": round(float(scores[i]), 2),
+                }
+                for i in farthest[:OUTLIER_EXAMPLES]
+            ],
+        }
+        if policy == "drop":
+            for i in farthest:
+                detail = f"{name} {values[i]:.4g}, {scores[i]:.1f} spreads from the median {median:.4g}"
+                worst.setdefault(int(rows[i]), Verdict("outlier", detail))
+    for row, verdict in worst.items():
+        verdicts.drop(row, verdict)
+    verdicts.findings["outliers"] = findings
+
+
+def to_comparable_scale(name: str, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Return values of the measure `name` on a scale where distances can be compared: logarithms of `LOGARITHMIC`."""
+    wide = values.astype(np.float64)
+    if name not in LOGARITHMIC:
+        return wide
+    return np.log1p(wide) if name == "sharpness" else np.log(np.maximum(wide, 1e-9))
+
+
+def compute_robust_scores(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return [N] modified z-scores, all at least 0: distance from the median in units of the scaled MAD.
+
+    Where half of the values are equal the mean deviation replaces the median one; where all are, no score is above 0.
+    Iglewicz and Hoaglin, "How to Detect and Handle Outliers", 1993.
+    """
+    deviations = np.abs(values - np.median(values))
+    spread = float(np.median(deviations)) / MAD_OF_NORMAL
+    if spread < 1e-9:
+        spread = float(deviations.mean()) / MEAN_DEVIATION_OF_NORMAL
+    scores: npt.NDArray[np.float64] = deviations / spread if spread >= 1e-9 else np.zeros_like(deviations)
+    return scores

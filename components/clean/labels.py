@@ -1,21 +1,62 @@
-"""What a row's label becomes: names of the class list and their ids, or the reason why it can't be used."""
+"""The class list, whose ids stay the same from one run to the next, and the classes of a row's label text."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from ..store import uri as uris
 from ..store.errors import UserError, wrong
+from ..store.filesystem import get_store
 from ..store.images import ImageRejected
-from .classes import class_list
+from ..store.manifest import find_dataset
+from ..store.workspace import Workspace
 from .config import CleanConfig
+
+
+def extend_class_list(labels: Iterable[str], base: Iterable[str]) -> tuple[str, ...]:
+    """Return `base` unchanged, followed by the new labels in sorted order. The id of a class is its index."""
+    classes = list(base)
+    return (*classes, *sorted(set(labels) - set(classes)))
+
+
+def find_base_classes(config: CleanConfig, workspace: Workspace, name: str) -> tuple[str, ...]:
+    """Return the classes that have ids already: of `config.class_list`, else of the latest clean dataset of `name`."""
+    if config.class_list:
+        return read_class_list(config.class_list)
+    latest = workspace.latest(name, "clean")
+    dataset = find_dataset(latest) if latest else None
+    return dataset.manifest.classes if dataset else ()
+
+
+def read_class_list(uri: str) -> tuple[str, ...]:
+    """Read a file of one class a line; UserError if it is missing or empty, or if a class occurs twice."""
+    absolute = uris.normalize(uri, "class_list")
+    try:
+        lines = get_store(absolute).read(absolute).decode("utf-8-sig").splitlines()
+    except FileNotFoundError:
+        raise wrong("class_list", "a file that is there", uri) from None
+    except UnicodeDecodeError:
+        raise UserError(f"class_list: expected UTF-8 text in {uri}, found other bytes") from None
+    classes = tuple(line.strip() for line in lines if line.strip())
+    duplicates = sorted(name for name, count in Counter(classes).items() if count > 1)
+    if duplicates or not classes:
+        problem = f"{duplicates[0]!r} twice" if duplicates else f"no class in {uri}"
+        raise wrong("class_list", "every class once, one a line", problem)
+    return classes
 
 
 @dataclass(frozen=True)
 class LabelRules:
-    """`ids` of the classes by name. `separator`: rows may have several labels. Names in `rare` become `other`, or,
-    where that is empty, are dropped."""
+    """Rules that map a row's label text to classes.
+
+    Attributes:
+        ids: id of each class, by name.
+        separator: text between several labels of one row; empty for a single-label dataset.
+        rare: classes that are replaced by `other`, or rejected where `other` is empty.
+        other: class that rare ones are merged into.
+    """
 
     ids: dict[str, int]
     separator: str = ""
@@ -23,33 +64,41 @@ class LabelRules:
     other: str = ""
 
     @property
-    def multi(self) -> bool:
+    def is_multi_label(self) -> bool:
         return bool(self.separator)
 
-    def read(self, text: str | None) -> list[str]:
-        """The row's classes in the order of their ids, one unless `multi`; ImageRejected when there is none."""
+    def parse(self, text: str | None) -> list[str]:
+        """Return the classes of a label text in the order of their ids, exactly one unless `is_multi_label`.
+
+        Raises ImageRejected where no class is left.
+        """
         names = split_labels(text or "", self.separator)
         if not names:
             raise ImageRejected("no_label", "the source gives no label")
-        kept = [name if name not in self.rare else self.other for name in names]
-        known = {name for name in kept if name}
-        if not known:
+        merged = {self.other if name in self.rare else name for name in names} - {""}
+        if not merged:
             raise ImageRejected("rare_class", f"{text} has too few images")
-        if unknown := sorted(known - self.ids.keys()):
+        if unknown := sorted(merged - self.ids.keys()):
             raise ImageRejected("unknown_label", f"{unknown[0]} is not in the class list")
-        return sorted(known, key=self.ids.__getitem__)
+        return sorted(merged, key=self.ids.__getitem__)
 
 
 def split_labels(text: str, separator: str) -> list[str]:
-    """The label, or the labels, without white space around them."""
+    """Split a label text at `separator`, if there is one, and strip white space; empty labels are left out."""
     parts = text.split(separator) if separator else [text]
     return [name for part in parts if (name := part.strip())]
 
 
-def label_rules(by_label: Mapping[str, int], base: tuple[str, ...], config: CleanConfig, source: str) -> LabelRules:
-    """The rules for a source with so many images of each label; UserError where fewer than two classes are left.
+def make_label_rules(
+    by_label: Mapping[str, int], base: tuple[str, ...], config: CleanConfig, source: str
+) -> LabelRules:
+    """Make the rules for a source; UserError where fewer than two classes are left.
 
-    `base`: classes that have their ids already (of the given list or the last run); they are never renumbered.
+    Args:
+        by_label: number of images by label text.
+        base: classes that have ids already; they are never renumbered.
+        config: options for rare and unknown labels.
+        source: name of the source for messages.
     """
     counts: Counter[str] = Counter()
     for text, number in by_label.items():
@@ -67,7 +116,7 @@ def label_rules(by_label: Mapping[str, int], base: tuple[str, ...], config: Clea
             raise wrong("unknown_labels", "append, or a class_list that says which labels are known", "reject")
         names &= set(base)
     if len(names) < 2:
-        what = f"only {min(names)!r}" if names else "no label" if not counts else "none that is known or not rare"
-        raise UserError(f"label: expected images of at least two classes, found {what} in {source}")
-    classes = class_list(names, base)
+        labels = f"only {min(names)!r}" if names else "no label" if not counts else "none that is known or not rare"
+        raise UserError(f"label: expected images of at least two classes, found {labels} in {source}")
+    classes = extend_class_list(names, base)
     return LabelRules({name: number for number, name in enumerate(classes)}, config.label_separator, rare, other)

@@ -1,4 +1,4 @@
-"""The books of cleaning: what is counted from the files, and that nothing was lost."""
+"""The manifest of a clean dataset, counted from its files, the checks that no row was lost, and the summary."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from .shard import RowRules
 from .splits import SPLITS
 
 
-def make_manifest(raw: Dataset, uri: str, rules: RowRules, files: list[File], found: dict[str, Any]) -> Manifest:
-    """Totals are counted from the files that will be listed, not from what was meant to be in them."""
+def make_manifest(raw: Dataset, uri: str, rules: RowRules, files: list[File], findings: dict[str, Any]) -> Manifest:
+    """Make the manifest of a clean dataset; totals are counted from `files`, not from what was meant to be in them."""
     classes, config = tuple(rules.labels.ids), rules.config
     draft = Dataset(uri, Manifest("clean", uris.basename(uri), files=tuple(files)), "")
     by_class_split: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
@@ -28,8 +28,8 @@ def make_manifest(raw: Dataset, uri: str, rules: RowRules, files: list[File], fo
     for table in read_columns(draft, "data", ["label", "split", "image_bytes", "decoder_warning"]):
         size += pc.sum(table.column("image_bytes")).as_py()
         warnings += table.num_rows - table.column("decoder_warning").null_count
-        counted = table.group_by(["split", "label"]).aggregate([([], "count_all")]).to_pylist()
-        for row in counted:
+        groups = table.group_by(["split", "label"]).aggregate([([], "count_all")])
+        for row in groups.to_pylist():
             by_split[row["split"]] += row["count_all"]
             for name in split_labels(row["label"], rules.labels.separator):
                 by_class_split[row["split"]][name] += row["count_all"]
@@ -42,7 +42,7 @@ def make_manifest(raw: Dataset, uri: str, rules: RowRules, files: list[File], fo
         fingerprint=uris.basename(uri),
         parents=(raw.as_parent(uri),),
         config=config.manifest_values(),
-        task="multi" if rules.labels.multi else "single",
+        task="multi" if rules.labels.is_multi_label else "single",
         classes=classes,
         files=tuple(files),
         totals=Totals(
@@ -50,33 +50,34 @@ def make_manifest(raw: Dataset, uri: str, rules: RowRules, files: list[File], fo
             bytes=size,
             rejected=sum(reasons.values()),
             by_split={split: by_split[split] for split in SPLITS},
-            by_class={name: sum(by_class_split[s][name] for s in SPLITS) for name in classes},
+            by_class={name: sum(by_class_split[split][name] for split in SPLITS) for name in classes},
             by_reason=dict(sorted(reasons.items())),
         ),
         image={"color": color, "channels": COLORS[color]},
         extra={
             "dataset_name": raw.manifest.extra["dataset_name"],
-            "by_class_and_split": {split: {c: by_class_split[split][c] for c in classes} for split in SPLITS},
+            "by_class_and_split": {split: {name: by_class_split[split][name] for name in classes} for split in SPLITS},
             "decoder_warnings": warnings,
             "rows_in": raw.manifest.totals.rows,
-            "found": found,
+            "found": findings,
             **({"image_size": raw.manifest.extra["image_size"]} if "image_size" in raw.manifest.extra else {}),
         },
     )
 
 
 def check_ledger(raw: Dataset, manifest: Manifest) -> None:
+    """Raise MillError unless every raw row is kept or rejected."""
     rows, totals = raw.manifest.totals.rows, manifest.totals
     if rows != totals.rows + totals.rejected:
         raise MillError(f"the ledger is wrong: {rows} raw rows, {totals.rows} kept and {totals.rejected} rejected")
 
 
 def check_splits(manifest: Manifest) -> None:
+    """Raise UserError unless there are training images of two classes, and test images."""
     totals = manifest.totals
     if not totals.rows:
-        raise UserError(
-            f"source: expected images that decode and have labels, found none; rejected: {_listed(totals.by_reason)}"
-        )
+        reasons = _format_counts(totals.by_reason)
+        raise UserError(f"source: expected images that decode and have labels, found none; rejected: {reasons}")
     for split, hint in (("train", "val_fraction and test_fraction"), ("test", "test_fraction or the declared splits")):
         if not totals.by_split[split]:
             raise UserError(f"split: expected at least one {split} image of {totals.rows}, found none; see {hint}")
@@ -84,32 +85,32 @@ def check_splits(manifest: Manifest) -> None:
     if len(trained) < 2:
         raise UserError(
             f"label: expected training images of at least two classes, found only {trained[0]!r} after cleaning; "
-            f"rejected: {_listed(totals.by_reason)}"
+            f"rejected: {_format_counts(totals.by_reason)}"
         )
 
 
-def say_what_is_there(dataset: Dataset, context: Context) -> None:
+def print_summary(dataset: Dataset, context: Context) -> None:
+    """Print the numbers of a clean dataset: rows, rejects, classes without images, findings."""
     totals, extra = dataset.manifest.totals, dataset.manifest.extra
     context.say(
         f"{totals.rows + totals.rejected:,} rows in · {totals.rows:,} kept · {totals.rejected:,} rejected · "
         + " · ".join(f"{split} {number:,}" for split, number in totals.by_split.items())
     )
     if totals.by_reason:
-        context.say(f"rejected: {_listed(totals.by_reason)}")
-    if gone := [name for name, number in totals.by_class.items() if not number]:
-        context.say(f"no image at all of: {_some(gone)}")
+        context.say(f"rejected: {_format_counts(totals.by_reason)}")
+    if empty := [name for name, number in totals.by_class.items() if not number]:
+        context.say(f"no image at all of: {_format_names(empty)}")
     for split, numbers in extra["by_class_and_split"].items():
-        without_any = [name for name, number in numbers.items() if not number and totals.by_class[name]]
-        if without_any:
-            context.say(f"no {split} image of: {_some(without_any)}")
-    _say_what_was_found(extra["found"], context)
+        if missing := [name for name, number in numbers.items() if not number and totals.by_class[name]]:
+            context.say(f"no {split} image of: {_format_names(missing)}")
+    _print_findings(extra["found"], context)
     for page in dataset.files("report"):
         context.say(f"audit: {dataset.locate(page)}")
 
 
-def _say_what_was_found(found: dict[str, Any], context: Context) -> None:
-    """Findings that a person should know of, whatever was done about them."""
-    near, leakage = found.get("near_duplicates"), found.get("leakage")
+def _print_findings(findings: dict[str, Any], context: Context) -> None:
+    """Print duplicates, leaks, label conflicts and outliers, whatever the policies did about them."""
+    near, leakage = findings.get("near_duplicates"), findings.get("leakage")
     if near and near["pairs"]:
         context.say(
             f"near-duplicates: {near['pairs']:,} pairs of {near['images']:,} images, {near['dropped']:,} dropped"
@@ -122,17 +123,17 @@ def _say_what_was_found(found: dict[str, Any], context: Context) -> None:
             f"{leakage['test_images_with_twin_in_val']:,} in val; of those twins {leakage['dropped']:,} dropped, "
             f"{leakage['kept']:,} kept" + (" (leakage=drop drops them)" if leakage["kept"] else "")
         )
-    if leaked := found["duplicates"]["declared_test_images_in_declared_train"]:
+    if leaked := findings["duplicates"]["declared_test_images_in_declared_train"]:
         context.say(f"leakage: {leaked:,} images that the source declares as test are in its training part, too")
-    if conflicts := found["duplicates"]["conflicts"] + (near["conflicts"] if near else 0):
+    if conflicts := findings["duplicates"]["conflicts"] + (near["conflicts"] if near else 0):
         context.say(f"labels: {conflicts:,} groups or pairs of equal or almost equal images have different labels")
-    if outliers := {name: about["count"] for name, about in found["outliers"].items()}:
-        context.say(f"outliers: {_listed(outliers)}")
+    if outliers := {name: outlier["count"] for name, outlier in findings["outliers"].items()}:
+        context.say(f"outliers: {_format_counts(outliers)}")
 
 
-def _some(names: list[str]) -> str:
+def _format_names(names: list[str]) -> str:
     return ", ".join(names[:8]) + (f" and {len(names) - 8:,} more" if len(names) > 8 else "")
 
 
-def _listed(counts: dict[str, int]) -> str:
+def _format_counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} {number:,}" for name, number in counts.items()) or "none"

@@ -1,4 +1,4 @@
-"""A perceptual hash of 64 bits, and the small picture by which two pictures with like hashes are compared.
+"""A perceptual hash of 64 bits, and the thumbnails by which two pictures with similar hashes are compared.
 
 Re-encoding and resizing turn 0 to 3 of the hash's bits. A crop turns more, since it shifts everything: the finer a
 detail, the more. The usual DCT hash (Zauner 2010; `phash` of imagehash: the signs of 64 frequencies of the picture)
@@ -33,25 +33,28 @@ SIDE = 32
 LUMA, CHROMA = 24, 12
 THUMBNAIL_BYTES = LUMA * LUMA + 2 * CHROMA * CHROMA
 
-SAME = 0.32
-"""Two pictures whose `differences` is below this are near twins. On photographs twins by re-encoding and resizing are
-below 0.15 and twins by a crop of 5 % below 0.28, different photographs above 0.55. Pages of different text in the same
-layout are above 0.35; flat shapes of one colour in one place that differ in little of the area can't be told apart."""
+MAX_DIFFERENCE = 0.32
+"""Two pictures whose thumbnails differ by less than this (`compare_thumbnails`) are near twins. On photographs twins by
+re-encoding and resizing are below 0.15 and twins by a crop of 5 % below 0.28, different photographs above 0.55. Pages
+of different text in the same layout are above 0.35; flat shapes of one colour in one place that differ in little of
+the area can't be told apart."""
 
-ASPECT = 0.08
-"""Near twins' ratios of width to height differ by no more than this factor: 5 % off one side, and rounded sides."""
+MAX_LOG_ASPECT_RATIO = 0.08
+"""Maximum distance of near twins' logarithms of width by height: 5 % off one side, and rounded sides."""
 
-_SMALL = 160
-_MAPS = (14, 10, 10, 10, 10, 10)  # bits of each map, from its lowest frequencies up
+_SHRUNK_SIDE = 160
+_BITS_OF_MAPS = (14, 10, 10, 10, 10, 10)  # bits of each map, from its lowest frequencies up
 _CROP = 0.05
-_NOISE = 16.0  # grey levels squared: flat pictures differ by noise, which must not count as structure
-_FAR = 1.0  # of the coarse difference; photographs that are twins by a crop are below 0.75
+_NOISE_VARIANCE = 16.0  # grey levels squared: flat pictures differ by noise, which must not count as structure
+_MAX_GRID_DIFFERENCE = 1.0  # of the coarse difference; photographs that are twins by a crop are below 0.75
 _CHUNK = 256  # pairs that a thread compares at once, some 15 MB
 
 
 def halve(picture: Pixels, pad: bool = False) -> Pixels:
-    """Means of 2 x 2 pixels, [H // 2, W // 2, ...]: of an odd side the last row or column is left out; a side of 1
-    stays. `pad`: it is doubled instead, and the halves are rounded up.
+    """Return the means of 2 x 2 pixels, [H // 2, W // 2, ...].
+
+    The last row or column of an odd side is left out; with `pad` it is repeated, and the halves are rounded up. A
+    side of 1 stays.
 
     Whole factors of two are what INTER_AREA does ten times as fast as others.
     """
@@ -64,33 +67,34 @@ def halve(picture: Pixels, pad: bool = False) -> Pixels:
 
 
 def shrink(picture: Pixels, half: Pixels) -> Pixels:
-    """The picture halved (`half` is the first step) until its shorter side is below 160 pixels.
+    """Halve a picture, of which `half` is the first half, until its shorter side is below 160 pixels.
 
-    Odd rows are left out and doubled in turn, so that what is left shows nearly the same extent.
+    Odd rows are left out and repeated in turn, so that the result shows nearly the same extent.
     """
-    if min(picture.shape[:2]) < _SMALL:
+    if min(picture.shape[:2]) < _SHRUNK_SIDE:
         return picture
     small, pad = half, True
-    while min(small.shape[:2]) >= _SMALL:
+    while min(small.shape[:2]) >= _SHRUNK_SIDE:
         small, pad = halve(small, pad), not pad
     return small
 
 
 def to_square(small: Pixels) -> Pixels:
-    """A shrunk picture, RGB or grey → uint8 [32, 32, 3] of Y, Cr, Cb (ITU-R 601), or [32, 32] of Y."""
+    """Resize a shrunk picture, RGB or grey, to uint8 [32, 32, 3] of Y, Cr, Cb (ITU-R 601), or [32, 32] of Y."""
     square = cv2.resize(small, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
     return square if square.ndim == 2 else cv2.cvtColor(square, cv2.COLOR_RGB2YCrCb)  # type: ignore[return-value]
 
 
-def phash(luma: Pixels) -> int:
-    """The hash of a square's Y, uint8 [32, 32]: unsigned, 64 bits."""
-    basis, chosen = _basis()
-    bits = (_maps(luma) @ basis).reshape(-1)[chosen] > 0
+def compute_phash(luma: Pixels) -> int:
+    """Return the 64-bit unsigned hash of a square's Y, uint8 [32, 32]."""
+    basis, chosen = _make_basis()
+    bits = (_make_maps(luma) @ basis).reshape(-1)[chosen] > 0
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
 
-def _maps(luma: Pixels) -> npt.NDArray[np.float64]:
-    """[6, 32 * 32]: Y, its distance from the mean, that times the edges, the edges, and their two directions."""
+def _make_maps(luma: Pixels) -> npt.NDArray[np.float64]:
+    """Return float64 [6, 32 * 32]: Y, its distance from the mean, that times the edges, the edges, and their two
+    directions."""
     maps = np.zeros((6, SIDE, SIDE))
     y, far, busy, edges, upright, slanted = maps
     y[:] = luma
@@ -109,80 +113,77 @@ def _maps(luma: Pixels) -> npt.NDArray[np.float64]:
 
 
 @cache
-def _basis() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.intp]]:
-    """The lowest 14 frequencies of a DCT under a window that fades towards the borders, where crops cut: whole
-    numbers [1024, 14], each summing to 0; and which of the 6 x 14 products with the maps are bits."""
+def _make_basis() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.intp]]:
+    """Return the lowest 14 frequencies of a DCT, and which of their 6 x 14 products with the maps are bits.
+
+    The frequencies are whole numbers, float64 [1024, 14], each summing to 0, under a window that fades towards the
+    borders, where crops cut.
+    """
     at = (np.arange(SIDE) + 0.5) / SIDE
     fade = np.sqrt(np.sin(np.pi * at))
     window = np.outer(fade, fade)
     pairs = sorted(((i, j) for i in range(5) for j in range(5)), key=lambda p: (p[0] ** 2 + p[1] ** 2, p))
     columns = []
-    for i, j in pairs[1 : 1 + max(_MAPS)]:
+    for i, j in pairs[1 : 1 + max(_BITS_OF_MAPS)]:
         wave = np.outer(np.cos(np.pi * i * at), np.cos(np.pi * j * at))
         wave -= (wave * window).sum() / window.sum()
         whole = np.rint(wave * window * 2**15)
         whole[SIDE // 2, SIDE // 2] -= whole.sum()
         columns.append(whole.reshape(-1))
-    chosen = [number * max(_MAPS) + k for number, count in enumerate(_MAPS) for k in range(count)]
+    chosen = [number * max(_BITS_OF_MAPS) + k for number, count in enumerate(_BITS_OF_MAPS) for k in range(count)]
     return np.stack(columns, axis=1), np.array(chosen)
 
 
-def thumbnail(square: Pixels) -> bytes:
-    """The square at 24 x 24 pixels of Y and 12 x 12 of Cr and Cb, 864 bytes; without colour Cr = Cb = 128."""
+def make_thumbnail(square: Pixels) -> bytes:
+    """Shrink a square to 24 x 24 pixels of Y and 12 x 12 of Cr and Cb, 864 bytes; of a grey one Cr = Cb = 128."""
     luma = square if square.ndim == 2 else cv2.extractChannel(square, 0)
     small = cv2.resize(luma, (LUMA, LUMA), interpolation=cv2.INTER_AREA).tobytes()
     if square.ndim == 2:
-        return small + _COLOURLESS
+        return small + _NEUTRAL_CHROMA
     return small + cv2.resize(square, (CHROMA, CHROMA), interpolation=cv2.INTER_AREA)[..., 1:].tobytes()
 
 
-_COLOURLESS = bytes([128]) * (2 * CHROMA * CHROMA)
+_NEUTRAL_CHROMA = bytes([128]) * (2 * CHROMA * CHROMA)
 
 
-def same_aspect(a: npt.ArrayLike, b: npt.ArrayLike) -> npt.NDArray[np.bool_]:
-    """Whether ratios of width to height are near enough for twins; float [P] each."""
-    return np.abs(np.log(np.asarray(a, np.float64) / np.asarray(b, np.float64))) <= ASPECT
+def have_similar_aspect(a: npt.ArrayLike, b: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+    """Return whether ratios of width to height, float [P] each, are near enough for twins: bool [P]."""
+    return np.abs(np.log(np.asarray(a, np.float64) / np.asarray(b, np.float64))) <= MAX_LOG_ASPECT_RATIO
 
 
-def difference(a: bytes, b: bytes) -> float:
-    """How much two thumbnails differ: see `differences`."""
-    rows = [np.frombuffer(data, np.uint8)[None] for data in (a, b)]
-    return float(differences(*rows)[0])
-
-
-def differences(a: Pixels, b: Pixels) -> Floats:
-    """How much the pictures of each pair of thumbnails differ, uint8 [P, 864] twice → float32 [P].
+def compare_thumbnails(a: Pixels, b: Pixels) -> Floats:
+    """Return how much each pair of thumbnails, uint8 [P, 864] twice, differs: float32 [P].
 
     The root of the mean squared difference over the mean variance of the two: 0 for equal pictures, about 1.4 for
-    unrelated ones. A pair is compared as it is, and as if the one were the other with 5 % of its width and height cut
-    off, at nine places and both ways; the least counts. Where a grid of 6 x 6 means differs by more than 1, as no
-    twins' does, that is the answer. Two cores do 200,000 unrelated or 18,000 near pairs a second.
+    unrelated ones. A pair is compared as it is, and as if either were the other with 5 % of its width and height cut
+    off, at nine places; the smallest difference counts. Where a grid of 6 x 6 means differs by more than 1, as no
+    twins' does, that difference is returned. Two cores do 200,000 unrelated or 18,000 near pairs a second.
     """
     if a.shape != b.shape or a.ndim != 2 or a.shape[1] != THUMBNAIL_BYTES:
         raise ValueError(f"thumbnails are uint8 [P, {THUMBNAIL_BYTES}] twice, not {a.shape} and {b.shape}")
-    found = np.empty(len(a), np.float32)
+    differences = np.empty(len(a), np.float32)
 
     def compare(start: int) -> None:
         chunk = slice(start, start + _CHUNK)
-        found[chunk] = _coarse_differences(a[chunk], b[chunk])
-        near = start + np.flatnonzero(found[chunk] <= _FAR)
-        found[near] = _differences(_planes(a[near]), _planes(b[near]))
+        differences[chunk] = _compare_grids(a[chunk], b[chunk])
+        near = start + np.flatnonzero(differences[chunk] <= _MAX_GRID_DIFFERENCE)
+        differences[near] = _compare_planes(_make_planes(a[near]), _make_planes(b[near]))
 
     with ThreadPoolExecutor(cores()) as pool:
         list(pool.map(compare, range(0, len(a), _CHUNK)))
-    return found
+    return differences
 
 
-def _coarse_differences(a: Pixels, b: Pixels) -> Floats:
-    one, other = _grid(a), _grid(b)
-    apart = one - other
-    scale = (one.var(axis=1) + other.var(axis=1)) / 2 + np.float32(_NOISE)
-    found: Floats = np.sqrt(np.einsum("pk,pk->p", apart, apart) / np.float32(one.shape[1]) / scale)
-    return found
+def _compare_grids(a: Pixels, b: Pixels) -> Floats:
+    grid_a, grid_b = _make_grid(a), _make_grid(b)
+    error = grid_a - grid_b
+    scale = (grid_a.var(axis=1) + grid_b.var(axis=1)) / 2 + np.float32(_NOISE_VARIANCE)
+    differences: Floats = np.sqrt(np.einsum("pk,pk->p", error, error) / np.float32(grid_a.shape[1]) / scale)
+    return differences
 
 
-def _grid(thumbnails: Pixels) -> Floats:
-    """The means of Y in a grid of 6 x 6, float32 [P, 36]."""
+def _make_grid(thumbnails: Pixels) -> Floats:
+    """Return the means of Y in a grid of 6 x 6, float32 [P, 36]."""
     step = LUMA // 6
     luma = thumbnails[:, : LUMA * LUMA].reshape(-1, 6, step, 6, step)
     sums = luma.sum(axis=2, dtype=np.uint16).sum(axis=3, dtype=np.uint16)
@@ -190,51 +191,53 @@ def _grid(thumbnails: Pixels) -> Floats:
     return means
 
 
-def _planes(thumbnails: Pixels) -> tuple[Floats, Floats]:
-    """Y as float32 [P, 1, 24, 24] and chroma as [P, 2, 12, 12], smoothed a little: resampling does that too."""
+def _make_planes(thumbnails: Pixels) -> tuple[Floats, Floats]:
+    """Return Y, float32 [P, 1, 24, 24], and chroma, [P, 2, 12, 12], smoothed a little as resampling does."""
     luma, chroma = np.split(thumbnails.astype(np.float32), [LUMA * LUMA], axis=1)
     channels: Floats = chroma.reshape(-1, CHROMA, CHROMA, 2).transpose(0, 3, 1, 2)
     return _smooth(luma.reshape(-1, 1, LUMA, LUMA)), _smooth(channels)
 
 
 def _smooth(planes: Floats) -> Floats:
-    weights = _smoothing(planes.shape[-1])
+    weights = _make_smoothing_weights(planes.shape[-1])
     return np.asarray(weights @ planes @ weights.T, np.float32)
 
 
-def _differences(a: tuple[Floats, Floats], b: tuple[Floats, Floats]) -> Floats:
-    scale = np.full(len(a[0]), _NOISE, np.float32)
+def _compare_planes(a: tuple[Floats, Floats], b: tuple[Floats, Floats]) -> Floats:
+    scale = np.full(len(a[0]), _NOISE_VARIANCE, np.float32)
     squared = np.zeros((19, len(a[0])), np.float32)  # as they are; as if b, and as if a, were a crop of the other
-    for one, other in zip(a, b, strict=True):
-        scale += (_variance(one) + _variance(other)) * np.float32(0.5)
-        squared[0] += np.square(one - other).mean(axis=(2, 3)).sum(axis=1)
-        squared[1:10] += _squared_crops(one, other).T
-        squared[10:] += _squared_crops(other, one).T
-    found: Floats = np.sqrt(squared.min(axis=0) / scale)
-    return found
+    for planes_a, planes_b in zip(a, b, strict=True):
+        scale += (_compute_variance(planes_a) + _compute_variance(planes_b)) * np.float32(0.5)
+        squared[0] += np.square(planes_a - planes_b).mean(axis=(2, 3)).sum(axis=1)
+        squared[1:10] += _compare_crops(planes_a, planes_b).T
+        squared[10:] += _compare_crops(planes_b, planes_a).T
+    differences: Floats = np.sqrt(squared.min(axis=0) / scale)
+    return differences
 
 
-def _variance(planes: Floats) -> Floats:
-    found: Floats = planes.var(axis=(2, 3)).sum(axis=1)
-    return found
+def _compute_variance(planes: Floats) -> Floats:
+    variance: Floats = planes.var(axis=(2, 3)).sum(axis=1)
+    return variance
 
 
-def _squared_crops(whole: Floats, part: Floats) -> Floats:
-    """The mean squared differences, summed over channels, of the parts from the wholes without 5 % of their height
-    and width, cut at nine places: float32 [P, C, n, n] twice → [P, 9]."""
+def _compare_crops(whole: Floats, part: Floats) -> Floats:
+    """Return the mean squared differences, summed over channels, of `part` from nine crops of `whole`: float32 [P, 9].
+
+    Both are float32 [P, C, n, n]; the crops cut 5 % of height and width off, at nine places.
+    """
     count, channels, side, _ = whole.shape
-    crops = _crop(side)
-    apart = crops @ (whole.reshape(-1, side, side) @ crops.T)
-    apart.reshape(-1, 3, side, 3, side)[:] -= part.reshape(-1, 1, side, 1, side)
-    np.square(apart, out=apart)
+    crops = _make_crop_weights(side)
+    error = crops @ (whole.reshape(-1, side, side) @ crops.T)
+    error.reshape(-1, 3, side, 3, side)[:] -= part.reshape(-1, 1, side, 1, side)
+    np.square(error, out=error)
     thirds = np.repeat(np.eye(3, dtype=np.float32), side, axis=1) / np.float32(side)
-    sums: Floats = (thirds @ apart @ thirds.T).reshape(count, channels, 9).sum(axis=1)
+    sums: Floats = (thirds @ error @ thirds.T).reshape(count, channels, 9).sum(axis=1)
     return sums
 
 
 @cache
-def _smoothing(side: int) -> Floats:
-    """The weights 0.1, 0.8, 0.1 along a side, float32 [side, side]; at the ends the border counts twice."""
+def _make_smoothing_weights(side: int) -> Floats:
+    """Return the weights 0.1, 0.8, 0.1 along a side, float32 [side, side]; at the ends the border counts twice."""
     matrix = 0.8 * np.eye(side) + 0.1 * (np.eye(side, k=1) + np.eye(side, k=-1))
     matrix[0, 0] += 0.1
     matrix[-1, -1] += 0.1
@@ -242,8 +245,9 @@ def _smoothing(side: int) -> Floats:
 
 
 @cache
-def _crop(side: int) -> Floats:
-    """Cubic interpolation of 95 % of a side to all of it, at its start, middle and end: float32 [3 * side, side]."""
+def _make_crop_weights(side: int) -> Floats:
+    """Return the weights of cubic interpolation of 95 % of a side to all of it, at its start, middle and end: float32
+    [3 * side, side]."""
     sharpness = -0.6
     matrix = np.zeros((3, side, side))
     for number, offset in enumerate((0, _CROP / 2, _CROP)):

@@ -1,4 +1,4 @@
-"""Slices on all cores: in this process where there is little to do, else in processes of their own."""
+"""Cleans slices on all cores: in this process where there is little to do, else in worker processes."""
 
 from __future__ import annotations
 
@@ -18,11 +18,9 @@ from ..store.manifest import Dataset
 from ..store.parallel import map_ordered, max_workers
 from ..store.progress import Progress
 from ..store.runner import RUNNER_PID
-from .shard import CleanedShard, RowRules, clean_shard
-from .slices import SLICE_BYTES, Slice
-from .worker import JOBS_AT_A_TIME, rules_to_record
+from .shard import SLICE_BYTES, CleanedShard, RowRules, Slice, clean_shard
+from .worker import CONCURRENT_JOBS, rules_to_record
 
-Work = Callable[[Slice], CleanedShard]
 WORKER_BYTES = 3 * 2**27
 """Memory of one worker process: its libraries, and two slices' images."""
 
@@ -30,47 +28,51 @@ WORKER_BYTES = 3 * 2**27
 def clean_slices(
     raw: Dataset, parts: list[Slice], uri: str, rules: RowRules, progress: Progress
 ) -> Iterator[tuple[Slice, CleanedShard]]:
-    """Every slice with what it gave, in their order. In memory are two slices' images a process, about 150 MB."""
+    """Yield every slice with its result, in the order of `parts`. Each process holds two slices' images, 150 MB."""
     workers = rules.config.clean_workers or max_workers(WORKER_BYTES)
     processes = min(workers, len(parts))
     if processes < 2 or sum(part.bytes for part in parts) <= SLICE_BYTES:
-        turn = threading.Lock()
+        decode_lock = threading.Lock()
 
-        def here(part: Slice) -> CleanedShard:
-            return clean_shard(raw, part, uri, rules, progress.add, turn, workers)
+        def clean_in_process(part: Slice) -> CleanedShard:
+            return clean_shard(raw, part, uri, rules, progress.add, decode_lock, workers)
 
-        yield from zip(parts, map_ordered(parts, here, JOBS_AT_A_TIME, lambda _: 0), strict=True)
+        yield from zip(parts, map_ordered(parts, clean_in_process, CONCURRENT_JOBS, lambda _: 0), strict=True)
         return
     setup = {"raw": raw.uri, "clean": uri, "rules": rules_to_record(rules), "threads": workers // processes}
-    with _processes(processes, setup, progress) as work:
-        yield from zip(parts, map_ordered(parts, work, JOBS_AT_A_TIME * processes, lambda _: 0), strict=True)
+    with _start_workers(processes, setup, progress) as run:
+        yield from zip(parts, map_ordered(parts, run, CONCURRENT_JOBS * processes, lambda _: 0), strict=True)
 
 
 @contextmanager
-def _processes(number: int, setup: dict[str, Any], progress: Progress) -> Iterator[Work]:
-    """A function that runs a slice on one of so many processes, each with `JOBS_AT_A_TIME` at a time."""
-    started: list[_Process] = []
-    free: queue.SimpleQueue[_Process] = queue.SimpleQueue()
+def _start_workers(number: int, setup: dict[str, Any], progress: Progress) -> Iterator[Callable[[Slice], CleanedShard]]:
+    """Start `number` processes; yield a function that cleans a slice on a free one, `CONCURRENT_JOBS` on each."""
+    workers: list[_WorkerProcess] = []
+    free: queue.SimpleQueue[_WorkerProcess] = queue.SimpleQueue()
 
-    def work(part: Slice) -> CleanedShard:
-        process = free.get()
+    def run(part: Slice) -> CleanedShard:
+        worker = free.get()
         try:
-            return process.run(part)
+            return worker.run(part)
         finally:
-            free.put(process)
+            free.put(worker)
 
     try:
         for _ in range(number):
-            started.append(_Process(setup, progress))
-        for process in started * JOBS_AT_A_TIME:
-            free.put(process)
-        yield work
+            workers.append(_WorkerProcess(setup, progress))
+        for worker in workers * CONCURRENT_JOBS:
+            free.put(worker)
+        yield run
     finally:
-        _end(started)
+        # Idle ones have nothing left to do; busy ones are left only after an error, when their work is not needed.
+        for worker in workers:
+            worker.popen.kill()
+        for worker in workers:
+            worker.popen.wait()
 
 
-class _Process:
-    """One worker process, and a thread that takes its answers."""
+class _WorkerProcess:
+    """A worker process, and a thread that reads its results."""
 
     def __init__(self, setup: dict[str, Any], progress: Progress) -> None:
         environment = os.environ | {RUNNER_PID: str(os.getpid()), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -78,15 +80,15 @@ class _Process:
         self.popen = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
-        self._progress, self._waiting, self._lock = progress, dict[str, Future[CleanedShard]](), threading.Lock()
+        self._progress, self._futures, self._lock = progress, dict[str, Future[CleanedShard]](), threading.Lock()
         self._send(setup)
-        threading.Thread(target=self._listen, daemon=True, name="answers").start()
+        threading.Thread(target=self._read_results, daemon=True, name="answers").start()
 
     def run(self, part: Slice) -> CleanedShard:
-        """Have one slice cleaned; raises what ended it, TransientError if the process itself was killed."""
+        """Clean one slice in the process; raises its error, TransientError if the process itself was killed."""
         future: Future[CleanedShard] = Future()
         with self._lock:
-            self._waiting[part.key] = future
+            self._futures[part.key] = future
         self._send(part.to_record())
         return future.result()
 
@@ -96,38 +98,30 @@ class _Process:
             with self._lock:
                 pipe.write(json.dumps(message) + "\n")
                 pipe.flush()
-        except OSError:  # it is gone
-            self._give_up()
+        except OSError:  # the process has ended
+            self._fail_pending()
 
-    def _listen(self) -> None:
-        answers: Iterable[str] = self.popen.stdout or ()
-        for line in answers:
-            answer = json.loads(line)
-            if answer["done"]:
-                self._progress.add(answer["done"])
-            if "key" in answer:
+    def _read_results(self) -> None:
+        lines: Iterable[str] = self.popen.stdout or ()
+        for line in lines:
+            result = json.loads(line)
+            if result["done"]:
+                self._progress.add(result["done"])
+            if "key" in result:
                 with self._lock:
-                    future = self._waiting.pop(answer["key"])
-                if "error" in answer:
-                    future.set_exception(error_for_exit_code(answer["exit_code"], answer["error"]))
+                    future = self._futures.pop(result["key"])
+                if "error" in result:
+                    future.set_exception(error_for_exit_code(result["exit_code"], result["error"]))
                 else:
-                    future.set_result(CleanedShard.from_record(answer["shard"]))
-        self._give_up()
+                    future.set_result(CleanedShard.from_record(result["shard"]))
+        self._fail_pending()
 
-    def _give_up(self) -> None:
-        """The process has ended: whoever still waits for it is told how."""
+    def _fail_pending(self) -> None:
+        """Fail all pending slices, because the process has ended."""
         code = self.popen.wait()
-        killed = f"was killed by signal {-code}; perhaps memory ran out" if code < 0 else f"ended with exit code {code}"
-        error: MillError = (TransientError if code < 0 else MillError)(f"a process that cleans images {killed}")
+        cause = f"was killed by signal {-code}; perhaps memory ran out" if code < 0 else f"ended with exit code {code}"
+        error: MillError = (TransientError if code < 0 else MillError)(f"a process that cleans images {cause}")
         with self._lock:
-            waiting, self._waiting = self._waiting, {}
-        for future in waiting.values():
+            pending, self._futures = self._futures, {}
+        for future in pending.values():
             future.set_exception(error)
-
-
-def _end(processes: list[_Process]) -> None:
-    """End what is still there: idle ones at once, busy ones only after an error, when their work is not wanted."""
-    for process in processes:
-        process.popen.kill()
-    for process in processes:
-        process.popen.wait()

@@ -1,6 +1,6 @@
-"""Near-duplicates: candidates by perceptual hash, verified on thumbnails; and what follows from a pair.
+"""Near-duplicates: pairs found by perceptual hash and verified on thumbnails, and the verdicts that follow from them.
 
-A twin is a direct one: the twin of a twin is not taken for one, so a chain of small changes drops nothing.
+Only direct twins count: the twin of a twin is not taken for one, so that a chain of small changes drops nothing.
 """
 
 from __future__ import annotations
@@ -15,28 +15,35 @@ import numpy.typing as npt
 from ..store.errors import wrong
 from ..store.manifest import File
 from ..store.shards import Layout, ShardWriter
+from .candidates import Candidates, Rows
 from .config import CleanConfig
-from .near import BANDED_RADIUS, BRUTE_LIMIT, near_pairs
-from .phash import SAME, differences, same_aspect
+from .near import BANDED_RADIUS, BRUTE_LIMIT, find_near_pairs
+from .phash import MAX_DIFFERENCE, compare_thumbnails, have_similar_aspect
 from .schema import TWINS
 from .splits import SPLITS, TEST, TRAIN, UNDECLARED, VAL
-from .table import Rows, Table
 from .verdicts import EXAMPLES, Verdict, Verdicts
 
 CHUNK = 32_768
-"""Pairs that are verified or named at a time."""
+"""Pairs that are verified or written at a time."""
 
 
 @dataclass(frozen=True)
 class Twins:
-    """Verified pairs: `first` and `second` int64 [P] rows, `distance` uint8 [P] bits, `difference` float32 [P] of the
-    thumbnails. Of `candidates` pairs; not all were looked at unless `complete`. 21 bytes a pair."""
+    """P verified pairs of near-duplicates; 21 bytes a pair.
+
+    Attributes:
+        first, second: int64 [P], rows.
+        distance: uint8 [P], bits in which the perceptual hashes differ.
+        difference: float32 [P], of the thumbnails.
+        checked: number of pairs that were verified to find these.
+        complete: whether no pair within the radius was left out.
+    """
 
     first: Rows
     second: Rows
     distance: npt.NDArray[np.uint8]
     difference: npt.NDArray[np.float32]
-    candidates: int
+    checked: int
     complete: bool
 
     def __len__(self) -> int:
@@ -44,7 +51,7 @@ class Twins:
 
 
 def check_radius(config: CleanConfig, rows: int) -> None:
-    """UserError before anything is decoded where the search would refuse the radius for so many images."""
+    """Raise UserError, before anything is decoded, for a radius that is too large for so many images."""
     if (
         config.near_duplicates != "off"
         and config.measures
@@ -57,37 +64,36 @@ def check_radius(config: CleanConfig, rows: int) -> None:
         )  # fmt: skip
 
 
-def find_twins(table: Table, alive: npt.NDArray[np.bool_], radius: int) -> Twins:
-    """The verified pairs among the rows that are alive."""
+def find_twins(candidates: Candidates, alive: npt.NDArray[np.bool_], radius: int) -> Twins:
+    """Find the verified pairs among the rows that are alive, with hashes within `radius` bits."""
     rows = np.flatnonzero(alive)
-    near = near_pairs(table.phash[rows], radius)
+    near = find_near_pairs(candidates.phash[rows], radius)
     first, second = rows[near.pairs[:, 0]], rows[near.pairs[:, 1]]
-    shape = table.measures["aspect_ratio"]
-    alike = same_aspect(shape[first], shape[second])
-    first, second = first[alike], second[alike]
+    aspect_ratio = candidates.measures["aspect_ratio"]
+    is_similar = have_similar_aspect(aspect_ratio[first], aspect_ratio[second])
+    first, second = first[is_similar], second[is_similar]
     involved = np.unique(np.concatenate([first, second]))
-    thumbnails = table.thumbnails(involved)
+    thumbnails = candidates.read_thumbnails(involved)
     difference = np.empty(len(first), np.float32)
     for start in range(0, len(first), CHUNK):
-        part = slice(start, start + CHUNK)
-        places = (np.searchsorted(involved, side[part]) for side in (first, second))
-        difference[part] = differences(*(thumbnails[p] for p in places))
-    same = difference < SAME
-    first, second, difference = first[same], second[same], difference[same]
-    distance = np.bitwise_count(table.phash[first] ^ table.phash[second])
+        chunk = slice(start, start + CHUNK)
+        indices = (np.searchsorted(involved, side[chunk]) for side in (first, second))
+        difference[chunk] = compare_thumbnails(*(thumbnails[i] for i in indices))
+    verified = difference < MAX_DIFFERENCE
+    first, second, difference = first[verified], second[verified], difference[verified]
+    distance = np.bitwise_count(candidates.phash[first] ^ candidates.phash[second])
     return Twins(first, second, distance, difference, len(near.pairs), near.complete)
 
 
 def judge_twins(verdicts: Verdicts, twins: Twins, config: CleanConfig) -> None:
-    """First conflicts of labels, then leaks into test, then near-duplicates within a split."""
-    before = verdicts.splits.copy()
-    conflicts = _settle_conflicts(verdicts, twins, config.label_conflicts)
+    """Apply the policies: first to label conflicts, then to leaks into test, then to near-duplicates within a split."""
+    conflicts = _resolve_conflicts(verdicts, twins, config.label_conflicts)
     leakage = _drop_leaks(verdicts, twins, config)
     dropped = _drop_near(verdicts, twins) if config.near_duplicates == "drop" else 0
-    sides = np.sort(np.stack([before[twins.first], before[twins.second]]), axis=0)
-    verdicts.found["near_duplicates"] = {
+    splits = np.sort(np.stack([verdicts.splits[twins.first], verdicts.splits[twins.second]]), axis=0)
+    verdicts.findings["near_duplicates"] = {
         "radius": config.near_radius,
-        "candidates": twins.candidates,
+        "candidates": twins.checked,
         "complete": twins.complete,
         "pairs": len(twins),
         "images": len(np.unique(np.concatenate([twins.first, twins.second]))),
@@ -95,94 +101,98 @@ def judge_twins(verdicts: Verdicts, twins: Twins, config: CleanConfig) -> None:
             f"{SPLITS[a]}-{SPLITS[b]}": number
             for a in range(3)
             for b in range(a, 3)
-            if (number := int(((sides[0] == a) & (sides[1] == b)).sum()))
+            if (number := int(((splits[0] == a) & (splits[1] == b)).sum()))
         },
         "dropped": dropped,
         **conflicts,
     }
-    verdicts.found["leakage"] = leakage
+    verdicts.findings["leakage"] = leakage
 
 
-def _settle_conflicts(verdicts: Verdicts, twins: Twins, policy: str) -> dict[str, Any]:
-    """Pairs with different labels, and what the policy drops of them."""
-    table = verdicts.table
-    different = np.flatnonzero(table.label[twins.first] != table.label[twins.second])
-    first, second = twins.first[different], twins.second[different]
+def _resolve_conflicts(verdicts: Verdicts, twins: Twins, policy: str) -> dict[str, Any]:
+    """Drop what the policy drops of pairs with different labels; return their number and examples."""
+    candidates = verdicts.candidates
+    conflicting = np.flatnonzero(candidates.label[twins.first] != candidates.label[twins.second])
+    first, second = twins.first[conflicting], twins.second[conflicting]
     if policy == "drop_all":
-        losers = [(a, b) for a, b in zip(first.tolist(), second.tolist(), strict=True)]
+        losers = list(zip(first.tolist(), second.tolist(), strict=True))
         losers += [(b, a) for a, b in losers]
     elif policy == "drop_minority":
-        losers = _outvoted(table, twins, np.unique(np.concatenate([first, second])))
+        losers = _find_outvoted(candidates, twins, np.unique(np.concatenate([first, second])))
     else:
         losers = []
     for row, other in losers:
         verdicts.drop(row, Verdict("label_conflict", "near twin of", other))
-    names = table.names(np.concatenate([first[:EXAMPLES], second[:EXAMPLES]]))
+    infos = candidates.read_infos(np.concatenate([first[:EXAMPLES], second[:EXAMPLES]]))
     examples = [
-        [{"image_id": names[int(row)].image_id, "label": names[int(row)].label} for row in pair]
+        [{"image_id": infos[int(row)].image_id, "label": infos[int(row)].label} for row in pair]
         for pair in zip(first[:EXAMPLES], second[:EXAMPLES], strict=True)
     ]
-    return {"conflicts": len(different), "conflict_examples": examples}
+    return {"conflicts": len(conflicting), "conflict_examples": examples}
 
 
-def _outvoted(table: Table, twins: Twins, rows: Rows) -> list[tuple[int, int]]:
-    """(row, a twin that contradicts it) of those whose label is not the one most of the row and its twins have."""
+def _find_outvoted(candidates: Candidates, twins: Twins, rows: Rows) -> list[tuple[int, int]]:
+    """Return those of `rows` whose label is not that of most of the row and its twins, each with a twin of another."""
     losers = []
-    neighbours = _neighbours(twins.first, twins.second)
+    neighbors = _group_neighbors(twins.first, twins.second)
     for row in rows.tolist():
-        around = np.array([row, *neighbours[row]])
-        labels, votes = np.unique(table.label[around], return_counts=True)
-        own = votes[labels == table.label[row]][0]
-        if own < votes.max() or (votes == own).sum() > 1:
-            losers.append((row, int(next(r for r in around if table.label[r] != table.label[row]))))
+        voters = np.array([row, *neighbors[row]])
+        labels, votes = np.unique(candidates.label[voters], return_counts=True)
+        own_votes = votes[labels == candidates.label[row]][0]
+        if own_votes < votes.max() or (votes == own_votes).sum() > 1:
+            losers.append((row, int(next(v for v in voters if candidates.label[v] != candidates.label[row]))))
     return losers
 
 
-def _neighbours(first: Rows, second: Rows) -> dict[int, list[int]]:
-    """The direct twins of each row that has some."""
-    found: dict[int, list[int]] = {}
+def _group_neighbors(first: Rows, second: Rows) -> dict[int, list[int]]:
+    """Return the direct twins of each row that has some."""
+    neighbors: dict[int, list[int]] = {}
     for a, b in zip(first.tolist(), second.tolist(), strict=True):
-        found.setdefault(a, []).append(b)
-        found.setdefault(b, []).append(a)
-    return found
+        neighbors.setdefault(a, []).append(b)
+        neighbors.setdefault(b, []).append(a)
+    return neighbors
 
 
 def _drop_leaks(verdicts: Verdicts, twins: Twins, config: CleanConfig) -> dict[str, Any]:
-    """Train and val rows with a twin in test: dropped by the policy. The numbers are of before."""
-    table = verdicts.table
-    declared = table.declared if config.declared_splits == "respect" else np.full(len(table), UNDECLARED, np.uint8)
-    sides = [(twins.first, twins.second), (twins.second, twins.first)]
-    rows, tests = (np.concatenate(parts) for parts in zip(*sides, strict=True))
-    named = (table.declared[tests] == TEST) & ~np.isin(table.declared[rows], (VAL, TEST, UNDECLARED))
+    """Drop, by the policy, train and val rows with a twin in test; return the numbers from before that."""
+    candidates = verdicts.candidates
+    respected = config.declared_splits == "respect"
+    declared = candidates.declared if respected else np.full(len(candidates), UNDECLARED, np.uint8)
+    pairs = [(twins.first, twins.second), (twins.second, twins.first)]
+    rows, tests = (np.concatenate(sides) for sides in zip(*pairs, strict=True))
+    declared_leak = (candidates.declared[tests] == TEST) & ~np.isin(candidates.declared[rows], (VAL, TEST, UNDECLARED))
     leak = (verdicts.splits[tests] == TEST) & (verdicts.splits[rows] != TEST)
     leak &= verdicts.alive[tests] & verdicts.alive[rows]
-    rows, leaked_declared, tests = rows[leak], np.unique(tests[named]), tests[leak]
-    by_source = (declared[rows] != UNDECLARED) & (declared[tests] == TEST)
+    rows, leaked_declared, tests = rows[leak], np.unique(tests[declared_leak]), tests[leak]
+    is_declared = (declared[rows] != UNDECLARED) & (declared[tests] == TEST)
     in_train = verdicts.splits[rows] == TRAIN
-    found = {
+    # An overlap that the source declares is part of its benchmark: an image is taken out of it only on request.
+    dropped = {"drop": np.ones_like(is_declared), "auto": ~is_declared, "report": np.zeros_like(is_declared)}[
+        config.leakage
+    ]
+    for row, other in zip(rows[dropped].tolist(), tests[dropped].tolist(), strict=True):
+        verdicts.drop(row, Verdict("near_duplicate_of_test", "near twin of", other))
+    return {
         "declared_test_images_with_twin_in_declared_train": len(leaked_declared),
         "test_images_with_twin_in_train": len(np.unique(tests[in_train])),
         "test_images_with_twin_in_val": len(np.unique(tests[~in_train])),
         "policy": config.leakage,
+        "dropped": len(np.unique(rows[dropped])),
+        "kept": len(np.unique(rows[~dropped])),
     }
-    # What a source declares on both sides is its benchmark: only on request is an image taken out of it.
-    goes = {"drop": np.ones_like(by_source), "auto": ~by_source, "report": np.zeros_like(by_source)}[config.leakage]
-    for row, other in zip(rows[goes].tolist(), tests[goes].tolist(), strict=True):
-        verdicts.drop(row, Verdict("near_duplicate_of_test", "near twin of", other))
-    return found | {"dropped": len(np.unique(rows[goes])), "kept": len(np.unique(rows[~goes]))}
 
 
 def _drop_near(verdicts: Verdicts, twins: Twins) -> int:
-    """Of near-duplicates in one split, or in train and val, keep those that no kept one is a direct twin of."""
+    """Drop near-duplicates in one split, or in train and val, that are direct twins of one that is kept."""
     alive = verdicts.alive[twins.first] & verdicts.alive[twins.second]
-    together = (verdicts.splits[twins.first] == TEST) == (verdicts.splits[twins.second] == TEST)
-    pairs = alive & together
+    same_side = (verdicts.splits[twins.first] == TEST) == (verdicts.splits[twins.second] == TEST)
+    pairs = alive & same_side
     first, second = twins.first[pairs], twins.second[pairs]
-    neighbours = _neighbours(first, second)
+    neighbors = _group_neighbors(first, second)
     kept: set[int] = set()
     dropped = 0
-    for row in verdicts.first_to_keep(np.unique(np.concatenate([first, second]))).tolist():
-        other = next((twin for twin in neighbours[row] if twin in kept), None)
+    for row in verdicts.sort_by_priority(np.unique(np.concatenate([first, second]))).tolist():
+        other = next((twin for twin in neighbors[row] if twin in kept), None)
         if other is None:
             kept.add(row)
         else:
@@ -192,24 +202,24 @@ def _drop_near(verdicts: Verdicts, twins: Twins) -> int:
 
 
 def write_twins(uri: str, verdicts: Verdicts, twins: Twins) -> File:
-    """Every pair as a row of a Parquet file, in the order of the pairs."""
+    """Write every pair as a row of a Parquet file, in the order of the pairs."""
     with ShardWriter(uri, Layout(TWINS, row_group_rows=CHUNK)) as writer:
-        for row in _named(verdicts, twins):
+        for row in _iterate_pairs(verdicts, twins):
             writer.add(row, 0)
         return writer.publish("twins", "twins")
 
 
-def _named(verdicts: Verdicts, twins: Twins) -> Iterator[dict[str, Any]]:
+def _iterate_pairs(verdicts: Verdicts, twins: Twins) -> Iterator[dict[str, Any]]:
     for start in range(0, len(twins), CHUNK):
-        part = slice(start, start + CHUNK)
-        names = verdicts.table.names(np.concatenate([twins.first[part], twins.second[part]]))
-        columns = (twins.first[part], twins.second[part], twins.distance[part], twins.difference[part])
-        for a, b, distance, difference in zip(*(c.tolist() for c in columns), strict=True):
-            gone = [names[row].image_id for row in (a, b) if not verdicts.alive[row]]
+        chunk = slice(start, start + CHUNK)
+        infos = verdicts.candidates.read_infos(np.concatenate([twins.first[chunk], twins.second[chunk]]))
+        columns = (twins.first[chunk], twins.second[chunk], twins.distance[chunk], twins.difference[chunk])
+        for a, b, distance, difference in zip(*(column.tolist() for column in columns), strict=True):
+            dropped = [infos[row].image_id for row in (a, b) if not verdicts.alive[row]]
             yield {
-                "image_id": names[a].image_id, "twin_id": names[b].image_id,
+                "image_id": infos[a].image_id, "twin_id": infos[b].image_id,
                 "distance": distance, "difference": difference,
-                "label": names[a].label, "twin_label": names[b].label,
+                "label": infos[a].label, "twin_label": infos[b].label,
                 "split": SPLITS[verdicts.splits[a]], "twin_split": SPLITS[verdicts.splits[b]],
-                "dropped": " ".join(gone[:1]) if len(gone) < 2 else "both",
+                "dropped": " ".join(dropped[:1]) if len(dropped) < 2 else "both",
             }  # fmt: skip

@@ -1,8 +1,7 @@
-"""One process of cleaning's pool: `python -m imagemill.components.clean.worker`, started by pool.py.
+"""A worker process of cleaning: `python -m imagemill.components.clean.worker`, started by pool.py.
 
-A process and not a thread, for what lies between the decoder and the measures holds Python's lock: threads of one
-process would wait for one another. Jobs come as lines of JSON on stdin, results go to stdout as such: no pickle, and
-nothing of an image passes between the processes.
+Processes instead of threads, because the work between decoder and measures holds Python's lock. Jobs arrive as lines
+of JSON on stdin, results leave as lines of JSON on stdout; pixels never pass between processes.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import threading
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from typing import IO, Any
 
 from ..store.errors import EXIT_OURS, MillError
@@ -22,55 +22,52 @@ from ..store.manifest import Dataset, read_dataset
 from ..store.runner import exit_with_runner
 from .config import CleanConfig
 from .labels import LabelRules
-from .shard import RowRules, clean_shard
-from .slices import Slice
+from .shard import RowRules, Slice, clean_shard
 
-JOBS_AT_A_TIME = 2
-"""One is decoded while the one before it is written."""
-_SAID_EVERY_S = 0.5
+CONCURRENT_JOBS = 2
+"""Jobs of a worker at a time: one is decoded while the one before it is written."""
+_PROGRESS_INTERVAL_S = 0.5
 
 
 class Worker:
-    """The rules, and the pipe that answers go to; safe to use from the threads of the jobs."""
+    """Cleans slices and writes their results to `output`; safe to use from several threads."""
 
-    def __init__(self, setup: dict[str, Any], answers: IO[str]) -> None:
+    def __init__(self, setup: dict[str, Any], output: IO[str]) -> None:
         self._raw: Dataset = read_dataset(setup["raw"], "raw")
         self._uri, self._threads = setup["clean"], setup["threads"]
         self._rules = rules_from_record(setup["rules"])
-        self._answers, self._lock, self._turn = answers, threading.Lock(), threading.Lock()
-        self._done, self._said = 0, time.monotonic()
+        self._output, self._lock, self._decode_lock = output, threading.Lock(), threading.Lock()
+        self._unreported, self._last_message = 0, time.monotonic()
 
-    def work(self, part: Slice) -> None:
-        """Clean one slice and answer with its record, or with the error that ended it."""
+    def run(self, part: Slice) -> None:
+        """Clean one slice and send its record, or the error that ended it."""
         try:
-            shard = clean_shard(self._raw, part, self._uri, self._rules, self._count, self._turn, self._threads)
-            answer: dict[str, Any] = {"shard": shard.to_record()}
+            shard = clean_shard(self._raw, part, self._uri, self._rules, self._count, self._decode_lock, self._threads)
+            message: dict[str, Any] = {"shard": shard.to_record()}
         except MillError as error:
-            answer = {"error": str(error), "exit_code": error.exit_code}
-        except Exception as error:  # an unforeseen one: its trace in the log, its words to the step
+            message = {"error": str(error), "exit_code": error.exit_code}
+        except Exception as error:  # of any kind: the parent waits for an answer and would wait forever without one
             traceback.print_exc()
-            answer = {"error": f"{type(error).__name__}: {error} (an error of imagemill's)", "exit_code": EXIT_OURS}
-        self._say(answer | {"key": part.key})
+            message = {"error": f"{type(error).__name__}: {error} (an error of imagemill's)", "exit_code": EXIT_OURS}
+        self._send(message | {"key": part.key})
 
     def _count(self, number: int) -> None:
         with self._lock:
-            self._done += number
-            due = time.monotonic() - self._said > _SAID_EVERY_S
-        if due:
-            self._say({})
+            self._unreported += number
+            is_due = time.monotonic() - self._last_message > _PROGRESS_INTERVAL_S
+        if is_due:
+            self._send({})
 
-    def _say(self, answer: dict[str, Any]) -> None:
-        """One line, with the images done since the last one."""
+    def _send(self, message: dict[str, Any]) -> None:
+        """Write one line, with the number of images done since the last one."""
         with self._lock:
-            self._answers.write(json.dumps(answer | {"done": self._done}) + "\n")
-            self._answers.flush()
-            self._done, self._said = 0, time.monotonic()
+            self._output.write(json.dumps(message | {"done": self._unreported}) + "\n")
+            self._output.flush()
+            self._unreported, self._last_message = 0, time.monotonic()
 
 
 def rules_to_record(rules: RowRules) -> dict[str, Any]:
-    """The rules as JSON; the config's values are effective ones, so no preset is applied again."""
-    from dataclasses import asdict
-
+    """Return the rules as JSON; the config's values are effective ones, so no preset is applied again."""
     labels = asdict(rules.labels) | {"rare": sorted(rules.labels.rare)}
     return {"config": asdict(rules.config), "labels": labels}
 
@@ -80,9 +77,11 @@ def rules_from_record(record: dict[str, Any]) -> RowRules:
     return RowRules(CleanConfig(**record["config"]), labels)
 
 
-class _WithoutPandas:
-    """Arrow imports pandas, where it is installed, before it converts its first list. Nothing here needs it, and it
-    would take each process a third of a second."""
+class _PandasBlocker:
+    """Import hook that hides pandas, which Arrow imports, where it is installed, before it converts its first list.
+
+    Nothing here needs it, and it would take each process a third of a second.
+    """
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
         if name == "pandas":
@@ -90,16 +89,16 @@ class _WithoutPandas:
 
 
 def main() -> int:
-    """Read the setup, then jobs until there are no more; the parent's end is this process's end."""
+    """Read the setup, then jobs until stdin ends; ends with the parent process."""
     exit_with_runner()
-    sys.meta_path.insert(0, _WithoutPandas())
+    sys.meta_path.insert(0, _PandasBlocker())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group: the parent ends it orderly
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # whatever else prints must not be taken for an answer
-    worker = Worker(json.loads(sys.stdin.readline()), answers)
-    with ThreadPoolExecutor(JOBS_AT_A_TIME) as pool:
+    output = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # whatever else prints must not be taken for a result
+    worker = Worker(json.loads(sys.stdin.readline()), output)
+    with ThreadPoolExecutor(CONCURRENT_JOBS) as pool:
         for line in sys.stdin:
-            pool.submit(worker.work, Slice.from_record(json.loads(line)))
+            pool.submit(worker.run, Slice.from_record(json.loads(line)))
     return 0
 
 

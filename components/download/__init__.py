@@ -1,4 +1,4 @@
-"""Download: any source into raw Parquet shards."""
+"""Download: reads any source into raw Parquet shards."""
 
 from ..store.step import Step
 from .config import DownloadConfig

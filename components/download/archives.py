@@ -1,6 +1,6 @@
-"""Archives read member by member from a stream: never extracted, never whole in memory.
+"""Archives, read member by member from a stream: never extracted, never whole in memory.
 
-What an archive is, is told from its bytes: tar, plain or under gzip, bzip2, xz, zstd or lz4; or zip.
+The format is recognized by the first bytes: tar, plain or under gzip, bzip2, xz, zstd or lz4; or zip.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from ..store.progress import say
 
 BUFFER = 4 * 2**20
 TAR_BLOCK = 2**16
-"""What tarfile reads at a time. It copies the rest of this block at every header, so that a large one is slow."""
+"""Bytes that tarfile reads at a time. It copies the rest of the block at every header, so that a large one is slow."""
 HEADER_LIMIT = 2**20
-"""A tar member's name or PAX header may have so many bytes; more is an attack, not a name."""
+"""Maximum bytes of a tar member's name or PAX header; more is an attack."""
 CHAIN_LIMIT = 16
-"""So many headers may describe one tar member; tarfile calls itself for each, a long chain is an attack."""
+"""Maximum number of headers that describe one tar member; tarfile recurses for each, so a long chain is an attack."""
 
 _COMPRESSIONS = {
     b"\x1f\x8b": "gzip",
@@ -43,7 +43,7 @@ _COMPRESSIONS = {
 
 @dataclass(frozen=True)
 class Skipped:
-    """A file that is no image candidate, and why; it becomes no row but is named in the manifest."""
+    """A file that is no image candidate, and why; it becomes no row, but is named in the manifest."""
 
     path: str
     why: str
@@ -51,8 +51,14 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Member:
-    """One file: its path (an archive's as it writes it, a source's in normal form), and its bytes (None: named
-    but not there). Where a source names masks: the mask's bytes, or why it has none."""
+    """A file of an archive or source.
+
+    Attributes:
+        path: as the archive has it, or in the normal form of a source.
+        data: the bytes; None for a file that the source names but does not have.
+        mask: bytes of the mask, where the source names one.
+        missing_mask: the mask that the source names but does not have.
+    """
 
     path: str
     data: bytes | None
@@ -60,12 +66,12 @@ class Member:
     missing_mask: Skipped | None = None
 
 
-def too_large(path: str, size: int) -> Skipped:
+def make_too_large(path: str, size: int) -> Skipped:
     return Skipped(path, f"{size:,} bytes, larger than any image may be")
 
 
 def read_archive(stream: Any, where: str, limit: int) -> Iterator[Member | Skipped]:
-    """The regular files of an archive, in its order. UserError when it is none, or is damaged.
+    """Yield the regular files of an archive, in its order; UserError if it is none, or is damaged.
 
     `stream` must buffer (`peek` is used); zip also needs it to seek, or it is spooled to an unnamed file.
     """
@@ -78,7 +84,7 @@ def read_archive(stream: Any, where: str, limit: int) -> Iterator[Member | Skipp
             yield from _read_tar(_decompress(buffered, head), where, limit)
     except MillError:
         raise
-    except _DAMAGE as error:
+    except _DAMAGE_ERRORS as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # the disk's, not the archive's
             raise TransientError(f"{where}: {os.strerror(error.errno)} while it was read") from None
         raise UserError(
@@ -86,37 +92,37 @@ def read_archive(stream: Any, where: str, limit: int) -> Iterator[Member | Skipp
         ) from None
 
 
-_DAMAGE = (
+_DAMAGE_ERRORS = (
     tarfile.TarError, zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, zlib.error, lzma.LZMAError, struct.error,
     OSError, ValueError, OverflowError, NotImplementedError, IndexError,
 )  # fmt: skip
-"""What the readers raise for bytes that are no archive of theirs, or one with a compression they don't know; zipfile
-an IndexError for a file whose name begins with a zero byte."""
+"""Errors of the readers for bytes that are no archive, or have an unknown compression; zipfile raises IndexError for a
+file whose name begins with a zero byte."""
 
 
 def _decompress(stream: io.BufferedReader, head: bytes) -> Any:
-    kind = next((name for magic, name in _COMPRESSIONS.items() if head.startswith(magic)), "")
-    if kind == "gzip":
+    compression = next((name for magic, name in _COMPRESSIONS.items() if head.startswith(magic)), "")
+    if compression == "gzip":
         return io.BufferedReader(gzip.GzipFile(fileobj=stream), BUFFER)
-    if kind == "bz2":
+    if compression == "bz2":
         return io.BufferedReader(bz2.BZ2File(stream), BUFFER)
-    if kind == "xz":
+    if compression == "xz":
         return io.BufferedReader(lzma.LZMAFile(stream), BUFFER)
-    if kind:
+    if compression:
         import pyarrow as pa
 
-        return pa.CompressedInputStream(pa.PythonFile(stream, "r"), kind)
+        return pa.CompressedInputStream(pa.PythonFile(stream, "r"), compression)
     return stream
 
 
-_NAMED = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
-_EXTENDED = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+_LONG_NAME_TYPES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+_EXTENDED_TYPES = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 
 
 class _CappedTarInfo(tarfile.TarInfo):
-    """A member whose name and extended headers are capped before they are read into memory.
+    """A tar member whose name and extended headers are limited before they are read into memory.
 
-    A broken header inside the archive is an error: tarfile takes it for the end and says nothing.
+    A broken header inside the archive raises an error; tarfile itself silently takes it for the end.
     """
 
     @classmethod
@@ -131,9 +137,9 @@ class _CappedTarInfo(tarfile.TarInfo):
             raise tarfile.ReadError(f"a member's header is broken ({error})") from None
 
     def _proc_member(self, archive: Any) -> Any:
-        describes = self.type in _NAMED + _EXTENDED
-        archive.chained = getattr(archive, "chained", 0) + 1 if describes else 0
-        if describes and not 0 <= self.size <= HEADER_LIMIT:
+        is_header = self.type in _LONG_NAME_TYPES + _EXTENDED_TYPES
+        archive.chained = getattr(archive, "chained", 0) + 1 if is_header else 0
+        if is_header and not 0 <= self.size <= HEADER_LIMIT:
             raise tarfile.ReadError(f"a header of {self.size:,} bytes, at most {HEADER_LIMIT:,}")
         if archive.chained > CHAIN_LIMIT:
             raise tarfile.ReadError(f"more than {CHAIN_LIMIT} headers for one member")
@@ -143,11 +149,11 @@ class _CappedTarInfo(tarfile.TarInfo):
 def _read_tar(stream: Any, where: str, limit: int) -> Iterator[Member | Skipped]:
     with tarfile.open(fileobj=stream, mode="r|", bufsize=TAR_BLOCK, tarinfo=_CappedTarInfo) as archive:
         for info in archive:
-            archive.members = []  # type: ignore[attr-defined]  # tarfile keeps every header; a million would stay
+            archive.members = []  # type: ignore[attr-defined]  # tarfile keeps all headers in memory
             if not info.isfile():
                 continue
             if info.size > limit:
-                yield too_large(info.name, info.size)
+                yield make_too_large(info.name, info.size)
                 continue
             file = archive.extractfile(info)
             data = file.read() if file else b""
@@ -157,13 +163,13 @@ def _read_tar(stream: Any, where: str, limit: int) -> Iterator[Member | Skipped]
 
 
 def _read_zip(stream: io.BufferedReader, where: str, limit: int) -> Iterator[Member | Skipped]:
-    """Zip keeps its table at the end; its entries cost about 600 bytes of memory each."""
+    """Yield the files of a zip. Its table is at the end, and costs about 600 bytes of memory a file."""
     with tempfile.TemporaryFile() as spool:
         source: Any = stream
         if not stream.seekable():
             say("download", f"{where}: the server offers no ranges, so the zip is spooled to a temporary file first")
-            while piece := stream.read(BUFFER):
-                spool.write(piece)
+            while chunk := stream.read(BUFFER):
+                spool.write(chunk)
             source = spool
         with zipfile.ZipFile(source) as archive:
             for info in archive.infolist():
@@ -172,8 +178,8 @@ def _read_zip(stream: io.BufferedReader, where: str, limit: int) -> Iterator[Mem
                 if info.flag_bits & 0x1:
                     raise UserError(f"{where}: expected a zip without a password, found {info.filename} encrypted")
                 if info.file_size > limit:
-                    yield too_large(info.filename, info.file_size)
+                    yield make_too_large(info.filename, info.file_size)
                     continue
                 with archive.open(info) as file:
                     data = file.read(limit + 1)  # the declared size may lie
-                yield Member(info.filename, data) if len(data) <= limit else too_large(info.filename, len(data))
+                yield Member(info.filename, data) if len(data) <= limit else make_too_large(info.filename, len(data))

@@ -1,4 +1,4 @@
-"""What a table says: its columns parsed and checked, its lines brought to one row an image.
+"""Parsing of tables: their columns are checked, and the lines of an image merged into one row.
 
 Columns are `path` and `label`; and, where the table has them, `split`, `group`, `mask`, and a box as `xmin`, `ymin`,
 `xmax`, `ymax` (pixels of the upright image) with perhaps a `box_name`. Lines of one path are boxes of one image.
@@ -24,36 +24,36 @@ SPLIT_NAMES = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
     "test": "test", "testing": "test", "trainval": "trainval",
 }  # fmt: skip
-"""How sources name their splits, and what they mean; `trainval` is divided by clean."""
+"""Split of each name that sources use; `trainval` is divided by clean."""
 SIDES = ("xmin", "ymin", "xmax", "ymax")
-_TEXTS = ("path", "label", "split", "group", "mask")
+_TEXT_COLUMNS = ("path", "label", "split", "group", "mask")
 _NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 
 
 @dataclass(frozen=True)
-class _File:
-    """The table's bytes, and how to name a place in them."""
+class _TableFile:
+    """The table's bytes and column names, and their locations for messages."""
 
     data: bytes
     where: str
     delimiter: str
     names: list[str]
 
-    def place(self, column: str, *rows: int) -> str:
-        """`labels.csv, line 7 (xmin)`, or `labels.csv, lines 7 and 9 (label)`."""
-        lines = " and ".join(f"{self._line(row):,}" for row in rows)
+    def locate(self, column: str, *rows: int) -> str:
+        """Return `labels.csv, line 7 (xmin)`, or `labels.csv, lines 7 and 9 (label)`."""
+        lines = " and ".join(f"{self._find_line(row):,}" for row in rows)
         return f"{self.where}, line{'s' if len(rows) > 1 else ''} {lines} ({column})"
 
-    def _line(self, row: int) -> int:
-        """Where a row begins: cells may hold newlines, and empty lines are no rows. Only a message needs it."""
+    def _find_line(self, row: int) -> int:
+        """Return the line at which a row begins: cells may hold newlines, and empty lines are no rows."""
         text = io.TextIOWrapper(io.BytesIO(self.data), "utf-8-sig", "replace", newline="")
         reader = csv.reader(text, delimiter=self.delimiter)
-        begins, number = 1, -1  # the header
+        line, number = 1, -1  # of the header
         try:
             for cells in reader:
                 if cells and number == row:
-                    return begins
-                begins, number = reader.line_num + 1, number + bool(cells)
+                    return line
+                line, number = reader.line_num + 1, number + bool(cells)
         except csv.Error:  # a cell that is too long for this reader
             pass
         return row + 2
@@ -61,17 +61,17 @@ class _File:
 
 @dataclass(frozen=True)
 class _Boxes:
-    """The boxes of a table: their rows int64 [n] ascending, `sides` float32 [n, 4], names of n."""
+    """The n boxes of a table: `rows` int64 [n], ascending, `sides` float32 [n, 4], `names` string [n]."""
 
     rows: npt.NDArray[np.int64]
     sides: npt.NDArray[np.float32]
     names: Any
 
-    def by_image(self, images: npt.NDArray[np.int32], number: int) -> pa.Array:
-        """list<struct<name, xmin, ymin, xmax, ymax>> [number]; `images` says for each row whose it is."""
-        owners = images[self.rows]
-        order = np.argsort(owners, kind="stable")
-        offsets = np.concatenate(([0], np.cumsum(np.bincount(owners, minlength=number))))
+    def group_by_image(self, images: npt.NDArray[np.int32], number: int) -> pa.Array:
+        """Return list<struct<name, xmin, ymin, xmax, ymax>> [number]; `images` is the image of each row."""
+        image_of_box = images[self.rows]
+        order = np.argsort(image_of_box, kind="stable")
+        offsets = np.concatenate(([0], np.cumsum(np.bincount(image_of_box, minlength=number))))
         values = [self.names.take(pa.array(order))] + [pa.array(self.sides[order, n]) for n in range(4)]
         return pa.ListArray.from_arrays(
             pa.array(offsets, pa.int32()), pa.StructArray.from_arrays(values, ["name", *SIDES])
@@ -79,46 +79,46 @@ class _Boxes:
 
 
 def read_table(data: bytes, where: str) -> pa.Table:
-    """The table's images in the order of their first lines (comma, semicolon or tab between cells).
+    """Read the images of a table (comma, semicolon or tab), in the order of their first lines.
 
-    Columns: path, label and, where they are there, split, group, mask as strings ('' where the cell is empty), boxes
+    Columns: path, label and, where the table has them, split, group, mask: strings ('' where the cell is empty), boxes
     as list<struct<name: string, xmin, ymin, xmax, ymax: float32>>.
     UserError names the missing column, the line that can't be parsed, or the line and column of a wrong value.
     """
-    file = _open(data, where)
+    file = _parse_header(data, where)
     table = _parse(file)
     for name in ("path", "mask"):
         if name in file.names:
-            _check_places(table.column(name), name, file)
+            _check_uris(table.column(name), name, file)
     if "split" in file.names:
         for value in table.column("split").unique().to_pylist():
             if value.strip() and value.strip().lower() not in SPLIT_NAMES:
                 row = table.column("split").index(value).as_py()
-                raise wrong(file.place("split", row), f"one of {', '.join(SPLIT_NAMES)} or nothing", value)
+                raise wrong(file.locate("split", row), f"one of {', '.join(SPLIT_NAMES)} or nothing", value)
     boxes = _read_boxes(table, file) if "xmin" in file.names else None
-    return _one_row_an_image(table.select([n for n in _TEXTS if n in file.names]), boxes, file)
+    return _merge_lines(table.select([n for n in _TEXT_COLUMNS if n in file.names]), boxes, file)
 
 
-def _open(data: bytes, where: str) -> _File:
-    """The header's names, checked."""
+def _parse_header(data: bytes, where: str) -> _TableFile:
+    """Find the delimiter and the column names, and check them."""
     header = data.removeprefix(b"\xef\xbb\xbf").partition(b"\n")[0].decode("utf-8", "replace").strip()
     delimiter = max(",;\t", key=header.count)
     names = [name.strip().strip('"').lower() for name in header.split(delimiter)]
     first_line = f"{where} (its first line)"
-    for needed in ("path", "label"):
-        if needed not in names:
-            raise wrong(first_line, f"a column named {needed}", header[:200])
-    if twice := sorted({n for n in names if names.count(n) > 1}):
-        raise wrong(first_line, f"one column named {twice[0]!r}", header[:200])
+    for required in ("path", "label"):
+        if required not in names:
+            raise wrong(first_line, f"a column named {required}", header[:200])
+    if duplicates := sorted({name for name in names if names.count(name) > 1}):
+        raise wrong(first_line, f"one column named {duplicates[0]!r}", header[:200])
     if 0 < len(sides := [n for n in SIDES if n in names]) < 4:
         raise wrong(first_line, f"all of {', '.join(SIDES)} or none of them", ", ".join(sides))
-    return _File(data, where, delimiter, names)
+    return _TableFile(data, where, delimiter, names)
 
 
-def _parse(file: _File) -> pa.Table:
-    """The columns that are used, as strings; at least one row."""
+def _parse(file: _TableFile) -> pa.Table:
+    """Parse the columns that are used, as strings; UserError for a table without rows."""
     names = file.names
-    used = {*_TEXTS} | ({*SIDES, "box_name"} if "xmin" in names else set())
+    used = {*_TEXT_COLUMNS} | ({*SIDES, "box_name"} if "xmin" in names else set())
     if ignored := [n for n in names if n not in used]:
         say("download", f"columns of the table that are not used: {', '.join(ignored)}")
     try:
@@ -141,46 +141,48 @@ def _parse(file: _File) -> pa.Table:
     return table
 
 
-def _check_places(column: pa.ChunkedArray, name: str, file: _File) -> None:
-    """Paths and URIs that can be looked up; a mask may be left out."""
+def _check_uris(column: pa.ChunkedArray, name: str, file: _TableFile) -> None:
+    """Raise UserError for a cell that is no path or URI; a mask may be empty."""
     unusable = pc.match_substring(column, "\0")
     if name == "path":
         unusable = pc.or_(unusable, pc.equal(pc.utf8_trim_whitespace(column), ""))
     if (row := pc.index(unusable, True).as_py()) >= 0:
-        raise wrong(file.place(name, row), "a path or URI", column[row].as_py())
+        raise wrong(file.locate(name, row), "a path or URI", column[row].as_py())
     schemes = pc.struct_field(pc.extract_regex(column, r"^(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+)://"), "scheme")
     for scheme in pc.unique(schemes).to_pylist():
         if scheme and scheme.lower() not in ("file", "s3", "http", "https"):
             raise wrong(f"{file.where} ({name})", "paths, s3://, http:// or https:// URIs", f"{scheme}://…")
 
 
-def _read_boxes(table: pa.Table, file: _File) -> _Boxes:
-    """The boxes of the rows that have one; four empty cells are none. UserError for anything else that is no box."""
+def _read_boxes(table: pa.Table, file: _TableFile) -> _Boxes:
+    """Read the boxes of the rows that have one; UserError for cells that are neither a box nor all empty."""
     texts = [pc.utf8_trim_whitespace(table.column(side)) for side in SIDES]
-    given = np.stack([np.asarray(pc.not_equal(text, "")) for text in texts], axis=1)
-    in_part = given.any(axis=1) & ~given.all(axis=1)
-    if in_part.any():
-        row = int(in_part.argmax())
-        side = SIDES[int(given[row].argmin())]
-        raise wrong(file.place(side, row), f"a number, as in the others of {', '.join(SIDES)}, or none in all", "")
-    rows = np.flatnonzero(given[:, 0])
-    keep = pa.array(given[:, 0])
-    sides = np.stack([_pixels(text.filter(keep), rows, side, file) for side, text in zip(SIDES, texts, strict=True)], 1)
+    is_set = np.stack([np.asarray(pc.not_equal(text, "")) for text in texts], axis=1)
+    is_partial = is_set.any(axis=1) & ~is_set.all(axis=1)
+    if is_partial.any():
+        row = int(is_partial.argmax())
+        side = SIDES[int(is_set[row].argmin())]
+        raise wrong(file.locate(side, row), f"a number, as in the others of {', '.join(SIDES)}, or none in all", "")
+    rows = np.flatnonzero(is_set[:, 0])
+    has_box = pa.array(is_set[:, 0])
+    sides = np.stack(
+        [_parse_pixels(text.filter(has_box), rows, side, file) for side, text in zip(SIDES, texts, strict=True)], 1
+    )
     for low, high in ((0, 2), (1, 3)):
-        if (flat := sides[:, high] <= sides[:, low]).any():
-            row = int(rows[flat.argmax()])
-            found = {side: table.column(side)[row].as_py() for side in SIDES}
-            expected = f"more than {SIDES[low]}, which is {found[SIDES[low]]}"
-            raise wrong(file.place(SIDES[high], row), expected, found[SIDES[high]])
+        if (is_empty := sides[:, high] <= sides[:, low]).any():
+            row = int(rows[is_empty.argmax()])
+            cells = {side: table.column(side)[row].as_py() for side in SIDES}
+            expected = f"more than {SIDES[low]}, which is {cells[SIDES[low]]}"
+            raise wrong(file.locate(SIDES[high], row), expected, cells[SIDES[high]])
     if "box_name" in file.names:
-        names = pc.utf8_trim_whitespace(table.column("box_name").filter(keep)).combine_chunks()
+        names = pc.utf8_trim_whitespace(table.column("box_name").filter(has_box)).combine_chunks()
     else:
         names = pa.repeat("", len(rows))
     return _Boxes(rows, sides, names)
 
 
-def _pixels(texts: Any, rows: npt.NDArray[np.int64], side: str, file: _File) -> npt.NDArray[np.float32]:
-    """Finite numbers as they will be stored, so that what is read back is what was counted."""
+def _parse_pixels(texts: Any, rows: npt.NDArray[np.int64], side: str, file: _TableFile) -> npt.NDArray[np.float32]:
+    """Parse finite numbers and round them to float32, as they are stored: the fingerprint is of the stored values."""
     row = pc.index(pc.match_substring_regex(texts, _NUMBER), False).as_py()
     if row < 0:
         with np.errstate(over="ignore"):
@@ -188,13 +190,13 @@ def _pixels(texts: Any, rows: npt.NDArray[np.int64], side: str, file: _File) -> 
         if np.isfinite(numbers).all():
             return numbers
         row = int(np.isfinite(numbers).argmin())
-    raise wrong(file.place(side, int(rows[row])), "a finite number of pixels", texts[row].as_py())
+    raise wrong(file.locate(side, int(rows[row])), "a finite number of pixels", texts[row].as_py())
 
 
-def _one_row_an_image(table: pa.Table, boxes: _Boxes | None, file: _File) -> pa.Table:
-    """Lines of one path made one row with all their boxes, where its first line is.
+def _merge_lines(table: pa.Table, boxes: _Boxes | None, file: _TableFile) -> pa.Table:
+    """Merge the lines of each path into one row with all their boxes, at the position of the first line.
 
-    Needs, for as long as it runs, some 110 bytes a line and the characters of its path.
+    Uses, while it runs, some 110 bytes a line and the characters of its path.
     """
     encoded = table.column("path").dictionary_encode().chunks
     images = np.concatenate([np.asarray(chunk.indices) for chunk in encoded])
@@ -203,37 +205,38 @@ def _one_row_an_image(table: pa.Table, boxes: _Boxes | None, file: _File) -> pa.
         first = np.unique(images, return_index=True)[1]
         _refuse_conflicts(table, first[images], boxes, file)
         table = table.take(pa.array(first))
-    return table if boxes is None else table.append_column("boxes", boxes.by_image(images, number))
+    return table if boxes is None else table.append_column("boxes", boxes.group_by_image(images, number))
 
 
-def _refuse_conflicts(table: pa.Table, first: npt.NDArray[np.int64], boxes: _Boxes | None, file: _File) -> None:
-    """UserError for a path that its lines say different things of, or that has several without a box in each.
+def _refuse_conflicts(table: pa.Table, first: npt.NDArray[np.int64], boxes: _Boxes | None, file: _TableFile) -> None:
+    """Raise UserError for a path whose lines contradict each other, or that has several without a box in each.
 
-    `first` int64 [rows]: the first row of the same path.
+    `first`: int64 [rows], the first row of the same path.
     """
-    again = np.flatnonzero(first != np.arange(len(first)))
-    before = first[again]
+    repeated = np.flatnonzero(first != np.arange(len(first)))
+    originals = first[repeated]
     for name in table.column_names[1:]:
         column = table.column(name)
-        differs = np.asarray(pc.not_equal(column.take(pa.array(before)), column.take(pa.array(again))))
+        differs = np.asarray(pc.not_equal(column.take(pa.array(originals)), column.take(pa.array(repeated))))
         for n in np.flatnonzero(differs):
-            rows = int(before[n]), int(again[n])
-            one, other = (column[row].as_py() for row in rows)
-            if _meant(name, one) != _meant(name, other):
+            rows = int(originals[n]), int(repeated[n])
+            cell, other = (column[row].as_py() for row in rows)
+            if _normalize(name, cell) != _normalize(name, other):
                 path = table.column("path")[rows[0]].as_py()
                 hint = " (several go into one cell, with a separator)" if name == "label" else ""
-                found = f"found {one!r} and {other!r}"
-                raise UserError(f"{file.place(name, *rows)}: expected one {name} of {path!r}{hint}, {found}")
-    boxed = np.zeros(len(first), bool)
+                cells = f"{cell!r} and {other!r}"
+                raise UserError(f"{file.locate(name, *rows)}: expected one {name} of {path!r}{hint}, found {cells}")
+    has_box = np.zeros(len(first), bool)
     if boxes is not None:
-        boxed[boxes.rows] = True
-    if (bare := ~(boxed[again] & boxed[before])).any():
-        rows = int(before[bare.argmax()]), int(again[bare.argmax()])
+        has_box[boxes.rows] = True
+    if (lacks_box := ~(has_box[repeated] & has_box[originals])).any():
+        index = int(lacks_box.argmax())
+        rows = int(originals[index]), int(repeated[index])
         expected = "every path once" + ("" if boxes is None else ", or a box in every line of it")
         raise UserError(
-            f"{file.place('path', *rows)}: expected {expected}, found {table.column('path')[rows[0]]} twice"
+            f"{file.locate('path', *rows)}: expected {expected}, found {table.column('path')[rows[0]]} twice"
         )
 
 
-def _meant(name: str, cell: str) -> str:
+def _normalize(name: str, cell: str) -> str:
     return SPLIT_NAMES.get(cell.strip().lower(), "") if name == "split" else cell.strip()

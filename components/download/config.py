@@ -1,4 +1,4 @@
-"""What can be said about a download."""
+"""The configuration of download."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ DATASETS = ("demo", "pets", "folder", "filename", "csv")
 PETS_URL = "https://www.robots.ox.ac.uk/~vgg/data/pets/data"
 _ENDINGS = re.compile(r"\.(tar(\.\w+)?|t[a-z]z\d?|zip|csv|tsv|txt)$", re.IGNORECASE)
 VERSION = 2
-"""Raised when the same source must give other raw rows."""
+"""To be raised when the same source must give other raw rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DownloadConfig(StepConfig):
-    """The source and how its labels are told. URIs don't count: raw is named by what was read."""
+    """The source, and where its labels come from.
+
+    No option counts in the fingerprint: a raw dataset is named by the content that was read.
+    """
 
     PARENTS: ClassVar[tuple[str, ...]] = ()
 
@@ -72,27 +75,27 @@ class DownloadConfig(StepConfig):
             raise wrong("label_pattern", "a regular expression with a group for the label", self.label_pattern)
 
     def dataset_name(self) -> str:
-        """`--name`, or the dataset's: `demo`, `pets`, or the last part of the source without its endings."""
+        """Return `--name`, or `demo`, `pets`, or the last part of the source without its endings."""
         if self.name:
             return self.name
         if self.dataset in ("demo", "pets"):
             return self.dataset
-        # As it is written, links unresolved: `photos -> 2026-11-21` is called photos, this week and the next.
+        # Symbolic links stay unresolved, so that `photos -> 2026-11-21` is named photos this week and the next.
         source = self.source if uris.scheme(self.source) else os.path.abspath(Path(self.source).expanduser())  # noqa: PTH100
         stem = _ENDINGS.sub("", uris.basename(source))
         return re.sub(r"[^\w.-]+", "-", stem, flags=re.ASCII).strip("-.") or self.dataset
 
 
 def check_uri(field: str, uri: str) -> None:
-    """UserError for a scheme that can't be read or a URL without a host; no password of it in the message."""
-    kind = uris.scheme(uri)
-    if kind not in ("", "file", "s3", "http", "https"):
-        raise wrong(field, "a path, s3://, http:// or https:// URI", f"{kind}://…")
-    if kind in ("http", "https"):
+    """Raise UserError for a scheme that can't be read or a URL without a host; the message holds no password of it."""
+    scheme = uris.scheme(uri)
+    if scheme not in ("", "file", "s3", "http", "https"):
+        raise wrong(field, "a path, s3://, http:// or https:// URI", f"{scheme}://…")
+    if scheme in ("http", "https"):
         try:
             parts = urlsplit(uri)
-            valid = bool(parts.hostname) and parts.port != 0
+            is_valid = bool(parts.hostname) and parts.port != 0
         except ValueError:
-            valid = False
-        if not valid:
-            raise wrong(field, f"a {kind} URL with a host and, if any, a port of 1 to 65535", f"{kind}://…")
+            is_valid = False
+        if not is_valid:
+            raise wrong(field, f"a {scheme} URL with a host and, if any, a port of 1 to 65535", f"{scheme}://…")

@@ -1,8 +1,8 @@
-"""The demo dataset: some 750 labelled pictures made on the spot, without a network, with known faults among them.
+"""The demo dataset: some 750 labelled pictures, generated without a network, with known faults among them.
 
-`plan` lists the files and what is wrong with them, `generate` makes their bytes one by one, `truth` says what the
-steps that follow must find. Every picture has its own stream of random numbers, PCG64 seeded by (seed, number), so it
-depends on no other picture; the same seed gives the same bytes under the same Pillow and NumPy.
+`plan` lists the files and their faults, `generate` makes their bytes one by one, `list_faults` lists the faults that
+the steps after download must find. Every picture has its own stream of random numbers, PCG64 seeded by (seed, number),
+so it depends on no other picture; the same seed gives the same bytes under the same Pillow and NumPy.
 
 The splits are declared by the paths: `train/<class>/<n>.<ending>`, `val/...`, `test/...`. One class, the star, has
 about 60 % of the others' pictures.
@@ -22,9 +22,19 @@ from PIL import Image
 from ..store.parallel import cores, map_ordered
 from .demo_shapes import CLASSES, FORMS, encode, render
 
-__all__ = ["CLASSES", "DEMO_VERSION", "DemoFile", "Fault", "Planned", "generate", "plan", "truth", "upright"]
+__all__ = [
+    "CLASSES",
+    "DEMO_VERSION",
+    "DemoFile",
+    "Fault",
+    "PlannedFile",
+    "draw_upright",
+    "generate",
+    "list_faults",
+    "plan",
+]
 
-DEMO_VERSION: int = 1  # raised whenever the same seed must give other bytes
+DEMO_VERSION: int = 1  # to be raised when the same seed must give other bytes
 
 _COUNTS = {"train": (100, 60), "val": (13, 8), "test": (21, 13)}  # pictures of a class, pictures of the small class
 _SMALL_CLASS = "star"
@@ -86,16 +96,16 @@ class Fault:
 
 
 @dataclass(frozen=True)
-class Planned:
-    """One file to be made: where it lies, what it shows, how it is written and what is wrong with it.
+class PlannedFile:
+    """One file to be generated: its path, content, format and fault.
 
     Attributes:
         path: as in `DemoFile`; `split` and `label` are its first two parts, or '' for a file outside the classes.
-        number: which stream of random numbers draws the picture; copies share it.
+        number: the stream of random numbers that draws the picture; copies share it.
         shown: the class in the picture.
-        form: how the picture is written, a key of `FORMS`.
-        damage: what happens to the bytes afterwards, a key of `_DAMAGES`, or ''.
-        fault: the fault that this makes, if any.
+        form: the format, a key of `FORMS`.
+        damage: the change of the bytes afterwards, a key of `_DAMAGES`, or ''.
+        fault: the fault of the file, if any.
     """
 
     path: str
@@ -108,51 +118,53 @@ class Planned:
     fault: Fault | None = None
 
 
-def plan(seed: int = 0) -> list[Planned]:
-    """List all files in path order. Cheap: draws no picture.
+def plan(seed: int = 0) -> list[PlannedFile]:
+    """List all files in path order, without drawing pictures.
 
     Args:
         seed: 0 or more.
     """
-    rng = _stream(seed, 0)
+    rng = _make_rng(seed, 0)
     pictures = _mislabel(_plan_pictures(rng), rng)
     copies = _plan_copies(pictures, rng)
     damaged = [
-        Planned("", split, CLASSES[k % len(CLASSES)], len(pictures) + 1 + k, CLASSES[k % len(CLASSES)], form, damage)
+        PlannedFile(
+            "", split, CLASSES[k % len(CLASSES)], len(pictures) + 1 + k, CLASSES[k % len(CLASSES)], form, damage
+        )
         for k, (split, form, damage) in enumerate(_BAD_FILES)
     ]
-    named = _name(pictures + copies + damaged, rng)
-    faults = _damage_faults(named) | _copy_faults(named) | _label_faults(named)
+    named = _assign_paths(pictures + copies + damaged, rng)
+    faults = _find_damage_faults(named) | _find_copy_faults(named) | _find_label_faults(named)
     strays = [
-        Planned(path, "", "", 0, "", "", path, Fault(path, "not_an_image", detail, ""))
+        PlannedFile(path, "", "", 0, "", "", path, Fault(path, "not_an_image", detail, ""))
         for path, (detail, _) in _STRAYS.items()
     ]
     return sorted([replace(p, fault=faults.get(p.path)) for p in named] + strays, key=lambda p: p.path)
 
 
 def generate(seed: int = 0) -> Iterator[DemoFile]:
-    """Make all files in path order, on all cores; a few of them are held at a time."""
+    """Generate all files in path order, on all cores; a few of them are held at a time."""
     yield from map_ordered(
-        plan(seed), lambda planned: DemoFile(planned.path, _data(seed, planned)), cores(), lambda _: 0
+        plan(seed), lambda planned: DemoFile(planned.path, _make_data(seed, planned)), cores(), lambda _: 0
     )
 
 
-def truth(seed: int = 0) -> list[Fault]:
+def list_faults(seed: int = 0) -> list[Fault]:
     """List the planted faults in path order."""
     return [planned.fault for planned in plan(seed) if planned.fault]
 
 
-def upright(seed: int, planned: Planned) -> Image.Image:
-    """The picture that a planned file shows, as RGB, before it is turned, encoded or damaged."""
+def draw_upright(seed: int, planned: PlannedFile) -> Image.Image:
+    """Draw the picture of a planned file, as RGB, before it is turned, encoded or damaged."""
     return _draw(seed, planned)[0]
 
 
-def _stream(seed: int, number: int) -> np.random.Generator:
+def _make_rng(seed: int, number: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, number))))
 
 
-def _draw(seed: int, planned: Planned) -> tuple[Image.Image, np.random.Generator]:
-    rng = _stream(seed, planned.number)
+def _draw(seed: int, planned: PlannedFile) -> tuple[Image.Image, np.random.Generator]:
+    rng = _make_rng(seed, planned.number)
     low, high = _SHORT_SIDE
     short = round(low * (high / low) ** float(rng.random()))
     long = min(_LONGEST, round(short * float(rng.uniform(1.0, 1.75))))
@@ -160,54 +172,54 @@ def _draw(seed: int, planned: Planned) -> tuple[Image.Image, np.random.Generator
     return render(planned.shown, rng, width, height), rng
 
 
-def _data(seed: int, planned: Planned) -> bytes:
+def _make_data(seed: int, planned: PlannedFile) -> bytes:
     if planned.path in _STRAYS:
         return _STRAYS[planned.path][1]
     if planned.damage and not planned.form:
-        return _DAMAGES[planned.damage].spoil(b"", _stream(seed, planned.number))
+        return _DAMAGES[planned.damage].apply(b"", _make_rng(seed, planned.number))
     image, rng = _draw(seed, planned)
     data = encode(image, planned.form, rng)
-    return _DAMAGES[planned.damage].spoil(data, rng) if planned.damage else data
+    return _DAMAGES[planned.damage].apply(data, rng) if planned.damage else data
 
 
-def _plan_pictures(rng: np.random.Generator) -> list[Planned]:
-    """The pictures without copies and damage, as yet without names; each rare form as often as `_RARE_FORMS` says."""
-    places = [
+def _plan_pictures(rng: np.random.Generator) -> list[PlannedFile]:
+    """Plan the pictures, without copies, damage and paths; each rare form occurs as often as `_RARE_FORMS` says."""
+    folders = [
         (split, label)
         for split, (usual, small) in _COUNTS.items()
         for label in CLASSES
         for _ in range(small if label == _SMALL_CLASS else usual)
     ]
     forms = [form for form, count in _RARE_FORMS.items() for _ in range(count)]
-    forms += ["jpeg"] * (len(places) - len(forms))
-    order = rng.permutation(len(places))
-    return [Planned("", split, label, 1 + i, label, forms[order[i]]) for i, (split, label) in enumerate(places)]
+    forms += ["jpeg"] * (len(folders) - len(forms))
+    order = rng.permutation(len(folders))
+    return [PlannedFile("", split, label, 1 + i, label, forms[order[i]]) for i, (split, label) in enumerate(folders)]
 
 
-def _mislabel(pictures: list[Planned], rng: np.random.Generator) -> list[Planned]:
-    """Let some of the training pictures show another class than the folder they lie in says."""
+def _mislabel(pictures: list[PlannedFile], rng: np.random.Generator) -> list[PlannedFile]:
+    """Let some of the training pictures show another class than that of their folder."""
     train = [i for i, p in enumerate(pictures) if p.split == "train"]
-    changed = list(pictures)
+    mislabelled = list(pictures)
     for i in rng.choice(train, _MISLABELLED, replace=False):
         others = [name for name in CLASSES if name != pictures[i].label]
-        changed[i] = replace(pictures[i], shown=others[int(rng.integers(len(others)))])
-    return changed
+        mislabelled[i] = replace(pictures[i], shown=others[int(rng.integers(len(others)))])
+    return mislabelled
 
 
-def _plan_copies(pictures: list[Planned], rng: np.random.Generator) -> list[Planned]:
-    """Second copies, all in train: a copy has its original's number, so it is drawn and written alike."""
+def _plan_copies(pictures: list[PlannedFile], rng: np.random.Generator) -> list[PlannedFile]:
+    """Plan copies, all in train; a copy has its original's number, so that it is drawn and written alike."""
     sound = [p for p in pictures if p.shown == p.label]
     train = [p for p in sound if p.split == "train" and p.form != "png"]
     test = [p for p in sound if p.split == "test"]
     lossless = [p for p in sound if p.split == "train" and p.form == "png"]
     copies = [train[i] for i in rng.choice(len(train), _COPIES_IN_TRAIN, replace=False)]
     copies += [replace(test[i], split="train") for i in rng.choice(len(test), _COPIES_OF_TEST, replace=False)]
-    chosen = rng.choice(len(lossless), _COPIES_OF_PIXELS, replace=False)
-    return copies + [replace(lossless[i], form="bmp") for i in chosen]
+    copies += [replace(lossless[i], form="bmp") for i in rng.choice(len(lossless), _COPIES_OF_PIXELS, replace=False)]
+    return copies
 
 
-def _name(files: list[Planned], rng: np.random.Generator) -> list[Planned]:
-    """Number the files of every folder in random order: a name must not tell what is wrong with the file."""
+def _assign_paths(files: list[PlannedFile], rng: np.random.Generator) -> list[PlannedFile]:
+    """Number the files of every folder in random order, so that a name does not reveal the fault."""
     next_number: Counter[tuple[str, str]] = Counter()
     named = []
     for i in rng.permutation(len(files)):
@@ -218,7 +230,7 @@ def _name(files: list[Planned], rng: np.random.Generator) -> list[Planned]:
     return named
 
 
-def _damage_faults(files: list[Planned]) -> dict[str, Fault]:
+def _find_damage_faults(files: list[PlannedFile]) -> dict[str, Fault]:
     faults = {}
     for p in files:
         if p.damage:
@@ -230,8 +242,8 @@ def _damage_faults(files: list[Planned]) -> dict[str, Fault]:
     return faults
 
 
-def _copy_faults(files: list[Planned]) -> dict[str, Fault]:
-    by_number: defaultdict[int, list[Planned]] = defaultdict(list)
+def _find_copy_faults(files: list[PlannedFile]) -> dict[str, Fault]:
+    by_number: defaultdict[int, list[PlannedFile]] = defaultdict(list)
     for p in files:
         by_number[p.number].append(p)
     faults = {}
@@ -243,37 +255,37 @@ def _copy_faults(files: list[Planned]) -> dict[str, Fault]:
     return faults
 
 
-def _label_faults(files: list[Planned]) -> dict[str, Fault]:
+def _find_label_faults(files: list[PlannedFile]) -> dict[str, Fault]:
     return {p.path: Fault(p.path, "mislabelled", p.shown, "") for p in files if p.shown != p.label}
 
 
-# What is wrong with the bytes
+# Damage of the bytes
 
 
 @dataclass(frozen=True)
 class _Damage:
-    """A way to spoil a file: the ending of its name, its entry in `truth`, and the change of its bytes."""
+    """A way to damage a file: the ending of its name, its entry in `list_faults`, and the change of its bytes."""
 
     ending: str
     reason: str
     detail: str
-    spoil: Callable[[bytes, np.random.Generator], bytes]
+    apply: Callable[[bytes, np.random.Generator], bytes]
     kind: str = "broken"
 
 
-def _garbage(rng: np.random.Generator, size: int) -> bytes:
-    """Random bytes below 0xFF: none of them can pass for a JPEG marker."""
+def _make_garbage(rng: np.random.Generator, size: int) -> bytes:
+    """Return random bytes below 0xFF, none of which can pass for a JPEG marker."""
     return rng.integers(0, 255, size, np.uint8).tobytes()
 
 
-def _spoil_idat(png: bytes, rng: np.random.Generator) -> bytes:
+def _overwrite_idat(png: bytes, rng: np.random.Generator) -> bytes:
     """Overwrite the start of the compressed pixels; 0x0F is a compression method that zlib does not know."""
-    at = png.index(b"IDAT") + 4
-    return png[:at] + b"\x0f\x0f" + _garbage(rng, 62) + png[at + 64 :]
+    start = png.index(b"IDAT") + 4
+    return png[:start] + b"\x0f\x0f" + _make_garbage(rng, 62) + png[start + 64 :]
 
 
-def _bomb(_: bytes, rng: np.random.Generator) -> bytes:
-    """A valid PNG of 30000 x 30000 black 1-bit pixels in 110 kB.
+def _make_bomb(_: bytes, rng: np.random.Generator) -> bytes:
+    """Make a valid PNG of 30000 x 30000 black 1-bit pixels in 110 kB.
 
     Each block is 1000 rows of zeros (3751 bytes a row), deflated and closed by an empty stored block, so that blocks
     can be strung together. Written out, because zlib's output differs between its versions.
@@ -284,10 +296,10 @@ def _bomb(_: bytes, rng: np.random.Generator) -> bytes:
     adler = ((side * row_bytes) % 65521 << 16) | 1  # of that many zeros
     stream = b"\x78\x9c" + block * (side // rows) + b"\x03\x00" + struct.pack(">I", adler)
     header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + b"".join(map(_chunk, (b"IHDR", b"IDAT", b"IEND"), (header, stream, b"")))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(map(_make_png_chunk, (b"IHDR", b"IDAT", b"IEND"), (header, stream, b"")))
 
 
-def _chunk(name: bytes, body: bytes) -> bytes:
+def _make_png_chunk(name: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
 
@@ -299,14 +311,14 @@ _ERROR_PAGE = (
 _DAMAGES = {
     "cut_jpeg": _Damage("jpg", "corrupt", "a JPEG that ends in the middle", lambda data, _: data[: len(data) // 2]),
     "garbage": _Damage(
-        "jpg", "corrupt", "a JPEG header, then random bytes", lambda data, rng: data[:20] + _garbage(rng, 4000)
+        "jpg", "corrupt", "a JPEG header, then random bytes", lambda data, rng: data[:20] + _make_garbage(rng, 4000)
     ),
     "cut_png": _Damage("png", "corrupt", "a PNG that ends in the middle", lambda data, _: data[: len(data) // 2]),
-    "idat": _Damage("png", "corrupt", "a PNG whose compressed pixels are overwritten", _spoil_idat),
+    "idat": _Damage("png", "corrupt", "a PNG whose compressed pixels are overwritten", _overwrite_idat),
     "empty": _Damage("jpg", "empty_file", "no bytes at all", lambda data, _: b""),
     "text": _Damage("jpg", "not_an_image", "a line of text", lambda data, _: b"photo to follow, see mail of Monday\n"),
     "html": _Damage("png", "not_an_image", "a server's error page", lambda data, _: _ERROR_PAGE),
-    "bomb": _Damage("png", "too_many_pixels", "30000 x 30000 pixels in 110 kB", _bomb, "oversized"),
+    "bomb": _Damage("png", "too_many_pixels", "30000 x 30000 pixels in 110 kB", _make_bomb, "oversized"),
 }
 
 # (split, form, damage); the classes follow each other in turn
@@ -328,7 +340,7 @@ _BAD_FILES = (
     ("train", "tiff_lab", ""),
 )
 
-# path -> (what it is, its bytes): files that a tree of images picks up, which download skips
+# path -> (description, bytes): files that are often found beside images, which download skips
 _STRAYS = {
     "README.txt": ("a text beside the images", b"Shapes drawn by Imagemill. Splits and classes are the folders.\n"),
     "train/Thumbs.db": ("a file manager's cache", bytes.fromhex("d0cf11e0a1b11ae1") + bytes(504)),

@@ -1,12 +1,12 @@
-"""The demo's pictures: a shape drawn into a scene, and the scene written in one of many image formats.
+"""The pictures of the demo: a shape drawn into a scene, and the scene written in one of many image formats.
 
 A picture is a soft, blurred background with a few distractors and one subject in front of it, which lies in the
-central square of the picture whatever its aspect ratio. All that a class decides is how the subject's two tones are
-laid out: as stripes or squares on a round or square panel, or as an outline repeated inwards. Colours, place, size,
+central square of the picture whatever its aspect ratio. A class decides only the layout of the subject's two
+tones: as stripes or squares on a round or square panel, or as an outline repeated inwards. Colours, place, size,
 angle, light and background come from the same distributions for every class.
 
-Arrays go through operations only that IEEE 754 rounds alike on every CPU, square roots but no sines: those are taken of
-single numbers. Resampling and encoding are Pillow's.
+Arrays only go through operations that IEEE 754 rounds alike on every CPU: square roots, but no sines, which are taken
+of single numbers. Resampling and encoding are Pillow's.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _ORIENTATION = 0x0112  # the EXIF tag
 _STRIP_BYTE_COUNTS = 279  # the TIFF tag
 
 Point = tuple[float, float]
-Colour = NDArray[np.float32]
+Color = NDArray[np.float32]
 Rng = np.random.Generator
 
 
@@ -46,8 +46,8 @@ def render(shape: str, rng: Rng, width: int, height: int) -> Image.Image:
     Returns:
         An RGB image of that size.
     """
-    back, tones = _palette(rng)
-    scene = _background(rng, width, height, back)
+    back, tones = _choose_colors(rng)
+    scene = _draw_background(rng, width, height, back)
     short = min(width, height)
     radius = short * float(rng.uniform(0.36, 0.47))
     slack = short / 2 - radius - 0.01 * short
@@ -57,61 +57,61 @@ def render(shape: str, rng: Rng, width: int, height: int) -> Image.Image:
     angle = float(rng.uniform(-0.4, 0.4))
 
     outline = shape if shape not in _PATTERNS else _PANELS[int(rng.integers(len(_PANELS)))]
-    corners = _corners(outline, angle, float(rng.uniform(0.88, 1.0)))
+    corners = _make_corners(outline, angle, float(rng.uniform(0.88, 1.0)))
     if shape in _PATTERNS:
-        weight = _pattern(shape, side, float(rng.uniform(6.5, 9.5)), angle + float(rng.uniform(-0.6, 0.6)))
+        weight = _draw_pattern(shape, side, float(rng.uniform(6.5, 9.5)), angle + float(rng.uniform(-0.6, 0.6)))
     else:
-        weight = _nested(corners, side)
-    mask, inner = _polygon_mask(corners, side, (0.98,)), _polygon_mask(corners, side, (0.92,))
+        weight = _draw_nested_outlines(corners, side)
+    mask, inner = _draw_polygon_mask(corners, side, (0.98,)), _draw_polygon_mask(corners, side, (0.92,))
     subject = _shade(rng, weight, tones, side)
 
     left, top = round(cx - side / 2), round(cy - side / 2)
-    _drop_shadow(scene, mask, (left + round(0.05 * side), top + round(0.07 * side)))
+    _draw_shadow(scene, mask, (left + round(0.05 * side), top + round(0.07 * side)))
     rim = tuple(int(v) for v in tones[0] * np.float32(0.45))
     scene.paste(rim, (left, top), mask)
     scene.paste(subject, (left, top), inner)
-    return _grain(rng, scene)
+    return _add_grain(rng, scene)
 
 
-def _palette(rng: Rng) -> tuple[tuple[Colour, Colour], tuple[Colour, Colour]]:
-    """Two background and two subject colours, float32 RGB of 0 to 255, apart from each other in lightness."""
+def _choose_colors(rng: Rng) -> tuple[tuple[Color, Color], tuple[Color, Color]]:
+    """Choose two background and two subject colors, float32 RGB of 0 to 255, that differ in lightness."""
     dark_back = bool(rng.random() < 0.5)
     low, high = (0.12, 0.42) if dark_back else (0.62, 0.95)
     back_hue = float(rng.random())
-    backs = [_colour(back_hue + float(rng.uniform(-0.12, 0.12)), rng, (0.15, 0.6), (low, high)) for _ in range(2)]
+    backs = [_choose_color(back_hue + float(rng.uniform(-0.12, 0.12)), rng, (0.15, 0.6), (low, high)) for _ in range(2)]
     hue = back_hue + float(rng.uniform(0.2, 0.8))
-    light = _colour(hue, rng, (0.35, 0.8), (0.85, 1.0))
-    deep = _colour(hue + float(rng.uniform(-0.15, 0.15)), rng, (0.6, 0.95), (0.35, 0.55))
+    light = _choose_color(hue, rng, (0.35, 0.8), (0.85, 1.0))
+    deep = _choose_color(hue + float(rng.uniform(-0.15, 0.15)), rng, (0.6, 0.95), (0.35, 0.55))
     # The first tone lies along the outline, so that one stands off from the background, the second from the first.
     return (backs[0], backs[1]), ((light, deep) if dark_back else (deep, light))
 
 
-def _colour(hue: float, rng: Rng, saturation: tuple[float, float], value: tuple[float, float]) -> Colour:
+def _choose_color(hue: float, rng: Rng, saturation: tuple[float, float], value: tuple[float, float]) -> Color:
     rgb = colorsys.hsv_to_rgb(hue % 1.0, float(rng.uniform(*saturation)), float(rng.uniform(*value)))
     return np.array([round(255 * v) for v in rgb], np.float32)
 
 
-def _background(rng: Rng, width: int, height: int, colours: tuple[Colour, Colour]) -> Image.Image:
-    """A gradient with clouds and distractors, drawn at half size: enlarging it leaves it out of focus."""
+def _draw_background(rng: Rng, width: int, height: int, colors: tuple[Color, Color]) -> Image.Image:
+    """Draw a gradient with clouds and distractors, at half size: enlarging it puts it out of focus."""
     size = (max(2, width // 2), max(2, height // 2))
     n = 9
     angle = float(rng.uniform(0, 2 * math.pi))
     ys, xs = np.mgrid[0:n, 0:n].astype(np.float32) / np.float32(n - 1) - np.float32(0.5)
     t = np.clip(np.float32(0.5) + np.float32(math.cos(angle)) * xs + np.float32(math.sin(angle)) * ys, 0, 1)[..., None]
-    field = colours[0] * (1 - t) + colours[1] * t
+    field = colors[0] * (1 - t) + colors[1] * t
     field = field + rng.integers(-22, 23, (n, n, 1)).astype(np.float32)
     small = Image.fromarray(np.clip(field, 0, 255).astype(np.uint8))
     scene = small.resize(size, Image.Resampling.BICUBIC)
-    _distract(rng, scene, colours)
+    _draw_distractors(rng, scene, colors)
     return scene.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def _distract(rng: Rng, scene: Image.Image, colours: tuple[Colour, Colour]) -> None:
-    """Draw 3 to 8 small translucent discs, boxes and lines of lightened or darkened background colours, in place."""
+def _draw_distractors(rng: Rng, scene: Image.Image, colors: tuple[Color, Color]) -> None:
+    """Draw 3 to 8 small translucent discs, boxes and lines of lightened or darkened background colors, in place."""
     draw = ImageDraw.Draw(scene, "RGBA")
     width, height = scene.size
     for _ in range(int(rng.integers(3, 9))):
-        tone = np.clip(colours[int(rng.integers(2))] + np.float32(rng.choice([-70, -45, 45, 70])), 0, 255)
+        tone = np.clip(colors[int(rng.integers(2))] + np.float32(rng.choice([-70, -45, 45, 70])), 0, 255)
         fill = (int(tone[0]), int(tone[1]), int(tone[2]), int(rng.integers(70, 150)))
         x, y = float(rng.uniform(0, width)), float(rng.uniform(0, height))
         r = min(width, height) * float(rng.uniform(0.03, 0.10))
@@ -127,8 +127,8 @@ def _distract(rng: Rng, scene: Image.Image, colours: tuple[Colour, Colour]) -> N
             draw.line((x - dx, y - dy, x + dx, y + dy), fill=fill, width=max(1, round(r / 4)))
 
 
-def _corners(outline: str, angle: float, squeeze: float) -> list[Point]:
-    """The outline as a polygon in the unit disc, turned by `angle` radians and narrowed to `squeeze` of its width."""
+def _make_corners(outline: str, angle: float, squeeze: float) -> list[Point]:
+    """Return the outline as a polygon in the unit disc, turned by `angle` radians, its width scaled by `squeeze`."""
     if outline == "circle":
         raw = [(math.cos(k * math.pi / 36), math.sin(k * math.pi / 36)) for k in range(72)]
     elif outline == "square":
@@ -146,8 +146,8 @@ def _corners(outline: str, angle: float, squeeze: float) -> list[Point]:
     return [(squeeze * x * cos - y * sin, squeeze * x * sin + y * cos) for x, y in raw]
 
 
-def _polygon_mask(corners: list[Point], side: int, scales: tuple[float, ...]) -> Image.Image:
-    """The polygon at falling scales, white and black in turn, antialiased: an L image of side x side."""
+def _draw_polygon_mask(corners: list[Point], side: int, scales: tuple[float, ...]) -> Image.Image:
+    """Draw the polygon at falling scales, white and black in turn, antialiased: an L image of side x side."""
     big = side * _SUPERSAMPLE
     mask = Image.new("L", (big, big), 0)
     draw = ImageDraw.Draw(mask)
@@ -157,31 +157,31 @@ def _polygon_mask(corners: list[Point], side: int, scales: tuple[float, ...]) ->
     return mask.reduce(_SUPERSAMPLE)
 
 
-def _nested(corners: list[Point], side: int) -> NDArray[np.float32]:
-    """The second tone's share where the outline is repeated inwards, float32 (side, side) of 0 to 1."""
-    return np.asarray(_polygon_mask(corners, side, (0.70, 0.46, 0.22)), np.float32) * np.float32(1 / 255)
+def _draw_nested_outlines(corners: list[Point], side: int) -> NDArray[np.float32]:
+    """Draw the outline repeated inwards: the second tone's share, float32 (side, side) of 0 to 1."""
+    return np.asarray(_draw_polygon_mask(corners, side, (0.70, 0.46, 0.22)), np.float32) * np.float32(1 / 255)
 
 
-def _pattern(shape: str, side: int, cells: float, turn: float) -> NDArray[np.float32]:
-    """The second tone's share in stripes or squares, `cells` to a side, float32 (side, side) of 0 to 1."""
+def _draw_pattern(shape: str, side: int, cells: float, turn: float) -> NDArray[np.float32]:
+    """Draw stripes or squares, `cells` to a side: the second tone's share, float32 (side, side) of 0 to 1."""
     ticks = (np.arange(side, dtype=np.float32) + np.float32(0.5)) * np.float32(cells / side)
     cos, sin = np.float32(math.cos(turn)), np.float32(math.sin(turn))
-    u = _wave(ticks[None, :] * cos + ticks[:, None] * sin)
+    u = _compute_triangle_wave(ticks[None, :] * cos + ticks[:, None] * sin)
     if shape == "checkerboard":
-        u = u * _wave(ticks[:, None] * cos - ticks[None, :] * sin)
+        u = u * _compute_triangle_wave(ticks[:, None] * cos - ticks[None, :] * sin)
     # A ramp of about one pixel instead of a step: edges without stairs.
     share: NDArray[np.float32] = np.clip(u * np.float32(side / cells) + np.float32(0.5), 0, 1)
     return share
 
 
-def _wave(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A triangle wave of period 2 between -0.5 and 0.5, which crosses zero at every half-integer."""
+def _compute_triangle_wave(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return a triangle wave of period 2 between -0.5 and 0.5, which crosses zero at every half-integer."""
     wave: NDArray[np.float32] = np.abs(x % np.float32(2) - np.float32(1)) - np.float32(0.5)
     return wave
 
 
-def _shade(rng: Rng, weight: NDArray[np.float32], tones: tuple[Colour, Colour], side: int) -> Image.Image:
-    """The subject's surface, RGB side x side: its tones under a light from one side, with some cloudy texture."""
+def _shade(rng: Rng, weight: NDArray[np.float32], tones: tuple[Color, Color], side: int) -> Image.Image:
+    """Draw the subject's surface, RGB side x side: its tones under a light from one side, with some cloudy texture."""
     n = 8
     angle = float(rng.uniform(0, math.tau))
     ys, xs = np.mgrid[0:n, 0:n].astype(np.float32) / np.float32(n - 1) - np.float32(0.5)
@@ -194,14 +194,14 @@ def _shade(rng: Rng, weight: NDArray[np.float32], tones: tuple[Colour, Colour], 
     return Image.fromarray(np.clip(surface * factor, 0, 255).astype(np.uint8))
 
 
-def _drop_shadow(scene: Image.Image, mask: Image.Image, at: tuple[int, int]) -> None:
+def _draw_shadow(scene: Image.Image, mask: Image.Image, position: tuple[int, int]) -> None:
     """Darken the scene under a blurred, shifted copy of the mask, in place."""
     small = max(4, mask.width // 10)
     soft = mask.resize((small, small), Image.Resampling.BOX).resize(mask.size, Image.Resampling.BICUBIC)
-    scene.paste((12, 12, 16), at, soft.point([v * 2 // 5 for v in range(256)]))
+    scene.paste((12, 12, 16), position, soft.point([v * 2 // 5 for v in range(256)]))
 
 
-def _grain(rng: Rng, scene: Image.Image) -> Image.Image:
+def _add_grain(rng: Rng, scene: Image.Image) -> Image.Image:
     """Add the same noise of a few grey levels to the three channels, as a sensor does in dim light."""
     strength = int(rng.integers(2, 8))
     noise = rng.integers(-strength, strength + 1, (scene.height, scene.width), np.int16)
@@ -227,21 +227,21 @@ def encode(image: Image.Image, form: str, rng: Rng) -> bytes:
 Writer = Callable[[Image.Image, io.BytesIO, Rng], None]
 
 
-def _jpeg(image: Image.Image, out: io.BytesIO, rng: Rng) -> None:
+def _write_jpeg(image: Image.Image, out: io.BytesIO, rng: Rng) -> None:
     quality, sampling, progressive = int(rng.integers(55, 96)), int(rng.integers(3)), bool(rng.random() < 0.15)
     image.save(out, "JPEG", quality=quality, subsampling=sampling, progressive=progressive)
 
 
-def _grey_jpeg(image: Image.Image, out: io.BytesIO, rng: Rng) -> None:
+def _write_grey_jpeg(image: Image.Image, out: io.BytesIO, rng: Rng) -> None:
     image.convert("L").save(out, "JPEG", quality=int(rng.integers(70, 96)))
 
 
-def _cmyk_jpeg(image: Image.Image, out: io.BytesIO, rng: Rng) -> None:
+def _write_cmyk_jpeg(image: Image.Image, out: io.BytesIO, rng: Rng) -> None:
     image.convert("CMYK").save(out, "JPEG", quality=int(rng.integers(75, 96)))
 
 
-def _turned_jpeg(orientation: int, turn: Image.Transpose) -> Writer:
-    """A camera held askew: pixels stored turned, with the EXIF orientation that turns them back."""
+def _make_turned_jpeg_writer(orientation: int, turn: Image.Transpose) -> Writer:
+    """Make a writer of pixels stored turned, with the EXIF orientation that turns them back."""
 
     def write(image: Image.Image, out: io.BytesIO, rng: Rng) -> None:
         exif = Image.Exif()
@@ -251,12 +251,12 @@ def _turned_jpeg(orientation: int, turn: Image.Transpose) -> Writer:
     return write
 
 
-def _png(image: Image.Image, out: io.BytesIO, rng: Rng) -> None:
+def _write_png(image: Image.Image, out: io.BytesIO, rng: Rng) -> None:
     image.save(out, "PNG", compress_level=1)
 
 
-def _rgba_png(image: Image.Image, out: io.BytesIO, rng: Rng) -> None:
-    """Opaque in the middle, half transparent in the corners."""
+def _write_rgba_png(image: Image.Image, out: io.BytesIO, rng: Rng) -> None:
+    """Write a PNG that is opaque in the middle and half transparent in the corners."""
     ys, xs = np.mgrid[0:16, 0:16].astype(np.float32) - np.float32(7.5)
     alpha = np.clip(420 - np.float32(28) * np.sqrt(xs * xs + ys * ys), 110, 255).astype(np.uint8)
     image = image.copy()
@@ -264,29 +264,29 @@ def _rgba_png(image: Image.Image, out: io.BytesIO, rng: Rng) -> None:
     image.save(out, "PNG", compress_level=1)
 
 
-def _deep_png(image: Image.Image, out: io.BytesIO, rng: Rng) -> None:
-    """16 bits a sample, grey."""
+def _write_16_bit_png(image: Image.Image, out: io.BytesIO, rng: Rng) -> None:
+    """Write a grey PNG of 16 bits a sample."""
     grey = np.asarray(image.convert("L")).astype(np.uint16) * np.uint16(257)
     Image.fromarray(grey).save(out, "PNG", compress_level=1)
 
 
-def _palette_png(image: Image.Image, out: io.BytesIO, rng: Rng) -> None:
-    _quantized(image).save(out, "PNG", compress_level=1)
+def _write_palette_png(image: Image.Image, out: io.BytesIO, rng: Rng) -> None:
+    _quantize(image).save(out, "PNG", compress_level=1)
 
 
-def _gif(image: Image.Image, out: io.BytesIO, rng: Rng) -> None:
-    _quantized(image).save(out, "GIF")
+def _write_gif(image: Image.Image, out: io.BytesIO, rng: Rng) -> None:
+    _quantize(image).save(out, "GIF")
 
 
-def _quantized(image: Image.Image) -> Image.Image:
+def _quantize(image: Image.Image) -> Image.Image:
     return image.quantize(128, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
 
 
-def _webp(image: Image.Image, out: io.BytesIO, rng: Rng) -> None:
+def _write_webp(image: Image.Image, out: io.BytesIO, rng: Rng) -> None:
     image.save(out, "WEBP", quality=int(rng.integers(60, 96)), method=0)
 
 
-def _tiff(image: Image.Image, out: io.BytesIO, rng: Rng) -> None:
+def _write_tiff(image: Image.Image, out: io.BytesIO, rng: Rng) -> None:
     compressed = rng.random() < 0.5
     image.save(out, "TIFF", compression="tiff_lzw" if compressed else None)
     if compressed:
@@ -303,39 +303,39 @@ def _zero_padding(tiff: io.BytesIO) -> None:
         tiff.getbuffer()[end] = 0
 
 
-def _bmp(image: Image.Image, out: io.BytesIO, rng: Rng) -> None:
+def _write_bmp(image: Image.Image, out: io.BytesIO, rng: Rng) -> None:
     image.save(out, "BMP")
 
 
-def _float_tiff(image: Image.Image, out: io.BytesIO, rng: Rng) -> None:
+def _write_float_tiff(image: Image.Image, out: io.BytesIO, rng: Rng) -> None:
     grey = np.asarray(image.convert("L"), np.float32) * np.float32(1 / 255)
     Image.fromarray(grey).save(out, "TIFF")
 
 
-def _lab_tiff(image: Image.Image, out: io.BytesIO, rng: Rng) -> None:
-    """Three bands that are not RGB: L*a*b*, which Pillow reads but does not convert."""
+def _write_lab_tiff(image: Image.Image, out: io.BytesIO, rng: Rng) -> None:
+    """Write three bands that are not RGB: L*a*b*, which Pillow reads but does not convert."""
     Image.frombytes("LAB", image.size, image.tobytes()).save(out, "TIFF")
 
 
-# form -> (the ending of the file's name, the writer); the last two hold what the clean step has to refuse
+# form -> (the ending of the file's name, the writer); the last two have to be rejected by clean
 FORMS: dict[str, tuple[str, Writer]] = {
-    "jpeg": ("jpg", _jpeg),
-    "jpeg_long_ending": ("jpeg", _jpeg),
-    "jpeg_grey": ("jpg", _grey_jpeg),
-    "jpeg_cmyk": ("jpg", _cmyk_jpeg),
-    "jpeg_turned_3": ("jpg", _turned_jpeg(3, Image.Transpose.ROTATE_180)),
-    "jpeg_turned_6": ("jpg", _turned_jpeg(6, Image.Transpose.ROTATE_90)),
-    "jpeg_turned_8": ("jpg", _turned_jpeg(8, Image.Transpose.ROTATE_270)),
-    "png": ("png", _png),
-    "png_rgba": ("png", _rgba_png),
-    "png_palette": ("png", _palette_png),
-    "png_16_bit": ("png", _deep_png),
-    "png_named_jpg": ("jpg", _png),
-    "gif": ("gif", _gif),
-    "gif_named_jpg": ("jpg", _gif),
-    "webp": ("webp", _webp),
-    "bmp": ("bmp", _bmp),
-    "tiff": ("tif", _tiff),
-    "tiff_float": ("tif", _float_tiff),
-    "tiff_lab": ("tif", _lab_tiff),
+    "jpeg": ("jpg", _write_jpeg),
+    "jpeg_long_ending": ("jpeg", _write_jpeg),
+    "jpeg_grey": ("jpg", _write_grey_jpeg),
+    "jpeg_cmyk": ("jpg", _write_cmyk_jpeg),
+    "jpeg_turned_3": ("jpg", _make_turned_jpeg_writer(3, Image.Transpose.ROTATE_180)),
+    "jpeg_turned_6": ("jpg", _make_turned_jpeg_writer(6, Image.Transpose.ROTATE_90)),
+    "jpeg_turned_8": ("jpg", _make_turned_jpeg_writer(8, Image.Transpose.ROTATE_270)),
+    "png": ("png", _write_png),
+    "png_rgba": ("png", _write_rgba_png),
+    "png_palette": ("png", _write_palette_png),
+    "png_16_bit": ("png", _write_16_bit_png),
+    "png_named_jpg": ("jpg", _write_png),
+    "gif": ("gif", _write_gif),
+    "gif_named_jpg": ("jpg", _write_gif),
+    "webp": ("webp", _write_webp),
+    "bmp": ("bmp", _write_bmp),
+    "tiff": ("tif", _write_tiff),
+    "tiff_float": ("tif", _write_float_tiff),
+    "tiff_lab": ("tif", _write_lab_tiff),
 }

@@ -1,4 +1,4 @@
-"""How each kind of dataset tells label, split and annotations of a file: one small class a kind."""
+"""Labellers, one for each kind of dataset: they give label, split and annotations of a file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..store.errors import UserError
 from ..store.filesystem import get_store
 from .columns import SPLIT_NAMES, read_table
 from .config import PETS_URL, DownloadConfig
-from .names import image_id
+from .names import normalize_path
 from .pets import PetsAnnotations, read_annotations
 from .sources import ArchiveSource, DemoSource, Source, open_source
 from .streams import read_small
@@ -20,10 +20,12 @@ from .table import TableSource
 
 @dataclass(frozen=True)
 class Labels:
-    """What a source says of one file. None and empty where it says nothing.
+    """Label, split and annotations of one file; None or empty where the source has none.
 
-    Files of one `group` (a patient, a product) belong in one split; `boxes` have a name and xmin, ymin, xmax, ymax in
-    pixels of the upright image; `mask` is an image's bytes (a table's come with the file instead).
+    Attributes:
+        boxes: name, xmin, ymin, xmax, ymax of each, in pixels of the upright image.
+        mask: bytes of an image (a table's masks come with the file instead).
+        group: files of one group (a patient, a product) belong in one split.
     """
 
     label: str | None = None
@@ -34,28 +36,30 @@ class Labels:
 
 
 class Labeller(Protocol):
+    """A function from a file's path to its labels."""
+
     def listing(self) -> str | None:
-        """What else than the files themselves decides the labels; None if that can't be told unread."""
+        """Return a key of everything but the files that decides the labels; None if a change could go unnoticed."""
 
     def labels(self, path: str, number: int) -> Labels:
-        """Labels of the file at `path`, the `number`-th of the source."""
+        """Return the labels of the file at `path`, the `number`-th of the source."""
 
 
 class FolderLabeller:
-    """Label = parent folder; `train/cat/1.jpg` declares its split too, as does `pets/train/cat/1.jpg`."""
+    """Label: the parent folder. `train/cat/1.jpg` declares its split too, as does `pets/train/cat/1.jpg`."""
 
     def listing(self) -> str | None:
         return "folder"
 
     def labels(self, path: str, number: int) -> Labels:
-        parts = image_id(path).split("/")
+        parts = normalize_path(path).split("/")
         label = parts[-2] if len(parts) > 1 else None
-        above = parts[:-2][:2]  # an archive often wraps everything in one folder
-        return Labels(label, next((SPLIT_NAMES[p.lower()] for p in above if p.lower() in SPLIT_NAMES), None))
+        folders = [part.lower() for part in parts[:-2][:2]]  # two, for an archive often wraps everything in one
+        return Labels(label, next((SPLIT_NAMES[folder] for folder in folders if folder in SPLIT_NAMES), None))
 
 
 class FilenameLabeller:
-    """Label = what a regex finds in the path."""
+    """Label: the first group, or the group named label, of a regular expression's match in the path."""
 
     def __init__(self, pattern: str) -> None:
         self._pattern = re.compile(pattern)
@@ -64,24 +68,24 @@ class FilenameLabeller:
         return f"filename {self._pattern.pattern}"
 
     def labels(self, path: str, number: int) -> Labels:
-        found = self._pattern.search(image_id(path))
-        if not found:
+        match = self._pattern.search(normalize_path(path))
+        if not match:
             return Labels()
-        return Labels((found["label"] if "label" in self._pattern.groupindex else found[1]) or None)
+        return Labels((match["label"] if "label" in self._pattern.groupindex else match[1]) or None)
 
 
 class TableLabeller:
-    """Label, split, group and boxes = the table's row; `number` is the row.
+    """Label, split, group and boxes: the table's row `number`.
 
-    A label is the cell's text, also where it is several labels with a separator between: clean splits it. Holds
-    what `read_table` made: 4 bytes an image and column and the characters, and 20 bytes a box.
+    A label is the cell's text, also where it is several labels with a separator between: clean splits it. Holds the
+    result of `read_table`: 4 bytes an image and column and the characters, and 20 bytes a box.
     """
 
     def __init__(self, table: Any) -> None:
         self._columns = {name: table.column(name) for name in table.column_names if name not in ("path", "mask")}
 
     def listing(self) -> str | None:
-        return "csv"  # the table's bytes are part of its source's listing
+        return "csv"  # the table's bytes are in its source's listing
 
     def labels(self, path: str, number: int) -> Labels:
         row = {name: column[number].as_py() for name, column in self._columns.items()}
@@ -95,24 +99,24 @@ class TableLabeller:
 
 
 class PetsLabeller:
-    """Label = the breed in the file name (`Egyptian_Mau_14.jpg`); splits, boxes, trimaps from the archive."""
+    """Label: the breed in the file name (`Egyptian_Mau_14.jpg`); splits, boxes and trimaps from the annotations."""
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
-        self._found: PetsAnnotations | None = None
+        self._annotations: PetsAnnotations | None = None
 
     def listing(self) -> str | None:
         return ArchiveSource(self._uri, "annotations").listing()
 
     def labels(self, path: str, number: int) -> Labels:
-        self._found = self._found or read_annotations(self._uri)
+        self._annotations = annotations = self._annotations or read_annotations(self._uri)
         stem = path.rpartition("/")[2].rpartition(".")[0]
         breed = stem.rpartition("_")[0] or None
-        return Labels(breed, self._found.splits.get(stem), self._found.boxes.get(stem, []), self._found.mask(stem))
+        return Labels(breed, annotations.splits.get(stem), annotations.boxes.get(stem, []), annotations.read_mask(stem))
 
 
 def open_dataset(config: DownloadConfig) -> tuple[Source, Labeller]:
-    """The source and the labeller that the config names; UserError for what can be seen to be wrong unread."""
+    """Open the source and the labeller of the config; UserError for errors that can be seen without reading images."""
     if config.dataset == "demo":
         return DemoSource(config.demo_seed), FolderLabeller()
     if config.dataset == "pets":
@@ -127,15 +131,15 @@ def open_dataset(config: DownloadConfig) -> tuple[Source, Labeller]:
 
 
 def _check_two_classes(config: DownloadConfig, labels: set[str | None]) -> None:
-    found = sorted(label for label in labels if label)
-    if len(found) < 2:
-        what = f"only {found[0]!r}" if found else "none"
+    names = sorted(label for label in labels if label)
+    if len(names) < 2:
+        actual = f"only {names[0]!r}" if names else "none"
         hint = {
             "folder": "one folder a class: <source>/<class>/<image>",
             "filename": f"file names that label_pattern {config.label_pattern!r} finds labels in",
         }.get(config.dataset, "two values in the column label")
         raise UserError(
-            f"source: expected images of at least two classes ({hint}), found {what} in {uris.redact(config.source)}"
+            f"source: expected images of at least two classes ({hint}), found {actual} in {uris.redact(config.source)}"
         )
 
 
@@ -143,11 +147,11 @@ def _open_pets(config: DownloadConfig) -> tuple[Source, Labeller]:
     base = config.source or PETS_URL
     if not uris.is_http(base):
         base = uris.normalize(base, "source")
-    path, mark, query = base.partition("?") if uris.is_http(base) else (base, "", "")
-    images, beside = base, path.rpartition("/")[0]
+    path, separator, query = base.partition("?") if uris.is_http(base) else (base, "", "")
+    images, folder = base, path.rpartition("/")[0]
     if not re.search(r"\.(tar|tgz|tbz2|txz|zip)(\.\w+)?$", path):
-        images, beside = f"{path.rstrip('/')}/images.tar.gz{mark}{query}", path.rstrip("/")
-    annotations = config.annotations or f"{beside}/annotations.tar.gz{mark}{query}"
+        images, folder = f"{path.rstrip('/')}/images.tar.gz{separator}{query}", path.rstrip("/")
+    annotations = config.annotations or f"{folder}/annotations.tar.gz{separator}{query}"
     if not uris.is_http(annotations):
         annotations = uris.normalize(annotations, "annotations")
     for field_name, uri in (("source", images), ("annotations", annotations)):
@@ -161,7 +165,7 @@ def _open_pets(config: DownloadConfig) -> tuple[Source, Labeller]:
 def _open_table(config: DownloadConfig) -> tuple[Source, Labeller]:
     data = read_small(config.source, "source")
     table = read_table(data, uris.redact(config.source))
-    where = config.source if uris.is_http(config.source) else uris.normalize(config.source, "source")
+    table_uri = config.source if uris.is_http(config.source) else uris.normalize(config.source, "source")
     labeller = TableLabeller(table)
     _check_two_classes(config, {value.strip() for value in table.column("label").unique().to_pylist()})
-    return TableSource(where, data, table, config.download_workers), labeller
+    return TableSource(table_uri, data, table, config.download_workers), labeller

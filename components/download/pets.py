@@ -24,9 +24,9 @@ XML_LIMIT = 2**20
 
 @dataclass
 class PetsAnnotations:
-    """By the image's stem (`Abyssinian_1`): its split, boxes and trimap.
+    """Splits, boxes and trimaps, by the image's stem (`Abyssinian_1`).
 
-    Trimaps wait in an unnamed temporary file; in memory an image costs about 700 bytes.
+    Trimaps are in an unnamed temporary file; in memory an image costs about 700 bytes.
     """
 
     where: str
@@ -35,8 +35,8 @@ class PetsAnnotations:
     _masks: dict[str, tuple[int, int]] = field(default_factory=dict)
     _spool: Any = field(default_factory=tempfile.TemporaryFile)
 
-    def mask(self, stem: str) -> bytes | None:
-        """The trimap's PNG bytes: 1 pet, 2 background, 3 border."""
+    def read_mask(self, stem: str) -> bytes | None:
+        """Read the trimap, a PNG: 1 pet, 2 background, 3 border."""
         if stem not in self._masks:
             return None
         offset, length = self._masks[stem]
@@ -44,11 +44,11 @@ class PetsAnnotations:
         return bytes(self._spool.read(length))
 
     def add(self, path: str, data: bytes) -> None:
-        """One member of the archive, by its name; what is unknown is passed over."""
+        """Add one member of the archive, by its name; unknown ones are ignored."""
         folder, _, name = path.rpartition("/")
         stem = name.rpartition(".")[0]
         if name in ("trainval.txt", "test.txt"):
-            self._add_list(path, data, stem)
+            self._add_split_list(path, data, stem)
         elif name.endswith(".xml"):
             self.boxes[stem] = parse_boxes(data, f"{self.where}: {path}")
         elif name.endswith(".png") and folder.endswith("trimaps"):
@@ -56,7 +56,7 @@ class PetsAnnotations:
             self._masks[stem] = (self._spool.tell(), len(data))
             self._spool.write(data)
 
-    def _add_list(self, path: str, data: bytes, split: str) -> None:
+    def _add_split_list(self, path: str, data: bytes, split: str) -> None:
         for number, line in enumerate(data.decode("utf-8", "replace").splitlines(), 1):
             if not line.strip() or line.startswith("#"):
                 continue
@@ -66,22 +66,22 @@ class PetsAnnotations:
 
 
 def read_annotations(uri: str) -> PetsAnnotations:
-    """Every annotation of the archive at `uri`; UserError when a split list is missing."""
-    found = PetsAnnotations(uris.redact(uri))
-    seen = set()
+    """Read all annotations of the archive at `uri`; UserError if a split list is missing."""
+    annotations = PetsAnnotations(uris.redact(uri))
+    file_names = set()
     with open_stream(uri, "annotations") as stream:
-        for member in read_archive(stream, found.where, 64 * 2**20):
+        for member in read_archive(stream, annotations.where, 64 * 2**20):
             if isinstance(member, Member) and not is_hidden(member.path):
-                found.add(member.path, member.data or b"")
-                seen.add(member.path.rpartition("/")[2])
+                annotations.add(member.path, member.data or b"")
+                file_names.add(member.path.rpartition("/")[2])
     for name in ("trainval.txt", "test.txt"):
-        if name not in seen:
-            raise wrong("annotations", f"an archive with {name}", found.where)
-    return found
+        if name not in file_names:
+            raise wrong("annotations", f"an archive with {name}", annotations.where)
+    return annotations
 
 
 def parse_boxes(data: bytes, where: str) -> list[dict[str, Any]]:
-    """Pascal VOC XML → name, xmin, ymin, xmax, ymax in pixels for each object, in the file's order.
+    """Parse Pascal VOC XML to name, xmin, ymin, xmax, ymax in pixels of each object, in the file's order.
 
     Expat (2.4.1 and later) bounds entity expansion; the file's size is bounded here.
     """
@@ -91,15 +91,15 @@ def parse_boxes(data: bytes, where: str) -> list[dict[str, Any]]:
         root = ElementTree.fromstring(data)
         return [
             {"name": item.findtext("name") or ""}
-            | {side: _pixels(item.findtext(f"bndbox/{side}") or "") for side in ("xmin", "ymin", "xmax", "ymax")}
+            | {side: _parse_pixels(item.findtext(f"bndbox/{side}") or "") for side in ("xmin", "ymin", "xmax", "ymax")}
             for item in root.iter("object")
         ]
     except (ElementTree.ParseError, ValueError) as error:
         raise UserError(f"{where}: expected Pascal VOC XML, found something else: {error}") from None
 
 
-def _pixels(text: str) -> float:
-    """A finite number as it will be stored (float32), so that what is read back is what was counted."""
+def _parse_pixels(text: str) -> float:
+    """Parse a finite number and round it to float32, as it is stored: the fingerprint is of the stored values."""
     with np.errstate(over="ignore"):
         number = float(np.float32(text.strip()))
     if not math.isfinite(number):

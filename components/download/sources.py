@@ -1,4 +1,4 @@
-"""Where images come from: an archive, a folder, an s3 prefix, a table, or the demo, behind one interface.
+"""The sources of images, behind one interface: an archive, a folder, an s3 prefix, or the demo; `table.py` has another.
 
 A source can be listed again at every run (so that a change is seen) and read in one fixed order (so that a
 killed download goes on where it was).
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,28 +19,33 @@ from ..store.filesystem import Entry, get_store
 from ..store.headers import sniff
 from ..store.parallel import map_ordered
 from ..store.uri import is_hidden
-from .archives import Member, Skipped, read_archive, too_large
-from .names import classify, skipped
+from .archives import Member, Skipped, make_too_large, read_archive
+from .names import classify, make_skipped
 from .streams import open_http, open_stream
 
-LIMIT = DecodeLimits().bytes
+MAX_FILE_BYTES = DecodeLimits().bytes
 
 
 class Source(Protocol):
-    """`where` is for messages; `total` is the number of files, 0 while unknown."""
+    """A source of images.
+
+    Attributes:
+        where: its URI without passwords, for messages.
+        total: number of files, 0 while unknown.
+    """
 
     where: str
     total: int
 
     def listing(self) -> str | None:
-        """A hash of what the source holds now (names, sizes, validators), or None if only reading it can tell."""
+        """Return a hash of the names, sizes and validators of the source's files, or None if it has no validators."""
 
     def members(self, skip: int) -> Iterator[Member | Skipped]:
-        """The files in a fixed order, without the first `skip`."""
+        """Yield the files in a fixed order, without the first `skip`."""
 
 
 class ArchiveSource:
-    """One tar or zip archive, wherever it is."""
+    """One tar or zip archive, on disk, S3 or behind http."""
 
     def __init__(self, uri: str, field: str = "source") -> None:
         self.where, self.total, self._uri, self._field = uris.redact(uri), 0, uri, field
@@ -47,15 +53,15 @@ class ArchiveSource:
     def listing(self) -> str | None:
         if uris.is_http(self._uri):
             with open_http(self._uri, self._field) as file:
-                return _digest([(self._uri, file.length, file.validator)]) if file.validator and file.length else None
+                return _hash([(self._uri, file.length, file.validator)]) if file.validator and file.length else None
         entry = get_store(self._uri).stat(self._uri)
-        return _digest([(self._uri, entry.size, entry.validator)]) if entry else None
+        return _hash([(self._uri, entry.size, entry.validator)]) if entry else None
 
     def members(self, skip: int) -> Iterator[Member | Skipped]:
-        before = None if uris.is_http(self._uri) else self.listing()  # a URL's stream sees to that itself
+        before = None if uris.is_http(self._uri) else self.listing()  # `HttpFile` checks that itself
         try:
             with open_stream(self._uri, self._field) as stream:
-                for number, member in enumerate(read_archive(stream, self.where, LIMIT)):
+                for number, member in enumerate(read_archive(stream, self.where, MAX_FILE_BYTES)):
                     if number >= skip:
                         yield self._candidate(member)
         except UserError:
@@ -65,11 +71,11 @@ class ArchiveSource:
 
     def _candidate(self, member: Member | Skipped) -> Member | Skipped:
         if isinstance(member, Skipped):
-            return skipped(member.path, member.why)
+            return make_skipped(member.path, member.why)
         return classify(member.path, member.data or b"")
 
     def _refuse_changed(self, before: str | None) -> None:
-        """Half of one archive and half of another are no source, and no damage of either."""
+        """Raise TransientError for an archive that changed while it was read, rather than an error about damage."""
         if before and self.listing() != before:
             raise TransientError(f"{self.where}: the archive changed while it was read")
 
@@ -77,33 +83,35 @@ class ArchiveSource:
 class ListingSource:
     """The files below a folder or s3 prefix, in the order of their names; listed anew each time, never held.
 
-    The workspace may lie in the folder: what is below it is ours, and no source.
+    The workspace may lie in the folder; its files are left out.
     """
 
     def __init__(self, uri: str, workers: int, workspace: str = "") -> None:
         self.where, self.total, self._uri, self._workers = uri, 0, uri, workers
-        self._own = f"{workspace}/" if workspace else ""
+        self._workspace = f"{workspace}/" if workspace else ""
 
     def _entries(self) -> Iterator[Entry]:
         for entry in get_store(self._uri).list(self._uri):
-            if not self._own or not entry.uri.startswith(self._own):
+            if not self._workspace or not entry.uri.startswith(self._workspace):
                 yield entry
 
     def listing(self) -> str | None:
-        found = hashlib.sha256()
+        digest = hashlib.sha256()
         self.total = 0
         for entry in self._entries():
-            found.update(f"{self._path(entry)}\0{entry.size}\0{entry.validator}\n".encode("utf-8", "surrogateescape"))
+            digest.update(
+                f"{self._get_path(entry)}\0{entry.size}\0{entry.validator}\n".encode("utf-8", "surrogateescape")
+            )
             self.total += 1
-        return found.hexdigest()
+        return digest.hexdigest()
 
-    def _path(self, entry: Entry) -> str:
+    def _get_path(self, entry: Entry) -> str:
         return entry.uri[len(self._uri.rstrip("/")) + 1 :]
 
     def paths(self) -> Iterator[str]:
-        """The paths that promise images or, without an ending, don't say; nothing is read."""
+        """Yield the paths of files that may be images: with an image's ending, or without any; nothing is read."""
         for entry in self._entries():
-            path = self._path(entry)
+            path = self._get_path(entry)
             if (has_image_extension(path) or "." not in path.rpartition("/")[2]) and not is_hidden(path):
                 yield path
 
@@ -112,9 +120,9 @@ class ListingSource:
         yield from map_ordered(entries, self._read, self._workers, lambda entry: entry.size)
 
     def _read(self, entry: Entry) -> Member | Skipped:
-        path, store = self._path(entry), get_store(entry.uri)
-        if entry.size > LIMIT:
-            return skipped(path, too_large(path, entry.size).why)
+        path, store = self._get_path(entry), get_store(entry.uri)
+        if entry.size > MAX_FILE_BYTES:
+            return make_skipped(path, make_too_large(path, entry.size).why)
         try:
             if not has_image_extension(path) and not is_hidden(path):
                 with open_stream(entry.uri) as file:
@@ -125,21 +133,21 @@ class ListingSource:
         except FileNotFoundError:
             raise TransientError(f"{entry.uri}: gone since it was listed; run again") from None
         if not is_hidden(path) and (len(data) != entry.size or self._changed(entry)):
-            # Its shard would be recorded under a listing that it does not belong to.
+            # Its shard would be recorded under a listing that does not describe it.
             raise TransientError(f"{entry.uri}: changed while the source was read; run again")
         return classify(path, data)
 
     def _changed(self, entry: Entry) -> bool:
-        """Whether a file on disk is another than was listed; on S3 its size must do, a request each is too much."""
+        """Return whether a file on disk changed since it was listed; on S3 a request per file would cost too much."""
         return not uris.is_s3(entry.uri) and get_store(entry.uri).stat(entry.uri) != entry
 
 
 class DemoSource:
-    """The demo's files, made as they are read."""
+    """The demo's files, generated as they are read."""
 
     IMAGE_SIZE = 64
-    """Pixels a side that resize makes of them where nothing is said: enough to tell their classes apart (macro-F1 above
-    0.9), in half of the time that 128 take to train."""
+    """Default image size of resize for the demo, in pixels a side: it gives a macro-F1 above 0.9, in half of the time
+    that 128 take to train."""
 
     def __init__(self, seed: int) -> None:
         from . import demo
@@ -150,31 +158,28 @@ class DemoSource:
     def listing(self) -> str | None:
         from PIL import __version__
 
-        return _digest([("demo", self._demo.DEMO_VERSION, self._seed, __version__)])
+        return _hash([("demo", self._demo.DEMO_VERSION, self._seed, __version__)])
 
     def members(self, skip: int) -> Iterator[Member | Skipped]:
         for number, file in enumerate(self._demo.generate(self._seed)):
             if number >= skip:
                 yield classify(file.path, file.data)
 
-    def planted(self) -> list[dict[str, str]]:
-        """The truth about the faults: path, kind, detail and the reason clean must give."""
-        return [
-            {"path": f.path, "kind": f.kind, "detail": f.detail, "reason": f.reason}
-            for f in self._demo.truth(self._seed)
-        ]
+    def list_faults(self) -> list[dict[str, str]]:
+        """Return the demo's faults, as the manifest has them."""
+        return [asdict(fault) for fault in self._demo.list_faults(self._seed)]
 
 
 def open_source(uri: str, workers: int, workspace: str = "") -> ArchiveSource | ListingSource:
-    """A folder or prefix, or an archive; UserError when nothing is there, or a folder is empty.
+    """Open a folder or prefix, or an archive; UserError if it does not exist, or a folder holds no image.
 
-    `workspace` is the normal URI of the workspace, which may lie in the folder.
+    `workspace` is the normalized URI of the workspace, which may lie in the folder.
     """
     if uris.is_http(uri):
         return ArchiveSource(uri)
     absolute = uris.normalize(uri, "source")
-    whole_bucket = uris.is_s3(absolute) and not uris.split_s3(absolute)[1]
-    if not whole_bucket and get_store(absolute).stat(absolute):
+    is_bucket = uris.is_s3(absolute) and not uris.split_s3(absolute)[1]
+    if not is_bucket and get_store(absolute).stat(absolute):
         return ArchiveSource(absolute)
     source = ListingSource(absolute, workers, workspace)
     if not uris.is_s3(absolute) and not Path(absolute).exists():
@@ -187,5 +192,5 @@ def open_source(uri: str, workers: int, workspace: str = "") -> ArchiveSource | 
     return source
 
 
-def _digest(value: Any) -> str:
+def _hash(value: Any) -> str:
     return hashlib.sha256(repr(value).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Any single file as a stream: from disk, S3 or http, with the errors and retries of each."""
+"""Single files as streams: from disk, S3 or http, with the errors and retries of each."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from .http import HttpFile, fetch
 
 
 def open_stream(uri: str, field: str = "source") -> io.BufferedReader:
-    """Any single file as a buffered stream that survives broken connections.
+    """Open any single file as a buffered stream that survives broken connections.
 
-    A local file is read, not mapped: one that shrinks meanwhile is an error then, not the end of the process.
+    A local file is read, not mapped: one that shrinks meanwhile is then an error, and not SIGBUS.
     """
     if uris.is_http(uri):
         raw: Any = open_http(uri, field)
@@ -41,7 +41,7 @@ def open_http(uri: str, field: str) -> HttpFile:
 
 
 class _S3Stream(io.RawIOBase):
-    """A stored file with the store's errors and retries: each read is a range of its own."""
+    """A file on S3, with the errors and retries of the store; each read requests a range."""
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
@@ -67,7 +67,7 @@ class _S3Stream(io.RawIOBase):
                 with map_s3_errors(self._uri):
                     self._file.seek(position)
                     return bytes(self._file.read(len(buffer)))
-            except OSError as error:  # never the archive's damage
+            except OSError as error:  # not to be taken for a damaged archive
                 raise TransientError(f"{self._uri}: the store broke off ({type(error).__name__})") from None
 
         data = with_retry(read, f"read {self._uri}")
@@ -76,7 +76,7 @@ class _S3Stream(io.RawIOBase):
 
 
 def read_small(uri: str, field: str, limit: int = 512 * 2**20) -> bytes:
-    """A whole table or list, wherever it is; UserError when it is not there."""
+    """Read a small file from anywhere; UserError if it does not exist or is larger than `limit` bytes."""
     if uris.is_http(uri):
         data = fetch(uri, limit)
         if data is None:

@@ -79,7 +79,7 @@ def test_every_planted_fault_is_found(run: dict[str, Any]) -> None:
     rejected = {row["image_id"]: row for row in tables(run["clean"], "rejected").to_pylist()}
     kept = set(tables(run["clean"]).column("image_id").to_pylist())
     skipped = {file["path"] for file in manifest(run["raw"])["extra"]["skipped"]["files"]}
-    faults = demo.truth()
+    faults = demo.list_faults()
     assert {(f.path, f.reason) for f in faults if f.reason} == {(r["image_id"], r["reason"]) for r in rejected.values()}
     for fault in faults:
         if fault.kind == "mislabelled":
@@ -93,7 +93,7 @@ def test_every_planted_fault_is_found(run: dict[str, Any]) -> None:
 def test_truth_is_kept_with_the_dataset(run: dict[str, Any]) -> None:
     planted = manifest(run["raw"])["extra"]["planted"]
     assert [(p["path"], p["kind"], p["detail"], p["reason"]) for p in planted] == [
-        (f.path, f.kind, f.detail, f.reason) for f in demo.truth()
+        (f.path, f.kind, f.detail, f.reason) for f in demo.list_faults()
     ]
 
 

@@ -152,16 +152,16 @@ def test_a_workspace_inside_the_source_does_not_feed_on_itself(tmp_path: Path) -
 
 def test_a_change_while_it_is_read_is_not_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write(tmp_path / "in", images())
-    row: Any = raw._row
+    row: Any = raw._make_row
 
     def grows(member: Any, labels: Any) -> Any:
         write(source, {"cat/000-late.jpg": photograph(1234)})
         return row(member, labels)
 
-    monkeypatch.setattr(raw, "_row", grows)
+    monkeypatch.setattr(raw, "_make_row", grows)
     run(tmp_path / "ws", source, tmp_path)
     assert not (tmp_path / "ws" / "sources").exists()
-    monkeypatch.setattr(raw, "_row", row)
+    monkeypatch.setattr(raw, "_make_row", row)
     assert len(rows_of(dataset_of(run(tmp_path / "ws", source, tmp_path)))) == 7
 
 

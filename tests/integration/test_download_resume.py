@@ -19,7 +19,7 @@ from imagemill.components.store.manifest import MANIFEST
 
 
 def breaks_off_at(name: str) -> Any:
-    row: Any = raw._row
+    row: Any = raw._make_row
 
     def breaks_off(member: Any, labels: Any) -> Any:
         if member.path == name:
@@ -37,7 +37,7 @@ def test_groups_boxes_and_missing_masks_survive_a_resume(
     monkeypatch.setattr(raw, "SHARD_BYTES", 10)
     whole = run(tmp_path / "whole", table, tmp_path, dataset="csv")
     with monkeypatch.context() as patch:
-        patch.setattr(raw, "_row", breaks_off_at("late.jpg"))
+        patch.setattr(raw, "_make_row", breaks_off_at("late.jpg"))
         assert run(tmp_path / "ws", table, tmp_path, dataset="csv")["exit_code"] == 75
     capsys.readouterr()
     resumed = run(tmp_path / "ws", table, tmp_path, dataset="csv")
@@ -53,7 +53,7 @@ def test_a_shard_of_before_there_were_groups_is_taken_over(tmp_path: Path, monke
     monkeypatch.setattr(raw, "SHARD_BYTES", 10)
     with monkeypatch.context() as patch:
         patch.setattr(raw, "RAW", raw.RAW.remove(raw.RAW.get_field_index("group")))
-        patch.setattr(raw, "_row", breaks_off_at("dog/000.jpg"))
+        patch.setattr(raw, "_make_row", breaks_off_at("dog/000.jpg"))
         assert run(tmp_path / "ws", source, tmp_path)["exit_code"] == 75
     record = run(tmp_path / "ws", source, tmp_path)
     assert record["fingerprint"] == whole["fingerprint"]
@@ -64,11 +64,11 @@ def test_a_shard_of_before_there_were_groups_is_taken_over(tmp_path: Path, monke
 SCRIPT = """
 import sys, time
 from imagemill.components.download import STEP, raw
-raw.SHARD_BYTES, raw.SKIPPED_NAMES, row = 10_000, 3, raw._row
+raw.SHARD_BYTES, raw.SKIPPED_NAMES, row = 10_000, 3, raw._make_row
 def slow(*arguments):
     time.sleep(float(sys.argv[1]))
     return row(*arguments)
-raw._row = slow
+raw._make_row = slow
 sys.exit(STEP.main(sys.argv[2:]))
 """
 
@@ -139,14 +139,14 @@ def test_boxes_with_fractions_survive_a_resume(tmp_path: Path, monkeypatch: pyte
     tar(source / "annotations.tar.gz", source, {name: name for name in annotations})
     whole = run(tmp_path / "whole", source, tmp_path, dataset="pets")
     monkeypatch.setattr(raw, "SHARD_BYTES", 10)
-    row: Any = raw._row
+    row: Any = raw._make_row
 
     def breaks_off(member: Any, labels: Any) -> Any:
         if "beagle" in member.path:
             raise TransientError("the network")
         return row(member, labels)
 
-    monkeypatch.setattr(raw, "_row", breaks_off)
+    monkeypatch.setattr(raw, "_make_row", breaks_off)
     assert run(tmp_path / "ws", source, tmp_path, dataset="pets")["exit_code"] == 75
-    monkeypatch.setattr(raw, "_row", row)
+    monkeypatch.setattr(raw, "_make_row", row)
     assert run(tmp_path / "ws", source, tmp_path, dataset="pets")["fingerprint"] == whole["fingerprint"]

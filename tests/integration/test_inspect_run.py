@@ -9,7 +9,7 @@ import mill
 from conftest import Finished
 
 from imagemill.components.clean.audit_html import render
-from imagemill.components.clean.audit_layout import WIDTH, columns
+from imagemill.components.clean.audit_layout import WIDTH, count_columns
 from imagemill.components.store.manifest import read_dataset
 
 
@@ -32,7 +32,7 @@ def test_every_dataset_of_a_run_is_shown(finished_once: Finished) -> None:
         shown = mill.run("inspect", uris[kind])
         assert (shown.rc, shown.stderr) == (0, "")
         assert [word for word in expected if word not in shown.stdout] == []
-        assert all(columns(line) <= WIDTH for line in shown.stdout.splitlines()[2:] if "/" not in line)
+        assert all(count_columns(line) <= WIDTH for line in shown.stdout.splitlines()[2:] if "/" not in line)
 
 
 def test_cleaning_leaves_the_page_and_writes_the_same_one_again(finished: Finished) -> None:

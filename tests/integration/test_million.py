@@ -21,23 +21,23 @@ def megabytes(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 102
 
 _READ = """
 import hashlib
-from imagemill.components.download.raw import _Read
+from imagemill.components.download.raw import _Contents
 before, started = megabytes(), time.monotonic()
-read = _Read()
+contents = _Contents()
 for n in range(1_000_000):
-    read.add({"image_id": f"class/{n:08d}.jpg", "sha256": hashlib.sha256(b"%d" % n).hexdigest(), "label": "class",
+    contents.add({"image_id": f"class/{n:08d}.jpg", "sha256": hashlib.sha256(b"%d" % n).hexdigest(), "label": "class",
               "split": None, "boxes": [], "mask": None})
 held = megabytes() - before
-name = read.fingerprint()
+name = contents.fingerprint()
 peak = megabytes() - before
-print(json.dumps({"held": held, "peak": peak, "seconds": time.monotonic() - started, "rows": read.rows}))
+print(json.dumps({"held": held, "peak": peak, "seconds": time.monotonic() - started, "rows": contents.rows}))
 """
 
 _WRITE = """
 import hashlib, numpy as np, pyarrow as pa
 from imagemill.components.clean.labels import LabelRules
-from imagemill.components.clean.schema import CLEAN, MEASURES, clean_layout
-from imagemill.components.clean.splits import choose_split, shuffle_index
+from imagemill.components.clean.schema import CLEAN, MEASURES, make_clean_layout
+from imagemill.components.clean.splits import choose_split, compute_shuffle_index
 from imagemill.components.store.shards import ShardWriter
 from imagemill.components.store.manifest import File, Manifest, Totals, commit
 random, files, started = np.random.default_rng(0), [], time.monotonic()
@@ -49,8 +49,8 @@ phash[-1100:-100] = phash[100:1100] ^ np.uint64(5)
 rows = 0
 for part in range(10):
     sha = [hashlib.sha256(b"%d" % i).hexdigest() for i in range(part * 100_000, (part + 1) * 100_000)]
-    order = np.array([shuffle_index(h) for h in sha])
-    names = [labels.read(f"class{i % 1000}")[0] for i in range(100_000)]
+    order = np.array([compute_shuffle_index(h) for h in sha])
+    names = [labels.parse(f"class{i % 1000}")[0] for i in range(100_000)]
     splits = np.array([choose_split(h, None, 0.1, 0.1) for h in sha])
     for split in ("test", "train", "val"):
         chosen = np.flatnonzero(splits == split)
@@ -68,7 +68,7 @@ for part in range(10):
             "thumbnail": [bytes(THUMBNAIL)] * n, "decoder_warning": [None] * n,
         }
         rows += n
-        with ShardWriter(sys.argv[1], clean_layout(CLEAN)) as writer:
+        with ShardWriter(sys.argv[1], make_clean_layout(CLEAN)) as writer:
             table = pa.table(columns, schema=CLEAN)
             for start in range(0, n, 1000): writer.add_table(table.slice(start, 1000))
             files.append(writer.publish(f"data/{split}", "data", split))
@@ -79,21 +79,21 @@ print(json.dumps({"seconds": time.monotonic() - started, "rows": rows}))
 _DECIDE = """
 from imagemill.components.clean.config import CleanConfig
 from imagemill.components.clean.decide import decide
-from imagemill.components.clean.rewrite import final_files
-from imagemill.components.clean.schema import CLEAN, clean_layout
-from imagemill.components.clean.table import read_table
+from imagemill.components.clean.verdicts import write_final_files
+from imagemill.components.clean.schema import CLEAN, make_clean_layout
+from imagemill.components.clean.candidates import read_candidates
 from imagemill.components.store.manifest import read_dataset
 clean = read_dataset(sys.argv[1])
 before, started = megabytes(), time.monotonic()
-table = read_table(clean.uri, clean.files())
+table = read_candidates(clean.uri, clean.files())
 held = megabytes() - before
 config = CleanConfig(split=sys.argv[2], outliers="drop", near_duplicates="drop")
 verdicts, twins = decide(table, config)
-rejected = sum(1 for _ in verdicts.rejected())
-files = final_files(clean.uri, verdicts, clean_layout(CLEAN))
+rejected = sum(1 for _ in verdicts.iterate_rejected())
+files = write_final_files(clean.uri, verdicts, make_clean_layout(CLEAN))
 print(json.dumps({
     "rows": len(table), "held": held, "rejected": rejected, "kept": sum(f.rows for f in files), "twins": len(twins),
-    "copies": verdicts.found["duplicates"]["groups"], "peak": megabytes() - before,
+    "copies": verdicts.findings["duplicates"]["groups"], "peak": megabytes() - before,
     "seconds": time.monotonic() - started,
 }))
 """

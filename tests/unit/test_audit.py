@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imagemill.components.clean import audit, audit_html, audit_text
-from imagemill.components.clean.audit_numbers import BINS, QUANTILES, Scan, describe
+from imagemill.components.clean.audit_numbers import BINS, QUANTILES, Scan, describe_distribution
 from imagemill.components.clean.config import CleanConfig
 from imagemill.components.clean.schema import MEASURES
 from imagemill.components.store.manifest import Dataset
@@ -29,7 +29,7 @@ from imagemill.components.store.shards import publish_file
 
 def test_a_distribution_is_golden() -> None:
     values = np.arange(101, dtype=np.int32)
-    found = describe(values)
+    found = describe_distribution(values)
     assert found is not None and (found.count, found.minimum, found.maximum) == (101, 0, 100)
     assert found.quantiles == {str(q): float(q) for q in QUANTILES}
     histogram = found.histogram
@@ -39,15 +39,19 @@ def test_a_distribution_is_golden() -> None:
 
 
 def test_a_distribution_of_one_value_has_one_bin_and_that_of_none_is_none() -> None:
-    found = describe(np.full(7, 0.25, np.float32))
+    found = describe_distribution(np.full(7, 0.25, np.float32))
     assert found is not None and found.histogram.counts == (7,) and found.histogram.low == found.histogram.high == 0.25
     nothing = np.array([np.nan, np.inf], np.float32)
-    assert describe(None) is None and describe(np.empty(0)) is None and describe(nothing) is None
+    assert (
+        describe_distribution(None) is None
+        and describe_distribution(np.empty(0)) is None
+        and describe_distribution(nothing) is None
+    )
 
 
 @given(st.lists(st.floats(-1e6, 1e6, width=32) | st.just(float("nan")), min_size=1, max_size=200))
 def test_every_number_is_in_one_bin(numbers: list[float]) -> None:
-    found = describe(np.array(numbers, np.float32))
+    found = describe_distribution(np.array(numbers, np.float32))
     known = [n for n in numbers if n == n]
     if found is None:
         assert not known
@@ -67,9 +71,9 @@ def test_extremes_are_those_of_all_row_groups_in_the_order_of_the_rows_where_equ
     for largest in (False, True):
         order = sorted((v if not largest else -v, n) for n, v in enumerate(stored) if v == v)
         for number in (1, 3, 5, 14, 40):
-            assert scan.extremes("brightness", number, largest) == [n for _, n in order[:number]]
+            assert scan.find_extremes("brightness", number, largest) == [n for _, n in order[:number]]
     ids = [i for t in files for i in t.column("image_id").to_pylist()]
-    assert {n: label.image_id for n, label in scan.names(range(15)).items()} == dict(enumerate(ids))
+    assert {n: info.image_id for n, info in scan.read_infos(range(15)).items()} == dict(enumerate(ids))
 
 
 # Facts.
@@ -130,7 +134,7 @@ def test_books_that_are_wrong_are_said_to_be(tmp_path: Path, change: dict[str, A
     wrong = dataclasses.replace(dataset, manifest=dataclasses.replace(dataset.manifest, totals=totals))
     facts = audit.gather(wrong)
     assert any(problem in said for said in facts.ledger.problems)
-    assert "it adds up" not in (shown := audit_text.text(facts)) and problem[:20] in shown
+    assert "it adds up" not in (shown := audit_text.format_audit(facts)) and problem[:20] in shown
     assert "✗" in audit_html.render(wrong) and "✓" in audit_html.render(dataset)
 
 
@@ -210,7 +214,7 @@ def test_measures_and_near_duplicates_that_are_off_are_said(tmp_path: Path) -> N
         "Near twins between the splits: not looked for: measures is off; under the splits that the source declares "
         "2 test images have an exact copy in train."
     )
-    shown = audit_text.text(facts)
+    shown = audit_text.format_audit(facts)
     assert "not measured: measures is off" in shown and "near: not looked for" in shown
     assert "Not measured: measures is off." in Page(audit_html.render(dataset)).text
     off = draft(where(tmp_path), rows_of(8), found=found, config=CleanConfig(near_duplicates="off"))
@@ -238,7 +242,7 @@ def test_a_dataset_of_an_older_version_is_shown_with_what_it_has(tmp_path: Path)
     assert facts.sizes.distributions.keys() == {"width", "height", "aspect_ratio", "image_bytes"}
     older = "not recorded: an older version made this dataset"
     assert facts.quality.note == facts.near.note == older and facts.balance.classes[0].splits == {}
-    shown, page = audit_text.text(facts), Page(audit_html.render(dataset))
+    shown, page = audit_text.format_audit(facts), Page(audit_html.render(dataset))
     assert "8 kept, 1 rejected; rows in: not recorded" in shown and shown.count(older) == 3
     assert "not recorded by the version that made this dataset" in page.text and page.text.count(older) >= 2
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from imagemill.components.clean import audit, audit_html, audit_layout, audit_pictures, audit_text
-from imagemill.components.clean.audit_numbers import describe
+from imagemill.components.clean.audit_numbers import describe_distribution
 from imagemill.components.clean.measures import measure
 from imagemill.components.download.raw import RAW
 from imagemill.components.store.images import decode
@@ -33,35 +33,34 @@ from imagemill.components.store.shards import Layout, ShardWriter
 @given(st.text(max_size=40), st.integers(1, 30), st.booleans())
 def test_fitted_text_has_its_width_and_nothing_that_a_terminal_obeys(text: str, width: int, right: bool) -> None:
     fitted = audit_layout.fit(text, width, right)
-    assert audit_layout.columns(fitted) == width and fitted.isprintable()
-    if audit_layout.columns(audit_layout.plain(text)) <= width:
-        assert fitted.strip(" ") == audit_layout.plain(text).strip(" ")
+    assert audit_layout.count_columns(fitted) == width and fitted.isprintable()
+    if audit_layout.count_columns(audit_layout.escape_unprintable(text)) <= width:
+        assert fitted.strip(" ") == audit_layout.escape_unprintable(text).strip(" ")
 
 
 def test_the_layout_is_golden() -> None:
-    assert audit_layout.short("photos/cats/2021/january/IMG_0001.jpg", 20) == "photos/ca…G_0001.jpg"
-    assert audit_layout.short("日本の犬の写真", 9) == "日本…写真" and audit_layout.plain("a\x1b[0m\n\u202eb") == (
-        "a\\x1b[0m\\n\\u202eb"
-    )
-    assert [audit_layout.bar(share, 4) for share in (0, 1e-9, 0.25, 0.5, 0.53, 1, 2)] == [
+    assert audit_layout.shorten("photos/cats/2021/january/IMG_0001.jpg", 20) == "photos/ca…G_0001.jpg"
+    assert audit_layout.shorten("日本の犬の写真", 9) == "日本…写真"
+    assert audit_layout.escape_unprintable("a\x1b[0m\n\u202eb") == "a\\x1b[0m\\n\\u202eb"
+    assert [audit_layout.draw_bar(share, 4) for share in (0, 1e-9, 0.25, 0.5, 0.53, 1, 2)] == [
         "", "▏", "█", "██", "██▏", "████", "████",
     ]  # fmt: skip
-    assert audit_layout.spark([0, 1, 2, 4, 8]) == " ▁▂▄█" and audit_layout.spark([0, 0]) == "  "
+    assert audit_layout.draw_sparkline([0, 1, 2, 4, 8]) == " ▁▂▄█" and audit_layout.draw_sparkline([0, 0]) == "  "
     numbers = (0, 3, 24017, 1234.56, 350.25, 12.346, 0.48249, 0.000123, -2.5)
-    assert [audit_layout.number(n) for n in numbers] == [
+    assert [audit_layout.format_number(n) for n in numbers] == [
         "0", "3", "24,017", "1,235", "350.2", "12.35", "0.482", "1.2e-04", "-2.500",
     ]  # fmt: skip
-    assert [audit_layout.percent(*p) for p in ((0, 10), (1, 100_000), (1, 3), (3, 3), (0, 0))] == [
+    assert [audit_layout.format_percent(*p) for p in ((0, 10), (1, 100_000), (1, 3), (3, 3), (0, 0))] == [
         "0.0%", "<0.1%", "33.3%", "100.0%", "0.0%",
     ]  # fmt: skip
-    assert audit_layout.listed("abcde", 2) == "a, b and 3 more" and audit_layout.listed("ab", 2) == "a, b"
-    assert audit_layout.table([["a", "1"], ["bcd", "23"]], "lr") == ["  a     1", "  bcd  23"]
+    assert audit_layout.join_names("abcde", 2) == "a, b and 3 more" and audit_layout.join_names("ab", 2) == "a, b"
+    assert audit_layout.format_table([["a", "1"], ["bcd", "23"]], "lr") == ["  a     1", "  bcd  23"]
 
 
 def test_no_line_is_wider_than_a_terminal_nor_commands_it(tmp_path: Path) -> None:
-    lines = audit_text.text(audit.gather(hostile_dataset(tmp_path))).split("\n")
+    lines = audit_text.format_audit(audit.gather(hostile_dataset(tmp_path))).split("\n")
     assert [line for line in lines if not line.isprintable()] == []
-    assert [line for line in lines if audit_layout.columns(line) > audit_layout.WIDTH] == []
+    assert [line for line in lines if audit_layout.count_columns(line) > audit_layout.WIDTH] == []
     shown = "\n".join(lines)
     assert "… 40 classes between" in shown and "and 65 more" in shown and "and 22 more" in shown
     assert "largest groups" not in shown and "second dropped" in shown and "<b>warned</b>\\x07" in shown
@@ -73,7 +72,7 @@ def test_a_huge_list_of_classes_is_shown_by_its_ends(tmp_path: Path) -> None:
     dataset = draft(where(tmp_path), rows, classes=names)
     facts = audit.gather(dataset)
     assert len(facts.balance.classes) == 3_000 and len(facts.balance.without["any"]) == 2_994
-    shown, html = audit_text.text(facts), audit_html.render(dataset)
+    shown, html = audit_text.format_audit(facts), audit_html.render(dataset)
     assert len(shown.split("\n")) < 160 and "… 2,980 classes between" in shown and "and 2,986 more" in shown
     assert "… 2,960 classes between" in html and html.count("class-0") < 200 and "and 2,954 more" in html
 
@@ -153,7 +152,7 @@ def test_beyond_a_bound_pictures_are_the_stored_thumbnails(tmp_path: Path, monke
     for row in rows:
         row.thumbnail = measure(decode(picture(row.image_id)).pixels if row is not rows[1] else RED).thumbnail
     dataset = draft(where(tmp_path), rows)
-    monkeypatch.setattr(audit_pictures, "LARGE", 3)
+    monkeypatch.setattr(audit_pictures, "MAX_LARGE", 3)
     found = audit_pictures.find_pictures(dataset, ["01", "02", "02", "00", "03", "nobody"])
     assert {name: picture.small for name, picture in found.items()} == {
         "00": False, "01": True, "02": False, "03": True,
@@ -169,24 +168,24 @@ RED = np.full((50, 70, 3), (200, 30, 60), np.uint8)
 def test_a_thumbnail_shows_the_picture() -> None:
     pixels = np.full((240, 240, 3), (20, 160, 90), np.uint8)
     pixels[:120, 120:] = (230, 40, 50)
-    found = audit_pictures.thumbnail_pixels(measure(pixels).thumbnail)
+    found = audit_pictures.decode_thumbnail(measure(pixels).thumbnail)
     assert found is not None and found.shape == (24, 24, 3) and found.dtype == np.uint8
     truth = cv2.resize(pixels, (24, 24), interpolation=cv2.INTER_AREA).astype(int)
     assert np.abs(found.astype(int) - truth).max() < 8
-    grey = audit_pictures.thumbnail_pixels(measure(pixels[:, :, :1]).thumbnail)
+    grey = audit_pictures.decode_thumbnail(measure(pixels[:, :, :1]).thumbnail)
     assert grey is not None and np.ptp(grey, axis=2).max() == 0 and set(np.unique(grey)) >= {20, 230}
-    assert audit_pictures.thumbnail_pixels(b"") is None and audit_pictures.thumbnail_uri(b"12345") == ""
+    assert audit_pictures.decode_thumbnail(b"") is None and audit_pictures.make_thumbnail_uri(b"12345") == ""
 
 
 def test_the_histogram_has_a_bar_a_bin_and_grey_ends() -> None:
-    found = describe(np.arange(101))
+    found = describe_distribution(np.arange(101))
     assert found is not None
-    bars = [a for tag, a in Page(str(audit_html._histogram(found.histogram))).tags if tag == "rect"]
+    bars = [a for tag, a in Page(str(audit_html._draw_histogram(found.histogram))).tags if tag == "rect"]
     assert [b["class"] for b in bars] == ["end", *["bin"] * 20, "end"]
     heights = [float(b["height"] or 0) for b in bars]
     assert heights[0] == heights[-1] and max(heights) == heights[1] == pytest.approx(62, abs=0.1)
-    one = describe(np.full(3, 2.0))
-    assert one is not None and str(audit_html._histogram(one.histogram)).count("<rect") == 1
+    one = describe_distribution(np.full(3, 2.0))
+    assert one is not None and str(audit_html._draw_histogram(one.histogram)).count("<rect") == 1
 
 
 def test_the_builder_writes_what_the_step_writes(tmp_path: Path) -> None:

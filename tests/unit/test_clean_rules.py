@@ -16,17 +16,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from imagemill.components.clean.classes import class_list, read_class_list
+from imagemill.components.clean.candidates import read_candidates
 from imagemill.components.clean.clean import clean
 from imagemill.components.clean.config import REASONS, CleanConfig
 from imagemill.components.clean.decide import decide
-from imagemill.components.clean.labels import LabelRules, label_rules, split_labels
-from imagemill.components.clean.rewrite import final_files
-from imagemill.components.clean.schema import CLEAN, REJECTED, clean_layout
-from imagemill.components.clean.shard import CleanedShard, pixel_hash, write_rows
-from imagemill.components.clean.slices import slices
-from imagemill.components.clean.splits import SPLITS, choose_split, shuffle_index, split_position
-from imagemill.components.clean.table import read_table
+from imagemill.components.clean.labels import (
+    LabelRules,
+    extend_class_list,
+    make_label_rules,
+    read_class_list,
+    split_labels,
+)
+from imagemill.components.clean.schema import CLEAN, REJECTED, make_clean_layout
+from imagemill.components.clean.shard import CleanedShard, hash_pixels, plan_slices, write_rows
+from imagemill.components.clean.splits import SPLITS, choose_split, compute_shuffle_index, compute_split_position
+from imagemill.components.clean.verdicts import write_final_files
 from imagemill.components.download.raw import RAW
 from imagemill.components.store.errors import UserError
 from imagemill.components.store.images import ImageRejected, decode
@@ -89,15 +93,18 @@ def test_trainval_is_divided_by_the_fraction_of_validation() -> None:
 
 def test_split_and_order_are_golden() -> None:
     """Another value here moves images of existing datasets between train and test."""
-    for salt, found in (("split", round(split_position(HASHES[0]) * 2**64)), ("shuffle", shuffle_index(HASHES[0]) * 2)):
+    for salt, found in (
+        ("split", round(compute_split_position(HASHES[0]) * 2**64)),
+        ("shuffle", compute_shuffle_index(HASHES[0]) * 2),
+    ):
         expected = int.from_bytes(hashlib.sha256(f"{salt}:{HASHES[0]}".encode()).digest()[:8], "big")
         assert abs(found - expected) < 2**12  # a float holds 53 bits
 
 
 def test_shuffle_index_is_uniform_in_63_bits_and_independent_of_the_split() -> None:
-    indices = np.array([shuffle_index(h) for h in HASHES])
+    indices = np.array([compute_shuffle_index(h) for h in HASHES])
     assert indices.dtype == np.int64 and indices.min() >= 0 and len(set(indices.tolist())) == len(HASHES)
-    places = np.array([split_position(h) for h in HASHES])
+    places = np.array([compute_split_position(h) for h in HASHES])
     assert places.min() >= 0 and places.max() < 1
     assert abs(indices.mean() / 2**63 - 0.5) < 0.01 and indices.max() > 0.999 * 2**63
     assert abs(np.corrcoef(indices.astype(float), places)[0, 1]) < 0.03
@@ -105,10 +112,10 @@ def test_shuffle_index_is_uniform_in_63_bits_and_independent_of_the_split() -> N
 
 @given(st.lists(st.text(max_size=3)), st.lists(st.text(max_size=3), unique=True))
 def test_class_ids_are_appended_and_never_renumbered(labels: list[str], base: list[str]) -> None:
-    found = class_list(labels, base)
+    found = extend_class_list(labels, base)
     assert list(found[: len(base)]) == base
     assert list(found[len(base) :]) == sorted(set(labels) - set(base))
-    assert class_list(labels, found) == found
+    assert extend_class_list(labels, found) == found
 
 
 RULES = LabelRules({"cat": 0, "dog": 1, "other": 2}, rare=frozenset({"emu"}), other="other")
@@ -133,29 +140,29 @@ RULES = LabelRules({"cat": 0, "dog": 1, "other": 2}, rare=frozenset({"emu"}), ot
 )
 def test_what_a_label_becomes(rules: LabelRules, text: str | None, expected: list[str] | str) -> None:
     if isinstance(expected, list):
-        assert rules.read(text) == expected
+        assert rules.parse(text) == expected
     else:
         with pytest.raises(ImageRejected) as caught:
-            rules.read(text)
+            rules.parse(text)
         assert caught.value.reason == expected and expected in REASONS
 
 
 def rules_of(counts: dict[str, int], base: tuple[str, ...] = (), **options: Any) -> LabelRules:
-    return label_rules(counts, base, CleanConfig(**options), "here")
+    return make_label_rules(counts, base, CleanConfig(**options), "here")
 
 
 def test_rare_classes_are_kept_merged_or_dropped() -> None:
     counts = {"a": 100, "b": 50, "c": 9, "d": 2}
     assert list(rules_of(counts).ids) == ["a", "b", "c", "d"]
     merged = rules_of(counts, rare_classes="merge")
-    assert list(merged.ids) == ["a", "b", "other"] and merged.read("c") == merged.read("d") == ["other"]
+    assert list(merged.ids) == ["a", "b", "other"] and merged.parse("c") == merged.parse("d") == ["other"]
     dropped = rules_of(counts, rare_classes="drop", rare_below=3)
     assert list(dropped.ids) == ["a", "b", "c"]
     with pytest.raises(UserError, match="at least two classes, found only 'a'"):
         rules_of(counts, rare_classes="drop", rare_below=60)
     # A class that is called as what rare ones are merged into takes them in, and is never rare itself.
     taken = rules_of({"a": 100, "other": 1, "z": 1}, rare_classes="merge")
-    assert list(taken.ids) == ["a", "other"] and taken.read("other") == taken.read("z") == ["other"]
+    assert list(taken.ids) == ["a", "other"] and taken.parse("other") == taken.parse("z") == ["other"]
 
 
 def test_ids_stay_and_unknown_labels_are_appended_or_rejected() -> None:
@@ -170,7 +177,7 @@ def test_ids_stay_and_unknown_labels_are_appended_or_rejected() -> None:
 def test_several_labels_are_counted_each() -> None:
     assert split_labels(" a ; b;;", ";") == ["a", "b"] and split_labels(" a;b ", "") == ["a;b"]
     found = rules_of({"a|b": 6, "b": 6, "c|a": 1}, label_separator="|", rare_classes="drop", rare_below=7)
-    assert found.multi and list(found.ids) == ["a", "b"] and found.read("c|a") == ["a"]
+    assert found.is_multi_label and list(found.ids) == ["a", "b"] and found.parse("c|a") == ["a"]
 
 
 def test_a_class_list_file(tmp_path: Path) -> None:
@@ -229,11 +236,11 @@ def test_a_turned_grey_picture_is_stored_upright() -> None:
 
 def test_pixel_hashes_see_pixels_and_shape_only() -> None:
     pixels = noise(4)
-    assert pixel_hash(decode(encoded(pixels, "PNG")).pixels) == pixel_hash(decode(encoded(pixels, "BMP")).pixels)
+    assert hash_pixels(decode(encoded(pixels, "PNG")).pixels) == hash_pixels(decode(encoded(pixels, "BMP")).pixels)
     flat = np.zeros((2, 8, 3), np.uint8)
-    assert pixel_hash(flat) != pixel_hash(flat.reshape(4, 4, 3))
+    assert hash_pixels(flat) != hash_pixels(flat.reshape(4, 4, 3))
     flat[0, 0, 0] = 1
-    assert pixel_hash(flat) != pixel_hash(np.zeros((2, 8, 3), np.uint8))
+    assert hash_pixels(flat) != hash_pixels(np.zeros((2, 8, 3), np.uint8))
 
 
 def clean_row(image_id: str, split: str, data: bytes, label: str = "a") -> dict[str, Any]:
@@ -241,8 +248,8 @@ def clean_row(image_id: str, split: str, data: bytes, label: str = "a") -> dict[
     pixels = decode(data).pixels
     return {
         "image_id": image_id, "image": {"bytes": data, "path": image_id}, "label": label, "label_id": 0, "split": split,
-        "shuffle_index": shuffle_index(sha256), "width": pixels.shape[1], "height": pixels.shape[0], "sha256": sha256,
-        "format": "PNG", "image_bytes": len(data), "pixel_hash": pixel_hash(pixels),
+        "shuffle_index": compute_shuffle_index(sha256), "width": pixels.shape[1], "height": pixels.shape[0],
+        "sha256": sha256, "format": "PNG", "image_bytes": len(data), "pixel_hash": hash_pixels(pixels),
     }  # fmt: skip
 
 
@@ -256,17 +263,17 @@ def test_of_copies_the_one_in_test_stays_then_val_then_the_smallest_id(tmp_path:
         clean_row("alone", "train", encoded(noise(9))),
     ]  # fmt: skip
     uri = str(tmp_path / "clean" / "01")
-    layout = clean_layout(CLEAN)
+    layout = make_clean_layout(CLEAN)
     files = [write_rows(uri, s, [r for r in rows if r["split"] == s], layout) for s in SPLITS]
-    verdicts, _ = decide(read_table(uri, files), CleanConfig(near_duplicates="off"))
-    found = {row["image_id"]: row for row in verdicts.rejected()}
+    verdicts, _ = decide(read_candidates(uri, files), CleanConfig(near_duplicates="off"))
+    found = {row["image_id"]: row for row in verdicts.iterate_rejected()}
     assert {i: row["reason"] for i, row in found.items()} == {
         **dict.fromkeys("aczd", "duplicate_bytes"),
         "g": "duplicate_pixels",
     }
     assert found["a"]["detail"] == "same as y (test)"
     assert found["g"]["detail"] == "same as f (train); labelled dog here, cat there"
-    final = final_files(uri, verdicts, layout)
+    final = write_final_files(uri, verdicts, layout)
     assert [(f.split, f.rows) for f in final] == [("train", 2), ("val", 1), ("test", 1)]
     table = pq.read_table(f"{uri}/{final[0].uri}")
     assert sorted(table.column("image_id").to_pylist()) == ["alone", "f"]
@@ -275,15 +282,15 @@ def test_of_copies_the_one_in_test_stays_then_val_then_the_smallest_id(tmp_path:
 
 def test_files_are_rewritten_only_where_rows_go_or_change_sides(tmp_path: Path) -> None:
     rows = [clean_row(f"{n}", SPLITS[n % 3], encoded(noise(n))) for n in range(30)]
-    uri, layout = str(tmp_path / "clean" / "01"), clean_layout(CLEAN)
+    uri, layout = str(tmp_path / "clean" / "01"), make_clean_layout(CLEAN)
     files = [write_rows(uri, s, [r for r in rows if r["split"] == s], layout) for s in SPLITS]
-    verdicts, _ = decide(read_table(uri, files), CleanConfig(near_duplicates="off"))
-    assert final_files(uri, verdicts, layout) == files
+    verdicts, _ = decide(read_candidates(uri, files), CleanConfig(near_duplicates="off"))
+    assert write_final_files(uri, verdicts, layout) == files
     verdicts.alive[:10] = False
-    assert final_files(uri, verdicts, layout) == files[1:]
+    assert write_final_files(uri, verdicts, layout) == files[1:]
     verdicts.alive[:] = True
     verdicts.splits[::2] = 0
-    moved = final_files(uri, verdicts, layout)
+    moved = write_final_files(uri, verdicts, layout)
     found = [(f.split, row) for f in moved for row in pq.read_table(f"{uri}/{f.uri}").to_pylist()]
     assert sorted(row["image_id"] for _, row in found) == sorted(row["image_id"] for row in rows)
     assert all(row["split"] == split for split, row in found)
@@ -379,7 +386,7 @@ def test_a_killed_clean_goes_on_only_from_files_that_are_there(tmp_path: Path) -
     expected = {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*.parquet")}
     (folder / "_manifest.json").unlink()  # as if killed just before the commit
     workspace = Workspace.open(str(tmp_path))
-    records = [workspace.read_work_record(dataset.uri, part.key) for part in slices(raw)]
+    records = [workspace.read_work_record(dataset.uri, part.key) for part in plan_slices(raw)]
     lost, cut = (CleanedShard.from_record(record).data[0] for record in records if record)
     (folder / lost.uri).unlink()
     (folder / cut.uri).write_bytes((folder / cut.uri).read_bytes()[:100])

@@ -10,14 +10,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from imagemill.components.clean.candidates import CandidateInfo, Candidates, Rows
 from imagemill.components.clean.config import CleanConfig
-from imagemill.components.clean.decide import assign_exact_splits, decide
-from imagemill.components.clean.duplicates import drop_duplicates, same_pixels
-from imagemill.components.clean.outliers import comparable, find_outliers, robust_scores
+from imagemill.components.clean.decide import (
+    assign_exact_splits,
+    compute_robust_scores,
+    decide,
+    drop_duplicates,
+    find_outliers,
+    group_equal_pixels,
+    to_comparable_scale,
+)
 from imagemill.components.clean.phash import THUMBNAIL_BYTES
 from imagemill.components.clean.schema import MEASURES
-from imagemill.components.clean.splits import SPLITS, TEST, TRAIN, TRAINVAL, UNDECLARED, VAL, exact_splits
-from imagemill.components.clean.table import Name, Rows, Table
+from imagemill.components.clean.splits import SPLITS, TEST, TRAIN, TRAINVAL, UNDECLARED, VAL, choose_exact_splits
 from imagemill.components.clean.twins import Twins, check_radius, judge_twins
 from imagemill.components.clean.verdicts import Verdicts
 from imagemill.components.store.errors import UserError
@@ -25,14 +31,15 @@ from imagemill.components.store.errors import UserError
 CODES = {name: code for code, name in enumerate(SPLITS)} | {"": UNDECLARED, "trainval": TRAINVAL}
 
 
-class Toy(Table):
+class Toy(Candidates):
     """A table whose names are made up: row n is `n`, its label its class's letter."""
 
-    def names(self, rows: Rows) -> dict[int, Name]:
-        return {
-            int(r): Name(f"{int(r):03d}", f"sha{r}", chr(97 + int(self.label[r])), SPLITS[min(2, self.split[r])])
-            for r in rows
-        }
+    def read_infos(self, rows: Rows) -> dict[int, CandidateInfo]:
+        infos = {}
+        for row in rows.tolist():
+            label, split = chr(97 + int(self.label[row])), SPLITS[min(2, self.split[row])]
+            infos[row] = CandidateInfo(f"{row:03d}", f"sha{row}", label, split)
+        return infos
 
 
 def toy(
@@ -49,20 +56,20 @@ def toy(
         group=np.array(more.get("group", [0] * number), np.uint64),
         order=np.array(more.get("order", range(number)), np.int64),
         measures={name: np.ones(number, np.float32) for name in MEASURES} | more.get("measures", {}),
-        measured=True,
+        has_measures=True,
     )
 
 
 def copies(table: Toy, policy: str = "keep") -> tuple[dict[int, str], dict[str, Any], dict[str, str]]:
     verdicts = Verdicts.of(table)
     drop_duplicates(verdicts, policy)
-    details = {row["image_id"]: row["detail"] for row in verdicts.rejected()}
-    return {r: v.reason for r, v in verdicts.dropped.items()}, verdicts.found["duplicates"], details
+    details = {row["image_id"]: row["detail"] for row in verdicts.iterate_rejected()}
+    return {r: v.reason for r, v in verdicts.dropped.items()}, verdicts.findings["duplicates"], details
 
 
 def test_groups_of_equal_pixels_are_found_and_nothing_else() -> None:
-    assert [g.tolist() for g in same_pixels(toy([5, 1, 5, 2, 1, 5]))] == [[0, 2, 5], [1, 4]]
-    assert same_pixels(toy([1, 2, 3])) == [] and same_pixels(toy([])) == []
+    assert [g.tolist() for g in group_equal_pixels(toy([5, 1, 5, 2, 1, 5]))] == [[0, 2, 5], [1, 4]]
+    assert group_equal_pixels(toy([1, 2, 3])) == [] and group_equal_pixels(toy([])) == []
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.sampled_from(SPLITS), st.sampled_from("ab")), max_size=20))
@@ -114,7 +121,7 @@ def test_exact_splits_hold_in_every_class(rows: list[tuple[int, str]], fractions
     labels = np.array([r[0] for r in rows], np.int64)
     declared = np.array([CODES[r[1]] for r in rows], np.uint8)
     places = np.random.default_rng(len(rows)).permutation(len(rows)).astype(np.uint64)
-    found = exact_splits(declared, labels, places, fractions)
+    found = choose_exact_splits(declared, labels, places, fractions)
     for label in range(4):
         for part, (val, test) in ((UNDECLARED, fractions), (TRAINVAL, (fractions[0], 0.0))):
             members = found[(labels == label) & (declared == part)]
@@ -174,7 +181,7 @@ def test_a_train_image_with_a_twin_in_test_is_dropped_unless_the_source_declares
     for order in ([(0, 1)], [(1, 0)]):
         found, verdicts = judged(toy([0, 1], splits=["train", "test"], declared=declared), order, leakage=policy)
         assert found == dropped
-        leakage = verdicts.found["leakage"]
+        leakage = verdicts.findings["leakage"]
         assert (leakage["dropped"], leakage["kept"]) == ((1, 0) if dropped else (0, 1))
         assert leakage["test_images_with_twin_in_train"] == 1 and leakage["test_images_with_twin_in_val"] == 0
         expected = declared[0] in ("train", "trainval") and declared[1] == "test"
@@ -184,8 +191,8 @@ def test_a_train_image_with_a_twin_in_test_is_dropped_unless_the_source_declares
 def test_ignored_declarations_protect_no_leak() -> None:
     table = toy([0, 1], splits=["val", "test"], declared=["train", "test"])
     found, verdicts = judged(table, [(0, 1)], declared_splits="ignore")
-    assert found == {0: LEAK} and verdicts.found["leakage"]["test_images_with_twin_in_val"] == 1
-    assert next(verdicts.rejected())["detail"] == "near twin of 001 (test)"
+    assert found == {0: LEAK} and verdicts.findings["leakage"]["test_images_with_twin_in_val"] == 1
+    assert next(verdicts.iterate_rejected())["detail"] == "near twin of 001 (test)"
 
 
 def test_a_twin_of_a_twin_is_no_twin() -> None:
@@ -198,7 +205,7 @@ def test_twins_within_a_split_are_reported_or_all_but_one_dropped() -> None:
     table = toy(range(6), splits=["train", "train", "train", "val", "test", "test"], order=[5, 0, 9, 1, 2, 3])  # type: ignore[arg-type]
     pairs = [(0, 1), (1, 2), (2, 3), (4, 5)]
     found, verdicts = judged(table, pairs)
-    assert found == {} and verdicts.found["near_duplicates"]["by_splits"] == {
+    assert found == {} and verdicts.findings["near_duplicates"]["by_splits"] == {
         "train-train": 2,
         "train-val": 1,
         "test-test": 1,
@@ -206,7 +213,7 @@ def test_twins_within_a_split_are_reported_or_all_but_one_dropped() -> None:
     found, verdicts = judged(table, pairs, near_duplicates="drop")
     # Kept first: test by order (4), val (3), then train by order: 1; 0 and 2 are direct twins of kept ones.
     assert found == dict.fromkeys((0, 2, 5), "near_duplicate")
-    assert verdicts.found["near_duplicates"]["dropped"] == 3
+    assert verdicts.findings["near_duplicates"]["dropped"] == 3
 
 
 @pytest.mark.parametrize(
@@ -225,17 +232,17 @@ def test_twins_with_different_labels(labels: str, pairs: list[tuple[int, int]], 
     found, verdicts = judged(toy(list(range(len(labels))), labels), pairs, label_conflicts=policy)
     assert found == dict.fromkeys(dropped, "label_conflict")
     expected = sum(labels[a] != labels[b] for a, b in pairs)
-    assert verdicts.found["near_duplicates"]["conflicts"] == expected
-    assert len(verdicts.found["near_duplicates"]["conflict_examples"]) == expected
+    assert verdicts.findings["near_duplicates"]["conflicts"] == expected
+    assert len(verdicts.findings["near_duplicates"]["conflict_examples"]) == expected
 
 
 def test_robust_scores_by_their_definition() -> None:
     values = np.array([1.0, 2.0, 3.0, 4.0, 100.0])
-    assert robust_scores(values).tolist() == pytest.approx([0.6745 * abs(v - 3) for v in values], rel=1e-6)
+    assert compute_robust_scores(values).tolist() == pytest.approx([0.6745 * abs(v - 3) for v in values], rel=1e-6)
     mostly_equal = np.array([5.0] * 9 + [6.0])  # median deviation 0: the mean deviation, 0.1
-    assert robust_scores(mostly_equal).tolist() == pytest.approx([0.0] * 9 + [0.7979 / 0.1], rel=1e-6)
-    assert robust_scores(np.full(7, 3.0)).tolist() == [0.0] * 7
-    assert comparable("aspect_ratio", np.array([2.0, 0.5], np.float32)).sum() == pytest.approx(0)
+    assert compute_robust_scores(mostly_equal).tolist() == pytest.approx([0.0] * 9 + [0.7979 / 0.1], rel=1e-6)
+    assert compute_robust_scores(np.full(7, 3.0)).tolist() == [0.0] * 7
+    assert to_comparable_scale("aspect_ratio", np.array([2.0, 0.5], np.float32)).sum() == pytest.approx(0)
 
 
 def test_outliers_are_reported_by_default_and_dropped_on_request() -> None:
@@ -244,11 +251,11 @@ def test_outliers_are_reported_by_default_and_dropped_on_request() -> None:
         verdicts = Verdicts.of(toy(list(range(202)), measures={"brightness": values}))
         find_outliers(verdicts, ("brightness", "entropy"), 6.0, policy)
         assert set(verdicts.dropped) == gone
-        assert {name: about["count"] for name, about in verdicts.found["outliers"].items()} == {"brightness": 2}
-        (far, near) = verdicts.found["outliers"]["brightness"]["examples"]
+        assert {name: about["count"] for name, about in verdicts.findings["outliers"].items()} == {"brightness": 2}
+        (far, near) = verdicts.findings["outliers"]["brightness"]["examples"]
         assert {far["image_id"], near["image_id"]} == {"200", "201"} and far["score"] >= near["score"] > 30
         if gone:
-            detail = next(iter(verdicts.rejected()))["detail"]
+            detail = next(iter(verdicts.iterate_rejected()))["detail"]
             assert detail.startswith("brightness 0.") and "spreads from the median 0.5" in detail
 
 
@@ -256,16 +263,16 @@ def test_the_order_of_decisions_a_copy_is_no_twin_and_weighs_once() -> None:
     """Rows 0 and 1 are copies; near-duplicates and outliers look at the survivor alone."""
 
     class Thumbs(Toy):
-        def thumbnails(self, rows: Rows) -> Any:
+        def read_thumbnails(self, rows: Rows) -> Any:
             return np.zeros((len(rows), THUMBNAIL_BYTES), np.uint8)
 
     made = toy([1, 1, 2], phash=[1, 1, 0xFFFF0000FFFF])
     table = Thumbs(**vars(made))
     verdicts, twins = decide(table, CleanConfig())
     assert set(verdicts.dropped) == {1} and twins is not None and len(twins) == 0
-    assert set(verdicts.found) == {"duplicates", "near_duplicates", "leakage", "outliers"}
+    assert set(verdicts.findings) == {"duplicates", "near_duplicates", "leakage", "outliers"}
     verdicts, twins = decide(table, CleanConfig(near_duplicates="off"))
-    assert twins is None and "near_duplicates" not in verdicts.found
+    assert twins is None and "near_duplicates" not in verdicts.findings
 
 
 def test_a_wide_radius_is_refused_for_many_images_before_any_is_decoded() -> None:

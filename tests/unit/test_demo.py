@@ -25,13 +25,13 @@ def files() -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def planned() -> dict[str, demo.Planned]:
+def planned() -> dict[str, demo.PlannedFile]:
     return {entry.path: entry for entry in demo.plan(0)}
 
 
 @pytest.fixture(scope="module")
 def faults() -> list[demo.Fault]:
-    return demo.truth(0)
+    return demo.list_faults(0)
 
 
 def of_kind(faults: list[demo.Fault], *kinds: str) -> list[demo.Fault]:
@@ -44,7 +44,7 @@ def decoded(data: bytes) -> Image.Image:
     return image
 
 
-def valid_paths(planned: dict[str, demo.Planned]) -> list[str]:
+def valid_paths(planned: dict[str, demo.PlannedFile]) -> list[str]:
     return [path for path, entry in planned.items() if entry.fault is None or entry.fault.kind == "mislabelled"]
 
 
@@ -57,7 +57,7 @@ def test_paths_are_unique_normalized_and_in_order(files: dict[str, bytes]) -> No
         assert str(PurePosixPath(path)) == path and not path.startswith(("/", "."))
 
 
-def test_every_label_and_split_is_the_path(planned: dict[str, demo.Planned]) -> None:
+def test_every_label_and_split_is_the_path(planned: dict[str, demo.PlannedFile]) -> None:
     for path, entry in planned.items():
         if entry.label:
             assert path.split("/")[:2] == [entry.split, entry.label]
@@ -67,22 +67,22 @@ def test_every_label_and_split_is_the_path(planned: dict[str, demo.Planned]) -> 
 def test_the_same_seed_gives_the_same_bytes(files: dict[str, bytes]) -> None:
     again = {file.path: file.data for file in demo.generate(0)}
     assert again == files
-    assert demo.truth(0) == demo.truth(0)
+    assert demo.list_faults(0) == demo.list_faults(0)
 
 
 def test_another_seed_gives_other_pictures(files: dict[str, bytes]) -> None:
     other = [file for file in itertools.islice(demo.generate(1), 40) if file.path.count("/") == 2]
     assert {file.data for file in other}.isdisjoint(files.values())
-    assert [f.path for f in demo.truth(1)] != [f.path for f in demo.truth(0)]
+    assert [f.path for f in demo.list_faults(1)] != [f.path for f in demo.list_faults(0)]
 
 
-def test_a_picture_does_not_depend_on_the_others(files: dict[str, bytes], planned: dict[str, demo.Planned]) -> None:
+def test_a_picture_does_not_depend_on_the_others(files: dict[str, bytes], planned: dict[str, demo.PlannedFile]) -> None:
     path = next(p for p, entry in planned.items() if entry.form == "bmp" and entry.fault is None)
-    image = demo.upright(0, planned[path])
+    image = demo.draw_upright(0, planned[path])
     assert np.array_equal(np.asarray(image), np.asarray(decoded(files[path])))
 
 
-def test_counts(planned: dict[str, demo.Planned]) -> None:
+def test_counts(planned: dict[str, demo.PlannedFile]) -> None:
     valid = valid_paths(planned)
     splits = Counter(planned[path].split for path in valid)
     assert len(valid) >= 600 and splits["test"] >= 100 and splits["val"] >= 60 and splits["train"] >= 400
@@ -95,7 +95,7 @@ def test_counts(planned: dict[str, demo.Planned]) -> None:
 
 @pytest.mark.parametrize("seed", [0, 1, 7])
 def test_as_many_faults_as_promised(seed: int) -> None:
-    faults = demo.truth(seed)
+    faults = demo.list_faults(seed)
     assert Counter(fault.kind for fault in faults) == {
         "broken": 12,
         "oversized": 1,
@@ -111,7 +111,7 @@ def test_as_many_faults_as_promised(seed: int) -> None:
     assert {fault.path.split("/")[0] for fault in of_kind(faults, "broken")} == {"train", "val", "test"}
 
 
-def test_every_other_file_decodes_in_full(files: dict[str, bytes], planned: dict[str, demo.Planned]) -> None:
+def test_every_other_file_decodes_in_full(files: dict[str, bytes], planned: dict[str, demo.PlannedFile]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for path in valid_paths(planned):
@@ -122,10 +122,10 @@ def test_every_other_file_decodes_in_full(files: dict[str, bytes], planned: dict
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_broken_files_do_not_decode(seed: int) -> None:
-    broken = {fault.path: fault for fault in of_kind(demo.truth(seed), "broken")}
+    broken = {fault.path: fault for fault in of_kind(demo.list_faults(seed), "broken")}
     wanted = [entry for entry in demo.plan(seed) if entry.path in broken]
     for entry in wanted:
-        data = demo._data(seed, entry)
+        data = demo._make_data(seed, entry)
         with pytest.raises((OSError, UnidentifiedImageError)):
             decoded(data)
         known = any(data.startswith(magic) for magic in MAGIC.values())
@@ -188,7 +188,7 @@ def test_there_are_no_other_copies(files: dict[str, bytes], faults: list[demo.Fa
 
 
 def test_mislabelled_pictures_are_in_train_and_show_what_is_said(
-    planned: dict[str, demo.Planned], faults: list[demo.Fault]
+    planned: dict[str, demo.PlannedFile], faults: list[demo.Fault]
 ) -> None:
     mislabelled = of_kind(faults, "mislabelled")
     assert all(fault.path.startswith("train/") and fault.reason == "" for fault in mislabelled)
@@ -207,7 +207,7 @@ def test_stray_files_belong_to_no_class(files: dict[str, bytes], faults: list[de
             Image.open(io.BytesIO(files[fault.path]))
 
 
-def test_all_formats_and_colours_are_there(files: dict[str, bytes], planned: dict[str, demo.Planned]) -> None:
+def test_all_formats_and_colours_are_there(files: dict[str, bytes], planned: dict[str, demo.PlannedFile]) -> None:
     seen: Counter[tuple[str, str]] = Counter()
     sampling: set[tuple[object, ...]] = set()
     names_that_lie: Counter[str] = Counter()
@@ -229,7 +229,7 @@ def test_all_formats_and_colours_are_there(files: dict[str, bytes], planned: dic
 
 @pytest.mark.parametrize("orientation", [3, 6, 8])
 def test_exif_orientation_turns_the_picture_upright(
-    orientation: int, files: dict[str, bytes], planned: dict[str, demo.Planned]
+    orientation: int, files: dict[str, bytes], planned: dict[str, demo.PlannedFile]
 ) -> None:
     paths = [path for path, entry in planned.items() if entry.form == f"jpeg_turned_{orientation}"]
     assert len(paths) >= 3
@@ -237,18 +237,18 @@ def test_exif_orientation_turns_the_picture_upright(
         stored = decoded(files[path])
         assert stored.getexif()[0x0112] == orientation
         turned = np.asarray(ImageOps.exif_transpose(stored), np.float32)
-        meant = np.asarray(demo.upright(0, planned[path]), np.float32)
+        meant = np.asarray(demo.draw_upright(0, planned[path]), np.float32)
         assert turned.shape == meant.shape
         assert np.abs(turned - meant).mean() < 12
         assert stored.size != (meant.shape[1], meant.shape[0]) or np.abs(np.asarray(stored) - meant).mean() > 12
 
 
-def test_colour_does_not_give_the_class_away(planned: dict[str, demo.Planned]) -> None:
+def test_colour_does_not_give_the_class_away(planned: dict[str, demo.PlannedFile]) -> None:
     """Nearest class mean over the average colour of the middle guesses about as well as chance (one in six)."""
     entries = [entry for path, entry in planned.items() if entry.split in ("val", "test") and not entry.damage]
     colours, labels = [], []
     for entry in entries:
-        image = demo.upright(0, entry)
+        image = demo.draw_upright(0, entry)
         w, h = image.size
         middle = image.crop((w * 3 // 8, h * 3 // 8, w * 5 // 8, h * 5 // 8))
         colours.append(np.asarray(middle, np.float32).mean((0, 1)))

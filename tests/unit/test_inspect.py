@@ -15,7 +15,7 @@ import mill
 import pytest
 from cleaned import Row, cleaned, reject
 
-from imagemill.components.clean.audit_layout import WIDTH, columns
+from imagemill.components.clean.audit_layout import WIDTH, count_columns
 from imagemill.components.store.manifest import Dataset, Manifest, Totals, commit
 from imagemill.components.store.shards import publish_bytes
 from imagemill.components.store.workspace import Workspace
@@ -39,7 +39,7 @@ def printed(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     out, error = capsys.readouterr()
     assert error == ""
     if "--json" not in words:  # all but the line that says where it is, for that is copied
-        assert [line for line in out.split("\n")[2:] if columns(line) > WIDTH or not line.isprintable()] == []
+        assert [line for line in out.split("\n")[2:] if count_columns(line) > WIDTH or not line.isprintable()] == []
     return out
 
 

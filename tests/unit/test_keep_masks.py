@@ -13,13 +13,12 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from imagemill.components.clean.candidates import read_file_columns
 from imagemill.components.clean.config import CleanConfig
 from imagemill.components.clean.labels import LabelRules
-from imagemill.components.clean.rewrite import rewritten
-from imagemill.components.clean.schema import clean_schema
-from imagemill.components.clean.shard import RowRules, clean_row, clean_shard
-from imagemill.components.clean.slices import Slice
-from imagemill.components.clean.table import columns_of
+from imagemill.components.clean.schema import make_clean_schema
+from imagemill.components.clean.shard import RowRules, Slice, clean_row, clean_shard
+from imagemill.components.clean.verdicts import rewrite_file
 from imagemill.components.store.images import ImageRejected, decode
 from imagemill.components.store.manifest import Dataset, Manifest
 from imagemill.components.store.shards import Layout, ShardWriter
@@ -126,8 +125,8 @@ def test_rows_have_the_column_only_where_it_is_asked_for() -> None:
     assert found["mask"] is not None and clean_row(row(1, None), rules(keeping()))["mask"] is None
     plain = clean_row(row(1, mask), rules(CleanConfig()))
     assert "mask" not in plain and plain == {name: value for name, value in found.items() if name != "mask"}
-    assert rules(keeping()).layout().schema.names == [*clean_schema().names, "mask"]
-    assert rules(CleanConfig()).layout().schema == clean_schema()
+    assert rules(keeping()).layout.schema.names == [*make_clean_schema().names, "mask"]
+    assert rules(CleanConfig()).layout.schema == make_clean_schema()
 
 
 def test_a_dataset_without_masks_has_the_name_it_had() -> None:
@@ -151,13 +150,18 @@ def test_files_written_again_keep_their_masks(tmp_path: Path) -> None:
     part = Slice(file, 0, 1, 6, 1)
     config = keeping(val_fraction=0.0)
     shard = clean_shard(raw, part, str(tmp_path), rules(config), lambda _: None, threading.Lock(), 1)
-    first = {r["image_id"]: r["mask"] for t in columns_of(str(tmp_path), shard.data[0], None) for r in t.to_pylist()}
+    first = {
+        r["image_id"]: r["mask"] for t in read_file_columns(str(tmp_path), shard.data[0], None) for r in t.to_pylist()
+    }
     assert len(first) == 6 and first["3.png"] is None
     np.testing.assert_array_equal(kept(first["2.png"]) == 255, np.indices((40, 60)).sum(axis=0) % 4 == 0)
     alive, splits = np.array([True, False, True, True, True, True]), np.array([0, 0, 1, 0, 0, 2], np.uint8)
-    again = list(rewritten(str(tmp_path), shard.data[0], alive, splits, rules(config).layout()))
+    again = list(rewrite_file(str(tmp_path), shard.data[0], alive, splits, rules(config).layout))
     assert sorted((f.split, f.rows) for f in again) == [("test", 1), ("train", 3), ("val", 1)]
     second = {
-        r["image_id"]: r["mask"] for f in again for t in columns_of(str(tmp_path), f, None) for r in t.to_pylist()
+        r["image_id"]: r["mask"]
+        for f in again
+        for t in read_file_columns(str(tmp_path), f, None)
+        for r in t.to_pylist()
     }
     assert len(second) == 5 and all(first[name] == mask for name, mask in second.items())

@@ -19,7 +19,7 @@ from html_page import Page
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imagemill.components.clean.splits import shuffle_index
+from imagemill.components.clean.splits import compute_shuffle_index
 from imagemill.components.evaluate import review as reviewing
 from imagemill.components.evaluate.label_issues import FOLDS, MIN_CLASS_IMAGES, FoldStatistics, find_label_issues
 from imagemill.components.evaluate.review import MAX_FEATURES, FeatureExtractor, describe_review, review_labels
@@ -233,7 +233,7 @@ def noisy_photos(workspace: Workspace, each: int = 60, flipped: int = 4) -> tupl
             other = split == "train" and n < 2 * flipped
             rows.append(Row(f"{split}{n}.png", ("cat", "dog")[(n + other) % 2], split, photos.saved(pixels)))
             wrong |= {rows[-1].image_id} if other else set()
-    rows.sort(key=lambda row: shuffle_index(hashlib.sha256(row.data).hexdigest()))
+    rows.sort(key=lambda row: compute_shuffle_index(hashlib.sha256(row.data).hexdigest()))
     uri = workspace.dataset("clean", "0" * 16)
     return commit(uri, dataclasses.replace(draft(uri, rows).manifest, image={"color": "rgb", "channels": 3})), wrong
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from imagemill.components.clean.measures import Measures, colorfulness, measure
+from imagemill.components.clean.measures import Measures, compute_colorfulness, measure
 from imagemill.components.clean.phash import THUMBNAIL_BYTES
 
 Pixels = npt.NDArray[np.uint8]
@@ -123,9 +123,9 @@ def test_exact_numbers() -> None:
 def test_colorfulness_is_the_papers_formula() -> None:
     for seed in range(5):
         pixels = noise(17, 23, 3, seed=seed) // (seed + 1)
-        assert colorfulness(pixels) == pytest.approx(hasler(pixels), rel=1e-12)
+        assert compute_colorfulness(pixels) == pytest.approx(hasler(pixels), rel=1e-12)
     grey = np.repeat(noise(17, 23, 1), 3, axis=2)
-    assert colorfulness(grey) == 0
+    assert compute_colorfulness(grey) == 0
 
 
 def test_numbers_survive_a_float32_column() -> None:

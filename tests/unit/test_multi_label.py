@@ -27,7 +27,7 @@ from sklearn.metrics import (
 )
 from test_multi_label_numbers import mean_loss
 
-from imagemill.components.clean.schema import clean_layout, clean_schema
+from imagemill.components.clean.schema import make_clean_layout, make_clean_schema
 from imagemill.components.download.raw import RAW
 from imagemill.components.evaluate.config import EvaluateConfig
 from imagemill.components.evaluate.evaluate import evaluate
@@ -83,10 +83,10 @@ def make_clean(
         extra = {"source": "here", "dataset_name": "shapes"}
         raw = commit(raw_uri, Manifest("raw", fingerprint, files=(writer.publish("data"),), extra=extra))
     files, counted, first = [], {}, 0
-    schema = clean_schema(task == MULTI, one_hot)
+    schema = make_clean_schema(task == MULTI, one_hot)
     for split, rows in NUMBERS.items():
         counted[split] = dict.fromkeys(classes, 0)
-        with ShardWriter(uri, replace(clean_layout(schema), row_group_rows=16)) as writer:
+        with ShardWriter(uri, replace(make_clean_layout(schema), row_group_rows=16)) as writer:
             for number in range(first, first + rows):
                 ids = labels_of(number, task)
                 for c in ids:

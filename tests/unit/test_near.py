@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagemill.components.clean import near
-from imagemill.components.clean.near import BRUTE_LIMIT, near_pairs
+from imagemill.components.clean.near import BRUTE_LIMIT, find_near_pairs
 from imagemill.components.store.errors import UserError
 
 Hashes = npt.NDArray[np.uint64]
@@ -40,7 +40,7 @@ def distances(hashes: Hashes, pairs: npt.NDArray[np.int64]) -> npt.NDArray[np.ui
 @pytest.mark.parametrize("radius", [0, 1, 2, 3, 4, 5, 6, 10, 16])
 def test_the_pairs_of_a_comparison_of_all(radius: int) -> None:
     hashes = clustered(1500, seed=radius, most=18)
-    found = near_pairs(hashes, radius)
+    found = find_near_pairs(hashes, radius)
     assert found.complete and found.pairs.dtype == np.int64
     assert len(found.pairs) > 5
     np.testing.assert_array_equal(found.pairs, brute(hashes, radius))
@@ -58,7 +58,7 @@ def test_long_runs_of_equal_bands_are_split_again(radius: int, monkeypatch: pyte
         places = random.choice(64, free, replace=False).astype(np.uint64)
         bits = random.integers(0, 2, (400, free), dtype=np.uint64)
         hashes = np.bitwise_or.reduce(bits << places, axis=1)
-        np.testing.assert_array_equal(near_pairs(hashes, radius).pairs, brute(hashes, radius))
+        np.testing.assert_array_equal(find_near_pairs(hashes, radius).pairs, brute(hashes, radius))
 
 
 @settings(max_examples=150, deadline=None)
@@ -71,7 +71,7 @@ def test_long_runs_of_equal_bands_are_split_again(radius: int, monkeypatch: pyte
 )
 def test_any_hashes(drawn: list[tuple[int, set[int]]], radius: int) -> None:
     hashes = np.array([base ^ sum(1 << b for b in bits) for base, bits in drawn], np.uint64)
-    found = near_pairs(hashes, radius)
+    found = find_near_pairs(hashes, radius)
     assert found.complete
     np.testing.assert_array_equal(found.pairs, brute(hashes, radius).reshape(-1, 2))
 
@@ -79,7 +79,7 @@ def test_any_hashes(drawn: list[tuple[int, set[int]]], radius: int) -> None:
 @pytest.mark.parametrize("number", [0, 1])
 @pytest.mark.parametrize("radius", [0, 3, 10])
 def test_nothing_to_compare(number: int, radius: int) -> None:
-    found = near_pairs(np.arange(number, dtype=np.uint64), radius)
+    found = find_near_pairs(np.arange(number, dtype=np.uint64), radius)
     assert found.complete and found.pairs.shape == (0, 2) and found.pairs.dtype == np.int64
 
 
@@ -91,18 +91,18 @@ def test_equal_hashes_are_all_paired(radius: int) -> None:
         expected = sorted([*expected, [0, 3], [2, 3], [3, 4]])
     if radius == 10:  # 5 and 0xF0F0 differ in 10 bits, 7 and 0xF0F0 in 11
         expected = [[a, b] for a in range(6) for b in range(a + 1, 6) if (a, b) not in ((1, 3), (3, 5))]
-    assert near_pairs(hashes, radius).pairs.tolist() == expected
+    assert find_near_pairs(hashes, radius).pairs.tolist() == expected
 
 
 def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     hashes = clustered(800, seed=4)
     hashes[::5] = hashes[0]
-    whole = [near_pairs(hashes, radius).pairs for radius in (3, 10)]
+    whole = [find_near_pairs(hashes, radius).pairs for radius in (3, 10)]
     for size in (1, 7, 4096):
         monkeypatch.setattr(near, "_CHUNK", max(size, 50))
         monkeypatch.setattr(near, "_TILE", 64 * size)
         for radius, expected in zip((3, 10), whole, strict=True):
-            np.testing.assert_array_equal(near_pairs(hashes, radius).pairs, expected)
+            np.testing.assert_array_equal(find_near_pairs(hashes, radius).pairs, expected)
 
 
 def test_blank_pictures_do_not_explode() -> None:
@@ -112,7 +112,7 @@ def test_blank_pictures_do_not_explode() -> None:
     hashes[:100_000] = 0
     hashes[110_000] = hashes[110_001] ^ np.uint64(0b111)
     hashes[110_002] = hashes[110_003]
-    found = near_pairs(hashes, 3)
+    found = find_near_pairs(hashes, 3)
     assert not found.complete
     expected = [[0, row] for row in range(1, 100_000)] + [[110_000, 110_001], [110_002, 110_003]]
     np.testing.assert_array_equal(found.pairs, expected)
@@ -120,28 +120,28 @@ def test_blank_pictures_do_not_explode() -> None:
 
 def test_of_too_many_pairs_the_largest_groups_are_given_up() -> None:
     hashes = np.repeat(np.array([1, 2**20, 2**40, 2**60], np.uint64), [50, 20, 4, 2])
-    assert near_pairs(hashes, 0, limit=1225 + 190 + 6 + 1).complete
-    found = near_pairs(hashes, 0, limit=300)  # 50 * 49 / 2 pairs don't fit, so its first row with 49 others does
+    assert find_near_pairs(hashes, 0, limit=1225 + 190 + 6 + 1).complete
+    found = find_near_pairs(hashes, 0, limit=300)  # 50 * 49 / 2 pairs don't fit, so its first row with 49 others does
     assert not found.complete and len(found.pairs) == 49 + 190 + 6 + 1
     assert found.pairs[:49].tolist() == [[0, row] for row in range(1, 50)]
-    tight = near_pairs(hashes, 0, limit=200)  # 3 left: no room for the 49 either
+    tight = find_near_pairs(hashes, 0, limit=200)  # 3 left: no room for the 49 either
     assert not tight.complete and len(tight.pairs) == 197 and tight.pairs.min() == 50
 
 
 def test_of_too_many_pairs_the_most_distant_are_given_up_first() -> None:
     hashes = np.random.default_rng(1).permutation(np.unique(clustered(900, seed=2)))
     for radius in (5, 10):
-        everything = near_pairs(hashes, radius)
+        everything = find_near_pairs(hashes, radius)
         among = distances(hashes, everything.pairs)
         limit = int((among <= radius - 2).sum())
-        found = near_pairs(hashes, radius, limit=limit)
+        found = find_near_pairs(hashes, radius, limit=limit)
         assert not found.complete and len(found.pairs) == limit
         np.testing.assert_array_equal(found.pairs, everything.pairs[among <= radius - 2])
 
 
 def test_of_equally_large_blocks_the_most_distant_are_given_up() -> None:
     hashes = np.array([0, 0b11, 0b1, 2**40 - 8, 2**40 - 8], np.uint64)
-    found = near_pairs(hashes, 3, limit=3)
+    found = find_near_pairs(hashes, 3, limit=3)
     assert not found.complete and found.pairs.tolist() == [[0, 2], [1, 2], [3, 4]]
 
 
@@ -155,14 +155,14 @@ def test_of_equally_large_blocks_the_most_distant_are_given_up() -> None:
 )
 def test_what_can_not_be_searched(number: int, radius: int, message: str) -> None:
     with pytest.raises(UserError) as error:
-        near_pairs(np.zeros(number, np.uint64), radius)
+        find_near_pairs(np.zeros(number, np.uint64), radius)
     assert str(error.value) == message
 
 
 _MILLION = """
 import resource, sys, time
 import numpy as np
-from imagemill.components.clean.near import near_pairs
+from imagemill.components.clean.near import find_near_pairs
 number, radius, skewed = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "skewed"
 random = np.random.default_rng(0)
 hashes = random.integers(0, 2**64, number, dtype=np.uint64)
@@ -175,7 +175,7 @@ hashes[:planted] = hashes[-planted:]
 for _ in range(radius):
     hashes[:planted] ^= np.uint64(1) << random.integers(0, 64, planted, dtype=np.uint64)
 before = time.perf_counter()
-found = near_pairs(hashes, radius)
+found = find_near_pairs(hashes, radius)
 seconds = time.perf_counter() - before
 keys = set((found.pairs[:, 0] * number + found.pairs[:, 1]).tolist())
 missing = sum(row * number + number - planted + row not in keys for row in range(planted))

@@ -14,12 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 from test_clean_rules import raw_dataset, run_clean, toy_rows
 
-from imagemill.components.clean import pool, slices
+from imagemill.components.clean import pool, shard
 from imagemill.components.clean.config import CleanConfig
 from imagemill.components.clean.labels import LabelRules
 from imagemill.components.clean.pool import clean_slices
-from imagemill.components.clean.shard import CleanedShard, RowRules
-from imagemill.components.clean.slices import Slice
+from imagemill.components.clean.shard import CleanedShard, RowRules, Slice
 from imagemill.components.clean.worker import rules_from_record, rules_to_record
 from imagemill.components.store.errors import MillError, TransientError
 from imagemill.components.store.manifest import Dataset
@@ -31,7 +30,7 @@ RULES = RowRules(CleanConfig(preset="ocr", clean_workers=2, rare_below=3), Label
 @pytest.fixture
 def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     """A slice a row group, and never too little for processes."""
-    monkeypatch.setattr(slices, "SLICE_BYTES", 1)
+    monkeypatch.setattr(shard, "SLICE_BYTES", 1)
     monkeypatch.setattr(pool, "SLICE_BYTES", 1)
 
 
@@ -41,7 +40,7 @@ def raw_of(folder: Path) -> Dataset:
 
 def test_slices_cover_every_row_group_once_and_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = raw_of(tmp_path)
-    whole = slices.slices(raw)
+    whole = shard.plan_slices(raw)
     assert [(part.first, part.last) for part in whole] == [(0, 1)] * 6
     assert sum(part.rows for part in whole) == raw.manifest.totals.rows
     path = raw.locate(raw.files()[0])
@@ -50,12 +49,12 @@ def test_slices_cover_every_row_group_once_and_are_bounded(tmp_path: Path, monke
     sizes = [
         pq.ParquetFile(path).metadata.row_group(n).total_byte_size for n in range(pq.ParquetFile(path).num_row_groups)
     ]
-    monkeypatch.setattr(slices, "SLICE_BYTES", sizes[0] + sizes[1])
-    first = [part for part in slices.slices(raw) if part.file == raw.files()[0]]
+    monkeypatch.setattr(shard, "SLICE_BYTES", sizes[0] + sizes[1])
+    first = [part for part in shard.plan_slices(raw) if part.file == raw.files()[0]]
     assert len(first) > 1 and [part.first for part in first[1:]] == [part.last for part in first[:-1]]
     assert first[-1].last == len(sizes) and sum(part.rows for part in first) == table.num_rows
     assert all(part.bytes <= sizes[0] + sizes[1] or part.last - part.first == 1 for part in first)
-    assert len({part.key for part in slices.slices(raw)}) == len(slices.slices(raw))
+    assert len({part.key for part in shard.plan_slices(raw)}) == len(shard.plan_slices(raw))
     assert [Slice.from_record(part.to_record()) for part in first] == first
 
 
@@ -79,20 +78,20 @@ def test_processes_give_the_same_dataset_as_this_one_alone(tmp_path: Path, small
 
 def cleaned(raw: Dataset, folder: Path, rules: RowRules = RULES) -> tuple[list[tuple[Slice, CleanedShard]], Progress]:
     progress = Progress("clean", total=raw.manifest.totals.rows)
-    found = clean_slices(raw, slices.slices(raw), str(folder / "clean" / "00"), rules, progress)
+    found = clean_slices(raw, shard.plan_slices(raw), str(folder / "clean" / "00"), rules, progress)
     return list(found), progress
 
 
 def test_progress_counts_what_the_processes_do(tmp_path: Path, small_slices: None) -> None:
     raw = raw_of(tmp_path)
     found, progress = cleaned(raw, tmp_path)
-    assert [part for part, _ in found] == slices.slices(raw)
+    assert [part for part, _ in found] == shard.plan_slices(raw)
     assert progress.done == raw.manifest.totals.rows
 
 
 def test_an_error_in_a_process_is_the_steps_own(tmp_path: Path, small_slices: None) -> None:
     raw = raw_of(tmp_path)
-    lost = slices.slices(raw)
+    lost = shard.plan_slices(raw)
     Path(raw.locate(raw.files()[-1])).write_bytes(b"PAR1, or so")
     progress = Progress("clean")
     with pytest.raises(MillError, match="expected a Parquet file") as caught:
@@ -139,7 +138,7 @@ def test_a_killed_process_is_a_transient_error_and_none_is_left(tmp_path: Path, 
 
 def test_processes_end_with_the_one_that_started_them(tmp_path: Path, small_slices: None) -> None:
     raw, before = raw_of(tmp_path), children()
-    found: Any = clean_slices(raw, slices.slices(raw), str(tmp_path / "clean" / "00"), RULES, Progress("clean"))
+    found: Any = clean_slices(raw, shard.plan_slices(raw), str(tmp_path / "clean" / "00"), RULES, Progress("clean"))
     next(found)
     assert children() - before
     found.close()

@@ -22,7 +22,7 @@ from imagemill.components.download import table as table_module
 from imagemill.components.download.archives import Member, Skipped
 from imagemill.components.download.config import DownloadConfig
 from imagemill.components.download.labels import FilenameLabeller
-from imagemill.components.download.names import PATH_LIMIT, classify, image_id
+from imagemill.components.download.names import PATH_LIMIT, classify, normalize_path
 from imagemill.components.download.sources import ArchiveSource, ListingSource, open_source
 from imagemill.components.download.streams import read_small
 from imagemill.components.download.table import TableSource
@@ -39,8 +39,8 @@ PATHS = st.lists(
 @settings(deadline=None)
 @given(SURROGATES | PATHS.map("/".join) | PATHS.map("\\".join))
 def test_image_id_is_idempotent_relative_and_valid_utf8(path: str) -> None:
-    found = image_id(path)
-    assert image_id(found) == found
+    found = normalize_path(path)
+    assert normalize_path(found) == found
     assert found.encode().decode() == found
     assert not found.startswith("/") and "\\" not in found
     assert not {"", ".", ".."} & set(found.split("/")) or found == ""
@@ -50,7 +50,7 @@ def test_image_id_is_idempotent_relative_and_valid_utf8(path: str) -> None:
 @given(st.lists(st.text("abcé. -_", min_size=1, max_size=8), min_size=1, max_size=5).map("/".join))
 def test_image_id_keeps_a_name_that_is_normal(path: str) -> None:
     if posixpath.normpath(path) == path and not path.startswith(("/", ".")):
-        assert image_id(path) == path
+        assert normalize_path(path) == path
 
 
 @pytest.mark.parametrize(
@@ -67,11 +67,11 @@ def test_image_id_keeps_a_name_that_is_normal(path: str) -> None:
     ],
 )
 def test_image_id_by_example(path: str, expected: str) -> None:
-    assert image_id(path) == expected
+    assert normalize_path(path) == expected
 
 
 def test_names_in_latin_1_stay_different() -> None:
-    assert image_id(os.fsdecode(b"caf\xe9.jpg")) != image_id(os.fsdecode(b"caf\xe8.jpg"))
+    assert normalize_path(os.fsdecode(b"caf\xe9.jpg")) != normalize_path(os.fsdecode(b"caf\xe8.jpg"))
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_members_can_be_taken_from_any_point_on(tmp_path_factory: pytest.TempPat
 
 
 def test_a_file_above_the_limit_is_skipped_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "LIMIT", 100)
+    monkeypatch.setattr(sources, "MAX_FILE_BYTES", 100)
     folder = write(tmp_path / "in", {"a/big.jpg": bytes(101), "a/fits.jpg": bytes(100)})
     found = list(ListingSource(str(folder), 3).members(0))
     assert isinstance(found[0], Skipped) and "101 bytes" in found[0].why
@@ -284,7 +284,7 @@ def test_a_table_behind_http_cannot_name_a_local_file() -> None:
 
 
 def test_ids_of_urls_hide_password_and_query_and_stay_different() -> None:
-    name = table("/t.csv", "x")._image_id
+    name = table("/t.csv", "x")._make_image_id
     assert name("http://me:pw@host:8/a/1.jpg") == "http://host:8/a/1.jpg"
     assert name("http://host/get?id=1") != name("http://host/get?id=2")
     assert "id=" not in name("http://host/get?id=1")
@@ -303,7 +303,7 @@ def test_masks_of_a_table_are_found_as_its_paths_are_and_come_with_the_image(tmp
 def test_a_mask_that_is_not_there_or_too_large_is_none_and_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(table_module, "LIMIT", 4)
+    monkeypatch.setattr(table_module, "MAX_FILE_BYTES", 4)
     folder = write(tmp_path / "in", {"1.jpg": JPEG, "big.png": b"12345", "fits.png": b"1234", "folder/x": b""})
     masks = ("big.png", "fits.png", "none.png", "folder", "none.png")
     source = table(str(folder / "t.csv"), *["1.jpg"] * 4, "none.jpg", masks=masks)
@@ -337,7 +337,7 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
 
 
 def test_masks_behind_http_are_read_and_may_be_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(table_module, "LIMIT", 4)
+    monkeypatch.setattr(table_module, "MAX_FILE_BYTES", 4)
     folder = write(tmp_path / "in", {"a/1.jpg": JPEG, "m/1.png": b"mask", "m/big.png": b"12345"})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder))) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -356,11 +356,11 @@ def test_masks_behind_http_are_read_and_may_be_missing(tmp_path: Path, monkeypat
 def test_a_wrong_mask_is_told_by_its_column() -> None:
     for uri, mask in (("http://127.0.0.1:9/t.csv", "file:///etc/passwd"), ("s3://bucket/t.csv", "/etc/passwd")):
         with pytest.raises(UserError, match=r"^mask: "):
-            list(table(uri, "x", masks=(mask,)).places())
+            list(table(uri, "x", masks=(mask,)).list_uris())
         with pytest.raises(UserError, match=r"^mask: "):
-            table(uri, "x", masks=(mask,))._with_mask(Member("x", JPEG), mask)
+            table(uri, "x", masks=(mask,))._add_mask(Member("x", JPEG), mask)
     with pytest.raises(UserError, match=r"^mask: expected a http URL with a host"):
-        table("/t.csv", "x")._with_mask(Member("x", JPEG), "http:///1.png")
+        table("/t.csv", "x")._add_mask(Member("x", JPEG), "http:///1.png")
 
 
 def test_a_small_file_is_bounded_and_must_be_there(tmp_path: Path) -> None:
