@@ -148,9 +148,11 @@ def test_twins_are_the_closest_of_all_with_labels_splits_and_who_went(tmp_path: 
     near = audit.gather(draft(where(tmp_path), rows_of(8), twins=pairs, found=found)).near
     expected = sorted(pairs, key=lambda p: (p["distance"], p["difference"]))
     assert [p.image_id for p in near.closest] == [p["image_id"] for p in expected[:20]]
-    assert [(p.image_id, p.twin_label, p.went()) for p in near.conflicting] == [("08", "dog", "first dropped")]
-    assert [(p.image_id, p.split, p.went()) for p in near.leaking] == [("09", "val", "both dropped")]
-    assert next(p for p in near.closest if p.image_id == "10").went() == "second dropped"
+    assert [(p.image_id, p.twin_label, p.describe_dropped()) for p in near.conflicting] == [
+        ("08", "dog", "first dropped")
+    ]
+    assert [(p.image_id, p.split, p.describe_dropped()) for p in near.leaking] == [("09", "val", "both dropped")]
+    assert next(p for p in near.closest if p.image_id == "10").describe_dropped() == "second dropped"
     assert "largest groups" in near.note and "conflict_examples" not in near.found
 
 
