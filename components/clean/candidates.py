@@ -165,7 +165,8 @@ def _make_code_converter(codes: dict[str, int], default: int) -> _Converter:
 
     def convert(column: pa.ChunkedArray) -> npt.NDArray[Any]:
         indices = pc.index_in(column, pa.array(list(codes))).combine_chunks().fill_null(-1).to_numpy()
-        return np.array([*codes.values(), default], np.uint8)[indices]
+        values: npt.NDArray[Any] = np.array([*codes.values(), default], np.uint8)[indices]
+        return values
 
     return convert
 
@@ -180,7 +181,8 @@ def _make_text_hasher(dtype: type[Any]) -> _Converter:
             xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogateescape")) >> 1
             for text in encoded.dictionary.to_pylist()
         ]
-        return np.array([*hashes, 0], dtype)[encoded.indices.fill_null(len(hashes)).to_numpy()]
+        values: npt.NDArray[Any] = np.array([*hashes, 0], dtype)[encoded.indices.fill_null(len(hashes)).to_numpy()]
+        return values
 
     return convert
 
