@@ -70,7 +70,7 @@ def examine(cluster: Cluster, connection: Connection, target: str = "", *, start
     view = _change_namespace(view, runs)
     checks: list[Check] = [
         lambda: operators.check_argo(view, runs),
-        lambda: operators.check_controller(view, runs),
+        lambda: operators.check_controller(view, runs, cluster),
         lambda: operators.check_kuberay(view, cluster),
         lambda: operators.check_kubeflow(view, runs, cluster, connection) if runs.target == KFP else [],
         lambda: room.check_room(view, cluster, runs.target),

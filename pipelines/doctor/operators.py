@@ -177,8 +177,8 @@ def check_kubeflow(
     return [Finding("kfp", OK, f"Kubeflow Pipelines {version}; {service.host} answers")]
 
 
-def check_controller(view: ClusterView, runs: RunNamespace) -> list[Finding]:
-    """Check the controller that watches the runs' namespace."""
+def check_controller(view: ClusterView, runs: RunNamespace, cluster: Cluster) -> list[Finding]:
+    """Check the controller that watches the runs' namespace: how soon it goes on, and what it makes of a pod."""
     try:
         controller = find_controller(view)
     except ApiError as error:
@@ -186,7 +186,10 @@ def check_controller(view: ClusterView, runs: RunNamespace) -> list[Finding]:
     if controller is None:
         observation = f"no controller of Argo's looks at the namespace {view.namespace}"
         return [Finding("argo settings", WARNING, observation, "install one, or let it manage the namespace")]
-    return [_check_requeue_time(controller), *(_check_retry_policy(view, controller) if runs.target == KFP else ())]
+    of_target = (
+        _check_retry_policy(view, controller) if runs.target == KFP else _check_layout(view, controller, cluster)
+    )
+    return [_check_requeue_time(controller), *of_target]
 
 
 def _check_requeue_time(controller: Json) -> Finding:
@@ -210,16 +213,39 @@ def parse_duration(text: str) -> float:
     return sum(float(number) * factors[unit] for number, unit in parts) if parts else DEFAULT_REQUEUE_S
 
 
+def _check_layout(view: ClusterView, controller: Json, cluster: Cluster) -> list[Finding]:
+    """Check that the templates are for the containers that Argo makes: else the API server refuses every pod."""
+    config_map, expected = _get_config_map(controller), cluster.argo.initless
+    try:
+        is_initless = bool((get_setting(_read_settings(view, controller), "initlessPod") or {}).get("enabled"))
+    except (ApiError, ValueError, AttributeError) as error:
+        return [make_unseen("argo settings", f"initlessPod of ConfigMap {config_map} ({error})")] if expected else []
+    if is_initless == expected:
+        return []
+    observation = f"initlessPod is {'on' if is_initless else 'off'} in ConfigMap {config_map}, and argo.initless says "
+    remedy = f"argo: {{initless: {str(is_initless).lower()}}} in the cluster's file, and compile again"
+    return [Finding("argo settings", ERROR, f"{observation}{str(expected).lower()}: no pod could start", remedy)]
+
+
+def _get_config_map(controller: Json) -> str:
+    """Return the ConfigMap with the controller's settings as `<namespace>/<name>`."""
+    return f"{controller['metadata']['namespace']}/{get_option(controller, '--configmap') or _CONFIG_MAP}"
+
+
+def _read_settings(view: ClusterView, controller: Json) -> dict[str, str]:
+    namespace, _, name = _get_config_map(controller).partition("/")
+    return (view.get("configmaps", name, namespace) or {}).get("data") or {}
+
+
 def _check_retry_policy(view: ClusterView, controller: Json) -> list[Finding]:
     """Check the policy of Argo for the retries of KFP's steps, which have none of their own."""
-    namespace = controller["metadata"]["namespace"]
-    name = get_option(controller, "--configmap") or _CONFIG_MAP
+    config_map = _get_config_map(controller)
     try:
-        policy = get_retry_policy((view.get("configmaps", name, namespace) or {}).get("data") or {})
+        policy = get_retry_policy(_read_settings(view, controller))
     except ApiError as error:
         return [make_unseen("retries", f"the settings of Argo's controller ({error})")]
     except ValueError as error:
-        return [Finding("retries", WARNING, f"ConfigMap {namespace}/{name}: {error}", "correct it")]
+        return [Finding("retries", WARNING, f"ConfigMap {config_map}: {error}", "correct it")]
     source = "of its templateDefaults" if policy else "its own, for none is set"
     policy = policy or ON_FAILURE
     observation = (
@@ -227,21 +253,28 @@ def _check_retry_policy(view: ClusterView, controller: Json) -> list[Finding]:
     )
     if policy != ON_FAILURE:
         return [Finding("retries", OK, observation)]
-    remedy = f"in ConfigMap {namespace}/{name}, as KFP's own installation has it: workflowDefaults: {_KFP_DEFAULTS}"
+    remedy = f"in ConfigMap {config_map}, as KFP's own installation has it: workflowDefaults: {_KFP_DEFAULTS}"
     return [Finding("retries", WARNING, observation, remedy)]
 
 
 def get_retry_policy(data: dict[str, str]) -> str:
-    """Return the retry policy of the controller's settings, empty where they have none. Each setting has a key of its
-    own, or all are in one, `config`. ValueError for invalid YAML."""
-    import yaml
-
+    """Return the retry policy of the controller's settings, empty where they have none. ValueError for invalid YAML."""
+    defaults = get_setting(data, "workflowDefaults")
     try:
-        defaults: Any = yaml.safe_load(data.get("workflowDefaults") or "")
-        if defaults is None:
-            defaults = (yaml.safe_load(data.get("config") or "") or {}).get("workflowDefaults")
         for key in ("spec", "templateDefaults", "retryStrategy"):
             defaults = (defaults or {}).get(key)
         return str((defaults or {}).get("retryPolicy") or "")
-    except (yaml.YAMLError, AttributeError):
+    except AttributeError:
         raise ValueError("workflowDefaults are no mapping in YAML") from None
+
+
+def get_setting(data: dict[str, str], name: str) -> Any:
+    """Return a setting of the controller's ConfigMap, None where it has none: each has a key of its own, or all are in
+    one, `config`. ValueError for invalid YAML."""
+    import yaml
+
+    try:
+        value = yaml.safe_load(data.get(name) or "")
+        return value if value is not None else (yaml.safe_load(data.get("config") or "") or {}).get(name)
+    except (yaml.YAMLError, AttributeError):
+        raise ValueError(f"{name}: no mapping in YAML") from None

@@ -84,6 +84,30 @@ def test_what_kfps_retries_lack_is_said(defaults: str | None, state: str, seen: 
     assert state == "ok" or "no mapping" in seen or "retryPolicy: OnError" in finding["mend"]
 
 
+@pytest.mark.parametrize(
+    ("data", "initless", "refused"),
+    [
+        ({}, False, False),
+        ({}, True, True),
+        ({"initlessPod": "enabled: true"}, True, False),
+        ({"initlessPod": "enabled: true"}, False, True),
+        ({"config": "initlessPod: {enabled: true}"}, False, True),
+        ({"initlessPod": "enabled: false"}, False, False),
+    ],
+)
+def test_pods_without_an_init_container_are_those_of_the_file(
+    data: dict[str, str], initless: bool, refused: bool, kind: Doctor
+) -> None:
+    """Seen on a cluster: with the other setting the API server refuses each pod, for containers without an image."""
+    controller = next(one for one in kind.api.of_kind("Deployment") if one["metadata"]["name"] == "workflow-controller")
+    config_map = named("ConfigMap", "workflow-controller-configmap", controller["metadata"]["namespace"])
+    kind.api.add({**config_map, "data": data})
+    ran = kind(file={"argo": {"initless": initless}})
+    findings = [one for one in ran.found["argo settings"] if "initlessPod" in one["seen"]]
+    assert [one["state"] for one in findings] == (["error"] if refused else [])
+    assert all(f"argo: {{initless: {str(not initless).lower()}}}" in one["mend"] for one in findings)
+
+
 def test_kfps_own_namespace_is_where_it_runs_without_profiles(make: Callable[[str], Doctor]) -> None:
     """The file's namespace counts for nothing there: accounts and secrets are looked for where pods are."""
     doctor = make("kubeflow")
