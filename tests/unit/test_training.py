@@ -368,7 +368,7 @@ def test_an_error_of_a_batch_is_the_trainings(tensors: Dataset, tmp_path: Path) 
     def broken(*_: Any) -> Any:
         raise MillError("broken")
 
-    one.augmentation.host = broken  # type: ignore[method-assign]
+    one.augmentation.apply_on_cpu = broken  # type: ignore[method-assign]
     with pytest.raises(MillError, match="broken"):
         one.run()
 
