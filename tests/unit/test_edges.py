@@ -351,7 +351,7 @@ def test_what_was_counted_before_a_kill_counts(tmp_path: Path, monkeypatch: pyte
         for number, found in enumerate(here(jobs, *others)):
             if number == end:
                 raise Killed
-            worked.extend(job.key for job in found[0].jobs)
+            worked.extend(shard.key for shard in found[0].shards)
             yield found
 
     monkeypatch.setattr(resize, "run_tasks", dying)

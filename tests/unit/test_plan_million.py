@@ -41,7 +41,7 @@ clean = read_dataset(sys.argv[1])
 before, started = megabytes(), time.monotonic()
 plan = plan_split(clean, "train", 224 * 224 * 3)
 found = {"seconds": time.monotonic() - started, "megabytes": megabytes() - before, "rows": plan.rows}
-found |= {"jobs": len(plan.jobs), "files": len(plan.sources)}
+found |= {"jobs": len(plan.shards), "files": len(plan.sources)}
 print(json.dumps(found))
 """
 
