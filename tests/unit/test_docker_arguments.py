@@ -253,7 +253,7 @@ def test_kfp_hands_its_tasks_to_us(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     class Refusing:
         engine = SimpleNamespace(client=SimpleNamespace(info=lambda: ROOT))
 
-        def runner(self) -> Any:
+        def make_runner(self) -> Any:
             from kfp import local
 
             return local.DockerRunner(environment={"IMAGEMILL_RUN": "run-1"}, read_only=True)
@@ -267,7 +267,7 @@ def test_kfp_hands_its_tasks_to_us(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     refusing: Any = Refusing()
     with (tmp_path / "log").open("w") as log, in_docker._use_for_kfp_tasks(refusing):
-        assert local._run_kfp({"workspace": str(tmp_path / "work")}, str(tmp_path), log, refusing)
+        assert not local._run_kfp({"workspace": str(tmp_path / "work")}, str(tmp_path), log, refusing)
     assert asked == [("download", "run-1", True)]
 
 

@@ -213,7 +213,7 @@ def test_an_engine_that_goes_away_is_transient(
     lost: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Also after the build, which is not ours here."""
-    monkeypatch.setattr(images, "build", lambda words, target: None)
+    monkeypatch.setattr(images, "run_build", lambda words, target: None)
     monkeypatch.setattr(images, "find_cli", lambda: "docker")
     with docker_api.serving() as engine:
         monkeypatch.setenv("DOCKER_HOST", engine.url)
