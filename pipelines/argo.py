@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from ..components.store.errors import wrong
+from ..components.storage.errors import wrong
 from .argo_templates import (
     RUN_PLACEHOLDER,
     STEP_PARTS,

@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..components.store.command_line import Parser, configure_logging
-from ..components.store.errors import MillError
-from ..components.store.progress import say
+from ..components.step.command_line import Parser, configure_logging
+from ..components.step.progress import say
+from ..components.storage.errors import MillError
 from .finish import SUMMARY, finish
 
 NAME = "finish"

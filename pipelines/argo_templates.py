@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..components.store.config import STEPS
+from ..components.dataset.workspace import STEPS
 from .cluster import SCRATCH, TOKEN_KEY, Cluster, Pod
 from .parameters import RunParameters, list_form_parameters
 from .pods import build_cluster_variable, build_container_security_context, build_storage_env, get_rayjob_deadline

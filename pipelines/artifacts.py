@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..components.store.config import PRODUCTS
-from ..components.store.step import download_file
+from ..components.dataset.workspace import PRODUCTS
+from ..components.step.step import download_file
 
 FRAMEWORK = "PyTorch"
 RECORDS = "imagemill_records"

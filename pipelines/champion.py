@@ -8,13 +8,13 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+from ..components.dataset.manifest import find_dataset, find_intact_dataset, normalize_dataset_uri, read_dataset
+from ..components.dataset.workspace import Workspace
 from ..components.promote.registry import check_registry, read_version, register, resolve_registry
-from ..components.store import uri as uris
-from ..components.store.command_line import add_flag
-from ..components.store.errors import EXIT_OK, EXIT_OURS, TransientError, UserError, error_for_exit_code, wrong
-from ..components.store.manifest import find_dataset, find_intact_dataset, normalize_dataset_uri, read_dataset
-from ..components.store.step import new_run
-from ..components.store.workspace import Workspace
+from ..components.step.command_line import add_flag
+from ..components.step.step import new_run
+from ..components.storage import uri as uris
+from ..components.storage.errors import EXIT_OK, EXIT_OURS, TransientError, UserError, error_for_exit_code, wrong
 from .parameters import ALL_STEPS, list_parameters, resolve_parameters
 from .runs import align_columns
 

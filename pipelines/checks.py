@@ -6,8 +6,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from ..components.store import uri as uris
-from ..components.store.errors import UserError, wrong
+from ..components.storage import uri as uris
+from ..components.storage.errors import UserError, wrong
 from .cluster import Cluster, load_cluster, require_s3_workspace
 from .parameters import RunParameters
 

@@ -12,13 +12,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..components.dataset.manifest import code_version
+from ..components.dataset.workspace import STEPS
 from ..components.export.config import FORMATS, SHARD_BYTES, ExportConfig
 from ..components.predict.config import DEVICES, OUTPUTS, PredictConfig
-from ..components.store.command_line import Parser, add_flag, configure_logging
-from ..components.store.config import STEPS
-from ..components.store.errors import EXIT_OK, MillError, UserError, wrong
-from ..components.store.extras import explain_missing_modules, require_modules
-from ..components.store.manifest import code_version
+from ..components.step.command_line import Parser, add_flag, configure_logging
+from ..components.step.extras import explain_missing_modules, require_modules
+from ..components.storage.errors import EXIT_OK, MillError, UserError, wrong
 from . import champion, images, runs, schedule, submit
 from .doctor import command as doctor
 from .parameters import ALL_STEPS, WORKSPACE_HELP, RunParameters, list_parameters, parse_sections, resolve_parameters

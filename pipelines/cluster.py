@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..components.store import uri as uris
-from ..components.store.config import STEPS
-from ..components.store.errors import UserError, wrong
-from ..components.store.manifest import code_version
+from ..components.dataset.manifest import code_version
+from ..components.dataset.workspace import STEPS
+from ..components.storage import uri as uris
+from ..components.storage.errors import UserError, wrong
 from . import forms
 from .cron import load_timezone, parse_cron
 from .settings import dump_documented, load_yaml, override, setting, to_plain

@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from ..components.store.errors import UserError, wrong
+from ..components.storage.errors import UserError, wrong
 from .checks import check_output, read_cluster, set_workspace
 from .cluster import Cluster
 from .parameters import RunParameters

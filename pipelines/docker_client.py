@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from ..components.store.errors import MillError, TransientError, UserError
-from ..components.store.runner import SIGTERM_GRACE_S
+from ..components.step.runner_exit import SIGTERM_GRACE_S
+from ..components.storage.errors import MillError, TransientError, UserError
 from .cluster import LABELS, RUN_LABEL
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ import socket
 from collections.abc import Callable, Iterable, Mapping
 from urllib.parse import urlsplit
 
-from ..components.store.runner import RUNNER_BOOT, RUNNER_PIPE, boot_id
-from ..components.store.step import RUN_ENV
-from ..components.store.uri import is_s3
+from ..components.step.runner_exit import RUNNER_BOOT, RUNNER_PIPE, boot_id
+from ..components.step.step import RUN_ENV
+from ..components.storage.uri import is_s3
 
 _PROXIES = {"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"}
 CERTIFICATES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "CURL_CA_BUNDLE")
@@ -60,7 +60,7 @@ def make_s3_credentials() -> Credentials:
     """
     import boto3
 
-    from ..components.store.s3 import shared_s3
+    from ..components.storage.s3 import shared_s3
 
     store, credentials = shared_s3(), boto3.session.Session().get_credentials()
 

@@ -15,13 +15,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..components.dataset.manifest import MANIFEST
 from ..components.download.config import DownloadConfig
 from ..components.download.labels import open_dataset
 from ..components.download.table import TableSource
-from ..components.store import uri as uris
-from ..components.store.errors import UserError, wrong
-from ..components.store.filesystem import map_disk_errors
-from ..components.store.manifest import MANIFEST
+from ..components.storage import uri as uris
+from ..components.storage.errors import UserError, wrong
+from ..components.storage.filesystem import map_disk_errors
 from .cluster import SCRATCH, UID
 from .parameters import PATH_PARAMETERS, RunParameters
 

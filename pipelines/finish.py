@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..components.store import uri as uris
-from ..components.store.config import STEPS
-from ..components.store.errors import EXIT_OK, EXIT_OURS, EXIT_TRANSIENT, EXIT_USER, MillError
-from ..components.store.progress import format_duration, say
-from ..components.store.step import RUN_ENV
-from ..components.store.workspace import Workspace
+from ..components.dataset.workspace import STEPS, Workspace
+from ..components.step.progress import format_duration, say
+from ..components.step.step import RUN_ENV
+from ..components.storage import uri as uris
+from ..components.storage.errors import EXIT_OK, EXIT_OURS, EXIT_TRANSIENT, EXIT_USER, MillError
 from .artifacts import records_metadata
 from .kfp_server import describe_ignored_settings
 from .pods import read_pod_cluster

@@ -13,13 +13,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..components.dataset.workspace import STEPS, Workspace
 from ..components.download import STEP
-from ..components.store.command_line import configure_logging
-from ..components.store.config import STEPS
-from ..components.store.errors import EXIT_OK, MillError, UserError
-from ..components.store.progress import say
-from ..components.store.step import CACHED, RUN_ENV, write_outputs
-from ..components.store.workspace import Workspace
+from ..components.step.command_line import configure_logging
+from ..components.step.progress import say
+from ..components.step.step import CACHED, RUN_ENV, write_outputs
+from ..components.storage.errors import EXIT_OK, MillError, UserError
 from .parameters import CONFIG, RunParameters, parse_form
 from .pod_arguments import parse_pod_arguments
 from .unchanged import find_cached_records, write_cached_records

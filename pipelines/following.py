@@ -8,9 +8,9 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
-from ..components.store.config import STEPS
-from ..components.store.errors import MillError, TransientError, UserError, error_for_exit_code
-from ..components.store.progress import format_duration, say
+from ..components.dataset.workspace import STEPS
+from ..components.step.progress import format_duration, say
+from ..components.storage.errors import MillError, TransientError, UserError, error_for_exit_code
 from .kfp_client import KfpService, LoginError, NotFoundError, build_stop_error
 from .kfp_pages import KfpUi
 from .kfp_records import find_failure

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from ..components.store.errors import MillError, UserError, wrong
-from ..components.store.progress import format_duration, say
+from ..components.step.progress import format_duration, say
+from ..components.storage.errors import MillError, UserError, wrong
 
 TARGETS = ("cpu", "ray", "gpu")
 ALL = "all"

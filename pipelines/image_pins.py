@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..components.store.errors import UserError, wrong
+from ..components.storage.errors import UserError, wrong
 from . import cluster
 
 if TYPE_CHECKING:

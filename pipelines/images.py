@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from ..components.store.errors import MillError, TransientError, UserError, wrong
-from ..components.store.manifest import code_version
-from ..components.store.progress import format_size, say
+from ..components.dataset.manifest import code_version
+from ..components.step.progress import format_size, say
+from ..components.storage.errors import MillError, TransientError, UserError, wrong
 from . import image_pins
 from .docker_client import connect_engine, engine_errors
 from .image_build import (

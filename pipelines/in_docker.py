@@ -18,10 +18,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..components.store.config import STEPS
-from ..components.store.errors import EXIT_TRANSIENT, UserError
-from ..components.store.progress import say
-from ..components.store.workspace import Workspace
+from ..components.dataset.workspace import STEPS, Workspace
+from ..components.step.progress import say
+from ..components.storage.errors import EXIT_TRANSIENT, UserError
 from .cluster import LABELS, RUN_LABEL, SCRATCH, Cluster
 from .docker_client import STEP_LABEL, connect_engine, engine_errors, remove_containers, remove_never_started
 from .docker_environment import (

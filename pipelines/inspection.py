@@ -22,12 +22,12 @@ from ..components.clean.audit_layout import (
     shorten,
     wrap_text,
 )
-from ..components.store import uri as uris
-from ..components.store.errors import wrong
-from ..components.store.filesystem import get_store
-from ..components.store.manifest import MANIFEST, Dataset, Manifest, count_values, find_dataset, normalize_dataset_uri
-from ..components.store.progress import format_duration, format_size
-from ..components.store.workspace import MARKER
+from ..components.dataset.manifest import MANIFEST, Dataset, Manifest, count_values, find_dataset, normalize_dataset_uri
+from ..components.dataset.workspace import MARKER
+from ..components.step.progress import format_duration, format_size
+from ..components.storage import uri as uris
+from ..components.storage.errors import wrong
+from ..components.storage.filesystem import get_store
 
 MAX_ROWS, MAX_SKIPPED = 30, 8
 """The number of labels or classes, and of skipped files, that are listed; the others are counted."""

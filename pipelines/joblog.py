@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime
 
 from ..components.resize.ray_job import forward_log_line
-from ..components.store.errors import MillError, UserError
-from ..components.store.progress import say
+from ..components.step.progress import say
+from ..components.storage.errors import MillError, UserError
 from .kube import Json, KubeClient, StreamInterrupted
 
 POLL_S = 1.0

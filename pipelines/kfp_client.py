@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..components.store import uri as uris
-from ..components.store.errors import MillError, TransientError, UserError, wrong
-from ..components.store.retry import with_retry
+from ..components.storage import uri as uris
+from ..components.storage.errors import MillError, TransientError, UserError, wrong
+from ..components.storage.retry import with_retry
 from . import forms
 
 HOST_VARIABLE, UI_HOST_VARIABLE = "KF_PIPELINES_ENDPOINT", "KF_PIPELINES_UI_ENDPOINT"

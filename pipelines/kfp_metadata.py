@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..components.store.errors import MillError
+from ..components.storage.errors import MillError
 
 MetadataCall = Callable[[str, bytes], bytes]
 """Sends (method, framed request) to the store and returns the framed answer."""

@@ -25,8 +25,8 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from ..components.store.errors import MillError, TransientError, wrong
-from ..components.store.retry import with_retry
+from ..components.storage.errors import MillError, TransientError, wrong
+from ..components.storage.retry import with_retry
 from . import kfp_client
 from .kfp_client import TIMEOUT_S, UI_HOST_VARIABLE, KfpService, LoginError, NotFoundError
 from .kfp_metadata import Artifact, Execution

@@ -13,8 +13,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from ..components.store.config import STEPS
-from ..components.store.errors import EXIT_OURS, MillError, TransientError, UserError, error_for_exit_code, wrong
+from ..components.dataset.workspace import STEPS
+from ..components.storage.errors import EXIT_OURS, MillError, TransientError, UserError, error_for_exit_code, wrong
 from .artifacts import RECORDS
 from .kfp_metadata import HTML_TYPE, Execution, read_artifacts, read_executions
 from .kfp_pages import KfpUi

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 
-from ..components.store.errors import EXIT_USER
-from ..components.store.progress import say
+from ..components.step.progress import say
+from ..components.storage.errors import EXIT_USER
 
 RUN_SETTINGS_SINCE = (2, 17)
 LITERALS_SINCE = (2, 16)

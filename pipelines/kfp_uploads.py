@@ -13,9 +13,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ..components.store import uri as uris
-from ..components.store.errors import wrong
-from ..components.store.manifest import code_version
+from ..components.dataset.manifest import code_version
+from ..components.storage import uri as uris
+from ..components.storage.errors import wrong
 from .checks import check_for_pods
 from .cluster import Cluster, require_s3_workspace
 from .compile import compile_kfp

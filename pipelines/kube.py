@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..components.store.errors import MillError, TransientError, UserError, first_line
-from ..components.store.retry import with_retry
+from ..components.storage.errors import MillError, TransientError, UserError, first_line
+from ..components.storage.retry import with_retry
 from .rayjob import GROUP, PLURAL, VERSION
 
 T = TypeVar("T")

@@ -18,8 +18,11 @@ from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from ..components.dataset.manifest import Dataset, find_intact_dataset
 from ..components.resize.config import ResizeConfig
-from ..components.store.errors import (
+from ..components.step.progress import format_duration
+from ..components.step.step import RAN, Context, Outcome
+from ..components.storage.errors import (
     EXIT_TRANSIENT,
     EXIT_USER,
     MillError,
@@ -27,9 +30,6 @@ from ..components.store.errors import (
     UserError,
     error_for_exit_code,
 )
-from ..components.store.manifest import Dataset, find_intact_dataset
-from ..components.store.progress import format_duration
-from ..components.store.step import RAN, Context, Outcome
 from .cluster import Cluster
 from .joblog import JobLog
 from .kube import (

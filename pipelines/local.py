@@ -16,12 +16,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
-from ..components.store import uri as uris
-from ..components.store.config import STEPS
-from ..components.store.errors import EXIT_OURS, EXIT_USER, TransientError, UserError, error_for_exit_code
-from ..components.store.runner import RUNNER_PID
-from ..components.store.step import RUN_ENV
-from ..components.store.workspace import Workspace
+from ..components.dataset.workspace import STEPS, Workspace
+from ..components.step.runner_exit import RUNNER_PID
+from ..components.step.step import RUN_ENV
+from ..components.storage import uri as uris
+from ..components.storage.errors import EXIT_OURS, EXIT_USER, TransientError, UserError, error_for_exit_code
 
 if TYPE_CHECKING:
     from .in_docker import Containers

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from ..components import clean, download, evaluate, promote, resize, train
-from ..components.store import uri as uris
-from ..components.store.config import STEPS, Scalar, StepConfig, check_field, convert, field_types, parse_config
-from ..components.store.errors import UserError, wrong
-from ..components.store.step import Step
+from ..components.dataset.workspace import STEPS
+from ..components.step.config import Scalar, StepConfig, check_field, convert, field_types, parse_config
+from ..components.step.step import Step
+from ..components.storage import uri as uris
+from ..components.storage.errors import UserError, wrong
 from ..components.train.config import TrainConfig
 from .settings import load_yaml, to_text
 

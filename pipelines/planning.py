@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..components.clean import STEP as CLEAN
+from ..components.dataset.workspace import Workspace
 from ..components.resize import STEP as RESIZE
 from ..components.resize.config import ResizeConfig
-from ..components.store.command_line import configure_logging
-from ..components.store.errors import EXIT_OK, EXIT_OURS, MillError, wrong
-from ..components.store.progress import say
-from ..components.store.step import CACHED, RUN_ENV, Context, write_outputs
-from ..components.store.workspace import Workspace
+from ..components.step.command_line import configure_logging
+from ..components.step.progress import say
+from ..components.step.step import CACHED, RUN_ENV, Context, write_outputs
+from ..components.storage.errors import EXIT_OK, EXIT_OURS, MillError, wrong
 from .cluster import Cluster
 from .pod_arguments import PodArguments, parse_pod_arguments
 from .pods import CLUSTER_VARIABLE, read_pod_cluster
@@ -97,9 +97,9 @@ def only_resize_knows_tensors(cluster: Cluster) -> bool:
 
 def plan_tensors(config: ResizeConfig, cluster: Cluster, context: Context) -> Plan:
     """Return the plan for the tensors of `config`; write the resize step's record if they exist already."""
+    from ..components.dataset.manifest import find_intact_dataset
     from ..components.resize.ray_job import build_command, write_pending_record
     from ..components.resize.resize import find_target, report_outcome
-    from ..components.store.manifest import find_intact_dataset
     from . import rayjob
     from .resizing import choose_mode
 

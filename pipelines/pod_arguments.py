@@ -9,8 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..components.store.command_line import Parser
-from ..components.store.config import StepConfig
+from ..components.step.command_line import Parser
+from ..components.step.config import StepConfig
 from .parameters import RunParameters, list_form_parameters, parse_form
 
 

@@ -12,8 +12,8 @@ from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from ..components.store.errors import wrong
-from ..components.store.workspace import S3_ONLY, WORKSPACES_ENV
+from ..components.dataset.workspace import S3_ONLY, WORKSPACES_ENV
+from ..components.storage.errors import wrong
 from .cluster import UID, Cluster, parse_cluster_json
 from .settings import to_plain
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from contextlib import suppress
 
+from ..components.dataset.workspace import Workspace
 from ..components.resize import STEP
-from ..components.store.errors import MillError
-from ..components.store.workspace import Workspace
+from ..components.storage.errors import MillError
 from .cluster import RUN_LABEL, Cluster
 from .kube import Json, KubeClient, read_own_namespace
 from .ray_failures import explain_failure

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..components.store.errors import MillError, TransientError, UserError, error_for_exit_code
+from ..components.storage.errors import MillError, TransientError, UserError, error_for_exit_code
 
 _EXIT_CODE = re.compile(r"failed with exit code (-?\d+)")
 _STEP_ERROR = re.compile(r"^\[resize\] error: (.+)$", re.MULTILINE)

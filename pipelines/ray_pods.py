@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from ..components.store.errors import MillError
+from ..components.storage.errors import MillError
 from .cluster import RUN_LABEL
 from .kube import Json, KubeClient
 from .ray_failures import list_problems

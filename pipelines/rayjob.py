@@ -25,9 +25,9 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..components.store import uri as uris
-from ..components.store.errors import wrong
-from ..components.store.fingerprint import digest
+from ..components.dataset.fingerprint import digest
+from ..components.storage import uri as uris
+from ..components.storage.errors import wrong
 from .cluster import LABELS, RUN_LABEL, SCRATCH, Cluster, Pod
 from .pods import (
     NO_SIDECAR,

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, cast
 
+from ..components.dataset.manifest import Totals, find_intact_dataset
 from ..components.resize import STEP
 from ..components.resize.config import ResizeConfig
 from ..components.resize.threads import estimate_core_seconds
-from ..components.store.config import parse_config
-from ..components.store.errors import UserError
-from ..components.store.manifest import Totals, find_intact_dataset
-from ..components.store.progress import format_duration, say
-from ..components.store.step import CACHED, Context, Outcome, Step
+from ..components.step.config import parse_config
+from ..components.step.progress import format_duration, say
+from ..components.step.step import CACHED, Context, Outcome, Step
+from ..components.storage.errors import UserError
 from .cluster import Cluster, Pod, require_s3_workspace
 from .launcher import run_rayjob
 from .pods import read_pod_cluster

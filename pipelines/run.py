@@ -11,13 +11,12 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ..components.dataset.workspace import PRODUCTS, STEPS, Workspace
 from ..components.download.config import DownloadConfig
-from ..components.store.config import PRODUCTS, STEPS
-from ..components.store.errors import EXIT_OK, MillError
-from ..components.store.progress import format_duration
-from ..components.store.step import CACHED, new_run
-from ..components.store.uri import normalize
-from ..components.store.workspace import Workspace
+from ..components.step.progress import format_duration
+from ..components.step.step import CACHED, new_run
+from ..components.storage.errors import EXIT_OK, MillError
+from ..components.storage.uri import normalize
 from ..components.train.config import TrainConfig
 from .cluster import Cluster
 from .parameters import RunParameters
@@ -95,7 +94,7 @@ def check_parameters(parameters: RunParameters, engine: Engine | None = None) ->
     from ..components.clean.config import CleanConfig
     from ..components.clean.labels import read_class_list
     from ..components.download.labels import open_dataset
-    from ..components.train.weights import find_weights_file
+    from ..components.train.pretrained_weights import find_weights_file
 
     download, clean, train = (parameters.config(step) for step in ("download", "clean", "train"))
     assert isinstance(download, DownloadConfig) and isinstance(clean, CleanConfig) and isinstance(train, TrainConfig)
@@ -115,7 +114,7 @@ def _check_device(device: str, engine: Engine | None) -> None:
     # A missing GPU shows here rather than after hours of cleaning. Importing torch takes seconds, so other devices are
     # not checked; nor are the GPUs of containers, which this process can't see.
     if device == "cuda" and engine is None:
-        from ..components.store.model import pick_device
+        from ..components.models.artifact import pick_device
 
         pick_device(device)
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..components.store import uri as uris
-from ..components.store.config import STEPS
-from ..components.store.errors import MillError
-from ..components.store.workspace import Workspace
+from ..components.dataset.workspace import STEPS, Workspace
+from ..components.storage import uri as uris
+from ..components.storage.errors import MillError
 from .kfp_client import KfpService, NotFoundError
 from .kfp_pages import KfpUi
 from .kfp_records import read_records

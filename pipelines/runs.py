@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..components.store.config import STEPS
-from ..components.store.errors import EXIT_OK, MillError, wrong
-from ..components.store.filesystem import get_store
-from ..components.store.progress import format_duration
+from ..components.dataset.workspace import STEPS
+from ..components.step.progress import format_duration
+from ..components.storage.errors import EXIT_OK, MillError, wrong
+from ..components.storage.filesystem import get_store
 from . import following
 from .cluster import load_cluster
 from .kfp_client import Connection, KfpService, add_connection_flags

@@ -19,9 +19,9 @@ from itertools import islice
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from ..components.store import uri as uris
-from ..components.store.errors import EXIT_OK, MillError, UserError, wrong
-from ..components.store.progress import say
+from ..components.step.progress import say
+from ..components.storage import uri as uris
+from ..components.storage.errors import EXIT_OK, MillError, UserError, wrong
 from . import cron as crons
 from .following import ENDED
 from .kfp_client import KfpService, NotFoundError, add_connection_flags, build_stop_error

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..components.store.errors import wrong
+from ..components.storage.errors import wrong
 from . import forms
 from .settings import parse_quantity, setting
 

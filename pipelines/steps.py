@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from kfp import dsl
 
-from ..components.store.manifest import code_version
+from ..components.dataset.manifest import code_version
 
 IMAGES = {target: f"imagemill-{target}:{code_version()}" for target in ("cpu", "ray", "gpu")}
 """The images by target of the Dockerfile; nothing is installed when a step starts."""

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ..components.download.config import DownloadConfig
-from ..components.store.errors import EXIT_OK, MillError, UserError, wrong
-from ..components.store.progress import say
-from ..components.store.step import new_run
+from ..components.step.progress import say
+from ..components.step.step import new_run
+from ..components.storage.errors import EXIT_OK, MillError, UserError, wrong
 from . import following
 from .checks import read_cluster
 from .cluster import Cluster, load_cluster

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from kfp import dsl
 
-from ..components.store.manifest import code_version
+from ..components.dataset.manifest import code_version
 from . import kfp_executor, steps
 from .cluster import Cluster
 from .kfp_executor import ENTRY_POINT

@@ -10,11 +10,10 @@ import dataclasses
 import traceback
 from typing import Any
 
-from ..components.store.config import PRODUCTS, STEPS
-from ..components.store.errors import MillError
-from ..components.store.progress import say
-from ..components.store.step import NotCached
-from ..components.store.workspace import Workspace
+from ..components.dataset.workspace import PRODUCTS, STEPS, Workspace
+from ..components.step.progress import say
+from ..components.step.step import NotCached
+from ..components.storage.errors import MillError
 from .parameters import ALL_STEPS, RunParameters
 
 Records = dict[str, dict[str, Any]]

@@ -8,7 +8,7 @@ from typing import Any
 
 from cleaned import NONE_FOUND, Row, draft, reject, twin
 
-from imagemill.components.store.manifest import Dataset
+from imagemill.components.dataset.manifest import Dataset
 
 HOSTILE = "<script>alert(1)</script>.jpg"
 

@@ -16,12 +16,12 @@ import pytest
 from cleaned import Row, draft
 
 from imagemill.components.clean.splits import compute_shuffle_index
+from imagemill.components.dataset.manifest import Dataset, commit, read_dataset
+from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.evaluate.config import EvaluateConfig
 from imagemill.components.evaluate.evaluate import evaluate
 from imagemill.components.resize.config import ResizeConfig
-from imagemill.components.store.manifest import Dataset, commit, read_dataset
-from imagemill.components.store.step import Context
-from imagemill.components.store.workspace import Workspace
+from imagemill.components.step.step import Context
 from imagemill.components.train.config import TrainConfig
 from imagemill.components.train.train import train
 

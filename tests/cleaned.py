@@ -15,8 +15,8 @@ from PIL import Image
 from imagemill.components.clean.config import CleanConfig
 from imagemill.components.clean.schema import MEASURES, REJECTED, TWINS, make_clean_layout, make_clean_schema
 from imagemill.components.clean.splits import SPLITS, compute_shuffle_index
-from imagemill.components.store.manifest import Dataset, File, Manifest, Totals, commit
-from imagemill.components.store.shards import Layout, ShardWriter
+from imagemill.components.dataset.manifest import Dataset, File, Manifest, Totals, commit
+from imagemill.components.dataset.shards import Layout, ShardWriter
 
 SIZE = (40, 30)
 

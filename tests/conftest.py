@@ -55,7 +55,7 @@ def rgw() -> Iterator[CephRGW]:
 
 def forget_s3_clients() -> None:
     """Clients are cached in the process and keep the environment they were made in."""
-    from imagemill.components.store import s3
+    from imagemill.components.storage import s3
 
     s3.shared_s3.cache_clear()
     s3._pyarrow_s3.cache_clear()
@@ -135,7 +135,7 @@ def finished(finished_once: Finished, tmp_path: Path) -> Finished:
 @pytest.fixture(autouse=True)
 def fresh_retries() -> None:
     """One test's lost store must not shorten the next one's retries."""
-    from imagemill.components.store import retry
+    from imagemill.components.storage import retry
 
     retry._given_up_at.clear()
 

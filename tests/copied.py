@@ -14,13 +14,13 @@ import photos
 import pytest
 
 from imagemill.components.clean.schema import make_clean_schema
+from imagemill.components.dataset.manifest import Dataset, File, Manifest, Totals, commit, read_dataset
+from imagemill.components.dataset.shards import Layout, ShardWriter, read_columns
+from imagemill.components.dataset.workspace import Workspace
+from imagemill.components.imaging.choices import COLORS
 from imagemill.components.resize import resize
 from imagemill.components.resize.config import ResizeConfig
-from imagemill.components.store.choices import COLORS
-from imagemill.components.store.manifest import Dataset, File, Manifest, Totals, commit, read_dataset
-from imagemill.components.store.shards import Layout, ShardWriter, read_columns
-from imagemill.components.store.step import Context
-from imagemill.components.store.workspace import Workspace
+from imagemill.components.step.step import Context
 
 STEP = 2**40
 """Between two shuffle indices."""

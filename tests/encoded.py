@@ -14,7 +14,7 @@ import simplejpeg
 from PIL import Image
 
 from imagemill.components.clean.config import REASONS
-from imagemill.components.store.images import ImageRejected, decode
+from imagemill.components.imaging.decoder import ImageRejected, decode
 
 Pixels = npt.NDArray[np.uint8]
 WIDTH, HEIGHT = 37, 23

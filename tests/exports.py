@@ -16,11 +16,11 @@ from cleaned import Row
 from PIL import Image
 
 from imagemill.components.clean.schema import make_clean_layout, make_clean_schema
+from imagemill.components.dataset.manifest import Dataset, File, Manifest, Totals, commit
+from imagemill.components.dataset.shards import Layout, ShardWriter
 from imagemill.components.export.config import SHARD_BYTES, ExportConfig
 from imagemill.components.export.export import export
-from imagemill.components.store.manifest import Dataset, File, Manifest, Totals, commit
-from imagemill.components.store.shards import Layout, ShardWriter
-from imagemill.components.store.tensors import encode_jpeg
+from imagemill.components.imaging.tensors import encode_jpeg
 
 Pixels = npt.NDArray[np.uint8]
 EVIL = (

@@ -11,16 +11,16 @@ import numpy as np
 import numpy.typing as npt
 from simulated import Ids, equal_counts, labels_of
 
+from imagemill.components.dataset.manifest import Dataset, Manifest, Totals, commit
+from imagemill.components.dataset.shards import Layout, ShardWriter, publish_bytes
+from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.evaluate.intervals import compute_single_label_intervals
 from imagemill.components.evaluate.overlap import parse_content_hashes
 from imagemill.components.evaluate.scores import SingleScorer
+from imagemill.components.metrics.classification import ConfusionCounts
 from imagemill.components.promote.config import PromoteConfig
 from imagemill.components.promote.promote import promote
-from imagemill.components.store.manifest import Dataset, Manifest, Totals, commit
-from imagemill.components.store.metrics import ConfusionCounts
-from imagemill.components.store.shards import Layout, ShardWriter, publish_bytes
-from imagemill.components.store.step import Context
-from imagemill.components.store.workspace import Workspace
+from imagemill.components.step.step import Context
 
 CLASSES = ("ant", "bee", "cat", "dog")
 LABELS = labels_of(equal_counts(len(CLASSES), 400))

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import docker_engine
 
-from imagemill.components.store.errors import UserError
+from imagemill.components.storage.errors import UserError
 from imagemill.pipelines.image_build import find_cli
 
 BASE = "imagemill-test-base"

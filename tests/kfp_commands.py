@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from kfp_server import KfpService, serving
 
-from imagemill.components.store.config import STEPS
+from imagemill.components.dataset.workspace import STEPS
 from imagemill.pipelines import cli, following, kfp_client, kfp_uploads, run_records
 from imagemill.pipelines.cluster import Cluster, load_cluster, parse_cluster_json
 from imagemill.pipelines.compile import compile_kfp

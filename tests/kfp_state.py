@@ -22,7 +22,7 @@ from urllib.parse import unquote
 import yaml
 from kfp_kept import Kept
 
-from imagemill.components.store.config import STEPS
+from imagemill.components.dataset.workspace import STEPS
 
 API = "/apis/v2beta1"
 NEVER = "1970-01-01T00:00:00Z"

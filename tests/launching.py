@@ -28,11 +28,11 @@ from kube_api import Act, KubeApi, status, submitter
 from kube_http import NAMESPACE, PODS, RAYJOBS, Json
 
 from imagemill.components.clean.splits import compute_shuffle_index
+from imagemill.components.dataset.fingerprint import digest
+from imagemill.components.dataset.manifest import read_dataset
+from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.resize.config import ResizeConfig
-from imagemill.components.store.command_line import Parser, add_flag
-from imagemill.components.store.fingerprint import digest
-from imagemill.components.store.manifest import read_dataset
-from imagemill.components.store.workspace import Workspace
+from imagemill.components.step.command_line import Parser, add_flag
 from imagemill.pipelines import joblog, kube, launcher, ray_pods, resizing
 from imagemill.pipelines.cluster import parse_cluster
 from imagemill.pipelines.pods import CLUSTER_VARIABLE

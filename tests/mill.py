@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from imagemill.components.store.manifest import Dataset, read_dataset
+from imagemill.components.dataset.manifest import Dataset, read_dataset
 
 COMMAND = [sys.executable, "-m", "imagemill.pipelines.cli"]
 CLASSES = {"blue": (40, 70, 200), "green": (50, 180, 60), "red": (210, 50, 40)}
@@ -128,7 +128,7 @@ def manifests(workspace: Path) -> dict[str, list[Path]]:
 
 def content(dataset: Dataset) -> list[tuple[str, str, int, str]]:
     """(role, split, rows, sha256) of the listed files in their order, proven against the bytes that are there."""
-    from imagemill.components.store.filesystem import get_store
+    from imagemill.components.storage.filesystem import get_store
 
     for file in dataset.manifest.files:
         data = get_store(dataset.uri).read(dataset.locate(file))

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from imagemill.components.store.images import decode
+from imagemill.components.imaging.decoder import decode
 
 Pixels = npt.NDArray[np.uint8]
 SAMPLE = Path(__file__).parents[2] / "shared" / "data" / "pets"

@@ -27,7 +27,7 @@ import mill
 from cleaned import Row, cleaned, picture
 
 from imagemill.components.clean.splits import compute_shuffle_index
-from imagemill.components.store.manifest import read_dataset
+from imagemill.components.dataset.manifest import read_dataset
 
 STORE_BYTES = 80 * 2**20
 MARK = "IMAGEMILL_TEST_CLUSTER"

@@ -13,11 +13,11 @@ from PIL import Image
 
 from imagemill.components.clean.schema import CLEAN, REJECTED, make_clean_layout
 from imagemill.components.clean.shard import write_rejected, write_rows
+from imagemill.components.dataset.manifest import Dataset, File, Manifest, Totals, commit
+from imagemill.components.dataset.shards import Layout, ShardWriter, publish_bytes
+from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.download.raw import RAW
 from imagemill.components.promote import report
-from imagemill.components.store.manifest import Dataset, File, Manifest, Totals, commit
-from imagemill.components.store.shards import Layout, ShardWriter, publish_bytes
-from imagemill.components.store.workspace import Workspace
 
 HOSTILE = "<script>alert(1)</script>.jpg"
 PREDICTIONS = pa.schema(

@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from imagemill.components.dataset.manifest import Dataset, File, Manifest, commit
+from imagemill.components.dataset.shards import Layout, ShardWriter
+from imagemill.components.imaging.geometry import Geometry
 from imagemill.components.resize.tensor_shards import TensorSpec
-from imagemill.components.store.manifest import Dataset, File, Manifest, commit
-from imagemill.components.store.resample import Geometry
-from imagemill.components.store.shards import Layout, ShardWriter
-from imagemill.components.train.loader import Batch
+from imagemill.components.train.data.loader import Batch
 
 SHAPE = [4, 4, 3]
 

@@ -13,13 +13,13 @@ import numpy.typing as npt
 import torch
 from stored import write_split
 
-from imagemill.components.store.manifest import Dataset, Manifest, Parent, Totals, commit, read_dataset
-from imagemill.components.store.model import ModelSpec, build_network
-from imagemill.components.store.step import Context
-from imagemill.components.store.workspace import Workspace
+from imagemill.components.dataset.manifest import Dataset, Manifest, Parent, Totals, commit, read_dataset
+from imagemill.components.dataset.workspace import Workspace
+from imagemill.components.models.artifact import ModelSpec, build_network
+from imagemill.components.step.step import Context
 from imagemill.components.train.config import TrainConfig
-from imagemill.components.train.loop import Trainer
-from imagemill.components.train.ranks import Communicator
+from imagemill.components.train.loop.trainer.communicator import Communicator
+from imagemill.components.train.loop.trainer.trainer import Trainer
 from imagemill.components.train.recipes import resolve
 
 IMAGE = {"shape": [32, 32, 3], "mean": [0.5] * 3, "std": [0.25] * 3, "color": "rgb", "mode": "crop"}

@@ -1,6 +1,6 @@
 """Clean: every image decoded once; what is kept is valid, labelled, split and shuffled, the rest has a reason."""
 
-from ..store.step import Step
+from ..step.step import Step
 from .config import CleanConfig
 
 STEP = Step(

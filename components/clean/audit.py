@@ -9,8 +9,8 @@ import heapq
 from collections import Counter
 from typing import Any
 
-from ..store.manifest import Dataset, Manifest
-from ..store.shards import read_columns
+from ..dataset.manifest import Dataset, Manifest
+from ..dataset.shards import read_columns
 from .audit_facts import (
     Audit,
     Balance,

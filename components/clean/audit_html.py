@@ -11,9 +11,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..store.manifest import Dataset, File
-from ..store.progress import format_size
-from ..store.shards import publish_bytes
+from ..dataset.manifest import Dataset, File
+from ..dataset.shards import publish_bytes
+from ..step.progress import format_size
 from .audit import gather, sort_splits
 from .audit_facts import Audit, Balance, ClassCount
 from .audit_layout import format_number, format_percent, pluralize

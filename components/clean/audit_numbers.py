@@ -15,8 +15,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..store.manifest import Dataset, File
-from ..store.shards import open_parquet, read_row_group, row_groups
+from ..dataset.manifest import Dataset, File
+from ..dataset.shards import open_parquet, read_row_group, row_groups
 from .schema import MEASURES
 
 QUANTILES = (1, 5, 25, 50, 75, 95, 99)

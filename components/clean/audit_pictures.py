@@ -16,11 +16,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from ..store.choices import DecodeLimits
-from ..store.errors import DatasetError, UserError
-from ..store.images import ImageRejected, LenientDecoding, Pixels, decode, keep_min_side
-from ..store.manifest import Dataset, read_dataset
-from ..store.shards import open_parquet, read_row_group
+from ..dataset.manifest import Dataset, read_dataset
+from ..dataset.shards import open_parquet, read_row_group
+from ..imaging.choices import DecodeLimits
+from ..imaging.decoder import ImageRejected, LenientDecoding, Pixels, decode, keep_min_side
+from ..storage.errors import DatasetError, UserError
 from .phash import CHROMA, LUMA, THUMBNAIL_BYTES
 
 SIDE, QUALITY = 160, 70

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..store.progress import format_size
+from ..step.progress import format_size
 from .audit import sort_splits
 from .audit_facts import (
     Audit,

@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from ..store import uri as uris
-from ..store.manifest import File
-from ..store.shards import open_parquet, read_row_group
+from ..dataset.manifest import File
+from ..dataset.shards import open_parquet, read_row_group
+from ..storage import uri as uris
 from .schema import MEASURES
 from .splits import SPLITS, TRAINVAL, UNDECLARED
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..store import uri as uris
-from ..store.filesystem import get_store
-from ..store.fingerprint import digest, fingerprint
-from ..store.manifest import Dataset, commit
-from ..store.progress import Progress
-from ..store.step import CACHED, RAN, Context, Outcome
+from ..dataset.fingerprint import digest, fingerprint
+from ..dataset.manifest import Dataset, commit
+from ..step.progress import Progress
+from ..step.step import CACHED, RAN, Context, Outcome
+from ..storage import uri as uris
+from ..storage.filesystem import get_store
 from .audit_html import write_audit
 from .candidates import read_candidates
 from .config import VERSION, CleanConfig

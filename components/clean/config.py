@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..store import presets
-from ..store.choices import COLORS, DecodeLimits
-from ..store.config import StepConfig, option
-from ..store.errors import wrong
-from ..store.standards import PixelOptions
+from ..imaging.choices import COLORS, DecodeLimits
+from ..imaging.pixel_options import PixelOptions
+from ..step import presets
+from ..step.config import StepConfig, option
+from ..storage.errors import wrong
 
 VERSION = 3
 """To be raised when the same raw rows must give other clean rows: after a fix of the decoder, a changed default."""

@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from ..store import uri as uris
-from ..store.errors import UserError, wrong
-from ..store.filesystem import get_store
-from ..store.images import ImageRejected
-from ..store.manifest import find_dataset
-from ..store.workspace import Workspace
+from ..dataset.manifest import find_dataset
+from ..dataset.workspace import Workspace
+from ..imaging.decoder import ImageRejected
+from ..storage import uri as uris
+from ..storage.errors import UserError, wrong
+from ..storage.filesystem import get_store
 from .config import CleanConfig
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from ..store import uri as uris
-from ..store.choices import COLORS
-from ..store.errors import MillError, UserError
-from ..store.manifest import Dataset, File, Manifest, Totals
-from ..store.shards import read_columns
-from ..store.step import Context
+from ..dataset.manifest import Dataset, File, Manifest, Totals
+from ..dataset.shards import read_columns
+from ..imaging.choices import COLORS
+from ..step.step import Context
+from ..storage import uri as uris
+from ..storage.errors import MillError, UserError
 from .labels import split_labels
 from .shard import RowRules
 from .splits import SPLITS

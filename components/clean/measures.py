@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from ..store.images import Pixels
+from ..imaging.decoder import Pixels
 from .phash import compute_phash, halve, make_thumbnail, shrink, to_square
 
 

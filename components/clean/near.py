@@ -17,8 +17,8 @@ from threading import Lock
 import numpy as np
 import numpy.typing as npt
 
-from ..store.errors import wrong
-from ..store.parallel import cores
+from ..storage.errors import wrong
+from ..storage.parallel import cores
 
 Hashes = npt.NDArray[np.uint64]
 Ints = npt.NDArray[np.int64]

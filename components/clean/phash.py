@@ -20,8 +20,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from ..store.images import Pixels
-from ..store.parallel import cores
+from ..imaging.decoder import Pixels
+from ..storage.parallel import cores
 
 cv2.setNumThreads(1)  # pictures are measured in several threads at once
 

@@ -13,11 +13,11 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import IO, Any
 
-from ..store.errors import MillError, TransientError, error_for_exit_code
-from ..store.manifest import Dataset
-from ..store.parallel import map_ordered, max_workers
-from ..store.progress import Progress
-from ..store.runner import RUNNER_PID
+from ..dataset.manifest import Dataset
+from ..step.progress import Progress
+from ..step.runner_exit import RUNNER_PID
+from ..storage.errors import MillError, TransientError, error_for_exit_code
+from ..storage.parallel import map_ordered, max_workers
 from .shard import SLICE_BYTES, CleanedShard, RowRules, Slice, clean_shard
 from .worker import CONCURRENT_JOBS, rules_to_record
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from ..store.shards import Layout
+from ..dataset.shards import Layout
 
 MEASURES = ("brightness", "contrast", "sharpness", "entropy", "aspect_ratio", "colorfulness", "bytes_per_pixel")
 """The measures of a picture that are single numbers."""

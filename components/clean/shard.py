@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from ..store.images import ImageRejected, Pixels
-from ..store.manifest import Dataset, File
-from ..store.parallel import map_ordered
-from ..store.shards import Layout, ShardWriter, open_parquet, row_groups
-from ..store.standardize import StandardizedImage, standardize
+from ..dataset.manifest import Dataset, File
+from ..dataset.shards import Layout, ShardWriter, open_parquet, row_groups
+from ..imaging.decoder import ImageRejected, Pixels
+from ..imaging.standardize import StandardizedImage, standardize
+from ..storage.parallel import map_ordered
 from .config import CleanConfig
 from .labels import LabelRules
 from .measures import measure

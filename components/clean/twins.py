@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..store.errors import wrong
-from ..store.manifest import File
-from ..store.shards import Layout, ShardWriter
+from ..dataset.manifest import File
+from ..dataset.shards import Layout, ShardWriter
+from ..storage.errors import wrong
 from .candidates import Candidates, Rows
 from .config import CleanConfig
 from .near import BANDED_RADIUS, BRUTE_LIMIT, find_near_pairs

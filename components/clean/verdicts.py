@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ..store.manifest import File
-from ..store.parallel import cores, map_ordered
-from ..store.shards import Layout, ShardWriter
+from ..dataset.manifest import File
+from ..dataset.shards import Layout, ShardWriter
+from ..storage.parallel import cores, map_ordered
 from .candidates import Candidates, Rows, read_file_columns
 from .splits import SPLITS
 

@@ -17,9 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import IO, Any
 
-from ..store.errors import EXIT_OURS, MillError
-from ..store.manifest import Dataset, read_dataset
-from ..store.runner import exit_with_runner
+from ..dataset.manifest import Dataset, read_dataset
+from ..step.runner_exit import exit_with_runner
+from ..storage.errors import EXIT_OURS, MillError
 from .config import CleanConfig
 from .labels import LabelRules
 from .shard import RowRules, Slice, clean_shard

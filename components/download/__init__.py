@@ -1,6 +1,6 @@
 """Download: reads any source into raw Parquet shards."""
 
-from ..store.step import Step
+from ..step.step import Step
 from .config import DownloadConfig
 
 STEP = Step(

@@ -21,8 +21,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ..store.errors import MillError, TransientError, UserError
-from ..store.progress import say
+from ..step.progress import say
+from ..storage.errors import MillError, TransientError, UserError
 
 BUFFER = 4 * 2**20
 TAR_BLOCK = 2**16

@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv as arrow_csv
 
-from ..store.errors import UserError, wrong
-from ..store.progress import say
+from ..step.progress import say
+from ..storage.errors import UserError, wrong
 
 SPLIT_NAMES = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import ClassVar
 from urllib.parse import urlsplit
 
-from ..store import uri as uris
-from ..store.config import StepConfig, option
-from ..store.errors import UserError, wrong
+from ..step.config import StepConfig, option
+from ..storage import uri as uris
+from ..storage.errors import UserError, wrong
 
 DATASETS = ("demo", "pets", "folder", "filename", "csv")
 PETS_URL = "https://www.robots.ox.ac.uk/~vgg/data/pets/data"

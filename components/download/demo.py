@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
-from ..store.parallel import cores, map_ordered
+from ..storage.parallel import cores, map_ordered
 from .demo_shapes import CLASSES, FORMS, encode, render
 
 __all__ = [

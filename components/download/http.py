@@ -15,10 +15,10 @@ from urllib.parse import unquote, urlsplit
 import urllib3
 from urllib3.exceptions import HTTPError, ProtocolError
 
-from ..store.errors import TransientError, UserError
-from ..store.progress import say
-from ..store.retry import with_retry
-from ..store.uri import redact
+from ..step.progress import say
+from ..storage.errors import TransientError, UserError
+from ..storage.retry import with_retry
+from ..storage.uri import redact
 
 STALL_S = 60.0
 """Seconds without a byte, resumptions included, after which a transfer fails as transient."""

@@ -6,9 +6,9 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from ..store import uri as uris
-from ..store.errors import UserError
-from ..store.filesystem import get_store
+from ..storage import uri as uris
+from ..storage.errors import UserError
+from ..storage.filesystem import get_store
 from .columns import SPLIT_NAMES, read_table
 from .config import PETS_URL, DownloadConfig
 from .names import normalize_path

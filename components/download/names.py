@@ -5,9 +5,9 @@ from __future__ import annotations
 import posixpath
 import unicodedata
 
-from ..store.choices import has_image_extension
-from ..store.headers import sniff
-from ..store.uri import is_hidden
+from ..imaging.choices import has_image_extension
+from ..imaging.headers import sniff
+from ..storage.uri import is_hidden
 from .archives import Member, Skipped
 
 PATH_LIMIT = 4096

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from ..store import uri as uris
-from ..store.errors import UserError, wrong
-from ..store.uri import is_hidden
+from ..storage import uri as uris
+from ..storage.errors import UserError, wrong
+from ..storage.uri import is_hidden
 from .archives import Member, read_archive
 from .streams import open_stream
 

@@ -18,14 +18,14 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from ..store import uri as uris
-from ..store.errors import UserError
-from ..store.filesystem import get_store
-from ..store.fingerprint import canonical_json, digest
-from ..store.manifest import Dataset, File, Manifest, Totals, commit, find_intact_dataset
-from ..store.progress import Progress, format_size
-from ..store.shards import Layout, ShardWriter, open_parquet, read_row_group
-from ..store.step import CACHED, RAN, Context, Outcome
+from ..dataset.fingerprint import canonical_json, digest
+from ..dataset.manifest import Dataset, File, Manifest, Totals, commit, find_intact_dataset
+from ..dataset.shards import Layout, ShardWriter, open_parquet, read_row_group
+from ..step.progress import Progress, format_size
+from ..step.step import CACHED, RAN, Context, Outcome
+from ..storage import uri as uris
+from ..storage.errors import UserError
+from ..storage.filesystem import get_store
 from .archives import Member, Skipped
 from .config import VERSION, DownloadConfig
 from .labels import Labeller, Labels, open_dataset

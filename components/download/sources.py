@@ -12,13 +12,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..store import uri as uris
-from ..store.choices import DecodeLimits, has_image_extension
-from ..store.errors import TransientError, UserError, wrong
-from ..store.filesystem import Entry, get_store
-from ..store.headers import sniff
-from ..store.parallel import map_ordered
-from ..store.uri import is_hidden
+from ..imaging.choices import DecodeLimits, has_image_extension
+from ..imaging.headers import sniff
+from ..storage import uri as uris
+from ..storage.errors import TransientError, UserError, wrong
+from ..storage.filesystem import Entry, get_store
+from ..storage.parallel import map_ordered
+from ..storage.uri import is_hidden
 from .archives import Member, Skipped, make_too_large, read_archive
 from .names import classify, make_skipped
 from .streams import open_http, open_stream

@@ -7,11 +7,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..store import uri as uris
-from ..store.errors import TransientError, UserError, wrong
-from ..store.filesystem import get_store
-from ..store.retry import with_retry
-from ..store.s3 import map_s3_errors
+from ..storage import uri as uris
+from ..storage.errors import TransientError, UserError, wrong
+from ..storage.filesystem import get_store
+from ..storage.retry import with_retry
+from ..storage.s3 import map_s3_errors
 from .archives import BUFFER
 from .http import HttpFile, fetch
 

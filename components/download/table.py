@@ -8,10 +8,10 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
-from ..store import uri as uris
-from ..store.errors import wrong
-from ..store.filesystem import get_store
-from ..store.parallel import map_ordered
+from ..storage import uri as uris
+from ..storage.errors import wrong
+from ..storage.filesystem import get_store
+from ..storage.parallel import map_ordered
 from .archives import Member, Skipped, make_too_large
 from .config import check_uri
 from .http import fetch

@@ -1,6 +1,6 @@
 """Evaluate the challenger, and the champion beside it, on the same current test split."""
 
-from ..store.step import Step
+from ..step.step import Step
 from .config import EvaluateConfig
 
 STEP = Step(

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..store.labels import MULTI
+from ..dataset.labels import MULTI
 from .intervals import LEVEL, compute_wilson_interval
 
 _TITLES = {"balanced_accuracy": "balanced accuracy", "macro_f1": "macro-F1"}

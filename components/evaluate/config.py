@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..store.config import DEVICE_HELP, StepConfig, option
+from ..step.config import DEVICE_HELP, StepConfig, option
 
 VERSION = 3
 """Raised when the same model and images must give other predictions."""

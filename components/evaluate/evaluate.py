@@ -6,14 +6,14 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ..store import uri as uris
-from ..store.errors import MillError
-from ..store.fingerprint import fingerprint
-from ..store.labels import MULTI
-from ..store.manifest import Dataset, File, Manifest, Totals, commit, find_dataset
-from ..store.progress import Progress
-from ..store.shards import Layout, ShardWriter, read_columns
-from ..store.step import CACHED, RAN, Context, Outcome
+from ..dataset.fingerprint import fingerprint
+from ..dataset.labels import MULTI
+from ..dataset.manifest import Dataset, File, Manifest, Totals, commit, find_dataset
+from ..dataset.shards import Layout, ShardWriter, read_columns
+from ..step.progress import Progress
+from ..step.step import CACHED, RAN, Context, Outcome
+from ..storage import uri as uris
+from ..storage.errors import MillError
 from .chance import ChanceTest, ClassTotals
 from .config import VERSION, EvaluateConfig
 from .curves import describe_curves
@@ -119,8 +119,8 @@ def _format_interval(interval: list[float] | None) -> str:
 def _evaluate_model(model: Dataset, clean: Dataset, uri: str, config: EvaluateConfig, context: Context) -> Dataset:
     import torch
 
-    from ..store.model import load_model, pick_device
-    from ..store.parallel import cores
+    from ..models.artifact import load_model, pick_device
+    from ..storage.parallel import cores
 
     slice_columns = parse_columns(config.slices, clean)
     network, spec = load_model(model)

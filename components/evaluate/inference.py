@@ -9,12 +9,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..store.errors import MillError
-from ..store.labels import MULTI
-from ..store.manifest import Dataset
-from ..store.model import ModelSpec, Normalize
-from ..store.parallel import cores
-from ..store.tensors import input_size
+from ..dataset.labels import MULTI
+from ..dataset.manifest import Dataset
+from ..imaging.tensors import input_size
+from ..models.artifact import ModelSpec, Normalize
+from ..storage.errors import MillError
+from ..storage.parallel import cores
 from .inputs import InputBatch, find_stored_geometry, find_tensors, read_test_batches
 
 if TYPE_CHECKING:

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..store.images import Pixels
-from ..store.labels import MULTI, label_column, multi_hot
-from ..store.manifest import Dataset, find_dataset
-from ..store.parallel import cores, map_ordered
-from ..store.resample import Geometry, decode_and_resize
-from ..store.shards import row_groups
-from ..store.tensors import center_crop, decode_column, input_size
+from ..dataset.labels import MULTI, label_column, multi_hot
+from ..dataset.manifest import Dataset, find_dataset
+from ..dataset.shards import row_groups
+from ..imaging.decoder import Pixels
+from ..imaging.geometry import Geometry, decode_and_resize
+from ..imaging.tensors import center_crop, decode_column, input_size
+from ..storage.parallel import cores, map_ordered
 
 
 @dataclass(frozen=True)

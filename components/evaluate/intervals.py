@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ..store.metrics import ConfusionCounts, LabelCounts, Scores
+from ..metrics.classification import ConfusionCounts, LabelCounts, Scores
 
 LEVEL = 0.95
 PRIOR_IMAGES = 2.0

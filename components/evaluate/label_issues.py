@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..store.calibration import fit_temperature
-from ..store.labels import SINGLE
-from ..store.metrics import ConfusionCounts
+from ..dataset.labels import SINGLE
+from ..metrics.calibration import fit_temperature
+from ..metrics.classification import ConfusionCounts
 from .chance import ChanceTest, ClassTotals
 
 FOLDS = 5

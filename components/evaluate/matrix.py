@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..store.labels import MULTI
-from ..store.manifest import read_dataset
-from ..store.metrics import ConfusionCounts
-from ..store.shards import read_columns
+from ..dataset.labels import MULTI
+from ..dataset.manifest import read_dataset
+from ..dataset.shards import read_columns
+from ..metrics.classification import ConfusionCounts
 
 MAX_CLASSES = 50
 """Classes of the matrix, of which KFP's UI draws every cell."""

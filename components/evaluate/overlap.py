@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..store import uri as uris
-from ..store.errors import DatasetError, MillError
-from ..store.manifest import Dataset, find_dataset
-from ..store.shards import read_columns
+from ..dataset.manifest import Dataset, find_dataset
+from ..dataset.shards import read_columns
+from ..storage import uri as uris
+from ..storage.errors import DatasetError, MillError
 
 Hashes = npt.NDArray[np.uint64]
 _COLUMNS = ["sha256", "pixel_hash"]

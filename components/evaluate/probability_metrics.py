@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ..store.calibration import Reliability
+from ..metrics.calibration import Reliability
 
 if TYPE_CHECKING:
     import torch

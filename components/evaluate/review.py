@@ -15,13 +15,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ..store.blocks import head_modules
-from ..store.labels import MULTI, label_column, multi_hot
-from ..store.manifest import Dataset, File
-from ..store.model import ModelSpec, Normalize
-from ..store.progress import Progress
-from ..store.shards import Layout, ShardWriter, row_groups
-from ..store.tensors import center_crop, decode_column, input_size
+from ..dataset.labels import MULTI, label_column, multi_hot
+from ..dataset.manifest import Dataset, File
+from ..dataset.shards import Layout, ShardWriter, row_groups
+from ..imaging.tensors import center_crop, decode_column, input_size
+from ..models.artifact import ModelSpec, Normalize
+from ..models.blocks import head_modules
+from ..step.progress import Progress
 from .label_issues import MIN_CLASS_IMAGES, LabelIssues, find_label_issues
 
 if TYPE_CHECKING:

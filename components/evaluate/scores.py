@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ..store.labels import MULTI, SINGLE, THRESHOLD, probabilities
-from ..store.metrics import ConfusionCounts, LabelCounts, Scores
+from ..dataset.labels import MULTI, SINGLE, THRESHOLD, probabilities
+from ..metrics.classification import ConfusionCounts, LabelCounts, Scores
 from .curves import Areas, ScoreHistograms, compute_log_odds
 from .inputs import InputBatch
 from .intervals import Intervals, compute_multi_label_intervals, compute_single_label_intervals

@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ..store.errors import wrong
-from ..store.labels import MULTI, multi_hot
-from ..store.manifest import Dataset
-from ..store.metrics import ConfusionCounts, LabelCounts
-from ..store.shards import open_parquet, read_columns
+from ..dataset.labels import MULTI, multi_hot
+from ..dataset.manifest import Dataset
+from ..dataset.shards import open_parquet, read_columns
+from ..metrics.classification import ConfusionCounts, LabelCounts
+from ..storage.errors import wrong
 from .intervals import compute_wilson_interval
 from .overlap import hash_ids, locate_ids
 

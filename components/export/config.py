@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..store import uri as uris
-from ..store.errors import wrong
-from ..store.manifest import MANIFEST, Dataset, find_dataset, normalize_dataset_uri
+from ..dataset.manifest import MANIFEST, Dataset, find_dataset, normalize_dataset_uri
+from ..storage import uri as uris
+from ..storage.errors import wrong
 
 VERSION = 1
 """Raised when the same dataset must give other files."""

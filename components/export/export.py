@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..store import uri as uris
-from ..store.errors import wrong
-from ..store.progress import Progress, format_size, say
+from ..step.progress import Progress, format_size, say
+from ..storage import uri as uris
+from ..storage.errors import wrong
 from .config import ExportConfig
 from .output_folder import ExportedFile, OutputFolder
 from .samples import ExportSource

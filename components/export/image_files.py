@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from ..store.errors import MillError
-from ..store.headers import parse_jpeg_header, sniff
-from ..store.images import NO_LIMITS, ImageRejected, Pixels, decode
+from ..imaging.decoder import NO_LIMITS, ImageRejected, Pixels, decode
+from ..imaging.headers import parse_jpeg_header, sniff
+from ..storage.errors import MillError
 
 EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "GIF": "gif", "BMP": "bmp", "TIFF": "tif", "WEBP": "webp"}
 # Runs of equal bytes only: for filtered photographs as small as zlib's level 6, in a third of the time.

@@ -20,9 +20,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..store.filesystem import map_disk_errors
-from ..store.manifest import Dataset, File
-from ..store.shards import open_parquet, read_row_group
+from ..dataset.manifest import Dataset, File
+from ..dataset.shards import open_parquet, read_row_group
+from ..storage.filesystem import map_disk_errors
 
 WINDOW_BYTES = 96 * 2**20
 SPILL_BYTES = 8 * 2**30

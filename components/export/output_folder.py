@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..store import uri as uris
-from ..store.errors import MillError, TransientError, UserError, wrong
-from ..store.filesystem import Store, get_store, hash_file
+from ..storage import uri as uris
+from ..storage.errors import MillError, TransientError, UserError, wrong
+from ..storage.filesystem import Store, get_store, hash_file
 
 FORMAT = "imagemill-export"
 MARKER, STARTED = "_export.json", "_export.started.json"

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ..store.choices import JPEG, RAW
-from ..store.errors import DatasetError
-from ..store.images import Pixels
-from ..store.labels import MULTI, label_column
-from ..store.manifest import Dataset
-from ..store.shards import open_parquet, read_row_group, row_groups
-from ..store.tensors import decode_column
+from ..dataset.labels import MULTI, label_column
+from ..dataset.manifest import Dataset
+from ..dataset.shards import open_parquet, read_row_group, row_groups
+from ..imaging.choices import JPEG, RAW
+from ..imaging.decoder import Pixels
+from ..imaging.tensors import decode_column
+from ..storage.errors import DatasetError
 from .config import SPLITS
 from .order import SplitIndex, index_split, read_in_order
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from ..store.filesystem import map_disk_errors
-from ..store.parallel import cores, map_ordered
-from ..store.progress import Progress
+from ..step.progress import Progress
+from ..storage.filesystem import map_disk_errors
+from ..storage.parallel import cores, map_ordered
 from .output_folder import ExportedFile, OutputFolder
 from .samples import ExportSource, Sample
 

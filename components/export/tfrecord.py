@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..store.headers import sniff
+from ..imaging.headers import sniff
 from .image_files import convert_to_png, read_plain_shape
 from .output_folder import ExportedFile, OutputFolder
 from .samples import ExportSource, Sample

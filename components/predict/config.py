@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..store import uri as uris
-from ..store.errors import UserError, wrong
-from ..store.manifest import MANIFEST, Dataset, find_dataset, normalize_dataset_uri, read_dataset
-from ..store.progress import say
-from ..store.workspace import Workspace
+from ..dataset.manifest import MANIFEST, Dataset, find_dataset, normalize_dataset_uri, read_dataset
+from ..dataset.workspace import Workspace
+from ..step.progress import say
+from ..storage import uri as uris
+from ..storage.errors import UserError, wrong
 
 DEVICES = ("auto", "cpu", "cuda")
 OUTPUTS = (".parquet", ".csv")

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..store import uri as uris
-from ..store.choices import DecodeLimits, has_image_extension
-from ..store.filesystem import get_store
-from ..store.headers import sniff
-from ..store.images import ImageRejected
-from ..store.uri import is_hidden
+from ..imaging.choices import DecodeLimits, has_image_extension
+from ..imaging.decoder import ImageRejected
+from ..imaging.headers import sniff
+from ..storage import uri as uris
+from ..storage.filesystem import get_store
+from ..storage.uri import is_hidden
 
 MAX_BYTES = DecodeLimits().bytes
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..store.filesystem import map_disk_errors
-from ..store.labels import MULTI
+from ..dataset.labels import MULTI
+from ..storage.filesystem import map_disk_errors
 from .config import PredictConfig
 
 ROW_GROUP_ROWS = 10_000

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ..store.errors import MillError, UserError, wrong
-from ..store.images import ImageRejected, Pixels
-from ..store.labels import MULTI, THRESHOLD, probabilities
-from ..store.manifest import Dataset, find_dataset
-from ..store.model import ModelSpec, Normalize, load_model, pick_device
-from ..store.parallel import cores, map_ordered
-from ..store.preprocessing import EXTRA_KEY, Preprocessing, describe_preprocessing
-from ..store.progress import Progress, say
+from ..dataset.labels import MULTI, THRESHOLD, probabilities
+from ..dataset.manifest import Dataset, find_dataset
+from ..imaging.decoder import ImageRejected, Pixels
+from ..models.artifact import ModelSpec, Normalize, load_model, pick_device
+from ..models.preprocessing import EXTRA_KEY, Preprocessing, describe_preprocessing
+from ..step.progress import Progress, say
+from ..storage.errors import MillError, UserError, wrong
+from ..storage.parallel import cores, map_ordered
 from .config import PredictConfig
 from .input_files import InputFile, find_inputs
 from .output import Prediction, open_writer

@@ -1,6 +1,6 @@
 """Promote a better model to champion, and write the run's report."""
 
-from ..store.step import Step
+from ..step.step import Step
 from .config import PromoteConfig
 
 STEP = Step(

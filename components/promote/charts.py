@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ..store.manifest import Dataset
-from ..store.metrics import ConfusionCounts
-from ..store.shards import read_columns
+from ..dataset.manifest import Dataset
+from ..dataset.shards import read_columns
+from ..metrics.classification import ConfusionCounts
 
 if TYPE_CHECKING:
     from markupsafe import Markup

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..store.config import StepConfig, option
+from ..step.config import StepConfig, option
 from .registry import check_registry
 
 

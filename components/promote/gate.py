@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from ..store.labels import SINGLE
-from ..store.manifest import Dataset
+from ..dataset.labels import SINGLE
+from ..dataset.manifest import Dataset
 from .config import PromoteConfig
 from .guards import describe_calibration_rise, describe_recall_drops, describe_slowdown
 from .pairs import Hashes, Mask, PairedPredictions

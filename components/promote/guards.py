@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..store.calibration import ece
-from ..store.manifest import Dataset
+from ..dataset.manifest import Dataset
+from ..metrics.calibration import ece
 from .pairs import PairedPredictions
 from .score_difference import ClassCounts
 from .significance import compute_sign_test_p_value

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..store.labels import MULTI
-from ..store.manifest import Dataset
-from ..store.shards import open_parquet, read_columns
+from ..dataset.labels import MULTI
+from ..dataset.manifest import Dataset
+from ..dataset.shards import open_parquet, read_columns
 from .charts import COUNTED_CLASSES, ConfusionMatrix, draw_confusion_matrix
 from .thumbnails import Thumbnail, make_thumbnails
 

@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ..store.errors import DatasetError
-from ..store.labels import MULTI
-from ..store.manifest import Dataset
-from ..store.shards import open_parquet, read_columns
+from ..dataset.labels import MULTI
+from ..dataset.manifest import Dataset
+from ..dataset.shards import open_parquet, read_columns
+from ..storage.errors import DatasetError
 
 Ids = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]

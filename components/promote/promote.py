@@ -5,12 +5,12 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from ..store import uri as uris
-from ..store.errors import DatasetError, MillError, TransientError, UserError, wrong
-from ..store.fingerprint import digest
-from ..store.manifest import Dataset, find_dataset, find_intact_dataset
-from ..store.step import CACHED, RAN, Context, Outcome
-from ..store.workspace import Workspace
+from ..dataset.fingerprint import digest
+from ..dataset.manifest import Dataset, find_dataset, find_intact_dataset
+from ..dataset.workspace import Workspace
+from ..step.step import CACHED, RAN, Context, Outcome
+from ..storage import uri as uris
+from ..storage.errors import DatasetError, MillError, TransientError, UserError, wrong
 from .config import PromoteConfig
 from .gate import ALREADY_CHAMPION, ROLLED_BACK, Champion, Verdict, judge, judge_first, read_score
 from .pairs import Hashes, has_content_hashes, read_content_hashes

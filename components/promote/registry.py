@@ -15,10 +15,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 from urllib.parse import urlencode, urlsplit
 
-from ..store.errors import MillError, TransientError, UserError, wrong
-from ..store.retry import with_retry
-from ..store.uri import redact, scheme
-from ..store.workspace import Workspace
+from ..dataset.workspace import Workspace
+from ..storage.errors import MillError, TransientError, UserError, wrong
+from ..storage.retry import with_retry
+from ..storage.uri import redact, scheme
 
 MLFLOW, KUBEFLOW = "mlflow+", "kubeflow+"
 FORMAT = f"{MLFLOW}http(s)://… or {KUBEFLOW}http(s)://…"

@@ -12,11 +12,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ..store.config import STEPS
-from ..store.labels import MULTI
-from ..store.manifest import Dataset, read_dataset
-from ..store.progress import format_duration, format_size
-from ..store.workspace import Workspace
+from ..dataset.labels import MULTI
+from ..dataset.manifest import Dataset, read_dataset
+from ..dataset.workspace import STEPS, Workspace
+from ..step.progress import format_duration, format_size
 from .charts import draw_training_curves
 from .gate import (
     ALREADY_CHAMPION,

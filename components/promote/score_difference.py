@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ..store.metrics import Scores, scores
+from ..metrics.classification import Scores, scores
 from .pairs import PairedPredictions
 
 Floats = npt.NDArray[np.float64]

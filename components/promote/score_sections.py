@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..store.labels import SINGLE
-from ..store.manifest import Dataset
+from ..dataset.labels import SINGLE
+from ..dataset.manifest import Dataset
 from .charts import SERIES, draw_reliability, draw_score_curves
 from .pairs import PairedPredictions, has_content_hashes
 from .score_difference import ClassCounts, compute_difference

@@ -8,8 +8,8 @@ import io
 from dataclasses import dataclass
 from typing import Any
 
-from ..store.manifest import Dataset
-from ..store.shards import read_columns
+from ..dataset.manifest import Dataset
+from ..dataset.shards import read_columns
 from .thumbnails import Thumbnail, make_thumbnails
 
 MAX_SUSPECTS, MAX_LOSSES = 36, 12

@@ -12,11 +12,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..store.choices import DecodeLimits
-from ..store.images import ImageRejected, LenientDecoding, decode, keep_min_side
-from ..store.labels import MULTI, label_column
-from ..store.manifest import Dataset, File
-from ..store.shards import open_parquet, read_columns, read_row_group
+from ..dataset.labels import MULTI, label_column
+from ..dataset.manifest import Dataset, File
+from ..dataset.shards import open_parquet, read_columns, read_row_group
+from ..imaging.choices import DecodeLimits
+from ..imaging.decoder import ImageRejected, LenientDecoding, decode, keep_min_side
 
 THUMBNAIL_SIDE = 128
 """Pixels of a thumbnail's longer side; shown at 96, for screens of high resolution."""

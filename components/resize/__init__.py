@@ -1,6 +1,6 @@
 """Resize: decode every clean image to one fixed shape and store the pixels, ready for a trainer."""
 
-from ..store.step import Step
+from ..step.step import Step
 from .config import ResizeConfig
 
 STEP = Step(

@@ -16,11 +16,11 @@ from functools import lru_cache
 
 import numpy as np
 
-from ..store import uri as uris
-from ..store.errors import MillError, UserError, wrong
-from ..store.filesystem import get_store
-from ..store.fingerprint import canonical_json, digest
-from ..store.images import NO_LIMITS, Decoded, ImageRejected, Pixels, convert_color, decode
+from ..dataset.fingerprint import canonical_json, digest
+from ..imaging.decoder import NO_LIMITS, Decoded, ImageRejected, Pixels, convert_color, decode
+from ..storage import uri as uris
+from ..storage.errors import MillError, UserError, wrong
+from ..storage.filesystem import get_store
 
 FIELD = "backgrounds"
 ENDINGS = ("jpg", "jpeg", "jfif", "png", "webp", "gif", "tif", "tiff", "bmp")

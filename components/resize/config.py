@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from ..store import model_presets, presets
-from ..store.choices import (
+from ..imaging.choices import (
     CANNY_HIGH,
     CANNY_LOW,
     EDGES,
@@ -18,12 +17,14 @@ from ..store.choices import (
     QUALITIES,
     usual_resize,
 )
-from ..store.config import DEVICE_HELP, StepConfig, option
-from ..store.errors import wrong
-from ..store.model_presets import NORMALIZATIONS
+from ..models import presets as model_presets
+from ..models.presets import NORMALIZATIONS
+from ..step import presets
+from ..step.config import DEVICE_HELP, StepConfig, option
+from ..storage.errors import wrong
 
 if TYPE_CHECKING:
-    from ..store.resample import Geometry
+    from ..imaging.geometry import Geometry
 
 VERSION = 2
 """Raised when the same clean images must give other pixels."""
@@ -203,7 +204,7 @@ class ResizeConfig(StepConfig):
 
     def geometry(self, color: str) -> Geometry:
         """Return the geometry by which images of a color become tensors."""
-        from ..store.resample import Geometry
+        from ..imaging.geometry import Geometry
 
         crop = self.resize_mode == "crop"
         return Geometry(

@@ -15,15 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from ..store import uri as uris
-from ..store.choices import COLORS
-from ..store.errors import UserError
-from ..store.fingerprint import digest
-from ..store.images import Decoded, Pixels
-from ..store.manifest import Dataset
-from ..store.pipelines import PIPELINES, apply_pipeline, check_pipeline, load_pipeline
-from ..store.policies import rand_augment
-from ..store.resample import Geometry, decode_and_resize, resize_image
+from ..dataset.fingerprint import digest
+from ..dataset.manifest import Dataset
+from ..imaging.albumentations_pipelines import PIPELINES, apply_pipeline, check_pipeline, load_pipeline
+from ..imaging.choices import COLORS
+from ..imaging.decoder import Decoded, Pixels
+from ..imaging.geometry import Geometry, decode_and_resize, resize_image
+from ..imaging.rand_augment import rand_augment
+from ..storage import uri as uris
+from ..storage.errors import UserError
 from . import backgrounds
 from .config import ResizeConfig
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..store import uri as uris
-from ..store.errors import MillError
-from ..store.manifest import MANIFEST, Dataset, File
-from ..store.parallel import map_ordered
-from ..store.shards import open_parquet, read_row_group
+from ..dataset.manifest import MANIFEST, Dataset, File
+from ..dataset.shards import open_parquet, read_row_group
+from ..storage import uri as uris
+from ..storage.errors import MillError
+from ..storage.parallel import map_ordered
 from .config import ResizeConfig
 
 CPU, CUDA = "cpu", "cuda"

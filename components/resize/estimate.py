@@ -18,15 +18,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageOps
 
-from ..store.choices import COLORS, JPEG, RAW
-from ..store.images import Pixels
-from ..store.manifest import Dataset
-from ..store.parallel import cores
-from ..store.progress import format_size
-from ..store.resample import Geometry
-from ..store.shards import open_parquet, read_row_group
-from ..store.step import Context
-from ..store.tensors import decode_column, encode_jpeg
+from ..dataset.manifest import Dataset
+from ..dataset.shards import open_parquet, read_row_group
+from ..imaging.choices import COLORS, JPEG, RAW
+from ..imaging.decoder import Pixels
+from ..imaging.geometry import Geometry
+from ..imaging.tensors import decode_column, encode_jpeg
+from ..step.progress import format_size
+from ..step.step import Context
+from ..storage.parallel import cores
 from .config import ResizeConfig
 from .tensor_shards import TensorSpec
 

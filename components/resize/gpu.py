@@ -15,11 +15,18 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from PIL import Image
 
-from ..store.choices import COLORS
-from ..store.errors import TransientError
-from ..store.headers import sniff
-from ..store.images import Pixels, convert_color
-from ..store.resample import MAX_ASPECT_RATIO, Geometry, center_square, compute_edges, decode_and_resize, pad_to_square
+from ..imaging.choices import COLORS
+from ..imaging.decoder import Pixels, convert_color
+from ..imaging.geometry import (
+    MAX_ASPECT_RATIO,
+    Geometry,
+    center_square,
+    compute_edges,
+    decode_and_resize,
+    pad_to_square,
+)
+from ..imaging.headers import sniff
+from ..storage.errors import TransientError
 from .tensor_shards import Kernel
 
 if TYPE_CHECKING:

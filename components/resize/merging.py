@@ -17,11 +17,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..store import uri as uris
-from ..store.errors import DatasetError, MillError
-from ..store.filesystem import get_store
-from ..store.manifest import File
-from ..store.shards import Layout, ShardWriter, open_parquet, read_row_group
+from ..dataset.manifest import File
+from ..dataset.shards import Layout, ShardWriter, open_parquet, read_row_group
+from ..storage import uri as uris
+from ..storage.errors import DatasetError, MillError
+from ..storage.filesystem import get_store
 from .plan import MAX_TASK_ENCODED_BYTES, ShardPlan, SortedRows, SplitPlan
 from .tasks import (
     MAX_READ_AMPLIFICATION,

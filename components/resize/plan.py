@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from ..store.errors import DatasetError
-from ..store.labels import SINGLE
-from ..store.manifest import Dataset, File
-from ..store.parallel import map_ordered
-from ..store.shards import open_parquet, read_row_group
+from ..dataset.labels import SINGLE
+from ..dataset.manifest import Dataset, File
+from ..dataset.shards import open_parquet, read_row_group
+from ..storage.errors import DatasetError
+from ..storage.parallel import map_ordered
 
 SHARD_BYTES = 64 * 2**20
 """Most bytes of pixels in a shard. One core writes a shard: with larger ones cores are idle at the end."""

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..store import uri as uris
-from ..store.errors import MillError, TransientError, UserError
+from ..storage import uri as uris
+from ..storage.errors import MillError, TransientError, UserError
 
 AUTO = "auto"
 CHECK_TIMEOUT_S = 10.0

@@ -18,8 +18,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from ..store import uri as uris
-from ..store.errors import (
+from ..dataset.fingerprint import digest
+from ..dataset.manifest import Dataset, find_intact_dataset
+from ..step.step import Context
+from ..storage import uri as uris
+from ..storage.errors import (
     EXIT_TRANSIENT,
     EXIT_USER,
     MillError,
@@ -29,9 +32,6 @@ from ..store.errors import (
     first_line,
     wrong,
 )
-from ..store.fingerprint import digest
-from ..store.manifest import Dataset, find_intact_dataset
-from ..store.step import Context
 from .config import ResizeConfig
 from .copies import make_paths_absolute
 from .ray_connection import (

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..store import uri as uris
-from ..store.errors import MillError, TransientError, UserError
-from ..store.parallel import max_workers
-from ..store.progress import say
+from ..step.progress import say
+from ..storage import uri as uris
+from ..storage.errors import MillError, TransientError, UserError
+from ..storage.parallel import max_workers
 from . import ray_processes
 from .config import VERSION
 from .ray_connection import (

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
-from ..store.errors import MillError, TransientError
-from ..store.progress import say
+from ..step.progress import say
+from ..storage.errors import MillError, TransientError
 from .gpu import make_kernel
 from .ray_session import CORES_INTERVAL_S, RaySession, can_read, code_mismatch_error, workspace_error
 from .tasks import ResizeTask, write_shards

@@ -7,15 +7,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..store import uri as uris
-from ..store.choices import JPEG
-from ..store.errors import MillError, error_for_exit_code, wrong
-from ..store.filesystem import get_store
-from ..store.fingerprint import fingerprint
-from ..store.manifest import MANIFEST, Dataset, File, Manifest, Totals, commit, find_intact_dataset
-from ..store.parallel import max_workers
-from ..store.progress import Progress, format_size
-from ..store.step import CACHED, RAN, Context, Outcome
+from ..dataset.fingerprint import fingerprint
+from ..dataset.manifest import MANIFEST, Dataset, File, Manifest, Totals, commit, find_intact_dataset
+from ..imaging.choices import JPEG
+from ..step.progress import Progress, format_size
+from ..step.step import CACHED, RAN, Context, Outcome
+from ..storage import uri as uris
+from ..storage.errors import MillError, error_for_exit_code, wrong
+from ..storage.filesystem import get_store
+from ..storage.parallel import max_workers
 from .config import VERSION, ResizeConfig
 from .copies import CopyPlan, CopyPolicy, plan_copies
 from .device import CPU, choose_device, count_local_gpus

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..store.images import Pixels
-from ..store.model_presets import mean_and_std as mean_and_std
+from ..imaging.decoder import Pixels
+from ..models.presets import mean_and_std as mean_and_std
 
 Histogram = npt.NDArray[np.int64]
 

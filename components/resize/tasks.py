@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..store.errors import MillError
+from ..storage.errors import MillError
 from .plan import RowSlice, ShardPlan, SplitPlan, count_rows_read, get_index_ranges, locate_rows
 from .tensor_shards import Kernel, Row, TensorSpec, decode_on_cpu, read_rows, write_shard
 

@@ -10,14 +10,14 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from ..store.choices import RAW
-from ..store.errors import MillError
-from ..store.images import ImageRejected, Pixels
-from ..store.labels import MULTI, SINGLE, label_column
-from ..store.manifest import File, sum_counts
-from ..store.resample import Geometry, decode_and_resize
-from ..store.shards import Layout, ShardWriter, open_parquet, read_row_group
-from ..store.tensors import encode_jpeg
+from ..dataset.labels import MULTI, SINGLE, label_column
+from ..dataset.manifest import File, sum_counts
+from ..dataset.shards import Layout, ShardWriter, open_parquet, read_row_group
+from ..imaging.choices import RAW
+from ..imaging.decoder import ImageRejected, Pixels
+from ..imaging.geometry import Geometry, decode_and_resize
+from ..imaging.tensors import encode_jpeg
+from ..storage.errors import MillError
 from .copies import CopyPolicy, assign_position, decode_with_copies
 from .plan import ROW_GROUP_BYTES, RowSlice, ShardPlan
 from .statistics import ChannelSums, Histogram, add_histogram

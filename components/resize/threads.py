@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ..store.manifest import Totals
+from ..dataset.manifest import Totals
 
 SECONDS_PER_IMAGE = 0.7e-3
 """Core-seconds for each image, whatever its size: resampling, writing, hashing."""

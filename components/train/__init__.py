@@ -1,6 +1,6 @@
 """Train: tensors in, a classifier out."""
 
-from ..store.step import Step
+from ..step.step import Step
 from .config import TrainConfig
 
 STEP = Step(

@@ -6,12 +6,12 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..store import presets
-from ..store import uri as uris
-from ..store.backbones import check_backbone, check_named_weights
-from ..store.config import DEVICE_HELP, StepConfig, option
-from ..store.errors import wrong
-from ..store.timm_models import is_tag, is_timm
+from ..models.timm_models import is_tag, is_timm
+from ..models.torchvision_models import check_backbone, check_named_weights
+from ..step import presets
+from ..step.config import DEVICE_HELP, StepConfig, option
+from ..storage import uri as uris
+from ..storage.errors import wrong
 
 VERSION = 2
 """Version of the step in fingerprints, raised when the same tensors and config must give another model."""

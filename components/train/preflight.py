@@ -10,15 +10,15 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
-from ..store.backbones import is_transformer
-from ..store.choices import COLORS
-from ..store.labels import MULTI
-from ..store.manifest import Manifest
-from ..store.model import ModelSpec
-from ..store.tensors import input_size
-from .agreement import describe_mismatches, find_expected_input
+from ..dataset.labels import MULTI
+from ..dataset.manifest import Manifest
+from ..imaging.choices import COLORS
+from ..imaging.tensors import input_size
+from ..models.artifact import ModelSpec
+from ..models.torchvision_models import is_transformer
 from .class_names import find_mirrored, find_recolored, find_upended
 from .config import TrainConfig
+from .expected_input import describe_mismatches, find_expected_input
 
 HEAVY_SMOOTHING, HEAVY_MIXING = 0.1, 0.5
 MIN_MIXING_EPOCHS = 20

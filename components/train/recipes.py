@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, fields, replace
 
-from ..store import uri as uris
-from ..store.backbones import has_drop_path, is_transformer
-from ..store.choices import COLORS
-from ..store.labels import MULTI
-from ..store.manifest import Manifest
-from ..store.tensors import input_size
+from ..dataset.labels import MULTI
+from ..dataset.manifest import Manifest
+from ..imaging.choices import COLORS
+from ..imaging.tensors import input_size
+from ..models.torchvision_models import has_drop_path, is_transformer
+from ..storage import uri as uris
 from . import recipe_values as tables
 from .config import TrainConfig
 from .recipe_values import PLAIN, Values

@@ -7,27 +7,27 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ..store import uri as uris
-from ..store.errors import UserError
-from ..store.fingerprint import fingerprint
-from ..store.manifest import Dataset, Manifest, Totals, commit, read_dataset
-from ..store.model import ModelSpec, build_network, image_size_error, pick_device
-from ..store.parallel import cores
-from ..store.preprocessing import EXTRA_KEY, describe_preprocessing
-from ..store.shards import publish_bytes
-from ..store.step import CACHED, RAN, RANK_RECORDS, Context, Outcome
-from ..store.tensors import model_input_image
-from .agreement import describe_conversion
-from .artifact import collect_facts, publish_onnx_and_card, read_samples
-from .checkpoint import TrainingState, discard_checkpoints
+from ..dataset.fingerprint import fingerprint
+from ..dataset.manifest import Dataset, Manifest, Totals, commit, read_dataset
+from ..dataset.shards import publish_bytes
+from ..imaging.tensors import model_input_image
+from ..models.artifact import ModelSpec, build_network, image_size_error, pick_device
+from ..models.preprocessing import EXTRA_KEY, describe_preprocessing
+from ..step.step import CACHED, RAN, RANK_RECORDS, Context, Outcome
+from ..storage import uri as uris
+from ..storage.errors import UserError
+from ..storage.parallel import cores
+from .artifact.publish import collect_facts, publish_onnx_and_card, read_samples
+from .augment.external import resolve_pipeline
 from .config import VERSION, TrainConfig
-from .external import resolve_pipeline
-from .history import diagnose, publish_history
-from .launch import choose_processes, run_processes
+from .expected_input import describe_conversion
+from .loop.checkpoint import TrainingState, discard_checkpoints
+from .loop.communicator import Communicator, StopRequest
+from .loop.history import diagnose, publish_history
+from .loop.launcher import choose_processes, run_processes
 from .preflight import find_warnings
-from .ranks import Communicator, StopRequest
+from .pretrained_weights import identify_weights, load_pretrained
 from .recipes import describe_recipe, resolve
-from .weights import identify_weights, load_pretrained
 
 if TYPE_CHECKING:
     import torch
@@ -66,7 +66,7 @@ def _train_and_commit(tensors: Dataset, uri: str, config: TrainConfig, context: 
     """Train a network, and let the main process commit the model."""
     import torch
 
-    from .loop import Trainer
+    from .loop.trainer import Trainer
 
     _check_enough_images(tensors, comm.world_size)
     device = _set_up_device(config, comm)

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-from ...components.store.errors import EXIT_OK, EXIT_USER, UserError, wrong
-from ...components.store.progress import say
+from ...components.step.progress import say
+from ...components.storage.errors import EXIT_OK, EXIT_USER, UserError, wrong
 from ..checks import read_cluster
 from ..cluster import Cluster
 from ..kfp_client import Connection, add_connection_flags

@@ -17,7 +17,7 @@ def describe_image(workspace: str) -> dict[str, Any]:
     import importlib.util
     import os
 
-    from imagemill.components.store.manifest import code_version
+    from imagemill.components.dataset.manifest import code_version
 
     names = ("kubernetes", "ray", "torch")
     has = [name for name in names if importlib.util.find_spec(name)]
@@ -28,7 +28,7 @@ def use_store(workspace: str) -> dict[str, Any]:
     """Write, read, list and delete an object of the workspace, after checking that its bucket exists."""
     import secrets
 
-    from imagemill.components.store.filesystem import get_store
+    from imagemill.components.storage.filesystem import get_store
 
     store, folder = get_store(workspace), f"{workspace}/_doctor-{secrets.token_hex(4)}"
     next(iter(store.list(folder)), None)  # raises where there is no bucket, which SeaweedFS would create on writing
@@ -44,7 +44,7 @@ QUESTIONS = {"version": describe_image, "reach": use_store}
 
 def main(question: str, workspace: str) -> None:
     """Print the answer; an error of the store ends the process with its exit code and one line."""
-    from imagemill.components.store.errors import MillError
+    from imagemill.components.storage.errors import MillError
 
     try:
         answer = QUESTIONS[question](workspace)

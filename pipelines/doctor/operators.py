@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
-from ...components.store.errors import MillError
+from ...components.storage.errors import MillError
 from ..cluster import Cluster
 from ..kfp_client import CONNECTION_HELP, Connection, KfpService
 from ..kfp_server import supports_run_settings

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ...components.store.config import STEPS
+from ...components.dataset.workspace import STEPS
 from .. import rayjob
 from ..cluster import Cluster, Pod
 from ..kube import Json

@@ -6,8 +6,8 @@ import os
 import re
 from urllib.parse import urlsplit
 
-from ...components.store.errors import first_line
-from ...components.store.uri import split_s3
+from ...components.storage.errors import first_line
+from ...components.storage.uri import split_s3
 from ..cluster import Cluster
 from ..kube import Json
 from .access import decode_secret

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlencode
 
-from ...components.store.errors import first_line
+from ...components.storage.errors import first_line
 from ..kube import Json, KubeClient
 
 _DENIED = re.compile(r'cannot (\w+) resource "([^"]+)" in API group "[^"]*"(?: in the namespace "([^"]+)")?')

@@ -25,7 +25,7 @@ import numpy as np
 from augment_cells import LIBRARIES, NEEDS, OPERATIONS, POLICIES, SIZE, Cell, orders
 from resize import photographs, synthetic_photo
 
-from imagemill.components.store.resample import Geometry, decode_and_resize
+from imagemill.components.imaging.geometry import Geometry, decode_and_resize
 
 SHORTEST = 0.05
 """Seconds that a cell is repeated for in a round."""

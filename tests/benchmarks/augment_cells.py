@@ -54,8 +54,8 @@ def _config_of(task: str) -> Any:
 
 def drawn(task: str, count: int) -> Any:
     """What was drawn where every image gets the same one operation."""
-    from imagemill.components.train import matrices
-    from imagemill.components.train.params import OPERATION_IDS, make_center_crop_params
+    from imagemill.components.train.augment import matrices
+    from imagemill.components.train.augment.params import OPERATION_IDS, make_center_crop_params
 
     what = make_center_crop_params(count, SIZE, SIZE, SIZE)
     every = np.ones(count)
@@ -83,7 +83,7 @@ def drawn(task: str, count: int) -> Any:
 
 
 def ours(task: str, images: Any) -> Cell:
-    from imagemill.components.train.augmentation import Augmentation
+    from imagemill.components.train.augment.augmentation import Augmentation
 
     if task in OPERATIONS:
         augmentation, what = Augmentation(config(), IMAGE, "cpu"), drawn(task, len(images))
@@ -95,7 +95,7 @@ def ours(task: str, images: Any) -> Cell:
 def ours_on_gpu(task: str, images: Any) -> Cell:
     import torch
 
-    from imagemill.components.train.augmentation import Augmentation
+    from imagemill.components.train.augment.augmentation import Augmentation
 
     there, number = torch.from_numpy(images).cuda(), iter(range(10**9))
     augmentation = Augmentation(config() if task in OPERATIONS else _config_of(task), IMAGE, "cuda")
@@ -164,7 +164,7 @@ def _torchvision(task: str) -> Callable[[Any], Any]:
 
 
 def albumentations(task: str, images: Any) -> Cell | None:
-    from imagemill.components.store.pipelines import import_albumentations
+    from imagemill.components.imaging.albumentations_pipelines import import_albumentations
 
     a = import_albumentations()
     v, fixed = _VALUE.get(task, 0.0), {"brightness": (1, 1), "contrast": (1, 1), "saturation": (1, 1), "hue": (0, 0)}
@@ -253,10 +253,10 @@ NEEDS = {"kornia": "kornia", "kornia (GPU)": "kornia", "albumentations": "albume
 
 def orders(images: Any) -> dict[str, Cell]:
     """The same result by several orders of its steps; the cheapest one is what params.py says."""
-    from imagemill.components.train.cpu_colors import LazyImage, apply_color_operations
-    from imagemill.components.train.cpu_engine import warp
-    from imagemill.components.train.matrices import make_affine, make_crop
-    from imagemill.components.train.params import OPERATION_IDS
+    from imagemill.components.train.augment.cpu_colors import LazyImage, apply_color_operations
+    from imagemill.components.train.augment.cpu_engine import warp
+    from imagemill.components.train.augment.matrices import make_affine, make_crop
+    from imagemill.components.train.augment.params import OPERATION_IDS
 
     half = [np.ascontiguousarray(cv2.resize(image, (112, 112), interpolation=cv2.INTER_AREA)) for image in images]
     large = [np.ascontiguousarray(cv2.resize(image, (320, 320))) for image in images]

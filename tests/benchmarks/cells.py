@@ -40,7 +40,7 @@ def local_ray(**options):
 
 BARE = """
 import torch
-from imagemill.components.store.resample import Geometry, decode_and_resize
+from imagemill.components.imaging.geometry import Geometry, decode_and_resize
 torch.set_num_threads(1)
 geometry = Geometry(size, quality=quality)
 blobs = [Path(f).read_bytes() for f in files[:1000]]
@@ -56,8 +56,8 @@ from imagemill.components.resize.ray_session import open_ray_session
 from imagemill.components.resize.ray_tasks import run_tasks
 from imagemill.components.resize.plan import plan_split
 from imagemill.components.resize.tensor_shards import TensorSpec
-from imagemill.components.store.manifest import read_dataset
-from imagemill.components.store.resample import Geometry, decode_and_resize
+from imagemill.components.dataset.manifest import read_dataset
+from imagemill.components.imaging.geometry import Geometry, decode_and_resize
 clean, spec = read_dataset(clean_uri), TensorSpec(Geometry(size, quality=quality))
 def run(out, slots, splits):
     plans = [plan_split(clean, split, spec.row_bytes) for split in splits]

@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from imagemill.components.store.parallel import cores
+from imagemill.components.storage.parallel import cores
 
 WIDTH, HEIGHT = 500, 375
 COMMON = """

@@ -20,7 +20,7 @@ import numpy as np
 from simulated import Floats, Ids, geometric_counts, labels_of, predict, true_scores, zipf_counts
 
 from imagemill.components.evaluate.intervals import compute_single_label_intervals, count_unreliable_classes
-from imagemill.components.store.metrics import ConfusionCounts
+from imagemill.components.metrics.classification import ConfusionCounts
 
 METRICS = ("top1", "balanced_accuracy", "macro_f1")
 COUNTS: dict[str, Ids] = {

@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import mill
 from mislabelled import TABLE, Found, compare, plant
 
-from imagemill.components.store.manifest import read_dataset
-from imagemill.components.store.shards import read_columns
+from imagemill.components.dataset.manifest import read_dataset
+from imagemill.components.dataset.shards import read_columns
 
 
 def measure(folder: Path, share: float, seed: int, arguments: list[str]) -> tuple[Found, float]:

@@ -48,8 +48,8 @@ from load_run import CELLS
 from load_sets import BASES, HEIGHT, MAKERS, WIDTH, make_pixels, make_tensors
 from resize import synthetic_photo
 
-from imagemill.components.store.images import decode
-from imagemill.components.store.parallel import cores
+from imagemill.components.imaging.decoder import decode
+from imagemill.components.storage.parallel import cores
 
 HERE = Path(__file__).parent
 Found = dict[str, list[dict[str, Any]]]

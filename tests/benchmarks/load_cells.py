@@ -142,7 +142,7 @@ def ours(encoding: str) -> Callable[[Place, int], Epoch]:
     """The loader, with so many threads (0: its default), on a dataset of one encoding."""
 
     def opened(place: Place, threads: int) -> Epoch:
-        from imagemill.components.train.loader import iter_batches
+        from imagemill.components.train.data.loader import iter_batches
 
         dataset = our_dataset(place, encoding)
         more = {"threads": threads} if threads else {}
@@ -161,14 +161,14 @@ def our_uri(place: Place, encoding: str) -> str:
 
 
 def our_dataset(place: Place, encoding: str) -> Any:
-    from imagemill.components.store.manifest import read_dataset
+    from imagemill.components.dataset.manifest import read_dataset
 
     return read_dataset(our_uri(place, encoding), "tensors")
 
 
 def ours_iterable(place: Place, threads: int) -> Epoch:
     """TensorBatches, a PyTorch IterableDataset, in a plain loop."""
-    from imagemill.components.train.loader import TensorBatches
+    from imagemill.components.train.data.loader import TensorBatches
 
     dataset = TensorBatches(our_uri(place, "raw"), "train", BATCH, seed=SEED, threads=threads)
 
@@ -183,7 +183,7 @@ def ours_mapped(place: Place, workers: int) -> Epoch:
     """TensorImages, a map-style Dataset, in a DataLoader with worker processes."""
     from torch.utils.data import DataLoader
 
-    from imagemill.components.train.loader import TensorImages
+    from imagemill.components.train.data.loader import TensorImages
 
     dataset = TensorImages(our_uri(place, "raw"), "train")
     loader = DataLoader(dataset, BATCH, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
@@ -194,9 +194,9 @@ def ours_from_s3(encoding: str) -> Callable[[Place, int], Epoch]:
     """The loader on a dataset of the server in BENCH_S3, with a fresh cache for every process."""
 
     def opened(place: Place, _: int) -> Epoch:
-        from imagemill.components.store.manifest import read_dataset
-        from imagemill.components.train.cache import ShardCache
-        from imagemill.components.train.loader import iter_batches
+        from imagemill.components.dataset.manifest import read_dataset
+        from imagemill.components.train.data.cache import ShardCache
+        from imagemill.components.train.data.loader import iter_batches
 
         dataset = read_dataset(f"{os.environ['BENCH_S3']}/tensors-{encoding}/0123456789abcdef", "tensors")
         folder = tempfile.TemporaryDirectory(prefix="cache-", dir=place.folder)
@@ -214,8 +214,8 @@ def ours_from_s3(encoding: str) -> Callable[[Place, int], Epoch]:
 
 def s3_objects(place: Place, threads: int) -> Epoch:
     """The server's own limit: the files of raw tensors as they are, whole, `threads` at a time, and let go."""
-    from imagemill.components.store.filesystem import get_store
-    from imagemill.components.store.manifest import read_dataset
+    from imagemill.components.dataset.manifest import read_dataset
+    from imagemill.components.storage.filesystem import get_store
 
     dataset = read_dataset(f"{os.environ['BENCH_S3']}/tensors-raw/0123456789abcdef", "tensors")
 
@@ -233,9 +233,9 @@ def ours_augmented(encoding: str) -> Callable[[Place, int], Epoch]:
     """The same with the trainer's own augmentation on its CPU threads."""
 
     def opened(place: Place, threads: int) -> Epoch:
-        from imagemill.components.train.augmentation import Augmentation
+        from imagemill.components.train.augment.augmentation import Augmentation
         from imagemill.components.train.config import TrainConfig
-        from imagemill.components.train.loader import iter_batches
+        from imagemill.components.train.data.loader import iter_batches
         from imagemill.components.train.recipes import resolve
 
         dataset = our_dataset(place, encoding)
@@ -259,8 +259,8 @@ def ours_augmented(encoding: str) -> Callable[[Place, int], Epoch]:
 
 THREADS, WORKERS = (1, 2, 4), (0, 1, 2, 4)
 LOADER, AUGMENTATION = (
-    "imagemill.components.train.loader:iter_batches",
-    "imagemill.components.train.augmentation:Augmentation",
+    "imagemill.components.train.data.loader:iter_batches",
+    "imagemill.components.train.augment.augmentation:Augmentation",
 )
 _RAW, _JPEG = ("tensors-raw",), ("tensors-jpeg",)
 CELLS: dict[str, Cell] = {

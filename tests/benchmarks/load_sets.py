@@ -25,15 +25,15 @@ import pyarrow as pa
 import simplejpeg
 from load_cells import CLASSES, SIZE, STAMP_BLOCK, STAMP_LEFT, STAMP_TOP, Place
 
+from imagemill.components.dataset.manifest import Dataset, File, Manifest, Totals, commit
+from imagemill.components.dataset.shards import Layout, ShardWriter
+from imagemill.components.imaging.choices import RAW
+from imagemill.components.imaging.geometry import Geometry, decode_and_resize
+from imagemill.components.imaging.tensors import encode_jpeg
 from imagemill.components.resize.plan import MAX_SHARD_ROWS, ROW_GROUP_BYTES, SHARD_BYTES, SHARD_ENCODED_BYTES
 from imagemill.components.resize.tensor_shards import TensorSpec
-from imagemill.components.store import uri as uris
-from imagemill.components.store.choices import RAW
-from imagemill.components.store.manifest import Dataset, File, Manifest, Totals, commit
-from imagemill.components.store.parallel import cores, map_ordered
-from imagemill.components.store.resample import Geometry, decode_and_resize
-from imagemill.components.store.shards import Layout, ShardWriter
-from imagemill.components.store.tensors import encode_jpeg
+from imagemill.components.storage import uri as uris
+from imagemill.components.storage.parallel import cores, map_ordered
 
 WIDTH, HEIGHT, BASES = 500, 375, 48
 QUALITY, SUBSAMPLING = 90, "420"

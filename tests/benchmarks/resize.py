@@ -37,8 +37,8 @@ import simplejpeg
 from cells import CELLS, COMMON, MEMORY, NEEDS
 from PIL import Image
 
-from imagemill.components.store.images import decode
-from imagemill.components.store.parallel import cores
+from imagemill.components.imaging.decoder import decode
+from imagemill.components.storage.parallel import cores
 
 SIZE = 224
 BASES = 48

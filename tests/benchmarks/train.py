@@ -33,7 +33,7 @@ from typing import Any
 from resize import make_source
 from train_cells import Wanted
 
-from imagemill.components.store.parallel import cores
+from imagemill.components.storage.parallel import cores
 
 HERE = Path(__file__).parent
 GROUPS = ("feed", "train")

@@ -45,7 +45,7 @@ class Wanted:
 
 def config_of(wanted: Wanted) -> Any:
     """The trainer's config, with every value."""
-    from imagemill.components.store.manifest import read_dataset
+    from imagemill.components.dataset.manifest import read_dataset
     from imagemill.components.train.config import TrainConfig
     from imagemill.components.train.recipes import resolve
 
@@ -62,9 +62,9 @@ def config_of(wanted: Wanted) -> Any:
 
 def feed_imagemill(wanted: Wanted) -> Callable[[int], Iterator[int]]:
     """The loader with the trainer's augmentation on its threads."""
-    from imagemill.components.store.manifest import read_dataset
-    from imagemill.components.train.augmentation import Augmentation
-    from imagemill.components.train.loader import Batch, iter_batches
+    from imagemill.components.dataset.manifest import read_dataset
+    from imagemill.components.train.augment.augmentation import Augmentation
+    from imagemill.components.train.data.loader import Batch, iter_batches
 
     dataset, config = read_dataset(wanted.tensors), config_of(wanted)
     augmentation = Augmentation(config, dataset.manifest.image, "cpu")
@@ -127,10 +127,10 @@ def train_imagemill(wanted: Wanted) -> dict[str, Any]:
     """The trainer's own epochs, by its own history."""
     import torch
 
-    from imagemill.components.store.manifest import read_dataset
-    from imagemill.components.store.step import Context
-    from imagemill.components.store.workspace import Workspace
-    from imagemill.components.train.loop import Trainer
+    from imagemill.components.dataset.manifest import read_dataset
+    from imagemill.components.dataset.workspace import Workspace
+    from imagemill.components.step.step import Context
+    from imagemill.components.train.loop.trainer.trainer import Trainer
 
     config, dataset = config_of(wanted), read_dataset(wanted.tensors)
     with tempfile.TemporaryDirectory(prefix="bench-train-") as folder:
@@ -185,7 +185,7 @@ class Usual:
     def __init__(self, wanted: Wanted, classes: int) -> None:
         import torch
 
-        from imagemill.components.train.stepper import choose_autocast_dtype
+        from imagemill.components.train.loop.trainer.stepper import choose_autocast_dtype
 
         self.device = torch.device(wanted.device)
         network = make_network(wanted, classes).to(self.device, memory_format=torch.channels_last)

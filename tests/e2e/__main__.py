@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from imagemill.components.store.errors import EXIT_USER, MillError
-from imagemill.components.store.manifest import code_version
+from imagemill.components.dataset.manifest import code_version
+from imagemill.components.storage.errors import EXIT_USER, MillError
 from imagemill.pipelines.cluster import Cluster
 
 from . import kfp, results, table

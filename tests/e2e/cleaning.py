@@ -7,7 +7,7 @@ import re
 import time
 from collections import defaultdict
 
-from imagemill.components.store.errors import MillError
+from imagemill.components.storage.errors import MillError
 
 from . import kfp
 from .access import probe

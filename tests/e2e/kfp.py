@@ -17,8 +17,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imagemill.components.store.errors import MillError
-from imagemill.components.store.fingerprint import digest
+from imagemill.components.dataset.fingerprint import digest
+from imagemill.components.storage.errors import MillError
 from imagemill.pipelines import kfp_client, kfp_uploads
 from imagemill.pipelines.cluster import Cluster
 from imagemill.pipelines.parameters import resolve_parameters

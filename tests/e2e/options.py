@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from imagemill.components.store import uri as uris
-from imagemill.components.store.errors import wrong
+from imagemill.components.storage import uri as uris
+from imagemill.components.storage.errors import wrong
 from imagemill.pipelines import cluster as clusters
 from imagemill.pipelines.cluster import Cluster, Pod
 from imagemill.pipelines.settings import parse_quantity

@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from imagemill.components.store.config import STEPS
-from imagemill.components.store.manifest import code_version
+from imagemill.components.dataset.manifest import code_version
+from imagemill.components.dataset.workspace import STEPS
 
 from .scenario import Row
 from .session import Session

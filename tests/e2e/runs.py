@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from imagemill.components.store.config import STEPS
+from imagemill.components.dataset.workspace import STEPS
 from imagemill.pipelines.cluster import RUN_LABEL
 
 from .access.kube import Doc, annotations_of, labels_of, name_of

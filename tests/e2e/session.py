@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imagemill.components.store import uri as uris
+from imagemill.components.storage import uri as uris
 from imagemill.pipelines.cluster import Cluster
 
 from .access.kube import Doc, Kube, KubeError, labels_of, name_of

@@ -20,8 +20,8 @@ import yaml
 from argo_dag import SKIPPED, SUCCEEDED, Ended, Workflow
 from mill import QUICK, STEPS
 
-from imagemill.components.store.manifest import read_dataset
-from imagemill.components.store.workspace import Workspace
+from imagemill.components.dataset.manifest import read_dataset
+from imagemill.components.dataset.workspace import Workspace
 from imagemill.pipelines.argo import compile_argo
 from imagemill.pipelines.cluster import parse_cluster
 from imagemill.pipelines.parameters import resolve_parameters

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from conftest import Finished
 
-from imagemill.components.store.manifest import commit, read_dataset
-from imagemill.components.store.workspace import Workspace
+from imagemill.components.dataset.manifest import commit, read_dataset
+from imagemill.components.dataset.workspace import Workspace
 from imagemill.pipelines.cli import main
 
 

@@ -28,7 +28,7 @@ import images
 import pytest
 import yaml
 
-from imagemill.components.store.errors import EXIT_OURS, EXIT_TRANSIENT, EXIT_USER
+from imagemill.components.storage.errors import EXIT_OURS, EXIT_TRANSIENT, EXIT_USER
 from imagemill.pipelines.cluster import STEP_IMAGES, UID
 from imagemill.pipelines.image_build import find_cli, list_input_files
 from imagemill.pipelines.images import SBOM

@@ -12,10 +12,10 @@ import photos
 import pytest
 from copied import Image, by_copy, clean_of, resized
 
+from imagemill.components.imaging.albumentations_pipelines import import_albumentations, load_pipeline
 from imagemill.components.resize.backgrounds import digest_pictures, list_backgrounds
-from imagemill.components.store import uri as uris
-from imagemill.components.store.filesystem import get_store
-from imagemill.components.store.pipelines import import_albumentations, load_pipeline
+from imagemill.components.storage import uri as uris
+from imagemill.components.storage.filesystem import get_store
 
 
 def test_backgrounds_and_pipelines_from_a_bucket(s3_workspace: str, monkeypatch: pytest.MonkeyPatch) -> None:

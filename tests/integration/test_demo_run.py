@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from imagemill.components.download import demo
-from imagemill.components.store.images import decode
+from imagemill.components.imaging.decoder import decode
 
 KINDS = ("raw", "clean", "tensors", "model", "evaluation")
 SIDE = 64

@@ -22,7 +22,7 @@ import mill
 import pytest
 from rgw import CephRGW
 
-from imagemill.components.store.manifest import read_dataset
+from imagemill.components.dataset.manifest import read_dataset
 from imagemill.pipelines.cluster import RUN_LABEL
 from imagemill.pipelines.in_docker import STEP_LABEL
 

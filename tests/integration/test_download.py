@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from downloading import content, dataset_of, images, photograph, rows_of, run, tar, write
 
+from imagemill.components.dataset.manifest import MANIFEST, parse_manifest, read_dataset
 from imagemill.components.download import raw
 from imagemill.components.download.config import DownloadConfig
-from imagemill.components.store import uri as uris
-from imagemill.components.store.manifest import MANIFEST, parse_manifest, read_dataset
+from imagemill.components.storage import uri as uris
 
 
 def test_the_dataset_keeps_the_contract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

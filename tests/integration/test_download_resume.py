@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from downloading import ANNOTATED, annotated, content, dataset_of, images, photograph, rows_of, run, tar, write
 
+from imagemill.components.dataset.manifest import MANIFEST
 from imagemill.components.download import raw
-from imagemill.components.store.errors import TransientError
-from imagemill.components.store.manifest import MANIFEST
+from imagemill.components.storage.errors import TransientError
 
 
 def breaks_off_at(name: str) -> Any:

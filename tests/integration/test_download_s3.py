@@ -16,7 +16,7 @@ def bucket() -> Iterator[tuple[str, Any]]:
     import boto3
     from moto.server import ThreadedMotoServer
 
-    from imagemill.components.store import s3
+    from imagemill.components.storage import s3
 
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()

@@ -21,10 +21,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagemill.components.store.filesystem import get_store
-from imagemill.components.store.manifest import Manifest, Totals, commit
-from imagemill.components.store.shards import read_columns
-from imagemill.components.store.tensors import decode_column
+from imagemill.components.dataset.manifest import Manifest, Totals, commit
+from imagemill.components.dataset.shards import read_columns
+from imagemill.components.imaging.tensors import decode_column
+from imagemill.components.storage.filesystem import get_store
 
 if TYPE_CHECKING:
     from conftest import Finished
@@ -140,7 +140,7 @@ def test_on_s3_an_unfinished_one_goes_on_and_others_are_left_alone(
     tmp_path: Path, s3_workspace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from imagemill.components.export import output_folder
-    from imagemill.components.store.errors import UserError
+    from imagemill.components.storage.errors import UserError
 
     source, output = exports.tensors(str(tmp_path / "tensors" / "01"), (32, 32, 3)), f"{s3_workspace}/out"
     exports.run(source, "webdataset", tmp_path / "out", 20_000)

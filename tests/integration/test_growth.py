@@ -11,8 +11,8 @@ import mill
 import numpy as np
 import pytest
 
-from imagemill.components.store.manifest import read_dataset
-from imagemill.components.store.workspace import Workspace
+from imagemill.components.dataset.manifest import read_dataset
+from imagemill.components.dataset.workspace import Workspace
 
 if TYPE_CHECKING:
     from conftest import Finished

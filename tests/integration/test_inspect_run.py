@@ -10,7 +10,7 @@ from conftest import Finished
 
 from imagemill.components.clean.audit_html import render
 from imagemill.components.clean.audit_layout import WIDTH, count_columns
-from imagemill.components.store.manifest import read_dataset
+from imagemill.components.dataset.manifest import read_dataset
 
 
 def test_every_dataset_of_a_run_is_shown(finished_once: Finished) -> None:

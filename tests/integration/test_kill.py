@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 import mill
 import pytest
 
-from imagemill.components.store.manifest import Dataset, read_dataset
-from imagemill.components.store.runner import RUNNER_PID
+from imagemill.components.dataset.manifest import Dataset, read_dataset
+from imagemill.components.step.runner_exit import RUNNER_PID
 
 if TYPE_CHECKING:
     from conftest import Finished
@@ -124,7 +124,7 @@ def test_an_orphaned_step_ends_by_itself(tmp_path: Path) -> None:
     """Only the runner is killed, not its group: the step sees that and ends, long before its work would."""
     runner = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     script = (
-        "import time; from imagemill.components.store.runner import exit_with_runner; exit_with_runner()\n"
+        "import time; from imagemill.components.step.runner_exit import exit_with_runner; exit_with_runner()\n"
         "print('ready', flush=True); time.sleep(600)"
     )
     step = subprocess.Popen(
@@ -143,7 +143,7 @@ def test_an_orphaned_step_that_handles_sigterm_has_its_last_words(tmp_path: Path
     runner = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     script = (
         "import signal, sys, time; from pathlib import Path\n"
-        "from imagemill.components.store.runner import exit_with_runner, handles_sigterm; exit_with_runner()\n"
+        "from imagemill.components.step.runner_exit import exit_with_runner, handles_sigterm; exit_with_runner()\n"
         "asked = []; signal.signal(signal.SIGTERM, lambda *_: asked.append(1))\n"
         "with handles_sigterm():\n"
         "    print('ready', flush=True)\n"

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from stored import numbered, rows_of
 
-from imagemill.components.store.errors import DatasetError
-from imagemill.components.store.filesystem import get_store
-from imagemill.components.store.manifest import Dataset, read_dataset
-from imagemill.components.train import loader
-from imagemill.components.train.batches import OPEN_THREADS, iter_batches
-from imagemill.components.train.cache import ShardCache
+from imagemill.components.dataset.manifest import Dataset, read_dataset
+from imagemill.components.storage.errors import DatasetError
+from imagemill.components.storage.filesystem import get_store
+from imagemill.components.train.data import loader
+from imagemill.components.train.data.batches import OPEN_THREADS, iter_batches
+from imagemill.components.train.data.cache import ShardCache
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_a_dataset_by_its_uri(there: Dataset, monkeypatch: pytest.MonkeyPatch, t
     dataset = loader.TensorBatches(there.uri, "train", 50)
     assert sorted(label for _, labels in dataset for label in labels.tolist()) == list(range(300))
     single = loader.TensorImages(there.uri, "train")
-    monkeypatch.setattr("imagemill.components.train.loader.MAX_MAPPED_FILES", 3)
+    monkeypatch.setattr("imagemill.components.train.data.loader.MAX_MAPPED_FILES", 3)
     assert sorted(int(single[n][1]) for n in range(len(single))) == list(range(300))
     assert len(single._shards) == 3, "what is mapped has its place on the disk"
     assert next(tmp_path.glob("imagemill-cache-*")).stat().st_mode & 0o777 == 0o700

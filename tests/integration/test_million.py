@@ -38,8 +38,8 @@ import hashlib, numpy as np, pyarrow as pa
 from imagemill.components.clean.labels import LabelRules
 from imagemill.components.clean.schema import CLEAN, MEASURES, make_clean_layout
 from imagemill.components.clean.splits import choose_split, compute_shuffle_index
-from imagemill.components.store.shards import ShardWriter
-from imagemill.components.store.manifest import File, Manifest, Totals, commit
+from imagemill.components.dataset.shards import ShardWriter
+from imagemill.components.dataset.manifest import File, Manifest, Totals, commit
 random, files, started = np.random.default_rng(0), [], time.monotonic()
 labels = LabelRules({f"class{i}": i for i in range(1000)})
 hashes = [random.bytes(16).hex() for _ in range(1_000_000)]
@@ -82,7 +82,7 @@ from imagemill.components.clean.decide import decide
 from imagemill.components.clean.verdicts import write_final_files
 from imagemill.components.clean.schema import CLEAN, make_clean_layout
 from imagemill.components.clean.candidates import read_candidates
-from imagemill.components.store.manifest import read_dataset
+from imagemill.components.dataset.manifest import read_dataset
 clean = read_dataset(sys.argv[1])
 before, started = megabytes(), time.monotonic()
 table = read_candidates(clean.uri, clean.files())
@@ -100,7 +100,7 @@ print(json.dumps({
 
 _PLAN = """
 from imagemill.components.resize.plan import plan_shards
-from imagemill.components.store.manifest import read_dataset
+from imagemill.components.dataset.manifest import read_dataset
 clean = read_dataset(sys.argv[1])
 before, started = megabytes(), time.monotonic()
 rows = [job.rows for split in ("train", "val", "test") for job in plan_shards(clean, split, 224 * 224 * 3)]

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagemill.components.store.manifest import Dataset
-from imagemill.components.store.shards import read_columns
+from imagemill.components.dataset.manifest import Dataset
+from imagemill.components.dataset.shards import read_columns
 
 COLORS = {"blue": (30, 60, 220), "red": (220, 40, 30)}
 

@@ -36,12 +36,12 @@ from planted_twins import plant_families, twin_table
 from imagemill.components.clean.audit import gather
 from imagemill.components.clean.clean import clean
 from imagemill.components.clean.config import REASONS, CleanConfig
+from imagemill.components.dataset.manifest import Dataset, read_dataset
+from imagemill.components.dataset.shards import read_columns
+from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.download.config import DownloadConfig
 from imagemill.components.download.raw import download
-from imagemill.components.store.manifest import Dataset, read_dataset
-from imagemill.components.store.shards import read_columns
-from imagemill.components.store.step import Context
-from imagemill.components.store.workspace import Workspace
+from imagemill.components.step.step import Context
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 POINTS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.97, 0.999)
@@ -162,7 +162,7 @@ def test_headers_of_65500_pixels_a_side_cost_neither_time_nor_memory() -> None:
     """In a process that has decoded an image of each format, so that all codecs are there."""
     code = (
         "import resource, sys, time\n"
-        "from imagemill.components.store.images import ImageRejected, decode\n"
+        "from imagemill.components.imaging.decoder import ImageRejected, decode\n"
         "small, bombs = eval(sys.stdin.read())\n"
         "for data in small.values(): decode(data)\n"
         "peak = lambda: int(next(l for l in open('/proc/self/status') if l.startswith('VmHWM')).split()[1])\n"

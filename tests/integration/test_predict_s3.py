@@ -8,11 +8,11 @@ import mill
 import numpy as np
 import photos
 
-from imagemill.components.store.filesystem import get_store
-from imagemill.components.store.manifest import Manifest, commit
-from imagemill.components.store.model import ModelSpec, build_network
-from imagemill.components.store.resample import Geometry
-from imagemill.components.store.shards import publish_bytes
+from imagemill.components.dataset.manifest import Manifest, commit
+from imagemill.components.dataset.shards import publish_bytes
+from imagemill.components.imaging.geometry import Geometry
+from imagemill.components.models.artifact import ModelSpec, build_network
+from imagemill.components.storage.filesystem import get_store
 
 
 def test_model_and_images_in_a_bucket(s3_workspace: str) -> None:

@@ -12,9 +12,9 @@ import mill
 import pytest
 from gated import Gate, wrong
 
+from imagemill.components.dataset.manifest import Dataset, read_dataset
+from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.promote import STEP
-from imagemill.components.store.manifest import Dataset, read_dataset
-from imagemill.components.store.workspace import Workspace
 
 if TYPE_CHECKING:
     from conftest import Finished

@@ -19,8 +19,8 @@ from ray_cluster import RayCluster, Slow, content, slow_clean, start_resize, wit
 
 from imagemill.components.resize import STEP, ray_connection, ray_job, ray_tasks
 from imagemill.components.resize.config import ResizeConfig
-from imagemill.components.store.command_line import Parser, add_flag
-from imagemill.components.store.errors import EXIT_TRANSIENT, EXIT_USER, TransientError, UserError
+from imagemill.components.step.command_line import Parser, add_flag
+from imagemill.components.storage.errors import EXIT_TRANSIENT, EXIT_USER, TransientError, UserError
 
 ODD_RUN = """run '"$(touch x)`touch x`;touch x&"""
 
@@ -417,7 +417,7 @@ def mill_record(slow: Slow, run: str) -> dict[str, Any]:
 def test_losses_are_counted_by_job() -> None:
     """Twenty lost workers are an error that names the job; whose it is depends on whether others were finished."""
     from imagemill.components.resize.plan import ShardPlan
-    from imagemill.components.store.errors import MillError, TransientError
+    from imagemill.components.storage.errors import MillError, TransientError
 
     job, other = ShardPlan("train-0-9", "train", 12), ShardPlan("train-9-f", "train", 7)
     for finished, kind in ((0, TransientError), (5, MillError)):

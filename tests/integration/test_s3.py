@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING
 import mill
 import pytest
 
-from imagemill.components.store import uri as uris
-from imagemill.components.store.filesystem import CHUNK_BYTES, get_store, hash_object
-from imagemill.components.store.manifest import read_dataset
-from imagemill.components.store.s3 import S3Store
+from imagemill.components.dataset.manifest import read_dataset
+from imagemill.components.storage import uri as uris
+from imagemill.components.storage.filesystem import CHUNK_BYTES, get_store, hash_object
+from imagemill.components.storage.s3 import S3Store
 
 if TYPE_CHECKING:
     from conftest import Finished
@@ -157,7 +157,7 @@ def test_of_many_threads_one_is_first(s3_workspace: str) -> None:
 
 def test_of_many_processes_one_is_first(s3_workspace: str) -> None:
     script = (
-        "import sys; from imagemill.components.store.s3 import S3Store; store = S3Store(); print(flush=True)\n"
+        "import sys; from imagemill.components.storage.s3 import S3Store; store = S3Store(); print(flush=True)\n"
         "sys.stdin.readline(); place, me = sys.argv[1], sys.argv[2].encode()\n"
         "print([n for n in range(20) if store.put_if_absent(f'{place}/{n}', me)])"
     )
@@ -262,7 +262,7 @@ def test_an_endpoint_that_is_none(s3_workspace: str) -> None:
 
 IMPATIENT = """
 import sys
-from imagemill.components.store import retry, s3
+from imagemill.components.storage import retry, s3
 retry.with_retry.__defaults__ = (6.0,)
 s3.READ_TIMEOUT_S = 2
 from imagemill.pipelines.cli import main

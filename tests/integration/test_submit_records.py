@@ -6,7 +6,7 @@ import kfp_commands
 import pytest
 from kfp_commands import Commands, script
 
-from imagemill.components.store.workspace import Workspace
+from imagemill.components.dataset.workspace import Workspace
 
 mill = kfp_commands.mill
 

@@ -19,8 +19,8 @@ import pytest
 import torch
 from trained import command, finish, make_tensors, model_of, start, weights_sha256
 
-from imagemill.components.store.manifest import Dataset
-from imagemill.components.store.model import ModelSpec, build_network
+from imagemill.components.dataset.manifest import Dataset
+from imagemill.components.models.artifact import ModelSpec, build_network
 from imagemill.components.train import STEP
 
 ALL = {

@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 from conftest import Finished
 
-from imagemill.components.store.config import PRODUCTS, STEPS
-from imagemill.components.store.workspace import Workspace
+from imagemill.components.dataset.workspace import PRODUCTS, STEPS, Workspace
 from imagemill.pipelines import first_step
 from imagemill.pipelines.parameters import RunParameters, resolve_parameters
 from imagemill.pipelines.unchanged import Records, find_cached_records

@@ -12,7 +12,7 @@ import mill
 import numpy as np
 import pytest
 
-from imagemill.components.store.manifest import MANIFEST, Manifest
+from imagemill.components.dataset.manifest import MANIFEST, Manifest
 
 KEYS = {"status", "name", "raw", "clean", "tensors", "model", "evaluation", "report", "metrics", "promoted", "steps"}
 

@@ -11,18 +11,18 @@ import pytest
 import torch
 from safetensors.torch import save, save_file
 
+from imagemill.components.dataset.manifest import Dataset, Manifest, Parent, Totals, commit
+from imagemill.components.dataset.shards import Layout, ShardWriter, publish_bytes
+from imagemill.components.dataset.workspace import Workspace
+from imagemill.components.imaging.geometry import Geometry
+from imagemill.components.models.artifact import ModelSpec, build_network
+from imagemill.components.models.presets import mean_and_std, torchvision_presets
 from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.resize.tensor_shards import TensorSpec
-from imagemill.components.store.errors import UserError
-from imagemill.components.store.manifest import Dataset, Manifest, Parent, Totals, commit
-from imagemill.components.store.model import ModelSpec, build_network
-from imagemill.components.store.model_presets import mean_and_std, torchvision_presets
-from imagemill.components.store.resample import Geometry
-from imagemill.components.store.shards import Layout, ShardWriter, publish_bytes
-from imagemill.components.store.step import Context
-from imagemill.components.store.workspace import Workspace
-from imagemill.components.train.agreement import describe_conversion, describe_mismatches, find_expected_input
+from imagemill.components.step.step import Context
+from imagemill.components.storage.errors import UserError
 from imagemill.components.train.config import TrainConfig
+from imagemill.components.train.expected_input import describe_conversion, describe_mismatches, find_expected_input
 from imagemill.components.train.train import _check_image_size, train
 
 BACKBONE = "shufflenet_v2_x0_5"

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from imagemill.components.download import archives
 from imagemill.components.download.archives import Member, Skipped, read_archive
-from imagemill.components.store.errors import TransientError, UserError
+from imagemill.components.storage.errors import TransientError, UserError
 
 FILES = {"cat/1.jpg": b"\xff\xd8\xff" + b"one" * 700, "dog/2.png": b"\x89PNG\r\n\x1a\n", "empty.jpg": b""}
 LIMIT = 10_000

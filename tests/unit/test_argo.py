@@ -15,8 +15,8 @@ from argo_files import CLUSTERS, IMAGES, TAINT, Json, cluster_of, first, parsed,
 from controllers import pods
 from manifests import check_custom, check_golden, check_restricted
 
-from imagemill.components.store.config import STEPS
-from imagemill.components.store.errors import UserError
+from imagemill.components.dataset.workspace import STEPS
+from imagemill.components.storage.errors import UserError
 from imagemill.pipelines.argo import build_workflow_template, compile_argo
 from imagemill.pipelines.cluster import parse_cluster, parse_cluster_json
 from imagemill.pipelines.parameters import list_form_parameters, resolve_parameters

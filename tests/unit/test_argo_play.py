@@ -12,9 +12,9 @@ import yaml
 from argo_dag import FAILED, OMITTED, REFERENCE, SKIPPED, SUCCEEDED, Ended, Workflow, retried
 from argo_files import Json, first, template
 
-from imagemill.components.store.config import StepConfig
-from imagemill.components.store.step import Step
-from imagemill.components.store.workspace import Workspace
+from imagemill.components.dataset.workspace import Workspace
+from imagemill.components.step.config import StepConfig
+from imagemill.components.step.step import Step
 from imagemill.pipelines import argo_exit, first_step, planning
 from imagemill.pipelines.argo_templates import RETRY_EXPRESSION
 from imagemill.pipelines.cluster import Cluster, parse_cluster_json

@@ -21,8 +21,8 @@ from imagemill.components.clean import audit, audit_html, audit_text
 from imagemill.components.clean.audit_numbers import BINS, QUANTILES, Scan, describe_distribution
 from imagemill.components.clean.config import CleanConfig
 from imagemill.components.clean.schema import MEASURES
-from imagemill.components.store.manifest import Dataset
-from imagemill.components.store.shards import publish_file
+from imagemill.components.dataset.manifest import Dataset
+from imagemill.components.dataset.shards import publish_file
 
 # Numbers.
 

@@ -22,10 +22,10 @@ from PIL import Image
 from imagemill.components.clean import audit, audit_html, audit_layout, audit_pictures, audit_text
 from imagemill.components.clean.audit_numbers import describe_distribution
 from imagemill.components.clean.measures import measure
+from imagemill.components.dataset.manifest import File, Manifest, Totals, commit
+from imagemill.components.dataset.shards import Layout, ShardWriter
 from imagemill.components.download.raw import RAW
-from imagemill.components.store.images import decode
-from imagemill.components.store.manifest import File, Manifest, Totals, commit
-from imagemill.components.store.shards import Layout, ShardWriter
+from imagemill.components.imaging.decoder import decode
 
 # Text.
 

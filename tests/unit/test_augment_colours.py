@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms.v2 import functional as tv
 
-from imagemill.components.train.cpu_colors import LazyImage, apply_color_operations
-from imagemill.components.train.cpu_engine import CpuEngine
-from imagemill.components.train.params import OPERATION_IDS, OPERATIONS, AugmentParams, make_center_crop_params
+from imagemill.components.train.augment.cpu_colors import LazyImage, apply_color_operations
+from imagemill.components.train.augment.cpu_engine import CpuEngine
+from imagemill.components.train.augment.params import OPERATION_IDS, OPERATIONS, AugmentParams, make_center_crop_params
 
 VALUES: dict[str, list[float]] = {
     "Brightness": [0.0, 0.1, 0.5, 1, 1.27, 1.9], "Contrast": [0.0, 0.01, 0.5, 1, 1.27, 1.99],

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import kstest
 
-from imagemill.components.train.augmentation import Augmentation
-from imagemill.components.train.params import (
+from imagemill.components.train.augment.augmentation import Augmentation
+from imagemill.components.train.augment.params import (
     CROP_RATIO,
     OPERATION_IDS,
     AugmentParams,

@@ -15,10 +15,10 @@ import torch
 import yaml
 from torchvision.transforms import v2
 
-from imagemill.components.store.errors import UserError
-from imagemill.components.store.pipelines import PIPELINES, import_albumentations
-from imagemill.components.train.augmentation import Augmentation
-from imagemill.components.train.external import CONTAINERS, TRANSFORMS, resolve_pipeline
+from imagemill.components.imaging.albumentations_pipelines import PIPELINES, import_albumentations
+from imagemill.components.storage.errors import UserError
+from imagemill.components.train.augment.augmentation import Augmentation
+from imagemill.components.train.augment.external import CONTAINERS, TRANSFORMS, resolve_pipeline
 
 STEPS: list[Any] = [
     {"RandomRotation": {"degrees": 30}},

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from imagemill.components.train import matrices
-from imagemill.components.train.cpu_engine import CpuEngine, warp
-from imagemill.components.train.params import make_center_crop_params
+from imagemill.components.train.augment import matrices
+from imagemill.components.train.augment.cpu_engine import CpuEngine, warp
+from imagemill.components.train.augment.params import make_center_crop_params
 
 SMOOTH: Any = {"interpolation": InterpolationMode.BILINEAR}
 

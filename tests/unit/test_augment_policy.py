@@ -14,10 +14,23 @@ import torch
 from scipy.stats import chi2_contingency
 from torchvision.transforms.v2 import AutoAugment, AutoAugmentPolicy, InterpolationMode, RandAugment, TrivialAugmentWide
 
-from imagemill.components.train import policy
-from imagemill.components.train.cpu_engine import CpuEngine
-from imagemill.components.train.params import OPERATION_IDS, AugmentParams, InputSpec, convert_policy_ops, make_params
-from imagemill.components.train.policy import AUTO_POLICIES, NAMES, PolicyOps, make_matrix, restrict_ops, sample_ops
+from imagemill.components.train.augment import policy
+from imagemill.components.train.augment.cpu_engine import CpuEngine
+from imagemill.components.train.augment.params import (
+    OPERATION_IDS,
+    AugmentParams,
+    InputSpec,
+    convert_policy_ops,
+    make_params,
+)
+from imagemill.components.train.augment.policy import (
+    AUTO_POLICIES,
+    NAMES,
+    PolicyOps,
+    make_matrix,
+    restrict_ops,
+    sample_ops,
+)
 
 SIZE = 64
 SETS = ("imagenet", "cifar10", "svhn")

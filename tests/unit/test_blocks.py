@@ -8,7 +8,7 @@ import pytest
 import torch
 from torchvision.models import get_model
 
-from imagemill.components.store.blocks import head_modules, parameter_blocks
+from imagemill.components.models.blocks import head_modules, parameter_blocks
 
 NUMBER = {
     "alexnet": 8, "vgg11_bn": 11, "resnet18": 10, "densenet121": 63, "squeezenet1_1": 10, "mobilenet_v3_small": 15,

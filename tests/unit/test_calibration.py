@@ -10,15 +10,9 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
-from imagemill.components.store import calibration
-from imagemill.components.store.calibration import (
-    MAX_TEMPERATURE,
-    MIN_TEMPERATURE,
-    Reliability,
-    ece,
-    fit_temperature,
-)
-from imagemill.components.store.errors import MillError
+from imagemill.components.metrics import calibration
+from imagemill.components.metrics.calibration import MAX_TEMPERATURE, MIN_TEMPERATURE, Reliability, ece, fit_temperature
+from imagemill.components.storage.errors import MillError
 
 
 def drawn(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from gated import Gate, wrong
 
-from imagemill.components.store.workspace import Workspace
+from imagemill.components.dataset.workspace import Workspace
 from imagemill.pipelines.cli import main
 
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from imagemill.components.dataset.labels import MULTI, SINGLE
 from imagemill.components.evaluate.chance import ChanceTest, ClassTotals, compute_chance_f1, compute_chance_recall
-from imagemill.components.store.labels import MULTI, SINGLE
-from imagemill.components.store.metrics import ConfusionCounts, LabelCounts, confusion, summary
+from imagemill.components.metrics.classification import ConfusionCounts, LabelCounts, confusion, summary
 
 Ids = npt.NDArray[np.int64]
 Labels = npt.NDArray[np.bool_]

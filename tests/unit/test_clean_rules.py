@@ -31,14 +31,14 @@ from imagemill.components.clean.schema import CLEAN, REJECTED, make_clean_layout
 from imagemill.components.clean.shard import CleanedShard, hash_pixels, plan_slices, write_rows
 from imagemill.components.clean.splits import SPLITS, choose_split, compute_shuffle_index, compute_split_position
 from imagemill.components.clean.verdicts import write_final_files
+from imagemill.components.dataset.manifest import Dataset, File, Manifest, Totals, commit, count_values
+from imagemill.components.dataset.shards import Layout, ShardWriter
+from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.download.raw import RAW
-from imagemill.components.store.errors import UserError
-from imagemill.components.store.images import ImageRejected, decode
-from imagemill.components.store.manifest import Dataset, File, Manifest, Totals, commit, count_values
-from imagemill.components.store.shards import Layout, ShardWriter
-from imagemill.components.store.standardize import standardize
-from imagemill.components.store.step import Context
-from imagemill.components.store.workspace import Workspace
+from imagemill.components.imaging.decoder import ImageRejected, decode
+from imagemill.components.imaging.standardize import standardize
+from imagemill.components.step.step import Context
+from imagemill.components.storage.errors import UserError
 
 
 def sha(value: object) -> str:
@@ -336,7 +336,7 @@ def toy_rows(number: int = 120) -> list[dict[str, Any]]:
 def run_clean(workspace: Path, raw: Dataset, workers: int = 2, **options: Any) -> Dataset:
     config = CleanConfig(raw=raw.uri, workspace=str(workspace), clean_workers=workers, **options)
     outcome = clean(config, Context("clean", Workspace.open(str(workspace)), "run", False))
-    from imagemill.components.store.manifest import read_dataset
+    from imagemill.components.dataset.manifest import read_dataset
 
     return read_dataset(outcome.uri, "clean")
 

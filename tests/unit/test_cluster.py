@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from imagemill.components.store.errors import UserError
+from imagemill.components.storage.errors import UserError
 from imagemill.pipelines.cluster import Cluster, Pod, load_cluster, parse_cluster, parse_cluster_json
 from imagemill.pipelines.settings import parse_quantity
 

@@ -18,17 +18,17 @@ from test_edges import here, no_session
 from test_resample import noise
 
 from imagemill.components.clean import STEP as CLEAN
+from imagemill.components.dataset.manifest import Dataset, read_dataset
+from imagemill.components.dataset.shards import read_columns
 from imagemill.components.download import STEP as DOWNLOAD
 from imagemill.components.evaluate import STEP as EVALUATE
+from imagemill.components.imaging.choices import COLORS, EDGES, MODES
+from imagemill.components.imaging.decoder import ImageRejected, convert_color, decode
+from imagemill.components.imaging.geometry import Geometry, decode_and_resize
+from imagemill.components.models.artifact import find_first_convolution, load_model
 from imagemill.components.resize import STEP as RESIZE
 from imagemill.components.resize import resize as resize_step
-from imagemill.components.store.choices import COLORS, EDGES, MODES
-from imagemill.components.store.images import ImageRejected, convert_color, decode
-from imagemill.components.store.manifest import Dataset, read_dataset
-from imagemill.components.store.model import find_first_convolution, load_model
-from imagemill.components.store.resample import Geometry, decode_and_resize
-from imagemill.components.store.shards import read_columns
-from imagemill.components.store.step import Step
+from imagemill.components.step.step import Step
 from imagemill.components.train import STEP as TRAIN
 
 Pixels = npt.NDArray[np.uint8]

@@ -17,7 +17,7 @@ def test_torch_dynamo_is_left_out() -> None:
     """Fails with a torchvision that imports more of it: then `import_torchvision` is of no use, and goes."""
     done = run(
         "import sys\n"
-        "from imagemill.components.store.compat import import_torchvision\n"
+        "from imagemill.components.models.compat import import_torchvision\n"
         "import_torchvision()\n"
         "from torchvision.models import get_model\n"
         "get_model('resnet18')\n"
@@ -29,7 +29,7 @@ def test_torch_dynamo_is_left_out() -> None:
 def test_torch_dynamo_is_there_for_who_asks() -> None:
     done = run(
         "import torch\n"
-        "from imagemill.components.store.compat import import_torchvision\n"
+        "from imagemill.components.models.compat import import_torchvision\n"
         "import_torchvision()\n"
         "from torchvision.ops import roi_align\n"
         "from torchvision.ops.roi_align import is_compile_supported\n"
@@ -49,7 +49,7 @@ def test_a_module_that_needs_more_of_it_gets_it(statement: str) -> None:
     """As a later torchvision might: the import that it meets is the real one."""
     done = run(
         "import sys\n"
-        "from imagemill.components.store import compat\n"
+        "from imagemill.components.models import compat\n"
         "import torch\n"
         "package, utils = (compat._Deferred(name) for name in compat.DYNAMO)\n"
         "package.__path__ = []\n"

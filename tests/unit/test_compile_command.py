@@ -10,7 +10,7 @@ import pytest
 import yaml
 from packages import IMAGES, documents
 
-from imagemill.components.store.errors import UserError
+from imagemill.components.storage.errors import UserError
 from imagemill.pipelines.cli import main
 from imagemill.pipelines.cluster import Cluster, parse_cluster
 from imagemill.pipelines.compile import compile_pipeline

@@ -15,7 +15,7 @@ import manifests
 import pytest
 from packages import IMAGES, Json, documents
 
-from imagemill.components.store.errors import UserError
+from imagemill.components.storage.errors import UserError
 from imagemill.pipelines.cluster import Cluster, Kfp, Pod, parse_cluster, parse_cluster_json
 from imagemill.pipelines.compile import compile_kfp
 from imagemill.pipelines.kfp_pods import to_kfp_cpu, to_kfp_memory

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imagemill.components.clean.config import CleanConfig
-from imagemill.components.store.config import STEPS, StepConfig, convert, field_types, parse_config
-from imagemill.components.store.errors import UserError
+from imagemill.components.dataset.workspace import STEPS
+from imagemill.components.step.config import StepConfig, convert, field_types, parse_config
+from imagemill.components.storage.errors import UserError
 from imagemill.components.train.config import TrainConfig
 
 

@@ -16,7 +16,11 @@ import photos
 import pytest
 from copied import STEP, Image, by_copy, clean_of, resized, rows_of, several
 
+from imagemill.components.dataset.manifest import read_dataset
 from imagemill.components.evaluate.inputs import read_test_batches
+from imagemill.components.imaging.decoder import convert_color
+from imagemill.components.imaging.geometry import Geometry, compute_edges, decode_and_resize
+from imagemill.components.imaging.rand_augment import Operation, apply_operations
 from imagemill.components.resize import copies as module
 from imagemill.components.resize import plan
 from imagemill.components.resize.config import ResizeConfig
@@ -30,12 +34,8 @@ from imagemill.components.resize.copies import (
     plan_copies,
 )
 from imagemill.components.resize.tensor_shards import TensorSpec
-from imagemill.components.store.errors import MillError, UserError
-from imagemill.components.store.images import convert_color
-from imagemill.components.store.manifest import read_dataset
-from imagemill.components.store.policies import Operation, apply_operations
-from imagemill.components.store.resample import Geometry, compute_edges, decode_and_resize
-from imagemill.components.train.loader import iter_batches
+from imagemill.components.storage.errors import MillError, UserError
+from imagemill.components.train.data.loader import iter_batches
 
 RAND = CopyPolicy(3, "randaugment", seed=7, flip=True)
 SMALL = Geometry(32)

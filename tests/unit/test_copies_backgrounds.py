@@ -16,6 +16,8 @@ import photos
 import pytest
 from copied import STEP, Image, by_copy, clean_of, resized, rows_of, several
 
+from imagemill.components.imaging.decoder import Decoded, convert_color
+from imagemill.components.imaging.geometry import Geometry, resize_image
 from imagemill.components.resize import backgrounds
 from imagemill.components.resize.backgrounds import (
     composite,
@@ -26,9 +28,7 @@ from imagemill.components.resize.backgrounds import (
 )
 from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.resize.copies import CopyPolicy, decode_with_copies, flip_horizontally, plan_copies
-from imagemill.components.store.errors import UserError
-from imagemill.components.store.images import Decoded, convert_color
-from imagemill.components.store.resample import Geometry, resize_image
+from imagemill.components.storage.errors import UserError
 
 FIELDS = CopyPolicy(4, "background", seed=3)
 OPTIONS: dict[str, Any] = {"copy_policy": "background"}
@@ -239,7 +239,7 @@ def test_wrong_backgrounds_say_what_is_wrong(tmp_path: Path, monkeypatch: pytest
 def test_a_known_photograph_in_front_of_another() -> None:
     """The trimap of Oxford-IIIT Pet, through clean's `keep_masks`: the cat stays, its room goes."""
     from imagemill.components.clean.config import CleanConfig
-    from imagemill.components.store.standardize import standardize
+    from imagemill.components.imaging.standardize import standardize
 
     done = standardize(
         photos.pet("Abyssinian_101"), CleanConfig(keep_masks=True), None, photos.trimap("Abyssinian_101")

@@ -14,11 +14,16 @@ import photos
 import pytest
 from copied import by_copy, clean_of, resized, several
 
+from imagemill.components.imaging import albumentations_pipelines as pipelines
+from imagemill.components.imaging.albumentations_pipelines import (
+    PIPELINES,
+    apply_pipeline,
+    check_pipeline,
+    import_albumentations,
+)
 from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.resize.copies import make_paths_absolute, plan_copies
-from imagemill.components.store import pipelines
-from imagemill.components.store.errors import UserError
-from imagemill.components.store.pipelines import PIPELINES, apply_pipeline, check_pipeline, import_albumentations
+from imagemill.components.storage.errors import UserError
 
 ALB: dict[str, Any] = {"copy_policy": "albumentations"}
 FIELD = "copy_pipeline"

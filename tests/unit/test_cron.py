@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from imagemill.components.store.errors import UserError
+from imagemill.components.storage.errors import UserError
 from imagemill.pipelines.cron import convert_to_server_timezone, load_timezone, parse_cron, shift_cron
 
 UTC_ZONE, BERLIN, TOKYO, DELHI = (ZoneInfo(name) for name in ("UTC", "Europe/Berlin", "Asia/Tokyo", "Asia/Kolkata"))

@@ -26,7 +26,7 @@ from imagemill.components.clean.schema import MEASURES
 from imagemill.components.clean.splits import SPLITS, TEST, TRAIN, TRAINVAL, UNDECLARED, VAL, choose_exact_splits
 from imagemill.components.clean.twins import Twins, check_radius, judge_twins
 from imagemill.components.clean.verdicts import Verdicts
-from imagemill.components.store.errors import UserError
+from imagemill.components.storage.errors import UserError
 
 CODES = {name: code for code, name in enumerate(SPLITS)} | {"": UNDECLARED, "trainval": TRAINVAL}
 

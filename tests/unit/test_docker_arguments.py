@@ -14,9 +14,9 @@ import docker_api
 import mill
 import pytest
 
-from imagemill.components.store.errors import TransientError, UserError
-from imagemill.components.store.runner import boot_id
-from imagemill.components.store.workspace import Workspace
+from imagemill.components.dataset.workspace import Workspace
+from imagemill.components.step.runner_exit import boot_id
+from imagemill.components.storage.errors import TransientError, UserError
 from imagemill.pipelines import docker_environment, docker_mounts, in_docker
 from imagemill.pipelines.cluster import Cluster, parse_cluster
 from imagemill.pipelines.docker_mounts import RequiredAccess

@@ -13,10 +13,10 @@ import pytest
 from documents import FOLDERS, ROOT, Command, anchors, commands, documents, inline_code, links, split
 from e2e import options as e2e_options
 
+from imagemill.components.dataset.workspace import STEPS
 from imagemill.components.export.config import FORMATS
-from imagemill.components.store.config import STEPS
-from imagemill.components.store.errors import EXIT_OK, UserError
-from imagemill.components.store.step import Step
+from imagemill.components.step.step import Step
+from imagemill.components.storage.errors import EXIT_OK, UserError
 from imagemill.pipelines import cli, cron, images
 from imagemill.pipelines.parameters import list_parameters, resolve_parameters
 

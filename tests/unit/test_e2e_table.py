@@ -12,7 +12,7 @@ from e2e.options import Options, for_tests, in_pods, with_rayjob, without_gpus
 from e2e.scenario import FAILED, PASSED, SKIPPED, Deadline, Late, Registry, Row, Scenario, unmet
 from e2e.scenarios import REGISTRY
 
-from imagemill.components.store.errors import UserError
+from imagemill.components.storage.errors import UserError
 from imagemill.pipelines import cluster as clusters
 
 IMAGE = "registry/mill@sha256:" + "0" * 64

@@ -20,16 +20,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_resample import decoded, noise
 
+from imagemill.components.dataset.manifest import Dataset, File, Manifest, Totals, commit, read_dataset
+from imagemill.components.dataset.shards import Layout, ShardWriter, read_columns
+from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.evaluate.inputs import read_test_batches
-from imagemill.components.resize import plan, resize, statistics
-from imagemill.components.resize.config import ResizeConfig
-from imagemill.components.resize.statistics import STD_FLOOR, ChannelSums, add_histogram, compute_normalization
-from imagemill.components.resize.statistics import mean_and_std as named
-from imagemill.components.store.choices import COLORS, EDGES, MODES
-from imagemill.components.store.errors import UserError
-from imagemill.components.store.images import convert_color
-from imagemill.components.store.manifest import Dataset, File, Manifest, Totals, commit, read_dataset
-from imagemill.components.store.resample import (
+from imagemill.components.imaging.choices import COLORS, EDGES, MODES
+from imagemill.components.imaging.decoder import convert_color
+from imagemill.components.imaging.geometry import (
     SOBEL_SCALE,
     Geometry,
     compute_edges,
@@ -37,9 +34,12 @@ from imagemill.components.store.resample import (
     resample,
     resize_image,
 )
-from imagemill.components.store.shards import Layout, ShardWriter, read_columns
-from imagemill.components.store.step import Context
-from imagemill.components.store.workspace import Workspace
+from imagemill.components.resize import plan, resize, statistics
+from imagemill.components.resize.config import ResizeConfig
+from imagemill.components.resize.statistics import STD_FLOOR, ChannelSums, add_histogram, compute_normalization
+from imagemill.components.resize.statistics import mean_and_std as named
+from imagemill.components.step.step import Context
+from imagemill.components.storage.errors import UserError
 
 Pixels = npt.NDArray[np.uint8]
 BOTH = ("sobel", "canny")

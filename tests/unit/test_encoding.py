@@ -18,19 +18,19 @@ import pytest
 from chain import NUMBERS, clean_photos, evaluated, one_core, resized, trained
 from PIL import Image, JpegImagePlugin
 
+from imagemill.components.dataset.manifest import Dataset
+from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.evaluate.inputs import find_tensors, read_test_batches
+from imagemill.components.imaging import tensors as store_tensors
+from imagemill.components.imaging.decoder import Pixels
+from imagemill.components.imaging.geometry import Geometry
+from imagemill.components.imaging.tensors import decode_column, encode_jpeg
 from imagemill.components.resize import estimate as module
 from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.resize.estimate import estimate_encodings, sample_images
 from imagemill.components.resize.tensor_shards import TensorSpec
-from imagemill.components.store import tensors as store_tensors
-from imagemill.components.store.errors import UserError
-from imagemill.components.store.images import Pixels
-from imagemill.components.store.manifest import Dataset
-from imagemill.components.store.resample import Geometry
-from imagemill.components.store.tensors import decode_column, encode_jpeg
-from imagemill.components.store.workspace import Workspace
-from imagemill.components.train.loader import iter_batches
+from imagemill.components.storage.errors import UserError
+from imagemill.components.train.data.loader import iter_batches
 
 SIZE = 48
 CASES = {
@@ -273,7 +273,7 @@ def test_an_estimate_imports_nothing_heavy(coloured: Chain) -> None:
         "from imagemill.components.resize.config import ResizeConfig\n"
         "from imagemill.components.resize.estimate import estimate_encodings\n"
         "from imagemill.components.resize.tensor_shards import TensorSpec\n"
-        "from imagemill.components.store.manifest import read_dataset\n"
+        "from imagemill.components.dataset.manifest import read_dataset\n"
         "config = ResizeConfig(image_size=48)\n"
         "clean = read_dataset(sys.argv[1], 'clean')\n"
         "print(len(list(estimate_encodings(clean, config, TensorSpec(config.geometry('rgb'))))))\n"

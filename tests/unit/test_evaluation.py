@@ -23,6 +23,10 @@ from sklearn.metrics import (
     top_k_accuracy_score,
 )
 
+from imagemill.components.dataset.labels import SINGLE
+from imagemill.components.dataset.manifest import Dataset, Manifest, commit, read_dataset
+from imagemill.components.dataset.shards import publish_bytes, read_columns
+from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.evaluate.config import EvaluateConfig
 from imagemill.components.evaluate.evaluate import _log_scores, evaluate
 from imagemill.components.evaluate.inference import make_views
@@ -30,17 +34,13 @@ from imagemill.components.evaluate.inputs import InputBatch, find_stored_geometr
 from imagemill.components.evaluate.matrix import roc_curve
 from imagemill.components.evaluate.scores import align_classes, make_scorer
 from imagemill.components.evaluate.slices import SliceColumn, Slices, parse_columns
+from imagemill.components.imaging.tensors import model_input_image
+from imagemill.components.metrics import classification as metrics_of
+from imagemill.components.metrics.calibration import ece
+from imagemill.components.models.artifact import ModelSpec, Normalize, build_network, load_model
 from imagemill.components.promote import mistakes, report, score_sections
-from imagemill.components.store import metrics as metrics_of
-from imagemill.components.store.calibration import ece
-from imagemill.components.store.errors import DatasetError, UserError
-from imagemill.components.store.labels import SINGLE
-from imagemill.components.store.manifest import Dataset, Manifest, commit, read_dataset
-from imagemill.components.store.model import ModelSpec, Normalize, build_network, load_model
-from imagemill.components.store.shards import publish_bytes, read_columns
-from imagemill.components.store.step import Context
-from imagemill.components.store.tensors import model_input_image
-from imagemill.components.store.workspace import Workspace
+from imagemill.components.step.step import Context
+from imagemill.components.storage.errors import DatasetError, UserError
 
 SIZE, STORED, SHORT = 32, 40, 44
 NUMBERS = {"train": 12, "val": 4, "test": 48}
@@ -188,7 +188,7 @@ def test_a_model_that_is_no_better_than_a_guess_is_said_to_be(
             return torch.tensor([[1.0, 0.0]]).expand(len(images), 2)
 
     spec = load_model(made.model)[1]
-    monkeypatch.setattr("imagemill.components.store.model.load_model", lambda _: (Blind(), spec))
+    monkeypatch.setattr("imagemill.components.models.artifact.load_model", lambda _: (Blind(), spec))
     extra = made.evaluated(review="false").manifest.extra
     why = "no better than chance, as far as 48 test images can tell: top-1 is 0.500 (0.364 to 0.636), and 0.500 for "
     why += "'cat' every time; balanced accuracy is 0.500, and up to 0.500 by chance"

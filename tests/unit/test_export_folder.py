@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from imagemill.components.store.manifest import Dataset
-from imagemill.components.store.shards import read_columns
+from imagemill.components.dataset.manifest import Dataset
+from imagemill.components.dataset.shards import read_columns
 
 
 def originals(source: Dataset) -> dict[str, tuple[bytes, str, Any]]:

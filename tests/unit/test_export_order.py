@@ -12,8 +12,8 @@ from cleaned import Row
 from hypothesis import given
 from hypothesis import strategies as st
 
+from imagemill.components.dataset.manifest import Dataset, Manifest, commit
 from imagemill.components.export.order import index_split, partition, read_in_order
-from imagemill.components.store.manifest import Dataset, Manifest, commit
 
 
 @pytest.fixture(scope="module")

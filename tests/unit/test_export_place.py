@@ -9,12 +9,12 @@ from pathlib import Path
 import exports
 import pytest
 
+from imagemill.components.dataset.manifest import Dataset, File, Manifest, commit
 from imagemill.components.export import output_folder
 from imagemill.components.export.config import ExportConfig
 from imagemill.components.export.output_folder import MARKER, STARTED
-from imagemill.components.store.errors import DatasetError, TransientError, UserError
-from imagemill.components.store.filesystem import LocalStore
-from imagemill.components.store.manifest import Dataset, File, Manifest, commit
+from imagemill.components.storage.errors import DatasetError, TransientError, UserError
+from imagemill.components.storage.filesystem import LocalStore
 
 FORMATS = ("imagefolder", "tfrecord", "webdataset", "huggingface")
 

@@ -15,8 +15,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from imagemill.components.store.manifest import Dataset
-from imagemill.components.store.shards import read_columns
+from imagemill.components.dataset.manifest import Dataset
+from imagemill.components.dataset.shards import read_columns
 
 SIZE = 6000
 """Bytes of a shard, so that there are several."""

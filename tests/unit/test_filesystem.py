@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imagemill.components.store import uri as uris
-from imagemill.components.store.errors import DatasetError, TransientError, UserError
-from imagemill.components.store.filesystem import LocalStore, get_store, map_disk_errors
-from imagemill.components.store.manifest import resolve_uri
+from imagemill.components.dataset.manifest import resolve_uri
+from imagemill.components.storage import uri as uris
+from imagemill.components.storage.errors import DatasetError, TransientError, UserError
+from imagemill.components.storage.filesystem import LocalStore, get_store, map_disk_errors
 
 STORE = LocalStore()
 PAYLOAD = 200_000

@@ -17,11 +17,10 @@ import mill
 import pytest
 
 from imagemill.components.clean import STEP as CLEAN
+from imagemill.components.dataset.manifest import read_dataset
+from imagemill.components.dataset.workspace import STEPS, Workspace
 from imagemill.components.download import STEP as DOWNLOAD
-from imagemill.components.store.config import STEPS
-from imagemill.components.store.manifest import read_dataset
-from imagemill.components.store.step import RUN_ENV
-from imagemill.components.store.workspace import Workspace
+from imagemill.components.step.step import RUN_ENV
 from imagemill.pipelines.artifacts import RECORDS, dataset_metadata
 from imagemill.pipelines.cluster import Cluster, Limits, Ray, Storage
 from imagemill.pipelines.finish import SUMMARY, RunSummary, finish, read_run_records, render_summary

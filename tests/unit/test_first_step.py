@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from imagemill.components.store.config import StepConfig
-from imagemill.components.store.step import Step
+from imagemill.components.step.config import StepConfig
+from imagemill.components.step.step import Step
 from imagemill.pipelines.parameters import resolve_parameters
 from imagemill.pipelines.unchanged import find_cached_records
 

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from gated import CLASSES, LABELS, Gate, wrong
 
+from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.promote.config import PromoteConfig
 from imagemill.components.promote.promote import promote
 from imagemill.components.promote.score_difference import METRIC_TITLES
-from imagemill.components.store.errors import TransientError, UserError
-from imagemill.components.store.step import Context, NotCached
-from imagemill.components.store.workspace import Workspace
+from imagemill.components.step.step import Context, NotCached
+from imagemill.components.storage.errors import TransientError, UserError
 
 
 @pytest.fixture

@@ -26,6 +26,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from imagemill.components.dataset.manifest import Dataset, read_dataset
+from imagemill.components.dataset.workspace import Workspace
+from imagemill.components.imaging.decoder import Pixels
+from imagemill.components.imaging.geometry import Geometry, decode_and_resize
 from imagemill.components.resize import device as devices
 from imagemill.components.resize import gpu, resize
 from imagemill.components.resize.config import ResizeConfig
@@ -34,12 +38,8 @@ from imagemill.components.resize.gpu import JpegInfo, make_kernel, parse_header,
 from imagemill.components.resize.ray_session import RaySession
 from imagemill.components.resize.ray_tasks import count_actors, run_on_gpus
 from imagemill.components.resize.tasks import ResizeTask, write_shards
-from imagemill.components.store.errors import TransientError
-from imagemill.components.store.images import Pixels
-from imagemill.components.store.manifest import Dataset, read_dataset
-from imagemill.components.store.resample import Geometry, decode_and_resize
-from imagemill.components.store.step import Context
-from imagemill.components.store.workspace import Workspace
+from imagemill.components.step.step import Context
+from imagemill.components.storage.errors import TransientError
 
 kernel = make_kernel("cpu")
 
@@ -285,7 +285,7 @@ def test_small_images_need_no_torch(clean: Dataset) -> None:
     code = (
         "import sys; from imagemill.components.resize import device\n"
         "from imagemill.components.resize.config import ResizeConfig\n"
-        "from imagemill.components.store.manifest import read_dataset\n"
+        "from imagemill.components.dataset.manifest import read_dataset\n"
         "device._DRIVERS = ('/dev/null',); config = ResizeConfig(clean=sys.argv[1])\n"
         "print(device.choose_device(config, read_dataset(sys.argv[1]), print), 'torch' in sys.modules)"
     )

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from trained import make_tensors, settings, trainer
 
-from imagemill.components.store.filesystem import get_store
-from imagemill.components.store.manifest import Dataset
-from imagemill.components.train.history import TIMES, EventFile, diagnose, open_events, publish_history
+from imagemill.components.dataset.manifest import Dataset
+from imagemill.components.storage.filesystem import get_store
+from imagemill.components.train.loop.trainer.history import TIMES, EventFile, diagnose, open_events, publish_history
 from imagemill.components.train.recipes import describe_recipe
 
 

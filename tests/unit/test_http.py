@@ -23,8 +23,8 @@ from imagemill.components.download import STEP, http
 from imagemill.components.download.config import DownloadConfig
 from imagemill.components.download.http import HttpFile, fetch
 from imagemill.components.download.sources import ArchiveSource
-from imagemill.components.store import retry
-from imagemill.components.store.errors import TransientError, UserError
+from imagemill.components.storage import retry
+from imagemill.components.storage.errors import TransientError, UserError
 
 BODY = b"".join(hashlib.sha256(n.to_bytes(4, "big")).digest() for n in range(20_000))
 SECRETS = ("s3cr3t-user", "s3cr3t-pass", "s3cr3t-token")

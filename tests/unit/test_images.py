@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from PIL import __version__ as PILLOW
 
-from imagemill.components.store.headers import FORMATS, sniff
-from imagemill.components.store.images import Decoded, ImageRejected, LenientDecoding, decode, keep_min_side
+from imagemill.components.imaging.decoder import Decoded, ImageRejected, LenientDecoding, decode, keep_min_side
+from imagemill.components.imaging.headers import FORMATS, sniff
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow talks about broken files
 

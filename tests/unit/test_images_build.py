@@ -11,7 +11,7 @@ from typing import TextIO
 
 import pytest
 
-from imagemill.components.store.errors import MillError, UserError
+from imagemill.components.storage.errors import MillError, UserError
 from imagemill.pipelines import image_build
 from imagemill.pipelines.image_build import (
     BuildOptions,

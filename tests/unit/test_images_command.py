@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imagemill.components.store.errors import EXIT_TRANSIENT, EXIT_USER, MillError, TransientError, UserError
+from imagemill.components.storage.errors import EXIT_TRANSIENT, EXIT_USER, MillError, TransientError, UserError
 from imagemill.pipelines import cluster, image_pins, images
 from imagemill.pipelines.cli import main
 from imagemill.pipelines.docker_client import connect_engine

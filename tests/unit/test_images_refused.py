@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from imagemill.components.clean.config import REASONS
-from imagemill.components.store.choices import DecodeLimits
-from imagemill.components.store.headers import FORMATS
-from imagemill.components.store.images import ImageRejected, LenientDecoding, decode
+from imagemill.components.imaging.choices import DecodeLimits
+from imagemill.components.imaging.decoder import ImageRejected, LenientDecoding, decode
+from imagemill.components.imaging.headers import FORMATS
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow talks about broken files
 
@@ -79,7 +79,7 @@ def test_bombs_are_refused_without_memory_for_their_pixels() -> None:
     """In a process that may not grow by more than 200 MB."""
     code = (
         "import resource, sys\n"
-        "from imagemill.components.store.images import ImageRejected, decode\n"
+        "from imagemill.components.imaging.decoder import ImageRejected, decode\n"
         "import PIL.WebPImagePlugin, PIL.TiffImagePlugin\n"
         "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
         "resource.setrlimit(resource.RLIMIT_AS, (used + 200 * 2**20,) * 2)\n"

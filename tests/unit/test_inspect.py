@@ -16,9 +16,9 @@ import pytest
 from cleaned import Row, cleaned, reject
 
 from imagemill.components.clean.audit_layout import WIDTH, count_columns
-from imagemill.components.store.manifest import Dataset, Manifest, Totals, commit
-from imagemill.components.store.shards import publish_bytes
-from imagemill.components.store.workspace import Workspace
+from imagemill.components.dataset.manifest import Dataset, Manifest, Totals, commit
+from imagemill.components.dataset.shards import publish_bytes
+from imagemill.components.dataset.workspace import Workspace
 from imagemill.pipelines.cli import main
 
 

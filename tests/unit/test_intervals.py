@@ -21,7 +21,7 @@ from imagemill.components.evaluate.intervals import (
     compute_wilson_interval,
     count_unreliable_classes,
 )
-from imagemill.components.store.metrics import ConfusionCounts, LabelCounts, confusion, summary
+from imagemill.components.metrics.classification import ConfusionCounts, LabelCounts, confusion, summary
 
 Ids = npt.NDArray[np.int64]
 Labels = npt.NDArray[np.bool_]

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from imagemill.components.store import images
-from imagemill.components.store.choices import DecodeLimits
-from imagemill.components.store.headers import Header, parse_jpeg_header, parse_jpeg_precision
-from imagemill.components.store.images import ImageRejected, LenientDecoding, decode, keep_min_side
+from imagemill.components.imaging import decoder as images
+from imagemill.components.imaging.choices import DecodeLimits
+from imagemill.components.imaging.decoder import ImageRejected, LenientDecoding, decode, keep_min_side
+from imagemill.components.imaging.headers import Header, parse_jpeg_header, parse_jpeg_precision
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 

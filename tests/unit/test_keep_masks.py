@@ -19,10 +19,10 @@ from imagemill.components.clean.labels import LabelRules
 from imagemill.components.clean.schema import make_clean_schema
 from imagemill.components.clean.shard import RowRules, Slice, clean_row, clean_shard
 from imagemill.components.clean.verdicts import rewrite_file
-from imagemill.components.store.images import ImageRejected, decode
-from imagemill.components.store.manifest import Dataset, Manifest
-from imagemill.components.store.shards import Layout, ShardWriter
-from imagemill.components.store.standardize import standardize
+from imagemill.components.dataset.manifest import Dataset, Manifest
+from imagemill.components.dataset.shards import Layout, ShardWriter
+from imagemill.components.imaging.decoder import ImageRejected, decode
+from imagemill.components.imaging.standardize import standardize
 
 WIDTH, HEIGHT = 200, 152
 BOX = [{"name": "pet", "xmin": 31.0, "ymin": 21.0, "xmax": 130.0, "ymax": 100.0}]

@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from imagemill.components.store.choices import INTERPOLATIONS, MODES
-from imagemill.components.store.headers import parse_plain_header, sniff
-from imagemill.components.store.images import Decoded, LenientDecoding, decode
-from imagemill.components.store.kernel import CropSquare, resample, resample_long
-from imagemill.components.store.resample import Geometry, decode_and_resize, resize_image
+from imagemill.components.imaging.choices import INTERPOLATIONS, MODES
+from imagemill.components.imaging.decoder import Decoded, LenientDecoding, decode
+from imagemill.components.imaging.geometry import Geometry, decode_and_resize, resize_image
+from imagemill.components.imaging.headers import parse_plain_header, sniff
+from imagemill.components.imaging.resample import CropSquare, resample, resample_long
 
 PETS = Path(__file__).parents[2] / ".." / "shared" / "data" / "pets" / "images.tar.gz"
 PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -114,7 +114,7 @@ def test_a_scaled_decode_keeps_twice_the_target(
     width: int, height: int, kept: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By halves only: three eighths would be slower and worse."""
-    from imagemill.components.store import resample as module
+    from imagemill.components.imaging import geometry as module
 
     seen = []
     monkeypatch.setattr(

@@ -13,8 +13,8 @@ import pytest
 from kfp_commands import Commands, commands, compiled_once, record, script
 from kfp_state import KfpService
 
-from imagemill.components.store.config import STEPS
-from imagemill.components.store.errors import MillError
+from imagemill.components.dataset.workspace import STEPS
+from imagemill.components.storage.errors import MillError
 from imagemill.pipelines import kfp_metadata, training
 from imagemill.pipelines.kfp_pages import resolve_ui_address
 from imagemill.pipelines.kfp_uploads import PIPELINE_NAME

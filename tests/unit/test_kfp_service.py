@@ -13,7 +13,7 @@ import pytest
 from kfp_commands import Commands, commands, compiled_once, script
 from kfp_server import KfpService, serving
 
-from imagemill.components.store import progress
+from imagemill.components.step import progress
 from imagemill.pipelines import cli, following
 
 SECRET = "s3cr3t-0f-somebody"

@@ -20,15 +20,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagemill.components.clean.splits import compute_shuffle_index
+from imagemill.components.dataset.manifest import Dataset, Manifest, Totals, commit
+from imagemill.components.dataset.shards import read_columns
+from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.evaluate import review as reviewing
 from imagemill.components.evaluate.label_issues import FOLDS, MIN_CLASS_IMAGES, FoldStatistics, find_label_issues
 from imagemill.components.evaluate.review import MAX_FEATURES, FeatureExtractor, describe_review, review_labels
+from imagemill.components.models.artifact import ModelSpec, build_network
 from imagemill.components.promote import report, suspects
 from imagemill.components.promote.thumbnails import Thumbnail
-from imagemill.components.store.manifest import Dataset, Manifest, Totals, commit
-from imagemill.components.store.model import ModelSpec, build_network
-from imagemill.components.store.shards import read_columns
-from imagemill.components.store.workspace import Workspace
 
 
 def clusters(

@@ -18,7 +18,7 @@ from imagemill.components.download.labels import (
     TableLabeller,
     open_dataset,
 )
-from imagemill.components.store.errors import UserError
+from imagemill.components.storage.errors import UserError
 
 JPEG = b"\xff\xd8\xff\xe0"
 

@@ -14,14 +14,15 @@ import pytest
 import torch
 from trained import make_tensors, settings
 
-from imagemill.components.store.errors import MillError, TransientError, UserError
-from imagemill.components.store.manifest import Dataset
-from imagemill.components.store.step import RANK_RECORDS, Context, Step, rank
-from imagemill.components.store.workspace import Workspace
-from imagemill.components.train import STEP, launch
+from imagemill.components.dataset.manifest import Dataset
+from imagemill.components.dataset.workspace import Workspace
+from imagemill.components.step.step import RANK_RECORDS, Context, Step, rank
+from imagemill.components.storage.errors import MillError, TransientError, UserError
+from imagemill.components.train import STEP
 from imagemill.components.train.config import TrainConfig
-from imagemill.components.train.ranks import LOST, Communicator, StopRequest
-from imagemill.components.train.stepper import _find_unused_parameters
+from imagemill.components.train.loop.trainer import launcher as launch
+from imagemill.components.train.loop.trainer.communicator import LOST, Communicator, StopRequest
+from imagemill.components.train.loop.trainer.stepper import _find_unused_parameters
 
 
 @pytest.fixture(scope="module")

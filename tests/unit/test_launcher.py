@@ -21,12 +21,12 @@ from launching import (
     run_for_real,
 )
 
+from imagemill.components.dataset.manifest import find_intact_dataset
+from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.resize.resize import find_target
-from imagemill.components.store.errors import EXIT_TRANSIENT, EXIT_USER
-from imagemill.components.store.manifest import find_intact_dataset
-from imagemill.components.store.step import Context
-from imagemill.components.store.workspace import Workspace
+from imagemill.components.step.step import Context
+from imagemill.components.storage.errors import EXIT_TRANSIENT, EXIT_USER
 from imagemill.pipelines.launcher import WATCHER_ANNOTATION
 from imagemill.pipelines.rayjob import build_job_name
 

@@ -13,7 +13,7 @@ from kube_api import Fault, KubeApi, pause, status, submitter, suffered, until
 from kube_http import NAMESPACE, PODS, RAYJOBS, Json
 from launching import DONE, NEW, STARTED, Work, job_made, launch
 
-from imagemill.components.store.errors import EXIT_TRANSIENT, EXIT_USER, TransientError
+from imagemill.components.storage.errors import EXIT_TRANSIENT, EXIT_USER, TransientError
 from imagemill.pipelines import joblog, kube
 
 s3, api, made, work = launching.s3, launching.api, launching.made, launching.work

@@ -20,7 +20,7 @@ from launching import (
     launch,
 )
 
-from imagemill.components.store.errors import EXIT_OURS, EXIT_TRANSIENT, EXIT_USER
+from imagemill.components.storage.errors import EXIT_OURS, EXIT_TRANSIENT, EXIT_USER
 from imagemill.pipelines import launcher
 from imagemill.pipelines.cluster import RUN_LABEL
 

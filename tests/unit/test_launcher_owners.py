@@ -24,10 +24,10 @@ from launching import (
     launch,
 )
 
+from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.resize.ray_job import write_pending_record
-from imagemill.components.store.errors import EXIT_TRANSIENT, EXIT_USER
-from imagemill.components.store.step import Context
-from imagemill.components.store.workspace import Workspace
+from imagemill.components.step.step import Context
+from imagemill.components.storage.errors import EXIT_TRANSIENT, EXIT_USER
 from imagemill.pipelines import launcher
 from imagemill.pipelines.cluster import RUN_LABEL, parse_cluster
 from imagemill.pipelines.launcher import WATCHER_ANNOTATION

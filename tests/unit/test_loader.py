@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stored import SHAPE, numbered, rows_of
 
-from imagemill.components.store.errors import DatasetError
-from imagemill.components.store.manifest import Dataset
-from imagemill.components.store.tensors import decode_column, encode_jpeg
-from imagemill.components.train.loader import iter_batches
-from imagemill.components.train.tensor_shards import TableShard
+from imagemill.components.dataset.manifest import Dataset
+from imagemill.components.imaging.tensors import decode_column, encode_jpeg
+from imagemill.components.storage.errors import DatasetError
+from imagemill.components.train.data.loader import iter_batches
+from imagemill.components.train.data.tensor_shards import TableShard
 
 
 @pytest.fixture(scope="module")

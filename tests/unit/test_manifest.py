@@ -20,12 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imagemill.components.clean.config import CleanConfig
-from imagemill.components.promote.config import PromoteConfig
-from imagemill.components.resize.config import ResizeConfig
-from imagemill.components.store.errors import DatasetError, TransientError, UserError
-from imagemill.components.store.filesystem import LocalStore
-from imagemill.components.store.fingerprint import canonical_json, digest, fingerprint
-from imagemill.components.store.manifest import (
+from imagemill.components.dataset.fingerprint import canonical_json, digest, fingerprint
+from imagemill.components.dataset.manifest import (
     MANIFEST,
     Dataset,
     File,
@@ -38,7 +34,11 @@ from imagemill.components.store.manifest import (
     parse_manifest,
     read_dataset,
 )
-from imagemill.components.store.shards import Layout, ShardWriter, open_parquet, publish_bytes, read_row_group
+from imagemill.components.dataset.shards import Layout, ShardWriter, open_parquet, publish_bytes, read_row_group
+from imagemill.components.promote.config import PromoteConfig
+from imagemill.components.resize.config import ResizeConfig
+from imagemill.components.storage.errors import DatasetError, TransientError, UserError
+from imagemill.components.storage.filesystem import LocalStore
 from imagemill.components.train.config import TrainConfig
 
 MODEL = Manifest(

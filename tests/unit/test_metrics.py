@@ -16,8 +16,8 @@ from sklearn.metrics import (
     precision_recall_fscore_support,
 )
 
-from imagemill.components.store import metrics
-from imagemill.components.store.metrics import ConfusionCounts, confusion, per_class, summary
+from imagemill.components.metrics import classification as metrics
+from imagemill.components.metrics.classification import ConfusionCounts, confusion, per_class, summary
 
 CLASSES = 5
 PAIRS = st.lists(st.tuples(st.integers(0, CLASSES - 1), st.integers(0, CLASSES - 1)), min_size=1, max_size=60)

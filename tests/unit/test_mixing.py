@@ -12,9 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imagemill.components.store.labels import MULTI, SINGLE
+from imagemill.components.dataset.labels import MULTI, SINGLE
+from imagemill.components.train.augment.mixing import CUTMIX, MIXUP, NONE, Mixing
 from imagemill.components.train.config import TrainConfig
-from imagemill.components.train.mixing import CUTMIX, MIXUP, NONE, Mixing
 
 CLASSES = 7
 BASE = TrainConfig(mixup=0.4, mixup_probability=0.5, cutmix=1.0, cutmix_probability=0.5)

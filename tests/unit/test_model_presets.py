@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from imagemill.components.models import presets as model_presets
+from imagemill.components.models import torchvision_models as sources
+from imagemill.components.models.presets import FAMILIES, NORMALIZATIONS, ModelPreset, find, torchvision_presets
 from imagemill.components.resize.config import ResizeConfig
-from imagemill.components.store import backbones as sources
-from imagemill.components.store import model_presets
-from imagemill.components.store.errors import UserError
-from imagemill.components.store.model_presets import FAMILIES, NORMALIZATIONS, ModelPreset, find, torchvision_presets
+from imagemill.components.storage.errors import UserError
 
 
 def from_values(**values: Any) -> ResizeConfig:

@@ -28,27 +28,27 @@ from sklearn.metrics import (
 from test_multi_label_numbers import mean_loss
 
 from imagemill.components.clean.schema import make_clean_layout, make_clean_schema
+from imagemill.components.dataset.labels import MULTI, SINGLE
+from imagemill.components.dataset.manifest import Dataset, Manifest, Totals, commit, read_dataset
+from imagemill.components.dataset.shards import Layout, ShardWriter, read_columns
+from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.download.raw import RAW
 from imagemill.components.evaluate.config import EvaluateConfig
 from imagemill.components.evaluate.evaluate import evaluate
 from imagemill.components.evaluate.inputs import InputBatch
 from imagemill.components.evaluate.matrix import confusion_matrix
 from imagemill.components.evaluate.scores import align_classes, make_scorer
+from imagemill.components.metrics.calibration import ece
+from imagemill.components.models.artifact import Normalize, load_model
 from imagemill.components.promote.config import PromoteConfig
 from imagemill.components.promote.mistakes import LabelErrors
 from imagemill.components.promote.promote import promote
 from imagemill.components.promote.thumbnails import GALLERY_PER_CLASS, _ClassSample, sample_classes
 from imagemill.components.resize import resize
 from imagemill.components.resize.config import ResizeConfig
-from imagemill.components.store.calibration import ece
-from imagemill.components.store.labels import MULTI, SINGLE
-from imagemill.components.store.manifest import Dataset, Manifest, Totals, commit, read_dataset
-from imagemill.components.store.model import Normalize, load_model
-from imagemill.components.store.shards import Layout, ShardWriter, read_columns
-from imagemill.components.store.step import Context
-from imagemill.components.store.workspace import Workspace
+from imagemill.components.step.step import Context
 from imagemill.components.train.config import TrainConfig
-from imagemill.components.train.loader import iter_batches
+from imagemill.components.train.data.loader import iter_batches
 from imagemill.components.train.train import train
 
 CLASSES = ("<b>blue</b>", "green", "red")

@@ -16,10 +16,10 @@ from sklearn.metrics import (
 )
 from sklearn.preprocessing import MultiLabelBinarizer
 
-from imagemill.components.store.errors import MillError
-from imagemill.components.store.labels import MULTI, SINGLE, multi_hot, sum_loss
-from imagemill.components.store.metrics import LabelCounts
-from imagemill.components.train.losses import Loss
+from imagemill.components.dataset.labels import MULTI, SINGLE, multi_hot, sum_loss
+from imagemill.components.metrics.classification import LabelCounts
+from imagemill.components.storage.errors import MillError
+from imagemill.components.train.loop.trainer.losses import Loss
 
 # Targets and loss.
 

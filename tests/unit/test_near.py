@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from imagemill.components.clean import near
 from imagemill.components.clean.near import BRUTE_LIMIT, find_near_pairs
-from imagemill.components.store.errors import UserError
+from imagemill.components.storage.errors import UserError
 
 Hashes = npt.NDArray[np.uint64]
 

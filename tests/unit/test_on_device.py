@@ -21,12 +21,12 @@ from PIL import Image
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from imagemill.components.train.augmentation import Augmentation
+from imagemill.components.train.augment.augmentation import Augmentation
+from imagemill.components.train.augment.cpu_engine import CpuEngine
+from imagemill.components.train.augment.device_colors import BLUR_KERNEL, FUNCTIONS, add_noise
+from imagemill.components.train.augment.device_engine import MAX_SAMPLES, DeviceEngine, compute_reductions
+from imagemill.components.train.augment.params import OPERATION_IDS, OPERATIONS, AugmentParams, make_center_crop_params
 from imagemill.components.train.config import TrainConfig
-from imagemill.components.train.cpu_engine import CpuEngine
-from imagemill.components.train.device_colors import BLUR_KERNEL, FUNCTIONS, add_noise
-from imagemill.components.train.device_engine import MAX_SAMPLES, DeviceEngine, compute_reductions
-from imagemill.components.train.params import OPERATION_IDS, OPERATIONS, AugmentParams, make_center_crop_params
 from imagemill.components.train.recipe_values import PLAIN
 
 SIZE = 61

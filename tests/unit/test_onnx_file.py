@@ -10,12 +10,12 @@ import numpy as np
 import onnx
 import pytest
 
-from imagemill.components.store.images import Pixels
-from imagemill.components.store.labels import probabilities
-from imagemill.components.store.model import ModelSpec, Normalize, build_network
-from imagemill.components.store.resample import Geometry
-from imagemill.components.train import onnx_file
-from imagemill.components.train.onnx_file import ExportError, export, measure_difference, run
+from imagemill.components.dataset.labels import probabilities
+from imagemill.components.imaging.decoder import Pixels
+from imagemill.components.imaging.geometry import Geometry
+from imagemill.components.models.artifact import ModelSpec, Normalize, build_network
+from imagemill.components.train.artifact.publish import onnx_export as onnx_file
+from imagemill.components.train.artifact.publish.onnx_export import ExportError, export, measure_difference, run
 
 CLASSES = ("cat", "dog", 'Führer\'s "ünï"', "emu")
 CLOSE = 2e-5

@@ -16,16 +16,16 @@ from torch.nn import functional
 from torchvision.models import get_model
 from trained import make_tensors, settings
 
-from imagemill.components.store.blocks import parameter_blocks
-from imagemill.components.store.manifest import Dataset
-from imagemill.components.train.losses import (
+from imagemill.components.dataset.manifest import Dataset
+from imagemill.components.models.blocks import parameter_blocks
+from imagemill.components.train.loop.trainer.losses import (
     MAX_POSITIVE_WEIGHT,
     Loss,
     compute_inverse_frequencies,
     compute_positive_weights,
     count_labels,
 )
-from imagemill.components.train.optimizer import (
+from imagemill.components.train.loop.trainer.optimizer import (
     LearningRateSchedule,
     MovingAverage,
     compute_rate_scales,
@@ -213,10 +213,10 @@ def test_weights_of_classes(tensors: Dataset) -> None:
 def test_training_counts_of_several_labels(tmp_path: Path) -> None:
     import pyarrow as pa
 
+    from imagemill.components.dataset.manifest import Manifest, commit
+    from imagemill.components.dataset.shards import Layout, ShardWriter
+    from imagemill.components.imaging.geometry import Geometry
     from imagemill.components.resize.tensor_shards import TensorSpec
-    from imagemill.components.store.manifest import Manifest, commit
-    from imagemill.components.store.resample import Geometry
-    from imagemill.components.store.shards import Layout, ShardWriter
 
     uri = str(tmp_path / "tensors" / "02")
     rows: list[Any] = [[0, 2], [], [2], [1, 2]]

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imagemill.components.store.manifest import File
-from imagemill.components.train import order
-from imagemill.components.train.order import WINDOW_BYTES, WINDOW_FILES, WINDOW_ROWS, EpochOrder, sample_repeats
+from imagemill.components.dataset.manifest import File
+from imagemill.components.train.data import order
+from imagemill.components.train.data.order import WINDOW_BYTES, WINDOW_FILES, WINDOW_ROWS, EpochOrder, sample_repeats
 
 
 def files(rows: list[int], size: int = 10) -> list[File]:

@@ -12,11 +12,11 @@ import pytest
 from cleaned import Row, draft
 from photos import made, saved
 
+from imagemill.components.dataset.manifest import Dataset, Manifest, commit
+from imagemill.components.dataset.shards import publish_bytes
+from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.evaluate.overlap import TrainingOverlap, parse_content_hashes
-from imagemill.components.store.errors import DatasetError
-from imagemill.components.store.manifest import Dataset, Manifest, commit
-from imagemill.components.store.shards import publish_bytes
-from imagemill.components.store.workspace import Workspace
+from imagemill.components.storage.errors import DatasetError
 
 PHOTOS = [saved(made(number, 24, 18), "JPEG", quality=90) for number in range(9)]
 SPLITS = ("train", "train", "train", "val", "val", "test", "test", "test", "test")

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from imagemill.components.clean import pool
 from imagemill.components.resize import ray_session
-from imagemill.components.store import parallel
-from imagemill.components.store.errors import MillError
-from imagemill.components.store.parallel import cores, map_ordered, max_workers, memory_limit
+from imagemill.components.storage import parallel
+from imagemill.components.storage.errors import MillError
+from imagemill.components.storage.parallel import cores, map_ordered, max_workers, memory_limit
 
 
 def mill_threads() -> list[threading.Thread]:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imagemill.components.train.parquet_pages import find_row_offsets
+from imagemill.components.train.data.parquet_pages import find_row_offsets
 
 WIDTH = 48
 

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
+from imagemill.components.dataset.manifest import Dataset, read_dataset
+from imagemill.components.dataset.shards import read_columns
+from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.download.config import DownloadConfig
 from imagemill.components.download.pets import parse_boxes, read_annotations
 from imagemill.components.download.raw import download
-from imagemill.components.store.errors import UserError
-from imagemill.components.store.manifest import Dataset, read_dataset
-from imagemill.components.store.shards import read_columns
-from imagemill.components.store.step import Context
-from imagemill.components.store.workspace import Workspace
+from imagemill.components.step.step import Context
+from imagemill.components.storage.errors import UserError
 
 JPEG = b"\xff\xd8\xff\xe0"
 SAMPLE = Path(__file__).parents[3] / "shared" / "data" / "pets"

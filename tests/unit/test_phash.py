@@ -30,7 +30,7 @@ from imagemill.components.clean.phash import (
     to_square,
 )
 from imagemill.components.download import demo
-from imagemill.components.store.images import ImageRejected, decode
+from imagemill.components.imaging.decoder import ImageRejected, decode
 
 SAMPLE = Path(__file__).parents[3] / "shared" / "data" / "pets" / "images.tar.gz"
 FILTERS = (Image.Resampling.LANCZOS, Image.Resampling.BICUBIC, Image.Resampling.BILINEAR, Image.Resampling.HAMMING)

@@ -16,10 +16,10 @@ import mill
 import pytest
 import yaml
 
+from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.evaluate.config import EvaluateConfig
 from imagemill.components.resize.config import ResizeConfig
-from imagemill.components.store.errors import UserError
-from imagemill.components.store.workspace import Workspace
+from imagemill.components.storage.errors import UserError
 from imagemill.components.train.config import TrainConfig
 from imagemill.pipelines import cli
 from imagemill.pipelines.cluster import Cluster, Images, Kfp

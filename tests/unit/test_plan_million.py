@@ -14,8 +14,8 @@ ROWS, FILES = 1_000_000, 1_250
 
 _WRITE = """
 import sys, numpy as np, pyarrow as pa
-from imagemill.components.store.manifest import Manifest, Totals, commit
-from imagemill.components.store.shards import Layout, ShardWriter
+from imagemill.components.dataset.manifest import Manifest, Totals, commit
+from imagemill.components.dataset.shards import Layout, ShardWriter
 uri, rows, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 random, files = np.random.default_rng(0), []
 schema = pa.schema([("image_id", pa.string()), ("image", pa.struct([("bytes", pa.binary())])), ("label_id", pa.int32()),
@@ -35,7 +35,7 @@ commit(uri, Manifest("clean", "0" * 16, files=tuple(files), totals=Totals(rows=r
 _PLAN = """
 import json, resource, sys, time
 from imagemill.components.resize.plan import plan_split
-from imagemill.components.store.manifest import read_dataset
+from imagemill.components.dataset.manifest import read_dataset
 def megabytes(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 clean = read_dataset(sys.argv[1])
 before, started = megabytes(), time.monotonic()

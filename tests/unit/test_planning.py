@@ -11,13 +11,13 @@ import pytest
 from chain import clean_photos, resized
 from manifests import check_custom
 
+from imagemill.components.dataset.manifest import Dataset, read_dataset
+from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.resize import STEP as RESIZE
 from imagemill.components.resize.config import ResizeConfig
-from imagemill.components.store.config import StepConfig
-from imagemill.components.store.errors import UserError
-from imagemill.components.store.manifest import Dataset, read_dataset
-from imagemill.components.store.step import Step
-from imagemill.components.store.workspace import Workspace
+from imagemill.components.step.config import StepConfig
+from imagemill.components.step.step import Step
+from imagemill.components.storage.errors import UserError
 from imagemill.pipelines import planning
 from imagemill.pipelines.argo import build_workflow_template
 from imagemill.pipelines.cluster import Cluster, parse_cluster
@@ -111,7 +111,7 @@ def test_the_rayjob_makes_the_tensors_that_the_plan_names(
     config = told[0]
     assert isinstance(config, ResizeConfig) and config.ray_address == "auto" and config.run == RUN
     from imagemill.components.resize.resize import find_target
-    from imagemill.components.store.step import Context
+    from imagemill.components.step.step import Context
 
     context = Context("resize", workspace_of(clean), RUN, "resize" in config.rerun)
     assert find_target(config, context, 0).uri == found["tensors"]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import InterpolationMode, RandAugment
 
-from imagemill.components.store.policies import (
+from imagemill.components.imaging.rand_augment import (
     BINS,
     OPERATIONS,
     SIGNED,

@@ -20,9 +20,9 @@ from imagemill.components.clean.labels import LabelRules
 from imagemill.components.clean.pool import clean_slices
 from imagemill.components.clean.shard import CleanedShard, RowRules, Slice
 from imagemill.components.clean.worker import rules_from_record, rules_to_record
-from imagemill.components.store.errors import MillError, TransientError
-from imagemill.components.store.manifest import Dataset
-from imagemill.components.store.progress import Progress
+from imagemill.components.dataset.manifest import Dataset
+from imagemill.components.step.progress import Progress
+from imagemill.components.storage.errors import MillError, TransientError
 
 RULES = RowRules(CleanConfig(preset="ocr", clean_workers=2, rare_below=3), LabelRules({"a": 0, "b": 1}))
 

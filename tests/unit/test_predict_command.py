@@ -16,16 +16,16 @@ import photos
 import pyarrow.parquet as pq
 import pytest
 
+from imagemill.components.dataset.manifest import Dataset, Manifest, commit, read_dataset
+from imagemill.components.dataset.shards import publish_bytes
+from imagemill.components.dataset.workspace import Workspace
+from imagemill.components.imaging.choices import DecodeLimits
+from imagemill.components.imaging.geometry import Geometry
+from imagemill.components.models.artifact import ModelSpec, build_network
 from imagemill.components.predict import predict as predicting
 from imagemill.components.predict.input_files import find_inputs
-from imagemill.components.store.choices import DecodeLimits
-from imagemill.components.store.errors import TransientError
-from imagemill.components.store.filesystem import LocalStore
-from imagemill.components.store.manifest import Dataset, Manifest, commit, read_dataset
-from imagemill.components.store.model import ModelSpec, build_network
-from imagemill.components.store.resample import Geometry
-from imagemill.components.store.shards import publish_bytes
-from imagemill.components.store.workspace import Workspace
+from imagemill.components.storage.errors import TransientError
+from imagemill.components.storage.filesystem import LocalStore
 from imagemill.pipelines.cli import main
 
 CLASSES = ("cat", "dog", "emu\tbird", "fox", "gnu", "hen")
@@ -101,7 +101,7 @@ def test_probabilities_are_those_of_logits_by_temperature(model: str, folder: Pa
     found = {one["class"]: one["probability"] for one in json.loads(out)["predictions"]}
     import torch
 
-    from imagemill.components.store.model import Normalize, load_model
+    from imagemill.components.models.artifact import Normalize, load_model
 
     network, spec = load_model(read_dataset(model))
     pixels = predicting.Preprocessing.from_record(spec.extra["preprocessing"], spec.geometry, "")(

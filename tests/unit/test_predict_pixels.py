@@ -15,19 +15,19 @@ from PIL import Image
 
 from imagemill.components.clean.clean import clean
 from imagemill.components.clean.config import CleanConfig
+from imagemill.components.dataset.manifest import Dataset, read_dataset
+from imagemill.components.dataset.shards import read_columns
+from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.download.config import DownloadConfig
 from imagemill.components.download.raw import download
+from imagemill.components.imaging.decoder import ImageRejected
+from imagemill.components.imaging.geometry import Geometry
+from imagemill.components.imaging.tensors import decode_column
+from imagemill.components.models.preprocessing import Preprocessing, describe_preprocessing
 from imagemill.components.predict.config import PredictConfig
 from imagemill.components.predict.input_files import find_inputs
 from imagemill.components.predict.predict import Predictor, predict_files
-from imagemill.components.store.images import ImageRejected
-from imagemill.components.store.manifest import Dataset, read_dataset
-from imagemill.components.store.preprocessing import Preprocessing, describe_preprocessing
-from imagemill.components.store.resample import Geometry
-from imagemill.components.store.shards import read_columns
-from imagemill.components.store.step import Context
-from imagemill.components.store.tensors import decode_column
-from imagemill.components.store.workspace import Workspace
+from imagemill.components.step.step import Context
 
 SIZE = 40
 

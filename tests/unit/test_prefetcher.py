@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from imagemill.components.train.loader import Batch
-from imagemill.components.train.prefetcher import DevicePrefetcher, copy_to_device
+from imagemill.components.train.data.loader import Batch
+from imagemill.components.train.data.prefetcher import DevicePrefetcher, copy_to_device
 
 
 def some(count: int, pause: float = 0.0) -> Iterator[Batch]:
@@ -80,7 +80,7 @@ cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 @cuda
 def test_on_a_gpu_every_batch_arrives_whole_while_buffers_are_used_again() -> None:
     """Two buffers by turns, filled anew as soon as nobody refers to them, and a device that is kept busy."""
-    from imagemill.components.train.buffers import BufferPool
+    from imagemill.components.train.data.buffers import BufferPool
 
     buffers = BufferPool((64, 128, 128, 3), 2, pinned=True)
 

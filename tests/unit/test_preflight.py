@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from imagemill.components.dataset.manifest import Manifest, Totals
+from imagemill.components.imaging.tensors import model_input_image
+from imagemill.components.models.artifact import ModelSpec
+from imagemill.components.models.presets import mean_and_std
 from imagemill.components.resize.config import ResizeConfig
-from imagemill.components.store.manifest import Manifest, Totals
-from imagemill.components.store.model import ModelSpec
-from imagemill.components.store.model_presets import mean_and_std
-from imagemill.components.store.tensors import model_input_image
 from imagemill.components.train.class_names import find_mirrored, find_recolored, find_upended
 from imagemill.components.train.config import RECIPES, TrainConfig
 from imagemill.components.train.preflight import find_warnings

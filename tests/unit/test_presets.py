@@ -8,9 +8,9 @@ import pytest
 
 from imagemill.components.clean.config import CleanConfig
 from imagemill.components.resize.config import ResizeConfig
-from imagemill.components.store.config import StepConfig, field_types
-from imagemill.components.store.errors import UserError
-from imagemill.components.store.presets import DEFAULTS, HELP, PRESETS
+from imagemill.components.step.config import StepConfig, field_types
+from imagemill.components.step.presets import DEFAULTS, HELP, PRESETS
+from imagemill.components.storage.errors import UserError
 from imagemill.components.train.config import TrainConfig
 from imagemill.pipelines.parameters import list_parameters, resolve_parameters
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 from safetensors.torch import save, save_file
 
-from imagemill.components.store.choices import COLORS
-from imagemill.components.store.errors import UserError
-from imagemill.components.store.manifest import Manifest, commit
-from imagemill.components.store.model import ModelSpec, build_network, find_first_convolution, load_model
-from imagemill.components.store.resample import Geometry
-from imagemill.components.store.shards import publish_bytes
+from imagemill.components.dataset.manifest import Manifest, commit
+from imagemill.components.dataset.shards import publish_bytes
+from imagemill.components.imaging.choices import COLORS
+from imagemill.components.imaging.geometry import Geometry
+from imagemill.components.models.artifact import ModelSpec, build_network, find_first_convolution, load_model
+from imagemill.components.storage.errors import UserError
 from imagemill.components.train.config import TrainConfig
-from imagemill.components.train.weights import find_weights_file, load_pretrained
+from imagemill.components.train.pretrained_weights import find_weights_file, load_pretrained
 
 SIZE = 32
 BOTH = ("sobel", "canny")
@@ -154,7 +154,7 @@ def test_weights_of_another_network_are_refused(rgb_file: str) -> None:
 
 
 def test_a_model_of_five_channels_is_loaded_as_it_was_saved(tmp_path: Path) -> None:
-    from imagemill.components.store.manifest import read_dataset
+    from imagemill.components.dataset.manifest import read_dataset
 
     uri = model_dataset(tmp_path, "lab", BOTH)
     network, spec = load_model(read_dataset(uri, "model"))

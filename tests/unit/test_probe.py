@@ -10,12 +10,17 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from trained import history_of, make_tensors, settings, trainer
 
-from imagemill.components.store.errors import UserError
-from imagemill.components.store.labels import MULTI, SINGLE
-from imagemill.components.store.manifest import Dataset
+from imagemill.components.dataset.labels import MULTI, SINGLE
+from imagemill.components.dataset.manifest import Dataset
+from imagemill.components.storage.errors import UserError
 from imagemill.components.train.config import TrainConfig
-from imagemill.components.train.losses import compute_inverse_frequencies
-from imagemill.components.train.probe import PENALTIES, can_solve_head, fit_logistic_regression, get_linear_head
+from imagemill.components.train.loop.trainer.head_solver import (
+    PENALTIES,
+    can_solve_head,
+    fit_logistic_regression,
+    get_linear_head,
+)
+from imagemill.components.train.loop.trainer.losses import compute_inverse_frequencies
 
 SOLVED = {"backbone": "shufflenet_v2_x0_5", "weights": "somewhere", "head": "solved", "probe_epochs": 1, "ema": 0.9}
 

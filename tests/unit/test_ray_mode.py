@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from imagemill.components.store.manifest import Totals
+from imagemill.components.dataset.manifest import Totals
 from imagemill.pipelines.cluster import parse_cluster
 from imagemill.pipelines.resizing import choose_mode, estimate_seconds
 

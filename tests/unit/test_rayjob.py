@@ -13,7 +13,7 @@ import pytest
 
 from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.resize.ray_job import build_command
-from imagemill.components.store.errors import EXIT_OURS, EXIT_TRANSIENT, EXIT_USER, UserError
+from imagemill.components.storage.errors import EXIT_OURS, EXIT_TRANSIENT, EXIT_USER, UserError
 from imagemill.pipelines import pods as pod_fields
 from imagemill.pipelines import rayjob
 from imagemill.pipelines.cluster import RUN_LABEL, Cluster, parse_cluster

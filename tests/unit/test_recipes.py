@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imagemill.components.store.backbones import backbones, has_drop_path
-from imagemill.components.store.manifest import Manifest, Totals
-from imagemill.components.store.presets import NAMES
+from imagemill.components.dataset.manifest import Manifest, Totals
+from imagemill.components.models.torchvision_models import backbones, has_drop_path
+from imagemill.components.step.presets import NAMES
 from imagemill.components.train.config import RECIPES, TrainConfig
 from imagemill.components.train.recipe_values import BY_PRESET, COLOR, OWN_DROPOUT, PER_IMAGE, PLAIN, PRETRAINED
 from imagemill.components.train.recipe_values import RECIPES as TABLES
@@ -163,7 +163,7 @@ def test_layers_of_pretrained_transformers_learn_the_slower_the_deeper(backbone:
 
 
 def test_stochastic_depth_only_where_the_network_has_it() -> None:
-    from imagemill.components.store.model import ModelSpec, build_network
+    from imagemill.components.models.artifact import ModelSpec, build_network
 
     for backbone in ("resnet18", "vit_b_16", "timm:vgg11"):
         assert not has_drop_path(backbone) and resolved(backbone=backbone, recipe="large").drop_path == 0

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
-from imagemill.components.store.images import ImageRejected, decode
-from imagemill.components.store.region import (
+from imagemill.components.imaging.decoder import ImageRejected, decode
+from imagemill.components.imaging.region import (
     BLUR_SHARE,
     blur_background,
     crop,

@@ -10,10 +10,10 @@ import pytest
 from gated import Gate, wrong
 from registries import Mlflow, ModelRegistry, Registry, serve
 
+from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.promote.config import PromoteConfig
 from imagemill.components.promote.registry import ModelVersion, check_registry, read_version, register, resolve_registry
-from imagemill.components.store.errors import UserError
-from imagemill.components.store.workspace import Workspace
+from imagemill.components.storage.errors import UserError
 from imagemill.pipelines.cli import main
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torchvision.ops import StochasticDepth
 
-from imagemill.components.store.backbones import has_drop_path
-from imagemill.components.store.blocks import parameter_blocks
-from imagemill.components.store.errors import UserError
-from imagemill.components.store.model import ModelSpec, build_network
+from imagemill.components.models.artifact import ModelSpec, build_network
+from imagemill.components.models.blocks import parameter_blocks
+from imagemill.components.models.torchvision_models import has_drop_path
+from imagemill.components.storage.errors import UserError
 
 IMAGE: dict[str, Any] = {"shape": [64, 64, 3], "color": "rgb", "mean": [0.5] * 3, "std": [0.5] * 3}
 DEEP = ("efficientnet_b0", "convnext_tiny", "swin_t")

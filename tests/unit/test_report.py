@@ -13,11 +13,11 @@ from html_page import Page
 from PIL import Image
 from reported import FIRST, HOSTILE, Mill, evaluated, jpeg, raw_dataset, trained
 
+from imagemill.components.dataset.manifest import Dataset
+from imagemill.components.dataset.workspace import Workspace
+from imagemill.components.imaging.decoder import ImageRejected
 from imagemill.components.promote import charts, mistakes, report, thumbnails
 from imagemill.components.promote.charts import ConfusionMatrix
-from imagemill.components.store.images import ImageRejected
-from imagemill.components.store.manifest import Dataset
-from imagemill.components.store.workspace import Workspace
 
 
 @pytest.fixture

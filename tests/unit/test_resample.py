@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms.v2 import functional as tv
 
-from imagemill.components.store.choices import MODES
-from imagemill.components.store.images import Decoded
-from imagemill.components.store.resample import Geometry, decode_and_resize, resample, resize_image
+from imagemill.components.imaging.choices import MODES
+from imagemill.components.imaging.decoder import Decoded
+from imagemill.components.imaging.geometry import Geometry, decode_and_resize, resample, resize_image
 
 SIZES = [(1, 1), (3, 200), (200, 3), (2, 3), (7, 7), (50, 49), (51, 128), (128, 128), (224, 224), (256, 256),
          (257, 255), (333, 500), (500, 375), (640, 481), (146, 146), (1, 90)]  # fmt: skip
@@ -123,8 +123,8 @@ def test_a_very_long_picture_takes_no_more_memory_than_others() -> None:
     """1 x 60,000 pixels with a short side of 146 would be 3.8 GB before the crop: in a process that can't have it."""
     code = (
         "import resource, numpy as np, torch\n"
-        "from imagemill.components.store.images import Decoded\n"
-        "from imagemill.components.store.resample import Geometry, resize_image\n"
+        "from imagemill.components.imaging.decoder import Decoded\n"
+        "from imagemill.components.imaging.geometry import Geometry, resize_image\n"
         "torch.set_num_threads(1)\n"
         "resize_image(Decoded(np.zeros((300, 400, 3), np.uint8), 400, 300, 'PNG'), Geometry(128))\n"
         "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"

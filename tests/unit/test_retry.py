@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from imagemill.components.store import retry
-from imagemill.components.store.errors import MillError, TransientError, UserError
-from imagemill.components.store.retry import with_retry
+from imagemill.components.storage import retry
+from imagemill.components.storage.errors import MillError, TransientError, UserError
+from imagemill.components.storage.retry import with_retry
 
 
 @dataclass

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 from test_clean_rules import encoded, noise, raw_dataset, raw_row, run_clean
 
+from imagemill.components.dataset.manifest import Dataset, Manifest, Totals
+from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.download.config import DownloadConfig
 from imagemill.components.evaluate.scores import align_classes
+from imagemill.components.models.torchvision_models import named_weights
 from imagemill.components.resize.plan import plan_shards
-from imagemill.components.store.backbones import named_weights
-from imagemill.components.store.errors import UserError
-from imagemill.components.store.manifest import Dataset, Manifest, Totals
-from imagemill.components.store.parallel import Budget
-from imagemill.components.store.progress import say
-from imagemill.components.store.workspace import Workspace
+from imagemill.components.step.progress import say
+from imagemill.components.storage.errors import UserError
+from imagemill.components.storage.parallel import Budget
 from imagemill.components.train.config import TrainConfig
 from imagemill.pipelines.parameters import resolve_parameters
 
@@ -91,7 +91,7 @@ def test_weights_that_a_backbone_does_not_have_are_refused_unread() -> None:
 def test_every_backbone_names_its_weights() -> None:
     from torchvision.models import get_model_weights
 
-    from imagemill.components.store.backbones import backbones
+    from imagemill.components.models.torchvision_models import backbones
 
     for name in backbones():
         assert set(named_weights(name)) == set(get_model_weights(name).__members__), name
@@ -126,9 +126,9 @@ def test_a_line_break_in_a_name_forges_no_line(capsys: pytest.CaptureFixture[str
 
 
 def test_limits_of_clean_hold_for_the_steps_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    from imagemill.components.store import images
-    from imagemill.components.store.choices import DecodeLimits
-    from imagemill.components.store.resample import Geometry, decode_and_resize
+    from imagemill.components.imaging import decoder as images
+    from imagemill.components.imaging.choices import DecodeLimits
+    from imagemill.components.imaging.geometry import Geometry, decode_and_resize
 
     big = encoded(noise(1))
     monkeypatch.setattr(images, "DEFAULT_LIMITS", DecodeLimits(pixels=10))

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from imagemill.components.store.errors import UserError
-from imagemill.components.store.workspace import Workspace
+from imagemill.components.dataset.workspace import Workspace
+from imagemill.components.storage.errors import UserError
 from imagemill.pipelines import in_docker
 from imagemill.pipelines.local import run_locally
 from imagemill.pipelines.parameters import resolve_parameters

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from imagemill.components.store.errors import EXIT_TRANSIENT
-from imagemill.components.store.runner import RUNNER_BOOT, RUNNER_PIPE, boot_id
+from imagemill.components.step.runner_exit import RUNNER_BOOT, RUNNER_PIPE, boot_id
+from imagemill.components.storage.errors import EXIT_TRANSIENT
 
-STEP = "import time; from imagemill.components.store.runner import exit_with_runner as e; e(); print(1, flush=True); "
+STEP = (
+    "import time; from imagemill.components.step.runner_exit import exit_with_runner; exit_with_runner(); "
+    "print(1, flush=True); "
+)
 
 
 @pytest.fixture

@@ -19,15 +19,15 @@ from PIL import Image
 from test_edges import here, resized, without_ray  # noqa: F401 (a fixture)
 
 from imagemill.components.clean.schema import CLEAN
+from imagemill.components.dataset.manifest import Dataset, File, Manifest, Totals, commit, read_dataset
+from imagemill.components.dataset.shards import Layout, ShardWriter, read_columns
 from imagemill.components.resize import merging as merging_module
 from imagemill.components.resize import resize
 from imagemill.components.resize import tasks as tasks_module
 from imagemill.components.resize.merging import MergeTask, describe_merged, merge_sorted, rechunk, write_merged
 from imagemill.components.resize.plan import count_rows_read, index_files, locate_rows
 from imagemill.components.resize.tensor_shards import read_rows
-from imagemill.components.store.errors import MillError
-from imagemill.components.store.manifest import Dataset, File, Manifest, Totals, commit, read_dataset
-from imagemill.components.store.shards import Layout, ShardWriter, read_columns
+from imagemill.components.storage.errors import MillError
 
 COLUMNS = ["image_id", "image.bytes", "label_id", "shuffle_index"]
 

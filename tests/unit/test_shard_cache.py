@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from imagemill.components.store.errors import DatasetError, TransientError, UserError
-from imagemill.components.store.manifest import File
-from imagemill.components.train.cache import ShardCache
+from imagemill.components.dataset.manifest import File
+from imagemill.components.storage.errors import DatasetError, TransientError, UserError
+from imagemill.components.train.data.cache import ShardCache
 
 
 def stored(folder: Path, name: str, content: bytes) -> tuple[str, File]:

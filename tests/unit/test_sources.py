@@ -26,8 +26,8 @@ from imagemill.components.download.names import PATH_LIMIT, classify, normalize_
 from imagemill.components.download.sources import ArchiveSource, ListingSource, open_source
 from imagemill.components.download.streams import read_small
 from imagemill.components.download.table import TableSource
-from imagemill.components.store.errors import TransientError, UserError
-from imagemill.components.store.uri import is_hidden
+from imagemill.components.storage.errors import TransientError, UserError
+from imagemill.components.storage.uri import is_hidden
 
 JPEG = b"\xff\xd8\xff\xe0"
 SURROGATES = st.text(st.characters(exclude_categories=()), max_size=60)

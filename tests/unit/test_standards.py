@@ -8,8 +8,8 @@ from dataclasses import fields
 import pytest
 
 from imagemill.components.clean.config import CleanConfig
-from imagemill.components.store.errors import UserError
-from imagemill.components.store.standards import PixelOptions, StandardizeConfig
+from imagemill.components.imaging.pixel_options import PixelOptions, StandardizeConfig
+from imagemill.components.storage.errors import UserError
 
 
 def test_fields_and_defaults_are_cleans() -> None:

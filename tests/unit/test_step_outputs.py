@@ -10,8 +10,8 @@ import pytest
 
 from imagemill.components.clean import STEP as CLEAN
 from imagemill.components.download import STEP as DOWNLOAD
-from imagemill.components.store import step
-from imagemill.components.store.errors import TransientError
+from imagemill.components.step import step
+from imagemill.components.storage.errors import TransientError
 
 
 def test_outputs_are_files_of_one_value(tmp_path: Path) -> None:

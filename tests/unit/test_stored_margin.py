@@ -17,22 +17,22 @@ from chain import clean_photos, evaluated, one_core, resized, trained
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from imagemill.components.dataset.manifest import Dataset
+from imagemill.components.dataset.shards import read_columns
+from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.evaluate.inputs import find_tensors, read_test_batches
+from imagemill.components.imaging.choices import INTERPOLATIONS
+from imagemill.components.imaging.decoder import Pixels
+from imagemill.components.imaging.geometry import Geometry, decode_and_resize
+from imagemill.components.imaging.tensors import center_crop, decode_column, input_size, model_input_image
+from imagemill.components.models.artifact import ModelSpec, build_network
 from imagemill.components.resize.config import ResizeConfig
-from imagemill.components.store.choices import INTERPOLATIONS
-from imagemill.components.store.errors import UserError
-from imagemill.components.store.images import Pixels
-from imagemill.components.store.manifest import Dataset
-from imagemill.components.store.model import ModelSpec, build_network
-from imagemill.components.store.resample import Geometry, decode_and_resize
-from imagemill.components.store.shards import read_columns
-from imagemill.components.store.step import Context
-from imagemill.components.store.tensors import center_crop, decode_column, input_size, model_input_image
-from imagemill.components.store.workspace import Workspace
-from imagemill.components.train.augmentation import Augmentation
+from imagemill.components.step.step import Context
+from imagemill.components.storage.errors import UserError
+from imagemill.components.train.augment.augmentation import Augmentation
 from imagemill.components.train.config import TrainConfig
-from imagemill.components.train.loader import iter_batches
-from imagemill.components.train.loop import Trainer
+from imagemill.components.train.data.loader import iter_batches
+from imagemill.components.train.loop.trainer.trainer import Trainer
 from imagemill.components.train.recipes import resolve
 
 SIZE, STORED, SHORT = 32, 40, 44

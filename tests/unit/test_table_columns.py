@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagemill.components.download.columns import SIDES, read_table
-from imagemill.components.store.errors import UserError
+from imagemill.components.storage.errors import UserError
 
 BOX = "path,label,xmin,ymin,xmax,ymax\n"
 

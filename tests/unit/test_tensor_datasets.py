@@ -16,13 +16,13 @@ import torch
 from stored import SHAPE, numbered, rows_of
 from torch.utils.data import DataLoader
 
-from imagemill.components.store.errors import UserError
-from imagemill.components.store.manifest import Dataset
-from imagemill.components.train import buffers, loader, tensor_shards
-from imagemill.components.train.buffers import BufferPool
-from imagemill.components.train.cache import ShardCache
-from imagemill.components.train.loader import Batch, iter_batches
-from imagemill.components.train.tensor_shards import TensorSplit
+from imagemill.components.dataset.manifest import Dataset
+from imagemill.components.storage.errors import UserError
+from imagemill.components.train.data import buffers, loader, tensor_shards
+from imagemill.components.train.data.buffers import BufferPool
+from imagemill.components.train.data.cache import ShardCache
+from imagemill.components.train.data.loader import Batch, iter_batches
+from imagemill.components.train.data.tensor_shards import TensorSplit
 
 
 @pytest.fixture(scope="module")

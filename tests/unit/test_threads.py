@@ -13,12 +13,12 @@ from chain import clean_photos, resize_module, resized
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from imagemill.components.dataset.manifest import read_dataset
+from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.resize.config import USUAL_SIZE, ResizeConfig
 from imagemill.components.resize.threads import Threads, run_in_threads
-from imagemill.components.store.errors import UserError
-from imagemill.components.store.manifest import read_dataset
-from imagemill.components.store.step import Context
-from imagemill.components.store.workspace import Workspace
+from imagemill.components.step.step import Context
+from imagemill.components.storage.errors import UserError
 
 
 @settings(max_examples=50, deadline=None)

@@ -11,13 +11,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from imagemill.components.store import model_presets
-from imagemill.components.store.errors import TransientError, UserError
-from imagemill.components.store.model import ModelSpec, build_network
-from imagemill.components.store.timm_models import _architectures, check_timm_name, has_drop_path, pretrained_config
-from imagemill.components.train.agreement import describe_mismatches, find_expected_input
+from imagemill.components.models import presets as model_presets
+from imagemill.components.models.artifact import ModelSpec, build_network
+from imagemill.components.models.timm_models import _architectures, check_timm_name, has_drop_path, pretrained_config
+from imagemill.components.storage.errors import TransientError, UserError
 from imagemill.components.train.config import TrainConfig
-from imagemill.components.train.weights import _list_transport_errors, identify_weights, load_pretrained
+from imagemill.components.train.expected_input import describe_mismatches, find_expected_input
+from imagemill.components.train.pretrained_weights import _list_transport_errors, identify_weights, load_pretrained
 
 timm = pytest.importorskip("timm")
 VIT, CONV = "timm:test_vit", "timm:test_convnext"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from imagemill.components.dataset.labels import MULTI, SINGLE
 from imagemill.components.evaluate.inference import FIVE_CROPS, FLIP, NONE, average_views, make_views
-from imagemill.components.store.labels import MULTI, SINGLE
 
 
 def picture(side: int) -> torch.Tensor:

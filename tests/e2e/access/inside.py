@@ -21,7 +21,7 @@ SIDE = 48
 
 def reach(workspace: str) -> dict[str, Any]:
     """Write, write the same again, read, list and delete an object of the workspace."""
-    from imagemill.components.store.filesystem import get_store
+    from imagemill.components.storage.filesystem import get_store
 
     store, place = get_store(workspace), f"{workspace}/_reach"
     uri = f"{place}/probe.txt"
@@ -60,7 +60,7 @@ def plant(source: str) -> dict[str, Any]:
     import numpy as np
     from PIL import Image
 
-    from imagemill.components.store.filesystem import get_store
+    from imagemill.components.storage.filesystem import get_store
 
     store = get_store(source)
     count = 0
@@ -80,7 +80,7 @@ def plant(source: str) -> dict[str, Any]:
 
 def look(workspace: str) -> dict[str, Any]:
     """Every dataset's files by kind, every run's records by step and its files, and how many records of parts."""
-    from imagemill.components.store.filesystem import get_store
+    from imagemill.components.storage.filesystem import get_store
 
     store = get_store(workspace)
     datasets: dict[str, dict[str, Any]] = {}
@@ -104,14 +104,14 @@ def look(workspace: str) -> dict[str, Any]:
 
 def count(places: Sequence[str]) -> dict[str, Any]:
     """How many objects there are below each place."""
-    from imagemill.components.store.filesystem import get_store
+    from imagemill.components.storage.filesystem import get_store
 
     return {place: sum(1 for _ in get_store(place).list(place)) for place in places}
 
 
 def forget(places: Sequence[str], marks: Sequence[str]) -> dict[str, Any]:
     """Delete all objects below the places, each of which must name one of the marks: the session, or a run of it."""
-    from imagemill.components.store.filesystem import get_store
+    from imagemill.components.storage.filesystem import get_store
 
     found, left = 0, 0
     for place in places:
@@ -181,7 +181,7 @@ def version() -> dict[str, Any]:
     """What is in the image: imagemill's version, the user that it runs as, and what it can import."""
     import importlib.util
 
-    from imagemill.components.store.manifest import code_version
+    from imagemill.components.dataset.manifest import code_version
 
     names = ("ray", "torch", "kubernetes", "kfp")
     return {

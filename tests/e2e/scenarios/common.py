@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from imagemill.components.store import uri as uris
-from imagemill.components.store.config import STEPS
+from imagemill.components.dataset.workspace import STEPS
+from imagemill.components.storage import uri as uris
 
 from .. import argo, kfp
 from ..access import probe

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from imagemill.components.store.config import STEPS
+from imagemill.components.dataset.workspace import STEPS
 from imagemill.pipelines import rayjob
 from imagemill.pipelines.cluster import Cluster
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from imagemill.components.store.config import STEPS
+from imagemill.components.dataset.workspace import STEPS
 
 from ..access.kube import Doc
 from ..options import in_pods, with_rayjob

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from imagemill.components.store.config import STEPS
+from imagemill.components.dataset.workspace import STEPS
 from imagemill.pipelines.parameters import resolve_parameters
 
 from .. import kfp

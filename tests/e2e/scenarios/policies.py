@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from imagemill.components.store.config import STEPS
+from imagemill.components.dataset.workspace import STEPS
 from imagemill.pipelines.cluster import LABELS, RUN_LABEL
 
 from ..access import probe

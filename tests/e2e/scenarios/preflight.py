@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from imagemill.components.store.errors import MillError
+from imagemill.components.storage.errors import MillError
 from imagemill.pipelines.cluster import UID
 from imagemill.pipelines.kfp_client import HOST_VARIABLE
 

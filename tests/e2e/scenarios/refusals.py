@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from imagemill.components.store.errors import EXIT_USER
+from imagemill.components.storage.errors import EXIT_USER
 from imagemill.pipelines.kfp_server import supports_run_settings
 
 from .. import kfp

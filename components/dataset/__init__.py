@@ -1,0 +1,1 @@
+"""The dataset contract: manifest, shards, fingerprints and the workspace."""

@@ -1,0 +1,270 @@
+"""The manifest: one JSON file, written last, that makes a folder of Parquet files a dataset.
+
+A dataset without a manifest does not exist. A reader opens only the files that a manifest lists, and
+records the sha256 of the manifest that it read among its own `parents`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
+from functools import cache
+from importlib import metadata
+from typing import Any
+
+from ..storage import uri as uris
+from ..storage.errors import DatasetError, UserError, wrong
+from ..storage.filesystem import get_store
+
+FORMAT, FORMAT_VERSION = "imagemill", 1
+KINDS = ("raw", "clean", "tensors", "model", "evaluation")
+MANIFEST = "_manifest.json"
+MIN_FILES_TO_LIST = 20
+"""From this number of files on, sizes are read from a listing of their folder, which may hold more files."""
+_JSON_TYPES: dict[str, tuple[type[Any], str]] = {
+    "str": (str, "a text"),
+    "int": (int, "a whole number that is not negative"),
+    "dict": (dict, "an object"),
+    "Totals": (dict, "an object"),
+    "tuple": (list, "a list"),
+}
+"""Annotation of a field of the manifest's dataclasses → its type in JSON, and that type in words."""
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of a dataset. `uri` is relative to the manifest's folder; `rows` is 0 for files without rows."""
+
+    uri: str
+    role: str
+    split: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Parent:
+    """A dataset that a step read; `manifest_sha256` is that of the manifest's bytes as they were read."""
+
+    uri: str
+    fingerprint: str
+    manifest_sha256: str
+
+
+@dataclass(frozen=True)
+class Totals:
+    """`rows` counts kept rows; `rejected` those in files of the role `rejected` plus those dropped."""
+
+    rows: int = 0
+    bytes: int = 0
+    rejected: int = 0
+    by_split: dict[str, int] = field(default_factory=dict)
+    by_class: dict[str, int] = field(default_factory=dict)
+    by_reason: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The manifest of a dataset. `image` is set for clean (`color`) and tensors; `extra` holds the fields of one kind:
+    the skipped files of raw, the metrics of an evaluation."""
+
+    kind: str
+    fingerprint: str
+    parents: tuple[Parent, ...] = ()
+    config: dict[str, Any] = field(default_factory=dict)
+    task: str = "single"
+    classes: tuple[str, ...] = ()
+    files: tuple[File, ...] = ()
+    totals: Totals = field(default_factory=Totals)
+    image: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
+    code_version: str = ""
+    created: str = ""
+
+    def to_json(self) -> bytes:
+        """Return the bytes of `_manifest.json`: indented, for people read it too."""
+        body = asdict(self)
+        body = {"format": FORMAT, "version": FORMAT_VERSION, **body}
+        body["code_version"] = self.code_version or code_version()
+        body["created"] = self.created or datetime.now(UTC).isoformat(timespec="seconds")
+        for optional in ("image", "extra"):
+            if not body[optional]:
+                del body[optional]
+        return json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset's URI and its manifest as it was read: the only way to a dataset's files."""
+
+    uri: str
+    manifest: Manifest
+    manifest_sha256: str
+
+    @property
+    def fingerprint(self) -> str:
+        return self.manifest.fingerprint
+
+    def files(self, role: str = "data", split: str | None = None) -> list[File]:
+        """Return the listed files of one role, and of one split unless `split` is None."""
+        return [f for f in self.manifest.files if f.role == role and split in (None, f.split)]
+
+    def locate(self, file: File) -> str:
+        """Return the absolute URI of a listed file."""
+        return resolve_uri(self.uri, file.uri, up=1)
+
+    def parent_uri(self, kind: str) -> str:
+        """Return the absolute URI of the parent of one kind; UserError when the dataset has none."""
+        for parent in self.manifest.parents:
+            uri = resolve_uri(self.uri, parent.uri, up=2)
+            if uri.split("/")[-2] == kind:
+                return uri
+        raise wrong(f"{self.uri} (its parents)", f"a {kind} dataset", [p.uri for p in self.manifest.parents])
+
+    def as_parent(self, child_uri: str) -> Parent:
+        """Return this dataset as an entry of `parents` in the manifest at `child_uri`."""
+        return Parent(uris.relpath(self.uri, child_uri), self.fingerprint, self.manifest_sha256)
+
+    def missing(self) -> list[str]:
+        """Return a message for each listed file that is gone or has another size; large folders are listed once."""
+        expected = {self.locate(f): f.bytes for f in self.manifest.files}
+        folders = count_values(uri.rpartition("/")[0] for uri in expected)
+        sizes: dict[str, int] = {}
+        for folder, number in folders.items():
+            store = get_store(folder)
+            if number >= MIN_FILES_TO_LIST:
+                sizes |= {entry.uri: entry.size for entry in store.list(folder) if entry.uri in expected}
+            else:
+                entries = (store.stat(uri) for uri in expected if uri.rpartition("/")[0] == folder)
+                sizes |= {entry.uri: entry.size for entry in entries if entry}
+        return [
+            f"{uri}: expected {size} bytes, found {sizes.get(uri, 'none')}"
+            for uri, size in expected.items()
+            if sizes.get(uri) != size
+        ]
+
+
+def resolve_uri(base: str, relative_uri: str, up: int) -> str:
+    """Make a manifest's relative URI absolute. It may climb `up` folders at most, so that a manifest from
+    elsewhere can't point at the rest of the machine."""
+    parts = relative_uri.split("/")
+    climbs = len([p for p in parts if p == ".."])
+    if relative_uri.startswith("/") or "://" in relative_uri or climbs > up or any(p == ".." for p in parts[climbs:]):
+        raise DatasetError(f"{base}/{MANIFEST}: {relative_uri!r} is not a relative URI inside the workspace")
+    return uris.join(base, relative_uri)
+
+
+@cache
+def code_version() -> str:
+    try:
+        return metadata.version("imagemill")
+    except metadata.PackageNotFoundError:  # run from a source tree that is not installed
+        return "unknown"
+
+
+def read_dataset(uri: str, kind: str = "") -> Dataset:
+    """Read the dataset at `uri`; UserError when there is none, it is of another kind, or its manifest is invalid."""
+    dataset = find_dataset(uri)
+    if dataset is None:
+        raise wrong(kind or "dataset", f"the URI of a {kind or 'finished'} dataset (a folder with {MANIFEST})", uri)
+    if kind and dataset.manifest.kind != kind:
+        raise wrong(kind, f"a dataset of kind {kind}", f"{uri} of kind {dataset.manifest.kind}")
+    return dataset
+
+
+def normalize_dataset_uri(uri: str, field: str) -> str:
+    """Return the absolute URI of a dataset that a user names by its folder or by its manifest."""
+    return uris.normalize(uri, field).removesuffix(f"/{MANIFEST}")
+
+
+def find_dataset(uri: str) -> Dataset | None:
+    """Read the dataset at `uri`; None when there is no manifest."""
+    try:
+        data = get_store(uri).read(uris.join(uri, MANIFEST))
+    except FileNotFoundError:
+        return None
+    return Dataset(uri, parse_manifest(data, uris.join(uri, MANIFEST)), hashlib.sha256(data).hexdigest())
+
+
+def parse_manifest(data: bytes, where: str) -> Manifest:
+    """Parse a manifest; UserError says which field is wrong. Unknown fields are ignored."""
+    try:
+        body = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: expected a JSON manifest, found text that is none: {error}") from None
+    if not isinstance(body, dict) or body.get("format") != FORMAT:
+        raise wrong(f"{where} (format)", FORMAT, body.get("format") if isinstance(body, dict) else body)
+    if body.get("version") != FORMAT_VERSION:
+        raise wrong(f"{where} (version)", f"{FORMAT_VERSION}; this imagemill is {code_version()}", body.get("version"))
+    if body.get("kind") not in KINDS:
+        raise wrong(f"{where} (kind)", f"one of {', '.join(KINDS)}", body.get("kind"))
+    values = _read_fields(Manifest, body, where, "", optional=("image", "extra"))
+    lists = {"parents": Parent, "files": File}
+    for name, kind in lists.items():
+        items = enumerate(values[name])
+        values[name] = tuple(kind(**_read_fields(kind, item, where, f"{name}[{n}].")) for n, item in items)
+    if not all(isinstance(name, str) for name in values["classes"]):
+        raise wrong(f"{where} (classes)", "a list of texts", values["classes"])
+    optional = tuple(field.name for field in fields(Totals))
+    totals = _read_fields(Totals, values["totals"], where, "totals.", optional)
+    return Manifest(**{**values, "classes": tuple(values["classes"]), "totals": Totals(**totals)})
+
+
+def _read_fields(cls: type[Any], body: Any, where: str, prefix: str, optional: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return the values of a dataclass's fields, each checked for its type in JSON; other fields are left out."""
+    if not isinstance(body, dict):
+        raise wrong(f"{where} ({prefix.rstrip('.')})", "an object", body)
+    values = {}
+    for member in fields(cls):
+        if member.name not in body and member.name in optional:
+            continue
+        value: Any = body.get(member.name)
+        annotation = str(member.type)
+        json_type, words = _JSON_TYPES[annotation.partition("[")[0]]
+        is_valid = isinstance(value, json_type) and not isinstance(value, bool)
+        if annotation == "dict[str, int]" and is_valid:
+            is_valid, words = all(type(number) is int for number in value.values()), "an object of whole numbers"
+        if not is_valid or (json_type is int and value < 0):
+            raise wrong(f"{where} ({prefix}{member.name})", words, value)
+        values[member.name] = value
+    return values
+
+
+def commit(uri: str, manifest: Manifest) -> Dataset:
+    """Write the manifest, last of all. Of several racing writers one wins, and all get the winner's dataset.
+
+    DatasetError when files of an earlier manifest are gone and those written now have other names (another
+    version of a library writes other bytes): nothing is overwritten, so this needs a person.
+    """
+    is_first = get_store(uri).put_if_absent(uris.join(uri, MANIFEST), manifest.to_json())
+    dataset = read_dataset(uri, manifest.kind)
+    if not is_first and (missing := dataset.missing()):
+        raise DatasetError(f"{missing[0]}; made again, the dataset has other files: remove {uri} and run again")
+    return dataset
+
+
+def find_intact_dataset(uri: str) -> Dataset | None:
+    """Read the dataset at `uri` if it is committed and complete.
+
+    None for a damaged one as well: made again, its files get the same names, which repairs it; nothing is overwritten.
+    """
+    dataset = find_dataset(uri)
+    return None if dataset is None or dataset.missing() else dataset
+
+
+def count_values(values: Iterable[str]) -> dict[str, int]:
+    """Return the number of occurrences of each value, sorted by value."""
+    return dict(sorted(Counter(values).items()))
+
+
+def sum_counts(*counts: dict[str, int]) -> dict[str, int]:
+    """Return the sum of several counts, sorted by key."""
+    total: Counter[str] = Counter()
+    for count in counts:
+        total.update(count)
+    return dict(sorted(total.items()))

@@ -1,0 +1,185 @@
+"""The layout of a workspace: datasets, work in progress, sources, names, promotions, verdicts, runs."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from ..storage import uri as uris
+from ..storage.errors import DatasetError, wrong
+from ..storage.filesystem import Store, get_store
+from .manifest import Dataset
+
+STEPS = ("download", "clean", "resize", "train", "evaluate", "promote")
+"""The names of the steps, in their order: the sections of the `config` parameter."""
+PRODUCTS = {"download": "raw", "clean": "clean", "resize": "tensors", "train": "model", "evaluate": "evaluation"}
+"""The kind of dataset that a step makes; promote makes none."""
+MARKER = "_workspace.json"
+WORKSPACES_ENV, S3_ONLY = "IMAGEMILL_WORKSPACES", "s3"
+"""Environment variable and its value for steps on machines of their own, which share no folder."""
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The folder or `s3://bucket/prefix` that holds all datasets, names and runs; `uri` is absolute."""
+
+    uri: str
+
+    @classmethod
+    def open(cls, uri: str) -> Workspace:
+        """Return the workspace at `uri`, after its marker was written; UserError or TransientError otherwise."""
+        workspace = cls.from_uri(uri)
+        marker = json.dumps({"format": "imagemill-workspace", "version": 1}).encode() + b"\n"
+        try:
+            workspace.store.put_if_absent(workspace.at(MARKER), marker)
+        except FileNotFoundError as error:
+            raise wrong("workspace", "a place that can be written", uri) from error
+        return workspace
+
+    @classmethod
+    def from_uri(cls, uri: str) -> Workspace:
+        """Return the workspace at `uri` without access to it; UserError for a URI that can't be one, or not here."""
+        if os.environ.get(WORKSPACES_ENV) == S3_ONLY and not uris.is_s3(uri):
+            raise wrong("workspace", "s3://bucket/prefix, for the steps' machines share no folder", uris.redact(uri))
+        return cls(uris.normalize(uri, "workspace"))
+
+    @property
+    def store(self) -> Store:
+        return get_store(self.uri)
+
+    def at(self, *parts: str) -> str:
+        return uris.join(self.uri, *parts)
+
+    def dataset(self, kind: str, fingerprint: str) -> str:
+        return self.at(kind, fingerprint)
+
+    def relative(self, uri: str) -> str:
+        """Return a dataset's URI for a record of this workspace, `model/0123…`; unchanged if it lies elsewhere."""
+        return uri[len(self.uri) + 1 :] if uri.startswith(self.uri + "/") else uri
+
+    def absolute(self, uri: str) -> str:
+        return uri if uris.scheme(uri) or uri.startswith("/") else self.at(uri)
+
+    # Work in progress: outside the dataset contract, one put-if-absent record for each finished part.
+
+    def read_work_record(self, folder: str, key: str) -> dict[str, Any] | None:
+        """Return the record that an earlier attempt wrote under `key`, or None."""
+        return self._read_json(uris.join(folder, "_work", f"{key}.json"))
+
+    def write_work_record(self, folder: str, key: str, record: dict[str, Any]) -> None:
+        self.store.put_if_absent(uris.join(folder, "_work", f"{key}.json"), _json(record))
+
+    # Sources: the raw dataset of each listing.
+
+    def read_source_record(self, listing: str) -> dict[str, Any] | None:
+        return self._read_json(self.at("sources", f"{listing}.json"))
+
+    def write_source_record(self, listing: str, record: dict[str, Any]) -> None:
+        self.store.put_if_absent(self.at("sources", f"{listing}.json"), _json(record))
+
+    def replace_source_record(self, listing: str, record: dict[str, Any]) -> None:
+        """Replace the record of a listing: the source was read again, since its validators had not shown a change."""
+        self.store.put(self.at("sources", f"{listing}.json"), _json(record))
+
+    # Names: hints for people and incremental runs, never a matter of correctness.
+
+    def latest(self, name: str, kind: str) -> str:
+        """Return the URI of the newest dataset of a kind under a name, or an empty string."""
+        record = self._read_json(self.at("names", name, "latest", f"{kind}.json"))
+        return self.absolute(str(record["uri"])) if record else ""
+
+    def latest_run(self, name: str, dataset: Dataset) -> str:
+        """Return the run that noted `dataset` as the newest of its kind under `name`; empty if another one is newer."""
+        record = self._read_json(self.at("names", name, "latest", f"{dataset.manifest.kind}.json"))
+        return str(record["run"]) if record and record["fingerprint"] == dataset.fingerprint else ""
+
+    def note_latest(self, name: str, dataset: Dataset, run: str) -> None:
+        record = {
+            "uri": self.relative(dataset.uri),
+            "fingerprint": dataset.fingerprint,
+            "run": run,
+            "created": dataset.manifest.created,
+        }
+        self.store.put(self.at("names", name, "latest", f"{dataset.manifest.kind}.json"), _json(record))
+
+    # Promotions: an append-only log; the highest number is the champion.
+
+    def names_with_champion(self) -> list[str]:
+        """Return the names that have a promotion, sorted."""
+        folder = self.at("names")
+        paths = (entry.uri[len(folder) + 1 :].split("/") for entry in self.store.list(folder))
+        return sorted({path[0] for path in paths if path[1:2] == ["promotions"]})
+
+    def promotions(self, name: str) -> list[int]:
+        folder = self.at("names", name, "promotions")
+        stems = (uris.basename(entry.uri).removesuffix(".json") for entry in self.store.list(folder))
+        return sorted(int(stem) for stem in stems if stem.isdecimal())
+
+    def champion(self, name: str) -> dict[str, Any] | None:
+        """Return the last promotion's record, with its number as `n`; None before the first."""
+        numbers = self.promotions(name)
+        return self.promotion(name, numbers[-1]) if numbers else None
+
+    def promotion(self, name: str, number: int) -> dict[str, Any]:
+        uri = self.at("names", name, "promotions", f"{number}.json")
+        record = self._read_json(uri)
+        if record is None or "model" not in record:
+            raise DatasetError(f"{uri}: expected the record of a promotion, found {record!r}")
+        return record | {"n": number}  # the file's name counts: a rollback by hand is a copy under a new number
+
+    def append_promotion(self, name: str, number: int, record: dict[str, Any]) -> bool:
+        """Append as `number`; False if another run has taken that number meanwhile."""
+        return self.store.put_if_absent(self.at("names", name, "promotions", f"{number}.json"), _json(record))
+
+    # Verdicts: a comparison is made once, and counts against the error rate of later ones.
+
+    def verdicts(self, name: str, prefix: str) -> list[dict[str, Any]]:
+        """Return the records of verdicts whose keys begin with `prefix`."""
+        folder = self.at("names", name, "verdicts")
+        entries = self.store.list(folder)
+        records = (self._read_json(e.uri) for e in entries if uris.basename(e.uri).startswith(prefix))
+        return [record for record in records if record]
+
+    def verdict(self, name: str, key: str) -> dict[str, Any] | None:
+        return self._read_json(self.at("names", name, "verdicts", f"{key}.json"))
+
+    def write_verdict(self, name: str, key: str, record: dict[str, Any]) -> None:
+        self.store.put_if_absent(self.at("names", name, "verdicts", f"{key}.json"), _json(record))
+
+    # Runs: each step's record, the log, the report.
+
+    def run_file(self, run: str, file: str) -> str:
+        return self.at("runs", run, file)
+
+    def report(self, run: str) -> str:
+        """Return the URI of a run's report."""
+        return self.run_file(run, "report.html")
+
+    def step_record(self, run: str, step: str) -> dict[str, Any] | None:
+        return self._read_json(self.run_file(run, f"{step}.json"))
+
+    def step_records(self, run: str) -> dict[str, dict[str, Any]]:
+        """Return the records of a run's steps so far, in the order of the steps."""
+        return {step: record for step in STEPS if (record := self.step_record(run, step))}
+
+    def write_step_record(self, run: str, step: str, record: dict[str, Any]) -> None:
+        self.store.put(self.run_file(run, f"{step}.json"), _json(record))
+
+    def _read_json(self, uri: str) -> dict[str, Any] | None:
+        try:
+            data = self.store.read(uri)
+        except FileNotFoundError:
+            return None
+        try:
+            record = json.loads(data)
+        except ValueError:
+            raise DatasetError(f"{uri}: expected JSON, found text that is none") from None
+        if not isinstance(record, dict):
+            raise DatasetError(f"{uri}: expected a JSON object, found {type(record).__name__}")
+        return record
+
+
+def _json(record: dict[str, Any]) -> bytes:
+    return json.dumps(record, indent=1, ensure_ascii=False).encode() + b"\n"

@@ -1,0 +1,1 @@
+"""Images: the decoder, resampling, operations on pixels, colours, random augmentation policies."""

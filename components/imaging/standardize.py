@@ -1,0 +1,158 @@
+"""Standardization of one image: the operations that are the same for every epoch, applied once.
+
+The order: decode upright; background by the mask; crop to the region of interest; trim uniform borders; color; denoise;
+contrast; black and white. YCbCr and Lab are made after the resize, so stored images stay RGB. Where an operation
+changed pixels the image is encoded again; where none did, the original bytes are kept.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from .choices import COLORS
+from .decoder import Pixels, convert_color, decode
+from .headers import is_lossless_webp
+from .operations import binarize, denoise, equalize
+from .pixel_options import PixelOptions
+from .region import (
+    CropBox,
+    blur_background,
+    crop,
+    decode_background_mask,
+    fill_background,
+    find_box_window,
+    find_content_window,
+)
+
+JPEG_QUALITY = 95
+JPEG_SIDE = 65_500
+"""Pixels; libjpeg's limit."""
+PNG_SIDE = 1_000_000
+"""Pixels; the limit of libpng in OpenCV, which is faster than Pillow."""
+# Runs of equal bytes only: for filtered photographs as small as zlib's level 6, in a tenth of the time.
+_PNG = (cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_PAETH)
+
+
+@dataclass(frozen=True)
+class StandardizedImage:
+    """An image that clean keeps, as it is stored.
+
+    `data`: the bytes to store, the original ones where no operation changed a pixel; `pixels`: uint8
+    [H, W, 1 or 3], C-contiguous, decoded from `data` (of a new JPEG: before its loss); `format`: the source's;
+    `source_width`, `source_height`: of the upright source, in pixels; `warning`: the decoder's, or nothing; `mask`:
+    where it is kept a PNG of one channel and of the size of `pixels`, 255 the foreground, 0 the background.
+    """
+
+    data: bytes
+    pixels: Pixels
+    format: str
+    source_width: int
+    source_height: int
+    warning: str
+    mask: bytes | None = None
+
+
+def standardize(
+    data: bytes,
+    config: PixelOptions,
+    boxes: Sequence[Mapping[str, Any]] | None = None,
+    mask: bytes | None = None,
+) -> StandardizedImage:
+    """Decode strictly and apply the operations that `config` asks for.
+
+    `boxes`: name, xmin, ymin, xmax, ymax as in Pascal VOC (see `find_box_window`); `mask`: a PNG (see
+    `decode_background_mask`). An image without them stays whole. Raises ImageRejected for an invalid image, box or
+    mask.
+    """
+    color = config.stored_color if COLORS[config.stored_color] == 1 else "rgb"
+    # A single channel is cheaper from the decoder, unless colours decide about a border or are blended first.
+    decode_color = "rgb" if config.trim == "on" or config.background == "blur" else color
+    decoded = decode(data, decode_color, limits=config.limits())
+    pixels = decoded.pixels
+    height, width = pixels.shape[:2]
+    background: Pixels | None = None
+    if mask is not None and (config.background != "off" or config.keep_masks):
+        background = decode_background_mask(mask, config.background_values(), data, width, height)
+    if background is not None and config.background != "off":
+        pixels = _remove_background(pixels, config, decode_color, background)
+    is_masked = pixels is not decoded.pixels
+    box = _find_crop_box(pixels, config, boxes)
+    pixels = crop(pixels, box)
+    pixels = _enhance(convert_color(pixels, color), config)
+    if (decode_color != "rgb" and not decoded.as_stored) or not _is_same_picture(pixels, decoded.pixels):
+        exact = is_masked or config.binarize != "off" or not _is_lossy(data, decoded.format)
+        data = encode_image(pixels, exact)
+    stored_mask = _encode_mask(background, box) if background is not None and config.keep_masks else None
+    return StandardizedImage(data, pixels, decoded.format, decoded.width, decoded.height, decoded.warning, stored_mask)
+
+
+def _find_crop_box(pixels: Pixels, config: PixelOptions, boxes: Sequence[Mapping[str, Any]] | None) -> CropBox:
+    """Return the box that is cut out: the region of interest, and of that the part within its uniform borders."""
+    height, width = pixels.shape[:2]
+    left, top, right, bottom = 0, 0, width, height
+    if config.roi != "off" and boxes:
+        left, top, right, bottom = find_box_window(boxes, config.roi, config.roi_margin, width, height)
+    if config.trim == "on":
+        inner = find_content_window(pixels[top:bottom, left:right], config.trim_tolerance)
+        left, top, right, bottom = left + inner[0], top + inner[1], left + inner[2], top + inner[3]
+    return left, top, right, bottom
+
+
+def _encode_mask(background: Pixels, box: CropBox) -> bytes:
+    """Encode uint8 [H, W], 1 where the background is, as the PNG that is stored, cropped like the picture."""
+    foreground = (1 - crop(background, box)) * np.uint8(255)
+    return encode_image(foreground[:, :, None], exact=True)
+
+
+def _remove_background(pixels: Pixels, config: PixelOptions, color: str, background: Pixels) -> Pixels:
+    """Fill or blur the background of pixels in `color`; return the same array where there is none."""
+    if not background.any():
+        return pixels
+    if config.background == "blur":
+        return blur_background(pixels, background)
+    fill = convert_color(np.array([[config.background_rgb()]], np.uint8), color)
+    return fill_background(pixels, background, fill.ravel().tolist())
+
+
+def _enhance(pixels: Pixels, config: PixelOptions) -> Pixels:
+    if config.denoise != "off":
+        pixels = denoise(pixels, config.denoise, config.denoise_size)
+    if config.equalize != "off":
+        pixels = equalize(pixels, config.equalize, config.clahe_clip, config.clahe_grid)
+    if config.binarize != "off":
+        threshold, block = config.binarize_threshold, config.binarize_block
+        pixels = binarize(pixels, config.binarize, threshold, block, config.binarize_offset)
+    return pixels
+
+
+def _is_same_picture(pixels: Pixels, decoded: Pixels) -> bool:
+    """Return whether the picture equals the decoded one; a single channel may stand for three alike."""
+    if pixels is decoded:
+        return True
+    return pixels.shape[:2] == decoded.shape[:2] and bool((pixels == decoded).all())
+
+
+def _is_lossy(data: bytes, source_format: str) -> bool:
+    """Return whether the source is lossy already, so that another lossy encoding can't be seen."""
+    return source_format == "JPEG" or (source_format == "WEBP" and not is_lossless_webp(data))
+
+
+def encode_image(pixels: Pixels, exact: bool) -> bytes:
+    """Encode uint8 [H, W, 1 or 3] as PNG where it must be `exact` (or is too long for JPEG), else as JPEG 95 4:4:4."""
+    gray = pixels.shape[2] == 1
+    if not exact and max(pixels.shape) <= JPEG_SIDE:
+        space = "GRAY" if gray else "RGB"
+        return bytes(simplejpeg.encode_jpeg(pixels, JPEG_QUALITY, space, "Gray" if gray else "444"))
+    if max(pixels.shape) > PNG_SIDE:
+        out = io.BytesIO()
+        Image.fromarray(pixels[:, :, 0] if gray else pixels).save(out, "PNG", compress_level=1)
+        return out.getvalue()
+    return cv2.imencode(".png", pixels if gray else cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), _PNG)[1].tobytes()

@@ -1,0 +1,87 @@
+"""Pixels as the files of tensors hold them, for train, evaluate and export.
+
+`image` is the manifest's entry of that name: `shape` [H, W, C] as stored, `input_size` (side in pixels of the center
+square that the model sees), `encoding` raw or jpeg.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import simplejpeg
+
+from ..storage.parallel import cores
+from .choices import JPEG, RAW
+from .decoder import Pixels
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+JPEGS_PER_TASK = 16
+"""JPEGs that a thread decodes in one task."""
+
+
+def decode_column(column: pa.ChunkedArray, image: dict[str, Any]) -> Pixels:
+    """Decode the column `image` to uint8 [rows, H, W, C]. Raw pixels are not copied where they are one chunk."""
+    array = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+    shape = image["shape"]
+    if image.get("encoding", RAW) == JPEG:
+        return _decode_jpegs(array, shape)
+    row_bytes = int(np.prod(shape))
+    flat = np.frombuffer(array.buffers()[1], np.uint8)
+    return flat[array.offset * row_bytes : (array.offset + len(array)) * row_bytes].reshape(len(array), *shape)
+
+
+def _decode_jpegs(array: pa.Array, shape: list[int]) -> Pixels:
+    out: Pixels = np.empty((len(array), *shape), np.uint8)
+    colorspace = "RGB" if shape[2] == 3 else "GRAY"
+
+    def decode(start: int) -> None:
+        for row in range(start, min(start + JPEGS_PER_TASK, len(array))):
+            data = memoryview(array[row].as_buffer()).cast("B")  # Arrow calls its bytes signed
+            simplejpeg.decode_jpeg(data, colorspace, buffer=out[row])
+
+    _run_tasks(decode, range(0, len(array), JPEGS_PER_TASK))
+    return out
+
+
+def _run_tasks(work: Callable[[int], None], items: range) -> None:
+    if len(items) > 1 and cores() > 1:
+        list(_pool(os.getpid()).map(work, items))
+    else:
+        for item in items:
+            work(item)
+
+
+@cache
+def _pool(pid: int) -> ThreadPoolExecutor:
+    """Return the thread pool of the process `pid`: a forked process has none of its parent's threads."""
+    return ThreadPoolExecutor(cores(), thread_name_prefix="jpeg")
+
+
+def encode_jpeg(pixels: Pixels, quality: int, subsampling: str) -> bytes:
+    """Encode uint8 [H, W, 1 or 3] as a JPEG; `subsampling` of the color: 420 or 444."""
+    gray = pixels.shape[2] == 1
+    return bytes(simplejpeg.encode_jpeg(pixels, quality, "GRAY" if gray else "RGB", "Gray" if gray else subsampling))
+
+
+def center_crop(images: Pixels, size: int) -> Pixels:
+    """Return a view of the center square of `size` of uint8 [..., H, W, C]: the model's input of stored images."""
+    top, left = (images.shape[-3] - size) // 2, (images.shape[-2] - size) // 2
+    return images[..., top : top + size, left : left + size, :]
+
+
+def input_size(image: dict[str, Any]) -> int:
+    """Return the side in pixels of the model's input."""
+    return int(image.get("input_size", image["shape"][0]))
+
+
+def model_input_image(image: dict[str, Any]) -> dict[str, Any]:
+    """Return `image` changed from the stored pixels to the model's input: the center, as raw pixels."""
+    size = input_size(image)
+    return image | {"shape": [size, size, image["shape"][2]], "input_size": size, "encoding": RAW}

@@ -1,0 +1,129 @@
+"""Calibration of probabilities: temperature scaling, and reliability diagrams.
+
+A temperature divides all logits: it changes no order, only the confidence (Guo et al., "On Calibration of
+Modern Neural Networks", 2017). It is fitted on validation images, never on those that are reported.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from ..storage.errors import MillError
+
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
+"""Bounds of a temperature."""
+BINS = 15
+_CHUNK = 1 << 20
+"""Logits that are converted to float64 at a time: 8 MB, in some four arrays."""
+_MAX_ITERATIONS = 100
+
+Logits = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.int64] | npt.NDArray[np.uint8]
+Numbers = npt.NDArray[np.float64]
+
+
+def fit_temperature(logits: Logits, labels: Labels) -> float:
+    """Return the temperature with the lowest negative log-likelihood of logits float [N, C], from 0.05 to 20.
+
+    Labels int64 [N]: of the softmax; labels [N, C] of zeros and ones: of each class's sigmoid. It is convex in
+    b = 1/T, so that Newton's method finds the zero of its slope, with bisection where a step leaves the bracket. If no
+    prediction is wrong, the likelihood grows without bound: label smoothing by as much as one more image of an unknown
+    label would bring prevents that (after Platt, "Probabilistic Outputs for Support Vector Machines", 1999).
+    1 where there are no images, or where no temperature makes a difference.
+    """
+    if logits.ndim != 2 or len(labels) != len(logits) or (labels.ndim == 2 and labels.shape != logits.shape):
+        raise MillError(f"labels: expected one for each row of the logits {logits.shape}, found {labels.shape}")
+    if labels.ndim == 1 and len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
+        raise MillError(f"labels: expected ids below {logits.shape[1]}, found {labels.min()} to {labels.max()}")
+    if not logits.size:
+        return 1.0
+    low, high, b = 1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE, 1.0
+    for _ in range(_MAX_ITERATIONS):
+        slope, curvature = _derivatives(logits, labels, b)
+        if slope == 0:
+            break
+        low, high = (b, high) if slope < 0 else (low, b)
+        step = b - slope / curvature if curvature > 0 else low
+        next_b = step if low < step < high else (low + high) / 2
+        if abs(next_b - b) <= 1e-9 * b:
+            break
+        b = next_b
+    return float(min(MAX_TEMPERATURE, max(MIN_TEMPERATURE, 1 / b)))
+
+
+def _derivatives(logits: Logits, labels: Labels, b: float) -> tuple[float, float]:
+    """Return the first and second derivative by `b` of the mean negative log-likelihood of `b * logits`."""
+    smoothing = 1 / (len(logits) + 1)
+    rows = max(1, _CHUNK // logits.shape[1])
+    slope = curvature = 0.0
+    for start in range(0, len(logits), rows):
+        z, y = logits[start : start + rows].astype(np.float64), labels[start : start + rows]
+        derivatives = _sigmoid_derivatives if labels.ndim == 2 else _softmax_derivatives
+        first, second = derivatives(z, y, b, smoothing)
+        slope, curvature = slope + first, curvature + second
+    return slope / logits.size, curvature / logits.size
+
+
+def _softmax_derivatives(z: Numbers, labels: Labels, b: float, smoothing: float) -> tuple[float, float]:
+    z = z - z.max(axis=1, keepdims=True)  # a shift of a row changes nothing, and exponents stay below 0
+    p = np.exp(b * z)
+    p /= p.sum(axis=1, keepdims=True)
+    mean = (p * z).sum(axis=1)
+    target = (1 - smoothing) * z[np.arange(len(z)), labels] + smoothing * z.mean(axis=1)
+    return float((mean - target).sum()), float((p * z * z).sum() - (mean * mean).sum())
+
+
+def _sigmoid_derivatives(z: Numbers, labels: Labels, b: float, smoothing: float) -> tuple[float, float]:
+    p = 0.5 * (1 + np.tanh(0.5 * b * z))  # the sigmoid, without overflow
+    target = (1 - smoothing) * labels + smoothing / 2
+    return float(((p - target) * z).sum()), float((p * (1 - p) * z * z).sum())
+
+
+@dataclass
+class Reliability:
+    """A reliability diagram: confidences against accuracy, in bins of equal width.
+
+    Each bin holds its number of images (int64 [bins]), the sum of their confidences and how many of them were right.
+    """
+
+    bins: int = BINS
+    images: npt.NDArray[np.int64] = field(init=False)
+    confidence: Numbers = field(init=False)
+    right: npt.NDArray[np.int64] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.images, self.right = np.zeros(self.bins, np.int64), np.zeros(self.bins, np.int64)
+        self.confidence = np.zeros(self.bins)
+
+    def add(self, confidence: npt.ArrayLike, right: npt.ArrayLike) -> None:
+        """Add confidences in [0, 1] and whether each is right, flattened. Bin m of M holds ((m - 1)/M, m/M]."""
+        values, is_right = np.asarray(confidence, np.float64).ravel(), np.asarray(right).astype(np.bool_).ravel()
+        index = np.clip(np.ceil(values * self.bins).astype(np.int64) - 1, 0, self.bins - 1)
+        self.images += np.bincount(index, minlength=self.bins)
+        self.confidence += np.bincount(index, values, self.bins)
+        self.right += np.bincount(index[is_right], minlength=self.bins)
+
+    @property
+    def ece(self) -> float:
+        """Expected calibration error in [0, 1]: the distance of a bin's mean confidence from its accuracy, as a mean
+        over the images (Naeini et al., "Obtaining Well Calibrated Probabilities Using Bayesian Binning", 2015)."""
+        total = int(self.images.sum())
+        return float(np.abs(self.confidence - self.right).sum() / total) if total else 0.0
+
+    def curve(self) -> list[dict[str, float]]:
+        """Return `images`, mean `confidence` and `accuracy` (the share that is right) of each bin that has images."""
+        return [
+            {"images": int(n), "confidence": float(self.confidence[i] / n), "accuracy": float(self.right[i] / n)}
+            for i, n in enumerate(self.images)
+            if n
+        ]
+
+
+def ece(confidence: npt.ArrayLike, right: npt.ArrayLike, bins: int = BINS) -> float:
+    """Return the expected calibration error of confidences in [0, 1] that are in memory."""
+    reliability = Reliability(bins)
+    reliability.add(confidence, right)
+    return reliability.ece

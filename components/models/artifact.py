@@ -1,0 +1,184 @@
+"""A trained classifier as a dataset of kind `model`: weights as safetensors, and a JSON description for their use.
+
+Train writes it, evaluate reads it. Weights never travel as pickle.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ..dataset.manifest import Dataset
+from ..imaging.geometry import Geometry
+from ..storage import uri as uris
+from ..storage.errors import DatasetError, UserError, first_line, wrong
+from ..storage.filesystem import get_store
+from . import timm_models
+from .blocks import set_drop_path, set_dropout
+from .compat import import_torchvision
+from .torchvision_models import check_backbone
+
+if TYPE_CHECKING:
+    import torch
+
+MODEL_FORMAT = "imagemill-model"
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """The description of a model: all but its weights.
+
+    `backbone`: its name; `classes`: in the order of their ids; `image`: that of the tensors it was trained on (shape
+    [H, W, C], color, edges, mode, mean and std in [0, 1]).
+    """
+
+    backbone: str
+    classes: tuple[str, ...]
+    image: dict[str, Any]
+    task: str = "single"
+    format: str = MODEL_FORMAT
+    version: int = 1
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def geometry(self) -> Geometry:
+        """The transform of an image to this model's input."""
+        return Geometry.from_dict(self.image)
+
+    def to_json(self) -> bytes:
+        return json.dumps(asdict(self), indent=1, ensure_ascii=False).encode() + b"\n"
+
+    @classmethod
+    def from_json(cls, data: bytes, where: str) -> ModelSpec:
+        try:
+            body = json.loads(data)
+            if body["format"] != MODEL_FORMAT or body["version"] != 1:
+                raise wrong(f"{where} (format, version)", f"{MODEL_FORMAT} 1", [body["format"], body["version"]])
+            return cls(**{**body, "classes": tuple(body["classes"])})
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{where}: expected the description of a model, found {error}") from None
+
+
+def build_network(spec: ModelSpec, dropout: float = 0.0, drop_path: float = 0.0) -> torch.nn.Module:
+    """Build the untrained network: logits float [B, classes] from normalized float [B, C, H, W].
+
+    `dropout` before the head and `drop_path` (stochastic depth, the deepest block's probability) act in training mode
+    only and change no name of a tensor, so that weights fit whatever their values are.
+    """
+    check_backbone(spec.backbone)
+    size, _, channels = spec.image["shape"]
+    try:
+        if timm_models.is_timm(spec.backbone):
+            return timm_models.create_network(spec.backbone, len(spec.classes), size, channels, dropout, drop_path)
+        network = _build_torchvision(spec, size)
+    except (ValueError, AssertionError) as error:  # a transformer that can't divide the image into patches
+        raise image_size_error(spec, error) from None
+    if channels != 3:
+        _adapt_first_convolution(network, channels)
+    set_dropout(network, dropout)
+    set_drop_path(network, drop_path, spec.backbone)
+    return network
+
+
+def _build_torchvision(spec: ModelSpec, size: int) -> torch.nn.Module:
+    import_torchvision()
+    from torchvision.models import get_model
+
+    options: dict[str, Any] = {"num_classes": len(spec.classes)}
+    if spec.backbone in ("googlenet", "inception_v3"):
+        options |= {"aux_logits": False, "init_weights": True}
+        options |= {"transform_input": bool(spec.extra.get("transform_input"))}
+    if spec.backbone.startswith("vit_"):
+        options["image_size"] = size
+    if spec.backbone.startswith("maxvit"):
+        options["input_size"] = (size, size)
+    network: torch.nn.Module = get_model(spec.backbone, weights=None, **options)
+    return network
+
+
+def image_size_error(spec: ModelSpec, error: Exception) -> UserError:
+    """Return the error of a network that does not take images of the spec's size."""
+    return UserError(
+        f"image_size: expected a size that {spec.backbone} takes, found {spec.image['shape'][0]}: "
+        f"{first_line(error)} (resize with --model-preset {spec.backbone})"
+    )
+
+
+def find_first_convolution(network: torch.nn.Module, channels: int) -> str:
+    """Return the name of the convolution that reads an image of `channels`; empty where there is none."""
+    import torch
+
+    for name, module in network.named_modules():
+        if isinstance(module, torch.nn.Conv2d) and module.in_channels == channels:
+            return str(name)
+    return ""
+
+
+def _adapt_first_convolution(network: torch.nn.Module, channels: int) -> None:
+    """Replace the convolution that reads RGB by one that reads `channels`."""
+    import torch
+
+    name = find_first_convolution(network, 3)
+    if not name:
+        raise wrong(
+            "backbone", f"a network whose first convolution can take {channels} channels", type(network).__name__
+        )
+    module = network.get_submodule(name)
+    # Any: mypy does not know the attributes of a Conv2d that get_submodule returns.
+    settings: dict[str, Any] = {
+        key: getattr(module, key) for key in ("out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
+    }
+    parent, _, leaf = name.rpartition(".")
+    convolution = torch.nn.Conv2d(channels, bias=module.bias is not None, **settings)
+    setattr(network.get_submodule(parent), leaf, convolution)
+
+
+def load_model(model: Dataset) -> tuple[torch.nn.Module, ModelSpec]:
+    """Load the trained network, in evaluation mode on the CPU, and its description. DatasetError for broken files."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    files = {uris.basename(f.uri).rpartition(".")[2]: model.locate(f) for f in model.files()}
+    if not {"json", "safetensors"} <= set(files):
+        raise DatasetError(f"{model.uri}: expected a .json and a .safetensors file, found {sorted(files)}")
+    spec = ModelSpec.from_json(_read(files["json"]), files["json"])
+    network = build_network(spec)
+    try:
+        network.load_state_dict(load(_read(files["safetensors"])))
+    except (SafetensorError, RuntimeError) as error:  # no safetensors file, or the weights of another network
+        raise DatasetError(f"{files['safetensors']}: expected weights of {spec.backbone}: {error}") from None
+    return network.eval(), spec
+
+
+def _read(uri: str) -> bytes:
+    try:
+        return get_store(uri).read(uri)
+    except FileNotFoundError:
+        raise DatasetError(f"{uri}: expected a file that the manifest lists, found none") from None
+
+
+class Normalize:
+    """A callable from uint8 [B, H, W, C] on any device to float [B, C, H, W], channels last, mean 0 and std 1.
+
+    It runs where the model runs, so that only bytes travel; (x/255 - mean)/std as one multiplication and addition.
+    """
+
+    def __init__(self, image: dict[str, Any], device: torch.device) -> None:
+        import torch
+
+        mean, std = (torch.tensor(image[key], dtype=torch.float32, device=device) for key in ("mean", "std"))
+        self._scale = (1 / (255 * std)).view(1, -1, 1, 1)
+        self._shift = (-mean / std).view(1, -1, 1, 1)
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        return images.permute(0, 3, 1, 2).float().mul_(self._scale).add_(self._shift)
+
+
+def pick_device(name: str) -> torch.device:
+    """Return a device by its name; `auto` is the GPU where there is one. UserError for cuda without one."""
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise wrong("device", "cuda only where torch finds a GPU", name)
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")

@@ -1,0 +1,1 @@
+"""A step's configuration, command line, record and progress."""

@@ -1,0 +1,60 @@
+"""The command line: a parser whose mistakes are UserErrors, flags from config fields, and logs."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from ..storage.errors import UserError, wrong
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that raises a UserError for a mistake, and does not guess abbreviated flags."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Raise UserError for an unknown word here: only a command's own parser can suggest a flag."""
+        namespace, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            word = unknown[0].partition("=")[0]
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            matches = difflib.get_close_matches(word, flags, 1)
+            hint = f"; is it {matches[0]}?" if matches else f" (see {self.prog} --help)"
+            expected = "a known flag" if word.startswith("-") else "nothing more, or a flag (--…) before it"
+            raise UserError(f"{word}: expected {expected}{hint}")
+        return namespace, unknown
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Raise UserError for a value that is none of the choices, with the nearest one."""
+        if action.choices is not None and value not in action.choices:
+            choices = [str(choice) for choice in action.choices]
+            matches = difflib.get_close_matches(str(value), choices, 1)
+            hint = f"is it {matches[0]}?" if matches else f"see {self.prog} --help"
+            field = action.option_strings[-1] if action.option_strings else str(action.metavar or action.dest)
+            raise UserError(f"{wrong(field, 'one of ' + ', '.join(choices), value)}; {hint}")
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def add_flag(parser: argparse.ArgumentParser, name: str, default: Any, help: str, choices: Sequence[str]) -> None:
+    """Add the flag of one config field, with its help and default; its value is None where it is left out."""
+    default_text = "" if default in ("", None) or "(default: " in help else f" (default: {default})"
+    choices_text = f" [{', '.join(choices)}]" if choices else ""
+    text = f"{help}{choices_text}{default_text}".replace("%", "%%")
+    flag = "--" + name.replace("_", "-")
+    if isinstance(default, bool) or "true" in choices:  # `--flip`, `--flip false`
+        parser.add_argument(flag, dest=name, metavar="true|false", nargs="?", const="true", help=text)
+    else:
+        parser.add_argument(flag, dest=name, metavar=name.rpartition("_")[2].upper(), help=text)
+
+
+def configure_logging() -> None:
+    """Write warnings as plain lines to stderr; libraries' lower levels stay out."""
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s", force=True)

@@ -1,0 +1,248 @@
+"""Configuration: one frozen dataclass per step declares names, types, defaults, help and the fingerprint's fields.
+
+The same fields become flags and the parameters of pipelines. A field whose default is None is unset until a preset, a
+recipe or the machine sets it; in a form, where all values are texts, such a field is blank.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from types import MappingProxyType
+from typing import Any, ClassVar, Self, TypeVar, overload
+
+from ..dataset.workspace import STEPS
+from ..storage.errors import UserError, wrong
+from .presets import preset_value
+
+DEVICE_HELP = (
+    "where networks run and very large images are resized: cpu, cuda, or auto: a GPU where there is one, for resizing "
+    "from gpu_pixels on"
+)
+"""The help of `device`, which several steps have."""
+Scalar = str | int | float | bool | None
+V = TypeVar("V", str, int, float, bool)
+
+
+@overload
+def option(
+    default: V,
+    help: str,
+    *,
+    in_fingerprint: bool = ...,
+    choices: tuple[str, ...] = ...,
+    low: float | None = ...,
+    high: float | None = ...,
+    by_preset: bool = ...,
+    fallback: V | None = ...,
+) -> V: ...
+
+
+@overload
+def option(
+    default: None,
+    help: str,
+    *,
+    in_fingerprint: bool = ...,
+    choices: tuple[str, ...] = ...,
+    low: float | None = ...,
+    high: float | None = ...,
+    by_preset: bool = ...,
+    fallback: str | float | None = ...,
+) -> Any: ...
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    in_fingerprint: bool = True,
+    choices: tuple[str, ...] = (),
+    low: float | None = None,
+    high: float | None = None,
+    by_preset: bool = False,
+    fallback: Any = None,
+) -> Any:
+    """Declare one config field.
+
+    `default`: None is unset. The annotation of such a field is the type of the value that it has in the end.
+    `in_fingerprint`: another value gives another dataset (threads, addresses, URIs and display never do).
+    `low`, `high`: the inclusive range of a number.
+    `by_preset`: the default (None or `auto`) is unset, and the preset fills it in.
+    `fallback`: the default (None or `auto`) is unset, and this is the value then, unless the step derives another.
+    """
+    metadata = {"help": help, "in_fingerprint": in_fingerprint, "choices": choices, "low": low, "high": high}
+    metadata |= {"by_preset": by_preset, "fallback": default if fallback is None else fallback}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepConfig:
+    """The fields every step has. Subclasses add theirs, name the `PARENTS` and may extend `check`."""
+
+    PARENTS: ClassVar[tuple[str, ...]] = ()
+
+    workspace: str = option(
+        "./imagemill-data", "where datasets, models and reports live: a folder or s3://bucket/prefix",
+        in_fingerprint=False,
+    )  # fmt: skip
+    name: str = option(
+        "", "what belongs together in one workspace: class list, champion (default: the last part of the source)",
+        in_fingerprint=False,
+    )  # fmt: skip
+    rerun: str = option(
+        "", "steps to run again though their dataset is there, separated by commas", in_fingerprint=False
+    )
+    run: str = option("", "the run this step belongs to: its records go to runs/<run>/", in_fingerprint=False)
+
+    def __post_init__(self) -> None:
+        """Set unset fields to their preset or fallback, so that every config holds effective values."""
+        for field in fields(self):
+            if field.metadata["by_preset"] and getattr(self, field.name) == field.default:
+                object.__setattr__(self, field.name, preset_value(getattr(self, "preset", ""), field.name))
+            elif getattr(self, field.name) == field.default:
+                object.__setattr__(self, field.name, field.metadata["fallback"])
+
+    def check(self) -> None:
+        """Raise UserError for a value that is invalid whatever the data is."""
+        for item in self.rerun.split(","):
+            if item.strip() and item.strip() not in STEPS:
+                raise wrong("rerun", f"some of {', '.join(STEPS)}", item.strip())
+        if not all(c.isalnum() or c in "-_." for c in self.name) or self.name in (".", ".."):
+            raise wrong("name", "letters, digits, '-', '_' and '.'", self.name)
+        if "/" in self.run or self.run in (".", ".."):
+            raise wrong("run", "a name without '/'", self.run)
+        for field in fields(self):
+            check_field(field, getattr(self, field.name), field.name)
+
+    def fingerprint_values(self) -> dict[str, Scalar]:
+        """Return the values that go into the fingerprint: fields that count and differ from their defaults."""
+        return {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if field.metadata["in_fingerprint"] and getattr(self, field.name) not in (None, _fallback(field))
+        }
+
+    def manifest_values(self) -> dict[str, Scalar]:
+        """Return the values for the manifest: every field that counts and is set."""
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.metadata["in_fingerprint"]}
+        return {name: value for name, value in values.items() if value is not None}
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any], prefix: str = "") -> Self:
+        """Create a checked config from names and values of any scalar form; UserError names an invalid field.
+
+        `prefix`: of field names in messages, `--` for flags.
+        """
+        types = field_types(cls)
+        defaults = {field.name: field.default for field in fields(cls)}
+        converted: dict[str, Any] = {}
+        for key, value in values.items():
+            if key not in types:
+                raise wrong(f"{prefix}{key}", f"one of {', '.join(sorted(types))}", key)
+            label = f"{prefix}{key.replace('_', '-')}" if prefix else key  # a flag, or the name of the parameter
+            converted[key] = convert(label, value, types[key], may_be_unset=defaults[key] is None)
+        config = cls(**converted)
+        config.check()
+        return config
+
+
+def _fallback(field: dataclasses.Field[Any]) -> Any:
+    """Return the value of a field that nobody sets, without a preset."""
+    return preset_value("", field.name) if field.metadata["by_preset"] else field.metadata["fallback"]
+
+
+def check_field(field: dataclasses.Field[Any], value: Any, name: str) -> None:
+    """Raise UserError, which says `name`, for a value that is none of the choices or out of the range."""
+    metadata = field.metadata
+    if value is None:
+        return
+    if metadata["choices"] and value not in metadata["choices"]:
+        raise wrong(name, f"one of {', '.join(metadata['choices'])}", value)
+    low, high = metadata["low"], metadata["high"]
+    unset = f", or to be left out ({_describe_default(metadata['help'])})" if field.default is None else ""
+    if low is not None and value < low:
+        raise wrong(name, f"a number of at least {low:g}{unset}", value)
+    if high is not None and value > high:
+        raise wrong(name, f"a number of at most {high:g}{unset}", value)
+
+
+def _describe_default(help: str) -> str:
+    """Return the default as the help of a field describes it: `by the recipe` of `… (default: by the recipe)`."""
+    return help.rpartition("(default: ")[2].removesuffix(")")
+
+
+def field_types(cls: type[StepConfig]) -> Mapping[str, type]:
+    """Return the types of a config's fields when set; looked up once, since that takes a millisecond."""
+    if cls not in _types:
+        hints = typing.get_type_hints(cls)
+        _types[cls] = MappingProxyType({field.name: _type_when_set(hints[field.name]) for field in fields(cls)})
+    return _types[cls]
+
+
+def _type_when_set(hint: Any) -> type:
+    """Return the type itself, and `int` of `int | None`."""
+    kinds: list[type] = [kind for kind in typing.get_args(hint) if kind is not type(None)]
+    return kinds[0] if kinds else hint
+
+
+_types: dict[type[StepConfig], Mapping[str, type]] = {}
+
+
+def convert(name: str, value: Any, kind: type, *, may_be_unset: bool = False) -> Scalar:
+    """Convert `value` (text of a flag or form, or a number that JSON made a float) to the field's type.
+
+    None, and a blank text, is None where that `may_be_unset`. UserError, which says `name`, for other values.
+    """
+    text = str(value).strip()
+    if may_be_unset and (value is None or not text):
+        return None
+    if kind is str:
+        if isinstance(value, dict | list):
+            raise wrong(name, "a text", value)
+        if isinstance(value, bool):  # YAML and JSON have a type of their own for words such as `true`
+            return str(value).lower()
+        return "" if value is None else str(value)
+    if kind is bool:
+        if text.lower() in ("true", "1", "yes", "1.0"):
+            return True
+        if text.lower() in ("false", "0", "no", "0.0", ""):
+            return False
+        raise wrong(name, "true or false", value)
+    try:
+        number = float(text)
+        if number != number or number in (float("inf"), float("-inf")):
+            raise ValueError
+        if kind is float:
+            return number
+        if number != int(number):
+            raise ValueError
+        return int(text) if text.lstrip("+-").isdigit() else int(number)
+    except ValueError:
+        raise wrong(name, "a whole number" if kind is int else "a number", value) from None
+
+
+def parse_config(text: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Parse the JSON parameter `config`, checked for its form only.
+
+    Return (values by name for every step that has them, values by step and name): `{"device": "cpu", "train":
+    {"weight_decay": 0.05}}` gives `({"device": "cpu"}, {"train": …})`.
+    """
+    if not text.strip():
+        return {}, {}
+    try:
+        entries = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"config: expected a JSON object, found text that is none: {error}") from None
+    if not isinstance(entries, dict):
+        raise wrong("config", "a JSON object of names and values, or of a section a step", entries)
+    for name, value in entries.items():
+        if name in STEPS and not isinstance(value, dict):
+            raise wrong(f"config.{name}", "an object of names and values", value)
+        if name not in STEPS and isinstance(value, dict):
+            raise wrong(f"config.{name}", f"a section named {', '.join(STEPS)}", name)
+    shared = {name: value for name, value in entries.items() if name not in STEPS}
+    return shared, {name: value for name, value in entries.items() if name in STEPS}

@@ -1,0 +1,338 @@
+"""Steps: a config and a context in, one outcome out, with its record and exit code, wherever the step runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import os
+import secrets
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ..dataset.fingerprint import digest
+from ..dataset.manifest import MANIFEST, Dataset, find_intact_dataset, normalize_dataset_uri, read_dataset
+from ..dataset.workspace import Workspace
+from ..storage.errors import EXIT_OK, EXIT_OURS, EXIT_USER, MillError, UserError, wrong
+from ..storage.filesystem import get_store
+from ..storage.uri import join, normalize
+from .command_line import Parser, add_flag, configure_logging
+from .config import StepConfig, field_types, parse_config
+from .extras import explain_missing_modules
+from .progress import format_duration, say
+from .runner_exit import exit_with_runner
+
+RUN_ENV = "IMAGEMILL_RUN"
+RANK_RECORDS = "IMAGEMILL_RANK_RECORDS"
+"""Variable that names a folder: a step in several processes collects the records of all of them there."""
+RAN, CACHED = "ran", "cached"
+_OUTPUTS_HELP = (
+    "write what the step gives into this folder, a file a value: uri, state, metrics, the manifest or report"
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The result of a step: the URI of its dataset, the state `ran` or `cached`, and metrics."""
+
+    uri: str
+    fingerprint: str
+    state: str
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+
+class NotCached(Exception):
+    """Raised where a step would have to make a dataset but was asked only for existing ones."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """The environment of one execution of a step: workspace, run, and the attempt that `--rerun` asks for.
+
+    `only_cached`: the step may make and decide nothing; it raises NotCached where it would have to.
+    """
+
+    step: str
+    workspace: Workspace
+    run: str
+    rerun: bool
+    only_cached: bool = False
+
+    def attempt(self) -> dict[str, str]:
+        """Return the fingerprint's extra value for `--rerun`: stable within a run, so that a retry is safe."""
+        return {"attempt": self.run} if self.rerun else {}
+
+    def find(self, uri: str) -> Dataset | None:
+        """Return the finished dataset at `uri`; None where the step has to make it."""
+        dataset = find_intact_dataset(uri)
+        if dataset is None:
+            self.require_work(uri)
+        return dataset
+
+    def require_work(self, missing: str) -> None:
+        """Raise NotCached if `missing` may not be made now."""
+        if self.only_cached:
+            raise NotCached(missing)
+
+    def parent(self, field: str, uri: str, kind: str) -> Dataset:
+        """Return the parent dataset that the config's `field` names.
+
+        It must lie in this workspace: manifests point to their parents by relative URIs, so that a workspace can be
+        moved.
+        """
+        if not uri:
+            raise wrong(field, f"the URI of a {kind} dataset", uri)
+        absolute = normalize_dataset_uri(uri, field)
+        if not absolute.startswith(f"{self.workspace.uri}/{kind}/"):
+            expected = f"a {kind} dataset of the workspace {self.workspace.uri} (--workspace)"
+            other = absolute.rpartition(f"/{kind}/")[0]
+            hint = f", of the workspace {other}: say --workspace {other}" if other else ""
+            raise UserError(f"{wrong(field, expected, uri)}{hint}")
+        return read_dataset(absolute, kind)
+
+    def note_latest(self, name: str, dataset: Dataset) -> None:
+        """Note `dataset` as the newest of its kind under `name`, unless `only_cached`."""
+        if not self.only_cached:
+            self.workspace.note_latest(name, dataset, self.run)
+
+    def say(self, text: str) -> None:
+        if not rank() and not self.only_cached:
+            say(self.step, text)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: its name, its config and, imported only when it runs, the function that does the work.
+
+    `work` is `module:function` of type `(config, context) -> Outcome`; `needs` are the optional modules that it
+    requires.
+    """
+
+    name: str
+    config: type[StepConfig]
+    work: str
+    help: str
+    needs: tuple[str, ...] = field(default=(), kw_only=True)
+
+    def execute(self, config: StepConfig, result: str = "") -> int:
+        """Run the step, write its record, return its exit code. Nothing is raised but KeyboardInterrupt."""
+        exit_with_runner()
+        set_passive_waiting()
+        started = time.monotonic()
+        record: dict[str, Any] = {"uri": "", "fingerprint": "", "state": "failed", "metrics": {}, "error": ""}
+        record |= {"inputs": self._inputs(config), "exit_code": 0}
+        run = config.run or new_run(self.name)
+        workspace: Workspace | None = None
+        try:
+            with explain_missing_modules(self.name, self.needs):
+                config.check()
+                if not config.run:
+                    self._check_parents(config)
+                workspace = Workspace.open(config.workspace)
+                self._raise_recorded_user_error(workspace, run, record["inputs"])
+                reruns = {item.strip() for item in config.rerun.split(",")}
+                context = Context(self.name, workspace, run, self.name in reruns)
+                outcome = self._function()(config, context)
+            record |= dataclasses.asdict(outcome)
+        except MillError as error:
+            record |= {"exit_code": error.exit_code, "error": str(error)}
+        except Exception as error:
+            # The one place where an unexpected error becomes exit code 1, its traceback in the log.
+            traceback.print_exc()
+            record |= {"exit_code": EXIT_OURS, "error": f"{type(error).__name__}: {error} (an error of imagemill's)"}
+        record["seconds"] = round(time.monotonic() - started, 3)
+        self._print_outcome(record)
+        self._write_record(record, workspace, run, result)
+        return int(record["exit_code"])
+
+    def execute_cached(self, config: StepConfig) -> dict[str, Any]:
+        """Return the record that `execute` would write if all of the step's results exist.
+
+        Nothing is made, decided or recorded. NotCached where a dataset is missing; MillError where the step can't
+        begin.
+        """
+        started = time.monotonic()
+        config.check()
+        reruns = {item.strip() for item in config.rerun.split(",")}
+        workspace = Workspace.from_uri(config.workspace)
+        context = Context(self.name, workspace, config.run, self.name in reruns, only_cached=True)
+        if context.rerun:
+            context.require_work(self.name)
+        outcome = self._function()(config, context)
+        record = dataclasses.asdict(outcome) | {"state": CACHED, "error": "", "exit_code": EXIT_OK}
+        seconds = round(time.monotonic() - started, 3)
+        return record | {"inputs": self._inputs(config), "seconds": seconds}
+
+    def _inputs(self, config: StepConfig) -> str:
+        """Return the digest by which a retry recognizes the same inputs."""
+        return digest({**dataclasses.asdict(config), "step": self.name})
+
+    def _function(self) -> Callable[[StepConfig, Context], Outcome]:
+        module, _, name = self.work.partition(":")
+        function: Callable[[StepConfig, Context], Outcome] = getattr(importlib.import_module(module), name)
+        return function
+
+    def _check_parents(self, config: StepConfig) -> None:
+        """Raise UserError for a missing parent before a workspace or run is created.
+
+        Only for a step alone: a step of a run leaves its record, for whoever looks at the run.
+        """
+        context = Context(self.name, Workspace(normalize(config.workspace, "workspace")), "", False)
+        for field_name in self.config.PARENTS:  # each has the name of its kind
+            context.parent(field_name, getattr(config, field_name), field_name)
+
+    def _raise_recorded_user_error(self, workspace: Workspace, run: str, inputs: str) -> None:
+        """Raise the UserError of an earlier attempt with the same inputs: a cluster's retry fails at once."""
+        earlier = workspace.step_record(run, self.name)
+        if earlier and earlier.get("exit_code") == EXIT_USER and earlier.get("inputs") == inputs:
+            raise UserError(str(earlier.get("error")))
+
+    def _print_outcome(self, record: dict[str, Any]) -> None:
+        if os.environ.get(RANK_RECORDS) or (rank() and not record["exit_code"]):
+            return
+        if record["exit_code"]:
+            say(self.name, f"error: {record['error']}")
+        else:
+            detail = format_duration(record["seconds"]) if record["state"] == RAN else record["state"]
+            say(self.name, f"{'done' if record['state'] == RAN else 'there already'} ({detail}): {record['uri']}")
+
+    def _write_record(self, record: dict[str, Any], workspace: Workspace | None, run: str, result: str) -> None:
+        folder = os.environ.get(RANK_RECORDS, "")
+        if folder:
+            result, workspace = str(Path(folder) / f"{rank()}.json"), None
+        elif rank():
+            return
+        try:
+            if result:
+                Path(result).write_text(json.dumps(record, indent=1) + "\n")
+            if workspace is not None:
+                workspace.write_step_record(run, self.name, record)
+        except (MillError, OSError) as error:  # the step's own outcome stands
+            say(self.name, f"the record could not be written: {error}")
+
+    def component(self, config: str, artifact: str, **values: Any) -> dict[str, Any]:
+        """Run the step as the body of a KFP component, from named values and the JSON parameter; return its record.
+
+        The dataset's manifest is copied to the file `artifact`, unless that is empty. Ends the process with the
+        step's exit code when it fails.
+        """
+        configure_logging()
+        values["run"] = os.environ.get(RUN_ENV) or values.get("run", "")
+        values = {key: value for key, value in values.items() if key in field_types(self.config)}
+        try:
+            step_config = self.config.from_values(values | self._section(config, values))
+        except UserError as error:
+            say(self.name, f"error: {error}")
+            raise SystemExit(error.exit_code) from None
+        result = Path(os.environ.get("TMPDIR", "/tmp")) / f"imagemill-{self.name}-{secrets.token_hex(6)}.json"
+        try:
+            code = self.execute(step_config, str(result))
+            if code:
+                raise SystemExit(code)
+            record: dict[str, Any] = json.loads(result.read_text())
+            manifest = join(record["uri"], MANIFEST)
+            if artifact and (code := self.write_results(lambda: download_file(manifest, artifact))):
+                raise SystemExit(code)
+            return record
+        finally:
+            result.unlink(missing_ok=True)
+
+    def main(
+        self, argv: Sequence[str] | None = None, prog: str = "", check_config: Callable[[str], object] = parse_config
+    ) -> int:
+        """Run the step's own command line, `python -m imagemill.components.<step>`; return its exit code.
+
+        `check_config`: raises UserError for an invalid `--config`, of which the step knows only its own section.
+        """
+        configure_logging()
+        parser = Parser(prog=prog or f"python -m imagemill.components.{self.name}", description=self.help)
+        for option in dataclasses.fields(self.config):
+            add_flag(parser, option.name, option.default, option.metadata["help"], option.metadata["choices"])
+        parser.add_argument("--result", default="", metavar="FILE", help="write the step's record to this file")
+        parser.add_argument("--outputs", default="", metavar="FOLDER", help=_OUTPUTS_HELP)
+        parser.add_argument(
+            "--config", default="", metavar="JSON", help="more parameters, by step, as pipelines' config"
+        )
+        try:
+            values = {k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None}
+            result, outputs, sections = values.pop("result"), values.pop("outputs"), values.pop("config")
+            check_config(sections)
+            if result and not Path(result).absolute().parent.is_dir():
+                raise wrong("--result", "a file in a folder that is there", result)
+            config = self.config.from_values(self._section(sections, values) | values, prefix="--")
+        except UserError as error:
+            say(self.name, f"error: {error}")
+            return error.exit_code
+        if not outputs:
+            return self.execute(config, result)
+        Path(outputs).mkdir(parents=True, exist_ok=True)
+        code = self.execute(config, result := result or str(Path(outputs) / "record.json"))
+        return code or self.write_results(lambda: write_outputs(json.loads(Path(result).read_text()), Path(outputs)))
+
+    def write_results(self, write: Callable[[], None]) -> int:
+        """Call `write`, which gives an orchestrator the step's results; return the exit code.
+
+        Nothing is lost where the store is unavailable then: the next attempt finds the dataset.
+        """
+        try:
+            write()
+        except (MillError, OSError) as error:
+            say(self.name, f"error: what the step made could not be handed over: {error}")
+            return error.exit_code if isinstance(error, MillError) else EXIT_OURS
+        return EXIT_OK
+
+    def _section(self, sections: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return this step's values in the JSON parameter `config`; UserError for one that is also given elsewhere.
+
+        Names of other steps' parameters are left to them.
+        """
+        shared, by_step = parse_config(sections)
+        own = {name: value for name, value in shared.items() if name in field_types(self.config)}
+        section = own | by_step.get(self.name, {})
+        if duplicates := sorted({*values, *self.config.PARENTS} & set(section)):
+            raise wrong(f"config.{self.name}", "what is no parameter of its own", duplicates[0])
+        return section
+
+
+def write_outputs(record: Mapping[str, Any], folder: Path) -> None:
+    """Write a record as files of a folder, one a value, from which Argo takes parameters and artifacts.
+
+    `uri`, `state` and each of the metrics; the dataset's manifest as `manifest.json`, a report as `report.html`.
+    """
+    for name, value in {"uri": record["uri"], "state": record["state"], **record["metrics"]}.items():
+        (folder / name).write_text(value if isinstance(value, str) else json.dumps(value), encoding="utf-8")
+    (folder / "metrics.json").write_text(json.dumps(record["metrics"], indent=1) + "\n", encoding="utf-8")
+    if record["fingerprint"]:
+        download_file(join(record["uri"], MANIFEST), str(folder / "manifest.json"))
+    if report := record["metrics"].get("report"):
+        download_file(report, str(folder / "report.html"))
+
+
+def download_file(uri: str, path: str) -> None:
+    """Copy a small stored file to a local one, which an orchestrator's UI shows."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(get_store(uri).read(uri))
+
+
+def new_run(prefix: str) -> str:
+    """Return a name for a run that sorts by time: `demo-20261121-081500-3f9a`."""
+    return f"{prefix}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+def rank() -> int:
+    """Return this process's rank among those that torchrun has started for one step (RANK, WORLD_SIZE), or 0."""
+    return int(os.environ.get("RANK", "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
+
+
+def set_passive_waiting() -> None:
+    """Let OpenMP's threads sleep while they wait for one another; called before a library that uses it is imported.
+
+    By default they spin: beside one other busy process on two cores training was 50 times slower.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -1,0 +1,1 @@
+"""What a training leaves: weights, ONNX file and model card."""

@@ -1,0 +1,1 @@
+"""Online augmentation: parameters drawn once, applied on CPU or GPU."""

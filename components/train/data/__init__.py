@@ -1,0 +1,1 @@
+"""Training data: tensor shards read, shuffled, batched and moved to the device."""

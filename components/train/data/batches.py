@@ -1,0 +1,198 @@
+"""Tensors as batches, at the speed of memory, in an order that is a function of (seed, epoch) alone.
+
+Threads, not processes: a batch is copied out of mapped files once, which releases the interpreter's lock, and nothing
+is sent to another process.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from ...dataset.labels import MULTI, multi_hot
+from ...dataset.manifest import Dataset
+from ...storage.parallel import cores
+from .buffers import get_buffer_pool
+from .cache import ShardCache
+from .order import EpochOrder, ShuffleWindow, count_batches, sample_repeats
+from .tensor_shards import TensorSplit, gather_rows
+
+OPEN_THREADS = 4
+"""Threads that open files: those of S3 are fetched as a whole."""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`images` uint8 [B, H, W, C]; `labels` int64 [B], or uint8 [B, classes] of zeros and ones where an image may have
+    several; `number` is the batch's index in the epoch. Of a batch that several ranks share these are the rows from
+    `first` on, of `total`."""
+
+    images: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.int64] | npt.NDArray[np.uint8]
+    number: int
+    first: int = 0
+    total: int = 0
+
+    def one_hot(self, classes: int) -> npt.NDArray[np.float32]:
+        """Return the labels as float32 [B, classes], 1 at the id of every label of an image and 0 elsewhere."""
+        if self.labels.ndim == 2:
+            return self.labels.astype(np.float32)
+        return np.eye(classes, dtype=np.float32)[self.labels]
+
+
+def count_train_batches(dataset: Dataset, split: str, batch_size: int, ranks: int = 1) -> int:
+    """Return the number of batches of a training epoch."""
+    return count_batches(sum(file.rows for file in dataset.files("data", split)), batch_size, True, ranks)
+
+
+def iter_batches(
+    dataset: Dataset,
+    split: str,
+    batch_size: int,
+    seed: int = 0,
+    epoch: int = -1,
+    *,
+    start: int = 0,
+    step: int = 1,
+    rank: int = 0,
+    ranks: int = 1,
+    threads: int = 0,
+    transform: Callable[[Batch], Any] | None = None,
+    balance: npt.ArrayLike | None = None,
+    pin: bool = False,
+    cache: ShardCache | None = None,
+) -> Iterator[Any]:
+    """Yield the batches of one pass over a split.
+
+    In training a last batch with less than two images a rank is left out, if it is not the only one.
+
+    Args:
+        epoch: below 0 for stored order (validation); else shuffled by (seed, epoch).
+        start: the first batch, to resume in the middle of an epoch.
+        step: distance from one batch to the next, to share an epoch among worker processes.
+        rank: of the `ranks` processes that share each batch of `batch_size`.
+        threads: of the loader; 0: one for each core.
+        transform: is applied to each batch in the loader's threads; its results are yielded in the batches' order.
+        balance: float [classes], the relative probability of a row of each class; rows are repeated and left out by it,
+            of images with one label.
+        pin: use page-locked memory, for copies to a GPU.
+        cache: for files of S3 (default: `ShardCache.create()`).
+    """
+    source = TensorSplit.from_dataset(dataset, split, cache)
+    repeats = None if balance is None else sample_repeats(source.read_labels(), balance, seed, max(0, epoch))
+    order = EpochOrder(source.files, seed, epoch, repeats)
+    threads = threads or cores()
+    loader = _Loader(source, order, batch_size, rank, ranks, max_free=threads + 2, pin=pin)
+    numbers = range(start, count_batches(loader.total, batch_size, order.is_shuffled, ranks), step)
+
+    def load(task: tuple[int, list[_Piece]]) -> Any:
+        batch = loader.load_batch(*task)
+        return batch if transform is None else transform(batch)
+
+    with ThreadPoolExecutor(threads, "load") as pool, ThreadPoolExecutor(OPEN_THREADS, "open") as open_pool:
+        try:
+            yield from _map_ordered(pool, load, loader.iter_tasks(numbers, open_pool), max_pending=threads + 1)
+        finally:
+            for executor in (pool, open_pool):
+                executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _map_ordered(
+    pool: ThreadPoolExecutor, function: Callable[[T], Any], items: Iterable[T], max_pending: int
+) -> Iterator[Any]:
+    """Yield `function(item)`, computed on the pool's threads, in the items' order; at most `max_pending` at a time are
+    submitted and not yet yielded."""
+    pending: deque[Future[Any]] = deque()
+    try:
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) >= max_pending:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pending.clear()  # an exception keeps this frame alive, and with it the batches
+
+
+class _OpenWindow:
+    """A window whose files are being opened, and the positions of its rows; freed with the last of its batches."""
+
+    def __init__(
+        self, source: TensorSplit, order: EpochOrder, window: ShuffleWindow, open_pool: ThreadPoolExecutor
+    ) -> None:
+        self.first, self.end = window.first, window.first + window.rows
+        self._rows = open_pool.submit(order.locate_rows, window)
+        self._shards = [open_pool.submit(source.open_shard, index) for index in window.files]
+
+    def read(self, part: slice, out: npt.NDArray[np.uint8]) -> list[Any]:
+        """Read the pixels of rows of the window into `out` uint8 [rows, H, W, C]; return their labels as stored."""
+        shards = [future.result() for future in self._shards]
+        positions, rows = (array[part] for array in self._rows.result())
+        gather_rows(shards, positions, rows, out)
+        return [shards[index].labels[row] for index, row in zip(positions.tolist(), rows.tolist(), strict=True)]
+
+
+_Piece = tuple[_OpenWindow, slice]
+"""Rows of a window, by their positions in its order."""
+
+
+class _Loader:
+    """Loads any batch of one pass, this rank's share of it."""
+
+    def __init__(
+        self, source: TensorSplit, order: EpochOrder, batch_size: int, rank: int, ranks: int, max_free: int, pin: bool
+    ) -> None:
+        self._source, self._order = source, order
+        self._batch_size, self._rank, self._ranks = batch_size, rank, ranks
+        manifest = source.dataset.manifest
+        max_rows = -(-batch_size // ranks)
+        self._buffers = get_buffer_pool((max_rows, *manifest.image["shape"]), max_free, pin)
+        self._classes = len(manifest.classes) if manifest.task == MULTI else 0
+        self.total = order.count_rows()
+
+    def iter_tasks(self, numbers: range, open_pool: ThreadPoolExecutor) -> Iterator[tuple[int, list[_Piece]]]:
+        """Yield (number, the rows of this rank's share) of each batch; opens the files of the windows that a batch
+        needs, and of the next one."""
+        windows = self._order.iter_windows()
+        open_windows: deque[_OpenWindow] = deque()
+        for number in numbers:
+            start, end = self._locate_share(number)
+            while open_windows and open_windows[0].end <= start:
+                open_windows.popleft()
+            while not open_windows or open_windows[-1].first < end:  # one more than is needed
+                window = next(windows, None)
+                if window is None:
+                    break
+                if window.first + window.rows > start:
+                    open_windows.append(_OpenWindow(self._source, self._order, window, open_pool))
+            pieces = []
+            for opened in open_windows:
+                low, high = max(start, opened.first), min(end, opened.end)
+                if low < high:
+                    pieces.append((opened, slice(low - opened.first, high - opened.first)))
+            yield number, pieces
+
+    def _locate_share(self, number: int) -> tuple[int, int]:
+        """Return the first and the end row of this rank's share of a batch, as positions in the epoch."""
+        start = number * self._batch_size
+        size = min(self._batch_size, self.total - start)
+        return start + self._rank * size // self._ranks, start + (self._rank + 1) * size // self._ranks
+
+    def load_batch(self, number: int, pieces: list[_Piece]) -> Batch:
+        start, end = self._locate_share(number)
+        images = self._buffers.acquire()[: end - start]
+        labels: list[Any] = []
+        for opened, part in pieces:
+            labels += opened.read(part, images[len(labels) : len(labels) + part.stop - part.start])
+        batch_start = number * self._batch_size
+        targets = (
+            multi_hot([ids.as_py() for ids in labels], self._classes) if self._classes else np.array(labels, np.int64)
+        )
+        return Batch(images, targets, number, start - batch_start, min(self._batch_size, self.total - batch_start))

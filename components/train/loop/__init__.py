@@ -1,0 +1,1 @@
+"""The training loop: epochs, validation, checkpoints, several processes."""

@@ -1,0 +1,181 @@
+"""Communication among the processes of one training, and signals that ask it to stop.
+
+Gradients travel by DistributedDataParallel (NCCL between GPUs, gloo between CPUs); all other values by a gloo group of
+their own, so that no GPU is waited for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from ...models.artifact import pick_device
+from ...step.runner_exit import handles_sigterm
+from ...storage.errors import TransientError
+
+if TYPE_CHECKING:
+    import torch
+
+LOST = "another process of this training ended"
+TIMEOUT = timedelta(days=1)
+"""Of every collective: ranks wait while the main one validates and saves. When one process ends, all are ended."""
+
+
+@dataclass
+class StopRequest:
+    """A request to end the training at the next batch, made by SIGTERM (the machine is taken away) or Ctrl-C."""
+
+    is_requested: bool = False
+    signal_name: str = "SIGTERM"
+
+    @contextlib.contextmanager
+    def handle_signals(self) -> Iterator[None]:
+        """Let SIGTERM and the first Ctrl-C set `is_requested` instead of ending the process."""
+        if threading.current_thread() is not threading.main_thread():  # Python allows handlers in the main thread only
+            yield
+            return
+
+        def request(number: int, frame: Any) -> None:
+            self.is_requested = True
+            if number == signal.SIGINT:
+                self.signal_name = "Ctrl-C"
+                signal.signal(number, previous[signal.SIGINT])  # a second Ctrl-C ends the process at once
+
+        previous = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            with handles_sigterm():
+                yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+
+@dataclass
+class Communicator:
+    """The process `rank` of `world_size`. Of a single process every method is local."""
+
+    rank: int = 0
+    world_size: int = 1
+    stop: StopRequest = field(default_factory=StopRequest)
+    _group: Any = None
+    _stop_check: Any = None
+
+    @classmethod
+    def join(cls, device: str, stop: StopRequest) -> Communicator:
+        """Join the group that torchrun's variables name (RANK, WORLD_SIZE, MASTER_ADDR and _PORT), if they are set.
+
+        `device` as the config names it: NCCL for GPUs, gloo for CPUs.
+        """
+        world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        if world_size == 1:
+            return cls(stop=stop)
+        import torch.distributed as dist
+
+        backend = "nccl" if pick_device(device).type == "cuda" else "gloo"
+        with _catch_lost_peers():
+            if not dist.is_initialized():
+                dist.init_process_group(backend, timeout=TIMEOUT)
+            return cls(dist.get_rank(), world_size, stop, dist.new_group(backend="gloo", timeout=TIMEOUT))
+
+    @property
+    def is_main(self) -> bool:
+        """The main process validates, saves, commits and reports."""
+        return self.rank == 0
+
+    def broadcast(self, *values: float) -> list[float]:
+        """Return the main process's values."""
+        if self.world_size == 1:
+            return list(values)
+        import torch
+        import torch.distributed as dist
+
+        tensor = torch.tensor(values, dtype=torch.float64)
+        with _catch_lost_peers():
+            dist.broadcast(tensor, 0, group=self._group)
+        return [float(value) for value in tensor.tolist()]
+
+    def wait_for_main(self) -> None:
+        """Block until the main process gets here too."""
+        self.broadcast(0.0)
+
+    def check_equal(self, name: str, *values: float) -> None:
+        """Raise TransientError unless all ranks have the same values: one could not read what all others read."""
+        if self.broadcast(*values) != [float(value) for value in values]:
+            raise TransientError(
+                f"{name}: expected the same in all processes of a training, found others in {self.rank}"
+            )
+
+    def sum(self, value: torch.Tensor) -> float:
+        """Return the sum over the ranks of a scalar tensor on any device."""
+        if self.world_size == 1:
+            return float(value.item())
+        import torch
+        import torch.distributed as dist
+
+        total = torch.tensor([value.item()], dtype=torch.float64)
+        with _catch_lost_peers():
+            dist.all_reduce(total, group=self._group)
+        return float(total.item())
+
+    def should_stop(self) -> bool:
+        """Return whether any rank was asked to stop, the same on all ranks after the same optimizer step.
+
+        Of several ranks the answer is that of the step before: it travels while they compute.
+        """
+        if self.world_size == 1:
+            return self.stop.is_requested
+        import torch
+        import torch.distributed as dist
+
+        with _catch_lost_peers():
+            should_stop = False
+            if self._stop_check is not None:
+                work, requests = self._stop_check
+                work.wait()
+                should_stop = bool(requests.item())
+                self._stop_check = None
+            if not should_stop:
+                requests = torch.tensor([float(self.stop.is_requested)])
+                self._stop_check = (dist.all_reduce(requests, group=self._group, async_op=True), requests)
+        return should_stop
+
+    def finish_stop_check(self) -> None:
+        """Wait for the exchange that the last `should_stop` started."""
+        if self._stop_check is not None:
+            with _catch_lost_peers():
+                self._stop_check[0].wait()
+            self._stop_check = None
+
+    def close(self) -> None:
+        """Leave the process group after a training without errors."""
+        if self.world_size > 1:
+            import torch.distributed as dist
+
+            dist.destroy_process_group()
+
+    def catch_lost_peers(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which the end of another process raises TransientError."""
+        return _catch_lost_peers() if self.world_size > 1 else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _catch_lost_peers() -> Iterator[None]:
+    """Raise errors of communication as TransientError: the rank that caused them reports its own error."""
+    try:
+        yield
+    except RuntimeError as error:
+        import torch.distributed as dist
+
+        message = str(error)
+        is_lost = isinstance(error, dist.DistError) or any(
+            word in message for word in ("gloo", "NCCL", "Connection", "Socket")
+        )
+        if not is_lost:
+            raise
+        raise TransientError(f"{LOST}: {message.splitlines()[0]}") from None

@@ -1,0 +1,360 @@
+"""The training loop: epochs of optimizer steps with a validation after each, and checkpoints to resume from."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
+
+from ...dataset.manifest import Dataset
+from ...models.artifact import Normalize
+from ...models.blocks import parameter_blocks
+from ...step.progress import Progress, format_duration
+from ...step.step import Context
+from ...storage.errors import TransientError, UserError
+from ...storage.parallel import cores
+from ..augment.augmentation import Augmentation
+from ..augment.mixing import Mixing
+from ..augment.params import AugmentParams
+from ..config import TrainConfig
+from ..data.batches import Batch, count_train_batches, iter_batches
+from ..data.cache import ShardCache
+from ..data.prefetcher import DevicePrefetcher
+from .checkpoint import Learner, TrainingState, load_checkpoint, save_checkpoint
+from .communicator import Communicator
+from .head_solver import can_solve_head, solve_head
+from .history import EpochRow, open_events
+from .losses import balance_classes
+from .optimizer import LearningRateSchedule, MovingAverage, count_trainable_blocks, make_optimizer
+from .stepper import Stepper, choose_autocast_dtype
+from .validation import Validator
+
+if TYPE_CHECKING:
+    import torch
+
+EVENT_INTERVAL_S = 10.0
+"""Seconds between two points of TensorBoard's curves within an epoch."""
+CHECKPOINT_TIME_SHARE = 0.05
+"""Largest share of the training time that checkpoints after epochs take. Short epochs are not followed by one each: a
+kill costs one epoch, or twenty times the duration of a checkpoint where that is longer."""
+VALIDATION_METRICS = ("val_loss", "val_top1", "val_macro_f1")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class PreparedBatch(Batch):
+    """A batch as the loader's threads leave it: augmented, or with the parameters to augment it on the device."""
+
+    params: AugmentParams | None = None
+
+
+@dataclass
+class Trainer:
+    """Trains one network on one tensors dataset.
+
+    Args:
+        config: resolved, every option has a value.
+        uri: of the model dataset; checkpoints lie below it.
+        events_uri: folder or S3 prefix of TensorBoard's event files; empty for none.
+    """
+
+    network: torch.nn.Module
+    tensors: Dataset
+    config: TrainConfig
+    device: torch.device
+    uri: str
+    context: Context
+    comm: Communicator = field(default_factory=Communicator)
+    events_uri: str = ""
+
+    def __post_init__(self) -> None:
+        import torch
+
+        config, manifest = self.config, self.tensors.manifest
+        self.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.blocks = parameter_blocks(self.network)
+        average = MovingAverage(self.network, config.ema) if config.ema else None
+        dtype = choose_autocast_dtype(config.precision, self.device)
+        scaler = torch.amp.GradScaler(self.device.type) if dtype is torch.float16 else None
+        self.learner = Learner(self.network, make_optimizer(self.network, self.blocks, config), average, scaler)
+        self.normalize = Normalize(manifest.image, self.device)
+        self.augmentation = Augmentation(config, manifest.image, self.device.type)
+        self.mixing = Mixing(config, len(manifest.classes), manifest.task)
+        self.rows = manifest.totals.by_split["train"]
+        self.threads = config.load_threads or max(1, cores() // self.comm.world_size)
+        is_remote = self.tensors.uri.startswith("s3://")
+        self.cache = ShardCache.create(config.cache_dir, config.cache_bytes) if is_remote else None
+        loss, self.sampling_weights = balance_classes(self.tensors, config, self.device)
+        num_batches = count_train_batches(self.tensors, "train", config.batch_size, self.comm.world_size)
+        updates = -(-num_batches // config.accumulate)
+        self.solves_head = self._decide_solving_head()
+        schedule = LearningRateSchedule(
+            config.learning_rate, updates * (config.epochs - self.solves_head), config.warmup
+        )
+        size, channels = self.augmentation.size, manifest.image["shape"][2]
+
+        def autocast() -> torch.autocast:
+            return torch.autocast(self.device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+
+        shape = (channels, size, size)
+        self.stepper = Stepper(
+            self.learner, self.blocks, loss, schedule, config, self.device, self.comm, autocast, shape
+        )
+        self.validator = Validator(self.tensors, 4 * config.batch_size, self.device, autocast, self.threads, self.cache)
+
+    def _decide_solving_head(self) -> bool:
+        """Return whether the first epoch solves the head; say so where it was asked for and is not possible."""
+        if self.config.head != "solved":
+            return False
+        if self.comm.world_size > 1 or not can_solve_head(self.network, self.tensors.manifest.task):
+            self.context.say(
+                "the head is trained, not solved: that takes one process, a linear head, and one label for each image"
+            )
+            return False
+        return True
+
+    def run(self) -> TrainingState:
+        """Train from the last checkpoint to the last epoch, and return the final state."""
+        state = self._resume()
+        started, first_epoch = time.monotonic(), state.epoch
+        self._checkpoint_seconds = 0.0  # so that the first epoch is followed by a checkpoint
+        self._checkpoint_time = started
+        with open_events(self.events_uri if self.comm.is_main else "", state.updates) as self.events:
+            while not self.is_finished(state):
+                self._run_epoch(state)
+                seconds_per_epoch = (time.monotonic() - started) / (state.epoch - first_epoch)
+                self._report_epoch(state.history[-1], seconds_per_epoch * (self.config.epochs - state.epoch))
+        if state.epoch < self.config.epochs:
+            self.context.say(f"no better validation in {self.config.early_stopping} epochs: stopped early")
+        return state
+
+    def _resume(self) -> TrainingState:
+        state = load_checkpoint(self.uri, self.learner)
+        self.comm.check_equal("the checkpoint", state.number, state.epoch, state.batches)
+        if state.number:
+            batches_done = f" and {state.batches} batches" if state.batches else ""
+            self.context.say(f"going on after epoch {state.epoch}{batches_done}, which an earlier try finished")
+        return state
+
+    def is_finished(self, state: TrainingState) -> bool:
+        """Return whether all epochs are done, or `early_stopping` of them brought no better validation.
+
+        Epochs in which blocks are still frozen do not count as without progress.
+        """
+        patience, config = self.config.early_stopping, self.config
+        if state.epoch >= config.epochs or not patience or not self.validator.has_images:
+            return state.epoch >= config.epochs
+        frozen_epochs = config.probe_epochs + config.unfreeze_epochs if config.weights else 0
+        return state.epoch - max(state.best_epoch, min(frozen_epochs, state.epoch)) >= patience
+
+    def _run_epoch(self, state: TrainingState) -> None:
+        """Train the rest of an epoch, validate, and save a checkpoint where one is due."""
+        trainable_blocks = count_trainable_blocks(self.config, len(self.blocks), state.epoch)
+        self.stepper.begin_epoch(trainable_blocks)
+        if self.solves_head and state.epoch == 0:
+            self._solve_head(state)
+        else:
+            self._train_batches(state)
+        row = self._summarize_epoch(state, trainable_blocks) | self._validate(state)
+        _check_finite("validation loss", row.get("val_loss", 0.0), row["epoch"])
+        row["seconds"] = round(state.seconds + time.monotonic() - self._clock, 3)
+        state.end_epoch(row)
+        if self._is_best(state):
+            state.best_epoch = state.epoch
+            if self.comm.is_main:
+                weights = self.evaluated_network.state_dict()
+                state.best_weights = {name: value.detach().cpu().clone() for name, value in weights.items()}
+        if time.monotonic() - self._checkpoint_time >= self._checkpoint_seconds / CHECKPOINT_TIME_SHARE:
+            self._save(state)
+        if self.events:
+            self.events.add(state.updates, row)
+            self.events.publish()
+
+    def _train_batches(self, state: TrainingState) -> None:
+        """Train on the batches of an epoch from number `state.batches` on."""
+        import torch
+
+        epoch, self._clock = state.epoch, time.monotonic()
+        if state.loss_sum is None:
+            state.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        progress = Progress("train", total=self.rows, every_s=3.0 if self.comm.is_main else math.inf)
+        progress.leave_out(state.images)
+        loaded = iter_batches(
+            self.tensors, "train", self.config.batch_size, self.config.seed, epoch, start=state.batches,
+            rank=self.comm.rank, ranks=self.comm.world_size, threads=self.threads, cache=self.cache,
+            balance=self.sampling_weights, pin=self.device.type == "cuda",
+            transform=lambda batch: self._prepare(batch, epoch),
+        )  # fmt: skip
+        prefetcher = DevicePrefetcher(loaded, self.device)
+        event_time = time.monotonic()
+        try:
+            for (images, labels, batch), is_last in _mark_last(prefetcher):
+                is_update = is_last or (batch.number + 1) % self.config.accumulate == 0
+                state.loss_sum += self._train_batch(images, labels, batch, epoch, is_update, state.updates)
+                state.batches += 1
+                state.images += batch.total
+                progress.add(batch.total, f"epoch {epoch + 1}/{self.config.epochs}")
+                if is_update:
+                    state.updates += 1
+                    state.waiting, prefetcher.wait_seconds = state.waiting + prefetcher.wait_seconds, 0.0
+                    self._stop_or_save(state)
+                    if self.events and time.monotonic() - event_time > EVENT_INTERVAL_S:
+                        loss = state.loss_sum.item() * self.comm.world_size / state.images
+                        row = {"train_loss": loss, "learning_rate": self.stepper.get_last_rate(state.updates)}
+                        self.events.add(state.updates, row)
+                        event_time = time.monotonic()
+            self.comm.finish_stop_check()
+        finally:
+            prefetcher.close()
+        self._count_time(state)
+
+    def _prepare(self, batch: Batch, epoch: int) -> PreparedBatch:
+        """Sample the augmentation of this rank's share of a batch, and apply it here where that is the CPU's work.
+
+        Runs in the loader's threads. Parameters are made for the batch of all ranks, so that they do not depend on
+        the number of ranks.
+        """
+        share = slice(batch.first, batch.first + len(batch.labels))
+        params = self.augmentation.make_params(epoch, batch.number, batch.total).select_rows(share)
+        images = batch.images
+        if not self.augmentation.runs_on_device:
+            images = self.augmentation.apply_on_cpu(images, params)
+        return PreparedBatch(images, batch.labels, batch.number, batch.first, batch.total, params)
+
+    def _train_batch(
+        self, images: torch.Tensor, labels: torch.Tensor, batch: PreparedBatch, epoch: int, is_update: bool,
+        updates: int,
+    ) -> torch.Tensor:  # fmt: skip
+        """Augment, mix and train on uint8 [B, H, W, C] on the device, and return the summed loss."""
+        if self.augmentation.runs_on_device:
+            assert batch.params is not None
+            images = self.augmentation.apply_on_device(images, batch.params)
+        mixed, targets = self.mixing(self.normalize(images), labels, epoch, batch.number, batch.first)
+        return self.stepper.train_batch(mixed, targets, (epoch, batch.number), batch.total, is_update, updates)
+
+    def _solve_head(self, state: TrainingState) -> None:
+        """Solve the head on the frozen features, in one pass over the images: an epoch without optimizer steps."""
+        import torch
+
+        self._clock = time.monotonic()
+        solution = solve_head(self.network, self.validator, lambda: self._stop_if_requested(state))
+        if self.learner.average:
+            self.learner.average.network.load_state_dict(self.network.state_dict())
+        state.images = solution.images
+        state.loss_sum = torch.tensor(solution.loss * solution.images, dtype=torch.float64, device=self.device)
+        self._count_time(state)
+        self.context.say(
+            f"the head is solved on features of {solution.images:,} images, with a penalty of {solution.penalty:g}"
+        )
+
+    def _summarize_epoch(self, state: TrainingState, trainable_blocks: int) -> EpochRow:
+        """Return the epoch's row of the history as far as it is known after the last step."""
+        assert state.loss_sum is not None
+        loss = self.comm.sum(state.loss_sum) / max(1, state.images)
+        _check_finite("loss", loss, state.epoch + 1)
+        row: EpochRow = {
+            "epoch": state.epoch + 1,
+            "train_loss": loss,
+            "learning_rate": self.stepper.get_last_rate(state.updates),
+            "images_per_second": round(state.images / max(state.seconds, 1e-3), 1),
+            "waiting": round(state.waiting / max(state.seconds, 1e-3), 4),
+            "updates": state.updates,
+            "blocks": trainable_blocks,
+        }
+        if self.learner.average:
+            row["ema"] = round(self.learner.average.get_decay(), 6)
+        return row
+
+    @property
+    def evaluated_network(self) -> torch.nn.Module:
+        """The network that is validated and stored: the moving average's where there is one."""
+        return self.learner.average.network if self.learner.average else self.network
+
+    def _validate(self, state: TrainingState) -> dict[str, float]:
+        """Return the metrics on the validation images, which the main process computes for all."""
+        if not self.validator.has_images:
+            return {}
+        metrics: dict[str, float] = {}
+        if self.comm.is_main:
+            metrics = self.validator.validate(self.evaluated_network, lambda: self._stop_if_requested(state))
+        values = self.comm.broadcast(*(metrics.get(name, 0.0) for name in VALIDATION_METRICS))
+        return dict(zip(VALIDATION_METRICS, values, strict=True))
+
+    def _is_best(self, state: TrainingState) -> bool:
+        """Return whether the last epoch has the best validation macro-F1, or the same with a lower loss.
+
+        Always true without validation images, so that the last epoch is kept.
+        """
+        row = state.history[-1]
+        if "val_macro_f1" not in row or not state.best_epoch:
+            return True
+        best = state.history[state.best_epoch - 1]
+        return (row["val_macro_f1"], -row["val_loss"]) > (best["val_macro_f1"], -best["val_loss"])
+
+    def _report_epoch(self, row: EpochRow, seconds_left: float) -> None:
+        parts = [f"epoch {row['epoch']}/{self.config.epochs}", f"loss {row['train_loss']:.3f}"]
+        if "val_macro_f1" in row:
+            parts += [f"val loss {row['val_loss']:.3f}", f"val macro-F1 {row['val_macro_f1']:.3f}"]
+        parts += [f"{row['images_per_second']:,.0f} images/s", f"{row['waiting']:.0%} waiting for data"]
+        self.context.say(" · ".join([*parts, f"{format_duration(seconds_left)} left"]))
+
+    def _stop_or_save(self, state: TrainingState) -> None:
+        """After an optimizer step: stop if any process was asked to, else save a checkpoint where one is due."""
+        if self.comm.should_stop():
+            error = self._stop(state)
+            self.comm.wait_for_main()  # it has saved
+            raise error
+        minutes = self.config.checkpoint_minutes
+        if minutes and self.comm.is_main and time.monotonic() - self._checkpoint_time >= 60 * minutes:
+            self._count_time(state)
+            self._save(state)
+
+    def _stop_if_requested(self, state: TrainingState) -> None:
+        """Between batches that only this process computes (validation, features): stop if it was asked to."""
+        if self.comm.stop.is_requested:
+            raise self._stop(state)
+
+    def _stop(self, state: TrainingState) -> TransientError:
+        """Save a checkpoint, and return the error that ends this try."""
+        self._count_time(state)
+        self._save(state)
+        return TransientError(
+            f"stopped by {self.comm.stop.signal_name} after {state.batches} batches of epoch {state.epoch + 1}: there "
+            "is a checkpoint, from which the same command goes on"
+        )
+
+    def _save(self, state: TrainingState) -> None:
+        """Save a checkpoint, by the main process, whose weights all others have. UserError for a loss of nan or
+        infinity, which must not replace a sound checkpoint."""
+        if self.comm.is_main:
+            if state.loss_sum is not None:
+                _check_finite("loss", state.loss_sum.item(), state.epoch + 1)
+            started = time.monotonic()
+            save_checkpoint(self.uri, state, self.learner)
+            self._checkpoint_seconds = time.monotonic() - started
+        self._checkpoint_time = time.monotonic()
+
+    def _count_time(self, state: TrainingState) -> None:
+        """Add the time since the last call, or since the epoch began, to the epoch's."""
+        now = time.monotonic()
+        state.seconds, self._clock = state.seconds + now - self._clock, now
+
+
+def _check_finite(name: str, loss: float, epoch: int) -> None:
+    if not math.isfinite(loss):
+        raise UserError(f"epoch {epoch}: the {name} is {loss}; try a smaller learning_rate")
+
+
+def _mark_last(items: Iterable[T]) -> Iterator[tuple[T, bool]]:
+    """Yield each item, and whether it is the last."""
+    iterator = iter(items)
+    try:
+        item = next(iterator)
+    except StopIteration:
+        return
+    for following in iterator:
+        yield item, False
+        item = following
+    yield item, True

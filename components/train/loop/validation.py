@@ -1,0 +1,113 @@
+"""Metrics and calibration of a network on validation images, which are read as stored, without augmentation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...dataset.labels import MULTI, THRESHOLD, probabilities, sum_loss
+from ...dataset.manifest import Dataset
+from ...imaging.tensors import center_crop, input_size
+from ...metrics.classification import LabelCounts, confusion, summary
+from ...models.artifact import Normalize
+from ..data.batches import iter_batches
+from ..data.cache import ShardCache
+
+if TYPE_CHECKING:
+    import torch
+
+MAX_CALIBRATION_IMAGES = 20_000
+"""Validation images that a temperature is fitted on at most: 4 bytes a class of each are in memory."""
+
+
+@dataclass(frozen=True)
+class Validator:
+    """Runs networks on the validation images of a dataset.
+
+    Args:
+        autocast: makes the context in which the network computes.
+        threads: of the loader; 0 for one a core.
+        cache: for files on S3; None for the default one.
+    """
+
+    tensors: Dataset
+    batch_size: int
+    device: torch.device
+    autocast: Callable[[], AbstractContextManager[Any]]
+    threads: int = 0
+    cache: ShardCache | None = None
+
+    @property
+    def has_images(self) -> bool:
+        return bool(self.tensors.manifest.totals.by_split.get("val"))
+
+    def validate(self, network: torch.nn.Module, before_batch: Callable[[], None]) -> dict[str, float]:
+        """Return `val_loss`, `val_top1` and `val_macro_f1`; empty without validation images.
+
+        Of images with several labels: macro-F1 of the classes with a probability of at least 0.5, and as top-1 the
+        share of images whose highest-scored class is one of their labels.
+        """
+        if not self.has_images:
+            return {}
+        import torch
+
+        task, classes = self.tensors.manifest.task, len(self.tensors.manifest.classes)
+        counts, matrix, loss, rows = LabelCounts(classes), np.zeros((classes, classes), np.int64), 0.0, 0
+        for logits, labels in self.predict(network, before_batch):
+            loss += sum_loss(logits, torch.from_numpy(labels).to(self.device))
+            rows += len(labels)
+            highest = logits.argmax(1).cpu().numpy()
+            if task == MULTI:
+                counts.add(labels, (probabilities(logits, task) >= THRESHOLD).cpu().numpy(), highest)
+            else:
+                matrix += confusion(labels, highest, classes)
+        scores = counts.summary() if task == MULTI else summary(matrix)
+        return {"val_loss": loss / rows, "val_top1": scores["top1"], "val_macro_f1": scores["macro_f1"]}
+
+    def fit_temperature(self, network: torch.nn.Module) -> float:
+        """Return the temperature that calibrates the network's probabilities; 1 without validation images.
+
+        It is fitted on the first `MAX_CALIBRATION_IMAGES`, which are stored in random order.
+        """
+        from ...metrics.calibration import fit_temperature
+
+        if not self.has_images:
+            return 1.0
+        logits: list[npt.NDArray[np.float32]] = []
+        labels: list[npt.NDArray[Any]] = []
+        for batch_logits, batch_labels in self.predict(network, lambda: None):
+            logits.append(batch_logits.cpu().numpy())
+            labels.append(batch_labels)
+            if sum(map(len, labels)) >= MAX_CALIBRATION_IMAGES:
+                break
+        return fit_temperature(np.concatenate(logits), np.concatenate(labels))
+
+    def predict(
+        self, network: torch.nn.Module, before_batch: Callable[[], None], split: str = "val"
+    ) -> Generator[tuple[torch.Tensor, npt.NDArray[Any]], None, None]:
+        """Yield (logits float32 [B, classes] on the device, labels) of each batch of a split, in stored order.
+
+        The network is in evaluation mode meanwhile. `before_batch` is called before each batch, and may raise.
+        """
+        import torch
+
+        image = self.tensors.manifest.image
+        normalize, size = Normalize(image, self.device), input_size(image)
+        modes = {module: module.training for module in network.modules()}
+        network.eval()
+        try:
+            with torch.inference_mode():
+                for batch in iter_batches(self.tensors, split, self.batch_size, threads=self.threads, cache=self.cache):
+                    before_batch()
+                    pixels = torch.from_numpy(np.ascontiguousarray(center_crop(batch.images, size))).to(self.device)
+                    with self.autocast():
+                        logits = network(normalize(pixels))
+                    yield logits.float(), batch.labels
+        finally:
+            for module, training in modes.items():
+                module.training = training

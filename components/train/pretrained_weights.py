@@ -1,0 +1,287 @@
+"""Pretrained weights: downloaded by name, or read from a URI (safetensors, never pickle), and fitted to the network.
+
+Weights by name are torchvision's, from its server, and timm's, from the Hugging Face hub.
+
+The first convolution is fitted to the channels of the images. One channel gets the RGB filters' sum, which sees
+in a grey image what they see in its R = G = B. Three channels of another colour get the filters as they are.
+Edge channels that the weights do not know start at zero: the network starts as the pretrained one, and learns what
+edges add. Position embeddings of a transformer that saw images of another size are resampled.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+from urllib.error import URLError
+
+from ..dataset.manifest import Dataset, find_dataset
+from ..imaging.choices import COLORS
+from ..imaging.geometry import Geometry
+from ..models import timm_models
+from ..models.artifact import ModelSpec, find_first_convolution
+from ..models.blocks import head_modules
+from ..storage import uri as uris
+from ..storage.errors import MillError, TransientError, UserError, wrong
+from ..storage.filesystem import get_store, hash_object
+from .config import TrainConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    State = dict[str, torch.Tensor]
+
+MIN_MATCHED_SHARE = 0.5
+"""Share of a network's tensors that its pretrained weights must fit."""
+_HUB_FILES = ("model.safetensors", "open_clip_model.safetensors")
+"""Names of the weights in a repository on the hub: timm's own, then OpenCLIP's."""
+
+
+def identify_weights(config: TrainConfig) -> dict[str, str]:
+    """Return what a model's fingerprint counts of the weights: their name, or the sha256 of their file."""
+    if not config.weights:
+        return {}
+    if config.weights_are_named:
+        return {"weights": resolve_weights_name(config.backbone, config.weights)}
+    return {"weights": hash_object(find_weights_file(config.weights))}
+
+
+def find_weights_file(weights: str) -> str:
+    """Return the URI of the .safetensors file that a URI means: itself, or that of a model dataset.
+
+    UserError where there is none.
+    """
+    uri = uris.normalize(weights, "weights")
+    if uri.endswith(".safetensors"):
+        if get_store(uri).stat(uri) is None:
+            raise wrong("weights", "a .safetensors file that is there", weights)
+        return uri
+    if get_store(uri).stat(uri) is not None:
+        kinds = "a .safetensors file or a model (what torch.save writes can run code, and is not opened)"
+        raise wrong("weights", kinds, weights)
+    dataset = find_dataset(uri)
+    files = [file for file in dataset.files() if file.uri.endswith(".safetensors")] if dataset else []
+    if dataset is None or not files:
+        raise wrong("weights", "a torchvision name, or the URI of a .safetensors file or of a model", weights)
+    return dataset.locate(files[0])
+
+
+def find_model_dataset(weights: str) -> Dataset | None:
+    """Return the model dataset that a URI of weights means, None where it means a file."""
+    uri = uris.normalize(weights, "weights")
+    return None if uri.endswith(".safetensors") else find_dataset(uri)
+
+
+def load_pretrained(network: torch.nn.Module, spec: ModelSpec, config: TrainConfig) -> str:
+    """Load the weights that fit into the network, and return a description; a head for other classes is left as it is.
+
+    UserError where less than half of the network's tensors fit: these are the weights of another network.
+    """
+    if not config.weights:
+        return "from scratch"
+    if config.weights_are_named:
+        state = download_weights(config.backbone, config.weights)
+    else:
+        state = _read_state(config.weights)
+    state, is_resampled = _resample_positions(state, network, spec)
+    heads = () if _has_same_classes(config, spec) else tuple(f"{name}." for name in head_modules(network))
+    target = network.state_dict()
+    target_channels = Channels.of(spec.geometry)
+    first = find_first_convolution(network, target_channels.number) + ".weight"
+    source_channels = _find_channels(config, state.get(first), target_channels)
+    fitting = {
+        name: fitted
+        for name, value in state.items()
+        if name in target
+        and not name.startswith(heads)
+        and (fitted := _fit_channels(value, source_channels, target_channels) if name == first else value) is not None
+        and fitted.shape == target[name].shape
+    }
+    if len(fitting) < MIN_MATCHED_SHARE * len(target):
+        expected = f"weights of {config.backbone}, {len(target)} tensors"
+        raise wrong("weights", expected, f"{len(fitting)} that fit in {config.weights}")
+    network.load_state_dict({**target, **fitting})
+    parts = [f"from {config.weights}", f"{len(fitting)} of {len(target)} tensors"]
+    parts += _describe_channels(source_channels, target_channels)
+    parts += ["position embeddings resampled"] if is_resampled else []
+    return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class Channels:
+    """The channels of an image: those of a colour space, then edges."""
+
+    color: str = "rgb"
+    edges: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, geometry: Geometry) -> Channels:
+        return cls(geometry.color, geometry.edges)
+
+    @property
+    def number(self) -> int:
+        return COLORS[self.color] + len(self.edges)
+
+
+def _find_channels(config: TrainConfig, first: torch.Tensor | None, target: Channels) -> Channels:
+    """Return the channels that the weights were trained on, from the model dataset's manifest.
+
+    Of a file alone the shape of the first convolution, float [filters, channels, height, width], tells RGB and grey;
+    of any other number of channels `target` is assumed, which fits or not.
+    """
+    dataset = None if config.weights_are_named else find_model_dataset(config.weights)
+    if dataset is not None and dataset.manifest.image:
+        return Channels.of(Geometry.from_dict(dataset.manifest.image))
+    number = 3 if first is None or first.ndim != 4 else first.shape[1]
+    return {1: Channels("gray"), 3: Channels("rgb")}.get(number, target)
+
+
+def _fit_channels(filters: torch.Tensor, source: Channels, target: Channels) -> torch.Tensor | None:
+    """Return the first convolution's filters for the target's channels, None if the source's can't make them."""
+    import torch
+
+    source_colors, target_colors = COLORS[source.color], COLORS[target.color]
+    if filters.ndim != 4 or filters.shape[1] != source.number or (source_colors, target_colors) == (1, 3):
+        return None
+    color = filters[:, :source_colors]
+    if source_colors != target_colors:
+        color = color.sum(dim=1, keepdim=True)
+    edges = {name: filters[:, source_colors + i : source_colors + i + 1] for i, name in enumerate(source.edges)}
+    return torch.cat([color, *(edges.get(name, torch.zeros_like(filters[:, :1])) for name in target.edges)], dim=1)
+
+
+def _describe_channels(source: Channels, target: Channels) -> list[str]:
+    """Return notes on weights that were trained on other channels."""
+    notes = [f"trained on {source.color}"] if source.color != target.color else []
+    if (COLORS[source.color], COLORS[target.color]) == (1, 3):
+        return [*notes, "the first convolution from scratch"]
+    new = [name for name in target.edges if name not in source.edges]
+    return notes + ([f"{' and '.join(new)} from zero"] if new else [])
+
+
+def _resample_positions(state: State, network: torch.nn.Module, spec: ModelSpec) -> tuple[State, bool]:
+    """Return the weights with position embeddings for the size of the spec's images, and whether that changed them.
+
+    Bicubic, the class token's left as it is (Dosovitskiy et al., "An Image is Worth 16x16 Words", 2021, 3.2): by
+    torchvision's `interpolate_embeddings`, or timm's own filter of the architecture.
+    """
+    positions = [name for name in ("encoder.pos_embedding", "pos_embed") if name in state]
+    shapes = {name: state[name].shape for name in positions}
+    if timm_models.is_timm(spec.backbone):
+        state = timm_models.convert_weights(spec.backbone, state, network)
+    elif spec.backbone.startswith("vit_") and positions:
+        from torchvision.models.vision_transformer import interpolate_embeddings
+
+        patch = cast(Any, network).patch_size
+        try:
+            state = interpolate_embeddings(spec.image["shape"][0], patch, dict(state))  # type: ignore[arg-type]
+        except ValueError as error:
+            raise wrong("weights", f"weights of {spec.backbone}", f"others: {error}") from None
+    return state, any(name in state and state[name].shape != shape for name, shape in shapes.items())
+
+
+def _has_same_classes(config: TrainConfig, spec: ModelSpec) -> bool:
+    """Return whether the weights' head is for these classes; False where that is unknown (ImageNet's, a file)."""
+    dataset = None if config.weights_are_named else find_model_dataset(config.weights)
+    return dataset is not None and dataset.manifest.classes == spec.classes
+
+
+def _read_state(weights: str) -> State:
+    """Return the tensors of the file that a URI means. UserError for a file that is not safetensors."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    uri = find_weights_file(weights)
+    try:
+        state: State = load(get_store(uri).read(uri))
+    except FileNotFoundError:
+        raise wrong("weights", "a file that is there", uri) from None
+    except SafetensorError as error:
+        raise UserError(f"weights: expected a safetensors file, found another in {uri}: {error}") from None
+    return state
+
+
+def download_weights(backbone: str, weights: str) -> State:
+    """Return the named weights of a backbone, from the library's cache where they are in it.
+
+    UserError for an unknown name, TransientError where they can't be downloaded now.
+    """
+    if timm_models.is_timm(backbone):
+        return _download_from_timm(backbone, weights)
+    return _download_from_torchvision(backbone, weights)
+
+
+def resolve_weights_name(backbone: str, weights: str) -> str:
+    """Return a name that holds when a library chooses other defaults: of timm's weights their tag."""
+    if not timm_models.is_timm(backbone):
+        return weights
+    timm_models.check_tag(backbone, weights)
+    return str(timm_models.pretrained_config(backbone, weights).tag)
+
+
+def _download_from_torchvision(backbone: str, weights: str) -> State:
+    from torchvision.models import get_model_weights
+
+    names = get_model_weights(backbone)
+    if weights not in names.__members__:
+        raise wrong("weights", f"one of {', '.join(names.__members__)} for {backbone}", weights)
+    try:
+        state: State = names[weights].get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except (URLError, TimeoutError, ConnectionError) as error:
+        raise _make_download_error(f"{weights} of {backbone}", error) from None
+    return state
+
+
+def _download_from_timm(backbone: str, weights: str) -> State:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    timm_models.check_tag(backbone, weights)
+    pretrained_cfg = timm_models.pretrained_config(backbone, weights)
+    name = f"{pretrained_cfg.tag} of {backbone}"
+    if not pretrained_cfg.hf_hub_id:
+        raise wrong("weights", "weights that timm has on the hub, or the URI of a .safetensors file", name)
+    path = _download_from_hub(pretrained_cfg.hf_hub_id, name)
+    try:
+        state: State = load_file(path)
+    except SafetensorError as error:
+        raise MillError(f"weights: {path}: expected the weights {name}, found a broken file: {error}") from None
+    return state
+
+
+def _download_from_hub(hub_id: str, name: str) -> Path:
+    """Return the local path of a hub repository's weights (`owner/name`, or `owner/name@revision`)."""
+    from huggingface_hub import errors, hf_hub_download
+
+    network_errors: tuple[type[Exception], ...] = (OSError, *_list_transport_errors())
+    repository, _, revision = hub_id.partition("@")
+    for file in _HUB_FILES:
+        try:
+            return Path(hf_hub_download(repository, file, revision=revision or None))
+        except errors.LocalEntryNotFoundError as error:  # not in the cache, and the hub does not answer
+            raise _make_download_error(name, error) from None
+        except errors.EntryNotFoundError:
+            continue
+        except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:  # also: not authorized
+            raise wrong("weights", f"{name} on the hub, open to you", str(error).splitlines()[0]) from None
+        except network_errors as error:
+            raise _make_download_error(name, error) from None
+    raise wrong("weights", f"a .safetensors file of {name} on the hub", f"none in {hub_id}")
+
+
+def _list_transport_errors() -> tuple[type[Exception], ...]:
+    """Return the errors of a broken connection that huggingface_hub raises from version 1 on (httpx's); earlier ones
+    are OSErrors."""
+    try:
+        error: type[Exception] = importlib.import_module("httpx").HTTPError
+    except ImportError:
+        return ()
+    return (error,)
+
+
+def _make_download_error(name: str, error: Exception) -> TransientError:
+    message = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return TransientError(
+        f"weights: {name} could not be downloaded ({message}); a .safetensors file can be given by its URI instead"
+    )
