@@ -36,7 +36,7 @@ CASES: dict[str, list[str]] = {
     "demo": ["--epochs", "1", "--image-size", "64"],
     "gray": [*QUICK, "--color", "gray", "--equalize", "clahe", "--trim", "on", "--encoding", "jpeg", "--seed", "3"],
     "copies": [*QUICK, "--copies", "1", "--copy-policy", "randaugment", "--resize-mode", "letterbox", "--tta", "flip"],
-    "ray": [*QUICK, "--executor", "ray", "--store-size", "48", "--recipe", "plain", "--normalization", "dataset"],
+    "ray": [*QUICK, "--executor", "ray", "--store-size", "36", "--recipe", "plain", "--normalization", "dataset"],
     "folder": [*QUICK, "--dataset", "folder", "--source", "{photographs}", "--split", "exact", "--edges", "sobel"],
     "csv": [
         *QUICK,
