@@ -18,8 +18,8 @@ from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.models.artifact import ModelSpec, build_network
 from imagemill.components.step.step import Context
 from imagemill.components.train.config import TrainConfig
-from imagemill.components.train.loop.trainer.communicator import Communicator
-from imagemill.components.train.loop.trainer.trainer import Trainer
+from imagemill.components.train.loop.communicator import Communicator
+from imagemill.components.train.loop.trainer import Trainer
 from imagemill.components.train.recipes import resolve
 
 IMAGE = {"shape": [32, 32, 3], "mean": [0.5] * 3, "std": [0.25] * 3, "color": "rgb", "mode": "crop"}

@@ -130,7 +130,7 @@ def train_imagemill(wanted: Wanted) -> dict[str, Any]:
     from imagemill.components.dataset.manifest import read_dataset
     from imagemill.components.dataset.workspace import Workspace
     from imagemill.components.step.step import Context
-    from imagemill.components.train.loop.trainer.trainer import Trainer
+    from imagemill.components.train.loop.trainer import Trainer
 
     config, dataset = config_of(wanted), read_dataset(wanted.tensors)
     with tempfile.TemporaryDirectory(prefix="bench-train-") as folder:
@@ -185,7 +185,7 @@ class Usual:
     def __init__(self, wanted: Wanted, classes: int) -> None:
         import torch
 
-        from imagemill.components.train.loop.trainer.stepper import choose_autocast_dtype
+        from imagemill.components.train.loop.stepper import choose_autocast_dtype
 
         self.device = torch.device(wanted.device)
         network = make_network(wanted, classes).to(self.device, memory_format=torch.channels_last)

@@ -19,7 +19,7 @@ from sklearn.preprocessing import MultiLabelBinarizer
 from imagemill.components.dataset.labels import MULTI, SINGLE, multi_hot, sum_loss
 from imagemill.components.metrics.classification import LabelCounts
 from imagemill.components.storage.errors import MillError
-from imagemill.components.train.loop.trainer.losses import Loss
+from imagemill.components.train.loop.losses import Loss
 
 # Targets and loss.
 

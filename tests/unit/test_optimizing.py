@@ -18,14 +18,14 @@ from trained import make_tensors, settings
 
 from imagemill.components.dataset.manifest import Dataset
 from imagemill.components.models.blocks import parameter_blocks
-from imagemill.components.train.loop.trainer.losses import (
+from imagemill.components.train.loop.losses import (
     MAX_POSITIVE_WEIGHT,
     Loss,
     compute_inverse_frequencies,
     compute_positive_weights,
     count_labels,
 )
-from imagemill.components.train.loop.trainer.optimizer import (
+from imagemill.components.train.loop.optimizer import (
     LearningRateSchedule,
     MovingAverage,
     compute_rate_scales,

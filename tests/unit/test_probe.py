@@ -14,13 +14,13 @@ from imagemill.components.dataset.labels import MULTI, SINGLE
 from imagemill.components.dataset.manifest import Dataset
 from imagemill.components.storage.errors import UserError
 from imagemill.components.train.config import TrainConfig
-from imagemill.components.train.loop.trainer.head_solver import (
+from imagemill.components.train.loop.head_solver import (
     PENALTIES,
     can_solve_head,
     fit_logistic_regression,
     get_linear_head,
 )
-from imagemill.components.train.loop.trainer.losses import compute_inverse_frequencies
+from imagemill.components.train.loop.losses import compute_inverse_frequencies
 
 SOLVED = {"backbone": "shufflenet_v2_x0_5", "weights": "somewhere", "head": "solved", "probe_epochs": 1, "ema": 0.9}
 

@@ -32,7 +32,7 @@ from imagemill.components.storage.errors import UserError
 from imagemill.components.train.augment.augmentation import Augmentation
 from imagemill.components.train.config import TrainConfig
 from imagemill.components.train.data.loader import iter_batches
-from imagemill.components.train.loop.trainer.trainer import Trainer
+from imagemill.components.train.loop.trainer import Trainer
 from imagemill.components.train.recipes import resolve
 
 SIZE, STORED, SHORT = 32, 40, 44

@@ -14,18 +14,17 @@ from trained import history_of, make_tensors, model_of, settings, trainer
 
 from imagemill.components.dataset.manifest import Dataset
 from imagemill.components.storage.errors import MillError, TransientError, UserError
-from imagemill.components.train.loop.trainer import checkpoint
-from imagemill.components.train.loop.trainer.checkpoint import (
+from imagemill.components.train.loop.checkpoint import (
     SLOTS,
     Learner,
     TrainingState,
     load_checkpoint,
     save_checkpoint,
 )
-from imagemill.components.train.loop.trainer.communicator import Communicator, StopRequest
-from imagemill.components.train.loop.trainer.optimizer import MovingAverage
-from imagemill.components.train.loop.trainer.stepper import choose_autocast_dtype, should_compile
-from imagemill.components.train.loop.trainer.trainer import Trainer
+from imagemill.components.train.loop.communicator import Communicator, StopRequest
+from imagemill.components.train.loop.optimizer import MovingAverage
+from imagemill.components.train.loop.stepper import choose_autocast_dtype, should_compile
+from imagemill.components.train.loop.trainer import Trainer, checkpoint
 
 ALL = {
     "ema": 0.99, "mixup_probability": 0.5, "cutmix_probability": 0.5, "policy": "randaugment", "erasing": 0.5,
