@@ -1,6 +1,6 @@
 """Tensors as PyTorch datasets, for any training loop.
 
-    from imagemill.components.train import loader
+    from imagemill.components.train.data import loader
 
     train = loader.TensorBatches("s3://bucket/mill/tensors/0123456789abcdef", "train", batch_size=256, seed=0)
     for epoch in range(20):
