@@ -29,8 +29,13 @@ from mill import COMMAND, QUICK, make_photos
 from packages import IMAGES
 from PIL import Image
 
-VOLATILE = {"created", "date", "decided", "host", "images_per_second", "latency", "run", "seconds", "speed", "started"}
+VOLATILE = {
+    "bytes", "created", "date", "decided", "host", "images_per_second", "latency", "manifest_sha256", "report", "run",
+    "seconds", "speed", "started", "throughput", "waiting",
+}  # fmt: skip
 """Keys of JSON files and columns of Parquet files that differ between two runs of the same code."""
+VOLATILE_FILES = ("audit", "card", "history")
+"""Beginnings of the names of files that hold such values: a manifest's entry of one has another hash each time."""
 TEXT = {".html", ".md"}  # reports and cards print durations and dates: their bytes are not compared
 CASES: dict[str, list[str]] = {
     "demo": ["--epochs", "1", "--image-size", "64"],
@@ -65,26 +70,29 @@ def photographs(folder: Path) -> None:
 
 def without_volatile(value: Any) -> Any:
     """Return a JSON value without the keys in `VOLATILE`, at any depth."""
+    if isinstance(value, dict) and str(value.get("uri", "")).startswith(VOLATILE_FILES):
+        return value["role"]
     if isinstance(value, dict):
         return {key: without_volatile(item) for key, item in value.items() if key not in VOLATILE}
     return [without_volatile(item) for item in value] if isinstance(value, list) else value
 
 
-def digest(path: Path) -> str:
-    """Return the sha256 of a file's contents without what differs between two runs of the same code."""
+def digest(path: Path, scratch: Path) -> str:
+    """Return the sha256 of a file's contents without what differs between two runs of the same code: the keys in
+    `VOLATILE`, and the path of the temporary folder `scratch`."""
     data = path.read_bytes()
     if path.suffix in TEXT:
         return "not compared"
     if path.suffix == ".json":
         data = json.dumps(without_volatile(json.loads(data)), sort_keys=True).encode()
-        data = re.sub(rb"-[0-9a-f]{16}\.", b".", data)
+        data = re.sub(rb"-[0-9a-f]{16}\.", b".", data).replace(str(scratch).encode(), b"")
     elif path.name.startswith("history"):
         table = pq.read_table(io.BytesIO(data))
         data = json.dumps(without_volatile(table.to_pylist())).encode()
     return hashlib.sha256(data).hexdigest()
 
 
-def contents(workspace: Path) -> dict[str, list[str]]:
+def contents(workspace: Path, scratch: Path) -> dict[str, list[str]]:
     """Return the digests of a workspace's files by their path, the hash in the name left out where it may differ."""
     digests: dict[str, list[str]] = {}
     for path in sorted(workspace.rglob("*")):
@@ -92,7 +100,7 @@ def contents(workspace: Path) -> dict[str, list[str]]:
         if path.is_file() and not name.startswith(("runs/", "sources/", "log/")) and "/_work/" not in name:
             data_file = path.suffix == ".parquet" and not path.name.startswith("history")
             key = name if data_file else re.sub(r"-[0-9a-f]{16}\.", ".", name)
-            digests.setdefault(key, []).append(digest(path))
+            digests.setdefault(key, []).append(digest(path, scratch))
     return {name: sorted(items) for name, items in digests.items()}
 
 
@@ -114,12 +122,12 @@ def record(pets: Path | None) -> dict[str, Any]:
         (folder / "cluster.yaml").write_text(yaml.safe_dump({"images": IMAGES}))
         for target in ("kfp", "argo"):
             execute(["compile", "--target", target, "--cluster", "cluster.yaml", "-o", f"{target}.yaml"], folder)
-            records[target] = {f"{target}.yaml": [digest(folder / f"{target}.yaml")]}
+            records[target] = {f"{target}.yaml": [digest(folder / f"{target}.yaml", folder)]}
         for name, options in {**CASES, **({"pets": PETS} if pets else {})}.items():
             values = {"photographs": folder / "photographs", "pets": pets}
             workspace = folder / name
             execute(["run", "--workspace", name, *(option.format(**values) for option in options)], folder)
-            records[name] = contents(workspace)
+            records[name] = contents(workspace, folder)
             print(f"{name}: {len(records[name])} files", file=sys.stderr)
     return records
 
