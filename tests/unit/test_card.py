@@ -13,8 +13,8 @@ from imagemill.components.dataset.manifest import File, Manifest, Totals, commit
 from imagemill.components.dataset.shards import publish_bytes
 from imagemill.components.imaging.geometry import Geometry
 from imagemill.components.models.artifact import ModelSpec, build_network, load_model
+from imagemill.components.train.artifact import publish as artifact
 from imagemill.components.train.artifact.model_card import CardFacts, render_card
-from imagemill.components.train.artifact.publish import publish as artifact
 from imagemill.components.train.artifact.publish import publish_onnx_and_card
 
 CLASSES = ("cat", "a|b <b>", "_line\nbreak_", "empty")

@@ -20,9 +20,9 @@ from imagemill.components.step.step import RANK_RECORDS, Context, Step, rank
 from imagemill.components.storage.errors import MillError, TransientError, UserError
 from imagemill.components.train import STEP
 from imagemill.components.train.config import TrainConfig
+from imagemill.components.train.loop import launcher as launch
 from imagemill.components.train.loop.communicator import LOST, Communicator, StopRequest
 from imagemill.components.train.loop.stepper import _find_unused_parameters
-from imagemill.components.train.loop.trainer import launcher as launch
 
 
 @pytest.fixture(scope="module")

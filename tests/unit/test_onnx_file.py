@@ -14,8 +14,8 @@ from imagemill.components.dataset.labels import probabilities
 from imagemill.components.imaging.decoder import Pixels
 from imagemill.components.imaging.geometry import Geometry
 from imagemill.components.models.artifact import ModelSpec, Normalize, build_network
+from imagemill.components.train.artifact import onnx_export as onnx_file
 from imagemill.components.train.artifact.onnx_export import ExportError, export, measure_difference, run
-from imagemill.components.train.artifact.publish import onnx_export as onnx_file
 
 CLASSES = ("cat", "dog", 'Führer\'s "ünï"', "emu")
 CLOSE = 2e-5

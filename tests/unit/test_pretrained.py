@@ -170,7 +170,7 @@ def test_a_vision_transformers_position_embeddings_are_resampled(tmp_path: Path)
     def made(size: int) -> Any:
         return VisionTransformer(size, 16, 1, 2, 32, 64, num_classes=3)
 
-    from imagemill.components.train import weights as module
+    from imagemill.components.train import pretrained_weights as module
 
     theirs, ours = made(64), made(96)
     spec = ModelSpec("vit_b_16", ("a", "b", "c"), {**image_of("rgb"), "shape": [96, 96, 3]})

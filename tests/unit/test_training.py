@@ -14,6 +14,7 @@ from trained import history_of, make_tensors, model_of, settings, trainer
 
 from imagemill.components.dataset.manifest import Dataset
 from imagemill.components.storage.errors import MillError, TransientError, UserError
+from imagemill.components.train.loop import checkpoint
 from imagemill.components.train.loop.checkpoint import (
     SLOTS,
     Learner,
@@ -24,7 +25,7 @@ from imagemill.components.train.loop.checkpoint import (
 from imagemill.components.train.loop.communicator import Communicator, StopRequest
 from imagemill.components.train.loop.optimizer import MovingAverage
 from imagemill.components.train.loop.stepper import choose_autocast_dtype, should_compile
-from imagemill.components.train.loop.trainer import Trainer, checkpoint
+from imagemill.components.train.loop.trainer import Trainer
 
 ALL = {
     "ema": 0.99, "mixup_probability": 0.5, "cutmix_probability": 0.5, "policy": "randaugment", "erasing": 0.5,
