@@ -1,1 +1,1 @@
-"""What runs inside the containers: the six steps and the store in which they meet."""
+"""The six steps, which run in containers, and the packages that they share."""

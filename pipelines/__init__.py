@@ -1,1 +1,1 @@
-"""What orders the steps: the DAG, the runners and the `imagemill` command."""
+"""The DAG of the steps, the runners that execute it, and the `imagemill` command."""

@@ -145,7 +145,7 @@ class Ray:
 
     @property
     def makes_rayjobs(self) -> bool:
-        """Whether a run may create a RayJob, for which its pods need rights."""
+        """Return whether a run may create a RayJob, for which its pods need rights."""
         return self.mode in ("auto", "rayjob")
 
     def check(self, place: Place) -> None:

@@ -75,12 +75,12 @@ class ExportSource:
 
     @property
     def is_raw(self) -> bool:
-        """Whether the images are raw pixels and not image files."""
+        """Return whether the images are raw pixels and not image files."""
         return self.is_tensors and self.image.get("encoding", RAW) != JPEG
 
     @property
     def fits_image_files(self) -> bool:
-        """Whether the images can be files: they are, or their pixels are grey or RGB, as in a PNG."""
+        """Return whether the images can be files: they are, or their pixels are grey or RGB, as in a PNG."""
         color, channels = self.image.get("color", "rgb"), self.image["shape"][2] if self.is_tensors else 3
         return not self.is_raw or (color in _PICTURE_COLORS and channels == (3 if color == "rgb" else 1))
 

@@ -1,1 +1,1 @@
-"""URIs, files of disk and S3, retries, errors with their exit codes: what everything above stands on."""
+"""URIs, files on disk and S3, retries, and errors with their exit codes."""

@@ -214,12 +214,12 @@ class TrainConfig(StepConfig):
 
     @property
     def flips(self) -> bool:
-        """Whether half of the images are mirrored."""
+        """Return whether half of the images are mirrored."""
         return self.flip == "true"
 
     @property
     def weights_are_named(self) -> bool:
-        """Whether `weights` is a name of torchvision's or a tag of timm's rather than a URI."""
+        """Return whether `weights` is a name of torchvision's or a tag of timm's rather than a URI."""
         if is_timm(self.backbone):
             return is_tag(self.weights)
         return bool(re.fullmatch(r"[A-Z][A-Z0-9_]*", self.weights))

@@ -1,1 +1,1 @@
-"""What a training leaves: weights, ONNX file and model card."""
+"""The files that a training leaves: weights, ONNX file and model card."""
