@@ -231,7 +231,7 @@ class _ExitWaiter:
             self._code = self._container.wait(condition="removed", timeout=None)["StatusCode"]
         except docker.errors.NotFound:
             pass
-        except Exception as error:
+        except Exception as error:  # raised by `wait`, in the thread that asks
             self._error = error
 
     def wait(self) -> int | None:

@@ -16,7 +16,7 @@ class ImageNote:
     """An image and a sentence about it."""
 
     image_id: str
-    said: str
+    sentence: str
 
 
 @dataclass(frozen=True)
@@ -168,14 +168,14 @@ class NearDuplicates:
     """The verified pairs of near-duplicates.
 
     Attributes:
-        found: the manifest's numbers.
+        counts: the numbers of the manifest.
         closest: the most similar pairs.
         conflicting: pairs with different labels.
         leaking: pairs of which one image is in test and the other is not.
         note: why there are none, or not all.
     """
 
-    found: dict[str, Any]
+    counts: dict[str, Any]
     closest: tuple[Pair, ...]
     conflicting: tuple[Pair, ...]
     leaking: tuple[Pair, ...]
@@ -184,13 +184,13 @@ class NearDuplicates:
 
 @dataclass(frozen=True)
 class Leakage:
-    """The test images that have duplicates in train or val: a sentence, and its numbers in `found`.
+    """The test images that have duplicates in train or val: a sentence, and its numbers in `counts`.
 
     `declared`: kept images by the split that the source declares.
     """
 
     sentence: str
-    found: dict[str, Any]
+    counts: dict[str, Any]
     declared: dict[str, int]
 
 

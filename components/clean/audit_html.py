@@ -65,7 +65,7 @@ def _make_values(audit: Audit, dataset: Dataset) -> dict[str, Any]:
     ids += [image["image_id"] for group in groups for image in group]
     ids += [image.image_id for extremes in audit.quality.extremes for image in extremes.images]
     ids += [image["image_id"] for outlier in audit.quality.outliers for image in outlier.examples]
-    by_splits = audit.near.found.get("by_splits", {})
+    by_splits = audit.near.counts.get("by_splits", {})
     return {
         "audit": audit,
         "pairs": pairs,

@@ -89,7 +89,8 @@ def _format_ledger(ledger: Ledger) -> list[str]:
 def _format_notes(notes: tuple[ImageNote, ...]) -> list[str]:
     """Format a line per note, the image's name shortened first."""
     return [
-        f"    {(name := shorten(note.image_id, 44))}: {shorten(note.said, 94 - count_columns(name))}" for note in notes
+        f"    {(name := shorten(note.image_id, 44))}: {shorten(note.sentence, 94 - count_columns(name))}"
+        for note in notes
     ]
 
 
@@ -185,9 +186,9 @@ def _format_duplicates(exact: ExactDuplicates, near: NearDuplicates) -> list[str
             )
         if exact.conflicts > PAIRS:
             lines.append(f"    and {exact.conflicts - len(exact.examples[:PAIRS]):,} more")
-    if not near.found:
+    if not near.counts:
         return [*lines, f"  near: {near.note}"]
-    numbers = near.found
+    numbers = near.counts
     by_splits = ", ".join(f"{splits} {count:,}" for splits, count in numbers["by_splits"].items())
     lines.append(
         f"  near (within {numbers['radius']} of 64 bits, verified): {pluralize(numbers['pairs'], 'pair')} of"
@@ -200,7 +201,7 @@ def _format_duplicates(exact: ExactDuplicates, near: NearDuplicates) -> list[str
 
 
 def _format_leakage(audit: Audit) -> list[str]:
-    by_splits = audit.near.found.get("by_splits", {})
+    by_splits = audit.near.counts.get("by_splits", {})
     total = sum(count for splits, count in by_splits.items() if splits in ("train-test", "val-test"))
     return wrap_text(audit.leakage.sentence) + _format_pairs(audit.near.leaking, "one side in test", total)
 

@@ -63,7 +63,7 @@ def run_in_threads(
                     break
                 results.put((task, work(task, *arguments)))
             results.put(None)
-        except BaseException as error:
+        except BaseException as error:  # raised in the thread that reads the results
             results.put(error)
 
     workers = [threading.Thread(target=run_pending, name="resize", daemon=True) for _ in range(threads.number)]

@@ -88,7 +88,8 @@ def test_the_facts_are_golden(tmp_path: Path) -> None:
     ledger = facts.ledger
     assert (ledger.rows_in, ledger.kept, ledger.rejected, ledger.problems) == (20, 12, 8, ())
     assert [(r.reason, r.count) for r in ledger.reasons] == [("corrupt", 7), ("empty_file", 1)]
-    assert [(e.image_id, e.said) for e in ledger.reasons[0].examples] == [(f"r{n}", f"broken {n}") for n in range(5)]
+    examples = [(note.image_id, note.sentence) for note in ledger.reasons[0].examples]
+    assert examples == [(f"r{n}", f"broken {n}") for n in range(5)]
     assert [(c.name, c.total, c.splits) for c in facts.balance.classes] == [
         ("cat", 6, {"train": 6, "val": 0, "test": 0}), ("dog", 6, {"train": 3, "val": 0, "test": 3}),
         ("cow", 0, {"train": 0, "val": 0, "test": 0}),
@@ -100,7 +101,7 @@ def test_the_facts_are_golden(tmp_path: Path) -> None:
     assert sizes.distributions["aspect_ratio"].maximum == 3.0 and sizes.distributions["height"].maximum == 30
     assert sizes.distributions["image_bytes"].minimum == min(len(r.data or picture(r.image_id)) for r in rows)
     assert sizes.formats == {"JPEG": 12} and sizes.warnings == 2
-    assert [(n.image_id, n.said) for n in sizes.warned] == [("02", "extraneous bytes"), ("07", "premature end")]
+    assert [(n.image_id, n.sentence) for n in sizes.warned] == [("02", "extraneous bytes"), ("07", "premature end")]
     assert list(facts.quality.distributions) == list(MEASURES) and facts.quality.note == ""
     extremes = {e.title: [i.image_id for i in e.images] for e in facts.quality.extremes}
     assert extremes == {
@@ -153,7 +154,7 @@ def test_twins_are_the_closest_of_all_with_labels_splits_and_who_went(tmp_path: 
     ]
     assert [(p.image_id, p.split, p.describe_dropped()) for p in near.leaking] == [("09", "val", "both dropped")]
     assert next(p for p in near.closest if p.image_id == "10").describe_dropped() == "second dropped"
-    assert "largest groups" in near.note and "conflict_examples" not in near.found
+    assert "largest groups" in near.note and "conflict_examples" not in near.counts
 
 
 LEAKS = NONE_FOUND["leakage"]
@@ -184,7 +185,7 @@ def test_leakage_is_one_sentence(
     found["duplicates"]["declared_test_images_in_declared_train"] = copies
     facts = audit.gather(draft(where(tmp_path), rows, found=found)).leakage
     assert facts.sentence == sentence and facts.declared == ({"test": 1} if declared else {})
-    assert facts.found["declared_test_images_in_declared_train"] == copies
+    assert facts.counts["declared_test_images_in_declared_train"] == copies
 
 
 def test_settings_are_those_that_differ(tmp_path: Path) -> None:

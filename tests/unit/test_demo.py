@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from imagemill.components.download import demo
+from imagemill.components.download import demo, demo_shapes
 
 MAGIC = {"JPEG": b"\xff\xd8\xff", "PNG": b"\x89PNG\r\n\x1a\n", "GIF": b"GIF8", "BMP": b"BM"}
 
@@ -68,6 +68,20 @@ def test_the_same_seed_gives_the_same_bytes(files: dict[str, bytes]) -> None:
     again = {file.path: file.data for file in demo.generate(0)}
     assert again == files
     assert demo.list_faults(0) == demo.list_faults(0)
+
+
+def test_the_padding_byte_of_a_compressed_tiff_is_zero(files: dict[str, bytes]) -> None:
+    """libtiff leaves it unset with Pillow before 13: the byte between strips of an odd length and the directory."""
+    padded = 0
+    for data in (data for path, data in files.items() if path.endswith(".tif")):
+        if Image.open(io.BytesIO(data)).info["compression"] == "tiff_lzw":
+            (directory,) = struct.unpack_from("<I", data, 4)
+            spoiled = io.BytesIO(data[: directory - 1] + bytes([data[directory - 1] ^ 0x55]) + data[directory:])
+            demo_shapes._zero_padding(spoiled)
+            padded += spoiled.getvalue() == data
+            assert spoiled.getvalue()[: directory - 1] == data[: directory - 1]
+            assert spoiled.getvalue()[directory:] == data[directory:]
+    assert padded >= 2
 
 
 def test_another_seed_gives_other_pictures(files: dict[str, bytes]) -> None:
