@@ -76,7 +76,7 @@ def test_the_facts_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert facts["manifest_sha256"] == dataset.manifest_sha256
     assert facts["ledger"]["rows_in"] == 13 and facts["ledger"]["problems"] == []
     assert facts["ledger"]["reasons"] == [
-        {"reason": "corrupt", "count": 1, "examples": [{"image_id": "bad.jpg", "said": "broken"}]}
+        {"reason": "corrupt", "count": 1, "examples": [{"image_id": "bad.jpg", "sentence": "broken"}]}
     ]
     assert facts["balance"]["classes"][1] == {"name": "dog", "total": 6, "splits": {"train": 3, "val": 0, "test": 3}}
     assert facts["quality"]["distributions"]["brightness"]["quantiles"]["50"] == 0.5
