@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
 
+from ..components.dataset.manifest import code_version
 from ..components.storage.errors import UserError, wrong
-from .checks import check_output, read_cluster, set_workspace
-from .cluster import Cluster
+from .cluster.checks import check_output, read_cluster, set_workspace
+from .cluster.cluster_file import Cluster
+from .cluster.shared_memory import shm_size
+from .kfp.uploads import Package, read_package
 from .parameters import RunParameters
 from .settings import parse_quantity
-from .shm import shm_size
 
 ORCHESTRATORS = ("kfp", "argo")
 
@@ -28,7 +31,7 @@ def compile_pipeline(target: str, parameters: RunParameters, output: Path, clust
     if target == "kfp":
         compile_kfp(parameters, output, cluster)
         return
-    from .argo import compile_argo
+    from .argo.workflow import compile_argo
 
     compile_argo(parameters, output, cluster)
 
@@ -54,6 +57,18 @@ def compile_kfp(parameters: RunParameters, target: Path, cluster: Cluster | None
         from .training import build_pipeline
 
         _write_package(build_pipeline(cluster, largest), target, baked.arguments())
+
+
+def compile_package(cluster: Cluster, parameters: RunParameters) -> Package:
+    """Compile the pipeline for a cluster with this version of imagemill.
+
+    The chosen parameters size the pods but are not baked in: they are the run's. Otherwise each choice would make a
+    version, and a schedule, which runs the newest one, would use what a user chose for another run.
+    """
+    with tempfile.TemporaryDirectory(prefix="imagemill-") as folder:
+        target = Path(folder) / "pipeline.yaml"
+        compile_kfp(parameters, target, cluster, bake=False)
+        return read_package(target, f"imagemill {code_version()}")
 
 
 def write_cluster_template(output: str) -> None:

@@ -18,9 +18,7 @@ from ..components.step.progress import format_duration, say
 from ..components.step.step import RUN_ENV
 from ..components.storage import uri as uris
 from ..components.storage.errors import EXIT_OK, EXIT_OURS, EXIT_TRANSIENT, EXIT_USER, MillError
-from .artifacts import records_metadata
-from .kfp_server import describe_ignored_settings
-from .pods import read_pod_cluster
+from .cluster.pod_fields import read_pod_cluster
 
 SUMMARY = "summary.md"
 """The summary's file name in the run's folder."""
@@ -59,15 +57,14 @@ class RunSummary:
         return ""
 
 
-def finish(workspace: str, run: str, ended: str, path: str) -> dict[str, str]:
+def finish(workspace: str, run: str, ended: str, path: str, note: str = "") -> RunSummary:
     """Write a run's summary to the file `path` and to the run's folder, and delete the RayJobs that it left behind.
 
-    Returns the records of its steps as the metadata of the summary's artifact.
+    `note`: a paragraph that the page has besides. Returns the summary.
     """
     cleaned_up = _clean_up(os.environ.get(RUN_ENV) or run, workspace)  # first, for it may find why the run failed
     summary = read_run_records(workspace, run, ended)
-    ignored_settings = f"\n{_escape_markdown(message)}\n" if (message := describe_ignored_settings()) else ""
-    text = render_summary(summary) + ignored_settings + cleaned_up
+    text = render_summary(summary) + (f"\n{_escape_markdown(note)}\n" if note else "") + cleaned_up
     _write(path, text)
     try:
         store_workspace = Workspace.from_uri(workspace)
@@ -75,19 +72,14 @@ def finish(workspace: str, run: str, ended: str, path: str) -> dict[str, str]:
     except MillError as error:
         say("finish", f"the summary could not be stored: {error}")
     say("finish", f"failed at {summary.failed_at}" if summary.failed_at else "every step is done")
-    return _build_metadata(summary)
+    return summary
 
 
-def write_summary(workspace: str, run: str, path: str) -> dict[str, str]:
-    """Write the summary as promote's artifact, which every runner has; return its metadata."""
+def write_summary(workspace: str, run: str, path: str) -> RunSummary:
+    """Write the summary as promote's artifact, which every runner has; return it."""
     summary = read_run_records(workspace, run)
     _write(path, render_summary(summary))
-    return _build_metadata(summary)
-
-
-def _build_metadata(run: RunSummary) -> dict[str, str]:
-    """Return the records as metadata, also where there are none; nothing where they can't be read."""
-    return {} if run.unread else records_metadata(run.records)
+    return summary
 
 
 def read_run_records(workspace: str, run: str, ended: str = "") -> RunSummary:
@@ -209,7 +201,7 @@ def _clean_up(run: str, workspace: str) -> str:
         cluster = read_pod_cluster()
         if cluster is None or not cluster.ray.makes_rayjobs:
             return ""
-        from .ray_cleanup import delete_rayjobs
+        from .kuberay.cleanup import delete_rayjobs
 
         deleted = delete_rayjobs(cluster, run, workspace)
     except (MillError, SystemExit, OSError) as error:

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 from kfp import dsl
 
 from ..components.dataset.manifest import code_version
-from . import kfp_executor, steps
-from .cluster import Cluster
-from .kfp_executor import ENTRY_POINT
-from .kfp_pods import ClusterPlacement, LocalPlacement
-from .kfp_server import supports_literals
+from .cluster.cluster_file import Cluster
+from .kfp import executor as kfp_executor
+from .kfp import steps
+from .kfp.executor import ENTRY_POINT
+from .kfp.pods import ClusterPlacement, LocalPlacement
+from .kfp.server_version import supports_literals
 from .parameters import Parameter, RunParameters, format_form_value, list_form_parameters
 
 if TYPE_CHECKING:

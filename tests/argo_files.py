@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from imagemill.pipelines.argo import compile_argo
-from imagemill.pipelines.cluster import Cluster, parse_cluster
+from imagemill.pipelines.argo.workflow import compile_argo
+from imagemill.pipelines.cluster.cluster_file import Cluster, parse_cluster
 from imagemill.pipelines.parameters import resolve_parameters
 
 DIGITS = {"cpu": "a", "ray": "b", "gpu": "c"}

@@ -15,7 +15,8 @@ from cluster_api import K8S, ClusterApi, installed, serving
 from kfp_server import KfpService
 from kfp_server import serving as serving_kfp
 
-from imagemill.pipelines import cli, kfp_client
+from imagemill.pipelines.cli import main as cli
+from imagemill.pipelines.kfp import client as kfp_client
 
 Json = dict[str, Any]
 IMAGES = ("imagemill-cpu:dev", "imagemill-ray:dev", "imagemill-gpu:dev")

@@ -19,7 +19,7 @@ from pathlib import Path
 import docker_engine
 
 from imagemill.components.storage.errors import UserError
-from imagemill.pipelines.image_build import find_cli
+from imagemill.pipelines.docker.image_build import find_cli
 
 BASE = "imagemill-test-base"
 _CERTIFICATES = Path("/usr/local/share/ca-certificates")

@@ -18,9 +18,12 @@ import pytest
 from kfp_server import KfpService, serving
 
 from imagemill.components.dataset.workspace import STEPS
-from imagemill.pipelines import cli, following, kfp_client, kfp_uploads, run_records
-from imagemill.pipelines.cluster import Cluster, load_cluster, parse_cluster_json
+from imagemill.pipelines.cli import main as cli
+from imagemill.pipelines.cluster.cluster_file import Cluster, load_cluster, parse_cluster_json
 from imagemill.pipelines.compile import compile_kfp
+from imagemill.pipelines.kfp import client as kfp_client
+from imagemill.pipelines.kfp import following, run_records
+from imagemill.pipelines.kfp import uploads as kfp_uploads
 from imagemill.pipelines.parameters import RunParameters
 
 CLUSTER = "images:\n  tags_allowed: true\nstorage:\n  workspace: s3://mill/work\n"

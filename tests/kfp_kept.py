@@ -13,8 +13,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from imagemill.pipelines.artifacts import RECORDS, records_metadata
-from imagemill.pipelines.kfp_metadata import LOG_OUTPUT, OUTPUT_EVENT, STATES, frame, get_message_class, unframe
+from imagemill.pipelines.kfp.artifacts import RECORDS, records_metadata
+from imagemill.pipelines.kfp.metadata import LOG_OUTPUT, OUTPUT_EVENT, STATES, frame, get_message_class, unframe
 
 BUCKET = "minio://mlpipeline"
 Answer = tuple[int, bytes, str]

@@ -33,9 +33,13 @@ from imagemill.components.dataset.manifest import read_dataset
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.step.command_line import Parser, add_flag
-from imagemill.pipelines import joblog, kube, launcher, ray_pods, resizing
-from imagemill.pipelines.cluster import parse_cluster
-from imagemill.pipelines.pods import CLUSTER_VARIABLE
+from imagemill.pipelines.cluster import kube_client as kube
+from imagemill.pipelines.cluster.cluster_file import parse_cluster
+from imagemill.pipelines.cluster.pod_fields import CLUSTER_VARIABLE
+from imagemill.pipelines.kuberay import job_log as joblog
+from imagemill.pipelines.kuberay import launcher
+from imagemill.pipelines.kuberay import pods as ray_pods
+from imagemill.pipelines.kuberay import resize as resizing
 
 BUCKET = "mill"
 RUN = "run-1"

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from ..cluster import TOKEN_KEY, Cluster
-from ..kube import RIGHTS, Json
+from ..cluster.cluster_file import TOKEN_KEY, Cluster
+from ..cluster.kube_client import RIGHTS, Json
 from .findings import ERROR, OK, WARNING, Finding, make_unseen
 from .run_namespace import RunNamespace
 from .sizes import ARGO

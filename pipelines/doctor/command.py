@@ -10,10 +10,10 @@ from urllib.parse import urlsplit
 
 from ...components.step.progress import say
 from ...components.storage.errors import EXIT_OK, EXIT_USER, UserError, wrong
-from ..checks import read_cluster
-from ..cluster import Cluster
-from ..kfp_client import Connection, add_connection_flags
-from ..kube import KubeClient
+from ..cluster.checks import read_cluster
+from ..cluster.cluster_file import Cluster
+from ..cluster.kube_client import KubeClient
+from ..kfp.client import Connection, add_connection_flags
 from . import access, images, operators, probe, room, run_namespace, store
 from .findings import ERROR, OK, Finding, find_worst_state, format_table, make_unseen
 from .run_namespace import RunNamespace

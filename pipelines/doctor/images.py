@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 
-from ..cluster import Cluster
-from ..kube import Json
+from ..cluster.cluster_file import Cluster
+from ..cluster.kube_client import Json
 from .findings import ERROR, OK, WARNING, Finding, make_unseen
 from .view import ApiError, ClusterView
 

@@ -8,10 +8,10 @@ from itertools import pairwise
 from typing import Any
 
 from ...components.storage.errors import MillError
-from ..cluster import Cluster
-from ..kfp_client import CONNECTION_HELP, Connection, KfpService
-from ..kfp_server import supports_run_settings
-from ..kube import Json
+from ..cluster.cluster_file import Cluster
+from ..cluster.kube_client import Json
+from ..kfp.client import CONNECTION_HELP, Connection, KfpService
+from ..kfp.server_version import supports_run_settings
 from .findings import ERROR, OK, WARNING, Finding, make_unseen
 from .run_namespace import RunNamespace
 from .sizes import ARGO, KFP

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import pods
-from ..cluster import LABELS, SCRATCH, UID, Cluster
-from ..kube import Json
+from ..cluster import pod_fields as pods
+from ..cluster.cluster_file import LABELS, SCRATCH, UID, Cluster
+from ..cluster.kube_client import Json
 from ..settings import to_plain
 from . import inside
 from .findings import ERROR, OK, WARNING, Finding, make_unseen

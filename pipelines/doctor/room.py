@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..cluster import Cluster
-from ..kube import Json
+from ..cluster.cluster_file import Cluster
+from ..cluster.kube_client import Json
 from .findings import ERROR, OK, WARNING, Finding, make_unseen
 from .sizes import (
     CPU,

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...components.dataset.workspace import STEPS
-from .. import rayjob
-from ..cluster import Cluster, Pod
-from ..kube import Json
+from ..cluster.cluster_file import Cluster, Pod
+from ..cluster.kube_client import Json
+from ..kuberay import manifest as rayjob
 
 Amounts = dict[str, float]
 """Resource → cores, bytes or a number."""

@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 
 from ...components.storage.errors import first_line
 from ...components.storage.uri import split_s3
-from ..cluster import Cluster
-from ..kube import Json
+from ..cluster.cluster_file import Cluster
+from ..cluster.kube_client import Json
 from .access import decode_secret
 from .findings import ERROR, OK, Finding, make_unseen
 from .view import ApiError, ClusterView

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from ...components.storage.errors import first_line
-from ..kube import Json, KubeClient
+from ..cluster.kube_client import Json, KubeClient
 
 _DENIED = re.compile(r'cannot (\w+) resource "([^"]+)" in API group "[^"]*"(?: in the namespace "([^"]+)")?')
 PAGE_SIZE = 500

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from imagemill.components.dataset.manifest import code_version
 from imagemill.components.storage.errors import EXIT_USER, MillError
-from imagemill.pipelines.cluster import Cluster
+from imagemill.pipelines.cluster.cluster_file import Cluster
 
 from . import kfp, results, table
 from .access.kube import Kube, KubeError

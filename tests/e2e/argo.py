@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from imagemill.pipelines import argo
-from imagemill.pipelines.cluster import Cluster
+from imagemill.pipelines.argo import workflow as argo
+from imagemill.pipelines.cluster.cluster_file import Cluster
 from imagemill.pipelines.parameters import resolve_parameters
 from imagemill.pipelines.settings import to_text
 

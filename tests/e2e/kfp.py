@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 from imagemill.components.dataset.fingerprint import digest
 from imagemill.components.storage.errors import MillError
-from imagemill.pipelines import kfp_client, kfp_uploads
-from imagemill.pipelines.cluster import Cluster
+from imagemill.pipelines.cluster.cluster_file import Cluster
+from imagemill.pipelines.compile import compile_package as compile_for_cluster
+from imagemill.pipelines.kfp import client as kfp_client
+from imagemill.pipelines.kfp import uploads as kfp_uploads
 from imagemill.pipelines.parameters import resolve_parameters
 
 from .access.kube import Doc, labels_of, name_of
@@ -135,7 +137,7 @@ def sdk_client(trial: Trial) -> tuple[contextlib.AbstractContextManager[Any], st
 def upload(trial: Trial, what: str) -> dict[str, str]:
     """Upload the pipeline under a name of its own: the ids that the pages' links take."""
     name = _own_name(trial, what)
-    package = kfp_uploads.compile_package(trial.cluster, resolve_parameters({}))
+    package = compile_for_cluster(trial.cluster, resolve_parameters({}))
     with _service(trial) as api:
         version = kfp_uploads.ensure_version(api, name, package)
         experiment = kfp_uploads.ensure_experiment(api, name)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from imagemill.components.storage import uri as uris
 from imagemill.components.storage.errors import wrong
-from imagemill.pipelines import cluster as clusters
-from imagemill.pipelines.cluster import Cluster, Pod
+from imagemill.pipelines.cluster import cluster_file as clusters
+from imagemill.pipelines.cluster.cluster_file import Cluster, Pod
 from imagemill.pipelines.settings import parse_quantity
 
 E2E_LABEL = "imagemill.io/e2e"

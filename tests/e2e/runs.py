@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from imagemill.components.dataset.workspace import STEPS
-from imagemill.pipelines.cluster import RUN_LABEL
+from imagemill.pipelines.cluster.cluster_file import RUN_LABEL
 
 from .access.kube import Doc, annotations_of, labels_of, name_of
 from .access.probe import COMPONENT, trouble, unschedulable

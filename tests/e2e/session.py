@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imagemill.components.storage import uri as uris
-from imagemill.pipelines.cluster import Cluster
+from imagemill.pipelines.cluster.cluster_file import Cluster
 
 from .access.kube import Doc, Kube, KubeError, labels_of, name_of
 from .access.mirror import Mirror, say

@@ -22,8 +22,8 @@ from mill import QUICK, STEPS
 
 from imagemill.components.dataset.manifest import read_dataset
 from imagemill.components.dataset.workspace import Workspace
-from imagemill.pipelines.argo import compile_argo
-from imagemill.pipelines.cluster import parse_cluster
+from imagemill.pipelines.argo.workflow import compile_argo
+from imagemill.pipelines.cluster.cluster_file import parse_cluster
 from imagemill.pipelines.parameters import resolve_parameters
 
 

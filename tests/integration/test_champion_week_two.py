@@ -15,7 +15,7 @@ from conftest import Finished
 
 from imagemill.components.dataset.manifest import commit, read_dataset
 from imagemill.components.dataset.workspace import Workspace
-from imagemill.pipelines.cli import main
+from imagemill.pipelines.cli.main import main
 
 
 def renamed(workspace: Workspace, model: str, name: str) -> str:

@@ -29,9 +29,9 @@ import pytest
 import yaml
 
 from imagemill.components.storage.errors import EXIT_OURS, EXIT_TRANSIENT, EXIT_USER
-from imagemill.pipelines.cluster import STEP_IMAGES, UID
-from imagemill.pipelines.image_build import find_cli, list_input_files
-from imagemill.pipelines.images import SBOM
+from imagemill.pipelines.cli.images import SBOM
+from imagemill.pipelines.cluster.cluster_file import STEP_IMAGES, UID
+from imagemill.pipelines.docker.image_build import find_cli, list_input_files
 
 pytestmark = pytest.mark.proof
 ROOT = Path(__file__).parents[2]

@@ -23,8 +23,8 @@ import pytest
 from rgw import CephRGW
 
 from imagemill.components.dataset.manifest import read_dataset
-from imagemill.pipelines.cluster import RUN_LABEL
-from imagemill.pipelines.in_docker import STEP_LABEL
+from imagemill.pipelines.cluster.cluster_file import RUN_LABEL
+from imagemill.pipelines.docker.runner import STEP_LABEL
 
 SAMPLE = Path(__file__).parents[3] / "shared" / "data" / "pets"
 pytestmark = pytest.mark.proof
@@ -276,10 +276,10 @@ def test_as_a_user_whom_the_image_does_not_know(
     cluster: Path, small_photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     """As containers of a caller who is not root run: by his uid, which has no name and no home in the image."""
-    from imagemill.pipelines import in_docker
-    from imagemill.pipelines.cluster import load_cluster
+    from imagemill.pipelines.cluster.cluster_file import load_cluster
+    from imagemill.pipelines.docker import runner as in_docker
+    from imagemill.pipelines.local.run import run
     from imagemill.pipelines.parameters import resolve_parameters
-    from imagemill.pipelines.run import run
 
     if os.getuid() != 0:
         pytest.skip("only root can run containers as another user")

@@ -76,7 +76,7 @@ def in_process(words: list[str], folder: Path) -> tuple[int, str]:
     """The exit code and stderr, without the cost of another Python."""
     import contextlib
 
-    from imagemill.pipelines.cli import main
+    from imagemill.pipelines.cli.main import main
 
     said = io.StringIO()
     with contextlib.chdir(folder), contextlib.redirect_stderr(said):

@@ -14,9 +14,9 @@ import pytest
 from conftest import Finished
 
 from imagemill.components.dataset.workspace import PRODUCTS, STEPS, Workspace
-from imagemill.pipelines import first_step
+from imagemill.pipelines.cluster import first_step
+from imagemill.pipelines.cluster.unchanged import Records, find_cached_records
 from imagemill.pipelines.parameters import RunParameters, resolve_parameters
-from imagemill.pipelines.unchanged import Records, find_cached_records
 
 RUN = "photos-again"
 
@@ -110,7 +110,7 @@ def test_the_command_ends_without_starting_a_step(finished: Finished, monkeypatc
         assert name.partition(".")[0] != "kfp", "KFP was started"
         return real(name, *rest, **more)
 
-    from imagemill.pipelines import cli
+    from imagemill.pipelines.cli import main as cli
 
     monkeypatch.setattr(builtins, "__import__", no_kfp)
     assert cli.main(finished.arguments) == 0

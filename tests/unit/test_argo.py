@@ -17,11 +17,11 @@ from manifests import check_custom, check_golden, check_restricted
 
 from imagemill.components.dataset.workspace import STEPS
 from imagemill.components.storage.errors import UserError
-from imagemill.pipelines.argo import build_workflow_template, compile_argo
-from imagemill.pipelines.cluster import parse_cluster, parse_cluster_json
+from imagemill.pipelines.argo.workflow import build_workflow_template, compile_argo
+from imagemill.pipelines.cluster.cluster_file import parse_cluster, parse_cluster_json
+from imagemill.pipelines.cluster.pod_fields import CLUSTER_VARIABLE
+from imagemill.pipelines.kuberay.manifest import FAILURE_CONDITION, SUCCESS_CONDITION
 from imagemill.pipelines.parameters import list_form_parameters, resolve_parameters
-from imagemill.pipelines.pods import CLUSTER_VARIABLE
-from imagemill.pipelines.rayjob import FAILURE_CONDITION, SUCCESS_CONDITION
 
 compiled = argo_files.compiled
 

@@ -15,12 +15,14 @@ from argo_files import Json, first, template
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.step.config import StepConfig
 from imagemill.components.step.step import Step
-from imagemill.pipelines import argo_exit, first_step, planning
-from imagemill.pipelines.argo_templates import RETRY_EXPRESSION
-from imagemill.pipelines.cluster import Cluster, parse_cluster_json
+from imagemill.pipelines.argo import clean as planning
+from imagemill.pipelines.argo import exit_handler as argo_exit
+from imagemill.pipelines.argo.pod_arguments import PodArguments
+from imagemill.pipelines.argo.templates import RETRY_EXPRESSION
+from imagemill.pipelines.cluster import first_step
+from imagemill.pipelines.cluster.cluster_file import Cluster, parse_cluster_json
+from imagemill.pipelines.cluster.pod_fields import CLUSTER_VARIABLE
 from imagemill.pipelines.parameters import ALL_STEPS
-from imagemill.pipelines.pod_arguments import PodArguments
-from imagemill.pipelines.pods import CLUSTER_VARIABLE
 
 compiled = argo_files.compiled
 

@@ -11,7 +11,7 @@ import pytest
 from gated import Gate, wrong
 
 from imagemill.components.dataset.workspace import Workspace
-from imagemill.pipelines.cli import main
+from imagemill.pipelines.cli.main import main
 
 
 @pytest.fixture

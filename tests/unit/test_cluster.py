@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from imagemill.components.storage.errors import UserError
-from imagemill.pipelines.cluster import Cluster, Pod, load_cluster, parse_cluster, parse_cluster_json
+from imagemill.pipelines.cluster.cluster_file import Cluster, Pod, load_cluster, parse_cluster, parse_cluster_json
 from imagemill.pipelines.settings import parse_quantity
 
 DIGEST = "registry.example/imagemill-cpu@sha256:" + "a" * 64

@@ -11,8 +11,8 @@ import yaml
 from packages import IMAGES, documents
 
 from imagemill.components.storage.errors import UserError
-from imagemill.pipelines.cli import main
-from imagemill.pipelines.cluster import Cluster, parse_cluster
+from imagemill.pipelines.cli.main import main
+from imagemill.pipelines.cluster.cluster_file import Cluster, parse_cluster
 from imagemill.pipelines.compile import compile_pipeline
 from imagemill.pipelines.parameters import resolve_parameters
 

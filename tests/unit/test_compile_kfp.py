@@ -16,12 +16,12 @@ import pytest
 from packages import IMAGES, Json, documents
 
 from imagemill.components.storage.errors import UserError
-from imagemill.pipelines.cluster import Cluster, Kfp, Pod, parse_cluster, parse_cluster_json
+from imagemill.pipelines.cluster.cluster_file import Cluster, Kfp, Pod, parse_cluster, parse_cluster_json
+from imagemill.pipelines.cluster.pod_fields import CLUSTER_VARIABLE
+from imagemill.pipelines.cluster.shared_memory import shm_size
 from imagemill.pipelines.compile import compile_kfp
-from imagemill.pipelines.kfp_pods import to_kfp_cpu, to_kfp_memory
+from imagemill.pipelines.kfp.pods import to_kfp_cpu, to_kfp_memory
 from imagemill.pipelines.parameters import resolve_parameters
-from imagemill.pipelines.pods import CLUSTER_VARIABLE
-from imagemill.pipelines.shm import shm_size
 
 STEPS = ("download", "clean", "resize", "train", "evaluate", "promote")
 GPU_POD = {
@@ -397,10 +397,10 @@ def test_a_steps_log_has_none_of_the_executors_lines(package: Any, tmp_path: Pat
     spec, _ = documents(package("default"))
     for step in (*STEPS, "finish"):
         command = " ".join(container(spec, step)["command"])
-        assert "-m imagemill.pipelines.kfp_executor" in command and "executor_main" not in command
+        assert "-m imagemill.pipelines.kfp.executor" in command and "executor_main" not in command
     (tmp_path / "c.py").write_text("def greet(name: str):\n    print('hello', name)\n")
     told = {"inputs": {"parameterValues": {"name": "you"}}, "outputs": {"outputFile": str(tmp_path / "out.json")}}
     flags = ["--component_module_path", str(tmp_path / "c.py"), "--function_to_execute", "greet"]
-    words = [sys.executable, "-m", "imagemill.pipelines.kfp_executor", *flags, "--executor_input", json.dumps(told)]
+    words = [sys.executable, "-m", "imagemill.pipelines.kfp.executor", *flags, "--executor_input", json.dumps(told)]
     done = subprocess.run(words, capture_output=True, text=True, env=os.environ | {"_KFP_RUNTIME": "true"})
     assert (done.returncode, done.stdout) == (0, "hello you\n"), done.stderr

@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from imagemill.components.storage.errors import UserError
-from imagemill.pipelines.cron import convert_to_server_timezone, load_timezone, parse_cron, shift_cron
+from imagemill.pipelines.cluster.cron import convert_to_server_timezone, load_timezone, parse_cron, shift_cron
 
 UTC_ZONE, BERLIN, TOKYO, DELHI = (ZoneInfo(name) for name in ("UTC", "Europe/Berlin", "Asia/Tokyo", "Asia/Kolkata"))
 NOW = datetime(2026, 11, 21, 22, 0, tzinfo=UTC)

@@ -17,10 +17,12 @@ import pytest
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.step.runner_exit import boot_id
 from imagemill.components.storage.errors import TransientError, UserError
-from imagemill.pipelines import docker_environment, docker_mounts, in_docker
-from imagemill.pipelines.cluster import Cluster, parse_cluster
-from imagemill.pipelines.docker_mounts import RequiredAccess
-from imagemill.pipelines.image_build import CODE_LABEL, hash_code
+from imagemill.pipelines.cluster.cluster_file import Cluster, parse_cluster
+from imagemill.pipelines.docker import environment as docker_environment
+from imagemill.pipelines.docker import mounts as docker_mounts
+from imagemill.pipelines.docker import runner as in_docker
+from imagemill.pipelines.docker.image_build import CODE_LABEL, hash_code
+from imagemill.pipelines.docker.mounts import RequiredAccess
 from imagemill.pipelines.parameters import resolve_parameters
 
 ROOT = {"SecurityOptions": ["name=seccomp,profile=default"], "MemTotal": 8 * 2**30, "Runtimes": {"runc": {}}}
@@ -244,7 +246,8 @@ def test_kfp_hands_its_tasks_to_us(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """KFP looks for its handler by name: should it once look elsewhere, containers would be started as it likes."""
     from kfp.local.config import LocalExecutionConfig
 
-    from imagemill.pipelines import local, training
+    from imagemill.pipelines import training
+    from imagemill.pipelines.local import kfp_runner as local
 
     monkeypatch.setattr(LocalExecutionConfig, "instance", None)
     monkeypatch.setattr(training, "training_pipeline", training.build_pipeline(None))  # a run takes its retries away
@@ -359,7 +362,7 @@ def _containers(engine: docker_api.Engine, folder: Path) -> in_docker.Containers
 
 
 def test_the_commands_own_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
-    from imagemill.pipelines.cli import main
+    from imagemill.pipelines.cli.main import main
 
     assert main(["run", "--runner", "podman"]) == 2
     assert "expected subprocess or docker, found 'podman'" in capsys.readouterr().err

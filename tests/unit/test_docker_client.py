@@ -10,8 +10,8 @@ from typing import Any
 import docker_api
 import pytest
 
-from imagemill.pipelines.cluster import LABELS, RUN_LABEL
-from imagemill.pipelines.docker_client import STEP_LABEL, connect_engine, remove_containers, remove_never_started
+from imagemill.pipelines.cluster.cluster_file import LABELS, RUN_LABEL
+from imagemill.pipelines.docker.client import STEP_LABEL, connect_engine, remove_containers, remove_never_started
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 
-from imagemill.pipelines.cluster import SCRATCH, STEP_IMAGES, UID
-from imagemill.pipelines.image_build import list_input_files
+from imagemill.pipelines.cluster.cluster_file import SCRATCH, STEP_IMAGES, UID
+from imagemill.pipelines.docker.image_build import list_input_files
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"

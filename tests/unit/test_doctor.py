@@ -10,9 +10,9 @@ import pytest
 from cluster_api import ALWAYS, deployment, installed, named, serving
 from doctors import NAMESPACES, Doctor
 
-from imagemill.pipelines import cli
+from imagemill.pipelines.cli import main as cli
+from imagemill.pipelines.cluster.kube_client import RIGHTS
 from imagemill.pipelines.doctor import access
-from imagemill.pipelines.kube import RIGHTS
 
 make, kind, kubeflow = doctors.make, doctors.kind, doctors.kubeflow
 

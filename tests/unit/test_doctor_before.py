@@ -70,9 +70,9 @@ def test_what_might_go_wrong_is_said(
 def test_another_cluster_than_kubeflows_is_not_looked_at(
     host: str, api: ClusterApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from imagemill.pipelines.cluster import load_cluster
+    from imagemill.pipelines.cluster.cluster_file import load_cluster
     from imagemill.pipelines.doctor.command import check_before_run
-    from imagemill.pipelines.kfp_client import Connection
+    from imagemill.pipelines.kfp.client import Connection
 
     api.remove("Secret", "mlpipeline-minio-artifact", "kubeflow")
     with serving(api, tmp_path) as kubeconfig:

@@ -12,7 +12,7 @@ from cluster_api import secret, serving
 from doctors import Doctor, Ran
 from kfp_server import serving as serving_kfp
 
-from imagemill.pipelines import cli
+from imagemill.pipelines.cli import main as cli
 
 make, kind, kubeflow = doctors.make, doctors.kind, doctors.kubeflow
 

@@ -17,7 +17,9 @@ from imagemill.components.dataset.workspace import STEPS
 from imagemill.components.export.config import FORMATS
 from imagemill.components.step.step import Step
 from imagemill.components.storage.errors import EXIT_OK, UserError
-from imagemill.pipelines import cli, cron, images
+from imagemill.pipelines.cli import images
+from imagemill.pipelines.cli import main as cli
+from imagemill.pipelines.cluster import cron
 from imagemill.pipelines.parameters import list_parameters, resolve_parameters
 
 EXTRAS = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])

@@ -13,7 +13,7 @@ from e2e.scenario import FAILED, PASSED, SKIPPED, Deadline, Late, Registry, Row,
 from e2e.scenarios import REGISTRY
 
 from imagemill.components.storage.errors import UserError
-from imagemill.pipelines import cluster as clusters
+from imagemill.pipelines.cluster import cluster_file as clusters
 
 IMAGE = "registry/mill@sha256:" + "0" * 64
 ROWS = [

@@ -15,7 +15,7 @@ from packages import IMAGES
 from without import CLI, CLUSTER, COMMANDS, Message, run_without
 
 from imagemill.components.step.extras import MODULES
-from imagemill.pipelines.cluster import STEP_IMAGES
+from imagemill.pipelines.cluster.cluster_file import STEP_IMAGES
 from imagemill.pipelines.parameters import ALL_STEPS
 
 ROOT = Path(__file__).parents[2]

@@ -21,11 +21,11 @@ from imagemill.components.dataset.manifest import read_dataset
 from imagemill.components.dataset.workspace import STEPS, Workspace
 from imagemill.components.download import STEP as DOWNLOAD
 from imagemill.components.step.step import RUN_ENV
-from imagemill.pipelines.artifacts import RECORDS, dataset_metadata
-from imagemill.pipelines.cluster import Cluster, Limits, Ray, Storage
+from imagemill.pipelines.cluster.cluster_file import Cluster, Limits, Ray, Storage
+from imagemill.pipelines.cluster.pod_fields import CLUSTER_VARIABLE
 from imagemill.pipelines.finish import SUMMARY, RunSummary, finish, read_run_records, render_summary
-from imagemill.pipelines.pods import CLUSTER_VARIABLE
-from imagemill.pipelines.resizing import add_ray_address
+from imagemill.pipelines.kfp.artifacts import RECORDS, dataset_metadata
+from imagemill.pipelines.kuberay.resize import add_ray_address
 
 SMALL = {"image_size": "32", "epochs": "1", "backbone": "shufflenet_v2_x0_5", "promote": "always"}
 FIRST = ("first", "no_better_than_chance")
@@ -38,7 +38,8 @@ def run_by_kfp(folder: Path, run: str, pod: str = "a-pod", **arguments: Any) -> 
     name that the settings of the pods, which that runner has not, would tell."""
     from kfp import local
 
-    from imagemill.pipelines import kfp_pods, training
+    from imagemill.pipelines import training
+    from imagemill.pipelines.kfp import pods as kfp_pods
 
     cluster = Cluster(ray=Ray(mode="pod"), limits=Limits(lost_pod_retries=0), storage=Storage(endpoint="", secret=""))
     root = folder / "kfp"

@@ -6,8 +6,8 @@ import pytest
 
 from imagemill.components.step.config import StepConfig
 from imagemill.components.step.step import Step
+from imagemill.pipelines.cluster.unchanged import find_cached_records
 from imagemill.pipelines.parameters import resolve_parameters
-from imagemill.pipelines.unchanged import find_cached_records
 
 
 def test_an_unforeseen_error_leaves_the_step_to_run(

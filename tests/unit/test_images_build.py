@@ -12,8 +12,8 @@ from typing import TextIO
 import pytest
 
 from imagemill.components.storage.errors import MillError, UserError
-from imagemill.pipelines import image_build
-from imagemill.pipelines.image_build import (
+from imagemill.pipelines.docker import image_build
+from imagemill.pipelines.docker.image_build import (
     BuildOptions,
     find_cli,
     find_root,

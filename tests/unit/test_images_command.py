@@ -12,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagemill.components.storage.errors import EXIT_TRANSIENT, EXIT_USER, MillError, TransientError, UserError
-from imagemill.pipelines import cluster, image_pins, images
-from imagemill.pipelines.cli import main
-from imagemill.pipelines.docker_client import connect_engine
-from imagemill.pipelines.image_pins import format_part, set_images
+from imagemill.pipelines.cli import images
+from imagemill.pipelines.cli.main import main
+from imagemill.pipelines.cluster import cluster_file as cluster
+from imagemill.pipelines.docker import image_pins
+from imagemill.pipelines.docker.client import connect_engine
+from imagemill.pipelines.docker.image_pins import format_part, set_images
 
 DIGESTS = {
     name: f"r.example:5000/mill/imagemill-{name}@sha256:{n * 64}"

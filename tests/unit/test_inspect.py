@@ -19,7 +19,7 @@ from imagemill.components.clean.audit_layout import WIDTH, count_columns
 from imagemill.components.dataset.manifest import Dataset, Manifest, Totals, commit
 from imagemill.components.dataset.shards import publish_bytes
 from imagemill.components.dataset.workspace import Workspace
-from imagemill.pipelines.cli import main
+from imagemill.pipelines.cli.main import main
 
 
 def toy(workspace: str) -> Dataset:

@@ -15,9 +15,9 @@ import pytest
 import yaml
 from controllers import pods
 
-from imagemill.pipelines import kube
-from imagemill.pipelines.argo import compile_argo
-from imagemill.pipelines.cluster import Cluster, load_cluster
+from imagemill.pipelines.argo.workflow import compile_argo
+from imagemill.pipelines.cluster import kube_client as kube
+from imagemill.pipelines.cluster.cluster_file import Cluster, load_cluster
 from imagemill.pipelines.parameters import resolve_parameters
 
 Json = dict[str, Any]

@@ -12,8 +12,8 @@ import yaml
 from controllers import Pod, pods
 from network import Peer, allowed, selects
 
-from imagemill.pipelines.cluster import Cluster, load_cluster
-from imagemill.pipelines.rayjob import build_rayjob
+from imagemill.pipelines.cluster.cluster_file import Cluster, load_cluster
+from imagemill.pipelines.kuberay.manifest import build_rayjob
 
 Json = dict[str, Any]
 K8S = Path(__file__).parents[2] / "k8s"

@@ -68,7 +68,7 @@ def test_a_run_whose_version_was_deleted_is_shown_without_its_results(
 def test_a_service_that_fails_after_the_runs_end_leaves_its_result(
     mill: Commands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("imagemill.pipelines.kfp_client.RETRY_S", 0.1)
+    monkeypatch.setattr("imagemill.pipelines.kfp.client.RETRY_S", 0.1)
     mill.service.scripts = [script()]
     mill.service.fail("503", 1000, "GET", "/versions/")
     ran = mill("submit", "--json")

@@ -14,7 +14,8 @@ from kfp_commands import Commands, commands, compiled_once, script
 from kfp_server import KfpService, serving
 
 from imagemill.components.step import progress
-from imagemill.pipelines import cli, following
+from imagemill.pipelines.cli import main as cli
+from imagemill.pipelines.kfp import following
 
 SECRET = "s3cr3t-0f-somebody"
 mill = kfp_commands.mill
@@ -157,7 +158,7 @@ def test_a_mounted_token_that_runs_out_is_waited_for(
         if service.asked("GET", "/runs/[^/]+$") > 4:
             file.write_text("renewed")
 
-    monkeypatch.setattr("imagemill.pipelines.kfp_client.MOUNTED_TOKEN_FILE", str(file))
+    monkeypatch.setattr("imagemill.pipelines.kfp.client.MOUNTED_TOKEN_FILE", str(file))
     with commands(tmp_path, monkeypatch, capsys, service) as mill:
         service.on_request = run_out
         ran = mill("submit")
@@ -181,7 +182,7 @@ def test_what_answers_instead_of_the_service_is_told_apart(mill: Commands, kind:
 
 
 def test_a_service_that_never_answers_is_not_waited_for(mill: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imagemill.pipelines.kfp_client.TIMEOUT_S", (1, 0.5))
+    monkeypatch.setattr("imagemill.pipelines.kfp.client.TIMEOUT_S", (1, 0.5))
     mill.service.fail("hang", 1, "GET", "/runs$")
     ran = mill("submit", "--no-wait")
     assert ran.code == 0 and "Read timed out" in ran.err and len(mill.service.runs) == 1

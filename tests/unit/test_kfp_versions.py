@@ -15,7 +15,7 @@ from kfp_commands import Commands, compiled_once
 from packages import documents
 
 from imagemill.components.dataset.manifest import code_version
-from imagemill.pipelines.kfp_uploads import read_package
+from imagemill.pipelines.kfp.uploads import read_package
 from imagemill.pipelines.parameters import FORM_PARAMETERS, format_form_value, list_form_parameters
 
 mill = kfp_commands.mill

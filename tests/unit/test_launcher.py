@@ -27,8 +27,8 @@ from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.resize.resize import find_target
 from imagemill.components.step.step import Context
 from imagemill.components.storage.errors import EXIT_TRANSIENT, EXIT_USER
-from imagemill.pipelines.launcher import WATCHER_ANNOTATION
-from imagemill.pipelines.rayjob import build_job_name
+from imagemill.pipelines.kuberay.launcher import WATCHER_ANNOTATION
+from imagemill.pipelines.kuberay.manifest import build_job_name
 
 ODD_RUN = """run '"$(touch x)`touch x`;touch x&"""
 s3, api, made, work = launching.s3, launching.api, launching.made, launching.work
@@ -167,5 +167,8 @@ def test_help_stays_quick() -> None:
     import subprocess
     import sys
 
-    code = "import sys, imagemill.pipelines.launcher; sys.exit('kubernetes' in sys.modules or 'ray' in sys.modules)"
+    code = (
+        "import sys, imagemill.pipelines.kuberay.launcher; "
+        "sys.exit('kubernetes' in sys.modules or 'ray' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -21,8 +21,8 @@ from launching import (
 )
 
 from imagemill.components.storage.errors import EXIT_OURS, EXIT_TRANSIENT, EXIT_USER
-from imagemill.pipelines import launcher
-from imagemill.pipelines.cluster import RUN_LABEL
+from imagemill.pipelines.cluster.cluster_file import RUN_LABEL
+from imagemill.pipelines.kuberay import launcher
 
 APP = "Job entrypoint command failed with exit code {}, last available logs (truncated to 20,000 chars):\n{}"
 s3, api, made, work = launching.s3, launching.api, launching.made, launching.work

@@ -28,10 +28,10 @@ from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.resize.ray_job import write_pending_record
 from imagemill.components.step.step import Context
 from imagemill.components.storage.errors import EXIT_TRANSIENT, EXIT_USER
-from imagemill.pipelines import launcher
-from imagemill.pipelines.cluster import RUN_LABEL, parse_cluster
-from imagemill.pipelines.launcher import WATCHER_ANNOTATION
-from imagemill.pipelines.ray_cleanup import delete_rayjobs
+from imagemill.pipelines.cluster.cluster_file import RUN_LABEL, parse_cluster
+from imagemill.pipelines.kuberay import launcher
+from imagemill.pipelines.kuberay.cleanup import delete_rayjobs
+from imagemill.pipelines.kuberay.launcher import WATCHER_ANNOTATION
 
 s3, api, made, work = launching.s3, launching.api, launching.made, launching.work
 

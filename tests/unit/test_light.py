@@ -18,7 +18,7 @@ HEAVY = (
 )
 def test_help_imports_nothing_heavy(words: list[str]) -> None:
     script = (
-        "import sys\nfrom imagemill.pipelines.cli import main\n"
+        "import sys\nfrom imagemill.pipelines.cli.main import main\n"
         f"try:\n    main({words!r})\nexcept SystemExit:\n    pass\n"
         f"print(*sorted(set(sys.modules) & set({HEAVY!r})), file=sys.stderr)"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from imagemill.pipelines.cli import main
+from imagemill.pipelines.cli.main import main
 
 
 @pytest.mark.parametrize(

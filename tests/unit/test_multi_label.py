@@ -332,7 +332,7 @@ def test_a_model_of_several_labels_says_the_highest_of_images_with_one() -> None
 
 
 def test_kfp_draws_no_confusion_matrix_of_several_labels(multi: Made, single: Made, evaluation: Dataset) -> None:
-    from imagemill.pipelines import steps
+    from imagemill.pipelines.kfp import steps
 
     assert confusion_matrix(evaluation.uri) is None
     for made in (multi, single):

@@ -18,12 +18,12 @@ from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.step.config import StepConfig
 from imagemill.components.step.step import Step
 from imagemill.components.storage.errors import UserError
-from imagemill.pipelines import planning
-from imagemill.pipelines.argo import build_workflow_template
-from imagemill.pipelines.cluster import Cluster, parse_cluster
+from imagemill.pipelines.argo import clean as planning
+from imagemill.pipelines.argo.pod_arguments import parse_pod_arguments
+from imagemill.pipelines.argo.workflow import build_workflow_template
+from imagemill.pipelines.cluster.cluster_file import Cluster, parse_cluster
+from imagemill.pipelines.cluster.pod_fields import CLUSTER_VARIABLE, read_pod_cluster
 from imagemill.pipelines.parameters import resolve_parameters
-from imagemill.pipelines.pod_arguments import parse_pod_arguments
-from imagemill.pipelines.pods import CLUSTER_VARIABLE, read_pod_cluster
 
 RUN = "imagemill-training-x7k2p"
 CLUSTER = parse_cluster(

@@ -26,7 +26,7 @@ from imagemill.components.predict import predict as predicting
 from imagemill.components.predict.input_files import find_inputs
 from imagemill.components.storage.errors import TransientError
 from imagemill.components.storage.filesystem import LocalStore
-from imagemill.pipelines.cli import main
+from imagemill.pipelines.cli.main import main
 
 CLASSES = ("cat", "dog", "emu\tbird", "fox", "gnu", "hen")
 SPEC = ModelSpec(

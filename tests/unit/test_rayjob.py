@@ -14,11 +14,11 @@ import pytest
 from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.resize.ray_job import build_command
 from imagemill.components.storage.errors import EXIT_OURS, EXIT_TRANSIENT, EXIT_USER, UserError
-from imagemill.pipelines import pods as pod_fields
-from imagemill.pipelines import rayjob
-from imagemill.pipelines.cluster import RUN_LABEL, Cluster, parse_cluster
-from imagemill.pipelines.ray_failures import explain_failure, list_problems, waits_in_vain
-from imagemill.pipelines.rayjob import (
+from imagemill.pipelines.cluster import pod_fields as pod_fields
+from imagemill.pipelines.cluster.cluster_file import RUN_LABEL, Cluster, parse_cluster
+from imagemill.pipelines.kuberay import manifest as rayjob
+from imagemill.pipelines.kuberay.failures import explain_failure, list_problems, waits_in_vain
+from imagemill.pipelines.kuberay.manifest import (
     FAILED,
     RUNNING,
     SUCCEEDED,

@@ -14,7 +14,7 @@ from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.promote.config import PromoteConfig
 from imagemill.components.promote.registry import ModelVersion, check_registry, read_version, register, resolve_registry
 from imagemill.components.storage.errors import UserError
-from imagemill.pipelines.cli import main
+from imagemill.pipelines.cli.main import main
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import pytest
 
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.storage.errors import UserError
-from imagemill.pipelines import in_docker
-from imagemill.pipelines.local import run_locally
+from imagemill.pipelines.docker import runner as in_docker
+from imagemill.pipelines.local.kfp_runner import run_locally
 from imagemill.pipelines.parameters import resolve_parameters
 
 

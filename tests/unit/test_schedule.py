@@ -115,7 +115,7 @@ def test_faults_that_stay_leave_one(
     mill: Commands, monkeypatch: pytest.MonkeyPatch, method: str, path: str, left: str
 ) -> None:
     assert mill(*WEEKLY).code == 0
-    monkeypatch.setattr("imagemill.pipelines.kfp_client.RETRY_S", 0.3)
+    monkeypatch.setattr("imagemill.pipelines.kfp.client.RETRY_S", 0.3)
     mill.service.fail("500", 1000, method, path)
     ran = mill("schedule", "--cron", "0 4 * * 1")
     assert [one["trigger"]["cron_schedule"]["cron"] for one in enabled(mill.service)] == [left]
@@ -126,7 +126,7 @@ def test_faults_that_stay_leave_one(
 def test_a_stop_whose_answer_is_lost_is_taken_back(mill: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
     """The old schedule is disabled without our hearing of it: it must go again, for the new one is deleted."""
     assert mill(*WEEKLY).code == 0
-    monkeypatch.setattr("imagemill.pipelines.kfp_client.RETRY_S", 0.3)
+    monkeypatch.setattr("imagemill.pipelines.kfp.client.RETRY_S", 0.3)
     mill.service.fail("drop after", 1000, "POST", ":disable$")
     ran = mill("schedule", "--cron", "0 4 * * 1")
     assert ran.code == 75 and "the schedule is as it was" in ran.err
@@ -167,7 +167,9 @@ def test_a_kill_in_the_exchange_leaves_two_rather_than_none(mill: Commands) -> N
     assert mill(*WEEKLY).code == 0
     words = ["schedule", "--cron", "0 4 * * 1", "--host", mill.service.url, "--package", str(compiled_once())]
     command = subprocess.Popen(
-        [sys.executable, "-m", "imagemill.pipelines.cli", *words], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        [sys.executable, "-m", "imagemill.pipelines.cli", *words],
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
     )
     mill.service.fail("drop", 1, "POST", ":disable$")
     mill.service.on_request = lambda method, path: command.kill() if path.endswith(":disable") else None

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imagemill.pipelines import pods
-from imagemill.pipelines.cluster import LABELS, SCRATCH, UID, Cluster
+from imagemill.pipelines.cluster import pod_fields as pods
+from imagemill.pipelines.cluster.cluster_file import LABELS, SCRATCH, UID, Cluster
 from imagemill.pipelines.settings import to_plain
 
 from ..options import E2E_LABEL

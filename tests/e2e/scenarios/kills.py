@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from imagemill.components.dataset.workspace import STEPS
-from imagemill.pipelines import rayjob
-from imagemill.pipelines.cluster import Cluster
+from imagemill.pipelines.cluster.cluster_file import Cluster
+from imagemill.pipelines.kuberay import manifest as rayjob
 
 from ..access.kube import Doc, name_of
 from ..access.mirror import say

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from imagemill.components.dataset.workspace import STEPS
-from imagemill.pipelines.cluster import LABELS, RUN_LABEL
+from imagemill.pipelines.cluster.cluster_file import LABELS, RUN_LABEL
 
 from ..access import probe
 from ..access.kube import Doc, KubeError

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 from imagemill.components.storage.errors import MillError
-from imagemill.pipelines.cluster import UID
-from imagemill.pipelines.kfp_client import HOST_VARIABLE
+from imagemill.pipelines.cluster.cluster_file import UID
+from imagemill.pipelines.kfp.client import HOST_VARIABLE
 
 from .. import kfp
 from ..access import probe

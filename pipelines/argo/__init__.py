@@ -1,0 +1,1 @@
+"""Argo Workflows: the workflow, its templates, and the commands of its pods."""

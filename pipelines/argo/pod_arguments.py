@@ -1,0 +1,57 @@
+"""The command line of a pod that does more than one step: pipeline parameters, the JSON `config`, parents."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ...components.step.command_line import Parser
+from ...components.step.config import StepConfig
+from ..parameters import RunParameters, list_form_parameters, parse_form
+
+
+@dataclass(frozen=True)
+class PodArguments:
+    """The parsed arguments of a pod. `form`: parameters of the form by name; `parents`: URIs of datasets by the name of
+    their flag; `outputs`: the folder with one file for each output parameter, which Argo reads."""
+
+    form: Mapping[str, str]
+    run: str
+    parents: Mapping[str, str]
+    outputs: Path
+
+    @cached_property
+    def parameters(self) -> RunParameters:
+        """The parameters of the run; UserError for a wrong JSON `config`."""
+        return parse_form(self.form)
+
+    def config(self, step: str, **values: Any) -> StepConfig:
+        """Return the checked config of a step of this run; `values` are further fields, such as its parents."""
+        return dataclasses.replace(self.parameters.config(step), run=self.run, **values)
+
+    def write(self, name: str, text: str) -> None:
+        """Write an output parameter."""
+        (self.outputs / name).write_text(text, encoding="utf-8")
+
+
+def parse_pod_arguments(prog: str, help: str, parents: Sequence[str], argv: Sequence[str] | None) -> PodArguments:
+    """Parse a command line; UserError names the flag that is wrong.
+
+    `parents`: names of the flags that hold URIs of datasets. Every parameter of the form is a flag as well.
+    """
+    parser = Parser(prog=f"python -m {prog}", description=help)
+    for name, parameter in list_form_parameters().items():
+        parser.add_argument(f"--{name.replace('_', '-')}", dest=name, help=parameter.help.replace("%", "%%"))
+    for name in parents:
+        parser.add_argument(f"--{name}", dest=name, required=True, metavar="URI", help=f"the {name} dataset")
+    parser.add_argument("--run", required=True, metavar="NAME", help="the run that the records belong to")
+    parser.add_argument("--outputs", required=True, metavar="FOLDER", help="write output values into this folder")
+    values = vars(parser.parse_args(argv))
+    run, outputs = values.pop("run"), values.pop("outputs")
+    uris = {name: values.pop(name) for name in parents}
+    Path(outputs).mkdir(parents=True, exist_ok=True)
+    return PodArguments({name: value for name, value in values.items() if value is not None}, run, uris, Path(outputs))

@@ -1,0 +1,254 @@
+"""`imagemill champion`: list the promotions of a name, promote a model by hand, roll back to an earlier champion."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from ...components.dataset.manifest import find_dataset, find_intact_dataset, normalize_dataset_uri, read_dataset
+from ...components.dataset.workspace import Workspace
+from ...components.promote.registry import check_registry, read_version, register, resolve_registry
+from ...components.step.command_line import add_flag
+from ...components.step.step import new_run
+from ...components.storage import uri as uris
+from ...components.storage.errors import EXIT_OK, EXIT_OURS, TransientError, UserError, error_for_exit_code, wrong
+from ..parameters import ALL_STEPS, list_parameters, resolve_parameters
+from .runs import align_columns
+
+HELP = "the champions of a name: list, show, promote, rollback"
+ROLLBACK = "rollback"
+_HIDDEN = ("sketch",)
+"""Fields of records that only the promotion gate uses."""
+_STEPS = ("evaluate", "promote")
+_NOT_FLAGS = ("workspace", "name", "rerun", "promote")
+Record = dict[str, Any]
+
+
+def add_command(commands: Any) -> None:
+    """Add the command, its verbs and flags."""
+    parser: argparse.ArgumentParser = commands.add_parser("champion", help=HELP, description=HELP)
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=type(parser))
+    list_parser = _add_verb(verbs, "list", "every promotion of a name, or of all names, the reigning one last")
+    show_parser = _add_verb(
+        verbs, "show", "the reigning champion: its model, why it was promoted, what it was compared with"
+    )
+    promote_parser = _add_verb(
+        verbs, "promote", "evaluate a model beside the champion on today's test images, and judge it"
+    )
+    rollback_parser = _add_verb(
+        verbs, ROLLBACK, "an earlier champion again; the one that is taken back is not promoted by itself"
+    )
+    for verb in (list_parser, show_parser, promote_parser, rollback_parser):
+        verb.add_argument("--workspace", default="./imagemill-data", help="(default: ./imagemill-data)")
+        verb.add_argument("--json", action="store_true", help="print JSON")
+        default = " (default: all)" if verb is list_parser else " (default: the one name that has a champion there)"
+        verb.add_argument("--name", default="", help=f"whose champion{default}")
+    show_parser.add_argument("--number", default="", metavar="N", help="another promotion than the last one")
+    rollback_parser.add_argument("--registry", default="", help=list_parameters()["registry"].help)
+    rollback_parser.add_argument(
+        "--to", default="", metavar="N", help="that promotion's model (default: the champion before)"
+    )
+    promote_parser.add_argument("model", metavar="MODEL", help="the URI or path of a model, or of an evaluation of one")
+    promote_parser.add_argument(
+        "--clean", default="", metavar="URI",
+        help="whose test images (default: the evaluation's, or the newest ones of the name)",
+    )  # fmt: skip
+    promote_parser.add_argument("--force", action="store_true", help="whatever the gate says")
+    promote_parser.add_argument("--config", dest="config_file", metavar="FILE.yaml", help="parameters from a YAML file")
+    for parameter in list_parameters().values():
+        if set(parameter.steps) & set(_STEPS) and parameter.name not in _NOT_FLAGS:
+            add_flag(promote_parser, parameter.name, parameter.default, parameter.help, parameter.choices)
+
+
+def _add_verb(verbs: Any, name: str, text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = verbs.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+    return parser
+
+
+def run(flags: dict[str, Any]) -> int:
+    """Run the command with its parsed flags; return the exit code."""
+    verb = str(flags.pop("verb"))
+    workspace = Workspace.from_uri(flags.pop("workspace"))
+    name, as_json = flags.pop("name"), flags.pop("json")
+    if verb == "list":
+        return _list(workspace, name, as_json)
+    if verb == "show":
+        return _show(workspace, name or _find_only_name(workspace), flags["number"], as_json)
+    if verb == ROLLBACK:
+        check_registry(flags["registry"])
+        name, registry = name or _find_only_name(workspace), resolve_registry(flags["registry"])
+        return _rollback(workspace, name, flags["to"], registry, as_json)
+    return _promote(workspace, name, as_json, flags)
+
+
+def _find_only_name(workspace: Workspace) -> str:
+    """Return the only name that has a champion; UserError where there is none, or more than one."""
+    names = workspace.names_with_champion()
+    if not names:
+        raise UserError(f"--name: expected the name of a champion, found no champion in {workspace.uri} (--workspace)")
+    if len(names) > 1:
+        raise wrong("--name", f"one of {', '.join(names)}, which have a champion in {workspace.uri}", "")
+    return names[0]
+
+
+def _read_promotions(workspace: Workspace, name: str) -> list[Record]:
+    """Return the records of a name's promotions; UserError where there are none."""
+    records = [workspace.promotion(name, number) for number in workspace.promotions(name)]
+    if not records:
+        names = ", ".join(workspace.names_with_champion()) or "no name has one"
+        raise wrong("--name", f"a name that has a champion in {workspace.uri} ({names})", name)
+    return records
+
+
+def _make_public(workspace: Workspace, record: Record) -> Record:
+    """Return a record as it is printed: with absolute URIs, without `_HIDDEN` fields."""
+    public = {key: value for key, value in record.items() if key not in _HIDDEN}
+    places = {key: workspace.absolute(str(record[key])) for key in ("model", "evaluation") if record.get(key)}
+    return (
+        public | places | {"is_there": find_intact_dataset(places["model"]) is not None if "model" in places else False}
+    )
+
+
+def _list(workspace: Workspace, name: str, as_json: bool) -> int:
+    names = [name] if name else workspace.names_with_champion()
+    logs = {
+        listed: [_make_public(workspace, record) for record in _read_promotions(workspace, listed)] for listed in names
+    }
+    if as_json:
+        print(json.dumps(logs, ensure_ascii=False))
+        return EXIT_OK
+    if not logs:
+        print(f"no champion in {workspace.uri}")
+    for listed, records in logs.items():
+        header = ("", "n", "promoted (UTC)", "score", "verdict", "model")
+        rows = [header, *(_format_row(record) for record in records)]
+        rows[-1] = ("*", *rows[-1][1:])
+        print(f"{listed}:\n{align_columns(rows)}")
+    return EXIT_OK
+
+
+def _format_row(record: Record) -> tuple[str, ...]:
+    score = record.get("challenger")
+    return (
+        "",
+        str(record["n"]),
+        str(record.get("created", ""))[:16].replace("T", " ") or "-",
+        f"{score:.4f}" if isinstance(score, float) else "-",
+        str(record.get("verdict", "-")).replace("_", " "),
+        f"{record['model']}{'' if record['is_there'] else ' (gone)'}",
+    )
+
+
+def _show(workspace: Workspace, name: str, number: str, as_json: bool) -> int:
+    records = _read_promotions(workspace, name)
+    promotion = _find_promotion(records, number, "--number") if number else records[-1]
+    record = _make_public(workspace, promotion) | {"name": name, "reigns": promotion["n"] == records[-1]["n"]}
+    comparisons = workspace.verdicts(name, f"{uris.basename(str(promotion['model']))}-")
+    record["challengers"] = len({comparison.get("challenger_model") for comparison in comparisons})
+    if as_json:
+        print(json.dumps(record, ensure_ascii=False))
+        return EXIT_OK
+    reigns = "reigns" if record["reigns"] else f"does not reign, promotion {records[-1]['n']} does"
+    lines = [f"{name}: promotion {record['n']} of {record.get('created', '?')}, {reigns}"]
+    lines += [f"  model       {record['model']}{'' if record['is_there'] else ' (gone)'}"]
+    lines += [f"  evaluation  {record['evaluation']}"] if record.get("evaluation") else []
+    lines += [f"  {str(record.get('verdict', '')).replace('_', ' ')}: {record.get('reason', '')}"]
+    lines += [f"  compared with {record['challengers']} challenger{'s' if record['challengers'] != 1 else ''} since"]
+    print("\n".join(lines))
+    return EXIT_OK
+
+
+def _find_promotion(records: list[Record], number: str, flag: str) -> Record:
+    for record in records:
+        if str(record["n"]) == number:
+            return record
+    raise wrong(flag, f"the number of a promotion, 1 to {records[-1]['n']}", number)
+
+
+def _rollback(workspace: Workspace, name: str, to: str, registry: str, as_json: bool) -> int:
+    """Append a promotion of an earlier promotion's model, and name the models promoted after it as rolled back."""
+    records = _read_promotions(workspace, name)
+    reigning = records[-1]
+    target = _find_promotion(records, to, "--to") if to else _find_previous_champion(records, workspace)
+    if target["model"] == reigning["model"]:
+        raise wrong("--to", f"a promotion of another model than the champion's ({reigning['model']})", to)
+    if find_intact_dataset(workspace.absolute(str(target["model"]))) is None:
+        raise wrong("--to", "a promotion whose model is there", f"{target['n']}, whose model is gone or damaged")
+    rolled_back = {str(record["model"]) for record in records if record["n"] > target["n"]}
+    rolled_back |= {*reigning.get("rolled_back", ())}
+    number = int(reigning["n"]) + 1
+    record = target | {
+        "n": number,
+        "verdict": ROLLBACK,
+        "reason": f"promotion {target['n']} again, instead of promotion {reigning['n']}",
+        "promoted": True,
+        "previous": reigning["model"],
+        "rolled_back": sorted(rolled_back - {str(target["model"])}),
+        "run": "",
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    if not workspace.append_promotion(name, number, record):
+        raise TransientError(f"promotion {number} of {name} was made by another run meanwhile; look, and try again")
+    if registry:
+        register(registry, read_version(workspace, name, number))
+    return _print_promotion(workspace, name, record, as_json)
+
+
+def _find_previous_champion(records: list[Record], workspace: Workspace) -> Record:
+    """Return the newest promotion of another model than the champion's that was not rolled back and still exists."""
+    reigning = records[-1]
+    excluded = {str(reigning["model"]), *reigning.get("rolled_back", ())}
+    for record in reversed(records[:-1]):
+        model = workspace.absolute(str(record["model"]))
+        if record["model"] not in excluded and find_intact_dataset(model) is not None:
+            return record
+    raise UserError(f"--to: expected an earlier champion whose model is there, found none before promotion "
+                    f"{reigning['n']}")  # fmt: skip
+
+
+def _print_promotion(workspace: Workspace, name: str, record: Record, as_json: bool) -> int:
+    """Print the verdict on a promotion and the champion of the name; return the exit code."""
+    if as_json:
+        print(json.dumps(_make_public(workspace, record) | {"name": name}, ensure_ascii=False))
+        return EXIT_OK
+    verdict = str(record["verdict"]).replace("_", " ")
+    print(f"{verdict}: {record['reason']}")
+    model = workspace.absolute(str(record["model"])) if record["model"] else ""
+    print(f"the champion of {name} is promotion {record['n']}: {model}" if model else f"{name} has no champion")
+    return EXIT_OK
+
+
+def _promote(workspace: Workspace, name: str, as_json: bool, flags: dict[str, Any]) -> int:
+    """Evaluate and judge a model in a run of the last two steps; return the exit code."""
+    place, clean, config_file = (flags.pop(key) or "" for key in ("model", "clean", "config_file"))
+    always = {"promote": "always"} if flags.pop("force") else {}
+    values = {key: value for key, value in flags.items() if value is not None} | always
+    dataset = find_dataset(normalize_dataset_uri(place, "MODEL"))
+    if dataset is None or dataset.manifest.kind not in ("model", "evaluation"):
+        raise wrong("MODEL", "the URI of a model or of an evaluation", place)
+    model = dataset.uri
+    if dataset.manifest.kind == "evaluation":
+        model, clean = dataset.parent_uri("model"), clean or dataset.parent_uri("clean")
+        name = name or str(dataset.manifest.extra["dataset_name"])
+    name = name or _find_only_name(workspace)
+    clean = normalize_dataset_uri(clean, "--clean") if clean else workspace.latest(name, "clean")
+    if not clean:
+        raise wrong("--clean", f"the URI of a clean dataset, since {name} has none in {workspace.uri}", "")
+    read_dataset(clean, "clean")
+    parameters = resolve_parameters(values | {"workspace": workspace.uri, "name": name}, config_file)
+    run_name = new_run(name)
+
+    def run_step(step: str, **parents: str) -> Record:
+        code = ALL_STEPS[step].execute(replace(parameters.config(step), run=run_name, **parents))
+        record = workspace.step_record(run_name, step)
+        if code or record is None:
+            raise error_for_exit_code(code or EXIT_OURS, str(record["error"]) if record else f"{step} left no record")
+        return record
+
+    evaluated = run_step("evaluate", model=model, clean=clean)
+    champion = str(evaluated["metrics"]["champion_evaluation"])
+    record = run_step("promote", evaluation=str(evaluated["uri"]), champion_evaluation=champion)
+    return _print_promotion(workspace, name, record["metrics"] | {"model": record["uri"]}, as_json)

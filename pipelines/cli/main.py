@@ -1,0 +1,251 @@
+"""The `imagemill` command and its short subcommands. Heavy libraries are imported by the commands that need them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...components.dataset.manifest import code_version
+from ...components.dataset.workspace import STEPS
+from ...components.export.config import FORMATS, SHARD_BYTES, ExportConfig
+from ...components.predict.config import DEVICES, OUTPUTS, PredictConfig
+from ...components.step.command_line import Parser, add_flag, configure_logging
+from ...components.step.extras import explain_missing_modules, require_modules
+from ...components.storage.errors import EXIT_OK, MillError, UserError, wrong
+from ..doctor import command as doctor
+from ..parameters import ALL_STEPS, WORKSPACE_HELP, RunParameters, list_parameters, parse_sections, resolve_parameters
+from . import champion, images, runs, schedule, submit
+
+_INTRO = "Labelled images in, a better classifier out, again every week."
+_EXPORT_HELP = "a clean or tensors dataset as files that other programs read"
+_PREDICT_HELP = "what a model sees in image files"
+_PREDICT_DESCRIPTION = (
+    "Print path, class and probability, separated by tabs, of the best classes of every image. An image goes "
+    "through just what the model's own images went through. One that can't be read is told on stderr and leaves "
+    "the others alone; exit code 2 where none could be."
+)
+_REQUIRED_MODULES = {
+    "run": ("kfp",), "predict": ("torch", "safetensors"), "images": ("docker",), "submit": ("kfp",),
+    "schedule": ("kfp",), "runs": ("kfp",), "doctor": ("kubernetes", "kfp"),
+}  # fmt: skip
+"""The optional modules that a command always imports; each step declares its own."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 done, 2 wrong input, 75 transient, 1 ours."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupt)  # as Ctrl-C: finished work is kept, and a message says so
+    try:
+        if words and words[0] in STEPS:
+            return ALL_STEPS[words[0]].main(words[1:], prog=f"imagemill {words[0]}", check_config=parse_sections)
+        return _run_command(words)
+    except MillError as error:
+        print(f"imagemill: error: {error}", file=sys.stderr)
+        if words[:1] == ["run"] and "--json" in words:  # its reader expects one line of JSON, also for an error
+            from ..results import make_failed_result
+
+            print(json.dumps(make_failed_result(error), ensure_ascii=False))
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("imagemill: stopped; run again to go on from what is finished", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `imagemill … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _run_command(words: list[str]) -> int:
+    configure_logging()
+    flags = vars(_make_parser().parse_args(words))
+    command = flags.pop("command")
+    with explain_missing_modules(command, _REQUIRED_MODULES.get(command, ())):
+        return _COMMANDS[command](flags)
+
+
+def _read_parameters(flags: dict[str, Any]) -> RunParameters:
+    config_file = flags.pop("config_file") or ""
+    return resolve_parameters({name: value for name, value in flags.items() if value is not None}, config_file)
+
+
+def _run(flags: dict[str, Any]) -> int:
+    runner, as_json = flags.pop("runner"), flags.pop("json")
+    cluster_file = flags.pop("cluster_file") or ""
+    parameters = _read_parameters(flags)
+    from ..local.run import run
+
+    if runner not in ("subprocess", "docker"):
+        raise UserError(f"--runner: expected subprocess or docker, found {runner!r}")
+    if runner == "subprocess":
+        if cluster_file:
+            raise UserError(f"--cluster: expected nothing with --runner subprocess, found {cluster_file!r}")
+        # Now rather than when the steps before have worked for an hour.
+        require_modules("run", [module for step in ALL_STEPS.values() for module in step.needs])
+        return run(parameters, as_json)
+    require_modules("run", ["docker"])
+    from ..cluster.cluster_file import Cluster, load_cluster
+
+    return run(parameters, as_json, load_cluster(cluster_file) if cluster_file else Cluster())
+
+
+def _compile(flags: dict[str, Any]) -> int:
+    target, output = flags.pop("target"), flags.pop("output")
+    cluster_file = flags.pop("cluster_file") or ""
+    parameters = _read_parameters(flags)
+    from ..compile import compile_pipeline
+
+    compile_pipeline(target, parameters, Path(output), cluster_file)
+    print(f"wrote {output}")
+    return EXIT_OK
+
+
+def _cluster(flags: dict[str, Any]) -> int:
+    from ..compile import write_cluster_template
+
+    write_cluster_template(flags["output"])
+    return EXIT_OK
+
+
+def _inspect(flags: dict[str, Any]) -> int:
+    from .inspection import inspect
+
+    inspect(flags["dataset_uri"], flags["json"])
+    return EXIT_OK
+
+
+def _export(flags: dict[str, Any]) -> int:
+    from ...components.export.export import export
+
+    if flags["format"] == "tfrecord":
+        require_modules("export", ["google_crc32c"])
+    shard_bytes = _parse_number("shard_bytes", flags["shard_bytes"], "a whole number of bytes")
+    result = export(ExportConfig(flags["dataset_uri"], flags["format"], flags["output"], shard_bytes))
+    print(json.dumps(result, ensure_ascii=False) if flags["json"] else result["output"])
+    return EXIT_OK
+
+
+def _predict(flags: dict[str, Any]) -> int:
+    from ...components.predict.predict import predict
+
+    numbers = {name: _parse_number(name, flags[name], "a whole number of at least 1") for name in ("top", "batch_size")}
+    config = PredictConfig(**{**flags, "images": tuple(flags["images"]), **numbers})
+    predict(config)
+    if config.output and not config.json:
+        print(config.output)
+    return EXIT_OK
+
+
+def _parse_number(name: str, text: str, expected: str) -> int:
+    if not text.isascii() or not text.isdigit():
+        raise wrong(f"--{name.replace('_', '-')}", expected, text)
+    return int(text)
+
+
+_COMMANDS: dict[str, Callable[[dict[str, Any]], int]] = {
+    "run": _run, "inspect": _inspect, "export": _export, "predict": _predict, "champion": champion.run,
+    "images": images.run, "doctor": doctor.run, "cluster": _cluster, "compile": _compile, "submit": submit.run,
+    "schedule": schedule.run, "runs": runs.run,
+}  # fmt: skip
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="imagemill", description=_INTRO, epilog="Each command has its own --help.")
+    parser.add_argument("--version", action="version", version=f"imagemill {code_version()}")
+    commands: Any = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
+    run = commands.add_parser("run", help="the whole pipeline here: download to promotion", description=_INTRO)
+    run.add_argument(
+        "--runner", default="subprocess", metavar="RUNNER",
+        help="how steps run here [subprocess, docker] (default: subprocess)",
+    )  # fmt: skip
+    run.add_argument(
+        "--cluster", dest="cluster_file", metavar="FILE.yaml",
+        help="for docker: the images are those that this file names (default: those of this version, by tag)",
+    )  # fmt: skip
+    run.add_argument("--json", action="store_true", help="print the result as one line of JSON, last on stdout")
+    _add_parameters(run)
+    for step in ALL_STEPS.values():  # for the list of commands; their flags are their own
+        commands.add_parser(step.name, help=step.help, add_help=False)
+    inspected = commands.add_parser("inspect", help="what is in a dataset: the ledger, its quality, what was found")
+    inspected.add_argument("dataset_uri", metavar="DATASET", help="its URI or path, or that of its _manifest.json")
+    inspected.add_argument("--json", action="store_true", help="print the facts as one JSON object")
+    _add_export(commands)
+    _add_predict(commands)
+    champion.add_command(commands)
+    images.add_command(commands)
+    doctor.add_command(commands)
+    cluster = commands.add_parser("cluster", help="the file that says how a cluster is used, every field explained")
+    cluster.add_argument("-o", "--output", default="", metavar="FILE.yaml", help="write it there (default: to stdout)")
+    compiled = commands.add_parser("compile", help="the pipeline as a package for a cluster")
+    compiled.add_argument("--target", required=True, help="what to compile for [kfp, argo]")
+    compiled.add_argument(
+        "--cluster", dest="cluster_file", metavar="FILE.yaml",
+        help="how the cluster is used: its images, storage and pods (see `imagemill cluster`)",
+    )  # fmt: skip
+    compiled.add_argument("-o", "--output", required=True, metavar="FILE", help="what to write, .yaml")
+    _add_parameters(compiled, "What is given here becomes the package's defaults, which its pods are sized by.")
+    submit.add_command(commands, _add_parameters)
+    schedule.add_command(commands, _add_parameters)
+    runs.add_command(commands)
+    return parser
+
+
+def _add_export(commands: Any) -> None:
+    parser: argparse.ArgumentParser = commands.add_parser("export", help=_EXPORT_HELP, description=_EXPORT_HELP)
+    parser.add_argument("dataset_uri", metavar="DATASET", help="its URI or path, or that of its _manifest.json")
+    parser.add_argument("--format", required=True, metavar="FORMAT", help=f"[{', '.join(FORMATS)}]")
+    parser.add_argument("--output", required=True, metavar="URI", help="an empty or new folder, or s3://bucket/prefix")
+    parser.add_argument(
+        "--shard-bytes", default=str(SHARD_BYTES), metavar="BYTES",
+        help=f"about how large a shard becomes; imagefolder has none (default: {SHARD_BYTES})",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print the result as one line of JSON")
+
+
+def _add_predict(commands: Any) -> None:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "predict", help=_PREDICT_HELP, description=_PREDICT_DESCRIPTION
+    )  # fmt: skip
+    parser.add_argument(
+        "images", metavar="IMAGE", nargs="+", help="files, folders, s3:// URIs, or - for a list of them on stdin"
+    )
+    parser.add_argument("--model", default="", metavar="URI", help="the model's URI or path, or that of its manifest")
+    parser.add_argument(
+        "--workspace", default="", help="where to look for a champion, without --model (default: ./imagemill-data)"
+    )
+    parser.add_argument(
+        "--name", default="", help="whose champion, without --model (default: the one name that has a champion there)"
+    )
+    parser.add_argument("--top", default="5", metavar="N", help="so many classes of each image (default: 5)")
+    parser.add_argument("--device", default="auto", help=f"[{', '.join(DEVICES)}] (default: auto)")
+    parser.add_argument("--batch-size", default="32", metavar="N", help="images at a time (default: 32)")
+    parser.add_argument(
+        "--output", default="", metavar="FILE", help=f"write them to this file instead, {' or '.join(OUTPUTS)}"
+    )
+    parser.add_argument("--json", action="store_true", help="print one line of JSON for each image")
+
+
+def _add_parameters(parser: argparse.ArgumentParser, on_cluster: str = "") -> None:
+    """Add a flag for every parameter; `on_cluster`: the parameters' use where a cluster runs the steps."""
+    # Argparse would list all of the hundred parameters there, ahead of the command's description.
+    parser.usage = "%(prog)s [--<option> VALUE ...] [--<parameter> VALUE ...]"
+    parser.add_argument("--config", dest="config_file", metavar="FILE.yaml", help="parameters from a YAML file")
+    description = f"{on_cluster} Places are URIs: the pods don't see this machine's files." if on_cluster else None
+    form = parser.add_argument_group("parameters", description)
+    others = parser.add_argument_group("other parameters (in the forms of a cluster: in the JSON parameter config)")
+    for parameter in list_parameters().values():
+        group: Any = form if parameter.is_in_form else others
+        text = f"{WORKSPACE_HELP} (default: storage.workspace of the cluster's file)"
+        if not on_cluster or parameter.name != "workspace":
+            text = parameter.help
+        add_flag(group, parameter.name, parameter.default, text, parameter.choices)

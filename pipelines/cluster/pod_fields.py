@@ -1,0 +1,109 @@
+"""The fields that all pods have in common, whether the KFP package, the Argo templates or KubeRay creates them.
+
+Their security contexts meet Pod Security `restricted`, with a read-only root file system.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from ...components.dataset.workspace import S3_ONLY, WORKSPACES_ENV
+from ...components.storage.errors import wrong
+from ..settings import to_plain
+from .cluster_file import UID, Cluster, parse_cluster_json
+
+NO_SIDECAR = {"sidecar.istio.io/inject": "false"}
+"""A label for newer Istio, and an annotation for older releases. A sidecar would outlive the step, and the pod would
+never end; and Ray's ports are not HTTP."""
+CLUSTER_VARIABLE = "IMAGEMILL_CLUSTER"
+"""The variable with the cluster's file in the pods of KFP packages and Argo templates. A parameter or flag would be at
+the top of the log, where KFP's executor prints every input of a step, or in the command line."""
+_POD_FIELDS: Sequence[str] = ("namespace", "images", "storage", "labels", "ray", "limits", "argo", "steps", "small")
+"""The fields that a pod reads, to build and find a RayJob."""
+DEADLINE_MARGIN_S = 900
+"""Seconds to start the pod, to observe the end of the job, and to clean up."""
+
+
+def build_pod_security_context() -> dict[str, Any]:
+    """Return the security context of a pod."""
+    return {
+        "runAsNonRoot": True,
+        "runAsUser": UID,
+        "runAsGroup": UID,
+        "fsGroup": UID,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+
+
+def build_container_security_context() -> dict[str, Any]:
+    """Return the security context of a container."""
+    return {
+        "runAsNonRoot": True,
+        "runAsUser": UID,
+        "runAsGroup": UID,
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+
+
+def build_storage_env(cluster: Cluster) -> list[dict[str, Any]]:
+    """Return a container's `env` with the object store's address and region, and the credentials from their secret."""
+    storage = cluster.storage
+    keys = {"AWS_ACCESS_KEY_ID": storage.access_key, "AWS_SECRET_ACCESS_KEY": storage.secret_key}
+    variables: list[dict[str, Any]] = [
+        {"name": name, "valueFrom": {"secretKeyRef": {"name": storage.secret, "key": key}}}
+        for name, key in keys.items()
+        if storage.secret
+    ]
+    if storage.endpoint:
+        variables.append({"name": "AWS_ENDPOINT_URL", "value": storage.endpoint})
+    return [*variables, *({"name": name, "value": value} for name, value in build_store_variables(cluster).items())]
+
+
+def build_store_variables(cluster: Cluster) -> dict[str, str]:
+    """Return the variables with the store's region, and with the only kind of workspace that all pods reach."""
+    region_names = ("AWS_REGION", "AWS_DEFAULT_REGION")  # boto3 reads the second alone
+    return {**dict.fromkeys(region_names, cluster.storage.region), WORKSPACES_ENV: S3_ONLY}
+
+
+def get_rayjob_deadline(cluster: Cluster) -> int:
+    """Return the deadline in seconds of a pod that waits for a RayJob, 0 for that of the run.
+
+    It is later than the job's own deadlines by DEADLINE_MARGIN_S. Without KubeRay the pod would wait for ever.
+    """
+    ray = cluster.ray
+    return ray.pending_seconds + ray.deadline_seconds + DEADLINE_MARGIN_S if ray.deadline_seconds else 0
+
+
+def build_cluster_variable(cluster: Cluster) -> dict[str, str]:
+    """Return the environment variable by which `read_pod_cluster` reads the cluster in a pod: {name: JSON}.
+
+    Ray's version is written out, because the images of the small pods have no Ray.
+    """
+    resolved = replace(cluster, ray=replace(cluster.ray, version=get_ray_version(cluster)))
+    values = {name: to_plain(getattr(resolved, name)) for name in _POD_FIELDS}
+    return {CLUSTER_VARIABLE: json.dumps(values, sort_keys=True, separators=(",", ":"))}
+
+
+def read_pod_cluster() -> Cluster | None:
+    """Return the cluster that this process was given; None outside a cluster.
+
+    UserError where the variable was written by another imagemill.
+    """
+    text = os.environ.get(CLUSTER_VARIABLE, "")
+    return parse_cluster_json(text) if text else None
+
+
+def get_ray_version(cluster: Cluster) -> str:
+    """Return Ray's version in the image: that of the cluster's file, else the installed one, without importing it."""
+    try:
+        return cluster.ray.version or version("ray")
+    except PackageNotFoundError:
+        raise wrong("cluster (ray.version)", "Ray's version in the image, since none is installed here", "") from None

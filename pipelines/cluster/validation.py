@@ -1,0 +1,115 @@
+"""Validation of names, labels, tolerations and addresses, so that a mistake is found before a run begins.
+
+The rules are Kubernetes' own (apimachinery's util/validation, core's ValidateTolerations). `field` is the name of the
+checked field in the message of the UserError.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from ...components.storage import uri as uris
+from ...components.storage.errors import wrong
+
+_PART = r"[A-Za-z0-9](?:[-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
+_DOMAIN = r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?(?:\.[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?)*"
+_VALUE = re.compile(f"(?:{_PART})?")
+_KEY = re.compile(f"(?:{_DOMAIN}/)?{_PART}")
+_RESOURCE = re.compile(f"{_DOMAIN}/{_PART}")
+_NAME = re.compile(_DOMAIN)
+_NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_HOST = r"([^/:\s]+|\[[0-9a-fA-F:]+\])"
+_RAY_ADDRESS = re.compile(rf"https?://{_HOST}(:\d{{1,5}})?(/\S*)?|ray://{_HOST}:\d{{1,5}}")
+_DATA_KEY = re.compile(r"[-._A-Za-z0-9]{1,253}")
+_IMAGE = re.compile(
+    r"([a-z0-9.-]+(:\d+)?/)?[a-z0-9]+([._/-]+[a-z0-9]+)*(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(@sha256:[0-9a-f]{64})?"
+)
+_VALUE_FORM = "up to 63 letters, digits, '-', '_' and '.', of which the first and the last are letters or digits"
+_EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
+TOLERATION = "{key, operator, value, effect, tolerationSeconds}"
+
+
+def check_labels(field: str, labels: Mapping[str, str]) -> None:
+    """Check labels, or a node selector; `field` ends in a bracket."""
+    for name, value in labels.items():
+        if not _KEY.fullmatch(name):
+            raise wrong(field, "a label's name, such as example.com/team", name)
+        if not _VALUE.fullmatch(value):
+            raise wrong(f"{field[:-1]}.{name})", _VALUE_FORM, value)
+
+
+def check_name(field: str, name: str) -> None:
+    """Check the name of a secret, a service account or the like."""
+    if not _NAME.fullmatch(name) or len(name) > 253:
+        raise wrong(field, "a name of lower-case letters, digits, '-' and '.'", name)
+
+
+def check_namespace(field: str, name: str) -> None:
+    if not _NAMESPACE.fullmatch(name):
+        raise wrong(field, "a name of lower-case letters, digits and '-'", name)
+
+
+def check_data_key(field: str, key: str) -> None:
+    """Check a key of a secret."""
+    if not _DATA_KEY.fullmatch(key):
+        raise wrong(field, "a key of letters, digits, '-', '_' and '.'", key)
+
+
+def check_image(field: str, image: str) -> None:
+    """Check the name of an image."""
+    if not _IMAGE.fullmatch(image):
+        raise wrong(field, "an image's name: registry/name:tag or registry/name@sha256:…, in lower case", image)
+
+
+def check_endpoint(field: str, address: str) -> None:
+    """Check the address of an object store. The message does not repeat what may be a login."""
+    try:
+        parts = urlsplit(address)
+        _ = parts.port  # ValueError: it is no number
+        is_valid = parts.scheme in ("http", "https") and bool(parts.hostname) and uris.redact(address) == address
+    except ValueError:
+        is_valid = False
+    if not is_valid:
+        address_without_login = uris.redact(address).rpartition("@")[2]
+        raise wrong(field, "http://host:port or https://…, without login, query and fragment", address_without_login)
+
+
+def check_ray_address(field: str, address: str) -> None:
+    """Check the address of a Ray cluster, as a pod outside of it reaches it."""
+    if uris.redact(address) != address or "@" in address:
+        address_without_login = uris.redact(address).rpartition("@")[2]
+        raise wrong(field, "an address without a login or query (see token_secret)", address_without_login)
+    if not _RAY_ADDRESS.fullmatch(address):
+        raise wrong(field, "http://head:8265 or ray://head:10001", address)
+
+
+def check_resource(field: str, name: str) -> None:
+    """Check the name of a GPU's resource."""
+    if not _RESOURCE.fullmatch(name):
+        raise wrong(field, "the resource's whole name, such as nvidia.com/gpu", name)
+
+
+def check_toleration(field: str, toleration: Mapping[str, Any]) -> None:
+    """Check a toleration, as parsed from YAML."""
+    for name, value in toleration.items():
+        if name not in ("key", "operator", "value", "effect", "tolerationSeconds"):
+            raise wrong(field, f"a list of {TOLERATION}", name)
+        kind = int if name == "tolerationSeconds" else str
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise wrong(field, f"{name} as {'a whole number' if kind is int else 'a text'}", value)
+    key, operator, value, effect = (toleration.get(name, "") for name in ("key", "operator", "value", "effect"))
+    if operator not in ("", "Exists", "Equal"):
+        raise wrong(field, "operator Exists or Equal", operator)
+    if not _KEY.fullmatch(key) if key else operator != "Exists":
+        raise wrong(field, "the name of a taint, such as nvidia.com/gpu (none: operator Exists)", key)
+    if value and operator == "Exists":
+        raise wrong(field, "no value with operator Exists", value)
+    if not _VALUE.fullmatch(value):
+        raise wrong(field, f"a value of {_VALUE_FORM}", value)
+    if effect and effect not in _EFFECTS:
+        raise wrong(field, f"effect {', '.join(_EFFECTS)}, or none for all", effect)
+    if "tolerationSeconds" in toleration and effect != "NoExecute":
+        raise wrong(field, "tolerationSeconds only with NoExecute", effect)

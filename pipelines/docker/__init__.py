@@ -1,0 +1,1 @@
+"""The three images, and the local run whose steps are containers."""

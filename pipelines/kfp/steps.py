@@ -1,0 +1,156 @@
+"""The steps as KFP components: short bodies that call `imagemill.components.<step>` in the step's image.
+
+Datasets are passed as URIs in string parameters (KFP would download an `Input[Dataset]` before the step starts); the
+artifacts that the pages show are small. A body is shipped as source text, so it imports the modules that it uses.
+"""
+
+# No `from __future__ import annotations` here: KFP reads the annotations as objects.
+from typing import NamedTuple
+
+from kfp import dsl
+
+from ...components.dataset.manifest import code_version
+
+IMAGES = {target: f"imagemill-{target}:{code_version()}" for target in ("cpu", "ray", "gpu")}
+"""The images by target of the Dockerfile; nothing is installed when a step starts."""
+
+
+@dsl.component(base_image=IMAGES["cpu"], install_kfp_package=False)
+def download(
+    workspace: str, name: str, rerun: str, run: str, config: str,
+    dataset: str, source: str, preset: str, model_preset: str, image_size: str, backbone: str, weights: str,
+    recipe: str, epochs: str, promote: str,
+    manifest: dsl.Output[dsl.Dataset],
+) -> NamedTuple("Downloaded", [("raw", str), ("name", str), ("changed", str)]):  # type: ignore[valid-type]  # fmt: skip
+    """Read the source into a raw dataset; returns its URI, the name that the run goes by, and whether any step after
+    this one has something to do. It is given the whole form: what is wrong with it shall be found here."""
+    from typing import NamedTuple
+
+    from imagemill.pipelines.cluster.first_step import download
+    from imagemill.pipelines.kfp.artifacts import dataset_metadata
+    from imagemill.pipelines.kfp.server_version import check_server
+
+    check_server()
+    form = {
+        "dataset": dataset, "source": source, "name": name, "workspace": workspace, "preset": preset,
+        "model_preset": model_preset, "image_size": image_size, "backbone": backbone, "weights": weights,
+        "recipe": recipe, "epochs": epochs, "promote": promote, "rerun": rerun,
+    }  # fmt: skip
+    record, changed = download(config, manifest.path, run, form)
+    manifest.metadata.update(dataset_metadata(record, manifest.path))
+    outputs = NamedTuple("outputs", [("raw", str), ("name", str), ("changed", str)])  # noqa: UP014
+    return outputs(record["uri"], record["metrics"]["name"], changed)
+
+
+@dsl.component(base_image=IMAGES["cpu"], install_kfp_package=False)
+def clean(
+    workspace: str, name: str, rerun: str, run: str, config: str,
+    raw: str, preset: str,
+    manifest: dsl.Output[dsl.Dataset],
+) -> str:  # fmt: skip
+    """Keep what is valid, reject the rest with reasons; returns the clean dataset's URI."""
+    from imagemill.components.clean import STEP
+    from imagemill.pipelines.kfp.artifacts import dataset_metadata
+
+    record = STEP.component(
+        config, manifest.path, workspace=workspace, name=name, rerun=rerun, run=run,
+        raw=raw, preset=preset,
+    )  # fmt: skip
+    manifest.metadata.update(dataset_metadata(record, manifest.path))
+    return str(record["uri"])
+
+
+@dsl.component(base_image=IMAGES["ray"], install_kfp_package=False)
+def resize(
+    workspace: str, name: str, rerun: str, run: str, config: str,
+    clean: str, preset: str, model_preset: str, image_size: str,
+    manifest: dsl.Output[dsl.Dataset],
+) -> str:  # fmt: skip
+    """Resize every image with Ray, where the cluster's file says; returns the tensors' URI."""
+    from imagemill.pipelines.kfp.artifacts import dataset_metadata
+    from imagemill.pipelines.kuberay.resize import resize
+
+    record = resize(
+        config, manifest.path, workspace=workspace, name=name, rerun=rerun, run=run,
+        clean=clean, preset=preset, model_preset=model_preset, image_size=image_size,
+    )  # fmt: skip
+    manifest.metadata.update(dataset_metadata(record, manifest.path))
+    return str(record["uri"])
+
+
+@dsl.component(base_image=IMAGES["gpu"], install_kfp_package=False)
+def train(
+    workspace: str, name: str, rerun: str, run: str, config: str,
+    tensors: str, preset: str, backbone: str, weights: str, recipe: str, epochs: str,
+    manifest: dsl.Output[dsl.Model],
+) -> str:  # fmt: skip
+    """Train the challenger; returns the model's URI."""
+    from imagemill.components.train import STEP
+    from imagemill.pipelines.kfp.artifacts import model_metadata
+
+    record = STEP.component(
+        config, manifest.path, workspace=workspace, name=name, rerun=rerun, run=run,
+        tensors=tensors, preset=preset, backbone=backbone, weights=weights, recipe=recipe, epochs=epochs,
+    )  # fmt: skip
+    manifest.metadata.update(model_metadata(record, manifest.path))
+    return str(record["uri"])
+
+
+@dsl.component(base_image=IMAGES["gpu"], install_kfp_package=False)
+def evaluate(
+    workspace: str, name: str, rerun: str, run: str, config: str,
+    model: str, clean: str,
+    metrics: dsl.Output[dsl.Metrics], confusion: dsl.Output[dsl.ClassificationMetrics],
+) -> NamedTuple("Evaluations", [("evaluation", str), ("champion_evaluation", str)]):  # type: ignore[valid-type]  # fmt: skip
+    """Evaluate challenger and champion on the same test split; returns the URIs of both evaluations."""
+    from typing import NamedTuple
+
+    from imagemill.components.evaluate import STEP
+    from imagemill.components.evaluate.matrix import confusion_matrix, roc_curve
+    from imagemill.pipelines.kfp.artifacts import records_metadata
+
+    record = STEP.component(
+        config, "", workspace=workspace, name=name, rerun=rerun, run=run, model=model, clean=clean
+    )  # fmt: skip
+    for key, value in record["metrics"].items():
+        if isinstance(value, float):
+            metrics.log_metric(key, value)
+    confusion.metadata.update(records_metadata({"evaluate": record}))
+    matrix, curve = confusion_matrix(record["uri"]), roc_curve(record["uri"])
+    if matrix is not None:
+        confusion.log_confusion_matrix(*matrix)
+    if curve is not None:
+        confusion.log_roc_curve(*curve)
+    outputs = NamedTuple("outputs", [("evaluation", str), ("champion_evaluation", str)])  # noqa: UP014
+    return outputs(record["uri"], record["metrics"]["champion_evaluation"])
+
+
+@dsl.component(base_image=IMAGES["cpu"], install_kfp_package=False)
+def promote(
+    workspace: str, name: str, rerun: str, run: str, config: str,
+    evaluation: str, champion_evaluation: str, promote: str,
+    report: dsl.Output[dsl.HTML], summary: dsl.Output[dsl.Markdown],
+) -> str:  # fmt: skip
+    """Let the better model reign, write the report and the run in short; returns the champion's URI."""
+    from imagemill.components.promote import STEP
+    from imagemill.pipelines.finish import write_summary
+    from imagemill.pipelines.kfp.artifacts import summary_metadata, write_report
+
+    record = STEP.component(
+        config, "", workspace=workspace, name=name, rerun=rerun, run=run, evaluation=evaluation,
+        champion_evaluation=champion_evaluation, promote=promote,
+    )  # fmt: skip
+    write_report(record, report.path)
+    summary.metadata.update(summary_metadata(write_summary(workspace, run, summary.path)))
+    return str(record["uri"])
+
+
+@dsl.component(base_image=IMAGES["cpu"], install_kfp_package=False)
+def finish(workspace: str, run: str, status: dsl.PipelineTaskFinalStatus, summary: dsl.Output[dsl.Markdown]) -> None:
+    """However the steps ended: the run in short, with what went wrong, and nothing of it left in the cluster."""
+    from imagemill.pipelines.finish import finish
+    from imagemill.pipelines.kfp.artifacts import summary_metadata
+    from imagemill.pipelines.kfp.server_version import describe_ignored_settings
+
+    run_summary = finish(workspace, run, status.state, summary.path, describe_ignored_settings())
+    summary.metadata.update(summary_metadata(run_summary))

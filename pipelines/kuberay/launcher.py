@@ -1,0 +1,353 @@
+"""The launcher of the resize step's RayJob: creates or adopts it, watches it, and deletes it.
+
+It runs in the step's pod in place of the step and needs no Ray. The rights of its service account are `kube.RIGHTS`.
+The RayJob is owned by the run's Workflow, labeled with the run, and has deadlines of its own. A pod that is deleted
+(a drained node) leaves its job to the step's next try, which finds it by its name; a run that is stopped takes its job
+with it. A RayJob that this process can't delete any more is deleted with the Workflow or by the run's exit step
+(ray_cleanup.py), or ends at its deadlines.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from ...components.dataset.manifest import Dataset, find_intact_dataset
+from ...components.resize.config import ResizeConfig
+from ...components.step.progress import format_duration
+from ...components.step.step import RAN, Context, Outcome
+from ...components.storage.errors import (
+    EXIT_TRANSIENT,
+    EXIT_USER,
+    MillError,
+    TransientError,
+    UserError,
+    error_for_exit_code,
+)
+from ..cluster.cluster_file import Cluster
+from ..cluster.kube_client import (
+    Json,
+    KubeClient,
+    StreamInterrupted,
+    build_owner_reference,
+    get_own_pod,
+    is_being_deleted,
+    read_own_namespace,
+)
+from .failures import explain_failure, find_memory_error, list_problems, list_terminated, waits_in_vain
+from .job_log import JobLog
+from .manifest import FAILED, RUNNING, SUCCEEDED, SUCCESS, WAITING, build_job_name, build_rayjob, classify_status
+from .pods import RayPods
+
+if TYPE_CHECKING:
+    from ...components.resize.resize import Target
+
+WATCH_TIMEOUT_S = 30
+"""Seconds after which a watch is opened again: events can be lost without an error, and deadlines must be checked."""
+OPERATOR_TIMEOUT_S = 300.0
+"""Seconds for which a RayJob may have no status: after that no operator watches the namespace."""
+DELETION_TIMEOUT_S = 180.0
+"""Seconds that the deletion of an earlier RayJob of the same name may take."""
+DEADLINE_GRACE_S = 300.0
+"""Seconds that KubeRay has after a deadline for ending the job, before the launcher does."""
+POLL_S = 1.0
+LOG_TIMEOUT_S = 10.0
+"""Seconds to wait for the rest of the log after the job has ended."""
+DELETE_RETRY_S = 20.0
+"""Seconds for which deleting is tried at the end: a terminated pod has half a minute."""
+READ_RETRY_S = 4.0
+"""Seconds for which reading the job or the pod is tried before that."""
+WATCHER_ANNOTATION = "imagemill.io/watcher"
+"""Annotation of a RayJob: the uid of the pod that watches it, which is that of the step's latest try."""
+
+
+def run_rayjob(cluster: Cluster, target: Target, context: Context) -> Outcome:
+    """Run a RayJob that makes the tensors of a target."""
+    from ...components.resize.resize import report_outcome
+
+    job_config = target.make_job_config(context)
+    kube = KubeClient.connect(read_own_namespace(cluster.namespace))
+    name = build_job_name(context.run, target.fingerprint)
+    launcher = Launcher(replace(cluster, namespace=kube.namespace), kube, name, job_config, target.uri, context)
+    return report_outcome(target, launcher.run(), RAN, context)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: the pod is being deleted, or its container stopped."""
+
+
+@dataclass
+class Launcher:
+    """The launcher of one RayJob, from its creation to its deletion."""
+
+    cluster: Cluster
+    kube: KubeClient
+    name: str
+    config: ResizeConfig
+    uri: str
+    context: Context
+    pod: Json | None = None
+    """The pod that this process runs in; None outside of one."""
+    uid: str = ""
+    """The uid of the RayJob once this process has to delete it; empty before, and after its deletion."""
+    kept_reason: str = ""
+    """The reason why the RayJob was not deleted; empty if it was."""
+    started: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self._pods = RayPods(self.kube, self.name, self.context.run)
+
+    def run(self) -> Dataset:
+        """Return the tensors that the job makes, or raise its error. The RayJob is deleted afterwards, except one that
+        the step's next try adopts."""
+        with _raise_on_sigterm():
+            try:
+                try:
+                    dataset = self._make_tensors()
+                except Terminated:
+                    raise
+                except BaseException:
+                    self._delete()
+                    raise
+                self._delete()
+                return dataset
+            except Terminated:
+                self._stop()
+                outcome = f"; {self.kept_reason}" if self.kept_reason else f", and the RayJob {self.name} with it"
+                raise TransientError(f"stopped by a signal{outcome}") from None
+
+    def _make_tensors(self) -> Dataset:
+        self._adopt_or_create()
+        log = JobLog(self.kube, self.name)
+        log.start()
+        log_timeout_s = LOG_TIMEOUT_S
+        try:
+            status = self._wait_until_done()
+            if status and classify_status(status) == RUNNING:
+                log_timeout_s = POLL_S  # the tensors are there: others wait for the cores of Ray's pods
+        except Terminated:
+            log_timeout_s = 0.0  # the job goes on printing, and this pod has no time
+            raise
+        finally:
+            log.finish(log_timeout_s)
+        return self._get_dataset(status, log.tail())
+
+    def _adopt_or_create(self) -> None:
+        from ...components.resize.ray_job import build_command, write_pending_record
+
+        self.pod = get_own_pod(self.kube)
+        storage, pod = self.cluster.storage, self.pod
+        identity = "" if storage.secret or not pod else str(pod["spec"].get("serviceAccountName") or "")
+        owner = build_owner_reference(pod) if pod else None
+        body = build_rayjob(self.cluster, self.name, build_command(self.config), self.context.run, owner, identity)
+        body["metadata"]["annotations"] = {WATCHER_ANNOTATION: self._own_uid}
+        while True:
+            job = self.kube.get_rayjob(self.name)
+            if job is None:
+                write_pending_record(self.name, self.context)
+                if (job := self.kube.create_rayjob(body)) is None:
+                    continue  # somebody else was first
+                self.context.say(f"RayJob {self.name} made in the namespace {self.kube.namespace}")
+            elif job["metadata"].get("deletionTimestamp"):
+                self._wait_until_gone()
+                continue
+            elif classify_status(job.get("status") or {}) in (FAILED, SUCCEEDED):
+                if find_intact_dataset(self.uri) is None:
+                    self.uid = str(job["metadata"]["uid"])
+                    self._raise_user_error_of_job()
+                    self.context.say(f"RayJob {self.name} of an earlier try has ended: another one is made")
+                    self.kube.delete_rayjob(self.name, self.uid)
+                    continue
+            else:
+                self.context.say(f"RayJob {self.name} is there already: {_describe_status(job)}")
+                self._take_over(job, owner)
+            self.uid = str(job["metadata"]["uid"])
+            return
+
+    def _raise_user_error_of_job(self) -> None:
+        """Raise the UserError that an earlier try's job has recorded: its launcher was lost before it raised it."""
+        if (record := self._read_record()) and record["exit_code"] == EXIT_USER:
+            raise UserError(str(record["error"]))
+
+    @property
+    def _own_uid(self) -> str:
+        return str(self.pod["metadata"]["uid"]) if self.pod else ""
+
+    def _take_over(self, job: Json, owner: Json | None) -> None:
+        """Make this pod the job's watcher, and an owner: the job must not be deleted with the earlier try's pod."""
+        changes: Json = {"annotations": {WATCHER_ANNOTATION: self._own_uid}}
+        owners = list(job["metadata"].get("ownerReferences") or [])
+        if owner and owner["uid"] not in [reference["uid"] for reference in owners]:
+            changes["ownerReferences"] = [*owners, owner]
+        self.kube.patch_rayjob_metadata(self.name, changes)
+
+    def _wait_until_gone(self) -> None:
+        self.context.say(f"RayJob {self.name} of an earlier try is being deleted")
+        since = time.monotonic()
+        while job := self.kube.get_rayjob(self.name):
+            if not job["metadata"].get("deletionTimestamp"):
+                return
+            if time.monotonic() - since > DELETION_TIMEOUT_S:
+                raise TransientError(f"the RayJob {self.name} of an earlier try does not go (does KubeRay run?)")
+            time.sleep(POLL_S)
+
+    def _wait_until_done(self) -> Json | None:
+        """Return the status that the job ends with, or with which its tensors exist; None if it is deleted.
+
+        TransientError when it takes too long.
+        """
+        last_text, since = "", {WAITING: time.monotonic()}
+        for job in self._watch():
+            if job is None or job["metadata"]["uid"] != self.uid:
+                return None
+            status: Json = job.get("status") or {}
+            now, state = time.monotonic(), classify_status(status)
+            if state not in since:
+                since = {state: now}
+            if (text := _describe_status(job)) != last_text:
+                self.context.say(f"RayJob {self.name}: {text}")
+                last_text = text
+            if state in (SUCCEEDED, FAILED) or (status.get("jobStatus") == SUCCESS and find_intact_dataset(self.uri)):
+                return status
+            if job["metadata"].get("deletionTimestamp"):
+                return None
+            for trouble in self._pods.find_new_problems(status):
+                self.context.say(f"RayJob {self.name}: {trouble}")
+            if error := find_memory_error(self.name, list_terminated(self._pods.pods, self._pods.events)):
+                raise error  # KubeRay would make the pod again and again
+            self._check_deadlines(status, now - since[WAITING] if WAITING in since else 0.0, now - self.started)
+        raise AssertionError("a job is followed until it ends")
+
+    def _watch(self) -> Iterator[Json | None]:
+        """Yield the job as it is, then each time that it changes, opening a new watch when one ends; None: deleted."""
+        while True:
+            job = self.kube.get_rayjob(self.name)
+            yield job
+            if job is None:
+                continue
+            started = time.monotonic()
+            with suppress(StreamInterrupted):
+                yield from self.kube.watch_rayjob(self.name, str(job["metadata"]["resourceVersion"]), WATCH_TIMEOUT_S)
+            time.sleep(max(0.0, POLL_S - (time.monotonic() - started)))
+
+    def _check_deadlines(self, status: Json, waits_s: float, takes_s: float) -> None:
+        """Raise for a deadline that KubeRay does not know (before 1.6), or does not keep because it does not run."""
+        ray = self.cluster.ray
+        if not status.get("jobDeploymentStatus") and waits_s > OPERATOR_TIMEOUT_S:
+            raise TransientError(
+                f"the RayJob {self.name} is taken by nobody after {format_duration(waits_s)}: does KubeRay's operator "
+                f"run, and does it watch the namespace {self.kube.namespace}?"
+            )
+        if ray.pending_seconds and waits_s > ray.pending_seconds + DEADLINE_GRACE_S:
+            self._pods.refresh(status)
+            reasons = "; ".join(list_problems(self._pods.pods, self._pods.events)) or _describe_status(
+                {"status": status}
+            )
+            kind = UserError if waits_in_vain(self._pods.pods) else TransientError
+            raise kind(
+                f"the RayJob {self.name} has waited for {format_duration(waits_s)} (ray.pending_seconds): {reasons}"
+            )
+        if ray.deadline_seconds and takes_s > ray.deadline_seconds + DEADLINE_GRACE_S:
+            raise TransientError(f"the RayJob {self.name} was not done after {format_duration(takes_s)} "
+                                 "(ray.deadline_seconds)")  # fmt: skip
+
+    def _get_dataset(self, status: Json | None, log: str) -> Dataset:
+        """Return the tensors if they exist, whatever the status says; otherwise raise the error."""
+        if dataset := find_intact_dataset(self.uri):
+            return dataset
+        record = self._read_record()
+        self._pods.refresh(status or {})
+        if record and record["exit_code"]:
+            raise error_for_exit_code(
+                record["exit_code"], self._describe_error(str(record["error"]), record["exit_code"])
+            )
+        if status is None:
+            raise TransientError(f"the RayJob {self.name} was deleted while it ran")
+        if classify_status(status) == SUCCEEDED:
+            recorded = f", only {record['uri']}" if record else ""
+            raise UserError(
+                "cluster (images.ray, storage): expected the imagemill of this step, and the same object store, found "
+                f"others: the RayJob {self.name} succeeded and there is no dataset {self.uri}{recorded}"
+            )
+        raise explain_failure(self.name, status, self._pods.pods, log, self._pods.events)
+
+    def _describe_error(self, error: str, exit_code: int) -> str:
+        """Return the job's own error; if it is a transient one, with the containers of Ray's pods that were lost."""
+        containers = list_terminated(self._pods.pods, self._pods.events) if exit_code == EXIT_TRANSIENT else []
+        return "; ".join([error, *map(str, containers)])
+
+    def _read_record(self) -> dict[str, Any] | None:
+        from ...components.resize.ray_job import read_own_record
+
+        return read_own_record(self.config, self.context)
+
+    def _stop(self) -> None:
+        """Delete the job after SIGTERM, unless this pod is deleted while the run goes on."""
+        try:
+            if self.uid and self._run_goes_on():
+                self.kept_reason = (
+                    f"this pod is being deleted: the RayJob {self.name} goes on, and the next try finds it"
+                )
+                self.context.say(self.kept_reason)
+                return
+        except MillError as error:
+            self.context.say(f"this pod could not be looked at: {error}")
+        self._delete()
+
+    def _run_goes_on(self) -> bool:
+        """Return whether this pod is deleted, or gone, and the job belongs to the Workflow, which makes another pod.
+
+        A run that is stopped keeps its pods: Argo ends the containers in them.
+        """
+        if self.pod is None or build_owner_reference(self.pod)["kind"] != "Workflow":
+            return False
+        current = self.kube.get_pod(str(self.pod["metadata"]["name"]), READ_RETRY_S)
+        return current is None or current["metadata"]["uid"] != self._own_uid or is_being_deleted(current)
+
+    def _delete(self) -> None:
+        """Delete the job, unless it has another uid, or another try adopted it while this pod's node was away."""
+        if not self.uid:
+            return
+        try:
+            job = self.kube.get_rayjob(self.name, READ_RETRY_S)
+            watcher = ((job or {}).get("metadata", {}).get("annotations") or {}).get(WATCHER_ANNOTATION, self._own_uid)
+            if watcher != self._own_uid:
+                self.kept_reason = f"the RayJob {self.name} is left to the pod that has taken it over"
+                self.context.say(self.kept_reason)
+            else:
+                self.kube.delete_rayjob(self.name, self.uid, DELETE_RETRY_S)
+            self.uid = ""
+        except MillError as error:
+            self.kept_reason = f"the RayJob {self.name} could not be deleted ({error}): it goes with the run"
+            self.context.say(self.kept_reason)
+
+
+def _describe_status(job: Json) -> str:
+    """Return a job's status in a few words."""
+    status = job.get("status") or {}
+    deployment, inner = str(status.get("jobDeploymentStatus") or "new"), str(status.get("jobStatus") or "")
+    return f"{deployment}, {inner.lower()}" if inner and deployment == "Running" else deployment
+
+
+@contextmanager
+def _raise_on_sigterm() -> Iterator[None]:
+    """Raise Terminated, which no retry takes for a network error, at the first SIGTERM; ignore SIGTERM after that, so
+    that it does not interrupt the clean-up."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise Terminated
+
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    previous_handler = signal.signal(signal.SIGTERM, handle) if is_main_thread else None
+    try:
+        yield
+    finally:
+        if is_main_thread:
+            signal.signal(signal.SIGTERM, previous_handler)

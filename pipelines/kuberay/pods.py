@@ -1,0 +1,72 @@
+"""The pods of a RayJob and the events of its RayCluster, listed again and again while the job runs.
+
+KubeRay deletes a pod as soon as it has failed, and all pods when the job has ended. Events of the RayCluster, which
+Kubernetes keeps for an hour, say how the deleted pods ended.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from ...components.storage.errors import MillError
+from ..cluster.cluster_file import RUN_LABEL
+from ..cluster.kube_client import Json, KubeClient
+from .failures import list_problems
+from .manifest import build_run_label
+
+REFRESH_S = 10.0
+"""Seconds between two listings."""
+
+
+class RayPods:
+    """The pods of the head, the workers and the submitter of the RayJob `job` of the run `run`, and their events.
+
+    Where listing fails, the earlier listing is kept.
+    """
+
+    def __init__(self, kube: KubeClient, job: str, run: str) -> None:
+        self._kube, self._job, self._run = kube, job, run
+        self._reported: set[str] = set()
+        self._refreshed_at = 0.0
+        self.pods: list[Json] = []
+        """The pods of the last listing that was not empty."""
+        self.events: list[Json] = []
+
+    def refresh(self, status: Mapping[str, Any], warnings: bool = True) -> None:
+        """List the pods and events of the RayCluster that the job's status names; with `warnings` also pods' events."""
+        self._refreshed_at = time.monotonic()
+        cluster = str(status.get("rayClusterName") or "")
+        selector = f"{RUN_LABEL}={build_run_label(self._run)},app.kubernetes.io/component=resize"
+        pods = _list_or_keep(lambda: self._kube.list_pods(selector), [])
+        self.pods = [pod for pod in pods if _belongs_to_job(pod, cluster, self._job)] or self.pods
+        if not cluster:  # a job of the same name may have had one, an hour ago
+            return
+        kinds = ("RayCluster", "Pod") if warnings else ("RayCluster",)
+        self.events = _list_or_keep(
+            lambda: [event for kind in kinds for event in self._kube.list_events(kind, cluster)], self.events
+        )
+
+    def find_new_problems(self, status: Mapping[str, Any]) -> Iterator[str]:
+        """Yield once each reason that keeps pods from running or has ended them; pods are listed every REFRESH_S."""
+        if time.monotonic() - self._refreshed_at < REFRESH_S:
+            return
+        self.refresh(status, warnings=False)
+        for text in list_problems(self.pods, self.events):
+            if text not in self._reported:
+                self._reported.add(text)
+                yield text
+
+
+def _list_or_keep(list_all: Callable[[], list[Json]], current: list[Json]) -> list[Json]:
+    try:
+        return list_all()
+    except MillError:
+        return current
+
+
+def _belongs_to_job(pod: Json, cluster: str, job: str) -> bool:
+    """Return whether a pod is of the job's RayCluster or submitter, not a launcher's nor an earlier RayCluster's."""
+    labels = pod["metadata"].get("labels") or {}
+    return (bool(cluster) and labels.get("ray.io/cluster") == cluster) or labels.get("job-name") == job

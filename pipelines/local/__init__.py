@@ -1,0 +1,1 @@
+"""The run on this machine, by KFP's local runners."""
