@@ -15,7 +15,6 @@ from kfp import dsl
 
 from ..components.dataset.manifest import code_version
 from .cluster.cluster_file import Cluster
-from .kfp import executor as kfp_executor
 from .kfp import steps
 from .kfp.executor import ENTRY_POINT
 from .kfp.pods import ClusterPlacement, LocalPlacement
@@ -78,7 +77,7 @@ def _replace_executor(spec: pipeline_spec_pb2.PipelineSpec) -> None:
     for executor in spec.deployment_spec["executors"].values():
         command = executor["container"]["command"]
         for index, word in enumerate(command):
-            command[index] = word.replace(f"-m {ENTRY_POINT}", f"-m {kfp_executor.__name__}")
+            command[index] = word.replace(f"-m {ENTRY_POINT}", f"-m {executor.__name__}")
 
 
 def _add_choices(spec: pipeline_spec_pb2.PipelineSpec, form: Mapping[str, Parameter]) -> None:

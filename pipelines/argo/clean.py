@@ -100,22 +100,22 @@ def plan_tensors(config: ResizeConfig, cluster: Cluster, context: Context) -> Pl
     from ...components.dataset.manifest import find_intact_dataset
     from ...components.resize.ray_job import build_command, write_pending_record
     from ...components.resize.resize import find_target, report_outcome
-    from ..kuberay import manifest as rayjob
+    from ..kuberay.manifest import build_job_name, build_rayjob, count_gpus, refuse_address
     from ..kuberay.resize import choose_mode
 
     if only_resize_knows_tensors(cluster):
         return Plan("", POD)
     if cluster.ray.mode != "pod":
-        rayjob.refuse_address(config.ray_address)
-    target = find_target(config, context, rayjob.count_gpus(cluster) if cluster.ray.makes_rayjobs else 0)
+        refuse_address(config.ray_address)
+    target = find_target(config, context, count_gpus(cluster) if cluster.ray.makes_rayjobs else 0)
     if dataset := find_intact_dataset(target.uri):
         _write_cached_record(dataclasses.asdict(report_outcome(target, dataset, CACHED, context)), context)
         return Plan(target.uri, NONE)
     mode = choose_mode(cluster, target.clean.manifest.totals, config.copies, target.config.device)
     if mode == "pod":
         return Plan(target.uri, POD)
-    job = rayjob.build_job_name(context.run, target.fingerprint)
-    manifest = rayjob.build_rayjob(
+    job = build_job_name(context.run, target.fingerprint)
+    manifest = build_rayjob(
         cluster, job, build_command(target.make_job_config(context)), context.run,
         identity="" if cluster.storage.secret else cluster.argo.service_account,
         retries=cluster.limits.lost_pod_retries,  # Argo itself never tries a failed resource again

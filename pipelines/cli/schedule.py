@@ -22,7 +22,7 @@ from zoneinfo import ZoneInfo
 from ...components.step.progress import say
 from ...components.storage import uri as uris
 from ...components.storage.errors import EXIT_OK, MillError, UserError, wrong
-from ..cluster import cron as crons
+from ..cluster.cron import Cron, convert_to_server_timezone, load_timezone, parse_cron
 from ..kfp.client import KfpService, NotFoundError, add_connection_flags, build_stop_error
 from ..kfp.following import ENDED
 from ..kfp.uploads import build_filter, ensure_experiment, ensure_version, find_pipeline
@@ -66,12 +66,12 @@ def run(flags: dict[str, Any]) -> int:
     """Run the command with the parsed flags; return the exit code."""
     actions = [name for name in ("list", "disable", "enable", "delete") if flags.pop(name)]
     text, as_json, name = flags.pop("cron"), flags.pop("json"), flags.pop("schedule_name")
-    timezone = crons.load_timezone(flags.pop("timezone"), "--timezone")
-    server_timezone = crons.load_timezone(flags.pop("server_timezone"), "--server-timezone")
+    timezone = load_timezone(flags.pop("timezone"), "--timezone")
+    server_timezone = load_timezone(flags.pop("server_timezone"), "--server-timezone")
     if len(actions) > 1 or (text and actions not in ([], ["disable"])) or not (text or actions):
         raise wrong("schedule", "--cron, or one of --list, --disable, --enable and --delete",
                     ", ".join(f"--{word}" for word in (["cron"] if text else []) + actions) or "none")  # fmt: skip
-    cron = crons.parse_cron(text) if text else None
+    cron = parse_cron(text) if text else None
     request = SubmitRequest(flags)
     name = name or f"{request.pipeline}-{request.name}"
     if cron is not None:
@@ -94,7 +94,7 @@ def run(flags: dict[str, Any]) -> int:
 
 
 def _create_schedule(
-    request: SubmitRequest, name: str, cron: crons.Cron, timezone: ZoneInfo, server_timezone: ZoneInfo, *, enabled: bool
+    request: SubmitRequest, name: str, cron: Cron, timezone: ZoneInfo, server_timezone: ZoneInfo, *, enabled: bool
 ) -> Any:
     from kfp_server_api import (
         V2beta1CronSchedule,
@@ -104,7 +104,7 @@ def _create_schedule(
         V2beta1Trigger,
     )
 
-    server_cron, is_exact = crons.convert_to_server_timezone(cron, timezone, server_timezone, datetime.now(UTC))
+    server_cron, is_exact = convert_to_server_timezone(cron, timezone, server_timezone, datetime.now(UTC))
     if not is_exact:
         say("schedule", _describe_summer_offset(cron, server_cron, timezone, server_timezone))
     package, arguments = request.package()
@@ -128,9 +128,7 @@ def _create_schedule(
         return _replace_schedule(service, body)
 
 
-def _describe_summer_offset(
-    cron: crons.Cron, server_cron: crons.Cron, timezone: ZoneInfo, server_timezone: ZoneInfo
-) -> str:
+def _describe_summer_offset(cron: Cron, server_cron: Cron, timezone: ZoneInfo, server_timezone: ZoneInfo) -> str:
     return (
         f"{timezone.key} and {server_timezone.key}, where KFP's server is said to be, don't change to summer time "
         f"together, and KFP knows one zone: {str(cron)!r} becomes {str(server_cron)!r} there, which is right in winter "

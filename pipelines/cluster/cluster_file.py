@@ -17,7 +17,7 @@ from ...components.dataset.workspace import STEPS
 from ...components.storage import uri as uris
 from ...components.storage.errors import UserError, wrong
 from ..settings import dump_documented, load_yaml, override, setting, to_plain
-from . import validation as forms
+from . import validation
 from .cron import load_timezone, parse_cron
 from .pod_size import Place, Size
 from .pod_size import Pod as Pod  # the file's, and so imported from here
@@ -53,9 +53,9 @@ class Images:
             if image and not self.tags_allowed and not _IMAGE_WITH_DIGEST.fullmatch(image):
                 raise wrong(place(target), "an image by its digest, name@sha256:… (see tags_allowed)", image)
             if image:
-                forms.check_image(place(target), image)
+                validation.check_image(place(target), image)
         for name in self.pull_secrets:
-            forms.check_name(place("pull_secrets"), name)
+            validation.check_name(place("pull_secrets"), name)
 
 
 @dataclass(frozen=True)
@@ -74,14 +74,14 @@ class Storage:
     def check(self, place: Place) -> None:
         """Refuse a login in an address, which whoever may read the pods could read, without repeating it."""
         if self.endpoint:
-            forms.check_endpoint(place("endpoint"), self.endpoint)
+            validation.check_endpoint(place("endpoint"), self.endpoint)
         if uris.redact(self.workspace) != self.workspace:
             raise wrong(place("workspace"), "s3://bucket/prefix without a login", uris.redact(self.workspace))
         uris.normalize(require_s3_workspace(self.workspace, place("workspace")), place("workspace"))
         if self.secret:
-            forms.check_name(place("secret"), self.secret)
+            validation.check_name(place("secret"), self.secret)
         for name in ("access_key", "secret_key"):
-            forms.check_data_key(place(name), getattr(self, name))
+            validation.check_data_key(place(name), getattr(self, name))
 
 
 _STEP_PODS: dict[str, Pod] = {
@@ -156,14 +156,14 @@ class Ray:
                 raise wrong(place(*names, "deadline_seconds"), "0: ray.deadline_seconds is that of the whole job",
                             pod.deadline_seconds)  # fmt: skip
         if self.address:
-            forms.check_ray_address(place("address"), self.address)
+            validation.check_ray_address(place("address"), self.address)
         if (self.mode == "address") != bool(self.address):
             raise wrong(place("address"), "an address with mode address, and only then", self.address)
         if self.token_secret and self.mode != "address":
             raise wrong(place("token_secret"), "none but with mode address: a RayJob has a token of its own",
                         self.token_secret)  # fmt: skip
         if self.token_secret:
-            forms.check_name(place("token_secret"), self.token_secret)
+            validation.check_name(place("token_secret"), self.token_secret)
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ class Argo:
     def check(self, place: Place) -> None:
         for name in ("service_account", "executor_service_account", "launcher_service_account"):
             if getattr(self, name) or name != "executor_service_account":
-                forms.check_name(place(name), getattr(self, name))
+                validation.check_name(place(name), getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -256,10 +256,10 @@ class Cluster:
     schedule: Schedule = setting(Schedule, "for the target argo: the CronWorkflow")
 
     def check(self, place: Place) -> None:
-        forms.check_namespace(place("namespace"), self.namespace)
+        validation.check_namespace(place("namespace"), self.namespace)
         if self.small.shm:
             raise wrong(place("small", "shm"), "none: these pods share no memory", self.small.shm)
-        forms.check_labels(place("labels"), self.labels)
+        validation.check_labels(place("labels"), self.labels)
         for name in self.steps:
             if name not in STEPS:
                 raise wrong(place("steps", name), f"a step: {', '.join(STEPS)}", name)

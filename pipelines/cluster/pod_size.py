@@ -8,7 +8,7 @@ from typing import Any
 
 from ...components.storage.errors import wrong
 from ..settings import parse_quantity, setting
-from . import validation as forms
+from . import validation
 
 Place = Callable[..., str]
 """Returns the name of a field of the file for a message."""
@@ -65,10 +65,10 @@ class Pod(Size):
         _check_bytes(place("shm"), self.shm)
         if self.shm and parse_quantity(self.shm) >= parse_quantity(self.memory_limit or self.memory):
             raise wrong(place("shm"), f"less than memory, {self.memory}, which it is a part of", self.shm)
-        forms.check_resource(place("gpu_type"), self.gpu_type)
-        forms.check_labels(place("node_selector"), self.node_selector)
+        validation.check_resource(place("gpu_type"), self.gpu_type)
+        validation.check_labels(place("node_selector"), self.node_selector)
         for toleration in self.tolerations:
-            forms.check_toleration(place("tolerations"), toleration)
+            validation.check_toleration(place("tolerations"), toleration)
 
     def resources(self) -> dict[str, dict[str, str]]:
         gpu = {self.gpu_type: str(self.gpu)} if self.gpu else {}

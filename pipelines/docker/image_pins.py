@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...components.storage.errors import UserError, wrong
-from ..cluster import cluster_file as cluster
+from ..cluster.cluster_file import parse_cluster
 
 if TYPE_CHECKING:
     from yaml import MappingNode
@@ -48,7 +48,7 @@ def set_images(text: str, values: Mapping[str, object], where: str) -> str:
     if parsed != expected:
         raise UserError(f"--cluster: expected a part {PART} in {where} that can be edited, found one that can't; "
                         f"write there:\n{format_part(values)}")  # fmt: skip
-    cluster.parse_cluster(parsed, where)
+    parse_cluster(parsed, where)
     return edited
 
 

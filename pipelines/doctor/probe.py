@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..cluster import pod_fields as pods
+from ..cluster import pod_fields
 from ..cluster.cluster_file import LABELS, SCRATCH, UID, Cluster
 from ..cluster.kube_client import Json
 from ..settings import to_plain
@@ -47,9 +47,9 @@ def build_pod(cluster: Cluster, name: str, target: str, question: str) -> Json:
         "imagePullPolicy": cluster.images.pull_policy,
         "command": ["python", "-c", Path(inside.__file__).read_text(encoding="utf-8"), question],
         "args": [cluster.storage.workspace],
-        "env": pods.build_storage_env(cluster),
+        "env": pod_fields.build_storage_env(cluster),
         "resources": {"requests": {"cpu": "50m", "memory": "256Mi"}, "limits": {"memory": "1Gi"}},
-        "securityContext": pods.build_container_security_context(),
+        "securityContext": pod_fields.build_container_security_context(),
         "volumeMounts": [{"name": "scratch", "mountPath": SCRATCH}],
     }
     spec: dict[str, Any] = {
@@ -57,14 +57,14 @@ def build_pod(cluster: Cluster, name: str, target: str, question: str) -> Json:
         "activeDeadlineSeconds": round(TIMEOUT_S),
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "securityContext": pods.build_pod_security_context(),
+        "securityContext": pod_fields.build_pod_security_context(),
         "containers": [container],
         "volumes": [{"name": "scratch", "emptyDir": {"sizeLimit": "1Gi"}}],
     }
     if cluster.images.pull_secrets:
         spec["imagePullSecrets"] = [{"name": secret} for secret in cluster.images.pull_secrets]
-    labels = {**cluster.labels, **LABELS, "app.kubernetes.io/component": "doctor", **pods.NO_SIDECAR}
-    metadata = {"name": name, "labels": labels, "annotations": pods.NO_SIDECAR}
+    labels = {**cluster.labels, **LABELS, "app.kubernetes.io/component": "doctor", **pod_fields.NO_SIDECAR}
+    metadata = {"name": name, "labels": labels, "annotations": pod_fields.NO_SIDECAR}
     document: Json = to_plain({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
     return document
 

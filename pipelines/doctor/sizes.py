@@ -10,14 +10,14 @@ from typing import Any
 from ...components.dataset.workspace import STEPS
 from ..cluster.cluster_file import Cluster, Pod
 from ..cluster.kube_client import Json
-from ..kuberay import manifest as rayjob
+from ..kuberay import manifest
 
 Amounts = dict[str, float]
 """Resource → cores, bytes or a number."""
 CPU, MEMORY, DISK, PODS = "cpu", "memory", "ephemeral-storage", "pods"
 ARGO, KFP = "argo", "kfp"
 _EXECUTOR = {CPU: 0.01, MEMORY: 64 * 2.0**20}
-"""Requests of Argo's own container beside each step (argo_templates.py)."""
+"""Requests of Argo's own container beside each step (argo/templates.py)."""
 _UNITS = {CPU: " cores", MEMORY: " GiB of memory", DISK: " GiB of disk"}
 _GIB = 2**30
 
@@ -134,7 +134,7 @@ def _build_rayjob_stage(name: str, cluster: Cluster, waiting: PodRequest, *, is_
     """Return the stage of a RayJob: the waiting pod, and from its manifest head, submitter and at least one worker."""
     # Without Ray's version the manifest is refused where no Ray is installed; sizes do not depend on it.
     cluster_with_version = replace(cluster, ray=replace(cluster.ray, version=cluster.ray.version or "0.0"))
-    spec = rayjob.build_rayjob(cluster_with_version, "doctor", ["python"], "doctor")["spec"]
+    spec = manifest.build_rayjob(cluster_with_version, "doctor", ["python"], "doctor")["spec"]
     ray_cluster = spec["rayClusterSpec"]
     (workers,) = ray_cluster["workerGroupSpecs"]
     autoscaler = ray_cluster.get("autoscalerOptions", {}) if ray_cluster.get("enableInTreeAutoscaling") else {}

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from ...components.storage import uri as uris
 from ...components.storage.errors import MillError, TransientError, UserError, wrong
 from ...components.storage.retry import with_retry
-from ..cluster import validation as forms
+from ..cluster import validation
 
 HOST_VARIABLE, UI_HOST_VARIABLE = "KF_PIPELINES_ENDPOINT", "KF_PIPELINES_UI_ENDPOINT"
 TOKEN_VARIABLE, COOKIE_VARIABLE = "KF_PIPELINES_TOKEN", "KF_PIPELINES_COOKIE"
@@ -104,7 +104,7 @@ class Connection:
                 uris.redact(self.host),
             )
         if self.namespace:
-            forms.check_namespace("--namespace", self.namespace)
+            validation.check_namespace("--namespace", self.namespace)
         for flag, path in (("--token-file", self.token_file), ("--ca-file", self.ca_file)):
             if path and not Path(path).is_file():
                 raise wrong(flag, "a file that can be read", path)

@@ -27,7 +27,7 @@ from urllib.parse import quote, urlsplit
 
 from ...components.storage.errors import MillError, TransientError, wrong
 from ...components.storage.retry import with_retry
-from . import client as kfp_client
+from . import client
 from .client import TIMEOUT_S, UI_HOST_VARIABLE, KfpService, LoginError, NotFoundError
 from .metadata import Artifact, Execution
 
@@ -89,7 +89,7 @@ class KfpUi:
         except ValueError:
             answer = None
         if not isinstance(answer, dict):
-            description = kfp_client.describe_body(data.decode(errors="replace"))
+            description = client.describe_body(data.decode(errors="replace"))
             raise MillError(f"{self.address}: expected an answer in JSON, found {description}")
         return answer
 
@@ -98,7 +98,7 @@ class KfpUi:
 
     def _send(self, method: str, url: str, **options: Any) -> bytes:
         return with_retry(
-            lambda: self._request(method, url, **options), "reading what the pages show", kfp_client.RETRY_S,
+            lambda: self._request(method, url, **options), "reading what the pages show", client.RETRY_S,
             service=self.address,
         )  # fmt: skip
 

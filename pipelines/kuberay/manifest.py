@@ -15,7 +15,7 @@ The submitter's pod stays (K8sJobMode), for KubeRay's other modes lose more than
 
 Ray's pods go as soon as the job has ended, however it ended (`ttlSecondsAfterFinished` is of the RayCluster; the RayJob
 and the submitter's log stay). `deletionStrategy` could keep the pods of a failed job alone, but before 1.6 KubeRay
-refuses it, and what the pods would tell is told without them (ray_pods.py).
+refuses it, and what the pods would tell is told without them (pods.py).
 """
 
 from __future__ import annotations

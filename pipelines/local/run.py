@@ -36,13 +36,12 @@ def run(parameters: RunParameters, as_json: bool, cluster: Cluster | None = None
     try:
         engine, prepare_containers = None, None
         if cluster:
-            from ..docker import mounts as docker_mounts
-            from ..docker import runner as in_docker
+            from ..docker import mounts, runner
 
-            engine, parameters = in_docker.open_engine(cluster), docker_mounts.make_absolute(parameters)
+            engine, parameters = runner.open_engine(cluster), mounts.make_absolute(parameters)
         workspace, name = check_parameters(parameters, engine)
         if engine:
-            prepare_containers = partial(in_docker.prepare_containers, engine, parameters)
+            prepare_containers = partial(runner.prepare_containers, engine, parameters)
         result |= {"name": name, "run": new_run(name)}
         print(f"run {result['run']} in {workspace.uri}", file=sys.stderr, flush=True)
         named = replace(parameters, pipeline=parameters.pipeline | {"workspace": workspace.uri, "name": name})

@@ -42,7 +42,7 @@ class Pods:
             words = ["--ray-address=" if word == "--ray-address=auto" else word for word in words]
         else:
             words = [*made["container"]["command"], *made["container"]["args"]]
-        if "argo_exit" in words[2]:  # there is no cluster in which something could be left
+        if "exit_handler" in words[2]:  # there is no cluster in which something could be left
             words = [word if not word.startswith("--cluster=") else "--cluster=" for word in words]
         assert words.pop(0) == "python"
         words = [word.replace("/scratch", str(self.scratch), 1) for word in words]

@@ -14,7 +14,7 @@ import pytest
 from conftest import Finished
 
 from imagemill.components.dataset.workspace import PRODUCTS, STEPS, Workspace
-from imagemill.pipelines.cluster import first_step
+from imagemill.pipelines.argo import download as argo_download
 from imagemill.pipelines.cluster.unchanged import Records, find_cached_records
 from imagemill.pipelines.parameters import RunParameters, resolve_parameters
 
@@ -127,7 +127,7 @@ def test_the_first_pod_says_whether_the_others_are_needed(finished: Finished, ch
     arguments = chosen(finished).arguments()
     words = [f"--{name.replace('_', '-')}={value}" for name, value in arguments.items()]
     outputs = tmp_path / "outputs"
-    assert first_step.main([*words, f"--run={RUN}", f"--outputs={outputs}"]) == 0
+    assert argo_download.main([*words, f"--run={RUN}", f"--outputs={outputs}"]) == 0
     assert (outputs / "changed").read_text() == ("true" if change else "false")
     assert (outputs / "uri").read_text().rpartition("/")[2] == finished.result.json["raw"].rpartition("/")[2]
     records = Workspace(str(finished.workspace)).step_records(RUN)
@@ -138,6 +138,6 @@ def test_a_wrong_parameter_of_a_later_step_is_refused_by_the_first_one(finished:
     arguments = chosen(finished).arguments() | {"backbone": "resnet9000"}
     words = [f"--{name.replace('_', '-')}={value}" for name, value in arguments.items()]
     with pytest.raises(SystemExit) as ended:
-        first_step.main([*words, f"--run={RUN}", f"--outputs={tmp_path / 'o'}"])
+        argo_download.main([*words, f"--run={RUN}", f"--outputs={tmp_path / 'o'}"])
     record = Workspace(str(finished.workspace)).step_record(RUN, "download")
     assert ended.value.code == 2 and record and record["exit_code"] == 2 and "resnet9000" in record["error"]

@@ -15,8 +15,9 @@ from argo_files import Json, first, template
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.step.config import StepConfig
 from imagemill.components.step.step import Step
-from imagemill.pipelines.argo import clean as planning
-from imagemill.pipelines.argo import exit_handler as argo_exit
+from imagemill.pipelines.argo import clean as argo_clean
+from imagemill.pipelines.argo import download as argo_download
+from imagemill.pipelines.argo import exit_handler
 from imagemill.pipelines.argo.pod_arguments import PodArguments
 from imagemill.pipelines.argo.templates import RETRY_EXPRESSION
 from imagemill.pipelines.cluster import first_step
@@ -73,16 +74,16 @@ class Dry:
             "download": {"name": "photos"},
             "evaluate": {"champion_evaluation": "", "top1": 0.5},
         }
-        self.executor = planning.POD
+        self.executor = argo_clean.POD
         self.changed = first_step.CHANGED
         self.codes: dict[str, list[int]] = {}
         self.jobs: list[Json] = []
         self.finished: list[str] = []
         self._scratch, self._task, self._patch, self.cluster = scratch, "", patch, ""
         patch.setattr(Step, "execute", lambda step, config, result="": self._step(config, result))
-        patch.setattr(argo_exit, "finish", self._finish)
-        patch.setattr(planning, "write_plan", self._plan)
-        patch.setattr(first_step, "find_changes", lambda chosen, run, record: self.changed)
+        patch.setattr(exit_handler, "finish", self._finish)
+        patch.setattr(argo_clean, "write_plan", self._plan)
+        patch.setattr(argo_download, "find_changes", lambda chosen, run, record: self.changed)
 
     def __call__(self, task: str, made: Json) -> Ended:
         self._task = task
@@ -94,9 +95,10 @@ class Dry:
         words = [word.replace("/scratch", str(self._scratch)) for word in made["container"]["args"]]
         self.cluster = next((v["value"] for v in made["container"]["env"] if v["name"] == CLUSTER_VARIABLE), "")
         self._patch.setenv(CLUSTER_VARIABLE, self.cluster)
-        mains = {"argo_exit": argo_exit.main, "planning": planning.main, "first_step": first_step.main}
-        name = module.rpartition(".")[2]
-        return Ended((mains.get(name) or ALL_STEPS[name].main)(words))
+        parent, _, name = module.rpartition(".")
+        in_argo = {"exit_handler": exit_handler.main, "clean": argo_clean.main, "download": argo_download.main}
+        main = in_argo[name] if parent == "imagemill.pipelines.argo" else ALL_STEPS[name].main
+        return Ended(main(words))
 
     def _code(self) -> int:
         return self.codes[self._task].pop(0) if self.codes.get(self._task) else 0
@@ -110,7 +112,7 @@ class Dry:
 
     def _plan(self, arguments: PodArguments, clean: str, cluster: Cluster) -> None:
         self.told["plan"] = arguments.config("resize", clean=clean)
-        rayjob = '{"kind": "RayJob"}' if self.executor == planning.RAYJOB else ""
+        rayjob = '{"kind": "RayJob"}' if self.executor == argo_clean.RAYJOB else ""
         for name, value in {"tensors": "s3://w/plan", "executor": self.executor, "rayjob": rayjob}.items():
             arguments.write(name, value)
 
@@ -134,7 +136,7 @@ def test_every_command_line_is_read_by_its_own_step(
 ) -> None:
     given = {"dataset": "folder", "source": "s3://photos/all of 'em", "epochs": "7"}
     given |= {"config": '{"learning_rate": 0.01, "train": {"weight_decay": 0.05}, "resize": {"jpeg_quality": 80}}'}
-    dry.executor = planning.RAYJOB if name == "argo-rayjob" else planning.POD
+    dry.executor = argo_clean.RAYJOB if name == "argo-rayjob" else argo_clean.POD
     workflow = Workflow(first(compiled, name), given, dry, tmp_path)
     assert workflow.run() == SUCCEEDED
     not_needed = {"argo": {"rayjob"}}.get(name, set())
@@ -159,7 +161,7 @@ def test_every_command_line_is_read_by_its_own_step(
     assert parse_cluster_json(dry.cluster).ray.mode == {"argo": "auto"}.get(name, name.removeprefix("argo-"))
 
 
-@pytest.mark.parametrize("executor", [planning.NONE, planning.POD, planning.RAYJOB])
+@pytest.mark.parametrize("executor", [argo_clean.NONE, argo_clean.POD, argo_clean.RAYJOB])
 def test_the_tensors_are_made_by_whom_the_plan_names(
     executor: str, compiled: dict[str, str], dry: Dry, tmp_path: Path
 ) -> None:
@@ -202,7 +204,7 @@ def test_tries_end(compiled: dict[str, str], dry: Dry, tmp_path: Path) -> None:
 
 
 def test_a_rayjob_that_failed_ends_the_run(compiled: dict[str, str], dry: Dry, tmp_path: Path) -> None:
-    dry.codes, dry.executor = {"rayjob": [64]}, planning.RAYJOB
+    dry.codes, dry.executor = {"rayjob": [64]}, argo_clean.RAYJOB
     workflow = Workflow(first(compiled, "argo"), {}, dry, tmp_path)
     assert workflow.run() == FAILED
     assert workflow.nodes["rayjob"].tries == 1 and workflow.nodes["train"].phase == OMITTED
@@ -219,8 +221,8 @@ def test_the_exit_handler_tells_how_the_run_ended(
     known = {"workflow.parameters.workspace": workspace.uri, "workflow.name": "r1", "workflow.status": "Failed"}
     words = [REFERENCE.sub(lambda found: known[found.group(1)], word) for word in words]
     words = [word.replace("/scratch", str(tmp_path)) for word in words]
-    assert argo_exit.main(words) == 0
+    assert exit_handler.main(words) == 0
     page = capsys.readouterr().out
     assert "failed at download" in page and "source: expected a photo" in page
     assert workspace.store.read(workspace.run_file("r1", "summary.md")).decode().strip() == page.strip()
-    assert argo_exit.main([*words, "--nosuch=1"]) == 2
+    assert exit_handler.main([*words, "--nosuch=1"]) == 2

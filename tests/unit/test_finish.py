@@ -272,7 +272,9 @@ def test_what_the_steps_bodies_import_is_light() -> None:
     """In the images, where the launcher's has no Ray and none needs KFP's compiler."""
     code = (
         "import sys\n"
-        "from imagemill.pipelines import artifacts, finish, kfp_server, resizing\n"
+        "from imagemill.pipelines import finish\n"
+        "from imagemill.pipelines.kfp import artifacts, server_version\n"
+        "from imagemill.pipelines.kuberay import resize\n"
         "print([m for m in ('kfp', 'kubernetes', 'torch', 'ray', 'boto3', 'hera', 'yaml') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

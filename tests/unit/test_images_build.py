@@ -244,7 +244,9 @@ def test_of_an_installed_package_the_source_is_where_the_command_is_called(
     checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (checkout / "pyproject.toml").write_text("")
-    monkeypatch.setattr(image_build, "__file__", str(tmp_path / "site-packages/imagemill/pipelines/image_build.py"))
+    monkeypatch.setattr(
+        image_build, "__file__", str(tmp_path / "site-packages/imagemill/pipelines/docker/image_build.py")
+    )
     monkeypatch.chdir(checkout)
     assert find_root("") == checkout
     monkeypatch.chdir("/")

@@ -229,6 +229,6 @@ def test_inspect_is_among_the_commands_and_help_stays_quick(capsys: pytest.Captu
     with pytest.raises(SystemExit, match="0"):
         main(["inspect", "--help"])
     assert "--json" in capsys.readouterr().out
-    loaded = "import sys; from imagemill.pipelines import cli; print({'pyarrow', 'jinja2'} & set(sys.modules))"
+    loaded = "import sys; from imagemill.pipelines.cli import main; print({'pyarrow', 'jinja2'} & set(sys.modules))"
     assert mill.COMMAND[0] == sys.executable
     assert subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True).stdout == "set()\n"
