@@ -16,6 +16,7 @@ from kfp import dsl
 from ..components.dataset.manifest import code_version
 from .cluster.cluster_file import Cluster
 from .kfp import steps
+from .kfp import executor
 from .kfp.executor import ENTRY_POINT
 from .kfp.pods import ClusterPlacement, LocalPlacement
 from .kfp.server_version import supports_literals
@@ -74,8 +75,8 @@ def build_pipeline(cluster: Cluster | None = None, parameters: RunParameters | N
 
 def _replace_executor(spec: pipeline_spec_pb2.PipelineSpec) -> None:
     """Let the pods start KFP's executor through ours, which does not print a step's whole input to its log."""
-    for executor in spec.deployment_spec["executors"].values():
-        command = executor["container"]["command"]
+    for settings in spec.deployment_spec["executors"].values():
+        command = settings["container"]["command"]
         for index, word in enumerate(command):
             command[index] = word.replace(f"-m {ENTRY_POINT}", f"-m {executor.__name__}")
 
