@@ -15,8 +15,7 @@ from kfp import dsl
 
 from ..components.dataset.manifest import code_version
 from .cluster.cluster_file import Cluster
-from .kfp import steps
-from .kfp import executor
+from .kfp import executor, steps
 from .kfp.executor import ENTRY_POINT
 from .kfp.pods import ClusterPlacement, LocalPlacement
 from .kfp.server_version import supports_literals

@@ -18,12 +18,12 @@ import pytest
 from kfp_server import KfpService, serving
 
 from imagemill.components.dataset.workspace import STEPS
+from imagemill.pipelines import compile as compiling
 from imagemill.pipelines.cli import main as cli
 from imagemill.pipelines.cluster.cluster_file import Cluster, load_cluster, parse_cluster_json
 from imagemill.pipelines.compile import compile_kfp
 from imagemill.pipelines.kfp import client as kfp_client
 from imagemill.pipelines.kfp import following, run_records
-from imagemill.pipelines.kfp import uploads as kfp_uploads
 from imagemill.pipelines.parameters import RunParameters
 
 CLUSTER = "images:\n  tags_allowed: true\nstorage:\n  workspace: s3://mill/work\n"
@@ -96,7 +96,7 @@ def commands(
     monkeypatch.setattr(following, "SLOW_POLL_S", 0.02)
     monkeypatch.setattr(following, "MAX_OUTAGE_S", 20.0)
     monkeypatch.setattr(kfp_client, "RETRY_S", 2.0)
-    monkeypatch.setattr(kfp_uploads, "compile_kfp", _compile_once)
+    monkeypatch.setattr(compiling, "compile_kfp", _compile_once)
     (folder / "cluster.yaml").write_text(CLUSTER)
     with serving(service or KfpService()) as served:
         yield Commands(served, folder, capsys)
