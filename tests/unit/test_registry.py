@@ -35,7 +35,7 @@ def in_s3(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
         found = read_version(workspace, name, promotion)
         return found._replace(uri=found.uri.replace(gate.workspace.uri, IN_S3))
 
-    for module in ("components.promote.promote", "pipelines.champion"):
+    for module in ("components.promote.promote", "pipelines.cli.champion"):
         monkeypatch.setattr(f"imagemill.{module}.read_version", version)
 
 
