@@ -90,6 +90,10 @@ class Workspace:
         record = self._read_json(self.at("names", name, "latest", f"{kind}.json"))
         return self.absolute(str(record["uri"])) if record else ""
 
+    def listing(self, name: str) -> str:
+        """Return the URI of the listing that the newest raw dataset under a name was read from."""
+        return self.at("names", name, "latest", "listing.parquet")
+
     def latest_run(self, name: str, dataset: Dataset) -> str:
         """Return the run that noted `dataset` as the newest of its kind under `name`; empty if another one is newer."""
         record = self._read_json(self.at("names", name, "latest", f"{dataset.manifest.kind}.json"))

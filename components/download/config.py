@@ -51,6 +51,13 @@ class DownloadConfig(StepConfig):
         in_fingerprint=False,
     )
     demo_seed: int = option(0, "for demo: another seed makes other images", in_fingerprint=False, low=0, high=2**31 - 1)
+    verify: str = option(
+        "listing",
+        "what tells that a file did not change since the last snapshot: listing, its size and ETag or modification "
+        "time; content, its bytes, which are all read again",
+        in_fingerprint=False,
+        choices=("listing", "content"),
+    )
     download_workers: int = option(
         10, "files fetched at a time from a folder or bucket", in_fingerprint=False, low=1, high=256
     )

@@ -1,131 +1,66 @@
 """Download: reads any source into raw Parquet shards, named by their content.
 
 The fingerprint is known only at the end, so shards are written beside the datasets, in `raw/_shards/`; the manifest
-points there, and datasets share the shards that are equal. In memory an image costs 40 bytes (its digest and the hash
-of its id), whatever its size.
+points there, and datasets share the shards that are equal. Of a source that grew, the last snapshot's shards are
+listed again, and files that did not change are not read. In memory an image costs 40 bytes (its digest and the hash of
+its id), whatever its size; compared with the last snapshot some 250 (`listing.py`, `reuse.py`).
 """
 
 from __future__ import annotations
 
 import hashlib
-from array import array
+import itertools
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import xxhash
 
-from ..dataset.fingerprint import canonical_json, digest
+from ..dataset.fingerprint import digest
 from ..dataset.manifest import Dataset, File, Manifest, Totals, commit, find_intact_dataset
-from ..dataset.shards import Layout, ShardWriter, open_parquet, read_row_group
+from ..dataset.shards import Layout, ShardWriter, read_columns
 from ..step.progress import Progress, format_size
 from ..step.step import CACHED, RAN, Context, Outcome
 from ..storage import uri as uris
-from ..storage.errors import UserError
+from ..storage.errors import DatasetError, UserError
 from ..storage.filesystem import get_store
 from .archives import Member, Skipped
 from .config import VERSION, DownloadConfig
+from .contents import RAW, Contents, hash_id
 from .labels import Labeller, Labels, open_dataset
+from .listing import SourceFiles, find_last_snapshot, store_listing
+from .reuse import EarlierRows, list_shards
 from .sources import DemoSource, Source
 
-BOX = pa.struct([("name", pa.string())] + [(side, pa.float32()) for side in ("xmin", "ymin", "xmax", "ymax")])
-RAW = pa.schema(
-    [
-        pa.field("image_id", pa.string(), nullable=False),
-        pa.field("image", pa.binary()),  # null: named by the source, but not there
-        pa.field("sha256", pa.string()),
-        pa.field("label", pa.string()),
-        pa.field("split", pa.string()),
-        pa.field("group", pa.string()),  # rows of one group go to one split
-        pa.field("boxes", pa.list_(BOX)),
-        pa.field("mask", pa.binary()),
-    ]
-)
 SHARD_BYTES = 128 * 2**20
-SKIPPED_NAMES = 10_000
-"""Maximum number of skipped files, and of missing masks, that are named in the manifest; all are counted."""
-
-
-@dataclass
-class _FileList:
-    """A list of files in the form of the manifest: all are counted, up to `SKIPPED_NAMES` are named."""
-
-    count: int = 0
-    files: list[dict[str, str]] = field(default_factory=list)
-
-    def add(self, **description: str) -> None:
-        self.count += 1
-        if len(self.files) < SKIPPED_NAMES:
-            self.files.append(description)
-
-    def get_position(self) -> tuple[int, int]:
-        return self.count, len(self.files)
-
-    def make_record(self, position: tuple[int, int]) -> dict[str, Any]:
-        """Return the files added after `position`, as a record from which a retry goes on."""
-        return {"count": self.count - position[0], "files": self.files[position[1] :]}
-
-    def extend(self, record: dict[str, Any]) -> None:
-        self.count += int(record["count"])
-        self.files += record["files"][: SKIPPED_NAMES - len(self.files)]
-
-
-@dataclass
-class _Contents:
-    """The rows read so far: a digest of each (40 bytes with the hash of its id), and counts."""
-
-    digests: bytearray = field(default_factory=bytearray)
-    id_hashes: array[int] = field(default_factory=lambda: array("Q"))
-    labels: Counter[str] = field(default_factory=Counter)
-    splits: Counter[str] = field(default_factory=Counter)
-    bytes: int = 0
-    skipped: _FileList = field(default_factory=_FileList)
-    missing_masks: _FileList = field(default_factory=_FileList)
-    files: list[File] = field(default_factory=list)
-
-    def add(self, row: dict[str, Any]) -> None:
-        values = [row["image_id"], row["sha256"], row["label"], row["split"], _hash_annotations(row)]
-        if group := row.get("group"):  # only then, so that sources without groups keep their fingerprints
-            values.append(group)
-        self.digests += hashlib.sha256(canonical_json(values)).digest()
-        self.id_hashes.append(xxhash.xxh3_64_intdigest(row["image_id"].encode()))
-        self.labels[row["label"] or ""] += 1
-        self.splits[row["split"] or ""] += 1
-
-    @property
-    def rows(self) -> int:
-        return len(self.id_hashes)
-
-    def fingerprint(self) -> str:
-        """Return the fingerprint of the sorted rows: neither the order of reading nor the sharding changes it."""
-        rows = _sort_digests(self.digests)
-        return digest({"kind": "raw", "version": VERSION, "rows": hashlib.sha256(rows).hexdigest()})
 
 
 def download(config: DownloadConfig, context: Context) -> Outcome:
     """Find the raw dataset of the source's listing, or read the whole source into one."""
     source, labeller = open_dataset(config)
     key = _make_listing_key(source, labeller, config, context)
-    if key and (dataset := _find_known_dataset(context, key)):
+    if key and config.verify == "listing" and (dataset := _find_known_dataset(context, key)):
         _print_missing_masks(dataset.manifest.extra.get("missing_masks", {}), context)
         return _report(dataset, CACHED, config, context)
     context.require_work(source.where)
     context.say(f"reading {source.where}" + (f", {source.total:,} files" if source.total else ""))
-    contents = _read_source(source, labeller, context, key)
+    snapshot = _compare_source(source, labeller, config, context, key)
+    contents = _read_source(source, labeller, context, key, snapshot)
     if not contents.rows:
         raise UserError(f"source: expected images in {source.where}, found none ({contents.skipped.count} other files)")
-    _refuse_duplicate_ids(contents, context)
     _print_missing_masks(asdict(contents.missing_masks), context)
     uri = context.workspace.dataset("raw", contents.fingerprint())
+    manifest = _make_manifest(contents, snapshot.earlier, uri, source, config, context)
+    _refuse_duplicate_ids(contents, Dataset(uri, manifest, ""))
     existing = find_intact_dataset(uri)
-    dataset = existing or commit(uri, _make_manifest(contents, uri, source, config, context))
+    dataset = existing or commit(uri, manifest)
+    if snapshot.files is not None:
+        store_listing(context.workspace, config, snapshot.files, dataset)
     if key and _make_listing_key(source, labeller, config, context) == key:  # not changed while it was read
         record = {"raw": context.workspace.relative(uri), "source": source.where}
         context.workspace.write_source_record(key, record)
-        if context.rerun:  # later runs, which trust the listing, shall find what was read now
+        if context.rerun or config.verify == "content":  # later runs, which trust the listing, shall find what was read
             context.workspace.replace_source_record(_make_listing_key(source, labeller, config), record)
     return _report(dataset, CACHED if existing and not context.rerun else RAN, config, context)
 
@@ -175,64 +110,119 @@ def _report(dataset: Dataset, state: str, config: DownloadConfig, context: Conte
     return Outcome(dataset.uri, dataset.fingerprint, state, metrics)
 
 
-def _read_source(source: Source, labeller: Labeller, context: Context, key: str) -> _Contents:
-    """Read every file once, into shards of about `SHARD_BYTES`; shards that an earlier attempt finished are reused."""
+@dataclass
+class _Snapshot:
+    """What is read and reused for one raw dataset.
+
+    Attributes:
+        files: the source's files; None for a source that is read as a whole.
+        earlier: rows of earlier shards.
+        num_attempted: shards that earlier attempts under the same listing recorded.
+        last: the last raw dataset of the same name.
+    """
+
+    files: SourceFiles | None
+    earlier: EarlierRows
+    num_attempted: int = 0
+    last: Dataset | None = None
+
+
+def _compare_source(
+    source: Source, labeller: Labeller, config: DownloadConfig, context: Context, key: str
+) -> _Snapshot:
+    """List the source's files, and find those whose rows are in shards of the last snapshot or of a killed attempt."""
+    table = source.list_files() if key else None
+    last, listing = find_last_snapshot(context.workspace, config, with_listing=table is not None)
+    trusts_listing = config.verify == "listing" and not context.rerun
     pool = context.workspace.at("raw", "_shards")
-    contents = _Contents()
-    done = _resume(contents, pool, context, key)
-    progress = Progress("download", total=source.total, done=done)
-    members = enumerate(source.members(done), done)
-    shards = _write_shards(members, labeller, pool, contents, progress)
-    for number, shard in enumerate(shards, len(contents.files)):
+    attempt = _list_attempted(pool, context, key)
+    try:
+        files = None if table is None else SourceFiles.compare(table, listing if trusts_listing else None)
+        # What an attempt read is what was listed only if the source did not change between its listing and this one.
+        trusts_attempt = (
+            bool(attempt) and config.verify == "listing" and _make_listing_key(source, labeller, config, context) == key
+        )
+        earlier = EarlierRows.read(list_shards(attempt, pool, last), files, labeller, trusts_attempt)
+    except DatasetError as error:
+        context.say(f"the last snapshot can't be used, so that the source is read as a whole: {error}")
+        files, earlier, last = None if table is None else SourceFiles.compare(table, None), EarlierRows(), None
+    if rows := earlier.count_of_attempt():
+        context.say(f"going on after {rows:,} files that an earlier try finished")
+    if last and listing is not None and trusts_listing and files:
+        relabeled = f", {earlier.num_relabeled:,} with other labels" if earlier.num_relabeled else ""
+        context.say(files.describe(context.workspace.relative(last.uri)) + relabeled)
+    return _Snapshot(files, earlier, len(attempt), last)
+
+
+def _list_attempted(pool: str, context: Context, key: str) -> list[File]:
+    """Return the shards that earlier attempts under this listing recorded, up to the first that is gone or damaged."""
+    files: list[File] = []
+    while key and (record := context.workspace.read_work_record(pool, f"{key}/{len(files):06d}")):
+        file = File(**record["file"])
+        uri = uris.join(pool, file.uri)
+        entry = get_store(uri).stat(uri)
+        if entry is None or entry.size != file.bytes:
+            break
+        files.append(file)
+    return files
+
+
+def _read_source(source: Source, labeller: Labeller, context: Context, key: str, snapshot: _Snapshot) -> Contents:
+    """Read every file that is not in an earlier shard once, into shards of about `SHARD_BYTES`."""
+    pool = context.workspace.at("raw", "_shards")
+    contents = Contents()
+    rows = _read_rows(source, labeller, context, snapshot, contents)
+    for number, shard in enumerate(_write_shards(rows, pool, contents), snapshot.num_attempted):
         if key:
-            context.workspace.write_work_record(pool, f"{key}/{number:06d}", asdict(shard))
+            context.workspace.write_work_record(pool, f"{key}/{number:06d}", {"file": asdict(shard)})
+    snapshot.earlier.add_kept_rows(contents)
     return contents
 
 
-@dataclass(frozen=True)
-class _ShardRecord:
-    """A finished shard, as a retry reuses it; `members` counts its rows and the files skipped among them."""
+def _read_rows(
+    source: Source, labeller: Labeller, context: Context, snapshot: _Snapshot, contents: Contents
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows that new shards are to hold: those of files that are read, then those copied from old shards."""
+    files, earlier = snapshot.files, snapshot.earlier
+    unread = None if files is None else files.list_unread()
+    if files is not None:
+        files.report(contents)
+    progress = Progress("download", total=source.total if unread is None else len(unread))
+    num_bytes = 0
+    for number, member in zip(itertools.count() if unread is None else unread, source.members(unread), strict=False):
+        if isinstance(member, Skipped):
+            contents.skipped.add(path=member.path, why=member.why)
+            if files is not None:
+                files.skipped[int(number)] = member.why
+        else:
+            row = _make_row(member, labeller.labels(member.path, int(number)))
+            num_bytes += len(row["image"] or b"")
+            if mask := member.missing_mask:
+                contents.missing_masks.add(path=member.path, mask=mask.path, why=mask.why)
+            if not earlier.take(row):
+                yield row
+        progress.add(1, f"{format_size(num_bytes)} · {format_size(num_bytes / progress.age())}/s")
+    if copied := earlier.choose_rewritten(SHARD_BYTES):
+        context.say(f"copying {copied:,} rows of earlier shards to new ones")
+        yield from earlier.copy_rows(labeller)
 
-    file: File
-    members: int
-    skipped: dict[str, Any]
-    missing_masks: dict[str, Any]
 
-
-def _write_shards(
-    members: Iterator[tuple[int, Member | Skipped]],
-    labeller: Labeller,
-    pool: str,
-    contents: _Contents,
-    progress: Progress,
-) -> Iterator[_ShardRecord]:
-    """Write the members to shards; yield each when it is published."""
+def _write_shards(rows: Iterator[dict[str, Any]], pool: str, contents: Contents) -> Iterator[File]:
+    """Write the rows to shards; yield each when it is published."""
     has_more = True
     while has_more:
-        has_more, consumed = False, 0
-        skipped, missing_masks = contents.skipped.get_position(), contents.missing_masks.get_position()
+        has_more = False
         with ShardWriter(pool, Layout(RAW)) as writer:
-            for number, member in members:
-                consumed += 1
-                if isinstance(member, Skipped):
-                    contents.skipped.add(path=member.path, why=member.why)
-                else:
-                    row = _make_row(member, labeller.labels(member.path, number))
-                    writer.add(row, len(row["image"] or b"") + len(row["mask"] or b""))
-                    contents.add(row)
-                    contents.bytes += len(row["image"] or b"")
-                    if mask := member.missing_mask:
-                        contents.missing_masks.add(path=member.path, mask=mask.path, why=mask.why)
-                progress.add(1, f"{format_size(contents.bytes)} · {format_size(contents.bytes / progress.age())}/s")
+            for row in rows:
+                writer.add(row, len(row["image"] or b"") + len(row["mask"] or b""))
+                contents.add(row)
+                contents.bytes += len(row["image"] or b"")
                 if writer.image_bytes >= SHARD_BYTES:
                     has_more = True
                     break
             if writer.rows:
                 contents.files.append(writer.publish("."))
-                yield _ShardRecord(
-                    contents.files[-1], consumed,
-                    contents.skipped.make_record(skipped), contents.missing_masks.make_record(missing_masks),
-                )  # fmt: skip
+                yield contents.files[-1]
 
 
 def _make_row(member: Member, labels: Labels) -> dict[str, Any]:
@@ -248,57 +238,15 @@ def _make_row(member: Member, labels: Labels) -> dict[str, Any]:
     }
 
 
-def _hash_annotations(row: dict[str, Any]) -> str:
-    if not row["boxes"] and row["mask"] is None:
-        return ""
-    mask = hashlib.sha256(row["mask"]).hexdigest() if row["mask"] is not None else ""
-    return digest({"boxes": row["boxes"], "mask": mask})
-
-
-def _sort_digests(digests: bytearray) -> bytes:
-    """Return the 32-byte digests in ascending order, as one byte string."""
-    keys = np.frombuffer(bytes(digests), dtype=">u8").reshape(-1, 4)
-    order = np.lexsort((keys[:, 3], keys[:, 2], keys[:, 1], keys[:, 0]))
-    return keys[order].tobytes()
-
-
-def _resume(contents: _Contents, pool: str, context: Context, key: str) -> int:
-    """Add the shards that an earlier attempt recorded; return the number of source files that they cover."""
-    members = 0
-    while key and (record := context.workspace.read_work_record(pool, f"{key}/{len(contents.files):06d}")):
-        file = File(**record["file"])
-        uri = uris.join(pool, file.uri)
-        entry = get_store(uri).stat(uri)
-        if entry is None or entry.size != file.bytes:
-            break
-        with open_parquet(uri) as parquet:
-            for index in range(parquet.num_row_groups):
-                table = read_row_group(parquet, index, uri)
-                for row in table.to_pylist():
-                    contents.add(row)
-                    contents.bytes += len(row["image"] or b"")
-        contents.skipped.extend(record["skipped"])
-        contents.missing_masks.extend(record["missing_masks"])
-        contents.files.append(file)
-        members += int(record["members"])
-    if members:
-        context.say(f"going on after {members:,} files that an earlier try finished")
-    return members
-
-
-def _refuse_duplicate_ids(contents: _Contents, context: Context) -> None:
+def _refuse_duplicate_ids(contents: Contents, dataset: Dataset) -> None:
     """Raise UserError for files of the same normalized name; equal hashes are checked against the names."""
     hashes, counts = np.unique(np.frombuffer(contents.id_hashes, dtype=np.uint64), return_counts=True)
     suspects = {int(h) for h in hashes[counts > 1]}
     if not suspects:
         return
     occurrences: Counter[str] = Counter()
-    for file in contents.files:
-        uri = uris.join(context.workspace.at("raw", "_shards"), file.uri)
-        with open_parquet(uri) as parquet:
-            for index in range(parquet.num_row_groups):
-                ids = read_row_group(parquet, index, uri, ["image_id"]).column("image_id").to_pylist()
-                occurrences.update(i for i in ids if xxhash.xxh3_64_intdigest(i.encode()) in suspects)
+    for table in read_columns(dataset, "data", ["image_id"]):
+        occurrences.update(i for i in table.column("image_id").to_pylist() if hash_id(i) in suspects)
     duplicates = sorted(name for name, number in occurrences.items() if number > 1)
     if duplicates:
         name = duplicates[0]
@@ -306,17 +254,24 @@ def _refuse_duplicate_ids(contents: _Contents, context: Context) -> None:
         raise UserError(f"image_id: expected every path once, found {name!r} {occurrences[name]} times{more}")
 
 
-def _make_manifest(contents: _Contents, uri: str, source: Source, config: DownloadConfig, context: Context) -> Manifest:
-    pool = uris.relpath(context.workspace.at("raw", "_shards"), uri)
-    files = tuple(
-        File(f"{pool}/{f.uri.removeprefix('./')}", f.role, "", f.rows, f.bytes, f.sha256) for f in contents.files
-    )
+def _make_manifest(
+    contents: Contents, earlier: EarlierRows, uri: str, source: Source, config: DownloadConfig, context: Context
+) -> Manifest:
+    pool = context.workspace.at("raw", "_shards")
+    files, removed = [], {}
+    for shard, lost in earlier.list_files():
+        files.append(replace(shard.file, uri=uris.relpath(shard.uri, uri)))
+        if lost:
+            removed[files[-1].uri] = lost
+    files += [replace(file, uri=uris.relpath(uris.join(pool, file.uri), uri)) for file in contents.files]
     labels = {name: number for name, number in sorted(contents.labels.items()) if name}
     extra: dict[str, Any] = {
         "source": source.where,
         "dataset_name": config.dataset_name(),
         "skipped": asdict(contents.skipped),
     }
+    if removed:
+        extra["removed"] = removed
     if contents.missing_masks.count:
         extra["missing_masks"] = asdict(contents.missing_masks)
     if isinstance(source, DemoSource):
@@ -329,7 +284,7 @@ def _make_manifest(contents: _Contents, uri: str, source: Source, config: Downlo
             "label_pattern": config.label_pattern if config.dataset == "filename" else "",
         },
         classes=tuple(labels),
-        files=files,
+        files=tuple(files),
         totals=Totals(
             rows=contents.rows,
             bytes=contents.bytes,

@@ -1,16 +1,16 @@
 """The sources of images, behind one interface: an archive, a folder, an s3 prefix, or the demo; `table.py` has another.
 
-A source can be listed again at every run (so that a change is seen) and read in one fixed order (so that a
-killed download goes on where it was).
+A source can be listed again at every run (so that a change is seen) and read in one fixed order, as a whole or, where
+it can be listed file by file, in part.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from ..imaging.choices import DecodeLimits, has_image_extension
 from ..imaging.headers import sniff
@@ -20,9 +20,15 @@ from ..storage.filesystem import Entry, get_store
 from ..storage.parallel import map_ordered
 from ..storage.uri import is_hidden
 from .archives import Member, Skipped, make_too_large, read_archive
-from .names import classify, make_skipped
+from .listing import SourceFile, make_listing
+from .names import classify, make_skipped, normalize_path
 from .streams import open_http, open_stream
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Numbers: TypeAlias = "Iterable[int] | None"
+"""Numbers of files in the order of reading; None for all."""
 MAX_FILE_BYTES = DecodeLimits().bytes
 
 
@@ -40,8 +46,11 @@ class Source(Protocol):
     def listing(self) -> str | None:
         """Return a hash of the names, sizes and validators of the source's files, or None if it has no validators."""
 
-    def members(self, skip: int) -> Iterator[Member | Skipped]:
-        """Yield the files in a fixed order, without the first `skip`."""
+    def list_files(self) -> pa.Table | None:
+        """Return all files with their sizes and validators (`listing.LISTING`); None if they can't be listed so."""
+
+    def members(self, numbers: Numbers = None) -> Iterator[Member | Skipped]:
+        """Yield the files in a fixed order: all, or those of ascending `numbers`, which count `list_files` from 0."""
 
 
 class ArchiveSource:
@@ -57,13 +66,14 @@ class ArchiveSource:
         entry = get_store(self._uri).stat(self._uri)
         return _hash([(self._uri, entry.size, entry.validator)]) if entry else None
 
-    def members(self, skip: int) -> Iterator[Member | Skipped]:
+    def list_files(self) -> None:
+        return None
+
+    def members(self, numbers: Numbers = None) -> Iterator[Member | Skipped]:
         before = None if uris.is_http(self._uri) else self.listing()  # `HttpFile` checks that itself
         try:
             with open_stream(self._uri, self._field) as stream:
-                for number, member in enumerate(read_archive(stream, self.where, MAX_FILE_BYTES)):
-                    if number >= skip:
-                        yield self._candidate(member)
+                yield from map(self._candidate, read_archive(stream, self.where, MAX_FILE_BYTES))
         except UserError:
             self._refuse_changed(before)
             raise
@@ -81,7 +91,7 @@ class ArchiveSource:
 
 
 class ListingSource:
-    """The files below a folder or s3 prefix, in the order of their names; listed anew each time, never held.
+    """The files below a folder or s3 prefix, in the order of their names; listed anew each time.
 
     The workspace may lie in the folder; its files are left out.
     """
@@ -89,6 +99,7 @@ class ListingSource:
     def __init__(self, uri: str, workers: int, workspace: str = "") -> None:
         self.where, self.total, self._uri, self._workers = uri, 0, uri, workers
         self._workspace = f"{workspace}/" if workspace else ""
+        self._files: pa.Table | None = None
 
     def _entries(self) -> Iterator[Entry]:
         for entry in get_store(self._uri).list(self._uri):
@@ -115,8 +126,16 @@ class ListingSource:
             if (has_image_extension(path) or "." not in path.rpartition("/")[2]) and not is_hidden(path):
                 yield path
 
-    def members(self, skip: int) -> Iterator[Member | Skipped]:
-        entries = (e for n, e in enumerate(self._entries()) if n >= skip)
+    def list_files(self) -> pa.Table:
+        """List the files; they are held, some 100 bytes each, and `members` reads what was listed."""
+        self._files = make_listing(
+            SourceFile(normalize_path(self._get_path(entry)), _encode(entry.uri), entry.size, entry.validator)
+            for entry in self._entries()
+        )
+        return self._files
+
+    def members(self, numbers: Numbers = None) -> Iterator[Member | Skipped]:
+        entries = self._entries() if self._files is None else _iterate_entries(self._files, numbers)
         yield from map_ordered(entries, self._read, self._workers, lambda entry: entry.size)
 
     def _read(self, entry: Entry) -> Member | Skipped:
@@ -160,10 +179,12 @@ class DemoSource:
 
         return _hash([("demo", self._demo.DEMO_VERSION, self._seed, __version__)])
 
-    def members(self, skip: int) -> Iterator[Member | Skipped]:
-        for number, file in enumerate(self._demo.generate(self._seed)):
-            if number >= skip:
-                yield classify(file.path, file.data)
+    def list_files(self) -> None:
+        return None
+
+    def members(self, numbers: Numbers = None) -> Iterator[Member | Skipped]:
+        for file in self._demo.generate(self._seed):
+            yield classify(file.path, file.data)
 
     def list_faults(self) -> list[dict[str, str]]:
         """Return the demo's faults, as the manifest has them."""
@@ -190,6 +211,16 @@ def open_source(uri: str, workers: int, workspace: str = "") -> ArchiveSource | 
             "source", "a folder or prefix with images", f"{uri}, with {'no image' if first else 'nothing'} in it"
         )
     return source
+
+
+def _encode(uri: str) -> bytes:
+    return uri.encode("utf-8", "surrogateescape")
+
+
+def _iterate_entries(files: pa.Table, numbers: Numbers) -> Iterator[Entry]:
+    for number in range(files.num_rows) if numbers is None else numbers:
+        uri, size, validator = (files.column(name)[int(number)].as_py() for name in ("uri", "size", "validator"))
+        yield Entry(uri.decode("utf-8", "surrogateescape"), size, validator)
 
 
 def _hash(value: Any) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
+
+import pyarrow as pa
 
 from ..storage import uri as uris
 from ..storage.errors import wrong
@@ -15,8 +17,9 @@ from ..storage.parallel import map_ordered
 from .archives import Member, Skipped, make_too_large
 from .config import check_uri
 from .http import fetch
+from .listing import SourceFile, make_listing
 from .names import normalize_path
-from .sources import MAX_FILE_BYTES
+from .sources import MAX_FILE_BYTES, Numbers
 
 
 class TableSource:
@@ -51,15 +54,15 @@ class TableSource:
             digest.update(f"{entry}\n".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
-    def _rows(self, skip: int = 0) -> Iterator[tuple[str, str]]:
-        """Yield path and mask of each image; '' for no mask."""
-        for number in range(skip, self.total):
+    def _rows(self, numbers: Iterable[int]) -> Iterator[tuple[str, str]]:
+        """Yield path and mask of the images of these numbers; '' for no mask."""
+        for number in map(int, numbers):
             mask = "" if self._masks is None else self._masks[number].as_py()
             yield self._paths[number].as_py(), mask if mask.strip() else ""
 
     def list_uris(self) -> Iterator[str]:
         """Yield the URI of every file that the table names: images and masks."""
-        for path, mask in self._rows():
+        for path, mask in self._rows(range(self.total)):
             yield self._locate(path)
             if mask:
                 yield self._locate(mask, "mask")
@@ -92,9 +95,32 @@ class TableSource:
         entry = get_store(uri).stat(uri)
         return f"{entry.size}\0{entry.validator}" if entry else "-"
 
-    def members(self, skip: int) -> Iterator[Member | Skipped]:
-        # The sizes are unknown, so each file is counted as a large photograph.
-        yield from map_ordered(self._rows(skip), self._read, self._workers, lambda row: (1 + bool(row[1])) * 2**20)
+    def list_files(self) -> pa.Table | None:
+        """Look up each image and mask; None if a file is behind http."""
+        if any(uris.is_http(uri) for uri in self.list_uris()):
+            return None
+        return make_listing(map_ordered(self._rows(range(self.total)), self._look_up, self._workers, lambda _: 0))
+
+    def _look_up(self, row: tuple[str, str]) -> SourceFile:
+        uri = self._locate(row[0])
+        image, name = get_store(uri).stat(uri), self._make_image_id(row[0])
+        file = SourceFile(name, uri.encode(), image.size if image else None, image.validator if image else None)
+        if not row[1]:
+            return file
+        uri = self._locate(row[1], "mask")
+        mask = get_store(uri).stat(uri)
+        file = file._replace(mask_uri=uri.encode())
+        if mask:
+            file = file._replace(mask_size=mask.size, mask_validator=mask.validator)
+        if image and (mask is None or mask.size > MAX_FILE_BYTES):
+            missing = _make_missing_mask(row[1], mask.size if mask else 0)
+            file = file._replace(missing_mask=missing.path, missing_mask_why=missing.why)
+        return file
+
+    def members(self, numbers: Numbers = None) -> Iterator[Member | Skipped]:
+        # Tables behind http can't be listed, and sizes may have changed: each file is counted as a large photograph.
+        rows = self._rows(range(self.total) if numbers is None else numbers)
+        yield from map_ordered(rows, self._read, self._workers, lambda row: (1 + bool(row[1])) * 2**20)
 
     def _read(self, row: tuple[str, str]) -> Member | Skipped:
         path, mask = row
@@ -104,9 +130,9 @@ class TableSource:
         return self._add_mask(Member(name, data), mask) if mask else Member(name, data)
 
     def _add_mask(self, member: Member, mask: str) -> Member:
-        name, (data, size) = uris.redact(mask), self._read_file(self._locate(mask, "mask"), "mask")
+        data, size = self._read_file(self._locate(mask, "mask"), "mask")
         if data is None:
-            return replace(member, missing_mask=make_too_large(name, size) if size else Skipped(name, "not there"))
+            return replace(member, missing_mask=_make_missing_mask(mask, size))
         return replace(member, mask=data)
 
     def _read_file(self, uri: str, column: str) -> tuple[bytes | None, int]:
@@ -122,3 +148,9 @@ class TableSource:
             return get_store(uri).read(uri), entry.size
         except FileNotFoundError:  # removed since `stat`
             return None, 0
+
+
+def _make_missing_mask(mask: str, size: int) -> Skipped:
+    """Return the entry of a mask that is not used; `size`: in bytes, 0 if it is not there."""
+    name = uris.redact(mask)
+    return make_too_large(name, size) if size else Skipped(name, "not there")

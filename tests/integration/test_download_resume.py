@@ -63,8 +63,8 @@ def test_a_shard_of_before_there_were_groups_is_taken_over(tmp_path: Path, monke
 
 SCRIPT = """
 import sys, time
-from imagemill.components.download import STEP, raw
-raw.SHARD_BYTES, raw.SKIPPED_NAMES, row = 10_000, 3, raw._make_row
+from imagemill.components.download import STEP, contents, raw
+raw.SHARD_BYTES, contents.SKIPPED_NAMES, row = 10_000, 3, raw._make_row
 def slow(*arguments):
     time.sleep(float(sys.argv[1]))
     return row(*arguments)

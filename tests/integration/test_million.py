@@ -21,9 +21,9 @@ def megabytes(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 102
 
 _READ = """
 import hashlib
-from imagemill.components.download.raw import _Contents
+from imagemill.components.download.contents import Contents
 before, started = megabytes(), time.monotonic()
-contents = _Contents()
+contents = Contents()
 for n in range(1_000_000):
     contents.add({"image_id": f"class/{n:08d}.jpg", "sha256": hashlib.sha256(b"%d" % n).hexdigest(), "label": "class",
               "split": None, "boxes": [], "mask": None})

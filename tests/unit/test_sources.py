@@ -138,27 +138,29 @@ def by_path(found: list[Member | Skipped]) -> dict[str, bytes | str | None]:
 
 def test_a_folder_and_its_tar_hold_the_same(tmp_path: Path) -> None:
     folder = write(tmp_path / "in", FILES)
-    listed = by_path(list(ListingSource(str(folder), 3).members(0)))
-    assert listed == by_path(list(ArchiveSource(str(tar_of(folder, tmp_path / "x.tar"))).members(0)))
+    listed = by_path(list(ListingSource(str(folder), 3).members()))
+    assert listed == by_path(list(ArchiveSource(str(tar_of(folder, tmp_path / "x.tar"))).members()))
     assert listed["cat/2.jpg"] == b"broken" and listed["dog/noending"] == JPEG + b"2"
     assert listed["dog/notes.txt"] == "no image by name or content"
     assert listed["dog/._1.jpg"] == listed[".git/x.jpg"] == "a hidden file"
 
 
 @settings(deadline=None)
-@given(skip=st.integers(0, 7))
-def test_members_can_be_taken_from_any_point_on(tmp_path_factory: pytest.TempPathFactory, skip: int) -> None:
-    root = tmp_path_factory.getbasetemp() / "points"
-    folder = write(root / "in", FILES)
-    archive = ArchiveSource(str(tar_of(folder, root / "x.tar")))
-    for source in (ListingSource(str(folder), 3), archive):
-        assert list(source.members(skip)) == list(source.members(0))[skip:]
+@given(numbers=st.sets(st.integers(0, 5)).map(sorted))
+def test_any_of_the_listed_files_can_be_read_alone(
+    tmp_path_factory: pytest.TempPathFactory, numbers: list[int]
+) -> None:
+    folder = write(tmp_path_factory.getbasetemp() / "points" / "in", FILES)
+    source = ListingSource(str(folder), 3)
+    files, members = source.list_files(), list(source.members())
+    assert files.column("image_id").to_pylist() == [member.path for member in members]
+    assert list(source.members(numbers)) == [members[number] for number in numbers]
 
 
 def test_a_file_above_the_limit_is_skipped_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "MAX_FILE_BYTES", 100)
     folder = write(tmp_path / "in", {"a/big.jpg": bytes(101), "a/fits.jpg": bytes(100)})
-    found = list(ListingSource(str(folder), 3).members(0))
+    found = list(ListingSource(str(folder), 3).members())
     assert isinstance(found[0], Skipped) and "101 bytes" in found[0].why
     assert isinstance(found[1], Member)
 
@@ -170,10 +172,10 @@ def test_a_source_that_changes_while_it_is_read_is_read_again(tmp_path: Path, mo
     monkeypatch.setattr(source, "_entries", lambda: iter(entries))
     Path(entries[0].uri).write_bytes(JPEG[::-1])
     with pytest.raises(TransientError, match="changed while"):
-        list(source.members(0))
+        list(source.members())
     Path(entries[0].uri).unlink()
     with pytest.raises(TransientError, match="gone since"):
-        list(source.members(0))
+        list(source.members())
 
 
 def test_a_workspace_inside_the_source_is_no_source(tmp_path: Path) -> None:
@@ -183,7 +185,7 @@ def test_a_workspace_inside_the_source_is_no_source(tmp_path: Path) -> None:
     write(folder, {"mill/raw/y.jpg": JPEG})
     assert source.listing() == before
     assert (
-        sorted(by_path(list(source.members(0)))) == ["cat/1.jpg", "dog/1.jpg", "mill2/x.jpg"] == sorted(source.paths())
+        sorted(by_path(list(source.members()))) == ["cat/1.jpg", "dog/1.jpg", "mill2/x.jpg"] == sorted(source.paths())
     )
 
 
@@ -196,14 +198,14 @@ def test_files_without_an_ending_are_seen_without_being_read(tmp_path: Path) -> 
 def test_names_that_are_no_utf8_on_disk_are_read(tmp_path: Path) -> None:
     folder = write(tmp_path / "in", {"a/x.jpg": JPEG})
     (folder / os.fsdecode(b"a/caf\xe9.jpg")).write_bytes(JPEG)
-    assert list(by_path(list(ListingSource(str(folder), 1).members(0)))) == ["a/café.jpg", "a/x.jpg"]
+    assert list(by_path(list(ListingSource(str(folder), 1).members()))) == ["a/café.jpg", "a/x.jpg"]
     assert ListingSource(str(folder), 1).listing()
 
 
 def test_an_archive_that_changes_while_it_is_read_is_transient(tmp_path: Path) -> None:
     folder = write(tmp_path / "in", FILES)
     target = tar_of(folder, tmp_path / "x.tar")
-    found = ArchiveSource(str(target)).members(0)
+    found = ArchiveSource(str(target)).members()
     next(found)
     with target.open("ab") as file:
         file.write(b"more")
@@ -214,7 +216,7 @@ def test_an_archive_that_changes_while_it_is_read_is_transient(tmp_path: Path) -
 def test_an_archive_that_shrinks_while_it_is_read_is_transient(tmp_path: Path) -> None:
     folder = write(tmp_path / "in", {f"a/{n}.jpg": bytes(3 * 2**20) for n in range(4)})
     target = tar_of(folder, tmp_path / "x.tar")
-    found = ArchiveSource(str(target)).members(0)
+    found = ArchiveSource(str(target)).members()
     next(found)
     os.truncate(target, 2**20)
     with pytest.raises(TransientError, match="changed while it was read"):
@@ -228,7 +230,7 @@ def test_a_zip_with_a_nameless_file_is_damaged(tmp_path: Path) -> None:
     data = (tmp_path / "x.zip").read_bytes()
     (tmp_path / "x.zip").write_bytes(data.replace(b"cat/1.jpg", b"\0at/1.jpg"))
     with pytest.raises(UserError, match="found one that is damaged"):
-        list(ArchiveSource(str(tmp_path / "x.zip")).members(0))
+        list(ArchiveSource(str(tmp_path / "x.zip")).members())
 
 
 def table(uri: str, *paths: str, masks: tuple[str, ...] = ()) -> TableSource:
@@ -243,7 +245,7 @@ def test_paths_of_a_table_may_be_relative_absolute_or_of_windows(tmp_path: Path)
     uri = str(folder / "sub" / "t.csv")
     absolute = str(folder / "2.jpg")
     found = list(
-        table(uri, "1.jpg", "../2.jpg", absolute, "..\\sub\\1.jpg", f"file://{absolute}", "no.jpg", "..").members(0)
+        table(uri, "1.jpg", "../2.jpg", absolute, "..\\sub\\1.jpg", f"file://{absolute}", "no.jpg", "..").members()
     )
     assert [m.data for m in found if isinstance(m, Member)] == [
         JPEG + b"1", JPEG + b"2", JPEG + b"2", JPEG + b"1", JPEG + b"2", None, None,
@@ -294,10 +296,10 @@ def test_ids_of_urls_hide_password_and_query_and_stay_different() -> None:
 def test_masks_of_a_table_are_found_as_its_paths_are_and_come_with_the_image(tmp_path: Path) -> None:
     folder = write(tmp_path / "in", {"sub/1.jpg": JPEG, "m/1.png": b"one", "sub/2.png": b"two", "empty.png": b""})
     masks = ("../m/1.png", "2.png", str(folder / "m" / "1.png"), f"file://{folder}/sub/2.png", "", " ", "../empty.png")
-    found = list(table(str(folder / "sub" / "t.csv"), *["1.jpg"] * 7, masks=masks).members(0))
+    found = list(table(str(folder / "sub" / "t.csv"), *["1.jpg"] * 7, masks=masks).members())
     expected = [b"one", b"two", b"one", b"two", None, None, b""]
     assert found == [Member("1.jpg", JPEG, mask) for mask in expected]
-    assert list(table(str(folder / "sub" / "t.csv"), *["1.jpg"] * 7, masks=masks).members(5)) == found[5:]
+    assert list(table(str(folder / "sub" / "t.csv"), *["1.jpg"] * 7, masks=masks).members([5, 6])) == found[5:]
 
 
 def test_a_mask_that_is_not_there_or_too_large_is_none_and_told(
@@ -307,7 +309,7 @@ def test_a_mask_that_is_not_there_or_too_large_is_none_and_told(
     folder = write(tmp_path / "in", {"1.jpg": JPEG, "big.png": b"12345", "fits.png": b"1234", "folder/x": b""})
     masks = ("big.png", "fits.png", "none.png", "folder", "none.png")
     source = table(str(folder / "t.csv"), *["1.jpg"] * 4, "none.jpg", masks=masks)
-    big, fits, gone, no_file, no_image = source.members(0)
+    big, fits, gone, no_file, no_image = source.members()
     assert big == Member("1.jpg", JPEG, None, Skipped("big.png", "5 bytes, larger than any image may be"))
     assert fits == Member("1.jpg", JPEG, b"1234")
     assert gone == Member("1.jpg", JPEG, None, Skipped("none.png", "not there"))
@@ -343,8 +345,8 @@ def test_masks_behind_http_are_read_and_may_be_missing(tmp_path: Path, monkeypat
         threading.Thread(target=server.serve_forever, daemon=True).start()
         host = f"http://127.0.0.1:{server.server_port}"
         masks = ("../m/1.png", f"{host}/m/1.png", "none.png", f"{host}/m/big.png?token=secret")
-        found = list(table(f"{host}/a/t.csv", *["1.jpg"] * 4, masks=masks).members(0))
-        from_disk = list(table(str(folder / "t.csv"), "a/1.jpg", masks=(f"{host}/m/1.png",)).members(0))
+        found = list(table(f"{host}/a/t.csv", *["1.jpg"] * 4, masks=masks).members())
+        from_disk = list(table(str(folder / "t.csv"), "a/1.jpg", masks=(f"{host}/m/1.png",)).members())
         server.shutdown()
     assert from_disk == [Member("a/1.jpg", JPEG, b"mask")]
     assert found[:2] == [Member("1.jpg", JPEG, b"mask")] * 2

@@ -1,0 +1,363 @@
+"""A source that changed costs what changed, and its raw dataset is the one that reading everything would have made."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from downloading import dataset_of, images, photograph, rows_of, run, tar, write
+
+from imagemill.components.dataset.manifest import Dataset
+from imagemill.components.download import raw, reuse, sources
+from imagemill.components.storage.errors import TransientError
+from imagemill.components.storage.filesystem import LocalStore
+
+KB = 1_000
+
+
+class Reads:
+    """The files below a folder that were opened, by their paths in it."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.paths: list[str] = []
+        read, open_stream = LocalStore.read, sources.open_stream
+
+        def count(uri: str) -> None:
+            if uri.startswith(f"{folder}/"):
+                self.paths.append(uri[len(str(folder)) + 1 :])
+
+        def counted_read(store: LocalStore, uri: str) -> bytes:
+            count(uri)
+            return read(store, uri)
+
+        def counted_open(uri: str, *more: str) -> Any:
+            count(uri)
+            return open_stream(uri, *more)
+
+        monkeypatch.setattr(LocalStore, "read", counted_read)
+        monkeypatch.setattr(sources, "open_stream", counted_open)
+
+    def take(self) -> list[str]:
+        paths, self.paths = sorted(self.paths), []
+        return paths
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return write(tmp_path / "in", images(40) | {"cat/notes.txt": b"text", "dog/noending": photograph(500)})
+
+
+@pytest.fixture
+def reads(source: Path, monkeypatch: pytest.MonkeyPatch) -> Reads:
+    return Reads(source, monkeypatch)
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten photographs in a shard."""
+    monkeypatch.setattr(raw, "SHARD_BYTES", 20 * KB)
+
+
+def stored_bytes(workspace: Path) -> int:
+    return sum(file.stat().st_size for file in workspace.rglob("*") if file.is_file())
+
+
+def check_equals_fresh(record: dict[str, Any], source: Path | str, tmp_path: Path, **options: Any) -> Dataset:
+    """Check a raw dataset against one that is made from nothing; return it."""
+    fresh = dataset_of(run(tmp_path / f"fresh-{random.getrandbits(40)}", source, tmp_path, **options))
+    grown = dataset_of(record)
+    assert grown.fingerprint == fresh.fingerprint and rows_of(grown) == rows_of(fresh)
+    assert grown.manifest.totals == fresh.manifest.totals and grown.manifest.classes == fresh.manifest.classes
+    for kind in ("skipped", "missing_masks"):
+        lists = [dataset.manifest.extra.get(kind, {"count": 0, "files": []}) for dataset in (grown, fresh)]
+        assert lists[0]["count"] == lists[1]["count"]
+        assert sorted(map(str, lists[0]["files"])) == sorted(map(str, lists[1]["files"]))
+    assert not grown.missing()
+    return grown
+
+
+def test_only_new_and_changed_files_are_opened(
+    tmp_path: Path, source: Path, reads: Reads, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = dataset_of(run(tmp_path / "ws", source, tmp_path))
+    assert len(reads.take()) >= 42
+    write(source, {"cat/new.jpg": photograph(900), "cat/001.jpg": photograph(901), "dog/more.txt": b"text"})
+    (source / "dog" / "000.jpg").unlink()
+    capsys.readouterr()
+    record = run(tmp_path / "ws", source, tmp_path)
+    assert reads.take() == ["cat/001.jpg", "cat/new.jpg", "dog/more.txt"]
+    said = capsys.readouterr().err
+    assert f"43 files: 40 as in raw/{first.fingerprint}, 2 new, 1 changed, 1 removed" in said
+    grown = check_equals_fresh(record, source, tmp_path)
+    assert set(grown.files()[: len(first.files())]) == set(first.files()), "the old shards are listed again"
+    assert sum(len(grown.removed_ids(file)) for file in grown.files()) == 2
+    assert len(rows_of(first)) == 41, "the old snapshot is as it was"
+
+
+def test_a_percent_more_costs_a_percent_of_the_bytes(tmp_path: Path) -> None:
+    source = write(tmp_path / "in", {f"{'cat' if n % 2 else 'dog'}/{n:04d}.jpg": photograph(n) for n in range(1000)})
+    run(tmp_path / "ws", source, tmp_path)
+    before = stored_bytes(tmp_path / "ws")
+    write(source, {f"cat/new-{n}.jpg": photograph(5000 + n) for n in range(10)})
+    run(tmp_path / "ws", source, tmp_path)
+    assert stored_bytes(tmp_path / "ws") - before < 0.03 * before
+    listing = tmp_path / "ws" / "names" / "in" / "latest" / "listing.parquet"
+    assert listing.stat().st_size < 40 * 1010
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_any_history_of_a_folder_ends_as_if_it_were_read_anew(
+    tmp_path: Path, source: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = random.Random(seed)
+    monkeypatch.setattr(reuse, "MAX_SMALL_SHARDS", 3)
+    for step in range(5):
+        files = sorted(path for path in source.rglob("*.jpg"))
+        for path in draw.sample(files, draw.choice([0, 1, 2, len(files) // 3])):
+            match draw.choice(["remove", "replace", "touch", "relabel", "forget"]):
+                case "remove":
+                    path.unlink()
+                case "replace":
+                    path.write_bytes(photograph(draw.getrandbits(30)))
+                case "touch":
+                    os.utime(path, (step, step))
+                case "relabel":
+                    path.rename(source / draw.choice(["cat", "dog"]) / f"moved-{draw.getrandbits(30)}.jpg")
+                case "forget":
+                    path.rename(path.with_suffix(".txt"))
+        write(source, {f"cat/{step}-{n}.jpg": photograph(draw.getrandbits(30)) for n in range(draw.choice([0, 1, 9]))})
+        check_equals_fresh(run(tmp_path / "ws", source, tmp_path), source, tmp_path)
+
+
+def make_table(folder: Path, draw: random.Random, kept: dict[str, str]) -> Path:
+    """A table of random rows; a row of `kept` is as it was with four chances in five."""
+    rows = {}
+    for name in sorted(path.name for path in folder.glob("*.jpg")) + ["gone-1.jpg", "gone-2.jpg"]:
+        if draw.random() < 0.1:
+            continue
+        cells = [draw.choice(["cat", "dog"]), draw.choice(["", "train", "test"]), draw.choice(["", "g1", "g2"])]
+        cells.append(draw.choice(["", "masks/1.png", "masks/2.png", "masks/none.png"]))
+        cells += draw.choice([["", "", "", ""], ["0.1", "1", "9.7", "8"], ["2", "3", "4", "5"]])
+        rows[name] = kept[name] if name in kept and draw.random() < 0.8 else ",".join([name, *cells])
+    kept.clear()
+    kept |= rows
+    table = folder / "t.csv"
+    lines = draw.sample(sorted(rows.values()), len(rows))
+    table.write_text("\n".join(["path,label,split,group,mask,xmin,ymin,xmax,ymax", *lines]) + "\n")
+    return table
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_any_history_of_a_table_ends_as_if_it_were_read_anew(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw, kept = random.Random(seed), dict[str, str]()
+    monkeypatch.setattr(sources, "MAX_FILE_BYTES", 2500)
+    monkeypatch.setattr("imagemill.components.download.table.MAX_FILE_BYTES", 2500)
+    folder = write(tmp_path / "in", {f"{n:03d}.jpg": photograph(n) for n in range(40)})
+    write(folder, {"masks/1.png": b"one", "masks/2.png": b"two", "large.jpg": bytes(2501)})
+    for step in range(5):
+        table = make_table(folder, draw, kept)
+        if draw.random() < 0.3:
+            write(folder, {"masks/1.png": draw.randbytes(9)})
+        if draw.random() < 0.3:
+            write(folder, {"masks/2.png": bytes(2600)})
+        for name in draw.sample(range(40), 2):
+            write(folder, {f"{name:03d}.jpg": photograph(draw.getrandbits(30))})
+        (folder / f"{draw.randrange(40):03d}.jpg").unlink(missing_ok=True)
+        write(folder, {f"new-{step}.jpg": photograph(draw.getrandbits(30))})
+        record = run(tmp_path / "ws", table, tmp_path, "--name", "weekly", dataset="csv")
+        check_equals_fresh(record, table, tmp_path, dataset="csv")
+
+
+def test_another_label_is_seen_without_reading_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write(tmp_path / "in", images(40))
+    lines = [f"{name},{name[:3]}" for name in images(40)]
+    table = folder / "t.csv"
+    table.write_text("\n".join(["path,label", *lines]))
+    run(tmp_path / "ws", table, tmp_path, dataset="csv")
+    reads = Reads(folder, monkeypatch)
+    table.write_text("\n".join(["path,label", "dog/000.jpg,cat", *lines[1:]]))
+    record = run(tmp_path / "ws", table, tmp_path, dataset="csv")
+    assert set(reads.take()) == {"t.csv"}
+    assert "0 new, 0 changed, 0 removed, 1 with other labels" in capsys.readouterr().err
+    assert rows_of(dataset_of(record))["dog/000.jpg"]["label"] == "cat"
+    check_equals_fresh(record, table, tmp_path, dataset="csv")
+
+
+def test_a_shard_that_lost_more_than_a_quarter_is_written_anew(tmp_path: Path, source: Path, reads: Reads) -> None:
+    first = dataset_of(run(tmp_path / "ws", source, tmp_path))
+    reads.take()
+    for name in ("001", "003", "005"):  # of the ten in the first shard, which names begin with cat
+        (source / "cat" / f"{name}.jpg").unlink()
+    grown = check_equals_fresh(run(tmp_path / "ws", source, tmp_path), source, tmp_path)
+    assert reads.paths.count("cat/007.jpg") == 1, "read by the dataset from nothing, not for the copy"
+    assert len(set(grown.files()) & set(first.files())) == len(first.files()) - 1
+    assert "removed" not in grown.manifest.extra
+
+
+def test_small_shards_of_many_weeks_are_merged(tmp_path: Path, source: Path) -> None:
+    """After a year of weekly additions: few small shards, and each row was copied once or twice."""
+    run(tmp_path / "ws", source, tmp_path)
+    numbers = []
+    for week in range(52):
+        write(source, {f"cat/week-{week}.jpg": photograph(1000 + week, 200)})
+        dataset = dataset_of(run(tmp_path / "ws", source, tmp_path))
+        numbers.append(len(dataset.files()))
+    assert max(numbers) <= 5 + reuse.MAX_SMALL_SHARDS + 1
+    pool = list((tmp_path / "ws" / "raw" / "_shards").glob("part-*"))
+    written = sum(pq.read_metadata(path).num_rows for path in pool)
+    assert written < 41 + 2 * 52 + 60
+    check_equals_fresh(run(tmp_path / "ws", source, tmp_path), source, tmp_path)
+
+
+def test_touched_files_are_read_and_not_stored_again(tmp_path: Path, source: Path, reads: Reads) -> None:
+    first = dataset_of(run(tmp_path / "ws", source, tmp_path))
+    reads.take()
+    for path in source.rglob("*.*"):
+        os.utime(path, (1, 1))
+    write(source, {"dog/new.jpg": photograph(700)})
+    second = run(tmp_path / "ws", source, tmp_path)
+    assert len(reads.take()) >= 41
+    grown = check_equals_fresh(second, source, tmp_path)
+    assert set(first.files()) < set(grown.files()) and len(grown.files()) == len(first.files()) + 1
+    reads.take()
+    write(source, {"dog/newer.jpg": photograph(701)})
+    run(tmp_path / "ws", source, tmp_path)
+    assert reads.take() == ["dog/newer.jpg"], "the new times are those of the last listing"
+
+
+def test_verify_content_finds_what_a_listing_does_not_tell(tmp_path: Path, source: Path) -> None:
+    run(tmp_path / "ws", source, tmp_path)
+    file = source / "cat" / "001.jpg"
+    status = file.stat()
+    file.write_bytes(photograph(77))
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    write(source, {"dog/new.jpg": photograph(700)})
+    trusting = rows_of(dataset_of(run(tmp_path / "ws", source, tmp_path)))
+    assert trusting["cat/001.jpg"]["image"] == photograph(1)
+    before = stored_bytes(tmp_path / "ws" / "raw" / "_shards")
+    record = run(tmp_path / "ws", source, tmp_path, "--verify", "content")
+    check_equals_fresh(record, source, tmp_path)
+    assert stored_bytes(tmp_path / "ws" / "raw" / "_shards") - before < 20 * KB, "one row differs"
+    assert run(tmp_path / "ws", source, tmp_path)["uri"] == record["uri"], "the listing leads there now"
+    assert run(tmp_path / "ws", source, tmp_path, "--verify", "content")["state"] == "cached"
+
+
+@pytest.mark.parametrize("damage", ["shard", "cut", "manifest", "listing"])
+def test_a_damaged_snapshot_is_not_built_on(tmp_path: Path, source: Path, damage: str, reads: Reads) -> None:
+    first = dataset_of(run(tmp_path / "ws", source, tmp_path))
+    shard = Path(first.locate(first.files()[1]))
+    if damage == "shard":
+        shard.unlink()
+    elif damage == "cut":  # of the same size, but no Parquet file
+        shard.write_bytes(bytes(shard.stat().st_size))
+    elif damage == "manifest":
+        Path(first.uri, "_manifest.json").write_bytes(b"{")
+    else:
+        (tmp_path / "ws" / "names" / "in" / "latest" / "listing.parquet").write_bytes(b"none")
+    write(source, {"dog/new.jpg": photograph(700)})
+    reads.take()
+    record = run(tmp_path / "ws", source, tmp_path)
+    assert len(reads.take()) >= 42
+    if damage != "cut":  # whose name is its content's, so that it is taken for what was written
+        check_equals_fresh(record, source, tmp_path)
+
+
+def test_a_grown_archive_stores_what_is_new(tmp_path: Path, source: Path) -> None:
+    names = {name: name for name in images(40)}
+    archive = tar(tmp_path / "x.tar.gz", source, names)
+    first = dataset_of(run(tmp_path / "ws", archive, tmp_path))
+    write(source, {"dog/new.jpg": photograph(700)})
+    tar(archive, source, {"dog/new.jpg": "dog/new.jpg"} | dict(list(names.items())[1:]))
+    grown = check_equals_fresh(run(tmp_path / "ws", archive, tmp_path), archive, tmp_path)
+    assert set(first.files()) < set(grown.files()) and len(grown.files()) == len(first.files()) + 1
+
+
+def test_duplicated_names_are_refused_in_a_snapshot_that_grew(tmp_path: Path) -> None:
+    folder, lines = write(tmp_path / "in", images(30)), [f"{name},{name[:3]}" for name in images(30)]
+    table = folder / "t.csv"
+    table.write_text("\n".join(["path,label", *lines]))
+    run(tmp_path / "ws", table, tmp_path, dataset="csv")
+    table.write_text("\n".join(["path,label", "./dog/000.jpg,dog", *lines]))
+    for _ in range(2):  # the second finds the shards of the first
+        record = run(tmp_path / "ws", table, tmp_path, dataset="csv")
+        assert record["exit_code"] == 2 and "found 'dog/000.jpg' 2 times" in record["error"]
+    table.write_text("\n".join(["path,label", *lines[1:]]))
+    check_equals_fresh(run(tmp_path / "ws", table, tmp_path, dataset="csv"), table, tmp_path, dataset="csv")
+
+
+def test_a_broken_off_growth_goes_on_and_ends_as_if_nothing_had_been(
+    tmp_path: Path, source: Path, reads: Reads, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tmp_path / "ws", source, tmp_path)
+    for name in ("001", "003", "005"):
+        (source / "cat" / f"{name}.jpg").write_bytes(photograph(int(name) + 600))
+    write(source, {f"dog/new-{n:02d}.jpg": photograph(700 + n) for n in range(25)})
+    make_row: Any = raw._make_row
+
+    def breaks_off(member: Any, labels: Any) -> Any:
+        if member.path == "dog/new-20.jpg":
+            raise TransientError("the network")
+        return make_row(member, labels)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(raw, "_make_row", breaks_off)
+        assert run(tmp_path / "ws", source, tmp_path)["exit_code"] == 75
+    reads.take()
+    capsys.readouterr()
+    record = run(tmp_path / "ws", source, tmp_path)
+    assert "going on after 20 files" in capsys.readouterr().err
+    assert reads.take() == [f"dog/new-{n:02d}.jpg" for n in range(17, 25)]
+    check_equals_fresh(record, source, tmp_path)
+
+
+def test_a_copy_that_was_broken_off_is_not_made_twice(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows copied by the killed attempt are found in its shards, not in the old ones."""
+    run(tmp_path / "ws", source, tmp_path)
+    for path in sorted(source.rglob("*.jpg"))[::2]:
+        path.unlink()
+    copy_rows = reuse.EarlierRows.copy_rows
+
+    def breaks_off(self: reuse.EarlierRows, labeller: Any) -> Iterator[dict[str, Any]]:
+        for number, row in enumerate(copy_rows(self, labeller)):
+            if number == 15:
+                raise TransientError("the disk")
+            yield row
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reuse.EarlierRows, "copy_rows", breaks_off)
+        assert run(tmp_path / "ws", source, tmp_path)["exit_code"] == 75
+    grown = check_equals_fresh(run(tmp_path / "ws", source, tmp_path), source, tmp_path)
+    assert "removed" not in grown.manifest.extra and len(grown.files()) == 2
+    listed = sum(pq.read_metadata(grown.locate(file)).num_rows for file in grown.files())
+    assert listed == grown.manifest.totals.rows
+
+
+def test_a_prefix_in_s3_that_changed_costs_what_changed(
+    tmp_path: Path, s3_workspace: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import boto3
+
+    client, bucket = boto3.client("s3"), re.sub("s3://([^/]+)/.*", r"\1", s3_workspace)
+    for name, data in images(30).items():
+        client.put_object(Bucket=bucket, Key=f"in/{name}", Body=data)
+    run(s3_workspace, f"s3://{bucket}/in", tmp_path)
+    client.put_object(Bucket=bucket, Key="in/cat/001.jpg", Body=photograph(77))
+    client.put_object(Bucket=bucket, Key="in/cat/new.jpg", Body=photograph(78))
+    client.put_object(Bucket=bucket, Key="in/cat/003.jpg", Body=photograph(3))  # as it was: the same ETag
+    client.delete_object(Bucket=bucket, Key="in/dog/000.jpg")
+    capsys.readouterr()
+    record = run(s3_workspace, f"s3://{bucket}/in", tmp_path)
+    assert "28 as in raw/" in (said := capsys.readouterr().err) and "1 new, 1 changed, 1 removed" in said
+    check_equals_fresh(record, f"s3://{bucket}/in", tmp_path)
