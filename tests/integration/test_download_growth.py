@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from downloading import dataset_of, images, photograph, rows_of, run, tar, write
 
-from imagemill.components.dataset.manifest import Dataset
+from imagemill.components.dataset.manifest import Dataset, File
 from imagemill.components.download import raw, reuse, sources
 from imagemill.components.storage.errors import TransientError
 from imagemill.components.storage.filesystem import LocalStore
@@ -204,19 +204,39 @@ def test_a_shard_that_lost_more_than_a_quarter_is_written_anew(tmp_path: Path, s
     assert "removed" not in grown.manifest.extra
 
 
-def test_small_shards_of_many_weeks_are_merged(tmp_path: Path, source: Path) -> None:
-    """After a year of weekly additions: few small shards, and each row was copied once or twice."""
+def test_small_shards_of_many_weeks_are_merged(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, reads: Reads
+) -> None:
+    monkeypatch.setattr(reuse, "MAX_SMALL_SHARDS", 4)
     run(tmp_path / "ws", source, tmp_path)
-    numbers = []
-    for week in range(52):
+    for week in range(12):
         write(source, {f"cat/week-{week}.jpg": photograph(1000 + week, 200)})
+        reads.take()
         dataset = dataset_of(run(tmp_path / "ws", source, tmp_path))
-        numbers.append(len(dataset.files()))
-    assert max(numbers) <= 5 + reuse.MAX_SMALL_SHARDS + 1
-    pool = list((tmp_path / "ws" / "raw" / "_shards").glob("part-*"))
-    written = sum(pq.read_metadata(path).num_rows for path in pool)
-    assert written < 41 + 2 * 52 + 60
+        assert reads.take() == [f"cat/week-{week}.jpg"], "merged from the old shards"
+        assert len(dataset.files()) <= 5 + 4 + 2
     check_equals_fresh(run(tmp_path / "ws", source, tmp_path), source, tmp_path)
+    pool = (tmp_path / "ws" / "raw" / "_shards").glob("part-*")
+    assert sum(pq.read_metadata(path).num_rows for path in pool) <= 41 + 12 + 3 * 5
+
+
+@pytest.mark.parametrize("added", [1, 3, 31])
+def test_a_year_of_weekly_additions_leaves_few_shards_and_copies_a_row_twice(added: int) -> None:
+    """A shard is its bytes in MB: 24 full ones, and an addition a week; small ones are below 32."""
+    full, small = 24 * [128], list[int]()
+    copied = 0
+    for _ in range(52):
+        shards = [reuse.EarlierShard(File(str(n), "data", "", 1, size, ""), str(n)) for n, size in enumerate(small)]
+        merged = [int(shard.uri) for shard in reuse.choose_merged(shards)]
+        total = sum(small[n] for n in merged)
+        small = [size for n, size in enumerate(small) if n not in merged]
+        copied += total
+        full += [128] * (total // 128)
+        for size in (total % 128, added):
+            if size:
+                (small if size < 32 else full).append(size)
+        assert len(small) <= reuse.MAX_SMALL_SHARDS + 1
+    assert len(full) + len(small) <= 24 + 52 * added // 32 + 20 and copied <= 2 * 52 * added
 
 
 def test_touched_files_are_read_and_not_stored_again(tmp_path: Path, source: Path, reads: Reads) -> None:
@@ -339,7 +359,7 @@ def test_a_copy_that_was_broken_off_is_not_made_twice(
         patch.setattr(reuse.EarlierRows, "copy_rows", breaks_off)
         assert run(tmp_path / "ws", source, tmp_path)["exit_code"] == 75
     grown = check_equals_fresh(run(tmp_path / "ws", source, tmp_path), source, tmp_path)
-    assert "removed" not in grown.manifest.extra and len(grown.files()) == 2
+    assert "removed" not in grown.manifest.extra and len(grown.files()) == 3
     listed = sum(pq.read_metadata(grown.locate(file)).num_rows for file in grown.files())
     assert listed == grown.manifest.totals.rows
 
