@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -126,14 +127,16 @@ def open_dataset(config: DownloadConfig) -> tuple[Source, Labeller]:
     source = open_source(config.source, config.download_workers, uris.normalize(config.workspace, "workspace"))
     labeller = FolderLabeller() if config.dataset == "folder" else FilenameLabeller(config.label_pattern)
     if not isinstance(source, ArchiveSource):
-        _check_two_classes(config, {labeller.labels(path, 0).label for path in source.paths()})
+        _check_two_classes(config, (labeller.labels(path, 0).label for path in source.paths()))
     return source, labeller
 
 
-def _check_two_classes(config: DownloadConfig, labels: set[str | None]) -> None:
-    names = sorted(label for label in labels if label)
-    if len(names) < 2:
-        actual = f"only {names[0]!r}" if names else "none"
+def _check_two_classes(config: DownloadConfig, labels: Iterable[str | None]) -> None:
+    """Raise UserError for labels of fewer than two classes; no more of them are looked at than that takes."""
+    names = (label for label in labels if label)
+    first = next(names, None)
+    if not any(name != first for name in names):
+        actual = f"only {first!r}" if first else "none"
         hint = {
             "folder": "one folder a class: <source>/<class>/<image>",
             "filename": f"file names that label_pattern {config.label_pattern!r} finds labels in",
@@ -167,5 +170,5 @@ def _open_table(config: DownloadConfig) -> tuple[Source, Labeller]:
     table = read_table(data, uris.redact(config.source))
     table_uri = config.source if uris.is_http(config.source) else uris.normalize(config.source, "source")
     labeller = TableLabeller(table)
-    _check_two_classes(config, {value.strip() for value in table.column("label").unique().to_pylist()})
+    _check_two_classes(config, (value.strip() for value in table.column("label").unique().to_pylist()))
     return TableSource(table_uri, data, table, config.download_workers), labeller

@@ -118,13 +118,11 @@ class _Snapshot:
         files: the source's files; None for a source that is read as a whole.
         earlier: rows of earlier shards.
         num_attempted: shards that earlier attempts under the same listing recorded.
-        last: the last raw dataset of the same name.
     """
 
     files: SourceFiles | None
     earlier: EarlierRows
     num_attempted: int = 0
-    last: Dataset | None = None
 
 
 def _compare_source(
@@ -138,11 +136,7 @@ def _compare_source(
     attempt = _list_attempted(pool, context, key)
     try:
         files = None if table is None else SourceFiles.compare(table, listing if trusts_listing else None)
-        # What an attempt read is what was listed only if the source did not change between its listing and this one.
-        trusts_attempt = (
-            bool(attempt) and config.verify == "listing" and _make_listing_key(source, labeller, config, context) == key
-        )
-        earlier = EarlierRows.read(list_shards(attempt, pool, last), files, labeller, trusts_attempt)
+        earlier = EarlierRows.read(list_shards(attempt, pool, last), files, labeller, config.verify == "listing")
     except DatasetError as error:
         context.say(f"the last snapshot can't be used, so that the source is read as a whole: {error}")
         files, earlier, last = None if table is None else SourceFiles.compare(table, None), EarlierRows(), None
@@ -151,7 +145,7 @@ def _compare_source(
     if last and listing is not None and trusts_listing and files:
         relabeled = f", {earlier.num_relabeled:,} with other labels" if earlier.num_relabeled else ""
         context.say(files.describe(context.workspace.relative(last.uri)) + relabeled)
-    return _Snapshot(files, earlier, len(attempt), last)
+    return _Snapshot(files, earlier, len(attempt))
 
 
 def _list_attempted(pool: str, context: Context, key: str) -> list[File]:

@@ -78,8 +78,9 @@ def list_shards(attempt: Sequence[File], pool: str, last: Dataset | None) -> lis
     """Return the shards of a killed attempt, whose rows come first, and of the last snapshot, each once."""
     attempted = (EarlierShard(file, uris.join(pool, file.uri), is_of_attempt=True) for file in attempt)
     shards = {shard.uri: shard for shard in attempted}
-    for file in last.files() if last else ():
-        shards.setdefault(last.locate(file), EarlierShard(file, last.locate(file), last.removed_ids(file)))
+    if last:
+        for file in last.files():
+            shards.setdefault(last.locate(file), EarlierShard(file, last.locate(file), last.removed_ids(file)))
     return list(shards.values())
 
 
@@ -91,7 +92,8 @@ class EarlierRows:
         self._digests, self._id_hashes = bytearray(), array("Q")
         self._states = np.zeros(0, np.uint8)
         self._numbers = np.zeros(0, np.int32)
-        self._order = self._sorted = self._starts = np.zeros(0, np.uint64)
+        self._sorted = np.zeros(0, np.uint64)
+        self._order = self._starts = np.zeros(0, np.int64)
 
     @classmethod
     def read(
@@ -124,7 +126,7 @@ class EarlierRows:
         earlier._states = np.concatenate([earlier._states, *states])
         earlier._numbers = np.concatenate([earlier._numbers, *numbers])
         all_hashes = np.frombuffer(earlier._id_hashes, np.uint64)
-        earlier._order = np.argsort(all_hashes, kind="stable")
+        earlier._order = np.argsort(all_hashes, kind="stable").astype(np.int64)
         earlier._sorted = all_hashes[earlier._order]
         earlier._starts = np.array([shard.start for shard in earlier.shards], np.int64)
         return earlier
@@ -208,7 +210,7 @@ class EarlierRows:
         for shard in self.shards:
             if shard.is_rewritten:
                 continue
-            for number in shard.start + np.flatnonzero(self._states[shard.rows] == KEPT):
+            for number in (shard.start + np.flatnonzero(self._states[shard.rows] == KEPT)).tolist():
                 contents.digests += self._get_digest(number)
                 contents.id_hashes.append(self._id_hashes[number])
             contents.labels.update(shard.labels)

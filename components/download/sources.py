@@ -47,7 +47,10 @@ class Source(Protocol):
         """Return a hash of the names, sizes and validators of the source's files, or None if it has no validators."""
 
     def list_files(self) -> pa.Table | None:
-        """Return all files with their sizes and validators (`listing.LISTING`); None if they can't be listed so."""
+        """Return the files that `listing` has listed last (`listing.LISTING`), which `members` reads then.
+
+        None if the source is read as a whole.
+        """
 
     def members(self, numbers: Numbers = None) -> Iterator[Member | Skipped]:
         """Yield the files in a fixed order: all, or those of ascending `numbers`, which count `list_files` from 0."""
@@ -91,7 +94,7 @@ class ArchiveSource:
 
 
 class ListingSource:
-    """The files below a folder or s3 prefix, in the order of their names; listed anew each time.
+    """The files below a folder or s3 prefix, in the order of their names; a listing of them holds some 100 bytes each.
 
     The workspace may lie in the folder; its files are left out.
     """
@@ -108,13 +111,19 @@ class ListingSource:
 
     def listing(self) -> str | None:
         digest = hashlib.sha256()
-        self.total = 0
-        for entry in self._entries():
-            digest.update(
-                f"{self._get_path(entry)}\0{entry.size}\0{entry.validator}\n".encode("utf-8", "surrogateescape")
-            )
-            self.total += 1
+
+        def list_entries() -> Iterator[SourceFile]:
+            for entry in self._entries():
+                path = self._get_path(entry)
+                digest.update(_encode(f"{path}\0{entry.size}\0{entry.validator}\n"))
+                yield SourceFile(normalize_path(path), _encode(entry.uri), entry.size, entry.validator)
+
+        self._files = make_listing(list_entries())
+        self.total = self._files.num_rows
         return digest.hexdigest()
+
+    def list_files(self) -> pa.Table | None:
+        return self._files
 
     def _get_path(self, entry: Entry) -> str:
         return entry.uri[len(self._uri.rstrip("/")) + 1 :]
@@ -125,14 +134,6 @@ class ListingSource:
             path = self._get_path(entry)
             if (has_image_extension(path) or "." not in path.rpartition("/")[2]) and not is_hidden(path):
                 yield path
-
-    def list_files(self) -> pa.Table:
-        """List the files; they are held, some 100 bytes each, and `members` reads what was listed."""
-        self._files = make_listing(
-            SourceFile(normalize_path(self._get_path(entry)), _encode(entry.uri), entry.size, entry.validator)
-            for entry in self._entries()
-        )
-        return self._files
 
     def members(self, numbers: Numbers = None) -> Iterator[Member | Skipped]:
         entries = self._entries() if self._files is None else _iterate_entries(self._files, numbers)

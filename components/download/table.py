@@ -40,6 +40,7 @@ class TableSource:
         """
         self.where, self.total, self._workers = uris.redact(table_uri), table.num_rows, workers
         self._hash, self._uri, self._paths = hashlib.sha256(data), table_uri, table.column("path")
+        self._files: pa.Table | None = None
         self._masks = table.column("mask") if "mask" in table.column_names else None
 
     def listing(self) -> str | None:
@@ -50,9 +51,19 @@ class TableSource:
         if any(uris.is_http(uri) for uri in self.list_uris()):
             return None
         digest = self._hash.copy()
-        for entry in map_ordered(self.list_uris(), self._stat, self._workers, lambda _: 0):
-            digest.update(f"{entry}\n".encode("utf-8", "surrogateescape"))
+
+        def list_entries() -> Iterator[SourceFile]:
+            for file in map_ordered(self._rows(range(self.total)), self._look_up, self._workers, lambda _: 0):
+                digest.update(_describe(file.size, file.validator))
+                if file.mask_uri is not None:
+                    digest.update(_describe(file.mask_size, file.mask_validator))
+                yield file
+
+        self._files = make_listing(list_entries())
         return digest.hexdigest()
+
+    def list_files(self) -> pa.Table | None:
+        return self._files
 
     def _rows(self, numbers: Iterable[int]) -> Iterator[tuple[str, str]]:
         """Yield path and mask of the images of these numbers; '' for no mask."""
@@ -90,16 +101,6 @@ class TableSource:
             return normalize_path(uris.normalize(path) if uris.scheme(path) else path)
         query = urlsplit(path).query
         return uris.redact(path) + (f"?{hashlib.sha256(query.encode()).hexdigest()[:16]}" if query else "")
-
-    def _stat(self, uri: str) -> str:
-        entry = get_store(uri).stat(uri)
-        return f"{entry.size}\0{entry.validator}" if entry else "-"
-
-    def list_files(self) -> pa.Table | None:
-        """Look up each image and mask; None if a file is behind http."""
-        if any(uris.is_http(uri) for uri in self.list_uris()):
-            return None
-        return make_listing(map_ordered(self._rows(range(self.total)), self._look_up, self._workers, lambda _: 0))
 
     def _look_up(self, row: tuple[str, str]) -> SourceFile:
         uri = self._locate(row[0])
@@ -154,3 +155,8 @@ def _make_missing_mask(mask: str, size: int) -> Skipped:
     """Return the entry of a mask that is not used; `size`: in bytes, 0 if it is not there."""
     name = uris.redact(mask)
     return make_too_large(name, size) if size else Skipped(name, "not there")
+
+
+def _describe(size: int | None, validator: str | None) -> bytes:
+    """Return a file as a line of the hashed listing; `-` for one that is not there."""
+    return b"-\n" if size is None else f"{size}\0{validator}\n".encode("utf-8", "surrogateescape")

@@ -89,7 +89,7 @@ class LocalStore:
     def stat(self, uri: str) -> Entry | None:
         with map_disk_errors(uri):
             try:
-                status = Path(uri).stat()
+                status = os.stat(uri)  # noqa: PTH116 (for each file of a source; Path takes as long as the call itself)
             except OSError as error:
                 if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):  # a link to itself leads nowhere
                     return None

@@ -152,8 +152,9 @@ def test_any_of_the_listed_files_can_be_read_alone(
 ) -> None:
     folder = write(tmp_path_factory.getbasetemp() / "points" / "in", FILES)
     source = ListingSource(str(folder), 3)
+    assert source.listing()
     files, members = source.list_files(), list(source.members())
-    assert files.column("image_id").to_pylist() == [member.path for member in members]
+    assert files is not None and files.column("image_id").to_pylist() == [member.path for member in members]
     assert list(source.members(numbers)) == [members[number] for number in numbers]
 
 
