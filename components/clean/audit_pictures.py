@@ -92,14 +92,14 @@ def _look_up(dataset: Dataset, missing: set[str], maker: _PictureMaker, raw: boo
     pictures: dict[str, Picture] = {}
     searched = 0
     for file in dataset.files():
-        uri = dataset.locate(file)
+        uri, removed = dataset.locate(file), dataset.removed_ids(file)
         with open_parquet(uri) as parquet:
             for index in range(parquet.num_row_groups):
                 if not missing or (raw and searched >= MAX_RAW_GROUPS):
                     return pictures
                 searched += 1
                 names = read_row_group(parquet, index, uri, ["image_id"]).column("image_id")
-                rows = pc.indices_nonzero(pc.is_in(names, pa.array(sorted(missing), names.type)))
+                rows = pc.indices_nonzero(pc.is_in(names, pa.array(sorted(missing - removed), names.type)))
                 if not len(rows):
                     continue
                 columns = ["image"] if raw else ["image.bytes", "thumbnail"]

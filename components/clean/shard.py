@@ -62,10 +62,14 @@ class Slice:
 
 
 def plan_slices(raw: Dataset) -> list[Slice]:
-    """Divide a raw dataset into slices, in its order; reads only the footers of its files."""
+    """Divide a raw dataset into slices, in its order.
+
+    Reads only the footers of its files, and the ids of those that hold removed rows, which no slice counts.
+    """
     slices: list[Slice] = []
     for file in raw.files():
         first = rows = size = 0
+        kept = [table.num_rows for table in row_groups(raw, file, ["image_id"])] if raw.removed_ids(file) else None
         with open_parquet(raw.locate(file)) as parquet:
             last = parquet.num_row_groups
             for index in range(last):
@@ -73,7 +77,7 @@ def plan_slices(raw: Dataset) -> list[Slice]:
                 if size and size + group.total_byte_size > SLICE_BYTES:
                     slices.append(Slice(file, first, index, rows, size))
                     first, rows, size = index, 0, 0
-                rows += group.num_rows
+                rows += group.num_rows if kept is None else kept[index]
                 size += group.total_byte_size
         if rows:
             slices.append(Slice(file, first, last, rows, size))

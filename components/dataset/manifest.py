@@ -37,7 +37,8 @@ _JSON_TYPES: dict[str, tuple[type[Any], str]] = {
 
 @dataclass(frozen=True)
 class File:
-    """One file of a dataset. `uri` is relative to the manifest's folder; `rows` is 0 for files without rows."""
+    """One file of a dataset. `uri` is relative to the manifest's folder; `rows` is 0 for files without rows, and
+    counts every row in the file, also those that `Dataset.removed_ids` leaves out."""
 
     uri: str
     role: str
@@ -71,7 +72,8 @@ class Totals:
 @dataclass(frozen=True)
 class Manifest:
     """The manifest of a dataset. `image` is set for clean (`color`) and tensors; `extra` holds the fields of one kind:
-    the skipped files of raw, the metrics of an evaluation."""
+    the skipped files of raw, the metrics of an evaluation. `extra["removed"]` maps the URI of a listed file to the
+    `image_id`s of its rows that are not in the dataset, e.g. since they left the source after the file was written."""
 
     kind: str
     fingerprint: str
@@ -117,6 +119,10 @@ class Dataset:
     def locate(self, file: File) -> str:
         """Return the absolute URI of a listed file."""
         return resolve_uri(self.uri, file.uri, up=1)
+
+    def removed_ids(self, file: File) -> frozenset[str]:
+        """Return the `image_id`s of rows that a listed file holds and the dataset does not; readers leave them out."""
+        return frozenset(self.manifest.extra.get("removed", {}).get(file.uri, ()))
 
     def parent_uri(self, kind: str) -> str:
         """Return the absolute URI of the parent of one kind; UserError when the dataset has none."""
@@ -210,9 +216,17 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
         values[name] = tuple(kind(**_read_fields(kind, item, where, f"{name}[{n}].")) for n, item in items)
     if not all(isinstance(name, str) for name in values["classes"]):
         raise wrong(f"{where} (classes)", "a list of texts", values["classes"])
+    _check_removed(values.get("extra", {}).get("removed", {}), where)
     optional = tuple(field.name for field in fields(Totals))
     totals = _read_fields(Totals, values["totals"], where, "totals.", optional)
     return Manifest(**{**values, "classes": tuple(values["classes"]), "totals": Totals(**totals)})
+
+
+def _check_removed(removed: Any, where: str) -> None:
+    if not isinstance(removed, dict) or not all(
+        isinstance(ids, list) and all(isinstance(image_id, str) for image_id in ids) for ids in removed.values()
+    ):
+        raise wrong(f"{where} (extra.removed)", "an object of lists of texts", removed)
 
 
 def _read_fields(cls: type[Any], body: Any, where: str, prefix: str, optional: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..storage import uri as uris
@@ -210,11 +211,26 @@ def _map_parquet_errors(uri: str, problem: str) -> Iterator[None]:
 def row_groups(
     dataset: Dataset, file: File, columns: list[str] | None = None, groups: range | None = None
 ) -> Iterator[pa.Table]:
-    """Yield the row groups of one listed file, or those in `groups`, one at a time."""
-    uri = dataset.locate(file)
+    """Yield the row groups of one listed file, or those in `groups`, one at a time.
+
+    Rows that the dataset does not hold any more (`Dataset.removed_ids`) are left out, so that a table may be empty.
+    """
+    uri, removed = dataset.locate(file), dataset.removed_ids(file)
+    only_ids = bool(removed) and columns is not None and "image_id" not in columns
+    if only_ids:
+        columns = [*(columns or ()), "image_id"]
     with open_parquet(uri) as parquet:
         for index in groups if groups is not None else range(parquet.num_row_groups):
-            yield read_row_group(parquet, index, uri, columns)
+            table = leave_out(read_row_group(parquet, index, uri, columns), removed)
+            yield table.drop_columns("image_id") if only_ids else table
+
+
+def leave_out(table: pa.Table, image_ids: frozenset[str]) -> pa.Table:
+    """Return the rows of a table whose `image_id` is none of these."""
+    if not image_ids:
+        return table
+    ids = table.column("image_id")
+    return table.filter(pc.invert(pc.is_in(ids, pa.array(sorted(image_ids), ids.type))))
 
 
 def read_columns(dataset: Dataset, role: str, columns: list[str], split: str | None = None) -> Iterator[pa.Table]:

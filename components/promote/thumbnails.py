@@ -119,14 +119,14 @@ def find_images(dataset: Dataset, files: Iterable[File], ids: set[str], column: 
     for file in files:
         if not missing:
             return
-        uri = dataset.locate(file)
+        uri, removed = dataset.locate(file), dataset.removed_ids(file)
         with open_parquet(uri) as parquet:
             for index in range(parquet.num_row_groups):
                 if not missing or num_searched >= ID_ROW_GROUPS or num_read >= LOOKUP_ROW_GROUPS:
                     return
                 num_searched += 1
                 names = read_row_group(parquet, index, uri, ["image_id"]).column("image_id").to_pylist()
-                rows = [(row, name) for row, name in enumerate(names) if name in missing]
+                rows = [(row, name) for row, name in enumerate(names) if name in missing and name not in removed]
                 if rows:
                     num_read += 1
                     images = read_row_group(parquet, index, uri, [column]).column("image")

@@ -120,7 +120,7 @@ def _sum_files(manifest: Manifest) -> list[dict[str, Any]]:
         empty = {"role": file.role, "split": file.split, "files": 0, "rows": 0, "bytes": 0}
         entry = sums.setdefault((file.role, file.split), empty)
         entry["files"] += 1
-        entry["rows"] += file.rows
+        entry["rows"] += file.rows - len(manifest.extra.get("removed", {}).get(file.uri, ()))
         entry["bytes"] += file.bytes
     return list(sums.values())
 
