@@ -31,7 +31,7 @@ FindPictures = Callable[[Sequence[str]], dict[str, Picture]]
 
 
 def write_audit(dataset: Dataset, scan: Scan | None = None, find: FindPictures | None = None) -> File:
-    """Publish the page of a clean dataset, which need not be committed yet, below its URI; arguments as for `render`."""
+    """Publish the page of a clean dataset, which need not be committed yet; arguments as for `render`."""
     page = render(dataset, scan, find).encode("utf-8", "replace")
     return publish_bytes(dataset.uri, page, "audit-", ".html", role="report")
 

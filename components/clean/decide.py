@@ -136,7 +136,7 @@ def find_outliers(verdicts: Verdicts, names: tuple[str, ...], threshold: float, 
         far = np.flatnonzero(scores > threshold)
         if not len(far):
             continue
-        farthest = far[np.argsort(-scores[far], kind="stable")]
+        farthest = far[np.lexsort((candidates.order[rows[far]], -scores[far]))]
         infos = candidates.read_infos(rows[farthest[:OUTLIER_EXAMPLES]])
         median = float(np.median(values))
         findings[name] = {

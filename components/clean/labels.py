@@ -83,9 +83,8 @@ class LabelRules:
             raise ImageRejected("unknown_label", f"{unknown[0]} is not in the class list")
         return sorted(merged, key=self.ids.__getitem__)
 
-
     def restrict(self, texts: Iterable[str]) -> LabelRules:
-        """Return the part of the rules that `parse` uses for `texts`: what is left out changes none of their results."""
+        """Return the part of the rules that decides on `texts`: what is left out changes none of their results."""
         names = {name for text in texts for name in split_labels(text, self.separator)}
         rare = self.rare & names
         other = self.other if rare else ""

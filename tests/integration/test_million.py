@@ -92,7 +92,8 @@ held = megabytes() - before
 config = CleanConfig(split=sys.argv[2], outliers="drop", near_duplicates="drop")
 verdicts, twins = decide(table, config)
 rejected = sum(1 for _ in verdicts.iterate_rejected())
-files = write_final_files(verdicts, FinishedWork(Workspace(clean.uri.removesuffix("/clean/_shards"))), make_clean_layout(CLEAN)).files
+finished = FinishedWork(Workspace(clean.uri.removesuffix("/clean/_shards")))
+files = write_final_files(verdicts, finished, make_clean_layout(CLEAN)).files
 print(json.dumps({
     "rows": len(table), "held": held, "rejected": rejected, "kept": sum(f.rows for f in files), "twins": len(twins),
     "copies": verdicts.findings["duplicates"]["groups"], "peak": megabytes() - before,
