@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ..imaging.choices import COLORS, DecodeLimits
 from ..imaging.pixel_options import PixelOptions
@@ -187,7 +187,9 @@ class CleanConfig(StepConfig, PixelOptions):
         rows that are reused.
         """
         others = (*LABEL_FIELDS, *DECISION_FIELDS)
-        reset = {f.name: f.default for f in fields(self) if f.name in others or not f.metadata["in_fingerprint"]}
+        reset: dict[str, Any] = {
+            f.name: f.default for f in fields(self) if f.name in others or not f.metadata["in_fingerprint"]
+        }
         return replace(self, **reset)
 
     def outlier_names(self) -> tuple[str, ...]:
