@@ -10,7 +10,7 @@ from collections import Counter
 from typing import Any
 
 from ..dataset.manifest import Dataset, Manifest
-from ..dataset.shards import read_columns
+from ..dataset.shards import READ_THREADS, read_columns
 from .audit_facts import (
     Audit,
     Balance,
@@ -45,9 +45,9 @@ _EXTREMES = (
 _NOT_RECORDED = "not recorded: an older version made this dataset"
 
 
-def gather(dataset: Dataset) -> Audit:
-    """Make the audit of a clean dataset. Reads all columns but the images, a row group at a time."""
-    manifest, scan = dataset.manifest, Scan.of(dataset)
+def gather(dataset: Dataset, scan: Scan | None = None) -> Audit:
+    """Make the audit of a clean dataset. Without `scan` all columns but the images are read, a row group at a time."""
+    manifest, scan = dataset.manifest, scan or Scan.of(dataset)
     return Audit(
         name=str(manifest.extra.get("dataset_name", "")),
         ledger=make_ledger(dataset, scan),
@@ -66,7 +66,7 @@ def make_ledger(dataset: Dataset, scan: Scan) -> Ledger:
     totals, extra = dataset.manifest.totals, dataset.manifest.extra
     counted: Counter[str] = Counter()
     examples: dict[str, list[ImageNote]] = {}
-    for table in read_columns(dataset, "rejected", ["image_id", "reason", "detail"]):
+    for table in read_columns(dataset, "rejected", ["image_id", "reason", "detail"], threads=READ_THREADS):
         reasons = table.column("reason").to_pylist()
         counted.update(reasons)
         for row, reason in enumerate(reasons):

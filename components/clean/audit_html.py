@@ -6,8 +6,8 @@ dataset's content alone (no time, URI or version), so that two equal runs write 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ from ..step.progress import format_size
 from .audit import gather, sort_splits
 from .audit_facts import Audit, Balance, ClassCount
 from .audit_layout import format_number, format_percent, pluralize
-from .audit_numbers import QUANTILES, Histogram
-from .audit_pictures import find_pictures
+from .audit_numbers import QUANTILES, Histogram, Scan
+from .audit_pictures import Picture, find_pictures
 
 CLASSES, CLASS_ENDS = 60, 20
 """With more than `CLASSES` classes only `CLASS_ENDS` at either end are shown."""
@@ -27,14 +27,24 @@ _HEIGHT, _BAR = 64, 10
 """Height of a histogram and width of its bars, in pixels of its SVG."""
 
 
-def write_audit(dataset: Dataset) -> File:
-    """Publish the page of a clean dataset, which need not be committed yet, below its URI."""
-    return publish_bytes(dataset.uri, render(dataset).encode("utf-8", "replace"), "audit-", ".html", role="report")
+FindPictures = Callable[[Sequence[str]], dict[str, Picture]]
 
 
-def render(dataset: Dataset) -> str:
-    """Render the page; everything is escaped but the histograms, which are made of numbers."""
-    return str(_load_template().render(_make_values(gather(dataset), dataset)))
+def write_audit(dataset: Dataset, scan: Scan | None = None, find: FindPictures | None = None) -> File:
+    """Publish the page of a clean dataset, which need not be committed yet; arguments as for `render`."""
+    page = render(dataset, scan, find).encode("utf-8", "replace")
+    return publish_bytes(dataset.uri, page, "audit-", ".html", role="report")
+
+
+def render(dataset: Dataset, scan: Scan | None = None, find: FindPictures | None = None) -> str:
+    """Render the page; everything is escaped but the histograms, which are made of numbers.
+
+    Args:
+        scan: numbers of the kept rows (default: read from the dataset's files).
+        find: returns the pictures of images, by image_id (default: found by searching the files).
+    """
+    find = find or partial(find_pictures, dataset)
+    return str(_load_template().render(_make_values(gather(dataset, scan), find)))
 
 
 @cache
@@ -53,7 +63,7 @@ def _load_template() -> Any:
     return environment.from_string(Path(__file__).with_name("audit.html.j2").read_text(encoding="utf-8"))
 
 
-def _make_values(audit: Audit, dataset: Dataset) -> dict[str, Any]:
+def _make_values(audit: Audit, find: FindPictures) -> dict[str, Any]:
     """Return the variables of the template: the audit, and the parts of long lists that are shown."""
     pairs = {
         "leaking": audit.near.leaking[:FEW_PAIRS],
@@ -71,7 +81,7 @@ def _make_values(audit: Audit, dataset: Dataset) -> dict[str, Any]:
         "pairs": pairs,
         "groups": groups,
         "leaking": sum(count for splits, count in by_splits.items() if splits in ("train-test", "val-test")),
-        "pictures": find_pictures(dataset, ids),
+        "pictures": find(ids),
         "measures": {name: values for name, values in audit.quality.distributions.items() if name != "aspect_ratio"},
         "classes": _split_classes(audit.balance),
         "largest": max([entry.total for entry in audit.balance.classes] or [0]) or 1,

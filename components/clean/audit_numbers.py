@@ -1,12 +1,13 @@
-"""The numbers of all kept images, read in one pass over the files (44 bytes an image), and their distributions.
+"""The numbers of all kept images, read in one pass over the files (60 bytes an image), and their distributions.
 
 Names are not held: they are read afterwards, for the few rows that are shown.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -27,8 +28,10 @@ WARNED = 5
 
 _SIZES: dict[str, Any] = {"width": np.int32, "height": np.int32, "image_bytes": np.int64}
 _DTYPES: dict[str, Any] = {**_SIZES, **dict.fromkeys(MEASURES, np.float32)}
-_COUNTED = ("format", "declared_split")
-_COLUMNS = [*_DTYPES, *_COUNTED, "decoder_warning"]
+COUNTED = ("format", "declared_split")
+COLUMNS = (*_DTYPES, *COUNTED, "decoder_warning")
+"""Columns that a scan reads."""
+Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -65,11 +68,16 @@ class ImageInfo(NamedTuple):
     split: str
 
 
+ReadInfos = Callable[[Iterable[int]], dict[int, ImageInfo]]
+"""Reads the infos of some rows, by row."""
+
+
 @dataclass
 class Scan:
     """The numbers of the N kept rows, in their order.
 
     Attributes:
+        read_infos: reads the infos of some rows.
         rows: N.
         by_split: rows by split.
         values: [N] array by column, NaN where a measure is missing; columns that the files lack are absent.
@@ -78,52 +86,84 @@ class Scan:
         warned: the first of those: row and warning.
     """
 
-    dataset: Dataset
+    read_infos: ReadInfos
     rows: int = 0
     by_split: Counter[str] = field(default_factory=Counter)
     values: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
-    counted: dict[str, Counter[str]] = field(default_factory=dict)
+    counted: dict[str, Counter[str]] = field(default_factory=lambda: {name: Counter() for name in COUNTED})
     warnings: int = 0
     warned: list[tuple[int, str]] = field(default_factory=list)
-    _groups: list[tuple[File, int]] = field(default_factory=list)
-    _starts: list[int] = field(default_factory=list)
 
     @classmethod
     def of(cls, dataset: Dataset) -> Scan:
         """Read all columns but the images, a row group at a time."""
-        scan = cls(dataset, counted={name: Counter() for name in _COUNTED})
-        buffers: dict[str, bytearray] = {}
-        for file in dataset.files():
-            for index, table in enumerate(row_groups(dataset, file, _COLUMNS)):
-                scan._add(file, index, table, buffers)
-        scan.values = {name: np.frombuffer(data, _DTYPES[name]) for name, data in buffers.items()}
+        files = _DatasetRows(dataset)
+        return cls.collect(files.read(), files.read_infos)
+
+    @classmethod
+    def collect(cls, tables: Iterable[tuple[Ints, Counter[str], pa.Table]], read_infos: ReadInfos) -> Scan:
+        """Collect the numbers from tables of some rows each: (their row numbers, rows by split, their `COLUMNS`)."""
+        scan = cls(read_infos)
+        chunks: dict[str, list[tuple[Ints, npt.NDArray[Any]]]] = {}
+        for rows, by_split, table in tables:
+            scan.rows += len(rows)
+            scan.by_split.update(by_split)
+            for name in table.column_names:
+                column = table.column(name)
+                if name in _DTYPES:
+                    chunks.setdefault(name, []).append((rows, _to_array(column, _DTYPES[name])))
+                elif name in scan.counted:
+                    for entry in pc.value_counts(column).to_pylist():
+                        scan.counted[name][entry["values"] or ""] += entry["counts"]
+            if "decoder_warning" in table.column_names:
+                scan._add_warnings(rows, table.column("decoder_warning"))
+        for name in list(chunks):
+            parts = chunks.pop(name)
+            if sum(len(rows) for rows, _ in parts) == scan.rows:
+                scan.values[name] = np.empty(scan.rows, _DTYPES[name])
+                for rows, values in parts:
+                    scan.values[name][rows] = values
         return scan
 
-    def _add(self, file: File, index: int, table: pa.Table, buffers: dict[str, bytearray]) -> None:
-        self._groups.append((file, index))
-        self._starts.append(self.rows)
-        for name in table.column_names:
-            column = table.column(name)
-            if name in _DTYPES:
-                buffers.setdefault(name, bytearray()).extend(_to_array(column, _DTYPES[name]).tobytes())
-            elif name in self.counted:
-                for entry in pc.value_counts(column).to_pylist():
-                    self.counted[name][entry["values"] or ""] += entry["counts"]
-        if "decoder_warning" in table.column_names:
-            self._add_warnings(table.column("decoder_warning"))
-        self.rows += table.num_rows
-        self.by_split[file.split] += table.num_rows
-
-    def _add_warnings(self, column: pa.ChunkedArray) -> None:
+    def _add_warnings(self, rows: Ints, column: pa.ChunkedArray) -> None:
         self.warnings += len(column) - column.null_count
-        if column.null_count < len(column) and len(self.warned) < WARNED:
-            warned = [(self.rows + row, text) for row, text in enumerate(column.to_pylist()) if text is not None]
-            self.warned += warned[: WARNED - len(self.warned)]
+        if column.null_count < len(column):
+            texts = zip(rows.tolist(), column.to_pylist(), strict=True)
+            self.warned = heapq.nsmallest(WARNED, [*self.warned, *(entry for entry in texts if entry[1] is not None)])
 
     def get_column(self, name: str) -> npt.NDArray[Any] | None:
         """Return the column [N], or None where some rows lack it."""
-        column = self.values.get(name)
-        return column if column is not None and len(column) == self.rows else None
+        return self.values.get(name)
+
+    def find_extremes(self, name: str, number: int, largest: bool) -> list[int]:
+        """Return the rows with the smallest, or the largest, values of a column; ties in the order of the rows."""
+        values = self.get_column(name)
+        if values is None:
+            return []
+        rows = np.flatnonzero(np.isfinite(values))
+        keys = -values[rows] if largest else values[rows]
+        if len(rows) > number:  # sort only the rows that can be among the first
+            near = keys <= np.partition(keys, number - 1)[number - 1]
+            rows, keys = rows[near], keys[near]
+        return [int(row) for row in rows[np.argsort(keys, kind="stable")[:number]]]
+
+
+@dataclass
+class _DatasetRows:
+    """The rows of a dataset's data files, in the order of the files."""
+
+    dataset: Dataset
+    _groups: list[tuple[File, int]] = field(default_factory=list)
+    _starts: list[int] = field(default_factory=list)
+
+    def read(self) -> Iterator[tuple[Ints, Counter[str], pa.Table]]:
+        start = 0
+        for file in self.dataset.files():
+            for index, table in enumerate(row_groups(self.dataset, file, list(COLUMNS))):
+                self._groups.append((file, index))
+                self._starts.append(start)
+                yield np.arange(start, start + table.num_rows), Counter({file.split: table.num_rows}), table
+                start += table.num_rows
 
     def read_infos(self, rows: Iterable[int]) -> dict[int, ImageInfo]:
         """Read the infos of some rows, by row, from the row groups that they are in."""
@@ -139,18 +179,6 @@ class Scan:
                 offset = row - self._starts[group]
                 infos[row] = ImageInfo(*(table.column(name)[offset].as_py() for name in ImageInfo._fields))
         return infos
-
-    def find_extremes(self, name: str, number: int, largest: bool) -> list[int]:
-        """Return the rows with the smallest, or the largest, values of a column; ties in the order of the rows."""
-        values = self.get_column(name)
-        if values is None:
-            return []
-        rows = np.flatnonzero(np.isfinite(values))
-        keys = -values[rows] if largest else values[rows]
-        if len(rows) > number:  # sort only the rows that can be among the first
-            near = keys <= np.partition(keys, number - 1)[number - 1]
-            rows, keys = rows[near], keys[near]
-        return [int(row) for row in rows[np.argsort(keys, kind="stable")[:number]]]
 
 
 def _to_array(column: pa.ChunkedArray, dtype: Any) -> npt.NDArray[Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from ..dataset.manifest import Dataset, read_dataset
+from ..dataset.manifest import Dataset, File, read_dataset
 from ..dataset.shards import open_parquet, read_row_group
 from ..imaging.choices import DecodeLimits
 from ..imaging.decoder import ImageRejected, LenientDecoding, Pixels, decode, keep_min_side
@@ -48,19 +48,29 @@ class Picture:
     raw: bool = False
 
 
-def find_pictures(dataset: Dataset, ids: Sequence[str]) -> dict[str, Picture]:
+Places = Mapping[str, tuple[File, range]]
+"""Where images are, by image_id: a data file, and the row groups of it to look into."""
+
+
+def find_pictures(
+    dataset: Dataset, ids: Sequence[str], kept: Places | None = None, dropped: Places | None = None
+) -> dict[str, Picture]:
     """Make a picture of each image that is found, the first `MAX_LARGE` of `ids` as large ones.
 
     Holds one row group at a time.
+
+    Args:
+        kept: places of the images in `dataset`; by default all of it is searched.
+        dropped: places of the others in the raw dataset.
     """
     unique = list(dict.fromkeys(ids))
     maker = _PictureMaker(frozenset(unique[:MAX_LARGE]))
-    pictures = _look_up(dataset, set(unique), maker, raw=False)
+    pictures = _look_up(dataset, set(unique), maker, raw=False, places=kept)
     missing = set(unique) - pictures.keys()
     if missing:
         try:
             raw = read_dataset(dataset.parent_uri("raw"), "raw")
-            pictures |= _look_up(raw, missing, maker, raw=True)
+            pictures |= _look_up(raw, missing, maker, raw=True, places=dropped)
         except (UserError, DatasetError):  # the raw dataset is elsewhere, or was removed
             pass
     return pictures
@@ -84,17 +94,19 @@ class _PictureMaker:
         return Picture(make_thumbnail_uri(thumbnail), small=True) if thumbnail else Picture(raw=raw)
 
 
-def _look_up(dataset: Dataset, missing: set[str], maker: _PictureMaker, raw: bool) -> dict[str, Picture]:
+def _look_up(
+    dataset: Dataset, missing: set[str], maker: _PictureMaker, raw: bool, places: Places | None = None
+) -> dict[str, Picture]:
     """Make pictures of the images in `missing`, and remove those that are found from it.
 
     Ids are read alone first, so that only row groups with a hit are read with their images.
     """
     pictures: dict[str, Picture] = {}
     searched = 0
-    for file in dataset.files():
+    for file, groups in _list_groups(dataset, places):
         uri, removed = dataset.locate(file), dataset.removed_ids(file)
         with open_parquet(uri) as parquet:
-            for index in range(parquet.num_row_groups):
+            for index in groups if groups is not None else range(parquet.num_row_groups):
                 if not missing or (raw and searched >= MAX_RAW_GROUPS):
                     return pictures
                 searched += 1
@@ -110,6 +122,17 @@ def _look_up(dataset: Dataset, missing: set[str], maker: _PictureMaker, raw: boo
                     pictures[name] = maker.make(name, image if raw else image["bytes"], thumbnail, raw)
                     missing.discard(name)
     return pictures
+
+
+def _list_groups(dataset: Dataset, places: Places | None) -> Iterator[tuple[File, Sequence[int] | None]]:
+    """Yield the data files to search, in their order, and the row groups: None for all of them."""
+    if places is None:
+        yield from ((file, None) for file in dataset.files())
+        return
+    groups: dict[str, set[int]] = {}
+    for file, numbers in places.values():
+        groups.setdefault(file.uri, set()).update(numbers)
+    yield from ((file, sorted(groups[file.uri])) for file in dataset.files() if file.uri in groups)
 
 
 def make_picture_uri(data: bytes) -> tuple[str, int]:

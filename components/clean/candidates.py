@@ -1,4 +1,4 @@
-"""The columns of all candidate rows that the decisions about all images together need: 83 bytes an image in memory.
+"""The columns of all candidate rows that the decisions about all images together need: 91 bytes an image in memory.
 
 Names and thumbnails stay in the files, and are read for the few rows that a decision is about.
 """
@@ -6,7 +6,7 @@ Names and thumbnails stay in the files, and are read for the few rows that a dec
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -17,8 +17,9 @@ import pyarrow.compute as pc
 import xxhash
 
 from ..dataset.manifest import File
-from ..dataset.shards import open_parquet, read_row_group
+from ..dataset.shards import READ_THREADS, open_parquet, read_row_group
 from ..storage import uri as uris
+from ..storage.parallel import map_ordered
 from .schema import MEASURES
 from .splits import SPLITS, TRAINVAL, UNDECLARED
 
@@ -39,12 +40,15 @@ class CandidateInfo(NamedTuple):
 
 @dataclass
 class Candidates:
-    """Columns of the N candidate rows, in the order of `files`.
+    """Columns of the N candidate rows, in the order of `tables`, which is that of `files`.
 
     Attributes:
-        uri: dataset that the files are part of.
-        files: the candidate files.
-        starts: int64 [len(files) + 1], first row of each file.
+        uri: folder that the files are below.
+        tables: the files that the columns are read from.
+        files: the files of the same rows with their images.
+        table_starts, starts: int64 [len(tables) + 1] and [len(files) + 1], position of the first row of each.
+        positions: int64 [N], position of each row among those of all files, ascending; a position without a row is
+            that of an image that has left the source.
         pixels: uint64 [N, 2], hash of the standardized pixels.
         content: uint64 [N], first 64 bits of the source bytes' SHA-256.
         phash: uint64 [N], perceptual hash.
@@ -57,8 +61,11 @@ class Candidates:
     """
 
     uri: str = ""
+    tables: Sequence[File] = ()
     files: Sequence[File] = ()
+    table_starts: Rows = field(default_factory=lambda: np.zeros(1, np.int64))
     starts: Rows = field(default_factory=lambda: np.zeros(1, np.int64))
+    positions: Rows = field(default_factory=lambda: np.empty(0, np.int64))
     pixels: npt.NDArray[np.uint64] = field(default_factory=lambda: np.empty((0, 2), np.uint64))
     content: npt.NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
     phash: npt.NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
@@ -73,14 +80,10 @@ class Candidates:
     def __len__(self) -> int:
         return len(self.content)
 
-    def find_files(self, rows: Rows) -> Rows:
-        """Return the index of the file that each row is in."""
-        return np.searchsorted(self.starts, rows, side="right").astype(np.int64) - 1
-
     def read_infos(self, rows: Rows) -> dict[int, CandidateInfo]:
         """Read the infos of some rows, by row; about 500 bytes each."""
         infos: dict[int, CandidateInfo] = {}
-        for indices, table in self._read(rows, ["image_id", "sha256", "label", "split"]):
+        for indices, table in self.read(rows, ["image_id", "sha256", "label", "split"]):
             columns = (table.column(name).to_pylist() for name in CandidateInfo._fields)
             infos.update(zip(indices.tolist(), map(CandidateInfo, *columns), strict=True))
         return infos
@@ -89,7 +92,7 @@ class Candidates:
         """Read the thumbnails of ascending rows: uint8 [len(rows), T], in a temporary file, not in memory."""
         thumbnails: npt.NDArray[np.uint8] | None = None
         start = 0
-        for _, table in self._read(rows, ["thumbnail"]):
+        for _, table in self.read(rows, ["thumbnail"]):
             values = np.frombuffer(b"".join(table.column("thumbnail").to_pylist()), np.uint8)
             values = values.reshape(table.num_rows, -1)
             if thumbnails is None:
@@ -100,46 +103,84 @@ class Candidates:
             start += len(values)
         return np.empty((0, 0), np.uint8) if thumbnails is None else thumbnails
 
-    def _read(self, rows: Rows, columns: list[str]) -> Iterator[tuple[Rows, pa.Table]]:
-        """Yield (rows, their columns) in ascending order, from the row groups that hold some of them."""
+    def find_table(self, row: int) -> int:
+        """Return the number of the table that a row is in."""
+        return int(np.searchsorted(self.table_starts, self.positions[row], side="right")) - 1
+
+    def find_rows(self, image_ids: Collection[str]) -> dict[str, int]:
+        """Return the rows of those of some images that are candidates."""
+        names = pa.array(sorted(set(image_ids)), pa.string())
+        found: dict[str, int] = {}
+        for rows, table in self.read(np.arange(len(self)), ["image_id"]) if len(names) else ():
+            column = table.column("image_id")
+            indices = pc.indices_nonzero(pc.is_in(column, names))
+            found.update(zip(column.take(indices).to_pylist(), rows[indices.to_numpy()].tolist(), strict=True))
+        return found
+
+    def read(self, rows: Rows, columns: list[str]) -> Iterator[tuple[Rows, pa.Table]]:
+        """Yield (rows, their columns) in ascending order, a table or a row group of it at a time."""
         rows = np.unique(rows)
-        file_numbers = self.find_files(rows)
-        for number in np.unique(file_numbers):
-            rows_of_file = rows[file_numbers == number]
-            start = int(self.starts[number])
-            for table in read_file_columns(self.uri, self.files[number], columns):
-                selected = rows_of_file[(rows_of_file >= start) & (rows_of_file < start + table.num_rows)]
-                if len(selected):
-                    yield selected, table.take(pa.array(selected - start))
+        positions = self.positions[rows]
+        cuts = np.searchsorted(positions, self.table_starts)
+        numbers = np.flatnonzero(np.diff(cuts))
+
+        def read_table(number: int) -> list[tuple[Rows, pa.Table]]:
+            part = slice(cuts[number], cuts[number + 1])
+            wanted, wanted_positions, start = rows[part], positions[part], int(self.table_starts[number])
+            selected = []
+            for table in read_file_columns(self.uri, self.tables[number], columns):
+                is_inside = (wanted_positions >= start) & (wanted_positions < start + table.num_rows)
+                if is_inside.any():
+                    taken = table.take(pa.array(wanted_positions[is_inside] - start))
+                    selected.append((wanted[is_inside], taken))
                 start += table.num_rows
+            return selected
+
+        # The cost is a guess, as for thumbnails.
+        tables = map_ordered(numbers.tolist(), read_table, READ_THREADS, lambda n: 1000 * int(cuts[n + 1] - cuts[n]))
+        for selected in tables:
+            yield from selected
 
 
-def read_candidates(uri: str, files: Sequence[File]) -> Candidates:
-    """Read the columns of candidate files below the dataset `uri`."""
-    chunks: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
-    starts = [0]
-    has_measures = False
-    for file in files:
-        rows = 0
-        for table in read_file_columns(uri, file, list(_COLUMNS)):
-            for name in _COLUMNS:
-                chunks[name].append(_CONVERTERS[name](table.column(name)))
-            has_measures = has_measures or table.column("phash").null_count < table.num_rows
-            rows += table.num_rows
-        starts.append(starts[-1] + rows)
-    if starts[-1] == 0:
-        return Candidates(uri, files, np.array(starts, np.int64))
-    columns = {name: np.concatenate(chunks.pop(name)) for name in _COLUMNS}
+def read_candidates(
+    uri: str, tables: Sequence[File], files: Sequence[File] = (), removed: Mapping[int, Collection[str]] | None = None
+) -> Candidates:
+    """Read the columns of candidate rows from the files `tables` below the folder `uri`.
+
+    Args:
+        files: the files of the same rows, in the same order, with their images (default: `tables`).
+        removed: ids of images that have left the source, by the number of the table that has them.
+    """
+    files, removed = files or tables, removed or {}
+    table_starts, starts = (np.cumsum([0, *(file.rows for file in group)], dtype=np.int64) for group in (tables, files))
+
+    def read_table(number: int) -> tuple[Rows, dict[str, npt.NDArray[Any]], bool]:
+        ids = removed.get(number, ())
+        names = [*_COLUMNS, *(["image_id"] if ids else [])]
+        table = pa.concat_tables(read_file_columns(uri, tables[number], names))
+        positions = np.arange(table.num_rows) + table_starts[number]
+        if ids:
+            is_removed = pc.is_in(table.column("image_id"), pa.array(sorted(ids), pa.string()))
+            positions, table = positions[~is_removed.to_numpy()], table.filter(pc.invert(is_removed))
+        arrays = {name: _CONVERTERS[name](table.column(name)) for name in _COLUMNS}
+        return positions, arrays, table.column("phash").null_count < table.num_rows
+
+    read = map_ordered(range(len(tables)), read_table, READ_THREADS, lambda number: 100 * tables[number].rows)
+    parts = [part for part in read if len(part[0])]
+    if not parts:
+        return Candidates(uri, tables, files, table_starts, starts)
+    columns = {name: np.concatenate([arrays.pop(name) for _, arrays, _ in parts]) for name in _COLUMNS}
     return Candidates(
-        uri, files, np.array(starts, np.int64),
+        uri, tables, files, table_starts, starts, np.concatenate([positions for positions, _, _ in parts]),
         pixels=columns["pixel_hash"], content=columns["sha256"], phash=columns["phash"], label=columns["label"],
         split=columns["split"], declared=columns["declared_split"], group=columns["group"],
-        order=columns["shuffle_index"], measures={name: columns[name] for name in MEASURES}, has_measures=has_measures,
+        order=columns["shuffle_index"], measures={name: columns[name] for name in MEASURES},
+        has_measures=any(has_measures for _, _, has_measures in parts),
     )  # fmt: skip
 
 
 def read_file_columns(uri: str, file: File, columns: list[str] | None) -> Iterator[pa.Table]:
-    """Yield the row groups of one file below the dataset `uri`, with some columns or (None) all."""
+    """Yield the row groups of one file below the folder `uri`, with some columns or (None) all."""
     file_uri = uris.join(uri, file.uri)
     with open_parquet(file_uri) as parquet:
         for index in range(parquet.num_row_groups):

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from ..dataset.fingerprint import digest, fingerprint
-from ..dataset.manifest import Dataset, commit
-from ..step.progress import Progress
+from ..dataset.manifest import Dataset, File, commit
 from ..step.step import CACHED, RAN, Context, Outcome
-from ..storage import uri as uris
-from ..storage.filesystem import get_store
 from .audit_html import write_audit
-from .candidates import read_candidates
+from .audit_pictures import Picture, find_pictures
+from .candidates import Candidates, read_candidates, read_file_columns
 from .config import VERSION, CleanConfig
 from .decide import decide
+from .final_files import write_final_files
+from .kept_rows import KeptRows
 from .labels import find_base_classes, make_label_rules
 from .ledger import check_ledger, check_splits, make_manifest, print_summary
-from .pool import clean_slices
-from .shard import CleanedShard, RowRules, plan_slices, write_rejected
+from .reuse import FinishedWork, clean_or_reuse
+from .shard import CleanedShard, RowRules, Slice, plan_slices, write_rejected
 from .twins import check_radius, write_twins
-from .verdicts import write_final_files
 
 
 def clean(config: CleanConfig, context: Context) -> Outcome:
@@ -41,42 +42,75 @@ def clean(config: CleanConfig, context: Context) -> Outcome:
 
 
 def _build_dataset(raw: Dataset, uri: str, rules: RowRules, context: Context) -> Dataset:
-    shards = _clean_shards(raw, uri, rules, context)
-    candidates = read_candidates(uri, [file for shard in shards for file in shard.data])
-    context.say(f"{len(candidates):,} images are valid; looking at all of them together")
-    verdicts, twins = decide(candidates, rules.config)
-    files = write_final_files(uri, verdicts, rules.layout)
-    files += [file for shard in shards for file in shard.rejected]
-    if verdicts.dropped:
-        files.append(write_rejected(uri, list(verdicts.iterate_rejected())))
+    """Clean what no earlier snapshot or attempt has cleaned, decide on all images, and list their files."""
+    finished = FinishedWork(context.workspace, context.attempt())
+    parts = plan_slices(raw)
+    lost: frozenset[str] = frozenset()
+    while True:
+        shards = clean_or_reuse(raw, parts, rules, finished, lost)
+        candidates = _read_candidates(raw, parts, shards, finished)
+        context.say(f"{len(candidates):,} images are valid; looking at all of them together")
+        verdicts, twins = decide(candidates, rules.config)
+        final = write_final_files(verdicts, finished, rules.layout)
+        if not final.lost:
+            break
+        # They were removed since others replaced them, without the rows dropped then; now other rows are dropped.
+        lost |= final.lost
+        context.say(f"{len(final.lost):,} files of earlier snapshots are needed and gone; cleaning their images again")
+    rejected, rejected_rows = _list_rejected(raw, parts, shards, finished)
+    rejected_rows += verdicts.iterate_rejected()
+    files = [finished.list_file(file, uri) for file in final.files + rejected]
+    if rejected_rows:
+        files.append(write_rejected(uri, rejected_rows))
+    files += [finished.list_file(file, uri) for file in candidates.tables]
     if twins is not None and len(twins):
         files.append(write_twins(uri, verdicts, twins))
-    manifest = make_manifest(raw, uri, rules, files, verdicts.findings)
+    kept = KeptRows(verdicts, final)
+    manifest = make_manifest(raw, uri, rules, files, kept.count(rules.labels.separator), verdicts.findings)
     check_ledger(raw, manifest)
     check_splits(manifest)
-    page = write_audit(Dataset(uri, manifest, ""))
+    draft = Dataset(uri, manifest, "")
+    page = write_audit(draft, kept.scan(), lambda ids: _find_pictures(draft, ids, kept, parts, shards))
     return commit(uri, replace(manifest, files=(*manifest.files, page)))
 
 
-def _clean_shards(raw: Dataset, uri: str, rules: RowRules, context: Context) -> list[CleanedShard]:
-    """Clean every slice of the raw shards, in their order; slices that an earlier attempt finished are reused."""
-    progress = Progress("clean", total=raw.manifest.totals.rows)
-    parts = plan_slices(raw)
-    shards: dict[str, CleanedShard] = {}
-    for part in parts:
-        record = context.workspace.read_work_record(uri, part.key)
-        shard = CleanedShard.from_record(record) if record else None
-        if shard is not None and _has_files(uri, shard):
-            shards[part.key] = shard
-            progress.leave_out(part.rows)
-    missing = [part for part in parts if part.key not in shards]
-    for part, shard in clean_slices(raw, missing, uri, rules, progress):
-        context.workspace.write_work_record(uri, part.key, shard.to_record())
-        shards[part.key] = shard
-    return [shards[part.key] for part in parts]
+def _find_pictures(
+    dataset: Dataset, ids: Sequence[str], kept: KeptRows, parts: list[Slice], shards: list[CleanedShard]
+) -> dict[str, Picture]:
+    """Find the pictures of images where the decision has put them: in the final files, or in raw only."""
+    rows = kept.candidates.find_rows(ids)
+    places = kept.locate(dataset, rows.items())
+    of_table = [part for part, shard in zip(parts, shards, strict=True) if shard.candidates]
+    dropped = {image_id: of_table[kept.candidates.find_table(row)] for image_id, row in rows.items()}
+    raw_places = {image_id: (part.file, range(part.first, part.last)) for image_id, part in dropped.items()}
+    return find_pictures(dataset, ids, places, raw_places)
 
 
-def _has_files(uri: str, shard: CleanedShard) -> bool:
-    store = get_store(uri)
-    entries = [(store.stat(uris.join(uri, file.uri)), file.bytes) for file in shard.data + shard.rejected]
-    return all(entry is not None and entry.size == size for entry, size in entries)
+def _read_candidates(
+    raw: Dataset, parts: list[Slice], shards: list[CleanedShard], finished: FinishedWork
+) -> Candidates:
+    """Read the valid rows of all slices, without those that have left the source."""
+    with_rows = [(part, shard) for part, shard in zip(parts, shards, strict=True) if shard.candidates]
+    tables = [file for _, shard in with_rows for file in shard.candidates]
+    data = [file for _, shard in with_rows for file in shard.data]
+    removed = {number: raw.removed_ids(part.file) for number, (part, _) in enumerate(with_rows)}
+    return read_candidates(finished.uri, tables, data, removed)
+
+
+def _list_rejected(
+    raw: Dataset, parts: list[Slice], shards: list[CleanedShard], finished: FinishedWork
+) -> tuple[list[File], list[dict[str, Any]]]:
+    """Return the files of rejected rows, and apart from them the rows of files that hold one which left the source."""
+    files: list[File] = []
+    rows: list[dict[str, Any]] = []
+    for part, shard in zip(parts, shards, strict=True):
+        removed = raw.removed_ids(part.file)
+        for file in shard.rejected:
+            tables = read_file_columns(finished.uri, file, None) if removed else ()
+            content = [row for table in tables for row in table.to_pylist()]
+            left = [row for row in content if row["image_id"] not in removed]
+            if len(left) == len(content):
+                files.append(file)
+            else:
+                rows += left
+    return files, rows

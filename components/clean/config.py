@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar
 
 from ..imaging.choices import COLORS, DecodeLimits
 from ..imaging.pixel_options import PixelOptions
@@ -24,6 +24,13 @@ REASONS = (
     "duplicate_bytes", "duplicate_pixels", "near_duplicate", "near_duplicate_of_test", "label_conflict", "outlier",
 )  # fmt: skip
 """The closed set of reject codes."""
+
+LABEL_FIELDS = ("unknown_labels", "label_separator", "rare_classes", "rare_below", "other_class")
+"""Fields that are read only where the label rules are made: a row depends on the rules for its own labels."""
+DECISION_FIELDS = (
+    "outliers", "outlier_threshold", "outlier_fields", "near_duplicates", "near_radius", "leakage", "label_conflicts",
+)  # fmt: skip
+"""Fields that only the decision on all images reads. A changed one leaves every row as it was measured."""
 
 OUTLIER_FIELDS = ("brightness", "contrast", "sharpness", "entropy", "aspect_ratio", "colorfulness", "bytes_per_pixel")
 
@@ -172,6 +179,18 @@ class CleanConfig(StepConfig, PixelOptions):
         self.background_rgb()
         self.background_values()
         self.outlier_names()
+
+    def for_rows(self) -> CleanConfig:
+        """Return this config with defaults for the fields that a single row can't depend on.
+
+        Rows are cleaned with it, so that a field which is listed wrongly has no effect, instead of an unnoticed one on
+        rows that are reused.
+        """
+        others = (*LABEL_FIELDS, *DECISION_FIELDS)
+        reset: dict[str, Any] = {
+            f.name: f.default for f in fields(self) if f.name in others or not f.metadata["in_fingerprint"]
+        }
+        return replace(self, **reset)
 
     def outlier_names(self) -> tuple[str, ...]:
         """Return the names in `outlier_fields`; UserError for one that is no measure."""

@@ -89,14 +89,14 @@ def drop_duplicates(verdicts: Verdicts, label_conflicts: str) -> None:
 
 
 def group_equal_pixels(candidates: Candidates) -> list[Rows]:
-    """Return the groups of two and more rows with equal pixels, ordered by their first row."""
+    """Return the groups of two and more rows with equal pixels, in an order of their content."""
     if not len(candidates):
         return []
     order = np.lexsort((candidates.pixels[:, 1], candidates.pixels[:, 0]))  # stable: rows of a group stay in order
     keys = candidates.pixels[order]
     edges = np.flatnonzero((keys[1:] != keys[:-1]).any(axis=1)) + 1
     groups = [group for group in np.split(order.astype(np.int64), edges) if len(group) > 1]
-    return sorted(groups, key=lambda group: int(group[0]))
+    return sorted(groups, key=lambda group: int(candidates.order[group].min()))
 
 
 def _resolve_conflict(verdicts: Verdicts, rows: list[int], infos: dict[int, CandidateInfo], policy: str) -> list[int]:
@@ -136,7 +136,7 @@ def find_outliers(verdicts: Verdicts, names: tuple[str, ...], threshold: float, 
         far = np.flatnonzero(scores > threshold)
         if not len(far):
             continue
-        farthest = far[np.argsort(-scores[far], kind="stable")]
+        farthest = far[np.lexsort((candidates.order[rows[far]], -scores[far]))]
         infos = candidates.read_infos(rows[farthest[:OUTLIER_EXAMPLES]])
         median = float(np.median(values))
         findings[name] = {

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from ..dataset.manifest import find_dataset
 from ..dataset.workspace import Workspace
@@ -81,6 +82,22 @@ class LabelRules:
         if unknown := sorted(merged - self.ids.keys()):
             raise ImageRejected("unknown_label", f"{unknown[0]} is not in the class list")
         return sorted(merged, key=self.ids.__getitem__)
+
+    def restrict(self, texts: Iterable[str]) -> LabelRules:
+        """Return the part of the rules that decides on `texts`: what is left out changes none of their results."""
+        names = {name for text in texts for name in split_labels(text, self.separator)}
+        rare = self.rare & names
+        other = self.other if rare else ""
+        occurring = (names - rare) | {other}
+        ids = {name: number for name, number in self.ids.items() if name in occurring}
+        return LabelRules(ids, self.separator, rare, other)
+
+    def to_record(self) -> dict[str, Any]:
+        return asdict(self) | {"rare": sorted(self.rare)}
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> LabelRules:
+        return cls(**{**record, "rare": frozenset(record["rare"])})
 
 
 def split_labels(text: str, separator: str) -> list[str]:

@@ -1,40 +1,30 @@
-"""The manifest of a clean dataset, counted from its files, the checks that no row was lost, and the summary."""
+"""The manifest of a clean dataset, the checks that no row was lost, and the summary."""
 
 from __future__ import annotations
 
 from collections import Counter
 from typing import Any
 
-import pyarrow.compute as pc
-
 from ..dataset.manifest import Dataset, File, Manifest, Totals
-from ..dataset.shards import read_columns
+from ..dataset.shards import READ_THREADS, read_columns
 from ..imaging.choices import COLORS
 from ..step.step import Context
 from ..storage import uri as uris
 from ..storage.errors import MillError, UserError
-from .labels import split_labels
+from .kept_rows import KeptCounts
 from .shard import RowRules
 from .splits import SPLITS
 
 
-def make_manifest(raw: Dataset, uri: str, rules: RowRules, files: list[File], findings: dict[str, Any]) -> Manifest:
-    """Make the manifest of a clean dataset; totals are counted from `files`, not from what was meant to be in them."""
+def make_manifest(
+    raw: Dataset, uri: str, rules: RowRules, files: list[File], kept: KeptCounts, findings: dict[str, Any]
+) -> Manifest:
+    """Make the manifest of a clean dataset."""
     classes, config = tuple(rules.labels.ids), rules.config
     draft = Dataset(uri, Manifest("clean", uris.basename(uri), files=tuple(files)), "")
-    by_class_split: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
-    by_split: Counter[str] = Counter()
-    size, warnings = 0, 0
-    for table in read_columns(draft, "data", ["label", "split", "image_bytes", "decoder_warning"]):
-        size += pc.sum(table.column("image_bytes")).as_py()
-        warnings += table.num_rows - table.column("decoder_warning").null_count
-        groups = table.group_by(["split", "label"]).aggregate([([], "count_all")])
-        for row in groups.to_pylist():
-            by_split[row["split"]] += row["count_all"]
-            for name in split_labels(row["label"], rules.labels.separator):
-                by_class_split[row["split"]][name] += row["count_all"]
+    by_split, by_class_split = kept.by_split, kept.by_class_split
     reasons: Counter[str] = Counter()
-    for table in read_columns(draft, "rejected", ["reason"]):
+    for table in read_columns(draft, "rejected", ["reason"], threads=READ_THREADS):
         reasons.update(table.column("reason").to_pylist())
     color = config.stored_color
     return Manifest(
@@ -47,7 +37,7 @@ def make_manifest(raw: Dataset, uri: str, rules: RowRules, files: list[File], fi
         files=tuple(files),
         totals=Totals(
             rows=sum(by_split.values()),
-            bytes=size,
+            bytes=kept.bytes,
             rejected=sum(reasons.values()),
             by_split={split: by_split[split] for split in SPLITS},
             by_class={name: sum(by_class_split[split][name] for split in SPLITS) for name in classes},
@@ -57,7 +47,7 @@ def make_manifest(raw: Dataset, uri: str, rules: RowRules, files: list[File], fi
         extra={
             "dataset_name": raw.manifest.extra["dataset_name"],
             "by_class_and_split": {split: {name: by_class_split[split][name] for name in classes} for split in SPLITS},
-            "decoder_warnings": warnings,
+            "decoder_warnings": kept.warnings,
             "rows_in": raw.manifest.totals.rows,
             "found": findings,
             **({"image_size": raw.manifest.extra["image_size"]} if "image_size" in raw.manifest.extra else {}),

@@ -28,8 +28,12 @@ WORKER_BYTES = 3 * 2**27
 def clean_slices(
     raw: Dataset, parts: list[Slice], uri: str, rules: RowRules, progress: Progress
 ) -> Iterator[tuple[Slice, CleanedShard]]:
-    """Yield every slice with its result, in the order of `parts`. Each process holds two slices' images, 150 MB."""
-    workers = rules.config.clean_workers or max_workers(WORKER_BYTES)
+    """Yield every slice with its result, in the order of `parts`. Each process holds two slices' images, 150 MB.
+
+    Args:
+        uri: folder below which the files are written.
+    """
+    workers, rules = rules.config.clean_workers or max_workers(WORKER_BYTES), rules.for_rows()
     processes = min(workers, len(parts))
     if processes < 2 or sum(part.bytes for part in parts) <= SLICE_BYTES:
         decode_lock = threading.Lock()
@@ -39,7 +43,7 @@ def clean_slices(
 
         yield from zip(parts, map_ordered(parts, clean_in_process, CONCURRENT_JOBS, lambda _: 0), strict=True)
         return
-    setup = {"raw": raw.uri, "clean": uri, "rules": rules_to_record(rules), "threads": workers // processes}
+    setup = {"raw": raw.uri, "shards": uri, "rules": rules_to_record(rules), "threads": workers // processes}
     with _start_workers(processes, setup, progress) as run:
         yield from zip(parts, map_ordered(parts, run, CONCURRENT_JOBS * processes, lambda _: 0), strict=True)
 

@@ -91,3 +91,9 @@ def make_clean_layout(schema: pa.Schema) -> Layout:
     """Return a layout with small row groups, because resize reads a range of the shuffled order from every file, and
     can read only whole groups. Groups of 1 MB take 1 % longer to write than those of 4 MB."""
     return Layout(schema, row_group_bytes=2**20)
+
+
+def make_candidates_layout(layout: Layout) -> Layout:
+    """Return the layout of the same rows without their images, as one row group."""
+    names = [name for name in layout.schema.names if name not in ("image", "mask")]
+    return Layout(pa.schema([layout.schema.field(name) for name in names]))

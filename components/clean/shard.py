@@ -1,28 +1,28 @@
 """Cleaning of one slice of a raw shard: clean files (one per split, in shuffled order) and the rejected rows.
 
-A row depends only on its raw row, the config and the class list, so that a slice can be cleaned alone, again, or by
-another process, with the same bytes as its result.
+A row depends only on its raw row, the config and the ids of its labels, so that a slice can be cleaned alone, again,
+or by another process, with the same bytes as its result, and for every snapshot that has it.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 import xxhash
 
 from ..dataset.manifest import Dataset, File
-from ..dataset.shards import Layout, ShardWriter, open_parquet, row_groups
+from ..dataset.shards import READ_THREADS, Layout, ShardWriter, open_parquet, read_row_group
 from ..imaging.decoder import ImageRejected, Pixels
 from ..imaging.standardize import StandardizedImage, standardize
 from ..storage.parallel import map_ordered
 from .config import CleanConfig
 from .labels import LabelRules
 from .measures import measure
-from .schema import MEASURES, REJECTED, make_clean_layout, make_clean_schema
+from .schema import MEASURES, REJECTED, make_candidates_layout, make_clean_layout, make_clean_schema
 from .splits import choose_split, compute_shuffle_index
 
 SLICE_BYTES = 32 * 2**20
@@ -40,6 +40,7 @@ class Slice:
         first, last: range of row groups.
         rows: number of rows.
         bytes: uncompressed size of the row groups.
+        labels: the label texts that occur, sorted; empty text for rows without one.
     """
 
     file: File
@@ -47,10 +48,11 @@ class Slice:
     last: int
     rows: int
     bytes: int
+    labels: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
-        """Name under which the finished work is recorded."""
+        """Name of the slice among those of its dataset."""
         return f"{self.file.sha256[:16]}-{self.first:04d}"
 
     def to_record(self) -> dict[str, Any]:
@@ -58,45 +60,59 @@ class Slice:
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Slice:
-        return cls(**{**record, "file": File(**record["file"])})
+        return cls(**{**record, "file": File(**record["file"]), "labels": tuple(record["labels"])})
 
 
 def plan_slices(raw: Dataset) -> list[Slice]:
-    """Divide a raw dataset into slices, in its order.
+    """Divide a raw dataset into slices, in its order; reads only the footers and the labels of its files.
 
-    Reads only the footers of its files, and the ids of those that hold removed rows, which no slice counts.
+    A slice covers all rows of its row groups, those that have left the source too: so it stays the same.
     """
+    planned = map_ordered(raw.files(), lambda file: _plan_file(raw, file), READ_THREADS, lambda _: 0)
+    return [part for parts in planned for part in parts]
+
+
+def _plan_file(raw: Dataset, file: File) -> list[Slice]:
+    uri = raw.locate(file)
     slices: list[Slice] = []
-    for file in raw.files():
-        first = rows = size = 0
-        kept = [table.num_rows for table in row_groups(raw, file, ["image_id"])] if raw.removed_ids(file) else None
-        with open_parquet(raw.locate(file)) as parquet:
-            last = parquet.num_row_groups
-            for index in range(last):
-                group = parquet.metadata.row_group(index)
-                if size and size + group.total_byte_size > SLICE_BYTES:
-                    slices.append(Slice(file, first, index, rows, size))
-                    first, rows, size = index, 0, 0
-                rows += group.num_rows if kept is None else kept[index]
-                size += group.total_byte_size
-        if rows:
-            slices.append(Slice(file, first, last, rows, size))
+    first = rows = size = 0
+    labels: set[str] = set()
+    with open_parquet(uri) as parquet:
+        last = parquet.num_row_groups
+        for index in range(last):
+            group = parquet.metadata.row_group(index)
+            if size and size + group.total_byte_size > SLICE_BYTES:
+                slices.append(Slice(file, first, index, rows, size, tuple(sorted(labels))))
+                first, rows, size, labels = index, 0, 0, set()
+            rows += group.num_rows
+            size += group.total_byte_size
+            texts = read_row_group(parquet, index, uri, ["label"]).column("label").unique().to_pylist()
+            labels.update(text or "" for text in texts)
+    if rows:
+        slices.append(Slice(file, first, last, rows, size, tuple(sorted(labels))))
     return slices
 
 
 @dataclass(frozen=True)
 class CleanedShard:
-    """The files that one slice resulted in: of its kept rows, and of its rejected ones if there are any."""
+    """The files that one slice resulted in, with URIs relative to the folder that it was cleaned into.
 
+    Attributes:
+        candidates: the valid rows without their images, in the order of the rows in `data`; none without such rows.
+        data: the valid rows, a file per split.
+        rejected: the other rows; none if there are none.
+    """
+
+    candidates: tuple[File, ...]
     data: tuple[File, ...]
     rejected: tuple[File, ...]
 
     def to_record(self) -> dict[str, Any]:
-        return {"data": [asdict(file) for file in self.data], "rejected": [asdict(file) for file in self.rejected]}
+        return {name: [asdict(file) for file in files] for name, files in vars(self).items()}
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> CleanedShard:
-        return cls(tuple(File(**file) for file in record["data"]), tuple(File(**file) for file in record["rejected"]))
+        return cls(**{field.name: tuple(File(**file) for file in record[field.name]) for field in fields(cls)})
 
 
 @dataclass(frozen=True)
@@ -105,6 +121,10 @@ class RowRules:
 
     config: CleanConfig
     labels: LabelRules
+
+    def for_rows(self) -> RowRules:
+        """Return the rules without what only the decision on all images reads: no row can depend on that."""
+        return replace(self, config=self.config.for_rows())
 
     @property
     def is_one_hot(self) -> bool:
@@ -134,7 +154,7 @@ def clean_shard(
     raw: Dataset, part: Slice, uri: str, rules: RowRules, count: Callable[[int], None], decode_lock: threading.Lock,
     threads: int,
 ) -> CleanedShard:  # fmt: skip
-    """Clean one slice into files below the dataset `uri`.
+    """Clean one slice into files below the folder `uri`.
 
     Args:
         count: called with the number of rows just finished.
@@ -164,8 +184,11 @@ def clean_rows(raw: Dataset, part: Slice, rules: RowRules, count: Callable[[int]
 
 def write_shard(rows: CleanedRows, uri: str, rules: RowRules) -> CleanedShard:
     """Write the files of one slice, in alphabetical order of their splits."""
-    data = tuple(write_rows(uri, split, rows.kept[split], rules.layout) for split in sorted(rows.kept))
-    return CleanedShard(data, (write_rejected(uri, rows.rejected),) if rows.rejected else ())
+    layout = rules.layout
+    kept = {split: sort_rows(rows.kept[split]) for split in sorted(rows.kept)}
+    data = tuple(write_rows(uri, split, kept[split], layout) for split in kept)
+    candidates = (write_candidates(uri, [row for split in kept for row in kept[split]], layout),) if kept else ()
+    return CleanedShard(candidates, data, (write_rejected(uri, rows.rejected),) if rows.rejected else ())
 
 
 def _read_rows(raw: Dataset, part: Slice, config: CleanConfig) -> Iterator[dict[str, Any]]:
@@ -173,8 +196,10 @@ def _read_rows(raw: Dataset, part: Slice, config: CleanConfig) -> Iterator[dict[
     columns = ["image_id", "image", "sha256", "label", "split", "group"]
     columns += ["boxes"] if config.roi != "off" else []
     columns += ["mask"] if config.background != "off" or config.keep_masks else []
-    for table in row_groups(raw, part.file, columns, range(part.first, part.last)):
-        yield from table.to_pylist()
+    uri = raw.locate(part.file)
+    with open_parquet(uri) as parquet:
+        for index in range(part.first, part.last):
+            yield from read_row_group(parquet, index, uri, columns).to_pylist()
 
 
 def clean_row(row: dict[str, Any], rules: RowRules) -> dict[str, Any]:
@@ -253,12 +278,28 @@ def hash_pixels(pixels: Pixels) -> str:
     return digest.hexdigest()
 
 
+def sort_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Sort rows in shuffled order (ties, which only copies can have, by image_id)."""
+    return sorted(rows, key=lambda r: (r["shuffle_index"], r["image_id"]))
+
+
 def write_rows(uri: str, split: str, rows: list[dict[str, Any]], layout: Layout) -> File:
-    """Write one clean file, its rows in shuffled order (ties, which only copies can have, by image_id)."""
+    """Write one clean file, its rows in shuffled order."""
     with ShardWriter(uri, layout) as writer:
-        for row in sorted(rows, key=lambda r: (r["shuffle_index"], r["image_id"])):
+        for row in sort_rows(rows):
             writer.add(row, len(row["image"]["bytes"]))
         return writer.publish(f"data/{split or 'unsplit'}", "data", split)
+
+
+def write_candidates(uri: str, rows: list[dict[str, Any]], layout: Layout) -> File:
+    """Write the columns of rows without their images, in the order of `rows`: about 1.3 kB a row.
+
+    The decision on all images reads one such file of a slice instead of many row groups of images.
+    """
+    with ShardWriter(uri, make_candidates_layout(layout)) as writer:
+        for row in rows:
+            writer.add(row, 0)
+        return writer.publish("candidates", "candidates")
 
 
 def write_rejected(uri: str, rows: list[dict[str, Any]]) -> File:

@@ -65,8 +65,13 @@ def check_radius(config: CleanConfig, rows: int) -> None:
 
 
 def find_twins(candidates: Candidates, alive: npt.NDArray[np.bool_], radius: int) -> Twins:
-    """Find the verified pairs among the rows that are alive, with hashes within `radius` bits."""
+    """Find the verified pairs among the rows that are alive, with hashes within `radius` bits.
+
+    They are in an order of their content, so that of several twins of an image the same one is named however the rows
+    are divided into files.
+    """
     rows = np.flatnonzero(alive)
+    rows = rows[np.argsort(candidates.order[rows], kind="stable")]
     near = find_near_pairs(candidates.phash[rows], radius)
     first, second = rows[near.pairs[:, 0]], rows[near.pairs[:, 1]]
     aspect_ratio = candidates.measures["aspect_ratio"]

@@ -34,7 +34,7 @@ class Worker:
 
     def __init__(self, setup: dict[str, Any], output: IO[str]) -> None:
         self._raw: Dataset = read_dataset(setup["raw"], "raw")
-        self._uri, self._threads = setup["clean"], setup["threads"]
+        self._uri, self._threads = setup["shards"], setup["threads"]
         self._rules = rules_from_record(setup["rules"])
         self._output, self._lock, self._decode_lock = output, threading.Lock(), threading.Lock()
         self._unreported, self._last_message = 0, time.monotonic()
@@ -68,13 +68,11 @@ class Worker:
 
 def rules_to_record(rules: RowRules) -> dict[str, Any]:
     """Return the rules as JSON; the config's values are effective ones, so no preset is applied again."""
-    labels = asdict(rules.labels) | {"rare": sorted(rules.labels.rare)}
-    return {"config": asdict(rules.config), "labels": labels}
+    return {"config": asdict(rules.config), "labels": rules.labels.to_record()}
 
 
 def rules_from_record(record: dict[str, Any]) -> RowRules:
-    labels = LabelRules(**{**record["labels"], "rare": frozenset(record["labels"]["rare"])})
-    return RowRules(CleanConfig(**record["config"]), labels)
+    return RowRules(CleanConfig(**record["config"]), LabelRules.from_record(record["labels"]))
 
 
 class _PandasBlocker:

@@ -9,22 +9,27 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
+from itertools import islice
 from typing import Any
 
 from ..storage import uri as uris
 from ..storage.errors import DatasetError, UserError, wrong
-from ..storage.filesystem import get_store
+from ..storage.filesystem import Entry, get_store
+from ..storage.parallel import map_ordered
 
 FORMAT, FORMAT_VERSION = "imagemill", 1
 KINDS = ("raw", "clean", "tensors", "model", "evaluation")
 MANIFEST = "_manifest.json"
 MIN_FILES_TO_LIST = 20
 """From this number of files on, sizes are read from a listing of their folder, which may hold more files."""
+LISTED_PER_FILE, STAT_THREADS = 50, 16
+"""Most files that are listed for each expected one (a thousand are one request), and files that are looked up at once
+where the listing did not name them."""
 _JSON_TYPES: dict[str, tuple[type[Any], str]] = {
     "str": (str, "a text"),
     "int": (int, "a whole number that is not negative"),
@@ -137,22 +142,33 @@ class Dataset:
         return Parent(uris.relpath(self.uri, child_uri), self.fingerprint, self.manifest_sha256)
 
     def missing(self) -> list[str]:
-        """Return a message for each listed file that is gone or has another size; large folders are listed once."""
+        """Return a message for each listed file that is gone or has another size."""
         expected = {self.locate(f): f.bytes for f in self.manifest.files}
-        folders = count_values(uri.rpartition("/")[0] for uri in expected)
-        sizes: dict[str, int] = {}
-        for folder, number in folders.items():
-            store = get_store(folder)
-            if number >= MIN_FILES_TO_LIST:
-                sizes |= {entry.uri: entry.size for entry in store.list(folder) if entry.uri in expected}
-            else:
-                entries = (store.stat(uri) for uri in expected if uri.rpartition("/")[0] == folder)
-                sizes |= {entry.uri: entry.size for entry in entries if entry}
         return [
-            f"{uri}: expected {size} bytes, found {sizes.get(uri, 'none')}"
-            for uri, size in expected.items()
-            if sizes.get(uri) != size
+            f"{uri}: expected {expected[uri]} bytes, found {'none' if size is None else size}"
+            for uri, size in find_damaged(expected).items()
         ]
+
+
+def find_damaged(expected: Mapping[str, int]) -> dict[str, int | None]:
+    """Return the size of each file that has another one than expected; None for a file that is gone.
+
+    Folders of many expected files are listed, but not to their end where most files are others, as in a pool of shards.
+    """
+    sizes: dict[str, int] = {}
+    for folder, number in count_values(uri.rpartition("/")[0] for uri in expected).items():
+        if number >= MIN_FILES_TO_LIST:
+            entries = islice(get_store(folder).list(folder), LISTED_PER_FILE * number)
+            sizes |= {entry.uri: entry.size for entry in entries if entry.uri in expected}
+    unseen = [uri for uri in expected if uri not in sizes]
+    for uri, entry in zip(unseen, map_ordered(unseen, _stat, STAT_THREADS, lambda _: 0), strict=True):
+        if entry:
+            sizes[uri] = entry.size
+    return {uri: sizes.get(uri) for uri, size in expected.items() if sizes.get(uri) != size}
+
+
+def _stat(uri: str) -> Entry | None:
+    return get_store(uri).stat(uri)
 
 
 def resolve_uri(base: str, relative_uri: str, up: int) -> str:

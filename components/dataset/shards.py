@@ -19,9 +19,12 @@ import pyarrow.parquet as pq
 from ..storage import uri as uris
 from ..storage.errors import DatasetError, MillError
 from ..storage.filesystem import get_store, hash_file, map_disk_errors
+from ..storage.parallel import map_ordered
 from ..storage.retry import with_retry
 from .manifest import Dataset, File
 
+READ_THREADS = 16
+"""Small files that are read at a time: from an object store each of them is some round trips."""
 ROW_GROUP_BYTES = 8 * 2**20
 """Image bytes in a row group of raw and clean, which a reader holds at once per open file."""
 
@@ -233,7 +236,18 @@ def leave_out(table: pa.Table, image_ids: frozenset[str]) -> pa.Table:
     return table.filter(pc.invert(pc.is_in(ids, pa.array(sorted(image_ids), ids.type))))
 
 
-def read_columns(dataset: Dataset, role: str, columns: list[str], split: str | None = None) -> Iterator[pa.Table]:
-    """Yield columns of every row of a role, a row group at a time, in the order of the manifest's files."""
-    for file in dataset.files(role, split):
+def read_columns(
+    dataset: Dataset, role: str, columns: list[str], split: str | None = None, threads: int = 1
+) -> Iterator[pa.Table]:
+    """Yield columns of every row of a role, a row group at a time, in the order of the manifest's files.
+
+    `threads`: files that are read at a time, each as a whole, for small files of which there are many.
+    """
+    files = dataset.files(role, split)
+    if threads > 1:
+        tables = map_ordered(files, lambda f: list(row_groups(dataset, f, columns)), threads, lambda f: f.bytes)
+        for groups in tables:
+            yield from groups
+        return
+    for file in files:
         yield from row_groups(dataset, file, columns)

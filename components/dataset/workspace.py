@@ -71,6 +71,10 @@ class Workspace:
     def write_work_record(self, folder: str, key: str, record: dict[str, Any]) -> None:
         self.store.put_if_absent(uris.join(folder, "_work", f"{key}.json"), _json(record))
 
+    def replace_work_record(self, folder: str, key: str, record: dict[str, Any]) -> None:
+        """Write the record of work that may have been recorded before, when it had files that are gone now."""
+        self.store.put(uris.join(folder, "_work", f"{key}.json"), _json(record))
+
     # Sources: the raw dataset of each listing.
 
     def read_source_record(self, listing: str) -> dict[str, Any] | None:

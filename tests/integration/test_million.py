@@ -79,10 +79,12 @@ print(json.dumps({"seconds": time.monotonic() - started, "rows": rows}))
 _DECIDE = """
 from imagemill.components.clean.config import CleanConfig
 from imagemill.components.clean.decide import decide
-from imagemill.components.clean.verdicts import write_final_files
+from imagemill.components.clean.final_files import write_final_files
+from imagemill.components.clean.reuse import FinishedWork
 from imagemill.components.clean.schema import CLEAN, make_clean_layout
 from imagemill.components.clean.candidates import read_candidates
 from imagemill.components.dataset.manifest import read_dataset
+from imagemill.components.dataset.workspace import Workspace
 clean = read_dataset(sys.argv[1])
 before, started = megabytes(), time.monotonic()
 table = read_candidates(clean.uri, clean.files())
@@ -90,7 +92,8 @@ held = megabytes() - before
 config = CleanConfig(split=sys.argv[2], outliers="drop", near_duplicates="drop")
 verdicts, twins = decide(table, config)
 rejected = sum(1 for _ in verdicts.iterate_rejected())
-files = write_final_files(clean.uri, verdicts, make_clean_layout(CLEAN))
+finished = FinishedWork(Workspace(clean.uri.removesuffix("/clean/_shards")))
+files = write_final_files(verdicts, finished, make_clean_layout(CLEAN)).files
 print(json.dumps({
     "rows": len(table), "held": held, "rejected": rejected, "kept": sum(f.rows for f in files), "twins": len(twins),
     "copies": verdicts.findings["duplicates"]["groups"], "peak": megabytes() - before,
@@ -118,7 +121,7 @@ def measured(code: str, *words: str) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def clean(tmp_path_factory: pytest.TempPathFactory) -> str:
-    uri = str(Path(tmp_path_factory.mktemp("million")) / "clean" / ("0" * 16))
+    uri = str(Path(tmp_path_factory.mktemp("million")) / "clean" / "_shards")
     made = measured(_WRITE.replace("THUMBNAIL", str(THUMBNAIL_BYTES)), uri)
     assert made["rows"] == MILLION and made["seconds"] < 120  # labels, splits and order of a million among it
     return uri

@@ -20,6 +20,7 @@ from imagemill.components.clean.candidates import read_candidates
 from imagemill.components.clean.clean import clean
 from imagemill.components.clean.config import REASONS, CleanConfig
 from imagemill.components.clean.decide import decide
+from imagemill.components.clean.final_files import write_final_files
 from imagemill.components.clean.labels import (
     LabelRules,
     extend_class_list,
@@ -27,10 +28,10 @@ from imagemill.components.clean.labels import (
     read_class_list,
     split_labels,
 )
+from imagemill.components.clean.reuse import FinishedWork
 from imagemill.components.clean.schema import CLEAN, REJECTED, make_clean_layout
-from imagemill.components.clean.shard import CleanedShard, hash_pixels, plan_slices, write_rows
+from imagemill.components.clean.shard import RowRules, hash_pixels, plan_slices, write_rows
 from imagemill.components.clean.splits import SPLITS, choose_split, compute_shuffle_index, compute_split_position
-from imagemill.components.clean.verdicts import write_final_files
 from imagemill.components.dataset.manifest import Dataset, File, Manifest, Totals, commit, count_values
 from imagemill.components.dataset.shards import Layout, ShardWriter
 from imagemill.components.dataset.workspace import Workspace
@@ -262,8 +263,8 @@ def test_of_copies_the_one_in_test_stays_then_val_then_the_smallest_id(tmp_path:
         clean_row("g", "train", three, "dog"), clean_row("f", "train", encoded(noise(2), "BMP"), "cat"),
         clean_row("alone", "train", encoded(noise(9))),
     ]  # fmt: skip
-    uri = str(tmp_path / "clean" / "01")
-    layout = make_clean_layout(CLEAN)
+    finished = FinishedWork(Workspace(str(tmp_path)))
+    uri, layout = finished.uri, make_clean_layout(CLEAN)
     files = [write_rows(uri, s, [r for r in rows if r["split"] == s], layout) for s in SPLITS]
     verdicts, _ = decide(read_candidates(uri, files), CleanConfig(near_duplicates="off"))
     found = {row["image_id"]: row for row in verdicts.iterate_rejected()}
@@ -273,7 +274,7 @@ def test_of_copies_the_one_in_test_stays_then_val_then_the_smallest_id(tmp_path:
     }
     assert found["a"]["detail"] == "same as y (test)"
     assert found["g"]["detail"] == "same as f (train); labelled dog here, cat there"
-    final = write_final_files(uri, verdicts, layout)
+    final = write_final_files(verdicts, finished, layout).files
     assert [(f.split, f.rows) for f in final] == [("train", 2), ("val", 1), ("test", 1)]
     table = pq.read_table(f"{uri}/{final[0].uri}")
     assert sorted(table.column("image_id").to_pylist()) == ["alone", "f"]
@@ -282,15 +283,16 @@ def test_of_copies_the_one_in_test_stays_then_val_then_the_smallest_id(tmp_path:
 
 def test_files_are_rewritten_only_where_rows_go_or_change_sides(tmp_path: Path) -> None:
     rows = [clean_row(f"{n}", SPLITS[n % 3], encoded(noise(n))) for n in range(30)]
-    uri, layout = str(tmp_path / "clean" / "01"), make_clean_layout(CLEAN)
+    finished = FinishedWork(Workspace(str(tmp_path)))
+    uri, layout = finished.uri, make_clean_layout(CLEAN)
     files = [write_rows(uri, s, [r for r in rows if r["split"] == s], layout) for s in SPLITS]
     verdicts, _ = decide(read_candidates(uri, files), CleanConfig(near_duplicates="off"))
-    assert write_final_files(uri, verdicts, layout) == files
+    assert write_final_files(verdicts, finished, layout).files == files
     verdicts.alive[:10] = False
-    assert write_final_files(uri, verdicts, layout) == files[1:]
+    assert write_final_files(verdicts, finished, layout).files == files[1:]
     verdicts.alive[:] = True
     verdicts.splits[::2] = 0
-    moved = write_final_files(uri, verdicts, layout)
+    moved = write_final_files(verdicts, finished, layout).files
     found = [(f.split, row) for f in moved for row in pq.read_table(f"{uri}/{f.uri}").to_pylist()]
     assert sorted(row["image_id"] for _, row in found) == sorted(row["image_id"] for row in rows)
     assert all(row["split"] == split for split, row in found)
@@ -382,14 +384,15 @@ def test_growing_a_dataset_moves_no_image_and_renumbers_no_class(tmp_path: Path)
 def test_a_killed_clean_goes_on_only_from_files_that_are_there(tmp_path: Path) -> None:
     raw = raw_dataset(tmp_path, toy_rows())
     dataset = run_clean(tmp_path, raw)
-    folder = Path(dataset.uri)
+    folder, finished = tmp_path / "clean", FinishedWork(Workspace.open(str(tmp_path)))
     expected = {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*.parquet")}
-    (folder / "_manifest.json").unlink()  # as if killed just before the commit
-    workspace = Workspace.open(str(tmp_path))
-    records = [workspace.read_work_record(dataset.uri, part.key) for part in plan_slices(raw)]
-    lost, cut = (CleanedShard.from_record(record).data[0] for record in records if record)
-    (folder / lost.uri).unlink()
-    (folder / cut.uri).write_bytes((folder / cut.uri).read_bytes()[:100])
+    (folder / dataset.fingerprint / "_manifest.json").unlink()  # as if killed just before the commit
+    rules = RowRules(CleanConfig(), LabelRules({"a": 0, "b": 1}))
+    shards = list(finished.find_slices(plan_slices(raw), rules).values())
+    assert len(shards) == 2
+    (folder / "_shards" / shards[0].candidates[0].uri).unlink()
+    cut = folder / "_shards" / shards[1].rejected[0].uri
+    cut.write_bytes(cut.read_bytes()[:100])
     again = run_clean(tmp_path, raw)
     assert again.manifest.files == dataset.manifest.files and not again.missing()
     assert {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*.parquet")} == expected
@@ -411,4 +414,4 @@ def test_files_of_clean_are_listed_by_split(tmp_path: Path) -> None:
     dataset = run_clean(tmp_path, raw_dataset(tmp_path, toy_rows()))
     files: list[File] = dataset.files()
     assert [f.split for f in files] == sorted((f.split for f in files), key=SPLITS.index)
-    assert all(f.uri.startswith(f"data/{f.split}/part-") for f in files)
+    assert all(f.uri.startswith(f"../_shards/data/{f.split}/part-") for f in files)

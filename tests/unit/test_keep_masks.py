@@ -15,10 +15,10 @@ from PIL import Image
 
 from imagemill.components.clean.candidates import read_file_columns
 from imagemill.components.clean.config import CleanConfig
+from imagemill.components.clean.final_files import rewrite_file
 from imagemill.components.clean.labels import LabelRules
 from imagemill.components.clean.schema import make_clean_schema
 from imagemill.components.clean.shard import RowRules, Slice, clean_row, clean_shard
-from imagemill.components.clean.verdicts import rewrite_file
 from imagemill.components.dataset.manifest import Dataset, Manifest
 from imagemill.components.dataset.shards import Layout, ShardWriter
 from imagemill.components.imaging.decoder import ImageRejected, decode

@@ -1,0 +1,137 @@
+"""Finished work that every clean dataset of a workspace reuses: cleaned slices, and files without dropped rows.
+
+The files lie in the pool `clean/_shards/`, named by their content, and manifests list them there. The records in the
+pool's `_work/` say which files a piece of work resulted in, under a key of everything that the result depends on: so
+a snapshot that has grown cleans what is new, and so does a retry after a failure. A record whose files are gone is
+worth nothing, and the work is done again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from ..dataset.fingerprint import digest
+from ..dataset.manifest import Dataset, File, find_damaged
+from ..dataset.shards import READ_THREADS
+from ..dataset.workspace import Workspace
+from ..step.progress import Progress, say
+from ..storage import uri as uris
+from ..storage.parallel import map_ordered
+from .config import VERSION
+from .pool import clean_slices
+from .shard import CleanedShard, RowRules, Slice
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class FinishedWork:
+    """The pool of a workspace and its records.
+
+    Attributes:
+        attempt: further values of a slice's key, by which `--rerun` cleans anew.
+    """
+
+    workspace: Workspace
+    attempt: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def uri(self) -> str:
+        return self.workspace.at("clean", "_shards")
+
+    def list_file(self, file: File, dataset_uri: str) -> File:
+        """Return a file of the pool as the manifest of a dataset lists it."""
+        return replace(file, uri=f"{uris.relpath(self.uri, dataset_uri)}/{file.uri}")
+
+    def find_intact(self, files: Iterable[File]) -> set[str]:
+        """Return the URIs of those files of the pool that are there with their sizes."""
+        sizes = {file.uri: file.bytes for file in files}
+        damaged = find_damaged({uris.join(self.uri, uri): size for uri, size in sizes.items()})
+        return {uri for uri in sizes if uris.join(self.uri, uri) not in damaged}
+
+    def find_slices(self, parts: Iterable[Slice], rules: RowRules) -> dict[str, CleanedShard]:
+        """Return the results of finished slices, by the slices' keys.
+
+        Their `data` may be gone: those files are needed only where no file without the dropped rows replaces them.
+        """
+        keys = {part.key: f"slices/{make_slice_key(part, rules, self.attempt)}" for part in parts}
+        shards = self._read(keys, CleanedShard.from_record)
+        intact = self.find_intact(file for shard in shards.values() for file in shard.candidates + shard.rejected)
+        return {
+            key: shard
+            for key, shard in shards.items()
+            if all(file.uri in intact for file in shard.candidates + shard.rejected)
+        }
+
+    def add_slice(self, part: Slice, rules: RowRules, shard: CleanedShard) -> None:
+        key = make_slice_key(part, rules, self.attempt)
+        self.workspace.replace_work_record(self.uri, f"slices/{key}", shard.to_record())
+
+    def find_rewritten(self, keys: Mapping[int, str]) -> dict[int, list[File]]:
+        """Return the files that files were rewritten to; their numbers and keys are those of `make_rewrite_key`."""
+        return self._read({number: f"rewritten/{key}" for number, key in keys.items()}, _parse_files)
+
+    def add_rewritten(self, key: str, files: Iterable[File]) -> None:
+        self.workspace.replace_work_record(self.uri, f"rewritten/{key}", {"files": [asdict(file) for file in files]})
+
+    def _read(self, keys: Mapping[Any, str], parse: Callable[[dict[str, Any]], Result]) -> dict[Any, Result]:
+        records = map_ordered(
+            keys.values(), lambda key: self.workspace.read_work_record(self.uri, key), READ_THREADS, lambda _: 0
+        )
+        return {name: parse(record) for name, record in zip(keys, records, strict=True) if record}
+
+
+def make_slice_key(part: Slice, rules: RowRules, attempt: Mapping[str, str]) -> str:
+    """Return the key of a slice's result: of the raw row groups and of what `rules` mean for their rows.
+
+    Not of the number of threads, on which nothing depends, nor of the versions of libraries, as in fingerprints.
+    """
+    values: dict[str, Any] = {
+        "version": VERSION,
+        "columns": [[field.name, str(field.type)] for field in rules.layout.schema],
+        "file": part.file.sha256,
+        "groups": [part.first, part.last],
+        "config": rules.for_rows().config.fingerprint_values(),
+        "labels": rules.labels.restrict(part.labels).to_record(),
+        **attempt,
+    }
+    if rules.is_one_hot:  # the length of the rows' lists
+        values["classes"] = len(rules.labels.ids)
+    return digest(values)
+
+
+def make_rewrite_key(file: File, alive: npt.NDArray[np.bool_], splits: npt.NDArray[np.uint8]) -> str:
+    """Return the key of the files that a file is rewritten to, by the verdicts on its rows."""
+    verdicts = "".join(str(split) if is_alive else "-" for is_alive, split in zip(alive, splits, strict=True))
+    return digest({"version": VERSION, "file": file.sha256, "verdicts": verdicts})
+
+
+def _parse_files(record: dict[str, Any]) -> list[File]:
+    return [File(**file) for file in record["files"]]
+
+
+def clean_or_reuse(
+    raw: Dataset, parts: Sequence[Slice], rules: RowRules, finished: FinishedWork, lost: Collection[str] = ()
+) -> list[CleanedShard]:
+    """Return the result of every slice, in their order; those that are finished are not cleaned again.
+
+    `lost`: URIs of data files that are needed and gone, so that their slices have to be cleaned again.
+    """
+    shards = {
+        key: shard
+        for key, shard in finished.find_slices(parts, rules).items()
+        if not any(file.uri in lost for file in shard.data)
+    }
+    missing = [part for part in parts if part.key not in shards]
+    rows, missing_rows = (sum(part.rows for part in group) for group in (parts, missing))
+    if missing_rows < rows:
+        say("clean", f"{rows - missing_rows:,} of {rows:,} images were cleaned before")
+    for part, shard in clean_slices(raw, missing, finished.uri, rules, Progress("clean", total=missing_rows)):
+        finished.add_slice(part, rules, shard)
+        shards[part.key] = shard
+    return [shards[part.key] for part in parts]
