@@ -114,6 +114,11 @@ class Dataset:
         """Return the listed files of one role, and of one split unless `split` is None."""
         return [f for f in self.manifest.files if f.role == role and split in (None, f.split)]
 
+    def generation(self, file: File) -> int:
+        """Return the generation of a tensor file: 0 for those of a build of all rows, higher for those of rows that
+        were added later."""
+        return int(self.manifest.extra.get("shards", {}).get(file.uri, {}).get("generation", 0))
+
     def locate(self, file: File) -> str:
         """Return the absolute URI of a listed file."""
         return resolve_uri(self.uri, file.uri, up=1)
