@@ -114,7 +114,7 @@ def generations(tensors: Dataset, split: str | None = None) -> dict[int, int]:
     """Rows by generation."""
     rows: Counter[int] = Counter()
     for file in tensors.files("data", split):
-        rows[tensors.generation(file)] += file.rows
+        rows[tensors.manifest.generation(file)] += file.rows
     return dict(sorted(rows.items()))
 
 

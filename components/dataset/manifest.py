@@ -19,12 +19,15 @@ from typing import Any
 from ..storage import uri as uris
 from ..storage.errors import DatasetError, UserError, wrong
 from ..storage.filesystem import get_store
+from ..storage.parallel import map_ordered
 
 FORMAT, FORMAT_VERSION = "imagemill", 1
 KINDS = ("raw", "clean", "tensors", "model", "evaluation")
 MANIFEST = "_manifest.json"
 MIN_FILES_TO_LIST = 20
 """From this number of files on, sizes are read from a listing of their folder, which may hold more files."""
+STAT_THREADS = 16
+"""Files whose sizes are asked for at a time: the shards of a dataset that has grown lie in many folders."""
 _JSON_TYPES: dict[str, tuple[type[Any], str]] = {
     "str": (str, "a text"),
     "int": (int, "a whole number that is not negative"),
@@ -86,6 +89,11 @@ class Manifest:
     code_version: str = ""
     created: str = ""
 
+    def generation(self, file: File) -> int:
+        """Return the generation of a tensor file: 0 where all rows were built, then one for each time that some were
+        added."""
+        return int(self.extra.get("shards", {}).get(file.uri, {}).get("generation", 0))
+
     def to_json(self) -> bytes:
         """Return the bytes of `_manifest.json`: indented, for people read it too."""
         body = asdict(self)
@@ -114,11 +122,6 @@ class Dataset:
         """Return the listed files of one role, and of one split unless `split` is None."""
         return [f for f in self.manifest.files if f.role == role and split in (None, f.split)]
 
-    def generation(self, file: File) -> int:
-        """Return the generation of a tensor file: 0 for those of a build of all rows, higher for those of rows that
-        were added later."""
-        return int(self.manifest.extra.get("shards", {}).get(file.uri, {}).get("generation", 0))
-
     def locate(self, file: File) -> str:
         """Return the absolute URI of a listed file."""
         return resolve_uri(self.uri, file.uri, up=1)
@@ -139,14 +142,11 @@ class Dataset:
         """Return a message for each listed file that is gone or has another size; large folders are listed once."""
         expected = {self.locate(f): f.bytes for f in self.manifest.files}
         folders = count_values(uri.rpartition("/")[0] for uri in expected)
-        sizes: dict[str, int] = {}
-        for folder, number in folders.items():
-            store = get_store(folder)
-            if number >= MIN_FILES_TO_LIST:
-                sizes |= {entry.uri: entry.size for entry in store.list(folder) if entry.uri in expected}
-            else:
-                entries = (store.stat(uri) for uri in expected if uri.rpartition("/")[0] == folder)
-                sizes |= {entry.uri: entry.size for entry in entries if entry}
+        single = [uri for uri in expected if folders[uri.rpartition("/")[0]] < MIN_FILES_TO_LIST]
+        entries = list(map_ordered(single, lambda uri: get_store(uri).stat(uri), STAT_THREADS, lambda uri: 0))
+        for folder in (folder for folder, number in folders.items() if number >= MIN_FILES_TO_LIST):
+            entries += [entry for entry in get_store(folder).list(folder) if entry.uri in expected]
+        sizes = {entry.uri: entry.size for entry in entries if entry}
         return [
             f"{uri}: expected {size} bytes, found {sizes.get(uri, 'none')}"
             for uri, size in expected.items()

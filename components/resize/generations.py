@@ -11,8 +11,8 @@ process that plans, which records its choice in the work in progress, where a re
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,13 +22,13 @@ import pyarrow.compute as pc
 
 from ..dataset.fingerprint import digest, fingerprint
 from ..dataset.labels import label_column
-from ..dataset.manifest import Dataset, File, find_dataset, find_intact_dataset
+from ..dataset.manifest import Dataset, File, Totals, find_dataset, find_intact_dataset
 from ..dataset.shards import row_groups
 from ..imaging.choices import RAW
 from ..imaging.pixel_options import StandardizeConfig
 from ..step.step import Context
 from ..storage import uri as uris
-from ..storage.errors import DatasetError
+from ..storage.errors import DatasetError, UserError
 from ..storage.parallel import map_ordered
 from .config import VERSION
 from .plan import INDEX_THREADS, Indices
@@ -111,9 +111,30 @@ def plan_growth(target: Target, spec: TensorSpec, context: Context) -> Growth | 
     rewrites = [shard for shard in shards if isinstance(shard, RewriteTask)]
     if spec.with_sums and spec.encoding != RAW and any(task.split == "train" for task in rewrites):
         return None
-    later = {shard.generation for shard in shards if shard.generation}
-    growth = Growth(tensors, added, tuple(shards), sum(map(len, left.values())), max(later, default=0) + 1)
-    return None if must_compact(growth, target.config.copies) else growth
+    generation = max((shard.generation for shard in shards), default=0) + 1
+    growth = Growth(tensors, added, tuple(shards), sum(map(len, left.values())), generation)
+    rows = _count_by_generation((shard.rows, shard.generation) for shard in shards)
+    if added:
+        rows[growth.generation] = growth.added_rows * (1 + target.config.copies)
+    return None if must_compact(rows) else growth
+
+
+def estimate_totals(target: Target, context: Context) -> Totals:
+    """Return the totals of the images that have to be resized, or of a few more: by the manifests alone."""
+    totals = target.clean.manifest.totals
+    tensors = choose_tensors(target, context)
+    earlier = find_comparable_clean(tensors, target.clean) if tensors else None
+    if tensors is None or earlier is None:
+        return totals
+    listed = {(file.sha256, file.split) for file in earlier.files()}
+    added = sum(file.rows for file in target.clean.files() if (file.sha256, file.split) not in listed)
+    rows = _count_by_generation((file.rows, tensors.manifest.generation(file)) for file in tensors.files())
+    rows[max(rows, default=0) + 1] = added * (1 + target.config.copies)
+    if must_compact(rows):
+        return totals
+    share = added / max(1, totals.rows)
+    by_split = {split: round(number * share) for split, number in totals.by_split.items()}
+    return replace(totals, rows=added, bytes=round(totals.bytes * share), by_split=by_split)
 
 
 def choose_tensors(target: Target, context: Context) -> Dataset | None:
@@ -123,14 +144,16 @@ def choose_tensors(target: Target, context: Context) -> Dataset | None:
     workspace = context.workspace
     record = workspace.read_work_record(target.uri, RECORD)
     if record is None:
-        name = target.config.name or target.clean.manifest.extra["dataset_name"]
-        latest = workspace.relative(workspace.latest(name, "tensors"))
+        latest = workspace.relative(workspace.latest(target.name, "tensors"))
         workspace.write_work_record(target.uri, RECORD, {"tensors": latest})
         record = workspace.read_work_record(target.uri, RECORD) or {}
     uri = workspace.absolute(str(record.get("tensors", "")))
     if not uri.startswith(workspace.at("tensors") + "/") or uri == target.uri:
         return None
-    tensors = find_intact_dataset(uri)
+    try:
+        tensors = find_intact_dataset(uri)
+    except (UserError, DatasetError):  # written by another version, or broken
+        return None
     if tensors is None or not tensors.manifest.parents:
         return None
     expected = fingerprint("tensors", VERSION, [tensors.manifest.parents[0].fingerprint], target.fields)
@@ -144,11 +167,10 @@ def find_comparable_clean(tensors: Dataset, clean: Dataset) -> Dataset | None:
     earlier = find_dataset(tensors.parent_uri("clean"))
     if earlier is None or earlier.manifest_sha256 != tensors.manifest.parents[0].manifest_sha256:
         return None
-    options = [
-        {option.name: dataset.manifest.config.get(option.name, option.default) for option in fields(StandardizeConfig)}
-        for dataset in (earlier, clean)
-    ]
-    return earlier if options[0] == options[1] else None
+    options, clean_options = (
+        StandardizeConfig.from_config(dataset.manifest.config, dataset.uri) for dataset in (earlier, clean)
+    )
+    return earlier if options == clean_options else None
 
 
 def compare_rows(earlier: Dataset, clean: Dataset) -> tuple[dict[str, Indices], dict[str, set[str]]]:
@@ -223,14 +245,18 @@ def _plan_shards(tensors: Dataset, left: Mapping[str, set[str]], uri: str) -> li
     return [shard for shard in planned if shard is not None]
 
 
-def must_compact(growth: Growth, copies: int) -> bool:
-    """Return whether the rows that were added since the last build of everything, those of `growth` included, are so
-    many that everything is built again. `copies`: of each training image."""
+def _count_by_generation(shards: Iterable[tuple[int, int]]) -> dict[int, int]:
+    """Return rows by generation. `shards`: rows and generation of each."""
     rows: dict[int, int] = {}
-    for shard in growth.shards:
-        number = shard.rows if isinstance(shard, RewriteTask) else shard.file.rows
-        rows[shard.generation] = rows.get(shard.generation, 0) + number
-    if growth.added_rows:
-        rows[growth.generation] = growth.added_rows * (1 + copies)
-    later = [number for generation, number in rows.items() if generation]
-    return len(later) > MAX_ADDED_GENERATIONS or sum(later) > MAX_ADDED_SHARE * sum(rows.values())
+    for number, generation in shards:
+        rows[generation] = rows.get(generation, 0) + number
+    return rows
+
+
+def must_compact(rows: Mapping[int, int]) -> bool:
+    """Return whether so many rows were added since the last build of everything that everything is built again.
+
+    `rows`: by generation, those to be added included.
+    """
+    added = [number for generation, number in rows.items() if generation and number]
+    return len(added) > MAX_ADDED_GENERATIONS or sum(added) > MAX_ADDED_SHARE * sum(rows.values())

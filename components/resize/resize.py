@@ -20,7 +20,7 @@ from .config import VERSION, ResizeConfig
 from .copies import CopyPlan, CopyPolicy, plan_copies
 from .device import CPU, choose_device, count_local_gpus
 from .estimate import report_estimate
-from .generations import Growth, plan_growth
+from .generations import Growth, estimate_totals, plan_growth
 from .merging import MergeTask, is_complete, merge_sources, remove_merged_files, write_merged
 from .plan import ShardPlan, SplitPlan, plan_split
 from .ray_job import build_with_ray_job, make_job_config
@@ -30,7 +30,7 @@ from .rewriting import RewriteTask, write_remaining
 from .statistics import ChannelSums, compute_normalization, needs_sums
 from .tasks import ResizeTask, plan_tasks, write_shards
 from .tensor_shards import CopyCounts, FinishedShard, TensorSpec
-from .threads import RAY_START_S, Threads, estimate_core_seconds
+from .threads import RAY_START_S, SECONDS_PER_COPIED_BYTE, Threads, estimate_core_seconds
 
 SPLITS = ("train", "val", "test")
 Planned = TypeVar("Planned", ShardPlan, RewriteTask)
@@ -59,6 +59,15 @@ class Target:
     def fingerprint(self) -> str:
         return uris.basename(self.uri)
 
+    @property
+    def name(self) -> str:
+        """The name under which the tensors are noted as the latest."""
+        return self.config.name or str(self.clean.manifest.extra["dataset_name"])
+
+    def estimate_totals(self, context: Context) -> Totals:
+        """Return the totals of the images to resize: fewer than all where earlier tensors are continued."""
+        return estimate_totals(self, context)
+
     def make_job_config(self, context: Context) -> ResizeConfig:
         """Return the config of a Ray job that makes these tensors; `ray_job.build_command` gives its command line."""
         return make_job_config(self.clean, self.config, context)
@@ -85,7 +94,7 @@ def resize(config: ResizeConfig, context: Context) -> Outcome:
 
 def report_outcome(target: Target, dataset: Dataset, state: str, context: Context) -> Outcome:
     """Report the tensors' totals and note them as the latest of their name; return the step's outcome."""
-    context.note_latest(target.config.name or target.clean.manifest.extra["dataset_name"], dataset)
+    context.note_latest(target.name, dataset)
     totals, shape = dataset.manifest.totals, dataset.manifest.image["shape"]
     context.say(f"{totals.rows:,} images of {shape[1]} x {shape[0]} x {shape[2]} · {format_size(totals.bytes)}")
     _report_copies(dataset, context)
@@ -124,7 +133,9 @@ def _build(target: Target, context: Context) -> Dataset:
     if any(unfinished) or unfinished_rewrites:
         if growth is None:
             report_estimate(clean, config, spec, context)
-        with _open_executor(clean, config, rows) as executor:
+        core_seconds = estimate_core_seconds(clean.manifest.totals) * rows / max(1, clean.manifest.totals.rows)
+        core_seconds += sum(task.rows for task in unfinished_rewrites) * spec.row_bytes * SECONDS_PER_COPIED_BYTE
+        with _open_executor(clean, config, core_seconds) as executor:
             if unfinished_rewrites:
                 build.rewrite(unfinished_rewrites, executor)
             if any(unfinished):
@@ -143,9 +154,9 @@ def _report_growth(growth: Growth, clean: Dataset, context: Context) -> None:
 
 
 @contextmanager
-def _open_executor(clean: Dataset, config: ResizeConfig, rows: int) -> Iterator[Executor]:
-    """Open what does the work. `rows`: number of images to resize."""
-    if _uses_threads(clean, config, rows):
+def _open_executor(clean: Dataset, config: ResizeConfig, core_seconds: float) -> Iterator[Executor]:
+    """Open what does the work, of which there are about so many core-seconds."""
+    if _uses_threads(config, core_seconds):
         yield Threads(config.resize_workers or max_workers(WORKER_BYTES))
         return
     gpus = {"gpus": count_local_gpus()} if config.device != CPU and not config.ray_address else {}
@@ -154,13 +165,11 @@ def _open_executor(clean: Dataset, config: ResizeConfig, rows: int) -> Iterator[
         yield session
 
 
-def _uses_threads(clean: Dataset, config: ResizeConfig, rows: int) -> bool:
+def _uses_threads(config: ResizeConfig, core_seconds: float) -> bool:
     # GPUs are used by Ray's actors; the libraries that make copies have one state for all threads.
     if config.ray_address or config.device != CPU or config.copies or config.executor == "ray":
         return False
     workers = config.resize_workers or max_workers(WORKER_BYTES)
-    totals = clean.manifest.totals
-    core_seconds = estimate_core_seconds(totals) * rows / max(1, totals.rows)
     return config.executor == "threads" or core_seconds <= RAY_START_S * workers
 
 

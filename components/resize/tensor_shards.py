@@ -140,7 +140,7 @@ class CopyCounts:
 class FinishedShard:
     """A written tensor shard: its file, the bytes of its images, the sums of its channels, and counts of its copies.
 
-    `sums` is None if they were not asked for. `generation`: see `Dataset.generation`.
+    `sums` is None if they were not asked for. `generation`: see `Manifest.generation`.
     """
 
     file: File
@@ -148,6 +148,10 @@ class FinishedShard:
     sums: ChannelSums | None
     copies: CopyCounts = field(default_factory=CopyCounts)
     generation: int = 0
+
+    @property
+    def rows(self) -> int:
+        return self.file.rows
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> FinishedShard:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import copied
 import grown
 import pytest
 from grown import clean_of, content, generations, relabelled, replaced, resized, several
@@ -18,10 +19,14 @@ from hypothesis import strategies as st
 
 from imagemill.components.dataset.manifest import Dataset, Manifest, find_intact_dataset
 from imagemill.components.dataset.workspace import Workspace
+from imagemill.components.resize import STEP as RESIZE
 from imagemill.components.resize import generations as generations_module
 from imagemill.components.resize import plan, tensor_shards
 from imagemill.components.resize import resize as resize_module
-from imagemill.components.step.step import Context
+from imagemill.components.resize.config import ResizeConfig
+from imagemill.components.resize.ray_job import build_command
+from imagemill.components.step.config import StepConfig
+from imagemill.components.step.step import Context, Step
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +91,7 @@ def edit(photos: dict[str, grown.Photo], edits: list[str], seed: int) -> dict[st
     return photos
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(history=st.lists(EDITS, min_size=1, max_size=3), options=OPTIONS, seed=st.integers(0, 10**6))
 def test_after_any_edits_the_tensors_are_those_of_a_build_from_nothing(
     history: list[list[str]], options: dict[str, Any], seed: int
@@ -301,3 +306,85 @@ def test_files_that_both_clean_datasets_list_are_not_read(workspace: Workspace) 
                 Path(dataset.locate(file)).unlink()
     added, left = generations_module.compare_rows(earlier, later)
     assert sum(map(len, added.values())) == 1 and not left
+
+
+def test_the_work_is_estimated_by_the_files_that_are_new(workspace: Workspace) -> None:
+    """By which a cluster decides between a pod and a RayJob."""
+
+    def estimate(photos: grown.Photos) -> tuple[int, int]:
+        clean = clean_of(workspace, photos, buckets=20)
+        context = Context("resize", workspace, "r", False)
+        totals = resize_module.find_target(grown.make_config(clean), context).estimate_totals(context)
+        return totals.rows, totals.bytes * 100 // clean.manifest.totals.bytes
+
+    photos = several(60)
+    assert estimate(photos) == (60, 100)
+    resized(clean_of(workspace, photos, buckets=20))
+    rows, share = estimate(photos | {"new": grown.Photo("emu", "train")})
+    assert 1 < rows < 15 and share == pytest.approx(100 * rows / 61, abs=1.1), "the file that it lies in"
+    assert estimate(photos | several(40, "many")) == (100, 100), "all is built again"
+
+
+def test_a_ray_job_continues_what_the_pod_that_planned_it_saw(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its own command line, in a process of its own, though other tensors were made meanwhile."""
+    photos = several(60)
+    first = resized(clean_of(workspace, photos, buckets=20))
+    grown_clean = clean_of(workspace, photos | several(3, "new"), buckets=20)
+    config = grown.make_config(grown_clean, executor="auto", resize_workers=1)
+    context = Context("resize", workspace, "r", False)
+    target = resize_module.find_target(config, context, 0)
+    assert target.estimate_totals(context).rows < 15, "those in files that are new"
+    resized(clean_of(workspace, several(30) | several(3, "strange")))
+    job = parse_job_config(build_command(target.make_job_config(context))[3:], monkeypatch)
+    assert job.ray_address == "auto" and job.clean == grown_clean.uri
+    copied.without_ray(monkeypatch)
+    with decoded() as count:
+        outcome = resize_module.resize(job, Context("resize", workspace, "r", False))
+    tensors = grown.read_dataset(outcome.uri)
+    assert outcome.uri == target.uri and count == [3] and generations(tensors) == {0: 60, 1: 3}
+    assert {file.uri.split("/")[1] for file in tensors.files() if file.uri.startswith("../")} == {first.fingerprint}
+
+
+def parse_job_config(words: list[str], monkeypatch: pytest.MonkeyPatch) -> ResizeConfig:
+    """Return the config that the step's command line gives."""
+    configs: list[Any] = []
+
+    def execute(step: Step, config: StepConfig, result: str = "") -> int:
+        configs.append(config)
+        return 0
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Step, "execute", execute)
+        assert RESIZE.main(words) == 0
+    config = configs[0]
+    assert isinstance(config, ResizeConfig)
+    return config
+
+
+def rows_with_copies(tensors: Dataset) -> dict[tuple[str, int], tuple[str, int, bytes, str]]:
+    return {
+        (row["image_id"], row["copy"]): (file.split, row["label_id"], row["image"], row["augmentation"])
+        for file in tensors.files()
+        for table in grown.row_groups(tensors, file)
+        for row in table.to_pylist()
+    }
+
+
+def test_augmented_copies_stay_with_their_images(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied.without_ray(monkeypatch)
+    options = {"copies": 2, "copy_policy": "randaugment", "executor": "auto", "normalization": "dataset"}
+    photos = several(60)
+    resized(clean_of(workspace, photos), **options)
+    del photos["p000"], photos["p005"]
+    photos |= several(5, "new")
+    grown_clean = clean_of(workspace, photos)
+    tensors = resized(grown_clean, **options)
+    expected = from_nothing(photos, tmp_path / "nothing", **options)
+    assert set(generations(tensors)) == {0, 1}
+    assert rows_with_copies(tensors) == rows_with_copies(expected)
+    assert tensors.manifest.totals == expected.manifest.totals and tensors.manifest.image == expected.manifest.image
+    assert tensors.manifest.extra["copies"] == expected.manifest.extra["copies"]

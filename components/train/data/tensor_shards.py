@@ -146,7 +146,7 @@ class TensorSplit:
     @property
     def generations(self) -> list[int]:
         """Return the generation of each of `files`."""
-        return [self.dataset.generation(file) for file in self.files]
+        return [self.dataset.manifest.generation(file) for file in self.files]
 
     def open_shard(self, index: int) -> Shard:
         """Open one of `files`. DatasetError for a file that is missing or broken; errors of the store as they are.
