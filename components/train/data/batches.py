@@ -21,7 +21,7 @@ from ...storage.parallel import cores
 from .buffers import get_buffer_pool
 from .cache import ShardCache
 from .order import EpochOrder, ShuffleWindow, count_batches, sample_repeats
-from .tensor_shards import TensorSplit, gather_rows
+from .tensor_shards import Shard, TensorSplit, gather_rows
 
 OPEN_THREADS = 4
 """Threads that open files: those of S3 are fetched as a whole."""
@@ -133,8 +133,10 @@ class _OpenWindow:
     ) -> None:  # fmt: skip
         self.first, self.end = window.first, window.first + window.rows
         self._rows = open_pool.submit(order.locate_rows, window)
-        opened = previous._shards if previous else {}
-        self._shards = {i: opened.get(i) or open_pool.submit(source.open_shard, i) for i in window.files}
+        opened: dict[int, Future[Shard]] = previous._shards if previous else {}
+        self._shards: dict[int, Future[Shard]] = {
+            index: opened.get(index) or open_pool.submit(source.open_shard, index) for index in window.files
+        }
 
     def read(self, part: slice, out: npt.NDArray[np.uint8]) -> list[Any]:
         """Read the pixels of rows of the window into `out` uint8 [rows, H, W, C]; return their labels as stored."""
