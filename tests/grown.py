@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+import pytest
 from cleaned import NONE_FOUND, Row, picture
 
 from imagemill.components.clean.config import CleanConfig
@@ -19,6 +22,7 @@ from imagemill.components.dataset.manifest import Dataset, Manifest, Totals, com
 from imagemill.components.dataset.shards import Layout, ShardWriter, row_groups
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.resize import resize as resize_module
+from imagemill.components.resize import tensor_shards
 from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.step.step import Context
 
@@ -124,3 +128,30 @@ def relabelled(photo: Photo) -> Photo:
 
 def replaced(photo: Photo) -> Photo:
     return replace(photo, version=photo.version + 1)
+
+
+@contextmanager
+def decoded() -> Iterator[list[int]]:
+    """The number of images that are decoded meanwhile."""
+    count, decode = [0], tensor_shards.decode_and_resize
+    with pytest.MonkeyPatch.context() as patch:
+
+        def counted(*arguments: Any) -> Any:
+            count[0] += 1
+            return decode(*arguments)
+
+        patch.setattr(tensor_shards, "decode_and_resize", counted)
+        yield count
+
+
+def from_nothing(photos: Photos, folder: Path, **options: Any) -> Dataset:
+    """The tensors of the same photos in a workspace of their own."""
+    return resized(clean_of(Workspace.open(str(folder)), photos), **options)
+
+
+def assert_equal(tensors: Dataset, expected: Dataset) -> None:
+    assert tensors.fingerprint == expected.fingerprint
+    assert content(tensors) == content(expected)
+    assert tensors.manifest.totals == expected.manifest.totals
+    assert tensors.manifest.image == expected.manifest.image
+    assert tensors.manifest.classes == expected.manifest.classes and not tensors.missing()
