@@ -53,8 +53,8 @@ class _Stream:
 
     def get_shares(self, low: float, high: float) -> Iterator[tuple[int, int, int]]:
         """Yield (file, begin, end) of the rows between two shares of the whole, 0 to 1."""
-        begin, end = (min(int(self.ends[-1] * part + self.offset), int(self.ends[-1])) for part in (low, high))
-        begin, end = (0 if low == 0 else begin), (int(self.ends[-1]) if high == 1 else end)
+        total = int(self.ends[-1])
+        begin, end = (min(int(total * part + self.offset), total) for part in (low, high))
         for number in range(int(np.searchsorted(self.ends, begin, side="right")), len(self.files)):
             first = int(self.ends[number - 1]) if number else 0
             if first >= end:
