@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +33,11 @@ def write_split(uri: str, split: str, images: npt.NDArray[np.uint8], labels: lis
         return writer.publish(f"data/{split}", "data", split)
 
 
-def numbered(workspace: Path | str, rows: int, group: int, files: int = 1) -> Dataset:
-    """A tensors dataset whose labels are the numbers of its rows, and whose images hold them in every pixel."""
+def numbered(workspace: Path | str, rows: int, group: int, files: int = 1, generations: Sequence[int] = ()) -> Dataset:
+    """A tensors dataset whose labels are the numbers of its rows, and whose images hold them in every pixel.
+
+    `generations`: of the files; none given: one.
+    """
     uri = f"{workspace}/tensors/01"
     parts = [np.arange(start, rows, files) for start in range(files)]
     made = [
@@ -50,7 +53,9 @@ def numbered(workspace: Path | str, rows: int, group: int, files: int = 1) -> Da
     ]
     image = {"shape": SHAPE, "mean": [0.5] * 3, "std": [0.25] * 3, "color": "rgb", "mode": "crop"}
     classes = tuple(str(n) for n in range(rows))
-    return commit(uri, Manifest("tensors", "01", classes=classes, files=tuple(made), image=image))
+    numbers = zip(made, generations or [0] * len(made), strict=True)
+    extra = {"shards": {file.uri: {"generation": generation} for file, generation in numbers}}
+    return commit(uri, Manifest("tensors", "01", classes=classes, files=tuple(made), image=image, extra=extra))
 
 
 def rows_of(found: Iterator[Batch]) -> list[int]:

@@ -93,6 +93,11 @@ class Manifest:
     code_version: str = ""
     created: str = ""
 
+    def generation(self, file: File) -> int:
+        """Return the generation of a tensor file: 0 where all rows were built, then one for each time that some were
+        added."""
+        return int(self.extra.get("shards", {}).get(file.uri, {}).get("generation", 0))
+
     def to_json(self) -> bytes:
         """Return the bytes of `_manifest.json`: indented, for people read it too."""
         body = asdict(self)

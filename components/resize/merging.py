@@ -18,17 +18,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..dataset.manifest import File
-from ..dataset.shards import Layout, ShardWriter, open_parquet, read_row_group
+from ..dataset.shards import Layout, ShardWriter
 from ..storage import uri as uris
 from ..storage.errors import DatasetError, MillError
 from ..storage.filesystem import get_store
-from .plan import MAX_TASK_ENCODED_BYTES, ShardPlan, SortedRows, SplitPlan
+from .plan import MAX_TASK_ENCODED_BYTES, RowSlice, ShardPlan, SortedRows, SplitPlan
 from .tasks import (
     MAX_READ_AMPLIFICATION,
     choose_shards_per_task,
     compute_max_shards_per_task,
     compute_read_amplification,
 )
+from .tensor_shards import read_tables
 
 MERGED_FOLDER = "_work/runs"
 MIN_BYTES_TO_MERGE = 2**30
@@ -46,12 +47,12 @@ few."""
 
 @dataclass(frozen=True)
 class MergeTask:
-    """One merged sequence to write. `inputs`: the files of each sequence to merge; `columns`: those to keep."""
+    """One merged sequence to write. `inputs`: where each sequence to merge lies; `columns`: those to keep."""
 
     key: str
     split: str
     rows: int
-    inputs: tuple[tuple[str, ...], ...]
+    inputs: tuple[tuple[RowSlice, ...], ...]
     columns: tuple[str, ...]
 
 
@@ -69,8 +70,8 @@ def merge_sources(
         groups = group_sources(plan)
         split = plan.shards[0].split
         tasks = [
-            MergeTask(f"run-{split}-{level}-{n:05d}", split, sum(len(s.indices) for s in group),
-                      tuple(s.uris for s in group), tuple(columns))
+            MergeTask(f"{plan.prefix}run-{split}-{level}-{n:05d}", split, sum(len(s.indices) for s in group),
+                      tuple(tuple(s.locate(0, len(s.indices))) for s in group), tuple(columns))
             for n, group in enumerate(groups)
         ]  # fmt: skip
         records = run_merges(tasks)
@@ -138,7 +139,7 @@ def write_merged(task: MergeTask, dataset_uri: str) -> dict[str, Any]:
 
 
 def _write_files(task: MergeTask, dataset_uri: str) -> tuple[list[File], list[list[int]]]:
-    inputs = [_read_tables(files, list(task.columns)) for files in task.inputs]
+    inputs = [_read_tables(slices, list(task.columns)) for slices in task.inputs]
     sequences = [(table, rest) for rest in inputs if (table := next(rest, None)) is not None]
     schema = pa.unify_schemas([table.schema for table, _ in sequences])
     tables = rechunk(merge_sorted(sequences, schema))
@@ -158,14 +159,12 @@ def _write_files(task: MergeTask, dataset_uri: str) -> tuple[list[File], list[li
     return files, groups
 
 
-def _read_tables(files: Sequence[str], columns: list[str]) -> Iterator[pa.Table]:
-    """Yield the row groups of some files, one at a time."""
-    for uri in files:
-        with open_parquet(uri) as parquet:
-            for group in range(parquet.num_row_groups):
-                table = read_row_group(parquet, group, uri, columns)
-                if table.num_rows:
-                    yield table.replace_schema_metadata(None)
+def _read_tables(slices: Sequence[RowSlice], columns: list[str]) -> Iterator[pa.Table]:
+    """Yield the rows of some slices, a row group at a time."""
+    for row_slice in slices:
+        for table in read_tables(row_slice, columns):
+            if table.num_rows:
+                yield table.replace_schema_metadata(None)
 
 
 def merge_sorted(sequences: Sequence[tuple[pa.Table, Iterator[pa.Table]]], schema: pa.Schema) -> Iterator[pa.Table]:

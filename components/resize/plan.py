@@ -6,7 +6,7 @@ image in memory; nothing here depends on timing, retries or the number of worker
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -36,12 +36,16 @@ Indices = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class RowSlice:
-    """Consecutive rows of one file: `skip` rows into the row groups `groups`, then `rows` of them."""
+    """Rows of one file: `skip` rows into the row groups `groups`, then `rows` of them.
+
+    `chosen`: of these only the ones at these offsets, ascending; None for all.
+    """
 
     uri: str
     groups: tuple[int, ...]
     skip: int
     rows: int
+    chosen: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -62,23 +66,29 @@ class ShardPlan:
 
 @dataclass(frozen=True)
 class SortedRows:
-    """A sequence of rows in the order of shuffle_index: a clean file, or several files that were merged.
+    """A sequence of rows in the order of shuffle_index: a clean file or some of its rows, or several files that were
+    merged.
 
     Args:
         uris: the files that hold the rows, one after the other.
         indices: int64 [rows], the rows' shuffle indices, ascending.
-        starts: int64 [row groups + 1], the first row of each row group, and the number of rows.
+        starts: int64 [row groups + 1], the first row of each row group, and the number of rows in the files.
         first_groups: of each file its first row group, and the number of row groups.
+        positions: int64 [rows], ascending: the places of the rows in the only file; None for all of its rows.
     """
 
     uris: tuple[str, ...]
     indices: Indices
     starts: Indices
     first_groups: tuple[int, ...]
+    positions: Indices | None = None
 
     def locate(self, begin: int, end: int) -> Iterator[RowSlice]:
         """Yield the slices that hold the rows [begin, end)."""
         if begin == end:
+            return
+        if self.positions is not None:
+            yield self._choose(self.positions[begin:end])
             return
         first = int(np.searchsorted(self.starts, begin, side="right")) - 1
         last = int(np.searchsorted(self.starts, end, side="left"))
@@ -89,36 +99,61 @@ class SortedRows:
                 rows = min(end, int(self.starts[high])) - int(self.starts[low]) - skip
                 yield RowSlice(uri, tuple(range(low - file_first, high - file_first)), skip, rows)
 
+    def _choose(self, positions: Indices) -> RowSlice:
+        """Return the slice of rows that lie anywhere in the only file; row groups without any are not in it."""
+        groups, counts = np.unique(self.find_groups(positions), return_counts=True)
+        ends = np.cumsum(self.starts[groups + 1] - self.starts[groups])
+        offsets = np.concatenate([[0], ends[:-1]])
+        chosen = positions - np.repeat(self.starts[groups] - offsets, counts)
+        return RowSlice(self.uris[0], tuple(groups.tolist()), 0, int(ends[-1]), tuple(chosen.tolist()))
+
+    def find_groups(self, positions: Indices) -> Indices:
+        """Return the row groups of rows by their places in the files: int64 [n]."""
+        return np.searchsorted(self.starts, positions, side="right").astype(np.int64) - 1
+
 
 @dataclass(frozen=True)
 class SplitPlan:
-    """The tensor shards of one split in shuffled order, and the rows to read. `mean_bytes`: of an encoded image."""
+    """The tensor shards of one split in shuffled order, and the rows to read.
+
+    `mean_bytes`: of an encoded image; `prefix`: of the keys under which finished work is recorded.
+    """
 
     shards: tuple[ShardPlan, ...]
     sources: tuple[SortedRows, ...]
     mean_bytes: int
+    prefix: str = ""
 
     @property
     def rows(self) -> int:
         return sum(shard.rows for shard in self.shards)
 
 
-def plan_split(clean: Dataset, split: str, row_bytes: int, copies: int = 0) -> SplitPlan:
+def plan_split(
+    clean: Dataset,
+    split: str,
+    row_bytes: int,
+    copies: int = 0,
+    chosen: Mapping[str, Indices] | None = None,
+    prefix: str = "",
+) -> SplitPlan:
     """Plan one split, without the places of its rows.
 
     Args:
         row_bytes: bytes of one tensor.
         copies: augmented copies of each training image.
+        chosen: of each clean file, by its URI in the manifest, the rows to plan for: int64, ascending; None for all.
+        prefix: of the shards' keys, which tells plans for different rows apart.
     """
-    sources = index_files(clean, split)
+    sources = index_files(clean, split, chosen)
     totals = clean.manifest.totals
     mean_bytes = max(1, totals.bytes // max(1, totals.rows))
     max_rows = compute_max_rows_per_shard(row_bytes, mean_bytes, copies if split == "train" else 0)
     shards = (
-        ShardPlan(f"{split}-{low:016x}-{high:016x}", split, rows, (), low, high, clean.manifest.task)
+        ShardPlan(f"{prefix}{split}-{low:016x}-{high:016x}", split, rows, (), low, high, clean.manifest.task)
         for low, high, rows in cut([source.indices for source in sources], max_rows)
     )
-    return SplitPlan(tuple(shards), sources, mean_bytes)
+    return SplitPlan(tuple(shards), sources, mean_bytes, prefix)
 
 
 def plan_shards(clean: Dataset, split: str, row_bytes: int, copies: int = 0) -> Iterator[ShardPlan]:
@@ -175,10 +210,25 @@ def count_rows_read(sources: Sequence[SortedRows], ranges: Indices) -> int:
     total = 0
     for source in sources:
         begin, end = _find_positions(source, ranges)
+        if source.positions is not None:
+            total += _count_chosen_groups(source, begin, end)
+            continue
         first = source.starts[np.searchsorted(source.starts, begin, side="right") - 1]
         last = source.starts[np.searchsorted(source.starts, end, side="left")]
         total += int((last - first)[end > begin].sum())
     return total
+
+
+def _count_chosen_groups(source: SortedRows, begin: Indices, end: Indices) -> int:
+    """Return the rows of the row groups that hold the rows [begin, end) of a source of chosen rows, for each range."""
+    assert source.positions is not None
+    groups = source.find_groups(source.positions)
+    lengths = np.diff(source.starts)[groups]
+    is_first = np.concatenate([[True], groups[1:] != groups[:-1]])
+    sums = np.concatenate([[0], np.cumsum(np.where(is_first, lengths, 0))])
+    begin, end = begin[end > begin], end[end > begin]
+    in_next = np.where(is_first[begin], 0, lengths[begin])  # a group that the range before has begun
+    return int((sums[end] - sums[begin] + in_next).sum())
 
 
 def _find_positions(source: SortedRows, ranges: Indices) -> tuple[Indices, Indices]:
@@ -187,13 +237,17 @@ def _find_positions(source: SortedRows, ranges: Indices) -> tuple[Indices, Indic
     return begin, np.searchsorted(source.indices, ranges[:, 1], side="right")
 
 
-def index_files(clean: Dataset, split: str) -> tuple[SortedRows, ...]:
-    """Read the shuffle indices of a split's clean files, several files at a time."""
-    files = clean.files("data", split)
-    return tuple(map_ordered(files, lambda file: _index_file(clean, file), INDEX_THREADS, lambda file: 8 * file.rows))
+def index_files(clean: Dataset, split: str, chosen: Mapping[str, Indices] | None = None) -> tuple[SortedRows, ...]:
+    """Read the shuffle indices of a split's clean files, several files at a time. `chosen`: as in `plan_split`."""
+    files = [file for file in clean.files("data", split) if chosen is None or len(chosen.get(file.uri, ()))]
+
+    def index(file: File) -> SortedRows:
+        return _index_file(clean, file, None if chosen is None else chosen[file.uri])
+
+    return tuple(map_ordered(files, index, INDEX_THREADS, lambda file: 8 * file.rows))
 
 
-def _index_file(clean: Dataset, file: File) -> SortedRows:
+def _index_file(clean: Dataset, file: File, positions: Indices | None) -> SortedRows:
     uri = clean.locate(file)
     parts: list[Indices] = [np.zeros(0, np.int64)]
     with open_parquet(uri) as parquet:
@@ -204,4 +258,6 @@ def _index_file(clean: Dataset, file: File) -> SortedRows:
     indices = np.concatenate(parts)
     if (indices[1:] < indices[:-1]).any():
         raise DatasetError(f"{uri}: expected rows in the order of shuffle_index, found others")
-    return SortedRows((uri,), indices, starts, (0, len(parts) - 1))
+    if positions is None or len(positions) == len(indices):
+        return SortedRows((uri,), indices, starts, (0, len(parts) - 1))
+    return SortedRows((uri,), indices[positions], starts, (0, len(parts) - 1), positions)

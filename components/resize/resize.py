@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from ..dataset.fingerprint import fingerprint
-from ..dataset.manifest import MANIFEST, Dataset, File, Manifest, Totals, commit, find_intact_dataset
+from ..dataset.manifest import MANIFEST, Dataset, Manifest, Totals, commit, find_intact_dataset
 from ..imaging.choices import JPEG
 from ..step.progress import Progress, format_size
 from ..step.step import CACHED, RAN, Context, Outcome
@@ -20,17 +20,21 @@ from .config import VERSION, ResizeConfig
 from .copies import CopyPlan, CopyPolicy, plan_copies
 from .device import CPU, choose_device, count_local_gpus
 from .estimate import report_estimate
+from .generations import Growth, estimate_totals, plan_growth
 from .merging import MergeTask, is_complete, merge_sources, remove_merged_files, write_merged
 from .plan import ShardPlan, SplitPlan, plan_split
 from .ray_job import build_with_ray_job, make_job_config
 from .ray_session import WORKER_BYTES, RaySession, open_ray_session
 from .ray_tasks import Executor, run_on_gpus, run_tasks
+from .rewriting import RewriteTask, write_remaining
 from .statistics import ChannelSums, compute_normalization, needs_sums
-from .tasks import plan_tasks, write_shards
-from .tensor_shards import CopyCounts, TensorSpec
-from .threads import RAY_START_S, Threads, estimate_core_seconds
+from .tasks import ResizeTask, plan_tasks, write_shards
+from .tensor_shards import CopyCounts, FinishedShard, TensorSpec
+from .threads import RAY_START_S, SECONDS_PER_COPIED_BYTE, Threads, estimate_core_seconds
 
 SPLITS = ("train", "val", "test")
+Planned = TypeVar("Planned", ShardPlan, RewriteTask)
+"""A tensor shard to write."""
 
 
 @dataclass(frozen=True)
@@ -42,16 +46,27 @@ class Target:
         clean: their parent.
         config: with the device that was chosen, so that whoever makes the tensors need not choose again.
         copies: augmented copies of training images.
+        fields: the values beside the parent that the fingerprint is made of.
     """
 
     uri: str
     clean: Dataset
     config: ResizeConfig
     copies: CopyPlan
+    fields: Mapping[str, Any]
 
     @property
     def fingerprint(self) -> str:
         return uris.basename(self.uri)
+
+    @property
+    def name(self) -> str:
+        """The name under which the tensors are noted as the latest."""
+        return self.config.name or str(self.clean.manifest.extra["dataset_name"])
+
+    def estimate_totals(self, context: Context) -> Totals:
+        """Return the totals of the images to resize: fewer than all where earlier tensors are continued."""
+        return estimate_totals(self, context)
 
     def make_job_config(self, context: Context) -> ResizeConfig:
         """Return the config of a Ray job that makes these tensors; `ray_job.build_command` gives its command line."""
@@ -66,7 +81,7 @@ def find_target(config: ResizeConfig, context: Context, gpus: int | None = None)
     device = choose_device(config, clean, context.say, gpus)
     fields = copies.fingerprint_fields(config) | context.attempt() | ({"device": device} if device != CPU else {})
     uri = context.workspace.dataset("tensors", fingerprint("tensors", VERSION, [clean.fingerprint], fields))
-    return Target(uri, clean, replace(config, device=device), copies)
+    return Target(uri, clean, replace(config, device=device), copies, fields)
 
 
 def resize(config: ResizeConfig, context: Context) -> Outcome:
@@ -79,7 +94,7 @@ def resize(config: ResizeConfig, context: Context) -> Outcome:
 
 def report_outcome(target: Target, dataset: Dataset, state: str, context: Context) -> Outcome:
     """Report the tensors' totals and note them as the latest of their name; return the step's outcome."""
-    context.note_latest(target.config.name or target.clean.manifest.extra["dataset_name"], dataset)
+    context.note_latest(target.name, dataset)
     totals, shape = dataset.manifest.totals, dataset.manifest.image["shape"]
     context.say(f"{totals.rows:,} images of {shape[1]} x {shape[0]} x {shape[2]} · {format_size(totals.bytes)}")
     _report_copies(dataset, context)
@@ -105,20 +120,43 @@ def _build(target: Target, context: Context) -> Dataset:
     """Plan the tensor shards, write those that no earlier attempt finished, and commit."""
     clean, config = target.clean, target.config
     spec = _make_spec(clean, config, target.copies.publish_listing(target.uri))
-    build = _TensorsBuild(target.uri, spec, context, Progress("resize", total=clean.manifest.totals.rows))
-    plans = [plan_split(clean, split, spec.row_bytes, config.copies) for split in SPLITS]
+    growth = plan_growth(target, spec, context)
+    chosen, prefix = (growth.added, growth.prefix) if growth else (None, "")
+    plans = [plan_split(clean, split, spec.row_bytes, config.copies, chosen, prefix) for split in SPLITS]
+    rewrites = growth.rewrites if growth else []
+    rows = sum(plan.rows for plan in plans)
+    build = _TensorsBuild(target.uri, spec, context, Progress("resize", total=rows + sum(t.rows for t in rewrites)))
+    if growth:
+        _report_growth(growth, clean, context)
     unfinished = [build.skip_finished(plan.shards) for plan in plans]
-    if any(unfinished):
-        report_estimate(clean, config, spec, context)
-        with _open_executor(clean, config) as executor:
-            gpu_share = config.gpu_share if config.device != CPU else 0.0
-            build.run(plans, unfinished, executor, gpu_share)
-    return commit(target.uri, _make_manifest(target, spec, [build.finished[key] for key in sorted(build.finished)]))
+    unfinished_rewrites = build.skip_finished(rewrites)
+    if any(unfinished) or unfinished_rewrites:
+        if growth is None:
+            report_estimate(clean, config, spec, context)
+        core_seconds = estimate_core_seconds(clean.manifest.totals) * rows / max(1, clean.manifest.totals.rows)
+        core_seconds += sum(task.rows for task in unfinished_rewrites) * spec.row_bytes * SECONDS_PER_COPIED_BYTE
+        with _open_executor(clean, config, core_seconds) as executor:
+            if unfinished_rewrites:
+                build.rewrite(unfinished_rewrites, executor)
+            if any(unfinished):
+                gpu_share = config.gpu_share if config.device != CPU else 0.0
+                build.run(plans, unfinished, executor, gpu_share)
+    shards = growth.collect(build.finished) if growth else []
+    generation = growth.generation if growth else 0
+    shards += [replace(build.finished[shard.key], generation=generation) for plan in plans for shard in plan.shards]
+    return commit(target.uri, _make_manifest(target, spec, shards))
+
+
+def _report_growth(growth: Growth, clean: Dataset, context: Context) -> None:
+    rows, added = clean.manifest.totals.rows, growth.added_rows
+    earlier = context.workspace.relative(growth.tensors.uri)
+    context.say(f"{rows:,} images: {rows - added:,} as in {earlier}, {added:,} new, {growth.left:,} left")
 
 
 @contextmanager
-def _open_executor(clean: Dataset, config: ResizeConfig) -> Iterator[Executor]:
-    if _uses_threads(clean, config):
+def _open_executor(clean: Dataset, config: ResizeConfig, core_seconds: float) -> Iterator[Executor]:
+    """Open what does the work, of which there are about so many core-seconds."""
+    if _uses_threads(config, core_seconds):
         yield Threads(config.resize_workers or max_workers(WORKER_BYTES))
         return
     gpus = {"gpus": count_local_gpus()} if config.device != CPU and not config.ray_address else {}
@@ -127,12 +165,12 @@ def _open_executor(clean: Dataset, config: ResizeConfig) -> Iterator[Executor]:
         yield session
 
 
-def _uses_threads(clean: Dataset, config: ResizeConfig) -> bool:
+def _uses_threads(config: ResizeConfig, core_seconds: float) -> bool:
     # GPUs are used by Ray's actors; the libraries that make copies have one state for all threads.
     if config.ray_address or config.device != CPU or config.copies or config.executor == "ray":
         return False
     workers = config.resize_workers or max_workers(WORKER_BYTES)
-    return config.executor == "threads" or estimate_core_seconds(clean.manifest.totals) <= RAY_START_S * workers
+    return config.executor == "threads" or core_seconds <= RAY_START_S * workers
 
 
 def _make_spec(clean: Dataset, config: ResizeConfig, copies: CopyPolicy | None) -> TensorSpec:
@@ -144,32 +182,9 @@ def _make_spec(clean: Dataset, config: ResizeConfig, copies: CopyPolicy | None) 
     return TensorSpec(geometry, config.encoding, config.jpeg_quality, config.jpeg_subsampling, with_sums, copies)
 
 
-@dataclass(frozen=True)
-class FinishedShard:
-    """A written tensor shard: its file, the bytes of its images, the sums of its channels, and counts of its copies.
-
-    `sums` is None if they were not asked for.
-    """
-
-    file: File
-    image_bytes: int
-    sums: ChannelSums | None
-    copies: CopyCounts = field(default_factory=CopyCounts)
-
-    @classmethod
-    def from_record(cls, record: dict[str, Any]) -> FinishedShard:
-        """Parse the record of `tensor_shards.write_shard`."""
-        return cls(
-            File(**record["file"]),
-            record["image_bytes"],
-            ChannelSums.from_record(record["sums"]) if "sums" in record else None,
-            CopyCounts(**record.get("copies", {})),
-        )
-
-
 @dataclass
 class _TensorsBuild:
-    """Work on one tensors dataset. `finished`: its shards by key, of this attempt and of earlier ones."""
+    """Work on one tensors dataset. `finished`: its written shards by key, of this attempt and of earlier ones."""
 
     uri: str
     spec: TensorSpec
@@ -177,7 +192,7 @@ class _TensorsBuild:
     progress: Progress
     finished: dict[str, FinishedShard] = field(default_factory=dict)
 
-    def skip_finished(self, shards: Sequence[ShardPlan]) -> list[ShardPlan]:
+    def skip_finished(self, shards: Sequence[Planned]) -> list[Planned]:
         """Return the shards that no earlier attempt finished; the others are added to `finished`."""
         unfinished = []
         for shard in shards:
@@ -215,11 +230,17 @@ class _TensorsBuild:
         tasks = (
             task for plan, shards in zip(plans, unfinished, strict=True) if shards for task in plan_tasks(plan, shards)
         )
-        arguments = (self.uri, self.spec)
         if gpu_share and isinstance(executor, RaySession):
-            results = run_on_gpus(tasks, arguments, executor, gpu_share)
+            self._finish(run_on_gpus(tasks, (self.uri, self.spec), executor, gpu_share))
         else:
-            results = run_tasks(tasks, write_shards, arguments, executor)
+            self._finish(run_tasks(tasks, write_shards, (self.uri, self.spec), executor))
+
+    def rewrite(self, tasks: Sequence[RewriteTask], executor: Executor) -> None:
+        """Write earlier shards without the rows that left."""
+        self._finish(run_tasks(tasks, write_remaining, (self.uri, self.spec), executor))
+
+    def _finish(self, results: Iterable[tuple[ResizeTask | RewriteTask, dict[str, Any]]]) -> None:
+        """Record the shards that tasks have written."""
         for task, result in results:
             for key, record in result["files"].items():
                 self.finished[key] = FinishedShard.from_record(record)
@@ -265,10 +286,10 @@ def _report_copies(dataset: Dataset, context: Context) -> None:
 
 
 def _make_manifest(target: Target, spec: TensorSpec, shards: list[FinishedShard]) -> Manifest:
-    """Return the manifest of the finished shards, which are in the order of their keys."""
+    """Return the manifest of shards, which are in order within each split."""
     clean, config = target.clean, target.config
     geometry, totals = spec.geometry, clean.manifest.totals
-    # The sort is stable: within a split the shuffled order of the shards stays.
+    # The sort is stable: within a split the generations, and the shuffled order of their shards, stay.
     files = sorted((shard.file for shard in shards), key=lambda file: SPLITS.index(file.split))
     by_split = {split: sum(file.rows for file in files if file.split == split) for split in SPLITS}
     copies = CopyCounts.sum(shard.copies for shard in shards)
@@ -294,6 +315,7 @@ def _make_manifest(target: Target, spec: TensorSpec, shards: list[FinishedShard]
         ),
         image={**geometry.to_dict(), "dtype": "uint8", "encoding": spec.encoding, "mean": mean, "std": std},
         extra={"dataset_name": clean.manifest.extra["dataset_name"]}
+        | {"shards": {shard.file.uri: shard.to_entry() for shard in shards}}
         | _describe_copies(spec.copies, copies)
         | ({"device": config.device} if config.device != CPU else {}),
     )

@@ -136,6 +136,41 @@ class CopyCounts:
         return {name: rows + copies.get(name, 0) for name, rows in by_class.items()}
 
 
+@dataclass(frozen=True)
+class FinishedShard:
+    """A written tensor shard: its file, the bytes of its images, the sums of its channels, and counts of its copies.
+
+    `sums` is None if they were not asked for. `generation`: see `Manifest.generation`.
+    """
+
+    file: File
+    image_bytes: int
+    sums: ChannelSums | None
+    copies: CopyCounts = field(default_factory=CopyCounts)
+    generation: int = 0
+
+    @property
+    def rows(self) -> int:
+        return self.file.rows
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> FinishedShard:
+        """Parse the record of `write_shard`."""
+        return cls(
+            File(**record["file"]),
+            record["image_bytes"],
+            ChannelSums.from_record(record["sums"]) if "sums" in record else None,
+            CopyCounts(**record.get("copies", {})),
+            record.get("generation", 0),
+        )
+
+    def to_entry(self) -> dict[str, Any]:
+        """Return the manifest's entry on this shard, beside its file: the record without `file`."""
+        entry: dict[str, Any] = {"generation": self.generation, "image_bytes": self.image_bytes}
+        entry |= {"sums": asdict(self.sums)} if self.sums else {}
+        return entry | ({"copies": asdict(self.copies)} if self.copies != CopyCounts() else {})
+
+
 def _limit_library_threads(spec: TensorSpec) -> None:
     """Let torch and OpenCV use one thread: parallelism is one task a core."""
     import torch
@@ -191,7 +226,7 @@ def _write_with_copies(
             if histogram is not None and not copy:
                 add_histogram(histogram, image)
         counts.without += written[-1]["copy"] == 0
-    _count_copies(counts, written, label_column(shard.task))
+    count_copies(counts, written, label_column(shard.task))
     written.sort(key=lambda row: (row["position"], row["image_id"], row["copy"]))
     with ShardWriter(dataset_uri, Layout(schema, plain=True)) as writer:
         for start in range(0, len(written), group_rows):
@@ -202,7 +237,7 @@ def _write_with_copies(
         return writer.publish(f"data/{shard.split}", "data", shard.split), image_bytes
 
 
-def _count_copies(counts: CopyCounts, rows: list[Row], label: str) -> None:
+def count_copies(counts: CopyCounts, rows: list[Row], label: str) -> None:
     labels = [row[label] for row in rows if row["copy"]]
     by_id = Counter(label_id for value in labels for label_id in (value if isinstance(value, list) else [value]))
     counts.rows, counts.by_class = len(labels), {str(label_id): by_id[label_id] for label_id in sorted(by_id)}
@@ -224,16 +259,23 @@ def required_columns(task: str) -> list[str]:
 
 def read_rows(slices: Iterable[RowSlice], columns: list[str]) -> list[Row]:
     """Read the rows of some slices in shuffled order; their encoded bytes are held in memory."""
-    rows: list[Row] = []
-    for row_slice in slices:
-        with open_parquet(row_slice.uri) as parquet:
-            skip, remaining = row_slice.skip, row_slice.rows
-            for index in row_slice.groups:
-                table = read_row_group(parquet, index, row_slice.uri, columns).slice(skip, remaining)
-                rows += table.to_pylist()
-                remaining -= table.num_rows
-                skip = 0
+    rows = [row for row_slice in slices for table in read_tables(row_slice, columns) for row in table.to_pylist()]
     return sorted(rows, key=lambda row: (row["shuffle_index"], row["image_id"]))
+
+
+def read_tables(row_slice: RowSlice, columns: list[str]) -> Iterator[pa.Table]:
+    """Yield the rows of a slice, a row group at a time."""
+    chosen = None if row_slice.chosen is None else np.array(row_slice.chosen, np.int64)
+    with open_parquet(row_slice.uri) as parquet:
+        first, end = -row_slice.skip, row_slice.rows  # places in the slice of a row group, and of the slice's end
+        for index in row_slice.groups:
+            table = read_row_group(parquet, index, row_slice.uri, columns)
+            if chosen is None:
+                begin = max(0, -first)
+                yield table.slice(begin, max(0, end - first - begin))
+            else:
+                yield table.take(pa.array(chosen[(chosen >= first) & (chosen < first + table.num_rows)] - first))
+            first += table.num_rows
 
 
 def _decode_rows(rows: list[Row], geometry: Geometry, kernel: Kernel) -> Iterator[Pixels]:

@@ -111,7 +111,7 @@ def plan_tensors(config: ResizeConfig, cluster: Cluster, context: Context) -> Pl
     if dataset := find_intact_dataset(target.uri):
         _write_cached_record(dataclasses.asdict(report_outcome(target, dataset, CACHED, context)), context)
         return Plan(target.uri, NONE)
-    mode = choose_mode(cluster, target.clean.manifest.totals, config.copies, target.config.device)
+    mode = choose_mode(cluster, target.estimate_totals(context), config.copies, target.config.device)
     if mode == "pod":
         return Plan(target.uri, POD)
     job = build_job_name(context.run, target.fingerprint)

@@ -156,6 +156,13 @@ def _format_tensors(manifest: Manifest) -> list[str]:
         *_format_values(image | {"task": manifest.task, "pixels": format_size(totals.bytes)}),
     ]
     lines += ["", format_heading("Rows by split"), *_format_bars(totals.by_split)]
+    generations: dict[str, int] = {}
+    for file in manifest.files:
+        number = manifest.generation(file)
+        name = f"added {number}" if number else "built"
+        generations[name] = generations.get(name, 0) + file.rows
+    if len(generations) > 1:
+        lines += ["", format_heading("Rows by generation"), *_format_bars(generations)]
     return [*lines, "", format_heading("Rows by class"), *_format_bars(totals.by_class)]
 
 

@@ -52,7 +52,7 @@ def _place_and_run(cluster: Cluster, config: ResizeConfig, context: Context) -> 
     target = find_target(config, context, count_gpus(cluster))
     if dataset := find_intact_dataset(target.uri):
         return report_outcome(target, dataset, CACHED, context)
-    totals, copies = target.clean.manifest.totals, target.config.copies
+    totals, copies = target.estimate_totals(context), target.config.copies
     if choose_mode(cluster, totals, copies, target.config.device) == "rayjob":
         return run_rayjob(cluster, target, context)
     seconds = estimate_seconds(cluster.steps["resize"], totals, copies)
@@ -93,11 +93,11 @@ def add_ray_address(config: str, address: str) -> str:
 
 
 def choose_mode(cluster: Cluster, totals: Totals, copies: int = 0, device: str = "cpu") -> Mode:
-    """Return where the tensors of a clean dataset are made. A pure function, so that a retry decides alike.
+    """Return where tensors are made. A pure function, so that a retry decides alike.
 
     Args:
         cluster: the cluster's file; `ray.mode` decides unless it is `auto`.
-        totals: those of the clean manifest.
+        totals: of the images to resize (`Target.estimate_totals`).
         copies: augmented copies of every training image, `ResizeConfig.copies`.
         device: `cpu`, or `cuda` where the workers' GPUs are used: the step's own pod has none.
     """

@@ -271,6 +271,10 @@ CELLS: dict[str, Cell] = {
         f"ours_{threads}": Cell(f"iter_batches(threads={threads})", ours("raw"), _RAW, (threads,), needs=LOADER)
         for threads in THREADS
     },
+    "ours_later": Cell(
+        "iter_batches(), a fifth of the rows in 16 later generations", ours("raw-later"), ("tensors-raw-later",),
+        needs=LOADER,
+    ),
     "ours_jpeg": Cell("iter_batches() of tensors as JPEG", ours("jpeg"), _JPEG, lossless=False, needs=LOADER),
     "ours_iterable": Cell("TensorBatches in a plain loop", ours_iterable, _RAW, needs=LOADER),
     "ours_mapped": Cell("TensorImages in a DataLoader", ours_mapped, _RAW, WORKERS, needs=LOADER),

@@ -5,6 +5,7 @@
          photos/<c>/     the 500x375 JPEGs that the pixels were resized from
          jpg/<c>/ png/<c>/   ready images of 224 in a folder a class
          tensors-raw/ tensors-jpeg/   datasets of the mill, laid out as the resize step does
+         tensors-raw-later/   the same after 16 weeks in each of which some images were added, a fifth of all together
          tar-jpg/ tar-npy/   shards for WebDataset
          arrow/          for Hugging Face datasets: FixedSizeList, and Array3D
          litdata/        made by load_peers.py, in an interpreter that has litdata
@@ -16,6 +17,8 @@ import io
 import json
 import tarfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -95,27 +98,30 @@ def make_folder(place: Place, ending: str) -> None:
         pass
 
 
-def make_tensors(place: Place, encoding: str, workspace: str = "") -> Dataset:
+def make_tensors(place: Place, encoding: str, workspace: str = "", later: int = 0) -> Dataset:
     """A dataset as the resize step lays it out: files of 64 MB of pixels or 48 MB of JPEG, row groups of 24 MB of
-    pixels. `workspace`: a URI; the place's own folder by default."""
-    uri = uris.join(workspace or str(place.folder), f"tensors-{encoding}", "0123456789abcdef")
+    pixels. `workspace`: a URI; the place's own folder by default. `later`: number of later generations, which have the
+    last fifth of the images."""
+    name = f"tensors-{encoding}" + ("-later" if later else "")
+    uri = uris.join(workspace or str(place.folder), name, "0123456789abcdef")
     spec = TensorSpec(Geometry(SIZE), encoding=encoding)
     rows = min(MAX_SHARD_ROWS, SHARD_BYTES // spec.row_bytes)
     encoded: Iterator[bytes] = iter(())
     if encoding != RAW:
         sample = [len(data) for data, _ in zip(jpegs(place), range(64), strict=False)]
         rows, encoded = min(MAX_SHARD_ROWS, int(SHARD_ENCODED_BYTES / np.mean(sample))), jpegs(place)
-    files = [
-        _tensor_file(place, uri, spec, range(start, min(start + rows, place.images)), encoded)
-        for start in range(0, place.images, rows)
-    ]
+    ends = [place.images * (4 * later + n) // (5 * later) for n in range(later + 1)] if later else [place.images]
+    files, shards = [], {}
+    for generation, (begin, end) in enumerate(pairwise([0, *ends])):
+        for start in range(begin, end, rows):
+            files.append(_tensor_file(place, uri, spec, range(start, min(start + rows, end)), encoded))
+            shards[files[-1].uri] = {"generation": generation}
     image = {"shape": [SIZE, SIZE, 3], "input_size": SIZE, "dtype": "uint8", "encoding": encoding, "color": "rgb"}
     image |= {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "mode": "crop"}
     names = tuple(f"c{number}" for number in range(CLASSES))
     totals = Totals(rows=place.images, by_split={"train": place.images})
-    return commit(
-        uri, Manifest("tensors", "0123456789abcdef", classes=names, files=tuple(files), totals=totals, image=image)
-    )
+    manifest = Manifest("tensors", "0123456789abcdef", classes=names, files=tuple(files), totals=totals, image=image)
+    return commit(uri, replace(manifest, extra={"shards": shards}))
 
 
 def _tensor_file(place: Place, uri: str, spec: TensorSpec, numbers: range, encoded: Iterator[bytes]) -> File:
@@ -192,6 +198,7 @@ def make_arrow(place: Place, form: str) -> None:
 MAKERS: dict[str, Callable[[Place], object]] = {
     "tensors-raw": lambda place: make_tensors(place, "raw"),
     "tensors-jpeg": lambda place: make_tensors(place, "jpeg"),
+    "tensors-raw-later": lambda place: make_tensors(place, "raw", later=16),
     "jpg": lambda place: make_folder(place, "jpg"),
     "png": lambda place: make_folder(place, "png"),
     "tar-jpg": lambda place: make_tars(place, "jpg"),

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import grown
 import mill
 import numpy as np
 import pytest
@@ -166,3 +167,18 @@ def test_nothing_is_rewritten_by_a_cached_run(finished: Finished) -> None:
     before = {f: (f.stat().st_ino, f.stat().st_mtime_ns) for f in datasets}
     assert again(finished).states == CACHED
     assert {f: (f.stat().st_ino, f.stat().st_mtime_ns) for f in datasets} == before
+
+
+def test_ray_continues_tensors_as_threads_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imagemill.components.resize.plan.MAX_SHARD_ROWS", 7)
+    photos = grown.several(60)
+    later = {name: photo for name, photo in photos.items() if name != "p003"} | grown.several(9, "new")
+    found = []
+    for executor in ("threads", "ray"):
+        workspace = Workspace.open(str(tmp_path / executor))
+        grown.resized(grown.clean_of(workspace, photos))
+        options = {"executor": executor, "resize_workers": 1}
+        found.append(grown.resized(grown.clean_of(workspace, later), **options))
+    by_threads, by_ray = found
+    assert grown.generations(by_ray) == {0: 59, 1: 9} and grown.content(by_ray) == grown.content(by_threads)
+    assert by_ray.manifest.files == by_threads.manifest.files

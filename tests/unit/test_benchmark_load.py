@@ -36,13 +36,14 @@ def place(load: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def test_a_round_of_our_own_cells(tmp_path: Path) -> None:
     out = tmp_path / "rows.json"
-    cells = ["memmap", "memmap_2", "ours", "ours_jpeg"]
+    cells = ["memmap", "memmap_2", "ours", "ours_later", "ours_jpeg"]
     command = [sys.executable, str(FOLDER / "load.py"), "--images", str(IMAGES), "--rounds", "1", "--seconds", "0.01"]
     command += ["--warm", "0.1", "--folder", str(tmp_path), "--json", str(out), "--cells", *cells]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     rows = {row["cell"]: row for row in json.loads(out.read_text())}
     assert list(rows) == cells and all(row["rate"] > 0 and row["memory"] > 10 for row in rows.values())
+    assert rows["ours_later"]["error"] == 0 and rows["ours_later"]["mixed"] >= rows["ours"]["mixed"]
     assert rows["ours"]["error"] == 0 < rows["ours_jpeg"]["error"] < 6, "JPEG is lossy, raw is not"
     assert rows["memmap"]["of_limit"] == 1 and rows["ours"]["ours_is"] == 1
     assert all(f"| {name} |" in done.stdout for name in cells)

@@ -374,7 +374,7 @@ def test_a_record_without_sums_is_made_again_where_they_are_wanted(tmp_path: Pat
     expected = tensors.manifest.image
     for path in Path(tensors.uri, "_work").glob("*.json"):
         record = json.loads(path.read_text())
-        del record["sums"]
+        record.pop("sums", None)  # another record names the tensors that are continued
         path.write_text(json.dumps(record))
     Path(tensors.uri, "_manifest.json").unlink()
     assert resized(clean, normalization="dataset").manifest.image == expected

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import chi2
 
 from imagemill.components.dataset.manifest import File
 from imagemill.components.train.data import order
@@ -30,10 +35,13 @@ def places(plan: EpochOrder) -> list[tuple[int, int]]:
     return found
 
 
-@given(rows=st.lists(st.integers(1, 3000), max_size=12), seed=st.integers(0, 9), epoch=st.integers(-1, 3))
-@settings(max_examples=60, deadline=None)
-def test_every_row_comes_once(rows: list[int], seed: int, epoch: int) -> None:
-    plan = EpochOrder(files(rows), seed, epoch)
+@given(
+    rows=st.lists(st.integers(1, 3000), max_size=12), seed=st.integers(0, 9), epoch=st.integers(-1, 3),
+    generations=st.one_of(st.just([]), st.lists(st.integers(0, 3), min_size=12, max_size=12)),
+)  # fmt: skip
+@settings(max_examples=80, deadline=None)
+def test_every_row_comes_once(rows: list[int], seed: int, epoch: int, generations: list[int]) -> None:
+    plan = EpochOrder(files(rows), seed, epoch, None, generations[: len(rows)])
     found = places(plan)
     assert len(found) == plan.count_rows() == sum(rows)
     stored = [(file, row) for file, number in enumerate(rows) for row in range(number)]
@@ -105,6 +113,87 @@ def test_one_image_of_a_class_in_a_million_comes_as_often_as_the_others_of_ten_c
 )
 def test_a_last_batch_that_is_too_small_is_left_out(rows: int, size: int, ranks: int, expected: int) -> None:
     assert order.count_batches(rows, size, True, ranks) == expected
+
+
+@pytest.mark.parametrize(("seed", "epoch", "expected"), [(3, 5, "d2978403b77f7c9b"), (0, 0, "a882d6190a7d8655")])
+def test_the_order_of_one_generation_stays_so_that_trainings_repeat(seed: int, epoch: int, expected: str) -> None:
+    rows = [700, 1500, 900, 400, 2500, 1200, 50, 3000, 800, 10]
+    for generations in ([], [0] * 10, [4] * 10):
+        plan, digest = EpochOrder(files(rows), seed, epoch, None, generations), hashlib.sha256()
+        for window in plan.iter_windows():
+            positions, in_file = plan.locate_rows(window)
+            numbers = [window.files[position] for position in positions.tolist()]
+            digest.update(json.dumps([window.first, window.rows, numbers, in_file.tolist()]).encode())
+        assert digest.hexdigest()[:16] == expected
+
+
+LARGE = [1000] * 40
+LATER = [[430], [430, 430, 43], [17], [1]]
+"""Rows of the files of the first generation, and of later ones."""
+
+
+def with_later(seed: int, epoch: int) -> EpochOrder:
+    numbers = [0] * len(LARGE) + [number for number, rows in enumerate(LATER, 1) for _ in rows]
+    return EpochOrder(files(LARGE + [count for rows in LATER for count in rows]), seed, epoch, None, numbers)
+
+
+def test_each_window_has_its_share_of_every_generation() -> None:
+    """Within a row, and in expectation exactly; of few files, one after the other."""
+    found = np.zeros((40, len(LATER), len(list(with_later(0, 0).iter_windows()))))
+    for epoch in range(40):
+        plan = with_later(1, epoch)
+        last_window: dict[int, int] = {}
+        for window in plan.iter_windows():
+            large = [index for index in window.files if plan.generations[index] == 0]
+            assert len(large) >= WINDOW_FILES and window.files[: len(large)] == tuple(large)
+            for index, (begin, end) in zip(window.files[len(large) :], window.shares, strict=True):
+                found[epoch, plan.generations[index] - 1, window.number] += end - begin
+                assert window.number - last_window.get(index, window.number - 1) == 1, "no file is needed again later"
+                last_window[index] = window.number
+            assert len(window.files) - len(large) <= sum(1 + (len(rows) > 1) for rows in LATER) + 1
+    size = np.array([window.rows for window in EpochOrder(files(LARGE), 1, 0).iter_windows()])
+    for number, rows in enumerate(LATER):
+        expected = sum(rows) * size / size.sum()
+        assert (np.abs(found[:, number] - expected) < 1 + 1e-9).all()
+        assert np.abs(found[:, number].mean(axis=0) - expected).max() < 4.5 * 0.5 / np.sqrt(40)
+
+
+def unevenness(plan: EpochOrder, batch: int = 256) -> list[float]:
+    """Of each later generation the sum of squared deviations of its rows in batches from the mean, in units of the
+    variance that a uniformly random order of all rows has: chi-squared with as many degrees as there are batches less
+    one."""
+    order = np.array([plan.generations[file] for file, _ in places(replace(plan))])
+    batches = len(order) // batch
+    counts = np.array([np.bincount(part, minlength=5)[1:] for part in order[: batches * batch].reshape(batches, batch)])
+    share = np.array([sum(rows) for rows in LATER]) / len(order)
+    return list(((counts - batch * share) ** 2 / (batch * share * (1 - share))).sum(axis=0)[:2])
+
+
+def test_batches_are_mixed_as_if_there_were_one_generation() -> None:
+    """A uniformly random order of all rows would fail in one of 10,000 runs of these 40 comparisons; blocks of a
+    generation's own fail in each."""
+    batches = with_later(0, 0).count_rows() // 256
+    most = chi2.ppf(1 - 1e-4 / 40, batches - 1)
+    for seed in range(20):
+        plan = with_later(seed, seed % 3)
+        assert max(unevenness(plan)) < most
+        blocks = EpochOrder(plan.files, seed, seed % 3)
+        as_blocks = [(plan.generations[file], row) for file, row in places(blocks)]
+        counts = np.array([n == 2 for n, _ in as_blocks[: batches * 256]]).reshape(batches, 256).sum(axis=1)
+        assert ((counts - counts.mean()) ** 2 / counts.mean()).sum() > 3 * most
+
+
+def test_rows_of_a_generation_meet_others_in_every_epoch() -> None:
+    """Two epochs have as many rows of the first window's share in common as random halves would."""
+    firsts = []
+    for epoch in range(10):
+        plan = with_later(0, epoch)
+        window = next(iter(plan.iter_windows()))
+        found = zip(*(array.tolist() for array in plan.locate_rows(window)), strict=True)
+        firsts.append({(window.files[p], row) for p, row in found if plan.generations[window.files[p]] == 1})
+    share = len(firsts[0]) / 430
+    common = [len(one & other) / 430 for n, one in enumerate(firsts) for other in firsts[:n]]
+    assert np.mean(common) == pytest.approx(share**2, abs=0.01) and len(set(map(frozenset, firsts))) == 10
 
 
 @pytest.mark.proof

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise, product
 from typing import Any
 
@@ -56,8 +57,15 @@ def found_rows(sources: list[SortedRows], slices: tuple[RowSlice, ...]) -> list[
             held += range(int(owner.starts[first + group]), int(owner.starts[first + group + 1]))
         held = held[one.skip : one.skip + one.rows]
         assert len(held) == one.rows, "a slice is all there"
-        rows += [(int(owner.indices[row]), owner.uris[0], row) for row in held]
+        held = held if one.chosen is None else [held[offset] for offset in one.chosen]
+        rows += [(index_at(owner, row), owner.uris[0], row) for row in held]
     return rows
+
+
+def index_at(owner: SortedRows, place: int) -> int:
+    """The index of the row at a place in the files."""
+    row = place if owner.positions is None else owner.positions.tolist().index(place)
+    return int(owner.indices[row])
 
 
 @st.composite
@@ -67,7 +75,12 @@ def some_sources(draw: st.DrawFn) -> list[SortedRows]:
     found = []
     for number in range(draw(st.integers(1, 6))):
         indices = np.array(sorted(draw(st.lists(index, max_size=40))), np.int64)
-        found.append(source(f"s{number}", indices, draw(st.integers(1, 9)), draw(st.integers(1, 3))))
+        chosen = draw(st.one_of(st.none(), st.sets(st.integers(0, max(0, len(indices) - 1)), max_size=len(indices))))
+        one = source(f"s{number}", indices, draw(st.integers(1, 9)), draw(st.integers(1, 3)) if chosen is None else 1)
+        if chosen is not None:
+            places = np.array(sorted(chosen), np.int64)
+            one = replace(one, indices=indices[places], positions=places)
+        found.append(one)
     return found
 
 
@@ -76,11 +89,18 @@ def jobs_of(sources: list[SortedRows], most: int) -> list[ShardPlan]:
     return [ShardPlan(f"{low:016x}-{high:016x}", "train", rows, (), low, high) for low, high, rows in cuts]
 
 
+def places(one: SortedRows) -> list[int]:
+    """Where the rows of a source lie in its files."""
+    return list(range(len(one.indices))) if one.positions is None else one.positions.tolist()
+
+
 @given(some_sources(), st.integers(1, 12), st.integers(1, 5))
 @settings(max_examples=150, deadline=None)
 def test_every_row_is_in_exactly_one_file_in_order(sources: list[SortedRows], most: int, files: int) -> None:
     jobs = jobs_of(sources, most)
-    everything = sorted((int(i), s.uris[0], row) for s in sources for row, i in enumerate(s.indices))
+    everything = sorted(
+        (int(i), s.uris[0], place) for s in sources for place, i in zip(places(s), s.indices, strict=True)
+    )
     by_job = [
         sorted(found_rows(sources, slices))
         for slices in locate_rows(sources, get_index_ranges([(job,) for job in jobs]))

@@ -25,7 +25,7 @@ from imagemill.components.resize import merging as merging_module
 from imagemill.components.resize import resize
 from imagemill.components.resize import tasks as tasks_module
 from imagemill.components.resize.merging import MergeTask, describe_merged, merge_sorted, rechunk, write_merged
-from imagemill.components.resize.plan import count_rows_read, index_files, locate_rows
+from imagemill.components.resize.plan import RowSlice, count_rows_read, index_files, locate_rows
 from imagemill.components.resize.tensor_shards import read_rows
 from imagemill.components.storage.errors import MillError
 
@@ -228,7 +228,8 @@ def test_a_run_holds_what_its_inputs_hold(tmp_path: Path, merging: None) -> None
     clean = clean_of_many_files(tmp_path, {"train": 9})
     sources = index_files(clean, "train")
     rows = sum(len(source.indices) for source in sources)
-    task = MergeTask("run", "train", rows, tuple(source.uris for source in sources), tuple(COLUMNS))
+    inputs = tuple(tuple(source.locate(0, len(source.indices))) for source in sources)
+    task = MergeTask("run", "train", rows, inputs, tuple(COLUMNS))
     record = json.loads(json.dumps(write_merged(task, str(tmp_path / "tensors" / "02"))))
     run = describe_merged(record, sources, str(tmp_path / "tensors" / "02"))
     assert len(run.uris) > 2 and len(run.starts) > 2 * len(run.uris)
@@ -253,8 +254,9 @@ def test_a_column_that_some_files_lack_is_empty_there(tmp_path: Path) -> None:
             writer.add({"image_id": str(number), "mask": b"m", "shuffle_index": 5 - number}, 1)
             listed.append(writer.publish("data", "data", "train"))
     task = MergeTask(
-        "run", "train", 2, tuple((f"{uri}/{f.uri}",) for f in listed), ("image_id", "mask", "shuffle_index")
-    )
+        "run", "train", 2, tuple((RowSlice(f"{uri}/{f.uri}", (0,), 0, 1),) for f in listed),
+        ("image_id", "mask", "shuffle_index"),
+    )  # fmt: skip
     record = write_merged(task, str(tmp_path / "tensors" / "02"))
     made = Dataset(
         str(tmp_path / "tensors" / "02"), Manifest("tensors", "02", files=tuple(File(**f) for f in record["files"])), ""
@@ -264,7 +266,7 @@ def test_a_column_that_some_files_lack_is_empty_there(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_gone_is_said(tmp_path: Path) -> None:
-    task = MergeTask("run", "train", 2, ((str(tmp_path / "gone.parquet"),),), tuple(COLUMNS))
+    task = MergeTask("run", "train", 2, ((RowSlice(str(tmp_path / "gone.parquet"), (0,), 0, 2),),), tuple(COLUMNS))
     result = write_merged(task, str(tmp_path / "tensors" / "02"))
     assert result["exit_code"] == 1 and "gone.parquet" in result["error"]
 

@@ -21,7 +21,7 @@ from ...storage.parallel import cores
 from .buffers import get_buffer_pool
 from .cache import ShardCache
 from .order import EpochOrder, ShuffleWindow, count_batches, sample_repeats
-from .tensor_shards import TensorSplit, gather_rows
+from .tensor_shards import Shard, TensorSplit, gather_rows
 
 OPEN_THREADS = 4
 """Threads that open files: those of S3 are fetched as a whole."""
@@ -87,7 +87,7 @@ def iter_batches(
     """
     source = TensorSplit.from_dataset(dataset, split, cache)
     repeats = None if balance is None else sample_repeats(source.read_labels(), balance, seed, max(0, epoch))
-    order = EpochOrder(source.files, seed, epoch, repeats)
+    order = EpochOrder(source.files, seed, epoch, repeats, source.generations)
     threads = threads or cores()
     loader = _Loader(source, order, batch_size, rank, ranks, max_free=threads + 2, pin=pin)
     numbers = range(start, count_batches(loader.total, batch_size, order.is_shuffled, ranks), step)
@@ -122,18 +122,25 @@ def _map_ordered(
 
 
 class _OpenWindow:
-    """A window whose files are being opened, and the positions of its rows; freed with the last of its batches."""
+    """A window whose files are being opened, and the positions of its rows; freed with the last of its batches.
+
+    `previous`: the window before, of which files that both need stay open.
+    """
 
     def __init__(
-        self, source: TensorSplit, order: EpochOrder, window: ShuffleWindow, open_pool: ThreadPoolExecutor
-    ) -> None:
+        self, source: TensorSplit, order: EpochOrder, window: ShuffleWindow, open_pool: ThreadPoolExecutor,
+        previous: _OpenWindow | None,
+    ) -> None:  # fmt: skip
         self.first, self.end = window.first, window.first + window.rows
         self._rows = open_pool.submit(order.locate_rows, window)
-        self._shards = [open_pool.submit(source.open_shard, index) for index in window.files]
+        opened: dict[int, Future[Shard]] = previous._shards if previous else {}
+        self._shards: dict[int, Future[Shard]] = {
+            index: opened.get(index) or open_pool.submit(source.open_shard, index) for index in window.files
+        }
 
     def read(self, part: slice, out: npt.NDArray[np.uint8]) -> list[Any]:
         """Read the pixels of rows of the window into `out` uint8 [rows, H, W, C]; return their labels as stored."""
-        shards = [future.result() for future in self._shards]
+        shards = [future.result() for future in self._shards.values()]
         positions, rows = (array[part] for array in self._rows.result())
         gather_rows(shards, positions, rows, out)
         return [shards[index].labels[row] for index, row in zip(positions.tolist(), rows.tolist(), strict=True)]
@@ -171,7 +178,8 @@ class _Loader:
                 if window is None:
                     break
                 if window.first + window.rows > start:
-                    open_windows.append(_OpenWindow(self._source, self._order, window, open_pool))
+                    previous = open_windows[-1] if open_windows else None
+                    open_windows.append(_OpenWindow(self._source, self._order, window, open_pool, previous))
             pieces = []
             for opened in open_windows:
                 low, high = max(start, opened.first), min(end, opened.end)

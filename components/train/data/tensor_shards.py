@@ -143,6 +143,11 @@ class TensorSplit:
             cache = ShardCache.create()
         return cls(dataset, [file for file in dataset.files("data", split) if file.rows], cache)
 
+    @property
+    def generations(self) -> list[int]:
+        """Return the generation of each of `files`."""
+        return [self.dataset.manifest.generation(file) for file in self.files]
+
     def open_shard(self, index: int) -> Shard:
         """Open one of `files`. DatasetError for a file that is missing or broken; errors of the store as they are.
 

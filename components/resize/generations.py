@@ -1,0 +1,262 @@
+"""Tensors of a dataset that has grown: the shards of its last tensors are listed again, and only new rows are resized.
+
+The first build of a dataset is generation 0, and the rows that every later one adds are a generation of their own.
+Rows that left are dropped by writing their shard again without them; a row that has changed has left and is new. When
+the later generations are many or large, everything is built anew.
+
+The plan is a function of the clean dataset and of the tensors that are continued. These are chosen once: by the first
+process that plans, which records its choice in the work in progress, where a retry and a job in another pod find it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..dataset.fingerprint import digest, fingerprint
+from ..dataset.labels import label_column
+from ..dataset.manifest import Dataset, File, Totals, find_dataset, find_intact_dataset
+from ..dataset.shards import row_groups
+from ..imaging.choices import RAW
+from ..imaging.pixel_options import StandardizeConfig
+from ..step.step import Context
+from ..storage import uri as uris
+from ..storage.errors import DatasetError, UserError
+from ..storage.parallel import map_ordered
+from .config import VERSION
+from .plan import INDEX_THREADS, Indices
+from .rewriting import RewriteTask
+from .tensor_shards import FinishedShard, TensorSpec
+
+if TYPE_CHECKING:
+    from .resize import Target
+
+MAX_ADDED_SHARE = 0.2
+"""Most rows of all later generations together, as a share of all rows."""
+MAX_ADDED_GENERATIONS = 16
+"""Most later generations: a training window has rows of each of them."""
+RECORD = "continued"
+"""Key of the work record that names the tensors that are continued."""
+CONTENT_COLUMNS = ("image_id", "split", "sha256", "pixel_hash", "format", "width", "height", "image_bytes")
+"""Columns of a clean row that, with its labels and the options of pixel operations, decide its tensor."""
+_KEY_BYTES = 16
+
+
+@dataclass(frozen=True)
+class Growth:
+    """The work that makes tensors from earlier ones.
+
+    Args:
+        tensors: the earlier ones.
+        added: of each clean file, by its URI in the manifest, its new rows: int64, ascending; files with some only.
+        shards: the earlier shards in their order: listed again, or to be written without rows that left.
+        left: number of images that left.
+        generation: of the new rows.
+    """
+
+    tensors: Dataset
+    added: dict[str, Indices]
+    shards: tuple[FinishedShard | RewriteTask, ...]
+    left: int
+    generation: int
+
+    @property
+    def prefix(self) -> str:
+        """The prefix of the keys of finished work, which depends on the tensors that are continued."""
+        return make_prefix(self.tensors)
+
+    @property
+    def rewrites(self) -> list[RewriteTask]:
+        return [shard for shard in self.shards if isinstance(shard, RewriteTask)]
+
+    @property
+    def added_rows(self) -> int:
+        return sum(len(rows) for rows in self.added.values())
+
+    def collect(self, finished: Mapping[str, FinishedShard]) -> list[FinishedShard]:
+        """Return the earlier shards as the new tensors list them. `finished`: the written ones, by their keys."""
+        return [finished[shard.key] if isinstance(shard, RewriteTask) else shard for shard in self.shards]
+
+
+def make_prefix(tensors: Dataset) -> str:
+    return f"{digest([tensors.fingerprint, tensors.manifest_sha256])[:8]}-"
+
+
+def plan_growth(target: Target, spec: TensorSpec, context: Context) -> Growth | None:
+    """Return the plan to continue the name's last tensors; None where everything has to be built.
+
+    That is so where there are none of the same config, or they or their clean dataset are damaged; where the rows that
+    were added since the last build of everything are too many; and where copies are made from masks, which are not
+    compared, or rows left whose share in the sums of all pixels was lost with their JPEG.
+    """
+    tensors = choose_tensors(target, context)
+    if tensors is None or (spec.copies and spec.copies.needs_masks):
+        return None
+    earlier = find_comparable_clean(tensors, target.clean)
+    if earlier is None or (earlier.manifest.task != target.clean.manifest.task):
+        return None
+    try:
+        added, left = compare_rows(earlier, target.clean)
+        shards = _plan_shards(tensors, left, target.uri)
+    except DatasetError as error:
+        context.say(f"{tensors.uri} is not continued: {error}")
+        return None
+    rewrites = [shard for shard in shards if isinstance(shard, RewriteTask)]
+    if spec.with_sums and spec.encoding != RAW and any(task.split == "train" for task in rewrites):
+        return None
+    generation = max((shard.generation for shard in shards), default=0) + 1
+    growth = Growth(tensors, added, tuple(shards), sum(map(len, left.values())), generation)
+    rows = _count_by_generation((shard.rows, shard.generation) for shard in shards)
+    if added:
+        rows[growth.generation] = growth.added_rows * (1 + target.config.copies)
+    return None if must_compact(rows) else growth
+
+
+def estimate_totals(target: Target, context: Context) -> Totals:
+    """Return the totals of the images that have to be resized, or of a few more: by the manifests alone."""
+    totals = target.clean.manifest.totals
+    tensors = choose_tensors(target, context)
+    earlier = find_comparable_clean(tensors, target.clean) if tensors else None
+    if tensors is None or earlier is None:
+        return totals
+    listed = {(file.sha256, file.split) for file in earlier.files()}
+    added = sum(file.rows for file in target.clean.files() if (file.sha256, file.split) not in listed)
+    rows = _count_by_generation((file.rows, tensors.manifest.generation(file)) for file in tensors.files())
+    rows[max(rows, default=0) + 1] = added * (1 + target.config.copies)
+    if must_compact(rows):
+        return totals
+    share = added / max(1, totals.rows)
+    by_split = {split: round(number * share) for split, number in totals.by_split.items()}
+    return replace(totals, rows=added, bytes=round(totals.bytes * share), by_split=by_split)
+
+
+def choose_tensors(target: Target, context: Context) -> Dataset | None:
+    """Return the tensors that are continued, by the record of whoever planned first; None if there are none."""
+    if context.attempt():
+        return None
+    workspace = context.workspace
+    record = workspace.read_work_record(target.uri, RECORD)
+    if record is None:
+        latest = workspace.relative(workspace.latest(target.name, "tensors"))
+        workspace.write_work_record(target.uri, RECORD, {"tensors": latest})
+        record = workspace.read_work_record(target.uri, RECORD) or {}
+    uri = workspace.absolute(str(record.get("tensors", "")))
+    if not uri.startswith(workspace.at("tensors") + "/") or uri == target.uri:
+        return None
+    try:
+        tensors = find_intact_dataset(uri)
+    except (UserError, DatasetError):  # written by another version, or broken
+        return None
+    if tensors is None or not tensors.manifest.parents:
+        return None
+    expected = fingerprint("tensors", VERSION, [tensors.manifest.parents[0].fingerprint], target.fields)
+    shards = tensors.manifest.extra.get("shards", {})
+    has_entries = all(file.uri in shards for file in tensors.files())
+    return tensors if tensors.fingerprint == expected and has_entries else None
+
+
+def find_comparable_clean(tensors: Dataset, clean: Dataset) -> Dataset | None:
+    """Return the clean dataset that tensors were made from, if its images were made by the same pixel operations."""
+    earlier = find_dataset(tensors.parent_uri("clean"))
+    if earlier is None or earlier.manifest_sha256 != tensors.manifest.parents[0].manifest_sha256:
+        return None
+    options, clean_options = (
+        StandardizeConfig.from_config(dataset.manifest.config, dataset.uri) for dataset in (earlier, clean)
+    )
+    return earlier if options == clean_options else None
+
+
+def compare_rows(earlier: Dataset, clean: Dataset) -> tuple[dict[str, Indices], dict[str, set[str]]]:
+    """Compare two clean datasets; return the rows of `clean` that are new, and those of `earlier` that left.
+
+    New rows by the file's URI, as positions, int64 ascending; rows that left as image_ids, by split. Files that both
+    list are not read, of the others only small columns.
+    """
+    listed = [{(file.sha256, file.split) for file in dataset.files()} for dataset in (earlier, clean)]
+    others = [file for file in earlier.files() if (file.sha256, file.split) not in listed[1]]
+    files = [file for file in clean.files() if (file.sha256, file.split) not in listed[0]]
+    earlier_keys, keys = _read_keys(earlier, others), _read_keys(clean, files)
+    added = {}
+    for file, is_new in zip(files, _find_absent(keys, earlier_keys), strict=True):
+        if is_new.any():
+            added[file.uri] = np.flatnonzero(is_new).astype(np.int64)
+    left: dict[str, set[str]] = {}
+    for file, is_gone in zip(others, _find_absent(earlier_keys, keys), strict=True):
+        if is_gone.any():
+            left.setdefault(file.split, set()).update(_read_ids(earlier, file).filter(pa.array(is_gone)).to_pylist())
+    return added, left
+
+
+def _read_keys(clean: Dataset, files: Sequence[File]) -> list[pa.Array]:
+    """Return of each clean file a hash of each row, of all that its tensor depends on: binary(16) [rows]."""
+    columns = [*CONTENT_COLUMNS, label_column(clean.manifest.task)]
+
+    def read(file: File) -> pa.Array:
+        hashes: list[bytes] = []
+        for table in row_groups(clean, file, columns):
+            if missing := set(columns) - set(table.column_names):
+                raise DatasetError(f"{clean.locate(file)}: expected columns {', '.join(sorted(missing))}, found none")
+            rows = zip(*(table.column(name).to_pylist() for name in columns), strict=True)
+            hashes += [hashlib.blake2b(repr(row).encode(), digest_size=_KEY_BYTES).digest() for row in rows]
+        return pa.array(hashes, pa.binary(_KEY_BYTES))
+
+    return list(map_ordered(files, read, INDEX_THREADS, lambda file: 0))
+
+
+def _find_absent(keys: Sequence[pa.Array], others: Sequence[pa.Array]) -> list[npt.NDArray[np.bool_]]:
+    """Return of each array of keys which of them are in none of the other arrays: bool [keys]."""
+    all_keys, all_others = (pa.chunked_array(part, pa.binary(_KEY_BYTES)).combine_chunks() for part in (keys, others))
+    is_absent = pc.invert(pc.is_in(all_keys, value_set=all_others)).to_numpy(zero_copy_only=False)
+    return np.split(is_absent, np.cumsum([len(part) for part in keys])[:-1]) if keys else []
+
+
+def _read_ids(dataset: Dataset, file: File) -> pa.Array:
+    columns = [table.column("image_id").combine_chunks() for table in row_groups(dataset, file, ["image_id"])]
+    return pa.chunked_array(columns, pa.string()).combine_chunks()
+
+
+def _plan_shards(tensors: Dataset, left: Mapping[str, set[str]], uri: str) -> list[FinishedShard | RewriteTask]:
+    """Return the shards of `tensors` as the tensors at `uri` continue them, without those of which no row stays."""
+    ids_left = {split: pa.array(sorted(image_ids), pa.string()) for split, image_ids in left.items()}
+    entries, prefix = tensors.manifest.extra["shards"], make_prefix(tensors)
+
+    def plan(file: File) -> FinishedShard | RewriteTask | None:
+        located = tensors.locate(file)
+        record = entries[file.uri] | {"file": asdict(replace(file, uri=uris.relpath(located, uri)))}
+        shard = FinishedShard.from_record(record)
+        if file.split not in ids_left:
+            return shard
+        ids = _read_ids(tensors, file)
+        gone = ids.filter(pc.is_in(ids, value_set=ids_left[file.split]))
+        rows = file.rows - len(gone)
+        if not len(gone) or not rows:
+            return shard if rows else None
+        key, image_ids = f"{prefix}{file.split}-{file.sha256[:16]}", tuple(gone.unique().to_pylist())
+        return RewriteTask(key, file.split, rows, located, image_ids, shard.generation, tensors.manifest.task)
+
+    planned = map_ordered(tensors.files(), plan, INDEX_THREADS, lambda file: 0)
+    return [shard for shard in planned if shard is not None]
+
+
+def _count_by_generation(shards: Iterable[tuple[int, int]]) -> dict[int, int]:
+    """Return rows by generation. `shards`: rows and generation of each."""
+    rows: dict[int, int] = {}
+    for number, generation in shards:
+        rows[generation] = rows.get(generation, 0) + number
+    return rows
+
+
+def must_compact(rows: Mapping[int, int]) -> bool:
+    """Return whether so many rows were added since the last build of everything that everything is built again.
+
+    `rows`: by generation, those to be added included.
+    """
+    added = [number for generation, number in rows.items() if generation and number]
+    return len(added) > MAX_ADDED_GENERATIONS or sum(added) > MAX_ADDED_SHARE * sum(rows.values())

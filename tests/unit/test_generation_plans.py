@@ -1,0 +1,255 @@
+"""What earlier tensors are continued: by the same config, by every process alike, and until much has been added."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import copied
+import grown
+import pytest
+from grown import (
+    assert_equal,
+    clean_of,
+    content,
+    decoded,
+    from_nothing,
+    generations,
+    resized,
+    several,
+)
+
+from imagemill.components.dataset.manifest import Dataset, Manifest, find_intact_dataset
+from imagemill.components.dataset.workspace import Workspace
+from imagemill.components.resize import STEP as RESIZE
+from imagemill.components.resize import generations as generations_module
+from imagemill.components.resize import merging, plan, tasks
+from imagemill.components.resize import resize as resize_module
+from imagemill.components.resize.config import ResizeConfig
+from imagemill.components.resize.ray_job import build_command
+from imagemill.components.step.config import StepConfig
+from imagemill.components.step.step import Context, Step
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several shards of a few images."""
+    monkeypatch.setattr(plan, "MAX_SHARD_ROWS", 7)
+    monkeypatch.setattr(resize_module, "report_estimate", lambda *_: None)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace.open(str(tmp_path / "mill"))
+
+
+@pytest.mark.parametrize(
+    "change", ["size", "rerun", "damaged", "clean_gone", "clean_pixels", "name", "no_entries", "clean_file_gone"]
+)
+def test_what_can_not_be_continued_is_built(workspace: Workspace, change: str, tmp_path: Path) -> None:
+    photos = several(40)
+    clean = clean_of(workspace, photos)
+    first = resized(clean)
+    more = photos | several(2, "new")
+    options: dict[str, Any] = {}
+    if change == "size":
+        options["image_size"] = 24
+    elif change == "damaged":
+        Path(first.locate(first.files()[0])).unlink()
+    elif change == "clean_gone":
+        shutil.rmtree(clean.uri)
+    elif change == "clean_file_gone":
+        for file in clean.files():
+            Path(clean.locate(file)).unlink()
+    elif change == "name":
+        options["name"] = "other"
+    elif change == "no_entries":  # as an older imagemill wrote it
+        manifest = Path(first.uri) / "_manifest.json"
+        manifest.write_text(manifest.read_text().replace('"shards"', '"parts"'))
+    grown_clean = clean_of(workspace, more, **({"trim": "on"} if change == "clean_pixels" else {}))
+    with decoded() as count:
+        second = resized(grown_clean, rerun=change == "rerun", **options)
+    assert count == [42] and generations(second) == {0: 42}
+    assert set(content(second)) == set(more)
+
+
+def test_many_added_rows_are_built_with_all_others(workspace: Workspace) -> None:
+    photos = several(60)
+    resized(clean_of(workspace, photos))
+    photos |= several(12, "some")
+    assert generations(resized(clean_of(workspace, photos))) == {0: 60, 1: 12}
+    photos |= several(4, "more")
+    third = resized(clean_of(workspace, photos))
+    assert generations(third) == {0: 76}, "16 of 76 rows are more than a fifth"
+    assert not any(file.uri.startswith("../") for file in third.files())
+
+
+def test_a_fifth_is_not_too_many(workspace: Workspace) -> None:
+    resized(clean_of(workspace, several(60)))
+    assert generations(resized(clean_of(workspace, several(60) | several(15, "new")))) == {0: 60, 1: 15}
+
+
+def test_many_generations_are_built_anew(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generations_module, "MAX_ADDED_GENERATIONS", 3)
+    photos = several(60)
+    found = []
+    for week in range(6):
+        found.append(len(generations(resized(clean_of(workspace, photos)))))
+        photos |= several(1, f"week{week}-")
+    assert found == [1, 2, 3, 4, 1, 2]
+
+
+def test_a_retry_plans_as_the_first_attempt_though_the_latest_tensors_are_others(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = several(60)
+    first = resized(clean_of(workspace, photos))
+    del photos["p003"], photos["p011"]
+    grown_clean = clean_of(workspace, photos | several(9, "new"))
+    run_tasks, begun = resize_module.run_tasks, []
+
+    def killed(tasks: Any, *arguments: Any) -> Iterator[Any]:
+        for result in run_tasks(tasks, *arguments):
+            yield result
+            begun.append(result[0].key)
+            if len(begun) == 3:
+                raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(resize_module, "run_tasks", killed)
+        resized(grown_clean)
+    other = resized(clean_of(workspace, several(50) | several(6, "strange")))
+    assert workspace.latest("zoo", "tensors") == other.uri
+    done: list[str] = []
+
+    def watched(tasks: Any, *arguments: Any) -> Iterator[Any]:
+        for result in run_tasks(tasks, *arguments):
+            done.append(result[0].key)
+            yield result
+
+    monkeypatch.setattr(resize_module, "run_tasks", watched)
+    tensors = resized(grown_clean)
+    assert done and not set(done) & set(begun), "what was done is not done again"
+    assert {file.uri.split("/")[1] for file in tensors.files() if file.uri.startswith("../")} == {first.fingerprint}
+    assert set(content(tensors)) == set(photos | several(9, "new"))
+
+
+def test_two_that_plan_at_once_agree(workspace: Workspace) -> None:
+    """And one in another pod, by the record of the first."""
+    photos = several(40)
+    resized(clean_of(workspace, photos))
+    grown_clean = clean_of(workspace, photos | several(3, "new"))
+    config = grown.make_config(grown_clean)
+    context = Context("resize", workspace, "r", False)
+    target = resize_module.find_target(config, context)
+    spec = resize_module._make_spec(grown_clean, target.config, None)
+    mine = generations_module.plan_growth(target, spec, context)
+    other = Dataset(workspace.dataset("tensors", "f" * 16), Manifest("tensors", "f" * 16), "")
+    workspace.note_latest("zoo", other, "another")
+    theirs = generations_module.plan_growth(target, spec, Context("resize", workspace, "r2", False))
+    assert mine and theirs and (mine.tensors, mine.shards, mine.generation) == (
+        theirs.tensors, theirs.shards, theirs.generation,
+    )  # fmt: skip
+    assert {uri: rows.tolist() for uri, rows in mine.added.items()} == {
+        uri: rows.tolist() for uri, rows in theirs.added.items()
+    }
+
+
+def test_tensors_that_lost_their_own_files_get_them_back(workspace: Workspace) -> None:
+    photos = several(40)
+    resized(clean_of(workspace, photos))
+    grown_clean = clean_of(workspace, photos | several(3, "new"))
+    second = resized(grown_clean)
+    before = content(second)
+    for path in Path(second.uri, "data").rglob("*.parquet"):
+        path.unlink()
+    assert find_intact_dataset(second.uri) is None
+    with decoded() as count:
+        again = resized(grown_clean)
+    assert count == [3] and content(again) == before and again.manifest == second.manifest
+
+
+def test_the_work_is_estimated_by_the_files_that_are_new(workspace: Workspace) -> None:
+    """By which a cluster decides between a pod and a RayJob."""
+
+    def estimate(photos: grown.Photos) -> tuple[int, int]:
+        clean = clean_of(workspace, photos, buckets=20)
+        context = Context("resize", workspace, "r", False)
+        totals = resize_module.find_target(grown.make_config(clean), context).estimate_totals(context)
+        return totals.rows, totals.bytes * 100 // clean.manifest.totals.bytes
+
+    photos = several(60)
+    assert estimate(photos) == (60, 100)
+    resized(clean_of(workspace, photos, buckets=20))
+    rows, share = estimate(photos | {"new": grown.Photo("emu", "train")})
+    assert 1 < rows < 15 and share == pytest.approx(100 * rows / 61, abs=1.1), "the file that it lies in"
+    assert estimate(photos | several(40, "many")) == (100, 100), "all is built again"
+
+
+def test_a_ray_job_continues_what_the_pod_that_planned_it_saw(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its own command line, in a process of its own, though other tensors were made meanwhile."""
+    photos = several(60)
+    first = resized(clean_of(workspace, photos, buckets=20))
+    grown_clean = clean_of(workspace, photos | several(3, "new"), buckets=20)
+    config = grown.make_config(grown_clean, executor="auto", resize_workers=1)
+    context = Context("resize", workspace, "r", False)
+    target = resize_module.find_target(config, context, 0)
+    assert target.estimate_totals(context).rows < 15, "those in files that are new"
+    resized(clean_of(workspace, several(30) | several(3, "strange")))
+    job = parse_job_config(build_command(target.make_job_config(context))[3:], monkeypatch)
+    assert job.ray_address == "auto" and job.clean == grown_clean.uri
+    copied.without_ray(monkeypatch)
+    with decoded() as count:
+        outcome = resize_module.resize(job, Context("resize", workspace, "r", False))
+    tensors = grown.read_dataset(outcome.uri)
+    assert outcome.uri == target.uri and count == [3] and generations(tensors) == {0: 60, 1: 3}
+    assert {file.uri.split("/")[1] for file in tensors.files() if file.uri.startswith("../")} == {first.fingerprint}
+
+
+def parse_job_config(words: list[str], monkeypatch: pytest.MonkeyPatch) -> ResizeConfig:
+    """Return the config that the step's command line gives."""
+    configs: list[Any] = []
+
+    def execute(step: Step, config: StepConfig, result: str = "") -> int:
+        configs.append(config)
+        return 0
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Step, "execute", execute)
+        assert RESIZE.main(words) == 0
+    config = configs[0]
+    assert isinstance(config, ResizeConfig)
+    return config
+
+
+def test_new_rows_that_lie_amid_others_are_merged_like_any(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there are so many that to read them a few at a time would take longer."""
+    monkeypatch.setattr(merging, "MIN_BYTES_TO_MERGE", 0)
+    monkeypatch.setattr(merging, "MIN_FAN_IN", 2)
+    for module in (merging, tasks):
+        monkeypatch.setattr(module, "MAX_READ_AMPLIFICATION", 0.5)
+    monkeypatch.setattr(plan, "MAX_SHARD_ROWS", 3)
+    keys: list[str] = []
+    run_tasks = resize_module.run_tasks
+
+    def watched(todo: Any, *arguments: Any) -> Iterator[Any]:
+        for result in run_tasks(todo, *arguments):
+            keys.append(result[0].key)
+            yield result
+
+    monkeypatch.setattr(resize_module, "run_tasks", watched)
+    photos = several(60)
+    resized(clean_of(workspace, photos))
+    keys.clear()
+    photos |= several(14, "new")
+    with decoded() as count:
+        tensors = resized(clean_of(workspace, photos))
+    assert count == [14] and any("-run-train-1-" in key for key in keys)
+    assert generations(tensors) == {0: 60, 1: 14}
+    assert_equal(tensors, from_nothing(photos, tmp_path / "nothing"))
