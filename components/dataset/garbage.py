@@ -12,7 +12,6 @@ the sizes of the files that a record names, and make anew what is missing.
 from __future__ import annotations
 
 import json
-import re
 import time
 from array import array
 from collections import defaultdict
@@ -27,6 +26,17 @@ from ..storage import uri as uris
 from ..storage.filesystem import Entry
 from .leases import FOLDER, STEP_LEASE_S, DeleteLease, RunningStep, list_running_steps
 from .manifest import KINDS, MANIFEST
+from .paths import (
+    POOL,
+    WORK,
+    has_known_name,
+    is_fingerprint,
+    is_manifest,
+    is_name_record,
+    is_step_record,
+    is_work,
+    is_work_record,
+)
 from .retention import (
     Policy,
     Retention,
@@ -35,22 +45,16 @@ from .retention import (
     decide_retention,
     find_path,
     hash_path,
-    is_name_record,
-    is_step_record,
     read_all,
     read_snapshots,
 )
 from .workspace import MARKER, PRODUCTS, Workspace
 
-POOL, WORK = "_shards", "_work"
 MAX_UNKNOWN = 100
 """Unknown files that are named; all are counted."""
 BATCH = 1000
 _SOURCES, _MANIFESTS, _RECORDS, _FILES = 0, 1, 10, 11
 """The order in which files are removed; the manifests of each kind have a number of their own from `_MANIFESTS` on."""
-_CONTENT_NAME = re.compile(r"[a-z_]+-[0-9a-f]{16}\.[a-z]+")
-_TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
-_FINGERPRINT = re.compile(r"[0-9a-f]{16}")
 Count = Callable[[int], None]
 
 
@@ -128,30 +132,26 @@ def find_garbage(workspace: Workspace, policy: Policy, count: Count) -> Garbage:
     now, running = time.time(), list_running_steps(workspace)
     manifests: list[Entry] = []
     records: list[Entry] = []
-    for entry, parts in _list_files(workspace, count):
-        if _is_manifest(parts):
+    for entry, path in _list_files(workspace, count):
+        if is_manifest(path):
             manifests.append(entry)
-        elif is_name_record(parts) or (is_step_record(parts) and now - entry.modified < policy.min_age_s):
+        elif is_name_record(path) or (is_step_record(path) and now - entry.modified < policy.min_age_s):
             records.append(entry)
     snapshots = read_snapshots(manifests, workspace)
     retention = decide_retention(snapshots, workspace, records, running, policy, now)
     garbage = Garbage(retention, running)
     sorter = _Sorter(workspace, garbage, now - policy.min_age_s, now)
-    for path, group in groupby(_list_files(workspace, count), key=lambda file: "/".join(file[1][:2])):
-        sorter.sort_folder(path, [entry for entry, _ in group])
+    for folder, group in groupby(_list_files(workspace, count), key=lambda file: "/".join(file[1].split("/")[:2])):
+        sorter.sort_folder(folder, [entry for entry, _ in group])
     sorter.sort_sources()
     return garbage
 
 
-def _list_files(workspace: Workspace, count: Count) -> Iterator[tuple[Entry, list[str]]]:
-    """Yield every file with the parts of its path below the workspace."""
+def _list_files(workspace: Workspace, count: Count) -> Iterator[tuple[Entry, str]]:
+    """Yield every file with its path below the workspace."""
     for entry in workspace.store.list(workspace.uri):
         count(1)
-        yield entry, workspace.relative(entry.uri).split("/")
-
-
-def _is_manifest(parts: Sequence[str]) -> bool:
-    return len(parts) == 3 and parts[0] in KINDS and parts[2] == MANIFEST and parts[1] != POOL
+        yield entry, workspace.relative(entry.uri)
 
 
 class _Sorter:
@@ -184,7 +184,7 @@ class _Sorter:
             self._sort_pool(path, entries)
         elif path in self._snapshots:
             self._sort_dataset(self._snapshots[path], entries)
-        elif _FINGERPRINT.fullmatch(folder):
+        elif is_fingerprint(folder):
             self._sort_uncommitted(path, entries)
         else:
             self._leave_unknown(entries)
@@ -240,7 +240,7 @@ class _Sorter:
             elif self._is_young(entry):
                 self._garbage.young.add(entry)
             else:
-                self._garbage.add(entry, whole if goes else rest, _RECORDS if is_record(path) else _FILES)
+                self._garbage.add(entry, whole if goes else rest, _RECORDS if is_work_record(path) else _FILES)
 
     def _sort_uncommitted(self, path: str, entries: list[Entry]) -> None:
         """Sort the folder of a dataset without a manifest: of work in progress, of work that was given up, or of a
@@ -255,7 +255,7 @@ class _Sorter:
             elif is_committed_now or self._is_young(newest):
                 self._garbage.young.add(entry)
             elif is_work(relative) or has_known_name(relative):
-                self._garbage.add(entry, group, _RECORDS if is_record(relative) else _FILES)
+                self._garbage.add(entry, group, _RECORDS if is_work_record(relative) else _FILES)
             else:
                 self._leave_unknown([entry])
 
@@ -272,7 +272,7 @@ class _Sorter:
         leftovers = Group(f"{path}/{WORK}", "records of files that go, and what killed steps left")
         for entry in entries:
             relative = self._relative(entry)
-            if is_record(relative):
+            if is_work_record(relative):
                 records[_find_work(relative)].append(entry)
             elif self._is_listed(entry):
                 self._garbage.kept.add(entry)
@@ -323,25 +323,9 @@ class _Sorter:
                 self._garbage.add(entry, group, _SOURCES)
 
 
-def is_work(path: str) -> bool:
-    """Return whether a path, `<kind>/<folder>/…`, is one of work in progress."""
-    return path.split("/")[2:3] == [WORK]
-
-
-def is_record(path: str) -> bool:
-    """Return whether a path of work in progress is that of a record, and not of a file that is being written."""
-    return is_work(path) and path.endswith(".json") and not uris.is_hidden(path)
-
-
 def _find_work(record: str) -> str:
     """Return the work that a record of a pool belongs to: itself, in raw all records under the key of a listing."""
     return record.rpartition("/")[0] if record.startswith("raw/") else record
-
-
-def has_known_name(path: str) -> bool:
-    """Return whether a file is named as imagemill names files: by its content, or while it is written to disk."""
-    name = uris.basename(path)
-    return bool(_CONTENT_NAME.fullmatch(name) or _TEMPORARY_NAME.fullmatch(name))
 
 
 def find_named_files(pool: str, data: bytes | None) -> Iterator[str]:

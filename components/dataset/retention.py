@@ -19,7 +19,7 @@ from ..storage.filesystem import Entry
 from ..storage.parallel import map_ordered
 from .leases import RunningStep
 from .manifest import MANIFEST, Dataset, find_dataset, resolve_uri
-from .workspace import PRODUCTS, STEPS, Workspace, parse_record
+from .workspace import PRODUCTS, Workspace, parse_record
 
 READERS = 16
 """Threads that read small objects."""
@@ -231,17 +231,6 @@ def _keep_champions(retention: Retention, workspace: Workspace, name: str, log: 
         for uri in (model, str(log[number].get("evaluation", ""))):
             path = find_path(uri, workspace) if uri else ""
             retention.keep(path, f"{title} champion of {name}", with_references=model in (reigning, before))
-
-
-def is_name_record(parts: Sequence[str]) -> bool:
-    """Return whether a path below the workspace is that of a name's latest dataset or of a promotion."""
-    is_json = parts[-1].endswith(".json")
-    return len(parts) == 4 and parts[0] == "names" and parts[2] in ("latest", "promotions") and is_json
-
-
-def is_step_record(parts: Sequence[str]) -> bool:
-    """Return whether a path below the workspace is that of a step's record, `runs/<run>/<step>.json`."""
-    return len(parts) == 3 and parts[0] == "runs" and parts[2].removesuffix(".json") in STEPS
 
 
 def count_newer(snapshots: Mapping[str, Snapshot]) -> Callable[[Snapshot], int]:
