@@ -1,7 +1,7 @@
 """Garbage: the files of a workspace that no dataset that is kept lists or needs, and their removal.
 
 The workspace is listed twice: for manifests and records, then to sort every file. Memory: what `retention` states,
-about 130 bytes for each file that goes, and 400 for each file of the one folder that is being sorted.
+about 150 bytes for each file that goes, and 400 for each file of the one folder that is being sorted.
 
 Files are removed in this order: records of sources, manifests (of evaluations first, of raw datasets last), records of
 work in progress, all else. So a dataset whose files go does not exist by then, nor does the record of work all of whose

@@ -141,13 +141,11 @@ class LocalStore:
 
     def delete(self, uris: Sequence[str]) -> None:
         for uri in uris:
-            with map_disk_errors(uri):
-                try:
-                    Path(uri).unlink(missing_ok=True)
-                except NotADirectoryError:  # the folder that it was in is gone, and a file has its name
-                    continue
+            with map_disk_errors(uri), contextlib.suppress(NotADirectoryError):  # a file has its folder's name by now
+                Path(uri).unlink(missing_ok=True)
+        for parent in dict.fromkeys(Path(uri).parent for uri in uris):
             with contextlib.suppress(OSError):  # a folder that holds something else stays
-                for folder in Path(uri).parents:
+                for folder in (parent, *parent.parents):
                     _remove_only_folder(folder)
                     folder.rmdir()
 
