@@ -180,13 +180,18 @@ class Workspace:
             data = self.store.read(uri)
         except FileNotFoundError:
             return None
-        try:
-            record = json.loads(data)
-        except ValueError:
-            raise DatasetError(f"{uri}: expected JSON, found text that is none") from None
-        if not isinstance(record, dict):
-            raise DatasetError(f"{uri}: expected a JSON object, found {type(record).__name__}")
-        return record
+        return parse_record(data, uri)
+
+
+def parse_record(data: bytes, uri: str) -> dict[str, Any]:
+    """Parse a record, a JSON object; DatasetError, which names its `uri`, for anything else."""
+    try:
+        record = json.loads(data)
+    except ValueError:
+        raise DatasetError(f"{uri}: expected JSON, found text that is none") from None
+    if not isinstance(record, dict):
+        raise DatasetError(f"{uri}: expected a JSON object, found {type(record).__name__}")
+    return record
 
 
 def _json(record: dict[str, Any]) -> bytes:

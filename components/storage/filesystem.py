@@ -14,9 +14,10 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -33,11 +34,13 @@ CHUNK_BYTES = 8 * 2**20
 
 @dataclass(frozen=True)
 class Entry:
-    """One object of a listing. `validator` is its ETag, or modification time in ns on disk."""
+    """One object of a listing. `validator` is its ETag, or modification time in ns on disk; `modified` is the time of
+    its last write in seconds since 1970, by the clock of the store."""
 
     uri: str
     size: int
     validator: str
+    modified: float
 
 
 class Store(Protocol):
@@ -63,6 +66,10 @@ class Store(Protocol):
 
     def discard(self, uri: str) -> None:
         """Remove work in progress that is no longer needed, if that is allowed; silent otherwise."""
+
+    def delete(self, uris: Sequence[str]) -> None:
+        """Delete objects, in any order and in batches; those that do not exist are no error. Folders that are then
+        empty go, too."""
 
     def publish(self, path: Path, uri: str) -> None:
         """Move the local file `path` to a name made of its content; nothing to do if that exists."""
@@ -94,7 +101,9 @@ class LocalStore:
                 if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):  # a link to itself leads nowhere
                     return None
                 raise
-            return Entry(uri, status.st_size, str(status.st_mtime_ns)) if stat.S_ISREG(status.st_mode) else None
+            if not stat.S_ISREG(status.st_mode):
+                return None
+            return Entry(uri, status.st_size, str(status.st_mtime_ns), status.st_mtime)
 
     def list(self, uri: str) -> Iterator[Entry]:
         """Symbolic links are followed, to folders too, but never into a circle."""
@@ -130,6 +139,16 @@ class LocalStore:
         with contextlib.suppress(OSError):
             Path(uri).unlink(missing_ok=True)
 
+    def delete(self, uris: Sequence[str]) -> None:
+        for uri in uris:
+            with map_disk_errors(uri), contextlib.suppress(NotADirectoryError):  # a file has its folder's name by now
+                Path(uri).unlink(missing_ok=True)
+        for parent in dict.fromkeys(Path(uri).parent for uri in uris):
+            with contextlib.suppress(OSError):  # a folder that holds something else stays
+                for folder in (parent, *parent.parents):
+                    _remove_only_folder(folder)
+                    folder.rmdir()
+
     def publish(self, path: Path, uri: str) -> None:
         with map_disk_errors(uri):
             Path(uri).parent.mkdir(parents=True, exist_ok=True)
@@ -162,6 +181,14 @@ class LocalStore:
             yield temporary
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _remove_only_folder(folder: Path) -> None:
+    """Remove an empty folder that is all that `folder` holds, as `_work` in a dataset's; OSError if it is not empty."""
+    with os.scandir(folder) as entries:
+        first = list(islice(entries, 2))
+    if len(first) == 1 and first[0].is_dir(follow_symlinks=False):
+        Path(first[0].path).rmdir()
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -10,8 +10,8 @@ import mimetypes
 import os
 import re
 import tempfile
-from collections.abc import Iterator
-from functools import cache
+from collections.abc import Iterator, MutableSequence, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,9 @@ _REFUSED_CODES = {
     "InvalidToken", "401", "Unauthorized", "AllAccessDisabled", "AccountProblem",
 }  # fmt: skip
 _ABSENT_CODES = {"NoSuchKey", "404", "NotFound"}
+_TRANSIENT_CODES = {"ConditionalRequestConflict", "RequestTimeout", "SlowDown", "InternalError", "ServiceUnavailable"}
+MAX_DELETED_KEYS = 1000
+"""Of one DeleteObjects request."""
 
 
 class S3Store:
@@ -76,7 +79,8 @@ class S3Store:
                     response = self._client.head_object(Bucket=bucket, Key=key)
             except FileNotFoundError:
                 return None
-            return Entry(uri, response["ContentLength"], response["ETag"].strip('"'))
+            modified = response["LastModified"].timestamp()
+            return Entry(uri, response["ContentLength"], response["ETag"].strip('"'), modified)
 
         return with_retry(head, f"look up {uri}")
 
@@ -87,7 +91,8 @@ class S3Store:
             page = with_retry(lambda: self._list_page(uri, request), f"list {uri}")
             for item in page.get("Contents", ()):
                 if not item["Key"].endswith("/"):  # a console's folder marker
-                    yield Entry(f"s3://{bucket}/{item['Key']}", item["Size"], item["ETag"].strip('"'))
+                    modified = item["LastModified"].timestamp()
+                    yield Entry(f"s3://{bucket}/{item['Key']}", item["Size"], item["ETag"].strip('"'), modified)
             if not page.get("IsTruncated"):
                 return
             request["ContinuationToken"] = page["NextContinuationToken"]
@@ -132,6 +137,23 @@ class S3Store:
         bucket, key = split_s3(uri)
         with contextlib.suppress(boto.BotoCoreError, boto.ClientError):
             self._client.delete_object(Bucket=bucket, Key=key)
+
+    def delete(self, uris: Sequence[str]) -> None:
+        """Send a request for each 1,000 objects, all of one bucket; what the store left then is asked for again."""
+        for start in range(0, len(uris), MAX_DELETED_KEYS):
+            batch = uris[start : start + MAX_DELETED_KEYS]
+            bucket, pending = split_s3(batch[0])[0], [split_s3(uri)[1] for uri in batch]
+            with_retry(partial(self._delete_keys, bucket, pending), f"delete objects of s3://{bucket}")
+
+    def _delete_keys(self, bucket: str, pending: MutableSequence[str]) -> None:
+        """Delete the keys and remove them from `pending`; raise the error of the first one that is left."""
+        with map_s3_errors(f"s3://{bucket}"):
+            objects = {"Objects": [{"Key": key} for key in pending], "Quiet": True}
+            response = self._client.delete_objects(Bucket=bucket, Delete=objects)
+        codes = {error["Key"]: str(error.get("Code", "")) for error in response.get("Errors", ())}
+        pending[:] = [key for key, code in codes.items() if code not in _ABSENT_CODES]
+        if pending:
+            raise _error_for_code(f"s3://{bucket}/{pending[0]}", codes[pending[0]])
 
     def publish(self, path: Path, uri: str) -> None:
         """Upload, multipart above boto3's threshold; the name is a hash, so a second writer changes nothing."""
@@ -222,7 +244,11 @@ def map_s3_errors(uri: str) -> Iterator[None]:
 
 def _client_error(uri: str, error: Any) -> Exception:
     code = str(error.response.get("Error", {}).get("Code", ""))
-    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return _error_for_code(uri, code, error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _error_for_code(uri: str, code: str, status: int = 0) -> Exception:
+    """Map a code of S3; `status`: of the HTTP response, 0 for one key of a batch."""
     if code in _ABSENT_CODES:
         return FileNotFoundError(uri)
     if code == "NoSuchBucket":
@@ -233,7 +259,7 @@ def _client_error(uri: str, error: Any) -> Exception:
         return FileExistsError(uri)
     if code in _REFUSED_CODES or status in (401, 403):
         return UserError(f"{uri}: expected credentials that may use it, found ones that the store refuses ({code})")
-    if code in ("ConditionalRequestConflict", "RequestTimeout", "SlowDown") or status in (409, 429) or status >= 500:
+    if code in _TRANSIENT_CODES or status in (409, 429) or status >= 500:
         return TransientError(f"{uri}: the store answered {code or status}")
     return MillError(f"{uri}: the store answered {code or status}")
 

@@ -21,7 +21,7 @@ from ...components.step.extras import explain_missing_modules, require_modules
 from ...components.storage.errors import EXIT_OK, MillError, UserError, wrong
 from ..doctor import command as doctor
 from ..parameters import ALL_STEPS, WORKSPACE_HELP, RunParameters, list_parameters, parse_sections, resolve_parameters
-from . import champion, images, runs, schedule, submit
+from . import champion, gc, images, runs, schedule, submit
 
 _INTRO = "Labelled images in, a better classifier out, again every week."
 _EXPORT_HELP = "a clean or tensors dataset as files that other programs read"
@@ -154,8 +154,8 @@ def _parse_number(name: str, text: str, expected: str) -> int:
 
 _COMMANDS: dict[str, Callable[[dict[str, Any]], int]] = {
     "run": _run, "inspect": _inspect, "export": _export, "predict": _predict, "champion": champion.run,
-    "images": images.run, "doctor": doctor.run, "cluster": _cluster, "compile": _compile, "submit": submit.run,
-    "schedule": schedule.run, "runs": runs.run,
+    "gc": gc.run, "images": images.run, "doctor": doctor.run, "cluster": _cluster, "compile": _compile,
+    "submit": submit.run, "schedule": schedule.run, "runs": runs.run,
 }  # fmt: skip
 
 
@@ -182,6 +182,7 @@ def _make_parser() -> argparse.ArgumentParser:
     _add_export(commands)
     _add_predict(commands)
     champion.add_command(commands)
+    gc.add_command(commands)
     images.add_command(commands)
     doctor.add_command(commands)
     cluster = commands.add_parser("cluster", help="the file that says how a cluster is used, every field explained")

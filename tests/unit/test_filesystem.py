@@ -157,6 +157,24 @@ def test_a_listing_has_size_and_modification_time(tmp_path: Path) -> None:
     assert STORE.stat(entry.uri) == entry
 
 
+def test_what_is_deleted_leaves_no_empty_folder(tmp_path: Path) -> None:
+    root, work = tmp_path / "root", tmp_path / "root" / "clean" / "01" / "_work"
+    work.mkdir(parents=True)
+    for name in ("clean/01/data/a", "clean/01/data/b", "clean/02/a", "other"):
+        STORE.put(str(root / name), b"x")
+    STORE.delete([str(root / "clean/01/data/a"), str(root / "clean/01/data/none"), str(root / "other/below")])
+    assert (root / "clean/01/data/b").exists() and (root / "other").exists()
+    STORE.delete([str(root / "clean/01/data/b")])
+    assert [path.relative_to(root).as_posix() for path in sorted(root.rglob("*"))] == [
+        "clean",
+        "clean/02",
+        "clean/02/a",
+        "other",
+    ]
+    with pytest.raises(UserError):
+        STORE.delete([str(root / "clean")])
+
+
 def test_links_are_followed_but_never_into_a_circle(tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()

@@ -1,0 +1,246 @@
+"""Retention: which datasets of a workspace are kept, and why.
+
+Memory: of each committed dataset about 1 kB, and 8 bytes for each file that it lists.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import xxhash
+
+from ..storage import uri as uris
+from ..storage.errors import MillError, UserError
+from ..storage.filesystem import Entry
+from ..storage.parallel import map_ordered
+from .leases import RunningStep
+from .manifest import MANIFEST, Dataset, find_dataset, resolve_uri
+from .workspace import PRODUCTS, Workspace, parse_record
+
+READERS = 16
+"""Threads that read small objects."""
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What is kept beside the latest datasets, the champions, and what these refer to.
+
+    Args:
+        keep_last: datasets of each kind and name, the newest ones.
+        min_age_s: seconds; what was written since then stays.
+    """
+
+    keep_last: int = 3
+    min_age_s: float = 86_400.0
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A committed dataset: its manifest, as far as it matters here.
+
+    Attributes:
+        name: under which it was made.
+        created: by its manifest, an ISO date.
+        modified: last write of the manifest, in seconds since 1970.
+        bytes: of the files that it lists.
+        references: paths of the datasets that it was made from, `clean/0123…`, below the workspace.
+        files: hashes of the paths of the files that it lists (`hash_path`).
+    """
+
+    kind: str
+    fingerprint: str
+    name: str
+    created: str
+    modified: float
+    bytes: int
+    references: tuple[str, ...]
+    files: array[int]
+
+    @property
+    def path(self) -> str:
+        return f"{self.kind}/{self.fingerprint}"
+
+
+def hash_path(path: str) -> int:
+    """Return 64 bits for a path below the workspace. Where those of two are equal, a file too many is kept."""
+    return xxhash.xxh3_64_intdigest(path.encode("utf-8", "surrogatepass"))
+
+
+def read_all(entries: Iterable[Entry], workspace: Workspace) -> Iterator[tuple[Entry, bytes | None]]:
+    """Yield the small objects of a listing, read by several threads, in its order; None for one that is gone by now."""
+
+    def read(entry: Entry) -> tuple[Entry, bytes | None]:
+        try:
+            return entry, workspace.store.read(entry.uri)
+        except FileNotFoundError:
+            return entry, None
+
+    return map_ordered(entries, read, READERS, lambda entry: entry.size)
+
+
+def read_snapshots(manifests: Iterable[Entry], workspace: Workspace) -> dict[str, Snapshot]:
+    """Read manifests; return the datasets by their paths.
+
+    UserError for a manifest that can't be understood: its dataset may list any file.
+    """
+
+    def read(entry: Entry) -> tuple[Entry, Dataset | None]:
+        try:
+            return entry, find_dataset(entry.uri.removesuffix(f"/{MANIFEST}"))
+        except UserError as error:
+            raise UserError(f"{error}; which files it needs is not known: restore or remove this manifest") from None
+
+    snapshots = {}
+    for entry, dataset in map_ordered(manifests, read, READERS, lambda entry: entry.size):
+        if dataset is not None:
+            snapshot = _make_snapshot(dataset, entry.modified, workspace)
+            snapshots[snapshot.path] = snapshot
+    return snapshots
+
+
+def _make_snapshot(dataset: Dataset, modified: float, workspace: Workspace) -> Snapshot:
+    manifest = dataset.manifest
+    kind, fingerprint = dataset.uri.split("/")[-2:]  # its place counts, not what the manifest says of itself
+    parents = [resolve_uri(dataset.uri, parent.uri, up=2) for parent in manifest.parents]
+    weights, start = str(manifest.config.get("weights") or ""), manifest.extra.get("start")
+    parents += [weights] if "/" in weights else []
+    parents += [workspace.absolute(str(start["model"]))] if isinstance(start, dict) and start.get("model") else []
+    return Snapshot(
+        kind,
+        fingerprint,
+        str(manifest.extra.get("dataset_name", "")),
+        manifest.created,
+        modified,
+        sum(file.bytes for file in manifest.files),
+        tuple(path for uri in parents if (path := find_path(uri, workspace))),
+        array("Q", (hash_path(workspace.relative(dataset.locate(file))) for file in manifest.files)),
+    )
+
+
+def find_path(uri: str, workspace: Workspace) -> str:
+    """Return `kind/fingerprint` of a dataset's URI, or of a file in it; empty where it is not of this workspace."""
+    try:
+        absolute = workspace.absolute(uri) if not uris.scheme(uri) else uris.normalize(uri)
+    except MillError:
+        return ""
+    parts = workspace.relative(absolute).split("/")
+    return "/".join(parts[:2]) if absolute.startswith(f"{workspace.uri}/") and parts[0] in PRODUCTS.values() else ""
+
+
+@dataclass
+class Retention:
+    """The datasets that are kept, by path, each with the reasons. `snapshots`: all datasets."""
+
+    snapshots: Mapping[str, Snapshot]
+    reasons: dict[str, list[str]] = field(default_factory=dict)
+    _to_follow: list[str] = field(default_factory=list)
+
+    def keep(self, path: str, reason: str, with_references: bool = True) -> None:
+        """Keep a dataset and, unless told otherwise, what it was made from (see `keep_references`)."""
+        if path not in self.snapshots:
+            return
+        reasons = self.reasons.setdefault(path, [])
+        if reason not in reasons:
+            reasons.append(reason)
+        if with_references:
+            self._to_follow.append(path)
+
+    def keep_references(self) -> None:
+        """Keep what the datasets that were kept so far were made from."""
+        followed: set[str] = set()
+        while self._to_follow:
+            child = self._to_follow.pop()
+            if child in followed:
+                continue
+            followed.add(child)
+            for parent in self.snapshots[child].references:
+                if parent in self.snapshots:
+                    self.reasons.setdefault(parent, [f"{child} was made from it"])
+                    self._to_follow.append(parent)
+
+
+def decide_retention(
+    snapshots: Mapping[str, Snapshot],
+    workspace: Workspace,
+    records: Iterable[Entry],
+    running: Sequence[RunningStep],
+    policy: Policy,
+    now: float,
+) -> Retention:
+    """Return which datasets are kept. `records`: those of the names and the young ones of steps; `running`: the steps
+    that hold a lease. DatasetError for a record that can't be read."""
+    retention = Retention(snapshots)
+    _keep_named(retention, workspace, records)
+    groups: defaultdict[tuple[str, str], list[Snapshot]] = defaultdict(list)
+    for snapshot in snapshots.values():
+        groups[snapshot.kind, snapshot.name].append(snapshot)
+        if now - snapshot.modified < policy.min_age_s:
+            retention.keep(snapshot.path, "young")
+    for group in groups.values():
+        for snapshot in sorted(group, key=lambda s: (s.created, s.modified), reverse=True)[: policy.keep_last]:
+            retention.keep(snapshot.path, f"of the last {policy.keep_last} of {snapshot.name or 'no name'}")
+    for step in running:
+        for uri in step.uses:
+            retention.keep(find_path(uri, workspace), f"{step.step} of {step.run} uses it")
+        for snapshot in snapshots.values():
+            if snapshot.kind == PRODUCTS.get(step.step):
+                retention.keep(snapshot.path, f"{step.step} of {step.run} is running", with_references=False)
+    retention.keep_references()
+    for snapshot in snapshots.values():  # small, and the gate compares by them: a run would make them again
+        parents, reasons = snapshot.references, retention.reasons
+        if snapshot.kind == "evaluation" and snapshot.path not in reasons and parents and reasons.keys() >= {*parents}:
+            retention.keep(snapshot.path, "of a kept model on kept images", with_references=False)
+    return retention
+
+
+def _keep_named(retention: Retention, workspace: Workspace, records: Iterable[Entry]) -> None:
+    """Keep the latest datasets and the champions of each name, and the results of young step records."""
+    promotions: defaultdict[str, dict[int, Json]] = defaultdict(dict)
+    for entry, data in read_all(records, workspace):
+        parts = workspace.relative(entry.uri).split("/")
+        record = parse_record(data, entry.uri) if data is not None else {}
+        stem = parts[-1].removesuffix(".json")
+        if parts[0] == "runs" and record:
+            run = parts[1]
+            metrics = record.get("metrics") or {}
+            for uri in (record.get("uri"), metrics.get("champion_evaluation")):
+                retention.keep(find_path(str(uri or ""), workspace), f"of the young run {run}")
+        elif parts[2] == "latest" and record:
+            path = find_path(str(record.get("uri", "")), workspace)
+            retention.keep(path, f"the latest of {parts[1]}")
+        elif parts[2] == "promotions" and stem.isdecimal() and record:
+            promotions[parts[1]][int(stem)] = record
+    for name, log in promotions.items():
+        _keep_champions(retention, workspace, name, log)
+
+
+def _keep_champions(retention: Retention, workspace: Workspace, name: str, log: Mapping[int, Json]) -> None:
+    """Keep every model that was promoted, with its evaluation; what it was made from only of the champion, and of the
+    one before, to which a rollback returns."""
+    models = {number: str(log[number].get("model", "")) for number in sorted(log, reverse=True)}
+    reigning = next(iter(models.values()))
+    excluded = {reigning, *log[max(log)].get("rolled_back", ())}
+    before = next((model for model in models.values() if model not in excluded), "")
+    for number, model in models.items():
+        title = "the" if model == reigning else "the previous" if model == before else "an earlier"
+        for uri in (model, str(log[number].get("evaluation", ""))):
+            path = find_path(uri, workspace) if uri else ""
+            retention.keep(path, f"{title} champion of {name}", with_references=model in (reigning, before))
+
+
+def count_newer(snapshots: Mapping[str, Snapshot]) -> Callable[[Snapshot], int]:
+    """Return a function that counts the datasets of the same kind and name that are newer than one."""
+    groups: defaultdict[tuple[str, str], list[tuple[str, float]]] = defaultdict(list)
+    for snapshot in snapshots.values():
+        groups[snapshot.kind, snapshot.name].append((snapshot.created, snapshot.modified))
+
+    def count(snapshot: Snapshot) -> int:
+        own = (snapshot.created, snapshot.modified)
+        return sum(other > own for other in groups[snapshot.kind, snapshot.name])
+
+    return count

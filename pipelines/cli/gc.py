@@ -1,0 +1,177 @@
+"""`imagemill gc`: list what no kept dataset of a workspace lists or needs, and remove it with `--delete`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import time
+from typing import TYPE_CHECKING, Any
+
+from ...components.dataset.workspace import MARKER, PRODUCTS, Workspace
+from ...components.step.progress import Progress, format_duration, format_size
+from ...components.storage.errors import EXIT_OK, wrong
+from .runs import align_columns
+
+if TYPE_CHECKING:
+    from ...components.dataset.garbage import Garbage, Group, Tally
+
+HELP = "the files of a workspace that nothing kept refers to: list them, or delete them"
+DESCRIPTION = (
+    "List what no kept dataset refers to. Kept are the latest dataset of each name and kind, the last ones of each "
+    "(--keep-last), champions, what these were made from, what is young (--min-age), and what steps that run may use. "
+    "Nothing is deleted without --delete. Runs may go on meanwhile; a step that begins while it deletes waits. "
+    "What is deleted is made again by a run that needs it."
+)
+MAX_UNKNOWN = 10
+_SECONDS = {"m": 60, "h": 3600, "d": 86_400}
+Json = dict[str, Any]
+
+
+def add_command(commands: Any) -> None:
+    """Add the command and its flags."""
+    parser: argparse.ArgumentParser = commands.add_parser("gc", help=HELP, description=DESCRIPTION)
+    parser.add_argument("--workspace", default="./imagemill-data", help="(default: ./imagemill-data)")
+    parser.add_argument("--delete", action="store_true", help="delete it (default: only list it)")
+    parser.add_argument(
+        "--keep-last",
+        default="3",
+        metavar="N",
+        help="datasets of each name and kind that stay, the newest (default: 3)",
+    )
+    parser.add_argument(
+        "--min-age", default="1d", metavar="AGE",
+        help="what was written less than this ago stays: 90m, 36h, 7d, or 0 where no run goes on (default: 1d)",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print one line of JSON")
+
+
+def run(flags: dict[str, Any]) -> int:
+    """Run the command with its parsed flags; return the exit code."""
+    keep_last, min_age_s = flags["keep_last"], parse_age(flags["min_age"])
+    if not keep_last.isascii() or not keep_last.isdigit() or int(keep_last) < 1:
+        raise wrong("--keep-last", "a whole number of at least 1", keep_last)
+    workspace = Workspace.from_uri(flags["workspace"])
+    if workspace.store.stat(workspace.at(MARKER)) is None:
+        raise wrong("--workspace", f"a workspace (a place with {MARKER})", flags["workspace"])
+    from ...components.dataset.garbage import find_garbage
+    from ...components.dataset.leases import DeleteLease
+    from ...components.dataset.retention import Policy
+
+    policy, listed = Policy(int(keep_last), min_age_s), Progress("gc", "objects listed")
+    if flags["delete"]:
+        with DeleteLease(workspace) as lease:
+            garbage = find_garbage(workspace, policy, listed.add)
+            deleted = Progress("gc", "objects deleted", garbage.going.files)
+            garbage.delete(workspace, lease, deleted.add)
+    else:
+        garbage = find_garbage(workspace, policy, listed.add)
+    facts = describe_garbage(garbage, workspace, flags["delete"])
+    print(json.dumps(facts, ensure_ascii=False) if flags["json"] else format_garbage(facts))
+    return EXIT_OK
+
+
+def parse_age(text: str) -> float:
+    """Return an age such as `36h` in seconds."""
+    match = re.fullmatch(r"([0-9]{1,6})([mhd])", text)
+    if text != "0" and match is None:
+        raise wrong("--min-age", "a number of minutes, hours or days such as 90m, 36h or 7d, or 0", text)
+    return float(match[1]) * _SECONDS[match[2]] if match else 0.0
+
+
+def describe_garbage(garbage: Garbage, workspace: Workspace, is_deleted: bool) -> Json:
+    """Return the facts that are printed, sorted."""
+    kinds = list(PRODUCTS.values())
+    retention = garbage.retention
+    kept: list[Json] = [
+        {"kind": s.kind, "name": s.name, "fingerprint": s.fingerprint, "created": s.created, "bytes": s.bytes,
+         "why": retention.reasons[path]}
+        for path, s in retention.snapshots.items() if path in retention.reasons
+    ]  # fmt: skip
+    kept.sort(key=lambda entry: entry["created"], reverse=True)
+    kept.sort(key=lambda entry: (kinds.index(entry["kind"]), entry["name"]))
+    goes = [_describe_group(group) for group in garbage.groups]
+    goes.sort(key=lambda entry: (not entry["name"], entry["path"]))
+    goes.sort(key=lambda entry: entry["created"], reverse=True)
+    goes.sort(key=lambda entry: kinds.index(entry["kind"]) if entry["kind"] else len(kinds))
+    now = time.time()
+    return {
+        "workspace": workspace.uri,
+        "deleted": is_deleted,
+        "kept": kept,
+        "goes": goes,
+        "running": [
+            {"run": step.run, "step": step.step, "renewed_s_ago": round(max(0, now - step.renewed))}
+            for step in garbage.running
+        ],
+        "unknown_files": garbage.unknown_files,
+        "totals": {
+            "kept": _describe_tally(garbage.kept),
+            "young": _describe_tally(garbage.young),
+            "unknown": _describe_tally(garbage.unknown),
+            "goes": _describe_tally(garbage.going),
+        },
+    }
+
+
+def _describe_tally(tally: Tally) -> Json:
+    return {"files": tally.files, "bytes": tally.bytes}
+
+
+def _describe_group(group: Group) -> Json:
+    snapshot = group.snapshot
+    identity = {"kind": "", "name": "", "fingerprint": "", "created": ""}
+    if snapshot:
+        identity = {name: getattr(snapshot, name) for name in identity}
+    return identity | {"path": group.path, "why": group.why} | _describe_tally(group.tally)
+
+
+def format_garbage(facts: Json) -> str:
+    """Return the text: a line for each dataset and group of files, and totals."""
+    lines = [facts["workspace"], ""]
+    rows = [_format_dataset(entry, "", "; ".join(entry["why"])) for entry in facts["kept"]]
+    lines += ["kept:", _indent(rows) if rows else "  no dataset"]
+    rows = [
+        _format_dataset(entry, f"{entry['files']:,}", entry["why"])
+        if entry["kind"]
+        else (entry["path"], "", "", "", format_size(entry["bytes"]), f"{entry['files']:,}", entry["why"])
+        for entry in facts["goes"]
+    ]
+    heading = ("", "", "", "", "", "files", "")
+    lines += ["", "deleted:" if facts["deleted"] else "would go:", _indent([heading, *rows]) if rows else "  nothing"]
+    for step in facts["running"]:
+        kind, age = PRODUCTS.get(step["step"], ""), format_duration(step["renewed_s_ago"])
+        stays = f"what is in {kind} stays" if kind else "what it uses stays"
+        lines += ["", f"{step['step']} of {step['run']} is running (last sign of life {age} ago): {stays}"]
+    if unknown := facts["unknown_files"]:
+        more = facts["totals"]["unknown"]["files"] - len(unknown[:MAX_UNKNOWN])
+        lines += ["", "unknown, left as they are:", *(f"  {_escape(path)}" for path in unknown[:MAX_UNKNOWN])]
+        lines += [f"  and {more:,} more"] if more else []
+    return "\n".join([*lines, "", *_format_totals(facts)])
+
+
+def _format_dataset(entry: Json, files: str, why: str) -> tuple[str, ...]:
+    size = format_size(entry["bytes"])
+    return entry["kind"], _escape(entry["name"]) or "-", entry["fingerprint"], entry["created"][:10], size, files, why
+
+
+def _escape(text: str) -> str:
+    """Return untrusted text without control characters."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def _indent(rows: list[tuple[str, ...]]) -> str:
+    return "\n".join(f"  {line}".rstrip() for line in align_columns(rows).split("\n"))
+
+
+def _format_totals(facts: Json) -> list[str]:
+    totals = facts["totals"]
+
+    def amount(name: str) -> str:
+        return f"{format_size(totals[name]['bytes'])} in {totals[name]['files']:,} files"
+
+    rest = f"kept {amount('kept')} · young or in use {amount('young')}"
+    rest += f" · unknown {amount('unknown')}" if totals["unknown"]["files"] else ""
+    if facts["deleted"]:
+        return [rest, f"deleted {amount('goes')}"]
+    return [rest, f"would delete {amount('goes')}{' (--delete does it)' if totals['goes']['files'] else ''}"]

@@ -1,0 +1,140 @@
+"""`imagemill gc` on what whole runs have made, and on a real S3 server."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import downloading
+import mill
+import numpy as np
+import pytest
+from histories import DAY, check_intact, datasets_of, files_of, make_week, paths_of
+
+from imagemill.components.dataset.workspace import Workspace
+from imagemill.components.storage import s3
+from imagemill.components.storage.errors import TransientError, UserError
+from imagemill.pipelines.cli.main import main
+
+if TYPE_CHECKING:
+    from conftest import Finished
+
+
+def test_a_run_finds_what_was_kept_and_makes_what_went(finished: Finished) -> None:
+    """The second week's model is champion; of the first week, which is neither, nothing is left."""
+    workspace = Workspace.open(str(finished.workspace))
+    shutil.rmtree(finished.workspace / "names" / "photos" / "promotions")
+    shutil.copytree(finished.photos, saved := finished.photos.with_name("saved"))
+    mill.add_photo(finished.photos / "red" / "new.jpg", "red", np.random.default_rng(1))
+    second = mill.run(*finished.arguments)
+    assert second.rc == 0, second.stderr
+    for file in finished.workspace.rglob("*"):
+        os.utime(file, (time.time() - 2 * DAY,) * 2)
+    before = datasets_of(workspace)
+    result = mill.run("gc", "--workspace", workspace.uri, "--keep-last", "1", "--delete", "--json")
+    assert result.rc == 0, result.stderr
+    kept = {workspace.relative(second.json[kind]) for kind in mill.PRODUCTS}
+    assert set(datasets_of(workspace)) == kept and len(before) == 2 * len(kept)
+    assert not any(dataset.missing() for dataset in datasets_of(workspace).values())
+    assert result.json["unknown_files"] == []
+    left = sum(file.stat().st_size for kind in mill.PRODUCTS for file in (finished.workspace / kind).rglob("*.parquet"))
+    listed = {d.locate(file): file.bytes for d in datasets_of(workspace).values() for file in d.manifest.files}
+    assert left == sum(size for uri, size in listed.items() if uri.endswith(".parquet")), "nothing else is left"
+    cached = mill.run(*finished.arguments)
+    assert cached.states == dict.fromkeys(mill.STEPS, "cached"), cached.stderr
+    shutil.rmtree(finished.photos)
+    shutil.copytree(saved, finished.photos)
+    again = mill.run(*finished.arguments)
+    assert again.states == dict.fromkeys(mill.STEPS, "ran"), again.stderr
+    assert {kind: Path(again.json[kind]).name for kind in ("raw", "clean", "tensors")} == {
+        kind: Path(finished.result.json[kind]).name for kind in ("raw", "clean", "tensors")
+    }
+    check_intact(workspace)
+
+
+def gc(workspace: Workspace, capsys: pytest.CaptureFixture[str], *flags: str) -> dict[str, Any]:
+    capsys.readouterr()
+    assert main(["gc", "--workspace", workspace.uri, "--json", "--keep-last", "1", *flags]) == 0
+    facts: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return facts
+
+
+def test_on_s3(s3_workspace: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    workspace = Workspace.open(s3_workspace)
+    weeks = [make_week(workspace, week) for week in range(5)]
+    source = downloading.write(tmp_path / "source", downloading.images(4))
+    record = downloading.run(s3_workspace, source, tmp_path, "--name", "weekly")
+    before = files_of(workspace)
+    assert gc(workspace, capsys)["goes"] == [], "all is young"
+    listed = gc(workspace, capsys, "--min-age", "0")
+    assert files_of(workspace) == before
+    deleted = gc(workspace, capsys, "--min-age", "0", "--delete")
+    assert deleted == listed | {"deleted": True}
+    after = files_of(workspace)
+    assert after.items() < before.items() and len(before) - len(after) == deleted["totals"]["goes"]["files"]
+    kept = [d for kind, d in weeks[4].items()]
+    assert set(datasets_of(workspace)) == paths_of(*kept, downloading.dataset_of(record))
+    assert not any(dataset.missing() for dataset in datasets_of(workspace).values())
+    check_intact(workspace)
+    assert downloading.run(s3_workspace, source, tmp_path, "--name", "weekly")["state"] == "cached"
+    assert gc(workspace, capsys, "--min-age", "0")["goes"] == []
+
+
+def test_many_objects_are_deleted_in_batches(s3_workspace: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3, "MAX_DELETED_KEYS", 7)
+    store = Workspace.open(s3_workspace).store
+    names = [f"{s3_workspace}/many/{number} é+&<.txt" for number in range(30)]
+    for name in names:
+        store.put(name, b"x")
+    store.delete([*names[:-1], f"{s3_workspace}/many/none"])
+    assert [entry.uri for entry in store.list(f"{s3_workspace}/many")] == names[-1:]
+    store.delete([])
+
+
+@pytest.mark.parametrize(
+    ("codes", "error"), [(["AccessDenied"], UserError), (["SlowDown"] * 99, TransientError), (["SlowDown"], None)]
+)
+def test_keys_that_the_store_leaves_are_asked_for_again_or_told(
+    codes: list[str], error: type[Exception] | None, s3_workspace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request to delete many succeeds also where some of the keys are left: its answer names them."""
+    from imagemill.components.storage import retry
+
+    monkeypatch.setattr(retry, "DEADLINE_S", 0.5)
+    store = s3.shared_s3()
+    uris = [f"{s3_workspace}/{number}" for number in range(3)]
+    for uri in uris:
+        store.put(uri, b"x")
+    delete_objects, requests = store._client.delete_objects, []
+
+    def leave_one(**request: Any) -> dict[str, Any]:
+        keys = [entry["Key"] for entry in request["Delete"]["Objects"]]
+        requests.append(keys)
+        code = codes[len(requests) - 1 : len(requests)]
+        left = keys[-1:] if code else []
+        request["Delete"]["Objects"] = [{"Key": key} for key in keys if key not in left]
+        answer = delete_objects(**request) if request["Delete"]["Objects"] else {}
+        return answer | {"Errors": [{"Key": key, "Code": code[0], "Message": ""} for key in left]}
+
+    monkeypatch.setattr(store._client, "delete_objects", leave_one)
+    if error:
+        with pytest.raises(error, match=f"{uris[2]}: "):
+            store.delete(uris)
+        assert [entry.uri for entry in store.list(s3_workspace) if entry.uri in uris] == uris[2:]
+    else:
+        store.delete(uris)
+        assert not [entry for entry in store.list(s3_workspace) if entry.uri in uris]
+        assert requests[1:] == [requests[0][2:]]
+
+
+def test_credentials_that_may_not_delete_are_the_users_error(
+    s3_workspace: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    s3.shared_s3.cache_clear()
+    assert main(["gc", "--workspace", s3_workspace, "--delete"]) == 2
+    assert "credentials" in capsys.readouterr().err
