@@ -4,8 +4,8 @@ The samples are a reference and a snapshot, of which rows are common to both, re
 (the snapshot's alone). Two scopes are compared: `all`, the snapshot with the reference; and `new`, the added rows with
 the reference, for an addition of one percent hardly moves the whole.
 
-PSI, the population stability index, is the sum of (a - b) ln(a / b) over the shares a and b of bins. Of finite samples it
-is above zero without any change: about (1/n + 1/m) times a chi-squared variable of bins - 1 degrees of freedom
+PSI, the population stability index, is the sum of (a - b) ln(a / b) over the shares a and b of bins. Of finite samples
+it is above zero without any change: about (1/n + 1/m) times a chi-squared variable of bins - 1 degrees of freedom
 (Yurdakul, "Statistical Properties of Population Stability Index", 2018), for samples that share c rows
 (1/n + 1/m - 2c/nm) times. That holds for many rows a bin; here the distribution under no change is drawn by permutation
 of the rows over the three parts, which is exact for any number of rows that are exchangeable (Phipson and Smyth,
@@ -25,7 +25,7 @@ import numpy.typing as npt
 ALL, NEW = "all", "new"
 """The scopes."""
 BINS = 10
-PERMUTATIONS, RESAMPLES = 9_999, 400
+PERMUTATIONS, RESAMPLES = 4_999, 400
 _CHUNK = 2_000_000
 """Numbers of a chunk of permutations, which bounds memory where there are many bins."""
 _ROUNDING = 1e-12
@@ -78,17 +78,11 @@ class Shift:
 
 def compute_psi(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> Values:
     """Return PSI of counts [..., bins] of two samples, float [...]."""
-    psi: Values = compute_psi_terms(first, second).sum(-1)
-    return psi
-
-
-def compute_psi_terms(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> Values:
-    """Return each bin's part of PSI, float [..., bins]."""
     bins = first.shape[-1]
     shares = (first + _HALF_ROW) / (first.sum(-1, keepdims=True) + _HALF_ROW * bins)
     others = (second + _HALF_ROW) / (second.sum(-1, keepdims=True) + _HALF_ROW * bins)
-    terms: Values = (shares - others) * np.log(shares / others)
-    return terms
+    psi: Values = ((shares - others) * np.log(shares / others)).sum(-1)
+    return psi
 
 
 def assign_bins(values: Values, bins: int = BINS) -> Counts:
@@ -187,8 +181,8 @@ def compute_ks(common: Values, removed: Values, added: Values, scope: str) -> fl
 def bound_ks(common: int, removed: int, added: int, scope: str, level: float) -> float:
     """Return the KS distance that chance exceeds with a probability of at most `level`, from the rows of each part.
 
-    Smirnov's limit with the constant of Dvoretzky, Kiefer, Wolfowitz and Massart (for two samples Wei and Dudley, 2012);
-    rows common to both samples add nothing to the distance.
+    Smirnov's limit with the constant of Dvoretzky, Kiefer, Wolfowitz and Massart (for two samples Wei and Dudley,
+    2012); rows common to both samples add nothing to the distance.
     """
     reference = common + removed
     if scope == NEW:
@@ -200,8 +194,8 @@ def bound_ks(common: int, removed: int, added: int, scope: str, level: float) ->
 
 
 def compare_shares(parts: Parts, sizes: tuple[int, int, int], scope: str) -> tuple[Values, Values]:
-    """Return the change of each class's share of the rows, of the scope's sample less that of the reference, and half of
-    its 95% interval, float [classes] each.
+    """Return the change of each class's share of the rows, from the reference to the scope's sample, and half of its 95%
+    interval, float [classes] each.
 
     `parts`: rows of each class; a row may be of several. `sizes`: rows that are common, removed and added.
     """
