@@ -24,7 +24,7 @@ def test_drift_stops_the_run_before_resize_and_can_be_accepted(finished: Finishe
     stopped = mill.run(*finished.arguments, "--stop-on-drift")
     assert stopped.rc == 2
     assert "stop_on_drift: expected data like the champion's" in stopped.error and "brightness PSI" in stopped.error
-    assert "darker: median" in stopped.error and "red 33% to 67%" in stopped.stderr
+    assert "darker: median" in stopped.error
     assert "60 of 120 images are new since the data of the champion (promotion 1)" in stopped.stderr
     after = mill.manifests(finished.workspace)
     assert [len(after[kind]) - len(before[kind]) for kind in mill.PRODUCTS] == [1, 1, 0, 0, 0]
@@ -34,7 +34,7 @@ def test_drift_stops_the_run_before_resize_and_can_be_accepted(finished: Finishe
     assert accepted.rc == 0 and "warning: drift of all 120 images: " in accepted.stderr
     assert accepted.states["clean"] == "cached" and accepted.states["train"] == "ran"
     record = workspace.step_record(accepted.json["run"], "clean") or {}
-    assert len(record["metrics"]["drift"]) >= 2
+    assert any("(red 33% to 67%, " in line for line in record["metrics"]["drift"])
     page = workspace.store.read(accepted.json["report"]).decode()
     assert 'id="drift"' in page and "brightness PSI" in page
 
