@@ -177,7 +177,7 @@ def _compare_measure(values: MeasureParts, scopes: tuple[str, ...], level: float
     pooled = np.concatenate(parts)
     bins = assign_bins(pooled)
     number = int(bins.max()) + 1
-    counts = (np.bincount(part, minlength=number) for part in np.split(bins, np.cumsum(sizes)[:2]))
+    counts = (np.bincount(part, minlength=number).astype(np.int64) for part in np.split(bins, np.cumsum(sizes)[:2]))
     samples = values.to_samples()
     scopes = tuple(scope for scope in scopes if scope in samples)
     shifts = compare_counts(Parts(*counts), scopes, level)

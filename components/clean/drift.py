@@ -20,8 +20,8 @@ from .audit_layout import format_number
 from .compare import THEN, VERSION, Comparison, compare_datasets
 from .config import CleanConfig
 
-OFF, WHOLE = "false", "true"
-"""Values of `stop_on_drift`; the third is the scope `new`."""
+_STOPPING_SCOPES: dict[str, tuple[str, ...]] = {"false": (), "true": (ALL,), "new": (ALL, NEW)}
+"""The scopes in which drift ends a run, by `stop_on_drift`."""
 _DIRECTIONS = {
     "width": ("narrower", "wider"),
     "height": ("lower", "higher"),
@@ -54,7 +54,7 @@ class Finding:
 
 
 def check_drift(dataset: Dataset, name: str, config: CleanConfig, context: Context) -> dict[str, Any]:
-    """Compare a dataset with the one of the champion of `name`, print what drifted, and return the step's metrics of it.
+    """Compare a dataset with the one of the champion of `name`, print what drifted, and return metrics of the step.
 
     Empty without a champion, and where the champion was trained on this very dataset. UserError where `stop_on_drift`
     says so.
@@ -184,7 +184,7 @@ def _join_scopes(findings: Sequence[Finding], comparison: Comparison) -> list[st
 
 def _stop(findings: Sequence[Finding], comparison: Comparison, config: CleanConfig) -> None:
     """Raise UserError for drift above `max_drift` in a scope that `stop_on_drift` names."""
-    scopes = {OFF: (), WHOLE: (ALL,), NEW: (ALL, NEW)}[config.stop_on_drift]
+    scopes = _STOPPING_SCOPES[config.stop_on_drift]
     stopping = [finding for finding in findings if finding.scope in scopes and finding.psi > config.max_drift]
     if not stopping:
         return

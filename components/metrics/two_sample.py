@@ -194,8 +194,8 @@ def bound_ks(common: int, removed: int, added: int, scope: str, level: float) ->
 
 
 def compare_shares(parts: Parts, sizes: tuple[int, int, int], scope: str) -> tuple[Values, Values]:
-    """Return the change of each class's share of the rows, from the reference to the scope's sample, and half of its 95%
-    interval, float [classes] each.
+    """Return the change of each class's share of the rows, from the reference to the scope's sample, and half of its
+    95% interval, float [classes] each.
 
     `parts`: rows of each class; a row may be of several. `sizes`: rows that are common, removed and added.
     """

@@ -30,12 +30,12 @@ from imagemill.components.storage.errors import UserError
 CLASSES = ("cat", "dog", "owl")
 
 
-def make_rows(start: int, number: int, dark: float = 0.0, **more: Any) -> list[Row]:
+def make_rows(start: int, number: int, dark: float = 0.0, label: str = "") -> list[Row]:
     """Rows whose measures are drawn at random, all classes alike; `dark` is taken from the brightness."""
     rng = np.random.default_rng(start)
     return [
         Row(
-            f"{n}.jpg", **({"label": CLASSES[n % 3]} | more), data=str(n).encode(),
+            f"{n}.jpg", label or CLASSES[n % 3], data=str(n).encode(),
             measures={
                 "brightness": float(rng.normal(0.5, 0.1)) - dark, "contrast": float(rng.normal(0.2, 0.05)),
                 "sharpness": float(rng.lognormal(6, 1)),

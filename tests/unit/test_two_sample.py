@@ -28,7 +28,8 @@ from imagemill.components.metrics.two_sample import (
 def count(common: Values, removed: Values, added: Values) -> Parts:
     bins = assign_bins(np.concatenate([common, removed, added]))
     ends = np.cumsum([len(common), len(removed)])
-    return Parts(*(np.bincount(part, minlength=int(bins.max()) + 1) for part in np.split(bins, ends)))
+    number = int(bins.max()) + 1
+    return Parts(*(np.bincount(part, minlength=number).astype(np.int64) for part in np.split(bins, ends)))
 
 
 def test_psi_is_its_definition() -> None:
