@@ -173,7 +173,7 @@ def _read_numbers(table: pa.Table, name: str) -> Values:
 
 def _compare_measure(values: MeasureParts, scopes: tuple[str, ...], level: float) -> dict[str, Any]:
     parts = (values.common, values.removed, values.added)
-    sizes = [len(part) for part in parts]
+    sizes = (len(parts[0]), len(parts[1]), len(parts[2]))
     pooled = np.concatenate(parts)
     bins = assign_bins(pooled)
     number = int(bins.max()) + 1
@@ -184,7 +184,7 @@ def _compare_measure(values: MeasureParts, scopes: tuple[str, ...], level: float
     quartiles = {name: [_round(q) for q in np.percentile(sample, (25, 50, 75))] for name, sample in samples.items()}
     return {"bins": number, "quartiles": quartiles, "histogram": _make_histograms(samples, pooled)} | {
         scope: shifts[scope].to_dict()
-        | {"ks": _round(compute_ks(*parts, scope)), "ks_chance": _round(bound_ks(*sizes, scope, level))}
+        | {"ks": _round(compute_ks(*parts, scope)), "ks_chance": _round(bound_ks(sizes, scope, level))}
         for scope in scopes
     }
 

@@ -178,12 +178,13 @@ def compute_ks(common: Values, removed: Values, added: Values, scope: str) -> fl
     return float(np.abs(next(shares) - next(shares)).max(initial=0.0))
 
 
-def bound_ks(common: int, removed: int, added: int, scope: str, level: float) -> float:
-    """Return the KS distance that chance exceeds with a probability of at most `level`, from the rows of each part.
+def bound_ks(sizes: tuple[int, int, int], scope: str, level: float) -> float:
+    """Return the KS distance that chance exceeds with a probability of at most `level`.
 
-    Smirnov's limit with the constant of Dvoretzky, Kiefer, Wolfowitz and Massart (for two samples Wei and Dudley,
-    2012); rows common to both samples add nothing to the distance.
+    `sizes`: rows that are common, removed and added. Smirnov's limit with the constant of Dvoretzky, Kiefer, Wolfowitz
+    and Massart (for two samples Wei and Dudley, 2012); rows common to both samples add nothing to the distance.
     """
+    common, removed, added = sizes
     reference = common + removed
     if scope == NEW:
         variance = 1 / max(1, reference) + 1 / max(1, added)

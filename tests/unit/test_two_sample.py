@@ -107,10 +107,10 @@ def test_ks_is_scipys_and_its_bound_is_safe() -> None:
     whole = stats.ks_2samp(np.concatenate([common, added]), reference).statistic
     assert compute_ks(common, removed, added, ALL) == pytest.approx(whole)
     # At the bound itself SciPy's p-value is the level or less.
-    bound = bound_ks(0, 350, 80, NEW, 0.001)
+    bound = bound_ks((0, 350, 80), NEW, 0.001)
     assert 0.0003 < stats.kstwo.sf(bound, round(350 * 80 / 430)) <= 0.001
     # Rows added to the reference can move the whole only by their share of it.
-    assert bound_ks(350, 0, 80, ALL, 0.001) == pytest.approx(80 / 430 * bound)
+    assert bound_ks((350, 0, 80), ALL, 0.001) == pytest.approx(80 / 430 * bound)
 
 
 @pytest.mark.parametrize("scope", [ALL, NEW])
