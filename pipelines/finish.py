@@ -97,6 +97,8 @@ def render_summary(run: RunSummary) -> str:
     parts = [_render_heading(run), _render_steps(run)]
     if run.unread:
         parts.append(f"The steps' records can't be read: {_escape_markdown(run.unread)}")
+    if drift := _render_drift(run):
+        parts.append(drift)
     if metrics := _render_metrics(run):
         parts.append(metrics)
     if verdict := _render_verdict(run):
@@ -166,6 +168,14 @@ def _describe_result(step: str, record: Mapping[str, Any]) -> list[str]:
     if record["uri"]:
         parts.append(f"`{'/'.join(str(record['uri']).split('/')[-2:])}`")
     return parts
+
+
+def _render_drift(run: RunSummary) -> str:
+    """Return a section with what has drifted since the champion's data; empty where nothing has."""
+    lines = run.records.get("clean", {}).get("metrics", {}).get("drift", [])
+    if not lines:
+        return ""
+    return "\n".join(["## Drift since the champion's data", "", *(f"- {_escape_markdown(line)}" for line in lines)])
 
 
 def _render_metrics(run: RunSummary) -> str:

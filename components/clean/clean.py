@@ -14,6 +14,7 @@ from .audit_pictures import Picture, find_pictures
 from .candidates import Candidates, read_candidates, read_file_columns
 from .config import VERSION, CleanConfig
 from .decide import decide
+from .drift import check_drift
 from .final_files import write_final_files
 from .kept_rows import KeptRows
 from .labels import find_base_classes, make_label_rules
@@ -34,11 +35,12 @@ def clean(config: CleanConfig, context: Context) -> Outcome:
     uri = context.workspace.dataset("clean", fingerprint("clean", VERSION, [raw.fingerprint], counting))
     existing = context.find(uri)
     dataset = existing or _build_dataset(raw, uri, RowRules(config, labels), context)
-    context.note_latest(name, dataset)
     print_summary(dataset, context)
+    drift = check_drift(dataset, name, config, context)
+    context.note_latest(name, dataset)  # not of one that drift stops: its new labels get no ids
     totals = dataset.manifest.totals
     metrics = {"rows_in": raw.manifest.totals.rows, "rows": totals.rows, "rejected": totals.rejected}
-    return Outcome(uri, dataset.fingerprint, CACHED if existing else RAN, metrics)
+    return Outcome(uri, dataset.fingerprint, CACHED if existing else RAN, metrics | drift)
 
 
 def _build_dataset(raw: Dataset, uri: str, rules: RowRules, context: Context) -> Dataset:

@@ -156,6 +156,20 @@ class CleanConfig(StepConfig, PixelOptions):
         "respect", "the splits that the source declares: respected, or made anew", choices=("respect", "ignore")
     )
 
+    # Drift: the data against that which the champion was trained on.
+    drift_warning: float = option(
+        0.1, "PSI above which a change since the champion's data is named, if it is more than chance gives",
+        in_fingerprint=False, low=0,
+    )  # fmt: skip
+    max_drift: float = option(
+        0.25, "PSI above which stop_on_drift ends the run, if it is more than chance gives", in_fingerprint=False, low=0
+    )
+    stop_on_drift: str = option(
+        "false", "end the run with exit code 2, before resize and training, where all images have changed by more than "
+        "max_drift since the champion's data; new: where the new images differ as much, too",
+        in_fingerprint=False, choices=("false", "true", "new"),
+    )  # fmt: skip
+
     clean_workers: int | None = option(
         None, "threads that decode (default: the cores)", in_fingerprint=False, low=1, high=1024
     )
@@ -172,6 +186,8 @@ class CleanConfig(StepConfig, PixelOptions):
                 raise wrong(name, "an odd number", getattr(self, name))
         if self.binarize != "off" and self.color in ("ycbcr", "lab"):
             raise wrong("color", "one channel or rgb where binarize makes black and white", self.color)
+        if self.max_drift < self.drift_warning:
+            raise wrong("max_drift", f"at least drift_warning ({self.drift_warning:g})", self.max_drift)
         if not self.other_class.strip():
             raise wrong("other_class", "the name of a class", self.other_class)
         if not self.measures and (self.min_contrast or self.outliers == "drop" or self.near_duplicates == "drop"):

@@ -156,6 +156,14 @@ class Workspace:
     def write_verdict(self, name: str, key: str, record: dict[str, Any]) -> None:
         self.store.put_if_absent(self.at("names", name, "verdicts", f"{key}.json"), _json(record))
 
+    # Comparisons of a clean dataset with the champion's, each made once.
+
+    def drift(self, name: str, key: str) -> dict[str, Any] | None:
+        return self._read_json(self.at("names", name, "drift", f"{key}.json"))
+
+    def write_drift(self, name: str, key: str, comparison: dict[str, Any]) -> None:
+        self.store.put_if_absent(self.at("names", name, "drift", f"{key}.json"), _json(comparison))
+
     # Runs: each step's record, the log, the report.
 
     def run_file(self, run: str, file: str) -> str:

@@ -17,6 +17,7 @@ from ..dataset.manifest import Dataset, read_dataset
 from ..dataset.workspace import STEPS, Workspace
 from ..step.progress import format_duration, format_size
 from .charts import draw_training_curves
+from .drift_section import describe_drift
 from .gate import (
     ALREADY_CHAMPION,
     BETTER,
@@ -92,8 +93,9 @@ def gather_facts(
         champion = None
     gallery, rejects = sample_classes(clean), read_rejects(lineage.raw, clean)
     test_split = describe_test_split(evaluation, clean)
+    name = verdict.get("name") or clean.manifest.extra["dataset_name"]
     return {
-        "name": verdict.get("name") or clean.manifest.extra["dataset_name"],
+        "name": name,
         "run": run,
         "date": datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC"),
         "gate": describe_verdict(verdict, extra.get("chance", {}).get("why", "")),
@@ -107,6 +109,7 @@ def gather_facts(
         "steps": describe_steps(workspace, run),
         "ledger": count_source_files(lineage),
         "balance": count_class_images(clean),
+        "drift": describe_drift(workspace, run, name),
         "gallery": gallery,
         "gallery_shown": sum(len(group.thumbnails) for group in gallery),
         "rejects": rejects,

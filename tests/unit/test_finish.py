@@ -212,6 +212,13 @@ def test_records_count_more_than_kfps_word(ended: str) -> None:
     assert RunSummary("r", "w", whole, ended=ended).failed_at == "promote"
 
 
+def test_drift_is_in_the_summary() -> None:
+    lines = ["all 90 images: class balance PSI 0.40 ± 0.05 (<b>dog 12% to 31%)"]
+    text = render_summary(RunSummary("r", "w", {"clean": record(metrics={"drift": lines})}))
+    assert "## Drift since the champion's data\n\n- all 90 images: class balance PSI 0.40" in text and "<b>" not in text
+    assert "Drift" not in render_summary(RunSummary("r", "w", {"clean": record(metrics={"drift": []})}))
+
+
 def test_while_the_run_goes_on_nothing_is_lost() -> None:
     assert RunSummary("r", "w", {"download": record()}).failed_at == ""
 

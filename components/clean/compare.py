@@ -1,0 +1,259 @@
+"""Compare a clean dataset with an earlier one: the class balance, sizes and measures, of all rows and of the new ones.
+
+A comparison holds numbers, each with what chance makes of it, and no verdict; it depends on the two datasets alone.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..dataset.manifest import Dataset
+from ..dataset.shards import read_columns
+from ..imaging.pixel_options import StandardizeConfig
+from ..metrics.two_sample import (
+    ALL,
+    NEW,
+    Parts,
+    Values,
+    assign_bins,
+    bound_ks,
+    compare_counts,
+    compare_shares,
+    compute_ks,
+)
+from .labels import split_labels
+from .schema import MEASURES
+
+VERSION = 1
+"""Raised when the same datasets must give another comparison."""
+LEVEL = 0.01
+"""The probability that, without any change, chance reaches any of a comparison's numbers at all."""
+COMPARED = ("width", "height", *MEASURES)
+MAX_BINS, LISTED_CLASSES = 1_000, 40
+"""Bins of the class balance, the rarest classes being pooled; classes of which the shares are stored."""
+HISTOGRAM_BINS = 24
+THEN = "then"
+"""The reference, beside the scopes `all` and `new`."""
+
+_PIXEL_OPTIONS = {field.name for field in fields(StandardizeConfig)} - {"keep_masks", "max_pixels", "max_side"}
+_LABEL_OPTIONS = {"label_separator", "rare_classes", "rare_below", "other_class"}
+
+Mask = npt.NDArray[np.bool_]
+Comparison = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a snapshot and of its reference; bool [N] each: whether the other has an image of the same bytes."""
+
+    snapshot: pa.Table
+    reference: pa.Table
+    is_common: Mask
+    is_kept: Mask
+
+    @classmethod
+    def read(cls, snapshot: Dataset, reference: Dataset) -> Rows:
+        """Read the columns that are compared."""
+        return cls.match(_read_table(snapshot), _read_table(reference))
+
+    @classmethod
+    def match(cls, snapshot: pa.Table, reference: pa.Table) -> Rows:
+        """Match the rows of two tables by `sha256`."""
+        hashes = snapshot.column("sha256"), reference.column("sha256")
+        return cls(snapshot, reference, _is_in(*hashes), _is_in(*reversed(hashes)))
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Return the number of rows that are common, removed and added."""
+        common = int(self.is_common.sum())
+        return common, int((~self.is_kept).sum()), len(self.is_common) - common
+
+    @property
+    def scopes(self) -> tuple[str, ...]:
+        """Return the scopes: without common rows the new ones are all."""
+        common, _, added = self.sizes
+        return (ALL, NEW) if common and added else (ALL,)
+
+
+def _read_table(dataset: Dataset) -> pa.Table:
+    tables = list(read_columns(dataset, "data", ["sha256", "label", *COMPARED]))
+    return pa.concat_tables(tables, promote_options="default").combine_chunks()
+
+
+def _is_in(values: pa.ChunkedArray, others: pa.ChunkedArray) -> Mask:
+    mask: Mask = pc.is_in(values, value_set=others, skip_nulls=True).to_numpy()
+    return mask
+
+
+def compare_datasets(snapshot: Dataset, reference: Dataset) -> Comparison:
+    """Compare two clean datasets; what their options make incomparable is left out."""
+    separator = str(snapshot.manifest.config.get("label_separator", ""))
+    comparison = compare_rows(
+        Rows.read(snapshot, reference), find_changed_options(snapshot, reference), separator
+    )  # fmt: skip
+    datasets = {"snapshot": snapshot.fingerprint, "reference": reference.fingerprint}
+    return datasets | comparison
+
+
+def compare_rows(rows: Rows, changed: Mapping[str, list[Any]], separator: str = "") -> Comparison:
+    """Compare rows whose options of clean differ in `changed`; `separator`: of several labels of an image."""
+    measures = {} if _PIXEL_OPTIONS & changed.keys() else _read_measures(rows)
+    has_classes = not _LABEL_OPTIONS & changed.keys()
+    level = LEVEL / max(1, len(rows.scopes) * (len(measures) + has_classes))
+    common, removed, added = rows.sizes
+    return {
+        "rows": len(rows.is_common),
+        "reference_rows": len(rows.is_kept),
+        "common": common,
+        "removed": removed,
+        "added": added,
+        "changed_options": changed,
+        "level": level,
+        "measures": {name: _compare_measure(parts, rows.scopes, level) for name, parts in measures.items()},
+        "classes": _compare_classes(rows, separator, level) if has_classes else {},
+    }
+
+
+def find_changed_options(snapshot: Dataset, reference: Dataset) -> dict[str, list[Any]]:
+    """Return the options of clean that differ, by name: the reference's value and the snapshot's.
+
+    With other pixel options the measures would be of other pictures of the same images.
+    """
+    earlier, config = reference.manifest.config, snapshot.manifest.config
+    shared = sorted(earlier.keys() & config.keys())  # another version may have more
+    return {name: [earlier[name], config[name]] for name in shared if earlier[name] != config[name]}
+
+
+@dataclass(frozen=True)
+class MeasureParts:
+    """The finite values of a measure, float [N] each, of the rows that are common, removed and added."""
+
+    common: Values
+    removed: Values
+    added: Values
+
+    def to_samples(self) -> dict[str, Values]:
+        """Return the values of the reference and of each scope's sample that has any."""
+        samples = {
+            THEN: np.concatenate([self.common, self.removed]), ALL: np.concatenate([self.common, self.added]),
+            NEW: self.added,
+        }  # fmt: skip
+        return {name: values for name, values in samples.items() if len(values)}
+
+
+def _read_measures(rows: Rows) -> dict[str, MeasureParts]:
+    """Return the values by measure; a measure that either dataset lacks is left out."""
+    measures = {}
+    for name in COMPARED:
+        values, earlier = _read_numbers(rows.snapshot, name), _read_numbers(rows.reference, name)
+        is_common, is_added = rows.is_common & np.isfinite(values), ~rows.is_common & np.isfinite(values)
+        parts = MeasureParts(values[is_common], earlier[~rows.is_kept & np.isfinite(earlier)], values[is_added])
+        if {THEN, ALL} <= parts.to_samples().keys():
+            measures[name] = parts
+    return measures
+
+
+def _read_numbers(table: pa.Table, name: str) -> Values:
+    """Return a column as float [N], NaN for null; the aspect ratio is known without measures, too."""
+    if name == "aspect_ratio":
+        return _read_numbers(table, "width") / np.maximum(1, _read_numbers(table, "height"))
+    if name not in table.column_names:
+        return np.full(table.num_rows, np.nan)
+    values: Values = pc.fill_null(table.column(name).cast(pa.float64()), np.nan).to_numpy()
+    return values
+
+
+def _compare_measure(values: MeasureParts, scopes: tuple[str, ...], level: float) -> dict[str, Any]:
+    parts = (values.common, values.removed, values.added)
+    sizes = (len(parts[0]), len(parts[1]), len(parts[2]))
+    pooled = np.concatenate(parts)
+    bins = assign_bins(pooled)
+    number = int(bins.max()) + 1
+    counts = (np.bincount(part, minlength=number).astype(np.int64) for part in np.split(bins, np.cumsum(sizes)[:2]))
+    samples = values.to_samples()
+    scopes = tuple(scope for scope in scopes if scope in samples)
+    shifts = compare_counts(Parts(*counts), scopes, level)
+    quartiles = {name: [_round(q) for q in np.percentile(sample, (25, 50, 75))] for name, sample in samples.items()}
+    return {"bins": number, "quartiles": quartiles, "histogram": _make_histograms(samples, pooled)} | {
+        scope: shifts[scope].to_dict()
+        | {"ks": _round(compute_ks(*parts, scope)), "ks_chance": _round(bound_ks(sizes, scope, level))}
+        for scope in scopes
+    }
+
+
+def _make_histograms(samples: dict[str, Values], pooled: Values) -> dict[str, Any]:
+    """Count each sample in equal bins between the 1st and 99th percentiles; the values beyond are in the end bins."""
+    low, high = (float(value) for value in np.percentile(pooled, (1, 99)))
+    high = high if high > low else low + max(1.0, abs(low) / 100)
+    counts = {
+        name: np.histogram(np.clip(sample, low, high), HISTOGRAM_BINS, (low, high))[0].tolist()
+        for name, sample in samples.items()
+    }
+    return {"low": _round(low), "high": _round(high), "counts": counts}
+
+
+def _compare_classes(rows: Rows, separator: str, level: float) -> dict[str, Any]:
+    """Compare the class balance; where images have several labels, by their sets of labels, as they are together."""
+    labels, earlier = (pc.fill_null(table.column("label"), "") for table in (rows.snapshot, rows.reference))
+    keys = [
+        pc.binary_join_element_wise(table.column("sha256"), texts, "/")
+        for table, texts in ((rows.snapshot, labels), (rows.reference, earlier))
+    ]
+    # An image that has another label now is no common row of the class balance.
+    is_common, is_kept = _is_in(*keys), _is_in(*reversed(keys))
+    texts = {
+        ALL: (labels.filter(is_common), earlier.filter(~is_kept), labels.filter(~is_common)),
+        NEW: (earlier.filter(rows.is_kept), earlier.filter(~rows.is_kept), labels.filter(~rows.is_common)),
+    }
+    result: dict[str, Any] = {"relabelled": int((rows.is_common & ~is_common).sum())}
+    classes: dict[str, dict[str, Any]] = {}
+    for scope in rows.scopes:
+        counts = [_count(part) for part in texts[scope]]
+        result[scope] = compare_counts(_make_parts(counts, MAX_BINS)[1], (scope,), level)[scope].to_dict()
+        names, parts = _make_parts([_split(part, separator) for part in counts])
+        sizes = (len(texts[scope][0]), len(texts[scope][1]), len(texts[scope][2]))
+        changes, errors = compare_shares(parts, sizes, scope)
+        then = parts.reference / max(1, sizes[0] + sizes[1])
+        for index, name in enumerate(names):
+            entry = classes.setdefault(name, {"class": name, THEN: _round(then[index])})
+            share, change, error = then[index] + changes[index], changes[index], errors[index]
+            entry[scope] = {"share": _round(share), "change": _round(change), "error": _round(error)}
+    ordered = sorted(classes.values(), key=lambda entry: -max(abs(entry[scope]["change"]) for scope in rows.scopes))
+    return result | {"number": len(ordered), "classes": ordered[:LISTED_CLASSES]}
+
+
+def _count(texts: pa.ChunkedArray) -> Counter[str]:
+    """Count each label text."""
+    return Counter({entry["values"]: entry["counts"] for entry in pc.value_counts(texts).to_pylist()})
+
+
+def _split(counts: Counter[str], separator: str) -> Counter[str]:
+    """Count each class of label texts that name several."""
+    split: Counter[str] = Counter()
+    for text, number in counts.items():
+        for name in split_labels(text, separator):
+            split[name] += number
+    return split
+
+
+def _make_parts(counts: list[Counter[str]], limit: int = 0) -> tuple[list[str], Parts]:
+    """Return names, the most frequent first, and their counts by part; of more than `limit` the last are one bin."""
+    pooled = sum(counts, Counter[str]())
+    names = sorted(pooled, key=lambda name: (-pooled[name], name))
+    table = np.array([[part[name] for name in names] for part in counts], np.int64).reshape(len(counts), len(names))
+    if limit and len(names) > limit:
+        rest = table[:, limit - 1 :].sum(1, keepdims=True)
+        names, table = names[:limit], np.hstack([table[:, : limit - 1], rest])
+    return names, Parts(*table)
+
+
+def _round(value: float) -> float:
+    return float(f"{value:.6g}")

@@ -1,0 +1,93 @@
+"""How often drift is named without any change, and how large a change is found.
+
+    python tests/benchmarks/drift.py equal [--weeks 500]
+    python tests/benchmarks/drift.py changed [--weeks 100]
+
+Weeks are simulated (`tests/drifting.py`): so many images, of which the champion has seen all but the new ones; nine
+measures and ten classes. `equal`: the new images are drawn as the others were. `changed`: they are darker, or have more
+of one class. The tables of README.md are printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from drifting import draw_week
+
+from imagemill.components.clean.compare import Comparison
+from imagemill.components.clean.drift import Finding, find_drift
+
+WARNING, MAX_DRIFT = 0.1, 0.25
+SIZES = ((560, 20), (560, 200), (5_000, 50), (5_000, 500), (12_000, 120))
+DARKER = (0.25, 0.5, 1.0, 2.0)
+MORE = (0.05, 0.1, 0.2, 0.4)
+TRUE_FACTOR = 60
+"""A week with so many times the images has the true PSI."""
+
+
+def measure_equal(weeks: int) -> None:
+    print("| images, new ones | beyond chance | and PSI above 0.1 | above 0.25 | above 0.25, all images |")
+    print("|---|---|---|---|---|")
+    sums = np.zeros(4)
+    for rows, new in SIZES:
+        rng = np.random.default_rng([rows, new])
+        counts = np.zeros(4)
+        for _ in range(weeks):
+            findings = list(find_drift(draw_week(rng, rows, new), 0.0))
+            rules: tuple[Callable[[Finding], bool], ...] = (
+                lambda finding: True,
+                lambda finding: finding.psi > WARNING,
+                lambda finding: finding.psi > MAX_DRIFT,
+                lambda finding: finding.psi > MAX_DRIFT and finding.scope == "all",
+            )
+            counts += [any(map(rule, findings)) for rule in rules]
+        sums += counts
+        print(f"| {rows:,} + {new:,} | {' | '.join(f'{count / weeks:.3f}' for count in counts)} |", flush=True)
+    print(f"| together | {' | '.join(f'{total / weeks / len(SIZES):.4f}' for total in sums)} |")
+
+
+def measure_changed(weeks: int) -> None:
+    print("| images, new ones | change of the new images | true PSI | mean PSI | in ± | named | PSI above 0.25 |")
+    print("|---|---|---|---|---|---|---|")
+    changes = [("brightness", f"darker by {by:g} spreads", by, 0.0) for by in DARKER]
+    changes += [("class balance", f"a class of 12% has {12 + 100 * by:.0f}%", 0.0, by) for by in MORE]
+    for rows, new in ((560, 20), (560, 200), (12_000, 120)):
+        for title, words, darker, more in changes:
+            rng = np.random.default_rng([rows, new, int(100 * darker), int(100 * more)])
+            true = read_psi(draw_week(rng, TRUE_FACTOR * rows, TRUE_FACTOR * new, darker, more), title)[0]
+            results = []
+            for _ in range(weeks):
+                comparison = draw_week(rng, rows, new, darker, more)
+                psi, error = read_psi(comparison, title)
+                is_named = any(f.title == title and f.scope == "new" for f in find_drift(comparison, WARNING))
+                results.append((psi, abs(psi - true) <= error, is_named, is_named and psi > MAX_DRIFT))
+            numbers = " | ".join(f"{value:.2f}" for value in (true, *np.mean(results, 0)))
+            print(f"| {rows:,} + {new:,} | {words} | {numbers} |", flush=True)
+
+
+def read_psi(comparison: Comparison, title: str) -> tuple[float, float]:
+    """Return PSI of the new images, and its error."""
+    numbers = comparison["classes"] if title == "class balance" else comparison["measures"][title]
+    return numbers["new"]["psi"], numbers["new"]["error"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("equal", "changed"))
+    parser.add_argument("--weeks", type=int, default=0)
+    arguments = parser.parse_args()
+    if arguments.what == "equal":
+        measure_equal(arguments.weeks or 500)
+    else:
+        measure_changed(arguments.weeks or 100)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""The weekly run on data that has drifted: stopped before it costs anything, or accepted and shown in the report."""
+
+from __future__ import annotations
+
+import json
+
+import mill
+import numpy as np
+from conftest import Finished
+from PIL import Image
+
+from imagemill.components.dataset.workspace import Workspace
+
+
+def test_drift_stops_the_run_before_resize_and_can_be_accepted(finished: Finished) -> None:
+    rng = np.random.default_rng(1)
+    for number in range(60):  # as many as there are, and almost black
+        pixels = rng.integers(0, 30, (*rng.integers(40, 90, 2), 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(finished.photos / "red" / f"night{number}.png")
+    before = mill.manifests(finished.workspace)
+    workspace = Workspace(str(finished.workspace))
+    latest = workspace.latest("photos", "clean")
+
+    stopped = mill.run(*finished.arguments, "--stop-on-drift")
+    assert stopped.rc == 2
+    assert "stop_on_drift: expected data like the champion's" in stopped.error and "brightness PSI" in stopped.error
+    assert "darker: median" in stopped.error
+    assert "60 of 120 images are new since the data of the champion (promotion 1)" in stopped.stderr
+    after = mill.manifests(finished.workspace)
+    assert [len(after[kind]) - len(before[kind]) for kind in mill.PRODUCTS] == [1, 1, 0, 0, 0]
+    assert workspace.latest("photos", "clean") == latest  # what was not accepted is no base of later class lists
+
+    accepted = mill.run(*finished.arguments)
+    assert accepted.rc == 0 and "warning: drift of all 120 images: " in accepted.stderr
+    assert accepted.states["clean"] == "cached" and accepted.states["train"] == "ran"
+    record = workspace.step_record(accepted.json["run"], "clean") or {}
+    assert any("(red 33% to 67%, " in line for line in record["metrics"]["drift"])
+    page = workspace.store.read(accepted.json["report"]).decode()
+    assert 'id="drift"' in page and "brightness PSI" in page
+
+    # The new champion was trained on this data: the same run has nothing to do, and nothing to stop for.
+    again = mill.run(*finished.arguments, "--stop-on-drift")
+    assert again.rc == 0 and set(again.states.values()) == {"cached"} and "since the data" not in again.stderr
+    assert json.loads(again.stdout.splitlines()[-1])["status"] == accepted.json["status"]
