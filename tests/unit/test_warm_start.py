@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from trained import IMAGE, command, finish, make_tensors, model_of, start, weights_sha256
+from trained import IMAGE, command, finish, make_tensors, start, weights_sha256
 
 from imagemill.components.dataset.manifest import Dataset, Manifest, commit, read_dataset
 from imagemill.components.dataset.workspace import Workspace
@@ -177,7 +177,7 @@ def test_a_champion_that_is_gone(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert train(later, **CHAMPION) == second, "its result is there all the same"
     (tmp_path / "model" / second / "_manifest.json").unlink()
     train(later, 2, **CHAMPION)
-    assert f"found no intact model at model/{first}" in capsys.readouterr().err
+    assert f"at model/{first}, found no intact model: --rerun train" in capsys.readouterr().err
     train(later, **CHAMPION, seed=2)
     assert f"the model of promotion 1, model/{first}, is gone: training starts from nothing" in capsys.readouterr().err
     kept.rename(manifest)
