@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..dataset.fingerprint import digest
 from ..dataset.manifest import Dataset, Manifest, find_intact_dataset
@@ -68,7 +68,8 @@ def apply_start(config: TrainConfig, start: Start | None, context: Context) -> T
     without `--start champion`."""
     if start is not None:
         return replace(config, weights=context.workspace.absolute(start.model))
-    return replace(config, start=WEIGHTS, shrink=None, perturb=None)
+    unset: dict[str, Any] = {"shrink": None, "perturb": None}
+    return replace(config, start=WEIGHTS, **unset)
 
 
 def _make_key(config: TrainConfig, tensors: Dataset, context: Context) -> str:

@@ -4,11 +4,11 @@
                                           [--variants NAME=FLAGS ...] [--workspace FOLDER] [--json FILE]
 
 Each week has a larger share of the training images of a demo whose test images are harder (tests/harder.py), and all of
-its 472 test images. A variant trains each week, with flags of `imagemill train`, and its model is promoted, whatever the
-gate says; in the first week there is no champion, so all variants of a seed share that model. Printed are, for the weeks
-after the first: epochs, CPU and elapsed seconds of training (mean of a week), and macro-F1 in the last week (mean ± sd
-over the seeds, and of the difference to the first variant by seed). A folder given as workspace keeps everything: the
-same command goes on where it was stopped.
+its 472 test images. A variant trains each week, with flags of `imagemill train`, and its model is promoted, whatever
+the gate says; in the first week there is no champion, so all variants of a seed share that model. Printed are epochs,
+CPU and elapsed seconds of a training after the first week (mean), and macro-F1 in the last week (mean ± sd over the
+seeds), with its difference to the first variant's. A folder given as workspace keeps everything: the same command goes
+on where it was stopped.
 """
 
 from __future__ import annotations
