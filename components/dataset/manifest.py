@@ -135,12 +135,15 @@ class Dataset:
         return frozenset(self.manifest.extra.get("removed", {}).get(file.uri, ()))
 
     def parent_uri(self, kind: str) -> str:
-        """Return the absolute URI of the parent of one kind; UserError when the dataset has none."""
-        for parent in self.manifest.parents:
-            uri = resolve_uri(self.uri, parent.uri, up=2)
-            if uri.split("/")[-2] == kind:
-                return uri
+        """Return the absolute URI of the first parent of one kind; UserError when the dataset has none."""
+        if parents := self.parent_uris(kind):
+            return parents[0]
         raise wrong(f"{self.uri} (its parents)", f"a {kind} dataset", [p.uri for p in self.manifest.parents])
+
+    def parent_uris(self, kind: str) -> list[str]:
+        """Return the absolute URIs of the parents of one kind."""
+        parents = (resolve_uri(self.uri, parent.uri, up=2) for parent in self.manifest.parents)
+        return [uri for uri in parents if uri.split("/")[-2] == kind]
 
     def as_parent(self, child_uri: str) -> Parent:
         """Return this dataset as an entry of `parents` in the manifest at `child_uri`."""

@@ -1,4 +1,4 @@
-"""The layout of a workspace: datasets, work in progress, sources, names, promotions, verdicts, runs."""
+"""The layout of a workspace: datasets, work in progress, sources, names, promotions, verdicts, starts, runs."""
 
 from __future__ import annotations
 
@@ -163,6 +163,19 @@ class Workspace:
 
     def write_drift(self, name: str, key: str, comparison: dict[str, Any]) -> None:
         self.store.put_if_absent(self.at("names", name, "drift", f"{key}.json"), _json(comparison))
+
+    # Starts: the champion that a training starts from is looked up once.
+
+    def start(self, name: str, key: str) -> dict[str, Any] | None:
+        """Return the record of the champion that a training started from, `model` empty where there was none; None
+        where it was not looked up yet."""
+        return self._read_json(self.at("names", name, "starts", f"{key}.json"))
+
+    def write_start(self, name: str, key: str, record: dict[str, Any], run: str) -> None:
+        """Record the champion that a training starts from, unless another process was first."""
+        self.store.put_if_absent(
+            self.at("names", name, "starts", f"{key}.json"), _json({"model": "", **record, "run": run})
+        )
 
     # Runs: each step's record, the log, the report.
 

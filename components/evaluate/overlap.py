@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from ..dataset.manifest import Dataset, find_dataset
-from ..dataset.shards import read_columns
+from ..dataset.shards import open_parquet, read_columns, read_row_group
 from ..storage import uri as uris
-from ..storage.errors import DatasetError, MillError
+from ..storage.errors import DatasetError
 
 Hashes = npt.NDArray[np.uint64]
 _COLUMNS = ["sha256", "pixel_hash"]
@@ -62,15 +63,11 @@ class TrainingOverlap:
         trained_on, missing = _find_training_datasets(model)
         ids, content, pixels = _read_test_hashes(clean)
         is_seen = np.zeros(len(ids), np.bool_)
-        for dataset in trained_on:
-            if dataset.uri == clean.uri:  # its splits have no image in common
-                continue
-            for split in ("train", "val"):
-                for table in read_columns(dataset, "data", _COLUMNS, split):
-                    for column, hashes in zip(_COLUMNS, (content, pixels), strict=True):
-                        if column in table.column_names:  # an earlier release's dataset may lack one
-                            training = parse_content_hashes(table.column(column).to_pylist())
-                            is_seen |= np.isin(hashes, training[training > 0])
+        for table in _read_training_rows([dataset for dataset in trained_on if dataset.uri != clean.uri]):
+            for column, hashes in zip(_COLUMNS, (content, pixels), strict=True):
+                if column in table.column_names:  # an earlier release's dataset may lack one
+                    training = parse_content_hashes(table.column(column).to_pylist())
+                    is_seen |= np.isin(hashes, training[training > 0])
         order = np.argsort(ids, kind="stable")
         return cls(ids[order], content[order], is_seen[order], tuple(missing))
 
@@ -84,6 +81,19 @@ class TrainingOverlap:
         return zip(self.content_hashes[index].tolist(), self.is_seen[index].tolist(), strict=True)
 
 
+def _read_training_rows(datasets: Sequence[Dataset]) -> Iterator[pa.Table]:
+    """Yield the hashes in the train and validation files of clean datasets, row group by row group.
+
+    Each file is read once: snapshots share files, and a model may have started from that of the week before, as did
+    that one. Rows that one dataset leaves out of a file are among them, since another may have them.
+    """
+    locations = (d.locate(file) for d in datasets for split in ("train", "val") for file in d.files("data", split))
+    for uri in dict.fromkeys(locations):
+        with open_parquet(uri) as file:
+            for index in range(file.num_row_groups):
+                yield read_row_group(file, index, uri, _COLUMNS)
+
+
 def _find_training_datasets(model: Dataset) -> tuple[list[Dataset], list[str]]:
     """Return the clean datasets that a model, and those whose weights it started from, were trained on; and the
     ancestors (kind/fingerprint) that no longer exist."""
@@ -94,9 +104,12 @@ def _find_training_datasets(model: Dataset) -> tuple[list[Dataset], list[str]]:
     while models:
         dataset: Dataset | None = models.pop()
         assert dataset is not None
-        if (start := _find_initial_model(dataset)) is not None and start.uri not in visited:
-            visited.add(start.uri)
-            models.append(start)
+        for uri in dataset.parent_uris("model"):  # whose weights its training started from
+            if (initial := find_dataset(uri)) is None:
+                missing.append(f"model/{uris.basename(uri)}")
+            elif uri not in visited:
+                visited.add(uri)
+                models.append(initial)
         for kind in ("tensors", "clean"):
             uri = dataset.parent_uri(kind)
             dataset = find_dataset(uri)
@@ -106,19 +119,6 @@ def _find_training_datasets(model: Dataset) -> tuple[list[Dataset], list[str]]:
         else:
             clean[dataset.uri] = dataset
     return list(clean.values()), missing
-
-
-def _find_initial_model(model: Dataset) -> Dataset | None:
-    """Return the model dataset whose weights the training of `model` started from, if it did and it still exists."""
-    weights = str(model.manifest.config.get("weights") or "")
-    if "/" not in weights:  # none, or weights by name
-        return None
-    try:
-        uri = uris.normalize(weights, "weights")
-        dataset = find_dataset(uri.rpartition("/")[0] if uri.endswith(".safetensors") else uri)
-    except MillError:  # this machine can't read from there
-        return None
-    return dataset if dataset is not None and dataset.manifest.kind == "model" else None
 
 
 def _read_test_hashes(clean: Dataset) -> tuple[Hashes, Hashes, Hashes]:

@@ -101,7 +101,8 @@ def describe_recipe(model: dict[str, Any], config: dict[str, Any]) -> list[str]:
     if isinstance(recipe, dict):
         return [f"{str(name).replace('_', ' ')} {value}" for name, value in recipe.items()]
     if isinstance(recipe, list):
-        return [str(line) for line in recipe]
+        origin = [f"trained {model['origin']}"] if model.get("origin") else []
+        return [*origin, *(str(line) for line in recipe)]
     name = recipe or config.get("recipe", "")
     return [f"recipe {name}"] if name and name != "auto" else []
 

@@ -17,6 +17,8 @@ VERSION = 2
 """Version of the step in fingerprints, raised when the same tensors and config must give another model."""
 RECIPES = ("auto", "plain", "probe", "small", "standard", "large")
 HEADS = ("solved", "trained")
+WEIGHTS, CHAMPION = "weights", "champion"
+"""Values of `start`."""
 POLICIES = ("none", "randaugment", "trivialaugment", "autoaugment")
 _RECIPE = "(default: by the recipe)"
 
@@ -35,6 +37,19 @@ class TrainConfig(StepConfig):
         "pretrained weights: a torchvision name (DEFAULT, IMAGENET1K_V2), DEFAULT or a tag of timm's, the URI of a "
         ".safetensors file or of a model (default: none)",
         in_fingerprint=False,  # counts by its content, see `weights.identify_weights`
+    )
+    start: str = option(
+        WEIGHTS,
+        "what training starts from: weights (those of --weights, random ones without), or champion: the weights of the "
+        "name's champion, with fewer epochs and a lower learning rate; while there is none, as with weights",
+        in_fingerprint=False,  # counts by the champion's weights, see `warm_start.find_start`
+        choices=(WEIGHTS, CHAMPION),
+    )
+    shrink: float = option(
+        None, "the champion's weights are multiplied by this (default: 1, which leaves them)", low=0.01, high=1
+    )
+    perturb: float = option(
+        None, "so much of a new, random network is added to the champion's weights (default: 0)", low=0, high=1
     )
     recipe: str = option(
         "auto",
@@ -211,6 +226,10 @@ class TrainConfig(StepConfig):
         if not self.weights and (self.recipe == "probe" or self.head == "solved"):
             name, value = ("recipe", self.recipe) if self.recipe == "probe" else ("head", self.head)
             raise wrong(name, "another one without pretrained weights (--weights), on which a head is solved", value)
+
+        for name in ("shrink", "perturb"):
+            if (value := getattr(self, name)) is not None and self.start != CHAMPION:
+                raise wrong(name, f"no value without --start {CHAMPION}, to whose weights it applies", value)
 
     @property
     def flips(self) -> bool:

@@ -15,7 +15,7 @@ from ..imaging.choices import COLORS
 from ..imaging.geometry import Geometry
 from ..models import presets as model_presets
 from ..models.presets import NORMALIZATIONS, mean_and_std
-from .config import TrainConfig
+from .config import CHAMPION, TrainConfig
 from .pretrained_weights import find_model_dataset
 
 MAX_SIZE_RATIO = 1.25
@@ -69,7 +69,8 @@ def find_expected_input(config: TrainConfig, image: dict[str, Any]) -> ExpectedI
     if dataset is None or not dataset.manifest.image:
         return None
     source = dataset.manifest.image
-    return ExpectedInput("the model of weights", Geometry.from_dict(source).input, _name_normalization(source))
+    owner = "the champion" if config.start == CHAMPION else "the model of weights"
+    return ExpectedInput(owner, Geometry.from_dict(source).input, _name_normalization(source))
 
 
 def describe_conversion(config: TrainConfig, image: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from urllib.error import URLError
 
-from ..dataset.manifest import Dataset, find_dataset
+from ..dataset.manifest import Dataset, find_dataset, read_dataset
+from ..dataset.workspace import Workspace
 from ..imaging.choices import COLORS
 from ..imaging.geometry import Geometry
 from ..models import timm_models
@@ -25,7 +26,8 @@ from ..models.blocks import head_modules
 from ..storage import uri as uris
 from ..storage.errors import MillError, TransientError, UserError, wrong
 from ..storage.filesystem import get_store, hash_object
-from .config import TrainConfig
+from .config import CHAMPION, TrainConfig
+from .warm_start import adapt_champion
 
 if TYPE_CHECKING:
     import torch
@@ -73,8 +75,18 @@ def find_model_dataset(weights: str) -> Dataset | None:
     return None if uri.endswith(".safetensors") else find_dataset(uri)
 
 
+def find_initial_model(config: TrainConfig, workspace: Workspace) -> Dataset | None:
+    """Return the model of this workspace whose weights training starts from, None where it starts from others."""
+    if not config.weights or config.weights_are_named:
+        return None
+    uri = uris.normalize(config.weights, "weights")
+    uri = uri.rpartition("/")[0] if uri.endswith(".safetensors") else uri
+    return find_dataset(uri) if uri.startswith(workspace.at("model", "")) else None
+
+
 def load_pretrained(network: torch.nn.Module, spec: ModelSpec, config: TrainConfig) -> str:
-    """Load the weights that fit into the network, and return a description; a head for other classes is left as it is.
+    """Load the weights that fit into the network, and return a description. A head for other classes is left as it is,
+    except that it gets a champion's rows of the classes that both have.
 
     UserError where less than half of the network's tensors fit: these are the weights of another network.
     """
@@ -101,9 +113,13 @@ def load_pretrained(network: torch.nn.Module, spec: ModelSpec, config: TrainConf
     if len(fitting) < MIN_MATCHED_SHARE * len(target):
         expected = f"weights of {config.backbone}, {len(target)} tensors"
         raise wrong("weights", expected, f"{len(fitting)} that fit in {config.weights}")
+    origin, notes = f"from {config.weights}", _describe_channels(source_channels, target_channels)
+    if config.start == CHAMPION:
+        origin, champion = f"from the champion {uris.basename(config.weights)}", read_dataset(config.weights, "model")
+        fitting, adaptations = adapt_champion(state, fitting, network, spec, champion.manifest, config)
+        notes = adaptations + notes
     network.load_state_dict({**target, **fitting})
-    parts = [f"from {config.weights}", f"{len(fitting)} of {len(target)} tensors"]
-    parts += _describe_channels(source_channels, target_channels)
+    parts = [origin, f"{len(fitting)} of {len(target)} tensors", *notes]
     parts += ["position embeddings resampled"] if is_resampled else []
     return ", ".join(parts)
 

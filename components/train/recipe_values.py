@@ -91,6 +91,17 @@ PRETRAINED: dict[str, Values] = {
 """Values that pretrained weights change: little weight decay, since the weights are good already (N has 1e-4, timm
 0.05), and a head with three times the learning rate of the layers below (Howard and Ruder, 2018)."""
 
+WARM: dict[str, Values] = {
+    "plain": {"epochs": 3},
+    "probe": {},
+    "small": {"epochs": 8, "weight_decay": 0.01, "early_stopping": 4},
+    "standard": {"epochs": 3, "weight_decay": 0.01},
+    "large": {"epochs": 30, "weight_decay": 0.05},
+}
+"""Values that a start from the champion changes."""
+SHRINK: Values = {"shrink": 1.0, "perturb": 0.0}
+"""The champion's weights are taken as they are."""
+
 SOLVED_HEADS = ("probe", "small", "standard")
 """Recipes that begin with a solved head where there are pretrained weights; 100,000 images soon leave such a start."""
 

@@ -12,13 +12,14 @@ from ..imaging.tensors import input_size
 from ..models.torchvision_models import has_drop_path, is_transformer
 from ..storage import uri as uris
 from . import recipe_values as tables
-from .config import TrainConfig
+from .config import CHAMPION, TrainConfig
 from .recipe_values import PLAIN, Values
 
 SMALL_PER_CLASS, SMALL_IMAGES, LARGE_IMAGES = 50, 200, 100_000
 """Images a class and training images under which a dataset is small; training images from which it is large."""
-PEAK_RATES = {"adamw": (1e-3, 3e-4), "sgd": (0.1, 0.01)}
-"""Peak learning rate of each optimizer from scratch and with weights, at `REFERENCE_BATCH` images a step."""
+PEAK_RATES = {"adamw": (1e-3, 3e-4, 3e-4), "sgd": (0.1, 0.01, 0.01)}
+"""Peak learning rate of each optimizer from scratch, with weights, and from the champion, at `REFERENCE_BATCH` images a
+step."""
 REFERENCE_BATCH = {"adamw": 32, "sgd": 256}
 
 
@@ -73,7 +74,10 @@ def resolve(config: TrainConfig, tensors: Manifest) -> TrainConfig:
     unset = {option.name for option in options if getattr(config, option.name) == option.default}
     values = _choose_values(name, config, traits)
     config = replace(config, recipe=name, **{option: values[option] for option in unset})
-    if config.head is None and config.weights and name in tables.SOLVED_HEADS:
+    if config.start == CHAMPION:
+        config = replace(config, **{key: value for key, value in tables.SHRINK.items() if getattr(config, key) is None})
+    solves_head = name in tables.SOLVED_HEADS if config.start != CHAMPION else name == "probe"
+    if config.head is None and config.weights and solves_head:
         config = replace(config, head="solved")
     rows = tensors.totals.by_split.get("train", 0)
     rates: Values = {
@@ -85,12 +89,13 @@ def resolve(config: TrainConfig, tensors: Manifest) -> TrainConfig:
 
 def _choose_values(name: str, config: TrainConfig, traits: DatasetTraits) -> Values:
     """Return the recipe's values, adapted to weights, network and images. `plain` is the same everywhere."""
-    values = dict(tables.RECIPES[name])
+    with_weights = tables.WARM if config.start == CHAMPION else tables.PRETRAINED
+    values = tables.RECIPES[name] | (with_weights[name] if config.weights else {})
     by_optimizer: Values = {"weight_decay": tables.SGD_DECAY} if config.optimizer == "sgd" else {}
     if name == "plain":
         return values | by_optimizer
     if config.weights:
-        values |= tables.PRETRAINED[name] | {"layer_decay": choose_layer_decay(config.backbone)}
+        values |= {"layer_decay": choose_layer_decay(config.backbone)}
     values |= by_optimizer
     values |= {"dropout": max(values["dropout"], get_own_dropout(config.backbone))}
     values["drop_path"] = max(values["drop_path"], 0.1) if has_drop_path(config.backbone) else 0.0
@@ -134,7 +139,8 @@ def choose_learning_rate(config: TrainConfig) -> float:
     It is proportional to these for sgd (Goyal et al., "Accurate, Large Minibatch SGD", 2017), to their root for adamw
     (Malladi et al., "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms", 2022), up to a factor of three.
     """
-    rate = PEAK_RATES[config.optimizer][bool(config.weights)]
+    from_scratch, with_weights, from_champion = PEAK_RATES[config.optimizer]
+    rate = (from_champion if config.start == CHAMPION else with_weights) if config.weights else from_scratch
     ratio = config.batch_size * config.accumulate / REFERENCE_BATCH[config.optimizer]
     scaled = rate * min(ratio if config.optimizer == "sgd" else ratio**0.5, 3.0)
     return float(f"{scaled:.3g}")

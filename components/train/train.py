@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from ..dataset.fingerprint import fingerprint
@@ -19,15 +19,16 @@ from ..storage.errors import UserError
 from ..storage.parallel import cores
 from .artifact.publish import collect_facts, publish_onnx_and_card, read_samples
 from .augment.external import resolve_pipeline
-from .config import VERSION, TrainConfig
+from .config import VERSION, WEIGHTS, TrainConfig
 from .expected_input import describe_conversion
 from .loop.checkpoint import TrainingState, discard_checkpoints
 from .loop.communicator import Communicator, StopRequest
 from .loop.history import diagnose, publish_history
 from .loop.launcher import choose_processes, run_processes
 from .preflight import find_warnings
-from .pretrained_weights import identify_weights, load_pretrained
+from .pretrained_weights import find_initial_model, identify_weights, load_pretrained
 from .recipes import describe_recipe, resolve
+from .warm_start import Start, apply_start, find_start
 
 if TYPE_CHECKING:
     import torch
@@ -36,8 +37,10 @@ if TYPE_CHECKING:
 def train(config: TrainConfig, context: Context) -> Outcome:
     """Return the model of these tensors and this config: the existing one, or trained in one process or several."""
     tensors = context.parent("tensors", config.tensors, "tensors")
-    requested, config = config, resolve(config, tensors.manifest)
-    counting = config.fingerprint_values() | identify_weights(config) | context.attempt()
+    requested, start = config, find_start(config, tensors, context)
+    config = resolve(apply_start(config, start, context), tensors.manifest)
+    counting = config.fingerprint_values() | context.attempt()
+    counting |= {"start": start.weights_sha256} if start else identify_weights(config)
     counting |= describe_conversion(config, tensors.manifest.image)
     if config.augment_pipeline:  # counts by its content, wherever it is stored
         counting |= {"augment_pipeline": resolve_pipeline(config.augment_pipeline)[1]}
@@ -49,7 +52,7 @@ def train(config: TrainConfig, context: Context) -> Outcome:
         if not is_cached and (number := choose_processes(config)) > 1:
             run_processes(requested, context.run, number, stop)
         elif not is_cached:
-            _train_and_commit(tensors, uri, config, context, comm)
+            _train_and_commit(tensors, start, uri, config, context, comm)
         comm.close()
     dataset = read_dataset(uri, "model")
     extra = dataset.manifest.extra
@@ -62,13 +65,18 @@ def train(config: TrainConfig, context: Context) -> Outcome:
     return Outcome(uri, dataset.fingerprint, CACHED if is_cached else RAN, extra["metrics"])
 
 
-def _train_and_commit(tensors: Dataset, uri: str, config: TrainConfig, context: Context, comm: Communicator) -> None:
+def _train_and_commit(
+    tensors: Dataset, start: Start | None, uri: str, config: TrainConfig, context: Context, comm: Communicator
+) -> None:
     """Train a network, and let the main process commit the model."""
     import torch
 
     from .loop.trainer import Trainer
 
     _check_enough_images(tensors, comm.world_size)
+    if start:
+        start.check_exists(context)
+    initial = find_initial_model(config, context.workspace)
     device = _set_up_device(config, comm)
     torch.manual_seed(config.seed)
     image = model_input_image(tensors.manifest.image)
@@ -98,7 +106,9 @@ def _train_and_commit(tensors: Dataset, uri: str, config: TrainConfig, context: 
         network.load_state_dict(state.best_weights)
         temperature = trainer.validator.fit_temperature(network)
         spec = replace(spec, extra=spec.extra | {"temperature": temperature})
-        commit(uri, _publish_files(tensors, uri, config, spec, state, training, network))
+        if start:
+            training["start"] = asdict(start)
+        commit(uri, _publish_files(tensors, initial, uri, config, spec, state, training, network))
         discard_checkpoints(uri)
     comm.wait_for_main()  # it has committed
 
@@ -140,18 +150,22 @@ def _check_image_size(network: Any, spec: ModelSpec) -> None:
 
 
 def _publish_files(
-    tensors: Dataset, uri: str, config: TrainConfig, spec: ModelSpec, state: TrainingState, training: dict[str, Any],
-    network: torch.nn.Module,
+    tensors: Dataset, initial: Dataset | None, uri: str, config: TrainConfig, spec: ModelSpec, state: TrainingState,
+    training: dict[str, Any], network: torch.nn.Module,
 ) -> Manifest:  # fmt: skip
-    """Write all files of the model, and return its manifest. `training`: parameters, origin and seconds."""
+    """Write all files of the model, and return its manifest.
+
+    `initial`: the model that training started from; `training`: parameters, origin, seconds, and the champion's record.
+    """
     from safetensors.torch import save
 
     weights = save({name: value.contiguous() for name, value in state.best_weights.items()}, {"format": "pt"})
     best = state.history[state.best_epoch - 1]
     metrics = {name: best[f"val_{name}"] for name in ("top1", "macro_f1", "loss") if f"val_{name}" in best}
     facts = collect_facts(
-        tensors, config, training["parameters"], training["origin"], metrics=metrics, best=best, epochs=state.epoch
-    )
+        tensors, initial, config, training["parameters"], training["origin"], metrics=metrics, best=best,
+        epochs=state.epoch,
+    )  # fmt: skip
     files = (
         publish_bytes(uri, weights, "model-", ".safetensors"),
         publish_bytes(uri, spec.to_json(), "model-", ".json"),
@@ -161,7 +175,7 @@ def _publish_files(
     return Manifest(
         kind="model",
         fingerprint=uris.basename(uri),
-        parents=(tensors.as_parent(uri),),
+        parents=tuple(dataset.as_parent(uri) for dataset in (tensors, initial) if dataset),
         config=config.manifest_values(),
         task=spec.task,
         classes=spec.classes,
@@ -171,7 +185,7 @@ def _publish_files(
         extra={
             "dataset_name": tensors.manifest.extra["dataset_name"],
             "backbone": spec.backbone,
-            "weights": uris.basename(config.weights) if config.weights else "",
+            "weights": uris.basename(config.weights) if config.weights and config.start == WEIGHTS else "",
             "recipe": describe_recipe(config),
             "metrics": metrics,
             "best_epoch": state.best_epoch,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from photos import made, saved
 from imagemill.components.dataset.manifest import Dataset, Manifest, commit
 from imagemill.components.dataset.shards import publish_bytes
 from imagemill.components.dataset.workspace import Workspace
+from imagemill.components.evaluate import overlap
 from imagemill.components.evaluate.overlap import TrainingOverlap, parse_content_hashes
 from imagemill.components.storage.errors import DatasetError
 
@@ -35,12 +36,14 @@ def clean_of(workspace: Workspace, name: str, splits: tuple[str, ...], photos: l
     return commit(uri, draft(uri, rows).manifest)
 
 
-def model_of(workspace: Workspace, name: str, clean: Dataset, weights: str = "") -> Dataset:
+def model_of(workspace: Workspace, name: str, clean: Dataset, initial: Dataset | None = None) -> Dataset:
+    """A model of these images, which started from the weights of another one."""
     uri = workspace.dataset("tensors", name)
     tensors = commit(uri, Manifest("tensors", name, (clean.as_parent(uri),)))
     uri = workspace.dataset("model", name)
     files = (publish_bytes(uri, name.encode(), "model-", ".safetensors"),)
-    return commit(uri, Manifest("model", name, (tensors.as_parent(uri),), {"weights": weights}, files=files))
+    parents = tuple(parent.as_parent(uri) for parent in (tensors, initial) if parent)
+    return commit(uri, Manifest("model", name, parents, files=files))
 
 
 def find_seen(model: Dataset, clean: Dataset) -> list[int]:
@@ -72,10 +75,35 @@ def test_the_weights_that_a_model_started_from_have_seen_images_too(workspace: W
     today = clean_of(workspace, "today", SPLITS)
     other = clean_of(workspace, "other", ("test",) * 7 + ("train", "test"))
     first = model_of(workspace, "first", other)
-    for weights in (first.uri, first.locate(first.files()[0])):
-        assert find_seen(model_of(workspace, f"tuned-{len(weights)}", today, weights), today) == [7]
-    assert find_seen(model_of(workspace, "named", today, "IMAGENET1K_V1"), today) == []
-    assert find_seen(model_of(workspace, "gone", today, f"{first.uri}0"), today) == []
+    second = model_of(workspace, "second", today, first)
+    third = model_of(workspace, "third", today, second)
+    for model in (second, third):
+        assert find_seen(model, today) == [7]
+    Path(first.uri, "_manifest.json").unlink()
+    found = TrainingOverlap.find(third, today)
+    assert found.missing == ("model/first",) and not found.is_seen.any()
+
+
+def test_a_file_that_weeks_have_in_common_is_read_once(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models of ten weeks, each from the one before, and their images all in the files of the first week."""
+    splits = ("test",) * 7 + ("train", "val")
+    week = clean_of(workspace, "week", splits)
+    model: Dataset | None = None
+    for number in range(10):
+        uri = workspace.dataset("clean", f"week{number}")
+        files = tuple(replace(file, uri=f"../week/{file.uri}") for file in week.manifest.files)
+        clean = commit(uri, replace(week.manifest, fingerprint=f"week{number}", files=files))
+        model = model_of(workspace, f"model{number}", clean, model)
+    opened: list[str] = []
+    real = overlap.open_parquet
+
+    def open_parquet(uri: str) -> Any:
+        opened.append(uri)
+        return real(uri)
+
+    monkeypatch.setattr(overlap, "open_parquet", open_parquet)
+    assert model and find_seen(model, clean_of(workspace, "today", SPLITS)) == [7, 8]
+    assert len(opened) == len(set(opened)) == len([file for file in week.files() if file.split != "test"])
 
 
 def test_what_is_gone_is_named(workspace: Workspace) -> None:

@@ -33,7 +33,8 @@ class CardFacts:
         metrics: of the kept epoch on the validation images.
         best: that epoch's row of the history.
         config: effective values by name.
-        parents: fingerprint by kind, of tensors, clean and raw, as far as these exist.
+        parents: fingerprint by kind, of tensors, clean and raw, as far as these exist, and of the model that training
+            started from, if it did.
         counts: images by split and class.
     """
 
@@ -142,6 +143,7 @@ def _render_data(facts: CardFacts) -> list[str]:
         "raw": "the images and labels as they were found",
         "clean": "what was kept of them, what was rejected and why, the splits",
         "tensors": "the pixels that training read",
+        "model": "the weights that training started from, which have seen that model's training images, too",
     }
     lines += [
         f"| {kind} | `{facts.parents[kind]}` | {content} |"

@@ -77,6 +77,7 @@ def _describe_difference(difference: float) -> str:
 
 def collect_facts(
     tensors: Dataset,
+    initial: Dataset | None,
     config: TrainConfig,
     parameters: int,
     origin: str,
@@ -85,7 +86,8 @@ def collect_facts(
     best: Mapping[str, Any],
     epochs: int,
 ) -> CardFacts:
-    """Return the card's facts, from the training's results, the resolved config, and the tensors and their parents."""
+    """Return the card's facts, from the training's results, the resolved config, the tensors and their parents, and the
+    `initial` model, from which training started."""
     ancestors = _find_ancestors(tensors)
     clean = ancestors.get("clean")
     return CardFacts(
@@ -98,7 +100,8 @@ def collect_facts(
         metrics=metrics,
         best=best,
         config=config.manifest_values(),
-        parents={kind: manifest.fingerprint for kind, manifest in ancestors.items()},
+        parents={kind: manifest.fingerprint for kind, manifest in ancestors.items()}
+        | ({"model": initial.fingerprint} if initial else {}),
         counts=(clean.extra.get("by_class_and_split") or {}) if clean else {},
     )
 

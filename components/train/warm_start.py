@@ -1,0 +1,154 @@
+"""Warm start: find the champion whose weights a training starts from, and shrink and perturb them.
+
+The champion is looked up once for a name, tensors and config, and recorded below the name: every later attempt, and a
+run that has not changed, starts from that model and so finds its checkpoint or its result, whoever was promoted since.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from ..dataset.fingerprint import digest
+from ..dataset.manifest import Dataset, Manifest, find_intact_dataset
+from ..models.artifact import ModelSpec
+from ..models.blocks import head_modules
+from ..step.step import Context
+from ..storage.errors import UserError
+from .config import CHAMPION, VERSION, WEIGHTS, TrainConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    State = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Start:
+    """The champion that a training starts from: the model's URI, below the workspace (`model/0123…`), the sha256 of its
+    weights, by which it counts in fingerprints, and the number of its promotion."""
+
+    model: str
+    weights_sha256: str
+    promotion: int
+
+    def check_exists(self, context: Context) -> None:
+        """Raise UserError where the model is gone."""
+        if find_intact_dataset(context.workspace.absolute(self.model)) is None:
+            raise UserError(
+                f"start: expected the champion of promotion {self.promotion}, from which this training began, at "
+                f"{self.model}, found no intact model: --rerun train starts from today's champion"
+            )
+
+
+def find_start(config: TrainConfig, tensors: Dataset, context: Context) -> Start | None:
+    """Return the champion that this training starts from, None where it starts as without `--start champion`.
+
+    UserError for a champion with another backbone. NotCached where it would have to be looked up now and must not be.
+    """
+    if config.start != CHAMPION:
+        return None
+    name = config.name or str(tensors.manifest.extra["dataset_name"])
+    key = _make_key(config, tensors, context)
+    record = context.workspace.start(name, key)
+    if record is None:
+        context.require_work(f"a start of {name}")
+        start = _find_champion(config, name, context)
+        context.workspace.write_start(name, key, asdict(start) if start else {}, context.run)
+        record = context.workspace.start(name, key)  # another process may have been first
+        assert record is not None
+    if not record["model"]:
+        return None
+    return Start(record["model"], record["weights_sha256"], record["promotion"])
+
+
+def apply_start(config: TrainConfig, start: Start | None, context: Context) -> TrainConfig:
+    """Return the config of a training that starts from `start`: from the champion's weights if there is one, else as
+    without `--start champion`."""
+    if start is not None:
+        return replace(config, weights=context.workspace.absolute(start.model))
+    unset: dict[str, Any] = {"shrink": None, "perturb": None}
+    return replace(config, start=WEIGHTS, **unset)
+
+
+def _make_key(config: TrainConfig, tensors: Dataset, context: Context) -> str:
+    """Return the name of the record: of the tensors and all that a user can set that changes the model."""
+    values = config.fingerprint_values() | {"recipe": config.recipe, "preset": config.preset, "weights": config.weights}
+    return digest({"version": VERSION, "tensors": tensors.fingerprint, "config": values | context.attempt()})
+
+
+def _find_champion(config: TrainConfig, name: str, context: Context) -> Start | None:
+    """Return today's champion, None where there is none or its model is gone, and say so."""
+    otherwise = f"from {config.weights}" if config.weights else "from nothing"
+    promotion = context.workspace.champion(name)
+    if promotion is None or not promotion["model"]:
+        context.say(f"{name} has no champion yet: training starts {otherwise}")
+        return None
+    number, model = int(promotion["n"]), str(promotion["model"])
+    dataset = find_intact_dataset(context.workspace.absolute(model))
+    if dataset is None:
+        context.say(f"the model of promotion {number}, {model}, is gone: training starts {otherwise}")
+        return None
+    backbone = dataset.manifest.extra["backbone"]
+    if backbone != config.backbone:
+        raise UserError(
+            f"start: expected a champion with the backbone {config.backbone}, found {backbone} (promotion {number}, "
+            f"{model}); say --backbone {backbone}, or --start {WEIGHTS} until a {config.backbone} is champion"
+        )
+    (file,) = [file for file in dataset.files() if file.uri.endswith(".safetensors")]
+    return Start(model, file.sha256, number)
+
+
+def adapt_champion(
+    state: State, fitting: State, network: torch.nn.Module, spec: ModelSpec, champion: Manifest, config: TrainConfig
+) -> tuple[State, list[str]]:
+    """Return the tensors to load into the network, and notes on them.
+
+    All parameters are shrunk and perturbed. The head gets the champion's rows of the classes that both know; rows of
+    new classes stay as they are initialized, and so does the head of a model for another task (single, multi).
+
+    Args:
+        state: the champion's tensors.
+        fitting: those that fit as they are; without the head's where the classes differ.
+        network: initialized, of which all else is taken.
+    """
+    fresh = network.state_dict()
+    heads = tuple(f"{name}." for name in head_modules(network))
+    old_classes = champion.classes if champion.task == spec.task else ()
+    adapted: State = {name: value for name, value in fitting.items() if old_classes or not name.startswith(heads)}
+    for name, _ in network.named_parameters():
+        if name in adapted:
+            adapted[name] = shrink_and_perturb(adapted[name], fresh[name], config)
+        elif name in state and name.startswith(heads):
+            rows = match_head_rows(state[name], fresh[name], old_classes, spec.classes, config)
+            adapted |= {name: rows} if rows is not None else {}
+    known = len(set(old_classes).intersection(spec.classes))
+    notes = [f"the head knows {known} of {len(spec.classes)} classes"] if known < len(spec.classes) else []
+    if (config.shrink, config.perturb) != (1, 0):
+        notes.append(f"shrunk to {config.shrink:g}, with {config.perturb:g} of a new network added")
+    return adapted, notes
+
+
+def shrink_and_perturb(value: torch.Tensor, fresh: torch.Tensor, config: TrainConfig) -> torch.Tensor:
+    """Return shrink · value + perturb · fresh (Ash and Adams, "On Warm-Starting Neural Network Training", 2020).
+
+    `fresh` is the same parameter of a network as it is initialized, which is noise of the size that each kind of
+    parameter has, as in the authors' code.
+    """
+    return value * config.shrink + fresh * config.perturb
+
+
+def match_head_rows(
+    value: torch.Tensor, fresh: torch.Tensor, old_classes: Sequence[str], classes: Sequence[str], config: TrainConfig
+) -> torch.Tensor | None:
+    """Return a head's tensor for `classes`, [classes, …]: known classes have their rows of `value`, shrunk and
+    perturbed, new ones those of `fresh`. None for tensors that do not have a row for each class."""
+    if len(value) != len(old_classes) or len(fresh) != len(classes) or value.shape[1:] != fresh.shape[1:]:
+        return None
+    old_rows = {name: row for row, name in enumerate(old_classes)}
+    known = [(row, old_rows[name]) for row, name in enumerate(classes) if name in old_rows]
+    rows, sources = [row for row, _ in known], [source for _, source in known]
+    matched = fresh.clone()
+    matched[rows] = shrink_and_perturb(value[sources], fresh[rows], config)
+    return matched

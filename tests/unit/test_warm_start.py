@@ -1,0 +1,287 @@
+"""`--start champion`: which model a training starts from, what it takes over, and that this is decided once."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from trained import IMAGE, command, finish, make_tensors, start, weights_sha256
+
+from imagemill.components.dataset.manifest import Dataset, Manifest, commit, read_dataset
+from imagemill.components.dataset.workspace import Workspace
+from imagemill.components.models.artifact import ModelSpec, build_network
+from imagemill.components.step.step import NotCached
+from imagemill.components.storage.errors import UserError
+from imagemill.components.train import STEP
+from imagemill.components.train.config import TrainConfig
+from imagemill.components.train.recipe_values import WARM
+from imagemill.components.train.recipes import resolve
+from imagemill.components.train.warm_start import adapt_champion
+
+NAME = "small"
+QUICK = {"recipe": "plain", "epochs": 1, "batch_size": 8, "backbone": "shufflenet_v2_x0_5", "tensorboard": False}
+CHAMPION = QUICK | {"start": "champion"}
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """For the arithmetic of steps in this process, as `trained.start` gives to others."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def next_week(tensors: Dataset, classes: tuple[str, ...] = ("a", "b")) -> Dataset:
+    """The same images as another tensors dataset: of the next week, perhaps with a class more."""
+    uri = f"{tensors.uri[:-2]}02"
+    shutil.copytree(tensors.uri, uri, ignore=shutil.ignore_patterns("_manifest.json"))
+    return commit(uri, replace(tensors.manifest, fingerprint="02", classes=classes))
+
+
+def train(tensors: Dataset, code: int = 0, **values: Any) -> str:
+    """Train in this process; the model's fingerprint, empty after an error."""
+    result = Path(tensors.uri).parent.parent / "result.json"
+    assert STEP.main([*command(tensors, **values)[3:], "--result", str(result)]) == code
+    return str(json.loads(result.read_text())["fingerprint"])
+
+
+def promote(tensors: Dataset, model: str) -> None:
+    workspace = workspace_of(tensors)
+    number = len(workspace.promotions(NAME)) + 1
+    assert workspace.append_promotion(NAME, number, {"model": f"model/{model}"})
+
+
+def workspace_of(tensors: Dataset) -> Workspace:
+    return Workspace.open(str(Path(tensors.uri).parent.parent))
+
+
+def model(tensors: Dataset, fingerprint: str) -> Dataset:
+    return read_dataset(workspace_of(tensors).dataset("model", fingerprint), "model")
+
+
+def files(folder: Path) -> dict[str, int]:
+    return {str(file): file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()}
+
+
+def test_the_first_week_trains_from_nothing_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tensors = make_tensors(tmp_path)
+    first = train(tensors, **CHAMPION, shrink=0.4, perturb=0.1)
+    assert "small has no champion yet: training starts from nothing" in capsys.readouterr().err
+    assert first == train(tensors, **QUICK), "the same model as without the option"
+    promote(tensors, first)
+    assert train(tensors, **CHAMPION, shrink=0.4, perturb=0.1) == first, "nothing has changed but the champion"
+    assert "there already" in capsys.readouterr().err
+    assert "start" not in model(tensors, first).manifest.extra
+
+
+def test_each_week_starts_from_its_champion_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tensors = make_tensors(tmp_path)
+    first = train(tensors, **CHAMPION)
+    promote(tensors, first)
+    later = next_week(tensors)
+    second = train(later, **CHAMPION)
+    assert f"from the champion {first}" in capsys.readouterr().err
+    manifest = model(tensors, second).manifest
+    sha256 = weights_sha256(model(tensors, first))
+    assert manifest.extra["start"] == {"model": f"model/{first}", "weights_sha256": sha256, "promotion": 1}
+    assert [parent.uri for parent in manifest.parents] == ["../../tensors/02", f"../{first}"]
+    assert f"from the champion {first}" in manifest.extra["origin"] and manifest.extra["weights"] == ""
+    card = next(Path(model(tensors, second).uri).glob("card-*.md")).read_text()
+    assert f"| model | `{first}` | the weights that training started from" in card
+
+    promote(tensors, second)
+    assert train(later, **CHAMPION) == second, "the new champion changes nothing for these images"
+    assert train(later, **CHAMPION, seed=1) not in (second, "")
+    newest = max((tmp_path / "model").glob("*/_manifest.json"), key=lambda path: path.stat().st_mtime)
+    assert json.loads(newest.read_text())["extra"]["start"]["promotion"] == 2, "another config looks anew"
+    again = train(later, **CHAMPION, rerun="train", run="r2")
+    assert model(tensors, again).manifest.extra["start"]["model"] == f"model/{second}", "and so does --rerun train"
+
+
+def test_which_weights_it_starts_from_counts(tmp_path: Path) -> None:
+    """The same tensors and config from three champions: other models. The retry of a run has its first one's."""
+    names = {}
+    for seed in (0, 1):
+        tensors = make_tensors(tmp_path / str(seed))
+        promote(tensors, train(tensors, **QUICK, seed=seed))
+        names[seed] = train(next_week(tensors), **CHAMPION)
+    assert names[0] != names[1]
+    assert train(next_week(make_tensors(tmp_path / "none")), **CHAMPION) not in names.values()
+
+
+def test_a_look_at_what_exists_decides_nothing(tmp_path: Path) -> None:
+    tensors = make_tensors(tmp_path)
+    values = {**CHAMPION, "tensors": tensors.uri, "workspace": str(tmp_path), "device": "cpu", "load_threads": 1}
+    config = TrainConfig.from_values(values)
+    before = files(tmp_path)
+    with pytest.raises(NotCached, match="a start of small"):
+        STEP.execute_cached(config)
+    assert files(tmp_path) == before
+    first = train(tensors, **CHAMPION)
+    promote(tensors, first)
+    before = files(tmp_path)
+    assert STEP.execute_cached(config)["fingerprint"] == first
+    assert files(tmp_path) == before
+
+
+def test_stopped_and_resumed_while_another_champion_rose(tmp_path: Path) -> None:
+    """It goes on from its checkpoint to the very weights of an undisturbed training."""
+    found = []
+    for folder in (tmp_path / "whole", tmp_path / "stopped"):
+        tensors = make_tensors(folder)
+        promote(tensors, train(tensors, **QUICK))
+        later = next_week(tensors)
+        values = CHAMPION | {"epochs": 6, "checkpoint_minutes": 0.001, "shrink": 0.5, "perturb": 0.1, "ema": 0.9}
+        if folder.name == "stopped":
+            process = start(command(later, **values, run="r1"))
+            assert process.stderr
+            assert any("epoch 1/6" in line for line in process.stderr)
+            time.sleep(0.05)
+            os.kill(process.pid, signal.SIGTERM)
+            assert finish(process)[0] == 75
+            promote(tensors, train(tensors, **QUICK, seed=5))
+        found.append(model(tensors, train(later, **values, run="r2")))
+    assert found[0].fingerprint == found[1].fingerprint
+    assert weights_sha256(found[0]) == weights_sha256(found[1])
+    assert found[1].manifest.extra["start"]["promotion"] == 1
+
+
+def test_another_backbone_is_refused_by_both_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tensors = make_tensors(tmp_path)
+    promote(tensors, train(tensors, **QUICK))
+    assert train(next_week(tensors), 2, **CHAMPION | {"backbone": "squeezenet1_1"}) == ""
+    said = capsys.readouterr().err
+    assert "start: expected a champion with the backbone squeezenet1_1, found shufflenet_v2_x0_5 (promotion 1" in said
+    assert not list((tmp_path / "names" / NAME / "starts").glob("*")), "nothing is decided by an error"
+
+
+def test_a_champion_that_is_gone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tensors = make_tensors(tmp_path)
+    first = train(tensors, **QUICK)
+    promote(tensors, first)
+    later = next_week(tensors)
+    second = train(later, **CHAMPION)
+    manifest = tmp_path / "model" / first / "_manifest.json"
+    kept = manifest.rename(tmp_path / "manifest.json")
+    assert train(later, **CHAMPION) == second, "its result is there all the same"
+    (tmp_path / "model" / second / "_manifest.json").unlink()
+    train(later, 2, **CHAMPION)
+    assert f"at model/{first}, found no intact model: --rerun train" in capsys.readouterr().err
+    train(later, **CHAMPION, seed=2)
+    assert f"the model of promotion 1, model/{first}, is gone: training starts from nothing" in capsys.readouterr().err
+    kept.rename(manifest)
+
+
+def test_a_new_class_begins_untrained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tensors = make_tensors(tmp_path)
+    first = train(tensors, **QUICK)
+    promote(tensors, first)
+    second = train(next_week(tensors, ("a", "b", "c")), **CHAMPION)
+    assert "the head knows 2 of 3 classes" in capsys.readouterr().err
+    assert model(tensors, second).manifest.classes == ("a", "b", "c")
+
+
+def network_of(classes: tuple[str, ...], seed: int, backbone: str) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    return build_network(ModelSpec(backbone, classes, IMAGE))
+
+
+@pytest.mark.parametrize("backbone", ["shufflenet_v2_x0_5", "squeezenet1_1", "timm:test_resnet"])
+def test_rows_of_the_head_go_by_the_names_of_classes(backbone: str) -> None:
+    old, new = ("a", "b", "c"), ("c", "new", "a")
+    champion, network = network_of(old, 0, backbone), network_of(new, 1, backbone)
+    state, fresh = champion.state_dict(), network.state_dict()
+    config = TrainConfig(backbone=backbone, start="champion", shrink=0.4, perturb=0.1)
+    *_, (name, _) = network.named_parameters()
+    head = f"{name.rpartition('.')[0]}."
+    body = {name: value for name, value in state.items() if not name.startswith(head)}
+    spec = ModelSpec(backbone, new, IMAGE)
+    adapted, notes = adapt_champion(state, body, network, spec, Manifest("model", "0", classes=old), config)
+    assert adapted.keys() == state.keys()
+    parameters = dict(network.named_parameters())
+    for name, value in adapted.items():
+        if name.startswith(head):
+            for row, source in ((0, 2), (2, 0)):
+                torch.testing.assert_close(value[row], 0.4 * state[name][source] + 0.1 * fresh[name][row])
+            assert torch.equal(value[1], fresh[name][1])
+        else:
+            expected = 0.4 * state[name] + 0.1 * fresh[name] if name in parameters else state[name]
+            torch.testing.assert_close(value, expected)
+    assert notes == ["the head knows 2 of 3 classes", "shrunk to 0.4, with 0.1 of a new network added"]
+
+
+def test_as_it_is_by_default_and_another_task_has_another_head() -> None:
+    classes, backbone = ("a", "b"), "shufflenet_v2_x0_5"
+    champion, network = network_of(classes, 0, backbone), network_of(classes, 1, backbone)
+    state = champion.state_dict()
+    spec = ModelSpec(backbone, classes, IMAGE)
+    config = resolve(TrainConfig(backbone=backbone, start="champion", weights="/w/model/0"), manifest())
+    adapted, notes = adapt_champion(state, state, network, spec, Manifest("model", "0", classes=classes), config)
+    assert not notes and all(torch.equal(value, state[name]) for name, value in adapted.items())
+    other = Manifest("model", "0", classes=classes, task="multi")
+    adapted, notes = adapt_champion(state, state, network, spec, other, config)
+    assert state.keys() - adapted.keys() == {"fc.weight", "fc.bias"} and notes == ["the head knows 0 of 2 classes"]
+
+
+def manifest(train: int = 560) -> Manifest:
+    from test_recipes import tensors
+
+    return tensors(train)
+
+
+@pytest.mark.parametrize("recipe", sorted(WARM))
+def test_the_recipe_is_shorter_and_gentler_from_the_champion(recipe: str) -> None:
+    weights = {"weights": "/w/model/0", "recipe": recipe}
+    warm = resolve(TrainConfig(start="champion", **weights), manifest())
+    from_nothing = resolve(TrainConfig(recipe=recipe, weights="DEFAULT" if recipe == "probe" else ""), manifest())
+    assert warm.learning_rate < from_nothing.learning_rate or recipe == "probe"
+    assert warm.epochs < from_nothing.epochs or recipe == "probe"
+    assert warm.head == ("solved" if recipe == "probe" else None)
+    assert warm.probe_epochs == (recipe == "probe") and warm.unfreeze_epochs == 0
+    chosen = resolve(TrainConfig(start="champion", epochs=7, learning_rate=0.5, shrink=0.3, **weights), manifest())
+    assert (chosen.epochs, chosen.learning_rate, chosen.shrink, chosen.perturb) == (7, 0.5, 0.3, 0.0)
+    assert resolve(warm, manifest()) == warm
+
+
+def test_without_a_champion_no_option_of_its_counts() -> None:
+    assert not {"start", "shrink", "perturb"} & resolve(TrainConfig(), manifest()).fingerprint_values().keys()
+    assert not {"start", "shrink", "perturb"} & resolve(TrainConfig(), manifest()).manifest_values().keys()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [({"start": "last"}, "start: expected one of weights, champion"),
+     ({"shrink": 0.4}, "shrink: expected no value without --start champion"),
+     ({"perturb": 0.1}, "perturb: expected no value without --start champion"),
+     ({"start": "champion", "shrink": 2}, "shrink: expected a number of at most 1"),
+     ({"start": "champion", "perturb": -1}, "perturb: expected a number of at least 0")],
+)  # fmt: skip
+def test_wrong_values_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        TrainConfig.from_values(values)
+
+
+def test_what_shrinking_does_to_the_model(tmp_path: Path) -> None:
+    """Other weights under another name, and the same again for the same seed."""
+    tensors = make_tensors(tmp_path)
+    promote(tensors, train(tensors, **QUICK))
+    later = next_week(tensors)
+    names = [train(later, **CHAMPION), train(later, **CHAMPION, shrink=0.4, perturb=0.1)]
+    assert len(set(names)) == 2
+    assert "shrunk to 0.4, with 0.1 of a new network added" in model(tensors, names[1]).manifest.extra["origin"]
+    again = train(later, **CHAMPION, shrink=0.4, perturb=0.1, rerun="train", run="again")
+    first, second = (
+        load_file(next(Path(model(tensors, name).uri).glob("*.safetensors"))) for name in (names[1], again)
+    )
+    assert all(torch.equal(value, second[key]) for key, value in first.items())
