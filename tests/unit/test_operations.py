@@ -283,9 +283,9 @@ def test_an_even_image_stays_even() -> None:
 
 def test_an_unknown_kind_is_an_error() -> None:
     pixels = np.zeros((4, 4, 3), np.uint8)
-    with pytest.raises(ValueError, match="denoise: expected gaussian, .* found 'mean'"):
+    with pytest.raises(ValueError, match=r"denoise: expected gaussian, .* found 'mean'"):
         denoise(pixels, "mean", 3)
-    with pytest.raises(ValueError, match="equalize: expected histogram, .* found 'linear'"):
+    with pytest.raises(ValueError, match=r"equalize: expected histogram, .* found 'linear'"):
         equalize(pixels, "linear", 2.0, 8)
-    with pytest.raises(ValueError, match="binarize: expected fixed, .* found 'mean'"):
+    with pytest.raises(ValueError, match=r"binarize: expected fixed, .* found 'mean'"):
         binarize(pixels, "mean", 128, 11, 2.0)
