@@ -145,8 +145,13 @@ class Workspace:
     def verdict(self, name: str, key: str) -> dict[str, Any] | None:
         return self._read_json(self.at("names", name, "verdicts", f"{key}.json"))
 
-    def write_verdict(self, name: str, key: str, record: dict[str, Any]) -> None:
+    def add_verdict(self, name: str, key: str, record: dict[str, Any]) -> None:
+        """Write a verdict unless there is one: of two runs that judge at the same time, the first one's stays."""
         self.store.put_if_absent(self.at("names", name, "verdicts", f"{key}.json"), _json(record))
+
+    def replace_verdict(self, name: str, key: str, record: dict[str, Any]) -> None:
+        """Write a verdict in place of an earlier one: `--rerun promote` judges again."""
+        self.store.put(self.at("names", name, "verdicts", f"{key}.json"), _json(record))
 
     # Runs: each step's record, the log, the report.
 
