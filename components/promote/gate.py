@@ -46,7 +46,7 @@ class Verdict:
     """Result of the gate: one of the constants above, a `reason` with its numbers, and whether the challenger is to be
     promoted.
 
-    `challenger` and `champion`, keys of the stored record, are their scores on the images that were compared; of a first
+    `challenger` and `champion`, keys of the stored record, are scores on the images that were compared; of a first
     model, the score on all test images and None. `numbers` of the comparison are for the log.
     """
 
