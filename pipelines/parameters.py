@@ -37,6 +37,8 @@ once for a dataset (`label_pattern`, the splits' fractions), what is seldom chan
 `seed`) and what a recipe sets (`learning_rate`) is left to `config`: Kubeflow's form sorts by name and describes
 nothing, so each further name hides the others.
 """
+MAX_FORM_PARAMETERS = 14
+"""The most names of a form, `config` among them. It is full: a new one takes the place of another."""
 CONFIG = "config"
 """The parameter of the form that holds, as JSON, all parameters that are not in it."""
 CONFIG_HELP = (

@@ -27,6 +27,7 @@ from imagemill.pipelines.cluster.first_step import check_form
 from imagemill.pipelines.parameters import (
     ALL_STEPS,
     FORM_PARAMETERS,
+    MAX_FORM_PARAMETERS,
     format_form_value,
     list_form_parameters,
     list_parameters,
@@ -97,7 +98,7 @@ def test_package_is_the_golden_one(package: Path) -> None:
 
 def test_every_parameter_is_described_and_has_a_default(package: Path) -> None:
     found = spec(package)["root"]["inputDefinitions"]["parameters"]
-    assert set(found) == {*FORM_PARAMETERS, "config"} and len(found) <= 14
+    assert set(found) == {*FORM_PARAMETERS, "config"} and len(found) <= MAX_FORM_PARAMETERS
     for name, about in found.items():
         assert about["description"].strip(), name
         assert about["parameterType"] == "STRING" and "defaultValue" in about, name
