@@ -110,4 +110,4 @@ def make_docstring(form: Mapping[str, Parameter]) -> str:
 
 
 training_pipeline = build_pipeline()
-"""The pipeline for KFP's local runners, which call it as a function. No cluster decides about it: it is built on import."""
+"""The pipeline for KFP's local runners, which call it as a function; built on import, for it depends on no cluster."""
