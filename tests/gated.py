@@ -134,6 +134,6 @@ class Gate:
 
     def record(self) -> dict[str, Any]:
         """The last record of the promotions log."""
-        found = self.workspace.champion("weekly")
+        found = self.workspace.last_promotion("weekly")
         assert found is not None
         return found

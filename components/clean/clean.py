@@ -29,7 +29,7 @@ def clean(config: CleanConfig, context: Context) -> Outcome:
     name = config.name or raw.manifest.extra["dataset_name"]
     base = find_base_classes(config, context.workspace, name)
     labels = make_label_rules(raw.manifest.totals.by_class, base, config, raw.manifest.extra["source"])
-    counting = config.fingerprint_values() | {"classes": digest(list(labels.ids))} | context.attempt()
+    counting = config.fingerprint_values() | {"classes": digest(list(labels.ids))} | context.rerun_salt()
     uri = context.workspace.dataset("clean", fingerprint("clean", VERSION, [raw.fingerprint], counting))
     existing = context.find(uri)
     dataset = existing or _build_dataset(raw, uri, RowRules(config, labels), context)

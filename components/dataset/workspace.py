@@ -76,7 +76,8 @@ class Workspace:
     def read_source_record(self, listing: str) -> dict[str, Any] | None:
         return self._read_json(self.at("sources", f"{listing}.json"))
 
-    def write_source_record(self, listing: str, record: dict[str, Any]) -> None:
+    def add_source_record(self, listing: str, record: dict[str, Any]) -> None:
+        """Write the record of a listing unless there is one."""
         self.store.put_if_absent(self.at("sources", f"{listing}.json"), _json(record))
 
     def replace_source_record(self, listing: str, record: dict[str, Any]) -> None:
@@ -117,8 +118,8 @@ class Workspace:
         stems = (uris.basename(entry.uri).removesuffix(".json") for entry in self.store.list(folder))
         return sorted(int(stem) for stem in stems if stem.isdecimal())
 
-    def champion(self, name: str) -> dict[str, Any] | None:
-        """Return the last promotion's record, with its number as `n`; None before the first."""
+    def last_promotion(self, name: str) -> dict[str, Any] | None:
+        """Return the record of the last promotion (the champion) with its number as `n`; None before the first."""
         numbers = self.promotions(name)
         return self.promotion(name, numbers[-1]) if numbers else None
 

@@ -112,7 +112,7 @@ def download(config: DownloadConfig, context: Context) -> Outcome:
     if key and (dataset := _find_known_dataset(context, key)):
         _print_missing_masks(dataset.manifest.extra.get("missing_masks", {}), context)
         return _report(dataset, CACHED, config, context)
-    context.require_work(source.where)
+    context.refuse_if_only_cached(source.where)
     context.say(f"reading {source.where}" + (f", {source.total:,} files" if source.total else ""))
     contents = _read_source(source, labeller, context, key)
     if not contents.rows:
@@ -124,7 +124,7 @@ def download(config: DownloadConfig, context: Context) -> Outcome:
     dataset = existing or commit(uri, _make_manifest(contents, uri, source, config, context))
     if key and _make_listing_key(source, labeller, config, context) == key:  # not changed while it was read
         record = {"raw": context.workspace.relative(uri), "source": source.where}
-        context.workspace.write_source_record(key, record)
+        context.workspace.add_source_record(key, record)
         if context.rerun:  # later runs, which trust the listing, shall find what was read now
             context.workspace.replace_source_record(_make_listing_key(source, labeller, config), record)
     return _report(dataset, CACHED if existing and not context.rerun else RAN, config, context)
@@ -137,7 +137,7 @@ def _make_listing_key(
     files, labels = source.listing(), labeller.listing()
     if files is None or labels is None:
         return ""
-    attempt = context.attempt() if context else {}
+    attempt = context.rerun_salt() if context else {}
     return digest({"version": VERSION, "dataset": config.dataset, "files": files, "labels": labels} | attempt)
 
 

@@ -90,7 +90,7 @@ def _find_report(name: str, evaluation: Dataset, champion_model: str, context: C
     report = context.workspace.report(run)
     earlier_champion = record["fingerprint"] if record else None  # its URI may be of another place of the workspace
     if earlier_champion != uris.basename(champion_model) or context.workspace.store.stat(report) is None:
-        context.require_work(f"a report on {evaluation.uri}")
+        context.refuse_if_only_cached(f"a report on {evaluation.uri}")
     return report
 
 
@@ -119,7 +119,7 @@ def _decide(
 ) -> Decision:
     """Judge against the current champion; again if another run appended a promotion meanwhile."""
     while True:
-        promotion = context.workspace.champion(name)
+        promotion = context.workspace.last_promotion(name)
         decision = _decide_once(name, evaluation, promotion, champion_evaluation, config, context)
         if decision is not None:
             return decision
@@ -154,12 +154,12 @@ def _decide_once(
     cached = None if context.rerun else workspace.verdict(name, key)
     record = cached
     if record is None:
-        context.require_work(f"a verdict on {challenger}")
+        context.refuse_if_only_cached(f"a verdict on {challenger}")
         record = _judge(name, evaluation, opponent, promotion, champion_model, config, context)
         write_verdict = workspace.replace_verdict if context.rerun else workspace.add_verdict
         write_verdict(name, key, record)
     if record["promoted"]:
-        context.require_work(f"the promotion of {challenger}")
+        context.refuse_if_only_cached(f"the promotion of {challenger}")
         appended = _append_promotion(name, evaluation, record, promotion, context)
         return (appended, RAN, opponent) if appended else None
     return record | current, CACHED if cached else RAN, opponent

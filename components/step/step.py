@@ -52,7 +52,7 @@ class NotCached(Exception):
 
 @dataclass(frozen=True)
 class Context:
-    """The environment of one execution of a step: workspace, run, and the attempt that `--rerun` asks for.
+    """The environment of one execution of a step: workspace, run, and whether `--rerun` names the step.
 
     `only_cached`: the step may make and decide nothing; it raises NotCached where it would have to.
     """
@@ -63,19 +63,20 @@ class Context:
     rerun: bool
     only_cached: bool = False
 
-    def attempt(self) -> dict[str, str]:
-        """Return the fingerprint's extra value for `--rerun`: stable within a run, so that a retry is safe."""
+    def rerun_salt(self) -> dict[str, str]:
+        """Return what `--rerun` adds to the fingerprint, so that the dataset is another: the name of the run, which all
+        attempts of a run have in common, so that a retry is safe. Empty without `--rerun`."""
         return {"attempt": self.run} if self.rerun else {}
 
     def find(self, uri: str) -> Dataset | None:
         """Return the finished dataset at `uri`; None where the step has to make it."""
         dataset = find_intact_dataset(uri)
         if dataset is None:
-            self.require_work(uri)
+            self.refuse_if_only_cached(uri)
         return dataset
 
-    def require_work(self, missing: str) -> None:
-        """Raise NotCached if `missing` may not be made now."""
+    def refuse_if_only_cached(self, missing: str) -> None:
+        """Raise NotCached, of what is `missing`, if the step may make nothing."""
         if self.only_cached:
             raise NotCached(missing)
 
@@ -162,7 +163,7 @@ class Step:
         workspace = Workspace.from_uri(config.workspace)
         context = Context(self.name, workspace, config.run, self.name in reruns, only_cached=True)
         if context.rerun:
-            context.require_work(self.name)
+            context.refuse_if_only_cached(self.name)
         outcome = self._function()(config, context)
         record = dataclasses.asdict(outcome) | {"state": CACHED, "error": "", "exit_code": EXIT_OK}
         seconds = round(time.monotonic() - started, 3)

@@ -24,7 +24,7 @@ from .expected_input import describe_conversion
 from .loop.checkpoint import TrainingState, discard_checkpoints
 from .loop.communicator import Communicator, StopRequest
 from .loop.history import diagnose, publish_history
-from .loop.launcher import choose_processes, run_processes
+from .loop.torchrun import choose_processes, run_processes
 from .preflight import find_warnings
 from .pretrained_weights import identify_weights, load_pretrained
 from .recipes import describe_recipe, resolve
@@ -37,7 +37,7 @@ def train(config: TrainConfig, context: Context) -> Outcome:
     """Return the model of these tensors and this config: the existing one, or trained in one process or several."""
     tensors = context.parent("tensors", config.tensors, "tensors")
     requested, config = config, resolve(config, tensors.manifest)
-    counting = config.fingerprint_values() | identify_weights(config) | context.attempt()
+    counting = config.fingerprint_values() | identify_weights(config) | context.rerun_salt()
     counting |= describe_conversion(config, tensors.manifest.image)
     if config.augment_pipeline:  # counts by its content, wherever it is stored
         counting |= {"augment_pipeline": resolve_pipeline(config.augment_pipeline)[1]}

@@ -109,7 +109,7 @@ def test_a_first_model_that_is_no_better_than_a_guess_is_no_champion(
     found = gate.promote(guess, promote=policy)
     assert (found["verdict"], found["promoted"]) == ("no_better_than_chance", promoted)
     assert GUESS["why"] in found["reason"] and says in found["reason"]
-    assert (gate.workspace.champion("weekly") is not None) == promoted
+    assert (gate.workspace.last_promotion("weekly") is not None) == promoted
     assert gate.outcome(guess, promote=policy, run="again").state == "cached"
 
 
