@@ -12,12 +12,21 @@ from typing import Any
 
 from ..components import clean, download, evaluate, promote, resize, train
 from ..components.dataset.workspace import STEPS
-from ..components.step.config import Scalar, StepConfig, check_field, convert, field_types, parse_config
+from ..components.step.config import (
+    Scalar,
+    StepConfig,
+    check_field,
+    convert,
+    field_types,
+    is_json_object,
+    load_yaml,
+    parse_config,
+)
 from ..components.step.step import Step
 from ..components.storage import uri as uris
 from ..components.storage.errors import UserError, wrong
 from ..components.train.config import TrainConfig
-from .settings import load_yaml, to_text
+from .settings import to_text
 
 ALL_STEPS: dict[str, Step] = {
     step.name: step for step in (download.STEP, clean.STEP, resize.STEP, train.STEP, evaluate.STEP, promote.STEP)
@@ -37,6 +46,8 @@ once for a dataset (`label_pattern`, the splits' fractions), what is seldom chan
 `seed`) and what a recipe sets (`learning_rate`) is left to `config`: Kubeflow's form sorts by name and describes
 nothing, so each further name hides the others.
 """
+MAX_FORM_PARAMETERS = 14
+"""The most names of a form, `config` among them. It is full: a new one takes the place of another."""
 CONFIG = "config"
 """The parameter of the form that holds, as JSON, all parameters that are not in it."""
 CONFIG_HELP = (
@@ -152,7 +163,7 @@ class RunParameters:
 
 
 def resolve_parameters(flags: Mapping[str, Any], config_file: str = "") -> RunParameters:
-    """Return the parameters of a run: flags over the YAML file over the defaults.
+    """Return the parameters of a run: flags over the YAML file over the defaults. `config_file` may also be JSON text.
 
     UserError names the flag, or the file and its field, that is unknown or has a wrong value.
     """
@@ -213,11 +224,18 @@ def parse_sections(text: str, excluded: Collection[str] = ()) -> dict[str, dict[
 def _read_yaml(
     path: str, declared: Mapping[str, Parameter]
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]], dict[tuple[str, str], str]]:
-    """Return (parameters, sections, places) of a config file: names at the top level, or under the name of a step."""
+    """Return (parameters, sections, places) of a config file, or of JSON text in place of its path, for JSON is YAML.
+
+    Names are at the top level, or under the name of a step.
+    """
     import yaml
 
     try:
-        document = load_yaml(Path(path).read_text(encoding="utf-8"), path) or {}
+        if is_json_object(path):
+            path, text = "--config", path
+        else:
+            text = Path(path).read_text(encoding="utf-8")
+        document = load_yaml(text, path) or {}
     except OSError as error:
         raise wrong("--config", "a YAML file that can be read", f"{path} ({error.strerror})") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

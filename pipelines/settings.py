@@ -55,28 +55,6 @@ def override(base: S, values: Any, where: str) -> S:
     return _override_group(base, {} if values is None else values, where, ())
 
 
-def load_yaml(text: str, where: str) -> Any:
-    """Parse YAML. Raises yaml.YAMLError for invalid YAML and UserError for a key that one mapping of `where` has twice.
-
-    PyYAML silently takes the last of such keys.
-    """
-    import yaml
-
-    class Strict(yaml.SafeLoader):
-        def compose_mapping_node(self, anchor: Any) -> Any:
-            node = super().compose_mapping_node(anchor)
-            names: set[tuple[str, str]] = set()
-            for key, _ in node.value:
-                if not isinstance(key, yaml.ScalarNode):
-                    continue
-                if (key.tag, key.value) in names:
-                    raise wrong(f"{where} (line {key.start_mark.line + 1})", "each name once", key.value)
-                names.add((key.tag, key.value))
-            return node
-
-    return yaml.load(text, Loader=Strict)  # a SafeLoader
-
-
 def _override_group(base: S, values: Any, where: str, path: tuple[str, ...]) -> S:
     if not isinstance(values, Mapping):
         raise wrong(_place(where, path), "names and values", values)

@@ -1,4 +1,7 @@
-"""The DAG: download → clean → resize → train → evaluate → promote, the same on every runner.
+"""The KFP pipeline: download → clean → resize → train → evaluate → promote, on KFP's local runners and on a cluster.
+
+Argo's DAG has the same steps and is written in `argo/workflow.py`, because there Argo itself creates the RayJob: who
+changes one changes both.
 
 A step whose output exists returns at once, by its manifest. KFP's own cache is off, for its key has neither the image's
 digest nor the source's state. For a cluster the same DAG has pods, retries for those that are lost, deadlines, an exit
@@ -107,3 +110,4 @@ def make_docstring(form: Mapping[str, Parameter]) -> str:
 
 
 training_pipeline = build_pipeline()
+"""The pipeline for KFP's local runners, which call it as a function; built on import, for it depends on no cluster."""

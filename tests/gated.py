@@ -117,17 +117,23 @@ class Gate:
         return self.outcome(challenger, champion, run, **rule).metrics
 
     def outcome(
-        self, challenger: Dataset, champion: Dataset | None = None, run: str = "r", alone: bool = True, **rule: Any
+        self,
+        challenger: Dataset,
+        champion: Dataset | None = None,
+        run: str = "r",
+        alone: bool = True,
+        rerun: bool = False,
+        **rule: Any,
     ) -> Any:
         """What the promote step gives; `alone`: it is not one of a run's steps."""
         values = {"workspace": self.workspace.uri, "evaluation": challenger.uri, "name": "weekly"}
         values |= {"run": "" if alone else run}
         values |= {"champion_evaluation": champion.uri if champion else ""}
         config = PromoteConfig.from_values(values | self.rule | rule)
-        return promote(config, Context("promote", self.workspace, run, False))
+        return promote(config, Context("promote", self.workspace, run, rerun))
 
     def record(self) -> dict[str, Any]:
         """The last record of the promotions log."""
-        found = self.workspace.champion("weekly")
+        found = self.workspace.last_promotion("weekly")
         assert found is not None
         return found

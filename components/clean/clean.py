@@ -31,7 +31,7 @@ def clean(config: CleanConfig, context: Context) -> Outcome:
     name = config.name or raw.manifest.extra["dataset_name"]
     base = find_base_classes(config, context.workspace, name)
     labels = make_label_rules(raw.manifest.totals.by_class, base, config, raw.manifest.extra["source"])
-    counting = config.fingerprint_values() | {"classes": digest(list(labels.ids))} | context.attempt()
+    counting = config.fingerprint_values() | {"classes": digest(list(labels.ids))} | context.rerun_salt()
     uri = context.workspace.dataset("clean", fingerprint("clean", VERSION, [raw.fingerprint], counting))
     existing = context.find(uri)
     dataset = existing or _build_dataset(raw, uri, RowRules(config, labels), context)
@@ -45,7 +45,7 @@ def clean(config: CleanConfig, context: Context) -> Outcome:
 
 def _build_dataset(raw: Dataset, uri: str, rules: RowRules, context: Context) -> Dataset:
     """Clean what no earlier snapshot or attempt has cleaned, decide on all images, and list their files."""
-    finished = FinishedWork(context.workspace, context.attempt())
+    finished = FinishedWork(context.workspace, context.rerun_salt())
     parts = plan_slices(raw)
     lost: frozenset[str] = frozenset()
     while True:

@@ -116,10 +116,12 @@ class CleanConfig(StepConfig, PixelOptions):
     )  # fmt: skip
     leakage: str = option(
         "auto", "train or val images with a near twin in test: dropped, or reported (auto: dropped unless the source "
-        "declares both splits)", choices=("auto", "drop", "report"),
+        "declares both splits); of exact copies one is kept whatever this says: in test, else val, else train",
+        choices=("auto", "drop", "report"),
     )  # fmt: skip
     label_conflicts: str = option(
-        "keep", "twins with different labels: report them, drop all of them, or those that a majority contradicts",
+        "keep", "near twins or exact copies with different labels: report them (of exact copies one is kept), drop "
+        "all, or drop those that a majority contradicts",
         choices=("keep", "drop_all", "drop_minority"),
     )  # fmt: skip
 

@@ -86,11 +86,11 @@ def check_drift(dataset: Dataset, name: str, config: CleanConfig, context: Conte
 
 def _compare(dataset: Dataset, reference: Dataset, name: str, key: str, context: Context) -> Comparison:
     """Compare the datasets, and store the comparison; DatasetError where the reference is damaged."""
-    context.require_work(f"a comparison with {reference.uri}")
+    context.refuse_if_only_cached(f"a comparison with {reference.uri}")
     if missing := reference.missing():
         raise DatasetError(missing[0])
     comparison = compare_datasets(dataset, reference)
-    context.workspace.write_drift(name, key, comparison)
+    context.workspace.add_drift(name, key, comparison)
     return comparison
 
 

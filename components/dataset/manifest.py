@@ -277,7 +277,7 @@ def commit(uri: str, manifest: Manifest) -> Dataset:
     """Write the manifest, last of all. Of several racing writers one wins, and all get the winner's dataset.
 
     DatasetError when files of an earlier manifest are gone and those written now have other names (another
-    version of a library writes other bytes): nothing is overwritten, so this needs a person.
+    version of a library writes other bytes): a manifest is never replaced, so this needs a person.
     """
     is_first = get_store(uri).put_if_absent(uris.join(uri, MANIFEST), manifest.to_json())
     dataset = read_dataset(uri, manifest.kind)
@@ -289,7 +289,7 @@ def commit(uri: str, manifest: Manifest) -> Dataset:
 def find_intact_dataset(uri: str) -> Dataset | None:
     """Read the dataset at `uri` if it is committed and complete.
 
-    None for a damaged one as well: made again, its files get the same names, which repairs it; nothing is overwritten.
+    None for a damaged one as well: made again, its files get the same names and bytes, which repairs it.
     """
     dataset = find_dataset(uri)
     return None if dataset is None or dataset.missing() else dataset

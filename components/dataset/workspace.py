@@ -80,7 +80,8 @@ class Workspace:
     def read_source_record(self, listing: str) -> dict[str, Any] | None:
         return self._read_json(self.at("sources", f"{listing}.json"))
 
-    def write_source_record(self, listing: str, record: dict[str, Any]) -> None:
+    def add_source_record(self, listing: str, record: dict[str, Any]) -> None:
+        """Write the record of a listing unless there is one."""
         self.store.put_if_absent(self.at("sources", f"{listing}.json"), _json(record))
 
     def replace_source_record(self, listing: str, record: dict[str, Any]) -> None:
@@ -125,8 +126,8 @@ class Workspace:
         stems = (uris.basename(entry.uri).removesuffix(".json") for entry in self.store.list(folder))
         return sorted(int(stem) for stem in stems if stem.isdecimal())
 
-    def champion(self, name: str) -> dict[str, Any] | None:
-        """Return the last promotion's record, with its number as `n`; None before the first."""
+    def last_promotion(self, name: str) -> dict[str, Any] | None:
+        """Return the record of the last promotion (the champion) with its number as `n`; None before the first."""
         numbers = self.promotions(name)
         return self.promotion(name, numbers[-1]) if numbers else None
 
@@ -153,15 +154,20 @@ class Workspace:
     def verdict(self, name: str, key: str) -> dict[str, Any] | None:
         return self._read_json(self.at("names", name, "verdicts", f"{key}.json"))
 
-    def write_verdict(self, name: str, key: str, record: dict[str, Any]) -> None:
+    def add_verdict(self, name: str, key: str, record: dict[str, Any]) -> None:
+        """Write a verdict unless there is one: of two runs that judge at the same time, the first one's stays."""
         self.store.put_if_absent(self.at("names", name, "verdicts", f"{key}.json"), _json(record))
+
+    def replace_verdict(self, name: str, key: str, record: dict[str, Any]) -> None:
+        """Write a verdict in place of an earlier one: `--rerun promote` judges again."""
+        self.store.put(self.at("names", name, "verdicts", f"{key}.json"), _json(record))
 
     # Comparisons of a clean dataset with the champion's, each made once.
 
     def drift(self, name: str, key: str) -> dict[str, Any] | None:
         return self._read_json(self.at("names", name, "drift", f"{key}.json"))
 
-    def write_drift(self, name: str, key: str, comparison: dict[str, Any]) -> None:
+    def add_drift(self, name: str, key: str, comparison: dict[str, Any]) -> None:
         self.store.put_if_absent(self.at("names", name, "drift", f"{key}.json"), _json(comparison))
 
     # Starts: the champion that a training starts from is looked up once.
@@ -171,7 +177,7 @@ class Workspace:
         where it was not looked up yet."""
         return self._read_json(self.at("names", name, "starts", f"{key}.json"))
 
-    def write_start(self, name: str, key: str, record: dict[str, Any], run: str) -> None:
+    def add_start(self, name: str, key: str, record: dict[str, Any], run: str) -> None:
         """Record the champion that a training starts from, unless another process was first."""
         self.store.put_if_absent(
             self.at("names", name, "starts", f"{key}.json"), _json({"model": "", **record, "run": run})

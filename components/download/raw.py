@@ -43,7 +43,7 @@ def download(config: DownloadConfig, context: Context) -> Outcome:
     if key and config.verify == "listing" and (dataset := _find_known_dataset(context, key)):
         _print_missing_masks(dataset.manifest.extra.get("missing_masks", {}), context)
         return _report(dataset, CACHED, config, context)
-    context.require_work(source.where)
+    context.refuse_if_only_cached(source.where)
     context.say(f"reading {source.where}" + (f", {source.total:,} files" if source.total else ""))
     snapshot = _compare_source(source, labeller, config, context, key)
     contents = _read_source(source, labeller, context, key, snapshot)
@@ -59,7 +59,7 @@ def download(config: DownloadConfig, context: Context) -> Outcome:
         store_listing(context.workspace, config, snapshot.files, dataset)
     if key and _make_listing_key(source, labeller, config, context) == key:  # not changed while it was read
         record = {"raw": context.workspace.relative(uri), "source": source.where}
-        context.workspace.write_source_record(key, record)
+        context.workspace.add_source_record(key, record)
         if context.rerun or config.verify == "content":  # later runs, which trust the listing, shall find what was read
             context.workspace.replace_source_record(_make_listing_key(source, labeller, config), record)
     return _report(dataset, CACHED if existing and not context.rerun else RAN, config, context)
@@ -72,7 +72,7 @@ def _make_listing_key(
     files, labels = source.listing(), labeller.listing()
     if files is None or labels is None:
         return ""
-    attempt = context.attempt() if context else {}
+    attempt = context.rerun_salt() if context else {}
     return digest({"version": VERSION, "dataset": config.dataset, "files": files, "labels": labels} | attempt)
 
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 from ..step.config import DEVICE_HELP, StepConfig, option
 
 VERSION = 3
-"""Raised when the same model and images must give other predictions."""
+"""Raised when the same model and images must give other predictions or metrics."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,7 +45,7 @@ def _evaluate_champion(
     name: str, model: Dataset, clean: Dataset, config: EvaluateConfig, context: Context
 ) -> tuple[str, bool]:
     """Return (URI, whether it was cached) of the champion's evaluation; ("", True) where it is this model, or none."""
-    record = context.workspace.champion(name)
+    record = context.workspace.last_promotion(name)
     if record is None:
         return "", True
     champion = find_dataset(context.workspace.absolute(record["model"]))
@@ -64,7 +64,7 @@ def _find_or_evaluate(
 ) -> tuple[Dataset, bool]:
     """Return one model's evaluation, and whether it was cached."""
     parents = [model.fingerprint, clean.fingerprint]
-    counting = config.fingerprint_values() | context.attempt()
+    counting = config.fingerprint_values() | context.rerun_salt()
     uri = context.workspace.dataset("evaluation", fingerprint("evaluation", VERSION, parents, counting))
     cached = context.find(uri)
     evaluation = cached or _evaluate_model(model, clean, uri, config, context)

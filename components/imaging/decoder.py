@@ -1,10 +1,16 @@
-"""The one image decoder: it defines what a valid image is, for every step alike.
+"""The decoder of source images and of the images that clean stores: it defines what a valid image is.
 
 The format is told from the bytes, never the name; pixels, bytes and side lengths are capped before anything is decoded;
-EXIF orientation is applied; palette, alpha, CMYK, 16-bit and gray become the color asked for. JPEG goes through
-libjpeg-turbo (simplejpeg), strictly, with Pillow as the arbiter of its warnings: an image that Pillow decodes is kept
-with `warning`, one that it refuses is rejected. A plain JPEG, whose header `headers`
-parses and which decodes without a warning, never goes through Pillow. Everything else does.
+EXIF orientation is applied; palette, alpha, CMYK, 16-bit and gray become the color asked for. There are two modes:
+
+- **strict** (clean, and new images for a model): every byte must decode. A plain JPEG, whose header `headers` parses,
+  is decoded by libjpeg-turbo (simplejpeg) alone. On a warning, and for all other formats, Pillow decides: an image that
+  it decodes is kept (a JPEG with libjpeg-turbo's `warning`), one that it refuses is rejected.
+- **lenient** (resize, for images that clean has vetted): JPEGs may be decoded at a fraction of their size, and
+  libjpeg-turbo's warnings are ignored; plain PNG, WebP and BMP are decoded by OpenCV; the rest as above.
+
+The JPEGs in tensor datasets are decoded in `tensors` and `train/data`, and where resize has a GPU those of clean in
+`resize/gpu`.
 """
 
 from __future__ import annotations
@@ -87,7 +93,8 @@ class LenientDecoding:
 
     `min_size`: see `MinSize`; None decodes in full size. `fast`: use libjpeg-turbo's quicker transform and upsampling,
     within 1 of 255 on photographs. `buffer`: uint8, flat; where it is large enough the pixels lie in it, until it is
-    used again. `vetted`: False for images that clean may have rejected, about which OpenCV would write to stderr.
+    used again. `vetted`: whether clean has decoded the image strictly before; if not, OpenCV is not used, for it keeps
+    silent about some damage and writes to stderr about other.
     """
 
     min_size: MinSize | None = None
@@ -102,10 +109,9 @@ def decode(
     """Decode any supported image to uint8 [height, width, channels of `color`].
 
     The one channel of a gray image is its red, green and blue alike, so that a channel that was stored alone is that
-    channel again. Without `lenient` every byte of the image must decode (clean); with it is for images that clean has
-    vetted (resize).
+    channel again. Without `lenient` every byte of the image must decode; `lenient` is for images that clean has vetted.
 
-    Raises ImageRejected, and nothing else, for bytes that are no valid image.
+    Raises ImageRejected for bytes that are no valid image, and MemoryError where the pixels do not fit in memory.
     """
     if not data:
         raise ImageRejected("empty_file", "0 bytes")
@@ -117,12 +123,17 @@ def decode(
     header = parse_jpeg_header(data) if format == "JPEG" else None
     if header and (decoded := _decode_plain_jpeg(data, header, color, lenient, limits)):
         return decoded
-    if lenient and lenient.vetted and format != "JPEG" and (decoded := _decode_plain(data, format, color, limits)):
+    if (
+        lenient
+        and lenient.vetted
+        and format != "JPEG"
+        and (decoded := _decode_with_opencv(data, format, color, limits))
+    ):
         return decoded
-    return _decode_any(data, format, color, lenient, limits)
+    return _decode_with_pillow(data, format, color, lenient, limits)
 
 
-def _decode_plain(data: bytes, format: str, color: str, limits: DecodeLimits) -> Decoded | None:
+def _decode_with_opencv(data: bytes, format: str, color: str, limits: DecodeLimits) -> Decoded | None:
     """Decode a plain PNG, WebP or BMP whose channels are those that `color` needs; None for others.
 
     OpenCV takes four fifths of Pillow's time, a third for BMP, and does not hold the interpreter's lock, but it keeps
@@ -150,7 +161,10 @@ def _decode_plain(data: bytes, format: str, color: str, limits: DecodeLimits) ->
 def _decode_plain_jpeg(
     data: bytes, header: Header, color: str, lenient: LenientDecoding | None, limits: DecodeLimits
 ) -> Decoded | None:
-    """Decode a JPEG with a plain header, as `_decode_any` would; None where libjpeg-turbo warns or refuses."""
+    """Decode a JPEG with a plain header, as `_decode_with_pillow` does.
+
+    None where libjpeg-turbo refuses it or, unless lenient, warns.
+    """
     width, height, channels = header
     _check_size(width, height, limits)
     mode = "L" if channels == 1 else "RGB"
@@ -163,8 +177,10 @@ def _decode_plain_jpeg(
         return Decoded(convert_color(pixels, color), width, height, "JPEG", "", as_stored, divisor)
 
 
-def _decode_any(data: bytes, format: str, color: str, lenient: LenientDecoding | None, limits: DecodeLimits) -> Decoded:
-    """Decode any image, its header read by Pillow."""
+def _decode_with_pillow(
+    data: bytes, format: str, color: str, lenient: LenientDecoding | None, limits: DecodeLimits
+) -> Decoded:
+    """Decode any image: Pillow reads the header and the pixels, but a JPEG's pixels are read by libjpeg-turbo first."""
     if format == "WEBP":  # Pillow allocates the canvas when it opens one
         _check_size(*parse_webp_size(data), limits)
     image = open_image(data, format)

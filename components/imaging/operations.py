@@ -28,12 +28,16 @@ def denoise(pixels: Pixels, kind: str, size: int) -> Pixels:
     `median`: the median of each channel.
     `bilateral`: the mean over the disc in the window, weighted by Gaussians of that sigma in space and of
     `BILATERAL_SIGMA` in colour (colours are as far apart as their channels are in sum), so that edges stay.
+
+    ValueError for another kind.
     """
     if kind == "gaussian":
         return _add_channel_axis(cv2.GaussianBlur(pixels, (size, size), 0))
     if kind == "median":
         return _add_channel_axis(cv2.medianBlur(pixels, size))
-    return _add_channel_axis(cv2.bilateralFilter(pixels, size, BILATERAL_SIGMA, 0.3 * ((size - 1) / 2 - 1) + 0.8))
+    if kind == "bilateral":
+        return _add_channel_axis(cv2.bilateralFilter(pixels, size, BILATERAL_SIGMA, 0.3 * ((size - 1) / 2 - 1) + 0.8))
+    raise ValueError(f"denoise: expected gaussian, median or bilateral, found {kind!r}")
 
 
 def equalize(pixels: Pixels, kind: str, clip: float, grid: int) -> Pixels:
@@ -43,18 +47,22 @@ def equalize(pixels: Pixels, kind: str, clip: float, grid: int) -> Pixels:
     `grid` x `grid` tiles, on L of Lab (Zuiderveld, "Contrast limited adaptive histogram equalization", 1994).
     `autocontrast`: all channels stretched alike, so that the darkest luma is 0 and the brightest 255; Pillow's
     `ImageOps.autocontrast(preserve_tone=True)`.
+
+    ValueError for another kind.
     """
     if kind == "autocontrast":
         return _autocontrast(pixels)
     if kind == "histogram":
         equalize_channel, to_space, to_rgb = cv2.equalizeHist, cv2.COLOR_RGB2YCrCb, cv2.COLOR_YCrCb2RGB
-    else:
+    elif kind == "clahe":
         # A new one for each call: a CLAHE object can't be shared by threads.
         equalize_channel, to_space, to_rgb = (
             cv2.createCLAHE(clip, (grid, grid)).apply,
             cv2.COLOR_RGB2LAB,
             cv2.COLOR_LAB2RGB,
         )
+    else:
+        raise ValueError(f"equalize: expected histogram, clahe or autocontrast, found {kind!r}")
     if pixels.shape[2] == 1:
         return _add_channel_axis(equalize_channel(pixels))
     channels = list(cv2.split(cv2.cvtColor(pixels, to_space)))
@@ -79,14 +87,18 @@ def binarize(pixels: Pixels, kind: str, threshold: int, block: int, offset: floa
     `fixed`: white from the level `threshold` on. `otsu`: white above the level that separates the histogram best
     (Otsu, "A threshold selection method from gray-level histograms", 1979). `adaptive`: white above the mean of the
     window of `block` x `block` pixels (odd; beyond the border it is repeated), rounded, less `offset`.
+
+    ValueError for another kind.
     """
     gray = convert_color(pixels, "gray")[:, :, 0]
     if kind == "fixed":
         return _add_channel_axis(cv2.threshold(gray, threshold - 1, 255, cv2.THRESH_BINARY)[1])
     if kind == "otsu":
         return _add_channel_axis(cv2.threshold(gray, 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)[1])
-    mean = cv2.ADAPTIVE_THRESH_MEAN_C
-    return _add_channel_axis(cv2.adaptiveThreshold(gray, 255, mean, cv2.THRESH_BINARY, block, offset))
+    if kind == "adaptive":
+        mean = cv2.ADAPTIVE_THRESH_MEAN_C
+        return _add_channel_axis(cv2.adaptiveThreshold(gray, 255, mean, cv2.THRESH_BINARY, block, offset))
+    raise ValueError(f"binarize: expected fixed, otsu or adaptive, found {kind!r}")
 
 
 def _add_channel_axis(image: Any) -> Pixels:

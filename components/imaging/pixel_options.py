@@ -11,10 +11,21 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
-from ..storage.errors import wrong
-from .choices import DecodeLimits
+from ..storage.errors import UserError, wrong
+from .choices import COLORS, DecodeLimits
 
 NAMED_COLORS = {"black": (0, 0, 0), "gray": (128, 128, 128), "white": (255, 255, 255)}
+CHOICES: dict[str, tuple[str, ...]] = {
+    "background": ("off", "fill", "blur"),
+    "roi": ("off", "largest", "union"),
+    "trim": ("off", "on"),
+    "color": tuple(COLORS),
+    "denoise": ("off", "gaussian", "median", "bilateral"),
+    "equalize": ("off", "histogram", "clahe", "autocontrast"),
+    "binarize": ("off", "fixed", "otsu", "adaptive"),
+}
+"""The values of options that name an operation: those of `CleanConfig`, without `auto`. A model may come from a newer
+release, which has further ones."""
 
 
 class PixelOptions:
@@ -99,7 +110,7 @@ class StandardizeConfig(PixelOptions):
         """Read the options among the values of a clean config that went through JSON.
 
         Options that an older config lacks are the defaults. UserError, which names `where` they come from, for a value
-        of another type.
+        of another type, or of a newer release that has further operations.
         """
         values: dict[str, Any] = {}
         for field in fields(cls):
@@ -108,6 +119,9 @@ class StandardizeConfig(PixelOptions):
                 value = float(value)
             if type(value) is not type(field.default):
                 raise wrong(f"{where} ({field.name})", f"a value like {field.default!r}", value)
+            if field.name in CHOICES and value not in CHOICES[field.name]:
+                error = wrong(f"{where} ({field.name})", f"one of {', '.join(CHOICES[field.name])}", value)
+                raise UserError(f"{error}, which a newer release of imagemill may know")
             values[field.name] = value
         return cls(**values)
 

@@ -11,24 +11,26 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-Matrix = npt.NDArray[np.int64]
+Counts = npt.NDArray[np.int64]
+"""Counts, or ids that belong to counts; shapes are where they are used."""
 Scores = dict[str, npt.NDArray[np.float64]]
+"""Result of `compute_scores`."""
 _MAX_PENDING = 1 << 16
 """Pairs that are kept before they are counted: half a megabyte."""
 
 
-def confusion(labels: npt.ArrayLike, predicted: npt.ArrayLike, classes: int) -> Matrix:
+def confusion(labels: npt.ArrayLike, predicted: npt.ArrayLike, classes: int) -> Counts:
     """Return int64 [classes, classes]: rows are true classes, columns predicted ones."""
     pairs = np.asarray(labels, np.int64) * classes + np.asarray(predicted, np.int64)
     return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes).astype(np.int64)
 
 
-def per_class(matrix: Matrix) -> Scores:
-    """Return the `scores` of a confusion matrix."""
-    return scores(np.diag(matrix), matrix.sum(axis=0), matrix.sum(axis=1))
+def per_class(matrix: Counts) -> Scores:
+    """Return the scores of each class of a confusion matrix, int64 [classes, classes]."""
+    return compute_scores(np.diag(matrix), matrix.sum(axis=0), matrix.sum(axis=1))
 
 
-def scores(hits: npt.ArrayLike, predicted: npt.ArrayLike, support: npt.ArrayLike) -> Scores:
+def compute_scores(hits: npt.ArrayLike, predicted: npt.ArrayLike, support: npt.ArrayLike) -> Scores:
     """Return `precision`, `recall`, `f1` in [0, 1] and `support` (images), each float64 [classes]; 0 where undefined.
 
     `hits`, `predicted`, `support`: of each class the true positives, the predicted images, and those that have it.
@@ -55,12 +57,12 @@ def _mean_of_present(scores: Scores, name: str) -> float:
     return float(scores[name][present].mean()) if present.any() else 0.0
 
 
-def summary(matrix: Matrix) -> dict[str, float]:
+def summarize_confusion(matrix: Counts) -> dict[str, float]:
     """Return `top1`, `macro_f1` and `balanced_accuracy` of a confusion matrix, as `ConfusionCounts.summary`."""
-    return _summary(per_class(matrix), int(np.trace(matrix)), int(matrix.sum()))
+    return _summarize_single_label(per_class(matrix), int(np.trace(matrix)), int(matrix.sum()))
 
 
-def _summary(scores: Scores, right: int, images: int) -> dict[str, float]:
+def _summarize_single_label(scores: Scores, right: int, images: int) -> dict[str, float]:
     return {
         "top1": right / images if images else 0.0,
         "macro_f1": _mean_of_present(scores, "f1"),
@@ -76,9 +78,9 @@ class ConfusionCounts:
     """
 
     classes: int
-    _keys: Matrix = field(default_factory=lambda: np.empty(0, np.int64))
-    _counts: Matrix = field(default_factory=lambda: np.empty(0, np.int64))
-    _pending: list[Matrix] = field(default_factory=list)
+    _keys: Counts = field(default_factory=lambda: np.empty(0, np.int64))
+    _counts: Counts = field(default_factory=lambda: np.empty(0, np.int64))
+    _pending: list[Counts] = field(default_factory=list)
     _pending_rows: int = 0
 
     def add(self, labels: npt.ArrayLike, predicted: npt.ArrayLike) -> None:
@@ -95,16 +97,16 @@ class ConfusionCounts:
         self._counts = np.bincount(inverse, counts, len(self._keys)).astype(np.int64)
         self._pending, self._pending_rows = [], 0
 
-    def cells(self) -> tuple[Matrix, Matrix, Matrix]:
+    def cells(self) -> tuple[Counts, Counts, Counts]:
         """Return true ids, predicted ids and counts, int64 [pairs], each pair once, ordered by the true id."""
         self._merge()
         return self._keys // max(1, self.classes), self._keys % max(1, self.classes), self._counts
 
     def per_class(self) -> Scores:
-        """Return the `scores` of each class."""
+        """Return the scores of each class, as `compute_scores`."""
         true, predicted, counts = self.cells()
         right = true == predicted
-        return scores(*(np.bincount(ids, weights, self.classes) for ids, weights in
+        return compute_scores(*(np.bincount(ids, weights, self.classes) for ids, weights in
                         ((true[right], counts[right]), (predicted, counts), (true, counts))))  # fmt: skip
 
     def summary(self) -> dict[str, float]:
@@ -112,7 +114,7 @@ class ConfusionCounts:
         F1 and the mean recall of the classes with at least one image (Brodersen et al., "The Balanced Accuracy and Its
         Posterior Distribution", 2010)."""
         true, predicted, counts = self.cells()
-        return _summary(self.per_class(), int(counts[true == predicted].sum()), int(counts.sum()))
+        return _summarize_single_label(self.per_class(), int(counts[true == predicted].sum()), int(counts.sum()))
 
 
 @dataclass
@@ -124,9 +126,9 @@ class LabelCounts:
     """
 
     classes: int
-    hits: Matrix = field(init=False)
-    predicted: Matrix = field(init=False)
-    support: Matrix = field(init=False)
+    hits: Counts = field(init=False)
+    predicted: Counts = field(init=False)
+    support: Counts = field(init=False)
     images: int = 0
     exact: int = 0
     top: int = 0
@@ -145,7 +147,7 @@ class LabelCounts:
         self.top += int(true[np.arange(len(true)), np.asarray(highest, np.int64)].sum())
 
     def per_class(self) -> Scores:
-        return scores(self.hits, self.predicted, self.support)
+        return compute_scores(self.hits, self.predicted, self.support)
 
     def summary(self) -> dict[str, float]:
         """Return values in [0, 1]. `top1`: share of images whose highest-scored class is one of their labels;

@@ -81,7 +81,7 @@ class PredictConfig:
         # `Workspace.open` would write to the workspace, for which a user who only predicts may lack permission.
         workspace = Workspace(uris.normalize(self.workspace or "./imagemill-data", "--workspace"))
         name = self.name or _find_only_name(workspace)
-        record = workspace.champion(name)
+        record = workspace.last_promotion(name)
         if record is None or not record["model"]:
             names = ", ".join(workspace.names_with_champion()) or "no name has one"
             raise wrong("--name", f"a name that has a champion in {workspace.uri} ({names})", name)

@@ -46,8 +46,8 @@ class Verdict:
     """Result of the gate: one of the constants above, a `reason` with its numbers, and whether the challenger is to be
     promoted.
 
-    `challenger` and `champion` are their scores on the images that were compared; of a first model, the score on all
-    test images and None. `numbers` of the comparison are for the log.
+    `challenger` and `champion`, keys of the stored record, are scores on the images that were compared; of a first
+    model, the score on all test images and None. `numbers` of the comparison are for the log.
     """
 
     verdict: str
@@ -66,9 +66,10 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Champion:
-    """The champion: its evaluation on the challenger's test images, the number of its promotion, the records of earlier
-    verdicts on challengers of it, and the content hashes of the images on which it was promoted, if known."""
+class ChampionHistory:
+    """A champion as the gate knows it: its evaluation on the challenger's test images, the number of its promotion, the
+    records of earlier verdicts on challengers of it, and the content hashes of the images on which it was promoted, if
+    known."""
 
     evaluation: Dataset
     promotion: int
@@ -91,7 +92,7 @@ def judge_first(challenger: Dataset, config: PromoteConfig, lost_promotion: int 
     return _apply_policy(verdict, config.promote)
 
 
-def judge(challenger: Dataset, champion: Champion, config: PromoteConfig) -> Verdict:
+def judge(challenger: Dataset, champion: ChampionHistory, config: PromoteConfig) -> Verdict:
     """Judge a challenger against the champion; both evaluations are of the same clean dataset's test split."""
     verdict = _apply_policy(_compare(challenger, champion, config), config.promote)
     chance = challenger.manifest.extra.get("chance", {}).get("why", "")
@@ -108,7 +109,7 @@ def _apply_policy(verdict: Verdict, policy: str) -> Verdict:
     return verdict
 
 
-def _compare(challenger: Dataset, champion: Champion, config: PromoteConfig) -> Verdict:
+def _compare(challenger: Dataset, champion: ChampionHistory, config: PromoteConfig) -> Verdict:
     score, champion_score = (read_score(e, config.metric) for e in (challenger, champion.evaluation))
     verdict = Verdict(NOT_COMPARABLE, "", False, score, champion_score, config.min_gain, config.metric)
     if reason := _find_obstacle(challenger, champion.evaluation):
@@ -121,7 +122,9 @@ def _compare(challenger: Dataset, champion: Champion, config: PromoteConfig) -> 
     return _judge_pair(pair, challenger, champion, config)
 
 
-def _judge_pair(pair: PairedPredictions, challenger: Dataset, champion: Champion, config: PromoteConfig) -> Verdict:
+def _judge_pair(
+    pair: PairedPredictions, challenger: Dataset, champion: ChampionHistory, config: PromoteConfig
+) -> Verdict:
     sketch = make_sketch(pair.content_hashes)
     comparisons = count_comparisons(sketch, challenger.parent_uri("model").rpartition("/")[2], champion.verdicts)
     difference, level = compute_difference(pair, config.metric), compute_level(config.level, comparisons)
@@ -175,7 +178,7 @@ def compute_p_value(difference: ScoreDifference, min_gain: float, lower: bool = 
 
 
 def _judge_new_images(
-    pair: PairedPredictions, champion: Champion, config: PromoteConfig
+    pair: PairedPredictions, champion: ChampionHistory, config: PromoteConfig
 ) -> tuple[str, dict[str, Any]] | None:
     """Return the sentence and the numbers of a verdict on the images that joined the test split after the champion was
     promoted, which have decided nothing yet; None where these are not known, or all images or none."""

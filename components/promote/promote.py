@@ -12,7 +12,7 @@ from ..step.step import CACHED, RAN, Context, Outcome
 from ..storage import uri as uris
 from ..storage.errors import DatasetError, MillError, TransientError, UserError, wrong
 from .config import PromoteConfig
-from .gate import ALREADY_CHAMPION, ROLLED_BACK, Champion, Verdict, judge, judge_first, read_score
+from .gate import ALREADY_CHAMPION, ROLLED_BACK, ChampionHistory, Verdict, judge, judge_first, read_score
 from .pairs import Hashes, has_content_hashes, read_content_hashes
 from .registry import read_version, register, resolve_registry
 from .score_difference import METRIC_TITLES
@@ -33,23 +33,28 @@ def promote(config: PromoteConfig, context: Context) -> Outcome:
     if find_intact_dataset(evaluation.parent_uri("model")) is None:
         raise wrong("evaluation", "one whose model is there", f"{config.evaluation}, whose model is gone or damaged")
     _check_release("evaluation", config.evaluation, evaluation)
-    champion = None
+    champion_evaluation = None
     if config.champion_evaluation:
-        champion = context.parent("champion_evaluation", config.champion_evaluation, "evaluation")
-        _check_same_test_split(evaluation, champion)
-        _check_release("champion_evaluation", config.champion_evaluation, champion)
+        champion_evaluation = context.parent("champion_evaluation", config.champion_evaluation, "evaluation")
+        _check_same_test_split(evaluation, champion_evaluation)
+        _check_release("champion_evaluation", config.champion_evaluation, champion_evaluation)
     name = config.name or evaluation.manifest.extra["dataset_name"]
-    record, state, champion = _decide(name, evaluation, champion, config, context)
+    record, state, compared_with = _decide(name, evaluation, champion_evaluation, config, context)
     context.say(f"{record['verdict'].replace('_', ' ')}: {record['reason']}")
-    model = context.workspace.absolute(record["model"]) if record["model"] else ""
-    context.say(f"the champion of {name} is promotion {record['n']}: {model}" if model else f"{name} has no champion")
+    champion_model = context.workspace.absolute(record["model"]) if record["model"] else ""
+    context.say(
+        f"the champion of {name} is promotion {record['n']}: {champion_model}"
+        if champion_model
+        else f"{name} has no champion"
+    )
     if context.only_cached:
-        report = _find_report(name, evaluation, model, context)
+        report = _find_report(name, evaluation, champion_model, context)
     else:
         _register(name, int(record["n"]), config.registry, context)
-        report = _write_report(evaluation, record | {"name": name}, champion, context)
+        report = _write_report(evaluation, record | {"name": name}, compared_with, context)
     metrics = {k: record[k] for k in ("verdict", "reason", "challenger", "champion", "min_gain", "promoted")}
-    return Outcome(model, uris.basename(model), state, metrics | {"name": name, "n": record["n"], "report": report})
+    metrics |= {"name": name, "n": record["n"], "report": report}
+    return Outcome(champion_model, uris.basename(champion_model), state, metrics)
 
 
 def _check_release(field: str, uri: str, evaluation: Dataset) -> None:
@@ -57,8 +62,8 @@ def _check_release(field: str, uri: str, evaluation: Dataset) -> None:
         raise UserError(f"{wrong(field, 'one of this release', uri)}; {_format_evaluate_command(evaluation)}")
 
 
-def _check_same_test_split(evaluation: Dataset, champion: Dataset) -> None:
-    clean, champion_clean = evaluation.parent_uri("clean"), champion.parent_uri("clean")
+def _check_same_test_split(evaluation: Dataset, champion_evaluation: Dataset) -> None:
+    clean, champion_clean = evaluation.parent_uri("clean"), champion_evaluation.parent_uri("clean")
     if clean != champion_clean:
         raise wrong(
             "champion_evaluation", f"an evaluation on the test split of {clean}", f"one on that of {champion_clean}"
@@ -77,24 +82,27 @@ def _register(name: str, number: int, option: str, context: Context) -> None:
         context.say(f"warning: the champion is not registered, which the next run tries again: {error}")
 
 
-def _find_report(name: str, evaluation: Dataset, champion: str, context: Context) -> str:
+def _find_report(name: str, evaluation: Dataset, champion_model: str, context: Context) -> str:
     """Return the URI of an earlier run's report on this evaluation; NotCached where there is none, or another model
-    than `champion` was champion after that run, as before a rollback."""
+    than that of the URI `champion_model` was champion after that run, as before a rollback."""
     run = context.workspace.latest_run(name, evaluation)
     record = context.workspace.step_record(run, context.step) if run else None
     report = context.workspace.report(run)
     earlier_champion = record["fingerprint"] if record else None  # its URI may be of another place of the workspace
-    if earlier_champion != uris.basename(champion) or context.workspace.store.stat(report) is None:
-        context.require_work(f"a report on {evaluation.uri}")
+    if earlier_champion != uris.basename(champion_model) or context.workspace.store.stat(report) is None:
+        context.refuse_if_only_cached(f"a report on {evaluation.uri}")
     return report
 
 
-def _write_report(evaluation: Dataset, record: Record, champion: Dataset | None, context: Context) -> str:
-    """Write the report and return its URI; empty where an ancestor was removed: the verdict stands."""
+def _write_report(evaluation: Dataset, record: Record, compared_with: Dataset | None, context: Context) -> str:
+    """Write the report and return its URI; empty where an ancestor was removed: the verdict stands.
+
+    `compared_with`: the champion's evaluation.
+    """
     from .report import write_report
 
     try:
-        report = write_report(context.workspace, context.run, evaluation, record, champion)
+        report = write_report(context.workspace, context.run, evaluation, record, compared_with)
     except (UserError, DatasetError) as error:
         context.say(f"no report: {error}")
         return ""
@@ -107,12 +115,12 @@ Decision = tuple[Record, str, Dataset | None]
 
 
 def _decide(
-    name: str, evaluation: Dataset, champion: Dataset | None, config: PromoteConfig, context: Context
+    name: str, evaluation: Dataset, champion_evaluation: Dataset | None, config: PromoteConfig, context: Context
 ) -> Decision:
     """Judge against the current champion; again if another run appended a promotion meanwhile."""
     while True:
-        promotion = context.workspace.champion(name)
-        decision = _decide_once(name, evaluation, promotion, champion, config, context)
+        promotion = context.workspace.last_promotion(name)
+        decision = _decide_once(name, evaluation, promotion, champion_evaluation, config, context)
         if decision is not None:
             return decision
 
@@ -121,7 +129,7 @@ def _decide_once(
     name: str,
     evaluation: Dataset,
     promotion: Record | None,
-    champion: Dataset | None,
+    champion_evaluation: Dataset | None,
     config: PromoteConfig,
     context: Context,
 ) -> Decision | None:
@@ -130,30 +138,31 @@ def _decide_once(
     current = {"n": promotion["n"], "model": promotion["model"]} if promotion else {"n": 0, "model": ""}
     if promotion and workspace.absolute(promotion["model"]) == challenger:
         if promotion.get("run") == context.run and "verdict" in promotion:
-            return promotion, RAN, champion  # a retry of this very step, whose pod was lost after the log entry
+            return promotion, RAN, champion_evaluation  # a retry: the pod was lost after it had appended
         score = read_score(evaluation, config.metric)
         reason = f"{METRIC_TITLES[config.metric]} {score:.4f}; this model reigns since promotion {promotion['n']}"
         verdict = Verdict(ALREADY_CHAMPION, reason, False, score, score, config.min_gain, config.metric)
-        return verdict.to_dict() | current, CACHED, champion
+        return verdict.to_dict() | current, CACHED, champion_evaluation
     if promotion and config.promote == "auto" and workspace.relative(challenger) in promotion.get("rolled_back", ()):
         score = read_score(evaluation, config.metric)
         reason = f"this model was taken back by promotion {promotion['n']}, and is not promoted again by itself"
         verdict = Verdict(ROLLED_BACK, reason, False, score, None, config.min_gain, config.metric)
-        return verdict.to_dict() | current, CACHED, champion
-    opponent = _find_champion_evaluation(promotion, evaluation, champion, config, context)
-    fingerprint = opponent.parent_uri("model").rpartition("/")[2] if opponent else "none"
-    key = f"{fingerprint}-{_digest_comparison(evaluation, opponent, config)}"
-    cached = workspace.verdict(name, key)
-    record = None if context.rerun else cached
+        return verdict.to_dict() | current, CACHED, champion_evaluation
+    opponent = _find_champion_evaluation(promotion, evaluation, champion_evaluation, config, context)
+    champion_model = opponent.parent_uri("model").rpartition("/")[2] if opponent else "none"
+    key = f"{champion_model}-{_digest_comparison(evaluation, opponent, config)}"
+    cached = None if context.rerun else workspace.verdict(name, key)
+    record = cached
     if record is None:
-        context.require_work(f"a verdict on {challenger}")
-        record = _judge(name, evaluation, opponent, promotion, fingerprint, config, context)
-        workspace.write_verdict(name, key, record)
+        context.refuse_if_only_cached(f"a verdict on {challenger}")
+        record = _judge(name, evaluation, opponent, promotion, champion_model, config, context)
+        write_verdict = workspace.replace_verdict if context.rerun else workspace.add_verdict
+        write_verdict(name, key, record)
     if record["promoted"]:
-        context.require_work(f"the promotion of {challenger}")
+        context.refuse_if_only_cached(f"the promotion of {challenger}")
         appended = _append_promotion(name, evaluation, record, promotion, context)
         return (appended, RAN, opponent) if appended else None
-    return record | current, CACHED if cached and not context.rerun else RAN, opponent
+    return record | current, CACHED if cached else RAN, opponent
 
 
 def _digest_comparison(evaluation: Dataset, opponent: Dataset | None, config: PromoteConfig) -> str:
@@ -167,17 +176,17 @@ def _judge(
     evaluation: Dataset,
     opponent: Dataset | None,
     promotion: Record | None,
-    fingerprint: str,
+    champion_model: str,
     config: PromoteConfig,
     context: Context,
 ) -> Record:
-    """Return the record of a verdict on the challenger. `fingerprint`: of the champion's model."""
+    """Return the record of a verdict on the challenger. `champion_model`: the fingerprint of the champion's model."""
     if opponent is None or promotion is None:
         verdict = judge_first(evaluation, config, promotion["n"] if promotion else 0)
     else:
-        verdicts = context.workspace.verdicts(name, f"{fingerprint}-")
+        verdicts = context.workspace.verdicts(name, f"{champion_model}-")
         promoted_on = _read_promotion_images(promotion, context.workspace)
-        verdict = judge(evaluation, Champion(opponent, int(promotion["n"]), verdicts, promoted_on), config)
+        verdict = judge(evaluation, ChampionHistory(opponent, int(promotion["n"]), verdicts, promoted_on), config)
     model = evaluation.parent_uri("model").rpartition("/")[2]
     return verdict.to_dict() | {"challenger_model": model, "run": context.run, "created": _format_now()}
 
@@ -193,7 +202,7 @@ def _read_promotion_images(promotion: Record, workspace: Workspace) -> Hashes | 
 def _find_champion_evaluation(
     promotion: Record | None,
     evaluation: Dataset,
-    champion: Dataset | None,
+    champion_evaluation: Dataset | None,
     config: PromoteConfig,
     context: Context,
 ) -> Dataset | None:
@@ -206,8 +215,8 @@ def _find_champion_evaluation(
     if promotion is None:
         return None
     model = context.workspace.absolute(promotion["model"])
-    if champion and champion.parent_uri("model") == model:
-        return champion
+    if champion_evaluation and champion_evaluation.parent_uri("model") == model:
+        return champion_evaluation
     if find_intact_dataset(model) is None:
         return None
     promoted_by = context.workspace.absolute(promotion.get("evaluation", ""))

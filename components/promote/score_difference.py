@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ..metrics.classification import Scores, scores
+from ..metrics.classification import Scores, compute_scores
 from .pairs import PairedPredictions
 
 Floats = npt.NDArray[np.float64]
@@ -86,13 +86,15 @@ class ClassCounts:
 
     def compute_scores(self) -> tuple[Scores, Scores]:
         """Return precision, recall, F1 and support by class, of champion and challenger."""
-        champion, challenger = (scores(self.hits[model], self.predicted[model], self.support) for model in range(2))
+        champion, challenger = (
+            compute_scores(self.hits[model], self.predicted[model], self.support) for model in range(2)
+        )
         return champion, challenger
 
 
 def compute_difference(pair: PairedPredictions, metric: str) -> ScoreDifference:
     """Return the difference in `macro_f1`, `top1` or `balanced_accuracy`. `pair` has at least one image."""
-    return _METRICS[metric](pair)
+    return _DIFFERENCE_BY_METRIC[metric](pair)
 
 
 def _compute_top1(pair: PairedPredictions) -> ScoreDifference:
@@ -154,7 +156,7 @@ def _estimate_unobserved_variance(counts: ClassCounts, per_hit: Floats) -> float
     return max(0.0, float((per_hit[is_present] ** 2 * (expected - differing)).sum()))
 
 
-_METRICS: dict[str, Callable[[PairedPredictions], ScoreDifference]] = {
+_DIFFERENCE_BY_METRIC: dict[str, Callable[[PairedPredictions], ScoreDifference]] = {
     "macro_f1": _compute_macro_f1,
     "top1": _compute_top1,
     "balanced_accuracy": _compute_balanced_accuracy,

@@ -14,7 +14,7 @@ from .charts import SERIES, draw_reliability, draw_score_curves
 from .pairs import PairedPredictions, has_content_hashes
 from .score_difference import ClassCounts, compute_difference
 
-_METRICS = {
+_SCORE_TITLES = {
     "top1": ("Top-1", "images whose highest class is right"),
     "top5": ("Top-5", "images whose label is among the five highest"),
     "subset_accuracy": ("Every label right", "images with every label right, and no other"),
@@ -25,7 +25,7 @@ _METRICS = {
     "micro_pr_auc": ("Micro PR-AUC", "average precision of all labels together"),
     "roc_auc": ("ROC-AUC", "mean of the classes, each against the rest"),
 }
-_PROBABILITY_METRICS = {
+_PROBABILITY_TITLES = {
     "ece": ("Calibration error", "expected, with the temperature"),
     "ece_uncalibrated": ("Calibration error before", "without the temperature"),
     "nll": ("Negative log-likelihood", "with the temperature"),
@@ -46,7 +46,7 @@ def describe_scores(evaluation: Dataset) -> dict[str, Any]:
         "measures": list_metrics(extra),
         "intervals": extra.get("intervals", {}),
         "too_narrow": extra.get("too_narrow", 0),
-        "trust": [(*_PROBABILITY_METRICS[key], metrics[key]) for key in _PROBABILITY_METRICS if key in metrics],
+        "trust": [(*_PROBABILITY_TITLES[key], metrics[key]) for key in _PROBABILITY_TITLES if key in metrics],
         "temperature": calibration["temperature"] if has_reliability else None,
         "reliability": draw_reliability(calibration) if has_reliability else None,
         "areas": draw_score_curves(curves) if curves else [],
@@ -61,7 +61,7 @@ def describe_scores(evaluation: Dataset) -> dict[str, Any]:
 def list_metrics(extra: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the metrics in [0, 1] as rows, with the positions of value and interval in percent."""
     rows = []
-    for key, (name, description) in _METRICS.items():
+    for key, (name, description) in _SCORE_TITLES.items():
         value = extra["metrics"].get(key)
         if value is None:
             continue

@@ -139,7 +139,7 @@ def estimate_totals(target: Target, context: Context) -> Totals:
 
 def choose_tensors(target: Target, context: Context) -> Dataset | None:
     """Return the tensors that are continued, by the record of whoever planned first; None if there are none."""
-    if context.attempt():
+    if context.rerun_salt():
         return None
     workspace = context.workspace
     record = workspace.read_work_record(target.uri, RECORD)

@@ -79,7 +79,7 @@ def find_target(config: ResizeConfig, context: Context, gpus: int | None = None)
     config = config.for_images(clean.manifest.extra)
     copies = plan_copies(config, clean)
     device = choose_device(config, clean, context.say, gpus)
-    fields = copies.fingerprint_fields(config) | context.attempt() | ({"device": device} if device != CPU else {})
+    fields = copies.fingerprint_fields(config) | context.rerun_salt() | ({"device": device} if device != CPU else {})
     uri = context.workspace.dataset("tensors", fingerprint("tensors", VERSION, [clean.fingerprint], fields))
     return Target(uri, clean, replace(config, device=device), copies, fields)
 

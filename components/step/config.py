@@ -11,6 +11,7 @@ import json
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Self, TypeVar, overload
 
@@ -246,3 +247,55 @@ def parse_config(text: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
             raise wrong(f"config.{name}", f"a section named {', '.join(STEPS)}", name)
     shared = {name: value for name, value in entries.items() if name not in STEPS}
     return shared, {name: value for name, value in entries.items() if name in STEPS}
+
+
+def is_json_object(text: str) -> bool:
+    """Return whether the value of a flag `--config` is JSON text rather than the path of a file."""
+    return text.lstrip().startswith("{")
+
+
+def read_config_file(path: str) -> str:
+    """Return a YAML file of parameters as the JSON parameter `config`; UserError for one that can't be read.
+
+    The file is that of `imagemill run --config`, so it may hold parameters of all steps.
+    """
+    import yaml
+
+    try:
+        entries = load_yaml(Path(path).read_text(encoding="utf-8"), path)
+    except OSError as error:
+        expected = "a YAML file that can be read, or a JSON object ({…})"
+        raise wrong("--config", expected, f"{path} ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        found = " ".join(str(error).split())
+        raise UserError(f"--config: expected YAML in {path}, found something else: {found}") from None
+    if not isinstance(entries, dict | None):
+        raise wrong("--config", "names and values", f"{path} with {type(entries).__name__}")
+    sections: dict[str, Any] = {}
+    for name, value in (entries or {}).items():
+        if name in STEPS and not isinstance(value, dict | None):  # promote is a parameter, too
+            value = {name: value}
+        sections[str(name)] = {} if name in STEPS and value is None else value
+    return json.dumps(sections, default=str)
+
+
+def load_yaml(text: str, where: str) -> Any:
+    """Parse YAML. Raises yaml.YAMLError for invalid YAML and UserError for a key that one mapping of `where` has twice.
+
+    PyYAML silently takes the last of such keys.
+    """
+    import yaml
+
+    class Strict(yaml.SafeLoader):
+        def compose_mapping_node(self, anchor: Any) -> Any:
+            node = super().compose_mapping_node(anchor)
+            names: set[tuple[str, str]] = set()
+            for key, _ in node.value:
+                if not isinstance(key, yaml.ScalarNode):
+                    continue
+                if (key.tag, key.value) in names:
+                    raise wrong(f"{where} (line {key.start_mark.line + 1})", "each name once", key.value)
+                names.add((key.tag, key.value))
+            return node
+
+    return yaml.load(text, Loader=Strict)  # a SafeLoader

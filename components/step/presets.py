@@ -1,6 +1,6 @@
 """Presets by domain: safe values for a kind of picture, offline in clean and resize, at random in train.
 
-A preset sets only fields that are unset (`auto`, or 0 for a number), so every value can be overruled.
+A preset sets only fields that are unset (`auto`, or None), so every value can be overruled.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ Value = str | int | float | bool
 
 @dataclass(frozen=True)
 class Preset:
-    """A preset: `description` for the help, and the `values` that differ from those of `photo`."""
+    """A preset: `description` for the help, and the `values` that differ from `DEFAULTS`."""
 
     description: str
     values: dict[str, Value] = field(default_factory=dict)
@@ -32,7 +32,7 @@ DEFAULTS: dict[str, Value] = {
 """Every field that a preset may set, with its value without a preset."""
 
 PRESETS: dict[str, Preset] = {
-    "photo": Preset("natural photographs: nothing offline; crops of 60% and more, and flips, at random", DEFAULTS),
+    "photo": Preset("natural photographs: nothing offline; crops of 60% and more, and flips, at random"),
     "ocr": Preset(
         "text, digits, arrows: grey (colour says nothing) and autocontrast (paper and light differ); letterbox, for a "
         "crop would cut letters off; never flipped (a mirrored b is a d), crops of 90% and more",
@@ -64,6 +64,6 @@ HELP = (
 
 
 def preset_value(preset: str, name: str) -> Value:
-    """Return a preset's value of a field, or that of `photo`, which also stands for an unknown preset."""
+    """Return a preset's value of a field: its own or the default; an unknown preset is `photo`."""
     values = PRESETS.get(preset, PRESETS["photo"]).values
     return values.get(name, DEFAULTS[name])

@@ -24,7 +24,7 @@ from ..storage.errors import EXIT_OK, EXIT_OURS, EXIT_USER, MillError, UserError
 from ..storage.filesystem import get_store
 from ..storage.uri import join, normalize, scheme
 from .command_line import Parser, add_flag, configure_logging
-from .config import StepConfig, field_types, parse_config
+from .config import StepConfig, field_types, is_json_object, parse_config, read_config_file
 from .extras import explain_missing_modules
 from .progress import format_duration, say
 from .runner_exit import exit_with_runner
@@ -54,7 +54,7 @@ class NotCached(Exception):
 
 @dataclass(frozen=True)
 class Context:
-    """The environment of one execution of a step: workspace, run, and the attempt that `--rerun` asks for.
+    """The environment of one execution of a step: workspace, run, and whether `--rerun` names the step.
 
     `only_cached`: the step may make and decide nothing; it raises NotCached where it would have to.
     """
@@ -65,19 +65,20 @@ class Context:
     rerun: bool
     only_cached: bool = False
 
-    def attempt(self) -> dict[str, str]:
-        """Return the fingerprint's extra value for `--rerun`: stable within a run, so that a retry is safe."""
+    def rerun_salt(self) -> dict[str, str]:
+        """Return what `--rerun` adds to the fingerprint, so that the dataset is another: the name of the run, which all
+        attempts of a run have in common, so that a retry is safe. Empty without `--rerun`."""
         return {"attempt": self.run} if self.rerun else {}
 
     def find(self, uri: str) -> Dataset | None:
         """Return the finished dataset at `uri`; None where the step has to make it."""
         dataset = find_intact_dataset(uri)
         if dataset is None:
-            self.require_work(uri)
+            self.refuse_if_only_cached(uri)
         return dataset
 
-    def require_work(self, missing: str) -> None:
-        """Raise NotCached if `missing` may not be made now."""
+    def refuse_if_only_cached(self, missing: str) -> None:
+        """Raise NotCached, of what is `missing`, if the step may make nothing."""
         if self.only_cached:
             raise NotCached(missing)
 
@@ -165,7 +166,7 @@ class Step:
         workspace = Workspace.from_uri(config.workspace)
         context = Context(self.name, workspace, config.run, self.name in reruns, only_cached=True)
         if context.rerun:
-            context.require_work(self.name)
+            context.refuse_if_only_cached(self.name)
         outcome = self._function()(config, context)
         record = dataclasses.asdict(outcome) | {"state": CACHED, "error": "", "exit_code": EXIT_OK}
         seconds = round(time.monotonic() - started, 3)
@@ -265,7 +266,7 @@ class Step:
     ) -> int:
         """Run the step's own command line, `python -m imagemill.components.<step>`; return its exit code.
 
-        `check_config`: raises UserError for an invalid `--config`, of which the step knows only its own section.
+        `check_config`: raises UserError for an invalid `--config`, given as JSON; the step knows only its own section.
         """
         configure_logging()
         parser = Parser(prog=prog or f"python -m imagemill.components.{self.name}", description=self.help)
@@ -274,15 +275,22 @@ class Step:
         parser.add_argument("--result", default="", metavar="FILE", help="write the step's record to this file")
         parser.add_argument("--outputs", default="", metavar="FOLDER", help=_OUTPUTS_HELP)
         parser.add_argument(
-            "--config", default="", metavar="JSON", help="more parameters, by step, as pipelines' config"
+            "--config",
+            default="",
+            metavar="FILE.yaml|JSON",
+            help="more parameters: a YAML file, as that of imagemill "
+            'run, or JSON ({"seed": 7, "train": {"ema": 0.999}}), in which no flag is repeated',
         )
         try:
             values = {k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None}
             result, outputs, sections = values.pop("result"), values.pop("outputs"), values.pop("config")
+            is_file = bool(sections.strip()) and not is_json_object(sections)
+            sections = read_config_file(sections) if is_file else sections
             check_config(sections)
             if result and not Path(result).absolute().parent.is_dir():
                 raise wrong("--result", "a file in a folder that is there", result)
-            config = self.config.from_values(self._section(sections, values) | values, prefix="--")
+            section = self._section(sections, {} if is_file else values)  # flags count for more than a file
+            config = self.config.from_values(section | values, prefix="--")
         except UserError as error:
             say(self.name, f"error: {error}")
             return error.exit_code

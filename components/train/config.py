@@ -208,8 +208,9 @@ class TrainConfig(StepConfig):
         None, "size of that folder at most (default: 20 GB, half of what is free)", in_fingerprint=False, low=2**20
     )
     checkpoint_minutes: float = option(
-        5.0, "between two checkpoints within an epoch; 0: at its end only", in_fingerprint=False, low=0
-    )
+        5.0, "between two checkpoints within an epoch (0: none); after epochs there are some, in up to 5% of the time",
+        in_fingerprint=False, low=0,
+    )  # fmt: skip
     tensorboard: bool = option(True, "write TensorBoard event files to runs/<run>/tensorboard/", in_fingerprint=False)
 
     def check(self) -> None:

@@ -24,7 +24,7 @@ from .expected_input import describe_conversion
 from .loop.checkpoint import TrainingState, discard_checkpoints
 from .loop.communicator import Communicator, StopRequest
 from .loop.history import diagnose, publish_history
-from .loop.launcher import choose_processes, run_processes
+from .loop.torchrun import choose_processes, run_processes
 from .preflight import find_warnings
 from .pretrained_weights import find_initial_model, identify_weights, load_pretrained
 from .recipes import describe_recipe, resolve
@@ -39,7 +39,7 @@ def train(config: TrainConfig, context: Context) -> Outcome:
     tensors = context.parent("tensors", config.tensors, "tensors")
     requested, start = config, find_start(config, tensors, context)
     config = resolve(apply_start(config, start, context), tensors.manifest)
-    counting = config.fingerprint_values() | context.attempt()
+    counting = config.fingerprint_values() | context.rerun_salt()
     counting |= {"start": start.weights_sha256} if start else identify_weights(config)
     counting |= describe_conversion(config, tensors.manifest.image)
     if config.augment_pipeline:  # counts by its content, wherever it is stored

@@ -53,9 +53,9 @@ def find_start(config: TrainConfig, tensors: Dataset, context: Context) -> Start
     key = _make_key(config, tensors, context)
     record = context.workspace.start(name, key)
     if record is None:
-        context.require_work(f"a start of {name}")
+        context.refuse_if_only_cached(f"a start of {name}")
         start = _find_champion(config, name, context)
-        context.workspace.write_start(name, key, asdict(start) if start else {}, context.run)
+        context.workspace.add_start(name, key, asdict(start) if start else {}, context.run)
         record = context.workspace.start(name, key)  # another process may have been first
         assert record is not None
     if not record["model"]:
@@ -75,7 +75,7 @@ def apply_start(config: TrainConfig, start: Start | None, context: Context) -> T
 def _make_key(config: TrainConfig, tensors: Dataset, context: Context) -> str:
     """Return the name of the record: of the tensors and all that a user can set that changes the model."""
     values = config.fingerprint_values() | {"recipe": config.recipe, "preset": config.preset, "weights": config.weights}
-    return digest({"version": VERSION, "tensors": tensors.fingerprint, "config": values | context.attempt()})
+    return digest({"version": VERSION, "tensors": tensors.fingerprint, "config": values | context.rerun_salt()})
 
 
 def _find_champion(config: TrainConfig, name: str, context: Context) -> Start | None:

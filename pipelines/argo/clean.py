@@ -1,4 +1,4 @@
-"""The command of Argo's pod for clean: it cleans, and then plans how the tensors are made.
+"""The command of Argo's pod between download and resize: it runs clean, and then plans how the tensors are made.
 
 An Argo resource template can create a RayJob, but can't return the tensors' URI, nor find that they exist already. So
 this pod, which knows the clean dataset, outputs the tensors' URI (`tensors`), what makes them (`executor`) and, if that

@@ -1,4 +1,5 @@
-"""The command line of a pod that does more than one step: pipeline parameters, the JSON `config`, parents."""
+"""The command line of Argo's pods for download and clean, which do more than their step: pipeline parameters, the JSON
+`config`, parents. The pods of other steps run the steps' own commands."""
 
 from __future__ import annotations
 

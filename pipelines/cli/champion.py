@@ -57,7 +57,9 @@ def add_command(commands: Any) -> None:
         help="whose test images (default: the evaluation's, or the newest ones of the name)",
     )  # fmt: skip
     promote_parser.add_argument("--force", action="store_true", help="whatever the gate says")
-    promote_parser.add_argument("--config", dest="config_file", metavar="FILE.yaml", help="parameters from a YAML file")
+    promote_parser.add_argument(
+        "--config", dest="config_file", metavar="FILE.yaml|JSON", help="parameters from a YAML file, or as JSON"
+    )
     for parameter in list_parameters().values():
         if set(parameter.steps) & set(_STEPS) and parameter.name not in _NOT_FLAGS:
             add_flag(promote_parser, parameter.name, parameter.default, parameter.help, parameter.choices)

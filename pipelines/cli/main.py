@@ -240,7 +240,9 @@ def _add_parameters(parser: argparse.ArgumentParser, on_cluster: str = "") -> No
     """Add a flag for every parameter; `on_cluster`: the parameters' use where a cluster runs the steps."""
     # Argparse would list all of the hundred parameters there, ahead of the command's description.
     parser.usage = "%(prog)s [--<option> VALUE ...] [--<parameter> VALUE ...]"
-    parser.add_argument("--config", dest="config_file", metavar="FILE.yaml", help="parameters from a YAML file")
+    parser.add_argument(
+        "--config", dest="config_file", metavar="FILE.yaml|JSON", help="parameters from a YAML file, or as JSON"
+    )
     description = f"{on_cluster} Places are URIs: the pods don't see this machine's files." if on_cluster else None
     form = parser.add_argument_group("parameters", description)
     others = parser.add_argument_group("other parameters (in the forms of a cluster: in the JSON parameter config)")

@@ -14,9 +14,10 @@ from typing import Any
 
 from ...components.dataset.manifest import code_version
 from ...components.dataset.workspace import STEPS
+from ...components.step.config import load_yaml
 from ...components.storage import uri as uris
 from ...components.storage.errors import UserError, wrong
-from ..settings import dump_documented, load_yaml, override, setting, to_plain
+from ..settings import dump_documented, override, setting, to_plain
 from . import validation
 from .cron import load_timezone, parse_cron
 from .pod_size import Place, Size

@@ -1,4 +1,5 @@
-"""The first step of a run on a cluster: download, and find out whether the other steps have anything to do.
+"""The first step of a KFP or Argo run, on a laptop as on a cluster: check the form for all steps, download, and find
+out whether the other steps have anything to do.
 
 Where they have not, it writes the records of all steps, and the orchestrator starts no other pod but the exit step's:
 `changed` is the condition in the KFP package (`dsl.If`) and in Argo's DAG (`when`).

@@ -1,4 +1,5 @@
-"""The fields that all pods have in common, whether the KFP package, the Argo templates or KubeRay creates them.
+"""The fields that all pods of a run have in common: those of steps in a KFP package or an Argo template, those of Ray,
+and the probes of `imagemill doctor`.
 
 Their security contexts meet Pod Security `restricted`, with a read-only root file system.
 """
@@ -18,13 +19,14 @@ from ..settings import to_plain
 from .cluster_file import UID, Cluster, parse_cluster_json
 
 NO_SIDECAR = {"sidecar.istio.io/inject": "false"}
-"""A label for newer Istio, and an annotation for older releases. A sidecar would outlive the step, and the pod would
-never end; and Ray's ports are not HTTP."""
+"""A label of all these pods for newer Istio, and an annotation for older releases. A sidecar would outlive a step, so
+that its pod would never end; and Ray's ports are not HTTP."""
 CLUSTER_VARIABLE = "IMAGEMILL_CLUSTER"
-"""The variable with the cluster's file in the pods of KFP packages and Argo templates. A parameter or flag would be at
-the top of the log, where KFP's executor prints every input of a step, or in the command line."""
+"""The variable with the cluster's file as JSON, in the pods that plan, make or delete a RayJob (`read_pod_cluster`). A
+parameter or flag would be at the top of the log, where KFP's executor prints every input of a step, or in the command
+line."""
 _POD_FIELDS: Sequence[str] = ("namespace", "images", "storage", "labels", "ray", "limits", "argo", "steps", "small")
-"""The fields that a pod reads, to build and find a RayJob."""
+"""The fields of the cluster's file that are in CLUSTER_VARIABLE: all that building and finding a RayJob takes."""
 DEADLINE_MARGIN_S = 900
 """Seconds to start the pod, to observe the end of the job, and to clean up."""
 
@@ -54,7 +56,8 @@ def build_container_security_context() -> dict[str, Any]:
 
 
 def build_storage_env(cluster: Cluster) -> list[dict[str, Any]]:
-    """Return a container's `env` with the object store's address and region, and the credentials from their secret."""
+    """Return a container's `env` for the object store: the credentials, by reference to their secret, and
+    `build_plain_storage_variables`."""
     storage = cluster.storage
     keys = {"AWS_ACCESS_KEY_ID": storage.access_key, "AWS_SECRET_ACCESS_KEY": storage.secret_key}
     variables: list[dict[str, Any]] = [
@@ -62,15 +65,17 @@ def build_storage_env(cluster: Cluster) -> list[dict[str, Any]]:
         for name, key in keys.items()
         if storage.secret
     ]
-    if storage.endpoint:
-        variables.append({"name": "AWS_ENDPOINT_URL", "value": storage.endpoint})
-    return [*variables, *({"name": name, "value": value} for name, value in build_store_variables(cluster).items())]
+    plain = build_plain_storage_variables(cluster)
+    return [*variables, *({"name": name, "value": value} for name, value in plain.items())]
 
 
-def build_store_variables(cluster: Cluster) -> dict[str, str]:
-    """Return the variables with the store's region, and with the only kind of workspace that all pods reach."""
+def build_plain_storage_variables(cluster: Cluster) -> dict[str, str]:
+    """Return the variables that are no secrets: the store's address and region, and the only kind of workspace that all
+    pods reach."""
+    storage = cluster.storage
+    endpoint = {"AWS_ENDPOINT_URL": storage.endpoint} if storage.endpoint else {}
     region_names = ("AWS_REGION", "AWS_DEFAULT_REGION")  # boto3 reads the second alone
-    return {**dict.fromkeys(region_names, cluster.storage.region), WORKSPACES_ENV: S3_ONLY}
+    return {**endpoint, **dict.fromkeys(region_names, storage.region), WORKSPACES_ENV: S3_ONLY}
 
 
 def get_rayjob_deadline(cluster: Cluster) -> int:

@@ -19,7 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..cluster.cluster_file import LABELS, RUN_LABEL, SCRATCH, TOKEN_KEY, UID, Cluster, Pod
 from ..cluster.first_step import CHANGED
-from ..cluster.pod_fields import NO_SIDECAR, build_cluster_variable, build_store_variables, get_rayjob_deadline
+from ..cluster.pod_fields import (
+    NO_SIDECAR,
+    build_cluster_variable,
+    build_plain_storage_variables,
+    get_rayjob_deadline,
+)
 from ..cluster.shared_memory import shm_size
 from ..parameters import RunParameters
 from ..settings import parse_quantity, to_text
@@ -133,9 +138,7 @@ class ClusterPlacement:
 
     def _set_storage(self, task: Task) -> None:
         storage = self.cluster.storage
-        if storage.endpoint:
-            task.set_env_variable("AWS_ENDPOINT_URL", storage.endpoint)
-        for name, value in build_store_variables(self.cluster).items():
+        for name, value in build_plain_storage_variables(self.cluster).items():
             task.set_env_variable(name, value)
         if storage.secret:
             keys = {storage.access_key: "AWS_ACCESS_KEY_ID", storage.secret_key: "AWS_SECRET_ACCESS_KEY"}

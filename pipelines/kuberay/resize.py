@@ -1,4 +1,5 @@
-"""The resize step of a KFP pipeline, which runs in its own pod, on an existing Ray cluster, or as a RayJob.
+"""The body of the resize component of every KFP run: resize in the step's own process, on a Ray cluster that exists, or
+as a RayJob. Without a cluster's file, as on a laptop, it is the step as it is.
 
 A RayJob's pods take 35 to 60 s before they do any work (measured on a node of two busy cores, with the images there),
 Ray in the step's own pod about 10 s: so a small dataset is done sooner there. The time of the work is estimated in

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from imagemill.components.dataset.labels import MULTI, SINGLE
 from imagemill.components.evaluate.chance import ChanceTest, ClassTotals, compute_chance_f1, compute_chance_recall
-from imagemill.components.metrics.classification import ConfusionCounts, LabelCounts, confusion, summary
+from imagemill.components.metrics.classification import ConfusionCounts, LabelCounts, confusion, summarize_confusion
 
 Ids = npt.NDArray[np.int64]
 Labels = npt.NDArray[np.bool_]
@@ -34,7 +34,7 @@ def test_mean_and_spread_are_those_of_all_permutations_of_the_labels(seed: int, 
     truth, said = random.integers(0, classes, images), random.integers(0, classes + 1, images)  # one is never there
     counts = ClassTotals(np.bincount(truth, minlength=classes + 1), np.bincount(said, minlength=classes + 1), images)
     scores = [
-        summary(confusion(truth[list(order)], said, classes + 1))["balanced_accuracy"]
+        summarize_confusion(confusion(truth[list(order)], said, classes + 1))["balanced_accuracy"]
         for order in permutations(range(images))
     ]
     mean, spread = compute_chance_recall(counts)
@@ -69,7 +69,7 @@ def test_a_guess_is_no_better_and_what_looks_is() -> None:
 def test_of_rare_classes_finding_them_counts_though_top1_is_below_the_majoritys() -> None:
     rare = (np.arange(300) < 15).astype(np.int64)
     found = ((np.arange(300) < 12) | (np.arange(300) > 285)).astype(np.int64)
-    assert summary(confusion(rare, found, 2))["top1"] < 0.95
+    assert summarize_confusion(confusion(rare, found, 2))["top1"] < 0.95
     assert chance_of(rare, found, 2).is_better and not chance_of(rare, np.zeros(300, np.int64), 2).is_better
 
 

@@ -243,7 +243,7 @@ def render(workspace: Workspace, comparison: dict[str, Any] | None) -> Page:
     evaluation = evaluated(workspace, trained(workspace, clean), clean, mill.predictions(clean))
     metrics: dict[str, Any] = {}
     if comparison:
-        workspace.write_drift("tiny", "key", comparison)
+        workspace.add_drift("tiny", "key", comparison)
         lines = [str(finding) for finding in find_drift(comparison, 0.1)]
         metrics = {"drift_comparison": "key", "drift_promotion": 3, "drift_warning": 0.1, "drift": lines}
     record = {"uri": "", "state": "ran", "seconds": 0.25, "exit_code": 0, "metrics": metrics, "error": ""}

@@ -109,7 +109,7 @@ def test_a_first_model_that_is_no_better_than_a_guess_is_no_champion(
     found = gate.promote(guess, promote=policy)
     assert (found["verdict"], found["promoted"]) == ("no_better_than_chance", promoted)
     assert GUESS["why"] in found["reason"] and says in found["reason"]
-    assert (gate.workspace.champion("weekly") is not None) == promoted
+    assert (gate.workspace.last_promotion("weekly") is not None) == promoted
     assert gate.outcome(guess, promote=policy, run="again").state == "cached"
 
 
@@ -264,6 +264,17 @@ def test_each_challenger_leaves_less_of_the_level(gate: Gate) -> None:
     assert needed(judged(gate, 37)["reason"]) == 0.006
     assert judged(gate, 20)["promoted"]
     assert needed(judged(gate, 19)["reason"]) == 0.018, "a new champion is compared with for the first time"
+
+
+def test_a_verdict_that_is_judged_again_replaces_the_earlier_one(gate: Gate) -> None:
+    crowned(gate)
+    challenger = gate.evaluate("challenger", wrong(38))
+    first = gate.promote(challenger)["reason"]
+    judged(gate, 39)
+    again = gate.outcome(challenger, run="again", rerun=True)
+    assert again.state == "ran" and needed(first) == 0.018 and needed(again.metrics["reason"]) == 0.009
+    third = gate.outcome(challenger, run="third")
+    assert (third.state, third.metrics["reason"]) == ("cached", again.metrics["reason"])
 
 
 def test_images_that_are_new_give_the_level_back_and_have_a_verdict_of_their_own(gate: Gate) -> None:

@@ -239,7 +239,7 @@ def test_records_of_sources_go_with_their_raw_datasets(
 ) -> None:
     old, new = make_week(workspace, 0)["raw"], make_week(workspace, 5)["raw"]
     for key, raw in {"old": workspace.relative(old.uri), "new": workspace.relative(new.uri), "gone": "raw/00"}.items():
-        workspace.write_source_record(key, {"raw": raw, "source": "x"})
+        workspace.add_source_record(key, {"raw": raw, "source": "x"})
     age(workspace, 2)
     gc(workspace, capsys, "--keep-last", "1", "--delete")
     assert [path for path in files_of(workspace) if path.startswith("sources/")] == ["sources/new.json"]
@@ -333,7 +333,7 @@ def test_whenever_it_is_interrupted_nothing_points_to_what_is_gone(
         for kind in ("raw", "clean"):
             names = [file.uri.rpartition("/")[2] for file in datasets[kind].manifest.files if "_shards" in file.uri]
             write_record(workspace, f"{kind}/_shards", f"{week}/0", *names)
-        workspace.write_source_record(f"{week}", {"raw": workspace.relative(datasets["raw"].uri)})
+        workspace.add_source_record(f"{week}", {"raw": workspace.relative(datasets["raw"].uri)})
     given_up = workspace.at("clean", "0" * 16)
     workspace.store.put(f"{given_up}/part-{'0' * 16}.parquet", b"1")
     write_record(workspace, f"clean/{'0' * 16}", "0", f"part-{'0' * 16}.parquet")

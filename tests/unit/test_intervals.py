@@ -21,7 +21,7 @@ from imagemill.components.evaluate.intervals import (
     compute_wilson_interval,
     count_unreliable_classes,
 )
-from imagemill.components.metrics.classification import ConfusionCounts, LabelCounts, confusion, summary
+from imagemill.components.metrics.classification import ConfusionCounts, LabelCounts, confusion, summarize_confusion
 
 Ids = npt.NDArray[np.int64]
 Labels = npt.NDArray[np.bool_]
@@ -120,7 +120,7 @@ def test_in_large_test_splits_they_are_those_of_resampled_images() -> None:
     resampled: dict[str, list[float]] = {"top1": [], "macro_f1": [], "balanced_accuracy": []}
     for _ in range(400):
         rows = random.integers(0, len(labels), len(labels))
-        scores = summary(confusion(labels[rows], predicted[rows], 5))
+        scores = summarize_confusion(confusion(labels[rows], predicted[rows], 5))
         for name in resampled:
             resampled[name].append(scores[name])
     found = compute_single_label_intervals(pairs_of(labels, predicted, 5))

@@ -20,7 +20,7 @@ from imagemill.components.step.step import RANK_RECORDS, Context, Step, rank
 from imagemill.components.storage.errors import MillError, TransientError, UserError
 from imagemill.components.train import STEP
 from imagemill.components.train.config import TrainConfig
-from imagemill.components.train.loop import launcher as launch
+from imagemill.components.train.loop import torchrun
 from imagemill.components.train.loop.communicator import LOST, Communicator, StopRequest
 from imagemill.components.train.loop.stepper import _find_unused_parameters
 
@@ -34,12 +34,12 @@ def test_the_processes_get_the_same_config_but_for_the_run(tensors: Dataset, mon
     config = TrainConfig(
         tensors=tensors.uri, ema=0.99, flip="false", tensorboard=False, processes=3, rerun="train", seed=7
     )
-    flags = launch.make_flags(config, "some-run")
+    flags = torchrun.make_flags(config, "some-run")
     configs: list[TrainConfig] = []
     monkeypatch.setattr(Step, "execute", lambda self, made, result="": configs.append(made) or 0)  # type: ignore[func-returns-value]
     assert STEP.main(flags) == 0
     assert asdict(configs[0]) == asdict(config) | {"run": "some-run", "processes": None}
-    assert launch.make_flags(TrainConfig(), "r") == ["--run=r"] or all("=" in flag for flag in flags)
+    assert torchrun.make_flags(TrainConfig(), "r") == ["--run=r"] or all("=" in flag for flag in flags)
 
 
 def record(folder: Path, rank: int, code: int, error: str = "") -> None:
@@ -68,7 +68,7 @@ def test_the_error_is_that_of_the_process_that_had_one(
     for number, one in enumerate(records):
         if one:
             record(tmp_path, number, *one)
-    error = launch._find_error(tmp_path, 2, last)
+    error = torchrun._find_error(tmp_path, 2, last)
     assert type(error) is kind and str(error).startswith(words)
 
 
@@ -77,7 +77,7 @@ def test_torchruns_own_account_of_an_error_is_kept_back(capsys: pytest.CaptureFi
              "E1121 19:00:00.1 12 torch/distributed/elastic/x.py:1] failed\n", "Traceback\n", "[train] error: no\n",
              "ChildFailedError\n"]  # fmt: skip
     last: deque[str] = deque(maxlen=3)
-    launch._forward_lines(io.StringIO("".join(lines)), last)  # type: ignore[arg-type]
+    torchrun._forward_lines(io.StringIO("".join(lines)), last)  # type: ignore[arg-type]
     assert capsys.readouterr().err.splitlines() == ["[train] epoch 1", "a warning", "[train] error: no"]
     assert list(last)[-1] == "ChildFailedError" and len(last) == 3
 
@@ -86,7 +86,7 @@ def test_how_many_processes(monkeypatch: pytest.MonkeyPatch, tensors: Dataset) -
     def number(gpus: int = 0, **values: Any) -> int:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-        return launch.choose_processes(settings(tensors, **values))
+        return torchrun.choose_processes(settings(tensors, **values))
 
     assert number() == 1 and number(processes=3) == 3
     assert number(4, device="auto") == 4 and number(4, device="cuda", processes=2) == 2

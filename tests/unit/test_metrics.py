@@ -17,7 +17,7 @@ from sklearn.metrics import (
 )
 
 from imagemill.components.metrics import classification as metrics
-from imagemill.components.metrics.classification import ConfusionCounts, confusion, per_class, summary
+from imagemill.components.metrics.classification import ConfusionCounts, confusion, per_class, summarize_confusion
 
 CLASSES = 5
 PAIRS = st.lists(st.tuples(st.integers(0, CLASSES - 1), st.integers(0, CLASSES - 1)), min_size=1, max_size=60)
@@ -34,7 +34,7 @@ def test_everything_is_what_scikit_learn_computes(pairs: list[tuple[int, int]]) 
     expected = precision_recall_fscore_support(true, predicted, labels=labels, zero_division=0)
     for name, values in zip(("precision", "recall", "f1", "support"), expected, strict=True):
         np.testing.assert_allclose(per_class(matrix)[name], values, atol=1e-12)
-    found = summary(matrix)
+    found = summarize_confusion(matrix)
     assert found["top1"] == pytest.approx(accuracy_score(true, predicted))
     present = sorted(set(true))
     assert found["macro_f1"] == pytest.approx(
@@ -55,7 +55,7 @@ def test_sparse_counts_say_the_same(pairs: list[tuple[int, int]], batch: int) ->
         for n in range(0, len(true), batch):
             counted.add(true[n : n + batch], predicted[n : n + batch])
         matrix = confusion(true, predicted, CLASSES)
-        assert counted.summary() == summary(matrix)
+        assert counted.summary() == summarize_confusion(matrix)
         for name, values in per_class(matrix).items():
             np.testing.assert_array_equal(counted.per_class()[name], values)
         truth, said, counts = counted.cells()
@@ -65,7 +65,7 @@ def test_sparse_counts_say_the_same(pairs: list[tuple[int, int]], batch: int) ->
 
 
 def test_the_macro_average_is_over_the_classes_that_are_present() -> None:
-    found = summary(confusion([0, 0, 1, 1], [0, 0, 1, 2], 4))
+    found = summarize_confusion(confusion([0, 0, 1, 1], [0, 0, 1, 2], 4))
     assert found == {"top1": 0.75, "macro_f1": pytest.approx((1 + 2 / 3) / 2), "balanced_accuracy": 0.75}
 
 
@@ -86,8 +86,9 @@ def test_batches_add_up() -> None:
 
 def test_no_images_give_zeros() -> None:
     matrix = confusion([], [], 3)
-    assert matrix.shape == (3, 3) and summary(matrix) == {"top1": 0.0, "macro_f1": 0.0, "balanced_accuracy": 0.0}
-    assert ConfusionCounts(3).summary() == summary(matrix) and ConfusionCounts(3).per_class()["f1"].tolist() == [
+    zeros = {"top1": 0.0, "macro_f1": 0.0, "balanced_accuracy": 0.0}
+    assert matrix.shape == (3, 3) and summarize_confusion(matrix) == zeros
+    assert ConfusionCounts(3).summary() == zeros and ConfusionCounts(3).per_class()["f1"].tolist() == [
         0,
         0,
         0,

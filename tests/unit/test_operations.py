@@ -279,3 +279,13 @@ def test_an_even_image_stays_even() -> None:
         for kind in ("histogram", "clahe", "autocontrast"):
             assert len(np.unique(equalize(even, kind, 2, 8))) == 1
         np.testing.assert_array_equal(equalize(even, "autocontrast", 2, 8), even)
+
+
+def test_an_unknown_kind_is_an_error() -> None:
+    pixels = np.zeros((4, 4, 3), np.uint8)
+    with pytest.raises(ValueError, match=r"denoise: expected gaussian, .* found 'mean'"):
+        denoise(pixels, "mean", 3)
+    with pytest.raises(ValueError, match=r"equalize: expected histogram, .* found 'linear'"):
+        equalize(pixels, "linear", 2.0, 8)
+    with pytest.raises(ValueError, match=r"binarize: expected fixed, .* found 'mean'"):
+        binarize(pixels, "mean", 128, 11, 2.0)

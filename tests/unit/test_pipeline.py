@@ -19,6 +19,7 @@ import yaml
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.evaluate.config import EvaluateConfig
 from imagemill.components.resize.config import ResizeConfig
+from imagemill.components.step.step import Step
 from imagemill.components.storage.errors import UserError
 from imagemill.components.train.config import TrainConfig
 from imagemill.pipelines.cli import main as cli
@@ -27,6 +28,7 @@ from imagemill.pipelines.cluster.first_step import check_form
 from imagemill.pipelines.parameters import (
     ALL_STEPS,
     FORM_PARAMETERS,
+    MAX_FORM_PARAMETERS,
     format_form_value,
     list_form_parameters,
     list_parameters,
@@ -97,7 +99,7 @@ def test_package_is_the_golden_one(package: Path) -> None:
 
 def test_every_parameter_is_described_and_has_a_default(package: Path) -> None:
     found = spec(package)["root"]["inputDefinitions"]["parameters"]
-    assert set(found) == {*FORM_PARAMETERS, "config"} and len(found) <= 14
+    assert set(found) == {*FORM_PARAMETERS, "config"} and len(found) <= MAX_FORM_PARAMETERS
     for name, about in found.items():
         assert about["description"].strip(), name
         assert about["parameterType"] == "STRING" and "defaultValue" in about, name
@@ -203,6 +205,39 @@ def test_the_form_and_its_config_say_what_every_step_is_given() -> None:
 def test_a_single_step_refuses_a_name_of_the_config_that_no_step_has(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", "--config", '{"wieght_decay": 3}']) == 2
     assert "config.wieght_decay: expected a parameter or a step; is it weight_decay?" in capsys.readouterr().err
+
+
+def test_config_is_a_file_or_json_for_a_run_and_for_a_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configs: list[Any] = []
+
+    def execute(self: Step, config: Any, result: str = "") -> int:
+        configs.append(config)
+        return 0
+
+    monkeypatch.setattr(Step, "execute", execute)
+    path, values = tmp_path / "mill.yaml", {"epochs": 3, "promote": "never", "train": {"ema": 0.99}}
+    path.write_text(yaml.safe_dump(values | {"clean": None}))
+    words = ["train", "--tensors", "t", "--epochs", "5", "--config"]
+    assert cli.main([*words, str(path)]) == 0, "a flag wins over the file"
+    assert cli.main([*words[:3], "--config", json.dumps({"epochs": 3, "train": {"ema": 0.99}})]) == 0
+    assert [(one.epochs, one.ema) for one in configs] == [(5, 0.99), (3, 0.99)]
+    assert cli.main(["promote", "--evaluation", "e", "--config", str(path)]) == 0 and configs[-1].promote == "never"
+    assert resolve_parameters({}, json.dumps(values)) == resolve_parameters({}, str(path))
+    capsys.readouterr()
+    for text, message in (
+        ("[1]", "--config: expected a YAML file that can be read, or a JSON object"),
+        ("{", "config: expected a JSON object"),
+        (str(tmp_path / "none.yaml"), "none.yaml (No such file or directory)"),
+    ):
+        assert cli.main([*words, text]) == 2
+        assert message in capsys.readouterr().err
+    path.write_text("ema: 0.9\nema: 0.99\n")
+    assert cli.main([*words, str(path)]) == 2
+    assert f"{path} (line 2): expected each name once" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"--config \(wieght_decay\): expected a parameter or a step"):
+        resolve_parameters({}, '{"wieght_decay": 3}')
 
 
 def test_steps_install_nothing_at_run_time(package: Path) -> None:

@@ -235,7 +235,7 @@ def test_a_name_is_needed_only_where_there_is_a_choice(
     mill = Workspace(str(tmp_path / "imagemill-data"))
     model_of(tmp_path / "imagemill-data", name="one")
     mill.append_promotion("weekly", 1, {"model": "model/one"})
-    mill.write_verdict("daily", "0", {})  # was compared, and never promoted
+    mill.add_verdict("daily", "0", {})  # was compared, and never promoted
     monkeypatch.chdir(tmp_path)
     code, out, err = command("--json", str(folder / "a.jpg"))
     assert code == 0 and out and f"the champion of weekly in {mill.uri}\n" in err

@@ -53,7 +53,7 @@ def test_the_number_of_a_promotion_is_its_files(tmp_path: Path) -> None:
         workspace.append_promotion("x", number, {"n": number, "model": f"model/{number}"})
     log = tmp_path / "names" / "x" / "promotions"
     (log / "3.json").write_bytes((log / "1.json").read_bytes())  # a rollback by hand
-    champion = workspace.champion("x")
+    champion = workspace.last_promotion("x")
     assert champion is not None and (champion["n"], champion["model"]) == (3, "model/1")
 
 

@@ -8,7 +8,7 @@ from dataclasses import fields
 import pytest
 
 from imagemill.components.clean.config import CleanConfig
-from imagemill.components.imaging.pixel_options import PixelOptions, StandardizeConfig
+from imagemill.components.imaging.pixel_options import CHOICES, PixelOptions, StandardizeConfig
 from imagemill.components.storage.errors import UserError
 
 
@@ -16,6 +16,14 @@ def test_fields_and_defaults_are_cleans() -> None:
     effective = CleanConfig().manifest_values()
     assert StandardizeConfig().to_dict() == {one.name: effective[one.name] for one in fields(StandardizeConfig)}
     assert set(PixelOptions.__annotations__) == {one.name for one in fields(StandardizeConfig)}
+
+
+def test_choices_are_cleans() -> None:
+    choices = {field.name: field.metadata["choices"] for field in fields(CleanConfig)}
+    of_clean = {name: tuple(value for value in choices[name] if value != "auto") for name in CHOICES}
+    assert of_clean == CHOICES
+    texts = {field.name for field in fields(StandardizeConfig) if isinstance(field.default, str)}
+    assert set(CHOICES) == texts - {"background_color", "mask_background"}
 
 
 def test_a_manifests_config_gives_the_rules_that_clean_had() -> None:
@@ -41,3 +49,11 @@ def test_an_older_config_has_the_defaults() -> None:
 def test_what_is_no_clean_config_is_refused(config: dict[str, object]) -> None:
     with pytest.raises(UserError, match=f"here \\({next(iter(config))}\\): expected a value like"):
         StandardizeConfig.from_config(config, "here")
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_an_operation_of_a_newer_release_is_refused(name: str) -> None:
+    with pytest.raises(
+        UserError, match=f"model 12 \\({name}\\): expected one of .*, found 'newer', which a newer release"
+    ):
+        StandardizeConfig.from_config({name: "newer"}, "model 12")

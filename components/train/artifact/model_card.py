@@ -20,7 +20,7 @@ from ...models.preprocessing import EXTRA_KEY, Preprocessing
 
 MAX_CLASSES = 200
 """Classes that are listed one by one, at most."""
-_METRICS = {"top1": ("accuracy", "top-1 accuracy"), "macro_f1": ("f1", "macro-F1"), "loss": ("", "loss")}
+_TITLES = {"top1": ("accuracy", "top-1 accuracy"), "macro_f1": ("f1", "macro-F1"), "loss": ("", "loss")}
 """Name of each metric among Hugging Face's `metrics`, and in text."""
 
 
@@ -72,9 +72,9 @@ def render_card(spec: ModelSpec, facts: CardFacts, fingerprint: str, onnx_note: 
 def _render_header(spec: ModelSpec, facts: CardFacts, fingerprint: str) -> str:
     """Return Hugging Face's YAML header, without a license, which only the owner knows."""
     metrics = [
-        {"type": _METRICS[name][0], "name": f"validation {_METRICS[name][1]}", "value": round(float(value), 6)}
+        {"type": _TITLES[name][0], "name": f"validation {_TITLES[name][1]}", "value": round(float(value), 6)}
         for name, value in facts.metrics.items()
-        if name in _METRICS and _METRICS[name][0]
+        if name in _TITLES and _TITLES[name][0]
     ]
     result = {
         "task": {"type": "image-classification"},
@@ -190,7 +190,7 @@ def _render_recipe(facts: CardFacts) -> list[str]:
 def _render_metrics(facts: CardFacts) -> list[str]:
     lines = ["## Metrics", ""]
     if facts.metrics:
-        rows = [(_METRICS.get(name, ("", name))[1], f"{float(value):.4f}") for name, value in facts.metrics.items()]
+        rows = [(_TITLES.get(name, ("", name))[1], f"{float(value):.4f}") for name, value in facts.metrics.items()]
         lines += ["On the validation images, by which the epoch was chosen, so that they flatter it a little:", ""]
         lines += _render_table(rows, ("metric", "value"))
     else:

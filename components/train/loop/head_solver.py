@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...dataset.labels import MULTI
-from ...metrics.classification import confusion, summary
+from ...metrics.classification import confusion, summarize_confusion
 from ...models.blocks import head_modules
 from .losses import compute_inverse_frequencies
 from .validation import Validator
@@ -128,7 +128,8 @@ def _select_penalty(
         weights = fit_logistic_regression(features, labels, class_weights, penalty, weights)
         logits = held_out[0] @ weights[:, :-1].T + weights[:, -1]
         matrix = confusion(held_out[1].cpu().numpy(), logits.argmax(1).cpu().numpy(), classes)
-        score = (summary(matrix)["macro_f1"], -float(torch.nn.functional.cross_entropy(logits, held_out[1])))
+        loss = float(torch.nn.functional.cross_entropy(logits, held_out[1]))
+        score = (summarize_confusion(matrix)["macro_f1"], -loss)
         if best is None or score > best:
             best, best_weights, best_penalty = score, weights, penalty
     return best_weights, best_penalty

@@ -25,7 +25,7 @@ from ..data.prefetcher import DevicePrefetcher
 from .checkpoint import Learner, TrainingState, load_checkpoint, save_checkpoint
 from .communicator import Communicator
 from .head_solver import can_solve_head, solve_head
-from .history import EpochRow, open_events
+from .history import EpochRow, EventFile, open_events
 from .losses import balance_classes
 from .optimizer import LearningRateSchedule, MovingAverage, count_trainable_blocks, make_optimizer
 from .stepper import Stepper, choose_autocast_dtype
@@ -58,6 +58,13 @@ class Trainer:
         config: resolved, every option has a value.
         uri: of the model dataset; checkpoints lie below it.
         events_uri: folder or S3 prefix of TensorBoard's event files; empty for none.
+
+    Attributes:
+        events: the writer of these files while `run` is under way.
+        _counted_until: time (`time.monotonic()`) up to which `state.seconds` counts the current epoch.
+        _last_checkpoint: time of the last checkpoint in this process, or of the start.
+        _checkpoint_seconds: duration of the last checkpoint; 0 before the first, so that the first epoch is followed by
+            one.
     """
 
     network: torch.nn.Module
@@ -68,6 +75,10 @@ class Trainer:
     context: Context
     comm: Communicator = field(default_factory=Communicator)
     events_uri: str = ""
+    events: EventFile | None = field(default=None, init=False)
+    _counted_until: float = field(default=0.0, init=False)
+    _last_checkpoint: float = field(default=0.0, init=False)
+    _checkpoint_seconds: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
         import torch
@@ -119,8 +130,7 @@ class Trainer:
         """Train from the last checkpoint to the last epoch, and return the final state."""
         state = self._resume()
         started, first_epoch = time.monotonic(), state.epoch
-        self._checkpoint_seconds = 0.0  # so that the first epoch is followed by a checkpoint
-        self._checkpoint_time = started
+        self._last_checkpoint = started
         with open_events(self.events_uri if self.comm.is_main else "", state.updates) as self.events:
             while not self.is_finished(state):
                 self._run_epoch(state)
@@ -144,8 +154,10 @@ class Trainer:
         Epochs in which blocks are still frozen do not count as without progress.
         """
         patience, config = self.config.early_stopping, self.config
-        if state.epoch >= config.epochs or not patience or not self.validator.has_images:
-            return state.epoch >= config.epochs
+        if state.epoch >= config.epochs:
+            return True
+        if not patience or not self.validator.has_images:
+            return False
         frozen_epochs = config.probe_epochs + config.unfreeze_epochs if config.weights else 0
         return state.epoch - max(state.best_epoch, min(frozen_epochs, state.epoch)) >= patience
 
@@ -159,14 +171,14 @@ class Trainer:
             self._train_batches(state)
         row = self._summarize_epoch(state, trainable_blocks) | self._validate(state)
         _check_finite("validation loss", row.get("val_loss", 0.0), row["epoch"])
-        row["seconds"] = round(state.seconds + time.monotonic() - self._clock, 3)
+        row["seconds"] = round(state.seconds + time.monotonic() - self._counted_until, 3)
         state.end_epoch(row)
         if self._is_best(state):
             state.best_epoch = state.epoch
             if self.comm.is_main:
                 weights = self.evaluated_network.state_dict()
                 state.best_weights = {name: value.detach().cpu().clone() for name, value in weights.items()}
-        if time.monotonic() - self._checkpoint_time >= self._checkpoint_seconds / CHECKPOINT_TIME_SHARE:
+        if time.monotonic() - self._last_checkpoint >= self._checkpoint_seconds / CHECKPOINT_TIME_SHARE:
             self._save(state)
         if self.events:
             self.events.add(state.updates, row)
@@ -176,7 +188,7 @@ class Trainer:
         """Train on the batches of an epoch from number `state.batches` on."""
         import torch
 
-        epoch, self._clock = state.epoch, time.monotonic()
+        epoch, self._counted_until = state.epoch, time.monotonic()
         if state.loss_sum is None:
             state.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         progress = Progress("train", total=self.rows, every_s=3.0 if self.comm.is_main else math.inf)
@@ -238,7 +250,7 @@ class Trainer:
         """Solve the head on the frozen features, in one pass over the images: an epoch without optimizer steps."""
         import torch
 
-        self._clock = time.monotonic()
+        self._counted_until = time.monotonic()
         solution = solve_head(self.network, self.validator, lambda: self._stop_if_requested(state))
         if self.learner.average:
             self.learner.average.network.load_state_dict(self.network.state_dict())
@@ -307,7 +319,7 @@ class Trainer:
             self.comm.wait_for_main()  # it has saved
             raise error
         minutes = self.config.checkpoint_minutes
-        if minutes and self.comm.is_main and time.monotonic() - self._checkpoint_time >= 60 * minutes:
+        if minutes and self.comm.is_main and time.monotonic() - self._last_checkpoint >= 60 * minutes:
             self._count_time(state)
             self._save(state)
 
@@ -334,12 +346,12 @@ class Trainer:
             started = time.monotonic()
             save_checkpoint(self.uri, state, self.learner)
             self._checkpoint_seconds = time.monotonic() - started
-        self._checkpoint_time = time.monotonic()
+        self._last_checkpoint = time.monotonic()
 
     def _count_time(self, state: TrainingState) -> None:
         """Add the time since the last call, or since the epoch began, to the epoch's."""
         now = time.monotonic()
-        state.seconds, self._clock = state.seconds + now - self._clock, now
+        state.seconds, self._counted_until = state.seconds + now - self._counted_until, now
 
 
 def _check_finite(name: str, loss: float, epoch: int) -> None:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from ...dataset.labels import MULTI, THRESHOLD, probabilities, sum_loss
 from ...dataset.manifest import Dataset
 from ...imaging.tensors import center_crop, input_size
-from ...metrics.classification import LabelCounts, confusion, summary
+from ...metrics.classification import LabelCounts, confusion, summarize_confusion
 from ...models.artifact import Normalize
 from ..data.batches import iter_batches
 from ..data.cache import ShardCache
@@ -66,7 +66,7 @@ class Validator:
                 counts.add(labels, (probabilities(logits, task) >= THRESHOLD).cpu().numpy(), highest)
             else:
                 matrix += confusion(labels, highest, classes)
-        scores = counts.summary() if task == MULTI else summary(matrix)
+        scores = counts.summary() if task == MULTI else summarize_confusion(matrix)
         return {"val_loss": loss / rows, "val_top1": scores["top1"], "val_macro_f1": scores["macro_f1"]}
 
     def fit_temperature(self, network: torch.nn.Module) -> float:
