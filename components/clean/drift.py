@@ -59,7 +59,7 @@ def check_drift(dataset: Dataset, name: str, config: CleanConfig, context: Conte
     Empty without a champion, and where the champion was trained on this very dataset. UserError where `stop_on_drift`
     says so.
     """
-    promotion = context.workspace.champion(name)
+    promotion = context.workspace.last_promotion(name)
     if promotion is None:
         return {}
     try:

@@ -6,6 +6,7 @@ between images, in a row group of every megabyte.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -111,4 +112,4 @@ def _read_group_starts(uri: str) -> list[int]:
     """Return the first row of each row group of a Parquet file."""
     with open_parquet(uri) as parquet:
         rows = [parquet.metadata.row_group(index).num_rows for index in range(parquet.num_row_groups)]
-    return np.cumsum([0, *rows[:-1]]).tolist()
+    return list(itertools.accumulate(rows[:-1], initial=0))

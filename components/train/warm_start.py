@@ -81,7 +81,7 @@ def _make_key(config: TrainConfig, tensors: Dataset, context: Context) -> str:
 def _find_champion(config: TrainConfig, name: str, context: Context) -> Start | None:
     """Return today's champion, None where there is none or its model is gone, and say so."""
     otherwise = f"from {config.weights}" if config.weights else "from nothing"
-    promotion = context.workspace.champion(name)
+    promotion = context.workspace.last_promotion(name)
     if promotion is None or not promotion["model"]:
         context.say(f"{name} has no champion yet: training starts {otherwise}")
         return None

@@ -138,7 +138,7 @@ def test_any_history_of_a_folder_ends_as_if_it_were_read_anew(
 def make_table(folder: Path, draw: random.Random, kept: dict[str, str]) -> Path:
     """A table of random rows; a row of `kept` is as it was with four chances in five."""
     rows = {}
-    for name in sorted(path.name for path in folder.glob("*.jpg")) + ["gone-1.jpg", "gone-2.jpg"]:
+    for name in [*sorted(path.name for path in folder.glob("*.jpg")), "gone-1.jpg", "gone-2.jpg"]:
         if draw.random() < 0.1:
             continue
         cells = [draw.choice(["cat", "dog"]), draw.choice(["", "train", "test"]), draw.choice(["", "g1", "g2"])]
