@@ -138,7 +138,7 @@ def test_any_history_of_a_folder_ends_as_if_it_were_read_anew(
 def make_table(folder: Path, draw: random.Random, kept: dict[str, str]) -> Path:
     """A table of random rows; a row of `kept` is as it was with four chances in five."""
     rows = {}
-    for name in sorted(path.name for path in folder.glob("*.jpg")) + ["gone-1.jpg", "gone-2.jpg"]:
+    for name in [*sorted(path.name for path in folder.glob("*.jpg")), "gone-1.jpg", "gone-2.jpg"]:
         if draw.random() < 0.1:
             continue
         cells = [draw.choice(["cat", "dog"]), draw.choice(["", "train", "test"]), draw.choice(["", "g1", "g2"])]
@@ -202,6 +202,17 @@ def test_a_shard_that_lost_more_than_a_quarter_is_written_anew(tmp_path: Path, s
     assert reads.paths.count("cat/007.jpg") == 1, "read by the dataset from nothing, not for the copy"
     assert len(set(grown.files()) & set(first.files())) == len(first.files()) - 1
     assert "removed" not in grown.manifest.extra
+
+
+def test_a_manifest_names_a_bounded_number_of_removed_rows(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reuse, "MAX_REMOVED_IDS", 3)
+    run(tmp_path / "ws", source, tmp_path)
+    for name in ("cat/001", "cat/003", "cat/021", "dog/000", "dog/030"):  # two of the first shard, one of three more
+        (source / f"{name}.jpg").unlink()
+    grown = check_equals_fresh(run(tmp_path / "ws", source, tmp_path), source, tmp_path)
+    assert sorted(map(len, grown.manifest.extra["removed"].values())) == [1, 1, 1]
 
 
 def test_small_shards_of_many_weeks_are_merged(
