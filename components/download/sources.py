@@ -221,7 +221,7 @@ def _encode(uri: str) -> bytes:
 def _iterate_entries(files: pa.Table, numbers: Numbers) -> Iterator[Entry]:
     for number in range(files.num_rows) if numbers is None else numbers:
         uri, size, validator = (files.column(name)[int(number)].as_py() for name in ("uri", "size", "validator"))
-        yield Entry(uri.decode("utf-8", "surrogateescape"), size, validator, 0.0)  # when it was written is not kept
+        yield Entry(uri.decode("utf-8", "surrogateescape"), size, validator)
 
 
 def _hash(value: Any) -> str:

@@ -16,7 +16,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -36,12 +36,12 @@ CHUNK_BYTES = 8 * 2**20
 @dataclass(frozen=True)
 class Entry:
     """One object of a listing. `validator` is its ETag, or modification time in ns on disk; `modified` is the time of
-    its last write in seconds since 1970, by the clock of the store."""
+    its last write in seconds since 1970, by the clock of the store (0 where it is not kept)."""
 
     uri: str
     size: int
     validator: str
-    modified: float
+    modified: float = field(default=0.0, compare=False)
 
 
 class Store(Protocol):

@@ -204,6 +204,17 @@ def test_a_shard_that_lost_more_than_a_quarter_is_written_anew(tmp_path: Path, s
     assert "removed" not in grown.manifest.extra
 
 
+def test_a_manifest_names_a_bounded_number_of_removed_rows(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reuse, "MAX_REMOVED_IDS", 3)
+    run(tmp_path / "ws", source, tmp_path)
+    for name in ("cat/001", "cat/003", "cat/021", "dog/000", "dog/030"):  # two of the first shard, one of three more
+        (source / f"{name}.jpg").unlink()
+    grown = check_equals_fresh(run(tmp_path / "ws", source, tmp_path), source, tmp_path)
+    assert sorted(map(len, grown.manifest.extra["removed"].values())) == [1, 1, 1]
+
+
 def test_small_shards_of_many_weeks_are_merged(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, reads: Reads
 ) -> None:

@@ -50,7 +50,7 @@ def test_names_of_boxes_are_trimmed_and_may_be_left_out() -> None:
 
 
 def test_the_schema_is_that_of_raw() -> None:
-    from imagemill.components.download.raw import BOX as RAW_BOX
+    from imagemill.components.download.contents import BOX as RAW_BOX
 
     table = read_table(b"path,label,split,group,mask,box_name,xmin,ymin,xmax,ymax\na,x,,p,m,n,1,2,3,4\n", "t.csv")
     assert table.column_names == ["path", "label", "split", "group", "mask", "boxes"]
