@@ -36,8 +36,7 @@ def leave_out(base: Dataset, rows: list[dict[str, Any]], gone: set[str], uri: st
 
 @pytest.fixture
 def replaced(tmp_path: Path) -> tuple[Dataset, list[dict[str, Any]]]:
-    """A dataset without every fifth row of an older one, with another image under the name of the first, and its rows.
-    """
+    """An older dataset without every fifth row, with another image under the name of the first; and its rows."""
     old = toy_rows()
     base = raw_dataset(tmp_path, old, shards=3)
     gone = {row["image_id"] for row in old[::5]}
