@@ -3,12 +3,11 @@
     python tests/benchmarks/warm_start.py [--seeds 3] [--weeks 0.9 1.0] [--image-size 64] [--backbone resnet18]
                                           [--variants NAME=FLAGS ...] [--workspace FOLDER] [--json FILE]
 
-Each week has a larger share of the training images of a demo whose test images are harder (tests/harder.py), and all of
-its 472 test images. A variant trains each week, with flags of `imagemill train`, and its model is promoted, whatever
-the gate says; in the first week there is no champion, so all variants of a seed share that model. Printed are epochs,
-CPU and elapsed seconds of a training after the first week (mean), and macro-F1 in the last week (mean ± sd over the
-seeds), with its difference to the first variant's. A folder given as workspace keeps everything: the same command goes
-on where it was stopped.
+Each week has a larger share of the demo's training images, and the same 472 test images, which are those of four demos.
+In the first week all variants train from nothing, so those of a seed share that model; later they train with their
+flags of `imagemill train`. Each model is promoted, whatever the gate says. Printed are epochs, CPU and elapsed seconds
+of a training after the first week (mean), and macro-F1 in the last week (mean ± sd over the seeds), with its difference
+to the first variant's. A folder given as workspace keeps everything: the same command goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -33,6 +32,7 @@ import harder
 
 from imagemill.components import clean, download, evaluate, promote, resize, train
 from imagemill.components.dataset.manifest import read_dataset
+from imagemill.components.download.demo import draw_upright
 from imagemill.components.step.step import Step
 
 VARIANTS = {
@@ -78,9 +78,12 @@ class Chain:
 
     def _write_table(self, share: float) -> Path:
         """Write the table of a week: the training images up to `share` of an order of their own, and all others."""
-        source = self.folder / "harder"
+        source = self.folder / "demo"
         if not (source / harder.TABLE).exists():
             harder.write(source)
+            for number, planned in harder.sound_pictures(4, 0):
+                path = source / f"test/{planned.label}/{number}-{Path(planned.path).stem}.jpg"
+                draw_upright(number, planned).save(path, quality=90)
         with (source / harder.TABLE).open(newline="") as file:
             header, *rows = csv.reader(file)
         order = np.random.default_rng(0).random(len(rows))
@@ -124,8 +127,10 @@ def main() -> None:
         for seed in range(given.seeds):
             for variant, flags in variants.items():
                 name = f"{''.join(c if c.isalnum() else '-' for c in variant)}-{seed}"
-                more = ["--backbone", given.backbone, "--seed", str(seed), *flags]
-                table[variant].append([chain.train_week(name, *uris, more) for uris in weeks])
+                shared = ["--backbone", given.backbone, "--seed", str(seed)]
+                results = [chain.train_week(name, *weeks[0], shared)]
+                results += [chain.train_week(name, *uris, [*shared, *flags]) for uris in weeks[1:]]
+                table[variant].append(results)
                 print(f"seed {seed} {variant}: {table[variant][-1][1:]}", flush=True)
     print(format_table(table))
     if given.json:
