@@ -265,7 +265,7 @@ import sys
 from imagemill.components.storage import retry, s3
 retry.with_retry.__defaults__ = (6.0,)
 s3.READ_TIMEOUT_S = 2
-from imagemill.pipelines.cli import main
+from imagemill.pipelines.cli.main import main
 sys.exit(main())
 """
 """The command with less patience than it has: 6 s for all tries, 2 for an answer."""
