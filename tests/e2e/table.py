@@ -44,7 +44,8 @@ def _note(row: Row) -> str:
 def summary(rows: Sequence[Row], seconds: float) -> str:
     counts = {outcome: sum(row.outcome == outcome for row in rows) for outcome in MARKS}
     told = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
-    return f"{told} in {int(seconds // 60)} min {seconds % 60:.0f} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{told} in {minutes} min {seconds} s"
 
 
 def exit_code(rows: Sequence[Row]) -> int:
