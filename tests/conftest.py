@@ -21,7 +21,7 @@ from rgw import CephRGW
 
 LONGEST = ("test_demo_run", "test_s3", "test_kill", "test_growth", "test_race", "test_pets_run", "test_ray_cluster",
            "test_export", "test_ray_kill", "test_multi_label_run", "test_training_stopped", "test_gpu",
-           "test_gc_run")  # fmt: skip
+           "test_warm_start", "test_clean_reuse", "test_gc", "test_generations", "test_drift_run")  # fmt: skip
 """Modules that take half a minute and more, in the order in which they begin."""
 
 # How long an example takes depends on how busy the machine is. CI takes `--hypothesis-profile=same`: the same examples

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from conftest import Finished
 
 
+@pytest.mark.proof
 def test_a_run_finds_what_was_kept_and_makes_what_went(finished: Finished) -> None:
     """The second week's model is champion; of the first week, which is neither, nothing is left."""
     workspace = Workspace.open(str(finished.workspace))

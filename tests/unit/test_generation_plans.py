@@ -226,6 +226,7 @@ def parse_job_config(words: list[str], monkeypatch: pytest.MonkeyPatch) -> Resiz
     return config
 
 
+@pytest.mark.proof
 def test_new_rows_that_lie_amid_others_are_merged_like_any(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
