@@ -75,8 +75,16 @@ def _was_taken(trial: Trial, run: Run, template_name: str) -> bool:
 
 def fire_cron(trial: Trial, workspace: str, deadline: Deadline, **parameters: Any) -> Run:
     """Let a copy of the CronWorkflow start one run, and delete it."""
-    made_by = template(trial, trial.cluster, {"workspace": workspace, **parameters})
-    document: Doc = copy.deepcopy(argo.build_cron_workflow(trial.cluster))
+    name = start_cron(trial, trial.cluster, workspace, **parameters)
+    run = next_of_cron(trial, name, workspace, deadline, 0)
+    stop_cron(trial, name)
+    return run
+
+
+def start_cron(trial: Trial, cluster: Cluster, workspace: str, **parameters: Any) -> str:
+    """Create a copy of the CronWorkflow that fires every minute in which none of its runs is under way; its name."""
+    made_by = template(trial, cluster, {"workspace": workspace, **parameters})
+    document: Doc = copy.deepcopy(argo.build_cron_workflow(cluster))
     name = trial.name("cron")
     document["metadata"]["name"] = name
     spec = document["spec"]
@@ -84,10 +92,15 @@ def fire_cron(trial: Trial, workspace: str, deadline: Deadline, **parameters: An
     spec["workflowSpec"] = {**spec.get("workflowSpec", {}), "workflowTemplateRef": {"name": made_by}}
     spec.setdefault("workflowMetadata", {}).setdefault("labels", {})[E2E_LABEL] = trial.session.suffix
     trial.create("cronworkflows", document)
+    return name
+
+
+def next_of_cron(trial: Trial, name: str, workspace: str, deadline: Deadline, earlier: int) -> Run:
+    """Wait for the run of a CronWorkflow that comes after `earlier` others."""
 
     def fired() -> Doc | None:
-        started = [workflow for workflow in trial.mirror.seen("workflows") if labels_of(workflow).get(_CRON) == name]
-        return started[0] if started else None
+        started = _started_by(trial, name)
+        return started[earlier] if len(started) > earlier else None
 
     def doing() -> str:
         status = (trial.kube.get("cronworkflows", name) or {}).get("status") or {}
@@ -95,10 +108,18 @@ def fire_cron(trial: Trial, workspace: str, deadline: Deadline, **parameters: An
         return f"CronWorkflow {name}: {'; '.join(filter(None, problems)) or 'waits for the next minute'}"
 
     started = trial.mirror.wait(fired, f"CronWorkflow {name} starts a run", deadline, doing)
-    # Its Workflows are its dependants: they must outlive it to be watched. So it is stopped here, for deleting it would
-    # delete the run; the scenario's cleaning deletes both.
-    trial.kube.merge(trial.kube.path("cronworkflows", name), {"spec": {"suspend": True}})
     return trial.start(Run(trial.place, ARGO, name_of(started), name_of(started), workspace))
+
+
+def stop_cron(trial: Trial, name: str) -> None:
+    """Have it start no more runs. Its Workflows are its dependants, which deleting it would delete: the scenario's
+    cleaning deletes both."""
+    trial.kube.merge(trial.kube.path("cronworkflows", name), {"spec": {"suspend": True}})
+
+
+def _started_by(trial: Trial, name: str) -> list[Doc]:
+    started = [workflow for workflow in trial.mirror.seen("workflows") if labels_of(workflow).get(_CRON) == name]
+    return sorted(started, key=lambda workflow: str(workflow["metadata"]["creationTimestamp"]))
 
 
 def fired_by(trial: Trial, run: Run) -> list[Doc]:
@@ -106,5 +127,4 @@ def fired_by(trial: Trial, run: Run) -> list[Doc]:
     workflow = run.object()
     if workflow is None:
         raise Failed(f"workflow {run.workflow} was not seen")
-    name = labels_of(workflow).get(_CRON)
-    return [seen for seen in trial.mirror.seen("workflows") if labels_of(seen).get(_CRON) == name]
+    return _started_by(trial, str(labels_of(workflow).get(_CRON)))

@@ -41,6 +41,7 @@ class Options:
     namespace_for_tests: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
     require: tuple[str, ...] = ()
+    retrainings: int = 0
     keep: bool = False
     full_pods: bool = False
     patience: float = 1.0
@@ -94,6 +95,9 @@ def parse(words: Sequence[str]) -> Options:
     add("--change-controller", action="store_true",
         help="also try which failures are tried again under the other retry policy: this changes the config map of "
         "Argo's controller, for everybody's workflows, and changes it back")  # fmt: skip
+    add("--retrainings", type=int, default=0, metavar="N",
+        help="so many scheduled retrainings in a row, each with new images and a pod killed at random: 1 to 2 minutes "
+        "each (default: 0, none)")  # fmt: skip
     add("--keep", action="store_true", help="leave everything in place, to be looked at; --sweep takes it away")
     add("--out", type=Path, default=Path("e2e-results"), metavar="FOLDER",
         help="where the table, its JSON and what failures leave are written (default: e2e-results)")  # fmt: skip
@@ -104,8 +108,9 @@ def parse(words: Sequence[str]) -> Options:
     values = vars(parser.parse_args(words))
     if values["patience"] <= 0:
         parser.error("--patience: expected a factor above 0")
-    if values["at_once"] < 0:
-        parser.error("--at-once: expected a number from 1 on")
+    for name in ("at_once", "retrainings"):
+        if values[name] < 0:
+            parser.error(f"--{name.replace('_', '-')}: expected a number from 1 on, found {values[name]}")
     values |= {name: tuple(values[name]) for name in ("only", "require", "submit", "namespace_for_tests")}
     return Options(**values, suffix=secrets.token_hex(3), words=tuple(words))
 

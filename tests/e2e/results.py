@@ -45,6 +45,7 @@ def render(session: Session, rows: Sequence[Row], seconds: float) -> str:
         _scenarios(rows, session.folder),
         _cost(session.measured),
         _resizing(session.measured),
+        _weekly(session.measured),
         _retries(session.measured),
     ]
     return "\n".join(filter(None, parts))
@@ -108,6 +109,23 @@ def _resizing(measured: Sequence[Mapping[str, Any]]) -> str:
     lines = [(one["mode"], one["engine"], one["seconds"]) for one in found]
     return "## Resizing the demo's images\n\nSeconds from the end of clean to the pod of train.\n\n" + _table(
         ("ray.mode", "through", "seconds"), lines
+    )
+
+
+def _weekly(measured: Sequence[Mapping[str, Any]]) -> str:
+    runs = [run for run in measured if run["table"] == "weekly"]
+    if not runs:
+        return ""
+    steps = ("download", "clean", "resize")
+    head = ("through", "week", "images", *steps, "kB stored in raw, clean and tensors")
+    lines = [
+        (run["engine"], run["week"], run["images"], *(run["steps"].get(step, "") for step in steps),
+         f"{run['bytes'] / 1000:.0f}")
+        for run in runs
+    ]  # fmt: skip
+    return (
+        "## The second week\n\nSeconds of each step's own work as its record says, without its pod; what a week adds "
+        "to the store.\n\n" + _table(head, lines)
     )
 
 

@@ -17,6 +17,9 @@ CLASSES = ("blue", "green", "red")
 PER_CLASS = {"train": 16, "val": 4, "test": 8}
 SIDE = 48
 """Pixels of an image of `plant`."""
+FIRST_OF_WEEKS = 1000
+"""The number of the first image that comes later."""
+WITH_ROWS = ("raw", "clean", "tensors")
 
 
 def reach(workspace: str) -> dict[str, Any]:
@@ -53,29 +56,70 @@ def _server(endpoint: str) -> str:
         return ""
 
 
-def plant(source: str) -> dict[str, Any]:
-    """Write a small dataset of three colours, with its splits as folders: the same bytes each time."""
+def plant(source: str, times: int = 1, weeks: int = 0) -> dict[str, Any]:
+    """Write a small dataset of three colours, with its splits as folders: the same bytes each time.
+
+    `times`: as many images of each split. `weeks`: so many further train images of each class, one a week.
+    """
+    from imagemill.components.storage.filesystem import get_store
+
+    store = get_store(source)
+    numbers = {split: list(range(per_class * times)) for split, per_class in PER_CLASS.items()}
+    numbers["train"] += [FIRST_OF_WEEKS + week for week in range(weeks)]
+    count = 0
+    for split in PER_CLASS:
+        for label, name in enumerate(CLASSES):
+            for number in numbers[split]:
+                uri = f"{source}/{split}/{name}/{number:02}.png"
+                if store.stat(uri) is None:
+                    store.put_if_absent(uri, _picture(split, label, number))
+                count += 1
+    return {"images": count}
+
+
+def _picture(split: str, label: int, number: int) -> bytes:
+    """A PNG of mostly one colour."""
     import io
 
     import numpy as np
     from PIL import Image
 
+    random = np.random.default_rng([sum(map(ord, split)), label, number])
+    coarse = random.integers(0, 160, (6, 6, 3), dtype=np.uint8)
+    coarse[..., 2 - label] = random.integers(160, 256, (6, 6))
+    buffer = io.BytesIO()
+    Image.fromarray(coarse).resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def rows(workspace: str) -> dict[str, Any]:
+    """A hash of each dataset's rows, which does not depend on their order and files, and the bytes stored.
+
+    {"hashes": {kind: {fingerprint: hash}}, "bytes": {kind: bytes of all files below it}}
+    """
+    import hashlib
+
+    from imagemill.components.dataset.manifest import read_dataset
+    from imagemill.components.dataset.shards import row_groups
     from imagemill.components.storage.filesystem import get_store
 
-    store = get_store(source)
-    count = 0
-    for split, per_class in PER_CLASS.items():
-        for label, name in enumerate(CLASSES):
-            for number in range(per_class):
-                random = np.random.default_rng([sum(map(ord, split)), label, number])
-                coarse = random.integers(0, 160, (6, 6, 3), dtype=np.uint8)
-                coarse[..., 2 - label] = random.integers(160, 256, (6, 6))
-                image = Image.fromarray(coarse).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-                buffer = io.BytesIO()
-                image.save(buffer, "PNG")
-                store.put_if_absent(f"{source}/{split}/{name}/{number:02}.png", buffer.getvalue())
-                count += 1
-    return {"images": count}
+    hashes: dict[str, dict[str, str]] = {kind: {} for kind in WITH_ROWS}
+    stored = dict.fromkeys(WITH_ROWS, 0)
+    for kind in WITH_ROWS:
+        for entry in get_store(workspace).list(f"{workspace}/{kind}"):
+            stored[kind] += entry.size
+            if not entry.uri.endswith("/_manifest.json"):
+                continue
+            dataset = read_dataset(entry.uri.rpartition("/")[0])
+            digests = sorted(
+                hashlib.sha256(repr(sorted(row.items())).encode()).hexdigest()
+                for file in dataset.files()
+                for table in row_groups(dataset, file)
+                for row in table.to_pylist()
+            )
+            digest = hashlib.sha256(repr(digests).encode()).hexdigest()
+            hashes[kind][dataset.fingerprint] = f"{len(digests)} rows {digest}"
+    return {"hashes": hashes, "bytes": stored}
 
 
 def look(workspace: str) -> dict[str, Any]:
@@ -192,7 +236,7 @@ def version() -> dict[str, Any]:
 
 
 QUESTIONS: dict[str, Callable[..., dict[str, Any]]] = {
-    "reach": reach, "plant": plant, "look": look, "count": count, "forget": forget, "connect": connect,
+    "reach": reach, "plant": plant, "look": look, "rows": rows, "count": count, "forget": forget, "connect": connect,
     "listen": listen, "version": version,
 }  # fmt: skip
 

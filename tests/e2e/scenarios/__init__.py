@@ -12,11 +12,12 @@ from . import (
     refusals,
     retries,
     sdk,
+    weekly,
     whole_runs,
 )
 from .common import REGISTRY
 
-for _module in (whole_runs, kills, refusals, retries, policies, sdk, pages, leftovers, measured):
+for _module in (whole_runs, weekly, kills, refusals, retries, policies, sdk, pages, leftovers, measured):
     _module.register()
 retries.register_other()
 

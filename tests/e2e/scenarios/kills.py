@@ -65,9 +65,9 @@ def kill_each(trial: Trial, targets: Sequence[Target], cluster: Cluster) -> str:
     for attempt in range(1, _TRIES + 1):
         workspace = trial.workspace(f"{trial.scenario}-{attempt}")
         run = submit(trial, workspace, cluster=cluster)
-        victims = [victim for target in remaining if (victim := _kill(trial, run, target, hasty=attempt > 1))]
+        victims = [victim for target in remaining if (victim := kill(trial, run, target, hasty=attempt > 1))]
         run.succeed(trial.deadline)
-        lost = [victim for victim in victims if _was_lost(run, victim)]
+        lost = [victim for victim in victims if was_lost(run, victim)]
         check_same(check_complete(trial, run), expected, "the undisturbed run")
         told += [_told(run, victim) for victim in lost]
         remaining = [target for target in remaining if target not in [victim.target for victim in lost]]
@@ -78,7 +78,7 @@ def kill_each(trial: Trial, targets: Sequence[Target], cluster: Cluster) -> str:
     raise Failed(f"{names} ended {_TRIES} times before the pod could be killed")
 
 
-def _kill(trial: Trial, run: Run, target: Target, hasty: bool) -> Victim | None:
+def kill(trial: Trial, run: Run, target: Target, hasty: bool = False) -> Victim | None:
     """The pod that was killed when it had worked for a while; None when it had ended before."""
     pod = _caught(trial, run, target, 0.0 if hasty else target.after)
     if pod is None:
@@ -115,7 +115,7 @@ def _ray_works(run: Run) -> bool:
     return any(rayjob.classify_status(job.get("status") or {}) == rayjob.RUNNING for job in run.rayjobs(living=True))
 
 
-def _was_lost(run: Run, victim: Victim) -> bool:
+def was_lost(run: Run, victim: Victim) -> bool:
     """Whether the kill came in time: the pod's container had not ended well by itself, and another pod took over.
 
     The API forgets a pod that is deleted without grace at once, and Argo makes the next one under the same name, so
@@ -175,9 +175,9 @@ def _deleted(trial: Trial) -> str:
 def register() -> None:
     for engine in (KFP, ARGO):
         steps = "the pods of download, clean, resize, train, evaluate and promote are killed, in one run"
-        add_after(engine, "kill-steps", steps, _killer("steps", in_pods), lacks=_lacks_policy(engine))
+        add_after(engine, "kill-steps", steps, _killer("steps", in_pods), lacks=lacks_policy(engine))
         both = "the pod that waits for the RayJob is killed, then one of Ray's workers"
-        add_after(engine, "kill-rayjob", both, _killer("rayjob", with_rayjob), "kuberay", lacks=_lacks_policy(engine))
+        add_after(engine, "kill-rayjob", both, _killer("rayjob", with_rayjob), "kuberay", lacks=lacks_policy(engine))
         head = "the pod of Ray's head is killed"
         add_after(engine, "kill-ray-head", head, _killer("ray-head", with_rayjob), "kuberay")
         add(engine, "deleted", "a run deleted midway leaves no RayJob", _deleted, (*NEEDS[engine], "kuberay"))
@@ -187,7 +187,7 @@ def _killer(targets: str, where: Callable[[Cluster], Cluster]) -> Callable[[Tria
     return lambda trial: kill_each(trial, TARGETS[targets], where(trial.cluster))
 
 
-def _lacks_policy(engine: str) -> Callable[[Session], str]:
+def lacks_policy(engine: str) -> Callable[[Session], str]:
     """KFP's retries have no policy of their own: under Argo's default a run ends with a pod that is lost."""
 
     def lacks(session: Session) -> str:
