@@ -21,6 +21,8 @@ from ..components.step.config import (
     is_json_object,
     load_yaml,
     parse_config,
+    requested_default,
+    unset_blank,
 )
 from ..components.step.step import Step
 from ..components.storage import uri as uris
@@ -63,7 +65,7 @@ PATH_PARAMETERS = (
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter: its name, default, type, help and fixed values, and the `steps` that have it."""
+    """One parameter: its name, default (None: unset), type, help and fixed values, and the `steps` that have it."""
 
     name: str
     default: Scalar
@@ -76,6 +78,10 @@ class Parameter:
     def is_in_form(self) -> bool:
         """Return whether it is a parameter of the pipeline, rather than a part of `config`."""
         return self.name in FORM_PARAMETERS
+
+    def convert(self, place: str, value: Any) -> Scalar:
+        """Return a value as the parameter's type, None if it is unset; UserError names the `place`."""
+        return convert(place, value, self.kind, choices=self.choices, may_be_unset=self.default is None)
 
 
 def list_parameters() -> dict[str, Parameter]:
@@ -91,7 +97,7 @@ def list_parameters() -> dict[str, Parameter]:
             earlier = parameters.get(name)
             parameters[name] = Parameter(
                 name=name,
-                default=getattr(step.config, name),
+                default=requested_default(config_field),
                 kind=types[name],
                 help=config_field.metadata["help"],
                 choices=config_field.metadata["choices"],
@@ -115,7 +121,10 @@ def format_form_value(value: Any) -> str:
 
 @dataclass(frozen=True)
 class RunParameters:
-    """The parameters of one run: `pipeline` has those of the forms by name, `sections` the others by step."""
+    """The requested parameters of one run: `pipeline` has those of the forms by name, `sections` the others by step.
+
+    None is unset. `config` resolves those of a step.
+    """
 
     pipeline: dict[str, Any]
     sections: dict[str, dict[str, Any]]
@@ -169,14 +178,15 @@ def resolve_parameters(flags: Mapping[str, Any], config_file: str = "") -> RunPa
     """
     declared = list_parameters()
     values, sections, places = _read_yaml(config_file, declared) if config_file else ({}, {}, {})
-    values |= flags
+    values |= {name: unset_blank(value, declared[name].default) for name, value in flags.items()}
     pipeline: dict[str, Any] = {}
     parameters = RunParameters(pipeline, sections, places, frozenset(flags))
     for name, value in values.items():
         parameter = declared[name]
-        typed = convert(parameters.place(name), value, parameter.kind, may_be_unset=parameter.default is None)
+        typed = parameter.convert(parameters.place(name), value)
         if parameter.is_in_form:
-            pipeline[name] = typed
+            if typed is not None or parameter.default is None:  # else the form's default
+                pipeline[name] = typed
             continue
         for step in parameter.steps:
             section = sections.setdefault(step, {})
@@ -194,7 +204,8 @@ def resolve_parameters(flags: Mapping[str, Any], config_file: str = "") -> RunPa
 
 def parse_form(values: Mapping[str, str]) -> RunParameters:
     """Return the parameters of a run from those of its form; UserError for a wrong `config`, and for nothing else."""
-    pipeline = {name: value for name, value in values.items() if name != CONFIG}
+    form = list_form_parameters()
+    pipeline = {name: unset_blank(value, form[name].default) for name, value in values.items() if name != CONFIG}
     return RunParameters(pipeline, parse_sections(values.get(CONFIG, ""), FORM_PARAMETERS))
 
 
@@ -214,7 +225,7 @@ def parse_sections(text: str, excluded: Collection[str] = ()) -> dict[str, dict[
             parameter = declared[name]
             if name in excluded:
                 raise wrong(place, "what is no parameter of its own", name)
-            typed = convert(place, value, parameter.kind, may_be_unset=parameter.default is None)
+            typed = parameter.convert(place, value)
             for owner in (step,) if step else parameter.steps:
                 check_field(ALL_STEPS[owner].config.__dataclass_fields__[name], typed, place)
                 sections.setdefault(owner, {})[name] = typed

@@ -65,22 +65,22 @@ class CleanConfig(StepConfig, PixelOptions):
         0.0, "added to the box on every side, as a share of its width and height", low=0, high=10
     )
     trim: str = option(
-        "auto", "cut uniform borders off (default: by the preset)", choices=("auto", "off", "on"), by_preset=True
+        "off", "cut uniform borders off (default: by the preset; off)", choices=("off", "on"), by_preset=True
     )
     trim_tolerance: int = option(12, "levels (of 255) by which a uniform border may vary", low=0, high=127)
     color: str = option(
-        "auto", "colour from here on; gray, red, green or blue keep one channel, a third of the bytes (default: "
+        "rgb", "colour from here on; gray, red, green or blue keep one channel, a third of the bytes (default: "
         "by the preset; rgb)",
-        choices=("auto", *COLORS), by_preset=True,
+        choices=tuple(COLORS), by_preset=True,
     )  # fmt: skip
     denoise: str = option(
-        "auto", "remove noise (default: by the preset)", choices=("auto", "off", "gaussian", "median", "bilateral"),
+        "off", "remove noise (default: by the preset; off)", choices=("off", "gaussian", "median", "bilateral"),
         by_preset=True,
     )  # fmt: skip
     denoise_size: int = option(3, "side of the denoiser's window in pixels, odd", low=3, high=31)
     equalize: str = option(
-        "auto", "contrast: the histogram's equalization, CLAHE or autocontrast, on the lightness of colour images "
-        "(default: by the preset)", choices=("auto", "off", "histogram", "clahe", "autocontrast"), by_preset=True,
+        "off", "contrast: the histogram's equalization, CLAHE or autocontrast, on the lightness of colour images "
+        "(default: by the preset; off)", choices=("off", "histogram", "clahe", "autocontrast"), by_preset=True,
     )  # fmt: skip
     clahe_clip: float = option(2.0, "CLAHE's limit of contrast", low=0.1, high=100)
     clahe_grid: int = option(8, "CLAHE's tiles a side", low=1, high=64)

@@ -124,22 +124,22 @@ class TrainConfig(StepConfig):
 
     # random in each epoch: geometry
     crop_scale: float = option(
-        None,
+        0.6,
         "random resized crop: smallest share of the area; 1 turns it off (default: by the preset; 0.6)",
         low=0.01,
         high=1,
         by_preset=True,
     )
     flip: str = option(
-        "auto",
+        "true",
         "mirror half of the images; never for text, digits or arrows (default: by the preset; true)",
-        choices=("auto", "true", "false"),
+        choices=("true", "false"),
         by_preset=True,
     )
     vertical_flip: str = option(
-        "auto",
+        "false",
         "turn half of the images upside down (default: by the preset; false)",
-        choices=("auto", "true", "false"),
+        choices=("true", "false"),
         by_preset=True,
     )
     rotate: float = option(None, f"degrees to either side {_RECIPE}", low=0, high=180)
