@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import difflib
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from ..storage.errors import UserError, wrong
+from .config import StepConfig, name_variable
 
 
 class Parser(argparse.ArgumentParser):
@@ -53,6 +55,17 @@ def add_flag(parser: argparse.ArgumentParser, name: str, default: Any, help: str
         parser.add_argument(flag, dest=name, metavar="true|false", nargs="?", const="true", help=text)
     else:
         parser.add_argument(flag, dest=name, metavar=name.rpartition("_")[2].upper(), help=text)
+
+
+def default_workspace() -> str:
+    """Return the workspace of commands that name none: the environment's, or that of a run without parameters."""
+    return os.environ.get(name_variable("workspace"), "").strip() or StepConfig.workspace
+
+
+def add_workspace_flag(parser: argparse.ArgumentParser) -> None:
+    """Add `--workspace` to a command that looks into one."""
+    text = f"(default: {name_variable('workspace')}, or {StepConfig.workspace})"
+    parser.add_argument("--workspace", default=default_workspace(), help=text)
 
 
 def configure_logging() -> None:

@@ -14,18 +14,20 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Self, TypeVar, overload
+from typing import Any, ClassVar, Self, TypeVar, cast, overload
 
 from ..dataset.workspace import STEPS
 from ..storage.errors import UserError, wrong
 from .presets import PRESETS
 
+VARIABLE_PREFIX = "IMAGEMILL_"
 DEVICE_HELP = (
     "where networks run and very large images are resized: cpu, cuda, or auto: a GPU where there is one, for resizing "
     "from gpu_pixels on"
 )
 """The help of `device`, which several steps have."""
 Scalar = str | int | float | bool | None
+_NO_PLACES: Mapping[str, str] = MappingProxyType({})
 V = TypeVar("V", str, int, float, bool)
 
 
@@ -148,31 +150,39 @@ class StepConfig:
         return [f"--{name.replace('_', '-')}={text}" for name, text in texts]
 
     @classmethod
-    def from_values(cls, values: Mapping[str, Any], prefix: str = "") -> Self:
+    def from_values(cls, values: Mapping[str, Any], prefix: str = "", places: Mapping[str, str] = _NO_PLACES) -> Self:
         """Resolve and check a request whose values are of any scalar form; UserError names an invalid field.
 
-        `prefix`: of field names in messages, `--` for flags.
+        `prefix`: of field names in messages, `--` for flags; `places`: other names in messages, by field.
         """
         types = field_types(cls)
         requested: dict[str, Scalar] = {}
         for key, value in values.items():
             if key not in types:
                 raise wrong(f"{prefix}{key}", f"one of {', '.join(sorted(types))}", key)
-            label = f"{prefix}{key.replace('_', '-')}" if prefix else key  # a flag, or the name of the parameter
+            label = places.get(key) or (f"{prefix}{key.replace('_', '-')}" if prefix else key)
             field = cls.__dataclass_fields__[key]
             requested[key] = convert(
                 label, value, types[key],
                 choices=field.metadata["choices"], may_be_unset=requested_default(field) is None,
             )  # fmt: skip
         config = cls.resolve(**requested)
-        config.check()
+        try:
+            config.check()
+        except UserError as error:
+            name, colon, rest = str(error).partition(":")
+            raise UserError(f"{places.get(name, name)}{colon}{rest}") from None
         return config
+
+
+def name_variable(name: str, step: str = "") -> str:
+    """Return the environment variable of an option, IMAGEMILL_EPOCHS, or of one step's, IMAGEMILL_TRAIN_SEED."""
+    return f"{VARIABLE_PREFIX}{f'{step}_' if step else ''}{name}".upper()
 
 
 def requested_default(field: dataclasses.Field[Any]) -> Scalar:
     """Return a field's default as users see it: None if a preset, the data or the machine decides."""
-    default: Scalar = None if field.metadata["by_preset"] else field.default
-    return default
+    return None if field.metadata["by_preset"] else cast(Scalar, field.default)
 
 
 def unset_blank(value: Any, default: Scalar) -> Any:
@@ -192,16 +202,16 @@ def check_field(field: dataclasses.Field[Any], value: Any, name: str) -> None:
         raise wrong(name, f"one of {', '.join(metadata['choices'])}", value)
     low, high = metadata["low"], metadata["high"]
     may_be_left_out = requested_default(field) is None
-    unset = f", or to be left out ({_describe_default(metadata['help'])})" if may_be_left_out else ""
+    unset = f", or to be left out ({describe_default(metadata['help'])})" if may_be_left_out else ""
     if low is not None and value < low:
         raise wrong(name, f"a number of at least {low:g}{unset}", value)
     if high is not None and value > high:
         raise wrong(name, f"a number of at most {high:g}{unset}", value)
 
 
-def _describe_default(help: str) -> str:
+def describe_default(help: str) -> str:
     """Return the default as the help of a field describes it: `by the recipe` of `… (default: by the recipe)`."""
-    return help.rpartition("(default: ")[2].removesuffix(")")
+    return help.partition("(default: ")[2].removesuffix(")")
 
 
 def field_types(cls: type[StepConfig]) -> Mapping[str, type]:

@@ -28,6 +28,7 @@ from .config import (
     StepConfig,
     field_types,
     is_json_object,
+    name_variable,
     parse_config,
     read_config_file,
     requested_default,
@@ -299,8 +300,12 @@ class Step:
             check_config(sections)
             if result and not Path(result).absolute().parent.is_dir():
                 raise wrong("--result", "a file in a folder that is there", result)
-            section = self._section(sections, {} if is_file else values)  # flags count for more than a file
-            config = self.config.from_values(section | self._unset_blanks(values), prefix="--")
+            section = self._section(sections, {} if is_file else values)
+            is_of_a_run = values.get("run") or os.environ.get(RUN_ENV)  # and has the run's values
+            places = {} if is_of_a_run else self._find_variables()
+            variables = {name: os.environ[variable] for name, variable in places.items() if name not in values}
+            requested = section | variables | self._unset_blanks(values)  # flags over variables over a file
+            config = self.config.from_values(requested, "--", {name: places[name] for name in variables})
         except UserError as error:
             say(self.name, f"error: {error}")
             return error.exit_code
@@ -321,6 +326,12 @@ class Step:
             say(self.name, f"error: what the step made could not be handed over: {error}")
             return error.exit_code if isinstance(error, MillError) else EXIT_OURS
         return EXIT_OK
+
+    def _find_variables(self) -> dict[str, str]:
+        """Return the environment variables that set options, by option: those for this step before those for all."""
+        names = [name for name in field_types(self.config) if name not in ("run", *self.config.PARENTS)]
+        variables = ((name, name_variable(name, step)) for name in names for step in ("", self.name))
+        return {name: variable for name, variable in variables if os.environ.get(variable, "").strip()}
 
     def _unset_blanks(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return the values of a form or of flags by name, with None for a blank one that means unset."""

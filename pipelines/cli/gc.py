@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from ...components.dataset.workspace import MARKER, PRODUCTS, Workspace
+from ...components.step.command_line import add_workspace_flag
 from ...components.step.progress import Progress, format_duration, format_size
 from ...components.storage.errors import EXIT_OK, wrong
 from .runs import align_columns
@@ -31,7 +32,7 @@ Json = dict[str, Any]
 def add_command(commands: Any) -> None:
     """Add the command and its flags."""
     parser: argparse.ArgumentParser = commands.add_parser("gc", help=HELP, description=DESCRIPTION)
-    parser.add_argument("--workspace", default="./imagemill-data", help="(default: ./imagemill-data)")
+    add_workspace_flag(parser)
     parser.add_argument("--delete", action="store_true", help="delete it (default: only list it)")
     parser.add_argument(
         "--keep-last",
