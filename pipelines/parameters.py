@@ -21,6 +21,7 @@ from ..components.step.config import (
     field_types,
     is_json_object,
     load_yaml,
+    name_flag,
     name_variable,
     parse_config,
     requested_default,
@@ -187,11 +188,6 @@ class RunParameters:
 
 Layer = dict[tuple[str, str], tuple[Any, str]]
 """Values from one origin by (step, name), each with its place; the step is empty where a value is for all steps."""
-
-
-def name_flag(name: str) -> str:
-    """Return the flag of a parameter."""
-    return f"--{name.replace('_', '-')}"
 
 
 def resolve_parameters(

@@ -19,8 +19,7 @@ from ..imaging.choices import (
 )
 from ..models import presets as model_presets
 from ..models.presets import NORMALIZATIONS
-from ..step import presets
-from ..step.config import DEVICE_HELP, StepConfig, option
+from ..step.config import StepConfig, device_option, option, preset_option
 from ..storage.errors import wrong
 
 if TYPE_CHECKING:
@@ -55,7 +54,7 @@ class ResizeConfig(StepConfig):
         None, "crop: side of the square that is stored (such as 256 for an image_size of 224): the model sees its "
         "centre, training crops at random, up to resize_size (default: image_size)", low=8, high=16384,
     )  # fmt: skip
-    preset: str = option("photo", presets.HELP, in_fingerprint=False, choices=presets.NAMES)
+    preset: str = preset_option()
     resize_mode: str = option(
         "crop",
         "crop: short side to resize_size, then the centre; squash: straight to the square; letterbox: long "
@@ -110,9 +109,7 @@ class ResizeConfig(StepConfig):
     )  # fmt: skip
     copy_flip: bool = option(False, "mirror half of the copies; never for text, digits or arrows")
     copy_seed: int = option(0, "what the copies' random choices are drawn from", low=0, high=2**31 - 1)
-    device: str = option(
-        "auto", DEVICE_HELP, in_fingerprint=False, choices=("auto", "cpu", "cuda")
-    )  # what it comes to counts
+    device: str = device_option()  # what it comes to counts
     gpu_pixels: int = option(
         GPU_PIXELS,
         "device auto: from this mean number of pixels an image on a GPU is used",

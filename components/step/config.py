@@ -18,14 +18,9 @@ from typing import Any, ClassVar, Self, TypeVar, cast, overload
 
 from ..dataset.workspace import STEPS
 from ..storage.errors import UserError, wrong
-from .presets import PRESETS
+from . import presets
 
 VARIABLE_PREFIX = "IMAGEMILL_"
-DEVICE_HELP = (
-    "where networks run and very large images are resized: cpu, cuda, or auto: a GPU where there is one, for resizing "
-    "from gpu_pixels on"
-)
-"""The help of `device`, which several steps have."""
 Scalar = str | int | float | bool | None
 _NO_PLACES: Mapping[str, str] = MappingProxyType({})
 V = TypeVar("V", str, int, float, bool)
@@ -84,6 +79,22 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def preset_option() -> str:
+    """Declare `preset`, which several steps have."""
+    return option("photo", presets.HELP, in_fingerprint=False, choices=presets.NAMES)
+
+
+def device_option() -> str:
+    """Declare `device`, which several steps have."""
+    return option(
+        "auto",
+        "where networks run and very large images are resized: cpu, cuda, or auto: a GPU where there is one, for "
+        "resizing from gpu_pixels on",
+        in_fingerprint=False,
+        choices=("auto", "cpu", "cuda"),
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class StepConfig:
     """The fields every step has. Subclasses add theirs, name the `PARENTS` and may extend `check`."""
@@ -112,7 +123,7 @@ class StepConfig:
     @classmethod
     def derive_unset(cls, requested: Mapping[str, Any]) -> dict[str, Any]:
         """Return what a request's presets say of options `by_preset`, which holds for those that are not requested."""
-        preset = PRESETS.get(requested.get("preset", ""))
+        preset = presets.PRESETS.get(requested.get("preset", ""))
         by_preset = {field.name for field in fields(cls) if field.metadata["by_preset"]}
         return {name: value for name, value in preset.values.items() if name in by_preset} if preset else {}
 
@@ -147,7 +158,7 @@ class StepConfig:
         values = ((field, getattr(self, field.name)) for field in fields(self))
         changed = ((f, v) for f, v in values if v != f.default or f.metadata["by_preset"])
         texts = ((field.name, str(v).lower() if isinstance(v, bool) else str(v)) for field, v in changed)
-        return [f"--{name.replace('_', '-')}={text}" for name, text in texts]
+        return [f"{name_flag(name)}={text}" for name, text in texts]
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any], prefix: str = "", places: Mapping[str, str] = _NO_PLACES) -> Self:
@@ -160,7 +171,7 @@ class StepConfig:
         for key, value in values.items():
             if key not in types:
                 raise wrong(f"{prefix}{key}", f"one of {', '.join(sorted(types))}", key)
-            label = places.get(key) or (f"{prefix}{key.replace('_', '-')}" if prefix else key)
+            label = places.get(key) or (name_flag(key) if prefix else key)
             field = cls.__dataclass_fields__[key]
             requested[key] = convert(
                 label, value, types[key],
@@ -173,6 +184,11 @@ class StepConfig:
             name, colon, rest = str(error).partition(":")
             raise UserError(f"{places.get(name, name)}{colon}{rest}") from None
         return config
+
+
+def name_flag(name: str) -> str:
+    """Return the flag of an option."""
+    return f"--{name.replace('_', '-')}"
 
 
 def name_variable(name: str, step: str = "") -> str:

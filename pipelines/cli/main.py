@@ -16,11 +16,19 @@ from ...components.dataset.manifest import code_version
 from ...components.dataset.workspace import STEPS
 from ...components.export.config import FORMATS, SHARD_BYTES, ExportConfig
 from ...components.predict.config import DEVICES, OUTPUTS, PredictConfig
-from ...components.step.command_line import Parser, add_flag, configure_logging, default_workspace
+from ...components.step.command_line import Parser, add_flag, configure_logging, default_workspace, parse_count
+from ...components.step.config import name_flag
 from ...components.step.extras import explain_missing_modules, require_modules
-from ...components.storage.errors import EXIT_OK, MillError, UserError, wrong
+from ...components.storage.errors import EXIT_OK, MillError, UserError
 from ..doctor import command as doctor
-from ..parameters import ALL_STEPS, WORKSPACE_HELP, RunParameters, list_parameters, parse_sections, resolve_parameters
+from ..parameters import (
+    ALL_STEPS,
+    WORKSPACE_HELP,
+    RunParameters,
+    list_parameters,
+    parse_sections,
+    resolve_parameters,
+)
 from . import champion, config, gc, images, runs, schedule, submit
 
 _INTRO = "Labelled images in, a better classifier out, again every week."
@@ -133,7 +141,7 @@ def _export(flags: dict[str, Any]) -> int:
 
     if flags["format"] == "tfrecord":
         require_modules("export", ["google_crc32c"])
-    shard_bytes = _parse_number("shard_bytes", flags["shard_bytes"], "a whole number of bytes")
+    shard_bytes = parse_count("--shard-bytes", flags["shard_bytes"], "a whole number of bytes")
     result = export(ExportConfig(flags["dataset_uri"], flags["format"], flags["output"], shard_bytes))
     print(json.dumps(result, ensure_ascii=False) if flags["json"] else result["output"])
     return EXIT_OK
@@ -142,7 +150,8 @@ def _export(flags: dict[str, Any]) -> int:
 def _predict(flags: dict[str, Any]) -> int:
     from ...components.predict.predict import predict
 
-    numbers = {name: _parse_number(name, flags[name], "a whole number of at least 1") for name in ("top", "batch_size")}
+    expected = "a whole number of at least 1"
+    numbers = {name: parse_count(name_flag(name), flags[name], expected, low=1) for name in ("top", "batch_size")}
     if not flags["model"]:
         flags["workspace"] = flags["workspace"] or default_workspace()
     prediction = PredictConfig(**{**flags, "images": tuple(flags["images"]), **numbers})
@@ -150,12 +159,6 @@ def _predict(flags: dict[str, Any]) -> int:
     if prediction.output and not prediction.json:
         print(prediction.output)
     return EXIT_OK
-
-
-def _parse_number(name: str, text: str, expected: str) -> int:
-    if not text.isascii() or not text.isdigit():
-        raise wrong(f"--{name.replace('_', '-')}", expected, text)
-    return int(text)
 
 
 _COMMANDS: dict[str, Callable[[dict[str, Any]], int]] = {
