@@ -58,12 +58,11 @@ class Geometry:
     interpolation: str = "bilinear"
     quality: str = "exact"
 
-    def __post_init__(self) -> None:
-        """Set values that equal the default to the default, so that equal geometries compare equal."""
-        if self.resize == usual_resize(self.size):
-            object.__setattr__(self, "resize", 0)
-        if self.stored == self.size:
-            object.__setattr__(self, "stored", 0)
+    @classmethod
+    def create(cls, size: int, *, resize: int = 0, stored: int = 0, **options: Any) -> Geometry:
+        """Return the geometry with 0 for a `resize` or `stored` that 0 stands for, so that equal ones compare equal."""
+        resize = 0 if resize == usual_resize(size) else resize
+        return cls(size, resize=resize, stored=0 if stored == size else stored, **options)
 
     @property
     def kept(self) -> int:
@@ -96,17 +95,17 @@ class Geometry:
     @classmethod
     def from_dict(cls, image: dict[str, Any]) -> Geometry:
         """Read the geometry from a manifest's `image` entry. Fields that an older manifest lacks are the defaults."""
-        return cls(
+        return cls.create(
             image.get("input_size", image["shape"][0]),
-            image["mode"],
-            image["color"],
-            tuple(image.get("edges", ())),
-            image.get("canny_low", CANNY_LOW),
-            image.get("canny_high", CANNY_HIGH),
-            image.get("resize_size", 0),
-            image["shape"][0],
-            image.get("interpolation", "bilinear"),
-            image.get("quality", "exact"),
+            mode=image["mode"],
+            color=image["color"],
+            edges=tuple(image.get("edges", ())),
+            canny_low=image.get("canny_low", CANNY_LOW),
+            canny_high=image.get("canny_high", CANNY_HIGH),
+            resize=image.get("resize_size", 0),
+            stored=image["shape"][0],
+            interpolation=image.get("interpolation", "bilinear"),
+            quality=image.get("quality", "exact"),
         )
 
     def scaled(self, width: int, height: int) -> tuple[int, int]:

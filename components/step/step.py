@@ -24,7 +24,16 @@ from ..storage.errors import EXIT_OK, EXIT_OURS, EXIT_USER, MillError, UserError
 from ..storage.filesystem import get_store
 from ..storage.uri import join, normalize, scheme
 from .command_line import Parser, add_flag, configure_logging
-from .config import StepConfig, field_types, is_json_object, parse_config, read_config_file
+from .config import (
+    StepConfig,
+    field_types,
+    is_json_object,
+    name_variable,
+    parse_config,
+    read_config_file,
+    requested_default,
+    unset_blank,
+)
 from .extras import explain_missing_modules
 from .progress import format_duration, say
 from .runner_exit import exit_with_runner
@@ -242,7 +251,7 @@ class Step:
         """
         configure_logging()
         values["run"] = os.environ.get(RUN_ENV) or values.get("run", "")
-        values = {key: value for key, value in values.items() if key in field_types(self.config)}
+        values = self._unset_blanks({key: value for key, value in values.items() if key in field_types(self.config)})
         try:
             step_config = self.config.from_values(values | self._section(config, values))
         except UserError as error:
@@ -271,7 +280,9 @@ class Step:
         configure_logging()
         parser = Parser(prog=prog or f"python -m imagemill.components.{self.name}", description=self.help)
         for option in dataclasses.fields(self.config):
-            add_flag(parser, option.name, option.default, option.metadata["help"], option.metadata["choices"])
+            add_flag(
+                parser, option.name, requested_default(option), option.metadata["help"], option.metadata["choices"]
+            )
         parser.add_argument("--result", default="", metavar="FILE", help="write the step's record to this file")
         parser.add_argument("--outputs", default="", metavar="FOLDER", help=_OUTPUTS_HELP)
         parser.add_argument(
@@ -289,8 +300,12 @@ class Step:
             check_config(sections)
             if result and not Path(result).absolute().parent.is_dir():
                 raise wrong("--result", "a file in a folder that is there", result)
-            section = self._section(sections, {} if is_file else values)  # flags count for more than a file
-            config = self.config.from_values(section | values, prefix="--")
+            section = self._section(sections, {} if is_file else values)
+            is_of_a_run = values.get("run") or os.environ.get(RUN_ENV)  # and has the run's values
+            places = {} if is_of_a_run else self._find_variables()
+            variables = {name: os.environ[variable] for name, variable in places.items() if name not in values}
+            requested = section | variables | self._unset_blanks(values)  # flags over variables over a file
+            config = self.config.from_values(requested, "--", {name: places[name] for name in variables})
         except UserError as error:
             say(self.name, f"error: {error}")
             return error.exit_code
@@ -311,6 +326,17 @@ class Step:
             say(self.name, f"error: what the step made could not be handed over: {error}")
             return error.exit_code if isinstance(error, MillError) else EXIT_OURS
         return EXIT_OK
+
+    def _find_variables(self) -> dict[str, str]:
+        """Return the environment variables that set options, by option: those for this step before those for all."""
+        names = [name for name in field_types(self.config) if name not in ("run", *self.config.PARENTS)]
+        variables = ((name, name_variable(name, step)) for name in names for step in ("", self.name))
+        return {name: variable for name, variable in variables if os.environ.get(variable, "").strip()}
+
+    def _unset_blanks(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the values of a form or of flags by name, with None for a blank one that means unset."""
+        defaults = {option.name: requested_default(option) for option in dataclasses.fields(self.config)}
+        return {name: unset_blank(value, defaults[name]) for name, value in values.items()}
 
     def _section(self, sections: str, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return this step's values in the JSON parameter `config`; UserError for one that is also given elsewhere.

@@ -59,8 +59,8 @@ def find_expected_input(config: TrainConfig, image: dict[str, Any]) -> ExpectedI
         preset = model_presets.find(name)
         if preset is None:
             return None
-        geometry = Geometry(
-            preset.image_size, preset.mode, resize=preset.resize_size, interpolation=preset.interpolation
+        geometry = Geometry.create(
+            preset.image_size, mode=preset.mode, resize=preset.resize_size, interpolation=preset.interpolation
         )
         is_half = config.backbone in CONVERTING_BACKBONES and not describe_conversion(config, image)
         normalization = "half" if is_half else preset.normalization

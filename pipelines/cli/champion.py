@@ -11,7 +11,7 @@ from typing import Any
 from ...components.dataset.manifest import find_dataset, find_intact_dataset, normalize_dataset_uri, read_dataset
 from ...components.dataset.workspace import Workspace
 from ...components.promote.registry import check_registry, read_version, register, resolve_registry
-from ...components.step.command_line import add_flag
+from ...components.step.command_line import add_flag, add_workspace_flag
 from ...components.step.step import new_run
 from ...components.storage import uri as uris
 from ...components.storage.errors import EXIT_OK, EXIT_OURS, TransientError, UserError, error_for_exit_code, wrong
@@ -42,7 +42,7 @@ def add_command(commands: Any) -> None:
         verbs, ROLLBACK, "an earlier champion again; the one that is taken back is not promoted by itself"
     )
     for verb in (list_parser, show_parser, promote_parser, rollback_parser):
-        verb.add_argument("--workspace", default="./imagemill-data", help="(default: ./imagemill-data)")
+        add_workspace_flag(verb)
         verb.add_argument("--json", action="store_true", help="print JSON")
         default = " (default: all)" if verb is list_parser else " (default: the one name that has a champion there)"
         verb.add_argument("--name", default="", help=f"whose champion{default}")

@@ -140,12 +140,12 @@ def test_the_command_line_of_a_job_has_no_secret(tmp_path: Path) -> None:
         {},
         {"workspace": ODD_RUN, "clean": "-x", "run": "a\nb"},
         {"image_size": 64, "copy_flip": True, "gpu_share": 0.25, "rerun": "resize", "jpeg_quality": 75},
-        {"model_preset": "vit_b_16", "preset": "ocr", "resize_mode": "letterbox"},
+        {"model_preset": "vit_b_16", "preset": "ocr", "resize_mode": "crop"},
     ],
 )
 def test_a_job_reads_back_the_config(values: dict[str, Any]) -> None:
     """Through a real shell: the words, and the config that they give, are those that were meant."""
-    config = ResizeConfig(**values)
+    config = ResizeConfig.resolve(**values)
     line = "printf '%s\\0' " + shlex.join(ray_job.build_command(config)[3:])
     words = subprocess.run(["sh", "-c", line], capture_output=True, check=True).stdout.decode().split("\0")[:-1]
     parser = Parser()

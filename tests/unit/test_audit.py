@@ -189,7 +189,7 @@ def test_leakage_is_one_sentence(
 
 
 def test_settings_are_those_that_differ(tmp_path: Path) -> None:
-    config = CleanConfig(preset="ocr", near_radius=5)
+    config = CleanConfig.resolve(preset="ocr", near_radius=5)
     dataset = draft(where(tmp_path), rows_of(8), config=config)
     dataset.manifest.config["abandoned"] = "yes"
     assert audit.gather(dataset).provenance.settings == {

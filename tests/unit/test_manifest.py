@@ -308,7 +308,7 @@ def test_a_manifest_records_every_field_that_counts() -> None:
     unrecorded = {"workspace", "name", "rerun", "run", "raw", "preset", "class_list", "clean_workers"}
     unrecorded |= {"drift_warning", "max_drift", "stop_on_drift"}
     assert set(CleanConfig().manifest_values()) == {one.name for one in dataclasses.fields(CleanConfig)} - unrecorded
-    assert CleanConfig(preset="ocr").manifest_values()["equalize"] == "autocontrast"
+    assert CleanConfig.resolve(preset="ocr").manifest_values()["equalize"] == "autocontrast"
 
 
 def test_a_file_that_is_no_parquet_breaks_the_contract(tmp_path: Path) -> None:

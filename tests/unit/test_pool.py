@@ -24,7 +24,7 @@ from imagemill.components.dataset.manifest import Dataset
 from imagemill.components.step.progress import Progress
 from imagemill.components.storage.errors import MillError, TransientError
 
-RULES = RowRules(CleanConfig(preset="ocr", clean_workers=2, rare_below=3), LabelRules({"a": 0, "b": 1}))
+RULES = RowRules(CleanConfig.resolve(preset="ocr", clean_workers=2, rare_below=3), LabelRules({"a": 0, "b": 1}))
 
 
 @pytest.fixture
