@@ -39,6 +39,13 @@ def import_torchvision() -> None:
         _remove_deferred()
 
 
+def has_amx() -> bool:
+    """Return whether the CPU multiplies matrices of bfloat16 in hardware (Intel AMX), by torch 2.15's function."""
+    import torch
+
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
+
+
 def _remove_deferred() -> None:
     for name in DYNAMO:
         if isinstance(sys.modules.get(name), _Deferred):
