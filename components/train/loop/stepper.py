@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...compat import has_amx
 from ...storage.errors import wrong
 from ..config import TrainConfig
 from .checkpoint import Learner
@@ -76,7 +77,7 @@ class Stepper:
             with self.comm.catch_lost_peers():
                 forward = self._parallel = torch.nn.parallel.DistributedDataParallel(forward, device_ids=devices)
         if should_compile(self.config, self.device, self.schedule.steps):
-            torch._dynamo.reset()
+            torch.compiler.reset()
             if self.config.compile == "auto":  # a network that can't be compiled runs as it is
                 torch._dynamo.config.suppress_errors = True
             forward = torch.compile(forward, dynamic=False)
@@ -187,5 +188,4 @@ def choose_autocast_dtype(precision: str, device: torch.device) -> torch.dtype |
         return {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
-    has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     return torch.bfloat16 if has_amx() else None
