@@ -113,7 +113,7 @@ def _installed_models() -> tuple[str, ...]:
     try:
         import_torchvision()
         from torchvision import models
-    except ImportError:
+    except (ImportError, RuntimeError):  # RuntimeError: one that does not fit the installed torch
         return ()
     return tuple(models.list_models(module=models))
 

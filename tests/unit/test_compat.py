@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -67,6 +68,15 @@ def test_a_module_that_needs_more_of_it_gets_it(statement: str) -> None:
 
 def test_torch_knows_amx_as_its_public_function_does() -> None:
     assert compat.has_amx() == torch.cpu._is_amx_tile_supported() == torch.cpu.get_capabilities().get("amx_tile", False)
+
+
+def test_what_cannot_be_compiled_runs_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(graph: object, inputs: object) -> Callable[..., object]:
+        raise RuntimeError("no such operation")
+
+    monkeypatch.setattr(torch._dynamo.config, "suppress_errors", False)
+    compat.run_what_cannot_be_compiled()
+    assert torch.compile(lambda x: x + 1, backend=refuse)(torch.ones(1)).item() == 2
 
 
 def test_kfp_replaces_python_by_a_function_that_can_be_replaced(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...compat import has_amx
+from ...compat import has_amx, run_what_cannot_be_compiled
 from ...storage.errors import wrong
 from ..config import TrainConfig
 from .checkpoint import Learner
@@ -78,8 +78,8 @@ class Stepper:
                 forward = self._parallel = torch.nn.parallel.DistributedDataParallel(forward, device_ids=devices)
         if should_compile(self.config, self.device, self.schedule.steps):
             torch.compiler.reset()
-            if self.config.compile == "auto":  # a network that can't be compiled runs as it is
-                torch._dynamo.config.suppress_errors = True
+            if self.config.compile == "auto":
+                run_what_cannot_be_compiled()
             forward = torch.compile(forward, dynamic=False)
         return forward
 
@@ -126,8 +126,9 @@ class Stepper:
         if learner.scaler:
             learner.scaler.unscale_(learner.optimizer)
         if self._images != group_images:  # the last group of an epoch
-            gradients = [p.grad for p in learner.network.parameters() if p.grad is not None]
-            torch._foreach_mul_(gradients, group_images / self._images)
+            for parameter in learner.network.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(group_images / self._images)
         if self.config.clip_norm:
             torch.nn.utils.clip_grad_norm_(learner.network.parameters(), self.config.clip_norm)
         if learner.scaler:
