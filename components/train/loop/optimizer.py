@@ -157,5 +157,5 @@ class MovingAverage:
                     values.append(value.detach())
                 else:
                     average.copy_(value)
-        get_ema_multi_avg_fn(self.get_decay())(averages, values, None)
+        get_ema_multi_avg_fn(self.get_decay())(averages, values, None)  # type: ignore[no-untyped-call]
         self.updates += 1
