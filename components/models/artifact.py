@@ -9,6 +9,7 @@ import json
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+from ..compat import import_torchvision
 from ..dataset.json_object import JsonObject
 from ..dataset.kinds import ImageSpec, NetworkExtra
 from ..dataset.manifest import Dataset
@@ -18,7 +19,6 @@ from ..storage.errors import DatasetError, UserError, first_line, wrong
 from ..storage.filesystem import get_store
 from . import timm_models
 from .blocks import set_drop_path, set_dropout
-from .compat import import_torchvision
 from .torchvision_models import check_backbone
 
 if TYPE_CHECKING:

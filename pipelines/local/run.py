@@ -19,7 +19,7 @@ from ...components.storage.errors import EXIT_OK, MillError
 from ...components.storage.uri import normalize
 from ...components.train.config import TrainConfig
 from ..cluster.cluster_file import Cluster
-from ..cluster.unchanged import find_cached_records, write_cached_records
+from ..cluster.first_step import find_cached_records, write_cached_records
 from ..parameters import RunParameters
 from ..results import make_failed_result, read_record_facts
 

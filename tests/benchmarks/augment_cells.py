@@ -57,9 +57,9 @@ def _config_of(task: str) -> Any:
 def drawn(task: str, count: int) -> Any:
     """What was drawn where every image gets the same one operation."""
     from imagemill.components.train.augment import matrices
-    from imagemill.components.train.augment.params import OPERATION_IDS, make_center_crop_params
+    from imagemill.components.train.augment.params import OPERATION_IDS, make_seed_params
 
-    what = make_center_crop_params(count, SIZE, SIZE, SIZE)
+    what = make_seed_params(0, 0, 0, count)
     every = np.ones(count)
     if task in OPERATION_IDS:
         value = np.full((count, 1), _VALUE.get(task, 0), np.float32)

@@ -17,7 +17,8 @@ from imagemill.components.dataset.shards import Layout, ShardWriter, publish_byt
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.imaging.geometry import Geometry
 from imagemill.components.models.artifact import ModelSpec, build_network
-from imagemill.components.models.presets import mean_and_std, torchvision_presets
+from imagemill.components.models.presets import mean_and_std
+from imagemill.components.models.torchvision_models import torchvision_presets
 from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.resize.tensor_shards import TensorSpec
 from imagemill.components.step.step import Context

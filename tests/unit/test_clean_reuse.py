@@ -121,11 +121,28 @@ OPTIONS = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(max_examples=12, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
-@given(st.lists(KIND, min_size=20, max_size=60), st.lists(STEP, min_size=1, max_size=3), OPTIONS)
+HISTORIES = given(st.lists(KIND, min_size=20, max_size=60), st.lists(STEP, min_size=1, max_size=3), OPTIONS)
+PHASES = [Phase.explicit, Phase.reuse, Phase.generate]
+
+
+@settings(max_examples=5, deadline=None, phases=PHASES)
+@HISTORIES
 def test_a_history_of_snapshots_equals_a_clean_of_the_last_from_nothing(
     start: list[tuple[int, str]], history: list[Any], options: dict[str, Any]
 ) -> None:
+    check_history(start, history, options)
+
+
+@pytest.mark.proof
+@settings(max_examples=60, deadline=None, phases=PHASES)
+@HISTORIES
+def test_many_histories_equal_a_clean_from_nothing(
+    start: list[tuple[int, str]], history: list[Any], options: dict[str, Any]
+) -> None:
+    check_history(start, history, options)
+
+
+def check_history(start: list[tuple[int, str]], history: list[Any], options: dict[str, Any]) -> None:
     """Rows are added, removed and replaced under their names, and classes come and go."""
     kinds = [(label, split) for label in "abcdo" for split in ("train", "train", "test")]
     needed = [raw_row(f"{label}{n}", encoded(noise(900 + n)), label, split) for n, (label, split) in enumerate(kinds)]

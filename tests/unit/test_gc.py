@@ -25,11 +25,6 @@ from imagemill.pipelines.cli.gc import parse_age
 from imagemill.pipelines.cli.main import main
 
 
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return Workspace.open(str(tmp_path / "mill"))
-
-
 def gc(workspace: Workspace, capsys: pytest.CaptureFixture[str], *flags: str) -> dict[str, Any]:
     capsys.readouterr()
     assert main(["gc", "--workspace", workspace.uri, "--json", *flags]) == 0
@@ -367,9 +362,20 @@ STEPS = st.lists(
 )  # fmt: skip
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(STEPS, st.integers(1, 3))
 def test_after_any_history_what_is_kept_is_whole(history: list[tuple[str, str, int]], keep_last: int) -> None:
+    check_history(history, keep_last)
+
+
+@pytest.mark.proof
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(STEPS, st.integers(1, 3))
+def test_after_many_histories_what_is_kept_is_whole(history: list[tuple[str, str, int]], keep_last: int) -> None:
+    check_history(history, keep_last)
+
+
+def check_history(history: list[tuple[str, str, int]], keep_last: int) -> None:
     """Nothing but what was listed goes, of what was kept nothing is missing, and a second time finds nothing."""
     with tempfile.TemporaryDirectory() as folder:
         workspace = Workspace.open(f"{folder}/mill")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -23,15 +22,7 @@ CLOSE = 2e-5
 """Of probabilities, and of logits as a share of the largest: float32 sums in another order."""
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """On a busy machine threads that wait for one another are far slower than one."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def made(backbone: str, size: int = 48, task: str = "single", color: str = "rgb", **more: Any) -> tuple[Any, ModelSpec]:

@@ -23,11 +23,6 @@ PHOTOS = [saved(made(number, 24, 18), "JPEG", quality=90) for number in range(9)
 SPLITS = ("train", "train", "train", "val", "val", "test", "test", "test", "test")
 
 
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return Workspace.open(str(tmp_path / "mill"))
-
-
 def clean_of(workspace: Workspace, name: str, splits: tuple[str, ...], photos: list[bytes] = PHOTOS) -> Dataset:
     """The photographs under names of this dataset's own, in these splits."""
     uri = workspace.dataset("clean", name)

@@ -12,9 +12,8 @@ from imagemill.components.dataset.manifest import Manifest, Totals
 from imagemill.components.models.artifact import ModelSpec
 from imagemill.components.models.presets import mean_and_std
 from imagemill.components.resize.config import ResizeConfig
-from imagemill.components.train.class_names import find_mirrored, find_recolored, find_upended
 from imagemill.components.train.config import RECIPES, TrainConfig
-from imagemill.components.train.preflight import find_warnings
+from imagemill.components.train.preflight import find_mirrored, find_recolored, find_upended, find_warnings
 from imagemill.components.train.recipes import resolve
 
 DEMO = ("checkerboard", "circle", "cross", "star", "stripes", "triangle")

@@ -14,7 +14,7 @@ from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.download.config import DownloadConfig
 from imagemill.components.evaluate.scores import align_classes
 from imagemill.components.models.torchvision_models import named_weights
-from imagemill.components.resize.plan import plan_shards
+from imagemill.components.resize.plan import plan_split
 from imagemill.components.step.progress import say
 from imagemill.components.storage.errors import UserError
 from imagemill.components.storage.parallel import Budget
@@ -37,7 +37,7 @@ def test_a_resize_task_is_bounded_by_encoded_bytes(tmp_path: Path) -> None:
     heavy = Manifest(
         **{**vars(clean.manifest), "totals": Totals(**{**vars(totals), "bytes": totals.rows * 64 * 2**20})}
     )
-    jobs = list(plan_shards(Dataset(clean.uri, heavy, ""), "train", 32 * 32 * 3))
+    jobs = plan_split(Dataset(clean.uri, heavy, ""), "train", 32 * 32 * 3).shards
     assert sum(job.rows for job in jobs) == totals.by_split["train"]
     assert max(job.rows for job in jobs) == 1, "96 MB of images of 64 MB"
 

@@ -24,6 +24,7 @@ from imagemill.components.models.artifact import ModelSpec, build_network
 from imagemill.components.step.step import NotCached
 from imagemill.components.storage.errors import UserError
 from imagemill.components.train import STEP
+from imagemill.components.train.artifact import publish
 from imagemill.components.train.config import TrainConfig
 from imagemill.components.train.recipe_values import WARM
 from imagemill.components.train.recipes import resolve
@@ -34,13 +35,32 @@ QUICK = {"recipe": "plain", "epochs": 1, "batch_size": 8, "backbone": "shufflene
 CHAMPION = QUICK | {"start": "champion"}
 
 
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """For the arithmetic of steps in this process, as `trained.start` gives to others."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """For the arithmetic of steps in this process, as `trained.start` gives to others. They write no ONNX file, which
+    would take longer than their training and which no test here reads."""
     threads = torch.get_num_threads()
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setattr(publish, "_export_and_compare", lambda *_: (b"", "there is none. Of another one:"))
+        yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def first_week(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with the first week's tensors and their champion, trained with QUICK: for `after_first_week`."""
+    folder = tmp_path_factory.mktemp("weeks") / "first"
+    tensors = make_tensors(folder)
+    promote(tensors, train(tensors, **QUICK))
+    return folder
+
+
+def after_first_week(first_week: Path, folder: Path) -> tuple[Dataset, str]:
+    """A copy of that workspace: its tensors, and the champion's fingerprint."""
+    shutil.copytree(first_week, folder, dirs_exist_ok=True)
+    (champion,) = (folder / "model").iterdir()
+    return read_dataset(str(folder / "tensors" / "01"), "tensors"), champion.name
 
 
 def next_week(tensors: Dataset, classes: tuple[str, ...] = ("a", "b")) -> Dataset:
@@ -86,10 +106,10 @@ def test_the_first_week_trains_from_nothing_and_says_so(tmp_path: Path, capsys: 
     assert "start" not in model(tensors, first).manifest.extra
 
 
-def test_each_week_starts_from_its_champion_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tensors = make_tensors(tmp_path)
-    first = train(tensors, **CHAMPION)
-    promote(tensors, first)
+def test_each_week_starts_from_its_champion_once(
+    first_week: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors, first = after_first_week(first_week, tmp_path)
     later = next_week(tensors)
     second = train(later, **CHAMPION)
     assert f"from the champion {first}" in capsys.readouterr().err
@@ -110,15 +130,13 @@ def test_each_week_starts_from_its_champion_once(tmp_path: Path, capsys: pytest.
     assert model(tensors, again).manifest.extra.start.model == f"model/{second}", "and so does --rerun train"
 
 
-def test_which_weights_it_starts_from_counts(tmp_path: Path) -> None:
+def test_which_weights_it_starts_from_counts(first_week: Path, tmp_path: Path) -> None:
     """The same tensors and config from three champions: other models. The retry of a run has its first one's."""
-    names = {}
-    for seed in (0, 1):
-        tensors = make_tensors(tmp_path / str(seed))
-        promote(tensors, train(tensors, **QUICK, seed=seed))
-        names[seed] = train(next_week(tensors), **CHAMPION)
-    assert names[0] != names[1]
-    assert train(next_week(make_tensors(tmp_path / "none")), **CHAMPION) not in names.values()
+    tensors, _ = after_first_week(first_week, tmp_path / "first")
+    other = make_tensors(tmp_path / "other")
+    promote(other, train(other, **QUICK, seed=1))
+    without = make_tensors(tmp_path / "none")
+    assert len({train(next_week(dataset), **CHAMPION) for dataset in (tensors, other, without)}) == 3
 
 
 def test_a_look_at_what_exists_decides_nothing(tmp_path: Path) -> None:
@@ -136,12 +154,11 @@ def test_a_look_at_what_exists_decides_nothing(tmp_path: Path) -> None:
     assert files(tmp_path) == before
 
 
-def test_stopped_and_resumed_while_another_champion_rose(tmp_path: Path) -> None:
+def test_stopped_and_resumed_while_another_champion_rose(first_week: Path, tmp_path: Path) -> None:
     """It goes on from its checkpoint to the very weights of an undisturbed training."""
     found = []
     for folder in (tmp_path / "whole", tmp_path / "stopped"):
-        tensors = make_tensors(folder)
-        promote(tensors, train(tensors, **QUICK))
+        tensors, _ = after_first_week(first_week, folder)
         later = next_week(tensors)
         values = CHAMPION | {"epochs": 6, "checkpoint_minutes": 0.001, "shrink": 0.5, "perturb": 0.1, "ema": 0.9}
         if folder.name == "stopped":
@@ -158,19 +175,18 @@ def test_stopped_and_resumed_while_another_champion_rose(tmp_path: Path) -> None
     assert found[1].manifest.extra.start.promotion == 1
 
 
-def test_another_backbone_is_refused_by_both_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tensors = make_tensors(tmp_path)
-    promote(tensors, train(tensors, **QUICK))
+def test_another_backbone_is_refused_by_both_names(
+    first_week: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors, _ = after_first_week(first_week, tmp_path)
     assert train(next_week(tensors), 2, **CHAMPION | {"backbone": "squeezenet1_1"}) == ""
     said = capsys.readouterr().err
     assert "start: expected a champion with the backbone squeezenet1_1, found shufflenet_v2_x0_5 (promotion 1" in said
     assert not list((tmp_path / "names" / NAME / "starts").glob("*")), "nothing is decided by an error"
 
 
-def test_a_champion_that_is_gone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tensors = make_tensors(tmp_path)
-    first = train(tensors, **QUICK)
-    promote(tensors, first)
+def test_a_champion_that_is_gone(first_week: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tensors, first = after_first_week(first_week, tmp_path)
     later = next_week(tensors)
     second = train(later, **CHAMPION)
     manifest = tmp_path / "model" / first / "_manifest.json"
@@ -184,10 +200,8 @@ def test_a_champion_that_is_gone(tmp_path: Path, capsys: pytest.CaptureFixture[s
     kept.rename(manifest)
 
 
-def test_a_new_class_begins_untrained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tensors = make_tensors(tmp_path)
-    first = train(tensors, **QUICK)
-    promote(tensors, first)
+def test_a_new_class_begins_untrained(first_week: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tensors, _ = after_first_week(first_week, tmp_path)
     second = train(next_week(tensors, ("a", "b", "c")), **CHAMPION)
     assert "the head knows 2 of 3 classes" in capsys.readouterr().err
     assert model(tensors, second).manifest.classes == ("a", "b", "c")
@@ -273,10 +287,9 @@ def test_wrong_values_are_refused(values: dict[str, Any], message: str) -> None:
         TrainConfig.from_values(values)
 
 
-def test_what_shrinking_does_to_the_model(tmp_path: Path) -> None:
+def test_what_shrinking_does_to_the_model(first_week: Path, tmp_path: Path) -> None:
     """Other weights under another name, and the same again for the same seed."""
-    tensors = make_tensors(tmp_path)
-    promote(tensors, train(tensors, **QUICK))
+    tensors, _ = after_first_week(first_week, tmp_path)
     later = next_week(tensors)
     names = [train(later, **CHAMPION), train(later, **CHAMPION, shrink=0.4, perturb=0.1)]
     assert len(set(names)) == 2
