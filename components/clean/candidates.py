@@ -1,4 +1,4 @@
-"""The columns of all candidate rows that the decisions about all images together need: 91 bytes an image in memory.
+"""In-memory columns of all candidate rows, for the decisions that look at the whole dataset: 94 bytes per image.
 
 Names and thumbnails stay in the files, and are read for the few rows that a decision is about.
 """

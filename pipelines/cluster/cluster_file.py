@@ -171,7 +171,10 @@ class Ray:
 class Limits:
     """Retries and deadlines of a run."""
 
-    lost_pod_retries: int = setting(2, "how often a step whose pod was lost is tried again")
+    lost_pod_retries: int = setting(
+        2, "how often a step is tried again: when its pod was lost, with Argo also after exit code 75; and how often "
+        "KubeRay tries a failed RayJob again with Argo (with KFP the resize step is)",
+    )  # fmt: skip
     run_deadline_seconds: int = setting(24 * 3600, "the longest that a run may take (0: no limit)")
     keep_succeeded_seconds: int = setting(
         24 * 3600,

@@ -27,7 +27,7 @@ _PROCESS_FAILED = re.compile(r"failed to execute component: (?:exit status (\d+)
 def read_records(ui: KfpUi, run: str) -> dict[str, dict[str, Any]] | None:
     """Return the records of a run's steps that KFP has so far, in the order of the steps.
 
-    None where it keeps no records of this run, which an older imagemill started.
+    None where no artifact of the run has records: none is written yet, or an older imagemill started the run.
     """
     texts = [artifact.properties.get(RECORDS, "") for artifact in read_artifacts(ui.call_metadata_store, run)]
     records: dict[str, dict[str, Any]] = {}
