@@ -26,7 +26,7 @@ EXIT_CODE_MEANINGS = {
     EXIT_OK: "done",
     EXIT_USER: "wrong input, which no retry mends",
     EXIT_TRANSIENT: "storage, network or preemption: run it again",
-    EXIT_OURS: "an error of imagemill's",
+    EXIT_OURS: "internal error; please report it",
 }
 Records = Mapping[str, Mapping[str, Any]]
 

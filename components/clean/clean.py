@@ -56,7 +56,8 @@ def _build_dataset(raw: Dataset, uri: str, rules: RowRules, context: Context) ->
         final = write_final_files(verdicts, finished, rules.layout)
         if not final.lost:
             break
-        # They were removed since others replaced them, without the rows dropped then; now other rows are dropped.
+        # gc has deleted original files that rewritten ones, without dropped rows, had replaced. Now a different set of
+        # rows is dropped, so the originals are needed again.
         lost |= final.lost
         context.say(f"{len(final.lost):,} files of earlier snapshots are needed and gone; cleaning their images again")
     rejected, rejected_rows = _list_rejected(raw, parts, shards, finished)
@@ -110,9 +111,9 @@ def _list_rejected(
         for file in shard.rejected:
             tables = read_file_columns(finished.uri, file, None) if removed else ()
             content = [row for table in tables for row in table.to_pylist()]
-            left = [row for row in content if row["image_id"] not in removed]
-            if len(left) == len(content):
+            remaining = [row for row in content if row["image_id"] not in removed]
+            if len(remaining) == len(content):
                 files.append(file)
             else:
-                rows += left
+                rows += remaining
     return files, rows

@@ -90,7 +90,7 @@ def _sort_files(verdicts: Verdicts, final: dict[int, list[File]]) -> FinalFiles:
         rows = np.arange(first_rows[number], first_rows[number + 1])
         rows = rows[verdicts.alive[rows] & (verdicts.splits[rows] == SPLITS.index(file.split))]
         if len(rows) != file.rows:
-            raise MillError(f"the ledger is wrong: {len(rows)} rows are kept in {file.uri}, which has {file.rows}")
+            raise MillError(f"internal error: {len(rows)} rows are kept of {file.uri}, which has {file.rows}")
         parts.append(rows)
     starts = np.cumsum([len(part) for part in parts], dtype=np.int64)
     return FinalFiles([file for file, _ in ordered], np.concatenate(parts), starts)

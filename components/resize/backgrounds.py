@@ -174,7 +174,7 @@ def decode_foreground(mask: bytes, image: Decoded) -> Pixels | None:
     try:
         share = decode(mask, "gray", limits=NO_LIMITS).pixels
     except ImageRejected as error:
-        raise MillError(f"a mask that clean kept does not decode ({error}); this is an error of imagemill's") from None
+        raise MillError(f"a mask that clean kept does not decode ({error}): internal error; please report it") from None
     if share.shape[:2] != (height, width):
         raise MillError(
             f"a mask that clean kept has {share.shape[1]} x {share.shape[0]} pixels, not {width} x {height}"

@@ -107,7 +107,7 @@ def describe_merged(record: dict[str, Any], group: Sequence[SortedRows], dataset
     lengths = [rows for file in record["groups"] for rows in file]
     starts = np.cumsum([0, *lengths], dtype=np.int64)
     if starts[-1] != len(indices):
-        raise MillError(f"the ledger is wrong: a run of {starts[-1]} rows, made of {len(indices)}")
+        raise MillError(f"internal error: a merged run has {starts[-1]} rows, its sources {len(indices)}")
     files = tuple(uris.join(dataset_uri, file["uri"]) for file in record["files"])
     return SortedRows(files, indices, starts, (0, *accumulate(len(file) for file in record["groups"])))
 

@@ -20,7 +20,7 @@ from ..dataset.fingerprint import digest
 from ..dataset.leases import hold_step_lease
 from ..dataset.manifest import MANIFEST, Dataset, find_intact_dataset, normalize_dataset_uri, read_dataset
 from ..dataset.workspace import Workspace
-from ..storage.errors import EXIT_OK, EXIT_OURS, EXIT_USER, MillError, UserError, wrong
+from ..storage.errors import EXIT_OK, EXIT_OURS, EXIT_USER, MillError, UserError, describe_internal_error, wrong
 from ..storage.filesystem import get_store
 from ..storage.uri import join, normalize, scheme
 from .command_line import Parser, add_flag, configure_logging
@@ -148,7 +148,7 @@ class Step:
         except Exception as error:
             # The one place where an unexpected error becomes exit code 1, its traceback in the log.
             traceback.print_exc()
-            record |= {"exit_code": EXIT_OURS, "error": f"{type(error).__name__}: {error} (an error of imagemill's)"}
+            record |= {"exit_code": EXIT_OURS, "error": describe_internal_error(error)}
         record["seconds"] = round(time.monotonic() - started, 3)
         self._print_outcome(record)
         self._write_record(record, workspace, run, result)

@@ -22,7 +22,7 @@ from ...components.resize.config import ResizeConfig
 from ...components.step.command_line import configure_logging
 from ...components.step.progress import say
 from ...components.step.step import CACHED, RUN_ENV, Context, write_outputs
-from ...components.storage.errors import EXIT_OK, EXIT_OURS, MillError, wrong
+from ...components.storage.errors import EXIT_OK, EXIT_OURS, MillError, describe_internal_error, wrong
 from ..cluster.cluster_file import Cluster
 from ..cluster.pod_fields import CLUSTER_VARIABLE, read_pod_cluster
 from .pod_arguments import PodArguments, parse_pod_arguments
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def write_plan(arguments: PodArguments, clean: str, cluster: Cluster) -> None:
     """Plan for the clean dataset at the URI `clean`, and write the plan's fields as output values.
 
-    MillError where the config of the resize step is not possible. Like an error of ours it is also written to the
+    MillError where the config of the resize step is not possible. Like an internal error it is also written to the
     step's record, as if the step had run.
     """
     workspace = Workspace.from_uri(clean.rpartition("/clean/")[0])
@@ -82,7 +82,7 @@ def write_plan(arguments: PodArguments, clean: str, cluster: Cluster) -> None:
         if isinstance(error, MillError):
             record |= {"error": str(error), "exit_code": error.exit_code}
         else:
-            record |= {"error": f"{type(error).__name__}: {error} (an error of imagemill's)", "exit_code": EXIT_OURS}
+            record |= {"error": describe_internal_error(error), "exit_code": EXIT_OURS}
         workspace.write_step_record(run, RESIZE.name, record)
         raise
     for field in dataclasses.fields(tensor_plan):

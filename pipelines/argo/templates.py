@@ -45,7 +45,7 @@ RETRY_EXPRESSION = (
 
 75 is transient. A lost pod has no exit code (-1: evicted, deleted, its node gone) or that of SIGKILL or SIGTERM;
 `Error` with another code is a failure of Argo's own containers, such as that of storing an artifact. Not tried again:
-2, the input is wrong; 1, an error of ours, which would occur again; 64, Argo's own for a command that can't be started
+2, the input is wrong; 1, an internal error, which would occur again; 64, Argo's own for a command that can't be started
 and for a RayJob that failed; a step that exceeded its memory limit or its deadline (unlike the "context deadline" of
 one request, to a store or server that was slow). Tried again, whatever the code: a RayJob that was deleted, and a pod
 that watched one and was deleted or stopped.

@@ -11,7 +11,7 @@
 | DeadlineExceeded, PreRunningDeadlineExceeded | 75 | nodes that did not come, or a store that was slow |
 | SubmissionFailed, JobStatusCheckTimeoutExceeded, … | 75 | the head did not answer |
 | STOPPED, deleted | 75 | somebody did it |
-| the command ended with another code | 1 | an error of ours |
+| the command ended with another code | 1 | an internal error |
 """
 
 from __future__ import annotations
