@@ -60,7 +60,7 @@ def check_ledger(raw: Dataset, manifest: Manifest) -> None:
     rows, totals = raw.manifest.totals.rows, manifest.totals
     if rows != totals.rows + totals.rejected:
         raise MillError(
-            f"internal error: row counts do not add up: {rows} raw rows, {totals.rows} kept + {totals.rejected} rejected"
+            f"internal error: row counts do not add up: {rows} raw, {totals.rows} kept + {totals.rejected} rejected"
         )
 
 
