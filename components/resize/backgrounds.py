@@ -20,7 +20,7 @@ from ..dataset.fingerprint import canonical_json, digest
 from ..imaging.decoder import NO_LIMITS, Decoded, ImageRejected, Pixels, convert_color, decode
 from ..storage import uri as uris
 from ..storage.errors import MillError, UserError, wrong
-from ..storage.filesystem import get_store
+from ..storage.store import get_store
 
 FIELD = "backgrounds"
 ENDINGS = ("jpg", "jpeg", "jfif", "png", "webp", "gif", "tif", "tiff", "bmp")

@@ -21,7 +21,7 @@ from ..dataset.manifest import File
 from ..dataset.shards import Layout, ShardWriter
 from ..storage import uri as uris
 from ..storage.errors import DatasetError, MillError
-from ..storage.filesystem import get_store
+from ..storage.store import get_store
 from .plan import MAX_TASK_ENCODED_BYTES, RowSlice, ShardPlan, SortedRows, SplitPlan
 from .tasks import (
     MAX_READ_AMPLIFICATION,

@@ -14,8 +14,8 @@ from ..step.progress import Progress, format_size
 from ..step.step import CACHED, RAN, Context, Outcome
 from ..storage import uri as uris
 from ..storage.errors import MillError, error_for_exit_code, wrong
-from ..storage.filesystem import get_store
 from ..storage.parallel import max_workers
+from ..storage.store import get_store
 from .config import VERSION, ResizeConfig
 from .copies import CopyPlan, CopyPolicy, plan_copies
 from .device import CPU, choose_device, count_local_gpus

@@ -21,7 +21,7 @@ from ..dataset.leases import hold_step_lease
 from ..dataset.manifest import MANIFEST, Dataset, find_intact_dataset, normalize_dataset_uri, read_dataset
 from ..dataset.workspace import Workspace
 from ..storage.errors import EXIT_OK, EXIT_OURS, EXIT_USER, MillError, UserError, describe_internal_error, wrong
-from ..storage.filesystem import get_store
+from ..storage.store import get_store
 from ..storage.uri import join, normalize, scheme
 from .command_line import Parser, add_flag, configure_logging
 from .config import StepConfig, field_types, is_json_object, parse_config, read_config_file

@@ -75,7 +75,7 @@ STEP_PARTS = {
         "imagemill.pipelines.argo.download", STEPS, (), {"raw": "uri", "name": "name", "changed": "changed"}
     ),
     "clean": StepPart(
-        "imagemill.pipelines.argo.clean",
+        "imagemill.pipelines.argo.clean_and_plan",
         ("clean", "resize"),
         ("name", "raw"),
         {"clean": "uri", "tensors": "tensors", "executor": "executor", "rayjob": "rayjob"},
@@ -166,8 +166,12 @@ def _build_artifacts(files: Sequence[str]) -> list[S3Artifact]:
 
 
 def build_rayjob_template(cluster: Cluster) -> Resource:
-    """Return the template of the RayJob that clean's pod has planned. Its action is `apply`, so that a second try goes
-    on watching the RayJob of the first."""
+    """Return the template of the RayJob that clean's pod has planned.
+
+    Its retry strategy is for a RayJob that was deleted and for a lost pod that watches one; a RayJob that failed ends
+    with exit code 64, which RETRY_EXPRESSION excludes: KubeRay retries that by its backoffLimit. The action is `apply`,
+    so that a second try goes on watching the RayJob of the first.
+    """
     from hera.workflows import Parameter, Resource
 
     return Resource(

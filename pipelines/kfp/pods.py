@@ -17,8 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..cluster.check_and_download import CHANGED
 from ..cluster.cluster_file import LABELS, RUN_LABEL, SCRATCH, TOKEN_KEY, UID, Cluster, Pod
-from ..cluster.first_step import CHANGED
 from ..cluster.pod_fields import (
     NO_SIDECAR,
     build_cluster_variable,

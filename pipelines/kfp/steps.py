@@ -26,7 +26,7 @@ def download(
     this one has something to do. It is given the whole form: what is wrong with it shall be found here."""
     from typing import NamedTuple
 
-    from imagemill.pipelines.cluster.first_step import download
+    from imagemill.pipelines.cluster.check_and_download import check_and_download
     from imagemill.pipelines.kfp.artifacts import dataset_metadata
     from imagemill.pipelines.kfp.server_version import check_server
 
@@ -36,7 +36,7 @@ def download(
         "model_preset": model_preset, "image_size": image_size, "backbone": backbone, "weights": weights,
         "recipe": recipe, "epochs": epochs, "promote": promote, "rerun": rerun,
     }  # fmt: skip
-    record, changed = download(config, manifest.path, run, form)
+    record, changed = check_and_download(config, manifest.path, run, form)
     manifest.metadata.update(dataset_metadata(record, manifest.path))
     outputs = NamedTuple("outputs", [("raw", str), ("name", str), ("changed", str)])  # noqa: UP014
     return outputs(record["uri"], record["metrics"]["name"], changed)
@@ -66,11 +66,11 @@ def resize(
     clean: str, preset: str, model_preset: str, image_size: str,
     manifest: dsl.Output[dsl.Dataset],
 ) -> str:  # fmt: skip
-    """Resize every image with Ray, where the cluster's file says; returns the tensors' URI."""
+    """Resize every image, on Ray where the cluster file says so; returns the tensors' URI."""
     from imagemill.pipelines.kfp.artifacts import dataset_metadata
-    from imagemill.pipelines.kuberay.resize import resize
+    from imagemill.pipelines.kuberay.resize_step import run_resize
 
-    record = resize(
+    record = run_resize(
         config, manifest.path, workspace=workspace, name=name, rerun=rerun, run=run,
         clean=clean, preset=preset, model_preset=model_preset, image_size=image_size,
     )  # fmt: skip
@@ -131,7 +131,7 @@ def promote(
     evaluation: str, champion_evaluation: str, promote: str,
     report: dsl.Output[dsl.HTML], summary: dsl.Output[dsl.Markdown],
 ) -> str:  # fmt: skip
-    """Let the better model reign, write the report and the run in short; returns the champion's URI."""
+    """Promote the better model, write the report and the run's summary; returns the champion's URI."""
     from imagemill.components.promote import STEP
     from imagemill.pipelines.finish import write_summary
     from imagemill.pipelines.kfp.artifacts import summary_metadata, write_report

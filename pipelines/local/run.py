@@ -87,7 +87,7 @@ def check_parameters(parameters: RunParameters, engine: Engine | None = None) ->
     value, a missing source, a workspace that this process, or the containers of `engine`, can't write."""
     from ...components.clean.config import CleanConfig
     from ...components.clean.labels import read_class_list
-    from ...components.download.labels import open_dataset
+    from ...components.download.dataset_kinds import open_dataset
     from ...components.train.pretrained_weights import find_weights_file
 
     download, clean, train = (parameters.config(step) for step in ("download", "clean", "train"))

@@ -16,7 +16,7 @@ from downloading import dataset_of, images, photograph, rows_of, run, tar, write
 from imagemill.components.dataset.manifest import Dataset, File
 from imagemill.components.download import raw, reuse, sources
 from imagemill.components.storage.errors import TransientError
-from imagemill.components.storage.filesystem import LocalStore
+from imagemill.components.storage.store import LocalStore
 
 KB = 1_000
 

@@ -23,8 +23,8 @@ from imagemill.components.step.step import Step
 from imagemill.components.storage.errors import UserError
 from imagemill.components.train.config import TrainConfig
 from imagemill.pipelines.cli import main as cli
+from imagemill.pipelines.cluster.check_and_download import check_form
 from imagemill.pipelines.cluster.cluster_file import Cluster, Images, Kfp
-from imagemill.pipelines.cluster.first_step import check_form
 from imagemill.pipelines.parameters import (
     ALL_STEPS,
     FORM_PARAMETERS,

@@ -1,5 +1,5 @@
-"""The body of the resize component of every KFP run: resize in the step's own process, on a Ray cluster that exists, or
-as a RayJob. Without a cluster's file, as on a laptop, it is the step as it is.
+"""Body of the resize component of every KFP run: resizes in the step's own process, on an existing Ray cluster, or as a
+RayJob. Without a cluster file, as on a laptop, it is the step as it is.
 
 A RayJob's pods take 35 to 60 s before they do any work (measured on a node of two busy cores, with the images there),
 Ray in the step's own pod about 10 s: so a small dataset is done sooner there. The time of the work is estimated in
@@ -31,8 +31,11 @@ from .manifest import count_gpus, refuse_address
 Mode = Literal["pod", "rayjob", "address"]
 
 
-def resize(config: str, artifact: str, **values: Any) -> dict[str, Any]:
-    """Run the step and return its record, as `STEP.component(config, artifact, **values)`; ends the process as that."""
+def run_resize(config: str, artifact: str, **values: Any) -> dict[str, Any]:
+    """Run the resize step where the cluster file says, and return its record.
+
+    Arguments, results and exit codes are those of `STEP.component`.
+    """
     try:
         cluster = read_pod_cluster()
     except UserError as error:
