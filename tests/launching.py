@@ -188,7 +188,7 @@ class Launched:
 
 
 def launch(work: Work, cluster: Json | None = None, run: str = RUN, told: str = "", **values: Any) -> Launched:
-    """The step as the KFP component calls it. `told`: JSON of the cluster's file, instead of `cluster`, in which the
+    """The step as the KFP component calls it. `told`: JSON of the cluster file, instead of `cluster`, in which the
     mode is rayjob unless it says another."""
     cluster = cluster or {}
     told = told or parse_cluster(cluster | {"ray": {"mode": "rayjob"} | cluster.get("ray", {})}).to_json()

@@ -140,7 +140,9 @@ def _decide_once(
         if promotion.get("run") == context.run and "verdict" in promotion:
             return promotion, RAN, champion_evaluation  # a retry: the pod was lost after it had appended
         score = read_score(evaluation, config.metric)
-        reason = f"{METRIC_TITLES[config.metric]} {score:.4f}; this model reigns since promotion {promotion['n']}"
+        reason = (
+            f"{METRIC_TITLES[config.metric]} {score:.4f}; this model has been champion since promotion {promotion['n']}"
+        )
         verdict = Verdict(ALREADY_CHAMPION, reason, False, score, score, config.min_gain, config.metric)
         return verdict.to_dict() | current, CACHED, champion_evaluation
     if promotion and config.promote == "auto" and workspace.relative(challenger) in promotion.get("rolled_back", ()):

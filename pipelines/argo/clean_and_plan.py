@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         cluster = read_pod_cluster()
         if cluster is None:
-            raise wrong(CLUSTER_VARIABLE, "the cluster's file as JSON", "")
+            raise wrong(CLUSTER_VARIABLE, "the cluster file as JSON", "")
         result = arguments.outputs / "record.json"
         if code := CLEAN.execute(arguments.config(CLEAN.name, **arguments.parents), str(result)):
             return code

@@ -216,7 +216,7 @@ def build_finish_template(cluster: Cluster) -> Container:
 
 
 FINISH_DEADLINE_S = 900
-"""Deadline of the exit handler in seconds, unless the cluster's file has one: the run's own does not apply to it."""
+"""Deadline of the exit handler in seconds, unless the cluster file has one: the run's own does not apply to it."""
 
 
 def build_retry_strategy(cluster: Cluster) -> RetryStrategy:

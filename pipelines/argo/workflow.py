@@ -84,7 +84,7 @@ def build_workflow_template(cluster: Cluster, parameters: RunParameters) -> dict
 
 
 def _build_ttl_strategy(limits: Limits) -> Any:
-    """Return when Argo deletes a run that ended. 0 seconds mean never in the cluster's file, at once to Argo."""
+    """Return when Argo deletes a run that ended. 0 seconds mean never in the cluster file, at once to Argo."""
     from hera.workflows import models
 
     succeeded, failed = limits.keep_succeeded_seconds or None, limits.keep_failed_seconds or None

@@ -1,4 +1,4 @@
-"""The pods of a KFP run, from the cluster's file: image, resources, volumes, credentials, identity, deadlines, retries.
+"""The pods of a KFP run, from the cluster file: image, resources, volumes, credentials, identity, deadlines, retries.
 
 Kubeflow's API server itself adds to each pod (read in its sources): the label `pipeline/runid`, the annotation that
 keeps Istio's sidecar out, and from 2.16 on no privilege escalation, all capabilities dropped and the seccomp profile

@@ -100,7 +100,7 @@ def choose_mode(cluster: Cluster, totals: Totals, copies: int = 0, device: str =
     """Return where tensors are made. A pure function, so that a retry decides alike.
 
     Args:
-        cluster: the cluster's file; `ray.mode` decides unless it is `auto`.
+        cluster: the cluster file; `ray.mode` decides unless it is `auto`.
         totals: of the images to resize (`Target.estimate_totals`).
         copies: augmented copies of every training image, `ResizeConfig.copies`.
         device: `cpu`, or `cuda` where the workers' GPUs are used: the step's own pod has none.

@@ -193,7 +193,7 @@ def test_an_error_of_ours_is_told_in_the_record_of_resize(
 @pytest.mark.parametrize(
     ("cluster", "flags", "message"),
     [
-        ("", [], "IMAGEMILL_CLUSTER: expected the cluster's file"),
+        ("", [], "IMAGEMILL_CLUSTER: expected the cluster file"),
         ('{"nosuch": 1}', [], "cluster (nosuch): expected one of"),
         (CLUSTER.to_json(), ["--raw=/nowhere"], "raw: expected a raw dataset"),
         (CLUSTER.to_json(), ["--imagesize=3"], "--imagesize: expected a known flag; is it --image-size?"),
