@@ -52,8 +52,8 @@ def _build_dataset(raw: Dataset, uri: str, rules: RowRules, context: Context) ->
         shards = clean_or_reuse(raw, parts, rules, finished, lost)
         candidates = _read_candidates(raw, parts, shards, finished)
         context.say(f"{len(candidates):,} images are valid; looking at all of them together")
-        verdicts, twins = decide(candidates, rules.config)
-        final = write_final_files(verdicts, finished, rules.layout)
+        decisions, twins = decide(candidates, rules.config)
+        final = write_final_files(decisions, finished, rules.layout)
         if not final.lost:
             break
         # gc has deleted original files that rewritten ones, without dropped rows, had replaced. Now a different set of
@@ -61,15 +61,15 @@ def _build_dataset(raw: Dataset, uri: str, rules: RowRules, context: Context) ->
         lost |= final.lost
         context.say(f"{len(final.lost):,} files of earlier snapshots are needed and gone; cleaning their images again")
     rejected, rejected_rows = _list_rejected(raw, parts, shards, finished)
-    rejected_rows += verdicts.iterate_rejected()
+    rejected_rows += decisions.iterate_rejected()
     files = [finished.list_file(file, uri) for file in final.files + rejected]
     if rejected_rows:
         files.append(write_rejected(uri, rejected_rows))
-    files += [finished.list_file(file, uri) for file in candidates.tables]
+    files += [finished.list_file(file, uri) for file in candidates.candidate_files]
     if twins is not None and len(twins):
-        files.append(write_twins(uri, verdicts, twins))
-    kept = KeptRows(verdicts, final)
-    manifest = make_manifest(raw, uri, rules, files, kept.count(rules.labels.separator), verdicts.findings)
+        files.append(write_twins(uri, decisions, twins))
+    kept = KeptRows(decisions, final)
+    manifest = make_manifest(raw, uri, rules, files, kept.count(rules.labels.separator), decisions.findings)
     check_ledger(raw, manifest)
     check_splits(manifest)
     draft = Dataset(uri, manifest, "")
@@ -84,7 +84,7 @@ def _find_pictures(
     rows = kept.candidates.find_rows(ids)
     places = kept.locate(dataset, rows.items())
     of_table = [part for part, shard in zip(parts, shards, strict=True) if shard.candidates]
-    dropped = {image_id: of_table[kept.candidates.find_table(row)] for image_id, row in rows.items()}
+    dropped = {image_id: of_table[kept.candidates.find_candidate_file(row)] for image_id, row in rows.items()}
     raw_places = {image_id: (part.file, range(part.first, part.last)) for image_id, part in dropped.items()}
     return find_pictures(dataset, ids, places, raw_places)
 
