@@ -112,13 +112,13 @@ class Context:
 class Step:
     """One step: its name, its config and, imported only when it runs, the function that does the work.
 
-    `work` is `module:function` of type `(config, context) -> Outcome`; `needs` are the optional modules that it
+    `entry_point` is `module:function` of type `(config, context) -> Outcome`; `needs` are the optional modules that it
     requires.
     """
 
     name: str
     config: type[StepConfig]
-    work: str
+    entry_point: str
     help: str
     needs: tuple[str, ...] = field(default=(), kw_only=True)
 
@@ -177,7 +177,7 @@ class Step:
         return digest({**dataclasses.asdict(config), "step": self.name})
 
     def _function(self) -> Callable[[StepConfig, Context], Outcome]:
-        module, _, name = self.work.partition(":")
+        module, _, name = self.entry_point.partition(":")
         function: Callable[[StepConfig, Context], Outcome] = getattr(importlib.import_module(module), name)
         return function
 

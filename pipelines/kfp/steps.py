@@ -1,7 +1,7 @@
 """The steps as KFP components: short bodies that call `imagemill.components.<step>` in the step's image.
 
 Datasets are passed as URIs in string parameters (KFP would download an `Input[Dataset]` before the step starts); the
-artifacts that the pages show are small. A body is shipped as source text, so it imports the modules that it uses.
+artifacts that the UI shows are small. A body is shipped as source text, so it imports the modules that it uses.
 """
 
 # No `from __future__ import annotations` here: KFP reads the annotations as objects.

@@ -77,7 +77,7 @@ class _StepWithOtherWork(Step):
 
 
 def _replace_work(work: Callable[[Any, Context], Outcome]) -> Step:
-    return _StepWithOtherWork(STEP.name, STEP.config, STEP.work, STEP.help, work)
+    return _StepWithOtherWork(STEP.name, STEP.config, STEP.entry_point, STEP.help, work)
 
 
 def _refuse(message: str, config: Any, context: Context) -> Outcome:

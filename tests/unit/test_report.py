@@ -104,6 +104,9 @@ def test_the_verdict_and_the_champion_are_on_the_page(workspace: Workspace) -> N
     assert "Promoted This model is significantly better, and the new champion. macro-F1 0.800 against 0.750" in text
     assert "+0.050" in text and "needs +0.005" in text
     assert "Against the champion" in text and "evaluation of the champion" in text
+    assert re.search(r"top-1 [\d.]+ against [\d.]+", text) and re.search(
+        r"balanced accuracy [\d.]+ against [\d.]+", text
+    )
     assert "owl 0.000 → 1.000 +1.000" in text
 
 
