@@ -16,7 +16,7 @@ from drifting import draw_table, draw_week
 from html_page import Page
 from reported import FIRST, Mill, evaluated, trained
 
-from imagemill.components.clean import compare
+from imagemill.components.clean import drift_numbers
 from imagemill.components.clean.config import CleanConfig
 from imagemill.components.clean.drift import check_drift, find_drift
 from imagemill.components.clean.drift_numbers import LEVEL, SnapshotPair, compare_rows
@@ -229,7 +229,7 @@ def test_equal_data_hardly_ever_warns_and_other_data_does(monkeypatch: pytest.Mo
 
 
 def test_rare_classes_are_pooled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compare, "MAX_BINS", 3)
+    monkeypatch.setattr(drift_numbers, "MAX_BINS", 3)
     table = pa.table({"sha256": [str(n) for n in range(100)], "label": [f"{n % 50}" for n in range(100)],
                       "width": [1] * 100, "height": [1] * 100})  # fmt: skip
     comparison = compare_rows(SnapshotPair.match(table, table.slice(50)), {})
