@@ -24,7 +24,7 @@ SECONDS_PER_IMAGE = 0.7e-3
 SECONDS_PER_BYTE = 17e-9
 """Core-seconds for each byte of an image file: reading and decoding."""
 SECONDS_PER_COPIED_BYTE = 4e-9
-"""Core-seconds for each byte of pixels of a shard that is written again without removed rows: reading, hashing."""
+"""Core-seconds for each byte of pixels of a shard that is written again without rows that left: reading, hashing."""
 RAY_START_S = 8.0
 """Seconds that Ray takes to start on two cores (measured: 6 to 10 s with its first workers)."""
 
