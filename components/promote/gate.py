@@ -104,7 +104,7 @@ def _apply_policy(verdict: Verdict, policy: str) -> Verdict:
         return replace(verdict, promoted=True, reason=f"{verdict.reason}; promoted all the same: promote is always")
     if policy == "never" and verdict.promoted:
         return replace(verdict, promoted=False, reason=f"{verdict.reason}; not promoted: promote is never")
-    if verdict.result == FIRST and verdict.promoted:
+    if verdict.verdict == FIRST and verdict.promoted:
         return replace(verdict, reason=f"{verdict.reason}, so this model is promoted")
     if not verdict.promoted and verdict.champion is not None:
         return replace(verdict, reason=f"{verdict.reason}; the champion stays")

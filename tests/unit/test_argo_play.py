@@ -20,7 +20,6 @@ from imagemill.pipelines.argo import download as argo_download
 from imagemill.pipelines.argo import exit_handler
 from imagemill.pipelines.argo.pod_arguments import PodArguments
 from imagemill.pipelines.argo.templates import RETRY_EXPRESSION
-from imagemill.pipelines.cluster import check_and_download
 from imagemill.pipelines.cluster.cluster_file import Cluster, parse_cluster_json
 from imagemill.pipelines.cluster.pod_fields import CLUSTER_VARIABLE
 from imagemill.pipelines.parameters import ALL_STEPS
@@ -75,7 +74,7 @@ class Dry:
             "evaluate": {"champion_evaluation": "", "top1": 0.5},
         }
         self.executor = argo_clean.POD
-        self.changed = check_and_download.CHANGED
+        self.is_unchanged = False
         self.codes: dict[str, list[int]] = {}
         self.jobs: list[Json] = []
         self.finished: list[str] = []
@@ -83,7 +82,7 @@ class Dry:
         patch.setattr(Step, "execute", lambda step, config, result="": self._step(config, result))
         patch.setattr(exit_handler, "finish", self._finish)
         patch.setattr(argo_clean, "write_plan", self._plan)
-        patch.setattr(argo_download, "find_changes", lambda chosen, run, record: self.changed)
+        patch.setattr(argo_download, "complete_if_unchanged", lambda chosen, run, record: self.is_unchanged)
 
     def __call__(self, task: str, made: Json) -> Ended:
         self._task = task
@@ -177,7 +176,7 @@ def test_the_tensors_are_made_by_whom_the_plan_names(
 def test_nothing_comes_after_download_where_nothing_has_changed(
     compiled: dict[str, str], dry: Dry, tmp_path: Path
 ) -> None:
-    dry.changed = check_and_download.UNCHANGED
+    dry.is_unchanged = True
     workflow = Workflow(first(compiled, "argo"), {}, dry, tmp_path)
     assert workflow.run() == SUCCEEDED and set(dry.told) == {"download"}
     ended = phases(workflow)
