@@ -37,7 +37,7 @@ def compile_pipeline(target: str, parameters: RunParameters, output: Path, clust
 
 
 def compile_kfp(parameters: RunParameters, target: Path, cluster: Cluster | None = None, *, bake: bool = True) -> None:
-    """Write the package for Kubeflow Pipelines, with the pods of the cluster's file.
+    """Write the package for Kubeflow Pipelines, with the pods of the cluster file.
 
     The chosen parameters become the package's defaults, by which /dev/shm is sized. Without `bake` the defaults stay,
     and /dev/shm is large enough for both.
@@ -72,7 +72,7 @@ def compile_package(cluster: Cluster, parameters: RunParameters) -> Package:
 
 
 def write_cluster_template(output: str) -> None:
-    """Write a cluster's file with the defaults, every field explained, to stdout or to a new file."""
+    """Write a cluster file with the defaults, every field explained, to stdout or to a new file."""
     text = Cluster().documented()
     if not output:
         print(text, end="")

@@ -24,9 +24,9 @@ SUMMARY = "summary.md"
 """The summary's file name in the run's folder."""
 EXIT_CODE_MEANINGS = {
     EXIT_OK: "done",
-    EXIT_USER: "wrong input, which no retry mends",
+    EXIT_USER: "wrong input: a retry does not help",
     EXIT_TRANSIENT: "storage, network or preemption: run it again",
-    EXIT_OURS: "an error of imagemill's",
+    EXIT_OURS: "internal error; please report it",
 }
 Records = Mapping[str, Mapping[str, Any]]
 

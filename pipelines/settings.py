@@ -1,6 +1,6 @@
 """Nested frozen dataclasses as YAML: read with errors that name the field, and written with every field explained.
 
-The cluster's file is read and written this way; the steps' configs have flags of their own.
+The cluster file is read and written this way; the steps' configs have flags of their own.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ def _replace_executor(spec: pipeline_spec_pb2.PipelineSpec) -> None:
 
 
 def _add_choices(spec: pipeline_spec_pb2.PipelineSpec, form: Mapping[str, Parameter]) -> None:
-    """Add the fixed values of parameters. The pages make a drop-down of them, and the API server refuses others; the
+    """Add the fixed values of parameters. The UI makes a drop-down of them, and the API server refuses others; the
     pipeline spec has a field for them that the SDK (2.17) can't set."""
     for name, parameter in form.items():
         literals = spec.root.input_definitions.parameters[name].literals
@@ -94,7 +94,7 @@ def _add_choices(spec: pipeline_spec_pb2.PipelineSpec, form: Mapping[str, Parame
 
 def make_signature(form: Mapping[str, Parameter]) -> inspect.Signature:
     """Return the pipeline function's signature, from which KFP makes the form. All parameters are texts, as in Argo:
-    KFP's pages start no run while a number is blank, even an optional one."""
+    the KFP UI starts no run while a number is blank, even an optional one."""
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     return inspect.Signature([
         inspect.Parameter(name, kind, default=format_form_value(parameter.default), annotation=str)

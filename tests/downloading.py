@@ -11,7 +11,7 @@ from typing import Any
 from imagemill.components.dataset.manifest import MANIFEST, Dataset, read_dataset
 from imagemill.components.dataset.shards import read_columns
 from imagemill.components.download import STEP, raw
-from imagemill.components.storage.filesystem import get_store
+from imagemill.components.storage.store import get_store
 
 JPEG = b"\xff\xd8\xff\xe0"
 

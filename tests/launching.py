@@ -39,7 +39,7 @@ from imagemill.pipelines.cluster.pod_fields import CLUSTER_VARIABLE
 from imagemill.pipelines.kuberay import job_log as joblog
 from imagemill.pipelines.kuberay import launcher
 from imagemill.pipelines.kuberay import pods as ray_pods
-from imagemill.pipelines.kuberay import resize as resizing
+from imagemill.pipelines.kuberay import resize_step as resizing
 
 BUCKET = "mill"
 RUN = "run-1"
@@ -188,7 +188,7 @@ class Launched:
 
 
 def launch(work: Work, cluster: Json | None = None, run: str = RUN, told: str = "", **values: Any) -> Launched:
-    """The step as the KFP component calls it. `told`: JSON of the cluster's file, instead of `cluster`, in which the
+    """The step as the KFP component calls it. `told`: JSON of the cluster file, instead of `cluster`, in which the
     mode is rayjob unless it says another."""
     cluster = cluster or {}
     told = told or parse_cluster(cluster | {"ray": {"mode": "rayjob"} | cluster.get("ray", {})}).to_json()
@@ -197,7 +197,7 @@ def launch(work: Work, cluster: Json | None = None, run: str = RUN, told: str = 
     with contextlib.redirect_stderr(io.StringIO()) as stderr, pytest.MonkeyPatch.context() as patch:
         patch.setenv(CLUSTER_VARIABLE, told)
         try:
-            record, code = resizing.resize(config, "", **arguments), 0
+            record, code = resizing.run_resize(config, "", **arguments), 0
         except SystemExit as error:
             record, code = work.record(run), int(str(error.code))
     return Launched(code, record, stderr.getvalue())

@@ -128,7 +128,7 @@ def manifests(workspace: Path) -> dict[str, list[Path]]:
 
 def content(dataset: Dataset) -> list[tuple[str, str, int, str]]:
     """(role, split, rows, sha256) of the listed files in their order, proven against the bytes that are there."""
-    from imagemill.components.storage.filesystem import get_store
+    from imagemill.components.storage.store import get_store
 
     for file in dataset.manifest.files:
         data = get_store(dataset.uri).read(dataset.locate(file))

@@ -1,4 +1,4 @@
-"""The columns of all candidate rows that the decisions about all images together need: 91 bytes an image in memory.
+"""In-memory columns of all candidate rows, for the decisions that look at the whole dataset: 94 bytes per image.
 
 Names and thumbnails stay in the files, and are read for the few rows that a decision is about.
 """
@@ -23,14 +23,14 @@ from ..storage.parallel import map_ordered
 from .schema import MEASURES
 from .splits import SPLITS, TRAINVAL, UNDECLARED
 
-Rows = npt.NDArray[np.int64]
-"""Row numbers."""
+Int64Array = npt.NDArray[np.int64]
+RowNumbers = Int64Array
 _SPLIT_CODES = {name: code for code, name in enumerate(SPLITS)}
 _COLUMNS = ("pixel_hash", "sha256", "phash", "label", "split", "declared_split", "group", "shuffle_index", *MEASURES)
 
 
 class CandidateInfo(NamedTuple):
-    """The text columns by which messages, examples and rejects name a row."""
+    """Text columns that identify a row in messages, examples and rejects."""
 
     image_id: str
     sha256: str
@@ -40,47 +40,47 @@ class CandidateInfo(NamedTuple):
 
 @dataclass
 class Candidates:
-    """Columns of the N candidate rows, in the order of `tables`, which is that of `files`.
+    """Columns of the N candidate rows. `candidate_files` and `data_files` hold the same rows in the same order.
 
     Attributes:
         uri: folder that the files are below.
-        tables: the files that the columns are read from.
-        files: the files of the same rows with their images.
-        table_starts, starts: int64 [len(tables) + 1] and [len(files) + 1], position of the first row of each.
-        positions: int64 [N], position of each row among those of all files, ascending; a position without a row is
-            that of an image that has left the source.
-        pixels: uint64 [N, 2], hash of the standardized pixels.
-        content: uint64 [N], first 64 bits of the source bytes' SHA-256.
+        candidate_files: the files that the columns are read from.
+        data_files: the files of the same rows with their images.
+        candidate_file_starts, data_file_starts: int64 [files + 1], position of the first row of each file.
+        positions: int64 [N], position of each row among those of all files, ascending; gaps are rows whose image is no
+            longer in the source.
+        pixel_hash: uint64 [N, 2], hash of the standardized pixels.
+        sha256_prefix: uint64 [N], first 64 bits of the source bytes' SHA-256.
         phash: uint64 [N], perceptual hash.
-        label: int64 [N], hash of the label's text.
-        split, declared: uint8 [N], split codes.
-        group: uint64 [N], hash of the group, 0 for none.
-        order: int64 [N], shuffle index.
+        label_hash: int64 [N], hash of the label's text.
+        split, declared: uint8 [N], codes of the split and of the one that the source declares.
+        group_hash: uint64 [N], 0 for no group.
+        shuffle_index: int64 [N].
         measures: float32 [N] by name.
         has_measures: whether the rows were measured.
     """
 
     uri: str = ""
-    tables: Sequence[File] = ()
-    files: Sequence[File] = ()
-    table_starts: Rows = field(default_factory=lambda: np.zeros(1, np.int64))
-    starts: Rows = field(default_factory=lambda: np.zeros(1, np.int64))
-    positions: Rows = field(default_factory=lambda: np.empty(0, np.int64))
-    pixels: npt.NDArray[np.uint64] = field(default_factory=lambda: np.empty((0, 2), np.uint64))
-    content: npt.NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
+    candidate_files: Sequence[File] = ()
+    data_files: Sequence[File] = ()
+    candidate_file_starts: Int64Array = field(default_factory=lambda: np.zeros(1, np.int64))
+    data_file_starts: Int64Array = field(default_factory=lambda: np.zeros(1, np.int64))
+    positions: Int64Array = field(default_factory=lambda: np.empty(0, np.int64))
+    pixel_hash: npt.NDArray[np.uint64] = field(default_factory=lambda: np.empty((0, 2), np.uint64))
+    sha256_prefix: npt.NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
     phash: npt.NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
-    label: Rows = field(default_factory=lambda: np.empty(0, np.int64))
+    label_hash: Int64Array = field(default_factory=lambda: np.empty(0, np.int64))
     split: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
     declared: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
-    group: npt.NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
-    order: Rows = field(default_factory=lambda: np.empty(0, np.int64))
+    group_hash: npt.NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
+    shuffle_index: Int64Array = field(default_factory=lambda: np.empty(0, np.int64))
     measures: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     has_measures: bool = False
 
     def __len__(self) -> int:
-        return len(self.content)
+        return len(self.sha256_prefix)
 
-    def read_infos(self, rows: Rows) -> dict[int, CandidateInfo]:
+    def read_infos(self, rows: RowNumbers) -> dict[int, CandidateInfo]:
         """Read the infos of some rows, by row; about 500 bytes each."""
         infos: dict[int, CandidateInfo] = {}
         for indices, table in self.read(rows, ["image_id", "sha256", "label", "split"]):
@@ -88,8 +88,11 @@ class Candidates:
             infos.update(zip(indices.tolist(), map(CandidateInfo, *columns), strict=True))
         return infos
 
-    def read_thumbnails(self, rows: Rows) -> npt.NDArray[np.uint8]:
-        """Read the thumbnails of ascending rows: uint8 [len(rows), T], in a temporary file, not in memory."""
+    def read_thumbnails(self, rows: RowNumbers) -> npt.NDArray[np.uint8]:
+        """Read the thumbnails of ascending rows: uint8 [len(rows), T], memory-mapped from an unlinked temporary file.
+
+        T is the size of a thumbnail in bytes.
+        """
         thumbnails: npt.NDArray[np.uint8] | None = None
         start = 0
         for _, table in self.read(rows, ["thumbnail"]):
@@ -103,78 +106,92 @@ class Candidates:
             start += len(values)
         return np.empty((0, 0), np.uint8) if thumbnails is None else thumbnails
 
-    def find_table(self, row: int) -> int:
-        """Return the number of the table that a row is in."""
-        return int(np.searchsorted(self.table_starts, self.positions[row], side="right")) - 1
+    def find_candidate_file(self, row: int) -> int:
+        """Return the index of the candidate file that a row is in."""
+        return int(np.searchsorted(self.candidate_file_starts, self.positions[row], side="right")) - 1
 
     def find_rows(self, image_ids: Collection[str]) -> dict[str, int]:
-        """Return the rows of those of some images that are candidates."""
+        """Return row numbers by image_id; ids that are no candidates are absent."""
         names = pa.array(sorted(set(image_ids)), pa.string())
-        found: dict[str, int] = {}
+        row_numbers: dict[str, int] = {}
         for rows, table in self.read(np.arange(len(self)), ["image_id"]) if len(names) else ():
             column = table.column("image_id")
             indices = pc.indices_nonzero(pc.is_in(column, names))
-            found.update(zip(column.take(indices).to_pylist(), rows[indices.to_numpy()].tolist(), strict=True))
-        return found
+            row_numbers.update(zip(column.take(indices).to_pylist(), rows[indices.to_numpy()].tolist(), strict=True))
+        return row_numbers
 
-    def read(self, rows: Rows, columns: list[str]) -> Iterator[tuple[Rows, pa.Table]]:
-        """Yield (rows, their columns) in ascending order, a table or a row group of it at a time."""
+    def read(self, rows: RowNumbers, columns: list[str]) -> Iterator[tuple[RowNumbers, pa.Table]]:
+        """Yield (rows, their columns), a file or a row group of it at a time; `rows` are sorted and deduplicated."""
         rows = np.unique(rows)
         positions = self.positions[rows]
-        cuts = np.searchsorted(positions, self.table_starts)
-        numbers = np.flatnonzero(np.diff(cuts))
+        row_ranges = np.searchsorted(positions, self.candidate_file_starts)
+        numbers = np.flatnonzero(np.diff(row_ranges))
 
-        def read_table(number: int) -> list[tuple[Rows, pa.Table]]:
-            part = slice(cuts[number], cuts[number + 1])
-            wanted, wanted_positions, start = rows[part], positions[part], int(self.table_starts[number])
+        def read_table(number: int) -> list[tuple[RowNumbers, pa.Table]]:
+            selection = slice(row_ranges[number], row_ranges[number + 1])
+            wanted_rows, wanted_positions = rows[selection], positions[selection]
+            start = int(self.candidate_file_starts[number])
             selected = []
-            for table in read_file_columns(self.uri, self.tables[number], columns):
+            for table in read_file_columns(self.uri, self.candidate_files[number], columns):
                 is_inside = (wanted_positions >= start) & (wanted_positions < start + table.num_rows)
                 if is_inside.any():
                     taken = table.take(pa.array(wanted_positions[is_inside] - start))
-                    selected.append((wanted[is_inside], taken))
+                    selected.append((wanted_rows[is_inside], taken))
                 start += table.num_rows
             return selected
 
-        # The cost is a guess, as for thumbnails.
-        tables = map_ordered(numbers.tolist(), read_table, READ_THREADS, lambda n: 1000 * int(cuts[n + 1] - cuts[n]))
-        for selected in tables:
+        def estimate_bytes(number: int) -> int:
+            """Return the memory that `map_ordered` plans for: 1,000 bytes per row, those of a thumbnail."""
+            return 1000 * int(row_ranges[number + 1] - row_ranges[number])
+
+        for selected in map_ordered(numbers.tolist(), read_table, READ_THREADS, estimate_bytes):
             yield from selected
 
 
 def read_candidates(
-    uri: str, tables: Sequence[File], files: Sequence[File] = (), removed: Mapping[int, Collection[str]] | None = None
+    uri: str,
+    candidate_files: Sequence[File],
+    data_files: Sequence[File] = (),
+    removed: Mapping[int, Collection[str]] | None = None,
 ) -> Candidates:
-    """Read the columns of candidate rows from the files `tables` below the folder `uri`.
+    """Read the columns of candidate rows from files below the folder `uri`.
 
     Args:
-        files: the files of the same rows, in the same order, with their images (default: `tables`).
-        removed: ids of images that have left the source, by the number of the table that has them.
+        data_files: the files of the same rows, in the same order, with their images (default: `candidate_files`).
+        removed: ids of images that are no longer in the source, by index of the candidate file.
     """
-    files, removed = files or tables, removed or {}
-    table_starts, starts = (np.cumsum([0, *(file.rows for file in group)], dtype=np.int64) for group in (tables, files))
+    data_files, removed = data_files or candidate_files, removed or {}
+    candidate_file_starts, data_file_starts = (
+        np.cumsum([0, *(file.rows for file in files)], dtype=np.int64) for files in (candidate_files, data_files)
+    )
 
-    def read_table(number: int) -> tuple[Rows, dict[str, npt.NDArray[Any]], bool]:
+    def read_table(number: int) -> tuple[Int64Array, dict[str, npt.NDArray[Any]], bool]:
+        """Return positions, columns and whether any row was measured."""
         ids = removed.get(number, ())
         names = [*_COLUMNS, *(["image_id"] if ids else [])]
-        table = pa.concat_tables(read_file_columns(uri, tables[number], names))
-        positions = np.arange(table.num_rows) + table_starts[number]
+        table = pa.concat_tables(read_file_columns(uri, candidate_files[number], names))
+        positions = np.arange(table.num_rows) + candidate_file_starts[number]
         if ids:
             is_removed = pc.is_in(table.column("image_id"), pa.array(sorted(ids), pa.string()))
             positions, table = positions[~is_removed.to_numpy()], table.filter(pc.invert(is_removed))
         arrays = {name: _CONVERTERS[name](table.column(name)) for name in _COLUMNS}
         return positions, arrays, table.column("phash").null_count < table.num_rows
 
-    read = map_ordered(range(len(tables)), read_table, READ_THREADS, lambda number: 100 * tables[number].rows)
-    parts = [part for part in read if len(part[0])]
+    tables = map_ordered(
+        range(len(candidate_files)), read_table, READ_THREADS, lambda number: 100 * candidate_files[number].rows
+    )
+    parts = [part for part in tables if len(part[0])]
     if not parts:
-        return Candidates(uri, tables, files, table_starts, starts)
+        return Candidates(uri, candidate_files, data_files, candidate_file_starts, data_file_starts)
+    # Popped, so that no column is in memory twice for longer than it takes to join it.
     columns = {name: np.concatenate([arrays.pop(name) for _, arrays, _ in parts]) for name in _COLUMNS}
     return Candidates(
-        uri, tables, files, table_starts, starts, np.concatenate([positions for positions, _, _ in parts]),
-        pixels=columns["pixel_hash"], content=columns["sha256"], phash=columns["phash"], label=columns["label"],
-        split=columns["split"], declared=columns["declared_split"], group=columns["group"],
-        order=columns["shuffle_index"], measures={name: columns[name] for name in MEASURES},
+        uri, candidate_files, data_files, candidate_file_starts, data_file_starts,
+        np.concatenate([positions for positions, _, _ in parts]),
+        pixel_hash=columns["pixel_hash"], sha256_prefix=columns["sha256"], phash=columns["phash"],
+        label_hash=columns["label"], split=columns["split"], declared=columns["declared_split"],
+        group_hash=columns["group"], shuffle_index=columns["shuffle_index"],
+        measures={name: columns[name] for name in MEASURES},
         has_measures=any(has_measures for _, _, has_measures in parts),
     )  # fmt: skip
 
@@ -191,7 +208,7 @@ _Converter = Callable[[pa.ChunkedArray], npt.NDArray[Any]]
 
 
 def _make_hex_converter(words: int) -> _Converter:
-    """Convert the first 16 * `words` hexadecimal digits to uint64 [N, words], or [N] for one word."""
+    """Return a function that converts the first 16 * `words` hexadecimal digits to uint64 [N, words] ([N] for one)."""
 
     def convert(column: pa.ChunkedArray) -> npt.NDArray[Any]:
         data = bytes.fromhex("".join(text[: 16 * words] for text in column.to_pylist()))
@@ -202,7 +219,7 @@ def _make_hex_converter(words: int) -> _Converter:
 
 
 def _make_code_converter(codes: dict[str, int], default: int) -> _Converter:
-    """Convert text to uint8 codes, `default` for other text and nulls."""
+    """Return a function that converts text to uint8 codes, other text and nulls to `default`."""
 
     def convert(column: pa.ChunkedArray) -> npt.NDArray[Any]:
         indices = pc.index_in(column, pa.array(list(codes))).combine_chunks().fill_null(-1).to_numpy()
@@ -213,7 +230,7 @@ def _make_code_converter(codes: dict[str, int], default: int) -> _Converter:
 
 
 def _make_text_hasher(dtype: type[Any]) -> _Converter:
-    """Convert text to 63 bits of its hash, null to 0; each distinct text is hashed once."""
+    """Return a function that converts text to 63 bits of its hash, null to 0; each distinct text is hashed once."""
 
     def convert(column: pa.ChunkedArray) -> npt.NDArray[Any]:
         encoded = column.combine_chunks().dictionary_encode()
@@ -229,7 +246,7 @@ def _make_text_hasher(dtype: type[Any]) -> _Converter:
 
 
 def _make_number_converter(dtype: type[Any]) -> _Converter:
-    """Convert numbers to `dtype`, null to 0."""
+    """Return a function that converts numbers to `dtype`, null to 0."""
 
     def convert(column: pa.ChunkedArray) -> npt.NDArray[Any]:
         numbers: npt.NDArray[Any] = column.combine_chunks().fill_null(0).to_numpy().astype(dtype, copy=False)

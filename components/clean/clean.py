@@ -53,23 +53,24 @@ def _build_dataset(raw: Dataset, uri: str, rules: RowRules, context: Context) ->
         shards = clean_or_reuse(raw, parts, rules, finished, lost)
         candidates = _read_candidates(raw, parts, shards, finished)
         context.say(f"{len(candidates):,} images are valid; looking at all of them together")
-        verdicts, twins = decide(candidates, rules.config)
-        final = write_final_files(verdicts, finished, rules.layout)
+        decisions, twins = decide(candidates, rules.config)
+        final = write_final_files(decisions, finished, rules.layout)
         if not final.lost:
             break
-        # They were removed since others replaced them, without the rows dropped then; now other rows are dropped.
+        # gc has deleted original files that rewritten ones, without dropped rows, had replaced. Now a different set of
+        # rows is dropped, so the originals are needed again.
         lost |= final.lost
         context.say(f"{len(final.lost):,} files of earlier snapshots are needed and gone; cleaning their images again")
     rejected, rejected_rows = _list_rejected(raw, parts, shards, finished)
-    rejected_rows += verdicts.iterate_rejected()
+    rejected_rows += decisions.iterate_rejected()
     files = [finished.list_file(file, uri) for file in final.files + rejected]
     if rejected_rows:
         files.append(write_rejected(uri, rejected_rows))
-    files += [finished.list_file(file, uri) for file in candidates.tables]
+    files += [finished.list_file(file, uri) for file in candidates.candidate_files]
     if twins is not None and len(twins):
-        files.append(write_twins(uri, verdicts, twins))
-    kept = KeptRows(verdicts, final)
-    manifest = make_manifest(raw, uri, rules, files, kept.count(rules.labels.separator), verdicts.findings)
+        files.append(write_twins(uri, decisions, twins))
+    kept = KeptRows(decisions, final)
+    manifest = make_manifest(raw, uri, rules, files, kept.count(rules.labels.separator), decisions.findings)
     check_ledger(raw, manifest)
     check_splits(manifest)
     draft = Dataset(uri, manifest, "")
@@ -84,7 +85,7 @@ def _find_pictures(
     rows = kept.candidates.find_rows(ids)
     places = kept.locate(dataset, rows.items())
     of_table = [part for part, shard in zip(parts, shards, strict=True) if shard.candidates]
-    dropped = {image_id: of_table[kept.candidates.find_table(row)] for image_id, row in rows.items()}
+    dropped = {image_id: of_table[kept.candidates.find_candidate_file(row)] for image_id, row in rows.items()}
     raw_places = {image_id: (part.file, range(part.first, part.last)) for image_id, part in dropped.items()}
     return find_pictures(dataset, ids, places, raw_places)
 
@@ -111,9 +112,9 @@ def _list_rejected(
         for file in shard.rejected:
             tables = read_file_columns(finished.uri, file, None) if removed else ()
             content = [row for table in tables for row in table.to_pylist()]
-            left = [row for row in content if row["image_id"] not in removed]
-            if len(left) == len(content):
+            remaining = [row for row in content if row["image_id"] not in removed]
+            if len(remaining) == len(content):
                 files.append(file)
             else:
-                rows += left
+                rows += remaining
     return files, rows

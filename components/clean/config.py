@@ -115,12 +115,12 @@ class CleanConfig(StepConfig, PixelOptions):
     )  # fmt: skip
     leakage: str = option(
         "auto", "train or val images with a near twin in test: dropped, or reported (auto: dropped unless the source "
-        "declares both splits); of exact copies one is kept whatever this says: in test, else val, else train",
+        "declares both splits); it does not concern exact copies, of which one is kept: in test, else val, else train",
         choices=("auto", "drop", "report"),
     )  # fmt: skip
     label_conflicts: str = option(
         "keep", "near twins or exact copies with different labels: report them (of exact copies one is kept), drop "
-        "all, or drop those that a majority contradicts",
+        "all of them, or drop those without the most frequent label (all on a tie)",
         choices=("keep", "drop_all", "drop_minority"),
     )  # fmt: skip
 

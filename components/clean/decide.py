@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .candidates import CandidateInfo, Candidates, Rows
+from .candidates import CandidateInfo, Candidates, RowNumbers
 from .config import CleanConfig
+from .row_decisions import EXAMPLES, KEEP_PRIORITY, DropReason, RowDecisions
 from .splits import TEST, TRAIN, TRAINVAL, UNDECLARED, choose_exact_splits
 from .twins import Twins, find_twins, judge_twins
-from .verdicts import EXAMPLES, KEEP_PRIORITY, Verdict, Verdicts
 
 MAD_OF_NORMAL, MEAN_DEVIATION_OF_NORMAL = 0.6745, 0.7979
 """Median and mean of the absolute deviation of a standard normal variable."""
@@ -26,31 +26,33 @@ OUTLIER_EXAMPLES = 20
 """Maximum number of outliers of a measure, the farthest, that are named in the manifest."""
 
 
-def decide(candidates: Candidates, config: CleanConfig) -> tuple[Verdicts, Twins | None]:
-    """Return the verdicts on all rows, and the near-duplicates if they were looked for."""
-    verdicts = Verdicts.of(candidates)
-    drop_duplicates(verdicts, config.label_conflicts)
+def decide(candidates: Candidates, config: CleanConfig) -> tuple[RowDecisions, Twins | None]:
+    """Return the decisions on all rows, and the near-duplicates if they were looked for."""
+    decisions = RowDecisions.of(candidates)
+    drop_duplicates(decisions, config.label_conflicts)
     if config.split == "exact":
-        assign_exact_splits(verdicts, config)
+        assign_exact_splits(decisions, config)
     twins = None
     if config.near_duplicates != "off" and candidates.has_measures:
-        twins = find_twins(candidates, verdicts.alive, config.near_radius)
-        judge_twins(verdicts, twins, config)
-    find_outliers(verdicts, config.outlier_names(), config.outlier_threshold, config.outliers)
-    return verdicts, twins
+        twins = find_twins(candidates, decisions.is_kept, config.near_radius)
+        judge_twins(decisions, twins, config)
+    find_outliers(decisions, config.outlier_names(), config.outlier_threshold, config.outliers)
+    return decisions, twins
 
 
-def assign_exact_splits(verdicts: Verdicts, config: CleanConfig) -> None:
+def assign_exact_splits(decisions: RowDecisions, config: CleanConfig) -> None:
     """Assign exact splits to the rows that are kept, stratified by label.
 
     Where the source has groups, which must stay together, the fractions hold over all labels together.
     """
-    candidates, rows = verdicts.candidates, np.flatnonzero(verdicts.alive)
+    candidates, rows = decisions.candidates, np.flatnonzero(decisions.is_kept)
     respected = config.declared_splits == "respect"
     declared = candidates.declared[rows] if respected else np.full(len(rows), UNDECLARED, np.uint8)
-    positions = np.where(candidates.group[rows] != 0, candidates.group[rows], candidates.order[rows].astype(np.uint64))
-    labels = np.zeros(len(rows), np.int64) if candidates.group.any() else candidates.label[rows]
-    verdicts.splits[rows] = choose_exact_splits(
+    positions = np.where(
+        candidates.group_hash[rows] != 0, candidates.group_hash[rows], candidates.shuffle_index[rows].astype(np.uint64)
+    )
+    labels = np.zeros(len(rows), np.int64) if candidates.group_hash.any() else candidates.label_hash[rows]
+    decisions.splits[rows] = choose_exact_splits(
         declared, labels, positions, (config.val_fraction, config.test_fraction)
     )
 
@@ -58,29 +60,29 @@ def assign_exact_splits(verdicts: Verdicts, config: CleanConfig) -> None:
 # Exact duplicates
 
 
-def drop_duplicates(verdicts: Verdicts, label_conflicts: str) -> None:
+def drop_duplicates(decisions: RowDecisions, label_conflicts: str) -> None:
     """Drop all but one of the images with equal pixels, and by the policy those whose labels contradict each other.
 
     The copy in test is kept before the one in val before the one in train; within a split the smallest image_id.
     """
-    candidates = verdicts.candidates
+    candidates = decisions.candidates
     groups = group_equal_pixels(candidates)
     infos = candidates.read_infos(np.concatenate(groups)) if groups else {}
     examples: list[list[dict[str, str]]] = []
     leaked = conflicts = 0
     for group in groups:
-        rows = sorted(group.tolist(), key=lambda row: (KEEP_PRIORITY[verdicts.splits[row]], infos[row].image_id))
+        rows = sorted(group.tolist(), key=lambda row: (KEEP_PRIORITY[decisions.splits[row]], infos[row].image_id))
         leaked += _count_leaked(candidates, group)
         if len({infos[row].label for row in rows}) > 1:
             conflicts += 1
             if len(examples) < EXAMPLES:
                 examples.append([{"image_id": infos[r].image_id, "label": infos[r].label} for r in rows[:10]])
-            rows = _resolve_conflict(verdicts, rows, infos, label_conflicts)
+            rows = _resolve_conflict(decisions, rows, infos, label_conflicts)
         for row in rows[1:]:
-            has_same_bytes = candidates.content[row] == candidates.content[rows[0]]
+            has_same_bytes = candidates.sha256_prefix[row] == candidates.sha256_prefix[rows[0]]
             reason = "duplicate_bytes" if has_same_bytes else "duplicate_pixels"
-            verdicts.drop(row, Verdict(reason, "same as", rows[0]))
-    verdicts.findings["duplicates"] = {
+            decisions.drop(row, DropReason(reason, "same as", rows[0]))
+    decisions.findings["duplicates"] = {
         "groups": len(groups),
         "conflicts": conflicts,
         "conflict_examples": examples,
@@ -88,18 +90,22 @@ def drop_duplicates(verdicts: Verdicts, label_conflicts: str) -> None:
     }
 
 
-def group_equal_pixels(candidates: Candidates) -> list[Rows]:
+def group_equal_pixels(candidates: Candidates) -> list[RowNumbers]:
     """Return the groups of two and more rows with equal pixels, in an order of their content."""
     if not len(candidates):
         return []
-    order = np.lexsort((candidates.pixels[:, 1], candidates.pixels[:, 0]))  # stable: rows of a group stay in order
-    keys = candidates.pixels[order]
+    order = np.lexsort(
+        (candidates.pixel_hash[:, 1], candidates.pixel_hash[:, 0])
+    )  # stable: rows of a group stay in order
+    keys = candidates.pixel_hash[order]
     edges = np.flatnonzero((keys[1:] != keys[:-1]).any(axis=1)) + 1
     groups = [group for group in np.split(order.astype(np.int64), edges) if len(group) > 1]
-    return sorted(groups, key=lambda group: int(candidates.order[group].min()))
+    return sorted(groups, key=lambda group: int(candidates.shuffle_index[group].min()))
 
 
-def _resolve_conflict(verdicts: Verdicts, rows: list[int], infos: dict[int, CandidateInfo], policy: str) -> list[int]:
+def _resolve_conflict(
+    decisions: RowDecisions, rows: list[int], infos: dict[int, CandidateInfo], policy: str
+) -> list[int]:
     """Drop what the policy drops of copies with different labels; return the rows that are left."""
     labels = Counter(infos[row].label for row in rows)
     (majority, votes), (_, second_votes), *_ = labels.most_common()
@@ -109,11 +115,11 @@ def _resolve_conflict(verdicts: Verdicts, rows: list[int], infos: dict[int, Cand
     for row in rows:
         if infos[row].label != winner:
             other = next(r for r in rows if infos[r].label != infos[row].label)
-            verdicts.drop(row, Verdict("label_conflict", "same as", other))
+            decisions.drop(row, DropReason("label_conflict", "same as", other))
     return [row for row in rows if infos[row].label == winner]
 
 
-def _count_leaked(candidates: Candidates, group: Rows) -> int:
+def _count_leaked(candidates: Candidates, group: RowNumbers) -> int:
     """Return the number of the group's rows that are declared as test, if another is declared for training."""
     declared: Any = candidates.declared[group]
     return int((declared == TEST).sum()) if np.isin(declared, (TRAIN, TRAINVAL)).any() else 0
@@ -122,21 +128,21 @@ def _count_leaked(candidates: Candidates, group: Rows) -> int:
 # Outliers
 
 
-def find_outliers(verdicts: Verdicts, names: tuple[str, ...], threshold: float, policy: str) -> None:
+def find_outliers(decisions: RowDecisions, names: tuple[str, ...], threshold: float, policy: str) -> None:
     """Count and name the outliers of each measure in `names`, and drop them where `policy` is drop.
 
     An outlier has a robust score above `threshold`; see `compute_robust_scores`.
     """
-    candidates, rows = verdicts.candidates, np.flatnonzero(verdicts.alive)
+    candidates, rows = decisions.candidates, np.flatnonzero(decisions.is_kept)
     findings: dict[str, Any] = {}
-    worst: dict[int, Verdict] = {}
+    worst: dict[int, DropReason] = {}
     for name in names if candidates.has_measures and len(rows) else ():
         values = candidates.measures[name][rows]
         scores = compute_robust_scores(to_comparable_scale(name, values))
         far = np.flatnonzero(scores > threshold)
         if not len(far):
             continue
-        farthest = far[np.lexsort((candidates.order[rows[far]], -scores[far]))]
+        farthest = far[np.lexsort((candidates.shuffle_index[rows[far]], -scores[far]))]
         infos = candidates.read_infos(rows[farthest[:OUTLIER_EXAMPLES]])
         median = float(np.median(values))
         findings[name] = {
@@ -154,10 +160,10 @@ def find_outliers(verdicts: Verdicts, names: tuple[str, ...], threshold: float, 
         if policy == "drop":
             for i in farthest:
                 detail = f"{name} {values[i]:.4g}, {scores[i]:.1f} spreads from the median {median:.4g}"
-                worst.setdefault(int(rows[i]), Verdict("outlier", detail))
-    for row, verdict in worst.items():
-        verdicts.drop(row, verdict)
-    verdicts.findings["outliers"] = findings
+                worst.setdefault(int(rows[i]), DropReason("outlier", detail))
+    for row, drop_reason in worst.items():
+        decisions.drop(row, drop_reason)
+    decisions.findings["outliers"] = findings
 
 
 def to_comparable_scale(name: str, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

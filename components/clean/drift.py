@@ -17,8 +17,8 @@ from ..step.step import Context
 from ..storage import uri as uris
 from ..storage.errors import DatasetError, UserError
 from .audit_layout import format_number
-from .compare import THEN, VERSION, Comparison, compare_datasets
 from .config import CleanConfig
+from .drift_numbers import REFERENCE, VERSION, Comparison, compare_datasets
 
 _STOPPING_SCOPES: dict[str, tuple[str, ...]] = {"false": (), "true": (ALL,), "new": (ALL, NEW)}
 """The scopes in which drift ends a run, by `stop_on_drift`."""
@@ -121,7 +121,7 @@ def find_drift(comparison: Comparison, threshold: float) -> Iterator[Finding]:
 
 def _describe_measure(name: str, numbers: dict[str, Any], scope: str) -> str:
     """Return the change of a measure in words, with its medians: `darker: median 0.52 to 0.31`."""
-    (low, median, high), (low_now, median_now, high_now) = numbers["quartiles"][THEN], numbers["quartiles"][scope]
+    (low, median, high), (low_now, median_now, high_now) = numbers["quartiles"][REFERENCE], numbers["quartiles"][scope]
     spread, spread_now = high - low, high_now - low_now
     medians = f"median {format_number(median)} to {format_number(median_now)}"
     if abs(median_now - median) > NOTED_SHIFT * max(spread, spread_now):
@@ -135,7 +135,7 @@ def _describe_classes(numbers: dict[str, Any], scope: str) -> str:
     """Return the classes that changed most: `dog 12% to 31%`."""
     ordered = sorted(numbers["classes"], key=lambda entry: -abs(entry[scope]["change"]))
     return ", ".join(
-        f"{entry['class']} {_format_share(entry[THEN])} to {_format_share(entry[scope]['share'])}"
+        f"{entry['class']} {_format_share(entry[REFERENCE])} to {_format_share(entry[scope]['share'])}"
         for entry in ordered[:MAX_CLASSES]
     )
 

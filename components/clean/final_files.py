@@ -13,10 +13,10 @@ from ..dataset.manifest import File
 from ..dataset.shards import Layout, ShardWriter
 from ..storage.errors import MillError
 from ..storage.parallel import cores, map_ordered
-from .candidates import Rows, read_file_columns
+from .candidates import RowNumbers, read_file_columns
 from .reuse import FinishedWork, make_rewrite_key
+from .row_decisions import RowDecisions
 from .splits import SPLITS
-from .verdicts import Verdicts
 
 
 @dataclass(frozen=True)
@@ -31,77 +31,80 @@ class FinalFiles:
     """
 
     files: list[File] = field(default_factory=list)
-    rows: Rows = field(default_factory=lambda: np.empty(0, np.int64))
-    starts: Rows = field(default_factory=lambda: np.zeros(1, np.int64))
+    rows: RowNumbers = field(default_factory=lambda: np.empty(0, np.int64))
+    starts: RowNumbers = field(default_factory=lambda: np.zeros(1, np.int64))
     lost: frozenset[str] = frozenset()
 
 
-def write_final_files(verdicts: Verdicts, finished: FinishedWork, layout: Layout) -> FinalFiles:
-    """Write the files that the verdicts result in, as far as they are not there.
+def write_final_files(decisions: RowDecisions, finished: FinishedWork, layout: Layout) -> FinalFiles:
+    """Write the files that the decisions result in, as far as they are not there.
 
     A candidate file of which all rows stay is used as it is. The others are written again, unless that was done for the
-    same verdicts before.
+    same decisions before.
     """
-    candidates = verdicts.candidates
-    alive = np.zeros(int(candidates.starts[-1]), bool)
-    splits = np.zeros(len(alive), np.uint8)
-    alive[candidates.positions], splits[candidates.positions] = verdicts.alive, verdicts.splits
-    ranges = [slice(int(start), int(end)) for start, end in zip(candidates.starts, candidates.starts[1:], strict=False)]
+    candidates = decisions.candidates
+    is_kept = np.zeros(int(candidates.data_file_starts[-1]), bool)
+    splits = np.zeros(len(is_kept), np.uint8)
+    is_kept[candidates.positions], splits[candidates.positions] = decisions.is_kept, decisions.splits
+    ranges = [
+        slice(int(start), int(end))
+        for start, end in zip(candidates.data_file_starts, candidates.data_file_starts[1:], strict=False)
+    ]
     final: dict[int, list[File]] = {}
     keys: dict[int, str] = {}
-    for number, (file, rows) in enumerate(zip(candidates.files, ranges, strict=True)):
-        if file.split in SPLITS and alive[rows].all() and (splits[rows] == SPLITS.index(file.split)).all():
+    for number, (file, rows) in enumerate(zip(candidates.data_files, ranges, strict=True)):
+        if file.split in SPLITS and is_kept[rows].all() and (splits[rows] == SPLITS.index(file.split)).all():
             final[number] = [file]
-        elif not alive[rows].any():
+        elif not is_kept[rows].any():
             final[number] = []
         else:
-            keys[number] = make_rewrite_key(file, alive[rows], splits[rows])
+            keys[number] = make_rewrite_key(file, is_kept[rows], splits[rows])
     final |= finished.find_rewritten(keys)
     intact = finished.parts.find_intact(file for files in final.values() for file in files)
     missing = [n for n in range(len(ranges)) if n not in final or any(file.uri not in intact for file in final[n])]
-    sources = {candidates.files[number].uri for number in missing}
-    if lost := sources - finished.parts.find_intact(candidates.files[number] for number in missing):
+    sources = {candidates.data_files[number].uri for number in missing}
+    if lost := sources - finished.parts.find_intact(candidates.data_files[number] for number in missing):
         return FinalFiles(lost=frozenset(lost))
 
     def rewrite(number: int) -> list[File]:
         rows = ranges[number]
-        return list(rewrite_file(finished.uri, candidates.files[number], alive[rows], splits[rows], layout))
+        return list(rewrite_file(finished.uri, candidates.data_files[number], is_kept[rows], splits[rows], layout))
 
     # Threads are enough: Arrow and OpenSSL copy and hash without Python's lock. Each holds one row group.
     for number, files in zip(missing, map_ordered(missing, rewrite, cores(), lambda _: 0), strict=True):
         finished.add_rewritten(keys[number], files)
         final[number] = files
-    return _sort_files(verdicts, final)
+    return _sort_files(decisions, final)
 
 
-def _sort_files(verdicts: Verdicts, final: dict[int, list[File]]) -> FinalFiles:
+def _sort_files(decisions: RowDecisions, final: dict[int, list[File]]) -> FinalFiles:
     """Sort the files by split and name, and number their rows; MillError where a file has more or fewer rows.
 
     `final`: the files by the number of the candidate file.
     """
-    candidates = verdicts.candidates
+    candidates = decisions.candidates
     ordered = sorted(
         ((file, number) for number, files in final.items() for file in files),
         key=lambda entry: (SPLITS.index(entry[0].split), entry[0].uri),
     )
-    first_rows = np.searchsorted(candidates.positions, candidates.starts)
+    first_rows = np.searchsorted(candidates.positions, candidates.data_file_starts)
     parts = [np.empty(0, np.int64)]
     for file, number in ordered:
         rows = np.arange(first_rows[number], first_rows[number + 1])
-        rows = rows[verdicts.alive[rows] & (verdicts.splits[rows] == SPLITS.index(file.split))]
+        rows = rows[decisions.is_kept[rows] & (decisions.splits[rows] == SPLITS.index(file.split))]
         if len(rows) != file.rows:
-            raise MillError(f"the ledger is wrong: {len(rows)} rows are kept in {file.uri}, which has {file.rows}")
+            raise MillError(f"internal error: {len(rows)} rows are kept of {file.uri}, which has {file.rows}")
         parts.append(rows)
     starts = np.cumsum([len(part) for part in parts], dtype=np.int64)
     return FinalFiles([file for file, _ in ordered], np.concatenate(parts), starts)
 
 
 def rewrite_file(
-    uri: str, file: File, alive: npt.NDArray[np.bool_], splits: npt.NDArray[np.uint8], layout: Layout
+    uri: str, file: File, is_kept: npt.NDArray[np.bool_], splits: npt.NDArray[np.uint8], layout: Layout
 ) -> Iterator[File]:
-    """Write the rows of one file that are alive to one file per split, in their order. Holds one row group."""
+    """Write the rows of one file that are kept to one file per split, in their order. Holds one row group."""
     for code, split in enumerate(SPLITS):
-        selected = alive & (splits == code)
+        selected = is_kept & (splits == code)
         if selected.any():
             with ShardWriter(uri, layout) as writer:
                 for table in _filter_row_groups(uri, file, selected, split, layout.schema):

@@ -18,11 +18,11 @@ import pyarrow.compute as pc
 from ..dataset.manifest import Dataset, File
 from ..dataset.shards import open_parquet
 from .audit_numbers import COLUMNS, ImageInfo, Scan
-from .candidates import Candidates, Rows
+from .candidates import Candidates, RowNumbers
 from .final_files import FinalFiles
 from .labels import split_labels
+from .row_decisions import RowDecisions
 from .splits import SPLITS
-from .verdicts import Verdicts
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class KeptCounts:
 class KeptRows:
     """The K kept rows in the order of the final files: row k is the candidate `final.rows[k]`."""
 
-    verdicts: Verdicts
+    decisions: RowDecisions
     final: FinalFiles
 
     @property
     def candidates(self) -> Candidates:
-        return self.verdicts.candidates
+        return self.decisions.candidates
 
     def count(self, separator: str) -> KeptCounts:
         """Count the rows. `separator`: text between several labels of one row."""
@@ -54,7 +54,7 @@ class KeptRows:
         for rows, table in self.candidates.read(self.final.rows, ["label", "image_bytes", "decoder_warning"]):
             size += pc.sum(table.column("image_bytes")).as_py()
             warnings += table.num_rows - table.column("decoder_warning").null_count
-            splits = pa.array([SPLITS[code] for code in self.verdicts.splits[rows].tolist()])
+            splits = pa.array([SPLITS[code] for code in self.decisions.splits[rows].tolist()])
             groups = table.append_column("split", splits).group_by(["split", "label"]).aggregate([([], "count_all")])
             for row in groups.to_pylist():
                 by_split[row["split"]] += row["count_all"]
@@ -66,11 +66,11 @@ class KeptRows:
         """Return the scan of the dataset that will hold the rows."""
         return Scan.collect(self._read_columns(), self._read_infos)
 
-    def _read_columns(self) -> Iterator[tuple[Rows, Counter[str], pa.Table]]:
+    def _read_columns(self) -> Iterator[tuple[RowNumbers, Counter[str], pa.Table]]:
         order = np.argsort(self.final.rows)  # `order[i]` is the kept row of the i-th candidate that is kept
         start = 0
         for rows, table in self.candidates.read(self.final.rows, list(COLUMNS)):
-            codes, numbers = np.unique(self.verdicts.splits[rows], return_counts=True)
+            codes, numbers = np.unique(self.decisions.splits[rows], return_counts=True)
             by_split = Counter({SPLITS[c]: n for c, n in zip(codes.tolist(), numbers.tolist(), strict=True)})
             yield order[start : start + len(rows)], by_split, table
             start += len(rows)
@@ -79,7 +79,7 @@ class KeptRows:
         numbers = list(rows)
         candidate_rows = self.final.rows[numbers]
         infos = self.candidates.read_infos(candidate_rows)
-        splits = (SPLITS[code] for code in self.verdicts.splits[candidate_rows].tolist())
+        splits = (SPLITS[code] for code in self.decisions.splits[candidate_rows].tolist())
         return {
             number: ImageInfo(infos[row].image_id, infos[row].label, split)
             for number, row, split in zip(numbers, candidate_rows.tolist(), splits, strict=True)

@@ -12,7 +12,7 @@ from ..dataset.workspace import Workspace
 from ..imaging.decoder import ImageRejected
 from ..storage import uri as uris
 from ..storage.errors import UserError, wrong
-from ..storage.filesystem import get_store
+from ..storage.store import get_store
 from .config import CleanConfig
 
 

@@ -60,7 +60,9 @@ def check_ledger(raw: Dataset, manifest: Manifest) -> None:
     """Raise MillError unless every raw row is kept or rejected."""
     rows, totals = raw.manifest.totals.rows, manifest.totals
     if rows != totals.rows + totals.rejected:
-        raise MillError(f"the ledger is wrong: {rows} raw rows, {totals.rows} kept and {totals.rejected} rejected")
+        raise MillError(
+            f"internal error: row counts do not add up: {rows} raw, {totals.rows} kept + {totals.rejected} rejected"
+        )
 
 
 def check_splits(manifest: Manifest) -> None:

@@ -1,4 +1,4 @@
-"""Near-duplicates: pairs found by perceptual hash and verified on thumbnails, and the verdicts that follow from them.
+"""Near-duplicates: pairs found by perceptual hash and verified on thumbnails, and the decisions that follow from them.
 
 Only direct twins count: the twin of a twin is not taken for one, so that a chain of small changes drops nothing.
 """
@@ -15,13 +15,13 @@ import numpy.typing as npt
 from ..dataset.manifest import File
 from ..dataset.shards import Layout, ShardWriter
 from ..storage.errors import wrong
-from .candidates import Candidates, Rows
+from .candidates import Candidates, RowNumbers
 from .config import CleanConfig
 from .near import BANDED_RADIUS, BRUTE_LIMIT, find_near_pairs
 from .phash import MAX_DIFFERENCE, compare_thumbnails, have_similar_aspect
+from .row_decisions import EXAMPLES, DropReason, RowDecisions
 from .schema import TWINS
 from .splits import SPLITS, TEST, TRAIN, UNDECLARED, VAL
-from .verdicts import EXAMPLES, Verdict, Verdicts
 
 CHUNK = 32_768
 """Pairs that are verified or written at a time."""
@@ -39,8 +39,8 @@ class Twins:
         complete: whether no pair within the radius was left out.
     """
 
-    first: Rows
-    second: Rows
+    first: RowNumbers
+    second: RowNumbers
     distance: npt.NDArray[np.uint8]
     difference: npt.NDArray[np.float32]
     checked: int
@@ -64,14 +64,14 @@ def check_radius(config: CleanConfig, rows: int) -> None:
         )  # fmt: skip
 
 
-def find_twins(candidates: Candidates, alive: npt.NDArray[np.bool_], radius: int) -> Twins:
-    """Find the verified pairs among the rows that are alive, with hashes within `radius` bits.
+def find_twins(candidates: Candidates, is_kept: npt.NDArray[np.bool_], radius: int) -> Twins:
+    """Find the verified pairs among the rows that are kept, with hashes within `radius` bits.
 
     They are in an order of their content, so that of several twins of an image the same one is named however the rows
     are divided into files.
     """
-    rows = np.flatnonzero(alive)
-    rows = rows[np.argsort(candidates.order[rows], kind="stable")]
+    rows = np.flatnonzero(is_kept)
+    rows = rows[np.argsort(candidates.shuffle_index[rows], kind="stable")]
     near = find_near_pairs(candidates.phash[rows], radius)
     first, second = rows[near.pairs[:, 0]], rows[near.pairs[:, 1]]
     aspect_ratio = candidates.measures["aspect_ratio"]
@@ -90,13 +90,13 @@ def find_twins(candidates: Candidates, alive: npt.NDArray[np.bool_], radius: int
     return Twins(first, second, distance, difference, len(near.pairs), near.complete)
 
 
-def judge_twins(verdicts: Verdicts, twins: Twins, config: CleanConfig) -> None:
+def judge_twins(decisions: RowDecisions, twins: Twins, config: CleanConfig) -> None:
     """Apply the policies: first to label conflicts, then to leaks into test, then to near-duplicates within a split."""
-    conflicts = _resolve_conflicts(verdicts, twins, config.label_conflicts)
-    leakage = _drop_leaks(verdicts, twins, config)
-    dropped = _drop_near(verdicts, twins) if config.near_duplicates == "drop" else 0
-    splits = np.sort(np.stack([verdicts.splits[twins.first], verdicts.splits[twins.second]]), axis=0)
-    verdicts.findings["near_duplicates"] = {
+    conflicts = _resolve_conflicts(decisions, twins, config.label_conflicts)
+    leakage = _drop_leaks(decisions, twins, config)
+    dropped = _drop_near(decisions, twins) if config.near_duplicates == "drop" else 0
+    splits = np.sort(np.stack([decisions.splits[twins.first], decisions.splits[twins.second]]), axis=0)
+    decisions.findings["near_duplicates"] = {
         "radius": config.near_radius,
         "candidates": twins.checked,
         "complete": twins.complete,
@@ -111,13 +111,13 @@ def judge_twins(verdicts: Verdicts, twins: Twins, config: CleanConfig) -> None:
         "dropped": dropped,
         **conflicts,
     }
-    verdicts.findings["leakage"] = leakage
+    decisions.findings["leakage"] = leakage
 
 
-def _resolve_conflicts(verdicts: Verdicts, twins: Twins, policy: str) -> dict[str, Any]:
+def _resolve_conflicts(decisions: RowDecisions, twins: Twins, policy: str) -> dict[str, Any]:
     """Drop what the policy drops of pairs with different labels; return their number and examples."""
-    candidates = verdicts.candidates
-    conflicting = np.flatnonzero(candidates.label[twins.first] != candidates.label[twins.second])
+    candidates = decisions.candidates
+    conflicting = np.flatnonzero(candidates.label_hash[twins.first] != candidates.label_hash[twins.second])
     first, second = twins.first[conflicting], twins.second[conflicting]
     if policy == "drop_all":
         losers = list(zip(first.tolist(), second.tolist(), strict=True))
@@ -127,7 +127,7 @@ def _resolve_conflicts(verdicts: Verdicts, twins: Twins, policy: str) -> dict[st
     else:
         losers = []
     for row, other in losers:
-        verdicts.drop(row, Verdict("label_conflict", "near twin of", other))
+        decisions.drop(row, DropReason("label_conflict", "near twin of", other))
     infos = candidates.read_infos(np.concatenate([first[:EXAMPLES], second[:EXAMPLES]]))
     examples = [
         [{"image_id": infos[int(row)].image_id, "label": infos[int(row)].label} for row in pair]
@@ -136,20 +136,20 @@ def _resolve_conflicts(verdicts: Verdicts, twins: Twins, policy: str) -> dict[st
     return {"conflicts": len(conflicting), "conflict_examples": examples}
 
 
-def _find_outvoted(candidates: Candidates, twins: Twins, rows: Rows) -> list[tuple[int, int]]:
+def _find_outvoted(candidates: Candidates, twins: Twins, rows: RowNumbers) -> list[tuple[int, int]]:
     """Return those of `rows` whose label is not that of most of the row and its twins, each with a twin of another."""
     losers = []
     neighbors = _group_neighbors(twins.first, twins.second)
     for row in rows.tolist():
         voters = np.array([row, *neighbors[row]])
-        labels, votes = np.unique(candidates.label[voters], return_counts=True)
-        own_votes = votes[labels == candidates.label[row]][0]
+        labels, votes = np.unique(candidates.label_hash[voters], return_counts=True)
+        own_votes = votes[labels == candidates.label_hash[row]][0]
         if own_votes < votes.max() or (votes == own_votes).sum() > 1:
-            losers.append((row, int(next(v for v in voters if candidates.label[v] != candidates.label[row]))))
+            losers.append((row, int(next(v for v in voters if candidates.label_hash[v] != candidates.label_hash[row]))))
     return losers
 
 
-def _group_neighbors(first: Rows, second: Rows) -> dict[int, list[int]]:
+def _group_neighbors(first: RowNumbers, second: RowNumbers) -> dict[int, list[int]]:
     """Return the direct twins of each row that has some."""
     neighbors: dict[int, list[int]] = {}
     for a, b in zip(first.tolist(), second.tolist(), strict=True):
@@ -158,25 +158,25 @@ def _group_neighbors(first: Rows, second: Rows) -> dict[int, list[int]]:
     return neighbors
 
 
-def _drop_leaks(verdicts: Verdicts, twins: Twins, config: CleanConfig) -> dict[str, Any]:
+def _drop_leaks(decisions: RowDecisions, twins: Twins, config: CleanConfig) -> dict[str, Any]:
     """Drop, by the policy, train and val rows with a twin in test; return the numbers from before that."""
-    candidates = verdicts.candidates
+    candidates = decisions.candidates
     respected = config.declared_splits == "respect"
     declared = candidates.declared if respected else np.full(len(candidates), UNDECLARED, np.uint8)
     pairs = [(twins.first, twins.second), (twins.second, twins.first)]
     rows, tests = (np.concatenate(sides) for sides in zip(*pairs, strict=True))
     declared_leak = (candidates.declared[tests] == TEST) & ~np.isin(candidates.declared[rows], (VAL, TEST, UNDECLARED))
-    leak = (verdicts.splits[tests] == TEST) & (verdicts.splits[rows] != TEST)
-    leak &= verdicts.alive[tests] & verdicts.alive[rows]
+    leak = (decisions.splits[tests] == TEST) & (decisions.splits[rows] != TEST)
+    leak &= decisions.is_kept[tests] & decisions.is_kept[rows]
     rows, leaked_declared, tests = rows[leak], np.unique(tests[declared_leak]), tests[leak]
     is_declared = (declared[rows] != UNDECLARED) & (declared[tests] == TEST)
-    in_train = verdicts.splits[rows] == TRAIN
+    in_train = decisions.splits[rows] == TRAIN
     # An overlap that the source declares is part of its benchmark: an image is taken out of it only on request.
     dropped = {"drop": np.ones_like(is_declared), "auto": ~is_declared, "report": np.zeros_like(is_declared)}[
         config.leakage
     ]
     for row, other in zip(rows[dropped].tolist(), tests[dropped].tolist(), strict=True):
-        verdicts.drop(row, Verdict("near_duplicate_of_test", "near twin of", other))
+        decisions.drop(row, DropReason("near_duplicate_of_test", "near twin of", other))
     return {
         "declared_test_images_with_twin_in_declared_train": len(leaked_declared),
         "test_images_with_twin_in_train": len(np.unique(tests[in_train])),
@@ -187,44 +187,44 @@ def _drop_leaks(verdicts: Verdicts, twins: Twins, config: CleanConfig) -> dict[s
     }
 
 
-def _drop_near(verdicts: Verdicts, twins: Twins) -> int:
+def _drop_near(decisions: RowDecisions, twins: Twins) -> int:
     """Drop near-duplicates in one split, or in train and val, that are direct twins of one that is kept."""
-    alive = verdicts.alive[twins.first] & verdicts.alive[twins.second]
-    same_side = (verdicts.splits[twins.first] == TEST) == (verdicts.splits[twins.second] == TEST)
-    pairs = alive & same_side
+    both_kept = decisions.is_kept[twins.first] & decisions.is_kept[twins.second]
+    same_side = (decisions.splits[twins.first] == TEST) == (decisions.splits[twins.second] == TEST)
+    pairs = both_kept & same_side
     first, second = twins.first[pairs], twins.second[pairs]
     neighbors = _group_neighbors(first, second)
     kept: set[int] = set()
     dropped = 0
-    for row in verdicts.sort_by_priority(np.unique(np.concatenate([first, second]))).tolist():
+    for row in decisions.sort_by_priority(np.unique(np.concatenate([first, second]))).tolist():
         other = next((twin for twin in neighbors[row] if twin in kept), None)
         if other is None:
             kept.add(row)
         else:
-            verdicts.drop(row, Verdict("near_duplicate", "near twin of", other))
+            decisions.drop(row, DropReason("near_duplicate", "near twin of", other))
             dropped += 1
     return dropped
 
 
-def write_twins(uri: str, verdicts: Verdicts, twins: Twins) -> File:
+def write_twins(uri: str, decisions: RowDecisions, twins: Twins) -> File:
     """Write every pair as a row of a Parquet file, in the order of the pairs."""
     with ShardWriter(uri, Layout(TWINS, row_group_rows=CHUNK)) as writer:
-        for row in _iterate_pairs(verdicts, twins):
+        for row in _iterate_pairs(decisions, twins):
             writer.add(row, 0)
         return writer.publish("twins", "twins")
 
 
-def _iterate_pairs(verdicts: Verdicts, twins: Twins) -> Iterator[dict[str, Any]]:
+def _iterate_pairs(decisions: RowDecisions, twins: Twins) -> Iterator[dict[str, Any]]:
     for start in range(0, len(twins), CHUNK):
         chunk = slice(start, start + CHUNK)
-        infos = verdicts.candidates.read_infos(np.concatenate([twins.first[chunk], twins.second[chunk]]))
+        infos = decisions.candidates.read_infos(np.concatenate([twins.first[chunk], twins.second[chunk]]))
         columns = (twins.first[chunk], twins.second[chunk], twins.distance[chunk], twins.difference[chunk])
         for a, b, distance, difference in zip(*(column.tolist() for column in columns), strict=True):
-            dropped = [infos[row].image_id for row in (a, b) if not verdicts.alive[row]]
+            dropped = [infos[row].image_id for row in (a, b) if not decisions.is_kept[row]]
             yield {
                 "image_id": infos[a].image_id, "twin_id": infos[b].image_id,
                 "distance": distance, "difference": difference,
                 "label": infos[a].label, "twin_label": infos[b].label,
-                "split": SPLITS[verdicts.splits[a]], "twin_split": SPLITS[verdicts.splits[b]],
+                "split": SPLITS[decisions.splits[a]], "twin_split": SPLITS[decisions.splits[b]],
                 "dropped": " ".join(dropped[:1]) if len(dropped) < 2 else "both",
             }  # fmt: skip

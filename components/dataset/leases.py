@@ -24,7 +24,7 @@ from typing import Any, Self
 
 from ..storage import uri as uris
 from ..storage.errors import MillError, TransientError
-from ..storage.filesystem import Entry
+from ..storage.store import Entry
 from .workspace import STEPS, Workspace
 
 FOLDER = "running"

@@ -15,8 +15,8 @@ import xxhash
 
 from ..storage import uri as uris
 from ..storage.errors import MillError, UserError
-from ..storage.filesystem import Entry
 from ..storage.parallel import map_ordered
+from ..storage.store import Entry
 from .kinds import ModelExtra
 from .leases import RunningStep
 from .manifest import MANIFEST, Dataset, find_dataset, resolve_uri

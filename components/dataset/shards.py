@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 
 from ..storage import uri as uris
 from ..storage.errors import DatasetError, MillError
-from ..storage.filesystem import get_store, hash_file, map_disk_errors
 from ..storage.parallel import map_ordered
 from ..storage.retry import with_retry
+from ..storage.store import get_store, hash_file, map_disk_errors
 from .manifest import Dataset, File
 
 READ_THREADS = 16

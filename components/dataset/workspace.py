@@ -9,7 +9,7 @@ from typing import Any
 
 from ..storage import uri as uris
 from ..storage.errors import DatasetError, wrong
-from ..storage.filesystem import Store, get_store
+from ..storage.store import Store, get_store
 from .manifest import Dataset
 from .records import Promotion, Verdict
 

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from ..dataset.manifest import Dataset, find_intact_dataset
 from ..dataset.workspace import Workspace
 from ..storage.errors import DatasetError, UserError
-from ..storage.filesystem import get_store
+from ..storage.store import get_store
 from .config import VERSION, DownloadConfig
 from .contents import Contents, hash_id
 from .names import PATH_LIMIT

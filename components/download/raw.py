@@ -25,11 +25,11 @@ from ..step.progress import Progress, format_size
 from ..step.step import CACHED, RAN, Context, Outcome
 from ..storage import uri as uris
 from ..storage.errors import DatasetError, UserError
-from ..storage.filesystem import get_store
+from ..storage.store import get_store
 from .archives import Member, Skipped
 from .config import VERSION, DownloadConfig
 from .contents import RAW, Contents, hash_id
-from .labels import Labeller, Labels, open_dataset
+from .dataset_kinds import Labeller, Labels, open_dataset
 from .listing import SourceFiles, find_last_snapshot, store_listing
 from .reuse import EarlierRows, list_shards
 from .sources import DemoSource, Source

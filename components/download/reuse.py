@@ -24,7 +24,7 @@ from ..storage import uri as uris
 from ..storage.errors import DatasetError
 from ..storage.parallel import map_ordered
 from .contents import DIGEST_BYTES, RAW, Contents, hash_id, hash_row
-from .labels import Labeller
+from .dataset_kinds import Labeller
 from .listing import SourceFiles
 
 UNMATCHED, KEPT, RELABELED = range(3)

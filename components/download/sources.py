@@ -16,8 +16,8 @@ from ..imaging.choices import DecodeLimits, has_image_extension
 from ..imaging.headers import sniff
 from ..storage import uri as uris
 from ..storage.errors import TransientError, UserError, wrong
-from ..storage.filesystem import Entry, get_store
 from ..storage.parallel import map_ordered
+from ..storage.store import Entry, get_store
 from ..storage.uri import is_hidden
 from .archives import Member, Skipped, make_too_large, read_archive
 from .listing import SourceFile, make_listing

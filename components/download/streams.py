@@ -9,9 +9,9 @@ from typing import Any
 
 from ..storage import uri as uris
 from ..storage.errors import TransientError, UserError, wrong
-from ..storage.filesystem import get_store
 from ..storage.retry import with_retry
 from ..storage.s3 import map_s3_errors
+from ..storage.store import get_store
 from .archives import BUFFER
 from .http import HttpFile, fetch
 

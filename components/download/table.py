@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from ..storage import uri as uris
 from ..storage.errors import wrong
-from ..storage.filesystem import get_store
 from ..storage.parallel import map_ordered
+from ..storage.store import get_store
 from .archives import Member, Skipped, make_too_large
 from .config import check_uri
 from .http import fetch

@@ -7,6 +7,6 @@ STEP = Step(
     "evaluate",
     EvaluateConfig,
     "imagemill.components.evaluate.evaluate:evaluate",
-    "Run a model over the test split once, and the reigning champion over the same images.",
+    "Run a model over the test split once, and the champion over the same images.",
     needs=("torch", "torchvision", "safetensors", "cleanlab"),
 )

@@ -146,7 +146,7 @@ def _evaluate_model(model: Dataset, clean: Dataset, uri: str, config: EvaluateCo
             progress.add(len(batch.ids))
         file = writer.publish("predictions", "data", "test")
     if file.rows != images:
-        raise MillError(f"the ledger is wrong: {images} test images, {file.rows} predictions")
+        raise MillError(f"internal error: {images} test images, but {file.rows} predictions")
     throughput = runner.throughput.measure(file.rows, config.eval_batch_size, config.tta)
     context.say(describe_throughput(throughput))
     tensors = find_tensors(model, clean)

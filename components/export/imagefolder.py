@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from ..storage.filesystem import map_disk_errors
 from ..storage.parallel import map_ordered
+from ..storage.store import map_disk_errors
 from .image_files import encode_png, get_extension
 from .names import hash_kept_name, make_class_folders, make_image_name
 from .output_folder import ExportedFile

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 
 from ..dataset.manifest import Dataset, File
 from ..dataset.shards import open_parquet, read_row_group
-from ..storage.filesystem import map_disk_errors
+from ..storage.store import map_disk_errors
 
 WINDOW_BYTES = 96 * 2**20
 SPILL_BYTES = 8 * 2**30

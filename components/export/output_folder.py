@@ -20,7 +20,7 @@ from typing import Any
 from ..dataset.json_object import JsonObject
 from ..storage import uri as uris
 from ..storage.errors import MillError, TransientError, UserError, wrong
-from ..storage.filesystem import Store, get_store, hash_file
+from ..storage.store import Store, get_store, hash_file
 
 FORMAT = "imagemill-export"
 MARKER, STARTED = "_export.json", "_export.started.json"

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from ..step.progress import Progress
-from ..storage.filesystem import map_disk_errors
 from ..storage.parallel import cores, map_ordered
+from ..storage.store import map_disk_errors
 from .output_folder import ExportedFile, OutputFolder
 from .samples import ExportSource, Sample
 

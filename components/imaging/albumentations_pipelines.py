@@ -19,7 +19,7 @@ import numpy as np
 
 from ..dataset.fingerprint import canonical_json
 from ..storage.errors import UserError, first_line, wrong
-from ..storage.filesystem import get_store
+from ..storage.store import get_store
 from ..storage.uri import normalize, redact
 from .decoder import Pixels
 

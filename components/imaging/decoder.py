@@ -9,8 +9,8 @@ EXIF orientation is applied; palette, alpha, CMYK, 16-bit and gray become the co
 - **lenient** (resize, for images that clean has vetted): JPEGs may be decoded at a fraction of their size, and
   libjpeg-turbo's warnings are ignored; plain PNG, WebP and BMP are decoded by OpenCV; the rest as above.
 
-The JPEGs in tensor datasets are decoded in `tensors` and `train/data`, and where resize has a GPU those of clean in
-`resize/gpu`.
+The JPEGs in tensor datasets are decoded by `imaging/tensors.py:decode_column` (for train, evaluate and export), and
+those of clean datasets by `resize/gpu.py` where resize has a GPU.
 """
 
 from __future__ import annotations

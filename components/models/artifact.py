@@ -16,7 +16,7 @@ from ..dataset.manifest import Dataset
 from ..imaging.geometry import Geometry
 from ..storage import uri as uris
 from ..storage.errors import DatasetError, UserError, first_line, wrong
-from ..storage.filesystem import get_store
+from ..storage.store import get_store
 from . import timm_models
 from .blocks import set_drop_path, set_dropout
 from .torchvision_models import check_backbone

@@ -10,7 +10,7 @@ from ..imaging.choices import DecodeLimits, has_image_extension
 from ..imaging.decoder import ImageRejected
 from ..imaging.headers import sniff
 from ..storage import uri as uris
-from ..storage.filesystem import get_store
+from ..storage.store import get_store
 from ..storage.uri import is_hidden
 
 MAX_BYTES = DecodeLimits().bytes

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..dataset.labels import MULTI
-from ..storage.filesystem import map_disk_errors
+from ..storage.store import map_disk_errors
 from .config import PredictConfig
 
 ROW_GROUP_ROWS = 10_000

@@ -20,7 +20,7 @@ class PromoteConfig(StepConfig):
         "", "URI of the champion's evaluation on the same test split", in_fingerprint=False
     )
     min_gain: float = option(
-        0.005, "the challenger must credibly gain more than this on the champion's score", low=0, high=1
+        0.005, "the challenger must gain significantly more than this on the champion's score", low=0, high=1
     )
     promote: str = option(
         "auto", "auto: if it is better; always; never: compare and report only", choices=("auto", "always", "never")
@@ -32,8 +32,8 @@ class PromoteConfig(StepConfig):
     )
     level: float = option(
         0.05,
-        "the chance that a model without min_gain is promoted, in a year of weekly ones on the same test images; each "
-        "comparison gets a part of it",
+        "family-wise error rate: probability that any of about 52 weekly challengers which gain at most min_gain is "
+        "promoted, on unchanged test images; each comparison gets a shrinking share of it",
         low=1e-6,
         high=0.5,
     )

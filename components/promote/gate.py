@@ -1,4 +1,4 @@
-"""Judge whether the challenger is credibly better than the champion on the same test images.
+"""Judge whether the challenger is significantly better than the champion on the same test images.
 
 Both models are compared image by image on the test images that neither was trained or validated on, in the classes that
 the champion knows. The challenger is **better** if
@@ -95,6 +95,8 @@ def _apply_policy(verdict: Verdict, policy: str) -> Verdict:
         return replace(verdict, promoted=True, reason=f"{verdict.reason}; promoted all the same: promote is always")
     if policy == "never" and verdict.promoted:
         return replace(verdict, promoted=False, reason=f"{verdict.reason}; not promoted: promote is never")
+    if verdict.verdict == FIRST and verdict.promoted:
+        return replace(verdict, reason=f"{verdict.reason}, so this model is promoted")
     if not verdict.promoted and verdict.champion is not None:
         return replace(verdict, reason=f"{verdict.reason}; the champion stays")
     return verdict
@@ -133,13 +135,16 @@ def _judge_pair(
     test = f"p {_format_p(p)}, needs {_format_p(level)}"
     test += f" after {comparisons:.3g} comparisons on these images" if comparisons else ""
     if p <= level and not failed_guards:
-        result, reason = BETTER, f"{sentence}: credibly {more} ({test})"
+        result, reason = BETTER, f"{sentence}: significantly {more} ({test})"
     elif p <= level:
-        result, reason = NOT_SHOWN_BETTER, f"{sentence}: credibly {more} ({test}), but {', and '.join(failed_guards)}"
+        result, reason = (
+            NOT_SHOWN_BETTER,
+            f"{sentence}: significantly {more} ({test}), but {', and '.join(failed_guards)}",
+        )
     elif (p_lower := compute_p_value(difference, 0.0, lower=True)) <= config.level:
-        result, reason = WORSE, f"{sentence}: credibly less (p {_format_p(p_lower)})"
+        result, reason = WORSE, f"{sentence}: significantly less (p {_format_p(p_lower)})"
     else:
-        result, reason = NOT_SHOWN_BETTER, f"{sentence}: not credibly {more} ({test})"
+        result, reason = NOT_SHOWN_BETTER, f"{sentence}: not significantly {more} ({test})"
     champion_right, challenger_right = pair.is_right
     won, lost = int((challenger_right & ~champion_right).sum()), int((champion_right & ~challenger_right).sum())
     mcnemar = compute_mcnemar_p_value(lost, won)

@@ -147,7 +147,8 @@ def _decide_once(
         if promotion.run == context.run and promotion.verdict:  # a retry: the pod was lost after it had appended
             return Decision(promotion, promotion, RAN, champion_evaluation)
         score = read_score(evaluation, config.metric)
-        reason = f"{METRIC_TITLES[config.metric]} {score:.4f}; this model reigns since promotion {promotion.n}"
+        title = METRIC_TITLES[config.metric]
+        reason = f"{title} {score:.4f}; this model has been champion since promotion {promotion.n}"
         verdict = make_verdict(ALREADY_CHAMPION, reason, config, score, score)
         return Decision(verdict, promotion, CACHED, champion_evaluation)
     if promotion and config.promote == "auto" and workspace.relative(challenger) in (promotion.rolled_back or ()):

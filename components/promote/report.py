@@ -41,10 +41,10 @@ MAX_SKIPPED = 20
 _MISSING = "\N{EN DASH}"
 
 _HEADLINES = {
-    BETTER: ("good", "Promoted", "This model is credibly better, and the new champion."),
+    BETTER: ("good", "Promoted", "This model is significantly better, and the new champion."),
     FIRST: ("good", "First champion", "There was none before, so this model is it."),
     NOT_SHOWN_BETTER: ("warn", "Champion kept", "This model is not shown to be better."),
-    WORSE: ("warn", "Champion kept", "This model is credibly worse."),
+    WORSE: ("warn", "Champion kept", "This model is significantly worse."),
     NOT_COMPARABLE: ("warn", "Not comparable", "It can't be measured against the champion, which stays."),
     TOO_FEW_IMAGES: ("warn", "Champion kept", "There are too few test images to compare on."),
     NO_BETTER_THAN_CHANCE: ("warn", "No champion", "This model is not shown to be better than a guess."),

@@ -12,7 +12,7 @@ from ..dataset.kinds import EvaluationExtra, ModelExtra
 from ..dataset.manifest import Dataset
 from .charts import SERIES, draw_reliability, draw_score_curves
 from .pairs import PairedPredictions, has_content_hashes
-from .score_difference import ClassCounts, compute_difference
+from .score_difference import METRIC_TITLES, ClassCounts, compute_difference
 
 _SCORE_TITLES = {
     "top1": ("Top-1", "images whose highest class is right"),
@@ -133,7 +133,7 @@ def compare_with_champion(challenger: Dataset, champion: Dataset) -> dict[str, A
         "images": pair.images,
         "excluded": pair.excluded,
         "new_classes": pair.new_classes,
-        "scores": {metric: compute_difference(pair, metric) for metric in ("top1", "macro_f1")},
+        "scores": {title: compute_difference(pair, metric) for metric, title in METRIC_TITLES.items()},
         "rows": take_ends(rows),
         "omitted": max(0, len(rows) - 2 * END_ROWS),
         "zero": 100 * largest_loss / span,

@@ -34,9 +34,13 @@ from ..dataset.records import Verdict
 Floats = npt.NDArray[np.float64]
 Hashes = npt.NDArray[np.uint64]
 ENUMERATED = 16
+"""Maximum number of contributions of which all sign patterns are counted: 65,536 sums."""
 _TOLERANCE = 1e-9
 FIRST_SHARE = 0.36
+"""Share of the level that the first comparison with a champion gets. With it, 52 independent challengers that gain just
+`min_gain` are all refused with a probability of 95% (`tests/unit/test_alpha_spending.py`)."""
 SKETCH_SIZE = 512
+"""Number of content hashes in the sketch of a comparison's images: 11 kB in each verdict."""
 
 
 def compute_tail_probability(contributions: Floats, threshold: float, variance: float = 0.0) -> float:

@@ -20,7 +20,7 @@ from ..dataset.fingerprint import canonical_json, digest
 from ..imaging.decoder import NO_LIMITS, Decoded, ImageRejected, Pixels, convert_color, decode
 from ..storage import uri as uris
 from ..storage.errors import MillError, UserError, wrong
-from ..storage.filesystem import get_store
+from ..storage.store import get_store
 
 FIELD = "backgrounds"
 ENDINGS = ("jpg", "jpeg", "jfif", "png", "webp", "gif", "tif", "tiff", "bmp")
@@ -174,7 +174,7 @@ def decode_foreground(mask: bytes, image: Decoded) -> Pixels | None:
     try:
         share = decode(mask, "gray", limits=NO_LIMITS).pixels
     except ImageRejected as error:
-        raise MillError(f"a mask that clean kept does not decode ({error}); this is an error of imagemill's") from None
+        raise MillError(f"a mask that clean kept does not decode ({error}): internal error; please report it") from None
     if share.shape[:2] != (height, width):
         raise MillError(
             f"a mask that clean kept has {share.shape[1]} x {share.shape[0]} pixels, not {width} x {height}"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from ..engine.options import EXECUTOR_HELP, EXECUTORS, PROCESSES, RAY_ADDRESS_HELP, THREADS
 from ..imaging.choices import (

@@ -1,8 +1,10 @@
 """Tensors of a dataset that has grown: the shards of its last tensors are listed again, and only new rows are resized.
 
-The first build of a dataset is generation 0, and the rows that every later one adds are a generation of their own.
-Rows that left are dropped by writing their shard again without them; a row that has changed has left and is new. When
-the later generations are many or large, everything is built anew.
+The shards of one run of resize are a generation: number 0 those of a build from nothing, and each run that continues
+earlier tensors adds one with its new rows.
+Rows that were removed from the dataset are dropped by writing their shard again without them; a row that has changed is
+removed and added. When
+the generations above 0 are many or large, everything is built anew.
 
 The plan is a function of the clean dataset and of the tensors that are continued. These are chosen once: by the first
 process that plans, which records its choice in the work in progress, where a retry and a job in another pod find it.
@@ -40,11 +42,11 @@ if TYPE_CHECKING:
     from .resize import Target
 
 MAX_ADDED_SHARE = 0.2
-"""Most rows of all later generations together, as a share of all rows."""
+"""Maximum share of all rows that generations above 0 may hold together."""
 MAX_ADDED_GENERATIONS = 16
-"""Most later generations: a training window has rows of each of them."""
-RECORD = "continued"
-"""Key of the work record that names the tensors that are continued."""
+"""Maximum number of generations above 0: a training window has rows of each of them."""
+BASE_TENSORS_KEY = "continued"
+"""Key of the work record that names the base tensors: the earlier ones that a run continues."""
 CONTENT_COLUMNS = ("image_id", "split", "sha256", "pixel_hash", "format", "width", "height", "image_bytes")
 """Columns of a clean row that, with its labels and the options of pixel operations, decide its tensor."""
 _KEY_BYTES = 16
@@ -57,15 +59,15 @@ class Growth:
     Args:
         tensors: the earlier ones.
         added: of each clean file, by its URI in the manifest, its new rows: int64, ascending; files with some only.
-        shards: the earlier shards in their order: listed again, or to be written without rows that left.
-        left: number of images that left.
+        shards: the earlier shards in their order: listed again, or to be written without removed rows.
+        num_removed: number of images of the earlier tensors that are no longer in the clean dataset.
         generation: of the new rows.
     """
 
     tensors: Dataset
     added: dict[str, Indices]
     shards: tuple[FinishedShard | RewriteTask, ...]
-    left: int
+    num_removed: int
     generation: int
 
     @property
@@ -95,17 +97,17 @@ def plan_growth(target: Target, spec: TensorSpec, context: Context) -> Growth | 
 
     That is so where there are none of the same config, or they or their clean dataset are damaged; where the rows that
     were added since the last build of everything are too many; and where copies are made from masks, which are not
-    compared, or rows left whose share in the sums of all pixels was lost with their JPEG.
+    compared, or rows were removed whose share in the sums of all pixels was lost with their JPEG.
     """
-    tensors = choose_tensors(target, context)
+    tensors = choose_base_tensors(target, context)
     if tensors is None or (spec.copies and spec.copies.needs_masks):
         return None
     earlier = find_comparable_clean(tensors, target.clean)
     if earlier is None or (earlier.manifest.task != target.clean.manifest.task):
         return None
     try:
-        added, left = compare_rows(earlier, target.clean)
-        shards = _plan_shards(tensors, left, target.uri)
+        added, removed_ids = compare_rows(earlier, target.clean)
+        shards = _plan_shards(tensors, removed_ids, target.uri)
     except DatasetError as error:
         context.say(f"{tensors.uri} is not continued: {error}")
         return None
@@ -113,7 +115,7 @@ def plan_growth(target: Target, spec: TensorSpec, context: Context) -> Growth | 
     if spec.with_sums and spec.encoding != RAW and any(task.split == "train" for task in rewrites):
         return None
     generation = max((shard.generation for shard in shards), default=0) + 1
-    growth = Growth(tensors, added, tuple(shards), sum(map(len, left.values())), generation)
+    growth = Growth(tensors, added, tuple(shards), sum(map(len, removed_ids.values())), generation)
     rows = _count_by_generation((shard.rows, shard.generation) for shard in shards)
     if added:
         rows[growth.generation] = growth.added_rows * (1 + target.config.copies)
@@ -123,7 +125,7 @@ def plan_growth(target: Target, spec: TensorSpec, context: Context) -> Growth | 
 def estimate_totals(target: Target, context: Context) -> Totals:
     """Return the totals of the images that have to be resized, or of a few more: by the manifests alone."""
     totals = target.clean.manifest.totals
-    tensors = choose_tensors(target, context)
+    tensors = choose_base_tensors(target, context)
     earlier = find_comparable_clean(tensors, target.clean) if tensors else None
     if tensors is None or earlier is None:
         return totals
@@ -139,16 +141,16 @@ def estimate_totals(target: Target, context: Context) -> Totals:
     return replace(totals, rows=added, bytes=round(totals.bytes * share), by_split=by_split)
 
 
-def choose_tensors(target: Target, context: Context) -> Dataset | None:
+def choose_base_tensors(target: Target, context: Context) -> Dataset | None:
     """Return the tensors that are continued, by the record of whoever planned first; None if there are none."""
     if context.rerun_salt():
         return None
     workspace = context.workspace
-    record = workspace.read_work_record(target.uri, RECORD)
+    record = workspace.read_work_record(target.uri, BASE_TENSORS_KEY)
     if record is None:
         latest = workspace.relative(workspace.latest(target.name, "tensors"))
-        workspace.write_work_record(target.uri, RECORD, {"tensors": latest})
-        record = workspace.read_work_record(target.uri, RECORD) or {}
+        workspace.write_work_record(target.uri, BASE_TENSORS_KEY, {"tensors": latest})
+        record = workspace.read_work_record(target.uri, BASE_TENSORS_KEY) or {}
     uri = workspace.absolute(str(record.get("tensors", "")))
     if not uri.startswith(workspace.at("tensors") + "/") or uri == target.uri:
         return None
@@ -176,10 +178,10 @@ def find_comparable_clean(tensors: Dataset, clean: Dataset) -> Dataset | None:
 
 
 def compare_rows(earlier: Dataset, clean: Dataset) -> tuple[dict[str, Indices], dict[str, set[str]]]:
-    """Compare two clean datasets; return the rows of `clean` that are new, and those of `earlier` that left.
+    """Compare two clean datasets; return the rows that only `clean` has, and those that only `earlier` has.
 
-    New rows by the file's URI, as positions, int64 ascending; rows that left as image_ids, by split. Files that both
-    list are not read, of the others only small columns.
+    The first by the file's URI, as positions, int64 ascending; the others as image_ids, by split. Files that both list
+    are not read, of the others only small columns.
     """
     listed = [{(file.sha256, file.split) for file in dataset.files()} for dataset in (earlier, clean)]
     others = [file for file in earlier.files() if (file.sha256, file.split) not in listed[1]]
@@ -189,11 +191,12 @@ def compare_rows(earlier: Dataset, clean: Dataset) -> tuple[dict[str, Indices], 
     for file, is_new in zip(files, _find_absent(keys, earlier_keys), strict=True):
         if is_new.any():
             added[file.uri] = np.flatnonzero(is_new).astype(np.int64)
-    left: dict[str, set[str]] = {}
+    removed_ids: dict[str, set[str]] = {}
     for file, is_gone in zip(others, _find_absent(earlier_keys, keys), strict=True):
         if is_gone.any():
-            left.setdefault(file.split, set()).update(_read_ids(earlier, file).filter(pa.array(is_gone)).to_pylist())
-    return added, left
+            image_ids = _read_ids(earlier, file).filter(pa.array(is_gone)).to_pylist()
+            removed_ids.setdefault(file.split, set()).update(image_ids)
+    return added, removed_ids
 
 
 def _read_keys(clean: Dataset, files: Sequence[File]) -> list[pa.Array]:
@@ -224,19 +227,19 @@ def _read_ids(dataset: Dataset, file: File) -> pa.Array:
     return pa.chunked_array(columns, pa.string()).combine_chunks()
 
 
-def _plan_shards(tensors: Dataset, left: Mapping[str, set[str]], uri: str) -> list[FinishedShard | RewriteTask]:
+def _plan_shards(tensors: Dataset, removed_ids: Mapping[str, set[str]], uri: str) -> list[FinishedShard | RewriteTask]:
     """Return the shards of `tensors` as the tensors at `uri` continue them, without those of which no row stays."""
-    ids_left = {split: pa.array(sorted(image_ids), pa.string()) for split, image_ids in left.items()}
+    removed = {split: pa.array(sorted(image_ids), pa.string()) for split, image_ids in removed_ids.items()}
     entries, prefix = TensorsExtra.of(tensors.manifest).shards, make_prefix(tensors)
 
     def plan(file: File) -> FinishedShard | RewriteTask | None:
         located = tensors.locate(file)
         record = entries[file.uri] | {"file": asdict(replace(file, uri=uris.relpath(located, uri)))}
         shard = FinishedShard.from_record(record)
-        if file.split not in ids_left:
+        if file.split not in removed:
             return shard
         ids = _read_ids(tensors, file)
-        gone = ids.filter(pc.is_in(ids, value_set=ids_left[file.split]))
+        gone = ids.filter(pc.is_in(ids, value_set=removed[file.split]))
         rows = file.rows - len(gone)
         if not len(gone) or not rows:
             return shard if rows else None

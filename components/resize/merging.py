@@ -21,7 +21,7 @@ from ..dataset.manifest import File
 from ..dataset.shards import Layout, ShardWriter
 from ..storage import uri as uris
 from ..storage.errors import DatasetError, MillError
-from ..storage.filesystem import get_store
+from ..storage.store import get_store
 from .plan import MAX_TASK_ENCODED_BYTES, RowSlice, ShardPlan, SortedRows, SplitPlan
 from .tasks import (
     MAX_READ_AMPLIFICATION,
@@ -107,7 +107,7 @@ def describe_merged(record: dict[str, Any], group: Sequence[SortedRows], dataset
     lengths = [rows for file in record["groups"] for rows in file]
     starts = np.cumsum([0, *lengths], dtype=np.int64)
     if starts[-1] != len(indices):
-        raise MillError(f"the ledger is wrong: a run of {starts[-1]} rows, made of {len(indices)}")
+        raise MillError(f"internal error: a merged run has {starts[-1]} rows, its sources {len(indices)}")
     files = tuple(uris.join(dataset_uri, file["uri"]) for file in record["files"])
     return SortedRows(files, indices, starts, (0, *accumulate(len(file) for file in record["groups"])))
 

@@ -155,7 +155,7 @@ def _build(target: Target, context: Context) -> Dataset:
 def _report_growth(growth: Growth, clean: Dataset, context: Context) -> None:
     rows, added = clean.manifest.totals.rows, growth.added_rows
     earlier = context.workspace.relative(growth.tensors.uri)
-    context.say(f"{rows:,} images: {rows - added:,} as in {earlier}, {added:,} new, {growth.left:,} left")
+    context.say(f"{rows:,} images: {rows - added:,} as in {earlier}, {added:,} new, {growth.num_removed:,} removed")
 
 
 @contextmanager
@@ -247,7 +247,7 @@ class _TensorsBuild:
             self._finish(run_tasks(tasks, write_shards, (self.uri, self.spec), executor))
 
     def rewrite(self, tasks: Sequence[RewriteTask], executor: Executor) -> None:
-        """Write earlier shards without the rows that left."""
+        """Write earlier shards without the rows that were removed."""
         self._finish(run_tasks(tasks, write_remaining, (self.uri, self.spec), executor))
 
     def _finish(self, results: Iterable[tuple[ResizeTask | RewriteTask, dict[str, Any]]]) -> None:
@@ -295,7 +295,8 @@ def _make_manifest(target: Target, spec: TensorSpec, shards: list[FinishedShard]
     copies = CopyCounts.sum(shard.copies for shard in shards)
     if sum(by_split.values()) != totals.rows + copies.rows:
         raise MillError(
-            f"the ledger is wrong: {totals.rows} clean rows and {copies.rows} copies, {sum(by_split.values())} tensors"
+            f"internal error: row counts do not add up: {totals.rows} clean rows + {copies.rows} copies, "
+            f"{sum(by_split.values())} tensors"
         )
     sums = sum((shard.sums for shard in shards if shard.sums), ChannelSums())
     mean, std = compute_normalization(config.normalization, geometry.color, geometry.shape[2], sums)

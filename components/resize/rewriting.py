@@ -21,12 +21,12 @@ from .tensor_shards import CopyCounts, TensorSpec, count_copies
 
 @dataclass(frozen=True)
 class RewriteTask:
-    """One tensor shard to write without the rows that left.
+    """One tensor shard to write without the rows that were removed from the dataset.
 
     Args:
         uri: of the shard as it is, absolute.
         rows: number of rows that stay, augmented copies included.
-        left: the image_ids of the others.
+        removed_ids: the image_ids of the others.
         generation: of the shard.
     """
 
@@ -34,7 +34,7 @@ class RewriteTask:
     split: str
     rows: int
     uri: str
-    left: tuple[str, ...]
+    removed_ids: tuple[str, ...]
     generation: int
     task: str = SINGLE
 
@@ -44,14 +44,14 @@ def write_remaining(task: RewriteTask, dataset_uri: str, spec: TensorSpec) -> di
 
     Memory holds one row group. The sums of raw pixels are exactly those of a shard that never had the other rows.
     """
-    schema, left = spec.schema(task.task), pa.array(task.left, pa.string())
+    schema, removed_ids = spec.schema(task.task), pa.array(task.removed_ids, pa.string())
     is_summed = spec.with_sums and task.split == "train"
     histogram = np.zeros((spec.geometry.shape[2], 256), np.int64) if is_summed else None
     kept, image_bytes = [], 0
     with ShardWriter(dataset_uri, Layout(schema, plain=True)) as writer, open_parquet(task.uri) as parquet:
         for index in range(parquet.num_row_groups):
             table = read_row_group(parquet, index, task.uri, schema.names)
-            table = table.filter(pc.invert(pc.is_in(table.column("image_id"), value_set=left))).combine_chunks()
+            table = table.filter(pc.invert(pc.is_in(table.column("image_id"), value_set=removed_ids))).combine_chunks()
             if not table.num_rows:
                 continue
             image_bytes += _count_image_bytes(table, spec)

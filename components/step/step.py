@@ -21,8 +21,8 @@ from ..dataset.leases import hold_step_lease
 from ..dataset.manifest import MANIFEST, Dataset, find_intact_dataset, normalize_dataset_uri, read_dataset
 from ..dataset.records import StepRecord
 from ..dataset.workspace import Workspace
-from ..storage.errors import EXIT_OK, EXIT_OURS, EXIT_USER, MillError, UserError, wrong
-from ..storage.filesystem import get_store
+from ..storage.errors import EXIT_OK, EXIT_OURS, EXIT_USER, MillError, UserError, describe_internal_error, wrong
+from ..storage.store import get_store
 from ..storage.uri import join, normalize, scheme
 from .command_line import Parser, add_flag, configure_logging
 from .config import (
@@ -122,19 +122,19 @@ class Context:
 class Step:
     """One step: its name, its config and, imported only when it runs, the function that does the work.
 
-    `work` is `module:function` of type `(config, context) -> Outcome`; `needs` are the optional modules that it
+    `entry_point` is `module:function` of type `(config, context) -> Outcome`; `needs` are the optional modules that it
     requires.
     """
 
     name: str
     config: type[StepConfig]
-    work: str
+    entry_point: str
     help: str
     needs: tuple[str, ...] = field(default=(), kw_only=True)
 
     def run(self, config: StepConfig, context: Context) -> Outcome:
         """Do the step's work; its errors are raised. All else here prepares this call, or stores what it returns."""
-        module, _, name = self.work.partition(":")
+        module, _, name = self.entry_point.partition(":")
         work: Callable[[StepConfig, Context], Outcome] = getattr(importlib.import_module(module), name)
         return work(config, context)
 
@@ -162,8 +162,7 @@ class Step:
         except Exception as error:
             # The one place where an unexpected error becomes exit code 1, its traceback in the log.
             traceback.print_exc()
-            message = f"{type(error).__name__}: {error} (an error of imagemill's)"
-            record = replace(record, exit_code=EXIT_OURS, error=message)
+            record = replace(record, exit_code=EXIT_OURS, error=describe_internal_error(error))
         record = replace(record, seconds=round(time.monotonic() - started, 3))
         self._print_outcome(record)
         self._write_record(record, workspace, run, result)

@@ -1,7 +1,7 @@
-"""Errors with exit codes: each is the user's, transient or ours.
+"""Errors with exit codes: each is the user's, transient or internal.
 
 0 done; 2 the user's input is wrong (never retried); 75 transient: storage, network, preemption
-(`EX_TEMPFAIL` of sysexits.h); 1 anything else, a defect of ours.
+(`EX_TEMPFAIL` of sysexits.h); 1 anything else, an internal error.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ EXIT_TRANSIENT = 75
 
 
 class MillError(Exception):
-    """An error with one readable message and an exit code; ours unless a subclass says otherwise."""
+    """An error with one readable message and an exit code; internal unless a subclass says otherwise."""
 
     exit_code: int = EXIT_OURS
 
@@ -43,6 +43,11 @@ def first_line(error: BaseException) -> str:
     """Return the first line of a library's error that is not blank, 300 characters at most."""
     lines = (line.strip() for line in str(error).splitlines())
     return next((line for line in lines if line), type(error).__name__)[:300]
+
+
+def describe_internal_error(error: BaseException) -> str:
+    """Return the message of an error that no code foresees, for the exit code 1."""
+    return f"{type(error).__name__}: {error} (internal error; please report it)"
 
 
 def error_for_exit_code(code: int, message: str) -> MillError:

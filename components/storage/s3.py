@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import MillError, TransientError, UserError
-from .filesystem import Entry
 from .retry import with_retry
+from .store import Entry
 from .uri import split_s3
 
 if TYPE_CHECKING:

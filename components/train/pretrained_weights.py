@@ -25,7 +25,7 @@ from ..models.artifact import ModelSpec, find_first_convolution
 from ..models.blocks import head_modules
 from ..storage import uri as uris
 from ..storage.errors import MillError, TransientError, UserError, wrong
-from ..storage.filesystem import get_store, hash_object
+from ..storage.store import get_store, hash_object
 from .config import CHAMPION, TrainConfig
 from .warm_start import adapt_champion
 

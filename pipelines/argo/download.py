@@ -1,4 +1,5 @@
-"""Argo's download step: the first step of a run, as the command of its pod."""
+"""Entry point of the download pod under Argo: checks the form for all steps, runs download, and outputs whether later
+steps have anything to do (`changed`)."""
 
 from __future__ import annotations
 
@@ -10,8 +11,8 @@ from ...components.download import STEP
 from ...components.step.command_line import configure_logging
 from ...components.step.progress import say
 from ...components.step.step import write_outputs
-from ...components.storage.errors import EXIT_OK, MillError
-from ..cluster.first_step import check_form, find_changes
+from ...components.storage.errors import MillError
+from ..cluster.check_and_download import CHANGED, UNCHANGED, check_form, complete_if_unchanged
 from .pod_arguments import parse_pod_arguments
 
 
@@ -19,8 +20,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command `python -m imagemill.pipelines.argo.download`; return the exit code."""
     configure_logging()
     try:
-        arguments = parse_pod_arguments("imagemill.pipelines.argo.download", STEP.help, (), argv)
-        check_form(arguments.run, arguments.form)
+        arguments = parse_pod_arguments("imagemill.pipelines.argo.download", STEP.help, parents=(), argv=argv)
+        check_form(arguments.run, arguments.form)  # ends the process with exit code 2, after it has written the record
         config = arguments.config(STEP.name)
     except MillError as error:
         say(STEP.name, f"error: {error}")
@@ -30,11 +31,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     record = json.loads(result.read_text(encoding="utf-8"))
 
-    def write() -> None:
+    def write_argo_outputs() -> None:
         write_outputs(record, arguments.outputs)
-        arguments.write("changed", find_changes(arguments.parameters, arguments.run, record))
+        is_complete = complete_if_unchanged(arguments.parameters, arguments.run, record)
+        arguments.write("changed", UNCHANGED if is_complete else CHANGED)
 
-    return STEP.write_results(write) or EXIT_OK
+    return STEP.write_results(write_argo_outputs)
 
 
 if __name__ == "__main__":

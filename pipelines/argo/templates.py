@@ -46,7 +46,7 @@ RETRY_EXPRESSION = (
 
 75 is transient. A lost pod has no exit code (-1: evicted, deleted, its node gone) or that of SIGKILL or SIGTERM;
 `Error` with another code is a failure of Argo's own containers, such as that of storing an artifact. Not tried again:
-2, the input is wrong; 1, an error of ours, which would occur again; 64, Argo's own for a command that can't be started
+2, the input is wrong; 1, an internal error, which would occur again; 64, Argo's own for a command that can't be started
 and for a RayJob that failed; a step that exceeded its memory limit or its deadline (unlike the "context deadline" of
 one request, to a store or server that was slow). Tried again, whatever the code: a RayJob that was deleted, and a pod
 that watched one and was deleted or stopped.
@@ -76,7 +76,7 @@ STEP_PARTS = {
         "imagemill.pipelines.argo.download", STEPS, (), {"raw": "uri", "name": "name", "changed": "changed"}
     ),
     "clean": StepPart(
-        "imagemill.pipelines.argo.clean",
+        "imagemill.pipelines.argo.clean_and_plan",
         ("clean", "resize"),
         ("name", "raw"),
         {"clean": "uri", "tensors": "tensors", "executor": "executor", "rayjob": "rayjob"},
@@ -167,8 +167,12 @@ def _build_artifacts(files: Sequence[str]) -> list[S3Artifact]:
 
 
 def build_rayjob_template(cluster: Cluster) -> Resource:
-    """Return the template of the RayJob that clean's pod has planned. Its action is `apply`, so that a second try goes
-    on watching the RayJob of the first."""
+    """Return the template of the RayJob that clean's pod has planned.
+
+    Its retry strategy is for a RayJob that was deleted and for a lost pod that watches one; a RayJob that failed ends
+    with exit code 64, which RETRY_EXPRESSION excludes: KubeRay retries that by its backoffLimit. The action is `apply`,
+    so that a second try goes on watching the RayJob of the first.
+    """
     from hera.workflows import Parameter, Resource
 
     return Resource(
@@ -213,7 +217,7 @@ def build_finish_template(cluster: Cluster) -> Container:
 
 
 FINISH_DEADLINE_S = 900
-"""Deadline of the exit handler in seconds, unless the cluster's file has one: the run's own does not apply to it."""
+"""Deadline of the exit handler in seconds, unless the cluster file has one: the run's own does not apply to it."""
 
 
 def build_retry_strategy(cluster: Cluster) -> RetryStrategy:

@@ -12,14 +12,14 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ...components.storage.errors import wrong
+from ..cluster.check_and_download import CHANGED
 from ..cluster.checks import check_output, set_workspace
 from ..cluster.cluster_file import LABELS, RUN_LABEL, Cluster, Limits
 from ..cluster.cron import load_timezone, parse_cron
-from ..cluster.first_step import CHANGED
 from ..cluster.pod_fields import NO_SIDECAR, build_pod_security_context
 from ..parameters import RunParameters, format_form_value, list_form_parameters
-from .clean import POD, only_resize_knows_tensors
-from .clean import RAYJOB as PLANNED_RAYJOB
+from .clean_and_plan import POD, only_resize_knows_tensors
+from .clean_and_plan import RAYJOB as PLANNED_RAYJOB
 from .templates import RUN_PLACEHOLDER, STEP_PARTS, build_finish_template, build_rayjob_template, build_step_template
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def build_workflow_template(cluster: Cluster, parameters: RunParameters) -> dict
 
 
 def _build_ttl_strategy(limits: Limits) -> Any:
-    """Return when Argo deletes a run that ended. 0 seconds mean never in the cluster's file, at once to Argo."""
+    """Return when Argo deletes a run that ended. 0 seconds mean never in the cluster file, at once to Argo."""
     from hera.workflows import models
 
     succeeded, failed = limits.keep_succeeded_seconds or None, limits.keep_failed_seconds or None

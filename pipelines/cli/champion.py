@@ -32,10 +32,8 @@ def add_command(commands: Any) -> None:
     """Add the command, its verbs and flags."""
     parser: argparse.ArgumentParser = commands.add_parser("champion", help=HELP, description=HELP)
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=type(parser))
-    list_parser = _add_verb(verbs, "list", "every promotion of a name, or of all names, the reigning one last")
-    show_parser = _add_verb(
-        verbs, "show", "the reigning champion: its model, why it was promoted, what it was compared with"
-    )
+    list_parser = _add_verb(verbs, "list", "every promotion of a name, or of all names, the champion's last")
+    show_parser = _add_verb(verbs, "show", "the champion: its model, why it was promoted, what it was compared with")
     promote_parser = _add_verb(
         verbs, "promote", "evaluate a model beside the champion on today's test images, and judge it"
     )

@@ -1,4 +1,4 @@
-"""`imagemill images build`: build the three images, push them, and write their digests into the cluster's file."""
+"""`imagemill images build`: build the three images, push them, and write their digests into the cluster file."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def add_command(commands: Any) -> None:
     builder.add_argument("--tag", default=code_version(), help=f"beside the digest (default: {code_version()})")
     builder.add_argument("--only", default="", metavar="TARGET,…", help=f"some of {', '.join(TARGETS)} (default: all)")
     builder.add_argument("--no-push", action="store_true", help="build only, for this machine or for `kind load`")
-    builder.add_argument("--cluster", default="", metavar="FILE.yaml", help="write the images into this cluster's file")
+    builder.add_argument("--cluster", default="", metavar="FILE.yaml", help="write the images into this cluster file")
     builder.add_argument("--torch-index", default="", metavar="URL",
                          help=f"an index of CPU wheels of torch for the image ray, such as {CPU_WHEELS}")  # fmt: skip
     builder.add_argument("--base-image", default="", metavar="IMAGE", help="instead of the Dockerfile's BASE_IMAGE")
@@ -87,7 +87,7 @@ class BuiltImage:
 
     @property
     def reference(self) -> str:
-        """Return the image's name for a cluster's file: by digest if it was pushed, else by tag."""
+        """Return the image's name for a cluster file: by digest if it was pushed, else by tag."""
         return f"{self.name.rpartition(':')[0]}@{self.digest}" if self.digest else self.name
 
 

@@ -35,7 +35,7 @@ from ...components.dataset.workspace import MARKER
 from ...components.step.progress import format_duration, format_size
 from ...components.storage import uri as uris
 from ...components.storage.errors import wrong
-from ...components.storage.filesystem import get_store
+from ...components.storage.store import get_store
 
 MAX_ROWS, MAX_SKIPPED = 30, 8
 """The number of labels or classes, and of skipped files, that are listed; the others are counted."""

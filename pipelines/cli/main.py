@@ -261,7 +261,7 @@ def _add_parameters(parser: argparse.ArgumentParser, on_cluster: str = "") -> No
     others = parser.add_argument_group("other parameters (in the forms of a cluster: in the JSON parameter config)")
     for parameter in list_parameters().values():
         group: Any = form if parameter.is_in_form else others
-        text = f"{WORKSPACE_HELP} (default: storage.workspace of the cluster's file)"
+        text = f"{WORKSPACE_HELP} (default: storage.workspace of the cluster file)"
         if not on_cluster or parameter.name != "workspace":
             text = parameter.help
         add_flag(group, parameter.name, parameter.default, text, parameter.choices)

@@ -12,11 +12,11 @@ from ...components.dataset.workspace import STEPS
 from ...components.step.command_line import parse_count
 from ...components.step.progress import format_duration
 from ...components.storage.errors import EXIT_OK, MillError, wrong
-from ...components.storage.filesystem import get_store
+from ...components.storage.store import get_store
 from ..cluster.cluster_file import load_cluster
 from ..kfp import following
 from ..kfp.client import Connection, KfpService, add_connection_flags
-from ..kfp.records import read_log, read_report
+from ..kfp.run_artifacts import read_log, read_report
 from ..kfp.run_records import PipelineSpecs, RunRecords
 from ..kfp.ui import KfpUi
 from ..kfp.uploads import PIPELINE_NAME, find_pipeline

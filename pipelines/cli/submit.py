@@ -36,7 +36,7 @@ from ..results import make_failed_result
 HELP = "start a run in Kubeflow Pipelines, follow it, and exit with its result"
 _ABOUT = """Compiles the pipeline, uploads it if it has changed, starts a run and follows it to its end. Exits with 0
 when the run succeeded, else with the exit code and message of the step that failed; 75 when the service can't be
-reached. Nothing but the service's address is needed for it, that of its pages. Ctrl-C ends the following, not the
+reached. Nothing but the service's address is needed for it, that of its UI. Ctrl-C ends the following, not the
 run."""
 _ARGO = (
     "for Argo without Kubeflow: `imagemill compile --target argo --cluster FILE -o workflow.yaml`, `kubectl apply -f "

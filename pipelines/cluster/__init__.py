@@ -1,1 +1,1 @@
-"""The cluster's file, and what pods of Kubeflow Pipelines, Argo and KubeRay have in common."""
+"""The cluster file, and what pods of Kubeflow Pipelines, Argo and KubeRay have in common."""

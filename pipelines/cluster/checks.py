@@ -1,4 +1,4 @@
-"""Checks of the cluster's file, the parameters and the output file, before a pipeline is compiled or submitted."""
+"""Checks of the cluster file, the parameters and the output file, before a pipeline is compiled or submitted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_ARGUMENTS_LENGTH = 100_000
 
 
 def read_cluster(file: str) -> Cluster:
-    """Read a cluster's file, which must name the images; UserError says how to get such a file."""
+    """Read a cluster file, which must name the images; UserError says how to get such a file."""
     if not file:
         raise UserError("--cluster: expected the file that says which images, which object store, found none; "
                         "`imagemill cluster -o FILE` writes one to begin with")  # fmt: skip

@@ -1,4 +1,4 @@
-"""The cluster's file, a YAML with images, storage, the pods of each step, Ray, limits and schedule.
+"""The cluster file, a YAML with images, storage, the pods of each step, Ray, limits and schedule.
 
 `imagemill cluster` prints the file with its defaults and an explanation of every field. It is the only configuration of
 the KFP package, the Argo templates and the RayJob. It holds no secret, only the names of secrets.
@@ -171,7 +171,10 @@ class Ray:
 class Limits:
     """Retries and deadlines of a run."""
 
-    lost_pod_retries: int = setting(2, "how often a step whose pod was lost is tried again")
+    lost_pod_retries: int = setting(
+        2, "how often a step is tried again: when its pod was lost, with Argo also after exit code 75; and how often "
+        "KubeRay tries a failed RayJob again with Argo (with KFP the resize step is)",
+    )  # fmt: skip
     run_deadline_seconds: int = setting(24 * 3600, "the longest that a run may take (0: no limit)")
     keep_succeeded_seconds: int = setting(
         24 * 3600,
@@ -233,7 +236,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Cluster:
-    """The cluster's file."""
+    """The cluster file."""
 
     namespace: str = setting("imagemill", "the namespace that everything runs in")
     images: Images = setting(Images, "images; `imagemill images build` writes this part")
@@ -297,7 +300,7 @@ def parse_cluster(values: Any, where: str = "cluster") -> Cluster:
 
 
 def load_cluster(path: str) -> Cluster:
-    """Load a cluster's file; UserError for one that can't be read, or has an unknown or wrong field."""
+    """Load a cluster file; UserError for one that can't be read, or has an unknown or wrong field."""
     import yaml
 
     try:
@@ -319,7 +322,7 @@ def parse_cluster_json(text: str) -> Cluster:
     try:
         return parse_cluster(json.loads(text))
     except ValueError:
-        raise wrong("cluster", "the cluster's file as JSON", text[:100]) from None
+        raise wrong("cluster", "the cluster file as JSON", text[:100]) from None
     except UserError as error:
         raise UserError(
             f"{error} (was this compiled by another imagemill than the image's {code_version()}?)"

@@ -22,11 +22,11 @@ NO_SIDECAR = {"sidecar.istio.io/inject": "false"}
 """A label of all these pods for newer Istio, and an annotation for older releases. A sidecar would outlive a step, so
 that its pod would never end; and Ray's ports are not HTTP."""
 CLUSTER_VARIABLE = "IMAGEMILL_CLUSTER"
-"""The variable with the cluster's file as JSON, in the pods that plan, make or delete a RayJob (`read_pod_cluster`). A
+"""The variable with the cluster file as JSON, in the pods that plan, make or delete a RayJob (`read_pod_cluster`). A
 parameter or flag would be at the top of the log, where KFP's executor prints every input of a step, or in the command
 line."""
 _POD_FIELDS: Sequence[str] = ("namespace", "images", "storage", "labels", "ray", "limits", "argo", "steps", "small")
-"""The fields of the cluster's file that are in CLUSTER_VARIABLE: all that building and finding a RayJob takes."""
+"""The fields of the cluster file that are in CLUSTER_VARIABLE: all that building and finding a RayJob takes."""
 DEADLINE_MARGIN_S = 900
 """Seconds to start the pod, to observe the end of the job, and to clean up."""
 
@@ -107,7 +107,7 @@ def read_pod_cluster() -> Cluster | None:
 
 
 def get_ray_version(cluster: Cluster) -> str:
-    """Return Ray's version in the image: that of the cluster's file, else the installed one, without importing it."""
+    """Return Ray's version in the image: that of the cluster file, else the installed one, without importing it."""
     try:
         return cluster.ray.version or version("ray")
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Sizes of containers and pods in the cluster's file: requests and limits, GPUs, node selectors and tolerations."""
+"""Sizes of containers and pods in the cluster file: requests and limits, GPUs, node selectors and tolerations."""
 
 from __future__ import annotations
 

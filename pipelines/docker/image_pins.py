@@ -91,7 +91,7 @@ def _end_line(text: str) -> str:
 
 
 def check_file(path: str) -> str:
-    """Return the text of a cluster's file. Raises UserError for mistakes outside of the images that are about to be
+    """Return the text of a cluster file. Raises UserError for mistakes outside of the images that are about to be
     written: now, rather than after half an hour of building."""
     try:
         text = Path(path).read_text(encoding="utf-8")

@@ -17,11 +17,11 @@ from typing import Any
 
 from ...components.dataset.manifest import MANIFEST
 from ...components.download.config import DownloadConfig
-from ...components.download.labels import open_dataset
+from ...components.download.dataset_kinds import open_dataset
 from ...components.download.table import TableSource
 from ...components.storage import uri as uris
 from ...components.storage.errors import UserError, wrong
-from ...components.storage.filesystem import map_disk_errors
+from ...components.storage.store import map_disk_errors
 from ..cluster.cluster_file import SCRATCH, UID
 from ..parameters import PATH_PARAMETERS, RunParameters
 

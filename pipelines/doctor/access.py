@@ -106,7 +106,7 @@ def _check_user_rights(view: ClusterView) -> list[Finding]:
 
 @dataclass(frozen=True)
 class NeededSecret:
-    """A secret that a field of the cluster's file names; `keys`: key → the field that names it, or an empty string."""
+    """A secret that a field of the cluster file names; `keys`: key → the field that names it, or an empty string."""
 
     name: str
     field: str
@@ -116,7 +116,7 @@ class NeededSecret:
 
 
 def check_secrets(view: ClusterView, cluster: Cluster, runs: RunNamespace) -> list[Finding]:
-    """Check that the secrets of the pods exist, with the keys that the cluster's file names."""
+    """Check that the secrets of the pods exist, with the keys that the cluster file names."""
     findings = []
     needed_secrets = _list_secrets(cluster, runs)
     for secret in needed_secrets:

@@ -21,9 +21,9 @@ from .sizes import ARGO, KFP
 from .view import ApiError, ClusterView
 
 Check = Callable[[], list[Finding]]
-HELP = "is a cluster ready for a run, and if not, what mends it"
-_ABOUT = """Looks at the cluster of KUBECONFIG by a cluster's file: operators and their settings, room on the nodes,
-rights, secrets, images, store, network policies. Prints a table, each problem with what mends it. Exits with 0, or with
+HELP = "is a cluster ready for a run, and if not, how to fix it"
+_ABOUT = """Looks at the cluster of KUBECONFIG by a cluster file: operators and their settings, room on the nodes,
+rights, secrets, images, store, network policies. Prints a table, each problem with its fix. Exits with 0, or with
 2 where a run would fail or wait in vain. Nothing is changed."""
 _NO_KUBECONFIG = "nodes, pods, secrets and rights are looked at with a KUBECONFIG for the cluster"
 QUICK_TIMEOUT_S = (2, 10)

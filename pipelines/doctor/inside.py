@@ -28,7 +28,7 @@ def use_store(workspace: str) -> dict[str, Any]:
     """Write, read, list and delete an object of the workspace, after checking that its bucket exists."""
     import secrets
 
-    from imagemill.components.storage.filesystem import get_store
+    from imagemill.components.storage.store import get_store
 
     store, folder = get_store(workspace), f"{workspace}/_doctor-{secrets.token_hex(4)}"
     next(iter(store.list(folder)), None)  # raises where there is no bucket, which SeaweedFS would create on writing

@@ -223,7 +223,7 @@ def _check_layout(view: ClusterView, controller: Json, cluster: Cluster) -> list
     if is_initless == expected:
         return []
     observation = f"initlessPod is {'on' if is_initless else 'off'} in ConfigMap {config_map}, and argo.initless says "
-    remedy = f"argo: {{initless: {str(is_initless).lower()}}} in the cluster's file, and compile again"
+    remedy = f"argo: {{initless: {str(is_initless).lower()}}} in the cluster file, and compile again"
     return [Finding("argo settings", ERROR, f"{observation}{str(expected).lower()}: no pod could start", remedy)]
 
 

@@ -172,7 +172,7 @@ def _check_images(cluster: Cluster, answers: Mapping[str, Answer]) -> list[Findi
 def _check_store(cluster: Cluster, answer: Answer) -> Finding:
     workspace = cluster.storage.workspace
     if answer.content is None:
-        remedy = "correct storage in the cluster's file, the secret, the bucket, or the network policies"
+        remedy = "correct storage in the cluster file, the secret, the bucket, or the network policies"
         return Finding("store", ERROR, f"from a pod: {answer.problem}", remedy)
     if not (answer.content["read"] and answer.content["listed"]):
         observation = f"{workspace}: what a pod has written is not read or listed again"

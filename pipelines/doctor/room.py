@@ -135,7 +135,7 @@ def check_stage(stage: Stage, nodes: Sequence[Node], nodes_after_jobs: Sequence[
     if fits(stage.pods, nodes_after_jobs):
         return Finding(CHECK, WARNING, f"{_describe_lack(stage, nodes)}; it waits until other runs and jobs end")
     fields = "ray.head, ray.workers" if len(stage.pods) > 1 else f"steps.{stage.name}"
-    remedy = f"ask for less in the cluster's file ({fields}), or add nodes"
+    remedy = f"ask for less in the cluster file ({fields}), or add nodes"
     if stage.is_certain:
         return Finding(CHECK, ERROR, _describe_lack(stage, nodes_after_jobs), remedy)
     observation = f"{_describe_lack(stage, nodes_after_jobs)}; that is for much data (ray.auto_seconds)"
@@ -260,8 +260,6 @@ def _check_quota(quota: str, stage: Stage, hard: Amounts, used: Amounts) -> list
                 )
                 state = ERROR if value > hard[key] else WARNING
                 return [
-                    Finding(
-                        QUOTA_CHECK, state, observation, "ask for less in the cluster's file, or for a larger quota"
-                    )
+                    Finding(QUOTA_CHECK, state, observation, "ask for less in the cluster file, or for a larger quota")
                 ]
     return []

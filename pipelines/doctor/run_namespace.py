@@ -1,4 +1,4 @@
-"""Find the namespace of the runs' pods: that of the cluster's file, or that of Kubeflow Pipelines."""
+"""Find the namespace of the runs' pods: that of the cluster file, or that of Kubeflow Pipelines."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class RunNamespace:
 def find_run_namespace(view: ClusterView, target: str = "") -> tuple[RunNamespace, list[Finding]]:
     """Return the namespace of runs, and a finding about it. `target` empty: kfp in a namespace of Kubeflow, else argo.
 
-    KFP without profiles creates all pods in its own namespace, whatever the cluster's file has.
+    KFP without profiles creates all pods in its own namespace, whatever the cluster file has.
     """
     name = view.namespace
     try:
@@ -46,7 +46,7 @@ def find_run_namespace(view: ClusterView, target: str = "") -> tuple[RunNamespac
         observation = (
             f"Kubeflow Pipelines has no profile {name}: its pods, and what is looked at here, are in {kubeflow}"
         )
-        finding = Finding(CHECK, WARNING, observation, f"namespace: {kubeflow} in the cluster's file")
+        finding = Finding(CHECK, WARNING, observation, f"namespace: {kubeflow} in the cluster file")
         return RunNamespace(KFP, kubeflow, "pipeline-runner", kubeflow), [finding]
     if document is None:
         finding = Finding(CHECK, ERROR, f"there is no namespace {name}", f"kubectl create namespace {name}")

@@ -55,13 +55,13 @@ def check_service(view: ClusterView, cluster: Cluster) -> Finding | None:
             if not is_in_cluster and view.read(f"/api/v1/namespaces/{namespace}") is None:
                 return None
             observation = f"storage.endpoint: there is no service {name} in namespace {namespace}"
-            return Finding(CHECK, ERROR, observation, "correct it in the cluster's file, or install the store")
+            return Finding(CHECK, ERROR, observation, "correct it in the cluster file, or install the store")
         ports = [port["port"] for port in document["spec"].get("ports") or ()]
         port = url.port or (443 if url.scheme == "https" else 80)
         if ports and port not in ports:
             known_ports = ", ".join(map(str, ports))
             observation = f"storage.endpoint: service {name} in {namespace} has no port {port}; it has {known_ports}"
-            return Finding(CHECK, ERROR, observation, "correct it in the cluster's file")
+            return Finding(CHECK, ERROR, observation, "correct it in the cluster file")
         path = f"/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices"
         slices = view.list_items(path, labelSelector=f"kubernetes.io/service-name={name}")
     except ApiError:
@@ -94,7 +94,7 @@ def _find_credentials(view: ClusterView | None, cluster: Cluster) -> tuple[str, 
 
 
 def _get_endpoint(cluster: Cluster) -> str:
-    """Return the store's address: that of the environment, as for a port-forward, else that of the cluster's file."""
+    """Return the store's address: that of the environment, as for a port-forward, else that of the cluster file."""
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or cluster.storage.endpoint
 
 
@@ -118,7 +118,7 @@ def _list_workspace(cluster: Cluster, access_key: str, secret_key: str) -> Findi
     except ClientError as error:
         if str(error.response["Error"].get("Code")) in _NO_BUCKET_CODES:
             observation = f"there is no bucket {bucket} at {address or 'AWS'} (storage.workspace)"
-            return Finding(CHECK, ERROR, observation, "make it, or correct storage.workspace in the cluster's file")
+            return Finding(CHECK, ERROR, observation, "make it, or correct storage.workspace in the cluster file")
         observation = f"{address or 'AWS'} refuses the credentials for {bucket}: {first_line(error)}"
         remedy = (
             f"correct {storage.access_key} and {storage.secret_key} of secret {storage.secret}, or what they may do"

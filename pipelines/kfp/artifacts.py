@@ -92,7 +92,7 @@ def _identity(record: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[st
 
 
 def _merge_set(*groups: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge the mappings without their empty values: Kubeflow's metadata store refuses null, and its pages show empty
+    """Merge the mappings without their empty values: Kubeflow's metadata store refuses null, and the UI shows empty
     objects as clutter."""
     return {
         key: value

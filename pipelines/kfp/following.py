@@ -13,7 +13,7 @@ from ...components.step.progress import format_duration, say
 from ...components.storage.errors import MillError, TransientError, UserError, error_for_exit_code
 from ..results import read_record_facts
 from .client import KfpService, LoginError, NotFoundError, build_stop_error
-from .records import find_failure
+from .run_artifacts import find_failure
 from .run_records import Records, RunRecords
 from .ui import KfpUi
 

@@ -1,7 +1,7 @@
-"""Read a run's executions and artifacts from Kubeflow Pipelines' metadata store (ML Metadata), as KFP's pages do.
+"""Read a run's executions and artifacts from Kubeflow Pipelines' metadata store (ML Metadata), as the KFP UI does.
 
 The API v2beta1 of 2.17 names neither: its tasks have no pod, no artifact and no error (`toApiPipelineTaskDetail` in
-backend/src/apiserver/server/api_converter.go). The store speaks gRPC, and gRPC-web at the pages' address. Its messages
+backend/src/apiserver/server/api_converter.go). The store speaks gRPC, and gRPC-web at the UI's address. Its messages
 are declared here, as far as they are read (ml_metadata/proto/metadata_store.proto and metadata_store_service.proto).
 """
 

@@ -1,4 +1,4 @@
-"""The pods of a KFP run, from the cluster's file: image, resources, volumes, credentials, identity, deadlines, retries.
+"""The pods of a KFP run, from the cluster file: image, resources, volumes, credentials, identity, deadlines, retries.
 
 Kubeflow's API server itself adds to each pod (read in its sources): the label `pipeline/runid`, the annotation that
 keeps Istio's sidecar out, and from 2.16 on no privilege escalation, all capabilities dropped and the seccomp profile
@@ -17,8 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..cluster.check_and_download import CHANGED
 from ..cluster.cluster_file import LABELS, RUN_LABEL, SCRATCH, TOKEN_KEY, UID, Cluster, Pod
-from ..cluster.first_step import CHANGED
 from ..cluster.pod_fields import (
     NO_SIDECAR,
     build_cluster_variable,

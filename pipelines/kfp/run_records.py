@@ -9,7 +9,7 @@ from ...components.dataset.workspace import STEPS, Workspace
 from ...components.storage import uri as uris
 from ...components.storage.errors import MillError
 from .client import KfpService, NotFoundError
-from .records import read_records
+from .run_artifacts import read_records
 from .ui import KfpUi
 
 Records = dict[str, dict[str, Any]]

@@ -42,7 +42,7 @@ def describe_ignored_settings() -> str:
     return (
         "kfp.version: expected the release of the Kubeflow Pipelines server, found "
         f"{os.environ[KFP_VERSION_VARIABLE]!r}, and the server is older: it has ignored the pods' settings, "
-        "credentials among them. Say it in the cluster's file and compile again"
+        "credentials among them. Say it in the cluster file and compile again"
     )
 
 

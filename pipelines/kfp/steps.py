@@ -1,7 +1,7 @@
 """The steps as KFP components: short bodies that call `imagemill.components.<step>` in the step's image.
 
 Datasets are passed as URIs in string parameters (KFP would download an `Input[Dataset]` before the step starts); the
-artifacts that the pages show are small. A body is shipped as source text, so it imports the modules that it uses. Its
+artifacts that the UI shows are small. A body is shipped as source text, so it imports the modules that it uses. Its
 `form` holds the parameters of the form that the step has, as the step's options declare them.
 """
 
@@ -21,12 +21,12 @@ def download(
     this one has something to do. It is given the whole form: what is wrong with it shall be found here."""
     from typing import NamedTuple
 
-    from imagemill.pipelines.cluster.first_step import download
+    from imagemill.pipelines.cluster.check_and_download import check_and_download
     from imagemill.pipelines.kfp.artifacts import dataset_metadata
     from imagemill.pipelines.kfp.server_version import check_server
 
     check_server()
-    record, changed = download(config, manifest.path, run, form)
+    record, changed = check_and_download(config, manifest.path, run, form)
     manifest.metadata.update(dataset_metadata(record, manifest.path))
     outputs = NamedTuple("outputs", [("raw", str), ("name", str), ("changed", str)])  # noqa: UP014
     return outputs(record["uri"], record["metrics"]["name"], changed)
@@ -45,11 +45,11 @@ def clean(form: Form, run: str, config: str, raw: str, manifest: dsl.Output[dsl.
 
 @form_component("ray")
 def resize(form: Form, run: str, config: str, clean: str, manifest: dsl.Output[dsl.Dataset]) -> str:
-    """Resize every image with Ray, where the cluster's file says; returns the tensors' URI."""
+    """Resize every image, on Ray where the cluster file says so; returns the tensors' URI."""
     from imagemill.pipelines.kfp.artifacts import dataset_metadata
-    from imagemill.pipelines.kuberay.resize import resize
+    from imagemill.pipelines.kuberay.resize_step import run_resize
 
-    record = resize(config, manifest.path, run=run, clean=clean, **form)
+    record = run_resize(config, manifest.path, run=run, clean=clean, **form)
     manifest.metadata.update(dataset_metadata(record, manifest.path))
     return str(record["uri"])
 
@@ -96,7 +96,7 @@ def promote(
     form: Form, run: str, config: str, evaluation: str, champion_evaluation: str,
     report: dsl.Output[dsl.HTML], summary: dsl.Output[dsl.Markdown],
 ) -> str:  # fmt: skip
-    """Let the better model reign, write the report and the run in short; returns the champion's URI."""
+    """Promote the better model, write the report and the run's summary; returns the champion's URI."""
     from imagemill.components.promote import STEP
     from imagemill.pipelines.finish import write_summary
     from imagemill.pipelines.kfp.artifacts import summary_metadata, write_report

@@ -2,16 +2,16 @@
 
 | status, or cause | exit code | reason for the code |
 |---|---|---|
-| ValidationFailed | 2 | the manifest comes from the cluster's file |
+| ValidationFailed | 2 | the manifest comes from the cluster file |
 | the command ended with 2, 75 | the same | the step's own exit code |
 | no imagemill in the image (127, No module) | 2 | `images.ray` |
-| a container's image or secret is not there | 2 | the cluster's file names it |
-| the head, the autoscaler or the submitter took too much memory | 2 | its size is in the cluster's file |
+| a container's image or secret is not there | 2 | the cluster file names it |
+| the head, the autoscaler or the submitter took too much memory | 2 | its size is in the cluster file |
 | the command was killed, its supervisor or head lost | 75 | preemption, or memory |
 | DeadlineExceeded, PreRunningDeadlineExceeded | 75 | nodes that did not come, or a store that was slow |
 | SubmissionFailed, JobStatusCheckTimeoutExceeded, … | 75 | the head did not answer |
 | STOPPED, deleted | 75 | somebody did it |
-| the command ended with another code | 1 | an error of ours |
+| the command ended with another code | 1 | an internal error |
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ _CONFIGURATION_REASONS = (
     "ErrImagePull",
     "CreateContainerConfigError",
 )
-"""Reasons of a waiting container for which a name in the cluster's file is wrong."""
+"""Reasons of a waiting container for which a name in the cluster file is wrong."""
 _MEMORY_FIELDS = {
     "ray-head": "ray.head.memory", "ray-worker": "ray.workers.pod.memory", "autoscaler": "ray.autoscaler.memory",
     "ray-job-submitter": "ray.submitter.memory",
 }  # fmt: skip
-"""Container → the field of the cluster's file with its memory."""
+"""Container → the field of the cluster file with its memory."""
 _POD_DELETED_EVENT = re.compile(
     r"Deleted (head|worker) Pod [^;]+; Pod status: (\w*);.*terminated status: "
     r"(?:&ContainerStateTerminated\{ExitCode:(-?\d+),Signal:-?\d+,Reason:([^,]*),Message:(.*?),StartedAt)?", re.DOTALL
@@ -70,7 +70,7 @@ class TerminatedContainer:
 
     @property
     def memory(self) -> str:
-        """The field of the cluster's file that gives too little memory; empty if memory was not the reason."""
+        """The field of the cluster file that gives too little memory; empty if memory was not the reason."""
         return _MEMORY_FIELDS.get(self.container, "") if self.reason == "OOMKilled" else ""
 
     def __str__(self) -> str:

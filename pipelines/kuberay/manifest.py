@@ -112,7 +112,7 @@ def build_rayjob(
     Everyone who may read RayJobs can read the command: nothing secret may be in it.
 
     Args:
-        cluster: the cluster's file.
+        cluster: the cluster file.
         name: the name of the RayJob.
         command: the command line that the head runs.
         run: the run, whose label the RayJob and its pods have.
@@ -146,7 +146,7 @@ def refuse_address(address: str) -> None:
     nor Argo's clean pod, which plans the tensors, has Ray to reach it."""
     if address:
         raise wrong(
-            "ray_address", "none, since by the cluster's file (ray.mode: auto or rayjob) a run has a Ray cluster of "
+            "ray_address", "none, since by the cluster file (ray.mode: auto or rayjob) a run has a Ray cluster of "
             "its own; mode address uses one that is there", uris.redact(address),
         )  # fmt: skip
 
@@ -216,7 +216,7 @@ _SCRATCH_MOUNT = {"name": "scratch", "mountPath": SCRATCH}
 _RAY_MOUNT = {"name": "ray", "mountPath": "/tmp/ray"}
 _SHM_MOUNT = {"name": "shm", "mountPath": "/dev/shm"}
 DEFAULT_SHM = "512Mi"
-"""Size of /dev/shm where the cluster's file has none: no image crosses Ray's object store."""
+"""Size of /dev/shm where the cluster file has none: no image crosses Ray's object store."""
 GRACE_S = 5
 """Termination grace period of Ray's pods in seconds: they hold nothing that is not in the store, and others wait for
 their cores."""

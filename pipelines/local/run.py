@@ -15,7 +15,7 @@ from ...components.dataset.workspace import PRODUCTS, STEPS, Workspace
 from ...components.download.config import DownloadConfig
 from ...components.step.progress import format_duration
 from ...components.step.step import CACHED, new_run
-from ...components.storage.errors import EXIT_OK, MillError
+from ...components.storage.errors import EXIT_OK, MillError, describe_internal_error
 from ...components.storage.uri import normalize
 from ...components.train.config import TrainConfig
 from ..cluster.cluster_file import Cluster
@@ -58,7 +58,7 @@ def run(parameters: RunParameters, as_json: bool, cluster: Cluster | None = None
         code = error.exit_code
     except Exception as error:  # a bug: exit code 1, its traceback on stderr
         traceback.print_exc()
-        ours = MillError(f"{type(error).__name__}: {error} (an error of imagemill's)")
+        ours = MillError(describe_internal_error(error))
         result = make_failed_result(ours, result)
         code = ours.exit_code
     if code:
@@ -87,7 +87,7 @@ def check_parameters(parameters: RunParameters, engine: Engine | None = None) ->
     value, a missing source, a workspace that this process, or the containers of `engine`, can't write."""
     from ...components.clean.config import CleanConfig
     from ...components.clean.labels import read_class_list
-    from ...components.download.labels import open_dataset
+    from ...components.download.dataset_kinds import open_dataset
     from ...components.train.pretrained_weights import find_weights_file
 
     download, clean, train = (parameters.config(step) for step in ("download", "clean", "train"))

@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from drifting import draw_week
 
-from imagemill.components.clean.compare import Comparison
 from imagemill.components.clean.drift import Finding, find_drift
+from imagemill.components.clean.drift_numbers import Comparison
 
 WARNING, MAX_DRIFT = 0.1, 0.25
 SIZES = ((560, 20), (560, 200), (5_000, 50), (5_000, 500), (12_000, 120))

@@ -219,7 +219,7 @@ def ours_from_s3(encoding: str) -> Callable[[Place, int], Epoch]:
 def s3_objects(place: Place, threads: int) -> Epoch:
     """The server's own limit: the files of raw tensors as they are, whole, `threads` at a time, and let go."""
     from imagemill.components.dataset.manifest import read_dataset
-    from imagemill.components.storage.filesystem import get_store
+    from imagemill.components.storage.store import get_store
 
     dataset = read_dataset(f"{os.environ['BENCH_S3']}/tensors-raw/0123456789abcdef", "tensors")
 

@@ -1,4 +1,4 @@
-"""What one says to `tests/e2e/run`, and the cluster's file in the form that the tests use."""
+"""What one says to `tests/e2e/run`, and the cluster file in the form that the tests use."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SMALL = {
 ON_GPU = ("train", "evaluate")
 _INTRO = (
     "Runs imagemill on the cluster of KUBECONFIG and ends with a table of what passed. Works in the namespace of the "
-    f"cluster's file, which must be marked: kubectl label namespace NAME {E2E_LABEL}={ALLOWED}"
+    f"cluster file, which must be marked: kubectl label namespace NAME {E2E_LABEL}={ALLOWED}"
 )
 
 
@@ -72,7 +72,7 @@ def parse(words: Sequence[str]) -> Options:
     parser = argparse.ArgumentParser(prog="tests/e2e/run", description=_INTRO)
     add = parser.add_argument
     add("--cluster", default=os.environ.get("IMAGEMILL_CLUSTER", "cluster.yaml"), metavar="FILE",
-        help="the cluster's file, with images and store (default: cluster.yaml, or IMAGEMILL_CLUSTER)")  # fmt: skip
+        help="the cluster file, with images and store (default: cluster.yaml, or IMAGEMILL_CLUSTER)")  # fmt: skip
     add("--kfp-cluster", default=os.environ.get("IMAGEMILL_KFP_CLUSTER", ""), metavar="FILE",
         help="the same for runs through Kubeflow Pipelines, where they have another namespace or store (default: "
         "IMAGEMILL_KFP_CLUSTER, else that of --cluster)")  # fmt: skip

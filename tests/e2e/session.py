@@ -32,7 +32,7 @@ class NotAllowed(Exception):
 
 @dataclass
 class Place:
-    """A namespace in which runs are tried, and the cluster's file that leads to it."""
+    """A namespace in which runs are tried, and the cluster file that leads to it."""
 
     kube: Kube
     mirror: Mirror
@@ -251,7 +251,7 @@ def refuse_unmarked(kube: Kube, named: tuple[str, ...]) -> None:
         f"--namespace-for-tests {kube.namespace}"
     )
     if named:
-        raise NotAllowed(f"--namespace-for-tests {' '.join(named)}: the cluster's file says namespace {kube.namespace}")
+        raise NotAllowed(f"--namespace-for-tests {' '.join(named)}: the cluster file says namespace {kube.namespace}")
     try:
         namespace = kube.read(f"/api/v1/namespaces/{kube.namespace}")
     except KubeError as error:

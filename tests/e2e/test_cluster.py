@@ -13,5 +13,5 @@ def test_on_the_cluster() -> None:
     if not os.environ.get("KUBECONFIG"):
         pytest.skip(command.NO_CONFIG)
     if not os.environ.get("IMAGEMILL_CLUSTER"):
-        pytest.skip("IMAGEMILL_CLUSTER is not set: it names the cluster's file; or use tests/e2e/run --cluster FILE")
+        pytest.skip("IMAGEMILL_CLUSTER is not set: it names the cluster file; or use tests/e2e/run --cluster FILE")
     assert command.main([]) == 0

@@ -15,7 +15,7 @@ from copied import Image, by_copy, clean_of, resized
 from imagemill.components.imaging.albumentations_pipelines import import_albumentations, load_pipeline
 from imagemill.components.resize.backgrounds import digest_pictures, list_backgrounds
 from imagemill.components.storage import uri as uris
-from imagemill.components.storage.filesystem import get_store
+from imagemill.components.storage.store import get_store
 
 
 def test_backgrounds_and_pipelines_from_a_bucket(s3_workspace: str, monkeypatch: pytest.MonkeyPatch) -> None:

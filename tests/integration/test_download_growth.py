@@ -17,7 +17,7 @@ from imagemill.components.dataset.kinds import FileList
 from imagemill.components.dataset.manifest import Dataset, File
 from imagemill.components.download import raw, reuse, sources
 from imagemill.components.storage.errors import TransientError
-from imagemill.components.storage.filesystem import LocalStore
+from imagemill.components.storage.store import LocalStore
 
 KB = 1_000
 

@@ -25,7 +25,7 @@ from imagemill.components.dataset.kinds import CleanExtra
 from imagemill.components.dataset.manifest import Manifest, Totals, commit
 from imagemill.components.dataset.shards import read_columns
 from imagemill.components.imaging.tensors import decode_column
-from imagemill.components.storage.filesystem import get_store
+from imagemill.components.storage.store import get_store
 
 if TYPE_CHECKING:
     from conftest import Finished

@@ -10,7 +10,7 @@ from stored import numbered, rows_of
 
 from imagemill.components.dataset.manifest import Dataset, read_dataset
 from imagemill.components.storage.errors import DatasetError
-from imagemill.components.storage.filesystem import get_store
+from imagemill.components.storage.store import get_store
 from imagemill.components.train.data import loader
 from imagemill.components.train.data.batches import OPEN_THREADS, iter_batches
 from imagemill.components.train.data.cache import ShardCache

@@ -90,13 +90,13 @@ before, started = megabytes(), time.monotonic()
 table = read_candidates(clean.uri, clean.files())
 held = megabytes() - before
 config = CleanConfig(split=sys.argv[2], outliers="drop", near_duplicates="drop")
-verdicts, twins = decide(table, config)
-rejected = sum(1 for _ in verdicts.iterate_rejected())
+decisions, twins = decide(table, config)
+rejected = sum(1 for _ in decisions.iterate_rejected())
 finished = FinishedWork(Workspace(clean.uri.removesuffix("/clean/_shards")))
-files = write_final_files(verdicts, finished, make_clean_layout(CLEAN)).files
+files = write_final_files(decisions, finished, make_clean_layout(CLEAN)).files
 print(json.dumps({
     "rows": len(table), "held": held, "rejected": rejected, "kept": sum(f.rows for f in files), "twins": len(twins),
-    "copies": verdicts.findings["duplicates"]["groups"], "peak": megabytes() - before,
+    "copies": decisions.findings["duplicates"]["groups"], "peak": megabytes() - before,
     "seconds": time.monotonic() - started,
 }))
 """

@@ -13,7 +13,7 @@ from imagemill.components.dataset.manifest import Manifest, commit
 from imagemill.components.dataset.shards import publish_bytes
 from imagemill.components.imaging.geometry import Geometry
 from imagemill.components.models.artifact import ModelSpec, build_network
-from imagemill.components.storage.filesystem import get_store
+from imagemill.components.storage.store import get_store
 
 
 def test_model_and_images_in_a_bucket(s3_workspace: str) -> None:

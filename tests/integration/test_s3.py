@@ -22,8 +22,8 @@ import pytest
 
 from imagemill.components.dataset.manifest import read_dataset
 from imagemill.components.storage import uri as uris
-from imagemill.components.storage.filesystem import CHUNK_BYTES, get_store, hash_object
 from imagemill.components.storage.s3 import S3Store
+from imagemill.components.storage.store import CHUNK_BYTES, get_store, hash_object
 
 if TYPE_CHECKING:
     from conftest import Finished

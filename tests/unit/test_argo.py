@@ -125,7 +125,7 @@ def test_parameters_are_those_of_the_kfp_pipeline(compiled: dict[str, str]) -> N
         assert one["description"] == inputs[name].description
         assert one.get("enum", []) == [choice.string_value for choice in inputs[name].literals]
         assert one["value"] in one.get("enum", [one["value"]])
-        # That of the workspace comes from the cluster's file, when it is compiled.
+        # That of the workspace comes from the cluster file, when it is compiled.
         default = "s3://mlpipeline/imagemill" if name == "workspace" else inputs[name].default_value.string_value
         assert one["value"] == default, name
 

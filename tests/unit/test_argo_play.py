@@ -15,12 +15,11 @@ from argo_files import Json, first, template
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.step.config import StepConfig
 from imagemill.components.step.step import Step
-from imagemill.pipelines.argo import clean as argo_clean
+from imagemill.pipelines.argo import clean_and_plan as argo_clean
 from imagemill.pipelines.argo import download as argo_download
 from imagemill.pipelines.argo import exit_handler
 from imagemill.pipelines.argo.pod_arguments import PodArguments
 from imagemill.pipelines.argo.templates import RETRY_EXPRESSION
-from imagemill.pipelines.cluster import first_step
 from imagemill.pipelines.cluster.cluster_file import Cluster, parse_cluster_json
 from imagemill.pipelines.cluster.pod_fields import CLUSTER_VARIABLE
 from imagemill.pipelines.parameters import ALL_STEPS
@@ -75,7 +74,7 @@ class Dry:
             "evaluate": {"champion_evaluation": "", "top1": 0.5},
         }
         self.executor = argo_clean.POD
-        self.changed = first_step.CHANGED
+        self.is_unchanged = False
         self.codes: dict[str, list[int]] = {}
         self.jobs: list[Json] = []
         self.finished: list[str] = []
@@ -83,7 +82,7 @@ class Dry:
         patch.setattr(Step, "execute", lambda step, config, result="": self._step(config, result))
         patch.setattr(exit_handler, "finish", self._finish)
         patch.setattr(argo_clean, "write_plan", self._plan)
-        patch.setattr(argo_download, "find_changes", lambda chosen, run, record: self.changed)
+        patch.setattr(argo_download, "complete_if_unchanged", lambda chosen, run, record: self.is_unchanged)
 
     def __call__(self, task: str, made: Json) -> Ended:
         self._task = task
@@ -96,7 +95,8 @@ class Dry:
         self.cluster = next((v["value"] for v in made["container"]["env"] if v["name"] == CLUSTER_VARIABLE), "")
         self._patch.setenv(CLUSTER_VARIABLE, self.cluster)
         parent, _, name = module.rpartition(".")
-        in_argo = {"exit_handler": exit_handler.main, "clean": argo_clean.main, "download": argo_download.main}
+        modules = (exit_handler, argo_clean, argo_download)
+        in_argo = {module.__name__.rpartition(".")[2]: module.main for module in modules}
         main = in_argo[name] if parent == "imagemill.pipelines.argo" else ALL_STEPS[name].main
         return Ended(main(words))
 
@@ -176,7 +176,7 @@ def test_the_tensors_are_made_by_whom_the_plan_names(
 def test_nothing_comes_after_download_where_nothing_has_changed(
     compiled: dict[str, str], dry: Dry, tmp_path: Path
 ) -> None:
-    dry.changed = first_step.UNCHANGED
+    dry.is_unchanged = True
     workflow = Workflow(first(compiled, "argo"), {}, dry, tmp_path)
     assert workflow.run() == SUCCEEDED and set(dry.told) == {"download"}
     ended = phases(workflow)

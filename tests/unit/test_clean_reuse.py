@@ -34,7 +34,7 @@ from imagemill.components.dataset.manifest import (
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.imaging.decoder import ImageRejected
 from imagemill.components.step.step import Context
-from imagemill.components.storage.filesystem import LocalStore
+from imagemill.components.storage.store import LocalStore
 
 Row = dict[str, Any]
 

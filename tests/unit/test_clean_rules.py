@@ -266,15 +266,15 @@ def test_of_copies_the_one_in_test_stays_then_val_then_the_smallest_id(tmp_path:
     finished = FinishedWork(Workspace(str(tmp_path)))
     uri, layout = finished.uri, make_clean_layout(CLEAN)
     files = [write_rows(uri, s, [r for r in rows if r["split"] == s], layout) for s in SPLITS]
-    verdicts, _ = decide(read_candidates(uri, files), CleanConfig(near_duplicates="off"))
-    found = {row["image_id"]: row for row in verdicts.iterate_rejected()}
+    decisions, _ = decide(read_candidates(uri, files), CleanConfig(near_duplicates="off"))
+    found = {row["image_id"]: row for row in decisions.iterate_rejected()}
     assert {i: row["reason"] for i, row in found.items()} == {
         **dict.fromkeys("aczd", "duplicate_bytes"),
         "g": "duplicate_pixels",
     }
     assert found["a"]["detail"] == "same as y (test)"
     assert found["g"]["detail"] == "same as f (train); labelled dog here, cat there"
-    final = write_final_files(verdicts, finished, layout).files
+    final = write_final_files(decisions, finished, layout).files
     assert [(f.split, f.rows) for f in final] == [("train", 2), ("val", 1), ("test", 1)]
     table = pq.read_table(f"{uri}/{final[0].uri}")
     assert sorted(table.column("image_id").to_pylist()) == ["alone", "f"]
@@ -286,13 +286,13 @@ def test_files_are_rewritten_only_where_rows_go_or_change_sides(tmp_path: Path) 
     finished = FinishedWork(Workspace(str(tmp_path)))
     uri, layout = finished.uri, make_clean_layout(CLEAN)
     files = [write_rows(uri, s, [r for r in rows if r["split"] == s], layout) for s in SPLITS]
-    verdicts, _ = decide(read_candidates(uri, files), CleanConfig(near_duplicates="off"))
-    assert write_final_files(verdicts, finished, layout).files == files
-    verdicts.alive[:10] = False
-    assert write_final_files(verdicts, finished, layout).files == files[1:]
-    verdicts.alive[:] = True
-    verdicts.splits[::2] = 0
-    moved = write_final_files(verdicts, finished, layout).files
+    decisions, _ = decide(read_candidates(uri, files), CleanConfig(near_duplicates="off"))
+    assert write_final_files(decisions, finished, layout).files == files
+    decisions.is_kept[:10] = False
+    assert write_final_files(decisions, finished, layout).files == files[1:]
+    decisions.is_kept[:] = True
+    decisions.splits[::2] = 0
+    moved = write_final_files(decisions, finished, layout).files
     found = [(f.split, row) for f in moved for row in pq.read_table(f"{uri}/{f.uri}").to_pylist()]
     assert sorted(row["image_id"] for _, row in found) == sorted(row["image_id"] for row in rows)
     assert all(row["split"] == split for split, row in found)

@@ -96,7 +96,7 @@ def kubernetes(platform: Json, step: str) -> Json:
 
 
 def in_short(path: Path) -> Json:
-    """All that a cluster's file decides; the parameters have a golden file of their own, source text has none."""
+    """All that a cluster file decides; the parameters have a golden file of their own, source text has none."""
     spec, platform = documents(path)
     about = {}
     for name, task in tasks(spec).items():
@@ -106,7 +106,7 @@ def in_short(path: Path) -> Json:
             if "runtimeValue" in value
         }
         body = {key: value for key, value in container(spec, name).items() if key not in ("command", "args")}
-        told = {"name": CLUSTER_VARIABLE, "value": "the cluster's file"}
+        told = {"name": CLUSTER_VARIABLE, "value": "the cluster file"}
         body["env"] = [told if variable["name"] == CLUSTER_VARIABLE else variable for variable in body["env"]]
         about[name] = {
             "container": body, "constants": constants, "retries": task.get("retryPolicy"),

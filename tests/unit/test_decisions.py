@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagemill.components.clean.candidates import CandidateInfo, Candidates, Rows
+from imagemill.components.clean.candidates import CandidateInfo, Candidates, RowNumbers
 from imagemill.components.clean.config import CleanConfig
 from imagemill.components.clean.decide import (
     assign_exact_splits,
@@ -22,10 +22,10 @@ from imagemill.components.clean.decide import (
     to_comparable_scale,
 )
 from imagemill.components.clean.phash import THUMBNAIL_BYTES
+from imagemill.components.clean.row_decisions import RowDecisions
 from imagemill.components.clean.schema import MEASURES
 from imagemill.components.clean.splits import SPLITS, TEST, TRAIN, TRAINVAL, UNDECLARED, VAL, choose_exact_splits
 from imagemill.components.clean.twins import Twins, check_radius, judge_twins
-from imagemill.components.clean.verdicts import Verdicts
 from imagemill.components.storage.errors import UserError
 
 CODES = {name: code for code, name in enumerate(SPLITS)} | {"": UNDECLARED, "trainval": TRAINVAL}
@@ -34,10 +34,10 @@ CODES = {name: code for code, name in enumerate(SPLITS)} | {"": UNDECLARED, "tra
 class Toy(Candidates):
     """A table whose names are made up: row n is `n`, its label its class's letter."""
 
-    def read_infos(self, rows: Rows) -> dict[int, CandidateInfo]:
+    def read_infos(self, rows: RowNumbers) -> dict[int, CandidateInfo]:
         infos = {}
         for row in rows.tolist():
-            label, split = chr(97 + int(self.label[row])), SPLITS[min(2, self.split[row])]
+            label, split = chr(97 + int(self.label_hash[row])), SPLITS[min(2, self.split[row])]
             infos[row] = CandidateInfo(f"{row:03d}", f"sha{row}", label, split)
         return infos
 
@@ -47,24 +47,24 @@ def toy(
 ) -> Toy:
     number = len(pixels)
     return Toy(
-        pixels=np.array([[p, 0] for p in pixels], np.uint64).reshape(number, 2),
-        content=np.array(more.get("content", range(number)), np.uint64),
+        pixel_hash=np.array([[p, 0] for p in pixels], np.uint64).reshape(number, 2),
+        sha256_prefix=np.array(more.get("content", range(number)), np.uint64),
         phash=np.array(more.get("phash", [0] * number), np.uint64),
-        label=np.array([ord(c) - 97 for c in labels or "a" * number], np.int64),
+        label_hash=np.array([ord(c) - 97 for c in labels or "a" * number], np.int64),
         split=np.array([CODES[s] for s in splits or ["train"] * number], np.uint8),
         declared=np.array([CODES[s] for s in declared or [""] * number], np.uint8),
-        group=np.array(more.get("group", [0] * number), np.uint64),
-        order=np.array(more.get("order", range(number)), np.int64),
+        group_hash=np.array(more.get("group", [0] * number), np.uint64),
+        shuffle_index=np.array(more.get("order", range(number)), np.int64),
         measures={name: np.ones(number, np.float32) for name in MEASURES} | more.get("measures", {}),
         has_measures=True,
     )
 
 
 def copies(table: Toy, policy: str = "keep") -> tuple[dict[int, str], dict[str, Any], dict[str, str]]:
-    verdicts = Verdicts.of(table)
-    drop_duplicates(verdicts, policy)
-    details = {row["image_id"]: row["detail"] for row in verdicts.iterate_rejected()}
-    return {r: v.reason for r, v in verdicts.dropped.items()}, verdicts.findings["duplicates"], details
+    decisions = RowDecisions.of(table)
+    drop_duplicates(decisions, policy)
+    details = {row["image_id"]: row["detail"] for row in decisions.iterate_rejected()}
+    return {r: v.reason for r, v in decisions.dropped.items()}, decisions.findings["duplicates"], details
 
 
 def test_groups_of_equal_pixels_are_found_and_nothing_else() -> None:
@@ -138,26 +138,26 @@ def test_exact_splits_hold_in_every_class(rows: list[tuple[int, str]], fractions
 def test_exact_splits_keep_groups_together_over_all_classes() -> None:
     groups = np.repeat(np.arange(1, 41), 5)
     table = toy(list(range(200)), "ab" * 100, group=groups.tolist())
-    verdicts = Verdicts.of(table)
-    assign_exact_splits(verdicts, CleanConfig(split="exact", val_fraction=0.2, test_fraction=0.1))
-    assert all(len(set(verdicts.splits[groups == g])) == 1 for g in range(1, 41))
-    assert Counter(verdicts.splits.tolist()) == {TRAIN: 140, VAL: 40, TEST: 20}
+    decisions = RowDecisions.of(table)
+    assign_exact_splits(decisions, CleanConfig(split="exact", val_fraction=0.2, test_fraction=0.1))
+    assert all(len(set(decisions.splits[groups == g])) == 1 for g in range(1, 41))
+    assert Counter(decisions.splits.tolist()) == {TRAIN: 140, VAL: 40, TEST: 20}
 
 
 def test_declared_splits_can_be_ignored_in_exact_splits() -> None:
     table = toy(list(range(40)), "ab" * 20, declared=["test"] * 40)
     for respect, expected in (("respect", {TEST: 40}), ("ignore", {TRAIN: 32, VAL: 4, TEST: 4})):
-        verdicts = Verdicts.of(table)
-        assign_exact_splits(verdicts, CleanConfig(split="exact", declared_splits=respect))
-        assert Counter(verdicts.splits.tolist()) == expected
+        decisions = RowDecisions.of(table)
+        assign_exact_splits(decisions, CleanConfig(split="exact", declared_splits=respect))
+        assert Counter(decisions.splits.tolist()) == expected
 
 
-def judged(table: Toy, pairs: list[tuple[int, int]], **options: Any) -> tuple[dict[int, str], Verdicts]:
+def judged(table: Toy, pairs: list[tuple[int, int]], **options: Any) -> tuple[dict[int, str], RowDecisions]:
     first, second = (np.array([p[i] for p in pairs], np.int64) for i in (0, 1))
     twins = Twins(first, second, np.ones(len(pairs), np.uint8), np.ones(len(pairs), np.float32), len(pairs), True)
-    verdicts = Verdicts.of(table)
-    judge_twins(verdicts, twins, CleanConfig(**options))
-    return {row: v.reason for row, v in verdicts.dropped.items()}, verdicts
+    decisions = RowDecisions.of(table)
+    judge_twins(decisions, twins, CleanConfig(**options))
+    return {row: v.reason for row, v in decisions.dropped.items()}, decisions
 
 
 LEAK = "near_duplicate_of_test"
@@ -179,9 +179,9 @@ def test_a_train_image_with_a_twin_in_test_is_dropped_unless_the_source_declares
     declared: list[str], policy: str, dropped: dict[int, str]
 ) -> None:
     for order in ([(0, 1)], [(1, 0)]):
-        found, verdicts = judged(toy([0, 1], splits=["train", "test"], declared=declared), order, leakage=policy)
+        found, decisions = judged(toy([0, 1], splits=["train", "test"], declared=declared), order, leakage=policy)
         assert found == dropped
-        leakage = verdicts.findings["leakage"]
+        leakage = decisions.findings["leakage"]
         assert (leakage["dropped"], leakage["kept"]) == ((1, 0) if dropped else (0, 1))
         assert leakage["test_images_with_twin_in_train"] == 1 and leakage["test_images_with_twin_in_val"] == 0
         expected = declared[0] in ("train", "trainval") and declared[1] == "test"
@@ -190,9 +190,9 @@ def test_a_train_image_with_a_twin_in_test_is_dropped_unless_the_source_declares
 
 def test_ignored_declarations_protect_no_leak() -> None:
     table = toy([0, 1], splits=["val", "test"], declared=["train", "test"])
-    found, verdicts = judged(table, [(0, 1)], declared_splits="ignore")
-    assert found == {0: LEAK} and verdicts.findings["leakage"]["test_images_with_twin_in_val"] == 1
-    assert next(verdicts.iterate_rejected())["detail"] == "near twin of 001 (test)"
+    found, decisions = judged(table, [(0, 1)], declared_splits="ignore")
+    assert found == {0: LEAK} and decisions.findings["leakage"]["test_images_with_twin_in_val"] == 1
+    assert next(decisions.iterate_rejected())["detail"] == "near twin of 001 (test)"
 
 
 def test_a_twin_of_a_twin_is_no_twin() -> None:
@@ -204,16 +204,16 @@ def test_a_twin_of_a_twin_is_no_twin() -> None:
 def test_twins_within_a_split_are_reported_or_all_but_one_dropped() -> None:
     table = toy(range(6), splits=["train", "train", "train", "val", "test", "test"], order=[5, 0, 9, 1, 2, 3])  # type: ignore[arg-type]
     pairs = [(0, 1), (1, 2), (2, 3), (4, 5)]
-    found, verdicts = judged(table, pairs)
-    assert found == {} and verdicts.findings["near_duplicates"]["by_splits"] == {
+    found, decisions = judged(table, pairs)
+    assert found == {} and decisions.findings["near_duplicates"]["by_splits"] == {
         "train-train": 2,
         "train-val": 1,
         "test-test": 1,
     }
-    found, verdicts = judged(table, pairs, near_duplicates="drop")
+    found, decisions = judged(table, pairs, near_duplicates="drop")
     # Kept first: test by order (4), val (3), then train by order: 1; 0 and 2 are direct twins of kept ones.
     assert found == dict.fromkeys((0, 2, 5), "near_duplicate")
-    assert verdicts.findings["near_duplicates"]["dropped"] == 3
+    assert decisions.findings["near_duplicates"]["dropped"] == 3
 
 
 @pytest.mark.parametrize(
@@ -229,11 +229,11 @@ def test_twins_within_a_split_are_reported_or_all_but_one_dropped() -> None:
     ],
 )
 def test_twins_with_different_labels(labels: str, pairs: list[tuple[int, int]], policy: str, dropped: set[int]) -> None:
-    found, verdicts = judged(toy(list(range(len(labels))), labels), pairs, label_conflicts=policy)
+    found, decisions = judged(toy(list(range(len(labels))), labels), pairs, label_conflicts=policy)
     assert found == dict.fromkeys(dropped, "label_conflict")
     expected = sum(labels[a] != labels[b] for a, b in pairs)
-    assert verdicts.findings["near_duplicates"]["conflicts"] == expected
-    assert len(verdicts.findings["near_duplicates"]["conflict_examples"]) == expected
+    assert decisions.findings["near_duplicates"]["conflicts"] == expected
+    assert len(decisions.findings["near_duplicates"]["conflict_examples"]) == expected
 
 
 def test_robust_scores_by_their_definition() -> None:
@@ -248,14 +248,14 @@ def test_robust_scores_by_their_definition() -> None:
 def test_outliers_are_reported_by_default_and_dropped_on_request() -> None:
     values = np.r_[np.random.default_rng(0).normal(0.5, 0.01, 200), 0.9, 0.1].astype(np.float32)
     for policy, gone in (("report", set()), ("drop", {200, 201})):
-        verdicts = Verdicts.of(toy(list(range(202)), measures={"brightness": values}))
-        find_outliers(verdicts, ("brightness", "entropy"), 6.0, policy)
-        assert set(verdicts.dropped) == gone
-        assert {name: about["count"] for name, about in verdicts.findings["outliers"].items()} == {"brightness": 2}
-        (far, near) = verdicts.findings["outliers"]["brightness"]["examples"]
+        decisions = RowDecisions.of(toy(list(range(202)), measures={"brightness": values}))
+        find_outliers(decisions, ("brightness", "entropy"), 6.0, policy)
+        assert set(decisions.dropped) == gone
+        assert {name: about["count"] for name, about in decisions.findings["outliers"].items()} == {"brightness": 2}
+        (far, near) = decisions.findings["outliers"]["brightness"]["examples"]
         assert {far["image_id"], near["image_id"]} == {"200", "201"} and far["score"] >= near["score"] > 30
         if gone:
-            detail = next(iter(verdicts.iterate_rejected()))["detail"]
+            detail = next(iter(decisions.iterate_rejected()))["detail"]
             assert detail.startswith("brightness 0.") and "spreads from the median 0.5" in detail
 
 
@@ -263,16 +263,16 @@ def test_the_order_of_decisions_a_copy_is_no_twin_and_weighs_once() -> None:
     """Rows 0 and 1 are copies; near-duplicates and outliers look at the survivor alone."""
 
     class Thumbs(Toy):
-        def read_thumbnails(self, rows: Rows) -> Any:
+        def read_thumbnails(self, rows: RowNumbers) -> Any:
             return np.zeros((len(rows), THUMBNAIL_BYTES), np.uint8)
 
     made = toy([1, 1, 2], phash=[1, 1, 0xFFFF0000FFFF])
     table = Thumbs(**vars(made))
-    verdicts, twins = decide(table, CleanConfig())
-    assert set(verdicts.dropped) == {1} and twins is not None and len(twins) == 0
-    assert set(verdicts.findings) == {"duplicates", "near_duplicates", "leakage", "outliers"}
-    verdicts, twins = decide(table, CleanConfig(near_duplicates="off"))
-    assert twins is None and "near_duplicates" not in verdicts.findings
+    decisions, twins = decide(table, CleanConfig())
+    assert set(decisions.dropped) == {1} and twins is not None and len(twins) == 0
+    assert set(decisions.findings) == {"duplicates", "near_duplicates", "leakage", "outliers"}
+    decisions, twins = decide(table, CleanConfig(near_duplicates="off"))
+    assert twins is None and "near_duplicates" not in decisions.findings
 
 
 def test_a_wide_radius_is_refused_for_many_images_before_any_is_decoded() -> None:

@@ -114,7 +114,7 @@ def test_kfps_own_namespace_is_where_it_runs_without_profiles(make: Callable[[st
     doctor.api.add(named("Namespace", "mine"))
     ran = doctor("--target", "kfp", file={"namespace": "mine"})
     assert ran.code == 0 and "are in kubeflow" in ran.found["namespace"][0]["seen"]
-    assert ran.found["namespace"][0]["mend"] == "namespace: kubeflow in the cluster's file"
+    assert ran.found["namespace"][0]["mend"] == "namespace: kubeflow in the cluster file"
     assert "pipeline-runner" in ran.found["accounts"][0]["seen"]
 
 

@@ -16,10 +16,10 @@ from drifting import draw_table, draw_week
 from html_page import Page
 from reported import FIRST, Mill, evaluated, trained
 
-from imagemill.components.clean import compare
-from imagemill.components.clean.compare import LEVEL, Rows, compare_rows
+from imagemill.components.clean import drift_numbers
 from imagemill.components.clean.config import CleanConfig
 from imagemill.components.clean.drift import check_drift, find_drift
+from imagemill.components.clean.drift_numbers import LEVEL, SnapshotPair, compare_rows
 from imagemill.components.dataset.manifest import Dataset, Manifest, commit
 from imagemill.components.dataset.records import Promotion
 from imagemill.components.dataset.workspace import Workspace
@@ -230,10 +230,10 @@ def test_equal_data_hardly_ever_warns_and_other_data_does(monkeypatch: pytest.Mo
 
 
 def test_rare_classes_are_pooled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compare, "MAX_BINS", 3)
+    monkeypatch.setattr(drift_numbers, "MAX_BINS", 3)
     table = pa.table({"sha256": [str(n) for n in range(100)], "label": [f"{n % 50}" for n in range(100)],
                       "width": [1] * 100, "height": [1] * 100})  # fmt: skip
-    comparison = compare_rows(Rows.match(table, table.slice(50)), {})
+    comparison = compare_rows(SnapshotPair.match(table, table.slice(50)), {})
     assert comparison["classes"]["number"] == 50 and comparison["classes"]["all"]["psi"] == 0
 
 
@@ -256,7 +256,7 @@ def test_the_report_shows_histograms_and_classes(weeks: Weeks) -> None:
     rng = np.random.default_rng(1)
     reference, dark = draw_table(rng, 0, 400), draw_table(rng, 400, 100, darker=2)
     owls = dark.set_column(dark.column_names.index("label"), "label", pa.array(["<b>owl"] * 100))
-    comparison = compare_rows(Rows.match(pa.concat_tables([reference, owls]), reference), {"min_side": [0, 8]})
+    comparison = compare_rows(SnapshotPair.match(pa.concat_tables([reference, owls]), reference), {"min_side": [0, 8]})
     plain, page = render(weeks.workspace, None), render(weeks.workspace, json.loads(json.dumps(comparison)))
     assert "Drift" not in plain.text
     assert page.html.count("<svg") == plain.html.count("<svg") + 9 == page.html.count("</svg>")
@@ -271,7 +271,7 @@ def test_the_report_shows_histograms_and_classes(weeks: Weeks) -> None:
 
 def test_the_report_of_a_comparison_without_new_images_or_measures(weeks: Weeks) -> None:
     reference = draw_table(np.random.default_rng(2), 0, 90)
-    comparison = compare_rows(Rows.match(reference.slice(30), reference), {"equalize": ["off", "clahe"]})
+    comparison = compare_rows(SnapshotPair.match(reference.slice(30), reference), {"equalize": ["off", "clahe"]})
     text = render(weeks.workspace, comparison).text
     assert "0 of 60 images are new, 30 are gone" in text and "the measures are not compared" in text
     assert "No drift: nothing has changed by a PSI of more than 0.1" in text and "the new images" not in text

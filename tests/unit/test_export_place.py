@@ -14,7 +14,7 @@ from imagemill.components.export import output_folder
 from imagemill.components.export.config import ExportConfig
 from imagemill.components.export.output_folder import MARKER, STARTED
 from imagemill.components.storage.errors import DatasetError, TransientError, UserError
-from imagemill.components.storage.filesystem import LocalStore
+from imagemill.components.storage.store import LocalStore
 
 FORMATS = ("imagefolder", "tfrecord", "webdataset", "huggingface")
 

@@ -76,8 +76,8 @@ def test_every_verdict(
 def test_the_sentence_and_the_log_have_the_numbers(gate: Gate) -> None:
     crowned(gate)
     assert judged(gate, 20)["reason"] == (
-        "macro-F1 0.9500 against the champion's 0.9000 on 400 test images, +0.0500 (+0.0275 to +0.0725): credibly more "
-        "than +0.005 (p 3e-05, needs 0.018); top-1: 20 images won, 0 lost (McNemar's p 1e-06)"
+        "macro-F1 0.9500 against the champion's 0.9000 on 400 test images, +0.0500 (+0.0275 to +0.0725): significantly "
+        "more than +0.005 (p 3e-05, needs 0.018); top-1: 20 images won, 0 lost (McNemar's p 1e-06)"
     )
     record = gate.record()
     assert (record["verdict"], record["promoted"], record["images"]) == ("better", True, 400)
@@ -121,6 +121,7 @@ def test_a_first_model_is_champion_but_for_never(gate: Gate) -> None:
     assert found["reason"] == "macro-F1 0.9000; there was no champion; not promoted: promote is never"
     found = gate.promote(first)
     assert (found["verdict"], found["promoted"], found["n"]) == ("first", True, 1)
+    assert found["reason"] == "macro-F1 0.9000; there was no champion, so this model is promoted"
     again = gate.outcome(first, run="another")
     assert (again.state, again.metrics["verdict"]) == ("cached", "already_champion")
 

@@ -20,7 +20,7 @@ from imagemill.components.dataset.manifest import KINDS, Dataset
 from imagemill.components.dataset.retention import Policy
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.storage.errors import TransientError
-from imagemill.components.storage.filesystem import LocalStore
+from imagemill.components.storage.store import LocalStore
 from imagemill.pipelines.cli.gc import parse_age
 from imagemill.pipelines.cli.main import main
 

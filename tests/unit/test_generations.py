@@ -122,7 +122,7 @@ def test_a_line_says_what_is_done(workspace: Workspace, capsys: pytest.CaptureFi
     photos["p001"] = relabelled(photos["p001"])
     resized(clean_of(workspace, photos | several(5, "new")))
     said = capsys.readouterr().err
-    assert f"[resize] 123 images: 117 as in tensors/{first.fingerprint}, 6 new, 3 left" in said
+    assert f"[resize] 123 images: 117 as in tensors/{first.fingerprint}, 6 new, 3 removed" in said
 
 
 def test_a_shard_is_written_again_only_where_rows_left(workspace: Workspace) -> None:

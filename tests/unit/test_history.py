@@ -13,7 +13,7 @@ import pytest
 from trained import make_tensors, settings, trainer
 
 from imagemill.components.dataset.manifest import Dataset
-from imagemill.components.storage.filesystem import get_store
+from imagemill.components.storage.store import get_store
 from imagemill.components.train.loop.history import TIMES, EventFile, diagnose, open_events, publish_history
 from imagemill.components.train.recipes import describe_recipe
 

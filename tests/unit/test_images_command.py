@@ -1,4 +1,4 @@
-"""`imagemill images build` without Docker: the images' part of the cluster's file is written, errors are clear."""
+"""`imagemill images build` without Docker: the images' part of the cluster file is written, errors are clear."""
 
 from __future__ import annotations
 

@@ -195,9 +195,9 @@ EVICTED = {"status": {"phase": "Failed", "reason": "Evicted", "message": "The no
     ("log", "pod", "code", "said"),
     [
         (LAUNCHER, {}, 2, "clean: color: expected rgb"),
-        ("[clean] 12 rows\n", OOM, 1, "clean: its pod was ended for want of memory (OOMKilled, exit code 137)"),
+        ("[clean] 12 rows\n", OOM, 1, "clean: its pod was killed: out of memory (OOMKilled, exit code 137)"),
         ("[clean] 12 rows\n", EVICTED, 1, "clean: its pod was ended: Evicted: The node was low on memory."),
-        ("failed to execute component: signal: killed", {}, 1, "clean: its process was ended by a signal (killed)"),
+        ("failed to execute component: signal: killed", {}, 1, "clean: its process was killed (signal killed)"),
         ("failed to execute component: exit status 75", {}, 1, "clean: ended with exit code 75 and without a message"),
         ("", {}, 1, "the run failed in clean; clean ended without a record"),
     ],

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from imagemill.components.download.columns import read_table
 from imagemill.components.download.config import DownloadConfig
-from imagemill.components.download.labels import (
+from imagemill.components.download.dataset_kinds import (
     FilenameLabeller,
     FolderLabeller,
     Labels,

@@ -152,7 +152,7 @@ def test_an_address_of_the_runs_own_is_refused(work: Work) -> None:
     """The launcher's image has no Ray."""
     found = launch(work, config={"resize": {"ray_address": "http://me:hunter2@ray:8265"}})
     assert found.code == found.record["exit_code"] == EXIT_USER and "hunter2" not in found.stderr
-    assert "ray_address: expected none, since by the cluster's file" in found.record["error"]
+    assert "ray_address: expected none, since by the cluster file" in found.record["error"]
 
 
 @pytest.mark.parametrize(("told", "said"), [('{"nosuch": 1}', "cluster (nosuch): expected one of"), ("{", "as JSON")])

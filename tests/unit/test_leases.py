@@ -27,7 +27,7 @@ from imagemill.components.dataset.leases import (
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.download import STEP, raw
 from imagemill.components.storage.errors import TransientError
-from imagemill.components.storage.filesystem import LocalStore
+from imagemill.components.storage.store import LocalStore
 from imagemill.pipelines.cli.main import main
 
 DELETE = ["--delete", "--keep-last", "1"]

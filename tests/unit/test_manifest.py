@@ -39,7 +39,7 @@ from imagemill.components.dataset.shards import Layout, ShardWriter, open_parque
 from imagemill.components.promote.config import PromoteConfig
 from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.storage.errors import DatasetError, TransientError, UserError
-from imagemill.components.storage.filesystem import LocalStore
+from imagemill.components.storage.store import LocalStore
 from imagemill.components.train.config import TrainConfig
 
 MODEL = Manifest(

@@ -23,8 +23,8 @@ from imagemill.components.step.step import Step
 from imagemill.components.storage.errors import UserError
 from imagemill.components.train.config import TrainConfig
 from imagemill.pipelines.cli import main as cli
+from imagemill.pipelines.cluster.check_and_download import check_form
 from imagemill.pipelines.cluster.cluster_file import Cluster, Images, Kfp
-from imagemill.pipelines.cluster.first_step import check_form
 from imagemill.pipelines.parameters import (
     ALL_STEPS,
     FORM_PARAMETERS,
@@ -333,7 +333,7 @@ def test_help_for_a_cluster_names_no_folder_that_it_would_refuse(
         cli.main([command, "--help"])
     said = " ".join(capsys.readouterr().out.split())
     assert "imagemill-data" not in said and "a folder or s3://" not in said
-    assert "live: s3://bucket/prefix (default: storage.workspace of the cluster's file)" in said
+    assert "live: s3://bucket/prefix (default: storage.workspace of the cluster file)" in said
 
 
 def test_help_is_quick() -> None:

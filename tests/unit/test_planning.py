@@ -18,7 +18,7 @@ from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.step.config import StepConfig
 from imagemill.components.step.step import Step
 from imagemill.components.storage.errors import UserError
-from imagemill.pipelines.argo import clean as planning
+from imagemill.pipelines.argo import clean_and_plan as planning
 from imagemill.pipelines.argo.pod_arguments import parse_pod_arguments
 from imagemill.pipelines.argo.workflow import build_workflow_template
 from imagemill.pipelines.cluster.cluster_file import Cluster, parse_cluster
@@ -193,7 +193,7 @@ def test_an_error_of_ours_is_told_in_the_record_of_resize(
 @pytest.mark.parametrize(
     ("cluster", "flags", "message"),
     [
-        ("", [], "IMAGEMILL_CLUSTER: expected the cluster's file"),
+        ("", [], "IMAGEMILL_CLUSTER: expected the cluster file"),
         ('{"nosuch": 1}', [], "cluster (nosuch): expected one of"),
         (CLUSTER.to_json(), ["--raw=/nowhere"], "raw: expected a raw dataset"),
         (CLUSTER.to_json(), ["--imagesize=3"], "--imagesize: expected a known flag; is it --image-size?"),

@@ -27,7 +27,7 @@ from imagemill.components.models.artifact import ModelSpec, build_network
 from imagemill.components.predict import predict as predicting
 from imagemill.components.predict.input_files import find_inputs
 from imagemill.components.storage.errors import TransientError
-from imagemill.components.storage.filesystem import LocalStore
+from imagemill.components.storage.store import LocalStore
 from imagemill.pipelines.cli.main import main
 
 CLASSES = ("cat", "dog", "emu\tbird", "fox", "gnu", "hen")

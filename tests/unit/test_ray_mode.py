@@ -8,7 +8,7 @@ import pytest
 
 from imagemill.components.dataset.manifest import Totals
 from imagemill.pipelines.cluster.cluster_file import parse_cluster
-from imagemill.pipelines.kuberay.resize import choose_mode, estimate_seconds
+from imagemill.pipelines.kuberay.resize_step import choose_mode, estimate_seconds
 
 DEMO = Totals(rows=751, bytes=26_900_000, by_split={"train": 560})
 PETS = Totals(rows=7_349, bytes=780_000_000, by_split={"train": 3_680})

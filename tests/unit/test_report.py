@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def test_the_page_stands_alone(workspace: Workspace) -> None:
         ("better", 0.7, True, "Promoted"),
         ("better", 0.7, False, "Promotion is switched off for this run."),
         ("not_shown_better", 0.79, False, "This model is not shown to be better."),
-        ("worse", 0.9, False, "This model is credibly worse."),
+        ("worse", 0.9, False, "This model is significantly worse."),
         ("worse", 0.9, True, "Promoted all the same: worse."),
         ("not_comparable", None, False, "Not comparable"),
         ("not_comparable", None, True, "Promoted all the same: not comparable."),
@@ -102,9 +103,12 @@ def test_a_model_that_is_no_better_than_chance_is_no_good_news() -> None:
 def test_the_verdict_and_the_champion_are_on_the_page(workspace: Workspace) -> None:
     verdict = FIRST | {"verdict": "better", "champion": 0.75, "reason": "macro-F1 0.800 against 0.750"}
     text = Mill(workspace, ["cat", "dog", "owl"]).page(verdict, rival=True).text
-    assert "Promoted This model is credibly better, and the new champion. macro-F1 0.800 against 0.750" in text
+    assert "Promoted This model is significantly better, and the new champion. macro-F1 0.800 against 0.750" in text
     assert "+0.050" in text and "needs +0.005" in text
     assert "Against the champion" in text and "evaluation of the champion" in text
+    assert re.search(r"top-1 [\d.]+ against [\d.]+", text) and re.search(
+        r"balanced accuracy [\d.]+ against [\d.]+", text
+    )
     assert "owl 0.000 → 1.000 +1.000" in text
 
 

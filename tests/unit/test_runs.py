@@ -273,5 +273,5 @@ def test_a_file_that_is_gone_is_said(tmp_path: Path) -> None:
 
 def test_a_run_of_other_rows_is_an_error(tmp_path: Path) -> None:
     sources = index_files(clean_of_many_files(tmp_path, {"train": 2}), "train")
-    with pytest.raises(MillError, match="the ledger is wrong"):
+    with pytest.raises(MillError, match="a merged run has"):
         describe_merged({"files": [{"uri": "x"}], "groups": [[1]]}, sources, "/x")

@@ -11,7 +11,7 @@ from test_edges import resized, without_ray  # noqa: F401 (a fixture)
 from test_runs import FILES, clean_of_many_files, merging  # noqa: F401 (a fixture)
 
 from imagemill.components.resize import resize
-from imagemill.components.storage.filesystem import get_store
+from imagemill.components.storage.store import get_store
 
 
 @pytest.mark.usefixtures("merging", "without_ray", "s3_environment")

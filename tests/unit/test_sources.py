@@ -21,7 +21,7 @@ from imagemill.components.download import sources
 from imagemill.components.download import table as table_module
 from imagemill.components.download.archives import Member, Skipped
 from imagemill.components.download.config import DownloadConfig
-from imagemill.components.download.labels import FilenameLabeller
+from imagemill.components.download.dataset_kinds import FilenameLabeller
 from imagemill.components.download.names import PATH_LIMIT, classify, normalize_path
 from imagemill.components.download.sources import ArchiveSource, ListingSource, open_source
 from imagemill.components.download.streams import read_small

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from ...dataset.manifest import File
 from ...storage.errors import DatasetError, wrong
-from ...storage.filesystem import get_store, map_disk_errors
+from ...storage.store import get_store, map_disk_errors
 
 DEFAULT_BYTES = 20 * 10**9
 MAX_SHARE_OF_FREE = 0.5

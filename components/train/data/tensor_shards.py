@@ -29,7 +29,7 @@ from ...imaging.decoder import Pixels
 from ...imaging.tensors import decode_column
 from ...storage import uri as uris
 from ...storage.errors import DatasetError
-from ...storage.filesystem import map_disk_errors
+from ...storage.store import map_disk_errors
 from .cache import ShardCache
 from .parquet_pages import find_row_offsets
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from ...storage import uri as uris
-from ...storage.filesystem import get_store
+from ...storage.store import get_store
 from .optimizer import MovingAverage
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from ...dataset.shards import publish_bytes
 from ...step.progress import say
 from ...storage import uri as uris
 from ...storage.errors import MillError
-from ...storage.filesystem import get_store, map_disk_errors
+from ...storage.store import get_store, map_disk_errors
 
 EpochRow = dict[str, Any]
 RISE = 1.1

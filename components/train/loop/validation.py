@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 MAX_CALIBRATION_IMAGES = 20_000
-"""Validation images that a temperature is fitted on at most: 4 bytes a class of each are in memory."""
+"""Maximum number of validation images that the temperature is fitted on; memory: 4 bytes per class and image."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Validator:
     """Runs networks on the validation images of a dataset.
 
     Args:
-        autocast: makes the context in which the network computes.
-        threads: of the loader; 0 for one a core.
-        cache: for files on S3; None for the default one.
+        autocast: returns the autocast context of the forward pass.
+        threads: of the loader; 0: one per core.
+        cache: local cache of files on S3; None: the default cache.
     """
 
     tensors: Dataset
@@ -49,8 +49,8 @@ class Validator:
     def validate(self, network: torch.nn.Module, before_batch: Callable[[], None]) -> dict[str, float]:
         """Return `val_loss`, `val_top1` and `val_macro_f1`; empty without validation images.
 
-        Of images with several labels: macro-F1 of the classes with a probability of at least 0.5, and as top-1 the
-        share of images whose highest-scored class is one of their labels.
+        Multi-label: macro-F1 of the classes with a probability of at least 0.5, and as top-1 the share of images whose
+        highest-scored class is one of their labels. `before_batch`: as in `predict`.
         """
         if not self.has_images:
             return {}
@@ -72,9 +72,9 @@ class Validator:
     def fit_temperature(self, network: torch.nn.Module) -> float:
         """Return the temperature that calibrates the network's probabilities; 1 without validation images.
 
-        It is fitted on the first `MAX_CALIBRATION_IMAGES`, which are stored in random order.
+        It is fitted on the first `MAX_CALIBRATION_IMAGES`: the stored order is random, so they are a random sample.
         """
-        from ...metrics.calibration import fit_temperature
+        from ...metrics import calibration
 
         if not self.has_images:
             return 1.0
@@ -85,14 +85,16 @@ class Validator:
             labels.append(batch_labels)
             if sum(map(len, labels)) >= MAX_CALIBRATION_IMAGES:
                 break
-        return fit_temperature(np.concatenate(logits), np.concatenate(labels))
+        return calibration.fit_temperature(np.concatenate(logits), np.concatenate(labels))
 
     def predict(
         self, network: torch.nn.Module, before_batch: Callable[[], None], split: str = "val"
     ) -> Generator[tuple[torch.Tensor, npt.NDArray[Any]], None, None]:
-        """Yield (logits float32 [B, classes] on the device, labels) of each batch of a split, in stored order.
+        """Yield logits, float32 [B, classes] on the device, and labels of each batch of a split, in stored order.
 
-        The network is in evaluation mode meanwhile. `before_batch` is called before each batch, and may raise.
+        Labels are int64 [B], multi-label uint8 [B, classes]. The network is in evaluation mode for the duration; the
+        modes of its modules are restored afterwards. `before_batch` is called before each batch, and may raise, as on a
+        request to stop.
         """
         import torch
 

@@ -24,7 +24,7 @@ WITH_ROWS = ("raw", "clean", "tensors")
 
 def reach(workspace: str) -> dict[str, Any]:
     """Write, write the same again, read, list and delete an object of the workspace."""
-    from imagemill.components.storage.filesystem import get_store
+    from imagemill.components.storage.store import get_store
 
     store, place = get_store(workspace), f"{workspace}/_reach"
     uri = f"{place}/probe.txt"
@@ -61,7 +61,7 @@ def plant(source: str, times: int = 1, weeks: int = 0) -> dict[str, Any]:
 
     `times`: as many images of each split. `weeks`: so many further train images of each class, one a week.
     """
-    from imagemill.components.storage.filesystem import get_store
+    from imagemill.components.storage.store import get_store
 
     store = get_store(source)
     numbers = {split: list(range(per_class * times)) for split, per_class in PER_CLASS.items()}
@@ -101,7 +101,7 @@ def rows(workspace: str) -> dict[str, Any]:
 
     from imagemill.components.dataset.manifest import read_dataset
     from imagemill.components.dataset.shards import row_groups
-    from imagemill.components.storage.filesystem import get_store
+    from imagemill.components.storage.store import get_store
 
     hashes: dict[str, dict[str, str]] = {kind: {} for kind in WITH_ROWS}
     stored = dict.fromkeys(WITH_ROWS, 0)
@@ -124,7 +124,7 @@ def rows(workspace: str) -> dict[str, Any]:
 
 def look(workspace: str) -> dict[str, Any]:
     """Every dataset's files by kind, every run's records by step and its files, and how many records of parts."""
-    from imagemill.components.storage.filesystem import get_store
+    from imagemill.components.storage.store import get_store
 
     store = get_store(workspace)
     datasets: dict[str, dict[str, Any]] = {}
@@ -148,14 +148,14 @@ def look(workspace: str) -> dict[str, Any]:
 
 def count(places: Sequence[str]) -> dict[str, Any]:
     """How many objects there are below each place."""
-    from imagemill.components.storage.filesystem import get_store
+    from imagemill.components.storage.store import get_store
 
     return {place: sum(1 for _ in get_store(place).list(place)) for place in places}
 
 
 def forget(places: Sequence[str], marks: Sequence[str]) -> dict[str, Any]:
     """Delete all objects below the places, each of which must name one of the marks: the session, or a run of it."""
-    from imagemill.components.storage.filesystem import get_store
+    from imagemill.components.storage.store import get_store
 
     found, left = 0, 0
     for place in places:

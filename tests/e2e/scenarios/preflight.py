@@ -112,7 +112,7 @@ def pod_security(trial: Trial) -> str:
 @check("secret", needs=("api",), minutes=1)
 @in_each_place
 def secret(trial: Trial) -> str:
-    """The secret with the store's credentials has the keys that the cluster's file names."""
+    """The secret with the store's credentials has the keys that the cluster file names."""
     storage = trial.cluster.storage
     if not storage.secret:
         return "none: workload identity"
@@ -243,7 +243,7 @@ def kubeflow(trial: Trial) -> str:
     runs_in = profile or _namespace_of(trial, "ml-pipeline") or place.kube.namespace
     if runs_in != place.kube.namespace:
         raise Failed(
-            f"Kubeflow Pipelines runs steps in the namespace {runs_in}, and the cluster's file says "
+            f"Kubeflow Pipelines runs steps in the namespace {runs_in}, and the cluster file says "
             f"{place.kube.namespace}: --kfp-cluster names a file for {runs_in}"
         )
     return f"{host}, runs in {runs_in}"

@@ -1,4 +1,5 @@
-"""Labellers, one for each kind of dataset: they give label, split and annotations of a file."""
+"""The kinds of datasets that `--dataset` names: `open_dataset` returns the source of one, and its labeller, a function
+that gives label, split and annotations of a file."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from typing import Any, Protocol
 
 from ..storage import uri as uris
 from ..storage.errors import UserError
-from ..storage.filesystem import get_store
+from ..storage.store import get_store
 from .columns import SPLIT_NAMES, read_table
 from .config import PETS_URL, DownloadConfig
 from .names import normalize_path

@@ -1,5 +1,5 @@
-"""Stores: the protocol with the operations that the dataset contract needs (`Store`), its implementation on disk, and
-`get_store`, which picks disk or S3 by the URI.
+"""Object stores: the protocol with the operations that the dataset contract needs (`Store`), its implementation on disk
+(`LocalStore`), and `get_store`, which picks disk or S3 (s3.py) by the URI.
 
 A reader never sees half an object, and of several writers of `put_if_absent` exactly one is told that it was first.
 """

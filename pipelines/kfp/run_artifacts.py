@@ -1,8 +1,8 @@
 """Read a run's step records, report, logs and failures from Kubeflow Pipelines.
 
-The records are in the metadata of the steps' artifacts (`artifacts.records_metadata`): each step's own, and all of
-them at the summaries of promote and of the exit step, which also has those of steps that failed. A step that failed
-before it could leave one is explained by its log or its pod.
+The records are in the metadata of artifacts (`artifacts.records_metadata`). Each step's artifact carries its own; the
+summary artifacts of promote and of the exit step carry all of them, the latter also those of steps that failed. A step
+that failed before it could leave one is explained by its log or its pod.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from .ui import KfpUi
 
 _EMPTY_RECORD = {"uri": "", "fingerprint": "", "state": "", "seconds": 0.0, "metrics": {}, "exit_code": 0, "error": ""}
 _PROCESS_FAILED = re.compile(r"failed to execute component: (?:exit status (\d+)|signal: (\w+))")
-"""The launcher's message about a process that failed (backend/src/v2/component/launcher_v2.go)."""
+"""The message of KFP's launcher about a process that failed (backend/src/v2/component/launcher_v2.go)."""
 
 
 def read_records(ui: KfpUi, run: str) -> dict[str, dict[str, Any]] | None:
     """Return the records of a run's steps that KFP has so far, in the order of the steps.
 
-    None where it keeps no records of this run, which an older imagemill started.
+    None where no artifact of the run has records: none is written yet, or an older imagemill started the run.
     """
     texts = [artifact.properties.get(RECORDS, "") for artifact in read_artifacts(ui.call_metadata_store, run)]
     records: dict[str, dict[str, Any]] = {}
     for text in filter(None, texts):
-        with contextlib.suppress(ValueError):  # anybody may write artifacts
+        with contextlib.suppress(ValueError):  # other tools may use the same property
             records |= {step: _EMPTY_RECORD | record for step, record in json.loads(text).items()}
     return {step: records[step] for step in STEPS if step in records} if any(texts) else None
 
@@ -44,22 +44,23 @@ def read_report(ui: KfpUi, run: str) -> bytes | None:
 
 
 def read_log(ui: KfpUi, run: str, task: str) -> str:
-    """Return the log of a task's last try: from its pod while it runs, then from where it is stored.
+    """Return the log of a task's last try: from its pod while it runs, afterwards from where it is stored.
 
     UserError for a task that has not begun, or whose log no longer exists.
     """
     execution = _find_execution(ui, run, task)
-    sources = _list_log_sources(ui, run, execution)
-    if execution.state in ("COMPLETE", "FAILED"):  # the stored log first, which has none of the launcher's lines
-        sources = [*sources[2:], *sources[:2]]
-    return _read_first(sources, f"the log of {task}")
+    from_pod, from_artifact = _list_log_sources(ui, run, execution)
+    if execution.state in ("COMPLETE", "FAILED"):  # the stored log first, which has no lines of KFP's launcher
+        return _read_first([*from_artifact, *from_pod], f"the log of {task}")
+    return _read_first([*from_pod, *from_artifact], f"the log of {task}")
 
 
 def find_failure(ui: KfpUi, run: str, task: str) -> MillError | None:
-    """Return why a task failed that has left no record, with its exit code; None where neither log nor pod tells."""
+    """Return the error of a failed task without a record; None where neither its log nor its pod explains it."""
     try:
         execution = _find_execution(ui, run, task)
-        log = _read_first(_list_log_sources(ui, run, execution), f"the log of {task}")
+        from_pod, from_artifact = _list_log_sources(ui, run, execution)
+        log = _read_first([*from_pod, *from_artifact], f"the log of {task}")
     except MillError:
         return None
     messages = re.findall(rf"^\[{re.escape(task)}\] error: (.*)$", log, re.MULTILINE)
@@ -69,7 +70,7 @@ def find_failure(ui: KfpUi, run: str, task: str) -> MillError | None:
     if reason := _describe_pod_failure(ui, execution):
         return MillError(f"{task}: {reason}")
     if signal:
-        return MillError(f"{task}: its process was ended by a signal ({signal}), as it is for want of memory")
+        return MillError(f"{task}: its process was killed (signal {signal}); it probably ran out of memory")
     return MillError(f"{task}: ended with exit code {code} and without a message") if code else None
 
 
@@ -82,18 +83,23 @@ def _find_execution(ui: KfpUi, run: str, task: str) -> Execution:
     return matching[-1]
 
 
-def _list_log_sources(ui: KfpUi, run: str, execution: Execution) -> list[Callable[[], str]]:
-    """Return functions that read the log: from the pod, from Argo's archive, from the launcher's artifact."""
+LogSources = list[Callable[[], str]]
+"""Functions that read one log, each from another place."""
+
+
+def _list_log_sources(ui: KfpUi, run: str, execution: Execution) -> tuple[LogSources, LogSources]:
+    """Return the sources of a log: the pod's (itself, Argo's archive), and the artifact that KFP's launcher stores."""
     pod = (
         [lambda: ui.fetch_pod_log(run, execution), lambda: ui.fetch_archived_log(run, execution)]
         if execution.pod
         else []
     )
     logs = execution.logs[-1:]
-    return [*pod, *(lambda log=log: ui.fetch_artifact(log).decode(errors="replace") for log in logs)]
+    return pod, [lambda log=log: ui.fetch_artifact(log).decode(errors="replace") for log in logs]
 
 
-def _read_first(sources: list[Callable[[], str]], description: str) -> str:
+def _read_first(sources: LogSources, description: str) -> str:
+    """Return the log of the first source that can be read; UserError if none can, TransientError if one may later."""
     errors: list[MillError] = []
     for source in sources:
         try:
@@ -116,5 +122,5 @@ def _describe_pod_failure(ui: KfpUi, execution: Execution) -> str:
     for container in status.get("containerStatuses") or []:
         ended = (container.get("state") or {}).get("terminated") or {}
         if container.get("name") == "main" and ended.get("reason") == "OOMKilled":
-            return f"its pod was ended for want of memory (OOMKilled, exit code {ended.get('exitCode')})"
+            return f"its pod was killed: out of memory (OOMKilled, exit code {ended.get('exitCode')})"
     return ""

@@ -1,7 +1,8 @@
-"""The first step of a KFP or Argo run, on a laptop as on a cluster: check the form for all steps, download, and find
-out whether the other steps have anything to do.
+"""The first step of a run, on a cluster as on a laptop (by KFP's local runner): check the form's values for all steps,
+download, and tell whether the other steps have anything to do.
 
-Where they have not, it writes the records of all steps, and the orchestrator starts no other pod but the exit step's:
+`check_and_download` is the body of the KFP component; Argo's pod calls the same functions (`argo/download.py`). Where
+the other steps have nothing to do, the records of all are written, and no other pod starts but the exit step's:
 `changed` is the condition in the KFP package (`dsl.If`) and in Argo's DAG (`when`). Each step, in its order and by its
 own code, looks up its result without making anything (`Step.execute_cached`). So a fingerprint is computed in one place
 only, and no list of results can be out of date.
@@ -27,15 +28,18 @@ CHANGED, UNCHANGED = "true", "false"
 """The values of the output `changed`."""
 
 
-def download(config: str, artifact: str, run: str, parameters: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """Run download as the body of a KFP component; return its record and the output `changed`.
+def check_and_download(
+    config: str, artifact: str, run: str, parameters: Mapping[str, Any]
+) -> tuple[dict[str, Any], str]:
+    """Run the first step as the body of a KFP component; return download's record and the output `changed`.
 
     `config`: the JSON parameter; `parameters`: all other pipeline parameters. Ends the process with the step's exit
     code when it fails.
     """
     run_parameters = check_form(run, {**parameters, CONFIG: config})
     record = STEP.component(config, artifact, run=run, **parameters)
-    return record, find_changes(run_parameters, os.environ.get(RUN_ENV) or run, record)
+    is_complete = complete_if_unchanged(run_parameters, os.environ.get(RUN_ENV) or run, record)
+    return record, UNCHANGED if is_complete else CHANGED
 
 
 def check_form(run: str, form: Mapping[str, str]) -> RunParameters:
@@ -58,21 +62,21 @@ def check_form(run: str, form: Mapping[str, str]) -> RunParameters:
         raise SystemExit(error.exit_code) from None
 
 
-def find_changes(parameters: RunParameters, run: str, record: dict[str, Any]) -> str:
-    """Return CHANGED if any step after download has something to do, else write all records and return UNCHANGED.
+def complete_if_unchanged(parameters: RunParameters, run: str, record: dict[str, Any]) -> bool:
+    """If no step after download has anything to do, write the records of all steps; return whether that is so.
 
     `record`: that of download.
     """
     try:
         records = find_cached_records(parameters, run, {STEP.name: record}) if record["state"] == CACHED else None
         if records is None:
-            return CHANGED
+            return False
         write_cached_records(Workspace.from_uri(record["uri"].rpartition("/raw/")[0]), run, records)
     except MillError as error:  # the steps will fail with it, and record it
         say(STEP.name, f"whether anything has changed can't be told: {error}")
-        return CHANGED
+        return False
     say(STEP.name, "nothing has changed since an earlier run: the other steps are left out")
-    return UNCHANGED
+    return True
 
 
 Records = dict[str, dict[str, Any]]

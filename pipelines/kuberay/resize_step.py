@@ -1,5 +1,5 @@
-"""The body of the resize component of every KFP run: resize in the step's own process, on a Ray cluster that exists, or
-as a RayJob. Without a cluster's file, as on a laptop, it is the step as it is.
+"""Body of the resize component of every KFP run: resizes in the step's own process, on an existing Ray cluster, or as a
+RayJob. Without a cluster file, as on a laptop, it is the step as it is.
 
 A RayJob's pods take 35 to 60 s before they do any work (measured on a node of two busy cores, with the images there),
 Ray in the step's own pod about 10 s: so a small dataset is done sooner there. The time of the work is estimated in
@@ -31,8 +31,11 @@ from .manifest import count_gpus, refuse_address
 Mode = Literal["pod", "rayjob", "address"]
 
 
-def resize(config: str, artifact: str, **values: Any) -> dict[str, Any]:
-    """Run the step and return its record, as `STEP.component(config, artifact, **values)`; ends the process as that."""
+def run_resize(config: str, artifact: str, **values: Any) -> dict[str, Any]:
+    """Run the resize step where the cluster file says, and return its record.
+
+    Arguments, results and exit codes are those of `STEP.component`.
+    """
     try:
         cluster = read_pod_cluster()
     except UserError as error:
@@ -74,7 +77,7 @@ class _StepWithOtherWork(Step):
 
 
 def _replace_work(work: Callable[[Any, Context], Outcome]) -> Step:
-    return _StepWithOtherWork(STEP.name, STEP.config, STEP.work, STEP.help, work)
+    return _StepWithOtherWork(STEP.name, STEP.config, STEP.entry_point, STEP.help, work)
 
 
 def _refuse(message: str, config: Any, context: Context) -> Outcome:
@@ -97,7 +100,7 @@ def choose_mode(cluster: Cluster, totals: Totals, copies: int = 0, device: str =
     """Return where tensors are made. A pure function, so that a retry decides alike.
 
     Args:
-        cluster: the cluster's file; `ray.mode` decides unless it is `auto`.
+        cluster: the cluster file; `ray.mode` decides unless it is `auto`.
         totals: of the images to resize (`Target.estimate_totals`).
         copies: augmented copies of every training image, `ResizeConfig.copies`.
         device: `cpu`, or `cuda` where the workers' GPUs are used: the step's own pod has none.

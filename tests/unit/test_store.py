@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from imagemill.components.dataset.manifest import resolve_uri
 from imagemill.components.storage import uri as uris
 from imagemill.components.storage.errors import DatasetError, TransientError, UserError
-from imagemill.components.storage.filesystem import LocalStore, get_store, map_disk_errors
+from imagemill.components.storage.store import LocalStore, get_store, map_disk_errors
 
 STORE = LocalStore()
 PAYLOAD = 200_000

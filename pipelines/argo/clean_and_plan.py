@@ -1,4 +1,4 @@
-"""The command of Argo's pod between download and resize: it runs clean, and then plans how the tensors are made.
+"""Entry point of the clean pod under Argo: runs clean, and then plans how the tensors are made.
 
 An Argo resource template can create a RayJob, but can't return the tensors' URI, nor find that they exist already. So
 this pod, which knows the clean dataset, outputs the tensors' URI (`tensors`), what makes them (`executor`) and, if that
@@ -22,7 +22,7 @@ from ...components.resize.config import ResizeConfig
 from ...components.step.command_line import configure_logging
 from ...components.step.progress import say
 from ...components.step.step import CACHED, RUN_ENV, Context, write_outputs
-from ...components.storage.errors import EXIT_OK, EXIT_OURS, MillError, wrong
+from ...components.storage.errors import EXIT_OK, EXIT_OURS, MillError, describe_internal_error, wrong
 from ..cluster.cluster_file import Cluster
 from ..cluster.pod_fields import CLUSTER_VARIABLE, read_pod_cluster
 from .pod_arguments import PodArguments, parse_pod_arguments
@@ -42,14 +42,16 @@ class Plan:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command `python -m imagemill.pipelines.argo.clean`: clean and plan; return the exit code."""
+    """Run the command `python -m imagemill.pipelines.argo.clean_and_plan`: clean and plan; return the exit code."""
     configure_logging()
     step = CLEAN.name
     try:
-        arguments = parse_pod_arguments("imagemill.pipelines.argo.clean", CLEAN.help, CLEAN.config.PARENTS, argv)
+        arguments = parse_pod_arguments(
+            "imagemill.pipelines.argo.clean_and_plan", CLEAN.help, CLEAN.config.PARENTS, argv
+        )
         cluster = read_pod_cluster()
         if cluster is None:
-            raise wrong(CLUSTER_VARIABLE, "the cluster's file as JSON", "")
+            raise wrong(CLUSTER_VARIABLE, "the cluster file as JSON", "")
         result = arguments.outputs / "record.json"
         if code := CLEAN.execute(arguments.config(CLEAN.name, **arguments.parents), str(result)):
             return code
@@ -67,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def write_plan(arguments: PodArguments, clean: str, cluster: Cluster) -> None:
     """Plan for the clean dataset at the URI `clean`, and write the plan's fields as output values.
 
-    MillError where the config of the resize step is not possible. Like an error of ours it is also written to the
+    MillError where the config of the resize step is not possible. Like an internal error it is also written to the
     step's record, as if the step had run.
     """
     workspace = Workspace.from_uri(clean.rpartition("/clean/")[0])
@@ -82,7 +84,7 @@ def write_plan(arguments: PodArguments, clean: str, cluster: Cluster) -> None:
         if isinstance(error, MillError):
             record |= {"error": str(error), "exit_code": error.exit_code}
         else:
-            record |= {"error": f"{type(error).__name__}: {error} (an error of imagemill's)", "exit_code": EXIT_OURS}
+            record |= {"error": describe_internal_error(error), "exit_code": EXIT_OURS}
         workspace.write_step_record(run, RESIZE.name, record)
         raise
     for field in dataclasses.fields(tensor_plan):
@@ -101,7 +103,7 @@ def plan_tensors(config: ResizeConfig, cluster: Cluster, context: Context) -> Pl
     from ...components.resize.ray_job import build_command, write_pending_record
     from ...components.resize.resize import find_target, report_outcome
     from ..kuberay.manifest import build_job_name, build_rayjob, count_gpus, refuse_address
-    from ..kuberay.resize import choose_mode
+    from ..kuberay.resize_step import choose_mode
 
     if only_resize_knows_tensors(cluster):
         return Plan("", POD)
@@ -118,7 +120,7 @@ def plan_tensors(config: ResizeConfig, cluster: Cluster, context: Context) -> Pl
     manifest = build_rayjob(
         cluster, job, build_command(target.make_job_config(context)), context.run,
         identity="" if cluster.storage.secret else cluster.argo.service_account,
-        retries=cluster.limits.lost_pod_retries,  # Argo itself never tries a failed resource again
+        retries=cluster.limits.lost_pod_retries,  # KubeRay's backoffLimit: Argo does not retry a RayJob that failed
     )  # fmt: skip
     write_pending_record(job, context)
     context.say(f"the tensors have to be made, by the RayJob {job}: {target.uri}")

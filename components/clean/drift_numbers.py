@@ -40,8 +40,8 @@ COMPARED = ("width", "height", *MEASURES)
 MAX_BINS, LISTED_CLASSES = 1_000, 40
 """Bins of the class balance, the rarest classes being pooled; classes of which the shares are stored."""
 HISTOGRAM_BINS = 24
-THEN = "then"
-"""The reference, beside the scopes `all` and `new`."""
+REFERENCE = "then"
+"""Key of the reference's values in a comparison, beside the scopes `all` and `new` (of the snapshot's)."""
 
 _PIXEL_OPTIONS = {field.name for field in fields(StandardizeConfig)} - {"keep_masks", "max_pixels", "max_side"}
 _LABEL_OPTIONS = {"label_separator", "rare_classes", "rare_below", "other_class"}
@@ -51,7 +51,7 @@ Comparison = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Rows:
+class SnapshotPair:
     """The rows of a snapshot and of its reference; bool [N] each: whether the other has an image of the same bytes."""
 
     snapshot: pa.Table
@@ -60,12 +60,12 @@ class Rows:
     is_kept: Mask
 
     @classmethod
-    def read(cls, snapshot: Dataset, reference: Dataset) -> Rows:
+    def read(cls, snapshot: Dataset, reference: Dataset) -> SnapshotPair:
         """Read the columns that are compared."""
         return cls.match(_read_table(snapshot), _read_table(reference))
 
     @classmethod
-    def match(cls, snapshot: pa.Table, reference: pa.Table) -> Rows:
+    def match(cls, snapshot: pa.Table, reference: pa.Table) -> SnapshotPair:
         """Match the rows of two tables by `sha256`."""
         hashes = snapshot.column("sha256"), reference.column("sha256")
         return cls(snapshot, reference, _is_in(*hashes), _is_in(*reversed(hashes)))
@@ -97,13 +97,13 @@ def compare_datasets(snapshot: Dataset, reference: Dataset) -> Comparison:
     """Compare two clean datasets; what their options make incomparable is left out."""
     separator = str(snapshot.manifest.config.get("label_separator", ""))
     comparison = compare_rows(
-        Rows.read(snapshot, reference), find_changed_options(snapshot, reference), separator
+        SnapshotPair.read(snapshot, reference), find_changed_options(snapshot, reference), separator
     )  # fmt: skip
     datasets = {"snapshot": snapshot.fingerprint, "reference": reference.fingerprint}
     return datasets | comparison
 
 
-def compare_rows(rows: Rows, changed: Mapping[str, list[Any]], separator: str = "") -> Comparison:
+def compare_rows(rows: SnapshotPair, changed: Mapping[str, list[Any]], separator: str = "") -> Comparison:
     """Compare rows whose options of clean differ in `changed`; `separator`: of several labels of an image."""
     measures = {} if _PIXEL_OPTIONS & changed.keys() else _read_measures(rows)
     has_classes = not _LABEL_OPTIONS & changed.keys()
@@ -143,20 +143,20 @@ class MeasureParts:
     def to_samples(self) -> dict[str, Values]:
         """Return the values of the reference and of each scope's sample that has any."""
         samples = {
-            THEN: np.concatenate([self.common, self.removed]), ALL: np.concatenate([self.common, self.added]),
+            REFERENCE: np.concatenate([self.common, self.removed]), ALL: np.concatenate([self.common, self.added]),
             NEW: self.added,
         }  # fmt: skip
         return {name: values for name, values in samples.items() if len(values)}
 
 
-def _read_measures(rows: Rows) -> dict[str, MeasureParts]:
+def _read_measures(rows: SnapshotPair) -> dict[str, MeasureParts]:
     """Return the values by measure; a measure that either dataset lacks is left out."""
     measures = {}
     for name in COMPARED:
         values, earlier = _read_numbers(rows.snapshot, name), _read_numbers(rows.reference, name)
         is_common, is_added = rows.is_common & np.isfinite(values), ~rows.is_common & np.isfinite(values)
         parts = MeasureParts(values[is_common], earlier[~rows.is_kept & np.isfinite(earlier)], values[is_added])
-        if {THEN, ALL} <= parts.to_samples().keys():
+        if {REFERENCE, ALL} <= parts.to_samples().keys():
             measures[name] = parts
     return measures
 
@@ -200,7 +200,7 @@ def _make_histograms(samples: dict[str, Values], pooled: Values) -> dict[str, An
     return {"low": _round(low), "high": _round(high), "counts": counts}
 
 
-def _compare_classes(rows: Rows, separator: str, level: float) -> dict[str, Any]:
+def _compare_classes(rows: SnapshotPair, separator: str, level: float) -> dict[str, Any]:
     """Compare the class balance; where images have several labels, by their sets of labels, as they are together."""
     labels, earlier = (pc.fill_null(table.column("label"), "") for table in (rows.snapshot, rows.reference))
     keys = [
@@ -223,7 +223,7 @@ def _compare_classes(rows: Rows, separator: str, level: float) -> dict[str, Any]
         changes, errors = compare_shares(parts, sizes, scope)
         then = parts.reference / max(1, sizes[0] + sizes[1])
         for index, name in enumerate(names):
-            entry = classes.setdefault(name, {"class": name, THEN: _round(then[index])})
+            entry = classes.setdefault(name, {"class": name, REFERENCE: _round(then[index])})
             share, change, error = then[index] + changes[index], changes[index], errors[index]
             entry[scope] = {"share": _round(share), "change": _round(change), "error": _round(error)}
     ordered = sorted(classes.values(), key=lambda entry: -max(abs(entry[scope]["change"]) for scope in rows.scopes))
