@@ -97,9 +97,9 @@ def resized(clean: Dataset, **options: Any) -> Dataset:
 
 def rows_of(tensors: Dataset, split: str | None = "train") -> list[dict[str, Any]]:
     """Rows in the files' order, their images as uint8 [H, W, C] where they are raw."""
-    shape = tensors.manifest.image["shape"]
+    shape = tensors.manifest.image.shape
     rows = [row for table in read_columns(tensors, "data", None, split) for row in table.to_pylist()]  # type: ignore[arg-type]
-    if tensors.manifest.image["encoding"] == "raw":
+    if tensors.manifest.image.encoding == "raw":
         for row in rows:
             row["image"] = np.frombuffer(row["image"], np.uint8).reshape(shape)
     return rows

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from imagemill.components.dataset.fingerprint import digest
+from imagemill.components.dataset.kinds import EXTRAS
 from imagemill.components.dataset.manifest import Dataset, File, Manifest, commit, read_dataset
 from imagemill.components.dataset.shards import publish_bytes
 from imagemill.components.dataset.workspace import Workspace
@@ -51,7 +52,7 @@ def make(
     created = (BEGIN + timedelta(weeks=week)).isoformat(timespec="seconds")
     manifest = Manifest(
         kind, uri.rpartition("/")[2], tuple(parent.as_parent(uri) for parent in parents), files=tuple(files),
-        extra={"dataset_name": name} | extra, created=created,
+        extra=EXTRAS[kind].from_dict({"dataset_name": name} | extra, "test"), created=created,
     )  # fmt: skip
     return commit(uri, manifest)
 

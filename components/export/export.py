@@ -42,10 +42,10 @@ def export(config: ExportConfig) -> dict[str, Any]:
 
 def _check_format(config: ExportConfig, source: ExportSource) -> None:
     if config.format in _IMAGE_FILE_FORMATS and not source.fits_image_files:
-        shape, color = source.image["shape"], source.image.get("color", "rgb")
+        image = source.image
         raise wrong(
             "--format", "tfrecord or webdataset (as arrays) for pixels that no picture file holds",
-            f"{config.format} of {shape[2]} channels ({color}{' and edges' if source.image.get('edges') else ''})",
+            f"{config.format} of {image.shape[2]} channels ({image.color}{' and edges' if image.edges else ''})",
         )  # fmt: skip
 
 
@@ -64,7 +64,8 @@ def _write(config: ExportConfig, source: ExportSource, output: OutputFolder) -> 
             "source": {
                 "kind": manifest.kind, "fingerprint": manifest.fingerprint, "dataset": uris.redact(source.dataset.uri),
             },
-            "task": manifest.task, "classes": list(manifest.classes), "image": manifest.image,
+            "task": manifest.task, "classes": list(manifest.classes),
+            "image": manifest.image.to_dict() if manifest.image else {},
             "files": [vars(file) for file in files],
             "loose": {"files": loose["files"], "bytes": loose["bytes"]},
             "totals": {

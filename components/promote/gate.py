@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from ..dataset.labels import SINGLE
+from ..dataset.kinds import EvaluationExtra
 from ..dataset.manifest import Dataset
 from .config import PromoteConfig
 from .guards import describe_calibration_rise, describe_recall_drops, describe_slowdown
@@ -79,12 +79,12 @@ class ChampionHistory:
 
 def judge_first(challenger: Dataset, config: PromoteConfig, lost_promotion: int = 0) -> Verdict:
     """Judge a model that there is no champion to compare with. `lost_promotion`: whose model no longer exists, or 0."""
-    score, chance = read_score(challenger, config.metric), challenger.manifest.extra.get("chance", {})
+    score, chance = read_score(challenger, config.metric), EvaluationExtra.of(challenger.manifest).chance
     absence = f"the model of promotion {lost_promotion} is gone" if lost_promotion else "there was no champion"
     reason = f"{METRIC_TITLES[config.metric]} {score:.4f}; {absence}"
-    is_better = bool(chance.get("better", True))
-    if not is_better:
-        reason = f"{METRIC_TITLES[config.metric]} {score:.4f}; {chance['why']}; {absence}"
+    is_better = chance is None or chance.better
+    if chance and not is_better:
+        reason = f"{METRIC_TITLES[config.metric]} {score:.4f}; {chance.why}; {absence}"
         if config.promote == "auto":
             reason += ", and this model becomes none"
     result = FIRST if is_better else NO_BETTER_THAN_CHANCE
@@ -95,8 +95,10 @@ def judge_first(challenger: Dataset, config: PromoteConfig, lost_promotion: int 
 def judge(challenger: Dataset, champion: ChampionHistory, config: PromoteConfig) -> Verdict:
     """Judge a challenger against the champion; both evaluations are of the same clean dataset's test split."""
     verdict = _apply_policy(_compare(challenger, champion, config), config.promote)
-    chance = challenger.manifest.extra.get("chance", {}).get("why", "")
-    return replace(verdict, reason=f"{verdict.reason}; {chance}") if verdict.promoted and chance else verdict
+    chance = EvaluationExtra.of(challenger.manifest).chance
+    if verdict.promoted and chance and chance.why:
+        return replace(verdict, reason=f"{verdict.reason}; {chance.why}")
+    return verdict
 
 
 def _apply_policy(verdict: Verdict, policy: str) -> Verdict:
@@ -203,19 +205,19 @@ def _judge_new_images(
 
 def _find_obstacle(challenger: Dataset, champion: Dataset) -> str:
     """Return why two evaluations can't be compared, empty where they can."""
-    task, champion_task = (str(e.manifest.extra.get("model_task", SINGLE)) for e in (challenger, champion))
-    if task != champion_task:
-        return f"this model is {task}-label, the champion {champion_task}-label"
-    if unknown := challenger.manifest.extra.get("seen", {}).get("unknown"):
-        return f"which images this model was trained on is not known: {unknown[0]} is gone"
-    if set(champion.manifest.extra["model_classes"]).isdisjoint(challenger.manifest.classes):
+    ours, theirs = (EvaluationExtra.of(evaluation.manifest) for evaluation in (challenger, champion))
+    if ours.model_task != theirs.model_task:
+        return f"this model is {ours.model_task}-label, the champion {theirs.model_task}-label"
+    if ours.seen.unknown:
+        return f"which images this model was trained on is not known: {ours.seen.unknown[0]} is gone"
+    if set(theirs.model_classes).isdisjoint(challenger.manifest.classes):
         return "the champion knows none of today's classes"
     return ""
 
 
 def read_score(evaluation: Dataset, metric: str) -> float:
     """Return a score on all test images; 0 where the evaluation has none."""
-    return float(evaluation.manifest.extra["metrics"].get(metric, 0.0))
+    return float(EvaluationExtra.of(evaluation.manifest).metrics.get(metric, 0.0))
 
 
 def _describe_images(pair: PairedPredictions) -> str:

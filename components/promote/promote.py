@@ -38,7 +38,7 @@ def promote(config: PromoteConfig, context: Context) -> Outcome:
         champion_evaluation = context.parent("champion_evaluation", config.champion_evaluation, "evaluation")
         _check_same_test_split(evaluation, champion_evaluation)
         _check_release("champion_evaluation", config.champion_evaluation, champion_evaluation)
-    name = config.name or evaluation.manifest.extra["dataset_name"]
+    name = config.name or evaluation.name
     record, state, compared_with = _decide(name, evaluation, champion_evaluation, config, context)
     context.say(f"{record['verdict'].replace('_', ' ')}: {record['reason']}")
     champion_model = context.workspace.absolute(record["model"]) if record["model"] else ""

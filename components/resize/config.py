@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from ..imaging.choices import (
     CANNY_HIGH,
@@ -143,14 +142,11 @@ class ResizeConfig(StepConfig):
         if unset:  # `for_images` sets it
             object.__setattr__(self, "image_size", None)
 
-    def for_images(self, extra: Mapping[str, Any]) -> Self:
-        """Return the config with an image size: if none is set, the one that the images' source recommends.
-
-        `extra`: of the clean manifest.
-        """
+    def for_images(self, recommended: int | None) -> Self:
+        """Return the config with an image size: if none is set, the one that the images' source recommends."""
         if self.image_size is not None:
             return self
-        recommended = None if self.resize_size or self.store_size else extra.get("image_size")
+        recommended = None if self.resize_size or self.store_size else recommended
         return replace(self, image_size=recommended or USUAL_SIZE)
 
     @property

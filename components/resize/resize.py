@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from ..dataset.fingerprint import fingerprint
+from ..dataset.kinds import CleanExtra, StoredCopies, TensorsExtra
 from ..dataset.manifest import MANIFEST, Dataset, Manifest, Totals, commit, find_intact_dataset
 from ..imaging.choices import JPEG
 from ..step.progress import Progress, format_size
@@ -62,7 +63,7 @@ class Target:
     @property
     def name(self) -> str:
         """The name under which the tensors are noted as the latest."""
-        return self.config.name or str(self.clean.manifest.extra["dataset_name"])
+        return self.config.name or self.clean.name
 
     def estimate_totals(self, context: Context) -> Totals:
         """Return the totals of the images to resize: fewer than all where earlier tensors are continued."""
@@ -76,7 +77,7 @@ class Target:
 def find_target(config: ResizeConfig, context: Context, gpus: int | None = None) -> Target:
     """Return the target of a config without making it. `gpus`: as in `choose_device`."""
     clean = context.parent("clean", config.clean, "clean")
-    config = config.for_images(clean.manifest.extra)
+    config = config.for_images(CleanExtra.of(clean.manifest).image_size)
     copies = plan_copies(config, clean)
     device = choose_device(config, clean, context.say, gpus)
     fields = copies.fingerprint_fields(config) | context.rerun_salt() | ({"device": device} if device != CPU else {})
@@ -95,7 +96,7 @@ def resize(config: ResizeConfig, context: Context) -> Outcome:
 def report_outcome(target: Target, dataset: Dataset, state: str, context: Context) -> Outcome:
     """Report the tensors' totals and note them as the latest of their name; return the step's outcome."""
     context.note_latest(target.name, dataset)
-    totals, shape = dataset.manifest.totals, dataset.manifest.image["shape"]
+    totals, shape = dataset.manifest.totals, dataset.manifest.image_spec.shape
     context.say(f"{totals.rows:,} images of {shape[1]} x {shape[0]} x {shape[2]} · {format_size(totals.bytes)}")
     _report_copies(dataset, context)
     return Outcome(dataset.uri, dataset.fingerprint, state, {"rows": totals.rows, "bytes": totals.bytes})
@@ -174,7 +175,7 @@ def _uses_threads(config: ResizeConfig, core_seconds: float) -> bool:
 
 
 def _make_spec(clean: Dataset, config: ResizeConfig, copies: CopyPolicy | None) -> TensorSpec:
-    geometry = config.geometry(clean.manifest.image["color"])
+    geometry = config.geometry(clean.manifest.color)
     if config.encoding == JPEG and geometry.color in ("ycbcr", "lab"):
         raise wrong("encoding", "raw with this colour, since a JPEG would keep half of its second and third channel",
                     f"{config.encoding} with {geometry.color}")  # fmt: skip
@@ -270,18 +271,17 @@ def _raise_error_of(result: dict[str, Any]) -> None:
         raise error_for_exit_code(result["exit_code"], result["error"])
 
 
-def _describe_copies(policy: CopyPolicy | None, counts: CopyCounts) -> dict[str, Any]:
-    """Return the manifest's entry on copies; empty without any."""
+def _describe_copies(policy: CopyPolicy | None, counts: CopyCounts) -> StoredCopies | None:
+    """Return the manifest's entry on copies; None without any."""
     if policy is None:
-        return {}
-    entry = {"policy": policy.policy, "per_image": policy.per_image, "rows": counts.rows}
-    return {"copies": entry | ({"images_without_mask": counts.without} if policy.needs_masks else {})}
+        return None
+    return StoredCopies(policy.policy, policy.per_image, counts.rows, counts.without if policy.needs_masks else None)
 
 
 def _report_copies(dataset: Dataset, context: Context) -> None:
-    if copies := dataset.manifest.extra.get("copies"):
-        context.say(f"{copies['rows']:,} of them copies of training images ({copies['policy']})")
-        if without := copies.get("images_without_mask"):
+    if copies := TensorsExtra.of(dataset.manifest).copies:
+        context.say(f"{copies.rows:,} of them copies of training images ({copies.policy})")
+        if without := copies.images_without_mask:
             context.say(f"{without:,} training images have no mask, or none with a foreground: no copies of them")
 
 
@@ -313,9 +313,11 @@ def _make_manifest(target: Target, spec: TensorSpec, shards: list[FinishedShard]
             by_split=by_split,
             by_class=copies.add_to(totals.by_class, clean.manifest.classes),
         ),
-        image={**geometry.to_dict(), "dtype": "uint8", "encoding": spec.encoding, "mean": mean, "std": std},
-        extra={"dataset_name": clean.manifest.extra["dataset_name"]}
-        | {"shards": {shard.file.uri: shard.to_entry() for shard in shards}}
-        | _describe_copies(spec.copies, copies)
-        | ({"device": config.device} if config.device != CPU else {}),
+        image=geometry.describe(spec.encoding, mean, std),
+        extra=TensorsExtra(
+            dataset_name=clean.name,
+            shards={shard.file.uri: shard.to_entry() for shard in shards},
+            copies=_describe_copies(spec.copies, copies),
+            device=config.device if config.device != CPU else None,
+        ),
     )

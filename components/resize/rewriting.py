@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..dataset.kinds import ImageSpec
 from ..dataset.labels import SINGLE, label_column
 from ..dataset.shards import Layout, ShardWriter, open_parquet, read_row_group
 from ..imaging.choices import RAW
@@ -64,7 +65,7 @@ def _write_remaining(task: RewriteTask, dataset_uri: str, spec: TensorSpec) -> d
             image_bytes += _count_image_bytes(table, spec)
             if histogram is not None:
                 originals = table.filter(pc.equal(table.column("copy"), 0)) if spec.copies else table
-                image = {"shape": spec.geometry.shape, "encoding": RAW}
+                image = ImageSpec(spec.geometry.shape, encoding=RAW)
                 for pixels in decode_column(originals.column("image"), image) if originals.num_rows else ():
                     add_histogram(histogram, pixels)
             kept.append(table.drop_columns("image"))

@@ -10,10 +10,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
+from ..dataset.kinds import StoredCopies, TensorsExtra
 from ..dataset.labels import MULTI
 from ..dataset.manifest import Manifest
 from ..imaging.choices import COLORS
-from ..imaging.tensors import input_size
 from ..models.artifact import ModelSpec
 from ..models.torchvision_models import is_transformer
 from .class_names import find_mirrored, find_recolored, find_upended
@@ -115,7 +115,7 @@ def _check_color(training: _Training) -> Iterator[str]:
     changed = [name for name, value in (("hue", config.hue), ("grayscale", config.grayscale)) if value]
     if config.preset == "fashion":
         changed += ["saturation"] if config.saturation else []
-    if not changed or config.augment_pipeline or COLORS[training.spec.image["color"]] != 3:
+    if not changed or config.augment_pipeline or COLORS[training.spec.image.color] != 3:
         return
     flags = " ".join(f"--{name} 0" for name in changed)
     if pair := find_recolored(training.spec.classes):
@@ -128,8 +128,8 @@ def _check_color(training: _Training) -> Iterator[str]:
 
 
 def _check_sizes(training: _Training) -> Iterator[str]:
-    config, image = training.config, training.tensors.image
-    size, stored = input_size(image), image["shape"][0]
+    config, image = training.config, training.tensors.image_spec
+    size, stored = image.side, image.shape[0]
     smallest_crop = stored * config.crop_scale**0.5
     if smallest_crop < size / 2:
         min_scale = size * size / 4 / stored**2
@@ -148,8 +148,8 @@ def _check_sizes(training: _Training) -> Iterator[str]:
 
 
 def _check_copies(training: _Training) -> Iterator[str]:
-    copies, config = training.tensors.extra.get("copies", {}), training.config
-    rows, per_image = copies.get("rows", 0), copies.get("per_image", 0)
+    copies, config = TensorsExtra.of(training.tensors).copies or StoredCopies(), training.config
+    rows, per_image = copies.rows, copies.per_image
     if rows > per_image * max(0, training.images - rows):
         yield (
             f"tensors: {rows:,} augmented copies are more than {per_image} of each training image, so that some lie in "
@@ -158,7 +158,7 @@ def _check_copies(training: _Training) -> Iterator[str]:
     if rows and (config.policy != "none" or config.augment_pipeline):
         online = config.augment_pipeline or config.policy
         yield (
-            f"policy: {rows:,} copies by {copies.get('policy', 'a policy')} are stored, and {online} changes them once "
+            f"policy: {rows:,} copies by {copies.policy or 'a policy'} are stored, and {online} changes them once "
             "more: things may not be known again (--policy none, or resize with --copies 0)"
         )
 

@@ -234,7 +234,7 @@ def _promote(workspace: Workspace, name: str, as_json: bool, flags: dict[str, An
     model = dataset.uri
     if dataset.manifest.kind == "evaluation":
         model, clean = dataset.parent_uri("model"), clean or dataset.parent_uri("clean")
-        name = name or str(dataset.manifest.extra["dataset_name"])
+        name = name or dataset.name
     name = name or _find_only_name(workspace)
     clean = normalize_dataset_uri(clean, "--clean") if clean else workspace.latest(name, "clean")
     if not clean:

@@ -15,9 +15,11 @@ from typing import Any
 import cv2
 import numpy as np
 
+from imagemill.components.dataset.kinds import ImageSpec
+
 SIZE = 224
 Cell = Callable[[], Any]
-IMAGE = {"shape": [SIZE, SIZE, 3], "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "color": "rgb"}
+IMAGE = ImageSpec((SIZE, SIZE, 3), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 OPERATIONS = (
     "Flip", "Crop", "Rotate", "ShearX", "TranslateX", "Perspective", "Brightness", "Contrast", "Color", "Hue",

@@ -17,6 +17,7 @@ import mill
 import pytest
 from ray_cluster import RayCluster, Slow, content, slow_clean, start_resize, without_ray
 
+from imagemill.components.dataset.kinds import CleanImage
 from imagemill.components.resize import STEP, ray_connection, ray_job, ray_tasks
 from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.step.command_line import Parser, add_flag
@@ -81,7 +82,7 @@ def test_a_job_is_adopted_by_a_retry(
 
 def test_the_error_of_a_job_is_the_steps_own(cluster: RayCluster, tmp_path: Path) -> None:
     """Wrong input that only the job finds: the same exit code and message; a retry finds it without another job."""
-    copy = slow_clean(tmp_path, rows=4, image={"color": "lab", "channels": 3})
+    copy = slow_clean(tmp_path, rows=4, image=CleanImage("lab", 3))
     more = ["--ray-address", cluster.jobs, "--encoding", "jpeg", "--run", "wrong"]
     result = resize(copy, *more, env=cluster.login)
     assert result.rc == EXIT_USER

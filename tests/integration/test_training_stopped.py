@@ -99,7 +99,7 @@ def test_twenty_random_moments(tmp_path: Path, seed: int) -> None:
     expected = undisturbed(tmp_path / "whole", **values)
     tensors, weights = prepared(tmp_path / "stopped")
     arguments = command(tensors, weights=weights, **values)
-    moments, longest = random.Random(seed), expected.manifest.extra["seconds"] / 14
+    moments, longest = random.Random(seed), expected.manifest.extra.seconds / 14
     for number in range(20):
         kind = (signal.SIGKILL, signal.SIGTERM)[number % 2]
         code, said = stop(started(tmp_path, arguments), moments.uniform(0, longest), kind)
@@ -120,7 +120,7 @@ def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
         code, said = (STEP.main(arguments[3:]), "") if number == 1 else finish(start(arguments))
         assert code == 0, said
         model = model_of(tmp_path / str(number))
-        rows.append(model.manifest.extra["history"])
+        rows.append(model.manifest.extra.history)
     assert "on 2 processes, each on cpu" in said and said.count("[train] epoch 2/2") == 1
     assert said.count("[train] done") == said.count("[train] best epoch") == 1
     for one, other in zip(*rows, strict=True):

@@ -22,9 +22,9 @@ def test_the_second_week_starts_from_the_champion_of_the_first(finished: Finishe
     assert result.rc == 0, result.stderr
     assert f"from the champion {champion}" in result.stderr
     model = mill.dataset_of(result, "model")
-    assert model.manifest.extra["start"]["model"] == f"model/{champion}"
+    assert model.manifest.extra.start.model == f"model/{champion}"
     assert model.parent_uri("model") == str(finished.workspace / "model" / champion)
-    assert mill.dataset_of(result, "evaluation").manifest.extra["seen"] == {"images": 0, "unknown": []}
+    assert mill.dataset_of(result, "evaluation").manifest.extra.seen.to_dict() == {"images": 0, "unknown": []}
     assert f"trained from the champion {champion}" in Path(result.json["report"]).read_text()
     log = finished.workspace / "names" / "photos" / "promotions" / "2.json"
     assert json.loads(log.read_text())["model"] == f"model/{model.fingerprint}"

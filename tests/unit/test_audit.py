@@ -21,6 +21,7 @@ from imagemill.components.clean import audit, audit_html, audit_text
 from imagemill.components.clean.audit_numbers import BINS, QUANTILES, Scan, describe_distribution
 from imagemill.components.clean.config import CleanConfig
 from imagemill.components.clean.schema import MEASURES
+from imagemill.components.dataset.kinds import CleanExtra
 from imagemill.components.dataset.manifest import Dataset
 from imagemill.components.dataset.shards import publish_file
 
@@ -235,10 +236,10 @@ def test_a_dataset_of_an_older_version_is_shown_with_what_it_has(tmp_path: Path)
         pq.write_table(pq.read_table(whole.locate(file)).select(old_columns), path)
         files.append(publish_file(whole.uri, path, f"old/{file.split}/part-", "data", file.split, file.rows))
     files += whole.files("rejected")
-    extra = {"dataset_name": "old", "decoder_warnings": 0}
+    extra = CleanExtra(dataset_name="old")
     dataset = Dataset(
         whole.uri,
-        dataclasses.replace(whole.manifest, files=tuple(files), extra=extra, config={"color": "rgb"}, image={}), "",
+        dataclasses.replace(whole.manifest, files=tuple(files), extra=extra, config={"color": "rgb"}, image=None), "",
     )  # fmt: skip
     facts = audit.gather(dataset)
     assert facts.ledger.rows_in is None and facts.ledger.problems == () and facts.exact.groups is None

@@ -22,6 +22,7 @@ from imagemill.components.clean.config import DECISION_FIELDS, LABEL_FIELDS, Cle
 from imagemill.components.clean.labels import LabelRules
 from imagemill.components.clean.reuse import make_slice_key
 from imagemill.components.clean.shard import RowRules, Slice, plan_slices
+from imagemill.components.dataset.kinds import RawExtra
 from imagemill.components.dataset.manifest import (
     Dataset,
     File,
@@ -77,8 +78,8 @@ def assert_equal_rows(first: Dataset, second: Dataset) -> None:
     for role in ("data", "rejected"):
         assert by_id(first, role) == by_id(second, role)
     assert first.manifest.totals == second.manifest.totals and first.manifest.classes == second.manifest.classes
-    assert first.manifest.extra["found"] == second.manifest.extra["found"]
-    assert first.manifest.extra["by_class_and_split"] == second.manifest.extra["by_class_and_split"]
+    assert first.manifest.extra.found == second.manifest.extra.found
+    assert first.manifest.extra.by_class_and_split == second.manifest.extra.by_class_and_split
 
 
 def grow(workspace: Path, base: Dataset, rows: list[Row], gone: set[str], new: list[Row], name: str) -> Dataset:
@@ -95,7 +96,7 @@ def grow(workspace: Path, base: Dataset, rows: list[Row], gone: set[str], new: l
         files += [dataclasses.replace(file, uri=f"../{name}-new/{file.uri}") for file in other.files()]
     kept = [row for row in rows if row["image_id"] not in gone] + new
     totals = Totals(rows=len(kept), by_class=count_values(row["label"] or "" for row in kept))
-    extra = base.manifest.extra | {"removed": removed}
+    extra = dataclasses.replace(RawExtra.of(base.manifest), removed=removed)
     return commit(str(workspace / "raw" / name), Manifest("raw", name, files=tuple(files), totals=totals, extra=extra))
 
 

@@ -235,7 +235,16 @@ def test_calibration_may_not_get_worse_by_much(gate: Gate) -> None:
 
 def test_speed_is_a_bound_only_if_it_is_asked_for_and_measured_alike(gate: Gate) -> None:
     def speed(rate: float, device: str = "a CPU") -> dict[str, Any]:
-        return {"throughput": {"device": device, "batch_size": 128, "network_one_view": rate}}
+        return {
+            "throughput": {
+                "device": device,
+                "batch_size": 128,
+                "network_one_view": rate,
+                "network": rate,
+                "whole": rate,
+                "tta": "none",
+            }
+        }
 
     crowned(gate, **speed(1000))
     slow = gate.evaluate("slow", wrong(20), **speed(400))

@@ -131,7 +131,7 @@ def test_a_shard_is_written_again_only_where_rows_left(workspace: Workspace) -> 
     assert count == [0] and generations(second) == {0: 59}
     own = [file for file in second.files() if not file.uri.startswith("../")]
     assert len(own) == 1 and len(second.files()) == len(first.files())
-    assert second.manifest.image["mean"] != first.manifest.image["mean"], "of the images that are there"
+    assert second.manifest.image.mean != first.manifest.image.mean, "of the images that are there"
 
 
 def test_a_shard_of_which_nothing_stays_is_left_out(workspace: Workspace) -> None:
@@ -182,4 +182,4 @@ def test_augmented_copies_stay_with_their_images(
     assert set(generations(tensors)) == {0, 1}
     assert rows_with_copies(tensors) == rows_with_copies(expected)
     assert tensors.manifest.totals == expected.manifest.totals and tensors.manifest.image == expected.manifest.image
-    assert tensors.manifest.extra["copies"] == expected.manifest.extra["copies"]
+    assert tensors.manifest.extra.copies == expected.manifest.extra.copies

@@ -345,4 +345,4 @@ def test_a_lost_actor_costs_its_task_only(clean: Dataset, monkeypatch: pytest.Mo
     disturbed = resized(clean, "again")
     assert killed and len(undisturbed.files()) > 6
     assert mill.content(disturbed) == mill.content(undisturbed) and disturbed.uri != undisturbed.uri
-    assert undisturbed.manifest.extra["device"] == disturbed.manifest.extra["device"] == "cuda"
+    assert undisturbed.manifest.extra.device == disturbed.manifest.extra.device == "cuda"

@@ -21,6 +21,7 @@ from PIL import Image
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
+from imagemill.components.dataset.kinds import ImageSpec
 from imagemill.components.train.augment.augmentation import Augmentation
 from imagemill.components.train.augment.cpu_engine import CpuEngine
 from imagemill.components.train.augment.device_colors import BLUR_KERNEL, FUNCTIONS, add_noise
@@ -376,7 +377,7 @@ def test_what_is_drawn_for_a_training_is_the_same_in_both_engines(policy: str) -
     average. What is made smaller is antialiased in two ways, which Equalize and AutoContrast may make more of."""
     chosen: Any = {"flip": "true", "vertical_flip": "true", "crop_scale": 0.6, "rotate": 10.0, "perspective": 0.2}
     chosen |= {"policy": policy, "brightness": 0.3, "hue": 0.05, "saturation": 0.2, "blur": 0.2, "erasing": 0.3}
-    image = {"shape": [70, 80, 3], "input_size": SIZE, "color": "rgb", "mean": [0.4, 0.5, 0.6], "std": [0.2] * 3}
+    image = ImageSpec((70, 80, 3), SIZE, mean=(0.4, 0.5, 0.6), std=(0.2,) * 3)
     augmentation = Augmentation(replace(TrainConfig(), **{**PLAIN, **chosen}), image, "cpu")
     images, apart = photos(32, 70, 80), []
     for number in range(4):

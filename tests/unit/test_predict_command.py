@@ -16,6 +16,7 @@ import photos
 import pyarrow.parquet as pq
 import pytest
 
+from imagemill.components.dataset.kinds import NetworkExtra
 from imagemill.components.dataset.manifest import Dataset, Manifest, commit, read_dataset
 from imagemill.components.dataset.shards import publish_bytes
 from imagemill.components.dataset.workspace import Workspace
@@ -31,8 +32,8 @@ from imagemill.pipelines.cli.main import main
 CLASSES = ("cat", "dog", "emu\tbird", "fox", "gnu", "hen")
 SPEC = ModelSpec(
     "shufflenet_v2_x0_5", CLASSES,
-    Geometry(32).to_dict() | {"mean": [0.5] * 3, "std": [0.1] * 3, "dtype": "uint8", "encoding": "raw"},
-    extra={"preprocessing": {"clean": {"equalize": "autocontrast"}}, "temperature": 0.5},
+    Geometry(32).describe("raw", [0.5] * 3, [0.1] * 3),
+    extra=NetworkExtra(preprocessing={"clean": {"equalize": "autocontrast"}}, temperature=0.5),
 )  # fmt: skip
 
 
@@ -104,7 +105,7 @@ def test_probabilities_are_those_of_logits_by_temperature(model: str, folder: Pa
     from imagemill.components.models.artifact import Normalize, load_model
 
     network, spec = load_model(read_dataset(model))
-    pixels = predicting.Preprocessing.from_record(spec.extra["preprocessing"], spec.geometry, "")(
+    pixels = predicting.Preprocessing.from_record(spec.extra.preprocessing or {}, spec.geometry, "")(
         (folder / "a.jpg").read_bytes()
     )
     with torch.inference_mode():
@@ -248,7 +249,7 @@ def test_a_name_is_needed_only_where_there_is_a_choice(
 
 
 def test_several_labels(tmp_path: Path, folder: Path, command: Command) -> None:
-    spec = replace(SPEC, task="multi", extra=SPEC.extra | {"temperature": 0.05})
+    spec = replace(SPEC, task="multi", extra=replace(SPEC.extra, temperature=0.05))
     model = model_of(tmp_path / "mill", spec).uri
     output = tmp_path / "out.parquet"
     code, out, _ = command("--model", model, "--json", "--top", "6", "--output", str(output), str(folder))
@@ -263,14 +264,14 @@ def test_several_labels(tmp_path: Path, folder: Path, command: Command) -> None:
 
 def test_boxes_and_masks_are_said_to_be_missing_once(tmp_path: Path, folder: Path, command: Command) -> None:
     clean = {"roi": "largest", "background": "fill"}
-    model = model_of(tmp_path / "mill", replace(SPEC, extra={"preprocessing": {"clean": clean}})).uri
+    model = model_of(tmp_path / "mill", replace(SPEC, extra=NetworkExtra(preprocessing={"clean": clean}))).uri
     _, _, err = command("--model", model, str(folder))
     assert err.count("new images have no boxes and masks") == 1
     assert "the crop to the largest box and the fill of the background" in err
 
 
 def test_a_model_that_does_not_know_its_cleaning_says_so(tmp_path: Path, folder: Path, command: Command) -> None:
-    model = model_of(tmp_path / "mill", replace(SPEC, extra={})).uri
+    model = model_of(tmp_path / "mill", replace(SPEC, extra=NetworkExtra())).uri
     code, _, err = command("--model", model, str(folder / "a.jpg"))
     assert code == 0 and "warning: the model does not say what clean did" in err
 

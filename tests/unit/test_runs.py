@@ -19,6 +19,7 @@ from PIL import Image
 from test_edges import here, resized, without_ray  # noqa: F401 (a fixture)
 
 from imagemill.components.clean.schema import CLEAN
+from imagemill.components.dataset.kinds import CleanExtra, CleanImage
 from imagemill.components.dataset.manifest import Dataset, File, Manifest, Totals, commit, read_dataset
 from imagemill.components.dataset.shards import Layout, ShardWriter, read_columns
 from imagemill.components.resize import merging as merging_module
@@ -62,7 +63,7 @@ def clean_of_many_files(folder: Path | str, files: dict[str, int], rows: int = 2
     total = Totals(number, 600 * number, by_split=totals, by_class={"a": number, "b": 0})
     manifest = Manifest(
         "clean", fingerprint, classes=("a", "b"), files=tuple(listed), totals=total,
-        image={"color": "rgb", "channels": 3}, extra={"dataset_name": "x"},
+        image=CleanImage("rgb", 3), extra=CleanExtra(dataset_name="x"),
     )  # fmt: skip
     return commit(uri, manifest)
 

@@ -95,23 +95,23 @@ def test_copies_are_made_on_ray() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "extra", "size"),
+    ("values", "recommended", "size"),
     [
-        ({}, {}, USUAL_SIZE),
-        ({}, {"image_size": 64}, 64),
-        ({"image_size": 128}, {"image_size": 64}, 128),
-        ({"model_preset": "resnet18"}, {"image_size": 64}, 224),
-        ({"store_size": 140}, {"image_size": 64}, USUAL_SIZE),
+        ({}, None, USUAL_SIZE),
+        ({}, 64, 64),
+        ({"image_size": 128}, 64, 128),
+        ({"model_preset": "resnet18"}, 64, 224),
+        ({"store_size": 140}, 64, USUAL_SIZE),
     ],
 )
 def test_the_size_is_what_is_asked_for_else_what_the_source_recommends(
-    values: dict[str, Any], extra: dict[str, Any], size: int
+    values: dict[str, Any], recommended: int | None, size: int
 ) -> None:
-    config = ResizeConfig.from_values(values).for_images(extra)
+    config = ResizeConfig.from_values(values).for_images(recommended)
     assert config.image_size == size
     config.check()
 
 
 def test_an_image_size_that_is_not_set_yet_does_not_count() -> None:
     assert ResizeConfig.from_values({}).fingerprint_values() == {}
-    assert ResizeConfig.from_values({}).for_images({"image_size": 64}).fingerprint_values() == {"image_size": 64}
+    assert ResizeConfig.from_values({}).for_images(64).fingerprint_values() == {"image_size": 64}

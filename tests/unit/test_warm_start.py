@@ -94,9 +94,9 @@ def test_each_week_starts_from_its_champion_once(tmp_path: Path, capsys: pytest.
     assert f"from the champion {first}" in capsys.readouterr().err
     manifest = model(tensors, second).manifest
     sha256 = weights_sha256(model(tensors, first))
-    assert manifest.extra["start"] == {"model": f"model/{first}", "weights_sha256": sha256, "promotion": 1}
+    assert manifest.extra.start.to_dict() == {"model": f"model/{first}", "weights_sha256": sha256, "promotion": 1}
     assert [parent.uri for parent in manifest.parents] == ["../../tensors/02", f"../{first}"]
-    assert f"from the champion {first}" in manifest.extra["origin"] and manifest.extra["weights"] == ""
+    assert f"from the champion {first}" in manifest.extra.origin and manifest.extra.weights == ""
     card = next(Path(model(tensors, second).uri).glob("card-*.md")).read_text()
     assert f"| model | `{first}` | the weights that training started from" in card
 
@@ -106,7 +106,7 @@ def test_each_week_starts_from_its_champion_once(tmp_path: Path, capsys: pytest.
     newest = max((tmp_path / "model").glob("*/_manifest.json"), key=lambda path: path.stat().st_mtime)
     assert json.loads(newest.read_text())["extra"]["start"]["promotion"] == 2, "another config looks anew"
     again = train(later, **CHAMPION, rerun="train", run="r2")
-    assert model(tensors, again).manifest.extra["start"]["model"] == f"model/{second}", "and so does --rerun train"
+    assert model(tensors, again).manifest.extra.start.model == f"model/{second}", "and so does --rerun train"
 
 
 def test_which_weights_it_starts_from_counts(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_stopped_and_resumed_while_another_champion_rose(tmp_path: Path) -> None
         found.append(model(tensors, train(later, **values, run="r2")))
     assert found[0].fingerprint == found[1].fingerprint
     assert weights_sha256(found[0]) == weights_sha256(found[1])
-    assert found[1].manifest.extra["start"]["promotion"] == 1
+    assert found[1].manifest.extra.start.promotion == 1
 
 
 def test_another_backbone_is_refused_by_both_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -279,7 +279,7 @@ def test_what_shrinking_does_to_the_model(tmp_path: Path) -> None:
     later = next_week(tensors)
     names = [train(later, **CHAMPION), train(later, **CHAMPION, shrink=0.4, perturb=0.1)]
     assert len(set(names)) == 2
-    assert "shrunk to 0.4, with 0.1 of a new network added" in model(tensors, names[1]).manifest.extra["origin"]
+    assert "shrunk to 0.4, with 0.1 of a new network added" in model(tensors, names[1]).manifest.extra.origin
     again = train(later, **CHAMPION, shrink=0.4, perturb=0.1, rerun="train", run="again")
     first, second = (
         load_file(next(Path(model(tensors, name).uri).glob("*.safetensors"))) for name in (names[1], again)

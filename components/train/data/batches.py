@@ -160,7 +160,7 @@ class _Loader:
         self._batch_size, self._rank, self._ranks = batch_size, rank, ranks
         manifest = source.dataset.manifest
         max_rows = -(-batch_size // ranks)
-        self._buffers = get_buffer_pool((max_rows, *manifest.image["shape"]), max_free, pin)
+        self._buffers = get_buffer_pool((max_rows, *manifest.image_spec.shape), max_free, pin)
         self._classes = len(manifest.classes) if manifest.task == MULTI else 0
         self.total = order.count_rows()
 
