@@ -139,4 +139,4 @@ class Gate:
         """The last record of the promotions log."""
         found = self.workspace.last_promotion("weekly")
         assert found is not None
-        return found
+        return found.to_dict()

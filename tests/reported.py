@@ -105,7 +105,7 @@ def trained(workspace: Workspace, clean: Dataset, val: bool = True, epochs: int 
         if val:
             history[-1] |= {"val_loss": 2.2 / epoch, "val_top1": 1 - 0.5 / epoch, "val_macro_f1": 1 - 0.6 / epoch}
     extra = ModelExtra(
-        backbone="small_cnn", metrics={"macro_f1": 0.85} if val else {}, best_epoch=epochs - 1, epochs=epochs,
+        backbone="small_cnn", metrics={"macro_f1": 0.85} if val else {}, best_epoch=max(0, epochs - 1), epochs=epochs,
         parameters=1_250_000, seconds=12.5, history=history,
     )  # fmt: skip
     files = (publish_bytes(uri, b"weights", "model-", ".safetensors"),)

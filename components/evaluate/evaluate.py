@@ -46,16 +46,16 @@ def _evaluate_champion(
     name: str, model: Dataset, clean: Dataset, config: EvaluateConfig, context: Context
 ) -> tuple[str, bool]:
     """Return (URI, whether it was cached) of the champion's evaluation; ("", True) where it is this model, or none."""
-    record = context.workspace.last_promotion(name)
-    if record is None:
+    promotion = context.workspace.last_promotion(name)
+    if promotion is None:
         return "", True
-    champion = find_dataset(context.workspace.absolute(record["model"]))
+    champion = find_dataset(context.workspace.absolute(promotion.model))
     if champion is None or champion.missing():
-        context.say(f"the champion's model {record['model']} is gone or damaged: there is nothing to compare with")
+        context.say(f"the champion's model {promotion.model} is gone or damaged: there is nothing to compare with")
         return "", True
     if champion.fingerprint == model.fingerprint:
         return "", True
-    title = f"the champion (promotion {record['n']})"
+    title = f"the champion (promotion {promotion.n})"
     evaluation, is_cached = _find_or_evaluate(champion, clean, title, config, context)
     return evaluation.uri, is_cached
 

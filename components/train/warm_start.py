@@ -72,10 +72,10 @@ def _find_champion(config: TrainConfig, name: str, context: Context) -> WarmStar
     """Return today's champion, None where there is none or its model is gone, and say so."""
     otherwise = f"from {config.weights}" if config.weights else "from nothing"
     promotion = context.workspace.last_promotion(name)
-    if promotion is None or not promotion["model"]:
+    if promotion is None or not promotion.model:
         context.say(f"{name} has no champion yet: training starts {otherwise}")
         return None
-    number, model = int(promotion["n"]), str(promotion["model"])
+    number, model = promotion.n, promotion.model
     dataset = find_intact_dataset(context.workspace.absolute(model))
     if dataset is None:
         context.say(f"the model of promotion {number}, {model}, is gone: training starts {otherwise}")

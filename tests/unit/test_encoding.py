@@ -212,7 +212,7 @@ def test_two_lines_say_size_and_rate_of_either(chain: Chain) -> None:
 
 
 def test_the_link_is_what_limits_raw_pixels(coloured: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_measure_rate", lambda images, image: 30_000 if image["encoding"] == "raw" else 4_900)
+    monkeypatch.setattr(module, "_measure_rate", lambda images, image: 30_000 if image.encoding == "raw" else 4_900)
     raw, jpeg = said_of(coloured.clean, image_size=224)
     assert raw == "raw: 6.3 MB, read at about 30,000 images/s from memory, 660/s over a 100 MB/s link"
     assert "decoded at about 4,900 images/s, 4,900/s over that link" in jpeg

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from gated import CLASSES, LABELS, Gate, wrong
 
+from imagemill.components.dataset.records import Promotion
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.promote.config import PromoteConfig
 from imagemill.components.promote.promote import promote
@@ -361,7 +362,7 @@ def test_a_report_from_before_a_rollback_is_no_report_of_now(gate: Gate) -> None
     look = Context("promote", workspace, "again", False, only_cached=True)
     assert promote(config, look).metrics["report"] == workspace.report("earlier")
     back = champion | {"verdict": "rollback", "rolled_back": [gate.record()["model"]]}
-    workspace.append_promotion("weekly", 3, back)
+    workspace.append_promotion("weekly", 3, Promotion.from_dict(back, "test"))
     with pytest.raises(NotCached):
         promote(config, look)
 
@@ -371,7 +372,7 @@ def test_what_was_taken_back_is_not_promoted_again_by_itself(gate: Gate) -> None
     champion, better = gate.record(), gate.evaluate("better", wrong(20))
     assert gate.promote(better)["promoted"]
     back = champion | {"verdict": "rollback", "rolled_back": [gate.record()["model"]]}
-    gate.workspace.append_promotion("weekly", 3, back)
+    gate.workspace.append_promotion("weekly", 3, Promotion.from_dict(back, "test"))
     found = gate.promote(better, run="next week")
     assert (found["verdict"], found["promoted"], found["n"]) == ("rolled_back", False, 3)
     assert "taken back by promotion 3" in found["reason"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +93,9 @@ def test_champions_stay(workspace: Workspace, capsys: pytest.CaptureFixture[str]
         assert kept(facts)[path] == [f"{word} champion of weekly"]
     check_intact(workspace)
     # After a rollback to the previous one, it reigns; the one that was taken back is none to return to.
-    workspace.append_promotion("weekly", 4, workspace.promotion("weekly", 2) | {
-        "rolled_back": [workspace.relative(weeks[2]["model"].uri)]
-    })  # fmt: skip
+    workspace.append_promotion("weekly", 4, replace(
+        workspace.promotion("weekly", 2), rolled_back=[workspace.relative(weeks[2]["model"].uri)]
+    ))  # fmt: skip
     age(workspace, 2)
     gc(workspace, capsys, "--keep-last", "1", "--delete")
     assert set(datasets_of(workspace)) == left - paths_of(*(weeks[2][kind] for kind in ("raw", "clean", "tensors")))
@@ -103,7 +104,7 @@ def test_champions_stay(workspace: Workspace, capsys: pytest.CaptureFixture[str]
 def test_what_a_kept_dataset_was_made_from_stays(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     """Also the model that a training started from, and the evaluation of a kept model on a kept dataset."""
     weeks = [make_week(workspace, week) for week in range(3)]
-    start = {"model": workspace.relative(weeks[0]["model"].uri), "promotion": 1}
+    start = {"model": workspace.relative(weeks[0]["model"].uri), "weights_sha256": "0" * 64, "promotion": 1}
     model = make(workspace, "model", 9, [weeks[2]["tensors"]], start=start)
     workspace.note_latest("weekly", model, "r")
     compared = make(workspace, "evaluation", -1, [weeks[0]["model"], weeks[2]["clean"]])
@@ -413,7 +414,12 @@ def test_a_store_that_stood_still_deletes_nothing_more(workspace: Workspace) -> 
 
 
 def test_a_model_of_another_workspace_is_no_reference(workspace: Workspace, tmp_path: Path) -> None:
-    model = make(workspace, "model", 0, start={"model": str(tmp_path / "other" / "model" / "00")})
+    model = make(
+        workspace,
+        "model",
+        0,
+        start={"model": str(tmp_path / "other" / "model" / "00"), "weights_sha256": "", "promotion": 1},
+    )
     found = find_garbage(workspace, Policy(), lambda _: None)
     (snapshot,) = found.retention.snapshots.values()
     assert set(found.retention.reasons) == paths_of(model) and snapshot.references == ()

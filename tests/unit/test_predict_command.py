@@ -18,6 +18,7 @@ import pytest
 
 from imagemill.components.dataset.kinds import NetworkExtra
 from imagemill.components.dataset.manifest import Dataset, Manifest, commit, read_dataset
+from imagemill.components.dataset.records import Promotion, Verdict
 from imagemill.components.dataset.shards import publish_bytes
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.imaging.choices import DecodeLimits
@@ -223,7 +224,7 @@ def test_a_champion_is_found_by_its_name_without_a_word_to_the_workspace(
     model_of(tmp_path / "mill", name="old")
     model_of(tmp_path / "mill", name="new")
     for number, name in enumerate(("old", "new"), 1):
-        mill.append_promotion("weekly", number, {"model": f"model/{name}"})
+        mill.append_promotion("weekly", number, Promotion(model=f"model/{name}"))
     before = sorted(str(path) for path in (tmp_path / "mill").rglob("*"))
     code, _, err = command("--workspace", mill.uri, "--name", "weekly", str(folder / "a.jpg"))
     assert code == 0 and " new, 6 classes" in err
@@ -235,12 +236,12 @@ def test_a_name_is_needed_only_where_there_is_a_choice(
 ) -> None:
     mill = Workspace(str(tmp_path / "imagemill-data"))
     model_of(tmp_path / "imagemill-data", name="one")
-    mill.append_promotion("weekly", 1, {"model": "model/one"})
-    mill.add_verdict("daily", "0", {})  # was compared, and never promoted
+    mill.append_promotion("weekly", 1, Promotion(model="model/one"))
+    mill.add_verdict("daily", "0", Verdict())  # was compared, and never promoted
     monkeypatch.chdir(tmp_path)
     code, out, err = command("--json", str(folder / "a.jpg"))
     assert code == 0 and out and f"the champion of weekly in {mill.uri}\n" in err
-    mill.append_promotion("daily", 1, {"model": "model/one"})
+    mill.append_promotion("daily", 1, Promotion(model="model/one"))
     code, out, err = command(str(folder / "a.jpg"))
     assert (code, out) == (2, "")
     assert f"--name: expected one of daily, weekly, which have a champion in {mill.uri}, found ''" in err

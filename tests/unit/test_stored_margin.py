@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagemill.components.dataset.manifest import Dataset
+from imagemill.components.dataset.records import Promotion
 from imagemill.components.dataset.shards import read_columns
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.evaluate.inputs import find_tensors, read_test_batches
@@ -193,8 +194,7 @@ def test_a_champion_of_another_size_is_judged_by_what_it_sees(chain: Chain) -> N
     assert find_tensors(challenger, chain.clean) is not None
     alone, no_champion = evaluated(chain.workspace, champion, chain.clean)
     assert no_champion == ""
-    record: dict[str, Any] = {"model": chain.workspace.relative(champion.uri)}
-    assert chain.workspace.append_promotion("toy", 1, record)
+    assert chain.workspace.append_promotion("toy", 1, Promotion(model=chain.workspace.relative(champion.uri)))
     evaluation, against = evaluated(chain.workspace, challenger, chain.clean)
     assert against == alone.uri and evaluation.manifest.totals.rows == 9
     for file in small.files():  # as after a clean-up, or when tomorrow's images are cleaned anew

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from trained import IMAGE, command, finish, make_tensors, start, weights_sha256
 
 from imagemill.components.dataset.manifest import Dataset, Manifest, commit, read_dataset
+from imagemill.components.dataset.records import Promotion
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.models.artifact import ModelSpec, build_network
 from imagemill.components.step.step import NotCached
@@ -59,7 +60,7 @@ def train(tensors: Dataset, code: int = 0, **values: Any) -> str:
 def promote(tensors: Dataset, model: str) -> None:
     workspace = workspace_of(tensors)
     number = len(workspace.promotions(NAME)) + 1
-    assert workspace.append_promotion(NAME, number, {"model": f"model/{model}"})
+    assert workspace.append_promotion(NAME, number, Promotion(model=f"model/{model}"))
 
 
 def workspace_of(tensors: Dataset) -> Workspace:
