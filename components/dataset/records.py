@@ -1,10 +1,11 @@
-"""The records of the promotion gate that a workspace keeps below a name: verdicts and promotions."""
+"""The records that a workspace keeps beside its datasets: verdicts, promotions and the steps of a run."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
-from .json_object import AS_NULL, OpenJsonObject
+from .json_object import AS_NULL, JsonObject, OpenJsonObject
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,3 +68,17 @@ class Promotion(Verdict):
     evaluation: str = ""
     previous: str = ""
     rolled_back: list[str] | None = None
+
+
+@dataclass(frozen=True)
+class StepRecord(JsonObject):
+    """The result of a step in a run. `inputs`: a digest by which a retry recognizes the same inputs."""
+
+    uri: str = ""
+    fingerprint: str = ""
+    state: str = "failed"
+    metrics: dict[str, Any] = field(default_factory=dict)
+    error: str = ""
+    inputs: str = ""
+    exit_code: int = 0
+    seconds: float = 0.0

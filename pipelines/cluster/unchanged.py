@@ -31,7 +31,7 @@ def find_cached_records(parameters: RunParameters, run: str, records: Records) -
     for step in STEPS[len(records) :]:
         try:
             config = dataclasses.replace(parameters.config(step), run=run, **_build_parents(step, records))
-            records[step] = ALL_STEPS[step].execute_cached(config)
+            records[step] = ALL_STEPS[step].execute_cached(config).to_dict()
         except (NotCached, MillError, ImportError):
             return None
         except Exception:

@@ -132,7 +132,7 @@ def test_a_look_at_what_exists_decides_nothing(tmp_path: Path) -> None:
     first = train(tensors, **CHAMPION)
     promote(tensors, first)
     before = files(tmp_path)
-    assert STEP.execute_cached(config)["fingerprint"] == first
+    assert STEP.execute_cached(config).fingerprint == first
     assert files(tmp_path) == before
 
 
