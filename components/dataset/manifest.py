@@ -25,7 +25,7 @@ from .json_object import JsonObject
 from .kinds import EXTRAS, CleanImage, Extra, ImageSpec, RawExtra
 
 FORMAT, FORMAT_VERSION = "imagemill", 1
-KINDS = ("raw", "clean", "tensors", "model", "evaluation")
+KINDS = tuple(EXTRAS)
 MANIFEST = "_manifest.json"
 MIN_FILES_TO_LIST = 20
 """From this number of files on, sizes are read from a listing of their folder, which may hold more files."""
