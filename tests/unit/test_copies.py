@@ -59,7 +59,7 @@ def test_without_copies_nothing_is_added(tmp_path: Path) -> None:
     tensors = resized(clean_of(tmp_path, several(6)), copy_ops=3, copy_flip=True, copy_pipeline="strong", copy_seed=4)
     assert list(rows_of(tensors)[0]) == ["image", "label_id", "image_id"]
     assert tensors.fingerprint == resized(read_dataset(f"{tmp_path}/clean/01", "clean")).fingerprint
-    assert "copies" not in tensors.manifest.extra and tensors.manifest.totals.rows == 11
+    assert tensors.manifest.extra.copies is None and tensors.manifest.totals.rows == 11
 
 
 def test_every_training_image_has_its_copies_and_no_other(tmp_path: Path) -> None:

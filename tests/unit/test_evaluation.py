@@ -281,20 +281,20 @@ def test_slices_by_number_and_by_text_count_what_is_in_them(made: Made) -> None:
     rows, slices = rows_of(found), found.manifest.extra.slices
     for row in rows:
         row |= columns[row["image_id"]]
-    by_label = [one for one in slices if one["column"] == "label"]
-    assert sorted(one["slice"] for one in by_label) == ["cat", "dog"]
+    by_label = [one for one in slices if one.column == "label"]
+    assert sorted(one.slice for one in by_label) == ["cat", "dog"]
     for one in by_label:
-        right = [row["label_id"] == row["predicted_id"] for row in rows if row["label"] == one["slice"]]
-        assert (one["images"], one["top1"]) == (len(right), pytest.approx(np.mean(right), abs=1e-6))
-        assert one["low"] <= one["top1"] <= one["high"]
-        assert one["below"] == (one["high"] < found.manifest.extra.metrics["top1"])
+        right = [row["label_id"] == row["predicted_id"] for row in rows if row["label"] == one.slice]
+        assert (one.images, one.top1) == (len(right), pytest.approx(np.mean(right), abs=1e-6))
+        assert one.low <= one.top1 <= one.high
+        assert one.below == (one.high < found.manifest.extra.metrics["top1"])
     sizes = sorted(max(row["width"], row["height"]) for row in rows)
-    by_size = [one for one in slices if one["column"] == "size"]
+    by_size = [one for one in slices if one.column == "size"]
     edges = np.quantile(sizes, [0.25, 0.5, 0.75], method="lower")
     expected = np.bincount(np.searchsorted(edges, sizes, side="left"), minlength=4)
-    assert [one["images"] for one in by_size] == expected.tolist() and len(by_size) == 4
-    assert by_size[0]["slice"] == f"up to {edges[0]:g}" and by_size[3]["slice"] == f"above {edges[2]:g}"
-    assert not [one for one in slices if one["column"] == "brightness"], "all of them are equally bright here"
+    assert [one.images for one in by_size] == expected.tolist() and len(by_size) == 4
+    assert by_size[0].slice == f"up to {edges[0]:g}" and by_size[3].slice == f"above {edges[2]:g}"
+    assert not [one for one in slices if one.column == "brightness"], "all of them are equally bright here"
 
 
 def test_a_slice_that_is_surely_worse_is_marked(made: Made) -> None:
