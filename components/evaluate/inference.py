@@ -133,7 +133,7 @@ class ThroughputMeter:
         warm_up = self._first if self.batches > 1 else (0, 0.0, 0.0)
         done, first_view, all_views = (total - first for total, first in zip(self._sums, warm_up, strict=True))
 
-        def rate(number: int, seconds: float) -> float:
+        def rate(number: float, seconds: float) -> float:
             return round(number / max(1e-9, seconds), 1)
 
         return Throughput(
