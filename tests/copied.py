@@ -14,6 +14,7 @@ import photos
 import pytest
 
 from imagemill.components.clean.schema import make_clean_schema
+from imagemill.components.dataset.kinds import CleanExtra, CleanImage
 from imagemill.components.dataset.manifest import Dataset, File, Manifest, Totals, commit, read_dataset
 from imagemill.components.dataset.shards import Layout, ShardWriter, read_columns
 from imagemill.components.dataset.workspace import Workspace
@@ -82,8 +83,8 @@ def clean_of(
     )  # fmt: skip
     manifest = Manifest(
         "clean", "01", classes=("a", "b"), files=tuple(files), totals=totals, task="multi" if multi else "single",
-        config={"keep_masks": True} if masks else {}, image={"color": color, "channels": COLORS[color]},
-        extra={"dataset_name": "x"},
+        config={"keep_masks": True} if masks else {}, image=CleanImage(color, COLORS[color]),
+        extra=CleanExtra(dataset_name="x"),
     )  # fmt: skip
     return commit(uri, manifest)
 

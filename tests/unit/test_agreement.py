@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,7 @@ def test_a_model_by_its_datasets_own_mean_and_spread(tmp_path: Path) -> None:
     """A week later they are a little different: no reason for a word."""
     uri = model(tmp_path, image_of(normalization="dataset", resize_mode="squash"))
     image = image_of(normalization="dataset", resize_mode="squash")
-    assert warned(image | {"mean": [0.43] * 3}, BACKBONE, uri) == []
+    assert warned(replace(image, mean=(0.43,) * 3), BACKBONE, uri) == []
     lines = warned(image_of(), BACKBONE, uri)
     assert fields(lines) == ["resize_mode", "normalization"]
     assert "--resize-mode squash" in lines[0] and "--normalization dataset" in lines[1]

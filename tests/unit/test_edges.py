@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_resample import decoded, noise
 
-from imagemill.components.dataset.kinds import ImageSpec
+from imagemill.components.dataset.kinds import CleanExtra, CleanImage, ImageSpec
 from imagemill.components.dataset.manifest import Dataset, File, Manifest, Totals, commit, read_dataset
 from imagemill.components.dataset.shards import Layout, ShardWriter, read_columns
 from imagemill.components.dataset.workspace import Workspace
@@ -242,8 +242,8 @@ def clean_dataset(folder: Path, color: str, each: dict[str, int]) -> Dataset:
             files.append(writer.publish(f"data/{split}", "data", split))
     rows = sum(each.values())
     totals = Totals(rows=rows, bytes=sum(f.bytes for f in files), by_split=each, by_class={"a": rows, "b": 0})
-    image = {"color": color, "channels": COLORS[color]}
-    extra = {"dataset_name": "x"}
+    image = CleanImage(color, COLORS[color])
+    extra = CleanExtra(dataset_name="x")
     manifest = Manifest("clean", "01", classes=("a", "b"), files=tuple(files), totals=totals, image=image, extra=extra)
     return commit(uri, manifest)
 

@@ -134,7 +134,7 @@ def test_a_discriminant_is_that_of_scikit_learn() -> None:
 
 
 def _network(backbone: str, size: int = 64) -> Any:
-    image = {"shape": [size, size, 3], "color": "rgb", "mean": [0.5] * 3, "std": [0.5] * 3}
+    image = ImageSpec((size, size, 3), mean=(0.5,) * 3, std=(0.5,) * 3)
     return build_network(ModelSpec(backbone, ("a", "b", "c"), image)).eval()
 
 
@@ -216,7 +216,7 @@ def test_what_is_not_reviewed_says_why(tmp_path: Path, monkeypatch: pytest.Monke
         ]
     ]
     assert [file for file, _ in found] == [None] * 4
-    assert [said["skipped"] for _, said in found] == [
+    assert [said.skipped for _, said in found] == [
         reviewing.OFF,
         "this model was not trained on them",
         "there are 300,000, more than 200,000 (review true does it all the same)",

@@ -66,7 +66,7 @@ def test_readers_leave_removed_rows_out_whatever_the_columns(replaced: tuple[Dat
     assert [row["image"] for row in by_id(whole)] == [row["image"] for row in by_id(kept)]
     assert sum(file.rows for file in dataset.files()) > len(kept), "files say what they hold"
     assert sum(len(dataset.removed_ids(file)) for file in dataset.files()) == 26
-    assert _sum_files(dataset.manifest)[0]["rows"] == len(kept), "inspect counts rows of the dataset"
+    assert _sum_files(dataset)[0]["rows"] == len(kept), "inspect counts rows of the dataset"
 
 
 def test_slices_hold_removed_rows_too_so_that_they_stay_what_they_are(

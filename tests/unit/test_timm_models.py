@@ -192,8 +192,7 @@ def test_model_presets_of_timm_are_what_it_evaluates_with() -> None:
 
 
 def test_tensors_and_timms_weights_agree_by_the_preset() -> None:
-    image = {"shape": [128, 128, 3], "color": "rgb", "mode": "crop", "resize": 146, "interpolation": "bilinear",
-             "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}  # fmt: skip
+    image = ImageSpec((128, 128, 3), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
     config = TrainConfig(backbone="timm:vit_base_patch16_224", weights="augreg_in21k")
     expected = find_expected_input(config, image)
     assert expected is not None
