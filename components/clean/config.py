@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
+from ..engine.options import EXECUTOR_HELP, EXECUTORS, RAY_ADDRESS_HELP
 from ..imaging.choices import COLORS, DecodeLimits
 from ..imaging.pixel_options import PixelOptions
 from ..step import presets
@@ -172,9 +173,13 @@ class CleanConfig(StepConfig, PixelOptions):
         in_fingerprint=False, choices=("false", "true", "new"),
     )  # fmt: skip
 
+    # Where it runs.
+    ray_address: str = option("", RAY_ADDRESS_HELP, in_fingerprint=False)
+    executor: str = option("auto", EXECUTOR_HELP, in_fingerprint=False, choices=EXECUTORS)
     clean_workers: int | None = option(
-        None, "threads that decode (default: the cores)", in_fingerprint=False, low=1, high=1024
-    )
+        None, "CPU cores for threads, processes or Ray on this machine (default: all)", in_fingerprint=False, low=1,
+        high=1024,
+    )  # fmt: skip
 
     def check(self) -> None:
         super().check()

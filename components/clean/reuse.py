@@ -23,7 +23,7 @@ from ..step.progress import Progress, say
 from ..storage import uri as uris
 from ..storage.parallel import map_ordered
 from .config import VERSION
-from .pool import clean_slices
+from .executor import clean_slices
 from .shard import CleanedShard, RowRules, Slice
 
 Result = TypeVar("Result")

@@ -128,7 +128,7 @@ class Dataset:
 
     def locate(self, file: File) -> str:
         """Return the absolute URI of a listed file."""
-        return resolve_uri(self.uri, file.uri, up=1)
+        return locate_file(self.uri, file)
 
     def removed_ids(self, file: File) -> frozenset[str]:
         """Return the `image_id`s of rows that a listed file holds and the dataset does not; readers leave them out."""
@@ -177,6 +177,11 @@ def find_damaged(expected: Mapping[str, int]) -> dict[str, int | None]:
 
 def _stat(uri: str) -> Entry | None:
     return get_store(uri).stat(uri)
+
+
+def locate_file(dataset_uri: str, file: File) -> str:
+    """Return the absolute URI of a file that the manifest of a dataset lists."""
+    return resolve_uri(dataset_uri, file.uri, up=1)
 
 
 def resolve_uri(base: str, relative_uri: str, up: int) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from ..engine.options import EXECUTOR_HELP, EXECUTORS, PROCESSES, RAY_ADDRESS_HELP, THREADS
 from ..imaging.choices import (
     CANNY_HIGH,
     CANNY_LOW,
@@ -30,7 +31,6 @@ VERSION = 2
 """Raised when the same clean images must give other pixels."""
 USUAL_SIZE = 128
 """Pixels a side if neither the user nor the model preset nor the images' source sets a size."""
-EXECUTORS = ("auto", "threads", "ray")
 GPU_PIXELS = 2048 * 2048
 """Mean pixels of an image from which a GPU decodes faster, transfer included; up to 512 pixels a side it never does."""
 
@@ -122,18 +122,14 @@ class ResizeConfig(StepConfig):
     gpu_share: float = option(
         0.5, "device cuda: share of a GPU that one worker takes", in_fingerprint=False, low=0.01, high=1
     )
-    ray_address: str = option(
-        "",
-        "where Ray runs: an existing cluster, by its client (ray://host:10001), from one of its nodes (auto, "
-        "host:6379), or as a job that it runs (http://host:8265) (default: in this process)",
-        in_fingerprint=False,
-    )
-    executor: str = option(
-        "auto", "what does the work where no ray_address is given: threads of this process, or Ray started on this "
-        "machine; auto: threads where they are done before Ray has started", in_fingerprint=False, choices=EXECUTORS,
-    )  # fmt: skip
+    ray_address: str = option("", RAY_ADDRESS_HELP, in_fingerprint=False)
+    executor: str = option("auto", EXECUTOR_HELP, in_fingerprint=False, choices=EXECUTORS)
     resize_workers: int | None = option(
-        None, "CPU cores for threads or Ray in this process (default: all)", in_fingerprint=False, low=1, high=1024
+        None,
+        "CPU cores for threads, processes or Ray on this machine (default: all)",
+        in_fingerprint=False,
+        low=1,
+        high=1024,
     )
 
     def __post_init__(self) -> None:
@@ -197,8 +193,10 @@ class ResizeConfig(StepConfig):
             raise wrong("store_size", f"as even or odd as image_size, {self._size}", stored)
         if stored != self._size and self.edges != "off":
             raise wrong("store_size", "none with edges, which are others at a border than amid a picture", stored)
-        if self.executor == "threads" and (self.copies or self.device == "cuda"):
-            raise wrong("executor", "ray or auto for copies and for GPUs", self.executor)
+        if self.executor in (THREADS, PROCESSES) and self.device == "cuda":
+            raise wrong("executor", "ray or auto for GPUs", self.executor)
+        if self.executor == THREADS and self.copies:
+            raise wrong("executor", "processes, ray or auto for copies", self.executor)
         if self.encoding == JPEG and self.edges != "off":
             raise wrong("encoding", "raw with edges, since a JPEG holds one channel or three", self.encoding)
 

@@ -20,6 +20,13 @@ from typing import Any
 
 from ..dataset.fingerprint import digest
 from ..dataset.manifest import Dataset, find_intact_dataset
+from ..engine.ray_connection import (
+    TOKEN_VARIABLES,
+    enable_token_auth,
+    ignore_address_variables,
+    token_error,
+    unreachable_error,
+)
 from ..step.step import Context
 from ..storage import uri as uris
 from ..storage.errors import (
@@ -34,13 +41,6 @@ from ..storage.errors import (
 )
 from .config import ResizeConfig
 from .copies import make_paths_absolute
-from .ray_connection import (
-    TOKEN_VARIABLES,
-    enable_token_auth,
-    ignore_address_variables,
-    token_error,
-    unreachable_error,
-)
 
 STEP = "resize"
 POLL_S = 1.0

@@ -9,6 +9,11 @@ from typing import Any, TypeVar
 
 from ..dataset.fingerprint import fingerprint
 from ..dataset.manifest import MANIFEST, Dataset, Manifest, Totals, commit, find_intact_dataset
+from ..engine.options import AUTO, RAY, THREADS
+from ..engine.processes import Processes
+from ..engine.ray_session import WORKER_BYTES, RaySession, open_ray_session
+from ..engine.tasks import Executor, run_tasks
+from ..engine.threads import Threads
 from ..imaging.choices import JPEG
 from ..step.progress import Progress, format_size
 from ..step.step import CACHED, RAN, Context, Outcome
@@ -18,19 +23,18 @@ from ..storage.filesystem import get_store
 from ..storage.parallel import max_workers
 from .config import VERSION, ResizeConfig
 from .copies import CopyPlan, CopyPolicy, plan_copies
+from .core_seconds import RAY_START_S, SECONDS_PER_COPIED_BYTE, estimate_core_seconds
 from .device import CPU, choose_device, count_local_gpus
 from .estimate import report_estimate
 from .generations import Growth, estimate_totals, plan_growth
+from .gpu_tasks import run_on_gpus
 from .merging import MergeTask, is_complete, merge_sources, remove_merged_files, write_merged
 from .plan import ShardPlan, SplitPlan, plan_split
 from .ray_job import build_with_ray_job, make_job_config
-from .ray_session import WORKER_BYTES, RaySession, open_ray_session
-from .ray_tasks import Executor, run_on_gpus, run_tasks
 from .rewriting import RewriteTask, write_remaining
 from .statistics import ChannelSums, compute_normalization, needs_sums
 from .tasks import ResizeTask, plan_tasks, write_shards
 from .tensor_shards import CopyCounts, FinishedShard, TensorSpec
-from .threads import RAY_START_S, SECONDS_PER_COPIED_BYTE, Threads, estimate_core_seconds
 
 SPLITS = ("train", "val", "test")
 Planned = TypeVar("Planned", ShardPlan, RewriteTask)
@@ -156,21 +160,25 @@ def _report_growth(growth: Growth, clean: Dataset, context: Context) -> None:
 @contextmanager
 def _open_executor(clean: Dataset, config: ResizeConfig, core_seconds: float) -> Iterator[Executor]:
     """Open what does the work, of which there are about so many core-seconds."""
-    if _uses_threads(config, core_seconds):
-        yield Threads(config.resize_workers or max_workers(WORKER_BYTES))
+    workers = config.resize_workers or max_workers(WORKER_BYTES)
+    kind = _choose_executor(config, core_seconds, workers)
+    if kind != RAY:
+        with (Threads if kind == THREADS else Processes)("resize", workers) as local:
+            yield local
         return
     gpus = {"gpus": count_local_gpus()} if config.device != CPU and not config.ray_address else {}
     probe_uri = uris.join(clean.uri, MANIFEST)
-    with open_ray_session(config.ray_address, config.resize_workers, probe_uri, **gpus) as session:
+    with open_ray_session("resize", config.ray_address, config.resize_workers, probe_uri, **gpus) as session:
         yield session
 
 
-def _uses_threads(config: ResizeConfig, core_seconds: float) -> bool:
-    # GPUs are used by Ray's actors; the libraries that make copies have one state for all threads.
-    if config.ray_address or config.device != CPU or config.copies or config.executor == "ray":
-        return False
-    workers = config.resize_workers or max_workers(WORKER_BYTES)
-    return config.executor == "threads" or core_seconds <= RAY_START_S * workers
+def _choose_executor(config: ResizeConfig, core_seconds: float, workers: int) -> str:
+    if config.ray_address or config.device != CPU:  # GPUs are used by Ray's actors
+        return RAY
+    if config.executor != AUTO:
+        return config.executor
+    # The libraries that make copies have one state for all threads.
+    return THREADS if not config.copies and core_seconds <= RAY_START_S * workers else RAY
 
 
 def _make_spec(clean: Dataset, config: ResizeConfig, copies: CopyPolicy | None) -> TensorSpec:

@@ -52,8 +52,8 @@ report(started, lambda data: decode_and_resize(data, geometry))
 
 OURS = """
 from imagemill.components.resize.tasks import plan_tasks, write_shards
-from imagemill.components.resize.ray_session import open_ray_session
-from imagemill.components.resize.ray_tasks import run_tasks
+from imagemill.components.engine.ray_session import open_ray_session
+from imagemill.components.engine.tasks import run_tasks
 from imagemill.components.resize.plan import plan_split
 from imagemill.components.resize.tensor_shards import TensorSpec
 from imagemill.components.dataset.manifest import read_dataset
@@ -82,7 +82,7 @@ def warm(slots):
 IMAGEMILL = (
     OURS
     + """
-with open_ray_session("", 0) as slots:
+with open_ray_session("resize", "", 0) as slots:
     warm(slots)
     run(out / "warm", slots, ["val", "test"])
     started = time.perf_counter()
@@ -193,7 +193,7 @@ def megabytes():
         except OSError:
             pass
     return total / 1000
-with open_ray_session("", 0) as slots:
+with open_ray_session("resize", "", 0) as slots:
     warm(slots)
     time.sleep(2)
     idle = megabytes()

@@ -248,7 +248,7 @@ def clean_dataset(folder: Path, color: str, each: dict[str, int]) -> Dataset:
 
 
 @contextmanager
-def no_session(address: str, workers: int, probe_uri: str = "") -> Iterator[int]:
+def no_session(*_: object) -> Iterator[int]:
     yield 1
 
 

@@ -305,7 +305,8 @@ def test_only_fields_that_count_and_differ_are_in_the_fingerprint() -> None:
 
 
 def test_a_manifest_records_every_field_that_counts() -> None:
-    unrecorded = {"workspace", "name", "rerun", "run", "raw", "preset", "class_list", "clean_workers"}
+    unrecorded = {"workspace", "name", "rerun", "run", "raw", "preset", "class_list", "clean_workers", "executor"}
+    unrecorded |= {"ray_address"}
     unrecorded |= {"drift_warning", "max_drift", "stop_on_drift"}
     assert set(CleanConfig().manifest_values()) == {one.name for one in dataclasses.fields(CleanConfig)} - unrecorded
     assert CleanConfig(preset="ocr").manifest_values()["equalize"] == "autocontrast"

@@ -110,7 +110,7 @@ def make_clean(
 
 
 @contextmanager
-def no_session(address: str, workers: int, probe_uri: str = "") -> Iterator[int]:
+def no_session(*_: object) -> Iterator[int]:
     yield 1
 
 
