@@ -57,10 +57,10 @@ def write_final_files(verdicts: Verdicts, finished: FinishedWork, layout: Layout
         else:
             keys[number] = make_rewrite_key(file, alive[rows], splits[rows])
     final |= finished.find_rewritten(keys)
-    intact = finished.find_intact(file for files in final.values() for file in files)
+    intact = finished.parts.find_intact(file for files in final.values() for file in files)
     missing = [n for n in range(len(ranges)) if n not in final or any(file.uri not in intact for file in final[n])]
     sources = {candidates.files[number].uri for number in missing}
-    if lost := sources - finished.find_intact(candidates.files[number] for number in missing):
+    if lost := sources - finished.parts.find_intact(candidates.files[number] for number in missing):
         return FinalFiles(lost=frozenset(lost))
 
     def rewrite(number: int) -> list[File]:

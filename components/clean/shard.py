@@ -99,6 +99,11 @@ class CleanedShard:
     data: tuple[File, ...]
     rejected: tuple[File, ...]
 
+    @property
+    def required_files(self) -> tuple[File, ...]:
+        """The files without which the slice has to be cleaned again."""
+        return self.candidates + self.rejected
+
     def to_record(self) -> dict[str, Any]:
         return {name: [asdict(file) for file in files] for name, files in vars(self).items()}
 

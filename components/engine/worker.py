@@ -11,6 +11,7 @@ import signal
 import sys
 import traceback
 from multiprocessing.connection import Connection
+from typing import Any
 
 from ..step.runner_exit import exit_with_runner
 from ..storage.errors import EXIT_OURS
@@ -33,7 +34,7 @@ def main() -> int:
     exit_with_runner()
     sys.meta_path.insert(0, _PandasBlocker())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group: the parent ends it orderly
-    shared = None
+    shared: Any = None
     with Connection(int(sys.argv[1])) as connection:
         while True:
             try:
@@ -42,8 +43,8 @@ def main() -> int:
                 return 0
             try:
                 changed, task = pickle.loads(message)
-                work, arguments = shared = changed or shared
-                result = run_work(work, task, arguments)
+                shared = changed or shared
+                result = run_work(shared[0], task, shared[1])
             except Exception as error:  # of any kind: the parent waits for an answer
                 traceback.print_exc()
                 result = Failure(f"{type(error).__name__}: {error} (an error of imagemill's)", EXIT_OURS)

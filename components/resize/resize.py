@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from ..dataset.fingerprint import fingerprint
-from ..dataset.manifest import MANIFEST, Dataset, Manifest, Totals, commit, find_intact_dataset
+from ..dataset.manifest import MANIFEST, Dataset, File, Manifest, Totals, commit, find_intact_dataset
+from ..engine.finished import FinishedParts
 from ..engine.options import AUTO, RAY, THREADS
 from ..engine.processes import Processes
 from ..engine.ray_session import WORKER_BYTES, RaySession, open_ray_session
@@ -18,8 +19,7 @@ from ..imaging.choices import JPEG
 from ..step.progress import Progress, format_size
 from ..step.step import CACHED, RAN, Context, Outcome
 from ..storage import uri as uris
-from ..storage.errors import MillError, error_for_exit_code, wrong
-from ..storage.filesystem import get_store
+from ..storage.errors import MillError, wrong
 from ..storage.parallel import max_workers
 from .config import VERSION, ResizeConfig
 from .copies import CopyPlan, CopyPolicy, plan_copies
@@ -28,7 +28,7 @@ from .device import CPU, choose_device, count_local_gpus
 from .estimate import report_estimate
 from .generations import Growth, estimate_totals, plan_growth
 from .gpu_tasks import run_on_gpus
-from .merging import MergeTask, is_complete, merge_sources, remove_merged_files, write_merged
+from .merging import MergeTask, merge_sources, remove_merged_files, write_merged
 from .plan import ShardPlan, SplitPlan, plan_split
 from .ray_job import build_with_ray_job, make_job_config
 from .rewriting import RewriteTask, write_remaining
@@ -200,15 +200,17 @@ class _TensorsBuild:
     progress: Progress
     finished: dict[str, FinishedShard] = field(default_factory=dict)
 
+    @property
+    def parts(self) -> FinishedParts:
+        return FinishedParts(self.context.workspace, self.uri)
+
     def skip_finished(self, shards: Sequence[Planned]) -> list[Planned]:
         """Return the shards that no earlier attempt finished; the others are added to `finished`."""
+        records = self.parts.find({shard.key: shard.key for shard in shards}, lambda record: [File(**record["file"])])
         unfinished = []
         for shard in shards:
-            record = self.context.workspace.read_work_record(self.uri, shard.key)
-            result = FinishedShard.from_record(record) if record else None
-            entry = get_store(self.uri).stat(uris.join(self.uri, result.file.uri)) if result else None
-            is_whole = result and entry and entry.size == result.file.bytes
-            if result and is_whole and (result.sums or not self.spec.with_sums or shard.split != "train"):
+            result = FinishedShard.from_record(records[shard.key]) if shard.key in records else None
+            if result and (result.sums or not self.spec.with_sums or shard.split != "train"):
                 self.finished[shard.key] = result
                 self.progress.leave_out(shard.rows)
             else:
@@ -249,33 +251,23 @@ class _TensorsBuild:
 
     def _finish(self, results: Iterable[tuple[ResizeTask | RewriteTask, dict[str, Any]]]) -> None:
         """Record the shards that tasks have written."""
-        for task, result in results:
-            for key, record in result["files"].items():
-                self.finished[key] = FinishedShard.from_record(record)
-                self.context.workspace.write_work_record(self.uri, key, record)
-            _raise_error_of(result)
+        for task, records in self.parts.record(results):
+            self.finished |= {key: FinishedShard.from_record(record) for key, record in records.items()}
             self.progress.add(task.rows)
 
     def _run_merges(self, tasks: Sequence[MergeTask], executor: Executor) -> dict[str, dict[str, Any]]:
         """Run merge tasks except those that an earlier attempt finished; return the records of all by their keys."""
-        workspace = self.context.workspace
-        recorded = {task.key: workspace.read_work_record(self.uri, task.key) for task in tasks}
-        records = {key: record for key, record in recorded.items() if record and is_complete(record, self.uri)}
+        keys = {task.key: task.key for task in tasks}
+        records = self.parts.find(keys, lambda record: [File(**file) for file in record["files"]])
         sources = sum(len(task.inputs) for task in tasks)
         self.context.say(f"{tasks[0].split}: {sources:,} pieces are merged to {len(tasks):,}, so as to read less")
         unfinished = [task for task in tasks if task.key not in records]
         progress = Progress("resize", "images merged", sum(task.rows for task in unfinished))
-        for task, result in run_tasks(unfinished, write_merged, (self.uri,), executor):
-            _raise_error_of(result)
-            records[task.key] = result
-            workspace.write_work_record(self.uri, task.key, result)
+        for task, record in run_tasks(unfinished, write_merged, (self.uri,), executor):
+            records[task.key] = record
+            self.parts.add(task.key, record)
             progress.add(task.rows)
         return records
-
-
-def _raise_error_of(result: dict[str, Any]) -> None:
-    if "error" in result:
-        raise error_for_exit_code(result["exit_code"], result["error"])
 
 
 def _describe_copies(policy: CopyPolicy | None, counts: CopyCounts) -> dict[str, Any]:

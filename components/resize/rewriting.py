@@ -13,7 +13,7 @@ from ..dataset.labels import SINGLE, label_column
 from ..dataset.shards import Layout, ShardWriter, open_parquet, read_row_group
 from ..imaging.choices import RAW
 from ..imaging.tensors import decode_column
-from ..storage.errors import DatasetError, MillError
+from ..storage.errors import DatasetError
 from .statistics import ChannelSums, add_histogram
 from .tensor_shards import CopyCounts, TensorSpec, count_copies
 
@@ -39,18 +39,10 @@ class RewriteTask:
 
 
 def write_remaining(task: RewriteTask, dataset_uri: str, spec: TensorSpec) -> dict[str, Any]:
-    """Write the rows of a shard that stay, in their order; return its record in `files`, by key, as `write_shards`.
+    """Write the rows of a shard that stay, in their order; return its record by its key, as `write_shards`.
 
     Memory holds one row group. The sums of raw pixels are exactly those of a shard that never had the other rows.
     """
-    try:
-        record = _write_remaining(task, dataset_uri, spec)
-    except MillError as error:
-        return {"files": {}, "error": str(error), "exit_code": error.exit_code}
-    return {"files": {task.key: record | {"generation": task.generation}}}
-
-
-def _write_remaining(task: RewriteTask, dataset_uri: str, spec: TensorSpec) -> dict[str, Any]:
     schema, left = spec.schema(task.task), pa.array(task.left, pa.string())
     is_summed = spec.with_sums and task.split == "train"
     histogram = np.zeros((spec.geometry.shape[2], 256), np.int64) if is_summed else None
@@ -73,9 +65,12 @@ def _write_remaining(task: RewriteTask, dataset_uri: str, spec: TensorSpec) -> d
     if file.rows != task.rows:
         raise DatasetError(f"{task.uri}: expected {task.rows} rows to keep, found {file.rows}")
     record: dict[str, Any] = {"file": asdict(file), "rows": file.rows, "image_bytes": image_bytes}
+    record["generation"] = task.generation
     if spec.has_copies(task.split):
         record["copies"] = asdict(_count_copies(kept, task.task))
-    return record if histogram is None else record | {"sums": asdict(ChannelSums.from_histogram(histogram))}
+    if histogram is not None:
+        record["sums"] = asdict(ChannelSums.from_histogram(histogram))
+    return {task.key: record}
 
 
 def _count_image_bytes(table: pa.Table, spec: TensorSpec) -> int:

@@ -258,7 +258,7 @@ def same_clean(found: Dataset, expected: Dataset) -> None:
         assert Path(found.locate(file)).read_bytes() == Path(expected.locate(file)).read_bytes()
 
 
-@pytest.mark.parametrize("where", ["here", "two raylets"])
+@pytest.mark.parametrize("where", [pytest.param("here", marks=pytest.mark.proof), "two raylets"])
 def test_clean_on_ray_gives_what_processes_give(
     where: str, cluster: RayCluster, cleaned_here: Dataset, tmp_path: Path
 ) -> None:
