@@ -68,8 +68,9 @@ class Workspace:
         """Return the record that an earlier attempt wrote under `key`, or None."""
         return self._read_json(uris.join(folder, "_work", f"{key}.json"))
 
-    def write_work_record(self, folder: str, key: str, record: dict[str, Any]) -> None:
-        self.store.put_if_absent(uris.join(folder, "_work", f"{key}.json"), _json(record))
+    def write_work_record(self, folder: str, key: str, record: dict[str, Any]) -> bool:
+        """Write a record unless there is one under `key`; True for the one writer that was first."""
+        return self.store.put_if_absent(uris.join(folder, "_work", f"{key}.json"), _json(record))
 
     def replace_work_record(self, folder: str, key: str, record: dict[str, Any]) -> None:
         """Write the record of work that may have been recorded before, when it had files that are gone now."""

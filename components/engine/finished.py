@@ -48,8 +48,9 @@ class FinishedParts:
         return {name: record for name, (record, needed) in files.items() if all(file.uri in intact for file in needed)}
 
     def add(self, key: str, record: Record) -> None:
-        """Record a part, in place of a record whose files are gone."""
-        self.workspace.replace_work_record(self.uri, key, record)
+        """Record a part. A record that is there lists the same files, unless they are gone: then it is replaced."""
+        if not self.workspace.write_work_record(self.uri, key, record) and self.read({key: key}) != {key: record}:
+            self.workspace.replace_work_record(self.uri, key, record)
 
     def record(self, results: Iterable[tuple[TaskT, dict[str, Record]]]) -> Iterator[tuple[TaskT, dict[str, Record]]]:
         """Yield the results of tasks, each the records of parts by their keys, when they are recorded."""

@@ -62,6 +62,7 @@ class RaySession:
     cores: int = 1
     counted_at: float = field(default_factory=time.monotonic)
     had_cores_at: float = field(default_factory=time.monotonic)
+    _remote_function: Any = None
 
     def get_cores(self) -> int:
         """Return the number of CPU cores, counted again every `CORES_INTERVAL_S`.
@@ -93,9 +94,10 @@ class RaySession:
     def submit(self, work: Work, task: Task, arguments: tuple[Any, ...]) -> Any:
         import ray
 
-        # Losses are counted in run_tasks and not by Ray, which would retry without end what is killed for its memory.
-        remote_function = ray.remote(num_cpus=1, max_retries=0)(_run_on_node)
-        return remote_function.remote(work, self.probe_file, task, arguments)
+        if self._remote_function is None:
+            # Losses are counted in run_tasks; Ray would retry without end what is killed for its memory.
+            self._remote_function = ray.remote(num_cpus=1, max_retries=0)(_run_on_node)
+        return self._remote_function.remote(work, self.probe_file, task, arguments)
 
     def wait(self, handles: Sequence[Any]) -> Sequence[Any]:
         import ray

@@ -31,7 +31,7 @@ Executor = Threads | Processes
 @pytest.fixture(autouse=True)
 def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     """Worker processes find the module of the tasks."""
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(mapped.__file__).parent), os.environ["PYTHONPATH"]]))
+    monkeypatch.setenv("PYTHONPATH", str(Path(mapped.__file__).parent), prepend=os.pathsep)
 
 
 def workers() -> dict[int, str]:
