@@ -111,7 +111,7 @@ def by_copy(tensors: Dataset) -> dict[tuple[str, int], Any]:
 
 
 @contextmanager
-def _no_session(address: str, workers: int, probe_uri: str = "") -> Iterator[int]:
+def _no_session(*_: object) -> Iterator[int]:
     yield 1
 
 
