@@ -305,15 +305,15 @@ def test_evaluate_makes_the_very_pixels_of_the_tensors(tmp_path: Path, color: st
 @pytest.mark.usefixtures("without_ray")
 @pytest.mark.parametrize(
     ("color", "edges", "normalization"),
-    [("rgb", "off", "dataset"), ("lab", "off", "auto"), ("rgb", "both", "auto"), ("gray", "sobel", "dataset")],
+    [("rgb", "off", "dataset"), ("lab", "off", None), ("rgb", "both", None), ("gray", "sobel", "dataset")],
 )
 def test_mean_and_spread_are_those_of_the_training_tensors(
-    tmp_path: Path, color: str, edges: str, normalization: str
+    tmp_path: Path, color: str, edges: str, normalization: str | None
 ) -> None:
     clean = clean_dataset(tmp_path, color, {"train": 12, "val": 3, "test": 2})
-    tensors = resized(clean, edges=edges, normalization=normalization)
+    tensors = resized(clean, edges=edges, **({"normalization": normalization} if normalization else {}))
     flat = np.stack(list(images_in(tensors, "train").values())).reshape(-1, tensors.manifest.image.shape[2]) / 255
-    known = len(named("imagenet", color)[0]) if normalization == "auto" else 0
+    known = len(named("imagenet", color)[0]) if normalization is None else 0
     mean, std = tensors.manifest.image.mean, tensors.manifest.image.std
     np.testing.assert_allclose(mean[known:], flat.mean(0)[known:], atol=1e-6)
     np.testing.assert_allclose(std[known:], flat.std(0)[known:], atol=1e-6)

@@ -357,7 +357,7 @@ def imported(path: Path, root: Path) -> Iterator[tuple[str, ...]]:
                 yield from ((*found, alias.name) for alias in node.names)
 
 
-SHARED = ("compat", "storage", "dataset", "imaging", "models", "metrics", "step")
+SHARED = ("compat", "storage", "dataset", "imaging", "models", "metrics", "step", "engine")
 """What steps share, in the order in which it may be imported: each package by those after it."""
 ORDERING = (
     "compat", "settings", "parameters", "results", "cluster", "docker", "kuberay", "finish", "kfp", "argo", "training",
