@@ -94,8 +94,8 @@ def _list_log_sources(ui: KfpUi, run: str, execution: Execution) -> tuple[LogSou
         if execution.pod
         else []
     )
-    logs = execution.logs[-1:]
-    return pod, [lambda log=log: ui.fetch_artifact(log).decode(errors="replace") for log in logs]
+    artifact = [lambda: ui.fetch_artifact(execution.logs[-1]).decode(errors="replace")] if execution.logs else []
+    return pod, artifact
 
 
 def _read_first(sources: LogSources, description: str) -> str:
