@@ -87,7 +87,7 @@ def torchvision_presets() -> dict[str, ModelPreset]:
     """Return the table by name: `resnet50:IMAGENET1K_V2` and so on, `:DEFAULT` and the bare name for the default
     weights, which are a model's second version, or the first, or those of the end-to-end fine-tuning."""
     presets = dict(_table_rows())
-    for backbone in {name.partition(":")[0] for name in presets}:
+    for backbone in sorted({name.partition(":")[0] for name in presets}):
         for version in ("V2", "V1", "SWAG_E2E_V1"):
             if default := presets.get(f"{backbone}:IMAGENET1K_{version}"):
                 presets |= {backbone: default, f"{backbone}:DEFAULT": default}
@@ -104,7 +104,7 @@ def _table_rows() -> Iterator[tuple[str, ModelPreset]]:
 
 def backbones() -> list[str]:
     """Return the names of the classification models: those of the installed torchvision, or else of the table."""
-    return list(_installed_models() or (name for name in torchvision_presets() if ":" not in name))
+    return list(_installed_models() or sorted(name for name in torchvision_presets() if ":" not in name))
 
 
 @cache
