@@ -21,7 +21,7 @@ from imagemill.pipelines.parameters import ALL_STEPS
 COLORS = {"green": (40, 150, 60), "red": (230, 50, 70)}
 """About as light as one another: a grey image does not tell them apart."""
 QUICK: dict[str, Any] = {
-    "image_size": 32, "backbone": "resnet18", "recipe": "plain", "epochs": 6, "batch_size": 8, "learning_rate": 0.001,
+    "image_size": 32, "backbone": "resnet18", "recipe": "plain", "epochs": 3, "batch_size": 8, "learning_rate": 0.001,
     "device": "cpu", "precision": "float32", "load_threads": 1, "test_fraction": 0.35, "val_fraction": 0.15,
     "near_duplicates": "off", "review": "false", "leakage": "report",
 }  # fmt: skip

@@ -50,9 +50,9 @@ def draw_search(result: dict[str, Any]) -> Markup:
         axes.axhline(complete[0]["score"], color=MUTED, linewidth=1.0, linestyle=(0, (3, 3)), zorder=0)
         pruned = [trial for trial in trials if trial["state"] != "complete"]
         for shown, color, label in ((complete, TRAIN, "complete"), (pruned, MUTED, "pruned")):
-            points = [(trial["number"], trial["score"]) for trial in shown]
-            if points:
-                axes.scatter(*zip(*points, strict=True), s=22, color=color, label=label, linewidths=0)
+            if shown:
+                numbers, scores = ([trial[key] for trial in shown] for key in ("number", "score"))
+                axes.scatter(numbers, scores, s=22, color=color, label=label, linewidths=0)
         numbers, best = [trial["number"] for trial in complete], list(_running_maximum(complete))
         axes.step([*numbers, result["trials"][-1]["number"]], [*best, best[-1]], where="post", color=VAL, label="best")
         axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))

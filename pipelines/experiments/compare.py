@@ -160,8 +160,12 @@ def describe_verdict(comparison: Comparison, metric: str, seeds: int, has_same_m
     verdict = judge(difference)
     low, high = difference.interval
     over = f"{comparison.images:,} test images and {seeds} seeds" if seeds > 1 else f"{comparison.images:,} test images"
-    numbers = f"{METRIC_TITLES[metric]} of B is {difference.gain:+.4f} ({low:+.4f} to {high:+.4f}) that of A on {over}"
-    sentence = f"{numbers}: {'credibly ' if verdict != NOT_SHOWN else ''}{verdict.replace('_', ' ')}"
+    means = [float(values.mean()) for values in comparison.scores[metric]]
+    sentence = (
+        f"{METRIC_TITLES[metric]} {means[0]:.4f} (A) and {means[1]:.4f} (B), difference {difference.gain:+.4f} "
+        f"({low:+.4f} to {high:+.4f}) over {over}: "
+    )
+    sentence += f"B is credibly {verdict}" if verdict != NOT_SHOWN else "not shown to differ"
     if verdict == NOT_SHOWN:
         sentence += f". A difference of less than about {(high - low) / 2:.3f} does not show here"
         is_by_images = difference.image_error >= difference.training_error

@@ -74,7 +74,7 @@ def compare_evaluations(first: Sequence[Dataset], second: Sequence[Dataset]) -> 
     classes = first[0].manifest.classes
     rows = [[Predictions.read(evaluation, classes) for evaluation in side] for side in (first, second)]
     common = _find_common_images([predictions for side in rows for predictions in side])
-    pairs = [_pair(classes, *sides, common) for sides in zip(*rows, strict=True)]
+    pairs = [_pair(classes, *sides, common) for sides in zip(rows[0], rows[1], strict=True)]
     by_metric = {metric: [compute_difference(pair, metric) for pair in pairs] for metric in METRIC_TITLES}
     labels = [""] * len(common)
     for image, class_id in zip(*pairs[0].labels, strict=True):

@@ -25,6 +25,7 @@ Record = dict[str, Any]
 Watch = Callable[[], bool]
 """Is called about once a second while a step runs; True ends the step with SIGTERM."""
 POLL_S = 1.0
+_OUTPUT_GRACE_S = 10.0
 
 
 class StoppedByWatch(Exception):
@@ -71,9 +72,8 @@ class StepRunner:
                 self._make_command(step, config, result), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT, text=True, errors="replace",
             )  # fmt: skip
-        is_stopped = False
+        is_stopped, reader = False, _start_copying(process, self.log)
         try:
-            reader = _start_copying(process, self.log)
             while process.poll() is None:
                 reader.join(POLL_S)
                 if not reader.is_alive():
@@ -81,10 +81,11 @@ class StepRunner:
                 elif watch and not is_stopped and watch():
                     is_stopped = True
                     process.terminate()
-            reader.join()
         except BaseException:
             _stop(process)
             raise
+        finally:
+            reader.join(_OUTPUT_GRACE_S)  # a process that the step left behind may hold the pipe open
         record: Record = json.loads(result.read_text()) if result.exists() else {}
         if is_stopped and record.get("exit_code", 1):
             raise StoppedByWatch
