@@ -29,6 +29,7 @@ MODULES: dict[str, tuple[str, tuple[str, ...]]] = {
     "docker": ("Docker's client", ("pipelines",)),
     "kubernetes": ("Kubernetes' client", ("pipelines",)),
     "google_crc32c": ("google-crc32c", ("export",)),
+    "optuna": ("Optuna", ("tune",)),
     "tensorflow": ("TensorFlow", ("tensorflow",)),
 }
 """Module → the library's name, and the extras of pyproject.toml that install it."""

@@ -29,7 +29,7 @@ from ..parameters import (
     parse_sections,
     resolve_parameters,
 )
-from . import champion, compare, config, gc, images, runs, schedule, submit
+from . import champion, compare, config, gc, images, runs, schedule, submit, tune
 
 _INTRO = "Labelled images in, a better classifier out, again every week."
 _EXPORT_HELP = "a clean or tensors dataset as files that other programs read"
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             from ..results import make_failed_result
 
             print(json.dumps(make_failed_result(error), ensure_ascii=False))
-        if words[:1] == ["compare"] and "--json" in words:
+        if words[:1] in (["compare"], ["tune"]) and "--json" in words:
             failed = {"status": "failed", "error": str(error), "exit_code": error.exit_code}
             print(json.dumps(failed, ensure_ascii=False))
         return error.exit_code
@@ -167,7 +167,7 @@ def _predict(flags: dict[str, Any]) -> int:
 _COMMANDS: dict[str, Callable[[dict[str, Any]], int]] = {
     "run": _run, "inspect": _inspect, "export": _export, "predict": _predict, "champion": champion.run,
     "gc": gc.run, "config": _config, "images": images.run, "doctor": doctor.run, "cluster": _cluster,
-    "compile": _compile, "compare": compare.run,
+    "compile": _compile, "compare": compare.run, "tune": tune.run,
     "submit": submit.run, "schedule": schedule.run, "runs": runs.run,
 }  # fmt: skip
 
@@ -196,6 +196,7 @@ def _make_parser() -> argparse.ArgumentParser:
     _add_predict(commands)
     champion.add_command(commands)
     compare.add_command(commands, _add_parameter_flags)
+    tune.add_command(commands, _add_parameter_flags)
     gc.add_command(commands)
     config.add_command(commands, _add_parameters)
     images.add_command(commands)
