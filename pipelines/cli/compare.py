@@ -7,8 +7,9 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from ...components.step.command_line import parse_count
 from ...components.step.extras import require_modules
-from ...components.storage.errors import EXIT_OK, wrong
+from ...components.storage.errors import EXIT_OK
 from ..parameters import ALL_STEPS
 from .runs import align_columns
 
@@ -35,7 +36,7 @@ def add_command(commands: Any, add_parameters: Callable[[argparse.ArgumentParser
 
 def run(flags: dict[str, Any]) -> int:
     """Run the command with its parsed flags; return the exit code."""
-    as_json, seeds = flags.pop("json"), parse_count("--seeds", flags.pop("seeds"), MAX_SEEDS)
+    as_json, seeds = flags.pop("json"), parse_seeds(flags.pop("seeds"), 1)
     sources = flags.pop("first"), flags.pop("second")
     require_modules("compare", [module for step in ALL_STEPS.values() for module in step.needs])
     from ..experiments.compare import compare
@@ -48,11 +49,9 @@ def run(flags: dict[str, Any]) -> int:
     return EXIT_OK
 
 
-def parse_count(flag: str, text: str, highest: int) -> int:
-    """Return a whole number from 1 to `highest`; UserError for another text."""
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= highest:
-        raise wrong(flag, f"a whole number from 1 to {highest}", text)
-    return int(text)
+def parse_seeds(text: str, lowest: int) -> int:
+    """Return the number of `--seeds`; UserError for another text."""
+    return parse_count("--seeds", text, f"a whole number from {lowest} to {MAX_SEEDS}", low=lowest, high=MAX_SEEDS)
 
 
 def format_result(result: dict[str, Any]) -> str:

@@ -7,10 +7,11 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from ...components.step.command_line import parse_count
 from ...components.step.extras import require_modules
-from ...components.storage.errors import EXIT_OK, wrong
+from ...components.storage.errors import EXIT_OK
 from ..parameters import ALL_STEPS
-from .compare import MAX_SEEDS, parse_count
+from .compare import parse_seeds
 from .runs import align_columns
 
 HELP = "search for training parameters that do better than a configuration, by the validation images"
@@ -50,10 +51,9 @@ def add_command(commands: Any, add_parameters: Callable[[argparse.ArgumentParser
 def run(flags: dict[str, Any]) -> int:
     """Run the command with its parsed flags; return the exit code."""
     as_json, source, space_file = flags.pop("json"), flags.pop("base"), flags.pop("space")
-    trials = parse_count("--trials", flags.pop("trials"), MAX_TRIALS)
-    seeds = parse_count("--seeds", flags.pop("seeds"), MAX_SEEDS)
-    if seeds < 2:
-        raise wrong("--seeds", "at least 2, for one does not show how much seeds differ", seeds)
+    expected = f"a whole number from 1 to {MAX_TRIALS}"
+    trials = parse_count("--trials", flags.pop("trials"), expected, low=1, high=MAX_TRIALS)
+    seeds = parse_seeds(flags.pop("seeds"), 2)  # one does not show how much seeds differ
     pruner, output = flags.pop("pruner"), flags.pop("output")
     require_modules("tune", ["optuna"])
     require_modules("run", [module for step in ALL_STEPS.values() for module in step.needs])

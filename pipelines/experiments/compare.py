@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
+from ...components.dataset.kinds import EvaluationExtra
 from ...components.dataset.manifest import Dataset
 from ...components.dataset.workspace import Workspace
 from ...components.metrics.repeated_trainings import MeanDifference
@@ -132,8 +133,13 @@ def _measure_cost(trials: list[Trial], shared: tuple[str, ...]) -> Cost:
     sizes = {
         kind: sum(file.bytes for file in trials[0].read(kind).manifest.files) for kind in ("clean", "tensors", "model")
     }
-    rates = [float(trial.read("evaluation").manifest.extra["throughput"]["network"]) for trial in trials]
+    rates = [_read_rate(trial.read("evaluation")) for trial in trials]
     return Cost(seconds, sizes, round(sum(rates) / len(rates), 1), shared)
+
+
+def _read_rate(evaluation: Dataset) -> float:
+    throughput = EvaluationExtra.of(evaluation.manifest).throughput
+    return throughput.network if throughput else 0.0
 
 
 def describe_difference(difference: MeanDifference) -> dict[str, Any]:

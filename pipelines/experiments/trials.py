@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...components.dataset.fingerprint import digest
+from ...components.dataset.kinds import ModelExtra
 from ...components.dataset.manifest import Dataset, find_dataset, read_dataset
 from ...components.dataset.workspace import PRODUCTS, STEPS, Workspace
 from ...components.step.config import StepConfig
@@ -138,7 +139,7 @@ class TrialRunner:
         if cost := self.workspace.cost(self.scope, str(record["fingerprint"])):
             return float(cost["seconds"])
         if step == "train":
-            return float(read_dataset(str(record["uri"]), "model").manifest.extra["seconds"])
+            return ModelExtra.of(read_dataset(str(record["uri"]), "model").manifest).seconds
         return None
 
 

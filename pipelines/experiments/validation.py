@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from ...components.dataset.kinds import ModelExtra
 from ...components.dataset.manifest import Dataset
 from ...components.dataset.workspace import Workspace
 from ...components.storage.errors import MillError, UserError
@@ -23,7 +24,7 @@ _LATE = 0.75
 def read_course(model: Dataset, metric: str) -> tuple[float, ...]:
     """Return the validation score of each epoch; UserError for a model without validation."""
     column = f"val_{metric}"
-    course = tuple(float(row[column]) for row in model.manifest.extra["history"] if column in row)
+    course = tuple(float(row[column]) for row in ModelExtra.of(model.manifest).history if column in row)
     if not course:
         raise UserError(
             "val_fraction: expected validation images, by which values are chosen, found none in the source"
@@ -86,17 +87,17 @@ def describe_regularization(model: Dataset, base: Dataset, metric: str) -> str:
     Too little: the training images are learned by heart (`diagnose`). Too much: augmented images stay harder than those
     of validation to the end, the best epoch is a late one, and the score is below the base's.
     """
-    extra: Mapping[str, Any] = model.manifest.extra
+    extra = ModelExtra.of(model.manifest)
     config = model.manifest.config
     has_hard_targets = not any(
         config.get(name) for name in ("label_smoothing", "mixup_probability", "cutmix_probability")
     )
-    history: Sequence[dict[str, Any]] = extra["history"]
-    if diagnosis := diagnose(history, extra["best_epoch"], has_hard_targets):
+    history, best_epoch = extra.history, extra.best_epoch or 0
+    if diagnosis := diagnose(history, best_epoch, has_hard_targets):
         return diagnosis
     last = history[-1]
     is_harder = last["train_loss"] > 1.1 * last.get("val_loss", last["train_loss"])
-    is_late = extra["best_epoch"] > _LATE * len(history)
+    is_late = best_epoch > _LATE * len(history)
     if is_harder and is_late and max(read_course(model, metric)) < max(read_course(base, metric)):
         return "too much regularization for so few epochs: the training loss stays above the validation loss"
     return ""

@@ -59,7 +59,7 @@ class StepRunner:
     def find(self, step: str, config: StepConfig) -> Record | None:
         """Return the record of a step whose result exists; None where it has to run, if only to raise its error."""
         try:
-            return ALL_STEPS[step].execute_cached(config)
+            return ALL_STEPS[step].execute_cached(config).to_dict()
         except (NotCached, MillError, ImportError):
             return None
 
@@ -105,7 +105,9 @@ class StepRunner:
         values = {
             field.name: getattr(config, field.name)
             for field in fields(config)
-            if field.name not in parents and getattr(config, field.name) not in (None, field.default)
+            if field.name not in parents
+            and getattr(config, field.name) is not None
+            and (getattr(config, field.name) != field.default or field.metadata["by_preset"])  # a preset overrules both
         }
         file = self.scratch / "config.yaml"
         file.write_text(json.dumps({step: values}), encoding="utf-8")  # JSON is YAML

@@ -120,7 +120,7 @@ def test_mistakes_are_refused_before_anything_runs(search: Search, capsys: pytes
     for words, message in (
         ([], "(backbone): backbone: expected"),
         (["--trials", "0"], "--trials: expected a whole number from 1"),
-        (["--seeds", "1"], "--seeds: expected at least 2"),
+        (["--seeds", "1"], "--seeds: expected a whole number from 2"),
         (["--pruner", "hyperband"], "--pruner: expected one of median, asha, none"),
     ):
         assert search.tune(*words) == EXIT_USER

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from imagemill.components.dataset.kinds import ModelExtra
 from imagemill.components.dataset.manifest import Dataset, Manifest
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.metrics.repeated_trainings import compute_mean_difference
@@ -100,7 +101,7 @@ def model(train: list[float], val: list[float], scores: list[float], **config: A
         for number, (loss, other, score) in enumerate(zip(train, val, scores, strict=True), 1)
     ]
     best = max(history, key=lambda row: row["val_macro_f1"])["epoch"]
-    return Dataset("m", Manifest("model", "m", config=config, extra={"history": history, "best_epoch": best}), "")
+    return Dataset("m", Manifest("model", "m", config=config, extra=ModelExtra(history=history, best_epoch=best)), "")
 
 
 def test_regularization_is_noticed() -> None:
