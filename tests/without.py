@@ -40,6 +40,8 @@ COMMANDS: dict[str, tuple[str, list[str], Message]] = {
     **{f"python -m {step}": (f"imagemill.components.{step}", *about) for step, about in _STEPS.items()},
     "predict": (CLI, ["predict", "photo.jpg"], Message("predict", "PyTorch", "train")),
     "run": (CLI, ["run"], Message("run", KFP, "all")),
+    "compare": (CLI, ["compare", "{}", "{}"], Message("compare", "Jinja", "all")),
+    "tune": (CLI, ["tune"], Message("tune", "Optuna", "tune")),
     "run in docker": (CLI, ["run", "--runner", "docker"], Message("run", KFP, "all")),
     "compile for kfp": (
         CLI, ["compile", "--target", "kfp", *CLUSTER, "-o", "a.yaml"], Message("compile", KFP, "pipelines"),

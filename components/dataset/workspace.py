@@ -190,6 +190,23 @@ class Workspace:
             self.at("names", name, "starts", f"{key}.json"), _json({"model": "", **record, "run": run})
         )
 
+    # Costs: the seconds that the steps of an experiment took, known after they are cached.
+
+    def cost(self, name: str, fingerprint: str) -> dict[str, Any] | None:
+        """Return the record of what making a dataset cost; None where no experiment of `name` has made it."""
+        return self._read_json(self.at("names", name, "costs", f"{fingerprint}.json"))
+
+    def add_cost(self, name: str, fingerprint: str, record: dict[str, Any]) -> None:
+        self.store.put_if_absent(self.at("names", name, "costs", f"{fingerprint}.json"), _json(record))
+
+    # Studies: the trials of a search, numbered from 0.
+
+    def study_trial(self, name: str, study: str, number: int) -> dict[str, Any] | None:
+        return self._read_json(self.at("names", name, "studies", study, f"{number}.json"))
+
+    def add_study_trial(self, name: str, study: str, number: int, record: dict[str, Any]) -> None:
+        self.store.put_if_absent(self.at("names", name, "studies", study, f"{number}.json"), _json(record))
+
     # Runs: each step's record, the log, the report.
 
     def run_file(self, run: str, file: str) -> str:

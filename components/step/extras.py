@@ -29,11 +29,12 @@ MODULES: dict[str, tuple[str, tuple[str, ...]]] = {
     "docker": ("Docker's client", ("pipelines",)),
     "kubernetes": ("Kubernetes' client", ("pipelines",)),
     "google_crc32c": ("google-crc32c", ("export",)),
+    "optuna": ("Optuna", ("tune",)),
     "tensorflow": ("TensorFlow", ("tensorflow",)),
 }
 """Module → the library's name, and the extras of pyproject.toml that install it."""
 
-_EXTRA_OF_COMMAND = {"run": "all", "evaluate": "train", "predict": "train"}
+_EXTRA_OF_COMMAND = {"run": "all", "compare": "all", "evaluate": "train", "predict": "train"}
 """Command → the extra that installs all its modules, where that has another name."""
 
 

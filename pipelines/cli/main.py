@@ -29,7 +29,7 @@ from ..parameters import (
     parse_sections,
     resolve_parameters,
 )
-from . import champion, config, gc, images, runs, schedule, submit
+from . import champion, compare, config, gc, images, runs, schedule, submit, tune
 
 _INTRO = "Labelled images in, a better classifier out, again every week."
 _EXPORT_HELP = "a clean or tensors dataset as files that other programs read"
@@ -61,6 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             from ..results import make_failed_result
 
             print(json.dumps(make_failed_result(error), ensure_ascii=False))
+        if words[:1] in (["compare"], ["tune"]) and "--json" in words:
+            failed = {"status": "failed", "error": str(error), "exit_code": error.exit_code}
+            print(json.dumps(failed, ensure_ascii=False))
         return error.exit_code
     except KeyboardInterrupt:
         print("imagemill: stopped; run again to go on from what is finished", file=sys.stderr)
@@ -164,7 +167,7 @@ def _predict(flags: dict[str, Any]) -> int:
 _COMMANDS: dict[str, Callable[[dict[str, Any]], int]] = {
     "run": _run, "inspect": _inspect, "export": _export, "predict": _predict, "champion": champion.run,
     "gc": gc.run, "config": _config, "images": images.run, "doctor": doctor.run, "cluster": _cluster,
-    "compile": _compile,
+    "compile": _compile, "compare": compare.run, "tune": tune.run,
     "submit": submit.run, "schedule": schedule.run, "runs": runs.run,
 }  # fmt: skip
 
@@ -192,6 +195,8 @@ def _make_parser() -> argparse.ArgumentParser:
     _add_export(commands)
     _add_predict(commands)
     champion.add_command(commands)
+    compare.add_command(commands, _add_parameter_flags)
+    tune.add_command(commands, _add_parameter_flags)
     gc.add_command(commands)
     config.add_command(commands, _add_parameters)
     images.add_command(commands)
@@ -250,12 +255,16 @@ def _add_predict(commands: Any) -> None:
 
 
 def _add_parameters(parser: argparse.ArgumentParser, on_cluster: str = "") -> None:
-    """Add a flag for every parameter; `on_cluster`: the parameters' use where a cluster runs the steps."""
-    # Argparse would list all of the hundred parameters there, ahead of the command's description.
-    parser.usage = "%(prog)s [--<option> VALUE ...] [--<parameter> VALUE ...]"
+    """Add `--config` and a flag for every parameter; `on_cluster`: their use where a cluster runs the steps."""
     parser.add_argument(
         "--config", dest="config_file", metavar="FILE.yaml|JSON", help="parameters from a YAML file, or as JSON"
     )
+    _add_parameter_flags(parser, on_cluster)
+
+
+def _add_parameter_flags(parser: argparse.ArgumentParser, on_cluster: str = "") -> None:
+    # Argparse would list all of the hundred parameters there, ahead of the command's description.
+    parser.usage = "%(prog)s [--<option> VALUE ...] [--<parameter> VALUE ...]"
     description = f"{on_cluster} Places are URIs: the pods don't see this machine's files." if on_cluster else None
     form = parser.add_argument_group("parameters", description)
     others = parser.add_argument_group("other parameters (in the forms of a cluster: in the JSON parameter config)")

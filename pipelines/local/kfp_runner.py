@@ -32,6 +32,11 @@ PrepareContainers = Callable[[Workspace, str, str], AbstractContextManager["Cont
 """Prepares the containers of a run, given its workspace, its name and a temporary folder of its own."""
 
 
+def is_step_line(line: str) -> bool:
+    """Return whether a line is a step's own, `[clean] …`, rather than a library's."""
+    return _STEP_LINE.match(line) is not None
+
+
 class _Tee(io.TextIOBase):
     """A text stream that writes everything to the log, and the steps' own lines to the terminal as well."""
 
@@ -66,7 +71,7 @@ def run_locally(
         try:
             with log_path.open("w", encoding="utf-8") as log:
                 if prepare_containers is None:
-                    with _step_environment(run, scratch):
+                    with step_environment(run, scratch):
                         succeeded = _run_kfp(arguments, scratch, log)
                 else:
                     with prepare_containers(workspace, run, scratch) as containers:
@@ -116,7 +121,7 @@ def _run_kfp(arguments: dict[str, Any], scratch: str, log: TextIO, containers: C
 
 
 @contextlib.contextmanager
-def _step_environment(run: str, scratch: str) -> Iterator[None]:
+def step_environment(run: str, scratch: str) -> Iterator[None]:
     """Set the variables that the steps' processes inherit: the run's name, and the process that they end with."""
     variables = {RUN_ENV: run, RUNNER_PID: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
     # KFP leaves a folder for each task, and a killed step its files: all are removed with the run's own folder.

@@ -27,7 +27,7 @@ from imagemill.pipelines.parameters import ALL_STEPS, list_parameters, resolve_p
 EXTRAS = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
 PROGRAMS = {"imagemill", "kubectl", "helm", "kind", "argo", "aws", "python3", "pip", "run", "key", "cp"}
 """What a command may begin with, by the last part of its path. `key` is a shell function of k8s/README.md."""
-WITH_PARAMETERS = ("run", "config", "compile", "submit", "schedule", "champion")
+WITH_PARAMETERS = ("run", "config", "compile", "submit", "schedule", "champion", "compare", "tune")
 WRITTEN = ("-o", "--output", "--results", "--report", "--result", "--outputs")
 """Flags whose value names a file that need not be there."""
 WORDS = {"runner": ("subprocess", "docker"), "target": ("", "kfp", "argo"), "format": FORMATS, "logs": ("", *STEPS)}
@@ -121,7 +121,8 @@ def test_a_documented_command_is_taken_by_its_parser(command: Command, pytestcon
         "imagemill train --tensors a --process 2", "imagemill export a --format imagefolders --output b",
         "imagemill compile --target kubeflow -o a.yaml", "imagemill submit --experiments a",
         "imagemill runs a --log clean", "imagemill runs a --logs cleaning", "imagemill schedule --cron '0 3 * *'",
-        "imagemill champion demote",
+        "imagemill champion demote", "imagemill compare a.yaml", "imagemill compare a.yaml b.yaml --folds 5",
+        "imagemill tune a.yaml b.yaml", "imagemill tune --pruner hyperband",
         "imagemill schedule --cron '0 3 * * 1' --timezone Europe/Berln", "imagemill champion promote a --forced",
         "imagemill images build --registry https://ghcr.io/you", "imagemill images push", "imagemill doctor --probes",
         "imagemill predict --model a", "imagemill inspect", "imagemill run && imagemill run --dataste demo",

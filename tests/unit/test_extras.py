@@ -35,7 +35,8 @@ def test_a_command_names_the_extra_that_it_needs(name: str, folder: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "command", ["run", *ALL_STEPS, "predict", "compile", "submit", "schedule", "runs", "images", "doctor"]
+    "command",
+    ["run", "compare", "tune", *ALL_STEPS, "predict", "compile", "submit", "schedule", "runs", "images", "doctor"],
 )
 def test_help_needs_no_extra(command: str, tmp_path: Path) -> None:
     done = run_without(MODULES, CLI, [command, "--help"], tmp_path)

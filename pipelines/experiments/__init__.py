@@ -1,0 +1,1 @@
+"""Experiments: several trainings of configurations of one dataset, compared or searched."""

@@ -1,0 +1,64 @@
+"""What two configurations must have in common to be compared, and what is said of those that differ in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gated import CLASSES, LABELS, Gate, wrong
+
+from imagemill.components.dataset.manifest import Dataset, Manifest
+from imagemill.components.dataset.workspace import Workspace
+from imagemill.components.storage.errors import UserError
+from imagemill.pipelines.experiments.differences import compare_evaluations
+from imagemill.pipelines.experiments.trials import (
+    Configuration,
+    check_comparable,
+    check_same_classes,
+    list_parameter_differences,
+)
+
+
+def clean(*classes: str, task: str = "single") -> Dataset:
+    return Dataset("c", Manifest("clean", "c", classes=classes, task=task), "")
+
+
+def test_other_classes_and_tasks_are_named() -> None:
+    check_same_classes(clean("a", "b"), clean("a", "b"))
+    with pytest.raises(UserError, match=r"of the first alone: 'b'; of the second alone: 'c', 'd'"):
+        check_same_classes(clean("a", "b"), clean("a", "c", "d"))
+    with pytest.raises(UserError, match="found single-label and multi-label"):
+        check_same_classes(clean("a"), clean("a", task="multi"))
+
+
+def test_a_source_with_a_password_is_named_without_it() -> None:
+    sources = [f"https://me:secret@host/{name}.tar" for name in "ab"]
+    first, second = (Configuration.read("{}", {"dataset": "folder", "source": source}) for source in sources)
+    with pytest.raises(UserError, match="source: expected the same in") as caught:
+        check_comparable(first, second)
+    assert "secret" not in str(caught.value)
+
+
+def test_parameters_that_differ_are_listed_with_their_effective_values() -> None:
+    first, second = (Configuration.read("{}", flags) for flags in ({}, {"preset": "ocr", "epochs": "3"}))
+    rows = {(step, name): values for step, name, *values in list_parameter_differences(first, second)}
+    assert rows["clean", "color"] == ["rgb", "gray"] and rows["train", "epochs"] == ["by default", "3"]
+
+
+def test_images_that_only_one_configuration_tests_are_left_out(tmp_path: Path) -> None:
+    gate = Gate(Workspace.open(str(tmp_path)))
+    first = [gate.evaluate(f"a{seed}", wrong(20, seed), labels=LABELS) for seed in range(3)]
+    # Without the last 40 images, 10 more wrong, and one that was seen in training.
+    shorter = LABELS[:360]
+    seen = np.arange(360) == 7
+    second = [gate.evaluate(f"b{seed}", wrong(30, seed)[:360], labels=shorter, seen=seen) for seed in range(3)]
+    result = compare_evaluations(first, second)
+    assert (result.images, result.excluded) == (359, 41)
+    assert result.image_ids[:2] == ("000000.jpg", "000001.jpg") and "000007.jpg" not in result.image_ids
+    right = [[(wrong(errors, seed)[:360] == shorter)[~seen] for seed in range(3)] for errors in (20, 30)]
+    assert np.array_equal(result.right, np.mean(right, axis=1))
+    expected = np.mean(right, axis=(1, 2))
+    assert result.differences["top1"].gain == pytest.approx(expected[1] - expected[0])
+    assert result.lost > 0 == result.won and result.labels[0] == CLASSES[0]
+    assert [change.first > change.second for change in result.find_changes(5)] == [True] * 5
