@@ -211,7 +211,7 @@ def _clean_up(run: str, workspace: str) -> str:
         cluster = read_pod_cluster()
         if cluster is None or not cluster.ray.makes_rayjobs:
             return ""
-        from .kuberay.cleanup import delete_rayjobs
+        from .kuberay.pods import delete_rayjobs
 
         deleted = delete_rayjobs(cluster, run, workspace)
     except (MillError, SystemExit, OSError) as error:

@@ -1,10 +1,11 @@
-"""The parameters of a run, declared by the steps' configs and set by flags, a YAML file or the form of KFP or Argo."""
+"""The parameters of a run, declared by the steps' configs and set by flags, variables, a file or a cluster's form."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
 import json
+import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +21,11 @@ from ..components.step.config import (
     field_types,
     is_json_object,
     load_yaml,
+    name_flag,
+    name_variable,
     parse_config,
+    requested_default,
+    unset_blank,
 )
 from ..components.step.step import Step
 from ..components.storage import uri as uris
@@ -63,7 +68,10 @@ PATH_PARAMETERS = (
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter: its name, default, type, help and fixed values, and the `steps` that have it."""
+    """One parameter: its name, default (None: unset), type, help and fixed values, and the `steps` that have it.
+
+    `low`, `high`: the inclusive range of a number.
+    """
 
     name: str
     default: Scalar
@@ -71,11 +79,21 @@ class Parameter:
     help: str
     choices: tuple[str, ...]
     steps: tuple[str, ...]
+    low: float | None = None
+    high: float | None = None
 
     @property
     def is_in_form(self) -> bool:
         """Return whether it is a parameter of the pipeline, rather than a part of `config`."""
         return self.name in FORM_PARAMETERS
+
+    def owners(self, step: str = "") -> tuple[str, ...]:
+        """Return the steps under which a value is kept: all that have it, or `step`; one empty text for the form's."""
+        return ("",) if self.is_in_form else (step,) if step else self.steps
+
+    def convert(self, place: str, value: Any) -> Scalar:
+        """Return a value as the parameter's type, None if it is unset; UserError names the `place`."""
+        return convert(place, value, self.kind, choices=self.choices, may_be_unset=self.default is None)
 
 
 def list_parameters() -> dict[str, Parameter]:
@@ -91,10 +109,12 @@ def list_parameters() -> dict[str, Parameter]:
             earlier = parameters.get(name)
             parameters[name] = Parameter(
                 name=name,
-                default=getattr(step.config, name),
+                default=requested_default(config_field),
                 kind=types[name],
                 help=config_field.metadata["help"],
                 choices=config_field.metadata["choices"],
+                low=config_field.metadata["low"],
+                high=config_field.metadata["high"],
                 steps=(*(earlier.steps if earlier else ()), step.name),
             )
     return {name: parameters[name] for name in (*FORM_PARAMETERS, *parameters)}
@@ -115,19 +135,23 @@ def format_form_value(value: Any) -> str:
 
 @dataclass(frozen=True)
 class RunParameters:
-    """The parameters of one run: `pipeline` has those of the forms by name, `sections` the others by step."""
+    """The requested parameters of one run: `pipeline` has those of the forms by name, `sections` the others by step.
+
+    None is unset. `config` resolves those of a step.
+    """
 
     pipeline: dict[str, Any]
     sections: dict[str, dict[str, Any]]
     places: Mapping[tuple[str, str], str] = field(default_factory=dict, compare=False)
-    """The file and field where a value was set, by (step or empty, name)."""
-    flags: Collection[str] = field(default=(), compare=False)
-    """Names that a flag sets, which counts for more than a file."""
+    """The flag, variable, or file and field that sets a value, by (step, name); the step is empty as in `items`."""
 
     def place(self, name: str, step: str = "") -> str:
-        """Return what messages call a parameter: its flag, or its file and field."""
-        in_file = self.places.get((step, name)) or self.places.get(("", name))
-        return in_file if in_file and name not in self.flags else f"--{name.replace('_', '-')}"
+        """Return what messages call a parameter: what sets it, else its flag."""
+        return self.find_place(name, step) or name_flag(name)
+
+    def find_place(self, name: str, step: str) -> str:
+        """Return the flag, variable, or file and field that sets a parameter of a step; empty if none does."""
+        return self.places.get((step, name)) or self.places.get(("", name)) or ""
 
     def items(self) -> Iterator[tuple[str, str, Any]]:
         """Yield (step, name, value) of every parameter that is set; the step is empty for those of the form."""
@@ -151,7 +175,7 @@ class RunParameters:
         return not name.endswith("_pipeline") or "/" in value or "." in value  # else the name of a built-in one
 
     def config(self, step: str) -> StepConfig:
-        """Return the step's checked config, without its parents."""
+        """Return the step's resolved and checked config, without its parents."""
         cls = ALL_STEPS[step].config
         shared = {key: value for key, value in self.pipeline.items() if key in field_types(cls)}
         return cls.from_values({**shared, **self.sections.get(step, {})})
@@ -162,26 +186,39 @@ class RunParameters:
         return {name: format_form_value(value) for name, value in self.pipeline.items()} | {CONFIG: config}
 
 
-def resolve_parameters(flags: Mapping[str, Any], config_file: str = "") -> RunParameters:
-    """Return the parameters of a run: flags over the YAML file over the defaults. `config_file` may also be JSON text.
+Layer = dict[tuple[str, str], tuple[Any, str]]
+"""Values from one origin by (step, name), each with its place; the step is empty where a value is for all steps."""
 
-    UserError names the flag, or the file and its field, that is unknown or has a wrong value.
+
+def resolve_parameters(
+    flags: Mapping[str, Any], config_file: str = "", environ: Mapping[str, str] | None = None
+) -> RunParameters:
+    """Return the parameters of a run: flags over environment variables over the YAML file over the defaults.
+
+    `config_file` may also be JSON text; `environ`: the variables (default: this process's). UserError names the flag,
+    the variable, or the file and its field, that is unknown or has a wrong value.
     """
     declared = list_parameters()
-    values, sections, places = _read_yaml(config_file, declared) if config_file else ({}, {}, {})
-    values |= flags
+    layers: list[Layer] = [
+        _read_yaml(config_file, declared) if config_file else {},
+        _read_environment(os.environ if environ is None else environ, declared),
+        {("", name): (unset_blank(value, declared[name].default), name_flag(name)) for name, value in flags.items()},
+    ]
+    requested: Layer = {}
+    for layer in layers:
+        for (step, name), entry in sorted(layer.items(), key=lambda item: bool(item[0][0])):  # for one step: the last
+            for owner in declared[name].owners(step):
+                requested[owner, name] = entry
     pipeline: dict[str, Any] = {}
-    parameters = RunParameters(pipeline, sections, places, frozenset(flags))
-    for name, value in values.items():
+    sections: dict[str, dict[str, Any]] = {}
+    for (step, name), (value, place) in requested.items():
         parameter = declared[name]
-        typed = convert(parameters.place(name), value, parameter.kind, may_be_unset=parameter.default is None)
-        if parameter.is_in_form:
+        typed = parameter.convert(place, value)
+        if step:
+            sections.setdefault(step, {})[name] = typed
+        elif typed is not None or parameter.default is None:  # else the form's default
             pipeline[name] = typed
-            continue
-        for step in parameter.steps:
-            section = sections.setdefault(step, {})
-            if name in flags or name not in section:  # a value for one step counts for more than one for all
-                section[name] = typed
+    parameters = RunParameters(pipeline, sections, {key: place for key, (_, place) in requested.items()})
     for step in STEPS:
         try:
             parameters.config(step)
@@ -192,9 +229,19 @@ def resolve_parameters(flags: Mapping[str, Any], config_file: str = "") -> RunPa
     return parameters
 
 
+def _read_environment(environ: Mapping[str, str], declared: Mapping[str, Parameter]) -> Layer:
+    """Return the parameters that variables set; a blank one sets nothing."""
+    keys = ((step, name) for name, parameter in declared.items() for step in ("", *parameter.steps))
+    variables = {(step, name): name_variable(name, step) for step, name in keys}
+    return {
+        key: (environ[variable], variable) for key, variable in variables.items() if environ.get(variable, "").strip()
+    }
+
+
 def parse_form(values: Mapping[str, str]) -> RunParameters:
     """Return the parameters of a run from those of its form; UserError for a wrong `config`, and for nothing else."""
-    pipeline = {name: value for name, value in values.items() if name != CONFIG}
+    form = list_form_parameters()
+    pipeline = {name: unset_blank(value, form[name].default) for name, value in values.items() if name != CONFIG}
     return RunParameters(pipeline, parse_sections(values.get(CONFIG, ""), FORM_PARAMETERS))
 
 
@@ -214,17 +261,15 @@ def parse_sections(text: str, excluded: Collection[str] = ()) -> dict[str, dict[
             parameter = declared[name]
             if name in excluded:
                 raise wrong(place, "what is no parameter of its own", name)
-            typed = convert(place, value, parameter.kind, may_be_unset=parameter.default is None)
+            typed = parameter.convert(place, value)
             for owner in (step,) if step else parameter.steps:
                 check_field(ALL_STEPS[owner].config.__dataclass_fields__[name], typed, place)
                 sections.setdefault(owner, {})[name] = typed
     return sections
 
 
-def _read_yaml(
-    path: str, declared: Mapping[str, Parameter]
-) -> tuple[dict[str, Any], dict[str, dict[str, Any]], dict[tuple[str, str], str]]:
-    """Return (parameters, sections, places) of a config file, or of JSON text in place of its path, for JSON is YAML.
+def _read_yaml(path: str, declared: Mapping[str, Parameter]) -> Layer:
+    """Return the parameters of a config file, or of JSON text in place of its path, for JSON is YAML.
 
     Names are at the top level, or under the name of a step.
     """
@@ -244,19 +289,15 @@ def _read_yaml(
         ) from None
     if not isinstance(document, dict):
         raise wrong("--config", "names and values", f"{path} with {type(document).__name__}")
-    values: dict[str, Any] = {}
-    sections: dict[str, dict[str, Any]] = {}
-    places: dict[tuple[str, str], str] = {}
+    layer: Layer = {}
     for key, value in document.items():
         step = key if key in STEPS and (isinstance(value, dict) or key not in declared) else ""  # promote is both
         if step and not isinstance(value, dict | None):
             raise wrong(f"{path} ({step})", "names and values", value)
         for name, inner in (value or {}).items() if step else ((key, value),):
             where = f"{path} ({key}.{name})" if step else f"{path} ({name})"
-            owner = _find_step(where, name, step, declared)
-            (sections.setdefault(owner, {}) if owner else values)[name] = inner
-            places[owner, name] = where
-    return values, sections, places
+            layer[_find_step(where, name, step, declared), name] = (inner, where)
+    return layer
 
 
 def _find_step(where: str, name: Any, step: str, declared: Mapping[str, Parameter]) -> str:

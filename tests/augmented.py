@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from imagemill.components.dataset.kinds import ImageSpec
 from imagemill.components.train.config import TrainConfig
 from imagemill.components.train.recipe_values import PLAIN
 
@@ -15,8 +16,7 @@ def config(**wanted: Any) -> TrainConfig:
     return replace(TrainConfig(), **{**_OFF, **wanted})
 
 
-def image(side: int, size: int = 0, channels: int = 3, color: str = "rgb") -> dict[str, Any]:
+def image(side: int, size: int = 0, channels: int = 3, color: str = "rgb") -> ImageSpec:
     """What a tensors manifest says of its images."""
-    mean = [0.485, 0.456, 0.406, 0.5, 0.5, 0.5][:channels]
-    about = {"shape": [side, side, channels], "mean": mean, "std": [0.25] * channels, "color": color, "mode": "crop"}
-    return about | ({"input_size": size} if size else {})
+    mean = (0.485, 0.456, 0.406, 0.5, 0.5, 0.5)[:channels]
+    return ImageSpec((side, side, channels), size or None, color, mean=mean, std=(0.25,) * channels)

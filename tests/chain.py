@@ -16,6 +16,7 @@ import pytest
 from cleaned import Row, draft
 
 from imagemill.components.clean.splits import compute_shuffle_index
+from imagemill.components.dataset.kinds import CleanImage
 from imagemill.components.dataset.manifest import Dataset, commit, read_dataset
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.evaluate.config import EvaluateConfig
@@ -45,7 +46,7 @@ def clean_photos(workspace: Workspace, color: str = "rgb", numbers: dict[str, in
         for n in range(number)
     ]
     rows.sort(key=lambda row: compute_shuffle_index(hashlib.sha256(row.data).hexdigest()))  # as clean writes them
-    image = {"color": color, "channels": 3 if color in ("rgb", "ycbcr", "lab") else 1}
+    image = CleanImage(color, 3 if color in ("rgb", "ycbcr", "lab") else 1)
     uri = workspace.dataset("clean", "0" * 16)
     return commit(uri, dataclasses.replace(draft(uri, rows).manifest, image=image))
 

@@ -15,6 +15,7 @@ from PIL import Image
 from imagemill.components.clean.config import CleanConfig
 from imagemill.components.clean.schema import MEASURES, REJECTED, TWINS, make_clean_layout, make_clean_schema
 from imagemill.components.clean.splits import SPLITS, compute_shuffle_index
+from imagemill.components.dataset.kinds import CleanExtra, CleanImage
 from imagemill.components.dataset.manifest import Dataset, File, Manifest, Totals, commit
 from imagemill.components.dataset.shards import Layout, ShardWriter
 
@@ -126,16 +127,17 @@ def draft(
         by_class={name: sum(by_class_split[s][name] for s in SPLITS) for name in names},
         by_reason=dict(sorted(Counter(one["reason"] for one in rejected).items())),
     )  # fmt: skip
-    extra: dict[str, Any] = {
-        "dataset_name": "toy",
-        "by_class_and_split": {s: {c: by_class_split[s][c] for c in names} for s in SPLITS},
-        "decoder_warnings": sum(row.warning is not None for row in rows),
-        "rows_in": len(rows) + len(rejected),
-    } | ({} if found is None else {"found": found})
+    extra = CleanExtra(
+        dataset_name="toy",
+        by_class_and_split={s: {c: by_class_split[s][c] for c in names} for s in SPLITS},
+        decoder_warnings=sum(row.warning is not None for row in rows),
+        rows_in=len(rows) + len(rejected),
+        found=found or {},
+    )
     manifest = Manifest(
         "clean", uri.rpartition("/")[2], config=(config or CleanConfig()).manifest_values(), classes=names,
         files=tuple(files), totals=totals,
-        **({"image": {"color": "rgb", "channels": 3}, "extra": extra} | more),
+        **({"image": CleanImage("rgb", 3), "extra": extra} | more),
     )  # fmt: skip
     return Dataset(uri, manifest, "")
 

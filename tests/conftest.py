@@ -19,6 +19,8 @@ import pytest
 from hypothesis import settings
 from rgw import CephRGW
 
+from imagemill.components.dataset.workspace import Workspace
+
 LONGEST = ("test_demo_run", "test_s3", "test_kill", "test_growth", "test_race", "test_pets_run", "test_ray_cluster",
            "test_export", "test_ray_kill", "test_multi_label_run", "test_training_stopped", "test_gpu",
            "test_warm_start", "test_clean_reuse", "test_gc", "test_generations", "test_drift_run")  # fmt: skip
@@ -40,6 +42,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest modules first: with several workers none of them is alone with a long one at the end."""
     place = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_fsync() -> Iterator[None]:
+    """What tests write need not survive a power cut, and on a busy disk each fsync takes 3 to 10 ms. Commands that they
+    start as processes do all of it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -87,6 +98,34 @@ def s3_workspace(rgw: CephRGW, s3_environment: dict[str, str]) -> str:
 def small_photos(tmp_path: Path) -> Path:
     """A folder source: 60 tiny photographs of 3 classes, the same ones for every test, free to be changed."""
     return mill.make_photos(tmp_path / "photos")
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    """An empty workspace on disk."""
+    return Workspace.open(str(tmp_path / "mill"))
+
+
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors in several shards of a few images."""
+    from imagemill.components.resize import plan, resize
+
+    monkeypatch.setattr(plan, "MAX_SHARD_ROWS", 7)
+    monkeypatch.setattr(resize, "report_estimate", lambda *_: None)
+
+
+@pytest.fixture
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """One thread for torch's arithmetic, in this process and in those that it starts: on a busy machine threads that
+    wait for one another are far slower."""
+    import torch
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True)

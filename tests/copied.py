@@ -14,6 +14,7 @@ import photos
 import pytest
 
 from imagemill.components.clean.schema import make_clean_schema
+from imagemill.components.dataset.kinds import CleanExtra, CleanImage
 from imagemill.components.dataset.manifest import Dataset, File, Manifest, Totals, commit, read_dataset
 from imagemill.components.dataset.shards import Layout, ShardWriter, read_columns
 from imagemill.components.dataset.workspace import Workspace
@@ -82,8 +83,8 @@ def clean_of(
     )  # fmt: skip
     manifest = Manifest(
         "clean", "01", classes=("a", "b"), files=tuple(files), totals=totals, task="multi" if multi else "single",
-        config={"keep_masks": True} if masks else {}, image={"color": color, "channels": COLORS[color]},
-        extra={"dataset_name": "x"},
+        config={"keep_masks": True} if masks else {}, image=CleanImage(color, COLORS[color]),
+        extra=CleanExtra(dataset_name="x"),
     )  # fmt: skip
     return commit(uri, manifest)
 
@@ -97,9 +98,9 @@ def resized(clean: Dataset, **options: Any) -> Dataset:
 
 def rows_of(tensors: Dataset, split: str | None = "train") -> list[dict[str, Any]]:
     """Rows in the files' order, their images as uint8 [H, W, C] where they are raw."""
-    shape = tensors.manifest.image["shape"]
+    shape = tensors.manifest.image.shape
     rows = [row for table in read_columns(tensors, "data", None, split) for row in table.to_pylist()]  # type: ignore[arg-type]
-    if tensors.manifest.image["encoding"] == "raw":
+    if tensors.manifest.image.encoding == "raw":
         for row in rows:
             row["image"] = np.frombuffer(row["image"], np.uint8).reshape(shape)
     return rows
@@ -111,7 +112,7 @@ def by_copy(tensors: Dataset) -> dict[tuple[str, int], Any]:
 
 
 @contextmanager
-def _no_session(address: str, workers: int, probe_uri: str = "") -> Iterator[int]:
+def _no_session(*_: object) -> Iterator[int]:
     yield 1
 
 

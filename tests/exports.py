@@ -16,6 +16,7 @@ from cleaned import Row
 from PIL import Image
 
 from imagemill.components.clean.schema import make_clean_layout, make_clean_schema
+from imagemill.components.dataset.kinds import CleanExtra, CleanImage, ImageSpec, TensorsExtra
 from imagemill.components.dataset.manifest import Dataset, File, Manifest, Totals, commit
 from imagemill.components.dataset.shards import Layout, ShardWriter
 from imagemill.components.export.config import SHARD_BYTES, ExportConfig
@@ -122,7 +123,7 @@ def clean_multi(uri: str, classes: Sequence[str] = ("cat", "dog", "owl"), each: 
     totals = Totals(rows=2 * each, by_split={"train": each, "val": each})
     manifest = Manifest(
         "clean", uri.rpartition("/")[2], task="multi", classes=tuple(classes), files=tuple(files), totals=totals,
-        image={"color": "rgb", "channels": 3}, extra={"dataset_name": "toy"},
+        image=CleanImage("rgb", 3), extra=CleanExtra(dataset_name="toy"),
     )  # fmt: skip
     return commit(uri, manifest)
 
@@ -143,14 +144,13 @@ def tensors(
                 for n in part.tolist():
                     writer.add(_tensor_row(shape, encoding, split, n, multi, copies), 0)
                 files.append(writer.publish(f"data/{split}", "data", split))
-    image = {
-        "shape": list(shape), "dtype": "uint8", "encoding": encoding, "color": color, "mode": "crop",
-        "edges": list(edges), "input_size": shape[0], "mean": [0.5] * shape[2], "std": [0.25] * shape[2],
-    }  # fmt: skip
+    image = ImageSpec(
+        shape, shape[0], color, edges=tuple(edges), encoding=encoding, mean=(0.5,) * shape[2], std=(0.25,) * shape[2]
+    )
     manifest = Manifest(
         "tensors", uri.rpartition("/")[2], task="multi" if multi else "single", classes=("a", "b", "c"),
         files=tuple(files), totals=Totals(rows=2 * rows, by_split={"train": rows, "val": rows}), image=image,
-        extra={"dataset_name": "toy"},
+        extra=TensorsExtra(dataset_name="toy"),
     )  # fmt: skip
     return commit(uri, manifest)
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from simulated import Ids, equal_counts, labels_of
 
+from imagemill.components.dataset.kinds import CleanExtra, EvaluationExtra
 from imagemill.components.dataset.manifest import Dataset, Manifest, Totals, commit
 from imagemill.components.dataset.shards import Layout, ShardWriter, publish_bytes
 from imagemill.components.dataset.workspace import Workspace
@@ -55,7 +56,7 @@ class Gate:
     def clean(self, week: int = 1) -> Dataset:
         name = fingerprint(f"clean {week}")
         uri = self.workspace.dataset("clean", name)
-        manifest = Manifest("clean", name, classes=self.classes, extra={"dataset_name": "weekly"})
+        manifest = Manifest("clean", name, classes=self.classes, extra=CleanExtra(dataset_name="weekly"))
         return commit(uri, manifest)
 
     def model(self, name: str) -> Dataset:
@@ -102,13 +103,15 @@ class Gate:
             "model_classes": list(known or self.classes), "chance": {"better": True, "why": ""},
             "seen": {"images": int(np.sum(seen)), "unknown": list(unknown)},
             "per_class": [
-                {"class": label, **{key: float(found[key][n]) for key in ("precision", "recall", "f1", "support")}}
+                {"class": label, **{key: float(found[key][n]) for key in ("precision", "recall", "f1")}}
+                | {"support": int(found["support"][n])}
                 for n, label in enumerate(self.classes)
             ],
         }  # fmt: skip
         manifest = Manifest(
             "evaluation", uri.rpartition("/")[2], (model.as_parent(uri), clean.as_parent(uri)), {"tta": "none"},
-            classes=self.classes, files=(file,), totals=Totals(images), extra=facts | extra,
+            classes=self.classes, files=(file,), totals=Totals(images),
+            extra=EvaluationExtra.from_dict(facts | extra, "test"),
         )  # fmt: skip
         return commit(uri, manifest)
 
@@ -136,4 +139,4 @@ class Gate:
         """The last record of the promotions log."""
         found = self.workspace.last_promotion("weekly")
         assert found is not None
-        return found
+        return found.to_dict()

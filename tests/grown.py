@@ -18,6 +18,7 @@ from imagemill.components.clean.config import CleanConfig
 from imagemill.components.clean.schema import make_clean_layout, make_clean_schema
 from imagemill.components.clean.splits import SPLITS
 from imagemill.components.dataset.fingerprint import digest
+from imagemill.components.dataset.kinds import CleanExtra, CleanImage
 from imagemill.components.dataset.manifest import Dataset, Manifest, Totals, commit, read_dataset
 from imagemill.components.dataset.shards import Layout, ShardWriter, row_groups
 from imagemill.components.dataset.workspace import Workspace
@@ -79,7 +80,7 @@ def clean_of(workspace: Workspace, photos: Photos, buckets: int = BUCKETS, **con
     )  # fmt: skip
     manifest = Manifest(
         "clean", name, config=CleanConfig(**config).manifest_values(), classes=CLASSES, files=tuple(files),
-        totals=totals, image={"color": "rgb", "channels": 3}, extra={"dataset_name": "zoo", "found": NONE_FOUND},
+        totals=totals, image=CleanImage("rgb", 3), extra=CleanExtra(dataset_name="zoo", found=NONE_FOUND),
     )  # fmt: skip
     return commit(uri, manifest)
 

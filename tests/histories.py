@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from imagemill.components.dataset.fingerprint import digest
+from imagemill.components.dataset.kinds import EXTRAS
 from imagemill.components.dataset.manifest import Dataset, File, Manifest, commit, read_dataset
+from imagemill.components.dataset.records import Promotion
 from imagemill.components.dataset.shards import publish_bytes
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.storage.uri import join, relpath
@@ -51,7 +53,7 @@ def make(
     created = (BEGIN + timedelta(weeks=week)).isoformat(timespec="seconds")
     manifest = Manifest(
         kind, uri.rpartition("/")[2], tuple(parent.as_parent(uri) for parent in parents), files=tuple(files),
-        extra={"dataset_name": name} | extra, created=created,
+        extra=EXTRAS[kind].from_dict({"dataset_name": name} | extra, "test"), created=created,
     )  # fmt: skip
     return commit(uri, manifest)
 
@@ -69,7 +71,7 @@ def make_week(workspace: Workspace, week: int, name: str = "weekly", *, promote:
         workspace.note_latest(name, dataset, f"{name}-{week}")
     if promote:
         number = len(workspace.promotions(name)) + 1
-        record = {"model": workspace.relative(model.uri), "evaluation": workspace.relative(evaluation.uri)}
+        record = Promotion(model=workspace.relative(model.uri), evaluation=workspace.relative(evaluation.uri))
         assert workspace.append_promotion(name, number, record)
     return datasets
 

@@ -27,7 +27,9 @@ import mill
 from cleaned import Row, cleaned, picture
 
 from imagemill.components.clean.splits import compute_shuffle_index
-from imagemill.components.dataset.manifest import read_dataset
+from imagemill.components.dataset.manifest import Manifest, Totals, commit, read_dataset
+from imagemill.components.dataset.shards import Layout, ShardWriter
+from imagemill.components.download.contents import RAW
 
 STORE_BYTES = 80 * 2**20
 MARK = "IMAGEMILL_TEST_CLUSTER"
@@ -285,4 +287,44 @@ def start_resize(
     return subprocess.Popen(
         [sys.executable, *start, *usual, *more], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True, env=kept | dict(env or {}), cwd=cwd, start_new_session=True,
+    )  # fmt: skip
+
+
+def raw_of_slices(workspace: Path, number: int) -> str:
+    """A raw dataset of so many row groups with two pictures each, of which one is broken; its URI."""
+    uri = f"{workspace}/raw/0123456789abcdef"
+    images = [picture(f"slice {n}") for n in range(2 * number - 1)] + [b"broken"]
+    with ShardWriter(uri, Layout(RAW, row_group_rows=2)) as writer:
+        for n, data in enumerate(images):
+            values = {"image_id": f"{n}.jpg", "image": data, "sha256": hashlib.sha256(data).hexdigest()}
+            writer.add(dict.fromkeys(RAW.names) | values | {"label": ("cat", "dog")[n % 2]}, len(data))
+        file = writer.publish("data")
+    totals = Totals(rows=len(images), by_class={"cat": number, "dog": number})
+    extra = {"dataset_name": "toy", "source": "here"}
+    return commit(uri, Manifest("raw", "0123456789abcdef", files=(file,), totals=totals, extra=extra)).uri
+
+
+CLEAN_SLOWLY = """
+import sys, time
+from imagemill.components.clean import STEP, executor, shard
+shard.SLICE_BYTES = 1
+seconds = float(sys.argv.pop())
+def clean_shard(*given, work=executor.clean_shard):
+    time.sleep(seconds)
+    return work(*given)
+executor.clean_shard = clean_shard if seconds else executor.clean_shard
+sys.exit(STEP.main())
+"""
+"""The step with a slice a row group, each of which lasts some seconds longer."""
+
+
+def start_clean(
+    workspace: Path, raw: str, *more: str, env: Mapping[str, str] | None = None, seconds: float = 0
+) -> subprocess.Popen[str]:
+    """The step as a process of its own."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    return subprocess.Popen(
+        [sys.executable, "-c", CLEAN_SLOWLY, "--workspace", str(workspace), "--raw", raw, *more, str(seconds)],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=kept | dict(env or {}), start_new_session=True,
     )  # fmt: skip

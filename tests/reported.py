@@ -13,6 +13,15 @@ from PIL import Image
 
 from imagemill.components.clean.schema import CLEAN, REJECTED, make_clean_layout
 from imagemill.components.clean.shard import write_rejected, write_rows
+from imagemill.components.dataset.kinds import (
+    ClassScores,
+    CleanExtra,
+    EvaluationExtra,
+    FileList,
+    ImageSpec,
+    ModelExtra,
+    RawExtra,
+)
 from imagemill.components.dataset.manifest import Dataset, File, Manifest, Totals, commit
 from imagemill.components.dataset.shards import Layout, ShardWriter, publish_bytes
 from imagemill.components.dataset.workspace import Workspace
@@ -44,8 +53,8 @@ def raw_dataset(workspace: Workspace, images: dict[str, bytes | None], row_group
         for image_id, data in images.items():
             writer.add(dict.fromkeys(RAW.names) | {"image_id": image_id, "image": data}, len(data or b""))
         file = writer.publish("data")
-    skipped = {"count": 2, "files": [{"path": "notes<b>.txt", "why": "no image by name or content"}]}
-    extra = {"source": "https://example.org/pictures.zip", "dataset_name": "tiny", "skipped": skipped}
+    skipped = FileList(2, ({"path": "notes<b>.txt", "why": "no image by name or content"},))
+    extra = RawExtra(source="https://example.org/pictures.zip", dataset_name="tiny", skipped=skipped)
     total = sum(len(data or b"") for data in images.values())
     return commit(
         uri, Manifest("raw", "00000000000000aa", files=(file,), totals=Totals(len(images), total), extra=extra)
@@ -74,7 +83,7 @@ def clean_dataset(
         rows=len(rows), rejected=len(rejected), by_split={s: len(found) for s, found in by_split.items()},
         by_class=dict(Counter(r["label"] for r in rows)), by_reason=dict(Counter(r["reason"] for r in rejected)),
     )  # fmt: skip
-    extra = {"dataset_name": "tiny", "by_class_and_split": counted, "decoder_warnings": 0}
+    extra = CleanExtra(dataset_name="tiny", by_class_and_split=counted)
     return commit(
         uri,
         Manifest(
@@ -87,7 +96,7 @@ def clean_dataset(
 def trained(workspace: Workspace, clean: Dataset, val: bool = True, epochs: int = 4) -> Dataset:
     """A model, and the tensors behind it, with a training history and no weights worth the name."""
     uri = workspace.dataset("tensors", "00000000000000cc")
-    image = {"shape": [32, 32, 3], "dtype": "uint8", "encoding": "raw", "color": "rgb"}
+    image = ImageSpec((32, 32, 3))
     tensors = commit(uri, Manifest("tensors", "00000000000000cc", (clean.as_parent(uri),), image=image))
     uri = workspace.dataset("model", "00000000000000dd")
     history: list[dict[str, Any]] = []
@@ -95,10 +104,10 @@ def trained(workspace: Workspace, clean: Dataset, val: bool = True, epochs: int 
         history.append({"epoch": epoch, "train_loss": 2 / epoch, "learning_rate": 0.01 / epoch, "seconds": 1.5})
         if val:
             history[-1] |= {"val_loss": 2.2 / epoch, "val_top1": 1 - 0.5 / epoch, "val_macro_f1": 1 - 0.6 / epoch}
-    extra = {
-        "backbone": "small_cnn", "weights": "", "metrics": {"macro_f1": 0.85} if val else {}, "best_epoch": epochs - 1,
-        "epochs": epochs, "parameters": 1_250_000, "seconds": 12.5, "history": history,
-    }  # fmt: skip
+    extra = ModelExtra(
+        backbone="small_cnn", metrics={"macro_f1": 0.85} if val else {}, best_epoch=max(0, epochs - 1), epochs=epochs,
+        parameters=1_250_000, seconds=12.5, history=history,
+    )  # fmt: skip
     files = (publish_bytes(uri, b"weights", "model-", ".safetensors"),)
     return commit(uri, Manifest("model", "00000000000000dd", (tensors.as_parent(uri),), files=files, extra=extra))
 
@@ -119,16 +128,16 @@ def evaluated(
         right = sum(p["label_id"] == p["predicted_id"] == number for p in predictions)
         precision, recall = right / max(1, said), right / max(1, support)
         f1 = 2 * precision * recall / (precision + recall) if right else 0.0
-        per_class.append({"class": name, "precision": precision, "recall": recall, "f1": f1, "support": support})
+        per_class.append(ClassScores(name=name, precision=precision, recall=recall, f1=f1, support=support))
     top1 = sum(p["label_id"] == p["predicted_id"] for p in predictions) / max(1, len(predictions))
-    present = [c["f1"] for c in per_class if c["support"]]
+    present = [c.f1 for c in per_class if c.support]
     metrics = {"top1": top1, "macro_f1": sum(present) / max(1, len(present)), "loss": 0.4}
     return commit(
         uri,
         Manifest(
             "evaluation", fingerprint.rjust(16, "0"), (model.as_parent(uri), clean.as_parent(uri)), classes=classes,
             files=(file,), totals=Totals(len(predictions)),
-            extra={"metrics": metrics, "per_class": per_class, "model_classes": list(classes)},
+            extra=EvaluationExtra(metrics=metrics, per_class=per_class, model_classes=list(classes)),
         ),
     )  # fmt: skip
 

@@ -9,13 +9,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from imagemill.components.dataset.kinds import ImageSpec, TensorsExtra
 from imagemill.components.dataset.manifest import Dataset, File, Manifest, commit
 from imagemill.components.dataset.shards import Layout, ShardWriter
 from imagemill.components.imaging.geometry import Geometry
 from imagemill.components.resize.tensor_shards import TensorSpec
 from imagemill.components.train.data.loader import Batch
 
-SHAPE = [4, 4, 3]
+SHAPE = (4, 4, 3)
 
 
 def write_split(uri: str, split: str, images: npt.NDArray[np.uint8], labels: list[int], group: int) -> File:
@@ -51,10 +52,10 @@ def numbered(workspace: Path | str, rows: int, group: int, files: int = 1, gener
         for p in parts
         if len(p)
     ]
-    image = {"shape": SHAPE, "mean": [0.5] * 3, "std": [0.25] * 3, "color": "rgb", "mode": "crop"}
+    image = ImageSpec(SHAPE, mean=(0.5,) * 3, std=(0.25,) * 3)
     classes = tuple(str(n) for n in range(rows))
     numbers = zip(made, generations or [0] * len(made), strict=True)
-    extra = {"shards": {file.uri: {"generation": generation} for file, generation in numbers}}
+    extra = TensorsExtra(shards={file.uri: {"generation": generation} for file, generation in numbers})
     return commit(uri, Manifest("tensors", "01", classes=classes, files=tuple(made), image=image, extra=extra))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy.typing as npt
 import torch
 from stored import write_split
 
+from imagemill.components.dataset.kinds import ImageSpec, TensorsExtra
 from imagemill.components.dataset.manifest import Dataset, Manifest, Parent, Totals, commit, read_dataset
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.models.artifact import ModelSpec, build_network
@@ -22,7 +24,7 @@ from imagemill.components.train.loop.communicator import Communicator
 from imagemill.components.train.loop.trainer import Trainer
 from imagemill.components.train.recipes import resolve
 
-IMAGE = {"shape": [32, 32, 3], "mean": [0.5] * 3, "std": [0.25] * 3, "color": "rgb", "mode": "crop"}
+IMAGE = ImageSpec((32, 32, 3), mean=(0.5,) * 3, std=(0.25,) * 3)
 TIMES = ("seconds", "images_per_second", "waiting")
 """What of a row of the history no two trainings have in common."""
 STEP = [sys.executable, "-m", "imagemill.components.train"]
@@ -43,12 +45,12 @@ def make_tensors(workspace: Path, train: int = 40, val: int = 10, size: int = 32
             images = pictures(number, size) // 2 + (np.array(labels) * 90).astype(np.uint8)[:, None, None, None]
             files.append(write_split(uri, split, images, labels, group=16))
     by_split = {split: number for split, number in (("train", train), ("val", val)) if number}
-    image = IMAGE | {"shape": [size, size, 3]}
+    image = replace(IMAGE, shape=(size, size, 3))
     return commit(
         uri,
         Manifest(
             "tensors", "01", parents=(Parent("../../clean/00", "00", ""),), classes=("a", "b"), files=tuple(files),
-            image=image, totals=Totals(rows=train + val, by_split=by_split), extra={"dataset_name": "small"},
+            image=image, totals=Totals(rows=train + val, by_split=by_split), extra=TensorsExtra(dataset_name="small"),
         ),
     )  # fmt: skip
 

@@ -9,6 +9,7 @@ import heapq
 from collections import Counter
 from typing import Any
 
+from ..dataset.kinds import CleanExtra
 from ..dataset.manifest import Dataset, Manifest
 from ..dataset.shards import READ_THREADS, read_columns
 from .audit_facts import (
@@ -49,7 +50,7 @@ def gather(dataset: Dataset, scan: Scan | None = None) -> Audit:
     """Make the audit of a clean dataset. Without `scan` all columns but the images are read, a row group at a time."""
     manifest, scan = dataset.manifest, scan or Scan.of(dataset)
     return Audit(
-        name=str(manifest.extra.get("dataset_name", "")),
+        name=manifest.extra.dataset_name,
         ledger=make_ledger(dataset, scan),
         balance=make_balance(manifest),
         sizes=summarize_sizes(scan),
@@ -63,7 +64,7 @@ def gather(dataset: Dataset, scan: Scan | None = None) -> Audit:
 
 def make_ledger(dataset: Dataset, scan: Scan) -> Ledger:
     """Count the rows, and compare the manifest with the files."""
-    totals, extra = dataset.manifest.totals, dataset.manifest.extra
+    totals, rows_in = dataset.manifest.totals, CleanExtra.of(dataset.manifest).rows_in
     counted: Counter[str] = Counter()
     examples: dict[str, list[ImageNote]] = {}
     for table in read_columns(dataset, "rejected", ["image_id", "reason", "detail"], threads=READ_THREADS):
@@ -74,7 +75,6 @@ def make_ledger(dataset: Dataset, scan: Scan) -> Ledger:
             if len(notes) < REJECT_EXAMPLES:
                 notes.append(ImageNote(table.column("image_id")[row].as_py(), table.column("detail")[row].as_py()))
     ordered = sorted(counted.items(), key=lambda item: (-item[1], item[0]))
-    rows_in = extra.get("rows_in")
     problems = []
     if rows_in is not None and rows_in != totals.rows + totals.rejected:
         problems.append(f"{rows_in:,} rows in, but {totals.rows:,} kept and {totals.rejected:,} rejected")
@@ -102,7 +102,7 @@ def _format_counts(value: int | dict[str, int]) -> str:
 
 def make_balance(manifest: Manifest) -> Balance:
     """Count images by class and split, from the manifest."""
-    by_split = manifest.extra.get("by_class_and_split", {})
+    by_split = CleanExtra.of(manifest).by_class_and_split
     classes = [
         ClassCount(
             name,
@@ -153,7 +153,7 @@ def summarize_quality(manifest: Manifest, scan: Scan) -> Quality:
     config = manifest.config
     outliers = tuple(
         Outlier(name, outlier["count"], outlier["median"], tuple(outlier["examples"][:OUTLIER_EXAMPLES]))
-        for name, outlier in manifest.extra.get("found", {}).get("outliers", {}).items()
+        for name, outlier in CleanExtra.of(manifest).found.get("outliers", {}).items()
     )
     note = "" if distributions else "not measured: measures is off" if "measures" in config else _NOT_RECORDED
     return Quality(
@@ -167,7 +167,7 @@ def _get_value(scan: Scan, measure: str, row: int) -> float:
 
 def summarize_exact(manifest: Manifest) -> ExactDuplicates:
     """Summarize the images with equal pixels."""
-    duplicates, reasons = manifest.extra.get("found", {}).get("duplicates", {}), manifest.totals.by_reason
+    duplicates, reasons = CleanExtra.of(manifest).found.get("duplicates", {}), manifest.totals.by_reason
     examples = tuple(tuple(group) for group in duplicates.get("conflict_examples", [])[:GROUPS])
     copies = reasons.get("duplicate_bytes", 0) + reasons.get("duplicate_pixels", 0)
     return ExactDuplicates(duplicates.get("groups"), copies, duplicates.get("conflicts", 0), examples)
@@ -175,7 +175,7 @@ def summarize_exact(manifest: Manifest) -> ExactDuplicates:
 
 def summarize_near(dataset: Dataset) -> NearDuplicates:
     """Summarize the near-duplicates, and select up to `PAIRS` pairs of each kind."""
-    numbers = dataset.manifest.extra.get("found", {}).get("near_duplicates")
+    numbers = CleanExtra.of(dataset.manifest).found.get("near_duplicates")
     if numbers is None:
         return NearDuplicates({}, (), (), (), _explain_missing_near(dataset.manifest))
     closest: list[Pair] = []
@@ -206,7 +206,7 @@ def _explain_missing_near(manifest: Manifest) -> str:
 
 def summarize_leakage(manifest: Manifest, scan: Scan) -> Leakage:
     """Summarize the test images that have duplicates in train or val, and what was done about them."""
-    findings = manifest.extra.get("found", {})
+    findings = CleanExtra.of(manifest).found
     copies = findings.get("duplicates", {}).get("declared_test_images_in_declared_train")
     leaks = findings.get("leakage")
     declared = {name: number for name, number in sorted(scan.counted["declared_split"].items()) if name}
@@ -257,7 +257,7 @@ def summarize_provenance(manifest: Manifest) -> Provenance:
     }
     return Provenance(
         manifest.fingerprint, tuple(parent.uri for parent in manifest.parents), manifest.task,
-        str(manifest.image.get("color", "")), manifest.totals.bytes, settings,
+        manifest.color, manifest.totals.bytes, settings,
         manifest.code_version, manifest.created,
     )  # fmt: skip
 

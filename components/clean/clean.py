@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..dataset.fingerprint import digest, fingerprint
+from ..dataset.kinds import RawExtra
 from ..dataset.manifest import Dataset, File, commit
 from ..step.step import CACHED, RAN, Context, Outcome
 from .audit_html import write_audit
@@ -28,9 +29,9 @@ def clean(config: CleanConfig, context: Context) -> Outcome:
     """Find the clean dataset of this raw dataset, config and class list, or build it."""
     raw = context.parent("raw", config.raw, "raw")
     check_radius(config, raw.manifest.totals.rows)
-    name = config.name or raw.manifest.extra["dataset_name"]
+    name = config.name or raw.name
     base = find_base_classes(config, context.workspace, name)
-    labels = make_label_rules(raw.manifest.totals.by_class, base, config, raw.manifest.extra["source"])
+    labels = make_label_rules(raw.manifest.totals.by_class, base, config, RawExtra.of(raw.manifest).source)
     counting = config.fingerprint_values() | {"classes": digest(list(labels.ids))} | context.rerun_salt()
     uri = context.workspace.dataset("clean", fingerprint("clean", VERSION, [raw.fingerprint], counting))
     existing = context.find(uri)

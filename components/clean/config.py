@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
-from ..imaging.choices import COLORS, DecodeLimits
-from ..imaging.pixel_options import PixelOptions
-from ..step import presets
-from ..step.config import StepConfig, option
+from ..engine.options import EXECUTOR_HELP, EXECUTORS, RAY_ADDRESS_HELP
+from ..imaging.choices import DecodeLimits
+from ..imaging.pixel_options import CHOICES, PixelOptions
+from ..step.config import StepConfig, option, preset_option
 from ..storage.errors import wrong
 
 VERSION = 3
@@ -42,12 +42,12 @@ class CleanConfig(StepConfig, PixelOptions):
     PARENTS: ClassVar[tuple[str, ...]] = ("raw",)
 
     raw: str = option("", "URI of the raw dataset", in_fingerprint=False)
-    preset: str = option("photo", presets.HELP, in_fingerprint=False, choices=presets.NAMES)
+    preset: str = preset_option()
 
     # Standardization, in the order in which it is done.
     background: str = option(
         "off", "what is outside the mask: left, filled with background_color, or blurred",
-        choices=("off", "fill", "blur"),
+        choices=CHOICES["background"],
     )  # fmt: skip
     background_color: str = option("gray", "for fill: black, gray, white or #rrggbb")
     mask_background: str = option(
@@ -59,34 +59,33 @@ class CleanConfig(StepConfig, PixelOptions):
     )  # fmt: skip
     roi: str = option(
         "off", "crop to the annotated box: the largest, or the union of all; the whole image where there is none",
-        choices=("off", "largest", "union"),
+        choices=CHOICES["roi"],
     )  # fmt: skip
     roi_margin: float = option(
         0.0, "added to the box on every side, as a share of its width and height", low=0, high=10
     )
     trim: str = option(
-        "auto", "cut uniform borders off (default: by the preset)", choices=("auto", "off", "on"), by_preset=True
+        "off", "cut uniform borders off (default: by the preset; off)", choices=CHOICES["trim"], by_preset=True
     )
     trim_tolerance: int = option(12, "levels (of 255) by which a uniform border may vary", low=0, high=127)
     color: str = option(
-        "auto", "colour from here on; gray, red, green or blue keep one channel, a third of the bytes (default: "
+        "rgb", "colour from here on; gray, red, green or blue keep one channel, a third of the bytes (default: "
         "by the preset; rgb)",
-        choices=("auto", *COLORS), by_preset=True,
+        choices=CHOICES["color"], by_preset=True,
     )  # fmt: skip
     denoise: str = option(
-        "auto", "remove noise (default: by the preset)", choices=("auto", "off", "gaussian", "median", "bilateral"),
-        by_preset=True,
+        "off", "remove noise (default: by the preset; off)", choices=CHOICES["denoise"], by_preset=True
     )  # fmt: skip
     denoise_size: int = option(3, "side of the denoiser's window in pixels, odd", low=3, high=31)
     equalize: str = option(
-        "auto", "contrast: the histogram's equalization, CLAHE or autocontrast, on the lightness of colour images "
-        "(default: by the preset)", choices=("auto", "off", "histogram", "clahe", "autocontrast"), by_preset=True,
+        "off", "contrast: the histogram's equalization, CLAHE or autocontrast, on the lightness of colour images "
+        "(default: by the preset; off)", choices=CHOICES["equalize"], by_preset=True,
     )  # fmt: skip
     clahe_clip: float = option(2.0, "CLAHE's limit of contrast", low=0.1, high=100)
     clahe_grid: int = option(8, "CLAHE's tiles a side", low=1, high=64)
     binarize: str = option(
         "off", "black and white, one channel: a fixed threshold, Otsu's, or the neighbourhood's mean",
-        choices=("off", "fixed", "otsu", "adaptive"),
+        choices=CHOICES["binarize"],
     )  # fmt: skip
     binarize_threshold: int = option(128, "for fixed: from this level on a pixel is white", low=1, high=255)
     binarize_block: int = option(11, "for adaptive: side of the neighbourhood in pixels, odd", low=3, high=999)
@@ -172,9 +171,13 @@ class CleanConfig(StepConfig, PixelOptions):
         in_fingerprint=False, choices=("false", "true", "new"),
     )  # fmt: skip
 
+    # Where it runs.
+    ray_address: str = option("", RAY_ADDRESS_HELP, in_fingerprint=False)
+    executor: str = option("auto", EXECUTOR_HELP, in_fingerprint=False, choices=EXECUTORS)
     clean_workers: int | None = option(
-        None, "threads that decode (default: the cores)", in_fingerprint=False, low=1, high=1024
-    )
+        None, "CPU cores for threads, processes or Ray on this machine (default: all)", in_fingerprint=False, low=1,
+        high=1024,
+    )  # fmt: skip
 
     def check(self) -> None:
         super().check()

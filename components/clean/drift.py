@@ -63,23 +63,23 @@ def check_drift(dataset: Dataset, name: str, config: CleanConfig, context: Conte
     if promotion is None:
         return {}
     try:
-        reference = _find_reference(context.workspace.absolute(promotion["model"]), dataset)
+        reference = _find_reference(context.workspace.absolute(promotion.model), dataset)
         if reference is None:
             return {}
         key = f"{VERSION}-{reference.fingerprint}-{dataset.fingerprint}"
         comparison = context.workspace.drift(name, key) or _compare(dataset, reference, name, key, context)
     except (UserError, DatasetError) as error:
-        context.say(f"drift is not checked: the data of the champion (promotion {promotion['n']}) is gone: {error}")
+        context.say(f"drift is not checked: the data of the champion (promotion {promotion.n}) is gone: {error}")
         return {}
     findings = list(find_drift(comparison, config.drift_warning))
-    context.say(f"{_describe_rows(comparison)} since the data of the champion (promotion {promotion['n']})")
+    context.say(f"{_describe_rows(comparison)} since the data of the champion (promotion {promotion.n})")
     for line in _describe(comparison, findings):
         context.say(line)
     _stop(findings, comparison, config)
     return {
         "drift": [f"{_name_scope(finding.scope, comparison)}: {finding}" for finding in findings],
         "drift_comparison": key,
-        "drift_promotion": promotion["n"],
+        "drift_promotion": promotion.n,
         "drift_warning": config.drift_warning,
     }
 

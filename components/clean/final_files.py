@@ -60,10 +60,10 @@ def write_final_files(decisions: RowDecisions, finished: FinishedWork, layout: L
         else:
             keys[number] = make_rewrite_key(file, is_kept[rows], splits[rows])
     final |= finished.find_rewritten(keys)
-    intact = finished.find_intact(file for files in final.values() for file in files)
+    intact = finished.parts.find_intact(file for files in final.values() for file in files)
     missing = [n for n in range(len(ranges)) if n not in final or any(file.uri not in intact for file in final[n])]
     sources = {candidates.data_files[number].uri for number in missing}
-    if lost := sources - finished.find_intact(candidates.data_files[number] for number in missing):
+    if lost := sources - finished.parts.find_intact(candidates.data_files[number] for number in missing):
         return FinalFiles(lost=frozenset(lost))
 
     def rewrite(number: int) -> list[File]:

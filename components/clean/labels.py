@@ -95,10 +95,6 @@ class LabelRules:
     def to_record(self) -> dict[str, Any]:
         return asdict(self) | {"rare": sorted(self.rare)}
 
-    @classmethod
-    def from_record(cls, record: dict[str, Any]) -> LabelRules:
-        return cls(**{**record, "rare": frozenset(record["rare"])})
-
 
 def split_labels(text: str, separator: str) -> list[str]:
     """Split a label text at `separator`, if there is one, and strip white space; empty labels are left out."""

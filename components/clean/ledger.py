@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from ..dataset.kinds import CleanExtra, CleanImage, RawExtra
 from ..dataset.manifest import Dataset, File, Manifest, Totals
 from ..dataset.shards import READ_THREADS, read_columns
 from ..imaging.choices import COLORS
@@ -43,15 +44,15 @@ def make_manifest(
             by_class={name: sum(by_class_split[split][name] for split in SPLITS) for name in classes},
             by_reason=dict(sorted(reasons.items())),
         ),
-        image={"color": color, "channels": COLORS[color]},
-        extra={
-            "dataset_name": raw.manifest.extra["dataset_name"],
-            "by_class_and_split": {split: {name: by_class_split[split][name] for name in classes} for split in SPLITS},
-            "decoder_warnings": kept.warnings,
-            "rows_in": raw.manifest.totals.rows,
-            "found": findings,
-            **({"image_size": raw.manifest.extra["image_size"]} if "image_size" in raw.manifest.extra else {}),
-        },
+        image=CleanImage(color, COLORS[color]),
+        extra=CleanExtra(
+            dataset_name=raw.name,
+            by_class_and_split={split: {name: by_class_split[split][name] for name in classes} for split in SPLITS},
+            decoder_warnings=kept.warnings,
+            rows_in=raw.manifest.totals.rows,
+            found=findings,
+            image_size=RawExtra.of(raw.manifest).image_size,
+        ),
     )
 
 
@@ -73,7 +74,7 @@ def check_splits(manifest: Manifest) -> None:
     for split, hint in (("train", "val_fraction and test_fraction"), ("test", "test_fraction or the declared splits")):
         if not totals.by_split[split]:
             raise UserError(f"split: expected at least one {split} image of {totals.rows}, found none; see {hint}")
-    trained = [name for name, number in manifest.extra["by_class_and_split"]["train"].items() if number]
+    trained = [name for name, number in CleanExtra.of(manifest).by_class_and_split["train"].items() if number]
     if len(trained) < 2:
         raise UserError(
             f"label: expected training images of at least two classes, found only {trained[0]!r} after cleaning; "
@@ -83,7 +84,7 @@ def check_splits(manifest: Manifest) -> None:
 
 def print_summary(dataset: Dataset, context: Context) -> None:
     """Print the numbers of a clean dataset: rows, rejects, classes without images, findings."""
-    totals, extra = dataset.manifest.totals, dataset.manifest.extra
+    totals, extra = dataset.manifest.totals, CleanExtra.of(dataset.manifest)
     context.say(
         f"{totals.rows + totals.rejected:,} rows in · {totals.rows:,} kept · {totals.rejected:,} rejected · "
         + " · ".join(f"{split} {number:,}" for split, number in totals.by_split.items())
@@ -92,10 +93,10 @@ def print_summary(dataset: Dataset, context: Context) -> None:
         context.say(f"rejected: {_format_counts(totals.by_reason)}")
     if empty := [name for name, number in totals.by_class.items() if not number]:
         context.say(f"no image at all of: {_format_names(empty)}")
-    for split, numbers in extra["by_class_and_split"].items():
+    for split, numbers in extra.by_class_and_split.items():
         if missing := [name for name, number in numbers.items() if not number and totals.by_class[name]]:
             context.say(f"no {split} image of: {_format_names(missing)}")
-    _print_findings(extra["found"], context)
+    _print_findings(extra.found, context)
     for page in dataset.files("report"):
         context.say(f"audit: {dataset.locate(page)}")
 

@@ -8,25 +8,22 @@ worth nothing, and the work is done again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..dataset.fingerprint import digest
-from ..dataset.manifest import Dataset, File, find_damaged
-from ..dataset.shards import READ_THREADS
+from ..dataset.manifest import Dataset, File
 from ..dataset.workspace import Workspace
+from ..engine.finished import FinishedParts
 from ..step.progress import Progress, say
 from ..storage import uri as uris
-from ..storage.parallel import map_ordered
 from .config import VERSION
-from .pool import clean_slices
+from .executor import clean_slices
 from .shard import CleanedShard, RowRules, Slice
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -48,11 +45,9 @@ class FinishedWork:
         """Return a file of the pool as the manifest of a dataset lists it."""
         return replace(file, uri=f"{uris.relpath(self.uri, dataset_uri)}/{file.uri}")
 
-    def find_intact(self, files: Iterable[File]) -> set[str]:
-        """Return the URIs of those files of the pool that are there with their sizes."""
-        sizes = {file.uri: file.bytes for file in files}
-        damaged = find_damaged({uris.join(self.uri, uri): size for uri, size in sizes.items()})
-        return {uri for uri in sizes if uris.join(self.uri, uri) not in damaged}
+    @property
+    def parts(self) -> FinishedParts:
+        return FinishedParts(self.workspace, self.uri)
 
     def find_slices(self, parts: Iterable[Slice], rules: RowRules) -> dict[str, CleanedShard]:
         """Return the results of finished slices, by the slices' keys.
@@ -60,30 +55,20 @@ class FinishedWork:
         Their `data` may be gone: those files are needed only where no file without the dropped rows replaces them.
         """
         keys = {part.key: f"slices/{make_slice_key(part, rules, self.attempt)}" for part in parts}
-        shards = self._read(keys, CleanedShard.from_record)
-        intact = self.find_intact(file for shard in shards.values() for file in shard.candidates + shard.rejected)
-        return {
-            key: shard
-            for key, shard in shards.items()
-            if all(file.uri in intact for file in shard.candidates + shard.rejected)
-        }
+        records = self.parts.find(keys, lambda record: CleanedShard.from_record(record).required_files)
+        return {key: CleanedShard.from_record(record) for key, record in records.items()}
 
     def add_slice(self, part: Slice, rules: RowRules, shard: CleanedShard) -> None:
         key = make_slice_key(part, rules, self.attempt)
-        self.workspace.replace_work_record(self.uri, f"slices/{key}", shard.to_record())
+        self.parts.add(f"slices/{key}", shard.to_record())
 
     def find_rewritten(self, keys: Mapping[int, str]) -> dict[int, list[File]]:
         """Return the files that files were rewritten to; their numbers and keys are those of `make_rewrite_key`."""
-        return self._read({number: f"rewritten/{key}" for number, key in keys.items()}, _parse_files)
+        records = self.parts.read({number: f"rewritten/{key}" for number, key in keys.items()})
+        return {number: [File(**file) for file in record["files"]] for number, record in records.items()}
 
     def add_rewritten(self, key: str, files: Iterable[File]) -> None:
-        self.workspace.replace_work_record(self.uri, f"rewritten/{key}", {"files": [asdict(file) for file in files]})
-
-    def _read(self, keys: Mapping[Any, str], parse: Callable[[dict[str, Any]], Result]) -> dict[Any, Result]:
-        records = map_ordered(
-            keys.values(), lambda key: self.workspace.read_work_record(self.uri, key), READ_THREADS, lambda _: 0
-        )
-        return {name: parse(record) for name, record in zip(keys, records, strict=True) if record}
+        self.parts.add(f"rewritten/{key}", {"files": [asdict(file) for file in files]})
 
 
 def make_slice_key(part: Slice, rules: RowRules, attempt: Mapping[str, str]) -> str:
@@ -109,10 +94,6 @@ def make_rewrite_key(file: File, alive: npt.NDArray[np.bool_], splits: npt.NDArr
     """Return the key of the files that a file is rewritten to, by the verdicts on its rows."""
     verdicts = "".join(str(split) if is_alive else "-" for is_alive, split in zip(alive, splits, strict=True))
     return digest({"version": VERSION, "file": file.sha256, "verdicts": verdicts})
-
-
-def _parse_files(record: dict[str, Any]) -> list[File]:
-    return [File(**file) for file in record["files"]]
 
 
 def clean_or_reuse(

@@ -6,15 +6,14 @@ or by another process, with the same bytes as its result, and for every snapshot
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 import xxhash
 
-from ..dataset.manifest import Dataset, File
+from ..dataset.manifest import Dataset, File, locate_file
 from ..dataset.shards import READ_THREADS, Layout, ShardWriter, open_parquet, read_row_group
 from ..imaging.decoder import ImageRejected, Pixels
 from ..imaging.standardize import StandardizedImage, standardize
@@ -54,13 +53,6 @@ class Slice:
     def key(self) -> str:
         """Name of the slice among those of its dataset."""
         return f"{self.file.sha256[:16]}-{self.first:04d}"
-
-    def to_record(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_record(cls, record: dict[str, Any]) -> Slice:
-        return cls(**{**record, "file": File(**record["file"]), "labels": tuple(record["labels"])})
 
 
 def plan_slices(raw: Dataset) -> list[Slice]:
@@ -107,6 +99,11 @@ class CleanedShard:
     data: tuple[File, ...]
     rejected: tuple[File, ...]
 
+    @property
+    def required_files(self) -> tuple[File, ...]:
+        """The files without which the slice has to be cleaned again."""
+        return self.candidates + self.rejected
+
     def to_record(self) -> dict[str, Any]:
         return {name: [asdict(file) for file in files] for name, files in vars(self).items()}
 
@@ -150,35 +147,27 @@ class CleanedRows:
             self.kept.setdefault(split, []).append(row)
 
 
-def clean_shard(
-    raw: Dataset, part: Slice, uri: str, rules: RowRules, count: Callable[[int], None], decode_lock: threading.Lock,
-    threads: int,
-) -> CleanedShard:  # fmt: skip
-    """Clean one slice into files below the folder `uri`.
+def clean_shard(part: Slice, raw_uri: str, uri: str, rules: RowRules, threads: int) -> dict[str, Any]:
+    """Clean one slice into files below the folder `uri`; return the record of its `CleanedShard`.
 
     Args:
-        count: called with the number of rows just finished.
-        decode_lock: held while rows are decoded, so that the slices of one process decode one after another, and
-            one is written while the next is decoded.
+        raw_uri: of the raw dataset.
         threads: number of decoding threads.
     """
-    with decode_lock:
-        rows = clean_rows(raw, part, rules, count, threads)
-    return write_shard(rows, uri, rules)
+    return write_shard(clean_rows(part, raw_uri, rules, threads), uri, rules).to_record()
 
 
-def clean_rows(raw: Dataset, part: Slice, rules: RowRules, count: Callable[[int], None], threads: int) -> CleanedRows:
+def clean_rows(part: Slice, raw_uri: str, rules: RowRules, threads: int) -> CleanedRows:
     """Clean every row of one slice on `threads` threads."""
     rows = CleanedRows()
     unsplit = rules.config.split == "exact"
-    raw_rows = _read_rows(raw, part, rules.config)
+    raw_rows = _read_rows(part, raw_uri, rules.config)
     if threads == 1:
         cleaned: Iterable[dict[str, Any]] = (clean_row(row, rules) for row in raw_rows)
     else:
         cleaned = map_ordered(raw_rows, lambda r: clean_row(r, rules), threads, lambda r: len(r["image"] or b""))
     for row in cleaned:
         rows.add(row, UNSPLIT if unsplit else row.get("split", ""))
-        count(1)
     return rows
 
 
@@ -191,12 +180,12 @@ def write_shard(rows: CleanedRows, uri: str, rules: RowRules) -> CleanedShard:
     return CleanedShard(candidates, data, (write_rejected(uri, rows.rejected),) if rows.rejected else ())
 
 
-def _read_rows(raw: Dataset, part: Slice, config: CleanConfig) -> Iterator[dict[str, Any]]:
+def _read_rows(part: Slice, raw_uri: str, config: CleanConfig) -> Iterator[dict[str, Any]]:
     """Yield raw rows with the columns that the config needs; shards of older versions lack `group`."""
     columns = ["image_id", "image", "sha256", "label", "split", "group"]
     columns += ["boxes"] if config.roi != "off" else []
     columns += ["mask"] if config.background != "off" or config.keep_masks else []
-    uri = raw.locate(part.file)
+    uri = locate_file(raw_uri, part.file)
     with open_parquet(uri) as parquet:
         for index in range(part.first, part.last):
             yield from read_row_group(parquet, index, uri, columns).to_pylist()

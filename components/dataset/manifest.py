@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -21,27 +21,21 @@ from ..storage import uri as uris
 from ..storage.errors import DatasetError, UserError, wrong
 from ..storage.parallel import map_ordered
 from ..storage.store import Entry, get_store
+from .json_object import JsonObject
+from .kinds import EXTRAS, CleanImage, Extra, ImageSpec, RawExtra
 
 FORMAT, FORMAT_VERSION = "imagemill", 1
-KINDS = ("raw", "clean", "tensors", "model", "evaluation")
+KINDS = tuple(EXTRAS)
 MANIFEST = "_manifest.json"
 MIN_FILES_TO_LIST = 20
 """From this number of files on, sizes are read from a listing of their folder, which may hold more files."""
 LISTED_PER_FILE, STAT_THREADS = 50, 16
 """Most files that are listed for each expected one (a thousand are one request), and files that are looked up at once
 where the listing did not name them."""
-_JSON_TYPES: dict[str, tuple[type[Any], str]] = {
-    "str": (str, "a text"),
-    "int": (int, "a whole number that is not negative"),
-    "dict": (dict, "an object"),
-    "Totals": (dict, "an object"),
-    "tuple": (list, "a list"),
-}
-"""Annotation of a field of the manifest's dataclasses → its type in JSON, and that type in words."""
 
 
 @dataclass(frozen=True)
-class File:
+class File(JsonObject):
     """One file of a dataset. `uri` is relative to the manifest's folder; `rows` is 0 for files without rows, and
     counts every row in the file, also those that `Dataset.removed_ids` leaves out."""
 
@@ -54,7 +48,7 @@ class File:
 
 
 @dataclass(frozen=True)
-class Parent:
+class Parent(JsonObject):
     """A dataset that a step read; `manifest_sha256` is that of the manifest's bytes as they were read."""
 
     uri: str
@@ -63,7 +57,7 @@ class Parent:
 
 
 @dataclass(frozen=True)
-class Totals:
+class Totals(JsonObject):
     """`rows` counts kept rows; `rejected` those in files of the role `rejected` plus those dropped."""
 
     rows: int = 0
@@ -75,10 +69,9 @@ class Totals:
 
 
 @dataclass(frozen=True)
-class Manifest:
-    """The manifest of a dataset. `image` is set for clean (`color`) and tensors; `extra` holds the fields of one kind:
-    the skipped files of raw, the metrics of an evaluation. `extra["removed"]` maps the URI of a listed file to the
-    `image_id`s of its rows that are not in the dataset, e.g. since they left the source after the file was written."""
+class Manifest(JsonObject):
+    """The manifest of a dataset. `image` is set for clean, tensors and models; `extra` holds the fields of one kind:
+    the skipped files of raw, the metrics of an evaluation."""
 
     kind: str
     fingerprint: str
@@ -88,26 +81,28 @@ class Manifest:
     classes: tuple[str, ...] = ()
     files: tuple[File, ...] = ()
     totals: Totals = field(default_factory=Totals)
-    image: dict[str, Any] = field(default_factory=dict)
-    extra: dict[str, Any] = field(default_factory=dict)
+    image: CleanImage | ImageSpec | None = None
+    extra: Extra = field(default_factory=Extra)
     code_version: str = ""
     created: str = ""
 
-    def generation(self, file: File) -> int:
-        """Return the generation of a tensor file: 0 where all rows were built, then one for each time that some were
-        added."""
-        return int(self.extra.get("shards", {}).get(file.uri, {}).get("generation", 0))
+    @property
+    def color(self) -> str:
+        """The color of the images; empty where it is not known."""
+        return self.image.color if self.image else ""
 
-    def to_json(self) -> bytes:
-        """Return the bytes of `_manifest.json`: indented, for people read it too."""
-        body = asdict(self)
-        body = {"format": FORMAT, "version": FORMAT_VERSION, **body}
+    @property
+    def image_spec(self) -> ImageSpec:
+        """The images of tensors, or those that a model takes; UserError for another kind."""
+        if isinstance(self.image, ImageSpec):
+            return self.image
+        raise wrong(f"the manifest {self.fingerprint} (image)", "the shape of its images", self.image)
+
+    def to_dict(self) -> dict[str, Any]:
+        body = {"format": FORMAT, "version": FORMAT_VERSION, **super().to_dict()}
         body["code_version"] = self.code_version or code_version()
         body["created"] = self.created or datetime.now(UTC).isoformat(timespec="seconds")
-        for optional in ("image", "extra"):
-            if not body[optional]:
-                del body[optional]
-        return json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        return {key: value for key, value in body.items() if key != "extra" or value}
 
 
 @dataclass(frozen=True)
@@ -122,17 +117,26 @@ class Dataset:
     def fingerprint(self) -> str:
         return self.manifest.fingerprint
 
+    @property
+    def name(self) -> str:
+        """The name of the images' source; UserError for a manifest without it."""
+        name = self.manifest.extra.dataset_name
+        if not name:
+            raise wrong(f"{self.uri}/{MANIFEST} (extra.dataset_name)", "the name of the images' source", name)
+        return name
+
     def files(self, role: str = "data", split: str | None = None) -> list[File]:
         """Return the listed files of one role, and of one split unless `split` is None."""
         return [f for f in self.manifest.files if f.role == role and split in (None, f.split)]
 
     def locate(self, file: File) -> str:
         """Return the absolute URI of a listed file."""
-        return resolve_uri(self.uri, file.uri, up=1)
+        return locate_file(self.uri, file)
 
     def removed_ids(self, file: File) -> frozenset[str]:
         """Return the `image_id`s of rows that a listed file holds and the dataset does not; readers leave them out."""
-        return frozenset(self.manifest.extra.get("removed", {}).get(file.uri, ()))
+        extra = self.manifest.extra
+        return frozenset((extra.removed or {}).get(file.uri, ())) if isinstance(extra, RawExtra) else frozenset()
 
     def parent_uri(self, kind: str) -> str:
         """Return the absolute URI of the first parent of one kind; UserError when the dataset has none."""
@@ -177,6 +181,11 @@ def find_damaged(expected: Mapping[str, int]) -> dict[str, int | None]:
 
 def _stat(uri: str) -> Entry | None:
     return get_store(uri).stat(uri)
+
+
+def locate_file(dataset_uri: str, file: File) -> str:
+    """Return the absolute URI of a file that the manifest of a dataset lists."""
+    return resolve_uri(dataset_uri, file.uri, up=1)
 
 
 def resolve_uri(base: str, relative_uri: str, up: int) -> str:
@@ -233,44 +242,16 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
         raise wrong(f"{where} (version)", f"{FORMAT_VERSION}; this imagemill is {code_version()}", body.get("version"))
     if body.get("kind") not in KINDS:
         raise wrong(f"{where} (kind)", f"one of {', '.join(KINDS)}", body.get("kind"))
-    values = _read_fields(Manifest, body, where, "", optional=("image", "extra"))
-    lists = {"parents": Parent, "files": File}
-    for name, kind in lists.items():
-        items = enumerate(values[name])
-        values[name] = tuple(kind(**_read_fields(kind, item, where, f"{name}[{n}].")) for n, item in items)
-    if not all(isinstance(name, str) for name in values["classes"]):
-        raise wrong(f"{where} (classes)", "a list of texts", values["classes"])
-    _check_removed(values.get("extra", {}).get("removed", {}), where)
-    optional = tuple(field.name for field in fields(Totals))
-    totals = _read_fields(Totals, values["totals"], where, "totals.", optional)
-    return Manifest(**{**values, "classes": tuple(values["classes"]), "totals": Totals(**totals)})
-
-
-def _check_removed(removed: Any, where: str) -> None:
-    if not isinstance(removed, dict) or not all(
-        isinstance(ids, list) and all(isinstance(image_id, str) for image_id in ids) for ids in removed.values()
-    ):
-        raise wrong(f"{where} (extra.removed)", "an object of lists of texts", removed)
-
-
-def _read_fields(cls: type[Any], body: Any, where: str, prefix: str, optional: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Return the values of a dataclass's fields, each checked for its type in JSON; other fields are left out."""
-    if not isinstance(body, dict):
-        raise wrong(f"{where} ({prefix.rstrip('.')})", "an object", body)
-    values = {}
-    for member in fields(cls):
-        if member.name not in body and member.name in optional:
-            continue
-        value: Any = body.get(member.name)
-        annotation = str(member.type)
-        json_type, words = _JSON_TYPES[annotation.partition("[")[0]]
-        is_valid = isinstance(value, json_type) and not isinstance(value, bool)
-        if annotation == "dict[str, int]" and is_valid:
-            is_valid, words = all(type(number) is int for number in value.values()), "an object of whole numbers"
-        if not is_valid or (json_type is int and value < 0):
-            raise wrong(f"{where} ({prefix}{member.name})", words, value)
-        values[member.name] = value
-    return values
+    for member in fields(Manifest):
+        if member.name not in ("image", "extra"):
+            body.setdefault(member.name, None)  # none of them has a default in JSON
+    image, extra = body.pop("image", None), body.pop("extra", None)
+    manifest = Manifest.from_dict(body, where)
+    if image is not None:
+        image = (CleanImage if manifest.kind == "clean" else ImageSpec).from_dict(image, where, "image")
+    if extra is not None:
+        return replace(manifest, image=image, extra=EXTRAS[manifest.kind].from_dict(extra, where, "extra"))
+    return replace(manifest, image=image)
 
 
 def commit(uri: str, manifest: Manifest) -> Dataset:

@@ -17,6 +17,7 @@ from ..storage import uri as uris
 from ..storage.errors import MillError, UserError
 from ..storage.parallel import map_ordered
 from ..storage.store import Entry
+from .kinds import ModelExtra
 from .leases import RunningStep
 from .manifest import MANIFEST, Dataset, find_dataset, resolve_uri
 from .workspace import PRODUCTS, Workspace, parse_record
@@ -107,13 +108,14 @@ def _make_snapshot(dataset: Dataset, modified: float, workspace: Workspace) -> S
     manifest = dataset.manifest
     kind, fingerprint = dataset.uri.split("/")[-2:]  # its place counts, not what the manifest says of itself
     parents = [resolve_uri(dataset.uri, parent.uri, up=2) for parent in manifest.parents]
-    weights, start = str(manifest.config.get("weights") or ""), manifest.extra.get("start")
+    weights = str(manifest.config.get("weights") or "")
     parents += [weights] if "/" in weights else []
-    parents += [workspace.absolute(str(start["model"]))] if isinstance(start, dict) and start.get("model") else []
+    if isinstance(manifest.extra, ModelExtra) and manifest.extra.start:
+        parents.append(workspace.absolute(manifest.extra.start.model))
     return Snapshot(
         kind,
         fingerprint,
-        str(manifest.extra.get("dataset_name", "")),
+        manifest.extra.dataset_name,
         manifest.created,
         modified,
         sum(file.bytes for file in manifest.files),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..storage import uri as uris
 from ..storage.errors import DatasetError, wrong
 from ..storage.store import Store, get_store
 from .manifest import Dataset
+from .records import Promotion, Verdict
 
 STEPS = ("download", "clean", "resize", "train", "evaluate", "promote")
 """The names of the steps, in their order: the sections of the `config` parameter."""
@@ -68,8 +69,9 @@ class Workspace:
         """Return the record that an earlier attempt wrote under `key`, or None."""
         return self._read_json(uris.join(folder, "_work", f"{key}.json"))
 
-    def write_work_record(self, folder: str, key: str, record: dict[str, Any]) -> None:
-        self.store.put_if_absent(uris.join(folder, "_work", f"{key}.json"), _json(record))
+    def write_work_record(self, folder: str, key: str, record: dict[str, Any]) -> bool:
+        """Write a record unless there is one under `key`; True for the one writer that was first."""
+        return self.store.put_if_absent(uris.join(folder, "_work", f"{key}.json"), _json(record))
 
     def replace_work_record(self, folder: str, key: str, record: dict[str, Any]) -> None:
         """Write the record of work that may have been recorded before, when it had files that are gone now."""
@@ -126,41 +128,46 @@ class Workspace:
         stems = (uris.basename(entry.uri).removesuffix(".json") for entry in self.store.list(folder))
         return sorted(int(stem) for stem in stems if stem.isdecimal())
 
-    def last_promotion(self, name: str) -> dict[str, Any] | None:
-        """Return the record of the last promotion (the champion) with its number as `n`; None before the first."""
+    def last_promotion(self, name: str) -> Promotion | None:
+        """Return the last promotion (the champion); None before the first."""
         numbers = self.promotions(name)
         return self.promotion(name, numbers[-1]) if numbers else None
 
-    def promotion(self, name: str, number: int) -> dict[str, Any]:
+    def promotion(self, name: str, number: int) -> Promotion:
         uri = self.at("names", name, "promotions", f"{number}.json")
         record = self._read_json(uri)
         if record is None or "model" not in record:
             raise DatasetError(f"{uri}: expected the record of a promotion, found {record!r}")
-        return record | {"n": number}  # the file's name counts: a rollback by hand is a copy under a new number
+        promotion = Promotion.from_dict(record, uri)
+        return replace(promotion, n=number)  # the file's name counts: a rollback by hand is a copy under a new number
 
-    def append_promotion(self, name: str, number: int, record: dict[str, Any]) -> bool:
+    def append_promotion(self, name: str, number: int, promotion: Promotion) -> bool:
         """Append as `number`; False if another run has taken that number meanwhile."""
-        return self.store.put_if_absent(self.at("names", name, "promotions", f"{number}.json"), _json(record))
+        data = _json(replace(promotion, n=number).to_dict())
+        return self.store.put_if_absent(self.at("names", name, "promotions", f"{number}.json"), data)
 
     # Verdicts: a comparison is made once, and counts against the error rate of later ones.
 
-    def verdicts(self, name: str, prefix: str) -> list[dict[str, Any]]:
-        """Return the records of verdicts whose keys begin with `prefix`."""
-        folder = self.at("names", name, "verdicts")
-        entries = self.store.list(folder)
-        records = (self._read_json(e.uri) for e in entries if uris.basename(e.uri).startswith(prefix))
-        return [record for record in records if record]
+    def verdicts(self, name: str, prefix: str) -> list[Verdict]:
+        """Return the verdicts whose keys begin with `prefix`."""
+        entries = self.store.list(self.at("names", name, "verdicts"))
+        verdicts = (self._read_verdict(e.uri) for e in entries if uris.basename(e.uri).startswith(prefix))
+        return [verdict for verdict in verdicts if verdict]
 
-    def verdict(self, name: str, key: str) -> dict[str, Any] | None:
-        return self._read_json(self.at("names", name, "verdicts", f"{key}.json"))
+    def verdict(self, name: str, key: str) -> Verdict | None:
+        return self._read_verdict(self.at("names", name, "verdicts", f"{key}.json"))
 
-    def add_verdict(self, name: str, key: str, record: dict[str, Any]) -> None:
+    def add_verdict(self, name: str, key: str, verdict: Verdict) -> None:
         """Write a verdict unless there is one: of two runs that judge at the same time, the first one's stays."""
-        self.store.put_if_absent(self.at("names", name, "verdicts", f"{key}.json"), _json(record))
+        self.store.put_if_absent(self.at("names", name, "verdicts", f"{key}.json"), _json(verdict.to_dict()))
 
-    def replace_verdict(self, name: str, key: str, record: dict[str, Any]) -> None:
+    def replace_verdict(self, name: str, key: str, verdict: Verdict) -> None:
         """Write a verdict in place of an earlier one: `--rerun promote` judges again."""
-        self.store.put(self.at("names", name, "verdicts", f"{key}.json"), _json(record))
+        self.store.put(self.at("names", name, "verdicts", f"{key}.json"), _json(verdict.to_dict()))
+
+    def _read_verdict(self, uri: str) -> Verdict | None:
+        record = self._read_json(uri)
+        return None if record is None else Verdict.from_dict(record, uri)
 
     # Comparisons of a clean dataset with the champion's, each made once.
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 import xxhash
 
 from ..dataset.fingerprint import canonical_json, digest
+from ..dataset.kinds import FileList
 from ..dataset.manifest import File
 from .config import VERSION
 
@@ -35,8 +36,8 @@ DIGEST_BYTES = 32
 
 
 @dataclass
-class FileList:
-    """A list of files in the form of the manifest: all are counted, up to `SKIPPED_NAMES` are named."""
+class FileCounter:
+    """Counter of files, of which up to `SKIPPED_NAMES` are named."""
 
     count: int = 0
     files: list[dict[str, str]] = field(default_factory=list)
@@ -45,6 +46,9 @@ class FileList:
         self.count += 1
         if len(self.files) < SKIPPED_NAMES:
             self.files.append(description)
+
+    def freeze(self) -> FileList:
+        return FileList(self.count, tuple(self.files))
 
 
 @dataclass
@@ -59,8 +63,8 @@ class Contents:
     labels: Counter[str] = field(default_factory=Counter)
     splits: Counter[str] = field(default_factory=Counter)
     bytes: int = 0
-    skipped: FileList = field(default_factory=FileList)
-    missing_masks: FileList = field(default_factory=FileList)
+    skipped: FileCounter = field(default_factory=FileCounter)
+    missing_masks: FileCounter = field(default_factory=FileCounter)
     files: list[File] = field(default_factory=list)
 
     def add(self, row: dict[str, Any]) -> None:

@@ -12,12 +12,13 @@ import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ..dataset.fingerprint import digest
+from ..dataset.kinds import FileList, RawExtra
 from ..dataset.manifest import Dataset, File, Manifest, Totals, commit, find_intact_dataset
 from ..dataset.shards import Layout, ShardWriter, read_columns
 from ..step.progress import Progress, format_size
@@ -41,7 +42,7 @@ def download(config: DownloadConfig, context: Context) -> Outcome:
     source, labeller = open_dataset(config)
     key = _make_listing_key(source, labeller, config, context)
     if key and config.verify == "listing" and (dataset := _find_known_dataset(context, key)):
-        _print_missing_masks(dataset.manifest.extra.get("missing_masks", {}), context)
+        _print_missing_masks(RawExtra.of(dataset.manifest).missing_masks, context)
         return _report(dataset, CACHED, config, context)
     context.refuse_if_only_cached(source.where)
     context.say(f"reading {source.where}" + (f", {source.total:,} files" if source.total else ""))
@@ -49,7 +50,7 @@ def download(config: DownloadConfig, context: Context) -> Outcome:
     contents = _read_source(source, labeller, context, key, snapshot)
     if not contents.rows:
         raise UserError(f"source: expected images in {source.where}, found none ({contents.skipped.count} other files)")
-    _print_missing_masks(asdict(contents.missing_masks), context)
+    _print_missing_masks(contents.missing_masks.freeze(), context)
     uri = context.workspace.dataset("raw", contents.fingerprint())
     manifest = _make_manifest(contents, snapshot.earlier, uri, source, config, context)
     _refuse_duplicate_ids(contents, Dataset(uri, manifest, ""))
@@ -81,22 +82,22 @@ def _find_known_dataset(context: Context, key: str) -> Dataset | None:
     return find_intact_dataset(context.workspace.absolute(str(record["raw"]))) if record else None
 
 
-def _print_missing_masks(missing: dict[str, Any], context: Context) -> None:
-    if missing.get("count"):
-        shown = [f"{file['mask']} ({file['why']})" for file in missing["files"][:3]]
-        more = missing["count"] - len(shown)
+def _print_missing_masks(missing: FileList | None, context: Context) -> None:
+    if missing and missing.count:
+        shown = [f"{file['mask']} ({file['why']})" for file in missing.files[:3]]
+        more = missing.count - len(shown)
         context.say(
-            f"masks that the source names but does not have: {missing['count']:,}; their images go without one: "
+            f"masks that the source names but does not have: {missing.count:,}; their images go without one: "
             f"{', '.join(shown)}{f' and {more:,} more' if more else ''}"
         )
 
 
 def _report(dataset: Dataset, state: str, config: DownloadConfig, context: Context) -> Outcome:
     context.note_latest(config.dataset_name(), dataset)
-    totals, skipped = dataset.manifest.totals, dataset.manifest.extra.get("skipped", {})
+    totals, skipped = dataset.manifest.totals, RawExtra.of(dataset.manifest).skipped
     context.say(
         f"{totals.rows:,} images · {format_size(totals.bytes)} · {len(totals.by_class)} labels · "
-        f"{skipped.get('count', 0)} other files skipped"
+        f"{skipped.count} other files skipped"
     )
     shown = [f"{label or 'none'} {number:,}" for label, number in list(totals.by_class.items())[:8]]
     more = len(totals.by_class) - len(shown)
@@ -105,7 +106,7 @@ def _report(dataset: Dataset, state: str, config: DownloadConfig, context: Conte
         "name": config.dataset_name(),
         "rows": totals.rows,
         "bytes": totals.bytes,
-        "skipped": skipped.get("count", 0),
+        "skipped": skipped.count,
     }
     return Outcome(dataset.uri, dataset.fingerprint, state, metrics)
 
@@ -168,7 +169,7 @@ def _read_source(source: Source, labeller: Labeller, context: Context, key: str,
     rows = _read_rows(source, labeller, context, snapshot, contents)
     for number, shard in enumerate(_write_shards(rows, pool, contents), snapshot.num_attempted):
         if key:
-            context.workspace.write_work_record(pool, f"{key}/{number:06d}", {"file": asdict(shard)})
+            context.workspace.write_work_record(pool, f"{key}/{number:06d}", {"file": shard.to_dict()})
     snapshot.earlier.add_kept_rows(contents)
     return contents
 
@@ -259,17 +260,15 @@ def _make_manifest(
             removed[files[-1].uri] = lost
     files += [replace(file, uri=uris.relpath(uris.join(pool, file.uri), uri)) for file in contents.files]
     labels = {name: number for name, number in sorted(contents.labels.items()) if name}
-    extra: dict[str, Any] = {
-        "source": source.where,
-        "dataset_name": config.dataset_name(),
-        "skipped": asdict(contents.skipped),
-    }
-    if removed:
-        extra["removed"] = removed
-    if contents.missing_masks.count:
-        extra["missing_masks"] = asdict(contents.missing_masks)
-    if isinstance(source, DemoSource):
-        extra |= {"planted": source.list_faults(), "image_size": source.IMAGE_SIZE}
+    extra = RawExtra(
+        source=source.where,
+        dataset_name=config.dataset_name(),
+        skipped=contents.skipped.freeze(),
+        removed=removed or None,
+        missing_masks=contents.missing_masks.freeze() if contents.missing_masks.count else None,
+        planted=source.list_faults() if isinstance(source, DemoSource) else None,
+        image_size=source.IMAGE_SIZE if isinstance(source, DemoSource) else None,
+    )
     return Manifest(
         kind="raw",
         fingerprint=uris.basename(uri),

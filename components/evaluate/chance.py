@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ..dataset.kinds import Chance
 from ..dataset.labels import MULTI
 from .intervals import LEVEL, compute_wilson_interval
 
@@ -90,12 +90,12 @@ class ChanceTest:
         is_better = top1[0] > share or metrics[metric] > limit + 1e-9
         return cls(bool(is_better), int(support.argmax()), float(share), top1, metric, float(limit))
 
-    def to_dict(self, classes: Sequence[str], images: int, metrics: Mapping[str, float]) -> dict[str, Any]:
-        """Return the manifest's entry: `better`, the `limits` to beat, and where it is not, the reason in `why`."""
+    def summarize(self, classes: Sequence[str], images: int, metrics: Mapping[str, float]) -> Chance:
+        """Return the manifest's entry."""
         limits = {"top1": round(self.majority_share, 6), self.metric: round(self.limit, 6)}
         majority = classes[self.majority_class]
         why = "" if self.is_better else self._describe(majority, images, metrics)
-        return {"better": self.is_better, "class": majority, "limits": limits, "why": why}
+        return Chance(self.is_better, majority, limits, why)
 
     def _describe(self, majority: str, images: int, metrics: Mapping[str, float]) -> str:
         number = f"{images:,} test image{'s' if images != 1 else ''}"

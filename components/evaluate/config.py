@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..step.config import DEVICE_HELP, StepConfig, option
+from ..step.config import StepConfig, device_option, option
 
 VERSION = 3
 """Raised when the same model and images must give other predictions or metrics."""
@@ -19,7 +19,7 @@ class EvaluateConfig(StepConfig):
 
     model: str = option("", "URI of the model", in_fingerprint=False)
     clean: str = option("", "URI of the clean dataset whose test split counts", in_fingerprint=False)
-    device: str = option("auto", DEVICE_HELP, in_fingerprint=False, choices=("auto", "cpu", "cuda"))
+    device: str = device_option()
     eval_batch_size: int = option(128, "images a batch", in_fingerprint=False, low=1, high=65_536)
     tta: str = option(
         "none",

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from ..dataset.kinds import ClassCurves, MacroCurves, RocCurve, ScoreCurves
 
 if TYPE_CHECKING:
     import torch
@@ -117,19 +119,18 @@ class ScoreHistograms:
         tps, fps = self._accumulate(slice(class_id, class_id + 1))
         return _sample_curves(tps[0], fps[0])
 
-    def compute_roc(self, class_id: int, points: int = 101) -> dict[str, list[float]]:
-        """Return `fpr`, `tpr` and `threshold` (probabilities, from 1 down) of one class, as KFP's UI takes them."""
+    def compute_roc(self, class_id: int, points: int = 101) -> RocCurve:
+        """Return the ROC curve of one class, thresholds as probabilities from 1 down, as KFP's UI takes it."""
         (tps,), (fps,) = self._accumulate(slice(class_id, class_id + 1))
         end = math.asinh(MAX_LOG_ODDS)
         edges = np.sinh(np.linspace(end, -end, self.bins + 1))[1:]  # lower edges of the bins, the highest bin first
         used = np.flatnonzero(np.diff(tps + fps, prepend=0))
         used = used[np.unique(np.linspace(0, len(used) - 1, min(points - 1, len(used))).astype(np.int64))]
-        columns = {
-            "fpr": (0.0, fps[used] / max(1, fps[-1])),
-            "tpr": (0.0, tps[used] / max(1, tps[-1])),
-            "threshold": (1.0, 1 / (1 + np.exp(-edges[used]))),
-        }
-        return {name: [first, *map(_round, values)] for name, (first, values) in columns.items()}
+        return RocCurve(
+            fpr=[0.0, *map(_round, fps[used] / max(1, fps[-1]))],
+            tpr=[0.0, *map(_round, tps[used] / max(1, tps[-1]))],
+            threshold=[1.0, *map(_round, 1 / (1 + np.exp(-edges[used])))],
+        )
 
     def _accumulate(self, classes: slice) -> tuple[Ids, Ids]:
         """Return true and false positives at every threshold, the highest first, int64 [classes, bins] each."""
@@ -159,27 +160,22 @@ def _sample_curves(tps: Ids, fps: Ids) -> tuple[Floats, Floats]:
     return precision, np.interp(FALSE_POSITIVE_RATES, fpr, tpr)
 
 
-def describe_curves(histograms: ScoreHistograms, names: tuple[str, ...], areas: Areas) -> dict[str, Any]:
-    """Return the manifest's entry: the macro curves and those of the `HARDEST_CLASSES`; empty where none is defined."""
+def describe_curves(histograms: ScoreHistograms, names: tuple[str, ...], areas: Areas) -> ScoreCurves | None:
+    """Return the macro curves and those of the `HARDEST_CLASSES`; None where none is defined."""
     is_defined = np.isfinite(areas.roc)
     if not is_defined.any():
-        return {}
+        return None
     hardest = [int(c) for c in np.argsort(areas.pr, kind="stable") if is_defined[c]][:HARDEST_CLASSES]
-
-    def to_dict(curves: tuple[Floats, Floats]) -> dict[str, list[float]]:
-        precision, tpr = curves
-        return {"precision": [_round(v) for v in precision], "true_positive_rate": [_round(v) for v in tpr]}
-
     classes = [
-        {"class": names[c], "pr_auc": _round(areas.pr[c]), "roc_auc": _round(areas.roc[c])}
-        | to_dict(histograms.compute_curves(c))
+        ClassCurves(names[c], _round(areas.pr[c]), _round(areas.roc[c]), *map(_to_list, histograms.compute_curves(c)))
         for c in hardest
     ]
-    axes = {
-        "recall": [_round(v) for v in RECALLS],
-        "false_positive_rate": [_round(v) for v in FALSE_POSITIVE_RATES],
-    }
-    return axes | {"macro": to_dict(histograms.compute_macro_curves()), "classes": classes}
+    macro = MacroCurves(*map(_to_list, histograms.compute_macro_curves()))
+    return ScoreCurves(_to_list(RECALLS), _to_list(FALSE_POSITIVE_RATES), macro, classes)
+
+
+def _to_list(values: Floats) -> list[float]:
+    return [_round(value) for value in values]
 
 
 def _round(value: float) -> float:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
 
 from ..dataset.fingerprint import fingerprint
+from ..dataset.kinds import ClassScores, EvaluationExtra
 from ..dataset.labels import MULTI
 from ..dataset.manifest import Dataset, File, Manifest, Totals, commit, find_dataset
 from ..dataset.shards import Layout, ShardWriter, read_columns
@@ -30,31 +31,31 @@ def evaluate(config: EvaluateConfig, context: Context) -> Outcome:
     """Return the challenger's evaluation; `metrics` also has the URI of the champion's, if there is a champion."""
     model = context.parent("model", config.model, "model")
     clean = context.parent("clean", config.clean, "clean")
-    name = config.name or clean.manifest.extra["dataset_name"]
+    name = config.name or clean.name
     evaluation, is_cached = _find_or_evaluate(model, clean, "the challenger", config, context)
     context.note_latest(name, evaluation)
-    metrics = evaluation.manifest.extra["metrics"]
-    for line in describe_review(evaluation.manifest.extra["review"], metrics["top1"]):
+    extra = EvaluationExtra.of(evaluation.manifest)
+    for line in describe_review(extra.review, extra.metrics["top1"]):
         context.say(line)
     champion_uri, is_champion_cached = _evaluate_champion(name, model, clean, config, context)
     state = CACHED if is_cached and is_champion_cached else RAN
-    return Outcome(evaluation.uri, evaluation.fingerprint, state, metrics | {"champion_evaluation": champion_uri})
+    return Outcome(evaluation.uri, evaluation.fingerprint, state, extra.metrics | {"champion_evaluation": champion_uri})
 
 
 def _evaluate_champion(
     name: str, model: Dataset, clean: Dataset, config: EvaluateConfig, context: Context
 ) -> tuple[str, bool]:
     """Return (URI, whether it was cached) of the champion's evaluation; ("", True) where it is this model, or none."""
-    record = context.workspace.last_promotion(name)
-    if record is None:
+    promotion = context.workspace.last_promotion(name)
+    if promotion is None:
         return "", True
-    champion = find_dataset(context.workspace.absolute(record["model"]))
+    champion = find_dataset(context.workspace.absolute(promotion.model))
     if champion is None or champion.missing():
-        context.say(f"the champion's model {record['model']} is gone or damaged: there is nothing to compare with")
+        context.say(f"the champion's model {promotion.model} is gone or damaged: there is nothing to compare with")
         return "", True
     if champion.fingerprint == model.fingerprint:
         return "", True
-    title = f"the champion (promotion {record['n']})"
+    title = f"the champion (promotion {promotion.n})"
     evaluation, is_cached = _find_or_evaluate(champion, clean, title, config, context)
     return evaluation.uri, is_cached
 
@@ -73,37 +74,36 @@ def _find_or_evaluate(
 
 
 def _log_scores(evaluation: Dataset, title: str, context: Context) -> None:
-    extra, rows = evaluation.manifest.extra, evaluation.manifest.totals.rows
-    metrics, intervals = extra["metrics"], extra.get("intervals", {})
+    extra, rows = EvaluationExtra.of(evaluation.manifest), evaluation.manifest.totals.rows
+    metrics, intervals = extra.metrics, extra.intervals
     parts = [
         f"{label} {metrics[key]:.3f}{_format_interval(intervals.get(key))}"
         for key, label in (("top1", "top-1"), ("macro_f1", "macro-F1"))
     ]
     parts += [f"calibration error {metrics['ece']:.3f}"] if "ece" in metrics else []
     context.say(f"{title}: {' · '.join(parts)} on {rows:,} test images")
-    if reason := extra.get("chance", {}).get("why"):
-        context.say(f"warning: {reason}")
-    overlap = extra.get("seen", {})
-    if number := overlap.get("images"):
+    if extra.chance and extra.chance.why:
+        context.say(f"warning: {extra.chance.why}")
+    if number := extra.seen.images:
         context.say(
             f"warning: {number:,} of these images were among those that it was trained or validated on: its scores are "
             "too high, and the gate leaves these images out"
         )
-    if overlap.get("unknown"):
-        context.say(f"warning: which images it was trained on is not known: {_join(overlap['unknown'])} is gone")
+    if extra.seen.unknown:
+        context.say(f"warning: which images it was trained on is not known: {_join(extra.seen.unknown)} is gone")
     if rows < 100:
         context.say(f"only {rows} test images: one more or less of them is {1 / rows:.3f} of top-1")
-    if untested := [scores["class"] for scores in extra["per_class"] if not scores["support"]]:
-        classes = f"{len(untested)} of {len(extra['per_class'])} classes"
+    if untested := [scores.name for scores in extra.per_class if not scores.support]:
+        classes = f"{len(untested)} of {len(extra.per_class)} classes"
         context.say(f"warning: {classes} have no test image, and no part in macro-F1: {_join(untested)}")
-    if unreliable := extra.get("too_narrow"):
+    if unreliable := extra.too_narrow:
         classes = f"{unreliable} class{'es have' if unreliable > 1 else ' has'}"
         context.say(
             f"macro-F1's interval is too narrow: {classes} fewer than {FEW_IMAGES} test images, and too few for the "
             "mistakes of the others"
         )
-    if below := [row for row in extra.get("slices", []) if row["below"]]:
-        slices = [f"{row['column']} {row['slice']} ({row['top1']:.3f})" for row in below]
+    if below := [scores for scores in extra.slices if scores.below]:
+        slices = [f"{scores.column} {scores.slice} ({scores.top1:.3f})" for scores in below]
         context.say(f"surely below the whole: {_join(slices)}")
 
 
@@ -147,19 +147,19 @@ def _evaluate_model(model: Dataset, clean: Dataset, uri: str, config: EvaluateCo
         file = writer.publish("predictions", "data", "test")
     if file.rows != images:
         raise MillError(f"internal error: {images} test images, but {file.rows} predictions")
-    throughput = runner.throughput.to_dict(file.rows, config.eval_batch_size) | {"tta": config.tta}
+    throughput = runner.throughput.measure(file.rows, config.eval_batch_size, config.tta)
     context.say(describe_throughput(throughput))
     tensors = find_tensors(model, clean)
     suspects, review = review_labels(tensors, network, spec, device, uri, config.review, config.eval_batch_size)
     predictions = Dataset(uri, Manifest("evaluation", uris.basename(uri), files=(file,)), "")
     columns = ["label_ids", "predicted_ids"] if scorer.TASK == MULTI else []
-    extra = {
-        "throughput": throughput,
-        "calibration": scorer.probability_metrics.to_dict(runner.temperature),
-        "review": review,
-        "intervals": scorer.compute_intervals(read_columns(predictions, "data", columns) if columns else ()),
-        "seen": overlap.to_dict(),
-    }
+    extra = EvaluationExtra(
+        throughput=throughput,
+        calibration=scorer.probability_metrics.summarize(runner.temperature),
+        review=review,
+        intervals=scorer.compute_intervals(read_columns(predictions, "data", columns) if columns else ()),
+        seen=overlap.summarize(),
+    )
     files = (file, suspects) if suspects else (file,)
     return commit(uri, _build_manifest(model, clean, uri, config, scorer, slices, files, extra))
 
@@ -172,9 +172,10 @@ def _build_manifest(
     scorer: Scorer,
     slices: Slices,
     files: tuple[File, ...],
-    extra: dict[str, Any],
+    extra: EvaluationExtra,
 ) -> Manifest:
-    """Return the evaluation's manifest. `files`: the predictions, and the suspects where labels were reviewed."""
+    """Return the evaluation's manifest. `files`: the predictions, and the suspects where labels were reviewed; `extra`:
+    what is known beside the scores."""
     predictions = files[0]
     per_class, names, metrics = scorer.per_class(), scorer.classes.names, scorer.compute_metrics()
     support, areas = per_class["support"], scorer.histograms.compute_areas()
@@ -194,25 +195,30 @@ def _build_manifest(
             by_split={"test": predictions.rows},
             by_class={name: int(number) for name, number in zip(names, support, strict=True)},
         ),
-        extra={
-            "dataset_name": clean.manifest.extra["dataset_name"],
-            "metrics": metrics,
-            "too_narrow": count_unreliable_classes(support),
-            "chance": chance.to_dict(names, predictions.rows, metrics) if chance else {},
-            "model_task": scorer.task,
-            "model_classes": list(model.manifest.classes),
-            "per_class": [
-                {"class": name}
-                | {key: round(float(per_class[key][i]), 6) for key in ("precision", "recall", "f1")}
-                | {"pr_auc": _round(areas.pr[i]), "roc_auc": _round(areas.roc[i])}
-                | {"support": int(support[i])}
+        extra=replace(
+            extra,
+            dataset_name=clean.name,
+            metrics=metrics,
+            too_narrow=count_unreliable_classes(support),
+            chance=chance.summarize(names, predictions.rows, metrics) if chance else None,
+            model_task=scorer.task,
+            model_classes=list(model.manifest.classes),
+            per_class=[
+                ClassScores(
+                    name=name,
+                    precision=round(float(per_class["precision"][i]), 6),
+                    recall=round(float(per_class["recall"][i]), 6),
+                    f1=round(float(per_class["f1"][i]), 6),
+                    pr_auc=_round(areas.pr[i]),
+                    roc_auc=_round(areas.roc[i]),
+                    support=int(support[i]),
+                )
                 for i, name in enumerate(names)
             ],
-            "curves": describe_curves(scorer.histograms, names, areas),
-            "roc": scorer.histograms.compute_roc(1) if has_roc_curve(scorer, areas) else None,
-            "slices": slices.to_rows(metrics["top1"]),
-            **extra,
-        },
+            curves=describe_curves(scorer.histograms, names, areas),
+            roc=scorer.histograms.compute_roc(1) if has_roc_curve(scorer, areas) else None,
+            slices=slices.score(metrics["top1"]),
+        ),
     )
 
 

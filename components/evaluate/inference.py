@@ -7,11 +7,11 @@ import platform
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ..dataset.kinds import Throughput
 from ..dataset.labels import MULTI
 from ..dataset.manifest import Dataset
-from ..imaging.tensors import input_size
 from ..models.artifact import ModelSpec, Normalize
 from ..storage.errors import MillError
 from ..storage.parallel import cores
@@ -30,8 +30,8 @@ class InferenceRunner:
 
     def __init__(self, network: torch.nn.Module, spec: ModelSpec, device: torch.device, tta: str) -> None:
         self.network, self.spec, self.device, self.tta = network, spec, device, tta
-        self.normalize, self.size = Normalize(spec.image, device), input_size(spec.image)
-        self.temperature = float(spec.extra.get("temperature", 1.0))
+        self.normalize, self.size = Normalize(spec.image, device), spec.image.side
+        self.temperature = spec.extra.temperature or 1.0
         self.throughput = ThroughputMeter(device)
 
     def read_batches(self, model: Dataset, clean: Dataset, batch_size: int) -> Iterator[InputBatch]:
@@ -128,18 +128,22 @@ class ThroughputMeter:
         self.batches += 1
         self._sums = (self._sums[0] + images, self._sums[1] + first_view, self._sums[2] + all_views)
 
-    def to_dict(self, images: int, batch_size: int) -> dict[str, Any]:
-        """Return images/s of the `network`, of the network with one view (`network_one_view`) and of the `whole`, with
-        reading and scoring. The network's exclude the first of several batches, a warm-up of memory and kernels."""
+    def measure(self, images: int, batch_size: int, tta: str) -> Throughput:
+        """Return the images/s. The network's exclude the first of several batches, a warm-up of memory and kernels."""
         warm_up = self._first if self.batches > 1 else (0, 0.0, 0.0)
         done, first_view, all_views = (total - first for total, first in zip(self._sums, warm_up, strict=True))
-        timings = {
-            "network": (done, all_views),
-            "network_one_view": (done, first_view),
-            "whole": (images, self.read_clock() - self.start),
-        }
-        rates = {name: round(number / max(1e-9, seconds), 1) for name, (number, seconds) in timings.items()}
-        return {"device": describe_device(self.device), "batch_size": batch_size} | rates
+
+        def rate(number: float, seconds: float) -> float:
+            return round(number / max(1e-9, seconds), 1)
+
+        return Throughput(
+            device=describe_device(self.device),
+            batch_size=batch_size,
+            network=rate(done, all_views),
+            network_one_view=rate(done, first_view),
+            whole=rate(images, self.read_clock() - self.start),
+            tta=tta,
+        )
 
 
 def describe_device(device: torch.device) -> str:
@@ -151,14 +155,13 @@ def describe_device(device: torch.device) -> str:
     return f"{platform.machine()} CPU, {cores()} core{'s' if cores() > 1 else ''}"
 
 
-def describe_throughput(throughput: dict[str, Any]) -> str:
+def describe_throughput(throughput: Throughput) -> str:
     """Return a line for the log, with the cost of test-time augmentation."""
     cost = ""
-    if throughput["tta"] != NONE:
-        times = throughput["network_one_view"] / max(1e-9, throughput["network"])
+    if throughput.tta != NONE:
+        times = throughput.network_one_view / max(1e-9, throughput.network)
         cost = (
-            f"; {throughput['network_one_view']:,.0f} without tta {throughput['tta']}, which costs {times:.1f} times "
-            "as much"
+            f"; {throughput.network_one_view:,.0f} without tta {throughput.tta}, which costs {times:.1f} times as much"
         )
-    rates = f"{throughput['network']:,.0f} images/s of the network, {throughput['whole']:,.0f} of the whole"
-    return f"{rates} on {throughput['device']}{cost}"
+    rates = f"{throughput.network:,.0f} images/s of the network, {throughput.whole:,.0f} of the whole"
+    return f"{rates} on {throughput.device}{cost}"

@@ -18,7 +18,7 @@ from ..dataset.manifest import Dataset, find_dataset
 from ..dataset.shards import row_groups
 from ..imaging.decoder import Pixels
 from ..imaging.geometry import Geometry, decode_and_resize
-from ..imaging.tensors import center_crop, decode_column, input_size
+from ..imaging.tensors import center_crop, decode_column
 from ..storage.parallel import cores, map_ordered
 
 
@@ -47,7 +47,7 @@ def find_tensors(model: Dataset, clean: Dataset) -> Dataset | None:
 def find_stored_geometry(model: Dataset, geometry: Geometry) -> Geometry:
     """Return the geometry of a model's input with the margin of its tensors, if their manifest still exists."""
     tensors = find_dataset(model.parent_uri("tensors"))
-    stored = Geometry.from_dict(tensors.manifest.image) if tensors and tensors.manifest.image else geometry
+    stored = Geometry.of(tensors.manifest.image_spec) if tensors and tensors.manifest.image else geometry
     return stored if stored.input == geometry.input else geometry
 
 
@@ -80,8 +80,8 @@ def _collate(rows: list[Row], classes: int) -> InputBatch:
 
 
 def _read_tensors(tensors: Dataset, with_margin: bool) -> Iterator[Row]:
-    image, label_name = tensors.manifest.image, label_column(tensors.manifest.task)
-    side = image["shape"][0] if with_margin else input_size(image)
+    image, label_name = tensors.manifest.image_spec, label_column(tensors.manifest.task)
+    side = image.shape[0] if with_margin else image.side
     for file in tensors.files("data", "test"):
         for table in row_groups(tensors, file):
             pixels = center_crop(decode_column(table.column("image"), image), side)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..dataset.kinds import EvaluationExtra
 from ..dataset.labels import MULTI
 from ..dataset.manifest import read_dataset
 from ..dataset.shards import read_columns
@@ -34,5 +35,5 @@ def confusion_matrix(uri: str) -> tuple[list[str], list[list[int]]] | None:
 def roc_curve(uri: str) -> tuple[list[float], list[float], list[float]] | None:
     """Return (false positive rates, true positive rates, thresholds) of the second class of two, the highest threshold
     first; None where there are more classes, or where it is not defined."""
-    roc = read_dataset(uri, "evaluation").manifest.extra.get("roc")
-    return (roc["fpr"], roc["tpr"], roc["threshold"]) if roc else None
+    roc = EvaluationExtra.of(read_dataset(uri, "evaluation").manifest).roc
+    return (roc.fpr, roc.tpr, roc.threshold) if roc else None

@@ -11,12 +11,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from ..dataset.kinds import SeenImages
 from ..dataset.manifest import Dataset, find_dataset
 from ..dataset.shards import open_parquet, read_columns, read_row_group
 from ..storage import uri as uris
@@ -71,9 +71,9 @@ class TrainingOverlap:
         order = np.argsort(ids, kind="stable")
         return cls(ids[order], content[order], is_seen[order], tuple(missing))
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the manifest's entry: the number of `images` that were seen, and what is `unknown`."""
-        return {"images": int(self.is_seen.sum()), "unknown": list(self.missing)}
+    def summarize(self) -> SeenImages:
+        """Return the manifest's entry."""
+        return SeenImages(int(self.is_seen.sum()), list(self.missing))
 
     def look_up(self, image_ids: Sequence[str]) -> Iterator[tuple[int, bool]]:
         """Return (content hash, whether the model has seen it) of images of the test split."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from ..dataset.kinds import Calibration
 from ..metrics.calibration import Reliability
 
 if TYPE_CHECKING:
@@ -92,12 +93,12 @@ class ProbabilityMetrics:
             metrics |= {"loss": self.loss / self.images_with_loss, "nll": self.nll / self.images_with_loss}
         return metrics
 
-    def to_dict(self, temperature: float) -> dict[str, Any]:
-        """Return the manifest's entry: the temperature and both reliability curves."""
+    def summarize(self, temperature: float) -> Calibration | None:
+        """Return the temperature and both reliability curves; None without images."""
         if not self.images:
-            return {}
-        curves = {
-            name: [{key: round(value, 6) for key, value in point.items()} for point in reliability.curve()]
-            for name, reliability in (("before", self.uncalibrated), ("after", self.calibrated))
-        }
-        return {"temperature": temperature, "bins": self.calibrated.bins} | curves
+            return None
+        curves = (
+            [{key: round(value, 6) for key, value in point.items()} for point in reliability.curve()]
+            for reliability in (self.uncalibrated, self.calibrated)
+        )
+        return Calibration(temperature, self.calibrated.bins, *curves)

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from ..dataset.kinds import LabelReview
 from ..dataset.labels import MULTI, label_column, multi_hot
 from ..dataset.manifest import Dataset, File
 from ..dataset.shards import Layout, ShardWriter, row_groups
-from ..imaging.tensors import center_crop, decode_column, input_size
+from ..imaging.tensors import center_crop, decode_column
 from ..models.artifact import ModelSpec, Normalize
 from ..models.blocks import head_modules
 from ..step.progress import Progress
@@ -72,15 +73,15 @@ def review_labels(
     uri: str,
     mode: str,
     batch_size: int,
-) -> tuple[File | None, dict[str, Any]]:
-    """Return the file of suspects below the evaluation's `uri`, and the manifest's `review` entry.
+) -> tuple[File | None, LabelReview]:
+    """Return the file of suspects below the evaluation's `uri`, and the result for the manifest.
 
     There is no file where nothing was reviewed (`skipped` says why) or nothing can be listed (`not_judged`).
     `tensors` are those that the network was trained on, or None; `mode` is the config's `review`.
     """
     images = tensors.manifest.totals.by_split.get("train", 0) if tensors else 0
     if reason := _find_skip_reason(tensors, spec, images, mode):
-        return None, {"skipped": reason}
+        return None, LabelReview(skipped=reason)
     assert tensors is not None  # or there was a reason
     outputs = _compute_outputs(tensors, network, spec, device, images, batch_size)
     issues, reason = None, ""
@@ -95,23 +96,23 @@ def review_labels(
                 f"classifiers that never saw the labels agree with {issues.agreement:.1%} of them, no better than "
                 "chance: what they doubt says nothing"
             )
-            return None, {"images": images, "suspects": 0, "listed": 0, "not_judged": reason}
+            return None, LabelReview(images=images, suspects=0, listed=0, not_judged=reason)
     file = _write_suspects(tensors, outputs, issues, uri)
-    entry: dict[str, Any] = {"images": images, "suspects": 0, "listed": file.rows}
+    review = LabelReview(images=images, suspects=0, listed=file.rows)
     if issues is None:
-        return file, entry | {"not_judged": reason}
-    judged = {"judged": issues.num_judged, "agreement": round(issues.agreement, 4)}
-    return file, entry | judged | {"suspects": len(issues.rows)}
+        return file, replace(review, not_judged=reason)
+    agreement = round(issues.agreement, 4)
+    return file, replace(review, judged=issues.num_judged, agreement=agreement, suspects=len(issues.rows))
 
 
-def describe_review(entry: dict[str, Any], accuracy: float) -> list[str]:
-    """Return lines for the log from the manifest's `review` entry; `accuracy` is that on the test images."""
-    if reason := entry.get("skipped"):
+def describe_review(review: LabelReview, accuracy: float) -> list[str]:
+    """Return lines for the log; `accuracy` is that on the test images."""
+    if reason := review.skipped:
         return [] if reason == OFF else [f"the labels of the training images are not reviewed: {reason}"]
-    if reason := entry.get("not_judged"):
-        listed = ": the training images of the highest loss are listed" if entry.get("listed", 1) else ""
+    if reason := review.not_judged:
+        listed = "" if review.listed == 0 else ": the training images of the highest loss are listed"
         return [f"no wrong labels are looked for, since {reason}{listed}"]
-    suspects, images = entry["suspects"], entry["images"]
+    suspects, images = review.suspects or 0, review.images or 0
     if not suspects:
         return [f"none of {images:,} training images looks mislabelled"]
     verb = "looks" if suspects == 1 else "look"
@@ -170,10 +171,10 @@ def _compute_outputs(
 def _read_batches(tensors: Dataset, classes: int, batch_size: int) -> Iterator[tuple[npt.NDArray[np.uint8], Any]]:
     """Yield (images uint8 [B, H, W, C] of the model's input size, targets of the loss), in stored order; `classes` is 0
     where every image has one label."""
-    image, column = tensors.manifest.image, label_column(tensors.manifest.task)
+    image, column = tensors.manifest.image_spec, label_column(tensors.manifest.task)
     for file in tensors.files("data", "train"):
         for table in row_groups(tensors, file, ["image", column]):
-            pixels = center_crop(decode_column(table.column("image"), image), input_size(image))
+            pixels = center_crop(decode_column(table.column("image"), image), image.side)
             labels = table.column(column)
             for start in range(0, len(pixels), batch_size):
                 batch = labels.slice(start, batch_size)

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from ..dataset.kinds import SliceScores
 from ..dataset.labels import MULTI, multi_hot
 from ..dataset.manifest import Dataset
 from ..dataset.shards import open_parquet, read_columns
@@ -183,7 +184,7 @@ class Slices:
             assert isinstance(pairs, ConfusionCounts)
             pairs.add([row["label_id"] for row in rows], [row["predicted_id"] for row in rows])
 
-    def to_rows(self, top1: float) -> list[dict[str, Any]]:
+    def score(self, top1: float) -> list[SliceScores]:
         """Return, of every slice that has images, its `images`, `top1` with its interval, `macro_f1` over the classes
         that it has, and whether its top-1 is significantly `below` that of all images, `top1`.
 
@@ -191,18 +192,20 @@ class Slices:
         """
         is_split = {n for n in range(len(self.columns)) if sum(key[0] == n for key in self.counts) > 1}
         keys = [key for key in sorted(self.counts) if key[0] in is_split]
-        return [self._make_row(key, top1, len(keys)) for key in keys]
+        return [self._score_slice(key, top1, len(keys)) for key in keys]
 
-    def _make_row(self, key: tuple[int, int], top1: float, comparisons: int) -> dict[str, Any]:
+    def _score_slice(self, key: tuple[int, int], top1: float, comparisons: int) -> SliceScores:
         counts, column = self.counts[key], self.columns[key[0]]
         scores = counts.summary()
         images = counts.images if isinstance(counts, LabelCounts) else int(counts.cells()[2].sum())
         low, high = compute_wilson_interval(round(scores["top1"] * images), images, comparisons)
-        numbers = {"top1": scores["top1"], "low": low, "high": high, "macro_f1": scores["macro_f1"]}
-        return {
-            "column": column.name,
-            "slice": column.slice_names[key[1]],
-            "images": images,
-            **{name: round(value, 6) for name, value in numbers.items()},
-            "below": high < top1,
-        }
+        return SliceScores(
+            column=column.name,
+            slice=column.slice_names[key[1]],
+            images=images,
+            top1=round(scores["top1"], 6),
+            low=round(low, 6),
+            high=round(high, 6),
+            macro_f1=round(scores["macro_f1"], 6),
+            below=high < top1,
+        )

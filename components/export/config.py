@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from ..dataset.manifest import MANIFEST, Dataset, find_dataset, normalize_dataset_uri
 from ..storage import uri as uris
 from ..storage.errors import wrong
+from .output_folder import ExportIdentity
 
 VERSION = 1
 """Raised when the same dataset must give other files."""
@@ -64,10 +64,13 @@ class ExportConfig:
             raise wrong("--output", "a place apart from the dataset", self.output)
         return uri
 
-    def identity(self, dataset: Dataset) -> dict[str, Any]:
-        """Return the values that decide every byte of the export, besides the versions of the libraries."""
-        shards = {} if self.format == "imagefolder" else {"shard_bytes": self.shard_bytes}
-        return {
-            "export": self.format, "export_version": VERSION, "kind": dataset.manifest.kind,
-            "fingerprint": dataset.fingerprint, "manifest_sha256": dataset.manifest_sha256, **shards,
-        }  # fmt: skip
+    def identity(self, dataset: Dataset) -> ExportIdentity:
+        """Return the identity of the export."""
+        return ExportIdentity(
+            export=self.format,
+            export_version=VERSION,
+            kind=dataset.manifest.kind,
+            fingerprint=dataset.fingerprint,
+            manifest_sha256=dataset.manifest_sha256,
+            shard_bytes=None if self.format == "imagefolder" else self.shard_bytes,
+        )

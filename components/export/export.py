@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ..step.progress import Progress, format_size, say
 from ..storage import uri as uris
 from ..storage.errors import wrong
 from .config import ExportConfig
-from .output_folder import ExportedFile, OutputFolder
+from .output_folder import ExportedFile, ExportMarker, ExportTotals, LooseFiles, OutputFolder, SourceDataset, SplitFiles
 from .samples import ExportSource
 from .shards import ExportContext, ShardFormat, export_shards
 
@@ -34,58 +35,57 @@ def export(config: ExportConfig) -> dict[str, Any]:
         marker = None
     if marker is None:
         marker, state = _write(config, source, output), RAN
-    summary = {key: marker[key] for key in ("totals", "by_split", "notes")}
-    _report(output.uri, summary, state)
+    _report(output.uri, marker, state)
     status = {"status": "ok", "state": state, "format": config.format, "output": output.uri}
-    return {**status, **marker["source"], **summary}
+    body = marker.to_dict()
+    return {**status, **body["source"], **{key: body[key] for key in ("totals", "by_split", "notes")}}
 
 
 def _check_format(config: ExportConfig, source: ExportSource) -> None:
     if config.format in _IMAGE_FILE_FORMATS and not source.fits_image_files:
-        shape, color = source.image["shape"], source.image.get("color", "rgb")
+        image = source.image
         raise wrong(
             "--format", "tfrecord or webdataset (as arrays) for pixels that no picture file holds",
-            f"{config.format} of {shape[2]} channels ({color}{' and edges' if source.image.get('edges') else ''})",
+            f"{config.format} of {image.shape[2]} channels ({image.color}{' and edges' if image.edges else ''})",
         )  # fmt: skip
 
 
-def _write(config: ExportConfig, source: ExportSource, output: OutputFolder) -> dict[str, Any]:
+def _write(config: ExportConfig, source: ExportSource, output: OutputFolder) -> ExportMarker:
     """Write all files and the marker; return the marker."""
     output.claim()
     rows = sum(source.rows.values())
     say("export", f"{rows:,} images of {source.dataset.manifest.kind} {source.dataset.fingerprint} as {config.format}")
     with output.scratch() as scratch:
         context = ExportContext(source, output, scratch, config.shard_bytes, Progress("export", total=rows))
-        files, loose = _write_files(config.format, context)
+        files, loose, loose_by_split = _write_files(config.format, context)
     files = sorted(files, key=lambda file: file.path)
     manifest = source.dataset.manifest
-    return output.finish(
-        {
-            "source": {
-                "kind": manifest.kind, "fingerprint": manifest.fingerprint, "dataset": uris.redact(source.dataset.uri),
-            },
-            "task": manifest.task, "classes": list(manifest.classes), "image": manifest.image,
-            "files": [vars(file) for file in files],
-            "loose": {"files": loose["files"], "bytes": loose["bytes"]},
-            "totals": {
-                "rows": rows, "files": len(files) + loose["files"],
-                "bytes": sum(file.bytes for file in files) + loose["bytes"],
-            },
-            "by_split": _summarize_splits(source, files, loose["by_split"]),
-            "notes": context.notes,
-        }
-    )  # fmt: skip
+    marker = ExportMarker(
+        identity=config.identity(source.dataset),
+        source=SourceDataset(manifest.kind, manifest.fingerprint, uris.redact(source.dataset.uri)),
+        task=manifest.task,
+        classes=manifest.classes,
+        image=manifest.image.to_dict() if manifest.image else {},
+        files=tuple(files),
+        loose=loose,
+        totals=ExportTotals(rows, len(files) + loose.files, sum(file.bytes for file in files) + loose.bytes),
+        by_split=_summarize_splits(source, files, loose_by_split),
+        notes=context.notes,
+    )
+    output.finish(marker)
+    return marker
 
 
-def _write_files(format_name: str, context: ExportContext) -> tuple[list[ExportedFile], dict[str, Any]]:
-    """Return the files that the marker lists, and counts of those that only imagefolder's table lists."""
+def _write_files(format_name: str, context: ExportContext) -> tuple[list[ExportedFile], LooseFiles, Mapping[str, int]]:
+    """Return the files that the marker lists, and counts of those that only imagefolder's table lists: of all, and
+    their bytes by split."""
     if format_name == "imagefolder":
         from .imagefolder import ImageFolderExport
 
         folder = ImageFolderExport(context)
         tables = folder.export()
-        return tables, {"files": folder.files, "bytes": folder.bytes, "by_split": folder.by_split}
-    return export_shards(context, _make_format(format_name, context)), {"files": 0, "bytes": 0, "by_split": {}}
+        return tables, LooseFiles(folder.files, folder.bytes), folder.by_split
+    return export_shards(context, _make_format(format_name, context)), LooseFiles(), {}
 
 
 def _make_format(name: str, context: ExportContext) -> ShardFormat:
@@ -103,20 +103,20 @@ def _make_format(name: str, context: ExportContext) -> ShardFormat:
 
 
 def _summarize_splits(
-    source: ExportSource, files: list[ExportedFile], loose_bytes: dict[str, int]
-) -> dict[str, dict[str, Any]]:
+    source: ExportSource, files: list[ExportedFile], loose_bytes: Mapping[str, int]
+) -> dict[str, SplitFiles]:
     return {
-        split: {
-            "rows": rows,
-            "files": [file.path for file in files if file.split == split],
-            "bytes": loose_bytes.get(split, 0) + sum(file.bytes for file in files if file.split == split),
-        }
+        split: SplitFiles(
+            rows=rows,
+            files=[file.path for file in files if file.split == split],
+            bytes=loose_bytes.get(split, 0) + sum(file.bytes for file in files if file.split == split),
+        )
         for split, rows in source.rows.items()
     }
 
 
-def _report(uri: str, summary: dict[str, Any], state: str) -> None:
-    totals, notes = summary["totals"], summary["notes"]
+def _report(uri: str, marker: ExportMarker, state: str) -> None:
+    totals, notes = marker.totals, marker.notes
     if reencoded := notes.get("reencoded"):
         counts = ", ".join(f"{count:,} {format_name}" for format_name, count in sorted(reencoded.items()))
         say("export", f"encoded again as PNG, since TensorFlow reads them not at all or not alike: {counts}")
@@ -127,7 +127,7 @@ def _report(uri: str, summary: dict[str, Any], state: str) -> None:
             "export",
             "who numbers the folders of a split gets other class ids than the dataset's, which labels.csv has",
         )
-    by_split = ", ".join(f"{split} {counts['rows']:,}" for split, counts in summary["by_split"].items())
-    files = f"{totals['files']:,} files, {format_size(totals['bytes'])}"
+    by_split = ", ".join(f"{split} {counts.rows:,}" for split, counts in marker.by_split.items())
+    files = f"{totals.files:,} files, {format_size(totals.bytes)}"
     prefix = "there already" if state == CACHED else "done"
-    say("export", f"{prefix}: {totals['rows']:,} images ({by_split}) in {files}: {uri}")
+    say("export", f"{prefix}: {totals.rows:,} images ({by_split}) in {files}: {uri}")

@@ -122,7 +122,7 @@ def make_card(source: ExportSource, shards: list[ExportedFile]) -> str:
     front_matter = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True, width=120)
     lines = [f"| {split} | {rows:,} |" for split, rows in source.rows.items()]
     manifest = source.dataset.manifest
-    name = " ".join(str(manifest.extra.get("dataset_name") or "images").split())
+    name = " ".join((manifest.extra.dataset_name or "images").split())
     text = [
         "---", f"{front_matter}---", "", f"# {name}", "",
         f"{len(source.classes)} classes. Exported by imagemill from the {manifest.kind} dataset "

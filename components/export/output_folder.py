@@ -12,11 +12,12 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..dataset.json_object import JsonObject
 from ..storage import uri as uris
 from ..storage.errors import MillError, TransientError, UserError, wrong
 from ..storage.store import Store, get_store, hash_file
@@ -30,7 +31,7 @@ _CHUNK_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True)
-class ExportedFile:
+class ExportedFile(JsonObject):
     """A published file: its path below the output, its split (empty for none), rows, bytes and sha256."""
 
     path: str
@@ -40,29 +41,95 @@ class ExportedFile:
     sha256: str
 
 
+@dataclass(frozen=True)
+class ExportIdentity(JsonObject):
+    """The values that decide every byte of an export, besides the versions of the libraries. `shard_bytes` is None for
+    a format without shards."""
+
+    export: str
+    export_version: int
+    kind: str
+    fingerprint: str
+    manifest_sha256: str
+    shard_bytes: int | None = None
+
+    def __str__(self) -> str:
+        shards = "" if self.shard_bytes is None else f" in shards of {self.shard_bytes} bytes"
+        return f"an export {self.export}{shards} of {self.kind} {self.fingerprint}"
+
+
+@dataclass(frozen=True)
+class SourceDataset(JsonObject):
+    """The dataset that was exported; `dataset`: its URI, without credentials."""
+
+    kind: str
+    fingerprint: str
+    dataset: str
+
+
+@dataclass(frozen=True)
+class LooseFiles(JsonObject):
+    """Number and bytes of the files that the marker does not list, since a table of the export does."""
+
+    files: int = 0
+    bytes: int = 0
+
+
+@dataclass(frozen=True)
+class ExportTotals(JsonObject):
+    """Images, files and bytes of an export."""
+
+    rows: int
+    files: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class SplitFiles(JsonObject):
+    """Images and listed files of a split, and the bytes of all its files."""
+
+    rows: int
+    files: list[str]
+    bytes: int
+
+
+@dataclass(frozen=True)
+class ExportMarker(JsonObject):
+    """The contents of `_export.json`. `image`: as in the manifest; `notes`: facts to report, by name."""
+
+    identity: ExportIdentity
+    source: SourceDataset
+    task: str
+    classes: tuple[str, ...]
+    image: dict[str, Any]
+    files: tuple[ExportedFile, ...]
+    loose: LooseFiles
+    totals: ExportTotals
+    by_split: dict[str, SplitFiles]
+    notes: dict[str, Any]
+    format: str = FORMAT
+
+
 class OutputFolder:
-    """A folder or s3:// prefix that one export fills. Safe to use from several threads.
+    """A folder or s3:// prefix that one export fills. Safe to use from several threads."""
 
-    `identity`: of the export (`ExportConfig.identity`).
-    """
-
-    def __init__(self, uri: str, identity: dict[str, Any]) -> None:
+    def __init__(self, uri: str, identity: ExportIdentity) -> None:
         self.uri, self._identity = uri, identity
         self._store: Store = get_store(uri)
         self._resumed = False
 
-    def read_marker(self) -> dict[str, Any] | None:
+    def read_marker(self) -> ExportMarker | None:
         """Return the marker of this export, or None if it is not finished; UserError for another export's."""
         marker = self._read(MARKER)
         if marker is None:
             return None
-        if marker.get("format") != FORMAT or marker.get("identity") != self._identity:
+        if marker.get("format") != FORMAT or _read_identity(marker) != self._identity:
             raise wrong("--output", "an empty place, or this export", f"{self.uri} with {_describe(marker)}")
-        return marker
+        return ExportMarker.from_dict(marker, uris.join(self.uri, MARKER))
 
-    def is_complete(self, marker: dict[str, Any]) -> bool:
+    def is_complete(self, marker: ExportMarker) -> bool:
         """Return whether all files of a marker exist, by number and size."""
-        listed = {file["path"]: file["bytes"] for file in marker["files"]}
+        listed = {file.path: file.bytes for file in marker.files}
         loose, loose_bytes = 0, 0
         for entry in self._store.list(self.uri):
             path = self._relative_path(entry.uri)
@@ -71,8 +138,7 @@ class OutputFolder:
                     return False
             elif path not in (MARKER, STARTED) and not _is_leftover(path):
                 loose, loose_bytes = loose + 1, loose_bytes + entry.size
-        expected = marker["loose"]["files"], marker["loose"]["bytes"]
-        return not listed and (expected == (0, 0) or (loose, loose_bytes) == expected)
+        return not listed and marker.loose in (LooseFiles(), LooseFiles(loose, loose_bytes))
 
     def claim(self) -> None:
         """Claim the folder for this export; UserError if it holds anything else."""
@@ -81,10 +147,11 @@ class OutputFolder:
             for entry in self._store.list(self.uri):
                 if not _is_leftover(self._relative_path(entry.uri)):
                     raise wrong("--output", "an empty place, or this export", f"{self.uri} with {entry.uri}")
-            is_first = self._store.put_if_absent(uris.join(self.uri, STARTED), _to_json({"identity": self._identity}))
+            data = _to_json({"identity": self._identity.to_dict()})
+            is_first = self._store.put_if_absent(uris.join(self.uri, STARTED), data)
             started = None if is_first else self._read(STARTED)
         self._resumed = started is not None or self._read(MARKER) is not None
-        if started is not None and started.get("identity") != self._identity:
+        if started is not None and _read_identity(started) != self._identity:
             raise wrong(
                 "--output", "an empty place, or this export",
                 f"{self.uri} with {_describe(started)}, unfinished (to have it gone, remove the place)",
@@ -137,14 +204,12 @@ class OutputFolder:
         self._store.put(uris.join(self.uri, name), data)
         return ExportedFile(name, split, rows, len(data), hashlib.sha256(data).hexdigest())
 
-    def finish(self, summary: Mapping[str, Any]) -> dict[str, Any]:
-        """Write the marker, after all other files, and return it."""
-        data = _to_json({"format": FORMAT, "identity": self._identity, **summary})
-        marker: dict[str, Any] = json.loads(data)
-        if not self._store.put_if_absent(uris.join(self.uri, MARKER), data) and self._read(MARKER) != marker:
+    def finish(self, marker: ExportMarker) -> None:
+        """Write the marker, after all other files."""
+        data = _to_json(marker.to_dict())
+        if not self._store.put_if_absent(uris.join(self.uri, MARKER), data) and self._read(MARKER) != json.loads(data):
             raise MillError(f"{self.uri}: made again, the export has other bytes: remove it and run again")
         self._store.discard(uris.join(self.uri, STARTED))
-        return marker
 
     def _hash_file(self, uri: str) -> str:
         digest = hashlib.sha256()
@@ -183,12 +248,16 @@ def _is_abandoned(scratch: Path) -> bool:
     return True
 
 
+def _read_identity(marker: dict[str, Any]) -> ExportIdentity | None:
+    """Return the identity in the contents of a marker; None where it is no export's."""
+    try:
+        return ExportIdentity.from_dict(marker.get("identity"), MARKER)
+    except UserError:
+        return None
+
+
 def _describe(marker: dict[str, Any]) -> str:
-    identity = marker.get("identity")
-    if not isinstance(identity, dict):
-        return "what is no export of imagemill's"
-    shards = f" in shards of {identity['shard_bytes']} bytes" if "shard_bytes" in identity else ""
-    return f"an export {identity.get('export')}{shards} of {identity.get('kind')} {identity.get('fingerprint')}"
+    return str(_read_identity(marker) or "what is no export of imagemill's")
 
 
 def _to_json(value: dict[str, Any]) -> bytes:

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from ..dataset.kinds import ImageSpec
 from ..dataset.labels import MULTI, label_column
 from ..dataset.manifest import Dataset
 from ..dataset.shards import open_parquet, read_row_group, row_groups
-from ..imaging.choices import JPEG, RAW
+from ..imaging.choices import JPEG
 from ..imaging.decoder import Pixels
 from ..imaging.tensors import decode_column
 from ..storage.errors import DatasetError
@@ -66,8 +67,9 @@ class ExportSource:
         return self.dataset.manifest.classes
 
     @property
-    def image(self) -> dict[str, Any]:
-        return self.dataset.manifest.image
+    def image(self) -> ImageSpec:
+        """The images of tensors."""
+        return self.dataset.manifest.image_spec
 
     @property
     def is_tensors(self) -> bool:
@@ -76,12 +78,12 @@ class ExportSource:
     @property
     def is_raw(self) -> bool:
         """Return whether the images are raw pixels and not image files."""
-        return self.is_tensors and self.image.get("encoding", RAW) != JPEG
+        return self.is_tensors and self.image.encoding != JPEG
 
     @property
     def fits_image_files(self) -> bool:
         """Return whether the images can be files: they are, or their pixels are grey or RGB, as in a PNG."""
-        color, channels = self.image.get("color", "rgb"), self.image["shape"][2] if self.is_tensors else 3
+        color, channels = self.dataset.manifest.color or "rgb", self.image.shape[2] if self.is_tensors else 3
         return not self.is_raw or (color in _PICTURE_COLORS and channels == (3 if color == "rgb" else 1))
 
     @cached_property

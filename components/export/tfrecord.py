@@ -103,9 +103,11 @@ def describe_features(source: ExportSource, shards: list[ExportedFile]) -> bytes
     for split, rows in source.rows.items():
         files = [file.path for file in shards if file.split == split and file.path.endswith(".tfrecord")]
         splits[split] = {"rows": rows, "shards": files}
+    image = source.dataset.manifest.image
     description = {
         "features": names, "task": source.dataset.manifest.task, "classes": list(source.classes),
-        "image": source.image, "shape": source.image["shape"] if source.is_tensors else [], "splits": splits,
+        "image": image.to_dict() if image else {}, "shape": source.image.shape if source.is_tensors else [],
+        "splits": splits,
     }  # fmt: skip
     return json.dumps(description, indent=1, ensure_ascii=False).encode() + b"\n"
 

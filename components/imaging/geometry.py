@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from ..dataset.kinds import ImageSpec
 from .choices import CANNY_HIGH, CANNY_LOW, COLORS, usual_resize
 from .decoder import NO_LIMITS, Decoded, LenientDecoding, Pixels, convert_color, decode
 from .resample import CropSquare, SourceSize, resample, resample_long
@@ -40,7 +41,7 @@ SOBEL_SCALE = 1 / math.sqrt(20)
 
 @dataclass(frozen=True)
 class Geometry:
-    """The transform of an image to `size` x `size` pixels. Its dict travels in manifests and models.
+    """The transform of an image to `size` x `size` pixels. Manifests and models have it as their `image`.
 
     `edges`: names of edge channels; `canny_low`, `canny_high`: the thresholds of `canny`. `resize`: the short side is
     resized to this before a crop (0: `usual_resize`). `stored`: side of a larger square around the model's own that is
@@ -58,12 +59,11 @@ class Geometry:
     interpolation: str = "bilinear"
     quality: str = "exact"
 
-    def __post_init__(self) -> None:
-        """Set values that equal the default to the default, so that equal geometries compare equal."""
-        if self.resize == usual_resize(self.size):
-            object.__setattr__(self, "resize", 0)
-        if self.stored == self.size:
-            object.__setattr__(self, "stored", 0)
+    @classmethod
+    def create(cls, size: int, *, resize: int = 0, stored: int = 0, **options: Any) -> Geometry:
+        """Return the geometry with 0 for a `resize` or `stored` that 0 stands for, so that equal ones compare equal."""
+        resize = 0 if resize == usual_resize(size) else resize
+        return cls(size, resize=resize, stored=0 if stored == size else stored, **options)
 
     @property
     def kept(self) -> int:
@@ -85,28 +85,38 @@ class Geometry:
         """The geometry of the model's input: the same without the larger stored square."""
         return replace(self, stored=0)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return this geometry as the manifest's `image` entry."""
-        image: dict[str, Any] = {"shape": list(self.shape), "input_size": self.size, "color": self.color}
-        image |= {"mode": self.mode, "interpolation": self.interpolation, "quality": self.quality}
-        image |= {"resize_size": self.short_side} if self.mode == "crop" else {}
-        image |= {"edges": list(self.edges)}
-        return image | ({"canny_low": self.canny_low, "canny_high": self.canny_high} if self.edges else {})
+    def describe(self, encoding: str, mean: Sequence[float], std: Sequence[float]) -> ImageSpec:
+        """Return the manifest's `image` entry on images of this geometry."""
+        return ImageSpec(
+            shape=self.shape,
+            input_size=self.size,
+            color=self.color,
+            mode=self.mode,
+            interpolation=self.interpolation,
+            quality=self.quality,
+            resize_size=self.short_side if self.mode == "crop" else None,
+            edges=self.edges,
+            canny_low=self.canny_low if self.edges else None,
+            canny_high=self.canny_high if self.edges else None,
+            encoding=encoding,
+            mean=tuple(mean),
+            std=tuple(std),
+        )
 
     @classmethod
-    def from_dict(cls, image: dict[str, Any]) -> Geometry:
-        """Read the geometry from a manifest's `image` entry. Fields that an older manifest lacks are the defaults."""
-        return cls(
-            image.get("input_size", image["shape"][0]),
-            image["mode"],
-            image["color"],
-            tuple(image.get("edges", ())),
-            image.get("canny_low", CANNY_LOW),
-            image.get("canny_high", CANNY_HIGH),
-            image.get("resize_size", 0),
-            image["shape"][0],
-            image.get("interpolation", "bilinear"),
-            image.get("quality", "exact"),
+    def of(cls, image: ImageSpec) -> Geometry:
+        """Return the geometry of a manifest's images."""
+        return cls.create(
+            image.side,
+            mode=image.mode,
+            color=image.color,
+            edges=image.edges,
+            canny_low=CANNY_LOW if image.canny_low is None else image.canny_low,
+            canny_high=CANNY_HIGH if image.canny_high is None else image.canny_high,
+            resize=image.resize_size or 0,
+            stored=image.shape[0],
+            interpolation=image.interpolation,
+            quality=image.quality,
         )
 
     def scaled(self, width: int, height: int) -> tuple[int, int]:

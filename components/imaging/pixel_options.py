@@ -24,8 +24,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "equalize": ("off", "histogram", "clahe", "autocontrast"),
     "binarize": ("off", "fixed", "otsu", "adaptive"),
 }
-"""The values of options that name an operation: those of `CleanConfig`, without `auto`. A model may come from a newer
-release, which has further ones."""
+"""The values of options that name an operation, also of `CleanConfig`. A model may come from a newer release, which has
+further ones."""
 
 
 class PixelOptions:

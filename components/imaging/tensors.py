@@ -1,8 +1,4 @@
-"""Pixels as the files of tensors hold them, for train, evaluate and export.
-
-`image` is the manifest's entry of that name: `shape` [H, W, C] as stored, `input_size` (side in pixels of the center
-square that the model sees), `encoding` raw or jpeg.
-"""
+"""Pixels as the files of tensors hold them, for train, evaluate and export."""
 
 from __future__ import annotations
 
@@ -10,13 +6,14 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import simplejpeg
 
+from ..dataset.kinds import ImageSpec
 from ..storage.parallel import cores
-from .choices import JPEG, RAW
+from .choices import JPEG
 from .decoder import Pixels
 
 if TYPE_CHECKING:
@@ -26,18 +23,18 @@ JPEGS_PER_TASK = 16
 """JPEGs that a thread decodes in one task."""
 
 
-def decode_column(column: pa.ChunkedArray, image: dict[str, Any]) -> Pixels:
+def decode_column(column: pa.ChunkedArray, image: ImageSpec) -> Pixels:
     """Decode the column `image` to uint8 [rows, H, W, C]. Raw pixels are not copied where they are one chunk."""
     array = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
-    shape = image["shape"]
-    if image.get("encoding", RAW) == JPEG:
+    shape = image.shape
+    if image.encoding == JPEG:
         return _decode_jpegs(array, shape)
     row_bytes = int(np.prod(shape))
     flat = np.frombuffer(array.buffers()[1], np.uint8)
     return flat[array.offset * row_bytes : (array.offset + len(array)) * row_bytes].reshape(len(array), *shape)
 
 
-def _decode_jpegs(array: pa.Array, shape: list[int]) -> Pixels:
+def _decode_jpegs(array: pa.Array, shape: tuple[int, int, int]) -> Pixels:
     out: Pixels = np.empty((len(array), *shape), np.uint8)
     colorspace = "RGB" if shape[2] == 3 else "GRAY"
 
@@ -74,14 +71,3 @@ def center_crop(images: Pixels, size: int) -> Pixels:
     """Return a view of the center square of `size` of uint8 [..., H, W, C]: the model's input of stored images."""
     top, left = (images.shape[-3] - size) // 2, (images.shape[-2] - size) // 2
     return images[..., top : top + size, left : left + size, :]
-
-
-def input_size(image: dict[str, Any]) -> int:
-    """Return the side in pixels of the model's input."""
-    return int(image.get("input_size", image["shape"][0]))
-
-
-def model_input_image(image: dict[str, Any]) -> dict[str, Any]:
-    """Return `image` changed from the stored pixels to the model's input: the center, as raw pixels."""
-    size = input_size(image)
-    return image | {"shape": [size, size, image["shape"][2]], "input_size": size, "encoding": RAW}

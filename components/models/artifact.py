@@ -6,9 +6,12 @@ Train writes it, evaluate reads it. Weights never travel as pickle.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+from ..compat import import_torchvision
+from ..dataset.json_object import JsonObject
+from ..dataset.kinds import ImageSpec, NetworkExtra
 from ..dataset.manifest import Dataset
 from ..imaging.geometry import Geometry
 from ..storage import uri as uris
@@ -16,7 +19,6 @@ from ..storage.errors import DatasetError, UserError, first_line, wrong
 from ..storage.store import get_store
 from . import timm_models
 from .blocks import set_drop_path, set_dropout
-from .compat import import_torchvision
 from .torchvision_models import check_backbone
 
 if TYPE_CHECKING:
@@ -26,38 +28,39 @@ MODEL_FORMAT = "imagemill-model"
 
 
 @dataclass(frozen=True)
-class ModelSpec:
+class ModelSpec(JsonObject):
     """The description of a model: all but its weights.
 
-    `backbone`: its name; `classes`: in the order of their ids; `image`: that of the tensors it was trained on (shape
-    [H, W, C], color, edges, mode, mean and std in [0, 1]).
+    `backbone`: its name; `classes`: in the order of their ids; `image`: its input, as the tensors had it that it was
+    trained on.
     """
 
     backbone: str
     classes: tuple[str, ...]
-    image: dict[str, Any]
+    image: ImageSpec
     task: str = "single"
     format: str = MODEL_FORMAT
     version: int = 1
-    extra: dict[str, Any] = field(default_factory=dict)
+    extra: NetworkExtra = field(default_factory=NetworkExtra)
 
     @property
     def geometry(self) -> Geometry:
         """The transform of an image to this model's input."""
-        return Geometry.from_dict(self.image)
-
-    def to_json(self) -> bytes:
-        return json.dumps(asdict(self), indent=1, ensure_ascii=False).encode() + b"\n"
+        return Geometry.of(self.image)
 
     @classmethod
     def from_json(cls, data: bytes, where: str) -> ModelSpec:
+        """Parse the description; UserError names the field that is wrong."""
         try:
             body = json.loads(data)
-            if body["format"] != MODEL_FORMAT or body["version"] != 1:
-                raise wrong(f"{where} (format, version)", f"{MODEL_FORMAT} 1", [body["format"], body["version"]])
-            return cls(**{**body, "classes": tuple(body["classes"])})
-        except (ValueError, KeyError, TypeError) as error:
+        except ValueError as error:
             raise UserError(f"{where}: expected the description of a model, found {error}") from None
+        spec = cls.from_dict(body, where)
+        if unknown := sorted(set(body) - {member.name for member in fields(cls)}):
+            raise wrong(where, f"the fields of {MODEL_FORMAT} 1", unknown[0])
+        if (spec.format, spec.version) != (MODEL_FORMAT, 1):
+            raise wrong(f"{where} (format, version)", f"{MODEL_FORMAT} 1", [spec.format, spec.version])
+        return spec
 
 
 def build_network(spec: ModelSpec, dropout: float = 0.0, drop_path: float = 0.0) -> torch.nn.Module:
@@ -67,7 +70,7 @@ def build_network(spec: ModelSpec, dropout: float = 0.0, drop_path: float = 0.0)
     only and change no name of a tensor, so that weights fit whatever their values are.
     """
     check_backbone(spec.backbone)
-    size, _, channels = spec.image["shape"]
+    size, _, channels = spec.image.shape
     try:
         if timm_models.is_timm(spec.backbone):
             return timm_models.create_network(spec.backbone, len(spec.classes), size, channels, dropout, drop_path)
@@ -88,7 +91,7 @@ def _build_torchvision(spec: ModelSpec, size: int) -> torch.nn.Module:
     options: dict[str, Any] = {"num_classes": len(spec.classes)}
     if spec.backbone in ("googlenet", "inception_v3"):
         options |= {"aux_logits": False, "init_weights": True}
-        options |= {"transform_input": bool(spec.extra.get("transform_input"))}
+        options |= {"transform_input": bool(spec.extra.transform_input)}
     if spec.backbone.startswith("vit_"):
         options["image_size"] = size
     if spec.backbone.startswith("maxvit"):
@@ -100,7 +103,7 @@ def _build_torchvision(spec: ModelSpec, size: int) -> torch.nn.Module:
 def image_size_error(spec: ModelSpec, error: Exception) -> UserError:
     """Return the error of a network that does not take images of the spec's size."""
     return UserError(
-        f"image_size: expected a size that {spec.backbone} takes, found {spec.image['shape'][0]}: "
+        f"image_size: expected a size that {spec.backbone} takes, found {spec.image.shape[0]}: "
         f"{first_line(error)} (resize with --model-preset {spec.backbone})"
     )
 
@@ -164,10 +167,10 @@ class Normalize:
     It runs where the model runs, so that only bytes travel; (x/255 - mean)/std as one multiplication and addition.
     """
 
-    def __init__(self, image: dict[str, Any], device: torch.device) -> None:
+    def __init__(self, image: ImageSpec, device: torch.device) -> None:
         import torch
 
-        mean, std = (torch.tensor(image[key], dtype=torch.float32, device=device) for key in ("mean", "std"))
+        mean, std = (torch.tensor(values, dtype=torch.float32, device=device) for values in (image.mean, image.std))
         self._scale = (1 / (255 * std)).view(1, -1, 1, 1)
         self._shift = (-mean / std).view(1, -1, 1, 1)
 

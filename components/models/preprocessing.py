@@ -12,9 +12,6 @@ from ..imaging.geometry import Geometry, decode_and_resize
 from ..imaging.pixel_options import StandardizeConfig
 from ..imaging.standardize import standardize
 
-EXTRA_KEY = "preprocessing"
-"""Key of `describe_preprocessing`'s result in the `extra` of a model's description."""
-
 
 def describe_preprocessing(tensors: Dataset) -> dict[str, Any]:
     """Return clean's pixel options of these tensors, for a model's description: `{"clean": StandardizeConfig as dict}`.

@@ -81,13 +81,13 @@ class PredictConfig:
         # `Workspace.open` would write to the workspace, for which a user who only predicts may lack permission.
         workspace = Workspace(uris.normalize(self.workspace or "./imagemill-data", "--workspace"))
         name = self.name or _find_only_name(workspace)
-        record = workspace.last_promotion(name)
-        if record is None or not record["model"]:
+        promotion = workspace.last_promotion(name)
+        if promotion is None or not promotion.model:
             names = ", ".join(workspace.names_with_champion()) or "no name has one"
             raise wrong("--name", f"a name that has a champion in {workspace.uri} ({names})", name)
         if not self.name:
             say("predict", f"the champion of {name} in {workspace.uri}")
-        return read_dataset(workspace.absolute(str(record["model"])), "model")
+        return read_dataset(workspace.absolute(promotion.model), "model")
 
 
 def _find_only_name(workspace: Workspace) -> str:

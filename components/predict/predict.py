@@ -14,7 +14,7 @@ from ..dataset.labels import MULTI, THRESHOLD, probabilities
 from ..dataset.manifest import Dataset, find_dataset
 from ..imaging.decoder import ImageRejected, Pixels
 from ..models.artifact import ModelSpec, Normalize, load_model, pick_device
-from ..models.preprocessing import EXTRA_KEY, Preprocessing, describe_preprocessing
+from ..models.preprocessing import Preprocessing, describe_preprocessing
 from ..step.progress import Progress, say
 from ..storage.errors import MillError, UserError, wrong
 from ..storage.parallel import cores, map_ordered
@@ -89,15 +89,15 @@ class Predictor:
 
         with torch.inference_mode():
             inputs = Normalize(self.spec.image, self.device)(torch.from_numpy(images).to(self.device))
-            logits = self.network(inputs).float() / float(self.spec.extra.get("temperature", 1.0))
+            logits = self.network(inputs).float() / (self.spec.extra.temperature or 1.0)
             scores: Probabilities = probabilities(logits, self.spec.task).cpu().numpy()
             return scores
 
 
 def _find_preprocessing(model: Dataset, spec: ModelSpec) -> dict[str, Any]:
     """Return clean's options for pixels, from the model, or from its ancestors if the model is too old to have them."""
-    if options := spec.extra.get(EXTRA_KEY):
-        return dict(options)
+    if spec.extra.preprocessing:
+        return spec.extra.preprocessing
     try:
         tensors = find_dataset(model.parent_uri("tensors"))
         options = describe_preprocessing(tensors) if tensors else {}

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from ..dataset.kinds import Calibration, ScoreCurves
 from ..dataset.manifest import Dataset
 from ..dataset.shards import read_columns
 from ..metrics.classification import ConfusionCounts
@@ -191,14 +192,14 @@ def shorten(name: str, limit: int = 22) -> str:
     return name if len(name) <= limit else name[: limit - 1] + "…"
 
 
-def draw_reliability(calibration: dict[str, Any]) -> Markup:
+def draw_reliability(calibration: Calibration) -> Markup:
     """Draw accuracy against confidence, calibrated and uncalibrated; larger dots are more images."""
     with use_style():
         figure, axes = _make_square_axes("how sure it is", "how often it is right")
         axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.9, linestyle=_DASHED, zorder=0)
-        curves = [(calibration["after"], TRAIN, "with its temperature")]
-        if calibration["before"] != calibration["after"]:
-            curves.insert(0, (calibration["before"], SERIES[1], "without"))
+        curves = [(calibration.after, TRAIN, "with its temperature")]
+        if calibration.before != calibration.after:
+            curves.insert(0, (calibration.before, SERIES[1], "without"))
         for points, color, label in curves:
             confidence, accuracy, images = (
                 np.array([point[key] for point in points]) for key in ("confidence", "accuracy", "images")
@@ -210,7 +211,7 @@ def draw_reliability(calibration: dict[str, Any]) -> Markup:
         return to_svg(figure)
 
 
-def draw_score_curves(curves: dict[str, Any]) -> list[tuple[str, Markup]]:
+def draw_score_curves(curves: ScoreCurves) -> list[tuple[str, Markup]]:
     """Return (title, SVG) of the precision-recall and ROC curves: the macro mean, and those of the hardest classes."""
     panels = [
         ("Precision and recall", "recall", "precision", "recall", "precision"),
@@ -222,9 +223,9 @@ def draw_score_curves(curves: dict[str, Any]) -> list[tuple[str, Markup]]:
             figure, axes = _make_square_axes(x_label, y_label)
             if title == "ROC":
                 axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.9, linestyle=_DASHED, zorder=0)
-            for class_curves, color in zip(curves["classes"], SERIES, strict=False):
-                axes.plot(curves[x], class_curves[y], color=color, linewidth=1.1)
-            axes.plot(curves[x], curves["macro"][y], color=TRAIN, linewidth=2.2)
+            for class_curves, color in zip(curves.classes, SERIES, strict=False):
+                axes.plot(getattr(curves, x), getattr(class_curves, y), color=color, linewidth=1.1)
+            axes.plot(getattr(curves, x), getattr(curves.macro, y), color=TRAIN, linewidth=2.2)
             charts.append((title, to_svg(figure)))
     return charts
 

@@ -17,13 +17,13 @@ class each time (evaluate's `chance`).
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ..dataset.labels import SINGLE
+from ..dataset.kinds import EvaluationExtra
 from ..dataset.manifest import Dataset
+from ..dataset.records import Verdict
 from .config import PromoteConfig
 from .guards import describe_calibration_rise, describe_recall_drops, describe_slowdown
 from .pairs import Hashes, Mask, PairedPredictions
@@ -42,61 +42,52 @@ FIRST, NO_BETTER_THAN_CHANCE = "first", "no_better_than_chance"
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """Result of the gate: one of the constants above, a `reason` with its numbers, and whether the challenger is to be
-    promoted.
-
-    `challenger` and `champion`, keys of the stored record, are scores on the images that were compared; of a first
-    model, the score on all test images and None. `numbers` of the comparison are for the log.
-    """
-
-    verdict: str
-    reason: str
-    promoted: bool
-    challenger: float
-    champion: float | None
-    min_gain: float
-    metric: str
-    numbers: dict[str, Any] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        record = asdict(self)
-        numbers: dict[str, Any] = record.pop("numbers")
-        return numbers | record
-
-
-@dataclass(frozen=True)
 class ChampionHistory:
     """A champion as the gate knows it: its evaluation on the challenger's test images, the number of its promotion, the
-    records of earlier verdicts on challengers of it, and the content hashes of the images on which it was promoted, if
+    earlier verdicts on challengers of it, and the content hashes of the images on which it was promoted, if
     known."""
 
     evaluation: Dataset
     promotion: int
-    verdicts: list[dict[str, Any]] = field(default_factory=list)
+    verdicts: list[Verdict] = field(default_factory=list)
     promoted_on: Hashes | None = None
 
 
 def judge_first(challenger: Dataset, config: PromoteConfig, lost_promotion: int = 0) -> Verdict:
     """Judge a model that there is no champion to compare with. `lost_promotion`: whose model no longer exists, or 0."""
-    score, chance = read_score(challenger, config.metric), challenger.manifest.extra.get("chance", {})
+    score, chance = read_score(challenger, config.metric), EvaluationExtra.of(challenger.manifest).chance
     absence = f"the model of promotion {lost_promotion} is gone" if lost_promotion else "there was no champion"
     reason = f"{METRIC_TITLES[config.metric]} {score:.4f}; {absence}"
-    is_better = bool(chance.get("better", True))
-    if not is_better:
-        reason = f"{METRIC_TITLES[config.metric]} {score:.4f}; {chance['why']}; {absence}"
+    is_better = chance is None or chance.better
+    if chance and not is_better:
+        reason = f"{METRIC_TITLES[config.metric]} {score:.4f}; {chance.why}; {absence}"
         if config.promote == "auto":
             reason += ", and this model becomes none"
     result = FIRST if is_better else NO_BETTER_THAN_CHANCE
-    verdict = Verdict(result, reason, is_better, score, None, config.min_gain, config.metric)
+    verdict = make_verdict(result, reason, config, score, None)
     return _apply_policy(verdict, config.promote)
 
 
 def judge(challenger: Dataset, champion: ChampionHistory, config: PromoteConfig) -> Verdict:
     """Judge a challenger against the champion; both evaluations are of the same clean dataset's test split."""
     verdict = _apply_policy(_compare(challenger, champion, config), config.promote)
-    chance = challenger.manifest.extra.get("chance", {}).get("why", "")
-    return replace(verdict, reason=f"{verdict.reason}; {chance}") if verdict.promoted and chance else verdict
+    chance = EvaluationExtra.of(challenger.manifest).chance
+    if verdict.promoted and chance and chance.why:
+        return replace(verdict, reason=f"{verdict.reason}; {chance.why}")
+    return verdict
+
+
+def make_verdict(result: str, reason: str, config: PromoteConfig, challenger: float, champion: float | None) -> Verdict:
+    """Return a verdict; `result` is one of the constants above, the scores are those of the two models."""
+    return Verdict(
+        verdict=result,
+        reason=reason,
+        promoted=result in (BETTER, FIRST),
+        challenger=challenger,
+        champion=champion,
+        min_gain=config.min_gain,
+        metric=config.metric,
+    )
 
 
 def _apply_policy(verdict: Verdict, policy: str) -> Verdict:
@@ -113,14 +104,13 @@ def _apply_policy(verdict: Verdict, policy: str) -> Verdict:
 
 def _compare(challenger: Dataset, champion: ChampionHistory, config: PromoteConfig) -> Verdict:
     score, champion_score = (read_score(e, config.metric) for e in (challenger, champion.evaluation))
-    verdict = Verdict(NOT_COMPARABLE, "", False, score, champion_score, config.min_gain, config.metric)
     if reason := _find_obstacle(challenger, champion.evaluation):
-        return replace(verdict, reason=reason)
+        return make_verdict(NOT_COMPARABLE, reason, config, score, champion_score)
     pair = PairedPredictions.read(challenger, champion.evaluation)
     if pair.images < config.min_test_images or not len(pair.labels.classes):
         images = _describe_images(pair)
         reason = f"{images} left to compare on, and {config.min_test_images:,} are needed (min_test_images)"
-        return replace(verdict, verdict=TOO_FEW_IMAGES, reason=reason)
+        return make_verdict(TOO_FEW_IMAGES, reason, config, score, champion_score)
     return _judge_pair(pair, challenger, champion, config)
 
 
@@ -159,20 +149,17 @@ def _judge_pair(
     won, lost = int((challenger_right & ~champion_right).sum()), int((champion_right & ~challenger_right).sum())
     mcnemar = compute_mcnemar_p_value(lost, won)
     reason += f"; top-1: {won} images won, {lost} lost (McNemar's p {_format_p(mcnemar)})"
-    numbers: dict[str, Any] = {
-        "gain": difference.gain, "interval": list(difference.compute_interval()), "p": p, "level": level,
-        "uses": round(comparisons, 3), "images": pair.images, "left_out": pair.excluded, "won": won, "lost": lost,
-        "mcnemar": mcnemar, "sketch": sketch,
-    }  # fmt: skip
-    if new_images := _judge_new_images(pair, champion, config):
-        reason, numbers = f"{reason}; {new_images[0]}", numbers | new_images[1]
+    verdict = replace(
+        make_verdict(result, reason, config, difference.challenger, difference.champion),
+        gain=difference.gain, interval=list(difference.compute_interval()), p=p, level=level,
+        uses=round(comparisons, 3), images=pair.images, left_out=pair.excluded, won=won, lost=lost,
+        mcnemar=mcnemar, sketch=sketch,
+    )  # fmt: skip
+    verdict = _judge_new_images(verdict, pair, champion, config)
     if pair.new_classes:
         names = ", ".join(f"{c.name!r} ({c.recognized} of {c.images} images recognized)" for c in pair.new_classes)
-        reason += f"; new to the champion and not compared: {names}"
-    return Verdict(
-        result, reason, result == BETTER, difference.challenger, difference.champion, config.min_gain, config.metric,
-        numbers,
-    )  # fmt: skip
+        verdict = replace(verdict, reason=f"{verdict.reason}; new to the champion and not compared: {names}")
+    return verdict
 
 
 def compute_p_value(difference: ScoreDifference, min_gain: float, lower: bool = False) -> float:
@@ -183,44 +170,48 @@ def compute_p_value(difference: ScoreDifference, min_gain: float, lower: bool = 
 
 
 def _judge_new_images(
-    pair: PairedPredictions, champion: ChampionHistory, config: PromoteConfig
-) -> tuple[str, dict[str, Any]] | None:
-    """Return the sentence and the numbers of a verdict on the images that joined the test split after the champion was
-    promoted, which have decided nothing yet; None where these are not known, or all images or none."""
+    verdict: Verdict, pair: PairedPredictions, champion: ChampionHistory, config: PromoteConfig
+) -> Verdict:
+    """Add to a verdict that on the images that joined the test split after the champion was promoted, which have
+    decided nothing yet; unchanged where these are not known, or all images or none."""
     if champion.promoted_on is None:
-        return None
+        return verdict
     is_new: Mask = ~np.isin(pair.content_hashes, champion.promoted_on)
     images = int(is_new.sum())
     if not images or images == pair.images:
-        return None
+        return verdict
     since = f"new since promotion {champion.promotion}"
     if images < config.min_test_images:
-        return f"{images} of the images are {since}, too few to compare on alone", {"fresh_images": images}
+        sentence = f"{images} of the images are {since}, too few to compare on alone"
+        return replace(verdict, reason=f"{verdict.reason}; {sentence}", fresh_images=images)
     difference = compute_difference(pair.select(is_new), config.metric)
     p, level = compute_p_value(difference, config.min_gain), compute_level(config.level, 0)
     result = "better" if p <= level else "not shown to be better"
     if p > level and compute_p_value(difference, 0.0, lower=True) <= config.level:
         result = "worse"
-    numbers = {"fresh_images": images, "fresh_gain": difference.gain, "fresh_p": p, "fresh_verdict": result}
     gain = _format_gain(difference)
-    return f"on the {images:,} images that are {since} alone {gain}: {result} (p {_format_p(p)})", numbers
+    sentence = f"on the {images:,} images that are {since} alone {gain}: {result} (p {_format_p(p)})"
+    return replace(
+        verdict, reason=f"{verdict.reason}; {sentence}", fresh_images=images, fresh_gain=difference.gain, fresh_p=p,
+        fresh_verdict=result,
+    )  # fmt: skip
 
 
 def _find_obstacle(challenger: Dataset, champion: Dataset) -> str:
     """Return why two evaluations can't be compared, empty where they can."""
-    task, champion_task = (str(e.manifest.extra.get("model_task", SINGLE)) for e in (challenger, champion))
-    if task != champion_task:
-        return f"this model is {task}-label, the champion {champion_task}-label"
-    if unknown := challenger.manifest.extra.get("seen", {}).get("unknown"):
-        return f"which images this model was trained on is not known: {unknown[0]} is gone"
-    if set(champion.manifest.extra["model_classes"]).isdisjoint(challenger.manifest.classes):
+    ours, theirs = (EvaluationExtra.of(evaluation.manifest) for evaluation in (challenger, champion))
+    if ours.model_task != theirs.model_task:
+        return f"this model is {ours.model_task}-label, the champion {theirs.model_task}-label"
+    if ours.seen.unknown:
+        return f"which images this model was trained on is not known: {ours.seen.unknown[0]} is gone"
+    if set(theirs.model_classes).isdisjoint(challenger.manifest.classes):
         return "the champion knows none of today's classes"
     return ""
 
 
 def read_score(evaluation: Dataset, metric: str) -> float:
     """Return a score on all test images; 0 where the evaluation has none."""
-    return float(evaluation.manifest.extra["metrics"].get(metric, 0.0))
+    return float(EvaluationExtra.of(evaluation.manifest).metrics.get(metric, 0.0))
 
 
 def _describe_images(pair: PairedPredictions) -> str:

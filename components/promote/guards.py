@@ -7,8 +7,7 @@ most; a drop is seen only in classes with images enough to show it (tests/benchm
 
 from __future__ import annotations
 
-from typing import Any
-
+from ..dataset.kinds import EvaluationExtra
 from ..dataset.manifest import Dataset
 from ..metrics.calibration import ece
 from .pairs import PairedPredictions
@@ -67,6 +66,7 @@ def describe_slowdown(challenger: Dataset, champion: Dataset, bound: float) -> s
 
 def _read_throughput(evaluation: Dataset) -> tuple[str, int, float] | None:
     """Return (device, batch size, images/s of the network with one view)."""
-    throughput: dict[str, Any] = evaluation.manifest.extra.get("throughput") or {}
-    rate = throughput.get("network_one_view")
-    return (str(throughput["device"]), int(throughput["batch_size"]), float(rate)) if rate else None
+    throughput = EvaluationExtra.of(evaluation.manifest).throughput
+    if throughput is None or not throughput.network_one_view:
+        return None
+    return throughput.device, throughput.batch_size, throughput.network_one_view

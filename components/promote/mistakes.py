@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..dataset.kinds import EvaluationExtra
 from ..dataset.labels import MULTI
 from ..dataset.manifest import Dataset
 from ..dataset.shards import open_parquet, read_columns
@@ -80,13 +81,9 @@ def find_hardest_multi_label(evaluation: Dataset, errors: LabelErrors) -> dict[s
 def _find_lowest(evaluation: Dataset, metric: str) -> tuple[list[tuple[int, dict[str, Any]]], int]:
     """Return (id, scores) of the `MAX_CLASSES` with the lowest scores, and the number of classes below 1."""
     ids = {name: class_id for class_id, name in enumerate(evaluation.manifest.classes)}
-    classes = [c for c in evaluation.manifest.extra["per_class"] if c["support"] and c[metric] < 1]
-    classes.sort(key=lambda c: (c[metric], -c["support"], c["class"]))
-    rows = [
-        (ids[c["class"]], {"label": c["class"], **{key: c[key] for key in ("precision", "recall", "f1", "support")}})
-        for c in classes[:MAX_CLASSES]
-    ]
-    return rows, len(classes)
+    classes = [c for c in EvaluationExtra.of(evaluation.manifest).per_class if c.support and getattr(c, metric) < 1]
+    classes.sort(key=lambda c: (getattr(c, metric), -c.support, c.name))
+    return [(ids[c.name], {"label": c.name, **vars(c)}) for c in classes[:MAX_CLASSES]], len(classes)
 
 
 def make_mistakes(evaluation: Dataset, clean: Dataset) -> list[Mistake]:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from ..dataset.kinds import EvaluationExtra
 from ..dataset.labels import MULTI
 from ..dataset.manifest import Dataset
 from ..dataset.shards import open_parquet, read_columns
@@ -133,9 +134,9 @@ class PairedPredictions:
     @classmethod
     def read(cls, challenger: Dataset, champion: Dataset) -> PairedPredictions:
         """Read two evaluations of the same test split; DatasetError where their images differ."""
-        champion_classes = set(champion.manifest.extra["model_classes"])
-        shared = tuple(name for name in challenger.manifest.classes if name in champion_classes)
-        new = tuple(name for name in challenger.manifest.extra["model_classes"] if name not in champion_classes)
+        model_classes, champion_classes = (EvaluationExtra.of(e.manifest).model_classes for e in (challenger, champion))
+        shared = tuple(name for name in challenger.manifest.classes if name in set(champion_classes))
+        new = tuple(name for name in model_classes if name not in set(champion_classes))
         classes = (*shared, *new)
         challenger_rows, champion_rows = (Predictions.read(e, classes) for e in (challenger, champion))
         if not challenger_rows.image_ids.equals(champion_rows.image_ids):

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from ..dataset.fingerprint import digest
 from ..dataset.manifest import Dataset, find_dataset, find_intact_dataset
+from ..dataset.records import Promotion, Verdict
 from ..dataset.workspace import Workspace
 from ..step.step import CACHED, RAN, Context, Outcome
 from ..storage import uri as uris
 from ..storage.errors import DatasetError, MillError, TransientError, UserError, wrong
 from .config import PromoteConfig
-from .gate import ALREADY_CHAMPION, ROLLED_BACK, ChampionHistory, Verdict, judge, judge_first, read_score
+from .gate import ALREADY_CHAMPION, ROLLED_BACK, ChampionHistory, judge, judge_first, make_verdict, read_score
 from .pairs import Hashes, has_content_hashes, read_content_hashes
 from .registry import read_version, register, resolve_registry
 from .score_difference import METRIC_TITLES
@@ -21,9 +23,6 @@ RULE_VERSION = 2
 """Raised when the same evaluations must get another verdict."""
 _FIELDS_OUTSIDE_RULE = ("evaluation", "champion_evaluation", "workspace", "name", "rerun", "run", "registry")
 """Fields of the config that change no verdict."""
-
-Record = dict[str, Any]
-"""A verdict or a promotion as it is stored."""
 
 
 def promote(config: PromoteConfig, context: Context) -> Outcome:
@@ -38,23 +37,25 @@ def promote(config: PromoteConfig, context: Context) -> Outcome:
         champion_evaluation = context.parent("champion_evaluation", config.champion_evaluation, "evaluation")
         _check_same_test_split(evaluation, champion_evaluation)
         _check_release("champion_evaluation", config.champion_evaluation, champion_evaluation)
-    name = config.name or evaluation.manifest.extra["dataset_name"]
-    record, state, compared_with = _decide(name, evaluation, champion_evaluation, config, context)
-    context.say(f"{record['verdict'].replace('_', ' ')}: {record['reason']}")
-    champion_model = context.workspace.absolute(record["model"]) if record["model"] else ""
+    name = config.name or evaluation.name
+    decision = _decide(name, evaluation, champion_evaluation, config, context)
+    verdict, number = decision.verdict, decision.champion.n if decision.champion else 0
+    context.say(f"{verdict.verdict.replace('_', ' ')}: {verdict.reason}")
+    champion = decision.champion.model if decision.champion else ""
+    champion_model = context.workspace.absolute(champion) if champion else ""
     context.say(
-        f"the champion of {name} is promotion {record['n']}: {champion_model}"
+        f"the champion of {name} is promotion {number}: {champion_model}"
         if champion_model
         else f"{name} has no champion"
     )
     if context.only_cached:
         report = _find_report(name, evaluation, champion_model, context)
     else:
-        _register(name, int(record["n"]), config.registry, context)
-        report = _write_report(evaluation, record | {"name": name}, compared_with, context)
-    metrics = {k: record[k] for k in ("verdict", "reason", "challenger", "champion", "min_gain", "promoted")}
-    metrics |= {"name": name, "n": record["n"], "report": report}
-    return Outcome(champion_model, uris.basename(champion_model), state, metrics)
+        _register(name, number, config.registry, context)
+        report = _write_report(evaluation, verdict.to_dict() | {"name": name}, decision.compared_with, context)
+    keys = ("verdict", "reason", "challenger", "champion", "min_gain", "promoted")
+    metrics = {key: getattr(verdict, key) for key in keys} | {"name": name, "n": number, "report": report}
+    return Outcome(champion_model, uris.basename(champion_model), decision.state, metrics)
 
 
 def _check_release(field: str, uri: str, evaluation: Dataset) -> None:
@@ -94,7 +95,7 @@ def _find_report(name: str, evaluation: Dataset, champion_model: str, context: C
     return report
 
 
-def _write_report(evaluation: Dataset, record: Record, compared_with: Dataset | None, context: Context) -> str:
+def _write_report(evaluation: Dataset, record: dict[str, Any], compared_with: Dataset | None, context: Context) -> str:
     """Write the report and return its URI; empty where an ancestor was removed: the verdict stands.
 
     `compared_with`: the champion's evaluation.
@@ -110,8 +111,15 @@ def _write_report(evaluation: Dataset, record: Record, compared_with: Dataset | 
     return report
 
 
-Decision = tuple[Record, str, Dataset | None]
-"""The verdict with the champion's `n` and `model`; ran or cached; the evaluation compared with."""
+@dataclass(frozen=True)
+class Decision:
+    """A verdict, the champion after it, whether it was made now (`ran`) or earlier (`cached`), and the evaluation of
+    the champion that the challenger was compared with."""
+
+    verdict: Verdict
+    champion: Promotion | None
+    state: str
+    compared_with: Dataset | None
 
 
 def _decide(
@@ -128,43 +136,38 @@ def _decide(
 def _decide_once(
     name: str,
     evaluation: Dataset,
-    promotion: Record | None,
+    promotion: Promotion | None,
     champion_evaluation: Dataset | None,
     config: PromoteConfig,
     context: Context,
 ) -> Decision | None:
     """Judge against the champion of `promotion`; None if another run appended a promotion first."""
     workspace, challenger = context.workspace, evaluation.parent_uri("model")
-    current = {"n": promotion["n"], "model": promotion["model"]} if promotion else {"n": 0, "model": ""}
-    if promotion and workspace.absolute(promotion["model"]) == challenger:
-        if promotion.get("run") == context.run and "verdict" in promotion:
-            return promotion, RAN, champion_evaluation  # a retry: the pod was lost after it had appended
+    if promotion and workspace.absolute(promotion.model) == challenger:
+        if promotion.run == context.run and promotion.verdict:  # a retry: the pod was lost after it had appended
+            return Decision(promotion, promotion, RAN, champion_evaluation)
         score = read_score(evaluation, config.metric)
-        reason = (
-            f"{METRIC_TITLES[config.metric]} {score:.4f}; this model has been champion since promotion {promotion['n']}"
-        )
-        verdict = Verdict(ALREADY_CHAMPION, reason, False, score, score, config.min_gain, config.metric)
-        return verdict.to_dict() | current, CACHED, champion_evaluation
-    if promotion and config.promote == "auto" and workspace.relative(challenger) in promotion.get("rolled_back", ()):
-        score = read_score(evaluation, config.metric)
-        reason = f"this model was taken back by promotion {promotion['n']}, and is not promoted again by itself"
-        verdict = Verdict(ROLLED_BACK, reason, False, score, None, config.min_gain, config.metric)
-        return verdict.to_dict() | current, CACHED, champion_evaluation
+        title = METRIC_TITLES[config.metric]
+        reason = f"{title} {score:.4f}; this model has been champion since promotion {promotion.n}"
+        verdict = make_verdict(ALREADY_CHAMPION, reason, config, score, score)
+        return Decision(verdict, promotion, CACHED, champion_evaluation)
+    if promotion and config.promote == "auto" and workspace.relative(challenger) in (promotion.rolled_back or ()):
+        reason = f"this model was taken back by promotion {promotion.n}, and is not promoted again by itself"
+        verdict = make_verdict(ROLLED_BACK, reason, config, read_score(evaluation, config.metric), None)
+        return Decision(verdict, promotion, CACHED, champion_evaluation)
     opponent = _find_champion_evaluation(promotion, evaluation, champion_evaluation, config, context)
     champion_model = opponent.parent_uri("model").rpartition("/")[2] if opponent else "none"
     key = f"{champion_model}-{_digest_comparison(evaluation, opponent, config)}"
     cached = None if context.rerun else workspace.verdict(name, key)
-    record = cached
-    if record is None:
-        context.refuse_if_only_cached(f"a verdict on {challenger}")
-        record = _judge(name, evaluation, opponent, promotion, champion_model, config, context)
+    verdict = cached or _judge(name, evaluation, opponent, promotion, champion_model, config, context)
+    if cached is None:
         write_verdict = workspace.replace_verdict if context.rerun else workspace.add_verdict
-        write_verdict(name, key, record)
-    if record["promoted"]:
+        write_verdict(name, key, verdict)
+    if verdict.promoted:
         context.refuse_if_only_cached(f"the promotion of {challenger}")
-        appended = _append_promotion(name, evaluation, record, promotion, context)
-        return (appended, RAN, opponent) if appended else None
-    return record | current, CACHED if cached else RAN, opponent
+        appended = _append_promotion(name, evaluation, verdict, promotion, context)
+        return Decision(appended, appended, RAN, opponent) if appended else None
+    return Decision(verdict, promotion, CACHED if cached else RAN, opponent)
 
 
 def _digest_comparison(evaluation: Dataset, opponent: Dataset | None, config: PromoteConfig) -> str:
@@ -177,32 +180,33 @@ def _judge(
     name: str,
     evaluation: Dataset,
     opponent: Dataset | None,
-    promotion: Record | None,
+    promotion: Promotion | None,
     champion_model: str,
     config: PromoteConfig,
     context: Context,
-) -> Record:
-    """Return the record of a verdict on the challenger. `champion_model`: the fingerprint of the champion's model."""
+) -> Verdict:
+    """Judge the challenger. `champion_model`: the fingerprint of the champion's model."""
+    context.refuse_if_only_cached(f"a verdict on {evaluation.parent_uri('model')}")
     if opponent is None or promotion is None:
-        verdict = judge_first(evaluation, config, promotion["n"] if promotion else 0)
+        verdict = judge_first(evaluation, config, promotion.n if promotion else 0)
     else:
         verdicts = context.workspace.verdicts(name, f"{champion_model}-")
         promoted_on = _read_promotion_images(promotion, context.workspace)
-        verdict = judge(evaluation, ChampionHistory(opponent, int(promotion["n"]), verdicts, promoted_on), config)
+        verdict = judge(evaluation, ChampionHistory(opponent, promotion.n, verdicts, promoted_on), config)
     model = evaluation.parent_uri("model").rpartition("/")[2]
-    return verdict.to_dict() | {"challenger_model": model, "run": context.run, "created": _format_now()}
+    return replace(verdict, challenger_model=model, run=context.run, created=_format_now())
 
 
-def _read_promotion_images(promotion: Record, workspace: Workspace) -> Hashes | None:
+def _read_promotion_images(promotion: Promotion, workspace: Workspace) -> Hashes | None:
     """Return the content hashes of the images on which the champion was promoted, None where they are not known."""
-    evaluation = find_dataset(workspace.absolute(promotion["evaluation"])) if promotion.get("evaluation") else None
+    evaluation = find_dataset(workspace.absolute(promotion.evaluation)) if promotion.evaluation else None
     if evaluation is None or evaluation.missing() or not has_content_hashes(evaluation):
         return None
     return read_content_hashes(evaluation)
 
 
 def _find_champion_evaluation(
-    promotion: Record | None,
+    promotion: Promotion | None,
     evaluation: Dataset,
     champion_evaluation: Dataset | None,
     config: PromoteConfig,
@@ -216,12 +220,12 @@ def _find_champion_evaluation(
     """
     if promotion is None:
         return None
-    model = context.workspace.absolute(promotion["model"])
+    model = context.workspace.absolute(promotion.model)
     if champion_evaluation and champion_evaluation.parent_uri("model") == model:
         return champion_evaluation
     if find_intact_dataset(model) is None:
         return None
-    promoted_by = context.workspace.absolute(promotion.get("evaluation", ""))
+    promoted_by = context.workspace.absolute(promotion.evaluation)
     for uri in (promoted_by, *_list_evaluations(context.workspace)):
         candidate = find_dataset(uri) if uri else None
         if candidate and _is_comparable(candidate, model, evaluation):
@@ -256,20 +260,18 @@ def _format_evaluate_command(evaluation: Dataset) -> str:
 
 
 def _append_promotion(
-    name: str, evaluation: Dataset, verdict: Record, promotion: Record | None, context: Context
-) -> Record | None:
-    """Append to the log, and return the record; None if another run took the number first."""
+    name: str, evaluation: Dataset, verdict: Verdict, promotion: Promotion | None, context: Context
+) -> Promotion | None:
+    """Append to the log, and return the promotion; None if another run took the number first."""
     workspace = context.workspace
-    number = (promotion["n"] if promotion else 0) + 1
-    record = verdict | {
-        "n": number,
-        "model": workspace.relative(evaluation.parent_uri("model")),
-        "evaluation": workspace.relative(evaluation.uri),
-        "previous": promotion["model"] if promotion else "",
-        "run": context.run,
-        "created": _format_now(),
-    }
-    return record if workspace.append_promotion(name, number, record) else None
+    appended = Promotion(
+        **vars(verdict) | {"run": context.run, "created": _format_now()},
+        n=(promotion.n if promotion else 0) + 1,
+        model=workspace.relative(evaluation.parent_uri("model")),
+        evaluation=workspace.relative(evaluation.uri),
+        previous=promotion.model if promotion else "",
+    )
+    return appended if workspace.append_promotion(name, appended.n, appended) else None
 
 
 def _format_now() -> str:

@@ -47,15 +47,15 @@ class ModelVersion(NamedTuple):
 
 def read_version(workspace: Workspace, name: str, promotion: int) -> ModelVersion:
     """Return the version to register from the log of promotions."""
-    record = workspace.promotion(name, promotion)
+    entry = workspace.promotion(name, promotion)
     properties = {
         "imagemill.promotion": str(promotion),
-        "imagemill.fingerprint": str(record["model"]).rpartition("/")[2],
+        "imagemill.fingerprint": entry.model.rpartition("/")[2],
     }
     for key, title in _RECORD_KEYS.items():
-        if record.get(key) not in (None, ""):
-            properties[f"imagemill.{title}"] = str(record[key])
-    return ModelVersion(name, promotion, workspace.absolute(str(record["model"])), properties)
+        if (value := getattr(entry, key)) not in (None, ""):
+            properties[f"imagemill.{title}"] = str(value)
+    return ModelVersion(name, promotion, workspace.absolute(entry.model), properties)
 
 
 def resolve_registry(option: str) -> str:

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ..dataset.kinds import CleanExtra, EvaluationExtra, ModelExtra, RawExtra
 from ..dataset.labels import MULTI
 from ..dataset.manifest import Dataset, read_dataset
 from ..dataset.workspace import STEPS, Workspace
@@ -86,24 +87,24 @@ def gather_facts(
 ) -> dict[str, Any]:
     """Return the template's variables, section by section."""
     lineage = Lineage.read(evaluation)
-    clean, extra = lineage.clean, evaluation.manifest.extra
-    model = {"metrics": {}} | lineage.model.manifest.extra
+    clean, extra = lineage.clean, EvaluationExtra.of(evaluation.manifest)
+    model = ModelExtra.of(lineage.model.manifest)
     datasets = [lineage.raw, clean, lineage.tensors, lineage.model, evaluation]
     if champion is not None and champion.uri == evaluation.uri:
         champion = None
     gallery, rejects = sample_classes(clean), read_rejects(lineage.raw, clean)
     test_split = describe_test_split(evaluation, clean)
-    name = verdict.get("name") or clean.manifest.extra["dataset_name"]
+    name = verdict.get("name") or clean.name
     return {
         "name": name,
         "run": run,
         "date": datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC"),
-        "gate": describe_verdict(verdict, extra.get("chance", {}).get("why", "")),
-        "metrics": extra["metrics"],
+        "gate": describe_verdict(verdict, extra.chance.why if extra.chance else ""),
+        "metrics": extra.metrics,
         "multi": evaluation.manifest.task == MULTI,
-        "untested": [c["class"] for c in extra["per_class"] if not c["support"]],
-        "per_class": len(extra["per_class"]),
-        "model": model,
+        "untested": [c.name for c in extra.per_class if not c.support],
+        "per_class": len(extra.per_class),
+        "model": model.to_dict(),
         "totals": clean.manifest.totals,
         "classes": clean.manifest.classes,
         "steps": describe_steps(workspace, run),
@@ -115,7 +116,7 @@ def gather_facts(
         "rejects": rejects,
         "rejects_shown": sum(len(rows) for _, _, rows in rejects),
         "recipe": describe_recipe(model, lineage.model.manifest.config),
-        "curves": draw_training_curves(model.get("history") or [], model.get("best_epoch", -1)),
+        "curves": draw_training_curves(model.history, -1 if model.best_epoch is None else model.best_epoch),
         **describe_scores(evaluation),
         **test_split,
         "losses": make_highest_losses(evaluation, clean, {m.image_id for m in test_split["mistakes"]}),
@@ -167,19 +168,19 @@ def count_source_files(lineage: Lineage) -> dict[str, Any]:
     """Return the number of the source's files by outcome. `adds_up`: raw rows = kept + rejected, in all and by
     reason."""
     raw, totals = lineage.raw.manifest, lineage.clean.manifest.totals
-    skipped = raw.extra.get("skipped", {"count": 0, "files": []})
+    skipped = RawExtra.of(raw).skipped
     reasons = sorted(totals.by_reason.items(), key=lambda item: (-item[1], item[0]))
     return {
-        "found": raw.totals.rows + skipped["count"],
-        "skipped": skipped["count"],
-        "skipped_files": skipped["files"][:MAX_SKIPPED],
+        "found": raw.totals.rows + skipped.count,
+        "skipped": skipped.count,
+        "skipped_files": skipped.files[:MAX_SKIPPED],
         "rows": raw.totals.rows,
         "bytes": raw.totals.bytes,
         "reasons": reasons,
         "rejected": totals.rejected,
         "kept": totals.rows,
         "by_split": totals.by_split,
-        "warnings": lineage.clean.manifest.extra.get("decoder_warnings", 0),
+        "warnings": CleanExtra.of(lineage.clean.manifest).decoder_warnings,
         "adds_up": raw.totals.rows == totals.rows + totals.rejected
         and totals.rejected == sum(totals.by_reason.values())
         and totals.rows == sum(totals.by_split.values()),
@@ -188,7 +189,7 @@ def count_source_files(lineage: Lineage) -> dict[str, Any]:
 
 def count_class_images(clean: Dataset) -> dict[str, Any]:
     """Return the images of each class by split, the largest class first, with widths in percent of the largest."""
-    by_split = clean.manifest.extra["by_class_and_split"]
+    by_split = CleanExtra.of(clean.manifest).by_class_and_split
     counts = {c: [by_split.get(split, {}).get(c, 0) for split in SPLITS] for c in clean.manifest.classes}
     ordered = sorted(counts.items(), key=lambda item: (-sum(item[1]), item[0]))
     largest = max([sum(n) for _, n in ordered] or [0]) or 1
@@ -216,8 +217,8 @@ def describe_provenance(
             "version": d.manifest.code_version,
             "files": len(d.manifest.files),
             "bytes": sum(f.bytes for f in d.manifest.files),
-            "source": d.manifest.extra.get("source", "") if d.manifest.kind == "raw" else "",
-            "image": d.manifest.image if d.manifest.kind == "tensors" else {},
+            "source": d.manifest.extra.source if isinstance(d.manifest.extra, RawExtra) else "",
+            "image": d.manifest.image_spec.to_dict() if d.manifest.kind == "tensors" else {},
             "config": dict(sorted(d.manifest.config.items())),
         }
         for d in (*datasets, *([champion] if champion else []))

@@ -6,9 +6,9 @@ What an evaluation of an earlier release lacks is left out.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
-from ..dataset.labels import SINGLE
+from ..dataset.kinds import EvaluationExtra, ModelExtra
 from ..dataset.manifest import Dataset
 from .charts import SERIES, draw_reliability, draw_score_curves
 from .pairs import PairedPredictions, has_content_hashes
@@ -32,78 +32,75 @@ _PROBABILITY_TITLES = {
     "loss": ("Loss", "negative log-likelihood without the temperature"),
     "brier": ("Brier score", "squared distance from the truth"),
 }
+T = TypeVar("T")
 MAX_ROWS, END_ROWS = 40, 15
 """Of more than `MAX_ROWS` classes, a chart shows the first and the last `END_ROWS`."""
 
 
 def describe_scores(evaluation: Dataset) -> dict[str, Any]:
     """Return the template's variables about an evaluation's scores."""
-    extra = evaluation.manifest.extra
-    calibration, curves = extra.get("calibration") or {}, extra.get("curves")
-    has_reliability = bool(calibration.get("after"))
-    metrics = {key: value for key, value in extra["metrics"].items() if value is not None}
+    extra = EvaluationExtra.of(evaluation.manifest)
+    metrics, calibration, curves = extra.metrics, extra.calibration, extra.curves
     return {
         "measures": list_metrics(extra),
-        "intervals": extra.get("intervals", {}),
-        "too_narrow": extra.get("too_narrow", 0),
+        "intervals": extra.intervals,
+        "too_narrow": extra.too_narrow,
         "trust": [(*_PROBABILITY_TITLES[key], metrics[key]) for key in _PROBABILITY_TITLES if key in metrics],
-        "temperature": calibration["temperature"] if has_reliability else None,
-        "reliability": draw_reliability(calibration) if has_reliability else None,
+        "temperature": calibration.temperature if calibration else None,
+        "reliability": draw_reliability(calibration) if calibration else None,
         "areas": draw_score_curves(curves) if curves else [],
-        "area_classes": curves["classes"][: len(SERIES)] if curves else [],
-        "area_total": sum(c.get("roc_auc") is not None for c in extra["per_class"]),
+        "area_classes": [c.to_dict() for c in curves.classes[: len(SERIES)]] if curves else [],
+        "area_total": sum(c.roc_auc is not None for c in extra.per_class),
         "slices": group_slices(extra),
         "each_class": list_classes(extra),
-        "throughput": extra.get("throughput"),
+        "throughput": extra.throughput,
     }
 
 
-def list_metrics(extra: dict[str, Any]) -> list[dict[str, Any]]:
+def list_metrics(extra: EvaluationExtra) -> list[dict[str, Any]]:
     """Return the metrics in [0, 1] as rows, with the positions of value and interval in percent."""
     rows = []
     for key, (name, description) in _SCORE_TITLES.items():
-        value = extra["metrics"].get(key)
+        value = extra.metrics.get(key)
         if value is None:
             continue
-        interval = extra.get("intervals", {}).get(key)
+        interval = extra.intervals.get(key)
         bar = {"left": 100 * interval[0], "width": 100 * (interval[1] - interval[0])} if interval else {}
         row = {"name": name, "words": description, "value": value, "between": interval, "at": 100 * value}
         rows.append(row | bar)
     return rows
 
 
-def group_slices(extra: dict[str, Any]) -> dict[str, Any]:
+def group_slices(extra: EvaluationExtra) -> dict[str, Any]:
     """Return the slices by column, and the number of those that are significantly below all images."""
     by_column: dict[str, list[dict[str, Any]]] = {}
-    slices = extra.get("slices", [])
-    for row in slices:
-        by_column.setdefault(row["column"], []).append(row | {"width": 100 * row["top1"]})
-    below = sum(row["below"] for row in slices)
-    return {"columns": by_column, "below": below, "whole": 100 * extra["metrics"]["top1"]}
+    for scores in extra.slices:
+        by_column.setdefault(scores.column, []).append(scores.to_dict() | {"width": 100 * scores.top1})
+    below = sum(scores.below for scores in extra.slices)
+    return {"columns": by_column, "below": below, "whole": 100 * extra.metrics["top1"]}
 
 
-def list_classes(extra: dict[str, Any]) -> dict[str, Any]:
+def list_classes(extra: EvaluationExtra) -> dict[str, Any]:
     """Return the classes with test images in blocks, the lowest average precision first; empty for an evaluation that
     has no areas."""
-    rows = [c for c in extra["per_class"] if c["support"] and c.get("pr_auc") is not None]
-    rows.sort(key=lambda c: (c["pr_auc"], c["class"]))
-    return {"blocks": take_ends(rows) if rows else [], "omitted": max(0, len(rows) - 2 * END_ROWS)}
+    rows = [c for c in extra.per_class if c.support and c.pr_auc is not None]
+    rows.sort(key=lambda c: (c.pr_auc, c.name))
+    return {
+        "blocks": take_ends([c.to_dict() for c in rows]) if rows else [],
+        "omitted": max(0, len(rows) - 2 * END_ROWS),
+    }
 
 
-def take_ends(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+def take_ends(rows: list[T]) -> list[list[T]]:
     """Return all rows as one block; of more than `MAX_ROWS`, the first and the last `END_ROWS`."""
     return [rows] if len(rows) <= MAX_ROWS else [rows[:END_ROWS], rows[-END_ROWS:]]
 
 
-def describe_recipe(model: dict[str, Any], config: dict[str, Any]) -> list[str]:
+def describe_recipe(model: ModelExtra, config: dict[str, Any]) -> list[str]:
     """Return lines about the training, from the model's manifest, else from its config."""
-    recipe = model.get("recipe")
-    if isinstance(recipe, dict):
-        return [f"{str(name).replace('_', ' ')} {value}" for name, value in recipe.items()]
-    if isinstance(recipe, list):
-        origin = [f"trained {model['origin']}"] if model.get("origin") else []
-        return [*origin, *(str(line) for line in recipe)]
-    name = recipe or config.get("recipe", "")
+    if model.recipe:
+        return [*([f"trained {model.origin}"] if model.origin else []), *model.recipe]
+    name = config.get("recipe", "")
     return [f"recipe {name}"] if name and name != "auto" else []
 
 
@@ -111,7 +108,7 @@ def compare_with_champion(challenger: Dataset, champion: Dataset) -> dict[str, A
     """Return both models' scores on the images that the gate compares them on, and F1 by class, the largest gain first,
     as bars from `zero` (percent of the width); `why` where they can't be compared."""
     empty: dict[str, Any] = {"rows": [], "omitted": 0, "zero": 0.0}
-    tasks = {evaluation.manifest.extra.get("model_task", SINGLE) for evaluation in (challenger, champion)}
+    tasks = {EvaluationExtra.of(evaluation.manifest).model_task for evaluation in (challenger, champion)}
     if len(tasks) > 1:
         return empty | {"why": "One of them gives an image one label, the other several: they can't be compared."}
     if not all(has_content_hashes(evaluation) for evaluation in (challenger, champion)):

@@ -24,11 +24,12 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
+
+from ..dataset.records import Verdict
 
 Floats = npt.NDArray[np.float64]
 Hashes = npt.NDArray[np.uint64]
@@ -145,15 +146,15 @@ def measure_overlap(today: str, earlier: str) -> float:
     return float(np.isin(hashes, earlier_hashes).mean()) if len(hashes) else 0.0
 
 
-def count_comparisons(today: str, challenger: str, verdicts: Iterable[Mapping[str, Any]]) -> float:
+def count_comparisons(today: str, challenger: str, verdicts: Iterable[Verdict]) -> float:
     """Return how often today's images have decided between a champion and other challengers than this one.
 
-    `verdicts`: the records of verdicts on that champion, with the `challenger_model` and the `sketch` of the images.
-    Several with one challenger, by other rules, count as the one with the most of today's images.
+    `verdicts`: those on that champion. Several with one challenger, by other rules, count as the one with the most of
+    today's images.
     """
     shares: dict[str, float] = {}
-    for record in verdicts:
-        model = str(record.get("challenger_model", ""))
-        if model != challenger and "sketch" in record:
-            shares[model] = max(shares.get(model, 0.0), measure_overlap(today, str(record["sketch"])))
+    for verdict in verdicts:
+        model = verdict.challenger_model
+        if model != challenger and verdict.sketch is not None:
+            shares[model] = max(shares.get(model, 0.0), measure_overlap(today, verdict.sketch))
     return sum(shares.values())

@@ -8,6 +8,7 @@ import io
 from dataclasses import dataclass
 from typing import Any
 
+from ..dataset.kinds import EvaluationExtra
 from ..dataset.manifest import Dataset
 from ..dataset.shards import read_columns
 from .thumbnails import Thumbnail, make_thumbnails
@@ -36,8 +37,8 @@ def describe_suspects(evaluation: Dataset, clean: Dataset) -> dict[str, Any] | N
     `rows` are the surest suspects, `losses` images whose loss alone is high, `listed` lines of a table (csv) of at most
     `MAX_TABLE_ROWS` suspects, which are in memory.
     """
-    review = evaluation.manifest.extra.get("review", {})
-    if not review.get("images"):
+    review = EvaluationExtra.of(evaluation.manifest).review
+    if not review.images:
         return None
     suspects: list[dict[str, Any]] = []
     losses: list[dict[str, Any]] = []
@@ -50,9 +51,9 @@ def describe_suspects(evaluation: Dataset, clean: Dataset) -> dict[str, Any] | N
     files = clean.files("data", "train") or clean.files("data")
     thumbnails = make_thumbnails(clean, files, [row["image_id"] for row in (*surest, *losses)])
     return {
-        "images": review["images"],
-        "total": review["suspects"],
-        "why": review.get("not_judged", ""),
+        "images": review.images,
+        "total": review.suspects,
+        "why": review.not_judged or "",
         "rows": [_make_suspect(row, thumbnails) for row in surest],
         "losses": [_make_suspect(row, thumbnails) for row in losses],
         "listed": _write_csv(suspects),

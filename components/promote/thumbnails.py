@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..dataset.kinds import CleanExtra
 from ..dataset.labels import MULTI, label_column
 from ..dataset.manifest import Dataset, File
 from ..dataset.shards import open_parquet, read_columns, read_row_group
@@ -158,7 +159,7 @@ def sample_classes(clean: Dataset) -> list[GalleryClass]:
     image with several labels is shown once, for the rarest of its classes that has room.
     """
     label = label_column(MULTI) if clean.manifest.task == MULTI else "label"
-    totals = {c: n for c, n in clean.manifest.extra["by_class_and_split"]["train"].items() if n}
+    totals = {c: n for c, n in CleanExtra.of(clean.manifest).by_class_and_split["train"].items() if n}
     per_class = min(GALLERY_PER_CLASS, max(1, GALLERY_IMAGES // max(1, len(totals))))
     sample = _ClassSample(totals, per_class, GALLERY_IMAGES, clean.manifest.classes)
     num_read = 0

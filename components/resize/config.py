@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from ..engine.options import EXECUTOR_HELP, EXECUTORS, PROCESSES, RAY_ADDRESS_HELP, THREADS
 from ..imaging.choices import (
     CANNY_HIGH,
     CANNY_LOW,
@@ -19,8 +20,7 @@ from ..imaging.choices import (
 )
 from ..models import presets as model_presets
 from ..models.presets import NORMALIZATIONS
-from ..step import presets
-from ..step.config import DEVICE_HELP, StepConfig, option
+from ..step.config import StepConfig, device_option, option, preset_option
 from ..storage.errors import wrong
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ VERSION = 2
 """Raised when the same clean images must give other pixels."""
 USUAL_SIZE = 128
 """Pixels a side if neither the user nor the model preset nor the images' source sets a size."""
-EXECUTORS = ("auto", "threads", "ray")
 GPU_PIXELS = 2048 * 2048
 """Mean pixels of an image from which a GPU decodes faster, transfer included; up to 512 pixels a side it never does."""
 
@@ -55,17 +54,17 @@ class ResizeConfig(StepConfig):
         None, "crop: side of the square that is stored (such as 256 for an image_size of 224): the model sees its "
         "centre, training crops at random, up to resize_size (default: image_size)", low=8, high=16384,
     )  # fmt: skip
-    preset: str = option("photo", presets.HELP, in_fingerprint=False, choices=presets.NAMES)
+    preset: str = preset_option()
     resize_mode: str = option(
-        "auto",
+        "crop",
         "crop: short side to resize_size, then the centre; squash: straight to the square; letterbox: long "
         "side to the size, the rest black (default: by the preset; crop)",
-        choices=("auto", *MODES),
+        choices=MODES,
         by_preset=True,
     )
     interpolation: str = option(
-        "auto", "how pixels are resampled, always antialiased (default: by the model preset; bilinear)",
-        choices=("auto", *INTERPOLATIONS), fallback="bilinear",
+        "bilinear", "how pixels are resampled, always antialiased (default: by the model preset; bilinear)",
+        choices=INTERPOLATIONS, by_preset=True,
     )  # fmt: skip
     quality: str = option(
         "exact", "exact: within 0.3 of 255 of Pillow's own resize on photographs; fast: within 1.5", choices=QUALITIES
@@ -85,11 +84,11 @@ class ResizeConfig(StepConfig):
     canny_low: int = option(CANNY_LOW, "Canny: from this gradient on an edge goes on (|gx| + |gy|)", low=0, high=2040)
     canny_high: int = option(CANNY_HIGH, "Canny: from this gradient on an edge begins", low=0, high=2040)
     normalization: str = option(
-        "auto",
+        "imagenet",
         "mean and spread that the model's input is normalized by: a known set (rgb and gray), or those of the training "
         "images, channel by channel, as edges and all other colours have them (default: by the preset and the model "
         "preset; imagenet)",
-        choices=("auto", *NORMALIZATIONS, "dataset"),
+        choices=(*NORMALIZATIONS, "dataset"),
         by_preset=True,
     )
     copies: int = option(0, "augmented copies of every training image, stored as further rows", low=0, high=1000)
@@ -110,9 +109,7 @@ class ResizeConfig(StepConfig):
     )  # fmt: skip
     copy_flip: bool = option(False, "mirror half of the copies; never for text, digits or arrows")
     copy_seed: int = option(0, "what the copies' random choices are drawn from", low=0, high=2**31 - 1)
-    device: str = option(
-        "auto", DEVICE_HELP, in_fingerprint=False, choices=("auto", "cpu", "cuda")
-    )  # what it comes to counts
+    device: str = device_option()  # what it comes to counts
     gpu_pixels: int = option(
         GPU_PIXELS,
         "device auto: from this mean number of pixels an image on a GPU is used",
@@ -122,62 +119,45 @@ class ResizeConfig(StepConfig):
     gpu_share: float = option(
         0.5, "device cuda: share of a GPU that one worker takes", in_fingerprint=False, low=0.01, high=1
     )
-    ray_address: str = option(
-        "",
-        "where Ray runs: an existing cluster, by its client (ray://host:10001), from one of its nodes (auto, "
-        "host:6379), or as a job that it runs (http://host:8265) (default: in this process)",
-        in_fingerprint=False,
-    )
-    executor: str = option(
-        "auto", "what does the work where no ray_address is given: threads of this process, or Ray started on this "
-        "machine; auto: threads where they are done before Ray has started", in_fingerprint=False, choices=EXECUTORS,
-    )  # fmt: skip
+    ray_address: str = option("", RAY_ADDRESS_HELP, in_fingerprint=False)
+    executor: str = option("auto", EXECUTOR_HELP, in_fingerprint=False, choices=EXECUTORS)
     resize_workers: int | None = option(
-        None, "CPU cores for threads or Ray in this process (default: all)", in_fingerprint=False, low=1, high=1024
+        None,
+        "CPU cores for threads, processes or Ray on this machine (default: all)",
+        in_fingerprint=False,
+        low=1,
+        high=1024,
     )
 
-    def __post_init__(self) -> None:
-        self._fill(model_presets.find(self.model_preset))
-        unset = self.image_size is None
-        super().__post_init__()
-        if unset:  # `for_images` sets it
-            object.__setattr__(self, "image_size", None)
+    @classmethod
+    def derive_unset(cls, requested: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the kind of picture and the model preset say of options that are not requested.
 
-    def for_images(self, extra: Mapping[str, Any]) -> Self:
-        """Return the config with an image size: if none is set, the one that the images' source recommends.
-
-        `extra`: of the clean manifest.
+        The kind of picture (`preset`) takes precedence: its mode is safe for such pictures, and its normalization is
+        made for them.
         """
+        values = super().derive_unset(requested)
+        model_preset = model_presets.find(requested.get("model_preset", ""))
+        if model_preset is None:
+            return values
+        size = requested.get("image_size", model_preset.image_size)
+        mode = requested.get("resize_mode") or values.get("resize_mode", model_preset.mode)
+        derived = {"image_size": size, "interpolation": model_preset.interpolation, "resize_mode": mode}
+        resize_size = round(size * model_preset.resize_size / model_preset.image_size)
+        if mode == "crop" and resize_size != usual_resize(size):  # a usual size stays unset, and out of the fingerprint
+            derived["resize_size"] = resize_size
+        return derived | {"normalization": model_preset.normalization} | values
+
+    def for_images(self, recommended: int | None) -> Self:
+        """Return the config with an image size: if none is set, the one that the images' source recommends."""
         if self.image_size is not None:
             return self
-        recommended = None if self.resize_size or self.store_size else extra.get("image_size")
+        recommended = None if self.resize_size or self.store_size else recommended
         return replace(self, image_size=recommended or USUAL_SIZE)
 
     @property
     def _size(self) -> int:
         return self.image_size or USUAL_SIZE
-
-    def _fill(self, model_preset: model_presets.ModelPreset | None) -> None:
-        """Set the unset fields by the model preset.
-
-        The kind of picture (`preset`) takes precedence: its mode is safe for such pictures, and its normalization is
-        made for them.
-        """
-        if model_preset is None:
-            return
-        size = self.image_size or model_preset.image_size
-        mode = presets.preset_value(self.preset, "resize_mode") if self.resize_mode == "auto" else self.resize_mode
-        if mode == "crop" and self.resize_mode == "auto":
-            mode = model_preset.mode
-        values = {"image_size": size, "interpolation": model_preset.interpolation, "resize_mode": mode}
-        resize_size = round(size * model_preset.resize_size / model_preset.image_size)
-        if mode == "crop" and resize_size != usual_resize(size):  # a usual size stays unset, and out of the fingerprint
-            values["resize_size"] = resize_size
-        if presets.preset_value(self.preset, "normalization") != "dataset":
-            values["normalization"] = model_preset.normalization
-        for name, value in values.items():
-            if getattr(self, name) == type(self).__dataclass_fields__[name].default:
-                object.__setattr__(self, name, value)
 
     def check(self) -> None:
         super().check()
@@ -197,8 +177,10 @@ class ResizeConfig(StepConfig):
             raise wrong("store_size", f"as even or odd as image_size, {self._size}", stored)
         if stored != self._size and self.edges != "off":
             raise wrong("store_size", "none with edges, which are others at a border than amid a picture", stored)
-        if self.executor == "threads" and (self.copies or self.device == "cuda"):
-            raise wrong("executor", "ray or auto for copies and for GPUs", self.executor)
+        if self.executor in (THREADS, PROCESSES) and self.device == "cuda":
+            raise wrong("executor", "ray or auto for GPUs", self.executor)
+        if self.executor == THREADS and self.copies:
+            raise wrong("executor", "processes, ray or auto for copies", self.executor)
         if self.encoding == JPEG and self.edges != "off":
             raise wrong("encoding", "raw with edges, since a JPEG holds one channel or three", self.encoding)
 
@@ -207,7 +189,9 @@ class ResizeConfig(StepConfig):
         from ..imaging.geometry import Geometry
 
         crop = self.resize_mode == "crop"
-        return Geometry(
-            self._size, self.resize_mode, color, EDGES[self.edges], self.canny_low, self.canny_high,
-            (self.resize_size or 0) if crop else 0, self.store_size or 0, self.interpolation, self.quality,
+        return Geometry.create(
+            self._size, mode=self.resize_mode, color=color, edges=EDGES[self.edges],
+            canny_low=self.canny_low, canny_high=self.canny_high,
+            resize=(self.resize_size or 0) if crop else 0, stored=self.store_size or 0,
+            interpolation=self.interpolation, quality=self.quality,
         )  # fmt: skip

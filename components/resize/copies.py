@@ -103,7 +103,7 @@ def plan_copies(config: ResizeConfig, clean: Dataset) -> CopyPlan:
     )
     if policy.policy == ALBUMENTATIONS:
         text = load_pipeline(config.copy_pipeline, PIPELINE_FIELD)
-        geometry = config.geometry(clean.manifest.image["color"])
+        geometry = config.geometry(clean.manifest.color)
         check_pipeline(text, geometry.kept, geometry.kept, count_source_channels(geometry), PIPELINE_FIELD)
         return CopyPlan(replace(policy, pipeline=text))
     if policy.policy != BACKGROUND:

@@ -118,9 +118,9 @@ def _count_cluster_gpus(config: ResizeConfig, clean: Dataset) -> int:
     """Return the number of GPUs in the cluster at `ray_address`, as Ray counts them."""
     if uris.is_http(config.ray_address):
         return _count_dashboard_gpus(config.ray_address)
-    from .ray_session import open_ray_session
+    from ..engine.ray_session import open_ray_session
 
-    with open_ray_session(config.ray_address, None, uris.join(clean.uri, MANIFEST)):
+    with open_ray_session("resize", config.ray_address, None, uris.join(clean.uri, MANIFEST)):
         import ray
 
         return int(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
@@ -128,7 +128,7 @@ def _count_cluster_gpus(config: ResizeConfig, clean: Dataset) -> int:
 
 def _count_dashboard_gpus(address: str) -> int:
     """Return the number of GPUs by the state API of a cluster's dashboard."""
-    from .ray_connection import enable_token_auth
+    from ..engine.ray_connection import enable_token_auth
 
     enable_token_auth()
     from ray.util.state import list_nodes

@@ -11,13 +11,14 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageOps
 
+from ..dataset.kinds import ImageSpec
 from ..dataset.manifest import Dataset
 from ..dataset.shards import open_parquet, read_row_group
 from ..imaging.choices import COLORS, JPEG, RAW
@@ -80,7 +81,7 @@ def _format_raw(rows: int, spec: TensorSpec) -> str:
     width = min(row_bytes, MEASURED_BYTES[RAW])
     number = MEASURED_BYTES[RAW] // width
     pixels = pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), number, [None, pa.py_buffer(bytes(number * width))])
-    rate = _measure_rate(pixels, {"shape": [1, width, 1], "encoding": RAW}) * width / row_bytes
+    rate = _measure_rate(pixels, ImageSpec((1, width, 1), encoding=RAW)) * width / row_bytes
     return (
         f"raw: {format_size(rows * row_bytes)}, read at about {_round(rate)} images/s from memory, "
         f"{_round(min(rate, LINK_BYTES_PER_S / row_bytes))}/s over a {LINK_BYTES_PER_S / 1e6:.0f} MB/s link"
@@ -94,7 +95,7 @@ def _format_jpeg(rows: int, jpegs: Sequence[bytes], geometry: Geometry, config: 
     measured = [jpegs[i % len(jpegs)] for i in range(number)]
     offsets = np.cumsum([0, *map(len, measured)]).astype(np.int32)
     buffers = [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(measured))]
-    rate = _measure_rate(pa.Array.from_buffers(pa.binary(), number, buffers), {"shape": shape, "encoding": JPEG})
+    rate = _measure_rate(pa.Array.from_buffers(pa.binary(), number, buffers), ImageSpec(shape, encoding=JPEG))
     subsampling = f", {':'.join(config.jpeg_subsampling)}" if shape[2] == 3 else ""
     quality = f"quality {config.jpeg_quality}{subsampling}"
     return (
@@ -153,7 +154,7 @@ def _resize_with_pillow(data: bytes, geometry: Geometry) -> Pixels:
     return np.asarray(image).reshape(geometry.shape)
 
 
-def _measure_rate(images: pa.Array, image: dict[str, Any]) -> float:
+def _measure_rate(images: pa.Array, image: ImageSpec) -> float:
     """Return the images a second that are read as pixels from a Parquet file in memory, as training reads them.
 
     `images` should be made of buffers: to convert a list, Arrow first imports pandas. `image`: as in the manifest.

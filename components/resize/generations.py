@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..dataset.fingerprint import digest, fingerprint
+from ..dataset.kinds import TensorsExtra
 from ..dataset.labels import label_column
 from ..dataset.manifest import Dataset, File, Totals, find_dataset, find_intact_dataset
 from ..dataset.shards import row_groups
@@ -130,7 +131,8 @@ def estimate_totals(target: Target, context: Context) -> Totals:
         return totals
     listed = {(file.sha256, file.split) for file in earlier.files()}
     added = sum(file.rows for file in target.clean.files() if (file.sha256, file.split) not in listed)
-    rows = _count_by_generation((file.rows, tensors.manifest.generation(file)) for file in tensors.files())
+    extra = TensorsExtra.of(tensors.manifest)
+    rows = _count_by_generation((file.rows, extra.generation(file.uri)) for file in tensors.files())
     rows[max(rows, default=0) + 1] = added * (1 + target.config.copies)
     if must_compact(rows):
         return totals
@@ -159,7 +161,7 @@ def choose_base_tensors(target: Target, context: Context) -> Dataset | None:
     if tensors is None or not tensors.manifest.parents:
         return None
     expected = fingerprint("tensors", VERSION, [tensors.manifest.parents[0].fingerprint], target.fields)
-    shards = tensors.manifest.extra.get("shards", {})
+    shards = TensorsExtra.of(tensors.manifest).shards
     has_entries = all(file.uri in shards for file in tensors.files())
     return tensors if tensors.fingerprint == expected and has_entries else None
 
@@ -228,7 +230,7 @@ def _read_ids(dataset: Dataset, file: File) -> pa.Array:
 def _plan_shards(tensors: Dataset, removed_ids: Mapping[str, set[str]], uri: str) -> list[FinishedShard | RewriteTask]:
     """Return the shards of `tensors` as the tensors at `uri` continue them, without those of which no row stays."""
     removed = {split: pa.array(sorted(image_ids), pa.string()) for split, image_ids in removed_ids.items()}
-    entries, prefix = tensors.manifest.extra["shards"], make_prefix(tensors)
+    entries, prefix = TensorsExtra.of(tensors.manifest).shards, make_prefix(tensors)
 
     def plan(file: File) -> FinishedShard | RewriteTask | None:
         located = tensors.locate(file)

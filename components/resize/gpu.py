@@ -50,11 +50,6 @@ class JpegInfo(NamedTuple):
     gray: bool
     orientation: int
 
-    @property
-    def upright_size(self) -> tuple[int, int]:
-        """(width, height) after the orientation is applied."""
-        return (self.height, self.width) if self.orientation >= 5 else (self.width, self.height)
-
 
 def make_kernel(device: str) -> Kernel:
     """Return the kernel for a torch device: `cuda`, or `cpu` for tests."""

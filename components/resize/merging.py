@@ -112,13 +112,6 @@ def describe_merged(record: dict[str, Any], group: Sequence[SortedRows], dataset
     return SortedRows(files, indices, starts, (0, *accumulate(len(file) for file in record["groups"])))
 
 
-def is_complete(record: dict[str, Any], dataset_uri: str) -> bool:
-    """Return whether all files of a recorded merge exist with their size."""
-    store = get_store(dataset_uri)
-    entries = [store.stat(uris.join(dataset_uri, file["uri"])) for file in record["files"]]
-    return all(entry and entry.size == file["bytes"] for file, entry in zip(record["files"], entries, strict=True))
-
-
 def remove_merged_files(dataset_uri: str) -> None:
     """Remove merged files after the commit: they are as large as the data, and not read again."""
     folder = uris.join(dataset_uri, *MERGED_FOLDER.split("/"))
@@ -129,12 +122,9 @@ def remove_merged_files(dataset_uri: str) -> None:
 def write_merged(task: MergeTask, dataset_uri: str) -> dict[str, Any]:
     """Write one merged sequence; return the entries of its `files`, and of each the rows of its row groups (`groups`).
 
-    On a failure returns `error` and `exit_code`. Memory holds one row group of each input, and a few of the output.
+    Memory holds one row group of each input, and a few of the output.
     """
-    try:
-        files, groups = _write_files(task, dataset_uri)
-    except MillError as error:
-        return {"error": str(error), "exit_code": error.exit_code}
+    files, groups = _write_files(task, dataset_uri)
     return {"files": [asdict(file) for file in files], "groups": groups}
 
 

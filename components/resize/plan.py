@@ -7,7 +7,7 @@ image in memory; nothing here depends on timing, retries or the number of worker
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -154,14 +154,6 @@ def plan_split(
         for low, high, rows in cut([source.indices for source in sources], max_rows)
     )
     return SplitPlan(tuple(shards), sources, mean_bytes, prefix)
-
-
-def plan_shards(clean: Dataset, split: str, row_bytes: int, copies: int = 0) -> Iterator[ShardPlan]:
-    """Yield the tensor shards of one split in shuffled order, with the places of their rows in the clean files."""
-    plan = plan_split(clean, split, row_bytes, copies)
-    ranges = get_index_ranges([(shard,) for shard in plan.shards])
-    for shard, slices in zip(plan.shards, locate_rows(plan.sources, ranges), strict=True):
-        yield replace(shard, slices=slices)
 
 
 def compute_max_rows_per_shard(row_bytes: int, mean_bytes: int, copies: int) -> int:

@@ -20,6 +20,13 @@ from typing import Any
 
 from ..dataset.fingerprint import digest
 from ..dataset.manifest import Dataset, find_intact_dataset
+from ..engine.ray_connection import (
+    TOKEN_VARIABLES,
+    enable_token_auth,
+    ignore_address_variables,
+    token_error,
+    unreachable_error,
+)
 from ..step.step import Context
 from ..storage import uri as uris
 from ..storage.errors import (
@@ -34,13 +41,6 @@ from ..storage.errors import (
 )
 from .config import ResizeConfig
 from .copies import make_paths_absolute
-from .ray_connection import (
-    TOKEN_VARIABLES,
-    enable_token_auth,
-    ignore_address_variables,
-    token_error,
-    unreachable_error,
-)
 
 STEP = "resize"
 POLL_S = 1.0
@@ -83,15 +83,8 @@ def _refuse_secrets(config: ResizeConfig) -> None:
 
 
 def build_command(config: ResizeConfig) -> list[str]:
-    """Return the step's command line for a config: `--name=value` for each field that differs from its default."""
-    values = ((field, getattr(config, field.name)) for field in fields(config))
-    changed = {field.name: value for field, value in values if value != field.default}
-    flags = (f"--{name.replace('_', '-')}={_format_value(value)}" for name, value in changed.items())
-    return ["python", "-m", "imagemill.components.resize", *flags]
-
-
-def _format_value(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    """Return the step's command line for a config."""
+    return ["python", "-m", "imagemill.components.resize", *config.to_flags()]
 
 
 def build_entrypoint(config: ResizeConfig, probe_uri: str) -> str:

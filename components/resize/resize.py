@@ -8,29 +8,34 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from ..dataset.fingerprint import fingerprint
-from ..dataset.manifest import MANIFEST, Dataset, Manifest, Totals, commit, find_intact_dataset
+from ..dataset.kinds import CleanExtra, StoredCopies, TensorsExtra
+from ..dataset.manifest import MANIFEST, Dataset, File, Manifest, Totals, commit, find_intact_dataset
+from ..engine.finished import FinishedParts
+from ..engine.options import AUTO, RAY, THREADS
+from ..engine.processes import Processes
+from ..engine.ray_session import WORKER_BYTES, RaySession, open_ray_session
+from ..engine.tasks import Executor, run_tasks
+from ..engine.threads import Threads
 from ..imaging.choices import JPEG
 from ..step.progress import Progress, format_size
 from ..step.step import CACHED, RAN, Context, Outcome
 from ..storage import uri as uris
-from ..storage.errors import MillError, error_for_exit_code, wrong
+from ..storage.errors import MillError, wrong
 from ..storage.parallel import max_workers
-from ..storage.store import get_store
 from .config import VERSION, ResizeConfig
 from .copies import CopyPlan, CopyPolicy, plan_copies
+from .core_seconds import RAY_START_S, SECONDS_PER_COPIED_BYTE, estimate_core_seconds
 from .device import CPU, choose_device, count_local_gpus
 from .estimate import report_estimate
 from .generations import Growth, estimate_totals, plan_growth
-from .merging import MergeTask, is_complete, merge_sources, remove_merged_files, write_merged
+from .gpu_tasks import run_on_gpus
+from .merging import MergeTask, merge_sources, remove_merged_files, write_merged
 from .plan import ShardPlan, SplitPlan, plan_split
 from .ray_job import build_with_ray_job, make_job_config
-from .ray_session import WORKER_BYTES, RaySession, open_ray_session
-from .ray_tasks import Executor, run_on_gpus, run_tasks
 from .rewriting import RewriteTask, write_remaining
 from .statistics import ChannelSums, compute_normalization, needs_sums
 from .tasks import ResizeTask, plan_tasks, write_shards
 from .tensor_shards import CopyCounts, FinishedShard, TensorSpec
-from .threads import RAY_START_S, SECONDS_PER_COPIED_BYTE, Threads, estimate_core_seconds
 
 SPLITS = ("train", "val", "test")
 Planned = TypeVar("Planned", ShardPlan, RewriteTask)
@@ -62,7 +67,7 @@ class Target:
     @property
     def name(self) -> str:
         """The name under which the tensors are noted as the latest."""
-        return self.config.name or str(self.clean.manifest.extra["dataset_name"])
+        return self.config.name or self.clean.name
 
     def estimate_totals(self, context: Context) -> Totals:
         """Return the totals of the images to resize: fewer than all where earlier tensors are continued."""
@@ -76,7 +81,7 @@ class Target:
 def find_target(config: ResizeConfig, context: Context, gpus: int | None = None) -> Target:
     """Return the target of a config without making it. `gpus`: as in `choose_device`."""
     clean = context.parent("clean", config.clean, "clean")
-    config = config.for_images(clean.manifest.extra)
+    config = config.for_images(CleanExtra.of(clean.manifest).image_size)
     copies = plan_copies(config, clean)
     device = choose_device(config, clean, context.say, gpus)
     fields = copies.fingerprint_fields(config) | context.rerun_salt() | ({"device": device} if device != CPU else {})
@@ -95,7 +100,7 @@ def resize(config: ResizeConfig, context: Context) -> Outcome:
 def report_outcome(target: Target, dataset: Dataset, state: str, context: Context) -> Outcome:
     """Report the tensors' totals and note them as the latest of their name; return the step's outcome."""
     context.note_latest(target.name, dataset)
-    totals, shape = dataset.manifest.totals, dataset.manifest.image["shape"]
+    totals, shape = dataset.manifest.totals, dataset.manifest.image_spec.shape
     context.say(f"{totals.rows:,} images of {shape[1]} x {shape[0]} x {shape[2]} · {format_size(totals.bytes)}")
     _report_copies(dataset, context)
     return Outcome(dataset.uri, dataset.fingerprint, state, {"rows": totals.rows, "bytes": totals.bytes})
@@ -156,25 +161,29 @@ def _report_growth(growth: Growth, clean: Dataset, context: Context) -> None:
 @contextmanager
 def _open_executor(clean: Dataset, config: ResizeConfig, core_seconds: float) -> Iterator[Executor]:
     """Open what does the work, of which there are about so many core-seconds."""
-    if _uses_threads(config, core_seconds):
-        yield Threads(config.resize_workers or max_workers(WORKER_BYTES))
+    workers = config.resize_workers or max_workers(WORKER_BYTES)
+    kind = _choose_executor(config, core_seconds, workers)
+    if kind != RAY:
+        with (Threads if kind == THREADS else Processes)("resize", workers) as local:
+            yield local
         return
     gpus = {"gpus": count_local_gpus()} if config.device != CPU and not config.ray_address else {}
     probe_uri = uris.join(clean.uri, MANIFEST)
-    with open_ray_session(config.ray_address, config.resize_workers, probe_uri, **gpus) as session:
+    with open_ray_session("resize", config.ray_address, config.resize_workers, probe_uri, **gpus) as session:
         yield session
 
 
-def _uses_threads(config: ResizeConfig, core_seconds: float) -> bool:
-    # GPUs are used by Ray's actors; the libraries that make copies have one state for all threads.
-    if config.ray_address or config.device != CPU or config.copies or config.executor == "ray":
-        return False
-    workers = config.resize_workers or max_workers(WORKER_BYTES)
-    return config.executor == "threads" or core_seconds <= RAY_START_S * workers
+def _choose_executor(config: ResizeConfig, core_seconds: float, workers: int) -> str:
+    if config.ray_address or config.device != CPU:  # GPUs are used by Ray's actors
+        return RAY
+    if config.executor != AUTO:
+        return config.executor
+    # The libraries that make copies have one state for all threads.
+    return THREADS if not config.copies and core_seconds <= RAY_START_S * workers else RAY
 
 
 def _make_spec(clean: Dataset, config: ResizeConfig, copies: CopyPolicy | None) -> TensorSpec:
-    geometry = config.geometry(clean.manifest.image["color"])
+    geometry = config.geometry(clean.manifest.color)
     if config.encoding == JPEG and geometry.color in ("ycbcr", "lab"):
         raise wrong("encoding", "raw with this colour, since a JPEG would keep half of its second and third channel",
                     f"{config.encoding} with {geometry.color}")  # fmt: skip
@@ -192,15 +201,17 @@ class _TensorsBuild:
     progress: Progress
     finished: dict[str, FinishedShard] = field(default_factory=dict)
 
+    @property
+    def parts(self) -> FinishedParts:
+        return FinishedParts(self.context.workspace, self.uri)
+
     def skip_finished(self, shards: Sequence[Planned]) -> list[Planned]:
         """Return the shards that no earlier attempt finished; the others are added to `finished`."""
+        records = self.parts.find({shard.key: shard.key for shard in shards}, lambda record: [File(**record["file"])])
         unfinished = []
         for shard in shards:
-            record = self.context.workspace.read_work_record(self.uri, shard.key)
-            result = FinishedShard.from_record(record) if record else None
-            entry = get_store(self.uri).stat(uris.join(self.uri, result.file.uri)) if result else None
-            is_whole = result and entry and entry.size == result.file.bytes
-            if result and is_whole and (result.sums or not self.spec.with_sums or shard.split != "train"):
+            result = FinishedShard.from_record(records[shard.key]) if shard.key in records else None
+            if result and (result.sums or not self.spec.with_sums or shard.split != "train"):
                 self.finished[shard.key] = result
                 self.progress.leave_out(shard.rows)
             else:
@@ -241,47 +252,36 @@ class _TensorsBuild:
 
     def _finish(self, results: Iterable[tuple[ResizeTask | RewriteTask, dict[str, Any]]]) -> None:
         """Record the shards that tasks have written."""
-        for task, result in results:
-            for key, record in result["files"].items():
-                self.finished[key] = FinishedShard.from_record(record)
-                self.context.workspace.write_work_record(self.uri, key, record)
-            _raise_error_of(result)
+        for task, records in self.parts.record(results):
+            self.finished |= {key: FinishedShard.from_record(record) for key, record in records.items()}
             self.progress.add(task.rows)
 
     def _run_merges(self, tasks: Sequence[MergeTask], executor: Executor) -> dict[str, dict[str, Any]]:
         """Run merge tasks except those that an earlier attempt finished; return the records of all by their keys."""
-        workspace = self.context.workspace
-        recorded = {task.key: workspace.read_work_record(self.uri, task.key) for task in tasks}
-        records = {key: record for key, record in recorded.items() if record and is_complete(record, self.uri)}
+        keys = {task.key: task.key for task in tasks}
+        records = self.parts.find(keys, lambda record: [File(**file) for file in record["files"]])
         sources = sum(len(task.inputs) for task in tasks)
         self.context.say(f"{tasks[0].split}: {sources:,} pieces are merged to {len(tasks):,}, so as to read less")
         unfinished = [task for task in tasks if task.key not in records]
         progress = Progress("resize", "images merged", sum(task.rows for task in unfinished))
-        for task, result in run_tasks(unfinished, write_merged, (self.uri,), executor):
-            _raise_error_of(result)
-            records[task.key] = result
-            workspace.write_work_record(self.uri, task.key, result)
+        for task, record in run_tasks(unfinished, write_merged, (self.uri,), executor):
+            records[task.key] = record
+            self.parts.add(task.key, record)
             progress.add(task.rows)
         return records
 
 
-def _raise_error_of(result: dict[str, Any]) -> None:
-    if "error" in result:
-        raise error_for_exit_code(result["exit_code"], result["error"])
-
-
-def _describe_copies(policy: CopyPolicy | None, counts: CopyCounts) -> dict[str, Any]:
-    """Return the manifest's entry on copies; empty without any."""
+def _describe_copies(policy: CopyPolicy | None, counts: CopyCounts) -> StoredCopies | None:
+    """Return the manifest's entry on copies; None without any."""
     if policy is None:
-        return {}
-    entry = {"policy": policy.policy, "per_image": policy.per_image, "rows": counts.rows}
-    return {"copies": entry | ({"images_without_mask": counts.without} if policy.needs_masks else {})}
+        return None
+    return StoredCopies(policy.policy, policy.per_image, counts.rows, counts.without if policy.needs_masks else None)
 
 
 def _report_copies(dataset: Dataset, context: Context) -> None:
-    if copies := dataset.manifest.extra.get("copies"):
-        context.say(f"{copies['rows']:,} of them copies of training images ({copies['policy']})")
-        if without := copies.get("images_without_mask"):
+    if copies := TensorsExtra.of(dataset.manifest).copies:
+        context.say(f"{copies.rows:,} of them copies of training images ({copies.policy})")
+        if without := copies.images_without_mask:
             context.say(f"{without:,} training images have no mask, or none with a foreground: no copies of them")
 
 
@@ -314,9 +314,11 @@ def _make_manifest(target: Target, spec: TensorSpec, shards: list[FinishedShard]
             by_split=by_split,
             by_class=copies.add_to(totals.by_class, clean.manifest.classes),
         ),
-        image={**geometry.to_dict(), "dtype": "uint8", "encoding": spec.encoding, "mean": mean, "std": std},
-        extra={"dataset_name": clean.manifest.extra["dataset_name"]}
-        | {"shards": {shard.file.uri: shard.to_entry() for shard in shards}}
-        | _describe_copies(spec.copies, copies)
-        | ({"device": config.device} if config.device != CPU else {}),
+        image=geometry.describe(spec.encoding, mean, std),
+        extra=TensorsExtra(
+            dataset_name=clean.name,
+            shards={shard.file.uri: shard.to_entry() for shard in shards},
+            copies=_describe_copies(spec.copies, copies),
+            device=config.device if config.device != CPU else None,
+        ),
     )

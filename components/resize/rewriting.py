@@ -9,11 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..dataset.kinds import ImageSpec
 from ..dataset.labels import SINGLE, label_column
 from ..dataset.shards import Layout, ShardWriter, open_parquet, read_row_group
 from ..imaging.choices import RAW
 from ..imaging.tensors import decode_column
-from ..storage.errors import DatasetError, MillError
+from ..storage.errors import DatasetError
 from .statistics import ChannelSums, add_histogram
 from .tensor_shards import CopyCounts, TensorSpec, count_copies
 
@@ -39,18 +40,10 @@ class RewriteTask:
 
 
 def write_remaining(task: RewriteTask, dataset_uri: str, spec: TensorSpec) -> dict[str, Any]:
-    """Write the rows of a shard that stay, in their order; return its record in `files`, by key, as `write_shards`.
+    """Write the rows of a shard that stay, in their order; return its record by its key, as `write_shards`.
 
     Memory holds one row group. The sums of raw pixels are exactly those of a shard that never had the other rows.
     """
-    try:
-        record = _write_remaining(task, dataset_uri, spec)
-    except MillError as error:
-        return {"files": {}, "error": str(error), "exit_code": error.exit_code}
-    return {"files": {task.key: record | {"generation": task.generation}}}
-
-
-def _write_remaining(task: RewriteTask, dataset_uri: str, spec: TensorSpec) -> dict[str, Any]:
     schema, removed_ids = spec.schema(task.task), pa.array(task.removed_ids, pa.string())
     is_summed = spec.with_sums and task.split == "train"
     histogram = np.zeros((spec.geometry.shape[2], 256), np.int64) if is_summed else None
@@ -64,7 +57,7 @@ def _write_remaining(task: RewriteTask, dataset_uri: str, spec: TensorSpec) -> d
             image_bytes += _count_image_bytes(table, spec)
             if histogram is not None:
                 originals = table.filter(pc.equal(table.column("copy"), 0)) if spec.copies else table
-                image = {"shape": spec.geometry.shape, "encoding": RAW}
+                image = ImageSpec(spec.geometry.shape, encoding=RAW)
                 for pixels in decode_column(originals.column("image"), image) if originals.num_rows else ():
                     add_histogram(histogram, pixels)
             kept.append(table.drop_columns("image"))
@@ -73,9 +66,12 @@ def _write_remaining(task: RewriteTask, dataset_uri: str, spec: TensorSpec) -> d
     if file.rows != task.rows:
         raise DatasetError(f"{task.uri}: expected {task.rows} rows to keep, found {file.rows}")
     record: dict[str, Any] = {"file": asdict(file), "rows": file.rows, "image_bytes": image_bytes}
+    record["generation"] = task.generation
     if spec.has_copies(task.split):
         record["copies"] = asdict(_count_copies(kept, task.task))
-    return record if histogram is None else record | {"sums": asdict(ChannelSums.from_histogram(histogram))}
+    if histogram is not None:
+        record["sums"] = asdict(ChannelSums.from_histogram(histogram))
+    return {task.key: record}
 
 
 def _count_image_bytes(table: pa.Table, spec: TensorSpec) -> int:

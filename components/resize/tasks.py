@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..storage.errors import MillError
 from .plan import RowSlice, ShardPlan, SplitPlan, count_rows_read, get_index_ranges, locate_rows
 from .tensor_shards import Kernel, Row, TensorSpec, decode_on_cpu, read_rows, write_shard
 
@@ -45,22 +44,13 @@ class ResizeTask:
 def write_shards(
     task: ResizeTask, dataset_uri: str, spec: TensorSpec, kernel: Kernel = decode_on_cpu
 ) -> dict[str, Any]:
-    """Write the shards of a task; return their records in `files`, by key (see `write_shard`).
-
-    If one fails, `error` and `exit_code` stand beside the records of those that were finished before.
-    """
-    records: dict[str, Any] = {}
-    try:
-        rows = read_rows(task.slices, spec.required_columns(task.shards[0]))
-    except MillError as error:
-        return {"files": records, "error": str(error), "exit_code": error.exit_code}
+    """Write the shards of a task; return their records by key (see `write_shard`)."""
+    rows = read_rows(task.slices, spec.required_columns(task.shards[0]))
     rows.reverse()
-    for shard in task.shards:
-        record = write_shard(shard, dataset_uri, spec, _pop_rows_below(rows, shard.high), kernel)
-        if "error" in record:
-            return {"files": records, **record}
-        records[shard.key] = record
-    return {"files": records}
+    return {
+        shard.key: write_shard(shard, dataset_uri, spec, _pop_rows_below(rows, shard.high), kernel)
+        for shard in task.shards
+    }
 
 
 def _pop_rows_below(rows: list[Row], high: int) -> list[Row]:

@@ -91,23 +91,19 @@ def write_shard(
     """Write one shard; return its record.
 
     The record has the published file's entry as `file`, its `rows`, the bytes of its images (`image_bytes`), `sums` of
-    the channels if `spec` asks for them and `copies` (see `CopyCounts`) if there are some; or `error` and `exit_code`,
-    since an error must cross processes.
+    the channels if `spec` asks for them and `copies` (see `CopyCounts`) if there are some.
 
     `rows`: those of the shard, if they are read already (`read_rows`).
     """
     geometry = spec.geometry
     _limit_library_threads(spec)
     histogram = np.zeros((geometry.shape[2], 256), np.int64) if spec.with_sums and shard.split == "train" else None
-    try:
-        rows = read_rows(shard.slices, spec.required_columns(shard)) if rows is None else rows
-        counts = CopyCounts() if spec.copies and spec.has_copies(shard.split) else None
-        if spec.copies and counts:
-            file, image_bytes = _write_with_copies(shard, dataset_uri, spec, spec.copies, histogram, rows, counts)
-        else:
-            file, image_bytes = _write_originals(shard, dataset_uri, spec, histogram, rows, kernel)
-    except MillError as error:
-        return {"error": str(error), "exit_code": error.exit_code}
+    rows = read_rows(shard.slices, spec.required_columns(shard)) if rows is None else rows
+    counts = CopyCounts() if spec.copies and spec.has_copies(shard.split) else None
+    if spec.copies and counts:
+        file, image_bytes = _write_with_copies(shard, dataset_uri, spec, spec.copies, histogram, rows, counts)
+    else:
+        file, image_bytes = _write_originals(shard, dataset_uri, spec, histogram, rows, kernel)
     record: dict[str, Any] = {"file": asdict(file), "rows": file.rows, "image_bytes": image_bytes}
     record |= {"copies": asdict(counts)} if counts else {}
     return record if histogram is None else record | {"sums": asdict(ChannelSums.from_histogram(histogram))}

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import difflib
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from ..storage.errors import UserError, wrong
+from .config import StepConfig, name_flag, name_variable
 
 
 class Parser(argparse.ArgumentParser):
@@ -48,11 +50,29 @@ def add_flag(parser: argparse.ArgumentParser, name: str, default: Any, help: str
     default_text = "" if default in ("", None) or "(default: " in help else f" (default: {default})"
     choices_text = f" [{', '.join(choices)}]" if choices else ""
     text = f"{help}{choices_text}{default_text}".replace("%", "%%")
-    flag = "--" + name.replace("_", "-")
+    flag = name_flag(name)
     if isinstance(default, bool) or "true" in choices:  # `--flip`, `--flip false`
         parser.add_argument(flag, dest=name, metavar="true|false", nargs="?", const="true", help=text)
     else:
         parser.add_argument(flag, dest=name, metavar=name.rpartition("_")[2].upper(), help=text)
+
+
+def default_workspace() -> str:
+    """Return the workspace of commands that name none: the environment's, or that of a run without parameters."""
+    return os.environ.get(name_variable("workspace"), "").strip() or StepConfig.workspace
+
+
+def add_workspace_flag(parser: argparse.ArgumentParser) -> None:
+    """Add `--workspace` to a command that looks into one."""
+    text = f"(default: {name_variable('workspace')}, or {StepConfig.workspace})"
+    parser.add_argument("--workspace", default=default_workspace(), help=text)
+
+
+def parse_count(flag: str, text: str, expected: str, *, low: int = 0, high: float = float("inf")) -> int:
+    """Return the whole number of a flag's text; UserError unless it is one in the range, which `expected` describes."""
+    if not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
+        raise wrong(flag, expected, text)
+    return int(text)
 
 
 def configure_logging() -> None:

@@ -1,7 +1,8 @@
 """Configuration: one frozen dataclass per step declares names, types, defaults, help and the fingerprint's fields.
 
-The same fields become flags and the parameters of pipelines. A field whose default is None is unset until a preset, a
-recipe or the machine sets it; in a form, where all values are texts, such a field is blank.
+The same fields become flags, the parameters of pipelines, the schema of configuration files and the READMEs' tables. A
+user requests values by name, of which None is unset; `StepConfig.resolve` makes the config of them, in which an unset
+option has the value of its preset, else its default. None there is what the data decides: the recipe, the images' size.
 """
 
 from __future__ import annotations
@@ -9,22 +10,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Self, TypeVar, overload
+from typing import Any, ClassVar, Self, TypeVar, cast, overload
 
 from ..dataset.workspace import STEPS
 from ..storage.errors import UserError, wrong
-from .presets import preset_value
+from . import presets
 
-DEVICE_HELP = (
-    "where networks run and very large images are resized: cpu, cuda, or auto: a GPU where there is one, for resizing "
-    "from gpu_pixels on"
-)
-"""The help of `device`, which several steps have."""
+VARIABLE_PREFIX = "IMAGEMILL_"
 Scalar = str | int | float | bool | None
+_NO_PLACES: Mapping[str, str] = MappingProxyType({})
 V = TypeVar("V", str, int, float, bool)
 
 
@@ -69,15 +67,32 @@ def option(
 ) -> Any:
     """Declare one config field.
 
-    `default`: None is unset. The annotation of such a field is the type of the value that it has in the end.
+    `default`: the value of an unset option; None if the data or the machine decides. The annotation of such a field is
+    the type of the value that it has in the end.
     `in_fingerprint`: another value gives another dataset (threads, addresses, URIs and display never do).
     `low`, `high`: the inclusive range of a number.
-    `by_preset`: the default (None or `auto`) is unset, and the preset fills it in.
-    `fallback`: the default (None or `auto`) is unset, and this is the value then, unless the step derives another.
+    `by_preset`: while the option is unset, a preset overrules the default.
+    `fallback`: what the step takes for a default of None in the end, if neither the user nor the data says another.
     """
     metadata = {"help": help, "in_fingerprint": in_fingerprint, "choices": choices, "low": low, "high": high}
     metadata |= {"by_preset": by_preset, "fallback": default if fallback is None else fallback}
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def preset_option() -> str:
+    """Declare `preset`, which several steps have."""
+    return option("photo", presets.HELP, in_fingerprint=False, choices=presets.NAMES)
+
+
+def device_option() -> str:
+    """Declare `device`, which several steps have."""
+    return option(
+        "auto",
+        "where networks run and very large images are resized: cpu, cuda, or auto: a GPU where there is one, for "
+        "resizing from gpu_pixels on",
+        in_fingerprint=False,
+        choices=("auto", "cpu", "cuda"),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,13 +114,18 @@ class StepConfig:
     )
     run: str = option("", "the run this step belongs to: its records go to runs/<run>/", in_fingerprint=False)
 
-    def __post_init__(self) -> None:
-        """Set unset fields to their preset or fallback, so that every config holds effective values."""
-        for field in fields(self):
-            if field.metadata["by_preset"] and getattr(self, field.name) == field.default:
-                object.__setattr__(self, field.name, preset_value(getattr(self, "preset", ""), field.name))
-            elif getattr(self, field.name) == field.default:
-                object.__setattr__(self, field.name, field.metadata["fallback"])
+    @classmethod
+    def resolve(cls, **requested: Any) -> Self:
+        """Return the config of a request: the options that the user sets, by name; None, or left out, is unset."""
+        values = {name: value for name, value in requested.items() if value is not None}
+        return cls(**(cls.derive_unset(values) | values))
+
+    @classmethod
+    def derive_unset(cls, requested: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what a request's presets say of options `by_preset`, which holds for those that are not requested."""
+        preset = presets.PRESETS.get(requested.get("preset", ""))
+        by_preset = {field.name for field in fields(cls) if field.metadata["by_preset"]}
+        return {name: value for name, value in preset.values.items() if name in by_preset} if preset else {}
 
     def check(self) -> None:
         """Raise UserError for a value that is invalid whatever the data is."""
@@ -124,7 +144,7 @@ class StepConfig:
         return {
             field.name: getattr(self, field.name)
             for field in fields(self)
-            if field.metadata["in_fingerprint"] and getattr(self, field.name) not in (None, _fallback(field))
+            if field.metadata["in_fingerprint"] and getattr(self, field.name) not in (None, field.metadata["fallback"])
         }
 
     def manifest_values(self) -> dict[str, Scalar]:
@@ -132,28 +152,61 @@ class StepConfig:
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.metadata["in_fingerprint"]}
         return {name: value for name, value in values.items() if value is not None}
 
-    @classmethod
-    def from_values(cls, values: Mapping[str, Any], prefix: str = "") -> Self:
-        """Create a checked config from names and values of any scalar form; UserError names an invalid field.
+    def to_flags(self) -> list[str]:
+        """Return this config as flags of the step's command line, which resolve to it again: what differs from the
+        defaults, and what a preset would overrule."""
+        values = ((field, getattr(self, field.name)) for field in fields(self))
+        changed = ((f, v) for f, v in values if v != f.default or f.metadata["by_preset"])
+        texts = ((field.name, str(v).lower() if isinstance(v, bool) else str(v)) for field, v in changed)
+        return [f"{name_flag(name)}={text}" for name, text in texts]
 
-        `prefix`: of field names in messages, `--` for flags.
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any], prefix: str = "", places: Mapping[str, str] = _NO_PLACES) -> Self:
+        """Resolve and check a request whose values are of any scalar form; UserError names an invalid field.
+
+        `prefix`: of field names in messages, `--` for flags; `places`: other names in messages, by field.
         """
         types = field_types(cls)
-        defaults = {field.name: field.default for field in fields(cls)}
-        converted: dict[str, Any] = {}
+        requested: dict[str, Scalar] = {}
         for key, value in values.items():
             if key not in types:
                 raise wrong(f"{prefix}{key}", f"one of {', '.join(sorted(types))}", key)
-            label = f"{prefix}{key.replace('_', '-')}" if prefix else key  # a flag, or the name of the parameter
-            converted[key] = convert(label, value, types[key], may_be_unset=defaults[key] is None)
-        config = cls(**converted)
-        config.check()
+            label = places.get(key) or (name_flag(key) if prefix else key)
+            field = cls.__dataclass_fields__[key]
+            requested[key] = convert(
+                label, value, types[key],
+                choices=field.metadata["choices"], may_be_unset=requested_default(field) is None,
+            )  # fmt: skip
+        config = cls.resolve(**requested)
+        try:
+            config.check()
+        except UserError as error:
+            name, colon, rest = str(error).partition(":")
+            raise UserError(f"{places.get(name, name)}{colon}{rest}") from None
         return config
 
 
-def _fallback(field: dataclasses.Field[Any]) -> Any:
-    """Return the value of a field that nobody sets, without a preset."""
-    return preset_value("", field.name) if field.metadata["by_preset"] else field.metadata["fallback"]
+def name_flag(name: str) -> str:
+    """Return the flag of an option."""
+    return f"--{name.replace('_', '-')}"
+
+
+def name_variable(name: str, step: str = "") -> str:
+    """Return the environment variable of an option, IMAGEMILL_EPOCHS, or of one step's, IMAGEMILL_TRAIN_SEED."""
+    return f"{VARIABLE_PREFIX}{f'{step}_' if step else ''}{name}".upper()
+
+
+def requested_default(field: dataclasses.Field[Any]) -> Scalar:
+    """Return a field's default as users see it: None if a preset, the data or the machine decides."""
+    return None if field.metadata["by_preset"] else cast(Scalar, field.default)
+
+
+def unset_blank(value: Any, default: Scalar) -> Any:
+    """Return the value of a flag or of a form's field; blank is None, unset, for an option without a `default`.
+
+    A form holds texts only, and a shell's `--epochs "$EPOCHS"` too: neither has another way to leave an option unset.
+    """
+    return None if default is None and isinstance(value, str) and not value.strip() else value
 
 
 def check_field(field: dataclasses.Field[Any], value: Any, name: str) -> None:
@@ -164,16 +217,17 @@ def check_field(field: dataclasses.Field[Any], value: Any, name: str) -> None:
     if metadata["choices"] and value not in metadata["choices"]:
         raise wrong(name, f"one of {', '.join(metadata['choices'])}", value)
     low, high = metadata["low"], metadata["high"]
-    unset = f", or to be left out ({_describe_default(metadata['help'])})" if field.default is None else ""
+    may_be_left_out = requested_default(field) is None
+    unset = f", or to be left out ({describe_default(metadata['help'])})" if may_be_left_out else ""
     if low is not None and value < low:
         raise wrong(name, f"a number of at least {low:g}{unset}", value)
     if high is not None and value > high:
         raise wrong(name, f"a number of at most {high:g}{unset}", value)
 
 
-def _describe_default(help: str) -> str:
+def describe_default(help: str) -> str:
     """Return the default as the help of a field describes it: `by the recipe` of `… (default: by the recipe)`."""
-    return help.rpartition("(default: ")[2].removesuffix(")")
+    return help.partition("(default: ")[2].removesuffix(")")
 
 
 def field_types(cls: type[StepConfig]) -> Mapping[str, type]:
@@ -193,20 +247,24 @@ def _type_when_set(hint: Any) -> type:
 _types: dict[type[StepConfig], Mapping[str, type]] = {}
 
 
-def convert(name: str, value: Any, kind: type, *, may_be_unset: bool = False) -> Scalar:
+def convert(
+    name: str, value: Any, kind: type, *, choices: Collection[str] = (), may_be_unset: bool = False
+) -> Scalar:  # fmt: skip
     """Convert `value` (text of a flag or form, or a number that JSON made a float) to the field's type.
 
-    None, and a blank text, is None where that `may_be_unset`. UserError, which says `name`, for other values.
+    None is unset. So is `auto`, as earlier releases called it, for a text that `may_be_unset`. UserError, which says
+    `name`, for other values.
     """
-    text = str(value).strip()
-    if may_be_unset and (value is None or not text):
+    if value is None or (may_be_unset and kind is str and value == "auto"):
         return None
+    text = str(value).strip()
     if kind is str:
         if isinstance(value, dict | list):
             raise wrong(name, "a text", value)
-        if isinstance(value, bool):  # YAML and JSON have a type of their own for words such as `true`
-            return str(value).lower()
-        return "" if value is None else str(value)
+        if isinstance(value, bool):  # YAML and JSON have a type of their own for words such as `true`, YAML for `off`
+            words = ("true", "on") if value else ("false", "off")
+            return next((word for word in words if word in choices), words[0])
+        return str(value)
     if kind is bool:
         if text.lower() in ("true", "1", "yes", "1.0"):
             return True

@@ -1,6 +1,6 @@
 """Presets by domain: safe values for a kind of picture, offline in clean and resize, at random in train.
 
-A preset sets only fields that are unset (`auto`, or None), so every value can be overruled.
+A preset sets only options that are unset, so every value can be overruled.
 """
 
 from __future__ import annotations
@@ -12,24 +12,11 @@ Value = str | int | float | bool
 
 @dataclass(frozen=True)
 class Preset:
-    """A preset: `description` for the help, and the `values` that differ from `DEFAULTS`."""
+    """A preset: `description` for the help, and the `values` of options `by_preset` that differ from their defaults."""
 
     description: str
     values: dict[str, Value] = field(default_factory=dict)
 
-
-DEFAULTS: dict[str, Value] = {
-    "color": "rgb",
-    "trim": "off",
-    "denoise": "off",
-    "equalize": "off",
-    "resize_mode": "crop",
-    "normalization": "imagenet",
-    "flip": "true",
-    "vertical_flip": "false",
-    "crop_scale": 0.6,
-}
-"""Every field that a preset may set, with its value without a preset."""
 
 PRESETS: dict[str, Preset] = {
     "photo": Preset("natural photographs: nothing offline; crops of 60% and more, and flips, at random"),
@@ -61,9 +48,3 @@ HELP = (
     + "; ".join(f"{n}: {p.description}" for n, p in PRESETS.items())
     + ")"
 )
-
-
-def preset_value(preset: str, name: str) -> Value:
-    """Return a preset's value of a field: its own or the default; an unknown preset is `photo`."""
-    values = PRESETS.get(preset, PRESETS["photo"]).values
-    return values.get(name, DEFAULTS[name])

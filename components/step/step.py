@@ -11,7 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,22 @@ from typing import Any
 from ..dataset.fingerprint import digest
 from ..dataset.leases import hold_step_lease
 from ..dataset.manifest import MANIFEST, Dataset, find_intact_dataset, normalize_dataset_uri, read_dataset
+from ..dataset.records import StepRecord
 from ..dataset.workspace import Workspace
 from ..storage.errors import EXIT_OK, EXIT_OURS, EXIT_USER, MillError, UserError, describe_internal_error, wrong
 from ..storage.store import get_store
 from ..storage.uri import join, normalize, scheme
 from .command_line import Parser, add_flag, configure_logging
-from .config import StepConfig, field_types, is_json_object, parse_config, read_config_file
+from .config import (
+    StepConfig,
+    field_types,
+    is_json_object,
+    name_variable,
+    parse_config,
+    read_config_file,
+    requested_default,
+    unset_blank,
+)
 from .extras import explain_missing_modules
 from .progress import format_duration, say
 from .runner_exit import exit_with_runner
@@ -122,13 +132,18 @@ class Step:
     help: str
     needs: tuple[str, ...] = field(default=(), kw_only=True)
 
+    def run(self, config: StepConfig, context: Context) -> Outcome:
+        """Do the step's work; its errors are raised. All else here prepares this call, or stores what it returns."""
+        module, _, name = self.entry_point.partition(":")
+        work: Callable[[StepConfig, Context], Outcome] = getattr(importlib.import_module(module), name)
+        return work(config, context)
+
     def execute(self, config: StepConfig, result: str = "") -> int:
         """Run the step, write its record, return its exit code. Nothing is raised but KeyboardInterrupt."""
         exit_with_runner()
         set_passive_waiting()
         started = time.monotonic()
-        record: dict[str, Any] = {"uri": "", "fingerprint": "", "state": "failed", "metrics": {}, "error": ""}
-        record |= {"inputs": self._inputs(config), "exit_code": 0}
+        record = StepRecord(inputs=self._inputs(config))
         run = config.run or new_run(self.name)
         workspace: Workspace | None = None
         try:
@@ -137,24 +152,23 @@ class Step:
                 if not config.run:
                     self._check_parents(config)
                 workspace = Workspace.open(config.workspace)
-                self._raise_recorded_user_error(workspace, run, record["inputs"])
+                self._raise_recorded_user_error(workspace, run, record.inputs)
                 reruns = {item.strip() for item in config.rerun.split(",")}
                 context = Context(self.name, workspace, run, self.name in reruns)
                 with self._hold_lease(config, context):
-                    outcome = self._function()(config, context)
-            record |= dataclasses.asdict(outcome)
+                    record = replace(record, **vars(self.run(config, context)))
         except MillError as error:
-            record |= {"exit_code": error.exit_code, "error": str(error)}
+            record = replace(record, exit_code=error.exit_code, error=str(error))
         except Exception as error:
             # The one place where an unexpected error becomes exit code 1, its traceback in the log.
             traceback.print_exc()
-            record |= {"exit_code": EXIT_OURS, "error": describe_internal_error(error)}
-        record["seconds"] = round(time.monotonic() - started, 3)
+            record = replace(record, exit_code=EXIT_OURS, error=describe_internal_error(error))
+        record = replace(record, seconds=round(time.monotonic() - started, 3))
         self._print_outcome(record)
         self._write_record(record, workspace, run, result)
-        return int(record["exit_code"])
+        return record.exit_code
 
-    def execute_cached(self, config: StepConfig) -> dict[str, Any]:
+    def execute_cached(self, config: StepConfig) -> StepRecord:
         """Return the record that `execute` would write if all of the step's results exist.
 
         Nothing is made, decided or recorded. NotCached where a dataset is missing; MillError where the step can't
@@ -167,19 +181,14 @@ class Step:
         context = Context(self.name, workspace, config.run, self.name in reruns, only_cached=True)
         if context.rerun:
             context.refuse_if_only_cached(self.name)
-        outcome = self._function()(config, context)
-        record = dataclasses.asdict(outcome) | {"state": CACHED, "error": "", "exit_code": EXIT_OK}
+        outcome = self.run(config, context)
         seconds = round(time.monotonic() - started, 3)
-        return record | {"inputs": self._inputs(config), "seconds": seconds}
+        values = vars(outcome) | {"state": CACHED}
+        return StepRecord(**values, inputs=self._inputs(config), seconds=seconds)
 
     def _inputs(self, config: StepConfig) -> str:
         """Return the digest by which a retry recognizes the same inputs."""
         return digest({**dataclasses.asdict(config), "step": self.name})
-
-    def _function(self) -> Callable[[StepConfig, Context], Outcome]:
-        module, _, name = self.entry_point.partition(":")
-        function: Callable[[StepConfig, Context], Outcome] = getattr(importlib.import_module(module), name)
-        return function
 
     def _check_parents(self, config: StepConfig) -> None:
         """Raise UserError for a missing parent before a workspace or run is created.
@@ -211,16 +220,16 @@ class Step:
         if earlier and earlier.get("exit_code") == EXIT_USER and earlier.get("inputs") == inputs:
             raise UserError(str(earlier.get("error")))
 
-    def _print_outcome(self, record: dict[str, Any]) -> None:
-        if os.environ.get(RANK_RECORDS) or (rank() and not record["exit_code"]):
+    def _print_outcome(self, record: StepRecord) -> None:
+        if os.environ.get(RANK_RECORDS) or (rank() and not record.exit_code):
             return
-        if record["exit_code"]:
-            say(self.name, f"error: {record['error']}")
+        if record.exit_code:
+            say(self.name, f"error: {record.error}")
         else:
-            detail = format_duration(record["seconds"]) if record["state"] == RAN else record["state"]
-            say(self.name, f"{'done' if record['state'] == RAN else 'there already'} ({detail}): {record['uri']}")
+            detail = format_duration(record.seconds) if record.state == RAN else record.state
+            say(self.name, f"{'done' if record.state == RAN else 'there already'} ({detail}): {record.uri}")
 
-    def _write_record(self, record: dict[str, Any], workspace: Workspace | None, run: str, result: str) -> None:
+    def _write_record(self, record: StepRecord, workspace: Workspace | None, run: str, result: str) -> None:
         folder = os.environ.get(RANK_RECORDS, "")
         if folder:
             result, workspace = str(Path(folder) / f"{rank()}.json"), None
@@ -228,9 +237,9 @@ class Step:
             return
         try:
             if result:
-                Path(result).write_text(json.dumps(record, indent=1) + "\n")
+                Path(result).write_text(json.dumps(record.to_dict(), indent=1) + "\n")
             if workspace is not None:
-                workspace.write_step_record(run, self.name, record)
+                workspace.write_step_record(run, self.name, record.to_dict())
         except (MillError, OSError) as error:  # the step's own outcome stands
             say(self.name, f"the record could not be written: {error}")
 
@@ -242,7 +251,7 @@ class Step:
         """
         configure_logging()
         values["run"] = os.environ.get(RUN_ENV) or values.get("run", "")
-        values = {key: value for key, value in values.items() if key in field_types(self.config)}
+        values = self._unset_blanks({key: value for key, value in values.items() if key in field_types(self.config)})
         try:
             step_config = self.config.from_values(values | self._section(config, values))
         except UserError as error:
@@ -271,7 +280,9 @@ class Step:
         configure_logging()
         parser = Parser(prog=prog or f"python -m imagemill.components.{self.name}", description=self.help)
         for option in dataclasses.fields(self.config):
-            add_flag(parser, option.name, option.default, option.metadata["help"], option.metadata["choices"])
+            add_flag(
+                parser, option.name, requested_default(option), option.metadata["help"], option.metadata["choices"]
+            )
         parser.add_argument("--result", default="", metavar="FILE", help="write the step's record to this file")
         parser.add_argument("--outputs", default="", metavar="FOLDER", help=_OUTPUTS_HELP)
         parser.add_argument(
@@ -289,8 +300,12 @@ class Step:
             check_config(sections)
             if result and not Path(result).absolute().parent.is_dir():
                 raise wrong("--result", "a file in a folder that is there", result)
-            section = self._section(sections, {} if is_file else values)  # flags count for more than a file
-            config = self.config.from_values(section | values, prefix="--")
+            section = self._section(sections, {} if is_file else values)
+            is_of_a_run = values.get("run") or os.environ.get(RUN_ENV)  # and has the run's values
+            places = {} if is_of_a_run else self._find_variables()
+            variables = {name: os.environ[variable] for name, variable in places.items() if name not in values}
+            requested = section | variables | self._unset_blanks(values)  # flags over variables over a file
+            config = self.config.from_values(requested, "--", {name: places[name] for name in variables})
         except UserError as error:
             say(self.name, f"error: {error}")
             return error.exit_code
@@ -311,6 +326,17 @@ class Step:
             say(self.name, f"error: what the step made could not be handed over: {error}")
             return error.exit_code if isinstance(error, MillError) else EXIT_OURS
         return EXIT_OK
+
+    def _find_variables(self) -> dict[str, str]:
+        """Return the environment variables that set options, by option: those for this step before those for all."""
+        names = [name for name in field_types(self.config) if name not in ("run", *self.config.PARENTS)]
+        variables = ((name, name_variable(name, step)) for name in names for step in ("", self.name))
+        return {name: variable for name, variable in variables if os.environ.get(variable, "").strip()}
+
+    def _unset_blanks(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the values of a form or of flags by name, with None for a blank one that means unset."""
+        defaults = {option.name: requested_default(option) for option in dataclasses.fields(self.config)}
+        return {name: unset_blank(value, defaults[name]) for name, value in values.items()}
 
     def _section(self, sections: str, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return this step's values in the JSON parameter `config`; UserError for one that is also given elsewhere.

@@ -8,8 +8,7 @@ from typing import ClassVar
 
 from ..models.timm_models import is_tag, is_timm
 from ..models.torchvision_models import check_backbone, check_named_weights
-from ..step import presets
-from ..step.config import DEVICE_HELP, StepConfig, option
+from ..step.config import StepConfig, device_option, option, preset_option
 from ..storage import uri as uris
 from ..storage.errors import wrong
 
@@ -30,7 +29,7 @@ class TrainConfig(StepConfig):
     PARENTS: ClassVar[tuple[str, ...]] = ("tensors",)
 
     tensors: str = option("", "URI of the tensors", in_fingerprint=False)
-    preset: str = option("photo", presets.HELP, in_fingerprint=False, choices=presets.NAMES)
+    preset: str = preset_option()
     backbone: str = option("resnet18", "a classification model: a torchvision name, or timm:NAME")
     weights: str = option(
         "",
@@ -124,22 +123,22 @@ class TrainConfig(StepConfig):
 
     # random in each epoch: geometry
     crop_scale: float = option(
-        None,
+        0.6,
         "random resized crop: smallest share of the area; 1 turns it off (default: by the preset; 0.6)",
         low=0.01,
         high=1,
         by_preset=True,
     )
     flip: str = option(
-        "auto",
+        "true",
         "mirror half of the images; never for text, digits or arrows (default: by the preset; true)",
-        choices=("auto", "true", "false"),
+        choices=("true", "false"),
         by_preset=True,
     )
     vertical_flip: str = option(
-        "auto",
+        "false",
         "turn half of the images upside down (default: by the preset; false)",
-        choices=("auto", "true", "false"),
+        choices=("true", "false"),
         by_preset=True,
     )
     rotate: float = option(None, f"degrees to either side {_RECIPE}", low=0, high=180)
@@ -182,7 +181,7 @@ class TrainConfig(StepConfig):
     cutmix_probability: float = option(None, f"share of the batches mixed by CutMix {_RECIPE}", low=0, high=1)
 
     # where and how it runs
-    device: str = option("auto", DEVICE_HELP, in_fingerprint=False, choices=("auto", "cpu", "cuda"))
+    device: str = device_option()
     precision: str = option(
         "auto",
         "arithmetic: bfloat16 where the device is fast at it, else float32",

@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from ..dataset.kinds import ImageSpec, ModelExtra
 from ..imaging.choices import COLORS
 from ..imaging.geometry import Geometry
 from ..models import presets as model_presets
@@ -26,7 +27,6 @@ MAX_CROP_DIFFERENCE = 0.05
 CONVERTING_BACKBONES = ("googlenet", "inception_v3")
 """Their weights come from TensorFlow, which normalizes by mean and spread 0.5; torchvision describes ImageNet's, which
 the network itself then converts (`transform_input`), if it has red, green and blue and nothing else."""
-TRANSFORM_INPUT = "transform_input"
 _HAS_POSITIONS = re.compile(r"(vit|deit|beit|eva)")
 """Names of networks with position embeddings."""
 
@@ -49,7 +49,7 @@ class ExpectedInput:
     preset_normalizes: bool = True
 
 
-def find_expected_input(config: TrainConfig, image: dict[str, Any]) -> ExpectedInput | None:
+def find_expected_input(config: TrainConfig, image: ImageSpec) -> ExpectedInput | None:
     """Return what the configured weights were trained with, None without weights or where it is unknown.
 
     `image` is the tensors', to whose colour the weights are fitted.
@@ -59,8 +59,8 @@ def find_expected_input(config: TrainConfig, image: dict[str, Any]) -> ExpectedI
         preset = model_presets.find(name)
         if preset is None:
             return None
-        geometry = Geometry(
-            preset.image_size, preset.mode, resize=preset.resize_size, interpolation=preset.interpolation
+        geometry = Geometry.create(
+            preset.image_size, mode=preset.mode, resize=preset.resize_size, interpolation=preset.interpolation
         )
         is_half = config.backbone in CONVERTING_BACKBONES and not describe_conversion(config, image)
         normalization = "half" if is_half else preset.normalization
@@ -68,23 +68,23 @@ def find_expected_input(config: TrainConfig, image: dict[str, Any]) -> ExpectedI
     dataset = find_model_dataset(config.weights) if config.weights else None
     if dataset is None or not dataset.manifest.image:
         return None
-    source = dataset.manifest.image
+    source = dataset.manifest.image_spec
     owner = "the champion" if config.start == CHAMPION else "the model of weights"
-    return ExpectedInput(owner, Geometry.from_dict(source).input, _name_normalization(source))
+    return ExpectedInput(owner, Geometry.of(source).input, _name_normalization(source))
 
 
-def describe_conversion(config: TrainConfig, image: dict[str, Any]) -> dict[str, Any]:
+def describe_conversion(config: TrainConfig, image: ImageSpec) -> dict[str, bool]:
     """Return `transform_input` for the model's description if its network is to convert ImageNet's normalization
     itself, else nothing. A model that starts from another one does as that does."""
     if config.backbone not in CONVERTING_BACKBONES or not config.weights:
         return {}
-    converts = image["shape"][2] == 3
+    converts = image.shape[2] == 3
     if config.weights_are_named:
-        converts = converts and image["color"] == "rgb" and _name_normalization(image) == "imagenet"
+        converts = converts and image.color == "rgb" and _name_normalization(image) == "imagenet"
     else:
         dataset = find_model_dataset(config.weights)
-        converts = converts and dataset is not None and dataset.manifest.extra.get(TRANSFORM_INPUT, False)
-    return {TRANSFORM_INPUT: True} if converts else {}
+        converts = converts and dataset is not None and bool(ModelExtra.of(dataset.manifest).transform_input)
+    return {"transform_input": True} if converts else {}
 
 
 class Mismatch(NamedTuple):
@@ -96,7 +96,7 @@ class Mismatch(NamedTuple):
     value: str
 
 
-def describe_mismatches(image: dict[str, Any], expected: ExpectedInput, backbone: str) -> list[str]:
+def describe_mismatches(image: ImageSpec, expected: ExpectedInput, backbone: str) -> list[str]:
     """Return a line for each field in which the tensors' `image` is not what the weights expect."""
     mismatches = (*_compare_sizes(image, expected, backbone), *_compare_pixels(image, expected))
     return [
@@ -114,10 +114,10 @@ def _suggest_flag(mismatch: Mismatch, expected: ExpectedInput) -> str:
     return f"resize with --{mismatch.field.replace('_', '-')} {mismatch.value}"
 
 
-def _compare_sizes(image: dict[str, Any], expected: ExpectedInput, backbone: str) -> Iterator[Mismatch]:
+def _compare_sizes(image: ImageSpec, expected: ExpectedInput, backbone: str) -> Iterator[Mismatch]:
     """Compare size, crop and mode. A size within `MAX_SIZE_RATIO` is no mismatch, nor is another mode than that of a
     model preset, which somebody chose."""
-    ours, theirs = Geometry.from_dict(image).input, expected.geometry
+    ours, theirs = Geometry.of(image).input, expected.geometry
     size = str(theirs.size)
     if not 1 / MAX_SIZE_RATIO <= ours.size / theirs.size <= MAX_SIZE_RATIO:
         resampled = ", so that position embeddings are resampled" if _HAS_POSITIONS.search(backbone) else ""
@@ -131,13 +131,13 @@ def _compare_sizes(image: dict[str, Any], expected: ExpectedInput, backbone: str
         yield Mismatch("resize_mode", theirs.mode, ours.mode, theirs.mode)
 
 
-def _compare_pixels(image: dict[str, Any], expected: ExpectedInput) -> Iterator[Mismatch]:
+def _compare_pixels(image: ImageSpec, expected: ExpectedInput) -> Iterator[Mismatch]:
     """Compare interpolation, colour and normalization.
 
     A dataset's own mean and spread are no mismatch: they give the network mean 0 and spread 1, as it knows them. Nor is
     a single channel, for which the first layer's filters are summed.
     """
-    ours, theirs = Geometry.from_dict(image), expected.geometry
+    ours, theirs = Geometry.of(image), expected.geometry
     if ours.interpolation != theirs.interpolation:
         yield Mismatch("interpolation", theirs.interpolation, ours.interpolation, theirs.interpolation)
     if ours.color != theirs.color and COLORS[ours.color] == 3:
@@ -148,12 +148,12 @@ def _compare_pixels(image: dict[str, Any], expected: ExpectedInput) -> Iterator[
         yield Mismatch("normalization", name, normalization, expected.normalization or "dataset")
 
 
-def _name_normalization(image: dict[str, Any]) -> str:
+def _name_normalization(image: ImageSpec) -> str:
     """Return the name of the mean and spread of an image's colour channels; empty for a dataset's own."""
-    number = COLORS[image["color"]]
-    values = [*image["mean"][:number], *image["std"][:number]]
+    number = COLORS[image.color]
+    values = [*image.mean[:number], *image.std[:number]]
     for name in NORMALIZATIONS:
-        mean, std = mean_and_std(name, image["color"])
+        mean, std = mean_and_std(name, image.color)
         if mean and all(abs(a - b) < 1e-4 for a, b in zip([*mean, *std], values, strict=True)):
             return name
     return ""

@@ -7,16 +7,16 @@ dataset give no warning.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
+from ..dataset.kinds import StoredCopies, TensorsExtra
 from ..dataset.labels import MULTI
 from ..dataset.manifest import Manifest
 from ..imaging.choices import COLORS
-from ..imaging.tensors import input_size
 from ..models.artifact import ModelSpec
 from ..models.torchvision_models import is_transformer
-from .class_names import find_mirrored, find_recolored, find_upended
 from .config import TrainConfig
 from .expected_input import describe_mismatches, find_expected_input
 
@@ -115,7 +115,7 @@ def _check_color(training: _Training) -> Iterator[str]:
     changed = [name for name, value in (("hue", config.hue), ("grayscale", config.grayscale)) if value]
     if config.preset == "fashion":
         changed += ["saturation"] if config.saturation else []
-    if not changed or config.augment_pipeline or COLORS[training.spec.image["color"]] != 3:
+    if not changed or config.augment_pipeline or COLORS[training.spec.image.color] != 3:
         return
     flags = " ".join(f"--{name} 0" for name in changed)
     if pair := find_recolored(training.spec.classes):
@@ -128,8 +128,8 @@ def _check_color(training: _Training) -> Iterator[str]:
 
 
 def _check_sizes(training: _Training) -> Iterator[str]:
-    config, image = training.config, training.tensors.image
-    size, stored = input_size(image), image["shape"][0]
+    config, image = training.config, training.tensors.image_spec
+    size, stored = image.side, image.shape[0]
     smallest_crop = stored * config.crop_scale**0.5
     if smallest_crop < size / 2:
         min_scale = size * size / 4 / stored**2
@@ -148,8 +148,8 @@ def _check_sizes(training: _Training) -> Iterator[str]:
 
 
 def _check_copies(training: _Training) -> Iterator[str]:
-    copies, config = training.tensors.extra.get("copies", {}), training.config
-    rows, per_image = copies.get("rows", 0), copies.get("per_image", 0)
+    copies, config = TensorsExtra.of(training.tensors).copies or StoredCopies(), training.config
+    rows, per_image = copies.rows, copies.per_image
     if rows > per_image * max(0, training.images - rows):
         yield (
             f"tensors: {rows:,} augmented copies are more than {per_image} of each training image, so that some lie in "
@@ -158,7 +158,7 @@ def _check_copies(training: _Training) -> Iterator[str]:
     if rows and (config.policy != "none" or config.augment_pipeline):
         online = config.augment_pipeline or config.policy
         yield (
-            f"policy: {rows:,} copies by {copies.get('policy', 'a policy')} are stored, and {online} changes them once "
+            f"policy: {rows:,} copies by {copies.policy or 'a policy'} are stored, and {online} changes them once "
             "more: things may not be known again (--policy none, or resize with --copies 0)"
         )
 
@@ -254,3 +254,67 @@ def _check_options_without_effect(training: _Training) -> Iterator[str]:
             f"backbone_rate: layers from scratch learn at {config.backbone_rate:g} of the head's rate, though they "
             "have everything to learn (--backbone-rate 1, or --weights DEFAULT)"
         )
+
+
+ClassPair = tuple[str, str]
+_SIDES = {"left": "right", "leftward": "rightward", "leftwards": "rightwards", "clockwise": "counterclockwise",
+          "l": "r", "lt": "rt", "west": "east"}  # fmt: skip
+_ENDS = {"up": "down", "upward": "downward", "upwards": "downwards", "top": "bottom", "upper": "lower",
+         "north": "south", "above": "below"}  # fmt: skip
+_MIRRORED = {"b": "d", "p": "q", "<": ">", "(": ")", "[": "]", "/": "\\", "2": "5", "s": "z", "j": "l",
+             "←": "→", "«": "»"}  # fmt: skip
+_UPENDED = {"6": "9", "n": "u", "m": "w", "p": "d", "b": "q", "↑": "↓", "^": "v"}
+_COLORS = {
+    "red", "green", "blue", "yellow", "orange", "purple", "violet", "pink", "brown", "black", "white", "grey", "gray",
+    "beige", "cyan", "magenta", "turquoise", "maroon", "navy", "olive", "teal", "gold", "silver", "crimson", "scarlet",
+    "amber", "indigo", "lime",
+}  # fmt: skip
+
+
+def find_mirrored(names: Sequence[str]) -> ClassPair | None:
+    """Return two classes that a horizontal flip swaps: turn-left and turn-right, b and d."""
+    return _find_swapped(names, _SIDES, _MIRRORED)
+
+
+def find_upended(names: Sequence[str]) -> ClassPair | None:
+    """Return two classes that a vertical flip or half a turn swaps: arrow_up and arrow_down, 6 and 9."""
+    return _find_swapped(names, _ENDS, _UPENDED)
+
+
+def find_recolored(names: Sequence[str]) -> ClassPair | None:
+    """Return two classes that differ in a colour alone: red_car and blue_car, ripe green and ripe yellow."""
+    by_colorless: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
+    for name in names:
+        by_colorless[_remove_colors(name)].append(name)
+    for name in names:
+        if _remove_colors(name) == _split_words(name):
+            continue
+        for other in by_colorless[_remove_colors(name)]:
+            if _split_words(other) != _split_words(name):
+                return name, other
+    return None
+
+
+def _find_swapped(names: Sequence[str], words: dict[str, str], signs: dict[str, str]) -> ClassPair | None:
+    """Return the first pair that comes of one another by exchanging words, or a single letter or sign."""
+    counterparts = words | {second: first for first, second in words.items()}
+    by_words = {_split_words(name): name for name in names}
+    by_sign = {name.strip().lower(): name for name in names}
+    for name in names:
+        swapped = tuple(counterparts.get(word, word) for word in _split_words(name))
+        if swapped != _split_words(name) and swapped in by_words:
+            return name, by_words[swapped]
+        sign = name.strip().lower()
+        if sign in signs and signs[sign] in by_sign:
+            return name, by_sign[signs[sign]]
+    return None
+
+
+def _remove_colors(name: str) -> tuple[str, ...]:
+    return tuple("" if word in _COLORS else word for word in _split_words(name))
+
+
+def _split_words(name: str) -> tuple[str, ...]:
+    """Return a name's words in lower case: TurnLeft, turn_left and turn-left are the same."""
+    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name)
+    return tuple(re.findall(r"[^\W_]+", spaced.lower()))

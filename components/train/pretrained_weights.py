@@ -148,7 +148,7 @@ def _find_channels(config: TrainConfig, first: torch.Tensor | None, target: Chan
     """
     dataset = None if config.weights_are_named else find_model_dataset(config.weights)
     if dataset is not None and dataset.manifest.image:
-        return Channels.of(Geometry.from_dict(dataset.manifest.image))
+        return Channels.of(Geometry.of(dataset.manifest.image_spec))
     number = 3 if first is None or first.ndim != 4 else first.shape[1]
     return {1: Channels("gray"), 3: Channels("rgb")}.get(number, target)
 
@@ -191,7 +191,7 @@ def _resample_positions(state: State, network: torch.nn.Module, spec: ModelSpec)
 
         patch = cast(Any, network).patch_size
         try:
-            state = interpolate_embeddings(spec.image["shape"][0], patch, dict(state))  # type: ignore[arg-type]
+            state = interpolate_embeddings(spec.image.shape[0], patch, dict(state))  # type: ignore[arg-type]
         except ValueError as error:
             raise wrong("weights", f"weights of {spec.backbone}", f"others: {error}") from None
     return state, any(name in state and state[name].shape != shape for name, shape in shapes.items())

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, fields, replace
 
+from ..dataset.kinds import StoredCopies, TensorsExtra
 from ..dataset.labels import MULTI
 from ..dataset.manifest import Manifest
 from ..imaging.choices import COLORS
-from ..imaging.tensors import input_size
 from ..models.torchvision_models import has_drop_path, is_transformer
 from ..storage import uri as uris
 from . import recipe_values as tables
@@ -45,18 +45,18 @@ class DatasetTraits:
 
     @classmethod
     def of(cls, tensors: Manifest) -> DatasetTraits:
-        totals, image = tensors.totals, tensors.image
-        copies = tensors.extra.get("copies", {})
-        num_copies = copies.get("rows", 0)
+        totals, image = tensors.totals, tensors.image_spec
+        copies = TensorsExtra.of(tensors).copies or StoredCopies()
+        num_copies = copies.rows
         images = max(0, totals.by_split.get("train", 0) - num_copies)
         classes = max(1, len(tensors.classes))
         # An image may have several labels: each counts for its class.
         has_several = tensors.task == MULTI and totals.rows
         labels = sum(totals.by_class.values()) / totals.rows if has_several else 1.0
         is_binary = classes == 2 and tensors.task != MULTI
-        has_augmented_copies = num_copies > 0 and copies.get("policy") != "background"
+        has_augmented_copies = num_copies > 0 and copies.policy != "background"
         per_class = images * labels / classes
-        return cls(images, per_class, input_size(image), image["color"], is_binary, has_augmented_copies)
+        return cls(images, per_class, image.side, image.color, is_binary, has_augmented_copies)
 
     @property
     def recipe(self) -> str:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..dataset.fingerprint import fingerprint
+from ..dataset.kinds import ModelExtra, NetworkExtra, WarmStart
 from ..dataset.manifest import Dataset, Manifest, Totals, commit, read_dataset
 from ..dataset.shards import publish_bytes
-from ..imaging.tensors import model_input_image
 from ..models.artifact import ModelSpec, build_network, image_size_error, pick_device
-from ..models.preprocessing import EXTRA_KEY, describe_preprocessing
+from ..models.preprocessing import describe_preprocessing
 from ..step.step import CACHED, RAN, RANK_RECORDS, Context, Outcome
 from ..storage import uri as uris
 from ..storage.errors import UserError
@@ -28,7 +28,7 @@ from .loop.torchrun import choose_processes, run_processes
 from .preflight import find_warnings
 from .pretrained_weights import find_initial_model, identify_weights, load_pretrained
 from .recipes import describe_recipe, resolve
-from .warm_start import Start, apply_start, find_start
+from .warm_start import apply_start, check_exists, find_start
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +41,7 @@ def train(config: TrainConfig, context: Context) -> Outcome:
     config = resolve(apply_start(config, start, context), tensors.manifest)
     counting = config.fingerprint_values() | context.rerun_salt()
     counting |= {"start": start.weights_sha256} if start else identify_weights(config)
-    counting |= describe_conversion(config, tensors.manifest.image)
+    counting |= describe_conversion(config, tensors.manifest.image_spec)
     if config.augment_pipeline:  # counts by its content, wherever it is stored
         counting |= {"augment_pipeline": resolve_pipeline(config.augment_pipeline)[1]}
     uri = context.workspace.dataset("model", fingerprint("model", VERSION, [tensors.fingerprint], counting))
@@ -55,18 +55,18 @@ def train(config: TrainConfig, context: Context) -> Outcome:
             _train_and_commit(tensors, start, uri, config, context, comm)
         comm.close()
     dataset = read_dataset(uri, "model")
-    extra = dataset.manifest.extra
+    extra = ModelExtra.of(dataset.manifest)
     if comm.is_main and RANK_RECORDS not in os.environ:  # else the process that started this one does it
-        context.note_latest(config.name or tensors.manifest.extra["dataset_name"], dataset)
-        if not extra["metrics"]:
+        context.note_latest(config.name or tensors.name, dataset)
+        if not extra.metrics:
             context.say("there are no validation images: the last epoch is kept")
         else:
-            context.say(f"best epoch {extra['best_epoch']}: validation macro-F1 {extra['metrics']['macro_f1']:.3f}")
-    return Outcome(uri, dataset.fingerprint, CACHED if is_cached else RAN, extra["metrics"])
+            context.say(f"best epoch {extra.best_epoch}: validation macro-F1 {extra.metrics['macro_f1']:.3f}")
+    return Outcome(uri, dataset.fingerprint, CACHED if is_cached else RAN, extra.metrics)
 
 
 def _train_and_commit(
-    tensors: Dataset, start: Start | None, uri: str, config: TrainConfig, context: Context, comm: Communicator
+    tensors: Dataset, start: WarmStart | None, uri: str, config: TrainConfig, context: Context, comm: Communicator
 ) -> None:
     """Train a network, and let the main process commit the model."""
     import torch
@@ -75,12 +75,13 @@ def _train_and_commit(
 
     _check_enough_images(tensors, comm.world_size)
     if start:
-        start.check_exists(context)
+        check_exists(start, context)
     initial = find_initial_model(config, context.workspace)
     device = _set_up_device(config, comm)
     torch.manual_seed(config.seed)
-    image = model_input_image(tensors.manifest.image)
-    extra = describe_conversion(config, image) | {EXTRA_KEY: describe_preprocessing(tensors)}
+    image = tensors.manifest.image_spec.for_model()
+    converts = describe_conversion(config, image).get("transform_input")
+    extra = NetworkExtra(converts, describe_preprocessing(tensors))
     spec = ModelSpec(config.backbone, tensors.manifest.classes, image, tensors.manifest.task, extra=extra)
     network = build_network(spec, config.dropout, config.drop_path)
     _check_image_size(network, spec)
@@ -99,15 +100,14 @@ def _train_and_commit(
     trainer = Trainer(network, tensors, config, device, uri, context, comm, events_uri)
     state = trainer.run()
     if comm.is_main:
-        training = {"parameters": parameters, "origin": origin, "seconds": round(time.monotonic() - started, 1)}
+        seconds = round(time.monotonic() - started, 1)
+        training = ModelExtra(parameters=parameters, origin=origin, seconds=seconds, start=start)
         has_hard_targets = not (config.label_smoothing or config.mixup_probability or config.cutmix_probability)
         if diagnosis := diagnose(state.history, state.best_epoch, has_hard_targets):
             context.say(f"warning: {diagnosis}")
         network.load_state_dict(state.best_weights)
         temperature = trainer.validator.fit_temperature(network)
-        spec = replace(spec, extra=spec.extra | {"temperature": temperature})
-        if start:
-            training["start"] = asdict(start)
+        spec = replace(spec, extra=replace(spec.extra, temperature=temperature))
         commit(uri, _publish_files(tensors, initial, uri, config, spec, state, training, network))
         discard_checkpoints(uri)
     comm.wait_for_main()  # it has committed
@@ -141,7 +141,7 @@ def _check_image_size(network: Any, spec: ModelSpec) -> None:
     """Run the network on one empty image: UserError where its layers can't take the size."""
     import torch
 
-    size, _, channels = spec.image["shape"]
+    size, _, channels = spec.image.shape
     try:
         with torch.inference_mode():
             network.eval()(torch.zeros(1, channels, size, size))
@@ -151,11 +151,11 @@ def _check_image_size(network: Any, spec: ModelSpec) -> None:
 
 def _publish_files(
     tensors: Dataset, initial: Dataset | None, uri: str, config: TrainConfig, spec: ModelSpec, state: TrainingState,
-    training: dict[str, Any], network: torch.nn.Module,
+    training: ModelExtra, network: torch.nn.Module,
 ) -> Manifest:  # fmt: skip
     """Write all files of the model, and return its manifest.
 
-    `initial`: the model that training started from; `training`: parameters, origin, seconds, and the champion's record.
+    `initial`: the model that training started from; `training`: parameters, origin, seconds, and the champion.
     """
     from safetensors.torch import save
 
@@ -163,8 +163,7 @@ def _publish_files(
     best = state.history[state.best_epoch - 1]
     metrics = {name: best[f"val_{name}"] for name in ("top1", "macro_f1", "loss") if f"val_{name}" in best}
     facts = collect_facts(
-        tensors, initial, config, training["parameters"], training["origin"], metrics=metrics, best=best,
-        epochs=state.epoch,
+        tensors, initial, config, training, metrics=metrics, best=best, epochs=state.epoch,
     )  # fmt: skip
     files = (
         publish_bytes(uri, weights, "model-", ".safetensors"),
@@ -182,16 +181,16 @@ def _publish_files(
         files=files,
         totals=Totals(bytes=sum(file.bytes for file in files)),
         image=spec.image,
-        extra={
-            "dataset_name": tensors.manifest.extra["dataset_name"],
-            "backbone": spec.backbone,
-            "weights": uris.basename(config.weights) if config.weights and config.start == WEIGHTS else "",
-            "recipe": describe_recipe(config),
-            "metrics": metrics,
-            "best_epoch": state.best_epoch,
-            "epochs": state.epoch,
-            "history": state.history,
-            **spec.extra,
-            **training,
-        },
+        extra=replace(
+            training,
+            dataset_name=tensors.name,
+            backbone=spec.backbone,
+            weights=uris.basename(config.weights) if config.weights and config.start == WEIGHTS else "",
+            recipe=describe_recipe(config),
+            metrics=metrics,
+            best_epoch=state.best_epoch,
+            epochs=state.epoch,
+            history=state.history,
+            **vars(spec.extra),
+        ),
     )

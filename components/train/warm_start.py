@@ -7,10 +7,11 @@ run that has not changed, starts from that model and so finds its checkpoint or 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..dataset.fingerprint import digest
+from ..dataset.kinds import ModelExtra, WarmStart
 from ..dataset.manifest import Dataset, Manifest, find_intact_dataset
 from ..models.artifact import ModelSpec
 from ..models.blocks import head_modules
@@ -24,46 +25,35 @@ if TYPE_CHECKING:
     State = dict[str, torch.Tensor]
 
 
-@dataclass(frozen=True)
-class Start:
-    """The champion that a training starts from: the model's URI, below the workspace (`model/0123…`), the sha256 of its
-    weights, by which it counts in fingerprints, and the number of its promotion."""
-
-    model: str
-    weights_sha256: str
-    promotion: int
-
-    def check_exists(self, context: Context) -> None:
-        """Raise UserError where the model is gone."""
-        if find_intact_dataset(context.workspace.absolute(self.model)) is None:
-            raise UserError(
-                f"start: expected the champion of promotion {self.promotion}, from which this training began, at "
-                f"{self.model}, found no intact model: --rerun train starts from today's champion"
-            )
+def check_exists(start: WarmStart, context: Context) -> None:
+    """Raise UserError where the model that a training started from is gone."""
+    if find_intact_dataset(context.workspace.absolute(start.model)) is None:
+        raise UserError(
+            f"start: expected the champion of promotion {start.promotion}, from which this training began, at "
+            f"{start.model}, found no intact model: --rerun train starts from today's champion"
+        )
 
 
-def find_start(config: TrainConfig, tensors: Dataset, context: Context) -> Start | None:
+def find_start(config: TrainConfig, tensors: Dataset, context: Context) -> WarmStart | None:
     """Return the champion that this training starts from, None where it starts as without `--start champion`.
 
     UserError for a champion with another backbone. NotCached where it would have to be looked up now and must not be.
     """
     if config.start != CHAMPION:
         return None
-    name = config.name or str(tensors.manifest.extra["dataset_name"])
+    name = config.name or tensors.name
     key = _make_key(config, tensors, context)
     record = context.workspace.start(name, key)
     if record is None:
         context.refuse_if_only_cached(f"a start of {name}")
         start = _find_champion(config, name, context)
-        context.workspace.add_start(name, key, asdict(start) if start else {}, context.run)
+        context.workspace.add_start(name, key, start.to_dict() if start else {}, context.run)
         record = context.workspace.start(name, key)  # another process may have been first
         assert record is not None
-    if not record["model"]:
-        return None
-    return Start(record["model"], record["weights_sha256"], record["promotion"])
+    return WarmStart.from_dict(record, f"the start {key} of {name}") if record["model"] else None
 
 
-def apply_start(config: TrainConfig, start: Start | None, context: Context) -> TrainConfig:
+def apply_start(config: TrainConfig, start: WarmStart | None, context: Context) -> TrainConfig:
     """Return the config of a training that starts from `start`: from the champion's weights if there is one, else as
     without `--start champion`."""
     if start is not None:
@@ -78,26 +68,26 @@ def _make_key(config: TrainConfig, tensors: Dataset, context: Context) -> str:
     return digest({"version": VERSION, "tensors": tensors.fingerprint, "config": values | context.rerun_salt()})
 
 
-def _find_champion(config: TrainConfig, name: str, context: Context) -> Start | None:
+def _find_champion(config: TrainConfig, name: str, context: Context) -> WarmStart | None:
     """Return today's champion, None where there is none or its model is gone, and say so."""
     otherwise = f"from {config.weights}" if config.weights else "from nothing"
     promotion = context.workspace.last_promotion(name)
-    if promotion is None or not promotion["model"]:
+    if promotion is None or not promotion.model:
         context.say(f"{name} has no champion yet: training starts {otherwise}")
         return None
-    number, model = int(promotion["n"]), str(promotion["model"])
+    number, model = promotion.n, promotion.model
     dataset = find_intact_dataset(context.workspace.absolute(model))
     if dataset is None:
         context.say(f"the model of promotion {number}, {model}, is gone: training starts {otherwise}")
         return None
-    backbone = dataset.manifest.extra["backbone"]
+    backbone = ModelExtra.of(dataset.manifest).backbone
     if backbone != config.backbone:
         raise UserError(
             f"start: expected a champion with the backbone {config.backbone}, found {backbone} (promotion {number}, "
             f"{model}); say --backbone {backbone}, or --start {WEIGHTS} until a {config.backbone} is champion"
         )
     (file,) = [file for file in dataset.files() if file.uri.endswith(".safetensors")]
-    return Start(model, file.sha256, number)
+    return WarmStart(model, file.sha256, number)
 
 
 def adapt_champion(

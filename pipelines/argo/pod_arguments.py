@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...components.step.command_line import Parser
-from ...components.step.config import StepConfig
+from ...components.step.config import StepConfig, name_flag
 from ..parameters import RunParameters, list_form_parameters, parse_form
 
 
@@ -46,7 +46,7 @@ def parse_pod_arguments(prog: str, help: str, parents: Sequence[str], argv: Sequ
     """
     parser = Parser(prog=f"python -m {prog}", description=help)
     for name, parameter in list_form_parameters().items():
-        parser.add_argument(f"--{name.replace('_', '-')}", dest=name, help=parameter.help.replace("%", "%%"))
+        parser.add_argument(name_flag(name), dest=name, help=parameter.help.replace("%", "%%"))
     for name in parents:
         parser.add_argument(f"--{name}", dest=name, required=True, metavar="URI", help=f"the {name} dataset")
     parser.add_argument("--run", required=True, metavar="NAME", help="the run that the records belong to")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...components.dataset.workspace import STEPS
+from ...components.step.config import name_flag
 from ..cluster.cluster_file import SCRATCH, TOKEN_KEY, Cluster, Pod
 from ..cluster.pod_fields import (
     build_cluster_variable,
@@ -134,7 +135,7 @@ def _build_command(task: str, cluster: Cluster) -> list[str]:
     if task == "resize" and cluster.ray.mode == "address":
         values["ray_address"] = cluster.ray.address
     values |= {"run": RUN_PLACEHOLDER, "outputs": OUTPUTS_DIR}
-    return ["python", "-m", part.module, *(f"--{name.replace('_', '-')}={value}" for name, value in values.items())]
+    return ["python", "-m", part.module, *(f"{name_flag(name)}={value}" for name, value in values.items())]
 
 
 def _build_output_parameters(part: StepPart) -> list[Parameter]:

@@ -9,9 +9,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ...components.dataset.manifest import find_dataset, find_intact_dataset, normalize_dataset_uri, read_dataset
+from ...components.dataset.records import Promotion
 from ...components.dataset.workspace import Workspace
 from ...components.promote.registry import check_registry, read_version, register, resolve_registry
-from ...components.step.command_line import add_flag
+from ...components.step.command_line import add_flag, add_workspace_flag
 from ...components.step.step import new_run
 from ...components.storage import uri as uris
 from ...components.storage.errors import EXIT_OK, EXIT_OURS, TransientError, UserError, error_for_exit_code, wrong
@@ -40,7 +41,7 @@ def add_command(commands: Any) -> None:
         verbs, ROLLBACK, "an earlier champion again; the one that is taken back is not promoted by itself"
     )
     for verb in (list_parser, show_parser, promote_parser, rollback_parser):
-        verb.add_argument("--workspace", default="./imagemill-data", help="(default: ./imagemill-data)")
+        add_workspace_flag(verb)
         verb.add_argument("--json", action="store_true", help="print JSON")
         default = " (default: all)" if verb is list_parser else " (default: the one name that has a champion there)"
         verb.add_argument("--name", default="", help=f"whose champion{default}")
@@ -94,8 +95,8 @@ def _find_only_name(workspace: Workspace) -> str:
     return names[0]
 
 
-def _read_promotions(workspace: Workspace, name: str) -> list[Record]:
-    """Return the records of a name's promotions; UserError where there are none."""
+def _read_promotions(workspace: Workspace, name: str) -> list[Promotion]:
+    """Return a name's promotions; UserError where there are none."""
     records = [workspace.promotion(name, number) for number in workspace.promotions(name)]
     if not records:
         names = ", ".join(workspace.names_with_champion()) or "no name has one"
@@ -115,7 +116,8 @@ def _make_public(workspace: Workspace, record: Record) -> Record:
 def _list(workspace: Workspace, name: str, as_json: bool) -> int:
     names = [name] if name else workspace.names_with_champion()
     logs = {
-        listed: [_make_public(workspace, record) for record in _read_promotions(workspace, listed)] for listed in names
+        listed: [_make_public(workspace, record.to_dict()) for record in _read_promotions(workspace, listed)]
+        for listed in names
     }
     if as_json:
         print(json.dumps(logs, ensure_ascii=False))
@@ -145,13 +147,13 @@ def _format_row(record: Record) -> tuple[str, ...]:
 def _show(workspace: Workspace, name: str, number: str, as_json: bool) -> int:
     records = _read_promotions(workspace, name)
     promotion = _find_promotion(records, number, "--number") if number else records[-1]
-    record = _make_public(workspace, promotion) | {"name": name, "reigns": promotion["n"] == records[-1]["n"]}
-    comparisons = workspace.verdicts(name, f"{uris.basename(str(promotion['model']))}-")
-    record["challengers"] = len({comparison.get("challenger_model") for comparison in comparisons})
+    record = _make_public(workspace, promotion.to_dict()) | {"name": name, "reigns": promotion.n == records[-1].n}
+    comparisons = workspace.verdicts(name, f"{uris.basename(promotion.model)}-")
+    record["challengers"] = len({comparison.challenger_model for comparison in comparisons})
     if as_json:
         print(json.dumps(record, ensure_ascii=False))
         return EXIT_OK
-    reigns = "reigns" if record["reigns"] else f"does not reign, promotion {records[-1]['n']} does"
+    reigns = "reigns" if record["reigns"] else f"does not reign, promotion {records[-1].n} does"
     lines = [f"{name}: promotion {record['n']} of {record.get('created', '?')}, {reigns}"]
     lines += [f"  model       {record['model']}{'' if record['is_there'] else ' (gone)'}"]
     lines += [f"  evaluation  {record['evaluation']}"] if record.get("evaluation") else []
@@ -161,11 +163,11 @@ def _show(workspace: Workspace, name: str, number: str, as_json: bool) -> int:
     return EXIT_OK
 
 
-def _find_promotion(records: list[Record], number: str, flag: str) -> Record:
+def _find_promotion(records: list[Promotion], number: str, flag: str) -> Promotion:
     for record in records:
-        if str(record["n"]) == number:
+        if str(record.n) == number:
             return record
-    raise wrong(flag, f"the number of a promotion, 1 to {records[-1]['n']}", number)
+    raise wrong(flag, f"the number of a promotion, 1 to {records[-1].n}", number)
 
 
 def _rollback(workspace: Workspace, name: str, to: str, registry: str, as_json: bool) -> int:
@@ -173,40 +175,39 @@ def _rollback(workspace: Workspace, name: str, to: str, registry: str, as_json: 
     records = _read_promotions(workspace, name)
     reigning = records[-1]
     target = _find_promotion(records, to, "--to") if to else _find_previous_champion(records, workspace)
-    if target["model"] == reigning["model"]:
-        raise wrong("--to", f"a promotion of another model than the champion's ({reigning['model']})", to)
-    if find_intact_dataset(workspace.absolute(str(target["model"]))) is None:
-        raise wrong("--to", "a promotion whose model is there", f"{target['n']}, whose model is gone or damaged")
-    rolled_back = {str(record["model"]) for record in records if record["n"] > target["n"]}
-    rolled_back |= {*reigning.get("rolled_back", ())}
-    number = int(reigning["n"]) + 1
-    record = target | {
-        "n": number,
-        "verdict": ROLLBACK,
-        "reason": f"promotion {target['n']} again, instead of promotion {reigning['n']}",
-        "promoted": True,
-        "previous": reigning["model"],
-        "rolled_back": sorted(rolled_back - {str(target["model"])}),
-        "run": "",
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+    if target.model == reigning.model:
+        raise wrong("--to", f"a promotion of another model than the champion's ({reigning.model})", to)
+    if find_intact_dataset(workspace.absolute(target.model)) is None:
+        raise wrong("--to", "a promotion whose model is there", f"{target.n}, whose model is gone or damaged")
+    rolled_back = {record.model for record in records if record.n > target.n} | {*(reigning.rolled_back or ())}
+    number = reigning.n + 1
+    record = replace(
+        target,
+        n=number,
+        verdict=ROLLBACK,
+        reason=f"promotion {target.n} again, instead of promotion {reigning.n}",
+        promoted=True,
+        previous=reigning.model,
+        rolled_back=sorted(rolled_back - {target.model}),
+        run="",
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
     if not workspace.append_promotion(name, number, record):
         raise TransientError(f"promotion {number} of {name} was made by another run meanwhile; look, and try again")
     if registry:
         register(registry, read_version(workspace, name, number))
-    return _print_promotion(workspace, name, record, as_json)
+    return _print_promotion(workspace, name, record.to_dict(), as_json)
 
 
-def _find_previous_champion(records: list[Record], workspace: Workspace) -> Record:
+def _find_previous_champion(records: list[Promotion], workspace: Workspace) -> Promotion:
     """Return the newest promotion of another model than the champion's that was not rolled back and still exists."""
     reigning = records[-1]
-    excluded = {str(reigning["model"]), *reigning.get("rolled_back", ())}
+    excluded = {reigning.model, *(reigning.rolled_back or ())}
     for record in reversed(records[:-1]):
-        model = workspace.absolute(str(record["model"]))
-        if record["model"] not in excluded and find_intact_dataset(model) is not None:
+        if record.model not in excluded and find_intact_dataset(workspace.absolute(record.model)) is not None:
             return record
     raise UserError(f"--to: expected an earlier champion whose model is there, found none before promotion "
-                    f"{reigning['n']}")  # fmt: skip
+                    f"{reigning.n}")  # fmt: skip
 
 
 def _print_promotion(workspace: Workspace, name: str, record: Record, as_json: bool) -> int:
@@ -232,7 +233,7 @@ def _promote(workspace: Workspace, name: str, as_json: bool, flags: dict[str, An
     model = dataset.uri
     if dataset.manifest.kind == "evaluation":
         model, clean = dataset.parent_uri("model"), clean or dataset.parent_uri("clean")
-        name = name or str(dataset.manifest.extra["dataset_name"])
+        name = name or dataset.name
     name = name or _find_only_name(workspace)
     clean = normalize_dataset_uri(clean, "--clean") if clean else workspace.latest(name, "clean")
     if not clean:

@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from ...components.dataset.workspace import MARKER, PRODUCTS, Workspace
+from ...components.step.command_line import add_workspace_flag, parse_count
 from ...components.step.progress import Progress, format_duration, format_size
 from ...components.storage.errors import EXIT_OK, wrong
 from .runs import align_columns
@@ -31,7 +32,7 @@ Json = dict[str, Any]
 def add_command(commands: Any) -> None:
     """Add the command and its flags."""
     parser: argparse.ArgumentParser = commands.add_parser("gc", help=HELP, description=DESCRIPTION)
-    parser.add_argument("--workspace", default="./imagemill-data", help="(default: ./imagemill-data)")
+    add_workspace_flag(parser)
     parser.add_argument("--delete", action="store_true", help="delete it (default: only list it)")
     parser.add_argument(
         "--keep-last",
@@ -48,9 +49,8 @@ def add_command(commands: Any) -> None:
 
 def run(flags: dict[str, Any]) -> int:
     """Run the command with its parsed flags; return the exit code."""
-    keep_last, min_age_s = flags["keep_last"], parse_age(flags["min_age"])
-    if not keep_last.isascii() or not keep_last.isdigit() or int(keep_last) < 1:
-        raise wrong("--keep-last", "a whole number of at least 1", keep_last)
+    keep_last = parse_count("--keep-last", flags["keep_last"], "a whole number of at least 1", low=1)
+    min_age_s = parse_age(flags["min_age"])
     workspace = Workspace.from_uri(flags["workspace"])
     if workspace.store.stat(workspace.at(MARKER)) is None:
         raise wrong("--workspace", f"a workspace (a place with {MARKER})", flags["workspace"])
@@ -58,7 +58,7 @@ def run(flags: dict[str, Any]) -> int:
     from ...components.dataset.leases import DeleteLease
     from ...components.dataset.retention import Policy
 
-    policy, listed = Policy(int(keep_last), min_age_s), Progress("gc", "objects listed")
+    policy, listed = Policy(keep_last, min_age_s), Progress("gc", "objects listed")
     if flags["delete"]:
         with DeleteLease(workspace) as lease:
             garbage = find_garbage(workspace, policy, listed.add)

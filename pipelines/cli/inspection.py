@@ -22,6 +22,7 @@ from ...components.clean.audit_layout import (
     shorten,
     wrap_text,
 )
+from ...components.dataset.kinds import EvaluationExtra, FileList, ModelExtra, RawExtra, TensorsExtra
 from ...components.dataset.manifest import (
     MANIFEST,
     Dataset,
@@ -79,7 +80,7 @@ def _suggest_datasets(place: str) -> str:
 def _format_title(dataset: Dataset) -> list[str]:
     """Return the lines that every dataset has: name, kind, URI, counts, time and version."""
     manifest = dataset.manifest
-    name = shorten(str(manifest.extra.get("dataset_name", "")), 40)
+    name = shorten(manifest.extra.dataset_name, 40)
     counts = [pluralize(manifest.totals.rows, "row")] if manifest.totals.rows else []
     counts += [pluralize(len(manifest.classes), "class", "classes"), pluralize(len(manifest.files), "file")]
     return [
@@ -105,52 +106,56 @@ def _inspect_clean(dataset: Dataset) -> tuple[dict[str, Any], list[str]]:
 def _inspect_manifest(dataset: Dataset) -> tuple[dict[str, Any], list[str]]:
     """Return (facts, lines) of a manifest; its list of files is summed up by role and split."""
     manifest = dataset.manifest
-    facts = dataclasses.asdict(manifest) | manifest.extra
-    del facts["kind"], facts["files"], facts["extra"]
-    facts["files"] = _sum_files(manifest)
+    facts = {"image": {}} | manifest.to_dict() | manifest.extra.to_dict()
+    for name in ("format", "version", "kind", "files", "extra"):
+        facts.pop(name, None)
+    facts["files"] = _sum_files(dataset)
     formats: dict[str, Callable[[Manifest], list[str]]] = {
         "raw": _format_raw, "tensors": _format_tensors, "model": _format_model, "evaluation": _format_evaluation,
     }  # fmt: skip
     return facts, formats[manifest.kind](manifest)
 
 
-def _sum_files(manifest: Manifest) -> list[dict[str, Any]]:
+def _sum_files(dataset: Dataset) -> list[dict[str, Any]]:
     sums: dict[tuple[str, str], dict[str, Any]] = {}
-    for file in manifest.files:
+    for file in dataset.manifest.files:
         empty = {"role": file.role, "split": file.split, "files": 0, "rows": 0, "bytes": 0}
         entry = sums.setdefault((file.role, file.split), empty)
         entry["files"] += 1
-        entry["rows"] += file.rows - len(manifest.extra.get("removed", {}).get(file.uri, ()))
+        entry["rows"] += file.rows - len(dataset.removed_ids(file))
         entry["bytes"] += file.bytes
     return list(sums.values())
 
 
 def _format_raw(manifest: Manifest) -> list[str]:
-    totals, extra = manifest.totals, manifest.extra
+    totals, extra = manifest.totals, RawExtra.of(manifest)
     labels = {name: count for name, count in totals.by_class.items() if name}
     lines = [
-        *format_table([["source", str(extra.get("source", "not recorded"))]], "ll"),
+        *format_table([["source", extra.source or "not recorded"]], "ll"),
         *format_table([["images", f"{totals.rows:,}, {format_size(totals.bytes)}"]], "ll"),
         *wrap_text("splits as declared: " + (_format_counts(totals.by_split) or "none")),
         *wrap_text(f"without a label: {totals.by_class.get('', 0):,}"),
     ]
     lines += ["", format_heading("Labels"), *_format_bars(labels)]
-    skipped, masks = extra.get("skipped") or {}, extra.get("missing_masks") or {}
-    lines += ["", format_heading("Skipped"), *_format_examples(skipped, ("path", "why"), "files that are no images")]
-    if masks:
-        lines += _format_examples(masks, ("mask", "why"), "masks that are not there")
-    if planted := extra.get("planted"):
+    lines += [
+        "",
+        format_heading("Skipped"),
+        *_format_examples(extra.skipped, ("path", "why"), "files that are no images"),
+    ]
+    if extra.missing_masks:
+        lines += _format_examples(extra.missing_masks, ("mask", "why"), "masks that are not there")
+    if extra.planted:
         lines += [
             "",
             format_heading("Planted faults"),
-            *_format_bars(count_values(str(fault.get("kind", "")) for fault in planted)),
+            *_format_bars(count_values(str(fault.get("kind", "")) for fault in extra.planted)),
         ]
     return lines
 
 
 def _format_tensors(manifest: Manifest) -> list[str]:
     totals = manifest.totals
-    image = {name: value for name, value in manifest.image.items() if value not in ("", [], None)}
+    image = _list_image(manifest)
     lines = [
         format_heading("Tensors"),
         *_format_values(image | {"task": manifest.task, "pixels": format_size(totals.bytes)}),
@@ -158,12 +163,18 @@ def _format_tensors(manifest: Manifest) -> list[str]:
     lines += ["", format_heading("Rows by split"), *_format_bars(totals.by_split)]
     generations: dict[str, int] = {}
     for file in manifest.files:
-        number = manifest.generation(file)
+        number = TensorsExtra.of(manifest).generation(file.uri)
         name = f"added {number}" if number else "built"
         generations[name] = generations.get(name, 0) + file.rows
     if len(generations) > 1:
         lines += ["", format_heading("Rows by generation"), *_format_bars(generations)]
     return [*lines, "", format_heading("Rows by class"), *_format_bars(totals.by_class)]
+
+
+def _list_image(manifest: Manifest) -> dict[str, Any]:
+    """Return the values of the manifest's `image` that say something."""
+    values = manifest.image.to_dict() if manifest.image else {}
+    return {name: value for name, value in values.items() if value not in ("", [], None)}
 
 
 _EPOCH_COLUMNS = {
@@ -174,22 +185,21 @@ _EPOCH_COLUMNS = {
 
 
 def _format_model(manifest: Manifest) -> list[str]:
-    extra = dict(manifest.extra)
-    metrics, history = extra.pop("metrics", None) or {}, extra.pop("history", None) or []
-    recipe = extra.pop("recipe", None) or []
-    if "seconds" in extra:
-        extra["seconds"] = format_duration(extra["seconds"])
-    lines = [format_heading("Model"), *_format_values({name: value for name, value in extra.items() if value != ""})]
-    if isinstance(recipe, list):
-        lines += ["", format_heading("Recipe"), *(part for line in recipe for part in wrap_text(str(line)))]
+    extra = ModelExtra.of(manifest)
+    facts, history = extra.to_dict(), extra.history
+    for name in ("metrics", "history", "recipe"):
+        del facts[name]
+    if extra.seconds is not None:
+        facts["seconds"] = format_duration(extra.seconds)
+    lines = [format_heading("Model"), *_format_values({name: value for name, value in facts.items() if value != ""})]
+    lines += ["", format_heading("Recipe"), *(part for line in extra.recipe for part in wrap_text(line))]
     lines += [
         "",
         format_heading("Validation"),
-        *(_format_values(metrics) or ["  none: there were no validation images"]),
+        *(_format_values(extra.metrics) or ["  none: there were no validation images"]),
     ]
-    image = {name: value for name, value in manifest.image.items() if value not in ("", [], None)}
-    lines += ["", format_heading("Input"), *_format_values(image)]
-    if history and all(isinstance(epoch, dict) for epoch in history):
+    lines += ["", format_heading("Input"), *_format_values(_list_image(manifest))]
+    if history:
         names = [name for name in _EPOCH_COLUMNS if name in history[-1]] or list(history[-1])
         titles = [_EPOCH_COLUMNS.get(name, name) for name in names]
         rows = [titles, *([_format_value(epoch.get(name, "")) for name in names] for epoch in history[-MAX_ROWS:])]
@@ -198,23 +208,22 @@ def _format_model(manifest: Manifest) -> list[str]:
 
 
 def _format_evaluation(manifest: Manifest) -> list[str]:
-    extra = manifest.extra
-    lines = [format_heading("Metrics"), *_format_values(extra.get("metrics") or {})]
-    per_class = extra.get("per_class") or []
+    extra = EvaluationExtra.of(manifest)
+    lines = [format_heading("Metrics"), *_format_values(extra.metrics)]
     tested = sorted(
-        (scores for scores in per_class if scores["support"]), key=lambda scores: (scores["f1"], scores["class"])
+        (scores for scores in extra.per_class if scores.support), key=lambda scores: (scores.f1, scores.name)
     )
     rows = [["class", "images", "precision", "recall", "F1", ""]]
     for scores in tested[:MAX_ROWS]:
-        numbers = [f"{scores[name]:.3f}" for name in ("precision", "recall", "f1")]
-        rows.append([scores["class"], f"{scores['support']:,}", *numbers, draw_bar(scores["f1"], 24)])
+        numbers = [f"{value:.3f}" for value in (scores.precision, scores.recall, scores.f1)]
+        rows.append([scores.name, f"{scores.support:,}", *numbers, draw_bar(scores.f1, 24)])
     lines += [
         "",
         format_heading("Classes, the hardest first"),
         *format_table(rows, "lrrrrl"),
         *_format_rest(len(tested)),
     ]
-    if untested := [scores["class"] for scores in per_class if not scores["support"]]:
+    if untested := [scores.name for scores in extra.per_class if not scores.support]:
         lines += wrap_text(f"without a test image: {join_names(untested, MAX_ROWS)}")
     return lines
 
@@ -238,10 +247,10 @@ def _format_rest(total: int) -> list[str]:
     return [f"  and {total - MAX_ROWS:,} more"] if total > MAX_ROWS else []
 
 
-def _format_examples(group: dict[str, Any], keys: tuple[str, str], title: str) -> list[str]:
+def _format_examples(group: FileList, keys: tuple[str, str], title: str) -> list[str]:
     """Return the count of a group of files, and a table of its examples."""
-    total, files = group.get("count", 0), group.get("files") or []
-    rows = [[str(file.get(key, "")) for key in keys] for file in files[:MAX_SKIPPED]]
+    total = group.count
+    rows = [[file.get(key, "") for key in keys] for file in group.files[:MAX_SKIPPED]]
     lines = [f"  {title}: {total:,}", *format_table(rows, "ll", 4)]
     return [*lines, f"    and {total - len(rows):,} more"] if total > len(rows) else lines
 

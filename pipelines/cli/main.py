@@ -16,12 +16,20 @@ from ...components.dataset.manifest import code_version
 from ...components.dataset.workspace import STEPS
 from ...components.export.config import FORMATS, SHARD_BYTES, ExportConfig
 from ...components.predict.config import DEVICES, OUTPUTS, PredictConfig
-from ...components.step.command_line import Parser, add_flag, configure_logging
+from ...components.step.command_line import Parser, add_flag, configure_logging, default_workspace, parse_count
+from ...components.step.config import name_flag
 from ...components.step.extras import explain_missing_modules, require_modules
-from ...components.storage.errors import EXIT_OK, MillError, UserError, wrong
+from ...components.storage.errors import EXIT_OK, MillError, UserError
 from ..doctor import command as doctor
-from ..parameters import ALL_STEPS, WORKSPACE_HELP, RunParameters, list_parameters, parse_sections, resolve_parameters
-from . import champion, gc, images, runs, schedule, submit
+from ..parameters import (
+    ALL_STEPS,
+    WORKSPACE_HELP,
+    RunParameters,
+    list_parameters,
+    parse_sections,
+    resolve_parameters,
+)
+from . import champion, config, gc, images, runs, schedule, submit
 
 _INTRO = "Labelled images in, a better classifier out, again every week."
 _EXPORT_HELP = "a clean or tensors dataset as files that other programs read"
@@ -117,6 +125,10 @@ def _cluster(flags: dict[str, Any]) -> int:
     return EXIT_OK
 
 
+def _config(flags: dict[str, Any]) -> int:
+    return config.print_schema() if flags.pop("schema") else config.print_values(_read_parameters(flags))
+
+
 def _inspect(flags: dict[str, Any]) -> int:
     from .inspection import inspect
 
@@ -129,7 +141,7 @@ def _export(flags: dict[str, Any]) -> int:
 
     if flags["format"] == "tfrecord":
         require_modules("export", ["google_crc32c"])
-    shard_bytes = _parse_number("shard_bytes", flags["shard_bytes"], "a whole number of bytes")
+    shard_bytes = parse_count("--shard-bytes", flags["shard_bytes"], "a whole number of bytes")
     result = export(ExportConfig(flags["dataset_uri"], flags["format"], flags["output"], shard_bytes))
     print(json.dumps(result, ensure_ascii=False) if flags["json"] else result["output"])
     return EXIT_OK
@@ -138,23 +150,21 @@ def _export(flags: dict[str, Any]) -> int:
 def _predict(flags: dict[str, Any]) -> int:
     from ...components.predict.predict import predict
 
-    numbers = {name: _parse_number(name, flags[name], "a whole number of at least 1") for name in ("top", "batch_size")}
-    config = PredictConfig(**{**flags, "images": tuple(flags["images"]), **numbers})
-    predict(config)
-    if config.output and not config.json:
-        print(config.output)
+    expected = "a whole number of at least 1"
+    numbers = {name: parse_count(name_flag(name), flags[name], expected, low=1) for name in ("top", "batch_size")}
+    if not flags["model"]:
+        flags["workspace"] = flags["workspace"] or default_workspace()
+    prediction = PredictConfig(**{**flags, "images": tuple(flags["images"]), **numbers})
+    predict(prediction)
+    if prediction.output and not prediction.json:
+        print(prediction.output)
     return EXIT_OK
-
-
-def _parse_number(name: str, text: str, expected: str) -> int:
-    if not text.isascii() or not text.isdigit():
-        raise wrong(f"--{name.replace('_', '-')}", expected, text)
-    return int(text)
 
 
 _COMMANDS: dict[str, Callable[[dict[str, Any]], int]] = {
     "run": _run, "inspect": _inspect, "export": _export, "predict": _predict, "champion": champion.run,
-    "gc": gc.run, "images": images.run, "doctor": doctor.run, "cluster": _cluster, "compile": _compile,
+    "gc": gc.run, "config": _config, "images": images.run, "doctor": doctor.run, "cluster": _cluster,
+    "compile": _compile,
     "submit": submit.run, "schedule": schedule.run, "runs": runs.run,
 }  # fmt: skip
 
@@ -183,6 +193,7 @@ def _make_parser() -> argparse.ArgumentParser:
     _add_predict(commands)
     champion.add_command(commands)
     gc.add_command(commands)
+    config.add_command(commands, _add_parameters)
     images.add_command(commands)
     doctor.add_command(commands)
     cluster = commands.add_parser("cluster", help="the file that says how a cluster is used, every field explained")
@@ -222,7 +233,9 @@ def _add_predict(commands: Any) -> None:
     )
     parser.add_argument("--model", default="", metavar="URI", help="the model's URI or path, or that of its manifest")
     parser.add_argument(
-        "--workspace", default="", help="where to look for a champion, without --model (default: ./imagemill-data)"
+        "--workspace",
+        default="",
+        help="where to look for a champion, without --model (default: IMAGEMILL_WORKSPACE, or ./imagemill-data)",
     )
     parser.add_argument(
         "--name", default="", help="whose champion, without --model (default: the one name that has a champion there)"

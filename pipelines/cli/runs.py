@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...components.dataset.workspace import STEPS
+from ...components.step.command_line import parse_count
 from ...components.step.progress import format_duration
 from ...components.storage.errors import EXIT_OK, MillError, wrong
 from ...components.storage.store import get_store
@@ -45,9 +46,8 @@ def run(flags: dict[str, Any]) -> int:
     """Run the command with its parsed flags; return the exit code, which is the run's own with --follow."""
     cluster_file = flags["cluster"]
     connection = Connection.from_flags(flags, load_cluster(cluster_file).namespace if cluster_file else "")
-    last, run_id, as_json = flags["last"], flags["run_id"], flags["json"]
-    if not last.isascii() or not last.isdigit() or not 1 <= int(last) <= PAGE_SIZE:
-        raise wrong("--last", f"a whole number from 1 to {PAGE_SIZE}", last)
+    run_id, as_json = flags["run_id"], flags["json"]
+    last = parse_count("--last", flags["last"], f"a whole number from 1 to {PAGE_SIZE}", low=1, high=PAGE_SIZE)
     for flag in ("follow", "report", "logs"):
         if flags[flag] and not run_id:
             raise wrong(f"--{flag}", "the id of a run before it", "none")
@@ -60,7 +60,7 @@ def run(flags: dict[str, Any]) -> int:
         return _show_run(service, run_id, flags["follow"], as_json, flags["report"])
     specs = PipelineSpecs(service)
     records = RunRecords(service, specs)
-    runs = _list_newest(service, specs, flags["pipeline_name"], int(last))
+    runs = _list_newest(service, specs, flags["pipeline_name"], last)
     rows = [_describe_run(service, listed, records) for listed in runs]
     if as_json:
         for row in rows:

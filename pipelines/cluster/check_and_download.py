@@ -3,23 +3,26 @@ download, and tell whether the other steps have anything to do.
 
 `check_and_download` is the body of the KFP component; Argo's pod calls the same functions (`argo/download.py`). Where
 the other steps have nothing to do, the records of all are written, and no other pod starts but the exit step's:
-`changed` is the condition in the KFP package (`dsl.If`) and in Argo's DAG (`when`).
+`changed` is the condition in the KFP package (`dsl.If`) and in Argo's DAG (`when`). Each step, in its order and by its
+own code, looks up its result without making anything (`Step.execute_cached`). So a fingerprint is computed in one place
+only, and no list of results can be out of date.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
+import traceback
 from collections.abc import Mapping
 from typing import Any
 
-from ...components.dataset.workspace import STEPS, Workspace
+from ...components.dataset.workspace import PRODUCTS, STEPS, Workspace
 from ...components.download import STEP
 from ...components.step.progress import say
-from ...components.step.step import CACHED, RUN_ENV
+from ...components.step.step import CACHED, RUN_ENV, NotCached
 from ...components.storage.errors import MillError, UserError
-from ..parameters import CONFIG, RunParameters, parse_form
-from .unchanged import find_cached_records, write_cached_records
+from ..parameters import ALL_STEPS, CONFIG, RunParameters, parse_form
 
 CHANGED, UNCHANGED = "true", "false"
 """The values of the output `changed`."""
@@ -74,3 +77,48 @@ def complete_if_unchanged(parameters: RunParameters, run: str, record: dict[str,
         return False
     say(STEP.name, "nothing has changed since an earlier run: the other steps are left out")
     return True
+
+
+Records = dict[str, dict[str, Any]]
+"""The steps' records by name, in the order of the steps."""
+
+
+def find_cached_records(parameters: RunParameters, run: str, records: Records) -> Records | None:
+    """Return the records of a run all of whose results exist; None where a step has something to do.
+
+    `records`: those of the steps that have ended already. A step that can't begin, or whose libraries are not installed
+    here, has something to do: it raises its error when it runs. So has one with an unforeseen error, which must not
+    end a run that was only checked.
+    """
+    records = dict(records)
+    for step in STEPS[len(records) :]:
+        try:
+            config = dataclasses.replace(parameters.config(step), run=run, **_build_parents(step, records))
+            records[step] = ALL_STEPS[step].execute_cached(config).to_dict()
+        except (NotCached, MillError, ImportError):
+            return None
+        except Exception:
+            traceback.print_exc()
+            return None
+    return records
+
+
+def write_cached_records(workspace: Workspace, run: str, records: Records) -> None:
+    """Write the records as the steps would have written them, and print what exists."""
+    for step, record in records.items():
+        workspace.write_step_record(run, step, record)
+        if record["uri"]:
+            say(step, f"there already: {record['uri']}")
+    verdict = records["promote"]["metrics"]
+    say("promote", f"{verdict['verdict'].replace('_', ' ')}: {verdict['reason']}")
+
+
+def _build_parents(step: str, records: Records) -> dict[str, str]:
+    """Return the config fields of a step whose values come from earlier steps."""
+    uris = {kind: records[name]["uri"] for name, kind in PRODUCTS.items() if name in records}
+    parents = {kind: uris[kind] for kind in ALL_STEPS[step].config.PARENTS if kind in uris}
+    if step != STEPS[0]:
+        parents["name"] = records[STEPS[0]]["metrics"]["name"]
+    if step == "promote":
+        parents["champion_evaluation"] = records["evaluate"]["metrics"]["champion_evaluation"]
+    return parents

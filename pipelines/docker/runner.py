@@ -22,6 +22,7 @@ from ...components.dataset.workspace import STEPS, Workspace
 from ...components.step.progress import say
 from ...components.storage.errors import EXIT_TRANSIENT, UserError
 from ..cluster.cluster_file import LABELS, RUN_LABEL, SCRATCH, Cluster
+from ..compat import replace_docker_tasks
 from ..parameters import RunParameters
 from .client import STEP_LABEL, connect_engine, engine_errors, remove_containers, remove_never_started
 from .environment import (
@@ -308,25 +309,13 @@ def replace_shell(command: Sequence[str]) -> list[str]:
     return [part.replace(_KFP_SHELL_COMMAND, _EXEC_COMMAND) if i == script else part for i, part in enumerate(command)]
 
 
-@contextlib.contextmanager
-def _use_for_kfp_tasks(containers: Containers) -> Iterator[None]:
-    """Let KFP's Docker tasks run in these containers. KFP's own handler takes a container that is removed before it was
-    asked for its exit code for a success (kubeflow/pipelines 13332), names no container, and treats all steps alike."""
-    from kfp.local import docker_task_handler as kfp
-    from kfp.local.status import Status
+def _use_for_kfp_tasks(containers: Containers) -> contextlib.AbstractContextManager[None]:
+    """Let KFP's Docker tasks run in these containers."""
 
-    original = kfp.DockerTaskHandler
+    def execute(handler: Any) -> int:
+        step = handler.full_command[handler.full_command.index("--function_to_execute") + 1]
+        volumes = handler.get_volumes_to_mount(containers.engine.client)
+        arguments = {**handler.runner.container_run_args, "environment": handler.env_vars}
+        return containers.execute(step, replace_shell(handler.full_command), volumes, arguments)
 
-    class Handler(original):  # type: ignore[misc,valid-type]
-        def run(self) -> Status:
-            step = self.full_command[self.full_command.index("--function_to_execute") + 1]
-            volumes = self.get_volumes_to_mount(containers.engine.client)
-            arguments = {**self.runner.container_run_args, "environment": self.env_vars}
-            code = containers.execute(step, replace_shell(self.full_command), volumes, arguments)
-            return Status.FAILURE if code else Status.SUCCESS
-
-    kfp.DockerTaskHandler = Handler
-    try:
-        yield
-    finally:
-        kfp.DockerTaskHandler = original
+    return replace_docker_tasks(execute)

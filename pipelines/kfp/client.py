@@ -27,6 +27,8 @@ HOST_VARIABLE, UI_HOST_VARIABLE = "KF_PIPELINES_ENDPOINT", "KF_PIPELINES_UI_ENDP
 TOKEN_VARIABLE, COOKIE_VARIABLE = "KF_PIPELINES_TOKEN", "KF_PIPELINES_COOKIE"
 TOKEN_FILE_VARIABLE, MOUNTED_TOKEN_FILE = "KF_PIPELINES_SA_TOKEN_PATH", "/var/run/secrets/kubeflow/pipelines/token"
 PORT_FORWARD = "kubectl port-forward -n kubeflow svc/ml-pipeline-ui 8080:80"
+NAMESPACE_FILE = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
+"""The pod's namespace, as Kubernetes mounts it."""
 TIMEOUT_S = (10, 60)
 """Seconds to connect and to wait for an answer; KFP's client has no timeout of its own."""
 RETRY_S = 20.0
@@ -169,7 +171,7 @@ class KfpService:
         if not connection.host and not _is_in_cluster() and not _has_kube_config():
             raise UserError(f"--host: expected Kubeflow Pipelines' address, found none. {CONNECTION_HELP}")
         self.client = _make_client(connection)
-        self.host = self.client._existing_config.host  # found by KFP's client if we didn't name it
+        self.host = self._api_client.configuration.host  # found by KFP's client if we didn't name it
         if not connection.host and self.host == _DEFAULT_HOST:
             raise UserError(
                 "--host: expected Kubeflow Pipelines' address, or a cluster of kubectl's, found none. "
@@ -177,6 +179,10 @@ class KfpService:
             )
         health = self.call("looking for the service", self.client.healthzs.healthz_service_get_healthz)
         self.namespace = self._find_namespace() if health.multi_user else None
+
+    @property
+    def _api_client(self) -> Any:
+        return _get_api_client(self.client)
 
     @property
     def _retry_key(self) -> str:
@@ -188,7 +194,7 @@ class KfpService:
         if namespace := self.connection.namespace or self.client.get_user_namespace():
             return str(namespace)
         with contextlib.suppress(OSError):
-            if pod_namespace := Path(self.client._NAMESPACE_PATH).read_text().strip():
+            if pod_namespace := Path(NAMESPACE_FILE).read_text().strip():
                 return pod_namespace
         raise wrong("--namespace", "the namespace of your profile, for this Kubeflow has several users", "none")
 
@@ -237,7 +243,7 @@ class KfpService:
         from kfp_server_api import ApiException
         from urllib3.exceptions import HTTPError, LocationValueError
 
-        api = self.client._run_api.api_client  # the one of all of the client's APIs
+        api = self._api_client
         api.cookie = self.connection.read_cookie() or api.cookie
         try:
             with _suppress_output():
@@ -315,9 +321,14 @@ def _make_client(connection: Connection) -> Any:
             host=connection.host or None, cookies=connection.read_cookie() or None,
             ssl_ca_cert=connection.ca_file or None, **connection.build_credentials(),
         )  # fmt: skip
-    pool = client._run_api.api_client.rest_client.pool_manager
+    pool = _get_api_client(client).rest_client.pool_manager
     pool.connection_pool_kw["retries"] = Retry(total=None, connect=0, read=0, status=0, other=0, redirect=3)
     return client
+
+
+def _get_api_client(client: Any) -> Any:
+    """Return the `kfp_server_api.ApiClient` that all APIs of KFP's client share."""
+    return client.healthzs.healthz_service_get_healthz.__self__.api_client
 
 
 @contextlib.contextmanager

@@ -94,8 +94,10 @@ def _list_log_sources(ui: KfpUi, run: str, execution: Execution) -> tuple[LogSou
         if execution.pod
         else []
     )
-    artifact = [lambda: ui.fetch_artifact(execution.logs[-1]).decode(errors="replace")] if execution.logs else []
-    return pod, artifact
+    stored: LogSources = []
+    if execution.logs:
+        stored.append(lambda: ui.fetch_artifact(execution.logs[-1]).decode(errors="replace"))
+    return pod, stored
 
 
 def _read_first(sources: LogSources, description: str) -> str:

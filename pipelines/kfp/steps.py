@@ -1,7 +1,8 @@
 """The steps as KFP components: short bodies that call `imagemill.components.<step>` in the step's image.
 
 Datasets are passed as URIs in string parameters (KFP would download an `Input[Dataset]` before the step starts); the
-artifacts that the UI shows are small. A body is shipped as source text, so it imports the modules that it uses.
+artifacts that the UI shows are small. A body is shipped as source text, so it imports the modules that it uses. Its
+`form` holds the parameters of the form that the step has, as the step's options declare them.
 """
 
 # No `from __future__ import annotations` here: KFP reads the annotations as objects.
@@ -9,18 +10,12 @@ from typing import NamedTuple
 
 from kfp import dsl
 
-from ...components.dataset.manifest import code_version
-
-IMAGES = {target: f"imagemill-{target}:{code_version()}" for target in ("cpu", "ray", "gpu")}
-"""The images by target of the Dockerfile; nothing is installed when a step starts."""
+from .form_component import IMAGES, Form, form_component
 
 
-@dsl.component(base_image=IMAGES["cpu"], install_kfp_package=False)
+@form_component("cpu")
 def download(
-    workspace: str, name: str, rerun: str, run: str, config: str,
-    dataset: str, source: str, preset: str, model_preset: str, image_size: str, backbone: str, weights: str,
-    recipe: str, epochs: str, promote: str,
-    manifest: dsl.Output[dsl.Dataset],
+    form: Form, run: str, config: str, manifest: dsl.Output[dsl.Dataset],
 ) -> NamedTuple("Downloaded", [("raw", str), ("name", str), ("changed", str)]):  # type: ignore[valid-type]  # fmt: skip
     """Read the source into a raw dataset; returns its URI, the name that the run goes by, and whether any step after
     this one has something to do. It is given the whole form: what is wrong with it shall be found here."""
@@ -31,75 +26,48 @@ def download(
     from imagemill.pipelines.kfp.server_version import check_server
 
     check_server()
-    form = {
-        "dataset": dataset, "source": source, "name": name, "workspace": workspace, "preset": preset,
-        "model_preset": model_preset, "image_size": image_size, "backbone": backbone, "weights": weights,
-        "recipe": recipe, "epochs": epochs, "promote": promote, "rerun": rerun,
-    }  # fmt: skip
     record, changed = check_and_download(config, manifest.path, run, form)
     manifest.metadata.update(dataset_metadata(record, manifest.path))
     outputs = NamedTuple("outputs", [("raw", str), ("name", str), ("changed", str)])  # noqa: UP014
     return outputs(record["uri"], record["metrics"]["name"], changed)
 
 
-@dsl.component(base_image=IMAGES["cpu"], install_kfp_package=False)
-def clean(
-    workspace: str, name: str, rerun: str, run: str, config: str,
-    raw: str, preset: str,
-    manifest: dsl.Output[dsl.Dataset],
-) -> str:  # fmt: skip
+@form_component("cpu")
+def clean(form: Form, run: str, config: str, raw: str, manifest: dsl.Output[dsl.Dataset]) -> str:
     """Keep what is valid, reject the rest with reasons; returns the clean dataset's URI."""
     from imagemill.components.clean import STEP
     from imagemill.pipelines.kfp.artifacts import dataset_metadata
 
-    record = STEP.component(
-        config, manifest.path, workspace=workspace, name=name, rerun=rerun, run=run,
-        raw=raw, preset=preset,
-    )  # fmt: skip
+    record = STEP.component(config, manifest.path, run=run, raw=raw, **form)
     manifest.metadata.update(dataset_metadata(record, manifest.path))
     return str(record["uri"])
 
 
-@dsl.component(base_image=IMAGES["ray"], install_kfp_package=False)
-def resize(
-    workspace: str, name: str, rerun: str, run: str, config: str,
-    clean: str, preset: str, model_preset: str, image_size: str,
-    manifest: dsl.Output[dsl.Dataset],
-) -> str:  # fmt: skip
+@form_component("ray")
+def resize(form: Form, run: str, config: str, clean: str, manifest: dsl.Output[dsl.Dataset]) -> str:
     """Resize every image, on Ray where the cluster file says so; returns the tensors' URI."""
     from imagemill.pipelines.kfp.artifacts import dataset_metadata
     from imagemill.pipelines.kuberay.resize_step import run_resize
 
-    record = run_resize(
-        config, manifest.path, workspace=workspace, name=name, rerun=rerun, run=run,
-        clean=clean, preset=preset, model_preset=model_preset, image_size=image_size,
-    )  # fmt: skip
+    record = run_resize(config, manifest.path, run=run, clean=clean, **form)
     manifest.metadata.update(dataset_metadata(record, manifest.path))
     return str(record["uri"])
 
 
-@dsl.component(base_image=IMAGES["gpu"], install_kfp_package=False)
-def train(
-    workspace: str, name: str, rerun: str, run: str, config: str,
-    tensors: str, preset: str, backbone: str, weights: str, recipe: str, epochs: str,
-    manifest: dsl.Output[dsl.Model],
-) -> str:  # fmt: skip
+@form_component("gpu")
+def train(form: Form, run: str, config: str, tensors: str, manifest: dsl.Output[dsl.Model]) -> str:
     """Train the challenger; returns the model's URI."""
     from imagemill.components.train import STEP
     from imagemill.pipelines.kfp.artifacts import model_metadata
 
-    record = STEP.component(
-        config, manifest.path, workspace=workspace, name=name, rerun=rerun, run=run,
-        tensors=tensors, preset=preset, backbone=backbone, weights=weights, recipe=recipe, epochs=epochs,
-    )  # fmt: skip
+    record = STEP.component(config, manifest.path, run=run, tensors=tensors, **form)
     manifest.metadata.update(model_metadata(record, manifest.path))
     return str(record["uri"])
 
 
-@dsl.component(base_image=IMAGES["gpu"], install_kfp_package=False)
+@form_component("gpu")
 def evaluate(
-    workspace: str, name: str, rerun: str, run: str, config: str,
-    model: str, clean: str,
+    form: Form, run: str, config: str, model: str, clean: str,
     metrics: dsl.Output[dsl.Metrics], confusion: dsl.Output[dsl.ClassificationMetrics],
 ) -> NamedTuple("Evaluations", [("evaluation", str), ("champion_evaluation", str)]):  # type: ignore[valid-type]  # fmt: skip
     """Evaluate challenger and champion on the same test split; returns the URIs of both evaluations."""
@@ -109,9 +77,7 @@ def evaluate(
     from imagemill.components.evaluate.matrix import confusion_matrix, roc_curve
     from imagemill.pipelines.kfp.artifacts import records_metadata
 
-    record = STEP.component(
-        config, "", workspace=workspace, name=name, rerun=rerun, run=run, model=model, clean=clean
-    )  # fmt: skip
+    record = STEP.component(config, "", run=run, model=model, clean=clean, **form)
     for key, value in record["metrics"].items():
         if isinstance(value, float):
             metrics.log_metric(key, value)
@@ -125,10 +91,9 @@ def evaluate(
     return outputs(record["uri"], record["metrics"]["champion_evaluation"])
 
 
-@dsl.component(base_image=IMAGES["cpu"], install_kfp_package=False)
+@form_component("cpu")
 def promote(
-    workspace: str, name: str, rerun: str, run: str, config: str,
-    evaluation: str, champion_evaluation: str, promote: str,
+    form: Form, run: str, config: str, evaluation: str, champion_evaluation: str,
     report: dsl.Output[dsl.HTML], summary: dsl.Output[dsl.Markdown],
 ) -> str:  # fmt: skip
     """Promote the better model, write the report and the run's summary; returns the champion's URI."""
@@ -137,11 +102,10 @@ def promote(
     from imagemill.pipelines.kfp.artifacts import summary_metadata, write_report
 
     record = STEP.component(
-        config, "", workspace=workspace, name=name, rerun=rerun, run=run, evaluation=evaluation,
-        champion_evaluation=champion_evaluation, promote=promote,
+        config, "", run=run, evaluation=evaluation, champion_evaluation=champion_evaluation, **form
     )  # fmt: skip
     write_report(record, report.path)
-    summary.metadata.update(summary_metadata(write_summary(workspace, run, summary.path)))
+    summary.metadata.update(summary_metadata(write_summary(form["workspace"], run, summary.path)))
     return str(record["uri"])
 
 

@@ -4,7 +4,7 @@ It runs in the step's pod in place of the step and needs no Ray. Its service acc
 The RayJob is owned by the run's Workflow, labeled with the run, and has deadlines of its own. A pod that is deleted
 (a drained node) leaves its job to the step's next try, which finds it by its name; a run that is stopped takes its job
 with it. A RayJob that this process can't delete any more is deleted with the Workflow or by the run's exit step
-(cleanup.py), or ends at its deadlines.
+(pods.py), or ends at its deadlines.
 """
 
 from __future__ import annotations

@@ -1,20 +1,24 @@
 """The pods of a RayJob and the events of its RayCluster, listed again and again while the job runs.
 
 KubeRay deletes a pod as soon as it has failed, and all pods when the job has ended. Events of the RayCluster, which
-Kubernetes keeps for an hour, say how the deleted pods ended.
+Kubernetes keeps for an hour, say how the deleted pods ended. Exit steps delete the RayJobs that a run has left behind,
+and record why one failed.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
+from ...components.dataset.workspace import Workspace
+from ...components.resize import STEP
 from ...components.storage.errors import MillError
-from ..cluster.cluster_file import RUN_LABEL
-from ..cluster.kube_client import Json, KubeClient
-from .failures import list_problems
-from .manifest import build_run_label
+from ..cluster.cluster_file import RUN_LABEL, Cluster
+from ..cluster.kube_client import Json, KubeClient, read_own_namespace
+from .failures import explain_failure, list_problems
+from .manifest import FAILED, build_run_label, classify_status
 
 REFRESH_S = 10.0
 """Seconds between two listings."""
@@ -70,3 +74,33 @@ def _belongs_to_job(pod: Json, cluster: str, job: str) -> bool:
     """Return whether a pod is of the job's RayCluster or submitter, not a launcher's nor an earlier RayCluster's."""
     labels = pod["metadata"].get("labels") or {}
     return (bool(cluster) and labels.get("ray.io/cluster") == cluster) or labels.get("job-name") == job
+
+
+def delete_rayjobs(cluster: Cluster, run: str, workspace: str = "") -> list[str]:
+    """Delete the RayJobs with the run's label, and return their names. UserError without the right.
+
+    If one failed before its command could record why, the error is written to the step's record in `workspace`.
+    """
+    if not cluster.ray.makes_rayjobs:
+        return []
+    kube = KubeClient.connect(read_own_namespace(cluster.namespace))
+    jobs = kube.list_rayjobs(f"{RUN_LABEL}={build_run_label(run)}")
+    for job in jobs:
+        if workspace and classify_status(job.get("status") or {}) == FAILED:
+            with suppress(MillError):  # the record stays as it was
+                _record_failure(kube, job, run, Workspace.from_uri(workspace))
+        kube.delete_rayjob(str(job["metadata"]["name"]), str(job["metadata"]["uid"]))
+    return [str(job["metadata"]["name"]) for job in jobs]
+
+
+def _record_failure(kube: KubeClient, job: Json, run: str, workspace: Workspace) -> None:
+    """Write to the step's record why a RayJob failed, unless its command or its launcher has."""
+    record = workspace.step_record(run, STEP.name)
+    if record is None or record["inputs"]:
+        return
+    name = str(job["metadata"]["name"])
+    pods = RayPods(kube, name, run)
+    pods.refresh(job["status"])
+    error = explain_failure(name, job["status"], pods.pods, "", pods.events)
+    failed = record | {"exit_code": error.exit_code, "error": str(error)}
+    workspace.write_step_record(run, STEP.name, failed)

@@ -3,7 +3,7 @@ RayJob. Without a cluster file, as on a laptop, it is the step as it is.
 
 A RayJob's pods take 35 to 60 s before they do any work (measured on a node of two busy cores, with the images there),
 Ray in the step's own pod about 10 s: so a small dataset is done sooner there. The time of the work is estimated in
-components/resize/threads.py.
+components/resize/core_seconds.py.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Literal, cast
 from ...components.dataset.manifest import Totals, find_intact_dataset
 from ...components.resize import STEP
 from ...components.resize.config import ResizeConfig
-from ...components.resize.threads import estimate_core_seconds
+from ...components.resize.core_seconds import estimate_core_seconds
 from ...components.step.config import parse_config
 from ...components.step.progress import format_duration, say
 from ...components.step.step import CACHED, Context, Outcome, Step

@@ -21,6 +21,7 @@ from ...components.step.runner_exit import RUNNER_PID
 from ...components.step.step import RUN_ENV
 from ...components.storage import uri as uris
 from ...components.storage.errors import EXIT_OURS, EXIT_USER, TransientError, UserError, error_for_exit_code
+from ..compat import replace_python_in_program
 
 if TYPE_CHECKING:
     from ..docker.runner import Containers
@@ -103,7 +104,7 @@ def _run_kfp(arguments: dict[str, Any], scratch: str, log: TextIO, containers: C
 
         runner = containers.make_runner() if containers else local.SubprocessRunner(use_venv=False)
         local.init(runner=runner, pipeline_root=f"{scratch}/kfp", workspace_root=f"{scratch}/kfp-workspace")
-        _patch_python_replacement()
+        replace_python_in_program()
         for task in training_pipeline.pipeline_spec.root.dag.tasks.values():
             task.ClearField("retry_policy")  # for lost pods: here a wrong input would be tried three times in 90 s
         try:
@@ -112,22 +113,6 @@ def _run_kfp(arguments: dict[str, Any], scratch: str, log: TextIO, containers: C
             log.write(f"{error}\n")
             return False
     return True
-
-
-def _patch_python_replacement() -> None:
-    """Let KFP replace `python3` by the interpreter's path in a task's program alone. KFP 2.17 replaces that text in the
-    whole command line, also in a parameter such as a workspace named `python3-photos`."""
-    from kfp.local import subprocess_task_handler as handler
-
-    def replace(full_command: list[str], new_executable: str) -> list[str]:
-        program = next(
-            (i for i, part in enumerate(full_command) if "ephemeral_component.py" in part), len(full_command)
-        )
-        return [
-            part.replace("python3", new_executable) if i <= program else part for i, part in enumerate(full_command)
-        ]
-
-    handler.replace_python_executable = replace
 
 
 @contextlib.contextmanager

@@ -18,8 +18,8 @@ from ...components.step.step import CACHED, new_run
 from ...components.storage.errors import EXIT_OK, MillError, describe_internal_error
 from ...components.storage.uri import normalize
 from ...components.train.config import TrainConfig
+from ..cluster.check_and_download import find_cached_records, write_cached_records
 from ..cluster.cluster_file import Cluster
-from ..cluster.unchanged import find_cached_records, write_cached_records
 from ..parameters import RunParameters
 from ..results import make_failed_result, read_record_facts
 

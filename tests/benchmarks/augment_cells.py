@@ -15,9 +15,11 @@ from typing import Any
 import cv2
 import numpy as np
 
+from imagemill.components.dataset.kinds import ImageSpec
+
 SIZE = 224
 Cell = Callable[[], Any]
-IMAGE = {"shape": [SIZE, SIZE, 3], "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "color": "rgb"}
+IMAGE = ImageSpec((SIZE, SIZE, 3), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 OPERATIONS = (
     "Flip", "Crop", "Rotate", "ShearX", "TranslateX", "Perspective", "Brightness", "Contrast", "Color", "Hue",
@@ -55,9 +57,9 @@ def _config_of(task: str) -> Any:
 def drawn(task: str, count: int) -> Any:
     """What was drawn where every image gets the same one operation."""
     from imagemill.components.train.augment import matrices
-    from imagemill.components.train.augment.params import OPERATION_IDS, make_center_crop_params
+    from imagemill.components.train.augment.params import OPERATION_IDS, make_seed_params
 
-    what = make_center_crop_params(count, SIZE, SIZE, SIZE)
+    what = make_seed_params(0, 0, 0, count)
     every = np.ones(count)
     if task in OPERATION_IDS:
         value = np.full((count, 1), _VALUE.get(task, 0), np.float32)

@@ -138,12 +138,16 @@ def read_in_order(place: Place, _: int) -> Epoch:
     return epoch
 
 
-def ours(encoding: str) -> Callable[[Place, int], Epoch]:
-    """The loader, with so many threads (0: its default), on a dataset of one encoding."""
+def ours(encoding: str, by_pyarrow: bool = False) -> Callable[[Place, int], Epoch]:
+    """The loader, with so many threads (0: its default), on a dataset of one encoding. `by_pyarrow`: raw pixels, too,
+    are read by pyarrow instead of copied out of the mapped file."""
 
     def opened(place: Place, threads: int) -> Epoch:
+        from imagemill.components.train.data import tensor_shards
         from imagemill.components.train.data.loader import iter_batches
 
+        if by_pyarrow:
+            tensor_shards.find_row_offsets = lambda *_: None
         dataset = our_dataset(place, encoding)
         more = {"threads": threads} if threads else {}
 
@@ -271,6 +275,9 @@ CELLS: dict[str, Cell] = {
         f"ours_{threads}": Cell(f"iter_batches(threads={threads})", ours("raw"), _RAW, (threads,), needs=LOADER)
         for threads in THREADS
     },
+    "ours_by_pyarrow": Cell(
+        "iter_batches() without train/data/parquet_pages.py", ours("raw", True), _RAW, (1,), needs=LOADER
+    ),
     "ours_later": Cell(
         "iter_batches(), a fifth of the rows in 16 later generations", ours("raw-later"), ("tensors-raw-later",),
         needs=LOADER,

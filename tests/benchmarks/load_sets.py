@@ -28,6 +28,7 @@ import pyarrow as pa
 import simplejpeg
 from load_cells import CLASSES, SIZE, STAMP_BLOCK, STAMP_LEFT, STAMP_TOP, Place
 
+from imagemill.components.dataset.kinds import ImageSpec, TensorsExtra
 from imagemill.components.dataset.manifest import Dataset, File, Manifest, Totals, commit
 from imagemill.components.dataset.shards import Layout, ShardWriter
 from imagemill.components.imaging.choices import RAW
@@ -116,12 +117,11 @@ def make_tensors(place: Place, encoding: str, workspace: str = "", later: int = 
         for start in range(begin, end, rows):
             files.append(_tensor_file(place, uri, spec, range(start, min(start + rows, end)), encoded))
             shards[files[-1].uri] = {"generation": generation}
-    image = {"shape": [SIZE, SIZE, 3], "input_size": SIZE, "dtype": "uint8", "encoding": encoding, "color": "rgb"}
-    image |= {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "mode": "crop"}
+    image = ImageSpec((SIZE, SIZE, 3), SIZE, encoding=encoding, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
     names = tuple(f"c{number}" for number in range(CLASSES))
     totals = Totals(rows=place.images, by_split={"train": place.images})
     manifest = Manifest("tensors", "0123456789abcdef", classes=names, files=tuple(files), totals=totals, image=image)
-    return commit(uri, replace(manifest, extra={"shards": shards}))
+    return commit(uri, replace(manifest, extra=TensorsExtra(shards=shards)))
 
 
 def _tensor_file(place: Place, uri: str, spec: TensorSpec, numbers: range, encoded: Iterator[bytes]) -> File:

@@ -105,7 +105,7 @@ class Chain:
         model = ["--model", record["uri"], "--clean", cleaned, "--review", "false", "--tta", "none"]
         evaluation = self.run(evaluate.STEP, name, *model)
         self.run(promote.STEP, name, "--evaluation", evaluation["uri"], "--promote", "always")
-        scores, epochs = evaluation["metrics"], read_dataset(record["uri"]).manifest.extra["epochs"]
+        scores, epochs = evaluation["metrics"], read_dataset(record["uri"]).manifest.extra.epochs
         return Week(epochs, macro_f1=scores["macro_f1"], top1=scores["top1"], **json.loads(file.read_text()))
 
 

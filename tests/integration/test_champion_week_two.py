@@ -44,7 +44,7 @@ def step(workspace: Workspace, tmp_path: Path, name: str, *words: str) -> dict[s
 def test_promote_by_hand_and_back(finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     workspace = Workspace.open(str(finished.workspace))
     here = ["--workspace", workspace.uri]
-    champion = workspace.absolute(str((workspace.last_promotion("photos") or {})["model"]))
+    champion = workspace.absolute(workspace.last_promotion("photos").model)
     for number in range(3):
         mill.add_photo(finished.photos / "red" / f"new{number}.jpg", "red", np.random.default_rng(number))
     raw = step(workspace, tmp_path, "download", "--dataset", "folder", "--source", str(finished.photos))

@@ -35,7 +35,7 @@ def test_the_dataset_keeps_the_contract(tmp_path: Path, monkeypatch: pytest.Monk
         assert pq.read_schema(path).equals(raw.RAW)
     assert manifest.totals.rows == 6 and manifest.totals.bytes == 6 * 2004
     assert manifest.totals.by_class == {"cat": 3, "dog": 3} and manifest.classes == ("cat", "dog")
-    assert manifest.extra["skipped"]["count"] == 2
+    assert manifest.extra.skipped.count == 2
     for image_id, row in rows_of(dataset).items():
         assert row["image"] == images()[image_id] and row["label"] == image_id.split("/")[0]
         assert row["sha256"] == hashlib.sha256(row["image"]).hexdigest()
@@ -147,7 +147,7 @@ def test_a_workspace_inside_the_source_does_not_feed_on_itself(tmp_path: Path) -
     write(source / "mill", {"runs/plots/confusion.png": b"\x89PNG\r\n\x1a\n"})
     second = run(source / "mill", source, tmp_path)
     assert (second["state"], second["uri"]) == ("cached", first["uri"])
-    assert len(rows_of(dataset_of(first))) == 6 and dataset_of(first).manifest.extra["skipped"]["count"] == 0
+    assert len(rows_of(dataset_of(first))) == 6 and dataset_of(first).manifest.extra.skipped.count == 0
 
 
 def test_a_change_while_it_is_read_is_not_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,4 +171,4 @@ def test_manifests_hold_no_absolute_uris(tmp_path: Path) -> None:
     uri = uris.join(str(moved), "raw", record["fingerprint"])
     assert len(rows_of(read_dataset(uri, "raw"))) == 6
     manifest = parse_manifest((Path(uri) / MANIFEST).read_bytes(), uri)
-    assert DownloadConfig(dataset="folder", source=manifest.extra["source"]).dataset_name() == "in"
+    assert DownloadConfig(dataset="folder", source=manifest.extra.source).dataset_name() == "in"

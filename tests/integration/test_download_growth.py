@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from downloading import dataset_of, images, photograph, rows_of, run, tar, write
 
+from imagemill.components.dataset.kinds import FileList
 from imagemill.components.dataset.manifest import Dataset, File
 from imagemill.components.download import raw, reuse, sources
 from imagemill.components.storage.errors import TransientError
@@ -75,9 +76,9 @@ def check_equals_fresh(record: dict[str, Any], source: Path | str, tmp_path: Pat
     assert grown.fingerprint == fresh.fingerprint and rows_of(grown) == rows_of(fresh)
     assert grown.manifest.totals == fresh.manifest.totals and grown.manifest.classes == fresh.manifest.classes
     for kind in ("skipped", "missing_masks"):
-        lists = [dataset.manifest.extra.get(kind, {"count": 0, "files": []}) for dataset in (grown, fresh)]
-        assert lists[0]["count"] == lists[1]["count"]
-        assert sorted(map(str, lists[0]["files"])) == sorted(map(str, lists[1]["files"]))
+        lists = [getattr(dataset.manifest.extra, kind) or FileList() for dataset in (grown, fresh)]
+        assert lists[0].count == lists[1].count
+        assert sorted(map(str, lists[0].files)) == sorted(map(str, lists[1].files))
     assert not grown.missing()
     return grown
 
@@ -201,7 +202,7 @@ def test_a_shard_that_lost_more_than_a_quarter_is_written_anew(tmp_path: Path, s
     grown = check_equals_fresh(run(tmp_path / "ws", source, tmp_path), source, tmp_path)
     assert reads.paths.count("cat/007.jpg") == 1, "read by the dataset from nothing, not for the copy"
     assert len(set(grown.files()) & set(first.files())) == len(first.files()) - 1
-    assert "removed" not in grown.manifest.extra
+    assert grown.manifest.extra.removed is None
 
 
 def test_a_manifest_names_a_bounded_number_of_removed_rows(
@@ -212,7 +213,7 @@ def test_a_manifest_names_a_bounded_number_of_removed_rows(
     for name in ("cat/001", "cat/003", "cat/021", "dog/000", "dog/030"):  # two of the first shard, one of three more
         (source / f"{name}.jpg").unlink()
     grown = check_equals_fresh(run(tmp_path / "ws", source, tmp_path), source, tmp_path)
-    assert sorted(map(len, grown.manifest.extra["removed"].values())) == [1, 1, 1]
+    assert sorted(map(len, grown.manifest.extra.removed.values())) == [1, 1, 1]
 
 
 def test_small_shards_of_many_weeks_are_merged(
@@ -370,7 +371,7 @@ def test_a_copy_that_was_broken_off_is_not_made_twice(
         patch.setattr(reuse.EarlierRows, "copy_rows", breaks_off)
         assert run(tmp_path / "ws", source, tmp_path)["exit_code"] == 75
     grown = check_equals_fresh(run(tmp_path / "ws", source, tmp_path), source, tmp_path)
-    assert "removed" not in grown.manifest.extra and len(grown.files()) == 3
+    assert grown.manifest.extra.removed is None and len(grown.files()) == 3
     listed = sum(pq.read_metadata(grown.locate(file)).num_rows for file in grown.files())
     assert listed == grown.manifest.totals.rows
 

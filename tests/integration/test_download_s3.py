@@ -98,7 +98,7 @@ def test_a_table_names_masks_in_s3(tmp_path: Path, bucket: tuple[str, Any], loca
     masks = {name: row["mask"] for name, row in rows_of(dataset).items()}
     assert masks.pop("s3://pictures/cat/001.jpg") == b"the mask" and masks.pop("s3://pictures/dog/000.jpg") is None
     assert masks == ({} if local else {"cat/003.jpg": b"beside"})
-    (missing,) = dataset.manifest.extra["missing_masks"]["files"]
+    (missing,) = dataset.manifest.extra.missing_masks.files
     assert missing["mask"] == "s3://mill/masks/none.png"
     client.put_object(Bucket="mill", Key="masks/1.png", Body=b"the mask, mended")
     assert run(workspace, source, tmp_path, dataset="csv")["state"] == "ran"

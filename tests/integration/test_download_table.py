@@ -60,7 +60,7 @@ def test_a_table_of_the_old_columns_gives_the_rows_and_the_digests_that_it_gave(
         row_digest("none.jpg", None, "b", None, ""),
         row_digest("cat/001.jpg", two, None, "train", ""),
     )
-    assert sorted(dataset_of(record).manifest.extra) == ["dataset_name", "skipped", "source"]
+    assert sorted(dataset_of(record).manifest.extra.to_dict()) == ["dataset_name", "skipped", "source"]
 
 
 def test_a_table_gives_groups_boxes_and_masks(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_a_table_gives_groups_boxes_and_masks(tmp_path: Path) -> None:
         row_digest("cat/001.jpg", sha(photograph(1)), "cat", "train", with_mask),
         row_digest("dog/002.jpg", sha(photograph(2)), "dog", None, "", "p2"),
     )
-    assert "missing_masks" not in dataset_of(record).manifest.extra
+    assert dataset_of(record).manifest.extra.missing_masks is None
     assert run(tmp_path / "ws", tmp_path / "in" / "t.csv", tmp_path, dataset="csv")["state"] == "cached"
 
 
@@ -126,7 +126,7 @@ def test_missing_masks_end_no_run_and_are_counted_and_said_once(
     record = run(tmp_path / "ws", table, tmp_path, dataset="csv")
     found = dataset_of(record)
     missing = [{"path": name, "mask": f"gone/{n}.png", "why": "not there"} for n, name in enumerate(images(4))]
-    assert found.manifest.extra["missing_masks"] == {"count": 4, "files": missing}
+    assert found.manifest.extra.missing_masks.to_dict() == {"count": 4, "files": missing}
     assert [row["mask"] for row in rows_of(found).values()] == [None] * 5
     said = "but does not have: 4; their images go without one: gone/0.png (not there), gone/1.png (not there), " \
         "gone/2.png (not there) and 1 more"  # fmt: skip
@@ -135,7 +135,7 @@ def test_missing_masks_end_no_run_and_are_counted_and_said_once(
     assert capsys.readouterr().err.count(said) == 1, "of a cached raw it is true still"
     write(tmp_path / "in", {"gone/0.png": b"found"})
     again = dataset_of(run(tmp_path / "ws", table, tmp_path, dataset="csv"))
-    assert again.manifest.extra["missing_masks"] == {"count": 3, "files": missing[1:]}
+    assert again.manifest.extra.missing_masks.to_dict() == {"count": 3, "files": missing[1:]}
     assert rows_of(again)["dog/000.jpg"]["mask"] == b"found"
 
 

@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from imagemill.components.dataset.kinds import CleanExtra
 from imagemill.components.dataset.manifest import Manifest, Totals, commit
 from imagemill.components.dataset.shards import read_columns
 from imagemill.components.imaging.tensors import decode_column
@@ -179,7 +180,7 @@ def test_a_pipelines_own_datasets_come_back_as_they_are(finished_once: Finished,
     exports.run(tensors, "webdataset", tmp_path / "web")
     order = [row["image_id"] for row in listed if row["split"] == "train"]
     assert web_ids(tmp_path / "web", "train") == order, "clean and tensors have one order"
-    shape = tensors.manifest.image["shape"]
+    shape = tensors.manifest.image.shape
     stored = [
         decode_column(t.column("image"), tensors.manifest.image)
         for t in read_columns(tensors, "data", ["image"], "train")
@@ -221,7 +222,10 @@ def peak_of_export(folder: Path, files: int) -> int:
         listed += cleaned.draft(uri, rows, row_group_rows=4).manifest.files
     totals = Totals(rows=60 * files, by_split={"train": 60 * files})
     commit(
-        uri, Manifest("clean", "01", classes=("cat",), files=tuple(listed), totals=totals, extra={"dataset_name": "t"})
+        uri,
+        Manifest(
+            "clean", "01", classes=("cat",), files=tuple(listed), totals=totals, extra=CleanExtra(dataset_name="t")
+        ),
     )
     words = [*mill.COMMAND, *command(uri, "webdataset", folder / "out")]
     code = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True);"

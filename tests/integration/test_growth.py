@@ -102,7 +102,7 @@ def test_a_model_of_new_classes_is_compared_in_those_that_the_champion_knows(fin
 def test_another_color_keeps_only_the_download(finished: Finished) -> None:
     result = again(finished, "--color", "gray")
     assert result.states == ran_from("clean")
-    assert mill.dataset_of(result, "tensors").manifest.image["shape"] == [32, 32, 1]
+    assert mill.dataset_of(result, "tensors").manifest.image.shape == (32, 32, 1)
 
 
 def test_more_epochs_keep_the_tensors_and_a_rule_keeps_the_model(finished: Finished) -> None:

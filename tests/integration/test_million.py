@@ -102,11 +102,15 @@ print(json.dumps({
 """
 
 _PLAN = """
-from imagemill.components.resize.plan import plan_shards
+from imagemill.components.resize.plan import get_index_ranges, locate_rows, plan_split
 from imagemill.components.dataset.manifest import read_dataset
 clean = read_dataset(sys.argv[1])
 before, started = megabytes(), time.monotonic()
-rows = [job.rows for split in ("train", "val", "test") for job in plan_shards(clean, split, 224 * 224 * 3)]
+rows = []
+for split in ("train", "val", "test"):
+    plan = plan_split(clean, split, 224 * 224 * 3)
+    slices = locate_rows(plan.sources, get_index_ranges([(shard,) for shard in plan.shards]))
+    rows += [shard.rows for shard, _ in zip(plan.shards, slices, strict=True)]
 seconds = time.monotonic() - started
 print(json.dumps({"rows": sum(rows), "jobs": len(rows), "peak": megabytes() - before, "seconds": seconds}))
 """

@@ -141,7 +141,7 @@ def test_copies_with_contradicting_labels_are_settled_by_the_policy(tmp_path: Pa
     groups = conflicts(bed, policy)
     copies(bed, 12)
     cleaned = check_exact(bed, tmp_path, label_conflicts=policy)
-    found = cleaned.dataset.manifest.extra["found"]["duplicates"]
+    found = cleaned.dataset.manifest.extra.found["duplicates"]
     assert (found["groups"], found["conflicts"]) == (groups + 12, groups)
     named = [{row["image_id"] for row in group} for group in found["conflict_examples"]]
     planted = {plant.path for plant in bed.plants if plant.kind == "label conflict"}
@@ -201,7 +201,7 @@ def check_leaks(cleaned: Cleaned, twins: list[dict[str, Any]], original: dict[st
     for row in rejected:
         named = row["detail"].removeprefix("near twin of ").partition(" (test)")[0]
         assert original[named] == original[row["image_id"]], row
-    found = cleaned.dataset.manifest.extra["found"]["leakage"]
+    found = cleaned.dataset.manifest.extra.found["leakage"]
     assert found["test_images_with_twin_in_train"] == len({b for _, side, b in leaks if side == "train"}) > 0
     assert found["test_images_with_twin_in_val"] == len({b for _, side, b in leaks if side == "val"})
     assert (found["dropped"], found["kept"]) == (len(rejected), 0)
@@ -273,7 +273,7 @@ def test_of_the_real_sample_the_numbers_are_those_of_its_manifest(pets: Cleaned)
     book, manifest = documented(), pets.dataset.manifest
     totals, extra = manifest.totals, manifest.extra
     assert totals.by_class == dict(sorted(Counter(said["class"] for said in book.values()).items()))
-    assert (totals.rows, totals.rejected, extra["rows_in"]) == (len(book), 0, len(book))
+    assert (totals.rows, totals.rejected, extra.rows_in) == (len(book), 0, len(book))
     assert totals.bytes == sum(int(said["bytes"]) for said in book.values())
     official = {i: said["official_split"].replace("none", "undeclared") for i, said in book.items()}
     assert pets.raw.manifest.totals.by_split == dict(sorted(Counter(official.values()).items()))
@@ -285,7 +285,7 @@ def test_of_the_real_sample_the_numbers_are_those_of_its_manifest(pets: Cleaned)
         ]
     assert totals.by_split == dict(Counter(row["split"] for row in rows.values()))
     counted = Counter((row["split"], row["label"]) for row in rows.values())
-    for split, numbers in extra["by_class_and_split"].items():
+    for split, numbers in extra.by_class_and_split.items():
         assert numbers == {name: counted[split, name] for name in totals.by_class}
 
 
@@ -303,7 +303,7 @@ def test_of_the_real_sample_the_audit_says_what_its_manifest_says(pets: Cleaned)
 
 def test_findings_on_the_real_sample(pets: Cleaned) -> None:
     """Photographs of one animal on one day are alike; what is listed is printed for the eye, and there is little."""
-    found = pets.dataset.manifest.extra["found"]
+    found = pets.dataset.manifest.extra.found
     twins = twins_of(pets) if pets.dataset.files("twins") else []
     print({name: {k: v for k, v in about.items() if "examples" not in k} for name, about in found.items()})
     for twin in twins:

@@ -8,6 +8,7 @@ import mill
 import numpy as np
 import photos
 
+from imagemill.components.dataset.kinds import NetworkExtra
 from imagemill.components.dataset.manifest import Manifest, commit
 from imagemill.components.dataset.shards import publish_bytes
 from imagemill.components.imaging.geometry import Geometry
@@ -18,8 +19,9 @@ from imagemill.components.storage.store import get_store
 def test_model_and_images_in_a_bucket(s3_workspace: str) -> None:
     from safetensors.torch import save
 
-    image = Geometry(32).to_dict() | {"mean": [0.5] * 3, "std": [0.25] * 3, "dtype": "uint8", "encoding": "raw"}
-    spec = ModelSpec("shufflenet_v2_x0_5", ("cat", "dog"), image, extra={"preprocessing": {"clean": {"trim": "on"}}})
+    image = Geometry(32).describe("raw", [0.5] * 3, [0.25] * 3)
+    extra = NetworkExtra(preprocessing={"clean": {"trim": "on"}})
+    spec = ModelSpec("shufflenet_v2_x0_5", ("cat", "dog"), image, extra=extra)
     uri = f"{s3_workspace}/model/feed"
     weights = publish_bytes(uri, save(build_network(spec).state_dict()), "model-", ".safetensors")
     files = (weights, publish_bytes(uri, spec.to_json(), "model-", ".json"))

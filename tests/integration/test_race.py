@@ -32,7 +32,7 @@ def check_log(workspace: Workspace, name: str) -> list[str]:
     """The promoted models' folders in order; the log has no gaps, and each record names the one before it."""
     numbers = workspace.promotions(name)
     assert numbers == list(range(1, len(numbers) + 1))
-    records = [workspace.promotion(name, number) for number in numbers]
+    records = [workspace.promotion(name, number).to_dict() for number in numbers]
     assert [record["n"] for record in records] == numbers
     assert [record["previous"] for record in records] == ["", *(record["model"] for record in records[:-1])]
     for record in records:
@@ -111,5 +111,5 @@ def test_of_many_challengers_the_best_reigns(tmp_path: Path) -> None:
     models = check_log(workspace, "weekly")
     assert len([r for r in records if r["metrics"]["promoted"]]) == len(models) - 1
     assert by_model[models[-1]].uri == evaluations[-1].uri
-    scores = [workspace.promotion("weekly", n)["challenger"] for n in workspace.promotions("weekly")]
+    scores = [workspace.promotion("weekly", n).challenger for n in workspace.promotions("weekly")]
     assert scores == sorted(scores), "every champion beat the one before"

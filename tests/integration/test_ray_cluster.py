@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,9 +16,12 @@ from typing import Any
 
 import mill
 import pytest
-from ray_cluster import RayCluster, Slow, content, slow_clean, start_resize, without_ray
+from ray_cluster import RayCluster, Slow, content, raw_of_slices, slow_clean, start_clean, start_resize, without_ray
 
-from imagemill.components.resize import STEP, ray_connection, ray_job, ray_tasks
+from imagemill.components.dataset.kinds import CleanImage
+from imagemill.components.dataset.manifest import Dataset, read_dataset
+from imagemill.components.engine import ray_connection, tasks
+from imagemill.components.resize import STEP, ray_job
 from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.step.command_line import Parser, add_flag
 from imagemill.components.storage.errors import EXIT_TRANSIENT, EXIT_USER, TransientError, UserError
@@ -81,7 +85,7 @@ def test_a_job_is_adopted_by_a_retry(
 
 def test_the_error_of_a_job_is_the_steps_own(cluster: RayCluster, tmp_path: Path) -> None:
     """Wrong input that only the job finds: the same exit code and message; a retry finds it without another job."""
-    copy = slow_clean(tmp_path, rows=4, image={"color": "lab", "channels": 3})
+    copy = slow_clean(tmp_path, rows=4, image=CleanImage("lab", 3))
     more = ["--ray-address", cluster.jobs, "--encoding", "jpeg", "--run", "wrong"]
     result = resize(copy, *more, env=cluster.login)
     assert result.rc == EXIT_USER
@@ -140,12 +144,12 @@ def test_the_command_line_of_a_job_has_no_secret(tmp_path: Path) -> None:
         {},
         {"workspace": ODD_RUN, "clean": "-x", "run": "a\nb"},
         {"image_size": 64, "copy_flip": True, "gpu_share": 0.25, "rerun": "resize", "jpeg_quality": 75},
-        {"model_preset": "vit_b_16", "preset": "ocr", "resize_mode": "letterbox"},
+        {"model_preset": "vit_b_16", "preset": "ocr", "resize_mode": "crop"},
     ],
 )
 def test_a_job_reads_back_the_config(values: dict[str, Any]) -> None:
     """Through a real shell: the words, and the config that they give, are those that were meant."""
-    config = ResizeConfig(**values)
+    config = ResizeConfig.resolve(**values)
     line = "printf '%s\\0' " + shlex.join(ray_job.build_command(config)[3:])
     words = subprocess.run(["sh", "-c", line], capture_output=True, check=True).stdout.decode().split("\0")[:-1]
     parser = Parser()
@@ -227,6 +231,69 @@ def test_two_raylets_of_which_one_is_lost(cluster: RayCluster, slow: Slow, tmp_p
     assert "rows are done again" in result.stderr
 
 
+@pytest.fixture(scope="module")
+def cleaned_here(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """The clean dataset of a raw one with 24 slices, by processes of this machine."""
+    workspace = tmp_path_factory.mktemp("here")
+    return clean_dataset(start_clean(workspace, raw_of_slices(workspace, 24), "--executor", "processes"))
+
+
+def copy_raw(clean: Dataset, folder: Path) -> str:
+    """Copy the raw dataset of a clean one to another workspace; its URI there."""
+    raw = Path(clean.parent_uri("raw"))
+    return str(shutil.copytree(raw, folder / "raw" / raw.name))
+
+
+def clean_dataset(process: subprocess.Popen[str], *parts: str) -> Dataset:
+    result = mill.finish(process, time.monotonic())
+    assert result.rc == 0 and all(part in result.stderr for part in parts), result.stderr
+    return read_dataset(result.error.rpartition(" ")[2], "clean")
+
+
+def same_clean(found: Dataset, expected: Dataset) -> None:
+    """The same files with the same bytes; the audit's page has the time of day in it."""
+    assert found.fingerprint == expected.fingerprint and found.manifest.totals == expected.manifest.totals
+    files = [[file for file in one.manifest.files if file.role != "audit"] for one in (found, expected)]
+    assert files[0] == files[1] and len(files[0]) > 24
+    for file in files[0]:
+        assert Path(found.locate(file)).read_bytes() == Path(expected.locate(file)).read_bytes()
+
+
+@pytest.mark.parametrize("where", [pytest.param("here", marks=pytest.mark.proof), "two raylets"])
+def test_clean_on_ray_gives_what_processes_give(
+    where: str, cluster: RayCluster, cleaned_here: Dataset, tmp_path: Path
+) -> None:
+    raw = copy_raw(cleaned_here, tmp_path)
+    if where == "here":
+        process = start_clean(tmp_path, raw, "--executor", "ray", "--clean-workers", "2")
+        same_clean(clean_dataset(process, "[clean] Ray with 2 cores"), cleaned_here)
+        return
+    node = cluster.add(cpus=1)
+    try:
+        process = start_clean(tmp_path, raw, "--ray-address", cluster.client, env=cluster.login)
+        same_clean(clean_dataset(process, "[clean] Ray with 3 cores"), cleaned_here)
+    finally:
+        node.kill()
+        cluster.nodes.remove(node)
+
+
+@pytest.mark.proof
+def test_clean_with_a_raylet_that_is_lost(cluster: RayCluster, cleaned_here: Dataset, tmp_path: Path) -> None:
+    """Both nodes work; one is killed in the middle; the files are those of processes."""
+    raw = copy_raw(cleaned_here, tmp_path)
+    node = cluster.add(cpus=2)
+    address = ["--ray-address", cluster.client]
+    process = start_clean(tmp_path, raw, *address, env=cluster.login, seconds=1)
+
+    def both_work() -> bool:
+        return all(any("ray::_run_on_node" in line for line in n.lines()) for n in cluster.nodes)
+
+    mill.wait_until(both_work, "tasks on both nodes", every=0.01)
+    node.kill()
+    cluster.nodes.remove(node)
+    same_clean(clean_dataset(process, "[clean] Ray with 4 cores", "rows are done again"), cleaned_here)
+
+
 @pytest.mark.proof
 @pytest.mark.parametrize("where", ["auto", "gcs", "client"])
 def test_every_other_address(
@@ -243,8 +310,8 @@ def test_every_other_address(
 
 def test_a_node_that_does_not_see_the_workspace(cluster: RayCluster) -> None:
     script = (
-        "import sys; from imagemill.components.resize.ray_session import open_ray_session\n"
-        "with open_ray_session(sys.argv[1], 0, '/not/there/_manifest.json'): print('joined')"
+        "import sys; from imagemill.components.engine.ray_session import open_ray_session\n"
+        "with open_ray_session('resize', sys.argv[1], 0, '/not/there/_manifest.json'): print('joined')"
     )
     command = [sys.executable, "-c", script, cluster.client]
     result = subprocess.run(command, env={**os.environ, **cluster.login}, capture_output=True, text=True)
@@ -373,7 +440,8 @@ def test_a_cluster_that_grows(slow: Slow, tmp_path: Path) -> None:
     copy = slow_clean(tmp_path, rows=600)
     with RayCluster(cpus=0) as growing:
         impatient = (
-            "import sys; from imagemill.components.resize import STEP, ray_session\n"
+            "import sys; from imagemill.components.engine import ray_session\n"
+            "from imagemill.components.resize import STEP\n"
             "ray_session.NO_CORES_TIMEOUT_S, ray_session.CORES_INTERVAL_S = 3, 0.5\nsys.exit(STEP.main())"
         )
         result = resize_by(impatient, slow, "--ray-address", growing.client, env=growing.login)
@@ -421,9 +489,9 @@ def test_losses_are_counted_by_job() -> None:
 
     job, other = ShardPlan("train-0-9", "train", 12), ShardPlan("train-9-f", "train", 7)
     for finished, kind in ((0, TransientError), (5, MillError)):
-        losses = ray_tasks._LossCounter(finished=finished)
-        for _ in range(ray_tasks.MAX_LOSSES - 1):
+        losses = tasks.LossCounter("resize", finished=finished)
+        for _ in range(tasks.MAX_LOSSES - 1):
             losses.add(job, "its worker was lost")
             losses.add(other, "its node was lost")
-        with pytest.raises(kind, match=r"train-0-9: the 12 rows .* 20 times"):
+        with pytest.raises(kind, match=r"train-0-9: its 12 rows .* 20 times"):
             losses.add(job, "its worker was lost")

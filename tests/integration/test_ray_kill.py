@@ -102,9 +102,10 @@ def test_fewer_and_more_workers(workers: int, slow: Slow, expected: Content, tmp
 
 CRASHES = """
 import os, sys
-from imagemill.components.resize import STEP, plan, ray_tasks, resize
+from imagemill.components.engine import tasks
+from imagemill.components.resize import STEP, plan, resize
 plan.MAX_SHARD_ROWS = 10
-ray_tasks.MAX_LOSSES = 4
+tasks.MAX_LOSSES = 4
 def write_shards(task, *more, work=resize.write_shards):
     if task.key.startswith("val"):
         os.kill(os.getpid(), 11)

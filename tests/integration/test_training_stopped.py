@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +42,7 @@ def prepared(folder: Path) -> tuple[Dataset, str]:
     return tensors, str(weights)
 
 
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """For the arithmetic of a step that runs in this process, as `start` gives to others."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def undisturbed(folder: Path, **values: Any) -> Dataset:
@@ -99,7 +92,7 @@ def test_twenty_random_moments(tmp_path: Path, seed: int) -> None:
     expected = undisturbed(tmp_path / "whole", **values)
     tensors, weights = prepared(tmp_path / "stopped")
     arguments = command(tensors, weights=weights, **values)
-    moments, longest = random.Random(seed), expected.manifest.extra["seconds"] / 14
+    moments, longest = random.Random(seed), expected.manifest.extra.seconds / 14
     for number in range(20):
         kind = (signal.SIGKILL, signal.SIGTERM)[number % 2]
         code, said = stop(started(tmp_path, arguments), moments.uniform(0, longest), kind)
@@ -120,7 +113,7 @@ def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
         code, said = (STEP.main(arguments[3:]), "") if number == 1 else finish(start(arguments))
         assert code == 0, said
         model = model_of(tmp_path / str(number))
-        rows.append(model.manifest.extra["history"])
+        rows.append(model.manifest.extra.history)
     assert "on 2 processes, each on cpu" in said and said.count("[train] epoch 2/2") == 1
     assert said.count("[train] done") == said.count("[train] best epoch") == 1
     for one, other in zip(*rows, strict=True):

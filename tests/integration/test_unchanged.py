@@ -15,7 +15,7 @@ from conftest import Finished
 
 from imagemill.components.dataset.workspace import PRODUCTS, STEPS, Workspace
 from imagemill.pipelines.argo import download as argo_download
-from imagemill.pipelines.cluster.unchanged import Records, find_cached_records
+from imagemill.pipelines.cluster.check_and_download import Records, find_cached_records
 from imagemill.pipelines.parameters import RunParameters, resolve_parameters
 
 RUN = "photos-again"

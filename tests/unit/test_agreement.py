@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ import pytest
 import torch
 from safetensors.torch import save, save_file
 
+from imagemill.components.dataset.kinds import ImageSpec, ModelExtra, NetworkExtra, TensorsExtra
 from imagemill.components.dataset.manifest import Dataset, Manifest, Parent, Totals, commit
 from imagemill.components.dataset.shards import Layout, ShardWriter, publish_bytes
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.imaging.geometry import Geometry
 from imagemill.components.models.artifact import ModelSpec, build_network
-from imagemill.components.models.presets import mean_and_std, torchvision_presets
+from imagemill.components.models.presets import mean_and_std
+from imagemill.components.models.torchvision_models import torchvision_presets
 from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.resize.tensor_shards import TensorSpec
 from imagemill.components.step.step import Context
@@ -28,16 +31,16 @@ from imagemill.components.train.train import _check_image_size, train
 BACKBONE = "shufflenet_v2_x0_5"
 
 
-def image_of(color: str = "rgb", **options: Any) -> dict[str, Any]:
+def image_of(color: str = "rgb", **options: Any) -> ImageSpec:
     """What the manifest of tensors says that a resize with these options makes."""
     config = ResizeConfig.from_values(options)
     geometry = config.geometry(color)
     mean, std = mean_and_std(config.normalization, color)
     own = [0.41] * (geometry.shape[2] - len(mean))
-    return {**geometry.to_dict(), "encoding": config.encoding, "mean": [*mean, *own], "std": [*std, *own]}
+    return geometry.describe(config.encoding, [*mean, *own], [*std, *own])
 
 
-def warned(image: dict[str, Any], backbone: str, weights: str) -> list[str]:
+def warned(image: ImageSpec, backbone: str, weights: str) -> list[str]:
     config = TrainConfig(backbone=backbone, weights=weights)
     expected = find_expected_input(config, image)
     return describe_mismatches(image, expected, backbone) if expected else []
@@ -114,12 +117,12 @@ def test_what_is_worth_a_line(options: dict[str, Any], backbone: str, expected: 
     assert fields(warned(image_of(**options), backbone, "DEFAULT")) == expected
 
 
-def model(folder: Path, image: dict[str, Any], **extra: Any) -> str:
+def model(folder: Path, image: ImageSpec, **extra: Any) -> str:
     uri = str(folder / "model" / "1")
     spec = ModelSpec(BACKBONE, ("a", "b"), image)
     state = save(build_network(spec).state_dict())
     files = (publish_bytes(uri, spec.to_json(), "model-", ".json"), publish_bytes(uri, state, "model-", ".safetensors"))
-    commit(uri, Manifest("model", "1", files=files, image=image, classes=("a", "b"), extra=extra))
+    commit(uri, Manifest("model", "1", files=files, image=image, classes=("a", "b"), extra=ModelExtra(**extra)))
     return uri
 
 
@@ -142,7 +145,7 @@ def test_a_model_by_its_datasets_own_mean_and_spread(tmp_path: Path) -> None:
     """A week later they are a little different: no reason for a word."""
     uri = model(tmp_path, image_of(normalization="dataset", resize_mode="squash"))
     image = image_of(normalization="dataset", resize_mode="squash")
-    assert warned(image | {"mean": [0.43] * 3}, BACKBONE, uri) == []
+    assert warned(replace(image, mean=(0.43,) * 3), BACKBONE, uri) == []
     lines = warned(image_of(), BACKBONE, uri)
     assert fields(lines) == ["resize_mode", "normalization"]
     assert "--resize-mode squash" in lines[0] and "--normalization dataset" in lines[1]
@@ -186,7 +189,7 @@ def test_weights_from_tensorflow_get_what_they_were_trained_with(tmp_path: Path)
         == {}
     )
     assert describe_conversion(TrainConfig(weights="DEFAULT"), image) == {}
-    spec = ModelSpec("googlenet", ("a", "b"), image, extra=describe_conversion(named, image))
+    spec = ModelSpec("googlenet", ("a", "b"), image, extra=NetworkExtra(**describe_conversion(named, image)))
     network = build_network(ModelSpec.from_json(spec.to_json(), "spec")).eval()
     theirs = googlenet(weights=None, num_classes=2, aux_logits=False, init_weights=False, transform_input=True).eval()
     theirs.load_state_dict(network.state_dict())
@@ -214,7 +217,7 @@ def small_tensors(workspace: Workspace) -> Dataset:
     with ShardWriter(uri, Layout(schema, plain=True)) as writer:
         writer.add_table(pa.table([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema=schema))
         file = writer.publish("data/train", "data", "train")
-    totals, extra = Totals(8, by_split={"train": 8}), {"dataset_name": "toy"}
+    totals, extra = Totals(8, by_split={"train": 8}), TensorsExtra(dataset_name="toy")
     image = image_of(image_size=32)
     parents = (Parent("../../clean/01", "01", "0" * 64),)
     about = {"classes": ("a", "b"), "files": (file,), "image": image, "totals": totals, "extra": extra}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 from simulated import Models, equal_counts, pair_of
 
+from imagemill.components.dataset.records import Verdict
 from imagemill.components.promote.gate import compute_p_value
 from imagemill.components.promote.score_difference import compute_difference
 from imagemill.components.promote.significance import (
@@ -66,11 +66,11 @@ def test_of_many_images_they_tell_it_nearly(number: int, start: int) -> None:
 
 
 def test_each_other_challenger_counts_once_with_its_share_of_todays_images() -> None:
-    def comparison(model: str, content: Hashes) -> dict[str, Any]:
-        return {"challenger_model": model, "sketch": make_sketch(content)}
+    def comparison(model: str, content: Hashes) -> Verdict:
+        return Verdict(challenger_model=model, sketch=make_sketch(content))
 
     past = [comparison("a", images(300)), comparison("a", images(150)), comparison("b", images(300, 150))]
-    past += [comparison("me", images(300)), {"challenger_model": "too few images"}, {}]
+    past += [comparison("me", images(300)), Verdict(challenger_model="too few images"), Verdict()]
     assert count_comparisons(make_sketch(images(300)), "me", past) == 1.5
     assert count_comparisons(make_sketch(images(300, 450)), "me", past) == 0, "new images have decided nothing"
     assert count_comparisons(make_sketch(images(300)), "me", []) == 0

@@ -21,6 +21,7 @@ from imagemill.components.clean import audit, audit_html, audit_text
 from imagemill.components.clean.audit_numbers import BINS, QUANTILES, Scan, describe_distribution
 from imagemill.components.clean.config import CleanConfig
 from imagemill.components.clean.schema import MEASURES
+from imagemill.components.dataset.kinds import CleanExtra
 from imagemill.components.dataset.manifest import Dataset
 from imagemill.components.dataset.shards import publish_file
 
@@ -189,7 +190,7 @@ def test_leakage_is_one_sentence(
 
 
 def test_settings_are_those_that_differ(tmp_path: Path) -> None:
-    config = CleanConfig(preset="ocr", near_radius=5)
+    config = CleanConfig.resolve(preset="ocr", near_radius=5)
     dataset = draft(where(tmp_path), rows_of(8), config=config)
     dataset.manifest.config["abandoned"] = "yes"
     assert audit.gather(dataset).provenance.settings == {
@@ -235,10 +236,10 @@ def test_a_dataset_of_an_older_version_is_shown_with_what_it_has(tmp_path: Path)
         pq.write_table(pq.read_table(whole.locate(file)).select(old_columns), path)
         files.append(publish_file(whole.uri, path, f"old/{file.split}/part-", "data", file.split, file.rows))
     files += whole.files("rejected")
-    extra = {"dataset_name": "old", "decoder_warnings": 0}
+    extra = CleanExtra(dataset_name="old")
     dataset = Dataset(
         whole.uri,
-        dataclasses.replace(whole.manifest, files=tuple(files), extra=extra, config={"color": "rgb"}, image={}), "",
+        dataclasses.replace(whole.manifest, files=tuple(files), extra=extra, config={"color": "rgb"}, image=None), "",
     )  # fmt: skip
     facts = audit.gather(dataset)
     assert facts.ledger.rows_in is None and facts.ledger.problems == () and facts.exact.groups is None

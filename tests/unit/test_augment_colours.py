@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from imagemill.components.train.augment.cpu_colors import LazyImage, apply_color_operations
 from imagemill.components.train.augment.cpu_engine import CpuEngine
-from imagemill.components.train.augment.params import OPERATION_IDS, OPERATIONS, AugmentParams, make_center_crop_params
+from imagemill.components.train.augment.params import OPERATION_IDS, OPERATIONS, AugmentParams, make_seed_params
 
 VALUES: dict[str, list[float]] = {
     "Brightness": [0.0, 0.1, 0.5, 1, 1.27, 1.9], "Contrast": [0.0, 0.01, 0.5, 1, 1.27, 1.99],
@@ -121,7 +121,7 @@ def test_noise_has_its_spread_is_a_matter_of_the_seed_and_of_no_thread() -> None
 def drawn(count: int, size: int, operations: list[str], values: list[float]) -> AugmentParams:
     numbers = np.tile(np.array([OPERATION_IDS[name] for name in operations], np.int8), (count, 1))
     return replace(
-        make_center_crop_params(count, size, size, size),
+        make_seed_params(0, 0, 0, count),
         operations=numbers,
         values=np.tile(np.float32(values), (count, 1)),
     )

@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from imagemill.components.train.augment import matrices
 from imagemill.components.train.augment.cpu_engine import CpuEngine, warp
-from imagemill.components.train.augment.params import make_center_crop_params
+from imagemill.components.train.augment.params import make_seed_params
 
 SMOOTH: Any = {"interpolation": InterpolationMode.BILINEAR}
 
@@ -122,10 +122,11 @@ def test_nothing_is_what_it_was_and_the_stored_image_stays() -> None:
     before = images.copy()
     images.flags.writeable = False
     engine = CpuEngine(30, 3, np.zeros(3, np.uint8))
-    np.testing.assert_array_equal(engine(images, make_center_crop_params(2, 40, 40, 30)), before[:, 5:35, 5:35])
-    shrunk = replace(
-        make_center_crop_params(2, 40, 40, 30), matrix=matrices.make_crop(np.array([[0, 0, 40, 40]] * 2), 30)
+    plain = make_seed_params(0, 0, 0, 2)
+    center, shrunk = (
+        replace(plain, matrix=matrices.make_crop(np.array([box] * 2), 30)) for box in ([5, 5, 30, 30], [0, 0, 40, 40])
     )
+    np.testing.assert_array_equal(engine(images, center), before[:, 5:35, 5:35])
     assert apart(engine(images, shrunk), before[:, 5:35, 5:35])[1] > 1
     np.testing.assert_array_equal(images, before)
 

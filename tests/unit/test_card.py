@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
+from imagemill.components.dataset.kinds import ModelExtra, NetworkExtra
 from imagemill.components.dataset.manifest import File, Manifest, Totals, commit, read_dataset
 from imagemill.components.dataset.shards import publish_bytes
 from imagemill.components.imaging.geometry import Geometry
@@ -23,8 +24,10 @@ CLEAN = {"equalize": "autocontrast", "color": "gray", "trim": "on"}
 
 def made_spec(task: str = "single", **extra: Any) -> ModelSpec:
     geometry = Geometry(32, "letterbox", "gray", ("sobel",))
-    image = geometry.to_dict() | {"mean": [0.5, 0.1], "std": [0.25, 0.2], "dtype": "uint8", "encoding": "raw"}
-    return ModelSpec("shufflenet_v2_x0_5", CLASSES, image, task, extra={"preprocessing": {"clean": CLEAN}} | extra)
+    image = geometry.describe("raw", (0.5, 0.1), (0.25, 0.2))
+    return ModelSpec(
+        "shufflenet_v2_x0_5", CLASSES, image, task, extra=NetworkExtra(**{"preprocessing": {"clean": CLEAN}} | extra)
+    )
 
 
 def made_facts(**options: Any) -> CardFacts:
@@ -95,7 +98,10 @@ def committed(uri: str, spec: ModelSpec, network: Any, files: tuple[File, ...]) 
     weights = publish_bytes(uri, save(network.state_dict()), "model-", ".safetensors")
     about = publish_bytes(uri, spec.to_json(), "model-", ".json")
     listed = (weights, about, *files)
-    commit(uri, Manifest("model", "feed", classes=spec.classes, files=listed, totals=Totals(), extra={"a": 1}))
+    commit(
+        uri,
+        Manifest("model", "feed", classes=spec.classes, files=listed, totals=Totals(), extra=ModelExtra(backbone="a")),
+    )
 
 
 def test_both_files_are_published_and_leave_the_model_readable(
@@ -106,7 +112,7 @@ def test_both_files_are_published_and_leave_the_model_readable(
     torch.set_num_threads(1)
     spec, uri = made_spec(temperature=2.0), str(tmp_path / "model" / "feed")
     network = build_network(spec)
-    images = np.random.default_rng(1).integers(0, 256, (3, *spec.image["shape"]), np.uint8)
+    images = np.random.default_rng(1).integers(0, 256, (3, *spec.image.shape), np.uint8)
     files = publish_onnx_and_card(uri, network, spec, made_facts(), images)
     assert [one.role for one in files] == ["onnx", "card"]
     assert publish_onnx_and_card(uri, network, spec, made_facts(), images) == files  # a retry makes the same

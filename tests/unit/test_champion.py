@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from gated import Gate, wrong
 
+from imagemill.components.dataset.records import Promotion
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.pipelines.cli.main import main
 
@@ -25,7 +26,7 @@ def gate(tmp_path: Path) -> Gate:
 
 
 def models(gate: Gate) -> list[str]:
-    return [gate.workspace.promotion("weekly", n)["model"] for n in gate.workspace.promotions("weekly")]
+    return [gate.workspace.promotion("weekly", n).model for n in gate.workspace.promotions("weekly")]
 
 
 def command(gate: Gate, *words: str) -> int:
@@ -112,7 +113,7 @@ def test_without_a_champion_or_with_several(tmp_path: Path, gate: Gate, capsys: 
     assert main(["champion", "show", "--workspace", empty]) == 2
     assert "--name: expected the name of a champion, found no champion in" in capsys.readouterr().err
     assert not Path(empty).exists()
-    gate.workspace.append_promotion("monthly", 1, gate.record())
+    gate.workspace.append_promotion("monthly", 1, Promotion.from_dict(gate.record(), "test"))
     assert command(gate, "show") == 2
     assert "--name: expected one of monthly, weekly, which have a champion" in capsys.readouterr().err
 

@@ -103,7 +103,7 @@ def test_what_is_said_of_several_labels() -> None:
         metrics = counts.summary()
         found = ChanceTest.run(ClassTotals(counts.support, counts.predicted, 400), MULTI, metrics)
         assert found is not None and found.is_better is better and found.majority_class == 0
-        about = found.to_dict(("a", "b", "c", "d"), 400, metrics)
-        assert about["better"] is better and set(about["limits"]) == {"top1", "macro_f1"}
+        about = found.summarize(("a", "b", "c", "d"), 400, metrics)
+        assert about.better is better and set(about.limits) == {"top1", "macro_f1"}
         start = "" if better else "no better than chance, as far as 400 test images can tell: top-1 is 0."
-        assert about["why"].startswith(start) and ("macro-F1 is 0." in about["why"]) is not better
+        assert about.why.startswith(start) and ("macro-F1 is 0." in about.why) is not better

@@ -32,6 +32,7 @@ from imagemill.components.clean.reuse import FinishedWork
 from imagemill.components.clean.schema import CLEAN, REJECTED, make_clean_layout
 from imagemill.components.clean.shard import RowRules, hash_pixels, plan_slices, write_rows
 from imagemill.components.clean.splits import SPLITS, choose_split, compute_shuffle_index, compute_split_position
+from imagemill.components.dataset.kinds import RawExtra
 from imagemill.components.dataset.manifest import Dataset, File, Manifest, Totals, commit, count_values
 from imagemill.components.dataset.shards import Layout, ShardWriter
 from imagemill.components.dataset.workspace import Workspace
@@ -315,7 +316,7 @@ def raw_dataset(workspace: Path, rows: list[dict[str, Any]], shards: int = 2, na
         by_class=count_values(r["label"] or "" for r in rows),
         by_split=count_values(r["split"] or "" for r in rows),
     )
-    extra = {"dataset_name": "toy", "source": "here"}
+    extra = RawExtra(source="here", dataset_name="toy")
     return commit(uri, Manifest("raw", name, files=tuple(files), totals=totals, extra=extra))
 
 

@@ -209,8 +209,8 @@ def test_from_the_source_to_the_evaluation(tmp_path: Path, color: str, edges: st
                      device="cpu")  # fmt: skip
     evaluation = run_step(EVALUATE, work, model=model.uri, clean=cleaned.uri, device="cpu")
     channels = COLORS[color] + len(EDGES[edges])
-    shape = [32, 32, channels]
-    assert tensors.manifest.image["shape"] == model.manifest.image["shape"] == shape
+    shape = (32, 32, channels)
+    assert tensors.manifest.image.shape == model.manifest.image.shape == shape
     assert tensors.manifest.totals.bytes == 32 * 32 * channels * tensors.manifest.totals.rows
     for table in read_columns(cleaned, "data", ["image"]):
         for row in table.to_pylist():

@@ -1,11 +1,17 @@
-"""torchvision is imported without the parts of torch that compile, and works all the same."""
+"""The internals of other libraries that are used are still what they were."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
+import torch
+from kfp.local import subprocess_task_handler as handler
+
+from imagemill.components import compat
+from imagemill.pipelines.compat import replace_python_in_program
 
 
 def run(code: str) -> subprocess.CompletedProcess[str]:
@@ -13,24 +19,16 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
-def test_torch_dynamo_is_left_out() -> None:
+def test_torch_dynamo_is_left_out_and_there_for_who_asks() -> None:
     """Fails with a torchvision that imports more of it: then `import_torchvision` is of no use, and goes."""
     done = run(
         "import sys\n"
-        "from imagemill.components.models.compat import import_torchvision\n"
+        "import torch\n"
+        "from imagemill.components.compat import import_torchvision\n"
         "import_torchvision()\n"
         "from torchvision.models import get_model\n"
         "get_model('resnet18')\n"
         "assert 'torch._dynamo' not in sys.modules and 'torch._dynamo.utils' not in sys.modules\n"
-    )
-    assert done.returncode == 0, done.stderr
-
-
-def test_torch_dynamo_is_there_for_who_asks() -> None:
-    done = run(
-        "import torch\n"
-        "from imagemill.components.models.compat import import_torchvision\n"
-        "import_torchvision()\n"
         "from torchvision.ops import roi_align\n"
         "from torchvision.ops.roi_align import is_compile_supported\n"
         "boxes = torch.tensor([[0.0, 0.0, 0.0, 4.0, 4.0]])\n"
@@ -42,19 +40,44 @@ def test_torch_dynamo_is_there_for_who_asks() -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(
-    "statement", ["import torch._dynamo; torch._dynamo.config", "from torch._dynamo import disable"]
-)
-def test_a_module_that_needs_more_of_it_gets_it(statement: str) -> None:
+def test_a_module_that_needs_more_of_it_gets_it() -> None:
     """As a later torchvision might: the import that it meets is the real one."""
     done = run(
-        "import sys\n"
-        "from imagemill.components.models import compat\n"
+        "import os, sys\n"
+        "from imagemill.components import compat\n"
         "import torch\n"
-        "package, utils = (compat._Deferred(name) for name in compat.DYNAMO)\n"
-        "package.__path__ = []\n"
-        "sys.modules |= {module.__name__: module for module in (package, utils)}\n"
-        f"{statement}\n"
-        "assert type(sys.modules['torch._dynamo']).__name__ == 'module'\n"
+        "for statement in ('import torch._dynamo; torch._dynamo.config', 'from torch._dynamo import disable'):\n"
+        "    if not (child := os.fork()):\n"
+        "        package, utils = (compat._Deferred(name) for name in compat.DYNAMO)\n"
+        "        package.__path__ = []\n"
+        "        sys.modules |= {module.__name__: module for module in (package, utils)}\n"
+        "        exec(statement)\n"
+        "        assert type(sys.modules['torch._dynamo']).__name__ == 'module'\n"
+        "        os._exit(0)\n"
+        "    assert os.waitpid(child, 0)[1] == 0, statement\n"
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_torch_knows_amx_as_its_public_function_does() -> None:
+    assert compat.has_amx() == torch.cpu._is_amx_tile_supported() == torch.cpu.get_capabilities().get("amx_tile", False)
+
+
+def test_what_cannot_be_compiled_runs_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(graph: object, inputs: object) -> Callable[..., object]:
+        raise RuntimeError("no such operation")
+
+    monkeypatch.setattr(torch._dynamo.config, "suppress_errors", False)
+    compat.run_what_cannot_be_compiled()
+    assert torch.compile(lambda x: x + 1, backend=refuse)(torch.ones(1)).item() == 2
+
+
+def test_kfp_replaces_python_by_a_function_that_can_be_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handler, "replace_python_executable", handler.replace_python_executable)
+    assert "replace_python_executable" in handler.SubprocessTaskHandler.run.__code__.co_names
+    program = "python3 -m kfp.dsl.executor_main --component_module_path ephemeral_component.py"
+    command = ["-ec", program, "python3"]
+    assert handler.replace_python_executable(command, "/bin/py")[-1] == "/bin/py", "KFP does it right by now"
+    replace_python_in_program()
+    expected = ["-ec", program.replace("python3", "/bin/py"), "python3"]
+    assert handler.replace_python_executable(command, "/bin/py") == expected

@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 
 from imagemill.components.clean.config import CleanConfig
 from imagemill.components.dataset.workspace import STEPS
-from imagemill.components.step.config import StepConfig, convert, field_types, parse_config
+from imagemill.components.resize.config import ResizeConfig
+from imagemill.components.step.config import (
+    StepConfig,
+    convert,
+    field_types,
+    parse_config,
+    requested_default,
+    unset_blank,
+)
 from imagemill.components.storage.errors import UserError
 from imagemill.components.train.config import TrainConfig
 
@@ -37,7 +45,7 @@ CONFIGS = {step: config_of(step) for step in STEPS}
         (True, bool, True), (False, bool, False), ("true", bool, True), ("False", bool, False), ("YES", bool, True),
         ("no", bool, False), (1, bool, True), (0, bool, False), (1.0, bool, True), (0.0, bool, False),
         ("", bool, False),
-        ("a", str, "a"), ("", str, ""), (None, str, ""), (5, str, "5"), (" padded ", str, " padded "),
+        ("a", str, "a"), ("", str, ""), (5, str, "5"), (" padded ", str, " padded "),
     ],
 )  # fmt: skip
 def test_a_value_becomes_the_fields_type(value: Any, kind: type, expected: Any) -> None:
@@ -48,11 +56,11 @@ def test_a_value_becomes_the_fields_type(value: Any, kind: type, expected: Any) 
 @pytest.mark.parametrize(
     ("value", "kind"),
     [
-        (5.5, int), ("5.5", int), ("", int), ("x", int), (None, int), (True, int), ("nan", int), ("inf", int),
+        (5.5, int), ("5.5", int), ("", int), ("x", int), (True, int), ("nan", int), ("inf", int),
         ([5], int),
-        ("", float), ("x", float), (None, float), ("nan", float), (float("nan"), float), ("-inf", float),
+        ("", float), ("x", float), ("nan", float), (float("nan"), float), ("-inf", float),
         ("1e999", float),
-        (False, float), ({}, float), (2, bool), ("maybe", bool), (None, bool), ([], bool), ({}, str), (["a"], str),
+        (False, float), ({}, float), (2, bool), ("maybe", bool), ([], bool), ({}, str), (["a"], str),
     ],
 )  # fmt: skip
 def test_another_value_is_the_users_error_by_its_name(value: Any, kind: type) -> None:
@@ -60,10 +68,58 @@ def test_another_value_is_the_users_error_by_its_name(value: Any, kind: type) ->
         convert("--the-field", value, kind)
 
 
-@pytest.mark.parametrize("kind", [int, float, str])
-@pytest.mark.parametrize("value", [None, "", "  "])
-def test_what_may_be_unset_is_where_nothing_is_said(value: Any, kind: type) -> None:
-    assert convert("x", value, kind, may_be_unset=True) is None
+@pytest.mark.parametrize("kind", [int, float, bool, str])
+def test_none_is_unset_whatever_the_default_is(kind: type) -> None:
+    assert convert("x", None, kind) is convert("x", None, kind, may_be_unset=True) is None
+
+
+def test_a_blank_text_is_unset_in_forms_and_flags_only() -> None:
+    assert unset_blank(" ", None) is None and unset_blank(0, None) == 0
+    assert unset_blank("", "photo") == ""  # which is no preset, and no workspace
+    for values in ({"epochs": ""}, {"crop_scale": " "}, {"flip": ""}):
+        with pytest.raises(UserError, match=rf"^{next(iter(values))}: expected "):
+            TrainConfig.from_values(values)
+
+
+@pytest.mark.parametrize(("value", "choices", "expected"), [
+    (False, ("off", "on"), "off"), (True, ("off", "on"), "on"), (False, ("true", "false"), "false"),
+    (True, ("false", "true", "new"), "true"),
+])  # fmt: skip
+def test_words_that_yaml_reads_as_booleans_are_choices_again(
+    value: bool, choices: tuple[str, ...], expected: str
+) -> None:
+    assert convert("x", value, str, choices=choices) == expected
+
+
+def test_auto_is_still_read_as_unset_where_a_preset_decides() -> None:
+    assert convert("color", "auto", str, may_be_unset=True) is None
+    assert CleanConfig.from_values({"preset": "ocr", "color": "auto"}).color == "gray"
+    assert ResizeConfig.from_values({"model_preset": "clip", "interpolation": "auto"}).interpolation == "bicubic"
+    with pytest.raises(UserError, match=r"^background: expected one of off, fill, blur, found 'auto'"):
+        CleanConfig.from_values({"background": "auto"})
+
+
+def test_null_takes_the_default_whatever_the_option_is() -> None:
+    requested = {"seed": None, "weights": None, "tensorboard": None, "backbone": None, "flip": None, "epochs": None}
+    assert TrainConfig.from_values(requested) == TrainConfig()
+
+
+@pytest.mark.parametrize("requested", [
+    {}, {"preset": "ocr"}, {"preset": "ocr", "flip": "true", "crop_scale": 0.6}, {"tensorboard": False, "epochs": 3},
+])  # fmt: skip
+def test_the_flags_of_a_config_resolve_to_it_again(requested: dict[str, Any]) -> None:
+    """Also where the user overruled a preset with the value that is the default without one."""
+    config = TrainConfig.resolve(**requested)
+    flags = (flag[2:].partition("=") for flag in config.to_flags())
+    assert TrainConfig.from_values({name.replace("-", "_"): value for name, _, value in flags}) == config
+
+
+def test_a_resolved_config_is_not_resolved_again() -> None:
+    config = ResizeConfig.resolve(
+        preset="ocr", model_preset="convnext-384", resize_mode="crop", normalization="imagenet"
+    )
+    assert (config.resize_mode, config.normalization, config.interpolation) == ("crop", "imagenet", "bicubic")
+    assert dataclasses.replace(config, run="r") == dataclasses.replace(config, run="r", preset="ocr")
 
 
 @pytest.mark.parametrize(("value", "kind", "expected"), [("5", int, 5), (0.0, float, 0.0), ("adamw", str, "adamw")])
@@ -173,8 +229,9 @@ def test_every_default_is_a_valid_scalar_of_its_type_or_unset(step: str) -> None
         assert low is None or kind in (int, float)
         assert high is None or kind in (int, float)
         assert "" not in choices
-        if one.default is None:
+        if requested_default(one) is None:
             assert re.search(r"\(default: [^()]+\)$", one.metadata["help"]), one.name
+        if one.default is None:
             continue
         assert type(one.default) is kind, one.name
         assert not choices or one.default in choices, one.name
@@ -188,7 +245,7 @@ def test_defaults_survive_text_and_json(step: str) -> None:
     cls = CONFIGS[step]
     values = {one.name: one.default for one in dataclasses.fields(cls)}
     values |= {"source": "x", "dataset": "folder"} if step == "download" else {}
-    as_text = {name: "" if value is None else str(value) for name, value in values.items()}
+    as_text = {name: str(value) for name, value in values.items() if value is not None}
     as_floats = {name: float(value) if type(value) is int else value for name, value in values.items()}
     expected = cls(**values)
     assert (

@@ -59,7 +59,7 @@ def test_without_copies_nothing_is_added(tmp_path: Path) -> None:
     tensors = resized(clean_of(tmp_path, several(6)), copy_ops=3, copy_flip=True, copy_pipeline="strong", copy_seed=4)
     assert list(rows_of(tensors)[0]) == ["image", "label_id", "image_id"]
     assert tensors.fingerprint == resized(read_dataset(f"{tmp_path}/clean/01", "clean")).fingerprint
-    assert "copies" not in tensors.manifest.extra and tensors.manifest.totals.rows == 11
+    assert tensors.manifest.extra.copies is None and tensors.manifest.totals.rows == 11
 
 
 def test_every_training_image_has_its_copies_and_no_other(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_every_training_image_has_its_copies_and_no_other(tmp_path: Path) -> Non
     assert (totals.rows, totals.by_split) == (41, {"train": 36, "val": 3, "test": 2})
     assert totals.by_class == Counter("ab"[r["label_id"]] for r in rows_of(tensors, None))
     assert totals.bytes == 41 * 24 * 24 * 3
-    assert tensors.manifest.extra["copies"] == {"policy": "randaugment", "per_image": 3, "rows": 27}
+    assert tensors.manifest.extra.copies.to_dict() == {"policy": "randaugment", "per_image": 3, "rows": 27}
     assert len(clean.manifest.classes) == 2 and clean.manifest.totals.rows == 14
 
 
@@ -233,7 +233,7 @@ def test_mean_and_spread_are_the_originals(tmp_path: Path) -> None:
 def test_evaluate_and_train_read_it_unharmed(tmp_path: Path) -> None:
     clean = clean_of(tmp_path, several(6))
     plain, tensors = resized(clean), resized(clean, copies=2)
-    geometry = Geometry.from_dict(tensors.manifest.image)
+    geometry = Geometry.of(tensors.manifest.image)
     for one, other in zip(*(read_test_batches(t, clean, geometry, 4) for t in (plain, tensors)), strict=True):
         assert one.ids == other.ids
         np.testing.assert_array_equal(one.images, other.images)

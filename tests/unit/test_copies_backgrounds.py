@@ -141,7 +141,7 @@ def test_images_without_a_mask_have_no_copies_and_are_counted(tmp_path: Path) ->
     rows = rows_of(tensors)
     assert len(rows) == 8 + 10 and {r["image_id"] for r in rows if r["copy"]} == {one.name for one in images[:5]}
     about = {"policy": "background", "per_image": 2, "rows": 10, "images_without_mask": 3}
-    assert tensors.manifest.extra["copies"] == about
+    assert tensors.manifest.extra.copies.to_dict() == about
     totals = tensors.manifest.totals
     assert totals.rows == 8 + 10 + 5 and totals.by_split == {"train": 18, "val": 3, "test": 2}
     assert totals.by_class == {"a": sum(r["label_id"] == 0 for r in rows_of(tensors, None)),

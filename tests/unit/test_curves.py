@@ -127,8 +127,8 @@ def test_the_points_lie_on_scikit_learns_curves() -> None:
     macro = found.compute_macro_curves()
     np.testing.assert_allclose(macro, np.mean([found.compute_curves(c) for c in range(4)], axis=0))
     about = describe_curves(found, ("a", "b", "c", "d"), found.compute_areas())
-    assert [c["pr_auc"] for c in about["classes"]] == sorted(np.round(found.compute_areas().pr, 5))
-    fpr, tpr, threshold = found.compute_roc(2).values()
+    assert [c.pr_auc for c in about.classes] == sorted(np.round(found.compute_areas().pr, 5))
+    fpr, tpr, threshold = vars(found.compute_roc(2)).values()
     assert (fpr[0], tpr[0], threshold[0], fpr[-1], tpr[-1]) == (0, 0, 1, 1, 1)
     p = 1 / (1 + np.exp(-odds[:, 2]))
     for f, t, at in zip(fpr, tpr, threshold, strict=True):
@@ -138,9 +138,9 @@ def test_the_points_lie_on_scikit_learns_curves() -> None:
 
 
 def test_nothing_is_described_where_nothing_is_defined() -> None:
-    assert describe_curves(ScoreHistograms(3), ("a", "b", "c"), ScoreHistograms(3).compute_areas()) == {}
+    assert describe_curves(ScoreHistograms(3), ("a", "b", "c"), ScoreHistograms(3).compute_areas()) is None
     only = counted(np.ones((4, 1)), np.ones((4, 1), np.bool_))
-    assert describe_curves(only, ("a",), only.compute_areas()) == {}
+    assert describe_curves(only, ("a",), only.compute_areas()) is None
 
 
 @pytest.mark.parametrize(("classes", "bins"), [(2, 4096), (1000, 4096), (2048, 4096), (20_000, 419), (10**6, 64)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import re
 import subprocess
 import tomllib
@@ -15,17 +16,18 @@ from e2e import options as e2e_options
 
 from imagemill.components.dataset.workspace import STEPS
 from imagemill.components.export.config import FORMATS
+from imagemill.components.step.config import name_flag
 from imagemill.components.step.step import Step
 from imagemill.components.storage.errors import EXIT_OK, UserError
 from imagemill.pipelines.cli import images
 from imagemill.pipelines.cli import main as cli
 from imagemill.pipelines.cluster import cron
-from imagemill.pipelines.parameters import list_parameters, resolve_parameters
+from imagemill.pipelines.parameters import ALL_STEPS, list_parameters, resolve_parameters
 
 EXTRAS = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
 PROGRAMS = {"imagemill", "kubectl", "helm", "kind", "argo", "aws", "python3", "pip", "run", "key", "cp"}
 """What a command may begin with, by the last part of its path. `key` is a shell function of k8s/README.md."""
-WITH_PARAMETERS = ("run", "compile", "submit", "schedule", "champion")
+WITH_PARAMETERS = ("run", "config", "compile", "submit", "schedule", "champion")
 WRITTEN = ("-o", "--output", "--results", "--report", "--result", "--outputs")
 """Flags whose value names a file that need not be there."""
 WORDS = {"runner": ("subprocess", "docker"), "target": ("", "kfp", "argo"), "format": FORMATS, "logs": ("", *STEPS)}
@@ -151,12 +153,13 @@ def test_commands_are_read_as_a_shell_does() -> None:
 
 def known_flags() -> dict[str, tuple[str, ...]]:
     """Every flag of imagemill's commands and of tests/e2e/run, with the choices of those that have some."""
-    own_to_steps = ("--result", "--outputs")
+    options = (name_flag(field.name) for step in ALL_STEPS.values() for field in dataclasses.fields(step.config))
+    own_to_steps = ("--result", "--outputs", *options)
     e2e = FLAG.findall((ROOT / "tests/e2e/options.py").read_text())
     actions = (action for parser in parsers(cli._make_parser()) for action in parser._actions)
     flags: dict[str, tuple[str, ...]] = dict.fromkeys((*own_to_steps, *e2e), ())
     flags |= {flag: () for action in actions for flag in action.option_strings}
-    return flags | {f"--{name.replace('_', '-')}": parameter.choices for name, parameter in list_parameters().items()}
+    return flags | {name_flag(name): parameter.choices for name, parameter in list_parameters().items()}
 
 
 def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:

@@ -21,6 +21,7 @@ from imagemill.components.clean.config import CleanConfig
 from imagemill.components.clean.drift import check_drift, find_drift
 from imagemill.components.clean.drift_numbers import LEVEL, SnapshotPair, compare_rows
 from imagemill.components.dataset.manifest import Dataset, Manifest, commit
+from imagemill.components.dataset.records import Promotion
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.metrics import two_sample
 from imagemill.components.promote import report
@@ -61,7 +62,7 @@ class Weeks:
         model = commit(
             self.uri("model", "dd"), Manifest("model", "dd".zfill(16), (tensors.as_parent(self.uri("model", "dd")),))
         )
-        self.workspace.append_promotion("toy", 1, {"model": self.workspace.relative(model.uri)})
+        self.workspace.append_promotion("toy", 1, Promotion(model=self.workspace.relative(model.uri)))
         return clean
 
     def uri(self, kind: str, name: str) -> str:

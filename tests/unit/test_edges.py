@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_resample import decoded, noise
 
+from imagemill.components.dataset.kinds import CleanExtra, CleanImage, ImageSpec
 from imagemill.components.dataset.manifest import Dataset, File, Manifest, Totals, commit, read_dataset
 from imagemill.components.dataset.shards import Layout, ShardWriter, read_columns
 from imagemill.components.dataset.workspace import Workspace
@@ -142,14 +143,14 @@ def test_five_channels_are_resampled_like_one() -> None:
 def test_a_geometry_survives_its_manifest(edges: str, color: str) -> None:
     config = ResizeConfig(image_size=24, resize_mode="squash", edges=edges, canny_high=150 if "b" in edges else 200)
     geometry = config.geometry(color)
-    image = json.loads(json.dumps(geometry.to_dict()))
+    image = json.loads(geometry.describe("raw", (), ()).to_json())
     assert image["shape"] == list(geometry.shape) and image["edges"] == list(EDGES[edges])
-    assert Geometry.from_dict(image) == geometry
+    assert Geometry.of(ImageSpec.from_dict(image, "here")) == geometry
 
 
 def test_a_manifest_from_before_there_were_edges_has_none() -> None:
     image = {"shape": [32, 32, 3], "dtype": "uint8", "color": "rgb", "mode": "crop", "mean": [0.5], "std": [0.5]}
-    assert Geometry.from_dict(image) == Geometry(32)
+    assert Geometry.of(ImageSpec.from_dict(image, "here")) == Geometry(32)
 
 
 def test_thresholds_in_the_wrong_order_are_refused() -> None:
@@ -241,14 +242,14 @@ def clean_dataset(folder: Path, color: str, each: dict[str, int]) -> Dataset:
             files.append(writer.publish(f"data/{split}", "data", split))
     rows = sum(each.values())
     totals = Totals(rows=rows, bytes=sum(f.bytes for f in files), by_split=each, by_class={"a": rows, "b": 0})
-    image = {"color": color, "channels": COLORS[color]}
-    extra = {"dataset_name": "x"}
+    image = CleanImage(color, COLORS[color])
+    extra = CleanExtra(dataset_name="x")
     manifest = Manifest("clean", "01", classes=("a", "b"), files=tuple(files), totals=totals, image=image, extra=extra)
     return commit(uri, manifest)
 
 
 @contextmanager
-def no_session(address: str, workers: int, probe_uri: str = "") -> Iterator[int]:
+def no_session(*_: object) -> Iterator[int]:
     yield 1
 
 
@@ -274,7 +275,7 @@ def resized(clean: Dataset, **options: Any) -> Dataset:
 
 
 def images_in(tensors: Dataset, split: str) -> dict[str, Pixels]:
-    shape = tensors.manifest.image["shape"]
+    shape = tensors.manifest.image.shape
     found: dict[str, Pixels] = {}
     for table in read_columns(tensors, "data", ["image", "image_id"], split):
         for row in table.to_pylist():
@@ -290,11 +291,11 @@ def test_evaluate_makes_the_very_pixels_of_the_tensors(tmp_path: Path, color: st
     tensors = resized(clean, edges=edges, resize_mode="letterbox", canny_low=30, canny_high=60)
     image = tensors.manifest.image
     channels = COLORS[color] + len(EDGES[edges])
-    assert image["shape"] == [16, 16, channels] and image["color"] == color and image["edges"] == list(EDGES[edges])
-    assert len(image["mean"]) == len(image["std"]) == channels
+    assert image.shape == (16, 16, channels) and image.color == color and image.edges == EDGES[edges]
+    assert len(image.mean) == len(image.std) == channels
     stored = images_in(tensors, "test")
-    made = list(read_test_batches(None, clean, Geometry.from_dict(image), 4))
-    read = list(read_test_batches(tensors, clean, Geometry.from_dict(image), 4))
+    made = list(read_test_batches(None, clean, Geometry.of(image), 4))
+    read = list(read_test_batches(tensors, clean, Geometry.of(image), 4))
     assert [b.ids for b in made] == [b.ids for b in read] and sum(len(b.ids) for b in made) == 9
     for one, other in zip(made, read, strict=True):
         np.testing.assert_array_equal(one.images, other.images)
@@ -304,26 +305,27 @@ def test_evaluate_makes_the_very_pixels_of_the_tensors(tmp_path: Path, color: st
 @pytest.mark.usefixtures("without_ray")
 @pytest.mark.parametrize(
     ("color", "edges", "normalization"),
-    [("rgb", "off", "dataset"), ("lab", "off", "auto"), ("rgb", "both", "auto"), ("gray", "sobel", "dataset")],
+    [("rgb", "off", "dataset"), ("lab", "off", None), ("rgb", "both", None), ("gray", "sobel", "dataset")],
 )
 def test_mean_and_spread_are_those_of_the_training_tensors(
-    tmp_path: Path, color: str, edges: str, normalization: str
+    tmp_path: Path, color: str, edges: str, normalization: str | None
 ) -> None:
     clean = clean_dataset(tmp_path, color, {"train": 12, "val": 3, "test": 2})
-    tensors = resized(clean, edges=edges, normalization=normalization)
-    flat = np.stack(list(images_in(tensors, "train").values())).reshape(-1, tensors.manifest.image["shape"][2]) / 255
-    known = len(named("imagenet", color)[0]) if normalization == "auto" else 0
-    mean, std = tensors.manifest.image["mean"], tensors.manifest.image["std"]
+    tensors = resized(clean, edges=edges, **({"normalization": normalization} if normalization else {}))
+    flat = np.stack(list(images_in(tensors, "train").values())).reshape(-1, tensors.manifest.image.shape[2]) / 255
+    known = len(named("imagenet", color)[0]) if normalization is None else 0
+    mean, std = tensors.manifest.image.mean, tensors.manifest.image.std
     np.testing.assert_allclose(mean[known:], flat.mean(0)[known:], atol=1e-6)
     np.testing.assert_allclose(std[known:], flat.std(0)[known:], atol=1e-6)
     if known:
-        assert (mean[:known], std[:known]) == named("imagenet", color)
+        assert ([*mean[:known]], [*std[:known]]) == named("imagenet", color)
 
 
 @pytest.mark.usefixtures("without_ray")
 def test_a_plain_manifest_holds_imagenets_numbers(tmp_path: Path) -> None:
     tensors = resized(clean_dataset(tmp_path, "rgb", {"train": 3}))
-    assert (tensors.manifest.image["mean"], tensors.manifest.image["std"]) == named("imagenet", "rgb")
+    image = tensors.manifest.image
+    assert ([*image.mean], [*image.std]) == named("imagenet", "rgb")
     assert not any("sums" in record for record in records(tensors)), "nobody asked for them"
 
 

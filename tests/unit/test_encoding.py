@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import pytest
 from chain import NUMBERS, clean_photos, evaluated, one_core, resized, trained
 from PIL import Image, JpegImagePlugin
 
+from imagemill.components.dataset.kinds import ImageSpec
 from imagemill.components.dataset.manifest import Dataset
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.evaluate.inputs import find_tensors, read_test_batches
@@ -75,9 +76,9 @@ def by_pillow(data: bytes) -> Pixels:
 
 
 def test_others_read_what_is_stored(chain: Chain) -> None:
-    gray = chain.clean.manifest.image["color"] == "gray"
+    gray = chain.clean.manifest.image.color == "gray"
     channels, total, errors = 1 if gray else 3, 0, []
-    assert chain.jpeg.manifest.image == chain.raw.manifest.image | {"encoding": "jpeg"}
+    assert chain.jpeg.manifest.image == replace(chain.raw.manifest.image, encoding="jpeg")
     for split, number in NUMBERS.items():
         raw, jpeg = tables(chain.raw, split), tables(chain.jpeg, split)
         assert len(jpeg) == number and jpeg.schema.field("image").type == pa.binary()
@@ -118,7 +119,7 @@ def test_the_loader_gives_every_image_once_an_epoch(chain: Chain) -> None:
     orders = []
     for epoch in (0, 1):
         found = list(iter_batches(chain.jpeg, "train", 7, 0, epoch))
-        assert found[0].images.shape[1:] == tuple(chain.jpeg.manifest.image["shape"])
+        assert found[0].images.shape[1:] == tuple(chain.jpeg.manifest.image.shape)
         rows = [(int(n), one.tobytes()) for b in found for n, one in zip(b.labels, b.images, strict=True)]
         assert sorted(rows) == expected
         orders.append(rows)
@@ -128,11 +129,11 @@ def test_the_loader_gives_every_image_once_an_epoch(chain: Chain) -> None:
 @pytest.mark.parametrize("chain", ["rgb420", "gray"], indirect=True)
 def test_an_epoch_of_training_and_an_evaluation(chain: Chain) -> None:
     model = trained(chain.workspace, chain.jpeg)
-    assert model.manifest.image["encoding"] == "raw" and model.manifest.image["shape"][:2] == [SIZE, SIZE]
-    assert model.manifest.extra["history"][0]["train_loss"] > 0 and "top1" in model.manifest.extra["metrics"]
+    assert model.manifest.image.encoding == "raw" and model.manifest.image.shape[:2] == (SIZE, SIZE)
+    assert model.manifest.extra.history[0]["train_loss"] > 0 and "top1" in model.manifest.extra.metrics
     tensors = find_tensors(model, chain.clean)
     assert tensors is not None and tensors.uri == chain.jpeg.uri
-    geometry = Geometry.from_dict(model.manifest.image)
+    geometry = Geometry.of(model.manifest.image)
     seen = {i: one for b in read_test_batches(tensors, chain.clean, geometry, 4)
             for i, one in zip(b.ids, b.images, strict=True)}  # fmt: skip
     stored = tables(chain.jpeg, "test").to_pylist()
@@ -169,7 +170,7 @@ def test_jpeg_with_a_margin_is_read_with_it(coloured: Chain) -> None:
     stored = resized(coloured.workspace, coloured.clean, image_size=40, store_size=44, encoding="jpeg")
     (first, *_) = iter_batches(stored, "train", 8)
     assert first.images.shape == (8, 44, 44, 3)
-    assert trained(coloured.workspace, stored).manifest.image["shape"] == [40, 40, 3]
+    assert trained(coloured.workspace, stored).manifest.image.shape == (40, 40, 3)
 
 
 @pytest.mark.parametrize("color", ["lab", "ycbcr"])
@@ -187,7 +188,7 @@ def test_what_a_jpeg_can_not_hold_is_refused(color: str, tmp_path: Path) -> None
 
 def said_of(clean: Dataset, **options: Any) -> list[str]:
     config = ResizeConfig.from_values({"image_size": SIZE} | options)
-    geometry = config.geometry(clean.manifest.image["color"])
+    geometry = config.geometry(clean.manifest.image.color)
     spec = TensorSpec(geometry, config.encoding, config.jpeg_quality, config.jpeg_subsampling)
     return list(estimate_encodings(clean, config, spec))
 
@@ -198,7 +199,7 @@ RATE = r"[\d,]+"
 def test_two_lines_say_size_and_rate_of_either(chain: Chain) -> None:
     raw, jpeg = said_of(chain.clean, jpeg_subsampling=chain.subsampling, encoding="jpeg")
     size = chain.raw.manifest.totals.bytes / 1000
-    kind = "" if chain.clean.manifest.image["color"] == "gray" else f", {':'.join(chain.subsampling)}"
+    kind = "" if chain.clean.manifest.image.color == "gray" else f", {':'.join(chain.subsampling)}"
     number = rf"raw: {size:.1f} kB, read at about {RATE} images/s from memory, {RATE}/s over a 100 MB/s link"
     assert re.fullmatch(number, raw)
     found = re.fullmatch(
@@ -211,7 +212,7 @@ def test_two_lines_say_size_and_rate_of_either(chain: Chain) -> None:
 
 
 def test_the_link_is_what_limits_raw_pixels(coloured: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_measure_rate", lambda images, image: 30_000 if image["encoding"] == "raw" else 4_900)
+    monkeypatch.setattr(module, "_measure_rate", lambda images, image: 30_000 if image.encoding == "raw" else 4_900)
     raw, jpeg = said_of(coloured.clean, image_size=224)
     assert raw == "raw: 6.3 MB, read at about 30,000 images/s from memory, 660/s over a 100 MB/s link"
     assert "decoded at about 4,900 images/s, 4,900/s over that link" in jpeg
@@ -288,4 +289,4 @@ def test_one_pixel_survives() -> None:
     for shape, subsampling in (((1, 1, 3), "420"), ((1, 1, 1), "420"), ((9, 9, 3), "444")):
         data = encode_jpeg(np.full(shape, 200, np.uint8), 100, subsampling)
         column = pa.chunked_array([pa.array([data], pa.binary())])
-        assert abs(int(decode_column(column, {"shape": list(shape), "encoding": "jpeg"}).max()) - 200) <= 2
+        assert abs(int(decode_column(column, ImageSpec(shape, encoding="jpeg")).max()) - 200) <= 2

@@ -23,6 +23,7 @@ from sklearn.metrics import (
     top_k_accuracy_score,
 )
 
+from imagemill.components.dataset.kinds import ClassScores, EvaluationExtra, ModelExtra, NetworkExtra
 from imagemill.components.dataset.labels import SINGLE
 from imagemill.components.dataset.manifest import Dataset, Manifest, commit, read_dataset
 from imagemill.components.dataset.shards import publish_bytes, read_columns
@@ -34,7 +35,6 @@ from imagemill.components.evaluate.inputs import InputBatch, find_stored_geometr
 from imagemill.components.evaluate.matrix import roc_curve
 from imagemill.components.evaluate.scores import align_classes, make_scorer
 from imagemill.components.evaluate.slices import SliceColumn, Slices, parse_columns
-from imagemill.components.imaging.tensors import model_input_image
 from imagemill.components.metrics import classification as metrics_of
 from imagemill.components.metrics.calibration import ece
 from imagemill.components.models.artifact import ModelSpec, Normalize, build_network, load_model
@@ -65,8 +65,8 @@ class Made:
 def model_of(workspace: Workspace, clean: Dataset, tensors: Dataset, fingerprint: str, temperature: float) -> Dataset:
     """Random weights, with logits far enough apart that temperatures matter, and both classes predicted."""
     torch.manual_seed(1)
-    image = model_input_image(tensors.manifest.image)
-    spec = ModelSpec("squeezenet1_1", tensors.manifest.classes, image, extra={"temperature": temperature})
+    image = tensors.manifest.image_spec.for_model()
+    spec = ModelSpec("squeezenet1_1", tensors.manifest.classes, image, extra=NetworkExtra(temperature=temperature))
     network, uri = build_network(spec).eval(), workspace.dataset("model", fingerprint)
     state = {name: value.contiguous().clone() for name, value in network.state_dict().items()}
     state["classifier.1.weight"] *= 400
@@ -80,7 +80,7 @@ def model_of(workspace: Workspace, clean: Dataset, tensors: Dataset, fingerprint
     files = (weights, publish_bytes(uri, spec.to_json(), "model-", ".json"))
     manifest = Manifest(
         "model", fingerprint, (tensors.as_parent(uri),), {"flip": "false"}, classes=spec.classes, files=files,
-        image=image, extra={"recipe": ["recipe <small>: 3 epochs", "MixUp 0.2"], "backbone": "squeezenet1_1"},
+        image=image, extra=ModelExtra(recipe=["recipe <small>: 3 epochs", "MixUp 0.2"], backbone="squeezenet1_1"),
     )  # fmt: skip
     return commit(uri, manifest)
 
@@ -128,7 +128,7 @@ def test_everything_is_that_of_the_calibrated_logits(made: Made) -> None:
         np.testing.assert_allclose([row[name] for row in rows], values, rtol=2e-4)
     assert [row["top_ids"] for row in rows] == np.argsort(-p, axis=1).tolist()
     np.testing.assert_allclose([row["top_probabilities"] for row in rows], -np.sort(-p, axis=1), rtol=2e-4)
-    metrics, right = found.manifest.extra["metrics"], p.argmax(1) == labels
+    metrics, right = found.manifest.extra.metrics, p.argmax(1) == labels
     expected = {
         "top1": right.mean(),
         "balanced_accuracy": balanced_accuracy_score(labels, p.argmax(1)),
@@ -144,18 +144,18 @@ def test_everything_is_that_of_the_calibrated_logits(made: Made) -> None:
         "macro_f1": metrics["macro_f1"]
     }
     assert abs(metrics["nll"] - metrics["loss"]) > 0.05, "else the temperature shows nothing"
-    assert found.manifest.extra["calibration"]["temperature"] == 2.5
+    assert found.manifest.extra.calibration.temperature == 2.5
 
 
 def test_what_else_an_evaluation_keeps(made: Made) -> None:
     found = made.evaluated()
     extra = found.manifest.extra
-    for low, high in extra["intervals"].values():
+    for low, high in extra.intervals.values():
         assert 0 <= low < high <= 1
-    assert extra["intervals"]["top1"][0] <= extra["metrics"]["top1"] <= extra["intervals"]["top1"][1]
-    assert extra["too_narrow"] == 0
-    speed = extra["throughput"]
-    assert speed["network"] > 0 and speed["network"] == speed["network_one_view"] and "CPU" in speed["device"]
+    assert extra.intervals["top1"][0] <= extra.metrics["top1"] <= extra.intervals["top1"][1]
+    assert extra.too_narrow == 0
+    speed = extra.throughput
+    assert speed.network > 0 and speed.network == speed.network_one_view and "CPU" in speed.device
     fpr, tpr, threshold = roc_curve(found.uri) or ([], [], [])
     assert fpr[0] == tpr[0] == 0 and fpr[-1] == tpr[-1] == 1 and threshold == sorted(threshold, reverse=True)
     assert found.manifest.config["tta"] == "none"
@@ -163,8 +163,11 @@ def test_what_else_an_evaluation_keeps(made: Made) -> None:
 
 def test_classes_without_test_images_and_with_too_few_are_named(made: Made, capfd: pytest.CaptureFixture[str]) -> None:
     found = made.evaluated()
-    per_class = [*found.manifest.extra["per_class"], *({"class": f"class {n}", "support": 0} for n in range(7))]
-    extra = found.manifest.extra | {"per_class": per_class, "too_narrow": 2}
+    per_class = [
+        *found.manifest.extra.per_class,
+        *(ClassScores(name=f"class {n}", precision=0, recall=0, f1=0, support=0) for n in range(7)),
+    ]
+    extra = replace(found.manifest.extra, per_class=per_class, too_narrow=2)
     context = Context("evaluate", made.workspace, "r", False)
     _log_scores(replace(found, manifest=replace(found.manifest, extra=extra)), "the challenger", context)
     said = capfd.readouterr().err
@@ -178,9 +181,9 @@ def test_classes_without_test_images_and_with_too_few_are_named(made: Made, capf
 def test_a_model_that_is_no_better_than_a_guess_is_said_to_be(
     made: Made, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    found = made.evaluated().manifest.extra["chance"]
-    assert found["better"] and found["class"] == "cat" and not found["why"]
-    assert found["limits"]["top1"] == 0.5 and 0.5 < found["limits"]["balanced_accuracy"] < 0.646
+    found = made.evaluated().manifest.extra.chance
+    assert found.better and found.majority_class == "cat" and not found.why
+    assert found.limits["top1"] == 0.5 and 0.5 < found.limits["balanced_accuracy"] < 0.646
     assert "chance" not in capfd.readouterr().err
 
     class Blind(torch.nn.Module):
@@ -192,7 +195,7 @@ def test_a_model_that_is_no_better_than_a_guess_is_said_to_be(
     extra = made.evaluated(review="false").manifest.extra
     why = "no better than chance, as far as 48 test images can tell: top-1 is 0.500 (0.364 to 0.636), and 0.500 for "
     why += "'cat' every time; balanced accuracy is 0.500, and up to 0.500 by chance"
-    assert extra["chance"]["better"] is False and extra["chance"]["why"] == why
+    assert extra.chance.better is False and extra.chance.why == why
     assert f"[evaluate] warning: {why}\n" in capfd.readouterr().err
 
 
@@ -206,8 +209,8 @@ def test_views_are_averaged_as_probabilities(
     p = softmax(logits / 2.5).mean(0)
     rows = rows_of(found)
     np.testing.assert_allclose([row["confidence"] for row in rows], p.max(1), rtol=2e-4)
-    assert found.manifest.extra["metrics"]["loss"] == pytest.approx(log_loss(labels, softmax(logits).mean(0)), rel=1e-3)
-    assert found.uri != made.evaluated().uri and found.manifest.extra["throughput"]["tta"] == how
+    assert found.manifest.extra.metrics["loss"] == pytest.approx(log_loss(labels, softmax(logits).mean(0)), rel=1e-3)
+    assert found.uri != made.evaluated().uri and found.manifest.extra.throughput.tta == how
     said = capsys.readouterr().err
     assert f"without tta {how}, which costs" in said
     assert ("never saw a mirrored image" in said) == (how == "flip")
@@ -275,23 +278,23 @@ def columns_of(made: Made, *names: str) -> dict[str, dict[str, Any]]:
 def test_slices_by_number_and_by_text_count_what_is_in_them(made: Made) -> None:
     found = made.evaluated(slices="label, size,brightness")
     columns = columns_of(made, "label", "width", "height")
-    rows, slices = rows_of(found), found.manifest.extra["slices"]
+    rows, slices = rows_of(found), found.manifest.extra.slices
     for row in rows:
         row |= columns[row["image_id"]]
-    by_label = [one for one in slices if one["column"] == "label"]
-    assert sorted(one["slice"] for one in by_label) == ["cat", "dog"]
+    by_label = [one for one in slices if one.column == "label"]
+    assert sorted(one.slice for one in by_label) == ["cat", "dog"]
     for one in by_label:
-        right = [row["label_id"] == row["predicted_id"] for row in rows if row["label"] == one["slice"]]
-        assert (one["images"], one["top1"]) == (len(right), pytest.approx(np.mean(right), abs=1e-6))
-        assert one["low"] <= one["top1"] <= one["high"]
-        assert one["below"] == (one["high"] < found.manifest.extra["metrics"]["top1"])
+        right = [row["label_id"] == row["predicted_id"] for row in rows if row["label"] == one.slice]
+        assert (one.images, one.top1) == (len(right), pytest.approx(np.mean(right), abs=1e-6))
+        assert one.low <= one.top1 <= one.high
+        assert one.below == (one.high < found.manifest.extra.metrics["top1"])
     sizes = sorted(max(row["width"], row["height"]) for row in rows)
-    by_size = [one for one in slices if one["column"] == "size"]
+    by_size = [one for one in slices if one.column == "size"]
     edges = np.quantile(sizes, [0.25, 0.5, 0.75], method="lower")
     expected = np.bincount(np.searchsorted(edges, sizes, side="left"), minlength=4)
-    assert [one["images"] for one in by_size] == expected.tolist() and len(by_size) == 4
-    assert by_size[0]["slice"] == f"up to {edges[0]:g}" and by_size[3]["slice"] == f"above {edges[2]:g}"
-    assert not [one for one in slices if one["column"] == "brightness"], "all of them are equally bright here"
+    assert [one.images for one in by_size] == expected.tolist() and len(by_size) == 4
+    assert by_size[0].slice == f"up to {edges[0]:g}" and by_size[3].slice == f"above {edges[2]:g}"
+    assert not [one for one in slices if one.column == "brightness"], "all of them are equally bright here"
 
 
 def test_a_slice_that_is_surely_worse_is_marked(made: Made) -> None:
@@ -301,7 +304,7 @@ def test_a_slice_that_is_surely_worse_is_marked(made: Made) -> None:
     rows = [row | {"predicted_id": int(row["image_id"] in bad)} for row in rows]
     for part in (rows[30:], rows[:30]):
         slices.add(part)
-    found = {one["slice"]: one["below"] for one in slices.to_rows(0.5) if one["column"] == "label"}
+    found = {one.slice: one.below for one in slices.score(0.5) if one.column == "label"}
     assert found == {"cat": False, "dog": True}
     with pytest.raises(DatasetError, match="not among those of the clean dataset"):
         slices.add([rows[0] | {"image_id": "another"}])
@@ -346,15 +349,15 @@ EMPTY = {"found": 0, "skipped": 0, "skipped_files": [], "rows": 0, "bytes": 0, "
 
 def test_the_page_shows_what_the_evaluation_found(page: str, made: Made) -> None:
     extra = made.evaluated(slices="size,label").manifest.extra
-    low, high = extra["intervals"]["macro_f1"]
+    low, high = extra.intervals["macro_f1"]
     for words in (f"{low:.3f} to {high:.3f}", "Balanced accuracy", "temperature of 2.500", "Precision and recall",
                   "<h3>ROC</h3>", "Each class", "Highest losses", "surely below", "recipe &lt;small&gt;: 3 epochs",
-                  "images/s in all", f"{extra['calibration']['temperature']:.3f}"):  # fmt: skip
+                  "images/s in all", f"{extra.calibration.temperature:.3f}"):  # fmt: skip
         assert words in page, words
     assert page.count("<svg") == page.count("</svg>") == 5  # banner, confusion, reliability, two of thresholds
     assert "<script" not in page and "recipe <small>" not in page
-    for one in extra["slices"]:
-        assert f'style="width:{100 * one["top1"]:.2f}%"' in page
+    for one in extra.slices:
+        assert f'style="width:{100 * one.top1:.2f}%"' in page
 
 
 def test_the_highest_losses_are_those_that_are_not_shown_yet(made: Made) -> None:
@@ -368,9 +371,11 @@ def test_the_highest_losses_are_those_that_are_not_shown_yet(made: Made) -> None
 
 def test_an_evaluation_of_an_earlier_release_says_less(made: Made) -> None:
     found = made.evaluated()
-    old = {key: found.manifest.extra[key] for key in ("dataset_name", "model_classes")}
+    body = found.manifest.extra.to_dict()
+    old = {key: body[key] for key in ("dataset_name", "model_classes")}
     old |= {"metrics": {"top1": 0.5, "macro_f1": 0.4, "loss": 1.0}}
-    old |= {"per_class": [{k: v for k, v in c.items() if "auc" not in k} for c in found.manifest.extra["per_class"]]}
+    old |= {"per_class": [{k: v for k, v in c.items() if "auc" not in k} for c in body["per_class"]]}
+    old = EvaluationExtra.from_dict(old, "here")
     facts = score_sections.describe_scores(replace(found, manifest=replace(found.manifest, extra=old)))
     assert facts["reliability"] is None and facts["areas"] == [] and not facts["slices"]["columns"]
     assert facts["each_class"]["blocks"] == [] and [row["name"] for row in facts["measures"]] == ["Top-1", "Macro-F1"]

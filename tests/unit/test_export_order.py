@@ -12,6 +12,7 @@ from cleaned import Row
 from hypothesis import given
 from hypothesis import strategies as st
 
+from imagemill.components.dataset.kinds import CleanExtra
 from imagemill.components.dataset.manifest import Dataset, Manifest, commit
 from imagemill.components.export.order import index_split, partition, read_in_order
 
@@ -24,7 +25,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
         cleaned.draft(uri, [Row(f"{part}-{n}.jpg") for n in range(40)], row_group_rows=5).manifest for part in range(4)
     ]
     files = tuple(file for one in drafts for file in one.files)
-    return commit(uri, Manifest("clean", "01", classes=("cat",), files=files, extra={"dataset_name": "toy"}))
+    return commit(uri, Manifest("clean", "01", classes=("cat",), files=files, extra=CleanExtra(dataset_name="toy")))
 
 
 def rows(source: Dataset, scratch: Path, **bounds: int) -> list[dict[str, Any]]:

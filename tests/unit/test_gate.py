@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from gated import CLASSES, LABELS, Gate, wrong
 
+from imagemill.components.dataset.records import Promotion
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.promote.config import PromoteConfig
 from imagemill.components.promote.promote import promote
@@ -236,7 +237,16 @@ def test_calibration_may_not_get_worse_by_much(gate: Gate) -> None:
 
 def test_speed_is_a_bound_only_if_it_is_asked_for_and_measured_alike(gate: Gate) -> None:
     def speed(rate: float, device: str = "a CPU") -> dict[str, Any]:
-        return {"throughput": {"device": device, "batch_size": 128, "network_one_view": rate}}
+        return {
+            "throughput": {
+                "device": device,
+                "batch_size": 128,
+                "network_one_view": rate,
+                "network": rate,
+                "whole": rate,
+                "tta": "none",
+            }
+        }
 
     crowned(gate, **speed(1000))
     slow = gate.evaluate("slow", wrong(20), **speed(400))
@@ -353,7 +363,7 @@ def test_a_report_from_before_a_rollback_is_no_report_of_now(gate: Gate) -> None
     look = Context("promote", workspace, "again", False, only_cached=True)
     assert promote(config, look).metrics["report"] == workspace.report("earlier")
     back = champion | {"verdict": "rollback", "rolled_back": [gate.record()["model"]]}
-    workspace.append_promotion("weekly", 3, back)
+    workspace.append_promotion("weekly", 3, Promotion.from_dict(back, "test"))
     with pytest.raises(NotCached):
         promote(config, look)
 
@@ -363,7 +373,7 @@ def test_what_was_taken_back_is_not_promoted_again_by_itself(gate: Gate) -> None
     champion, better = gate.record(), gate.evaluate("better", wrong(20))
     assert gate.promote(better)["promoted"]
     back = champion | {"verdict": "rollback", "rolled_back": [gate.record()["model"]]}
-    gate.workspace.append_promotion("weekly", 3, back)
+    gate.workspace.append_promotion("weekly", 3, Promotion.from_dict(back, "test"))
     found = gate.promote(better, run="next week")
     assert (found["verdict"], found["promoted"], found["n"]) == ("rolled_back", False, 3)
     assert "taken back by promotion 3" in found["reason"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,6 @@ from imagemill.components.storage.errors import TransientError
 from imagemill.components.storage.store import LocalStore
 from imagemill.pipelines.cli.gc import parse_age
 from imagemill.pipelines.cli.main import main
-
-
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return Workspace.open(str(tmp_path / "mill"))
 
 
 def gc(workspace: Workspace, capsys: pytest.CaptureFixture[str], *flags: str) -> dict[str, Any]:
@@ -92,9 +88,9 @@ def test_champions_stay(workspace: Workspace, capsys: pytest.CaptureFixture[str]
         assert kept(facts)[path] == [f"{word} champion of weekly"]
     check_intact(workspace)
     # After a rollback to the previous one, it reigns; the one that was taken back is none to return to.
-    workspace.append_promotion("weekly", 4, workspace.promotion("weekly", 2) | {
-        "rolled_back": [workspace.relative(weeks[2]["model"].uri)]
-    })  # fmt: skip
+    workspace.append_promotion("weekly", 4, replace(
+        workspace.promotion("weekly", 2), rolled_back=[workspace.relative(weeks[2]["model"].uri)]
+    ))  # fmt: skip
     age(workspace, 2)
     gc(workspace, capsys, "--keep-last", "1", "--delete")
     assert set(datasets_of(workspace)) == left - paths_of(*(weeks[2][kind] for kind in ("raw", "clean", "tensors")))
@@ -103,7 +99,7 @@ def test_champions_stay(workspace: Workspace, capsys: pytest.CaptureFixture[str]
 def test_what_a_kept_dataset_was_made_from_stays(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     """Also the model that a training started from, and the evaluation of a kept model on a kept dataset."""
     weeks = [make_week(workspace, week) for week in range(3)]
-    start = {"model": workspace.relative(weeks[0]["model"].uri), "promotion": 1}
+    start = {"model": workspace.relative(weeks[0]["model"].uri), "weights_sha256": "0" * 64, "promotion": 1}
     model = make(workspace, "model", 9, [weeks[2]["tensors"]], start=start)
     workspace.note_latest("weekly", model, "r")
     compared = make(workspace, "evaluation", -1, [weeks[0]["model"], weeks[2]["clean"]])
@@ -366,9 +362,20 @@ STEPS = st.lists(
 )  # fmt: skip
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(STEPS, st.integers(1, 3))
 def test_after_any_history_what_is_kept_is_whole(history: list[tuple[str, str, int]], keep_last: int) -> None:
+    check_history(history, keep_last)
+
+
+@pytest.mark.proof
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(STEPS, st.integers(1, 3))
+def test_after_many_histories_what_is_kept_is_whole(history: list[tuple[str, str, int]], keep_last: int) -> None:
+    check_history(history, keep_last)
+
+
+def check_history(history: list[tuple[str, str, int]], keep_last: int) -> None:
     """Nothing but what was listed goes, of what was kept nothing is missing, and a second time finds nothing."""
     with tempfile.TemporaryDirectory() as folder:
         workspace = Workspace.open(f"{folder}/mill")
@@ -413,7 +420,12 @@ def test_a_store_that_stood_still_deletes_nothing_more(workspace: Workspace) -> 
 
 
 def test_a_model_of_another_workspace_is_no_reference(workspace: Workspace, tmp_path: Path) -> None:
-    model = make(workspace, "model", 0, start={"model": str(tmp_path / "other" / "model" / "00")})
+    model = make(
+        workspace,
+        "model",
+        0,
+        start={"model": str(tmp_path / "other" / "model" / "00"), "weights_sha256": "", "promotion": 1},
+    )
     found = find_garbage(workspace, Policy(), lambda _: None)
     (snapshot,) = found.retention.snapshots.values()
     assert set(found.retention.reasons) == paths_of(model) and snapshot.references == ()

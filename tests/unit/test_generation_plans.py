@@ -32,17 +32,7 @@ from imagemill.components.resize.ray_job import build_command
 from imagemill.components.step.config import StepConfig
 from imagemill.components.step.step import Context, Step
 
-
-@pytest.fixture(autouse=True)
-def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several shards of a few images."""
-    monkeypatch.setattr(plan, "MAX_SHARD_ROWS", 7)
-    monkeypatch.setattr(resize_module, "report_estimate", lambda *_: None)
-
-
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return Workspace.open(str(tmp_path / "mill"))
+pytestmark = pytest.mark.usefixtures("small_shards")
 
 
 @pytest.mark.parametrize(

@@ -28,20 +28,8 @@ from hypothesis import strategies as st
 from imagemill.components.dataset.manifest import Dataset
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.resize import generations as generations_module
-from imagemill.components.resize import plan
-from imagemill.components.resize import resize as resize_module
 
-
-@pytest.fixture(autouse=True)
-def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several shards of a few images."""
-    monkeypatch.setattr(plan, "MAX_SHARD_ROWS", 7)
-    monkeypatch.setattr(resize_module, "report_estimate", lambda *_: None)
-
-
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return Workspace.open(str(tmp_path / "mill"))
+pytestmark = pytest.mark.usefixtures("small_shards")
 
 
 EDITS = st.lists(st.sampled_from(["add", "add", "remove", "relabel", "replace", "move"]), min_size=0, max_size=9)
@@ -67,15 +55,30 @@ def edit(photos: dict[str, grown.Photo], edits: list[str], seed: int) -> dict[st
     return photos
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(history=st.lists(EDITS, min_size=1, max_size=3), options=OPTIONS, seed=st.integers(0, 10**6))
+HISTORIES = given(history=st.lists(EDITS, min_size=1, max_size=3), options=OPTIONS, seed=st.integers(0, 10**6))
+
+
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@HISTORIES
 def test_after_any_edits_the_tensors_are_those_of_a_build_from_nothing(
     history: list[list[str]], options: dict[str, Any], seed: int
 ) -> None:
+    check_edits(history, options, seed, several(40))
+
+
+@pytest.mark.proof
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@HISTORIES
+def test_after_many_edits_the_tensors_are_those_of_a_build_from_nothing(
+    history: list[list[str]], options: dict[str, Any], seed: int
+) -> None:
+    check_edits(history, options, seed, several(60))
+
+
+def check_edits(history: list[list[str]], options: dict[str, Any], seed: int, photos: dict[str, grown.Photo]) -> None:
     """Row for row and pixel for pixel; and only what is new was decoded, unless everything was built again."""
     with tempfile.TemporaryDirectory() as folder:
         workspace = Workspace.open(f"{folder}/mill")
-        photos = several(60)
         tensors = resized(clean_of(workspace, photos), **options)
         for number, edits in enumerate(history):
             earlier, before = photos, generations(tensors)
@@ -131,7 +134,7 @@ def test_a_shard_is_written_again_only_where_rows_left(workspace: Workspace) -> 
     assert count == [0] and generations(second) == {0: 59}
     own = [file for file in second.files() if not file.uri.startswith("../")]
     assert len(own) == 1 and len(second.files()) == len(first.files())
-    assert second.manifest.image["mean"] != first.manifest.image["mean"], "of the images that are there"
+    assert second.manifest.image.mean != first.manifest.image.mean, "of the images that are there"
 
 
 def test_a_shard_of_which_nothing_stays_is_left_out(workspace: Workspace) -> None:
@@ -182,4 +185,4 @@ def test_augmented_copies_stay_with_their_images(
     assert set(generations(tensors)) == {0, 1}
     assert rows_with_copies(tensors) == rows_with_copies(expected)
     assert tensors.manifest.totals == expected.manifest.totals and tensors.manifest.image == expected.manifest.image
-    assert tensors.manifest.extra["copies"] == expected.manifest.extra["copies"]
+    assert tensors.manifest.extra.copies == expected.manifest.extra.copies

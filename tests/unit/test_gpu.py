@@ -28,6 +28,7 @@ from PIL import Image
 
 from imagemill.components.dataset.manifest import Dataset, read_dataset
 from imagemill.components.dataset.workspace import Workspace
+from imagemill.components.engine.ray_session import RaySession
 from imagemill.components.imaging.decoder import Pixels
 from imagemill.components.imaging.geometry import Geometry, decode_and_resize
 from imagemill.components.resize import device as devices
@@ -35,8 +36,7 @@ from imagemill.components.resize import gpu, resize
 from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.resize.device import choose_device, sample_mean_pixels
 from imagemill.components.resize.gpu import JpegInfo, make_kernel, parse_header, split_batches
-from imagemill.components.resize.ray_session import RaySession
-from imagemill.components.resize.ray_tasks import count_actors, run_on_gpus
+from imagemill.components.resize.gpu_tasks import count_actors, run_on_gpus
 from imagemill.components.resize.tasks import ResizeTask, write_shards
 from imagemill.components.step.step import Context
 from imagemill.components.storage.errors import TransientError
@@ -310,7 +310,7 @@ def resized(clean: Dataset, run: str) -> Dataset:
 @contextmanager
 def no_ray(*_: Any, gpus: int) -> Iterator[RaySession]:
     assert gpus == 1
-    yield RaySession("", "")
+    yield RaySession("resize", "", "")
 
 
 def in_this_process(tasks: Iterable[ResizeTask], arguments: Any, session: RaySession, share: float) -> Iterator[Any]:
@@ -345,4 +345,4 @@ def test_a_lost_actor_costs_its_task_only(clean: Dataset, monkeypatch: pytest.Mo
     disturbed = resized(clean, "again")
     assert killed and len(undisturbed.files()) > 6
     assert mill.content(disturbed) == mill.content(undisturbed) and disturbed.uri != undisturbed.uri
-    assert undisturbed.manifest.extra["device"] == disturbed.manifest.extra["device"] == "cuda"
+    assert undisturbed.manifest.extra.device == disturbed.manifest.extra.device == "cuda"

@@ -16,6 +16,7 @@ import pytest
 from cleaned import Row, cleaned, reject
 
 from imagemill.components.clean.audit_layout import WIDTH, count_columns
+from imagemill.components.dataset.kinds import EXTRAS, ImageSpec
 from imagemill.components.dataset.manifest import Dataset, Manifest, Totals, commit
 from imagemill.components.dataset.shards import publish_bytes
 from imagemill.components.dataset.workspace import Workspace
@@ -31,6 +32,8 @@ def made(workspace: Path, kind: str, **fields: Any) -> Dataset:
     uri = str(workspace / kind / "00000000000000aa")
     files = (publish_bytes(uri, b"bytes", "file-", ".bin"),)
     defaults: dict[str, Any] = {"classes": ("cat", "dog"), "files": files}
+    if "extra" in fields:
+        fields["extra"] = EXTRAS[kind].from_dict(fields["extra"], "test")
     return commit(uri, Manifest(kind, "00000000000000aa", **(defaults | fields)))
 
 
@@ -107,7 +110,7 @@ def test_tensors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image = {"shape": [64, 64, 3], "color": "rgb", "mode": "crop", "edges": [], "mean": [0.485, 0.456, 0.406],
              "std": [0.229, 0.224, 0.225], "dtype": "uint8", "encoding": "raw"}  # fmt: skip
     totals = Totals(rows=12, bytes=147_456, by_split={"train": 9, "val": 1, "test": 2}, by_class={"cat": 7, "dog": 5})
-    text = printed(capsys, made(tmp_path, "tensors", image=image, totals=totals).uri)
+    text = printed(capsys, made(tmp_path, "tensors", image=ImageSpec.from_dict(image, "test"), totals=totals).uri)
     for words in ("64, 64, 3", "0.485, 0.456, 0.406", "0.229, 0.224, 0.225", "147.5 kB", "train  9  75.0%", "cat  7"):
         assert words in text
     assert "edges" not in text
@@ -119,7 +122,7 @@ def test_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     extra = {"backbone": "resnet18", "weights": "", "recipe": recipe, "best_epoch": 3,
              "metrics": {"top1": 0.9375, "macro_f1": 0.9}, "epochs": 40, "history": history,
              "seconds": 125.0}  # fmt: skip
-    dataset = made(tmp_path, "model", extra=extra, image={"shape": [64, 64, 3], "color": "rgb"})
+    dataset = made(tmp_path, "model", extra=extra, image=ImageSpec((64, 64, 3)))
     text = printed(capsys, dataset.uri)
     for words in ("backbone    resnet18", "2 min 5 s", "top1      0.938", "macro F1", "0.800",
                   "── Recipe", "  recipe small: 40 epochs\n  regularization: none\n",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,7 @@ from imagemill.components.clean.config import CleanConfig
 from imagemill.components.clean.final_files import rewrite_file
 from imagemill.components.clean.labels import LabelRules
 from imagemill.components.clean.schema import make_clean_schema
-from imagemill.components.clean.shard import RowRules, Slice, clean_row, clean_shard
-from imagemill.components.dataset.manifest import Dataset, Manifest
+from imagemill.components.clean.shard import CleanedShard, RowRules, Slice, clean_row, clean_shard
 from imagemill.components.dataset.shards import Layout, ShardWriter
 from imagemill.components.imaging.decoder import ImageRejected, decode
 from imagemill.components.imaging.standardize import standardize
@@ -146,10 +144,9 @@ def test_files_written_again_keep_their_masks(tmp_path: Path) -> None:
             one = row(number, None if number == 3 else masks[number], split="train")
             writer.add({name: one[name] for name in schema.names}, 1)
         file = writer.publish("data/raw", "data")
-    raw = Dataset(str(tmp_path), Manifest("raw", "x", files=(file,)), "")
     part = Slice(file, 0, 1, 6, 1)
     config = keeping(val_fraction=0.0)
-    shard = clean_shard(raw, part, str(tmp_path), rules(config), lambda _: None, threading.Lock(), 1)
+    shard = CleanedShard.from_record(clean_shard(part, str(tmp_path), str(tmp_path), rules(config), 1))
     first = {
         r["image_id"]: r["mask"] for t in read_file_columns(str(tmp_path), shard.data[0], None) for r in t.to_pylist()
     }

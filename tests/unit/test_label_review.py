@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagemill.components.clean.splits import compute_shuffle_index
+from imagemill.components.dataset.kinds import CleanImage, EvaluationExtra, ImageSpec, LabelReview
 from imagemill.components.dataset.manifest import Dataset, Manifest, Totals, commit
 from imagemill.components.dataset.shards import read_columns
 from imagemill.components.dataset.workspace import Workspace
@@ -133,7 +134,7 @@ def test_a_discriminant_is_that_of_scikit_learn() -> None:
 
 
 def _network(backbone: str, size: int = 64) -> Any:
-    image = {"shape": [size, size, 3], "color": "rgb", "mean": [0.5] * 3, "std": [0.5] * 3}
+    image = ImageSpec((size, size, 3), mean=(0.5,) * 3, std=(0.5,) * 3)
     return build_network(ModelSpec(backbone, ("a", "b", "c"), image)).eval()
 
 
@@ -195,12 +196,12 @@ def test_many_features_are_projected_and_distances_stay() -> None:
     ],
 )
 def test_what_is_said(said: dict[str, Any], accuracy: float, lines: list[str]) -> None:
-    found = describe_review(said, accuracy)
+    found = describe_review(LabelReview(**said), accuracy)
     assert len(found) == len(lines) and all(line.startswith(start) for line, start in zip(found, lines, strict=True))
 
 
 def test_what_is_not_reviewed_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = ModelSpec("resnet18", ("a", "b"), {"shape": [8, 8, 3]})
+    spec = ModelSpec("resnet18", ("a", "b"), ImageSpec((8, 8, 3)))
     uri = str(tmp_path / "tensors" / "0")
     manifest = Manifest("tensors", "0", classes=("a", "b"), totals=Totals(by_split={"train": 300_000}))
     tensors = Dataset(uri, manifest, "")
@@ -215,7 +216,7 @@ def test_what_is_not_reviewed_says_why(tmp_path: Path, monkeypatch: pytest.Monke
         ]
     ]
     assert [file for file, _ in found] == [None] * 4
-    assert [said["skipped"] for _, said in found] == [
+    assert [said.skipped for _, said in found] == [
         reviewing.OFF,
         "this model was not trained on them",
         "there are 300,000, more than 200,000 (review true does it all the same)",
@@ -235,7 +236,7 @@ def noisy_photos(workspace: Workspace, each: int = 60, flipped: int = 4) -> tupl
             wrong |= {rows[-1].image_id} if other else set()
     rows.sort(key=lambda row: compute_shuffle_index(hashlib.sha256(row.data).hexdigest()))
     uri = workspace.dataset("clean", "0" * 16)
-    return commit(uri, dataclasses.replace(draft(uri, rows).manifest, image={"color": "rgb", "channels": 3})), wrong
+    return commit(uri, dataclasses.replace(draft(uri, rows).manifest, image=CleanImage("rgb", 3))), wrong
 
 
 def test_the_step_finds_flipped_labels_and_the_report_shows_them(
@@ -247,14 +248,14 @@ def test_the_step_finds_flipped_labels_and_the_report_shows_them(
         tensors = resized(workspace, clean, image_size=32)
         model = trained(workspace, tensors, recipe="plain", epochs=8, batch_size=16, learning_rate=0.004)
         evaluation, _ = evaluated(workspace, model, clean)
-    said = evaluation.manifest.extra["review"]
+    said = evaluation.manifest.extra.review
     (file,) = evaluation.files("suspects")
     rows = [
         row for table in read_columns(evaluation, "suspects", reviewing.SUSPECTS.names) for row in table.to_pylist()
     ]
     ranked = [row for row in rows if row["rank"]]
-    assert len(rows) == file.rows == said["listed"] >= 100, "the highest losses are listed too"
-    assert [row["rank"] for row in ranked] == list(range(1, said["suspects"] + 1))
+    assert len(rows) == file.rows == said.listed >= 100, "the highest losses are listed too"
+    assert [row["rank"] for row in ranked] == list(range(1, said.suspects + 1))
     found = mislabelled.compare(
         [(row["image_id"], row["suggested"]) for row in ranked],
         {image_id: ("cat", "dog")[int(image_id[5:-4]) % 2] for image_id in wrong},
@@ -280,16 +281,16 @@ def test_where_the_classifiers_guess_no_image_is_listed(tmp_path: Path, monkeypa
         random.normal(0, 1, (90, 8)).astype(np.float16), np.arange(90) % 2, np.ones(90, np.float32)
     )
     monkeypatch.setattr(reviewing, "_compute_outputs", lambda *_: seen)
-    spec = ModelSpec("resnet18", ("a", "b"), {"shape": [8, 8, 3]})
+    spec = ModelSpec("resnet18", ("a", "b"), ImageSpec((8, 8, 3)))
     manifest = Manifest("tensors", "0", classes=("a", "b"), totals=Totals(by_split={"train": 90}))
     tensors = Dataset(str(tmp_path), manifest, "")
     file, said = review_labels(tensors, None, spec, None, str(tmp_path), "auto", 8)  # type: ignore[arg-type]
-    assert file is None and (said["images"], said["suspects"], said["listed"]) == (90, 0, 0)
-    assert said["not_judged"].startswith("classifiers that never saw the labels agree with ")
-    evaluation = Dataset(str(tmp_path), Manifest("evaluation", "0", extra={"review": said}), "")
+    assert file is None and (said.images, said.suspects, said.listed) == (90, 0, 0)
+    assert said.not_judged.startswith("classifiers that never saw the labels agree with ")
+    evaluation = Dataset(str(tmp_path), Manifest("evaluation", "0", extra=EvaluationExtra(review=said)), "")
     clean = Dataset(str(tmp_path), Manifest("clean", "0"), "")
     shown = suspects.describe_suspects(evaluation, clean)
-    assert shown and shown["why"] == said["not_judged"]
+    assert shown and shown["why"] == said.not_judged
     assert not shown["rows"] and not shown["losses"] and not shown["listed"]
 
 

@@ -43,7 +43,7 @@ def test_the_command_line_makes_the_tensors(api: KubeApi, tmp_path: Path) -> Non
     assert found.code == 0, found.stderr
     assert found.record["state"] == "ran" and found.record["metrics"]["rows"] == 16
     dataset = find_intact_dataset(found.record["uri"])
-    assert dataset and dataset.manifest.totals.rows == 16 and dataset.manifest.image["shape"] == [16, 16, 3]
+    assert dataset and dataset.manifest.totals.rows == 16 and dataset.manifest.image.shape == (16, 16, 3)
     assert found.stderr.count("[resize] Ray with") == 1 and found.stderr.count("16 images of 16 x 16") == 1
     assert not list(tmp_path.rglob("x"))
     cached = launch(work, run="run-2")

@@ -30,8 +30,8 @@ from imagemill.components.step.step import Context
 from imagemill.components.storage.errors import EXIT_TRANSIENT, EXIT_USER
 from imagemill.pipelines.cluster.cluster_file import RUN_LABEL, parse_cluster
 from imagemill.pipelines.kuberay import launcher
-from imagemill.pipelines.kuberay.cleanup import delete_rayjobs
 from imagemill.pipelines.kuberay.launcher import WATCHER_ANNOTATION
+from imagemill.pipelines.kuberay.pods import delete_rayjobs
 
 s3, api, made, work = launching.s3, launching.api, launching.made, launching.work
 

@@ -33,11 +33,6 @@ from imagemill.pipelines.cli.main import main
 DELETE = ["--delete", "--keep-last", "1"]
 
 
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return Workspace.open(str(tmp_path / "mill"))
-
-
 def leases_in(workspace: Workspace) -> list[str]:
     return [entry.uri.rpartition("/")[2] for entry in workspace.store.list(workspace.at("running"))]
 

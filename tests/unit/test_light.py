@@ -14,7 +14,7 @@ HEAVY = (
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], *([word, "--help"] for word in ("run", "train", "submit", "doctor", "gc"))], ids=str
+    "words", [["--help"], *([word, "--help"] for word in ("run", "train", "config", "submit", "doctor", "gc"))], ids=str
 )
 def test_help_imports_nothing_heavy(words: list[str]) -> None:
     script = (

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stored import SHAPE, numbered, rows_of
 
+from imagemill.components.dataset.kinds import ImageSpec
 from imagemill.components.dataset.manifest import Dataset
 from imagemill.components.imaging.tensors import decode_column, encode_jpeg
 from imagemill.components.storage.errors import DatasetError
@@ -77,7 +78,7 @@ def test_a_sliced_column_gives_its_own_images() -> None:
         pa.chunked_array([column.chunk(0).slice(2), column.chunk(0).slice(0, 1)]),
     ):
         expected = np.array([np.frombuffer(v.as_py(), np.uint8).reshape(2, 2, 3) for v in sliced])
-        np.testing.assert_array_equal(decode_column(sliced, {"shape": [2, 2, 3]}), expected)
+        np.testing.assert_array_equal(decode_column(sliced, ImageSpec((2, 2, 3))), expected)
 
 
 def test_a_label_that_is_none_of_the_classes_is_named(tmp_path: Path) -> None:

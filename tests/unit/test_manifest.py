@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from imagemill.components.clean.config import CleanConfig
 from imagemill.components.dataset.fingerprint import canonical_json, digest, fingerprint
+from imagemill.components.dataset.kinds import ImageSpec, ModelExtra
 from imagemill.components.dataset.manifest import (
     MANIFEST,
     Dataset,
@@ -52,8 +53,8 @@ MODEL = Manifest(
         File("../other/x", "data", "test", 5, 1, "ef" * 32),
     ),
     totals=Totals(rows=5, bytes=11, rejected=1, by_split={"test": 5}, by_class={"狼": 5}, by_reason={"corrupt": 1}),
-    image={"shape": [8, 8, 3], "mean": [0.5]},
-    extra={"metrics": {"top1": 0.5}},
+    image=ImageSpec((8, 8, 3), mean=(0.5,)),
+    extra=ModelExtra(metrics={"top1": 0.5}),
     code_version="1.2.3",
     created="2026-01-01T00:00:00+00:00",
 )
@@ -72,7 +73,7 @@ def test_what_is_empty_is_left_out_and_what_is_missing_is_filled_in() -> None:
 
 def test_numbers_that_json_lacks_are_not_written() -> None:
     with pytest.raises(ValueError, match="JSON compliant"):
-        Manifest("model", "00", extra={"loss": float("nan")}).to_json()
+        Manifest("model", "00", extra=ModelExtra(seconds=float("nan"))).to_json()
 
 
 def changed(path: str, value: Any) -> bytes:
@@ -185,7 +186,7 @@ def test_all_racers_get_the_winners_dataset(tmp_path: Path) -> None:
     uri, manifest = made(tmp_path)
 
     def race(number: int) -> None:
-        mine = Manifest(**{**manifest.__dict__, "extra": {"racer": number}})
+        mine = Manifest(**{**manifest.__dict__, "extra": ModelExtra(parameters=number)})
         barrier.wait()
         found.append(commit(uri, mine))
 
@@ -194,7 +195,7 @@ def test_all_racers_get_the_winners_dataset(tmp_path: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == 12 and len({d.manifest.extra["racer"] for d in found}) == 1
+    assert len(found) == 12 and len({d.manifest.extra.parameters for d in found}) == 1
     assert len({d.manifest_sha256 for d in found}) == 1
 
 
@@ -305,10 +306,11 @@ def test_only_fields_that_count_and_differ_are_in_the_fingerprint() -> None:
 
 
 def test_a_manifest_records_every_field_that_counts() -> None:
-    unrecorded = {"workspace", "name", "rerun", "run", "raw", "preset", "class_list", "clean_workers"}
+    unrecorded = {"workspace", "name", "rerun", "run", "raw", "preset", "class_list", "clean_workers", "executor"}
+    unrecorded |= {"ray_address"}
     unrecorded |= {"drift_warning", "max_drift", "stop_on_drift"}
     assert set(CleanConfig().manifest_values()) == {one.name for one in dataclasses.fields(CleanConfig)} - unrecorded
-    assert CleanConfig(preset="ocr").manifest_values()["equalize"] == "autocontrast"
+    assert CleanConfig.resolve(preset="ocr").manifest_values()["equalize"] == "autocontrast"
 
 
 def test_a_file_that_is_no_parquet_breaks_the_contract(tmp_path: Path) -> None:

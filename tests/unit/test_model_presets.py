@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import subprocess
 import sys
@@ -43,15 +42,20 @@ def as_we_say(preset: ModelPreset | None) -> tuple[Any, ...]:
     return preset.image_size, preset.resize_size, preset.interpolation, tuple(mean), tuple(std)
 
 
-def test_every_torchvision_model_and_weights_by_source_text_and_by_table() -> None:
+def test_every_torchvision_model_and_weights_by_the_table_and_by_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
     said = as_torchvision_says()
     assert len(said) >= 270 and said["resnet50:IMAGENET1K_V2"] == said["resnet50"] != said["resnet50:IMAGENET1K_V1"]
-    for name, does in said.items():
-        backbone, _, weights = name.partition(":")
-        read = sources.evaluation_transforms(backbone, weights or "DEFAULT")
-        assert read is not None and dataclasses.astuple(read) == does, name
-        assert as_we_say(find(name)) == does, name
     assert {name: as_we_say(preset) for name, preset in torchvision_presets().items()} == said
+    table = [name for name in torchvision_presets() if ":" not in name]
+    assert sorted(table) == sources.backbones() and set(said) == set(torchvision_presets())
+    forget()
+    with monkeypatch.context() as patch:  # as of a later torchvision, whose models the table lacks
+        patch.setattr(model_presets, "torchvision_presets", dict)
+        patch.setattr(sources, "torchvision_presets", dict)
+        assert {name: as_we_say(find(name)) for name in said} == said
+        sources.check_backbone("resnet50")
+        sources.check_named_weights("resnet50", "IMAGENET1K_V2")
+    forget()
 
 
 @pytest.mark.parametrize(
@@ -78,9 +82,8 @@ def test_the_usual_sizes(name: str, preset: ModelPreset) -> None:
 def test_without_torchvision_the_same_presets_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     with_it = {name: find(name) for name in [*torchvision_presets(), *FAMILIES]}
     forget()
-    monkeypatch.setattr(sources, "_sources", lambda: ())
+    monkeypatch.setitem(sys.modules, "torchvision", None)
     try:
-        assert sources.evaluation_transforms("resnet50") is None and sources.backbones() == ()
         assert {name: find(name) for name in with_it} == with_it
         with pytest.raises(
             UserError, match=r"resnet50 with one of its weights \(DEFAULT, IMAGENET1K_V1, IMAGENET1K_V2"
@@ -88,51 +91,38 @@ def test_without_torchvision_the_same_presets_hold(monkeypatch: pytest.MonkeyPat
             model_presets.check("resnet50:IMAGENET1K_V3")
         with pytest.raises(UserError, match=r"efficientnet_b7"):
             model_presets.check("efficientnet-b7")
+        sources.check_backbone("of_a_later_torchvision")
     finally:
         forget()
 
 
 def forget() -> None:
-    for one in (find, sources.evaluation_transforms, sources.backbones, sources.named_weights):
-        one.cache_clear()
+    for cached in (find, sources._installed_models, sources._installed_weights):
+        cached.cache_clear()
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "class W(WeightsEnum):\n    V1 = Weights(transforms=partial(Other, crop_size=3))\n    DEFAULT = V1\n",
-        "class W(WeightsEnum):\n    V1 = Weights(transforms=preset)\n    DEFAULT = V1\n",
-        "class W(WeightsEnum):\n    V1 = Weights(transforms=partial(ImageClassification, crop_size=side()))\n",
-        "class W(WeightsEnum):\n    V1 = Weights(transforms=partial(ImageClassification, crop=3))\n    DEFAULT = V1\n",
-        "class W(WeightsEnum):\n    V1 = Weights(**same)\n    DEFAULT = V1\n",
-        "class W(WeightsEnum):\n    V1 = V2 = (\n",
-    ],
-)
-def test_a_source_that_is_written_otherwise_is_not_guessed_at(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    function = "\n\ndef odd_net(*, weights: Optional[W] = None):\n    return 1\n"
-    forget()
-    monkeypatch.setattr(sources, "_sources", lambda: (text + function,))
-    try:
-        assert sources.evaluation_transforms("odd_net") is None and find("odd_net") is None
-        assert find("resnet50") == ModelPreset(224, 232)  # by the table
-    finally:
-        forget()
+def test_a_name_of_the_table_is_known_without_torchvision_being_imported() -> None:
+    code = """
+import sys
+from imagemill.components.models import presets, torchvision_models
+presets.check("resnet50:IMAGENET1K_V2")
+torchvision_models.check_backbone("resnet50")
+torchvision_models.check_named_weights("resnet50", "DEFAULT")
+assert not {"torch", "torchvision"} & sys.modules.keys()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_a_normalization_without_a_name_is_no_preset(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (
-        "class W(WeightsEnum):\n    V1 = Weights(\n        transforms=partial(\n            ImageClassification,\n"
-        "            crop_size=96, mean=(0.1, 0.2, 0.3), std=(1.0 / 4.0, 0.5, 0.5)\n        ),\n    )\n"
-        "    DEFAULT = V1\n\n\ndef odd_net(*, weights: Optional[W] = None):\n    return 1\n"
-    )
-    forget()
-    monkeypatch.setattr(sources, "_sources", lambda: (text,))
-    try:
-        read = sources.evaluation_transforms("odd_net")
-        assert read is not None and (read.crop_size, read.mean, read.std) == (96, (0.1, 0.2, 0.3), (0.25, 0.5, 0.5))
-        assert find("odd_net") is None
-    finally:
-        forget()
+    from torchvision.transforms._presets import ImageClassification
+
+    known = ImageClassification(crop_size=96)
+    odd = ImageClassification(crop_size=96, mean=(0.1, 0.2, 0.3), std=(0.25, 0.5, 0.5))
+    for transforms, preset in ((known, ModelPreset(96, 256)), (odd, None)):
+        monkeypatch.setattr(model_presets, "installed_transforms", lambda *_, result=transforms: result)
+        find.cache_clear()
+        assert find("odd_net") == preset
+    find.cache_clear()
 
 
 @pytest.mark.parametrize(

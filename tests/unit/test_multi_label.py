@@ -28,6 +28,7 @@ from sklearn.metrics import (
 from test_multi_label_numbers import mean_loss
 
 from imagemill.components.clean.schema import make_clean_layout, make_clean_schema
+from imagemill.components.dataset.kinds import CleanExtra, CleanImage, RawExtra
 from imagemill.components.dataset.labels import MULTI, SINGLE
 from imagemill.components.dataset.manifest import Dataset, Manifest, Totals, commit, read_dataset
 from imagemill.components.dataset.shards import Layout, ShardWriter, read_columns
@@ -80,7 +81,7 @@ def make_clean(
 ) -> Dataset:
     raw_uri, uri = workspace.dataset("raw", fingerprint), workspace.dataset("clean", fingerprint)
     with ShardWriter(raw_uri, Layout(RAW)) as writer:
-        extra = {"source": "here", "dataset_name": "shapes"}
+        extra = RawExtra(source="here", dataset_name="shapes")
         raw = commit(raw_uri, Manifest("raw", fingerprint, files=(writer.publish("data"),), extra=extra))
     files, counted, first = [], {}, 0
     schema = make_clean_schema(task == MULTI, one_hot)
@@ -104,13 +105,13 @@ def make_clean(
         uri,
         Manifest(
             "clean", fingerprint, (raw.as_parent(uri),), task=task, classes=classes, files=tuple(files), totals=totals,
-            image={"color": "rgb", "channels": 3}, extra={"dataset_name": "shapes", "by_class_and_split": counted},
+            image=CleanImage("rgb", 3), extra=CleanExtra(dataset_name="shapes", by_class_and_split=counted),
         ),
     )  # fmt: skip
 
 
 @contextmanager
-def no_session(address: str, workers: int, probe_uri: str = "") -> Iterator[int]:
+def no_session(*_: object) -> Iterator[int]:
     yield 1
 
 
@@ -240,10 +241,10 @@ def logits_of(model: Dataset, images: npt.NDArray[np.uint8]) -> torch.Tensor:
 
 def test_a_model_learns_both_labels(multi: Made) -> None:
     extra = multi.model.manifest.extra
-    assert multi.model.manifest.task == MULTI and extra["metrics"]["macro_f1"] > 0.8
-    assert extra["history"][-1]["train_loss"] < 0.6 * extra["history"][0]["train_loss"]
-    best = max(extra["history"], key=lambda row: (row["val_macro_f1"], -row["val_loss"]))
-    assert best["epoch"] == extra["best_epoch"]
+    assert multi.model.manifest.task == MULTI and extra.metrics["macro_f1"] > 0.8
+    assert extra.history[-1]["train_loss"] < 0.6 * extra.history[0]["train_loss"]
+    best = max(extra.history, key=lambda row: (row["val_macro_f1"], -row["val_loss"]))
+    assert best["epoch"] == extra.best_epoch
 
 
 @pytest.mark.parametrize("of", ["multi", "weak"])
@@ -251,7 +252,7 @@ def test_the_validation_is_scikit_learns(of: str, request: pytest.FixtureRequest
     made: Made = request.getfixturevalue(of)
     [batch] = list(iter_batches(made.tensors, "val", 100))
     logits = logits_of(made.model, batch.images)
-    predicted, found = (logits.sigmoid() >= 0.5).numpy(), made.model.manifest.extra["metrics"]
+    predicted, found = (logits.sigmoid() >= 0.5).numpy(), made.model.manifest.extra.metrics
     macro = f1_score(batch.labels, predicted, average="macro", zero_division=0)
     assert found["macro_f1"] == pytest.approx(macro)
     top = batch.labels[np.arange(len(predicted)), logits.argmax(1).numpy()].mean()
@@ -263,10 +264,10 @@ def test_the_validation_is_scikit_learns(of: str, request: pytest.FixtureRequest
 
 
 def test_predictions_and_metrics_are_those_of_the_models_probabilities(multi: Made, evaluation: Dataset) -> None:
-    assert evaluation.manifest.task == evaluation.manifest.extra["model_task"] == MULTI
+    assert evaluation.manifest.task == evaluation.manifest.extra.model_task == MULTI
     [batch] = list(iter_batches(multi.tensors, "test", 100))
     logits = logits_of(multi.model, batch.images)
-    temperature = load_model(multi.model)[1].extra.get("temperature", 1.0)
+    temperature = load_model(multi.model)[1].extra.temperature
     p = (logits / temperature).sigmoid().numpy()
     rows = rows_of(evaluation, *make_scorer(MULTI, MULTI, align_classes(CLASSES, CLASSES)).SCHEMA.names)
     assert len(rows) == NUMBERS["test"]
@@ -275,7 +276,7 @@ def test_predictions_and_metrics_are_those_of_the_models_probabilities(multi: Ma
         assert row["predicted_ids"] == np.flatnonzero(p[n] >= 0.5).tolist()
         np.testing.assert_allclose(row["probabilities"], p[n][p[n] >= 0.5], rtol=1e-5)
         assert row["top_id"] == p[n].argmax() and row["confidence"] == pytest.approx(p[n].max(), rel=1e-5)
-    metrics, predicted = evaluation.manifest.extra["metrics"], p >= 0.5
+    metrics, predicted = evaluation.manifest.extra.metrics, p >= 0.5
     assert metrics["macro_f1"] == pytest.approx(f1_score(batch.labels, predicted, average="macro", zero_division=0))
     assert metrics["micro_f1"] == pytest.approx(f1_score(batch.labels, predicted, average="micro", zero_division=0))
     assert metrics["subset_accuracy"] == pytest.approx(accuracy_score(batch.labels, predicted))
@@ -292,7 +293,7 @@ def test_predictions_and_metrics_are_those_of_the_models_probabilities(multi: Ma
     assert metrics["ece"] == pytest.approx(ece(p, batch.labels), abs=1e-4)
     expected = precision_recall_fscore_support(batch.labels, predicted, zero_division=0)
     for name, values in zip(("precision", "recall", "f1", "support"), expected, strict=True):
-        np.testing.assert_allclose([c[name] for c in evaluation.manifest.extra["per_class"]], values, atol=1e-6)
+        np.testing.assert_allclose([getattr(c, name) for c in evaluation.manifest.extra.per_class], values, atol=1e-6)
 
 
 def batch_of(labels: npt.NDArray[Any]) -> InputBatch:
@@ -408,9 +409,7 @@ def test_the_gallery_shows_every_class(multi: Made) -> None:
     shown = [(int(image.image_id[:3]), name) for name, group in groups.items() for image in group.thumbnails]
     assert all(CLASSES.index(name) in labels_of(number, MULTI) for number, name in shown)
     assert len({number for number, _ in shown}) == len(shown), "each picture once"
-    assert all(
-        group.total == multi.clean.manifest.extra["by_class_and_split"]["train"][n] for n, group in groups.items()
-    )
+    assert all(group.total == multi.clean.manifest.extra.by_class_and_split["train"][n] for n, group in groups.items())
 
 
 def test_a_picture_of_several_classes_goes_to_the_rarest() -> None:

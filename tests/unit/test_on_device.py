@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -21,11 +21,12 @@ from PIL import Image
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
+from imagemill.components.dataset.kinds import ImageSpec
 from imagemill.components.train.augment.augmentation import Augmentation
 from imagemill.components.train.augment.cpu_engine import CpuEngine
 from imagemill.components.train.augment.device_colors import BLUR_KERNEL, FUNCTIONS, add_noise
 from imagemill.components.train.augment.device_engine import MAX_SAMPLES, DeviceEngine, compute_reductions
-from imagemill.components.train.augment.params import OPERATION_IDS, OPERATIONS, AugmentParams, make_center_crop_params
+from imagemill.components.train.augment.params import OPERATION_IDS, OPERATIONS, AugmentParams, make_seed_params
 from imagemill.components.train.config import TrainConfig
 from imagemill.components.train.recipe_values import PLAIN
 
@@ -34,13 +35,7 @@ SIZE = 61
 Pixels = npt.NDArray[np.uint8]
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """For images this small more of them are slower."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def photo(seed: int, height: int = SIZE, width: int = SIZE) -> Pixels:
@@ -59,7 +54,7 @@ def photos(count: int, height: int = SIZE, width: int = SIZE) -> Pixels:
 
 def drawn(count: int, operations: Any = None, values: Any = None, **others: Any) -> AugmentParams:
     """Images of `SIZE` as they are, with these operations [B] or [B, K]."""
-    base = make_center_crop_params(count, SIZE, SIZE, SIZE)
+    base = make_seed_params(0, 0, 0, count)
     if operations is not None:
         names = np.array(operations, dtype=object).reshape(count, -1)
         base = AugmentParams(
@@ -289,7 +284,7 @@ def test_outside_is_black_for_whole_pixels_too() -> None:
 def anything(draw: st.DrawFn) -> AugmentParams:
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     count, turns = draw(st.integers(1, 9)), draw(st.integers(0, 3))
-    matrix = make_center_crop_params(count, SIZE, SIZE, SIZE).matrix
+    matrix = make_seed_params(0, 0, 0, count).matrix
     if draw(st.booleans()):
         matrix = matrix + random.normal(0, 0.2, matrix.shape) * [[1, 1, 9], [1, 1, 9], [0.002, 0.002, 0]]
     names = random.choice(OPERATIONS, (count, turns)) if turns else np.zeros((count, 0), object)
@@ -376,7 +371,7 @@ def test_what_is_drawn_for_a_training_is_the_same_in_both_engines(policy: str) -
     average. What is made smaller is antialiased in two ways, which Equalize and AutoContrast may make more of."""
     chosen: Any = {"flip": "true", "vertical_flip": "true", "crop_scale": 0.6, "rotate": 10.0, "perspective": 0.2}
     chosen |= {"policy": policy, "brightness": 0.3, "hue": 0.05, "saturation": 0.2, "blur": 0.2, "erasing": 0.3}
-    image = {"shape": [70, 80, 3], "input_size": SIZE, "color": "rgb", "mean": [0.4, 0.5, 0.6], "std": [0.2] * 3}
+    image = ImageSpec((70, 80, 3), SIZE, mean=(0.4, 0.5, 0.6), std=(0.2,) * 3)
     augmentation = Augmentation(replace(TrainConfig(), **{**PLAIN, **chosen}), image, "cpu")
     images, apart = photos(32, 70, 80), []
     for number in range(4):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 
+from imagemill.components.dataset.kinds import NetworkExtra
 from imagemill.components.dataset.labels import probabilities
 from imagemill.components.imaging.decoder import Pixels
 from imagemill.components.imaging.geometry import Geometry
@@ -22,15 +22,7 @@ CLOSE = 2e-5
 """Of probabilities, and of logits as a share of the largest: float32 sums in another order."""
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """On a busy machine threads that wait for one another are far slower than one."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def made(backbone: str, size: int = 48, task: str = "single", color: str = "rgb", **more: Any) -> tuple[Any, ModelSpec]:
@@ -40,8 +32,8 @@ def made(backbone: str, size: int = 48, task: str = "single", color: str = "rgb"
     geometry = Geometry(size, color=color, edges=more.pop("edges", ()))
     channels = geometry.shape[2]
     mean, std = ([0.1 * (n + 3) for n in range(channels)], [0.2 + 0.02 * n for n in range(channels)])
-    image = geometry.to_dict() | {"mean": mean, "std": std, "dtype": "uint8", "encoding": "raw"}
-    spec = ModelSpec(backbone, CLASSES, image, task, extra=more)
+    image = geometry.describe("raw", mean, std)
+    spec = ModelSpec(backbone, CLASSES, image, task, extra=NetworkExtra(**more))
     torch.manual_seed(1)
     if backbone.startswith("timm:"):
         import timm
@@ -60,7 +52,7 @@ def made(backbone: str, size: int = 48, task: str = "single", color: str = "rgb"
 
 
 def noise(spec: ModelSpec, number: int) -> Pixels:
-    return np.random.default_rng(number).integers(0, 256, (number, *spec.image["shape"]), np.uint8)
+    return np.random.default_rng(number).integers(0, 256, (number, *spec.image.shape), np.uint8)
 
 
 def expected(network: Any, spec: ModelSpec, images: Pixels) -> tuple[Any, Any]:
@@ -69,7 +61,7 @@ def expected(network: Any, spec: ModelSpec, images: Pixels) -> tuple[Any, Any]:
 
     with torch.inference_mode():
         logits = network(Normalize(spec.image, torch.device("cpu"))(torch.from_numpy(images)))
-        return logits.numpy(), probabilities(logits / spec.extra.get("temperature", 1.0), spec.task).numpy()
+        return logits.numpy(), probabilities(logits / (spec.extra.temperature or 1.0), spec.task).numpy()
 
 
 @pytest.mark.parametrize(
@@ -169,7 +161,7 @@ def test_the_file_says_how_to_use_it() -> None:
     said = {one.key: one.value for one in model.metadata_props}
     assert said["fingerprint"] == "feed" and said["task"] == "single" and json.loads(said["temperature"]) == 1.25
     assert json.loads(said["classes"]) == list(CLASSES)
-    assert json.loads(said["mean"]) == spec.image["mean"] and json.loads(said["std"]) == spec.image["std"]
+    assert json.loads(said["mean"]) == [*spec.image.mean] and json.loads(said["std"]) == [*spec.image.std]
     preprocessing = json.loads(said["preprocessing"])
     assert preprocessing["mode"] == "crop" and preprocessing["clean"] == {"equalize": "clahe"}
     assert any("clahe" in step for step in preprocessing["steps"])

@@ -16,6 +16,7 @@ from torch.nn import functional
 from torchvision.models import get_model
 from trained import make_tensors, settings
 
+from imagemill.components.dataset.kinds import ImageSpec
 from imagemill.components.dataset.manifest import Dataset
 from imagemill.components.models.blocks import parameter_blocks
 from imagemill.components.train.loop.losses import (
@@ -226,6 +227,6 @@ def test_training_counts_of_several_labels(tmp_path: Path) -> None:
         writer.add_table(pa.table({name: columns[name] for name in schema.names}, schema=schema))
         file = writer.publish("data/train", "data", "train")
     dataset = commit(
-        uri, Manifest("tensors", "02", task="multi", classes=("a", "b", "c"), files=(file,), image={"a": 1})
+        uri, Manifest("tensors", "02", task="multi", classes=("a", "b", "c"), files=(file,), image=ImageSpec((1, 1, 1)))
     )
     assert count_labels(dataset).tolist() == [1, 1, 3]

@@ -23,11 +23,6 @@ PHOTOS = [saved(made(number, 24, 18), "JPEG", quality=90) for number in range(9)
 SPLITS = ("train", "train", "train", "val", "val", "test", "test", "test", "test")
 
 
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return Workspace.open(str(tmp_path / "mill"))
-
-
 def clean_of(workspace: Workspace, name: str, splits: tuple[str, ...], photos: list[bytes] = PHOTOS) -> Dataset:
     """The photographs under names of this dataset's own, in these splits."""
     uri = workspace.dataset("clean", name)
@@ -60,7 +55,7 @@ def test_after_another_split_they_are_known_by_their_bytes(workspace: Workspace)
     other = clean_of(workspace, "other", ("test", "test", "test", "test", "train", "train", "val", "test", "test"))
     model = model_of(workspace, "resplit", other)
     found = TrainingOverlap.find(model, today)
-    assert find_seen(model, today) == [5, 6] and found.to_dict() == {"images": 2, "unknown": []}
+    assert find_seen(model, today) == [5, 6] and found.summarize().to_dict() == {"images": 2, "unknown": []}
     (content, _), *_ = found.look_up(["today/5.jpg"])
     digest = hashlib.sha256(PHOTOS[5]).hexdigest()
     assert (
@@ -111,7 +106,7 @@ def test_what_is_gone_is_named(workspace: Workspace) -> None:
     other = clean_of(workspace, "other", SPLITS)
     model = model_of(workspace, "old", other)
     Path(other.locate(other.files()[0])).unlink()
-    assert TrainingOverlap.find(model, today).to_dict() == {"images": 0, "unknown": ["clean/other"]}
+    assert TrainingOverlap.find(model, today).summarize().to_dict() == {"images": 0, "unknown": ["clean/other"]}
     Path(workspace.at("tensors", "old", "_manifest.json")).unlink()
     assert TrainingOverlap.find(model, today).missing == ("tensors/old",)
 

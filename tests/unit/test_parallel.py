@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imagemill.components.clean import pool
-from imagemill.components.resize import ray_session
+from imagemill.components.clean.executor import WORKER_BYTES
+from imagemill.components.engine import ray_session
 from imagemill.components.storage import parallel
 from imagemill.components.storage.errors import MillError
 from imagemill.components.storage.parallel import cores, map_ordered, max_workers, memory_limit
@@ -165,4 +165,4 @@ def test_workers_have_room_in_the_memory(monkeypatch: pytest.MonkeyPatch) -> Non
         found.append(max_workers(ray_session.WORKER_BYTES, ray_session.RAY_BYTES))
     assert found == [1, 1, 2, 9, 64]
     monkeypatch.setattr(parallel, "cores", lambda: 2)
-    assert max_workers(pool.WORKER_BYTES) == 2
+    assert max_workers(WORKER_BYTES) == 2

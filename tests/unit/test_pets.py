@@ -96,7 +96,7 @@ def test_a_small_pair_gives_labels_splits_boxes_and_masks(tmp_path: Path, compre
     ]
     assert {name: row["mask"] for name, row in rows.items() if row["mask"]} == {"images/pug_10.jpg": b"\x89PNG trimap"}
     assert rows["images/pug_11.jpg"]["boxes"] == []
-    assert dataset.manifest.extra["skipped"]["files"] == [
+    assert list(dataset.manifest.extra.skipped.files) == [
         {"path": "images/pug_10.mat", "why": "no image by name or content"}
     ]
 
@@ -182,7 +182,7 @@ def test_the_sample_has_all_its_images_untouched(sample: tuple[Dataset, dict[str
     for row in rows.values():
         assert hashlib.sha256(row["image"]).hexdigest() == row["sha256"]
         assert row["sha256"] in known
-    assert sorted(f["path"] for f in dataset.manifest.extra["skipped"]["files"]) == [
+    assert sorted(f["path"] for f in dataset.manifest.extra.skipped.files) == [
         f"images/Abyssinian_10{n}.mat" for n in range(3)
     ]
 

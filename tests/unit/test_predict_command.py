@@ -16,7 +16,9 @@ import photos
 import pyarrow.parquet as pq
 import pytest
 
+from imagemill.components.dataset.kinds import NetworkExtra
 from imagemill.components.dataset.manifest import Dataset, Manifest, commit, read_dataset
+from imagemill.components.dataset.records import Promotion, Verdict
 from imagemill.components.dataset.shards import publish_bytes
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.imaging.choices import DecodeLimits
@@ -31,8 +33,8 @@ from imagemill.pipelines.cli.main import main
 CLASSES = ("cat", "dog", "emu\tbird", "fox", "gnu", "hen")
 SPEC = ModelSpec(
     "shufflenet_v2_x0_5", CLASSES,
-    Geometry(32).to_dict() | {"mean": [0.5] * 3, "std": [0.1] * 3, "dtype": "uint8", "encoding": "raw"},
-    extra={"preprocessing": {"clean": {"equalize": "autocontrast"}}, "temperature": 0.5},
+    Geometry(32).describe("raw", [0.5] * 3, [0.1] * 3),
+    extra=NetworkExtra(preprocessing={"clean": {"equalize": "autocontrast"}}, temperature=0.5),
 )  # fmt: skip
 
 
@@ -104,7 +106,7 @@ def test_probabilities_are_those_of_logits_by_temperature(model: str, folder: Pa
     from imagemill.components.models.artifact import Normalize, load_model
 
     network, spec = load_model(read_dataset(model))
-    pixels = predicting.Preprocessing.from_record(spec.extra["preprocessing"], spec.geometry, "")(
+    pixels = predicting.Preprocessing.from_record(spec.extra.preprocessing or {}, spec.geometry, "")(
         (folder / "a.jpg").read_bytes()
     )
     with torch.inference_mode():
@@ -222,7 +224,7 @@ def test_a_champion_is_found_by_its_name_without_a_word_to_the_workspace(
     model_of(tmp_path / "mill", name="old")
     model_of(tmp_path / "mill", name="new")
     for number, name in enumerate(("old", "new"), 1):
-        mill.append_promotion("weekly", number, {"model": f"model/{name}"})
+        mill.append_promotion("weekly", number, Promotion(model=f"model/{name}"))
     before = sorted(str(path) for path in (tmp_path / "mill").rglob("*"))
     code, _, err = command("--workspace", mill.uri, "--name", "weekly", str(folder / "a.jpg"))
     assert code == 0 and " new, 6 classes" in err
@@ -234,12 +236,12 @@ def test_a_name_is_needed_only_where_there_is_a_choice(
 ) -> None:
     mill = Workspace(str(tmp_path / "imagemill-data"))
     model_of(tmp_path / "imagemill-data", name="one")
-    mill.append_promotion("weekly", 1, {"model": "model/one"})
-    mill.add_verdict("daily", "0", {})  # was compared, and never promoted
+    mill.append_promotion("weekly", 1, Promotion(model="model/one"))
+    mill.add_verdict("daily", "0", Verdict())  # was compared, and never promoted
     monkeypatch.chdir(tmp_path)
     code, out, err = command("--json", str(folder / "a.jpg"))
     assert code == 0 and out and f"the champion of weekly in {mill.uri}\n" in err
-    mill.append_promotion("daily", 1, {"model": "model/one"})
+    mill.append_promotion("daily", 1, Promotion(model="model/one"))
     code, out, err = command(str(folder / "a.jpg"))
     assert (code, out) == (2, "")
     assert f"--name: expected one of daily, weekly, which have a champion in {mill.uri}, found ''" in err
@@ -248,7 +250,7 @@ def test_a_name_is_needed_only_where_there_is_a_choice(
 
 
 def test_several_labels(tmp_path: Path, folder: Path, command: Command) -> None:
-    spec = replace(SPEC, task="multi", extra=SPEC.extra | {"temperature": 0.05})
+    spec = replace(SPEC, task="multi", extra=replace(SPEC.extra, temperature=0.05))
     model = model_of(tmp_path / "mill", spec).uri
     output = tmp_path / "out.parquet"
     code, out, _ = command("--model", model, "--json", "--top", "6", "--output", str(output), str(folder))
@@ -263,14 +265,14 @@ def test_several_labels(tmp_path: Path, folder: Path, command: Command) -> None:
 
 def test_boxes_and_masks_are_said_to_be_missing_once(tmp_path: Path, folder: Path, command: Command) -> None:
     clean = {"roi": "largest", "background": "fill"}
-    model = model_of(tmp_path / "mill", replace(SPEC, extra={"preprocessing": {"clean": clean}})).uri
+    model = model_of(tmp_path / "mill", replace(SPEC, extra=NetworkExtra(preprocessing={"clean": clean}))).uri
     _, _, err = command("--model", model, str(folder))
     assert err.count("new images have no boxes and masks") == 1
     assert "the crop to the largest box and the fill of the background" in err
 
 
 def test_a_model_that_does_not_know_its_cleaning_says_so(tmp_path: Path, folder: Path, command: Command) -> None:
-    model = model_of(tmp_path / "mill", replace(SPEC, extra={})).uri
+    model = model_of(tmp_path / "mill", replace(SPEC, extra=NetworkExtra())).uri
     code, _, err = command("--model", model, str(folder / "a.jpg"))
     assert code == 0 and "warning: the model does not say what clean did" in err
 

@@ -149,7 +149,7 @@ def test_pixels_are_those_of_the_tensors(
     clean_images = cleaned_by(**cleaning)
     tensors = chain.resized(workspace, clean_images, image_size=SIZE, **resizing)
     image = tensors.manifest.image
-    before = Preprocessing.from_record(describe_preprocessing(tensors), Geometry.from_dict(image).input, "test")
+    before = Preprocessing.from_record(describe_preprocessing(tensors), Geometry.of(image).input, "test")
     seen = 0
     for table in read_columns(tensors, "data", ["image", "image_id"]):
         pixels = decode_column(table.column("image"), image)

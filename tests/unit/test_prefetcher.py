@@ -80,7 +80,7 @@ cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 @cuda
 def test_on_a_gpu_every_batch_arrives_whole_while_buffers_are_used_again() -> None:
     """Two buffers by turns, filled anew as soon as nobody refers to them, and a device that is kept busy."""
-    from imagemill.components.train.data.buffers import BufferPool
+    from imagemill.components.train.data.batches import BufferPool
 
     buffers = BufferPool((64, 128, 128, 3), 2, pinned=True)
 

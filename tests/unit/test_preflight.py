@@ -7,14 +7,13 @@ from typing import Any
 
 import pytest
 
+from imagemill.components.dataset.kinds import StoredCopies, TensorsExtra
 from imagemill.components.dataset.manifest import Manifest, Totals
-from imagemill.components.imaging.tensors import model_input_image
 from imagemill.components.models.artifact import ModelSpec
 from imagemill.components.models.presets import mean_and_std
 from imagemill.components.resize.config import ResizeConfig
-from imagemill.components.train.class_names import find_mirrored, find_recolored, find_upended
 from imagemill.components.train.config import RECIPES, TrainConfig
-from imagemill.components.train.preflight import find_warnings
+from imagemill.components.train.preflight import find_mirrored, find_recolored, find_upended, find_warnings
 from imagemill.components.train.recipes import resolve
 
 DEMO = ("checkerboard", "circle", "cross", "star", "stripes", "triangle")
@@ -39,13 +38,14 @@ def tensors(
         "tensors", "01", classes=classes, task=task,
         totals=Totals(train + 2 * val, by_split={"train": train, "val": val, "test": val},
                       by_class=counts or dict.fromkeys(classes, (train + 2 * val) // len(classes))),
-        image={**geometry.to_dict(), "mean": mean, "std": std}, extra={"copies": copies} if copies else {},
+        image=geometry.describe("raw", mean, std),
+        extra=TensorsExtra(copies=StoredCopies(**copies) if copies else None),
     )  # fmt: skip
 
 
 def told(manifest: Manifest, **values: Any) -> list[str]:
     config = resolve(TrainConfig.from_values(values), manifest)
-    spec = ModelSpec(config.backbone, manifest.classes, model_input_image(manifest.image), manifest.task)
+    spec = ModelSpec(config.backbone, manifest.classes, manifest.image_spec.for_model(), manifest.task)
     return find_warnings(config, manifest, spec)
 
 

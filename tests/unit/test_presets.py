@@ -9,7 +9,7 @@ import pytest
 from imagemill.components.clean.config import CleanConfig
 from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.step.config import StepConfig, field_types
-from imagemill.components.step.presets import DEFAULTS, HELP, PRESETS
+from imagemill.components.step.presets import HELP, PRESETS
 from imagemill.components.storage.errors import UserError
 from imagemill.components.train.config import TrainConfig
 from imagemill.pipelines.parameters import list_parameters, resolve_parameters
@@ -21,10 +21,11 @@ def fields_by_preset() -> dict[str, dataclasses.Field[object]]:
     return {one.name: one for cls in CONFIGS for one in dataclasses.fields(cls) if one.metadata["by_preset"]}
 
 
-def test_presets_say_something_of_every_field_that_is_left_to_them_and_of_no_other() -> None:
-    assert set(DEFAULTS) == set(fields_by_preset())
+def test_presets_set_only_what_is_left_to_them_and_other_values_than_the_defaults() -> None:
+    options = fields_by_preset()
     for name, preset in PRESETS.items():
-        assert set(preset.values) <= set(DEFAULTS) and preset.description and f"{name}: " in HELP
+        assert preset.description and f"{name}: " in HELP
+        assert all(options[option].default != value for option, value in preset.values.items())
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -34,18 +35,21 @@ def test_every_preset_gives_valid_effective_values(cls: type[StepConfig], preset
     for one in dataclasses.fields(cls):
         if one.metadata["by_preset"]:
             value = getattr(config, one.name)
-            assert value != one.default and type(value) is field_types(cls)[one.name]
-            assert value == PRESETS[preset].values.get(one.name, DEFAULTS[one.name])
+            assert type(value) is field_types(cls)[one.name]
+            assert value == PRESETS[preset].values.get(one.name, one.default)
 
 
 def test_what_is_unsafe_for_a_domain_is_off() -> None:
     for preset in ("ocr", "medical"):
-        assert not TrainConfig(preset=preset).flips
-        assert TrainConfig(preset=preset).crop_scale > TrainConfig().crop_scale
-        assert ResizeConfig(preset=preset).resize_mode == "letterbox"
-    assert CleanConfig(preset="ocr").color == "gray" and CleanConfig(preset="fashion").trim == "on"
-    assert CleanConfig(preset="medical").fingerprint_values() == {}
-    assert ResizeConfig(preset="satellite").normalization == "dataset" and TrainConfig(preset="satellite").flips
+        assert not TrainConfig.resolve(preset=preset).flips
+        assert TrainConfig.resolve(preset=preset).crop_scale > TrainConfig().crop_scale
+        assert ResizeConfig.resolve(preset=preset).resize_mode == "letterbox"
+    assert CleanConfig.resolve(preset="ocr").color == "gray" and CleanConfig.resolve(preset="fashion").trim == "on"
+    assert CleanConfig.resolve(preset="medical").fingerprint_values() == {}
+    assert (
+        ResizeConfig.resolve(preset="satellite").normalization == "dataset"
+        and TrainConfig.resolve(preset="satellite").flips
+    )
 
 
 def test_what_is_said_overrules_the_preset_even_with_the_usual_value() -> None:
@@ -56,7 +60,7 @@ def test_what_is_said_overrules_the_preset_even_with_the_usual_value() -> None:
 
 def test_a_preset_is_only_a_shorter_way_to_say_its_values() -> None:
     assert (
-        CleanConfig(preset="ocr").fingerprint_values()
+        CleanConfig.resolve(preset="ocr").fingerprint_values()
         == CleanConfig(color="gray", equalize="autocontrast").fingerprint_values()
     )
     assert CleanConfig().fingerprint_values() == CleanConfig(color="rgb", trim="off").fingerprint_values() == {}

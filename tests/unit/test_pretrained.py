@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save, save_file
 
+from imagemill.components.dataset.kinds import ImageSpec
 from imagemill.components.dataset.manifest import Manifest, commit
 from imagemill.components.dataset.shards import publish_bytes
 from imagemill.components.imaging.choices import COLORS
@@ -23,10 +25,10 @@ BOTH = ("sobel", "canny")
 SMALL = "shufflenet_v2_x0_5"
 
 
-def image_of(color: str, edges: tuple[str, ...] = ()) -> dict[str, Any]:
+def image_of(color: str, edges: tuple[str, ...] = ()) -> ImageSpec:
     geometry = Geometry(SIZE, "crop", color, edges)
     channels = geometry.shape[2]
-    return {**geometry.to_dict(), "mean": [0.5] * channels, "std": [0.5] * channels}
+    return geometry.describe("raw", [0.5] * channels, [0.5] * channels)
 
 
 def network_for(color: str, edges: tuple[str, ...] = (), backbone: str = SMALL, seed: int = 0) -> torch.nn.Module:
@@ -173,7 +175,7 @@ def test_a_vision_transformers_position_embeddings_are_resampled(tmp_path: Path)
     from imagemill.components.train import pretrained_weights as module
 
     theirs, ours = made(64), made(96)
-    spec = ModelSpec("vit_b_16", ("a", "b", "c"), {**image_of("rgb"), "shape": [96, 96, 3]})
+    spec = ModelSpec("vit_b_16", ("a", "b", "c"), replace(image_of("rgb"), shape=(96, 96, 3)))
     save_file(theirs.state_dict(), tmp_path / "w.safetensors")
     said = load_pretrained(ours, spec, TrainConfig(backbone="vit_b_16", weights=str(tmp_path / "w.safetensors")))
     everything = len(ours.state_dict())
@@ -190,8 +192,8 @@ def test_a_vision_transformers_position_embeddings_are_resampled(tmp_path: Path)
     assert not resampled and torch.equal(same["encoder.pos_embedding"], before)
 
 
-def image_of64() -> dict[str, Any]:
-    return {**image_of("rgb"), "shape": [64, 64, 3]}
+def image_of64() -> ImageSpec:
+    return replace(image_of("rgb"), shape=(64, 64, 3))
 
 
 def test_a_pickle_is_refused_by_its_name(tmp_path: Path) -> None:

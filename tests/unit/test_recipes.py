@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from imagemill.components.dataset.kinds import ImageSpec, StoredCopies, TensorsExtra
 from imagemill.components.dataset.manifest import Manifest, Totals
 from imagemill.components.models.torchvision_models import backbones, has_drop_path
 from imagemill.components.step.presets import NAMES
@@ -31,7 +32,7 @@ def tensors(
     return Manifest(
         "tensors", "01", classes=tuple(by_class), task="single" if labels == 1 else "multi",
         totals=Totals(rows=rows, by_split={"train": train, "val": rows - train}, by_class=by_class),
-        image={"shape": [size, size, channels], "color": color}, extra={"copies": {"rows": copies}} if copies else {},
+        image=ImageSpec((size, size, channels), color=color), extra=TensorsExtra(copies=StoredCopies(rows=copies)),
     )  # fmt: skip
 
 
@@ -171,7 +172,7 @@ def test_stochastic_depth_only_where_the_network_has_it() -> None:
         assert has_drop_path(backbone)
         found = resolved(backbone=backbone)
         assert 0 < found.drop_path < resolved(backbone=backbone, recipe="large").drop_path
-        spec = ModelSpec(backbone, ("a", "b"), {"shape": [64, 64, 3], "color": "rgb"})
+        spec = ModelSpec(backbone, ("a", "b"), ImageSpec((64, 64, 3)))
         build_network(spec, found.dropout, found.drop_path)  # UserError where it can't be
 
 

@@ -53,7 +53,7 @@ def test_mlflow_has_every_champion_and_knows_which_one_reigns(
         gate.promote(gate.evaluate("no better", wrong(60, 100)))
         gate.promote(gate.evaluate("two", wrong(20)))
         assert registry.aliases == {("weekly", "champion"): "2"}
-        models = [gate.workspace.promotion("weekly", n)["model"] for n in (1, 2)]
+        models = [gate.workspace.promotion("weekly", n).model for n in (1, 2)]
         assert [one["source"] for one in registry.models["weekly"]] == [f"{IN_S3}/{m}" for m in models]
         tags = {tag["key"]: tag["value"] for tag in registry.models["weekly"][1]["tags"]}
         assert tags["imagemill.promotion"] == "2" and tags["imagemill.verdict"] == "better"

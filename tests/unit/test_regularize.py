@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torchvision.ops import StochasticDepth
 
+from imagemill.components.dataset.kinds import ImageSpec
 from imagemill.components.models.artifact import ModelSpec, build_network
 from imagemill.components.models.blocks import parameter_blocks
 from imagemill.components.models.torchvision_models import has_drop_path
 from imagemill.components.storage.errors import UserError
 
-IMAGE: dict[str, Any] = {"shape": [64, 64, 3], "color": "rgb", "mean": [0.5] * 3, "std": [0.5] * 3}
+IMAGE = ImageSpec((64, 64, 3), mean=(0.5,) * 3, std=(0.5,) * 3)
 DEEP = ("efficientnet_b0", "convnext_tiny", "swin_t")
 
 

@@ -10,6 +10,7 @@ import pytest
 from test_clean_rules import encoded, noise, raw_dataset, raw_row, run_clean, table_of, toy_rows
 
 from imagemill.components.clean import audit_pictures, shard
+from imagemill.components.dataset.kinds import RawExtra
 from imagemill.components.dataset.manifest import Dataset, Manifest, Totals, commit, count_values, parse_manifest
 from imagemill.components.dataset.shards import read_columns, row_groups
 from imagemill.components.promote import thumbnails
@@ -31,7 +32,9 @@ def leave_out(base: Dataset, rows: list[dict[str, Any]], gone: set[str], uri: st
         by_split=count_values(r["split"] or "" for r in rows),
     )
     manifest = Manifest("raw", uri.rpartition("/")[2], files=files, totals=totals)
-    return commit(uri, dataclasses.replace(manifest, extra=base.manifest.extra | {"removed": removed}))
+    return commit(
+        uri, dataclasses.replace(manifest, extra=dataclasses.replace(RawExtra.of(base.manifest), removed=removed))
+    )
 
 
 @pytest.fixture
@@ -63,7 +66,7 @@ def test_readers_leave_removed_rows_out_whatever_the_columns(replaced: tuple[Dat
     assert [row["image"] for row in by_id(whole)] == [row["image"] for row in by_id(kept)]
     assert sum(file.rows for file in dataset.files()) > len(kept), "files say what they hold"
     assert sum(len(dataset.removed_ids(file)) for file in dataset.files()) == 26
-    assert _sum_files(dataset.manifest)[0]["rows"] == len(kept), "inspect counts rows of the dataset"
+    assert _sum_files(dataset)[0]["rows"] == len(kept), "inspect counts rows of the dataset"
 
 
 def test_slices_hold_removed_rows_too_so_that_they_stay_what_they_are(
@@ -102,6 +105,6 @@ def test_pictures_are_of_the_rows_that_replaced_them(replaced: tuple[Dataset, li
 
 @pytest.mark.parametrize("removed", [["a"], {"f": "a"}, {"f": [1]}, 3])
 def test_a_list_of_removed_rows_that_is_none_is_refused(removed: Any) -> None:
-    data = Manifest("raw", "00", extra={"removed": removed}).to_json()
+    data = Manifest("raw", "00", extra=RawExtra(removed=removed)).to_json()
     with pytest.raises(UserError, match=r"extra\.removed"):
         parse_manifest(data, "here")

@@ -14,6 +14,7 @@ from html_page import Page
 from PIL import Image
 from reported import FIRST, HOSTILE, Mill, evaluated, jpeg, raw_dataset, trained
 
+from imagemill.components.dataset.kinds import ClassCurves, MacroCurves, ScoreCurves
 from imagemill.components.dataset.manifest import Dataset
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.imaging.decoder import ImageRejected
@@ -156,10 +157,10 @@ def test_the_legend_says_how_many_classes_have_no_curve(workspace: Workspace) ->
     clean = mill.clean()
     evaluation = evaluated(workspace, trained(workspace, clean), clean, mill.predictions(clean))
     extra = evaluation.manifest.extra
-    lines = {"precision": [1.0, 0.5], "true_positive_rate": [0.0, 1.0], "pr_auc": 0.9, "roc_auc": 0.9}
-    curves = {"recall": [0.0, 1.0], "false_positive_rate": [0.0, 1.0], "macro": lines}
-    curves["classes"] = [{"class": name, **lines} for name in mill.classes[:5]]
-    extra |= {"curves": curves, "per_class": [one | {"pr_auc": 0.9, "roc_auc": 0.9} for one in extra["per_class"]]}
+    lines = ([1.0, 0.5], [0.0, 1.0])
+    classes = [ClassCurves(name, 0.9, 0.9, *lines) for name in mill.classes[:5]]
+    curves = ScoreCurves([0.0, 1.0], [0.0, 1.0], MacroCurves(*lines), classes)
+    extra = replace(extra, curves=curves, per_class=[replace(one, pr_auc=0.9, roc_auc=0.9) for one in extra.per_class])
     evaluation = replace(evaluation, manifest=replace(evaluation.manifest, extra=extra))
     text = Page(report.render_page(report.gather_facts(workspace, "r", evaluation, FIRST, None))).text
     assert "each class against the rest; of 6 classes the 5 with the lowest PR-AUC" in text

@@ -9,11 +9,12 @@ import pytest
 from test_clean_rules import encoded, noise, raw_dataset, raw_row, run_clean
 
 from imagemill.components.dataset.manifest import Dataset, Manifest, Totals
+from imagemill.components.dataset.records import Promotion
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.download.config import DownloadConfig
 from imagemill.components.evaluate.scores import align_classes
 from imagemill.components.models.torchvision_models import named_weights
-from imagemill.components.resize.plan import plan_shards
+from imagemill.components.resize.plan import plan_split
 from imagemill.components.step.progress import say
 from imagemill.components.storage.errors import UserError
 from imagemill.components.storage.parallel import Budget
@@ -36,7 +37,7 @@ def test_a_resize_task_is_bounded_by_encoded_bytes(tmp_path: Path) -> None:
     heavy = Manifest(
         **{**vars(clean.manifest), "totals": Totals(**{**vars(totals), "bytes": totals.rows * 64 * 2**20})}
     )
-    jobs = list(plan_shards(Dataset(clean.uri, heavy, ""), "train", 32 * 32 * 3))
+    jobs = plan_split(Dataset(clean.uri, heavy, ""), "train", 32 * 32 * 3).shards
     assert sum(job.rows for job in jobs) == totals.by_split["train"]
     assert max(job.rows for job in jobs) == 1, "96 MB of images of 64 MB"
 
@@ -50,11 +51,11 @@ def test_a_class_without_a_usable_training_image_is_no_class(tmp_path: Path) -> 
 def test_the_number_of_a_promotion_is_its_files(tmp_path: Path) -> None:
     workspace = Workspace.open(str(tmp_path))
     for number in (1, 2):
-        workspace.append_promotion("x", number, {"n": number, "model": f"model/{number}"})
+        workspace.append_promotion("x", number, Promotion(model=f"model/{number}"))
     log = tmp_path / "names" / "x" / "promotions"
     (log / "3.json").write_bytes((log / "1.json").read_bytes())  # a rollback by hand
     champion = workspace.last_promotion("x")
-    assert champion is not None and (champion["n"], champion["model"]) == (3, "model/1")
+    assert champion is not None and (champion.n, champion.model) == (3, "model/1")
 
 
 def test_flags_win_over_sections_of_the_file(tmp_path: Path) -> None:

@@ -18,13 +18,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagemill.components.dataset.manifest import Dataset
+from imagemill.components.dataset.records import Promotion
 from imagemill.components.dataset.shards import read_columns
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.evaluate.inputs import find_tensors, read_test_batches
 from imagemill.components.imaging.choices import INTERPOLATIONS
 from imagemill.components.imaging.decoder import Pixels
 from imagemill.components.imaging.geometry import Geometry, decode_and_resize
-from imagemill.components.imaging.tensors import center_crop, decode_column, input_size, model_input_image
+from imagemill.components.imaging.tensors import center_crop, decode_column
 from imagemill.components.models.artifact import ModelSpec, build_network
 from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.step.step import Context
@@ -106,9 +107,9 @@ def test_the_centre_of_usual_photographs_is_equal_to_the_pixel(width: int, heigh
 
 def test_what_is_stored_and_what_the_manifest_says(chain: Chain) -> None:
     image = chain.stored.manifest.image
-    assert (image["shape"], image["input_size"], image["resize_size"]) == ([STORED, STORED, 3], SIZE, SHORT)
-    assert input_size(image) == SIZE and model_input_image(image)["shape"] == [SIZE, SIZE, 3]
-    assert Geometry.from_dict(image).input == Geometry.from_dict(chain.plain.manifest.image)
+    assert (image.shape, image.input_size, image.resize_size) == ((STORED, STORED, 3), SIZE, SHORT)
+    assert image.side == SIZE and image.for_model().shape == (SIZE, SIZE, 3)
+    assert Geometry.of(image).input == Geometry.of(chain.plain.manifest.image)
     assert chain.stored.fingerprint != chain.plain.fingerprint
     assert chain.stored.manifest.totals.bytes == 42 * STORED * STORED * 3
     for split in ("train", "val", "test"):
@@ -156,7 +157,7 @@ def test_without_a_margin_and_without_crops_training_sees_the_image(chain: Chain
 
 def validated(chain: Chain, dataset: Dataset) -> dict[str, float]:
     torch.manual_seed(0)
-    spec = ModelSpec("squeezenet1_1", ("cat", "dog"), model_input_image(dataset.manifest.image))
+    spec = ModelSpec("squeezenet1_1", ("cat", "dog"), dataset.manifest.image.for_model())
     config = TrainConfig(backbone="squeezenet1_1", device="cpu")
     context = Context("train", chain.workspace, "r", False)
     network = build_network(spec)
@@ -175,7 +176,7 @@ def inputs(tensors: Dataset | None, clean: Dataset, geometry: Geometry) -> dict[
 
 
 def test_evaluation_sees_the_centre_from_tensors_and_from_clean(chain: Chain) -> None:
-    geometry = Geometry.from_dict(chain.plain.manifest.image)
+    geometry = Geometry.of(chain.plain.manifest.image)
     expected = inputs(chain.plain, chain.clean, geometry)
     assert len(expected) == 9
     for tensors in (chain.stored, None):
@@ -188,13 +189,12 @@ def test_a_champion_of_another_size_is_judged_by_what_it_sees(chain: Chain) -> N
     """The challenger's input is the centre of its tensors; the champion's is made anew where its tensors are gone."""
     small = resized(chain.workspace, chain.clean, image_size=40, store_size=44)
     champion, challenger = trained(chain.workspace, small), trained(chain.workspace, chain.stored)
-    assert champion.manifest.image["shape"] == [40, 40, 3] and challenger.manifest.image["shape"] == [SIZE, SIZE, 3]
-    assert challenger.manifest.image["encoding"] == "raw"
+    assert champion.manifest.image.shape == (40, 40, 3) and challenger.manifest.image.shape == (SIZE, SIZE, 3)
+    assert challenger.manifest.image.encoding == "raw"
     assert find_tensors(challenger, chain.clean) is not None
     alone, no_champion = evaluated(chain.workspace, champion, chain.clean)
     assert no_champion == ""
-    record: dict[str, Any] = {"model": chain.workspace.relative(champion.uri)}
-    assert chain.workspace.append_promotion("toy", 1, record)
+    assert chain.workspace.append_promotion("toy", 1, Promotion(model=chain.workspace.relative(champion.uri)))
     evaluation, against = evaluated(chain.workspace, challenger, chain.clean)
     assert against == alone.uri and evaluation.manifest.totals.rows == 9
     for file in small.files():  # as after a clean-up, or when tomorrow's images are cleaned anew

@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader
 
 from imagemill.components.dataset.manifest import Dataset
 from imagemill.components.storage.errors import UserError
-from imagemill.components.train.data import buffers, loader, tensor_shards
-from imagemill.components.train.data.buffers import BufferPool
+from imagemill.components.train.data import batches, loader, tensor_shards
+from imagemill.components.train.data.batches import BufferPool
 from imagemill.components.train.data.cache import ShardCache
 from imagemill.components.train.data.loader import Batch, iter_batches
 from imagemill.components.train.data.tensor_shards import TensorSplit
@@ -110,7 +110,7 @@ def test_both_travel_to_a_worker_process_that_is_not_forked(hundred: Dataset, tm
 def test_a_forked_worker_does_not_wait_for_its_parents_threads(hundred: Dataset) -> None:
     """One of them may be opening a file, or taking memory, just when the worker is made."""
     whole, found = loader.TensorBatches(hundred.uri, "train", 16, seed=1), 0
-    with tensor_shards._lock, buffers._lock:
+    with tensor_shards._lock, batches._lock:
         child = os.fork()
         if not child:
             threading.Timer(10, os._exit, (1,)).start()

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from imagemill.components.dataset.kinds import ImageSpec
 from imagemill.components.models import presets as model_presets
 from imagemill.components.models.artifact import ModelSpec, build_network
 from imagemill.components.models.timm_models import _architectures, check_timm_name, has_drop_path, pretrained_config
@@ -23,10 +24,10 @@ timm = pytest.importorskip("timm")
 VIT, CONV = "timm:test_vit", "timm:test_convnext"
 
 
-def image_of(size: int, color: str = "rgb", edges: tuple[str, ...] = ()) -> dict[str, Any]:
+def image_of(size: int, color: str = "rgb", edges: tuple[str, ...] = ()) -> ImageSpec:
     channels = (1 if color == "gray" else 3) + len(edges)
-    return {"shape": [size, size, channels], "color": color, "edges": list(edges), "mode": "crop",
-            "mean": [0.5] * channels, "std": [0.5] * channels}  # fmt: skip
+    half = (0.5,) * channels
+    return ImageSpec((size, size, channels), color=color, edges=edges, mean=half, std=half)
 
 
 def spec_of(backbone: str, size: int = 32, **image: Any) -> ModelSpec:
@@ -82,7 +83,7 @@ def test_networks_take_the_images_and_make_the_logits(backbone: str, color: str,
     network = build_network(spec, dropout=0.3, drop_path=0.2)
     plain = build_network(spec)
     plain.load_state_dict(network.state_dict())
-    x = torch.randn(4, spec.image["shape"][2], 32, 32)
+    x = torch.randn(4, spec.image.shape[2], 32, 32)
     with torch.no_grad():
         assert network.eval()(x).shape == (4, 3)
         torch.testing.assert_close(network(x), plain.eval()(x))
@@ -191,8 +192,7 @@ def test_model_presets_of_timm_are_what_it_evaluates_with() -> None:
 
 
 def test_tensors_and_timms_weights_agree_by_the_preset() -> None:
-    image = {"shape": [128, 128, 3], "color": "rgb", "mode": "crop", "resize": 146, "interpolation": "bilinear",
-             "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}  # fmt: skip
+    image = ImageSpec((128, 128, 3), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
     config = TrainConfig(backbone="timm:vit_base_patch16_224", weights="augreg_in21k")
     expected = find_expected_input(config, image)
     assert expected is not None

@@ -124,18 +124,21 @@ def test_a_signal_leaves_a_checkpoint_and_the_next_try_goes_on_from_it(
     same_end((whole, expected), (resumed, found))
 
 
-def test_sigterm_during_the_validation_loses_no_step(tensors: Dataset, tmp_path: Path) -> None:
+def test_sigterm_during_the_validation_loses_no_step(
+    tensors: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = settings(tensors, epochs=1, checkpoint_minutes=0.0)
     stop = StopRequest()
     one = trainer(tensors, tmp_path, config, Communicator(stop=stop))
-    logits = one.validator.predict
+    validator_class = type(one.validator)
+    logits = validator_class.predict
 
     def stopping(*arguments: Any) -> Any:
         stop.is_requested = True
         return logits(*arguments)
 
-    object.__setattr__(one.validator, "predict", stopping)
-    with pytest.raises(TransientError, match="after 5 batches of epoch 1"):
+    with monkeypatch.context() as patch, pytest.raises(TransientError, match="after 5 batches of epoch 1"):
+        patch.setattr(validator_class, "predict", stopping)
         one.run()
     resumed = trainer(tensors, tmp_path, config)
     at_batch(resumed, 0, 4, kill)

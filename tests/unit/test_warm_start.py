@@ -18,11 +18,13 @@ from safetensors.torch import load_file
 from trained import IMAGE, command, finish, make_tensors, start, weights_sha256
 
 from imagemill.components.dataset.manifest import Dataset, Manifest, commit, read_dataset
+from imagemill.components.dataset.records import Promotion
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.models.artifact import ModelSpec, build_network
 from imagemill.components.step.step import NotCached
 from imagemill.components.storage.errors import UserError
 from imagemill.components.train import STEP
+from imagemill.components.train.artifact import publish
 from imagemill.components.train.config import TrainConfig
 from imagemill.components.train.recipe_values import WARM
 from imagemill.components.train.recipes import resolve
@@ -33,13 +35,32 @@ QUICK = {"recipe": "plain", "epochs": 1, "batch_size": 8, "backbone": "shufflene
 CHAMPION = QUICK | {"start": "champion"}
 
 
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """For the arithmetic of steps in this process, as `trained.start` gives to others."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """For the arithmetic of steps in this process, as `trained.start` gives to others. They write no ONNX file, which
+    would take longer than their training and which no test here reads."""
     threads = torch.get_num_threads()
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setattr(publish, "_export_and_compare", lambda *_: (b"", "there is none. Of another one:"))
+        yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def first_week(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with the first week's tensors and their champion, trained with QUICK: for `after_first_week`."""
+    folder = tmp_path_factory.mktemp("weeks") / "first"
+    tensors = make_tensors(folder)
+    promote(tensors, train(tensors, **QUICK))
+    return folder
+
+
+def after_first_week(first_week: Path, folder: Path) -> tuple[Dataset, str]:
+    """A copy of that workspace: its tensors, and the champion's fingerprint."""
+    shutil.copytree(first_week, folder, dirs_exist_ok=True)
+    (champion,) = (folder / "model").iterdir()
+    return read_dataset(str(folder / "tensors" / "01"), "tensors"), champion.name
 
 
 def next_week(tensors: Dataset, classes: tuple[str, ...] = ("a", "b")) -> Dataset:
@@ -59,7 +80,7 @@ def train(tensors: Dataset, code: int = 0, **values: Any) -> str:
 def promote(tensors: Dataset, model: str) -> None:
     workspace = workspace_of(tensors)
     number = len(workspace.promotions(NAME)) + 1
-    assert workspace.append_promotion(NAME, number, {"model": f"model/{model}"})
+    assert workspace.append_promotion(NAME, number, Promotion(model=f"model/{model}"))
 
 
 def workspace_of(tensors: Dataset) -> Workspace:
@@ -82,21 +103,21 @@ def test_the_first_week_trains_from_nothing_and_says_so(tmp_path: Path, capsys: 
     promote(tensors, first)
     assert train(tensors, **CHAMPION, shrink=0.4, perturb=0.1) == first, "nothing has changed but the champion"
     assert "there already" in capsys.readouterr().err
-    assert "start" not in model(tensors, first).manifest.extra
+    assert model(tensors, first).manifest.extra.start is None
 
 
-def test_each_week_starts_from_its_champion_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tensors = make_tensors(tmp_path)
-    first = train(tensors, **CHAMPION)
-    promote(tensors, first)
+def test_each_week_starts_from_its_champion_once(
+    first_week: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors, first = after_first_week(first_week, tmp_path)
     later = next_week(tensors)
     second = train(later, **CHAMPION)
     assert f"from the champion {first}" in capsys.readouterr().err
     manifest = model(tensors, second).manifest
     sha256 = weights_sha256(model(tensors, first))
-    assert manifest.extra["start"] == {"model": f"model/{first}", "weights_sha256": sha256, "promotion": 1}
+    assert manifest.extra.start.to_dict() == {"model": f"model/{first}", "weights_sha256": sha256, "promotion": 1}
     assert [parent.uri for parent in manifest.parents] == ["../../tensors/02", f"../{first}"]
-    assert f"from the champion {first}" in manifest.extra["origin"] and manifest.extra["weights"] == ""
+    assert f"from the champion {first}" in manifest.extra.origin and manifest.extra.weights == ""
     card = next(Path(model(tensors, second).uri).glob("card-*.md")).read_text()
     assert f"| model | `{first}` | the weights that training started from" in card
 
@@ -106,18 +127,16 @@ def test_each_week_starts_from_its_champion_once(tmp_path: Path, capsys: pytest.
     newest = max((tmp_path / "model").glob("*/_manifest.json"), key=lambda path: path.stat().st_mtime)
     assert json.loads(newest.read_text())["extra"]["start"]["promotion"] == 2, "another config looks anew"
     again = train(later, **CHAMPION, rerun="train", run="r2")
-    assert model(tensors, again).manifest.extra["start"]["model"] == f"model/{second}", "and so does --rerun train"
+    assert model(tensors, again).manifest.extra.start.model == f"model/{second}", "and so does --rerun train"
 
 
-def test_which_weights_it_starts_from_counts(tmp_path: Path) -> None:
+def test_which_weights_it_starts_from_counts(first_week: Path, tmp_path: Path) -> None:
     """The same tensors and config from three champions: other models. The retry of a run has its first one's."""
-    names = {}
-    for seed in (0, 1):
-        tensors = make_tensors(tmp_path / str(seed))
-        promote(tensors, train(tensors, **QUICK, seed=seed))
-        names[seed] = train(next_week(tensors), **CHAMPION)
-    assert names[0] != names[1]
-    assert train(next_week(make_tensors(tmp_path / "none")), **CHAMPION) not in names.values()
+    tensors, _ = after_first_week(first_week, tmp_path / "first")
+    other = make_tensors(tmp_path / "other")
+    promote(other, train(other, **QUICK, seed=1))
+    without = make_tensors(tmp_path / "none")
+    assert len({train(next_week(dataset), **CHAMPION) for dataset in (tensors, other, without)}) == 3
 
 
 def test_a_look_at_what_exists_decides_nothing(tmp_path: Path) -> None:
@@ -131,16 +150,15 @@ def test_a_look_at_what_exists_decides_nothing(tmp_path: Path) -> None:
     first = train(tensors, **CHAMPION)
     promote(tensors, first)
     before = files(tmp_path)
-    assert STEP.execute_cached(config)["fingerprint"] == first
+    assert STEP.execute_cached(config).fingerprint == first
     assert files(tmp_path) == before
 
 
-def test_stopped_and_resumed_while_another_champion_rose(tmp_path: Path) -> None:
+def test_stopped_and_resumed_while_another_champion_rose(first_week: Path, tmp_path: Path) -> None:
     """It goes on from its checkpoint to the very weights of an undisturbed training."""
     found = []
     for folder in (tmp_path / "whole", tmp_path / "stopped"):
-        tensors = make_tensors(folder)
-        promote(tensors, train(tensors, **QUICK))
+        tensors, _ = after_first_week(first_week, folder)
         later = next_week(tensors)
         values = CHAMPION | {"epochs": 6, "checkpoint_minutes": 0.001, "shrink": 0.5, "perturb": 0.1, "ema": 0.9}
         if folder.name == "stopped":
@@ -154,22 +172,21 @@ def test_stopped_and_resumed_while_another_champion_rose(tmp_path: Path) -> None
         found.append(model(tensors, train(later, **values, run="r2")))
     assert found[0].fingerprint == found[1].fingerprint
     assert weights_sha256(found[0]) == weights_sha256(found[1])
-    assert found[1].manifest.extra["start"]["promotion"] == 1
+    assert found[1].manifest.extra.start.promotion == 1
 
 
-def test_another_backbone_is_refused_by_both_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tensors = make_tensors(tmp_path)
-    promote(tensors, train(tensors, **QUICK))
+def test_another_backbone_is_refused_by_both_names(
+    first_week: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors, _ = after_first_week(first_week, tmp_path)
     assert train(next_week(tensors), 2, **CHAMPION | {"backbone": "squeezenet1_1"}) == ""
     said = capsys.readouterr().err
     assert "start: expected a champion with the backbone squeezenet1_1, found shufflenet_v2_x0_5 (promotion 1" in said
     assert not list((tmp_path / "names" / NAME / "starts").glob("*")), "nothing is decided by an error"
 
 
-def test_a_champion_that_is_gone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tensors = make_tensors(tmp_path)
-    first = train(tensors, **QUICK)
-    promote(tensors, first)
+def test_a_champion_that_is_gone(first_week: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tensors, first = after_first_week(first_week, tmp_path)
     later = next_week(tensors)
     second = train(later, **CHAMPION)
     manifest = tmp_path / "model" / first / "_manifest.json"
@@ -183,10 +200,8 @@ def test_a_champion_that_is_gone(tmp_path: Path, capsys: pytest.CaptureFixture[s
     kept.rename(manifest)
 
 
-def test_a_new_class_begins_untrained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tensors = make_tensors(tmp_path)
-    first = train(tensors, **QUICK)
-    promote(tensors, first)
+def test_a_new_class_begins_untrained(first_week: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tensors, _ = after_first_week(first_week, tmp_path)
     second = train(next_week(tensors, ("a", "b", "c")), **CHAMPION)
     assert "the head knows 2 of 3 classes" in capsys.readouterr().err
     assert model(tensors, second).manifest.classes == ("a", "b", "c")
@@ -272,14 +287,13 @@ def test_wrong_values_are_refused(values: dict[str, Any], message: str) -> None:
         TrainConfig.from_values(values)
 
 
-def test_what_shrinking_does_to_the_model(tmp_path: Path) -> None:
+def test_what_shrinking_does_to_the_model(first_week: Path, tmp_path: Path) -> None:
     """Other weights under another name, and the same again for the same seed."""
-    tensors = make_tensors(tmp_path)
-    promote(tensors, train(tensors, **QUICK))
+    tensors, _ = after_first_week(first_week, tmp_path)
     later = next_week(tensors)
     names = [train(later, **CHAMPION), train(later, **CHAMPION, shrink=0.4, perturb=0.1)]
     assert len(set(names)) == 2
-    assert "shrunk to 0.4, with 0.1 of a new network added" in model(tensors, names[1]).manifest.extra["origin"]
+    assert "shrunk to 0.4, with 0.1 of a new network added" in model(tensors, names[1]).manifest.extra.origin
     again = train(later, **CHAMPION, shrink=0.4, perturb=0.1, rerun="train", run="again")
     first, second = (
         load_file(next(Path(model(tensors, name).uri).glob("*.safetensors"))) for name in (names[1], again)

@@ -16,7 +16,7 @@ import yaml
 
 from ...dataset.labels import MULTI, THRESHOLD
 from ...models.artifact import ModelSpec
-from ...models.preprocessing import EXTRA_KEY, Preprocessing
+from ...models.preprocessing import Preprocessing
 
 MAX_CLASSES = 200
 """Classes that are listed one by one, at most."""
@@ -159,9 +159,9 @@ def _render_data(facts: CardFacts) -> list[str]:
 
 
 def _render_preprocessing(spec: ModelSpec) -> list[str]:
-    record = spec.extra.get(EXTRA_KEY, {})
+    record = spec.extra.preprocessing or {}
     steps = Preprocessing.from_record(record, spec.geometry, "the model's description").steps()
-    mean, std = (", ".join(f"{value:.4g}" for value in spec.image[key]) for key in ("mean", "std"))
+    mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (spec.image.mean, spec.image.std))
     steps.append(f"divided by 255, less the mean ({mean}), divided by the spread ({std}), channel by channel")
     unknown = [] if record else ["", "What clean did to the pixels was not known when this was written."]
     return [
@@ -205,19 +205,19 @@ def _render_metrics(facts: CardFacts) -> list[str]:
 
 
 def _render_calibration(spec: ModelSpec) -> list[str]:
-    if "temperature" not in spec.extra:
+    if spec.extra.temperature is None:
         return ["## Calibration", "", "The probabilities are those of the network as it was trained."]
     return [
         "## Calibration",
         "",
-        f"Logits are divided by a temperature of {float(spec.extra['temperature']):.4g}, fitted on the validation "
+        f"Logits are divided by a temperature of {spec.extra.temperature:.4g}, fitted on the validation "
         "images (Guo et al., \"On Calibration of Modern Neural Networks\", 2017). How well the probabilities hold on "
         "test images is in the evaluation.",
     ]  # fmt: skip
 
 
 def _render_limits(spec: ModelSpec, facts: CardFacts) -> list[str]:
-    height, width, _ = spec.image["shape"]
+    height, width, _ = spec.image.shape
     lines = ["## Limits", "", f"- It sees {width} x {height} pixels: what can't be told at that size it can't tell."]
     if spec.geometry.mode == "crop":
         lines.append("- It sees the centre square: what lies at the ends of a long picture is cut off.")

@@ -23,7 +23,7 @@ import numpy as np
 from ...dataset.labels import probabilities
 from ...imaging.decoder import Pixels
 from ...models.artifact import ModelSpec, Normalize
-from ...models.preprocessing import EXTRA_KEY, Preprocessing
+from ...models.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     import onnx
@@ -34,6 +34,8 @@ OPSET = 18
 MAX_BYTES = 2**31 - 2**24
 """Bytes of weights in one file: a protobuf message ends at 2 GB, graph and names included."""
 INPUT, OUTPUTS = "images", ("logits", "probabilities")
+_NOT_GEOMETRY = ("dtype", "encoding", "mean", "std")
+"""Fields of an image that are no part of its geometry."""
 TOLERANCE = 1e-3
 """Largest difference of a probability between network and file; float32 arithmetic in another order makes 1e-6."""
 
@@ -50,7 +52,7 @@ def export(network: torch.nn.Module, spec: ModelSpec, more_metadata: dict[str, s
     """
     import torch
 
-    size, _, channels = spec.image["shape"]
+    size, _, channels = spec.image.shape
     weight_bytes = sum(value.numel() * 4 for value in network.state_dict().values())
     if weight_bytes > MAX_BYTES:
         raise ExportError(f"its weights have {weight_bytes / 1e9:.1f} GB, and one file can hold 2 GB")
@@ -74,7 +76,8 @@ def export(network: torch.nn.Module, spec: ModelSpec, more_metadata: dict[str, s
 
 def make_metadata(spec: ModelSpec) -> dict[str, str]:
     """Return the file's metadata: text as it is, all other values as JSON."""
-    record = spec.extra.get(EXTRA_KEY, {})
+    record = spec.extra.preprocessing or {}
+    geometry = {key: value for key, value in spec.image.to_dict().items() if key not in _NOT_GEOMETRY}
     preprocessing = Preprocessing.from_record(record, spec.geometry, "the model's description")
     values: dict[str, Any] = {
         "format": "imagemill-onnx 1",
@@ -82,10 +85,10 @@ def make_metadata(spec: ModelSpec) -> dict[str, str]:
         "task": spec.task,
         "classes": list(spec.classes),
         "temperature": get_temperature(spec),
-        "input": f"{INPUT}: uint8 [N, {', '.join(map(str, spec.image['shape']))}], N images of height, width, channels",
-        "mean": spec.image["mean"],
-        "std": spec.image["std"],
-        "preprocessing": {**spec.geometry.to_dict(), **record, "steps": preprocessing.steps()},
+        "input": f"{INPUT}: uint8 [N, {', '.join(map(str, spec.image.shape))}], N images of height, width, channels",
+        "mean": spec.image.mean,
+        "std": spec.image.std,
+        "preprocessing": {**geometry, **record, "steps": preprocessing.steps()},
     }
     return {
         key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for key, value in values.items()
@@ -94,7 +97,7 @@ def make_metadata(spec: ModelSpec) -> dict[str, str]:
 
 def get_temperature(spec: ModelSpec) -> float:
     """Return the temperature that logits are divided by; 1 where none was fitted."""
-    return float(spec.extra.get("temperature", 1.0))
+    return 1.0 if spec.extra.temperature is None else spec.extra.temperature
 
 
 def measure_difference(data: bytes, network: torch.nn.Module, spec: ModelSpec, images: Pixels) -> float | None:

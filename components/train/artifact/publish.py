@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...dataset.kinds import CleanExtra, ModelExtra
 from ...dataset.manifest import Dataset, File, Manifest, code_version, find_dataset
 from ...dataset.shards import publish_bytes, row_groups
 from ...imaging.decoder import Pixels
-from ...imaging.tensors import center_crop, decode_column, input_size
+from ...imaging.tensors import center_crop, decode_column
 from ...models.artifact import ModelSpec
 from ...step.progress import format_size, say
 from ...storage import uri as uris
@@ -40,7 +41,7 @@ def publish_onnx_and_card(
     compare the outputs on; noise for None.
     """
     if images is None or not len(images):
-        images = np.random.default_rng(0).integers(0, 256, (SAMPLES, *spec.image["shape"]), np.uint8)
+        images = np.random.default_rng(0).integers(0, 256, (SAMPLES, *spec.image.shape), np.uint8)
     data, note = _export_and_compare(network, spec, uris.basename(uri), images)
     files = [publish_bytes(uri, data, "model-", ".onnx", ONNX)] if data else []
     card = render_card(spec, facts, uris.basename(uri), note)
@@ -79,22 +80,21 @@ def collect_facts(
     tensors: Dataset,
     initial: Dataset | None,
     config: TrainConfig,
-    parameters: int,
-    origin: str,
+    training: ModelExtra,
     *,
     metrics: Mapping[str, float],
     best: Mapping[str, Any],
     epochs: int,
 ) -> CardFacts:
-    """Return the card's facts, from the training's results, the resolved config, the tensors and their parents, and the
-    `initial` model, from which training started."""
+    """Return the card's facts, from the training's results (`training`), the resolved config, the tensors and their
+    parents, and the `initial` model, from which training started."""
     ancestors = _find_ancestors(tensors)
     clean = ancestors.get("clean")
     return CardFacts(
-        dataset_name=tensors.manifest.extra["dataset_name"],
-        origin=origin,
+        dataset_name=tensors.name,
+        origin=training.origin or "",
         code_version=code_version(),
-        parameters=parameters,
+        parameters=training.parameters or 0,
         recipe=config.recipe,
         epochs=epochs,
         metrics=metrics,
@@ -102,7 +102,7 @@ def collect_facts(
         config=config.manifest_values(),
         parents={kind: manifest.fingerprint for kind, manifest in ancestors.items()}
         | ({"model": initial.fingerprint} if initial else {}),
-        counts=(clean.extra.get("by_class_and_split") or {}) if clean else {},
+        counts=CleanExtra.of(clean).by_class_and_split if clean else {},
     )
 
 
@@ -121,10 +121,10 @@ def _find_ancestors(tensors: Dataset) -> dict[str, Manifest]:
 def read_samples(tensors: Dataset) -> Pixels | None:
     """Return a few images as the model's input, uint8 [N, H, W, C], of the validation split or else of another; None
     without images. Reads one row group."""
-    image = tensors.manifest.image
+    image = tensors.manifest.image_spec
     for split in ("val", "test", "train"):
         for file in tensors.files("data", split):
             for table in row_groups(tensors, file, ["image"], range(1)):
-                images = center_crop(decode_column(table.slice(0, SAMPLES).column("image"), image), input_size(image))
+                images = center_crop(decode_column(table.slice(0, SAMPLES).column("image"), image), image.side)
                 return np.ascontiguousarray(images)
     return None

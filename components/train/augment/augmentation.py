@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...dataset.kinds import ImageSpec
 from ...imaging.choices import COLORS
 from ...imaging.decoder import Pixels
-from ...imaging.tensors import input_size
 from ..config import TrainConfig
 from .cpu_engine import CpuEngine
 from .external import ExternalEngine, Pipeline
@@ -37,18 +37,16 @@ class Augmentation:
         pipeline: an object or a function, as in external.py, that replaces the config's augmentation.
     """
 
-    def __init__(
-        self, config: TrainConfig, image: dict[str, Any], device: str, pipeline: Pipeline | Any = None
-    ) -> None:
-        height, width, channels = image["shape"]
-        self.size = input_size(image)
+    def __init__(self, config: TrainConfig, image: ImageSpec, device: str, pipeline: Pipeline | Any = None) -> None:
+        height, width, channels = image.shape
+        self.size = image.side
         pipeline = config.augment_pipeline if pipeline is None else pipeline
         self._external = ExternalEngine(pipeline, (height, width, channels), self.size) if pipeline else None
         self.runs_on_device = device.partition(":")[0] == "cuda" and self._external is None
         self._config, self._device = config, device
-        self._spec = InputSpec(height, width, self.size, image["color"])
-        self._color_channels = min(COLORS[image["color"]], channels)
-        self._erase_value = np.clip(np.round(255 * np.asarray(image["mean"], np.float64)), 0, 255).astype(np.uint8)
+        self._spec = InputSpec(height, width, self.size, image.color)
+        self._color_channels = min(COLORS[image.color], channels)
+        self._erase_value = np.clip(np.round(255 * np.asarray(image.mean, np.float64)), 0, 255).astype(np.uint8)
         self._cpu_engine = CpuEngine(self.size, self._color_channels, self._erase_value)
 
     def make_params(self, epoch: int, number: int, count: int) -> AugmentParams:

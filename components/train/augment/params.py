@@ -106,20 +106,9 @@ def make_params(config: TrainConfig, spec: InputSpec, epoch: int, number: int, c
 def make_seed_params(seed: int, epoch: int, number: int, count: int) -> AugmentParams:
     """Sample seeds alone, with identity matrices and no operations: for a pipeline that samples its own parameters."""
     noise_rng = np.random.default_rng([seed, epoch, number, _SEED_STREAM + 4])
-    return _make_plain(matrices.make_identity(count), noise_rng.integers(2**63 - 1, size=count))
-
-
-def make_center_crop_params(count: int, height: int, width: int, size: int) -> AugmentParams:
-    """Return parameters that only cut out the center square of `size` pixels."""
-    matrix = matrices.make_identity(count)
-    matrix[:, 0, 2], matrix[:, 1, 2] = (width - size) // 2, (height - size) // 2
-    return _make_plain(matrix, np.zeros(count, np.int64))
-
-
-def _make_plain(matrix: Floats, seeds: npt.NDArray[np.int64]) -> AugmentParams:
-    count = len(matrix)
     no_operations, no_values = np.zeros((count, 0), np.int8), np.zeros((count, 0), np.float32)
-    return AugmentParams(matrix, no_operations, no_values, seeds, np.zeros((count, 4), np.int32))
+    seeds, no_boxes = noise_rng.integers(2**63 - 1, size=count), np.zeros((count, 4), np.int32)
+    return AugmentParams(matrices.make_identity(count), no_operations, no_values, seeds, no_boxes)
 
 
 def convert_policy_ops(ops: policy.PolicyOps) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:

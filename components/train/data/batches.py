@@ -1,15 +1,18 @@
 """Tensors as batches, at the speed of memory, in an order that is a function of (seed, epoch) alone.
 
 Threads, not processes: a batch is copied out of mapped files once, which releases the interpreter's lock, and nothing
-is sent to another process.
+is sent to another process. Their memory is used again: allocating tens of megabytes of fresh pages takes longer than
+filling them.
 """
 
 from __future__ import annotations
 
-from collections import deque
+import os
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,8 +20,8 @@ import numpy.typing as npt
 
 from ...dataset.labels import MULTI, multi_hot
 from ...dataset.manifest import Dataset
+from ...imaging.decoder import Pixels
 from ...storage.parallel import cores
-from .buffers import get_buffer_pool
 from .cache import ShardCache
 from .order import EpochOrder, ShuffleWindow, count_batches, sample_repeats
 from .tensor_shards import Shard, TensorSplit, gather_rows
@@ -26,6 +29,71 @@ from .tensor_shards import Shard, TensorSplit, gather_rows
 OPEN_THREADS = 4
 """Threads that open files: those of S3 are fetched as a whole."""
 T = TypeVar("T")
+MAX_POOLS = 2
+"""That a process keeps from epoch to epoch: training's and validation's."""
+_pools: OrderedDict[tuple[tuple[int, ...], bool], BufferPool] = OrderedDict()
+_lock = Lock()
+
+
+def _renew_lock() -> None:
+    global _lock
+    _lock = Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)  # a thread of the parent may hold it, and does not exist in the child
+
+
+def get_buffer_pool(shape: tuple[int, ...], max_free: int, pinned: bool = False) -> BufferPool:
+    """Return the process's pool for this shape; the `MAX_POOLS` most recently used ones are kept."""
+    with _lock:
+        pool = _pools.pop((shape, pinned), None)
+        if pool is None or pool.max_free != max_free:
+            pool = BufferPool(shape, max_free, pinned)
+        _pools[shape, pinned] = pool
+        while len(_pools) > MAX_POOLS:
+            _pools.popitem(last=False)
+        return pool
+
+
+class BufferPool:
+    """Arrays uint8 of one shape. An array returns to the pool when nothing refers to it any more, views and torch
+    tensors that share its memory included.
+
+    Args:
+        max_free: number of unused arrays that are kept.
+        pinned: allocate page-locked memory, from which a GPU copies asynchronously.
+    """
+
+    def __init__(self, shape: tuple[int, ...], max_free: int, pinned: bool = False) -> None:
+        self._shape, self._pinned, self.max_free = shape, pinned, max_free
+        self._free: deque[Any] = deque(maxlen=max_free)
+
+    def acquire(self) -> Pixels:
+        """Return an array with arbitrary content."""
+        try:
+            memory = self._free.pop()
+        except IndexError:
+            memory = self._allocate()
+        return np.asarray(_Lease(memory, self._free))
+
+    def _allocate(self) -> Any:
+        if not self._pinned:
+            return np.empty(self._shape, np.uint8)
+        import torch
+
+        return torch.empty(self._shape, dtype=torch.uint8, pin_memory=True).numpy()
+
+
+class _Lease:
+    """Owner of the memory that every view keeps alive. numpy shortens a chain of views to its last array; this is not
+    an array, so it stays referenced."""
+
+    def __init__(self, memory: Pixels, free: deque[Any]) -> None:
+        self._memory, self._free = memory, free
+        self.__array_interface__ = memory.__array_interface__
+
+    def __del__(self) -> None:
+        self._free.append(self._memory)
 
 
 @dataclass(frozen=True)
@@ -160,7 +228,7 @@ class _Loader:
         self._batch_size, self._rank, self._ranks = batch_size, rank, ranks
         manifest = source.dataset.manifest
         max_rows = -(-batch_size // ranks)
-        self._buffers = get_buffer_pool((max_rows, *manifest.image["shape"]), max_free, pin)
+        self._buffers = get_buffer_pool((max_rows, *manifest.image_spec.shape), max_free, pin)
         self._classes = len(manifest.classes) if manifest.task == MULTI else 0
         self.total = order.count_rows()
 

@@ -123,7 +123,7 @@ class TensorImages(MapDataset[Pair]):
         self._shards[file_index] = shard
         if uris.is_s3(self.dataset.uri) and len(self._shards) > MAX_MAPPED_FILES:
             self._shards.popitem(last=False)
-        image = np.empty(self.dataset.manifest.image["shape"], np.uint8)
+        image = np.empty(self.dataset.manifest.image_spec.shape, np.uint8)
         shard.copy_row(row, image)
         label = shard.labels[row]
         target = multi_hot([label.as_py()], self._classes)[0] if self._classes else np.int64(label)

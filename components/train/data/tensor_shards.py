@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import simplejpeg
 
+from ...dataset.kinds import TensorsExtra
 from ...dataset.labels import MULTI, label_column
 from ...dataset.manifest import Dataset, File
 from ...imaging.choices import JPEG
@@ -146,7 +147,8 @@ class TensorSplit:
     @property
     def generations(self) -> list[int]:
         """Return the generation of each of `files`."""
-        return [self.dataset.manifest.generation(file) for file in self.files]
+        extra = TensorsExtra.of(self.dataset.manifest)
+        return [extra.generation(file.uri) for file in self.files]
 
     def open_shard(self, index: int) -> Shard:
         """Open one of `files`. DatasetError for a file that is missing or broken; errors of the store as they are.
@@ -171,7 +173,7 @@ class TensorSplit:
         return shard
 
     def _map(self, uri: str, file: File) -> Shard:
-        image, key = self.dataset.manifest.image, self._layout_key(file)
+        image, key = self.dataset.manifest.image_spec, self._layout_key(file)
         mapped = _map_file(uri, self._open_file(uri, file))
         offsets, labels = _get_layout(uri, mapped, file, key)
         if offsets is not None:
@@ -181,7 +183,7 @@ class TensorSplit:
         column = _read_columns(uri, mapped, ["image"]).column("image")
         if key.row_bytes:
             return TableShard(decode_column(column, image), labels)
-        return TableShard(column.combine_chunks(), labels, "RGB" if image["shape"][2] == 3 else "GRAY", uri)
+        return TableShard(column.combine_chunks(), labels, "RGB" if image.shape[2] == 3 else "GRAY", uri)
 
     def read_labels(self) -> list[npt.NDArray[np.int64]]:
         """Return int64 [rows] of each file, of images with one label each. A process opens a file only once for them:
@@ -195,7 +197,7 @@ class TensorSplit:
 
     def _layout_key(self, file: File) -> LayoutKey:
         manifest = self.dataset.manifest
-        row_bytes = 0 if manifest.image.get("encoding") == JPEG else int(np.prod(manifest.image["shape"]))
+        row_bytes = 0 if manifest.image_spec.encoding == JPEG else int(np.prod(manifest.image_spec.shape))
         return LayoutKey(file.sha256, label_column(manifest.task), row_bytes, len(manifest.classes))
 
     def _open_file(self, uri: str, file: File) -> int:

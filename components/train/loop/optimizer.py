@@ -147,6 +147,7 @@ class MovingAverage:
     def update(self, network: torch.nn.Module) -> None:
         """Set average ← decay · average + (1 - decay) · weights; copy integers (counts of normalizations)."""
         import torch
+        from torch.optim.swa_utils import get_ema_multi_avg_fn
 
         averages, values = [], []
         with torch.no_grad():
@@ -156,5 +157,5 @@ class MovingAverage:
                     values.append(value.detach())
                 else:
                     average.copy_(value)
-            torch._foreach_lerp_(averages, values, 1 - self.get_decay())
+        get_ema_multi_avg_fn(self.get_decay())(averages, values, None)  # type: ignore[no-untyped-call]
         self.updates += 1

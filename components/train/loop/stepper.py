@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...compat import has_amx, run_what_cannot_be_compiled
 from ...storage.errors import wrong
 from ..config import TrainConfig
 from .checkpoint import Learner
@@ -76,9 +77,9 @@ class Stepper:
             with self.comm.catch_lost_peers():
                 forward = self._parallel = torch.nn.parallel.DistributedDataParallel(forward, device_ids=devices)
         if should_compile(self.config, self.device, self.schedule.steps):
-            torch._dynamo.reset()
-            if self.config.compile == "auto":  # a network that can't be compiled runs as it is
-                torch._dynamo.config.suppress_errors = True
+            torch.compiler.reset()
+            if self.config.compile == "auto":
+                run_what_cannot_be_compiled()
             forward = torch.compile(forward, dynamic=False)
         return forward
 
@@ -125,8 +126,9 @@ class Stepper:
         if learner.scaler:
             learner.scaler.unscale_(learner.optimizer)
         if self._images != group_images:  # the last group of an epoch
-            gradients = [p.grad for p in learner.network.parameters() if p.grad is not None]
-            torch._foreach_mul_(gradients, group_images / self._images)
+            for parameter in learner.network.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(group_images / self._images)
         if self.config.clip_norm:
             torch.nn.utils.clip_grad_norm_(learner.network.parameters(), self.config.clip_norm)
         if learner.scaler:
@@ -187,5 +189,4 @@ def choose_autocast_dtype(precision: str, device: torch.device) -> torch.dtype |
         return {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
-    has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     return torch.bfloat16 if has_amx() else None

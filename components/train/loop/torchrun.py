@@ -77,11 +77,8 @@ def run_processes(config: TrainConfig, run: str, number: int, stop: StopRequest)
 
 
 def make_flags(config: TrainConfig, run: str) -> list[str]:
-    """Return the config as a command line: what differs from the defaults, and the run that the processes belong to."""
-    defaults = {option.name: option.default for option in dataclasses.fields(config)}
-    values = {name: getattr(config, name) for name in defaults}
-    values |= {"run": run, "processes": defaults["processes"]}
-    return [f"--{name.replace('_', '-')}={value}" for name, value in values.items() if value != defaults[name]]
+    """Return the config as a command line of each process, with the run that the processes belong to."""
+    return dataclasses.replace(config, run=run, processes=None).to_flags()
 
 
 def _wait(process: subprocess.Popen[str], stop: StopRequest) -> None:

@@ -90,8 +90,8 @@ class Trainer:
         dtype = choose_autocast_dtype(config.precision, self.device)
         scaler = torch.amp.GradScaler(self.device.type) if dtype is torch.float16 else None
         self.learner = Learner(self.network, make_optimizer(self.network, self.blocks, config), average, scaler)
-        self.normalize = Normalize(manifest.image, self.device)
-        self.augmentation = Augmentation(config, manifest.image, self.device.type)
+        self.normalize = Normalize(manifest.image_spec, self.device)
+        self.augmentation = Augmentation(config, manifest.image_spec, self.device.type)
         self.mixing = Mixing(config, len(manifest.classes), manifest.task)
         self.rows = manifest.totals.by_split["train"]
         self.threads = config.load_threads or max(1, cores() // self.comm.world_size)
@@ -104,7 +104,7 @@ class Trainer:
         schedule = LearningRateSchedule(
             config.learning_rate, updates * (config.epochs - self.solves_head), config.warmup
         )
-        size, channels = self.augmentation.size, manifest.image["shape"][2]
+        size, channels = self.augmentation.size, manifest.image_spec.shape[2]
 
         def autocast() -> torch.autocast:
             return torch.autocast(self.device.type, dtype or torch.bfloat16, enabled=dtype is not None)

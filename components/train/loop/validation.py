@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ...dataset.labels import MULTI, THRESHOLD, probabilities, sum_loss
 from ...dataset.manifest import Dataset
-from ...imaging.tensors import center_crop, input_size
+from ...imaging.tensors import center_crop
 from ...metrics.classification import LabelCounts, confusion, summarize_confusion
 from ...models.artifact import Normalize
 from ..data.batches import iter_batches
@@ -98,8 +98,8 @@ class Validator:
         """
         import torch
 
-        image = self.tensors.manifest.image
-        normalize, size = Normalize(image, self.device), input_size(image)
+        image = self.tensors.manifest.image_spec
+        normalize, size = Normalize(image, self.device), image.side
         modes = {module: module.training for module in network.modules()}
         network.eval()
         try:

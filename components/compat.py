@@ -39,6 +39,20 @@ def import_torchvision() -> None:
         _remove_deferred()
 
 
+def has_amx() -> bool:
+    """Return whether the CPU multiplies matrices of bfloat16 in hardware (Intel AMX), by torch 2.15's function."""
+    import torch
+
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
+
+
+def run_what_cannot_be_compiled() -> None:
+    """Let functions of `torch.compile` that can't be compiled run as they are, with a warning (torch 2.12 to 2.15)."""
+    import torch
+
+    torch._dynamo.config.suppress_errors = True
+
+
 def _remove_deferred() -> None:
     for name in DYNAMO:
         if isinstance(sys.modules.get(name), _Deferred):

@@ -1,13 +1,18 @@
-"""Ray sessions: start Ray in this process or connect to a cluster, and check that its nodes can do the work."""
+"""Ray as the executor of tasks: started in this process or a cluster, whose nodes are checked before they work.
+
+Plain tasks and not Ray Data: over the same slices Ray Data's executor costs a quarter of two cores, and nothing of what
+it offers (moving blocks, writing files) is needed here, where no image may cross the object store.
+"""
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +23,6 @@ from ..storage import uri as uris
 from ..storage.errors import MillError, TransientError, UserError
 from ..storage.parallel import max_workers
 from . import ray_processes
-from .config import VERSION
 from .ray_connection import (
     check_address,
     check_port,
@@ -27,6 +31,7 @@ from .ray_connection import (
     ignore_address_variables,
     unreachable_error,
 )
+from .tasks import TASKS_PER_WORKER, Failure, Result, Task, Work, WorkerLost, run_work
 
 RAY_BYTES, WORKER_BYTES = 2**30, 3 * 2**28
 """Memory of Ray in this process without workers, and of one worker with its libraries and images (measured: 0.6 GB)."""
@@ -43,18 +48,21 @@ RAY_INIT_DEFAULTS: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_dri
 
 @dataclass
 class RaySession:
-    """A connection to Ray, on which tasks run.
+    """A connection to Ray, on which tasks run: an executor.
 
     Args:
+        step: name of the step that the tasks belong to.
         address: of the cluster; empty for Ray in this process.
         probe_file: a file on a local disk that every node must be able to read; empty if there is none to check.
     """
 
+    step: str
     address: str
     probe_file: str
     cores: int = 1
     counted_at: float = field(default_factory=time.monotonic)
     had_cores_at: float = field(default_factory=time.monotonic)
+    _remote_function: Any = None
 
     def get_cores(self) -> int:
         """Return the number of CPU cores, counted again every `CORES_INTERVAL_S`.
@@ -80,12 +88,72 @@ class RaySession:
         self.cores = max(1, cores)  # a task that waits is what makes a cluster grow
         return self.cores
 
+    def count_slots(self) -> int:
+        return TASKS_PER_WORKER * self.get_cores()
+
+    def submit(self, work: Work, task: Task, arguments: tuple[Any, ...]) -> Any:
+        import ray
+
+        if self._remote_function is None:
+            # Losses are counted in run_tasks; Ray would retry without end what is killed for its memory.
+            self._remote_function = ray.remote(num_cpus=1, max_retries=0)(_run_on_node)
+        return self._remote_function.remote(work, self.probe_file, task, arguments)
+
+    def wait(self, handles: Sequence[Any]) -> Sequence[Any]:
+        import ray
+
+        ready, _ = ray.wait(list(handles), num_returns=1, timeout=CORES_INTERVAL_S)
+        return ready
+
+    def get_result(self, handle: Any) -> Result:
+        """Return the result of a task; raise its own error, or UserError if the node can't read the workspace or has
+        other code."""
+        import ray
+        from ray import exceptions
+
+        try:
+            result: Result | Failure | UnreadableWorkspace = ray.get(handle)
+        except exceptions.RayTaskError as error:
+            if "failed to import" in str(error):
+                raise code_mismatch_error(self.address, error) from None
+            raise error.cause if isinstance(error.cause, Exception) else error from None
+        except exceptions.RuntimeEnvSetupError as error:
+            raise code_mismatch_error(self.address, error) from None
+        except exceptions.OutOfMemoryError:
+            raise WorkerLost("its node was out of memory") from None
+        except (exceptions.NodeDiedError, exceptions.LocalRayletDiedError, exceptions.ObjectLostError):
+            raise WorkerLost("its node was lost") from None
+        except exceptions.RayError as error:
+            raise WorkerLost(f"its worker was lost ({type(error).__name__})") from None
+        if isinstance(result, UnreadableWorkspace):
+            raise workspace_error(self, result.node)
+        if isinstance(result, Failure):
+            raise result.to_error()
+        return result
+
+
+@dataclass(frozen=True)
+class UnreadableWorkspace:
+    """The result of a task on a node that can't read the workspace."""
+
+    node: str
+
+
+def _run_on_node(
+    work: Work, probe_file: str, task: Task, arguments: tuple[Any, ...]
+) -> Result | Failure | UnreadableWorkspace:
+    # Checked by every task, because nodes may join while tasks run.
+    return run_work(work, task, arguments) if can_read(probe_file) else UnreadableWorkspace(platform.node())
+
 
 @contextmanager
-def open_ray_session(address: str, workers: int | None, probe_uri: str = "", gpus: int = 0) -> Iterator[RaySession]:
+def open_ray_session(
+    step: str, address: str, workers: int | None, probe_uri: str = "", gpus: int = 0
+) -> Iterator[RaySession]:
     """Start Ray in this process, or connect to the cluster at `address`; shut down at exit.
 
     Args:
+        step: name of the step that the tasks belong to; the nodes must have the same version of it.
         address: of a cluster; empty for Ray in this process.
         workers: CPU cores for Ray in this process; None for as many as memory allows.
         probe_uri: a workspace file that every node must be able to read.
@@ -102,11 +170,11 @@ def open_ray_session(address: str, workers: int | None, probe_uri: str = "", gpu
     # this process.
     processes = ray_processes.find_session_processes(session_dir) if session_dir else []
     try:
-        session = RaySession(address, probe_uri if address and not uris.scheme(probe_uri) else "")
+        session = RaySession(step, address, probe_uri if address and not uris.scheme(probe_uri) else "")
         session.count_cores()
         if address:
             _check_cluster(session)
-        say("resize", f"Ray with {session.cores} cores")
+        say(step, f"Ray with {session.cores} cores")
         yield session
     except ConnectionError as error:  # of Ray Client, when the head is gone
         raise unreachable_error(address, str(error).partition("\n")[0]) from None
@@ -166,28 +234,34 @@ def _check_cluster(session: RaySession) -> None:
     import ray
 
     try:
-        node_ref = ray.remote(num_cpus=1, max_retries=CHECK_RETRIES)(_describe_node).remote(session.probe_file)
+        remote_function = ray.remote(num_cpus=1, max_retries=CHECK_RETRIES)(_describe_node)
+        node_ref = remote_function.remote(session.step, session.probe_file)
         reported_at = time.monotonic()
         while not ray.wait([node_ref], timeout=min(2.0, CORES_INTERVAL_S))[0]:
             session.get_cores()
             if time.monotonic() - reported_at > WAITING_INTERVAL_S:
                 reported_at = time.monotonic()
-                say("resize", f"waiting for a free core of the Ray cluster at {session.address}")
+                say(session.step, f"waiting for a free core of the Ray cluster at {session.address}")
         node = ray.get(node_ref)
     except (ray.exceptions.RayError, ImportError, AttributeError) as error:  # the latter from Ray Client's server
         raise code_mismatch_error(session.address, error) from None
-    if node["version"] != VERSION:
+    if node["version"] != (version := _get_version(session.step)):
         raise UserError(
-            f"ray_address: expected the imagemill of this command on the cluster (resize {VERSION}), found another "
-            f"one (resize {node['version']}) on node {node['node']}"
+            f"ray_address: expected the imagemill of this command on the cluster ({session.step} {version}), found "
+            f"another one ({session.step} {node['version']}) on node {node['node']}"
         )
     if not node["sees"]:
         raise workspace_error(session, node["node"])
 
 
-def _describe_node(probe_file: str) -> dict[str, Any]:
-    """Return this node's version of resize, its name, and whether it can read the workspace."""
-    return {"version": VERSION, "node": platform.node(), "sees": can_read(probe_file)}
+def _describe_node(step: str, probe_file: str) -> dict[str, Any]:
+    """Return this node's version of the step, its name, and whether it can read the workspace."""
+    return {"version": _get_version(step), "node": platform.node(), "sees": can_read(probe_file)}
+
+
+def _get_version(step: str) -> int:
+    version: int = importlib.import_module(f"..{step}.config", __package__).VERSION
+    return version
 
 
 def can_read(probe_file: str) -> bool:

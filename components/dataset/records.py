@@ -1,0 +1,84 @@
+"""The records that a workspace keeps beside its datasets: verdicts, promotions and the steps of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from .json_object import AS_NULL, JsonObject, OpenJsonObject
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict(OpenJsonObject):
+    """A verdict on a challenger, as it is stored.
+
+    Attributes:
+        gain, interval: difference of the scores, and its 95% interval.
+        p, level: of the test, and the level that it has to reach.
+        uses: earlier comparisons on the same images.
+        images, left_out: test images that were compared; more that either model was trained on.
+        won, lost, mcnemar: images that only one model recognizes, and the p value of their difference.
+        sketch: a sample of the content hashes of the images.
+        fresh_images, fresh_gain, fresh_p, fresh_verdict: of the images that joined after the champion's promotion.
+        verdict, reason, promoted: the result, why, and whether the challenger was to be promoted.
+        challenger, champion: the scores that were compared, of `metric`; None where there is none.
+        challenger_model: fingerprint of the challenger's model.
+    """
+
+    gain: float | None = None
+    interval: list[float] | None = None
+    p: float | None = None
+    level: float | None = None
+    uses: float | None = None
+    images: int | None = None
+    left_out: int | None = None
+    won: int | None = None
+    lost: int | None = None
+    mcnemar: float | None = None
+    sketch: str | None = None
+    fresh_images: int | None = None
+    fresh_gain: float | None = None
+    fresh_p: float | None = None
+    fresh_verdict: str | None = None
+    verdict: str = ""
+    reason: str = ""
+    promoted: bool = False
+    challenger: float | None = None
+    champion: float | None = field(default=None, metadata=AS_NULL)
+    min_gain: float | None = None
+    metric: str = ""
+    challenger_model: str = ""
+    run: str = ""
+    created: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Promotion(Verdict):
+    """An entry of a name's log of promotions: the verdict by which a model became champion.
+
+    Attributes:
+        n: number of the promotion.
+        model, evaluation: their URIs in the workspace.
+        previous: URI of the model that was champion before, or empty.
+        rolled_back: URIs of the models that this promotion took back.
+    """
+
+    n: int = 0
+    model: str
+    evaluation: str = ""
+    previous: str = ""
+    rolled_back: list[str] | None = None
+
+
+@dataclass(frozen=True)
+class StepRecord(JsonObject):
+    """The result of a step in a run. `inputs`: a digest by which a retry recognizes the same inputs."""
+
+    uri: str = ""
+    fingerprint: str = ""
+    state: str = "failed"
+    metrics: dict[str, Any] = field(default_factory=dict)
+    error: str = ""
+    inputs: str = ""
+    exit_code: int = 0
+    seconds: float = 0.0

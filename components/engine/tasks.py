@@ -1,0 +1,134 @@
+"""Run tasks on an executor: a bounded number at a time, and again what was lost with its worker.
+
+Images never cross between processes: a task reads its part of a dataset, works and writes by itself, and returns only a
+record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from ..step.progress import say
+from ..storage.errors import MillError, TransientError, error_for_exit_code
+
+MAX_LOSSES = 20
+"""Times that a task may lose its worker. If every second attempt were lost by chance, one task in a million would get
+here; one that crashes its worker gets here in a minute or two, while the others are done beside it."""
+TASKS_PER_WORKER = 2
+"""One that runs, and one that waits for it."""
+
+Result = dict[str, Any]
+Work = Callable[..., Result]
+"""A function of a task and of arguments that all tasks share. Pickled by its name, so it belongs to a module."""
+
+
+class Task(Protocol):
+    """A unit of work: its key names the rows that it covers."""
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def rows(self) -> int: ...
+
+
+TaskT = TypeVar("TaskT", bound=Task)
+
+
+class WorkerLost(Exception):
+    """A task was lost with its worker; the message says why, as in `its node was lost`."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A MillError on its way between processes."""
+
+    message: str
+    exit_code: int
+
+    def to_error(self) -> MillError:
+        return error_for_exit_code(self.exit_code, self.message)
+
+
+class Executor(Protocol):
+    """Where tasks run. A handle stands for a task that was submitted."""
+
+    @property
+    def step(self) -> str:
+        """The step that the tasks belong to, for messages."""
+
+    def count_slots(self) -> int:
+        """Return how many tasks may be submitted at a time."""
+
+    def submit(self, work: Work, task: Any, arguments: tuple[Any, ...]) -> Any:
+        """Submit `work(task, *arguments)`; return its handle."""
+
+    def wait(self, handles: Sequence[Any]) -> Sequence[Any]:
+        """Wait until some of these handles have ended, or for a while; return those that have."""
+
+    def get_result(self, handle: Any) -> Result:
+        """Return the result of a handle that has ended; raise the task's own error, or WorkerLost."""
+
+
+def run_tasks(
+    tasks: Iterable[TaskT], work: Work, arguments: tuple[Any, ...], executor: Executor
+) -> Iterator[tuple[TaskT, Result]]:
+    """Yield (task, `work(task, *arguments)`) as they finish.
+
+    A task that is lost with its worker or node is submitted again, up to `MAX_LOSSES` times; the first error of a task
+    itself ends the work and is raised.
+    """
+    running: dict[Any, TaskT] = {}
+    lost: list[TaskT] = []
+    losses, pending = LossCounter(executor.step), iter(tasks)
+    while True:
+        while len(running) < executor.count_slots():
+            task = lost.pop() if lost else next(pending, None)
+            if task is None:
+                break
+            running[executor.submit(work, task, arguments)] = task
+        if not running:
+            return
+        for handle in executor.wait(list(running)):
+            task = running.pop(handle)
+            try:
+                result = executor.get_result(handle)
+            except WorkerLost as error:
+                losses.add(task, str(error))
+                lost.append(task)
+            else:
+                losses.finished += 1
+                yield task, result
+
+
+def run_work(work: Work, task: Task, arguments: tuple[Any, ...]) -> Result | Failure:
+    """Return `work(task, *arguments)`, or the MillError that it raised in a form that can be pickled."""
+    try:
+        return work(task, *arguments)
+    except MillError as error:
+        return Failure(str(error), error.exit_code)
+
+
+@dataclass
+class LossCounter:
+    """Number of times that each task was lost, by its key, and of tasks that finished."""
+
+    step: str
+    by_key: dict[str, int] = field(default_factory=dict)
+    finished: int = 0
+
+    def add(self, task: Task, reason: str) -> None:
+        """Count and report a loss; raise an error after `MAX_LOSSES` of one task.
+
+        TransientError if no task has finished, since then the machines are at fault; MillError if others have.
+        """
+        losses = self.by_key[task.key] = self.by_key.get(task.key, 0) + 1
+        if losses < MAX_LOSSES:
+            again = f"{task.rows:,} rows are done again ({task.key}, try {losses + 1} of {MAX_LOSSES})"
+            say(self.step, f"{reason}; {again}")
+            return
+        text = f"{task.key}: its {task.rows:,} rows lost their worker {losses} times, last because {reason}"
+        if not self.finished:
+            raise TransientError(f"{text}; no task was finished: nothing can run here")
+        raise MillError(f"{text}; {self.finished:,} tasks were finished meanwhile, so it is these rows' images")

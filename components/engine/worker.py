@@ -1,0 +1,55 @@
+"""A worker process: `python -m imagemill.components.engine.worker`, started by processes.py.
+
+Tasks arrive at the connection whose file descriptor is the first argument, and results leave by it. The process ends
+with the one that started it.
+"""
+
+from __future__ import annotations
+
+import pickle
+import signal
+import sys
+import traceback
+from multiprocessing.connection import Connection
+from typing import Any
+
+from ..step.runner_exit import exit_with_runner
+from ..storage.errors import EXIT_OURS
+from .tasks import Failure, run_work
+
+
+class _PandasBlocker:
+    """Import hook that hides pandas, which Arrow imports, where it is installed, before it converts its first list.
+
+    No task needs it, and it would take each process a third of a second.
+    """
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name == "pandas":
+            raise ImportError("not wanted in this process")
+
+
+def main() -> int:
+    """Do tasks one after another until the connection is closed."""
+    exit_with_runner()
+    sys.meta_path.insert(0, _PandasBlocker())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group: the parent ends it orderly
+    shared: Any = None
+    with Connection(int(sys.argv[1])) as connection:
+        while True:
+            try:
+                message = connection.recv_bytes()
+            except EOFError:
+                return 0
+            try:
+                changed, task = pickle.loads(message)
+                shared = changed or shared
+                result = run_work(shared[0], task, shared[1])
+            except Exception as error:  # of any kind: the parent waits for an answer
+                traceback.print_exc()
+                result = Failure(f"{type(error).__name__}: {error} (an error of imagemill's)", EXIT_OURS)
+            connection.send(result)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
