@@ -117,7 +117,8 @@ class FeatureComputer:
     def _find_or_compute(self, file: File, pool: str) -> dict[str, Any]:
         """Return the record of a file's features: `file` in the pool, and the number of `dimensions`."""
         workspace = self.context.workspace
-        work = {"version": VERSION, "tensors": file.sha256, "image": self.tensors.manifest.image_spec.to_dict(), **self.identity}
+        image = self.tensors.manifest.image_spec.to_dict()
+        work = {"version": VERSION, "tensors": file.sha256, "image": image, **self.identity}
         key = digest(work)
         record = workspace.read_work_record(pool, key)
         if record:

@@ -73,7 +73,12 @@ def train(config: TrainConfig, context: Context) -> Outcome:
 
 
 def _train_and_commit(
-    tensors: Dataset, start: WarmStart | None, uri: str, config: TrainConfig, context: Context, comm: Communicator,
+    tensors: Dataset,
+    start: WarmStart | None,
+    uri: str,
+    config: TrainConfig,
+    context: Context,
+    comm: Communicator,
     reasons: list[str],
 ) -> None:
     """Train a network, and let the main process commit the model. `reasons`: lines on the choice of the recipe."""
