@@ -64,11 +64,13 @@ def make_week(workspace: Workspace, week: int, name: str = "weekly", *, promote:
     raw = make(workspace, "raw", week, name=name, own=(), pool=shards)
     clean = make(workspace, "clean", week, [raw], name=name, pool=shards)
     tensors = make(workspace, "tensors", week, [clean], name=name)
-    model = make(workspace, "model", week, [tensors], name=name)
+    features = make(workspace, "features", week, [tensors], name=name)
+    model = make(workspace, "model", week, [tensors, features], name=name)
     evaluation = make(workspace, "evaluation", week, [model, clean], name=name)
-    datasets = {d.manifest.kind: d for d in (raw, clean, tensors, model, evaluation)}
+    datasets = {d.manifest.kind: d for d in (raw, clean, tensors, features, model, evaluation)}
     for dataset in datasets.values():
-        workspace.note_latest(name, dataset, f"{name}-{week}")
+        if dataset is not features:
+            workspace.note_latest(name, dataset, f"{name}-{week}")
     if promote:
         number = len(workspace.promotions(name)) + 1
         record = Promotion(model=workspace.relative(model.uri), evaluation=workspace.relative(evaluation.uri))

@@ -20,7 +20,9 @@ from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.models.artifact import ModelSpec, build_network
 from imagemill.components.step.step import Context
 from imagemill.components.train.config import TrainConfig
+from imagemill.components.train.features import FeatureComputer
 from imagemill.components.train.loop.communicator import Communicator
+from imagemill.components.train.loop.head_solver import get_linear_head, solve_head
 from imagemill.components.train.loop.trainer import Trainer
 from imagemill.components.train.recipes import resolve
 
@@ -67,8 +69,10 @@ def trainer(tensors: Dataset, workspace: Path, config: TrainConfig, comm: Commun
     spec = ModelSpec(config.backbone, tensors.manifest.classes, tensors.manifest.image)
     network = build_network(spec, config.dropout, config.drop_path)
     context = Context("train", Workspace.open(str(workspace)), "run", False)
-    uri = str(workspace / "model" / "01")
-    return Trainer(network, tensors, config, torch.device("cpu"), uri, context, comm or Communicator())
+    uri, device, solution = str(workspace / "model" / "01"), torch.device("cpu"), None
+    if config.head == "solved" and get_linear_head(network):
+        solution = solve_head(FeatureComputer(network, tensors, {"seed": config.seed}, device, context).run(), device)
+    return Trainer(network, tensors, config, device, uri, context, comm or Communicator(), solution=solution)
 
 
 def history_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

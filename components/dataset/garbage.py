@@ -48,7 +48,7 @@ from .retention import (
     read_all,
     read_snapshots,
 )
-from .workspace import MARKER, PRODUCTS, Workspace
+from .workspace import MARKER, PRODUCTS, SIDE_PRODUCTS, Workspace
 
 MAX_UNKNOWN = 100
 """Unknown files that are named; all are counted."""
@@ -160,7 +160,7 @@ class _Sorter:
     def __init__(self, workspace: Workspace, garbage: Garbage, oldest_young: float, now: float) -> None:
         self._workspace, self._garbage, self._oldest_young, self._now = workspace, garbage, oldest_young, now
         self._snapshots, self._kept = garbage.retention.snapshots, garbage.retention.reasons
-        self._busy_kinds = {PRODUCTS.get(step.step, "") for step in garbage.running}
+        self._busy_kinds = {made.get(step.step, "") for step in garbage.running for made in (PRODUCTS, SIDE_PRODUCTS)}
         files = [array("Q"), *(self._snapshots[path].files for path in self._kept)]
         self._kept_files = np.unique(np.concatenate([np.array(hashes, np.uint64) for hashes in files]))
         self._count_newer = count_newer(self._snapshots)

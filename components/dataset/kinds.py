@@ -158,6 +158,14 @@ class TensorsExtra(Extra):
 
 
 @dataclass(frozen=True)
+class FeaturesExtra(Extra):
+    """Fields of features. `dimensions`: numbers that the frozen network makes of an image."""
+
+    dataset_name: str = ""
+    dimensions: int = 0
+
+
+@dataclass(frozen=True)
 class NetworkExtra(OpenJsonObject):
     """Fields of a model's description that few models or only newer ones have.
 
@@ -179,6 +187,16 @@ class WarmStart(JsonObject):
     model: str
     weights_sha256: str
     promotion: int
+
+
+@dataclass(frozen=True)
+class ProbeFit(JsonObject):
+    """The fit of a linear probe on frozen features: its penalty, images that it was fitted to, and macro-F1 on
+    validation images, or cross-validated."""
+
+    penalty: float
+    images: int
+    val_macro_f1: float | None = None
 
 
 @dataclass(frozen=True)
@@ -210,6 +228,7 @@ class ModelExtra(Extra):
     origin: str | None = None
     seconds: float | None = None
     start: WarmStart | None = None
+    probe: ProbeFit | None = None
 
 
 @dataclass(frozen=True)
@@ -341,6 +360,16 @@ class SeenImages(JsonObject):
 
 
 @dataclass(frozen=True)
+class Baseline(JsonObject):
+    """Scores of the linear probe on the frozen features of a `backbone` on the test images."""
+
+    top1: float
+    macro_f1: float
+    images: int
+    backbone: str
+
+
+@dataclass(frozen=True)
 class EvaluationExtra(Extra):
     """Fields of an evaluation.
 
@@ -366,8 +395,10 @@ class EvaluationExtra(Extra):
     review: LabelReview = field(default_factory=LabelReview)
     intervals: dict[str, list[float]] = field(default_factory=dict)
     seen: SeenImages = field(default_factory=SeenImages)
+    baseline: Baseline | None = None
 
 
 EXTRAS: dict[str, type[Extra]] = {
-    "raw": RawExtra, "clean": CleanExtra, "tensors": TensorsExtra, "model": ModelExtra, "evaluation": EvaluationExtra,
+    "raw": RawExtra, "clean": CleanExtra, "tensors": TensorsExtra, "features": FeaturesExtra, "model": ModelExtra,
+    "evaluation": EvaluationExtra,
 }  # fmt: skip

@@ -19,8 +19,8 @@ from ..storage.parallel import map_ordered
 from ..storage.store import Entry
 from .kinds import ModelExtra
 from .leases import RunningStep
-from .manifest import MANIFEST, Dataset, find_dataset, resolve_uri
-from .workspace import PRODUCTS, Workspace, parse_record
+from .manifest import KINDS, MANIFEST, Dataset, find_dataset, resolve_uri
+from .workspace import PRODUCTS, SIDE_PRODUCTS, Workspace, parse_record
 
 READERS = 16
 """Threads that read small objects."""
@@ -131,7 +131,7 @@ def find_path(uri: str, workspace: Workspace) -> str:
     except MillError:
         return ""
     parts = workspace.relative(absolute).split("/")
-    return "/".join(parts[:2]) if absolute.startswith(f"{workspace.uri}/") and parts[0] in PRODUCTS.values() else ""
+    return "/".join(parts[:2]) if absolute.startswith(f"{workspace.uri}/") and parts[0] in KINDS else ""
 
 
 @dataclass
@@ -190,7 +190,7 @@ def decide_retention(
         for uri in step.uses:
             retention.keep(find_path(uri, workspace), f"{step.step} of {step.run} uses it")
         for snapshot in snapshots.values():
-            if snapshot.kind == PRODUCTS.get(step.step):
+            if snapshot.kind in (PRODUCTS.get(step.step), SIDE_PRODUCTS.get(step.step)):
                 retention.keep(snapshot.path, f"{step.step} of {step.run} is running", with_references=False)
     retention.keep_references()
     for snapshot in snapshots.values():  # small, and the gate compares by them: a run would make them again

@@ -17,6 +17,8 @@ STEPS = ("download", "clean", "resize", "train", "evaluate", "promote")
 """The names of the steps, in their order: the sections of the `config` parameter."""
 PRODUCTS = {"download": "raw", "clean": "clean", "resize": "tensors", "train": "model", "evaluate": "evaluation"}
 """The kind of dataset that a step makes; promote makes none."""
+SIDE_PRODUCTS = {"train": "features"}
+"""The kind of dataset that a step makes beside its product, for itself and later steps."""
 MARKER = "_workspace.json"
 WORKSPACES_ENV, S3_ONLY = "IMAGEMILL_WORKSPACES", "s3"
 """Environment variable and its value for steps on machines of their own, which share no folder."""

@@ -15,6 +15,7 @@ from ..step.progress import Progress
 from ..step.step import CACHED, RAN, Context, Outcome
 from ..storage import uri as uris
 from ..storage.errors import MillError
+from .baseline import describe_baseline, score_baseline
 from .chance import ChanceTest, ClassTotals
 from .config import VERSION, EvaluateConfig
 from .curves import describe_curves
@@ -82,6 +83,8 @@ def _log_scores(evaluation: Dataset, title: str, context: Context) -> None:
     ]
     parts += [f"calibration error {metrics['ece']:.3f}"] if "ece" in metrics else []
     context.say(f"{title}: {' · '.join(parts)} on {rows:,} test images")
+    if extra.baseline:
+        context.say(describe_baseline(extra.baseline))
     if extra.chance and extra.chance.why:
         context.say(f"warning: {extra.chance.why}")
     if number := extra.seen.images:
@@ -120,6 +123,7 @@ def _evaluate_model(model: Dataset, clean: Dataset, uri: str, config: EvaluateCo
     import torch
 
     from ..models.artifact import load_model, pick_device
+    from ..models.features import find_features
     from ..storage.parallel import cores
 
     slice_columns = parse_columns(config.slices, clean)
@@ -150,7 +154,10 @@ def _evaluate_model(model: Dataset, clean: Dataset, uri: str, config: EvaluateCo
     throughput = runner.throughput.measure(file.rows, config.eval_batch_size, config.tta)
     context.say(describe_throughput(throughput))
     tensors = find_tensors(model, clean)
-    suspects, review = review_labels(tensors, network, spec, device, uri, config.review, config.eval_batch_size)
+    features = find_features(model)
+    suspects, review = review_labels(
+        tensors, network, spec, device, uri, config.review, config.eval_batch_size, features
+    )
     predictions = Dataset(uri, Manifest("evaluation", uris.basename(uri), files=(file,)), "")
     columns = ["label_ids", "predicted_ids"] if scorer.TASK == MULTI else []
     extra = EvaluationExtra(
@@ -159,6 +166,7 @@ def _evaluate_model(model: Dataset, clean: Dataset, uri: str, config: EvaluateCo
         review=review,
         intervals=scorer.compute_intervals(read_columns(predictions, "data", columns) if columns else ()),
         seen=overlap.summarize(),
+        baseline=score_baseline(model, clean),
     )
     files = (file, suspects) if suspects else (file,)
     return commit(uri, _build_manifest(model, clean, uri, config, scorer, slices, files, extra))

@@ -1,7 +1,8 @@
 """Review the labels of the training images: the issues that confident learning finds, and the images of highest loss.
 
-The images are the stored tensors, each read once, without augmentation. The inputs of the network's head are kept as
-features, on which label_issues.py cross-validates other classifiers.
+The images are the stored tensors, each read once, without augmentation. label_issues.py cross-validates other
+classifiers on features: those of the pretrained network that training started from, which has not seen the labels, or
+else the inputs of the trained network's head.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from ..dataset.shards import Layout, ShardWriter, row_groups
 from ..imaging.tensors import center_crop, decode_column
 from ..models.artifact import ModelSpec, Normalize
 from ..models.blocks import head_modules
+from ..models.features import iter_features
 from ..step.progress import Progress
 from .label_issues import MIN_CLASS_IMAGES, LabelIssues, find_label_issues
 
@@ -73,17 +75,22 @@ def review_labels(
     uri: str,
     mode: str,
     batch_size: int,
+    frozen: Dataset | None = None,
 ) -> tuple[File | None, LabelReview]:
     """Return the file of suspects below the evaluation's `uri`, and the result for the manifest.
 
     There is no file where nothing was reviewed (`skipped` says why) or nothing can be listed (`not_judged`).
-    `tensors` are those that the network was trained on, or None; `mode` is the config's `review`.
+    `tensors` are those that the network was trained on, or None; `mode` is the config's `review`; `frozen` are the
+    features of the tensors under the pretrained network, or None.
     """
     images = tensors.manifest.totals.by_split.get("train", 0) if tensors else 0
     if reason := _find_skip_reason(tensors, spec, images, mode):
         return None, LabelReview(skipped=reason)
     assert tensors is not None  # or there was a reason
     outputs = _compute_outputs(tensors, network, spec, device, images, batch_size)
+    has_seen_labels = frozen is not None and "start" in frozen.manifest.config
+    if frozen is not None and not has_seen_labels and frozen.manifest.totals.by_split.get("train") == images:
+        outputs = replace(outputs, features=_read_frozen(frozen))
     issues, reason = None, ""
     if spec.task == MULTI:
         reason = "images may have several labels"
@@ -182,12 +189,28 @@ def _read_batches(tensors: Dataset, classes: int, batch_size: int) -> Iterator[t
                 yield np.array(pixels[start : start + batch_size]), targets
 
 
+def _read_frozen(frozen: Dataset) -> npt.NDArray[np.float16]:
+    """Return the features of the training images [N, D], D up to `MAX_FEATURES`, as `FeatureExtractor` keeps them."""
+    scale, parts = 0.0, []
+    for features, _ in iter_features(frozen, "train"):
+        x = features @ make_projection(features.shape[1]) if features.shape[1] > MAX_FEATURES else features
+        scale = scale or max(1e-12, float(np.sqrt(np.square(x).mean())))
+        parts.append(np.asarray(np.clip(x / scale, -6e4, 6e4), np.float16))
+    return np.concatenate(parts)
+
+
+def make_projection(dimensions: int) -> npt.NDArray[np.float32]:
+    """Return a random matrix [dimensions, MAX_FEATURES], which nearly keeps distances (Johnson and Lindenstrauss,
+    1984)."""
+    random = np.random.default_rng(0).standard_normal((dimensions, MAX_FEATURES), np.float32)
+    return np.asarray(random / np.sqrt(np.float32(MAX_FEATURES)))
+
+
 class FeatureExtractor:
     """Context manager that keeps the input of a network's head at each call.
 
-    Feature maps are averaged over their positions. More than `MAX_FEATURES` are projected by a random matrix, which
-    nearly keeps distances (Johnson and Lindenstrauss, 1984); one scale for all, that of the first batch, keeps them
-    where float16 is exact to three digits.
+    Feature maps are averaged over their positions. More than `MAX_FEATURES` are projected by `make_projection`; one
+    scale for all, that of the first batch, keeps them where float16 is exact to three digits.
     """
 
     def __init__(self, network: torch.nn.Module) -> None:
@@ -216,8 +239,7 @@ class FeatureExtractor:
             x = x.flatten(2).mean(2) if isinstance(self._module, torch.nn.Conv2d) else x.flatten(1, -2).mean(1)
         if x.shape[1] > MAX_FEATURES:
             if self._projection is None:
-                random = np.random.default_rng(0).standard_normal((x.shape[1], MAX_FEATURES), np.float32)
-                self._projection = torch.from_numpy(random / np.sqrt(np.float32(MAX_FEATURES))).to(x.device)
+                self._projection = torch.from_numpy(make_projection(x.shape[1])).to(x.device)
             x = x @ self._projection
         self._scale = self._scale or max(1e-12, float(x.square().mean().sqrt()))
         return np.asarray((x / self._scale).clamp_(-6e4, 6e4).cpu().numpy(), np.float16)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..step.config import StepConfig, option
+from ..step.config import METRIC_HELP, METRICS, StepConfig, option
 from .registry import check_registry
 
 
@@ -27,8 +27,8 @@ class PromoteConfig(StepConfig):
     )
     metric: str = option(
         "macro_f1",
-        "the score that challenger and champion are compared by",
-        choices=("macro_f1", "top1", "balanced_accuracy"),
+        METRIC_HELP,
+        choices=METRICS,
     )
     level: float = option(
         0.05,

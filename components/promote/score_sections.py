@@ -65,6 +65,8 @@ def list_metrics(extra: EvaluationExtra) -> list[dict[str, Any]]:
         if value is None:
             continue
         interval = extra.intervals.get(key)
+        if extra.baseline and key in ("top1", "macro_f1"):
+            description += f"; of the linear probe, the baseline, {getattr(extra.baseline, key):.3f}"
         bar = {"left": 100 * interval[0], "width": 100 * (interval[1] - interval[0])} if interval else {}
         row = {"name": name, "words": description, "value": value, "between": interval, "at": 100 * value}
         rows.append(row | bar)

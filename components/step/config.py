@@ -21,6 +21,9 @@ from ..storage.errors import UserError, wrong
 from . import presets
 
 VARIABLE_PREFIX = "IMAGEMILL_"
+METRICS = ("macro_f1", "top1", "balanced_accuracy")
+METRIC_HELP = "the score that models are compared by; recipe auto balances classes where they weigh alike in it"
+"""The help of `metric`, which train and promote have."""
 Scalar = str | int | float | bool | None
 _NO_PLACES: Mapping[str, str] = MappingProxyType({})
 V = TypeVar("V", str, int, float, bool)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import ClassVar
 
 from ..models.timm_models import is_tag, is_timm
 from ..models.torchvision_models import check_backbone, check_named_weights
-from ..step.config import StepConfig, device_option, option, preset_option
+from ..step.config import METRIC_HELP, METRICS, Scalar, StepConfig, device_option, option, preset_option
 from ..storage import uri as uris
 from ..storage.errors import wrong
 
 VERSION = 2
 """Version of the step in fingerprints, raised when the same tensors and config must give another model."""
-RECIPES = ("auto", "plain", "probe", "small", "standard", "large")
+RECIPES = ("auto", "plain", "probe", "finetune", "small", "standard", "large")
 HEADS = ("solved", "trained")
 WEIGHTS, CHAMPION = "weights", "champion"
 """Values of `start`."""
@@ -53,10 +54,15 @@ class TrainConfig(StepConfig):
     recipe: str = option(
         "auto",
         "a way to train that is known to work: plain (crops and flips alone), probe (the head alone is solved, on "
-        "pretrained weights that stay as they are), small (under 50 images a class), "
-        "standard, large (from 100,000 images on); auto chooses by the dataset's numbers",
+        "pretrained weights that stay as they are), finetune (from there on, as far as validation gains), small (under "
+        "50 images a class), standard, large (from 100,000 images on); auto chooses by the dataset's numbers, and says "
+        "why",
         in_fingerprint=False,  # counts by its values
         choices=RECIPES,
+    )
+    metric: str = option("macro_f1", METRIC_HELP, choices=METRICS)  # counts by class_balance
+    time: str = option(
+        "", "time that training may take, such as 90s, 10m or 2h: what is best by then is kept (default: any)"
     )
     epochs: int = option(None, f"passes over the training images {_RECIPE}", low=1, high=100_000)
     batch_size: int = option(32, "images a batch, over all devices", low=2, high=65_536)
@@ -96,8 +102,12 @@ class TrainConfig(StepConfig):
     head: str | None = option(
         None, "how the head begins on pretrained weights: solved, as the first epoch (logistic regression on what the "
         "frozen network makes of the images, in which classes weigh alike), or trained as the rest is (default: solved "
-        "with the recipes probe, small and standard)",
+        "with the recipes probe, finetune, small and standard)",
         choices=HEADS,
+    )  # fmt: skip
+    head_margin: float | None = option(
+        None, "what a later epoch must gain on a solved head to be kept, in standard errors of its validation score "
+        "(default: 1 with the recipe finetune, else 0)", low=0, high=10,
     )  # fmt: skip
     early_stopping: int = option(
         None, f"epochs without a better validation after which training ends; 0 never {_RECIPE}", low=0
@@ -223,13 +233,23 @@ class TrainConfig(StepConfig):
                 "a name of torchvision's or timm's, or the URI of a .safetensors file or model",
                 uris.redact(self.weights),
             )
-        if not self.weights and (self.recipe == "probe" or self.head == "solved"):
-            name, value = ("recipe", self.recipe) if self.recipe == "probe" else ("head", self.head)
+        if not self.weights and (self.recipe in ("probe", "finetune") or self.head == "solved"):
+            name, value = ("recipe", self.recipe) if self.recipe in ("probe", "finetune") else ("head", self.head)
             raise wrong(name, "another one without pretrained weights (--weights), on which a head is solved", value)
 
         for name in ("shrink", "perturb"):
             if (value := getattr(self, name)) is not None and self.start != CHAMPION:
                 raise wrong(name, f"no value without --start {CHAMPION}, to whose weights it applies", value)
+
+        parse_time(self.time)
+
+    def fingerprint_values(self) -> dict[str, Scalar]:
+        return {name: value for name, value in super().fingerprint_values().items() if name != "metric"}
+
+    @property
+    def seconds(self) -> float:
+        """Return `time` in seconds; infinity where it is unset."""
+        return parse_time(self.time)
 
     @property
     def flips(self) -> bool:
@@ -242,3 +262,13 @@ class TrainConfig(StepConfig):
         if is_timm(self.backbone):
             return is_tag(self.weights)
         return bool(re.fullmatch(r"[A-Z][A-Z0-9_]*", self.weights))
+
+
+def parse_time(text: str) -> float:
+    """Return a time such as `10m` in seconds; infinity for none. UserError for what is no time."""
+    if not text:
+        return math.inf
+    match = re.fullmatch(r"([1-9][0-9]{0,5})([smh])", text)
+    if match is None:
+        raise wrong("time", "a number of seconds, minutes or hours such as 90s, 10m or 2h", text)
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]

@@ -70,7 +70,10 @@ LARGE: Values = PLAIN | {
 PROBE: Values = PLAIN | {"epochs": 1, "probe_epochs": 1}
 """A solved head on a frozen network, for which most values of PLAIN have no meaning."""
 
-RECIPES = {"plain": PLAIN, "probe": PROBE, "small": SMALL, "standard": STANDARD, "large": LARGE}
+FINETUNE: Values = STANDARD
+"""Fine-tuning from a solved head, as far as validation gains (Kumar et al., 2022)."""
+
+RECIPES = {"plain": PLAIN, "probe": PROBE, "finetune": FINETUNE, "small": SMALL, "standard": STANDARD, "large": LARGE}
 
 PRETRAINED: dict[str, Values] = {
     "plain": {},
@@ -88,12 +91,14 @@ PRETRAINED: dict[str, Values] = {
     },
     "large": {"weight_decay": 0.05, "backbone_rate": 0.5},
 }
+PRETRAINED["finetune"] = PRETRAINED["standard"] | {"early_stopping": 4}
 """Values that pretrained weights change: little weight decay, since the weights are good already (N has 1e-4, timm
 0.05), and a head with three times the learning rate of the layers below (Howard and Ruder, 2018)."""
 
 WARM: dict[str, Values] = {
     "plain": {"epochs": 3},
     "probe": {},
+    "finetune": {"epochs": 8, "weight_decay": 0.01, "early_stopping": 4},
     "small": {"epochs": 8, "weight_decay": 0.01, "early_stopping": 4},
     "standard": {"epochs": 3, "weight_decay": 0.01},
     "large": {"epochs": 30, "weight_decay": 0.05},
@@ -102,9 +107,12 @@ WARM: dict[str, Values] = {
 SHRINK: Values = {"shrink": 1.0, "perturb": 0.0}
 """The champion's weights are taken as they are."""
 
-SOLVED_HEADS = ("probe", "small", "standard")
+SOLVED_HEADS = ("probe", "finetune", "small", "standard")
 """Recipes that begin with a solved head where there are pretrained weights; 100,000 images soon leave such a start."""
 
+HEAD_MARGIN = 1.0
+"""Standard errors that fine-tuning must gain on the solved head (Breiman et al., "Classification and Regression Trees",
+1984, choose the simplest model within one): the best of 20 epochs is better by luck otherwise."""
 SGD_DECAY = 1e-4
 """Weight decay of sgd in every recipe (T, H): it is part of the gradient, unlike adamw's."""
 

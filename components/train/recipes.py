@@ -3,82 +3,40 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 
-from ..dataset.kinds import StoredCopies, TensorsExtra
-from ..dataset.labels import MULTI
 from ..dataset.manifest import Manifest
 from ..imaging.choices import COLORS
 from ..models.torchvision_models import has_drop_path, is_transformer
 from ..storage import uri as uris
 from . import recipe_values as tables
+from .auto_recipe import DatasetTraits, balances_classes, choose_recipe
 from .config import CHAMPION, TrainConfig
 from .recipe_values import PLAIN, Values
 
-SMALL_PER_CLASS, SMALL_IMAGES, LARGE_IMAGES = 50, 200, 100_000
-"""Images a class and training images under which a dataset is small; training images from which it is large."""
 PEAK_RATES = {"adamw": (1e-3, 3e-4, 3e-4), "sgd": (0.1, 0.01, 0.01)}
 """Peak learning rate of each optimizer from scratch, with weights, and from the champion, at `REFERENCE_BATCH` images a
 step."""
 REFERENCE_BATCH = {"adamw": 32, "sgd": 256}
 
 
-@dataclass(frozen=True)
-class DatasetTraits:
-    """The traits of a tensors dataset that recipes depend on.
-
-    Attributes:
-        images: training images, without stored copies.
-        per_class: training images of a class on average.
-        size: side of the network's input in pixels.
-        color: colour space of the images.
-        is_binary: images have one of two labels.
-        has_augmented_copies: stored copies were changed at random as a policy changes images.
-    """
-
-    images: int
-    per_class: float
-    size: int
-    color: str
-    is_binary: bool = False
-    has_augmented_copies: bool = False
-
-    @classmethod
-    def of(cls, tensors: Manifest) -> DatasetTraits:
-        totals, image = tensors.totals, tensors.image_spec
-        copies = TensorsExtra.of(tensors).copies or StoredCopies()
-        num_copies = copies.rows
-        images = max(0, totals.by_split.get("train", 0) - num_copies)
-        classes = max(1, len(tensors.classes))
-        # An image may have several labels: each counts for its class.
-        has_several = tensors.task == MULTI and totals.rows
-        labels = sum(totals.by_class.values()) / totals.rows if has_several else 1.0
-        is_binary = classes == 2 and tensors.task != MULTI
-        has_augmented_copies = num_copies > 0 and copies.policy != "background"
-        per_class = images * labels / classes
-        return cls(images, per_class, image.side, image.color, is_binary, has_augmented_copies)
-
-    @property
-    def recipe(self) -> str:
-        """The recipe that `auto` chooses."""
-        if self.images >= LARGE_IMAGES:
-            return "large"
-        return "small" if self.images < SMALL_IMAGES or self.per_class < SMALL_PER_CLASS else "standard"
-
-
 def resolve(config: TrainConfig, tensors: Manifest) -> TrainConfig:
     """Return the config with a value for every unset option; its `recipe` is never `auto`."""
     traits = DatasetTraits.of(tensors)
-    name = config.recipe if config.recipe != "auto" else traits.recipe
+    name = config.recipe if config.recipe != "auto" else choose_recipe(config, traits)[0]
     options = [field for field in fields(config) if field.name in PLAIN]
     unset = {option.name for option in options if getattr(config, option.name) == option.default}
     values = _choose_values(name, config, traits)
+    if balances_classes(config, traits):
+        values["class_balance"] = "weights"
     config = replace(config, recipe=name, **{option: values[option] for option in unset})
     if config.start == CHAMPION:
         config = replace(config, **{key: value for key, value in tables.SHRINK.items() if getattr(config, key) is None})
     solves_head = name in tables.SOLVED_HEADS if config.start != CHAMPION else name == "probe"
     if config.head is None and config.weights and solves_head:
         config = replace(config, head="solved")
+    if config.head_margin is None and config.head == "solved" and name == "finetune":
+        config = replace(config, head_margin=tables.HEAD_MARGIN)
     rows = tensors.totals.by_split.get("train", 0)
     rates: Values = {
         "learning_rate": choose_learning_rate(config),
@@ -187,6 +145,10 @@ def _list_optimization(config: TrainConfig) -> list[str]:
         parts.append(f"the head alone for {head_epochs} epochs")
     if config.weights and config.unfreeze_epochs:
         parts.append(f"then thawing over {config.unfreeze_epochs}")
+    if config.head_margin:
+        parts.append(f"kept where it gains {config.head_margin:g} standard errors on the head")
+    if config.time:
+        parts.append(f"up to {config.time}")
     if config.early_stopping:
         parts.append(f"stopping after {config.early_stopping} epochs without a better validation")
     return parts

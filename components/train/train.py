@@ -19,10 +19,14 @@ from ..storage.errors import UserError
 from ..storage.parallel import cores
 from .artifact.publish import collect_facts, publish_onnx_and_card, read_samples
 from .augment.external import resolve_pipeline
+from .auto_recipe import explain_choice
 from .config import VERSION, WEIGHTS, TrainConfig
 from .expected_input import describe_conversion
+from .features import make_features
 from .loop.checkpoint import TrainingState, discard_checkpoints
 from .loop.communicator import Communicator, StopRequest
+from .loop.head_solver import VERSION as SOLVER_VERSION
+from .loop.head_solver import HeadSolution, solve_head
 from .loop.history import diagnose, publish_history
 from .loop.torchrun import choose_processes, run_processes
 from .preflight import find_warnings
@@ -42,6 +46,8 @@ def train(config: TrainConfig, context: Context) -> Outcome:
     counting = config.fingerprint_values() | context.rerun_salt()
     counting |= {"start": start.weights_sha256} if start else identify_weights(config)
     counting |= describe_conversion(config, tensors.manifest.image_spec)
+    if config.head == "solved":
+        counting |= {"solver": SOLVER_VERSION}
     if config.augment_pipeline:  # counts by its content, wherever it is stored
         counting |= {"augment_pipeline": resolve_pipeline(config.augment_pipeline)[1]}
     uri = context.workspace.dataset("model", fingerprint("model", VERSION, [tensors.fingerprint], counting))
@@ -52,7 +58,8 @@ def train(config: TrainConfig, context: Context) -> Outcome:
         if not is_cached and (number := choose_processes(config)) > 1:
             run_processes(requested, context.run, number, stop)
         elif not is_cached:
-            _train_and_commit(tensors, start, uri, config, context, comm)
+            reasons = explain_choice(apply_start(requested, start, context), tensors.manifest)
+            _train_and_commit(tensors, start, uri, config, context, comm, reasons)
         comm.close()
     dataset = read_dataset(uri, "model")
     extra = ModelExtra.of(dataset.manifest)
@@ -66,9 +73,15 @@ def train(config: TrainConfig, context: Context) -> Outcome:
 
 
 def _train_and_commit(
-    tensors: Dataset, start: WarmStart | None, uri: str, config: TrainConfig, context: Context, comm: Communicator
+    tensors: Dataset,
+    start: WarmStart | None,
+    uri: str,
+    config: TrainConfig,
+    context: Context,
+    comm: Communicator,
+    reasons: list[str],
 ) -> None:
-    """Train a network, and let the main process commit the model."""
+    """Train a network, and let the main process commit the model. `reasons`: lines on the choice of the recipe."""
     import torch
 
     from .loop.trainer import Trainer
@@ -91,13 +104,21 @@ def _train_and_commit(
     context.say(
         f"{config.backbone} {origin}, {parameters / 1e6:.1f} M parameters, {len(spec.classes)} classes, on {devices}"
     )
-    for line in describe_recipe(config):
+    recipe = [*reasons, *describe_recipe(config)]
+    for line in recipe:
         context.say(line)
     for line in find_warnings(config, tensors.manifest, spec):
         context.say(f"warning: {line}")
-    started = time.monotonic()
     events_uri = context.workspace.run_file(context.run, "tensorboard") if config.tensorboard else ""
-    trainer = Trainer(network, tensors, config, device, uri, context, comm, events_uri)
+    started = time.monotonic()
+    features = make_features(network, tensors, config, device, context, comm) if comm.is_main else None
+    is_final = config.head == "solved" and config.epochs == 1 and comm.world_size == 1
+    solution = solve_head(features, device, is_final) if features else None
+    if solution:
+        recipe.append(solution.describe())
+        context.say(recipe[-1])
+    trainer = Trainer(network, tensors, config, device, uri, context, comm, events_uri, solution)
+    trainer.preparation_seconds = time.monotonic() - started
     state = trainer.run()
     if comm.is_main:
         seconds = round(time.monotonic() - started, 1)
@@ -106,9 +127,15 @@ def _train_and_commit(
         if diagnosis := diagnose(state.history, state.best_epoch, has_hard_targets):
             context.say(f"warning: {diagnosis}")
         network.load_state_dict(state.best_weights)
-        temperature = trainer.validator.fit_temperature(network)
+        if solution and solution.out_of_fold:
+            temperature = solution.out_of_fold.temperature
+        else:
+            temperature = trainer.validator.fit_temperature(network)
         spec = replace(spec, extra=replace(spec.extra, temperature=temperature))
-        commit(uri, _publish_files(tensors, initial, uri, config, spec, state, training, network))
+        training = replace(training, recipe=recipe, probe=solution.summarize() if solution else None)
+        parents = tuple(dataset.as_parent(uri) for dataset in (tensors, initial, features) if dataset)
+        manifest = _publish_files(tensors, initial, uri, config, spec, state, training, network, solution)
+        commit(uri, replace(manifest, parents=parents))
         discard_checkpoints(uri)
     comm.wait_for_main()  # it has committed
 
@@ -151,11 +178,11 @@ def _check_image_size(network: Any, spec: ModelSpec) -> None:
 
 def _publish_files(
     tensors: Dataset, initial: Dataset | None, uri: str, config: TrainConfig, spec: ModelSpec, state: TrainingState,
-    training: ModelExtra, network: torch.nn.Module,
+    training: ModelExtra, network: torch.nn.Module, solution: HeadSolution | None,
 ) -> Manifest:  # fmt: skip
-    """Write all files of the model, and return its manifest.
+    """Write all files of the model, and return its manifest, without parents.
 
-    `initial`: the model that training started from; `training`: parameters, origin, seconds, and the champion.
+    `initial`: the model that training started from; `training`: parameters, origin, seconds, recipe, and the champion.
     """
     from safetensors.torch import save
 
@@ -170,11 +197,11 @@ def _publish_files(
         publish_bytes(uri, spec.to_json(), "model-", ".json"),
         publish_history(uri, state.history),
         *publish_onnx_and_card(uri, network, spec, facts, read_samples(tensors)),
+        *([solution.probe.publish(uri)] if solution else []),
     )
     return Manifest(
         kind="model",
         fingerprint=uris.basename(uri),
-        parents=tuple(dataset.as_parent(uri) for dataset in (tensors, initial) if dataset),
         config=config.manifest_values(),
         task=spec.task,
         classes=spec.classes,
@@ -186,7 +213,6 @@ def _publish_files(
             dataset_name=tensors.name,
             backbone=spec.backbone,
             weights=uris.basename(config.weights) if config.weights and config.start == WEIGHTS else "",
-            recipe=describe_recipe(config),
             metrics=metrics,
             best_epoch=state.best_epoch,
             epochs=state.epoch,

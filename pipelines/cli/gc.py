@@ -8,6 +8,7 @@ import re
 import time
 from typing import TYPE_CHECKING, Any
 
+from ...components.dataset.manifest import KINDS
 from ...components.dataset.workspace import MARKER, PRODUCTS, Workspace
 from ...components.step.command_line import add_workspace_flag, parse_count
 from ...components.step.progress import Progress, format_duration, format_size
@@ -81,7 +82,7 @@ def parse_age(text: str) -> float:
 
 def describe_garbage(garbage: Garbage, workspace: Workspace, is_deleted: bool) -> Json:
     """Return the facts that are printed, sorted."""
-    kinds = list(PRODUCTS.values())
+    kinds = list(KINDS)
     retention = garbage.retention
     kept: list[Json] = [
         {"kind": s.kind, "name": s.name, "fingerprint": s.fingerprint, "created": s.created, "bytes": s.bytes,

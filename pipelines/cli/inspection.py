@@ -22,7 +22,7 @@ from ...components.clean.audit_layout import (
     shorten,
     wrap_text,
 )
-from ...components.dataset.kinds import EvaluationExtra, FileList, ModelExtra, RawExtra, TensorsExtra
+from ...components.dataset.kinds import EvaluationExtra, FeaturesExtra, FileList, ModelExtra, RawExtra, TensorsExtra
 from ...components.dataset.manifest import (
     MANIFEST,
     Dataset,
@@ -111,7 +111,8 @@ def _inspect_manifest(dataset: Dataset) -> tuple[dict[str, Any], list[str]]:
         facts.pop(name, None)
     facts["files"] = _sum_files(dataset)
     formats: dict[str, Callable[[Manifest], list[str]]] = {
-        "raw": _format_raw, "tensors": _format_tensors, "model": _format_model, "evaluation": _format_evaluation,
+        "raw": _format_raw, "tensors": _format_tensors, "features": _format_features, "model": _format_model,
+        "evaluation": _format_evaluation,
     }  # fmt: skip
     return facts, formats[manifest.kind](manifest)
 
@@ -175,6 +176,13 @@ def _list_image(manifest: Manifest) -> dict[str, Any]:
     """Return the values of the manifest's `image` that say something."""
     values = manifest.image.to_dict() if manifest.image else {}
     return {name: value for name, value in values.items() if value not in ("", [], None)}
+
+
+def _format_features(manifest: Manifest) -> list[str]:
+    totals, numbers = manifest.totals, {"dimensions": FeaturesExtra.of(manifest).dimensions}
+    values = manifest.config | numbers | {"size": format_size(totals.bytes)}
+    heading = format_heading("Features of a frozen network")
+    return [heading, *_format_values(values), "", format_heading("Rows by split"), *_format_bars(totals.by_split)]
 
 
 _EPOCH_COLUMNS = {

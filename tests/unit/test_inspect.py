@@ -144,7 +144,7 @@ def test_an_evaluation_names_the_hardest_classes_first(tmp_path: Path, capsys: p
         assert words in text
 
 
-@pytest.mark.parametrize("kind", ["raw", "clean", "tensors", "model", "evaluation"])
+@pytest.mark.parametrize("kind", ["raw", "clean", "tensors", "features", "model", "evaluation"])
 def test_a_manifest_that_says_little_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
     dataset = made(tmp_path, kind, classes=(), files=())
     assert f"dataset · {kind} · 00000000000000aa" in printed(capsys, dataset.uri)

@@ -10,15 +10,18 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from trained import history_of, make_tensors, settings, trainer
 
-from imagemill.components.dataset.labels import MULTI, SINGLE
 from imagemill.components.dataset.manifest import Dataset
+from imagemill.components.dataset.workspace import Workspace
+from imagemill.components.models.features import read_features
+from imagemill.components.step.step import Context
 from imagemill.components.storage.errors import UserError
 from imagemill.components.train.config import TrainConfig
+from imagemill.components.train.features import FeatureComputer
 from imagemill.components.train.loop.head_solver import (
     PENALTIES,
-    can_solve_head,
     fit_logistic_regression,
     get_linear_head,
+    solve_head,
 )
 from imagemill.components.train.loop.losses import compute_inverse_frequencies
 
@@ -107,8 +110,6 @@ def test_heads_of_other_forms_are_trained(tensors: Dataset, tmp_path: Path, caps
     config = settings(tensors, **SOLVED | {"backbone": "squeezenet1_1"}, epochs=1)
     state = trainer(tensors, tmp_path, config).run()
     assert state.updates == 5 and "the head is trained" in capsys.readouterr().err
-    network = trainer(tensors, tmp_path / "other", settings(tensors, **SOLVED)).network
-    assert can_solve_head(network, SINGLE) and not can_solve_head(network, MULTI)
 
 
 @pytest.mark.parametrize("values", [{"recipe": "probe"}, {"head": "solved"}])
@@ -123,3 +124,18 @@ def test_recipes_for_little_data_begin_with_it(tensors: Dataset) -> None:
     assert settings(tensors, recipe="auto", weights="somewhere", head="trained").head == "trained"
     probe = settings(tensors, recipe="probe", weights="somewhere", epochs=None)
     assert (probe.head, probe.epochs) == ("solved", 1)
+
+
+def test_a_final_head_is_cross_validated_and_fitted_to_all_images(tensors: Dataset, tmp_path: Path) -> None:
+    network = trainer(tensors, tmp_path, settings(tensors, **SOLVED)).network
+    context, device = Context("train", Workspace.open(str(tmp_path)), "run", False), torch.device("cpu")
+    features = FeatureComputer(network, tensors, {"seed": 0}, device, context).run()
+    held_out, final = solve_head(features, device), solve_head(features, device, is_final=True)
+    assert (held_out.images, held_out.out_of_fold) == (40, None) and final.images == 80
+    assert final.out_of_fold is not None and final.val_macro_f1 == final.out_of_fold.metrics["val_macro_f1"]
+    inputs, labels = (
+        np.concatenate(p) for p in zip(*(read_features(features, s) for s in ("train", "val")), strict=True)
+    )
+    own = (final.probe(inputs).argmax(1) == labels).mean()
+    assert own >= final.out_of_fold.metrics["val_top1"] > 0.6, "no image is judged by a head that was fitted to it"
+    assert 0.05 <= final.out_of_fold.temperature <= 20

@@ -18,7 +18,7 @@ from imagemill.components.train.recipe_values import BY_PRESET, COLOR, OWN_DROPO
 from imagemill.components.train.recipe_values import RECIPES as TABLES
 from imagemill.components.train.recipes import choose_layer_decay, resolve
 
-FROM_SCRATCH = tuple(recipe for recipe in RECIPES if recipe != "probe")
+FROM_SCRATCH = tuple(recipe for recipe in RECIPES if recipe not in ("probe", "finetune"))
 """Recipes that need no pretrained weights."""
 
 
@@ -138,13 +138,13 @@ def test_the_average_reaches_over_a_tenth_of_the_training() -> None:
 
 
 def test_with_weights_the_head_learns_first_where_images_are_few() -> None:
-    small = resolved(tensors(180), weights="DEFAULT")
+    small = resolved(tensors(180), weights="DEFAULT", recipe="small")
     assert small.head == "solved"
     assert (small.recipe, small.probe_epochs, small.unfreeze_epochs, small.backbone_rate) == ("small", 1, 5, 0.3)
     assert small.probe_epochs + small.unfreeze_epochs < small.epochs / 2 and small.early_stopping
     alone = resolved(tensors(180))
     assert (alone.head, alone.probe_epochs, alone.unfreeze_epochs, alone.backbone_rate) == (None, 0, 0, 1.0)
-    standard = resolved(weights="DEFAULT")
+    standard = resolved(weights="DEFAULT", recipe="standard")
     assert (
         (standard.head, standard.probe_epochs) == ("solved", 1)
         and standard.backbone_rate < 1

@@ -8,27 +8,31 @@ is kept for. The penalty on the weights is chosen by the validation images.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ...dataset.labels import MULTI
+from ...dataset.kinds import ProbeFit
+from ...dataset.manifest import Dataset
+from ...metrics.calibration import fit_temperature
 from ...metrics.classification import confusion, summarize_confusion
 from ...models.blocks import head_modules
+from ...models.features import LinearProbe, read_features
 from .losses import compute_inverse_frequencies
-from .validation import Validator
 
 if TYPE_CHECKING:
     import torch
 
+VERSION = 2
+"""Of the solver, in fingerprints of models whose head is solved: 2 solves on stored features, tries more penalties."""
 MAX_IMAGES = 50_000
 """Images of a split whose features are used, at most: the first ones as they are stored, in random order. Each
 takes 4 bytes a feature, so 2,048 features of all of them 400 MB."""
-PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4)
+PENALTIES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4)
 """Tried in this order, each from the solution of the one before. Features are standardized, the loss is a mean."""
+FOLDS, MAX_CROSS_VALIDATED = 5, 5_000
+"""Folds of cross-validation, and training and validation images up to which a head is cross-validated."""
 DEFAULT_PENALTY = 0.03
 """Without validation images."""
 MAX_ITERATIONS = 100
@@ -37,39 +41,82 @@ MIN_RELATIVE_STD = 1e-3
 
 
 @dataclass(frozen=True)
-class HeadSolution:
-    """The chosen penalty, and the unweighted mean loss of the training images under the solved head."""
+class OutOfFold:
+    """Scores by logits of heads that were fitted without the image: `val_loss`, `val_top1` and `val_macro_f1` as the
+    history has them, and the temperature that calibrates these logits."""
 
+    metrics: dict[str, float]
+    temperature: float
+
+
+@dataclass(frozen=True)
+class HeadSolution:
+    """A linear probe, its penalty, the unweighted mean loss of the `images` that it was fitted to, and its macro-F1 on
+    the validation images, None without any.
+
+    `out_of_fold`: where the validation images were fitted to as well.
+    """
+
+    probe: LinearProbe
     penalty: float
     loss: float
     images: int
+    val_macro_f1: float | None
+    out_of_fold: OutOfFold | None = None
+
+    def describe(self) -> str:
+        """Return a line for the log and the report."""
+        kind = "cross-validated" if self.out_of_fold else "validation"
+        score = "" if self.val_macro_f1 is None else f", {kind} macro-F1 {self.val_macro_f1:.3f}"
+        return f"baseline: a linear probe on the frozen features of {self.images:,} images{score}"
+
+    def summarize(self) -> ProbeFit:
+        """Return the model manifest's entry `probe`."""
+        return ProbeFit(self.penalty, self.images, self.val_macro_f1)
+
+    def apply(self, network: torch.nn.Module) -> None:
+        """Set weights and biases of the network's head to the probe's."""
+        import torch
+
+        layer = get_linear_head(network)
+        assert layer is not None
+        with torch.no_grad():
+            layer.weight.copy_(torch.from_numpy(self.probe.weight))
+            layer.bias.copy_(torch.from_numpy(self.probe.bias))
 
 
-def solve_head(network: torch.nn.Module, validator: Validator, before_batch: Callable[[], None]) -> HeadSolution:
-    """Set weights and biases of the head to the solution on the training images of `validator`'s dataset.
+def solve_head(dataset: Dataset, device: torch.device, is_final: bool = False) -> HeadSolution:
+    """Solve the head on the training images of a features dataset.
 
-    The network's modes and all its other weights stay as they are. `before_batch` is called before each batch, and may
-    raise.
+    `is_final`: no epoch follows, so that nothing is to be compared on the validation images. Few images are then all
+    fitted to, and penalty, scores and temperature come from cross-validation.
     """
     import torch
 
-    layer = get_linear_head(network)
-    assert layer is not None
-    features, labels = _extract_features(network, layer, validator, before_batch, "train")
+    def read(split: str) -> tuple[torch.Tensor, torch.Tensor]:
+        features, labels = read_features(dataset, split, MAX_IMAGES)
+        return torch.from_numpy(features).to(device), torch.from_numpy(labels).to(device)
+
+    classes = len(dataset.manifest.classes)
+    (features, labels), (val_features, val_labels) = read("train"), read("val")
+    is_refitted = is_final and 2 * FOLDS <= len(features) + len(val_features) <= MAX_CROSS_VALIDATED
+    if is_refitted:
+        features, labels = torch.cat([features, val_features]), torch.cat([labels, val_labels])
     mean, std = features.mean(0), features.std(0)
     std = std.clamp_min(MIN_RELATIVE_STD * float(std.median().clamp_min(1e-12)))
     standardized = (features - mean) / std
-    held_out = None
-    if validator.has_images:
-        features, val_labels = _extract_features(network, layer, validator, before_batch, "val")
-        held_out = (features - mean) / std, val_labels
-    weights, penalty = _select_penalty(standardized, labels, held_out, len(validator.tensors.manifest.classes))
-    with torch.no_grad():
-        matrix, bias = weights[:, :-1], weights[:, -1]
-        layer.weight.copy_(matrix / std)
-        layer.bias.copy_(bias - (matrix / std) @ mean)
-        loss = float(torch.nn.functional.cross_entropy(standardized @ matrix.T + bias, labels))
-    return HeadSolution(penalty, loss, len(labels))
+    out_of_fold, score = None, None
+    if is_refitted:
+        penalty, out_of_fold = _cross_validate(standardized, labels, classes)
+        weights = _fit(standardized, labels, penalty, torch.zeros(classes, features.shape[1] + 1, device=device))
+        score = out_of_fold.metrics["val_macro_f1"]
+    else:
+        held_out = ((val_features - mean) / std, val_labels) if len(val_features) else None
+        weights, penalty, score = _select_penalty(standardized, labels, held_out, classes)
+    matrix, bias = weights[:, :-1], weights[:, -1]
+    loss = float(torch.nn.functional.cross_entropy(standardized @ matrix.T + bias, labels))
+    probe = LinearProbe((matrix / std).cpu().numpy(), (bias - (matrix / std) @ mean).cpu().numpy())
+    return HeadSolution(probe, penalty, loss, len(labels), score, out_of_fold)
 
 
 def get_linear_head(network: torch.nn.Module) -> torch.nn.Linear | None:
@@ -81,58 +128,68 @@ def get_linear_head(network: torch.nn.Module) -> torch.nn.Linear | None:
     return layer if isinstance(layer, torch.nn.Linear) and layer.bias is not None else None
 
 
-def can_solve_head(network: torch.nn.Module, task: str) -> bool:
-    """Return whether the head can be solved: it is linear, and images have one label each."""
-    return task != MULTI and get_linear_head(network) is not None
-
-
-def _extract_features(
-    network: torch.nn.Module,
-    layer: torch.nn.Linear,
-    validator: Validator,
-    before_batch: Callable[[], None],
-    split: str,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the head's inputs float32 [N, D] and the labels int64 [N] of a split, on the device."""
+def _fit(features: torch.Tensor, labels: torch.Tensor, penalty: float, start: torch.Tensor) -> torch.Tensor:
+    """Return `fit_logistic_regression` with classes that weigh alike; a class without images is left out."""
     import torch
 
-    features: list[torch.Tensor] = []
-    labels: list[Any] = []
-    hook = layer.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0].float().clone()))
-    try:
-        with contextlib.closing(validator.predict(network, before_batch, split)) as predictions:
-            for _, batch_labels in predictions:
-                labels.append(batch_labels)
-                if sum(map(len, labels)) >= MAX_IMAGES:
-                    break
-    finally:
-        hook.remove()
-    return torch.cat(features), torch.from_numpy(np.concatenate(labels)).to(validator.device)
+    counts = np.bincount(labels.cpu().numpy(), minlength=len(start))
+    class_weights = torch.tensor(compute_inverse_frequencies(counts), dtype=torch.float32, device=features.device)
+    return fit_logistic_regression(features, labels, class_weights, penalty, start)
+
+
+def _score(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+    import torch
+
+    matrix = confusion(labels.cpu().numpy(), logits.argmax(1).cpu().numpy(), logits.shape[1])
+    scores, loss = summarize_confusion(matrix), float(torch.nn.functional.cross_entropy(logits, labels))
+    return {"val_loss": loss, "val_top1": scores["top1"], "val_macro_f1": scores["macro_f1"]}
+
+
+def _cross_validate(features: torch.Tensor, labels: torch.Tensor, classes: int) -> tuple[float, OutOfFold]:
+    """Return the penalty with the best macro-F1 of `FOLDS`-fold cross-validation, of several the one with the lowest
+    loss, and its out-of-fold scores. Folds are stratified by class, in the order of the images."""
+    import torch
+
+    ids = labels.cpu().numpy()
+    folds = np.empty(len(ids), np.int64)
+    folds[np.argsort(ids, kind="stable")] = np.arange(len(ids)) % FOLDS
+    in_fold = [torch.from_numpy(folds == fold).to(features.device) for fold in range(FOLDS)]
+    weights = [torch.zeros(classes, features.shape[1] + 1, device=features.device) for _ in range(FOLDS)]
+    logits = torch.empty(len(ids), classes, device=features.device)
+    best: tuple[tuple[float, float], float, dict[str, float], torch.Tensor] | None = None
+    for penalty in PENALTIES:
+        for fold, rows in enumerate(in_fold):
+            weights[fold] = _fit(features[~rows], labels[~rows], penalty, weights[fold])
+            logits[rows] = features[rows] @ weights[fold][:, :-1].T + weights[fold][:, -1]
+        metrics = _score(logits, labels)
+        rank = metrics["val_macro_f1"], -metrics["val_loss"]
+        if best is None or rank > best[0]:
+            best = rank, penalty, metrics, logits.clone()
+    assert best is not None
+    _, penalty, metrics, logits = best
+    return penalty, OutOfFold(metrics, fit_temperature(logits.cpu().numpy(), ids))
 
 
 def _select_penalty(
     features: torch.Tensor, labels: torch.Tensor, held_out: tuple[torch.Tensor, torch.Tensor] | None, classes: int
-) -> tuple[torch.Tensor, float]:
-    """Return (weights float32 [classes, D + 1] with the biases last, penalty) with the best macro-F1 on `held_out`
-    features and labels; of several the one with the lowest loss."""
+) -> tuple[torch.Tensor, float, float | None]:
+    """Return (weights float32 [classes, D + 1] with the biases last, penalty, macro-F1) with the best macro-F1 on
+    `held_out` features and labels; of several the one with the lowest loss."""
     import torch
 
-    counts = np.bincount(labels.cpu().numpy(), minlength=classes)
-    class_weights = torch.tensor(compute_inverse_frequencies(counts), dtype=torch.float32, device=features.device)
     weights = torch.zeros(classes, features.shape[1] + 1, device=features.device)
     if held_out is None:
-        return fit_logistic_regression(features, labels, class_weights, DEFAULT_PENALTY, weights), DEFAULT_PENALTY
+        return _fit(features, labels, DEFAULT_PENALTY, weights), DEFAULT_PENALTY, None
     best: tuple[float, float] | None = None
     best_weights, best_penalty = weights, DEFAULT_PENALTY
     for penalty in PENALTIES:
-        weights = fit_logistic_regression(features, labels, class_weights, penalty, weights)
-        logits = held_out[0] @ weights[:, :-1].T + weights[:, -1]
-        matrix = confusion(held_out[1].cpu().numpy(), logits.argmax(1).cpu().numpy(), classes)
-        loss = float(torch.nn.functional.cross_entropy(logits, held_out[1]))
-        score = (summarize_confusion(matrix)["macro_f1"], -loss)
-        if best is None or score > best:
-            best, best_weights, best_penalty = score, weights, penalty
-    return best_weights, best_penalty
+        weights = _fit(features, labels, penalty, weights)
+        metrics = _score(held_out[0] @ weights[:, :-1].T + weights[:, -1], held_out[1])
+        rank = metrics["val_macro_f1"], -metrics["val_loss"]
+        if best is None or rank > best:
+            best, best_weights, best_penalty = rank, weights, penalty
+    assert best is not None
+    return best_weights, best_penalty, best[0]
 
 
 def fit_logistic_regression(

@@ -34,7 +34,7 @@ def choose_processes(config: TrainConfig) -> int:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return 1
-    number = config.processes or 0
+    number = config.processes or int(config.recipe == "probe")  # one solves the head, and there is nothing else to do
     if config.device != "cpu" and pick_device(config.device).type == "cuda":
         import torch
 

@@ -24,11 +24,12 @@ from ..data.cache import ShardCache
 from ..data.prefetcher import DevicePrefetcher
 from .checkpoint import Learner, TrainingState, load_checkpoint, save_checkpoint
 from .communicator import Communicator
-from .head_solver import can_solve_head, solve_head
+from .head_solver import HeadSolution
 from .history import EpochRow, EventFile, open_events
 from .losses import balance_classes
 from .optimizer import LearningRateSchedule, MovingAverage, count_trainable_blocks, make_optimizer
 from .stepper import Stepper, choose_autocast_dtype
+from .time_budget import OutOfTime, count_epochs, sum_seconds
 from .validation import Validator
 
 if TYPE_CHECKING:
@@ -58,8 +59,11 @@ class Trainer:
         config: resolved, every option has a value.
         uri: of the model dataset; checkpoints lie below it.
         events_uri: folder or S3 prefix of TensorBoard's event files; empty for none.
+        solution: of the head on the frozen features; None where there is none, or several processes train.
+        preparation_seconds: time that went into the features and the solution.
 
     Attributes:
+        epochs: of the schedule, fewer than the config's where they do not fit into its time.
         events: the writer of these files while `run` is under way.
         _counted_until: time (`time.monotonic()`) up to which `state.seconds` counts the current epoch.
         _last_checkpoint: time of the last checkpoint in this process, or of the start.
@@ -75,6 +79,8 @@ class Trainer:
     context: Context
     comm: Communicator = field(default_factory=Communicator)
     events_uri: str = ""
+    solution: HeadSolution | None = None
+    preparation_seconds: float = 0.0
     events: EventFile | None = field(default=None, init=False)
     _counted_until: float = field(default=0.0, init=False)
     _last_checkpoint: float = field(default=0.0, init=False)
@@ -101,9 +107,8 @@ class Trainer:
         num_batches = count_train_batches(self.tensors, "train", config.batch_size, self.comm.world_size)
         updates = -(-num_batches // config.accumulate)
         self.solves_head = self._decide_solving_head()
-        schedule = LearningRateSchedule(
-            config.learning_rate, updates * (config.epochs - self.solves_head), config.warmup
-        )
+        self.updates_per_epoch, self.epochs = updates, config.epochs
+        schedule = self._make_schedule()
         size, channels = self.augmentation.size, manifest.image_spec.shape[2]
 
         def autocast() -> torch.autocast:
@@ -115,11 +120,17 @@ class Trainer:
         )
         self.validator = Validator(self.tensors, 4 * config.batch_size, self.device, autocast, self.threads, self.cache)
 
+    def _make_schedule(self) -> LearningRateSchedule:
+        config = self.config
+        return LearningRateSchedule(
+            config.learning_rate, self.updates_per_epoch * (self.epochs - self.solves_head), config.warmup
+        )
+
     def _decide_solving_head(self) -> bool:
         """Return whether the first epoch solves the head; say so where it was asked for and is not possible."""
         if self.config.head != "solved":
             return False
-        if self.comm.world_size > 1 or not can_solve_head(self.network, self.tensors.manifest.task):
+        if self.comm.world_size > 1 or self.solution is None:
             self.context.say(
                 "the head is trained, not solved: that takes one process, a linear head, and one label for each image"
             )
@@ -132,13 +143,27 @@ class Trainer:
         started, first_epoch = time.monotonic(), state.epoch
         self._last_checkpoint = started
         with open_events(self.events_uri if self.comm.is_main else "", state.updates) as self.events:
+            self._fit_epochs(state)
             while not self.is_finished(state):
-                self._run_epoch(state)
+                try:
+                    self._run_epoch(state)
+                except OutOfTime:
+                    self.context.say(f"{self.config.time} are over: stopped in epoch {state.epoch + 1}")
+                    return state
                 seconds_per_epoch = (time.monotonic() - started) / (state.epoch - first_epoch)
-                self._report_epoch(state.history[-1], seconds_per_epoch * (self.config.epochs - state.epoch))
-        if state.epoch < self.config.epochs:
+                self._report_epoch(state.history[-1], seconds_per_epoch * (self.epochs - state.epoch))
+                self._fit_epochs(state)
+        if state.epoch < self.epochs:
             self.context.say(f"no better validation in {self.config.early_stopping} epochs: stopped early")
         return state
+
+    def _fit_epochs(self, state: TrainingState) -> None:
+        """Leave out the epochs that do not fit into the configured time, and end the schedule before them."""
+        epochs = count_epochs(self.config.epochs, self.config.seconds, state.history)
+        if epochs < self.epochs:
+            self.context.say(f"{epochs} of {self.epochs} epochs fit into {self.config.time}")
+            self.epochs = epochs
+            self.stepper.schedule = self._make_schedule()
 
     def _resume(self) -> TrainingState:
         state = load_checkpoint(self.uri, self.learner)
@@ -154,7 +179,7 @@ class Trainer:
         Epochs in which blocks are still frozen do not count as without progress.
         """
         patience, config = self.config.early_stopping, self.config
-        if state.epoch >= config.epochs:
+        if state.epoch >= self.epochs:
             return True
         if not patience or not self.validator.has_images:
             return False
@@ -171,7 +196,8 @@ class Trainer:
             self._train_batches(state)
         row = self._summarize_epoch(state, trainable_blocks) | self._validate(state)
         _check_finite("validation loss", row.get("val_loss", 0.0), row["epoch"])
-        row["seconds"] = round(state.seconds + time.monotonic() - self._counted_until, 3)
+        seconds = round(state.seconds + time.monotonic() - self._counted_until, 3)
+        row["seconds"] = self.comm.broadcast(seconds)[0]
         state.end_epoch(row)
         if self._is_best(state):
             state.best_epoch = state.epoch
@@ -212,6 +238,7 @@ class Trainer:
                     state.updates += 1
                     state.waiting, prefetcher.wait_seconds = state.waiting + prefetcher.wait_seconds, 0.0
                     self._stop_or_save(state)
+                    self._check_time(state)
                     if self.events and time.monotonic() - event_time > EVENT_INTERVAL_S:
                         loss = state.loss_sum.item() * self.comm.world_size / state.images
                         row = {"train_loss": loss, "learning_rate": self.stepper.get_last_rate(state.updates)}
@@ -221,6 +248,13 @@ class Trainer:
         finally:
             prefetcher.close()
         self._count_time(state)
+
+    def _check_time(self, state: TrainingState) -> None:
+        """Raise OutOfTime where one process trains, has an epoch to keep, and has used up the configured time."""
+        if state.history and self.comm.world_size == 1 and not math.isinf(self.config.seconds):
+            seconds = sum_seconds(state.history) + state.seconds + time.monotonic() - self._counted_until
+            if seconds > self.config.seconds:
+                raise OutOfTime
 
     def _prepare(self, batch: Batch, epoch: int) -> PreparedBatch:
         """Sample the augmentation of this rank's share of a batch, and apply it here where that is the CPU's work.
@@ -247,19 +281,18 @@ class Trainer:
         return self.stepper.train_batch(mixed, targets, (epoch, batch.number), batch.total, is_update, updates)
 
     def _solve_head(self, state: TrainingState) -> None:
-        """Solve the head on the frozen features, in one pass over the images: an epoch without optimizer steps."""
+        """Set the head to the solution on the frozen features: an epoch without optimizer steps."""
         import torch
 
-        self._counted_until = time.monotonic()
-        solution = solve_head(self.network, self.validator, lambda: self._stop_if_requested(state))
+        self._counted_until = time.monotonic() - self.preparation_seconds
+        solution = self.solution
+        assert solution is not None
+        solution.apply(self.network)
         if self.learner.average:
             self.learner.average.network.load_state_dict(self.network.state_dict())
         state.images = solution.images
         state.loss_sum = torch.tensor(solution.loss * solution.images, dtype=torch.float64, device=self.device)
         self._count_time(state)
-        self.context.say(
-            f"the head is solved on features of {solution.images:,} images, with a penalty of {solution.penalty:g}"
-        )
 
     def _summarize_epoch(self, state: TrainingState, trainable_blocks: int) -> EpochRow:
         """Return the epoch's row of the history as far as it is known after the last step."""
@@ -286,6 +319,8 @@ class Trainer:
 
     def _validate(self, state: TrainingState) -> dict[str, float]:
         """Return the metrics on the validation images, which the main process computes for all."""
+        if self.solves_head and not state.epoch and self.solution and self.solution.out_of_fold:
+            return self.solution.out_of_fold.metrics
         if not self.validator.has_images:
             return {}
         metrics: dict[str, float] = {}
@@ -297,13 +332,18 @@ class Trainer:
     def _is_best(self, state: TrainingState) -> bool:
         """Return whether the last epoch has the best validation macro-F1, or the same with a lower loss.
 
-        Always true without validation images, so that the last epoch is kept.
+        Always true without validation images, so that the last epoch is kept. A solved head stays the best until an
+        epoch gains `head_margin` standard errors (binomial, which macro-F1's is about) on it.
         """
         row = state.history[-1]
         if "val_macro_f1" not in row or not state.best_epoch:
             return True
         best = state.history[state.best_epoch - 1]
-        return (row["val_macro_f1"], -row["val_loss"]) > (best["val_macro_f1"], -best["val_loss"])
+        margin = 0.0
+        if self.solves_head and state.best_epoch == 1 and self.config.head_margin:
+            score, images = best["val_macro_f1"], self.tensors.manifest.totals.by_split["val"]
+            margin = self.config.head_margin * math.sqrt(score * (1 - score) / images)
+        return (row["val_macro_f1"] - margin, -row["val_loss"]) > (best["val_macro_f1"], -best["val_loss"])
 
     def _report_epoch(self, row: EpochRow, seconds_left: float) -> None:
         parts = [f"epoch {row['epoch']}/{self.config.epochs}", f"loss {row['train_loss']:.3f}"]

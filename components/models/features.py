@@ -1,0 +1,105 @@
+"""Frozen features: what a pretrained network's head sees of each image, and a linear probe on them.
+
+Train makes a dataset of kind `features` for tensors and pretrained weights; the network has not seen the labels. Train
+and evaluate read it. Rows are in the tensors' order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from ..dataset.kinds import FeaturesExtra
+from ..dataset.manifest import Dataset, File, find_intact_dataset
+from ..dataset.shards import publish_bytes, read_columns
+from ..storage.errors import DatasetError
+from ..storage.store import get_store
+
+KIND = "features"
+PROBE = "probe"
+"""Role of the file of a model that holds its linear probe."""
+Floats = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.int64]
+
+
+def make_schema(dimensions: int) -> pa.Schema:
+    """Return the columns of a features file: `features` are float32 [dimensions], little-endian."""
+    return pa.schema(
+        [
+            pa.field("image_id", pa.string(), nullable=False),
+            pa.field("label_id", pa.int32(), nullable=False),
+            pa.field("features", pa.binary(4 * dimensions), nullable=False),
+        ]
+    )
+
+
+def make_table(image_ids: pa.Array, labels: Labels, features: Floats) -> pa.Table:
+    """Return features [N, D] as a table of `make_schema`."""
+    data = np.ascontiguousarray(features, "<f4")
+    column = pa.Array.from_buffers(pa.binary(4 * data.shape[1]), len(data), [None, pa.py_buffer(data)])
+    return pa.table([image_ids, pa.array(labels, pa.int32()), column], schema=make_schema(data.shape[1]))
+
+
+def find_features(model: Dataset) -> Dataset | None:
+    """Return the features that a model was trained beside; None where there are none, or not any more."""
+    return next(filter(None, map(find_intact_dataset, model.parent_uris(KIND))), None)
+
+
+def iter_features(features: Dataset, split: str) -> Iterator[tuple[Floats, Labels]]:
+    """Yield (features [N, D], labels [N]) of each row group of a split, in the tensors' order."""
+    dimensions = FeaturesExtra.of(features.manifest).dimensions
+    for table in read_columns(features, "data", ["label_id", "features"], split):
+        column = table.column("features").combine_chunks()
+        flat = np.frombuffer(column.buffers()[1], "<f4")
+        rows = slice(column.offset * dimensions, (column.offset + len(column)) * dimensions)
+        labels = np.from_dlpack(table.column("label_id").combine_chunks())
+        yield flat[rows].reshape(-1, dimensions), labels.astype(np.int64)
+
+
+def read_features(features: Dataset, split: str, max_rows: int | None = None) -> tuple[Floats, Labels]:
+    """Return (features [N, D], labels [N]) of the first `max_rows` of a split, in the tensors' order."""
+    parts: list[Floats] = [np.empty((0, FeaturesExtra.of(features.manifest).dimensions), np.float32)]
+    labels: list[Labels] = [np.empty(0, np.int64)]
+    for part, part_labels in iter_features(features, split):
+        parts.append(part)
+        labels.append(part_labels)
+        if max_rows is not None and sum(map(len, labels)) >= max_rows:
+            break
+    return np.concatenate(parts)[:max_rows], np.concatenate(labels)[:max_rows]
+
+
+@dataclass(frozen=True)
+class LinearProbe:
+    """Logits `features @ weight.T + bias`: `weight` float32 [classes, D], `bias` float32 [classes]."""
+
+    weight: Floats
+    bias: Floats
+
+    def __call__(self, features: Floats) -> Floats:
+        return np.asarray(features @ self.weight.T + self.bias, np.float32)
+
+    def publish(self, model_uri: str) -> File:
+        """Write the probe below a model's URI; return its entry of the manifest."""
+        from safetensors.numpy import save
+
+        return publish_bytes(model_uri, save(vars(self)), "probe-", ".safetensors", PROBE)
+
+    @classmethod
+    def read(cls, model: Dataset) -> LinearProbe | None:
+        """Return the probe of a model; None where it has none. DatasetError for a broken file."""
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
+
+        for file in model.files(PROBE):
+            uri = model.locate(file)
+            try:
+                arrays: dict[str, Any] = load(get_store(uri).read(uri))
+                return cls(arrays["weight"], arrays["bias"])
+            except (SafetensorError, KeyError, FileNotFoundError) as error:
+                raise DatasetError(f"{uri}: expected the weights of a linear probe, found {error!r}") from None
+        return None

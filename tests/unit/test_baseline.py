@@ -1,0 +1,107 @@
+"""A training with pretrained weights and `auto`: its features, its baseline in the evaluation and the report, and wrong
+labels that are found whatever was trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mislabelled
+import pytest
+from chain import evaluated, one_core, resized, trained
+from safetensors.torch import save_file
+from test_label_review import noisy_photos
+
+from imagemill.components.dataset.kinds import EvaluationExtra, ModelExtra
+from imagemill.components.dataset.manifest import Dataset, read_dataset
+from imagemill.components.dataset.shards import read_columns
+from imagemill.components.dataset.workspace import Workspace
+from imagemill.components.evaluate.baseline import describe_baseline, score_baseline
+from imagemill.components.models.artifact import ModelSpec, build_network
+from imagemill.components.models.features import LinearProbe, find_features
+from imagemill.components.promote.score_sections import list_metrics
+
+
+class Probed(NamedTuple):
+    workspace: Workspace
+    clean: Dataset
+    wrong: set[str]
+    tensors: Dataset
+    weights: str
+    model: Dataset
+    evaluation: Dataset
+
+
+@pytest.fixture(scope="module")
+def probed(tmp_path_factory: pytest.TempPathFactory) -> Probed:
+    folder = tmp_path_factory.mktemp("probed")
+    workspace = Workspace(str(folder))
+    clean, wrong = noisy_photos(workspace)
+    spec = ModelSpec("shufflenet_v2_x0_5", tuple("abcde"), {"shape": [32, 32, 3], "color": "rgb"})
+    weights = str(folder / "weights.safetensors")
+    save_file(build_network(spec).state_dict(), weights)
+    with one_core():
+        tensors = resized(workspace, clean, image_size=32)
+        model = trained(workspace, tensors, weights=weights)
+        return Probed(workspace, clean, wrong, tensors, weights, model, evaluated(workspace, model, clean)[0])
+
+
+def suspects(evaluation: Dataset) -> list[tuple[str, str]]:
+    rows = [
+        row
+        for table in read_columns(evaluation, "suspects", ["image_id", "suggested", "rank"])
+        for row in table.to_pylist()
+    ]
+    return [(row["image_id"], row["suggested"]) for row in rows if row["rank"]]
+
+
+def test_the_model_has_its_features_and_its_probe(probed: Probed) -> None:
+    extra = ModelExtra.of(probed.model.manifest)
+    assert extra.probe is not None
+    assert extra.recipe[0].startswith("recipe probe is chosen since 16 validation images could not show")
+    baseline = "baseline: a linear probe on the frozen features of 136 images, cross-validated macro-F1 "
+    assert extra.recipe[-1].startswith(baseline)
+    assert extra.probe.val_macro_f1 == pytest.approx(extra.metrics["macro_f1"])
+    features = find_features(probed.model)
+    assert features is not None and features.manifest.totals.by_split == {"train": 120, "val": 16, "test": 16}
+    probe = LinearProbe.read(probed.model)
+    assert probe is not None and probe.weight.shape == (2, 1024) and probe.bias.shape == (2,)
+    assert len(probed.model.files()) == len([file for file in probed.model.files() if file.role == "data"]) >= 2
+
+
+def test_the_baseline_is_scored_on_the_test_images(probed: Probed) -> None:
+    """The model is the probe here, so that both have the same scores."""
+    extra = EvaluationExtra.of(probed.evaluation.manifest)
+    baseline = extra.baseline
+    assert baseline is not None and baseline == score_baseline(probed.model, probed.clean)
+    assert baseline.images == 16 and baseline.backbone == "shufflenet_v2_x0_5"
+    scores = [extra.metrics[name] for name in ("top1", "macro_f1")]
+    assert [baseline.top1, baseline.macro_f1] == pytest.approx(scores, abs=1e-5)
+    assert f"macro-F1 {baseline.macro_f1:.3f} on the same images" in describe_baseline(baseline)
+    words = {row["name"]: row["words"] for row in list_metrics(extra)}
+    assert words["Macro-F1"] == f"mean F1 of the classes; of the linear probe, the baseline, {baseline.macro_f1:.3f}"
+
+
+def test_the_same_labels_are_suspected_whatever_was_trained(probed: Probed) -> None:
+    with one_core():
+        longer: dict[str, Any] = {"recipe": "plain", "epochs": 4, "learning_rate": 0.01}
+        model = trained(probed.workspace, probed.tensors, weights=probed.weights, **longer)
+        other, _ = evaluated(probed.workspace, model, probed.clean)
+    assert model.fingerprint != probed.model.fingerprint
+    first, second = find_features(probed.model), find_features(model)
+    assert first is not None and second is not None and first.uri == second.uri, "computed once"
+    assert suspects(other) == suspects(probed.evaluation)
+    truth = {image_id: ("cat", "dog")[int(image_id[5:-4]) % 2] for image_id in probed.wrong}
+    found = mislabelled.compare(suspects(other), truth, set(truth) | {name for name, _ in suspects(other)})
+    assert found.recall >= 0.5
+
+
+def test_without_features_there_is_no_baseline(probed: Probed, tmp_path: Path) -> None:
+    features = find_features(probed.model)
+    assert features is not None
+    manifest = Path(features.uri, "_manifest.json")
+    manifest.rename(tmp_path / "kept")
+    try:
+        assert score_baseline(read_dataset(probed.model.uri), probed.clean) is None
+    finally:
+        (tmp_path / "kept").rename(manifest)
