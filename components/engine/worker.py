@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from ..step.runner_exit import exit_with_runner
-from ..storage.errors import EXIT_OURS
+from ..storage.errors import EXIT_OURS, describe_internal_error
 from .tasks import Failure, run_work
 
 
@@ -47,7 +47,7 @@ def main() -> int:
                 result = run_work(shared[0], task, shared[1])
             except Exception as error:  # of any kind: the parent waits for an answer
                 traceback.print_exc()
-                result = Failure(f"{type(error).__name__}: {error} (an error of imagemill's)", EXIT_OURS)
+                result = Failure(describe_internal_error(error), EXIT_OURS)
             connection.send(result)
 
 

@@ -153,8 +153,8 @@ def _show(workspace: Workspace, name: str, number: str, as_json: bool) -> int:
     if as_json:
         print(json.dumps(record, ensure_ascii=False))
         return EXIT_OK
-    reigns = "reigns" if record["reigns"] else f"does not reign, promotion {records[-1].n} does"
-    lines = [f"{name}: promotion {record['n']} of {record.get('created', '?')}, {reigns}"]
+    is_champion = "the champion" if record["reigns"] else f"not the champion, which is promotion {records[-1].n}"
+    lines = [f"{name}: promotion {record['n']} of {record.get('created', '?')}, {is_champion}"]
     lines += [f"  model       {record['model']}{'' if record['is_there'] else ' (gone)'}"]
     lines += [f"  evaluation  {record['evaluation']}"] if record.get("evaluation") else []
     lines += [f"  {str(record.get('verdict', '')).replace('_', ' ')}: {record.get('reason', '')}"]

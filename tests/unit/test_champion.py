@@ -60,7 +60,7 @@ def test_the_reigning_one(gate: Gate, capsys: pytest.CaptureFixture[str]) -> Non
     out = capsys.readouterr().out
     assert (
         out.startswith("weekly: promotion 3 of 20")
-        and ", reigns\n" in out
+        and ", the champion\n" in out
         and "compared with 1 challenger since" in out
     )
     assert "  better: macro-F1 0.9500 against the champion's 0.9000 on 400 test images" in out

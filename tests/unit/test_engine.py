@@ -89,7 +89,7 @@ def test_an_error_of_a_task_is_raised_as_it_was(kind: Callable[..., Executor], e
 
 
 def test_an_unforeseen_error_of_a_process_is_ours() -> None:
-    with Processes("clean", 1) as executor, pytest.raises(MillError, match="an error of imagemill's") as caught:
+    with Processes("clean", 1) as executor, pytest.raises(MillError, match="internal error") as caught:
         list(run_tasks([Number(2)], mapped.fail, ("ValueError",), executor))
     assert caught.value.exit_code == 1 and "ValueError: the second" in str(caught.value)
 
