@@ -12,7 +12,7 @@ from chain import evaluated, one_core, resized, trained
 from safetensors.torch import save_file
 from test_label_review import noisy_photos
 
-from imagemill.components.dataset.kinds import EvaluationExtra, ModelExtra
+from imagemill.components.dataset.kinds import EvaluationExtra, ImageSpec, ModelExtra
 from imagemill.components.dataset.manifest import Dataset, read_dataset
 from imagemill.components.dataset.shards import read_columns
 from imagemill.components.dataset.workspace import Workspace
@@ -37,7 +37,7 @@ def probed(tmp_path_factory: pytest.TempPathFactory) -> Probed:
     folder = tmp_path_factory.mktemp("probed")
     workspace = Workspace(str(folder))
     clean, wrong = noisy_photos(workspace)
-    spec = ModelSpec("shufflenet_v2_x0_5", tuple("abcde"), {"shape": [32, 32, 3], "color": "rgb"})
+    spec = ModelSpec("shufflenet_v2_x0_5", tuple("abcde"), ImageSpec((32, 32, 3)))
     weights = str(folder / "weights.safetensors")
     save_file(build_network(spec).state_dict(), weights)
     with one_core():
