@@ -119,7 +119,7 @@ def generations(tensors: Dataset, split: str | None = None) -> dict[int, int]:
     """Rows by generation."""
     rows: Counter[int] = Counter()
     for file in tensors.files("data", split):
-        rows[tensors.manifest.generation(file)] += file.rows
+        rows[tensors.manifest.extra.generation(file.uri)] += file.rows
     return dict(sorted(rows.items()))
 
 

@@ -27,6 +27,7 @@ import mill
 from cleaned import Row, cleaned, picture
 
 from imagemill.components.clean.splits import compute_shuffle_index
+from imagemill.components.dataset.kinds import RawExtra
 from imagemill.components.dataset.manifest import Manifest, Totals, commit, read_dataset
 from imagemill.components.dataset.shards import Layout, ShardWriter
 from imagemill.components.download.contents import RAW
@@ -300,7 +301,7 @@ def raw_of_slices(workspace: Path, number: int) -> str:
             writer.add(dict.fromkeys(RAW.names) | values | {"label": ("cat", "dog")[n % 2]}, len(data))
         file = writer.publish("data")
     totals = Totals(rows=len(images), by_class={"cat": number, "dog": number})
-    extra = {"dataset_name": "toy", "source": "here"}
+    extra = RawExtra(dataset_name="toy", source="here")
     return commit(uri, Manifest("raw", "0123456789abcdef", files=(file,), totals=totals, extra=extra)).uri
 
 

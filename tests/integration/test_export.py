@@ -186,7 +186,7 @@ def test_a_pipelines_own_datasets_come_back_as_they_are(finished_once: Finished,
         for t in read_columns(tensors, "data", ["image"], "train")
     ]
     for wanted, (_, data) in zip(np.concatenate(stored), web(tmp_path / "web", "train", ".png"), strict=True):
-        assert list(wanted.shape) == shape and np.array_equal(np.asarray(Image.open(io.BytesIO(data))), wanted)
+        assert wanted.shape == shape and np.array_equal(np.asarray(Image.open(io.BytesIO(data))), wanted)
 
 
 def web(folder: Path, split: str, ending: str) -> list[tuple[str, bytes]]:

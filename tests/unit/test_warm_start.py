@@ -259,8 +259,9 @@ def manifest(train: int = 560) -> Manifest:
 def test_the_recipe_is_shorter_and_gentler_from_the_champion(recipe: str) -> None:
     weights = {"weights": "/w/model/0", "recipe": recipe}
     warm = resolve(TrainConfig(start="champion", **weights), manifest())
-    from_nothing = resolve(TrainConfig(recipe=recipe, weights="DEFAULT" if recipe == "probe" else ""), manifest())
-    assert warm.learning_rate < from_nothing.learning_rate or recipe == "probe"
+    needs_weights = recipe in ("probe", "finetune")
+    from_nothing = resolve(TrainConfig(recipe=recipe, weights="DEFAULT" if needs_weights else ""), manifest())
+    assert warm.learning_rate < from_nothing.learning_rate or needs_weights  # which have that rate already
     assert warm.epochs < from_nothing.epochs or recipe == "probe"
     assert warm.head == ("solved" if recipe == "probe" else None)
     assert warm.probe_epochs == (recipe == "probe") and warm.unfreeze_epochs == 0
