@@ -70,10 +70,10 @@ def _place_and_run(cluster: Cluster, config: ResizeConfig, context: Context) -> 
 class _StepWithOtherWork(Step):
     """The resize step with another function: config, record, errors and exit codes are its own."""
 
-    does: Callable[[Any, Context], Outcome]
+    work: Callable[[Any, Context], Outcome]
 
-    def _function(self) -> Callable[[Any, Context], Outcome]:
-        return self.does
+    def run(self, config: Any, context: Context) -> Outcome:
+        return self.work(config, context)
 
 
 def _replace_work(work: Callable[[Any, Context], Outcome]) -> Step:
