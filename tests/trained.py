@@ -63,7 +63,13 @@ def settings(tensors: Dataset, **values: Any) -> TrainConfig:
     return resolve(TrainConfig(**(quick | {"recipe": "plain", "load_threads": 1} | values)), tensors.manifest)
 
 
-def trainer(tensors: Dataset, workspace: Path, config: TrainConfig, comm: Communicator | None = None) -> Trainer:
+def trainer(
+    tensors: Dataset,
+    workspace: Path,
+    config: TrainConfig,
+    comm: Communicator | None = None,
+    target: Dataset | None = None,
+) -> Trainer:
     torch.set_num_threads(1)
     torch.manual_seed(config.seed)
     spec = ModelSpec(config.backbone, tensors.manifest.classes, tensors.manifest.image)
@@ -72,7 +78,9 @@ def trainer(tensors: Dataset, workspace: Path, config: TrainConfig, comm: Commun
     uri, device, solution = str(workspace / "model" / "01"), torch.device("cpu"), None
     if config.head == "solved" and get_linear_head(network):
         solution = solve_head(FeatureComputer(network, tensors, {"seed": config.seed}, device, context).run(), device)
-    return Trainer(network, tensors, config, device, uri, context, comm or Communicator(), solution=solution)
+    return Trainer(
+        network, tensors, config, device, uri, context, comm or Communicator(), solution=solution, target=target
+    )
 
 
 def history_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

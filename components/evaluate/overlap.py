@@ -102,22 +102,22 @@ def _find_training_datasets(model: Dataset) -> tuple[list[Dataset], list[str]]:
     models: list[Dataset] = [model]
     visited = {model.uri}
     while models:
-        dataset: Dataset | None = models.pop()
-        assert dataset is not None
+        dataset = models.pop()
         for uri in dataset.parent_uris("model"):  # whose weights its training started from
             if (initial := find_dataset(uri)) is None:
                 missing.append(f"model/{uris.basename(uri)}")
             elif uri not in visited:
                 visited.add(uri)
                 models.append(initial)
-        for kind in ("tensors", "clean"):
-            uri = dataset.parent_uri(kind)
-            dataset = find_dataset(uri)
-            if dataset is None or (kind == "clean" and dataset.missing()):
-                missing.append(f"{kind}/{uris.basename(uri)}")
-                break
-        else:
-            clean[dataset.uri] = dataset
+        for uri in dataset.parent_uris("tensors"):  # with the unlabelled ones of another domain
+            tensors = find_dataset(uri)
+            trained_on = find_dataset(tensors.parent_uri("clean")) if tensors else None
+            if tensors is None:
+                missing.append(f"tensors/{uris.basename(uri)}")
+            elif trained_on is None or trained_on.missing():
+                missing.append(f"clean/{uris.basename(tensors.parent_uri('clean'))}")
+            else:
+                clean[trained_on.uri] = trained_on
     return list(clean.values()), missing
 
 

@@ -74,7 +74,8 @@ def choose_recipe(config: TrainConfig, traits: DatasetTraits) -> tuple[str, str]
     images, per_class = f"{traits.images:,} training images", f"{traits.per_class:.0f} images a class"
     if traits.images >= LARGE_IMAGES:
         return "large", f"there are {images}"
-    if config.weights and config.start != CHAMPION and not traits.is_multi:
+    # No solved head where domains are adapted: it knows the source alone, on whose images the best epoch is chosen.
+    if config.weights and config.start != CHAMPION and not traits.is_multi and not config.domain_adversarial:
         if traits.per_class < PROBE_PER_CLASS:
             return "probe", f"{per_class} are too few to change pretrained layers by: the head alone is solved on them"
         if traits.val_images < PROBE_VAL_IMAGES:

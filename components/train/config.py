@@ -131,6 +131,12 @@ class TrainConfig(StepConfig):
         choices=("none", "weights", "sampling"),
     )
 
+    domain_adversarial: str = option(
+        "", "URI of tensors of images as the model will see them, of which no label is used: features are trained by "
+        "which a classifier cannot tell them from the training images (DANN, Ganin et al., 2016) (default: none)",
+        in_fingerprint=False,  # counts by the dataset's fingerprint
+    )  # fmt: skip
+
     # random in each epoch: geometry
     crop_scale: float = option(
         0.6,
@@ -236,6 +242,10 @@ class TrainConfig(StepConfig):
         if not self.weights and (self.recipe in ("probe", "finetune") or self.head == "solved"):
             name, value = ("recipe", self.recipe) if self.recipe in ("probe", "finetune") else ("head", self.head)
             raise wrong(name, "another one without pretrained weights (--weights), on which a head is solved", value)
+
+        if self.domain_adversarial and (self.recipe == "probe" or self.head == "solved"):
+            name, value = ("recipe", "probe") if self.recipe == "probe" else ("head", "solved")
+            raise wrong(name, "another one with domain_adversarial, which needs layers that are trained", value)
 
         for name in ("shrink", "perturb"):
             if (value := getattr(self, name)) is not None and self.start != CHAMPION:

@@ -33,7 +33,7 @@ def resolve(config: TrainConfig, tensors: Manifest) -> TrainConfig:
     if config.start == CHAMPION:
         config = replace(config, **{key: value for key, value in tables.SHRINK.items() if getattr(config, key) is None})
     solves_head = name in tables.SOLVED_HEADS if config.start != CHAMPION else name == "probe"
-    if config.head is None and config.weights and solves_head:
+    if config.head is None and config.weights and solves_head and not config.domain_adversarial:
         config = replace(config, head="solved")
     if config.head_margin is None and config.head == "solved" and name == "finetune":
         config = replace(config, head_margin=tables.HEAD_MARGIN)

@@ -24,6 +24,7 @@ from .expected_input import describe_conversion
 from .features import make_features
 from .loop.checkpoint import TrainingState, discard_checkpoints
 from .loop.communicator import Communicator, StopRequest
+from .loop.domain_adversary import describe_target, open_target
 from .loop.head_solver import VERSION as SOLVER_VERSION
 from .loop.head_solver import HeadSolution, solve_head
 from .loop.history import diagnose, publish_history
@@ -49,6 +50,9 @@ def train(config: TrainConfig, context: Context) -> Outcome:
         counting |= {"solver": SOLVER_VERSION}
     if config.augment_pipeline:  # counts by its content, wherever it is stored
         counting |= {"augment_pipeline": resolve_pipeline(config.augment_pipeline)[1]}
+    target = open_target(config, tensors, context)
+    if target:
+        counting |= {"domain_adversarial": target.fingerprint}
     uri = context.workspace.dataset("model", fingerprint("model", VERSION, [tensors.fingerprint], counting))
     stop = StopRequest()
     with stop.handle_signals():
@@ -58,7 +62,7 @@ def train(config: TrainConfig, context: Context) -> Outcome:
             run_processes(requested, context.run, number, stop)
         elif not is_cached:
             reasons = explain_choice(apply_start(requested, start, context), tensors.manifest)
-            _train_and_commit(tensors, start, uri, config, context, comm, reasons)
+            _train_and_commit(tensors, target, start, uri, config, context, comm, reasons)
         comm.close()
     dataset = read_dataset(uri, "model")
     extra = ModelExtra.of(dataset.manifest)
@@ -73,6 +77,7 @@ def train(config: TrainConfig, context: Context) -> Outcome:
 
 def _train_and_commit(
     tensors: Dataset,
+    target: Dataset | None,
     start: WarmStart | None,
     uri: str,
     config: TrainConfig,
@@ -80,7 +85,10 @@ def _train_and_commit(
     comm: Communicator,
     reasons: list[str],
 ) -> None:
-    """Train a network, and let the main process commit the model. `reasons`: lines on the choice of the recipe."""
+    """Train a network, and let the main process commit the model.
+
+    `target`: the dataset of `domain_adversarial`. `reasons`: lines on the choice of the recipe.
+    """
     import torch
 
     from .loop.trainer import Trainer
@@ -103,7 +111,7 @@ def _train_and_commit(
     context.say(
         f"{config.backbone} {origin}, {parameters / 1e6:.1f} M parameters, {len(spec.classes)} classes, on {devices}"
     )
-    recipe = [*reasons, *describe_recipe(config)]
+    recipe = [*reasons, *describe_recipe(config), *([describe_target(target)] if target else [])]
     for line in recipe:
         context.say(line)
     for line in find_warnings(config, tensors.manifest, spec):
@@ -116,7 +124,7 @@ def _train_and_commit(
     if solution:
         recipe.append(solution.describe())
         context.say(recipe[-1])
-    trainer = Trainer(network, tensors, config, device, uri, context, comm, events_uri, solution)
+    trainer = Trainer(network, tensors, config, device, uri, context, comm, events_uri, solution, target)
     trainer.preparation_seconds = time.monotonic() - started
     state = trainer.run()
     if comm.is_main:
@@ -132,7 +140,7 @@ def _train_and_commit(
             temperature = trainer.validator.fit_temperature(network)
         spec = replace(spec, extra=replace(spec.extra, temperature=temperature))
         training = replace(training, recipe=recipe, probe=solution.summarize() if solution else None)
-        parents = tuple(dataset.as_parent(uri) for dataset in (tensors, initial, features) if dataset)
+        parents = tuple(dataset.as_parent(uri) for dataset in (tensors, target, initial, features) if dataset)
         manifest = _publish_files(tensors, initial, uri, config, spec, state, training, network, solution)
         commit(uri, replace(manifest, parents=parents))
         discard_checkpoints(uri)

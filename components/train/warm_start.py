@@ -65,6 +65,7 @@ def apply_start(config: TrainConfig, start: WarmStart | None, context: Context) 
 def _make_key(config: TrainConfig, tensors: Dataset, context: Context) -> str:
     """Return the name of the record: of the tensors and all that a user can set that changes the model."""
     values = config.fingerprint_values() | {"recipe": config.recipe, "preset": config.preset, "weights": config.weights}
+    values |= {"domain_adversarial": config.domain_adversarial} if config.domain_adversarial else {}
     return digest({"version": VERSION, "tensors": tensors.fingerprint, "config": values | context.rerun_salt()})
 
 

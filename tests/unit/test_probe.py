@@ -89,7 +89,7 @@ def test_a_killed_training_ends_with_the_very_weights_of_an_unbroken_one(tensors
     def kill(*_: object) -> None:
         raise KeyboardInterrupt
 
-    killed._train_batch = kill  # type: ignore[method-assign, assignment]
+    killed.stepper.train_batch = kill  # type: ignore[method-assign, assignment]
     with pytest.raises(KeyboardInterrupt):
         killed.run()
     resumed = trainer(tensors, tmp_path / "killed", config)

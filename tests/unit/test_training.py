@@ -46,14 +46,14 @@ class Killed(Exception):
 
 def at_batch(one: Trainer, epoch: int, number: int, do: Callable[[], None]) -> None:
     """Have something happen before a batch of an epoch, both counted from 0."""
-    step = one._train_batch
+    step = one.stepper.train_batch
 
-    def doing(images: Any, labels: Any, batch: Any, at: int, *more: Any) -> torch.Tensor:
+    def doing(batch: Any, at: int, *more: Any) -> torch.Tensor:
         if (at, batch.number) == (epoch, number):
             do()
-        return step(images, labels, batch, at, *more)
+        return step(batch, at, *more)
 
-    one._train_batch = doing  # type: ignore[method-assign]
+    one.stepper.train_batch = doing  # type: ignore[method-assign]
 
 
 def kill() -> None:
@@ -117,8 +117,8 @@ def test_a_signal_leaves_a_checkpoint_and_the_next_try_goes_on_from_it(
     assert signal.getsignal(number) is before
     resumed = trainer(tensors, tmp_path / "stopped", config)
     trained: list[int] = []
-    step = resumed._train_batch
-    resumed._train_batch = lambda *a: (trained.append(a[2].number), step(*a))[1]  # type: ignore[method-assign,func-returns-value]
+    step = resumed.stepper.train_batch
+    resumed.stepper.train_batch = lambda *a: (trained.append(a[0].number), step(*a))[1]  # type: ignore[method-assign,func-returns-value]
     found = resumed.run()
     assert trained == [3, 4], "nothing is done twice"
     same_end((whole, expected), (resumed, found))
@@ -371,7 +371,7 @@ def test_an_error_of_a_batch_is_the_trainings(tensors: Dataset, tmp_path: Path) 
     def broken(*_: Any) -> Any:
         raise MillError("broken")
 
-    one.augmentation.apply_on_cpu = broken  # type: ignore[method-assign]
+    one.batches.augmentation.apply_on_cpu = broken  # type: ignore[method-assign]
     with pytest.raises(MillError, match="broken"):
         one.run()
 

@@ -18,6 +18,8 @@ from .optimizer import MovingAverage
 if TYPE_CHECKING:
     import torch
 
+    from .domain_adversary import DomainAdversary
+
     State = dict[str, torch.Tensor]
 
 SLOTS = ("checkpoint-a.safetensors", "checkpoint-b.safetensors")
@@ -64,12 +66,18 @@ class TrainingState:
 
 @dataclass
 class Learner:
-    """Network, optimizer, moving average and gradient scaler: all that an optimizer step changes."""
+    """Network, optimizer, moving average, gradient scaler and domain classifier: all that an optimizer step changes."""
 
     network: torch.nn.Module
     optimizer: torch.optim.Optimizer
     average: MovingAverage | None = None
     scaler: torch.amp.GradScaler | None = None
+    adversary: DomainAdversary | None = None
+
+    @property
+    def modules(self) -> list[torch.nn.Module]:
+        """Return the modules that the optimizer changes."""
+        return [self.network, *([self.adversary.classifier] if self.adversary else [])]
 
 
 def save_checkpoint(uri: str, state: TrainingState, learner: Learner) -> None:
@@ -81,6 +89,8 @@ def save_checkpoint(uri: str, state: TrainingState, learner: Learner) -> None:
     tensors |= {f"best.{name}": value for name, value in state.best_weights.items()}
     if learner.average:
         tensors |= {f"average.{name}": value for name, value in learner.average.network.state_dict().items()}
+    if learner.adversary:
+        tensors |= {f"domain.{name}": value for name, value in learner.adversary.state_dict().items()}
     for index, moments in learner.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items() if value is not None}
     if state.loss_sum is not None:
@@ -111,7 +121,7 @@ def load_checkpoint(uri: str, learner: Learner) -> TrainingState:
     if not checkpoints:
         return TrainingState()
     metadata, tensors = max(checkpoints, key=lambda checkpoint: checkpoint[0]["number"])
-    parts: dict[str, State] = {"network": {}, "best": {}, "optimizer": {}, "average": {}, "loss": {}}
+    parts: dict[str, State] = {"network": {}, "best": {}, "optimizer": {}, "average": {}, "loss": {}, "domain": {}}
     for key, value in tensors.items():
         part, _, name = key.partition(".")
         parts[part][name] = value
@@ -121,6 +131,8 @@ def load_checkpoint(uri: str, learner: Learner) -> TrainingState:
     if learner.average:
         learner.average.network.load_state_dict(parts["average"])
         learner.average.updates = metadata["updates"]
+    if learner.adversary:
+        learner.adversary.load_state_dict(parts["domain"])
     if learner.scaler and scaler:
         learner.scaler.load_state_dict(scaler)
     device = next(learner.network.parameters()).device

@@ -22,7 +22,7 @@ RISE = 1.1
 """Factor over its minimum at which the validation loss counts as risen."""
 TAGS = {
     "train_loss": "loss/train", "val_loss": "loss/validation", "val_top1": "metrics/top1",
-    "val_macro_f1": "metrics/macro_f1", "learning_rate": "learning_rate",
+    "val_macro_f1": "metrics/macro_f1", "learning_rate": "learning_rate", "domain_accuracy": "domain/accuracy",
     "images_per_second": "speed/images_per_second", "waiting": "speed/waiting_share",
 }  # fmt: skip
 """TensorBoard's tag of each column of the history."""

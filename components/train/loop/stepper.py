@@ -17,6 +17,7 @@ from .checkpoint import Learner
 from .communicator import Communicator
 from .losses import Loss
 from .optimizer import LearningRateSchedule, freeze_all_but_last, set_learning_rate
+from .training_batches import TrainingBatch
 
 if TYPE_CHECKING:
     import torch
@@ -71,7 +72,7 @@ class Stepper:
         """Return the network to call, distributed and compiled; it shares the network's parameters."""
         import torch
 
-        forward: Any = network
+        forward: Any = self.learner.adversary.module if self.learner.adversary else network
         if self.comm.world_size > 1:
             devices = [self.device.index] if self.device.type == "cuda" else None
             with self.comm.catch_lost_peers():
@@ -83,36 +84,31 @@ class Stepper:
             forward = torch.compile(forward, dynamic=False)
         return forward
 
-    def train_batch(
-        self, images: torch.Tensor, targets: torch.Tensor, place: tuple[int, int], total: int, is_update: bool,
-        updates: int,
-    ) -> torch.Tensor:  # fmt: skip
-        """Add the gradient of a batch, and take an optimizer step where `is_update`.
+    def train_batch(self, batch: TrainingBatch, epoch: int, is_update: bool, updates: int) -> torch.Tensor:
+        """Add the gradient of a batch of an epoch (from 0), and take an optimizer step where `is_update`.
 
-        Args:
-            images: float [B, C, H, W], this rank's share of the batch.
-            place: (epoch, number of the batch), both from 0.
-            total: images of the batch on all ranks.
-            updates: optimizer steps taken before.
-
-        Returns:
-            The summed loss, float64, on the device, so that nothing waits for it.
+        `updates`: optimizer steps taken before. Returns the summed loss of the labels, float64, on the device, so that
+        nothing waits for it.
         """
         import torch
 
-        torch.manual_seed(_combine_seeds(self.config.seed, *place, self.comm.rank))
-        group_images = total if self.config.accumulate == 1 else self.config.accumulate * self.config.batch_size
+        torch.manual_seed(_combine_seeds(self.config.seed, epoch, batch.number, self.comm.rank))
+        one_batch, adversary = self.config.accumulate == 1, self.learner.adversary
+        group_images = batch.total if one_batch else self.config.accumulate * self.config.batch_size
         defers_sync = self._parallel is not None and not is_update
         with self._parallel.no_sync() if defers_sync else contextlib.nullcontext(), self.comm.catch_lost_peers():
             with self.autocast():
-                logits = self._forward(images)
-            loss = self.loss(logits.float(), targets)
+                if adversary:
+                    logits, domain_loss = adversary.forward(self._forward, batch, updates / self.schedule.steps)
+                else:
+                    logits, domain_loss = self._forward(batch.images), 0.0
+            loss = self.loss(logits.float(), batch.targets)
             # DistributedDataParallel takes the mean over the ranks.
-            mean = loss * (self.comm.world_size / group_images)
+            mean = (loss + domain_loss) * (self.comm.world_size / group_images)
             if self.learner.scaler:
                 mean = self.learner.scaler.scale(mean)
             mean.backward()  # type: ignore[no-untyped-call]
-        self._images += total
+        self._images += batch.total
         if is_update:
             self._update(group_images, updates)
         return loss.detach().double()
@@ -126,11 +122,12 @@ class Stepper:
         if learner.scaler:
             learner.scaler.unscale_(learner.optimizer)
         if self._images != group_images:  # the last group of an epoch
-            for parameter in learner.network.parameters():
+            for parameter in (parameter for module in learner.modules for parameter in module.parameters()):
                 if parameter.grad is not None:
                     parameter.grad.mul_(group_images / self._images)
         if self.config.clip_norm:
-            torch.nn.utils.clip_grad_norm_(learner.network.parameters(), self.config.clip_norm)
+            for module in learner.modules:
+                torch.nn.utils.clip_grad_norm_(module.parameters(), self.config.clip_norm)
         if learner.scaler:
             learner.scaler.step(learner.optimizer)
             learner.scaler.update()

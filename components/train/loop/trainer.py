@@ -4,32 +4,26 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from ...dataset.manifest import Dataset
-from ...models.artifact import Normalize
 from ...models.blocks import parameter_blocks
 from ...step.progress import Progress, format_duration
 from ...step.step import Context
 from ...storage.errors import TransientError, UserError
-from ...storage.parallel import cores
-from ..augment.augmentation import Augmentation
-from ..augment.mixing import Mixing
-from ..augment.params import AugmentParams
 from ..config import TrainConfig
-from ..data.batches import Batch, count_train_batches, iter_batches
-from ..data.cache import ShardCache
-from ..data.prefetcher import DevicePrefetcher
 from .checkpoint import Learner, TrainingState, load_checkpoint, save_checkpoint
 from .communicator import Communicator
+from .domain_adversary import DomainAdversary
 from .head_solver import HeadSolution
 from .history import EpochRow, EventFile, open_events
 from .losses import balance_classes
 from .optimizer import LearningRateSchedule, MovingAverage, count_trainable_blocks, make_optimizer
 from .stepper import Stepper, choose_autocast_dtype
 from .time_budget import OutOfTime, count_epochs, sum_seconds
+from .training_batches import TrainingBatches
 from .validation import Validator
 
 if TYPE_CHECKING:
@@ -41,14 +35,6 @@ CHECKPOINT_TIME_SHARE = 0.05
 """Largest share of the training time that checkpoints after epochs take. Short epochs are not followed by one each: a
 kill costs one epoch, or twenty times the duration of a checkpoint where that is longer."""
 VALIDATION_METRICS = ("val_loss", "val_top1", "val_macro_f1")
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class PreparedBatch(Batch):
-    """A batch as the loader's threads leave it: augmented, or with the parameters to augment it on the device."""
-
-    params: AugmentParams | None = None
 
 
 @dataclass
@@ -60,6 +46,7 @@ class Trainer:
         uri: of the model dataset; checkpoints lie below it.
         events_uri: folder or S3 prefix of TensorBoard's event files; empty for none.
         solution: of the head on the frozen features; None where there is none, or several processes train.
+        target: tensors of unlabelled images, to whose domain the features are adapted; None for no adaptation.
         preparation_seconds: time that went into the features and the solution.
 
     Attributes:
@@ -80,6 +67,7 @@ class Trainer:
     comm: Communicator = field(default_factory=Communicator)
     events_uri: str = ""
     solution: HeadSolution | None = None
+    target: Dataset | None = None
     preparation_seconds: float = 0.0
     events: EventFile | None = field(default=None, init=False)
     _counted_until: float = field(default=0.0, init=False)
@@ -89,36 +77,35 @@ class Trainer:
     def __post_init__(self) -> None:
         import torch
 
-        config, manifest = self.config, self.tensors.manifest
+        config, manifest, image = self.config, self.tensors.manifest, self.tensors.manifest.image_spec
         self.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.blocks = parameter_blocks(self.network)
         average = MovingAverage(self.network, config.ema) if config.ema else None
         dtype = choose_autocast_dtype(config.precision, self.device)
         scaler = torch.amp.GradScaler(self.device.type) if dtype is torch.float16 else None
-        self.learner = Learner(self.network, make_optimizer(self.network, self.blocks, config), average, scaler)
-        self.normalize = Normalize(manifest.image_spec, self.device)
-        self.augmentation = Augmentation(config, manifest.image_spec, self.device.type)
-        self.mixing = Mixing(config, len(manifest.classes), manifest.task)
+        shape = (image.shape[2], image.side, image.side)
+        adversary = None
+        if self.target:
+            adversary = DomainAdversary(self.network, self.target, config, image, shape, self.device, self.comm)
+        optimizer = make_optimizer(self.network, self.blocks, config)
+        self.learner = Learner(self.network, optimizer, average, scaler, adversary)
+        if adversary:
+            adversary.add_to_optimizer(optimizer, config.weight_decay)
+        loss, sampling_weights = balance_classes(self.tensors, config, self.device)
+        self.batches = TrainingBatches(self.tensors, config, image, self.device, self.comm, sampling_weights)
         self.rows = manifest.totals.by_split["train"]
-        self.threads = config.load_threads or max(1, cores() // self.comm.world_size)
-        is_remote = self.tensors.uri.startswith("s3://")
-        self.cache = ShardCache.create(config.cache_dir, config.cache_bytes) if is_remote else None
-        loss, self.sampling_weights = balance_classes(self.tensors, config, self.device)
-        num_batches = count_train_batches(self.tensors, "train", config.batch_size, self.comm.world_size)
-        updates = -(-num_batches // config.accumulate)
         self.solves_head = self._decide_solving_head()
-        self.updates_per_epoch, self.epochs = updates, config.epochs
-        schedule = self._make_schedule()
-        size, channels = self.augmentation.size, manifest.image_spec.shape[2]
+        self.updates_per_epoch, self.epochs = -(-len(self.batches) // config.accumulate), config.epochs
 
         def autocast() -> torch.autocast:
             return torch.autocast(self.device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
-        shape = (channels, size, size)
         self.stepper = Stepper(
-            self.learner, self.blocks, loss, schedule, config, self.device, self.comm, autocast, shape
+            self.learner, self.blocks, loss, self._make_schedule(), config, self.device, self.comm, autocast, shape
         )
-        self.validator = Validator(self.tensors, 4 * config.batch_size, self.device, autocast, self.threads, self.cache)
+        self.validator = Validator(
+            self.tensors, 4 * config.batch_size, self.device, autocast, self.batches.threads, self.batches.cache
+        )
 
     def _make_schedule(self) -> LearningRateSchedule:
         config = self.config
@@ -219,24 +206,19 @@ class Trainer:
             state.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         progress = Progress("train", total=self.rows, every_s=3.0 if self.comm.is_main else math.inf)
         progress.leave_out(state.images)
-        loaded = iter_batches(
-            self.tensors, "train", self.config.batch_size, self.config.seed, epoch, start=state.batches,
-            rank=self.comm.rank, ranks=self.comm.world_size, threads=self.threads, cache=self.cache,
-            balance=self.sampling_weights, pin=self.device.type == "cuda",
-            transform=lambda batch: self._prepare(batch, epoch),
-        )  # fmt: skip
-        prefetcher = DevicePrefetcher(loaded, self.device)
-        event_time = time.monotonic()
-        try:
-            for (images, labels, batch), is_last in _mark_last(prefetcher):
-                is_update = is_last or (batch.number + 1) % self.config.accumulate == 0
-                state.loss_sum += self._train_batch(images, labels, batch, epoch, is_update, state.updates)
+        adversary, event_time = self.learner.adversary, time.monotonic()
+        arguments = (epoch, state.batches)
+        batches = adversary.iter_epoch(self.batches, *arguments) if adversary else self.batches.iter_epoch(*arguments)
+        with closing(batches):
+            for batch in batches:
+                is_update = batch.is_last or (batch.number + 1) % self.config.accumulate == 0
+                state.loss_sum += self.stepper.train_batch(batch, epoch, is_update, state.updates)
                 state.batches += 1
                 state.images += batch.total
                 progress.add(batch.total, f"epoch {epoch + 1}/{self.config.epochs}")
                 if is_update:
                     state.updates += 1
-                    state.waiting, prefetcher.wait_seconds = state.waiting + prefetcher.wait_seconds, 0.0
+                    state.waiting, self.batches.wait_seconds = state.waiting + self.batches.wait_seconds, 0.0
                     self._stop_or_save(state)
                     self._check_time(state)
                     if self.events and time.monotonic() - event_time > EVENT_INTERVAL_S:
@@ -245,8 +227,6 @@ class Trainer:
                         self.events.add(state.updates, row)
                         event_time = time.monotonic()
             self.comm.finish_stop_check()
-        finally:
-            prefetcher.close()
         self._count_time(state)
 
     def _check_time(self, state: TrainingState) -> None:
@@ -255,30 +235,6 @@ class Trainer:
             seconds = sum_seconds(state.history) + state.seconds + time.monotonic() - self._counted_until
             if seconds > self.config.seconds:
                 raise OutOfTime
-
-    def _prepare(self, batch: Batch, epoch: int) -> PreparedBatch:
-        """Sample the augmentation of this rank's share of a batch, and apply it here where that is the CPU's work.
-
-        Runs in the loader's threads. Parameters are made for the batch of all ranks, so that they do not depend on
-        the number of ranks.
-        """
-        share = slice(batch.first, batch.first + len(batch.labels))
-        params = self.augmentation.make_params(epoch, batch.number, batch.total).select_rows(share)
-        images = batch.images
-        if not self.augmentation.runs_on_device:
-            images = self.augmentation.apply_on_cpu(images, params)
-        return PreparedBatch(images, batch.labels, batch.number, batch.first, batch.total, params)
-
-    def _train_batch(
-        self, images: torch.Tensor, labels: torch.Tensor, batch: PreparedBatch, epoch: int, is_update: bool,
-        updates: int,
-    ) -> torch.Tensor:  # fmt: skip
-        """Augment, mix and train on uint8 [B, H, W, C] on the device, and return the summed loss."""
-        if self.augmentation.runs_on_device:
-            assert batch.params is not None
-            images = self.augmentation.apply_on_device(images, batch.params)
-        mixed, targets = self.mixing(self.normalize(images), labels, epoch, batch.number, batch.first)
-        return self.stepper.train_batch(mixed, targets, (epoch, batch.number), batch.total, is_update, updates)
 
     def _solve_head(self, state: TrainingState) -> None:
         """Set the head to the solution on the frozen features: an epoch without optimizer steps."""
@@ -310,6 +266,8 @@ class Trainer:
         }
         if self.learner.average:
             row["ema"] = round(self.learner.average.get_decay(), 6)
+        if self.learner.adversary:
+            row["domain_accuracy"] = round(self.learner.adversary.pop_accuracy(), 4)
         return row
 
     @property
@@ -349,6 +307,8 @@ class Trainer:
         parts = [f"epoch {row['epoch']}/{self.config.epochs}", f"loss {row['train_loss']:.3f}"]
         if "val_macro_f1" in row:
             parts += [f"val loss {row['val_loss']:.3f}", f"val macro-F1 {row['val_macro_f1']:.3f}"]
+        if "domain_accuracy" in row:
+            parts.append(f"domain accuracy {row['domain_accuracy']:.3f}")
         parts += [f"{row['images_per_second']:,.0f} images/s", f"{row['waiting']:.0%} waiting for data"]
         self.context.say(" · ".join([*parts, f"{format_duration(seconds_left)} left"]))
 
@@ -397,16 +357,3 @@ class Trainer:
 def _check_finite(name: str, loss: float, epoch: int) -> None:
     if not math.isfinite(loss):
         raise UserError(f"epoch {epoch}: the {name} is {loss}; try a smaller learning_rate")
-
-
-def _mark_last(items: Iterable[T]) -> Iterator[tuple[T, bool]]:
-    """Yield each item, and whether it is the last."""
-    iterator = iter(items)
-    try:
-        item = next(iterator)
-    except StopIteration:
-        return
-    for following in iterator:
-        yield item, False
-        item = following
-    yield item, True
