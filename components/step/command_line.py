@@ -45,6 +45,21 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
+class HelpAction(argparse.Action):
+    """`--help` prints the flags of `short`, or all where it is empty; `--help all` prints all."""
+
+    def __init__(self, short: Sequence[str] = (), **options: Any) -> None:
+        super().__init__(nargs="?", default=argparse.SUPPRESS, choices=("all",), metavar="all", **options)
+        self._short = short
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option_string: Any = None) -> None:
+        for action in parser._actions:
+            if values is None and self._short and action.dest not in self._short:
+                action.help = argparse.SUPPRESS
+        parser.print_help()
+        parser.exit()
+
+
 def add_flag(parser: argparse.ArgumentParser, name: str, default: Any, help: str, choices: Sequence[str]) -> None:
     """Add the flag of one config field, with its help and default; its value is None where it is left out."""
     default_text = "" if default in ("", None) or "(default: " in help else f" (default: {default})"

@@ -100,9 +100,16 @@ def device_option() -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class StepConfig:
-    """The fields every step has. Subclasses add theirs, name the `PARENTS` and may extend `check`."""
+    """The fields every step has. Subclasses add theirs, name the `PARENTS` and may extend `check`.
+
+    Attributes:
+        HELP_GROUPS: the first option of each group in `--help`, with the group's title.
+        SHORT_HELP: options that `--help` lists, without `--help all`; empty: all.
+    """
 
     PARENTS: ClassVar[tuple[str, ...]] = ()
+    HELP_GROUPS: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    SHORT_HELP: ClassVar[tuple[str, ...]] = ()
 
     workspace: str = option(
         "./imagemill-data", "where datasets, models and reports live: a folder or s3://bucket/prefix",

@@ -24,7 +24,7 @@ from ..dataset.workspace import Workspace
 from ..storage.errors import EXIT_OK, EXIT_OURS, EXIT_USER, MillError, UserError, describe_internal_error, wrong
 from ..storage.store import get_store
 from ..storage.uri import join, normalize, scheme
-from .command_line import Parser, add_flag, configure_logging
+from .command_line import HelpAction, Parser, add_flag, configure_logging
 from .config import (
     StepConfig,
     field_types,
@@ -278,11 +278,7 @@ class Step:
         `check_config`: raises UserError for an invalid `--config`, given as JSON; the step knows only its own section.
         """
         configure_logging()
-        parser = Parser(prog=prog or f"python -m imagemill.components.{self.name}", description=self.help)
-        for option in dataclasses.fields(self.config):
-            add_flag(
-                parser, option.name, requested_default(option), option.metadata["help"], option.metadata["choices"]
-            )
+        parser = self._make_parser(prog)
         parser.add_argument("--result", default="", metavar="FILE", help="write the step's record to this file")
         parser.add_argument("--outputs", default="", metavar="FOLDER", help=_OUTPUTS_HELP)
         parser.add_argument(
@@ -314,6 +310,20 @@ class Step:
         Path(outputs).mkdir(parents=True, exist_ok=True)
         code = self.execute(config, result := result or str(Path(outputs) / "record.json"))
         return code or self.write_results(lambda: write_outputs(json.loads(Path(result).read_text()), Path(outputs)))
+
+    def _make_parser(self, prog: str) -> Parser:
+        """Return a parser of the options, in the config's `HELP_GROUPS`."""
+        name, short = prog or f"python -m imagemill.components.{self.name}", self.config.SHORT_HELP
+        usage = "%(prog)s [--<option> VALUE ...]" if short else None
+        parser = Parser(prog=name, description=self.help, add_help=False, usage=usage)
+        text = "print this; --help all: with every option" if short else "print this"
+        parser.add_argument("-h", "--help", action=HelpAction, short=(*short, "config") if short else (), help=text)
+        group: Any = parser
+        for option in dataclasses.fields(self.config):
+            if title := self.config.HELP_GROUPS.get(option.name):
+                group = parser.add_argument_group(title)
+            add_flag(group, option.name, requested_default(option), option.metadata["help"], option.metadata["choices"])
+        return parser
 
     def write_results(self, write: Callable[[], None]) -> int:
         """Call `write`, which gives an orchestrator the step's results; return the exit code.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -28,6 +29,18 @@ class TrainConfig(StepConfig):
     """Network, weights, recipe with all its values, device and processes."""
 
     PARENTS: ClassVar[tuple[str, ...]] = ("tensors",)
+    HELP_GROUPS: ClassVar[Mapping[str, str]] = {
+        "tensors": "images, network and weights", "recipe": "recipe", "optimizer": "optimizer and schedule",
+        "label_smoothing": "regularization", "domain_adversarial": "another domain",
+        "crop_scale": "augmentation: geometry", "brightness": "augmentation: color and degradation",
+        "policy": "augmentation: policies and pipelines", "mixup": "augmentation: mixing",
+        "device": "device and processes",
+    }  # fmt: skip
+    SHORT_HELP: ClassVar[tuple[str, ...]] = (
+        "help", "workspace", "name", "tensors", "preset", "backbone", "weights", "start", "recipe", "metric", "time",
+        "epochs", "batch_size", "learning_rate", "seed", "class_balance", "domain_adversarial", "policy", "device",
+        "processes",
+    )  # fmt: skip
 
     tensors: str = option("", "URI of the tensors", in_fingerprint=False)
     preset: str = preset_option()

@@ -19,11 +19,13 @@ from imagemill.components.step.config import (
     StepConfig,
     convert,
     field_types,
+    name_flag,
     parse_config,
     requested_default,
     unset_blank,
 )
 from imagemill.components.storage.errors import UserError
+from imagemill.components.train import STEP as train_step
 from imagemill.components.train.config import TrainConfig
 
 
@@ -281,3 +283,18 @@ def test_addresses_threads_and_display_never_count(step: str) -> None:
         )
         if uri or one.name.endswith("_workers") or one.name in ("name", "run", "rerun", "device"):
             assert not one.metadata["in_fingerprint"], one.name
+
+
+def test_trainings_help_is_short_and_grouped(capsys: pytest.CaptureFixture[str]) -> None:
+    texts = []
+    for words in (["--help"], ["--help", "all"]):
+        with pytest.raises(SystemExit) as ended:
+            train_step.main(words)
+        assert ended.value.code == 0
+        texts.append(capsys.readouterr().out)
+    flags = [set(re.findall(r"^  (--[a-z-]+)", text, re.MULTILINE)) for text in texts]
+    every = {name_flag(name) for name in field_types(TrainConfig)}
+    assert every <= flags[1] and {"--recipe", "--epochs", "--config", "--weights"} <= flags[0] < flags[1]
+    assert len(flags[0]) <= 25 and "--help all" in texts[0]
+    assert all(f"{title}:" in texts[1] for title in TrainConfig.HELP_GROUPS.values())
+    assert set(TrainConfig.HELP_GROUPS) | set(TrainConfig.SHORT_HELP) <= {*field_types(TrainConfig), "help"}
