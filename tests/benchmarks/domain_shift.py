@@ -7,10 +7,10 @@ The source has the demo's shapes on plain backgrounds of one color, the target t
 rectangles that cover one another, whose sizes follow a power law, with a texture of the spectrum 1/f, as photographs
 have both (Lee, Mumford and Huang, "Occlusion models for natural images", 2001). Each seed draws its own images and
 trains once on the source alone and once with the target's images, of which no label is used; the epoch is chosen on
-validation images of the source. *Labels of the target* is trained on the target's training images with their labels: what
-there is to gain. Printed is top-1 on test images of both, mean over the seeds, and the 95% interval (Student) of the paired
-difference to training on the source alone. The models are those of `imagemill train`; with `--lite0` they begin with
-EfficientNet-Lite0's ImageNet weights.
+validation images of the source. *Labels of the target* is trained on the target's training images with their labels:
+what there is to gain. Printed is top-1 on test images of both, mean over the seeds, and the 95% interval (Student) of
+the paired difference to training on the source alone. The models are those of `imagemill train`; with `--lite0` they
+begin with EfficientNet-Lite0's ImageNet weights.
 """
 
 from __future__ import annotations
