@@ -25,7 +25,7 @@ from launching import (
 )
 
 from imagemill.components.dataset.workspace import Workspace
-from imagemill.components.resize.ray_job import write_pending_record
+from imagemill.components.engine.ray_job import write_pending_record
 from imagemill.components.step.step import Context
 from imagemill.components.storage.errors import EXIT_TRANSIENT, EXIT_USER
 from imagemill.pipelines.cluster.cluster_file import RUN_LABEL, parse_cluster
