@@ -1,7 +1,7 @@
 """Estimate how long cleaning takes, by which a cluster chooses between the step's own pod and a RayJob.
 
-The estimate is a line through three measurements of core-seconds (photographs as JPEG, all measures, one thread, medians
-of three on a busy machine), from which it differs by up to 30%. Pixel operations and other formats take longer.
+The estimate is a line through three measurements of core-seconds (photographs as JPEG, all measures, one thread,
+medians of three on a busy machine), from which it differs by up to 30%. Pixel operations and other formats take longer.
 
 | images | file | measured | estimated |
 |---|---|---|---|

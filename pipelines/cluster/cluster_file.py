@@ -138,7 +138,10 @@ class Ray:
     address: str = setting("", "for mode address: http://head:8265 or ray://head:10001")
     token_secret: str = setting("", "for mode address: the secret whose key auth_token is that cluster's token")
     version: str = setting("", "Ray's version in the image (empty: that of this installation)")
-    head: Pod = setting(lambda: Pod(cpu="1", memory="4Gi", ephemeral_storage="4Gi"), "the head, which runs no task")
+    head: Pod = setting(
+        lambda: Pod(cpu="1", memory="4Gi", ephemeral_storage="4Gi"),
+        "the head, which runs no task; of clean it decides on all images",
+    )
     workers: Workers = setting(Workers, "the workers")
     autoscaler: Size = setting(
         lambda: Size(cpu="100m", memory="256Mi", ephemeral_storage="1Gi"),

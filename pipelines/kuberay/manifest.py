@@ -1,4 +1,4 @@
-"""The manifest of the RayJob of clean or resize, for KubeRay 1.4 to 1.7, and the meaning of its status, for both engines.
+"""The manifest of the RayJob of clean or resize, for KubeRay 1.4 to 1.7, and the meaning of its status.
 
 Read in KubeRay's operator (v1.4.2 to v1.7.0): it adds the autoscaler beside the head, an init container to the workers
 with the security context, environment and mounts of theirs, and a Job of one pod that submits the command and prints
@@ -151,8 +151,8 @@ def refuse_address(address: str) -> None:
     nor Argo's pods for download and clean, which plan RayJobs, have Ray to reach it."""
     if address:
         raise wrong(
-            "ray_address", "none, since by the cluster file (ray.mode, ray.clean: auto or rayjob) a run has a Ray cluster "
-            "of its own; mode address uses one that is there", uris.redact(address),
+            "ray_address", "none, since by the cluster file (ray.mode, ray.clean: auto or rayjob) a run has a Ray "
+            "cluster of its own; mode address uses one that is there", uris.redact(address),
         )  # fmt: skip
 
 
