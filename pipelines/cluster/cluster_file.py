@@ -133,7 +133,7 @@ class Ray:
     auto_seconds: int = setting(
         60, "for auto: seconds of work, as estimated for steps.clean.cpu or steps.resize.cpu, up to which no RayJob is "
         "made, whose pods take 35 to 60 s to start; in 60 s 4 cores resize about 190,000 images of 500 x 375 pixels "
-        "(34 kB) and clean 150,000, or 52,000 and 23,000 of 1600 x 1200 (231 kB)",
+        "(34 kB) and clean 140,000, or 52,000 and 22,000 of 1600 x 1200 (231 kB)",
     )  # fmt: skip
     address: str = setting("", "for mode address: http://head:8265 or ray://head:10001")
     token_secret: str = setting("", "for mode address: the secret whose key auth_token is that cluster's token")
