@@ -339,8 +339,9 @@ def test_kfp_draws_no_confusion_matrix_of_several_labels(multi: Made, single: Ma
     for made in (multi, single):
         metrics, confusion = dsl.Metrics("m", "m", {}), dsl.ClassificationMetrics("c", "c", {})
         steps.evaluate.python_func(
-            made.workspace.uri, "k", "", "r", "{}", made.model.uri, made.clean.uri, metrics, confusion
-        )
+            workspace=made.workspace.uri, name="k", rerun="", run="r", config="{}", model=made.model.uri,
+            clean=made.clean.uri, metrics=metrics, confusion=confusion,
+        )  # fmt: skip
         both = {"top1", "macro_f1", "pr_auc", "roc_auc", "loss", "nll", "brier", "ece", "ece_uncalibrated"}
         several = {"micro_f1", "subset_accuracy", "micro_pr_auc"}
         assert set(metrics.metadata) == both | (several if made is multi else {"balanced_accuracy"})
