@@ -158,8 +158,8 @@ class CleanConfig(StepConfig, PixelOptions):
         choices=("stable", "exact"),
     )  # fmt: skip
     fold: str | None = option(
-        None, "i/n: the i-th of n parts is test, for cross-validation: by a hash of the image (or of its group), so that "
-        "each image is test once; split, test_fraction and declared splits do not count then (default: none)"
+        None, "i/n: for cross-validation the i-th of n parts is test, by a hash of the image (or of its group), so "
+        "that each image is test once; split, test_fraction and declared splits do not count then (default: none)",
     )  # fmt: skip
     declared_splits: str = option(
         "respect", "the splits that the source declares: respected, or made anew", choices=("respect", "ignore")
@@ -194,9 +194,8 @@ class CleanConfig(StepConfig, PixelOptions):
                 "val_fraction + test_fraction", "less than 1, so that images are left to train on",
                 self.val_fraction + self.test_fraction,
             )  # fmt: skip
-        if fold := self.fold_number():
-            if self.val_fraction + 1 / fold[1] >= 1:
-                raise wrong("val_fraction", f"less than {1 - 1 / fold[1]:g} with fold {self.fold}", self.val_fraction)
+        if (fold := self.fold_number()) and self.val_fraction + 1 / fold[1] >= 1:
+            raise wrong("val_fraction", f"less than {1 - 1 / fold[1]:g} with fold {self.fold}", self.val_fraction)
         for name in ("denoise_size", "binarize_block"):
             if getattr(self, name) % 2 == 0:
                 raise wrong(name, "an odd number", getattr(self, name))

@@ -1,7 +1,8 @@
 """The decisions about all images together, made from the columns of `Candidates`; no image is decoded here.
 
-In this order: exact duplicates, exact splits or those of a fold (if asked for), near-duplicates with the label conflicts
-and leaks among them, outliers. The order matters: a copy must not count twice in a split, nor be its own twin.
+In this order: exact duplicates, exact splits or those of a fold (if asked for), near-duplicates with the label
+conflicts and leaks among them, outliers. The order matters: a copy must not count twice in a split, nor be its own
+twin.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ def assign_exact_splits(decisions: RowDecisions, config: CleanConfig) -> None:
     Where the source has groups, which must stay together, the fractions hold over all labels together.
     """
     candidates, rows = decisions.candidates, np.flatnonzero(decisions.is_kept)
-    declared = candidates.declared[rows] if config.respects_declared_splits else np.full(len(rows), UNDECLARED, np.uint8)
+    declared = (
+        candidates.declared[rows] if config.respects_declared_splits else np.full(len(rows), UNDECLARED, np.uint8)
+    )
     positions = np.where(
         candidates.group_hash[rows] != 0, candidates.group_hash[rows], candidates.shuffle_index[rows].astype(np.uint64)
     )

@@ -52,7 +52,8 @@ class Cost:
 def compare(first: Configuration, second: Configuration, seeds: int, folds: int = 0) -> dict[str, Any]:
     """Run both configurations with `seeds` seeds, from their `seed` on, and return the result that `--json` prints.
 
-    With `folds`, each seed is a cross-validation, of as many trainings, and every image is a test image. Everything that exists is used. Raises UserError for configurations that can't be compared.
+    With `folds`, each seed is a cross-validation, of as many trainings, and every image is a test image. Everything
+    that exists is used. Raises UserError for configurations that can't be compared.
     """
     configurations = (first, second)
     check_comparable(first, second)
@@ -64,7 +65,7 @@ def compare(first: Configuration, second: Configuration, seeds: int, folds: int 
         runner = TrialRunner(steps, name, run, COMMAND)
         trials = _run_trials(runner, configurations, range(first.seed, first.seed + seeds), folds)
     evaluations = [[trial.read("evaluation") for trial in side] for side in trials]
-    comparison = compare_evaluations(*evaluations, folds)
+    comparison = compare_evaluations(evaluations[0], evaluations[1], folds)
     if not comparison.images:
         raise UserError("test_fraction: expected test images that both configurations keep, found none")
     costs = measure_costs(trials)

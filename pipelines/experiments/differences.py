@@ -100,7 +100,7 @@ def compare_evaluations(first: Sequence[Dataset], second: Sequence[Dataset], fol
 
 
 def combine_differences(differences: Sequence[ScoreDifference], folds: int = 0) -> MeanDifference:
-    """Return the mean difference over seeds, with an interval over images and seeds (and training images, with `folds`).
+    """Return the mean difference over seeds, with an interval over images and seeds, and with `folds` training images.
 
     As in the gate's own interval, two images on which one model alone is right are added, and the variance that images
     of rare classes don't show.
