@@ -82,8 +82,8 @@ def review_labels(
     """Return the file of suspects below the evaluation's `uri`, and the result for the manifest.
 
     There is no file where nothing was reviewed (`skipped` says why) or nothing can be listed (`not_judged`).
-    `tensors` are those of `clean` that the network was trained on, or None; `mode` is the config's `review`; `frozen` are
-    the features of the tensors under the pretrained network, or None.
+    `tensors` are those of `clean` that the network was trained on, or None; `mode` is the config's `review`; `frozen`
+    are the features of the tensors under the pretrained network, or None.
     """
     images = tensors.manifest.totals.by_split.get("train", 0) if tensors else 0
     if reason := _find_skip_reason(tensors, spec, images, mode):
