@@ -125,14 +125,13 @@ def _format_interval(interval: list[float] | None) -> str:
 def _evaluate_model(model: Dataset, clean: Dataset, uri: str, config: EvaluateConfig, context: Context) -> Dataset:
     import torch
 
-    from ..models.artifact import load_model, pick_device
+    from ..models.artifact import load_model, pick_device, set_torch_threads
     from ..models.features import find_features
-    from ..storage.parallel import cores
 
     slice_columns = parse_columns(config.slices, clean)
     network, spec = load_model(model)
     device = pick_device(config.device)
-    torch.set_num_threads(cores())
+    set_torch_threads()
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     classes = align_classes(clean.manifest.classes, spec.classes)
     scorer = make_scorer(clean.manifest.task, spec.task, classes)

@@ -6,6 +6,7 @@ Train writes it, evaluate reads it. Weights never travel as pickle.
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from ..dataset.manifest import Dataset
 from ..imaging.geometry import Geometry
 from ..storage import uri as uris
 from ..storage.errors import DatasetError, UserError, first_line, wrong
+from ..storage.parallel import cores
 from ..storage.store import get_store
 from . import timm_models
 from .blocks import set_drop_path, set_dropout
@@ -185,3 +187,12 @@ def pick_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise wrong("device", "cuda only where torch finds a GPU", name)
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def set_torch_threads() -> None:
+    """Set torch's threads to OMP_NUM_THREADS, or to the cores, which torchrun's processes share."""
+    import torch
+
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    cores_per_process = max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    torch.set_num_threads(int(threads) if threads.isdecimal() else cores_per_process)

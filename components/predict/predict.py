@@ -13,7 +13,7 @@ import numpy.typing as npt
 from ..dataset.labels import MULTI, THRESHOLD, probabilities
 from ..dataset.manifest import Dataset, find_dataset
 from ..imaging.decoder import ImageRejected, Pixels
-from ..models.artifact import ModelSpec, Normalize, load_model, pick_device
+from ..models.artifact import ModelSpec, Normalize, load_model, pick_device, set_torch_threads
 from ..models.preprocessing import Preprocessing, describe_preprocessing
 from ..step.progress import Progress, say
 from ..storage.errors import MillError, UserError, wrong
@@ -73,11 +73,9 @@ class Predictor:
     @classmethod
     def load(cls, model: Dataset, device: str = "auto") -> Predictor:
         """Load the network on a device. Raises UserError and DatasetError as `load_model`."""
-        import torch
-
         network, spec = load_model(model)
         torch_device = pick_device(device)
-        torch.set_num_threads(cores())
+        set_torch_threads()
         network.to(torch_device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         preprocessing = Preprocessing.from_record(_find_preprocessing(model, spec), spec.geometry, model.uri)
         say("predict", f"{spec.backbone} {model.fingerprint}, {len(spec.classes):,} classes, on {torch_device}")

@@ -11,12 +11,11 @@ from ..dataset.fingerprint import fingerprint
 from ..dataset.kinds import ModelExtra, NetworkExtra, WarmStart
 from ..dataset.manifest import Dataset, Manifest, Totals, commit, read_dataset
 from ..dataset.shards import publish_bytes
-from ..models.artifact import ModelSpec, build_network, image_size_error, pick_device
+from ..models.artifact import ModelSpec, build_network, image_size_error, pick_device, set_torch_threads
 from ..models.preprocessing import describe_preprocessing
 from ..step.step import CACHED, RAN, RANK_RECORDS, Context, Outcome
 from ..storage import uri as uris
 from ..storage.errors import UserError
-from ..storage.parallel import cores
 from .artifact.publish import collect_facts, publish_onnx_and_card, read_samples
 from .augment.external import resolve_pipeline
 from .auto_recipe import explain_choice
@@ -152,9 +151,7 @@ def _set_up_device(config: TrainConfig, comm: Communicator) -> torch.device:
     import torch
 
     device = pick_device(config.device)
-    threads = os.environ.get("OMP_NUM_THREADS", "")
-    cores_per_process = max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    torch.set_num_threads(int(threads) if threads.isdecimal() else cores_per_process)
+    set_torch_threads()
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TensorFloat-32 for what is not computed in bfloat16
         torch.backends.cudnn.benchmark = True

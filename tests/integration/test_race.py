@@ -54,6 +54,7 @@ def check_one_set_of_datasets(results: list[mill.Result], workspace: Workspace) 
     assert [result.json["champion"] for result in results] == [results[0].json["model"]] * len(results)
 
 
+@pytest.mark.proof
 def test_two_equal_runs_on_a_folder(finished: Finished) -> None:
     shutil.rmtree(finished.workspace)
     results = together(finished.arguments, finished.arguments)

@@ -57,6 +57,7 @@ def finished(search: Search) -> dict[str, Any]:
     return result | {"ran": Counter(search.ran)}
 
 
+@pytest.mark.proof
 def test_better_values_are_found_and_confirmed_with_new_seeds(finished: dict[str, Any]) -> None:
     """Half of some 40 grey images are right by chance, of those in color nearly all: a gain of 0.45, whose standard
     deviation is 0.07. Whether two seeds show it is another matter, which the verdict tells."""
@@ -67,11 +68,13 @@ def test_better_values_are_found_and_confirmed_with_new_seeds(finished: dict[str
     assert finished["trials"][0]["values"] == {} and finished["trials"][1]["values"]["color"] in ("rgb", "red")
 
 
+@pytest.mark.proof
 def test_the_test_images_are_not_used(search: Search, finished: dict[str, Any]) -> None:
     assert finished["ran"]["train"] == 7 and not finished["ran"]["evaluate"]
     assert not (search.workspace / "evaluation").exists()
 
 
+@pytest.mark.proof
 def test_the_best_configuration_is_a_file_that_a_run_takes(search: Search, finished: dict[str, Any]) -> None:
     tuned = Configuration.read(str(search.folder / "tuned.yaml"), {})
     best = next(trial for trial in finished["trials"] if trial["number"] == finished["best"])
@@ -81,6 +84,7 @@ def test_the_best_configuration_is_a_file_that_a_run_takes(search: Search, finis
     assert model.config["learning_rate"] == values["learning_rate"] and model.config["epochs"] == 3
 
 
+@pytest.mark.proof
 def test_a_second_call_trains_nothing_and_more_trials_are_added(
     search: Search, finished: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -96,6 +100,7 @@ def test_a_second_call_trains_nothing_and_more_trials_are_added(
     assert len(list(search.workspace.glob("names/photos.tune/studies/*/*.json"))) == 4
 
 
+@pytest.mark.proof
 def test_a_trial_under_way_is_seen_by_its_events(search: Search, finished: dict[str, Any]) -> None:
     from imagemill.components.dataset.workspace import Workspace
 
@@ -105,7 +110,7 @@ def test_a_trial_under_way_is_seen_by_its_events(search: Search, finished: dict[
 
 
 def test_a_pruned_trial_is_recorded_and_never_the_best(
-    search: Search, finished: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    search: Search, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Study, "should_prune", lambda self, course: True)
     (search.folder / "space.yaml").write_text("learning_rate: [0.003, 0.004]\n")
