@@ -119,8 +119,10 @@ def _run_trials(
 
 def _divide(configuration: Configuration, folds: int) -> list[Configuration]:
     """Return the configuration with each of the folds; itself alone without folds."""
-    numbers = range(1, folds + 1)
-    return [configuration.with_values("clean", fold=f"{n}/{folds}") for n in numbers] or [configuration]
+    if not folds:
+        return [configuration]
+    plain = configuration.with_values("evaluate", cross_validate="false")  # of no use here
+    return [plain.with_values("clean", fold=f"{number}/{folds}") for number in range(1, folds + 1)]
 
 
 def _get_metric(configuration: Configuration) -> str:
