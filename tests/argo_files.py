@@ -38,6 +38,7 @@ CLUSTERS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
     "argo": ({"ray": {"version": "2.49.0"}}, {}),
     "argo-everything": (EVERYTHING, {"epochs": "3", "dataset": "pets", "weight_decay": "0.1", "batch_size": "256"}),
     "argo-rayjob": ({"ray": {"mode": "rayjob", "version": "2.49.0"}}, {}),
+    "argo-clean-rayjob": ({"ray": {"mode": "pod", "clean": "rayjob", "version": "2.49.0"}}, {}),
     "argo-pod": ({"ray": {"mode": "pod", "version": "2.60.0"}}, {}),
     "argo-address": ({"ray": {"mode": "address", "address": "http://head:8265"}}, {}),
     "argo-identity": ({"storage": {"secret": ""}, "ray": {"version": "2.49.0"}}, {}),

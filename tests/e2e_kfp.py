@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from e2e_api import Doc, now
-from e2e_play import DEADLINE_SCALE, RUN, WORKFLOW, Flow, Play, _thread
+from e2e_play import DEADLINE_SCALE, RUN, STEP_OF, WORKFLOW, Flow, Play, _thread
 from kfp_state import KfpService, missing
 
 STATES = {"": "PENDING", "Running": "RUNNING", "Succeeded": "SUCCEEDED", "Failed": "FAILED", "Error": "FAILED"}
@@ -114,16 +114,19 @@ class KfpFlow(Flow):
         executors = spec["deploymentSpec"]["executors"]
         self.templates = {task: _template(executors.get(f"exec-{task}", {})) for task in (*TASKS, "resize")}
         self.tries: dict[str, int] = {}
-        self.launches = re.search(r'mode\\*": *\\*"rayjob', json.dumps(spec)) is not None
+        self.templates["clean-rayjob"] = self.templates["clean"]
+        self.modes = {field: re.search(rf'{field}\\*": *\\*"rayjob', json.dumps(spec)) for field in ("mode", "clean")}
 
     def tasks(self) -> list[str]:
-        return [task if task != "rayjob" or self.launches else "resize" for task in TASKS]
+        resize = "rayjob" if self.modes["mode"] else "resize"
+        clean = "clean-rayjob" if self.modes["clean"] else "clean"
+        return [{"rayjob": resize, "clean": clean}.get(task, task) for task in TASKS]
 
     def tries_again(self, code: int | str) -> bool:
         return True  # KFP counts; it knows no exit codes
 
     def metadata_of(self, task: str, number: int) -> Doc:
-        step = "resize" if task == "rayjob" else task
+        step = STEP_OF.get(task, task)
         return {"labels": {**self.labels, "app.kubernetes.io/component": step}}
 
     def _keep_artifact(self, task: str) -> None:

@@ -31,6 +31,7 @@ from imagemill.components.clean.splits import compute_shuffle_index
 from imagemill.components.dataset.fingerprint import digest
 from imagemill.components.dataset.manifest import read_dataset
 from imagemill.components.dataset.workspace import Workspace
+from imagemill.components.resize import STEP
 from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.step.command_line import Parser, add_flag
 from imagemill.pipelines.cluster import kube_client as kube
@@ -39,7 +40,7 @@ from imagemill.pipelines.cluster.pod_fields import CLUSTER_VARIABLE
 from imagemill.pipelines.kuberay import job_log as joblog
 from imagemill.pipelines.kuberay import launcher
 from imagemill.pipelines.kuberay import pods as ray_pods
-from imagemill.pipelines.kuberay import resize_step as resizing
+from imagemill.pipelines.kuberay.ray_step import run_step
 
 BUCKET = "mill"
 RUN = "run-1"
@@ -197,7 +198,7 @@ def launch(work: Work, cluster: Json | None = None, run: str = RUN, told: str = 
     with contextlib.redirect_stderr(io.StringIO()) as stderr, pytest.MonkeyPatch.context() as patch:
         patch.setenv(CLUSTER_VARIABLE, told)
         try:
-            record, code = resizing.run_resize(config, "", **arguments), 0
+            record, code = run_step(STEP, config, "", **arguments), 0
         except SystemExit as error:
             record, code = work.record(run), int(str(error.code))
     return Launched(code, record, stderr.getvalue())

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 from ..dataset.fingerprint import digest, fingerprint
 from ..dataset.kinds import RawExtra
 from ..dataset.manifest import Dataset, File, commit
+from ..engine.ray_job import make_job_config
 from ..step.step import CACHED, RAN, Context, Outcome
+from ..storage import uri as uris
 from .audit_html import write_audit
 from .audit_pictures import Picture, find_pictures
 from .candidates import Candidates, read_candidates, read_file_columns
 from .config import VERSION, CleanConfig
+from .core_seconds import estimate_core_seconds
 from .decide import decide
 from .drift import check_drift
 from .final_files import write_final_files
@@ -25,23 +28,67 @@ from .shard import CleanedShard, RowRules, Slice, plan_slices, write_rejected
 from .twins import check_radius, write_twins
 
 
-def clean(config: CleanConfig, context: Context) -> Outcome:
-    """Find the clean dataset of this raw dataset, config and class list, or build it."""
+@dataclass(frozen=True)
+class Target:
+    """The clean dataset of a raw dataset, a config and a class list, which may exist or not."""
+
+    uri: str
+    raw: Dataset
+    rules: RowRules
+    device: ClassVar[str] = "cpu"
+
+    @property
+    def fingerprint(self) -> str:
+        return uris.basename(self.uri)
+
+    @property
+    def config(self) -> CleanConfig:
+        return self.rules.config
+
+    @property
+    def name(self) -> str:
+        """The name under which the dataset is noted as the latest."""
+        return self.config.name or self.raw.name
+
+    def estimate_core_seconds(self, context: Context) -> float:
+        """Return the core-seconds of the slices that no earlier snapshot or attempt has cleaned."""
+        parts = plan_slices(self.raw)
+        cleaned = FinishedWork(context.workspace, context.rerun_salt()).find_slices(parts, self.rules)
+        missing = [part for part in parts if part.key not in cleaned]
+        return estimate_core_seconds(sum(part.rows for part in missing), sum(part.bytes for part in missing))
+
+    def make_job_config(self, context: Context) -> CleanConfig:
+        """Return the config of a Ray job that makes this dataset; `ray_job.build_command` gives its command line."""
+        class_list = self.config.class_list and uris.normalize(self.config.class_list, "class_list")
+        return make_job_config(replace(self.config, class_list=class_list), self.raw, context)
+
+    def report(self, dataset: Dataset, state: str, context: Context) -> Outcome:
+        """Report the numbers of the dataset and its drift, and note it as the latest; return the step's outcome."""
+        print_summary(dataset, context)
+        drift = check_drift(dataset, self.name, self.config, context)
+        context.note_latest(self.name, dataset)  # not of one that drift stops: its new labels get no ids
+        totals = dataset.manifest.totals
+        metrics = {"rows_in": self.raw.manifest.totals.rows, "rows": totals.rows, "rejected": totals.rejected}
+        return Outcome(dataset.uri, dataset.fingerprint, state, metrics | drift)
+
+
+def find_target(config: CleanConfig, context: Context) -> Target:
+    """Return the target of a config without making it."""
     raw = context.parent("raw", config.raw, "raw")
     check_radius(config, raw.manifest.totals.rows)
-    name = config.name or raw.name
-    base = find_base_classes(config, context.workspace, name)
+    base = find_base_classes(config, context.workspace, config.name or raw.name)
     labels = make_label_rules(raw.manifest.totals.by_class, base, config, RawExtra.of(raw.manifest).source)
     counting = config.fingerprint_values() | {"classes": digest(list(labels.ids))} | context.rerun_salt()
     uri = context.workspace.dataset("clean", fingerprint("clean", VERSION, [raw.fingerprint], counting))
-    existing = context.find(uri)
-    dataset = existing or _build_dataset(raw, uri, RowRules(config, labels), context)
-    print_summary(dataset, context)
-    drift = check_drift(dataset, name, config, context)
-    context.note_latest(name, dataset)  # not of one that drift stops: its new labels get no ids
-    totals = dataset.manifest.totals
-    metrics = {"rows_in": raw.manifest.totals.rows, "rows": totals.rows, "rejected": totals.rejected}
-    return Outcome(uri, dataset.fingerprint, CACHED if existing else RAN, metrics | drift)
+    return Target(uri, raw, RowRules(config, labels))
+
+
+def clean(config: CleanConfig, context: Context) -> Outcome:
+    """Find the clean dataset of this raw dataset, config and class list, or build it."""
+    target = find_target(config, context)
+    existing = context.find(target.uri)
+    dataset = existing or _build_dataset(target.raw, target.uri, target.rules, context)
+    return target.report(dataset, CACHED if existing else RAN, context)
 
 
 def _build_dataset(raw: Dataset, uri: str, rules: RowRules, context: Context) -> Dataset:

@@ -13,6 +13,7 @@ from ..dataset.manifest import MANIFEST, Dataset, File, Manifest, Totals, commit
 from ..engine.finished import FinishedParts
 from ..engine.options import AUTO, RAY, THREADS
 from ..engine.processes import Processes
+from ..engine.ray_job import build_with_ray_job, make_job_config
 from ..engine.ray_session import WORKER_BYTES, RaySession, open_ray_session
 from ..engine.tasks import Executor, run_tasks
 from ..engine.threads import Threads
@@ -23,7 +24,7 @@ from ..storage import uri as uris
 from ..storage.errors import MillError, wrong
 from ..storage.parallel import max_workers
 from .config import VERSION, ResizeConfig
-from .copies import CopyPlan, CopyPolicy, plan_copies
+from .copies import CopyPlan, CopyPolicy, make_paths_absolute, plan_copies
 from .core_seconds import RAY_START_S, SECONDS_PER_COPIED_BYTE, estimate_core_seconds
 from .device import CPU, choose_device, count_local_gpus
 from .estimate import report_estimate
@@ -31,7 +32,6 @@ from .generations import Growth, estimate_totals, plan_growth
 from .gpu_tasks import run_on_gpus
 from .merging import MergeTask, merge_sources, remove_merged_files, write_merged
 from .plan import ShardPlan, SplitPlan, plan_split
-from .ray_job import build_with_ray_job, make_job_config
 from .rewriting import RewriteTask, write_remaining
 from .statistics import ChannelSums, compute_normalization, needs_sums
 from .tasks import ResizeTask, plan_tasks, write_shards
@@ -69,13 +69,26 @@ class Target:
         """The name under which the tensors are noted as the latest."""
         return self.config.name or self.clean.name
 
-    def estimate_totals(self, context: Context) -> Totals:
-        """Return the totals of the images to resize: fewer than all where earlier tensors are continued."""
-        return estimate_totals(self, context)
+    @property
+    def device(self) -> str:
+        """`cpu`, or `cuda` where GPUs make the tensors."""
+        return self.config.device
+
+    def estimate_core_seconds(self, context: Context) -> float:
+        """Return the core-seconds of the work: of fewer than all images where earlier tensors are continued."""
+        return estimate_core_seconds(estimate_totals(self, context), self.config.copies)
 
     def make_job_config(self, context: Context) -> ResizeConfig:
         """Return the config of a Ray job that makes these tensors; `ray_job.build_command` gives its command line."""
-        return make_job_config(self.clean, self.config, context)
+        return make_job_config(make_paths_absolute(self.config), self.clean, context)
+
+    def report(self, dataset: Dataset, state: str, context: Context) -> Outcome:
+        """Report the tensors' totals and note them as the latest of their name; return the step's outcome."""
+        context.note_latest(self.name, dataset)
+        totals, shape = dataset.manifest.totals, dataset.manifest.image_spec.shape
+        context.say(f"{totals.rows:,} images of {shape[1]} x {shape[0]} x {shape[2]} · {format_size(totals.bytes)}")
+        _report_copies(dataset, context)
+        return Outcome(dataset.uri, dataset.fingerprint, state, {"rows": totals.rows, "bytes": totals.bytes})
 
 
 def find_target(config: ResizeConfig, context: Context, gpus: int | None = None) -> Target:
@@ -94,22 +107,14 @@ def resize(config: ResizeConfig, context: Context) -> Outcome:
     target = find_target(config, context)
     existing = context.find(target.uri)
     dataset = existing or _make_dataset(target, context)
-    return report_outcome(target, dataset, CACHED if existing else RAN, context)
-
-
-def report_outcome(target: Target, dataset: Dataset, state: str, context: Context) -> Outcome:
-    """Report the tensors' totals and note them as the latest of their name; return the step's outcome."""
-    context.note_latest(target.name, dataset)
-    totals, shape = dataset.manifest.totals, dataset.manifest.image_spec.shape
-    context.say(f"{totals.rows:,} images of {shape[1]} x {shape[0]} x {shape[2]} · {format_size(totals.bytes)}")
-    _report_copies(dataset, context)
-    return Outcome(dataset.uri, dataset.fingerprint, state, {"rows": totals.rows, "bytes": totals.bytes})
+    return target.report(dataset, CACHED if existing else RAN, context)
 
 
 def _make_dataset(target: Target, context: Context) -> Dataset:
+    address = target.config.ray_address
     try:
-        if uris.is_http(target.config.ray_address):
-            dataset = build_with_ray_job(target.clean, target.uri, target.config, context)
+        if uris.is_http(address):
+            dataset = build_with_ray_job(target.make_job_config(context), address, target.uri, context)
         else:
             dataset = _build(target, context)
     except MillError:

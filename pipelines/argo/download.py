@@ -1,5 +1,5 @@
-"""Entry point of the download pod under Argo: checks the form for all steps, runs download, and outputs whether later
-steps have anything to do (`changed`)."""
+"""Entry point of the download pod under Argo: checks the form for all steps, runs download, outputs whether later steps
+have anything to do (`changed`), and plans where clean runs if that may be a RayJob."""
 
 from __future__ import annotations
 
@@ -7,36 +7,43 @@ import json
 import sys
 from collections.abc import Sequence
 
+from ...components.clean import STEP as CLEAN
+from ...components.dataset.workspace import Workspace
 from ...components.download import STEP
 from ...components.step.command_line import configure_logging
 from ...components.step.progress import say
 from ...components.step.step import write_outputs
-from ...components.storage.errors import MillError
+from ...components.storage.errors import EXIT_OK, MillError
 from ..cluster.check_and_download import CHANGED, UNCHANGED, check_form, complete_if_unchanged
+from ..cluster.pod_fields import read_pod_cluster
+from .planning import write_plan
 from .pod_arguments import parse_pod_arguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command `python -m imagemill.pipelines.argo.download`; return the exit code."""
     configure_logging()
+    step = STEP.name
     try:
         arguments = parse_pod_arguments("imagemill.pipelines.argo.download", STEP.help, parents=(), argv=argv)
         check_form(arguments.run, arguments.form)  # ends the process with exit code 2, after it has written the record
-        config = arguments.config(STEP.name)
-    except MillError as error:
-        say(STEP.name, f"error: {error}")
-        return error.exit_code
-    result = arguments.outputs / "record.json"
-    if code := STEP.execute(config, str(result)):
-        return code
-    record = json.loads(result.read_text(encoding="utf-8"))
-
-    def write_argo_outputs() -> None:
-        write_outputs(record, arguments.outputs)
+        cluster = read_pod_cluster()
+        result = arguments.outputs / "record.json"
+        if code := STEP.execute(arguments.config(STEP.name), str(result)):
+            return code
+        record = json.loads(result.read_text(encoding="utf-8"))
+        if code := STEP.write_results(lambda: write_outputs(record, arguments.outputs)):
+            return code
         is_complete = complete_if_unchanged(arguments.parameters, arguments.run, record)
         arguments.write("changed", UNCHANGED if is_complete else CHANGED)
-
-    return STEP.write_results(write_argo_outputs)
+        if cluster is not None and cluster.ray.may_make_rayjob(CLEAN.name) and not is_complete:
+            step, raw, name = CLEAN.name, record["uri"], record["metrics"]["name"]
+            workspace = Workspace.from_uri(raw.rpartition("/raw/")[0])
+            write_plan(arguments, workspace, step, cluster, raw=raw, name=name)
+    except MillError as error:
+        say(step, f"error: {error}")
+        return error.exit_code
+    return EXIT_OK
 
 
 if __name__ == "__main__":

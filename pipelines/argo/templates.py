@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...components.dataset.workspace import STEPS
 from ...components.step.config import name_flag
-from ..cluster.cluster_file import SCRATCH, TOKEN_KEY, Cluster, Pod
+from ..cluster.cluster_file import COMPONENT_LABEL, SCRATCH, TOKEN_KEY, Cluster, Pod
 from ..cluster.pod_fields import (
     build_cluster_variable,
     build_container_security_context,
@@ -34,7 +34,6 @@ RUN_PLACEHOLDER = "{{workflow.name}}"
 RUN_FOLDER = "{{=join(split(trimSuffix(workflow.parameters.workspace, '/') + '/runs/' + workflow.name, '/')[3:], '/')}}"
 """The key of the run's folder in the store: an expression of expr-lang that removes `s3://bucket/`."""
 OUTPUTS_DIR = f"{SCRATCH}/outputs"
-COMPONENT_LABEL = "app.kubernetes.io/component"
 WORKSPACE_PLACEHOLDER = "{{workflow.parameters.workspace}}"
 RETRY_EXPRESSION = (
     '!(lastRetry.message matches "OOMKilled|(specified|its|workflow) deadline") && '
@@ -73,7 +72,10 @@ class StepPart:
 
 STEP_PARTS = {
     "download": StepPart(
-        "imagemill.pipelines.argo.download", STEPS, (), {"raw": "uri", "name": "name", "changed": "changed"}
+        "imagemill.pipelines.argo.download",
+        STEPS,
+        (),
+        {"raw": "uri", "name": "name", "changed": "changed", "executor": "executor", "rayjob": "rayjob"},
     ),
     "clean": StepPart(
         "imagemill.pipelines.argo.clean_and_plan",
@@ -118,8 +120,8 @@ def build_step_template(task: str, cluster: Cluster, parameters: RunParameters) 
 
 
 def _choose_pod(task: str, cluster: Cluster) -> tuple[Pod, str]:
-    """Return a step's pod and image: a small pod where it only waits for a Ray cluster."""
-    only_waits = task == "resize" and cluster.ray.mode == "address"
+    """Return a step's pod and image: a small pod where a Ray cluster or a RayJob does the work."""
+    only_waits = cluster.ray.get_mode(task) in ("address", "rayjob")
     return cluster.small if only_waits else cluster.steps[task], cluster.image_of(task)
 
 
@@ -167,7 +169,7 @@ def _build_artifacts(files: Sequence[str]) -> list[S3Artifact]:
 
 
 def build_rayjob_template(cluster: Cluster) -> Resource:
-    """Return the template of the RayJob that clean's pod has planned.
+    """Return the template of the RayJob that the pod before has planned, download's or clean's.
 
     Its retry strategy is for a RayJob that was deleted and for a lost pod that watches one; a RayJob that failed ends
     with exit code 64, which RETRY_EXPRESSION excludes: KubeRay retries that by its backoffLimit. The action is `apply`,
@@ -270,7 +272,7 @@ def _build_environment(name: str, cluster: Cluster) -> list[EnvVar]:
     from hera.workflows.models import EnvVar
 
     variables = build_storage_env(cluster)
-    if name in ("clean", "finish"):
+    if name in ("download", "clean", "finish"):
         variables += [{"name": name_, "value": value} for name_, value in build_cluster_variable(cluster).items()]
     if name == "resize" and (secret := cluster.ray.token_secret):
         token = {"secretKeyRef": {"name": secret, "key": TOKEN_KEY}}

@@ -1,7 +1,7 @@
 """The pipeline for Argo Workflows without Kubeflow, 3.7 and 4: a WorkflowTemplate, and the CronWorkflow that starts it.
 
-DAG, parameters and defaults are the same as the KFP pipeline's. There the resize step creates a RayJob where it needs
-one; here clean's pod plans how the tensors are made, and Argo itself creates the RayJob.
+DAG, parameters and defaults are the same as the KFP pipeline's. There clean and resize create a RayJob where they need
+one; here the pod before plans it, download's or clean's, and Argo itself creates it.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from ..cluster.cluster_file import LABELS, RUN_LABEL, Cluster, Limits
 from ..cluster.cron import load_timezone, parse_cron
 from ..cluster.pod_fields import NO_SIDECAR, build_pod_security_context
 from ..parameters import RunParameters, format_form_value, list_form_parameters
-from .clean_and_plan import POD, only_resize_knows_tensors
-from .clean_and_plan import RAYJOB as PLANNED_RAYJOB
+from .planning import POD, only_resize_knows_tensors
+from .planning import RAYJOB as PLANNED_RAYJOB
 from .templates import RUN_PLACEHOLDER, STEP_PARTS, build_finish_template, build_rayjob_template, build_step_template
 
 if TYPE_CHECKING:
@@ -118,29 +118,38 @@ def _may_resize_in_pod(cluster: Cluster) -> bool:
 
 def _build_dag(cluster: Cluster) -> DAG:
     """Return the DAG: each task depends on those whose outputs are its inputs. Where nothing has changed, download is
-    the only one that runs; the tensors are made by a pod, by a RayJob, or not at all, as clean's pod has planned."""
+    the only one that runs; the tensors are made by a pod, by a RayJob, or not at all, as clean's pod has planned. Where
+    a RayJob cleans, as download's pod has planned, clean's pod finds its dataset."""
     from hera.workflows import DAG
 
-    may_resize_in_pod, makes_rayjobs = _may_resize_in_pod(cluster), cluster.ray.makes_rayjobs
-    tensor_tasks = [
-        *([_build_task("resize", when=_build_condition("clean", "executor", POD))] if may_resize_in_pod else []),
-        *(
-            [_build_task("rayjob", {"rayjob": "clean"}, when=_build_condition("clean", "executor", PLANNED_RAYJOB))]
-            if makes_rayjobs
-            else []
-        ),
-    ]
-    tensors_done = [f"({task.name}.Succeeded || {task.name}.Skipped)" for task in tensor_tasks]
+    clean_tasks = _build_rayjob_tasks("clean-rayjob", "clean", "download", cluster)
+    tensor_tasks = _build_rayjob_tasks("rayjob", "resize", "clean", cluster)
+    if _may_resize_in_pod(cluster):
+        tensor_tasks.insert(0, _build_task("resize", when=_build_condition("clean", "executor", POD)))
     output_tasks = {"tensors": "resize"} if only_resize_knows_tensors(cluster) else {}  # else clean's pod can tell
     tasks = [
         _build_task("download"),
-        _build_task("clean", when=_build_condition("download", "changed", CHANGED)),
+        *clean_tasks,
+        _build_task("clean", {}, _list_done(clean_tasks), when=_build_condition("download", "changed", CHANGED)),
         *tensor_tasks,
-        _build_task("train", output_tasks, tensors_done),
+        _build_task("train", output_tasks, _list_done(tensor_tasks)),
         _build_task("evaluate"),
         _build_task("promote"),
     ]
     return DAG(name="training", tasks=[*tasks])
+
+
+def _build_rayjob_tasks(name: str, step: str, planner: str, cluster: Cluster) -> list[Task]:
+    """Return the task of a step's RayJob, which the task `planner` has planned; none where the step never has one."""
+    if not cluster.ray.may_make_rayjob(step):
+        return []
+    when = _build_condition(planner, "executor", PLANNED_RAYJOB)
+    return [_build_task(name, {"rayjob": planner}, when=when, template="rayjob")]
+
+
+def _list_done(tasks: Sequence[Task]) -> list[str]:
+    """Return the conditions that tasks have ended well or were not needed."""
+    return [f"({task.name}.Succeeded || {task.name}.Skipped)" for task in tasks]
 
 
 def _build_condition(task: str, output: str, value: str) -> str:
@@ -156,11 +165,12 @@ def _build_task(
     output_tasks: Mapping[str, str] = MappingProxyType({}),
     conditions: Sequence[str] = (),
     when: str | None = None,
+    template: str = "",
 ) -> Task:
     """Return a task with its arguments. It is omitted where a task whose output it takes did not succeed (`depends`).
 
     Args:
-        name: the name of the task and of its template.
+        name: the name of the task, and of its template unless `template` is another one.
         output_tasks: output parameter → the task that has it, where OUTPUT_TASKS names another one.
         conditions: further conditions of `depends`, all of which must hold.
         when: the condition without which the task is skipped.
@@ -172,7 +182,7 @@ def _build_task(
     parents = [f"{parent}.Succeeded" for parent in dict.fromkeys(tasks_by_output.values())]
     return Task(
         name=name,
-        template=name,
+        template=template or name,
         arguments={name: f"{{{{tasks.{task}.outputs.parameters.{name}}}}}" for name, task in tasks_by_output.items()}
         or None,
         depends=" && ".join([*parents, *conditions]) or None,

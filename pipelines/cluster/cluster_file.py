@@ -10,7 +10,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 from ...components.dataset.manifest import code_version
 from ...components.dataset.workspace import STEPS
@@ -33,6 +33,8 @@ SCRATCH = "/scratch"
 LABELS = {"app.kubernetes.io/name": "imagemill", "app.kubernetes.io/part-of": "imagemill"}
 TOKEN_KEY = "auth_token"
 """The key of a Ray cluster's token in its secret, as in the secrets that KubeRay creates."""
+COMPONENT_LABEL = "app.kubernetes.io/component"
+"""The label of a pod with its step, also of Ray's pods."""
 RUN_LABEL = "imagemill.io/run"
 """The label of every pod and RayJob of a run, by which those that it has left behind are found."""
 
@@ -42,7 +44,7 @@ class Images:
     """The three images, as `imagemill images build` writes them."""
 
     cpu: str = setting("", "download, clean, promote and the launcher: name@sha256:…")
-    ray: str = setting("", "Ray's head and workers, and resizing without a cluster of Ray")
+    ray: str = setting("", "Ray's head and workers, which clean and resize, and resizing in the step's own pod")
     gpu: str = setting("", "train and evaluate")
     tags_allowed: bool = setting(False, "take images by tag: what runs may then change behind the pipeline's back")
     pull_policy: str = setting("IfNotPresent", "when nodes pull", choices=("IfNotPresent", "Always", "Never"))
@@ -111,24 +113,35 @@ class Workers:
             raise wrong(place("maximum"), f"at least 1, and at least minimum, {self.minimum}", self.maximum)
 
 
+Mode = Literal["auto", "pod", "rayjob", "address"]
+
+
 @dataclass(frozen=True)
 class Ray:
-    """Where resizing runs."""
+    """Where clean and resize run."""
 
     mode: str = setting(
-        "auto", "auto: in the step's own pod up to auto_seconds, as a RayJob above; pod: always in the step's own pod; "
-        "rayjob: always a Ray cluster of its own for each run, by KubeRay; address: on the cluster at address",
-        choices=("auto", "pod", "rayjob", "address"),
+        "auto", "where resize runs; auto: in the step's own pod up to auto_seconds, as a RayJob above; pod: always in "
+        "the step's own pod; rayjob: always a Ray cluster of its own for each run, by KubeRay; address: on the cluster "
+        "at address", choices=("auto", "pod", "rayjob", "address"),
     )  # fmt: skip
+    clean: str = setting(
+        "auto",
+        "where clean runs: the same words; auto is pod where mode is pod or address",
+        choices=("auto", "pod", "rayjob"),
+    )
     auto_seconds: int = setting(
-        60, "for mode auto: seconds of work, as estimated for steps.resize.cpu, up to which no RayJob is made, whose "
-        "pods take 35 to 60 s to start; in 60 s 4 cores resize about 190,000 images of 500 x 375 pixels (34 kB), or "
-        "52,000 of 1600 x 1200 (231 kB)",
+        60, "for auto: seconds of work, as estimated for steps.clean.cpu or steps.resize.cpu, up to which no RayJob is "
+        "made, whose pods take 35 to 60 s to start; in 60 s 4 cores resize about 190,000 images of 500 x 375 pixels "
+        "(34 kB) and clean 140,000, or 52,000 and 22,000 of 1600 x 1200 (231 kB)",
     )  # fmt: skip
     address: str = setting("", "for mode address: http://head:8265 or ray://head:10001")
     token_secret: str = setting("", "for mode address: the secret whose key auth_token is that cluster's token")
     version: str = setting("", "Ray's version in the image (empty: that of this installation)")
-    head: Pod = setting(lambda: Pod(cpu="1", memory="4Gi", ephemeral_storage="4Gi"), "the head, which runs no task")
+    head: Pod = setting(
+        lambda: Pod(cpu="1", memory="4Gi", ephemeral_storage="4Gi"),
+        "the head, which runs no task; of clean it decides on all images",
+    )
     workers: Workers = setting(Workers, "the workers")
     autoscaler: Size = setting(
         lambda: Size(cpu="100m", memory="256Mi", ephemeral_storage="1Gi"),
@@ -144,10 +157,22 @@ class Ray:
         0, "how long Ray's pods stay after their job has ended, to be looked at: train waits for their cores meanwhile"
     )
 
+    def get_mode(self, step: str) -> Mode:
+        """Return where a step runs: `pod` for all but clean and resize."""
+        if step == "resize":
+            return cast(Mode, self.mode)
+        if step != "clean" or (self.clean == "auto" and self.mode in ("pod", "address")):
+            return "pod"
+        return cast(Mode, self.clean)
+
+    def may_make_rayjob(self, step: str) -> bool:
+        """Return whether a step may run as a RayJob."""
+        return self.get_mode(step) in ("auto", "rayjob")
+
     @property
     def makes_rayjobs(self) -> bool:
         """Return whether a run may create a RayJob, for which its pods need rights."""
-        return self.mode in ("auto", "rayjob")
+        return self.may_make_rayjob("clean") or self.may_make_rayjob("resize")
 
     def check(self, place: Place) -> None:
         if self.version and not re.fullmatch(r"\d+\.\d+[\w.+-]*", self.version):
@@ -243,16 +268,16 @@ class Cluster:
     storage: Storage = setting(Storage, "the object store")
     steps: dict[str, Pod] = setting(
         lambda: dict(_STEP_PODS),
-        "the pods of the steps; what is left out keeps its default; resize is for ray.mode auto and pod (with KFP it "
-        "has this size also while it waits for a RayJob): else Ray's head and workers do the work, and its pod, which "
-        "waits for them, is `small`",
+        "the pods of the steps; what is left out keeps its default; clean and resize are for auto and pod of ray.clean "
+        "and ray.mode (with KFP they have this size also while they wait for a RayJob): else Ray's head and workers do "
+        "the work, and the step's pod, which waits for them, is `small`",
     )
     small: Pod = setting(
         lambda: Pod(cpu="200m", memory="1Gi", ephemeral_storage="1Gi"),
         "the pods that only start, watch and report: the RayJob's launcher, the exit step (its deadline with Argo: "
         "15 minutes if it is 0 here)",
     )
-    ray: Ray = setting(Ray, "Ray, for resizing")
+    ray: Ray = setting(Ray, "Ray, for clean and resize")
     limits: Limits = setting(Limits, "retries and deadlines")
     labels: dict[str, str] = setting(dict, "further labels of all pods")
     kfp: Kfp = setting(Kfp, "for the target kfp")

@@ -133,10 +133,12 @@ def check_kuberay(view: ClusterView, cluster: Cluster) -> list[Finding]:
     if not cluster.ray.makes_rayjobs:
         return [Finding("kuberay", OK, f"not needed: ray.mode is {cluster.ray.mode}")]
     if missing := list_missing_kinds(view, RAY_API, RAY_KINDS):
-        observation = f"ray.mode is {cluster.ray.mode}, and the cluster has no {', '.join(missing)} ({RAY_API})"
-        # With mode auto runs of little data make none.
-        state = ERROR if cluster.ray.mode == "rayjob" else WARNING
-        return [Finding("kuberay", state, observation, f"{_INSTALL_KUBERAY}; or ray.mode: pod")]
+        ray = cluster.ray
+        field, mode = ("ray.mode", ray.mode) if ray.may_make_rayjob("resize") else ("ray.clean", ray.clean)
+        observation = f"{field} is {mode}, and the cluster has no {', '.join(missing)} ({RAY_API})"
+        # With auto runs of little data make none.
+        state = ERROR if "rayjob" in (ray.mode, ray.clean) else WARNING
+        return [Finding("kuberay", state, observation, f"{_INSTALL_KUBERAY}; or {field}: pod")]
     try:
         version = find_version(view, "kuberay-operator")
     except ApiError as error:

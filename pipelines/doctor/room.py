@@ -138,8 +138,9 @@ def check_stage(stage: Stage, nodes: Sequence[Node], nodes_after_jobs: Sequence[
     remedy = f"ask for less in the cluster file ({fields}), or add nodes"
     if stage.is_certain:
         return Finding(CHECK, ERROR, _describe_lack(stage, nodes_after_jobs), remedy)
+    field = "ray.clean" if stage.name.startswith("clean") else "ray.mode"
     observation = f"{_describe_lack(stage, nodes_after_jobs)}; that is for much data (ray.auto_seconds)"
-    return Finding(CHECK, WARNING, observation, f"{remedy}; or ray.mode: pod")
+    return Finding(CHECK, WARNING, observation, f"{remedy}; or {field}: pod")
 
 
 def fits(pods: Iterable[PodRequest], nodes: Sequence[Node]) -> bool:

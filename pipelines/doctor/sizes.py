@@ -106,17 +106,18 @@ def list_stages(cluster: Cluster, target: str) -> list[Stage]:
 
 
 def _list_step_stages(step: str, cluster: Cluster, target: str) -> list[Stage]:
-    mode = cluster.ray.mode if step == "resize" else "pod"
+    mode = cluster.ray.get_mode(step)
     in_pod = _build_step_request(step, cluster.small if mode == "address" else cluster.steps[step], target)
     if mode in ("pod", "address"):
         return [Stage(step, (in_pod,))]
     if target == ARGO:  # which watches the RayJob itself
-        waiting = PodRequest("resize", _EXECUTOR)
+        waiting = PodRequest(step, _EXECUTOR)
     else:
         waiting = in_pod if mode == "auto" else _build_step_request(step, cluster.small, target)
     if mode == "auto":
-        return [Stage(step, (in_pod,)), _build_rayjob_stage("resize by a RayJob", cluster, waiting, is_certain=False)]
-    return [_build_rayjob_stage(step, cluster, waiting, is_certain=True)]
+        name = f"{step} by a RayJob"
+        return [Stage(step, (in_pod,)), _build_rayjob_stage(step, name, cluster, waiting, is_certain=False)]
+    return [_build_rayjob_stage(step, step, cluster, waiting, is_certain=True)]
 
 
 def _build_step_request(name: str, pod: Pod, target: str) -> PodRequest:
@@ -130,11 +131,11 @@ def _build_step_request(name: str, pod: Pod, target: str) -> PodRequest:
     return PodRequest(name, add_amounts([requests, executor]), pod.node_selector, pod.tolerations)
 
 
-def _build_rayjob_stage(name: str, cluster: Cluster, waiting: PodRequest, *, is_certain: bool) -> Stage:
+def _build_rayjob_stage(step: str, name: str, cluster: Cluster, waiting: PodRequest, *, is_certain: bool) -> Stage:
     """Return the stage of a RayJob: the waiting pod, and from its manifest head, submitter and at least one worker."""
     # Without Ray's version the manifest is refused where no Ray is installed; sizes do not depend on it.
     cluster_with_version = replace(cluster, ray=replace(cluster.ray, version=cluster.ray.version or "0.0"))
-    spec = manifest.build_rayjob(cluster_with_version, "doctor", ["python"], "doctor")["spec"]
+    spec = manifest.build_rayjob(cluster_with_version, step, "doctor", ["python"], "doctor")["spec"]
     ray_cluster = spec["rayClusterSpec"]
     (workers,) = ray_cluster["workerGroupSpecs"]
     autoscaler = ray_cluster.get("autoscalerOptions", {}) if ray_cluster.get("enableInTreeAutoscaling") else {}

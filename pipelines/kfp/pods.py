@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..cluster.check_and_download import CHANGED
-from ..cluster.cluster_file import LABELS, RUN_LABEL, SCRATCH, TOKEN_KEY, UID, Cluster, Pod
+from ..cluster.cluster_file import COMPONENT_LABEL, LABELS, RUN_LABEL, SCRATCH, TOKEN_KEY, UID, Cluster, Pod
 from ..cluster.pod_fields import (
     NO_SIDECAR,
     build_cluster_variable,
@@ -69,9 +69,15 @@ class ClusterPlacement:
     parameters: RunParameters
 
     def place(self, step: str, task: Task) -> Task:
-        if step == "resize" and self.cluster.ray.mode != "pod":
-            return self._place_resize(task)
-        return self._configure(step, task, self.cluster.image_of(step), self.cluster.steps[step])
+        """Configure the pod of a step: a small one, without Ray, where the step only waits for its RayJob."""
+        cluster, mode = self.cluster, self.cluster.ray.get_mode(step)
+        if mode == "address" and (secret := cluster.ray.token_secret):
+            _import_kubernetes().use_secret_as_env(task, secret, {TOKEN_KEY: "RAY_AUTH_TOKEN"})
+        pod = cluster.small if mode in ("rayjob", "address") else cluster.steps[step]
+        self._configure(step, task, cluster.image("cpu") if mode == "rayjob" else cluster.image_of(step), pod)
+        if cluster.ray.may_make_rayjob(step) and not pod.deadline_seconds:
+            _set_timeout(task, get_rayjob_deadline(cluster))
+        return task
 
     def build_config(self) -> dsl.PipelineConfig | None:
         """Return the settings of the whole run: its deadline, and how long the workflow is kept after its end."""
@@ -103,19 +109,6 @@ class ClusterPlacement:
         )
         return group
 
-    def _place_resize(self, task: Task) -> Task:
-        """Configure the pod of a resize step that may run elsewhere, on a Ray cluster or as a RayJob."""
-        if self.cluster.ray.mode == "address":  # Ray's own client, of the same version as the cluster
-            if secret := self.cluster.ray.token_secret:
-                _import_kubernetes().use_secret_as_env(task, secret, {TOKEN_KEY: "RAY_AUTH_TOKEN"})
-            return self._configure("resize", task, self.cluster.image("ray"), self.cluster.small)
-        may_resize_here = self.cluster.ray.mode == "auto"  # then small data is resized in this pod, by Ray
-        pod = self.cluster.steps["resize"] if may_resize_here else self.cluster.small
-        self._configure("resize", task, self.cluster.image("ray" if may_resize_here else "cpu"), pod)
-        if not pod.deadline_seconds:
-            _set_timeout(task, get_rayjob_deadline(self.cluster))
-        return task
-
     def _configure(self, step: str, task: Task, image: str, pod: Pod) -> Task:
         _set_display_options(step, task)
         task.set_container_image(image)
@@ -129,7 +122,8 @@ class ClusterPlacement:
         )
         _set_timeout(task, pod.deadline_seconds or run_deadline_seconds)
         task.set_env_variable(KFP_VERSION_VARIABLE, self.cluster.kfp.version)
-        if step in ("resize", "finish") and self.cluster.ray.mode != "pod":
+        ray = self.cluster.ray
+        if ray.get_mode(step) != "pod" or (step == "finish" and ray.makes_rayjobs):
             for name, value in build_cluster_variable(self.cluster).items():
                 task.set_env_variable(name, value)
         self._set_storage(task)
@@ -148,7 +142,7 @@ class ClusterPlacement:
         """Set the pod's user and labels, the variables with its name and uid, and how its image is pulled."""
         kubernetes, images = _import_kubernetes(), self.cluster.images
         kubernetes.set_security_context(task, run_as_user=UID, run_as_group=UID, run_as_non_root=True)
-        labels = {**LABELS, "app.kubernetes.io/component": step, **NO_SIDECAR, RUN_LABEL: RUN_ID}
+        labels = {**LABELS, COMPONENT_LABEL: step, **NO_SIDECAR, RUN_LABEL: RUN_ID}
         for key, value in {**self.cluster.labels, **labels}.items():
             kubernetes.add_pod_label(task, key, value)
         for name, path in {POD_NAME_VARIABLE: "metadata.name", "POD_UID": "metadata.uid",

@@ -34,11 +34,13 @@ def download(
 
 @form_component("cpu")
 def clean(form: Form, run: str, config: str, raw: str, manifest: dsl.Output[dsl.Dataset]) -> str:
-    """Keep what is valid, reject the rest with reasons; returns the clean dataset's URI."""
+    """Keep what is valid, reject the rest with reasons, on Ray where the cluster file says so; returns the clean
+    dataset's URI."""
     from imagemill.components.clean import STEP
     from imagemill.pipelines.kfp.artifacts import dataset_metadata
+    from imagemill.pipelines.kuberay.ray_step import run_step
 
-    record = STEP.component(config, manifest.path, run=run, raw=raw, **form)
+    record = run_step(STEP, config, manifest.path, run=run, raw=raw, **form)
     manifest.metadata.update(dataset_metadata(record, manifest.path))
     return str(record["uri"])
 
@@ -46,10 +48,11 @@ def clean(form: Form, run: str, config: str, raw: str, manifest: dsl.Output[dsl.
 @form_component("ray")
 def resize(form: Form, run: str, config: str, clean: str, manifest: dsl.Output[dsl.Dataset]) -> str:
     """Resize every image, on Ray where the cluster file says so; returns the tensors' URI."""
+    from imagemill.components.resize import STEP
     from imagemill.pipelines.kfp.artifacts import dataset_metadata
-    from imagemill.pipelines.kuberay.resize_step import run_resize
+    from imagemill.pipelines.kuberay.ray_step import run_step
 
-    record = run_resize(config, manifest.path, run=run, clean=clean, **form)
+    record = run_step(STEP, config, manifest.path, run=run, clean=clean, **form)
     manifest.metadata.update(dataset_metadata(record, manifest.path))
     return str(record["uri"])
 

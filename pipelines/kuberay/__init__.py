@@ -1,1 +1,1 @@
-"""The resize step as a RayJob: its manifest, the pod that waits for it, and its errors."""
+"""Clean and resize as RayJobs: their manifest, the pod that waits for one, and its errors."""

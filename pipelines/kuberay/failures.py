@@ -24,7 +24,7 @@ from typing import Any
 from ...components.storage.errors import MillError, TransientError, UserError, error_for_exit_code
 
 _EXIT_CODE = re.compile(r"failed with exit code (-?\d+)")
-_STEP_ERROR = re.compile(r"^\[resize\] error: (.+)$", re.MULTILINE)
+_STEP_ERROR = re.compile(r"^\[(?:clean|resize)\] error: (.+)$", re.MULTILINE)
 _NO_IMAGEMILL = re.compile(r"No module named '?imagemill|python: (command )?not found")
 _LOST_REASONS = (
     "SubmissionFailed",

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 
-from ...components.resize.ray_job import forward_log_line
+from ...components.engine.ray_job import forward_log_line
 from ...components.step.progress import say
 from ...components.storage.errors import MillError, UserError
 from ..cluster.kube_client import Json, KubeClient, StreamInterrupted
@@ -27,8 +27,8 @@ _TIMESTAMPED_LINE = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9})
 class JobLog:
     """A thread that prints the logs of a job's submitter pods, one after the other."""
 
-    def __init__(self, kube: KubeClient, job: str) -> None:
-        self._kube, self._job = kube, job
+    def __init__(self, kube: KubeClient, job: str, step: str) -> None:
+        self._kube, self._job, self._step = kube, job, step
         self._ended = threading.Event()
         self._lines: deque[str] = deque(maxlen=MAX_LINES)
         self._last_times: dict[str, tuple[float, str]] = {}
@@ -53,7 +53,7 @@ class JobLog:
             try:
                 self._read_logs()
             except UserError as error:  # no reason to fail: the record says how the job ended
-                say("resize", f"the job's log can't be followed: {error}")
+                say(self._step, f"the job's log can't be followed: {error}")
                 return
             except MillError:
                 pass
@@ -88,7 +88,7 @@ class JobLog:
         self._last_times[uid] = timestamp
         text = match[4].decode(errors="replace").rstrip("\r")
         self._lines.append(text)
-        forward_log_line(text)
+        forward_log_line(self._step, text)
 
 
 def _get_phase(pod: Json) -> str:

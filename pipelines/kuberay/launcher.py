@@ -1,4 +1,4 @@
-"""The launcher of the resize step's RayJob: creates or adopts it, watches it, and deletes it.
+"""The launcher of a step's RayJob: creates or adopts it, watches it, and deletes it.
 
 It runs in the step's pod in place of the step and needs no Ray. Its service account has `kube_client.RIGHTS`.
 The RayJob is owned by the run's Workflow, labeled with the run, and has deadlines of its own. A pod that is deleted
@@ -16,10 +16,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from ...components.dataset.manifest import Dataset, find_intact_dataset
-from ...components.resize.config import ResizeConfig
+from ...components.step.config import StepConfig
 from ...components.step.progress import format_duration
 from ...components.step.step import RAN, Context, Outcome
 from ...components.storage.errors import (
@@ -45,9 +45,6 @@ from .job_log import JobLog
 from .manifest import FAILED, RUNNING, SUCCEEDED, SUCCESS, WAITING, build_job_name, build_rayjob, classify_status
 from .pods import RayPods
 
-if TYPE_CHECKING:
-    from ...components.resize.resize import Target
-
 WATCH_TIMEOUT_S = 30
 """Seconds after which a watch is opened again: events can be lost without an error, and deadlines must be checked."""
 OPERATOR_TIMEOUT_S = 300.0
@@ -67,15 +64,32 @@ WATCHER_ANNOTATION = "imagemill.io/watcher"
 """Annotation of a RayJob: the uid of the pod that watches it, which is that of the step's latest try."""
 
 
-def run_rayjob(cluster: Cluster, target: Target, context: Context) -> Outcome:
-    """Run a RayJob that makes the tensors of a target."""
-    from ...components.resize.resize import report_outcome
+class Target(Protocol):
+    """The dataset that a step makes of a parent and a config (`Target` of components/clean and components/resize)."""
 
+    @property
+    def uri(self) -> str: ...
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def config(self) -> StepConfig: ...
+    @property
+    def device(self) -> str: ...
+    def estimate_core_seconds(self, context: Context) -> float: ...
+    def make_job_config(self, context: Context) -> StepConfig: ...
+    def report(self, dataset: Dataset, state: str, context: Context) -> Outcome: ...
+
+
+def run_rayjob(cluster: Cluster, target: Target, context: Context) -> Outcome:
+    """Run a RayJob that makes the dataset of a target."""
     job_config = target.make_job_config(context)
     kube = KubeClient.connect(read_own_namespace(cluster.namespace))
     name = build_job_name(context.run, target.fingerprint)
     launcher = Launcher(replace(cluster, namespace=kube.namespace), kube, name, job_config, target.uri, context)
-    return report_outcome(target, launcher.run(), RAN, context)
+    dataset, record = launcher.run(), launcher.read_record()
+    if record and record["uri"] == dataset.uri:  # the job has reported it, in the log that was followed
+        return Outcome(dataset.uri, dataset.fingerprint, RAN, record["metrics"])
+    return target.report(dataset, RAN, context)
 
 
 class Terminated(KeyboardInterrupt):
@@ -89,7 +103,7 @@ class Launcher:
     cluster: Cluster
     kube: KubeClient
     name: str
-    config: ResizeConfig
+    config: StepConfig
     uri: str
     context: Context
     pod: Json | None = None
@@ -101,15 +115,15 @@ class Launcher:
     started: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
-        self._pods = RayPods(self.kube, self.name, self.context.run)
+        self._pods = RayPods(self.kube, self.name, self.context.run, self.context.step)
 
     def run(self) -> Dataset:
-        """Return the tensors that the job makes, or raise its error. The RayJob is deleted afterwards, except one that
+        """Return the dataset that the job makes, or raise its error. The RayJob is deleted afterwards, except one that
         the step's next try adopts."""
         with _raise_on_sigterm():
             try:
                 try:
-                    dataset = self._make_tensors()
+                    dataset = self._make_dataset()
                 except Terminated:
                     raise
                 except BaseException:
@@ -122,15 +136,15 @@ class Launcher:
                 outcome = f"; {self.kept_reason}" if self.kept_reason else f", and the RayJob {self.name} with it"
                 raise TransientError(f"stopped by a signal{outcome}") from None
 
-    def _make_tensors(self) -> Dataset:
+    def _make_dataset(self) -> Dataset:
         self._adopt_or_create()
-        log = JobLog(self.kube, self.name)
+        log = JobLog(self.kube, self.name, self.context.step)
         log.start()
         log_timeout_s = LOG_TIMEOUT_S
         try:
             status = self._wait_until_done()
             if status and classify_status(status) == RUNNING:
-                log_timeout_s = POLL_S  # the tensors are there: others wait for the cores of Ray's pods
+                log_timeout_s = POLL_S  # the dataset is there: others wait for the cores of Ray's pods
         except Terminated:
             log_timeout_s = 0.0  # the job goes on printing, and this pod has no time
             raise
@@ -139,13 +153,14 @@ class Launcher:
         return self._get_dataset(status, log.tail())
 
     def _adopt_or_create(self) -> None:
-        from ...components.resize.ray_job import build_command, write_pending_record
+        from ...components.engine.ray_job import build_command, write_pending_record
 
         self.pod = get_own_pod(self.kube)
         storage, pod = self.cluster.storage, self.pod
         identity = "" if storage.secret or not pod else str(pod["spec"].get("serviceAccountName") or "")
         owner = build_owner_reference(pod) if pod else None
-        body = build_rayjob(self.cluster, self.name, build_command(self.config), self.context.run, owner, identity)
+        step, run = self.context.step, self.context.run
+        body = build_rayjob(self.cluster, step, self.name, build_command(step, self.config), run, owner, identity)
         body["metadata"]["annotations"] = {WATCHER_ANNOTATION: self._own_uid}
         while True:
             job = self.kube.get_rayjob(self.name)
@@ -172,7 +187,7 @@ class Launcher:
 
     def _raise_user_error_of_job(self) -> None:
         """Raise the UserError that an earlier try's job has recorded: its launcher was lost before it raised it."""
-        if (record := self._read_record()) and record["exit_code"] == EXIT_USER:
+        if (record := self.read_record()) and record["exit_code"] == EXIT_USER:
             raise UserError(str(record["error"]))
 
     @property
@@ -198,7 +213,7 @@ class Launcher:
             time.sleep(POLL_S)
 
     def _wait_until_done(self) -> Json | None:
-        """Return the status that the job ends with, or with which its tensors exist; None if it is deleted.
+        """Return the status that the job ends with, or with which its dataset exists; None if it is deleted.
 
         TransientError when it takes too long.
         """
@@ -258,10 +273,10 @@ class Launcher:
                                  "(ray.deadline_seconds)")  # fmt: skip
 
     def _get_dataset(self, status: Json | None, log: str) -> Dataset:
-        """Return the tensors if they exist, whatever the status says; otherwise raise the error."""
+        """Return the dataset if it exists, whatever the status says; otherwise raise the error."""
         if dataset := find_intact_dataset(self.uri):
             return dataset
-        record = self._read_record()
+        record = self.read_record()
         self._pods.refresh(status or {})
         if record and record["exit_code"]:
             raise error_for_exit_code(
@@ -282,8 +297,9 @@ class Launcher:
         containers = list_terminated(self._pods.pods, self._pods.events) if exit_code == EXIT_TRANSIENT else []
         return "; ".join([error, *map(str, containers)])
 
-    def _read_record(self) -> dict[str, Any] | None:
-        from ...components.resize.ray_job import read_own_record
+    def read_record(self) -> dict[str, Any] | None:
+        """Return the record that the job itself has written, or None."""
+        from ...components.engine.ray_job import read_own_record
 
         return read_own_record(self.config, self.context)
 

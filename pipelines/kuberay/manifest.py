@@ -1,4 +1,4 @@
-"""The manifest of the resize step's RayJob, for KubeRay 1.4 to 1.7, and the meaning of its status, for KFP and Argo.
+"""The manifest of the RayJob of clean or resize, for KubeRay 1.4 to 1.7, and the meaning of its status.
 
 Read in KubeRay's operator (v1.4.2 to v1.7.0): it adds the autoscaler beside the head, an init container to the workers
 with the security context, environment and mounts of theirs, and a Job of one pod that submits the command and prints
@@ -23,12 +23,14 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from ...components.clean import STEP as CLEAN
 from ...components.dataset.fingerprint import digest
 from ...components.storage import uri as uris
 from ...components.storage.errors import wrong
-from ..cluster.cluster_file import LABELS, RUN_LABEL, SCRATCH, Cluster, Pod
+from ..cluster.cluster_file import COMPONENT_LABEL, LABELS, RUN_LABEL, SCRATCH, Cluster, Pod
 from ..cluster.pod_fields import (
     NO_SIDECAR,
     build_container_security_context,
@@ -88,7 +90,7 @@ _LABEL = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 
 
 def build_job_name(run: str, fingerprint: str) -> str:
-    """Return the name of the RayJob that makes the tensors of that fingerprint in that run: a DNS label.
+    """Return the name of the RayJob that makes the dataset of that fingerprint in that run: a DNS label.
 
     KubeRay takes 47 characters, since names of the cluster, its services and pods are made of it.
     """
@@ -104,7 +106,7 @@ def build_run_label(run: str) -> str:
 
 
 def build_rayjob(
-    cluster: Cluster, name: str, command: Sequence[str], run: str, owner: Mapping[str, Any] | None = None,
+    cluster: Cluster, step: str, name: str, command: Sequence[str], run: str, owner: Mapping[str, Any] | None = None,
     identity: str = "", retries: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
     """Return the manifest of a RayJob.
@@ -113,6 +115,7 @@ def build_rayjob(
 
     Args:
         cluster: the cluster file.
+        step: `clean`, whose workers have no GPU, or `resize`.
         name: the name of the RayJob.
         command: the command line that the head runs.
         run: the run, whose label the RayJob and its pods have.
@@ -120,8 +123,10 @@ def build_rayjob(
         identity: the service account by which Ray's pods reach the store where there is no secret.
         retries: how often KubeRay tries a failed RayJob again, where the orchestrator does not.
     """
+    if step == CLEAN.name:
+        cluster = without_worker_gpus(cluster)
     ray = cluster.ray
-    labels = {**cluster.labels, **LABELS, "app.kubernetes.io/component": "resize", RUN_LABEL: build_run_label(run)}
+    labels = {**cluster.labels, **LABELS, COMPONENT_LABEL: step, RUN_LABEL: build_run_label(run)}
     metadata: dict[str, Any] = {"name": name, "namespace": cluster.namespace, "labels": labels}
     if owner:
         metadata["ownerReferences"] = [dict(owner)]
@@ -143,17 +148,23 @@ def build_rayjob(
 
 def refuse_address(address: str) -> None:
     """Raise for the address of a Ray cluster where each run may have a RayJob of its own: neither the launcher's image
-    nor Argo's clean pod, which plans the tensors, has Ray to reach it."""
+    nor Argo's pods for download and clean, which plan RayJobs, have Ray to reach it."""
     if address:
         raise wrong(
-            "ray_address", "none, since by the cluster file (ray.mode: auto or rayjob) a run has a Ray cluster of "
-            "its own; mode address uses one that is there", uris.redact(address),
+            "ray_address", "none, since by the cluster file (ray.mode, ray.clean: auto or rayjob) a run has a Ray "
+            "cluster of its own; mode address uses one that is there", uris.redact(address),
         )  # fmt: skip
 
 
 def count_gpus(cluster: Cluster) -> int:
     """Return the GPUs of all Ray workers, by which `components.resize.resize.find_target` chooses the device."""
     return cluster.ray.workers.pod.gpu * cluster.ray.workers.maximum
+
+
+def without_worker_gpus(cluster: Cluster) -> Cluster:
+    """Return the cluster with no GPU in Ray's workers."""
+    workers = replace(cluster.ray.workers, pod=replace(cluster.ray.workers.pod, gpu=0))
+    return replace(cluster, ray=replace(cluster.ray, workers=workers))
 
 
 MIN_RAY_WITH_TOKENS = (2, 52)

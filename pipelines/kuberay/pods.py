@@ -13,9 +13,8 @@ from contextlib import suppress
 from typing import Any
 
 from ...components.dataset.workspace import Workspace
-from ...components.resize import STEP
 from ...components.storage.errors import MillError
-from ..cluster.cluster_file import RUN_LABEL, Cluster
+from ..cluster.cluster_file import COMPONENT_LABEL, RUN_LABEL, Cluster
 from ..cluster.kube_client import Json, KubeClient, read_own_namespace
 from .failures import explain_failure, list_problems
 from .manifest import FAILED, build_run_label, classify_status
@@ -25,13 +24,14 @@ REFRESH_S = 10.0
 
 
 class RayPods:
-    """The pods of the head, the workers and the submitter of the RayJob `job` of the run `run`, and their events.
+    """The pods of the head, the workers and the submitter of the RayJob `job` of a run's step, and their events.
 
     Where listing fails, the earlier listing is kept.
     """
 
-    def __init__(self, kube: KubeClient, job: str, run: str) -> None:
-        self._kube, self._job, self._run = kube, job, run
+    def __init__(self, kube: KubeClient, job: str, run: str, step: str) -> None:
+        self._kube, self._job = kube, job
+        self._selector = f"{RUN_LABEL}={build_run_label(run)},{COMPONENT_LABEL}={step}"
         self._reported: set[str] = set()
         self._refreshed_at = 0.0
         self.pods: list[Json] = []
@@ -42,8 +42,7 @@ class RayPods:
         """List the pods and events of the RayCluster that the job's status names; with `warnings` also pods' events."""
         self._refreshed_at = time.monotonic()
         cluster = str(status.get("rayClusterName") or "")
-        selector = f"{RUN_LABEL}={build_run_label(self._run)},app.kubernetes.io/component=resize"
-        pods = _list_or_keep(lambda: self._kube.list_pods(selector), [])
+        pods = _list_or_keep(lambda: self._kube.list_pods(self._selector), [])
         self.pods = [pod for pod in pods if _belongs_to_job(pod, cluster, self._job)] or self.pods
         if not cluster:  # a job of the same name may have had one, an hour ago
             return
@@ -95,12 +94,12 @@ def delete_rayjobs(cluster: Cluster, run: str, workspace: str = "") -> list[str]
 
 def _record_failure(kube: KubeClient, job: Json, run: str, workspace: Workspace) -> None:
     """Write to the step's record why a RayJob failed, unless its command or its launcher has."""
-    record = workspace.step_record(run, STEP.name)
+    name, step = (str(text) for text in (job["metadata"]["name"], job["metadata"]["labels"][COMPONENT_LABEL]))
+    record = workspace.step_record(run, step)
     if record is None or record["inputs"]:
         return
-    name = str(job["metadata"]["name"])
-    pods = RayPods(kube, name, run)
+    pods = RayPods(kube, name, run, step)
     pods.refresh(job["status"])
     error = explain_failure(name, job["status"], pods.pods, "", pods.events)
     failed = record | {"exit_code": error.exit_code, "error": str(error)}
-    workspace.write_step_record(run, STEP.name, failed)
+    workspace.write_step_record(run, step, failed)

@@ -165,8 +165,13 @@ def with_rayjob(cluster: Cluster) -> Cluster:
 
 
 def in_pods(cluster: Cluster) -> Cluster:
-    """Resizing in the step's own pod."""
-    return replace(cluster, ray=replace(cluster.ray, mode="pod", address="", token_secret=""))
+    """Clean and resize in the steps' own pods."""
+    return replace(cluster, ray=replace(cluster.ray, mode="pod", clean="pod", address="", token_secret=""))
+
+
+def with_clean_rayjob(cluster: Cluster) -> Cluster:
+    """Clean as a RayJob, and resize in the step's own pod."""
+    return replace(with_rayjob(cluster), ray=replace(with_rayjob(cluster).ray, mode="pod", clean="rayjob"))
 
 
 def without_gpus(cluster: Cluster) -> Cluster:

@@ -20,8 +20,8 @@ from ray_cluster import RayCluster, Slow, content, raw_of_slices, slow_clean, st
 
 from imagemill.components.dataset.kinds import CleanImage
 from imagemill.components.dataset.manifest import Dataset, read_dataset
-from imagemill.components.engine import ray_connection, tasks
-from imagemill.components.resize import STEP, ray_job
+from imagemill.components.engine import ray_connection, ray_job, tasks
+from imagemill.components.resize import STEP
 from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.step.command_line import Parser, add_flag
 from imagemill.components.storage.errors import EXIT_TRANSIENT, EXIT_USER, TransientError, UserError
@@ -150,7 +150,7 @@ def test_the_command_line_of_a_job_has_no_secret(tmp_path: Path) -> None:
 def test_a_job_reads_back_the_config(values: dict[str, Any]) -> None:
     """Through a real shell: the words, and the config that they give, are those that were meant."""
     config = ResizeConfig.resolve(**values)
-    line = "printf '%s\\0' " + shlex.join(ray_job.build_command(config)[3:])
+    line = "printf '%s\\0' " + shlex.join(ray_job.build_command("resize", config)[3:])
     words = subprocess.run(["sh", "-c", line], capture_output=True, check=True).stdout.decode().split("\0")[:-1]
     parser = Parser()
     for name, about in ResizeConfig.__dataclass_fields__.items():
@@ -164,17 +164,19 @@ def test_a_job_reads_back_the_config(values: dict[str, Any]) -> None:
 
 def test_a_folder_that_the_cluster_does_not_see_ends_the_job_before_it_begins(tmp_path: Path) -> None:
     config = ResizeConfig(workspace=f'{tmp_path}/it\'s not "there"', run="r")
-    line = ray_job.build_entrypoint(config, f"{config.workspace}/runs/r/resize.json")
+    line = ray_job.build_entrypoint("resize", config, f"{config.workspace}/runs/r/resize.json")
     result = subprocess.run(["sh", "-c", line], capture_output=True, text=True)
     assert result.returncode == EXIT_USER and not list(tmp_path.iterdir())
     assert "[resize] error: workspace: expected" in result.stderr and 'not "there"' in result.stderr
     (seen := tmp_path / "runs").touch()
-    line = ray_job.build_entrypoint(replace(config, image_size=9999), str(seen))  # the step itself complains now
+    line = ray_job.build_entrypoint(
+        "resize", replace(config, image_size=9999), str(seen)
+    )  # the step itself complains now
     line = line.replace("exec python", f"exec {shlex.quote(sys.executable)}")
     result = subprocess.run(["sh", "-c", line], capture_output=True, text=True)
     assert result.returncode == EXIT_USER and "image_size: expected" in result.stderr
     assert "test -f" not in ray_job.build_entrypoint(
-        replace(config, workspace="s3://b/p"), "s3://b/p/runs/r/resize.json"
+        "resize", replace(config, workspace="s3://b/p"), "s3://b/p/runs/r/resize.json"
     )
 
 
@@ -192,7 +194,7 @@ def test_a_folder_that_the_cluster_does_not_see_ends_the_job_before_it_begins(tm
     ],
 )
 def test_a_job_without_a_record(code: int | None, log: str, kind: int, part: str) -> None:
-    error = ray_job._error_without_record("job-1", code, log)
+    error = ray_job._error_without_record("resize", "job-1", code, log)
     assert (error.exit_code, part in str(error)) == (kind, True), error
 
 

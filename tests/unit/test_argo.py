@@ -109,7 +109,7 @@ def test_every_reference_is_to_something_that_is_there(documents: list[Json]) ->
 
 def _ancestors(name: str, tasks: dict[str, Json]) -> set[str]:
     parents = set(
-        re.findall(r"[a-z]+", tasks[name].get("depends", "").replace(".Succeeded", "").replace(".Skipped", ""))
+        re.findall(r"[a-z-]+", tasks[name].get("depends", "").replace(".Succeeded", "").replace(".Skipped", ""))
     )
     return parents.union(*(_ancestors(parent, tasks) for parent in parents))
 

@@ -18,6 +18,7 @@ from imagemill.components.step.step import Step
 from imagemill.pipelines.argo import clean_and_plan as argo_clean
 from imagemill.pipelines.argo import download as argo_download
 from imagemill.pipelines.argo import exit_handler
+from imagemill.pipelines.argo.planning import NONE, POD, RAYJOB, Plan
 from imagemill.pipelines.argo.pod_arguments import PodArguments
 from imagemill.pipelines.argo.templates import RETRY_EXPRESSION
 from imagemill.pipelines.cluster.cluster_file import Cluster, parse_cluster_json
@@ -73,7 +74,9 @@ class Dry:
             "download": {"name": "photos"},
             "evaluate": {"champion_evaluation": "", "top1": 0.5},
         }
-        self.executor = argo_clean.POD
+        self.executors = {"clean": POD, "resize": POD}
+        self.records: dict[str, Json] = {}
+        self.states: dict[str, str] = {}
         self.is_unchanged = False
         self.codes: dict[str, list[int]] = {}
         self.jobs: list[Json] = []
@@ -82,6 +85,11 @@ class Dry:
         patch.setattr(Step, "execute", lambda step, config, result="": self._step(config, result))
         patch.setattr(exit_handler, "finish", self._finish)
         patch.setattr(argo_clean, "write_plan", self._plan)
+        patch.setattr(argo_download, "write_plan", self._plan)
+        patch.setattr(Workspace, "step_record", lambda workspace, run, step: self.records.get(step))
+        patch.setattr(
+            Workspace, "write_step_record", lambda workspace, run, step, record: self.records.update({step: record})
+        )
         patch.setattr(argo_download, "complete_if_unchanged", lambda chosen, run, record: self.is_unchanged)
 
     def __call__(self, task: str, made: Json) -> Ended:
@@ -106,15 +114,19 @@ class Dry:
     def _step(self, config: StepConfig, result: str) -> int:
         self.told[self._task] = config
         metrics = self.metrics.get(self._task, {})
-        record = {"uri": f"s3://w/{self._task}", "state": "ran", "fingerprint": "", "metrics": metrics}
+        state = self.states.get(self._task, "ran")
+        record = {"uri": f"s3://w/{self._task}", "state": state, "fingerprint": "", "metrics": metrics}
+        self.records[self._task] = record
         Path(result).write_text(json.dumps(record))
         return self._code()
 
-    def _plan(self, arguments: PodArguments, clean: str, cluster: Cluster) -> None:
-        self.told["plan"] = arguments.config("resize", clean=clean)
-        rayjob = '{"kind": "RayJob"}' if self.executor == argo_clean.RAYJOB else ""
-        for name, value in {"tensors": "s3://w/plan", "executor": self.executor, "rayjob": rayjob}.items():
+    def _plan(self, arguments: PodArguments, workspace: Workspace, step: str, cluster: Cluster, **values: str) -> Plan:
+        self.told[f"plan {step}"] = arguments.config(step, **values)
+        executor = self.executors[step]
+        rayjob = json.dumps({"kind": "RayJob", "step": step}) if executor == RAYJOB else ""
+        for name, value in {"executor": executor, "rayjob": rayjob}.items():
             arguments.write(name, value)
+        return Plan(f"s3://w/plan-{step}", executor, rayjob)
 
     def _finish(self, *arguments: str) -> None:
         *self.finished, path = arguments
@@ -126,51 +138,60 @@ def dry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Dry:
     return Dry(monkeypatch, tmp_path)
 
 
+RAYJOB_OF = {"argo-rayjob": "resize", "argo-clean-rayjob": "clean"}
+"""Compiled file → the step that a RayJob does in the test."""
+
+
 def phases(workflow: Workflow) -> dict[str, str]:
     return {name: node.phase for name, node in workflow.nodes.items()}
 
 
-@pytest.mark.parametrize("name", ["argo", "argo-pod", "argo-rayjob", "argo-address"])
+@pytest.mark.parametrize("name", ["argo", "argo-pod", "argo-rayjob", "argo-clean-rayjob", "argo-address"])
 def test_every_command_line_is_read_by_its_own_step(
     name: str, compiled: dict[str, str], dry: Dry, tmp_path: Path
 ) -> None:
     given = {"dataset": "folder", "source": "s3://photos/all of 'em", "epochs": "7"}
     given |= {"config": '{"learning_rate": 0.01, "train": {"weight_decay": 0.05}, "resize": {"jpeg_quality": 80}}'}
-    dry.executor = argo_clean.RAYJOB if name == "argo-rayjob" else argo_clean.POD
+    if name in RAYJOB_OF:
+        dry.executors[RAYJOB_OF[name]] = RAYJOB
     workflow = Workflow(first(compiled, name), given, dry, tmp_path)
     assert workflow.run() == SUCCEEDED
-    not_needed = {"argo": {"rayjob"}}.get(name, set())
+    not_needed = {"argo": {"rayjob", "clean-rayjob"}, "argo-rayjob": {"clean-rayjob"}}.get(name, set())
     assert {task for task, phase in phases(workflow).items() if phase != SUCCEEDED} == not_needed
-    resize = "plan" if name == "argo-rayjob" else "resize"
-    assert set(dry.told) == {"download", "clean", "plan", resize, "train", "evaluate", "promote"}
+    resize = "plan resize" if name == "argo-rayjob" else "resize"
+    plans = {"plan resize", *(["plan clean"] if name in ("argo", *RAYJOB_OF) else [])}
+    assert set(dry.told) == {"download", "clean", *plans, resize, "train", "evaluate", "promote"}
     for task, config in dry.told.items():
         assert (config.run, config.workspace) == (workflow.name, "s3://mlpipeline/imagemill")
         assert config.name == ("" if task == "download" else "photos")
     told = dry.told
     assert told["download"].source == "s3://photos/all of 'em"
+    if "plan clean" in told:
+        assert told["plan clean"] == told["clean"], "so that the RayJob makes what clean's pod looks for"
     assert told["clean"].raw == "s3://w/download" and told[resize].clean == "s3://w/clean"
     assert (told[resize].jpeg_quality, told[resize].image_size) == (80, None)
     assert told[resize].ray_address == ("http://head:8265" if name == "argo-address" else "")
-    assert told["train"].tensors == ("s3://w/resize" if name == "argo-address" else "s3://w/plan")
+    assert told["train"].tensors == ("s3://w/resize" if name == "argo-address" else "s3://w/plan-resize")
     assert (told["train"].epochs, told["train"].learning_rate, told["train"].weight_decay) == (7, 0.01, 0.05)
     assert (told["evaluate"].model, told["evaluate"].clean) == ("s3://w/train", "s3://w/clean")
     assert (told["promote"].evaluation, told["promote"].champion_evaluation) == ("s3://w/evaluate", "")
     assert workflow.nodes["evaluate"].outputs["top1"] == "0.5"
-    assert dry.jobs == ([{"kind": "RayJob"}] if name == "argo-rayjob" else [])
+    assert dry.jobs == ([{"kind": "RayJob", "step": RAYJOB_OF[name]}] if name in RAYJOB_OF else [])
     assert dry.finished == ["s3://mlpipeline/imagemill", workflow.name, SUCCEEDED]
-    assert parse_cluster_json(dry.cluster).ray.mode == {"argo": "auto"}.get(name, name.removeprefix("argo-"))
+    mode = {"argo": "auto", "argo-clean-rayjob": "pod"}.get(name, name.removeprefix("argo-"))
+    assert parse_cluster_json(dry.cluster).ray.mode == mode
 
 
-@pytest.mark.parametrize("executor", [argo_clean.NONE, argo_clean.POD, argo_clean.RAYJOB])
+@pytest.mark.parametrize("executor", [NONE, POD, RAYJOB])
 def test_the_tensors_are_made_by_whom_the_plan_names(
     executor: str, compiled: dict[str, str], dry: Dry, tmp_path: Path
 ) -> None:
-    dry.executor = executor
+    dry.executors["resize"] = executor
     workflow = Workflow(first(compiled, "argo"), {}, dry, tmp_path)
     assert workflow.run() == SUCCEEDED
     ended = {task: workflow.nodes[task].phase for task in ("resize", "rayjob")}
     assert ended == {task: SUCCEEDED if {"resize": "pod"}.get(task, task) == executor else SKIPPED for task in ended}
-    assert dry.told["train"].tensors == "s3://w/plan"
+    assert dry.told["train"].tensors == "s3://w/plan-resize"
 
 
 def test_nothing_comes_after_download_where_nothing_has_changed(
@@ -180,7 +201,9 @@ def test_nothing_comes_after_download_where_nothing_has_changed(
     workflow = Workflow(first(compiled, "argo"), {}, dry, tmp_path)
     assert workflow.run() == SUCCEEDED and set(dry.told) == {"download"}
     ended = phases(workflow)
-    assert (ended.pop("download"), ended.pop("onExit"), ended.pop("clean")) == (SUCCEEDED, SUCCEEDED, SKIPPED)
+    assert [ended.pop(task) for task in ("download", "onExit", "clean-rayjob", "clean")] == [SUCCEEDED] * 2 + [
+        SKIPPED
+    ] * 2
     assert set(ended.values()) == {OMITTED} and dry.finished[2] == SUCCEEDED
 
 
@@ -194,6 +217,7 @@ def test_a_transient_error_is_tried_again_and_wrong_input_is_not(
     assert {name for name, phase in phases(workflow).items() if phase == OMITTED} == {
         "resize", "rayjob", "train", "evaluate", "promote"
     }  # fmt: skip
+    assert workflow.nodes["clean-rayjob"].phase == SKIPPED
     assert workflow.nodes["onExit"].phase == SUCCEEDED and dry.finished[2] == FAILED
 
 
@@ -204,10 +228,29 @@ def test_tries_end(compiled: dict[str, str], dry: Dry, tmp_path: Path) -> None:
 
 
 def test_a_rayjob_that_failed_ends_the_run(compiled: dict[str, str], dry: Dry, tmp_path: Path) -> None:
-    dry.codes, dry.executor = {"rayjob": [64]}, argo_clean.RAYJOB
+    dry.codes, dry.executors["resize"] = {"rayjob": [64]}, RAYJOB
     workflow = Workflow(first(compiled, "argo"), {}, dry, tmp_path)
     assert workflow.run() == FAILED
     assert workflow.nodes["rayjob"].tries == 1 and workflow.nodes["train"].phase == OMITTED
+
+
+def test_a_rayjob_that_failed_to_clean_ends_the_run(compiled: dict[str, str], dry: Dry, tmp_path: Path) -> None:
+    dry.codes, dry.executors["clean"] = {"rayjob": [64]}, RAYJOB
+    workflow = Workflow(first(compiled, "argo"), {}, dry, tmp_path)
+    assert workflow.run() == FAILED
+    assert workflow.nodes["clean-rayjob"].tries == 1 and workflow.nodes["clean"].phase == OMITTED
+
+
+def test_the_record_of_a_rayjob_that_cleaned_stays(compiled: dict[str, str], dry: Dry, tmp_path: Path) -> None:
+    """Clean's pod finds the dataset, and its record would say that nothing was done."""
+    dry.executors["clean"], dry.states["clean"] = RAYJOB, "cached"
+    of_job = {"uri": "s3://w/clean", "state": "ran", "seconds": 77.0, "metrics": {}}
+    dry.records["clean"] = of_job
+    workflow = Workflow(first(compiled, "argo"), {}, dry, tmp_path)
+    assert workflow.run() == SUCCEEDED and dry.records["clean"] is of_job
+    dry.records["clean"] = of_job | {"uri": "s3://w/another"}
+    Workflow(first(compiled, "argo"), {}, dry, tmp_path).run()
+    assert dry.records["clean"]["state"] == "cached"
 
 
 def test_the_exit_handler_tells_how_the_run_ended(

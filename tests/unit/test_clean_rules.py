@@ -303,8 +303,8 @@ def test_files_are_rewritten_only_where_rows_go_or_change_sides(tmp_path: Path) 
         assert order == sorted(order)
 
 
-def raw_dataset(workspace: Path, rows: list[dict[str, Any]], shards: int = 2, name: str = "00") -> Dataset:
-    uri = str(workspace / "raw" / name)
+def raw_dataset(workspace: Path | str, rows: list[dict[str, Any]], shards: int = 2, name: str = "00") -> Dataset:
+    uri = f"{workspace}/raw/{name}"
     files = []
     for number in range(shards):
         with ShardWriter(uri, Layout(RAW)) as writer:

@@ -47,6 +47,7 @@ CASES: dict[str, Json] = {
     "workload_identity": {"storage": {"secret": "", "endpoint": "", "region": "eu-west-1"}},
     "pod": {"ray": {"mode": "pod"}},
     "rayjob": {"ray": {"mode": "rayjob"}},
+    "clean-rayjob": {"ray": {"mode": "pod", "clean": "rayjob"}},
     "address": {"ray": {"mode": "address", "address": "http://ray-head:8265"}},
 }  # fmt: skip
 
@@ -172,7 +173,7 @@ def test_credentials_come_from_the_secret_or_from_nowhere(package: Any) -> None:
         assert len(secret) == 1 and secret[0]["secretName"] == "store"
         assert keys == {"id": "AWS_ACCESS_KEY_ID", "key": "AWS_SECRET_ACCESS_KEY"}
         env = {one["name"]: one["value"] for one in container(spec, step)["env"]}
-        assert (env.pop(CLUSTER_VARIABLE, None) is not None) == (step in ("resize", "finish"))
+        assert (env.pop(CLUSTER_VARIABLE, None) is not None) == (step in ("clean", "resize", "finish"))
         assert env.pop("IMAGEMILL_KFP_VERSION") == "2.17" and env.pop("IMAGEMILL_WORKSPACES") == "s3"
         region = dict.fromkeys(("AWS_REGION", "AWS_DEFAULT_REGION"), "eu-central-1")
         assert env == {"AWS_ENDPOINT_URL": "https://s3.example", **region}
@@ -190,7 +191,9 @@ def test_an_older_server_gets_no_settings_of_whole_runs(tmp_path: Path) -> None:
     _, platform = documents(tmp_path / "p.yaml")
     assert "pipelineConfig" not in platform["platforms"]["kubernetes"]
     found = {step: int(kubernetes(platform, step)["activeDeadlineSeconds"]) for step in STEPS}
-    assert found == dict.fromkeys(STEPS, 3600) | {"train": 7200, "resize": 6 * 3600 + 900 + 900}
+    assert found == dict.fromkeys(STEPS, 3600) | {"train": 7200} | dict.fromkeys(
+        ("clean", "resize"), 6 * 3600 + 900 + 900
+    )
     with pytest.raises(UserError, match=r"kfp\.version\): expected a release"):
         parse_cluster({"kfp": {"version": "latest"}})
 
@@ -203,23 +206,27 @@ def test_no_secret_gets_into_a_package(folder: Path, monkeypatch: pytest.MonkeyP
     assert "do-not-tell" not in path.read_text()
 
 
-def test_resizing_is_placed_by_the_mode(package: Any) -> None:
+def test_clean_and_resize_are_placed_by_their_modes(package: Any) -> None:
     """A launcher is small; what may resize in its own pod has the step's resources, and Ray; so has an address."""
 
-    def resize(case: str) -> tuple[str, str, str, Json]:
+    def resize(case: str, step: str = "resize") -> tuple[str, str, str, Json]:
         spec, platform = documents(package(case))
-        image = container(spec, "resize")["image"].partition("@")[0].rpartition("/")[2]
-        told = {one["name"]: one["value"] for one in container(spec, "resize")["env"]}.get(CLUSTER_VARIABLE, "")
-        memory = container(spec, "resize")["resources"]["resourceMemoryLimit"]
-        return image, memory, told, kubernetes(platform, "resize")
+        image = container(spec, step)["image"].partition("@")[0].rpartition("/")[2]
+        told = {one["name"]: one["value"] for one in container(spec, step)["env"]}.get(CLUSTER_VARIABLE, "")
+        memory = container(spec, step)["resources"]["resourceMemoryLimit"]
+        return image, memory, told, kubernetes(platform, step)
 
-    for case, expected in (("default", ("ray", "8Gi")), ("rayjob", ("cpu", "1Gi"))):
-        image, memory, told, found = resize(case)
+    for case, step, expected in (
+        ("default", "resize", ("ray", "8Gi")), ("rayjob", "resize", ("cpu", "1Gi")),
+        ("default", "clean", ("cpu", "8Gi")), ("clean-rayjob", "clean", ("cpu", "1Gi")),
+    ):  # fmt: skip
+        image, memory, told, found = resize(case, step)
         assert (image, memory) == expected
         assert parse_cluster_json(told).ray == cluster(case).ray
         assert int(found["activeDeadlineSeconds"]) > 6 * 3600 + 900  # a launcher sees the end of its job
-    image, memory, told, found = resize("pod")
-    assert (image, memory, told) == ("ray", "8Gi", "") and "activeDeadlineSeconds" not in found
+    for case, step, expected in (("pod", "resize", ("ray", "8Gi")), ("address", "clean", ("cpu", "8Gi"))):
+        image, memory, told, found = resize(case, step)
+        assert (image, memory, told) == (*expected, "") and "activeDeadlineSeconds" not in found
     image, memory, told, _ = resize("address")
     assert (image, memory) == ("ray", "1Gi") and parse_cluster_json(told).ray.address == "http://ray-head:8265"
 

@@ -14,6 +14,7 @@ from doctors import Doctor
 Json = dict[str, Any]
 make, kind = doctors.make, doctors.kind
 
+CLEAN_RAYJOB = {"ray": {"mode": "pod", "clean": "rayjob", "workers": {"pod": {"cpu": 8}}}}
 RAYJOB = {"ray": {"mode": "rayjob", "head": {"cpu": "1"}, "workers": {"minimum": 2}}}
 Change = Callable[[ClusterApi], object]
 
@@ -118,6 +119,8 @@ MISTAKES: dict[str, tuple[Json, Change | None, str, str, str]] = {
                               "resize by a RayJob needs 8.36 cores at once, 8 are free"),
     "no room for much data on a node": ({"ray": {"head": {"memory": "33Gi"}}}, None, "room", "warning",
                                         "resize by a RayJob: Ray's head asks for 33.25 GiB of memory on one node"),
+    "no room for clean": (CLEAN_RAYJOB | {"steps": {"clean": {"cpu": 9}}}, None, "room", "error",
+                          "clean needs 8.36 cores at once, 8 are free (clean 0.01, Ray's head 0.3"),
     "other pods end": ({}, other_run, "room", "warning", "it waits until other runs and jobs end"),
     "init containers": (RAYJOB, taken_by_init, "room", "error", "3.06 cores at once, 1.9 are free"),
     "node not ready": ({}, lambda api: api.get("Node", "one")["status"].update(conditions=[
@@ -139,6 +142,8 @@ MISTAKES: dict[str, tuple[Json, Change | None, str, str, str]] = {
     "no KubeRay": (RAYJOB, lambda api: api.discovery.pop("/apis/ray.io/v1"), "kuberay", "error", "has no rayjobs"),
     "no KubeRay for much data": ({}, lambda api: api.discovery.pop("/apis/ray.io/v1"), "kuberay", "warning",
                                  "ray.mode is auto, and the cluster has no rayjobs"),
+    "no KubeRay for clean": (CLEAN_RAYJOB, lambda api: api.discovery.pop("/apis/ray.io/v1"), "kuberay", "error",
+                             "ray.clean is rayjob, and the cluster has no rayjobs"),
     "old KubeRay": ({}, kuberay("1.3.2"), "kuberay", "error", "older than 1.4"),
     "KubeRay without deadline": ({}, kuberay("1.5.0"), "kuberay", "warning", "ray.pending_seconds"),
     "no store": ({"storage": {"endpoint": "http://minio.imagemill:9000"}}, None, "store", "error", "no service minio"),

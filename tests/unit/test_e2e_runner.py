@@ -138,6 +138,7 @@ def test_a_good_cluster_passes(world: World, capsys: pytest.CaptureFixture[str])
                           "deleted": {"rayjob": 60.0}, "lost-pod": {"download": 60.0}}  # fmt: skip
     kinds = (
         "nothing-left",
+        "clean-on-ray",
         "cpu-only",
         "cron",
         "two-at-once",

@@ -107,9 +107,9 @@ def test_a_deadline_counts_down() -> None:
 
 
 def test_every_scenario_of_the_issue_is_there_for_both_engines() -> None:
-    both = ["submit", "nothing-left", "cpu-only", "gpu", "gpu-absent", "wrong-input", "deleted", "kill-steps",
-            "kill-rayjob", "kill-ray-head", "lost-pod", "transient", "out-of-memory", "policies", "demo", "unchanged",
-            "left-after-deletion", "other-policy", "second-week"]  # fmt: skip
+    both = ["submit", "nothing-left", "clean-on-ray", "cpu-only", "gpu", "gpu-absent", "wrong-input", "deleted",
+            "kill-steps", "kill-rayjob", "kill-ray-head", "lost-pod", "transient", "out-of-memory", "policies", "demo",
+            "unchanged", "left-after-deletion", "other-policy", "second-week"]  # fmt: skip
     expected = {f"{engine}-{name}" for engine in ("argo", "kfp") for name in both}
     expected |= {"argo-cron", "argo-two-at-once", "argo-resizing", "argo-retrainings", "images", "store", "controller"}
     expected |= {"kfp-recurring", "kfp-sdk", "kfp-sdk-recurring", "kfp-pages"}

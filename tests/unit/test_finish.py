@@ -25,7 +25,7 @@ from imagemill.pipelines.cluster.cluster_file import Cluster, Limits, Ray, Stora
 from imagemill.pipelines.cluster.pod_fields import CLUSTER_VARIABLE
 from imagemill.pipelines.finish import SUMMARY, RunSummary, finish, read_run_records, render_summary
 from imagemill.pipelines.kfp.artifacts import RECORDS, dataset_metadata
-from imagemill.pipelines.kuberay.resize_step import add_ray_address
+from imagemill.pipelines.kuberay.ray_step import add_ray_address
 
 SMALL = {"image_size": "32", "epochs": "1", "backbone": "shufflenet_v2_x0_5", "promote": "always"}
 FIRST = ("first", "no_better_than_chance")
@@ -281,7 +281,7 @@ def test_what_the_steps_bodies_import_is_light() -> None:
         "import sys\n"
         "from imagemill.pipelines import finish\n"
         "from imagemill.pipelines.kfp import artifacts, server_version\n"
-        "from imagemill.pipelines.kuberay import resize_step\n"
+        "from imagemill.pipelines.kuberay import ray_step\n"
         "print([m for m in ('kfp', 'kubernetes', 'torch', 'ray', 'boto3', 'hera', 'yaml') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

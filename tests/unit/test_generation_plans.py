@@ -23,12 +23,12 @@ from grown import (
 
 from imagemill.components.dataset.manifest import Dataset, Manifest, find_intact_dataset
 from imagemill.components.dataset.workspace import Workspace
+from imagemill.components.engine.ray_job import build_command
 from imagemill.components.resize import STEP as RESIZE
 from imagemill.components.resize import generations as generations_module
 from imagemill.components.resize import merging, plan, tasks
 from imagemill.components.resize import resize as resize_module
 from imagemill.components.resize.config import ResizeConfig
-from imagemill.components.resize.ray_job import build_command
 from imagemill.components.step.config import StepConfig
 from imagemill.components.step.step import Context, Step
 
@@ -167,7 +167,8 @@ def test_the_work_is_estimated_by_the_files_that_are_new(workspace: Workspace) -
     def estimate(photos: grown.Photos) -> tuple[int, int]:
         clean = clean_of(workspace, photos, buckets=20)
         context = Context("resize", workspace, "r", False)
-        totals = resize_module.find_target(grown.make_config(clean), context).estimate_totals(context)
+        target = resize_module.find_target(grown.make_config(clean), context)
+        totals = generations_module.estimate_totals(target, context)
         return totals.rows, totals.bytes * 100 // clean.manifest.totals.bytes
 
     photos = several(60)
@@ -188,9 +189,9 @@ def test_a_ray_job_continues_what_the_pod_that_planned_it_saw(
     config = grown.make_config(grown_clean, executor="auto", resize_workers=1)
     context = Context("resize", workspace, "r", False)
     target = resize_module.find_target(config, context, 0)
-    assert target.estimate_totals(context).rows < 15, "those in files that are new"
+    assert generations_module.estimate_totals(target, context).rows < 15, "those in files that are new"
     resized(clean_of(workspace, several(30) | several(3, "strange")))
-    job = parse_job_config(build_command(target.make_job_config(context))[3:], monkeypatch)
+    job = parse_job_config(build_command("resize", target.make_job_config(context))[3:], monkeypatch)
     assert job.ray_address == "auto" and job.clean == grown_clean.uri
     copied.without_ray(monkeypatch)
     with decoded() as count:

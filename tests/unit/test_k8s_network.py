@@ -45,7 +45,7 @@ def _short(pod: Pod) -> str:
 
 
 def ray_peers(cluster: Cluster) -> dict[str, Peer]:
-    found = peers(build_rayjob(cluster, "job", ["python"], "a-run"), cluster.namespace, RAY_PODS)
+    found = peers(build_rayjob(cluster, "resize", "job", ["python"], "a-run"), cluster.namespace, RAY_PODS)
     assert found.keys() == set(RAY_PODS.values())
     return found
 

@@ -141,7 +141,7 @@ def test_half_a_line_is_one_only_if_no_more_can_come() -> None:
 
 def test_lines_of_a_node_in_another_zone_are_heard_once_in_their_order(capsys: pytest.CaptureFixture[str]) -> None:
     """Kubelets write times as the container runtime does: in the node's own zone, which may leave its summer time."""
-    log = joblog.JobLog(kube.KubeClient(NAMESPACE, None), "job")
+    log = joblog.JobLog(kube.KubeClient(NAMESPACE, None), "job", "resize")
     lines = [
         b"2026-10-25T02:59:59.9+02:00 [resize] 1 of 3", b"2026-10-25T02:00:00.000000001+01:00 [resize] 2 of 3",
         b"2026-10-25T01:00:00.5Z [resize] 3 of 3",

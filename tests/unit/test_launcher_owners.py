@@ -25,10 +25,10 @@ from launching import (
 )
 
 from imagemill.components.dataset.workspace import Workspace
-from imagemill.components.resize.ray_job import write_pending_record
+from imagemill.components.engine.ray_job import write_pending_record
 from imagemill.components.step.step import Context
 from imagemill.components.storage.errors import EXIT_TRANSIENT, EXIT_USER
-from imagemill.pipelines.cluster.cluster_file import RUN_LABEL, parse_cluster
+from imagemill.pipelines.cluster.cluster_file import COMPONENT_LABEL, RUN_LABEL, parse_cluster
 from imagemill.pipelines.kuberay import launcher
 from imagemill.pipelines.kuberay.launcher import WATCHER_ANNOTATION
 from imagemill.pipelines.kuberay.pods import delete_rayjobs
@@ -214,7 +214,7 @@ def test_a_job_that_could_not_be_adopted_is_not_deleted(api: KubeApi, work: Work
 def test_clean_up_deletes_what_is_the_runs(api: KubeApi) -> None:
     cluster = parse_cluster({})
     for name, run in (("a", RUN), ("b", RUN), ("c", "run-2")):
-        api.put(RAYJOBS, {"metadata": {"name": name, "labels": {RUN_LABEL: run}}})
+        api.put(RAYJOBS, {"metadata": {"name": name, "labels": {RUN_LABEL: run, COMPONENT_LABEL: "resize"}}})
     assert delete_rayjobs(cluster, RUN) == ["a", "b"]
     assert list(api.objects[RAYJOBS]) == ["c"] and delete_rayjobs(cluster, RUN) == []
     api.faults = [Fault("GET", RAYJOBS, 404, "404 page not found\n", 1)]
@@ -227,7 +227,7 @@ def test_clean_up_says_why_a_job_failed_that_nobody_followed(api: KubeApi, work:
     """As with Argo: the step's record says no more than that the job has not said how it ended."""
     workspace = Workspace.open(work.workspace)
     write_pending_record("job", Context("resize", workspace, RUN, False))
-    job = api.put(RAYJOBS, {"metadata": {"name": "job", "labels": {RUN_LABEL: RUN}}})
+    job = api.put(RAYJOBS, {"metadata": {"name": "job", "labels": {RUN_LABEL: RUN, COMPONENT_LABEL: "resize"}}})
     status("Failed", "RUNNING", reason="SubmissionFailed", message="backoff limit")(api, job)
     head = (
         "Deleted head Pod mill/x; Pod status: Failed; Pod restart policy: Never; Ray container terminated status: nil"
@@ -242,7 +242,7 @@ def test_clean_up_leaves_a_record_that_says_how_the_job_ended(api: KubeApi, work
     api.acts = [(*STARTED, job_failed(2, "color: expected rgb"), status("Failed", "FAILED", reason="AppFailed"))]
     launch(work)
     before = work.record()
-    job = api.put(RAYJOBS, {"metadata": {"name": "job", "labels": {RUN_LABEL: RUN}}})
+    job = api.put(RAYJOBS, {"metadata": {"name": "job", "labels": {RUN_LABEL: RUN, COMPONENT_LABEL: "resize"}}})
     status("Failed", "FAILED")(api, job)
     assert delete_rayjobs(parse_cluster({}), RUN, work.workspace) == ["job"]
     assert work.record() == before

@@ -18,7 +18,7 @@ from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.step.config import StepConfig
 from imagemill.components.step.step import Step
 from imagemill.components.storage.errors import UserError
-from imagemill.pipelines.argo import clean_and_plan as planning
+from imagemill.pipelines.argo import clean_and_plan, planning
 from imagemill.pipelines.argo.pod_arguments import parse_pod_arguments
 from imagemill.pipelines.argo.workflow import build_workflow_template
 from imagemill.pipelines.cluster.cluster_file import Cluster, parse_cluster
@@ -44,8 +44,9 @@ def workspace_of(clean: Dataset) -> Workspace:
 def planned(clean: Dataset, outputs: Path, *flags: str, cluster: Cluster = CLUSTER) -> dict[str, str]:
     """The output values of the plan for a clean dataset, by the flags of Argo's template."""
     words = [f"--workspace={workspace_of(clean).uri}", "--raw=/nowhere", f"--run={RUN}", f"--outputs={outputs}"]
-    planning.write_plan(parse_pod_arguments("tests", "", ("raw",), [*words, *flags]), clean.uri, cluster)
-    return {one.name: one.read_text() for one in outputs.glob("*")}
+    arguments = parse_pod_arguments("tests", "", ("raw",), [*words, *flags])
+    plan = planning.write_plan(arguments, workspace_of(clean), "resize", cluster, clean=clean.uri)
+    return {"tensors": plan.uri} | {one.name: one.read_text() for one in outputs.glob("*")}
 
 
 def test_what_is_not_there_is_made_by_a_rayjob(clean: Dataset, tmp_path: Path) -> None:
@@ -183,7 +184,7 @@ def test_an_error_of_ours_is_told_in_the_record_of_resize(
     def broken(*_: object) -> None:
         raise ZeroDivisionError("by nothing")
 
-    monkeypatch.setattr(planning, "plan_tensors", broken)
+    monkeypatch.setattr(planning, "make_plan", broken)
     with pytest.raises(ZeroDivisionError):
         planned(clean, tmp_path / "out")
     record = workspace_of(clean).step_record(RUN, "resize")
@@ -205,5 +206,5 @@ def test_wrong_input_ends_with_2(
 ) -> None:  # fmt: skip
     monkeypatch.setenv(CLUSTER_VARIABLE, cluster)
     words = [f"--workspace={workspace_of(clean).uri}", f"--run={RUN}", f"--outputs={tmp_path / 'out'}"]
-    assert planning.main([*words, "--raw=x", *flags]) == 2
+    assert clean_and_plan.main([*words, "--raw=x", *flags]) == 2
     assert message in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Where a run resizes: by the file, or by the clean dataset's size."""
+"""Where a run cleans and resizes: by the file, or by the size of the work."""
 
 from __future__ import annotations
 
@@ -6,43 +6,66 @@ from typing import Any
 
 import pytest
 
+from imagemill.components.clean.core_seconds import estimate_core_seconds as estimate_clean
 from imagemill.components.dataset.manifest import Totals
+from imagemill.components.resize.core_seconds import estimate_core_seconds
 from imagemill.pipelines.cluster.cluster_file import parse_cluster
-from imagemill.pipelines.kuberay.resize_step import choose_mode, estimate_seconds
+from imagemill.pipelines.kuberay.ray_step import choose_mode
 
 DEMO = Totals(rows=751, bytes=26_900_000, by_split={"train": 560})
 PETS = Totals(rows=7_349, bytes=780_000_000, by_split={"train": 3_680})
 LARGE = Totals(rows=1_000_000, bytes=34_000_000_000, by_split={"train": 900_000})
 
 
+def choose(cluster: dict[str, Any], totals: Totals, copies: int = 0, device: str = "cpu") -> str:
+    return choose_mode(parse_cluster(cluster), "resize", estimate_core_seconds(totals, copies), device)
+
+
+def choose_for_clean(cluster: dict[str, Any], totals: Totals) -> str:
+    return choose_mode(parse_cluster(cluster), "clean", estimate_clean(totals.rows, totals.bytes))
+
+
 @pytest.mark.parametrize(("totals", "mode"), [(DEMO, "pod"), (PETS, "pod"), (LARGE, "rayjob"), (Totals(), "pod")])
 def test_small_data_needs_no_rayjob(totals: Totals, mode: str) -> None:
-    assert choose_mode(parse_cluster({}), totals) == mode
+    assert choose({}, totals) == mode == choose_for_clean({}, totals)
 
 
 @pytest.mark.parametrize(("kilobytes", "measured"), [(34, (1400, 1700)), (231, (420, 433)), (1000, (110, 120))])
 def test_the_estimate_is_what_was_measured_on_two_cores(kilobytes: int, measured: tuple[int, int]) -> None:
-    pod = parse_cluster({"steps": {"resize": {"cpu": "2"}}}).steps["resize"]
-    rate = 10_000 / estimate_seconds(pod, Totals(rows=10_000, bytes=10_000_000 * kilobytes))
+    rate = 2 * 10_000 / estimate_core_seconds(Totals(rows=10_000, bytes=10_000_000 * kilobytes))
     assert measured[0] <= rate <= measured[1]
+
+
+@pytest.mark.parametrize(("kilobytes", "milliseconds"), [(39, 1.7), (272, 10.2), (1000, 64)])
+def test_cleans_estimate_is_near_what_was_measured(kilobytes: int, milliseconds: float) -> None:
+    assert estimate_clean(1, 1000 * kilobytes) * 1000 == pytest.approx(milliseconds, rel=0.3)
 
 
 def test_the_size_is_the_files() -> None:
     """More cores in the pod do more in the same time; 0 seconds are a RayJob for everything."""
-    assert choose_mode(parse_cluster({"steps": {"resize": {"cpu": "100m"}}}), PETS) == "rayjob"
-    assert choose_mode(parse_cluster({"ray": {"auto_seconds": 0}}), DEMO) == "rayjob"
-    assert choose_mode(parse_cluster({"ray": {"auto_seconds": 10_000}}), LARGE) == "pod"
+    assert choose({"steps": {"resize": {"cpu": "100m"}}}, PETS) == "rayjob"
+    assert choose_for_clean({"steps": {"clean": {"cpu": "100m"}}}, PETS) == "rayjob"
+    for ray, totals, mode in (({"auto_seconds": 0}, DEMO, "rayjob"), ({"auto_seconds": 20_000}, LARGE, "pod")):
+        assert choose({"ray": ray}, totals) == mode == choose_for_clean({"ray": ray}, totals)
+
+
+def test_the_pages_numbers_are_the_estimates() -> None:
+    """Images in 60 s on 4 cores, in the cluster file's help and in k8s/README.md."""
+    for kilobytes, cleaned, resized in ((34, 140_000, 190_000), (231, 22_000, 52_000)):
+        size = 1000 * kilobytes
+        assert estimate_clean(cleaned, cleaned * size) / 4 == pytest.approx(60, rel=0.04)
+        assert estimate_core_seconds(Totals(rows=resized, bytes=resized * size)) / 4 == pytest.approx(60, rel=0.04)
 
 
 def test_copies_are_work_and_a_gpu_is_with_rays_workers() -> None:
-    assert choose_mode(parse_cluster({}), PETS, copies=50) == "rayjob"
-    assert choose_mode(parse_cluster({}), DEMO, device="cuda") == "rayjob"
+    assert choose({}, PETS, copies=50) == "rayjob"
+    assert choose({}, DEMO, device="cuda") == "rayjob"
 
 
 @pytest.mark.parametrize(
     "ray", [{"mode": "pod"}, {"mode": "rayjob"}, {"mode": "address", "address": "http://head:8265"}]
 )
 def test_a_mode_that_is_said_is_taken(ray: dict[str, Any]) -> None:
-    cluster = parse_cluster({"ray": ray})
-    assert {choose_mode(cluster, totals) for totals in (DEMO, LARGE)} == {ray["mode"]}
-    assert cluster.ray.makes_rayjobs == (ray["mode"] == "rayjob") and parse_cluster({}).ray.makes_rayjobs
+    assert {choose({"ray": ray}, totals) for totals in (DEMO, LARGE)} == {ray["mode"]}
+    assert parse_cluster({"ray": ray}).ray.makes_rayjobs == (ray["mode"] == "rayjob")
+    assert parse_cluster({}).ray.makes_rayjobs

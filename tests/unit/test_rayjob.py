@@ -11,8 +11,8 @@ from typing import Any
 import manifests
 import pytest
 
+from imagemill.components.engine.ray_job import build_command
 from imagemill.components.resize.config import ResizeConfig
-from imagemill.components.resize.ray_job import build_command
 from imagemill.components.storage.errors import EXIT_OURS, EXIT_TRANSIENT, EXIT_USER, UserError
 from imagemill.pipelines.cluster import pod_fields as pod_fields
 from imagemill.pipelines.cluster.cluster_file import RUN_LABEL, Cluster, parse_cluster
@@ -59,8 +59,8 @@ OWNER = {"apiVersion": "v1", "kind": "Pod", "name": "resize-pod", "uid": "1-2-3"
 
 def made(values: Json, owner: Json | None = None, run: str = "run-1") -> Json:
     config = ResizeConfig(workspace="s3://bucket/work", clean="s3://bucket/work/clean/x", run=run, device="cpu")
-    words = build_command(config)
-    return build_rayjob(parse_cluster(values), build_job_name(run, FINGERPRINT), words, run, owner)
+    words = build_command("resize", config)
+    return build_rayjob(parse_cluster(values), "resize", build_job_name(run, FINGERPRINT), words, run, owner)
 
 
 def pods(job: Json) -> dict[str, Json]:
@@ -226,7 +226,7 @@ def test_any_run_gives_names_and_labels_that_are_allowed(run: str) -> None:
 
 def test_the_words_survive_the_submitters_shell_and_the_heads() -> None:
     words = ["printf", "%s\\0", *("a b", "it's", '"', "$(x)", "`x`", ";x&", "\\", "é", "*", "", "--run=-x")]
-    line = build_rayjob(parse_cluster(BARE), "x", words, "x")["spec"]["entrypoint"]
+    line = build_rayjob(parse_cluster(BARE), "resize", "x", words, "x")["spec"]["entrypoint"]
     submitted = subprocess.run(["/bin/bash", "-ec", f"printf '%s\\0' {line}"], capture_output=True, check=True)
     quoted_anew = shlex.join(submitted.stdout.decode().split("\0")[:-1])
     ran = subprocess.run(["/bin/sh", "-c", quoted_anew], capture_output=True, check=True)

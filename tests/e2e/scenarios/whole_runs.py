@@ -7,8 +7,9 @@ import json
 from typing import Any
 
 from .. import argo, kfp
-from ..access.kube import name_of
-from ..options import ON_GPU, SMALL, without_gpus
+from ..access.kube import labels_of, name_of
+from ..access.probe import COMPONENT
+from ..options import ON_GPU, SMALL, with_clean_rayjob, without_gpus
 from ..runs import ARGO, KFP, Run, created, main_container, moment
 from ..scenario import Deadline, Failed
 from ..session import Session, Trial
@@ -22,6 +23,8 @@ from .common import (
     check_same,
     check_unchanged,
     datasets,
+    look,
+    records_of,
     source,
     submit,
     told_seconds,
@@ -59,6 +62,20 @@ def _cpu_only(trial: Trial) -> str:
             raise Failed(f"pod {name_of(pod)} asks for {', '.join(sorted(asked))}")
     check_complete(trial, run)
     return told_seconds(run.seconds())
+
+
+def _clean_on_ray(trial: Trial) -> str:
+    run = submit(trial, trial.workspace(trial.scenario), cluster=with_clean_rayjob(trial.cluster))
+    run.succeed(trial.deadline)
+    check_same(check_complete(trial, run), datasets(trial), "the run that cleaned in its pod")
+    steps = [labels_of(job).get(COMPONENT) for job in run.rayjobs()]
+    if steps != ["clean"]:
+        raise Failed(f"expected one RayJob, of clean, found {steps or 'none'}")
+    record = records_of(look(trial, run.workspace), run)["clean"]
+    if record["state"] != "ran":
+        raise Failed(f"clean's record says {record['state']}, and not how long its RayJob worked")
+    run.wait_for_nothing_left(trial.within(NOTHING_LEFT_S))
+    return f"the same datasets; clean worked for {record['seconds']:.0f} s; {told_seconds(run.seconds())}"
 
 
 def _gpu(trial: Trial) -> str:
@@ -140,6 +157,8 @@ def register() -> None:
         add(engine, "submit", f"a run through {engine}, from download to promotion", _submitted)
     for engine in (KFP, ARGO):
         add_after(engine, "nothing-left", "no RayJob, Ray cluster or living pod after the end", _nothing_left)
+        about = "clean as a RayJob gives the datasets of clean in its pod"
+        add_after(engine, "clean-on-ray", about, _clean_on_ray, "kuberay")
         add_after(engine, "cpu-only", "steps with gpu: 0 finish without GPUs", _cpu_only)
         add(engine, "gpu", "train and evaluate use the GPU that they ask for", _gpu, (*NEEDS[engine], "gpus"),
             lacks=functools.partial(_lacks_gpu_steps, engine))  # fmt: skip

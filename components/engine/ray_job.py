@@ -1,6 +1,6 @@
-"""Run the resize step as a job of a Ray cluster (Ray Jobs API, over HTTP): submit, follow, stop, adopt on a retry.
+"""Run a step as a job of a Ray cluster (Ray Jobs API, over HTTP): submit, follow, stop, adopt on a retry.
 
-The cluster runs this same step with the same configuration; both must reach the workspace. Credentials are the
+The cluster runs the same step with the same configuration; both must reach the workspace. Credentials are the
 cluster's own: everyone who can reach the dashboard can read a job's command line and environment, so nothing secret is
 put there.
 """
@@ -16,17 +16,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from ..dataset.fingerprint import digest
 from ..dataset.manifest import Dataset, find_intact_dataset
-from ..engine.ray_connection import (
-    TOKEN_VARIABLES,
-    enable_token_auth,
-    ignore_address_variables,
-    token_error,
-    unreachable_error,
-)
+from ..step.config import StepConfig
 from ..step.step import Context
 from ..storage import uri as uris
 from ..storage.errors import (
@@ -39,42 +33,51 @@ from ..storage.errors import (
     first_line,
     wrong,
 )
-from .config import ResizeConfig
-from .copies import make_paths_absolute
+from .ray_connection import (
+    TOKEN_VARIABLES,
+    enable_token_auth,
+    ignore_address_variables,
+    token_error,
+    unreachable_error,
+)
 
-STEP = "resize"
 POLL_S = 1.0
 HEAD_TIMEOUT_S = 180.0
 """Seconds without an answer from the head after which the job is no longer followed; a retry finds it again."""
 REQUEST_TIMEOUT_S = (10, 60)
 """Seconds to connect and to read: Ray's client itself sets no limit."""
-_STEP_LINE = re.compile(rf"\[{STEP}\] ")
-_FINAL_LINE = re.compile(rf"\[{STEP}\] (error: |done \(|there already \(|[\d,]+ images of \d)")
-"""The last lines of a step's log: this process writes the same ones."""
+_OUTCOME_LINE = re.compile(r"error: |done \(|there already \(")
+"""The last line of a step's log: this process writes it, too."""
+_TOTALS_LINE = re.compile(r"\[resize\] [\d,]+ images of \d")
+"""The line before it in resize's log, likewise where the step submits the job itself."""
+ConfigT = TypeVar("ConfigT", bound=StepConfig)
 
 
-def build_with_ray_job(clean: Dataset, uri: str, config: ResizeConfig, context: Context) -> Dataset:
-    """Make the tensors at `uri` by a job of the cluster; raise the job's own error if it fails."""
-    job_config = make_job_config(clean, config, context)
-    jobs = _StepJobs(job_config, uri, context, _open_client(config.ray_address))
+def build_with_ray_job(config: StepConfig, address: str, uri: str, context: Context) -> Dataset:
+    """Make the dataset at `uri` by a job of the cluster at `address`; raise the job's own error if it fails.
+
+    `config`: the job's (`make_job_config`).
+    """
+    jobs = _StepJobs(config, uri, context, _open_client(address))
     job_id = jobs.adopt_or_submit()
     with _stop_on_signal(jobs.client, job_id, context):
         info = jobs.follow(job_id)
     return jobs.get_dataset(job_id, info)
 
 
-def make_job_config(clean: Dataset, config: ResizeConfig, context: Context) -> ResizeConfig:
-    """Return the config for a job of a Ray cluster: absolute paths and URIs, and the job's own cluster for Ray.
+def make_job_config(config: ConfigT, parent: Dataset, context: Context) -> ConfigT:
+    """Return the config for a job of a Ray cluster: absolute URIs, and the job's own cluster for Ray.
 
-    UserError for an address with a login in it: everyone on the cluster can read a job's command line.
+    `config`: with absolute paths. UserError for an address with a login in it: everyone on the cluster can read a job's
+    command line.
     """
-    config = make_paths_absolute(config)
-    job_config = replace(config, clean=clean.uri, workspace=context.workspace.uri, run=context.run, ray_address="auto")
+    values: dict[str, Any] = {"workspace": context.workspace.uri, "run": context.run, "ray_address": "auto"}
+    job_config = replace(config, **values, **{parent.manifest.kind: parent.uri})
     _refuse_secrets(job_config)
     return job_config
 
 
-def _refuse_secrets(config: ResizeConfig) -> None:
+def _refuse_secrets(config: StepConfig) -> None:
     for field in fields(config):
         value = getattr(config, field.name)
         if isinstance(value, str) and uris.scheme(value) and uris.redact(value) != value:
@@ -82,21 +85,21 @@ def _refuse_secrets(config: ResizeConfig) -> None:
                         "job's command line", uris.redact(value))  # fmt: skip
 
 
-def build_command(config: ResizeConfig) -> list[str]:
-    """Return the step's command line for a config."""
-    return ["python", "-m", "imagemill.components.resize", *config.to_flags()]
+def build_command(step: str, config: StepConfig) -> list[str]:
+    """Return the command line of a step for a config."""
+    return ["python", "-m", f"imagemill.components.{step}", *config.to_flags()]
 
 
-def build_entrypoint(config: ResizeConfig, probe_uri: str) -> str:
+def build_entrypoint(step: str, config: StepConfig, probe_uri: str) -> str:
     """Return the job's shell command, in which every word is quoted.
 
     `probe_uri`: a workspace file. If it lies on a disk that the cluster can't read, the job ends before it makes a
     workspace of its own there.
     """
-    command = "exec " + shlex.join(build_command(config))
+    command = "exec " + shlex.join(build_command(step, config))
     if uris.scheme(probe_uri):
         return command
-    message = f"[{STEP}] error: {_describe_unreadable(config.workspace)}"
+    message = f"[{step}] error: {_describe_unreadable(config.workspace)}"
     return f"test -f {shlex.quote(probe_uri)} || {{ echo {shlex.quote(message)} >&2; exit {EXIT_USER}; }}; {command}"
 
 
@@ -107,9 +110,10 @@ def _describe_unreadable(workspace: str) -> str:
     )
 
 
-def forward_log_line(line: str) -> None:
-    """Print a line of the job's log on stderr if the step wrote it, except the final lines."""
-    if _STEP_LINE.match(line) and not _FINAL_LINE.match(line):
+def forward_log_line(step: str, line: str) -> None:
+    """Print a line of the job's log on stderr if the step wrote it, except the outcome."""
+    prefix = f"[{step}] "
+    if line.startswith(prefix) and not _OUTCOME_LINE.match(line, len(prefix)):
         print("".join(c for c in line if c.isprintable()), file=sys.stderr, flush=True)
 
 
@@ -118,24 +122,24 @@ def write_pending_record(job_id: str, context: Context) -> None:
     error = f"the Ray job {job_id} has not said how it ended"
     record: dict[str, Any] = {"uri": "", "fingerprint": "", "state": "failed", "metrics": {}, "error": error}
     record |= {"inputs": "", "exit_code": EXIT_TRANSIENT, "seconds": 0}
-    context.workspace.write_step_record(context.run, STEP, record)
+    context.workspace.write_step_record(context.run, context.step, record)
 
 
-def read_own_record(config: ResizeConfig, context: Context) -> dict[str, Any] | None:
+def read_own_record(config: StepConfig, context: Context) -> dict[str, Any] | None:
     """Return the record that a job of exactly this config wrote itself, or None."""
-    record = context.workspace.step_record(context.run, STEP)
-    inputs = digest({**asdict(config), "step": STEP})
+    record = context.workspace.step_record(context.run, context.step)
+    inputs = digest({**asdict(config), "step": context.step})
     return record if record and record.get("inputs") == inputs else None
 
 
 @dataclass(frozen=True)
 class _StepJobs:
-    """The Ray jobs of one run's resize step: the first, and a further one for each that was lost.
+    """The Ray jobs of one step of a run: the first, and a further one for each that was lost.
 
-    Their ids are made of the run, the tensors' URI and a number.
+    Their ids are made of the step, the run, the dataset's URI and a number.
     """
 
-    config: ResizeConfig
+    config: StepConfig
     uri: str
     context: Context
     client: Any
@@ -144,7 +148,7 @@ class _StepJobs:
         """Return the id of the job that does this work: one that an earlier attempt left running, or a new one."""
         number = 1
         while True:
-            job_id = f"imagemill-{STEP}-{digest([self.context.run, self.uri])[:20]}-{number}"
+            job_id = f"imagemill-{self.context.step}-{digest([self.context.run, self.uri])[:20]}-{number}"
             info = self._get_info(job_id)
             if info is None:
                 if self._submit(job_id):
@@ -161,10 +165,10 @@ class _StepJobs:
 
     def _submit(self, job_id: str) -> bool:
         """Submit a job; return False if a job of this id exists."""
-        workspace, run = self.context.workspace, self.context.run
+        step, run = self.context.step, self.context.run
         write_pending_record(job_id, self.context)
-        entrypoint = build_entrypoint(self.config, workspace.run_file(run, f"{STEP}.json"))
-        metadata = {"imagemill_run": run, "imagemill_tensors": self.uri}
+        entrypoint = build_entrypoint(step, self.config, self.context.workspace.run_file(run, f"{step}.json"))
+        metadata = {"imagemill_run": run, "imagemill_dataset": self.uri}
         try:
             with _translate_errors(self.client):
                 self.client.submit_job(entrypoint=entrypoint, submission_id=job_id, metadata=metadata)
@@ -201,7 +205,8 @@ class _StepJobs:
             has_ended = info.status.is_terminal()
             complete = len(log) if has_ended else log.rfind("\n") + 1
             for line in log[forwarded:complete].splitlines():
-                forward_log_line(line)
+                if not _TOTALS_LINE.match(line):
+                    forward_log_line(self.context.step, line)
             forwarded = max(forwarded, complete)
             if has_ended:
                 return info
@@ -230,13 +235,15 @@ class _StepJobs:
         record = read_own_record(self.config, self.context)
         if record and record["exit_code"]:
             raise error_for_exit_code(record["exit_code"], record["error"])
-        raise _error_without_record(job_id, info.driver_exit_code, self._get_log(job_id) or str(info.message or ""))
+        raise _error_without_record(
+            self.context.step, job_id, info.driver_exit_code, self._get_log(job_id) or str(info.message or "")
+        )
 
 
-def _error_without_record(job_id: str, code: int | None, log: str) -> MillError:
+def _error_without_record(step: str, job_id: str, code: int | None, log: str) -> MillError:
     """Return the error of a job that could not write its record, by its exit code and the end of its log."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
-    prefix = f"[{STEP}] error: "
+    prefix = f"[{step}] error: "
     message = next((line.removeprefix(prefix) for line in reversed(lines) if line.startswith(prefix)), "")
     last_line = lines[-1] if lines else "nothing in its log"
     if code == 127 or (code == 1 and "No module named" in last_line):

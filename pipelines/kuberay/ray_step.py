@@ -1,0 +1,121 @@
+"""Bodies of the clean and resize components of every KFP run: a step in its own process, as a RayJob, or for resize on
+an existing Ray cluster. Without a cluster file, as on a laptop, it is the step as it is.
+
+A RayJob's pods take 35 to 60 s before they do any work (measured on a node of two busy cores, with the images there),
+Ray in the step's own pod about 10 s, clean's processes less: so a small dataset is done sooner there. The time of the
+work is estimated in `core_seconds.py` of components/clean and components/resize.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from ...components.clean.config import CleanConfig
+from ...components.dataset.manifest import find_intact_dataset
+from ...components.resize import STEP as RESIZE
+from ...components.resize.config import ResizeConfig
+from ...components.step.config import StepConfig, parse_config
+from ...components.step.progress import format_duration, say
+from ...components.step.step import CACHED, Context, Outcome, Step
+from ...components.storage.errors import UserError
+from ..cluster.cluster_file import Cluster, Mode, require_s3_workspace
+from ..cluster.pod_fields import read_pod_cluster
+from ..settings import parse_quantity
+from .launcher import Target, run_rayjob
+from .manifest import count_gpus, refuse_address
+
+
+def run_step(step: Step, config: str, artifact: str, **values: Any) -> dict[str, Any]:
+    """Run clean or resize where the cluster file says, and return its record.
+
+    Arguments, results and exit codes are those of `Step.component`.
+    """
+    try:
+        cluster = read_pod_cluster()
+    except UserError as error:
+        return _replace_work(step, partial(_refuse, str(error))).component(config, artifact, **values)
+    if cluster is not None and cluster.ray.may_make_rayjob(step.name):
+        return _replace_work(step, partial(_place_and_run, step, cluster)).component(config, artifact, **values)
+    if cluster is not None and cluster.ray.get_mode(step.name) == "address":
+        config = add_ray_address(config, cluster.ray.address)
+    return step.component(config, artifact, **values)
+
+
+def _place_and_run(step: Step, cluster: Cluster, config: StepConfig, context: Context) -> Outcome:
+    """Return the dataset if it exists; otherwise make it in this pod or by a RayJob, as `choose_mode` decides."""
+    require_s3_workspace(context.workspace.uri)
+    target = find_target(config, context, cluster)
+    if dataset := find_intact_dataset(target.uri):
+        return target.report(dataset, CACHED, context)
+    core_seconds = target.estimate_core_seconds(context)
+    if choose_mode(cluster, step.name, core_seconds, target.device) == "rayjob":
+        return run_rayjob(cluster, target, context)
+    seconds = core_seconds / parse_quantity(cluster.steps[step.name].cpu)
+    context.say(
+        f"about {format_duration(max(1.0, seconds))} of work: done in this pod, without a RayJob (ray.auto_seconds)"
+    )
+    return step.run(target.config, context)
+
+
+def find_target(config: StepConfig, context: Context, cluster: Cluster) -> Target:
+    """Return the dataset that clean or resize makes; UserError for an address of Ray where it may have a RayJob."""
+    makes_rayjob = cluster.ray.may_make_rayjob(context.step)
+    if makes_rayjob:
+        refuse_address(getattr(config, "ray_address", ""))
+    if isinstance(config, CleanConfig):
+        from ...components.clean import clean
+
+        return clean.find_target(config, context)
+    from ...components.resize import resize
+
+    assert isinstance(config, ResizeConfig)
+    return resize.find_target(config, context, count_gpus(cluster) if makes_rayjob else 0)
+
+
+def choose_mode(cluster: Cluster, step: str, core_seconds: float, device: str = "cpu") -> Mode:
+    """Return where clean or resize runs: as the cluster file says, or if that is `auto` by the size of the work.
+
+    Args:
+        cluster: the cluster file.
+        step: `clean` or `resize`.
+        core_seconds: of the work, without the start of anything (`Target.estimate_core_seconds`).
+        device: `cpu`, or `cuda` where the workers' GPUs are used: the step's own pod has none.
+    """
+    if (mode := cluster.ray.get_mode(step)) != "auto":
+        return mode
+    seconds = core_seconds / parse_quantity(cluster.steps[step].cpu)
+    return "pod" if device == "cpu" and seconds <= cluster.ray.auto_seconds else "rayjob"
+
+
+@dataclass(frozen=True)
+class _StepWithOtherWork(Step):
+    """A step with another function: config, record, errors and exit codes are its own."""
+
+    work: Callable[[Any, Context], Outcome]
+
+    def run(self, config: StepConfig, context: Context) -> Outcome:
+        return self.work(config, context)
+
+
+def _replace_work(step: Step, work: Callable[[Any, Context], Outcome]) -> Step:
+    return _StepWithOtherWork(step.name, step.config, step.entry_point, step.help, work)
+
+
+def _refuse(message: str, config: Any, context: Context) -> Outcome:
+    """Raise the error of a step that can't begin, so that it is recorded: no other try can succeed."""
+    raise UserError(message)
+
+
+def add_ray_address(config: str, address: str) -> str:
+    """Return the JSON parameter `config` with `resize.ray_address`, unless the run's own config has one."""
+    try:
+        options, sections = parse_config(config)
+    except UserError as error:
+        say(RESIZE.name, f"error: {error}")
+        raise SystemExit(error.exit_code) from None
+    section = {"ray_address": options.pop("ray_address", address)} | sections.get(RESIZE.name, {})
+    return json.dumps(options | sections | {RESIZE.name: section}, sort_keys=True)
