@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
@@ -29,8 +30,11 @@ LABEL_FIELDS = ("unknown_labels", "label_separator", "rare_classes", "rare_below
 """Fields that are read only where the label rules are made: a row depends on the rules for its own labels."""
 DECISION_FIELDS = (
     "outliers", "outlier_threshold", "outlier_fields", "near_duplicates", "near_radius", "leakage", "label_conflicts",
+    "fold",
 )  # fmt: skip
 """Fields that only the decision on all images reads. A changed one leaves every row as it was measured."""
+
+MAX_FOLDS = 20
 
 OUTLIER_FIELDS = ("brightness", "contrast", "sharpness", "entropy", "aspect_ratio", "colorfulness", "bytes_per_pixel")
 
@@ -153,6 +157,10 @@ class CleanConfig(StepConfig, PixelOptions):
         "fractions hold in every class, but images may change sides when the dataset grows",
         choices=("stable", "exact"),
     )  # fmt: skip
+    fold: str | None = option(
+        None, "i/n: for cross-validation the i-th of n parts is test, by a hash of the image (or of its group), so "
+        "that each image is test once; split, test_fraction and declared splits do not count then (default: none)",
+    )  # fmt: skip
     declared_splits: str = option(
         "respect", "the splits that the source declares: respected, or made anew", choices=("respect", "ignore")
     )
@@ -186,6 +194,8 @@ class CleanConfig(StepConfig, PixelOptions):
                 "val_fraction + test_fraction", "less than 1, so that images are left to train on",
                 self.val_fraction + self.test_fraction,
             )  # fmt: skip
+        if (fold := self.fold_number()) and self.val_fraction + 1 / fold[1] >= 1:
+            raise wrong("val_fraction", f"less than {1 - 1 / fold[1]:g} with fold {self.fold}", self.val_fraction)
         for name in ("denoise_size", "binarize_block"):
             if getattr(self, name) % 2 == 0:
                 raise wrong(name, "an odd number", getattr(self, name))
@@ -212,6 +222,20 @@ class CleanConfig(StepConfig, PixelOptions):
             f.name: f.default for f in fields(self) if f.name in others or not f.metadata["in_fingerprint"]
         }
         return replace(self, **reset)
+
+    @property
+    def respects_declared_splits(self) -> bool:
+        return self.declared_splits == "respect" and not self.fold
+
+    def fold_number(self) -> tuple[int, int] | None:
+        """Return (i, n) of `fold`, i from 0; None where it is unset. UserError for another form."""
+        if not self.fold:
+            return None
+        match = re.fullmatch(r"(\d{1,3})/(\d{1,3})", self.fold)
+        number, folds = (int(part) for part in match.groups()) if match else (0, 0)
+        if not (1 <= number <= folds and 2 <= folds <= MAX_FOLDS):
+            raise wrong("fold", f"i/n with i from 1 to n and n from 2 to {MAX_FOLDS}, such as 1/5", self.fold)
+        return number - 1, folds
 
     def outlier_names(self) -> tuple[str, ...]:
         """Return the names in `outlier_fields`; UserError for one that is no measure."""

@@ -1,7 +1,8 @@
 """The decisions about all images together, made from the columns of `Candidates`; no image is decoded here.
 
-In this order: exact duplicates, exact splits (if asked for), near-duplicates with the label conflicts and leaks among
-them, outliers. The order matters: a copy must not count twice in a split, nor be its own twin.
+In this order: exact duplicates, exact splits or those of a fold (if asked for), near-duplicates with the label
+conflicts and leaks among them, outliers. The order matters: a copy must not count twice in a split, nor be its own
+twin.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy.typing as npt
 from .candidates import CandidateInfo, Candidates, RowNumbers
 from .config import CleanConfig
 from .row_decisions import EXAMPLES, KEEP_PRIORITY, DropReason, RowDecisions
-from .splits import TEST, TRAIN, TRAINVAL, UNDECLARED, choose_exact_splits
+from .splits import TEST, TRAIN, TRAINVAL, UNDECLARED, choose_exact_splits, choose_fold_splits
 from .twins import Twins, find_twins, judge_twins
 
 MAD_OF_NORMAL, MEAN_DEVIATION_OF_NORMAL = 0.6745, 0.7979
@@ -30,7 +31,9 @@ def decide(candidates: Candidates, config: CleanConfig) -> tuple[RowDecisions, T
     """Return the decisions on all rows, and the near-duplicates if they were looked for."""
     decisions = RowDecisions.of(candidates)
     drop_duplicates(decisions, config.label_conflicts)
-    if config.split == "exact":
+    if fold := config.fold_number():
+        assign_fold(decisions, *fold, config.val_fraction)
+    elif config.split == "exact":
         assign_exact_splits(decisions, config)
     twins = None
     if config.near_duplicates != "off" and candidates.has_measures:
@@ -46,8 +49,9 @@ def assign_exact_splits(decisions: RowDecisions, config: CleanConfig) -> None:
     Where the source has groups, which must stay together, the fractions hold over all labels together.
     """
     candidates, rows = decisions.candidates, np.flatnonzero(decisions.is_kept)
-    respected = config.declared_splits == "respect"
-    declared = candidates.declared[rows] if respected else np.full(len(rows), UNDECLARED, np.uint8)
+    declared = (
+        candidates.declared[rows] if config.respects_declared_splits else np.full(len(rows), UNDECLARED, np.uint8)
+    )
     positions = np.where(
         candidates.group_hash[rows] != 0, candidates.group_hash[rows], candidates.shuffle_index[rows].astype(np.uint64)
     )
@@ -55,6 +59,13 @@ def assign_exact_splits(decisions: RowDecisions, config: CleanConfig) -> None:
     decisions.splits[rows] = choose_exact_splits(
         declared, labels, positions, (config.val_fraction, config.test_fraction)
     )
+
+
+def assign_fold(decisions: RowDecisions, fold: int, folds: int, val_fraction: float) -> None:
+    """Assign the splits of one fold of cross-validation to all rows, by the hash of the content or of the group."""
+    candidates = decisions.candidates  # both hashes have 63 bits
+    hashes = np.where(candidates.group_hash != 0, candidates.group_hash, candidates.shuffle_index.astype(np.uint64))
+    decisions.splits[:] = choose_fold_splits(hashes / 2.0**63, fold, folds, val_fraction)
 
 
 # Exact duplicates

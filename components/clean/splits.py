@@ -84,5 +84,16 @@ def _divide(
     splits[members[high:]] = TEST
 
 
+def choose_fold_splits(positions: npt.NDArray[np.float64], fold: int, folds: int, val_fraction: float) -> Codes:
+    """Return split codes [N] of one fold of cross-validation: images with `positions` in [fold / folds, (fold + 1) /
+    folds) are test, the next `val_fraction` around the unit circle are val.
+
+    Over all folds each image is test once, whatever other images there are.
+    """
+    is_test = np.minimum(positions * folds, folds - 1).astype(np.int64) == fold
+    is_val = (positions - (fold + 1) / folds) % 1.0 < val_fraction
+    return np.where(is_test, TEST, np.where(is_val, VAL, TRAIN)).astype(np.uint8)
+
+
 def _hash(salt: str, sha256: str) -> bytes:
     return hashlib.sha256(f"{salt}:{sha256}".encode()).digest()[:8]

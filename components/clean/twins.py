@@ -161,8 +161,9 @@ def _group_neighbors(first: RowNumbers, second: RowNumbers) -> dict[int, list[in
 def _drop_leaks(decisions: RowDecisions, twins: Twins, config: CleanConfig) -> dict[str, Any]:
     """Drop, by the policy, train and val rows with a twin in test; return the numbers from before that."""
     candidates = decisions.candidates
-    respected = config.declared_splits == "respect"
-    declared = candidates.declared if respected else np.full(len(candidates), UNDECLARED, np.uint8)
+    declared = (
+        candidates.declared if config.respects_declared_splits else np.full(len(candidates), UNDECLARED, np.uint8)
+    )
     pairs = [(twins.first, twins.second), (twins.second, twins.first)]
     rows, tests = (np.concatenate(sides) for sides in zip(*pairs, strict=True))
     declared_leak = (candidates.declared[tests] == TEST) & ~np.isin(candidates.declared[rows], (VAL, TEST, UNDECLARED))

@@ -370,6 +370,18 @@ class Baseline(JsonObject):
 
 
 @dataclass(frozen=True)
+class CrossValidation(JsonObject):
+    """Out-of-fold `scores` of the linear probe on the frozen features of a `backbone`, on all images, with their 95%
+    `intervals`, [low, high]."""
+
+    folds: int
+    images: int
+    scores: dict[str, float]
+    intervals: dict[str, list[float]]
+    backbone: str
+
+
+@dataclass(frozen=True)
 class EvaluationExtra(Extra):
     """Fields of an evaluation.
 
@@ -396,6 +408,7 @@ class EvaluationExtra(Extra):
     intervals: dict[str, list[float]] = field(default_factory=dict)
     seen: SeenImages = field(default_factory=SeenImages)
     baseline: Baseline | None = None
+    cross_validation: CrossValidation | None = None
 
 
 EXTRAS: dict[str, type[Extra]] = {

@@ -37,3 +37,9 @@ class EvaluateConfig(StepConfig):
         "(default: up to 200,000 images)",
         choices=("auto", "true", "false"),
     )
+    cross_validate: str = option(
+        "auto",
+        "score the linear probe on frozen features out of fold on all images, for the report alone (default: below 400 "
+        "test images)",
+        choices=("auto", "true", "false"),
+    )

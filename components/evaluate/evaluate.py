@@ -18,6 +18,7 @@ from ..storage.errors import MillError
 from .baseline import describe_baseline, score_baseline
 from .chance import ChanceTest, ClassTotals
 from .config import VERSION, EvaluateConfig
+from .cross_validation import cross_validate_probe, describe_cross_validation
 from .curves import describe_curves
 from .inference import FLIP, InferenceRunner, describe_throughput
 from .inputs import find_tensors
@@ -85,6 +86,8 @@ def _log_scores(evaluation: Dataset, title: str, context: Context) -> None:
     context.say(f"{title}: {' · '.join(parts)} on {rows:,} test images")
     if extra.baseline:
         context.say(describe_baseline(extra.baseline))
+    if extra.cross_validation:
+        context.say(describe_cross_validation(extra.cross_validation, rows))
     if extra.chance and extra.chance.why:
         context.say(f"warning: {extra.chance.why}")
     if number := extra.seen.images:
@@ -155,7 +158,7 @@ def _evaluate_model(model: Dataset, clean: Dataset, uri: str, config: EvaluateCo
     tensors = find_tensors(model, clean)
     features = find_features(model)
     suspects, review = review_labels(
-        tensors, network, spec, device, uri, config.review, config.eval_batch_size, features
+        tensors, clean, network, spec, device, uri, config.review, config.eval_batch_size, features
     )
     predictions = Dataset(uri, Manifest("evaluation", uris.basename(uri), files=(file,)), "")
     columns = ["label_ids", "predicted_ids"] if scorer.TASK == MULTI else []
@@ -166,6 +169,7 @@ def _evaluate_model(model: Dataset, clean: Dataset, uri: str, config: EvaluateCo
         intervals=scorer.compute_intervals(read_columns(predictions, "data", columns) if columns else ()),
         seen=overlap.summarize(),
         baseline=score_baseline(model, clean),
+        cross_validation=cross_validate_probe(features if tensors else None, clean, config.cross_validate),
     )
     files = (file, suspects) if suspects else (file,)
     return commit(uri, _build_manifest(model, clean, uri, config, scorer, slices, files, extra))

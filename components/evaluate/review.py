@@ -25,6 +25,7 @@ from ..models.artifact import ModelSpec, Normalize
 from ..models.blocks import head_modules
 from ..models.features import iter_features
 from ..step.progress import Progress
+from .cross_validation import assign_folds, find_units, read_image_ids
 from .label_issues import MIN_CLASS_IMAGES, LabelIssues, find_label_issues
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class TrainingOutputs:
 
 def review_labels(
     tensors: Dataset | None,
+    clean: Dataset,
     network: torch.nn.Module,
     spec: ModelSpec,
     device: torch.device,
@@ -80,8 +82,8 @@ def review_labels(
     """Return the file of suspects below the evaluation's `uri`, and the result for the manifest.
 
     There is no file where nothing was reviewed (`skipped` says why) or nothing can be listed (`not_judged`).
-    `tensors` are those that the network was trained on, or None; `mode` is the config's `review`; `frozen` are the
-    features of the tensors under the pretrained network, or None.
+    `tensors` are those of `clean` that the network was trained on, or None; `mode` is the config's `review`; `frozen`
+    are the features of the tensors under the pretrained network, or None.
     """
     images = tensors.manifest.totals.by_split.get("train", 0) if tensors else 0
     if reason := _find_skip_reason(tensors, spec, images, mode):
@@ -97,7 +99,8 @@ def review_labels(
     elif (np.bincount(outputs.labels) >= MIN_CLASS_IMAGES).sum() < 2:
         reason = "each class has too few images"
     else:
-        issues = find_label_issues(outputs.features, outputs.labels, len(spec.classes))
+        folds = assign_folds(outputs.labels, find_units(clean, read_image_ids(tensors, ("train",))))
+        issues = find_label_issues(outputs.features, outputs.labels, len(spec.classes), folds)
         if not issues.is_better:
             reason = (
                 f"classifiers that never saw the labels agree with {issues.agreement:.1%} of them, no better than "

@@ -15,6 +15,11 @@ Approximate Distribution of Estimates of Variance Components", 1946), as in Hill
 of Freedom Methods for Multiple Observer ROC Analysis", 2007): few trainings say little of their variance, and widen the
 interval only as far as it is the trainings that vary. That the variance over trainings is taken to be no smaller than
 zero, although its estimate may be, errs to the wide side. Simulated coverage is in tests/benchmarks/README.md.
+
+In cross-validation each image is tested once, by the model of its fold. The models' training images overlap, so that
+their mistakes go together, which no variance within one cross-validation shows. Nadeau and Bengio ("Inference for the
+Generalization Error", 2003) add the ratio of test to training images to the 1/n of a mean of n folds; here the variance
+over images, which many more values tell than the n folds' means, is made as much larger: by 1 + n/(n - 1).
 """
 
 from __future__ import annotations
@@ -53,13 +58,16 @@ class MeanDifference:
         return self.interval[0] > 0 or self.interval[1] < 0
 
 
-def compute_mean_difference(contributions: Floats, gains: Floats, extra_variance: float = 0.0) -> MeanDifference:
+def compute_mean_difference(
+    contributions: Floats, gains: Floats, extra_variance: float = 0.0, folds: int = 0
+) -> MeanDifference:
     """Return the mean of `gains`, [trainings], with its interval.
 
     Args:
         contributions: each image's part of the gain of each training, [trainings, images]. A row sums to the gain, or
             nearly so where the score is not linear in the images.
         extra_variance: a part of the variance over images that the contributions don't show.
+        folds: of cross-validation, in which each training is one model a fold; 0 without.
 
     With a single training the interval is over the images alone.
     """
@@ -68,6 +76,7 @@ def compute_mean_difference(contributions: Floats, gains: Floats, extra_variance
     by_image = contributions.mean(0)
     centered = by_image - by_image.mean()
     image_variance = float((centered**2).sum()) * images / max(1, images - 1) + extra_variance
+    image_variance *= correct_for_folds(folds)
     training_variance = residual_variance = 0.0
     if trainings > 1:
         training_variance = float(gains.var(ddof=1)) / trainings
@@ -87,6 +96,11 @@ def compute_mean_difference(contributions: Floats, gains: Floats, extra_variance
         gain, (gain - half, gain + half), tuple(float(value) for value in gains), math.sqrt(image_variance),
         math.sqrt(surplus), p,
     )  # fmt: skip
+
+
+def correct_for_folds(folds: int) -> float:
+    """Return the factor on the variance over images that Nadeau and Bengio's correction amounts to; 1 without folds."""
+    return 1 + folds / (folds - 1) if folds else 1.0
 
 
 def _count_degrees(variance: float, terms: list[tuple[float, int]]) -> float:

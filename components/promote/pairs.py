@@ -53,7 +53,7 @@ class Assignments(NamedTuple):
 
 @dataclass(frozen=True)
 class Predictions:
-    """One model's predictions for all test images, in the order of their ids."""
+    """Predictions for all test images, in the order of their ids: of one model, or of the models of several folds."""
 
     image_ids: pa.ChunkedArray
     labels: Assignments
@@ -65,12 +65,14 @@ class Predictions:
     is_seen: Mask
 
     @classmethod
-    def read(cls, evaluation: Dataset, classes: tuple[str, ...]) -> Predictions:
-        """Read an evaluation's rows; class ids become indexes into `classes`."""
+    def read(cls, evaluation: Dataset, classes: tuple[str, ...], *other_folds: Dataset) -> Predictions:
+        """Read an evaluation's rows, and those of `other_folds`, which have the same classes and other images; class
+        ids become indexes into `classes`."""
         is_multi = evaluation.manifest.task == MULTI
         names = ("label_ids", "predicted_ids", "top_id") if is_multi else ("label_id", "predicted_id")
         columns = ["image_id", *names, "confidence", "content_hash", "seen"]
-        table = pa.concat_tables(read_columns(evaluation, "data", columns)).sort_by("image_id")
+        folds = (evaluation, *other_folds)
+        table = pa.concat_tables(t for fold in folds for t in read_columns(fold, "data", columns)).sort_by("image_id")
         index = {name: number for number, name in enumerate(classes)}
         new_ids = np.array([index.get(name, OTHER) for name in evaluation.manifest.classes], np.int64)
         labels, predicted = (_read_assignments(table.column(name)) for name in names[:2])

@@ -67,6 +67,12 @@ def list_metrics(extra: EvaluationExtra) -> list[dict[str, Any]]:
         interval = extra.intervals.get(key)
         if extra.baseline and key in ("top1", "macro_f1"):
             description += f"; of the linear probe, the baseline, {getattr(extra.baseline, key):.3f}"
+        if extra.cross_validation and key in extra.cross_validation.scores:
+            low, high = extra.cross_validation.intervals[key]
+            description += (
+                f"; of such probes, cross-validated on all {extra.cross_validation.images:,} images, "
+                f"{extra.cross_validation.scores[key]:.3f} ({low:.3f} to {high:.3f})"
+            )
         bar = {"left": 100 * interval[0], "width": 100 * (interval[1] - interval[0])} if interval else {}
         row = {"name": name, "words": description, "value": value, "between": interval, "at": 100 * value}
         rows.append(row | bar)

@@ -1,4 +1,5 @@
-"""`imagemill compare`: train two configurations with several seeds, and compare them on the same test images."""
+"""`imagemill compare`: train two configurations with several seeds, or on several folds, and compare them on the same
+test images."""
 
 from __future__ import annotations
 
@@ -48,10 +49,11 @@ class Cost:
     shared: tuple[str, ...]
 
 
-def compare(first: Configuration, second: Configuration, seeds: int) -> dict[str, Any]:
+def compare(first: Configuration, second: Configuration, seeds: int, folds: int = 0) -> dict[str, Any]:
     """Run both configurations with `seeds` seeds, from their `seed` on, and return the result that `--json` prints.
 
-    Everything that exists is used. Raises UserError for configurations that can't be compared.
+    With `folds`, each seed is a cross-validation, of as many trainings, and every image is a test image. Everything
+    that exists is used. Raises UserError for configurations that can't be compared.
     """
     configurations = (first, second)
     check_comparable(first, second)
@@ -61,19 +63,20 @@ def compare(first: Configuration, second: Configuration, seeds: int) -> dict[str
     print(f"run {run} in {workspace.uri}", file=sys.stderr, flush=True)
     with StepRunner.open(workspace, run) as steps:
         runner = TrialRunner(steps, name, run, COMMAND)
-        trials = _run_trials(runner, configurations, range(first.seed, first.seed + seeds))
+        trials = _run_trials(runner, configurations, range(first.seed, first.seed + seeds), folds)
     evaluations = [[trial.read("evaluation") for trial in side] for side in trials]
-    comparison = compare_evaluations(*evaluations)
+    comparison = compare_evaluations(evaluations[0], evaluations[1], folds)
     if not comparison.images:
         raise UserError("test_fraction: expected test images that both configurations keep, found none")
     costs = measure_costs(trials)
     metric = _get_metric(first)
     has_same_models = all(a.uri == b.uri for a, b in zip(*evaluations, strict=True))
-    verdict, reason = describe_verdict(comparison, metric, seeds, has_same_models)
+    verdict, reason = describe_verdict(comparison, metric, seeds, has_same_models, folds)
     result = {
         "status": "succeeded", "name": name, "run": run, "report": workspace.report(run), "verdict": verdict,
         "reason": reason, "metric": metric, "images": comparison.images, "left_out": comparison.excluded,
         "won": comparison.won, "lost": comparison.lost, "seeds": list(range(first.seed, first.seed + seeds)),
+        "folds": folds,
         "differences": {key: describe_difference(value) for key, value in comparison.differences.items()},
         "configurations": {
             side: _describe_side(number, configurations[number], comparison, costs[number], trials[number])
@@ -92,20 +95,34 @@ def compare(first: Configuration, second: Configuration, seeds: int) -> dict[str
 
 
 def _run_trials(
-    runner: TrialRunner, configurations: tuple[Configuration, Configuration], seeds: range
+    runner: TrialRunner, configurations: tuple[Configuration, Configuration], seeds: range, folds: int
 ) -> tuple[list[Trial], list[Trial]]:
-    """Return the trials of both configurations, seed by seed. What can't be compared is refused before training."""
+    """Return the trials of both configurations, seed by seed and within it fold by fold. What can't be compared is
+    refused before training."""
     trials: tuple[list[Trial], list[Trial]] = ([], [])
-    cleaned: list[Dataset] = []
+    divided = [_divide(configuration, folds) for configuration in configurations]
     for side, configuration in zip(SIDES, configurations, strict=True):
         print(f"{side} is {configuration.label}", file=sys.stderr, flush=True)
-        cleaned.append(runner.run_trial(configuration, side.lower(), "clean").read("clean"))
-    check_same_classes(*cleaned)
+    for parts in zip(*divided, strict=True):
+        cleaned = [
+            runner.run_trial(part, side.lower(), "clean").read("clean") for side, part in zip(SIDES, parts, strict=True)
+        ]
+        check_same_classes(*cleaned)
     for number, seed in enumerate(seeds, 1):
-        for side, configuration, own in zip(SIDES, configurations, trials, strict=True):
-            print(f"{side}, seed {seed} ({number} of {len(seeds)})", file=sys.stderr, flush=True)
-            own.append(runner.run_trial(configuration.with_values("train", seed=seed), f"{side.lower()}{seed}"))
+        for fold, parts in enumerate(zip(*divided, strict=True), 1):
+            for side, part, own in zip(SIDES, parts, trials, strict=True):
+                of_folds, label = (f", fold {fold} of {folds}", f".{fold}") if folds else ("", "")
+                print(f"{side}, seed {seed} ({number} of {len(seeds)}){of_folds}", file=sys.stderr, flush=True)
+                own.append(runner.run_trial(part.with_values("train", seed=seed), f"{side.lower()}{seed}{label}"))
     return trials
+
+
+def _divide(configuration: Configuration, folds: int) -> list[Configuration]:
+    """Return the configuration with each of the folds; itself alone without folds."""
+    if not folds:
+        return [configuration]
+    plain = configuration.with_values("evaluate", cross_validate="false")  # of no use here
+    return [plain.with_values("clean", fold=f"{number}/{folds}") for number in range(1, folds + 1)]
 
 
 def _get_metric(configuration: Configuration) -> str:
@@ -158,14 +175,17 @@ def judge(difference: MeanDifference) -> str:
     return BETTER if difference.gain > 0 else WORSE
 
 
-def describe_verdict(comparison: Comparison, metric: str, seeds: int, has_same_models: bool) -> tuple[str, str]:
+def describe_verdict(
+    comparison: Comparison, metric: str, seeds: int, has_same_models: bool, folds: int = 0
+) -> tuple[str, str]:
     """Return the verdict and its reason in one sentence."""
     difference = comparison.differences[metric]
     if has_same_models:
         return SAME, "A and B give the same models: they differ in nothing that training depends on"
     verdict = judge(difference)
     low, high = difference.interval
-    over = f"{comparison.images:,} test images and {seeds} seeds" if seeds > 1 else f"{comparison.images:,} test images"
+    over = f"{comparison.images:,} images, tested in {folds} folds" if folds else f"{comparison.images:,} test images"
+    over += f" and {seeds} seeds" if seeds > 1 else ""
     means = [float(values.mean()) for values in comparison.scores[metric]]
     sentence = (
         f"{METRIC_TITLES[metric]} {means[0]:.4f} (A) and {means[1]:.4f} (B), difference {difference.gain:+.4f} "
@@ -176,7 +196,7 @@ def describe_verdict(comparison: Comparison, metric: str, seeds: int, has_same_m
         sentence += f". A difference of less than about {(high - low) / 2:.3f} does not show here"
         is_by_images = difference.image_error >= difference.training_error
         sentence += f"; more {'test images' if is_by_images else 'seeds'} would show a smaller one"
-    if seeds == 1:
+    if seeds == 1 and not folds:
         sentence += ". One seed says nothing of other trainings: the interval is over the images alone"
     return verdict, sentence
 

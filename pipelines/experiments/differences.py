@@ -66,13 +66,18 @@ class Comparison:
         ]
 
 
-def compare_evaluations(first: Sequence[Dataset], second: Sequence[Dataset]) -> Comparison:
+def compare_evaluations(first: Sequence[Dataset], second: Sequence[Dataset], folds: int = 0) -> Comparison:
     """Compare evaluations of both configurations' models, of which the n-th two belong together (one seed).
 
-    All have the same classes. An image counts if it is a test image in all of them and no model has seen it.
+    With `folds`, each seed has so many, one after the other, whose images are taken together. All have the same
+    classes. An image counts if it is a test image for every seed of both, and no model that is tested on it has seen
+    it.
     """
-    classes = first[0].manifest.classes
-    rows = [[Predictions.read(evaluation, classes) for evaluation in side] for side in (first, second)]
+    classes, step = first[0].manifest.classes, max(1, folds)
+    rows = [
+        [Predictions.read(side[at], classes, *side[at + 1 : at + step]) for at in range(0, len(side), step)]
+        for side in (first, second)
+    ]
     common = _find_common_images([predictions for side in rows for predictions in side])
     pairs = [_pair(classes, *sides, common) for sides in zip(rows[0], rows[1], strict=True)]
     by_metric = {metric: [compute_difference(pair, metric) for pair in pairs] for metric in METRIC_TITLES}
@@ -87,22 +92,22 @@ def compare_evaluations(first: Sequence[Dataset], second: Sequence[Dataset]) -> 
             metric: (np.array([d.champion for d in differences]), np.array([d.challenger for d in differences]))
             for metric, differences in by_metric.items()
         },
-        differences={metric: combine_differences(differences) for metric, differences in by_metric.items()},
+        differences={metric: combine_differences(differences, folds) for metric, differences in by_metric.items()},
         image_ids=tuple(common.to_pylist()),
         labels=tuple(labels),
         right=np.array([np.mean([pair.is_right[side] for pair in pairs], axis=0) for side in (0, 1)]),
     )
 
 
-def combine_differences(differences: Sequence[ScoreDifference]) -> MeanDifference:
-    """Return the mean difference over seeds, with an interval over images and seeds.
+def combine_differences(differences: Sequence[ScoreDifference], folds: int = 0) -> MeanDifference:
+    """Return the mean difference over seeds, with an interval over images and seeds, and with `folds` training images.
 
     As in the gate's own interval, two images on which one model alone is right are added, and the variance that images
     of rare classes don't show.
     """
     extra = np.mean([d.unobserved_variance + 2 * d.single_image_square for d in differences])
     contributions = np.array([difference.contributions for difference in differences])
-    return compute_mean_difference(contributions, np.array([d.gain for d in differences]), float(extra))
+    return compute_mean_difference(contributions, np.array([d.gain for d in differences]), float(extra), folds)
 
 
 def _find_common_images(rows: Sequence[Predictions]) -> pa.Array:

@@ -163,3 +163,25 @@ def test_other_classes_are_named_before_anything_is_trained(
 def test_a_wrong_number_of_seeds_is_refused(experiment: Experiment, seeds: str) -> None:
     first = experiment.config("first.yaml")
     assert experiment.compare(first, first, f"--seeds={seeds}") == EXIT_USER
+
+
+@pytest.mark.proof
+def test_in_folds_every_image_is_tested_once_and_nothing_is_decoded_again(
+    experiment: Experiment, finished: tuple[dict[str, Any], Counter[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(experiment.folder / name) for name in ("color.yaml", "gray.yaml")]
+    assert experiment.compare(*words, "--folds", "2", "--json") == 0
+    captured = capsys.readouterr()
+    result = json.loads(captured.out.splitlines()[-1])
+    assert Counter(experiment.ran) == {"clean": 4, "resize": 4, "train": 4, "evaluate": 4}
+    assert captured.err.count("120 of 120 images were cleaned before") == 4
+    assert (result["images"], result["left_out"], result["folds"], result["seeds"]) == (120, 0, 2, [0])
+    assert result["verdict"] == "worse" and "over 120 images, tested in 2 folds" in result["reason"]
+    assert experiment.compare(*words, "--folds", "2") == 0
+    assert experiment.ran == [] and "120 test images, 1 seed, 2 folds" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("folds", ["1", "some", "21"])
+def test_a_wrong_number_of_folds_is_refused(experiment: Experiment, folds: str) -> None:
+    first = experiment.config("first.yaml")
+    assert experiment.compare(first, first, f"--folds={folds}") == EXIT_USER

@@ -115,9 +115,9 @@ PICTURES += [near_copy(n) for n in range(10)] + [b"broken", b""]
 KIND = st.tuples(st.integers(0, len(PICTURES) - 1), st.sampled_from(["a", "b", "c", "d", ""]))
 STEP = st.tuples(st.lists(KIND, max_size=12), st.sets(st.integers(0, 60), max_size=20), st.sets(st.integers(0, 60)))
 OPTIONS = st.sampled_from(
-    [{}, {}, {"split": "exact"}, {"near_duplicates": "drop"}, {"label_encoding": "one_hot"}, {"rare_classes": "drop",
-     "rare_below": 4}, {"rare_classes": "merge", "rare_below": 5}, {"label_conflicts": "drop_minority"},
-     {"outliers": "drop", "outlier_threshold": 2.0}],
+    [{}, {}, {"split": "exact"}, {"fold": "2/3"}, {"near_duplicates": "drop"}, {"label_encoding": "one_hot"},
+     {"rare_classes": "drop", "rare_below": 4}, {"rare_classes": "merge", "rare_below": 5},
+     {"label_conflicts": "drop_minority"}, {"outliers": "drop", "outlier_threshold": 2.0}],
 )  # fmt: skip
 
 
@@ -248,7 +248,7 @@ def test_a_killed_clean_goes_on_after_its_last_finished_slice(
 
 CHANGED: dict[str, Any] = {
     "outliers": "drop", "outlier_threshold": 3.0, "outlier_fields": "brightness", "near_duplicates": "drop",
-    "near_radius": 5, "leakage": "drop", "label_conflicts": "drop_all",
+    "near_radius": 5, "leakage": "drop", "label_conflicts": "drop_all", "fold": "2/3",
     "unknown_labels": "reject", "rare_classes": "merge", "rare_below": 3, "other_class": "b",
 }  # fmt: skip
 

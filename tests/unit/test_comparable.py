@@ -62,3 +62,23 @@ def test_images_that_only_one_configuration_tests_are_left_out(tmp_path: Path) -
     assert result.differences["top1"].gain == pytest.approx(expected[1] - expected[0])
     assert result.lost > 0 == result.won and result.labels[0] == CLASSES[0]
     assert [change.first > change.second for change in result.find_changes(5)] == [True] * 5
+
+
+def test_folds_are_taken_together_and_their_interval_is_wider(tmp_path: Path) -> None:
+    """Two seeds of three folds: the images of the folds are one test split, each in it once."""
+    gate = Gate(Workspace.open(str(tmp_path)))
+    sides, whole = [], []
+    for side, errors in (("a", 30), ("b", 45)):
+        predicted = [wrong(errors, seed) for seed in range(2)]
+        cuts = [slice(start, start + 150) for start in range(0, len(LABELS), 150)]
+        sides.append([
+            gate.evaluate(f"{side}{seed}.{cut.start}", rows[cut], labels=LABELS[cut], first_image=cut.start)
+            for seed, rows in enumerate(predicted) for cut in cuts
+        ])  # fmt: skip
+        whole.append([gate.evaluate(f"{side}{seed}", rows, labels=LABELS) for seed, rows in enumerate(predicted)])
+    folded, plain = compare_evaluations(*sides, folds=len(cuts)), compare_evaluations(*whole)
+    assert folded.image_ids == plain.image_ids and folded.excluded == 0 and np.array_equal(folded.right, plain.right)
+    for metric, expected in plain.differences.items():
+        result = folded.differences[metric]
+        assert result.gains == pytest.approx(expected.gains)
+        assert result.image_error == pytest.approx(expected.image_error * (1 + len(cuts) / (len(cuts) - 1)) ** 0.5)

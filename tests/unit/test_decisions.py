@@ -14,6 +14,7 @@ from imagemill.components.clean.candidates import CandidateInfo, Candidates, Row
 from imagemill.components.clean.config import CleanConfig
 from imagemill.components.clean.decide import (
     assign_exact_splits,
+    assign_fold,
     compute_robust_scores,
     decide,
     drop_duplicates,
@@ -24,7 +25,16 @@ from imagemill.components.clean.decide import (
 from imagemill.components.clean.phash import THUMBNAIL_BYTES
 from imagemill.components.clean.row_decisions import RowDecisions
 from imagemill.components.clean.schema import MEASURES
-from imagemill.components.clean.splits import SPLITS, TEST, TRAIN, TRAINVAL, UNDECLARED, VAL, choose_exact_splits
+from imagemill.components.clean.splits import (
+    SPLITS,
+    TEST,
+    TRAIN,
+    TRAINVAL,
+    UNDECLARED,
+    VAL,
+    choose_exact_splits,
+    choose_fold_splits,
+)
 from imagemill.components.clean.twins import Twins, check_radius, judge_twins
 from imagemill.components.storage.errors import UserError
 
@@ -150,6 +160,37 @@ def test_declared_splits_can_be_ignored_in_exact_splits() -> None:
         decisions = RowDecisions.of(table)
         assign_exact_splits(decisions, CleanConfig(split="exact", declared_splits=respect))
         assert Counter(decisions.splits.tolist()) == expected
+
+
+@given(st.integers(2, 20), st.integers(1, 300))
+def test_over_all_folds_each_image_is_test_once_and_others_change_nothing(folds: int, images: int) -> None:
+    positions = np.random.default_rng(images).random(images)
+    splits = np.array([choose_fold_splits(positions, fold, folds, 0.1) for fold in range(folds)])
+    assert ((splits == TEST).sum(0) == 1).all()
+    assert np.array_equal(splits[:, ::3], [choose_fold_splits(positions[::3], n, folds, 0.1) for n in range(folds)])
+
+
+def test_folds_have_the_sizes_asked_for() -> None:
+    positions = (np.arange(1000) + 0.5) / 1000
+    for fold in range(5):
+        counts = Counter(choose_fold_splits(positions, fold, 5, 0.1).tolist())
+        assert counts == {TRAIN: 700, VAL: 100, TEST: 200}
+
+
+def test_a_fold_keeps_groups_together_whatever_the_source_declares() -> None:
+    groups = np.repeat(np.arange(40) * (2**63 // 40) + 1, 5)
+    table = toy(list(range(200)), "ab" * 100, group=groups.tolist(), declared=["test"] * 200)
+    decisions = RowDecisions.of(table)
+    config = CleanConfig(fold="2/4", val_fraction=0.25)
+    assign_fold(decisions, *config.fold_number(), config.val_fraction)
+    assert all(len(set(decisions.splits[groups == g])) == 1 for g in np.unique(groups))
+    assert Counter(decisions.splits.tolist()) == {TRAIN: 100, VAL: 50, TEST: 50} and not config.respects_declared_splits
+
+
+@pytest.mark.parametrize("values", [{"fold": "0/5"}, {"fold": "6/5"}, {"fold": "1/1"}, {"fold": "1"}, {"fold": "1/21"}])
+def test_a_wrong_fold_is_named(values: dict[str, str]) -> None:
+    with pytest.raises(UserError, match="fold: expected i/n with i from 1 to n"):
+        CleanConfig.from_values({"raw": "r", "workspace": "w"} | values)
 
 
 def judged(table: Toy, pairs: list[tuple[int, int]], **options: Any) -> tuple[dict[int, str], RowDecisions]:

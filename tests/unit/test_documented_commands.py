@@ -121,7 +121,7 @@ def test_a_documented_command_is_taken_by_its_parser(command: Command, pytestcon
         "imagemill train --tensors a --process 2", "imagemill export a --format imagefolders --output b",
         "imagemill compile --target kubeflow -o a.yaml", "imagemill submit --experiments a",
         "imagemill runs a --log clean", "imagemill runs a --logs cleaning", "imagemill schedule --cron '0 3 * *'",
-        "imagemill champion demote", "imagemill compare a.yaml", "imagemill compare a.yaml b.yaml --folds 5",
+        "imagemill champion demote", "imagemill compare a.yaml", "imagemill compare a.yaml b.yaml --parts 5",
         "imagemill tune a.yaml b.yaml", "imagemill tune --pruner hyperband",
         "imagemill schedule --cron '0 3 * * 1' --timezone Europe/Berln", "imagemill champion promote a --forced",
         "imagemill images build --registry https://ghcr.io/you", "imagemill images push", "imagemill doctor --probes",

@@ -12,18 +12,17 @@ from trained import history_of, make_tensors, settings, trainer
 
 from imagemill.components.dataset.manifest import Dataset
 from imagemill.components.dataset.workspace import Workspace
+from imagemill.components.metrics.logistic_regression import (
+    PENALTIES,
+    compute_inverse_frequencies,
+    fit_logistic_regression,
+)
 from imagemill.components.models.features import read_features
 from imagemill.components.step.step import Context
 from imagemill.components.storage.errors import UserError
 from imagemill.components.train.config import TrainConfig
 from imagemill.components.train.features import FeatureComputer
-from imagemill.components.train.loop.head_solver import (
-    PENALTIES,
-    fit_logistic_regression,
-    get_linear_head,
-    solve_head,
-)
-from imagemill.components.train.loop.losses import compute_inverse_frequencies
+from imagemill.components.train.loop.head_solver import get_linear_head, solve_head
 
 SOLVED = {"backbone": "shufflenet_v2_x0_5", "weights": "somewhere", "head": "solved", "probe_epochs": 1, "ema": 0.9}
 

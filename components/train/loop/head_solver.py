@@ -16,10 +16,9 @@ import numpy as np
 from ...dataset.kinds import ProbeFit
 from ...dataset.manifest import Dataset
 from ...metrics.calibration import fit_temperature
-from ...metrics.classification import confusion, summarize_confusion
+from ...metrics.logistic_regression import PENALTIES, compute_scales, fit_balanced, score_logits, select_penalty
 from ...models.blocks import head_modules
 from ...models.features import LinearProbe, read_features
-from .losses import compute_inverse_frequencies
 
 if TYPE_CHECKING:
     import torch
@@ -29,15 +28,8 @@ VERSION = 2
 MAX_IMAGES = 50_000
 """Images of a split whose features are used, at most: the first ones as they are stored, in random order. Each
 takes 4 bytes a feature, so 2,048 features of all of them 400 MB."""
-PENALTIES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4)
-"""Tried in this order, each from the solution of the one before. Features are standardized, the loss is a mean."""
 FOLDS, MAX_CROSS_VALIDATED = 5, 5_000
 """Folds of cross-validation, and training and validation images up to which a head is cross-validated."""
-DEFAULT_PENALTY = 0.03
-"""Without validation images."""
-MAX_ITERATIONS = 100
-MIN_RELATIVE_STD = 1e-3
-"""Of the median feature's standard deviation: features that vary less are noise, or no feature at all."""
 
 
 @dataclass(frozen=True)
@@ -102,17 +94,18 @@ def solve_head(dataset: Dataset, device: torch.device, is_final: bool = False) -
     is_refitted = is_final and 2 * FOLDS <= len(features) + len(val_features) <= MAX_CROSS_VALIDATED
     if is_refitted:
         features, labels = torch.cat([features, val_features]), torch.cat([labels, val_labels])
-    mean, std = features.mean(0), features.std(0)
-    std = std.clamp_min(MIN_RELATIVE_STD * float(std.median().clamp_min(1e-12)))
+    mean, std = compute_scales(features)
     standardized = (features - mean) / std
     out_of_fold, score = None, None
     if is_refitted:
         penalty, out_of_fold = _cross_validate(standardized, labels, classes)
-        weights = _fit(standardized, labels, penalty, torch.zeros(classes, features.shape[1] + 1, device=device))
+        weights = fit_balanced(
+            standardized, labels, penalty, torch.zeros(classes, features.shape[1] + 1, device=device)
+        )
         score = out_of_fold.metrics["val_macro_f1"]
     else:
         held_out = ((val_features - mean) / std, val_labels) if len(val_features) else None
-        weights, penalty, score = _select_penalty(standardized, labels, held_out, classes)
+        weights, penalty, score = select_penalty(standardized, labels, held_out, classes)
     matrix, bias = weights[:, :-1], weights[:, -1]
     loss = float(torch.nn.functional.cross_entropy(standardized @ matrix.T + bias, labels))
     probe = LinearProbe((matrix / std).cpu().numpy(), (bias - (matrix / std) @ mean).cpu().numpy())
@@ -126,23 +119,6 @@ def get_linear_head(network: torch.nn.Module) -> torch.nn.Linear | None:
     names = head_modules(network)
     layer = network.get_submodule(names[0]) if len(names) == 1 else None
     return layer if isinstance(layer, torch.nn.Linear) and layer.bias is not None else None
-
-
-def _fit(features: torch.Tensor, labels: torch.Tensor, penalty: float, start: torch.Tensor) -> torch.Tensor:
-    """Return `fit_logistic_regression` with classes that weigh alike; a class without images is left out."""
-    import torch
-
-    counts = np.bincount(labels.cpu().numpy(), minlength=len(start))
-    class_weights = torch.tensor(compute_inverse_frequencies(counts), dtype=torch.float32, device=features.device)
-    return fit_logistic_regression(features, labels, class_weights, penalty, start)
-
-
-def _score(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
-    import torch
-
-    matrix = confusion(labels.cpu().numpy(), logits.argmax(1).cpu().numpy(), logits.shape[1])
-    scores, loss = summarize_confusion(matrix), float(torch.nn.functional.cross_entropy(logits, labels))
-    return {"val_loss": loss, "val_top1": scores["top1"], "val_macro_f1": scores["macro_f1"]}
 
 
 def _cross_validate(features: torch.Tensor, labels: torch.Tensor, classes: int) -> tuple[float, OutOfFold]:
@@ -159,68 +135,12 @@ def _cross_validate(features: torch.Tensor, labels: torch.Tensor, classes: int) 
     best: tuple[tuple[float, float], float, dict[str, float], torch.Tensor] | None = None
     for penalty in PENALTIES:
         for fold, rows in enumerate(in_fold):
-            weights[fold] = _fit(features[~rows], labels[~rows], penalty, weights[fold])
+            weights[fold] = fit_balanced(features[~rows], labels[~rows], penalty, weights[fold])
             logits[rows] = features[rows] @ weights[fold][:, :-1].T + weights[fold][:, -1]
-        metrics = _score(logits, labels)
+        metrics = {f"val_{name}": value for name, value in score_logits(logits, labels).items()}
         rank = metrics["val_macro_f1"], -metrics["val_loss"]
         if best is None or rank > best[0]:
             best = rank, penalty, metrics, logits.clone()
     assert best is not None
     _, penalty, metrics, logits = best
     return penalty, OutOfFold(metrics, fit_temperature(logits.cpu().numpy(), ids))
-
-
-def _select_penalty(
-    features: torch.Tensor, labels: torch.Tensor, held_out: tuple[torch.Tensor, torch.Tensor] | None, classes: int
-) -> tuple[torch.Tensor, float, float | None]:
-    """Return (weights float32 [classes, D + 1] with the biases last, penalty, macro-F1) with the best macro-F1 on
-    `held_out` features and labels; of several the one with the lowest loss."""
-    import torch
-
-    weights = torch.zeros(classes, features.shape[1] + 1, device=features.device)
-    if held_out is None:
-        return _fit(features, labels, DEFAULT_PENALTY, weights), DEFAULT_PENALTY, None
-    best: tuple[float, float] | None = None
-    best_weights, best_penalty = weights, DEFAULT_PENALTY
-    for penalty in PENALTIES:
-        weights = _fit(features, labels, penalty, weights)
-        metrics = _score(held_out[0] @ weights[:, :-1].T + weights[:, -1], held_out[1])
-        rank = metrics["val_macro_f1"], -metrics["val_loss"]
-        if best is None or rank > best:
-            best, best_weights, best_penalty = rank, weights, penalty
-    assert best is not None
-    return best_weights, best_penalty, best[0]
-
-
-def fit_logistic_regression(
-    features: torch.Tensor, labels: torch.Tensor, class_weights: torch.Tensor, penalty: float, start: torch.Tensor
-) -> torch.Tensor:
-    """Minimize the weighted mean cross-entropy plus penalty/2 · the squared norm of the weights, biases left out.
-
-    Args:
-        features: float32 [N, D].
-        labels: int64 [N].
-        class_weights: float32 [classes], the weight of an image of each class, 1 on average of the images.
-        start: float32 [classes, D + 1], with the biases last; not changed.
-
-    Returns:
-        float32 [classes, D + 1].
-    """
-    import torch
-
-    weights = start.clone().requires_grad_(True)
-    optimizer = torch.optim.LBFGS(
-        [weights], max_iter=MAX_ITERATIONS, tolerance_grad=1e-5, tolerance_change=1e-7, line_search_fn="strong_wolfe"
-    )
-
-    def compute_loss() -> torch.Tensor:
-        optimizer.zero_grad()
-        logits = features @ weights[:, :-1].T + weights[:, -1]
-        terms = torch.nn.functional.cross_entropy(logits, labels, class_weights, reduction="sum") / len(labels)
-        loss: torch.Tensor = terms + penalty / 2 * weights[:, :-1].square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss
-
-    with torch.enable_grad():
-        optimizer.step(compute_loss)  # type: ignore[arg-type, no-untyped-call]
-    return weights.detach()
