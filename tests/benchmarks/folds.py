@@ -145,7 +145,8 @@ MODELS: dict[str, Fit] = {"discriminant": fit_discriminant, "nearest neighbor": 
 
 def measure_compare(samples: int, seed: int) -> None:
     print(
-        "| images | models | macro-F1 of A | B better by | covered | shown | images alone | t of the folds | samples |\n"
+        "| images | models | macro-F1 of A | B better by | covered | shown | images alone | t of the folds "
+        "| samples |\n"
         + "|---" * 9
         + "|"
     )
