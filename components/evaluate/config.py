@@ -37,3 +37,10 @@ class EvaluateConfig(StepConfig):
         "(default: up to 200,000 images)",
         choices=("auto", "true", "false"),
     )
+    grad_cam: int = option(
+        12,
+        "surest mistakes of which the report shows where the image spoke for the wrong class, by Grad-CAM; 0 for none",
+        in_fingerprint=False,
+        low=0,
+        high=24,
+    )
