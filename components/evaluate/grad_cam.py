@@ -1,7 +1,7 @@
 """Show what decided the surest mistakes of the test split, by Grad-CAM.
 
 Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization", ICCV 2017: the
-channels of the last feature map, weighted by the mean gradient of the predicted class's logit, summed, and clipped at 0.
+channels of the last feature map, weighted by the mean gradient of the predicted class's logit, summed, clipped at 0.
 """
 
 from __future__ import annotations
@@ -102,9 +102,7 @@ def write_overlays(
         return None, first_line(error)
 
 
-def compute_grad_cam(
-    network: torch.nn.Module, inputs: torch.Tensor, targets: torch.Tensor
-) -> npt.NDArray[np.float32]:
+def compute_grad_cam(network: torch.nn.Module, inputs: torch.Tensor, targets: torch.Tensor) -> npt.NDArray[np.float32]:
     """Return float32 [B, H, W] in [0, 1], where 1 is what speaks most for the target class in each image.
 
     `network` is in evaluation mode; `inputs` float [B, C, H, W], normalized; `targets` int64 [B], class ids of the

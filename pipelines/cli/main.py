@@ -40,7 +40,8 @@ _PREDICT_DESCRIPTION = (
     "the others alone; exit code 2 where none could be."
 )
 _REQUIRED_MODULES = {
-    "run": ("kfp",), "predict": ("torch", "safetensors"), "export-model": ("onnx", "onnxruntime"), "images": ("docker",), "submit": ("kfp",),
+    "run": ("kfp",), "predict": ("torch", "safetensors"),
+    "export-model": ("onnx", "onnxruntime"), "images": ("docker",), "submit": ("kfp",),
     "schedule": ("kfp",), "runs": ("kfp",), "doctor": ("kubernetes", "kfp"),
 }  # fmt: skip
 """The optional modules that a command always imports; each step declares its own."""

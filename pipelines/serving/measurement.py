@@ -103,7 +103,9 @@ def measure(float32: bytes, converted: bytes, tensors: Dataset) -> Measurement:
     losses = {}
     for metric in METRICS:
         difference = compute_difference(pair, metric)
-        losses[metric] = Loss(difference.champion, difference.challenger, difference.gain, difference.compute_interval())
+        losses[metric] = Loss(
+            difference.champion, difference.challenger, difference.gain, difference.compute_interval()
+        )
     return Measurement(
         split=split,
         images=len(rows),

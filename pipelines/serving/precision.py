@@ -37,7 +37,9 @@ def convert(data: bytes, precision: str, calibration: Pixels) -> bytes:
     try:
         return _to_fp16(data) if precision == FP16 else _to_int8(data, calibration)
     except Exception as error:  # onnxruntime's tools raise any exception
-        raise UserError(f"--precision {precision}: onnxruntime can't convert this network: {first_line(error)}") from error
+        raise UserError(
+            f"--precision {precision}: onnxruntime can't convert this network: {first_line(error)}"
+        ) from error
 
 
 def _to_fp16(data: bytes) -> bytes:
@@ -50,8 +52,13 @@ def _to_fp16(data: bytes) -> bytes:
 
 def _to_int8(data: bytes, calibration: Pixels) -> bytes:
     import onnx
-    from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType
-    from onnxruntime.quantization import quantize_static
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        CalibrationMethod,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]

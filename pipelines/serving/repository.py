@@ -1,7 +1,7 @@
 """Write a folder that Triton and KServe serve: a model repository, an InferenceService, and what clients have to know.
 
-    <output>/README.md, measurement.json, inferenceservice.yaml
-    <output>/models/<name>/config.pbtxt, labels.txt, 1/model.onnx
+<output>/README.md, measurement.json, inferenceservice.yaml
+<output>/models/<name>/config.pbtxt, labels.txt, 1/model.onnx
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ from test_onnx_file import CLASSES, made, noise
 from trained import make_tensors
 
 from imagemill.components.dataset.manifest import Dataset, Manifest, commit
-from imagemill.components.imaging.decoder import Pixels
 from imagemill.components.dataset.shards import publish_bytes
+from imagemill.components.imaging.decoder import Pixels
 from imagemill.components.models.artifact import build_network
 from imagemill.components.storage.errors import UserError
 from imagemill.components.train.artifact.onnx_export import export, run
@@ -55,7 +55,7 @@ def test_a_converted_file_says_the_same(precision: str, share: float, tolerance:
 
 
 def test_the_folder_is_a_model_repository(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model, spec, data = model_with_onnx(tmp_path)
+    model, _, data = model_with_onnx(tmp_path)
     output = tmp_path / "out"
     flags = ["--output", str(output), "--name", "pets", "--storage", "s3://b/models"]
     assert main(["export-model", model.uri, *flags]) == 0
@@ -90,7 +90,9 @@ def test_a_too_large_loss_is_refused() -> None:
     loss = Loss(0.9, 0.85, -0.05, (-0.08, -0.02))
     measurement = Measurement("test", 400, 0.9, {"top1": loss}, 0.3, (4, 1), {1: (1.0, 0.5)})
     config = ServingConfig("m", "out", "pets", INT8, 0.01)
-    with pytest.raises(UserError, match=r"at most 0.01 of top-1 .* found 0.0500 \(0.0200 to 0.0800\) on 400 test images"):
+    with pytest.raises(
+        UserError, match=r"at most 0.01 of top-1 .* found 0.0500 \(0.0200 to 0.0800\) on 400 test"
+    ):
         check_loss(measurement, config)
     assert json.dumps(measurement.milliseconds)
     check_loss(measurement, ServingConfig("m", "out", "pets", INT8, 0.05))
@@ -117,7 +119,6 @@ def test_int8_is_measured_on_the_models_own_images(tmp_path: Path, capsys: pytes
     expected = {name: printed["losses"][name]["float32"] for name in ("top1", "macro_f1")}
     images, labels = map(np.concatenate, zip(*read_images(tensors, "val"), strict=True))
     predicted = run(data, images)[1].argmax(1)
-    assert expected == pytest.approx(
-        {"top1": accuracy_score(labels, predicted), "macro_f1": f1_score(labels, predicted, labels=np.unique(labels), average="macro")}
-    )
+    macro_f1 = f1_score(labels, predicted, labels=np.unique(labels), average="macro")
+    assert expected == pytest.approx({"top1": accuracy_score(labels, predicted), "macro_f1": macro_f1})
     assert "## Against fp32" in (tmp_path / "out/README.md").read_text()
