@@ -1,6 +1,6 @@
 """Convert a model's ONNX file to fp16 or int8. Inputs and outputs stay as they are: uint8 pixels, float32 numbers.
 
-`int8` is onnxruntime's static quantization: quantize and dequantize nodes (QDQ) around convolutions and matrix products,
+`int8` is onnxruntime's static quantization: nodes that quantize and dequantize (QDQ) at convolutions and products,
 weights signed, symmetric, per output channel and in 7 bits (`reduce_range`: in 8 bits the sums of processors without
 VNNI saturate), activations unsigned with the range that calibration images show (MinMax). Normalization, temperature
 and probabilities stay float32. `fp16` halves the file; a CPU computes it in float32, so that it pays on a GPU alone.

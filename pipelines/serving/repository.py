@@ -107,9 +107,9 @@ def check_loss(measurement: Measurement, config: ServingConfig) -> None:
         if -loss.gain > config.max_loss:
             low, high = loss.interval
             raise UserError(
-                f"--max-loss: expected {config.precision} to lose at most {config.max_loss:g} of {METRIC_TITLES[metric]}"
-                f" against fp32, found {-loss.gain:.4f} ({-high:.4f} to {-low:.4f}) on {measurement.images:,} "
-                f"{measurement.split} images; nothing is written"
+                f"--max-loss: expected {config.precision} to lose at most {config.max_loss:g} of "
+                f"{METRIC_TITLES[metric]} against fp32, found {-loss.gain:.4f} ({-high:.4f} to {-low:.4f}) on "
+                f"{measurement.images:,} {measurement.split} images; nothing is written"
             )
 
 
@@ -184,8 +184,8 @@ def render_readme(config: ServingConfig, spec: ModelSpec, fingerprint: str, meas
         "",
         f"Model `{fingerprint}`, {len(spec.classes):,} classes (`models/{config.name}/labels.txt`, by id).",
         "",
-        f"Input `{INPUT}`: uint8 [N, {height}, {width}, {channels}], N up to {MAX_BATCH}. Normalization and temperature "
-        "are in the graph. These are not, and a client does them first, as `imagemill predict` does:",
+        f"Input `{INPUT}`: uint8 [N, {height}, {width}, {channels}], N up to {MAX_BATCH}. Normalization and "
+        "temperature are in the graph. These are not, and a client does them first, as `imagemill predict` does:",
         "",
         *(f"{number}. {step}" for number, step in enumerate(steps, 1)),
         "",
@@ -225,9 +225,9 @@ def _render_measurement(config: ServingConfig, measurement: Measurement | None) 
     )
     return (
         "## Against fp32", "", f"| | fp32 | {config.precision} | difference (95%) |", "|---|---:|---:|---:|", *rows, "",
-        f"On {measurement.images:,} {measurement.split} images, paired; {100 * measurement.agreement:.1f}% have the same "
-        f"predicted classes, and no probability differs by more than {measurement.largest_difference:.2g}. Times are the "
-        f"median of 15 runs with one thread of the CPU that wrote this.{method}", "",
+        f"On {measurement.images:,} {measurement.split} images, paired; {100 * measurement.agreement:.1f}% have the "
+        f"same predicted classes, and no probability differs by more than {measurement.largest_difference:.2g}. Times "
+        f"are the median of 15 runs with one thread of the CPU that wrote this.{method}", "",
     )  # fmt: skip
 
 

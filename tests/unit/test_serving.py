@@ -90,9 +90,7 @@ def test_a_too_large_loss_is_refused() -> None:
     loss = Loss(0.9, 0.85, -0.05, (-0.08, -0.02))
     measurement = Measurement("test", 400, 0.9, {"top1": loss}, 0.3, (4, 1), {1: (1.0, 0.5)})
     config = ServingConfig("m", "out", "pets", INT8, 0.01)
-    with pytest.raises(
-        UserError, match=r"at most 0.01 of top-1 .* found 0.0500 \(0.0200 to 0.0800\) on 400 test"
-    ):
+    with pytest.raises(UserError, match=r"at most 0.01 of top-1 .* found 0.0500 \(0.0200 to 0.0800\) on 400 test"):
         check_loss(measurement, config)
     assert json.dumps(measurement.milliseconds)
     check_loss(measurement, ServingConfig("m", "out", "pets", INT8, 0.05))
