@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from ..step.config import StepConfig, device_option, option
 
-VERSION = 3
-"""Raised when the same model and images must give other predictions or metrics."""
+VERSION = 4
+"""Raised when the same model and images must give other predictions, metrics or suspects."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,4 +42,10 @@ class EvaluateConfig(StepConfig):
         "score the linear probe on frozen features out of fold on all images, for the report alone (default: below 400 "
         "test images)",
         choices=("auto", "true", "false"),
+    )
+    grad_cam: int = option(
+        12,
+        "surest mistakes of which the report shows where the image spoke for the wrong class, by Grad-CAM; 0 for none",
+        low=0,
+        high=24,
     )

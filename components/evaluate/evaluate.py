@@ -20,6 +20,7 @@ from .chance import ChanceTest, ClassTotals
 from .config import VERSION, EvaluateConfig
 from .cross_validation import cross_validate_probe, describe_cross_validation
 from .curves import describe_curves
+from .grad_cam import SurestMistakes, write_overlays
 from .inference import FLIP, InferenceRunner, describe_throughput
 from .inputs import find_tensors
 from .intervals import FEW_IMAGES, count_unreliable_classes
@@ -141,12 +142,13 @@ def _evaluate_model(model: Dataset, clean: Dataset, uri: str, config: EvaluateCo
         context.say("warning: this model never saw a mirrored image in training, and tta flip shows it some")
     runner = InferenceRunner(network, spec, device, config.tta)
     images = clean.manifest.totals.by_split["test"]
-    progress = Progress("evaluate", total=images)
+    progress, mistakes = Progress("evaluate", total=images), SurestMistakes(config.grad_cam, spec.image.side)
     with ShardWriter(uri, Layout(scorer.SCHEMA, row_group_rows=100_000)) as writer, torch.inference_mode():
         for batch in runner.read_batches(model, clean, config.eval_batch_size):
             logits, calibrated = runner.predict(batch)
             rows = scorer.add(logits, batch, calibrated)
             slices.add(rows)
+            mistakes.add(rows, batch)
             for row, (content_hash, is_seen) in zip(rows, overlap.look_up(batch.ids), strict=True):
                 writer.add(row | {"content_hash": content_hash, "seen": is_seen}, 0)
             progress.add(len(batch.ids))
@@ -155,6 +157,9 @@ def _evaluate_model(model: Dataset, clean: Dataset, uri: str, config: EvaluateCo
         raise MillError(f"internal error: {images} test images, but {file.rows} predictions")
     throughput = runner.throughput.measure(file.rows, config.eval_batch_size, config.tta)
     context.say(describe_throughput(throughput))
+    overlays, problem = write_overlays(mistakes, runner, classes.names, uri)
+    if problem:
+        context.say(f"no Grad-CAM of {spec.backbone}: {problem}")
     tensors = find_tensors(model, clean)
     features = find_features(model)
     suspects, review = review_labels(
@@ -171,7 +176,7 @@ def _evaluate_model(model: Dataset, clean: Dataset, uri: str, config: EvaluateCo
         baseline=score_baseline(model, clean),
         cross_validation=cross_validate_probe(features if tensors else None, clean, config.cross_validate),
     )
-    files = (file, suspects) if suspects else (file,)
+    files = (file, *(other for other in (suspects, overlays) if other))
     return commit(uri, _build_manifest(model, clean, uri, config, scorer, slices, files, extra))
 
 
@@ -185,8 +190,8 @@ def _build_manifest(
     files: tuple[File, ...],
     extra: EvaluationExtra,
 ) -> Manifest:
-    """Return the evaluation's manifest. `files`: the predictions, and the suspects where labels were reviewed; `extra`:
-    what is known beside the scores."""
+    """Return the evaluation's manifest. `files`: the predictions, the suspects where labels were reviewed, and overlays
+    of mistakes; `extra`: what is known beside the scores."""
     predictions = files[0]
     per_class, names, metrics = scorer.per_class(), scorer.classes.names, scorer.compute_metrics()
     support, areas = per_class["support"], scorer.histograms.compute_areas()

@@ -18,7 +18,7 @@ from ..dataset.labels import MULTI
 from ..dataset.manifest import Dataset
 from ..dataset.shards import open_parquet, read_columns
 from .charts import COUNTED_CLASSES, ConfusionMatrix, draw_confusion_matrix
-from .thumbnails import Thumbnail, make_thumbnails
+from .thumbnails import Thumbnail, make_jpeg_uri, make_thumbnails
 
 Counts = npt.NDArray[np.int64]
 MAX_CLASSES, MAX_MISTAKES, MAX_LOSSES = 12, 24, 12
@@ -27,13 +27,15 @@ NO_LABELS = "(none)"
 
 @dataclass(frozen=True)
 class Mistake:
-    """One prediction of the test split with its thumbnail; `note` says how wrong it is."""
+    """One prediction of the test split with its thumbnail; `note` says how wrong it is; `overlay`: a data URI of
+    evaluate's Grad-CAM, or empty."""
 
     image_id: str
     label: str
     predicted: str
     note: str
     thumbnail: Thumbnail
+    overlay: str = ""
 
 
 def describe_test_split(evaluation: Dataset, clean: Dataset) -> dict[str, Any]:
@@ -90,11 +92,20 @@ def make_mistakes(evaluation: Dataset, clean: Dataset) -> list[Mistake]:
     """Return the wrong predictions with the highest confidence."""
     rows = find_surest_mistakes(evaluation, MAX_MISTAKES)
     thumbnails = _make_test_thumbnails(clean, [image_id for _, image_id, _, _ in rows])
-    names = evaluation.manifest.classes
+    names, overlays = evaluation.manifest.classes, _read_overlays(evaluation)
     return [
-        Mistake(image_id, names[label], names[predicted], f"{100 * confidence:.1f}% sure", thumbnails[image_id])
+        Mistake(
+            image_id, names[label], names[predicted], f"{100 * confidence:.1f}% sure", thumbnails[image_id],
+            overlays.get(image_id, ""),
+        )
         for confidence, image_id, label, predicted in rows
-    ]
+    ]  # fmt: skip
+
+
+def _read_overlays(evaluation: Dataset) -> dict[str, str]:
+    """Return evaluate's Grad-CAM overlays as data URIs by image_id; earlier releases wrote none."""
+    tables = read_columns(evaluation, "grad_cam", ["image_id", "overlay"])
+    return {row["image_id"]: make_jpeg_uri(row["overlay"]) for table in tables for row in table.to_pylist()}
 
 
 def find_surest_mistakes(evaluation: Dataset, limit: int) -> list[tuple[float, str, int, int]]:

@@ -99,7 +99,12 @@ def encode_thumbnail(data: bytes) -> tuple[str, int]:
     image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BICUBIC, reducing_gap=2.0)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=82)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode(), decoded.width * decoded.height
+    return make_jpeg_uri(buffer.getvalue()), decoded.width * decoded.height
+
+
+def make_jpeg_uri(data: bytes) -> str:
+    """Return a JPEG file as a data URI."""
+    return "data:image/jpeg;base64," + base64.b64encode(data).decode()
 
 
 def divide_evenly(counts: Mapping[str, int], total: int) -> dict[str, int]:

@@ -146,9 +146,7 @@ MODELS: dict[str, Fit] = {"discriminant": fit_discriminant, "nearest neighbor": 
 def measure_compare(samples: int, seed: int) -> None:
     print(
         "| images | models | macro-F1 of A | B better by | covered | shown | images alone | t of the folds "
-        "| samples |\n"
-        + "|---" * 9
-        + "|"
+        "| samples |\n" + "|---" * 9 + "|"
     )
     random = np.random.default_rng(seed)
     for name, counts in SHAPES.items():

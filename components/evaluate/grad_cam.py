@@ -1,0 +1,180 @@
+"""Show what decided the surest mistakes of the test split, by Grad-CAM.
+
+Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization", ICCV 2017: the
+channels of the last feature map, weighted by the mean gradient of the predicted class's logit, summed, clipped at 0.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from ..dataset.manifest import File
+from ..dataset.shards import Layout, ShardWriter
+from ..imaging.decoder import Pixels
+from ..imaging.tensors import center_crop
+from ..storage.errors import first_line
+from .inputs import InputBatch
+
+if TYPE_CHECKING:
+    import torch
+
+    from .inference import InferenceRunner
+
+ROLE = "grad_cam"
+"""The role of the file of overlays in an evaluation."""
+SIDE = 128
+"""Pixels of an overlay's side at most, as of the report's other thumbnails."""
+SCHEMA = pa.schema([("image_id", pa.string()), ("predicted_id", pa.int32()), ("overlay", pa.binary())])
+_BATCH = 4
+"""Images that have gradients in memory at a time."""
+_QUALITY = 82
+
+
+class NoFeatureMap(Exception):
+    """A network without a feature map before its head, such as a vision transformer; the message says why."""
+
+
+@dataclass
+class _Mistake:
+    confidence: float
+    image_id: str
+    predicted_id: int
+    image: Pixels
+
+
+@dataclass
+class SurestMistakes:
+    """The `limit` wrong predictions of highest confidence with their images, collected batch by batch.
+
+    Images with several labels are left out: none of their classes is the one that was predicted.
+    """
+
+    limit: int
+    side: int
+    mistakes: list[_Mistake] = field(default_factory=list)
+
+    def add(self, rows: Sequence[Mapping[str, Any]], batch: InputBatch) -> None:
+        """Add predictions with `label_id`, `predicted_id` and `confidence`, row by row of the batch."""
+        wrong = [
+            _Mistake(row["confidence"], row["image_id"], row["predicted_id"], image)
+            for row, image in zip(rows, batch.images, strict=True)
+            if self.limit and "label_id" in row and row["label_id"] != row["predicted_id"]
+        ]
+        kept = heapq.nsmallest(self.limit, [*self.mistakes, *wrong], key=lambda m: (-m.confidence, m.image_id))
+        for mistake in kept:  # a copy: a view would keep its batch in memory
+            mistake.image = np.array(center_crop(mistake.image[None], self.side)[0])
+        self.mistakes = kept
+
+
+def write_overlays(
+    mistakes: SurestMistakes, runner: InferenceRunner, names: Sequence[str], uri: str
+) -> tuple[File | None, str]:
+    """Write the overlays below the evaluation's `uri`; return their file, None without one, and the reason for that.
+
+    `names`: the classes of the predicted ids.
+    """
+    if not mistakes.mistakes:
+        return None, ""
+    import torch
+
+    classes = {name: number for number, name in enumerate(runner.spec.classes)}
+    try:
+        with ShardWriter(uri, Layout(SCHEMA, row_group_rows=100)) as writer:
+            for start in range(0, len(mistakes.mistakes), _BATCH):
+                group = mistakes.mistakes[start : start + _BATCH]
+                images = np.stack([mistake.image for mistake in group])
+                inputs = runner.normalize(torch.from_numpy(images).to(runner.device))
+                targets = torch.tensor([classes[names[mistake.predicted_id]] for mistake in group])
+                for mistake, heat in zip(group, compute_grad_cam(runner.network, inputs, targets), strict=True):
+                    row = {"image_id": mistake.image_id, "predicted_id": mistake.predicted_id}
+                    writer.add(row | {"overlay": draw_overlay(mistake.image, heat)}, 0)
+            return writer.publish(ROLE, ROLE, "test"), ""
+    except (NoFeatureMap, RuntimeError) as error:  # RuntimeError: a network that autograd can't follow, or memory
+        return None, first_line(error)
+
+
+def compute_grad_cam(network: torch.nn.Module, inputs: torch.Tensor, targets: torch.Tensor) -> npt.NDArray[np.float32]:
+    """Return float32 [B, H, W] in [0, 1], where 1 is what speaks most for the target class in each image.
+
+    `network` is in evaluation mode; `inputs` float [B, C, H, W], normalized; `targets` int64 [B], class ids of the
+    network. All is 0 in an image in which nothing speaks for its class. Raises NoFeatureMap.
+    """
+    import torch
+    from torch.nn import functional
+
+    layer = find_feature_layer(network, inputs[:1])
+    maps: list[torch.Tensor] = []
+
+    def keep_map(module: torch.nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+        maps.append(output if output.requires_grad else output.requires_grad_())
+        return output.clone()  # what follows may change it in place, as DenseNet's ReLU does
+
+    handle = layer.register_forward_hook(keep_map)
+    try:
+        with torch.enable_grad():
+            logits = network(inputs).float()
+            score = logits.gather(1, targets.to(logits.device)[:, None]).sum()
+            (gradient,) = torch.autograd.grad(score, maps[-1:])
+    finally:
+        handle.remove()
+    feature_map = maps[-1].detach().float()
+    gradient = gradient.float()
+    if getattr(network, "output_fmt", None) == "NHWC":  # timm's Swin
+        feature_map, gradient = feature_map.permute(0, 3, 1, 2), gradient.permute(0, 3, 1, 2)
+    heat = (gradient.mean((2, 3), keepdim=True) * feature_map).sum(1, keepdim=True).relu()
+    heat = functional.interpolate(heat, size=inputs.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+    heat = heat / heat.amax((1, 2), keepdim=True).clamp_min(1e-12)
+    values: npt.NDArray[np.float32] = heat.cpu().numpy()
+    return values
+
+
+def find_feature_layer(network: torch.nn.Module, example: torch.Tensor) -> torch.nn.Module:
+    """Return the module with the last feature map, [B, C, H, W] with more than one place, in the order of execution.
+
+    Raises NoFeatureMap for networks that go on with tokens, [B, T, C]: a map of them is not what decides.
+    """
+    import torch
+
+    outputs: list[tuple[torch.nn.Module, torch.Size]] = []
+
+    def note_shape(child: torch.nn.Module, module: torch.nn.Module, args: Any, output: Any) -> None:
+        if isinstance(output, torch.Tensor):
+            outputs.append((child, output.shape))
+
+    children = [module for module in network.modules() if module is not network]
+    handles = [module.register_forward_hook(partial(note_shape, module)) for module in children]
+    try:
+        with torch.no_grad():
+            network(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    places = slice(1, 3) if getattr(network, "output_fmt", None) == "NHWC" else slice(2, 4)
+    for module, shape in reversed(outputs):
+        if len(shape) == 3 and shape[1] > 1:
+            raise NoFeatureMap("a transformer's tokens are no feature map")
+        if len(shape) == 4 and math.prod(shape[places]) > 1:
+            return module
+    raise NoFeatureMap("the network has no feature map of more than one place")
+
+
+def draw_overlay(image: Pixels, heat: npt.NDArray[np.float32]) -> bytes:
+    """Return a JPEG of the image uint8 [H, W, C] in gray, tinted where `heat` float32 [H, W] in [0, 1] is high."""
+    gray = image.mean(2, dtype=np.float32)[..., None]
+    colors = cv2.applyColorMap(np.round(255 * heat).astype(np.uint8), cv2.COLORMAP_TURBO).astype(np.float32)
+    weight = 0.6 * heat[..., None]
+    picture = np.clip((1 - weight) * gray + weight * colors, 0, 255).astype(np.uint8)
+    if max(picture.shape) > SIDE:
+        picture = cv2.resize(picture, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+    data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])[1]
+    return bytes(data.tobytes())
