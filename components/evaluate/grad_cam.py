@@ -7,7 +7,6 @@ channels of the last feature map, weighted by the mean gradient of the predicted
 from __future__ import annotations
 
 import heapq
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -159,11 +158,11 @@ def find_feature_layer(network: torch.nn.Module, example: torch.Tensor) -> torch
     finally:
         for handle in handles:
             handle.remove()
-    places = slice(1, 3) if getattr(network, "output_fmt", None) == "NHWC" else slice(2, 4)
+    height = 1 if getattr(network, "output_fmt", None) == "NHWC" else 2
     for module, shape in reversed(outputs):
         if len(shape) == 3 and shape[1] > 1:
             raise NoFeatureMap("a transformer's tokens are no feature map")
-        if len(shape) == 4 and math.prod(shape[places]) > 1:
+        if len(shape) == 4 and shape[height] * shape[height + 1] > 1:
             return module
     raise NoFeatureMap("the network has no feature map of more than one place")
 
