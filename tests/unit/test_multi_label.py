@@ -166,7 +166,7 @@ def rows_of(dataset: Dataset, *names: str, split: str | None = None) -> list[dic
 def one_thread() -> Iterator[None]:
     """torch's threads wait for one another by spinning: on a busy machine two are far slower than one."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("train.train", "evaluate.inputs", "storage.parallel"):
+        for module in ("evaluate.inputs", "storage.parallel"):
             patch.setattr(f"imagemill.components.{module}.cores", lambda: 1)
         yield
 
