@@ -96,9 +96,8 @@ def test_all_images_are_cross_validated_beside_few_test_images(probed: Probed) -
     result = extra.cross_validation
     assert result is not None and (result.folds, result.images, result.backbone) == (5, 152, "shufflenet_v2_x0_5")
     assert set(result.scores) == set(result.intervals) == {"top1", "balanced_accuracy", "macro_f1"}
-    test_interval = extra.intervals["top1"]
-    for name, (low, high) in result.intervals.items():
-        assert low < result.scores[name] < high and high - low < 0.5 * (test_interval[1] - test_interval[0])
+    for name, (low, high) in result.intervals.items():  # of 152 images 0.19 at most, of 16 twice that and more
+        assert low < result.scores[name] < high and high - low < 0.25
     line = describe_cross_validation(result, 16)
     assert line.startswith(
         "beside 16 test images, the probe on frozen features is cross-validated on all 152 in 5 folds"
