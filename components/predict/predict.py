@@ -73,6 +73,8 @@ class Predictor:
     @classmethod
     def load(cls, model: Dataset, device: str = "auto") -> Predictor:
         """Load the network on a device. Raises UserError and DatasetError as `load_model`."""
+        import torch
+
         network, spec = load_model(model)
         torch_device = pick_device(device)
         set_torch_threads()
