@@ -105,6 +105,7 @@ def test_another_color_keeps_only_the_download(finished: Finished) -> None:
     assert mill.dataset_of(result, "tensors").manifest.image.shape == (32, 32, 1)
 
 
+@pytest.mark.proof
 def test_more_epochs_keep_the_tensors_and_a_rule_keeps_the_model(finished: Finished) -> None:
     longer = ["--epochs", "2", "--promote", "never"]
     result = again(finished, *longer)
@@ -116,6 +117,7 @@ def test_more_epochs_keep_the_tensors_and_a_rule_keeps_the_model(finished: Finis
     assert stricter.json["evaluation"] == result.json["evaluation"]
 
 
+@pytest.mark.proof
 def test_rerun_train_does_it_and_what_follows_once(finished: Finished, tmp_path: Path) -> None:
     result = again(finished, "--rerun", "train")
     assert result.states == ran_from("train")
