@@ -13,7 +13,7 @@ from kfp import dsl
 from .form_component import IMAGES, Form, form_component
 
 
-@form_component("cpu")
+@form_component("cpu", whole=True)
 def download(
     form: Form, run: str, config: str, manifest: dsl.Output[dsl.Dataset],
 ) -> NamedTuple("Downloaded", [("raw", str), ("name", str), ("changed", str)]):  # type: ignore[valid-type]  # fmt: skip
