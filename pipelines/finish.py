@@ -35,8 +35,8 @@ Records = Mapping[str, Mapping[str, Any]]
 class RunSummary:
     """The records of a run's steps, or in `unread` why they can't be read.
 
-    `ended`: the orchestrator's status of the run (SUCCEEDED, FAILED, …); empty while it goes on, as for promote. `steps`:
-    those that the run has.
+    `ended`: the orchestrator's status of the run (SUCCEEDED, FAILED, …); empty while it goes on, as for promote.
+    `steps`: those that the run has.
     """
 
     name: str
@@ -86,9 +86,7 @@ def write_summary(workspace: str, run: str, path: str) -> RunSummary:
     return summary
 
 
-def read_run_records(
-    workspace: str, run: str, ended: str = "", steps: tuple[str, ...] = STEPS
-) -> RunSummary:
+def read_run_records(workspace: str, run: str, ended: str = "", steps: tuple[str, ...] = STEPS) -> RunSummary:
     """Return the records of a run; IMAGEMILL_RUN overrides its name where it is set, as it does for the steps."""
     name = os.environ.get(RUN_ENV) or run
     try:

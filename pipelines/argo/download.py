@@ -21,9 +21,7 @@ from .planning import write_plan
 from .pod_arguments import parse_pod_arguments
 
 
-def main(
-    argv: Sequence[str] | None = None, choose_name: Callable[[Workspace, str, str], str] | None = None
-) -> int:
+def main(argv: Sequence[str] | None = None, choose_name: Callable[[Workspace, str, str], str] | None = None) -> int:
     """Run the command `python -m imagemill.pipelines.argo.download`; return the exit code.
 
     `choose_name`: returns the name of later steps from workspace, name and run; these steps then run in any case.

@@ -17,9 +17,9 @@ from ..parameters import RunParameters, list_form_parameters, parse_form
 
 @dataclass(frozen=True)
 class PodArguments:
-    """The parsed arguments of a pod. `form`: parameters of the form by name; `parents`: URIs of datasets, and `options`:
-    other texts, by the name of their flag; `outputs`: the folder with one file for each output parameter, which Argo
-    reads."""
+    """The parsed arguments of a pod. `form`: parameters of the form by name; `parents`: URIs of datasets, and
+    `options`: other texts, by the name of their flag; `outputs`: the folder with one file for each output parameter,
+    which Argo reads."""
 
     form: Mapping[str, str]
     run: str
@@ -46,8 +46,8 @@ def parse_pod_arguments(
 ) -> PodArguments:
     """Parse a command line; UserError names the flag that is wrong.
 
-    `parents`: names of the flags that hold URIs of datasets, all of which are required; `options`: those of other texts,
-    empty where they are left out. Every parameter of the form is a flag as well.
+    `parents`: names of the flags that hold URIs of datasets, all of which are required; `options`: those of other
+    texts, empty where they are left out. Every parameter of the form is a flag as well.
     """
     parser = Parser(prog=f"python -m {prog}", description=help)
     for name, parameter in list_form_parameters().items():

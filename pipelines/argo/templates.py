@@ -112,9 +112,7 @@ def build_step_template(task: str, cluster: Cluster, parameters: RunParameters) 
     return build_part_template(task, STEP_PARTS[task], cluster, pod, image, shm_size(task, pod, parameters))
 
 
-def build_part_template(
-    name: str, part: StepPart, cluster: Cluster, pod: Pod, image: str, shm: str = ""
-) -> Container:
+def build_part_template(name: str, part: StepPart, cluster: Cluster, pod: Pod, image: str, shm: str = "") -> Container:
     """Return the container template `name` of a part, with the resources of `pod`."""
     from hera.workflows import Parameter
 

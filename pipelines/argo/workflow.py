@@ -115,9 +115,7 @@ def _build_ttl_strategy(limits: Limits) -> Any:
     return ttl_strategy if succeeded or failed else None
 
 
-def build_parameters(
-    form: Mapping[str, FormParameter], cluster: Cluster, parameters: RunParameters
-) -> list[Parameter]:
+def build_parameters(form: Mapping[str, FormParameter], cluster: Cluster, parameters: RunParameters) -> list[Parameter]:
     """Return the parameters of a form, with the chosen values as defaults; choices are a drop-down there."""
     from hera.workflows import Parameter
 

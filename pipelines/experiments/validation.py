@@ -71,7 +71,9 @@ def read_events(workspace: Workspace, run: str, tag: str) -> list[float]:
                 path = Path(folder) / f"{number}.tfevents"
                 path.write_bytes(workspace.store.read(entry.uri))
                 for event in EventFileLoader(str(path)).Load():
-                    values |= {event.step: _read_scalar(value) for value in event.summary.value if value.tag == tag}
+                    for value in event.summary.value:
+                        if value.tag == tag:
+                            values[event.step] = _read_scalar(value)
         except (MillError, FileNotFoundError):  # the next look sees more
             pass
     return [values[step] for step in sorted(values)]

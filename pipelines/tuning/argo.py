@@ -1,7 +1,7 @@
 """A search as a WorkflowTemplate of Argo Workflows, with one pod for each trial.
 
-The images are prepared by the tasks of the training workflow. The rungs are written out: a task that chooses trials, and
-one over the list that it outputs, for each of them.
+The images are prepared by the tasks of the training workflow. The rungs are written out: for each of them a task that
+chooses trials, and one over the list that it outputs.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _build_dag(package: SearchPackage, cluster: Cluster) -> DAG:
         tasks += [choose, train]
         done = list_done([train])  # Argo skips a task over an empty list
     tasks.append(_build_task("report", "report", inputs, {}, done))
-    return DAG(name="tuning", tasks=tasks)
+    return DAG(name="tuning", tasks=[*tasks])
 
 
 def _build_task(
@@ -124,7 +124,9 @@ def _build_task(
         task, _, parameter = output.partition(".")
         return f"{{{{tasks.{task}.outputs.parameters.{parameter}}}}}"
 
-    parents = [f"{parent}.Succeeded" for parent in dict.fromkeys(output.partition(".")[0] for output in inputs.values())]
+    parents = [
+        f"{parent}.Succeeded" for parent in dict.fromkeys(output.partition(".")[0] for output in inputs.values())
+    ]
     return Task(
         name=name,
         template=template,

@@ -63,7 +63,7 @@ def build_pipeline(package: SearchPackage, cluster: Cluster) -> Any:
             search["model"] = base.outputs["Output"]
             last = base
             for number in range(count_rungs(package.pruner) + 1):
-                last = rung(rung=str(number), **search).after(last)
+                last = rung(rung=str(number), **search).after(last).set_caching_options(False)
                 last.set_display_name(_name_rung(number, package.pruner))
             on.place_small("report", kfp_steps.report(**search).after(last))
 

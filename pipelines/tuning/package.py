@@ -39,15 +39,15 @@ class SearchPackage:
         return list_form_parameters() | search
 
 
-def compile_search(
-    target: str, space: SearchSpace, package: SearchPackage, output: Path, cluster_file: str
-) -> None:
+def compile_search(target: str, space: SearchSpace, package: SearchPackage, output: Path, cluster_file: str) -> None:
     """Write the package for `target`, kfp or argo.
 
     UserError for a pruner or a search space that pods can't have, and for what `compile_pipeline` refuses.
     """
     if package.pruner not in PRUNERS:
-        raise wrong("--pruner", f"{' or '.join(PRUNERS)} with --target, where trials are compared in rungs", package.pruner)
+        raise wrong(
+            "--pruner", f"{' or '.join(PRUNERS)} with --target, where trials are compared in rungs", package.pruner
+        )
     if package.trials > MAX_TRIALS:
         raise wrong("--trials", f"at most {MAX_TRIALS} with --target", package.trials)
     space.check_train_only("--space")

@@ -1,11 +1,11 @@
 """A search on a cluster, by successive halving: the work of its pods, whatever starts them.
 
-After the images are prepared, a pod trains the base. Then, for each rung, a small pod chooses trials (`choose`), and each
-of them trains in a pod of its own (`train`) up to the rung's epochs, from the checkpoint of the rung before. All trials of
-a rung end before the next one is chosen: Jamieson and Talwalkar, "Non-stochastic Best Arm Identification and
-Hyperparameter Optimization", 2016. Trials are configured, named and recorded as those of `imagemill tune` on one machine,
-so each of the two goes on from what the other has done. How far a trial is lies beside the study, as an open trial, until
-all rungs have ended; only then do trials become records of the study, in the order of their numbers.
+After the images are prepared, a pod trains the base. Then, for each rung, a small pod chooses trials (`choose`), and
+each of them trains in a pod of its own (`train`) up to the rung's epochs, from the checkpoint of the rung before. All
+trials of a rung end before the next one is chosen: Jamieson and Talwalkar, "Non-stochastic Best Arm Identification and
+Hyperparameter Optimization", 2016. Trials are configured, named and recorded as those of `imagemill tune` on one
+machine, so each of the two goes on from what the other has done. How far a trial is lies beside the study, as an open
+trial, until all rungs have ended; only then do trials become records of the study, in the order of their numbers.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import os
 import signal
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ...components.download import STEP as DOWNLOAD
 from ...components.dataset.manifest import Dataset, read_dataset
 from ...components.dataset.workspace import Workspace
+from ...components.download import STEP as DOWNLOAD
 from ...components.step.command_line import configure_logging, parse_count
 from ...components.step.progress import say
 from ...components.step.step import RAN, RUN_ENV
@@ -124,7 +124,9 @@ def _open_search(form: Mapping[str, str], run: str, inputs: SearchInputs) -> Ite
 def _read_form(form: Mapping[str, str]) -> RunParameters:
     """Return the parameters of a form without those that have their defaults, as a file of a configuration."""
     parameters, declared = parse_form(form), list_form_parameters()
-    pipeline = {name: value for name, value in parameters.pipeline.items() if value not in (None, declared[name].default)}
+    pipeline = {
+        name: value for name, value in parameters.pipeline.items() if value not in (None, declared[name].default)
+    }
     return RunParameters(pipeline, parameters.sections)
 
 
@@ -162,7 +164,7 @@ class ClusterSearch:
         search = self._open()
         if rung == count_rungs(self.options.pruner):
             return self._settle(search)
-        numbers = range(len(search.study.trials), self.options.trials + 1)
+        numbers: Sequence[int] = range(len(search.study.trials), self.options.trials + 1)
         if rung == 0:
             self._propose(search, numbers)
         else:
@@ -219,7 +221,7 @@ class ClusterSearch:
     def _count_epochs(self, search: Search, rung: int) -> int:
         """Return the epochs after which the trials of a rung are compared."""
         last = count_rungs(self.options.pruner) - 1
-        return max(1, round(search.epochs / REDUCTION ** (last - rung)))
+        return max(1, round(search.epochs / float(REDUCTION ** (last - rung))))
 
     def _is_done(self, search: Search, tried: TriedValues, rung: int) -> bool:
         if tried.state in (COMPLETE, FAILED):
@@ -255,7 +257,9 @@ class ClusterSearch:
         for number in range(len(study.trials), self.options.trials + 1):
             study.add(_read_open(search, number))
         best = study.best.number
-        items = [(number, seed) for seed in search.list_seeds(self.options.seeds) for number in (0, best)] if best else []
+        items = (
+            [(number, seed) for seed in search.list_seeds(self.options.seeds) for number in (0, best)] if best else []
+        )
         return [f"{number}:{seed}" for number, seed in items if not study.read_open(f"{number}-{seed}")]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import manifests
 import pytest
-from packages import IMAGES, Json, documents
+from packages import IMAGES, Json, as_kfp_makes_it, container, documents, kubernetes
 
 from imagemill.components.storage.errors import UserError
 from imagemill.pipelines.cluster.cluster_file import Cluster, Kfp, Pod, parse_cluster, parse_cluster_json
@@ -84,16 +84,6 @@ def tasks(spec: Json) -> Json:
     dags = [component["dag"] for component in spec["components"].values() if "dag" in component]
     found = {name: task for dag in (*dags, spec["root"]["dag"]) for name, task in dag["tasks"].items()}
     return {name: task for name, task in found.items() if name not in GROUPS}
-
-
-def container(spec: Json, step: str) -> Json:
-    found: Json = spec["deploymentSpec"]["executors"][f"exec-{step}"]["container"]
-    return found
-
-
-def kubernetes(platform: Json, step: str) -> Json:
-    found: Json = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"][f"exec-{step}"]
-    return found
 
 
 def in_short(path: Path) -> Json:
@@ -246,57 +236,6 @@ def test_there_is_one_condition_and_one_exit_step(package: Any) -> None:
     assert finish["triggerPolicy"]["strategy"] == "ALL_UPSTREAM_TASKS_COMPLETED"
     assert finish["dependentTasks"] == ["exit-handler-1"]
     assert finish["inputs"]["parameters"]["status"] == {"taskFinalStatus": {"producerTask": "exit-handler-1"}}
-
-
-def as_kfp_makes_it(spec: Json, platform: Json, step: str) -> Json:
-    """The pod of a step, as KFP's driver and Argo make it of the package (backend/src/v2/driver/k8s.go and
-    compiler/argocompiler/security_context.go of KFP 2.16): what is not in the package is what KFP adds itself."""
-    body, config = container(spec, step), kubernetes(platform, step)
-    resources = body["resources"]
-    limits = {"memory": resources["resourceMemoryLimit"]}
-    if "resourceCpuLimit" in resources:
-        limits["cpu"] = resources["resourceCpuLimit"]
-    if gpu := resources.get("accelerator"):
-        limits[gpu["resourceType"]] = gpu["resourceCount"]
-    env: list[Json] = [dict(one) for one in body["env"]]
-    env += [{"name": one["name"], "valueFrom": {"fieldRef": {"fieldPath": one["fieldPath"]}}}
-            for one in config["fieldPathAsEnv"]]  # fmt: skip
-    for secret in config.get("secretAsEnv", []):
-        env += [{"name": one["envVar"], "valueFrom": {"secretKeyRef": {
-                    "name": secret["secretName"], "key": one["secretKey"], "optional": secret["optional"]}}}
-                for one in secret["keyToEnv"]]  # fmt: skip
-    user = config["securityContext"]
-    security = {
-        "runAsUser": int(user["runAsUser"]), "runAsGroup": int(user["runAsGroup"]),
-        "runAsNonRoot": user["runAsNonRoot"],
-        "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]},
-        "seccompProfile": {"type": "RuntimeDefault"},
-    }  # fmt: skip
-    mounts = config["emptyDirMounts"]
-    tolerations = [dict(one) for one in config.get("tolerations", [])]
-    for one in tolerations:
-        if "tolerationSeconds" in one:
-            one["tolerationSeconds"] = int(one["tolerationSeconds"])
-    found: Json = {
-        "containers": [{
-            "name": "main", "image": body["image"], "imagePullPolicy": config["imagePullPolicy"], "env": env,
-            "resources": {"limits": limits, "requests": {"memory": resources["resourceMemoryRequest"],
-                                                         "cpu": resources["resourceCpuRequest"]}},
-            "securityContext": security,
-            "volumeMounts": [{"name": m["volumeName"], "mountPath": m["mountPath"]} for m in mounts],
-        }],
-        "volumes": [
-            {"name": m["volumeName"], "emptyDir": {"sizeLimit": m["sizeLimit"]}
-             | ({"medium": m["medium"]} if "medium" in m else {})} for m in mounts
-        ],
-        "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
-        "restartPolicy": "Never", "nodeSelector": config.get("nodeSelector", {}).get("labels", {}),
-        "tolerations": tolerations,
-        "imagePullSecrets": [{"name": one["secretName"]} for one in config.get("imagePullSecret", [])],
-    }  # fmt: skip
-    if "activeDeadlineSeconds" in config:
-        found["activeDeadlineSeconds"] = int(config["activeDeadlineSeconds"])
-    return found
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -1,0 +1,164 @@
+"""The search of a cluster, run here by the command lines of Argo's template: the same study as `imagemill tune`'s."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import experimented
+import pytest
+from argo_dag import SKIPPED, SUCCEEDED, Ended, Workflow
+from argo_files import IMAGES
+from html_page import Page
+
+from imagemill.components.dataset.workspace import Workspace
+from imagemill.pipelines.argo import exit_handler
+from imagemill.pipelines.cli.main import main
+from imagemill.pipelines.cluster.cluster_file import parse_cluster
+from imagemill.pipelines.cluster.pod_fields import CLUSTER_VARIABLE
+from imagemill.pipelines.experiments.search_space import SearchSpace
+from imagemill.pipelines.experiments.trials import Configuration
+from imagemill.pipelines.parameters import ALL_STEPS
+from imagemill.pipelines.tuning import pod
+from imagemill.pipelines.tuning.argo import build_workflow_template
+from imagemill.pipelines.tuning.package import SearchPackage
+from imagemill.pipelines.tuning.rungs import dump_space
+
+SPACE = "learning_rate: {low: 0.0005, high: 0.003, log: true}\nlabel_smoothing: [0.0, 0.1]\n"
+CLUSTER = parse_cluster({"images": IMAGES, "ray": {"mode": "pod", "version": "2.60.0"}})
+Execute = Callable[[str, dict[str, Any]], Ended]
+
+
+class Photos:
+    """A source, a base and a search space, of which a workspace each is for a cluster, for this machine, or for both."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.scratch, self.ran = folder, folder / "scratch", list[str]()
+        self.source = experimented.make_colors(folder / "photos", 30)
+        self.values = experimented.QUICK | {"color": "gray", "val_fraction": 0.35, "test_fraction": 0.15}
+        (folder / "space.yaml").write_text(SPACE)
+
+    def write_base(self, workspace: Path, **values: Any) -> str:
+        place = {"dataset": "folder", "source": str(self.source), "workspace": str(workspace)}
+        return experimented.write_config(self.folder / "base.yaml", **place, **self.values | values)
+
+    def tune(self, workspace: Path, *words: str, **values: Any) -> dict[str, Any]:
+        """The result of the local command."""
+        output, base = io.StringIO(), self.write_base(workspace, **values)
+        files = [base, "--space", str(self.folder / "space.yaml"), "-o", str(self.folder / "tuned.yaml"), "--json"]
+        with contextlib.redirect_stdout(output):
+            assert main(["tune", *files, *words]) == 0
+        result: dict[str, Any] = json.loads(output.getvalue().splitlines()[-1])
+        return result
+
+    def play(
+        self, workspace: Path, execute: Execute, trials: int, pruner: str, name: str = "tuning-1", **values: Any
+    ) -> Workflow:
+        """The run of the template that the same base is compiled to."""
+        base = Configuration.read(self.write_base(workspace, **values), {})
+        space = dump_space(SearchSpace.read(str(self.folder / "space.yaml"), base))
+        package = SearchPackage(Configuration.read("{}", {}).parameters, trials, 2, space, pruner, 2)
+        form = {key: value for key, value in base.parameters.arguments().items() if value}
+        workflow = Workflow(build_workflow_template(package, CLUSTER), form, execute, self.scratch, name)
+        assert workflow.run() == SUCCEEDED, workflow.nodes
+        return workflow
+
+    def pod_in_process(self, template: str, made: dict[str, Any]) -> Ended:
+        """A pod by the same command line, in this process."""
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        self.scratch.mkdir()
+        _, _, module = made["container"]["command"]
+        words = [word.replace("/scratch", str(self.scratch), 1) for word in made["container"]["args"]]
+        mains = {module.__name__: module.main for module in (pod, exit_handler)}
+        own = module.rpartition(".")[2]
+        if module.endswith("clean_and_plan"):
+            from imagemill.pipelines.argo import clean_and_plan
+
+            variables = {one["name"]: one.get("value", "") for one in made["container"]["env"]}
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv(CLUSTER_VARIABLE, variables[CLUSTER_VARIABLE])
+                return Ended(clean_and_plan.main(words))
+        return Ended((mains.get(module) or ALL_STEPS[own].main)(words))
+
+    def pod_as_process(self, template: str, made: dict[str, Any]) -> Ended:
+        """A pod as a process of its own."""
+        import os
+
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        self.scratch.mkdir()
+        words = [*made["container"]["command"], *made["container"]["args"]]
+        variables = {one["name"]: one.get("value", "") for one in made["container"]["env"]}
+        told = {} if template == "finish" else {CLUSTER_VARIABLE: variables.get(CLUSTER_VARIABLE, "")}
+        words = [word.replace("/scratch", str(self.scratch), 1) for word in words[1:]]
+        environment = {**os.environ, **told, "TMPDIR": str(self.scratch), "HOME": str(self.scratch)}
+        done = subprocess.run(
+            [sys.executable, *words], env=environment | {"RAY_TMPDIR": "/tmp"}, cwd="/", capture_output=True, text=True,
+            timeout=300,
+        )  # fmt: skip
+        self.ran.append(f"{template}: {done.stderr}")
+        return Ended(done.returncode)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Photos:
+    return Photos(tmp_path)
+
+
+def trials(result: dict[str, Any]) -> list[tuple[Any, ...]]:
+    """All of a study's trials but what differs from one training to the next, and the workspace."""
+    return [
+        (trial["number"], trial["values"], trial["state"], trial["score"], tuple(trial["course"]),
+         trial["model"].rpartition("/")[2])
+        for trial in result["trials"]
+    ]  # fmt: skip
+
+
+@pytest.mark.proof
+def test_rungs_as_processes_give_the_study_that_the_local_command_goes_on_with(photos: Photos) -> None:
+    shared = photos.folder / "shared"
+    played = photos.play(shared, photos.pod_as_process, 5, "asha", epochs=9)
+    phases = {name: node.phase for name, node in played.nodes.items()}
+    assert sum(name.startswith("trials-1(") for name in phases) == 5
+    assert sum(name.startswith("trials-2(") for name in phases) <= 2
+    workspace = Workspace.from_uri(str(shared))
+    page = Page(workspace.store.read(workspace.report("tuning-1")).decode())
+    assert [tag for tag, _ in page.tags].count("svg") == 1
+    tuned = workspace.store.read(workspace.run_file("tuning-1", "tuned.yaml")).decode()
+    assert "photos.tune" not in tuned and "learning_rate" in tuned
+    summary = workspace.store.read(workspace.run_file("tuning-1", "summary.md")).decode()
+    assert "| tune | ran |" in summary and "failed" not in summary
+    went_on = [text for text in photos.ran if text.startswith("trial:") and "going on after epoch" in text]
+    again = photos.tune(shared, "--trials", "5", "--seeds", "2", "--pruner", "asha", epochs=9)
+    assert [trial["state"] for trial in again["trials"]].count("pruned") >= 3
+    assert sum(name.startswith("trials-2(") for name in phases) == 0 or went_on
+    with experimented.steps_in_this_process():
+        alone = photos.tune(photos.folder / "alone", "--trials", "5", "--seeds", "2", "--pruner", "none", epochs=9)
+    complete = [trial for trial in trials(again) if trial[2] == "complete"]
+    assert complete == [trial for trial in trials(alone) if trial[0] in {number for number, *_ in complete}]
+    assert [trial[1] for trial in trials(again)] == [trial[1] for trial in trials(alone)]
+    for trial in again["trials"]:
+        assert (trial["state"] == "complete") == (len(trial["course"]) == 9)
+
+
+def test_a_cluster_and_this_machine_share_a_study(photos: Photos) -> None:
+    """What one has trained the other finds: the same configurations, names and records."""
+    shared = photos.folder / "shared"
+    with experimented.steps_in_this_process(photos.ran):
+        played = photos.play(shared, photos.pod_in_process, 1, "none")
+        assert [played.nodes[name].phase for name in ("trials-1", "report")] == [SUCCEEDED] * 2
+        trained = photos.ran.count("train")
+        assert trained in (2, 6), "the base and the trial, and both with two seeds where the trial is the best"
+        again = photos.tune(shared, "--trials", "1", "--seeds", "2", "--pruner", "none")
+        assert photos.ran.count("train") == trained
+        played = photos.play(shared, photos.pod_in_process, 1, "none", name="tuning-2")
+        assert photos.ran.count("train") == trained
+        assert [played.nodes[f"trials-{rung}"].phase for rung in (1, 2)] == [SKIPPED] * 2
+    report = Workspace.from_uri(str(shared)).step_record("tuning-2", "tune")
+    assert report and report["metrics"]["reason"] == again["reason"]
