@@ -8,10 +8,9 @@ from importlib.util import find_spec
 
 from ..dataset.manifest import MANIFEST, Dataset
 from ..engine.options import AUTO, PROCESSES, RAY, THREADS
-from ..engine.processes import Processes
+from ..engine.processes import Processes, Threads
 from ..engine.ray_session import open_ray_session
 from ..engine.tasks import Executor, run_tasks
-from ..engine.threads import Threads
 from ..step.progress import Progress, say
 from ..storage import uri as uris
 from ..storage.parallel import max_workers

@@ -12,11 +12,10 @@ from ..dataset.kinds import CleanExtra, StoredCopies, TensorsExtra
 from ..dataset.manifest import MANIFEST, Dataset, File, Manifest, Totals, commit, find_intact_dataset
 from ..engine.finished import FinishedParts
 from ..engine.options import AUTO, RAY, THREADS
-from ..engine.processes import Processes
+from ..engine.processes import Processes, Threads
 from ..engine.ray_job import build_with_ray_job, make_job_config
 from ..engine.ray_session import WORKER_BYTES, RaySession, open_ray_session
 from ..engine.tasks import Executor, run_tasks
-from ..engine.threads import Threads
 from ..imaging.choices import JPEG
 from ..step.progress import Progress, format_size
 from ..step.step import CACHED, RAN, Context, Outcome
