@@ -12,18 +12,16 @@ from ..dataset.manifest import Dataset, File, commit
 from ..engine.ray_job import make_job_config
 from ..step.step import CACHED, RAN, Context, Outcome
 from ..storage import uri as uris
-from .audit_html import write_audit
-from .audit_pictures import Picture, find_pictures
+from .audit_html import Picture, find_pictures, write_audit
 from .candidates import Candidates, read_candidates, read_file_columns
 from .config import VERSION, CleanConfig
-from .core_seconds import estimate_core_seconds
 from .decide import decide
 from .drift import check_drift
 from .final_files import write_final_files
 from .kept_rows import KeptRows
 from .labels import find_base_classes, make_label_rules
 from .ledger import check_ledger, check_splits, make_manifest, print_summary
-from .reuse import FinishedWork, clean_or_reuse
+from .reuse import FinishedWork, clean_or_reuse, estimate_core_seconds
 from .shard import CleanedShard, RowRules, Slice, plan_slices, write_rejected
 from .twins import check_radius, write_twins
 

@@ -13,9 +13,8 @@ from ..dataset.manifest import File
 from ..dataset.shards import Layout, ShardWriter
 from ..storage.errors import MillError
 from ..storage.parallel import cores, map_ordered
-from .candidates import RowNumbers, read_file_columns
+from .candidates import RowDecisions, RowNumbers, read_file_columns
 from .reuse import FinishedWork, make_rewrite_key
-from .row_decisions import RowDecisions
 from .splits import SPLITS
 
 

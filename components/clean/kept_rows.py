@@ -18,10 +18,9 @@ import pyarrow.compute as pc
 from ..dataset.manifest import Dataset, File
 from ..dataset.shards import open_parquet
 from .audit_numbers import COLUMNS, ImageInfo, Scan
-from .candidates import Candidates, RowNumbers
+from .candidates import Candidates, RowDecisions, RowNumbers
 from .final_files import FinalFiles
 from .labels import split_labels
-from .row_decisions import RowDecisions
 from .splits import SPLITS
 
 

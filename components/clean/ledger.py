@@ -8,7 +8,7 @@ from typing import Any
 from ..dataset.kinds import CleanExtra, CleanImage, RawExtra
 from ..dataset.manifest import Dataset, File, Manifest, Totals
 from ..dataset.shards import READ_THREADS, read_columns
-from ..imaging.choices import COLORS
+from ..imaging.pixel_options import COLORS
 from ..step.step import Context
 from ..storage import uri as uris
 from ..storage.errors import MillError, UserError

@@ -17,9 +17,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..storage import uri as uris
-from ..storage.errors import DatasetError, MillError
+from ..storage.errors import DatasetError, MillError, with_retry
 from ..storage.parallel import map_ordered
-from ..storage.retry import with_retry
 from ..storage.store import get_store, hash_file, map_disk_errors
 from .manifest import Dataset, File
 

@@ -1,7 +1,7 @@
-"""Processes of this machine as the executor of tasks: for work that holds Python's lock.
+"""Executors of tasks on this machine: threads, and processes for work that holds Python's lock.
 
-Not concurrent.futures: a worker that dies breaks its whole pool there, without saying which task it had or how it
-ended. And its workers import the program that started them, which may be KFP's.
+Processes and not concurrent.futures': a worker that dies breaks its whole pool there, without saying which task it had
+or how it ended. And its workers import the program that started them, which may be KFP's.
 """
 
 from __future__ import annotations

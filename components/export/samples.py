@@ -15,8 +15,8 @@ from ..dataset.kinds import ImageSpec
 from ..dataset.labels import MULTI, label_column
 from ..dataset.manifest import Dataset
 from ..dataset.shards import open_parquet, read_row_group, row_groups
-from ..imaging.choices import JPEG
 from ..imaging.decoder import Pixels
+from ..imaging.pixel_options import JPEG
 from ..imaging.tensors import decode_column
 from ..storage.errors import DatasetError
 from .config import SPLITS

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from ..dataset.kinds import ImageSpec
-from .choices import CANNY_HIGH, CANNY_LOW, COLORS, usual_resize
 from .decoder import NO_LIMITS, Decoded, LenientDecoding, Pixels, convert_color, decode
+from .pixel_options import CANNY_HIGH, CANNY_LOW, COLORS, usual_resize
 from .resample import CropSquare, SourceSize, resample, resample_long
 
 __all__ = ["Geometry", "compute_edges", "decode_and_resize", "resample", "resize_image"]

@@ -17,11 +17,10 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from .choices import COLORS
 from .decoder import Pixels, convert_color, decode
 from .headers import is_lossless_webp
 from .operations import binarize, denoise, equalize
-from .pixel_options import PixelOptions
+from .pixel_options import COLORS, PixelOptions
 from .region import (
     CropBox,
     blur_background,

@@ -16,8 +16,8 @@ from ..dataset.kinds import CleanExtra
 from ..dataset.labels import MULTI, label_column
 from ..dataset.manifest import Dataset, File
 from ..dataset.shards import open_parquet, read_columns, read_row_group
-from ..imaging.choices import DecodeLimits
 from ..imaging.decoder import ImageRejected, LenientDecoding, decode, keep_min_side
+from ..imaging.pixel_options import DecodeLimits
 
 THUMBNAIL_SIDE = 128
 """Pixels of a thumbnail's longer side; shown at 96, for screens of high resolution."""

@@ -14,9 +14,9 @@ from ..cluster.checks import read_cluster
 from ..cluster.cluster_file import Cluster
 from ..cluster.kube_client import KubeClient
 from ..kfp.client import Connection, add_connection_flags
-from . import access, images, operators, probe, room, run_namespace, store
+from . import access, images, operators, probe, room, store
+from .access import RunNamespace
 from .findings import ERROR, OK, Finding, find_worst_state, format_table, make_unseen
-from .run_namespace import RunNamespace
 from .sizes import ARGO, KFP
 from .view import ApiError, ClusterView
 
@@ -66,7 +66,7 @@ def examine(cluster: Cluster, connection: Connection, target: str = "", *, start
         asks_kfp = target == KFP or connection.host
         kfp = operators.check_kubeflow(None, runs, cluster, connection) if asks_kfp else []
         return [*findings, *kfp, *store.check_store(None, cluster)]
-    runs, namespace_findings = run_namespace.find_run_namespace(view, target)
+    runs, namespace_findings = access.find_run_namespace(view, target)
     view = _change_namespace(view, runs)
     checks: list[Check] = [
         lambda: operators.check_argo(view, runs),
@@ -126,7 +126,7 @@ def check_before_run(cluster: Cluster, connection: Connection) -> None:
     view, _ = connect_view(connection.namespace, QUICK_TIMEOUT_S) if _is_reached_locally(connection) else (None, [])
     if view is None:
         return
-    runs, findings = run_namespace.find_run_namespace(view, KFP)
+    runs, findings = access.find_run_namespace(view, KFP)
     if not runs.kubeflow:
         return
     view = _change_namespace(view, runs)

@@ -12,8 +12,8 @@ from ..cluster.cluster_file import Cluster
 from ..cluster.kube_client import Json
 from ..kfp.client import CONNECTION_HELP, Connection, KfpService
 from ..kfp.server_version import supports_run_settings
+from .access import RunNamespace
 from .findings import ERROR, OK, WARNING, Finding, make_unseen
-from .run_namespace import RunNamespace
 from .sizes import ARGO, KFP
 from .view import ApiError, ClusterView
 

@@ -8,8 +8,8 @@ from typing import Any
 from ...components.dataset.workspace import STEPS, Workspace
 from ...components.storage import uri as uris
 from ...components.storage.errors import MillError
+from .artifacts import read_records
 from .client import KfpService, NotFoundError
-from .run_artifacts import read_records
 from .ui import KfpUi
 
 Records = dict[str, dict[str, Any]]

@@ -25,8 +25,7 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from ...components.storage.errors import MillError, TransientError, wrong
-from ...components.storage.retry import with_retry
+from ...components.storage.errors import MillError, TransientError, with_retry, wrong
 from . import client
 from .client import TIMEOUT_S, UI_HOST_VARIABLE, KfpService, LoginError, NotFoundError
 from .metadata import Artifact, Execution

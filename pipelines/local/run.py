@@ -20,8 +20,8 @@ from ...components.storage.uri import normalize
 from ...components.train.config import TrainConfig
 from ..cluster.check_and_download import find_cached_records, write_cached_records
 from ..cluster.cluster_file import Cluster
+from ..finish import make_failed_result, read_record_facts
 from ..parameters import RunParameters
-from ..results import make_failed_result, read_record_facts
 
 if TYPE_CHECKING:
     from ..docker.runner import Engine
