@@ -33,7 +33,7 @@ from .audit import gather, sort_splits
 from .audit_facts import Audit, Balance, ClassCount
 from .audit_layout import format_number, format_percent, pluralize
 from .audit_numbers import QUANTILES, Histogram, Scan
-from .phash import CHROMA, LUMA, THUMBNAIL_BYTES
+from .measures import CHROMA, LUMA, THUMBNAIL_BYTES
 
 CLASSES, CLASS_ENDS = 60, 20
 """With more than `CLASSES` classes only `CLASS_ENDS` at either end are shown."""

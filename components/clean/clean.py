@@ -17,8 +17,7 @@ from .candidates import Candidates, read_candidates, read_file_columns
 from .config import VERSION, CleanConfig
 from .decide import decide
 from .drift import check_drift
-from .final_files import write_final_files
-from .kept_rows import KeptRows
+from .final_files import KeptRows, write_final_files
 from .labels import find_base_classes, make_label_rules
 from .ledger import check_ledger, check_splits, make_manifest, print_summary
 from .reuse import FinishedWork, clean_or_reuse, estimate_core_seconds

@@ -12,7 +12,7 @@ from ..imaging.pixel_options import COLORS
 from ..step.step import Context
 from ..storage import uri as uris
 from ..storage.errors import MillError, UserError
-from .kept_rows import KeptCounts
+from .final_files import KeptCounts
 from .shard import RowRules
 from .splits import SPLITS
 

@@ -1,4 +1,5 @@
-"""Archives, read member by member from a stream: never extracted, never whole in memory; and their members' normal paths.
+"""Archives, read member by member from a stream: never extracted, never whole in memory; and their members' normal
+paths.
 
 The format is recognized by the first bytes: tar, plain or under gzip, bzip2, xz, zstd or lz4; or zip. A member is an
 image candidate by its name or its bytes.

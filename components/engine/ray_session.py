@@ -4,7 +4,8 @@ Plain tasks and not Ray Data: over the same slices Ray Data's executor costs a q
 it offers (moving blocks, writing files) is needed here, where no image may cross the object store.
 
 `ray.shutdown()` leaves processes behind: Ray gives its raylet one second to end the processes below it, then kills it
-(ray/_private/node.py, `_kill_process_impl`); its two agents would then try for a minute to report to a GCS that is gone.
+(ray/_private/node.py, `_kill_process_impl`); its two agents would then try for a minute to report to a GCS that is
+gone.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ Both models are compared image by image on the test images that neither was trai
 the champion knows. The challenger is **better** if
 
 1. its score (`metric`, macro-F1 by default) is higher than the champion's by more than `min_gain`, by the sign-flip
-   test of the images' contributions (score_difference.py) at the level that earlier decisions on the same images have
-   left (significance.py);
+   test of the images' contributions at the level that earlier decisions on the same images have left
+   (score_difference.py);
 2. no class's recall has fallen by more than `max_class_drop`, its calibration error has not risen by more than
    `max_ece_rise`, and it is not slower by more than `max_slowdown`. A class's drop counts if it is larger than
    the bound and significant: the sign test on the images that only one model recognizes, at `level` for all classes
@@ -30,8 +30,11 @@ from ..dataset.records import Verdict
 from ..metrics.calibration import ece
 from .config import PromoteConfig
 from .pairs import Hashes, Mask, PairedPredictions
-from .score_difference import METRIC_TITLES, ClassCounts, ScoreDifference, compute_difference
-from .significance import (
+from .score_difference import (
+    METRIC_TITLES,
+    ClassCounts,
+    ScoreDifference,
+    compute_difference,
     compute_level,
     compute_mcnemar_p_value,
     compute_sign_test_p_value,

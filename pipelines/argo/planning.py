@@ -1,5 +1,5 @@
-"""The command line of Argo's pods for download and clean, which do more than their step, and their plans for the next one:
-download's for clean, clean's for resize.
+"""The command line of Argo's pods for download and clean, which do more than their step, and their plans for the next
+one: download's for clean, clean's for resize.
 
 An Argo resource template can create a RayJob, but can't return the URI of the dataset that it makes, nor find that it
 exists already. So the pod before, which knows the parent, outputs what makes the dataset (`executor`) and, if that is a

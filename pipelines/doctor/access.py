@@ -12,9 +12,8 @@ from functools import partial
 
 from ..cluster.cluster_file import TOKEN_KEY, Cluster
 from ..cluster.kube_client import RIGHTS, Json
-from .findings import ERROR, OK, WARNING, Finding, make_unseen
 from .sizes import ARGO, KFP
-from .view import ApiError, ClusterView, get_labels
+from .view import ERROR, OK, WARNING, ApiError, ClusterView, Finding, get_labels, make_unseen
 
 Rights = Mapping[tuple[str, str], Iterable[str]]
 """(API group, resource) → verbs."""

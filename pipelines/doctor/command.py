@@ -14,11 +14,10 @@ from ..cluster.checks import read_cluster
 from ..cluster.cluster_file import Cluster
 from ..cluster.kube_client import KubeClient
 from ..kfp.client import Connection, add_connection_flags
-from . import access, images, operators, probe, room, store
+from . import access, operators, probe, room, store
 from .access import RunNamespace
-from .findings import ERROR, OK, Finding, find_worst_state, format_table, make_unseen
 from .sizes import ARGO, KFP
-from .view import ApiError, ClusterView
+from .view import ERROR, OK, ApiError, ClusterView, Finding, find_worst_state, format_table, make_unseen
 
 Check = Callable[[], list[Finding]]
 HELP = "is a cluster ready for a run, and if not, how to fix it"
@@ -86,7 +85,7 @@ def examine(cluster: Cluster, connection: Connection, target: str = "", *, start
     if starts_pods:
         checks.append(lambda: probe.check_with_pods(view, cluster))
     else:
-        checks += [lambda: images.check_images(view, cluster), lambda: store.check_store(view, cluster)]
+        checks += [lambda: probe.check_images(view, cluster), lambda: store.check_store(view, cluster)]
     return [*findings, *namespace_findings, *_run_checks(checks)]
 
 
@@ -139,7 +138,7 @@ def check_before_run(cluster: Cluster, connection: Connection) -> None:
     ]
     findings += _run_checks(checks)
     # A node's list of images may be out of date: no reason to refuse a run.
-    for finding in [*findings, *_run_checks([lambda: images.check_images(view, cluster)])]:
+    for finding in [*findings, *_run_checks([lambda: probe.check_images(view, cluster)])]:
         if finding.state != OK and not finding.is_unseen:
             say("doctor", f"{finding.state}: {finding.check}: {finding.seen}{finding.mend and f' -> {finding.mend}'}")
     if find_worst_state(findings) == ERROR:

@@ -12,9 +12,8 @@ from ...components.dataset.workspace import STEPS
 from ...components.step.progress import format_duration, say
 from ...components.storage.errors import MillError, TransientError, UserError, error_for_exit_code
 from ..finish import read_record_facts
-from .artifacts import find_failure
+from .artifacts import Records, RunRecords, find_failure
 from .client import KfpService, LoginError, NotFoundError, build_stop_error
-from .run_records import Records, RunRecords
 from .ui import KfpUi
 
 POLL_S, SLOW_POLL_S = 5.0, 20.0

@@ -36,9 +36,9 @@ def run(parameters: RunParameters, as_json: bool, cluster: Cluster | None = None
     try:
         engine, prepare_containers = None, None
         if cluster:
-            from ..docker import mounts, runner
+            from ..docker import environment, runner
 
-            engine, parameters = runner.open_engine(cluster), mounts.make_absolute(parameters)
+            engine, parameters = runner.open_engine(cluster), environment.make_absolute(parameters)
         workspace, name = check_parameters(parameters, engine)
         if engine:
             prepare_containers = partial(runner.prepare_containers, engine, parameters)

@@ -22,7 +22,7 @@ from imagemill.components.clean.decide import (
     group_equal_pixels,
     to_comparable_scale,
 )
-from imagemill.components.clean.phash import THUMBNAIL_BYTES
+from imagemill.components.clean.measures import THUMBNAIL_BYTES
 from imagemill.components.clean.schema import MEASURES
 from imagemill.components.clean.splits import (
     SPLITS,

@@ -19,10 +19,10 @@ from imagemill.components.step.runner_exit import boot_id
 from imagemill.components.storage.errors import TransientError, UserError
 from imagemill.pipelines.cluster.cluster_file import Cluster, parse_cluster
 from imagemill.pipelines.docker import environment as docker_environment
-from imagemill.pipelines.docker import mounts as docker_mounts
+from imagemill.pipelines.docker import environment as docker_mounts
 from imagemill.pipelines.docker import runner as in_docker
+from imagemill.pipelines.docker.environment import RequiredAccess
 from imagemill.pipelines.docker.image_build import CODE_LABEL, hash_code
-from imagemill.pipelines.docker.mounts import RequiredAccess
 from imagemill.pipelines.parameters import resolve_parameters
 
 ROOT = {"SecurityOptions": ["name=seccomp,profile=default"], "MemTotal": 8 * 2**30, "Runtimes": {"runc": {}}}

@@ -17,8 +17,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image, ImageDraw
 
-from imagemill.components.clean.measures import measure
-from imagemill.components.clean.phash import (
+from imagemill.components.clean.measures import (
     MAX_DIFFERENCE,
     THUMBNAIL_BYTES,
     compare_thumbnails,
@@ -26,6 +25,7 @@ from imagemill.components.clean.phash import (
     halve,
     have_similar_aspect,
     make_thumbnail,
+    measure,
     shrink,
     to_square,
 )
