@@ -181,7 +181,7 @@ def write_shard(rows: CleanedRows, uri: str, rules: RowRules) -> CleanedShard:
 
 
 def _read_rows(part: Slice, raw_uri: str, config: CleanConfig) -> Iterator[dict[str, Any]]:
-    """Yield raw rows with the columns that the config needs; shards of older versions lack `group`."""
+    """Yield raw rows with the columns that the config needs."""
     columns = ["image_id", "image", "sha256", "label", "split", "group"]
     columns += ["boxes"] if config.roi != "off" else []
     columns += ["mask"] if config.background != "off" or config.keep_masks else []

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from ..dataset.kinds import EvaluationExtra
 from ..dataset.labels import MULTI
 from ..dataset.manifest import Dataset
-from ..dataset.shards import open_parquet, read_columns
+from ..dataset.shards import read_columns
 from .charts import COUNTED_CLASSES, ConfusionMatrix, draw_confusion_matrix
 from .thumbnails import Thumbnail, make_jpeg_uri, make_thumbnails
 
@@ -178,10 +178,7 @@ def make_multi_label_mistakes(evaluation: Dataset, clean: Dataset, errors: Label
 def make_highest_losses(
     evaluation: Dataset, clean: Dataset, shown: Collection[str], limit: int = MAX_LOSSES
 ) -> list[Mistake]:
-    """Return the images with the highest loss, but for those with an id in `shown`; none where predictions have no
-    loss."""
-    if "loss" not in _read_column_names(evaluation):
-        return []
+    """Return the images with the highest loss, but for those with an id in `shown`."""
     is_multi = evaluation.manifest.task == MULTI
     columns = ["loss", "image_id", *(("label_ids", "predicted_ids") if is_multi else ("label_id", "predicted_id"))]
     worst: list[tuple[float, str, Any, Any]] = []
@@ -207,15 +204,6 @@ def _join_names(classes: tuple[str, ...], ids: list[int]) -> str:
 
 def _make_test_thumbnails(clean: Dataset, image_ids: list[str]) -> dict[str, Thumbnail]:
     return make_thumbnails(clean, clean.files("data", "test") or clean.files("data"), image_ids)
-
-
-def _read_column_names(evaluation: Dataset) -> set[str]:
-    """Return the columns of the predictions, of which earlier releases had fewer."""
-    files = evaluation.files("data")
-    if not files:
-        return set()
-    with open_parquet(evaluation.locate(files[0])) as parquet:
-        return set(parquet.schema_arrow.names)
 
 
 MAX_SUSPECTS = 36

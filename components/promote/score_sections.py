@@ -1,7 +1,5 @@
 """Report sections on the scores: metrics with their intervals, calibration, curves, slices, classes, the comparison
 with the champion, and drift: what clean found when it compared its dataset with the champion's of then.
-
-What an evaluation of an earlier release lacks is left out.
 """
 
 from __future__ import annotations
@@ -14,7 +12,7 @@ from ..dataset.kinds import EvaluationExtra, ModelExtra
 from ..dataset.manifest import Dataset
 from ..dataset.workspace import Workspace
 from .charts import MUTED, SERIES, TRAIN, VAL, clear_frame, draw_reliability, draw_score_curves, to_svg, use_style
-from .pairs import PairedPredictions, has_content_hashes
+from .pairs import PairedPredictions
 from .score_difference import METRIC_TITLES, ClassCounts, compute_difference
 
 if TYPE_CHECKING:
@@ -125,8 +123,6 @@ def compare_with_champion(challenger: Dataset, champion: Dataset) -> dict[str, A
     tasks = {EvaluationExtra.of(evaluation.manifest).model_task for evaluation in (challenger, champion)}
     if len(tasks) > 1:
         return empty | {"why": "One of them gives an image one label, the other several: they can't be compared."}
-    if not all(has_content_hashes(evaluation) for evaluation in (challenger, champion)):
-        return empty | {"why": "The champion's evaluation is an earlier release's: they are not compared here."}
     pair = PairedPredictions.read(challenger, champion)
     if not len(pair.labels.classes):
         return empty | {"why": "No test image is left that both can be compared on."}

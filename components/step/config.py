@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Self, TypeVar, cast, overload
+from typing import Any, ClassVar, Self, cast
 
 from ..dataset.workspace import STEPS
 from ..storage.errors import UserError, wrong
@@ -26,35 +26,6 @@ METRIC_HELP = "the score that models are compared by; recipe auto balances class
 """The help of `metric`, which train and promote have."""
 Scalar = str | int | float | bool | None
 _NO_PLACES: Mapping[str, str] = MappingProxyType({})
-V = TypeVar("V", str, int, float, bool)
-
-
-@overload
-def option(
-    default: V,
-    help: str,
-    *,
-    in_fingerprint: bool = ...,
-    choices: tuple[str, ...] = ...,
-    low: float | None = ...,
-    high: float | None = ...,
-    by_preset: bool = ...,
-    fallback: V | None = ...,
-) -> V: ...
-
-
-@overload
-def option(
-    default: None,
-    help: str,
-    *,
-    in_fingerprint: bool = ...,
-    choices: tuple[str, ...] = ...,
-    low: float | None = ...,
-    high: float | None = ...,
-    by_preset: bool = ...,
-    fallback: str | float | None = ...,
-) -> Any: ...
 
 
 def option(
@@ -82,12 +53,12 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def preset_option() -> str:
+def preset_option() -> Any:
     """Declare `preset`, which several steps have."""
     return option("photo", presets.HELP, in_fingerprint=False, choices=presets.NAMES)
 
 
-def device_option() -> str:
+def device_option() -> Any:
     """Declare `device`, which several steps have."""
     return option(
         "auto",
