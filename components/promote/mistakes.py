@@ -20,8 +20,9 @@ from ..dataset.kinds import EvaluationExtra
 from ..dataset.labels import MULTI
 from ..dataset.manifest import Dataset
 from ..dataset.shards import read_columns
+from ..imaging.pictures import make_data_uri
 from .charts import COUNTED_CLASSES, ConfusionMatrix, draw_confusion_matrix
-from .thumbnails import Thumbnail, make_jpeg_uri, make_thumbnails
+from .thumbnails import Thumbnail, make_thumbnails
 
 Counts = npt.NDArray[np.int64]
 MAX_CLASSES, MAX_MISTAKES, MAX_LOSSES = 12, 24, 12
@@ -108,7 +109,7 @@ def make_mistakes(evaluation: Dataset, clean: Dataset) -> list[Mistake]:
 def _read_overlays(evaluation: Dataset) -> dict[str, str]:
     """Return evaluate's Grad-CAM overlays as data URIs by image_id; earlier releases wrote none."""
     tables = read_columns(evaluation, "grad_cam", ["image_id", "overlay"])
-    return {row["image_id"]: make_jpeg_uri(row["overlay"]) for table in tables for row in table.to_pylist()}
+    return {row["image_id"]: make_data_uri("jpeg", row["overlay"]) for table in tables for row in table.to_pylist()}
 
 
 def find_surest_mistakes(evaluation: Dataset, limit: int) -> list[tuple[float, str, int, int]]:

@@ -247,7 +247,7 @@ def test_kfp_hands_its_tasks_to_us(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     from kfp.local.config import LocalExecutionConfig
 
     from imagemill.pipelines import training
-    from imagemill.pipelines.local import kfp_runner as local
+    from imagemill.pipelines.local import run as local
 
     monkeypatch.setattr(LocalExecutionConfig, "instance", None)
     monkeypatch.setattr(training, "training_pipeline", training.build_pipeline(None))  # a run takes its retries away
