@@ -258,7 +258,6 @@ def hash_object(uri: str) -> str:
     if not uris.is_s3(uri):
         with map_disk_errors(uri):
             return hash_file(Path(uri))
-    from .errors import with_retry
     from .s3 import map_s3_errors
 
     def read() -> str:
