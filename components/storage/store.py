@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from . import uri as uris
-from .errors import MillError, TransientError, UserError
+from .errors import MillError, TransientError, UserError, with_retry
 
 if TYPE_CHECKING:
     import pyarrow as pa
