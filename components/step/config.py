@@ -298,16 +298,7 @@ def read_config_file(path: str) -> str:
 
     The file is that of `imagemill run --config`, so it may hold parameters of all steps.
     """
-    import yaml
-
-    try:
-        entries = load_yaml(Path(path).read_text(encoding="utf-8"), path)
-    except OSError as error:
-        expected = "a YAML file that can be read, or a JSON object ({…})"
-        raise wrong("--config", expected, f"{path} ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        found = " ".join(str(error).split())
-        raise UserError(f"--config: expected YAML in {path}, found something else: {found}") from None
+    entries = read_yaml("--config", path)
     if not isinstance(entries, dict | None):
         raise wrong("--config", "names and values", f"{path} with {type(entries).__name__}")
     sections: dict[str, Any] = {}
@@ -316,6 +307,20 @@ def read_config_file(path: str) -> str:
             value = {name: value}
         sections[str(name)] = {} if name in STEPS and value is None else value
     return json.dumps(sections, default=str)
+
+
+def read_yaml(flag: str, path: str, text: str | None = None) -> Any:
+    """Parse the YAML file of a flag, or `text` in its place; UserError for one that can't be read or parsed."""
+    import yaml
+
+    try:
+        return load_yaml(Path(path).read_text(encoding="utf-8") if text is None else text, path)
+    except OSError as error:
+        expected = "a YAML file that can be read" + (", or a JSON object ({…})" if flag == "--config" else "")
+        raise wrong(flag, expected, f"{path} ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        message = " ".join(str(error).split())
+        raise UserError(f"{flag}: expected YAML in {path}, found something else: {message}") from None
 
 
 def load_yaml(text: str, where: str) -> Any:
