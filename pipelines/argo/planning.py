@@ -12,19 +12,20 @@ import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ...components.dataset.manifest import find_intact_dataset
+from ...components.dataset.records import StepRecord
 from ...components.dataset.workspace import Workspace
 from ...components.engine.ray_job import build_command, write_pending_record
 from ...components.resize import STEP as RESIZE
 from ...components.step.command_line import Parser
 from ...components.step.config import StepConfig, name_flag
 from ...components.step.step import CACHED, RUN_ENV, Context
-from ...components.storage.errors import EXIT_OK, EXIT_OURS, MillError, describe_internal_error
+from ...components.storage.errors import EXIT_OURS, MillError, describe_internal_error
 from ..cluster.cluster_file import Cluster
 from ..kuberay.manifest import build_job_name, build_rayjob
 from ..kuberay.ray_step import choose_mode, find_target
@@ -56,12 +57,10 @@ def write_plan(arguments: PodArguments, workspace: Workspace, step: str, cluster
         reruns = {item.strip() for item in config.rerun.split(",")}
         plan = make_plan(config, cluster, Context(step, workspace, run, step in reruns))
     except Exception as error:
-        record = {"uri": "", "fingerprint": "", "state": "failed", "metrics": {}, "inputs": "", "seconds": 0}
+        record = StepRecord(error=describe_internal_error(error), exit_code=EXIT_OURS)
         if isinstance(error, MillError):
-            record |= {"error": str(error), "exit_code": error.exit_code}
-        else:
-            record |= {"error": describe_internal_error(error), "exit_code": EXIT_OURS}
-        workspace.write_step_record(run, step, record)
+            record = StepRecord(error=str(error), exit_code=error.exit_code)
+        workspace.write_step_record(run, step, record.to_dict())
         raise
     arguments.write("executor", plan.executor)
     arguments.write("rayjob", plan.rayjob)
@@ -83,9 +82,8 @@ def make_plan(config: StepConfig, cluster: Cluster, context: Context) -> Plan:
     target = find_target(config, context, cluster)
     if dataset := find_intact_dataset(target.uri):
         if step == RESIZE.name:
-            record = asdict(target.report(dataset, CACHED, context))
-            record |= {"exit_code": EXIT_OK, "error": "", "seconds": 0.0, "inputs": ""}
-            context.workspace.write_step_record(context.run, step, record)
+            record = StepRecord(**vars(target.report(dataset, CACHED, context)))
+            context.workspace.write_step_record(context.run, step, record.to_dict())
         return Plan(target.uri, NONE)
     if choose_mode(cluster, step, target.estimate_core_seconds(context), target.device) == "pod":
         return Plan(target.uri, POD)
