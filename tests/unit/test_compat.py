@@ -5,13 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
+from kfp.dsl import pipeline_task
+from kfp.dsl.pipeline_task import PipelineTask
 from kfp.local import subprocess_task_handler as handler
 
 from imagemill.components import compat
-from imagemill.pipelines.compat import replace_python_in_program
+from imagemill.pipelines.compat import name_callers_quickly, replace_python_in_program
 
 
 def run(code: str) -> subprocess.CompletedProcess[str]:
@@ -81,3 +85,13 @@ def test_kfp_replaces_python_by_a_function_that_can_be_replaced(monkeypatch: pyt
     replace_python_in_program()
     expected = ["-ec", program.replace("python3", "/bin/py"), "python3"]
     assert handler.replace_python_executable(command, "/bin/py") == expected
+
+
+def test_kfp_tasks_name_the_caller_without_reading_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "inspect.stack()" in Path(pipeline_task.__file__).read_text(), "KFP does it quickly by now"
+    monkeypatch.setattr(PipelineTask, "_ensure_container_spec_exists", PipelineTask._ensure_container_spec_exists)
+    name_callers_quickly()
+    task = Mock(spec=PipelineTask, container_spec=None)
+    task._ensure_container_spec_exists = PipelineTask._ensure_container_spec_exists.__get__(task)
+    with pytest.raises(ValueError, match="set_cpu_limit can only be used"):
+        PipelineTask.set_cpu_limit.__wrapped__(task, "1")  # type: ignore[attr-defined]
