@@ -177,8 +177,11 @@ def resize_image(image: Decoded, geometry: Geometry, after: After | None = None)
     The full image's size decides, not that of a scaled decode.
     """
     picture = _resample_and_crop(image, geometry)
-    if after:
-        picture = after(picture)
+    return finish_tensor(after(picture) if after else picture, geometry)
+
+
+def finish_tensor(picture: Pixels, geometry: Geometry) -> Pixels:
+    """Convert the color, add edges and pad: uint8 [h, w, RGB or one channel] → uint8 [H, W, C]."""
     color = convert_color(pad_to_square(picture, geometry.kept), geometry.color)
     if not geometry.edges:
         return color

@@ -20,15 +20,8 @@ from PIL import Image
 
 from ..engine.ray_session import RaySession, UnreadableWorkspace, can_read
 from ..engine.tasks import TASKS_PER_WORKER, Failure, Result, Work, run_tasks, run_work
-from ..imaging.decoder import Pixels, convert_color
-from ..imaging.geometry import (
-    MAX_ASPECT_RATIO,
-    Geometry,
-    center_square,
-    compute_edges,
-    decode_and_resize,
-    pad_to_square,
-)
+from ..imaging.decoder import Pixels
+from ..imaging.geometry import MAX_ASPECT_RATIO, Geometry, center_square, decode_and_resize, finish_tensor
 from ..imaging.headers import sniff
 from ..imaging.pixel_options import COLORS
 from ..storage.errors import MillError, TransientError
@@ -202,15 +195,6 @@ def resample(picture: torch.Tensor, geometry: Geometry) -> Pixels:
         picture = picture[:, top : top + size, left : left + size]
     pixels: Pixels = picture.permute(1, 2, 0).contiguous().cpu().numpy()
     return pixels
-
-
-def finish_tensor(picture: Pixels, geometry: Geometry) -> Pixels:
-    """Convert the color, add edges and pad: uint8 [h, w, RGB or one channel] → uint8 [H, W, C]."""
-    color = convert_color(pad_to_square(picture, geometry.kept), geometry.color)
-    if not geometry.edges:
-        return color
-    edges = compute_edges(convert_color(picture, "gray"), geometry.edges, geometry.canny_low, geometry.canny_high)
-    return np.concatenate([color, pad_to_square(edges, geometry.kept)], axis=2)
 
 
 ACTOR_RESTARTS = -1
