@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import xxhash
 
 from ..dataset.manifest import File
-from ..dataset.shards import READ_THREADS, open_parquet, read_row_group
+from ..dataset.shards import READ_THREADS, read_file
 from ..storage import uri as uris
 from ..storage.parallel import map_ordered
 from .schema import MEASURES
@@ -133,7 +133,7 @@ class Candidates:
             wanted_rows, wanted_positions = rows[selection], positions[selection]
             start = int(self.candidate_file_starts[number])
             selected = []
-            for table in read_file_columns(self.uri, self.candidate_files[number], columns):
+            for table in read_file(uris.join(self.uri, self.candidate_files[number].uri), columns):
                 is_inside = (wanted_positions >= start) & (wanted_positions < start + table.num_rows)
                 if is_inside.any():
                     taken = table.take(pa.array(wanted_positions[is_inside] - start))
@@ -170,7 +170,7 @@ def read_candidates(
         """Return positions, columns and whether any row was measured."""
         ids = removed.get(number, ())
         names = [*_COLUMNS, *(["image_id"] if ids else [])]
-        table = pa.concat_tables(read_file_columns(uri, candidate_files[number], names))
+        table = pa.concat_tables(read_file(uris.join(uri, candidate_files[number].uri), names))
         positions = np.arange(table.num_rows) + candidate_file_starts[number]
         if ids:
             is_removed = pc.is_in(table.column("image_id"), pa.array(sorted(ids), pa.string()))
@@ -195,14 +195,6 @@ def read_candidates(
         measures={name: columns[name] for name in MEASURES},
         has_measures=any(has_measures for _, _, has_measures in parts),
     )  # fmt: skip
-
-
-def read_file_columns(uri: str, file: File, columns: list[str] | None) -> Iterator[pa.Table]:
-    """Yield the row groups of one file below the folder `uri`, with some columns or (None) all."""
-    file_uri = uris.join(uri, file.uri)
-    with open_parquet(file_uri) as parquet:
-        for index in range(parquet.num_row_groups):
-            yield read_row_group(parquet, index, file_uri, columns)
 
 
 _Converter = Callable[[pa.ChunkedArray], npt.NDArray[Any]]

@@ -10,14 +10,14 @@ from typing import Any, ClassVar
 from ..dataset.fingerprint import digest, fingerprint
 from ..dataset.kinds import CleanExtra, CleanImage, RawExtra
 from ..dataset.manifest import Dataset, File, Manifest, Totals, commit
-from ..dataset.shards import READ_THREADS, read_columns
+from ..dataset.shards import READ_THREADS, read_columns, read_file
 from ..engine.ray_job import make_job_config
 from ..imaging.pixel_options import COLORS
 from ..step.step import CACHED, RAN, Context, Outcome
 from ..storage import uri as uris
 from ..storage.errors import MillError, UserError
 from .audit_html import Picture, find_pictures, write_audit
-from .candidates import Candidates, read_candidates, read_file_columns
+from .candidates import Candidates, read_candidates
 from .config import VERSION, CleanConfig
 from .decide import decide
 from .drift import check_drift
@@ -158,7 +158,7 @@ def _list_rejected(
     for part, shard in zip(parts, shards, strict=True):
         removed = raw.removed_ids(part.file)
         for file in shard.rejected:
-            tables = read_file_columns(finished.uri, file, None) if removed else ()
+            tables = read_file(uris.join(finished.uri, file.uri)) if removed else ()
             content = [row for table in tables for row in table.to_pylist()]
             remaining = [row for row in content if row["image_id"] not in removed]
             if len(remaining) == len(content):

@@ -18,11 +18,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..dataset.manifest import Dataset, File
-from ..dataset.shards import Layout, ShardWriter, open_parquet
+from ..dataset.shards import Layout, ShardWriter, open_parquet, read_file
+from ..storage import uri as uris
 from ..storage.errors import MillError
 from ..storage.parallel import cores, map_ordered
 from .audit_numbers import COLUMNS, ImageInfo, Scan
-from .candidates import Candidates, RowDecisions, RowNumbers, read_file_columns
+from .candidates import Candidates, RowDecisions, RowNumbers
 from .labels import split_labels
 from .reuse import FinishedWork, make_rewrite_key
 from .splits import SPLITS
@@ -125,7 +126,7 @@ def _filter_row_groups(
     uri: str, file: File, selected: npt.NDArray[np.bool_], split: str, schema: pa.Schema
 ) -> Iterator[pa.Table]:
     start = 0
-    for group in read_file_columns(uri, file, None):
+    for group in read_file(uris.join(uri, file.uri)):
         table = group.filter(pa.array(selected[start : start + group.num_rows]))
         start += group.num_rows
         if table.num_rows:

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 from ..dataset.kinds import ImageSpec
 from ..dataset.labels import MULTI, label_column
 from ..dataset.manifest import Dataset, File
-from ..dataset.shards import open_parquet, read_row_group, row_groups
+from ..dataset.shards import open_parquet, read_file, read_row_group, row_groups
 from ..imaging.decoder import Pixels
 from ..imaging.pixel_options import JPEG
 from ..imaging.tensors import decode_column
@@ -180,15 +180,12 @@ class SplitReader:
         dataset, number = self.source.dataset, 0
         columns = ["image", *self.source.id_columns()]
         for file in dataset.files("data", self.split):
-            uri = dataset.locate(file)
-            with open_parquet(uri) as parquet:
-                for index in range(parquet.num_row_groups):
-                    table = read_row_group(parquet, index, uri, columns)
-                    images = self._decode(table.column("image"))
-                    ids, copies, all_labels = self.source.parse_ids(table, file.uri)
-                    for data, image_id, copy, labels in zip(images, ids, copies, all_labels, strict=True):
-                        yield Sample(image_id, self.split, number, data, labels, copy)
-                        number += 1
+            for table in read_file(dataset.locate(file), columns):
+                images = self._decode(table.column("image"))
+                ids, copies, all_labels = self.source.parse_ids(table, file.uri)
+                for data, image_id, copy, labels in zip(images, ids, copies, all_labels, strict=True):
+                    yield Sample(image_id, self.split, number, data, labels, copy)
+                    number += 1
 
     def _decode(self, column: pa.ChunkedArray) -> Any:
         return decode_column(column, self.source.image) if self.source.is_raw else (value.as_py() for value in column)

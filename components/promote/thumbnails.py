@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from ..dataset.kinds import CleanExtra
 from ..dataset.labels import MULTI, label_column
 from ..dataset.manifest import Dataset, File
-from ..dataset.shards import open_parquet, read_columns, read_row_group
+from ..dataset.shards import read_columns
 from ..imaging.decoder import ImageRejected
 from ..imaging.pictures import BUDGET_PIXELS, encode_picture, find_images
 
@@ -119,16 +120,10 @@ def sample_classes(clean: Dataset) -> list[GalleryClass]:
     totals = {c: n for c, n in CleanExtra.of(clean.manifest).by_class_and_split["train"].items() if n}
     per_class = min(GALLERY_PER_CLASS, max(1, GALLERY_IMAGES // max(1, len(totals))))
     sample = _ClassSample(totals, per_class, GALLERY_IMAGES, clean.manifest.classes)
-    num_read = 0
-    for file in clean.files("data", "train"):
-        uri = clean.locate(file)
-        with open_parquet(uri) as parquet:
-            for index in range(parquet.num_row_groups):
-                if sample.is_full() or num_read >= GALLERY_ROW_GROUPS:
-                    return sample.make_classes()
-                num_read += 1
-                table = read_row_group(parquet, index, uri, ["image_id", label, _BYTES])
-                sample.add(table.column("image_id"), table.column(label), table.column("image"))
+    for table in islice(read_columns(clean, "data", ["image_id", label, _BYTES], "train"), GALLERY_ROW_GROUPS):
+        sample.add(table.column("image_id"), table.column(label), table.column("image"))
+        if sample.is_full():
+            break
     return sample.make_classes()
 
 

@@ -25,7 +25,7 @@ from ..dataset.fingerprint import digest, fingerprint
 from ..dataset.kinds import ImageSpec, TensorsExtra
 from ..dataset.labels import SINGLE, label_column
 from ..dataset.manifest import Dataset, File, Totals, find_dataset, find_intact_dataset
-from ..dataset.shards import Layout, ShardWriter, open_parquet, read_row_group, row_groups
+from ..dataset.shards import Layout, ShardWriter, read_file, row_groups
 from ..imaging.pixel_options import RAW, StandardizeConfig
 from ..imaging.tensors import decode_column
 from ..step.step import Context
@@ -70,10 +70,9 @@ def write_remaining(task: RewriteTask, dataset_uri: str, spec: TensorSpec) -> di
     is_summed = spec.with_sums and task.split == "train"
     histogram = np.zeros((spec.geometry.shape[2], 256), np.int64) if is_summed else None
     kept, image_bytes = [], 0
-    with ShardWriter(dataset_uri, Layout(schema, plain=True)) as writer, open_parquet(task.uri) as parquet:
-        for index in range(parquet.num_row_groups):
-            table = read_row_group(parquet, index, task.uri, schema.names)
-            table = table.filter(pc.invert(pc.is_in(table.column("image_id"), value_set=removed_ids))).combine_chunks()
+    with ShardWriter(dataset_uri, Layout(schema, plain=True)) as writer:
+        for rows in read_file(task.uri, schema.names):
+            table = rows.filter(pc.invert(pc.is_in(rows.column("image_id"), value_set=removed_ids))).combine_chunks()
             if not table.num_rows:
                 continue
             image_bytes += _count_image_bytes(table, spec)
