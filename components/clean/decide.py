@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .candidates import CandidateInfo, Candidates, RowNumbers
+from .candidates import EXAMPLES, KEEP_PRIORITY, CandidateInfo, Candidates, DropReason, RowDecisions, RowNumbers
 from .config import CleanConfig
-from .row_decisions import EXAMPLES, KEEP_PRIORITY, DropReason, RowDecisions
 from .splits import TEST, TRAIN, TRAINVAL, UNDECLARED, choose_exact_splits, choose_fold_splits
 from .twins import Twins, find_twins, judge_twins
 

@@ -12,16 +12,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from ..imaging.choices import DecodeLimits, has_image_extension
 from ..imaging.headers import sniff
+from ..imaging.pixel_options import DecodeLimits, has_image_extension
 from ..storage import uri as uris
 from ..storage.errors import TransientError, UserError, wrong
 from ..storage.parallel import map_ordered
 from ..storage.store import Entry, get_store
 from ..storage.uri import is_hidden
-from .archives import Member, Skipped, make_too_large, read_archive
+from .archives import Member, Skipped, classify, make_skipped, make_too_large, normalize_path, read_archive
 from .listing import SourceFile, make_listing
-from .names import classify, make_skipped, normalize_path
 from .streams import open_http, open_stream
 
 if TYPE_CHECKING:

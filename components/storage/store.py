@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from . import uri as uris
-from .errors import MillError, TransientError, UserError
+from .errors import MillError, TransientError, UserError, with_retry
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -258,7 +258,6 @@ def hash_object(uri: str) -> str:
     if not uris.is_s3(uri):
         with map_disk_errors(uri):
             return hash_file(Path(uri))
-    from .retry import with_retry
     from .s3 import map_s3_errors
 
     def read() -> str:
