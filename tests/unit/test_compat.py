@@ -23,9 +23,9 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
-def test_torch_dynamo_is_left_out_and_there_for_who_asks() -> None:
+def test_torch_dynamo_is_imported_on_first_use_only() -> None:
     """Fails with a torchvision that imports more of it: then `import_torchvision` is of no use, and goes."""
-    done = run(
+    process = run(
         "import sys\n"
         "import torch\n"
         "from imagemill.components.compat import import_torchvision\n"
@@ -41,12 +41,12 @@ def test_torch_dynamo_is_left_out_and_there_for_who_asks() -> None:
         "assert is_compile_supported('cpu') == own('cpu')\n"
         "assert torch.compile(lambda x: x + 1, backend='eager')(torch.ones(1)).item() == 2\n"
     )
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
 
 
 def test_a_module_that_needs_more_of_it_gets_it() -> None:
     """As a later torchvision might: the import that it meets is the real one."""
-    done = run(
+    process = run(
         "import os, sys\n"
         "from imagemill.components import compat\n"
         "import torch\n"
@@ -60,7 +60,7 @@ def test_a_module_that_needs_more_of_it_gets_it() -> None:
         "        os._exit(0)\n"
         "    assert os.waitpid(child, 0)[1] == 0, statement\n"
     )
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
 
 
 def test_torch_knows_amx_as_its_public_function_does() -> None:
