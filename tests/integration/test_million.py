@@ -1,4 +1,4 @@
-"""A million images: what holds an entry for each is tried with so many, and its memory is measured."""
+"""Memory and time of data structures with an entry for each of a million images."""
 
 from __future__ import annotations
 
@@ -116,34 +116,34 @@ print(json.dumps({"rows": sum(rows), "jobs": len(rows), "peak": megabytes() - be
 """
 
 
-def measured(code: str, *words: str) -> dict[str, float]:
+def measure(code: str, *words: str) -> dict[str, float]:
     done = subprocess.run([sys.executable, "-c", _MEASURE + code, *words], capture_output=True, text=True, check=True)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    print(found)
-    return found
+    results: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    print(results)
+    return results
 
 
 @pytest.fixture(scope="module")
 def clean(tmp_path_factory: pytest.TempPathFactory) -> str:
     uri = str(Path(tmp_path_factory.mktemp("million")) / "clean" / "_shards")
-    made = measured(_WRITE.replace("THUMBNAIL", str(THUMBNAIL_BYTES)), uri)
-    assert made["rows"] == MILLION and made["seconds"] < 120  # labels, splits and order of a million among it
+    results = measure(_WRITE.replace("THUMBNAIL", str(THUMBNAIL_BYTES)), uri)
+    assert results["rows"] == MILLION and results["seconds"] < 120  # labels, splits and order of a million among it
     return uri
 
 
-def test_download_holds_40_bytes_an_image() -> None:
-    found = measured(_READ)
-    assert found["rows"] == MILLION and found["held"] < 80 and found["peak"] < 200
+def test_memory_of_download_per_image() -> None:
+    results = measure(_READ)
+    assert results["rows"] == MILLION and results["held"] < 80 and results["peak"] < 200
 
 
 @pytest.mark.parametrize("split", ["stable", "exact"])
-def test_a_million_rows_are_decided_on_in_two_minutes_and_two_gigabytes(clean: str, split: str) -> None:
-    found = measured(_DECIDE, clean, split)
-    assert found["rows"] == found["rejected"] + found["kept"] == MILLION
-    assert found["copies"] == 100 and found["twins"] >= 1000 and found["rejected"] >= 1100
-    assert found["seconds"] < 120 and found["peak"] < 2000
+def test_time_and_memory_of_decide(clean: str, split: str) -> None:
+    results = measure(_DECIDE, clean, split)
+    assert results["rows"] == results["rejected"] + results["kept"] == MILLION
+    assert results["copies"] == 100 and results["twins"] >= 1000 and results["rejected"] >= 1100
+    assert results["seconds"] < 120 and results["peak"] < 2000
 
 
-def test_plan_of_a_million(clean: str) -> None:
-    found = measured(_PLAN, clean)
-    assert found["rows"] == MILLION and found["peak"] < 300
+def test_memory_of_plan(clean: str) -> None:
+    results = measure(_PLAN, clean)
+    assert results["rows"] == MILLION and results["peak"] < 300

@@ -92,7 +92,7 @@ def _choose(page: Page, field: str, value: str) -> None:
 
 def _started(trial: Trial, experiment: str) -> Run:
     def made() -> Any:
-        found = kfp.runs_in(trial, experiment)
+        found = kfp.list_runs(trial, experiment)
         return found[0].run_id if found else None
 
     run_id = trial.mirror.wait(made, "the run that the form starts", trial.within(120), every=3)
