@@ -1,8 +1,6 @@
-"""The Argo template's DAG run here from download to promote: its very command lines, as processes, on photographs.
+"""DAG of the Argo template run as local processes, from download to promote, on photographs.
 
-What is not here is Argo and KubeRay: tests/argo_dag.py stands for the one, and for the other the RayJob's command line
-is run without a Ray cluster.
-"""
+tests/argo_dag.py stands for Argo; the RayJob's command line is run without a Ray cluster."""
 
 from __future__ import annotations
 
@@ -29,27 +27,29 @@ from imagemill.pipelines.parameters import resolve_parameters
 
 
 class Pods:
-    """Each pod as a process, with a scratch of its own."""
+    """Pods run as processes, each with an empty scratch folder."""
 
     def __init__(self, scratch: Path) -> None:
         self.scratch = scratch
         self.lines: list[str] = []
 
-    def __call__(self, task: str, made: dict[str, Any]) -> Ended:
+    def __call__(self, task: str, template: dict[str, Any]) -> Ended:
         shutil.rmtree(self.scratch, ignore_errors=True)
         self.scratch.mkdir()
-        if "resource" in made:
-            words = shlex.split(yaml.safe_load(made["resource"]["manifest"])["spec"]["entrypoint"])
+        if "resource" in template:
+            words = shlex.split(yaml.safe_load(template["resource"]["manifest"])["spec"]["entrypoint"])
             words = ["--ray-address=" if word == "--ray-address=auto" else word for word in words]
         else:
-            words = [*made["container"]["command"], *made["container"]["args"]]
-        variables = {one["name"]: one.get("value", "") for one in made.get("container", {}).get("env", [])}
-        told = {CLUSTER_VARIABLE: variables.get(CLUSTER_VARIABLE, "")}
+            words = [*template["container"]["command"], *template["container"]["args"]]
+        variables = {
+            variable["name"]: variable.get("value", "") for variable in template.get("container", {}).get("env", [])
+        }
+        cluster_variable = {CLUSTER_VARIABLE: variables.get(CLUSTER_VARIABLE, "")}
         if "exit_handler" in words[2]:  # there is no cluster in which something could be left
-            told = {}
+            cluster_variable = {}
         assert words.pop(0) == "python"
         words = [word.replace("/scratch", str(self.scratch), 1) for word in words]
-        environment = {**os.environ, **told, "TMPDIR": str(self.scratch), "HOME": str(self.scratch)}
+        environment = {**os.environ, **cluster_variable, "TMPDIR": str(self.scratch), "HOME": str(self.scratch)}
         environment |= {"RAY_TMPDIR": "/tmp"}
         done = subprocess.run(
             [sys.executable, *words], env=environment, cwd="/", capture_output=True, text=True, timeout=300

@@ -12,7 +12,7 @@ import onnx
 import pytest
 import yaml
 from sklearn.metrics import accuracy_score, f1_score
-from test_onnx_file import CLASSES, made, noise
+from test_onnx_file import CLASSES, make_images, make_network
 from trained import make_tensors
 
 from imagemill.components.dataset.manifest import Dataset, Manifest, commit
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def model_with_onnx(tmp_path: Path) -> tuple[Dataset, Any, bytes]:
-    network, spec = made("shufflenet_v2_x0_5", 32)
+    network, spec = make_network("shufflenet_v2_x0_5", 32)
     data = export(network, spec, {"fingerprint": "feed"})
     uri = str(tmp_path / "ws" / "model" / "feed")
     files = (publish_bytes(uri, spec.to_json(), "model-", ".json"), publish_bytes(uri, data, "model-", ".onnx", "onnx"))
@@ -41,9 +41,9 @@ def model_with_onnx(tmp_path: Path) -> tuple[Dataset, Any, bytes]:
 @pytest.mark.parametrize(("precision", "share", "tolerance"), [(FP16, 0.6, 0.01), (INT8, 0.5, 0.15)])
 def test_a_converted_file_says_the_same(precision: str, share: float, tolerance: float) -> None:
     """Both are far inside: fp16 has 11 bits; int8's bound is that of a random network on noise, its worst case."""
-    network, spec = made("resnet18", 32)
+    network, spec = make_network("resnet18", 32)
     data = export(network, spec, {"fingerprint": "feed"})
-    images: Pixels = noise(spec, 48)
+    images: Pixels = make_images(spec, 48)
     converted = convert(data, precision, images[:32])
     onnx.checker.check_model(onnx.load_from_string(converted), full_check=True)
     before, after = run(data, images), run(converted, images)
