@@ -60,17 +60,17 @@ class Pods:
 
 @pytest.mark.proof
 @pytest.mark.parametrize("ray", [{"mode": "rayjob", "clean": "rayjob"}, {"mode": "pod"}])
-def test_the_dag_trains_and_promotes_and_then_finds_everything_there(
+def test_workflow_trains_and_promotes_and_is_cached_the_second_time(
     ray: dict[str, str], small_photos: Path, tmp_path: Path
 ) -> None:
     cluster = parse_cluster({"images": {"tags_allowed": True}, "ray": {**ray, "version": "2.49.0"}})
     compile_argo(resolve_parameters({}), tmp_path / "argo.yaml", cluster)
     document = next(yaml.safe_load_all((tmp_path / "argo.yaml").read_text()))
     workspace = Workspace(str(tmp_path / "work"))
-    given = {name[2:].replace("-", "_"): value for name, value in zip(QUICK[::2], QUICK[1::2], strict=True)}
-    given |= {"config": json.dumps({"batch_size": int(given.pop("batch_size"))})}
-    given |= {"promote": "always", "dataset": "folder", "source": str(small_photos), "workspace": workspace.uri}
-    first, pods = _run(document, given, tmp_path, "run-1")
+    parameters = {name[2:].replace("-", "_"): value for name, value in zip(QUICK[::2], QUICK[1::2], strict=True)}
+    parameters |= {"config": json.dumps({"batch_size": int(parameters.pop("batch_size"))})}
+    parameters |= {"promote": "always", "dataset": "folder", "source": str(small_photos), "workspace": workspace.uri}
+    first, pods = _run_workflow(document, parameters, tmp_path, "run-1")
     assert {name: node.phase for name, node in first.nodes.items()} == dict.fromkeys(first.nodes, SUCCEEDED), pods.lines
     records = {step: workspace.step_record("run-1", step) for step in STEPS}
     assert all(record and (record["state"], record["exit_code"]) == ("ran", 0) for record in records.values()), records
@@ -81,7 +81,7 @@ def test_the_dag_trains_and_promotes_and_then_finds_everything_there(
     summary = workspace.store.read(workspace.run_file("run-1", "summary.md")).decode()
     assert "photos: done" in summary
 
-    second, _ = _run(document, given, tmp_path, "run-2")
+    second, _ = _run_workflow(document, parameters, tmp_path, "run-2")
     assert second.nodes["download"].outputs["raw"] == outputs["raw"] and second.nodes["clean"].phase == SKIPPED
     assert {step: (workspace.step_record("run-2", step) or {})["state"] for step in STEPS} == dict.fromkeys(
         STEPS, "cached"
@@ -93,8 +93,10 @@ def test_the_dag_trains_and_promotes_and_then_finds_everything_there(
             assert labels["app.kubernetes.io/component"] == step
 
 
-def _run(document: dict[str, Any], given: dict[str, str], tmp_path: Path, name: str) -> tuple[Workflow, Pods]:
+def _run_workflow(
+    document: dict[str, Any], parameters: dict[str, str], tmp_path: Path, name: str
+) -> tuple[Workflow, Pods]:
     pods = Pods(tmp_path / "scratch")
-    workflow = Workflow(document, given, pods, tmp_path / "scratch", name)
+    workflow = Workflow(document, parameters, pods, tmp_path / "scratch", name)
     assert workflow.run() == SUCCEEDED, "\n".join(pods.lines)
     return workflow, pods

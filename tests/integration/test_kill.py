@@ -65,15 +65,6 @@ def wait_for_processes(name: str, value: object, seconds: float = 120) -> None:
     mill.wait_until(lambda: not mill.processes_with(name, str(value)), "the end of all that was started", seconds)
 
 
-def wait_for_line(process: subprocess.Popen[str], text: str) -> None:
-    """Read the run's stderr up to a line with the text."""
-    assert process.stderr
-    for line in process.stderr:
-        if text in line:
-            return
-    raise AssertionError(f"the run ended without saying {text!r}")
-
-
 def assert_same_datasets(result: mill.Result, expected: dict[str, Dataset], *kinds: str) -> None:
     for kind in kinds:
         dataset = mill.dataset_of(result, kind)
@@ -98,7 +89,7 @@ def kill_and_run_again(
 
 
 def test_killed_training_resumes_from_the_checkpoint(finished: Finished, expected: dict[str, Dataset]) -> None:
-    result = kill_and_run_again(finished, LONGER, lambda process: wait_for_line(process, "[train] epoch 2/4"))
+    result = kill_and_run_again(finished, LONGER, lambda process: mill.wait_for_line(process, "[train] epoch 2/4"))
     assert result.states["resize"] == "cached" and result.states["train"] == "ran"
     assert "[train] going on after epoch" in result.stderr
     assert_same_datasets(result, expected, "tensors", "model")
@@ -109,7 +100,7 @@ def test_killed_resize_leaves_no_ray_process(finished: Finished, expected: dict[
     delete_outputs(finished, "resize")
     mark = {"IMAGEMILL_TEST_MARK": secrets.token_hex(8)}
     process = start_step(finished, "resize", "clean", *mill.QUICK[:2], *ON_RAY, **mark)
-    wait_for_line(process, "[resize] Ray with")
+    mill.wait_for_line(process, "[resize] Ray with")
     assert any("raylet" in line for line in mill.processes_with(*next(iter(mark.items()))).values())
     process.kill()  # the step alone: Ray's processes have to see for themselves
     process.communicate()
@@ -168,7 +159,7 @@ def test_orphaned_step_that_handles_sigterm_finishes_its_handler(tmp_path: Path)
 
 def wait_after(seconds: float, text: str) -> Callable[[subprocess.Popen[str]], None]:
     def wait(process: subprocess.Popen[str]) -> None:
-        wait_for_line(process, text)
+        mill.wait_for_line(process, text)
         time.sleep(seconds)
 
     return wait
@@ -204,7 +195,7 @@ def test_killed_process_of_resize(victim: str, finished: Finished, expected: dic
     delete_outputs(finished, "resize")
     process = mill.start([*finished.arguments, *ON_RAY])
     started = time.monotonic()
-    wait_for_line(process, "[resize] Ray with")
+    mill.wait_for_line(process, "[resize] Ray with")
 
     def list_victims() -> list[int]:
         processes = mill.processes_with(RUNNER_PID, str(process.pid))
@@ -225,7 +216,7 @@ def test_killed_process_of_resize(victim: str, finished: Finished, expected: dic
 def test_killed_runner(text: str, finished: Finished, expected: dict[str, Dataset]) -> None:
     delete_outputs(finished, "resize")
     process = mill.start([*finished.arguments, *LONGER, *ON_RAY])
-    wait_for_line(process, text)
+    mill.wait_for_line(process, text)
     process.kill()
     process.communicate()
 

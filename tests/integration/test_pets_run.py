@@ -28,12 +28,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def rows(uri: str) -> dict[str, dict[str, Any]]:
     files = json.loads((Path(uri) / "_manifest.json").read_text())["files"]
-    found: list[dict[str, Any]] = []
+    listed: list[dict[str, Any]] = []
     for file in files:
         if file["role"] == "data":
             columns = ["image_id", "label", "label_id", "split", "format"]
-            found += pq.ParquetFile((Path(uri) / file["uri"]).resolve()).read(columns=columns).to_pylist()
-    return {Path(row["image_id"]).stem: row for row in found}
+            listed += pq.ParquetFile((Path(uri) / file["uri"]).resolve()).read(columns=columns).to_pylist()
+    return {Path(row["image_id"]).stem: row for row in listed}
 
 
 def test_all_images_are_kept_and_disguises_seen_through(run: dict[str, Any]) -> None:
