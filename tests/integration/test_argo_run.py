@@ -51,11 +51,11 @@ class Pods:
         words = [word.replace("/scratch", str(self.scratch), 1) for word in words]
         environment = {**os.environ, **cluster_variable, "TMPDIR": str(self.scratch), "HOME": str(self.scratch)}
         environment |= {"RAY_TMPDIR": "/tmp"}
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, *words], env=environment, cwd="/", capture_output=True, text=True, timeout=300
         )
-        self.lines += [f"{task}: {line}" for line in done.stderr.splitlines()[-5:]]
-        return Ended(done.returncode)
+        self.lines += [f"{task}: {line}" for line in process.stderr.splitlines()[-5:]]
+        return Ended(process.returncode)
 
 
 @pytest.mark.proof

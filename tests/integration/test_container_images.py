@@ -261,10 +261,10 @@ def test_a_signal_reaches_the_process(built: dict[str, str]) -> None:
 
 def test_only_changed_images_are_built(built: dict[str, str], tmp_path: Path) -> None:
     started = time.monotonic()
-    again = subprocess.run(
+    second = subprocess.run(
         images.command("--no-push", "--tag", "dev", "--json"), capture_output=True, text=True, check=True
     )
-    assert {image["state"] for image in json.loads(again.stdout)["images"].values()} == {"cached"}
+    assert {image["state"] for image in json.loads(second.stdout)["images"].values()} == {"cached"}
     assert time.monotonic() - started < 20
     copy = tmp_path / "copy"
     ignore = shutil.ignore_patterns(".git", ".venv", "tests", "__pycache__", "imagemill-data")
@@ -356,8 +356,8 @@ def test_push_and_pull_by_digest(built: dict[str, str], tmp_path: Path) -> None:
     with run_registry(tmp_path / "registry") as host:
         words = images.command("--registry", f"{host}/mill", "--tag", "t1", "--only", "cpu", "--cluster", str(path),
                                "--sbom", str(tmp_path / "bills"))  # fmt: skip
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
-        assert done.returncode == 0 and done.stdout == "", done.stderr
+        process = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert process.returncode == 0 and process.stdout == "", process.stderr
         reference = yaml.safe_load(path.read_text())["images"]["cpu"]
         assert re.fullmatch(re.escape(f"{host}/mill/imagemill-cpu") + "@sha256:[0-9a-f]{64}", reference)
         assert path.read_text() == f'# Ours.\nnamespace: mill\nimages:\n  cpu: "{reference}"  # small\n'
@@ -416,13 +416,13 @@ def test_torch_index_leaves_cuda_out(built: dict[str, str], tmp_path: Path) -> N
     try:
         index = f"http://127.0.0.1:{server.server_address[1]}/"
         words = images.command("--no-push", "--tag", "of-index", "--json", "--only", "ray", "--torch-index", index)
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        process = subprocess.run(words, capture_output=True, text=True, check=False)
     finally:
         server.shutdown()
         server.server_close()
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
     try:
-        assert "warning" not in done.stderr
+        assert "warning" not in process.stderr
         bill = json.loads(run_restricted("imagemill-ray:of-index", "cat", SBOM).stdout)
         names = {component["name"]: component["version"] for component in bill["components"]}
         assert names["torch"] == f"{versions['torch']}+cpu" and names["torchvision"] == f"{versions['torchvision']}+cpu"

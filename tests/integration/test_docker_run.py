@@ -146,7 +146,12 @@ def _assert_unprivileged(watch: ContainerWatch) -> None:
         assert host["NetworkMode"] == "host"  # the server listens on loopback
         assert not any(mount["RW"] for mount in attributes["Mounts"] if mount["Destination"] == str(SAMPLE)), step
     statuses = [status for processes in watch.processes.values() for status in processes]
-    assert {step for step, seen in watch.processes.items() if seen} >= {"clean", "resize", "train", "evaluate"}
+    assert {step for step, statuses_of_step in watch.processes.items() if statuses_of_step} >= {
+        "clean",
+        "resize",
+        "train",
+        "evaluate",
+    }
     for status in statuses:
         assert status["Uid"] == "10001 10001 10001 10001" and status["Gid"] == "10001 10001 10001 10001", status
         assert status["NoNewPrivs"] == "1" and status["Seccomp"] == "2", status
@@ -170,15 +175,15 @@ def test_credentials_are_read_from_a_profile(
     )
     (tmp_path / "config").write_text(f"[profile mill]\nregion = us-east-1\nendpoint_url = {rgw.endpoint}\n")
     environment = rgw.environment()
-    kept = {key: value for key, value in os.environ.items() if key not in environment}
+    inherited = {key: value for key, value in os.environ.items() if key not in environment}
     files = {"AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "credentials"), "AWS_CONFIG_FILE": str(tmp_path / "config")}
     words = [*mill.COMMAND, *run_docker, "--dataset", "folder", "--source", str(small_photos), *mill.QUICK]
-    done = subprocess.run(
-        [*words, "--workspace", s3_workspace], env={**kept, **files, "AWS_PROFILE": "mill"}, capture_output=True,
+    process = subprocess.run(
+        [*words, "--workspace", s3_workspace], env={**inherited, **files, "AWS_PROFILE": "mill"}, capture_output=True,
         text=True, timeout=900, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert rgw.secret_key not in done.stdout + done.stderr
+    assert process.returncode == 0, process.stderr
+    assert rgw.secret_key not in process.stdout + process.stderr
 
 
 def test_links_out_of_the_source_are_followed(run_docker: list[str], small_photos: Path, tmp_path: Path) -> None:
@@ -199,8 +204,8 @@ def test_links_out_of_the_source_are_followed(run_docker: list[str], small_photo
         assert mill.content(mill.dataset_of(inside, kind)) == mill.content(mill.dataset_of(outside, kind))
     assert {path.stat().st_uid for path in (tmp_path / "inside").glob("*/*/*") if path.name != "log.txt"} == {10001}
     assert (tmp_path / "inside").stat().st_mode & 0o002 == 0
-    again = mill.run(*run_docker, *words, "--workspace", "inside", cwd=tmp_path, timeout=900)
-    assert set(again.states.values()) == {"cached"} or again.states["promote"] == "ran", again.states
+    second = mill.run(*run_docker, *words, "--workspace", "inside", cwd=tmp_path, timeout=900)
+    assert set(second.states.values()) == {"cached"} or second.states["promote"] == "ran", second.states
 
 
 def test_user_error_has_the_exit_code_and_message_of_a_subprocess(run_docker: list[str], tmp_path: Path) -> None:
@@ -246,9 +251,9 @@ def test_killed_container_is_transient_and_the_next_run_resumes(killed: Any) -> 
 
     ended = killed(kill)
     assert ended.rc == 75 and "train: ended without a record" in ended.error, ended.stderr
-    again = mill.run(*killed.words, timeout=900)
-    assert again.rc == 0, again.stderr
-    assert {step: again.states[step] for step in mill.STEPS[:4]} == {
+    second = mill.run(*killed.words, timeout=900)
+    assert second.rc == 0, second.stderr
+    assert {step: second.states[step] for step in mill.STEPS[:4]} == {
         "download": "cached", "clean": "cached", "resize": "cached", "train": "ran"
     }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Download as a step: the dataset contract, what is cached, and what counts as a change."""
+"""Download as a step: the dataset contract, cached sources, and changes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from imagemill.components.download.config import DownloadConfig
 from imagemill.components.storage import uri as uris
 
 
-def test_the_dataset_keeps_the_contract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dataset_follows_the_contract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(raw, "SHARD_BYTES", 5000)
     source = write(tmp_path / "in", images() | {"cat/notes.txt": b"text", "cat/.hidden.jpg": b"x"})
     dataset = dataset_of(run(tmp_path / "ws", source, tmp_path))
@@ -42,15 +42,15 @@ def test_the_dataset_keeps_the_contract(tmp_path: Path, monkeypatch: pytest.Monk
     assert not list((tmp_path / "ws").rglob(".scratch-*")), "scratch space is left behind"
 
 
-def test_the_ledger_says_which_raw_a_listing_gave(tmp_path: Path) -> None:
+def test_listing_is_recorded_with_its_raw_dataset(tmp_path: Path) -> None:
     record = run(tmp_path / "ws", write(tmp_path / "in", images()), tmp_path)
-    (known,) = (tmp_path / "ws" / "sources").iterdir()
-    assert json.loads(known.read_text())["raw"] == f"raw/{record['fingerprint']}"
+    (record_file,) = (tmp_path / "ws" / "sources").iterdir()
+    assert json.loads(record_file.read_text())["raw"] == f"raw/{record['fingerprint']}"
     latest = json.loads((tmp_path / "ws" / "names" / "in" / "latest" / "raw.json").read_text())
     assert latest["fingerprint"] == record["fingerprint"]
 
 
-def test_raw_is_named_by_what_was_read_not_by_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fingerprint_does_not_depend_on_order_and_sharding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write(tmp_path / "in", images())
     first = run(tmp_path / "ws", folder, tmp_path)
     backwards = {f"./{name}": name for name in sorted(images(), reverse=True)}

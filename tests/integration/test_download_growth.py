@@ -302,7 +302,7 @@ def test_damaged_snapshot_is_not_reused(tmp_path: Path, source: Path, damage: st
         check_equals_fresh(record, source, tmp_path)
 
 
-def test_a_grown_archive_stores_what_is_new(tmp_path: Path, source: Path) -> None:
+def test_grown_archive_stores_only_new_files(tmp_path: Path, source: Path) -> None:
     names = {name: name for name in images(40)}
     archive = tar(tmp_path / "x.tar.gz", source, names)
     first = dataset_of(run(tmp_path / "ws", archive, tmp_path))
@@ -312,7 +312,7 @@ def test_a_grown_archive_stores_what_is_new(tmp_path: Path, source: Path) -> Non
     assert set(first.files()) < set(grown.files()) and len(grown.files()) == len(first.files()) + 1
 
 
-def test_duplicated_names_are_refused_in_a_snapshot_that_grew(tmp_path: Path) -> None:
+def test_duplicate_names_in_a_grown_snapshot_are_refused(tmp_path: Path) -> None:
     folder, lines = write(tmp_path / "in", images(30)), [f"{name},{name[:3]}" for name in images(30)]
     table = folder / "t.csv"
     table.write_text("\n".join(["path,label", *lines]))
@@ -325,7 +325,7 @@ def test_duplicated_names_are_refused_in_a_snapshot_that_grew(tmp_path: Path) ->
     check_equals_fresh(run(tmp_path / "ws", table, tmp_path, dataset="csv"), table, tmp_path, dataset="csv")
 
 
-def test_a_broken_off_growth_goes_on_and_ends_as_if_nothing_had_been(
+def test_interrupted_growth_resumes_to_the_same_dataset(
     tmp_path: Path, source: Path, reads: Reads, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(tmp_path / "ws", source, tmp_path)
@@ -334,13 +334,13 @@ def test_a_broken_off_growth_goes_on_and_ends_as_if_nothing_had_been(
     write(source, {f"dog/new-{n:02d}.jpg": photograph(700 + n) for n in range(25)})
     make_row: Any = raw._make_row
 
-    def breaks_off(member: Any, labels: Any) -> Any:
+    def fail_at_name(member: Any, labels: Any) -> Any:
         if member.path == "dog/new-20.jpg":
             raise TransientError("the network")
         return make_row(member, labels)
 
     with monkeypatch.context() as patch:
-        patch.setattr(raw, "_make_row", breaks_off)
+        patch.setattr(raw, "_make_row", fail_at_name)
         assert run(tmp_path / "ws", source, tmp_path)["exit_code"] == 75
     reads.take()
     capsys.readouterr()
@@ -350,23 +350,21 @@ def test_a_broken_off_growth_goes_on_and_ends_as_if_nothing_had_been(
     check_equals_fresh(record, source, tmp_path)
 
 
-def test_a_copy_that_was_broken_off_is_not_made_twice(
-    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_copy_of_rows_is_resumed(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows copied by the killed attempt are found in its shards, not in the old ones."""
     run(tmp_path / "ws", source, tmp_path)
     for path in sorted(source.rglob("*.jpg"))[::2]:
         path.unlink()
     copy_rows = reuse.EarlierRows.copy_rows
 
-    def breaks_off(self: reuse.EarlierRows, labeller: Any) -> Iterator[dict[str, Any]]:
+    def fail_midway(self: reuse.EarlierRows, labeller: Any) -> Iterator[dict[str, Any]]:
         for number, row in enumerate(copy_rows(self, labeller)):
             if number == 15:
                 raise TransientError("the disk")
             yield row
 
     with monkeypatch.context() as patch:
-        patch.setattr(reuse.EarlierRows, "copy_rows", breaks_off)
+        patch.setattr(reuse.EarlierRows, "copy_rows", fail_midway)
         assert run(tmp_path / "ws", source, tmp_path)["exit_code"] == 75
     grown = check_equals_fresh(run(tmp_path / "ws", source, tmp_path), source, tmp_path)
     assert grown.manifest.extra.removed is None and len(grown.files()) == 3
@@ -374,7 +372,7 @@ def test_a_copy_that_was_broken_off_is_not_made_twice(
     assert listed == grown.manifest.totals.rows
 
 
-def test_a_prefix_in_s3_that_changed_costs_what_changed(
+def test_changed_prefix_in_s3_reads_only_changed_objects(
     tmp_path: Path, s3_workspace: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import boto3
@@ -389,5 +387,5 @@ def test_a_prefix_in_s3_that_changed_costs_what_changed(
     client.delete_object(Bucket=bucket, Key="in/dog/000.jpg")
     capsys.readouterr()
     record = run(s3_workspace, f"s3://{bucket}/in", tmp_path)
-    assert "28 as in raw/" in (said := capsys.readouterr().err) and "1 new, 1 changed, 1 removed" in said
+    assert "28 as in raw/" in (stderr := capsys.readouterr().err) and "1 new, 1 changed, 1 removed" in stderr
     check_equals_fresh(record, f"s3://{bucket}/in", tmp_path)

@@ -232,6 +232,6 @@ def measure_peak_memory(folder: Path, files: int) -> int:
     words = [*mill.COMMAND, *make_command(uri, "webdataset", folder / "out")]
     code = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True);"
     code += "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
-    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
+    process = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
     shutil.rmtree(folder)
-    return int(done.stdout.splitlines()[-1]) * 1024
+    return int(process.stdout.splitlines()[-1]) * 1024

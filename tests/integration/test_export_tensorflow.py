@@ -31,7 +31,7 @@ spec = importlib.util.spec_from_file_location("tfdata", path)
 tfdata = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(tfdata)
 import tensorflow as tf
-found = {}
+arrays = {}
 for number, call in enumerate(json.loads(calls)):
     take = call.pop("take", -1)
     if call.pop("negative", False):
@@ -41,10 +41,10 @@ for number, call in enumerate(json.loads(calls)):
     for epoch in range(2):
         batches = [[np.asarray(part) for part in batch] for batch in dataset.take(take)]
         for place, name in enumerate(("images", "labels", "ids")[: len(batches[0])]):
-            found[f"{number}-{epoch}-{name}"] = np.concatenate([batch[place] for batch in batches])
-        found[f"{number}-{epoch}-sizes"] = np.array([len(batch[0]) for batch in batches])
-found["ids"] = np.array([])
-np.savez(target, **{name: (a.astype(str) if a.dtype == object else a) for name, a in found.items()})
+            arrays[f"{number}-{epoch}-{name}"] = np.concatenate([batch[place] for batch in batches])
+        arrays[f"{number}-{epoch}-sizes"] = np.array([len(batch[0]) for batch in batches])
+arrays["ids"] = np.array([])
+np.savez(target, **{name: (a.astype(str) if a.dtype == object else a) for name, a in arrays.items()})
 """
 
 
@@ -53,9 +53,9 @@ def find_tensorflow_python() -> str:
     """Return a Python that has TensorFlow; without one skip the test with the reason."""
     named = os.environ.get("IMAGEMILL_TF_PYTHON", "")
     python = named or sys.executable
-    done = subprocess.run([python, "-c", "import tensorflow"], capture_output=True, text=True, check=False)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no word"])[-1]
+    process = subprocess.run([python, "-c", "import tensorflow"], capture_output=True, text=True, check=False)
+    if process.returncode:
+        last = (process.stderr.strip().splitlines() or ["no word"])[-1]
         pytest.skip(
             f"TensorFlow can't be imported by {python} ({last}); pip install tensorflow-cpu into a venv and name its "
             "Python in IMAGEMILL_TF_PYTHON" + ("" if named else ", which is not set")
@@ -69,8 +69,8 @@ def read_in_tensorflow(folder: Path, *calls: dict[str, Any]) -> dict[str, Any]:
 
     target = folder / "read.npz"
     words = [find_tensorflow_python(), "-c", READER, str(tfdata.__file__), str(folder), str(target), json.dumps(calls)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    process = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr[-3000:]
     with np.load(target, allow_pickle=False) as arrays:
         return {name: arrays[name] for name in arrays.files}
 
@@ -121,8 +121,8 @@ def test_multi_label_jpeg_tensors(tmp_path: Path) -> None:
     for image, label, name in zip(arrays["0-0-images"], arrays["0-0-labels"], arrays["0-0-ids"], strict=True):
         number = int(name.rpartition("/")[2].partition(".")[0])
         assert label.tolist() == [number >> bit & 1 for bit in range(3)]
-        shown = np.asarray(Image.open(tmp_path / "folder" / "val" / f"val__{number}.jpg"))
-        assert np.abs(image.astype(int) - shown).max() <= 1
+        decoded = np.asarray(Image.open(tmp_path / "folder" / "val" / f"val__{number}.jpg"))
+        assert np.abs(image.astype(int) - decoded).max() <= 1
 
 
 def test_clean_files_of_every_kind_are_decoded(tmp_path: Path) -> None:
@@ -137,9 +137,9 @@ def test_clean_files_of_every_kind_are_decoded(tmp_path: Path) -> None:
     )
     assert len(arrays["0-0-ids"]) == len(files)
     for image, name in zip(arrays["0-0-images"], arrays["0-0-ids"], strict=True):
-        shown = exports.shown(files[name])
-        top, left = (shown.shape[0] - 24) // 2, (shown.shape[1] - 24) // 2
-        expected = shown[top : top + 24, left : left + 24].astype(int)  # the short side is 24: nothing is resampled
+        decoded = exports.shown(files[name])
+        top, left = (decoded.shape[0] - 24) // 2, (decoded.shape[1] - 24) // 2
+        expected = decoded[top : top + 24, left : left + 24].astype(int)  # the short side is 24: nothing is resampled
         assert np.abs(image - expected).max() <= (4 if name.endswith(".jpg") else 0), name
 
 

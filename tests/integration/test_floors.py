@@ -67,28 +67,28 @@ def run(folder: Path, *command: str | Path) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("target", ["kfp", "argo"])
 def test_pipeline_is_compiled(target: str, with_extras: Path, folder: Path) -> None:
     words = ["compile", "--target", target, "--cluster", "cluster.yaml", "-o", "pipeline.yaml"]
-    done = run(folder, with_extras / "imagemill", *words)
-    assert done.returncode == 0, done.stderr
+    process = run(folder, with_extras / "imagemill", *words)
+    assert process.returncode == 0, process.stderr
     assert all(yaml.safe_load_all((folder / "pipeline.yaml").read_text()))
 
 
 def test_model_of_a_run_predicts(with_extras: Path, folder: Path) -> None:
-    done = run(folder, with_extras / "imagemill", "run", "--json", *QUICK)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout.splitlines()[-1])
+    process = run(folder, with_extras / "imagemill", "run", "--json", *QUICK)
+    assert process.returncode == 0, process.stderr
+    result = json.loads(process.stdout.splitlines()[-1])
     assert result["status"] == "succeeded" and list(Path(result["model"]).glob("*.onnx"))
     words = ["export", result["clean"], "--format", "imagefolder", "--output", "out"]
-    done = run(folder, with_extras / "imagemill", *words)
-    assert done.returncode == 0, done.stderr
+    process = run(folder, with_extras / "imagemill", *words)
+    assert process.returncode == 0, process.stderr
     photo = next((folder / "out" / "test").rglob("*.*"))
-    done = run(folder, with_extras / "imagemill", "predict", "--model", result["model"], str(photo))
-    assert done.returncode == 0, done.stderr
+    process = run(folder, with_extras / "imagemill", "predict", "--model", result["model"], str(photo))
+    assert process.returncode == 0, process.stderr
 
 
 def test_unit_tests_pass(with_extras: Path) -> None:
     command = [with_extras / "python", "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", "-p", "no:cacheprovider"]
-    done = run(ROOT, *command, "tests/unit")
-    assert done.returncode == 0, done.stdout[-5000:]
+    process = run(ROOT, *command, "tests/unit")
+    assert process.returncode == 0, process.stdout[-5000:]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -98,5 +98,5 @@ def test_command_names_its_missing_extra(name: str, without_extras: Path, folder
 
 
 def test_download_works_without_extras(without_extras: Path, folder: Path) -> None:
-    done = run(folder, without_extras / "imagemill", "download", "--dataset", "demo", "--workspace", "work")
-    assert done.returncode == 0, done.stderr
+    process = run(folder, without_extras / "imagemill", "download", "--dataset", "demo", "--workspace", "work")
+    assert process.returncode == 0, process.stderr

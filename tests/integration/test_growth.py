@@ -1,4 +1,4 @@
-"""What changed is done again and nothing else: sources that grow, parameters that change, workspaces that move."""
+"""Changed sources and parameters, moved workspaces: only what changed is done again."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RECORD = {"uri", "fingerprint", "state", "seconds", "metrics", "exit_code", "err
 
 
 def make_states(run_step: str) -> dict[str, str]:
-    """The states of a run in which this step and all after it worked."""
+    """Return the states of a run in which this step and all after it ran."""
     first = mill.STEPS.index(run_step)
     return {name: "ran" if number >= first else "cached" for number, name in enumerate(mill.STEPS)}
 
@@ -58,7 +58,7 @@ def test_touch_changes_nothing(finished: Finished) -> None:
     ]
 
 
-def test_a_file_more_is_a_new_raw_and_a_new_clean(finished: Finished, tmp_path: Path) -> None:
+def test_added_file_gives_new_raw_and_clean_datasets(finished: Finished, tmp_path: Path) -> None:
     before = read_dataset(str(finished.workspace / "raw" / Path(finished.result.json["raw"]).name))
     mill.add_photo(finished.photos / "red" / "new.jpg", "red", np.random.default_rng(1))
     raw = run_download(finished, tmp_path)
@@ -69,7 +69,7 @@ def test_a_file_more_is_a_new_raw_and_a_new_clean(finished: Finished, tmp_path: 
     assert clean["fingerprint"] != Path(finished.result.json["clean"]).name
 
 
-def test_a_file_replaced_under_its_name_is_seen(finished: Finished, tmp_path: Path) -> None:
+def test_replaced_file_is_detected(finished: Finished, tmp_path: Path) -> None:
     """And put back: then it is the raw dataset of before."""
     photo = finished.photos / "red" / "000.png"
     mill.add_photo(photo, "blue", np.random.default_rng(2))
@@ -80,7 +80,7 @@ def test_a_file_replaced_under_its_name_is_seen(finished: Finished, tmp_path: Pa
     assert (back["state"], back["fingerprint"]) == ("cached", Path(finished.result.json["raw"]).name)
 
 
-def test_a_new_class_is_appended(finished: Finished, tmp_path: Path) -> None:
+def test_new_class_is_appended(finished: Finished, tmp_path: Path) -> None:
     """`amber` sorts first and still gets the last id."""
     mill.make_photos(finished.photos, ["amber"])
     clean = run_step(finished, "clean", tmp_path, "--raw", run_download(finished, tmp_path)["uri"])
@@ -88,7 +88,7 @@ def test_a_new_class_is_appended(finished: Finished, tmp_path: Path) -> None:
 
 
 @pytest.mark.proof
-def test_a_model_of_new_classes_is_compared_in_those_that_the_champion_knows(finished: Finished) -> None:
+def test_model_of_new_classes_is_compared_in_the_champions_classes(finished: Finished) -> None:
     mill.make_photos(finished.photos, ["amber"])
     result = run_again(finished, "--promote", "auto", "--min-test-images", "1")
     assert result.states == make_states("download")
@@ -99,14 +99,14 @@ def test_a_model_of_new_classes_is_compared_in_those_that_the_champion_knows(fin
 
 
 @pytest.mark.proof
-def test_another_color_keeps_only_the_download(finished: Finished) -> None:
+def test_changed_color_reruns_all_but_download(finished: Finished) -> None:
     result = run_again(finished, "--color", "gray")
     assert result.states == make_states("clean")
     assert mill.dataset_of(result, "tensors").manifest.image.shape == (32, 32, 1)
 
 
 @pytest.mark.proof
-def test_more_epochs_keep_the_tensors_and_a_rule_keeps_the_model(finished: Finished) -> None:
+def test_changed_epochs_keep_the_tensors_and_a_changed_rule_the_model(finished: Finished) -> None:
     longer = ["--epochs", "2", "--promote", "never"]
     result = run_again(finished, *longer)
     assert result.states == make_states("train")
@@ -118,7 +118,7 @@ def test_more_epochs_keep_the_tensors_and_a_rule_keeps_the_model(finished: Finis
 
 
 @pytest.mark.proof
-def test_rerun_train_does_it_and_what_follows_once(finished: Finished, tmp_path: Path) -> None:
+def test_rerun_train_repeats_train_and_later_steps_once(finished: Finished, tmp_path: Path) -> None:
     result = run_again(finished, "--rerun", "train")
     assert result.states == make_states("train")
     assert Path(result.json["model"]).name != Path(finished.result.json["model"]).name
@@ -130,7 +130,7 @@ def test_rerun_train_does_it_and_what_follows_once(finished: Finished, tmp_path:
     assert (retried["state"], retried["uri"]) == ("cached", result.json["model"])
 
 
-def test_a_workspace_can_be_moved(finished: Finished, finished_once: Finished) -> None:
+def test_moved_workspace_is_cached(finished: Finished, finished_once: Finished) -> None:
     moved = finished.workspace.rename(finished.workspace.with_name("elsewhere"))
     records = [*moved.glob("*/*/_manifest.json"), *moved.glob("names/**/*.json"), *moved.glob("sources/*.json")]
     assert len(records) >= len(mill.PRODUCTS) * 2 + 2
@@ -141,7 +141,7 @@ def test_a_workspace_can_be_moved(finished: Finished, finished_once: Finished) -
     assert {str(Path(result.json[kind]).parent.parent) for kind in mill.PRODUCTS} == {str(moved)}
 
 
-def test_every_step_leaves_its_record(finished_once: Finished) -> None:
+def test_every_step_writes_its_record(finished_once: Finished) -> None:
     workspace = Workspace.open(str(finished_once.workspace))
     run = finished_once.result.json["run"]
     for name in mill.STEPS:
@@ -153,7 +153,7 @@ def test_every_step_leaves_its_record(finished_once: Finished) -> None:
     assert Path(finished_once.result.json["report"]).is_file()
 
 
-def test_a_failed_step_leaves_its_record_too(tmp_path: Path) -> None:
+def test_failed_step_writes_its_record(tmp_path: Path) -> None:
     file = tmp_path / "result.json"
     words = ["--dataset", "folder", "--source", str(tmp_path / "none"), "--workspace", str(tmp_path / "work")]
     assert mill.run("download", *words, "--run", "r1", "--result", str(file)).rc == 2
@@ -164,14 +164,14 @@ def test_a_failed_step_leaves_its_record_too(tmp_path: Path) -> None:
     assert str(tmp_path / "none") in record["error"]
 
 
-def test_nothing_is_rewritten_by_a_cached_run(finished: Finished) -> None:
+def test_cached_run_writes_no_dataset(finished: Finished) -> None:
     datasets = [f for kind in mill.PRODUCTS for f in (finished.workspace / kind).rglob("*") if f.is_file()]
     before = {f: (f.stat().st_ino, f.stat().st_mtime_ns) for f in datasets}
     assert run_again(finished).states == CACHED
     assert {f: (f.stat().st_ino, f.stat().st_mtime_ns) for f in datasets} == before
 
 
-def test_ray_continues_tensors_as_threads_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensors_continued_on_ray_equal_those_of_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("imagemill.components.resize.plan.MAX_SHARD_ROWS", 7)
     photos = grown.several(60)
     later = {name: photo for name, photo in photos.items() if name != "p003"} | grown.several(9, "new")

@@ -29,10 +29,10 @@ def test_every_dataset_of_a_run_is_shown(finished_once: Finished) -> None:
         "evaluation": ("top1", "── Classes, the hardest first"),
     }
     for kind, expected in words.items():
-        shown = mill.run("inspect", uris[kind])
-        assert (shown.rc, shown.stderr) == (0, "")
-        assert [word for word in expected if word not in shown.stdout] == []
-        assert all(count_columns(line) <= WIDTH for line in shown.stdout.splitlines()[2:] if "/" not in line)
+        result = mill.run("inspect", uris[kind])
+        assert (result.rc, result.stderr) == (0, "")
+        assert [word for word in expected if word not in result.stdout] == []
+        assert all(count_columns(line) <= WIDTH for line in result.stdout.splitlines()[2:] if "/" not in line)
 
 
 def test_audit_report_of_clean_is_reproducible(finished: Finished) -> None:

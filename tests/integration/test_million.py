@@ -27,10 +27,10 @@ contents = Contents()
 for n in range(1_000_000):
     contents.add({"image_id": f"class/{n:08d}.jpg", "sha256": hashlib.sha256(b"%d" % n).hexdigest(), "label": "class",
               "split": None, "boxes": [], "mask": None})
-held = megabytes() - before
+used = megabytes() - before
 name = contents.fingerprint()
 peak = megabytes() - before
-print(json.dumps({"held": held, "peak": peak, "seconds": time.monotonic() - started, "rows": contents.rows}))
+print(json.dumps({"held": used, "peak": peak, "seconds": time.monotonic() - started, "rows": contents.rows}))
 """
 
 _WRITE = """
@@ -88,14 +88,14 @@ from imagemill.components.dataset.workspace import Workspace
 clean = read_dataset(sys.argv[1])
 before, started = megabytes(), time.monotonic()
 table = read_candidates(clean.uri, clean.files())
-held = megabytes() - before
+used = megabytes() - before
 config = CleanConfig(split=sys.argv[2], outliers="drop", near_duplicates="drop")
 decisions, twins = decide(table, config)
 rejected = sum(1 for _ in decisions.iterate_rejected())
 finished = FinishedWork(Workspace(clean.uri.removesuffix("/clean/_shards")))
 files = write_final_files(decisions, finished, make_clean_layout(CLEAN)).files
 print(json.dumps({
-    "rows": len(table), "held": held, "rejected": rejected, "kept": sum(f.rows for f in files), "twins": len(twins),
+    "rows": len(table), "held": used, "rejected": rejected, "kept": sum(f.rows for f in files), "twins": len(twins),
     "copies": decisions.findings["duplicates"]["groups"], "peak": megabytes() - before,
     "seconds": time.monotonic() - started,
 }))
@@ -117,8 +117,10 @@ print(json.dumps({"rows": sum(rows), "jobs": len(rows), "peak": megabytes() - be
 
 
 def measure(code: str, *words: str) -> dict[str, float]:
-    done = subprocess.run([sys.executable, "-c", _MEASURE + code, *words], capture_output=True, text=True, check=True)
-    results: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    process = subprocess.run(
+        [sys.executable, "-c", _MEASURE + code, *words], capture_output=True, text=True, check=True
+    )
+    results: dict[str, float] = json.loads(process.stdout.splitlines()[-1])
     print(results)
     return results
 

@@ -66,13 +66,13 @@ class Cleaned:
         """Return the reason by image_id, empty for kept images; check that every raw row is there once."""
         rejected = read_rows(self.dataset, "rejected", ("image_id", "reason", "detail"))
         assert all(row["detail"] for row in rejected) and {row["reason"] for row in rejected} <= set(REASONS)
-        kept = [row["image_id"] for row in read_rows(self.dataset, "data", ("image_id",))]
+        kept_ids = [row["image_id"] for row in read_rows(self.dataset, "data", ("image_id",))]
         raw = Counter(row["image_id"] for row in read_rows(self.raw, "data", ("image_id",)))
-        assert Counter(kept + [row["image_id"] for row in rejected]) == raw and max(raw.values()) == 1
+        assert Counter(kept_ids + [row["image_id"] for row in rejected]) == raw and max(raw.values()) == 1
         totals = self.dataset.manifest.totals
-        assert (totals.rows, totals.rejected) == (len(kept), len(rejected))
+        assert (totals.rows, totals.rejected) == (len(kept_ids), len(rejected))
         assert totals.by_reason == dict(Counter(row["reason"] for row in rejected))
-        return dict.fromkeys(kept, "") | {row["image_id"]: row["reason"] for row in rejected}
+        return dict.fromkeys(kept_ids, "") | {row["image_id"]: row["reason"] for row in rejected}
 
 
 def run_download_and_clean(folder: Path, dataset: str, source: Path, **options: Any) -> Cleaned:
@@ -174,14 +174,14 @@ def test_headers_of_65500_pixels_a_side_cost_neither_time_nor_memory() -> None:
     )
     small, bombs = headers(8, 8), headers(65_500, 65_500)
     assert max(map(len, bombs.values())) < 1_000
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], input=repr((small, bombs)), capture_output=True, text=True, check=False
     )
-    results = [line.split() for line in done.stdout.splitlines()]
+    results = [line.split() for line in process.stdout.splitlines()]
     print("format, reason, ms, MB more at the peak")
     for name, reason, seconds, kib in results:
         print(f"{name:6}{reason:18}{float(seconds) * 1000:8.2f}{int(kib) / 1024:8.1f}")
-    assert {name: reason for name, reason, *_ in results} == dict.fromkeys(bombs, "too_many_pixels"), done.stderr
+    assert {name: reason for name, reason, *_ in results} == dict.fromkeys(bombs, "too_many_pixels"), process.stderr
     assert all(float(seconds) < 0.1 and int(kib) < 16 * 1024 for _, _, seconds, kib in results)
 
 

@@ -31,8 +31,8 @@ ODD_RUN = """run '"$(touch x)`touch x`;touch x&"""
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[RayCluster]:
-    with RayCluster(cpus=2) as made:
-        yield made
+    with RayCluster(cpus=2) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Slow:
 
 @pytest.fixture(scope="module")
 def expected(slow: Slow, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, str, int, str]]:
-    """What the same jobs give without Ray."""
+    """Content of the same jobs without Ray."""
     return without_ray(slow, tmp_path_factory.mktemp("expected"))
 
 
@@ -52,8 +52,8 @@ def resize(slow: Slow, *more: str, env: Mapping[str, str] | None = None, timeout
     return mill.finish(start_resize(slow, *more, env=env), started, timeout)
 
 
-def one_error(result: mill.Result, *parts: str) -> None:
-    """One line names the address, what was expected and what was found; nothing but our own lines is there."""
+def assert_one_error(result: mill.Result, *parts: str) -> None:
+    """Check that the error names the address, what was expected and what was found, and that every line is ours."""
     assert all(part in result.error for part in parts), result.stderr
     assert "expected" in result.error and "found" in result.error
     assert all(line.startswith("[resize] ") for line in result.stderr.splitlines()), result.stderr
@@ -62,7 +62,7 @@ def one_error(result: mill.Result, *parts: str) -> None:
 # Job submission
 
 
-def test_a_job_is_adopted_by_a_retry(
+def test_retry_adopts_the_running_job(
     cluster: RayCluster, slow: Slow, expected: list[tuple[str, str, int, str]], tmp_path: Path
 ) -> None:
     """The step that submitted it is gone; the next try goes on with the same job, and both give what Ray here gives."""
@@ -79,11 +79,11 @@ def test_a_job_is_adopted_by_a_retry(
     assert not [p for folder in (tmp_path, cluster.folder, Path.cwd()) for p in folder.rglob("x")]
     record = read_record(copy, ODD_RUN)
     assert (record["state"], record["exit_code"]) == ("ran", 0) and record["metrics"]["rows"] == 160
-    again = resize(copy, *job, env=cluster.login)
-    assert again.rc == 0 and "cached" in again.error and "submitted" not in again.stderr
+    third = resize(copy, *job, env=cluster.login)
+    assert third.rc == 0 and "cached" in third.error and "submitted" not in third.stderr
 
 
-def test_the_error_of_a_job_is_the_steps_own(cluster: RayCluster, tmp_path: Path) -> None:
+def test_error_of_a_job_is_the_steps_error(cluster: RayCluster, tmp_path: Path) -> None:
     """Wrong input that only the job finds: the same exit code and message; a retry finds it without another job."""
     copy = slow_clean(tmp_path, rows=4, image=CleanImage("lab", 3))
     more = ["--ray-address", cluster.jobs, "--encoding", "jpeg", "--run", "wrong"]
@@ -95,7 +95,7 @@ def test_the_error_of_a_job_is_the_steps_own(cluster: RayCluster, tmp_path: Path
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.proof)])
-def test_a_signal_stops_the_job(cluster: RayCluster, slow: Slow, tmp_path: Path, number: int) -> None:
+def test_signal_stops_the_job(cluster: RayCluster, slow: Slow, tmp_path: Path, number: int) -> None:
     copy = slow.copy(tmp_path / "work")
     process = start_resize(copy, "--ray-address", cluster.jobs, "--run", f"stop{number}", env=cluster.login)
     mill.wait_for_line(process, "[resize] Ray with")
@@ -106,15 +106,15 @@ def test_a_signal_stops_the_job(cluster: RayCluster, slow: Slow, tmp_path: Path,
         assert process.returncode == EXIT_TRANSIENT and "stopped by a signal" in stderr
     assert process.returncode != 0
 
-    def gone() -> bool:
+    def job_has_ended() -> bool:
         return not any(f"--run=stop{number}" in line for line in cluster.lines())
 
-    mill.wait_until(gone, "the end of the job", 120)
+    mill.wait_until(job_has_ended, "the end of the job", 120)
     assert not list(copy.workspace.glob("tensors/*/_manifest.json"))
 
 
 @pytest.mark.proof
-def test_a_stopped_job_is_followed_by_another(cluster: RayCluster, tmp_path: Path) -> None:
+def test_retry_of_a_stopped_job_submits_another(cluster: RayCluster, tmp_path: Path) -> None:
     """STOPPED from elsewhere is 75, and the same run's next try submits a second job."""
     copy = slow_clean(tmp_path, rows=120)
     job = ["--ray-address", cluster.jobs, "--run", "elsewhere"]
@@ -129,11 +129,11 @@ def test_a_stopped_job_is_followed_by_another(cluster: RayCluster, tmp_path: Pat
     assert name.removesuffix("-1") + "-2" in result.stderr
 
 
-def test_the_command_line_of_a_job_has_no_secret(tmp_path: Path) -> None:
+def test_command_line_of_a_job_has_no_secret(tmp_path: Path) -> None:
     slow = slow_clean(tmp_path, rows=2)
-    with pytest.raises(UserError, match="backgrounds: expected an address without login") as found:
+    with pytest.raises(UserError, match="backgrounds: expected an address without login") as caught:
         ray_job._refuse_secrets(ResizeConfig(backgrounds="https://me:hunter2@host/pictures"))
-    assert "hunter2" not in str(found.value)
+    assert "hunter2" not in str(caught.value)
     result = resize(slow, "--ray-address", "http://me:hunter2@127.0.0.1:1")
     assert result.rc == EXIT_USER and "ray_address" in result.error and "hunter2" not in result.stderr
 
@@ -147,30 +147,30 @@ def test_the_command_line_of_a_job_has_no_secret(tmp_path: Path) -> None:
         {"model_preset": "vit_b_16", "preset": "ocr", "resize_mode": "crop"},
     ],
 )
-def test_a_job_reads_back_the_config(values: dict[str, Any]) -> None:
+def test_config_round_trips_through_a_jobs_command_line(values: dict[str, Any]) -> None:
     """Through a real shell: the words, and the config that they give, are those that were meant."""
     config = ResizeConfig.resolve(**values)
     line = "printf '%s\\0' " + shlex.join(ray_job.build_command("resize", config)[3:])
     words = subprocess.run(["sh", "-c", line], capture_output=True, check=True).stdout.decode().split("\0")[:-1]
     parser = Parser()
-    for name, about in ResizeConfig.__dataclass_fields__.items():
+    for name, field in ResizeConfig.__dataclass_fields__.items():
         if name != "PARENTS":
-            add_flag(parser, name, about.default, "", ())
+            add_flag(parser, name, field.default, "", ())
     assert STEP.name == "resize"
     assert (
         ResizeConfig.from_values({k: v for k, v in vars(parser.parse_args(words)).items() if v is not None}) == config
     )
 
 
-def test_a_folder_that_the_cluster_does_not_see_ends_the_job_before_it_begins(tmp_path: Path) -> None:
+def test_job_without_access_to_the_workspace_fails_before_the_step(tmp_path: Path) -> None:
     config = ResizeConfig(workspace=f'{tmp_path}/it\'s not "there"', run="r")
     line = ray_job.build_entrypoint("resize", config, f"{config.workspace}/runs/r/resize.json")
     result = subprocess.run(["sh", "-c", line], capture_output=True, text=True)
     assert result.returncode == EXIT_USER and not list(tmp_path.iterdir())
     assert "[resize] error: workspace: expected" in result.stderr and 'not "there"' in result.stderr
-    (seen := tmp_path / "runs").touch()
+    (result_file := tmp_path / "runs").touch()
     line = ray_job.build_entrypoint(
-        "resize", replace(config, image_size=9999), str(seen)
+        "resize", replace(config, image_size=9999), str(result_file)
     )  # the step itself complains now
     line = line.replace("exec python", f"exec {shlex.quote(sys.executable)}")
     result = subprocess.run(["sh", "-c", line], capture_output=True, text=True)
@@ -343,7 +343,7 @@ def test_refused_token_is_a_user_error(kind: str, cluster: RayCluster, tmp_path:
     env = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
     result = resize(slow_clean(tmp_path, rows=4), "--ray-address", getattr(cluster, kind), env=env)
     assert result.rc == EXIT_USER and result.seconds < 28
-    one_error(result, "ray_address", "RAY_AUTH_TOKEN", "one that it refuses")
+    assert_one_error(result, "ray_address", "RAY_AUTH_TOKEN", "one that it refuses")
 
 
 def test_token_path_without_auth_mode_is_used(cluster: RayCluster, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -370,7 +370,7 @@ def test_unreachable_dashboard_is_transient(tmp_path: Path) -> None:
     slow = slow_clean(tmp_path, rows=4)
     result = resize(slow, "--ray-address", "http://127.0.0.1:1")
     assert result.rc == EXIT_TRANSIENT
-    one_error(result, "ray_address: expected a Ray cluster at http://127.0.0.1:1")
+    assert_one_error(result, "ray_address: expected a Ray cluster at http://127.0.0.1:1")
 
 
 @pytest.mark.parametrize("address", ["garbage", "foo://x:1", "127.0.0.1:99999", "host:0", "ray://host", "a b:1"])
@@ -432,7 +432,7 @@ def test_cluster_without_imagemill_is_refused(slow: Slow, tmp_path: Path) -> Non
     with RayCluster(cpus=1, environment={"PYTHONPATH": str(tmp_path)}) as empty:
         result = resize(slow, "--ray-address", empty.jobs, "--run", "without", env=empty.login)
         assert result.rc == EXIT_USER
-        one_error(result, "ray_address", "expected a cluster with imagemill", "No module named")
+        assert_one_error(result, "ray_address", "expected a cluster with imagemill", "No module named")
         for address in (empty.client, empty.gcs):
             result = resize(slow, "--ray-address", address, env=empty.login)
             assert result.rc == EXIT_USER, result.stderr
@@ -452,7 +452,7 @@ def test_cluster_that_grows_is_used(slow: Slow, tmp_path: Path) -> None:
         )
         result = resize_by(impatient, slow, "--ray-address", growing.client, env=growing.login)
         assert result.rc == EXIT_TRANSIENT
-        one_error(result, "ray_address", "expected CPU cores", "found none")
+        assert_one_error(result, "ray_address", "expected CPU cores", "found none")
         process = start_resize(copy, "--ray-address", growing.client, env=growing.login, file_rows=10)
         time.sleep(6)
         assert process.poll() is None

@@ -41,8 +41,8 @@ def test_metrics_of_a_run_come_from_its_records(mill: Commands, workspace: Works
     assert "cats: top-1 0.953 · macro-F1 0.947 · first" in ran.out and f"{workspace.uri}/model/01" in ran.out
     row = mill("runs").out.splitlines()[1]
     assert "0.947" in row and "first" in row
-    shown = mill("runs", mill.service.runs[0]["run_id"]).out
-    assert f"{workspace.uri}/model/01" in shown
+    output = mill("runs", mill.service.runs[0]["run_id"]).out
+    assert f"{workspace.uri}/model/01" in output
 
 
 @pytest.mark.parametrize("code", [1, 2, 75])

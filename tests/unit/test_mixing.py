@@ -138,8 +138,8 @@ def test_mixing_depends_on_seed_epoch_and_number() -> None:
     images, labels = torch.rand(6, 3, 10, 10), torch.arange(6)
     always = {"mixup_probability": 1.0, "cutmix_probability": 0.0}
     first = make_mixing(seed=1, **always)(images, labels, 2, 3)
-    again = make_mixing(seed=1, **always)(images, labels, 2, 3)
-    assert all(torch.equal(*pair) for pair in zip(first, again, strict=True))
+    repeated = make_mixing(seed=1, **always)(images, labels, 2, 3)
+    assert all(torch.equal(*pair) for pair in zip(first, repeated, strict=True))
     others = [make_mixing(seed=1, **always)(images, labels, *position) for position in ((1, 3), (2, 4), (2, 3, 6))]
     others.append(make_mixing(seed=2, **always)(images, labels, 2, 3))
     assert not any(torch.equal(first[0], other[0]) for other in others)

@@ -241,7 +241,7 @@ def compute_logits(model: Dataset, images: npt.NDArray[np.uint8]) -> torch.Tenso
         return network(Normalize(spec.image, torch.device("cpu"))(torch.from_numpy(images.copy())))
 
 
-def test_a_model_learns_both_labels(multi: Chain) -> None:
+def test_model_learns_both_labels(multi: Chain) -> None:
     extra = multi.model.manifest.extra
     assert multi.model.manifest.task == MULTI and extra.metrics["macro_f1"] > 0.8
     assert extra.history[-1]["train_loss"] < 0.6 * extra.history[0]["train_loss"]
@@ -407,13 +407,13 @@ def test_the_worst_mistakes_come_first(multi: Chain, tmp_path: Path) -> None:
     assert errors.missed.tolist() == [1, 1, 1] and errors.extra.tolist() == [0, 2, 1]
 
 
-def test_the_gallery_shows_every_class(multi: Chain) -> None:
+def test_gallery_shows_every_class(multi: Chain) -> None:
     groups = {group.name: group for group in sample_classes(multi.clean)}
     assert set(groups) == set(CLASSES)
     assert [len(group.thumbnails) for group in groups.values()] == [GALLERY_PER_CLASS] * 3
-    shown = [(int(image.image_id[:3]), name) for name, group in groups.items() for image in group.thumbnails]
-    assert all(CLASSES.index(name) in make_label_ids(number, MULTI) for number, name in shown)
-    assert len({number for number, _ in shown}) == len(shown), "each picture once"
+    thumbnails = [(int(image.image_id[:3]), name) for name, group in groups.items() for image in group.thumbnails]
+    assert all(CLASSES.index(name) in make_label_ids(number, MULTI) for number, name in thumbnails)
+    assert len({number for number, _ in thumbnails}) == len(thumbnails), "each picture once"
     assert all(group.total == multi.clean.manifest.extra.by_class_and_split["train"][n] for n, group in groups.items())
 
 

@@ -91,7 +91,7 @@ def test_workers_run_concurrently() -> None:
 
 @pytest.mark.parametrize("failing_part", ["work", "items", "cost"])
 def test_error_stops_the_map(failing_part: str) -> None:
-    done: list[int] = []
+    finished: list[int] = []
 
     def fail_in(part: str, item: int) -> None:
         if failing_part == part and item == 20:
@@ -104,7 +104,7 @@ def test_error_stops_the_map(failing_part: str) -> None:
 
     def work(item: int) -> int:
         fail_in("work", item)
-        done.append(item)
+        finished.append(item)
         return item
 
     def cost(item: int) -> int:
@@ -117,7 +117,7 @@ def test_error_stops_the_map(failing_part: str) -> None:
             results.append(result)
     assert results == list(range(len(results))) and len(results) <= 20
     wait_for_threads()
-    assert len(done) <= 20 + 4 * 2, "nothing new was begun"
+    assert len(finished) <= 20 + 4 * 2, "nothing new was begun"
 
 
 def test_closing_the_iterator_stops_the_threads() -> None:

@@ -137,7 +137,7 @@ def test_invalid_annotations_are_named(tmp_path: Path, change: dict[str, bytes],
         run_download(tmp_path / "ws", source=str(write_archives(tmp_path / "in", ANNOTATIONS | change)))
 
 
-def test_an_archive_without_its_lists_is_the_users_error(tmp_path: Path) -> None:
+def test_archive_without_lists_is_a_user_error(tmp_path: Path) -> None:
     files = {name: data for name, data in ANNOTATIONS.items() if not name.endswith("test.txt")}
     write_archives(tmp_path, files)
     with pytest.raises(UserError, match=r"^annotations: expected an archive with test\.txt"):
@@ -145,12 +145,12 @@ def test_an_archive_without_its_lists_is_the_users_error(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("number", ["nan", "inf", "-inf", "1e39", "one", ""])
-def test_a_box_must_have_finite_numbers(number: str) -> None:
+def test_box_requires_finite_numbers(number: str) -> None:
     with pytest.raises(UserError, match="expected Pascal VOC XML"):
         parse_boxes(make_xml(("dog", number)), "x.xml")
 
 
-def test_entities_do_not_grow() -> None:
+def test_xml_entities_are_not_expanded() -> None:
     laughs = "".join(f'<!ENTITY l{n} "{f"&l{n - 1};" * 10}">' for n in range(1, 12))
     text = f'<!DOCTYPE a [<!ENTITY l0 "lol">{laughs}]><annotation><object><name>&l11;</name></object></annotation>'
     with pytest.raises(UserError):
@@ -166,13 +166,13 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> tuple[Dataset, dict[str,
     return run_download(tmp_path_factory.mktemp("sample"), source=str(SAMPLE))
 
 
-def annotation_files() -> dict[str, bytes]:
+def read_annotation_files() -> dict[str, bytes]:
     with tarfile.open(SAMPLE / "annotations.tar.gz") as archive:
         members = [m for m in archive if m.isfile() and not m.name.rpartition("/")[2].startswith("._")]
         return {m.name: (archive.extractfile(m) or io.BytesIO()).read() for m in members}
 
 
-def test_the_sample_has_all_its_images_untouched(sample: tuple[Dataset, dict[str, dict[str, Any]]]) -> None:
+def test_sample_has_all_images_unchanged(sample: tuple[Dataset, dict[str, dict[str, Any]]]) -> None:
     dataset, rows = sample
     with (SAMPLE / "MANIFEST.csv").open(newline="") as file:
         listed = list(csv.DictReader(file))
@@ -187,21 +187,21 @@ def test_the_sample_has_all_its_images_untouched(sample: tuple[Dataset, dict[str
     ]
 
 
-def test_the_samples_splits_are_its_lists(sample: tuple[Dataset, dict[str, dict[str, Any]]]) -> None:
+def test_splits_of_the_sample_are_its_lists(sample: tuple[Dataset, dict[str, dict[str, Any]]]) -> None:
     _, rows = sample
     lists = {
         stem: split
         for split in ("trainval", "test")
-        for line in annotation_files()[f"annotations/{split}.txt"].decode().splitlines()
+        for line in read_annotation_files()[f"annotations/{split}.txt"].decode().splitlines()
         if (stem := line.split(" ")[0]) and not line.startswith("#")
     }
     assert {name: row["split"] for name, row in rows.items()} == {name: lists.get(Path(name).stem) for name in rows}
     assert {Path(name).stem for name, row in rows.items() if row["split"] is None} == {"Abyssinian_34", "Abyssinian_82"}
 
 
-def test_the_samples_boxes_and_masks_are_with_their_images(sample: tuple[Dataset, dict[str, dict[str, Any]]]) -> None:
+def test_boxes_and_masks_of_the_sample(sample: tuple[Dataset, dict[str, dict[str, Any]]]) -> None:
     _, rows = sample
-    files = annotation_files()
+    files = read_annotation_files()
     assert len(rows["images/Bengal_105.jpg"]["boxes"]) == 2
     for name, row in rows.items():
         stem = Path(name).stem

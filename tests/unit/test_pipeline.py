@@ -265,7 +265,7 @@ def test_cluster_refuses_a_folder_as_workspace(workspace: str, tmp_path: Path) -
 
 
 def test_parameters_of_several_steps_have_one_declaration() -> None:
-    seen: dict[str, tuple[Any, ...]] = {}
+    declarations: dict[str, tuple[Any, ...]] = {}
     for step in ALL_STEPS.values():
         for field in dataclasses.fields(step.config):
             properties = (
@@ -275,7 +275,7 @@ def test_parameters_of_several_steps_have_one_declaration() -> None:
                 field.metadata["low"],
                 field.metadata["high"],
             )
-            assert seen.setdefault(field.name, properties) == properties, field.name
+            assert declarations.setdefault(field.name, properties) == properties, field.name
 
 
 def test_config_file_flags_and_sections(tmp_path: Path) -> None:

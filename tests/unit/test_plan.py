@@ -52,13 +52,13 @@ def read_slices(sources: list[SortedRows], slices: tuple[RowSlice, ...]) -> list
     for row_slice in slices:
         owner = next(s for s in sources if row_slice.uri in s.uris)
         first = owner.first_groups[owner.uris.index(row_slice.uri)]
-        held: list[int] = []
+        positions: list[int] = []
         for group in row_slice.groups:
-            held += range(int(owner.starts[first + group]), int(owner.starts[first + group + 1]))
-        held = held[row_slice.skip : row_slice.skip + row_slice.rows]
-        assert len(held) == row_slice.rows, "a slice is all there"
-        held = held if row_slice.chosen is None else [held[offset] for offset in row_slice.chosen]
-        rows += [(index_at(owner, row), owner.uris[0], row) for row in held]
+            positions += range(int(owner.starts[first + group]), int(owner.starts[first + group + 1]))
+        positions = positions[row_slice.skip : row_slice.skip + row_slice.rows]
+        assert len(positions) == row_slice.rows, "a slice is all there"
+        positions = positions if row_slice.chosen is None else [positions[offset] for offset in row_slice.chosen]
+        rows += [(index_at(owner, row), owner.uris[0], row) for row in positions]
     return rows
 
 

@@ -40,17 +40,17 @@ def megabytes(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 102
 clean = read_dataset(sys.argv[1])
 before, started = megabytes(), time.monotonic()
 plan = plan_split(clean, "train", 224 * 224 * 3)
-found = {"seconds": time.monotonic() - started, "megabytes": megabytes() - before, "rows": plan.rows}
-found |= {"jobs": len(plan.shards), "files": len(plan.sources)}
-print(json.dumps(found))
+results = {"seconds": time.monotonic() - started, "megabytes": megabytes() - before, "rows": plan.rows}
+results |= {"jobs": len(plan.shards), "files": len(plan.sources)}
+print(json.dumps(results))
 """
 
 
 def test_time_and_memory_of_the_plan(tmp_path: Path) -> None:
     uri = str(tmp_path / "clean" / ("0" * 16))
     subprocess.run([sys.executable, "-c", _WRITE, uri, str(ROWS), str(FILES)], check=True)
-    done = subprocess.run([sys.executable, "-c", _PLAN, uri], capture_output=True, text=True, check=True)
-    results = json.loads(done.stdout.splitlines()[-1])
+    process = subprocess.run([sys.executable, "-c", _PLAN, uri], capture_output=True, text=True, check=True)
+    results = json.loads(process.stdout.splitlines()[-1])
     print(results)
     assert results["rows"] == ROWS and results["files"] == FILES and results["jobs"] > 1000
     assert results["megabytes"] < 100 and results["seconds"] < 30

@@ -74,9 +74,9 @@ def test_initial_outputs_equal_those_of_the_rgb_network(rgb_file: str, color: st
     network, summary = load(rgb_file, color, edges)
     copy_head(network, original)
     image = torch.randn(2, COLORS[color], SIZE, SIZE)
-    drawn = torch.rand(2, len(edges), SIZE, SIZE)
+    edge_maps = torch.rand(2, len(edges), SIZE, SIZE)
     expected = compute_logits(original, image if COLORS[color] == 3 else image.expand(-1, 3, -1, -1))
-    torch.testing.assert_close(compute_logits(network, image, drawn), expected)
+    torch.testing.assert_close(compute_logits(network, image, edge_maps), expected)
     everything = len(original.state_dict())
     assert f"{everything - 2} of {everything} tensors" in summary, "all but the head's"
     assert ("trained on rgb" in summary) == (color != "rgb")

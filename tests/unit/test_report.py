@@ -96,8 +96,8 @@ def test_model_no_better_than_chance_is_a_warning() -> None:
     description = report.describe_verdict(FIRST, "no better than chance")
     assert (description["tone"], description["headline"]) == ("warn", "First champion")
     assert description["reason"] == "macro_f1 0.8; no better than chance"
-    again = report.describe_verdict(FIRST | {"reason": description["reason"]}, "no better than chance")
-    assert again["reason"] == description["reason"]
+    repeated = report.describe_verdict(FIRST | {"reason": description["reason"]}, "no better than chance")
+    assert repeated["reason"] == description["reason"]
 
 
 def test_the_verdict_and_the_champion_are_on_the_page(workspace: Workspace) -> None:

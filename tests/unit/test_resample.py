@@ -131,8 +131,8 @@ def test_memory_of_a_very_long_picture_is_limited() -> None:
         "resource.setrlimit(resource.RLIMIT_AS, (used + 200 * 2**20,) * 2)\n"
         "print(resize_image(Decoded(np.zeros((1, 60_000, 3), np.uint8), 60_000, 1, 'PNG'), Geometry(128)).shape)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stdout == "(128, 128, 3)\n", done.stderr
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert process.stdout == "(128, 128, 3)\n", process.stderr
 
 
 @pytest.mark.parametrize(("width", "height"), LONG_SIZES)

@@ -133,9 +133,9 @@ def test_unavailable_service_fails_fast_for_some_time(clock: Clock) -> None:
 
 
 def test_services_fail_independently(clock: Clock) -> None:
-    gone, _ = make_failing(clock, 10**6, TransientError("gone"))
+    fail_always, _ = make_failing(clock, 10**6, TransientError("gone"))
     with pytest.raises(TransientError):
-        with_retry(gone, "read", deadline_s=0.3)
+        with_retry(fail_always, "read", deadline_s=0.3)
     operation, calls = make_failing(clock, 1, TransientError("away for a moment"))
     assert with_retry(operation, "look", deadline_s=0.5, service="another") == "done" and len(calls) == 2
 

@@ -71,8 +71,8 @@ def test_rare_classes_with_equal_predictions_add_unobserved_variance() -> None:
     random = np.random.default_rng(0)
     models = Models.draw(counts, np.r_[np.full(30, 0.08), np.zeros(7)], 0.5, random)
     rare = compute_difference(pair_of(models.labels, models.model(random), models.model(random), 37), "macro_f1")
-    shown = float((rare.contributions**2).sum())
-    assert 0.2 * shown < rare.unobserved_variance < 20 * shown
+    observed_variance = float((rare.contributions**2).sum())
+    assert 0.2 * observed_variance < rare.unobserved_variance < 20 * observed_variance
     even = Models.draw(np.full(37, 100), np.full(37, 0.08), 0.5, random)
     common = compute_difference(pair_of(even.labels, even.model(random), even.model(random), 37), "macro_f1")
     assert common.unobserved_variance < 0.1 * float((common.contributions**2).sum())

@@ -344,24 +344,24 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *_: object) -> None: ...
 
 
-def test_masks_behind_http_are_read_and_may_be_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_masks_behind_http_are_read_or_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(table_module, "MAX_FILE_BYTES", 4)
     folder = write_files(tmp_path / "in", {"a/1.jpg": JPEG, "m/1.png": b"mask", "m/big.png": b"12345"})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder))) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         host = f"http://127.0.0.1:{server.server_port}"
         masks = ("../m/1.png", f"{host}/m/1.png", "none.png", f"{host}/m/big.png?token=secret")
-        found = list(make_table_source(f"{host}/a/t.csv", *["1.jpg"] * 4, masks=masks).members())
+        members = list(make_table_source(f"{host}/a/t.csv", *["1.jpg"] * 4, masks=masks).members())
         from_disk = list(make_table_source(str(folder / "t.csv"), "a/1.jpg", masks=(f"{host}/m/1.png",)).members())
         server.shutdown()
     assert from_disk == [Member("a/1.jpg", JPEG, b"mask")]
-    assert found[:2] == [Member("1.jpg", JPEG, b"mask")] * 2
-    assert found[2] == Member("1.jpg", JPEG, None, Skipped("none.png", "not there"))
+    assert members[:2] == [Member("1.jpg", JPEG, b"mask")] * 2
+    assert members[2] == Member("1.jpg", JPEG, None, Skipped("none.png", "not there"))
     big = Skipped(f"{host}/m/big.png", "5 bytes, larger than any image may be")
-    assert found[3] == Member("1.jpg", JPEG, None, big), "and no token of it in the manifest"
+    assert members[3] == Member("1.jpg", JPEG, None, big), "and no token of it in the manifest"
 
 
-def test_a_wrong_mask_is_told_by_its_column() -> None:
+def test_invalid_mask_is_refused() -> None:
     for uri, mask in (("http://127.0.0.1:9/t.csv", "file:///etc/passwd"), ("s3://bucket/t.csv", "/etc/passwd")):
         with pytest.raises(UserError, match=r"^mask: "):
             list(make_table_source(uri, "x", masks=(mask,)).list_uris())
@@ -371,15 +371,15 @@ def test_a_wrong_mask_is_told_by_its_column() -> None:
         make_table_source("/t.csv", "x")._add_mask(Member("x", JPEG), "http:///1.png")
 
 
-def test_a_small_file_is_bounded_and_must_be_there(tmp_path: Path) -> None:
+def test_small_file_is_limited_in_size_and_required(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes(b"12345")
     assert read_small(str(tmp_path / "t.csv"), "source", 5) == b"12345"
     with pytest.raises(UserError, match="at most 4 bytes"):
         read_small(str(tmp_path / "t.csv"), "source", 4)
-    for missing, said in ((tmp_path / "none.csv", "none.csv'$"), (tmp_path, r"' \(a folder\)$")):
-        with pytest.raises(UserError, match=rf"^source: expected a file that is there, found .*{said}"):
+    for missing, ending in ((tmp_path / "none.csv", "none.csv'$"), (tmp_path, r"' \(a folder\)$")):
+        with pytest.raises(UserError, match=rf"^source: expected a file that is there, found .*{ending}"):
             read_small(str(missing), "source")
 
 
-def test_a_member_called_like_a_url_is_a_relative_path() -> None:
+def test_member_named_like_a_url_is_a_relative_path() -> None:
     assert classify("http://host/../x.jpg", JPEG) == Member("http:/x.jpg", JPEG)

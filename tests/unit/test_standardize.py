@@ -76,11 +76,11 @@ def test_bytes_are_unchanged_without_operations(kind: str) -> None:
             options = {} if kind in ("GIF", "BMP") else {"exif": exif}
             data = photos.saved(picture, kind, **options)
             for color in ("rgb", "ycbcr", "lab"):
-                done = standardize(data, make_config(color=color), HEAD, b"no mask")
-                assert done.data is data
-                np.testing.assert_array_equal(done.pixels, decode(data).pixels)
-                height, width = done.pixels.shape[:2]
-                assert (done.format, done.source_width, done.source_height) == (kind, width, height)
+                result = standardize(data, make_config(color=color), HEAD, b"no mask")
+                assert result.data is data
+                np.testing.assert_array_equal(result.pixels, decode(data).pixels)
+                height, width = result.pixels.shape[:2]
+                assert (result.format, result.source_width, result.source_height) == (kind, width, height)
                 assert (height, width) == ((200, 152) if options and exif[0x0112] == 6 else (152, 200))
 
 
@@ -110,9 +110,9 @@ def test_bytes_are_unchanged_when_no_pixel_changes() -> None:
     ] + [(pixels[:, :, 0], make_config(color=color), None, None) for color in ONE_CHANNEL]
     for picture, options, boxes, mask in same:
         data = photos.saved(picture)
-        done = standardize(data, options, boxes, mask)
-        assert done.data is data, options
-        check_stored(done, data)
+        result = standardize(data, options, boxes, mask)
+        assert result.data is data, options
+        check_stored(result, data)
 
 
 @pytest.mark.parametrize("stem", ["Abyssinian_101", "Abyssinian_5", "Abyssinian_34"])
@@ -127,12 +127,12 @@ def test_bytes_of_real_files_are_unchanged(stem: str) -> None:
 
 def test_crop_of_a_known_photograph() -> None:
     data = photos.pet("Abyssinian_101")
-    done = standardize(data, make_config(roi="largest"), HEAD)
+    result = standardize(data, make_config(roi="largest"), HEAD)
     pixels = decode(data).pixels
-    np.testing.assert_array_equal(done.pixels, pixels[35:235, 53:319])
-    assert (done.format, done.source_width, done.source_height) == ("JPEG", 450, 313)
-    assert done.data[:3] == b"\xff\xd8\xff" and len(done.data) < len(data)
-    check_stored(done, data)
+    np.testing.assert_array_equal(result.pixels, pixels[35:235, 53:319])
+    assert (result.format, result.source_width, result.source_height) == ("JPEG", 450, 313)
+    assert result.data[:3] == b"\xff\xd8\xff" and len(result.data) < len(data)
+    check_stored(result, data)
     np.testing.assert_array_equal(
         standardize(photos.saved(pixels), make_config(roi="largest"), HEAD).pixels, pixels[35:235, 53:319]
     )
@@ -141,11 +141,11 @@ def test_crop_of_a_known_photograph() -> None:
 def test_background_of_a_known_trimap() -> None:
     data, trimap = photos.pet("Abyssinian_101"), photos.trimap("Abyssinian_101")
     pixels, labels = decode(data).pixels, load_pixels(trimap)
-    done = standardize(data, make_config(background="fill", background_color="#0a7Bff"), None, trimap)
-    stored = load_pixels(done.data)  # a PNG: what is stored is exact
+    result = standardize(data, make_config(background="fill", background_color="#0a7Bff"), None, trimap)
+    stored = load_pixels(result.data)  # a PNG: what is stored is exact
     assert (stored[labels == 2] == (10, 123, 255)).all() and (labels == 2).sum() == 99_672
     np.testing.assert_array_equal(stored[labels != 2], pixels[labels != 2])
-    np.testing.assert_array_equal(done.pixels, stored)
+    np.testing.assert_array_equal(result.pixels, stored)
     blur = load_pixels(standardize(data, make_config(background="blur"), None, trimap).data)
     np.testing.assert_array_equal(blur[labels != 2], pixels[labels != 2])
     assert blur[labels == 2].std() < pixels[labels == 2].std()
@@ -158,14 +158,14 @@ def test_fill_of_a_single_channel_is_that_channel_of_the_color() -> None:
     mask = np.zeros((152, 200), np.uint8)
     mask[40:90, 60:150] = 1
     for color, level in (("red", 200), ("green", 100), ("blue", 30), ("gray", 122)):
-        done = standardize(
+        result = standardize(
             photos.saved(pixels),
             make_config(background="fill", background_color="#c8641e", color=color),
             None,
             photos.saved(mask),
         )
-        assert done.pixels.shape == (152, 200, 1) and (done.pixels[mask == 0] == level).all()
-        assert max_difference(done.pixels[mask == 1], convert_color(pixels, color)[mask == 1]) <= (color == "gray")
+        assert result.pixels.shape == (152, 200, 1) and (result.pixels[mask == 0] == level).all()
+        assert max_difference(result.pixels[mask == 1], convert_color(pixels, color)[mask == 1]) <= (color == "gray")
 
 
 def max_difference(first: Any, second: Any) -> int:
@@ -244,8 +244,8 @@ def test_operations_are_applied_in_the_documented_order(options: dict[str, Any])
         assume(chosen.roi == "off")
     values = {"auto": (0,), "0": (0,), "1,2": (1, 2), "255": (255,)}[chosen.mask_background]
     behind = np.isin(mask, values).astype(np.uint8)
-    done = standardize(photos.saved(inside), chosen, [box], photos.saved(mask))
-    np.testing.assert_array_equal(done.pixels, apply_in_order(inside, chosen, window, behind))
+    result = standardize(photos.saved(inside), chosen, [box], photos.saved(mask))
+    np.testing.assert_array_equal(result.pixels, apply_in_order(inside, chosen, window, behind))
 
 
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
@@ -275,19 +275,19 @@ def test_any_options_on_any_image_succeed_or_reject(
     boxes = [dict(zip(("xmin", "ymin", "xmax", "ymax"), four, strict=True)) for four in sides]
     arguments = (data, chosen, boxes or None, b"\x89PNG" if mask_kind == "broken" else mask)
     try:
-        done = standardize(*arguments)
+        result = standardize(*arguments)
     except ImageRejected as error:
         assert error.reason in REASONS
         assert error.reason in ({"bad_box"} if chosen.roi != "off" and boxes else set()) | (
             {"bad_mask"} if chosen.background != "off" and mask_kind != "none" else set()
         )
         return
-    assert (done.source_height, done.source_width) == upright and done.format == kind
+    assert (result.source_height, result.source_width) == upright and result.format == kind
     expected = 1 if chosen.stored_color in ONE_CHANNEL else 3
-    assert done.pixels.shape[2] == expected
-    check_stored(done, data)
-    again = standardize(*arguments)
-    assert again.data == done.data and np.array_equal(again.pixels, done.pixels)
+    assert result.pixels.shape[2] == expected
+    check_stored(result, data)
+    repeated = standardize(*arguments)
+    assert repeated.data == result.data and np.array_equal(repeated.pixels, result.pixels)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -304,39 +304,39 @@ def test_lossless_sources_are_stored_lossless(channels: int) -> None:
     ]  # fmt: skip
     for kind, options, stored in sources:
         data = photos.saved(picture, kind, **options)
-        done = standardize(data, make_config(denoise="median"))
-        assert Image.open(io.BytesIO(done.data)).format == stored, (kind, options)
-        check_stored(done, data)
+        result = standardize(data, make_config(denoise="median"))
+        assert Image.open(io.BytesIO(result.data)).format == stored, (kind, options)
+        check_stored(result, data)
         binary = standardize(data, make_config(binarize="otsu"))
         assert Image.open(io.BytesIO(binary.data)).format == "PNG"
         assert set(np.unique(load_pixels(binary.data))) == {0, 255} and load_pixels(binary.data).ndim == 2
         check_stored(binary, data)
 
 
-def test_jpegs_are_of_quality_95_without_subsampling() -> None:
+def test_jpegs_are_encoded_with_quality_95_without_subsampling() -> None:
     data = photos.saved(photos.made(), "JPEG", quality=80)
-    found = Image.open(io.BytesIO(standardize(data, make_config(denoise="gaussian")).data))
-    best = Image.open(io.BytesIO(photos.saved(photos.made(), "JPEG", quality=95, subsampling=0)))
-    assert found.quantization == best.quantization  # type: ignore[attr-defined]
-    assert [component[1:3] for component in found.layer] == [(1, 1)] * 3  # type: ignore[attr-defined]
+    encoded = Image.open(io.BytesIO(standardize(data, make_config(denoise="gaussian")).data))
+    expected = Image.open(io.BytesIO(photos.saved(photos.made(), "JPEG", quality=95, subsampling=0)))
+    assert encoded.quantization == expected.quantization  # type: ignore[attr-defined]
+    assert [component[1:3] for component in encoded.layer] == [(1, 1)] * 3  # type: ignore[attr-defined]
     gray = Image.open(io.BytesIO(standardize(data, make_config(color="gray")).data))
-    assert gray.mode == "L" and gray.quantization[0] == best.quantization[0]  # type: ignore[attr-defined]
+    assert gray.mode == "L" and gray.quantization[0] == expected.quantization[0]  # type: ignore[attr-defined]
 
 
-def test_a_masked_photograph_without_a_background_stays_a_jpeg() -> None:
+def test_photograph_with_a_mask_without_background_stays_a_jpeg() -> None:
     data = photos.saved(photos.made(), "JPEG")
     nothing = photos.saved(np.ones((152, 200), np.uint8))
     for mask in (nothing, None):
-        done = standardize(data, make_config(background="fill", denoise="median"), None, mask)
-        assert Image.open(io.BytesIO(done.data)).format == "JPEG"
+        result = standardize(data, make_config(background="fill", denoise="median"), None, mask)
+        assert Image.open(io.BytesIO(result.data)).format == "JPEG"
 
 
-def test_what_is_too_long_for_a_jpeg_is_a_png() -> None:
-    long = np.tile(photos.made(0, 200, 2), (1, 328, 1))
-    assert long.shape == (2, 65_600, 3) and encode_image(long[:, :65_500], exact=False)[:2] == b"\xff\xd8"
+def test_picture_too_long_for_a_jpeg_is_stored_as_png() -> None:
+    too_long = np.tile(photos.made(0, 200, 2), (1, 328, 1))
+    assert too_long.shape == (2, 65_600, 3) and encode_image(too_long[:, :65_500], exact=False)[:2] == b"\xff\xd8"
     longest = np.zeros((1, 1_000_001, 3), np.uint8)
     longest[:, 9] = 1, 2, 3
-    for picture in (long, long.transpose(1, 0, 2), long[:, :, :1], longest, longest[:, :, :1]):
+    for picture in (too_long, too_long.transpose(1, 0, 2), too_long[:, :, :1], longest, longest[:, :, :1]):
         stored = encode_image(np.ascontiguousarray(picture), exact=False)
         assert stored[:4] == b"\x89PNG"
         np.testing.assert_array_equal(load_pixels(stored).reshape(picture.shape), picture)
@@ -348,10 +348,10 @@ def test_rotated_picture_is_stored_upright(kind: str, orientation: int) -> None:
     data = photos.saved(photos.made(), kind, exif=make_exif(orientation))
     upright = decode(data).pixels
     for options in ({"denoise": "median"}, {"color": "gray"}, {"color": "red"}, {"trim": "on", "binarize": "otsu"}):
-        done = standardize(data, make_config(**options))
-        height, width = done.pixels.shape[:2]
-        assert (height, width) == (done.source_height, done.source_width) == upright.shape[:2]
-        check_stored(done, data)
+        result = standardize(data, make_config(**options))
+        height, width = result.pixels.shape[:2]
+        assert (height, width) == (result.source_height, result.source_width) == upright.shape[:2]
+        check_stored(result, data)
     np.testing.assert_array_equal(
         standardize(data, make_config(denoise="median")).pixels, denoise(upright, "median", 3)
     )

@@ -31,7 +31,7 @@ class Api:
         self.requests: list[str] = []
         self.deny = 0
         self.first: dict[str, str] | None = None
-        """What another Job puts there between this one's look and its own POST."""
+        """Secret that another Job creates between this one's GET and POST."""
 
     def answer(self, method: str, path: str, token: str, body: Any) -> tuple[int, dict[str, Any]]:
         self.requests.append(f"{method} {path}")
@@ -148,8 +148,8 @@ def test_keys_and_bucket_are_made_once(api: tuple[Api, dict[str, str]], s3: str)
     assert "first" in list_buckets(s3)
     assert access_key not in first.stdout + first.stderr and secret_key not in first.stdout + first.stderr
     api_state.requests.clear()
-    again = run_setup(environment, "first", s3)
-    assert again.returncode == 0, again.stderr
+    second = run_setup(environment, "first", s3)
+    assert second.returncode == 0, second.stderr
     assert api_state.requests == ["GET /api/v1/namespaces/mill/secrets/store"]
     assert decode_keys(api_state) == (access_key, secret_key)
     api_state.secrets.clear()
@@ -160,25 +160,25 @@ def test_keys_and_bucket_are_made_once(api: tuple[Api, dict[str, str]], s3: str)
 def test_keys_made_concurrently_are_used(api: tuple[Api, dict[str, str]], s3: str) -> None:
     api_state, environment = api
     api_state.first = {field: base64.b64encode(b"theirs").decode() for field in ("accesskey", "secretkey")}
-    done = run_setup(environment, "second", s3)
-    assert done.returncode == 0, done.stderr
-    assert decode_keys(api_state) == ("theirs", "theirs") and "made the secret" not in done.stdout
+    process = run_setup(environment, "second", s3)
+    assert process.returncode == 0, process.stderr
+    assert decode_keys(api_state) == ("theirs", "theirs") and "made the secret" not in process.stdout
 
 
 @pytest.mark.parametrize("status", [403, 500])
 def test_error_of_the_api_is_reported(api: tuple[Api, dict[str, str]], s3: str, status: int) -> None:
     api_state, environment = api
     api_state.deny = status
-    done = run_setup(environment, "third", s3)
-    assert done.returncode == 1 and f"{status} secrets is forbidden" in done.stderr
+    process = run_setup(environment, "third", s3)
+    assert process.returncode == 1 and f"{status} secrets is forbidden" in process.stderr
     assert "third" not in list_buckets(s3)
 
 
 def test_secret_without_keys_is_not_changed(api: tuple[Api, dict[str, str]], s3: str) -> None:
     api_state, environment = api
     api_state.secrets["store"] = {"accesskey": base64.b64encode(b"a").decode()}
-    done = run_setup(environment, "fourth", s3)
-    assert done.returncode == 1 and "has no secretkey" in done.stderr
+    process = run_setup(environment, "fourth", s3)
+    assert process.returncode == 1 and "has no secretkey" in process.stderr
     assert set(api_state.secrets["store"]) == {"accesskey"}
 
 
@@ -190,12 +190,12 @@ def test_untrusted_server_gets_no_token(
                     "-subj", "/CN=other", "-keyout", tmp_path / "key", "-out", tmp_path / "ca.crt"],
                    check=True, capture_output=True)  # fmt: skip
     shutil.copy(identity / "token", tmp_path)
-    done = run_setup(environment | {"ACCOUNT": str(tmp_path)}, "fifth", s3)
-    assert done.returncode == 1 and "CERTIFICATE_VERIFY_FAILED" in done.stderr
+    process = run_setup(environment | {"ACCOUNT": str(tmp_path)}, "fifth", s3)
+    assert process.returncode == 1 and "CERTIFICATE_VERIFY_FAILED" in process.stderr
     assert api_state.requests == []
 
 
 def test_unreachable_store_is_an_error(api: tuple[Api, dict[str, str]]) -> None:
     _, environment = api
-    done = run_setup(environment, "sixth", "http://127.0.0.1:9", patience="0.1")
-    assert done.returncode == 1 and "the bucket sixth can't be made" in done.stderr
+    process = run_setup(environment, "sixth", "http://127.0.0.1:9", patience="0.1")
+    assert process.returncode == 1 and "the bucket sixth can't be made" in process.stderr

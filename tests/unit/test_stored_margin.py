@@ -121,18 +121,18 @@ def iterate_windows(dataset: Dataset, crop_scale: float, epochs: int) -> Iterato
     augmentation = Augmentation(augmented.config(seed=3, crop_scale=crop_scale), dataset.manifest.image, "cpu")
     for epoch in range(epochs):
         for batch in iter_batches(dataset, "train", 8, 3, epoch):
-            shown = augmentation.apply_on_cpu(
+            inputs = augmentation.apply_on_cpu(
                 batch.images, augmentation.make_params(epoch, batch.number, len(batch.images))
             )
-            yield from zip(batch.images, shown, strict=True)
+            yield from zip(batch.images, inputs, strict=True)
 
 
 def test_training_without_random_crops_uses_every_window(chain: Chain) -> None:
     offsets_seen = set()
-    for stored, shown in iterate_windows(chain.stored, 1, 24):
-        assert shown.shape == (SIZE, SIZE, 3)
+    for stored, window in iterate_windows(chain.stored, 1, 24):
+        assert window.shape == (SIZE, SIZE, 3)
         views = np.lib.stride_tricks.sliding_window_view(stored, (SIZE, SIZE), (0, 1)).transpose(0, 1, 3, 4, 2)
-        positions = np.argwhere((views == shown).all((2, 3, 4)))
+        positions = np.argwhere((views == window).all((2, 3, 4)))
         assert len(positions) == 1
         offsets_seen.add((int(positions[0][0]), int(positions[0][1])))
     offsets = range(STORED - SIZE + 1)
@@ -151,7 +151,7 @@ def test_random_crops_include_the_margin() -> None:
 
 
 def test_training_without_a_margin_and_crops_uses_the_image(chain: Chain) -> None:
-    assert all(np.array_equal(stored, shown) for stored, shown in iterate_windows(chain.plain, 1, 1))
+    assert all(np.array_equal(stored, window) for stored, window in iterate_windows(chain.plain, 1, 1))
 
 
 def validate(chain: Chain, dataset: Dataset) -> dict[str, float]:

@@ -167,10 +167,12 @@ def test_released_buffers_are_reused() -> None:
 
 
 def test_transform_runs_ahead_and_its_results_are_in_order(hundred: Dataset) -> None:
-    done: list[int] = []
-    results = iter_batches(hundred, "train", 4, 0, 0, threads=2, transform=lambda b: done.append(b.number) or b.number)
+    transformed: list[int] = []
+    results = iter_batches(
+        hundred, "train", 4, 0, 0, threads=2, transform=lambda b: transformed.append(b.number) or b.number
+    )
     assert list(islice(results, 3)) == [0, 1, 2]
-    assert len(done) <= 3 + 4
+    assert len(transformed) <= 3 + 4
     results.close()  # type: ignore[attr-defined]
 
 

@@ -1,4 +1,4 @@
-"""`--start champion`: which model a training starts from, what it takes over, and that this is decided once."""
+"""`--start champion`: the initial weights of a training, adapted to its classes, and recorded once."""
 
 from __future__ import annotations
 
@@ -132,8 +132,8 @@ def test_training_starts_from_the_champion_of_its_first_attempt(
     assert train(later, **CHAMPION, seed=1) not in (second, "")
     newest = max((tmp_path / "model").glob("*/_manifest.json"), key=lambda path: path.stat().st_mtime)
     assert json.loads(newest.read_text())["extra"]["start"]["promotion"] == 2, "another config looks anew"
-    again = train(later, **CHAMPION, rerun="train", run="r2")
-    assert read_model(tensors, again).manifest.extra.start.model == f"model/{second}", "and so does --rerun train"
+    rerun = train(later, **CHAMPION, rerun="train", run="r2")
+    assert read_model(tensors, rerun).manifest.extra.start.model == f"model/{second}", "and so does --rerun train"
 
 
 def test_model_depends_on_the_initial_weights(first_week: Path, tmp_path: Path) -> None:
@@ -307,8 +307,8 @@ def test_shrunk_weights_give_another_reproducible_model(first_week: Path, tmp_pa
     names = [train(later, **CHAMPION), train(later, **CHAMPION, shrink=0.4, perturb=0.1)]
     assert len(set(names)) == 2
     assert "shrunk to 0.4, with 0.1 of a new network added" in read_model(tensors, names[1]).manifest.extra.origin
-    again = train(later, **CHAMPION, shrink=0.4, perturb=0.1, rerun="train", run="again")
+    rerun = train(later, **CHAMPION, shrink=0.4, perturb=0.1, rerun="train", run="again")
     first, second = (
-        load_file(next(Path(read_model(tensors, name).uri).glob("*.safetensors"))) for name in (names[1], again)
+        load_file(next(Path(read_model(tensors, name).uri).glob("*.safetensors"))) for name in (names[1], rerun)
     )
     assert all(torch.equal(value, second[key]) for key, value in first.items())
