@@ -134,9 +134,9 @@ def sdk_client(trial: Trial) -> tuple[contextlib.AbstractContextManager[Any], st
     return client(), name
 
 
-def upload(trial: Trial, what: str) -> dict[str, str]:
+def upload(trial: Trial, use: str) -> dict[str, str]:
     """Upload the pipeline under a name of its own: the ids that the pages' links take."""
-    name = _own_name(trial, what)
+    name = _own_name(trial, use)
     package = compile_for_cluster(trial.cluster, resolve_parameters({}))
     with _service(trial) as api:
         version = kfp_uploads.ensure_version(api, name, package)
@@ -187,9 +187,9 @@ def find_run(trial: Trial, run_id: str, workspace: str, deadline: Deadline) -> R
     return trial.start(Run(trial.place, KFP, name_of(document), run_id, workspace, service_id=run_id))
 
 
-def _own_name(trial: Trial, what: str = "") -> str:
+def _own_name(trial: Trial, use: str = "") -> str:
     """The name of pipeline and experiment for a use, all of which KFP forgets at the session's end."""
-    name = f"{trial.options.stem}{'-' if what else ''}{what}"
+    name = f"{trial.options.stem}{'-' if use else ''}{use}"
 
     def at_end() -> bool:
         options, namespace = trial.options, trial.cluster.namespace
@@ -211,8 +211,8 @@ def _imagemill(
     deadline: Deadline | None = None,
 ) -> tuple[int, dict[str, Any], str]:  # fmt: skip
     """(exit code, the line of JSON that it prints last, the end of what it said) of an `imagemill` command."""
-    given = {"workspace": workspace, **parameters}
-    flags = [f"--{key.replace('_', '-')}={value}" for key, value in given.items()]
+    values = {"workspace": workspace, **parameters}
+    flags = [f"--{key.replace('_', '-')}={value}" for key, value in values.items()]
     command = [*trial.options.command, *words, "--cluster", str(_cluster_file(trial, cluster)),
                "--pipeline-name", name, "--experiment", name, *trial.options.submit, *flags]  # fmt: skip
     stdout, stderr_end, code = _run_command(command, f"imagemill {words[0]}", deadline or trial.deadline)

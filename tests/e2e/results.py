@@ -78,7 +78,7 @@ def _git(*words: str) -> str:
 
 def _scenarios(rows: Sequence[Row], folder: Path) -> str:
     head = ("scenario", "what", "", "seconds", "note")
-    return _table(head, [(f"`{row.name}`", row.about, MARKS[row.outcome], f"{row.seconds:.0f}",
+    return _table(head, [(f"`{row.name}`", row.description, MARKS[row.outcome], f"{row.seconds:.0f}",
                           row.note.replace(f"{folder}/", "")) for row in rows])  # fmt: skip
 
 

@@ -77,17 +77,17 @@ def test_default_model_reaches_the_required_score(tmp_path: Path) -> None:
 
 def test_every_planted_fault_is_found(run: dict[str, Any]) -> None:
     rejected = {row["image_id"]: row for row in read_tables(run["clean"], "rejected").to_pylist()}
-    kept = set(read_tables(run["clean"]).column("image_id").to_pylist())
+    kept_ids = set(read_tables(run["clean"]).column("image_id").to_pylist())
     skipped = {file["path"] for file in read_manifest(run["raw"])["extra"]["skipped"]["files"]}
     faults = demo.list_faults()
     assert {(f.path, f.reason) for f in faults if f.reason} == {(r["image_id"], r["reason"]) for r in rejected.values()}
     for fault in faults:
         if fault.kind == "mislabelled":
-            assert fault.path in kept
+            assert fault.path in kept_ids
         if fault.kind == "not_an_image":
             assert fault.path in skipped
         if fault.kind.startswith("duplicate"):
-            assert fault.detail in rejected[fault.path]["detail"] and fault.detail in kept
+            assert fault.detail in rejected[fault.path]["detail"] and fault.detail in kept_ids
 
 
 def test_planted_faults_are_recorded_in_the_manifest(run: dict[str, Any]) -> None:
@@ -99,14 +99,14 @@ def test_planted_faults_are_recorded_in_the_manifest(run: dict[str, Any]) -> Non
 
 def test_rows_add_up(run: dict[str, Any]) -> None:
     raw = read_tables(run["raw"]).column("image_id").to_pylist()
-    kept = read_tables(run["clean"]).column("image_id").to_pylist()
+    kept_ids = read_tables(run["clean"]).column("image_id").to_pylist()
     rejected = read_tables(run["clean"], "rejected").column("image_id").to_pylist()
-    assert sorted(raw) == sorted(kept + rejected) and len(set(raw)) == len(raw)
+    assert sorted(raw) == sorted(kept_ids + rejected) and len(set(raw)) == len(raw)
     totals = read_manifest(run["clean"])["totals"]
-    assert (totals["rows"], totals["rejected"]) == (len(kept), len(rejected))
+    assert (totals["rows"], totals["rejected"]) == (len(kept_ids), len(rejected))
     assert sum(totals["by_reason"].values()) == len(rejected)
-    assert sum(totals["by_split"].values()) == sum(totals["by_class"].values()) == len(kept)
-    assert sorted(read_tables(run["tensors"]).column("image_id").to_pylist()) == sorted(kept)
+    assert sum(totals["by_split"].values()) == sum(totals["by_class"].values()) == len(kept_ids)
+    assert sorted(read_tables(run["tensors"]).column("image_id").to_pylist()) == sorted(kept_ids)
 
 
 def test_schemas_by_plain_pyarrow(run: dict[str, Any]) -> None:

@@ -38,8 +38,8 @@ def test_kept_datasets_are_reused_and_deleted_ones_made_again(finished: Finished
     before = datasets_of(workspace)
     result = mill.run("gc", "--workspace", workspace.uri, "--keep-last", "1", "--delete", "--json")
     assert result.rc == 0, result.stderr
-    kept = {workspace.relative(second.json[kind]) for kind in mill.PRODUCTS}
-    assert set(datasets_of(workspace)) == kept and len(before) == 2 * len(kept)
+    current = {workspace.relative(second.json[kind]) for kind in mill.PRODUCTS}
+    assert set(datasets_of(workspace)) == current and len(before) == 2 * len(current)
     assert not any(dataset.missing() for dataset in datasets_of(workspace).values())
     assert result.json["unknown_files"] == []
     left = sum(file.stat().st_size for kind in mill.PRODUCTS for file in (finished.workspace / kind).rglob("*.parquet"))
@@ -77,8 +77,8 @@ def test_gc_on_s3(s3_workspace: str, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert deleted == listed | {"deleted": True}
     after = files_of(workspace)
     assert after.items() < before.items() and len(before) - len(after) == deleted["totals"]["goes"]["files"]
-    kept = [d for kind, d in weeks[4].items()]
-    assert set(datasets_of(workspace)) == paths_of(*kept, downloading.dataset_of(record))
+    newest_week = [d for kind, d in weeks[4].items()]
+    assert set(datasets_of(workspace)) == paths_of(*newest_week, downloading.dataset_of(record))
     assert not any(dataset.missing() for dataset in datasets_of(workspace).values())
     check_intact(workspace)
     assert downloading.run(s3_workspace, source, tmp_path, "--name", "weekly")["state"] == "cached"

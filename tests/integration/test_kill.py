@@ -181,10 +181,10 @@ def test_step_killed_at_several_moments(
 ) -> None:
     before = {"clean": "download", "resize": "clean", "train": "resize", "evaluate": "train"}[run_step]
     delete_outputs(finished, run_step)
-    done = (
+    line = (
         f"[{before}] {'done' if run_step == 'evaluate' else 'there already'}"  # with more epochs train has work to do
     )
-    result = kill_and_run_again(finished, LONGER, wait_after(seconds, done))
+    result = kill_and_run_again(finished, LONGER, wait_after(seconds, line))
     assert_same_datasets(result, expected, *mill.PRODUCTS[:4])
 
 

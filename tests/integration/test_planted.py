@@ -92,10 +92,10 @@ def check_exact(bed: Bed, folder: Path, **options: Any) -> Cleaned:
     table, wrong = outcome_table(bed.plants, cleaned.reasons())
     print(f"\n{len(bed.plants):,} files of {len({p.kind for p in bed.plants})} kinds\n{table}")
     assert not wrong, "\n".join([table, f"{len(wrong)} differ:", *wrong[:40]])
-    kept = cleaned.kept()
+    kept_rows = cleaned.kept()
     for plant in bed.plants:
         if not plant.reason:
-            check_kept(plant, kept[plant.path])
+            check_kept(plant, kept_rows[plant.path])
     return cleaned
 
 
@@ -227,8 +227,8 @@ def check_near_duplicates(folder: Path, number: int, seed: int) -> None:
         if radius == 3:
             check_leaks(cleaned, twins, original)
         else:
-            kept = [t for t in twins if not reasons[t["image_id"]] and not reasons[t["twin_id"]]]
-            assert all((t["split"] == "test") != (t["twin_split"] == "test") for t in kept)
+            kept_twins = [t for t in twins if not reasons[t["image_id"]] and not reasons[t["twin_id"]]]
+            assert all((t["split"] == "test") != (t["twin_split"] == "test") for t in kept_twins)
             assert set(reasons.values()) == {"", "near_duplicate"}
 
 
@@ -256,16 +256,16 @@ def read_sample_manifest() -> dict[str, dict[str, str]]:
 
 
 def test_valid_images_of_the_real_sample_are_kept_unchanged(pets: Cleaned) -> None:
-    entries, kept = read_sample_manifest(), pets.kept()
+    entries, kept_rows = read_sample_manifest(), pets.kept()
     assert set(pets.reasons().items()) == {(image_id, "") for image_id in entries}, "nothing valid is rejected"
-    for image_id, row in kept.items():
+    for image_id, row in kept_rows.items():
         entry = entries[image_id]
         assert (row["width"], row["height"]) == (int(entry["width"]), int(entry["height"])), image_id
         assert row["sha256"] == hashlib.sha256(row["image"]["bytes"]).hexdigest() == entry["sha256"], image_id
         assert len(row["image"]["bytes"]) == int(entry["bytes"]), image_id
-    others = {Path(i).stem: row["format"] for i, row in kept.items() if row["format"] != "JPEG"}
+    others = {Path(i).stem: row["format"] for i, row in kept_rows.items() if row["format"] != "JPEG"}
     assert others == {"Abyssinian_34": "GIF", "Abyssinian_5": "PNG"}
-    warned = {Path(i).stem for i, row in kept.items() if row["decoder_warning"]}
+    warned = {Path(i).stem for i, row in kept_rows.items() if row["decoder_warning"]}
     assert warned <= {"beagle_116", "chihuahua_121"}, warned
 
 

@@ -125,9 +125,9 @@ assert not {"torch", "torchvision"} & sys.modules.keys()
 def test_unknown_normalization_gives_no_preset(monkeypatch: pytest.MonkeyPatch) -> None:
     from torchvision.transforms._presets import ImageClassification
 
-    known = ImageClassification(crop_size=96)
-    odd = ImageClassification(crop_size=96, mean=(0.1, 0.2, 0.3), std=(0.25, 0.5, 0.5))
-    for transforms, preset in ((known, ModelPreset(96, 256)), (odd, None)):
+    named = ImageClassification(crop_size=96)
+    unnamed = ImageClassification(crop_size=96, mean=(0.1, 0.2, 0.3), std=(0.25, 0.5, 0.5))
+    for transforms, preset in ((named, ModelPreset(96, 256)), (unnamed, None)):
         monkeypatch.setattr(model_presets, "installed_transforms", lambda *_, result=transforms: result)
         find.cache_clear()
         assert find("odd_net") == preset

@@ -69,8 +69,8 @@ def test_long_runs_of_equal_bands_are_split(radius: int, monkeypatch: pytest.Mon
     ),
     st.sampled_from([0, 1, 3, 5, 10]),
 )
-def test_any_hashes_give_the_pairs_of_brute_force(drawn: list[tuple[int, set[int]]], radius: int) -> None:
-    hashes = np.array([base ^ sum(1 << b for b in bits) for base, bits in drawn], np.uint64)
+def test_any_hashes_give_the_pairs_of_brute_force(bases_and_bits: list[tuple[int, set[int]]], radius: int) -> None:
+    hashes = np.array([base ^ sum(1 << b for b in bits) for base, bits in bases_and_bits], np.uint64)
     result = find_near_pairs(hashes, radius)
     assert result.complete
     np.testing.assert_array_equal(result.pairs, find_by_brute_force(hashes, radius).reshape(-1, 2))

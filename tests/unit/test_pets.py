@@ -176,12 +176,12 @@ def test_sample_has_all_images_unchanged(sample: tuple[Dataset, dict[str, dict[s
     dataset, rows = sample
     with (SAMPLE / "MANIFEST.csv").open(newline="") as file:
         listed = list(csv.DictReader(file))
-    known = {row["sha256"] for row in listed if row["sha256"]}
+    listed_hashes = {row["sha256"] for row in listed if row["sha256"]}
     assert len(rows) == 337 == dataset.manifest.totals.rows
     assert len(dataset.manifest.classes) == 37
     for row in rows.values():
         assert hashlib.sha256(row["image"]).hexdigest() == row["sha256"]
-        assert row["sha256"] in known
+        assert row["sha256"] in listed_hashes
     assert sorted(f["path"] for f in dataset.manifest.extra.skipped.files) == [
         f"images/Abyssinian_10{n}.mat" for n in range(3)
     ]

@@ -136,14 +136,14 @@ def test_choices_are_compiled_only_for_servers_that_know_them(tmp_path: Path) ->
         assert ("literals:" in (tmp_path / "p.yaml").read_text()) is expected, version
 
 
-def test_pipeline_parameters_are_in_one_order_with_the_defaults_of_the_configs() -> None:
+def test_pipeline_parameters_have_the_order_and_defaults_of_the_form() -> None:
     from imagemill.pipelines.training import training_pipeline
 
-    known = list_form_parameters()
+    form_parameters = list_form_parameters()
     parameters = inspect.signature(training_pipeline.pipeline_func).parameters
-    assert list(parameters) == list(known) == [*FORM_PARAMETERS, "config"]
+    assert list(parameters) == list(form_parameters) == [*FORM_PARAMETERS, "config"]
     for name, parameter in parameters.items():
-        default = known[name].default
+        default = form_parameters[name].default
         assert parameter.default == ("" if default is None else str(default)), name
         assert parameter.annotation is str, name
 

@@ -46,10 +46,10 @@ def load(weights: str, color: str, edges: tuple[str, ...] = (), backbone: str = 
     return network.eval(), load_pretrained(network, spec_for(color, edges, backbone), config)
 
 
-def copy_head(network: torch.nn.Module, other: torch.nn.Module) -> torch.nn.Module:
+def copy_head(network: torch.nn.Module, source: torch.nn.Module) -> torch.nn.Module:
     """Copy the head of `other`, which a bare weights file does not restore, so that outputs can be compared."""
-    head = [name for name, _ in other.named_parameters()][-1].rpartition(".")[0] + "."
-    tensors = {k: v for k, v in other.state_dict().items() if k.startswith(head)}
+    head = [name for name, _ in source.named_parameters()][-1].rpartition(".")[0] + "."
+    tensors = {k: v for k, v in source.state_dict().items() if k.startswith(head)}
     network.load_state_dict({**network.state_dict(), **tensors})
     return network
 
@@ -92,9 +92,9 @@ def test_first_convolution_is_found_in_every_architecture(tmp_path: Path, backbo
         name = find_first_convolution(network, COLORS[color] + len(edges))
         assert name == find_first_convolution(original, 3)
         weight, filters = (n.get_submodule(name).weight for n in (network, original))
-        known = COLORS[color]
-        torch.testing.assert_close(weight[:, :known], filters if known == 3 else filters.sum(1, keepdim=True))
-        assert not weight[:, known:].any()
+        num_colors = COLORS[color]
+        torch.testing.assert_close(weight[:, :num_colors], filters if num_colors == 3 else filters.sum(1, keepdim=True))
+        assert not weight[:, num_colors:].any()
 
 
 def test_edges_are_learned_from_zero(rgb_file: str) -> None:

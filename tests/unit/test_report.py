@@ -205,8 +205,8 @@ def test_thumbnails_are_upright_and_small() -> None:
     buffer = io.BytesIO()
     stored.save(buffer, "JPEG", exif=exif)
     src, pixels = thumbnails.encode_thumbnail(buffer.getvalue())
-    shown = Image.open(io.BytesIO(base64.b64decode(src.partition(",")[2])))
-    assert shown.size == (64, 128) and pixels == 80_000
+    thumbnail = Image.open(io.BytesIO(base64.b64decode(src.partition(",")[2])))
+    assert thumbnail.size == (64, 128) and pixels == 80_000
     with pytest.raises(ImageRejected):
         thumbnails.encode_thumbnail(b"no image")
 

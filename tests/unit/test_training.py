@@ -192,15 +192,15 @@ def fill_with_nan(training: Trainer) -> None:
         next(training.network.parameters()).fill_(float("nan"))
 
 
-@pytest.mark.parametrize(("number", "which"), [(1, "loss"), (5, "validation loss")])
-def test_nan_loss_ends_the_training_with_advice(tensors: Dataset, tmp_path: Path, number: int, which: str) -> None:
+@pytest.mark.parametrize(("number", "loss_name"), [(1, "loss"), (5, "validation loss")])
+def test_nan_loss_ends_the_training_with_advice(tensors: Dataset, tmp_path: Path, number: int, loss_name: str) -> None:
     training = trainer(tensors, tmp_path, settings(tensors, epochs=1))
     if number < 5:
         call_before_batch(training, 0, number, lambda: fill_with_nan(training))
     else:  # after the last step, so that no training loss sees it
         validate = training._validate
         training._validate = lambda state: (fill_with_nan(training), validate(state))[1]  # type: ignore[method-assign,func-returns-value]
-    with pytest.raises(UserError, match=f"epoch 1: the {which} is nan; try a smaller learning_rate"):
+    with pytest.raises(UserError, match=f"epoch 1: the {loss_name} is nan; try a smaller learning_rate"):
         training.run()
 
 
