@@ -20,16 +20,16 @@ def documents(path: Path) -> tuple[Json, Json]:
 
 
 def container(spec: Json, step: str) -> Json:
-    found: Json = spec["deploymentSpec"]["executors"][f"exec-{step}"]["container"]
-    return found
+    container: Json = spec["deploymentSpec"]["executors"][f"exec-{step}"]["container"]
+    return container
 
 
 def kubernetes(platform: Json, step: str) -> Json:
-    found: Json = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"][f"exec-{step}"]
-    return found
+    executor: Json = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"][f"exec-{step}"]
+    return executor
 
 
-def as_kfp_makes_it(spec: Json, platform: Json, step: str) -> Json:
+def build_kfp_pod(spec: Json, platform: Json, step: str) -> Json:
     """The pod of a step, as KFP's driver and Argo make it of the package (backend/src/v2/driver/k8s.go and
     compiler/argocompiler/security_context.go of KFP 2.16): what is not in the package is what KFP adds itself."""
     body, config = container(spec, step), kubernetes(platform, step)
@@ -39,13 +39,13 @@ def as_kfp_makes_it(spec: Json, platform: Json, step: str) -> Json:
         limits["cpu"] = resources["resourceCpuLimit"]
     if gpu := resources.get("accelerator"):
         limits[gpu["resourceType"]] = gpu["resourceCount"]
-    env: list[Json] = [dict(one) for one in body["env"]]
-    env += [{"name": one["name"], "valueFrom": {"fieldRef": {"fieldPath": one["fieldPath"]}}}
-            for one in config["fieldPathAsEnv"]]  # fmt: skip
+    env: list[Json] = [dict(variable) for variable in body["env"]]
+    env += [{"name": entry["name"], "valueFrom": {"fieldRef": {"fieldPath": entry["fieldPath"]}}}
+            for entry in config["fieldPathAsEnv"]]  # fmt: skip
     for secret in config.get("secretAsEnv", []):
-        env += [{"name": one["envVar"], "valueFrom": {"secretKeyRef": {
-                    "name": secret["secretName"], "key": one["secretKey"], "optional": secret["optional"]}}}
-                for one in secret["keyToEnv"]]  # fmt: skip
+        env += [{"name": entry["envVar"], "valueFrom": {"secretKeyRef": {
+                    "name": secret["secretName"], "key": entry["secretKey"], "optional": secret["optional"]}}}
+                for entry in secret["keyToEnv"]]  # fmt: skip
     user = config["securityContext"]
     security = {
         "runAsUser": int(user["runAsUser"]), "runAsGroup": int(user["runAsGroup"]),
@@ -54,11 +54,11 @@ def as_kfp_makes_it(spec: Json, platform: Json, step: str) -> Json:
         "seccompProfile": {"type": "RuntimeDefault"},
     }  # fmt: skip
     mounts = config["emptyDirMounts"]
-    tolerations = [dict(one) for one in config.get("tolerations", [])]
-    for one in tolerations:
-        if "tolerationSeconds" in one:
-            one["tolerationSeconds"] = int(one["tolerationSeconds"])
-    found: Json = {
+    tolerations = [dict(toleration) for toleration in config.get("tolerations", [])]
+    for toleration in tolerations:
+        if "tolerationSeconds" in toleration:
+            toleration["tolerationSeconds"] = int(toleration["tolerationSeconds"])
+    pod_spec: Json = {
         "containers": [{
             "name": "main", "image": body["image"], "imagePullPolicy": config["imagePullPolicy"], "env": env,
             "resources": {"limits": limits, "requests": {"memory": resources["resourceMemoryRequest"],
@@ -73,8 +73,8 @@ def as_kfp_makes_it(spec: Json, platform: Json, step: str) -> Json:
         "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
         "restartPolicy": "Never", "nodeSelector": config.get("nodeSelector", {}).get("labels", {}),
         "tolerations": tolerations,
-        "imagePullSecrets": [{"name": one["secretName"]} for one in config.get("imagePullSecret", [])],
+        "imagePullSecrets": [{"name": secret["secretName"]} for secret in config.get("imagePullSecret", [])],
     }  # fmt: skip
     if "activeDeadlineSeconds" in config:
-        found["activeDeadlineSeconds"] = int(config["activeDeadlineSeconds"])
-    return found
+        pod_spec["activeDeadlineSeconds"] = int(config["activeDeadlineSeconds"])
+    return pod_spec

@@ -8,8 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ...components.step.command_line import parse_count
-from ...components.step.extras import require_modules
+from ...components.step.command_line import parse_count, require_modules
 from ...components.storage.errors import EXIT_OK, wrong
 from ..parameters import ALL_STEPS
 from .compare import parse_seeds

@@ -22,7 +22,7 @@ from ..argo.workflow import (
 )
 from ..cluster.checks import check_output
 from ..cluster.cluster_file import Cluster
-from ..cluster.shared_memory import shm_size
+from ..cluster.pod_fields import shm_size
 from .package import NAME, SearchPackage
 from .pod import MODULE
 from .rungs import SEARCH_STEPS, TUNED, count_rungs

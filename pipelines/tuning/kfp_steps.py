@@ -5,7 +5,7 @@ from typing import List, NamedTuple  # noqa: UP035 - KFP knows `List[str]` as th
 
 from kfp import dsl
 
-from ..kfp.form_component import IMAGES, Form, form_component
+from ..kfp.steps import IMAGES, Form, form_component
 
 
 @form_component("cpu", whole=True)

@@ -17,7 +17,7 @@ from ...components.step.progress import say
 from ...components.step.step import download_file
 from ...components.storage.errors import EXIT_OK, MillError, wrong
 from ..argo import download
-from ..argo.pod_arguments import PodArguments, parse_pod_arguments
+from ..argo.planning import PodArguments, parse_pod_arguments
 from ..experiments.study import TriedValues
 from ..experiments.trials import begin_scope
 from .rungs import TUNED, ClusterSearch, SearchInputs, run_pod
@@ -73,10 +73,7 @@ def _write_trial(arguments: PodArguments, tried: TriedValues) -> None:
 
 
 def _report(arguments: PodArguments, search: ClusterSearch) -> None:
-    from ..cli.tune import format_result
-
     result = search.report(str(arguments.outputs / TUNED))
-    print(format_result(result))
     download_file(result["report"], str(arguments.outputs / "report.html"))
     for name in ("verdict", "reason", "best"):
         arguments.write(name, str(result[name]))

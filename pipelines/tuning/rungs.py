@@ -30,6 +30,7 @@ from ...components.storage.errors import EXIT_OK, EXIT_OURS, MillError, describe
 from ..cluster.check_and_download import check_form
 from ..experiments.search_space import DEFAULT_SPACE, SearchSpace
 from ..experiments.study import COMPLETE, FAILED, PRUNED, WAITING, TriedValues
+from ..experiments.tables import list_trials
 from ..experiments.trials import Configuration, TrialRunner, begin_scope
 from ..local.step_process import StepRunner
 from ..parameters import CONFIG, RunParameters, list_form_parameters, parse_form
@@ -42,6 +43,8 @@ MAX_TRIALS = 500
 """The numbers of a rung's trials are one parameter of the orchestrator."""
 TUNED = "tuned.yaml"
 """The best configuration's file in the run's folder."""
+SHOWN = 10
+"""Trials in the log of the last pod; the report has all."""
 SEARCH_STEPS = ("download", "clean", "resize", COMMAND)
 """The steps of a search on a cluster; all of its own pods write the record of the last one."""
 T = TypeVar("T")
@@ -210,6 +213,9 @@ class ClusterSearch:
         result = finish_search(search, confirmation, options, place)
         with open(output, "rb") as file:  # noqa: PTH123
             workspace.store.put(place, file.read())
+        for number, state, score, seconds, values in list_trials(result)[:SHOWN]:
+            say(COMMAND, f"trial {number}: {state} {score} {seconds} {values}")
+        say(COMMAND, result["reason"])
         metrics = {key: result[key] for key in ("name", "verdict", "reason", "best", "report", "config")}
         _write_record(workspace, run, RAN, metrics, round(time.monotonic() - started, 3))
         return result

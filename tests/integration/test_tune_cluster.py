@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -37,7 +38,7 @@ Execute = Callable[[str, dict[str, Any]], Ended]
 
 
 class Photos:
-    """A source, a base and a search space, of which a workspace each is for a cluster, for this machine, or for both."""
+    """A source, a base and a search space, which a cluster's pods and the local command search."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.scratch, self.ran = folder, folder / "scratch", list[str]()
@@ -67,37 +68,36 @@ class Photos:
         package = SearchPackage(Configuration.read("{}", {}).parameters, trials, 2, space, pruner, 2)
         form = {key: value for key, value in base.parameters.arguments().items() if value}
         workflow = Workflow(build_workflow_template(package, CLUSTER), form, execute, self.scratch, name)
-        assert workflow.run() == SUCCEEDED, workflow.nodes
+        phase = workflow.run()
+        assert phase == SUCCEEDED, ({name: node.phase for name, node in workflow.nodes.items()}, self.ran[-2:])
         return workflow
 
-    def pod_in_process(self, template: str, made: dict[str, Any]) -> Ended:
+    def pod_in_process(self, template: str, resolved: dict[str, Any]) -> Ended:
         """A pod by the same command line, in this process."""
         shutil.rmtree(self.scratch, ignore_errors=True)
         self.scratch.mkdir()
-        _, _, module = made["container"]["command"]
-        words = [word.replace("/scratch", str(self.scratch), 1) for word in made["container"]["args"]]
+        _, _, module = resolved["container"]["command"]
+        words = [word.replace("/scratch", str(self.scratch), 1) for word in resolved["container"]["args"]]
         mains = {module.__name__: module.main for module in (pod, exit_handler)}
         own = module.rpartition(".")[2]
         if module.endswith("clean_and_plan"):
             from imagemill.pipelines.argo import clean_and_plan
 
-            variables = {one["name"]: one.get("value", "") for one in made["container"]["env"]}
+            variables = {variable["name"]: variable.get("value", "") for variable in resolved["container"]["env"]}
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv(CLUSTER_VARIABLE, variables[CLUSTER_VARIABLE])
                 return Ended(clean_and_plan.main(words))
         return Ended((mains.get(module) or ALL_STEPS[own].main)(words))
 
-    def pod_as_process(self, template: str, made: dict[str, Any]) -> Ended:
+    def pod_as_process(self, template: str, resolved: dict[str, Any]) -> Ended:
         """A pod as a process of its own."""
-        import os
-
         shutil.rmtree(self.scratch, ignore_errors=True)
         self.scratch.mkdir()
-        words = [*made["container"]["command"], *made["container"]["args"]]
-        variables = {one["name"]: one.get("value", "") for one in made["container"]["env"]}
-        told = {} if template == "finish" else {CLUSTER_VARIABLE: variables.get(CLUSTER_VARIABLE, "")}
+        words = [*resolved["container"]["command"], *resolved["container"]["args"]]
+        variables = {variable["name"]: variable.get("value", "") for variable in resolved["container"]["env"]}
+        cluster_variable = {} if template == "finish" else {CLUSTER_VARIABLE: variables.get(CLUSTER_VARIABLE, "")}
         words = [word.replace("/scratch", str(self.scratch), 1) for word in words[1:]]
-        environment = {**os.environ, **told, "TMPDIR": str(self.scratch), "HOME": str(self.scratch)}
+        environment = {**os.environ, **cluster_variable, "TMPDIR": str(self.scratch), "HOME": str(self.scratch)}
         done = subprocess.run(
             [sys.executable, *words], env=environment | {"RAY_TMPDIR": "/tmp"}, cwd="/", capture_output=True, text=True,
             timeout=300,

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from argo_dag import REFERENCE, names_in
 from controllers import pods
-from packages import IMAGES, Json, as_kfp_makes_it, container, documents, kubernetes
+from packages import IMAGES, Json, build_kfp_pod, container, documents, kubernetes
 
 from imagemill.components.dataset.kinds import ModelExtra
 from imagemill.components.dataset.manifest import Dataset, Manifest
@@ -41,10 +41,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def compiled(folder: Path, target: str, *words: str) -> Path:
+def compiled(folder: Path, target: str) -> Path:
     output = folder / f"{target}.yaml"
     files = ["--target", target, "--cluster", str(folder / "cluster.yaml"), "-o", str(output)]
-    assert main(["tune", "--dataset", "pets", "--batch-size", "256", "--trials", "9", "--parallelism", "4", *files, *words]) == 0
+    values = ["--dataset", "pets", "--batch-size", "256", "--trials", "9", "--parallelism", "4"]
+    assert main(["tune", *values, *files]) == 0
     return output
 
 
@@ -63,49 +64,51 @@ def test_the_workflow_is_the_golden_one(workflow: Json) -> None:
     """All that is not the training's: the DAG, the templates of its own in short, and the limit of pods."""
     dag, *templates = workflow["spec"]["templates"]
     short = {
-        one["name"]: {
-            "command": [*one["container"]["command"], *one["container"]["args"]], "image": one["container"]["image"],
-            "outputs": one["outputs"], "resources": one["container"]["resources"],
+        template["name"]: {
+            "command": [*template["container"]["command"], *template["container"]["args"]],
+            "image": template["container"]["image"], "resources": template["container"]["resources"],
+            "outputs": template["outputs"],
         }
-        for one in templates if one["name"] in ("download", "base", "choose", "trial", "report")
+        for template in templates if template["name"] in ("download", "base", "choose", "trial", "report")
     }  # fmt: skip
     spec = {key: workflow["spec"][key] for key in ("parallelism", "synchronization")}
-    spec["form"] = {one["name"]: one["value"] for one in workflow["spec"]["arguments"]["parameters"]}
+    spec["form"] = {parameter["name"]: parameter["value"] for parameter in workflow["spec"]["arguments"]["parameters"]}
     manifests.check_golden("tuning_argo.yaml", manifests.dumped({"dag": dag, "templates": short, **spec}, width=120))
 
 
 def test_the_workflow_suits_its_schema_and_its_pods_are_restricted(workflow: Json) -> None:
-    for one in pods(workflow):
-        manifests.check_restricted(one.where, one.spec, one.annotations)
+    for pod in pods(workflow):
+        manifests.check_restricted(pod.where, pod.spec, pod.annotations)
     manifests.check_custom(workflow)
 
 
 def test_every_reference_of_the_workflow_is_to_something_that_is_there(workflow: Json) -> None:
     spec = workflow["spec"]
-    templates = {one["name"]: one for one in spec["templates"]}
-    known = {f"workflow.parameters.{one['name']}" for one in spec["arguments"]["parameters"]} | {"workflow.name"}
-    for name, one in templates.items():
-        if "dag" not in one:
-            inputs = {f"inputs.parameters.{p['name']}" for p in one.get("inputs", {}).get("parameters", ())}
-            found = {name for reference in REFERENCE.findall(json.dumps(one)) for name in names_in(reference)}
-            assert found <= known | inputs | {"workflow.status"} and inputs <= found, name
+    templates = {template["name"]: template for template in spec["templates"]}
+    known = {f"workflow.parameters.{p['name']}" for p in spec["arguments"]["parameters"]} | {"workflow.name"}
+    for name, template in templates.items():
+        if "dag" not in template:
+            inputs = {f"inputs.parameters.{p['name']}" for p in template.get("inputs", {}).get("parameters", ())}
+            references = REFERENCE.findall(json.dumps(template))
+            used = {name for reference in references for name in names_in(reference)}
+            assert used <= known | inputs | {"workflow.status"} and inputs <= used, name
     above: set[str] = set()
-    tasks = {one["name"]: one for one in templates["tuning"]["dag"]["tasks"]}
+    tasks = {task["name"]: task for task in templates["tuning"]["dag"]["tasks"]}
     for task in tasks.values():
         assert set(re.findall(r"([a-z-]+\d?)\.[A-Z]", task.get("depends", ""))) <= above, task["name"]
         for reference in REFERENCE.findall(json.dumps(task)):
             if reference != "item":
-                _, giver, _, _, output = reference.split(".")
-                given = templates[tasks[giver]["template"]]["outputs"]["parameters"]
-                assert giver in above and output in {p["name"] for p in given}, reference
-        wanted = {p["name"] for p in templates[task["template"]].get("inputs", {}).get("parameters", ())}
-        assert {p["name"] for p in task.get("arguments", {}).get("parameters", ())} == wanted
+                _, source, _, _, output = reference.split(".")
+                outputs = templates[tasks[source]["template"]]["outputs"]["parameters"]
+                assert source in above and output in {p["name"] for p in outputs}, reference
+        inputs = {p["name"] for p in templates[task["template"]].get("inputs", {}).get("parameters", ())}
+        assert {p["name"] for p in task.get("arguments", {}).get("parameters", ())} == inputs
         above.add(task["name"])
 
 
 def test_the_package_is_the_golden_one(package: tuple[Json, Json]) -> None:
     spec, platform = package
-    dags = {name: one["dag"]["tasks"] for name, one in spec["components"].items() if "dag" in one}
+    dags = {name: part["dag"]["tasks"] for name, part in spec["components"].items() if "dag" in part}
     short = {
         name: {
             key: {
@@ -118,8 +121,14 @@ def test_the_package_is_the_golden_one(package: tuple[Json, Json]) -> None:
         }
         for name, tasks in {**dags, "root": spec["root"]["dag"]["tasks"]}.items()
     }  # fmt: skip
-    form = {name: one.get("defaultValue") for name, one in spec["root"]["inputDefinitions"]["parameters"].items()}
-    pod = {"container": {**container(spec, "train-2"), "command": "", "args": ""}, "kubernetes": kubernetes(platform, "train-2")}
+    form = {
+        name: parameter.get("defaultValue")
+        for name, parameter in spec["root"]["inputDefinitions"]["parameters"].items()
+    }
+    pod = {
+        "container": {**container(spec, "train-2"), "command": "", "args": ""},
+        "kubernetes": kubernetes(platform, "train-2"),
+    }
     text = manifests.dumped({"form": form, "dags": short, "trial": pod}, width=120)
     manifests.check_golden("tuning_kfp.yaml", text)
 
@@ -129,7 +138,7 @@ def test_the_pods_that_kfp_makes_are_valid_and_restricted(package: tuple[Json, J
     executors = [name.removeprefix("exec-") for name in spec["deploymentSpec"]["executors"]]
     assert len(executors) == 14
     for name in executors:
-        pod = as_kfp_makes_it(spec, platform, name)
+        pod = build_kfp_pod(spec, platform, name)
         labels = dict(kubernetes(platform, name)["podMetadata"]["labels"]) | {"imagemill.io/run": "an-id"}
         document = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": labels}, "spec": pod}
         manifests.check_core(document)
@@ -152,7 +161,10 @@ def test_what_a_cluster_can_not_do_is_refused_before_anything_is_written(
     here = ["--cluster", str(folder / "cluster.yaml"), "-o", str(tmp_path / "p.yaml")]
     for words, message in (
         (["--target", "argo", *here, "--pruner", "median"], "--pruner: expected asha or none with --target"),
-        (["--target", "argo", *here, "--space", str(tmp_path / "space.yaml")], "(color): expected a parameter of train"),
+        (
+            ["--target", "argo", *here, "--space", str(tmp_path / "space.yaml")],
+            "(color): expected a parameter of train",
+        ),
         (["--target", "argo", *here, "--trials", "501"], "--trials: expected at most 500"),
         (["--target", "kfp", *here, "--workspace", "./here"], "workspace: expected s3://"),
         (["--target", "kfp", *here, "--parallelism", "0"], "--parallelism: expected a whole number from 1"),
@@ -168,11 +180,17 @@ def test_what_a_cluster_can_not_do_is_refused_before_anything_is_written(
 class FakeTrainings:
     """Trials whose scores are a function of epoch and number, in place of trainings; `ran` has (number, epochs)."""
 
-    def __init__(self, folder: Path, patch: pytest.MonkeyPatch, trials: int, epochs: int = 9, pruner: str = "asha") -> None:
+    def __init__(
+        self, folder: Path, patch: pytest.MonkeyPatch, trials: int, epochs: int = 9, pruner: str = "asha"
+    ) -> None:
         self.ran: list[tuple[int, int]] = []
         workspace = Workspace.open(str(folder / "mill"))
         history = [{"epoch": epoch, "val_macro_f1": 0.01 * epoch, "train_loss": 1.0} for epoch in range(1, epochs + 1)]
-        self.base = Dataset("m", Manifest("model", "m", config={"epochs": epochs}, extra=ModelExtra(history=history, best_epoch=epochs)), "")
+        self.base = Dataset(
+            "m",
+            Manifest("model", "m", config={"epochs": epochs}, extra=ModelExtra(history=history, best_epoch=epochs)),
+            "",
+        )
         patch.setattr(rungs, "read_dataset", lambda uri, kind: self.base)
         patch.setattr(Search, "run_trial", self._run_trial)
         patch.setattr(TrialRunner, "find_seconds", lambda *_: 1.0)
