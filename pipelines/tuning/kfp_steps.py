@@ -38,7 +38,7 @@ def train(
     inputs = SearchInputs(scope, tensors, model, trials, seeds, space, pruner)
     tried = run_pod(
         {**form, "config": config}, run, inputs,
-        lambda search: search.train(item, int(rung)) if item else search.train_base(),
+        lambda search: search.train(item, int(rung)) if item else search.train_base(), item,
     )  # fmt: skip
     metrics.log_metric("epochs", len(tried.course))
     if tried.score is not None:

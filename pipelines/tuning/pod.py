@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         action = _ACTIONS.get(arguments.options["action"])
         if action is None:
             raise wrong("--action", f"download, {', '.join(_ACTIONS)}", arguments.options["action"])
-        run_pod(arguments.form, arguments.run, inputs, partial(action, arguments))
+        run_pod(arguments.form, arguments.run, inputs, partial(action, arguments), arguments.options["item"])
     except MillError as error:
         say(COMMAND, f"error: {error}")
         return error.exit_code

