@@ -117,9 +117,7 @@ def _interrupt(number: int, frame: object) -> None:
 
 
 @contextmanager
-def _open_search(
-    form: Mapping[str, str], run: str, inputs: SearchInputs, item: str
-) -> Iterator[ClusterSearch]:
+def _open_search(form: Mapping[str, str], run: str, inputs: SearchInputs, item: str) -> Iterator[ClusterSearch]:
     trials = parse_count("trials", inputs.trials, f"a whole number from 1 to {MAX_TRIALS}", low=1, high=MAX_TRIALS)
     seeds = parse_count("seeds", inputs.seeds, "a whole number from 2 to 100", low=2, high=100)
     base = Configuration("the base", _read_form(form))

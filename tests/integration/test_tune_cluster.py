@@ -166,6 +166,7 @@ def test_the_package_for_kfp_runs_in_its_local_runner(photos: Photos, monkeypatc
     assert trained["reason"] == record["metrics"]["reason"]
 
 
+@pytest.mark.proof
 def test_a_cluster_and_this_machine_share_a_study(photos: Photos) -> None:
     """What one has trained the other finds: the same configurations, names and records."""
     shared = photos.folder / "shared"
