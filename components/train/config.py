@@ -192,7 +192,12 @@ class TrainConfig(StepConfig):
         None, f"share of the images with a box erased (area 0.02 to 0.2, ratio 0.3 to 3.3) {_RECIPE}", low=0, high=1
     )
     # a policy of drawn operations, after the geometry above and before the colours
-    policy: str = option(None, f"none, randaugment, trivialaugment or autoaugment {_RECIPE}", choices=POLICIES)
+    policy: str = option(
+        None,
+        "none, randaugment, trivialaugment or autoaugment, as torchvision's but for the order: what they shear, shift "
+        f"and rotate comes before their colours {_RECIPE}",
+        choices=POLICIES,
+    )
     policy_ops: int = option(2, "randaugment: operations an image (N)", low=1, high=14)
     policy_magnitude: int = option(9, "randaugment: their magnitude (M) of 30", low=0, high=30)
     policy_set: str = option(
