@@ -226,7 +226,7 @@ class TrainConfig(StepConfig):
     )
     processes: int | None = option(
         None,
-        "of one training in this pod, by torchrun (default: one for each GPU)",
+        "of one training in this pod, by torchrun; several count in the fingerprint (default: one for each GPU)",
         in_fingerprint=False,
         low=1,
         high=64,

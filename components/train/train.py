@@ -53,12 +53,15 @@ def train(config: TrainConfig, context: Context) -> Outcome:
     target = open_target(config, tensors, context)
     if target:
         counting |= {"domain_adversarial": target.fingerprint}
+    number = choose_processes(config)
+    if number > 1:  # gives other weights
+        counting |= {"processes": number}
     uri = context.workspace.dataset("model", fingerprint("model", VERSION, [tensors.fingerprint], counting))
     stop = StopRequest()
     with stop.handle_signals():
         comm = Communicator.join(config.device, stop)
         is_cached = bool(comm.broadcast(float(context.find(uri) is not None))[0])
-        if not is_cached and (number := choose_processes(config)) > 1:
+        if not is_cached and number > comm.world_size:
             run_processes(requested, context.run, number, stop)
         elif not is_cached:
             reasons = explain_choice(apply_start(requested, start, context), tensors.manifest)
@@ -133,6 +136,8 @@ def _train_and_commit(
         has_hard_targets = not (config.label_smoothing or config.mixup_probability or config.cutmix_probability)
         if diagnosis := diagnose(state.history, state.best_epoch, has_hard_targets):
             context.say(f"warning: {diagnosis}")
+        if comm.world_size > 1:  # one without SyncBatchNorm, to be exported
+            network = build_network(spec, config.dropout, config.drop_path).to(device)
         network.load_state_dict(state.best_weights)
         if solution and solution.out_of_fold:
             temperature = solution.out_of_fold.temperature
@@ -141,7 +146,9 @@ def _train_and_commit(
         spec = replace(spec, extra=replace(spec.extra, temperature=temperature))
         training = replace(training, recipe=recipe, probe=solution.summarize() if solution else None)
         parents = tuple(dataset.as_parent(uri) for dataset in (tensors, target, initial, features) if dataset)
-        manifest = _publish_files(tensors, initial, uri, config, spec, state, training, network, solution)
+        manifest = _publish_files(
+            tensors, initial, uri, config, spec, state, training, network, solution, comm.world_size
+        )
         commit(uri, replace(manifest, parents=parents))
         discard_checkpoints(uri)
     comm.wait_for_main()  # it has committed
@@ -183,7 +190,7 @@ def _check_image_size(network: Any, spec: ModelSpec) -> None:
 
 def _publish_files(
     tensors: Dataset, initial: Dataset | None, uri: str, config: TrainConfig, spec: ModelSpec, state: TrainingState,
-    training: ModelExtra, network: torch.nn.Module, solution: HeadSolution | None,
+    training: ModelExtra, network: torch.nn.Module, solution: HeadSolution | None, processes: int,
 ) -> Manifest:  # fmt: skip
     """Write all files of the model, and return its manifest, without parents.
 
@@ -207,7 +214,7 @@ def _publish_files(
     return Manifest(
         kind="model",
         fingerprint=uris.basename(uri),
-        config=config.manifest_values(),
+        config=config.manifest_values() | ({"processes": processes} if processes > 1 else {}),
         task=spec.task,
         classes=spec.classes,
         files=files,

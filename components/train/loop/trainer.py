@@ -14,6 +14,7 @@ from ...step.progress import Progress, format_duration
 from ...step.step import Context
 from ...storage.errors import TransientError, UserError
 from ..config import TrainConfig
+from .batch_norm import synchronize_batch_norm
 from .checkpoint import Learner, TrainingState, load_checkpoint, save_checkpoint
 from .communicator import Communicator
 from .domain_adversary import DomainAdversary
@@ -78,6 +79,8 @@ class Trainer:
         import torch
 
         config, manifest, image = self.config, self.tensors.manifest, self.tensors.manifest.image_spec
+        if self.comm.world_size > 1 and (line := synchronize_batch_norm(self.network, config.backbone, self.device)):
+            self.context.say(line)
         self.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.blocks = parameter_blocks(self.network)
         average = MovingAverage(self.network, config.ema) if config.ema else None
