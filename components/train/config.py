@@ -245,6 +245,12 @@ class TrainConfig(StepConfig):
         in_fingerprint=False, low=0,
     )  # fmt: skip
     tensorboard: bool = option(True, "write TensorBoard event files to runs/<run>/tensorboard/", in_fingerprint=False)
+    mlflow: str = option(
+        "",
+        "MLflow server that trainings are logged to: https://…, or none (default: MLFLOW_TRACKING_URI, where it is an "
+        "address)",
+        in_fingerprint=False,
+    )
 
     def check(self) -> None:
         super().check()
@@ -270,6 +276,8 @@ class TrainConfig(StepConfig):
                 raise wrong(name, f"no value without --start {CHAMPION}, to whose weights it applies", value)
 
         parse_time(self.time)
+        if self.mlflow not in ("", "none") and uris.scheme(self.mlflow) not in ("http", "https"):
+            raise wrong("mlflow", "http(s)://… or none", uris.redact(self.mlflow))
 
     def fingerprint_values(self) -> dict[str, Scalar]:
         return {name: value for name, value in super().fingerprint_values().items() if name != "metric"}

@@ -29,6 +29,7 @@ from .loop.head_solver import VERSION as SOLVER_VERSION
 from .loop.head_solver import HeadSolution, solve_head
 from .loop.history import diagnose, publish_history
 from .loop.torchrun import choose_processes, run_processes
+from .mlflow_run import NONE, MlflowRun, choose_experiment, open_run
 from .preflight import find_warnings
 from .pretrained_weights import find_initial_model, identify_weights, load_pretrained
 from .recipes import describe_recipe, resolve
@@ -65,7 +66,9 @@ def train(config: TrainConfig, context: Context) -> Outcome:
             run_processes(requested, context.run, number, stop)
         elif not is_cached:
             reasons = explain_choice(apply_start(requested, start, context), tensors.manifest)
-            _train_and_commit(tensors, target, start, uri, config, context, comm, reasons)
+            mlflow = open_run(config.mlflow if comm.is_main else NONE, uris.basename(uri))
+            with mlflow.mark_failures():
+                _train_and_commit(tensors, target, start, uri, config, context, comm, reasons, mlflow)
         comm.close()
     dataset = read_dataset(uri, "model")
     extra = ModelExtra.of(dataset.manifest)
@@ -87,6 +90,7 @@ def _train_and_commit(
     context: Context,
     comm: Communicator,
     reasons: list[str],
+    mlflow: MlflowRun,
 ) -> None:
     """Train a network, and let the main process commit the model.
 
@@ -120,6 +124,8 @@ def _train_and_commit(
     for line in find_warnings(config, tensors.manifest, spec):
         context.say(f"warning: {line}")
     events_uri = context.workspace.run_file(context.run, "tensorboard") if config.tensorboard else ""
+    tags = {"imagemill.run": context.run, "imagemill.tensors": tensors.uri}
+    mlflow.start(choose_experiment(config.name or tensors.name), context.run, config.manifest_values(), tags)
     started = time.monotonic()
     features = make_features(network, tensors, config, device, context, comm) if comm.is_main else None
     is_final = config.head == "solved" and config.epochs == 1 and comm.world_size == 1
@@ -128,6 +134,7 @@ def _train_and_commit(
         recipe.append(solution.describe())
         context.say(recipe[-1])
     trainer = Trainer(network, tensors, config, device, uri, context, comm, events_uri, solution, target)
+    trainer.log_epoch = mlflow.log_epoch
     trainer.preparation_seconds = time.monotonic() - started
     state = trainer.run()
     if comm.is_main:
@@ -151,6 +158,7 @@ def _train_and_commit(
         )
         commit(uri, replace(manifest, parents=parents))
         discard_checkpoints(uri)
+        mlflow.finish(uri, ModelExtra.of(manifest).metrics, state.best_epoch)
     comm.wait_for_main()  # it has committed
 
 

@@ -89,7 +89,7 @@ def test_kubeflow_has_them_too(gate: Gate) -> None:
 def test_what_a_broken_registry_missed_is_made_up_for(
     kind: type[Registry], gate: Gate, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("imagemill.components.promote.registry._RETRY_S", 0.0)
+    monkeypatch.setattr("imagemill.components.storage.json_client.RETRY_S", 0.0)
     registry, prefix = kind(), "mlflow" if kind is Mlflow else "kubeflow"
     with serve(registry) as url:
         registry.out_of_order = 1
@@ -120,7 +120,7 @@ def test_mlflow_takes_no_model_of_a_folder(gate: Gate, capfd: pytest.CaptureFixt
 
 @pytest.mark.usefixtures("in_s3")
 def test_nobody_is_there(gate: Gate, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("imagemill.components.promote.registry._RETRY_S", 0.0)
+    monkeypatch.setattr("imagemill.components.storage.json_client.RETRY_S", 0.0)
     with serve(Mlflow()) as url:
         pass
     assert gate.promote(gate.evaluate("one", wrong(60)), registry=f"mlflow+{url}")["promoted"]

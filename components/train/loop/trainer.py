@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -48,6 +49,7 @@ class Trainer:
         events_uri: folder or S3 prefix of TensorBoard's event files; empty for none.
         solution: of the head on the frozen features; None where there is none, or several processes train.
         target: tensors of unlabelled images, to whose domain the features are adapted; None for no adaptation.
+        log_epoch: called by the main process with the row of each epoch.
         preparation_seconds: time that went into the features and the solution.
 
     Attributes:
@@ -69,6 +71,7 @@ class Trainer:
     events_uri: str = ""
     solution: HeadSolution | None = None
     target: Dataset | None = None
+    log_epoch: Callable[[EpochRow], None] | None = None
     preparation_seconds: float = 0.0
     events: EventFile | None = field(default=None, init=False)
     _counted_until: float = field(default=0.0, init=False)
@@ -199,6 +202,8 @@ class Trainer:
         if self.events:
             self.events.add(state.updates, row)
             self.events.publish()
+        if self.log_epoch and self.comm.is_main:
+            self.log_epoch(row)
 
     def _train_batches(self, state: TrainingState) -> None:
         """Train on the batches of an epoch from number `state.batches` on."""
