@@ -32,7 +32,7 @@ from .loop.torchrun import choose_processes, run_processes
 from .mlflow_run import NONE, MlflowRun, choose_experiment, open_run
 from .preflight import find_warnings
 from .pretrained_weights import find_initial_model, identify_weights, load_pretrained
-from .recipes import describe_recipe, resolve
+from .recipes import describe_recipe, explain_epochs, resolve
 from .warm_start import apply_start, check_exists, find_start
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ def train(config: TrainConfig, context: Context) -> Outcome:
             run_processes(requested, context.run, number, stop)
         elif not is_cached:
             reasons = explain_choice(apply_start(requested, start, context), tensors.manifest)
+            reasons += explain_epochs(requested, config, tensors.manifest)
             mlflow = open_run(config.mlflow if comm.is_main else NONE, uris.basename(uri))
             with mlflow.mark_failures():
                 _train_and_commit(tensors, target, start, uri, config, context, comm, reasons, mlflow)

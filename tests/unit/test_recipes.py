@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -16,7 +16,7 @@ from imagemill.components.step.presets import NAMES
 from imagemill.components.train.config import RECIPES, TrainConfig
 from imagemill.components.train.recipe_values import BY_PRESET, COLOR, OWN_DROPOUT, PER_IMAGE, PLAIN, PRETRAINED
 from imagemill.components.train.recipe_values import RECIPES as TABLES
-from imagemill.components.train.recipes import choose_layer_decay, resolve
+from imagemill.components.train.recipes import choose_epochs, choose_layer_decay, explain_epochs, resolve
 
 FROM_SCRATCH = tuple(recipe for recipe in RECIPES if recipe not in ("probe", "finetune"))
 """Recipes that need no pretrained weights."""
@@ -70,6 +70,23 @@ def test_plain_is_crops_and_flips_alone() -> None:
         assert found.mixup_probability == found.cutmix_probability == found.drop_path == found.dropout == found.ema == 0
         assert found.epochs == 8 and found.probe_epochs == found.unfreeze_epochs == found.early_stopping == 0
         assert found.class_balance == "none" and found.layer_decay == found.backbone_rate == 1
+
+
+def test_epochs_of_standard_from_scratch_are_by_the_number_of_images() -> None:
+    """A thousand batches of 32 at least, in 30 to 90 epochs; the source may recommend others, the user overrules both."""
+    for images, epochs in ((300, 90), (560, 58), (1_066, 31), (1_067, 30), (5_000, 30), (99_999, 30)):
+        manifest = tensors(images, 2)
+        found = resolved(manifest, recipe="standard")
+        assert found.epochs == choose_epochs(images) == epochs
+        [line] = explain_epochs(TrainConfig(recipe="standard"), found, manifest)
+        assert line.startswith(f"{epochs} epochs: ") and f"{images:,} images" in line
+        assert resolved(manifest, recipe="standard", epochs=4).epochs == 4
+        assert not explain_epochs(TrainConfig(epochs=4), resolved(manifest, recipe="standard", epochs=4), manifest)
+        assert resolved(manifest, recipe="standard", weights="DEFAULT").epochs == 20
+    demo = replace(tensors(), extra=TensorsExtra(epochs=8))
+    assert resolved(demo).epochs == 8
+    assert "the source" in explain_epochs(TrainConfig(), resolved(demo), demo)[0]
+    assert resolved(demo, recipe="small").epochs == 20
 
 
 def test_every_table_has_every_value_and_no_other() -> None:
