@@ -1,4 +1,4 @@
-"""Stand-ins of MLflow (registry and tracking) and of Kubeflow's Model Registry, with the few requests that imagemill makes.
+"""Stand-ins of MLflow and of Kubeflow's Model Registry, with the few requests that imagemill makes.
 
 They hold what they are told and refuse what the real ones refuse: names that are there already, things that are not.
 """

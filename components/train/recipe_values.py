@@ -43,7 +43,7 @@ STANDARD: Values = PLAIN | _AFFINE | _JITTER | {
 """Thousands to tens of thousands of images. From scratch the epochs are by their number."""
 MIN_UPDATES, MIN_EPOCHS, MAX_EPOCHS = 1_000, 30, 90
 """Of `standard` from scratch. Batches of `UPDATE_IMAGES` that it takes at least, whatever the number of images (O; M:
-on the demo's 560, 140 of them give 0.56 macro-F1 on its harder test images and 280 give 0.65, with one seed and 64 pixels).
+on the demo's 560, 140 of them give 0.56 macro-F1 on its harder test images and 280 give 0.65, one seed, 64 pixels).
 Epochs at least: small networks learn CIFAR-10's 50,000 images in about 30 (entries of DAWNBench, Coleman et al., 2017);
 and at most, as `large`."""
 UPDATE_IMAGES = 32

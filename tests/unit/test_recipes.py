@@ -73,7 +73,7 @@ def test_plain_is_crops_and_flips_alone() -> None:
 
 
 def test_epochs_of_standard_from_scratch_are_by_the_number_of_images() -> None:
-    """A thousand batches of 32 at least, in 30 to 90 epochs; the source may recommend others, the user overrules both."""
+    """A thousand batches of 32 at least, in 30 to 90 epochs; the source may recommend others, users overrule both."""
     for images, epochs in ((300, 90), (560, 58), (1_066, 31), (1_067, 30), (5_000, 30), (99_999, 30)):
         manifest = tensors(images, 2)
         found = resolved(manifest, recipe="standard")
