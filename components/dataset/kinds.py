@@ -109,15 +109,7 @@ class RawExtra(Extra):
 
 @dataclass(frozen=True)
 class CleanExtra(Extra):
-    """Fields of clean.
-
-    Attributes:
-        by_class_and_split: number of images by split and class.
-        decoder_warnings: number of images that decode with a warning.
-        rows_in: rows of the raw dataset.
-        found: duplicates, leaks and outliers (`clean.findings`).
-        image_size: as in raw.
-    """
+    """Fields of clean. `rows_in`: rows of the raw dataset; `found`: duplicates, leaks and outliers (`clean.decide`)."""
 
     dataset_name: str = ""
     by_class_and_split: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -139,12 +131,8 @@ class StoredCopies(JsonObject):
 
 @dataclass(frozen=True)
 class TensorsExtra(Extra):
-    """Fields of tensors.
-
-    Attributes:
-        shards: by URI, what is known of a listed file (`resize.tensor_shards.FinishedShard`).
-        device: where the images were decoded, unless on the CPU.
-    """
+    """Fields of tensors. `shards`: by URI, what is known of a listed file (`resize.tensor_shards.FinishedShard`);
+    `device`: where the images were decoded, unless on the CPU."""
 
     dataset_name: str = ""
     shards: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -167,12 +155,8 @@ class FeaturesExtra(Extra):
 
 @dataclass(frozen=True)
 class NetworkExtra(OpenJsonObject):
-    """Fields of a model's description that few models or only newer ones have.
-
-    Attributes:
-        transform_input: the network converts ImageNet's normalization itself.
-        preprocessing: clean's pixel options (`models.preprocessing.describe_preprocessing`).
-        temperature: logits are divided by it.
+    """Fields of a model's description that few models or only newer ones have: whether the network converts ImageNet's
+    normalization itself, clean's pixel options (`models.artifact.describe_preprocessing`), and what divides the logits.
     """
 
     transform_input: bool | None = None

@@ -32,12 +32,7 @@ MAX_FILE_BYTES = DecodeLimits().bytes
 
 
 class Source(Protocol):
-    """A source of images.
-
-    Attributes:
-        where: its URI without passwords, for messages.
-        total: number of files, 0 while unknown.
-    """
+    """A source of images: its URI without passwords, for messages, and its number of files, 0 while unknown."""
 
     where: str
     total: int

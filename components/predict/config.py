@@ -17,18 +17,11 @@ OUTPUTS = (".parquet", ".csv")
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """The images to classify, the model, and the form of the output.
+    """The images to classify (files, folders, s3:// URIs, or `-` for a list on stdin), the model, and the form of the
+    output.
 
-    Args:
-        images: files, folders, s3:// URIs, or `-` for a list of them on stdin, one a line.
-        model: URI of a model or its manifest; empty for the champion of `name` in `workspace`.
-        workspace: of the champion; empty for `./imagemill-data`.
-        name: whose champion is used; may be empty if only one name has a champion.
-        top: number of classes to report for each image.
-        device: `auto`, `cpu` or `cuda`.
-        batch_size: images that pass through the network together.
-        output: a local .parquet or .csv file; empty for none.
-        json: print one JSON object for each image.
+    `model`: URI of a model or its manifest; empty for the champion of `name` (which may be empty if only one name has
+    one) in `workspace`. `output`: a local .parquet or .csv file; empty for none.
     """
 
     images: tuple[str, ...]

@@ -23,14 +23,9 @@ ROW_GROUP_ROWS = 10_000
 
 @dataclass(frozen=True)
 class Prediction:
-    """The prediction for one image, or the reason why it could not be read.
+    """The prediction for one image, named as the user wrote it, or a code and detail of why it could not be read.
 
-    Args:
-        name: of the image, as the user wrote it.
-        best: classes with their probabilities in [0, 1], the best first.
-        present: of a multi-label model, the classes with a probability of at least 0.5.
-        error: code of the reason; empty for an image that was read.
-        detail: of the reason.
+    `best`: classes with their probabilities, the best first; `present`: of a multi-label model, those of at least 0.5.
     """
 
     name: str

@@ -45,14 +45,8 @@ MAX_BYTES = DecodeLimits().bytes
 
 @dataclass(frozen=True)
 class InputFile:
-    """A file to classify.
-
-    Args:
-        name: as the user would write it.
-        uri: of the file.
-        size: in bytes; -1 if it was not listed.
-        is_expected_image: whether an argument names the file itself, or its name has an image's extension.
-    """
+    """A file to classify, named as the user would write it; its size is -1 if it was not listed. `is_expected_image`:
+    an argument names the file itself, or its name has an image's extension."""
 
     name: str
     uri: str

@@ -41,12 +41,8 @@ Planned = TypeVar("Planned", ShardPlan, RewriteTask)
 class Target:
     """The tensors dataset of a clean dataset and a config, which may exist or not.
 
-    Args:
-        uri: of the tensors.
-        clean: their parent.
-        config: with the device that was chosen, so that whoever makes the tensors need not choose again.
-        copies: augmented copies of training images.
-        fields: the values beside the parent that the fingerprint is made of.
+    The config has the device that was chosen, so that whoever makes the tensors need not choose again. `fields`: what
+    the fingerprint is made of beside the parent.
     """
 
     uri: str
