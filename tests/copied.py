@@ -55,7 +55,7 @@ class Image:
         }  # fmt: skip
 
 
-def several(train: int, val: int = 3, test: int = 2) -> list[Image]:
+def make_images(train: int, val: int = 3, test: int = 2) -> list[Image]:
     each = {"train": train, "val": val, "test": test}
     return [Image(number, split) for split, count in each.items() for number in range(1, count + 1)]
 

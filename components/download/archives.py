@@ -190,10 +190,15 @@ PATH_LIMIT = 4096
 """Maximum characters of a path; no file system has longer ones, and label patterns are searched in them."""
 
 
+_REMOVED_PARTS = frozenset(("", ".", ".."))
+
+
 def normalize_path(path: str) -> str:
     """Return the normal form of a path: relative, '/' between parts, no '.' or '..', Unicode NFC, valid UTF-8."""
+    if path.isascii() and "\\" not in path and _REMOVED_PARTS.isdisjoint(path.split("/")):
+        return path  # nearly all paths are in normal form, and each is looked at several times
     parts = posixpath.normpath(path.replace("\\", "/")).split("/")
-    return "/".join(part if part.isascii() else _to_unicode(part) for part in parts if part not in ("", ".", ".."))
+    return "/".join(part if part.isascii() else _to_unicode(part) for part in parts if part not in _REMOVED_PARTS)
 
 
 def _to_unicode(name: str) -> str:

@@ -28,6 +28,8 @@ class TableSource:
     `missing_mask`. Holds the paths and masks as Arrow columns: 4 bytes an image each, and their characters.
     """
 
+    checks_reads = False
+
     def __init__(self, table_uri: str, data: bytes, table: Any, workers: int) -> None:
         """Make a source of a table of these bytes, which `read_table` parsed; `workers` files are read at a time."""
         self.where, self.total, self._workers = uris.redact(table_uri), table.num_rows, workers
