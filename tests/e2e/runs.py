@@ -204,7 +204,7 @@ def main_container(pod: Doc) -> dict[str, Any]:
 
 
 def last_words(pod: Doc) -> str:
-    """How a pod ended: its container's exit code and message, or what Kubernetes says of the pod."""
+    """Return the exit code and message of a pod's container, or Kubernetes' message on the pod."""
     ended = main_container(pod).get("terminated") or {}
     words = [f"exit code {ended['exitCode']}" if "exitCode" in ended else "", ended.get("reason", ""),
              ended.get("message", ""), _status(pod).get("message", "")]  # fmt: skip

@@ -13,7 +13,7 @@ mill = kfp_commands.mill
 
 @pytest.fixture
 def workspace(mill: Commands, s3_workspace: str) -> Workspace:
-    """With the server's variables set; after `mill`, which takes the user's own away."""
+    """Workspace on the S3 server; after `mill`, which removes the user's variables."""
     return Workspace(s3_workspace)
 
 

@@ -19,12 +19,7 @@ import pytest
 import torch
 from kfp import dsl
 from PIL import Image
-from sklearn.metrics import (
-    accuracy_score,
-    average_precision_score,
-    f1_score,
-    precision_recall_fscore_support,
-)
+from sklearn.metrics import accuracy_score, average_precision_score, f1_score, precision_recall_fscore_support
 from test_multi_label_numbers import mean_loss
 
 from imagemill.components.clean.schema import make_clean_layout, make_clean_schema

@@ -170,9 +170,7 @@ def test_kill_during_the_replacement_leaves_two_schedules(mill: Commands) -> Non
     assert mill(*WEEKLY).code == 0
     words = ["schedule", "--cron", "0 4 * * 1", "--host", mill.service.url, "--package", str(compiled_once())]
     command = subprocess.Popen(
-        [sys.executable, "-m", "imagemill.pipelines.cli", *words],
-        stderr=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
+        [sys.executable, "-m", "imagemill.pipelines.cli", *words], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     )
     mill.service.fail("drop", 1, "POST", ":disable$")
     mill.service.on_request = lambda method, path: command.kill() if path.endswith(":disable") else None

@@ -15,13 +15,7 @@ from trained import history_of, make_tensors, model_of, settings, trainer
 from imagemill.components.dataset.manifest import Dataset
 from imagemill.components.storage.errors import MillError, TransientError, UserError
 from imagemill.components.train.loop import checkpoint
-from imagemill.components.train.loop.checkpoint import (
-    SLOTS,
-    Learner,
-    TrainingState,
-    load_checkpoint,
-    save_checkpoint,
-)
+from imagemill.components.train.loop.checkpoint import SLOTS, Learner, TrainingState, load_checkpoint, save_checkpoint
 from imagemill.components.train.loop.communicator import Communicator, StopRequest
 from imagemill.components.train.loop.optimizer import MovingAverage
 from imagemill.components.train.loop.stepper import choose_autocast_dtype, should_compile

@@ -1,4 +1,4 @@
-"""What a run costs, measured with nothing else under way: the demo, the same again, and the ways to resize."""
+"""Cost of a run, measured alone: the demo, an unchanged run, and the ways to resize."""
 
 from __future__ import annotations
 

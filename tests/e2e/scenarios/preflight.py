@@ -1,4 +1,4 @@
-"""What the other scenarios need of the cluster: each a line of the table of its own."""
+"""Requirements of the other scenarios on the cluster, each with a row of the table."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ def kuberay(trial: Trial) -> str:
 @check("resizing", needs=("api",), minutes=1)
 @in_each_place
 def resizing(trial: Trial) -> str:
-    """What ray.mode asks for is there."""
+    """The executor of ray.mode is available."""
     if trial.cluster.ray.mode == "rayjob":
         _require_kinds(trial, "ray.io/v1", {"rayjobs", "rayclusters"}, "KubeRay (ray.mode is rayjob)", missing=Failed)
     return f"ray.mode {trial.cluster.ray.mode}"
@@ -308,7 +308,7 @@ def _deployments(trial: Trial) -> list[Doc]:
 
 
 def _namespace_of(trial: Trial, deployment: str) -> str:
-    """Where a deployment of that name is; empty where it can't be seen."""
+    """Return the namespace of a deployment, empty where it can't be seen."""
     metadata = [
         document["metadata"] for document in _deployments(trial) if document["metadata"].get("name") == deployment
     ]

@@ -1,8 +1,7 @@
-"""Which failures of a step are tried again, how often and for how long: by Argo's template, and by KFP's count.
+"""Retries of failed steps, their number and time: by Argo's template, and by KFP's count.
 
 KFP compiles a number of tries and no policy, so that its retries are those of Argo's controller: by Argo's own default
-pods that failed, by the defaults of KFP's installation (OnError) those that were lost. What is met is recorded.
-"""
+pods that failed, by the defaults of KFP's installation (OnError) those that were lost. The outcome is recorded."""
 
 from __future__ import annotations
 
@@ -28,7 +27,7 @@ NEXT_POD_S = 240
 
 
 def policy_of(session: Session) -> str:
-    """Which failures Argo's controller tries again where a template says nothing; empty where it is out of sight."""
+    """Return the retry policy of Argo's controller for templates without one; empty where it can't be seen."""
     controller = controller_of(session)
     return str(session.facts.get("other_policy") or (controller.policy if controller else ""))
 
