@@ -59,9 +59,8 @@ def no_containers_left() -> Iterator[None]:
 def _list_containers() -> set[str]:
     if docker_engine.missing():
         return set()
-    return {
-        container.name for container in docker_engine.client().containers.list(all=True, filters={"label": RUN_LABEL})
-    }
+    containers = docker_engine.client().containers.list(all=True, filters={"label": RUN_LABEL})
+    return {container.name for container in containers}
 
 
 class ContainerWatch:
@@ -146,7 +145,7 @@ def _assert_unprivileged(watch: ContainerWatch) -> None:
         assert host["NetworkMode"] == "host"  # the server listens on loopback
         assert not any(mount["RW"] for mount in attributes["Mounts"] if mount["Destination"] == str(SAMPLE)), step
     statuses = [status for processes in watch.processes.values() for status in processes]
-    assert {step for step, statuses_of_step in watch.processes.items() if statuses_of_step} >= {
+    assert {step for step, seen in watch.processes.items() if seen} >= {
         "clean",
         "resize",
         "train",

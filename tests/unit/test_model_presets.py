@@ -29,13 +29,8 @@ def list_torchvision_presets() -> dict[str, tuple[Any, ...]]:
     for name in list_models(module=torchvision.models):
         for weights, member in get_model_weights(name).__members__.items():
             transforms = member.transforms()
-            parameters = (
-                *transforms.crop_size,
-                *transforms.resize_size,
-                transforms.interpolation.value,
-                tuple(transforms.mean),
-                tuple(transforms.std),
-            )
+            sizes = (*transforms.crop_size, *transforms.resize_size)
+            parameters = (*sizes, transforms.interpolation.value, tuple(transforms.mean), tuple(transforms.std))
             presets[f"{name}:{weights}"] = parameters
             if weights == "DEFAULT":
                 presets[name] = parameters
@@ -50,10 +45,8 @@ def to_tuple(preset: ModelPreset | None) -> tuple[Any, ...]:
 
 def test_presets_of_all_torchvision_weights_with_and_without_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = list_torchvision_presets()
-    assert (
-        len(expected) >= 270
-        and expected["resnet50:IMAGENET1K_V2"] == expected["resnet50"] != expected["resnet50:IMAGENET1K_V1"]
-    )
+    assert len(expected) >= 270
+    assert expected["resnet50:IMAGENET1K_V2"] == expected["resnet50"] != expected["resnet50:IMAGENET1K_V1"]
     assert {name: to_tuple(preset) for name, preset in torchvision_presets().items()} == expected
     table = [name for name in torchvision_presets() if ":" not in name]
     assert sorted(table) == sources.backbones() and set(expected) == set(torchvision_presets())

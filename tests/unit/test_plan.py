@@ -80,8 +80,8 @@ def some_sources(draw: st.DrawFn) -> list[SortedRows]:
             f"s{number}", indices, draw(st.integers(1, 9)), draw(st.integers(1, 3)) if chosen is None else 1
         )
         if chosen is not None:
-            list_positions = np.array(sorted(chosen), np.int64)
-            rows = replace(rows, indices=indices[list_positions], positions=list_positions)
+            positions = np.array(sorted(chosen), np.int64)
+            rows = replace(rows, indices=indices[positions], positions=positions)
         sources.append(rows)
     return sources
 

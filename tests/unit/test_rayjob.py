@@ -266,8 +266,8 @@ def test_argo_waits_for_a_job_without_status() -> None:
 
 
 def evaluate_conditions(status: Json) -> str:
-    """Evaluate the conditions as Argo's executor does (workflow/executor/resource.go), with Kubernetes' label selectors on
-    the document; one of failure is enough and comes first, those of success must all hold."""
+    """Evaluate the conditions as Argo's executor does (workflow/executor/resource.go): label selectors on the
+    document; one of failure is enough and comes first, those of success must all hold."""
     document = {f"status.{key}": value for key, value in status.items() if value}
     if any(_holds(requirement, document) for requirement in _requirements(rayjob.FAILURE_CONDITION)):
         return "failed"

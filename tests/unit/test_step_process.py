@@ -13,11 +13,6 @@ from imagemill.components.storage.errors import UserError
 from imagemill.pipelines.local.step_process import StepRunner, StoppedByWatch
 
 
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return Workspace.open(str(tmp_path / "mill"))
-
-
 def test_finished_step_is_found_as_cached(
     workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

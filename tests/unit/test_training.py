@@ -211,12 +211,12 @@ def test_diverged_training_does_not_replace_the_checkpoint(tensors: Dataset, tmp
 def test_accumulated_batches_equal_one_large_batch(tensors: Dataset, tmp_path: Path) -> None:
     """Without what looks at a whole batch, 40 images in groups of 3 batches of 6 are as many in batches of 18: the last
     group is one batch of 4, and still every image in it counts the same."""
-    make_learner = trainer(tensors, tmp_path / "a", settings(tensors, batch_size=6, accumulate=3, **STEADY))
+    small = trainer(tensors, tmp_path / "a", settings(tensors, batch_size=6, accumulate=3, **STEADY))
     large = trainer(tensors, tmp_path / "b", settings(tensors, batch_size=18, **STEADY))
-    small_state, large_state = make_learner.run(), large.run()
+    small_state, large_state = small.run(), large.run()
     assert small_state.updates == large_state.updates == 6
     for key, value in large.network.state_dict().items():
-        torch.testing.assert_close(make_learner.network.state_dict()[key], value, rtol=2e-4, atol=2e-6)
+        torch.testing.assert_close(small.network.state_dict()[key], value, rtol=2e-4, atol=2e-6)
     assert [row["train_loss"] for row in small_state.history] == pytest.approx(
         [r["train_loss"] for r in large_state.history], rel=1e-4
     )

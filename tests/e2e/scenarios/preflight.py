@@ -235,8 +235,8 @@ def kubeflow(trial: Trial) -> str:
     """Kubeflow Pipelines' API answers, and its runs are where they are looked for."""
     place = trial.session.places[KFP]
     try:
-        with kfp.service(trial.options, place.cluster.namespace) as api:
-            host, profile = api.host, api.namespace
+        with kfp.service(trial.options, place.cluster.namespace) as service:
+            host, profile = service.host, service.namespace
     except MillError as error:
         if trial.options.submit or os.environ.get(HOST_VARIABLE) or _has_kubeflow(trial):
             raise Failed(str(error)) from None

@@ -13,7 +13,7 @@ from dataclasses import replace
 from ..access.controller import Controller, find_controller, other_policy
 from ..access.kube import Doc, name_of
 from ..access.mirror import say
-from ..runs import ARGO, KFP, SUCCEEDED, Run, main_container, moment, uid_of
+from ..runs import ARGO, KFP, SUCCEEDED, Run, main_container, own_seconds, uid_of
 from ..scenario import Failed
 from ..session import Session, Trial
 from .common import NEEDS, add, submit
@@ -49,7 +49,7 @@ def record(trial: Trial, run: Run, failure: str, seconds: float) -> str:
     outcome = "went on" if not run.ended or run.phase == SUCCEEDED else f"ended {run.phase}"
     trial.session.measure(
         TABLE, failure=failure, engine=trial.engine, policy=policy, pods=len(pods), exit_codes=codes,
-        own_seconds=[round(_own_seconds(pod)) for pod in pods], seconds=round(seconds), outcome=outcome,
+        own_seconds=[round(own_seconds(pod)) for pod in pods], seconds=round(seconds), outcome=outcome,
     )  # fmt: skip
     return f"{len(pods)} pod(s), {seconds:.0f} s, {outcome} under the policy {policy}"
 
@@ -61,13 +61,6 @@ def _exit_code(pod: Doc) -> str:
 
 def _reason(ended: Doc) -> str:
     return str(ended["reason"]) if ended.get("reason") not in (None, "Error", "Completed") else ""
-
-
-def _own_seconds(pod: Doc) -> float:
-    ended = main_container(pod).get("terminated") or {}
-    if not (ended.get("startedAt") and ended.get("finishedAt")):
-        return 0.0
-    return (moment(ended["finishedAt"]) - moment(ended["startedAt"])).total_seconds()
 
 
 def lost_pod(trial: Trial) -> str:
