@@ -5,13 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
+from kfp.dsl import pipeline_task
+from kfp.dsl.pipeline_task import PipelineTask
 from kfp.local import subprocess_task_handler as handler
 
 from imagemill.components import compat
-from imagemill.pipelines.compat import replace_python_in_program
+from imagemill.pipelines.compat import name_callers_quickly, replace_python_in_program
 
 
 def run(code: str) -> subprocess.CompletedProcess[str]:
@@ -19,9 +23,9 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
-def test_torch_dynamo_is_left_out_and_there_for_who_asks() -> None:
+def test_torch_dynamo_is_imported_on_first_use_only() -> None:
     """Fails with a torchvision that imports more of it: then `import_torchvision` is of no use, and goes."""
-    done = run(
+    process = run(
         "import sys\n"
         "import torch\n"
         "from imagemill.components.compat import import_torchvision\n"
@@ -37,12 +41,12 @@ def test_torch_dynamo_is_left_out_and_there_for_who_asks() -> None:
         "assert is_compile_supported('cpu') == own('cpu')\n"
         "assert torch.compile(lambda x: x + 1, backend='eager')(torch.ones(1)).item() == 2\n"
     )
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
 
 
 def test_a_module_that_needs_more_of_it_gets_it() -> None:
     """As a later torchvision might: the import that it meets is the real one."""
-    done = run(
+    process = run(
         "import os, sys\n"
         "from imagemill.components import compat\n"
         "import torch\n"
@@ -56,7 +60,7 @@ def test_a_module_that_needs_more_of_it_gets_it() -> None:
         "        os._exit(0)\n"
         "    assert os.waitpid(child, 0)[1] == 0, statement\n"
     )
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
 
 
 def test_torch_knows_amx_as_its_public_function_does() -> None:
@@ -72,6 +76,21 @@ def test_what_cannot_be_compiled_runs_as_it_is(monkeypatch: pytest.MonkeyPatch) 
     assert torch.compile(lambda x: x + 1, backend=refuse)(torch.ones(1)).item() == 2
 
 
+@pytest.mark.parametrize("hidden", [True, False])
+def test_arrow_imports_pandas_for_a_list_unless_it_is_hidden(hidden: bool) -> None:
+    """Fails with an Arrow that does without: then `hide_pandas` is of no use, and goes."""
+    done = run(
+        "import sys\n"
+        "import pyarrow as pa\n"
+        "from imagemill.components.compat import hide_pandas\n"
+        f"if {hidden}:\n"
+        "    hide_pandas()\n"
+        "assert pa.array(['a', None]).to_pylist() == ['a', None]\n"
+        f"assert ('pandas' in sys.modules) is not {hidden}\n"
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_kfp_replaces_python_by_a_function_that_can_be_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handler, "replace_python_executable", handler.replace_python_executable)
     assert "replace_python_executable" in handler.SubprocessTaskHandler.run.__code__.co_names
@@ -81,3 +100,13 @@ def test_kfp_replaces_python_by_a_function_that_can_be_replaced(monkeypatch: pyt
     replace_python_in_program()
     expected = ["-ec", program.replace("python3", "/bin/py"), "python3"]
     assert handler.replace_python_executable(command, "/bin/py") == expected
+
+
+def test_kfp_tasks_name_the_caller_without_reading_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "inspect.stack()" in Path(pipeline_task.__file__).read_text(), "KFP does it quickly by now"
+    monkeypatch.setattr(PipelineTask, "_ensure_container_spec_exists", PipelineTask._ensure_container_spec_exists)
+    name_callers_quickly()
+    task = Mock(spec=PipelineTask, container_spec=None)
+    task._ensure_container_spec_exists = PipelineTask._ensure_container_spec_exists.__get__(task)
+    with pytest.raises(ValueError, match="set_cpu_limit can only be used"):
+        PipelineTask.set_cpu_limit.__wrapped__(task, "1")  # type: ignore[attr-defined]

@@ -25,3 +25,15 @@ def test_help_imports_nothing_heavy(words: list[str]) -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
     assert "usage: imagemill" in done.stdout
     assert done.stderr.split() == []
+
+
+@pytest.mark.parametrize("step", ["download", "clean", "resize", "train", "evaluate", "promote"])
+def test_a_steps_defaults_are_resolved_without_anything_heavy(step: str) -> None:
+    """A step that has nothing to do, or a little, does not wait for torch."""
+    script = (
+        f"import sys\nfrom imagemill.components.{step} import STEP\n"
+        "STEP.config.from_values({})\n"
+        f"print(*sorted(set(sys.modules) & set({HEAVY!r})))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.split() == []

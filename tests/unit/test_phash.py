@@ -16,8 +16,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image, ImageDraw
 
-from imagemill.components.clean.measures import measure
-from imagemill.components.clean.phash import (
+from imagemill.components.clean.measures import (
     MAX_DIFFERENCE,
     THUMBNAIL_BYTES,
     compare_thumbnails,
@@ -25,6 +24,7 @@ from imagemill.components.clean.phash import (
     halve,
     have_similar_aspect,
     make_thumbnail,
+    measure,
     shrink,
     to_square,
 )
@@ -162,7 +162,7 @@ def test_recall_and_precision_on_all_photographs() -> None:
 def test_different_drawings_do_not_match() -> None:
     """Drawings of the demo: shapes, colours, places and grain differ, the layout hardly does."""
     drawings = [p for p in demo.plan(3) if p.form and not p.damage and p.fault is None][::6]
-    distances, differences = compare_all([np.asarray(demo.draw_upright(3, p)) for p in drawings])
+    distances, differences = compare_all([np.asarray(demo.draw(3, p)[0]) for p in drawings])
     assert len(differences) > 5000 and differences.min() > MAX_DIFFERENCE + 0.1
     assert (distances <= 3).mean() < 1e-3
 

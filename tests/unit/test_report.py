@@ -17,6 +17,7 @@ from imagemill.components.dataset.kinds import ClassCurves, MacroCurves, ScoreCu
 from imagemill.components.dataset.manifest import Dataset
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.imaging.decoder import ImageRejected
+from imagemill.components.imaging.pictures import encode_picture
 from imagemill.components.promote import charts, mistakes, report, thumbnails
 from imagemill.components.promote.charts import ConfusionMatrix
 
@@ -186,10 +187,11 @@ def test_rejects_show_a_thumbnail_or_the_reason(workspace: Workspace) -> None:
 
 def test_lookup_reads_a_limited_number_of_row_groups(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = raw_dataset(workspace, {f"{i}.jpg": jpeg((i, i, i)) for i in range(40)}, row_group_bytes=1)
-    images = list(thumbnails.find_images(raw, raw.files(), {f"{i}.jpg" for i in range(40)}, "image"))
-    assert [name for name, _ in images] == [f"{i}.jpg" for i in range(thumbnails.LOOKUP_ROW_GROUPS)]
+    images = thumbnails.make_thumbnails(raw, raw.files(), [f"{i}.jpg" for i in range(40)], "image")
+    shown = {f"{i}.jpg" for i in range(thumbnails.LOOKUP_ROW_GROUPS)}
+    assert {name for name, thumbnail in images.items() if thumbnail.src} == shown
     monkeypatch.setattr(thumbnails, "ID_ROW_GROUPS", 10)
-    assert not list(thumbnails.find_images(raw, raw.files(), {"30.jpg"}, "image"))
+    assert not thumbnails.make_thumbnails(raw, raw.files(), ["30.jpg"], "image")["30.jpg"].src
 
 
 def test_thumbnails_are_upright_and_small() -> None:
@@ -198,11 +200,11 @@ def test_thumbnails_are_upright_and_small() -> None:
     exif[0x0112] = 6
     buffer = io.BytesIO()
     stored.save(buffer, "JPEG", exif=exif)
-    src, pixels = thumbnails.encode_thumbnail(buffer.getvalue())
-    thumbnail = Image.open(io.BytesIO(base64.b64decode(src.partition(",")[2])))
-    assert thumbnail.size == (64, 128) and pixels == 80_000
+    src, pixels = encode_picture(buffer.getvalue(), thumbnails.THUMBNAIL_SIDE, thumbnails.THUMBNAIL_QUALITY)
+    shown = Image.open(io.BytesIO(base64.b64decode(src.partition(",")[2])))
+    assert shown.size == (64, 128) and pixels == 80_000
     with pytest.raises(ImageRejected):
-        thumbnails.encode_thumbnail(b"no image")
+        encode_picture(b"no image", thumbnails.THUMBNAIL_SIDE, thumbnails.THUMBNAIL_QUALITY)
 
 
 def test_thumbnails_are_divided_evenly_among_classes() -> None:

@@ -9,9 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from imagemill.components.storage import retry
-from imagemill.components.storage.errors import MillError, TransientError, UserError
-from imagemill.components.storage.retry import with_retry
+from imagemill.components.storage import errors as errors_module
+from imagemill.components.storage.errors import MillError, TransientError, UserError, with_retry
 
 
 @dataclass
@@ -29,7 +28,7 @@ class Clock:
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     simulated = Clock()
-    monkeypatch.setattr(retry, "time", SimpleNamespace(monotonic=lambda: simulated.now, sleep=simulated.sleep))
+    monkeypatch.setattr(errors_module, "time", SimpleNamespace(monotonic=lambda: simulated.now, sleep=simulated.sleep))
     return simulated
 
 
@@ -128,7 +127,7 @@ def test_unavailable_service_fails_fast_for_some_time(clock: Clock) -> None:
         return len(calls) - before
 
     assert [count_calls() > 1, count_calls(), count_calls()] == [True, 1, 1]
-    clock.now += retry.FAIL_FAST_S + 0.001
+    clock.now += errors_module.FAIL_FAST_S + 0.001
     assert count_calls() > 1
 
 

@@ -128,8 +128,8 @@ def test_line_break_in_a_message_is_removed(capsys: pytest.CaptureFixture[str]) 
 
 def test_later_steps_decode_without_the_default_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     from imagemill.components.imaging import decoder as images
-    from imagemill.components.imaging.choices import DecodeLimits
     from imagemill.components.imaging.geometry import Geometry, decode_and_resize
+    from imagemill.components.imaging.pixel_options import DecodeLimits
 
     big = encoded(noise(1))
     monkeypatch.setattr(images, "DEFAULT_LIMITS", DecodeLimits(pixels=10))
