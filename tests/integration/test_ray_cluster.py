@@ -157,9 +157,8 @@ def test_config_round_trips_through_a_jobs_command_line(values: dict[str, Any]) 
         if name != "PARENTS":
             add_flag(parser, name, field.default, "", ())
     assert STEP.name == "resize"
-    assert (
-        ResizeConfig.from_values({k: v for k, v in vars(parser.parse_args(words)).items() if v is not None}) == config
-    )
+    values = {name: value for name, value in vars(parser.parse_args(words)).items() if value is not None}
+    assert ResizeConfig.from_values(values) == config
 
 
 def test_job_without_access_to_the_workspace_fails_before_the_step(tmp_path: Path) -> None:

@@ -198,7 +198,5 @@ def test_mismatch_with_timms_weights_names_the_preset() -> None:
     assert expected is not None
     lines = describe_mismatches(image, expected, config.backbone)
     assert [line.partition(":")[0] for line in lines] == ["image_size", "interpolation", "normalization"]
-    assert (
-        "so that position embeddings are resampled (resize with --model-preset timm:vit_base_patch16_224.aug"
-        in (lines[0])
-    )
+    hint = "so that position embeddings are resampled (resize with --model-preset timm:vit_base_patch16_224.aug"
+    assert hint in lines[0]
