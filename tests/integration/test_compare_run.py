@@ -76,7 +76,7 @@ def test_equal_work_is_done_once(finished: tuple[dict[str, Any], Counter[str]]) 
     assert len(set(sides["A"]["models"] + sides["B"]["models"])) == 4
 
 
-def test_champion_and_latest_of_the_name_are_unchanged(
+def test_champion_and_hints_do_not_change(
     experiment: Experiment, finished: tuple[dict[str, Any], Counter[str]]
 ) -> None:
     workspace = Workspace.from_uri(str(experiment.workspace))

@@ -296,9 +296,7 @@ def test_containers_run_as_a_user_unknown_to_the_image(
     assert read_dataset(result["tensors"], "tensors").manifest.totals.rows
 
 
-def test_missing_images_and_read_only_folders_are_refused_before_the_run(
-    run_docker: list[str], small_photos: Path, tmp_path: Path
-) -> None:
+def test_missing_images_and_read_only_folders_fail(run_docker: list[str], small_photos: Path, tmp_path: Path) -> None:
     words = ["--dataset", "folder", "--source", str(small_photos), "--workspace"]
     absent = tmp_path / "absent.yaml"
     absent.write_text('images: {cpu: "nobody/has-this:1", tags_allowed: true}')

@@ -176,9 +176,7 @@ def test_run_killed_at_any_moment(seconds: float, finished: Finished, expected: 
 @pytest.mark.proof
 @pytest.mark.parametrize("step", KIND_BY_STEP)
 @pytest.mark.parametrize("seconds", [0, 0.3, 1])
-def test_step_killed_at_several_moments(
-    step: str, seconds: float, finished: Finished, expected: dict[str, Dataset]
-) -> None:
+def test_step_killed_at_any_moment(step: str, seconds: float, finished: Finished, expected: dict[str, Dataset]) -> None:
     before = {"clean": "download", "resize": "clean", "train": "resize", "evaluate": "train"}[step]
     delete_outputs(finished, step)
     line = f"[{before}] {'done' if step == 'evaluate' else 'there already'}"  # with more epochs train has work to do

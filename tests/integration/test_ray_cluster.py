@@ -261,7 +261,7 @@ def assert_same_clean(dataset: Dataset, expected: Dataset) -> None:
 
 
 @pytest.mark.parametrize("place", [pytest.param("here", marks=pytest.mark.proof), "two raylets"])
-def test_clean_on_ray_equals_clean_in_processes(
+def test_clean_on_ray_equals_local_clean(
     place: str, cluster: RayCluster, cleaned_locally: Dataset, tmp_path: Path
 ) -> None:
     raw = copy_raw(cleaned_locally, tmp_path)

@@ -309,9 +309,7 @@ def test_multi_label_model_predicts_its_highest_score_on_single_label_images() -
     assert score.compute_metrics() == expected, "a model of other targets has no loss and no calibration"
 
 
-def test_multi_label_evaluation_has_no_confusion_matrix_in_kfp(
-    multi: Chain, single: Chain, evaluation: Dataset
-) -> None:
+def test_multi_label_has_no_confusion_matrix_in_kfp(multi: Chain, single: Chain, evaluation: Dataset) -> None:
     from imagemill.pipelines.kfp import steps
 
     assert confusion_matrix(evaluation.uri) is None

@@ -135,7 +135,7 @@ CHANGED = ("ocr", "encoded again as JPEG", "black and white", "one channel of tr
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_pixels_equal_those_of_the_tensors(
+def test_pixels_equal_the_tensors(
     case: str, source: Path, workspace: Workspace, cleaned_by: Callable[..., Dataset]
 ) -> None:
     cleaning, resizing = CASES[case]

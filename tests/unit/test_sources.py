@@ -140,9 +140,7 @@ def test_a_folder_and_its_tar_hold_the_same(tmp_path: Path) -> None:
 
 @settings(deadline=None, max_examples=20)
 @given(numbers=st.sets(st.integers(0, 5)).map(sorted))
-def test_any_of_the_listed_files_can_be_read_alone(
-    tmp_path_factory: pytest.TempPathFactory, numbers: list[int]
-) -> None:
+def test_any_listed_files_can_be_read_alone(tmp_path_factory: pytest.TempPathFactory, numbers: list[int]) -> None:
     folder = write(tmp_path_factory.getbasetemp() / "points" / "in", FILES)
     source = ListingSource(str(folder), 3)
     assert source.listing()

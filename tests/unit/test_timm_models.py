@@ -120,9 +120,7 @@ def serve_weights(monkeypatch: pytest.MonkeyPatch, folder: Path, backbone: str, 
     return network
 
 
-def test_published_weights_fit_other_sizes_classes_and_channels(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_weights_fit_other_sizes_classes_and_channels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     published = serve_weights(monkeypatch, tmp_path, VIT, 160)
     same = build_network(make_spec(VIT, 160))
     summary = load_pretrained(same, make_spec(VIT, 160), TrainConfig(backbone=VIT, weights="DEFAULT"))

@@ -66,9 +66,7 @@ def assert_same_result(first: Trainer, expected: TrainingState, second: Trainer,
 
 
 @pytest.mark.parametrize("backbone", ["squeezenet1_1", "shufflenet_v2_x0_5"])  # dropout; batch normalization
-def test_killed_training_ends_with_the_weights_of_an_uninterrupted_one(
-    tensors: Dataset, tmp_path: Path, backbone: str
-) -> None:
+def test_killed_training_resumes_to_the_same_weights(tensors: Dataset, tmp_path: Path, backbone: str) -> None:
     config = settings(tensors, **STEP_OPTIONS, backbone=backbone)
     whole = trainer(tensors, tmp_path / "whole", config)
     expected = whole.run()
@@ -118,9 +116,7 @@ def test_signal_saves_a_checkpoint_from_which_the_next_attempt_resumes(
     assert_same_result(whole, expected, resumed, state)
 
 
-def test_sigterm_during_the_validation_loses_no_step(
-    tensors: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sigterm_in_validation_loses_no_step(tensors: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = settings(tensors, epochs=1, checkpoint_minutes=0.0)
     stop = StopRequest()
     stopped = trainer(tensors, tmp_path, config, Communicator(stop=stop))
@@ -163,9 +159,7 @@ def test_early_stopping_counts_epochs_after_all_blocks_are_trained(tensors: Data
     assert [unlimited.is_finished(TrainingState(epoch, best_epoch=1)) for epoch in (9, 10)] == [False, True]
 
 
-def test_training_stops_early_without_improvement(
-    tensors: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_early_stop_without_improvement(tensors: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     training = trainer(tensors, tmp_path, settings(tensors, epochs=50, early_stopping=2))
     training._is_best = lambda state: state.epoch == 2  # type: ignore[method-assign]
     state = training.run()

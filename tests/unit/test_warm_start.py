@@ -107,7 +107,7 @@ def test_training_without_a_champion_starts_from_scratch(tmp_path: Path, capsys:
     assert read_model(tensors, first).manifest.extra.start is None
 
 
-def test_training_starts_from_the_champion_of_its_first_attempt(
+def test_champion_of_the_first_attempt_is_used(
     first_week: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tensors, first = after_first_week(first_week, tmp_path)
@@ -116,11 +116,7 @@ def test_training_starts_from_the_champion_of_its_first_attempt(
     assert f"from the champion {first}" in capsys.readouterr().err
     manifest = read_model(tensors, second).manifest
     sha256 = weights_sha256(read_model(tensors, first))
-    assert manifest.extra.start.to_dict() == {
-        "model": f"model/{first}",
-        "weights_sha256": sha256,
-        "promotion": 1,
-    }
+    assert manifest.extra.start.to_dict() == {"model": f"model/{first}", "weights_sha256": sha256, "promotion": 1}
     assert [parent.uri for parent in manifest.parents] == ["../../tensors/02", f"../{first}"]
     assert f"from the champion {first}" in manifest.extra.origin and manifest.extra.weights == ""
     card = next(Path(read_model(tensors, second).uri).glob("card-*.md")).read_text()
@@ -180,7 +176,7 @@ def test_resumed_training_keeps_its_champion(first_week: Path, tmp_path: Path) -
     assert models[1].manifest.extra.start.promotion == 1
 
 
-def test_champion_with_another_backbone_is_refused(
+def test_champion_of_another_backbone_fails(
     first_week: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tensors, _ = after_first_week(first_week, tmp_path)
