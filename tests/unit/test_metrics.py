@@ -88,8 +88,4 @@ def test_no_images_give_zeros() -> None:
     matrix = confusion([], [], 3)
     zeros = {"top1": 0.0, "macro_f1": 0.0, "balanced_accuracy": 0.0}
     assert matrix.shape == (3, 3) and summarize_confusion(matrix) == zeros
-    assert ConfusionCounts(3).summary() == zeros and ConfusionCounts(3).per_class()["f1"].tolist() == [
-        0,
-        0,
-        0,
-    ]
+    assert ConfusionCounts(3).summary() == zeros and ConfusionCounts(3).per_class()["f1"].tolist() == [0, 0, 0]

@@ -19,8 +19,8 @@ Hashes = npt.NDArray[np.uint64]
 
 
 def find_by_brute_force(hashes: Hashes, radius: int) -> npt.NDArray[np.int64]:
-    hamming_distances = np.bitwise_count(hashes[:, None] ^ hashes[None])
-    return np.argwhere(np.triu(hamming_distances <= radius, 1))
+    distances = np.bitwise_count(hashes[:, None] ^ hashes[None])
+    return np.argwhere(np.triu(distances <= radius, 1))
 
 
 def make_clustered_hashes(number: int, seed: int, max_bits: int = 12) -> Hashes:

@@ -82,8 +82,8 @@ def some_sources(draw: st.DrawFn) -> list[SortedRows]:
             f"s{number}", indices, draw(st.integers(1, 9)), draw(st.integers(1, 3)) if chosen is None else 1
         )
         if chosen is not None:
-            list_positions = np.array(sorted(chosen), np.int64)
-            rows = replace(rows, indices=indices[list_positions], positions=list_positions)
+            positions = np.array(sorted(chosen), np.int64)
+            rows = replace(rows, indices=indices[positions], positions=positions)
         sources.append(rows)
     return sources
 
@@ -158,10 +158,8 @@ def make_plan(rows: int, image_bytes: int, seed: int = 0, file_bytes: int = 32 *
 def test_small_datasets_are_split_into_many_tasks(rows: int, image_bytes: int) -> None:
     plan = make_plan(rows, image_bytes)
     planned = list(plan_tasks(plan, plan.shards))
-    assert (
-        len(planned) >= min(12, len(plan.shards))
-        and [len(task.shards) for task in planned][-2:] == [1, 1][-len(planned) :]
-    )
+    assert len(planned) >= min(12, len(plan.shards))
+    assert [len(task.shards) for task in planned][-2:] == [1, 1][-len(planned) :]
     amplification = compute_read_amplification(plan, plan.shards, choose_shards_per_task(plan, plan.shards))
     assert amplification <= tasks.MAX_READ_AMPLIFICATION + 0.3, "or the tail"
 

@@ -119,7 +119,7 @@ def test_mlflow_refuses_a_model_in_a_folder(gate: Gate, capfd: pytest.CaptureFix
 
 
 @pytest.mark.usefixtures("in_s3")
-def test_unreachable_registry_is_a_warning(
+def test_unreachable_registry_warns(
     gate: Gate, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("imagemill.components.promote.registry._RETRY_S", 0.0)

@@ -101,7 +101,7 @@ def undisturbed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_ray: No
 
 
 @pytest.mark.usefixtures("merging", "without_ray")
-def test_merged_files_give_the_same_tensors_and_are_removed(
+def test_merging_gives_the_same_tensors(
     tmp_path: Path, undisturbed: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tasks: list[Any] = []
@@ -123,9 +123,7 @@ def test_merged_files_give_the_same_tensors_and_are_removed(
 
 
 @pytest.mark.usefixtures("merging", "without_ray")
-def test_retry_resumes_from_finished_merges(
-    tmp_path: Path, undisturbed: list[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_retry_resumes_finished_merges(tmp_path: Path, undisturbed: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed again and again, after every third result; between two tries a run is lost, and one is damaged."""
     finished_keys: list[str] = []
 

@@ -120,9 +120,7 @@ def serve_weights(monkeypatch: pytest.MonkeyPatch, folder: Path, backbone: str, 
     return network
 
 
-def test_published_weights_fit_other_sizes_classes_and_channels(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_weights_fit_other_sizes_classes_and_channels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     published = serve_weights(monkeypatch, tmp_path, VIT, 160)
     same = build_network(make_spec(VIT, 160))
     summary = load_pretrained(same, make_spec(VIT, 160), TrainConfig(backbone=VIT, weights="DEFAULT"))
@@ -198,7 +196,5 @@ def test_mismatch_with_timms_weights_names_the_preset() -> None:
     assert expected is not None
     lines = describe_mismatches(image, expected, config.backbone)
     assert [line.partition(":")[0] for line in lines] == ["image_size", "interpolation", "normalization"]
-    assert (
-        "so that position embeddings are resampled (resize with --model-preset timm:vit_base_patch16_224.aug"
-        in (lines[0])
-    )
+    hint = "so that position embeddings are resampled (resize with --model-preset timm:vit_base_patch16_224.aug"
+    assert hint in lines[0]

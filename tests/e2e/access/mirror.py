@@ -173,7 +173,7 @@ class Mirror:
 
 
 def _version(document: Doc) -> int:
-    """Where an object stands in the order of all changes; every server that there is counts them."""
+    """Return the position of an object in the order of all changes; every known server counts them."""
     version = str(document["metadata"].get("resourceVersion", ""))
     return int(version) if version.isdecimal() else 0
 
