@@ -172,7 +172,8 @@ def _describe_result(step: str, record: Mapping[str, Any]) -> list[str]:
 
 def _render_drift(run: RunSummary) -> str:
     """Return a section with what has drifted since the champion's data; empty where nothing has."""
-    lines = run.records.get("clean", {}).get("metrics", {}).get("drift", [])
+    sections = (("clean", "drift"), ("evaluate", "feature_drift"))
+    lines = [line for step, key in sections for line in run.records.get(step, {}).get("metrics", {}).get(key, [])]
     if not lines:
         return ""
     return "\n".join(["## Drift since the champion's data", "", *(f"- {_escape_markdown(line)}" for line in lines)])

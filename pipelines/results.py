@@ -22,7 +22,7 @@ def read_record_facts(records: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {
         **{kind: records.get(step, {}).get("uri", "") for step, kind in PRODUCTS.items()},
         "report": gate.get("report", ""),
-        "metrics": {key: value for key, value in metrics.items() if key != "champion_evaluation"},
+        "metrics": {key: value for key, value in metrics.items() if isinstance(value, (int, float))},
         "promoted": bool(gate.get("promoted")),
         "verdict": gate.get("verdict", ""),
         "champion": records.get("promote", {}).get("uri", ""),

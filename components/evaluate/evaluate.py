@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from ..dataset.fingerprint import fingerprint
 from ..dataset.kinds import ClassScores, EvaluationExtra
@@ -20,6 +21,7 @@ from .chance import ChanceTest, ClassTotals
 from .config import VERSION, EvaluateConfig
 from .cross_validation import cross_validate_probe, describe_cross_validation
 from .curves import describe_curves
+from .feature_drift import check_feature_drift
 from .grad_cam import SurestMistakes, write_overlays
 from .inference import FLIP, InferenceRunner, describe_throughput
 from .inputs import find_tensors
@@ -40,27 +42,30 @@ def evaluate(config: EvaluateConfig, context: Context) -> Outcome:
     extra = EvaluationExtra.of(evaluation.manifest)
     for line in describe_review(extra.review, extra.metrics["top1"]):
         context.say(line)
-    champion_uri, is_champion_cached = _evaluate_champion(name, model, clean, config, context)
+    champion_uri, is_champion_cached, drift = _evaluate_champion(name, model, clean, config, context)
     state = CACHED if is_cached and is_champion_cached else RAN
-    return Outcome(evaluation.uri, evaluation.fingerprint, state, extra.metrics | {"champion_evaluation": champion_uri})
+    metrics: dict[str, Any] = extra.metrics | drift | {"champion_evaluation": champion_uri}
+    return Outcome(evaluation.uri, evaluation.fingerprint, state, metrics)
 
 
 def _evaluate_champion(
     name: str, model: Dataset, clean: Dataset, config: EvaluateConfig, context: Context
-) -> tuple[str, bool]:
-    """Return (URI, whether it was cached) of the champion's evaluation; ("", True) where it is this model, or none."""
+) -> tuple[str, bool, dict[str, Any]]:
+    """Return (URI, whether it was cached, metrics on drift of features) of the champion's evaluation; ("", True, {})
+    where the champion is this model, or there is none."""
     promotion = context.workspace.last_promotion(name)
     if promotion is None:
-        return "", True
+        return "", True, {}
     champion = find_dataset(context.workspace.absolute(promotion.model))
     if champion is None or champion.missing():
         context.say(f"the champion's model {promotion.model} is gone or damaged: there is nothing to compare with")
-        return "", True
+        return "", True, {}
     if champion.fingerprint == model.fingerprint:
-        return "", True
+        return "", True, {}
     title = f"the champion (promotion {promotion.n})"
     evaluation, is_cached = _find_or_evaluate(champion, clean, title, config, context)
-    return evaluation.uri, is_cached
+    drift = check_feature_drift(model, champion, promotion.n, name, config.drift_warning, context)
+    return evaluation.uri, is_cached, drift
 
 
 def _find_or_evaluate(
