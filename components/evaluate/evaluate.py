@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..dataset.fingerprint import fingerprint
-from ..dataset.kinds import ClassScores, EvaluationExtra
+from ..dataset.kinds import ClassScores, EvaluationExtra, UnlikeImages
 from ..dataset.labels import MULTI
 from ..dataset.manifest import Dataset, File, Manifest, Totals, commit, find_dataset
 from ..dataset.shards import Layout, ShardWriter, read_columns
@@ -23,7 +23,7 @@ from .cross_validation import cross_validate_probe, describe_cross_validation
 from .curves import describe_curves
 from .feature_drift import check_feature_drift
 from .grad_cam import SurestMistakes, write_overlays
-from .inference import FLIP, InferenceRunner, describe_throughput
+from .inference import FLIP, InferenceRunner, describe_throughput, describe_unlike
 from .inputs import find_tensors
 from .intervals import FEW_IMAGES, count_unreliable_classes
 from .overlap import TrainingOverlap
@@ -94,6 +94,8 @@ def _log_scores(evaluation: Dataset, title: str, context: Context) -> None:
         context.say(describe_baseline(extra.baseline))
     if extra.cross_validation:
         context.say(describe_cross_validation(extra.cross_validation, rows))
+    if extra.unlike:
+        context.say(describe_unlike(extra.unlike, rows))
     if extra.chance and extra.chance.why:
         context.say(f"warning: {extra.chance.why}")
     if number := extra.seen.images:
@@ -133,6 +135,7 @@ def _evaluate_model(model: Dataset, clean: Dataset, uri: str, config: EvaluateCo
 
     from ..models.artifact import load_model, pick_device, set_torch_threads
     from ..models.features import find_features
+    from ..models.ood import OodDetector
 
     slice_columns = parse_columns(config.slices, clean)
     network, spec = load_model(model)
@@ -145,7 +148,8 @@ def _evaluate_model(model: Dataset, clean: Dataset, uri: str, config: EvaluateCo
     overlap = TrainingOverlap.find(model, clean)
     if config.tta == FLIP and model.manifest.config.get("flip") == "false":
         context.say("warning: this model never saw a mirrored image in training, and tta flip shows it some")
-    runner = InferenceRunner(network, spec, device, config.tta)
+    detector = OodDetector.read(model)
+    runner = InferenceRunner(network, spec, device, config.tta, detector)
     images = clean.manifest.totals.by_split["test"]
     progress, mistakes = Progress("evaluate", total=images), SurestMistakes(config.grad_cam, spec.image.side)
     with ShardWriter(uri, Layout(scorer.SCHEMA, row_group_rows=100_000)) as writer, torch.inference_mode():
@@ -180,6 +184,7 @@ def _evaluate_model(model: Dataset, clean: Dataset, uri: str, config: EvaluateCo
         seen=overlap.summarize(),
         baseline=score_baseline(model, clean),
         cross_validation=cross_validate_probe(features if tensors else None, clean, config.cross_validate),
+        unlike=UnlikeImages(runner.num_unlike, detector.rate) if detector else None,
     )
     files = (file, *(other for other in (suspects, overlays) if other))
     return commit(uri, _build_manifest(model, clean, uri, config, scorer, slices, files, extra))

@@ -17,10 +17,9 @@ from ..dataset.manifest import Dataset, read_dataset
 from ..dataset.shards import read_columns
 from ..metrics.feature_shift import Features, Mask, compare_means, whiten
 from ..metrics.two_sample import ALL, NEW
-from ..models.features import find_features, iter_features
+from ..models.features import find_features, iter_features, read_image_ids
 from ..step.step import Context
 from ..storage.errors import DatasetError, UserError
-from .cross_validation import read_image_ids
 
 VERSION = 1
 """Raised when the same datasets must give another comparison."""
