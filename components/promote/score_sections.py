@@ -54,6 +54,7 @@ def describe_scores(evaluation: Dataset) -> dict[str, Any]:
         "slices": group_slices(extra),
         "each_class": list_classes(extra),
         "throughput": extra.throughput,
+        "unlike": extra.unlike,
     }
 
 
