@@ -366,6 +366,15 @@ class CrossValidation(JsonObject):
 
 
 @dataclass(frozen=True)
+class UnlikeImages(JsonObject):
+    """Number of test `images` whose `ood_score` is above 1, and the share `rate` that is expected of images like the
+    validation images."""
+
+    images: int
+    rate: float
+
+
+@dataclass(frozen=True)
 class EvaluationExtra(Extra):
     """Fields of an evaluation.
 
@@ -393,6 +402,7 @@ class EvaluationExtra(Extra):
     seen: SeenImages = field(default_factory=SeenImages)
     baseline: Baseline | None = None
     cross_validation: CrossValidation | None = None
+    unlike: UnlikeImages | None = None
 
 
 EXTRAS: dict[str, type[Extra]] = {

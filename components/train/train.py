@@ -19,6 +19,7 @@ from ..models.artifact import (
     pick_device,
     set_torch_threads,
 )
+from ..models.ood import OodDetector
 from ..step.step import CACHED, RAN, RANK_RECORDS, Context, Outcome
 from ..storage import uri as uris
 from ..storage.errors import UserError
@@ -34,6 +35,7 @@ from .loop.domain_adversary import describe_target, open_target
 from .loop.head_solver import VERSION as SOLVER_VERSION
 from .loop.head_solver import HeadSolution, solve_head
 from .loop.history import diagnose, publish_history
+from .loop.ood import fit_detector
 from .loop.torchrun import choose_processes, run_processes
 from .preflight import find_warnings
 from .pretrained_weights import find_initial_model, identify_weights, load_pretrained
@@ -145,9 +147,10 @@ def _train_and_commit(
         else:
             temperature = trainer.validator.fit_temperature(network)
         spec = replace(spec, extra=replace(spec.extra, temperature=temperature))
+        detector = fit_detector(network, trainer.validator, config.ood_rate, context)
         training = replace(training, recipe=recipe, probe=solution.summarize() if solution else None)
         parents = tuple(dataset.as_parent(uri) for dataset in (tensors, target, initial, features) if dataset)
-        manifest = _publish_files(tensors, initial, uri, config, spec, state, training, network, solution)
+        manifest = _publish_files(tensors, initial, uri, config, spec, state, training, network, solution, detector)
         commit(uri, replace(manifest, parents=parents))
         discard_checkpoints(uri)
     comm.wait_for_main()  # it has committed
@@ -189,7 +192,7 @@ def _check_image_size(network: Any, spec: ModelSpec) -> None:
 
 def _publish_files(
     tensors: Dataset, initial: Dataset | None, uri: str, config: TrainConfig, spec: ModelSpec, state: TrainingState,
-    training: ModelExtra, network: torch.nn.Module, solution: HeadSolution | None,
+    training: ModelExtra, network: torch.nn.Module, solution: HeadSolution | None, detector: OodDetector | None,
 ) -> Manifest:  # fmt: skip
     """Write all files of the model, and return its manifest, without parents.
 
@@ -209,6 +212,7 @@ def _publish_files(
         publish_history(uri, state.history),
         *publish_onnx_and_card(uri, network, spec, facts, read_samples(tensors)),
         *([solution.probe.publish(uri)] if solution else []),
+        *([detector.publish(uri)] if detector else []),
     )
     return Manifest(
         kind="model",
