@@ -96,6 +96,7 @@ class RawExtra(Extra):
         missing_masks: masks that the source names but does not have.
         planted: the faults of the demo's files.
         image_size: recommended side of the model's input in pixels.
+        epochs: recommended for a training from scratch.
     """
 
     source: str = ""
@@ -105,11 +106,13 @@ class RawExtra(Extra):
     missing_masks: FileList | None = None
     planted: list[dict[str, Any]] | None = None
     image_size: int | None = None
+    epochs: int | None = None
 
 
 @dataclass(frozen=True)
 class CleanExtra(Extra):
-    """Fields of clean. `rows_in`: rows of the raw dataset; `found`: duplicates, leaks and outliers (`clean.decide`)."""
+    """Fields of clean. `rows_in`: rows of the raw dataset; `found`: duplicates, leaks and outliers (`clean.decide`);
+    `image_size`, `epochs`: as in raw."""
 
     dataset_name: str = ""
     by_class_and_split: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -117,6 +120,7 @@ class CleanExtra(Extra):
     rows_in: int = 0
     found: dict[str, Any] = field(default_factory=dict)
     image_size: int | None = None
+    epochs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -132,12 +136,13 @@ class StoredCopies(JsonObject):
 @dataclass(frozen=True)
 class TensorsExtra(Extra):
     """Fields of tensors. `shards`: by URI, what is known of a listed file (`resize.tensor_shards.FinishedShard`);
-    `device`: where the images were decoded, unless on the CPU."""
+    `device`: where the images were decoded, unless on the CPU; `epochs`: as in raw."""
 
     dataset_name: str = ""
     shards: dict[str, dict[str, Any]] = field(default_factory=dict)
     copies: StoredCopies | None = None
     device: str | None = None
+    epochs: int | None = None
 
     def generation(self, uri: str) -> int:
         """Return the generation of a listed file: 0 where all rows were built, then one for each time that some were

@@ -263,6 +263,7 @@ def _make_manifest(
         missing_masks=contents.missing_masks.freeze() if contents.missing_masks.count else None,
         planted=source.list_faults() if isinstance(source, DemoSource) else None,
         image_size=source.IMAGE_SIZE if isinstance(source, DemoSource) else None,
+        epochs=source.EPOCHS if isinstance(source, DemoSource) else None,
     )
     return Manifest(
         kind="raw",

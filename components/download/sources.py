@@ -170,6 +170,9 @@ class DemoSource:
     """Default image size of resize for the demo, in pixels a side: it gives a macro-F1 above 0.9, in half of the time
     that 128 take to train."""
     checks_reads = True
+    EPOCHS = 8
+    """Default epochs of training on the demo: enough for that, and its whole run is done within two minutes on two CPU
+    cores. Other images of that number are trained on for longer (`train/recipes.py:choose_epochs`)."""
 
     def __init__(self, seed: int) -> None:
         from . import demo

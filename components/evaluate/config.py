@@ -9,6 +9,8 @@ from ..step.config import StepConfig, device_option, drift_warning_option, optio
 
 VERSION = 4
 """Raised when the same model and images must give other predictions, metrics or suspects."""
+TTA_VERSION = 2
+"""Counts in the fingerprint where views are averaged: 2 fits a temperature on them."""
 
 
 @dataclass(frozen=True, kw_only=True)

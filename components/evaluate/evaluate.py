@@ -18,12 +18,12 @@ from ..storage import uri as uris
 from ..storage.errors import MillError
 from .baseline import describe_baseline, score_baseline
 from .chance import ChanceTest, ClassTotals
-from .config import VERSION, EvaluateConfig
+from .config import TTA_VERSION, VERSION, EvaluateConfig
 from .cross_validation import cross_validate_probe, describe_cross_validation
 from .curves import describe_curves
 from .feature_drift import check_feature_drift
 from .grad_cam import SurestMistakes, write_overlays
-from .inference import FLIP, InferenceRunner, describe_throughput, describe_unlike
+from .inference import FLIP, NONE, InferenceRunner, describe_throughput, describe_unlike
 from .inputs import find_tensors
 from .intervals import FEW_IMAGES, count_unreliable_classes
 from .overlap import TrainingOverlap
@@ -74,6 +74,8 @@ def _find_or_evaluate(
     """Return one model's evaluation, and whether it was cached."""
     parents = [model.fingerprint, clean.fingerprint]
     counting = config.fingerprint_values() | context.rerun_salt()
+    if config.tta != NONE:
+        counting |= {"tta_version": TTA_VERSION}
     uri = context.workspace.dataset("evaluation", fingerprint("evaluation", VERSION, parents, counting))
     cached = context.find(uri)
     evaluation = cached or _evaluate_model(model, clean, uri, config, context)
@@ -153,6 +155,8 @@ def _evaluate_model(model: Dataset, clean: Dataset, uri: str, config: EvaluateCo
     images = clean.manifest.totals.by_split["test"]
     progress, mistakes = Progress("evaluate", total=images), SurestMistakes(config.grad_cam, spec.image.side)
     with ShardWriter(uri, Layout(scorer.SCHEMA, row_group_rows=100_000)) as writer, torch.inference_mode():
+        if config.tta != NONE and (problem := runner.fit_temperature(model, config.eval_batch_size)):
+            context.say(f"warning: probabilities with tta {config.tta} have the temperature of one view: {problem}")
         for batch in runner.read_batches(model, clean, config.eval_batch_size):
             logits, calibrated = runner.predict(batch)
             rows = scorer.add(logits, batch, calibrated)

@@ -316,5 +316,6 @@ def _make_manifest(target: Target, spec: TensorSpec, shards: list[FinishedShard]
             shards={shard.file.uri: shard.to_entry() for shard in shards},
             copies=_describe_copies(spec.copies, copies),
             device=config.device if config.device != CPU else None,
+            epochs=CleanExtra.of(clean.manifest).epochs,
         ),
     )
