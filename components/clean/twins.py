@@ -15,11 +15,10 @@ import numpy.typing as npt
 from ..dataset.manifest import File
 from ..dataset.shards import Layout, ShardWriter
 from ..storage.errors import wrong
-from .candidates import Candidates, RowNumbers
+from .candidates import EXAMPLES, Candidates, DropReason, RowDecisions, RowNumbers
 from .config import CleanConfig
+from .measures import MAX_DIFFERENCE, compare_thumbnails, have_similar_aspect
 from .near import BANDED_RADIUS, BRUTE_LIMIT, find_near_pairs
-from .phash import MAX_DIFFERENCE, compare_thumbnails, have_similar_aspect
-from .row_decisions import EXAMPLES, DropReason, RowDecisions
 from .schema import TWINS
 from .splits import SPLITS, TEST, TRAIN, UNDECLARED, VAL
 
@@ -31,12 +30,8 @@ CHUNK = 32_768
 class Twins:
     """P verified pairs of near-duplicates; 21 bytes a pair.
 
-    Attributes:
-        first, second: int64 [P], rows.
-        distance: uint8 [P], bits in which the perceptual hashes differ.
-        difference: float32 [P], of the thumbnails.
-        checked: number of pairs that were verified to find these.
-        complete: whether no pair within the radius was left out.
+    `distance` is the number of bits in which the perceptual hashes differ, `difference` that of the thumbnails;
+    `checked` pairs were verified to find these. `complete`: no pair within the radius was left out.
     """
 
     first: RowNumbers

@@ -58,7 +58,7 @@ def download(config: DownloadConfig, context: Context) -> Outcome:
     dataset = existing or commit(uri, manifest)
     if snapshot.files is not None:
         store_listing(context.workspace, config, snapshot.files, dataset)
-    if key and _make_listing_key(source, labeller, config, context) == key:  # not changed while it was read
+    if key and (source.checks_reads or _make_listing_key(source, labeller, config, context) == key):
         record = {"raw": context.workspace.relative(uri), "source": source.where}
         context.workspace.add_source_record(key, record)
         if context.rerun or config.verify == "content":  # later runs, which trust the listing, shall find what was read
@@ -113,13 +113,8 @@ def _report(dataset: Dataset, state: str, config: DownloadConfig, context: Conte
 
 @dataclass
 class _Snapshot:
-    """What is read and reused for one raw dataset.
-
-    Attributes:
-        files: the source's files; None for a source that is read as a whole.
-        earlier: rows of earlier shards.
-        num_attempted: shards that earlier attempts under the same listing recorded.
-    """
+    """What is read and reused for one raw dataset: the source's files (None: it is read as a whole), rows of earlier
+    shards, and the number of shards that earlier attempts under the same listing recorded."""
 
     files: SourceFiles | None
     earlier: EarlierRows

@@ -14,12 +14,11 @@ from ..storage import uri as uris
 from ..storage.errors import wrong
 from ..storage.parallel import map_ordered
 from ..storage.store import get_store
-from .archives import Member, Skipped, make_too_large
+from .archives import Member, Skipped, make_too_large, normalize_path
 from .config import check_uri
-from .http import fetch
 from .listing import SourceFile, make_listing
-from .names import normalize_path
 from .sources import MAX_FILE_BYTES, Numbers
+from .streams import fetch
 
 
 class TableSource:
@@ -29,15 +28,10 @@ class TableSource:
     `missing_mask`. Holds the paths and masks as Arrow columns: 4 bytes an image each, and their characters.
     """
 
-    def __init__(self, table_uri: str, data: bytes, table: Any, workers: int) -> None:
-        """Make a source of a table.
+    checks_reads = False
 
-        Args:
-            table_uri: URI of the table.
-            data: bytes of the table, of which a hash is kept.
-            table: result of `read_table` for `data`.
-            workers: number of files that are read at a time.
-        """
+    def __init__(self, table_uri: str, data: bytes, table: Any, workers: int) -> None:
+        """Make a source of a table of these bytes, which `read_table` parsed; `workers` files are read at a time."""
         self.where, self.total, self._workers = uris.redact(table_uri), table.num_rows, workers
         self._hash, self._uri, self._paths = hashlib.sha256(data), table_uri, table.column("path")
         self._files: pa.Table | None = None

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ..dataset.kinds import ModelExtra, Throughput
+from ..dataset.kinds import ModelExtra, Throughput, UnlikeImages
 from ..dataset.labels import MULTI
 from ..dataset.manifest import Dataset, find_dataset
 from ..metrics.calibration import fit_temperature
 from ..models.artifact import ModelSpec, Normalize
+from ..models.features import HeadInputs
+from ..models.ood import OodDetector
 from ..storage.errors import MillError
 from ..storage.parallel import cores
 from .inputs import InputBatch, find_stored_geometry, find_tensors, read_tensor_batches, read_test_batches
@@ -32,13 +34,20 @@ MAX_CALIBRATION_IMAGES = 20_000
 
 
 class InferenceRunner:
-    """A network on its device with its own preprocessing, temperature and test-time augmentation (`tta`)."""
+    """A network on its device with its own preprocessing, temperature and test-time augmentation (`tta`).
 
-    def __init__(self, network: torch.nn.Module, spec: ModelSpec, device: torch.device, tta: str) -> None:
+    `detector`: counts in `num_unlike` the images that are unlike the training images.
+    """
+
+    def __init__(
+        self, network: torch.nn.Module, spec: ModelSpec, device: torch.device, tta: str,
+        detector: OodDetector | None = None,
+    ) -> None:  # fmt: skip
         self.network, self.spec, self.device, self.tta = network, spec, device, tta
         self.normalize, self.size = Normalize(spec.image, device), spec.image.side
         self.temperature = spec.extra.temperature or 1.0
         self.throughput = ThroughputMeter(device)
+        self.detector, self.num_unlike = detector, 0
 
     def read_batches(self, model: Dataset, clean: Dataset, batch_size: int) -> Iterator[InputBatch]:
         """Yield the test images, with the stored margin where the crops are of it."""
@@ -78,16 +87,29 @@ class InferenceRunner:
         start = self.throughput.read_clock()
         images = self.normalize(torch.from_numpy(batch.images).to(self.device))
         logits_of_views: list[torch.Tensor] = []
+        features: list[torch.Tensor] = []
         first_view = seconds = 0.0
-        for view in make_views(images, self.size, self.tta):
-            logits_of_views.append(self.network(view.contiguous(memory_format=torch.channels_last)).float())
-            seconds = self.throughput.read_clock() - start
-            first_view = first_view or seconds
+        with HeadInputs(self.network) as head_inputs:
+            for view in make_views(images, self.size, self.tta):
+                logits_of_views.append(self.network(view.contiguous(memory_format=torch.channels_last)).float())
+                seconds = self.throughput.read_clock() - start
+                first_view = first_view or seconds
+                features.append(head_inputs.read())
         self.throughput.add(len(batch.ids), first_view, seconds)
+        if self.detector:  # of the center crop, as predict sees the image
+            self.num_unlike += int((self.detector.score(features[0].cpu().numpy()) > 1).sum())
         logits = average_views(logits_of_views, self.spec.task)
         if not bool(torch.isfinite(logits).all()):
             raise MillError("model: expected finite numbers of the network, found others")
         return logits, logits / self.temperature
+
+
+def describe_unlike(unlike: UnlikeImages, images: int) -> str:
+    """Return a line for the log and the report."""
+    return (
+        f"{unlike.images:,} of {images:,} test images are unlike the training images (ood_score above 1); "
+        f"{unlike.rate:.1%} of images like the validation images are"
+    )
 
 
 def make_views(images: torch.Tensor, size: int, tta: str) -> Iterator[torch.Tensor]:

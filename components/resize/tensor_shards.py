@@ -13,9 +13,9 @@ import pyarrow as pa
 from ..dataset.labels import MULTI, SINGLE, label_column
 from ..dataset.manifest import File, sum_counts
 from ..dataset.shards import Layout, ShardWriter, open_parquet, read_row_group
-from ..imaging.choices import RAW
 from ..imaging.decoder import ImageRejected, Pixels
 from ..imaging.geometry import Geometry, decode_and_resize
+from ..imaging.pixel_options import RAW
 from ..imaging.tensors import encode_jpeg
 from ..storage.errors import MillError
 from .copies import CopyPolicy, assign_position, decode_with_copies
@@ -31,13 +31,8 @@ _ORIGINAL: dict[str, Any] = {"copy": 0, "augmentation": ""}
 class TensorSpec:
     """Form of the tensors of a dataset, and what is computed while they are written. It travels to the workers.
 
-    Args:
-        geometry: shape, crop, color and edges of an image.
-        encoding: `raw` or `jpeg`.
-        jpeg_quality: 1 to 100, for `jpeg`.
-        jpeg_subsampling: `420` or `444`, for `jpeg`.
-        with_sums: whether to sum every channel of the training images, copies excluded.
-        copies: augmented copies of training images; None for none.
+    `with_sums`: every channel of the training images is summed, copies excluded. The other fields are options of
+    resize.
     """
 
     geometry: Geometry

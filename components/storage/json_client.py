@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlencode
 
-from .errors import MillError, TransientError, UserError
-from .retry import with_retry
+from .errors import MillError, TransientError, UserError, with_retry
 from .uri import redact
 
 TIMEOUT_S = 30.0

@@ -38,8 +38,8 @@ class TrainConfig(StepConfig):
     }  # fmt: skip
     SHORT_HELP: ClassVar[tuple[str, ...]] = (
         "help", "workspace", "name", "tensors", "preset", "backbone", "weights", "start", "recipe", "metric", "time",
-        "epochs", "batch_size", "learning_rate", "seed", "class_balance", "domain_adversarial", "policy", "device",
-        "processes",
+        "epochs", "batch_size", "learning_rate", "seed", "class_balance", "ood_rate", "domain_adversarial", "policy",
+        "device", "processes",
     )  # fmt: skip
 
     tensors: str = option("", "URI of the tensors", in_fingerprint=False)
@@ -143,6 +143,11 @@ class TrainConfig(StepConfig):
         f"none, weights (of the loss) or sampling (rare classes more often) {_RECIPE}",
         choices=("none", "weights", "sampling"),
     )
+
+    ood_rate: float = option(
+        0.0, "store a detector of images unlike the training images, by which predict gives an ood_score: so large a "
+        "share of images like the validation images is taken for unlike, 0.01 for 1%; 0 for none", low=0, high=0.5,
+    )  # fmt: skip
 
     domain_adversarial: str = option(
         "", "URI of tensors of images as the model will see them, of which no label is used: features are trained by "

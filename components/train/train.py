@@ -11,8 +11,15 @@ from ..dataset.fingerprint import fingerprint
 from ..dataset.kinds import ModelExtra, NetworkExtra, WarmStart
 from ..dataset.manifest import Dataset, Manifest, Totals, commit, read_dataset
 from ..dataset.shards import publish_bytes
-from ..models.artifact import ModelSpec, build_network, image_size_error, pick_device, set_torch_threads
-from ..models.preprocessing import describe_preprocessing
+from ..models.artifact import (
+    ModelSpec,
+    build_network,
+    describe_preprocessing,
+    image_size_error,
+    pick_device,
+    set_torch_threads,
+)
+from ..models.ood import OodDetector
 from ..step.step import CACHED, RAN, RANK_RECORDS, Context, Outcome
 from ..storage import uri as uris
 from ..storage.errors import UserError
@@ -28,6 +35,7 @@ from .loop.domain_adversary import describe_target, open_target
 from .loop.head_solver import VERSION as SOLVER_VERSION
 from .loop.head_solver import HeadSolution, solve_head
 from .loop.history import diagnose, publish_history
+from .loop.ood import fit_detector
 from .loop.torchrun import choose_processes, run_processes
 from .mlflow_run import NONE, MlflowRun, choose_experiment, open_run
 from .preflight import find_warnings
@@ -152,10 +160,11 @@ def _train_and_commit(
         else:
             temperature = trainer.validator.fit_temperature(network)
         spec = replace(spec, extra=replace(spec.extra, temperature=temperature))
+        detector = fit_detector(network, trainer.validator, config.ood_rate, context)
         training = replace(training, recipe=recipe, probe=solution.summarize() if solution else None)
         parents = tuple(dataset.as_parent(uri) for dataset in (tensors, target, initial, features) if dataset)
         manifest = _publish_files(
-            tensors, initial, uri, config, spec, state, training, network, solution, comm.world_size
+            tensors, initial, uri, config, spec, state, training, network, solution, detector, comm.world_size
         )
         commit(uri, replace(manifest, parents=parents))
         discard_checkpoints(uri)
@@ -199,7 +208,8 @@ def _check_image_size(network: Any, spec: ModelSpec) -> None:
 
 def _publish_files(
     tensors: Dataset, initial: Dataset | None, uri: str, config: TrainConfig, spec: ModelSpec, state: TrainingState,
-    training: ModelExtra, network: torch.nn.Module, solution: HeadSolution | None, processes: int,
+    training: ModelExtra, network: torch.nn.Module, solution: HeadSolution | None, detector: OodDetector | None,
+    processes: int,
 ) -> Manifest:  # fmt: skip
     """Write all files of the model, and return its manifest, without parents.
 
@@ -219,6 +229,7 @@ def _publish_files(
         publish_history(uri, state.history),
         *publish_onnx_and_card(uri, network, spec, facts, read_samples(tensors)),
         *([solution.probe.publish(uri)] if solution else []),
+        *([detector.publish(uri)] if detector else []),
     )
     return Manifest(
         kind="model",

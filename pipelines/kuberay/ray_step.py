@@ -3,7 +3,7 @@ an existing Ray cluster. Without a cluster file, as on a laptop, it is the step 
 
 A RayJob's pods take 35 to 60 s before they do any work (measured on a node of two busy cores, with the images there),
 Ray in the step's own pod about 10 s, clean's processes less: so a small dataset is done sooner there. The time of the
-work is estimated in `core_seconds.py` of components/clean and components/resize.
+work is estimated by `estimate_core_seconds` of components/clean and components/resize.
 """
 
 from __future__ import annotations
@@ -77,14 +77,8 @@ def find_target(config: StepConfig, context: Context, cluster: Cluster) -> Targe
 
 
 def choose_mode(cluster: Cluster, step: str, core_seconds: float, device: str = "cpu") -> Mode:
-    """Return where clean or resize runs: as the cluster file says, or if that is `auto` by the size of the work.
-
-    Args:
-        cluster: the cluster file.
-        step: `clean` or `resize`.
-        core_seconds: of the work, without the start of anything (`Target.estimate_core_seconds`).
-        device: `cpu`, or `cuda` where the workers' GPUs are used: the step's own pod has none.
-    """
+    """Return where clean or resize runs: as the cluster file says, or if that is `auto` by the size of the work, which
+    does not count the start of anything (`Target.estimate_core_seconds`). The step's own pod has no GPU for `cuda`."""
     if (mode := cluster.ray.get_mode(step)) != "auto":
         return mode
     seconds = core_seconds / parse_quantity(cluster.steps[step].cpu)

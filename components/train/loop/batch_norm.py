@@ -29,9 +29,9 @@ def synchronize_batch_norm(network: torch.nn.Module, backbone: str, device: torc
             "processes (SyncBatchNorm) on GPUs only; small shares learn worse, and a larger batch_size helps"
         )
     if is_timm(backbone):  # some of its normalizations include the activation, which torch's function would lose
-        from timm.layers import convert_sync_batchnorm
+        from timm.layers import convert_sync_batchnorm  # type: ignore[attr-defined]
 
-        convert_sync_batchnorm(network)
+        convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
     else:
-        torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
     return "batch normalization: by the images of all processes (SyncBatchNorm)"
