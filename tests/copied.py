@@ -18,7 +18,7 @@ from imagemill.components.dataset.kinds import CleanExtra, CleanImage
 from imagemill.components.dataset.manifest import Dataset, File, Manifest, Totals, commit, read_dataset
 from imagemill.components.dataset.shards import Layout, ShardWriter, read_columns
 from imagemill.components.dataset.workspace import Workspace
-from imagemill.components.imaging.choices import COLORS
+from imagemill.components.imaging.pixel_options import COLORS
 from imagemill.components.resize import resize
 from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.step.step import Context
@@ -55,7 +55,7 @@ class Image:
         }  # fmt: skip
 
 
-def several(train: int, val: int = 3, test: int = 2) -> list[Image]:
+def make_images(train: int, val: int = 3, test: int = 2) -> list[Image]:
     each = {"train": train, "val": val, "test": test}
     return [Image(number, split) for split, count in each.items() for number in range(1, count + 1)]
 

@@ -87,7 +87,7 @@ def suffered(api: KubeApi) -> bool:
     return not any(fault.times for fault in api.faults if fault.method != "DELETE")
 
 
-def told(reason: str, message: str, kind: str = "RayCluster", cluster: str = "b9w4d", **more: Any) -> Act:
+def kube_event(reason: str, message: str, kind: str = "RayCluster", cluster: str = "b9w4d", **more: Any) -> Act:
     """KubeRay tells something of a RayCluster of the job, and Kubernetes keeps it."""
 
     def act(api: KubeApi, job: Json) -> None:

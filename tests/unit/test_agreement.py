@@ -167,14 +167,14 @@ def test_of_a_bare_file_nothing_is_known(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("backbone", "size"), [("inception_v3", 74), ("vit_b_32", 100), ("maxvit_t", 128), ("alexnet", 32)]
 )
-def test_a_size_that_a_network_does_not_take_names_the_preset(backbone: str, size: int) -> None:
+def test_unsupported_image_size_names_the_model_preset(backbone: str, size: int) -> None:
     spec = ModelSpec(backbone, ("a", "b"), image_of(image_size=size))
-    said = rf"^image_size: expected a size that {backbone} takes, found {size}: [^\n]+ \(resize with --model-preset "
-    with pytest.raises(UserError, match=said + rf"{backbone}\)$"):
+    message = rf"^image_size: expected a size that {backbone} takes, found {size}: [^\n]+ \(resize with --model-preset "
+    with pytest.raises(UserError, match=message + rf"{backbone}\)$"):
         _check_image_size(build_network(spec), spec)
 
 
-def test_weights_from_tensorflow_get_what_they_were_trained_with(tmp_path: Path) -> None:
+def test_weights_from_tensorflow_get_the_normalization_of_their_training(tmp_path: Path) -> None:
     """Torchvision's GoogLeNet and Inception convert ImageNet's normalization to theirs inside, when they are made with
     weights: ours must do so, too, and after it is saved, and when another starts from it."""
     from torchvision.models import googlenet
@@ -191,15 +191,17 @@ def test_weights_from_tensorflow_get_what_they_were_trained_with(tmp_path: Path)
     assert describe_conversion(TrainConfig(weights="DEFAULT"), image) == {}
     spec = ModelSpec("googlenet", ("a", "b"), image, extra=NetworkExtra(**describe_conversion(named, image)))
     network = build_network(ModelSpec.from_json(spec.to_json(), "spec")).eval()
-    theirs = googlenet(weights=None, num_classes=2, aux_logits=False, init_weights=False, transform_input=True).eval()
-    theirs.load_state_dict(network.state_dict())
+    reference = googlenet(
+        weights=None, num_classes=2, aux_logits=False, init_weights=False, transform_input=True
+    ).eval()
+    reference.load_state_dict(network.state_dict())
     u = torch.rand(2, 3, 32, 32)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in mean_and_std("imagenet", "rgb"))
-    seen: list[torch.Tensor] = []
-    network.get_submodule("conv1").register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    conv_inputs: list[torch.Tensor] = []
+    network.get_submodule("conv1").register_forward_pre_hook(lambda _, inputs: conv_inputs.append(inputs[0]))
     with torch.inference_mode():
-        torch.testing.assert_close(network((u - mean) / std), theirs((u - mean) / std))
-    torch.testing.assert_close(seen[0], (u - 0.5) / 0.5)
+        torch.testing.assert_close(network((u - mean) / std), reference((u - mean) / std))
+    torch.testing.assert_close(conv_inputs[0], (u - 0.5) / 0.5)
     uri = model(tmp_path, image, transform_input=True)
     assert describe_conversion(TrainConfig(backbone="googlenet", weights=uri), image) == {"transform_input": True}
     other = model(tmp_path / "other", image)
@@ -213,20 +215,18 @@ def small_tensors(workspace: Workspace) -> Dataset:
         np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8),
     )
     schema = TensorSpec(Geometry(32)).schema()
-    columns = [[one.tobytes() for one in pixels], [0, 1] * 4, [str(number) for number in range(8)]]
+    columns = [[image_pixels.tobytes() for image_pixels in pixels], [0, 1] * 4, [str(number) for number in range(8)]]
     with ShardWriter(uri, Layout(schema, plain=True)) as writer:
         writer.add_table(pa.table([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema=schema))
         file = writer.publish("data/train", "data", "train")
     totals, extra = Totals(8, by_split={"train": 8}), TensorsExtra(dataset_name="toy")
     image = image_of(image_size=32)
     parents = (Parent("../../clean/01", "01", "0" * 64),)
-    about = {"classes": ("a", "b"), "files": (file,), "image": image, "totals": totals, "extra": extra}
-    return commit(uri, Manifest("tensors", "01", parents, **about))
+    manifest_fields = {"classes": ("a", "b"), "files": (file,), "image": image, "totals": totals, "extra": extra}
+    return commit(uri, Manifest("tensors", "01", parents, **manifest_fields))
 
 
-def test_the_step_warns_before_it_trains_and_only_of_weights(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_step_warns_of_weights_before_it_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     workspace = Workspace.open(str(tmp_path))
     tensors = small_tensors(workspace)
     weights = model(tmp_path / "elsewhere", image_of(image_size=64, normalization="half"))
@@ -235,8 +235,8 @@ def test_the_step_warns_before_it_trains_and_only_of_weights(
             tensors=tensors.uri, backbone=BACKBONE, weights=value, epochs=1, batch_size=4, device="cpu"
         )
         train(config, Context("train", workspace, "run", False))
-        said = capsys.readouterr().err.splitlines()
-        warnings = [line.partition("warning: ")[2] for line in said if "the model of weights expects" in line]
+        lines = capsys.readouterr().err.splitlines()
+        warnings = [line.partition("warning: ")[2] for line in lines if "the model of weights expects" in line]
         assert fields(warnings) == expected
-        begins = next(number for number, line in enumerate(said) if "epoch 1/1" in line)
-        assert all("warning" not in line for line in said[begins:])
+        begins = next(number for number, line in enumerate(lines) if "epoch 1/1" in line)
+        assert all("warning" not in line for line in lines[begins:])

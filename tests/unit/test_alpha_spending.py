@@ -11,9 +11,9 @@ from simulated import Models, equal_counts, pair_of
 
 from imagemill.components.dataset.records import Verdict
 from imagemill.components.promote.gate import compute_p_value
-from imagemill.components.promote.score_difference import compute_difference
-from imagemill.components.promote.significance import (
+from imagemill.components.promote.score_difference import (
     SKETCH_SIZE,
+    compute_difference,
     compute_level,
     count_comparisons,
     make_sketch,
@@ -34,8 +34,8 @@ def test_the_level_is_spent() -> None:
     assert compute_level(0.05, 0.5) < levels[0] and compute_level(0.1, 3) == pytest.approx(2 * levels[3])
 
 
-@pytest.mark.parametrize(("weeks", "most"), [(52, 0.0505), (520, 0.0555)])
-def test_of_challengers_without_a_gain_one_or_more_pass_as_often_as_is_said(weeks: int, most: float) -> None:
+@pytest.mark.parametrize(("weeks", "bound"), [(52, 0.0505), (520, 0.0555)])
+def test_family_wise_error_rate_stays_within_the_level(weeks: int, bound: float) -> None:
     """For differences that are normal and share the champion's part, by the integral over that part (Dunnett)."""
     normal = NormalDist()
     shared = np.linspace(-7, 7, 701)
@@ -44,7 +44,7 @@ def test_of_challengers_without_a_gain_one_or_more_pass_as_often_as_is_said(week
     for uses in range(weeks):
         z = normal.inv_cdf(1 - compute_level(0.05, uses))
         log_none += np.log([max(1e-300, normal.cdf(2**0.5 * z + x)) for x in shared])
-    assert 0.045 < 1 - float((weight * np.exp(log_none)).sum() / weight.sum()) < most
+    assert 0.045 < 1 - float((weight * np.exp(log_none)).sum() / weight.sum()) < bound
 
 
 def test_sketches_tell_how_many_images_are_shared() -> None:

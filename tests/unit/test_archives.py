@@ -83,8 +83,8 @@ COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.mark.parametrize("name", COMPRESSIONS)
 def test_every_compression_of_tar_gives_the_same_files_in_their_order(name: str) -> None:
-    found = read(COMPRESSIONS[name](make_tar()))
-    assert found == [Member(path, data) for path, data in FILES.items()]
+    members = read(COMPRESSIONS[name](make_tar()))
+    assert members == [Member(path, data) for path, data in FILES.items()]
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
@@ -112,10 +112,10 @@ class Pipe(io.RawIOBase):
 
 
 @pytest.mark.parametrize("data", [make_zip(), make_tar(), gzip.compress(make_tar())], ids=["zip", "tar", "gz"])
-def test_a_stream_that_cannot_seek_is_read_all_the_same(data: bytes) -> None:
+def test_stream_without_seek_is_read(data: bytes) -> None:
     stream = io.BufferedReader(Pipe(data), 4096)  # type: ignore[type-var]
-    found = list(read_archive(stream, "pipe", LIMIT))
-    assert {m.path: m.data for m in found if isinstance(m, Member)} == FILES
+    members = list(read_archive(stream, "pipe", LIMIT))
+    assert {m.path: m.data for m in members if isinstance(m, Member)} == FILES
 
 
 def test_links_devices_and_folders_of_a_tar_are_no_files() -> None:
@@ -142,9 +142,11 @@ def test_links_and_folders_of_a_zip_are_no_files() -> None:
 
 @pytest.mark.parametrize("make", [make_tar, make_zip])
 def test_a_member_above_the_limit_is_skipped_with_its_size(make: Callable[[dict[str, bytes]], bytes]) -> None:
-    found = read(make({"huge.jpg": bytes(LIMIT + 1), "just.jpg": bytes(LIMIT)}))
-    assert isinstance(found[0], Skipped) and found[0].path == "huge.jpg" and f"{LIMIT + 1:,} bytes" in found[0].why
-    assert isinstance(found[1], Member) and len(found[1].data or b"") == LIMIT
+    members = read(make({"huge.jpg": bytes(LIMIT + 1), "just.jpg": bytes(LIMIT)}))
+    assert (
+        isinstance(members[0], Skipped) and members[0].path == "huge.jpg" and f"{LIMIT + 1:,} bytes" in members[0].why
+    )
+    assert isinstance(members[1], Member) and len(members[1].data or b"") == LIMIT
 
 
 def test_an_encrypted_zip_is_the_users_error_and_names_the_file() -> None:
@@ -208,12 +210,12 @@ def test_a_tar_without_its_end_mark_is_read_and_a_warning_says_so(capsys: pytest
 
 
 @pytest.mark.parametrize("name", [name for name in COMPRESSIONS if name != "plain"])
-def test_a_compressed_tar_cut_anywhere_is_whole_or_the_users_error(name: str) -> None:
-    whole = [Member(path, data) for path, data in FILES.items()]
+def test_truncated_compressed_tar_is_read_whole_or_raises_a_user_error(name: str) -> None:
+    expected = [Member(path, data) for path, data in FILES.items()]
     data = COMPRESSIONS[name](make_tar({**FILES}))
     for cut in [*range(1, len(data) - 1, max(1, len(data) // 40)), len(data) // 2]:
         try:
-            assert read(data[:cut]) == whole, f"silent loss after {cut} of {len(data)} bytes"
+            assert read(data[:cut]) == expected, f"silent loss after {cut} of {len(data)} bytes"
         except UserError:
             continue
 
@@ -248,8 +250,8 @@ def test_garbage_is_the_users_error_or_an_empty_archive(magic: bytes, garbage: b
 
 @settings(max_examples=200, deadline=None)
 @given(st.sampled_from([make_tar(), make_tar(form=tarfile.GNU_FORMAT), make_zip()]), st.data())
-def test_flipped_bytes_never_crash(whole: bytes, data: st.DataObject) -> None:
-    broken = bytearray(whole)
+def test_flipped_bytes_never_crash(archive: bytes, data: st.DataObject) -> None:
+    broken = bytearray(archive)
     for _ in range(data.draw(st.integers(1, 4))):
         broken[data.draw(st.integers(0, len(broken) - 1))] = data.draw(st.integers(0, 255))
     with contextlib.suppress(UserError):
@@ -337,8 +339,8 @@ def test_memory_stays_flat_over_a_400_mb_tar_of_small_members() -> None:
         status = pathlib.Path("/proc/self/status").read_text()  # ru_maxrss would begin with the parent's
         print(number, most, int(status.partition("VmHWM:")[2].split()[0]) // 1024)
     """)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100, check=True)
-    number, members, megabytes = map(int, done.stdout.split())
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100, check=True)
+    number, members, megabytes = map(int, process.stdout.split())
     assert number == 32_000
     assert members <= 1, "tarfile keeps the headers it has seen"
     assert megabytes < 200

@@ -41,13 +41,13 @@ def test_the_schemas_know_every_field(documents: list[Json]) -> None:
         check_custom(document)
 
 
-def test_every_pod_is_let_in_by_restricted_and_writes_only_scratch(documents: list[Json]) -> None:
-    seen = 0
+def test_every_pod_passes_the_restricted_standard_and_writes_only_scratch(documents: list[Json]) -> None:
+    num_pods = 0
     for pod in pods(documents[0]):
         check_restricted(pod.where, pod.spec, pod.annotations)
-        main = next(one for one in pod.spec["containers"] if one["name"] == "main")
+        main = next(container for container in pod.spec["containers"] if container["name"] == "main")
         assert main["securityContext"]["readOnlyRootFilesystem"] is True, pod.where
-        volumes = {one["name"]: one for one in pod.spec["volumes"]}
+        volumes = {volume["name"]: volume for volume in pod.spec["volumes"]}
         for mount in main.get("volumeMounts", ()):
             assert set(volumes[mount["name"]]) == {"name", "emptyDir"} and mount["mountPath"] in (
                 "/scratch",
@@ -55,56 +55,60 @@ def test_every_pod_is_let_in_by_restricted_and_writes_only_scratch(documents: li
             )
         assert pod.labels["imagemill.io/run"] == "{{workflow.name}}"
         assert pod.labels["sidecar.istio.io/inject"] == "false"
-        seen += 1
-    assert seen >= 7
+        num_pods += 1
+    assert num_pods >= 7
 
 
 def test_images_are_named_by_digest_and_credentials_by_secret(documents: list[Json]) -> None:
-    for one in documents[0]["spec"]["templates"]:
-        if "container" in one:
-            assert re.fullmatch(r".+@sha256:[0-9a-f]{64}", one["container"]["image"])
-            for variable in one["container"]["env"]:
+    for task_template in documents[0]["spec"]["templates"]:
+        if "container" in task_template:
+            assert re.fullmatch(r".+@sha256:[0-9a-f]{64}", task_template["container"]["image"])
+            for variable in task_template["container"]["env"]:
                 assert ("valueFrom" in variable) == (variable["name"] in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"))
 
 
-def test_a_token_is_only_where_one_is_needed(compiled: dict[str, str]) -> None:
+def test_tokens_are_mounted_only_where_needed(compiled: dict[str, str]) -> None:
     for pod in pods(first(compiled, "argo")):
         watches = pod.where.endswith(("rayjob", "finish"))
         assert pod.spec["automountServiceAccountToken"] is watches, pod.where
         assert pod.spec["serviceAccountName"] == ("imagemill-launcher" if watches else "imagemill")
-    for one in first(compiled, "argo")["spec"]["templates"]:
-        if one.get("automountServiceAccountToken") is False:
-            assert one["executor"] == {"serviceAccountName": "imagemill-executor"}  # which Argo asks for then
-    everything = first(compiled, "argo-everything")
-    assert all(pod.spec["automountServiceAccountToken"] is True for pod in pods(everything))
-    assert not any("executor" in one for one in everything["spec"]["templates"])
+    for task_template in first(compiled, "argo")["spec"]["templates"]:
+        if task_template.get("automountServiceAccountToken") is False:
+            assert task_template["executor"] == {"serviceAccountName": "imagemill-executor"}  # which Argo asks for then
+    with_tokens = first(compiled, "argo-everything")
+    assert all(pod.spec["automountServiceAccountToken"] is True for pod in pods(with_tokens))
+    assert not any("executor" in template for template in with_tokens["spec"]["templates"])
 
 
-def test_every_reference_is_to_something_that_is_there(documents: list[Json]) -> None:
+def test_every_reference_resolves(documents: list[Json]) -> None:
     spec = documents[0]["spec"]
-    templates = {one["name"]: one for one in spec["templates"]}
-    known = {f"workflow.parameters.{one['name']}" for one in spec["arguments"]["parameters"]} | {"workflow.name"}
-    tasks = {one["name"]: one for one in templates["training"]["dag"]["tasks"]}
-    used = 0
-    for name, one in templates.items():
-        if "dag" in one:
+    templates = {template["name"]: template for template in spec["templates"]}
+    workflow_variables = {
+        f"workflow.parameters.{parameter['name']}" for parameter in spec["arguments"]["parameters"]
+    } | {"workflow.name"}
+    tasks = {task["name"]: task for task in templates["training"]["dag"]["tasks"]}
+    num_references = 0
+    for name, task_template in templates.items():
+        if "dag" in task_template:
             continue
-        inputs = {f"inputs.parameters.{p['name']}" for p in one.get("inputs", {}).get("parameters", ())}
-        ours = known | inputs | ({"workflow.status"} if name == spec["onExit"] else set())
-        found = {name for reference in REFERENCE.findall(json.dumps(one)) for name in names_in(reference)}
-        assert found <= ours, (name, found - ours)
-        assert inputs <= found, (name, inputs - found)
-        used += len(found)
-    assert used > 40
+        inputs = {f"inputs.parameters.{p['name']}" for p in task_template.get("inputs", {}).get("parameters", ())}
+        defined = workflow_variables | inputs | ({"workflow.status"} if name == spec["onExit"] else set())
+        references = {
+            name for reference in REFERENCE.findall(json.dumps(task_template)) for name in names_in(reference)
+        }
+        assert references <= defined, (name, references - defined)
+        assert inputs <= references, (name, inputs - references)
+        num_references += len(references)
+    assert num_references > 40
     for task in tasks.values():
-        above = _ancestors(task["name"], tasks)
+        ancestors = _ancestors(task["name"], tasks)
         for reference in REFERENCE.findall(json.dumps(task)):
             kind, giver, outputs, parameters, output = reference.split(".")
             assert (kind, outputs, parameters) == ("tasks", "outputs", "parameters")
-            given = templates[tasks[giver]["template"]]["outputs"]["parameters"]
-            assert giver in above and output in {p["name"] for p in given}, reference
-        wanted = {p["name"] for p in templates[task["template"]].get("inputs", {}).get("parameters", ())}
-        assert {p["name"] for p in task.get("arguments", {}).get("parameters", ())} == wanted
+            giver_outputs = templates[tasks[giver]["template"]]["outputs"]["parameters"]
+            assert giver in ancestors and output in {p["name"] for p in giver_outputs}, reference
+        expected = {p["name"] for p in templates[task["template"]].get("inputs", {}).get("parameters", ())}
+        assert {p["name"] for p in task.get("arguments", {}).get("parameters", ())} == expected
 
 
 def _ancestors(name: str, tasks: dict[str, Json]) -> set[str]:
@@ -119,15 +123,17 @@ def test_parameters_are_those_of_the_kfp_pipeline(compiled: dict[str, str]) -> N
 
     root = build_pipeline(cluster_of("argo-pod"), resolve_parameters({})).pipeline_spec.root
     inputs = root.input_definitions.parameters
-    ours = {one["name"]: one for one in first(compiled, "argo-pod")["spec"]["arguments"]["parameters"]}
-    assert list(ours) == list(list_form_parameters()) and set(ours) == set(inputs) and len(ours) <= 14
-    for name, one in ours.items():
-        assert one["description"] == inputs[name].description
-        assert one.get("enum", []) == [choice.string_value for choice in inputs[name].literals]
-        assert one["value"] in one.get("enum", [one["value"]])
+    parameters = {
+        parameter["name"]: parameter for parameter in first(compiled, "argo-pod")["spec"]["arguments"]["parameters"]
+    }
+    assert list(parameters) == list(list_form_parameters()) and set(parameters) == set(inputs) and len(parameters) <= 14
+    for name, parameter in parameters.items():
+        assert parameter["description"] == inputs[name].description
+        assert parameter.get("enum", []) == [choice.string_value for choice in inputs[name].literals]
+        assert parameter["value"] in parameter.get("enum", [parameter["value"]])
         # That of the workspace comes from the cluster file, when it is compiled.
         default = "s3://mlpipeline/imagemill" if name == "workspace" else inputs[name].default_value.string_value
-        assert one["value"] == default, name
+        assert parameter["value"] == default, name
 
 
 def test_steps_are_given_what_the_kfp_tasks_are_given(compiled: dict[str, str]) -> None:
@@ -143,10 +149,13 @@ def test_steps_are_given_what_the_kfp_tasks_are_given(compiled: dict[str, str]) 
 
 
 def test_chosen_values_become_defaults(compiled: dict[str, str]) -> None:
-    found = {one["name"]: one["value"] for one in first(compiled, "argo-everything")["spec"]["arguments"]["parameters"]}
-    assert (found["epochs"], found["dataset"], found["image_size"]) == ("3", "pets", "")
-    assert found["workspace"] == "s3://vision/mill"
-    assert json.loads(found["config"]) == {"train": {"weight_decay": 0.1, "batch_size": 256}}
+    defaults = {
+        parameter["name"]: parameter["value"]
+        for parameter in first(compiled, "argo-everything")["spec"]["arguments"]["parameters"]
+    }
+    assert (defaults["epochs"], defaults["dataset"], defaults["image_size"]) == ("3", "pets", "")
+    assert defaults["workspace"] == "s3://vision/mill"
+    assert json.loads(defaults["config"]) == {"train": {"weight_decay": 0.1, "batch_size": 256}}
 
 
 def test_pods_are_as_the_clusters_file_says(compiled: dict[str, str]) -> None:
@@ -157,38 +166,42 @@ def test_pods_are_as_the_clusters_file_says(compiled: dict[str, str]) -> None:
     assert resources["requests"] == {"cpu": "4", **resources["limits"]}
     assert train["nodeSelector"] == {"gpu": "h100"} and train["tolerations"] == [TAINT]
     assert train["activeDeadlineSeconds"] == 7200
-    shm = next(one for one in train["volumes"] if one["name"] == "shm")
+    shm = next(volume for volume in train["volumes"] if volume["name"] == "shm")
     assert shm["emptyDir"] == {"medium": "Memory", "sizeLimit": "4Gi"}
     assert template(document, "clean")["container"]["resources"] == {
         "requests": {"cpu": "8", "memory": "16Gi"}, "limits": {"cpu": "12", "memory": "24Gi"}
     }  # fmt: skip
-    assert all("shm" not in str(one.get("volumes")) for one in spec["templates"] if one["name"] != "train")
+    assert all(
+        "shm" not in str(template.get("volumes")) for template in spec["templates"] if template["name"] != "train"
+    )
     assert spec["synchronization"] == {"mutexes": [{"name": "vision-gpu"}]}
     assert spec["imagePullSecrets"] == [{"name": "registry-login"}] and spec["archiveLogs"] is False
     assert spec["activeDeadlineSeconds"] == 43200 and spec["podMetadata"]["labels"]["team"] == "vision"
-    assert all("artifacts" not in one.get("outputs", {}) for one in spec["templates"])
+    assert all("artifacts" not in template.get("outputs", {}) for template in spec["templates"])
 
 
-def test_a_second_try_finds_the_rayjob_of_the_first(compiled: dict[str, str]) -> None:
+def test_rayjob_is_applied_so_that_a_retry_reuses_it(compiled: dict[str, str]) -> None:
     """Its name is that of run and tensors: `create` would be refused where it is there, `apply` leaves it as it is."""
-    found = template(first(compiled, "argo"), "rayjob")
-    assert found["resource"] == {
+    rayjob = template(first(compiled, "argo"), "rayjob")
+    assert rayjob["resource"] == {
         "action": "apply", "setOwnerReference": True, "manifest": "{{inputs.parameters.rayjob}}",
         "successCondition": SUCCESS_CONDITION, "failureCondition": FAILURE_CONDITION,
     }  # fmt: skip
-    assert found["activeDeadlineSeconds"] > 6 * 3600 + 900  # the RayJob's own deadlines come first
+    assert rayjob["activeDeadlineSeconds"] > 6 * 3600 + 900  # the RayJob's own deadlines come first
 
 
-def test_the_exit_handler_and_the_plan_know_the_cluster(compiled: dict[str, str]) -> None:
+def test_clean_and_the_exit_handler_get_the_cluster_file(compiled: dict[str, str]) -> None:
     document = first(compiled, "argo-everything")
     for name in ("clean", "finish"):
-        environment = {one["name"]: one.get("value", "") for one in template(document, name)["container"]["env"]}
-        told = parse_cluster_json(environment[CLUSTER_VARIABLE])
-        assert (told.namespace, told.ray.version, told.ray.workers.maximum) == ("vision", "2.49.0", 8)
+        environment = {
+            variable["name"]: variable.get("value", "") for variable in template(document, name)["container"]["env"]
+        }
+        cluster = parse_cluster_json(environment[CLUSTER_VARIABLE])
+        assert (cluster.namespace, cluster.ray.version, cluster.ray.workers.maximum) == ("vision", "2.49.0", 8)
 
 
 @pytest.mark.parametrize(
-    ("limits", "found"),
+    ("limits", "ttl_strategy"),
     [
         ({}, {"secondsAfterSuccess": 86400, "secondsAfterFailure": 604800}),
         ({"keep_succeeded_seconds": 0}, {"secondsAfterFailure": 604800}),
@@ -196,25 +209,31 @@ def test_the_exit_handler_and_the_plan_know_the_cluster(compiled: dict[str, str]
         ({"keep_succeeded_seconds": 0, "keep_failed_seconds": 0}, None),
     ],
 )
-def test_what_is_kept_for_ever_is_never_deleted(limits: Json, found: Json | None) -> None:
+def test_zero_keep_seconds_leave_out_the_ttl(limits: Json, ttl_strategy: Json | None) -> None:
     """To Argo 0 seconds are at once."""
     cluster = parse_cluster({"images": IMAGES, "ray": {"version": "2.49.0"}, "limits": limits})
-    assert build_workflow_template(cluster, resolve_parameters({}))["spec"].get("ttlStrategy") == found
+    assert build_workflow_template(cluster, resolve_parameters({}))["spec"].get("ttlStrategy") == ttl_strategy
 
 
 def test_the_exit_handler_has_the_deadline_of_small_pods() -> None:
-    for said, found in ((0, 900), (60, 60)):
-        cluster = parse_cluster({"images": IMAGES, "ray": {"version": "2.49.0"}, "small": {"deadline_seconds": said}})
+    for seconds, expected in ((0, 900), (60, 60)):
+        cluster = parse_cluster(
+            {"images": IMAGES, "ray": {"version": "2.49.0"}, "small": {"deadline_seconds": seconds}}
+        )
         templates = build_workflow_template(cluster, resolve_parameters({}))["spec"]["templates"]
-        assert [one["activeDeadlineSeconds"] for one in templates if one["name"] == "finish"] == [found]
+        assert [template["activeDeadlineSeconds"] for template in templates if template["name"] == "finish"] == [
+            expected
+        ]
 
 
-def test_a_controller_without_init_containers_is_patched_otherwise() -> None:
+def test_controller_without_init_containers_gets_a_supervisor_patch() -> None:
     cluster = parse_cluster({"images": IMAGES, "argo": {"initless": True}, "ray": {"version": "2.49.0"}})
     templates = build_workflow_template(cluster, resolve_parameters({}))["spec"]["templates"]
-    found = {one["name"]: json.loads(one["podSpecPatch"]) for one in templates if "podSpecPatch" in one}
-    assert [one["name"] for one in found["train"]["containers"]] == ["supervisor"]
-    assert "initContainers" not in found["train"] and "initContainers" not in found["rayjob"]
+    patches = {
+        template["name"]: json.loads(template["podSpecPatch"]) for template in templates if "podSpecPatch" in template
+    }
+    assert [container["name"] for container in patches["train"]["containers"]] == ["supervisor"]
+    assert "initContainers" not in patches["train"] and "initContainers" not in patches["rayjob"]
 
 
 def test_the_schedule_starts_the_template_one_at_a_time(compiled: dict[str, str]) -> None:
@@ -226,8 +245,8 @@ def test_the_schedule_starts_the_template_one_at_a_time(compiled: dict[str, str]
     }  # fmt: skip
 
 
-def test_what_argo_4_has_no_longer_is_not_there(compiled: dict[str, str]) -> None:
-    gone = {"schedule", "mutex", "semaphore", "podPriority"}
+def test_fields_removed_in_argo_4_are_not_used(compiled: dict[str, str]) -> None:
+    removed = {"schedule", "mutex", "semaphore", "podPriority"}
 
     def names(value: Any) -> Iterator[str]:
         for key, inner in value.items() if isinstance(value, dict) else ():
@@ -238,7 +257,7 @@ def test_what_argo_4_has_no_longer_is_not_there(compiled: dict[str, str]) -> Non
 
     for text in compiled.values():
         for document in parsed(text):
-            assert not gone & set(names(document))
+            assert not removed & set(names(document))
 
 
 def test_the_file_is_the_same_after_hera_has_read_it(compiled: dict[str, str]) -> None:
@@ -277,10 +296,10 @@ def test_what_argo_would_refuse_is_refused_here(
 )
 def test_artifacts_are_files_of_the_runs_folder(compiled: dict[str, str], workspace: str, folder: str) -> None:
     """Where the workspace is in the bucket of the artifact repository, nothing is stored twice, and nothing is left."""
-    known = {"workflow.parameters.workspace": workspace, "workflow.name": "r1"}
+    values = {"workflow.parameters.workspace": workspace, "workflow.name": "r1"}
     spec = first(compiled, "argo")["spec"]
     keys = {
-        artifact["path"]: resolve(artifact["s3"]["key"], known)
+        artifact["path"]: resolve(artifact["s3"]["key"], values)
         for template in spec["templates"]
         for artifact in template.get("outputs", {}).get("artifacts", ())
     }

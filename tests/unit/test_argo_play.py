@@ -18,8 +18,7 @@ from imagemill.components.step.step import Step
 from imagemill.pipelines.argo import clean_and_plan as argo_clean
 from imagemill.pipelines.argo import download as argo_download
 from imagemill.pipelines.argo import exit_handler
-from imagemill.pipelines.argo.planning import NONE, POD, RAYJOB, Plan
-from imagemill.pipelines.argo.pod_arguments import PodArguments
+from imagemill.pipelines.argo.planning import NONE, POD, RAYJOB, Plan, PodArguments
 from imagemill.pipelines.argo.templates import RETRY_EXPRESSION
 from imagemill.pipelines.cluster.cluster_file import Cluster, parse_cluster_json
 from imagemill.pipelines.cluster.pod_fields import CLUSTER_VARIABLE
@@ -29,7 +28,7 @@ compiled = argo_files.compiled
 
 
 @pytest.mark.parametrize(
-    ("ended", "again"),
+    ("end", "is_retried"),
     [
         (Ended(75), True),
         (Ended(None, "Error", "pod deleted"), True),
@@ -61,15 +60,15 @@ compiled = argo_files.compiled
         (Ended(0, "Error", "Error (exit code 64): failed to put file: context deadline exceeded"), True),
     ],
 )
-def test_only_what_may_go_well_is_tried_again(ended: Ended, again: bool) -> None:
-    assert retried(RETRY_EXPRESSION, ended) is again
+def test_only_transient_failures_are_retried(end: Ended, is_retried: bool) -> None:
+    assert retried(RETRY_EXPRESSION, end) is is_retried
 
 
 class Dry:
     """The steps' own parsers and `--outputs`, without the work: what each step was told, by its task."""
 
     def __init__(self, patch: pytest.MonkeyPatch, scratch: Path) -> None:
-        self.told: dict[str, Any] = {}
+        self.configs: dict[str, Any] = {}
         self.metrics: dict[str, Json] = {
             "download": {"name": "photos"},
             "evaluate": {"champion_evaluation": "", "top1": 0.5},
@@ -92,27 +91,27 @@ class Dry:
         )
         patch.setattr(argo_download, "complete_if_unchanged", lambda chosen, run, record: self.is_unchanged)
 
-    def __call__(self, task: str, made: Json) -> Ended:
+    def __call__(self, task: str, spec: Json) -> Ended:
         self._task = task
-        if "resource" in made:
-            self.jobs.append(yaml.safe_load(made["resource"]["manifest"]))
+        if "resource" in spec:
+            self.jobs.append(yaml.safe_load(spec["resource"]["manifest"]))
             return Ended(self._code())
-        python, option, module = made["container"]["command"]
+        python, option, module = spec["container"]["command"]
         assert (python, option) == ("python", "-m")
-        words = [word.replace("/scratch", str(self._scratch)) for word in made["container"]["args"]]
-        self.cluster = next((v["value"] for v in made["container"]["env"] if v["name"] == CLUSTER_VARIABLE), "")
+        arguments = [word.replace("/scratch", str(self._scratch)) for word in spec["container"]["args"]]
+        self.cluster = next((v["value"] for v in spec["container"]["env"] if v["name"] == CLUSTER_VARIABLE), "")
         self._patch.setenv(CLUSTER_VARIABLE, self.cluster)
         parent, _, name = module.rpartition(".")
         modules = (exit_handler, argo_clean, argo_download)
         in_argo = {module.__name__.rpartition(".")[2]: module.main for module in modules}
         main = in_argo[name] if parent == "imagemill.pipelines.argo" else ALL_STEPS[name].main
-        return Ended(main(words))
+        return Ended(main(arguments))
 
     def _code(self) -> int:
         return self.codes[self._task].pop(0) if self.codes.get(self._task) else 0
 
     def _step(self, config: StepConfig, result: str) -> int:
-        self.told[self._task] = config
+        self.configs[self._task] = config
         metrics = self.metrics.get(self._task, {})
         state = self.states.get(self._task, "ran")
         record = {"uri": f"s3://w/{self._task}", "state": state, "fingerprint": "", "metrics": metrics}
@@ -121,7 +120,7 @@ class Dry:
         return self._code()
 
     def _plan(self, arguments: PodArguments, workspace: Workspace, step: str, cluster: Cluster, **values: str) -> Plan:
-        self.told[f"plan {step}"] = arguments.config(step, **values)
+        self.configs[f"plan {step}"] = arguments.config(step, **values)
         executor = self.executors[step]
         rayjob = json.dumps({"kind": "RayJob", "step": step}) if executor == RAYJOB else ""
         for name, value in {"executor": executor, "rayjob": rayjob}.items():
@@ -147,34 +146,34 @@ def phases(workflow: Workflow) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", ["argo", "argo-pod", "argo-rayjob", "argo-clean-rayjob", "argo-address"])
-def test_every_command_line_is_read_by_its_own_step(
+def test_every_command_line_is_parsed_by_its_step(
     name: str, compiled: dict[str, str], dry: Dry, tmp_path: Path
 ) -> None:
-    given = {"dataset": "folder", "source": "s3://photos/all of 'em", "epochs": "7"}
-    given |= {"config": '{"learning_rate": 0.01, "train": {"weight_decay": 0.05}, "resize": {"jpeg_quality": 80}}'}
+    parameters = {"dataset": "folder", "source": "s3://photos/all of 'em", "epochs": "7"}
+    parameters |= {"config": '{"learning_rate": 0.01, "train": {"weight_decay": 0.05}, "resize": {"jpeg_quality": 80}}'}
     if name in RAYJOB_OF:
         dry.executors[RAYJOB_OF[name]] = RAYJOB
-    workflow = Workflow(first(compiled, name), given, dry, tmp_path)
+    workflow = Workflow(first(compiled, name), parameters, dry, tmp_path)
     assert workflow.run() == SUCCEEDED
     not_needed = {"argo": {"rayjob", "clean-rayjob"}, "argo-rayjob": {"clean-rayjob"}}.get(name, set())
     assert {task for task, phase in phases(workflow).items() if phase != SUCCEEDED} == not_needed
     resize = "plan resize" if name == "argo-rayjob" else "resize"
     plans = {"plan resize", *(["plan clean"] if name in ("argo", *RAYJOB_OF) else [])}
-    assert set(dry.told) == {"download", "clean", *plans, resize, "train", "evaluate", "promote"}
-    for task, config in dry.told.items():
+    assert set(dry.configs) == {"download", "clean", *plans, resize, "train", "evaluate", "promote"}
+    for task, config in dry.configs.items():
         assert (config.run, config.workspace) == (workflow.name, "s3://mlpipeline/imagemill")
         assert config.name == ("" if task == "download" else "photos")
-    told = dry.told
-    assert told["download"].source == "s3://photos/all of 'em"
-    if "plan clean" in told:
-        assert told["plan clean"] == told["clean"], "so that the RayJob makes what clean's pod looks for"
-    assert told["clean"].raw == "s3://w/download" and told[resize].clean == "s3://w/clean"
-    assert (told[resize].jpeg_quality, told[resize].image_size) == (80, None)
-    assert told[resize].ray_address == ("http://head:8265" if name == "argo-address" else "")
-    assert told["train"].tensors == ("s3://w/resize" if name == "argo-address" else "s3://w/plan-resize")
-    assert (told["train"].epochs, told["train"].learning_rate, told["train"].weight_decay) == (7, 0.01, 0.05)
-    assert (told["evaluate"].model, told["evaluate"].clean) == ("s3://w/train", "s3://w/clean")
-    assert (told["promote"].evaluation, told["promote"].champion_evaluation) == ("s3://w/evaluate", "")
+    configs = dry.configs
+    assert configs["download"].source == "s3://photos/all of 'em"
+    if "plan clean" in configs:
+        assert configs["plan clean"] == configs["clean"], "so that the RayJob makes what clean's pod looks for"
+    assert configs["clean"].raw == "s3://w/download" and configs[resize].clean == "s3://w/clean"
+    assert (configs[resize].jpeg_quality, configs[resize].image_size) == (80, None)
+    assert configs[resize].ray_address == ("http://head:8265" if name == "argo-address" else "")
+    assert configs["train"].tensors == ("s3://w/resize" if name == "argo-address" else "s3://w/plan-resize")
+    assert (configs["train"].epochs, configs["train"].learning_rate, configs["train"].weight_decay) == (7, 0.01, 0.05)
+    assert (configs["evaluate"].model, configs["evaluate"].clean) == ("s3://w/train", "s3://w/clean")
+    assert (configs["promote"].evaluation, configs["promote"].champion_evaluation) == ("s3://w/evaluate", "")
     assert workflow.nodes["evaluate"].outputs["top1"] == "0.5"
     assert dry.jobs == ([{"kind": "RayJob", "step": RAYJOB_OF[name]}] if name in RAYJOB_OF else [])
     assert dry.finished == ["s3://mlpipeline/imagemill", workflow.name, SUCCEEDED]
@@ -191,7 +190,7 @@ def test_the_tensors_are_made_by_whom_the_plan_names(
     assert workflow.run() == SUCCEEDED
     ended = {task: workflow.nodes[task].phase for task in ("resize", "rayjob")}
     assert ended == {task: SUCCEEDED if {"resize": "pod"}.get(task, task) == executor else SKIPPED for task in ended}
-    assert dry.told["train"].tensors == "s3://w/plan-resize"
+    assert dry.configs["train"].tensors == "s3://w/plan-resize"
 
 
 def test_nothing_comes_after_download_where_nothing_has_changed(
@@ -199,7 +198,7 @@ def test_nothing_comes_after_download_where_nothing_has_changed(
 ) -> None:
     dry.is_unchanged = True
     workflow = Workflow(first(compiled, "argo"), {}, dry, tmp_path)
-    assert workflow.run() == SUCCEEDED and set(dry.told) == {"download"}
+    assert workflow.run() == SUCCEEDED and set(dry.configs) == {"download"}
     ended = phases(workflow)
     assert [ended.pop(task) for task in ("download", "onExit", "clean-rayjob", "clean")] == [SUCCEEDED] * 2 + [
         SKIPPED
@@ -253,19 +252,19 @@ def test_the_record_of_a_rayjob_that_cleaned_stays(compiled: dict[str, str], dry
     assert dry.records["clean"]["state"] == "cached"
 
 
-def test_the_exit_handler_tells_how_the_run_ended(
+def test_exit_handler_summarizes_the_run(
     compiled: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """From the records of the steps, on a real workspace; its own exit code says whether it could."""
     workspace = Workspace.open(str(tmp_path / "work"))
     record = {"uri": "", "fingerprint": "", "state": "failed", "metrics": {}, "seconds": 1.0, "inputs": ""}
     workspace.write_step_record("r1", "download", record | {"error": "source: expected a photo", "exit_code": 2})
-    words = template(first(compiled, "argo-pod"), "finish")["container"]["args"]
-    known = {"workflow.parameters.workspace": workspace.uri, "workflow.name": "r1", "workflow.status": "Failed"}
-    words = [REFERENCE.sub(lambda found: known[found.group(1)], word) for word in words]
-    words = [word.replace("/scratch", str(tmp_path)) for word in words]
-    assert exit_handler.main(words) == 0
+    arguments = template(first(compiled, "argo-pod"), "finish")["container"]["args"]
+    values = {"workflow.parameters.workspace": workspace.uri, "workflow.name": "r1", "workflow.status": "Failed"}
+    arguments = [REFERENCE.sub(lambda match: values[match.group(1)], word) for word in arguments]
+    arguments = [word.replace("/scratch", str(tmp_path)) for word in arguments]
+    assert exit_handler.main(arguments) == 0
     page = capsys.readouterr().out
     assert "failed at download" in page and "source: expected a photo" in page
     assert workspace.store.read(workspace.run_file("r1", "summary.md")).decode().strip() == page.strip()
-    assert exit_handler.main([*words, "--nosuch=1"]) == 2
+    assert exit_handler.main([*arguments, "--nosuch=1"]) == 2

@@ -21,45 +21,50 @@ from imagemill.components.clean import audit, audit_html, audit_text
 from imagemill.components.clean.audit_numbers import BINS, QUANTILES, Scan, describe_distribution
 from imagemill.components.clean.config import CleanConfig
 from imagemill.components.clean.schema import MEASURES
-from imagemill.components.dataset.kinds import CleanExtra
-from imagemill.components.dataset.manifest import Dataset
-from imagemill.components.dataset.shards import publish_file
 
 # Numbers.
 
 
-def test_a_distribution_is_golden() -> None:
+def test_distribution_of_0_to_100() -> None:
     values = np.arange(101, dtype=np.int32)
-    found = describe_distribution(values)
-    assert found is not None and (found.count, found.minimum, found.maximum) == (101, 0, 100)
-    assert found.quantiles == {str(q): float(q) for q in QUANTILES}
-    histogram = found.histogram
+    distribution = describe_distribution(values)
+    assert distribution is not None and (distribution.count, distribution.minimum, distribution.maximum) == (
+        101,
+        0,
+        100,
+    )
+    assert distribution.quantiles == {str(q): float(q) for q in QUANTILES}
+    histogram = distribution.histogram
     assert (histogram.low, histogram.high, histogram.below, histogram.above) == (1, 99, 1, 1)
     assert histogram.counts == tuple(np.histogram(np.arange(1, 100), 20, (1, 99))[0].tolist())
     assert len(histogram.counts) == BINS and sum(histogram.counts) == 99
 
 
 def test_a_distribution_of_one_value_has_one_bin_and_that_of_none_is_none() -> None:
-    found = describe_distribution(np.full(7, 0.25, np.float32))
-    assert found is not None and found.histogram.counts == (7,) and found.histogram.low == found.histogram.high == 0.25
-    nothing = np.array([np.nan, np.inf], np.float32)
+    distribution = describe_distribution(np.full(7, 0.25, np.float32))
+    assert (
+        distribution is not None
+        and distribution.histogram.counts == (7,)
+        and distribution.histogram.low == distribution.histogram.high == 0.25
+    )
+    no_numbers = np.array([np.nan, np.inf], np.float32)
     assert (
         describe_distribution(None) is None
         and describe_distribution(np.empty(0)) is None
-        and describe_distribution(nothing) is None
+        and describe_distribution(no_numbers) is None
     )
 
 
 @given(st.lists(st.floats(-1e6, 1e6, width=32) | st.just(float("nan")), min_size=1, max_size=200))
 def test_every_number_is_in_one_bin(numbers: list[float]) -> None:
-    found = describe_distribution(np.array(numbers, np.float32))
-    known = [n for n in numbers if n == n]
-    if found is None:
-        assert not known
+    distribution = describe_distribution(np.array(numbers, np.float32))
+    finite = [n for n in numbers if n == n]
+    if distribution is None:
+        assert not finite
         return
-    histogram = found.histogram
-    assert found.count == len(known) == sum(histogram.counts) + histogram.below + histogram.above
-    assert histogram.below <= 0.02 * len(known) + 1 and histogram.above <= 0.02 * len(known) + 1
+    histogram = distribution.histogram
+    assert distribution.count == len(finite) == sum(histogram.counts) + histogram.below + histogram.above
+    assert histogram.below <= 0.02 * len(finite) + 1 and histogram.above <= 0.02 * len(finite) + 1
 
 
 def test_extremes_are_those_of_all_row_groups_in_the_order_of_the_rows_where_equal(tmp_path: Path) -> None:
@@ -129,25 +134,25 @@ def test_the_facts_are_golden(tmp_path: Path) -> None:
         ({"by_reason": {"corrupt": 8}}, "rejects by reason: the manifest says corrupt 8, the files have corrupt 7, em"),
     ],
 )
-def test_books_that_are_wrong_are_said_to_be(tmp_path: Path, change: dict[str, Any], problem: str) -> None:
+def test_totals_that_do_not_match_the_files_are_reported(tmp_path: Path, change: dict[str, Any], problem: str) -> None:
     rejected = [reject(f"r{n}", "corrupt") for n in range(7)] + [reject("s", "empty_file")]
     dataset = draft(where(tmp_path), rows_of(12), rejected)
     totals = dataclasses.replace(dataset.manifest.totals, **change)
-    wrong = dataclasses.replace(dataset, manifest=dataclasses.replace(dataset.manifest, totals=totals))
-    facts = audit.gather(wrong)
-    assert any(problem in said for said in facts.ledger.problems)
-    assert "it adds up" not in (shown := audit_text.format_audit(facts)) and problem[:20] in shown
-    assert "✗" in audit_html.render(wrong) and "✓" in audit_html.render(dataset)
+    inconsistent = dataclasses.replace(dataset, manifest=dataclasses.replace(dataset.manifest, totals=totals))
+    facts = audit.gather(inconsistent)
+    assert any(problem in message for message in facts.ledger.problems)
+    assert "it adds up" not in (text := audit_text.format_audit(facts)) and problem[:20] in text
+    assert "✗" in audit_html.render(inconsistent) and "✓" in audit_html.render(dataset)
 
 
-def test_twins_are_the_closest_of_all_with_labels_splits_and_who_went(tmp_path: Path) -> None:
+def test_closest_twins_are_listed_with_labels_splits_and_dropped_images(tmp_path: Path) -> None:
     pairs = [twin(f"{n:02d}", f"{n + 1:02d}", distance=(n * 7) % 30, difference=0.5 - n / 100) for n in range(30)]
     pairs[8] |= {"label": "cat", "twin_label": "dog", "dropped": "08"}
     pairs[9] |= {"split": "val", "twin_split": "test", "dropped": "both"}
     pairs[10] |= {"split": "test", "twin_split": "test", "dropped": "11"}
-    found = copy.deepcopy(NONE_FOUND)
-    found["near_duplicates"] |= {"pairs": 30, "by_splits": {"val-test": 1}, "complete": False, "conflicts": 1}
-    near = audit.gather(draft(where(tmp_path), rows_of(8), twins=pairs, found=found)).near
+    findings = copy.deepcopy(NONE_FOUND)
+    findings["near_duplicates"] |= {"pairs": 30, "by_splits": {"val-test": 1}, "complete": False, "conflicts": 1}
+    near = audit.gather(draft(where(tmp_path), rows_of(8), twins=pairs, found=findings)).near
     expected = sorted(pairs, key=lambda p: (p["distance"], p["difference"]))
     assert [p.image_id for p in near.closest] == [p["image_id"] for p in expected[:20]]
     assert [(p.image_id, p.twin_label, p.describe_dropped()) for p in near.conflicting] == [
@@ -182,9 +187,9 @@ def test_leakage_is_one_sentence(
 ) -> None:
     rows = rows_of(8)
     rows[3].declared = "test" if declared else None
-    found = copy.deepcopy(NONE_FOUND) | {"leakage": LEAKS | leakage}
-    found["duplicates"]["declared_test_images_in_declared_train"] = copies
-    facts = audit.gather(draft(where(tmp_path), rows, found=found)).leakage
+    findings = copy.deepcopy(NONE_FOUND) | {"leakage": LEAKS | leakage}
+    findings["duplicates"]["declared_test_images_in_declared_train"] = copies
+    facts = audit.gather(draft(where(tmp_path), rows, found=findings)).leakage
     assert facts.sentence == sentence and facts.declared == ({"test": 1} if declared else {})
     assert facts.counts["declared_test_images_in_declared_train"] == copies
 
@@ -202,13 +207,13 @@ def test_settings_are_those_that_differ(tmp_path: Path) -> None:
 # Missing pieces.
 
 
-def test_measures_and_near_duplicates_that_are_off_are_said(tmp_path: Path) -> None:
+def test_measures_and_near_duplicates_that_are_off_are_reported(tmp_path: Path) -> None:
     rows = rows_of(8)
     for row in rows:
         row.measures = None
-    found = {name: NONE_FOUND[name] for name in ("duplicates", "outliers")}
-    found["duplicates"] = found["duplicates"] | {"declared_test_images_in_declared_train": 2}
-    dataset = draft(where(tmp_path), rows, found=found, config=CleanConfig(measures=False))
+    findings = {name: NONE_FOUND[name] for name in ("duplicates", "outliers")}
+    findings["duplicates"] = findings["duplicates"] | {"declared_test_images_in_declared_train": 2}
+    dataset = draft(where(tmp_path), rows, found=findings, config=CleanConfig(measures=False))
     facts = audit.gather(dataset)
     assert facts.quality.distributions == {} and facts.quality.extremes == ()
     assert (
@@ -218,37 +223,12 @@ def test_measures_and_near_duplicates_that_are_off_are_said(tmp_path: Path) -> N
         "Near twins between the splits: not looked for: measures is off; under the splits that the source declares "
         "2 test images have an exact copy in train."
     )
-    shown = audit_text.format_audit(facts)
-    assert "not measured: measures is off" in shown and "near: not looked for" in shown
+    text = audit_text.format_audit(facts)
+    assert "not measured: measures is off" in text and "near: not looked for" in text
     assert "Not measured: measures is off." in Page(audit_html.render(dataset)).text
-    off = draft(where(tmp_path), rows_of(8), found=found, config=CleanConfig(near_duplicates="off"))
+    off = draft(where(tmp_path), rows_of(8), found=findings, config=CleanConfig(near_duplicates="off"))
     assert audit.gather(off).near.note == "not looked for: near_duplicates is off"
     assert "Not measured" not in Page(audit_html.render(off)).text
-
-
-def test_a_dataset_of_an_older_version_is_shown_with_what_it_has(tmp_path: Path) -> None:
-    whole = draft(where(tmp_path), rows_of(8), [reject("r", "corrupt")])
-    old_columns = ["image_id", "image", "label", "label_id", "split", "shuffle_index", "width", "height", "sha256",
-                   "format", "image_bytes", "pixel_hash", "decoder_warning"]  # fmt: skip
-    files = []
-    for number, file in enumerate(whole.files()):
-        path = tmp_path / f"{number}.parquet"
-        pq.write_table(pq.read_table(whole.locate(file)).select(old_columns), path)
-        files.append(publish_file(whole.uri, path, f"old/{file.split}/part-", "data", file.split, file.rows))
-    files += whole.files("rejected")
-    extra = CleanExtra(dataset_name="old")
-    dataset = Dataset(
-        whole.uri,
-        dataclasses.replace(whole.manifest, files=tuple(files), extra=extra, config={"color": "rgb"}, image=None), "",
-    )  # fmt: skip
-    facts = audit.gather(dataset)
-    assert facts.ledger.rows_in is None and facts.ledger.problems == () and facts.exact.groups is None
-    assert facts.sizes.distributions.keys() == {"width", "height", "aspect_ratio", "image_bytes"}
-    older = "not recorded: an older version made this dataset"
-    assert facts.quality.note == facts.near.note == older and facts.balance.classes[0].splits == {}
-    shown, page = audit_text.format_audit(facts), Page(audit_html.render(dataset))
-    assert "8 kept, 1 rejected; rows in: not recorded" in shown and shown.count(older) == 3
-    assert "not recorded by the version that made this dataset" in page.text and page.text.count(older) >= 2
 
 
 def test_a_dataset_without_rejects_is_shown(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from imagemill.components.clean import audit, audit_html, audit_layout, audit_pictures, audit_text
+from imagemill.components.clean import audit, audit_html, audit_layout, audit_text
 from imagemill.components.clean.audit_numbers import describe_distribution
 from imagemill.components.clean.measures import measure
 from imagemill.components.dataset.manifest import File, Manifest, Totals, commit
@@ -57,13 +57,13 @@ def test_the_layout_is_golden() -> None:
     assert audit_layout.format_table([["a", "1"], ["bcd", "23"]], "lr") == ["  a     1", "  bcd  23"]
 
 
-def test_no_line_is_wider_than_a_terminal_nor_commands_it(tmp_path: Path) -> None:
+def test_lines_fit_the_terminal_and_hold_no_control_characters(tmp_path: Path) -> None:
     lines = audit_text.format_audit(audit.gather(hostile_dataset(tmp_path))).split("\n")
     assert [line for line in lines if not line.isprintable()] == []
     assert [line for line in lines if audit_layout.count_columns(line) > audit_layout.WIDTH] == []
-    shown = "\n".join(lines)
-    assert "… 40 classes between" in shown and "and 65 more" in shown and "and 22 more" in shown
-    assert "largest groups" not in shown and "second dropped" in shown and "<b>warned</b>\\x07" in shown
+    text = "\n".join(lines)
+    assert "… 40 classes between" in text and "and 65 more" in text and "and 22 more" in text
+    assert "largest groups" not in text and "second dropped" in text and "<b>warned</b>\\x07" in text
 
 
 def test_a_huge_list_of_classes_is_shown_by_its_ends(tmp_path: Path) -> None:
@@ -72,9 +72,9 @@ def test_a_huge_list_of_classes_is_shown_by_its_ends(tmp_path: Path) -> None:
     dataset = draft(where(tmp_path), rows, classes=names)
     facts = audit.gather(dataset)
     assert len(facts.balance.classes) == 3_000 and len(facts.balance.without["any"]) == 2_994
-    shown, html = audit_text.format_audit(facts), audit_html.render(dataset)
-    assert len(shown.split("\n")) < 160 and "… 2,980 classes between" in shown and "and 2,986 more" in shown
-    assert "… 2,960 classes between" in html and html.count("class-0") < 200 and "and 2,954 more" in html
+    text, page = audit_text.format_audit(facts), audit_html.render(dataset)
+    assert len(text.split("\n")) < 160 and "… 2,980 classes between" in text and "and 2,986 more" in text
+    assert "… 2,960 classes between" in page and page.count("class-0") < 200 and "and 2,954 more" in page
 
 
 # The page.
@@ -102,17 +102,17 @@ def test_the_page_escapes_what_strangers_named_and_refers_to_nothing_outside(tmp
     assert {link[1:] for link in links if link.startswith("#")} <= targets
 
 
-def test_equal_datasets_give_the_same_page_wherever_and_whenever(tmp_path: Path) -> None:
+def test_equal_datasets_give_the_same_page(tmp_path: Path) -> None:
     rejected, pairs = [reject("r", "corrupt")], [twin("00", "gone")]
-    found = copy.deepcopy(NONE_FOUND)
-    found["near_duplicates"] |= {"pairs": 1, "images": 2}
+    findings = copy.deepcopy(NONE_FOUND)
+    findings["near_duplicates"] |= {"pairs": 1, "images": 2}
     pages = []
     for number, place in enumerate(("here", "there/further")):
         uri = str(tmp_path / place / "clean" / "0123456789abcdef")
-        dataset = draft(uri, rows_of(9), rejected, pairs, found)
+        dataset = draft(uri, rows_of(9), rejected, pairs, findings)
         if number:  # committed, with a clock and a version, and with the page among its files
-            more = {"files": (*dataset.manifest.files, pages[0]), "code_version": "9.9", "created": "2031-01-01"}
-            dataset = commit(uri, dataclasses.replace(dataset.manifest, **more))
+            fields = {"files": (*dataset.manifest.files, pages[0]), "code_version": "9.9", "created": "2031-01-01"}
+            dataset = commit(uri, dataclasses.replace(dataset.manifest, **fields))
         pages.append(audit_html.write_audit(dataset))
         assert str(tmp_path) not in audit_html.render(dataset)
     assert pages[0] == pages[1]
@@ -131,10 +131,10 @@ def test_pictures_are_of_the_images_and_those_of_dropped_ones_come_from_raw(tmp_
     rows = rows_of(8, brightness=lambda n: n)
     rows[0].data = picture("00", (320, 200), "PNG")
     pairs = [twin("00", "gone", dropped="gone"), twin("lost", "01", 3)]
-    found = copy.deepcopy(NONE_FOUND)
-    found["near_duplicates"] |= {"pairs": 2, "images": 4}
+    findings = copy.deepcopy(NONE_FOUND)
+    findings["near_duplicates"] |= {"pairs": 2, "images": 4}
     parents = (raw.as_parent(where(tmp_path)),)
-    dataset = draft(where(tmp_path), rows, twins=pairs, found=found, parents=parents)
+    dataset = draft(where(tmp_path), rows, twins=pairs, found=findings, parents=parents)
     page = Page(audit_html.render(dataset))
     pictures = page.pictures()
     assert pictures["00"][0].format == "JPEG" and pictures["00"][0].size == (160, 100)
@@ -152,12 +152,12 @@ def test_beyond_a_bound_pictures_are_the_stored_thumbnails(tmp_path: Path, monke
     for row in rows:
         row.thumbnail = measure(decode(picture(row.image_id)).pixels if row is not rows[1] else RED).thumbnail
     dataset = draft(where(tmp_path), rows)
-    monkeypatch.setattr(audit_pictures, "MAX_LARGE", 3)
-    found = audit_pictures.find_pictures(dataset, ["01", "02", "02", "00", "03", "nobody"])
-    assert {name: picture.small for name, picture in found.items()} == {
+    monkeypatch.setattr(audit_html, "MAX_LARGE", 3)
+    pictures = audit_html.find_pictures(dataset, ["01", "02", "02", "00", "03", "nobody"])
+    assert {name: picture.small for name, picture in pictures.items()} == {
         "00": False, "01": True, "02": False, "03": True,
     }  # fmt: skip
-    small = Image.open(io.BytesIO(base64.b64decode(found["01"].src.partition("base64,")[2])))
+    small = Image.open(io.BytesIO(base64.b64decode(pictures["01"].src.partition("base64,")[2])))
     assert (small.format, small.mode, small.size) == ("PNG", "RGB", (24, 24))
     assert np.abs(np.asarray(small).astype(int) - (200, 30, 60)).max() < 4
 
@@ -168,24 +168,24 @@ RED = np.full((50, 70, 3), (200, 30, 60), np.uint8)
 def test_a_thumbnail_shows_the_picture() -> None:
     pixels = np.full((240, 240, 3), (20, 160, 90), np.uint8)
     pixels[:120, 120:] = (230, 40, 50)
-    found = audit_pictures.decode_thumbnail(measure(pixels).thumbnail)
-    assert found is not None and found.shape == (24, 24, 3) and found.dtype == np.uint8
-    truth = cv2.resize(pixels, (24, 24), interpolation=cv2.INTER_AREA).astype(int)
-    assert np.abs(found.astype(int) - truth).max() < 8
-    grey = audit_pictures.decode_thumbnail(measure(pixels[:, :, :1]).thumbnail)
+    thumbnail = audit_html.decode_thumbnail(measure(pixels).thumbnail)
+    assert thumbnail is not None and thumbnail.shape == (24, 24, 3) and thumbnail.dtype == np.uint8
+    expected = cv2.resize(pixels, (24, 24), interpolation=cv2.INTER_AREA).astype(int)
+    assert np.abs(thumbnail.astype(int) - expected).max() < 8
+    grey = audit_html.decode_thumbnail(measure(pixels[:, :, :1]).thumbnail)
     assert grey is not None and np.ptp(grey, axis=2).max() == 0 and set(np.unique(grey)) >= {20, 230}
-    assert audit_pictures.decode_thumbnail(b"") is None and audit_pictures.make_thumbnail_uri(b"12345") == ""
+    assert audit_html.decode_thumbnail(b"") is None and audit_html.make_thumbnail_uri(b"12345") == ""
 
 
 def test_the_histogram_has_a_bar_a_bin_and_grey_ends() -> None:
-    found = describe_distribution(np.arange(101))
-    assert found is not None
-    bars = [a for tag, a in Page(str(audit_html._draw_histogram(found.histogram))).tags if tag == "rect"]
+    distribution = describe_distribution(np.arange(101))
+    assert distribution is not None
+    bars = [a for tag, a in Page(str(audit_html._draw_histogram(distribution.histogram))).tags if tag == "rect"]
     assert [b["class"] for b in bars] == ["end", *["bin"] * 20, "end"]
     heights = [float(b["height"] or 0) for b in bars]
     assert heights[0] == heights[-1] and max(heights) == heights[1] == pytest.approx(62, abs=0.1)
-    one = describe_distribution(np.full(3, 2.0))
-    assert one is not None and str(audit_html._draw_histogram(one.histogram)).count("<rect") == 1
+    constant = describe_distribution(np.full(3, 2.0))
+    assert constant is not None and str(audit_html._draw_histogram(constant.histogram)).count("<rect") == 1
 
 
 def test_the_builder_writes_what_the_step_writes(tmp_path: Path) -> None:

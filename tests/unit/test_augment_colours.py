@@ -41,16 +41,16 @@ def pictures() -> dict[str, Any]:
     }
 
 
-def ours(pixels: Any, *operations: tuple[str, float], seed: int = 7) -> Any:
+def apply_ours(pixels: Any, *operations: tuple[str, float], seed: int = 7) -> Any:
     canvas = LazyImage(pixels.copy(), np.empty_like(pixels), seed)
     return apply_color_operations(
         canvas, [OPERATION_IDS[name] for name, _ in operations], [value for _, value in operations]
     )
 
 
-def torchvisions(pixels: Any, name: str, value: float) -> Any:
+def apply_torchvision(pixels: Any, name: str, value: float) -> Any:
     image = torch.from_numpy(pixels.transpose(2, 0, 1).copy())
-    done: Any = {
+    adjusted: Any = {
         "Brightness": lambda: tv.adjust_brightness(image, value),
         "Contrast": lambda: tv.adjust_contrast(image, value),
         "Color": lambda: tv.adjust_saturation(image, value),
@@ -65,21 +65,21 @@ def torchvisions(pixels: Any, name: str, value: float) -> Any:
         "Blur": lambda: tv.gaussian_blur(image, [5, 5], [value, value]),
         "Jpeg": lambda: tv.jpeg(image, int(value)),
     }[name]()
-    return done.numpy().transpose(1, 2, 0)
+    return adjusted.numpy().transpose(1, 2, 0)
 
 
 @pytest.mark.parametrize("name", VALUES)
-def test_pixels_are_torchvisions(name: str) -> None:
+def test_operations_equal_those_of_torchvision(name: str) -> None:
     changed = 0
     for kind, pixels in pictures().items():
         for value in VALUES[name]:
             value = float(np.float32(value))
-            found, expected = ours(pixels, (name, value)), torchvisions(pixels, name, value)
-            assert found.shape == pixels.shape and found.dtype == np.uint8
-            apart = np.abs(found.astype(int) - expected)
-            assert apart.max() <= LARGEST.get(name, 0), (kind, value, apart.max())
-            assert apart.mean() <= MEAN.get(name, 0), (kind, value, apart.mean())
-            changed += not np.array_equal(found, pixels)
+            pixels_, expected = apply_ours(pixels, (name, value)), apply_torchvision(pixels, name, value)
+            assert pixels_.shape == pixels.shape and pixels_.dtype == np.uint8
+            difference = np.abs(pixels_.astype(int) - expected)
+            assert difference.max() <= LARGEST.get(name, 0), (kind, value, difference.max())
+            assert difference.mean() <= MEAN.get(name, 0), (kind, value, difference.mean())
+            changed += not np.array_equal(pixels_, pixels)
     assert changed
 
 
@@ -100,21 +100,21 @@ def test_tables_that_follow_one_another_are_done_in_their_order(steps: list[tupl
     pixels = expected = pictures()[kind]
     operations = [(name, float(np.float32(FOLDED[name][at % len(FOLDED[name])]))) for name, at in steps]
     for name, value in operations:
-        expected = torchvisions(expected, name, value)
-    np.testing.assert_array_equal(ours(pixels, *operations), expected)
+        expected = apply_torchvision(expected, name, value)
+    np.testing.assert_array_equal(apply_ours(pixels, *operations), expected)
 
 
-def test_noise_has_its_spread_is_a_matter_of_the_seed_and_of_no_thread() -> None:
+def test_noise_has_its_standard_deviation_and_depends_on_the_seed_only() -> None:
     grey = np.full((200, 200, 3), 128, np.uint8)
-    apart = ours(grey, ("Noise", 12.0)).astype(int) - 128
-    assert abs(apart.mean()) < 0.3 and abs(apart.std() - 12) < 0.3
-    assert abs(np.corrcoef(apart[..., 0].ravel(), apart[..., 1].ravel())[0, 1]) < 0.02
+    noise = apply_ours(grey, ("Noise", 12.0)).astype(int) - 128
+    assert abs(noise.mean()) < 0.3 and abs(noise.std() - 12) < 0.3
+    assert abs(np.corrcoef(noise[..., 0].ravel(), noise[..., 1].ravel())[0, 1]) < 0.02
     with ThreadPoolExecutor(4) as pool:
-        again = list(pool.map(lambda seed: ours(grey, ("Noise", 12.0), seed=seed), [7, 8] * 8))
-    assert all(np.array_equal(one, again[0]) for one in again[::2])
-    assert not np.array_equal(again[0], again[1])
-    np.testing.assert_array_equal(again[0].astype(int) - 128, apart)
-    white = ours(np.full((40, 40, 1), 250, np.uint8), ("Noise", 25.0))
+        images = list(pool.map(lambda seed: apply_ours(grey, ("Noise", 12.0), seed=seed), [7, 8] * 8))
+    assert all(np.array_equal(image, images[0]) for image in images[::2])
+    assert not np.array_equal(images[0], images[1])
+    np.testing.assert_array_equal(images[0].astype(int) - 128, noise)
+    white = apply_ours(np.full((40, 40, 1), 250, np.uint8), ("Noise", 25.0))
     assert white.max() == 255 and white.min() > 100  # nothing runs over
 
 
@@ -128,28 +128,28 @@ def drawn(count: int, size: int, operations: list[str], values: list[float]) -> 
 
 
 @pytest.mark.parametrize("name", [*VALUES, "Noise"])
-def test_edges_are_left_alone_and_the_colour_is_as_without_them(name: str) -> None:
+def test_edge_channels_are_not_augmented(name: str) -> None:
     random = np.random.default_rng(1)
     images = random.integers(0, 256, (2, 32, 32, 5)).astype(np.uint8)
     before = images.copy()
-    what = drawn(2, 32, [name, "Invert"], [VALUES.get(name, [9.0])[-1], 0])
-    found = CpuEngine(32, 3, np.zeros(5, np.uint8))(images, what)
-    np.testing.assert_array_equal(found[..., 3:], images[..., 3:])
-    alone = CpuEngine(32, 3, np.zeros(3, np.uint8))(np.ascontiguousarray(images[..., :3]), what)
-    np.testing.assert_array_equal(found[..., :3], alone)
+    params = drawn(2, 32, [name, "Invert"], [VALUES.get(name, [9.0])[-1], 0])
+    augmented_images = CpuEngine(32, 3, np.zeros(5, np.uint8))(images, params)
+    np.testing.assert_array_equal(augmented_images[..., 3:], images[..., 3:])
+    without_edges = CpuEngine(32, 3, np.zeros(3, np.uint8))(np.ascontiguousarray(images[..., :3]), params)
+    np.testing.assert_array_equal(augmented_images[..., :3], without_edges)
     np.testing.assert_array_equal(images, before)
-    grey = CpuEngine(32, 1, np.zeros(2, np.uint8))(np.ascontiguousarray(images[..., :2]), what)
+    grey = CpuEngine(32, 1, np.zeros(2, np.uint8))(np.ascontiguousarray(images[..., :2]), params)
     np.testing.assert_array_equal(grey[..., 1], images[..., 1])
 
 
-def test_a_box_is_erased_after_everything_else_and_what_lies_around_it_stays() -> None:
+def test_box_is_erased_last_and_nothing_outside_of_it() -> None:
     images = np.random.default_rng(2).integers(0, 256, (3, 24, 24, 3)).astype(np.uint8)
     erase = np.array([[4, 2, 5, 7], [0, 0, 0, 9], [20, 20, 4, 4]], np.int32)
-    found = CpuEngine(24, 3, np.array([10, 20, 30], np.uint8))(
+    erased = CpuEngine(24, 3, np.array([10, 20, 30], np.uint8))(
         images, replace(drawn(3, 24, ["Invert"], [0]), erase=erase)
     )
-    assert (found[0, 4:9, 2:9] == (10, 20, 30)).all() and (found[2, 20:, 20:] == (10, 20, 30)).all()
-    np.testing.assert_array_equal(found[1], 255 - images[1])
-    rest = np.ones((24, 24), bool)
-    rest[4:9, 2:9] = False
-    np.testing.assert_array_equal(found[0][rest], 255 - images[0][rest])
+    assert (erased[0, 4:9, 2:9] == (10, 20, 30)).all() and (erased[2, 20:, 20:] == (10, 20, 30)).all()
+    np.testing.assert_array_equal(erased[1], 255 - images[1])
+    outside = np.ones((24, 24), bool)
+    outside[4:9, 2:9] = False
+    np.testing.assert_array_equal(erased[0][outside], 255 - images[0][outside])

@@ -37,11 +37,11 @@ def saved(path: Path, body: Any) -> str:
     return str(path)
 
 
-def by(chosen: Any, side: int = 40, size: int = 40, channels: int = 3, seed: int = 0) -> Augmentation:
-    about = augmented.image(side, size, channels, "rgb" if channels == 3 else "gray")
-    if isinstance(chosen, str):
-        return Augmentation(augmented.config(augment_pipeline=chosen, seed=seed), about, "cpu")
-    return Augmentation(augmented.config(seed=seed), about, "cpu", chosen)
+def make_augmentation(pipeline: Any, side: int = 40, size: int = 40, channels: int = 3, seed: int = 0) -> Augmentation:
+    image_spec = augmented.image(side, size, channels, "rgb" if channels == 3 else "gray")
+    if isinstance(pipeline, str):
+        return Augmentation(augmented.config(augment_pipeline=pipeline, seed=seed), image_spec, "cpu")
+    return Augmentation(augmented.config(seed=seed), image_spec, "cpu", pipeline)
 
 
 def rolled(image: Any, random: np.random.Generator) -> Any:
@@ -49,7 +49,7 @@ def rolled(image: Any, random: np.random.Generator) -> Any:
 
 
 @pytest.mark.parametrize("kind", [*PIPELINES, "list", "saved", "albumentations", "torchvision", "function"])
-def test_a_seed_says_all_whatever_the_threads_and_whoever_else_draws(kind: str, tmp_path: Path) -> None:
+def test_pixels_depend_on_the_seed_only(kind: str, tmp_path: Path) -> None:
     a = import_albumentations()
     a.save(a.Compose([a.Affine(rotate=(-20, 20), p=1)]), tmp_path / "mine.json")
     objects: dict[str, Any] = {
@@ -57,29 +57,31 @@ def test_a_seed_says_all_whatever_the_threads_and_whoever_else_draws(kind: str, 
         "albumentations": a.Compose([a.Affine(rotate=(-20, 20), p=1)]),
         "torchvision": v2.Compose([v2.RandAugment(), v2.RandomPerspective(p=1)]),
     }  # fmt: skip
-    chosen, stored = objects.get(kind, kind), images(12)
+    pipeline, stored = objects.get(kind, kind), images(12)
     before = stored.copy()
-    one = by(chosen)
-    what = one.make_params(2, 3, 12)
+    augmentation = make_augmentation(pipeline)
+    params = augmentation.make_params(2, 3, 12)
     state = torch.get_rng_state()
-    found = one.apply_on_cpu(stored, what)
+    augmented_images = augmentation.apply_on_cpu(stored, params)
     assert torch.equal(torch.get_rng_state(), state), "training's own random numbers are left alone"
-    assert found.shape == stored.shape and (found != stored).any((1, 2, 3)).mean() > 0.5
+    assert augmented_images.shape == stored.shape and (augmented_images != stored).any((1, 2, 3)).mean() > 0.5
     np.testing.assert_array_equal(stored, before)
     torch.manual_seed(99)
     with ThreadPoolExecutor(4) as pool:
-        again = pool.map(
-            lambda at: by(chosen).apply_on_cpu(stored[at : at + 2], what.select_rows(slice(at, at + 2))),
+        by_threads = pool.map(
+            lambda start: make_augmentation(pipeline).apply_on_cpu(
+                stored[start : start + 2], params.select_rows(slice(start, start + 2))
+            ),
             range(0, 12, 2),
         )
-    np.testing.assert_array_equal(np.concatenate(list(again)), found)
-    other = by(chosen, seed=1)
-    assert not np.array_equal(other.apply_on_cpu(stored, other.make_params(2, 3, 12)), found)
-    same = one.apply_on_cpu(np.stack([stored[0]] * 12), what)
-    assert len({image.tobytes() for image in same}) > 3  # every image has a seed of its own
+    np.testing.assert_array_equal(np.concatenate(list(by_threads)), augmented_images)
+    other = make_augmentation(pipeline, seed=1)
+    assert not np.array_equal(other.apply_on_cpu(stored, other.make_params(2, 3, 12)), augmented_images)
+    copies = augmentation.apply_on_cpu(np.stack([stored[0]] * 12), params)
+    assert len({image.tobytes() for image in copies}) > 3  # every image has a seed of its own
 
 
-def test_every_torchvision_transform_that_is_let_in_draws_by_the_seed() -> None:
+def test_every_supported_torchvision_transform_depends_on_the_seed_only() -> None:
     """And by nothing else: whatever it draws with, the process's generator does not move."""
     needed: dict[str, dict[str, Any]] = {
         "CenterCrop": {"size": 40}, "ColorJitter": {"brightness": 0.5, "hue": 0.2}, "GaussianBlur": {"kernel_size": 5},
@@ -95,22 +97,22 @@ def test_every_torchvision_transform_that_is_let_in_draws_by_the_seed() -> None:
         arguments: dict[str, Any] = dict(needed.get(name, {}))
         if name in CONTAINERS:
             arguments["transforms"] = [v2.RandomRotation(30), v2.RandomHorizontalFlip()]
-        one = by(getattr(v2, name)(**arguments), 48)
-        what = one.make_params(0, 0, 3)
+        augmentation = make_augmentation(getattr(v2, name)(**arguments), 48)
+        params = augmentation.make_params(0, 0, 3)
         torch.manual_seed(3)
-        found = one.apply_on_cpu(stored, what)
+        augmented_images = augmentation.apply_on_cpu(stored, params)
         torch.manual_seed(4)
-        np.testing.assert_array_equal(one.apply_on_cpu(stored, what), found, name)
+        np.testing.assert_array_equal(augmentation.apply_on_cpu(stored, params), augmented_images, name)
         assert torch.equal(torch.get_rng_state(), torch.manual_seed(4).get_state()), name
 
 
-def test_larger_pictures_are_cut_anywhere_and_smaller_ones_refused(tmp_path: Path) -> None:
+def test_larger_results_are_cropped_at_random_and_smaller_ones_rejected(tmp_path: Path) -> None:
     stored = images(1, 44)
-    whole = by(lambda image, _: image, 44, 40)
-    found = whole.apply_on_cpu(np.repeat(stored, 300, 0), whole.make_params(0, 0, 300))
+    identity = make_augmentation(lambda image, _: image, 44, 40)
+    augmented_images = identity.apply_on_cpu(np.repeat(stored, 300, 0), identity.make_params(0, 0, 300))
     windows = {stored[0, y : y + 40, x : x + 40].tobytes() for x in range(5) for y in range(5)}
-    assert {image.tobytes() for image in found} == windows
-    crop = by(saved(tmp_path / "c.json", [{"RandomResizedCrop": {"size": 40}}]), 64, 40)
+    assert {image.tobytes() for image in augmented_images} == windows
+    crop = make_augmentation(saved(tmp_path / "c.json", [{"RandomResizedCrop": {"size": 40}}]), 64, 40)
     assert crop.apply_on_cpu(images(2, 64), crop.make_params(0, 0, 2)).shape == (2, 40, 40, 3)
     for bad, message in (
         (lambda image, _: image[:39], r"makes uint8 \[40, 40, 3\] or larger of uint8 \[40, 40, 3\], found uint8 \[39"),
@@ -122,16 +124,16 @@ def test_larger_pictures_are_cut_anywhere_and_smaller_ones_refused(tmp_path: Pat
         (v2.CenterCrop(20), r"found uint8 \[20, 20, 3\]"),
     ):
         with pytest.raises(UserError, match=f"^augment_pipeline: .*{message}"):
-            by(bad)
+            make_augmentation(bad)
     with pytest.raises(UserError, match=r"^augment_pipeline: expected a name, a URI"):
-        by(7)
+        make_augmentation(7)
 
 
-def test_one_channel_goes_through_and_what_it_can_not_take_is_said_before_the_work() -> None:
-    one = by("light", channels=1)
-    assert one.apply_on_cpu(images(3, channels=1), one.make_params(0, 0, 3)).shape == (3, 40, 40, 1)
+def test_pipeline_that_does_not_support_one_channel_is_rejected_at_once() -> None:
+    augmentation = make_augmentation("light", channels=1)
+    assert augmentation.apply_on_cpu(images(3, channels=1), augmentation.make_params(0, 0, 3)).shape == (3, 40, 40, 1)
     with pytest.raises(UserError, match=r"^augment_pipeline: fails on uint8 \[40, 40, 1\]"):
-        by("weather", channels=1)
+        make_augmentation("weather", channels=1)
 
 
 def test_what_is_no_list_of_transforms_says_where(tmp_path: Path) -> None:
@@ -154,16 +156,18 @@ def test_what_is_no_list_of_transforms_says_where(tmp_path: Path) -> None:
     for name, (body, message) in wrong.items():
         for ending in ("json", "yaml"):
             with pytest.raises(UserError, match=rf"(?s)^augment_pipeline.*{message}"):
-                by(saved(tmp_path / f"{name}.{ending}", body))
+                make_augmentation(saved(tmp_path / f"{name}.{ending}", body))
     for chosen, message in (("nothing", "light, strong"), (str(tmp_path / "none.yaml"), "no such file")):
         with pytest.raises(UserError, match=f"(?s)^augment_pipeline: .*{message}"):
-            by(chosen)
+            make_augmentation(chosen)
     (tmp_path / "code.yaml").write_text("- !!python/object/apply:os.system ['true']")
     with pytest.raises(UserError, match=r"^augment_pipeline: expected JSON or YAML"):
-        by(str(tmp_path / "code.yaml"))
+        make_augmentation(str(tmp_path / "code.yaml"))
 
 
-def test_what_counts_is_the_content(tmp_path: Path) -> None:
-    one, moved = saved(tmp_path / "a.yaml", STEPS), saved(tmp_path / "b.json", STEPS)
-    assert resolve_pipeline(one) == resolve_pipeline(moved) != resolve_pipeline(saved(tmp_path / "c.json", STEPS[:1]))
+def test_pipeline_is_identified_by_its_content(tmp_path: Path) -> None:
+    first, second = saved(tmp_path / "a.yaml", STEPS), saved(tmp_path / "b.json", STEPS)
+    assert (
+        resolve_pipeline(first) == resolve_pipeline(second) != resolve_pipeline(saved(tmp_path / "c.json", STEPS[:1]))
+    )
     assert resolve_pipeline("light") != resolve_pipeline("strong")

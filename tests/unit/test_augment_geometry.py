@@ -24,11 +24,11 @@ SMOOTH: Any = {"interpolation": InterpolationMode.BILINEAR}
 
 def smooth(side: int = 96, channels: int = 3) -> Any:
     """A picture with detail, but none as fine as a pixel: uint8 [side, side, channels]."""
-    made = np.concatenate([photos.made(5, side, side), photos.made(6, side, side)], axis=2)
-    return np.ascontiguousarray(made[:, :, :channels])
+    photographs = np.concatenate([photos.made(5, side, side), photos.made(6, side, side)], axis=2)
+    return np.ascontiguousarray(photographs[:, :, :channels])
 
 
-def moved(image: Any, matrix: Any, size: int = 0) -> Any:
+def warp_image(image: Any, matrix: Any, size: int = 0) -> Any:
     """One image by one matrix."""
     size = size or len(image)
     out = np.empty((size, size, image.shape[2]), np.uint8)
@@ -36,46 +36,49 @@ def moved(image: Any, matrix: Any, size: int = 0) -> Any:
     return out
 
 
-def theirs(function: Any, image: Any, *arguments: Any, **named: Any) -> Any:
-    return function(torch.from_numpy(image.transpose(2, 0, 1).copy()), *arguments, **named).numpy().transpose(1, 2, 0)
+def apply_torchvision(function: Any, image: Any, *arguments: Any, **options: Any) -> Any:
+    return function(torch.from_numpy(image.transpose(2, 0, 1).copy()), *arguments, **options).numpy().transpose(1, 2, 0)
 
 
 def affine(angle: float = 0, x: float = 0, y: float = 0, scale: float = 1, sx: float = 0, sy: float = 0,
            centre: float = 48) -> Any:  # fmt: skip
-    return matrices.make_affine(*(np.array([one], np.float64) for one in (angle, x, y, scale, sx, sy, centre)))
+    return matrices.make_affine(*(np.array([value], np.float64) for value in (angle, x, y, scale, sx, sy, centre)))
 
 
-def apart(found: Any, expected: Any) -> tuple[int, float]:
-    assert found.shape == expected.shape
-    difference = np.abs(found.astype(int) - expected)
+def compare_pixels(actual: Any, expected: Any) -> tuple[int, float]:
+    assert actual.shape == expected.shape
+    difference = np.abs(actual.astype(int) - expected)
     return int(difference.max()), float(difference.mean())
 
 
 @pytest.mark.parametrize(
-    "about",
+    "parameters",
     [{"angle": 17}, {"angle": -135}, {"angle": 90}, {"scale": 1.3, "angle": 5}, {"scale": 0.8}, {"sx": 16.7},
      {"sy": -16.7}, {"sx": -44.7}, {"angle": 12, "x": 7, "y": -9, "scale": 1.1, "sx": 8, "sy": -5}],
 )  # fmt: skip
 @pytest.mark.parametrize("channels", [1, 3, 4, 6])
-def test_an_affine_change_is_torchvisions(about: dict[str, float], channels: int) -> None:
+def test_affine_equals_that_of_torchvision(parameters: dict[str, float], channels: int) -> None:
     """In the mean within 1 of 255: OpenCV weighs pixels by thirty-seconds, torch exactly."""
     image = smooth(channels=channels)
-    expected = theirs(
-        tv.affine, image, angle=about.get("angle", 0.0), translate=[about.get("x", 0), about.get("y", 0)],
-        scale=about.get("scale", 1.0), shear=[about.get("sx", 0.0), about.get("sy", 0.0)], **SMOOTH,
+    expected = apply_torchvision(
+        tv.affine, image, angle=parameters.get("angle", 0.0),
+        translate=[parameters.get("x", 0), parameters.get("y", 0)],
+        scale=parameters.get("scale", 1.0), shear=[parameters.get("sx", 0.0), parameters.get("sy", 0.0)], **SMOOTH,
     )  # fmt: skip
-    largest, mean = apart(moved(image, affine(**about)), expected)
+    largest, mean = compare_pixels(warp_image(image, affine(**parameters)), expected)
     assert mean < 1 and largest < 40, (largest, mean)
-    assert apart(moved(image, affine(**{**about, "x": about.get("x", 0) + 2})), expected)[1] > 1.5
+    assert (
+        compare_pixels(warp_image(image, affine(**{**parameters, "x": parameters.get("x", 0) + 2})), expected)[1] > 1.5
+    )
 
 
 @pytest.mark.parametrize("angle", [-25.0, 9.0])
 def test_shear_about_the_corner_and_rotation_are_those_of_policies(angle: float) -> None:
     image = smooth()
-    sheared = theirs(tv.affine, image, 0.0, [0, 0], 1.0, [angle, 0.0], center=[0, 0], **SMOOTH)
-    assert apart(moved(image, affine(sx=angle, centre=0)), sheared)[1] < 1
-    turned = theirs(tv.rotate, image, angle, **SMOOTH)
-    assert apart(moved(image, affine(angle=-angle)), turned)[1] < 1
+    sheared = apply_torchvision(tv.affine, image, 0.0, [0, 0], 1.0, [angle, 0.0], center=[0, 0], **SMOOTH)
+    assert compare_pixels(warp_image(image, affine(sx=angle, centre=0)), sheared)[1] < 1
+    turned = apply_torchvision(tv.rotate, image, angle, **SMOOTH)
+    assert compare_pixels(warp_image(image, affine(angle=-angle)), turned)[1] < 1
 
 
 def test_perspective_is_torchvisions() -> None:
@@ -83,8 +86,8 @@ def test_perspective_is_torchvisions() -> None:
     corners = np.array([[[9, 4], [88, 11], [93, 80], [2, 91]]], np.float64)
     matrix = matrices.make_perspective(corners, 96)
     a, b, c, d, e, f, g, h, _ = matrix.ravel().tolist()
-    expected = theirs(tv.perspective, image, None, None, coefficients=[a, b, c, d, e, f, g, h], **SMOOTH)
-    assert apart(moved(image, matrix), expected)[1] < 1
+    expected = apply_torchvision(tv.perspective, image, None, None, coefficients=[a, b, c, d, e, f, g, h], **SMOOTH)
+    assert compare_pixels(warp_image(image, matrix), expected)[1] < 1
     for corner, at in zip(corners[0], [(0, 0), (96, 0), (96, 96), (0, 96)], strict=True):
         x, y, w = matrix[0] @ [*corner, 1]
         np.testing.assert_allclose((x / w, y / w), at, atol=1e-9)
@@ -92,29 +95,29 @@ def test_perspective_is_torchvisions() -> None:
 
 @pytest.mark.parametrize("box", [(3, 5, 60, 41), (0, 0, 96, 96), (10, 20, 70, 75), (31, 40, 33, 28)])
 @pytest.mark.parametrize("size", [32, 64, 150])
-def test_a_resized_crop_is_torchvisions(box: tuple[int, int, int, int], size: int) -> None:
+def test_resized_crop_equals_that_of_torchvision(box: tuple[int, int, int, int], size: int) -> None:
     image = smooth()
-    expected = theirs(tv.resized_crop, image, *box, [size, size], antialias=True, **SMOOTH)
-    found = moved(image, matrices.make_crop(np.array([box]), size), size)
-    largest, mean = apart(found, expected)
+    expected = apply_torchvision(tv.resized_crop, image, *box, [size, size], antialias=True, **SMOOTH)
+    cropped = warp_image(image, matrices.make_crop(np.array([box]), size), size)
+    largest, mean = compare_pixels(cropped, expected)
     assert largest <= 3 and mean < 0.5, (largest, mean)
     mirrored = matrices.make_crop(np.array([box]), size) @ matrices.make_flip(np.array([True]), size, 0)
-    np.testing.assert_array_equal(moved(image, mirrored, size), found[:, ::-1])
-    both = mirrored @ matrices.make_flip(np.array([True]), size, 1)
-    np.testing.assert_array_equal(moved(image, both, size), found[::-1, ::-1])
+    np.testing.assert_array_equal(warp_image(image, mirrored, size), cropped[:, ::-1])
+    rotated = mirrored @ matrices.make_flip(np.array([True]), size, 1)
+    np.testing.assert_array_equal(warp_image(image, rotated, size), cropped[::-1, ::-1])
 
 
 @given(st.integers(-40, 40), st.integers(-40, 40), st.booleans(), st.booleans(), st.sampled_from([1, 3, 5]))
 @settings(max_examples=40, deadline=None)
-def test_flips_and_whole_pixels_are_exact(x: int, y: int, across: bool, down: bool, channels: int) -> None:
+def test_flips_and_shifts_by_whole_pixels_are_exact(x: int, y: int, across: bool, down: bool, channels: int) -> None:
     image = smooth(36, channels)
     matrix = matrices.make_identity(1)
-    for axis, wanted in enumerate((across, down)):
-        matrix = matrix @ matrices.make_flip(np.array([wanted]), 36, axis)
-    found = moved(image, matrix @ affine(x=x, y=y, centre=18))
+    for axis, is_flipped in enumerate((across, down)):
+        matrix = matrix @ matrices.make_flip(np.array([is_flipped]), 36, axis)
+    warped = warp_image(image, matrix @ affine(x=x, y=y, centre=18))
     expected = image[:, ::-1] if across else image
     expected = expected[::-1] if down else expected
-    np.testing.assert_array_equal(found, theirs(tv.affine, expected, 0.0, [x, y], 1.0, [0.0, 0.0]))
+    np.testing.assert_array_equal(warped, apply_torchvision(tv.affine, expected, 0.0, [x, y], 1.0, [0.0, 0.0]))
 
 
 def test_nothing_is_what_it_was_and_the_stored_image_stays() -> None:
@@ -127,7 +130,7 @@ def test_nothing_is_what_it_was_and_the_stored_image_stays() -> None:
         replace(plain, matrix=matrices.make_crop(np.array([box] * 2), 30)) for box in ([5, 5, 30, 30], [0, 0, 40, 40])
     )
     np.testing.assert_array_equal(engine(images, center), before[:, 5:35, 5:35])
-    assert apart(engine(images, shrunk), before[:, 5:35, 5:35])[1] > 1
+    assert compare_pixels(engine(images, shrunk), before[:, 5:35, 5:35])[1] > 1
     np.testing.assert_array_equal(images, before)
 
 
@@ -140,49 +143,56 @@ def test_what_shrinks_does_not_alias(ratio: float, angle: float) -> None:
     image = np.ascontiguousarray(np.broadcast_to(stripes[None, :, None], (side, side, 3)))
     size = round(side / ratio)
     matrix = matrices.make_crop(np.array([[0, 0, side, side]]), size) @ affine(angle=angle, scale=0.99, centre=size / 2)
-    middle = moved(image, matrix, size)[size // 3 : -size // 3, size // 3 : -size // 3].astype(int)
+    middle = warp_image(image, matrix, size)[size // 3 : -size // 3, size // 3 : -size // 3].astype(int)
     assert middle.std() < 0.2 * 127 and abs(middle.mean() - 127.5) < 4, middle.std()
 
 
-def test_a_reduced_warp_lies_where_the_plain_one_does() -> None:
+def test_warp_of_a_reduced_image_has_no_offset() -> None:
     """The same matrix on a picture of half the size."""
     small = np.asarray(cv2.GaussianBlur(smooth(100), (0, 0), 2), np.uint8)
     large = np.repeat(np.repeat(small, 2, 0), 2, 1)
     turn = affine(angle=20, scale=0.95, centre=50)
     half = np.diag([0.5, 0.5, 1.0]) @ matrices.make_crop(np.array([[0, 0, 200, 200]]), 100)[0]
     np.testing.assert_allclose(half, np.eye(3))
-    found = moved(large, matrices.make_crop(np.array([[0, 0, 200, 200]]), 100) @ turn, 100)
-    assert apart(found, moved(small, turn, 100))[1] < 1.5 < apart(found, moved(small, affine(x=1) @ turn, 100))[1]
+    reduced = warp_image(large, matrices.make_crop(np.array([[0, 0, 200, 200]]), 100) @ turn, 100)
+    assert (
+        compare_pixels(reduced, warp_image(small, turn, 100))[1]
+        < 1.5
+        < compare_pixels(reduced, warp_image(small, affine(x=1) @ turn, 100))[1]
+    )
     # And of a part of it: what is not wanted is not reduced.
-    corner, whole = (matrices.make_crop(np.array([part]), 55) for part in ([90, 10, 110, 110], [45, 5, 55, 55]))
+    corner, small_corner = (matrices.make_crop(np.array([part]), 55) for part in ([90, 10, 110, 110], [45, 5, 55, 55]))
     turn = affine(angle=8, centre=27.5)
-    assert apart(moved(large, corner @ turn, 55), moved(small, whole @ turn, 55))[1] < 1.5
+    assert compare_pixels(warp_image(large, corner @ turn, 55), warp_image(small, small_corner @ turn, 55))[1] < 1.5
 
 
 def test_far_away_there_is_nothing() -> None:
     for matrix in (affine(x=500.5), affine(angle=3, y=-400), affine(x=500), affine(scale=0.001, x=90, y=90)):
-        assert moved(smooth(), matrix).mean() < 0.1
-    assert apart(moved(smooth(), affine(scale=1e3)), np.broadcast_to(smooth()[48:49, 48:49], (96, 96, 3)))[1] < 40
+        assert warp_image(smooth(), matrix).mean() < 0.1
+    assert (
+        compare_pixels(warp_image(smooth(), affine(scale=1e3)), np.broadcast_to(smooth()[48:49, 48:49], (96, 96, 3)))[1]
+        < 40
+    )
 
 
 @given(st.lists(st.sampled_from(["turn", "shear", "shift", "mirror", "crop"]), min_size=1, max_size=5),
        st.integers(0, 2**31))  # fmt: skip
 @settings(max_examples=40, deadline=None)
-def test_a_product_is_one_change_after_the_other(kinds: list[str], seed: int) -> None:
+def test_product_of_matrices_applies_them_in_order(kinds: list[str], seed: int) -> None:
     """Points go the way of every matrix in turn."""
     random = np.random.default_rng(seed)
-    made = {
+    makers = {
         "turn": lambda: affine(angle=random.uniform(-180, 180)), "shear": lambda: affine(sx=random.uniform(-40, 40)),
         "shift": lambda: affine(x=random.integers(-9, 9)),
         "mirror": lambda: matrices.make_flip(np.array([True]), 96, 0),
         "crop": lambda: matrices.make_crop(np.array([[5, 7, 50, 60]]), 96),
     }  # fmt: skip
-    steps = [made[kind]() for kind in kinds]
-    whole = matrices.make_identity(1)
+    steps = [makers[kind]() for kind in kinds]
+    product = matrices.make_identity(1)
     for step in steps:
-        whole = matrices.compose(whole, step)
+        product = matrices.compose(product, step)
     point = np.array([*random.uniform(0, 96, 2), 1.0])
-    went = point
+    expected = point
     for step in reversed(steps):
-        went = step[0] @ went
-    np.testing.assert_allclose(whole[0] @ point, went, atol=1e-6)
+        expected = step[0] @ expected
+    np.testing.assert_allclose(product[0] @ point, expected, atol=1e-6)

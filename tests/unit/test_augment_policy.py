@@ -42,73 +42,79 @@ THEIRS: dict[str, Any] = {
 GEOMETRY = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
 
 
-def config(name: str, **wanted: Any) -> Any:
+def config(name: str, **options: Any) -> Any:
     kind = {"policy_set": name, "policy": "autoaugment"} if name in SETS else {"policy": name}
-    return augmented.config(**{**kind, **wanted})
+    return augmented.config(**{**kind, **options})
 
 
 @pytest.mark.parametrize("name", THEIRS)
 @pytest.mark.parametrize("size", [32, 64, 224, 381])
-def test_magnitudes_are_torchvisions(name: str, size: int) -> None:
+def test_magnitudes_equal_those_of_torchvision(name: str, size: int) -> None:
     space = THEIRS[name]._AUGMENTATION_SPACE
     table = policy.compute_magnitudes("autoaugment" if name in SETS else name, size)
     bins = 10 if name in SETS else 31
     assert table.shape == (len(NAMES), bins)
     for operation, (values, signed) in space.items():
-        at = NAMES.index(operation)
-        theirs = values(bins, size, size)
-        expected = np.zeros(bins) if theirs is None else theirs.double().numpy()
-        np.testing.assert_array_equal(table[at], expected, operation)
-        assert signed == policy._IS_SIGNED[at]
+        index = NAMES.index(operation)
+        magnitudes = values(bins, size, size)
+        expected = np.zeros(bins) if magnitudes is None else magnitudes.double().numpy()
+        np.testing.assert_array_equal(table[index], expected, operation)
+        assert signed == policy._IS_SIGNED[index]
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_sub_policies_are_torchvisions(name: str) -> None:
-    theirs = [
+def test_sub_policies_equal_those_of_torchvision(name: str) -> None:
+    expected = [
         tuple((operation, share, -1 if magnitude is None else magnitude) for operation, share, magnitude in pair)
         for pair in THEIRS[name]._policies
     ]
-    assert list(AUTO_POLICIES[name]) == theirs
+    assert list(AUTO_POLICIES[name]) == expected
 
 
-def recorded(name: str, count: int, monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[Any, ...]]:
+def count_torchvision(name: str, count: int, monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[Any, ...]]:
     """What torchvision draws for `count` images: tuples of (operation, value)."""
-    made, calls = THEIRS[name], []
-    monkeypatch.setattr(made, "_apply_image_or_video_transform", lambda image, n, m, **_: calls.append((n, m)) or image)
-    image, found = torch.zeros((3, SIZE, SIZE), dtype=torch.uint8), Counter[tuple[Any, ...]]()
+    transform, calls = THEIRS[name], []
+    monkeypatch.setattr(
+        transform, "_apply_image_or_video_transform", lambda image, n, m, **_: calls.append((n, m)) or image
+    )
+    image, counts = torch.zeros((3, SIZE, SIZE), dtype=torch.uint8), Counter[tuple[Any, ...]]()
     torch.manual_seed(5)
     for _ in range(count):
         calls.clear()
-        made(image)
-        found[tuple(said(*one) for one in calls if one[0] != "Identity")] += 1
-    return found
+        transform(image)
+        counts[tuple(make_key(*call) for call in calls if call[0] != "Identity")] += 1
+    return counts
 
 
-def said(name: str, value: float) -> tuple[str, float]:
+def make_key(name: str, value: float) -> tuple[str, float]:
     return name, round(float(value), 4) + 0.0
 
 
-def ours(name: str, count: int) -> Counter[tuple[Any, ...]]:
+def count_ours(name: str, count: int) -> Counter[tuple[Any, ...]]:
     chosen = sample_ops(config(name), np.random.default_rng(11), count, SIZE)
     return Counter(
-        tuple(said(NAMES[at], value) for at, value in zip(*row, strict=True) if NAMES[at] != "Identity")
+        tuple(make_key(NAMES[index], value) for index, value in zip(*row, strict=True) if NAMES[index] != "Identity")
         for row in zip(chosen.indices.tolist(), chosen.magnitudes.tolist(), strict=True)
     )
 
 
 @pytest.mark.parametrize("name", THEIRS)
-def test_what_is_drawn_is_drawn_as_often_as_torchvision_does(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_operations_are_distributed_as_in_torchvision(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Chi-square over whole outcomes, sequence and values and signs, rare ones counted together."""
     count = 6000
-    mine, theirs = ours(name, 4 * count), recorded(name, count, monkeypatch)
-    common = [key for key in mine | theirs if mine[key] + theirs[key] >= 40]
-    table = np.array([[one[key] for key in common] for one in (mine, theirs)])
-    rest = np.array([[sum(one.values())] for one in (mine, theirs)]) - table.sum(1, keepdims=True)
+    our_counts, torchvision_counts = count_ours(name, 4 * count), count_torchvision(name, count, monkeypatch)
+    common = [key for key in our_counts | torchvision_counts if our_counts[key] + torchvision_counts[key] >= 40]
+    table = np.array([[counts[key] for key in common] for counts in (our_counts, torchvision_counts)])
+    rest = np.array([[sum(counts.values())] for counts in (our_counts, torchvision_counts)]) - table.sum(
+        1, keepdims=True
+    )
     table = np.hstack([table, rest]) if rest.all() else table
     assert len(common) > 15 and chi2_contingency(table).pvalue > 1e-3
-    assert not set(theirs) - set(mine) or name == "randaugment"  # of whose pairs there are many
+    assert not set(torchvision_counts) - set(our_counts) or name == "randaugment"  # of whose pairs there are many
     if name == "trivialaugment":
-        assert set(mine) >= set(theirs) and len(mine) > 300  # every operation at every magnitude and sign
+        assert (
+            set(our_counts) >= set(torchvision_counts) and len(our_counts) > 300
+        )  # every operation at every magnitude and sign
     skewed = table.copy()
     skewed[0, 0] += 0.06 * table[0].sum()  # the test would have seen one operation drawn more often
     assert chi2_contingency(skewed).pvalue < 1e-3
@@ -121,30 +127,30 @@ def single(name: str, value: float) -> PolicyOps:
 def values_of(name: str) -> Iterator[tuple[str, float]]:
     table = policy.compute_magnitudes("autoaugment" if name in SETS else name, SIZE)
     for operation, (_, signed) in THEIRS[name]._AUGMENTATION_SPACE.items():
-        for at in (0, 5, table.shape[1] - 1):
+        for index in (0, 5, table.shape[1] - 1):
             for sign in (1, -1) if signed else (1,):
-                yield operation, sign * table[NAMES.index(operation), at]
+                yield operation, sign * table[NAMES.index(operation), index]
 
 
 @pytest.mark.parametrize("name", ["randaugment", "trivialaugment", "svhn"])
-def test_each_operation_gives_torchvisions_pixels(name: str) -> None:
+def test_each_operation_gives_the_pixels_of_torchvision(name: str) -> None:
     pixels = np.ascontiguousarray(photos.made(5, SIZE, SIZE) // 2 + 40)
     image = torch.from_numpy(pixels.transpose(2, 0, 1).copy())
     for operation, value in values_of(name):
         chosen = single(operation, value)
         expected = THEIRS[name]._apply_image_or_video_transform(image, operation, value, interpolation=SMOOTH,
                                                                 fill=THEIRS[name]._fill)  # fmt: skip
-        what = AugmentParams(
+        params = AugmentParams(
             make_matrix(chosen, SIZE), *convert_policy_ops(chosen), np.zeros(1, np.int64), np.zeros((1, 4), np.int32)
         )
-        found = CpuEngine(SIZE, 3, np.zeros(3, np.uint8))(pixels[None], what)[0]
-        apart = np.abs(found.astype(int) - expected.numpy().transpose(1, 2, 0))
+        actual = CpuEngine(SIZE, 3, np.zeros(3, np.uint8))(pixels[None], params)[0]
+        difference = np.abs(actual.astype(int) - expected.numpy().transpose(1, 2, 0))
         limit = 1.5 if operation in GEOMETRY else 0.5 if operation in ("Color", "Sharpness") else 0
-        assert apart.mean() <= limit, (operation, value, apart.mean())
-        assert (what.operations[0, 0] == 0) == (operation in (*GEOMETRY, "Identity"))
+        assert difference.mean() <= limit, (operation, value, difference.mean())
+        assert (params.operations[0, 0] == 0) == (operation in (*GEOMETRY, "Identity"))
 
 
-def test_two_shapes_are_one_after_the_other() -> None:
+def test_geometric_operations_are_applied_in_order() -> None:
     """Folded into one matrix: against torchvision's two, where both see pixels."""
     pixels = np.ascontiguousarray(photos.made(5, SIZE, SIZE))
     expected = torch.from_numpy(pixels.transpose(2, 0, 1).copy())
@@ -152,43 +158,46 @@ def test_two_shapes_are_one_after_the_other() -> None:
     for operation, value in steps:
         expected = THEIRS["randaugment"]._apply_image_or_video_transform(expected, operation, value, SMOOTH, {})
     chosen = PolicyOps(np.array([[NAMES.index(n) for n, _ in steps]]), np.array([[v for _, v in steps]]))
-    what = AugmentParams(
+    params = AugmentParams(
         make_matrix(chosen, SIZE), *convert_policy_ops(chosen), np.zeros(1, np.int64), np.zeros((1, 4), np.int32)
     )
-    found = CpuEngine(SIZE, 3, np.zeros(3, np.uint8))(pixels[None], what)[0].astype(int)
-    apart = np.abs(found - expected.numpy().transpose(1, 2, 0))[24:40, 24:40]
-    assert apart.mean() < 6  # theirs is smoothed three times
+    actual = CpuEngine(SIZE, 3, np.zeros(3, np.uint8))(pixels[None], params)[0].astype(int)
+    difference = np.abs(actual - expected.numpy().transpose(1, 2, 0))[24:40, 24:40]
+    assert difference.mean() < 6  # theirs is smoothed three times
     other = PolicyOps(chosen.indices[:, ::-1], chosen.magnitudes[:, ::-1])
     assert np.abs(make_matrix(other, SIZE) - make_matrix(chosen, SIZE)).max() > 1
 
 
 @pytest.mark.parametrize("preset", ["ocr", "medical"])
 @pytest.mark.parametrize("name", THEIRS)
-def test_presets_limit_shapes_and_no_policy_mirrors(preset: str, name: str) -> None:
+def test_presets_limit_geometry_and_no_policy_mirrors(preset: str, name: str) -> None:
     limits = policy.GEOMETRY_LIMITS[preset]
     free = sample_ops(config(name), np.random.default_rng(3), 3000, SIZE)
     bound = restrict_ops(free, preset, SIZE)
-    most = {"Rotate": limits.rotate, "Shear": limits.shear, "Translate": limits.translate * SIZE}
-    for at, operation in enumerate(NAMES):
-        mine, before = (np.abs(one.magnitudes[one.indices == at]) for one in (bound, free))
-        limit = next((value for key, value in most.items() if operation.startswith(key)), np.inf)
-        np.testing.assert_array_equal(mine, np.minimum(before, limit))
+    limit_by_operation = {"Rotate": limits.rotate, "Shear": limits.shear, "Translate": limits.translate * SIZE}
+    for index, operation in enumerate(NAMES):
+        magnitudes, free_magnitudes = (np.abs(ops.magnitudes[ops.indices == index]) for ops in (bound, free))
+        limit = next((value for key, value in limit_by_operation.items() if operation.startswith(key)), np.inf)
+        np.testing.assert_array_equal(magnitudes, np.minimum(free_magnitudes, limit))
     np.testing.assert_array_equal(np.sign(bound.magnitudes), np.sign(free.magnitudes))
     for preset_ in (preset, "photo"):
         matrix = make_matrix(restrict_ops(free, preset_, SIZE), SIZE)
         assert (np.linalg.det(matrix[:, :2, :2]) > 0).all()
-    drawn = make_params(config(name, preset=preset), InputSpec(SIZE, SIZE, SIZE), 0, 0, 500)
-    turned = np.degrees(np.abs(np.arctan2(drawn.matrix[:, 1, 0], drawn.matrix[:, 1, 1])))
+    params = make_params(config(name, preset=preset), InputSpec(SIZE, SIZE, SIZE), 0, 0, 500)
+    turned = np.degrees(np.abs(np.arctan2(params.matrix[:, 1, 0], params.matrix[:, 1, 1])))
     assert turned.max() <= 2.3 * limits.rotate + 2 * np.degrees(np.arctan(limits.shear))  # of two operations
 
 
 @pytest.mark.parametrize("name", THEIRS)
-def test_colours_of_fashion_stay(name: str) -> None:
+def test_preset_fashion_keeps_colors(name: str) -> None:
     """Only light and sharpness are left of the operations; what else was drawn is as without the preset."""
-    drawn = make_params(config(name, preset="fashion"), InputSpec(SIZE, SIZE, SIZE), 0, 0, 800)
-    assert set(np.unique(drawn.operations)) <= {0, *(OPERATION_IDS[n] for n in ("Brightness", "Contrast", "Sharpness"))}
+    params = make_params(config(name, preset="fashion"), InputSpec(SIZE, SIZE, SIZE), 0, 0, 800)
+    assert set(np.unique(params.operations)) <= {
+        0,
+        *(OPERATION_IDS[n] for n in ("Brightness", "Contrast", "Sharpness")),
+    }
     free = make_params(config(name), InputSpec(SIZE, SIZE, SIZE), 0, 0, 800)
     assert (free.operations == OPERATION_IDS["Equalize"]).any()
-    np.testing.assert_array_equal(free.matrix, drawn.matrix)
-    kept = drawn.operations != 0
-    np.testing.assert_array_equal(free.values[kept], drawn.values[kept])
+    np.testing.assert_array_equal(free.matrix, params.matrix)
+    is_applied = params.operations != 0
+    np.testing.assert_array_equal(free.values[is_applied], params.values[is_applied])

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_recipes import resolved, tensors
+from test_recipes import make_manifest as tensors
+from test_recipes import resolve_config as resolved
 from trained import make_tensors, settings, trainer
 
 from imagemill.components.dataset.manifest import Dataset, Manifest
@@ -57,8 +58,8 @@ def test_auto_balances_classes_that_differ_where_the_metric_does() -> None:
 
 
 def test_fine_tuning_goes_as_far_as_validation_gains() -> None:
-    found = resolved(recipe="finetune", weights="DEFAULT")
-    assert (found.head, found.head_margin, found.probe_epochs, found.early_stopping) == ("solved", 1.0, 1, 4)
+    config = resolved(recipe="finetune", weights="DEFAULT")
+    assert (config.head, config.head_margin, config.probe_epochs, config.early_stopping) == ("solved", 1.0, 1, 4)
     assert resolved(recipe="finetune", weights="DEFAULT", head_margin=0.0).head_margin == 0
     standard = resolved(recipe="standard", weights="DEFAULT")
     assert standard.head_margin is None and "head_margin" not in standard.fingerprint_values()

@@ -127,16 +127,16 @@ def test_images_of_a_group_and_near_duplicates_are_a_unit(probed: Probed) -> Non
 
 def test_the_same_labels_are_suspected_whatever_was_trained(probed: Probed) -> None:
     with one_core():
-        longer: dict[str, Any] = {"recipe": "plain", "epochs": 4, "learning_rate": 0.01}
-        model = trained(probed.workspace, probed.tensors, weights=probed.weights, **longer)
+        options: dict[str, Any] = {"recipe": "plain", "epochs": 4, "learning_rate": 0.01}
+        model = trained(probed.workspace, probed.tensors, weights=probed.weights, **options)
         other, _ = evaluated(probed.workspace, model, probed.clean)
     assert model.fingerprint != probed.model.fingerprint
     first, second = find_features(probed.model), find_features(model)
     assert first is not None and second is not None and first.uri == second.uri, "computed once"
     assert suspects(other) == suspects(probed.evaluation)
     truth = {image_id: ("cat", "dog")[int(image_id[5:-4]) % 2] for image_id in probed.wrong}
-    found = mislabelled.compare(suspects(other), truth, set(truth) | {name for name, _ in suspects(other)})
-    assert found.recall >= 0.5
+    comparison = mislabelled.compare(suspects(other), truth, set(truth) | {name for name, _ in suspects(other)})
+    assert comparison.recall >= 0.5
 
 
 def test_without_features_there_is_no_baseline(probed: Probed, tmp_path: Path) -> None:

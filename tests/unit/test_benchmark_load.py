@@ -39,14 +39,14 @@ def test_a_round_of_our_own_cells(tmp_path: Path) -> None:
     cells = ["memmap", "memmap_2", "ours", "ours_later", "ours_jpeg"]
     command = [sys.executable, str(FOLDER / "load.py"), "--images", str(IMAGES), "--rounds", "1", "--seconds", "0.01"]
     command += ["--warm", "0.1", "--folder", str(tmp_path), "--json", str(out), "--cells", *cells]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
     rows = {row["cell"]: row for row in json.loads(out.read_text())}
     assert list(rows) == cells and all(row["rate"] > 0 and row["memory"] > 10 for row in rows.values())
     assert rows["ours_later"]["error"] == 0 and rows["ours_later"]["mixed"] >= rows["ours"]["mixed"]
     assert rows["ours"]["error"] == 0 < rows["ours_jpeg"]["error"] < 6, "JPEG is lossy, raw is not"
     assert rows["memmap"]["of_limit"] == 1 and rows["ours"]["ours_is"] == 1
-    assert all(f"| {name} |" in done.stdout for name in cells)
+    assert all(f"| {name} |" in process.stdout for name in cells)
     assert not list(tmp_path.glob("bench-load-*")), "the sets go with the end"
 
 
@@ -88,8 +88,8 @@ BROKEN: dict[str, tuple[Callable[[Pairs], Pairs], str]] = {
 def test_an_epoch_as_it_should_be_passes_the_check(load: ModuleType, place: Any) -> None:
     from load_run import check
 
-    found = check(iter(epoch_of(place)), place, load.CELLS["memmap"])
-    assert found["error"] == 0 and found["mixed"] == 1
+    result = check(iter(epoch_of(place)), place, load.CELLS["memmap"])
+    assert result["error"] == 0 and result["mixed"] == 1
     planar = [(images.transpose(0, 3, 1, 2), labels) for images, labels in epoch_of(place)]
     assert check(iter(planar), place, load.CELLS["memmap"])["error"] == 0
 

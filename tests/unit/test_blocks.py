@@ -20,40 +20,40 @@ TIMM = {"resnet18": 10, "convnext_atto": 14, "vit_tiny_patch16_224": 14, "swin_t
         "deit_tiny_distilled_patch16_224": 14}  # fmt: skip
 
 
-def made(name: str) -> torch.nn.Module:
+def make_network(name: str) -> torch.nn.Module:
     options: dict[str, Any] = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
     with torch.device("meta"):
         network: torch.nn.Module = get_model(name, weights=None, num_classes=3, **options)
     return network
 
 
-def check(network: torch.nn.Module, number: int) -> list[list[str]]:
-    found = parameter_blocks(network)
-    assert sorted(name for block in found for name in block) == sorted(name for name, _ in network.named_parameters())
-    assert len(found) == number
+def check_blocks(network: torch.nn.Module, number: int) -> list[list[str]]:
+    blocks = parameter_blocks(network)
+    assert sorted(name for block in blocks for name in block) == sorted(name for name, _ in network.named_parameters())
+    assert len(blocks) == number
     parameters = dict(network.named_parameters())
-    assert all(parameters[name].shape[0] == 3 for name in found[-1]), "the head makes the logits"
-    assert all(any(parameters[name].ndim > 1 for name in block) for block in found), "no normalization is alone"
-    return found
+    assert all(parameters[name].shape[0] == 3 for name in blocks[-1]), "the head makes the logits"
+    assert all(any(parameters[name].ndim > 1 for name in block) for block in blocks), "no normalization is alone"
+    return blocks
 
 
 @pytest.mark.parametrize("name", NUMBER)
 def test_torchvisions_networks(name: str) -> None:
-    check(made(name), NUMBER[name])
+    check_blocks(make_network(name), NUMBER[name])
 
 
-def test_the_order_is_that_of_the_images_way() -> None:
-    found = check(made("vit_b_16"), 14)
-    assert {"class_token", "conv_proj.weight", "encoder.pos_embedding"} <= set(found[0])
-    assert [block[0].split(".")[2] for block in found[1:-1]] == [f"encoder_layer_{n}" for n in range(12)]
-    assert found[-2][-1] == "encoder.ln.bias" and found[-1] == ["heads.head.weight", "heads.head.bias"]
-    seen: list[str] = []
+def test_blocks_are_in_the_order_of_the_forward_pass() -> None:
+    blocks = check_blocks(make_network("vit_b_16"), 14)
+    assert {"class_token", "conv_proj.weight", "encoder.pos_embedding"} <= set(blocks[0])
+    assert [block[0].split(".")[2] for block in blocks[1:-1]] == [f"encoder_layer_{n}" for n in range(12)]
+    assert blocks[-2][-1] == "encoder.ln.bias" and blocks[-1] == ["heads.head.weight", "heads.head.bias"]
+    called: list[str] = []
     network = get_model("resnet18", weights=None, num_classes=3)
     for name, module in network.named_modules():
         if list(module.parameters(recurse=False)):
-            module.register_forward_pre_hook(lambda _, __, name=name: seen.append(name))
+            module.register_forward_pre_hook(lambda _, __, name=name: called.append(name))
     network.eval()(torch.zeros(1, 3, 32, 32))
-    order = [seen.index(block[0].rpartition(".")[0]) for block in parameter_blocks(network)]
+    order = [called.index(block[0].rpartition(".")[0]) for block in parameter_blocks(network)]
     assert order == sorted(order)
 
 
@@ -62,7 +62,7 @@ def test_timms_networks(name: str) -> None:
     timm = pytest.importorskip("timm")
     with torch.device("meta"):
         network = timm.create_model(name, num_classes=3)
-    found = check(network, TIMM[name])
+    blocks = check_blocks(network, TIMM[name])
     assert head_modules(network) == (
-        ["head", "head_dist"] if "distilled" in name else [found[-1][0].rpartition(".")[0]]
+        ["head", "head_dist"] if "distilled" in name else [blocks[-1][0].rpartition(".")[0]]
     )

@@ -15,7 +15,7 @@ from imagemill.components.metrics.calibration import MAX_TEMPERATURE, MIN_TEMPER
 from imagemill.components.storage.errors import MillError
 
 
-def drawn(
+def draw_logits(
     temperature: float, rows: int = 4000, classes: int = 10
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
     """Logits that are too large by `temperature`, and labels drawn by what they would be without it."""
@@ -27,11 +27,11 @@ def drawn(
 
 @pytest.mark.parametrize("temperature", [0.2, 1.0, 2.5, 12.0])
 def test_the_temperature_that_was_put_in_comes_out(temperature: float) -> None:
-    assert fit_temperature(*drawn(temperature)) == pytest.approx(temperature, rel=0.04)
+    assert fit_temperature(*draw_logits(temperature)) == pytest.approx(temperature, rel=0.04)
 
 
 def test_the_likelihood_has_its_best_there() -> None:
-    logits, labels = drawn(3.0, 20_000, 4)
+    logits, labels = draw_logits(3.0, 20_000, 4)
 
     def loss(t: float) -> float:
         return float(-log_softmax(logits.astype(np.float64) / t, 1)[np.arange(len(labels)), labels].mean())
@@ -47,11 +47,11 @@ def test_of_several_labels_it_is_the_sigmoids() -> None:
     assert fit_temperature((4 * logits).astype(np.float32), labels) == pytest.approx(4, rel=0.05)
 
 
-def test_it_is_found_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    logits, labels = drawn(2.0, 500)
-    whole = fit_temperature(logits, labels)
+def test_temperature_does_not_depend_on_the_chunk_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, labels = draw_logits(2.0, 500)
+    expected = fit_temperature(logits, labels)
     monkeypatch.setattr(calibration, "_CHUNK", 64)
-    assert fit_temperature(logits, labels) == pytest.approx(whole, rel=1e-6)
+    assert fit_temperature(logits, labels) == pytest.approx(expected, rel=1e-6)
 
 
 @given(st.integers(1, 30), st.integers(2, 6), st.integers(0, 10**6), st.floats(1e-6, 1e6), st.booleans())
@@ -98,8 +98,8 @@ def test_parts_add_up_and_edges_belong_to_the_lower_bin() -> None:
     sure = np.concatenate([random.random(1000), np.arange(11) / 10])
     right = random.random(len(sure)) < sure
     parts = Reliability(10)
-    for some in np.array_split(np.arange(len(sure)), 7):
-        parts.add(sure[some], right[some])
+    for rows in np.array_split(np.arange(len(sure)), 7):
+        parts.add(sure[rows], right[rows])
     assert parts.ece == pytest.approx(ece(sure, right, 10))
     expected = 0.0
     for b in range(10):

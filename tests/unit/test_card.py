@@ -41,27 +41,27 @@ def made_facts(**options: Any) -> CardFacts:
     return CardFacts(**values | options)
 
 
-def header_of(card: str) -> dict[str, Any]:
+def read_header(card: str) -> dict[str, Any]:
     _, header, _ = card.split("---\n", 2)
-    found: dict[str, Any] = yaml.safe_load(header)
-    return found
+    parsed: dict[str, Any] = yaml.safe_load(header)
+    return parsed
 
 
-def test_the_header_is_what_hugging_face_reads() -> None:
-    found = header_of(render_card(made_spec(), made_facts(), "feed", "…"))
-    assert found["pipeline_tag"] == "image-classification" and "license" not in found
-    (index,) = found["model-index"]
+def test_header_is_valid_for_hugging_face() -> None:
+    header = read_header(render_card(made_spec(), made_facts(), "feed", "…"))
+    assert header["pipeline_tag"] == "image-classification" and "license" not in header
+    (index,) = header["model-index"]
     (result,) = index["results"]
     assert result["dataset"]["split"] == "validation"
-    assert [(one["type"], one["value"]) for one in result["metrics"]] == [("accuracy", 0.91), ("f1", 0.875)]
-    bare = header_of(render_card(made_spec(), made_facts(metrics={}), "feed", "…"))
+    assert [(metric["type"], metric["value"]) for metric in result["metrics"]] == [("accuracy", 0.91), ("f1", 0.875)]
+    bare = read_header(render_card(made_spec(), made_facts(metrics={}), "feed", "…"))
     assert bare["model-index"][0]["results"] == [] and bare["metrics"] == []
 
 
 def test_huggingface_hub_reads_it() -> None:
     hub = pytest.importorskip("huggingface_hub")
     card = hub.ModelCard(render_card(made_spec(), made_facts(), "feed", "…"))
-    assert {one.metric_value for one in card.data.eval_results} == {0.91, 0.875}
+    assert {result.metric_value for result in card.data.eval_results} == {0.91, 0.875}
 
 
 def test_the_card_says_what_is_known() -> None:
@@ -92,12 +92,12 @@ def test_several_labels_and_nothing_known() -> None:
     assert "And 800 more" in render_card(many, made_facts(counts={}), "feed", "…")
 
 
-def committed(uri: str, spec: ModelSpec, network: Any, files: tuple[File, ...]) -> None:
+def commit_model(uri: str, spec: ModelSpec, network: Any, files: tuple[File, ...]) -> None:
     from safetensors.torch import save
 
     weights = publish_bytes(uri, save(network.state_dict()), "model-", ".safetensors")
-    about = publish_bytes(uri, spec.to_json(), "model-", ".json")
-    listed = (weights, about, *files)
+    model_file = publish_bytes(uri, spec.to_json(), "model-", ".json")
+    listed = (weights, model_file, *files)
     commit(
         uri,
         Manifest("model", "feed", classes=spec.classes, files=listed, totals=Totals(), extra=ModelExtra(backbone="a")),
@@ -114,14 +114,14 @@ def test_both_files_are_published_and_leave_the_model_readable(
     network = build_network(spec)
     images = np.random.default_rng(1).integers(0, 256, (3, *spec.image.shape), np.uint8)
     files = publish_onnx_and_card(uri, network, spec, made_facts(), images)
-    assert [one.role for one in files] == ["onnx", "card"]
+    assert [file.role for file in files] == ["onnx", "card"]
     assert publish_onnx_and_card(uri, network, spec, made_facts(), images) == files  # a retry makes the same
     assert "within 1e-" in capsys.readouterr().err
-    committed(uri, spec, network, files)
-    found = read_dataset(uri, "model")
-    assert not found.missing()
-    assert load_model(found)[1] == spec
-    card = Path(found.locate(found.files("card")[0])).read_text()
+    commit_model(uri, spec, network, files)
+    dataset = read_dataset(uri, "model")
+    assert not dataset.missing()
+    assert load_model(dataset)[1] == spec
+    card = Path(dataset.locate(dataset.files("card")[0])).read_text()
     assert "within 1e-" in card and "a temperature of 2," in card
 
 
@@ -139,20 +139,20 @@ def test_a_network_without_an_onnx_file_has_a_card_that_says_so(
         monkeypatch.setattr(artifact, "measure_difference", lambda *_: 0.02)
     spec = made_spec()
     files = publish_onnx_and_card(str(tmp_path / "feed"), build_network(spec), spec, made_facts())
-    assert [one.role for one in files] == ["card"]
+    assert [file.role for file in files] == ["card"]
     words = "it is odd" if fault == "export" else "0.02 from the network's"
     assert words in capsys.readouterr().err
     assert words in (tmp_path / "feed" / files[0].uri).read_text()
 
 
-def test_without_onnxruntime_it_is_said_that_nothing_was_compared(
+def test_missing_onnxruntime_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(artifact, "export", lambda *_: b"data")
     monkeypatch.setattr(artifact, "measure_difference", lambda *_: None)
     spec = made_spec()
     files = publish_onnx_and_card(str(tmp_path / "feed"), build_network(spec), spec, made_facts())
-    assert [one.role for one in files] == ["onnx", "card"]
+    assert [file.role for file in files] == ["onnx", "card"]
     assert "not compared" in capsys.readouterr().err
 
 

@@ -71,7 +71,7 @@ def test_the_reigning_one(gate: Gate, capsys: pytest.CaptureFixture[str]) -> Non
     assert "--number: expected the number of a promotion, 1 to 3, found '9'" in capsys.readouterr().err
 
 
-def test_a_rollback_appends_and_stays(gate: Gate, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rollback_appends_a_promotion_and_holds(gate: Gate, capsys: pytest.CaptureFixture[str]) -> None:
     before = models(gate)
     assert command(gate, "rollback") == 0
     assert "rollback: promotion 2 again, instead of promotion 3" in capsys.readouterr().out
@@ -79,8 +79,8 @@ def test_a_rollback_appends_and_stays(gate: Gate, capsys: pytest.CaptureFixture[
     record = gate.record()
     assert (record["verdict"], record["previous"], record["rolled_back"]) == ("rollback", before[2], [before[2]])
     three = gate.evaluate("three", wrong(20))
-    again = gate.promote(three, run="next week")
-    assert (again["verdict"], again["promoted"]) == ("rolled_back", False)
+    repeated = gate.promote(three, run="next week")
+    assert (repeated["verdict"], repeated["promoted"]) == ("rolled_back", False)
     assert command(gate, "rollback", "--json") == 0, "once more, to the one before"
     record = printed(capsys)
     assert (record["n"], record["model"]) == (5, gate.workspace.absolute(before[0]))
@@ -89,10 +89,10 @@ def test_a_rollback_appends_and_stays(gate: Gate, capsys: pytest.CaptureFixture[
     assert gate.promote(gate.evaluate("four", wrong(19)), run="r4")["verdict"] == "better", "nobody took it back"
 
 
-def test_what_was_decided_before_a_rollback_counts_after_it(gate: Gate) -> None:
+def test_comparisons_before_a_rollback_count_after_it(gate: Gate) -> None:
     assert command(gate, "rollback", "--to", "2") == 0
-    found = gate.promote(gate.evaluate("five", wrong(38)))
-    assert "needs 0.009 after 1 comparisons" in found["reason"], "with three, which was promoted"
+    verdict = gate.promote(gate.evaluate("five", wrong(38)))
+    assert "needs 0.009 after 1 comparisons" in verdict["reason"], "with three, which was promoted"
 
 
 def test_a_rollback_needs_a_model(gate: Gate, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 from test_clean_rules import raw_dataset, run_clean, toy_rows
 
-from imagemill.components.clean import executor, shard
+from imagemill.components.clean import reuse, shard
 from imagemill.components.clean.config import CleanConfig
-from imagemill.components.clean.executor import clean_slices
 from imagemill.components.clean.labels import LabelRules
+from imagemill.components.clean.reuse import clean_slices
 from imagemill.components.clean.shard import CleanedShard, RowRules, Slice
 from imagemill.components.dataset.manifest import Dataset
 from imagemill.components.step.progress import Progress
@@ -30,7 +30,7 @@ RULES = RowRules(CleanConfig.resolve(preset="ocr", clean_workers=2, rare_below=3
 def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     """A slice a row group, and never too little for processes."""
     monkeypatch.setattr(shard, "SLICE_BYTES", 1)
-    monkeypatch.setattr(executor, "SLICE_BYTES", 1)
+    monkeypatch.setattr(reuse, "SLICE_BYTES", 1)
 
 
 def raw_of(folder: Path) -> Dataset:
@@ -39,9 +39,9 @@ def raw_of(folder: Path) -> Dataset:
 
 def test_slices_cover_every_row_group_once_and_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = raw_of(tmp_path)
-    whole = shard.plan_slices(raw)
-    assert [(part.first, part.last) for part in whole] == [(0, 1)] * 6
-    assert sum(part.rows for part in whole) == raw.manifest.totals.rows
+    slices = shard.plan_slices(raw)
+    assert [(part.first, part.last) for part in slices] == [(0, 1)] * 6
+    assert sum(part.rows for part in slices) == raw.manifest.totals.rows
     path = raw.locate(raw.files()[0])
     table = pq.read_table(path)
     pq.write_table(table, path, row_group_size=4, compression="none")
@@ -62,9 +62,9 @@ def test_slices_cover_every_row_group_once_and_are_bounded(tmp_path: Path, monke
 def test_every_executor_gives_the_same_dataset(options: dict[str, Any], tmp_path: Path, small_slices: None) -> None:
     expected = run_clean(tmp_path / "plain", raw_of(tmp_path / "plain"), workers=1)
     threads_before = threading.active_count()
-    found = run_clean(tmp_path / "other", raw_of(tmp_path / "other"), **options)
-    assert found.fingerprint == expected.fingerprint and found.manifest.totals == expected.manifest.totals
-    assert found.manifest.files == expected.manifest.files
+    dataset = run_clean(tmp_path / "other", raw_of(tmp_path / "other"), **options)
+    assert dataset.fingerprint == expected.fingerprint and dataset.manifest.totals == expected.manifest.totals
+    assert dataset.manifest.files == expected.manifest.files
     assert threading.active_count() <= threads_before + 1
 
 
@@ -85,87 +85,87 @@ def test_the_executor_is_chosen_by_the_work_and_the_address(
     options: dict[str, Any], slices: int, workers: int, kind: str, tmp_path: Path, small_slices: None
 ) -> None:
     parts = shard.plan_slices(raw_of(tmp_path))[:slices]
-    assert executor._choose_executor(CleanConfig(**options), parts, workers) == kind
+    assert reuse._choose_executor(CleanConfig(**options), parts, workers) == kind
 
 
 def test_without_ray_processes_clean(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """As in the image of clean's containers, where the same options are meant for resize."""
-    monkeypatch.setattr(executor, "find_spec", {"ray": None}.get)
-    assert executor._choose_executor(CleanConfig(executor="ray"), [], 2) == "processes"
+    monkeypatch.setattr(reuse, "find_spec", {"ray": None}.get)
+    assert reuse._choose_executor(CleanConfig(executor="ray"), [], 2) == "processes"
     assert "Ray is not installed here" in capsys.readouterr().err
 
 
-def cleaned(raw: Dataset, folder: Path, rules: RowRules = RULES) -> tuple[list[tuple[Slice, CleanedShard]], Progress]:
+def clean(raw: Dataset, folder: Path, rules: RowRules = RULES) -> tuple[list[tuple[Slice, CleanedShard]], Progress]:
     progress = Progress("clean", total=raw.manifest.totals.rows)
-    found = clean_slices(raw, shard.plan_slices(raw), str(folder / "clean" / "00"), rules, progress)
-    return list(found), progress
+    parts = clean_slices(raw, shard.plan_slices(raw), str(folder / "clean" / "00"), rules, progress)
+    return list(parts), progress
 
 
 def test_progress_counts_what_the_processes_do(tmp_path: Path, small_slices: None) -> None:
     raw = raw_of(tmp_path)
-    found, progress = cleaned(raw, tmp_path)
-    assert sorted(part.key for part, _ in found) == sorted(part.key for part in shard.plan_slices(raw))
+    parts, progress = clean(raw, tmp_path)
+    assert sorted(part.key for part, _ in parts) == sorted(part.key for part in shard.plan_slices(raw))
     assert progress.done == raw.manifest.totals.rows
 
 
-def test_an_error_in_a_process_is_the_steps_own(tmp_path: Path, small_slices: None) -> None:
+def test_error_in_a_worker_process_is_raised_by_the_step(tmp_path: Path, small_slices: None) -> None:
     raw = raw_of(tmp_path)
-    lost = shard.plan_slices(raw)
+    slices = shard.plan_slices(raw)
     Path(raw.locate(raw.files()[-1])).write_bytes(b"PAR1, or so")
     progress = Progress("clean")
-    with pytest.raises(MillError, match="expected a Parquet file") as caught:
-        list(clean_slices(raw, lost, str(tmp_path / "clean" / "00"), RULES, progress))
-    assert caught.value.exit_code == 1
+    with pytest.raises(MillError, match="expected a Parquet file") as error:
+        list(clean_slices(raw, slices, str(tmp_path / "clean" / "00"), RULES, progress))
+    assert error.value.exit_code == 1
 
 
-def test_an_unforeseen_error_in_a_process_is_ours(tmp_path: Path, small_slices: None) -> None:
+def test_unexpected_error_in_a_worker_process_is_internal(tmp_path: Path, small_slices: None) -> None:
     raw = raw_of(tmp_path)
     broken = dataclasses.replace(RULES, labels=LabelRules({"a": 0, "b": 1}, separator=5))  # type: ignore[arg-type]
-    with pytest.raises(MillError, match="internal error") as caught:
-        cleaned(raw, tmp_path, broken)
-    assert caught.value.exit_code == 1
+    with pytest.raises(MillError, match="internal error") as error:
+        clean(raw, tmp_path, broken)
+    assert error.value.exit_code == 1
 
 
-def children() -> set[int]:
+def list_children() -> set[int]:
     """The processes that this one has started, by /proc."""
-    found = set()
+    pids = set()
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = path.read_text().rpartition(")")[2].split()
         except OSError:
             continue
         if int(fields[1]) == os.getpid() and fields[0] != "Z":
-            found.add(int(path.parent.name))
-    return found
+            pids.add(int(path.parent.name))
+    return pids
 
 
-def test_a_killed_process_costs_its_slice_only_and_none_is_left(
+def test_only_the_slice_of_a_killed_process_is_repeated(
     tmp_path: Path, small_slices: None, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    raw, before = raw_of(tmp_path), children()
-    expected, _ = cleaned(raw, tmp_path)
+    raw, before = raw_of(tmp_path), list_children()
+    expected, _ = clean(raw, tmp_path)
     capfd.readouterr()
     killed: list[int] = []
 
     def kill() -> None:
-        while not (new := children() - before):
+        while not (new := list_children() - before):
             time.sleep(0.01)
         killed.append(min(new))
         os.kill(killed[0], signal.SIGKILL)
 
     threading.Thread(target=kill, daemon=True).start()
-    found, _ = cleaned(raw, tmp_path)
-    assert killed and children() <= before
-    assert {part.key: result for part, result in found} == {part.key: result for part, result in expected}
+    parts, _ = clean(raw, tmp_path)
+    assert killed and list_children() <= before
+    assert {part.key: result for part, result in parts} == {part.key: result for part, result in expected}
     (line,) = [line for line in capfd.readouterr().err.splitlines() if "done again" in line]
     assert "[clean] its process was killed by SIGKILL (perhaps memory ran out)" in line
     assert any(part.key in line for part in shard.plan_slices(raw)) and "try 2 of 20" in line
 
 
-def test_processes_end_with_the_one_that_started_them(tmp_path: Path, small_slices: None) -> None:
-    raw, before = raw_of(tmp_path), children()
-    found: Any = clean_slices(raw, shard.plan_slices(raw), str(tmp_path / "clean" / "00"), RULES, Progress("clean"))
-    next(found)
-    assert children() - before
-    found.close()
-    assert children() <= before
+def test_worker_processes_end_with_the_generator(tmp_path: Path, small_slices: None) -> None:
+    raw, before = raw_of(tmp_path), list_children()
+    results: Any = clean_slices(raw, shard.plan_slices(raw), str(tmp_path / "clean" / "00"), RULES, Progress("clean"))
+    next(results)
+    assert list_children() - before
+    results.close()
+    assert list_children() <= before

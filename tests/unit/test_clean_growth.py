@@ -27,8 +27,8 @@ OPTIONS = st.fixed_dictionaries(
 )
 
 
-def made(number: int, about: tuple[str, str | None, str | None]) -> dict[str, Any]:
-    return raw_row(f"{number:03d}.png", POOL[number], about[0], about[1]) | {"group": about[2]}
+def make_row(number: int, values: tuple[str, str | None, str | None]) -> dict[str, Any]:
+    return raw_row(f"{number:03d}.png", POOL[number], values[0], values[1]) | {"group": values[2]}
 
 
 # Two images of each kind that a clean dataset can't do without; their places are fixed, the others are drawn.
@@ -37,24 +37,24 @@ NEEDED = [(label, split, None) for label in "ab" for split in ("train", "test")]
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(ROWS, min_size=10, max_size=60), OPTIONS)
-def test_ten_per_cent_more_images_change_no_old_one(rows: list[Any], options: dict[str, Any]) -> None:
+def test_added_images_change_no_earlier_row(rows: list[Any], options: dict[str, Any]) -> None:
     options["declared_splits"] = "respect" if len(rows) < 40 else options["declared_splits"]
-    everything = [made(n, about) for n, about in enumerate([*NEEDED, *rows])]
-    new = max(1, len(everything) // 11)
+    all_rows = [make_row(n, values) for n, values in enumerate([*NEEDED, *rows])]
+    new = max(1, len(all_rows) // 11)
     with tempfile.TemporaryDirectory() as folder:
         workspace = Path(folder)
-        first = run_clean(workspace, raw_dataset(workspace, everything[:-new]), **options)
-        more = everything[-new:] + everything[:-new]  # they come first, and shards are cut anew
-        second = run_clean(workspace, raw_dataset(workspace, more, shards=3, name="01"), **options)
+        first = run_clean(workspace, raw_dataset(workspace, all_rows[:-new]), **options)
+        reordered = all_rows[-new:] + all_rows[:-new]  # they come first, and shards are cut anew
+        second = run_clean(workspace, raw_dataset(workspace, reordered, shards=3, name="01"), **options)
         before, after = (table_of(d, "data").to_pylist() for d in (first, second))
     classes = second.manifest.classes
     assert classes[: len(first.manifest.classes)] == first.manifest.classes
     rows_after = {row["image_id"]: row for row in after}
     for row in before:
-        grown = rows_after[row["image_id"]]
+        row_after = rows_after[row["image_id"]]
         if "label_one_hot" in row:  # as long as the class list, which grows at its end
-            grown["label_one_hot"] = grown["label_one_hot"][: len(row["label_one_hot"])]
-        assert grown == row
+            row_after["label_one_hot"] = row_after["label_one_hot"][: len(row["label_one_hot"])]
+        assert row_after == row
     assert len(after) == len(before) + new
     for split in ("train", "val", "test"):
         orders = [

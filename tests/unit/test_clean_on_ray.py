@@ -18,17 +18,17 @@ from launching import BUCKET, DONE, RUN, STARTED, Launched, s3_server, words_of
 from manifests import check_custom
 from test_clean_rules import raw_dataset, toy_rows
 
-from imagemill.components.clean import STEP, executor
+from imagemill.components.clean import STEP, reuse
 from imagemill.components.clean.clean import find_target
 from imagemill.components.clean.config import CleanConfig
-from imagemill.components.clean.core_seconds import estimate_core_seconds
+from imagemill.components.clean.reuse import estimate_core_seconds
 from imagemill.components.dataset.manifest import Dataset, find_intact_dataset
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.step.step import Context
 from imagemill.components.storage.errors import EXIT_USER
 from imagemill.pipelines.argo import download as argo_download
 from imagemill.pipelines.argo import planning
-from imagemill.pipelines.argo.pod_arguments import parse_pod_arguments
+from imagemill.pipelines.argo.planning import parse_pod_arguments
 from imagemill.pipelines.cluster.cluster_file import parse_cluster
 from imagemill.pipelines.cluster.pod_fields import CLUSTER_VARIABLE
 from imagemill.pipelines.kuberay.ray_step import choose_mode, run_step
@@ -56,9 +56,9 @@ def workspace_of(raw: Dataset) -> Workspace:
 def launch(raw: Dataset, cluster: Json | None = None, **options: Any) -> Launched:
     """The step as the KFP component calls it; clean is a RayJob unless `cluster` says another."""
     workspace = workspace_of(raw)
-    told = parse_cluster({"ray": {"clean": "rayjob"}} | (cluster or {})).to_json()
+    cluster_json = parse_cluster({"ray": {"clean": "rayjob"}} | (cluster or {})).to_json()
     with contextlib.redirect_stderr(io.StringIO()) as stderr, pytest.MonkeyPatch.context() as patch:
-        patch.setenv(CLUSTER_VARIABLE, told)
+        patch.setenv(CLUSTER_VARIABLE, cluster_json)
         try:
             config = json.dumps({"clean": options})
             record, code = run_step(STEP, config, "", workspace=workspace.uri, raw=raw.uri, run=RUN), 0
@@ -73,7 +73,7 @@ def job_cleans(monkeypatch: pytest.MonkeyPatch) -> Act:
     def act(api: KubeApi, job: Json) -> None:
         words = words_of(job)
         assert words[:3] == ["python", "-m", "imagemill.components.clean"] and "--ray-address=auto" in words
-        monkeypatch.setattr(executor, "_choose_executor", lambda *_: "threads")
+        monkeypatch.setattr(reuse, "_choose_executor", lambda *_: "threads")
         STEP.main(words[3:])
 
     return act
@@ -85,23 +85,23 @@ def test_a_rayjob_makes_the_dataset_of_the_steps_pod(
     in_pod = launch(raw_dataset(f"s3://{BUCKET}/other", toy_rows(30)), {"ray": {"clean": "pod"}})
     assert (in_pod.code, in_pod.record["state"]) == (0, "ran"), in_pod.stderr
     api.acts = [(*STARTED, job_cleans(monkeypatch), *DONE)]
-    found = launch(raw)
-    assert (found.code, found.record["state"]) == (0, "ran"), found.stderr
-    assert found.record["fingerprint"] == in_pod.record["fingerprint"]
-    assert found.record["metrics"] == in_pod.record["metrics"]
-    first, second = (find_intact_dataset(record["uri"]) for record in (in_pod.record, found.record))
+    result = launch(raw)
+    assert (result.code, result.record["state"]) == (0, "ran"), result.stderr
+    assert result.record["fingerprint"] == in_pod.record["fingerprint"]
+    assert result.record["metrics"] == in_pod.record["metrics"]
+    first, second = (find_intact_dataset(record["uri"]) for record in (in_pod.record, result.record))
     assert first and second and first.manifest.files == second.manifest.files
     [job] = api.made
     assert job["metadata"]["labels"]["app.kubernetes.io/component"] == "clean"
     assert launch(raw).record["state"] == "cached" and len(api.made) == 1
 
 
-def test_the_jobs_own_error_is_the_steps(api: KubeApi, raw: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_of_the_job_is_raised_by_the_step(api: KubeApi, raw: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """Here no image is left to test on, which only the decision on all images finds."""
     api.acts = [(*STARTED, job_cleans(monkeypatch), *launching_failed())]
-    found = launch(raw, test_fraction=0.0)
-    assert found.code == found.record["exit_code"] == EXIT_USER
-    assert "split: expected at least one test image" in found.record["error"]
+    result = launch(raw, test_fraction=0.0)
+    assert result.code == result.record["exit_code"] == EXIT_USER
+    assert "split: expected at least one test image" in result.record["error"]
 
 
 def launching_failed() -> tuple[Act, ...]:
@@ -110,19 +110,19 @@ def launching_failed() -> tuple[Act, ...]:
     return (status("Running", "FAILED"), status("Failed", "FAILED"))
 
 
-def test_little_data_is_cleaned_in_the_steps_pod(raw: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_data_is_cleaned_in_the_pod(raw: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KUBECONFIG", "/nowhere")
-    found = launch(raw, {"ray": {}})
-    assert (found.code, found.record["state"]) == (0, "ran"), found.stderr
-    assert "done in this pod, without a RayJob (ray.auto_seconds)" in found.stderr
+    result = launch(raw, {"ray": {}})
+    assert (result.code, result.record["state"]) == (0, "ran"), result.stderr
+    assert "done in this pod, without a RayJob (ray.auto_seconds)" in result.stderr
 
 
-def test_an_address_is_refused_where_the_run_has_a_ray_of_its_own(raw: Dataset) -> None:
-    found = launch(raw, ray_address="ray://head:10001")
-    assert found.code == EXIT_USER and "ray_address: expected none" in found.record["error"]
+def test_ray_address_is_rejected_with_mode_rayjob(raw: Dataset) -> None:
+    result = launch(raw, ray_address="ray://head:10001")
+    assert result.code == EXIT_USER and "ray_address: expected none" in result.record["error"]
 
 
-def test_what_was_cleaned_before_is_no_work(raw: Dataset) -> None:
+def test_slices_cleaned_before_need_no_core_seconds(raw: Dataset) -> None:
     """By which a cluster decides between a pod and a RayJob."""
     workspace = workspace_of(raw)
     context = Context("clean", workspace, RUN, False)
@@ -131,8 +131,8 @@ def test_what_was_cleaned_before_is_no_work(raw: Dataset) -> None:
     assert launch(raw, {"ray": {"clean": "pod"}}).code == 0
     other = CleanConfig(raw=raw.uri, workspace=workspace.uri, near_duplicates="off")  # of the decision alone
     assert find_target(other, context).estimate_core_seconds(context) == 0
-    again = Context("clean", workspace, RUN, True)
-    assert find_target(config, again).estimate_core_seconds(again) > 0
+    rerun = Context("clean", workspace, RUN, True)
+    assert find_target(config, rerun).estimate_core_seconds(rerun) > 0
 
 
 @pytest.mark.parametrize(
@@ -155,10 +155,10 @@ def test_the_cluster_file_and_the_size_decide_where_clean_runs(ray: Json, little
 
 def planned(raw: Dataset, outputs: Path, cluster: Json, *flags: str) -> planning.Plan:
     workspace = workspace_of(raw)
-    words = [f"--workspace={workspace.uri}", f"--run={RUN}", f"--outputs={outputs}", *flags]
-    arguments = parse_pod_arguments("tests", "", (), words)
-    told = parse_cluster({"images": {"tags_allowed": True}, **cluster})
-    return planning.write_plan(arguments, workspace, "clean", told, raw=raw.uri, name="toy")
+    argument_list = [f"--workspace={workspace.uri}", f"--run={RUN}", f"--outputs={outputs}", *flags]
+    arguments = parse_pod_arguments("tests", "", (), argument_list)
+    cluster_file = parse_cluster({"images": {"tags_allowed": True}, **cluster})
+    return planning.write_plan(arguments, workspace, "clean", cluster_file, raw=raw.uri, name="toy")
 
 
 def test_downloads_pod_plans_the_rayjob_whose_dataset_cleans_pod_finds(
@@ -171,7 +171,7 @@ def test_downloads_pod_plans_the_rayjob_whose_dataset_cleans_pod_finds(
     assert "nvidia.com/gpu" not in json.dumps(job), "clean uses none"
     workspace = workspace_of(raw)
     assert (workspace.step_record(RUN, "clean") or {})["exit_code"] == 75
-    monkeypatch.setattr(executor, "_choose_executor", lambda *_: "threads")
+    monkeypatch.setattr(reuse, "_choose_executor", lambda *_: "threads")
     assert STEP.main(shlex.split(job["spec"]["entrypoint"])[3:]) == 0
     record = workspace.step_record(RUN, "clean") or {}
     assert (record["uri"], record["state"]) == (plan.uri, "ran")

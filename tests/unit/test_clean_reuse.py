@@ -53,19 +53,19 @@ class Work:
 
 @pytest.fixture
 def work(monkeypatch: pytest.MonkeyPatch) -> Work:
-    done, clean_slices, rewrite_file = Work(), reuse.clean_slices, final_files.rewrite_file
+    work, clean_slices, rewrite_file = Work(), reuse.clean_slices, final_files.rewrite_file
 
-    def count_cleaned(raw: Dataset, parts: list[Slice], *more: Any) -> Iterator[Any]:
-        done.cleaned += parts
-        return clean_slices(raw, parts, *more)
+    def count_cleaned(raw: Dataset, parts: list[Slice], *arguments: Any) -> Iterator[Any]:
+        work.cleaned += parts
+        return clean_slices(raw, parts, *arguments)
 
-    def count_rewritten(uri: str, file: File, *more: Any) -> Iterator[File]:
-        done.rewritten.append(file)
-        return rewrite_file(uri, file, *more)
+    def count_rewritten(uri: str, file: File, *arguments: Any) -> Iterator[File]:
+        work.rewritten.append(file)
+        return rewrite_file(uri, file, *arguments)
 
     monkeypatch.setattr(reuse, "clean_slices", count_cleaned)
     monkeypatch.setattr(final_files, "rewrite_file", count_rewritten)
-    return done
+    return work
 
 
 def by_id(dataset: Dataset, role: str) -> dict[str, Row]:
@@ -81,21 +81,21 @@ def assert_equal_rows(first: Dataset, second: Dataset) -> None:
     assert first.manifest.extra.by_class_and_split == second.manifest.extra.by_class_and_split
 
 
-def grow(workspace: Path, base: Dataset, rows: list[Row], gone: set[str], new: list[Row], name: str) -> Dataset:
+def grow(workspace: Path, base: Dataset, rows: list[Row], removed_ids: set[str], new: list[Row], name: str) -> Dataset:
     """A snapshot of `rows`, which `base` holds, without those that are gone and with new ones in other shards."""
     files: list[File] = []
-    removed: dict[str, list[str]] = {}
-    for own in base.files():
-        files.append(dataclasses.replace(own, uri=f"../{base.locate(own).partition('/raw/')[2]}"))
-        ids = pq.read_table(base.locate(own), columns=["image_id"]).column("image_id").to_pylist()
-        if leaving := [i for i in ids if i in gone or i in base.removed_ids(own)]:
-            removed[files[-1].uri] = leaving
+    removed_by_file: dict[str, list[str]] = {}
+    for file in base.files():
+        files.append(dataclasses.replace(file, uri=f"../{base.locate(file).partition('/raw/')[2]}"))
+        ids = pq.read_table(base.locate(file), columns=["image_id"]).column("image_id").to_pylist()
+        if leaving := [i for i in ids if i in removed_ids or i in base.removed_ids(file)]:
+            removed_by_file[files[-1].uri] = leaving
     if new:
         other = raw_dataset(workspace, new, shards=2 if len(new) > 1 else 1, name=f"{name}-new")
         files += [dataclasses.replace(file, uri=f"../{name}-new/{file.uri}") for file in other.files()]
-    kept = [row for row in rows if row["image_id"] not in gone] + new
-    totals = Totals(rows=len(kept), by_class=count_values(row["label"] or "" for row in kept))
-    extra = dataclasses.replace(RawExtra.of(base.manifest), removed=removed)
+    remaining = [row for row in rows if row["image_id"] not in removed_ids] + new
+    totals = Totals(rows=len(remaining), by_class=count_values(row["label"] or "" for row in remaining))
+    extra = dataclasses.replace(RawExtra.of(base.manifest), removed=removed_by_file)
     return commit(str(workspace / "raw" / name), Manifest("raw", name, files=tuple(files), totals=totals, extra=extra))
 
 
@@ -157,14 +157,14 @@ def check_history(start: list[tuple[int, str]], history: list[Any], options: dic
         number = len(start)
         for step, (added, removed, replaced) in enumerate(history):
             loose = [row["image_id"] for row in rows if row["split"] is None]
-            gone = {loose[n] for n in removed | replaced if n < len(loose)}
+            removed_ids = {loose[n] for n in removed | replaced if n < len(loose)}
             names = sorted(loose[n] for n in replaced - removed if n < len(loose))
             new = [raw_row(name, PICTURES[(step * 7 + n) % len(PICTURES)], "abcd"[n % 4])
                    for n, name in enumerate(names)]  # fmt: skip
             new += [raw_row(f"{number + n:03d}", PICTURES[k], label or None) for n, (k, label) in enumerate(added)]
             number += len(added)
-            raw = grow(workspace, raw, rows, gone, new, f"{step + 1:02d}")
-            rows = [row for row in rows if row["image_id"] not in gone] + new
+            raw = grow(workspace, raw, rows, removed_ids, new, f"{step + 1:02d}")
+            rows = [row for row in rows if row["image_id"] not in removed_ids] + new
             grown = run_clean(workspace, raw, **options)
         shuffled = random.Random(0).sample(rows, len(rows))
         assert_equal_rows(grown, run_clean(fresh, raw_dataset(fresh, shuffled, shards=2), **options))
@@ -194,18 +194,18 @@ def test_only_new_shards_are_cleaned_and_only_files_with_other_verdicts_rewritte
     assert len(work.cleaned) == 1 and len(work.rewritten) == 1
 
 
-def test_rows_that_leave_clean_nothing(tmp_path: Path, work: Work) -> None:
+def test_removed_rows_need_no_cleaning(tmp_path: Path, work: Work) -> None:
     rows = toy_rows()
     raw = raw_dataset(tmp_path, rows, shards=5)
     run_clean(tmp_path, raw)
     work.restart()
-    gone = {row["image_id"] for row in rows[::9]}
-    grown = run_clean(tmp_path, grow(tmp_path, raw, rows, gone, [], "01"))
+    removed_ids = {row["image_id"] for row in rows[::9]}
+    grown = run_clean(tmp_path, grow(tmp_path, raw, rows, removed_ids, [], "01"))
     assert not work.cleaned and work.rewritten
-    assert not gone & {*by_id(grown, "data"), *by_id(grown, "rejected")}
+    assert not removed_ids & {*by_id(grown, "data"), *by_id(grown, "rejected")}
     (tmp_path / "fresh").mkdir()
-    kept = [row for row in rows if row["image_id"] not in gone]
-    assert_equal_rows(grown, run_clean(tmp_path / "fresh", raw_dataset(tmp_path / "fresh", kept)))
+    remaining = [row for row in rows if row["image_id"] not in removed_ids]
+    assert_equal_rows(grown, run_clean(tmp_path / "fresh", raw_dataset(tmp_path / "fresh", remaining)))
 
 
 @pytest.mark.parametrize(("encoding", "cleaned"), [("integer", 2), ("one_hot", 7)])
@@ -222,15 +222,15 @@ def test_a_class_that_is_appended_elsewhere_changes_no_slice(
     assert grown.manifest.classes == ("a", "b", "A") and len(work.cleaned) == cleaned
 
 
-def test_a_killed_clean_goes_on_after_its_last_finished_slice(
+def test_killed_clean_continues_after_its_last_finished_slice(
     tmp_path: Path, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = toy_rows()
     raw = raw_dataset(tmp_path, rows, shards=5)
     clean_slices = reuse.clean_slices
 
-    def stop_after_two(*given: Any) -> Iterator[Any]:
-        for number, result in enumerate(clean_slices(*given)):
+    def stop_after_two(*arguments: Any) -> Iterator[Any]:
+        for number, result in enumerate(clean_slices(*arguments)):
             if number == 2:
                 raise KeyboardInterrupt
             yield result
@@ -297,7 +297,7 @@ def test_rerun_cleans_again_and_its_retry_does_not(tmp_path: Path, work: Work) -
         (Path(outcome.uri) / "_manifest.json").unlink()
 
 
-def test_a_file_that_was_replaced_by_one_without_dropped_rows_may_go(tmp_path: Path, work: Work) -> None:
+def test_files_replaced_by_rewritten_ones_may_be_deleted(tmp_path: Path, work: Work) -> None:
     """It is made again only where other rows are dropped of it."""
     rows = toy_rows()
     raw = raw_dataset(tmp_path, rows, shards=4)
@@ -315,12 +315,12 @@ def test_a_file_that_was_replaced_by_one_without_dropped_rows_may_go(tmp_path: P
     for path in unlisted:
         path.unlink(missing_ok=True)
     work.restart()
-    gone = {row["image_id"] for row in rows[5:110:3]}
-    shrunk = run_clean(tmp_path, grow(tmp_path, raw, rows, gone, [], "02"))
+    removed_ids = {row["image_id"] for row in rows[5:110:3]}
+    shrunk = run_clean(tmp_path, grow(tmp_path, raw, rows, removed_ids, [], "02"))
     assert work.cleaned and not shrunk.missing()
-    kept = [row for row in rows if row["image_id"] not in gone]
+    remaining = [row for row in rows if row["image_id"] not in removed_ids]
     (tmp_path / "fresh").mkdir()
-    assert_equal_rows(shrunk, run_clean(tmp_path / "fresh", raw_dataset(tmp_path / "fresh", kept)))
+    assert_equal_rows(shrunk, run_clean(tmp_path / "fresh", raw_dataset(tmp_path / "fresh", remaining)))
 
 
 def test_the_page_is_that_of_the_files(tmp_path: Path) -> None:
@@ -367,17 +367,17 @@ def test_the_key_of_a_slice_is_golden(tmp_path: Path) -> None:
         assert make_slice_key(changed, rules, {}) != make_slice_key(part, rules, {})
 
 
-def test_a_pool_of_many_other_files_is_not_listed_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shared_shards_of_other_datasets_are_not_all_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(3000):
         (tmp_path / f"part-{number:04d}").write_bytes(b"12345")
     (tmp_path / "part-2999").unlink()
     expected = {str(tmp_path / f"part-{n:04d}"): 5 for n in (*range(15), *range(2990, 3000))}
     expected[str(tmp_path / "part-0003")] = 6
     listed: list[str] = []
-    everything = LocalStore.list
+    list_all = LocalStore.list
 
     def count(store: LocalStore, uri: str) -> Iterator[Any]:
-        for entry in everything(store, uri):
+        for entry in list_all(store, uri):
             listed.append(entry.uri)
             yield entry
 

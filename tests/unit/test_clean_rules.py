@@ -55,20 +55,20 @@ DECLARED = st.sampled_from([None, "train", "val", "test", "trainval", "other"])
 
 @pytest.mark.parametrize(("val", "test"), [(0.1, 0.1), (0.2, 0.05), (0.0, 0.3), (0.0, 0.0)])
 def test_fractions_hold_in_expectation(val: float, test: float) -> None:
-    found = Counter(choose_split(h, None, val, test) for h in HASHES)
+    counts = Counter(choose_split(h, None, val, test) for h in HASHES)
     for split, share in (("val", val), ("test", test), ("train", 1 - val - test)):
         deviation = (share * (1 - share) / len(HASHES)) ** 0.5
-        assert abs(found[split] / len(HASHES) - share) <= 4 * deviation
+        assert abs(counts[split] / len(HASHES) - share) <= 4 * deviation
 
 
 @given(SHA, DECLARED, FRACTION, FRACTION)
 def test_a_declared_split_wins(sha256: str, declared: str | None, val: float, test: float) -> None:
-    found = choose_split(sha256, declared, val, test)
-    assert found in SPLITS
+    split = choose_split(sha256, declared, val, test)
+    assert split in SPLITS
     if declared in SPLITS:
-        assert found == declared
+        assert split == declared
     elif declared == "trainval":
-        assert found != "test"
+        assert split != "test"
 
 
 @given(st.text(min_size=1, max_size=9), st.lists(SHA, min_size=2, max_size=5), FRACTION, FRACTION)
@@ -77,8 +77,8 @@ def test_a_group_is_on_one_side(group: str, hashes: list[str], val: float, test:
 
 
 def test_groups_are_divided_by_the_fractions() -> None:
-    found = Counter(choose_split("", None, 0.2, 0.1, str(n)) for n in range(20_000))
-    assert abs(found["val"] / 20_000 - 0.2) < 0.012 and abs(found["test"] / 20_000 - 0.1) < 0.01
+    counts = Counter(choose_split("", None, 0.2, 0.1, str(n)) for n in range(20_000))
+    assert abs(counts["val"] / 20_000 - 0.2) < 0.012 and abs(counts["test"] / 20_000 - 0.1) < 0.01
 
 
 @given(SHA, FRACTION, FRACTION)
@@ -89,18 +89,18 @@ def test_one_fraction_moves_no_image_of_the_other(sha256: str, val: float, test:
 
 
 def test_trainval_is_divided_by_the_fraction_of_validation() -> None:
-    found = Counter(choose_split(h, "trainval", 0.2, 0.3) for h in HASHES)
-    assert set(found) == {"train", "val"} and abs(found["val"] / len(HASHES) - 0.2) < 0.012
+    counts = Counter(choose_split(h, "trainval", 0.2, 0.3) for h in HASHES)
+    assert set(counts) == {"train", "val"} and abs(counts["val"] / len(HASHES) - 0.2) < 0.012
 
 
-def test_split_and_order_are_golden() -> None:
+def test_split_and_shuffle_order_do_not_change() -> None:
     """Another value here moves images of existing datasets between train and test."""
-    for salt, found in (
+    for salt, position in (
         ("split", round(compute_split_position(HASHES[0]) * 2**64)),
         ("shuffle", compute_shuffle_index(HASHES[0]) * 2),
     ):
         expected = int.from_bytes(hashlib.sha256(f"{salt}:{HASHES[0]}".encode()).digest()[:8], "big")
-        assert abs(found - expected) < 2**12  # a float holds 53 bits
+        assert abs(position - expected) < 2**12  # a float holds 53 bits
 
 
 def test_shuffle_index_is_uniform_in_63_bits_and_independent_of_the_split() -> None:
@@ -114,10 +114,10 @@ def test_shuffle_index_is_uniform_in_63_bits_and_independent_of_the_split() -> N
 
 @given(st.lists(st.text(max_size=3)), st.lists(st.text(max_size=3), unique=True))
 def test_class_ids_are_appended_and_never_renumbered(labels: list[str], base: list[str]) -> None:
-    found = extend_class_list(labels, base)
-    assert list(found[: len(base)]) == base
-    assert list(found[len(base) :]) == sorted(set(labels) - set(base))
-    assert extend_class_list(labels, found) == found
+    classes = extend_class_list(labels, base)
+    assert list(classes[: len(base)]) == base
+    assert list(classes[len(base) :]) == sorted(set(labels) - set(base))
+    assert extend_class_list(labels, classes) == classes
 
 
 RULES = LabelRules({"cat": 0, "dog": 1, "other": 2}, rare=frozenset({"emu"}), other="other")
@@ -140,13 +140,13 @@ RULES = LabelRules({"cat": 0, "dog": 1, "other": 2}, rare=frozenset({"emu"}), ot
         (LabelRules(RULES.ids, "|", frozenset({"emu", "gnu"}), "other"), "emu|gnu|cat", ["cat", "other"]),
     ],
 )
-def test_what_a_label_becomes(rules: LabelRules, text: str | None, expected: list[str] | str) -> None:
+def test_labels_are_parsed_by_the_rules(rules: LabelRules, text: str | None, expected: list[str] | str) -> None:
     if isinstance(expected, list):
         assert rules.parse(text) == expected
     else:
-        with pytest.raises(ImageRejected) as caught:
+        with pytest.raises(ImageRejected) as error:
             rules.parse(text)
-        assert caught.value.reason == expected and expected in REASONS
+        assert error.value.reason == expected and expected in REASONS
 
 
 def rules_of(counts: dict[str, int], base: tuple[str, ...] = (), **options: Any) -> LabelRules:
@@ -176,10 +176,10 @@ def test_ids_stay_and_unknown_labels_are_appended_or_rejected() -> None:
         rules_of(counts, unknown_labels="reject")
 
 
-def test_several_labels_are_counted_each() -> None:
+def test_each_of_several_labels_is_counted() -> None:
     assert split_labels(" a ; b;;", ";") == ["a", "b"] and split_labels(" a;b ", "") == ["a;b"]
-    found = rules_of({"a|b": 6, "b": 6, "c|a": 1}, label_separator="|", rare_classes="drop", rare_below=7)
-    assert found.is_multi_label and list(found.ids) == ["a", "b"] and found.parse("c|a") == ["a"]
+    rules = rules_of({"a|b": 6, "b": 6, "c|a": 1}, label_separator="|", rare_classes="drop", rare_below=7)
+    assert rules.is_multi_label and list(rules.ids) == ["a", "b"] and rules.parse("c|a") == ["a"]
 
 
 def test_a_class_list_file(tmp_path: Path) -> None:
@@ -221,19 +221,19 @@ def test_bytes_pass_through_where_no_operation_applies(kind: str) -> None:
 )
 def test_colour_becomes_grey_bytes_that_hold_the_same_pixels(kind: str, stored: str) -> None:
     smooth = np.asarray(Image.fromarray(noise(2, (4, 5, 3))).resize((60, 48), Image.Resampling.BICUBIC))
-    done = standardize(encoded(smooth, kind), GRAY)
-    again = decode(done.data, "gray")
-    assert again.format == stored and again.as_stored and done.pixels.shape == (48, 60, 1)
-    assert np.abs(again.pixels.astype(int) - done.pixels).max() <= (0 if stored == "PNG" else 6)
+    standardized = standardize(encoded(smooth, kind), GRAY)
+    decoded = decode(standardized.data, "gray")
+    assert decoded.format == stored and decoded.as_stored and standardized.pixels.shape == (48, 60, 1)
+    assert np.abs(decoded.pixels.astype(int) - standardized.pixels).max() <= (0 if stored == "PNG" else 6)
 
 
 def test_a_turned_grey_picture_is_stored_upright() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     for kind in ("PNG", "JPEG", "TIFF"):
-        done = standardize(encoded(noise(3)[:, :, 0], kind, exif=exif), GRAY)
-        assert Image.open(io.BytesIO(done.data)).getexif().get(0x0112, 1) == 1
-        assert decode(done.data, "gray").pixels.shape == done.pixels.shape == (20, 16, 1)
+        standardized = standardize(encoded(noise(3)[:, :, 0], kind, exif=exif), GRAY)
+        assert Image.open(io.BytesIO(standardized.data)).getexif().get(0x0112, 1) == 1
+        assert decode(standardized.data, "gray").pixels.shape == standardized.pixels.shape == (20, 16, 1)
 
 
 def test_pixel_hashes_see_pixels_and_shape_only() -> None:
@@ -255,26 +255,26 @@ def clean_row(image_id: str, split: str, data: bytes, label: str = "a") -> dict[
     }  # fmt: skip
 
 
-def test_of_copies_the_one_in_test_stays_then_val_then_the_smallest_id(tmp_path: Path) -> None:
-    one, two, three = (encoded(noise(n)) for n in range(3))
+def test_of_exact_copies_test_is_kept_before_val_and_then_the_smallest_id(tmp_path: Path) -> None:
+    first, second, third = (encoded(noise(n)) for n in range(3))
     rows = [
-        clean_row("a", "train", one), clean_row("c", "val", one),
-        clean_row("z", "test", one), clean_row("y", "test", one),
-        clean_row("d", "train", two), clean_row("b", "val", two),
-        clean_row("g", "train", three, "dog"), clean_row("f", "train", encoded(noise(2), "BMP"), "cat"),
+        clean_row("a", "train", first), clean_row("c", "val", first),
+        clean_row("z", "test", first), clean_row("y", "test", first),
+        clean_row("d", "train", second), clean_row("b", "val", second),
+        clean_row("g", "train", third, "dog"), clean_row("f", "train", encoded(noise(2), "BMP"), "cat"),
         clean_row("alone", "train", encoded(noise(9))),
     ]  # fmt: skip
     finished = FinishedWork(Workspace(str(tmp_path)))
     uri, layout = finished.uri, make_clean_layout(CLEAN)
     files = [write_rows(uri, s, [r for r in rows if r["split"] == s], layout) for s in SPLITS]
     decisions, _ = decide(read_candidates(uri, files), CleanConfig(near_duplicates="off"))
-    found = {row["image_id"]: row for row in decisions.iterate_rejected()}
-    assert {i: row["reason"] for i, row in found.items()} == {
+    rejected = {row["image_id"]: row for row in decisions.iterate_rejected()}
+    assert {i: row["reason"] for i, row in rejected.items()} == {
         **dict.fromkeys("aczd", "duplicate_bytes"),
         "g": "duplicate_pixels",
     }
-    assert found["a"]["detail"] == "same as y (test)"
-    assert found["g"]["detail"] == "same as f (train); labelled dog here, cat there"
+    assert rejected["a"]["detail"] == "same as y (test)"
+    assert rejected["g"]["detail"] == "same as f (train); labelled dog here, cat there"
     final = write_final_files(decisions, finished, layout).files
     assert [(f.split, f.rows) for f in final] == [("train", 2), ("val", 1), ("test", 1)]
     table = pq.read_table(f"{uri}/{final[0].uri}")
@@ -282,7 +282,7 @@ def test_of_copies_the_one_in_test_stays_then_val_then_the_smallest_id(tmp_path:
     assert table.schema.equals(CLEAN, check_metadata=True)
 
 
-def test_files_are_rewritten_only_where_rows_go_or_change_sides(tmp_path: Path) -> None:
+def test_files_are_rewritten_only_where_rows_are_dropped_or_change_splits(tmp_path: Path) -> None:
     rows = [clean_row(f"{n}", SPLITS[n % 3], encoded(noise(n))) for n in range(30)]
     finished = FinishedWork(Workspace(str(tmp_path)))
     uri, layout = finished.uri, make_clean_layout(CLEAN)
@@ -294,10 +294,10 @@ def test_files_are_rewritten_only_where_rows_go_or_change_sides(tmp_path: Path) 
     decisions.is_kept[:] = True
     decisions.splits[::2] = 0
     moved = write_final_files(decisions, finished, layout).files
-    found = [(f.split, row) for f in moved for row in pq.read_table(f"{uri}/{f.uri}").to_pylist()]
-    assert sorted(row["image_id"] for _, row in found) == sorted(row["image_id"] for row in rows)
-    assert all(row["split"] == split for split, row in found)
-    assert Counter(split for split, _ in found) == {"train": 20, "val": 5, "test": 5}
+    rows_by_split = [(f.split, row) for f in moved for row in pq.read_table(f"{uri}/{f.uri}").to_pylist()]
+    assert sorted(row["image_id"] for _, row in rows_by_split) == sorted(row["image_id"] for row in rows)
+    assert all(row["split"] == split for split, row in rows_by_split)
+    assert Counter(split for split, _ in rows_by_split) == {"train": 20, "val": 5, "test": 5}
     for file in moved:
         order = pq.read_table(f"{uri}/{file.uri}").column("shuffle_index").to_pylist()
         assert order == sorted(order)
@@ -329,8 +329,8 @@ def raw_row(image_id: str, data: bytes | None, label: str | None, split: str | N
 def toy_rows(number: int = 120) -> list[dict[str, Any]]:
     """Good pictures of two classes, each split declared or not, and one of every fault."""
     rows = [raw_row(f"good-{n}.png", encoded(noise(n)), "ab"[n % 2]) for n in range(number)]
-    whole = encoded(noise(500))
-    faults = [(None, "a"), (b"", "a"), (b"text, not an image", "a"), (whole[:200], "b")]
+    data = encoded(noise(500))
+    faults = [(None, "a"), (b"", "a"), (b"text, not an image", "a"), (data[:200], "b")]
     faults += [(encoded(noise(600)), None), (encoded(noise(601)), "")]
     faults += [(encoded(noise(0)), "b"), (encoded(noise(1), "BMP"), "b")]
     return rows + [raw_row(f"fault-{n}.png", data, label) for n, (data, label) in enumerate(faults)]
@@ -349,21 +349,25 @@ def table_of(dataset: Dataset, role: str) -> pa.Table:
     return pa.concat_tables(tables) if role == "data" else pa.concat_tables([t.cast(REJECTED) for t in tables])
 
 
-def test_the_ledger_every_raw_row_is_in_exactly_one_of_kept_and_rejected(tmp_path: Path) -> None:
+def test_every_raw_row_is_either_kept_or_rejected(tmp_path: Path) -> None:
     rows = toy_rows()
     dataset = run_clean(tmp_path, raw_dataset(tmp_path, rows))
-    kept, rejected = (table_of(dataset, role).to_pylist() for role in ("data", "rejected"))
-    ids = [r["image_id"] for r in kept] + [r["image_id"] for r in rejected]
+    accepted, rejected = (table_of(dataset, role).to_pylist() for role in ("data", "rejected"))
+    ids = [r["image_id"] for r in accepted] + [r["image_id"] for r in rejected]
     assert sorted(ids) == sorted(r["image_id"] for r in rows)
     reasons = Counter(r["reason"] for r in rejected)
     assert set(reasons) <= set(REASONS)
     expected = {"missing_file": 1, "empty_file": 1, "not_an_image": 1, "corrupt": 1, "no_label": 2}
     assert reasons == expected | {"duplicate_bytes": 1, "duplicate_pixels": 1}
     totals = dataset.manifest.totals
-    assert (totals.rows, totals.rejected, totals.by_reason) == (len(kept), len(rejected), dict(sorted(reasons.items())))
-    assert totals.by_split == {s: sum(r["split"] == s for r in kept) for s in SPLITS}
-    assert totals.by_class == {c: sum(r["label"] == c for r in kept) for c in "ab"}
-    for row in kept:
+    assert (totals.rows, totals.rejected, totals.by_reason) == (
+        len(accepted),
+        len(rejected),
+        dict(sorted(reasons.items())),
+    )
+    assert totals.by_split == {s: sum(r["split"] == s for r in accepted) for s in SPLITS}
+    assert totals.by_class == {c: sum(r["label"] == c for r in accepted) for c in "ab"}
+    for row in accepted:
         assert row["label_id"] == "ab".index(row["label"]) and row["image_bytes"] == len(row["image"]["bytes"])
     for file in dataset.files("data"):
         indices = pq.read_table(dataset.locate(file)).column("shuffle_index").to_pylist()
@@ -382,7 +386,7 @@ def test_growing_a_dataset_moves_no_image_and_renumbers_no_class(tmp_path: Path)
     assert len(after) == len(before) + 30
 
 
-def test_a_killed_clean_goes_on_only_from_files_that_are_there(tmp_path: Path) -> None:
+def test_killed_clean_continues_only_from_existing_files(tmp_path: Path) -> None:
     raw = raw_dataset(tmp_path, toy_rows())
     dataset = run_clean(tmp_path, raw)
     folder, finished = tmp_path / "clean", FinishedWork(Workspace.open(str(tmp_path)))
@@ -394,8 +398,8 @@ def test_a_killed_clean_goes_on_only_from_files_that_are_there(tmp_path: Path) -
     (folder / "_shards" / shards[0].candidates[0].uri).unlink()
     cut = folder / "_shards" / shards[1].rejected[0].uri
     cut.write_bytes(cut.read_bytes()[:100])
-    again = run_clean(tmp_path, raw)
-    assert again.manifest.files == dataset.manifest.files and not again.missing()
+    repeated = run_clean(tmp_path, raw)
+    assert repeated.manifest.files == dataset.manifest.files and not repeated.missing()
     assert {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*.parquet")} == expected
 
 

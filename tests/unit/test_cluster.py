@@ -20,26 +20,26 @@ def test_the_printed_file_explains_every_field_and_reads_back() -> None:
     text = Cluster().documented()
     assert parse_cluster(yaml.safe_load(text)) == Cluster()
     lines = text.splitlines()
-    seen: set[str] = set()
+    keys: set[str] = set()
     for before, line in itertools.pairwise(lines):
         key = line.strip().partition(":")[0]
-        if line.strip().startswith("#") or not line.strip() or key in seen:
+        if line.strip().startswith("#") or not line.strip() or key in keys:
             continue
         step = key in ("download", "clean", "resize", "train", "evaluate", "promote")
         assert step or before.strip().startswith("#"), f"{key} is not explained"
-        seen.add(key)
-    assert len(seen) > 50
+        keys.add(key)
+    assert len(keys) > 50
 
 
-def test_a_part_of_a_group_leaves_the_rest_as_it_is() -> None:
-    found = parse_cluster({"steps": {"train": {"gpu": 2}}, "ray": {"workers": {"pod": {"cpu": 2}}}})
-    plain = Cluster()
-    assert found.steps["train"].gpu == 2
-    assert found.steps["train"].memory == plain.steps["train"].memory
-    assert found.steps["clean"] == plain.steps["clean"]
-    assert found.ray.workers.pod.cpu == "2"
-    assert found.ray.workers.pod.memory == plain.ray.workers.pod.memory
-    assert found.ray.head == plain.ray.head
+def test_partial_group_keeps_the_other_defaults() -> None:
+    cluster = parse_cluster({"steps": {"train": {"gpu": 2}}, "ray": {"workers": {"pod": {"cpu": 2}}}})
+    default = Cluster()
+    assert cluster.steps["train"].gpu == 2
+    assert cluster.steps["train"].memory == default.steps["train"].memory
+    assert cluster.steps["clean"] == default.steps["clean"]
+    assert cluster.ray.workers.pod.cpu == "2"
+    assert cluster.ray.workers.pod.memory == default.ray.workers.pod.memory
+    assert cluster.ray.head == default.ray.head
 
 
 def test_a_cluster_travels_to_a_pod_in_one_line() -> None:
@@ -200,7 +200,7 @@ def test_images_are_required_by_digest_unless_tags_are_allowed() -> None:
     parse_cluster({"images": {"tags_allowed": True}}).require_images("c.yaml")
 
 
-def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+def test_unreadable_cluster_files_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="a YAML file that can be read"):
         load_cluster(str(tmp_path / "none.yaml"))
     (tmp_path / "bad.yaml").write_text("a: [")
@@ -209,13 +209,13 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "twice.yaml").write_text("images: {}\nray:\n  mode: pod\n  mode: rayjob\n")
     with pytest.raises(UserError, match=r"twice.yaml \(line 4\): expected each name once, found 'mode'"):
         load_cluster(str(tmp_path / "twice.yaml"))
-    for text, said in (
+    for text, message in (
         ("cron: 0 25 * * 1", r"\(schedule.cron\) \(hour\): expected numbers from 0 to 23"),
         ("cron: 0 3 * *", r"\(schedule.cron\): expected five fields"),
         ("timezone: Europe/Berlim", r"\(schedule.timezone\): expected a time zone"),
     ):
         (tmp_path / "schedule.yaml").write_text(f"schedule:\n  {text}\n")
-        with pytest.raises(UserError, match=rf"schedule\.yaml {said}"):
+        with pytest.raises(UserError, match=rf"schedule\.yaml {message}"):
             load_cluster(str(tmp_path / "schedule.yaml"))
     (tmp_path / "merged.yaml").write_text(
         "steps:\n  clean: &a {cpu: 2, memory: 3Gi}\n  resize: &b {<<: *a, cpu: 5}\n  evaluate: {<<: *b, cpu: 6}\n"

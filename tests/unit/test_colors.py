@@ -15,16 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from test_edges import here, no_session
-from test_resample import noise
+from test_resample import make_noise as noise
 
 from imagemill.components.clean import STEP as CLEAN
 from imagemill.components.dataset.manifest import Dataset, read_dataset
 from imagemill.components.dataset.shards import read_columns
 from imagemill.components.download import STEP as DOWNLOAD
 from imagemill.components.evaluate import STEP as EVALUATE
-from imagemill.components.imaging.choices import COLORS, EDGES, MODES
 from imagemill.components.imaging.decoder import ImageRejected, convert_color, decode
 from imagemill.components.imaging.geometry import Geometry, decode_and_resize
+from imagemill.components.imaging.pixel_options import COLORS, EDGES, MODES
 from imagemill.components.models.artifact import find_first_convolution, load_model
 from imagemill.components.resize import STEP as RESIZE
 from imagemill.components.resize import resize as resize_step
@@ -59,8 +59,8 @@ def expected(rgb: Pixels, color: str) -> Pixels:
     return np.asarray(Image.fromarray(rgb).convert(mode), np.uint8).reshape(*rgb.shape[:2], -1)
 
 
-def most_apart(one: Pixels, other: Pixels) -> int:
-    return int(np.abs(one.astype(int) - other).max())
+def max_difference(first: Pixels, second: Pixels) -> int:
+    return int(np.abs(first.astype(int) - second).max())
 
 
 def sources() -> dict[str, bytes]:
@@ -80,13 +80,13 @@ def sources() -> dict[str, bytes]:
 @pytest.mark.parametrize("kind", sources())
 def test_every_format_in_every_colour(kind: str, color: str) -> None:
     data = sources()[kind]
-    found, rgb = decode(data, color), decode(data)
-    assert found.pixels.shape == (*rgb.pixels.shape[:2], COLORS[color])
-    assert found.pixels.dtype == np.uint8 and found.pixels.flags.c_contiguous
-    assert (found.width, found.height, found.format) == (rgb.width, rgb.height, rgb.format)
+    decoded, rgb = decode(data, color), decode(data)
+    assert decoded.pixels.shape == (*rgb.pixels.shape[:2], COLORS[color])
+    assert decoded.pixels.dtype == np.uint8 and decoded.pixels.flags.c_contiguous
+    assert (decoded.width, decoded.height, decoded.format) == (rgb.width, rgb.height, rgb.format)
     jpeg_grey = color == "gray" and rgb.format == "JPEG"  # a JPEG's grey is its own Y, not that of its clipped RGB
     allowed = 6 if jpeg_grey else 1 if color in ("ycbcr", "gray") else 0
-    assert most_apart(found.pixels, expected(rgb.pixels, color)) <= allowed
+    assert max_difference(decoded.pixels, expected(rgb.pixels, color)) <= allowed
 
 
 @given(st.integers(0, 2**32 - 1))
@@ -96,7 +96,7 @@ def test_conversions_are_those_of_pillow_and_opencv(seed: int) -> None:
     rgb[0, :6] = [[0, 0, 0], [255, 255, 255], [255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0]]
     for color in COLORS:
         allowed = 0 if color in ("rgb", "lab", *CHANNELS) else 1
-        assert most_apart(convert_color(rgb, color), expected(rgb, color)) <= allowed
+        assert max_difference(convert_color(rgb, color), expected(rgb, color)) <= allowed
 
 
 def test_known_colours() -> None:
@@ -104,7 +104,7 @@ def test_known_colours() -> None:
     rgb = np.array([[[255, 255, 255], [255, 0, 0], [0, 0, 255]]], np.uint8)
     assert convert_color(rgb, "ycbcr").tolist() == [[[255, 128, 128], [76, 85, 255], [29, 255, 107]]]
     assert convert_color(rgb, "lab").tolist() == [[[255, 128, 128], [136, 208, 195], [82, 207, 20]]]
-    assert [convert_color(rgb, one)[0, :, 0].tolist() for one in CHANNELS] == [
+    assert [convert_color(rgb, channel)[0, :, 0].tolist() for channel in CHANNELS] == [
         [255, 255, 0],
         [255, 0, 0],
         [255, 0, 255],
@@ -124,12 +124,12 @@ def test_a_channel_that_was_stored_alone_is_that_channel_again(color: str, kind:
         np.testing.assert_array_equal(stored.pixels, decode(saved(rgb), color).pixels)
 
 
-def test_as_stored_is_said_of_stored_channels_only() -> None:
+def test_as_stored_holds_for_stored_channels_only() -> None:
     rgb, grey = noise(20, 10), noise(20, 10, 1)
-    one = {"gray", *CHANNELS}
+    single_channel = {"gray", *CHANNELS}
     for kind in ("PNG", "JPEG"):
         assert {c for c in COLORS if decode(saved(rgb, kind), c).as_stored} == {"rgb"}
-        assert {c for c in COLORS if decode(saved(grey, kind), c).as_stored} == one
+        assert {c for c in COLORS if decode(saved(grey, kind), c).as_stored} == single_channel
         assert {c for c in COLORS if decode(saved(grey, kind, exif=rotated(3)), c).as_stored} == set()
     assert {c for c in COLORS if decode(saved(grey, "PNG", transparency=7), c).as_stored} == set()
     assert {c for c in COLORS if decode(saved(Image.fromarray(rgb).convert("P")), c).as_stored} == set()
@@ -138,30 +138,30 @@ def test_as_stored_is_said_of_stored_channels_only() -> None:
 @pytest.mark.parametrize("color", COLORS)
 def test_broken_bytes_are_rejected_in_every_colour(color: str) -> None:
     data = saved(noise(90, 70), "PNG")
-    with pytest.raises(ImageRejected) as caught:
+    with pytest.raises(ImageRejected) as error:
         decode(data[: len(data) // 2], color)
-    assert caught.value.reason == "corrupt"
+    assert error.value.reason == "corrupt"
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("color", COLORS)
 @pytest.mark.parametrize("size", [(90, 40), (333, 500), (700, 20)])
-def test_what_a_model_sees_is_the_resampled_picture_in_its_colour(size: tuple[int, int], color: str, mode: str) -> None:
+def test_color_is_converted_after_resampling(size: tuple[int, int], color: str, mode: str) -> None:
     for data in (saved(noise(*size), "JPEG", quality=95), saved(noise(*size))):
         geometry = Geometry(48, mode, color)
-        found = decode_and_resize(data, geometry)
-        assert found.shape == geometry.shape == (48, 48, COLORS[color]) and found.flags.c_contiguous
+        resized = decode_and_resize(data, geometry)
+        assert resized.shape == geometry.shape == (48, 48, COLORS[color]) and resized.flags.c_contiguous
         rgb = decode_and_resize(data, Geometry(48, mode))
         if color == "gray":  # made of the full picture, where a JPEG has it already
             continue
-        assert most_apart(found, expected(rgb, color)) <= (0 if color in ("rgb", "lab") else 1)
+        assert max_difference(resized, expected(rgb, color)) <= (0 if color in ("rgb", "lab") else 1)
 
 
 @pytest.mark.parametrize("color", BLACK)
 def test_the_rest_of_a_letterbox_is_black_in_every_colour(color: str) -> None:
-    found = decode_and_resize(saved(np.full((20, 60, 3), 255, np.uint8)), Geometry(60, "letterbox", color))
-    assert found[0, 0].tolist() == found[59, 59].tolist() == BLACK[color]
-    assert found[30, 30].tolist() != BLACK[color]
+    resized = decode_and_resize(saved(np.full((20, 60, 3), 255, np.uint8)), Geometry(60, "letterbox", color))
+    assert resized[0, 0].tolist() == resized[59, 59].tolist() == BLACK[color]
+    assert resized[30, 30].tolist() != BLACK[color]
 
 
 def test_a_single_channel_is_resampled_alone() -> None:

@@ -23,9 +23,9 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
-def test_torch_dynamo_is_left_out_and_there_for_who_asks() -> None:
+def test_torch_dynamo_is_imported_on_first_use_only() -> None:
     """Fails with a torchvision that imports more of it: then `import_torchvision` is of no use, and goes."""
-    done = run(
+    process = run(
         "import sys\n"
         "import torch\n"
         "from imagemill.components.compat import import_torchvision\n"
@@ -41,12 +41,12 @@ def test_torch_dynamo_is_left_out_and_there_for_who_asks() -> None:
         "assert is_compile_supported('cpu') == own('cpu')\n"
         "assert torch.compile(lambda x: x + 1, backend='eager')(torch.ones(1)).item() == 2\n"
     )
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
 
 
 def test_a_module_that_needs_more_of_it_gets_it() -> None:
     """As a later torchvision might: the import that it meets is the real one."""
-    done = run(
+    process = run(
         "import os, sys\n"
         "from imagemill.components import compat\n"
         "import torch\n"
@@ -60,7 +60,7 @@ def test_a_module_that_needs_more_of_it_gets_it() -> None:
         "        os._exit(0)\n"
         "    assert os.waitpid(child, 0)[1] == 0, statement\n"
     )
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
 
 
 def test_torch_knows_amx_as_its_public_function_does() -> None:
@@ -74,6 +74,21 @@ def test_what_cannot_be_compiled_runs_as_it_is(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(torch._dynamo.config, "suppress_errors", False)
     compat.run_what_cannot_be_compiled()
     assert torch.compile(lambda x: x + 1, backend=refuse)(torch.ones(1)).item() == 2
+
+
+@pytest.mark.parametrize("hidden", [True, False])
+def test_arrow_imports_pandas_for_a_list_unless_it_is_hidden(hidden: bool) -> None:
+    """Fails with an Arrow that does without: then `hide_pandas` is of no use, and goes."""
+    done = run(
+        "import sys\n"
+        "import pyarrow as pa\n"
+        "from imagemill.components.compat import hide_pandas\n"
+        f"if {hidden}:\n"
+        "    hide_pandas()\n"
+        "assert pa.array(['a', None]).to_pylist() == ['a', None]\n"
+        f"assert ('pandas' in sys.modules) is not {hidden}\n"
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_kfp_replaces_python_by_a_function_that_can_be_replaced(monkeypatch: pytest.MonkeyPatch) -> None:

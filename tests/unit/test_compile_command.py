@@ -21,7 +21,7 @@ LOGIN = "https://me:hunter2@photos.example/x.zip"
 
 @pytest.mark.parametrize("target", ["kfp", "argo"])
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         ({"dataset": "folder", "source": "./here"}, r"--source: expected s3://… or http\(s\)://…: the pods don't see"),
         ({"dataset": "folder", "source": "file:///here"}, "--source: expected"),
@@ -30,9 +30,9 @@ LOGIN = "https://me:hunter2@photos.example/x.zip"
         ({"class_list": "classes.txt"}, "--class-list: expected s3://…: the pods"),
     ],
 )
-def test_a_path_that_no_pod_sees_is_refused(target: str, flags: dict[str, str], said: str, cluster_file: Path) -> None:
+def test_local_paths_are_rejected(target: str, flags: dict[str, str], message: str, cluster_file: Path) -> None:
     out = cluster_file.with_name("p.yaml")
-    with pytest.raises(UserError, match=f"^{said}"):
+    with pytest.raises(UserError, match=f"^{message}"):
         compile_pipeline(target, resolve_parameters(flags), out, str(cluster_file))
     assert not out.exists()
 
@@ -56,7 +56,7 @@ def test_more_than_a_command_line_takes_is_refused(target: str, cluster_file: Pa
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("workspace: ./here", "(workspace): expected s3://bucket/prefix, which every pod"),
         ("dataset: folder\ndownload: {source: ./here}", "(download.source): expected s3://"),
@@ -65,20 +65,22 @@ def test_more_than_a_command_line_takes_is_refused(target: str, cluster_file: Pa
         ("clean: {other_class: '{{x}}'}", "(clean.other_class): expected a text without {{"),
     ],
 )
-def test_what_pods_cannot_take_is_named_with_its_file(text: str, said: str, cluster_file: Path) -> None:
+def test_values_that_pods_cannot_use_are_rejected_with_file_and_field(
+    text: str, message: str, cluster_file: Path
+) -> None:
     config = cluster_file.with_name("mill.yaml")
     config.write_text(text)
     with pytest.raises(UserError) as error:
         compile_pipeline(
             "argo", resolve_parameters({}, str(config)), cluster_file.with_name("p.yaml"), str(cluster_file)
         )
-    assert str(error.value).startswith(f"{config} {said}") and "hunter2" not in str(error.value)
+    assert str(error.value).startswith(f"{config} {message}") and "hunter2" not in str(error.value)
 
 
 def test_names_and_addresses_are_no_paths(cluster_file: Path) -> None:
-    given = {"dataset": "folder", "source": "https://photos.example/x.zip", "weights": "DEFAULT",
+    parameters = {"dataset": "folder", "source": "https://photos.example/x.zip", "weights": "DEFAULT",
              "class_list": "s3://bucket/classes.txt"}  # fmt: skip
-    compile_pipeline("argo", resolve_parameters(given), cluster_file.with_name("p.yaml"), str(cluster_file))
+    compile_pipeline("argo", resolve_parameters(parameters), cluster_file.with_name("p.yaml"), str(cluster_file))
     assert "https://photos.example/x.zip" in cluster_file.with_name("p.yaml").read_text()
 
 
@@ -98,9 +100,9 @@ def test_a_login_among_the_parameters_is_refused(
     target: str, flags: dict[str, str], name: str, cluster_file: Path
 ) -> None:
     out = cluster_file.with_name("p.yaml")
-    with pytest.raises(UserError, match=f"^--{name}: expected a URL without a login or query") as told:
+    with pytest.raises(UserError, match=f"^--{name}: expected a URL without a login or query") as error:
         compile_pipeline(target, resolve_parameters(flags), out, str(cluster_file))
-    assert "hunter2" not in str(told.value) and "s3://" in str(told.value) and not out.exists()
+    assert "hunter2" not in str(error.value) and "s3://" in str(error.value) and not out.exists()
 
 
 @pytest.fixture
@@ -112,20 +114,23 @@ def cluster_file(tmp_path: Path) -> Iterator[Path]:
 
 def test_the_command_compiles_by_the_clusters_file(cluster_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = cluster_file.with_name("training.yaml")
-    words = ["compile", "--target", "kfp", "--cluster", str(cluster_file), "-o", str(output), "--epochs", "3"]
-    assert main(words) == 0 and capsys.readouterr().out == f"wrote {output}\n"
-    found = documents(output)[0]["root"]["inputDefinitions"]["parameters"]
-    assert found["workspace"]["defaultValue"] == "s3://here/mill" and found["epochs"]["defaultValue"] == "3"
+    arguments = ["compile", "--target", "kfp", "--cluster", str(cluster_file), "-o", str(output), "--epochs", "3"]
+    assert main(arguments) == 0 and capsys.readouterr().out == f"wrote {output}\n"
+    parameters = documents(output)[0]["root"]["inputDefinitions"]["parameters"]
+    assert parameters["workspace"]["defaultValue"] == "s3://here/mill" and parameters["epochs"]["defaultValue"] == "3"
 
 
 def test_the_command_compiles_for_argo(cluster_file: Path) -> None:
     output = cluster_file.with_name("argo.yaml")
     assert main(["compile", "--target", "argo", "--cluster", str(cluster_file), "-o", str(output)]) == 0
-    assert [one["kind"] for one in yaml.safe_load_all(output.read_text())] == ["WorkflowTemplate", "CronWorkflow"]
+    assert [document["kind"] for document in yaml.safe_load_all(output.read_text())] == [
+        "WorkflowTemplate",
+        "CronWorkflow",
+    ]
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (
             ["--target", "kfp", "-o", "p.yaml"],
@@ -139,10 +144,10 @@ def test_the_command_compiles_for_argo(cluster_file: Path) -> None:
     ],
 )
 def test_what_is_wrong_is_said(
-    words: list[str], message: str, cluster_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+    arguments: list[str], message: str, cluster_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
     monkeypatch.chdir(cluster_file.parent)
-    assert main(["compile", *(str(cluster_file) if word == "FILE" else word for word in words)]) == 2
+    assert main(["compile", *(str(cluster_file) if word == "FILE" else word for word in arguments)]) == 2
     assert message in capsys.readouterr().err
     assert list(cluster_file.parent.iterdir()) == [cluster_file]
 

@@ -17,8 +17,7 @@ from packages import IMAGES, Json, documents
 
 from imagemill.components.storage.errors import UserError
 from imagemill.pipelines.cluster.cluster_file import Cluster, Kfp, Pod, parse_cluster, parse_cluster_json
-from imagemill.pipelines.cluster.pod_fields import CLUSTER_VARIABLE
-from imagemill.pipelines.cluster.shared_memory import shm_size
+from imagemill.pipelines.cluster.pod_fields import CLUSTER_VARIABLE, shm_size
 from imagemill.pipelines.compile import compile_kfp
 from imagemill.pipelines.kfp.pods import to_kfp_cpu, to_kfp_memory
 from imagemill.pipelines.parameters import resolve_parameters
@@ -82,24 +81,24 @@ GROUPS = ("exit-handler-1", "condition-2")
 def tasks(spec: Json) -> Json:
     """The tasks that have pods of ours, whatever group they are in."""
     dags = [component["dag"] for component in spec["components"].values() if "dag" in component]
-    found = {name: task for dag in (*dags, spec["root"]["dag"]) for name, task in dag["tasks"].items()}
-    return {name: task for name, task in found.items() if name not in GROUPS}
+    all_tasks = {name: task for dag in (*dags, spec["root"]["dag"]) for name, task in dag["tasks"].items()}
+    return {name: task for name, task in all_tasks.items() if name not in GROUPS}
 
 
 def container(spec: Json, step: str) -> Json:
-    found: Json = spec["deploymentSpec"]["executors"][f"exec-{step}"]["container"]
-    return found
+    container: Json = spec["deploymentSpec"]["executors"][f"exec-{step}"]["container"]
+    return container
 
 
 def kubernetes(platform: Json, step: str) -> Json:
-    found: Json = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"][f"exec-{step}"]
-    return found
+    executor: Json = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"][f"exec-{step}"]
+    return executor
 
 
-def in_short(path: Path) -> Json:
+def summarize(path: Path) -> Json:
     """All that a cluster file decides; the parameters have a golden file of their own, source text has none."""
     spec, platform = documents(path)
-    about = {}
+    task_summaries = {}
     for name, task in tasks(spec).items():
         constants = {
             key: value["runtimeValue"]["constant"]
@@ -107,9 +106,11 @@ def in_short(path: Path) -> Json:
             if "runtimeValue" in value
         }
         body = {key: value for key, value in container(spec, name).items() if key not in ("command", "args")}
-        told = {"name": CLUSTER_VARIABLE, "value": "the cluster file"}
-        body["env"] = [told if variable["name"] == CLUSTER_VARIABLE else variable for variable in body["env"]]
-        about[name] = {
+        cluster_variable = {"name": CLUSTER_VARIABLE, "value": "the cluster file"}
+        body["env"] = [
+            cluster_variable if variable["name"] == CLUSTER_VARIABLE else variable for variable in body["env"]
+        ]
+        task_summaries[name] = {
             "container": body, "constants": constants, "retries": task.get("retryPolicy"),
             "display name": task["taskInfo"]["name"], "caching": task["cachingOptions"],
         }  # fmt: skip
@@ -118,45 +119,45 @@ def in_short(path: Path) -> Json:
         for name, value in spec["root"]["inputDefinitions"]["parameters"].items()
         if name == "workspace"
     }
-    return {"defaults": defaults, "tasks": about, "platform": platform}
+    return {"defaults": defaults, "tasks": task_summaries, "platform": platform}
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_package_is_the_golden_one(case: str, package: Any) -> None:
-    manifests.check_golden(f"training_{case}.yaml", manifests.dumped(in_short(package(case)), width=120))
+    manifests.check_golden(f"training_{case}.yaml", manifests.dumped(summarize(package(case)), width=120))
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_every_pod_runs_as_our_user_with_one_folder_to_write(case: str, package: Any) -> None:
     spec, platform = documents(package(case))
     for step in (*STEPS, "finish"):
-        found = kubernetes(platform, step)
-        assert found["securityContext"] == {"runAsUser": "10001", "runAsGroup": "10001", "runAsNonRoot": True}, step
-        assert [m["mountPath"] for m in found["emptyDirMounts"] if "medium" not in m] == ["/scratch"], step
-        labels = found["podMetadata"]["labels"]
+        executor = kubernetes(platform, step)
+        assert executor["securityContext"] == {"runAsUser": "10001", "runAsGroup": "10001", "runAsNonRoot": True}, step
+        assert [m["mountPath"] for m in executor["emptyDirMounts"] if "medium" not in m] == ["/scratch"], step
+        labels = executor["podMetadata"]["labels"]
         assert labels["imagemill.io/run"] == "{{workflow.uid}}" and labels["sidecar.istio.io/inject"] == "false"
         assert "@sha256:" in container(spec, step)["image"] and not tasks(spec)[step]["cachingOptions"]
 
 
-def test_resources_schedule_and_deadlines_are_the_files(package: Any) -> None:
+def test_resources_placement_and_deadlines_are_those_of_the_cluster_file(package: Any) -> None:
     spec, platform = documents(package("everything"))
-    resources, found = container(spec, "train")["resources"], kubernetes(platform, "train")
+    resources, executor = container(spec, "train")["resources"], kubernetes(platform, "train")
     assert (resources["resourceCpuRequest"], resources["resourceCpuLimit"]) == ("6", "8")
     assert (resources["resourceMemoryRequest"], resources["resourceMemoryLimit"]) == ("24Gi", "32Gi")
     assert (
         resources["accelerator"]["resourceType"] == "amd.com/gpu" and resources["accelerator"]["resourceCount"] == "2"
     )
-    assert found["nodeSelector"]["labels"] == {"pool": "gpu"} and found["activeDeadlineSeconds"] == "7200"
-    assert found["tolerations"] == [
+    assert executor["nodeSelector"]["labels"] == {"pool": "gpu"} and executor["activeDeadlineSeconds"] == "7200"
+    assert executor["tolerations"] == [
         {"key": "gpu", "operator": "Exists", "effect": "NoSchedule"},
         {"key": "spot", "operator": "Equal", "value": "true", "effect": "NoExecute", "tolerationSeconds": "30"},
     ]
-    assert {"volumeName": "shm", "mountPath": "/dev/shm", "medium": "Memory", "sizeLimit": "6Gi"} in found[
+    assert {"volumeName": "shm", "mountPath": "/dev/shm", "medium": "Memory", "sizeLimit": "6Gi"} in executor[
         "emptyDirMounts"
     ]
-    assert found["imagePullPolicy"] == "Always"
-    assert [secret["secretName"] for secret in found["imagePullSecret"]] == ["registry-login"]
-    assert found["podMetadata"]["labels"]["team"] == "vision"
+    assert executor["imagePullPolicy"] == "Always"
+    assert [secret["secretName"] for secret in executor["imagePullSecret"]] == ["registry-login"]
+    assert executor["podMetadata"]["labels"]["team"] == "vision"
     assert container(spec, "clean")["resources"]["resourceMemoryLimit"] == str(3 * 2**29)  # KFP takes no 1.5Gi
     assert platform["platforms"]["kubernetes"]["pipelineConfig"] == {
         "activeDeadlineSeconds": 3600, "resourceTtlOnSuccess": 60, "resourceTtlOnFailure": 120
@@ -169,10 +170,10 @@ def test_credentials_come_from_the_secret_or_from_nowhere(package: Any) -> None:
     spec, platform = documents(package("everything"))
     for step in (*STEPS, "finish"):
         secret = kubernetes(platform, step)["secretAsEnv"]
-        keys = {one["secretKey"]: one["envVar"] for one in secret[0]["keyToEnv"]}
+        keys = {entry["secretKey"]: entry["envVar"] for entry in secret[0]["keyToEnv"]}
         assert len(secret) == 1 and secret[0]["secretName"] == "store"
         assert keys == {"id": "AWS_ACCESS_KEY_ID", "key": "AWS_SECRET_ACCESS_KEY"}
-        env = {one["name"]: one["value"] for one in container(spec, step)["env"]}
+        env = {variable["name"]: variable["value"] for variable in container(spec, step)["env"]}
         assert (env.pop(CLUSTER_VARIABLE, None) is not None) == (step in ("clean", "resize", "finish"))
         assert env.pop("IMAGEMILL_KFP_VERSION") == "2.17" and env.pop("IMAGEMILL_WORKSPACES") == "s3"
         region = dict.fromkeys(("AWS_REGION", "AWS_DEFAULT_REGION"), "eu-central-1")
@@ -180,18 +181,18 @@ def test_credentials_come_from_the_secret_or_from_nowhere(package: Any) -> None:
     spec, platform = documents(package("workload_identity"))
     for step in (*STEPS, "finish"):
         assert "secretAsEnv" not in kubernetes(platform, step)
-        names = {one["name"] for one in container(spec, step)["env"] if one["name"].startswith("AWS_")}
+        names = {variable["name"] for variable in container(spec, step)["env"] if variable["name"].startswith("AWS_")}
         assert names == {"AWS_REGION", "AWS_DEFAULT_REGION"}
 
 
-def test_an_older_server_gets_no_settings_of_whole_runs(tmp_path: Path) -> None:
+def test_older_servers_get_no_pipeline_config(tmp_path: Path) -> None:
     """For those it would ignore all the pods' settings; the run's deadline is each step's instead."""
     older = replace(cluster("everything"), kfp=Kfp(version="2.16.1"))
     compile_kfp(resolve_parameters({}), tmp_path / "p.yaml", older)
     _, platform = documents(tmp_path / "p.yaml")
     assert "pipelineConfig" not in platform["platforms"]["kubernetes"]
-    found = {step: int(kubernetes(platform, step)["activeDeadlineSeconds"]) for step in STEPS}
-    assert found == dict.fromkeys(STEPS, 3600) | {"train": 7200} | dict.fromkeys(
+    deadlines = {step: int(kubernetes(platform, step)["activeDeadlineSeconds"]) for step in STEPS}
+    assert deadlines == dict.fromkeys(STEPS, 3600) | {"train": 7200} | dict.fromkeys(
         ("clean", "resize"), 6 * 3600 + 900 + 900
     )
     with pytest.raises(UserError, match=r"kfp\.version\): expected a release"):
@@ -212,23 +213,25 @@ def test_clean_and_resize_are_placed_by_their_modes(package: Any) -> None:
     def resize(case: str, step: str = "resize") -> tuple[str, str, str, Json]:
         spec, platform = documents(package(case))
         image = container(spec, step)["image"].partition("@")[0].rpartition("/")[2]
-        told = {one["name"]: one["value"] for one in container(spec, step)["env"]}.get(CLUSTER_VARIABLE, "")
+        cluster_json = {variable["name"]: variable["value"] for variable in container(spec, step)["env"]}.get(
+            CLUSTER_VARIABLE, ""
+        )
         memory = container(spec, step)["resources"]["resourceMemoryLimit"]
-        return image, memory, told, kubernetes(platform, step)
+        return image, memory, cluster_json, kubernetes(platform, step)
 
     for case, step, expected in (
         ("default", "resize", ("ray", "8Gi")), ("rayjob", "resize", ("cpu", "1Gi")),
         ("default", "clean", ("cpu", "8Gi")), ("clean-rayjob", "clean", ("cpu", "1Gi")),
     ):  # fmt: skip
-        image, memory, told, found = resize(case, step)
+        image, memory, cluster_json, executor = resize(case, step)
         assert (image, memory) == expected
-        assert parse_cluster_json(told).ray == cluster(case).ray
-        assert int(found["activeDeadlineSeconds"]) > 6 * 3600 + 900  # a launcher sees the end of its job
+        assert parse_cluster_json(cluster_json).ray == cluster(case).ray
+        assert int(executor["activeDeadlineSeconds"]) > 6 * 3600 + 900  # a launcher sees the end of its job
     for case, step, expected in (("pod", "resize", ("ray", "8Gi")), ("address", "clean", ("cpu", "8Gi"))):
-        image, memory, told, found = resize(case, step)
-        assert (image, memory, told) == (*expected, "") and "activeDeadlineSeconds" not in found
-    image, memory, told, _ = resize("address")
-    assert (image, memory) == ("ray", "1Gi") and parse_cluster_json(told).ray.address == "http://ray-head:8265"
+        image, memory, cluster_json, executor = resize(case, step)
+        assert (image, memory, cluster_json) == (*expected, "") and "activeDeadlineSeconds" not in executor
+    image, memory, cluster_json, _ = resize("address")
+    assert (image, memory) == ("ray", "1Gi") and parse_cluster_json(cluster_json).ray.address == "http://ray-head:8265"
 
 
 def test_there_is_one_condition_and_one_exit_step(package: Any) -> None:
@@ -248,7 +251,7 @@ def test_there_is_one_condition_and_one_exit_step(package: Any) -> None:
     assert finish["inputs"]["parameters"]["status"] == {"taskFinalStatus": {"producerTask": "exit-handler-1"}}
 
 
-def as_kfp_makes_it(spec: Json, platform: Json, step: str) -> Json:
+def build_kfp_pod(spec: Json, platform: Json, step: str) -> Json:
     """The pod of a step, as KFP's driver and Argo make it of the package (backend/src/v2/driver/k8s.go and
     compiler/argocompiler/security_context.go of KFP 2.16): what is not in the package is what KFP adds itself."""
     body, config = container(spec, step), kubernetes(platform, step)
@@ -258,13 +261,13 @@ def as_kfp_makes_it(spec: Json, platform: Json, step: str) -> Json:
         limits["cpu"] = resources["resourceCpuLimit"]
     if gpu := resources.get("accelerator"):
         limits[gpu["resourceType"]] = gpu["resourceCount"]
-    env: list[Json] = [dict(one) for one in body["env"]]
-    env += [{"name": one["name"], "valueFrom": {"fieldRef": {"fieldPath": one["fieldPath"]}}}
-            for one in config["fieldPathAsEnv"]]  # fmt: skip
+    env: list[Json] = [dict(variable) for variable in body["env"]]
+    env += [{"name": entry["name"], "valueFrom": {"fieldRef": {"fieldPath": entry["fieldPath"]}}}
+            for entry in config["fieldPathAsEnv"]]  # fmt: skip
     for secret in config.get("secretAsEnv", []):
-        env += [{"name": one["envVar"], "valueFrom": {"secretKeyRef": {
-                    "name": secret["secretName"], "key": one["secretKey"], "optional": secret["optional"]}}}
-                for one in secret["keyToEnv"]]  # fmt: skip
+        env += [{"name": entry["envVar"], "valueFrom": {"secretKeyRef": {
+                    "name": secret["secretName"], "key": entry["secretKey"], "optional": secret["optional"]}}}
+                for entry in secret["keyToEnv"]]  # fmt: skip
     user = config["securityContext"]
     security = {
         "runAsUser": int(user["runAsUser"]), "runAsGroup": int(user["runAsGroup"]),
@@ -273,11 +276,11 @@ def as_kfp_makes_it(spec: Json, platform: Json, step: str) -> Json:
         "seccompProfile": {"type": "RuntimeDefault"},
     }  # fmt: skip
     mounts = config["emptyDirMounts"]
-    tolerations = [dict(one) for one in config.get("tolerations", [])]
-    for one in tolerations:
-        if "tolerationSeconds" in one:
-            one["tolerationSeconds"] = int(one["tolerationSeconds"])
-    found: Json = {
+    tolerations = [dict(toleration) for toleration in config.get("tolerations", [])]
+    for toleration in tolerations:
+        if "tolerationSeconds" in toleration:
+            toleration["tolerationSeconds"] = int(toleration["tolerationSeconds"])
+    pod_spec: Json = {
         "containers": [{
             "name": "main", "image": body["image"], "imagePullPolicy": config["imagePullPolicy"], "env": env,
             "resources": {"limits": limits, "requests": {"memory": resources["resourceMemoryRequest"],
@@ -292,18 +295,18 @@ def as_kfp_makes_it(spec: Json, platform: Json, step: str) -> Json:
         "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
         "restartPolicy": "Never", "nodeSelector": config.get("nodeSelector", {}).get("labels", {}),
         "tolerations": tolerations,
-        "imagePullSecrets": [{"name": one["secretName"]} for one in config.get("imagePullSecret", [])],
+        "imagePullSecrets": [{"name": secret["secretName"]} for secret in config.get("imagePullSecret", [])],
     }  # fmt: skip
     if "activeDeadlineSeconds" in config:
-        found["activeDeadlineSeconds"] = int(config["activeDeadlineSeconds"])
-    return found
+        pod_spec["activeDeadlineSeconds"] = int(config["activeDeadlineSeconds"])
+    return pod_spec
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_pods_that_kfp_makes_are_valid_and_restricted(case: str, package: Any) -> None:
     spec, platform = documents(package(case))
     for step in (*STEPS, "finish"):
-        pod = as_kfp_makes_it(spec, platform, step)
+        pod = build_kfp_pod(spec, platform, step)
         labels = dict(kubernetes(platform, step)["podMetadata"]["labels"]) | {"imagemill.io/run": "an-id"}
         metadata = {"name": step, "labels": labels}
         manifests.check_core({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": pod})
@@ -327,7 +330,7 @@ def test_the_same_file_gives_the_same_package(package: Any, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("values", "found"),
+    ("values", "expected"),
     [
         ({}, "768Mi"),
         ({"batch_size": "512", "image_size": "224"}, "1536Mi"),
@@ -335,8 +338,8 @@ def test_the_same_file_gives_the_same_package(package: Any, tmp_path: Path) -> N
         ({"batch_size": "4096", "image_size": "512"}, "8192Mi"),  # half of the memory, at most
     ],
 )
-def test_shared_memory_is_sized_to_the_batch(values: dict[str, str], found: str) -> None:
-    assert shm_size("train", Pod(cpu="4", memory="16Gi"), resolve_parameters(values)) == found
+def test_shared_memory_is_sized_to_the_batch(values: dict[str, str], expected: str) -> None:
+    assert shm_size("train", Pod(cpu="4", memory="16Gi"), resolve_parameters(values)) == expected
 
 
 def test_shared_memory_that_is_said_is_taken_and_other_steps_have_none() -> None:
@@ -369,23 +372,23 @@ def test_without_baking_the_pods_suit_the_defaults_and_what_was_chosen(tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("quantity", "found"), [("2Gi", "2Gi"), ("1.5Gi", str(3 * 2**29)), ("2k", "2000"), ("64", "64")]
+    ("quantity", "expected"), [("2Gi", "2Gi"), ("1.5Gi", str(3 * 2**29)), ("2k", "2000"), ("64", "64")]
 )
-def test_memory_in_the_forms_that_kfp_takes(quantity: str, found: str) -> None:
-    assert to_kfp_memory(quantity) == found
+def test_memory_is_converted_to_units_that_kfp_accepts(quantity: str, expected: str) -> None:
+    assert to_kfp_memory(quantity) == expected
 
 
 @pytest.mark.parametrize(
-    ("quantity", "found"),
+    ("quantity", "expected"),
     [("2", "2"), ("500m", "500m"), ("0.5", "0.5"), ("1k", "1000"), ("1Ki", "1024"), ("0.0015k", "1500m")],
 )
-def test_kfp_takes_no_units_of_cores(quantity: str, found: str) -> None:
-    assert to_kfp_cpu(quantity) == found
+def test_cpu_is_converted_to_cores_or_millicores(quantity: str, expected: str) -> None:
+    assert to_kfp_cpu(quantity) == expected
 
 
 def test_every_quantity_of_cores_compiles(tmp_path: Path) -> None:
-    given = parse_cluster({"images": IMAGES, "steps": {"clean": {"cpu": "0.002k", "cpu_limit": "1k"}}})
-    compile_kfp(resolve_parameters({}), tmp_path / "p.yaml", given)
+    cluster_file = parse_cluster({"images": IMAGES, "steps": {"clean": {"cpu": "0.002k", "cpu_limit": "1k"}}})
+    compile_kfp(resolve_parameters({}), tmp_path / "p.yaml", cluster_file)
     resources = container(documents(tmp_path / "p.yaml")[0], "clean")["resources"]
     assert (resources["resourceCpuRequest"], resources["resourceCpuLimit"]) == ("2", "1000")
 
@@ -399,15 +402,25 @@ def test_images_must_be_named_by_digest(tmp_path: Path) -> None:
     assert container(documents(tmp_path / "p.yaml")[0], "clean")["image"].startswith("imagemill-cpu:")
 
 
-def test_a_steps_log_has_none_of_the_executors_lines(package: Any, tmp_path: Path) -> None:
+def test_step_log_has_no_lines_of_the_kfp_executor(package: Any, tmp_path: Path) -> None:
     """What KFP's pages show of a step begins with what the step says, not with all of its input."""
     spec, _ = documents(package("default"))
     for step in (*STEPS, "finish"):
         command = " ".join(container(spec, step)["command"])
         assert "-m imagemill.pipelines.kfp.executor" in command and "executor_main" not in command
     (tmp_path / "c.py").write_text("def greet(name: str):\n    print('hello', name)\n")
-    told = {"inputs": {"parameterValues": {"name": "you"}}, "outputs": {"outputFile": str(tmp_path / "out.json")}}
+    executor_input = {
+        "inputs": {"parameterValues": {"name": "you"}},
+        "outputs": {"outputFile": str(tmp_path / "out.json")},
+    }
     flags = ["--component_module_path", str(tmp_path / "c.py"), "--function_to_execute", "greet"]
-    words = [sys.executable, "-m", "imagemill.pipelines.kfp.executor", *flags, "--executor_input", json.dumps(told)]
-    done = subprocess.run(words, capture_output=True, text=True, env=os.environ | {"_KFP_RUNTIME": "true"})
-    assert (done.returncode, done.stdout) == (0, "hello you\n"), done.stderr
+    command_line = [
+        sys.executable,
+        "-m",
+        "imagemill.pipelines.kfp.executor",
+        *flags,
+        "--executor_input",
+        json.dumps(executor_input),
+    ]
+    process = subprocess.run(command_line, capture_output=True, text=True, env=os.environ | {"_KFP_RUNTIME": "true"})
+    assert (process.returncode, process.stdout) == (0, "hello you\n"), process.stderr

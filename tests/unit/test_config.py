@@ -30,8 +30,8 @@ from imagemill.components.train.config import TrainConfig
 
 
 def config_of(step: str) -> type[StepConfig]:
-    found: type[StepConfig] = importlib.import_module(f"imagemill.components.{step}").STEP.config
-    return found
+    config: type[StepConfig] = importlib.import_module(f"imagemill.components.{step}").STEP.config
+    return config
 
 
 CONFIGS = {step: config_of(step) for step in STEPS}
@@ -50,9 +50,9 @@ CONFIGS = {step: config_of(step) for step in STEPS}
         ("a", str, "a"), ("", str, ""), (5, str, "5"), (" padded ", str, " padded "),
     ],
 )  # fmt: skip
-def test_a_value_becomes_the_fields_type(value: Any, kind: type, expected: Any) -> None:
-    found = convert("x", value, kind)
-    assert found == expected and type(found) is kind
+def test_values_are_converted_to_the_type_of_the_field(value: Any, kind: type, expected: Any) -> None:
+    converted = convert("x", value, kind)
+    assert converted == expected and type(converted) is kind
 
 
 @pytest.mark.parametrize(
@@ -223,29 +223,29 @@ def test_a_wrong_section_is_named(text: str, message: str) -> None:
 @pytest.mark.parametrize("step", STEPS)
 def test_every_default_is_a_valid_scalar_of_its_type_or_unset(step: str) -> None:
     cls = CONFIGS[step]
-    for one in dataclasses.fields(cls):
-        kind = field_types(cls)[one.name]
-        assert kind in (str, int, float, bool), one.name
-        assert one.metadata["help"] and not one.metadata["help"].endswith(".")
-        low, high, choices = (one.metadata[key] for key in ("low", "high", "choices"))
+    for field in dataclasses.fields(cls):
+        kind = field_types(cls)[field.name]
+        assert kind in (str, int, float, bool), field.name
+        assert field.metadata["help"] and not field.metadata["help"].endswith(".")
+        low, high, choices = (field.metadata[key] for key in ("low", "high", "choices"))
         assert low is None or kind in (int, float)
         assert high is None or kind in (int, float)
         assert "" not in choices
-        if requested_default(one) is None:
-            assert re.search(r"\(default: [^()]+\)$", one.metadata["help"]), one.name
-        if one.default is None:
+        if requested_default(field) is None:
+            assert re.search(r"\(default: [^()]+\)$", field.metadata["help"]), field.name
+        if field.default is None:
             continue
-        assert type(one.default) is kind, one.name
-        assert not choices or one.default in choices, one.name
-        assert low is None or low <= one.default, one.name
-        assert high is None or one.default <= high, one.name
+        assert type(field.default) is kind, field.name
+        assert not choices or field.default in choices, field.name
+        assert low is None or low <= field.default, field.name
+        assert high is None or field.default <= high, field.name
     assert cls.fingerprint_values(cls()) == {}
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_defaults_survive_text_and_json(step: str) -> None:
+def test_defaults_round_trip_through_text_and_json(step: str) -> None:
     cls = CONFIGS[step]
-    values = {one.name: one.default for one in dataclasses.fields(cls)}
+    values = {field.name: field.default for field in dataclasses.fields(cls)}
     values |= {"source": "x", "dataset": "folder"} if step == "download" else {}
     as_text = {name: str(value) for name, value in values.items() if value is not None}
     as_floats = {name: float(value) if type(value) is int else value for name, value in values.items()}
@@ -258,21 +258,21 @@ def test_defaults_survive_text_and_json(step: str) -> None:
     )
 
 
-def test_a_shared_name_means_one_thing_in_every_step() -> None:
-    seen: dict[str, tuple[str, Any]] = {}
+def test_options_of_the_same_name_are_equal_in_every_step() -> None:
+    meanings: dict[str, tuple[str, Any]] = {}
     for step, cls in CONFIGS.items():
         types = field_types(cls)
-        for one in dataclasses.fields(cls):
-            if one.name not in cls.PARENTS:  # each step says what it reads a parent for
-                meaning = (types[one.name], one.default, dict(one.metadata))
-                first, known = seen.setdefault(one.name, (step, meaning))
-                assert meaning == known, f"{one.name} differs between {first} and {step}"
+        for field in dataclasses.fields(cls):
+            if field.name not in cls.PARENTS:  # each step says what it reads a parent for
+                meaning = (types[field.name], field.default, dict(field.metadata))
+                first, expected = meanings.setdefault(field.name, (step, meaning))
+                assert meaning == expected, f"{field.name} differs between {first} and {step}"
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_addresses_threads_and_display_never_count(step: str) -> None:
-    for one in dataclasses.fields(CONFIGS[step]):
-        uri = one.name in (
+def test_addresses_workers_and_names_are_not_in_the_fingerprint(step: str) -> None:
+    for field in dataclasses.fields(CONFIGS[step]):
+        uri = field.name in (
             *CONFIGS[step].PARENTS,
             "workspace",
             "source",
@@ -281,8 +281,8 @@ def test_addresses_threads_and_display_never_count(step: str) -> None:
             "class_list",
             "ray_address",
         )
-        if uri or one.name.endswith("_workers") or one.name in ("name", "run", "rerun", "device"):
-            assert not one.metadata["in_fingerprint"], one.name
+        if uri or field.name.endswith("_workers") or field.name in ("name", "run", "rerun", "device"):
+            assert not field.metadata["in_fingerprint"], field.name
 
 
 def test_trainings_help_is_short_and_grouped(capsys: pytest.CaptureFixture[str]) -> None:

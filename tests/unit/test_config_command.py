@@ -108,9 +108,9 @@ def test_the_command_prints_each_value_with_its_origin(
     ):  # fmt: skip
         assert line in lines, line
     VALIDATOR.validate(yaml.safe_load(text))
-    chosen = resolve_parameters({"seed": 8, "name": "weekly", "epochs": 3}, str(path), {})
-    again = read(text, tmp_path)
-    assert all(again.config(step) == chosen.config(step) for step in STEPS), "the output is a file of the same run"
+    expected = resolve_parameters({"seed": 8, "name": "weekly", "epochs": 3}, str(path), {})
+    reread = read(text, tmp_path)
+    assert all(reread.config(step) == expected.config(step) for step in STEPS), "the output is a file of the same run"
     assert cli.main(["config", "--config", '{"store_size": 30}']) == 2, "rules over several options are checked"
 
 
@@ -167,12 +167,15 @@ def test_a_step_alone_reads_variables_and_a_step_of_a_run_does_not(
     file.write_text("epochs: 1\nseed: 1\n")
     for name, value in {"EPOCHS": "2", "TRAIN_EPOCHS": "3", "SEED": "4", "WARMUP": "0.2", "TENSORS": "no"}.items():
         monkeypatch.setenv(f"IMAGEMILL_{name}", value)
-    words = ["train", "--tensors", "t", "--config", str(file), "--warmup", "0.3"]
-    assert cli.main(words) == cli.main([*words, "--run", "r"]) == 0
-    assert [(one.epochs, one.seed, one.warmup, one.tensors) for one in configs] == [(3, 4, 0.3, "t"), (1, 1, 0.3, "t")]
+    arguments = ["train", "--tensors", "t", "--config", str(file), "--warmup", "0.3"]
+    assert cli.main(arguments) == cli.main([*arguments, "--run", "r"]) == 0
+    assert [(config.epochs, config.seed, config.warmup, config.tensors) for config in configs] == [
+        (3, 4, 0.3, "t"),
+        (1, 1, 0.3, "t"),
+    ]
     for value, message in (("x", "a whole number"), ("0", "a number of at least 1")):
         monkeypatch.setenv("IMAGEMILL_TRAIN_EPOCHS", value)
-        assert cli.main(words) == 2
+        assert cli.main(arguments) == 2
         assert f"IMAGEMILL_TRAIN_EPOCHS: expected {message}" in capsys.readouterr().err
 
 

@@ -14,7 +14,7 @@ import copied
 import numpy as np
 import photos
 import pytest
-from copied import STEP, Image, by_copy, clean_of, resized, rows_of, several
+from copied import STEP, Image, by_copy, clean_of, make_images, resized, rows_of
 
 from imagemill.components.dataset.manifest import read_dataset
 from imagemill.components.evaluate.inputs import read_test_batches
@@ -46,36 +46,38 @@ def _without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     copied.without_ray(monkeypatch)
 
 
-def row(number: int = 1, **more: Any) -> dict[str, Any]:
-    one = Image(number)
-    return {"image_id": one.name, "image": {"bytes": photos.saved(one.pixels)}, "shuffle_index": STEP, **more}
+def make_row(number: int = 1, **options: Any) -> dict[str, Any]:
+    image = Image(number)
+    return {"image_id": image.name, "image": {"bytes": photos.saved(image.pixels)}, "shuffle_index": STEP, **options}
 
 
-def made(policy: CopyPolicy, geometry: Geometry = SMALL, **more: Any) -> list[tuple[Any, str]]:
-    return list(decode_with_copies(row(**more), geometry, policy))
+def make_copies(policy: CopyPolicy, geometry: Geometry = SMALL, **options: Any) -> list[tuple[Any, str]]:
+    return list(decode_with_copies(make_row(**options), geometry, policy))
 
 
 def test_without_copies_nothing_is_added(tmp_path: Path) -> None:
-    tensors = resized(clean_of(tmp_path, several(6)), copy_ops=3, copy_flip=True, copy_pipeline="strong", copy_seed=4)
+    tensors = resized(
+        clean_of(tmp_path, make_images(6)), copy_ops=3, copy_flip=True, copy_pipeline="strong", copy_seed=4
+    )
     assert list(rows_of(tensors)[0]) == ["image", "label_id", "image_id"]
     assert tensors.fingerprint == resized(read_dataset(f"{tmp_path}/clean/01", "clean")).fingerprint
     assert tensors.manifest.extra.copies is None and tensors.manifest.totals.rows == 11
 
 
-def test_every_training_image_has_its_copies_and_no_other(tmp_path: Path) -> None:
-    clean = clean_of(tmp_path, several(9))
+def test_training_images_alone_have_copies(tmp_path: Path) -> None:
+    clean = clean_of(tmp_path, make_images(9))
     plain, tensors = resized(clean), resized(clean, copies=3, copy_flip=True)
     assert list(rows_of(tensors)[0]) == ["image", "label_id", "image_id", "copy", "augmentation"]
     assert Counter((r["image_id"], r["copy"]) for r in rows_of(tensors)) == Counter(
-        (one.name, copy) for one in several(9) if one.split == "train" for copy in range(4)
+        (image.name, copy) for image in make_images(9) if image.split == "train" for copy in range(4)
     )
     for split in ("val", "test"):
         assert [(r["copy"], r["augmentation"]) for r in rows_of(tensors, split)] == [(0, "")] * (
             3 if split == "val" else 2
         )
     originals = {r["image_id"]: r for r in rows_of(tensors, None) if not r["copy"]}
-    for one in rows_of(plain, None):
-        np.testing.assert_array_equal(originals[one["image_id"]]["image"], one["image"])
+    for original in rows_of(plain, None):
+        np.testing.assert_array_equal(originals[original["image_id"]]["image"], original["image"])
     labels = {r["image_id"]: r["label_id"] for r in rows_of(plain, None)}
     assert all(r["label_id"] == labels[r["image_id"]] for r in rows_of(tensors, None))
     totals = tensors.manifest.totals
@@ -86,121 +88,129 @@ def test_every_training_image_has_its_copies_and_no_other(tmp_path: Path) -> Non
     assert len(clean.manifest.classes) == 2 and clean.manifest.totals.rows == 14
 
 
-def test_copies_lie_anywhere_and_originals_in_their_order(tmp_path: Path) -> None:
-    tensors = resized(clean_of(tmp_path, several(60, 1, 1)), copies=3, image_size=8)
+def test_copies_are_shuffled_and_originals_keep_their_order(tmp_path: Path) -> None:
+    tensors = resized(clean_of(tmp_path, make_images(60, 1, 1)), copies=3, image_size=8)
     rows = rows_of(tensors)
-    where: dict[str, list[int]] = {}
-    for position, one in enumerate(rows):
-        where.setdefault(one["image_id"], []).append(position)
+    positions_by_image: dict[str, list[int]] = {}
+    for position, row in enumerate(rows):
+        positions_by_image.setdefault(row["image_id"], []).append(position)
     originals = [r["image_id"] for r in rows if not r["copy"]]
     assert originals == sorted(originals)
     # Of 240 rows in any order two of four are 96 apart in the mean, and 3 or nearer to one another one time in 13.
-    apart = [abs(a - b) for found in where.values() for n, a in enumerate(found) for b in found[:n]]
+    apart = [
+        abs(a - b) for positions in positions_by_image.values() for n, a in enumerate(positions) for b in positions[:n]
+    ]
     assert 60 < np.mean(apart) < 100 and np.mean(np.array(apart) <= 3) < 0.1
     assert [r["copy"] for r in rows[:60]].count(0) < 30 and [r["copy"] for r in rows[-60:]].count(0) < 30
-    again = resized(clean_of(tmp_path / "again", several(60, 1, 1)), copies=3, image_size=8)
-    assert [f.sha256 for f in again.manifest.files] == [f.sha256 for f in tensors.manifest.files]
+    second = resized(clean_of(tmp_path / "again", make_images(60, 1, 1)), copies=3, image_size=8)
+    assert [f.sha256 for f in second.manifest.files] == [f.sha256 for f in tensors.manifest.files]
 
 
-def test_a_place_is_in_the_jobs_range() -> None:
+def test_positions_of_copies_are_spread_over_the_range_of_the_task() -> None:
     low, high = 2**62 + 3, 2**62 + 11
-    found = Counter(assign_position(low, f"{n}", 1, low, high) for n in range(4000))
-    assert set(found) == set(range(low, high)) and max(found.values()) < 600
+    counts = Counter(assign_position(low, f"{n}", 1, low, high) for n in range(4000))
+    assert set(counts) == set(range(low, high)) and max(counts.values()) < 600
     assert assign_position(low + 5, "x", 0, low, high) == low + 5
 
 
 def test_pixels_depend_on_the_image_and_the_policy_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files of 3 images or of all, among other images, with fewer copies: the same copies."""
-    whole = by_copy(resized(clean_of(tmp_path / "a", several(12)), copies=3, copy_flip=True))
-    fewer = by_copy(resized(clean_of(tmp_path / "b", several(12)[::3]), copies=2, copy_flip=True))
-    assert len(fewer) == 12 and len(whole) == 48
+    expected = by_copy(resized(clean_of(tmp_path / "a", make_images(12)), copies=3, copy_flip=True))
+    fewer = by_copy(resized(clean_of(tmp_path / "b", make_images(12)[::3]), copies=2, copy_flip=True))
+    assert len(fewer) == 12 and len(expected) == 48
     monkeypatch.setattr(plan, "MAX_SHARD_ROWS", 12)
-    cut = resized(clean_of(tmp_path / "c", several(12)), copies=3, copy_flip=True)
+    cut = resized(clean_of(tmp_path / "c", make_images(12)), copies=3, copy_flip=True)
     assert len(cut.files("data", "train")) == 4
     assert all(f.rows == 12 for f in cut.files("data", "train"))
-    for others in (fewer, by_copy(cut)):
-        for key, (pixels, said) in others.items():
-            np.testing.assert_array_equal(pixels, whole[key][0])
-            assert said == whole[key][1]
-    assert {said for (_, copy), (_, said) in whole.items() if copy == 0} == {""}
-    assert len({said for (_, copy), (_, said) in whole.items() if copy}) > 30
+    for copies in (fewer, by_copy(cut)):
+        for key, (pixels, description) in copies.items():
+            np.testing.assert_array_equal(pixels, expected[key][0])
+            assert description == expected[key][1]
+    assert {description for (_, copy), (_, description) in expected.items() if copy == 0} == {""}
+    assert len({description for (_, copy), (_, description) in expected.items() if copy}) > 30
 
 
-def test_threads_change_nothing() -> None:
-    def one(number: int) -> list[tuple[bytes, str]]:
-        return [(pixels.tobytes(), said) for pixels, said in decode_with_copies(row(number), Geometry(32), RAND)]
+def test_copies_are_the_same_by_any_number_of_threads() -> None:
+    def make(number: int) -> list[tuple[bytes, str]]:
+        return [
+            (pixels.tobytes(), description)
+            for pixels, description in decode_with_copies(make_row(number), Geometry(32), RAND)
+        ]
 
-    alone = [one(number) for number in range(24)]
+    expected = [make(number) for number in range(24)]
     with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(one, range(24))) == alone
+        assert list(pool.map(make, range(24))) == expected
 
 
-def test_seed_image_and_number_count() -> None:
+def test_random_generator_depends_on_seed_version_image_and_copy_number() -> None:
     def numbers(*key: Any) -> tuple[int, ...]:
         return tuple(make_generator(*key).integers(2**62, size=2).tolist())
 
     keys = [(0, 1, "a", 1), (1, 1, "a", 1), (0, 2, "a", 1), (0, 1, "b", 1), (0, 1, "a", 2), (1, 1, "a", 2)]
     assert len({numbers(*key) for key in keys}) == len(keys)
     assert numbers(*keys[0]) == numbers(*keys[0])
-    said = [[text for _, text in made(dataclasses.replace(RAND, seed=seed))] for seed in (7, 7, 8)]
-    assert said[0] == said[1] != said[2]
+    descriptions = [[text for _, text in make_copies(dataclasses.replace(RAND, seed=seed))] for seed in (7, 7, 8)]
+    assert descriptions[0] == descriptions[1] != descriptions[2]
 
 
-def test_what_is_said_makes_the_same_pixels() -> None:
+def test_recorded_operations_reproduce_the_pixels_of_a_copy() -> None:
     flips = []
     for number in range(20):
-        found = made(RAND, number=number)
-        for pixels, said in found[1:]:
-            about = json.loads(said)
-            assert set(about) == {"policy", "flip", "operations"} and len(about["operations"]) == 2
-            start = flip_horizontally(found[0][0]) if about["flip"] else found[0][0]
+        images = make_copies(RAND, number=number)
+        for pixels, description in images[1:]:
+            parsed = json.loads(description)
+            assert set(parsed) == {"policy", "flip", "operations"} and len(parsed["operations"]) == 2
+            start = flip_horizontally(images[0][0]) if parsed["flip"] else images[0][0]
             np.testing.assert_array_equal(
-                pixels, apply_operations(start, [Operation(**one) for one in about["operations"]])
+                pixels, apply_operations(start, [Operation(**operation) for operation in parsed["operations"]])
             )
-            flips.append(about["flip"])
+            flips.append(parsed["flip"])
     assert 15 < sum(flips) < 45
-    plain = made(dataclasses.replace(RAND, flip=False))
-    assert not any(json.loads(said)["flip"] for _, said in plain[1:])
-    operations = [[json.loads(said)["operations"] for _, said in some[1:]] for some in (plain, made(RAND))]
+    plain = make_copies(dataclasses.replace(RAND, flip=False))
+    assert not any(json.loads(description)["flip"] for _, description in plain[1:])
+    operations = [
+        [json.loads(description)["operations"] for _, description in images[1:]]
+        for images in (plain, make_copies(RAND))
+    ]
     assert operations[0] == operations[1]
 
 
 @pytest.mark.parametrize("mode", ["crop", "squash", "letterbox"])
 @pytest.mark.parametrize("stored", [0, 36])
-def test_a_picture_passes_through_what_was_done_to_it(mode: str, stored: int) -> None:
+def test_copy_without_operations_equals_the_original(mode: str, stored: int) -> None:
     """With no operation a copy is the original, whatever colour and edges come after."""
     if stored and mode != "crop":
         return
-    nothing = dataclasses.replace(RAND, ops=0, flip=False)
+    identity = dataclasses.replace(RAND, ops=0, flip=False)
     for color in ("rgb", "gray", "red", "lab", "ycbcr"):
         for edges in ((), ("sobel", "canny")):
-            for more in ({}, {"interpolation": "lanczos", "quality": "fast"}):
-                geometry = Geometry(32, mode, color, edges, 30, 60, stored=stored, **more)
-                found = made(nothing, geometry)
-                np.testing.assert_array_equal(found[0][0], decode_and_resize(row()["image"]["bytes"], geometry))
-                assert found[0][0].shape == geometry.shape
-                for pixels, _ in found[1:]:
-                    np.testing.assert_array_equal(pixels, found[0][0])
+            for options in ({}, {"interpolation": "lanczos", "quality": "fast"}):
+                geometry = Geometry(32, mode, color, edges, 30, 60, stored=stored, **options)
+                images = make_copies(identity, geometry)
+                np.testing.assert_array_equal(images[0][0], decode_and_resize(make_row()["image"]["bytes"], geometry))
+                assert images[0][0].shape == geometry.shape
+                for pixels, _ in images[1:]:
+                    np.testing.assert_array_equal(pixels, images[0][0])
 
 
-def test_edges_and_colours_are_made_of_the_augmented_picture() -> None:
-    rgb = made(RAND)
-    with_edges = made(RAND, Geometry(32, edges=("sobel", "canny"), canny_low=30, canny_high=60))
-    for (plain, said), (both, again) in zip(rgb, with_edges, strict=True):
-        assert said == again
-        np.testing.assert_array_equal(both[:, :, :3], plain)
+def test_edges_and_color_spaces_are_computed_from_the_augmented_image() -> None:
+    rgb = make_copies(RAND)
+    with_edges = make_copies(RAND, Geometry(32, edges=("sobel", "canny"), canny_low=30, canny_high=60))
+    for (plain, description), (combined, edge_description) in zip(rgb, with_edges, strict=True):
+        assert description == edge_description
+        np.testing.assert_array_equal(combined[:, :, :3], plain)
         expected = compute_edges(convert_color(np.ascontiguousarray(plain), "gray"), ("sobel", "canny"), 30, 60)
-        np.testing.assert_array_equal(both[:, :, 3:], expected)
-    for (plain, _), (lab, _) in zip(rgb, made(RAND, Geometry(32, color="lab")), strict=True):
+        np.testing.assert_array_equal(combined[:, :, 3:], expected)
+    for (plain, _), (lab, _) in zip(rgb, make_copies(RAND, Geometry(32, color="lab")), strict=True):
         np.testing.assert_array_equal(lab, convert_color(plain, "lab"))
 
 
 def test_a_letterbox_is_padded_after_the_augmentation() -> None:
-    found = made(dataclasses.replace(RAND, per_image=12), Geometry(64, "letterbox"))
+    images = make_copies(dataclasses.replace(RAND, per_image=12), Geometry(64, "letterbox"))
     height = round(64 * Image(1).pixels.shape[0] / Image(1).pixels.shape[1])
     top = (64 - height) // 2
-    assert top > 0 and all(not p[:top].any() and not p[top + height :].any() for p, _ in found)
-    assert sum(p[top : top + height].mean() > 40 for p, _ in found) == 13
+    assert top > 0 and all(not p[:top].any() and not p[top + height :].any() for p, _ in images)
+    assert sum(p[top : top + height].mean() > 40 for p, _ in images) == 13
 
 
 def test_an_image_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,32 +221,32 @@ def test_an_image_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
         return decode_and_resize(*args, **options)
 
     monkeypatch.setattr(module, "decode_and_resize", counted)
-    assert len(made(dataclasses.replace(RAND, per_image=9))) == 10 and len(calls) == 1
+    assert len(make_copies(dataclasses.replace(RAND, per_image=9))) == 10 and len(calls) == 1
 
 
 def test_jpeg_multi_label_and_gray(tmp_path: Path) -> None:
-    tensors = resized(clean_of(tmp_path, several(5), "gray", multi=True), copies=2, encoding="jpeg")
+    tensors = resized(clean_of(tmp_path, make_images(5), "gray", multi=True), copies=2, encoding="jpeg")
     rows = rows_of(tensors)
     assert len(rows) == 15 and all(r["image"][:2] == b"\xff\xd8" for r in rows)
     assert tensors.manifest.totals.bytes == sum(len(r["image"]) for r in rows_of(tensors, None))
-    counts = Counter("ab"[one] for r in rows_of(tensors, None) for one in r["label_ids"])
+    counts = Counter("ab"[label_id] for r in rows_of(tensors, None) for label_id in r["label_ids"])
     assert tensors.manifest.totals.by_class == counts and counts["a"] == 20
 
 
 def test_mean_and_spread_are_the_originals(tmp_path: Path) -> None:
-    clean = clean_of(tmp_path, several(6))
+    clean = clean_of(tmp_path, make_images(6))
     options: dict[str, Any] = {"normalization": "dataset"}
     plain, tensors = resized(clean, **options), resized(clean, copies=2, copy_magnitude=30, **options)
     assert tensors.manifest.image == plain.manifest.image
 
 
-def test_evaluate_and_train_read_it_unharmed(tmp_path: Path) -> None:
-    clean = clean_of(tmp_path, several(6))
+def test_evaluate_reads_originals_and_train_reads_copies_too(tmp_path: Path) -> None:
+    clean = clean_of(tmp_path, make_images(6))
     plain, tensors = resized(clean), resized(clean, copies=2)
     geometry = Geometry.of(tensors.manifest.image)
-    for one, other in zip(*(read_test_batches(t, clean, geometry, 4) for t in (plain, tensors)), strict=True):
-        assert one.ids == other.ids
-        np.testing.assert_array_equal(one.images, other.images)
+    for expected, batch in zip(*(read_test_batches(t, clean, geometry, 4) for t in (plain, tensors)), strict=True):
+        assert expected.ids == batch.ids
+        np.testing.assert_array_equal(expected.images, batch.images)
     loaded = [pixels.tobytes() for batch in iter_batches(tensors, "train", 4, epoch=0) for pixels in batch.images]
     assert sorted(loaded) == sorted(r["image"].tobytes() for r in rows_of(tensors)) and len(loaded) == 18
 
@@ -264,11 +274,13 @@ def test_what_counts_in_the_name() -> None:
 def test_a_spec_travels(tmp_path: Path) -> None:
     spec = TensorSpec(Geometry(24), copies=RAND)
     assert pickle.loads(pickle.dumps(spec)) == spec
-    assert plan_copies(ResizeConfig(copies=2), clean_of(tmp_path, several(3))).policy == CopyPolicy(2, "randaugment")
+    assert plan_copies(ResizeConfig(copies=2), clean_of(tmp_path, make_images(3))).policy == CopyPolicy(
+        2, "randaugment"
+    )
 
 
 def test_an_image_that_does_not_decode_is_our_error(tmp_path: Path) -> None:
-    images = [*several(4), Image(9, data=b"\x89PNG\r\n\x1a\nno more")]
+    images = [*make_images(4), Image(9, data=b"\x89PNG\r\n\x1a\nno more")]
     with pytest.raises(MillError, match=r"train/009\.png: clean passed this image") as raised:
         resized(clean_of(tmp_path, images), copies=2)
     assert not isinstance(raised.value, UserError)

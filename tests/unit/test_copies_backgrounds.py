@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import photos
 import pytest
-from copied import STEP, Image, by_copy, clean_of, resized, rows_of, several
+from copied import STEP, Image, by_copy, clean_of, make_images, resized, rows_of
 
 from imagemill.components.imaging.decoder import Decoded, convert_color
 from imagemill.components.imaging.geometry import Geometry, resize_image
@@ -57,28 +57,28 @@ def folder_of(folder: Path, colours: dict[str, tuple[int, int, int]]) -> str:
     return str(folder)
 
 
-def test_the_foreground_stays_and_the_rest_goes(tmp_path: Path) -> None:
+def test_foreground_stays_and_background_is_replaced(tmp_path: Path) -> None:
     """At the picture's own size nothing is resampled: every pixel can be looked at."""
     pixels = photos.made(1, 64, 64)
     row = {"image_id": "a", "image": {"bytes": photos.saved(pixels)}, "shuffle_index": STEP}
-    found = list(decode_with_copies(row | {"mask": photos.saved(half(pixels))}, Geometry(64, "squash"), FIELDS))
-    assert len(found) == 5 and found[0][1] == ""
-    np.testing.assert_array_equal(found[0][0], pixels)
-    for image, said in found[1:]:
-        about = json.loads(said)
-        assert set(about) == {"policy", "flip", "field"} and not about["flip"]
+    images = list(decode_with_copies(row | {"mask": photos.saved(half(pixels))}, Geometry(64, "squash"), FIELDS))
+    assert len(images) == 5 and images[0][1] == ""
+    np.testing.assert_array_equal(images[0][0], pixels)
+    for image, description in images[1:]:
+        parsed = json.loads(description)
+        assert set(parsed) == {"policy", "flip", "field"} and not parsed["flip"]
         np.testing.assert_array_equal(image[:, :32], pixels[:, :32])
-        np.testing.assert_array_equal(image[:, 32:], make_color_field(about["field"], "rgb", 64, 64)[:, 32:])
-    assert len({image.tobytes() for image, _ in found}) == 5
+        np.testing.assert_array_equal(image[:, 32:], make_color_field(parsed["field"], "rgb", 64, 64)[:, 32:])
+    assert len({image.tobytes() for image, _ in images}) == 5
     flipped = list(decode_with_copies(row | {"mask": photos.saved(half(pixels))}, Geometry(64, "squash"),
                                dataclasses.replace(FIELDS, flip=True, per_image=12)))  # fmt: skip
-    flips = [json.loads(said)["flip"] for _, said in flipped[1:]]
+    flips = [json.loads(description)["flip"] for _, description in flipped[1:]]
     assert 2 < sum(flips) < 10
     for (image, _), flip in zip(flipped[1:], flips, strict=True):
         np.testing.assert_array_equal((flip_horizontally(image) if flip else image)[:, :32], pixels[:, :32])
 
 
-def test_it_is_put_behind_before_the_resample() -> None:
+def test_background_is_composited_before_resampling() -> None:
     """As if the picture had been so from the start; the mask of a scaled decode is that of its blocks."""
     pixels = cv2.resize(photos.made(2, 80, 60), (643, 481), interpolation=cv2.INTER_CUBIC)
     y, x = np.mgrid[:481, :643]
@@ -86,33 +86,35 @@ def test_it_is_put_behind_before_the_resample() -> None:
     for kind, geometry in (("PNG", Geometry(96)), ("JPEG", Geometry(48, "letterbox"))):
         data = photos.saved(pixels, kind, **({"quality": 98} if kind == "JPEG" else {}))
         row = {"image_id": "a", "image": {"bytes": data}, "shuffle_index": STEP, "mask": photos.saved(disc)}
-        for image, said in list(decode_with_copies(row, geometry, FIELDS))[1:]:
-            field = make_color_field(json.loads(said)["field"], "rgb", 481, 643)
+        for image, description in list(decode_with_copies(row, geometry, FIELDS))[1:]:
+            field = make_color_field(json.loads(description)["field"], "rgb", 481, 643)
             expected = resize_image(Decoded(np.where(disc[:, :, None] > 0, pixels, field), 643, 481, "PNG"), geometry)
-            apart = np.abs(image.astype(int) - expected)
-            assert apart.mean() < 1.5 and np.percentile(apart, 99) < 16, (kind, apart.mean())
+            difference = np.abs(image.astype(int) - expected)
+            assert difference.mean() < 1.5 and np.percentile(difference, 99) < 16, (kind, difference.mean())
 
 
 def test_the_share_of_a_scaled_decode_is_the_mean_of_its_blocks() -> None:
     mask = (np.random.default_rng(0).random((21, 30)) < 0.5).astype(np.uint8) * 255
     full = Decoded(np.zeros((21, 30, 3), np.uint8), 30, 21, "JPEG")
     np.testing.assert_array_equal(decode_foreground(photos.saved(mask), full), mask)
-    found = decode_foreground(photos.saved(mask), Decoded(np.zeros((6, 8, 3), np.uint8), 30, 21, "JPEG", divisor=4))
-    assert found is not None and found.shape == (6, 8)
+    foreground = decode_foreground(
+        photos.saved(mask), Decoded(np.zeros((6, 8, 3), np.uint8), 30, 21, "JPEG", divisor=4)
+    )
+    assert foreground is not None and foreground.shape == (6, 8)
     for row, column in ((0, 0), (3, 5), (4, 6)):
         block = mask[4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
-        assert abs(int(found[row, column]) - block.mean()) <= 1
+        assert abs(int(foreground[row, column]) - block.mean()) <= 1
     assert decode_foreground(photos.saved(mask * 0), full) is None
 
 
 def test_composite_blends_by_the_share() -> None:
     random = np.random.default_rng(1)
-    one, other = (random.integers(0, 256, (700, 500, 3), np.uint8) for _ in range(2))
+    foreground, background = (random.integers(0, 256, (700, 500, 3), np.uint8) for _ in range(2))
     share = random.integers(0, 256, (700, 500), np.uint8)
-    exact = (one * (share[:, :, None] / 255) + other * (1 - share[:, :, None] / 255)).round()
-    assert np.abs(composite(one, share, other) - exact).max() <= 1
-    np.testing.assert_array_equal(composite(one, share * 0 + 255, other), one)
-    np.testing.assert_array_equal(composite(one, share * 0, other), other)
+    exact = (foreground * (share[:, :, None] / 255) + background * (1 - share[:, :, None] / 255)).round()
+    assert np.abs(composite(foreground, share, background) - exact).max() <= 1
+    np.testing.assert_array_equal(composite(foreground, share * 0 + 255, background), foreground)
+    np.testing.assert_array_equal(composite(foreground, share * 0, background), background)
 
 
 def test_cover_shows_the_largest_centre() -> None:
@@ -135,60 +137,62 @@ def test_fields_are_smooth_and_of_the_right_colour() -> None:
 
 def test_images_without_a_mask_have_no_copies_and_are_counted(tmp_path: Path) -> None:
     empty = photos.saved(np.zeros(Image(9).pixels.shape[:2], np.uint8))
-    images = [*masked(range(1, 6)), Image(7), Image(8), Image(9, mask=empty), *several(0)]
+    images = [*masked(range(1, 6)), Image(7), Image(8), Image(9, mask=empty), *make_images(0)]
     clean = clean_of(tmp_path, images, masks=True)
     tensors = resized(clean, copies=2, **OPTIONS)
     rows = rows_of(tensors)
-    assert len(rows) == 8 + 10 and {r["image_id"] for r in rows if r["copy"]} == {one.name for one in images[:5]}
-    about = {"policy": "background", "per_image": 2, "rows": 10, "images_without_mask": 3}
-    assert tensors.manifest.extra.copies.to_dict() == about
+    assert len(rows) == 8 + 10 and {r["image_id"] for r in rows if r["copy"]} == {image.name for image in images[:5]}
+    expected = {"policy": "background", "per_image": 2, "rows": 10, "images_without_mask": 3}
+    assert tensors.manifest.extra.copies.to_dict() == expected
     totals = tensors.manifest.totals
     assert totals.rows == 8 + 10 + 5 and totals.by_split == {"train": 18, "val": 3, "test": 2}
     assert totals.by_class == {"a": sum(r["label_id"] == 0 for r in rows_of(tensors, None)),
                                "b": sum(r["label_id"] == 1 for r in rows_of(tensors, None))}  # fmt: skip
     plain = {r["image_id"]: r["image"] for r in rows_of(resized(clean))}
-    for one in rows:
-        if not one["copy"]:
-            np.testing.assert_array_equal(one["image"], plain[one["image_id"]])
+    for row in rows:
+        if not row["copy"]:
+            np.testing.assert_array_equal(row["image"], plain[row["image_id"]])
 
 
 def test_without_masks_it_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--keep-masks"):
-        resized(clean_of(tmp_path, several(3)), copies=1, **OPTIONS)
+        resized(clean_of(tmp_path, make_images(3)), copies=1, **OPTIONS)
 
 
-def test_pictures_of_a_folder_are_put_behind(tmp_path: Path) -> None:
+def test_backgrounds_are_taken_from_a_folder(tmp_path: Path) -> None:
     colours = {"a.png": (250, 10, 10), "b/c.PNG": (10, 250, 10), "d.png": (10, 10, 250)}
     folder = folder_of(tmp_path / "bg", colours)
     (tmp_path / "bg" / "note.txt").write_text("no picture")
     (tmp_path / "bg" / ".hidden.png").write_bytes(b"no picture")
-    assert [one.name for one in list_backgrounds(folder)] == ["a.png", "b/c.PNG", "d.png"]
+    assert [picture.name for picture in list_backgrounds(folder)] == ["a.png", "b/c.PNG", "d.png"]
     clean = clean_of(tmp_path, masked(range(1, 8)), masks=True)
     tensors = resized(clean, copies=4, backgrounds=folder, resize_mode="squash", **OPTIONS)
-    used = set()
-    for (_, copy), (pixels, said) in by_copy(tensors).items():
+    used_names = set()
+    for (_, copy), (pixels, description) in by_copy(tensors).items():
         if copy:
-            name = json.loads(said)["background"]
-            used.add(name)
+            name = json.loads(description)["background"]
+            used_names.add(name)
             assert (pixels[:, 13:] == colours[name]).all()
-    assert used == set(colours)
+    assert used_names == set(colours)
     gray = resized(clean_of(tmp_path / "gray", masked([1]), "gray", masks=True), copies=3, backgrounds=folder,
                    resize_mode="squash", **OPTIONS)  # fmt: skip
-    for (_, copy), (pixels, said) in by_copy(gray).items():
+    for (_, copy), (pixels, description) in by_copy(gray).items():
         if copy:
-            colour = np.array([[colours[json.loads(said)["background"]]]], np.uint8)
+            colour = np.array([[colours[json.loads(description)["background"]]]], np.uint8)
             assert pixels.shape == (24, 24, 1) and (pixels[:, 13:] == convert_color(colour, "gray")).all()
 
 
-def test_a_picture_does_not_depend_on_what_was_asked_for_before(tmp_path: Path) -> None:
+def test_background_does_not_depend_on_the_order_of_reads(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(photos.saved(photos.made(4, 900, 700), "JPEG"))
-    [one] = list_backgrounds(str(tmp_path))
+    [picture] = list_backgrounds(str(tmp_path))
     sizes = [(40, 40), (300, 200), (41, 63), (500, 900)]
-    found = []
+    pictures = []
     for order in (sizes, sizes[::-1]):
         backgrounds._cache = backgrounds._PictureCache(backgrounds.CACHE_BYTES)
-        found.append({size: backgrounds.read_picture(str(tmp_path), one, "rgb", *size).tobytes() for size in order})
-    assert found[0] == found[1]
+        pictures.append(
+            {size: backgrounds.read_picture(str(tmp_path), picture, "rgb", *size).tobytes() for size in order}
+        )
+    assert pictures[0] == pictures[1]
     cache = backgrounds._PictureCache(1000)
     for number in range(9):
         cache.put((str(number), "", 0), np.zeros(300, np.uint8))
@@ -241,14 +245,14 @@ def test_a_known_photograph_in_front_of_another() -> None:
     from imagemill.components.clean.config import CleanConfig
     from imagemill.components.imaging.standardize import standardize
 
-    done = standardize(
+    standardized = standardize(
         photos.pet("Abyssinian_101"), CleanConfig(keep_masks=True), None, photos.trimap("Abyssinian_101")
     )
-    row = {"image_id": "a", "image": {"bytes": done.data}, "shuffle_index": STEP, "mask": done.mask}
-    found = list(decode_with_copies(row, Geometry(128, "letterbox"), FIELDS))
+    row = {"image_id": "a", "image": {"bytes": standardized.data}, "shuffle_index": STEP, "mask": standardized.mask}
+    images = list(decode_with_copies(row, Geometry(128, "letterbox"), FIELDS))
     small = cv2.resize(
-        cv2.imdecode(np.frombuffer(done.mask or b"", np.uint8), 0), (128, 89), interpolation=cv2.INTER_AREA
+        cv2.imdecode(np.frombuffer(standardized.mask or b"", np.uint8), 0), (128, 89), interpolation=cv2.INTER_AREA
     )
-    same = np.stack([np.abs(image.astype(int) - found[0][0]).max(axis=2)[19:108] for image, _ in found[1:]])
+    same = np.stack([np.abs(image.astype(int) - images[0][0]).max(axis=2)[19:108] for image, _ in images[1:]])
     inside = cv2.erode(small, np.ones((3, 3), np.uint8)) == 255  # the filter reaches a pixel further
     assert inside.sum() > 2000 and same[:, inside].max() <= 1 and np.median(same[:, small == 0]) > 30

@@ -12,7 +12,7 @@ import copied
 import numpy as np
 import photos
 import pytest
-from copied import by_copy, clean_of, resized, several
+from copied import by_copy, clean_of, make_images, resized
 
 from imagemill.components.imaging import albumentations_pipelines as pipelines
 from imagemill.components.imaging.albumentations_pipelines import (
@@ -33,7 +33,7 @@ def load_pipeline(chosen: str) -> str:
     return pipelines.load_pipeline(chosen, FIELD)
 
 
-def drawn(text: str, pixels: Any, seed: int) -> tuple[Any, list[dict[str, Any]]]:
+def run_pipeline(text: str, pixels: Any, seed: int) -> tuple[Any, list[dict[str, Any]]]:
     return apply_pipeline(text, pixels, np.random.default_rng(seed), FIELD)
 
 
@@ -44,27 +44,27 @@ def saved(path: Path, *operations: Any, **options: Any) -> str:
 
 
 def config(**options: Any) -> ResizeConfig:
-    made = ResizeConfig(copies=2, image_size=24, **{**ALB, **options})
-    made.check()
-    return made
+    config = ResizeConfig(copies=2, image_size=24, **{**ALB, **options})
+    config.check()
+    return config
 
 
 @pytest.mark.parametrize("name", PIPELINES)
 def test_a_named_pipeline_keeps_shape_and_type_and_changes_pixels(name: str) -> None:
     text = load_pipeline(name)
     pixels = photos.made(0, 90, 64)
-    found = [drawn(text, pixels, seed) for seed in range(8)]
-    assert all(image.shape == pixels.shape and image.dtype == np.uint8 for image, _ in found)
-    assert sum(not np.array_equal(image, pixels) for image, _ in found) >= 6
-    assert len({image.tobytes() for image, _ in found}) >= 6
-    again = [drawn(text, pixels, seed) for seed in reversed(range(8))][::-1]
-    for (one, said), (other, repeated) in zip(found, again, strict=True):
-        np.testing.assert_array_equal(one, other)
-        assert json.loads(json.dumps(said, allow_nan=False)) == repeated
+    results = [run_pipeline(text, pixels, seed) for seed in range(8)]
+    assert all(image.shape == pixels.shape and image.dtype == np.uint8 for image, _ in results)
+    assert sum(not np.array_equal(image, pixels) for image, _ in results) >= 6
+    assert len({image.tobytes() for image, _ in results}) >= 6
+    repeated = [run_pipeline(text, pixels, seed) for seed in reversed(range(8))][::-1]
+    for (first, operations), (second, expected) in zip(results, repeated, strict=True):
+        np.testing.assert_array_equal(first, second)
+        assert json.loads(json.dumps(operations, allow_nan=False)) == expected
     assert pixels.tobytes() == photos.made(0, 90, 64).tobytes()
     if name != "weather":
         check_pipeline(text, 40, 50, 1, FIELD)
-        image, _ = drawn(text, pixels[:, :, :1], 3)
+        image, _ = run_pipeline(text, pixels[:, :, :1], 3)
         assert image.shape == (64, 90, 1)
 
 
@@ -74,14 +74,14 @@ def test_no_named_pipeline_mirrors_or_is_hue_unsafe_where_that_matters() -> None
     slope = np.repeat((40 + 2 * x + y)[:, :, None], 3, 2).astype(np.uint8)
     for name in ("light", "ocr", "medical", "geometry"):
         for seed in range(20):
-            image = drawn(load_pipeline(name), slope, seed)[0].astype(int)
+            image = run_pipeline(load_pipeline(name), slope, seed)[0].astype(int)
             assert image[:, 32:].mean() > image[:, :32].mean() + 20  # right stays right
             assert image[32:].mean() > image[:32].mean() + 5  # and up stays up
             if name in ("light", "geometry"):
                 assert np.abs(image - image[:, :, :1]).max() <= 1
     flat = np.full((40, 40, 3), (200, 30, 90), np.uint8)
     for seed in range(20):
-        np.testing.assert_array_equal(drawn(load_pipeline("geometry"), flat, seed)[0], flat)
+        np.testing.assert_array_equal(run_pipeline(load_pipeline("geometry"), flat, seed)[0], flat)
 
 
 def test_every_operation_has_random_numbers_of_its_own(tmp_path: Path) -> None:
@@ -89,41 +89,43 @@ def test_every_operation_has_random_numbers_of_its_own(tmp_path: Path) -> None:
     a = import_albumentations()
     text = load_pipeline(saved(tmp_path / "p.json", a.HorizontalFlip(p=0.5), a.VerticalFlip(p=0.5)))
     pixels = photos.made(1, 20, 20)
-    both = [tuple(one["name"] for one in drawn(text, pixels, seed)[1]) for seed in range(60)]
-    images = {drawn(text, pixels, seed)[0].tobytes() for seed in range(60)}
-    assert len(images) == 4, both
+    names_by_seed = [
+        tuple(operation["name"] for operation in run_pipeline(text, pixels, seed)[1]) for seed in range(60)
+    ]
+    images = {run_pipeline(text, pixels, seed)[0].tobytes() for seed in range(60)}
+    assert len(images) == 4, names_by_seed
     for seed in range(20):
         expected = pixels
-        names = [one["name"] for one in drawn(text, pixels, seed)[1]]
+        names = [operation["name"] for operation in run_pipeline(text, pixels, seed)[1]]
         expected = expected[:, ::-1] if "HorizontalFlip" in names else expected
         expected = expected[::-1] if "VerticalFlip" in names else expected
-        np.testing.assert_array_equal(drawn(text, pixels, seed)[0], expected)
+        np.testing.assert_array_equal(run_pipeline(text, pixels, seed)[0], expected)
 
 
 def test_threads_change_nothing() -> None:
     texts = [load_pipeline(name) for name in ("strong", "ocr", "light")]
     jobs = [(texts[n % 3], photos.made(n, 40, 40), n) for n in range(30)]
-    alone = [drawn(*job)[0].tobytes() for job in jobs]
+    alone = [run_pipeline(*job)[0].tobytes() for job in jobs]
     with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(lambda job: drawn(*job)[0].tobytes(), jobs)) == alone
+        assert list(pool.map(lambda job: run_pipeline(*job)[0].tobytes(), jobs)) == alone
 
 
 @pytest.mark.parametrize("form", ["json", "yaml"])
-def test_a_saved_pipeline_is_read_whatever_its_form(form: str, tmp_path: Path) -> None:
+def test_saved_pipelines_are_read_from_json_and_yaml(form: str, tmp_path: Path) -> None:
     a = import_albumentations()
     uri = saved(tmp_path / "mine", a.Rotate(limit=(30, 30), p=1), a.Blur(p=0.5), data_format=form)
     text = load_pipeline(uri)
-    image, said = drawn(text, photos.made(0, 40, 40), 0)
-    assert said[0]["name"] == "Rotate" and not np.array_equal(image, photos.made(0, 40, 40))
+    image, operations = run_pipeline(text, photos.made(0, 40, 40), 0)
+    assert operations[0]["name"] == "Rotate" and not np.array_equal(image, photos.made(0, 40, 40))
     assert text == load_pipeline(saved(tmp_path / "other", a.Rotate(limit=(30, 30), p=1), a.Blur(p=0.5)))
-    one = saved(tmp_path / "one", a.Rotate(limit=(30, 30), p=1))
-    a.save(a.Rotate(limit=(30, 30), p=1), one)  # no Compose around it
-    np.testing.assert_array_equal(drawn(load_pipeline(one), photos.made(0, 40, 40), 0)[0].shape, (40, 40, 3))
+    path = saved(tmp_path / "one", a.Rotate(limit=(30, 30), p=1))
+    a.save(a.Rotate(limit=(30, 30), p=1), path)  # no Compose around it
+    np.testing.assert_array_equal(run_pipeline(load_pipeline(path), photos.made(0, 40, 40), 0)[0].shape, (40, 40, 3))
 
 
 def test_what_counts_is_the_content_of_the_file(tmp_path: Path) -> None:
     a = import_albumentations()
-    clean = clean_of(tmp_path, several(2))
+    clean = clean_of(tmp_path, make_images(2))
     first = saved(tmp_path / "a.json", a.Blur(p=1))
     moved = saved(tmp_path / "b.yaml", a.Blur(p=1), data_format="yaml")
     other = saved(tmp_path / "c.json", a.Blur(p=0.5))
@@ -137,8 +139,8 @@ def test_what_counts_is_the_content_of_the_file(tmp_path: Path) -> None:
 
 def test_relative_places_are_made_absolute_for_other_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    found = make_paths_absolute(config(copy_pipeline="mine.json", backgrounds="bg"))
-    assert (found.copy_pipeline, found.backgrounds) == (f"{tmp_path}/mine.json", f"{tmp_path}/bg")
+    absolute = make_paths_absolute(config(copy_pipeline="mine.json", backgrounds="bg"))
+    assert (absolute.copy_pipeline, absolute.backgrounds) == (f"{tmp_path}/mine.json", f"{tmp_path}/bg")
     named = make_paths_absolute(config(copy_pipeline="strong"))
     assert (named.copy_pipeline, named.backgrounds) == ("strong", "")
 
@@ -175,7 +177,7 @@ def test_what_is_no_pipeline_says_so(tmp_path: Path) -> None:
 
 def test_a_pipeline_that_changes_shape_or_type_fails_before_the_work(tmp_path: Path) -> None:
     a = import_albumentations()
-    clean = clean_of(tmp_path, several(2))
+    clean = clean_of(tmp_path, make_images(2))
     for operation, message in (
         (a.Resize(10, 10), r"uint8 \[24, 24, 3\] as such, found uint8 \[10, 10, 3\]"),
         (a.ToFloat(), r"found float32"),
@@ -184,23 +186,26 @@ def test_a_pipeline_that_changes_shape_or_type_fails_before_the_work(tmp_path: P
     ):
         with pytest.raises(UserError, match=f"^copy_pipeline: .*{message}"):
             plan_copies(config(copy_pipeline=saved(tmp_path / "p.json", operation)), clean)
-    gray = clean_of(tmp_path / "gray", several(2), "gray")
+    gray = clean_of(tmp_path / "gray", make_images(2), "gray")
     with pytest.raises(UserError, match=r"^copy_pipeline: fails on uint8 \[24, 24, 1\]: .*3-channel"):
         plan_copies(config(copy_pipeline="weather"), gray)
 
 
-def test_the_step_makes_and_says_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_step_makes_and_records_copies_by_a_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copied.without_ray(monkeypatch)
-    clean = clean_of(tmp_path, several(4))
+    clean = clean_of(tmp_path, make_images(4))
     rows = by_copy(resized(clean, copies=2, copy_pipeline="strong", copy_flip=True, **ALB))
-    again = by_copy(resized(clean_of(tmp_path / "b", several(4)[:2]), copies=1, copy_pipeline="strong", copy_flip=True,
-                            **ALB))  # fmt: skip
-    assert len(rows) == 12 and len(again) == 4
-    for key, (pixels, said) in again.items():
+    fewer = by_copy(
+        resized(clean_of(tmp_path / "b", make_images(4)[:2]), copies=1, copy_pipeline="strong", copy_flip=True, **ALB)
+    )
+    assert len(rows) == 12 and len(fewer) == 4
+    for key, (pixels, description) in fewer.items():
         np.testing.assert_array_equal(pixels, rows[key][0])
-        assert said == rows[key][1]
-    abouts = [json.loads(said) for (_, copy), (_, said) in rows.items() if copy]
-    assert {one["policy"] for one in abouts} == {"albumentations"} and any(one["operations"] for one in abouts)
+        assert description == rows[key][1]
+    descriptions = [json.loads(description) for (_, copy), (_, description) in rows.items() if copy]
+    assert {description["policy"] for description in descriptions} == {"albumentations"} and any(
+        description["operations"] for description in descriptions
+    )
 
 
 def test_albumentations_asks_nobody_for_news() -> None:

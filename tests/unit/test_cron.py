@@ -20,7 +20,7 @@ def test_kfp_gets_the_seconds_first() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "kfp"),
+    ("text", "kfp"),
     [
         ("*/15 8-18 * * mon-fri", "0 */15 8-18 * * mon-fri"),
         ("0 3 * * 7", "0 0 3 * * 0"),  # KFP's days end with 6
@@ -29,8 +29,8 @@ def test_kfp_gets_the_seconds_first() -> None:
         ("@weekly", "0 0 0 * * 0"),
     ],
 )
-def test_what_users_write_is_taken(given: str, kfp: str) -> None:
-    assert parse_cron(given).to_kfp() == kfp
+def test_common_cron_expressions_are_converted_to_kfp(text: str, kfp: str) -> None:
+    assert parse_cron(text).to_kfp() == kfp
 
 
 @pytest.mark.parametrize(
@@ -76,21 +76,21 @@ def test_either_day_is_enough_where_both_are_restricted() -> None:
     assert both == [23, 7]  # a star with a step is a star: both must hold, in robfig/cron as in cron
 
 
-def test_a_fixed_zone_becomes_the_servers() -> None:
-    there, exact = convert_to_server_timezone(parse_cron("0 3 * * 1"), TOKYO, UTC_ZONE, NOW)
-    assert (str(there), exact) == ("0 18 * * 0", True)
-    there, exact = convert_to_server_timezone(parse_cron("0 9-10 * * *"), DELHI, UTC_ZONE, NOW)
-    assert (str(there), exact) == ("30 3,4 * * *", True)
+def test_fixed_time_zone_is_converted_to_that_of_the_server() -> None:
+    converted, exact = convert_to_server_timezone(parse_cron("0 3 * * 1"), TOKYO, UTC_ZONE, NOW)
+    assert (str(converted), exact) == ("0 18 * * 0", True)
+    converted, exact = convert_to_server_timezone(parse_cron("0 9-10 * * *"), DELHI, UTC_ZONE, NOW)
+    assert (str(converted), exact) == ("30 3,4 * * *", True)
     assert str(convert_to_server_timezone(parse_cron("*/5 * * * *"), TOKYO, UTC_ZONE, NOW)[0]).split()[1:] == ["*"] * 4
 
 
 @pytest.mark.parametrize("text", ["0 3 * * 1", "15 9-11 * * *", "0 12 1 * *", "0 23 * * sat", "0 0-23/6 * * *"])
-@pytest.mark.parametrize("where", [TOKYO, DELHI, ZoneInfo("America/Bogota")])
-def test_the_servers_expression_fires_when_the_users_does(text: str, where: ZoneInfo) -> None:
-    there, _ = convert_to_server_timezone(parse_cron(text), where, UTC_ZONE, NOW)
-    mine = [time.timestamp() for time in islice(parse_cron(text).iterate_times(where, NOW), 60)]
-    theirs = [time.timestamp() for time in islice(there.iterate_times(UTC_ZONE, NOW), 60)]
-    assert mine == theirs
+@pytest.mark.parametrize("timezone", [TOKYO, DELHI, ZoneInfo("America/Bogota")])
+def test_the_servers_expression_fires_when_the_users_does(text: str, timezone: ZoneInfo) -> None:
+    converted, _ = convert_to_server_timezone(parse_cron(text), timezone, UTC_ZONE, NOW)
+    expected = [time.timestamp() for time in islice(parse_cron(text).iterate_times(timezone, NOW), 60)]
+    actual = [time.timestamp() for time in islice(converted.iterate_times(UTC_ZONE, NOW), 60)]
+    assert expected == actual
 
 
 @pytest.mark.parametrize("text", ["0 3 1 * *", "0 3,12 * * 1", "0 3 * jan *"])
@@ -105,14 +105,14 @@ def test_half_hours_that_are_no_product_are_refused() -> None:
 
 
 @pytest.mark.parametrize("month", [1, 7])
-def test_summer_time_is_said_and_winter_is_right(month: int) -> None:
+def test_inexact_conversion_with_summer_time_is_reported(month: int) -> None:
     now = datetime(2026, month, 15, tzinfo=UTC)
-    assert [str(found) for found in convert_to_server_timezone(parse_cron("0 3 * * 1"), BERLIN, UTC_ZONE, now)] == [
+    assert [str(value) for value in convert_to_server_timezone(parse_cron("0 3 * * 1"), BERLIN, UTC_ZONE, now)] == [
         "0 2 * * 1",
         "False",
     ]
     same = convert_to_server_timezone(parse_cron("0 3 * * 1"), BERLIN, ZoneInfo("Europe/Paris"), now)
-    assert [str(found) for found in same] == ["0 3 * * 1", "True"]
+    assert [str(value) for value in same] == ["0 3 * * 1", "True"]
 
 
 @pytest.mark.parametrize("name", ["Berlin", "", "../etc/passwd", "/etc/localtime", "Europe"])

@@ -19,19 +19,19 @@ from imagemill.components.step.runner_exit import boot_id
 from imagemill.components.storage.errors import TransientError, UserError
 from imagemill.pipelines.cluster.cluster_file import Cluster, parse_cluster
 from imagemill.pipelines.docker import environment as docker_environment
-from imagemill.pipelines.docker import mounts as docker_mounts
+from imagemill.pipelines.docker import environment as docker_mounts
 from imagemill.pipelines.docker import runner as in_docker
+from imagemill.pipelines.docker.environment import RequiredAccess
 from imagemill.pipelines.docker.image_build import CODE_LABEL, hash_code
-from imagemill.pipelines.docker.mounts import RequiredAccess
 from imagemill.pipelines.parameters import resolve_parameters
 
 ROOT = {"SecurityOptions": ["name=seccomp,profile=default"], "MemTotal": 8 * 2**30, "Runtimes": {"runc": {}}}
 IMAGE_USER = (10001, 10001)
 
 
-def seen(tmp_path: Path, **flags: str) -> RequiredAccess:
+def required_access(tmp_path: Path, **options: str) -> RequiredAccess:
     parameters = docker_mounts.make_absolute(
-        resolve_parameters({"dataset": "folder", "workspace": str(tmp_path / "work"), **flags})
+        resolve_parameters({"dataset": "folder", "workspace": str(tmp_path / "work"), **options})
     )
     return docker_mounts.find_required_access(parameters, str(parameters.pipeline["workspace"]))
 
@@ -41,37 +41,47 @@ def arguments(info: dict[str, Any], sight: RequiredAccess, network: str = "bridg
     return in_docker.make_run_arguments(info, user, sight, {"A": "1"}, "/tmp/run/scratch", network)
 
 
-def binds(found: dict[str, Any]) -> dict[str, tuple[str, bool]]:
+def bind_mounts(container_arguments: dict[str, Any]) -> dict[str, tuple[str, bool]]:
     """Target → (source, read-only)."""
-    assert all(mount["Type"] == "bind" for mount in found["mounts"])
-    return {mount["Target"]: (mount["Source"], mount["ReadOnly"]) for mount in found["mounts"]}
+    assert all(mount["Type"] == "bind" for mount in container_arguments["mounts"])
+    return {mount["Target"]: (mount["Source"], mount["ReadOnly"]) for mount in container_arguments["mounts"]}
 
 
 def test_a_container_has_no_rights_and_writes_only_workspace_and_scratch(tmp_path: Path) -> None:
     photos = mill.make_photos(tmp_path / "photos", each=1)
-    found = arguments(ROOT, seen(tmp_path, source=str(photos)))
-    assert binds(found) == {
+    container_arguments = arguments(ROOT, required_access(tmp_path, source=str(photos)))
+    assert bind_mounts(container_arguments) == {
         str(photos): (str(photos), True),
         str(tmp_path / "work"): (str(tmp_path / "work"), False),
         "/scratch": ("/tmp/run/scratch", False),
     }
-    assert found["user"] == "10001:10001" and found["read_only"] and found["cap_drop"] == ["ALL"]
-    assert found["security_opt"] == ["no-new-privileges:true"]
-    assert found["shm_size"] == 4 * 2**30
-    assert "volumes" not in found and "privileged" not in found and "cap_add" not in found
+    assert (
+        container_arguments["user"] == "10001:10001"
+        and container_arguments["read_only"]
+        and container_arguments["cap_drop"] == ["ALL"]
+    )
+    assert container_arguments["security_opt"] == ["no-new-privileges:true"]
+    assert container_arguments["shm_size"] == 4 * 2**30
+    assert (
+        "volumes" not in container_arguments
+        and "privileged" not in container_arguments
+        and "cap_add" not in container_arguments
+    )
 
 
 def test_kfp_takes_all_arguments(tmp_path: Path) -> None:
     from kfp import local
 
-    found = arguments({**ROOT, "SecurityOptions": ["name=userns", "name=selinux"]}, seen(tmp_path, source="s3://b/c"))
-    assert local.DockerRunner(**found).container_run_args == found
+    container_arguments = arguments(
+        {**ROOT, "SecurityOptions": ["name=userns", "name=selinux"]}, required_access(tmp_path, source="s3://b/c")
+    )
+    assert local.DockerRunner(**container_arguments).container_run_args == container_arguments
 
 
 def test_nothing_of_a_run_on_s3_is_mounted(tmp_path: Path) -> None:
-    found = seen(tmp_path, source="s3://photos/all", workspace="s3://bucket/work")
-    assert found == RequiredAccess((), (), ("s3://bucket/work", "s3://photos/all")) and found.uses_s3()
-    assert list(binds(arguments(ROOT, found))) == ["/scratch"]
+    access = required_access(tmp_path, source="s3://photos/all", workspace="s3://bucket/work")
+    assert access == RequiredAccess((), (), ("s3://bucket/work", "s3://photos/all")) and access.uses_s3()
+    assert list(bind_mounts(arguments(ROOT, access))) == ["/scratch"]
 
 
 @pytest.mark.parametrize(
@@ -88,8 +98,10 @@ def test_who_containers_run_as(caller: tuple[int, int], options: list[str], expe
 
 
 def test_engines_that_map_users_or_label_files(tmp_path: Path) -> None:
-    plain = arguments(ROOT, seen(tmp_path, source="s3://b/c"))
-    other = arguments({**ROOT, "SecurityOptions": ["name=userns", "name=selinux"]}, seen(tmp_path, source="s3://b/c"))
+    plain = arguments(ROOT, required_access(tmp_path, source="s3://b/c"))
+    other = arguments(
+        {**ROOT, "SecurityOptions": ["name=userns", "name=selinux"]}, required_access(tmp_path, source="s3://b/c")
+    )
     assert "userns_mode" not in plain and other["userns_mode"] == "host"
     assert other["security_opt"] == ["no-new-privileges:true", "label=disable"]
 
@@ -118,8 +130,8 @@ def test_links_that_leave_the_source_are_mounted_too(tmp_path: Path) -> None:
     (photos / "purple").symlink_to("../hop")
     (photos / "nowhere.jpg").symlink_to("/nowhere/1.jpg")
     (photos / "red" / "itself.jpg").symlink_to("itself.jpg")
-    found = {str(path) for path in (photos, store / "blue", tmp_path / "hop", tmp_path / "last")}
-    assert set(seen(tmp_path, source=str(photos)).read) == found
+    expected = {str(path) for path in (photos, store / "blue", tmp_path / "hop", tmp_path / "last")}
+    assert set(required_access(tmp_path, source=str(photos)).read) == expected
 
 
 def test_the_folders_of_a_tables_rows_are_mounted(tmp_path: Path) -> None:
@@ -128,9 +140,9 @@ def test_the_folders_of_a_tables_rows_are_mounted(tmp_path: Path) -> None:
     table = tmp_path / "a" / "tables" / "labels.csv"
     table.parent.mkdir()
     table.write_text(f"path,label\n../photos/blue/000.png,blue\n{tmp_path}/b/red/000.png,red\ns3://b/x/1.jpg,red\n")
-    found = seen(tmp_path, dataset="csv", source=str(table))
-    assert set(found.read) == {f"{tmp_path}/b/red", str(table), f"{tmp_path}/a/photos/blue"}
-    assert found.addresses == ("s3://b",) and found.uses_s3()
+    access = required_access(tmp_path, dataset="csv", source=str(table))
+    assert set(access.read) == {f"{tmp_path}/b/red", str(table), f"{tmp_path}/a/photos/blue"}
+    assert access.addresses == ("s3://b",) and access.uses_s3()
 
 
 def test_parameters_become_absolute_and_what_lies_in_the_workspace_is_mounted_once(
@@ -145,29 +157,29 @@ def test_parameters_become_absolute_and_what_lies_in_the_workspace_is_mounted_on
     )
     assert parameters.pipeline["source"] == f"{tmp_path}/work/photos" and parameters.pipeline["weights"] == "DEFAULT"
     assert parameters.sections["train"]["augment_pipeline"] == "light"
-    found = docker_mounts.find_required_access(parameters, f"{tmp_path}/work")
-    assert found.read == (f"{tmp_path}/classes.txt",) and found.written == (f"{tmp_path}/work",)
+    access = docker_mounts.find_required_access(parameters, f"{tmp_path}/work")
+    assert access.read == (f"{tmp_path}/classes.txt",) and access.written == (f"{tmp_path}/work",)
 
 
 def test_a_source_that_would_hide_the_image_is_refused(tmp_path: Path) -> None:
     (tmp_path / "all").symlink_to("/usr")
     with pytest.raises(UserError, match="/usr"):
-        seen(tmp_path, source=str(tmp_path / "all"))
+        required_access(tmp_path, source=str(tmp_path / "all"))
 
 
 def test_environment_of_a_container() -> None:
-    given = {
+    host_variables = {
         "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_PROFILE": "me", "AWS_CA_BUNDLE": "/ca.pem",
         "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required", "HTTPS_PROXY": "http://proxy:3128", "no_proxy": "local",
         "PATH": "/bin", "HOME": "/root", "TMPDIR": "/var/tmp", "IMAGEMILL_RUNNER_PID": "17", "HF_HOME": "/cache",
         "HF_TOKEN": "token", "PASSWORD": "mine",
     }  # fmt: skip
-    always = {"USER": "imagemill", "LOGNAME": "imagemill", "PYTHONUNBUFFERED": "1", "IMAGEMILL_RUN": "run",
+    fixed = {"USER": "imagemill", "LOGNAME": "imagemill", "PYTHONUNBUFFERED": "1", "IMAGEMILL_RUN": "run",
               "IMAGEMILL_RUNNER_PIPE": "/pipe", "IMAGEMILL_RUNNER_BOOT": boot_id()}  # fmt: skip
-    passed = {key: given[key] for key in ("AWS_CA_BUNDLE", "HTTPS_PROXY", "no_proxy", "HF_TOKEN")}
-    assert docker_environment.select_variables("run", "/pipe", given, s3=False) == always | passed
-    s3 = docker_environment.select_variables("run", "/pipe", given, s3=True)
-    assert s3 == always | passed | {"AWS_REQUEST_CHECKSUM_CALCULATION": "when_required"}
+    forwarded = {key: host_variables[key] for key in ("AWS_CA_BUNDLE", "HTTPS_PROXY", "no_proxy", "HF_TOKEN")}
+    assert docker_environment.select_variables("run", "/pipe", host_variables, s3=False) == fixed | forwarded
+    s3 = docker_environment.select_variables("run", "/pipe", host_variables, s3=True)
+    assert s3 == fixed | forwarded | {"AWS_REQUEST_CHECKSUM_CALCULATION": "when_required"}
 
 
 def test_credentials_of_a_profile_become_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,10 +194,10 @@ def test_credentials_of_a_profile_become_variables(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("AWS_PROFILE", "mill")
     conftest.forget_s3_clients()
     try:
-        found = docker_environment.make_s3_credentials()()
+        variables = docker_environment.make_s3_credentials()()
     finally:
         conftest.forget_s3_clients()
-    assert found == {
+    assert variables == {
         "AWS_ACCESS_KEY_ID": "AKIA", "AWS_SECRET_ACCESS_KEY": "hush", "AWS_SESSION_TOKEN": "token",
         "AWS_REGION": "eu-north-1", "AWS_DEFAULT_REGION": "eu-north-1", "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
     }  # fmt: skip
@@ -202,27 +214,27 @@ def test_the_machines_network_only_for_its_loopback(address: str, expected: str)
     assert docker_environment.choose_network_mode([address]) == expected
 
 
-def test_what_has_to_be_reached() -> None:
-    found = docker_environment.list_endpoints(
+def test_endpoints_of_a_run_are_listed() -> None:
+    endpoints = docker_environment.list_endpoints(
         ["s3://bucket/x", "http://127.0.0.1:1/a.tar", "head:6379"],
         {"https_proxy": "http://proxy:3128", "NO_PROXY": "localhost"}, "http://store:9000",
     )  # fmt: skip
-    assert found == ["http://127.0.0.1:1/a.tar", "head:6379", "http://proxy:3128", "http://store:9000"]
+    assert endpoints == ["http://127.0.0.1:1/a.tar", "head:6379", "http://proxy:3128", "http://store:9000"]
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root gives folders away")
-def test_a_new_workspace_is_the_containers_users_and_an_old_one_is_looked_at(tmp_path: Path) -> None:
+def test_new_workspace_belongs_to_the_container_user_and_an_existing_one_is_checked(tmp_path: Path) -> None:
     workspace = tmp_path / "new" / "work"
     docker_mounts.make_writable(str(workspace), IMAGE_USER)
-    about = workspace.stat()
-    assert (about.st_uid, about.st_gid, about.st_mode & 0o777) == (*IMAGE_USER, 0o755)
+    status = workspace.stat()
+    assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (*IMAGE_USER, 0o755)
     docker_mounts.make_run_folder(str(workspace), "run-1", IMAGE_USER)
     assert (workspace / "runs" / "run-1").stat().st_uid == 10001
     docker_mounts.make_writable(str(workspace), IMAGE_USER)  # again: it is his
     (workspace / "names" / "photos" / "latest").mkdir(parents=True)
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as error:
         docker_mounts.make_writable(str(workspace), IMAGE_USER)
-    assert f"chown -R 10001:10001 {workspace}" in str(told.value) and f"{workspace}/names" in str(told.value)
+    assert f"chown -R 10001:10001 {workspace}" in str(error.value) and f"{workspace}/names" in str(error.value)
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root gives folders away")
@@ -242,16 +254,16 @@ def test_a_line_may_come_in_pieces() -> None:
     assert list(in_docker._split_lines(pieces)) == ["[clean] grö", "next", "� last"]
 
 
-def test_kfp_hands_its_tasks_to_us(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kfp_runs_its_tasks_by_our_runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """KFP looks for its handler by name: should it once look elsewhere, containers would be started as it likes."""
     from kfp.local.config import LocalExecutionConfig
 
     from imagemill.pipelines import training
-    from imagemill.pipelines.local import kfp_runner as local
+    from imagemill.pipelines.local import run as local
 
     monkeypatch.setattr(LocalExecutionConfig, "instance", None)
     monkeypatch.setattr(training, "training_pipeline", training.build_pipeline(None))  # a run takes its retries away
-    asked: list[tuple[str, str, Any]] = []
+    calls: list[tuple[str, str, Any]] = []
 
     class Refusing:
         engine = SimpleNamespace(client=SimpleNamespace(info=lambda: ROOT))
@@ -261,8 +273,8 @@ def test_kfp_hands_its_tasks_to_us(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
             return local.DockerRunner(environment={"IMAGEMILL_RUN": "run-1"}, read_only=True)
 
-        def execute(self, step: str, command: list[str], volumes: dict[str, Any], given: dict[str, Any]) -> int:
-            asked.append((step, given["environment"]["IMAGEMILL_RUN"], given["read_only"]))
+        def execute(self, step: str, command: list[str], volumes: dict[str, Any], options: dict[str, Any]) -> int:
+            calls.append((step, options["environment"]["IMAGEMILL_RUN"], options["read_only"]))
             assert "--executor_input" in command and next(iter(volumes)) == f"{tmp_path}/kfp"
             # SIGTERM is the step's, for no shell is in front of it: KFP's own is left as soon as it has done its part.
             assert command[:2] == ["sh", "-ec"] and "; exec python3 -m kfp.dsl.executor_main" in command[2]
@@ -271,41 +283,41 @@ def test_kfp_hands_its_tasks_to_us(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     refusing: Any = Refusing()
     with (tmp_path / "log").open("w") as log, in_docker._use_for_kfp_tasks(refusing):
         assert not local._run_kfp({"workspace": str(tmp_path / "work")}, str(tmp_path), log, refusing)
-    assert asked == [("download", "run-1", True)]
+    assert calls == [("download", "run-1", True)]
 
 
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[docker_api.Engine]:
-    with docker_api.serving() as made:
-        monkeypatch.setenv("DOCKER_HOST", made.url)
-        yield made
+    with docker_api.serving() as server:
+        monkeypatch.setenv("DOCKER_HOST", server.url)
+        yield server
 
 
 def test_missing_images_are_named_with_the_command_that_makes_them(engine: docker_api.Engine) -> None:
     engine.images.update({"imagemill-cpu:1", "imagemill-gpu:1"})
     cluster = parse_cluster({"images": {t: f"imagemill-{t}:1" for t in ("cpu", "ray", "gpu")} | {"tags_allowed": True}})
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as error:
         in_docker.open_engine(cluster)
-    assert "expected the images imagemill-ray:1, found none" in str(told.value)
-    assert "imagemill images build --no-push" in str(told.value)
+    assert "expected the images imagemill-ray:1, found none" in str(error.value)
+    assert "imagemill images build --no-push" in str(error.value)
     engine.images.add("imagemill-ray:1")
-    found = in_docker.open_engine(cluster)
-    assert found.images["resize"] == "imagemill-ray:1" and found.images["evaluate"] == "imagemill-gpu:1"
-    assert "imagemill-ray:1" in found.without_init
+    opened = in_docker.open_engine(cluster)
+    assert opened.images["resize"] == "imagemill-ray:1" and opened.images["evaluate"] == "imagemill-gpu:1"
+    assert "imagemill-ray:1" in opened.without_init
 
 
-def test_images_made_from_other_code_are_told(engine: docker_api.Engine, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_of_other_code_are_reported(engine: docker_api.Engine, capsys: pytest.CaptureFixture[str]) -> None:
     names = {t: f"imagemill-{t}:1" for t in ("cpu", "ray", "gpu")}
     engine.images.update(names.values())
     cluster = parse_cluster({"images": names | {"tags_allowed": True}})
-    for label, told in (
+    for label, is_reported in (
         ({}, False),
         ({CODE_LABEL: hash_code(Path(in_docker.__file__).parents[2])}, False),
         ({CODE_LABEL: "0" * 16}, True),
     ):
         engine.labels = label
         in_docker.open_engine(cluster)
-        assert ("imagemill-ray:1" in capsys.readouterr().err) == told
+        assert ("imagemill-ray:1" in capsys.readouterr().err) == is_reported
 
 
 def test_images_by_digest_are_pulled(engine: docker_api.Engine) -> None:
@@ -314,11 +326,11 @@ def test_images_by_digest_are_pulled(engine: docker_api.Engine) -> None:
         in_docker.open_engine(parse_cluster({"images": dict.fromkeys(("cpu", "ray", "gpu"), image)}))
 
 
-def test_no_engine_is_the_users_to_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_docker_engine_is_an_error_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_HOST", host := f"unix://{tmp_path}/docker.sock")
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as error:
         in_docker.open_engine(Cluster())
-    assert f"expected a Docker engine at {host}" in str(told.value) and "systemctl start docker" in str(told.value)
+    assert f"expected a Docker engine at {host}" in str(error.value) and "systemctl start docker" in str(error.value)
 
 
 def test_an_engine_that_does_not_answer_may_do_so_later(
@@ -357,8 +369,8 @@ def test_a_container_that_the_engine_refuses_is_the_users(engine: docker_api.Eng
 def _containers(engine: docker_api.Engine, folder: Path) -> in_docker.Containers:
     names = {t: f"imagemill-{t}:1" for t in ("cpu", "ray", "gpu")}
     engine.images.update(names.values())
-    made = in_docker.open_engine(parse_cluster({"images": names | {"tags_allowed": True}}))
-    return in_docker.Containers(made, "run-1", Workspace(str(folder)), {}, folder, dict)
+    opened = in_docker.open_engine(parse_cluster({"images": names | {"tags_allowed": True}}))
+    return in_docker.Containers(opened, "run-1", Workspace(str(folder)), {}, folder, dict)
 
 
 def test_the_commands_own_mistakes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,14 +18,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_resample import decoded, noise
+from test_resample import make_decoded as decoded
+from test_resample import make_noise as noise
 
 from imagemill.components.dataset.kinds import CleanExtra, CleanImage, ImageSpec
 from imagemill.components.dataset.manifest import Dataset, File, Manifest, Totals, commit, read_dataset
 from imagemill.components.dataset.shards import Layout, ShardWriter, read_columns
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.evaluate.inputs import read_test_batches
-from imagemill.components.imaging.choices import COLORS, EDGES, MODES
 from imagemill.components.imaging.decoder import convert_color
 from imagemill.components.imaging.geometry import (
     SOBEL_SCALE,
@@ -35,6 +35,7 @@ from imagemill.components.imaging.geometry import (
     resample,
     resize_image,
 )
+from imagemill.components.imaging.pixel_options import COLORS, EDGES, MODES
 from imagemill.components.resize import plan, resize, statistics
 from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.resize.statistics import STD_FLOOR, ChannelSums, add_histogram, compute_normalization

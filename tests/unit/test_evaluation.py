@@ -47,7 +47,7 @@ NUMBERS = {"train": 12, "val": 4, "test": 48}
 
 
 @dataclass(frozen=True)
-class Made:
+class TrainedModel:
     """A clean dataset of two classes, its tensors with a margin, and a model of them with random weights."""
 
     workspace: Workspace
@@ -86,29 +86,31 @@ def model_of(workspace: Workspace, clean: Dataset, tensors: Dataset, fingerprint
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainedModel]:
     with one_core():
         workspace = Workspace.open(str(tmp_path_factory.mktemp("evaluation")))
         clean = clean_photos(workspace, numbers=NUMBERS)
         tensors = resized(workspace, clean, image_size=SIZE, resize_size=SHORT, store_size=STORED)
-        yield Made(workspace, clean, tensors, model_of(workspace, clean, tensors, "00000000000000aa", 2.5))
+        yield TrainedModel(workspace, clean, tensors, model_of(workspace, clean, tensors, "00000000000000aa", 2.5))
 
 
 def rows_of(dataset: Dataset) -> list[dict[str, Any]]:
     return [row for table in read_columns(dataset, "data", None, "test") for row in table.to_pylist()]  # type: ignore[arg-type]
 
 
-def logits_of(made: Made, how: str = "none") -> tuple[npt.NDArray[Any], npt.NDArray[np.int64], list[str]]:
+def logits_of(trained: TrainedModel, tta: str = "none") -> tuple[npt.NDArray[Any], npt.NDArray[np.int64], list[str]]:
     """Logits [views, N, 2] without anything of evaluate's but its views, the labels and the ids."""
-    network, spec = load_model(made.model)
-    around = how == "five_crops"
-    geometry = find_stored_geometry(made.model, spec.geometry) if around else spec.geometry
-    batches = list(read_test_batches(find_tensors(made.model, made.clean), made.clean, geometry, 100, around))
+    network, spec = load_model(trained.model)
+    five_crops = tta == "five_crops"
+    geometry = find_stored_geometry(trained.model, spec.geometry) if five_crops else spec.geometry
+    batches = list(
+        read_test_batches(find_tensors(trained.model, trained.clean), trained.clean, geometry, 100, five_crops)
+    )
     assert len(batches) == 1
     with torch.inference_mode():
         images = Normalize(spec.image, torch.device("cpu"))(torch.from_numpy(batches[0].images))
-        found = torch.stack([network(view) for view in make_views(images, SIZE, how)])
-    return found.double().numpy(), batches[0].labels.astype(np.int64), batches[0].ids
+        logits = torch.stack([network(view) for view in make_views(images, SIZE, tta)])
+    return logits.double().numpy(), batches[0].labels.astype(np.int64), batches[0].ids
 
 
 def softmax(logits: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -116,11 +118,11 @@ def softmax(logits: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return np.asarray(p / p.sum(-1, keepdims=True))
 
 
-def test_everything_is_that_of_the_calibrated_logits(made: Made) -> None:
-    found = made.evaluated()
-    (logits,), labels, ids = logits_of(made)
+def test_predictions_and_metrics_equal_those_of_the_calibrated_logits(trained: TrainedModel) -> None:
+    evaluation = trained.evaluated()
+    (logits,), labels, ids = logits_of(trained)
     raw, p = softmax(logits), softmax(logits / 2.5)
-    rows = rows_of(found)
+    rows = rows_of(evaluation)
     assert [row["image_id"] for row in rows] == ids and len(ids) == NUMBERS["test"]
     assert [row["predicted_id"] for row in rows] == p.argmax(1).tolist() and len(set(p.argmax(1))) == 2
     of_label = p[np.arange(len(p)), labels]
@@ -128,7 +130,7 @@ def test_everything_is_that_of_the_calibrated_logits(made: Made) -> None:
         np.testing.assert_allclose([row[name] for row in rows], values, rtol=2e-4)
     assert [row["top_ids"] for row in rows] == np.argsort(-p, axis=1).tolist()
     np.testing.assert_allclose([row["top_probabilities"] for row in rows], -np.sort(-p, axis=1), rtol=2e-4)
-    metrics, right = found.manifest.extra.metrics, p.argmax(1) == labels
+    metrics, right = evaluation.manifest.extra.metrics, p.argmax(1) == labels
     expected = {
         "top1": right.mean(),
         "balanced_accuracy": balanced_accuracy_score(labels, p.argmax(1)),
@@ -144,87 +146,95 @@ def test_everything_is_that_of_the_calibrated_logits(made: Made) -> None:
         "macro_f1": metrics["macro_f1"]
     }
     assert abs(metrics["nll"] - metrics["loss"]) > 0.05, "else the temperature shows nothing"
-    assert found.manifest.extra.calibration.temperature == 2.5
+    assert evaluation.manifest.extra.calibration.temperature == 2.5
 
 
-def test_what_else_an_evaluation_keeps(made: Made) -> None:
-    found = made.evaluated()
-    extra = found.manifest.extra
+def test_evaluation_records_intervals_throughput_and_roc_curve(trained: TrainedModel) -> None:
+    evaluation = trained.evaluated()
+    extra = evaluation.manifest.extra
     for low, high in extra.intervals.values():
         assert 0 <= low < high <= 1
     assert extra.intervals["top1"][0] <= extra.metrics["top1"] <= extra.intervals["top1"][1]
     assert extra.too_narrow == 0
     speed = extra.throughput
     assert speed.network > 0 and speed.network == speed.network_one_view and "CPU" in speed.device
-    fpr, tpr, threshold = roc_curve(found.uri) or ([], [], [])
+    fpr, tpr, threshold = roc_curve(evaluation.uri) or ([], [], [])
     assert fpr[0] == tpr[0] == 0 and fpr[-1] == tpr[-1] == 1 and threshold == sorted(threshold, reverse=True)
-    assert found.manifest.config["tta"] == "none"
+    assert evaluation.manifest.config["tta"] == "none"
 
 
-def test_classes_without_test_images_and_with_too_few_are_named(made: Made, capfd: pytest.CaptureFixture[str]) -> None:
-    found = made.evaluated()
+def test_classes_without_test_images_and_with_too_few_are_named(
+    trained: TrainedModel, capfd: pytest.CaptureFixture[str]
+) -> None:
+    evaluation = trained.evaluated()
     per_class = [
-        *found.manifest.extra.per_class,
+        *evaluation.manifest.extra.per_class,
         *(ClassScores(name=f"class {n}", precision=0, recall=0, f1=0, support=0) for n in range(7)),
     ]
-    extra = replace(found.manifest.extra, per_class=per_class, too_narrow=2)
-    context = Context("evaluate", made.workspace, "r", False)
-    _log_scores(replace(found, manifest=replace(found.manifest, extra=extra)), "the challenger", context)
-    said = capfd.readouterr().err
-    assert "warning: 7 of 9 classes have no test image, and no part in macro-F1: class 0, class 1, class 2" in said
-    assert "class 4 and 2 more\n" in said
-    assert "macro-F1's interval is too narrow: 2 classes have fewer than 10 test images" in said
-    _log_scores(found, "the challenger", context)
-    assert "have no test image" not in (said := capfd.readouterr().err) and "too narrow" not in said
+    extra = replace(evaluation.manifest.extra, per_class=per_class, too_narrow=2)
+    context = Context("evaluate", trained.workspace, "r", False)
+    _log_scores(replace(evaluation, manifest=replace(evaluation.manifest, extra=extra)), "the challenger", context)
+    stderr = capfd.readouterr().err
+    assert "warning: 7 of 9 classes have no test image, and no part in macro-F1: class 0, class 1, class 2" in stderr
+    assert "class 4 and 2 more\n" in stderr
+    assert "macro-F1's interval is too narrow: 2 classes have fewer than 10 test images" in stderr
+    _log_scores(evaluation, "the challenger", context)
+    assert "have no test image" not in (stderr := capfd.readouterr().err) and "too narrow" not in stderr
 
 
-def test_a_model_that_is_no_better_than_a_guess_is_said_to_be(
-    made: Made, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def test_model_no_better_than_chance_is_reported(
+    trained: TrainedModel, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    found = made.evaluated().manifest.extra.chance
-    assert found.better and found.majority_class == "cat" and not found.why
-    assert found.limits["top1"] == 0.5 and 0.5 < found.limits["balanced_accuracy"] < 0.646
+    chance = trained.evaluated().manifest.extra.chance
+    assert chance.better and chance.majority_class == "cat" and not chance.why
+    assert chance.limits["top1"] == 0.5 and 0.5 < chance.limits["balanced_accuracy"] < 0.646
     assert "chance" not in capfd.readouterr().err
 
     class Blind(torch.nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return torch.tensor([[1.0, 0.0]]).expand(len(images), 2)
 
-    spec = load_model(made.model)[1]
+    spec = load_model(trained.model)[1]
     monkeypatch.setattr("imagemill.components.models.artifact.load_model", lambda _: (Blind(), spec))
-    extra = made.evaluated(review="false").manifest.extra
-    why = "no better than chance, as far as 48 test images can tell: top-1 is 0.500 (0.364 to 0.636), and 0.500 for "
-    why += "'cat' every time; balanced accuracy is 0.500, and up to 0.500 by chance"
-    assert extra.chance.better is False and extra.chance.why == why
-    assert f"[evaluate] warning: {why}\n" in capfd.readouterr().err
+    extra = trained.evaluated(review="false").manifest.extra
+    reason = "no better than chance, as far as 48 test images can tell: top-1 is 0.500 (0.364 to 0.636), and 0.500 for "
+    reason += "'cat' every time; balanced accuracy is 0.500, and up to 0.500 by chance"
+    assert extra.chance.better is False and extra.chance.why == reason
+    assert f"[evaluate] warning: {reason}\n" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize(("how", "number"), [("flip", 2), ("five_crops", 5)])
+@pytest.mark.parametrize(("tta", "num_views"), [("flip", 2), ("five_crops", 5)])
 def test_views_are_averaged_as_probabilities(
-    made: Made, how: str, number: int, capsys: pytest.CaptureFixture[str]
+    trained: TrainedModel, tta: str, num_views: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = made.evaluated(tta=how)
-    logits, labels, _ = logits_of(made, how)
-    assert len(logits) == number
+    evaluation = trained.evaluated(tta=tta)
+    logits, labels, _ = logits_of(trained, tta)
+    assert len(logits) == num_views
     p = softmax(logits / 2.5).mean(0)
-    rows = rows_of(found)
+    rows = rows_of(evaluation)
     np.testing.assert_allclose([row["confidence"] for row in rows], p.max(1), rtol=2e-4)
-    assert found.manifest.extra.metrics["loss"] == pytest.approx(log_loss(labels, softmax(logits).mean(0)), rel=1e-3)
-    assert found.uri != made.evaluated().uri and found.manifest.extra.throughput.tta == how
-    said = capsys.readouterr().err
-    assert f"without tta {how}, which costs" in said
-    assert ("never saw a mirrored image" in said) == (how == "flip")
+    assert evaluation.manifest.extra.metrics["loss"] == pytest.approx(
+        log_loss(labels, softmax(logits).mean(0)), rel=1e-3
+    )
+    assert evaluation.uri != trained.evaluated().uri and evaluation.manifest.extra.throughput.tta == tta
+    stderr = capsys.readouterr().err
+    assert f"without tta {tta}, which costs" in stderr
+    assert ("never saw a mirrored image" in stderr) == (tta == "flip")
 
 
-def test_five_crops_are_the_same_from_clean_where_the_tensors_are_gone(made: Made, tmp_path: Path) -> None:
-    here = [batch.images for batch in read_test_batches(made.tensors, made.clean, stored_around(made), 100, True)]
-    anew = [batch.images for batch in read_test_batches(None, made.clean, stored_around(made), 100, True)]
-    assert here[0].shape == (NUMBERS["test"], STORED, STORED, 3) and np.array_equal(here[0], anew[0])
+def test_five_crops_from_clean_equal_those_from_tensors(trained: TrainedModel, tmp_path: Path) -> None:
+    from_tensors = [
+        batch.images for batch in read_test_batches(trained.tensors, trained.clean, stored_around(trained), 100, True)
+    ]
+    from_clean = [batch.images for batch in read_test_batches(None, trained.clean, stored_around(trained), 100, True)]
+    assert from_tensors[0].shape == (NUMBERS["test"], STORED, STORED, 3) and np.array_equal(
+        from_tensors[0], from_clean[0]
+    )
 
 
-def stored_around(made: Made) -> Any:
-    _, spec = load_model(made.model)
-    return find_stored_geometry(made.model, spec.geometry)
+def stored_around(trained: TrainedModel) -> Any:
+    _, spec = load_model(trained.model)
+    return find_stored_geometry(trained.model, spec.geometry)
 
 
 def test_top5_needs_more_than_five_classes() -> None:
@@ -243,15 +253,19 @@ def batch_of(labels: npt.NDArray[Any]) -> InputBatch:
     return InputBatch(np.zeros((len(labels), 1, 1, 3), np.uint8), labels, [f"{n}" for n in range(len(labels))])
 
 
-def test_a_class_that_the_model_has_never_seen_has_no_loss_and_is_always_wrong() -> None:
+def test_class_unknown_to_the_model_has_no_loss_and_counts_as_wrong() -> None:
     score = make_scorer(SINGLE, SINGLE, align_classes(("a", "new"), ("a", "b")))
-    one, other = score.add(torch.tensor([[2.0, 0.0], [2.0, 0.0]]), batch_of(np.array([0, 1])))
+    known_row, unknown_row = score.add(torch.tensor([[2.0, 0.0], [2.0, 0.0]]), batch_of(np.array([0, 1])))
     p = 1 / (1 + np.exp(-2.0))
-    assert one["loss"] == pytest.approx(-np.log(p)) and other["loss"] is None and other["label_probability"] is None
-    found = score.compute_metrics()
-    assert (found["loss"], found["top1"]) == (pytest.approx(-np.log(p)), 0.5)
-    assert found["brier"] == pytest.approx((2 * (1 - p) ** 2 + p**2 + (1 - p) ** 2 + 1) / 2)
-    assert found["ece"] == pytest.approx(abs(p - 0.5))
+    assert (
+        known_row["loss"] == pytest.approx(-np.log(p))
+        and unknown_row["loss"] is None
+        and unknown_row["label_probability"] is None
+    )
+    metrics = score.compute_metrics()
+    assert (metrics["loss"], metrics["top1"]) == (pytest.approx(-np.log(p)), 0.5)
+    assert metrics["brier"] == pytest.approx((2 * (1 - p) ** 2 + p**2 + (1 - p) ** 2 + 1) / 2)
+    assert metrics["ece"] == pytest.approx(abs(p - 0.5))
 
 
 def test_memory_does_not_grow_with_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,54 +283,58 @@ def test_memory_does_not_grow_with_the_images(monkeypatch: pytest.MonkeyPatch) -
 # Slices.
 
 
-def columns_of(made: Made, *names: str) -> dict[str, dict[str, Any]]:
+def columns_of(trained: TrainedModel, *names: str) -> dict[str, dict[str, Any]]:
     """Some columns of the clean test images, by their ids."""
-    tables = read_columns(made.clean, "data", ["image_id", *names], "test")
+    tables = read_columns(trained.clean, "data", ["image_id", *names], "test")
     return {row["image_id"]: row for table in tables for row in table.to_pylist()}
 
 
-def test_slices_by_number_and_by_text_count_what_is_in_them(made: Made) -> None:
-    found = made.evaluated(slices="label, size,brightness")
-    columns = columns_of(made, "label", "width", "height")
-    rows, slices = rows_of(found), found.manifest.extra.slices
+def test_slices_by_number_and_by_text_count_what_is_in_them(trained: TrainedModel) -> None:
+    evaluation = trained.evaluated(slices="label, size,brightness")
+    columns = columns_of(trained, "label", "width", "height")
+    rows, slices = rows_of(evaluation), evaluation.manifest.extra.slices
     for row in rows:
         row |= columns[row["image_id"]]
-    by_label = [one for one in slices if one.column == "label"]
-    assert sorted(one.slice for one in by_label) == ["cat", "dog"]
-    for one in by_label:
-        right = [row["label_id"] == row["predicted_id"] for row in rows if row["label"] == one.slice]
-        assert (one.images, one.top1) == (len(right), pytest.approx(np.mean(right), abs=1e-6))
-        assert one.low <= one.top1 <= one.high
-        assert one.below == (one.high < found.manifest.extra.metrics["top1"])
+    by_label = [slice_score for slice_score in slices if slice_score.column == "label"]
+    assert sorted(slice_score.slice for slice_score in by_label) == ["cat", "dog"]
+    for slice_score in by_label:
+        right = [row["label_id"] == row["predicted_id"] for row in rows if row["label"] == slice_score.slice]
+        assert (slice_score.images, slice_score.top1) == (len(right), pytest.approx(np.mean(right), abs=1e-6))
+        assert slice_score.low <= slice_score.top1 <= slice_score.high
+        assert slice_score.below == (slice_score.high < evaluation.manifest.extra.metrics["top1"])
     sizes = sorted(max(row["width"], row["height"]) for row in rows)
-    by_size = [one for one in slices if one.column == "size"]
+    by_size = [slice_score for slice_score in slices if slice_score.column == "size"]
     edges = np.quantile(sizes, [0.25, 0.5, 0.75], method="lower")
     expected = np.bincount(np.searchsorted(edges, sizes, side="left"), minlength=4)
-    assert [one.images for one in by_size] == expected.tolist() and len(by_size) == 4
+    assert [slice_score.images for slice_score in by_size] == expected.tolist() and len(by_size) == 4
     assert by_size[0].slice == f"up to {edges[0]:g}" and by_size[3].slice == f"above {edges[2]:g}"
-    assert not [one for one in slices if one.column == "brightness"], "all of them are equally bright here"
+    assert not [slice_score for slice_score in slices if slice_score.column == "brightness"], (
+        "all of them are equally bright here"
+    )
 
 
-def test_a_slice_that_is_surely_worse_is_marked(made: Made) -> None:
-    slices = Slices.read(made.clean, ("label", "width"), SINGLE, 2)
-    rows = [row | {"label_id": 0, "predicted_id": 0} for row in rows_of(made.evaluated())]
-    bad = {image_id for image_id, row in columns_of(made, "label").items() if row["label"] == "dog"}
+def test_slice_whose_interval_is_below_the_overall_score_is_marked(trained: TrainedModel) -> None:
+    slices = Slices.read(trained.clean, ("label", "width"), SINGLE, 2)
+    rows = [row | {"label_id": 0, "predicted_id": 0} for row in rows_of(trained.evaluated())]
+    bad = {image_id for image_id, row in columns_of(trained, "label").items() if row["label"] == "dog"}
     rows = [row | {"predicted_id": int(row["image_id"] in bad)} for row in rows]
     for part in (rows[30:], rows[:30]):
         slices.add(part)
-    found = {one.slice: one.below for one in slices.score(0.5) if one.column == "label"}
-    assert found == {"cat": False, "dog": True}
+    below_by_slice = {
+        slice_score.slice: slice_score.below for slice_score in slices.score(0.5) if slice_score.column == "label"
+    }
+    assert below_by_slice == {"cat": False, "dog": True}
     with pytest.raises(DatasetError, match="not among those of the clean dataset"):
         slices.add([rows[0] | {"image_id": "another"}])
 
 
-def test_columns_are_checked(made: Made) -> None:
-    assert parse_columns("auto", made.clean) == ("size", "brightness", "sharpness")
-    assert parse_columns("none", made.clean) == parse_columns("", made.clean) == ()
-    assert parse_columns("width, label,width", made.clean) == ("width", "label")
-    for wrong in ("brigthness", "image", "thumbnail"):
-        with pytest.raises(UserError, match=f"^slices: expected some of size, image_id, label.* found '{wrong}'"):
-            made.evaluated(slices=f"size,{wrong}")
+def test_unknown_slice_columns_are_rejected(trained: TrainedModel) -> None:
+    assert parse_columns("auto", trained.clean) == ("size", "brightness", "sharpness")
+    assert parse_columns("none", trained.clean) == parse_columns("", trained.clean) == ()
+    assert parse_columns("width, label,width", trained.clean) == ("width", "label")
+    for column in ("brigthness", "image", "thumbnail"):
+        with pytest.raises(UserError, match=f"^slices: expected some of size, image_id, label.* found '{column}'"):
+            trained.evaluated(slices=f"size,{column}")
 
 
 def test_cutting() -> None:
@@ -332,14 +350,16 @@ def test_cutting() -> None:
 
 
 @pytest.fixture(scope="module")
-def page(made: Made) -> str:
-    found = made.evaluated(slices="size,label")
+def page(trained: TrainedModel) -> str:
+    evaluation = trained.evaluated(slices="size,label")
     with pytest.MonkeyPatch.context() as patch:
-        gone = report.Lineage(made.clean, made.clean, made.tensors, made.model, found)  # there is no raw dataset here
-        patch.setattr(report.Lineage, "read", lambda _: gone)
+        lineage = report.Lineage(
+            trained.clean, trained.clean, trained.tensors, trained.model, evaluation
+        )  # there is no raw dataset here
+        patch.setattr(report.Lineage, "read", lambda _: lineage)
         patch.setattr(report, "count_source_files", lambda _: EMPTY)
         patch.setattr(report, "read_rejects", lambda *_: [])
-        facts = report.gather_facts(made.workspace, "r", found, {"verdict": "first", "challenger": 0.5}, None)
+        facts = report.gather_facts(trained.workspace, "r", evaluation, {"verdict": "first", "challenger": 0.5}, None)
     return report.render_page(facts)
 
 
@@ -347,35 +367,37 @@ EMPTY = {"found": 0, "skipped": 0, "skipped_files": [], "rows": 0, "bytes": 0, "
          "by_split": {}, "warnings": 0, "adds_up": True}  # fmt: skip
 
 
-def test_the_page_shows_what_the_evaluation_found(page: str, made: Made) -> None:
-    extra = made.evaluated(slices="size,label").manifest.extra
+def test_page_shows_scores_and_intervals_of_the_evaluation(page: str, trained: TrainedModel) -> None:
+    extra = trained.evaluated(slices="size,label").manifest.extra
     low, high = extra.intervals["macro_f1"]
-    for words in (f"{low:.3f} to {high:.3f}", "Balanced accuracy", "temperature of 2.500", "Precision and recall",
+    for text in (f"{low:.3f} to {high:.3f}", "Balanced accuracy", "temperature of 2.500", "Precision and recall",
                   "<h3>ROC</h3>", "Each class", "Highest losses", "surely below", "recipe &lt;small&gt;: 3 epochs",
                   "images/s in all", f"{extra.calibration.temperature:.3f}"):  # fmt: skip
-        assert words in page, words
+        assert text in page, text
     assert page.count("<svg") == page.count("</svg>") == 5  # banner, confusion, reliability, two of thresholds
     assert "<script" not in page and "recipe <small>" not in page
-    for one in extra.slices:
-        assert f'style="width:{100 * one.top1:.2f}%"' in page
+    for slice_score in extra.slices:
+        assert f'style="width:{100 * slice_score.top1:.2f}%"' in page
 
 
-def test_the_highest_losses_are_those_that_are_not_shown_yet(made: Made) -> None:
-    found = made.evaluated()
-    rows = sorted(rows_of(found), key=lambda row: -row["loss"])
-    skipped = {rows[0]["image_id"], rows[2]["image_id"]}
-    shown = mistakes.make_highest_losses(found, made.clean, skipped, 4)
-    assert [m.image_id for m in shown] == [rows[n]["image_id"] for n in (1, 3, 4, 5)]
-    assert shown[0].note == f"loss {rows[1]['loss']:.2f}" and shown[0].thumbnail.src.startswith("data:image/jpeg")
+def test_highest_losses_leave_out_images_that_are_shown_already(trained: TrainedModel) -> None:
+    evaluation = trained.evaluated()
+    rows = sorted(rows_of(evaluation), key=lambda row: -row["loss"])
+    shown_ids = {rows[0]["image_id"], rows[2]["image_id"]}
+    highest_losses = mistakes.make_highest_losses(evaluation, trained.clean, shown_ids, 4)
+    assert [m.image_id for m in highest_losses] == [rows[n]["image_id"] for n in (1, 3, 4, 5)]
+    assert highest_losses[0].note == f"loss {rows[1]['loss']:.2f}" and highest_losses[0].thumbnail.src.startswith(
+        "data:image/jpeg"
+    )
 
 
-def test_an_evaluation_of_an_earlier_release_says_less(made: Made) -> None:
-    found = made.evaluated()
-    body = found.manifest.extra.to_dict()
+def test_evaluation_of_an_earlier_release_is_shown_without_new_sections(trained: TrainedModel) -> None:
+    evaluation = trained.evaluated()
+    body = evaluation.manifest.extra.to_dict()
     old = {key: body[key] for key in ("dataset_name", "model_classes")}
     old |= {"metrics": {"top1": 0.5, "macro_f1": 0.4, "loss": 1.0}}
     old |= {"per_class": [{k: v for k, v in c.items() if "auc" not in k} for c in body["per_class"]]}
     old = EvaluationExtra.from_dict(old, "here")
-    facts = score_sections.describe_scores(replace(found, manifest=replace(found.manifest, extra=old)))
+    facts = score_sections.describe_scores(replace(evaluation, manifest=replace(evaluation.manifest, extra=old)))
     assert facts["reliability"] is None and facts["areas"] == [] and not facts["slices"]["columns"]
     assert facts["each_class"]["blocks"] == [] and [row["name"] for row in facts["measures"]] == ["Top-1", "Macro-F1"]

@@ -30,31 +30,31 @@ def stored(source: Dataset, split: str) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row["shuffle_index"], row["image_id"]))
 
 
-def members(folder: Path, split: str) -> list[tuple[tarfile.TarInfo, bytes]]:
-    found = []
+def read_members(folder: Path, split: str) -> list[tuple[tarfile.TarInfo, bytes]]:
+    samples = []
     for path in sorted(folder.glob(f"{split}-*.tar")):
         with tarfile.open(path) as tar:
-            found += [(one, (tar.extractfile(one) or io.BytesIO()).read()) for one in tar]
-    return found
+            samples += [(member, (tar.extractfile(member) or io.BytesIO()).read()) for member in tar]
+    return samples
 
 
-def test_tars_hold_the_very_bytes_in_stored_order(tmp_path: Path) -> None:
+def test_tars_hold_the_stored_bytes_in_stored_order(tmp_path: Path) -> None:
     source = exports.clean_single(str(tmp_path / "clean" / "01"))
     exports.run(source, "webdataset", tmp_path / "out", SIZE)
     endings = {"JPEG": "jpg", "PNG": "png", "GIF": "gif", "BMP": "bmp", "TIFF": "tif", "WEBP": "webp"}
     for split in ("train", "val", "test"):
-        rows, found = stored(source, split), members(tmp_path / "out", split)
-        assert len(found) == 3 * len(rows)
+        rows, samples = stored(source, split), read_members(tmp_path / "out", split)
+        assert len(samples) == 3 * len(rows)
         for number, row in enumerate(rows):
-            (image, data), (cls, label), (about, text) = found[3 * number : 3 * number + 3]
+            (image, data), (cls, label), (info, text) = samples[3 * number : 3 * number + 3]
             assert data == row["image"]["bytes"] and int(label) == row["label_id"]
             key = f"{split}-{number:09d}"
             kind = endings[str(Image.open(io.BytesIO(data)).format)]
-            assert [one.name for one in (image, cls, about)] == [f"{key}.{kind}", f"{key}.cls", f"{key}.json"]
+            assert [member.name for member in (image, cls, info)] == [f"{key}.{kind}", f"{key}.cls", f"{key}.json"]
             label_name = source.manifest.classes[row["label_id"]]
-            wanted = {"image_id": row["image_id"], "split": split, "label": label_name, "label_id": row["label_id"]}
-            assert json.loads(text) == wanted
-        assert {(m.mtime, m.uid, m.gid, m.uname, m.gname, m.mode, m.isreg()) for m, _ in found} == {
+            expected = {"image_id": row["image_id"], "split": split, "label": label_name, "label_id": row["label_id"]}
+            assert json.loads(text) == expected
+        assert {(m.mtime, m.uid, m.gid, m.uname, m.gname, m.mode, m.isreg()) for m, _ in samples} == {
             (0, 0, 0, "", "", 0o644, True)
         }
 
@@ -66,15 +66,15 @@ def test_tars_are_bounded_and_indexed(tmp_path: Path) -> None:
         index = json.loads((tmp_path / "out" / f"{split}-index.json").read_text())
         assert (index["__kind__"], index["wids_version"], index["name"]) == ("wids-shard-index-v1", 1, split)
         paths = sorted(p.name for p in (tmp_path / "out").glob(f"{split}-*.tar"))
-        assert [one["url"] for one in index["shardlist"]] == paths and len(paths) > 2
+        assert [shard["url"] for shard in index["shardlist"]] == paths and len(paths) > 2
         assert paths[0] == f"{split}-000000.tar"
-        for one in index["shardlist"]:
-            path = tmp_path / "out" / one["url"]
+        for shard in index["shardlist"]:
+            path = tmp_path / "out" / shard["url"]
             with tarfile.open(path) as tar:
-                assert one["nsamples"] == sum(m.name.endswith(".json") for m in tar)
+                assert shard["nsamples"] == sum(m.name.endswith(".json") for m in tar)
             # The blocks of the samples; at its end a tar has two more, and is filled up to a record of twenty.
-            assert path.stat().st_size == one["filesize"] <= 20_000 + tarfile.RECORDSIZE
-        assert sum(one["nsamples"] for one in index["shardlist"]) == 20
+            assert path.stat().st_size == shard["filesize"] <= 20_000 + tarfile.RECORDSIZE
+        assert sum(shard["nsamples"] for shard in index["shardlist"]) == 20
 
 
 def web(folder: Path, split: str) -> list[dict[str, Any]]:
@@ -112,11 +112,11 @@ def test_webdataset_has_several_labels_and_copies_in_json(tmp_path: Path) -> Non
     source = exports.tensors(str(tmp_path / "tensors" / "01"), multi=True, copies=1)
     exports.run(source, "webdataset", tmp_path / "out")
     for number, row in enumerate(web(tmp_path / "out", "train")):
-        ids = [one for one in range(3) if number >> one & 1]
+        ids = [label_id for label_id in range(3) if number >> label_id & 1]
         assert "cls" not in row
         assert row["json"] == {
             "image_id": f"train/{number // 2}.jpg", "split": "train", "copy": number % 2,
-            "label_ids": ids, "labels": ["abc"[one] for one in ids],
+            "label_ids": ids, "labels": ["abc"[label_id] for label_id in ids],
         }  # fmt: skip
 
 
@@ -133,48 +133,48 @@ def test_hugging_face_loads_splits_class_names_and_images(tmp_path: Path) -> Non
     exports.run(source, "huggingface", tmp_path / "out", SIZE)
     loaded = load(tmp_path / "out", tmp_path / "cache")
     assert list(loaded) == ["train", "val", "test"]
-    for split, found in loaded.items():
+    for split, split_dataset in loaded.items():
         rows = stored(source, split)
-        assert isinstance(found.features["image"], datasets.Image)
-        assert found.features["label"].names == list(classes)
-        assert [row["image_id"] for row in found] == [row["image_id"] for row in rows]
-        for one, row in zip(found, rows, strict=True):
-            assert one["label"] == row["label_id"]
+        assert isinstance(split_dataset.features["image"], datasets.Image)
+        assert split_dataset.features["label"].names == list(classes)
+        assert [row["image_id"] for row in split_dataset] == [row["image_id"] for row in rows]
+        for example, row in zip(split_dataset, rows, strict=True):
+            assert example["label"] == row["label_id"]
             data = io.BytesIO()
-            if one["image"].mode == "RGB":
-                assert np.array_equal(np.asarray(one["image"]), exports.shown(row["image"]["bytes"]))
+            if example["image"].mode == "RGB":
+                assert np.array_equal(np.asarray(example["image"]), exports.shown(row["image"]["bytes"]))
             else:
-                one["image"].save(data, "PNG" if one["image"].mode != "CMYK" else "TIFF")
+                example["image"].save(data, "PNG" if example["image"].mode != "CMYK" else "TIFF")
                 assert np.array_equal(exports.shown(data.getvalue()), exports.shown(row["image"]["bytes"]))
 
 
-def test_parquet_by_arrow_has_the_very_bytes_and_the_features(tmp_path: Path) -> None:
+def test_parquet_has_the_stored_bytes_and_hugging_face_features(tmp_path: Path) -> None:
     source = exports.clean_single(str(tmp_path / "clean" / "01"))
     exports.run(source, "huggingface", tmp_path / "out", SIZE)
     for split in ("train", "val", "test"):
         paths = sorted((tmp_path / "out" / "data").glob(f"{split}-*"))
         assert [p.name for p in paths] == [f"{split}-{n:05d}-of-{len(paths):05d}.parquet" for n in range(len(paths))]
         rows = [row for path in paths for row in pq.read_table(path).to_pylist()]
-        wanted = stored(source, split)
+        expected = stored(source, split)
         assert [(r["image"]["bytes"], r["label"], r["image_id"]) for r in rows] == [
-            (r["image"]["bytes"], r["label_id"], r["image_id"]) for r in wanted
+            (r["image"]["bytes"], r["label_id"], r["image_id"]) for r in expected
         ]
         assert not any("/" in row["image"]["path"] for row in rows)
-        about = json.loads(pq.read_schema(paths[0]).metadata[b"huggingface"])["info"]["features"]
-        assert about["image"] == {"_type": "Image"}
-        assert about["label"] == {"names": ["cat", "dog", "owl"], "_type": "ClassLabel"}
+        features = json.loads(pq.read_schema(paths[0]).metadata[b"huggingface"])["info"]["features"]
+        assert features["image"] == {"_type": "Image"}
+        assert features["label"] == {"names": ["cat", "dog", "owl"], "_type": "ClassLabel"}
     assert len(list((tmp_path / "out" / "data").glob("train-*"))) > 2
 
 
-def test_the_card_says_what_is_there(tmp_path: Path) -> None:
+def test_dataset_card_lists_splits_and_features(tmp_path: Path) -> None:
     source = exports.tensors(str(tmp_path / "tensors" / "01"))
     exports.run(source, "huggingface", tmp_path / "out")
-    about = yaml.safe_load((tmp_path / "out" / "README.md").read_text().split("---\n")[1])
-    assert about["configs"][0]["data_files"] == [
+    card = yaml.safe_load((tmp_path / "out" / "README.md").read_text().split("---\n")[1])
+    assert card["configs"][0]["data_files"] == [
         {"split": "train", "path": "data/train-*.parquet"}, {"split": "val", "path": "data/val-*.parquet"},
     ]  # fmt: skip
-    assert [(s["name"], s["num_examples"]) for s in about["dataset_info"]["splits"]] == [("train", 20), ("val", 20)]
-    assert about["dataset_info"]["features"][1]["dtype"] == {"class_label": {"names": {"0": "a", "1": "b", "2": "c"}}}
+    assert [(s["name"], s["num_examples"]) for s in card["dataset_info"]["splits"]] == [("train", 20), ("val", 20)]
+    assert card["dataset_info"]["features"][1]["dtype"] == {"class_label": {"names": {"0": "a", "1": "b", "2": "c"}}}
 
 
 @pytest.mark.parametrize("encoding", ["raw", "jpeg"])
@@ -186,14 +186,14 @@ def test_hugging_face_loads_tensors_with_several_labels_and_copies(tmp_path: Pat
     for part in read_columns(source, "data", ["image_id", "copy", "image"]):
         jpegs |= {(row["image_id"], row["copy"]): row["image"] for row in part.to_pylist()}
     loaded = load(tmp_path / "out", tmp_path / "cache")
-    for split, found in loaded.items():
-        labels = found.features["labels"]
+    for split, split_dataset in loaded.items():
+        labels = split_dataset.features["labels"]
         assert labels.feature.names == ["a", "b", "c"]
-        assert len(found) == 20
-        for number, row in enumerate(found):
-            assert row["labels"] == [one for one in range(3) if number >> one & 1]
+        assert len(split_dataset) == 20
+        for number, row in enumerate(split_dataset):
+            assert row["labels"] == [label_id for label_id in range(3) if number >> label_id & 1]
             assert (row["image_id"], row["copy"]) == (f"{split}/{number // 4}.jpg", number % 4)
-            wanted = exports.pixels_of(shape, split, number)
+            expected = exports.pixels_of(shape, split, number)
             if encoding == "jpeg":
-                wanted = exports.shown(jpegs[row["image_id"], row["copy"]])
-            assert np.array_equal(np.asarray(row["image"]), wanted)
+                expected = exports.shown(jpegs[row["image_id"], row["copy"]])
+            assert np.array_equal(np.asarray(row["image"]), expected)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -60,14 +59,16 @@ def test_every_verdict(
     gate: Gate, mistakes: int, start: int, rule: dict[str, Any], verdict: str, promoted: bool
 ) -> None:
     crowned(gate)
-    found = judged(gate, mistakes, start, **rule)
-    assert (found["verdict"], found["promoted"], found["n"]) == (verdict, promoted, 2 if promoted else 1)
-    reason, name = found["reason"], METRIC_TITLES[rule.get("metric", "macro_f1")]
-    assert found["challenger"] == pytest.approx(1 - mistakes / 400, abs=0.002)
-    assert found["champion"] == pytest.approx(0.9, abs=0.002)
+    result = judged(gate, mistakes, start, **rule)
+    assert (result["verdict"], result["promoted"], result["n"]) == (verdict, promoted, 2 if promoted else 1)
+    reason, name = result["reason"], METRIC_TITLES[rule.get("metric", "macro_f1")]
+    assert result["challenger"] == pytest.approx(1 - mistakes / 400, abs=0.002)
+    assert result["champion"] == pytest.approx(0.9, abs=0.002)
     if verdict != "too_few_images":
-        words = f"{name} {found['challenger']:.4f} against the champion's {found['champion']:.4f} on 400 test images, "
-        assert reason.startswith(words) and "; top-1: " in reason and "McNemar" in reason
+        message = (
+            f"{name} {result['challenger']:.4f} against the champion's {result['champion']:.4f} on 400 test images, "
+        )
+        assert reason.startswith(message) and "; top-1: " in reason and "McNemar" in reason
     assert reason.endswith("; the champion stays") == (not promoted and verdict != "better")
     assert reason.endswith("; promoted all the same: promote is always") == (rule.get("promote") == "always")
     assert reason.endswith("; not promoted: promote is never") == (verdict == "better" and not promoted)
@@ -99,72 +100,76 @@ GUESS = {"better": False, "why": "no better than chance, as far as 400 test imag
 
 
 @pytest.mark.parametrize(
-    ("policy", "promoted", "says"),
+    ("policy", "promoted", "message"),
     [("auto", False, "there was no champion, and this model becomes none"),
      ("always", True, "promoted all the same: promote is always"), ("never", False, "there was no champion")],
 )  # fmt: skip
 def test_a_first_model_that_is_no_better_than_a_guess_is_no_champion(
-    gate: Gate, policy: str, promoted: bool, says: str
+    gate: Gate, policy: str, promoted: bool, message: str
 ) -> None:
     guess = gate.evaluate("guess", wrong(300), chance=GUESS)
-    found = gate.promote(guess, promote=policy)
-    assert (found["verdict"], found["promoted"]) == ("no_better_than_chance", promoted)
-    assert GUESS["why"] in found["reason"] and says in found["reason"]
+    verdict = gate.promote(guess, promote=policy)
+    assert (verdict["verdict"], verdict["promoted"]) == ("no_better_than_chance", promoted)
+    assert GUESS["why"] in verdict["reason"] and message in verdict["reason"]
     assert (gate.workspace.last_promotion("weekly") is not None) == promoted
     assert gate.outcome(guess, promote=policy, run="again").state == "cached"
 
 
-def test_a_first_model_is_champion_but_for_never(gate: Gate) -> None:
+def test_first_model_becomes_champion_unless_promote_is_never(gate: Gate) -> None:
     first = gate.evaluate("first", wrong(40))
-    found = gate.promote(first, promote="never")
-    assert (found["verdict"], found["promoted"]) == ("first", False)
-    assert found["reason"] == "macro-F1 0.9000; there was no champion; not promoted: promote is never"
-    found = gate.promote(first)
-    assert (found["verdict"], found["promoted"], found["n"]) == ("first", True, 1)
-    assert found["reason"] == "macro-F1 0.9000; there was no champion, so this model is promoted"
-    again = gate.outcome(first, run="another")
-    assert (again.state, again.metrics["verdict"]) == ("cached", "already_champion")
+    verdict = gate.promote(first, promote="never")
+    assert (verdict["verdict"], verdict["promoted"]) == ("first", False)
+    assert verdict["reason"] == "macro-F1 0.9000; there was no champion; not promoted: promote is never"
+    verdict = gate.promote(first)
+    assert (verdict["verdict"], verdict["promoted"], verdict["n"]) == ("first", True, 1)
+    assert verdict["reason"] == "macro-F1 0.9000; there was no champion, so this model is promoted"
+    outcome = gate.outcome(first, run="another")
+    assert (outcome.state, outcome.metrics["verdict"]) == ("cached", "already_champion")
 
 
-def test_where_the_champions_model_is_gone_the_next_one_is_a_first(gate: Gate) -> None:
+def test_without_the_champions_model_the_challenger_is_a_first_model(gate: Gate) -> None:
     crowned(gate)
     shutil.rmtree(gate.workspace.absolute(gate.record()["model"]))
-    found = judged(gate, 60)
-    assert (found["verdict"], found["n"]) == ("first", 2) and "the model of promotion 1 is gone" in found["reason"]
+    verdict = judged(gate, 60)
+    assert (verdict["verdict"], verdict["n"]) == ("first", 2) and "the model of promotion 1 is gone" in verdict[
+        "reason"
+    ]
 
 
-def test_who_is_better_and_still_a_guess_has_it_in_the_reason(gate: Gate) -> None:
+def test_better_model_that_is_no_better_than_chance_says_so_in_the_reason(gate: Gate) -> None:
     crowned(gate, 200)
-    found = gate.promote(gate.evaluate("other", wrong(100), chance=GUESS))
-    assert found["verdict"] == "better" and found["reason"].endswith(str(GUESS["why"]))
+    verdict = gate.promote(gate.evaluate("other", wrong(100), chance=GUESS))
+    assert verdict["verdict"] == "better" and verdict["reason"].endswith(str(GUESS["why"]))
 
 
 # Which images and classes count.
 
 
-def test_images_that_the_challenger_was_trained_on_do_not_count(gate: Gate) -> None:
+def test_images_seen_in_training_are_left_out_of_the_comparison(gate: Gate) -> None:
     """It is right about those, and wrong as often as the champion elsewhere."""
     half = np.arange(400) % 2 == 0
     crowned(gate)
     learned = np.where(half, LABELS, wrong(40))
-    found = gate.promote(gate.evaluate("by heart", learned, seen=half))
-    assert found["verdict"] == "not_shown_better" and found["challenger"] == found["champion"]
-    assert "on 200 test images (200 more were seen in training)" in found["reason"]
+    verdict = gate.promote(gate.evaluate("by heart", learned, seen=half))
+    assert verdict["verdict"] == "not_shown_better" and verdict["challenger"] == verdict["champion"]
+    assert "on 200 test images (200 more were seen in training)" in verdict["reason"]
     assert gate.promote(gate.evaluate("not by heart", learned))["verdict"] == "better"
 
 
-def test_nor_do_the_champions_and_too_few_left_are_a_verdict(gate: Gate) -> None:
+def test_too_few_test_images_unseen_by_the_champion_are_a_verdict(gate: Gate) -> None:
     crowned(gate, 40, seen=np.arange(400) < 390)
-    found = judged(gate, 20)
-    assert found["verdict"] == "too_few_images"
-    assert found["reason"].startswith("10 test images (390 more were seen in training) left to compare on, and 30 are")
+    verdict = judged(gate, 20)
+    assert verdict["verdict"] == "too_few_images"
+    assert verdict["reason"].startswith(
+        "10 test images (390 more were seen in training) left to compare on, and 30 are"
+    )
     assert judged(gate, 20, min_test_images=10)["verdict"] == "not_shown_better"
 
 
-def test_what_a_challenger_was_trained_on_must_be_known(gate: Gate) -> None:
+def test_challenger_with_unknown_training_images_is_not_comparable(gate: Gate) -> None:
     crowned(gate, unknown=("clean/0123",))
-    found = gate.promote(gate.evaluate("stranger", wrong(0), unknown=("clean/4567",)))
-    assert found["verdict"] == "not_comparable" and "trained on is not known: clean/4567 is gone" in found["reason"]
+    verdict = gate.promote(gate.evaluate("stranger", wrong(0), unknown=("clean/4567",)))
+    assert verdict["verdict"] == "not_comparable" and "trained on is not known: clean/4567 is gone" in verdict["reason"]
     assert judged(gate, 20)["verdict"] == "better", "the champion's would only make it look better"
 
 
@@ -173,46 +178,46 @@ def test_new_classes_are_reported_and_the_others_compared(gate: Gate) -> None:
     crowned(gate, 40, known=("cat", "dog"))
     predicted = np.where(LABELS < 2, (LABELS + 1) % 2, LABELS)
     predicted[0] = 0
-    found = gate.promote(gate.evaluate("knows all", predicted, confidence=0.95))
-    assert found["verdict"] == "better" and "on 200 test images" in found["reason"]
-    assert found["challenger"] == 1 and found["champion"] == pytest.approx(0.924, abs=0.002)
+    verdict = gate.promote(gate.evaluate("knows all", predicted, confidence=0.95))
+    assert verdict["verdict"] == "better" and "on 200 test images" in verdict["reason"]
+    assert verdict["challenger"] == 1 and verdict["champion"] == pytest.approx(0.924, abs=0.002)
     new = "; new to the champion and not compared: 'ant' (1 of 100 images recognized), 'bee' (0 of 100"
-    assert new in found["reason"]
+    assert new in verdict["reason"]
 
 
-def test_a_class_that_the_challenger_has_lost_counts_against_it(gate: Gate) -> None:
+def test_class_missing_from_the_challenger_counts_as_wrong(gate: Gate) -> None:
     crowned(gate)
     predicted = np.where(LABELS == 3, 0, LABELS)
-    found = gate.promote(gate.evaluate("three classes", predicted, known=CLASSES[:3]))
-    assert found["verdict"] == "worse" and "on 400 test images" in found["reason"]
+    verdict = gate.promote(gate.evaluate("three classes", predicted, known=CLASSES[:3]))
+    assert verdict["verdict"] == "worse" and "on 400 test images" in verdict["reason"]
 
 
-def test_models_of_nothing_in_common_are_not_comparable(gate: Gate) -> None:
+def test_models_without_common_classes_are_not_comparable(gate: Gate) -> None:
     crowned(gate, known=("owl", "pig"))
-    found = judged(gate, 0)
-    assert (found["verdict"], found["promoted"]) == ("not_comparable", False)
-    assert "the champion knows none of today's classes" in found["reason"]
+    verdict = judged(gate, 0)
+    assert (verdict["verdict"], verdict["promoted"]) == ("not_comparable", False)
+    assert "the champion knows none of today's classes" in verdict["reason"]
     assert judged(gate, 0, promote="always")["promoted"]
 
 
-def test_nor_are_those_of_another_task(gate: Gate) -> None:
+def test_models_of_different_tasks_are_not_comparable(gate: Gate) -> None:
     crowned(gate)
-    found = gate.promote(gate.evaluate("several", wrong(0), task="multi"))
-    assert found["verdict"] == "not_comparable"
-    assert "this model is multi-label, the champion single-label" in found["reason"]
+    verdict = gate.promote(gate.evaluate("several", wrong(0), task="multi"))
+    assert verdict["verdict"] == "not_comparable"
+    assert "this model is multi-label, the champion single-label" in verdict["reason"]
 
 
 # What stops a model that is better in the mean.
 
 
-def test_a_class_may_not_fall_by_much(gate: Gate) -> None:
+def test_recall_of_a_class_may_fall_only_within_the_limit(gate: Gate) -> None:
     crowned(gate, 200)
     fallen = LABELS.copy()
     dogs = np.flatnonzero(LABELS == 3)
     fallen[dogs[:75]] = 0  # the champion has half of the dogs wrong
-    found = gate.promote(gate.evaluate("no dogs", fallen))
-    words = "but recall has fallen by more than 0.1 in 'dog' by 0.250 (25 images lost, 0 won of 100)"
-    assert (found["verdict"], found["promoted"]) == ("not_shown_better", False) and words in found["reason"]
+    verdict = gate.promote(gate.evaluate("no dogs", fallen))
+    message = "but recall has fallen by more than 0.1 in 'dog' by 0.250 (25 images lost, 0 won of 100)"
+    assert (verdict["verdict"], verdict["promoted"]) == ("not_shown_better", False) and message in verdict["reason"]
     assert gate.promote(gate.evaluate("no dogs", fallen), max_class_drop=0.3)["promoted"]
 
 
@@ -226,16 +231,16 @@ def test_a_fall_that_few_images_show_is_no_reason(gate: Gate) -> None:
     assert gate.promote(gate.evaluate("challenger", challenger, labels=labels))["verdict"] == "better"
 
 
-def test_calibration_may_not_get_worse_by_much(gate: Gate) -> None:
+def test_calibration_error_may_rise_only_within_the_limit(gate: Gate) -> None:
     crowned(gate)
     unsure = gate.evaluate("unsure", wrong(20), confidence=0.5)
-    found = gate.promote(unsure)
-    words = "but the calibration error has risen from 0.000 to 0.450, by more than 0.05"
-    assert found["verdict"] == "not_shown_better" and words in found["reason"]
+    verdict = gate.promote(unsure)
+    message = "but the calibration error has risen from 0.000 to 0.450, by more than 0.05"
+    assert verdict["verdict"] == "not_shown_better" and message in verdict["reason"]
     assert gate.promote(unsure, max_ece_rise=0.5)["promoted"]
 
 
-def test_speed_is_a_bound_only_if_it_is_asked_for_and_measured_alike(gate: Gate) -> None:
+def test_speed_limits_promotion_only_if_requested_and_measured_on_the_same_device(gate: Gate) -> None:
     def speed(rate: float, device: str = "a CPU") -> dict[str, Any]:
         return {
             "throughput": {
@@ -250,9 +255,9 @@ def test_speed_is_a_bound_only_if_it_is_asked_for_and_measured_alike(gate: Gate)
 
     crowned(gate, **speed(1000))
     slow = gate.evaluate("slow", wrong(20), **speed(400))
-    found = gate.promote(slow, max_slowdown=2)
-    words = "but it takes 2.5 times as long for an image (400 images/s, not 1,000)"
-    assert found["verdict"] == "not_shown_better" and words in found["reason"]
+    verdict = gate.promote(slow, max_slowdown=2)
+    message = "but it takes 2.5 times as long for an image (400 images/s, not 1,000)"
+    assert verdict["verdict"] == "not_shown_better" and message in verdict["reason"]
     other = gate.evaluate("on a GPU", wrong(20), **speed(400, "a GPU"))
     assert gate.promote(other, max_slowdown=2, promote="never")["verdict"] == "better"
     assert gate.promote(slow, max_slowdown=3)["promoted"]
@@ -282,10 +287,10 @@ def test_a_verdict_that_is_judged_again_replaces_the_earlier_one(gate: Gate) -> 
     challenger = gate.evaluate("challenger", wrong(38))
     first = gate.promote(challenger)["reason"]
     judged(gate, 39)
-    again = gate.outcome(challenger, run="again", rerun=True)
-    assert again.state == "ran" and needed(first) == 0.018 and needed(again.metrics["reason"]) == 0.009
+    second = gate.outcome(challenger, run="again", rerun=True)
+    assert second.state == "ran" and needed(first) == 0.018 and needed(second.metrics["reason"]) == 0.009
     third = gate.outcome(challenger, run="third")
-    assert (third.state, third.metrics["reason"]) == ("cached", again.metrics["reason"])
+    assert (third.state, third.metrics["reason"]) == ("cached", second.metrics["reason"])
 
 
 def test_images_that_are_new_give_the_level_back_and_have_a_verdict_of_their_own(gate: Gate) -> None:
@@ -294,11 +299,13 @@ def test_images_that_are_new_give_the_level_back_and_have_a_verdict_of_their_own
     for mistakes in (39, 38):
         judged(gate, mistakes)
     champion = gate.evaluate("champion", wrong(40), week=2, first_image=200)
-    found = gate.promote(gate.evaluate("weekly", wrong(20), week=2, first_image=200), champion)
-    assert needed(found["reason"]) == 0.009 and "after 1 comparisons" in found["reason"], "two on half of the images"
+    verdict = gate.promote(gate.evaluate("weekly", wrong(20), week=2, first_image=200), champion)
+    assert needed(verdict["reason"]) == 0.009 and "after 1 comparisons" in verdict["reason"], (
+        "two on half of the images"
+    )
     record = gate.record()
     assert record["fresh_images"] == 200 and record["fresh_verdict"] == "better"
-    assert f"on the 200 images that are new since promotion 1 alone {record['fresh_gain']:+.4f} (" in found["reason"]
+    assert f"on the 200 images that are new since promotion 1 alone {record['fresh_gain']:+.4f} (" in verdict["reason"]
 
 
 def test_few_new_images_are_counted_and_none_or_all_not_mentioned(gate: Gate) -> None:
@@ -339,17 +346,6 @@ def test_an_evaluation_of_other_images_is_refused(gate: Gate) -> None:
         gate.promote(gate.evaluate("challenger", wrong(20)), other)
 
 
-def test_an_earlier_release_s_evaluation_of_the_champion_is_refused(
-    gate: Gate, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    crowned(gate)
-    champion = gate.evaluate("champion", wrong(40), again=True)
-    module = sys.modules[promote.__module__]
-    monkeypatch.setattr(module, "has_content_hashes", lambda evaluation: evaluation.uri != champion.uri)
-    with pytest.raises(UserError, match=r"champion_evaluation: expected one of this release.* run imagemill evaluate"):
-        gate.promote(gate.evaluate("challenger", wrong(20)), champion)
-
-
 def test_a_report_from_before_a_rollback_is_no_report_of_now(gate: Gate) -> None:
     """A run that is only looked at names the earlier run's report, whose verdict has to be the one that holds."""
     crowned(gate)
@@ -368,13 +364,13 @@ def test_a_report_from_before_a_rollback_is_no_report_of_now(gate: Gate) -> None
         promote(config, look)
 
 
-def test_what_was_taken_back_is_not_promoted_again_by_itself(gate: Gate) -> None:
+def test_rolled_back_model_is_not_promoted_automatically(gate: Gate) -> None:
     crowned(gate)
     champion, better = gate.record(), gate.evaluate("better", wrong(20))
     assert gate.promote(better)["promoted"]
-    back = champion | {"verdict": "rollback", "rolled_back": [gate.record()["model"]]}
-    gate.workspace.append_promotion("weekly", 3, Promotion.from_dict(back, "test"))
-    found = gate.promote(better, run="next week")
-    assert (found["verdict"], found["promoted"], found["n"]) == ("rolled_back", False, 3)
-    assert "taken back by promotion 3" in found["reason"]
+    rollback = champion | {"verdict": "rollback", "rolled_back": [gate.record()["model"]]}
+    gate.workspace.append_promotion("weekly", 3, Promotion.from_dict(rollback, "test"))
+    verdict = gate.promote(better, run="next week")
+    assert (verdict["verdict"], verdict["promoted"], verdict["n"]) == ("rolled_back", False, 3)
+    assert "taken back by promotion 3" in verdict["reason"]
     assert gate.promote(better, run="by hand", promote="always")["promoted"]

@@ -35,8 +35,14 @@ from imagemill.components.resize import device as devices
 from imagemill.components.resize import gpu, resize
 from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.resize.device import choose_device, sample_mean_pixels
-from imagemill.components.resize.gpu import JpegInfo, make_kernel, parse_header, split_batches
-from imagemill.components.resize.gpu_tasks import count_actors, run_on_gpus
+from imagemill.components.resize.gpu import (
+    JpegInfo,
+    count_actors,
+    make_kernel,
+    parse_header,
+    run_on_gpus,
+    split_batches,
+)
 from imagemill.components.resize.tasks import ResizeTask, write_shards
 from imagemill.components.step.step import Context
 from imagemill.components.storage.errors import TransientError
@@ -65,8 +71,8 @@ def turned(orientation: int) -> Image.Exif:
     return exif
 
 
-def off(one: Pixels, other: Pixels) -> float:
-    return float(np.abs(one.astype(int) - other).mean())
+def mean_difference(first: Pixels, second: Pixels) -> float:
+    return float(np.abs(first.astype(int) - second).mean())
 
 
 PHOTOS = [encoded(photo(1200, 900)), encoded(photo(700, 1100), progressive=True), encoded(photo(640, 481).convert("L")),
@@ -90,34 +96,36 @@ PHOTOS = [encoded(photo(1200, 900)), encoded(photo(700, 1100), progressive=True)
 )
 def test_pixels_are_those_of_the_cpu(geometry: Geometry) -> None:
     """Within 0.35 of 255 in the mean: the CPU's decodes at a part of the size where that is enough."""
-    for data, found in zip(PHOTOS, kernel(PHOTOS, geometry), strict=True):
+    for data, pixels in zip(PHOTOS, kernel(PHOTOS, geometry), strict=True):
         expected = decode_and_resize(data, geometry)
-        assert found.shape == geometry.shape and found.dtype == np.uint8 and parse_header(data)
-        assert off(found[:, :, :3], expected[:, :, :3]) < 0.35
-        assert np.array_equal(found == 0, expected == 0) or geometry.mode != "letterbox" or geometry.edges or (
-            off((found == 0).astype(np.uint8), (expected == 0).astype(np.uint8)) < 0.01
+        assert pixels.shape == geometry.shape and pixels.dtype == np.uint8 and parse_header(data)
+        assert mean_difference(pixels[:, :, :3], expected[:, :, :3]) < 0.35
+        assert np.array_equal(pixels == 0, expected == 0) or geometry.mode != "letterbox" or geometry.edges or (
+            mean_difference((pixels == 0).astype(np.uint8), (expected == 0).astype(np.uint8)) < 0.01
         ), "black is where it should be"  # fmt: skip
 
 
-def test_real_photographs() -> None:
+def test_real_photographs_equal_those_of_the_cpu() -> None:
     """The mean over 60 of them within 0.25, where the CPU's own kernel is allowed 0.3 from Pillow."""
     archive = Path(__file__).parents[3] / "shared" / "data" / "pets" / "images.tar.gz"
     if not archive.is_file():
         pytest.skip("the pets sample (../shared/data/pets) is not there")
     with tarfile.open(archive) as tar:
-        files = islice((tar.extractfile(one) for one in tar if one.name.endswith(".jpg")), 60)
+        files = islice((tar.extractfile(member) for member in tar if member.name.endswith(".jpg")), 60)
         images = [file.read() for file in files if file]
-    made = zip(images, kernel(images, Geometry(224)), strict=True)
-    found = [off(one, decode_and_resize(data, Geometry(224))) for data, one in made]
-    assert len(found) == 60 and np.mean(found) < 0.25 and max(found) < 0.6
+    pairs = zip(images, kernel(images, Geometry(224)), strict=True)
+    differences = [
+        mean_difference(resized_pixels, decode_and_resize(data, Geometry(224))) for data, resized_pixels in pairs
+    ]
+    assert len(differences) == 60 and np.mean(differences) < 0.25 and max(differences) < 0.6
     assert sum(parse_header(data) is not None for data in images) > 55
 
 
-def test_canny_is_made_of_the_pixels_that_came_out() -> None:
+def test_canny_is_computed_from_the_resized_pixels() -> None:
     edges = Geometry(96, edges=("sobel", "canny"), canny_low=30, canny_high=60)
     as_it_is = replace(edges, resize=96)
-    for plain, found in zip(kernel(PHOTOS, Geometry(96)), kernel(PHOTOS, edges), strict=True):
-        np.testing.assert_array_equal(found, decode_and_resize(encoded(Image.fromarray(plain), "PNG"), as_it_is))
+    for plain, pixels in zip(kernel(PHOTOS, Geometry(96)), kernel(PHOTOS, edges), strict=True):
+        np.testing.assert_array_equal(pixels, decode_and_resize(encoded(Image.fromarray(plain), "PNG"), as_it_is))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -127,10 +135,10 @@ def test_photographs_come_out_upright(orientation: int, mode: str) -> None:
     header = parse_header(data)
     assert header and header.orientation == orientation
     upright = decode_and_resize(data, Geometry(80, mode))
-    assert off(next(kernel([data], Geometry(80, mode))), upright) < 0.3
+    assert mean_difference(next(kernel([data], Geometry(80, mode))), upright) < 0.3
     if orientation > 1:
         plain = decode_and_resize(encoded(photo(500, 300)), Geometry(80, mode))
-        assert off(plain, upright) > 5, "or else this test says nothing"
+        assert mean_difference(plain, upright) > 5, "or else this test says nothing"
 
 
 def several_in_one() -> bytes:
@@ -149,13 +157,13 @@ OTHERS: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_all_else_is_done_by_the_cpu(name: str) -> None:
+def test_images_that_the_device_cannot_decode_are_done_by_the_cpu(name: str) -> None:
     """To the very pixels, among others that are not."""
     data = OTHERS[name]()
     assert parse_header(data) is None
-    found = list(kernel([PHOTOS[0], data, PHOTOS[1]], Geometry(64)))
-    np.testing.assert_array_equal(found[1], decode_and_resize(data, Geometry(64)))
-    np.testing.assert_array_equal(found[0], next(kernel([PHOTOS[0]], Geometry(64))))
+    images = list(kernel([PHOTOS[0], data, PHOTOS[1]], Geometry(64)))
+    np.testing.assert_array_equal(images[1], decode_and_resize(data, Geometry(64)))
+    np.testing.assert_array_equal(images[0], next(kernel([PHOTOS[0]], Geometry(64))))
 
 
 def test_a_header_that_is_none_is_the_cpus() -> None:
@@ -166,24 +174,24 @@ def test_a_header_that_is_none_is_the_cpus() -> None:
     )
 
 
-def test_what_the_device_refuses_goes_through_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_that_the_device_fails_to_decode_are_done_by_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that fails takes nobody with it."""
     real, asked = torchvision.io.decode_jpeg, []
     refused = torch.from_numpy(np.frombuffer(PHOTOS[1], np.uint8).copy())
 
-    def refusing(tensors: list[torch.Tensor], *others: Any) -> Any:
+    def refusing(tensors: list[torch.Tensor], *options: Any) -> Any:
         asked.append(len(tensors))
-        if any(torch.equal(one, refused) for one in tensors):
+        if any(torch.equal(tensor, refused) for tensor in tensors):
             raise RuntimeError("nvjpegDecode failed: 5")
-        return real(tensors, *others)
+        return real(tensors, *options)
 
     expected = list(kernel(PHOTOS, Geometry(64)))
     monkeypatch.setattr(torchvision.io, "decode_jpeg", refusing)
-    found = list(kernel(PHOTOS, Geometry(64)))
+    images = list(kernel(PHOTOS, Geometry(64)))
     assert asked[0] == 5 - 1 + 1 and 1 in asked
-    np.testing.assert_array_equal(found[1], decode_and_resize(PHOTOS[1], Geometry(64)))
+    np.testing.assert_array_equal(images[1], decode_and_resize(PHOTOS[1], Geometry(64)))
     for number in (0, 2, 3, 4):
-        np.testing.assert_array_equal(found[number], expected[number])
+        np.testing.assert_array_equal(images[number], expected[number])
 
 
 def test_a_device_that_is_full_or_broken_is_not_the_images_fault(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,11 +212,11 @@ def test_a_device_that_is_full_or_broken_is_not_the_images_fault(monkeypatch: py
 
 @given(st.lists(st.one_of(st.none(), st.integers(1, 200)), max_size=300))
 @settings(max_examples=100, deadline=None)
-def test_batches_hold_so_many_pixels_and_images(sides: list[int | None]) -> None:
+def test_batches_are_limited_in_pixels_and_images(sides: list[int | None]) -> None:
     headers = [None if side is None else JpegInfo(side * 1000, 1000, False, 1) for side in sides]
-    found = list(split_batches(headers))
-    assert [n for begin, end in found for n in range(begin, end)] == list(range(len(headers)))
-    for begin, end in found:
+    batches = list(split_batches(headers))
+    assert [n for begin, end in batches for n in range(begin, end)] == list(range(len(headers)))
+    for begin, end in batches:
         pixels = sum(h.width * h.height for h in headers[begin:end] if h)
         alone = end - begin == 1
         assert end - begin <= gpu.BATCH_IMAGES and (pixels <= gpu.BATCH_PIXELS or alone)
@@ -234,10 +242,10 @@ def a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
 
 
-def chosen(clean: Dataset, **options: Any) -> tuple[str, list[str]]:
-    said: list[str] = []
+def choose(clean: Dataset, **options: Any) -> tuple[str, list[str]]:
+    messages: list[str] = []
     config = ResizeConfig(workspace="/x", clean=clean.uri, image_size=16, **options)
-    return choose_device(config, clean, said.append), said
+    return choose_device(config, clean, messages.append), messages
 
 
 def test_the_mean_is_that_of_the_images(clean: Dataset) -> None:
@@ -258,27 +266,29 @@ def test_the_mean_is_that_of_the_images(clean: Dataset) -> None:
     ],
 )
 def test_the_gpu_is_for_large_images(clean: Dataset, options: dict[str, Any], expected: str) -> None:
-    found, said = chosen(clean, **options)
-    assert found == expected and len(said) == (found == "cuda")
+    device, messages = choose(clean, **options)
+    assert device == expected and len(messages) == (device == "cuda")
 
 
 @pytest.mark.usefixtures("a_gpu")
 @pytest.mark.parametrize(
-    ("option", "value", "why"), [("copies", 2, "copies to make"), ("interpolation", "area", "area")]
+    ("option", "value", "reason"), [("copies", 2, "copies to make"), ("interpolation", "area", "area")]
 )
-def test_what_the_gpu_can_not_do_is_said(clean: Dataset, option: str, value: Any, why: str) -> None:
-    found, said = chosen(clean, device="cuda", **{option: value})
-    assert found == "cpu" and len(said) == 1 and why in said[0]
+def test_options_that_the_gpu_does_not_support_are_reported(
+    clean: Dataset, option: str, value: Any, reason: str
+) -> None:
+    device, messages = choose(clean, device="cuda", **{option: value})
+    assert device == "cpu" and len(messages) == 1 and reason in messages[0]
 
 
-def test_without_a_gpu_one_clear_line(clean: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_gpu_is_reported_in_one_line(clean: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    found, said = chosen(clean, device="cuda")
-    assert found == "cpu" and said == [
+    device, messages = choose(clean, device="cuda")
+    assert device == "cpu" and messages == [
         "device: expected a GPU, found none that torch can use: images are resized on the CPU, and the tensors are "
         "those of cpu"
     ]
-    assert chosen(clean, gpu_pixels=1) == ("cpu", [])
+    assert choose(clean, gpu_pixels=1) == ("cpu", [])
 
 
 def test_small_images_need_no_torch(clean: Dataset) -> None:
@@ -289,8 +299,8 @@ def test_small_images_need_no_torch(clean: Dataset) -> None:
         "device._DRIVERS = ('/dev/null',); config = ResizeConfig(clean=sys.argv[1])\n"
         "print(device.choose_device(config, read_dataset(sys.argv[1]), print), 'torch' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code, clean.uri], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["cpu", "False"]
+    process = subprocess.run([sys.executable, "-c", code, clean.uri], capture_output=True, text=True, check=True)
+    assert process.stdout.split() == ["cpu", "False"]
 
 
 # Actors on real Ray.
@@ -320,7 +330,7 @@ def in_this_process(tasks: Iterable[ResizeTask], arguments: Any, session: RaySes
 
 
 @pytest.mark.usefixtures("a_gpu")
-def test_a_lost_actor_costs_its_task_only(clean: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_task_of_a_killed_actor_is_repeated(clean: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """The step with `--device cuda`, its kernel on the device cpu; Ray only counts the GPU that it is told of."""
     token = secrets.token_hex(8)
     monkeypatch.setenv("MILL_GPU_TEST", token)
@@ -332,8 +342,8 @@ def test_a_lost_actor_costs_its_task_only(clean: Dataset, monkeypatch: pytest.Mo
     killed: list[int] = []
 
     def killing(*arguments: Any) -> Iterator[Any]:
-        for found in run_on_gpus(*arguments, device="cpu"):
-            yield found
+        for part in run_on_gpus(*arguments, device="cpu"):
+            yield part
             if not killed:
                 actors = [
                     pid for pid, line in mill.processes_with("MILL_GPU_TEST", token).items() if "GpuActor" in line

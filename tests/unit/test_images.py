@@ -55,15 +55,13 @@ LOSSLESS = [
 
 @pytest.mark.parametrize("color", ["rgb", "gray"])
 @pytest.mark.parametrize(("mode", "kind", "options"), LOSSLESS)
-def test_plain_modes_are_what_pillow_converts_them_to(
-    mode: str, kind: str, options: dict[str, Any], color: str
-) -> None:
+def test_lossless_modes_decode_to_pillows_conversion(mode: str, kind: str, options: dict[str, Any], color: str) -> None:
     source = picture(mode)
-    found = decode(saved(source, kind, **options), color)
+    decoded = decode(saved(source, kind, **options), color)
     expected = pixels_of(source.convert({"rgb": "RGB", "gray": "L"}[color]))
-    np.testing.assert_array_equal(found.pixels, expected)
-    assert (found.width, found.height, found.format, found.warning) == (WIDTH, HEIGHT, kind, "")
-    assert found.pixels.dtype == np.uint8 and found.pixels.flags.c_contiguous
+    np.testing.assert_array_equal(decoded.pixels, expected)
+    assert (decoded.width, decoded.height, decoded.format, decoded.warning) == (WIDTH, HEIGHT, kind, "")
+    assert decoded.pixels.dtype == np.uint8 and decoded.pixels.flags.c_contiguous
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
@@ -82,17 +80,17 @@ def test_cmyk_and_ycck_jpegs_are_what_pillow_decodes() -> None:
 
 @pytest.mark.skipif(int(PILLOW.split(".")[0]) < 13, reason="Pillow before 13 does not read its own")
 def test_ycbcr_tiff_becomes_rgb() -> None:
-    found = decode(saved(picture("YCbCr"), "TIFF"))
-    assert np.abs(found.pixels.astype(int) - pixels_of(picture())).max() <= 3
+    decoded = decode(saved(picture("YCbCr"), "TIFF"))
+    assert np.abs(decoded.pixels.astype(int) - pixels_of(picture())).max() <= 3
 
 
 @pytest.mark.parametrize(("mode", "kind"), [("RGBA", "PNG"), ("RGBA", "TIFF"), ("RGBA", "WEBP"), ("LA", "PNG")])
 def test_alpha_is_laid_over_white(mode: str, kind: str) -> None:
     source = translucent().convert(mode)
     data = saved(source, kind, **({"lossless": True, "exact": True} if kind == "WEBP" else {}))
-    found = decode(data)
-    np.testing.assert_array_equal(found.pixels, pixels_of(over_white(source)))
-    assert found.pixels[0, 0].tolist() == [255, 255, 255] and not found.as_stored
+    decoded = decode(data)
+    np.testing.assert_array_equal(decoded.pixels, pixels_of(over_white(source)))
+    assert decoded.pixels[0, 0].tolist() == [255, 255, 255] and not decoded.as_stored
 
 
 @pytest.mark.parametrize(("mode", "kind"), [("RGBA", "PNG"), ("LA", "PNG"), ("RGBA", "WEBP")])
@@ -111,22 +109,22 @@ def test_palette_transparency_is_laid_over_white() -> None:
         saved(image, "PNG", transparency=b"\xff\x00\xff"),
         saved(image, "GIF", transparency=1),
     ):
-        found = decode(data).pixels
-        assert found[0].tolist() == [[200, 0, 0], [255, 255, 255], [0, 0, 200], [200, 0, 0]]
+        pixels = decode(data).pixels
+        assert pixels[0].tolist() == [[200, 0, 0], [255, 255, 255], [0, 0, 200], [200, 0, 0]]
         assert decode(data, "gray").pixels[0, 1, 0] == 255
 
 
 def test_transparent_colours_of_rgb_and_grey_pngs_are_laid_over_white() -> None:
     rgb = Image.new("RGB", (2, 1), (10, 20, 30))
     rgb.putpixel((1, 0), (1, 2, 3))
-    found = decode(saved(rgb, "PNG", transparency=(1, 2, 3)))
-    assert found.pixels[0].tolist() == [[10, 20, 30], [255, 255, 255]]
-    assert not found.as_stored
+    decoded = decode(saved(rgb, "PNG", transparency=(1, 2, 3)))
+    assert decoded.pixels[0].tolist() == [[10, 20, 30], [255, 255, 255]]
+    assert not decoded.as_stored
     grey = Image.new("L", (2, 1), 7)
     grey.putpixel((1, 0), 9)
-    found = decode(saved(grey, "PNG", transparency=9), "gray")
-    assert found.pixels[0, :, 0].tolist() == [7, 255]
-    assert not found.as_stored, "a reader of the stored bytes would see the colour that is transparent"
+    decoded = decode(saved(grey, "PNG", transparency=9), "gray")
+    assert decoded.pixels[0, :, 0].tolist() == [7, 255]
+    assert not decoded.as_stored, "a reader of the stored bytes would see the colour that is transparent"
 
 
 def test_pa_tiff_and_pa_png_are_read() -> None:
@@ -175,18 +173,18 @@ def test_modes_without_an_8_bit_meaning_are_refused(mode: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
-def test_of_an_animation_the_first_frame_counts(kind: str) -> None:
+def test_first_frame_of_an_animation_is_decoded(kind: str) -> None:
     frames = [Image.new("RGB", (8, 6), color) for color in ((200, 0, 0), (0, 200, 0), (0, 0, 200))]
     options = {"lossless": True} if kind == "WEBP" else {}
-    found = decode(saved(frames[0], kind, save_all=True, append_images=frames[1:], **options))
-    assert found.pixels.shape == (6, 8, 3) and (found.pixels == (200, 0, 0)).all()
+    decoded = decode(saved(frames[0], kind, save_all=True, append_images=frames[1:], **options))
+    assert decoded.pixels.shape == (6, 8, 3) and (decoded.pixels == (200, 0, 0)).all()
 
 
-def test_of_an_mpo_the_first_picture_counts() -> None:
+def test_first_image_of_an_mpo_is_decoded() -> None:
     first, second = picture(), ImageOps.mirror(picture())
-    found = decode(saved(first, "MPO", save_all=True, append_images=[second]))
-    assert found.format == "JPEG"
-    np.testing.assert_array_equal(found.pixels, decode(saved(first, "JPEG")).pixels)
+    decoded = decode(saved(first, "MPO", save_all=True, append_images=[second]))
+    assert decoded.format == "JPEG"
+    np.testing.assert_array_equal(decoded.pixels, decode(saved(first, "JPEG")).pixels)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
@@ -199,11 +197,11 @@ def test_exif_orientation_is_applied_once(kind: str, orientation: int) -> None:
     turned = Image.open(io.BytesIO(upright)).convert("RGB")
     turned.getexif()[ORIENTATION] = orientation
     expected = pixels_of(ImageOps.exif_transpose(turned)).astype(int)
-    found = decode(data)
-    assert found.pixels.shape == expected.shape
-    assert np.abs(found.pixels - expected).max() <= (2 if kind == "JPEG" else 0)
-    assert (found.height, found.width) == expected.shape[:2]
-    assert found.as_stored == (orientation == 1)
+    decoded = decode(data)
+    assert decoded.pixels.shape == expected.shape
+    assert np.abs(decoded.pixels - expected).max() <= (2 if kind == "JPEG" else 0)
+    assert (decoded.height, decoded.width) == expected.shape[:2]
+    assert decoded.as_stored == (orientation == 1)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
@@ -212,15 +210,15 @@ def test_exif_orientation_is_applied_once(kind: str, orientation: int) -> None:
 )
 def test_broken_exif_means_upright(kind: str, exif: bytes) -> None:
     options: dict[str, Any] = {"lossless": True} if kind == "WEBP" else {}
-    found = decode(saved(picture(), kind, exif=exif, **options))
-    assert found.pixels.shape == (HEIGHT, WIDTH, 3)
-    np.testing.assert_array_equal(found.pixels, decode(saved(picture(), kind, **options)).pixels)
+    decoded = decode(saved(picture(), kind, exif=exif, **options))
+    assert decoded.pixels.shape == (HEIGHT, WIDTH, 3)
+    np.testing.assert_array_equal(decoded.pixels, decode(saved(picture(), kind, **options)).pixels)
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 65_535])
 def test_an_orientation_that_does_not_exist_means_upright(orientation: int) -> None:
-    found = decode(saved(picture(), "JPEG", exif=with_orientation(orientation)))
-    assert found.pixels.shape == (HEIGHT, WIDTH, 3)
+    decoded = decode(saved(picture(), "JPEG", exif=with_orientation(orientation)))
+    assert decoded.pixels.shape == (HEIGHT, WIDTH, 3)
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -239,11 +237,11 @@ def test_other_bytes_are_not_an_image(data: bytes) -> None:
 @settings(max_examples=80, deadline=None)
 def test_a_scaled_decode_never_goes_below_the_size_asked_for(width: int, height: int, min_side: int) -> None:
     data = simplejpeg.encode_jpeg(np.full((height, width, 3), 90, np.uint8))
-    found = decode(data, lenient=LenientDecoding(keep_min_side(min_side) if min_side else None))
-    assert min(found.pixels.shape[:2]) >= min(min_side, width, height)
-    assert (found.width, found.height) == (width, height)
+    decoded = decode(data, lenient=LenientDecoding(keep_min_side(min_side) if min_side else None))
+    assert min(decoded.pixels.shape[:2]) >= min(min_side, width, height)
+    assert (decoded.width, decoded.height) == (width, height)
     if min_side == 0:
-        assert found.pixels.shape[:2] == (height, width)
+        assert decoded.pixels.shape[:2] == (height, width)
 
 
 def test_a_scaled_decode_is_smaller_where_it_may_be() -> None:
@@ -252,16 +250,16 @@ def test_a_scaled_decode_is_smaller_where_it_may_be() -> None:
 
 
 def test_width_and_height_of_a_scaled_and_turned_jpeg_are_those_of_the_upright_picture() -> None:
-    found = decode(
+    decoded = decode(
         saved(picture("RGB", 800, 400), "JPEG", exif=with_orientation(6)), lenient=LenientDecoding(keep_min_side(50))
     )
-    assert (found.width, found.height) == (400, 800)
-    assert found.pixels.shape == (100, 50, 3)
+    assert (decoded.width, decoded.height) == (400, 800)
+    assert decoded.pixels.shape == (100, 50, 3)
 
 
 def as_stored(source: Image.Image, kind: str, color: str) -> bool:
-    found: Decoded = decode(saved(source, kind), color)
-    return found.as_stored
+    decoded: Decoded = decode(saved(source, kind), color)
+    return decoded.as_stored
 
 
 def test_as_stored_says_whether_the_bytes_hold_these_pixels() -> None:

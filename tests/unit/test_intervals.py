@@ -35,17 +35,17 @@ def pairs_of(labels: Any, predicted: Any, classes: int) -> ConfusionCounts:
 
 @settings(max_examples=3)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([(6, 20), (16, 5), (37, 3)]), st.sampled_from([0.05, 0.2]))
-def test_they_contain_the_true_scores(seed: int, shape: tuple[int, int], error: float) -> None:
+def test_single_label_intervals_contain_the_true_scores(seed: int, shape: tuple[int, int], error: float) -> None:
     """In 93% of test splits and more: then 351 or fewer of 400 contain them once in 10,000 times. The bootstrap's
     intervals, of which 84% did for 37 classes, fail 99 times of 100."""
-    random, (classes, each) = np.random.default_rng(seed), shape
-    counts, errors = np.full(classes, each), np.full(classes, error)
+    rng, (classes, images_per_class) = np.random.default_rng(seed), shape
+    counts, errors = np.full(classes, images_per_class), np.full(classes, error)
     labels, truth = labels_of(counts), true_scores(counts, errors)
     contained = dict.fromkeys(truth, 0)
     for _ in range(400):
-        found = compute_single_label_intervals(pairs_of(labels, predict(labels, errors, random), classes))
-        assert set(found) == set(truth)
-        for name, (low, high) in found.items():
+        intervals = compute_single_label_intervals(pairs_of(labels, predict(labels, errors, rng), classes))
+        assert set(intervals) == set(truth)
+        for name, (low, high) in intervals.items():
             contained[name] += low <= truth[name] <= high
     assert min(contained.values()) >= 352, contained
 
@@ -59,15 +59,17 @@ def test_coverage_over_numbers_of_classes_images_and_accuracies() -> None:
 
     random = np.random.default_rng()
     for name, counts in COUNTS.items():
-        for error, make in ERRORS.items():
-            found = coverage(counts, make(counts), 1000, random)
-            assert found["balanced_accuracy"] >= 0.90, (name, error, found)
-            assert count_unreliable_classes(counts) or found["macro_f1"] >= 0.90, (name, error, found)
-            expected_mistakes = float((make(counts) * counts).sum())
+        for error, make_errors in ERRORS.items():
+            coverages = coverage(counts, make_errors(counts), 1000, random)
+            assert coverages["balanced_accuracy"] >= 0.90, (name, error, coverages)
+            assert count_unreliable_classes(counts) or coverages["macro_f1"] >= 0.90, (name, error, coverages)
+            expected_mistakes = float((make_errors(counts) * counts).sum())
             if expected_mistakes > 20 and len(set(counts.tolist())) == 1:
-                said = (name, error, found)
-                assert found["balanced_accuracy"] >= 0.92, said
-                assert counts[0] == 1 or (found["balanced_accuracy"] <= 0.985 and found["macro_f1"] >= 0.91), said
+                message = (name, error, coverages)
+                assert coverages["balanced_accuracy"] >= 0.92, message
+                assert counts[0] == 1 or (coverages["balanced_accuracy"] <= 0.985 and coverages["macro_f1"] >= 0.91), (
+                    message
+                )
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 8), st.integers(1, 60), st.floats(0, 1))
@@ -93,27 +95,27 @@ def test_rare_classes_count_as_much_as_they_do_in_the_score() -> None:
     assert low < 0.0899 < 0.25 < high
 
 
-def test_where_nothing_is_wrong_the_classes_images_say_how_sure_that_is() -> None:
-    for classes, each in ((16, 1), (4, 10)):
-        labels = labels_of(np.full(classes, each))
-        found = compute_single_label_intervals(pairs_of(labels, labels, classes))
-        expected = pytest.approx(compute_proportion_interval(1.0, classes * each), abs=1e-6)
-        assert found["balanced_accuracy"] == found["macro_f1"] == found["top1"] == expected
+def test_interval_without_mistakes_is_that_of_a_proportion() -> None:
+    for classes, images_per_class in ((16, 1), (4, 10)):
+        labels = labels_of(np.full(classes, images_per_class))
+        intervals = compute_single_label_intervals(pairs_of(labels, labels, classes))
+        expected = pytest.approx(compute_proportion_interval(1.0, classes * images_per_class), abs=1e-6)
+        assert intervals["balanced_accuracy"] == intervals["macro_f1"] == intervals["top1"] == expected
     uneven = labels_of(np.array([1000, 1]))
     low, _ = compute_single_label_intervals(pairs_of(uneven, uneven, 2))["balanced_accuracy"]
     assert low < 0.6, "of one class nothing is known but one image"
 
 
-def test_more_images_make_them_narrower() -> None:
+def test_more_images_make_intervals_narrower() -> None:
     random, widths = np.random.default_rng(0), []
     for images in (100, 1000, 10_000):
         labels = labels_of(equal_counts(5, images))
-        found = compute_single_label_intervals(pairs_of(labels, predict(labels, np.full(5, 0.25), random), 5))
-        widths.append(np.ptp(found["macro_f1"]))
+        intervals = compute_single_label_intervals(pairs_of(labels, predict(labels, np.full(5, 0.25), random), 5))
+        widths.append(np.ptp(intervals["macro_f1"]))
     assert widths[0] > 2 * widths[1] > 4 * widths[2]
 
 
-def test_in_large_test_splits_they_are_those_of_resampled_images() -> None:
+def test_intervals_of_large_test_splits_equal_bootstrap_intervals() -> None:
     random = np.random.default_rng(9)
     labels = np.minimum(random.integers(0, 10, 2000) ** 2 // 20, 4)
     predicted = predict(labels, np.full(5, 0.25), random)
@@ -123,9 +125,9 @@ def test_in_large_test_splits_they_are_those_of_resampled_images() -> None:
         scores = summarize_confusion(confusion(labels[rows], predicted[rows], 5))
         for name in resampled:
             resampled[name].append(scores[name])
-    found = compute_single_label_intervals(pairs_of(labels, predicted, 5))
+    intervals = compute_single_label_intervals(pairs_of(labels, predicted, 5))
     for name, values in resampled.items():  # the bounds' standard error is 0.0015
-        assert found[name] == pytest.approx(np.quantile(values, [0.025, 0.975]), abs=0.008), name
+        assert intervals[name] == pytest.approx(np.quantile(values, [0.025, 0.975]), abs=0.008), name
 
 
 def test_what_there_is_nothing_of_has_none() -> None:
@@ -148,76 +150,88 @@ def test_too_few_images_for_the_mistakes_of_others_are_counted() -> None:
 # Of several labels.
 
 
-def several(seed: int, rows: int = 2000, error: float = 0.2) -> tuple[Labels, Labels, Ids]:
+def make_multi_label(seed: int, rows: int = 2000, error: float = 0.2) -> tuple[Labels, Labels, Ids]:
     """Labels, predictions and the highest class."""
     random = np.random.default_rng(seed)
-    there = random.random((rows, 4)) < (0.1, 0.3, 0.5, 0.7)
-    predicted = there ^ (random.random(there.shape) < error)
-    return there, predicted, random.integers(0, 4, rows)
+    truth = random.random((rows, 4)) < (0.1, 0.3, 0.5, 0.7)
+    predicted = truth ^ (random.random(truth.shape) < error)
+    return truth, predicted, random.integers(0, 4, rows)
 
 
-def rows_of(there: Labels, predicted: Labels) -> pa.Table:
-    lists = ([np.flatnonzero(row) for row in array] for array in (there, predicted))
+def rows_of(truth: Labels, predicted: Labels) -> pa.Table:
+    lists = ([np.flatnonzero(row) for row in labels] for labels in (truth, predicted))
     columns = dict(zip(("label_ids", "predicted_ids"), lists, strict=True))
     return pa.table({name: pa.array(values, pa.list_(pa.int32())) for name, values in columns.items()})
 
 
-def counted(there: Labels, predicted: Labels, highest: Ids) -> LabelCounts:
-    counts = LabelCounts(there.shape[1])
-    counts.add(there, predicted, highest)
+def count_labels(truth: Labels, predicted: Labels, highest: Ids) -> LabelCounts:
+    counts = LabelCounts(truth.shape[1])
+    counts.add(truth, predicted, highest)
     return counts
 
 
-def test_of_several_labels_they_are_those_of_resampled_images() -> None:
-    there, predicted, highest = several(2)
+def test_multi_label_intervals_equal_bootstrap_intervals() -> None:
+    truth, predicted, highest = make_multi_label(2)
     random = np.random.default_rng(4)
     resampled: dict[str, list[float]] = {"macro_f1": [], "micro_f1": [], "subset_accuracy": []}
     for _ in range(400):
-        rows = random.integers(0, len(there), len(there))
-        scores = counted(there[rows], predicted[rows], highest[rows]).summary()
+        rows = random.integers(0, len(truth), len(truth))
+        scores = count_labels(truth[rows], predicted[rows], highest[rows]).summary()
         for name in resampled:
             resampled[name].append(scores[name])
-    table = rows_of(there, predicted)
-    found = compute_multi_label_intervals(counted(there, predicted, highest), [table])
-    assert set(found) == {*resampled, "top1"}
+    table = rows_of(truth, predicted)
+    intervals = compute_multi_label_intervals(count_labels(truth, predicted, highest), [table])
+    assert set(intervals) == {*resampled, "top1"}
     for name, values in resampled.items():
-        assert found[name] == pytest.approx(np.quantile(values, [0.025, 0.975]), abs=0.008), name
-    parts = compute_multi_label_intervals(counted(there, predicted, highest), [table.slice(0, 700), table.slice(700)])
-    for name, interval in found.items():
+        assert intervals[name] == pytest.approx(np.quantile(values, [0.025, 0.975]), abs=0.008), name
+    parts = compute_multi_label_intervals(
+        count_labels(truth, predicted, highest), [table.slice(0, 700), table.slice(700)]
+    )
+    for name, interval in intervals.items():
         assert parts[name] == pytest.approx(interval, abs=1e-6), "tables of any size"
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 30))
-def test_of_several_labels_they_contain_the_scores(seed: int, rows: int) -> None:
-    there, predicted, highest = several(seed, rows)
-    counts = counted(there, predicted, highest)
-    found = compute_multi_label_intervals(counts, [rows_of(there, predicted)])
-    assert bool(found) == bool(there.any())
-    for name, (low, high) in found.items():
+def test_multi_label_intervals_contain_the_observed_scores(seed: int, rows: int) -> None:
+    truth, predicted, highest = make_multi_label(seed, rows)
+    counts = count_labels(truth, predicted, highest)
+    intervals = compute_multi_label_intervals(counts, [rows_of(truth, predicted)])
+    assert bool(intervals) == bool(truth.any())
+    for name, (low, high) in intervals.items():
         assert 0 <= low <= counts.summary()[name] + 1e-6 and counts.summary()[name] - 1e-6 <= high <= 1, name
 
 
-def test_one_label_each_is_a_case_of_several() -> None:
+def test_multi_label_intervals_of_single_labels_equal_single_label_intervals() -> None:
     labels = labels_of(equal_counts(4, 300))
     predicted = predict(labels, np.full(4, 0.2), np.random.default_rng(0))
-    there, said = (np.eye(4, dtype=np.bool_)[ids] for ids in (labels, predicted))
-    found = compute_multi_label_intervals(counted(there, said, predicted), [rows_of(there, said)])
+    truth, predictions = (np.eye(4, dtype=np.bool_)[ids] for ids in (labels, predicted))
+    intervals = compute_multi_label_intervals(
+        count_labels(truth, predictions, predicted), [rows_of(truth, predictions)]
+    )
     single = compute_single_label_intervals(pairs_of(labels, predicted, 4))
-    assert found["micro_f1"] == found["top1"] == found["subset_accuracy"] == pytest.approx(single["top1"], abs=1e-5)
-    assert found["macro_f1"] == pytest.approx(single["macro_f1"], abs=0.01), "the classes' images are drawn, too"
+    assert (
+        intervals["micro_f1"]
+        == intervals["top1"]
+        == intervals["subset_accuracy"]
+        == pytest.approx(single["top1"], abs=1e-5)
+    )
+    assert intervals["macro_f1"] == pytest.approx(single["macro_f1"], abs=0.01), "the classes' images are drawn, too"
 
 
 @settings(max_examples=2)
 @given(st.integers(0, 2**32 - 1))
-def test_of_several_labels_they_contain_the_true_scores(seed: int) -> None:
+def test_multi_label_intervals_contain_the_true_scores(seed: int) -> None:
     """As above: of 200, 171 or fewer once in 10,000 times where 93% would."""
-    everything = several(seed, 400_000)
-    truth, contained = counted(*everything).summary(), dict.fromkeys(("macro_f1", "micro_f1", "subset_accuracy"), 0)
+    population = make_multi_label(seed, 400_000)
+    truth, contained = (
+        count_labels(*population).summary(),
+        dict.fromkeys(("macro_f1", "micro_f1", "subset_accuracy"), 0),
+    )
     for start in range(0, 200 * 60, 60):
-        part = tuple(array[start : start + 60] for array in everything)
-        found = compute_multi_label_intervals(counted(*part), [rows_of(*part[:2])])
+        sample = tuple(array[start : start + 60] for array in population)
+        intervals = compute_multi_label_intervals(count_labels(*sample), [rows_of(*sample[:2])])
         for name in contained:
-            contained[name] += found[name][0] <= truth[name] <= found[name][1]
+            contained[name] += intervals[name][0] <= truth[name] <= intervals[name][1]
     assert min(contained.values()) >= 172, contained
 
 

@@ -35,14 +35,14 @@ CUSTOM = ("argoproj.io/", "ray.io/")
 
 def write_case(folder: Path, overlay: str, components: tuple[str, ...] = ()) -> Path:
     """A kustomization of an overlay and components, as a user would write it."""
-    said: Json = {
+    kustomization: Json = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
         **({"namespace": "imagemill"} if components else {}),
         "resources": [os.path.relpath(K8S / "overlays" / overlay, folder.resolve())],
-        "components": [os.path.relpath(K8S / "components" / one, folder.resolve()) for one in components],
+        "components": [os.path.relpath(K8S / "components" / component, folder.resolve()) for component in components],
     }
-    (folder / "kustomization.yaml").write_text(yaml.safe_dump(said))
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
     return folder
 
 
@@ -61,7 +61,7 @@ def overlay(name: str) -> list[Json]:
 
 
 def of_kind(documents: list[Json], kind: str) -> dict[str, Json]:
-    return {one["metadata"]["name"]: one for one in documents if one["kind"] == kind}
+    return {document["metadata"]["name"]: document for document in documents if document["kind"] == kind}
 
 
 @pytest.fixture(scope="module")
@@ -74,39 +74,43 @@ def base() -> Cluster:
     return load_cluster(str(K8S / "base" / "cluster.yaml"))
 
 
-def test_kubectl_renders_the_same(case: str, rendered: list[Json], tmp_path: Path) -> None:
+def test_kubectl_renders_the_same_documents(case: str, rendered: list[Json], tmp_path: Path) -> None:
     if not shutil.which("kubectl"):
         pytest.skip("kubectl is not installed")
     command = ["kubectl", "kustomize", str(write_case(tmp_path, *CASES[case]))]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    theirs = {kustomize.key(one): one for one in yaml.safe_load_all(printed)}
-    assert theirs == {kustomize.key(one): one for one in rendered}
+    stdout = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    expected = {kustomize.key(document): document for document in yaml.safe_load_all(stdout)}
+    assert expected == {kustomize.key(document): document for document in rendered}
 
 
-def test_schemas_take_every_document(rendered: list[Json]) -> None:
-    core = [one for one in rendered if not one["apiVersion"].startswith(CUSTOM)]
+def test_core_documents_match_kubernetes_schemas(rendered: list[Json]) -> None:
+    core = [document for document in rendered if not document["apiVersion"].startswith(CUSTOM)]
     assert core
     for document in core:
         manifests.check_core(document)
 
 
-def test_crds_take_every_custom_resource(rendered: list[Json], case: str) -> None:
-    custom = [one for one in rendered if one["apiVersion"].startswith(CUSTOM)]
-    assert {one["kind"] for one in custom} == ({"WorkflowTemplate", "CronWorkflow"} if "kind" in case else set())
+def test_custom_resources_match_their_crds(rendered: list[Json], case: str) -> None:
+    custom = [document for document in rendered if document["apiVersion"].startswith(CUSTOM)]
+    assert {document["kind"] for document in custom} == (
+        {"WorkflowTemplate", "CronWorkflow"} if "kind" in case else set()
+    )
     for document in custom:
         manifests.check_custom(document)
 
 
 def test_every_pod_is_restricted(rendered: list[Json], case: str) -> None:
-    found = [pod for document in rendered for pod in pods(document)]
-    for pod in found:
+    restricted_pods = [pod for document in rendered for pod in pods(document)]
+    for pod in restricted_pods:
         manifests.check_restricted(pod.where, pod.spec, pod.annotations)
-    assert len(found) == (10 if "kind" in case else 0)
+    assert len(restricted_pods) == (10 if "kind" in case else 0)
 
 
 def test_every_namespaced_document_is_in_its_namespace(rendered: list[Json], case: str) -> None:
-    wanted = {"kubeflow": "kubeflow", "kubeflow-profile": "kubeflow-user-example-com"}.get(case, "imagemill")
-    assert {one["metadata"].get("namespace") for one in rendered if one["kind"] != "Namespace"} == {wanted}
+    namespace = {"kubeflow": "kubeflow", "kubeflow-profile": "kubeflow-user-example-com"}.get(case, "imagemill")
+    assert {document["metadata"].get("namespace") for document in rendered if document["kind"] != "Namespace"} == {
+        namespace
+    }
 
 
 def test_the_namespace_enforces_restricted(kind: list[Json]) -> None:
@@ -115,9 +119,11 @@ def test_the_namespace_enforces_restricted(kind: list[Json]) -> None:
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_rendered_overlays_are_the_golden_ones(name: str) -> None:
+def test_rendered_overlays_equal_golden_files(name: str) -> None:
     """Without what is a file of its own: the WorkflowTemplate, and the script of the store's Job."""
-    documents = sorted((one for one in overlay(name) if one["kind"] != "WorkflowTemplate"), key=kustomize.key)
+    documents = sorted(
+        (document for document in overlay(name) if document["kind"] != "WorkflowTemplate"), key=kustomize.key
+    )
     for document in documents:
         if "setup.py" in document.get("data", {}):
             document["data"]["setup.py"] = "(k8s/components/seaweedfs/setup.py)"
@@ -139,21 +145,21 @@ def test_the_schedule_waits_until_it_is_wanted(kind: list[Json]) -> None:
 # --- who may do what --------------------------------------------------------------------------------------------------
 
 
-def rights(documents: list[Json]) -> dict[str, dict[tuple[str, str, str], set[str]]]:
+def rights_by_account(documents: list[Json]) -> dict[str, dict[tuple[str, str, str], set[str]]]:
     """By account, through bindings: (API group, resource, its name) → verbs."""
     roles = of_kind(documents, "Role")
-    found: dict[str, dict[tuple[str, str, str], set[str]]] = {}
+    rights_by_account: dict[str, dict[tuple[str, str, str], set[str]]] = {}
     for binding in of_kind(documents, "RoleBinding").values():
         assert binding["roleRef"]["kind"] == "Role"
         for subject in binding["subjects"]:
             assert subject["kind"] == "ServiceAccount" and subject["namespace"] == binding["metadata"]["namespace"]
-            mine = found.setdefault(subject["name"], {})
+            account_rights = rights_by_account.setdefault(subject["name"], {})
             for rule in roles[binding["roleRef"]["name"]]["rules"]:
                 for group in rule["apiGroups"]:
                     for resource in rule["resources"]:
                         for name in rule.get("resourceNames", [""]):
-                            mine.setdefault((group, resource, name), set()).update(rule["verbs"])
-    return found
+                            account_rights.setdefault((group, resource, name), set()).update(rule["verbs"])
+    return rights_by_account
 
 
 RESULTS = ("argoproj.io", "workflowtaskresults", "")
@@ -161,7 +167,7 @@ RAYJOBS = ("ray.io", "rayjobs", "")
 
 
 def test_rights_of_the_kind_overlay(kind: list[Json]) -> None:
-    assert rights(kind) == {
+    assert rights_by_account(kind) == {
         "imagemill-executor": {RESULTS: {"create", "patch"}},
         "imagemill-launcher": {
             RESULTS: {"create", "patch"},
@@ -175,12 +181,12 @@ def test_rights_of_the_kind_overlay(kind: list[Json]) -> None:
 
 @pytest.mark.parametrize(("name", "account"), [("kubeflow", "pipeline-runner"), ("kubeflow-profile", "default-editor")])
 def test_kubeflows_steps_have_the_rights_of_the_launcher(name: str, account: str) -> None:
-    wanted = {(group, resource, ""): set(verbs) for (group, resource), verbs in kube.RIGHTS.items()}
-    assert rights(overlay(name)) == {account: wanted}
+    expected = {(group, resource, ""): set(verbs) for (group, resource), verbs in kube.RIGHTS.items()}
+    assert rights_by_account(overlay(name)) == {account: expected}
 
 
-def test_nothing_is_granted_beyond_roles_of_the_namespace(rendered: list[Json]) -> None:
-    assert not {"ClusterRole", "ClusterRoleBinding"} & {one["kind"] for one in rendered}
+def test_only_namespaced_roles_are_granted(rendered: list[Json]) -> None:
+    assert not {"ClusterRole", "ClusterRoleBinding"} & {document["kind"] for document in rendered}
     for role in of_kind(rendered, "Role").values():
         assert "*" not in str(role["rules"]), role["metadata"]["name"]
     bound = {binding["roleRef"]["name"] for binding in of_kind(rendered, "RoleBinding").values()}
@@ -189,7 +195,7 @@ def test_nothing_is_granted_beyond_roles_of_the_namespace(rendered: list[Json]) 
 
 def test_pods_run_as_accounts_that_exist_and_steps_see_no_token(kind: list[Json], base: Cluster) -> None:
     accounts = of_kind(kind, "ServiceAccount")
-    assert all(one["automountServiceAccountToken"] is False for one in accounts.values())
+    assert all(service_account["automountServiceAccountToken"] is False for service_account in accounts.values())
     tokens = {}
     for document in kind:
         for pod in pods(document):
@@ -211,36 +217,38 @@ def test_pods_run_as_accounts_that_exist_and_steps_see_no_token(kind: list[Json]
 def container(documents: list[Json], kind: str) -> Json:
     (document,) = of_kind(documents, kind).values()
     (pod,) = pods(document)
-    (found,) = pod.spec["containers"]
-    return dict(found)
+    (container,) = pod.spec["containers"]
+    return dict(container)
 
 
-def test_the_store_is_the_one_that_cluster_yaml_names(kind: list[Json], base: Cluster) -> None:
+def test_store_matches_the_cluster_file(kind: list[Json], base: Cluster) -> None:
     storage = base.storage
     (service,) = of_kind(kind, "Service").values()
     address = f"{service['metadata']['name']}.{service['metadata']['namespace']}:{service['spec']['ports'][0]['port']}"
     assert storage.endpoint == f"http://{address}"
-    keys = {one["name"]: one["valueFrom"]["secretKeyRef"] for one in container(kind, "StatefulSet")["env"]}
+    keys = {
+        variable["name"]: variable["valueFrom"]["secretKeyRef"] for variable in container(kind, "StatefulSet")["env"]
+    }
     assert keys == {
         "AWS_ACCESS_KEY_ID": {"name": storage.secret, "key": storage.access_key},
         "AWS_SECRET_ACCESS_KEY": {"name": storage.secret, "key": storage.secret_key},
     }
-    job = {one["name"]: one.get("value") for one in container(kind, "Job")["env"]}
+    job = {variable["name"]: variable.get("value") for variable in container(kind, "Job")["env"]}
     bucket = storage.workspace.removeprefix("s3://").partition("/")[0]
     assert (job["SECRET"], job["BUCKET"], job["AWS_REGION"]) == (storage.secret, bucket, storage.region)
     assert job["AWS_ENDPOINT_URL"] == f"http://{service['metadata']['name']}:{service['spec']['ports'][0]['port']}"
-    about = of_kind(kind, "ConfigMap")["artifact-repositories"]
-    chosen = about["metadata"]["annotations"]["workflows.argoproj.io/default-artifact-repository"]
-    s3 = yaml.safe_load(about["data"][chosen])["s3"]
+    repositories = of_kind(kind, "ConfigMap")["artifact-repositories"]
+    default_repository = repositories["metadata"]["annotations"]["workflows.argoproj.io/default-artifact-repository"]
+    s3 = yaml.safe_load(repositories["data"][default_repository])["s3"]
     assert (s3["endpoint"], s3["insecure"], s3["bucket"], s3["region"]) == (address, True, bucket, storage.region)
     assert s3["accessKeySecret"] == keys["AWS_ACCESS_KEY_ID"] and s3["secretKeySecret"] == keys["AWS_SECRET_ACCESS_KEY"]
 
 
-def test_the_service_finds_the_store(kind: list[Json]) -> None:
+def test_service_selects_the_store_pod(kind: list[Json]) -> None:
     (service,) = of_kind(kind, "Service").values()
     (store,) = pods(of_kind(kind, "StatefulSet")["seaweedfs"])
     assert service["spec"]["selector"].items() <= store.labels.items()
-    ports = {one["name"]: one["containerPort"] for one in store.spec["containers"][0]["ports"]}
+    ports = {port["name"]: port["containerPort"] for port in store.spec["containers"][0]["ports"]}
     assert ports == {service["spec"]["ports"][0]["targetPort"]: 8333}
 
 
@@ -251,18 +259,20 @@ def test_images_namespace_and_ray_agree(kind: list[Json], base: Cluster) -> None
     assert locked and base.ray.version == locked[1]
 
 
-def test_no_image_is_taken_by_a_tag_that_moves(rendered: list[Json]) -> None:
+def test_images_have_fixed_tags(rendered: list[Json]) -> None:
     for document in rendered:
         for pod in pods(document):
-            for one in [*pod.spec["containers"], *pod.spec.get("initContainers", ())]:
-                if "image" in one:
-                    assert re.fullmatch(r"\S+:[^:/]+", one["image"]) and not one["image"].endswith(":latest"), pod.where
+            for container in [*pod.spec["containers"], *pod.spec.get("initContainers", ())]:
+                if "image" in container:
+                    assert re.fullmatch(r"\S+:[^:/]+", container["image"]) and not container["image"].endswith(
+                        ":latest"
+                    ), pod.where
 
 
 @pytest.mark.parametrize("name", ["kubeflow", "kubeflow-profile"])
 def test_the_cluster_file_names_the_overlays_namespace(name: str) -> None:
     cluster = load_cluster(str(K8S / "overlays" / name / "cluster.yaml"))
-    assert {cluster.namespace} == {one["metadata"]["namespace"] for one in overlay(name)}
+    assert {cluster.namespace} == {document["metadata"]["namespace"] for document in overlay(name)}
     assert cluster.ray.mode == "auto" and cluster.steps["train"].gpu == 1
 
 
@@ -272,26 +282,26 @@ def test_the_cluster_file_names_the_overlays_namespace(name: str) -> None:
 def changes(tmp_path: Path, *components: str) -> tuple[list[Json], list[Json]]:
     """The documents that components add to or change in the kind overlay: before, after."""
     after = kustomize.render(write_case(tmp_path, "kind", components))
-    before = {kustomize.key(one): one for one in overlay("kind")}
-    changed = [one for one in after if before.get(kustomize.key(one)) != one]
-    return [before[kustomize.key(one)] for one in changed if kustomize.key(one) in before], changed
+    before = {kustomize.key(document): document for document in overlay("kind")}
+    changed = [document for document in after if before.get(kustomize.key(document)) != document]
+    return [before[kustomize.key(document)] for document in changed if kustomize.key(document) in before], changed
 
 
 def test_gpus_are_added_to_train_and_evaluate(tmp_path: Path) -> None:
-    _, (template,) = changes(tmp_path, "gpu")
-    found = {}
-    for one in template["spec"]["templates"]:
-        sizes = one.get("container", {}).get("resources", {})
+    _, (workflow_template,) = changes(tmp_path, "gpu")
+    gpus_by_template = {}
+    for template in workflow_template["spec"]["templates"]:
+        sizes = template.get("container", {}).get("resources", {})
         if gpus := {kind: sizes[kind]["nvidia.com/gpu"] for kind in sizes if "nvidia.com/gpu" in sizes[kind]}:
-            found[one["name"]] = gpus
-            assert one["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+            gpus_by_template[template["name"]] = gpus
+            assert template["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
     one_gpu = {"requests": "1", "limits": "1"}
-    assert found == {"train": one_gpu, "evaluate": one_gpu}
+    assert gpus_by_template == {"train": one_gpu, "evaluate": one_gpu}
 
 
-def test_istio_is_kept_out_of_every_pod(tmp_path: Path) -> None:
+def test_istio_is_not_injected_into_any_pod(tmp_path: Path) -> None:
     _, changed = changes(tmp_path, "istio-off")
-    assert {one["kind"] for one in changed} == {"Namespace", "StatefulSet", "Job"}
+    assert {document["kind"] for document in changed} == {"Namespace", "StatefulSet", "Job"}
     assert of_kind(changed, "Namespace")["imagemill"]["metadata"]["labels"]["istio-injection"] == "disabled"
     for document in kustomize.render(tmp_path):
         for pod in pods(document):
@@ -310,7 +320,7 @@ def test_a_patch_of_another_template_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    "unsupported",
     [
         {"namePrefix": "a-"},
         {"resources": ["two.yaml"]},
@@ -319,14 +329,18 @@ def test_a_patch_of_another_template_is_refused() -> None:
         {"configMapGenerator": [{"name": "a", "files": ["one.yaml"], "options": {"disableNameSuffixHash": False}}]},
     ],
 )
-def test_the_renderer_refuses_what_it_does_not_know(wrong: Json, tmp_path: Path) -> None:
-    one = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}}
-    (tmp_path / "one.yaml").write_text(yaml.safe_dump(one))
-    (tmp_path / "two.yaml").write_text(yaml.safe_dump_all([one, one]))
-    said: Json = {"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization", "resources": ["one.yaml"]}
-    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(said))
-    assert kustomize.render(tmp_path) == [one]
-    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump({**said, **wrong}))
+def test_renderer_rejects_unsupported_fields(unsupported: Json, tmp_path: Path) -> None:
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}}
+    (tmp_path / "one.yaml").write_text(yaml.safe_dump(pod))
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump_all([pod, pod]))
+    kustomization: Json = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "resources": ["one.yaml"],
+    }
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    assert kustomize.render(tmp_path) == [pod]
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump({**kustomization, **unsupported}))
     with pytest.raises(AssertionError):
         kustomize.render(tmp_path)
 

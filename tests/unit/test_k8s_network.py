@@ -45,9 +45,9 @@ def _short(pod: Pod) -> str:
 
 
 def ray_peers(cluster: Cluster) -> dict[str, Peer]:
-    found = peers(build_rayjob(cluster, "resize", "job", ["python"], "a-run"), cluster.namespace, RAY_PODS)
-    assert found.keys() == set(RAY_PODS.values())
-    return found
+    peers_by_name = peers(build_rayjob(cluster, "resize", "job", ["python"], "a-run"), cluster.namespace, RAY_PODS)
+    assert peers_by_name.keys() == set(RAY_PODS.values())
+    return peers_by_name
 
 
 def outside(namespace: str) -> dict[str, Peer]:
@@ -104,24 +104,24 @@ def reached(policies: list[Json], all_pods: dict[str, Peer], targets: dict[str, 
 
 def policies_of(overlay: str, *components: str) -> list[Json]:
     documents = kustomize.render(K8S / "overlays" / overlay)
-    documents += [one for name in components for one in policy(name)]
-    return [one for one in documents if one["kind"] == "NetworkPolicy"]
+    documents += [document for name in components for document in policy(name)]
+    return [document for document in documents if document["kind"] == "NetworkPolicy"]
 
 
 def policy(component: str) -> list[Json]:
-    found = [yaml.safe_load((K8S / "components" / component / "policy.yaml").read_text())]
-    for one in found:
-        one["metadata"]["namespace"] = "imagemill"
-    return found
+    documents = [yaml.safe_load((K8S / "components" / component / "policy.yaml").read_text())]
+    for document in documents:
+        document["metadata"]["namespace"] = "imagemill"
+    return documents
 
 
 @pytest.fixture(scope="module")
 def kind() -> dict[str, Peer]:
     cluster = load_cluster(str(K8S / "base" / "cluster.yaml"))
-    found = outside("imagemill") | ray_peers(cluster)
+    peers_by_name = outside("imagemill") | ray_peers(cluster)
     for document in kustomize.render(K8S / "overlays" / "kind"):
-        found |= peers(document, "imagemill", {})
-    return found
+        peers_by_name |= peers(document, "imagemill", {})
+    return peers_by_name
 
 
 KIND_TARGETS = {
@@ -149,29 +149,29 @@ UNBOUND = {name for name, (pod, _, _) in TARGETS.items() if pod not in ("ray hea
 
 
 def test_flows_in_kind(kind: dict[str, Peer]) -> None:
-    found = reached(policies_of("kind"), kind, KIND_TARGETS)
-    ours = {name: flows for name, flows in found.items() if kind[name].namespace == "imagemill"}
-    assert ours == KIND_FLOWS
-    others = {name: flows - UNBOUND for name, flows in found.items() if name not in ours}
-    assert {name: flows for name, flows in others.items() if flows} == {
+    flows_by_peer = reached(policies_of("kind"), kind, KIND_TARGETS)
+    own_flows = {name: flows for name, flows in flows_by_peer.items() if kind[name].namespace == "imagemill"}
+    assert own_flows == KIND_FLOWS
+    other_flows = {name: flows - UNBOUND for name, flows in flows_by_peer.items() if name not in own_flows}
+    assert {name: flows for name, flows in other_flows.items() if flows} == {
         "operator": {"head:8265"}, "argo server": {"store"},
     }  # fmt: skip
 
 
 def test_a_store_outside_of_the_cluster(kind: dict[str, Peer]) -> None:
-    found = reached(policies_of("kind", "s3-outside"), kind, KIND_TARGETS)
-    ours = [name for name, pod in kind.items() if pod.labels.get("app.kubernetes.io/name") == "imagemill"]
-    for name in ours:
+    flows_by_peer = reached(policies_of("kind", "s3-outside"), kind, KIND_TARGETS)
+    own_peers = [name for name, pod in kind.items() if pod.labels.get("app.kubernetes.io/name") == "imagemill"]
+    for name in own_peers:
         if kind[name].namespace == "imagemill":
-            assert found[name] == KIND_FLOWS[name] | HTTPS, name
-    assert found["stranger"] == found["seaweedfs"] == set()
+            assert flows_by_peer[name] == KIND_FLOWS[name] | HTTPS, name
+    assert flows_by_peer["stranger"] == flows_by_peer["seaweedfs"] == set()
 
 
 def test_credentials_by_eks_pod_identity(kind: dict[str, Peer]) -> None:
-    found = reached(policies_of("kind", "identity-eks"), kind, KIND_TARGETS)
+    flows_by_peer = reached(policies_of("kind", "identity-eks"), kind, KIND_TARGETS)
     for name, flows in KIND_FLOWS.items():
-        ours = kind[name].labels.get("app.kubernetes.io/name") == "imagemill"
-        assert found[name] == flows | ({"eks", "eks 6"} if ours else set()), name
+        is_own = kind[name].labels.get("app.kubernetes.io/name") == "imagemill"
+        assert flows_by_peer[name] == flows | ({"eks", "eks 6"} if is_own else set()), name
 
 
 def test_both_installations_of_kuberay_are_known(kind: dict[str, Peer]) -> None:
@@ -189,7 +189,8 @@ def kfp_peers(namespace: str) -> dict[str, Peer]:
     package = yaml.load((GOLDEN / "training_default.yaml").read_text(), Loader=yaml.CSafeLoader)
     executors = package["platform"]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     return {
-        name.removeprefix("exec-"): Peer(about["podMetadata"]["labels"], namespace) for name, about in executors.items()
+        name.removeprefix("exec-"): Peer(executor["podMetadata"]["labels"], namespace)
+        for name, executor in executors.items()
     }
 
 
@@ -216,18 +217,18 @@ def test_flows_in_kubeflow(overlay: str, namespace: str) -> None:
     steps = kfp_peers(namespace)
     all_pods = outside(namespace) | KUBEFLOW | ray_peers(cluster) | steps
     targets = {**TARGETS, **KUBEFLOW_TARGETS}
-    found = reached(policies_of(overlay), all_pods, targets)
+    flows_by_peer = reached(policies_of(overlay), all_pods, targets)
     assert {"download", "clean", "resize", "train", "evaluate", "promote", "finish"} == steps.keys()
-    wanted = dict.fromkeys(steps, KFP_STEP)
-    wanted |= {"download": KFP_STEP | WEB, "train": KFP_STEP | HTTPS}
-    wanted |= {name: KIND_FLOWS[name] | OLD_STORE for name in ("ray head", "ray worker", "submitter")}
-    assert {name: found[name] for name in wanted} == wanted
+    expected = dict.fromkeys(steps, KFP_STEP)
+    expected |= {"download": KFP_STEP | WEB, "train": KFP_STEP | HTTPS}
+    expected |= {name: KIND_FLOWS[name] | OLD_STORE for name in ("ray head", "ray worker", "submitter")}
+    assert {name: flows_by_peer[name] for name in expected} == expected
     # What else is in the namespace, such as notebooks, KFP's drivers and, without profiles, KFP itself, stays as it is.
-    ours = RAY | {"step"}
+    own_targets = RAY | {"step"}
     for name in ("stranger", *KUBEFLOW):
-        itself = {target for target, (pod, _, _) in targets.items() if pod == name}
-        assert found[name] == set(targets) - ours - itself, name
-    assert found["operator"] & ours == {"head:8265"}
+        own = {target for target, (pod, _, _) in targets.items() if pod == name}
+        assert flows_by_peer[name] == set(targets) - own_targets - own, name
+    assert flows_by_peer["operator"] & own_targets == {"head:8265"}
     assert not any(allowed(policies_of(overlay), pod, all_pods["train"], 8080) for pod in KUBEFLOW.values())
 
 

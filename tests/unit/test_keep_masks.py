@@ -12,13 +12,12 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from imagemill.components.clean.candidates import read_file_columns
 from imagemill.components.clean.config import CleanConfig
 from imagemill.components.clean.final_files import rewrite_file
 from imagemill.components.clean.labels import LabelRules
 from imagemill.components.clean.schema import make_clean_schema
 from imagemill.components.clean.shard import CleanedShard, RowRules, Slice, clean_row, clean_shard
-from imagemill.components.dataset.shards import Layout, ShardWriter
+from imagemill.components.dataset.shards import Layout, ShardWriter, read_file
 from imagemill.components.imaging.decoder import ImageRejected, decode
 from imagemill.components.imaging.standardize import standardize
 
@@ -147,18 +146,11 @@ def test_files_written_again_keep_their_masks(tmp_path: Path) -> None:
     part = Slice(file, 0, 1, 6, 1)
     config = keeping(val_fraction=0.0)
     shard = CleanedShard.from_record(clean_shard(part, str(tmp_path), str(tmp_path), rules(config), 1))
-    first = {
-        r["image_id"]: r["mask"] for t in read_file_columns(str(tmp_path), shard.data[0], None) for r in t.to_pylist()
-    }
+    first = {r["image_id"]: r["mask"] for t in read_file(f"{tmp_path}/{shard.data[0].uri}") for r in t.to_pylist()}
     assert len(first) == 6 and first["3.png"] is None
     np.testing.assert_array_equal(kept(first["2.png"]) == 255, np.indices((40, 60)).sum(axis=0) % 4 == 0)
     alive, splits = np.array([True, False, True, True, True, True]), np.array([0, 0, 1, 0, 0, 2], np.uint8)
     again = list(rewrite_file(str(tmp_path), shard.data[0], alive, splits, rules(config).layout))
     assert sorted((f.split, f.rows) for f in again) == [("test", 1), ("train", 3), ("val", 1)]
-    second = {
-        r["image_id"]: r["mask"]
-        for f in again
-        for t in read_file_columns(str(tmp_path), f, None)
-        for r in t.to_pylist()
-    }
+    second = {r["image_id"]: r["mask"] for f in again for t in read_file(f"{tmp_path}/{f.uri}") for r in t.to_pylist()}
     assert len(second) == 5 and all(first[name] == mask for name, mask in second.items())

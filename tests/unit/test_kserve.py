@@ -15,12 +15,12 @@ from typing import Any
 
 import photos
 import pytest
-from test_predict_command import CLASSES, SPEC, model_of
+from test_predict_command import CLASSES, SPEC
+from test_predict_command import commit_model as model_of
 
 from imagemill.components.dataset.manifest import Manifest, commit
 from imagemill.components.dataset.shards import publish_bytes
-from imagemill.components.models.artifact import load_model
-from imagemill.components.models.preprocessing import Preprocessing
+from imagemill.components.models.artifact import Preprocessing, load_model
 from imagemill.components.train.artifact.onnx_export import export
 from imagemill.pipelines.cli.main import main
 

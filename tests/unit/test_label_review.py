@@ -29,7 +29,7 @@ from imagemill.components.evaluate.cross_validation import FOLDS, assign_folds
 from imagemill.components.evaluate.label_issues import MIN_CLASS_IMAGES, FoldStatistics, find_label_issues
 from imagemill.components.evaluate.review import MAX_FEATURES, FeatureExtractor, describe_review, review_labels
 from imagemill.components.models.artifact import ModelSpec, build_network
-from imagemill.components.promote import report, suspects
+from imagemill.components.promote import mistakes, report
 from imagemill.components.promote.thumbnails import Thumbnail
 
 
@@ -47,22 +47,22 @@ def clusters(
     return features, labels, true
 
 
-@pytest.mark.parametrize("wrong", [0.02, 0.05, 0.1])
-def test_planted_wrong_labels_are_found_and_the_right_ones_suggested(wrong: float) -> None:
-    features, labels, true = clusters(wrong=wrong, apart=8)
-    found = find_label_issues(features, labels, 6)
+@pytest.mark.parametrize("wrong_share", [0.02, 0.05, 0.1])
+def test_planted_wrong_labels_are_found_and_the_right_ones_suggested(wrong_share: float) -> None:
+    features, labels, true = clusters(wrong=wrong_share, apart=8)
+    issues = find_label_issues(features, labels, 6)
     planted = set(np.flatnonzero(labels != true).tolist())
-    hits = planted & set(found.rows.tolist())
+    hits = planted & set(issues.rows.tolist())
     assert len(hits) >= 0.9 * len(planted)
-    assert len(hits) >= 0.9 * len(found.rows)
-    right = true[found.rows] == found.suggested
+    assert len(hits) >= 0.9 * len(issues.rows)
+    right = true[issues.rows] == issues.suggested
     assert right.sum() >= 0.95 * len(hits)
-    assert (np.diff(found.quality) >= 0).all(), "the surest come first"
-    assert (found.suggested_probability > found.label_probability).all() and found.num_judged == 600
-    assert found.agreement == pytest.approx(1 - wrong, abs=0.03)
+    assert (np.diff(issues.quality) >= 0).all(), "the surest come first"
+    assert (issues.suggested_probability > issues.label_probability).all() and issues.num_judged == 600
+    assert issues.agreement == pytest.approx(1 - wrong_share, abs=0.03)
 
 
-def test_the_twin_of_a_wrong_label_does_not_vouch_for_it() -> None:
+def test_near_duplicates_of_a_wrong_label_are_in_its_fold() -> None:
     """Each wrong label is on ten near-duplicates. In one fold nothing that judges it has seen it, and recall is higher
     by 0.1 to 0.9 in each of 12 seeds that were tried; the mean of 4 falls below the bound once in 10,000."""
     recalls = []
@@ -72,11 +72,11 @@ def test_the_twin_of_a_wrong_label_does_not_vouch_for_it() -> None:
         noise = np.random.default_rng(seed).normal(0, 0.02, (600, 16))
         features, labels, true = (features[twins] + noise).astype(np.float16), labels[twins], true[twins]
         planted = set(np.flatnonzero(labels != true).tolist())
-        found = [
+        found_rows = [
             set(find_label_issues(features, labels, 3, folds).rows.tolist())
             for folds in (assign_folds(labels, twins), None)
         ]
-        recalls.append([len(planted & rows) / len(planted) for rows in found])
+        recalls.append([len(planted & rows) / len(planted) for rows in found_rows])
     together, apart = np.mean(recalls, axis=0)
     assert together > apart + 0.1
 
@@ -89,21 +89,21 @@ def test_sound_labels_are_left_alone_and_the_result_is_the_same_again() -> None:
     assert all(np.array_equal(getattr(first, f.name), getattr(second, f.name)) for f in dataclasses.fields(first))
 
 
-def test_labels_without_a_meaning_have_no_suspects() -> None:
+def test_random_labels_have_no_suspects() -> None:
     """Not at the second look either, at what is left when the images that the classifiers doubt are taken out."""
     for seed, classes in ((0, 2), (2, 6)):
         random = np.random.default_rng(seed)
         features = random.normal(0, 1, (400, 32)).astype(np.float16)
         labels = random.integers(0, classes, 400)
-        found = find_label_issues(features, labels, classes)
-        assert not found.is_better and not len(found.rows)
+        issues = find_label_issues(features, labels, classes)
+        assert not issues.is_better and not len(issues.rows)
         features[:, 0] += (3 * labels).astype(np.float16)
         assert find_label_issues(features, labels, classes).is_better
 
 
-def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_result_does_not_depend_on_the_chunk_size(monkeypatch: pytest.MonkeyPatch) -> None:
     features, labels, _ = clusters()
-    whole = find_label_issues(features, labels, 6)
+    expected = find_label_issues(features, labels, 6)
     monkeypatch.setattr("imagemill.components.evaluate.label_issues._CHUNK", 700)
     monkeypatch.setattr(
         "imagemill.components.evaluate.label_issues.fit_temperature", lambda *_: 1.0
@@ -111,15 +111,15 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     parts = find_label_issues(features, labels, 6)
     monkeypatch.setattr("imagemill.components.evaluate.label_issues._CHUNK", 1 << 21)
     assert np.array_equal(find_label_issues(features, labels, 6).rows, parts.rows)
-    assert len(set(whole.rows) & set(parts.rows)) > 0.8 * len(whole.rows)
+    assert len(set(expected.rows) & set(parts.rows)) > 0.8 * len(expected.rows)
 
 
 def test_a_class_of_few_images_is_not_judged_and_one_of_one_image_does_no_harm() -> None:
     features, labels, _ = clusters(wrong=0, apart=10)
     labels[:3], labels[3:4] = 6, 7  # taken from anywhere, so they look like something else
-    found = find_label_issues(features, labels, 9)  # the last class has none at all
-    assert found.num_judged == 600 - 4
-    assert not set(found.rows.tolist()) & {0, 1, 2, 3}
+    issues = find_label_issues(features, labels, 9)  # the last class has none at all
+    assert issues.num_judged == 600 - 4
+    assert not set(issues.rows.tolist()) & {0, 1, 2, 3}
     assert MIN_CLASS_IMAGES == 2 * FOLDS
 
 
@@ -136,21 +136,21 @@ def test_what_was_counted_out_again_was_never_there(seed: int, out: int) -> None
         np.testing.assert_allclose(getattr(fitted, name), getattr(rest, name), atol=1e-9)
 
 
-def test_a_discriminant_is_that_of_scikit_learn() -> None:
+def test_discriminant_equals_that_of_scikit_learn() -> None:
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
     features, labels, _ = clusters(seed=3)
     folds = (np.arange(600) % FOLDS).astype(np.int8)
     fitted = FoldStatistics(6, 16)
     fitted.add(features, labels, folds)
-    weights, bias, known = fitted.fit_without(2)
-    others = folds != 2
-    theirs = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=0.1).fit(
-        features[others].astype(float), labels[others]
+    weights, bias, has_class = fitted.fit_without(2)
+    is_training = folds != 2
+    expected = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=0.1).fit(
+        features[is_training].astype(float), labels[is_training]
     )
-    np.testing.assert_allclose(weights.T * 4, theirs.coef_, rtol=1e-4)  # the square root of 16 dimensions
-    np.testing.assert_allclose(bias * 4, theirs.intercept_, rtol=1e-4)
-    assert known.all()
+    np.testing.assert_allclose(weights.T * 4, expected.coef_, rtol=1e-4)  # the square root of 16 dimensions
+    np.testing.assert_allclose(bias * 4, expected.intercept_, rtol=1e-4)
+    assert has_class.all()
 
 
 def _network(backbone: str, size: int = 64) -> Any:
@@ -159,7 +159,7 @@ def _network(backbone: str, size: int = 64) -> Any:
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "squeezenet1_1", "timm:test_vit"])
-def test_features_are_what_the_head_is_given(backbone: str) -> None:
+def test_features_are_the_inputs_of_the_head(backbone: str) -> None:
     import torch
 
     torch.manual_seed(0)
@@ -169,15 +169,15 @@ def test_features_are_what_the_head_is_given(backbone: str) -> None:
     with FeatureExtractor(network) as extractor, torch.inference_mode():
         logits = network(images)
         features = extractor.read_features()
-        again = extractor.read_features()
+        second = extractor.read_features()
     assert features.dtype == np.float16 and features.shape[0] == 4 and features.shape[1] <= MAX_FEATURES
-    assert np.array_equal(features, again)
+    assert np.array_equal(features, second)
     assert np.square(features.astype(float)).mean() == pytest.approx(1, rel=0.01)
     if backbone == "resnet18":  # the logits are linear in them, up to the scale
         head = network.fc.weight.detach().numpy()
-        ours = features.astype(float) @ head.T
-        theirs = (logits - network.fc.bias).detach().numpy()
-        assert np.corrcoef(ours.ravel(), theirs.ravel())[0, 1] > 0.999
+        computed = features.astype(float) @ head.T
+        expected = (logits - network.fc.bias).detach().numpy()
+        assert np.corrcoef(computed.ravel(), expected.ravel())[0, 1] > 0.999
     assert not network._forward_pre_hooks and not any(m._forward_pre_hooks for m in network.modules())
 
 
@@ -188,19 +188,19 @@ def test_many_features_are_projected_and_distances_stay() -> None:
     network = _network("shufflenet_v2_x0_5")
     assert network.fc.in_features == 2 * MAX_FEATURES
     images = torch.rand(12, 3, 64, 64) * torch.arange(1, 13).view(-1, 1, 1, 1)
-    caught: list[Any] = []
-    network.fc.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0].clone()))
+    head_inputs: list[Any] = []
+    network.fc.register_forward_pre_hook(lambda _, inputs: head_inputs.append(inputs[0].clone()))
     with FeatureExtractor(network) as extractor, torch.inference_mode():
         network(images)
         features = torch.from_numpy(extractor.read_features().astype(np.float32))
     assert features.shape == (12, MAX_FEATURES)
-    before, after = torch.pdist(caught[0]), torch.pdist(features)
+    before, after = torch.pdist(head_inputs[0]), torch.pdist(features)
     ratio = (after / before) / (after / before).median()
     assert float(ratio.min()) > 0.8 and float(ratio.max()) < 1.2
 
 
 @pytest.mark.parametrize(
-    ("said", "accuracy", "lines"),
+    ("review", "accuracy", "lines"),
     [
         ({"skipped": reviewing.OFF}, 1.0, []),
         ({"skipped": "there are 1 of them"}, 1.0, ["the labels of the training images are not reviewed: there are 1"]),
@@ -215,28 +215,30 @@ def test_many_features_are_projected_and_distances_stay() -> None:
         ({"images": 560, "suspects": 12}, 0.9, ["12 of 560 training images look mislabelled", "10.0% of the test"]),
     ],
 )
-def test_what_is_said(said: dict[str, Any], accuracy: float, lines: list[str]) -> None:
-    found = describe_review(LabelReview(**said), accuracy)
-    assert len(found) == len(lines) and all(line.startswith(start) for line, start in zip(found, lines, strict=True))
+def test_review_is_described_in_log_lines(review: dict[str, Any], accuracy: float, lines: list[str]) -> None:
+    messages = describe_review(LabelReview(**review), accuracy)
+    assert len(messages) == len(lines) and all(
+        line.startswith(start) for line, start in zip(messages, lines, strict=True)
+    )
 
 
-def test_what_is_not_reviewed_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_skipped_review_has_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = ModelSpec("resnet18", ("a", "b"), ImageSpec((8, 8, 3)))
     uri = str(tmp_path / "tensors" / "0")
     manifest = Manifest("tensors", "0", classes=("a", "b"), totals=Totals(by_split={"train": 300_000}))
     tensors = Dataset(uri, manifest, "")
-    asked = {"network": None, "device": None, "uri": uri, "batch_size": 8}
-    found = [
-        review_labels(where, tensors, spec=dataclasses.replace(spec, **changed), mode=mode, **asked)  # type: ignore
-        for where, changed, mode in [
+    arguments = {"network": None, "device": None, "uri": uri, "batch_size": 8}
+    reviews = [
+        review_labels(dataset, tensors, spec=dataclasses.replace(spec, **changed), mode=mode, **arguments)  # type: ignore
+        for dataset, changed, mode in [
             (tensors, {}, "false"),
             (None, {}, "true"),
             (tensors, {}, "auto"),
             (tensors, {"classes": ("b", "a")}, "auto"),
         ]
     ]
-    assert [file for file, _ in found] == [None] * 4
-    assert [said.skipped for _, said in found] == [
+    assert [file for file, _ in reviews] == [None] * 4
+    assert [review.skipped for _, review in reviews] == [
         reviewing.OFF,
         "this model was not trained on them",
         "there are 300,000, more than 200,000 (review true does it all the same)",
@@ -246,83 +248,83 @@ def test_what_is_not_reviewed_says_why(tmp_path: Path, monkeypatch: pytest.Monke
 
 def noisy_photos(workspace: Workspace, each: int = 60, flipped: int = 4) -> tuple[Dataset, set[str]]:
     """Clean photographs of two classes, red or blue, and the ids of those training images that are called the other."""
-    rows, wrong = [], set()
+    rows, wrong_ids = [], set()
     for split, number in {"train": 2 * each, "val": 16, "test": 16}.items():
         for n in range(number):
             pixels = photos.made(len(rows) + 500, 48, 48)
             pixels[..., 2 * (n % 2)] //= 3
             other = split == "train" and n < 2 * flipped
             rows.append(Row(f"{split}{n}.png", ("cat", "dog")[(n + other) % 2], split, photos.saved(pixels)))
-            wrong |= {rows[-1].image_id} if other else set()
+            wrong_ids |= {rows[-1].image_id} if other else set()
     rows.sort(key=lambda row: compute_shuffle_index(hashlib.sha256(row.data).hexdigest()))
     uri = workspace.dataset("clean", "0" * 16)
-    return commit(uri, dataclasses.replace(draft(uri, rows).manifest, image=CleanImage("rgb", 3))), wrong
+    return commit(uri, dataclasses.replace(draft(uri, rows).manifest, image=CleanImage("rgb", 3))), wrong_ids
 
 
 def test_the_step_finds_flipped_labels_and_the_report_shows_them(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     workspace = Workspace(str(tmp_path))
-    clean, wrong = noisy_photos(workspace)
+    clean, wrong_ids = noisy_photos(workspace)
     with one_core():
         tensors = resized(workspace, clean, image_size=32)
         model = trained(workspace, tensors, recipe="plain", epochs=8, batch_size=16, learning_rate=0.004)
         evaluation, _ = evaluated(workspace, model, clean)
-    said = evaluation.manifest.extra.review
+    review = evaluation.manifest.extra.review
     (file,) = evaluation.files("suspects")
     rows = [
         row for table in read_columns(evaluation, "suspects", reviewing.SUSPECTS.names) for row in table.to_pylist()
     ]
     ranked = [row for row in rows if row["rank"]]
-    assert len(rows) == file.rows == said.listed >= 100, "the highest losses are listed too"
-    assert [row["rank"] for row in ranked] == list(range(1, said.suspects + 1))
-    found = mislabelled.compare(
+    assert len(rows) == file.rows == review.listed >= 100, "the highest losses are listed too"
+    assert [row["rank"] for row in ranked] == list(range(1, review.suspects + 1))
+    comparison = mislabelled.compare(
         [(row["image_id"], row["suggested"]) for row in ranked],
-        {image_id: ("cat", "dog")[int(image_id[5:-4]) % 2] for image_id in wrong},
-        wrong,
+        {image_id: ("cat", "dog")[int(image_id[5:-4]) % 2] for image_id in wrong_ids},
+        wrong_ids,
     )
     # What is asked of the search is in tests/benchmarks. This one training differs from processor to processor, and
     # may find few; but of 5 images named by chance 3 would be among the 8 of 120 in 2 of 1,000 cases.
-    assert found.wrong == 8 and found.hits >= 3 and found.precision >= 0.6, found
-    assert found.suggested == found.hits
+    assert comparison.wrong == 8 and comparison.hits >= 3 and comparison.precision >= 0.6, comparison
+    assert comparison.suggested == comparison.hits
     assert f"{len(ranked)} of 120 training images look mislabelled" in capfd.readouterr().err
     rest = [row["loss"] for row in rows if not row["rank"]]
     assert rest == sorted(rest, reverse=True)
 
-    shown = suspects.describe_suspects(evaluation, clean)
-    assert shown and shown["total"] == len(ranked) and len(shown["losses"]) == suspects.MAX_LOSSES
+    shown = mistakes.describe_suspects(evaluation, clean)
+    assert shown and shown["total"] == len(ranked) and len(shown["losses"]) == mistakes.MAX_LOSSES
     assert all(s.thumbnail.src.startswith("data:image/jpeg") for s in [*shown["rows"], *shown["losses"]])
     assert shown["listed"][0] == "image_id,label,suggested" and len(shown["listed"]) == len(ranked) + 1
 
 
 def test_where_the_classifiers_guess_no_image_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(0)
-    seen = reviewing.TrainingOutputs(
+    outputs = reviewing.TrainingOutputs(
         random.normal(0, 1, (90, 8)).astype(np.float16), np.arange(90) % 2, np.ones(90, np.float32)
     )
-    monkeypatch.setattr(reviewing, "_compute_outputs", lambda *_: seen)
+    monkeypatch.setattr(reviewing, "_compute_outputs", lambda *_: outputs)
     spec = ModelSpec("resnet18", ("a", "b"), ImageSpec((8, 8, 3)))
     manifest = Manifest("tensors", "0", classes=("a", "b"), totals=Totals(by_split={"train": 90}))
     tensors = Dataset(str(tmp_path), manifest, "")
     monkeypatch.setattr(reviewing, "read_image_ids", lambda *_: [str(number) for number in range(90)])
-    file, said = review_labels(tensors, tensors, None, spec, None, str(tmp_path), "auto", 8)  # type: ignore[arg-type]
-    assert file is None and (said.images, said.suspects, said.listed) == (90, 0, 0)
-    assert said.not_judged.startswith("classifiers that never saw the labels agree with ")
-    evaluation = Dataset(str(tmp_path), Manifest("evaluation", "0", extra=EvaluationExtra(review=said)), "")
+    file, review = review_labels(tensors, tensors, None, spec, None, str(tmp_path), "auto", 8)  # type: ignore[arg-type]
+    assert file is None and (review.images, review.suspects, review.listed) == (90, 0, 0)
+    assert review.not_judged.startswith("classifiers that never saw the labels agree with ")
+    evaluation = Dataset(str(tmp_path), Manifest("evaluation", "0", extra=EvaluationExtra(review=review)), "")
     clean = Dataset(str(tmp_path), Manifest("clean", "0"), "")
-    shown = suspects.describe_suspects(evaluation, clean)
-    assert shown and shown["why"] == said.not_judged
+    shown = mistakes.describe_suspects(evaluation, clean)
+    assert shown and shown["why"] == review.not_judged
     assert not shown["rows"] and not shown["losses"] and not shown["listed"]
 
 
 def test_the_page_shows_suspects_and_escapes_their_names(tmp_path: Path) -> None:
-    made = reported.Mill(Workspace.open(str(tmp_path / "ws")), ["cat", "dog"])
-    clean = made.clean()
-    model = reported.trained(made.workspace, clean)
-    evaluation = reported.evaluated(made.workspace, model, clean, made.predictions(clean))
-    facts = report.gather_facts(made.workspace, "r", evaluation, reported.FIRST, None)
+    mill = reported.Mill(Workspace.open(str(tmp_path / "ws")), ["cat", "dog"])
+    clean = mill.clean()
+    model = reported.trained(mill.workspace, clean)
+    evaluation = reported.evaluated(mill.workspace, model, clean, mill.predictions(clean))
+    facts = report.gather_facts(mill.workspace, "r", evaluation, reported.FIRST, None)
     assert facts["suspects"] is None and "Labels to look at" not in report.render_page(facts)
-    hostile = suspects.Suspect(reported.HOSTILE, "cat", "dog", "98% against 1%", Thumbnail("x"))
+    hostile = mistakes.Suspect(reported.HOSTILE, "cat", "dog", "98% against 1%", Thumbnail("x"))
     shown = {"images": 90, "total": 1, "why": "", "losses": [hostile], "rows": [hostile]}
     listed = ["image_id,label,suggested", f"{reported.HOSTILE},cat,dog"]
     page = Page(report.render_page(facts | {"suspects": shown | {"listed": listed}}))
@@ -334,12 +336,12 @@ def test_the_page_shows_suspects_and_escapes_their_names(tmp_path: Path) -> None
 
 def test_planting_is_a_function_of_its_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mislabelled, "generate", lambda seed: iter(()))  # the pictures are the demo's own
-    first, again = (mislabelled.plant(tmp_path / name, 0.05, 1) for name in "ab")
+    first, second = (mislabelled.plant(tmp_path / name, 0.05, 1) for name in "ab")
     other = mislabelled.plant(tmp_path / "c", 0.05, 2)
-    assert first == again != other
+    assert first == second != other
     assert (tmp_path / "a" / "labels.csv").read_bytes() == (tmp_path / "b" / "labels.csv").read_bytes()
     rows = [line.split(",") for line in (tmp_path / "a" / "labels.csv").read_text().splitlines()[1:]]
-    given = {path: label for path, label, _ in rows}
-    assert all(given[path] != name and path.startswith("train/") for path, name in first.items())
+    labels = {path: label for path, label, _ in rows}
+    assert all(labels[path] != name and path.startswith("train/") for path, name in first.items())
     assert 30 <= len(first) <= 40, "a twentieth of 560, and the demo's own eight"
     assert json.dumps(sorted(other)) != json.dumps(sorted(first))

@@ -39,49 +39,49 @@ def test_the_command_line_makes_the_tensors(api: KubeApi, tmp_path: Path) -> Non
     """From the step's values to tensors, through two shells and Ray; an odd name of a run does no harm."""
     work = Work.make("real")
     api.acts = [(*STARTED, run_for_real(tmp_path), *DONE)]
-    found = launch(work, run=ODD_RUN)
-    assert found.code == 0, found.stderr
-    assert found.record["state"] == "ran" and found.record["metrics"]["rows"] == 16
-    dataset = find_intact_dataset(found.record["uri"])
+    result = launch(work, run=ODD_RUN)
+    assert result.code == 0, result.stderr
+    assert result.record["state"] == "ran" and result.record["metrics"]["rows"] == 16
+    dataset = find_intact_dataset(result.record["uri"])
     assert dataset and dataset.manifest.totals.rows == 16 and dataset.manifest.image.shape == (16, 16, 3)
-    assert found.stderr.count("[resize] Ray with") == 1 and found.stderr.count("16 images of 16 x 16") == 1
+    assert result.stderr.count("[resize] Ray with") == 1 and result.stderr.count("16 images of 16 x 16") == 1
     assert not list(tmp_path.rglob("x"))
     cached = launch(work, run="run-2")
     assert cached.code == 0 and cached.record["state"] == "cached"
 
 
-def test_the_command_line_is_the_steps(
+def test_rayjob_runs_the_command_line_of_the_step(
     api: KubeApi, work: Work, made: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the head runs makes the tensors that were looked for: read by a shell and by the step's own parser."""
     monkeypatch.chdir(tmp_path)
     api.acts = [(*STARTED, job_made(made), *DONE)]
-    found = launch(work, run=ODD_RUN)
-    assert (found.code, found.record["state"]) == (0, "ran"), found.stderr
+    result = launch(work, run=ODD_RUN)
+    assert (result.code, result.record["state"]) == (0, "ran"), result.stderr
     config = config_of(api.made[0])
     assert (config.run, config.ray_address, config.workspace) == (ODD_RUN, "auto", work.workspace)
     assert (config.clean, config.image_size, config.device) == (work.clean, 16, "cpu")
     context = Context("resize", Workspace.open(work.workspace), ODD_RUN, False)
-    assert find_target(config, context, 0).uri == found.record["uri"]
+    assert find_target(config, context, 0).uri == result.record["uri"]
     assert not list(tmp_path.rglob("x"))
 
 
-def test_the_job_is_the_workflows_and_goes_with_it(api: KubeApi, work: Work, made: Work) -> None:
+def test_job_is_owned_by_the_workflow(api: KubeApi, work: Work, made: Work) -> None:
     """Not with the step's pod, whose next try finds it again."""
     api.acts = [(*STARTED, job_made(made), *DONE)]
-    found = launch(work, run=ODD_RUN)
+    result = launch(work, run=ODD_RUN)
     [job] = api.made
-    assert job["metadata"]["name"] == build_job_name(ODD_RUN, found.record["fingerprint"])
+    assert job["metadata"]["name"] == build_job_name(ODD_RUN, result.record["fingerprint"])
     assert job["metadata"]["namespace"] == NAMESPACE
     assert job["metadata"]["ownerReferences"] == [WORKFLOW]
     assert job["metadata"]["annotations"] == {WATCHER_ANNOTATION: api.objects[PODS]["resize-pod"]["metadata"]["uid"]}
-    assert "hunter2" not in json.dumps(job) + found.stderr
+    assert "hunter2" not in json.dumps(job) + result.stderr
     [deletion] = api.deletions
     assert deletion["propagationPolicy"] == "Foreground"
     assert deletion["preconditions"] == {"uid": job["metadata"]["uid"]}
 
 
-def test_the_job_of_a_pod_without_a_workflow_is_the_pods(api: KubeApi, work: Work, made: Work) -> None:
+def test_job_is_owned_by_the_pod_where_there_is_no_workflow(api: KubeApi, work: Work, made: Work) -> None:
     api.put(PODS, {"metadata": {"name": "resize-pod"}, "spec": {}})
     api.acts = [(*STARTED, job_made(made), *DONE)]
     assert launch(work).code == 0
@@ -90,36 +90,36 @@ def test_the_job_of_a_pod_without_a_workflow_is_the_pods(api: KubeApi, work: Wor
     assert owner == {"apiVersion": "v1", "kind": "Pod", "name": "resize-pod", "uid": uid}
 
 
-def test_what_is_there_needs_no_cluster(work: Work, made: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_existing_tensors_need_no_cluster(work: Work, made: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KUBECONFIG", "/nowhere")
     place(made, work.workspace)
-    found = launch(work)
-    assert (found.code, found.record["state"]) == (0, "cached") and "RayJob" not in found.stderr
-    other = launch(work, rerun="resize")
-    assert other.code == EXIT_USER and "KUBECONFIG: expected a cluster's configuration" in other.stderr
+    result = launch(work)
+    assert (result.code, result.record["state"]) == (0, "cached") and "RayJob" not in result.stderr
+    rerun = launch(work, rerun="resize")
+    assert rerun.code == EXIT_USER and "KUBECONFIG: expected a cluster's configuration" in rerun.stderr
 
 
-def test_small_data_is_resized_in_the_steps_pod(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mode_auto_resizes_small_data_in_the_pod(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     """With mode auto: in threads of this process, on the same tensors as a RayJob's; nothing is asked of Kubernetes."""
     monkeypatch.setenv("KUBECONFIG", "/nowhere")
-    found = launch(work, {"ray": {"mode": "auto"}})
-    assert (found.code, found.record["state"]) == (0, "ran"), found.stderr
-    assert "done in this pod, without a RayJob (ray.auto_seconds)" in found.stderr and "Ray with" not in found.stderr
+    result = launch(work, {"ray": {"mode": "auto"}})
+    assert (result.code, result.record["state"]) == (0, "ran"), result.stderr
+    assert "done in this pod, without a RayJob (ray.auto_seconds)" in result.stderr and "Ray with" not in result.stderr
     context = Context("resize", Workspace.open(work.workspace), "run-1", False)
     config = ResizeConfig(workspace=work.workspace, clean=work.clean, image_size=16)
-    assert find_target(config, context, 0).uri == found.record["uri"]
+    assert find_target(config, context, 0).uri == result.record["uri"]
 
 
-def test_large_data_has_a_rayjob_with_mode_auto(api: KubeApi, work: Work, made: Work) -> None:
+def test_mode_auto_makes_a_rayjob_for_large_data(api: KubeApi, work: Work, made: Work) -> None:
     api.acts = [(*STARTED, job_made(made), *DONE)]
-    found = launch(work, {"ray": {"mode": "auto", "auto_seconds": 0}})
-    assert (found.code, found.record["state"]) == (0, "ran"), found.stderr
+    result = launch(work, {"ray": {"mode": "auto", "auto_seconds": 0}})
+    assert (result.code, result.record["state"]) == (0, "ran"), result.stderr
     assert len(api.made) == 1
 
 
-def test_a_folder_is_not_seen_by_a_cluster(tmp_path: Path) -> None:
-    found = launch(Work(str(tmp_path), f"{tmp_path}/clean/0123456789abcdef"))
-    assert found.code == EXIT_USER and "workspace: expected s3://bucket/prefix" in found.stderr
+def test_workspace_in_a_folder_is_rejected_on_a_cluster(tmp_path: Path) -> None:
+    result = launch(Work(str(tmp_path), f"{tmp_path}/clean/0123456789abcdef"))
+    assert result.code == EXIT_USER and "workspace: expected s3://bucket/prefix" in result.stderr
 
 
 @pytest.mark.parametrize(("gpu", "device"), [(1, "cuda"), (0, "cpu")])
@@ -142,24 +142,28 @@ def test_without_a_secret_rays_pods_are_who_the_step_is(api: KubeApi, work: Work
     assert identities == [2, 0]
 
 
-def test_a_cluster_that_runs_is_used_by_its_address(work: Work) -> None:
+def test_running_ray_cluster_is_used_by_its_address(work: Work) -> None:
     cluster = {"ray": {"mode": "address", "address": "http://127.0.0.1:1"}}
-    found = launch(work, cluster)
-    assert found.code == EXIT_TRANSIENT and "ray_address: expected a Ray cluster at http://127.0.0.1:1" in found.stderr
+    result = launch(work, cluster)
+    assert (
+        result.code == EXIT_TRANSIENT and "ray_address: expected a Ray cluster at http://127.0.0.1:1" in result.stderr
+    )
 
 
-def test_an_address_of_the_runs_own_is_refused(work: Work) -> None:
+def test_ray_address_in_the_run_configuration_is_rejected(work: Work) -> None:
     """The launcher's image has no Ray."""
-    found = launch(work, config={"resize": {"ray_address": "http://me:hunter2@ray:8265"}})
-    assert found.code == found.record["exit_code"] == EXIT_USER and "hunter2" not in found.stderr
-    assert "ray_address: expected none, since by the cluster file" in found.record["error"]
+    result = launch(work, config={"resize": {"ray_address": "http://me:hunter2@ray:8265"}})
+    assert result.code == result.record["exit_code"] == EXIT_USER and "hunter2" not in result.stderr
+    assert "ray_address: expected none, since by the cluster file" in result.record["error"]
 
 
-@pytest.mark.parametrize(("told", "said"), [('{"nosuch": 1}', "cluster (nosuch): expected one of"), ("{", "as JSON")])
-def test_what_another_imagemill_compiled_is_refused_with_a_record(work: Work, told: str, said: str) -> None:
-    found = launch(work, told=told)
-    assert found.code == found.record["exit_code"] == EXIT_USER and said in found.record["error"]
-    assert ("by another imagemill" in found.record["error"]) == (told != "{")
+@pytest.mark.parametrize(
+    ("cluster_json", "message"), [('{"nosuch": 1}', "cluster (nosuch): expected one of"), ("{", "as JSON")]
+)
+def test_cluster_file_of_another_release_is_rejected_with_a_record(work: Work, cluster_json: str, message: str) -> None:
+    result = launch(work, told=cluster_json)
+    assert result.code == result.record["exit_code"] == EXIT_USER and message in result.record["error"]
+    assert ("by another imagemill" in result.record["error"]) == (cluster_json != "{")
 
 
 def test_help_stays_quick() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import launching
 import pytest
-from kube_api import Act, Fault, KubeApi, deleted, pause, ray_pod, status, submitter, told, until
+from kube_api import Act, Fault, KubeApi, deleted, kube_event, pause, ray_pod, status, submitter, until
 from kube_http import EVENTS, PODS, Json
 from launching import (
     DONE,
@@ -88,14 +88,14 @@ ENDINGS: dict[str, tuple[Sequence[Act], int, str]] = {
 
 @pytest.mark.parametrize("name", ENDINGS)
 def test_how_a_job_ends_without_tensors(name: str, api: KubeApi, work: Work) -> None:
-    acts, code, said = ENDINGS[name]
+    acts, code, message = ENDINGS[name]
     api.acts = [acts]
-    found = launch(work)
-    assert found.code == code and said in found.record["error"], found.stderr
-    assert found.record["exit_code"] == code and said in found.stderr.splitlines()[-1]
+    result = launch(work)
+    assert result.code == code and message in result.record["error"], result.stderr
+    assert result.record["exit_code"] == code and message in result.stderr.splitlines()[-1]
     if code == EXIT_USER:  # a retry of KFP's fails at once, with the same message
-        again = launch(work)
-        assert again.code == code and said in again.record["error"] and len(api.made) == 1
+        retry = launch(work)
+        assert retry.code == code and message in retry.record["error"] and len(api.made) == 1
 
 
 LOST = status("Failed", "RUNNING", reason="SubmissionFailed", message="Job has reached the specified backoff limit")
@@ -107,57 +107,59 @@ HEAD_DELETED = (
 
 def test_the_error_says_why_a_head_died_that_is_gone(api: KubeApi, work: Work) -> None:
     """KubeRay has deleted its pod at once; its event of that stays."""
-    api.acts = [(*STARTED, told("DeletedHeadPod", HEAD_DELETED.format(139, "Error")), LOST)]
-    found = launch(work)
-    assert found.code == EXIT_TRANSIENT and "head: ray-head: Error (exit code 139)" in found.record["error"]
+    api.acts = [(*STARTED, kube_event("DeletedHeadPod", HEAD_DELETED.format(139, "Error")), LOST)]
+    result = launch(work)
+    assert result.code == EXIT_TRANSIENT and "head: ray-head: Error (exit code 139)" in result.record["error"]
 
 
 def test_a_head_with_too_little_memory_is_not_tried_again(api: KubeApi, work: Work) -> None:
-    api.acts = [(*STARTED, told("DeletedHeadPod", HEAD_DELETED.format(137, "OOMKilled")), LOST)]
-    found = launch(work)
-    assert found.code == EXIT_USER and "cluster (ray.head.memory): expected enough memory" in found.record["error"]
+    api.acts = [(*STARTED, kube_event("DeletedHeadPod", HEAD_DELETED.format(137, "OOMKilled")), LOST)]
+    result = launch(work)
+    assert result.code == EXIT_USER and "cluster (ray.head.memory): expected enough memory" in result.record["error"]
 
 
 def test_a_head_that_is_killed_for_memory_again_and_again_ends_the_step(api: KubeApi, work: Work) -> None:
     """KubeRay makes it anew for as long as the job may wait."""
-    api.acts = [(*NEW, told("DeletedHeadPod", HEAD_DELETED.format(1, "OOMKilled")), pause(60))]
+    api.acts = [(*NEW, kube_event("DeletedHeadPod", HEAD_DELETED.format(1, "OOMKilled")), pause(60))]
     began = time.monotonic()
-    found = launch(work)
-    assert found.code == EXIT_USER and "cluster (ray.head.memory): expected enough memory" in found.record["error"]
+    result = launch(work)
+    assert result.code == EXIT_USER and "cluster (ray.head.memory): expected enough memory" in result.record["error"]
     assert time.monotonic() - began < 20 and len(api.deletions) == 1
 
 
 def test_what_became_of_an_earlier_jobs_head_is_not_this_ones(api: KubeApi, work: Work, made: Work) -> None:
     """A try makes another job of the same name, and Kubernetes keeps its events for an hour."""
-    early = told("DeletedHeadPod", HEAD_DELETED.format(137, "OOMKilled"), cluster="a1b2c")
+    early = kube_event("DeletedHeadPod", HEAD_DELETED.format(137, "OOMKilled"), cluster="a1b2c")
     looked = until(lambda api: len(api.asked("GET", "component")) > 3)
     api.acts = [(early, status("", rayClusterName=""), pause(0.3), *NEW, looked, *STARTED, job_made(made), *DONE)]
-    found = launch(work)
-    assert found.code == 0 and "head" not in found.stderr, found.stderr
+    result = launch(work)
+    assert result.code == 0 and "head" not in result.stderr, result.stderr
 
 
 def test_a_job_that_lost_its_workers_says_why_they_died(api: KubeApi, work: Work) -> None:
     """The job knows only that they are gone."""
     worker = HEAD_DELETED.format(137, "OOMKilled").replace("head", "worker", 1)
     failed = status("Failed", "FAILED", reason="AppFailed")
-    api.acts = [(*STARTED, told("DeletedWorkerPod", worker), job_failed(75, "lost its worker 20 times"), failed)]
-    found = launch(work)
-    assert found.code == EXIT_TRANSIENT
-    assert "20 times; worker: ray-worker: OOMKilled (exit code 137): it took more than ray.workers" in str(found.record)
+    api.acts = [(*STARTED, kube_event("DeletedWorkerPod", worker), job_failed(75, "lost its worker 20 times"), failed)]
+    result = launch(work)
+    assert result.code == EXIT_TRANSIENT
+    assert "20 times; worker: ray-worker: OOMKilled (exit code 137): it took more than ray.workers" in str(
+        result.record
+    )
 
 
 def test_without_the_right_to_list_events_the_error_is_the_jobs(api: KubeApi, work: Work) -> None:
     api.acts, api.faults = [(*STARTED, LOST)], [Fault("GET", EVENTS, 403, "events is forbidden", 9)]
-    found = launch(work)
-    assert found.code == EXIT_TRANSIENT and "backoff limit" in found.record["error"]
+    result = launch(work)
+    assert result.code == EXIT_TRANSIENT and "backoff limit" in result.record["error"]
 
 
 def test_what_pods_wait_for_is_said_once_while_they_wait(api: KubeApi, work: Work, made: Work) -> None:
     waits = [{"type": "PodScheduled", "status": "False", "message": "0/1 nodes are available: 1 Insufficient cpu."}]
     looked = until(lambda api: len(api.asked("GET", "component")) > 3)
     api.acts = [(*NEW, ray_pod("worker", conditions=waits), looked, *STARTED, job_made(made), *DONE)]
-    found = launch(work)
-    assert found.code == 0 and found.stderr.count("worker: not scheduled: 0/1 nodes are available") == 1
+    result = launch(work)
+    assert result.code == 0 and result.stderr.count("worker: not scheduled: 0/1 nodes are available") == 1
 
 
 SUCCESSES: dict[str, Sequence[Act]] = {
@@ -172,16 +174,16 @@ SUCCESSES: dict[str, Sequence[Act]] = {
 @pytest.mark.parametrize("name", SUCCESSES)
 def test_a_job_that_succeeds_in_the_end(name: str, api: KubeApi, work: Work, made: Work) -> None:
     api.acts = [(*SUCCESSES[name], job_made(made), *DONE)]
-    found = launch(work)
-    assert (found.code, found.record["state"]) == (0, "ran"), found.stderr
+    result = launch(work)
+    assert (result.code, result.record["state"]) == (0, "ran"), result.stderr
 
 
 def test_rays_pods_go_as_soon_as_the_tensors_are_there(api: KubeApi, work: Work, made: Work) -> None:
     """Not when the submitter has ended and KubeRay has seen it: train waits for their cores."""
     api.acts = [(*STARTED, submitter("[resize] 1 image"), job_made(made), status("Running", "SUCCEEDED"), pause(60))]
     began = time.monotonic()
-    found = launch(work)
-    assert found.code == 0 and time.monotonic() - began < 20 and len(api.deletions) == 1, found.stderr
+    result = launch(work)
+    assert result.code == 0 and time.monotonic() - began < 20 and len(api.deletions) == 1, result.stderr
 
 
 def test_tensors_that_are_there_count_for_more_than_a_status(api: KubeApi, work: Work, made: Work) -> None:
@@ -194,7 +196,7 @@ UNPULLED = {"name": "ray-head", "state": {"waiting": WAITS}}
 
 
 @pytest.mark.parametrize(
-    ("acts", "cluster", "code", "said"),
+    ("acts", "cluster", "code", "message"),
     [
         ((), {}, EXIT_TRANSIENT, "is taken by nobody"),
         (
@@ -207,7 +209,7 @@ UNPULLED = {"name": "ray-head", "state": {"waiting": WAITS}}
     ],
 )
 def test_deadlines_that_kuberay_does_not_keep(
-    acts: Sequence[Act], cluster: Json, code: int, said: str, api: KubeApi, work: Work,
+    acts: Sequence[Act], cluster: Json, code: int, message: str, api: KubeApi, work: Work,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(launcher, "OPERATOR_TIMEOUT_S", 0.5)
@@ -218,6 +220,6 @@ def test_deadlines_that_kuberay_does_not_keep(
     lost = {"metadata": {"name": "lost", "labels": labels}, "status": {"containerStatuses": [killed]}}
     api.put(PODS, lost)  # a launcher
     api.acts = [acts]
-    found = launch(work, cluster)
-    assert found.code == code and said in found.record["error"], found.stderr
-    assert "OOMKilled" not in found.record["error"]
+    result = launch(work, cluster)
+    assert result.code == code and message in result.record["error"], result.stderr
+    assert "OOMKilled" not in result.record["error"]

@@ -11,7 +11,7 @@ from typing import Any
 
 import launching
 import pytest
-from kube_api import Act, Fault, KubeApi, deleted, pause, status, submitter, told, until
+from kube_api import Act, Fault, KubeApi, deleted, kube_event, pause, status, submitter, until
 from kube_http import PODS, RAYJOBS, Json
 from launching import (
     DONE,
@@ -52,30 +52,32 @@ def test_a_job_of_an_earlier_try_is_adopted(kind: str, api: KubeApi, work: Work,
     """The pod that made it was lost: the next one finds it by its name, and it does not go with the lost pod."""
     lost = {"apiVersion": "v1", "kind": "Pod", "name": "lost", "uid": "uid-lost"}
     job = earlier(api, work, ownerReferences=[WORKFLOW if kind == "Workflow" else lost])
-    seen: list[Json] = []
+    metadata: list[Json] = []
 
     def look(api: KubeApi, job: Json) -> None:
-        seen.append(json.loads(json.dumps(api.objects[RAYJOBS][job["metadata"]["name"]]["metadata"])))
+        metadata.append(json.loads(json.dumps(api.objects[RAYJOBS][job["metadata"]["name"]]["metadata"])))
 
     api.acts = [
         (*STARTED, submitter("[resize] 1 image"), until(lambda api: bool(api.asked("PATCH", RAYJOBS))), look,
          job_made(made), submitter(phase="Succeeded"), *DONE)
     ]  # fmt: skip
     api.play(api.put(RAYJOBS, job))
-    found = launch(work)
-    assert found.code == 0 and "is there already" in found.stderr and "[resize] 1 image" in found.stderr
+    result = launch(work)
+    assert result.code == 0 and "is there already" in result.stderr and "[resize] 1 image" in result.stderr
     assert len(api.asked("POST", RAYJOBS)) == 1
-    [about] = seen
-    assert about["annotations"][WATCHER_ANNOTATION] == api.objects[PODS]["resize-pod"]["metadata"]["uid"]
-    assert about["ownerReferences"] == ([WORKFLOW] if kind == "Workflow" else [lost, WORKFLOW])
+    [job_metadata] = metadata
+    assert job_metadata["annotations"][WATCHER_ANNOTATION] == api.objects[PODS]["resize-pod"]["metadata"]["uid"]
+    assert job_metadata["ownerReferences"] == ([WORKFLOW] if kind == "Workflow" else [lost, WORKFLOW])
 
 
 @pytest.mark.parametrize(
-    ("ended", "again"),
+    ("ended", "is_recreated"),
     [(status("Failed", "FAILED", reason="AppFailed"), True), (status("Complete", "STOPPED"), True),
      (job_failed(2, "color: expected rgb"), False)],
 )  # fmt: skip
-def test_a_job_that_ended_in_an_earlier_try(api: KubeApi, work: Work, made: Work, ended: Act, again: bool) -> None:
+def test_job_that_failed_in_an_earlier_try_is_recreated_unless_the_input_was_wrong(
+    api: KubeApi, work: Work, made: Work, ended: Act, is_recreated: bool
+) -> None:
     """It is deleted, waited for and made anew; unless it found the input wrong."""
     api.acts = [(*STARTED, deleted)]
     launch(work)
@@ -85,21 +87,21 @@ def test_a_job_that_ended_in_an_earlier_try(api: KubeApi, work: Work, made: Work
         act(api, job)
     api.finalizer_s = 0.2
     api.acts = [(*STARTED, job_made(made), *DONE)]
-    found = launch(work)
+    result = launch(work)
     time.sleep(0.25)
-    assert len(api.made) == (2 if again else 1)
-    assert found.code == (0 if again else EXIT_USER), found.stderr
-    assert ("is being deleted" if again else "color: expected rgb") in found.stderr
+    assert len(api.made) == (2 if is_recreated else 1)
+    assert result.code == (0 if is_recreated else EXIT_USER), result.stderr
+    assert ("is being deleted" if is_recreated else "color: expected rgb") in result.stderr
 
 
 def terminate(api: KubeApi, job: Json) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_sigterm_takes_the_job_with_it(api: KubeApi, work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sigterm_deletes_the_job(api: KubeApi, work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     """At once: not after the log, which goes on; and a second signal does not keep it from that."""
 
-    def again() -> None:
+    def send_second_signal() -> None:
         while not api.asked("DELETE", RAYJOBS):
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -110,17 +112,17 @@ def test_sigterm_takes_the_job_with_it(api: KubeApi, work: Work, monkeypatch: py
     monkeypatch.setattr(launcher, "LOG_TIMEOUT_S", 60.0)
     api.acts = [(*STARTED, submitter("[resize] 1 image"), pause(0.2), terminate, pause(60))]
     api.faults = [Fault("DELETE", RAYJOBS, 0, wait_s=0.3)]
-    before = signal.signal(signal.SIGTERM, too_late)
-    second = threading.Thread(target=again, daemon=True)
+    handler = signal.signal(signal.SIGTERM, too_late)
+    second = threading.Thread(target=send_second_signal, daemon=True)
     second.start()
     began = time.monotonic()
     try:
-        found = launch(work)
+        result = launch(work)
         second.join(60)
         assert signal.getsignal(signal.SIGTERM) is too_late
     finally:
-        signal.signal(signal.SIGTERM, before)
-    assert found.code == EXIT_TRANSIENT and "stopped by a signal, and the RayJob" in found.record["error"]
+        signal.signal(signal.SIGTERM, handler)
+    assert result.code == EXIT_TRANSIENT and "stopped by a signal, and the RayJob" in result.record["error"]
     assert time.monotonic() - began < launcher.LOG_TIMEOUT_S / 2
 
 
@@ -136,67 +138,65 @@ GOING: dict[str, Act] = {
 }
 
 
-@pytest.mark.parametrize("how", GOING)
-def test_a_pod_that_is_deleted_leaves_its_job_to_the_next_try(how: str, api: KubeApi, work: Work, made: Work) -> None:
+@pytest.mark.parametrize("cause", GOING)
+def test_a_pod_that_is_deleted_leaves_its_job_to_the_next_try(cause: str, api: KubeApi, work: Work, made: Work) -> None:
     """The work of Ray's cluster goes on while Argo makes another pod, which finds the job by its name."""
     api.acts = [
-        (*STARTED, GOING[how], terminate, until(lambda api: bool(api.asked("PATCH", RAYJOBS))), job_made(made), *DONE)
+        (*STARTED, GOING[cause], terminate, until(lambda api: bool(api.asked("PATCH", RAYJOBS))), job_made(made), *DONE)
     ]
-    found = launch(work)
-    assert found.code == EXIT_TRANSIENT and "goes on, and the next try finds it" in found.record["error"]
+    result = launch(work)
+    assert result.code == EXIT_TRANSIENT and "goes on, and the next try finds it" in result.record["error"]
     assert len(api.objects[RAYJOBS]) == 1 and not api.deletions
     api.put(PODS, {"metadata": {"name": "resize-pod", "ownerReferences": [WORKFLOW]}, "spec": {}})
-    again = launch(work)
-    assert again.code == 0 and "is there already" in again.stderr and len(api.made) == 1, again.stderr
+    retry = launch(work)
+    assert retry.code == 0 and "is there already" in retry.stderr and len(api.made) == 1, retry.stderr
 
 
-def test_a_pod_without_a_workflow_takes_its_job_with_it(api: KubeApi, work: Work) -> None:
+def test_deleted_pod_without_a_workflow_deletes_its_job(api: KubeApi, work: Work) -> None:
     api.put(PODS, {"metadata": {"name": "resize-pod"}, "spec": {}})
     api.acts = [(*STARTED, GOING["deleted"], terminate, pause(60))]
-    found = launch(work)
-    assert found.code == EXIT_TRANSIENT and "and the RayJob" in found.record["error"]
+    result = launch(work)
+    assert result.code == EXIT_TRANSIENT and "and the RayJob" in result.record["error"]
 
 
-def test_a_job_that_another_try_has_taken_over_is_left_to_it(api: KubeApi, work: Work) -> None:
+def test_job_adopted_by_another_try_is_not_deleted(api: KubeApi, work: Work) -> None:
     """This pod's node was away: the run's next pod has found the job meanwhile."""
 
     def take_over(api: KubeApi, job: Json) -> None:
         api.update(RAYJOBS, job["metadata"]["name"], {"metadata": {"annotations": {WATCHER_ANNOTATION: "uid-next"}}})
 
     api.acts = [(*STARTED, take_over, terminate, pause(1))]
-    found = launch(work)
-    assert found.code == EXIT_TRANSIENT and "is left to the pod that has taken it over" in found.record["error"]
+    result = launch(work)
+    assert result.code == EXIT_TRANSIENT and "is left to the pod that has taken it over" in result.record["error"]
     assert len(api.objects[RAYJOBS]) == 1
     api.objects[RAYJOBS].clear()
 
 
-def test_two_runs_at_once_that_make_the_same_tensors_do_not_know_each_other(
-    api: KubeApi, work: Work, made: Work
-) -> None:
+def test_concurrent_runs_of_the_same_tensors_use_separate_jobs(api: KubeApi, work: Work, made: Work) -> None:
     """Each has a job of its own; whichever is done first, both find the tensors, and each deletes its own job."""
-    others: list[launching.Launched] = []
+    other_results: list[launching.Launched] = []
 
     def another_run(api: KubeApi, job: Json) -> None:
-        others.append(launch(work, run="run-2"))
-        assert [one["metadata"]["uid"] for one in api.objects[RAYJOBS].values()] == [job["metadata"]["uid"]]
+        other_results.append(launch(work, run="run-2"))
+        assert [rayjob["metadata"]["uid"] for rayjob in api.objects[RAYJOBS].values()] == [job["metadata"]["uid"]]
 
     api.acts = [(*STARTED, another_run, *DONE), (*STARTED, job_made(made), *DONE)]
-    found = launch(work)
-    assert [found.code, others[0].code] == [0, 0], found.stderr
-    assert found.record["uri"] == others[0].record["uri"] and found.record["state"] == "ran"
-    assert len({one["metadata"]["name"] for one in api.made}) == len(api.made) == 2
-    assert {one["preconditions"]["uid"] for one in api.deletions} == {one["metadata"]["uid"] for one in api.made}
+    result = launch(work)
+    assert [result.code, other_results[0].code] == [0, 0], result.stderr
+    assert result.record["uri"] == other_results[0].record["uri"] and result.record["state"] == "ran"
+    assert len({rayjob["metadata"]["name"] for rayjob in api.made}) == len(api.made) == 2
+    assert {item["preconditions"]["uid"] for item in api.deletions} == {item["metadata"]["uid"] for item in api.made}
 
 
 def test_a_job_of_the_same_name_that_somebody_else_made_is_not_deleted(api: KubeApi, work: Work) -> None:
-    def made_anew(api: KubeApi, job: Json) -> None:
+    def recreate(api: KubeApi, job: Json) -> None:
         copy = json.loads(json.dumps(job))
         deleted(api, job)
         api.put(RAYJOBS, copy)
 
-    api.acts = [(*STARTED, made_anew)]
-    found = launch(work)
-    assert found.code == EXIT_TRANSIENT and "was deleted while it ran" in found.record["error"]
+    api.acts = [(*STARTED, recreate)]
+    result = launch(work)
+    assert result.code == EXIT_TRANSIENT and "was deleted while it ran" in result.record["error"]
     assert len(api.deletions) == 1 and len(api.objects[RAYJOBS]) == 1
     api.objects[RAYJOBS].clear()
 
@@ -205,8 +205,8 @@ def test_a_job_that_could_not_be_adopted_is_not_deleted(api: KubeApi, work: Work
     job = api.put(RAYJOBS, earlier(api, work))
     status("Running", "RUNNING")(api, job)
     api.faults = [Fault("PATCH", RAYJOBS, 403, "rayjobs is forbidden", 9)]
-    found = launch(work)
-    assert found.code == EXIT_USER and "the right to patch rayjobs" in found.record["error"]
+    result = launch(work)
+    assert result.code == EXIT_USER and "the right to patch rayjobs" in result.record["error"]
     assert list(api.objects[RAYJOBS]) == [job["metadata"]["name"]]
     api.objects[RAYJOBS].clear()
 
@@ -232,7 +232,7 @@ def test_clean_up_says_why_a_job_failed_that_nobody_followed(api: KubeApi, work:
     head = (
         "Deleted head Pod mill/x; Pod status: Failed; Pod restart policy: Never; Ray container terminated status: nil"
     )
-    told("DeletedHeadPod", head)(api, job)
+    kube_event("DeletedHeadPod", head)(api, job)
     assert delete_rayjobs(parse_cluster({}), RUN, work.workspace) == ["job"]
     record = work.record()
     assert record["exit_code"] == EXIT_TRANSIENT and "head: ray-head: its pod failed" in record["error"]

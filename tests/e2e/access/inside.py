@@ -1,7 +1,6 @@
-"""What the tests ask from inside the cluster. Shipped as text to a pod with the image `cpu`: it imports nothing of e2e.
+"""Questions that the tests ask from inside the cluster. Shipped as text to a pod: it imports nothing of e2e.
 
-The object store is seldom reachable from where the tests run. The answer is one line of JSON after the mark.
-"""
+The object store is seldom reachable from where the tests run. The answer is one line of JSON after the mark."""
 
 from __future__ import annotations
 
@@ -157,7 +156,7 @@ def forget(places: Sequence[str], marks: Sequence[str]) -> dict[str, Any]:
     """Delete all objects below the places, each of which must name one of the marks: the session, or a run of it."""
     from imagemill.components.storage.store import get_store
 
-    found, left = 0, 0
+    num_deleted, left = 0, 0
     for place in places:
         if not any(mark and mark in place for mark in marks):
             raise SystemExit(f"{place} is none of the tests'")
@@ -165,9 +164,9 @@ def forget(places: Sequence[str], marks: Sequence[str]) -> dict[str, Any]:
         uris = [entry.uri for entry in store.list(place)]
         for uri in uris:
             store.discard(uri)
-        found += len(uris)
+        num_deleted += len(uris)
         left += sum(1 for _ in store.list(place))
-    return {"found": found, "left": left}
+    return {"found": num_deleted, "left": left}
 
 
 def connect(targets: Sequence[dict[str, Any]], seconds: float) -> dict[str, Any]:

@@ -58,7 +58,7 @@ class Kube:
             files = os.environ["KUBECONFIG"]  # the client itself looks only once, when it is imported
             contexts, active = config.list_kube_config_contexts(files)
             self.context = context or str(active["name"])
-            if self.context not in [one["name"] for one in contexts]:
+            if self.context not in [entry["name"] for entry in contexts]:
                 raise KubeError(0, f"KUBECONFIG: there is no context {context}")
             self._client: ApiClient = config.new_client_from_config(files, context or None)
         except config.ConfigException as error:
@@ -68,8 +68,8 @@ class Kube:
 
     def path(self, kind: str, name: str = "", **query: Any) -> str:
         parts = [_GROUPS[kind], "namespaces", self.namespace, kind, *([name] if name else [])]
-        given = {key: value for key, value in query.items() if value not in ("", None)}
-        return "/".join(parts) + (f"?{urlencode(given)}" if given else "")
+        parameters = {key: value for key, value in query.items() if value not in ("", None)}
+        return "/".join(parts) + (f"?{urlencode(parameters)}" if parameters else "")
 
     def get(self, kind: str, name: str) -> Doc | None:
         """None when there is no such object (or no such kind)."""
@@ -77,8 +77,8 @@ class Kube:
 
     def items(self, kind: str, selector: str = "") -> list[Doc]:
         """Those that the label selector takes; none where the kind is unknown."""
-        found = self.read(self.path(kind, labelSelector=selector))
-        return list(found["items"]) if found else []
+        response = self.read(self.path(kind, labelSelector=selector))
+        return list(response["items"]) if response else []
 
     def create(self, kind: str, body: Mapping[str, Any], dry_run: bool = False) -> Doc:
         path = self.path(kind, dryRun="All" if dry_run else "")
