@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_edges import here, no_session
+from test_edges import no_session, run_in_this_process
 from test_resample import noise
 
 from imagemill.components.clean import STEP as CLEAN
@@ -180,7 +180,7 @@ def test_a_single_channel_is_resampled_alone() -> None:
 def steps_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """The resize step without Ray, whose start costs seconds; what Ray does is tested elsewhere."""
     monkeypatch.setattr(resize_step, "open_ray_session", no_session)
-    monkeypatch.setattr(resize_step, "run_tasks", here)
+    monkeypatch.setattr(resize_step, "run_tasks", run_in_this_process)
 
 
 def run_step(step: Step, workspace: Path, **values: str) -> Dataset:

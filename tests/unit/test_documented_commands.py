@@ -66,12 +66,14 @@ def check_imagemill(arguments: list[str]) -> None:
         assert cli.main(arguments) == EXIT_OK  # Step.execute is replaced: see `no_step_runs`
         return
     values = vars(cli._make_parser().parse_args(arguments))
-    for name, words in WORDS.items():
+    for name, choices in WORDS.items():
         if values.get(name) is not None:
-            assert values[name] in words, f"--{name}: expected one of {words}, found {values[name]!r}"
+            assert values[name] in choices, f"--{name}: expected one of {choices}, found {values[name]!r}"
     if values["command"] in WITH_PARAMETERS:
-        known = list_parameters()
-        resolve_parameters({name: value for name, value in values.items() if name in known and value not in (None, "")})
+        parameters = list_parameters()
+        resolve_parameters(
+            {name: value for name, value in values.items() if name in parameters and value not in (None, "")}
+        )
     if values["command"] == "images":
         images.make_namer(values["registry"], values["tag"], not values["no_push"])
     if values.get("cron"):

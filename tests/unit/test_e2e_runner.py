@@ -70,8 +70,8 @@ class World:
 
     def run(self, *only: str, **options: Any) -> tuple[int, dict[str, dict[str, Any]]]:
         """(exit code, the table's rows by name)."""
-        made = Options(cluster=str(self.file), only=only, out=self.folder / "out", suffix="abc123")
-        code = command.run(replace(made, **options))
+        arguments = Options(cluster=str(self.file), only=only, out=self.folder / "out", suffix="abc123")
+        code = command.run(replace(arguments, **options))
         tables = sorted((self.folder / "out").glob("*/table.json"))
         rows = json.loads(tables[-1].read_text())["scenarios"] if tables else []
         return code, {row["name"]: row for row in rows}
@@ -82,8 +82,8 @@ class World:
 
     def tries(self, word: str) -> list[str]:
         """The Workflows with that word in their names."""
-        made = {one["metadata"]["name"] for _, kind, _, one in self.cluster.history if kind == "workflows"}
-        return sorted(name for name in made if word in name)
+        names = {document["metadata"]["name"] for _, kind, _, document in self.cluster.history if kind == "workflows"}
+        return sorted(name for name in names if word in name)
 
     def left(self) -> list[str]:
         """What the session has left: all but events and what was there before."""
@@ -93,8 +93,8 @@ class World:
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    made = World(tmp_path)
-    api = Api(made.cluster)
+    created = World(tmp_path)
+    api = Api(created.cluster)
     monkeypatch.setenv("KUBECONFIG", str(api.kubeconfig(tmp_path / "kubeconfig")))
     for name in ("http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(name, raising=False)
@@ -103,7 +103,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     monkeypatch.setattr(whole_runs, "NOTHING_LEFT_S", 1.0)
     monkeypatch.setattr(leftovers, "FORGOTTEN_S", 1.0)
     monkeypatch.setattr(retries, "NEXT_POD_S", 20.0)
-    yield made
+    yield created
     api.close()
 
 
@@ -209,11 +209,17 @@ def test_with_gpus_the_steps_ask_for_them(world: World) -> None:
     rows = check_all_passes(world, "argo-gpu", "argo-cpu-only")
     assert rows["gpus"]["note"] == "6 of nvidia.com/gpu"
     assert rows["argo-gpu"]["note"].startswith("train and evaluate on CUDA")
-    made = {one["metadata"]["name"]: json.dumps(one["spec"]) for _, kind, _, one in world.cluster.history
-            if kind == "pods" and "-train-" in one["metadata"]["name"]}  # fmt: skip
-    asks = {name.split("-train-")[0].rpartition("-")[0]: "nvidia.com/gpu" in spec for name, spec in made.items()}
-    assert asks == {"e2e-abc123-argo-submit": True, "e2e-abc123-argo-gpu": True, "e2e-abc123-argo-cpu-only": False}
-    runs = [json.dumps(one) for _, kind, _, one in world.cluster.history if kind == "workflows"]
+    pods = [document for _, kind, _, document in world.cluster.history if kind == "pods"]
+    specs = {pod["metadata"]["name"]: json.dumps(pod["spec"]) for pod in pods if "-train-" in pod["metadata"]["name"]}
+    asks_for_gpu = {
+        name.split("-train-")[0].rpartition("-")[0]: "nvidia.com/gpu" in spec for name, spec in specs.items()
+    }
+    assert asks_for_gpu == {
+        "e2e-abc123-argo-submit": True,
+        "e2e-abc123-argo-gpu": True,
+        "e2e-abc123-argo-cpu-only": False,
+    }
+    runs = [json.dumps(document) for _, kind, _, document in world.cluster.history if kind == "workflows"]
     assert any("argo-gpu" in run and "cuda" in run for run in runs)
 
 
@@ -312,10 +318,10 @@ def test_wrong_input_that_is_tried_again_is_found(world: World) -> None:
 
 def test_ctrl_c_cleans_up(world: World) -> None:
     world.play.faults.hangs = "train"
-    seen = threading.Event()
+    stopped = threading.Event()
 
     def interrupt() -> None:
-        while not seen.wait(0.02):
+        while not stopped.wait(0.02):
             if any("-train-0" in name for name in world.cluster.objects["pods"]):
                 os.kill(os.getpid(), signal.SIGINT)
                 return
@@ -324,7 +330,7 @@ def test_ctrl_c_cleans_up(world: World) -> None:
     try:
         code, rows = world.run("argo-cpu-only")
     finally:
-        seen.set()
+        stopped.set()
     assert code == 1
     assert rows["argo-submit"]["note"] == "stopped by Ctrl-C" and rows["argo-cpu-only"]["note"] == "not reached"
     assert rows["cleaning"]["outcome"] == "passed" and world.left() == []
@@ -368,16 +374,16 @@ def test_keep_and_sweep(world: World) -> None:
     assert world.left() == [] and "theirs" in world.cluster.objects["workflows"]
 
 
-def test_a_mirror_remembers_what_is_gone(world: World) -> None:
+def test_mirror_keeps_deleted_objects(world: World) -> None:
     mirror = Mirror(Kube("imagemill"), ["pods"])
     mirror.start()
     try:
-        made = {"metadata": {"name": "short", "labels": {"workflows.argoproj.io/workflow": "w"}}, "spec": {}}
-        world.cluster.create("pods", made)
+        pod = {"metadata": {"name": "short", "labels": {"workflows.argoproj.io/workflow": "w"}}, "spec": {}}
+        world.cluster.create("pods", pod)
         mirror.wait(lambda: bool(mirror.now("pods")), "the pod", Deadline(60))
         world.cluster.delete("pods", "short")
         mirror.wait(lambda: not mirror.now("pods"), "its end", Deadline(60))
-        assert [one["metadata"]["name"] for one in mirror.seen("pods")] == ["short"]
+        assert [document["metadata"]["name"] for document in mirror.seen("pods")] == ["short"]
         mirror._apply("pods", "MODIFIED", mirror.seen("pods")[0])  # late news of it
         assert mirror.now("pods") == []
         with pytest.raises(Late, match=r"not within 0 s: a pod · nothing there"):
@@ -447,7 +453,7 @@ def test_network_policies_are_tried_from_pods_of_each_kind(policed: World) -> No
     note = rows["argo-policies"]["note"]
     assert code == 0 and note.startswith("11 kinds of pods reach what they must, and not: ") and "KFP's MySQL" in note
     assert "without proof, for nobody reaches them: " in note and "the internet" in note.partition("without")[2]
-    names = {one["metadata"]["name"] for one in policed.cluster.list("networkpolicies")}
+    names = {policy["metadata"]["name"] for policy in policed.cluster.list("networkpolicies")}
     assert not any("e2e" in name for name in names) and "imagemill-default-deny" in names
 
 

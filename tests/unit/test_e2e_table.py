@@ -51,11 +51,11 @@ def test_only_what_passed_is_a_success(outcomes: tuple[str, ...], code: int) -> 
     assert table.exit_code([Row(str(n), outcome, 0.0) for n, outcome in enumerate(outcomes)]) == code
 
 
-def test_the_json_says_the_same(tmp_path: Path) -> None:
+def test_json_holds_the_rows_of_the_table(tmp_path: Path) -> None:
     table.write_json(tmp_path / "table.json", ROWS, {"namespace": "tests"})
-    found = json.loads((tmp_path / "table.json").read_text())
-    assert (found["namespace"], found["exit_code"]) == ("tests", 1)
-    assert [(one["name"], one["outcome"], one["seconds"]) for one in found["scenarios"]] == [
+    parsed = json.loads((tmp_path / "table.json").read_text())
+    assert (parsed["namespace"], parsed["exit_code"]) == ("tests", 1)
+    assert [(row["name"], row["outcome"], row["seconds"]) for row in parsed["scenarios"]] == [
         ("argo-submit", "passed", 83.2), ("argo-kill-train", "failed", 1.0), ("kfp-submit", "skipped", 0.0),
     ]  # fmt: skip
 
@@ -69,8 +69,8 @@ def test_the_json_says_the_same(tmp_path: Path) -> None:
         (["argo", "kfp"], ["api", "argo", "kfp"]),
     ],
 )
-def test_what_is_selected_brings_what_it_needs(only: list[str], expected: list[str]) -> None:
-    assert [one.name for one in make_registry().select(only)] == expected
+def test_selection_includes_dependencies(only: list[str], expected: list[str]) -> None:
+    assert [scenario.name for scenario in make_registry().select(only)] == expected
 
 
 def test_an_unknown_scenario_is_named() -> None:
@@ -127,19 +127,23 @@ def test_what_is_measured_runs_alone() -> None:
     assert {name for name, scenario in REGISTRY.scenarios.items() if scenario.preflight} == PREFLIGHT
 
 
-def test_the_cluster_of_the_tests_is_the_sessions_own() -> None:
+def test_cluster_of_the_tests_has_its_own_workspace_and_limits() -> None:
     images = {"cpu": IMAGE, "ray": IMAGE, "gpu": IMAGE}
-    given = clusters.parse_cluster({"images": images, "steps": {"train": {"memory": "64Gi", "shm": "8Gi"}}})
-    made = for_tests(given, "abc123", full_pods=False)
-    assert made.storage.workspace == f"{given.storage.workspace}/e2e-abc123"
-    assert made.argo.mutex != given.argo.mutex and made.labels == {"imagemill.io/e2e": "abc123"}
-    assert (made.steps["train"].memory, made.steps["train"].shm, made.steps["clean"].cpu) == ("3Gi", "256Mi", "500m")
-    assert made.steps["promote"].memory == "1Gi" and made.ray.mode == given.ray.mode
-    assert with_rayjob(made).ray.workers.minimum == 1 and in_pods(with_rayjob(made)).ray.mode == "pod"
-    assert for_tests(given, "abc123", full_pods=True).steps == given.steps
-    assert clusters.parse_cluster_json(made.to_json()) == made
-    assert [pod.gpu for pod in made.steps.values()].count(1) == 2
-    assert not any(pod.gpu for pod in without_gpus(made).steps.values())
+    cluster = clusters.parse_cluster({"images": images, "steps": {"train": {"memory": "64Gi", "shm": "8Gi"}}})
+    adapted = for_tests(cluster, "abc123", full_pods=False)
+    assert adapted.storage.workspace == f"{cluster.storage.workspace}/e2e-abc123"
+    assert adapted.argo.mutex != cluster.argo.mutex and adapted.labels == {"imagemill.io/e2e": "abc123"}
+    assert (adapted.steps["train"].memory, adapted.steps["train"].shm, adapted.steps["clean"].cpu) == (
+        "3Gi",
+        "256Mi",
+        "500m",
+    )
+    assert adapted.steps["promote"].memory == "1Gi" and adapted.ray.mode == cluster.ray.mode
+    assert with_rayjob(adapted).ray.workers.minimum == 1 and in_pods(with_rayjob(adapted)).ray.mode == "pod"
+    assert for_tests(cluster, "abc123", full_pods=True).steps == cluster.steps
+    assert clusters.parse_cluster_json(adapted.to_json()) == adapted
+    assert [pod.gpu for pod in adapted.steps.values()].count(1) == 2
+    assert not any(pod.gpu for pod in without_gpus(adapted).steps.values())
 
 
 def test_a_cluster_without_digests_or_with_a_folder_is_refused() -> None:

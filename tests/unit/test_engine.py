@@ -82,16 +82,16 @@ def test_tasks_are_taken_as_workers_are_free(kind: Callable[..., Executor]) -> N
 
 @pytest.mark.parametrize("kind", [Threads, Processes])
 @pytest.mark.parametrize("error", [MillError, TransientError, UserError])
-def test_an_error_of_a_task_is_raised_as_it_was(kind: Callable[..., Executor], error: type[MillError]) -> None:
-    with kind("clean", 1) as executor, pytest.raises(error, match=r"^the second$") as caught:
+def test_error_of_a_task_keeps_its_type_and_message(kind: Callable[..., Executor], error: type[MillError]) -> None:
+    with kind("clean", 1) as executor, pytest.raises(error, match=r"^the second$") as raised:
         list(run_tasks([Number(v) for v in range(100)], mapped.fail, (error.__name__,), executor))
-    assert caught.value.exit_code == error.exit_code
+    assert raised.value.exit_code == error.exit_code
 
 
-def test_an_unforeseen_error_of_a_process_is_ours() -> None:
-    with Processes("clean", 1) as executor, pytest.raises(MillError, match="internal error") as caught:
+def test_unexpected_error_of_a_process_is_internal() -> None:
+    with Processes("clean", 1) as executor, pytest.raises(MillError, match="internal error") as raised:
         list(run_tasks([Number(2)], mapped.fail, ("ValueError",), executor))
-    assert caught.value.exit_code == 1 and "ValueError: the second" in str(caught.value)
+    assert raised.value.exit_code == 1 and "ValueError: the second" in str(raised.value)
 
 
 @pytest.mark.parametrize(

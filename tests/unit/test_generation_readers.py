@@ -57,12 +57,12 @@ def test_a_model_is_trained_on_them_and_evaluated(workspace: Workspace, clean: D
 
 def test_test_images_are_those_that_a_decoder_gives(clean: Dataset, tensors: Dataset) -> None:
     geometry = Geometry(32)
-    ours, decoded = (
+    stored, decoded = (
         {image_id: (image.tobytes(), int(label)) for batch in read_test_batches(source, clean, geometry, 4)
          for image_id, image, label in zip(batch.ids, batch.images, batch.labels, strict=True)}
         for source in (tensors, None)
     )  # fmt: skip
-    assert ours == decoded and len(ours) == sum(photo.split == "test" for photo in GROWN.values())
+    assert stored == decoded and len(stored) == sum(photo.split == "test" for photo in GROWN.values())
 
 
 def test_they_are_exported(tensors: Dataset, tmp_path: Path) -> None:

@@ -14,14 +14,16 @@ HEAVY = (
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], *([word, "--help"] for word in ("run", "train", "config", "submit", "doctor", "gc"))], ids=str
+    "arguments",
+    [["--help"], *([word, "--help"] for word in ("run", "train", "config", "submit", "doctor", "gc"))],
+    ids=str,
 )
-def test_help_imports_nothing_heavy(words: list[str]) -> None:
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     script = (
         "import sys\nfrom imagemill.pipelines.cli.main import main\n"
-        f"try:\n    main({words!r})\nexcept SystemExit:\n    pass\n"
+        f"try:\n    main({arguments!r})\nexcept SystemExit:\n    pass\n"
         f"print(*sorted(set(sys.modules) & set({HEAVY!r})), file=sys.stderr)"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
-    assert "usage: imagemill" in done.stdout
-    assert done.stderr.split() == []
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    assert "usage: imagemill" in process.stdout
+    assert process.stderr.split() == []

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_edges import here, resized, without_ray  # noqa: F401 (a fixture)
+from test_edges import resized, run_in_this_process, without_ray  # noqa: F401 (a fixture)
 
 from imagemill.components.clean.schema import CLEAN
 from imagemill.components.dataset.kinds import CleanExtra, CleanImage
@@ -108,7 +108,7 @@ def test_merged_files_give_the_same_tensors_and_are_removed(
     tasks: list[Any] = []
 
     def seen(shards: Iterable[Any], *others: Any) -> Iterator[Any]:
-        for job, result in here(shards, *others):
+        for job, result in run_in_this_process(shards, *others):
             tasks.append(job)
             yield job, result
 
@@ -134,7 +134,7 @@ def test_a_retry_goes_on_from_the_runs_that_are_there(
         pass
 
     def dying(shards: Iterable[Any], *others: Any) -> Iterator[Any]:
-        for number, (job, result) in enumerate(here(shards, *others)):
+        for number, (job, result) in enumerate(run_in_this_process(shards, *others)):
             if number == 3:
                 raise Killed
             worked.append(job.key if isinstance(job, MergeTask) else job.shards[0].key)
@@ -174,9 +174,9 @@ def test_the_winner_of_a_race_is_everybodys(tmp_path: Path, monkeypatch: pytest.
     def overtaken(shards: Iterable[Any], *others: Any) -> Iterator[Any]:
         todo = list(shards)
         if not isinstance(todo[0], MergeTask):
-            monkeypatch.setattr(resize, "run_tasks", here)
+            monkeypatch.setattr(resize, "run_tasks", run_in_this_process)
             assert read_dataset(resized(clean).uri)
-        yield from here(todo, *others)
+        yield from run_in_this_process(todo, *others)
 
     monkeypatch.setattr(resize, "run_tasks", overtaken)
     tensors = resized(clean)
