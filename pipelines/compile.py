@@ -12,7 +12,7 @@ from ..components.dataset.manifest import code_version
 from ..components.storage.errors import UserError, wrong
 from .cluster.checks import check_output, read_cluster, set_workspace
 from .cluster.cluster_file import Cluster
-from .cluster.shared_memory import shm_size
+from .cluster.pod_fields import shm_size
 from .compat import name_callers_quickly
 from .kfp.uploads import Package, read_package
 from .parameters import RunParameters

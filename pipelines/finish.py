@@ -1,4 +1,5 @@
-"""The exit step: write a run's summary as a page of Markdown, and delete the RayJobs that the run left behind.
+"""A run's result as `--json` prints it, and the exit step: write a run's summary as a page of Markdown, and delete the
+RayJobs that the run left behind.
 
 The summary is made from the records that the steps wrote to `runs/<run>/`: they hold the message and the exit code,
 which KFP's own status of a run lacks. An error here does not make a run fail that succeeded: the page shows it instead.
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..components.dataset.workspace import STEPS, Workspace
+from ..components.dataset.workspace import PRODUCTS, STEPS, Workspace
 from ..components.step.progress import format_duration, say
 from ..components.step.step import RUN_ENV
 from ..components.storage import uri as uris
@@ -240,3 +241,25 @@ def _escape_markdown(text: object) -> str:
 def _write(path: str, text: str) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(text, encoding="utf-8")
+
+
+def make_failed_result(error: MillError | None = None, partial: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return the result, as `--json` prints it, of a run that `error` ended; keys of a `partial` result are kept."""
+    result: dict[str, Any] = {"status": "failed", "name": "", **dict.fromkeys(PRODUCTS.values(), ""), "report": ""}
+    result |= {"metrics": {}, "promoted": False, "steps": {}} | (partial or {})
+    return result | ({"error": str(error), "exit_code": error.exit_code} if error else {})
+
+
+def read_record_facts(records: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return what the records of a run's steps contribute to the result that `--json` prints; steps may be missing."""
+    gate = records.get("promote", {}).get("metrics") or {}
+    metrics = records.get("evaluate", {}).get("metrics") or {}
+    return {
+        **{kind: records.get(step, {}).get("uri", "") for step, kind in PRODUCTS.items()},
+        "report": gate.get("report", ""),
+        "metrics": {key: value for key, value in metrics.items() if key != "champion_evaluation"},
+        "promoted": bool(gate.get("promoted")),
+        "verdict": gate.get("verdict", ""),
+        "champion": records.get("promote", {}).get("uri", ""),
+        "steps": {step: {"state": record["state"], "seconds": record["seconds"]} for step, record in records.items()},
+    }

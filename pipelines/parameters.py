@@ -8,7 +8,6 @@ import json
 import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from ..components import clean, download, evaluate, promote, resize, train
@@ -20,10 +19,10 @@ from ..components.step.config import (
     convert,
     field_types,
     is_json_object,
-    load_yaml,
     name_flag,
     name_variable,
     parse_config,
+    read_yaml,
     requested_default,
     unset_blank,
 )
@@ -274,20 +273,8 @@ def _read_yaml(path: str, declared: Mapping[str, Parameter]) -> Layer:
 
     Names are at the top level, or under the name of a step.
     """
-    import yaml
-
-    try:
-        if is_json_object(path):
-            path, text = "--config", path
-        else:
-            text = Path(path).read_text(encoding="utf-8")
-        document = load_yaml(text, path) or {}
-    except OSError as error:
-        raise wrong("--config", "a YAML file that can be read", f"{path} ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"--config: expected YAML in {path}, found something else: {' '.join(str(error).split())}"
-        ) from None
+    path, text = ("--config", path) if is_json_object(path) else (path, None)
+    document = read_yaml("--config", path, text) or {}
     if not isinstance(document, dict):
         raise wrong("--config", "names and values", f"{path} with {type(document).__name__}")
     layer: Layer = {}

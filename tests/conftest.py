@@ -192,9 +192,9 @@ def finished(finished_once: Finished, tmp_path: Path) -> Finished:
 @pytest.fixture(autouse=True)
 def fresh_retries() -> None:
     """One test's lost store must not shorten the next one's retries."""
-    from imagemill.components.storage import retry
+    from imagemill.components.storage import errors
 
-    retry._given_up_at.clear()
+    errors._given_up_at.clear()
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ from imagemill.components.dataset.kinds import CleanExtra, CleanImage
 from imagemill.components.dataset.manifest import Dataset, File, Manifest, Totals, commit, read_dataset
 from imagemill.components.dataset.shards import Layout, ShardWriter, read_columns
 from imagemill.components.dataset.workspace import Workspace
-from imagemill.components.imaging.choices import COLORS
+from imagemill.components.imaging.pixel_options import COLORS
 from imagemill.components.resize import resize
 from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.step.step import Context

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from imagemill.components.download.demo import PlannedFile, draw_upright, generate, plan
+from imagemill.components.download.demo import PlannedFile, draw, generate, plan
 
 TABLE = "labels.csv"
 TURN = (20.0, 45.0)
@@ -40,7 +40,7 @@ def write(folder: Path, demos: int = 4, seed: int = 0) -> int:
     pictures = sound_pictures(demos, seed)
     for number, planned in pictures:
         path = f"test/{planned.label}/{number}-{Path(planned.path).stem}.jpg"
-        picture = harden(draw_upright(number, planned), np.random.default_rng([number, planned.number]))
+        picture = harden(draw(number, planned)[0], np.random.default_rng([number, planned.number]))
         _save(folder / path, _jpeg(picture))
         rows.append((path, planned.label, "test"))
     with (folder / TABLE).open("w", newline="") as table:

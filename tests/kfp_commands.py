@@ -22,8 +22,8 @@ from imagemill.pipelines import compile as compiling
 from imagemill.pipelines.cli import main as cli
 from imagemill.pipelines.cluster.cluster_file import Cluster, load_cluster, parse_cluster_json
 from imagemill.pipelines.compile import compile_kfp
+from imagemill.pipelines.kfp import artifacts, following
 from imagemill.pipelines.kfp import client as kfp_client
-from imagemill.pipelines.kfp import following, run_records
 from imagemill.pipelines.parameters import RunParameters
 
 CLUSTER = "images:\n  tags_allowed: true\nstorage:\n  workspace: s3://mill/work\n"
@@ -115,7 +115,7 @@ def mill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 def records(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
     """What the steps of every run have recorded, of a workspace that can be read; a real one: test_submit_records."""
     found: dict[str, dict[str, Any]] = {}
-    monkeypatch.setattr(run_records, "read_stored_records", lambda workspace, run: found)
+    monkeypatch.setattr(artifacts, "read_stored_records", lambda workspace, run: found)
     return found
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from imagemill.pipelines.kfp.artifacts import RECORDS, records_metadata
-from imagemill.pipelines.kfp.metadata import LOG_OUTPUT, OUTPUT_EVENT, STATES, frame, get_message_class, unframe
+from imagemill.pipelines.kfp.ui import LOG_OUTPUT, OUTPUT_EVENT, STATES, frame, get_message_class, unframe
 
 BUCKET = "minio://mlpipeline"
 Answer = tuple[int, bytes, str]

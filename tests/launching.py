@@ -37,8 +37,8 @@ from imagemill.components.step.command_line import Parser, add_flag
 from imagemill.pipelines.cluster import kube_client as kube
 from imagemill.pipelines.cluster.cluster_file import parse_cluster
 from imagemill.pipelines.cluster.pod_fields import CLUSTER_VARIABLE
-from imagemill.pipelines.kuberay import job_log as joblog
 from imagemill.pipelines.kuberay import launcher
+from imagemill.pipelines.kuberay import pods as joblog
 from imagemill.pipelines.kuberay import pods as ray_pods
 from imagemill.pipelines.kuberay.ray_step import run_step
 

@@ -32,7 +32,7 @@ HOSTILE = "<script>alert(1)</script>.jpg"
 PREDICTIONS = pa.schema(
     [
         ("image_id", pa.string()), ("label_id", pa.int32()), ("predicted_id", pa.int32()), ("confidence", pa.float32()),
-        ("content_hash", pa.uint64()), ("seen", pa.bool_()),
+        ("loss", pa.float32()), ("content_hash", pa.uint64()), ("seen", pa.bool_()),
     ]
 )  # fmt: skip
 FIRST = {

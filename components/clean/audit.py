@@ -43,7 +43,6 @@ _EXTREMES = (
     ("blurriest", "sharpness", False),
     ("lowest entropy", "entropy", False),
 )
-_NOT_RECORDED = "not recorded: an older version made this dataset"
 
 
 def gather(dataset: Dataset, scan: Scan | None = None) -> Audit:
@@ -76,7 +75,7 @@ def make_ledger(dataset: Dataset, scan: Scan) -> Ledger:
                 notes.append(ImageNote(table.column("image_id")[row].as_py(), table.column("detail")[row].as_py()))
     ordered = sorted(counted.items(), key=lambda item: (-item[1], item[0]))
     problems = []
-    if rows_in is not None and rows_in != totals.rows + totals.rejected:
+    if rows_in != totals.rows + totals.rejected:
         problems.append(f"{rows_in:,} rows in, but {totals.rows:,} kept and {totals.rejected:,} rejected")
     for name, expected, actual in (
         ("kept rows", totals.rows, scan.rows),
@@ -153,9 +152,9 @@ def summarize_quality(manifest: Manifest, scan: Scan) -> Quality:
     config = manifest.config
     outliers = tuple(
         Outlier(name, outlier["count"], outlier["median"], tuple(outlier["examples"][:OUTLIER_EXAMPLES]))
-        for name, outlier in CleanExtra.of(manifest).found.get("outliers", {}).items()
+        for name, outlier in CleanExtra.of(manifest).found["outliers"].items()
     )
-    note = "" if distributions else "not measured: measures is off" if "measures" in config else _NOT_RECORDED
+    note = "" if distributions else "not measured: measures is off"
     return Quality(
         distributions, extremes, outliers, config.get("outlier_threshold"), str(config.get("outliers", "")), note
     )
@@ -167,10 +166,10 @@ def _get_value(scan: Scan, measure: str, row: int) -> float:
 
 def summarize_exact(manifest: Manifest) -> ExactDuplicates:
     """Summarize the images with equal pixels."""
-    duplicates, reasons = CleanExtra.of(manifest).found.get("duplicates", {}), manifest.totals.by_reason
-    examples = tuple(tuple(group) for group in duplicates.get("conflict_examples", [])[:GROUPS])
+    duplicates, reasons = CleanExtra.of(manifest).found["duplicates"], manifest.totals.by_reason
+    examples = tuple(tuple(group) for group in duplicates["conflict_examples"][:GROUPS])
     copies = reasons.get("duplicate_bytes", 0) + reasons.get("duplicate_pixels", 0)
-    return ExactDuplicates(duplicates.get("groups"), copies, duplicates.get("conflicts", 0), examples)
+    return ExactDuplicates(duplicates["groups"], copies, duplicates["conflicts"], examples)
 
 
 def summarize_near(dataset: Dataset) -> NearDuplicates:
@@ -199,26 +198,21 @@ def _select_closest(pairs: list[Pair], more: list[Pair]) -> list[Pair]:
 
 
 def _explain_missing_near(manifest: Manifest) -> str:
-    if "near_duplicates" not in manifest.config:
-        return _NOT_RECORDED
     return f"not looked for: {'measures' if not manifest.config.get('measures', True) else 'near_duplicates'} is off"
 
 
 def summarize_leakage(manifest: Manifest, scan: Scan) -> Leakage:
     """Summarize the test images that have duplicates in train or val, and what was done about them."""
     findings = CleanExtra.of(manifest).found
-    copies = findings.get("duplicates", {}).get("declared_test_images_in_declared_train")
+    copies = findings["duplicates"]["declared_test_images_in_declared_train"]
     leaks = findings.get("leakage")
     declared = {name: number for name, number in sorted(scan.counted["declared_split"].items()) if name}
-    numbers = ({} if copies is None else {"declared_test_images_in_declared_train": copies}) | (leaks or {})
-    if leaks is None:
-        sentence = f"Near twins between the splits: {_explain_missing_near(manifest)}"
-        if copies is not None:
-            sentence += (
-                f"; under the splits that the source declares {_count_test_images(copies)} an exact copy in train"
-            )
-        return Leakage(sentence + ".", numbers, declared)
-    return Leakage(_describe_leakage(leaks, copies or 0, declared), numbers, declared)
+    numbers = {"declared_test_images_in_declared_train": copies} | (leaks or {})
+    if leaks is not None:
+        return Leakage(_describe_leakage(leaks, copies, declared), numbers, declared)
+    sentence = f"Near twins between the splits: {_explain_missing_near(manifest)}; under the splits that the source "
+    sentence += f"declares {_count_test_images(copies)} an exact copy in train."
+    return Leakage(sentence, numbers, declared)
 
 
 def _describe_leakage(leaks: dict[str, Any], copies: int, declared: dict[str, int]) -> str:

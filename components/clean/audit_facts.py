@@ -1,6 +1,6 @@
 """The facts of an audit: pure data, the same for the text, the page and (by field names) the JSON.
 
-Facts that a dataset lacks (measures were off, an older version made it) are None or empty, and a `note` says why.
+Facts that a dataset lacks (measures were off) are None or empty, and a `note` says why.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Ledger:
     `problems` are sentences about numbers that contradict each other; empty in a sound dataset.
     """
 
-    rows_in: int | None
+    rows_in: int
     kept: int
     rejected: int
     by_split: dict[str, int]
@@ -157,7 +157,7 @@ class ExactDuplicates:
         examples: some of those groups, as {image_id, label} of each image.
     """
 
-    groups: int | None
+    groups: int
     copies: int
     conflicts: int
     examples: tuple[tuple[dict[str, str], ...], ...]

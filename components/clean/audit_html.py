@@ -2,23 +2,35 @@
 
 The page refers to nothing outside itself and runs no script; everything from the source is escaped. It depends on the
 dataset's content alone (no time, URI or version), so that two equal runs write the same bytes.
+
+Pictures are data URIs: a limited number of images is decoded, the others are thumbnails. Images that cleaning dropped
+are not in the clean files; they are looked up in the raw dataset, if it exists.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from ..dataset.manifest import Dataset, File
+import cv2
+import numpy as np
+from PIL import Image
+
+from ..dataset.manifest import Dataset, File, read_dataset
 from ..dataset.shards import publish_bytes
+from ..imaging.decoder import ImageRejected, Pixels
+from ..imaging.pictures import BUDGET_PIXELS, encode_picture, find_images, make_data_uri
 from ..step.progress import format_size
+from ..storage.errors import DatasetError, UserError
 from .audit import gather, sort_splits
 from .audit_facts import Audit, Balance, ClassCount
 from .audit_layout import format_number, format_percent, pluralize
 from .audit_numbers import QUANTILES, Histogram, Scan
-from .audit_pictures import Picture, find_pictures
+from .measures import CHROMA, LUMA, THUMBNAIL_BYTES
 
 CLASSES, CLASS_ENDS = 60, 20
 """With more than `CLASSES` classes only `CLASS_ENDS` at either end are shown."""
@@ -26,8 +38,7 @@ FEW_PAIRS, GROUPS, NAMES = 8, 8, 40
 _HEIGHT, _BAR = 64, 10
 """Height of a histogram and width of its bars, in pixels of its SVG."""
 
-
-FindPictures = Callable[[Sequence[str]], dict[str, Picture]]
+FindPictures = Callable[[Sequence[str]], "dict[str, Picture]"]
 
 
 def write_audit(dataset: Dataset, scan: Scan | None = None, find: FindPictures | None = None) -> File:
@@ -125,3 +136,119 @@ def _draw_histogram(histogram: Histogram) -> Any:
         f'<svg class="hist" viewBox="0 0 {width} {_HEIGHT}" preserveAspectRatio="none" role="img"'
         f' aria-label="histogram">{"".join(bars)}</svg>'
     )
+
+
+SIDE, QUALITY = 160, 70
+"""Pixels of a picture's longer side, and its JPEG quality; about 6 kB."""
+MAX_LARGE = 96
+"""Maximum number of pictures that are made from the images; the others are the stored thumbnails."""
+MAX_RAW_GROUPS = 2_000
+"""Maximum number of row groups of raw (8 MB each) that are searched, by image_id alone, for dropped images."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of the page.
+
+    Attributes:
+        src: data URI, or empty.
+        small: whether it is the stored thumbnail.
+        raw: whether it is from the raw dataset, because cleaning dropped the image.
+    """
+
+    src: str = ""
+    small: bool = False
+    raw: bool = False
+
+
+Places = Mapping[str, tuple[File, range]]
+"""Where images are, by image_id: a data file, and the row groups of it to look into."""
+
+
+def find_pictures(
+    dataset: Dataset, ids: Sequence[str], kept: Places | None = None, dropped: Places | None = None
+) -> dict[str, Picture]:
+    """Make a picture of each image that is found, the first `MAX_LARGE` of `ids` as large ones.
+
+    Holds one row group at a time.
+
+    Args:
+        kept: places of the images in `dataset`; by default all of it is searched.
+        dropped: places of the others in the raw dataset.
+    """
+    unique = list(dict.fromkeys(ids))
+    maker = _PictureMaker(frozenset(unique[:MAX_LARGE]))
+    pictures = _look_up(dataset, set(unique), maker, raw=False, places=kept)
+    missing = set(unique) - pictures.keys()
+    if missing:
+        try:
+            raw = read_dataset(dataset.parent_uri("raw"), "raw")
+            pictures |= _look_up(raw, missing, maker, raw=True, places=dropped)
+        except (UserError, DatasetError):  # the raw dataset is elsewhere, or was removed
+            pass
+    return pictures
+
+
+@dataclass
+class _PictureMaker:
+    """Makes pictures until its budget of decoded pixels is spent."""
+
+    large: frozenset[str]
+    budget: int = BUDGET_PIXELS
+
+    def make(self, image_id: str, data: bytes | None, thumbnail: bytes | None, raw: bool) -> Picture:
+        if image_id in self.large and data and self.budget > 0:
+            try:
+                src, pixels = encode_picture(data, SIDE, QUALITY)
+                self.budget -= pixels
+                return Picture(src, raw=raw)
+            except ImageRejected:  # too large, or damaged
+                pass
+        return Picture(make_thumbnail_uri(thumbnail), small=True) if thumbnail else Picture(raw=raw)
+
+
+def _look_up(
+    dataset: Dataset, missing: set[str], maker: _PictureMaker, raw: bool, places: Places | None = None
+) -> dict[str, Picture]:
+    """Make pictures of the images in `missing` that the dataset has; holds one row group at a time."""
+    columns, max_searched = (["image"], MAX_RAW_GROUPS) if raw else (["image.bytes", "thumbnail"], float("inf"))
+    rows = find_images(dataset, _list_groups(dataset, places), missing, columns, max_searched)
+    return {
+        name: maker.make(name, row["image"] if raw else row["image"]["bytes"], row.get("thumbnail"), raw)
+        for name, row in rows
+    }
+
+
+def _list_groups(dataset: Dataset, places: Places | None) -> Iterator[tuple[File, Sequence[int] | None]]:
+    """Yield the data files to search, in their order, and the row groups: None for all of them."""
+    if places is None:
+        yield from ((file, None) for file in dataset.files())
+        return
+    groups: dict[str, set[int]] = {}
+    for file, numbers in places.values():
+        groups.setdefault(file.uri, set()).update(numbers)
+    yield from ((file, sorted(groups[file.uri])) for file in dataset.files() if file.uri in groups)
+
+
+def make_thumbnail_uri(data: bytes) -> str:
+    """Return a stored thumbnail as a PNG data URI; empty for bytes of another length."""
+    pixels = decode_thumbnail(data)
+    if pixels is None:
+        return ""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return make_data_uri("png", buffer.getvalue())
+
+
+def decode_thumbnail(data: bytes) -> Pixels | None:
+    """Decode the `thumbnail` column to uint8 [24, 24, 3] RGB; the picture is squeezed into the square.
+
+    None for bytes of another length.
+    """
+    if len(data) != THUMBNAIL_BYTES:
+        return None
+    luma, chroma = np.split(np.frombuffer(data, np.uint8), [LUMA * LUMA])
+    coarse = chroma.reshape(CHROMA, CHROMA, 2)
+    scale = LUMA // CHROMA
+    planes = [luma.reshape(LUMA, LUMA, 1), coarse.repeat(scale, axis=0).repeat(scale, axis=1)]
+    return cv2.cvtColor(np.concatenate(planes, axis=2), cv2.COLOR_YCrCb2RGB).astype(np.uint8, copy=False)

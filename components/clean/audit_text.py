@@ -63,13 +63,8 @@ def format_audit(audit: Audit) -> str:
 
 def _format_ledger(ledger: Ledger) -> list[str]:
     splits = " · ".join(f"{split} {ledger.by_split[split]:,}" for split in sort_splits(ledger.by_split))
-    if ledger.rows_in is None:
-        lines = [
-            f"  {ledger.kept:,} kept, {ledger.rejected:,} rejected; rows in: not recorded by the version that made it"
-        ]
-    else:
-        sign = "≠" if ledger.rows_in != ledger.kept + ledger.rejected else "="
-        lines = [f"  {ledger.rows_in:,} rows in {sign} {ledger.kept:,} kept + {ledger.rejected:,} rejected"]
+    sign = "≠" if ledger.rows_in != ledger.kept + ledger.rejected else "="
+    lines = [f"  {ledger.rows_in:,} rows in {sign} {ledger.kept:,} kept + {ledger.rejected:,} rejected"]
     lines.append(f"  kept: {splits}")
     if ledger.problems:
         lines += [line for problem in ledger.problems for line in wrap_text(f"WRONG: {problem}")]
@@ -125,7 +120,7 @@ def _format_balance(balance: Balance) -> list[str]:
 def _format_sizes(sizes: Sizes) -> list[str]:
     lines = _format_distributions({_UNITS[name]: values for name, values in sizes.distributions.items()})
     formats = ", ".join(f"{name or 'unknown'} {count:,}" for name, count in sizes.formats.items())
-    lines += ["", f"  formats: {formats or 'not recorded'}", f"  decoder warnings: {sizes.warnings:,}"]
+    lines += ["", f"  formats: {formats}", f"  decoder warnings: {sizes.warnings:,}"]
     lines += _format_notes(sizes.warned)
     if sizes.warnings > len(sizes.warned):
         lines.append(f"    and {sizes.warnings - len(sizes.warned):,} more")
@@ -176,8 +171,8 @@ def _format_outlier(outlier: Outlier) -> list[str]:
 
 
 def _format_duplicates(exact: ExactDuplicates, near: NearDuplicates) -> list[str]:
-    groups = "" if exact.groups is None else f" in {pluralize(exact.groups, 'group')}"
-    lines = [f"  exact: {pluralize(exact.copies, 'copy', 'copies')} rejected{groups} of equal pixels"]
+    copies, groups = pluralize(exact.copies, "copy", "copies"), pluralize(exact.groups, "group")
+    lines = [f"  exact: {copies} rejected in {groups} of equal pixels"]
     if exact.conflicts:
         lines.append(f"  with different labels: {pluralize(exact.conflicts, 'group')} of equal pixels")
         for group in exact.examples[:PAIRS]:
@@ -231,11 +226,8 @@ def _format_provenance(provenance: Provenance) -> list[str]:
     rows = [
         ["fingerprint", provenance.fingerprint],
         ["parents", ", ".join(provenance.parents) or "none"],
-        ["made", f"{provenance.created or 'not recorded'} by imagemill {provenance.code_version or '(unknown)'}"],
-        [
-            "images",
-            f"{format_size(provenance.bytes)}, colour {provenance.color or 'not recorded'}, {provenance.task}-label",
-        ],
+        ["made", f"{provenance.created} by imagemill {provenance.code_version}"],
+        ["images", f"{format_size(provenance.bytes)}, colour {provenance.color}, {provenance.task}-label"],
         ["settings", "all at their defaults" if not provenance.settings else "different from the defaults:"],
     ]
     settings = [

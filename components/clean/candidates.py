@@ -1,4 +1,5 @@
-"""In-memory columns of all candidate rows, for the decisions that look at the whole dataset: 94 bytes per image.
+"""In-memory columns of all candidate rows, 94 bytes per image, and the decisions on them: kept or dropped, why, and in
+which split.
 
 Names and thumbnails stay in the files, and are read for the few rows that a decision is about.
 """
@@ -17,7 +18,7 @@ import pyarrow.compute as pc
 import xxhash
 
 from ..dataset.manifest import File
-from ..dataset.shards import READ_THREADS, open_parquet, read_row_group
+from ..dataset.shards import READ_THREADS, read_file
 from ..storage import uri as uris
 from ..storage.parallel import map_ordered
 from .schema import MEASURES
@@ -132,7 +133,7 @@ class Candidates:
             wanted_rows, wanted_positions = rows[selection], positions[selection]
             start = int(self.candidate_file_starts[number])
             selected = []
-            for table in read_file_columns(self.uri, self.candidate_files[number], columns):
+            for table in read_file(uris.join(self.uri, self.candidate_files[number].uri), columns):
                 is_inside = (wanted_positions >= start) & (wanted_positions < start + table.num_rows)
                 if is_inside.any():
                     taken = table.take(pa.array(wanted_positions[is_inside] - start))
@@ -169,7 +170,7 @@ def read_candidates(
         """Return positions, columns and whether any row was measured."""
         ids = removed.get(number, ())
         names = [*_COLUMNS, *(["image_id"] if ids else [])]
-        table = pa.concat_tables(read_file_columns(uri, candidate_files[number], names))
+        table = pa.concat_tables(read_file(uris.join(uri, candidate_files[number].uri), names))
         positions = np.arange(table.num_rows) + candidate_file_starts[number]
         if ids:
             is_removed = pc.is_in(table.column("image_id"), pa.array(sorted(ids), pa.string()))
@@ -194,14 +195,6 @@ def read_candidates(
         measures={name: columns[name] for name in MEASURES},
         has_measures=any(has_measures for _, _, has_measures in parts),
     )  # fmt: skip
-
-
-def read_file_columns(uri: str, file: File, columns: list[str] | None) -> Iterator[pa.Table]:
-    """Yield the row groups of one file below the folder `uri`, with some columns or (None) all."""
-    file_uri = uris.join(uri, file.uri)
-    with open_parquet(file_uri) as parquet:
-        for index in range(parquet.num_row_groups):
-            yield read_row_group(parquet, index, file_uri, columns)
 
 
 _Converter = Callable[[pa.ChunkedArray], npt.NDArray[Any]]
@@ -266,3 +259,63 @@ _CONVERTERS: dict[str, _Converter] = {
     "shuffle_index": _make_number_converter(np.int64),
     **dict.fromkeys(MEASURES, _make_number_converter(np.float32)),
 }
+
+
+KEEP_PRIORITY = np.array([2, 1, 0, 3], np.uint8)
+"""By split code, lowest first: of several copies the one in test is kept before val before train, because a test image
+must not be trained on, and test should not shrink."""
+EXAMPLES = 50
+"""Maximum number of examples of a finding in the manifest; all are counted."""
+
+
+class DropReason(NamedTuple):
+    """Reason for dropping a row: `detail`, followed by the name of row `other` where another row is the cause."""
+
+    reason: str
+    detail: str
+    other: int = -1
+
+
+@dataclass
+class RowDecisions:
+    """State of all candidate rows while they are judged.
+
+    Attributes:
+        is_kept: bool [N], rows that are kept.
+        splits: uint8 [N], split codes.
+        dropped: reason by row; about 300 bytes each.
+        findings: goes to the manifest as `found`.
+    """
+
+    candidates: Candidates
+    is_kept: npt.NDArray[np.bool_]
+    splits: npt.NDArray[np.uint8]
+    dropped: dict[int, DropReason] = field(default_factory=dict)
+    findings: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, candidates: Candidates) -> RowDecisions:
+        return cls(candidates, np.ones(len(candidates), bool), candidates.split.copy())
+
+    def drop(self, row: int, drop_reason: DropReason) -> None:
+        """Drop a row; the first reason stands."""
+        self.dropped.setdefault(row, drop_reason)
+        self.is_kept[row] = False
+
+    def iterate_rejected(self) -> Iterator[dict[str, Any]]:
+        """Yield the dropped rows in the form of `schema.REJECTED`."""
+        rows = np.fromiter(self.dropped, np.int64, len(self.dropped))
+        others = np.fromiter((v.other for v in self.dropped.values() if v.other >= 0), np.int64)
+        infos = self.candidates.read_infos(np.concatenate([rows, others]))
+        for row, drop_reason in self.dropped.items():
+            info, detail = infos[row], drop_reason.detail
+            if drop_reason.other >= 0:
+                other = infos[drop_reason.other]
+                detail += f" {other.image_id} ({SPLITS[self.splits[drop_reason.other]]})"
+                if info.label != other.label:
+                    detail += f"; labelled {info.label} here, {other.label} there"
+            yield {"image_id": info.image_id, "sha256": info.sha256, "reason": drop_reason.reason, "detail": detail}
+
+    def sort_by_priority(self, rows: RowNumbers) -> RowNumbers:
+        """Sort rows so that the one to keep comes first: by split, then by a hash of their content."""
+        return rows[np.lexsort((self.candidates.shuffle_index[rows], KEEP_PRIORITY[self.splits[rows]]))]

@@ -6,9 +6,8 @@ import re
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
-from ..engine.options import EXECUTOR_HELP, EXECUTORS, RAY_ADDRESS_HELP
-from ..imaging.choices import DecodeLimits
-from ..imaging.pixel_options import CHOICES, PixelOptions
+from ..engine.tasks import EXECUTOR_HELP, EXECUTORS, RAY_ADDRESS_HELP
+from ..imaging.pixel_options import CHOICES, DecodeLimits, PixelOptions
 from ..step.config import StepConfig, option, preset_option
 from ..storage.errors import wrong
 

@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .candidates import CandidateInfo, Candidates, RowNumbers
+from .candidates import EXAMPLES, KEEP_PRIORITY, CandidateInfo, Candidates, DropReason, RowDecisions, RowNumbers
 from .config import CleanConfig
-from .row_decisions import EXAMPLES, KEEP_PRIORITY, DropReason, RowDecisions
 from .splits import TEST, TRAIN, TRAINVAL, UNDECLARED, choose_exact_splits, choose_fold_splits
 from .twins import Twins, find_twins, judge_twins
 
@@ -109,8 +108,9 @@ def group_equal_pixels(candidates: Candidates) -> list[RowNumbers]:
         (candidates.pixel_hash[:, 1], candidates.pixel_hash[:, 0])
     )  # stable: rows of a group stay in order
     keys = candidates.pixel_hash[order]
-    edges = np.flatnonzero((keys[1:] != keys[:-1]).any(axis=1)) + 1
-    groups = [group for group in np.split(order.astype(np.int64), edges) if len(group) > 1]
+    starts = np.flatnonzero(np.r_[True, (keys[1:] != keys[:-1]).any(axis=1), True])
+    order = order.astype(np.int64)
+    groups = [order[starts[n] : starts[n + 1]] for n in np.flatnonzero(np.diff(starts) > 1)]
     return sorted(groups, key=lambda group: int(candidates.shuffle_index[group].min()))
 
 

@@ -3,27 +3,32 @@
 The files lie in the pool `clean/_shards/`, named by their content, and manifests list them there. The records in the
 pool's `_work/` say which files a piece of work resulted in, under a key of everything that the result depends on: so
 a snapshot that has grown cleans what is new, and so does a retry after a failure. A record whose files are gone is
-worth nothing, and the work is done again.
+worth nothing, and the work is done again: on threads of this process, processes of this machine, or Ray.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..dataset.fingerprint import digest
-from ..dataset.manifest import Dataset, File
+from ..dataset.manifest import MANIFEST, Dataset, File
 from ..dataset.workspace import Workspace
 from ..engine.finished import FinishedParts
+from ..engine.processes import Processes, Threads
+from ..engine.ray_session import open_ray_session
+from ..engine.tasks import AUTO, PROCESSES, RAY, THREADS, Executor, run_tasks
 from ..step.progress import Progress, say
 from ..storage import uri as uris
-from .config import VERSION
-from .executor import clean_slices
-from .shard import CleanedShard, RowRules, Slice
+from ..storage.parallel import max_workers
+from .config import VERSION, CleanConfig
+from .shard import SLICE_BYTES, CleanedShard, RowRules, Slice, clean_shard
 
 
 @dataclass(frozen=True)
@@ -116,3 +121,79 @@ def clean_or_reuse(
         finished.add_slice(part, rules, shard)
         shards[part.key] = shard
     return [shards[part.key] for part in parts]
+
+
+WORKER_BYTES = 3 * 2**27
+"""Memory of one worker process: its libraries, and a slice's images, 75 MB."""
+WRITING_PROCESSES = 1
+"""Processes beside one a core: while one waits for its files to be written, another decodes."""
+CONCURRENT_SLICES = 2
+"""Slices at a time in threads of this process, for the same reason."""
+
+
+def clean_slices(
+    raw: Dataset, parts: Sequence[Slice], uri: str, rules: RowRules, progress: Progress
+) -> Iterator[tuple[Slice, CleanedShard]]:
+    """Yield every slice with its result, as they finish. `uri`: folder below which the files are written."""
+    if not parts:
+        return
+    workers = rules.config.clean_workers or max_workers(WORKER_BYTES)
+    kind = _choose_executor(rules.config, parts, workers)
+    processes = min(workers + WRITING_PROCESSES, len(parts))
+    threads = {THREADS: workers, PROCESSES: max(1, workers // processes), RAY: 1}[kind]
+    arguments = (raw.uri, uri, rules.for_rows(), threads)
+    with _open_executor(kind, processes, raw, rules.config) as executor:
+        for part, record in run_tasks(parts, clean_shard, arguments, executor):
+            progress.add(part.rows)
+            yield part, CleanedShard.from_record(record)
+
+
+def _choose_executor(config: CleanConfig, parts: Sequence[Slice], workers: int) -> str:
+    if _get_ray_address(config) or config.executor == RAY:
+        if find_spec("ray"):
+            return RAY
+        # The options are resize's as well; the image of clean's pods and containers has no Ray.
+        say("clean", "Ray is not installed here (pip install 'imagemill[resize]'): processes of this machine clean")
+        return PROCESSES
+    if config.executor != AUTO:
+        return config.executor
+    is_little = workers < 2 or len(parts) < 2 or sum(part.bytes for part in parts) <= SLICE_BYTES
+    return THREADS if is_little else PROCESSES
+
+
+def _get_ray_address(config: CleanConfig) -> str:
+    """Return the address of the Ray cluster that cleans; empty where it only takes jobs, which are resize's."""
+    return "" if uris.is_http(config.ray_address) else config.ray_address
+
+
+@contextmanager
+def _open_executor(kind: str, processes: int, raw: Dataset, config: CleanConfig) -> Iterator[Executor]:
+    if kind == RAY:
+        address, probe_uri = _get_ray_address(config), uris.join(raw.uri, MANIFEST)
+        with open_ray_session("clean", address, config.clean_workers, probe_uri) as session:
+            yield session
+    else:
+        executor = Processes("clean", processes) if kind == PROCESSES else Threads("clean", CONCURRENT_SLICES)
+        with executor:
+            yield executor
+
+
+SECONDS_PER_IMAGE = 0.1e-3
+"""Core-seconds for each image, whatever its size."""
+SECONDS_PER_BYTE = 46e-9
+"""Core-seconds for each byte of an image file: reading, decoding, measuring, writing."""
+
+
+def estimate_core_seconds(images: int, size: int) -> float:
+    """Return the core-seconds that it takes to clean so many images of `size` bytes together, with all measures.
+
+    It is a line through three measurements (photographs as JPEG, one thread, medians of three on a busy machine), from
+    which it differs by up to 30%. Pixel operations and other formats take longer.
+
+    | images | file | measured | estimated |
+    |---|---|---|---|
+    | 500 x 375 | 39 kB | 1.7 ms | 1.9 ms |
+    | 1600 x 1200 | 272 kB | 10.2 ms | 12.6 ms |
+    | 4000 x 3000 | 1 MB | 64 ms | 46.5 ms |
+    """
+    return images * SECONDS_PER_IMAGE + size * SECONDS_PER_BYTE

@@ -14,7 +14,7 @@ import numpy as np
 import xxhash
 
 from ..dataset.manifest import Dataset, File, locate_file
-from ..dataset.shards import READ_THREADS, Layout, ShardWriter, open_parquet, read_row_group
+from ..dataset.shards import READ_THREADS, Layout, ShardWriter, open_parquet, read_file, read_row_group
 from ..imaging.decoder import ImageRejected, Pixels
 from ..imaging.standardize import StandardizedImage, standardize
 from ..storage.parallel import map_ordered
@@ -181,14 +181,12 @@ def write_shard(rows: CleanedRows, uri: str, rules: RowRules) -> CleanedShard:
 
 
 def _read_rows(part: Slice, raw_uri: str, config: CleanConfig) -> Iterator[dict[str, Any]]:
-    """Yield raw rows with the columns that the config needs; shards of older versions lack `group`."""
+    """Yield raw rows with the columns that the config needs."""
     columns = ["image_id", "image", "sha256", "label", "split", "group"]
     columns += ["boxes"] if config.roi != "off" else []
     columns += ["mask"] if config.background != "off" or config.keep_masks else []
-    uri = locate_file(raw_uri, part.file)
-    with open_parquet(uri) as parquet:
-        for index in range(part.first, part.last):
-            yield from read_row_group(parquet, index, uri, columns).to_pylist()
+    for table in read_file(locate_file(raw_uri, part.file), columns, range(part.first, part.last)):
+        yield from table.to_pylist()
 
 
 def clean_row(row: dict[str, Any], rules: RowRules) -> dict[str, Any]:

@@ -15,11 +15,10 @@ import numpy.typing as npt
 from ..dataset.manifest import File
 from ..dataset.shards import Layout, ShardWriter
 from ..storage.errors import wrong
-from .candidates import Candidates, RowNumbers
+from .candidates import EXAMPLES, Candidates, DropReason, RowDecisions, RowNumbers
 from .config import CleanConfig
+from .measures import MAX_DIFFERENCE, compare_thumbnails, have_similar_aspect
 from .near import BANDED_RADIUS, BRUTE_LIMIT, find_near_pairs
-from .phash import MAX_DIFFERENCE, compare_thumbnails, have_similar_aspect
-from .row_decisions import EXAMPLES, DropReason, RowDecisions
 from .schema import TWINS
 from .splits import SPLITS, TEST, TRAIN, UNDECLARED, VAL
 

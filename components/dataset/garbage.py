@@ -26,17 +26,6 @@ from ..storage import uri as uris
 from ..storage.store import Entry
 from .leases import FOLDER, STEP_LEASE_S, DeleteLease, RunningStep, list_running_steps
 from .manifest import KINDS, MANIFEST
-from .paths import (
-    POOL,
-    WORK,
-    has_known_name,
-    is_fingerprint,
-    is_manifest,
-    is_name_record,
-    is_step_record,
-    is_work,
-    is_work_record,
-)
 from .retention import (
     Policy,
     Retention,
@@ -48,7 +37,21 @@ from .retention import (
     read_all,
     read_snapshots,
 )
-from .workspace import MARKER, PRODUCTS, SIDE_PRODUCTS, Workspace
+from .workspace import (
+    MARKER,
+    POOL,
+    PRODUCTS,
+    SIDE_PRODUCTS,
+    WORK,
+    Workspace,
+    has_known_name,
+    is_fingerprint,
+    is_manifest,
+    is_name_record,
+    is_step_record,
+    is_work,
+    is_work_record,
+)
 
 MAX_UNKNOWN = 100
 """Unknown files that are named; all are counted."""

@@ -122,7 +122,7 @@ class CleanExtra(Extra):
     dataset_name: str = ""
     by_class_and_split: dict[str, dict[str, int]] = field(default_factory=dict)
     decoder_warnings: int = 0
-    rows_in: int | None = None
+    rows_in: int = 0
     found: dict[str, Any] = field(default_factory=dict)
     image_size: int | None = None
 

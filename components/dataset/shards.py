@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import io
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,9 +17,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..storage import uri as uris
-from ..storage.errors import DatasetError, MillError
+from ..storage.errors import DatasetError, MillError, with_retry
 from ..storage.parallel import map_ordered
-from ..storage.retry import with_retry
 from ..storage.store import get_store, hash_file, map_disk_errors
 from .manifest import Dataset, File
 
@@ -211,21 +210,27 @@ def _map_parquet_errors(uri: str, problem: str) -> Iterator[None]:
         raise DatasetError(f"{uri}: {problem}: {error}") from None
 
 
+def read_file(uri: str, columns: list[str] | None = None, groups: Iterable[int] | None = None) -> Iterator[pa.Table]:
+    """Yield the row groups of a Parquet file, or those in `groups`, one at a time."""
+    with open_parquet(uri) as parquet:
+        for index in range(parquet.num_row_groups) if groups is None else groups:
+            yield read_row_group(parquet, index, uri, columns)
+
+
 def row_groups(
-    dataset: Dataset, file: File, columns: list[str] | None = None, groups: range | None = None
+    dataset: Dataset, file: File, columns: list[str] | None = None, groups: Iterable[int] | None = None
 ) -> Iterator[pa.Table]:
     """Yield the row groups of one listed file, or those in `groups`, one at a time.
 
     Rows that the dataset does not hold any more (`Dataset.removed_ids`) are left out, so that a table may be empty.
     """
-    uri, removed = dataset.locate(file), dataset.removed_ids(file)
+    removed = dataset.removed_ids(file)
     only_ids = bool(removed) and columns is not None and "image_id" not in columns
     if only_ids:
         columns = [*(columns or ()), "image_id"]
-    with open_parquet(uri) as parquet:
-        for index in groups if groups is not None else range(parquet.num_row_groups):
-            table = leave_out(read_row_group(parquet, index, uri, columns), removed)
-            yield table.drop_columns("image_id") if only_ids else table
+    for group in read_file(dataset.locate(file), columns, groups):
+        table = leave_out(group, removed)
+        yield table.drop_columns("image_id") if only_ids else table
 
 
 def leave_out(table: pa.Table, image_ids: frozenset[str]) -> pa.Table:

@@ -22,18 +22,6 @@ from PIL import Image
 from ..storage.parallel import cores, map_ordered
 from .demo_shapes import CLASSES, FORMS, encode, render
 
-__all__ = [
-    "CLASSES",
-    "DEMO_VERSION",
-    "DemoFile",
-    "Fault",
-    "PlannedFile",
-    "draw_upright",
-    "generate",
-    "list_faults",
-    "plan",
-]
-
 DEMO_VERSION: int = 1  # to be raised when the same seed must give other bytes
 
 _COUNTS = {"train": (100, 60), "val": (13, 8), "test": (21, 13)}  # pictures of a class, pictures of the small class
@@ -154,16 +142,12 @@ def list_faults(seed: int = 0) -> list[Fault]:
     return [planned.fault for planned in plan(seed) if planned.fault]
 
 
-def draw_upright(seed: int, planned: PlannedFile) -> Image.Image:
-    """Draw the picture of a planned file, as RGB, before it is turned, encoded or damaged."""
-    return _draw(seed, planned)[0]
-
-
 def _make_rng(seed: int, number: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, number))))
 
 
-def _draw(seed: int, planned: PlannedFile) -> tuple[Image.Image, np.random.Generator]:
+def draw(seed: int, planned: PlannedFile) -> tuple[Image.Image, np.random.Generator]:
+    """Draw the picture of a planned file, as RGB, before it is turned, encoded or damaged; return it and its stream."""
     rng = _make_rng(seed, planned.number)
     low, high = _SHORT_SIDE
     short = round(low * (high / low) ** float(rng.random()))
@@ -177,7 +161,7 @@ def _make_data(seed: int, planned: PlannedFile) -> bytes:
         return _STRAYS[planned.path][1]
     if planned.damage and not planned.form:
         return _DAMAGES[planned.damage].apply(b"", _make_rng(seed, planned.number))
-    image, rng = _draw(seed, planned)
+    image, rng = draw(seed, planned)
     data = encode(image, planned.form, rng)
     return _DAMAGES[planned.damage].apply(data, rng) if planned.damage else data
 

@@ -16,6 +16,7 @@ import io
 import math
 import struct
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -225,6 +226,7 @@ def encode(image: Image.Image, form: str, rng: Rng) -> bytes:
 
 
 Writer = Callable[[Image.Image, io.BytesIO, Rng], None]
+Convert = Callable[[Image.Image], Image.Image]
 
 
 def _write_jpeg(image: Image.Image, out: io.BytesIO, rng: Rng) -> None:
@@ -232,12 +234,14 @@ def _write_jpeg(image: Image.Image, out: io.BytesIO, rng: Rng) -> None:
     image.save(out, "JPEG", quality=quality, subsampling=sampling, progressive=progressive)
 
 
-def _write_grey_jpeg(image: Image.Image, out: io.BytesIO, rng: Rng) -> None:
-    image.convert("L").save(out, "JPEG", quality=int(rng.integers(70, 96)))
+def _save(form: str, convert: Convert | None = None, quality: tuple[int, int] | None = None, **options: Any) -> Writer:
+    """Return a writer in one of Pillow's formats. `quality`: the range that it is drawn from."""
 
+    def write(image: Image.Image, out: io.BytesIO, rng: Rng) -> None:
+        drawn = {"quality": int(rng.integers(*quality))} if quality else {}
+        (convert(image) if convert else image).save(out, form, **drawn, **options)
 
-def _write_cmyk_jpeg(image: Image.Image, out: io.BytesIO, rng: Rng) -> None:
-    image.convert("CMYK").save(out, "JPEG", quality=int(rng.integers(75, 96)))
+    return write
 
 
 def _make_turned_jpeg_writer(orientation: int, turn: Image.Transpose) -> Writer:
@@ -251,39 +255,31 @@ def _make_turned_jpeg_writer(orientation: int, turn: Image.Transpose) -> Writer:
     return write
 
 
-def _write_png(image: Image.Image, out: io.BytesIO, rng: Rng) -> None:
-    image.save(out, "PNG", compress_level=1)
-
-
-def _write_rgba_png(image: Image.Image, out: io.BytesIO, rng: Rng) -> None:
-    """Write a PNG that is opaque in the middle and half transparent in the corners."""
+def _make_transparent(image: Image.Image) -> Image.Image:
+    """Return the picture opaque in the middle and half transparent in the corners."""
     ys, xs = np.mgrid[0:16, 0:16].astype(np.float32) - np.float32(7.5)
     alpha = np.clip(420 - np.float32(28) * np.sqrt(xs * xs + ys * ys), 110, 255).astype(np.uint8)
     image = image.copy()
     image.putalpha(Image.fromarray(alpha).resize(image.size, Image.Resampling.BICUBIC))
-    image.save(out, "PNG", compress_level=1)
+    return image
 
 
-def _write_16_bit_png(image: Image.Image, out: io.BytesIO, rng: Rng) -> None:
-    """Write a grey PNG of 16 bits a sample."""
-    grey = np.asarray(image.convert("L")).astype(np.uint16) * np.uint16(257)
-    Image.fromarray(grey).save(out, "PNG", compress_level=1)
+def _to_16_bits(image: Image.Image) -> Image.Image:
+    """Return the picture in grey, with 16 bits a sample."""
+    return Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * np.uint16(257))
 
 
-def _write_palette_png(image: Image.Image, out: io.BytesIO, rng: Rng) -> None:
-    _quantize(image).save(out, "PNG", compress_level=1)
+def _to_float(image: Image.Image) -> Image.Image:
+    return Image.fromarray(np.asarray(image.convert("L"), np.float32) * np.float32(1 / 255))
 
 
-def _write_gif(image: Image.Image, out: io.BytesIO, rng: Rng) -> None:
-    _quantize(image).save(out, "GIF")
+def _to_lab(image: Image.Image) -> Image.Image:
+    """Return three bands that are not RGB: L*a*b*, which Pillow reads but does not convert."""
+    return Image.frombytes("LAB", image.size, image.tobytes())
 
 
 def _quantize(image: Image.Image) -> Image.Image:
     return image.quantize(128, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
-
-
-def _write_webp(image: Image.Image, out: io.BytesIO, rng: Rng) -> None:
-    image.save(out, "WEBP", quality=int(rng.integers(60, 96)), method=0)
 
 
 def _write_tiff(image: Image.Image, out: io.BytesIO, rng: Rng) -> None:
@@ -303,39 +299,26 @@ def _zero_padding(tiff: io.BytesIO) -> None:
         tiff.getbuffer()[end] = 0
 
 
-def _write_bmp(image: Image.Image, out: io.BytesIO, rng: Rng) -> None:
-    image.save(out, "BMP")
-
-
-def _write_float_tiff(image: Image.Image, out: io.BytesIO, rng: Rng) -> None:
-    grey = np.asarray(image.convert("L"), np.float32) * np.float32(1 / 255)
-    Image.fromarray(grey).save(out, "TIFF")
-
-
-def _write_lab_tiff(image: Image.Image, out: io.BytesIO, rng: Rng) -> None:
-    """Write three bands that are not RGB: L*a*b*, which Pillow reads but does not convert."""
-    Image.frombytes("LAB", image.size, image.tobytes()).save(out, "TIFF")
-
-
+_PNG, _GIF = _save("PNG", compress_level=1), _save("GIF", _quantize)
 # form -> (the ending of the file's name, the writer); the last two have to be rejected by clean
 FORMS: dict[str, tuple[str, Writer]] = {
     "jpeg": ("jpg", _write_jpeg),
     "jpeg_long_ending": ("jpeg", _write_jpeg),
-    "jpeg_grey": ("jpg", _write_grey_jpeg),
-    "jpeg_cmyk": ("jpg", _write_cmyk_jpeg),
+    "jpeg_grey": ("jpg", _save("JPEG", lambda image: image.convert("L"), (70, 96))),
+    "jpeg_cmyk": ("jpg", _save("JPEG", lambda image: image.convert("CMYK"), (75, 96))),
     "jpeg_turned_3": ("jpg", _make_turned_jpeg_writer(3, Image.Transpose.ROTATE_180)),
     "jpeg_turned_6": ("jpg", _make_turned_jpeg_writer(6, Image.Transpose.ROTATE_90)),
     "jpeg_turned_8": ("jpg", _make_turned_jpeg_writer(8, Image.Transpose.ROTATE_270)),
-    "png": ("png", _write_png),
-    "png_rgba": ("png", _write_rgba_png),
-    "png_palette": ("png", _write_palette_png),
-    "png_16_bit": ("png", _write_16_bit_png),
-    "png_named_jpg": ("jpg", _write_png),
-    "gif": ("gif", _write_gif),
-    "gif_named_jpg": ("jpg", _write_gif),
-    "webp": ("webp", _write_webp),
-    "bmp": ("bmp", _write_bmp),
+    "png": ("png", _PNG),
+    "png_rgba": ("png", _save("PNG", _make_transparent, compress_level=1)),
+    "png_palette": ("png", _save("PNG", _quantize, compress_level=1)),
+    "png_16_bit": ("png", _save("PNG", _to_16_bits, compress_level=1)),
+    "png_named_jpg": ("jpg", _PNG),
+    "gif": ("gif", _GIF),
+    "gif_named_jpg": ("jpg", _GIF),
+    "webp": ("webp", _save("WEBP", quality=(60, 96), method=0)),
+    "bmp": ("bmp", _save("BMP")),
     "tiff": ("tif", _write_tiff),
-    "tiff_float": ("tif", _write_float_tiff),
-    "tiff_lab": ("tif", _write_lab_tiff),
+    "tiff_float": ("tif", _save("TIFF", _to_float)),
+    "tiff_lab": ("tif", _save("TIFF", _to_lab)),
 }

@@ -21,9 +21,9 @@ from ..dataset.manifest import Dataset, find_intact_dataset
 from ..dataset.workspace import Workspace
 from ..storage.errors import DatasetError, UserError
 from ..storage.store import get_store
+from .archives import PATH_LIMIT
 from .config import VERSION, DownloadConfig
 from .contents import Contents, hash_id
-from .names import PATH_LIMIT
 
 LISTING = pa.schema(
     [

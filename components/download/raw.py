@@ -58,7 +58,7 @@ def download(config: DownloadConfig, context: Context) -> Outcome:
     dataset = existing or commit(uri, manifest)
     if snapshot.files is not None:
         store_listing(context.workspace, config, snapshot.files, dataset)
-    if key and _make_listing_key(source, labeller, config, context) == key:  # not changed while it was read
+    if key and (source.checks_reads or _make_listing_key(source, labeller, config, context) == key):
         record = {"raw": context.workspace.relative(uri), "source": source.where}
         context.workspace.add_source_record(key, record)
         if context.rerun or config.verify == "content":  # later runs, which trust the listing, shall find what was read

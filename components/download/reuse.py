@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ..dataset.manifest import Dataset, File
-from ..dataset.shards import open_parquet, read_row_group
+from ..dataset.shards import open_parquet, read_file, read_row_group
 from ..storage import uri as uris
 from ..storage.errors import DatasetError
 from ..storage.parallel import map_ordered
@@ -225,10 +225,8 @@ class EarlierRows:
                 continue
             lost: list[str] = []
             if not is_kept.all():
-                with open_parquet(shard.uri) as parquet:
-                    groups = range(parquet.num_row_groups)
-                    ids = [read_row_group(parquet, index, shard.uri, ["image_id"]) for index in groups]
-                lost = pa.concat_tables(ids).column("image_id").filter(pa.array(~is_kept)).to_pylist()
+                ids = pa.concat_tables(read_file(shard.uri, ["image_id"])).column("image_id")
+                lost = ids.filter(pa.array(~is_kept)).to_pylist()
             yield shard, sorted(lost)
 
 
@@ -252,12 +250,11 @@ def choose_merged(small: Sequence[EarlierShard]) -> list[EarlierShard]:
 def _read_small_columns(shard: EarlierShard) -> list[tuple[dict[str, Any], bytes]]:
     """Read the rows of a shard without images and masks, and the digest of each; masks are read for the digests."""
     rows: list[tuple[dict[str, Any], bytes]] = []
-    with open_parquet(shard.uri) as parquet:
-        for index in range(parquet.num_row_groups):
-            for row in read_row_group(parquet, index, shard.uri, _SMALL_COLUMNS).to_pylist():
-                row_digest = hash_row(row)
-                del row["mask"]
-                rows.append((row, row_digest))
+    for table in read_file(shard.uri, _SMALL_COLUMNS):
+        for row in table.to_pylist():
+            row_digest = hash_row(row)
+            del row["mask"]
+            rows.append((row, row_digest))
     return rows
 
 

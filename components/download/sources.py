@@ -12,16 +12,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from ..imaging.choices import DecodeLimits, has_image_extension
 from ..imaging.headers import sniff
+from ..imaging.pixel_options import DecodeLimits, has_image_extension
 from ..storage import uri as uris
 from ..storage.errors import TransientError, UserError, wrong
 from ..storage.parallel import map_ordered
 from ..storage.store import Entry, get_store
 from ..storage.uri import is_hidden
-from .archives import Member, Skipped, make_too_large, read_archive
+from .archives import Member, Skipped, classify, make_skipped, make_too_large, normalize_path, read_archive
 from .listing import SourceFile, make_listing
-from .names import classify, make_skipped, normalize_path
 from .streams import open_http, open_stream
 
 if TYPE_CHECKING:
@@ -38,10 +37,13 @@ class Source(Protocol):
     Attributes:
         where: its URI without passwords, for messages.
         total: number of files, 0 while unknown.
+        checks_reads: whether a file that is no longer as it was listed is an error when it is read, so that the listing
+            describes what was read without another look at the source.
     """
 
     where: str
     total: int
+    checks_reads: bool
 
     def listing(self) -> str | None:
         """Return a hash of the names, sizes and validators of the source's files, or None if it has no validators."""
@@ -58,6 +60,8 @@ class Source(Protocol):
 
 class ArchiveSource:
     """One tar or zip archive, on disk, S3 or behind http."""
+
+    checks_reads = False
 
     def __init__(self, uri: str, field: str = "source") -> None:
         self.where, self.total, self._uri, self._field = uris.redact(uri), 0, uri, field
@@ -101,6 +105,7 @@ class ListingSource:
 
     def __init__(self, uri: str, workers: int, workspace: str = "") -> None:
         self.where, self.total, self._uri, self._workers = uri, 0, uri, workers
+        self.checks_reads = not uris.is_s3(uri)  # on S3 a request per file would cost too much
         self._workspace = f"{workspace}/" if workspace else ""
         self._files: pa.Table | None = None
 
@@ -158,8 +163,7 @@ class ListingSource:
         return classify(path, data)
 
     def _changed(self, entry: Entry) -> bool:
-        """Return whether a file on disk changed since it was listed; on S3 a request per file would cost too much."""
-        return not uris.is_s3(entry.uri) and get_store(entry.uri).stat(entry.uri) != entry
+        return self.checks_reads and get_store(entry.uri).stat(entry.uri) != entry
 
 
 class DemoSource:
@@ -168,6 +172,7 @@ class DemoSource:
     IMAGE_SIZE = 64
     """Default image size of resize for the demo, in pixels a side: it gives a macro-F1 above 0.9, in half of the time
     that 128 take to train."""
+    checks_reads = True
 
     def __init__(self, seed: int) -> None:
         from . import demo

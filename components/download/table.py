@@ -14,12 +14,11 @@ from ..storage import uri as uris
 from ..storage.errors import wrong
 from ..storage.parallel import map_ordered
 from ..storage.store import get_store
-from .archives import Member, Skipped, make_too_large
+from .archives import Member, Skipped, make_too_large, normalize_path
 from .config import check_uri
-from .http import fetch
 from .listing import SourceFile, make_listing
-from .names import normalize_path
 from .sources import MAX_FILE_BYTES, Numbers
+from .streams import fetch
 
 
 class TableSource:
@@ -28,6 +27,8 @@ class TableSource:
     A mask is read with its image, and only if that exists. One that is missing or too large becomes the member's
     `missing_mask`. Holds the paths and masks as Arrow columns: 4 bytes an image each, and their characters.
     """
+
+    checks_reads = False
 
     def __init__(self, table_uri: str, data: bytes, table: Any, workers: int) -> None:
         """Make a source of a table.

@@ -1,7 +1,7 @@
-"""Processes of this machine as the executor of tasks: for work that holds Python's lock.
+"""Executors of tasks on this machine: threads, and processes for work that holds Python's lock.
 
-Not concurrent.futures: a worker that dies breaks its whole pool there, without saying which task it had or how it
-ended. And its workers import the program that started them, which may be KFP's.
+Processes and not concurrent.futures': a worker that dies breaks its whole pool there, without saying which task it had
+or how it ended. And its workers import the program that started them, which may be KFP's.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent import futures
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
-from types import TracebackType
 from typing import Any, Self
 
 from ..step.runner_exit import RUNNER_PID
@@ -82,9 +83,7 @@ class Processes:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         # Idle ones have nothing left to do; busy ones are left only after an error, when their work is not needed.
         for worker in self._workers:
             worker.stop()
@@ -134,3 +133,29 @@ class Processes:
         if isinstance(result, Failure):
             raise result.to_error()
         return result
+
+
+class Threads:
+    """An executor of `number` threads; at exit running tasks are finished, and no further one is started."""
+
+    def __init__(self, step: str, number: int) -> None:
+        self.step, self.number = step, number
+        self._pool = ThreadPoolExecutor(number, thread_name_prefix=step)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def count_slots(self) -> int:
+        return TASKS_PER_WORKER * self.number
+
+    def submit(self, work: Work, task: Any, arguments: tuple[Any, ...]) -> Future[Result]:
+        return self._pool.submit(work, task, *arguments)
+
+    def wait(self, handles: Sequence[Future[Result]]) -> Sequence[Future[Result]]:
+        return list(futures.wait(handles, return_when=FIRST_COMPLETED).done)
+
+    def get_result(self, handle: Future[Result]) -> Result:
+        return handle.result()

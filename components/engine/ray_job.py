@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from ..dataset.fingerprint import digest
 from ..dataset.manifest import Dataset, find_intact_dataset
+from ..dataset.records import StepRecord
 from ..step.config import StepConfig
 from ..step.step import Context
 from ..storage import uri as uris
@@ -119,10 +120,8 @@ def forward_log_line(step: str, line: str) -> None:
 
 def write_pending_record(job_id: str, context: Context) -> None:
     """Write a failed record before a job is submitted, so that an earlier attempt's is not taken for the job's."""
-    error = f"the Ray job {job_id} has not said how it ended"
-    record: dict[str, Any] = {"uri": "", "fingerprint": "", "state": "failed", "metrics": {}, "error": error}
-    record |= {"inputs": "", "exit_code": EXIT_TRANSIENT, "seconds": 0}
-    context.workspace.write_step_record(context.run, context.step, record)
+    record = StepRecord(error=f"the Ray job {job_id} has not said how it ended", exit_code=EXIT_TRANSIENT)
+    context.workspace.write_step_record(context.run, context.step, record.to_dict())
 
 
 def read_own_record(config: StepConfig, context: Context) -> dict[str, Any] | None:

@@ -2,15 +2,21 @@
 
 Plain tasks and not Ray Data: over the same slices Ray Data's executor costs a quarter of two cores, and nothing of what
 it offers (moving blocks, writing files) is needed here, where no image may cross the object store.
+
+`ray.shutdown()` leaves processes behind: Ray gives its raylet one second to end the processes below it, then kills it
+(ray/_private/node.py, `_kill_process_impl`); its two agents would then try for a minute to report to a GCS that is
+gone.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
 import platform
 import shutil
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +28,6 @@ from ..step.progress import say
 from ..storage import uri as uris
 from ..storage.errors import MillError, TransientError, UserError
 from ..storage.parallel import max_workers
-from . import ray_processes
 from .ray_connection import (
     check_address,
     check_port,
@@ -168,7 +173,7 @@ def open_ray_session(
 
     # Listed now and at the end: on SIGTERM Ray ends its raylet first, after which its agents are no descendants of
     # this process.
-    processes = ray_processes.find_session_processes(session_dir) if session_dir else []
+    processes = find_session_processes(session_dir) if session_dir else []
     try:
         session = RaySession(step, address, probe_uri if address and not uris.scheme(probe_uri) else "")
         session.count_cores()
@@ -182,14 +187,14 @@ def open_ray_session(
         _clean_up(session_dir, processes)
         raise
     finally:
-        processes += ray_processes.find_session_processes(session_dir) if session_dir else []
+        processes += find_session_processes(session_dir) if session_dir else []
         ray.shutdown()
         _clean_up(session_dir, processes)
 
 
-def _clean_up(session_dir: str, processes: list[ray_processes.Process]) -> None:
+def _clean_up(session_dir: str, processes: list[Process]) -> None:
     """Kill the processes of an ended session and remove its logs and sockets."""
-    ray_processes.kill(processes)
+    kill(processes)
     if session_dir:
         shutil.rmtree(session_dir, ignore_errors=True)
 
@@ -287,3 +292,57 @@ def code_mismatch_error(address: str, error: Exception) -> MillError:
             f"them from the same image), found {cause}"
         )
     return TransientError(f"ray_address: the Ray cluster at {address} ran no task: {cause}")
+
+
+Process = tuple[int, str]
+"""Process id, and start time in ticks since boot: an id may be given to another process."""
+
+
+def find_session_processes(session_dir: str) -> list[Process]:
+    """Return this process's children that belong to the Ray session `session_dir`, with all their descendants.
+
+    Empty on systems without /proc.
+    """
+    children: dict[int, list[Process]] = {}
+    for pid in _list_pids():
+        if stat := _read_stat(pid):
+            children.setdefault(int(stat[1]), []).append((pid, stat[19]))
+    session_name = Path(session_dir).name.encode()
+    pending = [child for child in children.get(os.getpid(), []) if session_name in _read_command_line(child[0])]
+    descendants: list[Process] = []
+    while pending:
+        process = pending.pop()
+        descendants.append(process)
+        pending += children.get(process[0], [])
+    return descendants
+
+
+def kill(processes: list[Process]) -> None:
+    """Kill those processes that still run."""
+    for pid, start_time in processes:
+        if (stat := _read_stat(pid)) and stat[19] == start_time:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def _list_pids() -> list[int]:
+    proc = Path("/proc")
+    return [int(entry.name) for entry in proc.iterdir() if entry.name.isdecimal()] if proc.is_dir() else []
+
+
+def _read_stat(pid: int) -> list[str]:
+    """Return the fields after the name in /proc/<pid>/stat (proc(5)): state, parent, …, start time at index 19.
+
+    Empty if the process is gone.
+    """
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def _read_command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""

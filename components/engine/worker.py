@@ -13,26 +13,16 @@ import traceback
 from multiprocessing.connection import Connection
 from typing import Any
 
+from ..compat import hide_pandas
 from ..step.runner_exit import exit_with_runner
 from ..storage.errors import EXIT_OURS, describe_internal_error
 from .tasks import Failure, run_work
 
 
-class _PandasBlocker:
-    """Import hook that hides pandas, which Arrow imports, where it is installed, before it converts its first list.
-
-    No task needs it, and it would take each process a third of a second.
-    """
-
-    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
-        if name == "pandas":
-            raise ImportError("not wanted in this process")
-
-
 def main() -> int:
     """Do tasks one after another until the connection is closed."""
     exit_with_runner()
-    sys.meta_path.insert(0, _PandasBlocker())
+    hide_pandas()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group: the parent ends it orderly
     shared: Any = None
     with Connection(int(sys.argv[1])) as connection:

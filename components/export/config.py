@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..dataset.manifest import MANIFEST, Dataset, find_dataset, normalize_dataset_uri
+from ..dataset.manifest import MANIFEST, Dataset, normalize_dataset_uri, read_dataset
 from ..storage import uri as uris
 from ..storage.errors import wrong
 from .output_folder import ExportIdentity
@@ -46,15 +46,12 @@ class ExportConfig:
 
     def find_dataset(self) -> Dataset:
         """Return the dataset; UserError if it does not exist or is of a kind without images."""
-        uri = normalize_dataset_uri(self.dataset, "dataset")
-        dataset = find_dataset(uri)
-        if dataset is None:
-            raise wrong("dataset", f"a folder with {MANIFEST}", self.dataset)
+        dataset = read_dataset(normalize_dataset_uri(self.dataset, "dataset"))
         if dataset.manifest.kind not in KINDS:
             raise wrong("dataset", "a clean or tensors dataset", f"{self.dataset} of kind {dataset.manifest.kind}")
         for file in dataset.files("data"):
             if file.split not in SPLITS:
-                raise wrong(f"{uri}/{MANIFEST} (files, split)", f"one of {', '.join(SPLITS)}", file.split)
+                raise wrong(f"{dataset.uri}/{MANIFEST} (files, split)", f"one of {', '.join(SPLITS)}", file.split)
         return dataset
 
     def output_uri(self, dataset: Dataset) -> str:

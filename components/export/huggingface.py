@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .image_files import encode_png, get_extension
-from .names import make_image_name
+from .imagefolder import make_image_name
 from .output_folder import ExportedFile, OutputFolder
 from .samples import ExportSource, Sample
 from .shards import ExportContext, ShardFile

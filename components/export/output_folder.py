@@ -20,14 +20,13 @@ from typing import Any
 from ..dataset.json_object import JsonObject
 from ..storage import uri as uris
 from ..storage.errors import MillError, TransientError, UserError, wrong
-from ..storage.store import Store, get_store, hash_file
+from ..storage.store import Store, get_store, hash_file, hash_object
 
 FORMAT = "imagemill-export"
 MARKER, STARTED = "_export.json", "_export.started.json"
 _SCRATCH_PATH = re.compile(r"(^|/)\.scratch-")
 _TEMPORARY_PATH = re.compile(r"(^|/)\.[^/]+\.[0-9a-f]{12}\.tmp$")
 _LOCK = ".lock"
-_CHUNK_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True)
@@ -189,7 +188,7 @@ class OutputFolder:
         """Publish a finished local file as `name`. A file of an earlier attempt is kept if it has the same sha256."""
         uri, sha256, size = uris.join(self.uri, name), hash_file(path), path.stat().st_size
         existing = self._store.stat(uri) if self._resumed else None
-        if existing and (existing.size != size or self._hash_file(uri) != sha256):
+        if existing and (existing.size != size or hash_object(uri) != sha256):
             self._store.discard(uri)
             existing = self._store.stat(uri)
             if existing and existing.size == size:
@@ -210,13 +209,6 @@ class OutputFolder:
         if not self._store.put_if_absent(uris.join(self.uri, MARKER), data) and self._read(MARKER) != json.loads(data):
             raise MillError(f"{self.uri}: made again, the export has other bytes: remove it and run again")
         self._store.discard(uris.join(self.uri, STARTED))
-
-    def _hash_file(self, uri: str) -> str:
-        digest = hashlib.sha256()
-        with self._store.open(uri) as file:
-            while chunk := file.read(_CHUNK_BYTES):
-                digest.update(chunk)
-        return digest.hexdigest()
 
     def _relative_path(self, uri: str) -> str:
         return uri[len(self.uri.rstrip("/")) + 1 :]

@@ -26,7 +26,6 @@ import simplejpeg
 from PIL import Image
 
 from ..storage.parallel import Budget
-from .choices import COLORS, DecodeLimits
 from .headers import Header, parse_jpeg_header, parse_plain_header, parse_webp_size, sniff
 from .pillow_decoder import (
     ORIENTATION_TAG,
@@ -38,6 +37,7 @@ from .pillow_decoder import (
     read_orientation,
     summarize_decoder_error,
 )
+from .pixel_options import COLORS, DecodeLimits
 
 __all__ = [
     "NO_LIMITS", "Decoded", "ImageRejected", "LenientDecoding", "Pixels", "convert_color", "decode", "keep_min_side",

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from ..dataset.kinds import ImageSpec
-from .choices import CANNY_HIGH, CANNY_LOW, COLORS, usual_resize
 from .decoder import NO_LIMITS, Decoded, LenientDecoding, Pixels, convert_color, decode
+from .pixel_options import CANNY_HIGH, CANNY_LOW, COLORS, usual_resize
 from .resample import CropSquare, SourceSize, resample, resample_long
 
 __all__ = ["Geometry", "compute_edges", "decode_and_resize", "resample", "resize_image"]
@@ -177,8 +177,11 @@ def resize_image(image: Decoded, geometry: Geometry, after: After | None = None)
     The full image's size decides, not that of a scaled decode.
     """
     picture = _resample_and_crop(image, geometry)
-    if after:
-        picture = after(picture)
+    return finish_tensor(after(picture) if after else picture, geometry)
+
+
+def finish_tensor(picture: Pixels, geometry: Geometry) -> Pixels:
+    """Convert the color, add edges and pad: uint8 [h, w, RGB or one channel] → uint8 [H, W, C]."""
     color = convert_color(pad_to_square(picture, geometry.kept), geometry.color)
     if not geometry.edges:
         return color

@@ -10,8 +10,8 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from ..storage.errors import first_line
-from .choices import COLORS
 from .headers import parse_jpeg_precision
+from .pixel_options import COLORS
 
 T = TypeVar("T", bound=np.generic)
 Pixels = npt.NDArray[np.uint8]

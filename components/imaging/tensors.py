@@ -13,8 +13,8 @@ import simplejpeg
 
 from ..dataset.kinds import ImageSpec
 from ..storage.parallel import cores
-from .choices import JPEG
 from .decoder import Pixels
+from .pixel_options import JPEG
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -61,6 +61,8 @@ HELP = (
 @cache
 def find(name: str) -> ModelPreset | None:
     """Return the preset of that name, or None."""
+    if not name:  # or else torchvision would be imported, which takes two seconds, to know that it has no such model
+        return None
     if name in FAMILIES:
         return FAMILIES[name]
     if timm_models.is_timm(name):

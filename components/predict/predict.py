@@ -1,10 +1,14 @@
-"""Classify image files in batches, with the model's own preprocessing, in the order of the files."""
+"""Find the image files that the arguments name, without a list of all, and classify them in batches, in their order.
+
+Images go through the model's own preprocessing.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,17 +17,114 @@ import numpy.typing as npt
 from ..dataset.labels import MULTI, THRESHOLD, probabilities
 from ..dataset.manifest import Dataset, find_dataset
 from ..imaging.decoder import ImageRejected, Pixels
-from ..models.artifact import ModelSpec, Normalize, load_model, pick_device, set_torch_threads
-from ..models.preprocessing import Preprocessing, describe_preprocessing
+from ..imaging.headers import sniff
+from ..imaging.pixel_options import DecodeLimits, has_image_extension
+from ..models.artifact import (
+    ModelSpec,
+    Normalize,
+    Preprocessing,
+    describe_preprocessing,
+    load_model,
+    pick_device,
+    set_torch_threads,
+)
 from ..step.progress import Progress, say
+from ..storage import uri as uris
 from ..storage.errors import MillError, UserError, wrong
 from ..storage.parallel import cores, map_ordered
+from ..storage.store import get_store
+from ..storage.uri import is_hidden
 from .config import PredictConfig
-from .input_files import InputFile, find_inputs
 from .output import Prediction, open_writer
 
 if TYPE_CHECKING:
     import torch
+
+MAX_BYTES = DecodeLimits().bytes
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """A file to classify.
+
+    Args:
+        name: as the user would write it.
+        uri: of the file.
+        size: in bytes; -1 if it was not listed.
+        is_expected_image: whether an argument names the file itself, or its name has an image's extension.
+    """
+
+    name: str
+    uri: str
+    size: int = -1
+    is_expected_image: bool = True
+
+    def read(self) -> bytes | None:
+        """Read the file; None for a file of a folder that is no image.
+
+        Raises ImageRejected for a missing or too large file, and errors of the store as they are.
+        """
+        store = get_store(self.uri)
+        try:
+            if self.size < 0:
+                entry = store.stat(self.uri)
+                if entry is None:
+                    raise FileNotFoundError(self.uri)
+                _check_size(entry.size)
+            else:
+                if not self.is_expected_image and not self._has_image_header():
+                    return None
+                _check_size(self.size)
+            return store.read(self.uri)
+        except FileNotFoundError:
+            raise ImageRejected("missing_file", "no such file") from None
+
+    def _has_image_header(self) -> bool:
+        with get_store(self.uri).open(self.uri) as file:
+            return bool(sniff(file.read(32)))
+
+
+def _check_size(size: int) -> None:
+    if size > MAX_BYTES:
+        raise ImageRejected("too_many_bytes", f"{size:,} bytes, at most {MAX_BYTES:,}")
+
+
+def find_inputs(arguments: Iterable[str], lines: Iterable[str]) -> Iterator[InputFile]:
+    """Yield the files that the arguments name, in order: a file, or all but hidden files below a folder or s3 prefix.
+
+    `lines`: more arguments, in the place of `-`. A missing file is yielded, and can't be read then.
+    """
+    for argument in arguments:
+        if argument != "-":
+            yield from _resolve(argument)
+            continue
+        for line in lines:
+            if path := line.rstrip("\r\n"):
+                yield from _resolve(path)
+
+
+def _resolve(argument: str) -> Iterator[InputFile]:
+    uri = uris.normalize(argument, "IMAGE")
+    if not uris.is_s3(uri):
+        return _list_files(argument, uri) if Path(uri).is_dir() else iter([InputFile(argument, uri)])
+    if argument.endswith("/") or not uris.split_s3(uri)[1]:
+        return _list_files(argument, uri)
+    return iter([InputFile(argument, uri)]) if get_store(uri).stat(uri) else _list_prefix(argument, uri)
+
+
+def _list_prefix(argument: str, uri: str) -> Iterator[InputFile]:
+    """Yield the files below an s3 prefix; if there are none, the argument as a missing file."""
+    files = _list_files(argument, uri)
+    yield next(files, InputFile(argument, uri))
+    yield from files
+
+
+def _list_files(argument: str, uri: str) -> Iterator[InputFile]:
+    for entry in get_store(uri).list(uri):
+        path = entry.uri[len(uri.rstrip("/")) + 1 :]
+        if not is_hidden(path):
+            yield InputFile(f"{argument.rstrip('/')}/{path}", entry.uri, entry.size, has_image_extension(path))
+
 
 Probabilities = npt.NDArray[np.float32]
 

@@ -4,10 +4,13 @@ Both models are compared image by image on the test images that neither was trai
 the champion knows. The challenger is **better** if
 
 1. its score (`metric`, macro-F1 by default) is higher than the champion's by more than `min_gain`, by the sign-flip
-   test of the images' contributions (score_difference.py) at the level that earlier decisions on the same images have
-   left (significance.py);
+   test of the images' contributions at the level that earlier decisions on the same images have left
+   (score_difference.py);
 2. no class's recall has fallen by more than `max_class_drop`, its calibration error has not risen by more than
-   `max_ece_rise`, and it is not slower by more than `max_slowdown` (guards.py).
+   `max_ece_rise`, and it is not slower by more than `max_slowdown`. A class's drop counts if it is larger than
+   the bound and significant: the sign test on the images that only one model recognizes, at `level` for all classes
+   together (Bonferroni). An equal model is stopped with that probability at most; a drop is seen only in classes with
+   images enough to show it (tests/benchmarks/README.md has the numbers).
 
 It is **worse** if its score is lower at `level`, and otherwise **not shown to be better**. Simulated error rates and
 power are in tests/benchmarks/README.md: with the default level of 5% an equal model passes in fewer than 2% of cases,
@@ -24,17 +27,79 @@ import numpy as np
 from ..dataset.kinds import EvaluationExtra
 from ..dataset.manifest import Dataset
 from ..dataset.records import Verdict
+from ..metrics.calibration import ece
 from .config import PromoteConfig
-from .guards import describe_calibration_rise, describe_recall_drops, describe_slowdown
 from .pairs import Hashes, Mask, PairedPredictions
-from .score_difference import METRIC_TITLES, ScoreDifference, compute_difference
-from .significance import (
+from .score_difference import (
+    METRIC_TITLES,
+    ClassCounts,
+    ScoreDifference,
+    compute_difference,
     compute_level,
     compute_mcnemar_p_value,
+    compute_sign_test_p_value,
     compute_tail_probability,
     count_comparisons,
     make_sketch,
 )
+
+MAX_NAMED = 3
+"""Classes that a sentence names."""
+
+
+def describe_recall_drops(pair: PairedPredictions, bound: float, level: float) -> str:
+    """Return the classes whose recall has fallen by more than `bound`, and significantly; empty if none."""
+    counts = ClassCounts.count(pair)
+    columns = (counts.support, counts.only_champion, counts.only_challenger)
+    rows = zip(pair.classes, *(column.tolist() for column in columns), strict=True)
+    present = [(name, images, lost, won) for name, images, lost, won in rows if images]
+    fallen = [
+        (name, images, lost, won)
+        for name, images, lost, won in present
+        if lost - won > bound * images and compute_sign_test_p_value(lost, won) <= level / len(present)
+    ]
+    if not fallen:
+        return ""
+    fallen.sort(key=lambda row: (row[3] - row[2]) / row[1])
+    classes = ", ".join(
+        f"{name!r} by {(lost - won) / images:.3f} ({lost} images lost, {won} won of {images})"
+        for name, images, lost, won in fallen[:MAX_NAMED]
+    )
+    more = f" and {len(fallen) - MAX_NAMED} more classes" if len(fallen) > MAX_NAMED else ""
+    return f"recall has fallen by more than {bound:g} in {classes}{more}"
+
+
+def describe_calibration_rise(pair: PairedPredictions, bound: float) -> str:
+    """Return by how much the expected calibration error has risen, if by more than `bound`; else empty."""
+    champion, challenger = (
+        ece(confidence, is_right) for confidence, is_right in zip(pair.confidence, pair.is_right, strict=True)
+    )
+    if challenger - champion <= bound:
+        return ""
+    return f"the calibration error has risen from {champion:.3f} to {challenger:.3f}, by more than {bound:g}"
+
+
+def describe_slowdown(challenger: Dataset, champion: Dataset, bound: float) -> str:
+    """Return how much longer the challenger takes for an image, if more than `bound` times as long on the same kind of
+    device, by the evaluations' measurements; empty if not, or where `bound` is 0 or one of them measured nothing."""
+    throughput, champion_throughput = (_read_throughput(evaluation) for evaluation in (challenger, champion))
+    if not bound or throughput is None or champion_throughput is None:
+        return ""
+    *setting, rate = throughput
+    *champion_setting, champion_rate = champion_throughput
+    if setting != champion_setting or champion_rate <= bound * rate:
+        return ""
+    times = champion_rate / rate
+    return f"it takes {times:.1f} times as long for an image ({rate:,.0f} images/s, not {champion_rate:,.0f})"
+
+
+def _read_throughput(evaluation: Dataset) -> tuple[str, int, float] | None:
+    """Return (device, batch size, images/s of the network with one view)."""
+    throughput = EvaluationExtra.of(evaluation.manifest).throughput
+    if throughput is None or not throughput.network_one_view:
+        return None
+    return throughput.device, throughput.batch_size, throughput.network_one_view
+
 
 BETTER, NOT_SHOWN_BETTER, WORSE, NOT_COMPARABLE = "better", "not_shown_better", "worse", "not_comparable"
 TOO_FEW_IMAGES, ALREADY_CHAMPION, ROLLED_BACK = "too_few_images", "already_champion", "rolled_back"

@@ -1,11 +1,14 @@
-"""Report sections on the test split: the hardest classes, the worst predictions, and the images of highest loss.
+"""Report sections on the test split: the hardest classes, the worst predictions, and the images of highest loss; and
+on the training images that look mislabelled, the suspects of evaluate's label review.
 
 Images with one label have a confusion matrix; of several labels, some are missed and others predicted wrongly.
 """
 
 from __future__ import annotations
 
+import csv
 import heapq
+import io
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,9 +19,10 @@ import numpy.typing as npt
 from ..dataset.kinds import EvaluationExtra
 from ..dataset.labels import MULTI
 from ..dataset.manifest import Dataset
-from ..dataset.shards import open_parquet, read_columns
+from ..dataset.shards import read_columns
+from ..imaging.pictures import make_data_uri
 from .charts import COUNTED_CLASSES, ConfusionMatrix, draw_confusion_matrix
-from .thumbnails import Thumbnail, make_jpeg_uri, make_thumbnails
+from .thumbnails import Thumbnail, make_thumbnails
 
 Counts = npt.NDArray[np.int64]
 MAX_CLASSES, MAX_MISTAKES, MAX_LOSSES = 12, 24, 12
@@ -105,7 +109,7 @@ def make_mistakes(evaluation: Dataset, clean: Dataset) -> list[Mistake]:
 def _read_overlays(evaluation: Dataset) -> dict[str, str]:
     """Return evaluate's Grad-CAM overlays as data URIs by image_id; earlier releases wrote none."""
     tables = read_columns(evaluation, "grad_cam", ["image_id", "overlay"])
-    return {row["image_id"]: make_jpeg_uri(row["overlay"]) for table in tables for row in table.to_pylist()}
+    return {row["image_id"]: make_data_uri("jpeg", row["overlay"]) for table in tables for row in table.to_pylist()}
 
 
 def find_surest_mistakes(evaluation: Dataset, limit: int) -> list[tuple[float, str, int, int]]:
@@ -175,10 +179,7 @@ def make_multi_label_mistakes(evaluation: Dataset, clean: Dataset, errors: Label
 def make_highest_losses(
     evaluation: Dataset, clean: Dataset, shown: Collection[str], limit: int = MAX_LOSSES
 ) -> list[Mistake]:
-    """Return the images with the highest loss, but for those with an id in `shown`; none where predictions have no
-    loss."""
-    if "loss" not in _read_column_names(evaluation):
-        return []
+    """Return the images with the highest loss, but for those with an id in `shown`."""
     is_multi = evaluation.manifest.task == MULTI
     columns = ["loss", "image_id", *(("label_ids", "predicted_ids") if is_multi else ("label_id", "predicted_id"))]
     worst: list[tuple[float, str, Any, Any]] = []
@@ -206,10 +207,64 @@ def _make_test_thumbnails(clean: Dataset, image_ids: list[str]) -> dict[str, Thu
     return make_thumbnails(clean, clean.files("data", "test") or clean.files("data"), image_ids)
 
 
-def _read_column_names(evaluation: Dataset) -> set[str]:
-    """Return the columns of the predictions, of which earlier releases had fewer."""
-    files = evaluation.files("data")
-    if not files:
-        return set()
-    with open_parquet(evaluation.locate(files[0])) as parquet:
-        return set(parquet.schema_arrow.names)
+MAX_SUSPECTS = 36
+MAX_TABLE_ROWS = 5_000
+"""Suspects in the table of the page; all are in the evaluation's file."""
+_TABLE_COLUMNS = ("image_id", "label", "suggested")
+_COLUMNS = [*_TABLE_COLUMNS, "rank", "probability", "suggested_probability", "loss"]
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """One training image. `suggested` is empty where its loss alone is high; `note`: the probabilities or the loss."""
+
+    image_id: str
+    label: str
+    suggested: str
+    note: str
+    thumbnail: Thumbnail
+
+
+def describe_suspects(evaluation: Dataset, clean: Dataset) -> dict[str, Any] | None:
+    """Return the template's variables; None where no labels were reviewed.
+
+    `rows` are the surest suspects, `losses` images whose loss alone is high, `listed` lines of a table (csv) of at most
+    `MAX_TABLE_ROWS` suspects, which are in memory.
+    """
+    review = EvaluationExtra.of(evaluation.manifest).review
+    if not review.images:
+        return None
+    suspects: list[dict[str, Any]] = []
+    losses: list[dict[str, Any]] = []
+    for table in read_columns(evaluation, "suspects", _COLUMNS):
+        rows = table.to_pylist()
+        suspects += [row for row in rows if row["rank"]][: MAX_TABLE_ROWS - len(suspects)]
+        unranked = [row for row in rows if not row["rank"]]
+        losses = heapq.nsmallest(MAX_LOSSES, [*losses, *unranked], key=lambda row: (-row["loss"], row["image_id"]))
+    surest = suspects[:MAX_SUSPECTS]
+    files = clean.files("data", "train") or clean.files("data")
+    thumbnails = make_thumbnails(clean, files, [row["image_id"] for row in (*surest, *losses)])
+    return {
+        "images": review.images,
+        "total": review.suspects,
+        "why": review.not_judged or "",
+        "rows": [_make_suspect(row, thumbnails) for row in surest],
+        "losses": [_make_suspect(row, thumbnails) for row in losses],
+        "listed": _write_csv(suspects),
+    }
+
+
+def _make_suspect(row: dict[str, Any], thumbnails: dict[str, Thumbnail]) -> Suspect:
+    note = f"loss {row['loss']:.2f}"
+    if row["rank"]:
+        note = f"{100 * row['probability']:.0f}% → {100 * row['suggested_probability']:.0f}%"
+    image_id = row["image_id"]
+    return Suspect(image_id, row["label"], row["suggested"] or "", note, thumbnails[image_id])
+
+
+def _write_csv(rows: list[dict[str, Any]]) -> list[str]:
+    """Return lines of csv with a header; empty where there are no rows."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerows([_TABLE_COLUMNS, *([row[name] for name in _TABLE_COLUMNS] for row in rows)])
+    return out.getvalue().splitlines() if rows else []

@@ -16,7 +16,7 @@ import pyarrow as pa
 from ..dataset.kinds import EvaluationExtra
 from ..dataset.labels import MULTI
 from ..dataset.manifest import Dataset
-from ..dataset.shards import open_parquet, read_columns
+from ..dataset.shards import read_columns
 from ..storage.errors import DatasetError
 
 Ids = npt.NDArray[np.int64]
@@ -90,14 +90,6 @@ class Predictions:
             content_hashes=table.column("content_hash").to_numpy(),
             is_seen=np.asarray(table.column("seen").to_numpy(), np.bool_),
         )
-
-
-def has_content_hashes(evaluation: Dataset) -> bool:
-    """Return whether the evaluation has its images' content hashes, which earlier releases did not write."""
-    for file in evaluation.files("data"):
-        with open_parquet(evaluation.locate(file)) as parquet:
-            return "content_hash" in parquet.schema_arrow.names
-    return False
 
 
 def read_content_hashes(evaluation: Dataset) -> Hashes:

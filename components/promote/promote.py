@@ -15,7 +15,7 @@ from ..storage import uri as uris
 from ..storage.errors import DatasetError, MillError, TransientError, UserError, wrong
 from .config import PromoteConfig
 from .gate import ALREADY_CHAMPION, ROLLED_BACK, ChampionHistory, judge, judge_first, make_verdict, read_score
-from .pairs import Hashes, has_content_hashes, read_content_hashes
+from .pairs import Hashes, read_content_hashes
 from .registry import read_version, register, resolve_registry
 from .score_difference import METRIC_TITLES
 
@@ -31,12 +31,10 @@ def promote(config: PromoteConfig, context: Context) -> Outcome:
     evaluation = context.parent("evaluation", config.evaluation, "evaluation")
     if find_intact_dataset(evaluation.parent_uri("model")) is None:
         raise wrong("evaluation", "one whose model is there", f"{config.evaluation}, whose model is gone or damaged")
-    _check_release("evaluation", config.evaluation, evaluation)
     champion_evaluation = None
     if config.champion_evaluation:
         champion_evaluation = context.parent("champion_evaluation", config.champion_evaluation, "evaluation")
         _check_same_test_split(evaluation, champion_evaluation)
-        _check_release("champion_evaluation", config.champion_evaluation, champion_evaluation)
     name = config.name or evaluation.name
     decision = _decide(name, evaluation, champion_evaluation, config, context)
     verdict, number = decision.verdict, decision.champion.n if decision.champion else 0
@@ -56,11 +54,6 @@ def promote(config: PromoteConfig, context: Context) -> Outcome:
     keys = ("verdict", "reason", "challenger", "champion", "min_gain", "promoted")
     metrics = {key: getattr(verdict, key) for key in keys} | {"name": name, "n": number, "report": report}
     return Outcome(champion_model, uris.basename(champion_model), decision.state, metrics)
-
-
-def _check_release(field: str, uri: str, evaluation: Dataset) -> None:
-    if not has_content_hashes(evaluation):
-        raise UserError(f"{wrong(field, 'one of this release', uri)}; {_format_evaluate_command(evaluation)}")
 
 
 def _check_same_test_split(evaluation: Dataset, champion_evaluation: Dataset) -> None:
@@ -200,9 +193,7 @@ def _judge(
 def _read_promotion_images(promotion: Promotion, workspace: Workspace) -> Hashes | None:
     """Return the content hashes of the images on which the champion was promoted, None where they are not known."""
     evaluation = find_dataset(workspace.absolute(promotion.evaluation)) if promotion.evaluation else None
-    if evaluation is None or evaluation.missing() or not has_content_hashes(evaluation):
-        return None
-    return read_content_hashes(evaluation)
+    return None if evaluation is None or evaluation.missing() else read_content_hashes(evaluation)
 
 
 def _find_champion_evaluation(
@@ -242,7 +233,6 @@ def _is_comparable(candidate: Dataset, model: str, evaluation: Dataset) -> bool:
         candidate.parent_uri("model") == model
         and candidate.parent_uri("clean") == evaluation.parent_uri("clean")
         and candidate.manifest.config.get("tta") == evaluation.manifest.config.get("tta")
-        and has_content_hashes(candidate)
     )
 
 

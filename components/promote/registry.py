@@ -16,8 +16,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlencode, urlsplit
 
 from ..dataset.workspace import Workspace
-from ..storage.errors import MillError, TransientError, UserError, wrong
-from ..storage.retry import with_retry
+from ..storage.errors import MillError, TransientError, UserError, with_retry, wrong
 from ..storage.uri import redact, scheme
 
 MLFLOW, KUBEFLOW = "mlflow+", "kubeflow+"

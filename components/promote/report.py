@@ -18,7 +18,6 @@ from ..dataset.manifest import Dataset, read_dataset
 from ..dataset.workspace import STEPS, Workspace
 from ..step.progress import format_duration, format_size
 from .charts import draw_training_curves
-from .drift_section import describe_drift
 from .gate import (
     ALREADY_CHAMPION,
     BETTER,
@@ -30,9 +29,8 @@ from .gate import (
     TOO_FEW_IMAGES,
     WORSE,
 )
-from .mistakes import describe_test_split, make_highest_losses
-from .score_sections import END_ROWS, compare_with_champion, describe_recipe, describe_scores, take_ends
-from .suspects import describe_suspects
+from .mistakes import describe_suspects, describe_test_split, make_highest_losses
+from .score_sections import END_ROWS, compare_with_champion, describe_drift, describe_recipe, describe_scores, take_ends
 from .thumbnails import read_rejects, sample_classes
 
 SPLITS = ("train", "val", "test")

@@ -1,18 +1,22 @@
-"""Report sections on the scores: metrics with their intervals, calibration, curves, slices, classes, and the comparison
-with the champion.
-
-What an evaluation of an earlier release lacks is left out.
+"""Report sections on the scores: metrics with their intervals, calibration, curves, slices, classes, the comparison
+with the champion, and drift: what clean found when it compared its dataset with the champion's of then.
 """
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
 
 from ..dataset.kinds import EvaluationExtra, ModelExtra
 from ..dataset.manifest import Dataset
-from .charts import SERIES, draw_reliability, draw_score_curves
-from .pairs import PairedPredictions, has_content_hashes
+from ..dataset.workspace import Workspace
+from .charts import MUTED, SERIES, TRAIN, VAL, clear_frame, draw_reliability, draw_score_curves, to_svg, use_style
+from .pairs import PairedPredictions
 from .score_difference import METRIC_TITLES, ClassCounts, compute_difference
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 _SCORE_TITLES = {
     "top1": ("Top-1", "images whose highest class is right"),
@@ -119,8 +123,6 @@ def compare_with_champion(challenger: Dataset, champion: Dataset) -> dict[str, A
     tasks = {EvaluationExtra.of(evaluation.manifest).model_task for evaluation in (challenger, champion)}
     if len(tasks) > 1:
         return empty | {"why": "One of them gives an image one label, the other several: they can't be compared."}
-    if not all(has_content_hashes(evaluation) for evaluation in (challenger, champion)):
-        return empty | {"why": "The champion's evaluation is an earlier release's: they are not compared here."}
     pair = PairedPredictions.read(challenger, champion)
     if not len(pair.labels.classes):
         return empty | {"why": "No test image is left that both can be compared on."}
@@ -147,3 +149,77 @@ def compare_with_champion(challenger: Dataset, champion: Dataset) -> dict[str, A
         "zero": 100 * largest_loss / span,
         "why": "",
     }
+
+
+SCOPES = ("all", "new")
+MAX_CLASSES = 20
+_UNITS = {"width": "pixels", "height": "pixels", "aspect_ratio": "width : height", "entropy": "bits"}
+
+
+def describe_drift(workspace: Workspace, run: str, name: str) -> dict[str, Any] | None:
+    """Return the template's variables of the section; None where clean compared nothing in this run."""
+    record = workspace.step_record(run, "clean")
+    metrics = record["metrics"] if record else {}
+    comparison = workspace.drift(name, metrics["drift_comparison"]) if "drift_comparison" in metrics else None
+    if comparison is None:
+        return None
+    threshold, balance = metrics["drift_warning"], comparison["classes"]
+    return {
+        "comparison": comparison,
+        "promotion": metrics["drift_promotion"],
+        "warning": threshold,
+        "findings": metrics["drift"],
+        "has_new": any("new" in numbers for numbers in (balance, *comparison["measures"].values())),
+        "balance": _mark(balance, threshold) if balance else None,
+        "measures": [
+            {
+                "name": title.replace("_", " "), "unit": _UNITS.get(title, ""), "chart": draw_histograms(numbers),
+                "medians": {sample: quartiles[1] for sample, quartiles in numbers["quartiles"].items()},
+                "scopes": _mark(numbers, threshold),
+            }
+            for title, numbers in comparison["measures"].items()
+        ],
+        "classes": [_describe_class(entry) for entry in balance.get("classes", [])[:MAX_CLASSES]],
+    }  # fmt: skip
+
+
+def _mark(numbers: dict[str, Any], threshold: float) -> dict[str, dict[str, Any]]:
+    """Return the numbers by scope, each with whether it is drift."""
+    return {
+        scope: numbers[scope] | {"is_drift": numbers[scope]["is_significant"] and numbers[scope]["psi"] > threshold}
+        for scope in SCOPES
+        if scope in numbers
+    }
+
+
+def _describe_class(entry: dict[str, Any]) -> dict[str, Any]:
+    """Return a class's shares; a change is marked where zero is outside of its 95% interval."""
+    scopes = {
+        scope: entry[scope] | {"is_clear": abs(entry[scope]["change"]) > entry[scope]["error"]}
+        for scope in SCOPES
+        if scope in entry
+    }
+    return {"label": entry["class"], "then": entry["then"], "scopes": scopes}
+
+
+def draw_histograms(numbers: dict[str, Any]) -> Markup:
+    """Draw a measure's shares of images by bin: then (filled), all images now, and the new ones (dashed)."""
+    from matplotlib.figure import Figure
+
+    histogram = numbers["histogram"]
+    shares = {name: np.array(counts) / max(1, sum(counts)) for name, counts in histogram["counts"].items()}
+    edges = np.linspace(histogram["low"], histogram["high"], len(shares["then"]) + 1)
+    with use_style():
+        figure = Figure(figsize=(2.9, 1.5))
+        axes = figure.add_axes((0.03, 0.16, 0.94, 0.8))
+        clear_frame(axes)
+        axes.grid(False)
+        axes.stairs(shares["then"], edges, fill=True, color=MUTED, alpha=0.35)
+        axes.stairs(shares["all"], edges, color=TRAIN, linewidth=1.6)
+        if "new" in numbers:
+            axes.stairs(shares["new"], edges, color=VAL, linewidth=1.4, linestyle=(0, (3, 2)))
+        axes.set_yticks([])
+        axes.set_ylim(0, 1.05 * max(float(values.max()) for values in shares.values()) or 1)
+        axes.locator_params(axis="x", nbins=5)
+        axes.ticklabel_format(axis="x", useOffset=False, style="plain")
+        return to_svg(figure)

@@ -6,21 +6,20 @@ number of pixels at most.
 
 from __future__ import annotations
 
-import base64
-import io
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from ..dataset.kinds import CleanExtra
 from ..dataset.labels import MULTI, label_column
 from ..dataset.manifest import Dataset, File
-from ..dataset.shards import open_parquet, read_columns, read_row_group
-from ..imaging.choices import DecodeLimits
-from ..imaging.decoder import ImageRejected, LenientDecoding, decode, keep_min_side
+from ..dataset.shards import read_columns
+from ..imaging.decoder import ImageRejected
+from ..imaging.pictures import BUDGET_PIXELS, encode_picture, find_images
 
-THUMBNAIL_SIDE = 128
-"""Pixels of a thumbnail's longer side; shown at 96, for screens of high resolution."""
+THUMBNAIL_SIDE, THUMBNAIL_QUALITY = 128, 82
+"""Pixels of a thumbnail's longer side, which is shown at 96, for screens of high resolution; its JPEG quality."""
 
 GALLERY_IMAGES, GALLERY_PER_CLASS, GALLERY_ROW_GROUPS = 48, 8, 12
 MAX_REJECTS = 60
@@ -30,8 +29,6 @@ LOOKUP_ROW_GROUPS = 20
 ID_ROW_GROUPS = 400
 """Row groups that are searched by image_id alone."""
 
-_LIMITS = DecodeLimits(pixels=50_000_000, bytes=64 * 2**20)
-_BUDGET_PIXELS = 300_000_000
 _BYTES = "image.bytes"
 
 
@@ -68,7 +65,7 @@ class Reject:
 class ThumbnailMaker:
     """Maker of thumbnails within a budget of pixels to decode."""
 
-    pixels_left: int = _BUDGET_PIXELS
+    pixels_left: int = BUDGET_PIXELS
 
     def make(self, image_id: str, data: bytes | None, label: str = "") -> Thumbnail:
         """Return the upright thumbnail of an encoded image, or a Thumbnail with the problem."""
@@ -77,7 +74,7 @@ class ThumbnailMaker:
         if self.pixels_left <= 0:
             return Thumbnail(image_id, label, problem="not decoded: enough large images shown")
         try:
-            src, pixels = encode_thumbnail(data)
+            src, pixels = encode_picture(data, THUMBNAIL_SIDE, THUMBNAIL_QUALITY)
         except ImageRejected as error:
             return Thumbnail(image_id, label, problem=_PROBLEMS.get(error.reason, "does not decode"))
         self.pixels_left -= pixels
@@ -85,26 +82,6 @@ class ThumbnailMaker:
 
 
 _PROBLEMS = {"empty_file": "0 bytes", "not_an_image": "not an image", "too_many_pixels": "too large to show"}
-
-
-def encode_thumbnail(data: bytes) -> tuple[str, int]:
-    """Return a JPEG data URI of at most `THUMBNAIL_SIDE` pixels a side, and the pixels of the full image.
-
-    Lenient: what decodes in part is shown in part. Raises ImageRejected for what does not decode at all.
-    """
-    from PIL import Image
-
-    decoded = decode(data, "rgb", lenient=LenientDecoding(keep_min_side(THUMBNAIL_SIDE), vetted=False), limits=_LIMITS)
-    image = Image.fromarray(decoded.pixels)
-    image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BICUBIC, reducing_gap=2.0)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=82)
-    return make_jpeg_uri(buffer.getvalue()), decoded.width * decoded.height
-
-
-def make_jpeg_uri(data: bytes) -> str:
-    """Return a JPEG file as a data URI."""
-    return "data:image/jpeg;base64," + base64.b64encode(data).decode()
 
 
 def divide_evenly(counts: Mapping[str, int], total: int) -> dict[str, int]:
@@ -116,45 +93,21 @@ def divide_evenly(counts: Mapping[str, int], total: int) -> dict[str, int]:
     return shares
 
 
-def find_images(dataset: Dataset, files: Iterable[File], ids: set[str], column: str) -> Iterator[tuple[str, Any]]:
-    """Yield (image_id, bytes or None) of the images with these ids, in the dataset's order.
-
-    Ids are read alone first, so that only row groups with a hit are read with their images.
-    """
-    missing, num_searched, num_read = set(ids), 0, 0
-    for file in files:
-        if not missing:
-            return
-        uri, removed = dataset.locate(file), dataset.removed_ids(file)
-        with open_parquet(uri) as parquet:
-            for index in range(parquet.num_row_groups):
-                if not missing or num_searched >= ID_ROW_GROUPS or num_read >= LOOKUP_ROW_GROUPS:
-                    return
-                num_searched += 1
-                names = read_row_group(parquet, index, uri, ["image_id"]).column("image_id").to_pylist()
-                rows = [(row, name) for row, name in enumerate(names) if name in missing and name not in removed]
-                if rows:
-                    num_read += 1
-                    images = read_row_group(parquet, index, uri, [column]).column("image")
-                    for row, name in rows:
-                        yield name, _read_bytes(images[row])
-                    missing.difference_update(name for _, name in rows)
-
-
-def _read_bytes(value: Any) -> bytes | None:
-    """Return the bytes of raw's `image` (binary) or clean's (a struct)."""
-    image = value.as_py()
-    data: bytes | None = image["bytes"] if isinstance(image, dict) else image
-    return data
-
-
 def make_thumbnails(
     dataset: Dataset, files: Iterable[File], image_ids: Iterable[str], column: str = _BYTES
 ) -> dict[str, Thumbnail]:
     """Return a thumbnail of each image by its id; of an image that is not found within the limits, one without."""
     make, ids = ThumbnailMaker().make, set(image_ids)
     thumbnails = {name: Thumbnail(name) for name in ids}
-    return thumbnails | {name: make(name, data) for name, data in find_images(dataset, files, ids, column)}
+    groups = ((file, None) for file in files)
+    rows = find_images(dataset, groups, ids, [column], ID_ROW_GROUPS, LOOKUP_ROW_GROUPS)
+    return thumbnails | {name: make(name, _get_bytes(row["image"])) for name, row in rows}
+
+
+def _get_bytes(image: Any) -> bytes | None:
+    """Return the bytes of raw's `image` (binary) or clean's (a struct)."""
+    data: bytes | None = image["bytes"] if isinstance(image, dict) else image
+    return data
 
 
 def sample_classes(clean: Dataset) -> list[GalleryClass]:
@@ -167,16 +120,10 @@ def sample_classes(clean: Dataset) -> list[GalleryClass]:
     totals = {c: n for c, n in CleanExtra.of(clean.manifest).by_class_and_split["train"].items() if n}
     per_class = min(GALLERY_PER_CLASS, max(1, GALLERY_IMAGES // max(1, len(totals))))
     sample = _ClassSample(totals, per_class, GALLERY_IMAGES, clean.manifest.classes)
-    num_read = 0
-    for file in clean.files("data", "train"):
-        uri = clean.locate(file)
-        with open_parquet(uri) as parquet:
-            for index in range(parquet.num_row_groups):
-                if sample.is_full() or num_read >= GALLERY_ROW_GROUPS:
-                    return sample.make_classes()
-                num_read += 1
-                table = read_row_group(parquet, index, uri, ["image_id", label, _BYTES])
-                sample.add(table.column("image_id"), table.column(label), table.column("image"))
+    for table in islice(read_columns(clean, "data", ["image_id", label, _BYTES], "train"), GALLERY_ROW_GROUPS):
+        sample.add(table.column("image_id"), table.column(label), table.column("image"))
+        if sample.is_full():
+            break
     return sample.make_classes()
 
 
@@ -200,7 +147,7 @@ class _ClassSample:
             names = [name for name in names if len(self.thumbnails.get(name, ())) < self._capacity(name)]
             if names:
                 name = min(names, key=self.totals.__getitem__)
-                thumbnail = self.maker.make(image_ids[row].as_py(), _read_bytes(images[row]), name)
+                thumbnail = self.maker.make(image_ids[row].as_py(), _get_bytes(images[row].as_py()), name)
                 self.thumbnails.setdefault(name, []).append(thumbnail)
 
     def _capacity(self, name: str) -> int:

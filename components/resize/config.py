@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from ..engine.options import EXECUTOR_HELP, EXECUTORS, PROCESSES, RAY_ADDRESS_HELP, THREADS
-from ..imaging.choices import (
+from ..engine.tasks import EXECUTOR_HELP, EXECUTORS, PROCESSES, RAY_ADDRESS_HELP, THREADS
+from ..imaging.pixel_options import (
     CANNY_HIGH,
     CANNY_LOW,
     EDGES,

@@ -18,9 +18,9 @@ import numpy as np
 from ..dataset.fingerprint import digest
 from ..dataset.manifest import Dataset
 from ..imaging.albumentations_pipelines import PIPELINES, apply_pipeline, check_pipeline, load_pipeline
-from ..imaging.choices import COLORS
 from ..imaging.decoder import Decoded, Pixels
 from ..imaging.geometry import Geometry, decode_and_resize, resize_image
+from ..imaging.pixel_options import COLORS
 from ..imaging.rand_augment import rand_augment
 from ..storage import uri as uris
 from ..storage.errors import UserError

@@ -7,12 +7,13 @@ importing torch if the images are small.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from ..dataset.manifest import MANIFEST, Dataset, File
-from ..dataset.shards import open_parquet, read_row_group
+from ..dataset.shards import read_file
 from ..storage import uri as uris
 from ..storage.errors import MillError
 from ..storage.parallel import map_ordered
@@ -64,12 +65,10 @@ def sample_mean_pixels(clean: Dataset) -> float:
 
 def _count_pixels(clean: Dataset, file: File) -> tuple[int, float]:
     """Return the number of sampled images of a file, and the sum of their pixels."""
-    uri, rows, pixels = clean.locate(file), 0, 0.0
-    with open_parquet(uri) as parquet:
-        for group in range(min(SAMPLED_GROUPS, parquet.num_row_groups)):
-            table = read_row_group(parquet, group, uri, ["width", "height"])
-            width, height = (table.column(name).to_numpy().astype(np.float64) for name in ("width", "height"))
-            rows, pixels = rows + table.num_rows, pixels + float(width @ height)
+    rows, pixels = 0, 0.0
+    for table in islice(read_file(clean.locate(file), ["width", "height"]), SAMPLED_GROUPS):
+        width, height = (table.column(name).to_numpy().astype(np.float64) for name in ("width", "height"))
+        rows, pixels = rows + table.num_rows, pixels + float(width @ height)
     return rows, pixels
 
 

@@ -1,10 +1,9 @@
 """Tensors of a dataset that has grown: the shards of its last tensors are listed again, and only new rows are resized.
 
 The shards of one run of resize are a generation: number 0 those of a build from nothing, and each run that continues
-earlier tensors adds one with its new rows.
-Rows that were removed from the dataset are dropped by writing their shard again without them; a row that has changed is
-removed and added. When
-the generations above 0 are many or large, everything is built anew.
+earlier tensors adds one with its new rows. Rows that were removed from the dataset are dropped by writing their shard
+again without them, from its own pixels; a row that has changed is removed and added. When the generations above 0 are
+many or large, everything is built anew.
 
 The plan is a function of the clean dataset and of the tensors that are continued. These are chosen once: by the first
 process that plans, which records its choice in the work in progress, where a retry and a job in another pod find it.
@@ -15,7 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,23 +22,92 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..dataset.fingerprint import digest, fingerprint
-from ..dataset.kinds import TensorsExtra
-from ..dataset.labels import label_column
+from ..dataset.kinds import ImageSpec, TensorsExtra
+from ..dataset.labels import SINGLE, label_column
 from ..dataset.manifest import Dataset, File, Totals, find_dataset, find_intact_dataset
-from ..dataset.shards import row_groups
-from ..imaging.choices import RAW
-from ..imaging.pixel_options import StandardizeConfig
+from ..dataset.shards import Layout, ShardWriter, read_file, row_groups
+from ..imaging.pixel_options import RAW, StandardizeConfig
+from ..imaging.tensors import decode_column
 from ..step.step import Context
 from ..storage import uri as uris
 from ..storage.errors import DatasetError, UserError
 from ..storage.parallel import map_ordered
 from .config import VERSION
 from .plan import INDEX_THREADS, Indices
-from .rewriting import RewriteTask
-from .tensor_shards import FinishedShard, TensorSpec
+from .statistics import ChannelSums, add_histogram
+from .tensor_shards import CopyCounts, FinishedShard, TensorSpec, count_copies
 
 if TYPE_CHECKING:
     from .resize import Target
+
+
+@dataclass(frozen=True)
+class RewriteTask:
+    """One tensor shard to write without the rows that were removed from the dataset.
+
+    Args:
+        uri: of the shard as it is, absolute.
+        rows: number of rows that stay, augmented copies included.
+        removed_ids: the image_ids of the others.
+        generation: of the shard.
+    """
+
+    key: str
+    split: str
+    rows: int
+    uri: str
+    removed_ids: tuple[str, ...]
+    generation: int
+    task: str = SINGLE
+
+
+def write_remaining(task: RewriteTask, dataset_uri: str, spec: TensorSpec) -> dict[str, Any]:
+    """Write the rows of a shard that stay, in their order; return its record by its key, as `write_shards`.
+
+    Memory holds one row group. The sums of raw pixels are exactly those of a shard that never had the other rows.
+    """
+    schema, removed_ids = spec.schema(task.task), pa.array(task.removed_ids, pa.string())
+    is_summed = spec.with_sums and task.split == "train"
+    histogram = np.zeros((spec.geometry.shape[2], 256), np.int64) if is_summed else None
+    kept, image_bytes = [], 0
+    with ShardWriter(dataset_uri, Layout(schema, plain=True)) as writer:
+        for rows in read_file(task.uri, schema.names):
+            table = rows.filter(pc.invert(pc.is_in(rows.column("image_id"), value_set=removed_ids))).combine_chunks()
+            if not table.num_rows:
+                continue
+            image_bytes += _count_image_bytes(table, spec)
+            if histogram is not None:
+                originals = table.filter(pc.equal(table.column("copy"), 0)) if spec.copies else table
+                image = ImageSpec(spec.geometry.shape, encoding=RAW)
+                for pixels in decode_column(originals.column("image"), image) if originals.num_rows else ():
+                    add_histogram(histogram, pixels)
+            kept.append(table.drop_columns("image"))
+            writer.add_table(table.cast(schema))
+        file = writer.publish(f"data/{task.split}", "data", task.split)
+    if file.rows != task.rows:
+        raise DatasetError(f"{task.uri}: expected {task.rows} rows to keep, found {file.rows}")
+    record: dict[str, Any] = {"file": asdict(file), "rows": file.rows, "image_bytes": image_bytes}
+    record["generation"] = task.generation
+    if spec.has_copies(task.split):
+        record["copies"] = asdict(_count_copies(kept, task.task))
+    if histogram is not None:
+        record["sums"] = asdict(ChannelSums.from_histogram(histogram))
+    return {task.key: record}
+
+
+def _count_image_bytes(table: pa.Table, spec: TensorSpec) -> int:
+    if spec.encoding == RAW:
+        return int(table.num_rows * spec.row_bytes)
+    return int(pc.sum(pc.binary_length(table.column("image"))).as_py())
+
+
+def _count_copies(tables: list[pa.Table], task: str) -> CopyCounts:
+    rows = [row for table in tables for row in table.to_pylist()]
+    with_copies = {row["image_id"] for row in rows if row["copy"]}
+    counts = CopyCounts(without=len({row["image_id"] for row in rows} - with_copies))
+    count_copies(counts, rows, label_column(task))
+    return counts
+
 
 MAX_ADDED_SHARE = 0.2
 """Maximum share of all rows that generations above 0 may hold together."""

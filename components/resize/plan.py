@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ..dataset.labels import SINGLE
 from ..dataset.manifest import Dataset, File
-from ..dataset.shards import open_parquet, read_row_group
+from ..dataset.shards import read_file
 from ..storage.errors import DatasetError
 from ..storage.parallel import map_ordered
 
@@ -242,10 +242,8 @@ def index_files(clean: Dataset, split: str, chosen: Mapping[str, Indices] | None
 def _index_file(clean: Dataset, file: File, positions: Indices | None) -> SortedRows:
     uri = clean.locate(file)
     parts: list[Indices] = [np.zeros(0, np.int64)]
-    with open_parquet(uri) as parquet:
-        for group in range(parquet.num_row_groups):
-            column = read_row_group(parquet, group, uri, ["shuffle_index"]).column("shuffle_index")
-            parts.append(column.to_numpy().astype(np.int64, copy=False))
+    for table in read_file(uri, ["shuffle_index"]):
+        parts.append(table.column("shuffle_index").to_numpy().astype(np.int64, copy=False))
     starts = np.cumsum([len(part) for part in parts], dtype=np.int64)
     indices = np.concatenate(parts)
     if (indices[1:] < indices[:-1]).any():

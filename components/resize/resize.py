@@ -11,13 +11,11 @@ from ..dataset.fingerprint import fingerprint
 from ..dataset.kinds import CleanExtra, StoredCopies, TensorsExtra
 from ..dataset.manifest import MANIFEST, Dataset, File, Manifest, Totals, commit, find_intact_dataset
 from ..engine.finished import FinishedParts
-from ..engine.options import AUTO, RAY, THREADS
-from ..engine.processes import Processes
+from ..engine.processes import Processes, Threads
 from ..engine.ray_job import build_with_ray_job, make_job_config
 from ..engine.ray_session import WORKER_BYTES, RaySession, open_ray_session
-from ..engine.tasks import Executor, run_tasks
-from ..engine.threads import Threads
-from ..imaging.choices import JPEG
+from ..engine.tasks import AUTO, RAY, THREADS, Executor, run_tasks
+from ..imaging.pixel_options import JPEG
 from ..step.progress import Progress, format_size
 from ..step.step import CACHED, RAN, Context, Outcome
 from ..storage import uri as uris
@@ -25,16 +23,13 @@ from ..storage.errors import MillError, wrong
 from ..storage.parallel import max_workers
 from .config import VERSION, ResizeConfig
 from .copies import CopyPlan, CopyPolicy, make_paths_absolute, plan_copies
-from .core_seconds import RAY_START_S, SECONDS_PER_COPIED_BYTE, estimate_core_seconds
 from .device import CPU, choose_device, count_local_gpus
-from .estimate import report_estimate
-from .generations import Growth, estimate_totals, plan_growth
-from .gpu_tasks import run_on_gpus
-from .merging import MergeTask, merge_sources, remove_merged_files, write_merged
+from .estimate import RAY_START_S, SECONDS_PER_COPIED_BYTE, estimate_core_seconds, report_estimate
+from .generations import Growth, RewriteTask, estimate_totals, plan_growth, write_remaining
+from .gpu import run_on_gpus
 from .plan import ShardPlan, SplitPlan, plan_split
-from .rewriting import RewriteTask, write_remaining
 from .statistics import ChannelSums, compute_normalization, needs_sums
-from .tasks import ResizeTask, plan_tasks, write_shards
+from .tasks import MergeTask, ResizeTask, merge_sources, plan_tasks, remove_merged_files, write_merged, write_shards
 from .tensor_shards import CopyCounts, FinishedShard, TensorSpec
 
 SPLITS = ("train", "val", "test")

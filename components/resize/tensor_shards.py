@@ -13,9 +13,9 @@ import pyarrow as pa
 from ..dataset.labels import MULTI, SINGLE, label_column
 from ..dataset.manifest import File, sum_counts
 from ..dataset.shards import Layout, ShardWriter, open_parquet, read_row_group
-from ..imaging.choices import RAW
 from ..imaging.decoder import ImageRejected, Pixels
 from ..imaging.geometry import Geometry, decode_and_resize
+from ..imaging.pixel_options import RAW
 from ..imaging.tensors import encode_jpeg
 from ..storage.errors import MillError
 from .copies import CopyPolicy, assign_position, decode_with_copies

@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Self, TypeVar, cast, overload
+from typing import Any, ClassVar, Self, cast
 
 from ..dataset.workspace import STEPS
 from ..storage.errors import UserError, wrong
@@ -26,35 +26,6 @@ METRIC_HELP = "the score that models are compared by; recipe auto balances class
 """The help of `metric`, which train and promote have."""
 Scalar = str | int | float | bool | None
 _NO_PLACES: Mapping[str, str] = MappingProxyType({})
-V = TypeVar("V", str, int, float, bool)
-
-
-@overload
-def option(
-    default: V,
-    help: str,
-    *,
-    in_fingerprint: bool = ...,
-    choices: tuple[str, ...] = ...,
-    low: float | None = ...,
-    high: float | None = ...,
-    by_preset: bool = ...,
-    fallback: V | None = ...,
-) -> V: ...
-
-
-@overload
-def option(
-    default: None,
-    help: str,
-    *,
-    in_fingerprint: bool = ...,
-    choices: tuple[str, ...] = ...,
-    low: float | None = ...,
-    high: float | None = ...,
-    by_preset: bool = ...,
-    fallback: str | float | None = ...,
-) -> Any: ...
 
 
 def option(
@@ -82,12 +53,12 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def preset_option() -> str:
+def preset_option() -> Any:
     """Declare `preset`, which several steps have."""
     return option("photo", presets.HELP, in_fingerprint=False, choices=presets.NAMES)
 
 
-def device_option() -> str:
+def device_option() -> Any:
     """Declare `device`, which several steps have."""
     return option(
         "auto",
@@ -327,16 +298,7 @@ def read_config_file(path: str) -> str:
 
     The file is that of `imagemill run --config`, so it may hold parameters of all steps.
     """
-    import yaml
-
-    try:
-        entries = load_yaml(Path(path).read_text(encoding="utf-8"), path)
-    except OSError as error:
-        expected = "a YAML file that can be read, or a JSON object ({…})"
-        raise wrong("--config", expected, f"{path} ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        found = " ".join(str(error).split())
-        raise UserError(f"--config: expected YAML in {path}, found something else: {found}") from None
+    entries = read_yaml("--config", path)
     if not isinstance(entries, dict | None):
         raise wrong("--config", "names and values", f"{path} with {type(entries).__name__}")
     sections: dict[str, Any] = {}
@@ -345,6 +307,20 @@ def read_config_file(path: str) -> str:
             value = {name: value}
         sections[str(name)] = {} if name in STEPS and value is None else value
     return json.dumps(sections, default=str)
+
+
+def read_yaml(flag: str, path: str, text: str | None = None) -> Any:
+    """Parse the YAML file of a flag, or `text` in its place; UserError for one that can't be read or parsed."""
+    import yaml
+
+    try:
+        return load_yaml(Path(path).read_text(encoding="utf-8") if text is None else text, path)
+    except OSError as error:
+        expected = "a YAML file that can be read" + (", or a JSON object ({…})" if flag == "--config" else "")
+        raise wrong(flag, expected, f"{path} ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        message = " ".join(str(error).split())
+        raise UserError(f"{flag}: expected YAML in {path}, found something else: {message}") from None
 
 
 def load_yaml(text: str, where: str) -> Any:

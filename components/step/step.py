@@ -24,7 +24,7 @@ from ..dataset.workspace import Workspace
 from ..storage.errors import EXIT_OK, EXIT_OURS, EXIT_USER, MillError, UserError, describe_internal_error, wrong
 from ..storage.store import get_store
 from ..storage.uri import join, normalize, scheme
-from .command_line import HelpAction, Parser, add_flag, configure_logging
+from .command_line import HelpAction, Parser, add_flag, configure_logging, explain_missing_modules
 from .config import (
     StepConfig,
     field_types,
@@ -35,7 +35,6 @@ from .config import (
     requested_default,
     unset_blank,
 )
-from .extras import explain_missing_modules
 from .progress import format_duration, say
 from .runner_exit import exit_with_runner
 

@@ -15,8 +15,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import MillError, TransientError, UserError
-from .retry import with_retry
+from .errors import MillError, TransientError, UserError, with_retry
 from .store import Entry
 from .uri import split_s3
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from . import uri as uris
-from .errors import MillError, TransientError, UserError
+from .errors import MillError, TransientError, UserError, with_retry
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -95,16 +95,16 @@ class LocalStore:
             return pa.memory_map(uri)
 
     def stat(self, uri: str) -> Entry | None:
-        with map_disk_errors(uri):
-            try:
-                status = os.stat(uri)  # noqa: PTH116 (for each file of a source; Path takes as long as the call itself)
-            except OSError as error:
-                if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):  # a link to itself leads nowhere
-                    return None
-                raise
-            if not stat.S_ISREG(status.st_mode):
+        try:
+            status = os.stat(uri)  # noqa: PTH116 (for each file of a source; Path takes as long as the call itself)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):  # a link to itself leads nowhere
                 return None
-            return Entry(uri, status.st_size, str(status.st_mtime_ns), status.st_mtime)
+            with map_disk_errors(uri):
+                raise
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        return Entry(uri, status.st_size, str(status.st_mtime_ns), status.st_mtime)
 
     def list(self, uri: str) -> Iterator[Entry]:
         """Symbolic links are followed, to folders too, but never into a circle."""
@@ -258,7 +258,6 @@ def hash_object(uri: str) -> str:
     if not uris.is_s3(uri):
         with map_disk_errors(uri):
             return hash_file(Path(uri))
-    from .retry import with_retry
     from .s3 import map_s3_errors
 
     def read() -> str:

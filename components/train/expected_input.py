@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..dataset.kinds import ImageSpec, ModelExtra
-from ..imaging.choices import COLORS
 from ..imaging.geometry import Geometry
+from ..imaging.pixel_options import COLORS
 from ..models import presets as model_presets
 from ..models.presets import NORMALIZATIONS, mean_and_std
 from .config import CHAMPION, TrainConfig

@@ -18,8 +18,8 @@ from ..dataset.fingerprint import digest, fingerprint
 from ..dataset.kinds import FeaturesExtra
 from ..dataset.labels import MULTI
 from ..dataset.manifest import Dataset, File, Manifest, Totals, commit, find_damaged, find_intact_dataset
-from ..dataset.paths import POOL
 from ..dataset.shards import Layout, ShardWriter, read_columns
+from ..dataset.workspace import POOL
 from ..models.blocks import head_modules
 from ..models.features import KIND, make_schema, make_table
 from ..step.progress import Progress

@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from ..dataset.kinds import StoredCopies, TensorsExtra
 from ..dataset.labels import MULTI
 from ..dataset.manifest import Manifest
-from ..imaging.choices import COLORS
+from ..imaging.pixel_options import COLORS
 from ..models.artifact import ModelSpec
 from ..models.torchvision_models import is_transformer
 from .config import TrainConfig

@@ -18,8 +18,8 @@ from urllib.error import URLError
 
 from ..dataset.manifest import Dataset, find_dataset, read_dataset
 from ..dataset.workspace import Workspace
-from ..imaging.choices import COLORS
 from ..imaging.geometry import Geometry
+from ..imaging.pixel_options import COLORS
 from ..models import timm_models
 from ..models.artifact import ModelSpec, find_first_convolution
 from ..models.blocks import head_modules

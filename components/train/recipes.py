@@ -6,7 +6,7 @@ import re
 from dataclasses import fields, replace
 
 from ..dataset.manifest import Manifest
-from ..imaging.choices import COLORS
+from ..imaging.pixel_options import COLORS
 from ..models.torchvision_models import has_drop_path, is_transformer
 from ..storage import uri as uris
 from . import recipe_values as tables

@@ -11,8 +11,14 @@ from ..dataset.fingerprint import fingerprint
 from ..dataset.kinds import ModelExtra, NetworkExtra, WarmStart
 from ..dataset.manifest import Dataset, Manifest, Totals, commit, read_dataset
 from ..dataset.shards import publish_bytes
-from ..models.artifact import ModelSpec, build_network, image_size_error, pick_device, set_torch_threads
-from ..models.preprocessing import describe_preprocessing
+from ..models.artifact import (
+    ModelSpec,
+    build_network,
+    describe_preprocessing,
+    image_size_error,
+    pick_device,
+    set_torch_threads,
+)
 from ..step.step import CACHED, RAN, RANK_RECORDS, Context, Outcome
 from ..storage import uri as uris
 from ..storage.errors import UserError

@@ -18,8 +18,7 @@ from ...components.step.progress import say
 from ...components.step.step import CACHED, RAN, RUN_ENV, write_outputs
 from ...components.storage.errors import EXIT_OK, MillError, wrong
 from ..cluster.pod_fields import CLUSTER_VARIABLE, read_pod_cluster
-from .planning import write_plan
-from .pod_arguments import parse_pod_arguments
+from .planning import parse_pod_arguments, write_plan
 
 
 def main(argv: Sequence[str] | None = None) -> int:

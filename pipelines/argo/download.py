@@ -16,8 +16,7 @@ from ...components.step.step import write_outputs
 from ...components.storage.errors import EXIT_OK, MillError
 from ..cluster.check_and_download import CHANGED, UNCHANGED, check_form, complete_if_unchanged
 from ..cluster.pod_fields import read_pod_cluster
-from .planning import write_plan
-from .pod_arguments import parse_pod_arguments
+from .planning import parse_pod_arguments, write_plan
 
 
 def main(argv: Sequence[str] | None = None) -> int:

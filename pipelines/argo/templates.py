@@ -20,8 +20,8 @@ from ..cluster.pod_fields import (
     build_container_security_context,
     build_storage_env,
     get_rayjob_deadline,
+    shm_size,
 )
-from ..cluster.shared_memory import shm_size
 from ..kuberay.manifest import FAILURE_CONDITION, SUCCESS_CONDITION
 from ..parameters import RunParameters, list_form_parameters
 

@@ -16,9 +16,16 @@ from ...components.dataset.manifest import code_version
 from ...components.dataset.workspace import STEPS
 from ...components.export.config import FORMATS, SHARD_BYTES, ExportConfig
 from ...components.predict.config import DEVICES, OUTPUTS, PredictConfig
-from ...components.step.command_line import Parser, add_flag, configure_logging, default_workspace, parse_count
+from ...components.step.command_line import (
+    Parser,
+    add_flag,
+    configure_logging,
+    default_workspace,
+    explain_missing_modules,
+    parse_count,
+    require_modules,
+)
 from ...components.step.config import name_flag
-from ...components.step.extras import explain_missing_modules, require_modules
 from ...components.storage.errors import EXIT_OK, MillError, UserError
 from ..doctor import command as doctor
 from ..parameters import (
@@ -59,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MillError as error:
         print(f"imagemill: error: {error}", file=sys.stderr)
         if words[:1] == ["run"] and "--json" in words:  # its reader expects one line of JSON, also for an error
-            from ..results import make_failed_result
+            from ..finish import make_failed_result
 
             print(json.dumps(make_failed_result(error), ensure_ascii=False))
         if words[:1] in (["compare"], ["tune"]) and "--json" in words:

@@ -14,13 +14,12 @@ from ...components.step.progress import format_duration
 from ...components.storage.errors import EXIT_OK, MillError, wrong
 from ...components.storage.store import get_store
 from ..cluster.cluster_file import load_cluster
+from ..finish import make_failed_result, read_record_facts
 from ..kfp import following
+from ..kfp.artifacts import PipelineSpecs, RunRecords, read_log, read_report
 from ..kfp.client import Connection, KfpService, add_connection_flags
-from ..kfp.run_artifacts import read_log, read_report
-from ..kfp.run_records import PipelineSpecs, RunRecords
 from ..kfp.ui import KfpUi
 from ..kfp.uploads import PIPELINE_NAME, find_pipeline
-from ..results import make_failed_result, read_record_facts
 
 HELP = "the runs in Kubeflow Pipelines, or the steps of one, its report and logs"
 PAGE_SIZE, MAX_PAGES = 100, 20

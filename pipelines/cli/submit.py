@@ -18,6 +18,7 @@ from ...components.storage.errors import EXIT_OK, MillError, UserError, wrong
 from ..cluster.checks import read_cluster
 from ..cluster.cluster_file import Cluster, load_cluster
 from ..compile import compile_package
+from ..finish import make_failed_result
 from ..kfp import following
 from ..kfp.client import Connection, KfpService, add_connection_flags
 from ..kfp.uploads import (
@@ -31,7 +32,6 @@ from ..kfp.uploads import (
     read_package,
 )
 from ..parameters import RunParameters, resolve_parameters
-from ..results import make_failed_result
 
 HELP = "start a run in Kubeflow Pipelines, follow it, and exit with its result"
 _ABOUT = """Compiles the pipeline, uploads it if it has changed, starts a run and follows it to its end. Exits with 0

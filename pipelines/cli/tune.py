@@ -7,8 +7,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from ...components.step.command_line import parse_count
-from ...components.step.extras import require_modules
+from ...components.step.command_line import parse_count, require_modules
 from ...components.storage.errors import EXIT_OK
 from ..parameters import ALL_STEPS
 from .compare import parse_seeds

@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Mapping
 from typing import Any
 
+from ...components.dataset.records import StepRecord
 from ...components.dataset.workspace import PRODUCTS, STEPS, Workspace
 from ...components.download import STEP
 from ...components.step.progress import say
@@ -54,11 +55,10 @@ def check_form(run: str, form: Mapping[str, str]) -> RunParameters:
         return parameters
     except UserError as error:
         say(STEP.name, f"error: {error}")
-        record = {"uri": "", "fingerprint": "", "state": "failed", "metrics": {}, "inputs": "", "seconds": 0}
+        record = StepRecord(error=str(error), exit_code=error.exit_code).to_dict()
         with contextlib.suppress(MillError):  # a wrong workspace, or a store that does not answer
             workspace = Workspace.from_uri(form.get("workspace", ""))
-            run = os.environ.get(RUN_ENV) or run
-            workspace.write_step_record(run, STEP.name, record | {"error": str(error), "exit_code": error.exit_code})
+            workspace.write_step_record(os.environ.get(RUN_ENV) or run, STEP.name, record)
         raise SystemExit(error.exit_code) from None
 
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, cast
 
 from ...components.dataset.manifest import code_version
 from ...components.dataset.workspace import STEPS
-from ...components.step.config import load_yaml
+from ...components.step.config import read_yaml
 from ...components.storage import uri as uris
 from ...components.storage.errors import UserError, wrong
 from ..settings import dump_documented, override, setting, to_plain
@@ -326,16 +325,7 @@ def parse_cluster(values: Any, where: str = "cluster") -> Cluster:
 
 def load_cluster(path: str) -> Cluster:
     """Load a cluster file; UserError for one that can't be read, or has an unknown or wrong field."""
-    import yaml
-
-    try:
-        values = load_yaml(Path(path).read_text(encoding="utf-8"), path)
-    except OSError as error:
-        raise wrong("--cluster", "a YAML file that can be read", f"{path} ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        message = " ".join(str(error).split())
-        raise UserError(f"--cluster: expected YAML in {path}, found something else: {message}") from None
-    cluster = parse_cluster(values, path)
+    cluster = parse_cluster(read_yaml("--cluster", path), path)
     # Not in `Schedule.check`, which pods call, too: their images may have no time zone database.
     parse_cron(cluster.schedule.cron, f"{path} (schedule.cron)")
     load_timezone(cluster.schedule.timezone, f"{path} (schedule.timezone)")

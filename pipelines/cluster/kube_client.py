@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ...components.storage.errors import MillError, TransientError, UserError, first_line
-from ...components.storage.retry import with_retry
+from ...components.storage.errors import MillError, TransientError, UserError, first_line, with_retry
 
 T = TypeVar("T")
 Json = dict[str, Any]

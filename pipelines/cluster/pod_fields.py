@@ -7,16 +7,21 @@ Their security contexts meet Pod Security `restricted`, with a read-only root fi
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from ...components.clean.config import CleanConfig
 from ...components.dataset.workspace import S3_ONLY, WORKSPACES_ENV
+from ...components.resize.config import ResizeConfig
 from ...components.storage.errors import wrong
-from ..settings import to_plain
-from .cluster_file import UID, Cluster, parse_cluster_json
+from ...components.train.config import TrainConfig
+from ..parameters import RunParameters
+from ..settings import parse_quantity, to_plain
+from .cluster_file import UID, Cluster, Pod, parse_cluster_json
 
 NO_SIDECAR = {"sidecar.istio.io/inject": "false"}
 """A label of all these pods for newer Istio, and an annotation for older releases. A sidecar would outlive a step, so
@@ -112,3 +117,41 @@ def get_ray_version(cluster: Cluster) -> str:
         return cluster.ray.version or version("ray")
     except PackageNotFoundError:
         raise wrong("cluster (ray.version)", "Ray's version in the image, since none is installed here", "") from None
+
+
+MIB = 2**20
+BASE_BYTES = 512 * MIB
+"""The use of NCCL and PyTorch themselves, with room to spare."""
+STEP_BYTES = 256 * MIB
+"""Sizes are multiples of it."""
+MAX_MEMORY_SHARE = 0.5
+"""Of the memory limit."""
+QUEUED_BATCHES = 2
+"""Batches that the loader keeps ready, beside one under way for each core."""
+
+
+def shm_size(step: str, pod: Pod, parameters: RunParameters) -> str:
+    """Return the size of a step's /dev/shm as a quantity; empty where the pod's 64 MiB suffice.
+
+    `pod.shm` if it is set. Else for train, by the configured batch size: room for every batch that is loaded ahead
+    (one a core and two that are ready), twice, for a copy of each may be under way; at least 512 MiB, in steps of
+    256 MiB, and never above half of the memory limit.
+    """
+    if pod.shm or step != "train":
+        return pod.shm
+    train, resize = parameters.config("train"), parameters.config("resize")
+    assert isinstance(train, TrainConfig) and isinstance(resize, ResizeConfig)
+    clean = parameters.config("clean")
+    assert isinstance(clean, CleanConfig)
+    batch = train.batch_size * image_bytes(resize, clean.color)
+    cores = math.ceil(parse_quantity(pod.cpu_limit or pod.cpu))
+    required = BASE_BYTES + 2 * (cores + QUEUED_BATCHES) * batch
+    limit = int(parse_quantity(pod.memory_limit or pod.memory) * MAX_MEMORY_SHARE)
+    size = min(math.ceil(required / STEP_BYTES) * STEP_BYTES, limit // STEP_BYTES * STEP_BYTES or limit)
+    return f"{size // MIB}Mi" if size >= MIB else ""
+
+
+def image_bytes(config: ResizeConfig, color: str) -> int:
+    """Return the bytes of one decoded image, uint8 [H, W, C]."""
+    height, width, channels = config.geometry(color).shape
+    return height * width * channels

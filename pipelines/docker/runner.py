@@ -27,22 +27,20 @@ from ..parameters import RunParameters
 from .client import STEP_LABEL, connect_engine, engine_errors, remove_containers, remove_never_started
 from .environment import (
     Credentials,
+    RequiredAccess,
+    User,
     choose_network_mode,
+    choose_user,
     find_certificates,
+    find_required_access,
     list_endpoints,
+    make_run_folder,
     make_s3_credentials,
+    make_writable,
+    read_security_options,
     select_variables,
 )
 from .image_build import CODE_LABEL, hash_code
-from .mounts import (
-    RequiredAccess,
-    User,
-    choose_user,
-    find_required_access,
-    make_run_folder,
-    make_writable,
-    read_security_options,
-)
 
 FLAG = "--runner docker"
 GPU_STEPS = ("train", "evaluate")

@@ -14,11 +14,10 @@ from ..cluster.checks import read_cluster
 from ..cluster.cluster_file import Cluster
 from ..cluster.kube_client import KubeClient
 from ..kfp.client import Connection, add_connection_flags
-from . import access, images, operators, probe, room, run_namespace, store
-from .findings import ERROR, OK, Finding, find_worst_state, format_table, make_unseen
-from .run_namespace import RunNamespace
+from . import access, operators, probe, room, store
+from .access import RunNamespace
 from .sizes import ARGO, KFP
-from .view import ApiError, ClusterView
+from .view import ERROR, OK, ApiError, ClusterView, Finding, find_worst_state, format_table, make_unseen
 
 Check = Callable[[], list[Finding]]
 HELP = "is a cluster ready for a run, and if not, how to fix it"
@@ -66,7 +65,7 @@ def examine(cluster: Cluster, connection: Connection, target: str = "", *, start
         asks_kfp = target == KFP or connection.host
         kfp = operators.check_kubeflow(None, runs, cluster, connection) if asks_kfp else []
         return [*findings, *kfp, *store.check_store(None, cluster)]
-    runs, namespace_findings = run_namespace.find_run_namespace(view, target)
+    runs, namespace_findings = access.find_run_namespace(view, target)
     view = _change_namespace(view, runs)
     checks: list[Check] = [
         lambda: operators.check_argo(view, runs),
@@ -86,7 +85,7 @@ def examine(cluster: Cluster, connection: Connection, target: str = "", *, start
     if starts_pods:
         checks.append(lambda: probe.check_with_pods(view, cluster))
     else:
-        checks += [lambda: images.check_images(view, cluster), lambda: store.check_store(view, cluster)]
+        checks += [lambda: probe.check_images(view, cluster), lambda: store.check_store(view, cluster)]
     return [*findings, *namespace_findings, *_run_checks(checks)]
 
 
@@ -126,7 +125,7 @@ def check_before_run(cluster: Cluster, connection: Connection) -> None:
     view, _ = connect_view(connection.namespace, QUICK_TIMEOUT_S) if _is_reached_locally(connection) else (None, [])
     if view is None:
         return
-    runs, findings = run_namespace.find_run_namespace(view, KFP)
+    runs, findings = access.find_run_namespace(view, KFP)
     if not runs.kubeflow:
         return
     view = _change_namespace(view, runs)
@@ -139,7 +138,7 @@ def check_before_run(cluster: Cluster, connection: Connection) -> None:
     ]
     findings += _run_checks(checks)
     # A node's list of images may be out of date: no reason to refuse a run.
-    for finding in [*findings, *_run_checks([lambda: images.check_images(view, cluster)])]:
+    for finding in [*findings, *_run_checks([lambda: probe.check_images(view, cluster)])]:
         if finding.state != OK and not finding.is_unseen:
             say("doctor", f"{finding.state}: {finding.check}: {finding.seen}{finding.mend and f' -> {finding.mend}'}")
     if find_worst_state(findings) == ERROR:

@@ -12,10 +12,9 @@ from ..cluster.cluster_file import Cluster
 from ..cluster.kube_client import Json
 from ..kfp.client import CONNECTION_HELP, Connection, KfpService
 from ..kfp.server_version import supports_run_settings
-from .findings import ERROR, OK, WARNING, Finding, make_unseen
-from .run_namespace import RunNamespace
+from .access import RunNamespace
 from .sizes import ARGO, KFP
-from .view import ApiError, ClusterView
+from .view import ERROR, OK, WARNING, ApiError, ClusterView, Finding, make_unseen
 
 ARGO_API, ARGO_KINDS = "argoproj.io/v1alpha1", ("workflows", "workflowtemplates", "cronworkflows")
 RAY_API, RAY_KINDS = "ray.io/v1", ("rayjobs", "rayclusters")

@@ -10,7 +10,6 @@ from typing import Any
 
 from ..cluster.cluster_file import Cluster
 from ..cluster.kube_client import Json
-from .findings import ERROR, OK, WARNING, Finding, make_unseen
 from .sizes import (
     CPU,
     MEMORY,
@@ -24,7 +23,7 @@ from .sizes import (
     list_stages,
     parse_quantity,
 )
-from .view import ApiError, ClusterView, get_labels
+from .view import ERROR, OK, WARNING, ApiError, ClusterView, Finding, get_labels, make_unseen
 
 CHECK, QUOTA_CHECK = "room", "quota"
 ENDING_OWNERS = ("Job", "Workflow", "RayCluster", "RayJob")

@@ -11,8 +11,7 @@ from ...components.storage.uri import split_s3
 from ..cluster.cluster_file import Cluster
 from ..cluster.kube_client import Json
 from .access import decode_secret
-from .findings import ERROR, OK, Finding, make_unseen
-from .view import ApiError, ClusterView
+from .view import ERROR, OK, ApiError, ClusterView, Finding, make_unseen
 
 CHECK = "store"
 _SERVICE = re.compile(r"([a-z0-9-]+)\.([a-z0-9-]+)(\.svc(\.[a-z0-9.-]+)?)?")

@@ -19,8 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ...components.storage import uri as uris
-from ...components.storage.errors import MillError, TransientError, UserError, wrong
-from ...components.storage.retry import with_retry
+from ...components.storage.errors import MillError, TransientError, UserError, with_retry, wrong
 from ..cluster import validation
 
 HOST_VARIABLE, UI_HOST_VARIABLE = "KF_PIPELINES_ENDPOINT", "KF_PIPELINES_UI_ENDPOINT"

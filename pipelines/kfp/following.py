@@ -11,10 +11,9 @@ from typing import Any
 from ...components.dataset.workspace import STEPS
 from ...components.step.progress import format_duration, say
 from ...components.storage.errors import MillError, TransientError, UserError, error_for_exit_code
-from ..results import read_record_facts
+from ..finish import read_record_facts
+from .artifacts import Records, RunRecords, find_failure
 from .client import KfpService, LoginError, NotFoundError, build_stop_error
-from .run_artifacts import find_failure
-from .run_records import Records, RunRecords
 from .ui import KfpUi
 
 POLL_S, SLOW_POLL_S = 5.0, 20.0

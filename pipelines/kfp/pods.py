@@ -24,8 +24,8 @@ from ..cluster.pod_fields import (
     build_cluster_variable,
     build_plain_storage_variables,
     get_rayjob_deadline,
+    shm_size,
 )
-from ..cluster.shared_memory import shm_size
 from ..parameters import RunParameters
 from ..settings import parse_quantity, to_text
 from .server_version import KFP_VERSION_VARIABLE, POD_NAME_VARIABLE, supports_run_settings

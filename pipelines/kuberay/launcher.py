@@ -41,9 +41,8 @@ from ..cluster.kube_client import (
     read_own_namespace,
 )
 from .failures import explain_failure, find_memory_error, list_problems, list_terminated, waits_in_vain
-from .job_log import JobLog
 from .manifest import FAILED, RUNNING, SUCCEEDED, SUCCESS, WAITING, build_job_name, build_rayjob, classify_status
-from .pods import RayPods
+from .pods import JobLog, RayPods
 
 WATCH_TIMEOUT_S = 30
 """Seconds after which a watch is opened again: events can be lost without an error, and deadlines must be checked."""

@@ -3,7 +3,7 @@ an existing Ray cluster. Without a cluster file, as on a laptop, it is the step 
 
 A RayJob's pods take 35 to 60 s before they do any work (measured on a node of two busy cores, with the images there),
 Ray in the step's own pod about 10 s, clean's processes less: so a small dataset is done sooner there. The time of the
-work is estimated in `core_seconds.py` of components/clean and components/resize.
+work is estimated by `estimate_core_seconds` of components/clean and components/resize.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from ...components.step.runner_exit import SIGTERM_GRACE_S
 from ...components.step.step import NotCached
 from ...components.storage.errors import MillError, TransientError, UserError, error_for_exit_code
 from ..parameters import ALL_STEPS
-from .kfp_runner import LOG_NAME, is_step_line, step_environment
+from .run import LOG_NAME, is_step_line, step_environment
 
 Record = dict[str, Any]
 """The record of a step."""

@@ -23,10 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 from simulated import Floats, Ids, Models, equal_counts, labels_of, pair_of, true_scores, zipf_counts
 
-from imagemill.components.promote.gate import compute_p_value
-from imagemill.components.promote.guards import describe_recall_drops
-from imagemill.components.promote.score_difference import ScoreDifference, compute_difference
-from imagemill.components.promote.significance import compute_level
+from imagemill.components.promote.gate import compute_p_value, describe_recall_drops
+from imagemill.components.promote.score_difference import ScoreDifference, compute_difference, compute_level
 
 LEVEL, MIN_GAIN, WEEKS = 0.05, 0.005, 52
 SHAPES: dict[str, Ids] = {

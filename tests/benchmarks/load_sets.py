@@ -31,8 +31,8 @@ from load_cells import CLASSES, SIZE, STAMP_BLOCK, STAMP_LEFT, STAMP_TOP, Place
 from imagemill.components.dataset.kinds import ImageSpec, TensorsExtra
 from imagemill.components.dataset.manifest import Dataset, File, Manifest, Totals, commit
 from imagemill.components.dataset.shards import Layout, ShardWriter
-from imagemill.components.imaging.choices import RAW
 from imagemill.components.imaging.geometry import Geometry, decode_and_resize
+from imagemill.components.imaging.pixel_options import RAW
 from imagemill.components.imaging.tensors import encode_jpeg
 from imagemill.components.resize.plan import MAX_SHARD_ROWS, ROW_GROUP_BYTES, SHARD_BYTES, SHARD_ENCODED_BYTES
 from imagemill.components.resize.tensor_shards import TensorSpec

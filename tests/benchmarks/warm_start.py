@@ -32,7 +32,7 @@ import harder
 
 from imagemill.components import clean, download, evaluate, promote, resize, train
 from imagemill.components.dataset.manifest import read_dataset
-from imagemill.components.download.demo import draw_upright
+from imagemill.components.download.demo import draw
 from imagemill.components.step.step import Step
 
 VARIANTS = {
@@ -83,7 +83,7 @@ class Chain:
             harder.write(source)
             for number, planned in harder.sound_pictures(4, 0):
                 path = source / f"test/{planned.label}/{number}-{Path(planned.path).stem}.jpg"
-                draw_upright(number, planned).save(path, quality=90)
+                draw(number, planned)[0].save(path, quality=90)
         with (source / harder.TABLE).open(newline="") as file:
             header, *rows = csv.reader(file)
         order = np.random.default_rng(0).random(len(rows))

@@ -54,7 +54,10 @@ def test_the_command_says_where_and_how_many(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere", "--format", "webdataset", "--output", "out"], "dataset: expected a folder with _manifest.json"),
+        (
+            ["nowhere", "--format", "webdataset", "--output", "out"],
+            "dataset: expected the URI of a finished dataset (a folder with _manifest.json)",
+        ),
         (["SOURCE", "--format", "zip", "--output", "out"], "--format: expected one of imagefolder, tfrecord"),
         (["SOURCE", "--format", "webdataset", "--output", "full"], "--output: expected an empty place, or this export"),
         (["SOURCE", "--format", "webdataset", "--output", "ftp://x/y"], "--output: expected a folder or s3://"),

@@ -103,9 +103,9 @@ def test_keys_that_the_store_leaves_are_asked_for_again_or_told(
     codes: list[str], error: type[Exception] | None, s3_workspace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A request to delete many succeeds also where some of the keys are left: its answer names them."""
-    from imagemill.components.storage import retry
+    from imagemill.components.storage import errors
 
-    monkeypatch.setattr(retry.with_retry, "__defaults__", (0.5,))
+    monkeypatch.setattr(errors.with_retry, "__defaults__", (0.5,))
     store = s3.shared_s3()
     uris = [f"{s3_workspace}/{number}" for number in range(3)]
     for uri in uris:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from imagemill.components.clean.phash import THUMBNAIL_BYTES
+from imagemill.components.clean.measures import THUMBNAIL_BYTES
 
 pytestmark = pytest.mark.proof
 MILLION = 1_000_000

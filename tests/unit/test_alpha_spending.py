@@ -11,9 +11,9 @@ from simulated import Models, equal_counts, pair_of
 
 from imagemill.components.dataset.records import Verdict
 from imagemill.components.promote.gate import compute_p_value
-from imagemill.components.promote.score_difference import compute_difference
-from imagemill.components.promote.significance import (
+from imagemill.components.promote.score_difference import (
     SKETCH_SIZE,
+    compute_difference,
     compute_level,
     count_comparisons,
     make_sketch,

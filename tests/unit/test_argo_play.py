@@ -18,8 +18,7 @@ from imagemill.components.step.step import Step
 from imagemill.pipelines.argo import clean_and_plan as argo_clean
 from imagemill.pipelines.argo import download as argo_download
 from imagemill.pipelines.argo import exit_handler
-from imagemill.pipelines.argo.planning import NONE, POD, RAYJOB, Plan
-from imagemill.pipelines.argo.pod_arguments import PodArguments
+from imagemill.pipelines.argo.planning import NONE, POD, RAYJOB, Plan, PodArguments
 from imagemill.pipelines.argo.templates import RETRY_EXPRESSION
 from imagemill.pipelines.cluster.cluster_file import Cluster, parse_cluster_json
 from imagemill.pipelines.cluster.pod_fields import CLUSTER_VARIABLE

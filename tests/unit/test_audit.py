@@ -21,9 +21,6 @@ from imagemill.components.clean import audit, audit_html, audit_text
 from imagemill.components.clean.audit_numbers import BINS, QUANTILES, Scan, describe_distribution
 from imagemill.components.clean.config import CleanConfig
 from imagemill.components.clean.schema import MEASURES
-from imagemill.components.dataset.kinds import CleanExtra
-from imagemill.components.dataset.manifest import Dataset
-from imagemill.components.dataset.shards import publish_file
 
 # Numbers.
 
@@ -232,31 +229,6 @@ def test_measures_and_near_duplicates_that_are_off_are_reported(tmp_path: Path) 
     off = draft(where(tmp_path), rows_of(8), found=findings, config=CleanConfig(near_duplicates="off"))
     assert audit.gather(off).near.note == "not looked for: near_duplicates is off"
     assert "Not measured" not in Page(audit_html.render(off)).text
-
-
-def test_a_dataset_of_an_older_version_is_shown_with_what_it_has(tmp_path: Path) -> None:
-    current = draft(where(tmp_path), rows_of(8), [reject("r", "corrupt")])
-    old_columns = ["image_id", "image", "label", "label_id", "split", "shuffle_index", "width", "height", "sha256",
-                   "format", "image_bytes", "pixel_hash", "decoder_warning"]  # fmt: skip
-    files = []
-    for number, file in enumerate(current.files()):
-        path = tmp_path / f"{number}.parquet"
-        pq.write_table(pq.read_table(current.locate(file)).select(old_columns), path)
-        files.append(publish_file(current.uri, path, f"old/{file.split}/part-", "data", file.split, file.rows))
-    files += current.files("rejected")
-    extra = CleanExtra(dataset_name="old")
-    dataset = Dataset(
-        current.uri,
-        dataclasses.replace(current.manifest, files=tuple(files), extra=extra, config={"color": "rgb"}, image=None), "",
-    )  # fmt: skip
-    facts = audit.gather(dataset)
-    assert facts.ledger.rows_in is None and facts.ledger.problems == () and facts.exact.groups is None
-    assert facts.sizes.distributions.keys() == {"width", "height", "aspect_ratio", "image_bytes"}
-    older = "not recorded: an older version made this dataset"
-    assert facts.quality.note == facts.near.note == older and facts.balance.classes[0].splits == {}
-    text, page = audit_text.format_audit(facts), Page(audit_html.render(dataset))
-    assert "8 kept, 1 rejected; rows in: not recorded" in text and text.count(older) == 3
-    assert "not recorded by the version that made this dataset" in page.text and page.text.count(older) >= 2
 
 
 def test_a_dataset_without_rejects_is_shown(tmp_path: Path) -> None:

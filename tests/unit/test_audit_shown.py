@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from imagemill.components.clean import audit, audit_html, audit_layout, audit_pictures, audit_text
+from imagemill.components.clean import audit, audit_html, audit_layout, audit_text
 from imagemill.components.clean.audit_numbers import describe_distribution
 from imagemill.components.clean.measures import measure
 from imagemill.components.dataset.manifest import File, Manifest, Totals, commit
@@ -152,8 +152,8 @@ def test_beyond_a_bound_pictures_are_the_stored_thumbnails(tmp_path: Path, monke
     for row in rows:
         row.thumbnail = measure(decode(picture(row.image_id)).pixels if row is not rows[1] else RED).thumbnail
     dataset = draft(where(tmp_path), rows)
-    monkeypatch.setattr(audit_pictures, "MAX_LARGE", 3)
-    pictures = audit_pictures.find_pictures(dataset, ["01", "02", "02", "00", "03", "nobody"])
+    monkeypatch.setattr(audit_html, "MAX_LARGE", 3)
+    pictures = audit_html.find_pictures(dataset, ["01", "02", "02", "00", "03", "nobody"])
     assert {name: picture.small for name, picture in pictures.items()} == {
         "00": False, "01": True, "02": False, "03": True,
     }  # fmt: skip
@@ -168,13 +168,13 @@ RED = np.full((50, 70, 3), (200, 30, 60), np.uint8)
 def test_a_thumbnail_shows_the_picture() -> None:
     pixels = np.full((240, 240, 3), (20, 160, 90), np.uint8)
     pixels[:120, 120:] = (230, 40, 50)
-    thumbnail = audit_pictures.decode_thumbnail(measure(pixels).thumbnail)
+    thumbnail = audit_html.decode_thumbnail(measure(pixels).thumbnail)
     assert thumbnail is not None and thumbnail.shape == (24, 24, 3) and thumbnail.dtype == np.uint8
     expected = cv2.resize(pixels, (24, 24), interpolation=cv2.INTER_AREA).astype(int)
     assert np.abs(thumbnail.astype(int) - expected).max() < 8
-    grey = audit_pictures.decode_thumbnail(measure(pixels[:, :, :1]).thumbnail)
+    grey = audit_html.decode_thumbnail(measure(pixels[:, :, :1]).thumbnail)
     assert grey is not None and np.ptp(grey, axis=2).max() == 0 and set(np.unique(grey)) >= {20, 230}
-    assert audit_pictures.decode_thumbnail(b"") is None and audit_pictures.make_thumbnail_uri(b"12345") == ""
+    assert audit_html.decode_thumbnail(b"") is None and audit_html.make_thumbnail_uri(b"12345") == ""
 
 
 def test_the_histogram_has_a_bar_a_bin_and_grey_ends() -> None:

@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 from test_clean_rules import raw_dataset, run_clean, toy_rows
 
-from imagemill.components.clean import executor, shard
+from imagemill.components.clean import reuse, shard
 from imagemill.components.clean.config import CleanConfig
-from imagemill.components.clean.executor import clean_slices
 from imagemill.components.clean.labels import LabelRules
+from imagemill.components.clean.reuse import clean_slices
 from imagemill.components.clean.shard import CleanedShard, RowRules, Slice
 from imagemill.components.dataset.manifest import Dataset
 from imagemill.components.step.progress import Progress
@@ -30,7 +30,7 @@ RULES = RowRules(CleanConfig.resolve(preset="ocr", clean_workers=2, rare_below=3
 def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     """A slice a row group, and never too little for processes."""
     monkeypatch.setattr(shard, "SLICE_BYTES", 1)
-    monkeypatch.setattr(executor, "SLICE_BYTES", 1)
+    monkeypatch.setattr(reuse, "SLICE_BYTES", 1)
 
 
 def raw_of(folder: Path) -> Dataset:
@@ -85,13 +85,13 @@ def test_the_executor_is_chosen_by_the_work_and_the_address(
     options: dict[str, Any], slices: int, workers: int, kind: str, tmp_path: Path, small_slices: None
 ) -> None:
     parts = shard.plan_slices(raw_of(tmp_path))[:slices]
-    assert executor._choose_executor(CleanConfig(**options), parts, workers) == kind
+    assert reuse._choose_executor(CleanConfig(**options), parts, workers) == kind
 
 
 def test_without_ray_processes_clean(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """As in the image of clean's containers, where the same options are meant for resize."""
-    monkeypatch.setattr(executor, "find_spec", {"ray": None}.get)
-    assert executor._choose_executor(CleanConfig(executor="ray"), [], 2) == "processes"
+    monkeypatch.setattr(reuse, "find_spec", {"ray": None}.get)
+    assert reuse._choose_executor(CleanConfig(executor="ray"), [], 2) == "processes"
     assert "Ray is not installed here" in capsys.readouterr().err
 
 

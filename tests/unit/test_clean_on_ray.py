@@ -18,17 +18,17 @@ from launching import BUCKET, DONE, RUN, STARTED, Launched, s3_server, words_of
 from manifests import check_custom
 from test_clean_rules import raw_dataset, toy_rows
 
-from imagemill.components.clean import STEP, executor
+from imagemill.components.clean import STEP, reuse
 from imagemill.components.clean.clean import find_target
 from imagemill.components.clean.config import CleanConfig
-from imagemill.components.clean.core_seconds import estimate_core_seconds
+from imagemill.components.clean.reuse import estimate_core_seconds
 from imagemill.components.dataset.manifest import Dataset, find_intact_dataset
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.step.step import Context
 from imagemill.components.storage.errors import EXIT_USER
 from imagemill.pipelines.argo import download as argo_download
 from imagemill.pipelines.argo import planning
-from imagemill.pipelines.argo.pod_arguments import parse_pod_arguments
+from imagemill.pipelines.argo.planning import parse_pod_arguments
 from imagemill.pipelines.cluster.cluster_file import parse_cluster
 from imagemill.pipelines.cluster.pod_fields import CLUSTER_VARIABLE
 from imagemill.pipelines.kuberay.ray_step import choose_mode, run_step
@@ -73,7 +73,7 @@ def job_cleans(monkeypatch: pytest.MonkeyPatch) -> Act:
     def act(api: KubeApi, job: Json) -> None:
         words = words_of(job)
         assert words[:3] == ["python", "-m", "imagemill.components.clean"] and "--ray-address=auto" in words
-        monkeypatch.setattr(executor, "_choose_executor", lambda *_: "threads")
+        monkeypatch.setattr(reuse, "_choose_executor", lambda *_: "threads")
         STEP.main(words[3:])
 
     return act
@@ -171,7 +171,7 @@ def test_downloads_pod_plans_the_rayjob_whose_dataset_cleans_pod_finds(
     assert "nvidia.com/gpu" not in json.dumps(job), "clean uses none"
     workspace = workspace_of(raw)
     assert (workspace.step_record(RUN, "clean") or {})["exit_code"] == 75
-    monkeypatch.setattr(executor, "_choose_executor", lambda *_: "threads")
+    monkeypatch.setattr(reuse, "_choose_executor", lambda *_: "threads")
     assert STEP.main(shlex.split(job["spec"]["entrypoint"])[3:]) == 0
     record = workspace.step_record(RUN, "clean") or {}
     assert (record["uri"], record["state"]) == (plan.uri, "ran")

@@ -22,9 +22,9 @@ from imagemill.components.dataset.manifest import Dataset, read_dataset
 from imagemill.components.dataset.shards import read_columns
 from imagemill.components.download import STEP as DOWNLOAD
 from imagemill.components.evaluate import STEP as EVALUATE
-from imagemill.components.imaging.choices import COLORS, EDGES, MODES
 from imagemill.components.imaging.decoder import ImageRejected, convert_color, decode
 from imagemill.components.imaging.geometry import Geometry, decode_and_resize
+from imagemill.components.imaging.pixel_options import COLORS, EDGES, MODES
 from imagemill.components.models.artifact import find_first_convolution, load_model
 from imagemill.components.resize import STEP as RESIZE
 from imagemill.components.resize import resize as resize_step

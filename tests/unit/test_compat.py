@@ -76,6 +76,21 @@ def test_what_cannot_be_compiled_runs_as_it_is(monkeypatch: pytest.MonkeyPatch) 
     assert torch.compile(lambda x: x + 1, backend=refuse)(torch.ones(1)).item() == 2
 
 
+@pytest.mark.parametrize("hidden", [True, False])
+def test_arrow_imports_pandas_for_a_list_unless_it_is_hidden(hidden: bool) -> None:
+    """Fails with an Arrow that does without: then `hide_pandas` is of no use, and goes."""
+    done = run(
+        "import sys\n"
+        "import pyarrow as pa\n"
+        "from imagemill.components.compat import hide_pandas\n"
+        f"if {hidden}:\n"
+        "    hide_pandas()\n"
+        "assert pa.array(['a', None]).to_pylist() == ['a', None]\n"
+        f"assert ('pandas' in sys.modules) is not {hidden}\n"
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_kfp_replaces_python_by_a_function_that_can_be_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handler, "replace_python_executable", handler.replace_python_executable)
     assert "replace_python_executable" in handler.SubprocessTaskHandler.run.__code__.co_names

@@ -17,8 +17,7 @@ from packages import IMAGES, Json, documents
 
 from imagemill.components.storage.errors import UserError
 from imagemill.pipelines.cluster.cluster_file import Cluster, Kfp, Pod, parse_cluster, parse_cluster_json
-from imagemill.pipelines.cluster.pod_fields import CLUSTER_VARIABLE
-from imagemill.pipelines.cluster.shared_memory import shm_size
+from imagemill.pipelines.cluster.pod_fields import CLUSTER_VARIABLE, shm_size
 from imagemill.pipelines.compile import compile_kfp
 from imagemill.pipelines.kfp.pods import to_kfp_cpu, to_kfp_memory
 from imagemill.pipelines.parameters import resolve_parameters

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagemill.components.clean.candidates import CandidateInfo, Candidates, RowNumbers
+from imagemill.components.clean.candidates import CandidateInfo, Candidates, RowDecisions, RowNumbers
 from imagemill.components.clean.config import CleanConfig
 from imagemill.components.clean.decide import (
     assign_exact_splits,
@@ -22,8 +22,7 @@ from imagemill.components.clean.decide import (
     group_equal_pixels,
     to_comparable_scale,
 )
-from imagemill.components.clean.phash import THUMBNAIL_BYTES
-from imagemill.components.clean.row_decisions import RowDecisions
+from imagemill.components.clean.measures import THUMBNAIL_BYTES
 from imagemill.components.clean.schema import MEASURES
 from imagemill.components.clean.splits import (
     SPLITS,

@@ -92,7 +92,7 @@ def test_another_seed_gives_other_pictures(files: dict[str, bytes]) -> None:
 
 def test_a_picture_does_not_depend_on_the_others(files: dict[str, bytes], planned: dict[str, demo.PlannedFile]) -> None:
     path = next(p for p, entry in planned.items() if entry.form == "bmp" and entry.fault is None)
-    image = demo.draw_upright(0, planned[path])
+    image = demo.draw(0, planned[path])[0]
     assert np.array_equal(np.asarray(image), np.asarray(decoded(files[path])))
 
 
@@ -253,7 +253,7 @@ def test_exif_orientation_turns_the_picture_upright(
         stored = decoded(files[path])
         assert stored.getexif()[0x0112] == orientation
         turned = np.asarray(ImageOps.exif_transpose(stored), np.float32)
-        meant = np.asarray(demo.draw_upright(0, planned[path]), np.float32)
+        meant = np.asarray(demo.draw(0, planned[path])[0], np.float32)
         assert turned.shape == meant.shape
         assert np.abs(turned - meant).mean() < 12
         assert stored.size != (meant.shape[1], meant.shape[0]) or np.abs(np.asarray(stored) - meant).mean() > 12
@@ -264,7 +264,7 @@ def test_colour_does_not_give_the_class_away(planned: dict[str, demo.PlannedFile
     entries = [entry for path, entry in planned.items() if entry.split in ("val", "test") and not entry.damage]
     colours, labels = [], []
     for entry in entries:
-        image = demo.draw_upright(0, entry)
+        image = demo.draw(0, entry)[0]
         w, h = image.size
         middle = image.crop((w * 3 // 8, h * 3 // 8, w * 5 // 8, h * 5 // 8))
         colours.append(np.asarray(middle, np.float32).mean((0, 1)))

@@ -19,10 +19,10 @@ from imagemill.components.step.runner_exit import boot_id
 from imagemill.components.storage.errors import TransientError, UserError
 from imagemill.pipelines.cluster.cluster_file import Cluster, parse_cluster
 from imagemill.pipelines.docker import environment as docker_environment
-from imagemill.pipelines.docker import mounts as docker_mounts
+from imagemill.pipelines.docker import environment as docker_mounts
 from imagemill.pipelines.docker import runner as in_docker
+from imagemill.pipelines.docker.environment import RequiredAccess
 from imagemill.pipelines.docker.image_build import CODE_LABEL, hash_code
-from imagemill.pipelines.docker.mounts import RequiredAccess
 from imagemill.pipelines.parameters import resolve_parameters
 
 ROOT = {"SecurityOptions": ["name=seccomp,profile=default"], "MemTotal": 8 * 2**30, "Runtimes": {"runc": {}}}
@@ -259,7 +259,7 @@ def test_kfp_runs_its_tasks_by_our_runner(tmp_path: Path, monkeypatch: pytest.Mo
     from kfp.local.config import LocalExecutionConfig
 
     from imagemill.pipelines import training
-    from imagemill.pipelines.local import kfp_runner as local
+    from imagemill.pipelines.local import run as local
 
     monkeypatch.setattr(LocalExecutionConfig, "instance", None)
     monkeypatch.setattr(training, "training_pipeline", training.build_pipeline(None))  # a run takes its retries away

@@ -25,7 +25,6 @@ from imagemill.components.dataset.manifest import Dataset, File, Manifest, Total
 from imagemill.components.dataset.shards import Layout, ShardWriter, read_columns
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.evaluate.inputs import read_test_batches
-from imagemill.components.imaging.choices import COLORS, EDGES, MODES
 from imagemill.components.imaging.decoder import convert_color
 from imagemill.components.imaging.geometry import (
     SOBEL_SCALE,
@@ -35,6 +34,7 @@ from imagemill.components.imaging.geometry import (
     resample,
     resize_image,
 )
+from imagemill.components.imaging.pixel_options import COLORS, EDGES, MODES
 from imagemill.components.resize import plan, resize, statistics
 from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.resize.statistics import STD_FLOOR, ChannelSums, add_histogram, compute_normalization

@@ -19,9 +19,8 @@ from hypothesis import strategies as st
 from mapped import Number
 
 from imagemill.components.engine import tasks as engine
-from imagemill.components.engine.processes import Processes
+from imagemill.components.engine.processes import Processes, Threads
 from imagemill.components.engine.tasks import run_tasks
-from imagemill.components.engine.threads import Threads
 from imagemill.components.step.runner_exit import RUNNER_PID
 from imagemill.components.storage.errors import MillError, TransientError, UserError
 

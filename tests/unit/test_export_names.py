@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from imagemill.components.export import names
+from imagemill.components.export import imagefolder as names
 
 DEVICES = {"con", "prn", "aux", "nul", "com1", "lpt9"}
 text = st.text(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from imagemill.components.dataset.kinds import CleanExtra
 from imagemill.components.dataset.manifest import Dataset, Manifest, commit
-from imagemill.components.export.order import index_split, partition, read_in_order
+from imagemill.components.export.samples import index_split, partition, read_in_order
 
 
 @pytest.fixture(scope="module")

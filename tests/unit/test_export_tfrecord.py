@@ -18,7 +18,7 @@ from PIL import Image
 from test_export_shards import stored
 
 from imagemill.components.export.image_files import read_plain_shape
-from imagemill.components.export.tf_example import serialize_example
+from imagemill.components.export.tfrecord import serialize_example
 
 
 def crc32c(data: bytes) -> int:

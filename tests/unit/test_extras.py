@@ -14,7 +14,7 @@ import yaml
 from packages import IMAGES
 from without import CLI, CLUSTER, COMMANDS, Message, run_without
 
-from imagemill.components.step.extras import MODULES
+from imagemill.components.step.command_line import MODULES
 from imagemill.pipelines.cluster.cluster_file import STEP_IMAGES
 from imagemill.pipelines.parameters import ALL_STEPS
 

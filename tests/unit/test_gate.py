@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -345,17 +344,6 @@ def test_an_evaluation_of_other_images_is_refused(gate: Gate) -> None:
     other = gate.evaluate("champion", wrong(40), week=2)
     with pytest.raises(UserError, match="champion_evaluation: expected an evaluation on the test split of"):
         gate.promote(gate.evaluate("challenger", wrong(20)), other)
-
-
-def test_an_earlier_release_s_evaluation_of_the_champion_is_refused(
-    gate: Gate, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    crowned(gate)
-    champion = gate.evaluate("champion", wrong(40), again=True)
-    module = sys.modules[promote.__module__]
-    monkeypatch.setattr(module, "has_content_hashes", lambda evaluation: evaluation.uri != champion.uri)
-    with pytest.raises(UserError, match=r"champion_evaluation: expected one of this release.* run imagemill evaluate"):
-        gate.promote(gate.evaluate("challenger", wrong(20)), champion)
 
 
 def test_a_report_from_before_a_rollback_is_no_report_of_now(gate: Gate) -> None:

@@ -26,7 +26,7 @@ from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.engine.ray_job import build_command
 from imagemill.components.resize import STEP as RESIZE
 from imagemill.components.resize import generations as generations_module
-from imagemill.components.resize import merging, plan, tasks
+from imagemill.components.resize import plan, tasks
 from imagemill.components.resize import resize as resize_module
 from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.step.config import StepConfig
@@ -220,10 +220,9 @@ def test_new_rows_that_lie_amid_others_are_merged_like_any(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where there are so many that to read them a few at a time would take longer."""
-    monkeypatch.setattr(merging, "MIN_BYTES_TO_MERGE", 0)
-    monkeypatch.setattr(merging, "MIN_FAN_IN", 2)
-    for module in (merging, tasks):
-        monkeypatch.setattr(module, "MAX_READ_AMPLIFICATION", 0.5)
+    monkeypatch.setattr(tasks, "MIN_BYTES_TO_MERGE", 0)
+    monkeypatch.setattr(tasks, "MIN_FAN_IN", 2)
+    monkeypatch.setattr(tasks, "MAX_READ_AMPLIFICATION", 0.5)
     monkeypatch.setattr(plan, "MAX_SHARD_ROWS", 3)
     keys: list[str] = []
     run_tasks = resize_module.run_tasks

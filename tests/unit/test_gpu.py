@@ -35,8 +35,14 @@ from imagemill.components.resize import device as devices
 from imagemill.components.resize import gpu, resize
 from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.resize.device import choose_device, sample_mean_pixels
-from imagemill.components.resize.gpu import JpegInfo, make_kernel, parse_header, split_batches
-from imagemill.components.resize.gpu_tasks import count_actors, run_on_gpus
+from imagemill.components.resize.gpu import (
+    JpegInfo,
+    count_actors,
+    make_kernel,
+    parse_header,
+    run_on_gpus,
+    split_batches,
+)
 from imagemill.components.resize.tasks import ResizeTask, write_shards
 from imagemill.components.step.step import Context
 from imagemill.components.storage.errors import TransientError

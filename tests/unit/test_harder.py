@@ -9,7 +9,7 @@ import harder
 import numpy as np
 import pytest
 
-from imagemill.components.download.demo import CLASSES, DemoFile, draw_upright, plan
+from imagemill.components.download.demo import CLASSES, DemoFile, draw, plan
 
 
 def test_there_are_more_than_400_in_all_classes() -> None:
@@ -22,7 +22,7 @@ def test_there_are_more_than_400_in_all_classes() -> None:
 @pytest.mark.parametrize("demo", [0, 3])
 def test_a_picture_is_changed_the_same_way_every_time_and_keeps_its_size(demo: int) -> None:
     for number, planned in harder.sound_pictures(4, 0)[demo * 118 : demo * 118 + 6]:
-        picture = draw_upright(number, planned)
+        picture = draw(number, planned)[0]
         first, second = (harder.harden(picture, np.random.default_rng([number, planned.number])) for _ in range(2))
         other = harder.harden(picture, np.random.default_rng([number, planned.number + 1]))
         assert first.size == picture.size and first.tobytes() == second.tobytes() != other.tobytes()
@@ -33,7 +33,7 @@ def test_training_has_no_copy_of_a_test_image(tmp_path: Path, monkeypatch: pytes
     saved: list[Path] = []
     monkeypatch.setattr(harder, "generate", lambda seed: [DemoFile(p.path, b"") for p in plan(seed)])
     monkeypatch.setattr(harder, "_save", lambda path, _: saved.append(path))
-    monkeypatch.setattr(harder, "draw_upright", lambda *_: None)
+    monkeypatch.setattr(harder, "draw", lambda *_: (None, None))
     monkeypatch.setattr(harder, "harden", lambda *_: None)
     monkeypatch.setattr(harder, "_jpeg", lambda _: b"")
     assert harder.write(tmp_path, demos=1) == 118

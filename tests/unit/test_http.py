@@ -19,11 +19,11 @@ from typing import Any
 
 import pytest
 
-from imagemill.components.download import STEP, http
+from imagemill.components.download import STEP, streams
 from imagemill.components.download.config import DownloadConfig
-from imagemill.components.download.http import HttpFile, fetch
 from imagemill.components.download.sources import ArchiveSource
-from imagemill.components.storage import retry
+from imagemill.components.download.streams import HttpFile, fetch
+from imagemill.components.storage import errors
 from imagemill.components.storage.errors import TransientError, UserError
 
 BODY = b"".join(hashlib.sha256(n.to_bytes(4, "big")).digest() for n in range(20_000))
@@ -122,10 +122,10 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Behaviour, str]]:
     running = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     running.handle_error = lambda *_: None  # type: ignore[method-assign,assignment]
     threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True).start()
-    monkeypatch.setattr(http, "RESUME_S", 0.01)
-    monkeypatch.setattr(http, "STALL_S", 0.5)
-    monkeypatch.setattr(retry.with_retry, "__defaults__", (0.4,))  # the deadline
-    monkeypatch.setattr(retry.random, "uniform", lambda low, high: 0.05)
+    monkeypatch.setattr(streams, "RESUME_S", 0.01)
+    monkeypatch.setattr(streams, "STALL_S", 0.5)
+    monkeypatch.setattr(errors.with_retry, "__defaults__", (0.4,))  # the deadline
+    monkeypatch.setattr(errors.random, "uniform", lambda low, high: 0.05)
     try:
         yield behaviour, f"http://127.0.0.1:{running.server_address[1]}"
     finally:

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from imagemill.components.clean.config import REASONS
-from imagemill.components.imaging.choices import DecodeLimits
 from imagemill.components.imaging.decoder import ImageRejected, LenientDecoding, decode
 from imagemill.components.imaging.headers import FORMATS
+from imagemill.components.imaging.pixel_options import DecodeLimits
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow talks about broken files
 

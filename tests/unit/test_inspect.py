@@ -13,7 +13,7 @@ from typing import Any
 
 import mill
 import pytest
-from cleaned import Row, cleaned, reject
+from cleaned import NONE_FOUND, Row, cleaned, reject
 
 from imagemill.components.clean.audit_layout import WIDTH, count_columns
 from imagemill.components.dataset.kinds import EXTRAS, ImageSpec
@@ -148,7 +148,8 @@ def test_an_evaluation_names_the_hardest_classes_first(tmp_path: Path, capsys: p
 
 @pytest.mark.parametrize("kind", ["raw", "clean", "tensors", "features", "model", "evaluation"])
 def test_a_manifest_that_says_little_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
-    dataset = commit_dataset(tmp_path, kind, classes=(), files=())
+    extra = {"extra": {"found": NONE_FOUND}} if kind == "clean" else {}
+    dataset = commit_dataset(tmp_path, kind, classes=(), files=(), **extra)
     assert f"dataset · {kind} · 00000000000000aa" in printed(capsys, dataset.uri)
     assert json.loads(printed(capsys, dataset.uri, "--json"))["kind"] == kind
 

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from imagemill.components.imaging import decoder as images
-from imagemill.components.imaging.choices import DecodeLimits
 from imagemill.components.imaging.decoder import ImageRejected, LenientDecoding, decode, keep_min_side
 from imagemill.components.imaging.headers import Header, parse_jpeg_header, parse_jpeg_precision
+from imagemill.components.imaging.pixel_options import DecodeLimits
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 

@@ -12,13 +12,12 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from imagemill.components.clean.candidates import read_file_columns
 from imagemill.components.clean.config import CleanConfig
 from imagemill.components.clean.final_files import rewrite_file
 from imagemill.components.clean.labels import LabelRules
 from imagemill.components.clean.schema import make_clean_schema
 from imagemill.components.clean.shard import CleanedShard, RowRules, Slice, clean_row, clean_shard
-from imagemill.components.dataset.shards import Layout, ShardWriter
+from imagemill.components.dataset.shards import Layout, ShardWriter, read_file
 from imagemill.components.imaging.decoder import ImageRejected, decode
 from imagemill.components.imaging.standardize import standardize
 
@@ -141,24 +140,19 @@ def test_rewritten_files_keep_masks(tmp_path: Path) -> None:
     masks = [photos.saved((np.indices((40, 60)).sum(axis=0) % (n + 2) == 0).astype(np.uint8)) for n in range(6)]
     with ShardWriter(str(tmp_path), Layout(schema)) as writer:
         for number in range(6):
-            values = make_row(number, None if number == 3 else masks[number], split="train")
+            one = make_row(number, None if number == 3 else masks[number], split="train")
             writer.add({name: values[name] for name in schema.names}, 1)
         file = writer.publish("data/raw", "data")
     part = Slice(file, 0, 1, 6, 1)
     config = make_config(val_fraction=0.0)
     shard = CleanedShard.from_record(clean_shard(part, str(tmp_path), str(tmp_path), rules(config), 1))
-    first = {
-        r["image_id"]: r["mask"] for t in read_file_columns(str(tmp_path), shard.data[0], None) for r in t.to_pylist()
-    }
+    first = {r["image_id"]: r["mask"] for t in read_file(f"{tmp_path}/{shard.data[0].uri}") for r in t.to_pylist()}
     assert len(first) == 6 and first["3.png"] is None
     np.testing.assert_array_equal(read_mask(first["2.png"]) == 255, np.indices((40, 60)).sum(axis=0) % 4 == 0)
     is_kept, splits = np.array([True, False, True, True, True, True]), np.array([0, 0, 1, 0, 0, 2], np.uint8)
     rewritten = list(rewrite_file(str(tmp_path), shard.data[0], is_kept, splits, rules(config).layout))
     assert sorted((f.split, f.rows) for f in rewritten) == [("test", 1), ("train", 3), ("val", 1)]
     second = {
-        r["image_id"]: r["mask"]
-        for f in rewritten
-        for t in read_file_columns(str(tmp_path), f, None)
-        for r in t.to_pylist()
+        r["image_id"]: r["mask"] for f in rewritten for t in read_file(f"{tmp_path}/{f.uri}") for r in t.to_pylist()
     }
     assert len(second) == 5 and all(first[name] == mask for name, mask in second.items())

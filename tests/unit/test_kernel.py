@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from imagemill.components.imaging.choices import INTERPOLATIONS, MODES
 from imagemill.components.imaging.decoder import Decoded, LenientDecoding, decode
 from imagemill.components.imaging.geometry import Geometry, decode_and_resize, resize_image
 from imagemill.components.imaging.headers import parse_plain_header, sniff
+from imagemill.components.imaging.pixel_options import INTERPOLATIONS, MODES
 from imagemill.components.imaging.resample import CropSquare, resample, resample_long
 
 PETS = Path(__file__).parents[2] / ".." / "shared" / "data" / "pets" / "images.tar.gz"

@@ -16,7 +16,7 @@ from kfp_state import KfpService
 from imagemill.components.dataset.workspace import STEPS
 from imagemill.components.storage.errors import MillError
 from imagemill.pipelines import training
-from imagemill.pipelines.kfp import metadata as kfp_metadata
+from imagemill.pipelines.kfp import ui as kfp_metadata
 from imagemill.pipelines.kfp.ui import resolve_ui_address
 from imagemill.pipelines.kfp.uploads import PIPELINE_NAME
 
@@ -249,9 +249,9 @@ def test_a_login_that_is_not_the_pages_leaves_the_store(
     mill: Commands, started: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What can't be had through KFP comes from the workspace, where that can be read."""
-    from imagemill.pipelines.kfp import run_records
+    from imagemill.pipelines.kfp import artifacts
 
-    monkeypatch.setattr(run_records, "read_stored_records", lambda workspace, run: dict(WHOLE))
+    monkeypatch.setattr(artifacts, "read_stored_records", lambda workspace, run: dict(WHOLE))
     mill.service.fail("401", 1000, "POST", "ml_metadata")
     assert mill("runs", started, "--follow").code == 0
     assert "0.947" in mill("runs").out

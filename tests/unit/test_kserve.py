@@ -19,8 +19,7 @@ from test_predict_command import CLASSES, SPEC, model_of
 
 from imagemill.components.dataset.manifest import Manifest, commit
 from imagemill.components.dataset.shards import publish_bytes
-from imagemill.components.models.artifact import load_model
-from imagemill.components.models.preprocessing import Preprocessing
+from imagemill.components.models.artifact import Preprocessing, load_model
 from imagemill.components.train.artifact.onnx_export import export
 from imagemill.pipelines.cli.main import main
 

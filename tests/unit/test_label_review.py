@@ -29,7 +29,7 @@ from imagemill.components.evaluate.cross_validation import FOLDS, assign_folds
 from imagemill.components.evaluate.label_issues import MIN_CLASS_IMAGES, FoldStatistics, find_label_issues
 from imagemill.components.evaluate.review import MAX_FEATURES, FeatureExtractor, describe_review, review_labels
 from imagemill.components.models.artifact import ModelSpec, build_network
-from imagemill.components.promote import report, suspects
+from imagemill.components.promote import mistakes, report
 from imagemill.components.promote.thumbnails import Thumbnail
 
 
@@ -291,8 +291,8 @@ def test_the_step_finds_flipped_labels_and_the_report_shows_them(
     rest = [row["loss"] for row in rows if not row["rank"]]
     assert rest == sorted(rest, reverse=True)
 
-    shown = suspects.describe_suspects(evaluation, clean)
-    assert shown and shown["total"] == len(ranked) and len(shown["losses"]) == suspects.MAX_LOSSES
+    shown = mistakes.describe_suspects(evaluation, clean)
+    assert shown and shown["total"] == len(ranked) and len(shown["losses"]) == mistakes.MAX_LOSSES
     assert all(s.thumbnail.src.startswith("data:image/jpeg") for s in [*shown["rows"], *shown["losses"]])
     assert shown["listed"][0] == "image_id,label,suggested" and len(shown["listed"]) == len(ranked) + 1
 
@@ -312,7 +312,7 @@ def test_where_the_classifiers_guess_no_image_is_listed(tmp_path: Path, monkeypa
     assert review.not_judged.startswith("classifiers that never saw the labels agree with ")
     evaluation = Dataset(str(tmp_path), Manifest("evaluation", "0", extra=EvaluationExtra(review=review)), "")
     clean = Dataset(str(tmp_path), Manifest("clean", "0"), "")
-    shown = suspects.describe_suspects(evaluation, clean)
+    shown = mistakes.describe_suspects(evaluation, clean)
     assert shown and shown["why"] == review.not_judged
     assert not shown["rows"] and not shown["losses"] and not shown["listed"]
 
@@ -324,7 +324,7 @@ def test_the_page_shows_suspects_and_escapes_their_names(tmp_path: Path) -> None
     evaluation = reported.evaluated(mill.workspace, model, clean, mill.predictions(clean))
     facts = report.gather_facts(mill.workspace, "r", evaluation, reported.FIRST, None)
     assert facts["suspects"] is None and "Labels to look at" not in report.render_page(facts)
-    hostile = suspects.Suspect(reported.HOSTILE, "cat", "dog", "98% against 1%", Thumbnail("x"))
+    hostile = mistakes.Suspect(reported.HOSTILE, "cat", "dog", "98% against 1%", Thumbnail("x"))
     shown = {"images": 90, "total": 1, "why": "", "losses": [hostile], "rows": [hostile]}
     listed = ["image_id,label,suggested", f"{reported.HOSTILE},cat,dog"]
     page = Page(report.render_page(facts | {"suspects": shown | {"listed": listed}}))

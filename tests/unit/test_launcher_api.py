@@ -15,7 +15,7 @@ from launching import DONE, NEW, STARTED, Work, job_made, launch
 
 from imagemill.components.storage.errors import EXIT_TRANSIENT, EXIT_USER, TransientError
 from imagemill.pipelines.cluster import kube_client as kube
-from imagemill.pipelines.kuberay import job_log as joblog
+from imagemill.pipelines.kuberay import pods as joblog
 
 s3, api, made, work = launching.s3, launching.api, launching.made, launching.work
 

@@ -10,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from imagemill.components.clean.measures import Measures, compute_colorfulness, measure
-from imagemill.components.clean.phash import THUMBNAIL_BYTES
+from imagemill.components.clean.measures import THUMBNAIL_BYTES, Measures, compute_colorfulness, measure
 
 Pixels = npt.NDArray[np.uint8]
 NUMBERS = ("brightness", "contrast", "sharpness", "entropy", "colorfulness")

@@ -17,7 +17,7 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image, ImageOps
 
 from imagemill.components.imaging.decoder import convert_color
-from imagemill.components.imaging.operations import BILATERAL_SIGMA, binarize, denoise, equalize
+from imagemill.components.imaging.standardize import BILATERAL_SIGMA, binarize, denoise, equalize
 
 PICTURES = [(name, channels) for name in photos.NAMES for channels in (1, 3)]
 SMALL = arrays.arrays(np.uint8, st.tuples(st.integers(1, 12), st.integers(1, 12), st.sampled_from([1, 3])))

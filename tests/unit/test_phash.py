@@ -17,8 +17,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image, ImageDraw
 
-from imagemill.components.clean.measures import measure
-from imagemill.components.clean.phash import (
+from imagemill.components.clean.measures import (
     MAX_DIFFERENCE,
     THUMBNAIL_BYTES,
     compare_thumbnails,
@@ -26,6 +25,7 @@ from imagemill.components.clean.phash import (
     halve,
     have_similar_aspect,
     make_thumbnail,
+    measure,
     shrink,
     to_square,
 )
@@ -161,7 +161,7 @@ def test_recall_and_precision_on_all_photographs() -> None:
 def test_different_drawings_are_no_twins() -> None:
     """Drawings of the demo: shapes, colours, places and grain differ, the layout hardly does."""
     planned = [p for p in demo.plan(3) if p.form and not p.damage and p.fault is None][::6]
-    distances, apart = all_pairs([np.asarray(demo.draw_upright(3, p)) for p in planned])
+    distances, apart = all_pairs([np.asarray(demo.draw(3, p)[0]) for p in planned])
     assert len(apart) > 5000 and apart.min() > MAX_DIFFERENCE + 0.1
     assert (distances <= 3).mean() < 1e-3
 

@@ -360,7 +360,7 @@ def imported(path: Path, root: Path) -> Iterator[tuple[str, ...]]:
 SHARED = ("compat", "storage", "dataset", "imaging", "models", "metrics", "step", "engine")
 """What steps share, in the order in which it may be imported: each package by those after it."""
 ORDERING = (
-    "compat", "settings", "parameters", "results", "cluster", "docker", "kuberay", "finish", "kfp", "argo", "training",
+    "compat", "settings", "parameters", "cluster", "docker", "kuberay", "finish", "kfp", "argo", "training",
     "compile", "local", "experiments", "tuning", "serving", "doctor", "cli",
 )  # fmt: skip
 """The packages and modules of pipelines, in the order in which they may be imported."""

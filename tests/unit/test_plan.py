@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagemill.components.resize import tasks
-from imagemill.components.resize.merging import MERGED_GROUP_BYTES, MergeTask, merge_sources
 from imagemill.components.resize.plan import (
     MAX_SHARD_ROWS,
     Indices,
@@ -28,9 +27,12 @@ from imagemill.components.resize.plan import (
     locate_rows,
 )
 from imagemill.components.resize.tasks import (
+    MERGED_GROUP_BYTES,
+    MergeTask,
     choose_shards_per_task,
     compute_read_amplification,
     group_shards,
+    merge_sources,
     plan_tasks,
 )
 

@@ -19,7 +19,7 @@ from imagemill.components.step.config import StepConfig
 from imagemill.components.step.step import Step
 from imagemill.components.storage.errors import UserError
 from imagemill.pipelines.argo import clean_and_plan, planning
-from imagemill.pipelines.argo.pod_arguments import parse_pod_arguments
+from imagemill.pipelines.argo.planning import parse_pod_arguments
 from imagemill.pipelines.argo.workflow import build_workflow_template
 from imagemill.pipelines.cluster.cluster_file import Cluster, parse_cluster
 from imagemill.pipelines.cluster.pod_fields import CLUSTER_VARIABLE, read_pod_cluster

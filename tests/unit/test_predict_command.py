@@ -21,11 +21,11 @@ from imagemill.components.dataset.manifest import Dataset, Manifest, commit, rea
 from imagemill.components.dataset.records import Promotion, Verdict
 from imagemill.components.dataset.shards import publish_bytes
 from imagemill.components.dataset.workspace import Workspace
-from imagemill.components.imaging.choices import DecodeLimits
 from imagemill.components.imaging.geometry import Geometry
+from imagemill.components.imaging.pixel_options import DecodeLimits
 from imagemill.components.models.artifact import ModelSpec, build_network
 from imagemill.components.predict import predict as predicting
-from imagemill.components.predict.input_files import find_inputs
+from imagemill.components.predict.predict import find_inputs
 from imagemill.components.storage.errors import TransientError
 from imagemill.components.storage.store import LocalStore
 from imagemill.pipelines.cli.main import main

@@ -23,10 +23,9 @@ from imagemill.components.download.raw import download
 from imagemill.components.imaging.decoder import ImageRejected
 from imagemill.components.imaging.geometry import Geometry
 from imagemill.components.imaging.tensors import decode_column
-from imagemill.components.models.preprocessing import Preprocessing, describe_preprocessing
+from imagemill.components.models.artifact import Preprocessing, describe_preprocessing
 from imagemill.components.predict.config import PredictConfig
-from imagemill.components.predict.input_files import find_inputs
-from imagemill.components.predict.predict import Predictor, predict_files
+from imagemill.components.predict.predict import Predictor, find_inputs, predict_files
 from imagemill.components.step.step import Context
 
 SIZE = 40

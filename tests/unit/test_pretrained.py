@@ -13,8 +13,8 @@ from safetensors.torch import save, save_file
 from imagemill.components.dataset.kinds import ImageSpec
 from imagemill.components.dataset.manifest import Manifest, commit
 from imagemill.components.dataset.shards import publish_bytes
-from imagemill.components.imaging.choices import COLORS
 from imagemill.components.imaging.geometry import Geometry
+from imagemill.components.imaging.pixel_options import COLORS
 from imagemill.components.models.artifact import ModelSpec, build_network, find_first_convolution, load_model
 from imagemill.components.storage.errors import UserError
 from imagemill.components.train.config import TrainConfig

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from imagemill.components.clean.core_seconds import estimate_core_seconds as estimate_clean
+from imagemill.components.clean.reuse import estimate_core_seconds as estimate_clean
 from imagemill.components.dataset.manifest import Totals
-from imagemill.components.resize.core_seconds import estimate_core_seconds
+from imagemill.components.resize.estimate import estimate_core_seconds
 from imagemill.pipelines.cluster.cluster_file import parse_cluster
 from imagemill.pipelines.kuberay.ray_step import choose_mode
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from test_clean_rules import encoded, noise, raw_dataset, raw_row, run_clean, table_of, toy_rows
 
-from imagemill.components.clean import audit_pictures, shard
+from imagemill.components.clean import audit_html, shard
 from imagemill.components.dataset.kinds import RawExtra
 from imagemill.components.dataset.manifest import Dataset, Manifest, Totals, commit, count_values, parse_manifest
 from imagemill.components.dataset.shards import read_columns, row_groups
-from imagemill.components.promote import thumbnails
+from imagemill.components.imaging.pictures import encode_picture, find_images
 from imagemill.components.storage.errors import UserError
 from imagemill.pipelines.cli.inspection import _sum_files
 
@@ -94,12 +94,13 @@ def test_pictures_are_of_the_rows_that_replaced_them(replaced: tuple[Dataset, li
     dataset, kept = replaced
     old, new = toy_rows()[0], kept[-1]
     assert old["image_id"] == new["image_id"] and old["image"] != new["image"]
-    images = dict(thumbnails.find_images(dataset, dataset.files(), {new["image_id"], "good-5.png"}, "image"))
-    assert images == {new["image_id"]: new["image"]}, "the replaced row's image, and none of a removed one"
-    maker = audit_pictures._PictureMaker(frozenset({new["image_id"], "good-5.png"}))
-    pictures = audit_pictures._look_up(dataset, {new["image_id"], "good-5.png"}, maker, raw=True)
+    groups = [(file, None) for file in dataset.files()]
+    images = dict(find_images(dataset, groups, {new["image_id"], "good-5.png"}, ["image"]))
+    assert images == {new["image_id"]: {"image": new["image"]}}, "the replaced row's image, and none of a removed one"
+    maker = audit_html._PictureMaker(frozenset({new["image_id"], "good-5.png"}))
+    pictures = audit_html._look_up(dataset, {new["image_id"], "good-5.png"}, maker, raw=True)
     assert {name: picture.src for name, picture in pictures.items()} == {
-        new["image_id"]: audit_pictures.make_picture_uri(new["image"])[0]
+        new["image_id"]: encode_picture(new["image"], audit_html.SIDE, audit_html.QUALITY)[0]
     }
 
 

@@ -18,6 +18,7 @@ from imagemill.components.dataset.kinds import ClassCurves, MacroCurves, ScoreCu
 from imagemill.components.dataset.manifest import Dataset
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.imaging.decoder import ImageRejected
+from imagemill.components.imaging.pictures import encode_picture
 from imagemill.components.promote import charts, mistakes, report, thumbnails
 from imagemill.components.promote.charts import ConfusionMatrix
 
@@ -190,10 +191,11 @@ def test_rejects_show_what_decodes_and_say_why_not(workspace: Workspace) -> None
 
 def test_the_lookup_reads_a_bounded_number_of_row_groups(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = raw_dataset(workspace, {f"{i}.jpg": jpeg((i, i, i)) for i in range(40)}, row_group_bytes=1)
-    found = list(thumbnails.find_images(raw, raw.files(), {f"{i}.jpg" for i in range(40)}, "image"))
-    assert [name for name, _ in found] == [f"{i}.jpg" for i in range(thumbnails.LOOKUP_ROW_GROUPS)]
+    made = thumbnails.make_thumbnails(raw, raw.files(), [f"{i}.jpg" for i in range(40)], "image")
+    shown = {f"{i}.jpg" for i in range(thumbnails.LOOKUP_ROW_GROUPS)}
+    assert {name for name, thumbnail in made.items() if thumbnail.src} == shown
     monkeypatch.setattr(thumbnails, "ID_ROW_GROUPS", 10)
-    assert not list(thumbnails.find_images(raw, raw.files(), {"30.jpg"}, "image"))
+    assert not thumbnails.make_thumbnails(raw, raw.files(), ["30.jpg"], "image")["30.jpg"].src
 
 
 def test_thumbnails_are_upright_and_small() -> None:
@@ -202,11 +204,11 @@ def test_thumbnails_are_upright_and_small() -> None:
     exif[0x0112] = 6
     buffer = io.BytesIO()
     stored.save(buffer, "JPEG", exif=exif)
-    src, pixels = thumbnails.encode_thumbnail(buffer.getvalue())
+    src, pixels = encode_picture(buffer.getvalue(), thumbnails.THUMBNAIL_SIDE, thumbnails.THUMBNAIL_QUALITY)
     shown = Image.open(io.BytesIO(base64.b64decode(src.partition(",")[2])))
     assert shown.size == (64, 128) and pixels == 80_000
     with pytest.raises(ImageRejected):
-        thumbnails.encode_thumbnail(b"no image")
+        encode_picture(b"no image", thumbnails.THUMBNAIL_SIDE, thumbnails.THUMBNAIL_QUALITY)
 
 
 def test_shares_fill_the_places() -> None:

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms.v2 import functional as tv
 
-from imagemill.components.imaging.choices import MODES
 from imagemill.components.imaging.decoder import Decoded
 from imagemill.components.imaging.geometry import Geometry, decode_and_resize, resample, resize_image
+from imagemill.components.imaging.pixel_options import MODES
 
 SIZES = [(1, 1), (3, 200), (200, 3), (2, 3), (7, 7), (50, 49), (51, 128), (128, 128), (224, 224), (256, 256),
          (257, 255), (333, 500), (500, 375), (640, 481), (146, 146), (1, 90)]  # fmt: skip

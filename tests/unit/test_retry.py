@@ -9,9 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from imagemill.components.storage import retry
-from imagemill.components.storage.errors import MillError, TransientError, UserError
-from imagemill.components.storage.retry import with_retry
+from imagemill.components.storage import errors as errors_module
+from imagemill.components.storage.errors import MillError, TransientError, UserError, with_retry
 
 
 @dataclass
@@ -29,7 +28,7 @@ class Clock:
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr(retry, "time", SimpleNamespace(monotonic=lambda: made.now, sleep=made.sleep))
+    monkeypatch.setattr(errors_module, "time", SimpleNamespace(monotonic=lambda: made.now, sleep=made.sleep))
     return made
 
 
@@ -128,7 +127,7 @@ def test_a_store_just_given_up_is_asked_once_until_some_time_has_passed(clock: C
         return len(calls) - before
 
     assert [asked() > 1, asked(), asked()] == [True, 1, 1]
-    clock.now += retry.FAIL_FAST_S + 0.001
+    clock.now += errors_module.FAIL_FAST_S + 0.001
     assert asked() > 1
 
 

@@ -128,8 +128,8 @@ def test_a_line_break_in_a_name_forges_no_line(capsys: pytest.CaptureFixture[str
 
 def test_limits_of_clean_hold_for_the_steps_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
     from imagemill.components.imaging import decoder as images
-    from imagemill.components.imaging.choices import DecodeLimits
     from imagemill.components.imaging.geometry import Geometry, decode_and_resize
+    from imagemill.components.imaging.pixel_options import DecodeLimits
 
     big = encoded(noise(1))
     monkeypatch.setattr(images, "DEFAULT_LIMITS", DecodeLimits(pixels=10))

@@ -10,7 +10,7 @@ import pytest
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.storage.errors import UserError
 from imagemill.pipelines.docker import runner as in_docker
-from imagemill.pipelines.local.kfp_runner import run_locally
+from imagemill.pipelines.local.run import run_locally
 from imagemill.pipelines.parameters import resolve_parameters
 
 

@@ -22,11 +22,10 @@ from imagemill.components.clean.schema import CLEAN
 from imagemill.components.dataset.kinds import CleanExtra, CleanImage
 from imagemill.components.dataset.manifest import Dataset, File, Manifest, Totals, commit, read_dataset
 from imagemill.components.dataset.shards import Layout, ShardWriter, read_columns
-from imagemill.components.resize import merging as merging_module
 from imagemill.components.resize import resize
 from imagemill.components.resize import tasks as tasks_module
-from imagemill.components.resize.merging import MergeTask, describe_merged, merge_sorted, rechunk, write_merged
 from imagemill.components.resize.plan import RowSlice, count_rows_read, index_files, locate_rows
+from imagemill.components.resize.tasks import MergeTask, describe_merged, merge_sorted, rechunk, write_merged
 from imagemill.components.resize.tensor_shards import read_rows
 from imagemill.components.storage.errors import MillError
 
@@ -72,14 +71,14 @@ def clean_of_many_files(folder: Path | str, files: dict[str, int], rows: int = 2
 def merging(monkeypatch: pytest.MonkeyPatch) -> None:
     """Merges where they would be for a million images; tensor files of 7 rows."""
     monkeypatch.setattr("imagemill.components.resize.plan.MAX_SHARD_ROWS", 7)
-    monkeypatch.setattr(merging_module, "MIN_BYTES_TO_MERGE", 0)
-    monkeypatch.setattr(merging_module, "MERGED_GROUP_BYTES", 3500)
-    monkeypatch.setattr(merging_module, "MERGED_FILE_BYTES", 9000)
-    monkeypatch.setattr(merging_module, "MIN_FAN_IN", 2)
-    monkeypatch.setattr(merging_module, "MAX_EXTRA_READ", 1e9)  # as many runs as the least fan-in gives
-    for module, held in ((tasks_module, "TASK_ENCODED_BYTES"), (merging_module, "MAX_TASK_ENCODED_BYTES")):
-        monkeypatch.setattr(module, "MAX_READ_AMPLIFICATION", 1.2)
-        monkeypatch.setattr(module, held, 7 * 600 * 3)
+    monkeypatch.setattr(tasks_module, "MIN_BYTES_TO_MERGE", 0)
+    monkeypatch.setattr(tasks_module, "MERGED_GROUP_BYTES", 3500)
+    monkeypatch.setattr(tasks_module, "MERGED_FILE_BYTES", 9000)
+    monkeypatch.setattr(tasks_module, "MIN_FAN_IN", 2)
+    monkeypatch.setattr(tasks_module, "MAX_EXTRA_READ", 1e9)  # as many runs as the least fan-in gives
+    monkeypatch.setattr(tasks_module, "MAX_READ_AMPLIFICATION", 1.2)
+    for held in ("TASK_ENCODED_BYTES", "MAX_TASK_ENCODED_BYTES"):
+        monkeypatch.setattr(tasks_module, held, 7 * 600 * 3)
 
 
 def run_files(tensors: Dataset) -> list[Path]:
@@ -95,7 +94,7 @@ def undisturbed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_ray: No
     with monkeypatch.context() as once:
         once.setattr("imagemill.components.resize.plan.MAX_SHARD_ROWS", 7)
         once.setattr(tasks_module, "MAX_READ_AMPLIFICATION", 1e9)
-        once.setattr(merging_module, "MIN_BYTES_TO_MERGE", 2**60)
+        once.setattr(tasks_module, "MIN_BYTES_TO_MERGE", 2**60)
         tensors = resized(clean_of_many_files(tmp_path / "plain", FILES))
     assert not Path(tensors.uri, "_work", "runs").exists()
     return mill.content(tensors)
@@ -161,7 +160,6 @@ def test_a_retry_goes_on_from_the_runs_that_are_there(
 @pytest.mark.usefixtures("without_ray")
 def test_small_datasets_are_never_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tasks_module, "MAX_READ_AMPLIFICATION", 0)
-    monkeypatch.setattr(merging_module, "MAX_READ_AMPLIFICATION", 0)
     tensors = resized(clean_of_many_files(tmp_path, FILES))
     assert not Path(tensors.uri, "_work", "runs").exists() and tensors.manifest.totals.rows > 100
 
@@ -217,7 +215,7 @@ def test_a_merge_is_a_sort(inputs: list[list[list[int]]], group_bytes: int) -> N
         if tables:
             sequences.append((tables[0], iter(tables[1:])))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(merging_module, "MERGED_GROUP_BYTES", group_bytes)
+        patch.setattr(tasks_module, "MERGED_GROUP_BYTES", group_bytes)
         tables = list(rechunk(merge_sorted(sequences, schema)))
     found = [(row["shuffle_index"], row["image_id"]) for table in tables for row in table.to_pylist()]
     assert sorted(found) == sorted(expected) and [index for index, _ in found] == sorted(index for index, _ in found)

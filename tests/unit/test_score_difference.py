@@ -11,8 +11,7 @@ from sklearn.metrics import balanced_accuracy_score, f1_score
 
 from imagemill.components.promote.gate import compute_p_value
 from imagemill.components.promote.pairs import Assignments, PairedPredictions
-from imagemill.components.promote.score_difference import compute_difference
-from imagemill.components.promote.significance import compute_level
+from imagemill.components.promote.score_difference import compute_difference, compute_level
 
 METRICS = ("macro_f1", "top1", "balanced_accuracy")
 

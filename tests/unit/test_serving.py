@@ -23,8 +23,7 @@ from imagemill.components.storage.errors import UserError
 from imagemill.components.train.artifact.onnx_export import export, run
 from imagemill.pipelines.cli.main import main
 from imagemill.pipelines.serving.measurement import Loss, Measurement, read_images
-from imagemill.pipelines.serving.precision import FP16, INT8, convert
-from imagemill.pipelines.serving.repository import ServingConfig, check_loss
+from imagemill.pipelines.serving.repository import FP16, INT8, ServingConfig, check_loss, convert
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

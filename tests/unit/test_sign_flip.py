@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imagemill.components.promote import significance
-from imagemill.components.promote.significance import (
+from imagemill.components.promote import score_difference
+from imagemill.components.promote.score_difference import (
     compute_mcnemar_p_value,
     compute_sign_test_p_value,
     compute_tail_probability,
@@ -50,7 +50,7 @@ def test_the_tail_of_many_is_close_to_the_exact_one(seed: int, level: float) -> 
 
 
 def test_equal_sizes_are_the_sign_test_and_the_extremes_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(significance, "ENUMERATED", 3)
+    monkeypatch.setattr(score_difference, "ENUMERATED", 3)
     for number in (8, 30, 200):
         ones = np.ones(number)
         assert compute_tail_probability(ones, number) == compute_tail_probability(ones, number - 1.5) == 0.5**number

@@ -19,10 +19,9 @@ from hypothesis import strategies as st
 
 from imagemill.components.download import sources
 from imagemill.components.download import table as table_module
-from imagemill.components.download.archives import Member, Skipped
+from imagemill.components.download.archives import PATH_LIMIT, Member, Skipped, classify, normalize_path
 from imagemill.components.download.config import DownloadConfig
 from imagemill.components.download.dataset_kinds import FilenameLabeller
-from imagemill.components.download.names import PATH_LIMIT, classify, normalize_path
 from imagemill.components.download.sources import ArchiveSource, ListingSource, open_source
 from imagemill.components.download.streams import read_small
 from imagemill.components.download.table import TableSource

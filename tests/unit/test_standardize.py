@@ -17,14 +17,20 @@ from PIL import Image
 from imagemill.components.clean.config import REASONS, CleanConfig
 from imagemill.components.imaging.decoder import ImageRejected, convert_color, decode
 from imagemill.components.imaging.headers import FORMATS
-from imagemill.components.imaging.operations import binarize, denoise, equalize
 from imagemill.components.imaging.region import (
     blur_background,
     decode_background_mask,
     fill_background,
     find_content_window,
 )
-from imagemill.components.imaging.standardize import StandardizedImage, encode_image, standardize
+from imagemill.components.imaging.standardize import (
+    StandardizedImage,
+    binarize,
+    denoise,
+    encode_image,
+    equalize,
+    standardize,
+)
 from imagemill.components.storage.errors import UserError
 
 HEAD = [{"name": "cat", "xmin": 54.0, "ymin": 36.0, "xmax": 319.0, "ymax": 235.0}]

@@ -15,8 +15,7 @@ from typing import Any
 import yaml
 
 from ...dataset.labels import MULTI, THRESHOLD
-from ...models.artifact import ModelSpec
-from ...models.preprocessing import Preprocessing
+from ...models.artifact import ModelSpec, Preprocessing
 
 MAX_CLASSES = 200
 """Classes that are listed one by one, at most."""

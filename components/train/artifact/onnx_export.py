@@ -22,8 +22,7 @@ import numpy as np
 
 from ...dataset.labels import probabilities
 from ...imaging.decoder import Pixels
-from ...models.artifact import ModelSpec, Normalize
-from ...models.preprocessing import Preprocessing
+from ...models.artifact import ModelSpec, Normalize, Preprocessing
 
 if TYPE_CHECKING:
     import onnx

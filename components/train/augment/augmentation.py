@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...dataset.kinds import ImageSpec
-from ...imaging.choices import COLORS
 from ...imaging.decoder import Pixels
+from ...imaging.pixel_options import COLORS
 from ..config import TrainConfig
 from .cpu_engine import CpuEngine
 from .external import ExternalEngine, Pipeline

@@ -24,8 +24,8 @@ import simplejpeg
 from ...dataset.kinds import TensorsExtra
 from ...dataset.labels import MULTI, label_column
 from ...dataset.manifest import Dataset, File
-from ...imaging.choices import JPEG
 from ...imaging.decoder import Pixels
+from ...imaging.pixel_options import JPEG
 from ...imaging.tensors import decode_column
 from ...storage import uri as uris
 from ...storage.errors import DatasetError
