@@ -57,8 +57,8 @@ def pods(document: Json) -> Iterator[Pod]:
 
 
 def _templated(where: str, template: Json) -> Pod:
-    about = template.get("metadata") or {}
-    return Pod(where, template["spec"], about.get("labels") or {}, about.get("annotations") or {})
+    metadata = template.get("metadata") or {}
+    return Pod(where, template["spec"], metadata.get("labels") or {}, metadata.get("annotations") or {})
 
 
 def _workflow(where: str, spec: Json) -> Iterator[Pod]:
@@ -76,7 +76,7 @@ def _argo_template(where: str, spec: Json, template: Json) -> Iterator[Pod]:
     main = _argo_main(template)
     if main is None:
         return
-    about = _merged(spec.get("podMetadata") or {}, template.get("metadata") or {})
+    metadata = _merged(spec.get("podMetadata") or {}, template.get("metadata") or {})
     labels = {"workflows.argoproj.io/workflow": "any", "workflows.argoproj.io/completed": "false"}
     pod = {
         "containers": main,
@@ -98,7 +98,7 @@ def _argo_template(where: str, spec: Json, template: Json) -> Iterator[Pod]:
     for patch in (spec.get("podSpecPatch"), template.get("podSpecPatch")):
         if patch:
             pod = _patched(pod, yaml.safe_load(patch), place)
-    yield Pod(place, pod, labels | (about.get("labels") or {}), about.get("annotations") or {})
+    yield Pod(place, pod, labels | (metadata.get("labels") or {}), metadata.get("annotations") or {})
 
 
 def _argo_main(template: Json) -> list[Json] | None:
@@ -118,13 +118,13 @@ def _patched(pod: Json, patch: Json, place: str) -> Json:
     """A pod's spec after Argo's podSpecPatch, a strategic merge: containers and volumes by their names."""
     result = _merged(pod, {name: value for name, value in patch.items() if name not in ("volumes", "tolerations")})
     for name in ("containers", "initContainers", "volumes"):
-        by_name = {one["name"]: one for one in pod.get(name) or ()}
-        for one in patch.get(name) or ():
-            assert name == "volumes" or one["name"] in by_name or "image" in one, (
-                f"{place}: podSpecPatch names {name}[{one['name']}], which this pod does not have: "
+        by_name = {item["name"]: item for item in pod.get(name) or ()}
+        for item in patch.get(name) or ():
+            assert name == "volumes" or item["name"] in by_name or "image" in item, (
+                f"{place}: podSpecPatch names {name}[{item['name']}], which this pod does not have: "
                 "it would be a container without an image"
             )
-            by_name[one["name"]] = _merged(by_name.get(one["name"], {}), one)
+            by_name[item["name"]] = _merged(by_name.get(item["name"], {}), item)
         result[name] = list(by_name.values())
     return result
 
@@ -155,8 +155,8 @@ def _ray_cluster(where: str, spec: Json, *, sidecar: bool) -> Iterator[Pod]:
     head = _templated(f"{where}: head", spec["headGroupSpec"]["template"])
     containers = list(head.spec["containers"])
     if spec.get("enableInTreeAutoscaling"):
-        given = (spec.get("autoscalerOptions") or {}).get("securityContext")
-        containers.append({"name": "autoscaler", **({"securityContext": given} if given else {})})
+        security_context = (spec.get("autoscalerOptions") or {}).get("securityContext")
+        containers.append({"name": "autoscaler", **({"securityContext": security_context} if security_context else {})})
     if sidecar:
         containers.append({"name": "ray-job-submitter"})
     head = Pod(head.where, {**head.spec, "containers": containers}, head.labels, head.annotations)

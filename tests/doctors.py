@@ -33,13 +33,13 @@ class Ran:
     @property
     def found(self) -> dict[str, list[Json]]:
         """Findings by check."""
-        found: dict[str, list[Json]] = {}
+        findings_by_check: dict[str, list[Json]] = {}
         for finding in json.loads(self.out)["findings"]:
-            found.setdefault(finding["check"], []).append(finding)
-        return found
+            findings_by_check.setdefault(finding["check"], []).append(finding)
+        return findings_by_check
 
     def states(self, state: str) -> set[str]:
-        return {check for check, findings in self.found.items() for one in findings if one["state"] == state}
+        return {check for check, findings in self.found.items() for finding in findings if finding["state"] == state}
 
 
 @dataclass

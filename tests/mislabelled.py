@@ -31,7 +31,7 @@ def plant(folder: Path, share: float, seed: int, demo_seed: int = 0) -> dict[str
     sound = [p for p in files if p.split == "train" and p.fault is None and copies[p.number] == 1 and not p.damage]
     random = np.random.default_rng([seed, round(1e6 * share)])
     chosen = random.choice(len(sound), round(share * len(sound)), replace=False)
-    given = {sound[i].path: str(random.choice([c for c in CLASSES if c != sound[i].label])) for i in sorted(chosen)}
+    wrong_labels = {sound[i].path: str(random.choice([c for c in CLASSES if c != sound[i].label])) for i in sorted(chosen)}
     folder.mkdir(parents=True, exist_ok=True)
     for file in generate(demo_seed):
         (folder / file.path).parent.mkdir(parents=True, exist_ok=True)
@@ -39,14 +39,14 @@ def plant(folder: Path, share: float, seed: int, demo_seed: int = 0) -> dict[str
     with (folder / TABLE).open("w", newline="") as table:
         rows = csv.writer(table)
         rows.writerow(["path", "label", "split"])
-        rows.writerows([p.path, given.get(p.path, p.label), p.split] for p in files)
+        rows.writerows([p.path, wrong_labels.get(p.path, p.label), p.split] for p in files)
     wrong = {p.path: p.shown for p in files if p.split == "train" and p.shown and p.shown != p.label}
-    return wrong | {path: path.split("/")[1] for path in given}
+    return wrong | {path: path.split("/")[1] for path in wrong_labels}
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a search came to: `hits` of `suspects` are wrong indeed, of `wrong` in all; `suggested` of the hits have
+    """The result of a search: `hits` of `suspects` are wrong indeed, of `wrong` in all; `suggested` of the hits have
     the true class as suggestion."""
 
     wrong: int

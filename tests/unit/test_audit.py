@@ -1,4 +1,4 @@
-"""What the audit finds in clean datasets that are really there: golden facts, and what is said of missing pieces."""
+"""Audit of clean datasets on disk: expected facts, and messages for missing parts."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ def test_a_huge_list_of_classes_is_shown_by_its_ends(tmp_path: Path) -> None:
 # The page.
 
 
-def test_the_page_escapes_what_strangers_named_and_refers_to_nothing_outside(tmp_path: Path) -> None:
+def test_page_escapes_names_and_has_no_external_references(tmp_path: Path) -> None:
     html = audit_html.render(hostile_dataset(tmp_path))
     page = Page(html)
     names = {tag for tag, _ in page.tags}
@@ -188,6 +188,6 @@ def test_the_histogram_has_a_bar_a_bin_and_grey_ends() -> None:
     assert constant is not None and str(audit_html._draw_histogram(constant.histogram)).count("<rect") == 1
 
 
-def test_the_builder_writes_what_the_step_writes(tmp_path: Path) -> None:
+def test_committed_test_dataset_is_intact(tmp_path: Path) -> None:
     dataset = cleaned.cleaned(where(tmp_path), rows_of(8), [reject("r", "corrupt")])
     assert not dataset.missing() and dataset.manifest.totals.rows == 8

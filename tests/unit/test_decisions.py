@@ -1,4 +1,4 @@
-"""What is decided about all images together: copies, exact splits, twins, leaks, conflicts, outliers."""
+"""Decisions about all images together: copies, exact splits, twins, leaks, conflicts, outliers."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def find_copies(table: Toy, policy: str = "keep") -> tuple[dict[int, str], dict[
     return {r: v.reason for r, v in decisions.dropped.items()}, decisions.findings["duplicates"], details
 
 
-def test_groups_of_equal_pixels_are_found_and_nothing_else() -> None:
+def test_only_groups_of_equal_pixels_are_found() -> None:
     assert [g.tolist() for g in group_equal_pixels(toy([5, 1, 5, 2, 1, 5]))] == [[0, 2, 5], [1, 4]]
     assert group_equal_pixels(toy([1, 2, 3])) == [] and group_equal_pixels(toy([])) == []
 
@@ -178,7 +178,7 @@ def test_folds_have_the_sizes_asked_for() -> None:
         assert counts == {TRAIN: 700, VAL: 100, TEST: 200}
 
 
-def test_a_fold_keeps_groups_together_whatever_the_source_declares() -> None:
+def test_folds_keep_groups_together_with_declared_splits() -> None:
     groups = np.repeat(np.arange(40) * (2**63 // 40) + 1, 5)
     table = toy(list(range(200)), "ab" * 100, group=groups.tolist(), declared=["test"] * 200)
     decisions = RowDecisions.of(table)

@@ -197,13 +197,13 @@ def test_planted_copies_are_equal_and_the_expected_one_is_dropped(
     assert sum(fault.detail.startswith("test/") for fault in copies) == 2
 
 
-def test_there_are_no_other_copies(files: dict[str, bytes], faults: list[demo.Fault]) -> None:
+def test_only_listed_files_are_copies(files: dict[str, bytes], faults: list[demo.Fault]) -> None:
     listed = {fault.path for fault in of_kind(faults, "duplicate_bytes")}
     counts = Counter(data for path, data in files.items() if path not in listed)
     assert set(counts.values()) == {1}
 
 
-def test_mislabelled_pictures_are_in_train_and_show_what_is_said(
+def test_mislabelled_images_are_in_train_and_show_the_recorded_class(
     planned: dict[str, demo.PlannedFile], faults: list[demo.Fault]
 ) -> None:
     mislabelled = of_kind(faults, "mislabelled")
@@ -223,7 +223,7 @@ def test_stray_files_belong_to_no_class(files: dict[str, bytes], faults: list[de
             Image.open(io.BytesIO(files[fault.path]))
 
 
-def test_all_formats_and_colours_are_there(files: dict[str, bytes], planned: dict[str, demo.PlannedFile]) -> None:
+def test_demo_has_all_formats_and_modes(files: dict[str, bytes], planned: dict[str, demo.PlannedFile]) -> None:
     counts: Counter[tuple[str, str]] = Counter()
     sampling: set[tuple[object, ...]] = set()
     misnamed: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""How containers of a run end with it, and what a killed run has left, against a stand-in of Docker's API."""
+"""Removal of a run's containers at its end and after a kill, against a test server of Docker's API."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_ctrl_c_meanwhile_means_at_once(
     assert not engine.containers
 
 
-def test_an_engine_that_is_gone_is_told_with_the_way_to_what_is_left(
+def test_lost_engine_is_reported_with_the_remaining_containers(
     engine: docker_api.Engine, client: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     engine.fails = "/containers/json$"
@@ -72,7 +72,7 @@ def test_an_engine_that_is_gone_is_told_with_the_way_to_what_is_left(
 
 
 def test_old_containers_that_were_never_started_are_removed(engine: docker_api.Engine, client: Any) -> None:
-    """Not what is about to be started, by the engine's clock, nor what is not ours."""
+    """Containers that are about to start, by the engine's clock, and containers of others are kept."""
     foreign = container("created", hours=5) | {"labels": {RUN_LABEL: "another's"}}
     engine.containers |= {
         "left": container("created", hours=2), "young": container("created", hours=0.5),

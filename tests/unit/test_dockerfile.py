@@ -66,7 +66,7 @@ def test_the_targets_are_the_images_that_the_cluster_file_names() -> None:
     assert re.search(r"^ARG BASE_IMAGE=python:3\.11-slim-bookworm$", TEXT, re.MULTILINE)
 
 
-def test_one_target_makes_them_all() -> None:
+def test_one_target_builds_all_images() -> None:
     base, own = stages()["all"]
     assert base == "scratch" and [rest.split()[0] for _, rest in own] == [f"--from={name}" for name in IMAGES]
 
@@ -79,7 +79,7 @@ def test_dockerfile_needs_no_recent_builder_or_latest_image() -> None:
 
 
 @pytest.mark.parametrize("target", IMAGES)
-def test_an_image_runs_as_nobody_and_writes_to_one_folder(target: str) -> None:
+def test_images_run_unprivileged_and_write_to_one_folder(target: str) -> None:
     own = lineage(target)
     assert own[-1] == ["USER", f"{UID}:{UID}"]
     assert ["VOLUME", SCRATCH] in own and ["WORKDIR", SCRATCH] in own
@@ -171,7 +171,7 @@ def test_the_build_tools_suit_the_project() -> None:
 
 
 def test_images_share_package_versions_and_layers() -> None:
-    """One version of a package in all images, cpu's packages in each, and each package in one layer of its image."""
+    """All images have the same version of a package and cpu's packages; each package is in one layer of its image."""
     cpu, ray, gpu = (locks.read_lock(DOCKER / f"{name}.lock") for name in IMAGES)
     for packages in (ray, gpu):
         assert cpu.items() <= packages.items()

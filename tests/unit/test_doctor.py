@@ -45,7 +45,7 @@ def test_doctor_creates_nothing_and_shows_no_secret(kind: Doctor) -> None:
     assert "t0ken" not in result.out and '"secret"' not in result.out
 
 
-def test_the_table_says_what_mends_it(kind: Doctor, capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_shows_remedies(kind: Doctor, capsys: pytest.CaptureFixture[str]) -> None:
     kind.api.remove("Secret", "imagemill-store", "imagemill")
     kind()
     with serving(kind.api, kind.folder) as kubeconfig:
@@ -114,7 +114,7 @@ def test_initless_pods_must_match_the_cluster_file(
     assert all(f"argo: {{initless: {str(not initless).lower()}}}" in finding["mend"] for finding in findings)
 
 
-def test_kfps_own_namespace_is_where_it_runs_without_profiles(make: Callable[[str], Doctor]) -> None:
+def test_without_profiles_the_namespace_of_kfp_is_checked(make: Callable[[str], Doctor]) -> None:
     """The file's namespace counts for nothing there: accounts and secrets are looked for where pods are."""
     doctor = make("kubeflow")
     doctor.api.add(named("Namespace", "mine"))
@@ -134,7 +134,7 @@ def test_kfps_account_without_the_overlay_may_not_make_rayjobs(overlay: str, mak
     assert finding["mend"] == f"kubectl apply -k k8s/overlays/{overlay}"
 
 
-def test_an_older_kfp_than_the_file_says(kubeflow: Doctor) -> None:
+def test_kfp_older_than_the_cluster_file_is_reported(kubeflow: Doctor) -> None:
     image = "ghcr.io/kubeflow/kfp-api-server:2.5.0"
     kubeflow.api.add(deployment("ml-pipeline-api-server", "kubeflow", image))
     (finding,) = kubeflow().found["kfp"]

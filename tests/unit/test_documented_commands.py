@@ -187,7 +187,7 @@ def test_flags_in_running_text_are_known_with_their_values(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", documents(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_links_files_and_symbols_are_there(path: Path) -> None:
+def test_links_files_and_symbols_exist(path: Path) -> None:
     for target in links(path):
         file, _, anchor = target.partition("#")
         document = (path.parent / file).resolve() if file else path
@@ -202,7 +202,7 @@ def test_links_files_and_symbols_are_there(path: Path) -> None:
             assert (ROOT / code).exists(), f"{code} is not in the repository"
 
 
-def test_the_top_level_has_only_what_is_agreed() -> None:
+def test_top_level_has_only_the_agreed_files() -> None:
     listed = subprocess.run(["git", "ls-files", "--cached"], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode:
         pytest.skip("no checkout of git")

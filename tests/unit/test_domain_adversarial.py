@@ -116,7 +116,7 @@ def test_resumed_training_ends_with_the_weights_of_an_uninterrupted_one(
         assert all(torch.equal(a, b) for a, b in zip(actual.parameters(), reference.parameters(), strict=True))
 
 
-def test_the_target_changes_the_features_and_the_schedule_of_others_is_as_it_was(
+def test_target_images_change_the_features_and_not_the_schedule(
     source: Dataset, target: Dataset, tmp_path: Path
 ) -> None:
     alone = trainer(source, tmp_path / "alone", settings(source, backbone=BACKBONE, epochs=1))
@@ -129,7 +129,7 @@ def test_the_target_changes_the_features_and_the_schedule_of_others_is_as_it_was
     assert not torch.equal(first["conv1.0.weight"], second["conv1.0.weight"])
 
 
-def test_the_step_lists_the_target_and_counts_it(source: Dataset, target: Dataset, tmp_path: Path) -> None:
+def test_target_is_a_parent_and_in_the_fingerprint(source: Dataset, target: Dataset, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(publish, "_export_and_compare", lambda *_: (b"", "there is none. Of another one:"))
         models = [train(source, tmp_path), train(source, tmp_path, domain_adversarial=target.uri)]

@@ -94,7 +94,7 @@ def test_images_of_the_same_distribution_are_no_drift(weeks: Weeks) -> None:
     assert "no drift" in printed and "warning:" not in printed
 
 
-def test_without_a_champion_and_on_its_own_data_nothing_is_said(weeks: Weeks) -> None:
+def test_no_drift_is_reported_without_a_champion_or_on_its_own_data(weeks: Weeks) -> None:
     rows = make_rows(0, 30)
     assert weeks.check(weeks.snapshot("a0", rows)) == {}
     clean = weeks.crown(rows)
@@ -115,7 +115,7 @@ def test_drift_of_new_images_alone_is_reported(weeks: Weeks) -> None:
         weeks.check(dataset, stop_on_drift="new")
 
 
-def test_drift_of_the_whole_stops_until_it_is_accepted(weeks: Weeks) -> None:
+def test_drift_of_all_images_stops_until_it_is_accepted(weeks: Weeks) -> None:
     weeks.crown(FIRST_WEEK)
     dataset = weeks.snapshot("a2", FIRST_WEEK + make_rows(900, 900, dark=0.15))
     assert any(line.startswith("all 1,800 images: brightness") for line in weeks.check(dataset)["drift"])
@@ -166,7 +166,7 @@ def test_several_labels_an_image(weeks: Weeks) -> None:
     ("options", "left_out"),
     [({"equalize": "clahe"}, "measures"), ({"rare_classes": "drop"}, "classes"), ({"min_side": 8}, "")],
 )
-def test_what_other_options_make_incomparable_is_left_out(weeks: Weeks, options: dict[str, Any], left_out: str) -> None:
+def test_measures_changed_by_options_are_left_out(weeks: Weeks, options: dict[str, Any], left_out: str) -> None:
     weeks.crown(FIRST_WEEK)
     dataset = weeks.snapshot("a2", make_rows(900, 300, dark=0.3, label="cat"), config=CleanConfig(**options))
     lines = " ".join(weeks.check(dataset)["drift"])
@@ -196,7 +196,7 @@ def test_a_comparison_is_made_once(weeks: Weeks, monkeypatch: pytest.MonkeyPatch
     assert weeks.check(dataset, drift_warning=9.0, max_drift=9.0)["drift"] == []  # the rule is the run's
 
 
-def test_data_that_is_gone_is_said_and_stops_nothing(weeks: Weeks) -> None:
+def test_deleted_reference_data_is_reported_without_an_error(weeks: Weeks) -> None:
     clean = weeks.crown(FIRST_WEEK)
     dataset = weeks.snapshot("a2", FIRST_WEEK[:500])
     for part in Path(clean.uri).rglob("*.parquet"):

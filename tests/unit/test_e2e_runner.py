@@ -86,7 +86,7 @@ class World:
         return sorted(name for name in names if word in name)
 
     def left(self) -> list[str]:
-        """What the session has left: all but events and what was there before."""
+        """List objects that the session has left, without events and earlier objects."""
         kinds = ("workflows", "workflowtemplates", "cronworkflows", "rayjobs", "pods", "networkpolicies")
         return [name for kind in kinds for name in self.cluster.objects[kind] if name != "theirs"]
 
@@ -112,7 +112,7 @@ def outcomes(rows: dict[str, dict[str, Any]]) -> dict[str, str]:
 
 
 def check_all_passes(world: World, *only: str, **options: Any) -> dict[str, dict[str, Any]]:
-    """Everything passes but what needs GPUs, nothing stays, and what is somebody else's is not touched."""
+    """Assert that all scenarios pass but those for GPUs, nothing is left, and objects of others are untouched."""
     code, rows = world.run(*only, **options)
     assert [name for name, row in rows.items() if row["outcome"] == "failed"] == [], rows
     skipped = {name for name, row in rows.items() if row["outcome"] == "skipped"}
@@ -173,7 +173,7 @@ def test_every_scenario_of_argo_passes(world: World) -> None:
 
 @pytest.mark.proof
 def test_every_scenario_of_kubeflow_pipelines_passes(world: World) -> None:
-    """With the real `imagemill submit` and `schedule` and the SDK, which ask a server that speaks KFP's API."""
+    """The real `imagemill submit` and `schedule` and the SDK talk to a test server of KFP's API."""
     from e2e_kfp import KfpOnCluster
     from kfp_server import serving
 
@@ -203,8 +203,8 @@ def test_kfps_own_deadline_is_tried_where_it_has_one(world: World, version: str,
     assert ends in rows["kfp-gpu-absent"]["note"] and asked == (version == "2.16")
 
 
-def test_with_gpus_the_steps_ask_for_them(world: World) -> None:
-    """And not in the run that must do without."""
+def test_steps_request_gpus_where_the_cluster_has_them(world: World) -> None:
+    """The run without GPUs does not request them."""
     world.cluster.documents["/api/v1/nodes"] = {"items": [{"status": {"allocatable": {"nvidia.com/gpu": "2"}}}] * 3}
     rows = check_all_passes(world, "argo-gpu", "argo-cpu-only")
     assert rows["gpus"]["note"] == "6 of nvidia.com/gpu"
@@ -262,7 +262,7 @@ def test_a_pod_that_was_deleted_too_late_is_no_proof(world: World) -> None:
     assert len(world.tries("kill-steps")) == 3
 
 
-def test_a_step_that_ends_too_fast_is_tried_anew(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_step_that_ends_before_the_kill_is_tried_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first run waits for longer than the step works, the second does not; the first run's kills count."""
     targets = (kills.Target("download", ("download",), 0.0), kills.Target("clean", ("clean",), 1.0))
     monkeypatch.setitem(kills.TARGETS, "steps", targets)
@@ -287,7 +287,7 @@ def test_artifacts_that_outlive_their_workflow_are_found(world: World) -> None:
     assert not [file for file in (world.folder / "store").rglob("*") if file.is_file()]  # the runner deletes its own
 
 
-def test_what_a_run_leaves_behind_is_found(world: World) -> None:
+def test_leftovers_of_a_run_are_reported(world: World) -> None:
     world.play.faults.leaves_rayjob = True
     world.rayjobs()
     code, rows = world.run("argo-nothing-left", "argo-deleted")
@@ -336,7 +336,7 @@ def test_ctrl_c_cleans_up(world: World) -> None:
     assert rows["cleaning"]["outcome"] == "passed" and world.left() == []
 
 
-def test_an_image_that_cannot_be_pulled_is_told_at_once(world: World) -> None:
+def test_image_that_cannot_be_pulled_is_reported_at_once(world: World) -> None:
     world.play.faults.image_is_missing = "registry/ray"
     code, rows = world.run("images")
     assert code == 1 and "ImagePullBackOff: can't pull registry/ray@" in rows["images"]["note"]
@@ -427,7 +427,7 @@ def test_the_controllers_policy_is_read_and_changed_for_a_while(world: World, mo
 
 
 def services() -> dict[tuple[str, int], tuple[Peer, int]]:
-    """What the names lead to that the scenario of network policies tries; but for the internet, which is away."""
+    """Return the hosts that the scenario of network policies connects to, without the internet."""
     kubeflow = {"ml-pipeline.kubeflow.svc": ("ml-pipeline", 8888, 8888), "mysql.kubeflow.svc": ("mysql", 3306, 3306),
                 "ml-pipeline-ui.kubeflow.svc": ("ml-pipeline-ui", 80, 3000)}  # fmt: skip
     return {
@@ -440,7 +440,7 @@ def services() -> dict[tuple[str, int], tuple[Peer, int]]:
 
 @pytest.fixture
 def policed(world: World) -> World:
-    """With the network policies of k8s/overlays/kind and something that enforces them."""
+    """A world with enforced network policies of k8s/overlays/kind."""
     world.play.hosts = services()
     world.file.write_text(json.dumps({"images": IMAGES, "storage": {"endpoint": "http://seaweedfs.imagemill:8333"}}))
     for document in policies_of("kind"):

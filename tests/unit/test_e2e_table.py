@@ -30,7 +30,7 @@ def make_registry() -> Registry:
     return registry
 
 
-def test_the_table_says_all_in_lines_that_fit() -> None:
+def test_table_fits_the_terminal() -> None:
     lines = table.render(ROWS, 84.25, 80).splitlines()
     assert all(len(line) <= 80 for line in lines)
     assert lines[2].split() == ["argo-submit", "pass", "83.2", *ROWS[0].note.split()]
@@ -47,7 +47,7 @@ def test_an_empty_table() -> None:
     ("outcomes", "code"),
     [((PASSED,), 0), ((PASSED, SKIPPED), 0), ((PASSED, FAILED), 1), ((SKIPPED, SKIPPED), 1)],
 )
-def test_only_what_passed_is_a_success(outcomes: tuple[str, ...], code: int) -> None:
+def test_only_passed_scenarios_are_a_success(outcomes: tuple[str, ...], code: int) -> None:
     assert table.exit_code([Row(str(n), outcome, 0.0) for n, outcome in enumerate(outcomes)]) == code
 
 
@@ -86,7 +86,7 @@ def test_needs_come_first_and_names_once() -> None:
         registry.add(Scenario("new", "", lambda trial: None, ("later",)))
 
 
-def test_an_unmet_need_says_why() -> None:
+def test_unmet_requirements_have_a_reason() -> None:
     run = make_registry().scenarios["run"]
     rows = [Row("store", PASSED, 1.0), Row("argo", SKIPPED, 0.1, "none here")]
     assert unmet(run, rows) == "needs argo, which was skipped: none here"
@@ -106,7 +106,7 @@ def test_a_deadline_counts_down() -> None:
         deadline.check("the end")
 
 
-def test_every_scenario_of_the_issue_is_there_for_both_engines() -> None:
+def test_every_required_scenario_exists_for_both_engines() -> None:
     both = ["submit", "nothing-left", "clean-on-ray", "cpu-only", "gpu", "gpu-absent", "wrong-input", "deleted",
             "kill-steps", "kill-rayjob", "kill-ray-head", "lost-pod", "transient", "out-of-memory", "policies", "demo",
             "unchanged", "left-after-deletion", "other-policy", "second-week"]  # fmt: skip
@@ -120,7 +120,7 @@ PREFLIGHT = {"api", "pod-security", "secret", "images", "store", "dataset", "arg
              "kfp", "gpus"}  # fmt: skip
 
 
-def test_what_is_measured_runs_alone() -> None:
+def test_measured_scenarios_run_alone() -> None:
     alone = {name for name, scenario in REGISTRY.scenarios.items() if scenario.alone}
     measured = {"argo-demo", "argo-unchanged", "argo-resizing", "kfp-demo", "kfp-unchanged"}
     assert alone == measured | {"argo-other-policy", "kfp-other-policy"}  # which changes the cluster
@@ -153,7 +153,7 @@ def test_a_cluster_without_digests_or_with_a_folder_is_refused() -> None:
         for_tests(clusters.parse_cluster({"storage": {"workspace": "/data"}}), "abc123", full_pods=False)
 
 
-def test_without_kubeconfig_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_kubeconfig_is_reported(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.delenv("KUBECONFIG", raising=False)
     assert command.run(Options(suffix="abc123")) == 2
     assert "KUBECONFIG is not set" in capsys.readouterr().err

@@ -89,7 +89,7 @@ def test_canny_equals_that_of_opencv() -> None:
     assert compute_edges(picture, ("canny",), 20, 60).sum() > compute_edges(picture, ("canny",)).sum()
 
 
-def test_edges_come_in_the_order_they_are_named() -> None:
+def test_edge_channels_are_in_the_configured_order() -> None:
     picture = noise(40, 30, 1)
     both = compute_edges(picture, EDGES["both"])
     for at, name in enumerate(BOTH):
@@ -150,7 +150,7 @@ def test_a_geometry_survives_its_manifest(edges: str, color: str) -> None:
     assert Geometry.of(ImageSpec.from_dict(image, "here")) == geometry
 
 
-def test_a_manifest_from_before_there_were_edges_has_none() -> None:
+def test_manifest_of_an_earlier_release_has_no_edges() -> None:
     image = {"shape": [32, 32, 3], "dtype": "uint8", "color": "rgb", "mode": "crop", "mean": [0.5], "std": [0.5]}
     assert Geometry.of(ImageSpec.from_dict(image, "here")) == Geometry(32)
 
@@ -376,7 +376,7 @@ def test_channel_sums_of_finished_tasks_are_kept_after_a_kill(tmp_path: Path, mo
 
 
 @pytest.mark.usefixtures("without_ray")
-def test_a_record_without_sums_is_made_again_where_they_are_wanted(tmp_path: Path) -> None:
+def test_record_without_channel_sums_is_built_again_if_needed(tmp_path: Path) -> None:
     clean = clean_dataset(tmp_path, "rgb", {"train": 4})
     tensors = resized(clean, normalization="dataset")
     expected = tensors.manifest.image

@@ -66,7 +66,7 @@ def chain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def tables(dataset: Dataset, split: str) -> pa.Table:
-    """By pyarrow alone."""
+    """Read a split by pyarrow alone."""
     return pa.concat_tables([pq.read_table(dataset.locate(file)) for file in dataset.files("data", split)])
 
 
@@ -75,7 +75,7 @@ def by_pillow(data: bytes) -> Pixels:
     return pixels.reshape(*pixels.shape[:2], -1)
 
 
-def test_others_read_what_is_stored(chain: Chain) -> None:
+def test_stored_jpegs_are_readable_by_other_libraries(chain: Chain) -> None:
     gray = chain.clean.manifest.image.color == "gray"
     channels, total, errors = 1 if gray else 3, 0, []
     assert chain.jpeg.manifest.image == replace(chain.raw.manifest.image, encoding="jpeg")
@@ -153,7 +153,7 @@ def coloured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chain]:
         yield chain_of(tmp_path_factory.mktemp("coloured"), "rgb", "420")
 
 
-def test_quality_and_subsampling_decide_the_size_and_nothing_else(coloured: Chain) -> None:
+def test_quality_and_subsampling_change_the_size_only(coloured: Chain) -> None:
     def stored(**options: Any) -> Dataset:
         return resized(coloured.workspace, coloured.clean, image_size=SIZE, encoding="jpeg", **options)
 
@@ -170,7 +170,7 @@ def test_the_same_images_give_the_same_bytes(coloured: Chain, tmp_path: Path) ->
     assert repeated.fingerprint == coloured.jpeg.fingerprint
 
 
-def test_jpeg_with_a_margin_is_read_with_it(coloured: Chain) -> None:
+def test_jpeg_with_a_stored_margin_is_read_with_the_margin(coloured: Chain) -> None:
     stored = resized(coloured.workspace, coloured.clean, image_size=40, store_size=44, encoding="jpeg")
     (first, *_) = iter_batches(stored, "train", 8)
     assert first.images.shape == (8, 44, 44, 3)
@@ -178,7 +178,7 @@ def test_jpeg_with_a_margin_is_read_with_it(coloured: Chain) -> None:
 
 
 @pytest.mark.parametrize("color", ["lab", "ycbcr"])
-def test_what_a_jpeg_can_not_hold_is_refused(color: str, tmp_path: Path) -> None:
+def test_unsupported_jpeg_tensors_are_rejected(color: str, tmp_path: Path) -> None:
     workspace = Workspace.open(str(tmp_path))
     clean = clean_photos(workspace, color, {"train": 2})
     with pytest.raises(UserError, match=f"^encoding: expected raw with this colour.*jpeg with {color}"):
@@ -215,7 +215,7 @@ def test_estimate_logs_size_and_rate_of_both_encodings(chain: Chain) -> None:
     assert log_estimate(chain.clean)[1].endswith("chosen: raw")
 
 
-def test_the_link_is_what_limits_raw_pixels(coloured: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_link_limits_the_rate_of_raw_pixels(coloured: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_measure_rate", lambda images, image: 30_000 if image.encoding == "raw" else 4_900)
     raw, jpeg = log_estimate(coloured.clean, image_size=224)
     assert raw == "raw: 6.3 MB, read at about 30,000 images/s from memory, 660/s over a 100 MB/s link"
@@ -232,7 +232,7 @@ def test_every_geometry_is_estimated(options: dict[str, Any], coloured: Chain) -
     assert match and abs(float(match[1]) * 1000 / stored.manifest.totals.bytes - 1) < 0.1
 
 
-def test_where_jpeg_can_not_be_one_line_says_so(tmp_path: Path, coloured: Chain) -> None:
+def test_estimate_without_jpeg_has_one_line(tmp_path: Path, coloured: Chain) -> None:
     (line,) = log_estimate(coloured.clean, edges="both")
     assert line.startswith("raw: ") and line.endswith("; edges can't be kept as JPEG")
     lab = clean_photos(Workspace.open(str(tmp_path)), "lab", {"train": 2})

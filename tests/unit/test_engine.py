@@ -46,7 +46,7 @@ def test_threads_do_every_task_once(values: list[int], number: int) -> None:
     assert all(result["product"] == 3 * task.value for task, result in results)
 
 
-def test_processes_do_every_task_once_and_new_arguments_reach_them() -> None:
+def test_processes_run_every_task_once_with_new_arguments() -> None:
     with Processes("clean", 3) as executor:
         for factor in (3, 5):
             numbers = [Number(v) for v in range(40)]

@@ -30,7 +30,7 @@ def assert_safe(name: str) -> None:
 @example("../../x", 0, False)
 @example("con.tar.gz", 0, False)
 @example("x" * 300, 0, False)
-def test_a_file_name_is_safe_whatever_the_id(image_id: str, copy: int, taken: bool) -> None:
+def test_file_names_are_safe_for_every_id(image_id: str, copy: int, taken: bool) -> None:
     assert_safe(names.make_image_name(image_id, copy, taken))
 
 

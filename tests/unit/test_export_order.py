@@ -19,7 +19,7 @@ from imagemill.components.export.samples import index_split, partition, read_in_
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """One split of several files, as clean writes many."""
+    """A split of several files, as clean writes many."""
     uri = str(tmp_path_factory.mktemp("order") / "clean" / "01")
     drafts = [
         cleaned.draft(uri, [Row(f"{part}-{n}.jpg") for n in range(40)], row_group_rows=5).manifest for part in range(4)

@@ -1,4 +1,4 @@
-"""Where an export goes: once, whole, and never over anything else."""
+"""Output folders of exports: written once, completely, and never over other files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def source(tmp_path: Path) -> Dataset:
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_a_second_run_finds_it_and_another_place_gets_the_same_bytes(
+def test_second_run_is_cached_and_another_folder_gets_the_same_bytes(
     source: Dataset, tmp_path: Path, form: str
 ) -> None:
     first = exports.run(source, form, tmp_path / "one", 4000)
@@ -74,7 +74,7 @@ def interrupt(*args: object) -> None:
     raise KeyboardInterrupt
 
 
-def test_a_place_that_holds_something_else_is_left_alone(source: Dataset, tmp_path: Path) -> None:
+def test_folder_with_other_files_is_rejected(source: Dataset, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("dear")
     with pytest.raises(UserError, match=r"--output: expected an empty place.*thesis\.txt"):
@@ -134,7 +134,7 @@ def test_pixels_that_are_no_picture_are_refused_by_picture_formats(
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_no_dataset_of_images_is_refused(tmp_path: Path) -> None:
+def test_datasets_without_images_are_rejected(tmp_path: Path) -> None:
     uri = str(tmp_path / "model" / "01")
     commit(uri, Manifest("model", "01"))
     with pytest.raises(UserError, match=r"a clean or tensors dataset, found .* of kind model"):

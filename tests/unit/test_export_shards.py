@@ -97,7 +97,7 @@ def test_webdataset_reads_tensors_pixel_by_pixel(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("channels", "color"), [(5, "rgb"), (3, "lab")])
-def test_webdataset_reads_what_is_no_picture_as_arrays(tmp_path: Path, channels: int, color: str) -> None:
+def test_webdataset_reads_raw_tensors_as_arrays(tmp_path: Path, channels: int, color: str) -> None:
     shape = (8, 8, channels)
     source = exports.tensors(str(tmp_path / "tensors" / "01"), shape, color=color, edges=["sobel"])
     exports.run(source, "webdataset", tmp_path / "out")

@@ -117,7 +117,7 @@ names = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
     st.dictionaries(names.map("t:{}".format), st.lists(st.binary(max_size=300), max_size=3), max_size=4),
     st.dictionaries(names.map("n:{}".format), st.lists(st.integers(-(2**63), 2**63 - 1), max_size=5), max_size=4),
 )
-def test_any_example_means_what_it_should_to_protobuf(
+def test_protobuf_parses_every_example(
     message: Any, texts: dict[str, list[bytes]], numbers: dict[str, list[int]]
 ) -> None:
     assert parse_example(message, serialize_example(texts, numbers)) == texts | numbers
@@ -155,7 +155,7 @@ AGAIN = {"alpha.png", "turned.jpg", "cmyk.jpg", "deep.png", "one.gif", "one.bmp"
 
 
 @pytest.mark.parametrize(("name", "plain"), [(name, name not in AGAIN) for name in sorted(exports.odd_files())])
-def test_what_tensorflow_reads_alike(name: str, plain: bool) -> None:
+def test_tensorflow_reads_the_records(name: str, plain: bool) -> None:
     assert (read_plain_shape(exports.odd_files()[name]) is not None) == plain
 
 

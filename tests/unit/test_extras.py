@@ -28,7 +28,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_command_names_the_extra_that_it_needs(name: str, folder: Path) -> None:
+def test_command_names_the_missing_extra(name: str, folder: Path) -> None:
     module, arguments, message = COMMANDS[name]
     message.check(run_without(MODULES, module, arguments, folder))
     assert [path.name for path in folder.iterdir()] == ["cluster.yaml"], "it left something behind"
@@ -44,7 +44,7 @@ def test_help_needs_no_extra(command: str, tmp_path: Path) -> None:
 
 
 def test_run_checks_the_extras_of_all_steps_first(tmp_path: Path) -> None:
-    """Not when download and clean have worked already."""
+    """The run fails before download and clean do their work."""
     process = run_without(["cleanlab"], CLI, ["run", "--json"], tmp_path)
     assert process.returncode == 2 and '"status": "failed"' in process.stdout.splitlines()[-1]
     assert "imagemill run needs cleanlab: pip install 'imagemill[all]'" in process.stderr
@@ -62,7 +62,7 @@ def test_download_and_inspect_need_no_extra(tmp_path: Path) -> None:
     assert inspected.returncode == 0 and "60" in inspected.stdout, inspected.stderr
 
 
-def test_what_only_some_uses_need_is_named_when_it_is_missed(folder: Path) -> None:
+def test_extras_of_single_options_are_named_when_missing(folder: Path) -> None:
     """kfp-kubernetes is a package of its own within kfp's."""
     arguments = ["compile", "--target", "kfp", *CLUSTER, "-o", "a.yaml"]
     Message("compile", "kfp-kubernetes", "pipelines").check(run_without(["kfp.kubernetes"], CLI, arguments, folder))
@@ -103,7 +103,7 @@ def test_extras_install_the_modules(module: str) -> None:
 
 
 @pytest.mark.parametrize("step", ALL_STEPS)
-def test_the_image_of_a_step_has_what_the_step_needs(step: str) -> None:
+def test_image_of_a_step_has_its_required_modules(step: str) -> None:
     lock = (ROOT / "docker" / f"{STEP_IMAGES[step]}.lock").read_text()
     locked = {canonical(name) for name in re.findall(r"^([\w.-]+)(?:\[[^]]*\])?==", lock, re.M)}
     for module in ALL_STEPS[step].needs:

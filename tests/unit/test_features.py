@@ -118,7 +118,7 @@ def test_of_many_images_the_first_files_are_taken(tmp_path: Path, monkeypatch: p
     assert batches == 2 and features.manifest.totals.by_split == {"train": 40, "val": 10}
 
 
-def test_whose_features_they_are(tmp_path: Path) -> None:
+def test_features_are_identified_by_backbone_and_weights(tmp_path: Path) -> None:
     tensors = make_tensors(tmp_path)
     config = settings(tensors, weights="IMAGENET1K_V1", backbone="resnet18")
     assert identify_features(config, tensors.manifest) == {"backbone": "resnet18", "weights": "IMAGENET1K_V1"}

@@ -34,7 +34,7 @@ CONFIG = {"device": "cpu", "train": {"batch_size": 8}}
 
 
 def run_by_kfp(folder: Path, run: str, pod: str = "a-pod", **arguments: Any) -> tuple[bool, Path]:
-    """Whether the cluster's pipeline succeeded in KFP's SubprocessRunner, and the folder of its artifacts. `pod`: the
+    """Run the cluster's pipeline in KFP's SubprocessRunner; return success and the folder of its artifacts. `pod`: the
     name that the settings of the pods, which that runner has not, would tell."""
     from kfp import local
 
@@ -80,7 +80,7 @@ def succeeded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, 
     yield folder / "work", artifacts
 
 
-def test_a_run_that_succeeded_is_told_in_one_page(succeeded: tuple[Path, Path]) -> None:
+def test_summary_of_a_successful_run(succeeded: tuple[Path, Path]) -> None:
     workspace, artifacts = succeeded
     text = (artifacts / "finish" / "summary").read_text()
     assert text == (workspace / "runs" / "good" / SUMMARY).read_text()
@@ -125,7 +125,7 @@ def test_artifacts_have_metadata_of_their_datasets(succeeded: tuple[Path, Path])
 
 
 def test_each_steps_record_is_in_its_metadata(succeeded: tuple[Path, Path]) -> None:
-    """What `imagemill runs` reads where nobody has keys of the store."""
+    """`imagemill runs` reads them where the user has no keys of the store."""
     workspace, artifacts = succeeded
     recorded = Workspace(str(workspace)).step_records("good")
     records_by_step = {
@@ -153,7 +153,7 @@ def tensors_uri(artifacts: Path) -> str:
     return str(read_executor_output(artifacts, "resize")["manifest"]["uri"])
 
 
-def test_metadata_is_what_kubeflow_can_store(succeeded: tuple[Path, Path]) -> None:
+def test_metadata_has_types_that_kubeflow_can_store(succeeded: tuple[Path, Path]) -> None:
     """A protobuf Struct: no null, no NaN, no other types."""
     from google.protobuf import json_format, struct_pb2
 
@@ -190,10 +190,10 @@ def test_server_that_ignores_pod_settings_is_an_error_of_the_first_step(tmp_path
 
 
 @pytest.mark.parametrize("workspace", ["./work", "/scratch/work", "~/work"])
-def test_where_machines_share_no_folder_none_is_a_workspace(
+def test_local_workspace_is_rejected_on_a_cluster(
     workspace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As the form of a pipeline in a cluster lets it be typed: not after all has been downloaded into one pod."""
+    """A cluster's form accepts any text: the error comes before the download into one pod."""
     monkeypatch.setenv("IMAGEMILL_WORKSPACES", "s3")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
@@ -233,7 +233,7 @@ def test_drift_is_in_the_summary() -> None:
     assert "Drift" not in render_summary(RunSummary("r", "w", {"clean": record(metrics={"drift": []})}))
 
 
-def test_while_the_run_goes_on_nothing_is_lost() -> None:
+def test_steps_of_a_running_run_are_not_reported_as_lost() -> None:
     assert RunSummary("r", "w", {"download": record()}).failed_at == ""
 
 
@@ -259,7 +259,7 @@ def test_unreadable_workspace_is_reported_without_an_error(tmp_path: Path) -> No
     )
 
 
-def test_a_cluster_that_does_not_answer_is_said_and_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_cluster_is_reported_without_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
@@ -270,7 +270,7 @@ def test_a_cluster_that_does_not_answer_is_said_and_no_error(tmp_path: Path, mon
     assert "## Cleaned up\n\nWhat the run may have left could not be looked for: " in text and "Error:" not in text
 
 
-def test_a_cluster_of_another_imagemill_is_said_and_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cluster_file_of_another_release_is_reported_without_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(CLUSTER_VARIABLE, '{"nosuch": 1}')
     finish(str(tmp_path / "work"), "r", "SUCCEEDED", str(tmp_path / "summary"))
     text = (tmp_path / "summary").read_text()
@@ -290,7 +290,7 @@ def test_the_address_of_the_cluster_is_the_default_of_a_run() -> None:
 
 
 def test_modules_of_kfp_components_import_nothing_heavy() -> None:
-    """In the images, where the launcher's has no Ray and none needs KFP's compiler."""
+    """The launcher's image has no Ray, and no image needs KFP's compiler."""
     code = (
         "import sys\n"
         "from imagemill.pipelines import finish\n"

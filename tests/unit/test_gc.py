@@ -97,8 +97,8 @@ def test_champions_are_kept(workspace: Workspace, capsys: pytest.CaptureFixture[
     assert set(datasets_of(workspace)) == remaining - deleted_paths
 
 
-def test_what_a_kept_dataset_was_made_from_stays(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
-    """Also the model that a training started from, and the evaluation of a kept model on a kept dataset."""
+def test_ancestors_of_kept_datasets_are_kept(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    """The model that a training started from and evaluations of kept models on kept datasets stay, too."""
     weeks = [make_week(workspace, week) for week in range(3)]
     start = {"model": workspace.relative(weeks[0]["model"].uri), "weights_sha256": "0" * 64, "promotion": 1}
     model = make(workspace, "model", 9, [weeks[2]["tensors"]], start=start)
@@ -112,7 +112,7 @@ def test_what_a_kept_dataset_was_made_from_stays(workspace: Workspace, capsys: p
     assert kept_reasons(facts)[paths_of(compared).pop()] == ["of a kept model on kept images"]
 
 
-def test_what_is_young_stays(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+def test_recent_files_are_kept(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     old, young, newest = (make_week(workspace, week)["raw"] for week in range(3))
     age(workspace, 2)
     age(workspace, 0.9, *paths_of(young))
@@ -135,7 +135,7 @@ def test_the_results_of_a_young_run_stay(workspace: Workspace, capsys: pytest.Ca
     assert paths_of(*weeks[0].values()) <= goes(gc(workspace, capsys, "--keep-last", "1"))
 
 
-def test_a_file_that_a_kept_dataset_lists_stays_wherever_it_lies(
+def test_files_of_kept_datasets_are_kept_in_every_folder(
     workspace: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = make(workspace, "tensors", 1, own=("a", "b", "c"))
@@ -166,7 +166,7 @@ def write_record(workspace: Workspace, pool: str, key: str, *files: str) -> str:
 
 
 def test_work_records_are_deleted_with_their_files(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of a sequence in raw all, since a retry goes on from the first; in clean those none of whose files is left."""
+    """All records of a sequence in raw are deleted; in clean those whose files are all deleted."""
     old, new = make_week(workspace, 0), make_week(workspace, 5)
     raw_going, raw_staying = (d["raw"].manifest.files[0].uri.rpartition("/")[2] for d in (old, new))
     going, staying = (d["clean"].manifest.files[1].uri.rpartition("/")[2] for d in (old, new))
@@ -256,7 +256,7 @@ def test_a_place_that_is_no_workspace_is_refused(tmp_path: Path, capsys: pytest.
 
 
 @pytest.mark.parametrize("data", [b"{", b"[]", b'{"format": "imagemill", "version": 2, "kind": "raw"}'])
-def test_a_manifest_that_is_not_understood_stops_it(
+def test_unreadable_manifest_stops_the_deletion(
     data: bytes, workspace: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for week in range(6):
@@ -288,7 +288,7 @@ def test_ages() -> None:
     assert [parse_age(text) for text in ("0", "90m", "36h", "7d")] == [0, 5400, 129_600, 604_800]
 
 
-def test_the_text_names_what_stays_and_what_goes(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+def test_text_lists_kept_and_deleted_datasets(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     weeks = [make_week(workspace, week) for week in range(3)]
     workspace.store.put(workspace.at("a\x1b[31m.txt"), b"1234")
     age(workspace, 2)
@@ -322,7 +322,7 @@ def check_order(workspace: Workspace) -> None:
             assert f"{record['raw']}/_manifest.json" in files
 
 
-def test_whenever_it_is_interrupted_nothing_points_to_what_is_gone(
+def test_interrupted_deletion_leaves_no_dangling_references(
     workspace: Workspace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for week in range(4):
@@ -365,19 +365,19 @@ STEPS = st.lists(
 
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(STEPS, st.integers(1, 3))
-def test_after_any_history_what_is_kept_is_whole(history: list[tuple[str, str, int]], keep_last: int) -> None:
+def test_kept_datasets_are_intact_after_any_history(history: list[tuple[str, str, int]], keep_last: int) -> None:
     check_history(history, keep_last)
 
 
 @pytest.mark.proof
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(STEPS, st.integers(1, 3))
-def test_after_many_histories_what_is_kept_is_whole(history: list[tuple[str, str, int]], keep_last: int) -> None:
+def test_kept_datasets_are_intact_after_many_histories(history: list[tuple[str, str, int]], keep_last: int) -> None:
     check_history(history, keep_last)
 
 
 def check_history(history: list[tuple[str, str, int]], keep_last: int) -> None:
-    """Nothing but what was listed goes, of what was kept nothing is missing, and a second time finds nothing."""
+    """Assert that only listed garbage is deleted, kept datasets are intact, and a second run finds nothing."""
     with tempfile.TemporaryDirectory() as folder:
         workspace = Workspace.open(f"{folder}/mill")
         workspace.store.put(workspace.at("notes.txt"), b"mine")
@@ -432,7 +432,7 @@ def test_a_model_of_another_workspace_is_no_reference(workspace: Workspace, tmp_
     assert set(garbage.retention.reasons) == paths_of(model) and snapshot.references == ()
 
 
-def test_a_broken_record_stops_it(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+def test_broken_record_stops_the_deletion(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     make_week(workspace, 0)
     workspace.store.put(workspace.at("names", "weekly", "latest", "raw.json"), b"{")
     assert main(["gc", "--workspace", workspace.uri, "--delete"]) == 1

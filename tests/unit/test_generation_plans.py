@@ -1,4 +1,4 @@
-"""What earlier tensors are continued: by the same config, by every process alike, and until much has been added."""
+"""Choice of the earlier tensors that are continued: same config, same choice in every process, limited additions."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.usefixtures("small_shards")
 @pytest.mark.parametrize(
     "change", ["size", "rerun", "damaged", "clean_gone", "clean_pixels", "name", "no_entries", "clean_file_gone"]
 )
-def test_what_can_not_be_continued_is_built(workspace: Workspace, change: str, tmp_path: Path) -> None:
+def test_tensors_that_cannot_be_continued_are_built(workspace: Workspace, change: str, tmp_path: Path) -> None:
     photos = several(40)
     clean = clean_of(workspace, photos)
     first = resized(clean)
@@ -125,7 +125,7 @@ def test_retry_uses_the_plan_of_the_first_attempt(workspace: Workspace, monkeypa
 
 
 def test_concurrent_plans_are_equal(workspace: Workspace) -> None:
-    """And one in another pod, by the record of the first."""
+    """Another pod reads the plan from the record of the first."""
     photos = several(40)
     resized(clean_of(workspace, photos))
     grown_clean = clean_of(workspace, photos | several(3, "new"))
@@ -145,7 +145,7 @@ def test_concurrent_plans_are_equal(workspace: Workspace) -> None:
     }
 
 
-def test_tensors_that_lost_their_own_files_get_them_back(workspace: Workspace) -> None:
+def test_tensors_with_lost_files_are_repaired(workspace: Workspace) -> None:
     photos = several(40)
     resized(clean_of(workspace, photos))
     grown_clean = clean_of(workspace, photos | several(3, "new"))
@@ -160,7 +160,7 @@ def test_tensors_that_lost_their_own_files_get_them_back(workspace: Workspace) -
 
 
 def test_the_work_is_estimated_by_the_files_that_are_new(workspace: Workspace) -> None:
-    """By which a cluster decides between a pod and a RayJob."""
+    """The estimate decides between a pod and a RayJob."""
 
     def estimate(photos: grown.Photos) -> tuple[int, int]:
         clean = clean_of(workspace, photos, buckets=20)
@@ -177,10 +177,10 @@ def test_the_work_is_estimated_by_the_files_that_are_new(workspace: Workspace) -
     assert estimate(photos | several(40, "many")) == (100, 100), "all is built again"
 
 
-def test_a_ray_job_continues_what_the_pod_that_planned_it_saw(
+def test_ray_job_continues_the_tensors_chosen_by_the_pod(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By its own command line, in a process of its own, though other tensors were made meanwhile."""
+    """The job runs its command line in another process, though other tensors were made meanwhile."""
     photos = several(60)
     first = resized(clean_of(workspace, photos, buckets=20))
     grown_clean = clean_of(workspace, photos | several(3, "new"), buckets=20)
@@ -219,7 +219,7 @@ def parse_job_config(words: list[str], monkeypatch: pytest.MonkeyPatch) -> Resiz
 def test_new_rows_that_lie_amid_others_are_merged_like_any(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where there are so many that to read them a few at a time would take longer."""
+    """There are so many that reading them a few at a time would take longer."""
     monkeypatch.setattr(tasks, "MIN_BYTES_TO_MERGE", 0)
     monkeypatch.setattr(tasks, "MIN_FAN_IN", 2)
     monkeypatch.setattr(tasks, "MAX_READ_AMPLIFICATION", 0.5)

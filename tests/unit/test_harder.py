@@ -12,7 +12,7 @@ import pytest
 from imagemill.components.download.demo import CLASSES, DemoFile, draw, plan
 
 
-def test_there_are_more_than_400_in_all_classes() -> None:
+def test_more_than_400_test_images_cover_all_classes() -> None:
     pictures = harder.sound_pictures(4, 0)
     assert len(pictures) == 472
     assert min(Counter(p.label for _, p in pictures).values()) > 40 and {p.label for _, p in pictures} == set(CLASSES)

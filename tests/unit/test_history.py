@@ -1,4 +1,4 @@
-"""What is kept of a training's course: Parquet, TensorBoard's files, and a sentence where the curves are plain."""
+"""The stored history of a training: Parquet, TensorBoard events, and a diagnosis of clear curves."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_no_events_are_written_without_a_uri(tmp_path: Path) -> None:
         assert events is None
 
 
-def test_events_on_s3_are_there_after_each_epoch(s3_workspace: str, tmp_path: Path) -> None:
+def test_events_on_s3_are_written_after_each_epoch(s3_workspace: str, tmp_path: Path) -> None:
     uri = f"{s3_workspace}/runs/r/tensorboard"
     events = EventFile(uri, 0)
     for step in (1, 2):
@@ -150,7 +150,7 @@ def test_curves_are_diagnosed_only_where_they_are_clear(
     assert (expected in diagnosis) if expected else not diagnosis
 
 
-def test_the_recipe_in_words_says_what_is_on_and_nothing_else(tensors: Dataset) -> None:
+def test_recipe_description_lists_enabled_options_only(tensors: Dataset) -> None:
     plain = "\n".join(describe_recipe(settings(tensors, label_smoothing=0.0, epochs=7, learning_rate=0.001)))
     assert "recipe plain: 7 epochs in batches of 8, adamw with a learning rate of 0.001" in plain
     assert "regularization: none" in plain and "augmentation: crops of 0.6 to 1 of the area, flips" in plain

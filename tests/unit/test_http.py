@@ -32,7 +32,7 @@ SECRETS = ("s3cr3t-user", "s3cr3t-pass", "s3cr3t-token")
 
 @dataclass
 class Behaviour:
-    """What the server does: it breaks connections after `breaks[0]`, `breaks[1]`, … bytes of body, then no more."""
+    """Behaviour of the server: it breaks connections after `breaks[0]`, `breaks[1]`, … bytes of body, then no more."""
 
     files: dict[str, bytes] = field(default_factory=dict)
     ranges: bool = True
@@ -154,7 +154,7 @@ def test_broken_connections_are_resumed_and_the_data_is_the_same(
     assert len(behaviour.requests) == 5
 
 
-def test_a_resumed_transfer_asks_only_for_what_is_missing(server: Server) -> None:
+def test_resumed_transfer_requests_the_missing_range_only(server: Server) -> None:
     behaviour, base = server
     behaviour.breaks = [300_000]
     assert read(f"{base}/file") == BODY
@@ -209,7 +209,7 @@ def test_a_server_error_is_tried_again(server: Server) -> None:
     assert read(f"{base}/file") == BODY
 
 
-def test_nobody_listening_is_transient(server: Server) -> None:
+def test_refused_connection_is_a_transient_error(server: Server) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         with pytest.raises(TransientError, match="no answer"):
@@ -241,7 +241,7 @@ def test_content_encoding_is_decoded_in_small_files_only(server: Server) -> None
     assert fetch(f"{base}/file", 10**7) == BODY
 
 
-def test_fetch_is_none_for_what_is_not_there_and_bounded_for_what_is(server: Server) -> None:
+def test_fetch_returns_none_for_missing_files_and_limits_the_size(server: Server) -> None:
     _, base = server
     assert fetch(f"{base}/nothing", 10) is None
     assert fetch(f"{base}/file", len(BODY)) == BODY

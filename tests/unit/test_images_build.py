@@ -36,7 +36,7 @@ def checkout(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["docker/Dockerfile", "docker/cpu.lock", "components/a.py", "pipelines/b/new.html.j2"])
-def test_what_an_image_is_made_from_changes_its_hash(checkout: Path, name: str) -> None:
+def test_input_files_change_the_hash_of_an_image(checkout: Path, name: str) -> None:
     before = hash_inputs(BuildOptions(checkout), "cpu")
     assert before == hash_inputs(BuildOptions(checkout), "cpu") and len(before) == 16
     with (checkout / name).open("a") as file:
@@ -50,7 +50,7 @@ def test_a_moved_file_changes_the_hash(checkout: Path) -> None:
     assert hash_inputs(BuildOptions(checkout), "cpu") != before
 
 
-def test_what_no_image_is_made_from_does_not(checkout: Path) -> None:
+def test_other_files_do_not_change_the_hash(checkout: Path) -> None:
     before = hash_inputs(BuildOptions(checkout), "cpu")
     for name in (
         "components/__pycache__/a.pyc",
@@ -90,7 +90,7 @@ def test_each_target_has_its_own_inputs(checkout: Path) -> None:
     assert hash_inputs(BuildOptions(checkout, base_image="other:1"), "cpu") != before[0]
 
 
-def test_the_words_for_docker(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arguments_of_docker_build(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://user:password@proxy.example:3128")
     options = BuildOptions(checkout, "base:1", "https://index.example/cpu", "host", rebuild=True)
     words = make_command(
@@ -149,7 +149,7 @@ PROGRESS = """\
 """
 
 
-def test_progress_says_what_takes_long(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_shows_the_running_build_step(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_build, "_PROGRESS_INTERVAL_S", 0.0)
     log = io.StringIO()
     last = follow_build(io.StringIO(PROGRESS), log, "cpu")
@@ -225,7 +225,7 @@ def test_the_docker_that_has_buildkit_is_taken(tmp_path: Path, monkeypatch: pyte
     assert find_cli() == chosen
 
 
-def test_without_docker_or_buildkit_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_docker_or_buildkit_is_reported_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="install Docker"):
         find_cli()

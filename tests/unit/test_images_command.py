@@ -215,7 +215,7 @@ def test_missing_docker_engine_is_reported_with_a_remedy(
 def test_lost_connection_to_the_engine_is_transient(
     lost: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also after the build, which is not ours here."""
+    """This holds after the build, too."""
     monkeypatch.setattr(images, "run_build", lambda arguments, target: None)
     monkeypatch.setattr(images, "find_cli", lambda: "docker")
     with docker_api.serving() as engine:

@@ -1,4 +1,4 @@
-"""What the decoder refuses: bombs, truncated files, garbage; and what it keeps in spite of a warning."""
+"""Images that the decoder rejects: bombs, truncated files, garbage; and those kept with a warning."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_a_bomb_is_refused_by_what_it_declares(kind: str) -> None:
+def test_decompression_bomb_is_rejected_by_its_header(kind: str) -> None:
     assert len(BOMBS[kind]) < 2_000
     decode(saved(picture("L"), kind))  # plugins are loaded
     started = time.thread_time()  # of work: a busy machine lets one wait
@@ -76,7 +76,7 @@ def test_a_bomb_is_refused_by_what_it_declares(kind: str) -> None:
 
 
 def test_decompression_bombs_are_rejected_without_allocating_their_pixels() -> None:
-    """In a process that may not grow by more than 200 MB."""
+    """The process may not grow by more than 200 MB."""
     code = (
         "import resource, sys\n"
         "from imagemill.components.imaging.decoder import ImageRejected, decode\n"
@@ -122,7 +122,7 @@ def test_truncated_files_are_rejected(kind: str, percent: int) -> None:
         assert reason(cut) in ("corrupt", "not_an_image")
 
 
-def test_a_jpeg_that_pillow_decodes_in_spite_of_a_warning_is_kept_with_it() -> None:
+def test_jpeg_that_pillow_decodes_with_a_warning_is_kept_with_the_warning() -> None:
     data = saved(picture("RGB", 120, 90), "JPEG")
     offset = data.index(b"\xff\xda")  # start of scan: bytes between two segments draw "extraneous bytes before marker"
     decoded = decode(data[:offset] + b"\x00" * 7 + data[offset:])
@@ -151,7 +151,7 @@ def test_lenient_decoding_keeps_the_rows_before_a_truncation() -> None:
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_rejections_have_the_same_message_each_time(kind: str) -> None:
-    """They are stored: an object's address among them would make other bytes of the same input."""
+    """Messages are stored: an object's address would change the dataset's bytes."""
     original = saved(picture(), kind)
     for data in (original[:20], original[:8] + b"\xff" * 40, original[: len(original) // 3]):
         messages = set()

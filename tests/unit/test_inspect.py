@@ -147,14 +147,14 @@ def test_an_evaluation_names_the_hardest_classes_first(tmp_path: Path, capsys: p
 
 
 @pytest.mark.parametrize("kind", ["raw", "clean", "tensors", "features", "model", "evaluation"])
-def test_a_manifest_that_says_little_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
+def test_minimal_manifest_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
     extra = {"extra": {"found": NONE_FOUND}} if kind == "clean" else {}
     dataset = commit_dataset(tmp_path, kind, classes=(), files=(), **extra)
     assert f"dataset · {kind} · 00000000000000aa" in printed(capsys, dataset.uri)
     assert json.loads(printed(capsys, dataset.uri, "--json"))["kind"] == kind
 
 
-def test_what_is_no_dataset_is_the_users_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_paths_without_a_dataset_are_user_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file.txt").write_text("text")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "_manifest.json").write_text("{")
@@ -175,7 +175,7 @@ def test_what_is_no_dataset_is_the_users_error(tmp_path: Path, capsys: pytest.Ca
     assert "DATASET (see imagemill inspect --help)" in refused(capsys) and "--jsn" in refused(capsys, "x", "--jsn")
 
 
-def test_a_workspace_is_told_from_a_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_workspace_is_distinguished_from_a_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     workspace = Workspace.open(str(tmp_path))
     assert "(this is a workspace, with none in it)" in refused(capsys, str(tmp_path))
     dataset = toy(str(tmp_path))
@@ -183,7 +183,7 @@ def test_a_workspace_is_told_from_a_dataset(tmp_path: Path, capsys: pytest.Captu
     assert f"(this is a workspace; in it: {dataset.uri})" in refused(capsys, str(tmp_path))
 
 
-def test_a_lost_file_is_said_and_is_not_the_users_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lost_file_is_reported_and_no_user_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dataset = toy(str(tmp_path))
     Path(dataset.locate(dataset.files("rejected")[0])).unlink()
     assert main(["inspect", dataset.uri]) == 1

@@ -157,7 +157,7 @@ VARIANTS = PLAIN_ONES | PILLOWS
 
 
 def decode_outcome(data: bytes, color: str, strict: bool, min_side: int) -> tuple[Any, ...]:
-    """Everything that decode says."""
+    """Return the reason of a rejection, or all fields of the decoded image."""
     try:
         enough = keep_min_side(min_side) if min_side else None
         decoded = decode(data, color, lenient=None if strict else LenientDecoding(enough), limits=LIMITS)

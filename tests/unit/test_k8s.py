@@ -130,12 +130,12 @@ def test_rendered_overlays_equal_golden_files(name: str) -> None:
     manifests.check_golden(f"k8s-{name}.yaml", manifests.dumped(*documents, sort_keys=True))
 
 
-def test_the_pipeline_is_what_compile_gives(base: Cluster, tmp_path: Path) -> None:
+def test_stored_pipeline_equals_the_compiled_one(base: Cluster, tmp_path: Path) -> None:
     compile_argo(resolve_parameters({}), tmp_path / "pipeline.yaml", base)
     manifests.check_golden(str(K8S / "base" / "pipeline.yaml"), (tmp_path / "pipeline.yaml").read_text())
 
 
-def test_the_schedule_waits_until_it_is_wanted(kind: list[Json]) -> None:
+def test_schedule_is_suspended_by_default(kind: list[Json]) -> None:
     (cron,) = of_kind(kind, "CronWorkflow").values()
     (template,) = of_kind(kind, "WorkflowTemplate").values()
     assert cron["spec"]["suspend"] is True
@@ -146,7 +146,7 @@ def test_the_schedule_waits_until_it_is_wanted(kind: list[Json]) -> None:
 
 
 def rights_by_account(documents: list[Json]) -> dict[str, dict[tuple[str, str, str], set[str]]]:
-    """By account, through bindings: (API group, resource, its name) → verbs."""
+    """Return by account, through bindings: (API group, resource, its name) → verbs."""
     roles = of_kind(documents, "Role")
     rights_by_account: dict[str, dict[tuple[str, str, str], set[str]]] = {}
     for binding in of_kind(documents, "RoleBinding").values():

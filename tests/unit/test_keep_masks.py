@@ -126,13 +126,13 @@ def test_mask_column_exists_only_with_keep_masks() -> None:
     assert rules(CleanConfig()).layout.schema == make_clean_schema()
 
 
-def test_a_dataset_without_masks_has_the_name_it_had() -> None:
+def test_fingerprint_without_masks_is_unchanged() -> None:
     assert CleanConfig().fingerprint_values() == CleanConfig(keep_masks=False).fingerprint_values() == {}
     assert make_config().fingerprint_values() == {"keep_masks": True}
 
 
 def test_rewritten_files_keep_masks(tmp_path: Path) -> None:
-    """Of a raw shard, through clean_shard, and once more where rows go or change sides."""
+    """A raw shard goes through clean_shard and is rewritten where rows are dropped or change splits."""
     schema = pa.schema(
         [(name, pa.string()) for name in ("image_id", "sha256", "label", "split", "group")]
         + [("image", pa.binary()), ("mask", pa.binary())]
@@ -140,7 +140,7 @@ def test_rewritten_files_keep_masks(tmp_path: Path) -> None:
     masks = [photos.saved((np.indices((40, 60)).sum(axis=0) % (n + 2) == 0).astype(np.uint8)) for n in range(6)]
     with ShardWriter(str(tmp_path), Layout(schema)) as writer:
         for number in range(6):
-            one = make_row(number, None if number == 3 else masks[number], split="train")
+            values = make_row(number, None if number == 3 else masks[number], split="train")
             writer.add({name: values[name] for name in schema.names}, 1)
         file = writer.publish("data/raw", "data")
     part = Slice(file, 0, 1, 6, 1)

@@ -96,7 +96,7 @@ def test_a_long_picture_is_resampled_by_the_same_filter(interpolation: str) -> N
 
 @given(st.integers(20, 90), st.integers(20, 90), st.sampled_from([(32, 36), (31, 37), (32, 32), (20, 36)]))
 @settings(max_examples=80, deadline=None)
-def test_what_is_stored_around_leaves_the_centre_as_it_is(width: int, height: int, sizes: tuple[int, int]) -> None:
+def test_stored_margin_does_not_change_the_center(width: int, height: int, sizes: tuple[int, int]) -> None:
     size, stored = sizes
     decoded = Decoded(noise(width, height), width, height, "PNG")
     around = resize_image(decoded, Geometry(size, resize=38, stored=stored))
@@ -117,7 +117,7 @@ def jpeg(width: int, height: int, seed: int = 0) -> bytes:
 def test_a_scaled_decode_keeps_twice_the_target(
     width: int, height: int, expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By halves only: three eighths would be slower and worse."""
+    """Only halves are used: three eighths would be slower and worse."""
     from imagemill.components.imaging import geometry as module
 
     shapes = []
@@ -206,7 +206,7 @@ OTHERS = {
 
 @pytest.mark.parametrize("name", PLAIN)
 @pytest.mark.parametrize("color", ["rgb", "gray", "red", "lab"])
-def test_plain_pictures_are_decoded_as_pillow_decodes_them(name: str, color: str) -> None:
+def test_plain_images_are_decoded_as_by_pillow(name: str, color: str) -> None:
     data = PLAIN[name]
     assert parse_plain_header(data, sniff(data)) is not None
     decoded, expected = decode(data, color, lenient=LenientDecoding()), decode(data, color)
@@ -220,7 +220,7 @@ def test_plain_pictures_are_decoded_as_pillow_decodes_them(name: str, color: str
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_what_is_not_plain_is_left_to_pillow(name: str) -> None:
+def test_other_images_are_decoded_by_pillow(name: str) -> None:
     assert parse_plain_header(OTHERS[name], sniff(OTHERS[name])) is None
 
 

@@ -1,4 +1,4 @@
-"""How KFP's service is reached and logged in to, and what is said while it is away or another answers."""
+"""Connection and login to KFP's service, and messages while it is unreachable or another server answers."""
 
 from __future__ import annotations
 

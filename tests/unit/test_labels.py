@@ -128,7 +128,7 @@ def test_table_labels_and_splits_are_trimmed_and_mapped() -> None:
     assert labels == [Labels("cat", "val"), Labels(None, None), Labels("dog", "trainval")]
 
 
-def test_a_table_tells_group_and_boxes_and_nothing_where_a_cell_is_empty() -> None:
+def test_table_has_group_and_boxes_and_empty_cells_are_none() -> None:
     sides = b"1,2,3,4.5"
     data = b"path,label,group,xmin,ymin,xmax,ymax\na,cat, p1 ," + sides + b"\nb,dog, ,,,,\na,cat,p1,5,6,7,8\n"
     labeller = TableLabeller(read_table(data, "t.csv"))
@@ -138,7 +138,7 @@ def test_a_table_tells_group_and_boxes_and_nothing_where_a_cell_is_empty() -> No
     assert labeller.labels("", 1) == Labels("dog")
 
 
-def test_several_labels_in_a_cell_stay_as_they_are_written() -> None:
+def test_several_labels_in_a_cell_are_kept_as_text() -> None:
     labeller = TableLabeller(read_table(b"path,label\na, cat | dog;x \nb,|\n", "t.csv"))
     assert [labeller.labels("", n).label for n in range(2)] == ["cat | dog;x", "|"]
 

@@ -110,7 +110,7 @@ def test_a_process_alone_agrees_with_itself() -> None:
     alone.close()
 
 
-def test_others_than_the_first_write_nothing_and_say_only_errors(
+def test_processes_other_than_the_first_log_errors_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     workspace = Workspace.open(str(tmp_path))

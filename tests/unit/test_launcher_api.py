@@ -11,13 +11,13 @@ import launching
 import pytest
 from kube_api import Fault, KubeApi, pause, status, submitter, suffered, until
 from kube_http import NAMESPACE, PODS, RAYJOBS, Json
-from launching import DONE, NEW, STARTED, Work, job_made, launch
+from launching import DONE, NEW, STARTED, Work, write_tensors, launch
 
 from imagemill.components.storage.errors import EXIT_TRANSIENT, EXIT_USER, TransientError
 from imagemill.pipelines.cluster import kube_client as kube
 from imagemill.pipelines.kuberay import pods as joblog
 
-s3, api, made, work = launching.s3, launching.api, launching.made, launching.work
+s3, api, finished_work, work = launching.s3, launching.api, launching.finished_work, launching.work
 
 
 BROKEN: dict[str, list[Fault]] = {
@@ -43,15 +43,15 @@ BROKEN: dict[str, list[Fault]] = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_temporary_failures_of_the_api_server_are_retried(name: str, api: KubeApi, work: Work, made: Work) -> None:
-    api.acts = [(*STARTED, until(suffered), job_made(made), *DONE)]
+def test_temporary_failures_of_the_api_server_are_retried(name: str, api: KubeApi, work: Work, finished_work: Work) -> None:
+    api.acts = [(*STARTED, until(suffered), write_tensors(finished_work), *DONE)]
     api.faults = [Fault(**vars(fault)) for fault in BROKEN[name]]
     result = launch(work)
     assert result.code == 0, result.stderr
-    assert len(api.made) == 1 and not any(fault.times for fault in api.faults)
+    assert len(api.created) == 1 and not any(fault.times for fault in api.faults)
 
 
-def test_expired_watch_is_restarted(api: KubeApi, work: Work, made: Work) -> None:
+def test_expired_watch_is_restarted(api: KubeApi, work: Work, finished_work: Work) -> None:
     """410 Gone: the job is got again, and watched from there."""
 
     def watches(api: KubeApi) -> int:
@@ -65,7 +65,7 @@ def test_expired_watch_is_restarted(api: KubeApi, work: Work, made: Work) -> Non
 
     api.oldest = 10**6
     api.acts = [
-        (*NEW, until(lambda api: watches(api) > 2), compacted, until(suffered), *STARTED, job_made(made), *DONE)
+        (*NEW, until(lambda api: watches(api) > 2), compacted, until(suffered), *STARTED, write_tensors(finished_work), *DONE)
     ]
     result = launch(work)
     assert result.code == 0, result.stderr
@@ -82,7 +82,7 @@ def test_permanent_failure_of_the_api_server_is_transient(
 
 
 def test_pods_that_cannot_be_listed_cost_the_job_no_try(api: KubeApi, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are looked at for their logs, in a thread of its own; the job has its own patience."""
+    """Pods are listed in a thread of their own, with retries of their own."""
     monkeypatch.setattr(kube, "RETRY_S", 0.3)
     client = kube.KubeClient.connect(NAMESPACE)
     api.faults = [Fault("GET", PODS, 500, times=10**6)]
@@ -108,7 +108,7 @@ REFUSED: dict[str, tuple[Fault, str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_an_api_server_refuses_names_the_remedy(name: str, api: KubeApi, work: Work) -> None:
+def test_refused_requests_are_reported_with_a_remedy(name: str, api: KubeApi, work: Work) -> None:
     fault, message = REFUSED[name]
     api.acts, api.faults = [STARTED], [Fault(**vars(fault))]
     result = launch(work)
@@ -117,14 +117,14 @@ def test_what_an_api_server_refuses_names_the_remedy(name: str, api: KubeApi, wo
     assert "b'" not in result.record["error"] and '"kind"' not in result.record["error"]
 
 
-def test_lines_of_an_interrupted_log_are_read_once(api: KubeApi, work: Work, made: Work) -> None:
+def test_lines_of_an_interrupted_log_are_read_once(api: KubeApi, work: Work, finished_work: Work) -> None:
     """Lines come once and in their order, from two pods one after the other; what is not the step's stays away."""
     lines = [f"[resize] {n} of 40 images é" for n in range(40)]
     api.acts = [
         (
             *STARTED, submitter("Job 'x' submitted", *lines[:10], number=1), pause(0.1), submitter(*lines[10:20]),
             pause(0.1), submitter(*lines[20:25], phase="Failed"), submitter(*lines[25:], number=2),
-            until(suffered), job_made(made),
+            until(suffered), write_tensors(finished_work),
             submitter("[resize] done (1 s): s3://mill", phase="Succeeded", number=2), *DONE,
         )
     ]  # fmt: skip
@@ -184,7 +184,7 @@ def _expiring(read: Callable[[Any], None], after: datetime.timedelta) -> Callabl
     return reading
 
 
-def test_what_is_not_there_is_none(api: KubeApi) -> None:
+def test_missing_objects_are_none(api: KubeApi) -> None:
     client = kube.KubeClient.connect(NAMESPACE)
     assert client.get_pod("absent") is None and client.get_rayjob("absent") is None
     with pytest.raises(kube.StreamInterrupted, match="not found"):

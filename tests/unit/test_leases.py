@@ -113,7 +113,7 @@ def test_a_run_that_reuses_old_files_keeps_them(
 def test_a_step_that_begins_while_garbage_is_deleted_waits(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It would have found records and files that are just about to go."""
+    """Otherwise it would use records and files that are about to be deleted."""
     source = downloading.write(tmp_path / "source", downloading.images(8))
     stop_before_commit(workspace, source, monkeypatch)
     monkeypatch.setattr(leases, "POLL_S", 0.01)
@@ -150,7 +150,7 @@ def test_a_step_that_begins_while_garbage_is_deleted_waits(
 def test_deleted_datasets_are_built_again(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """And what was not is found: a source that came back to what it was."""
+    """Datasets that still exist are reused: a source that has its earlier content again."""
     monkeypatch.setattr(raw, "SHARD_BYTES", 4000)
     source = downloading.write(tmp_path / "source", downloading.images(8))
     first = downloading.run(workspace.uri, source, tmp_path, "--name", "weekly")
@@ -201,7 +201,7 @@ def test_datasets_that_a_running_step_may_use_are_kept(
 
 
 def test_a_lease_older_than_the_steps_record_counts_no_more(workspace: Workspace) -> None:
-    """Where steps may not delete, theirs stay."""
+    """Leases stay where steps may not delete files."""
     put_lease(workspace, "r1", "clean")
     put_lease(workspace, "r1", "train")
     age(workspace, 0.1, "running")
@@ -215,7 +215,7 @@ def test_a_lease_older_than_the_steps_record_counts_no_more(workspace: Workspace
     assert [lease.step for lease in list_running_steps(workspace)] == ["clean", "train"]
 
 
-def test_a_step_names_what_it_was_given_and_leaves_no_lease(
+def test_lease_names_the_inputs_and_is_removed_at_the_end(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     running: list[Any] = []
@@ -249,7 +249,7 @@ def test_lease_of_a_killed_deletion_expires(
     assert (seconds > 0.4, len(messages)) == (waits, int(waits))
 
 
-def test_a_lease_is_renewed_whatever_the_store_does(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lease_is_renewed_despite_errors_of_the_store(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     put, fails = LocalStore.put, [False]
 
     def put_or_fail(store: LocalStore, uri: str, data: bytes) -> None:

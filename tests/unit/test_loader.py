@@ -27,7 +27,7 @@ def hundred(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 @given(batch_size=st.integers(2, 130), epoch=st.integers(0, 3), seed=st.integers(0, 5))
 @settings(max_examples=40, deadline=None)
-def test_every_row_comes_once_an_epoch_whatever_the_batch_size(
+def test_every_row_is_read_once_per_epoch_with_any_batch_size(
     hundred: Dataset, batch_size: int, epoch: int, seed: int
 ) -> None:
     batches = list(iter_batches(hundred, "train", batch_size, seed, epoch))

@@ -61,9 +61,9 @@ def test_error_of_a_failed_step_is_read_from_the_exit_handler(mill: Commands) ->
     failed_record = record("clean", state="failed", uri="", exit_code=2, error="color: expected one of rgb, found 'x'")
 
     def keep(run: str) -> None:
-        mill.service.kept.step(run, "download", record=record("download"))
-        mill.service.kept.step(run, "clean", "FAILED")
-        mill.service.kept.step(run, "finish", records={"download": record("download"), "clean": failed_record})
+        mill.service.storage.step(run, "download", record=record("download"))
+        mill.service.storage.step(run, "clean", "FAILED")
+        mill.service.storage.step(run, "finish", records={"download": record("download"), "clean": failed_record})
 
     mill.service.scripts = [script("download", "clean", last="FAILED")]
     when_looked_at(mill, keep)
@@ -78,7 +78,7 @@ def test_error_of_a_failed_step_is_read_from_the_exit_handler(mill: Commands) ->
 
 
 def test_scores_and_verdicts_are_listed(mill: Commands, started: str) -> None:
-    mill.service.kept.step(started, "promote", records=WHOLE)
+    mill.service.storage.step(started, "promote", records=WHOLE)
     assert mill("runs", started, "--follow").code == 0
     row = mill("runs").out.splitlines()[1]
     assert "0.947" in row and "first" in row
@@ -87,7 +87,7 @@ def test_scores_and_verdicts_are_listed(mill: Commands, started: str) -> None:
 
 
 def test_runs_of_a_package_that_the_sdk_started_are_listed(mill: Commands) -> None:
-    """They have no version: the package goes along with the run."""
+    """Such runs have no version: they include the package."""
     import kfp
 
     with warnings.catch_warnings():
@@ -97,7 +97,7 @@ def test_runs_of_a_package_that_the_sdk_started_are_listed(mill: Commands) -> No
         client.create_run_from_pipeline_package(str(compiled_once()), arguments={"name": "by-sdk"}, run_name="by-sdk")
     run = last_run(mill)
     assert "pipeline_version_reference" not in mill.service.runs[-1]
-    mill.service.kept.step(run, "promote", records=WHOLE)
+    mill.service.storage.step(run, "promote", records=WHOLE)
     row = mill("runs").out.splitlines()[-1]  # the SDK has printed, too
     assert row.startswith("by-sdk") and "0.947" in row and "first" in row
     assert "by-sdk" not in mill("runs", "--pipeline-name", "another").out
@@ -116,8 +116,8 @@ def test_a_pipeline_uploaded_under_another_name_is_asked_for_once(mill: Commands
 
 def test_running_run_shows_the_datasets_of_finished_steps(mill: Commands) -> None:
     run = start(mill, looks=[("RUNNING", {"download": "SUCCEEDED", "clean": "RUNNING"})])
-    mill.service.kept.step(run, "download", record=record("download", state="cached"))
-    mill.service.kept.step(run, "clean", "RUNNING")
+    mill.service.storage.step(run, "download", record=record("download", state="cached"))
+    mill.service.storage.step(run, "clean", "RUNNING")
     details = mill("runs", run)
     assert "download  succeeded, cached" in details.out and "s3://mill/work/download/00" in details.out
 
@@ -137,7 +137,7 @@ def test_the_report_is_written(mill: Commands, started: str, tmp_path: Path) -> 
     target = tmp_path / "report.html"
     early = mill("runs", started, "--report", str(target))
     assert early.code == 2 and "--report: expected a run that has made its report" in early.err and not target.exists()
-    mill.service.kept.step(started, "promote", records=WHOLE, report="<p>ä</p>".encode())
+    mill.service.storage.step(started, "promote", records=WHOLE, report="<p>ä</p>".encode())
     assert mill("runs", started, "--follow", "--report", str(target)).code == 0
     assert target.read_text(encoding="utf-8") == "<p>ä</p>"
     assert mill("runs", started, "--report", str(tmp_path / "no" / "folder.html")).code == 2
@@ -146,11 +146,11 @@ def test_the_report_is_written(mill: Commands, started: str, tmp_path: Path) -> 
 
 def test_the_report_of_an_unchanged_run_is_the_earlier_runs(mill: Commands, started: str, tmp_path: Path) -> None:
     """Its promote did not run: Kubeflow Pipelines keeps the report with the run that its record names."""
-    mill.service.kept.step(started, "promote", records=WHOLE, report=b"<p>earlier</p>")
+    mill.service.storage.step(started, "promote", records=WHOLE, report=b"<p>earlier</p>")
     rerun = start(mill)
     report = f"s3://mill/work/runs/{started}/report.html"
     gate = WHOLE["promote"] | {"metrics": WHOLE["promote"]["metrics"] | {"report": report}}
-    mill.service.kept.step(rerun, "finish", records=WHOLE | {"promote": gate})
+    mill.service.storage.step(rerun, "finish", records=WHOLE | {"promote": gate})
     target = tmp_path / "report.html"
     details = mill("runs", rerun, "--follow", "--report", str(target))
     assert details.code == 0 and target.read_bytes() == b"<p>earlier</p>", details.err
@@ -161,7 +161,7 @@ LAUNCHER += "component: exit status 2\n"
 
 
 def test_logs_are_read_from_pods_artifacts_and_the_archive(mill: Commands, started: str) -> None:
-    storage = mill.service.kept
+    storage = mill.service.storage
     running = storage.step(started, "train", "RUNNING")
     storage.pod_logs[running] = "[train] epoch 1"
     assert mill("runs", started, "--logs", "train").out == "[train] epoch 1\n"
@@ -208,12 +208,12 @@ def test_missing_record_is_replaced_by_the_log_or_the_pod_status(
     mill: Commands, log: str, pod: dict[str, Any], code: int, message: str
 ) -> None:
     def keep(run: str) -> None:
-        mill.service.kept.step(run, "download", record=record("download"))
-        name = mill.service.kept.step(run, "clean", "FAILED")
-        mill.service.kept.pod_logs[name] = log
+        mill.service.storage.step(run, "download", record=record("download"))
+        name = mill.service.storage.step(run, "clean", "FAILED")
+        mill.service.storage.pod_logs[name] = log
         if pod:
-            mill.service.kept.pods[name] = pod
-        mill.service.kept.step(run, "finish", records={})
+            mill.service.storage.pods[name] = pod
+        mill.service.storage.step(run, "finish", records={})
 
     mill.service.scripts = [script("download", "clean", last="FAILED")]
     when_looked_at(mill, keep)
@@ -226,7 +226,7 @@ def test_missing_record_is_replaced_by_the_log_or_the_pod_status(
 def profiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Commands]:
     """Behind Kubeflow's gateway: below /pipeline, with a login and namespaces; the metadata store below the origin."""
     service = KfpService(multi_user=True, cookie="authservice_session=s3cr3t", prefix="/pipeline")
-    service.kept.authorized = True
+    service.storage.authorized = True
     with commands(tmp_path, monkeypatch, capsys, service) as mill:
         service.url += "/pipeline"
         monkeypatch.setenv("KF_PIPELINES_COOKIE", service.cookie)
@@ -235,8 +235,8 @@ def profiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
 def test_multi_user_mode_reads_everything_through_the_gateway(profiles: Commands, tmp_path: Path) -> None:
     run = start(profiles, "--namespace", "team")
-    pod = profiles.service.kept.step(run, "promote", records=WHOLE, report=b"<p>team</p>")
-    profiles.service.kept.pod_logs[pod] = "[promote] first\n"
+    pod = profiles.service.storage.step(run, "promote", records=WHOLE, report=b"<p>team</p>")
+    profiles.service.storage.pod_logs[pod] = "[promote] first\n"
     options = ["--namespace", "team"]
     target = tmp_path / "report.html"
     details = profiles("runs", run, "--follow", "--report", str(target), *options)
@@ -248,7 +248,7 @@ def test_multi_user_mode_reads_everything_through_the_gateway(profiles: Commands
 def test_a_login_that_is_not_the_pages_leaves_the_store(
     mill: Commands, started: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What can't be had through KFP comes from the workspace, where that can be read."""
+    """Results that KFP can't give are read from the workspace."""
     from imagemill.pipelines.kfp import artifacts
 
     monkeypatch.setattr(artifacts, "read_stored_records", lambda workspace, run: dict(WHOLE))
