@@ -22,7 +22,7 @@ def rows_of(number: int, **measures: Any) -> list[Row]:
     ]  # fmt: skip
 
 
-def where(tmp_path: Path) -> str:
+def dataset_uri(tmp_path: Path) -> str:
     return str(tmp_path / "clean" / "0123456789abcdef")
 
 
@@ -42,4 +42,4 @@ def hostile_dataset(tmp_path: Path, classes: int = 60) -> Dataset:
     findings["near_duplicates"] |= {"pairs": 10, "images": 12, "conflicts": 1, "by_splits": {"train-test": 1}}
     example = {"image_id": long, "value": 12345.678, "score": 1234.5}
     findings["outliers"] = {"sharpness": {"count": 70, "median": 1.5, "examples": [example] * 20}}
-    return draft(where(tmp_path), rows, rejected, pairs, findings)
+    return draft(dataset_uri(tmp_path), rows, rejected, pairs, findings)

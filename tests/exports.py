@@ -43,7 +43,7 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def shown(data: bytes) -> Pixels:
+def render_rgb(data: bytes) -> Pixels:
     """uint8 [H, W, 3]: what a careful viewer shows of a file; alpha over white, EXIF obeyed. By Pillow alone."""
     from PIL import ImageOps
 

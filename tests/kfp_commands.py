@@ -30,7 +30,7 @@ CLUSTER = "images:\n  tags_allowed: true\nstorage:\n  workspace: s3://mill/work\
 
 
 @dataclass
-class Ran:
+class CommandResult:
     """The result of a command."""
 
     code: int
@@ -51,12 +51,12 @@ class Commands:
     folder: Path
     capsys: pytest.CaptureFixture[str]
 
-    def __call__(self, *words: str, host: str = "") -> Ran:
+    def __call__(self, *words: str, host: str = "") -> CommandResult:
         if words[0] in ("submit", "schedule") and not {"--package", "--cluster"} & {*words}:
             words = (*words, "--package", str(compiled_once()))
         code = cli.main([*words, "--host", host or self.service.url])
         printed = self.capsys.readouterr()
-        return Ran(code, printed.out, printed.err)
+        return CommandResult(code, printed.out, printed.err)
 
 
 @cache

@@ -49,7 +49,7 @@ def check_core(document: Json) -> None:
 
 def pod_specs(document: Json) -> Iterator[tuple[str, Json]]:
     """Return (place, spec) of each pod of a document, as the controllers of Argo and KubeRay make them."""
-    return ((pod.where, pod.spec) for pod in pods(document))
+    return ((pod.owner, pod.spec) for pod in pods(document))
 
 
 def check_restricted(place: str, pod_spec: Json, annotations: Json | None = None) -> None:

@@ -45,7 +45,7 @@ def plant(folder: Path, share: float, seed: int, demo_seed: int = 0) -> dict[str
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """The result of a search: `hits` of `suspects` are wrong indeed, of `wrong` in all; `suggested` of the hits have
     the true class as suggestion."""
 
@@ -63,9 +63,9 @@ class Found:
         return self.hits / self.wrong if self.wrong else 1.0
 
 
-def compare(suspects: Iterable[tuple[str, str]], wrong: dict[str, str], seen: Collection[str]) -> Found:
+def compare(suspects: Iterable[tuple[str, str]], wrong: dict[str, str], seen: Collection[str]) -> SearchResult:
     """(image_id, suggested class) of the suspects against the planted truth, of the images that were `seen`."""
     truth = {image_id: name for image_id, name in wrong.items() if image_id in seen}
     rows = list(suspects)
     hits = [(image_id, name) for image_id, name in rows if image_id in truth]
-    return Found(len(truth), len(rows), len(hits), sum(truth[image_id] == name for image_id, name in hits))
+    return SearchResult(len(truth), len(rows), len(hits), sum(truth[image_id] == name for image_id, name in hits))

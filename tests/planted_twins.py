@@ -29,11 +29,11 @@ GROUPS = {
 
 @dataclass(frozen=True)
 class Member:
-    """A file of a family: its `original` is the family's name, `done` is empty for the original itself."""
+    """A file of a family: its `original` is the family's name, `change` is empty for the original itself."""
 
     path: str
     original: str
-    done: str
+    change: str
     label: str
     split: str
 
@@ -176,13 +176,13 @@ def twin_table(members: Sequence[Member], pairs: set[frozenset[str]]) -> tuple[s
     pair of one family.
     """
     family = {member.path: member.original for member in members}
-    first = {member.original: member.path for member in members if not member.done}
+    first = {member.original: member.path for member in members if not member.change}
     shares: dict[str, float] = {}
     lines = [f"{'done to the original':26}{'planted':>9}{'found':>9}{'recall':>9}"]
     for group, names in GROUPS.items():
         hits: list[bool] = []
         for name in names:
-            is_listed = [frozenset((m.path, first[m.original])) in pairs for m in members if m.done == name]
+            is_listed = [frozenset((m.path, first[m.original])) in pairs for m in members if m.change == name]
             lines.append(f"  {name:24}{len(is_listed):9,}{sum(is_listed):9,}{np.mean(is_listed):9.4f}")
             hits += is_listed
         shares[group] = float(np.mean(hits))
@@ -190,9 +190,9 @@ def twin_table(members: Sequence[Member], pairs: set[frozenset[str]]) -> tuple[s
     right = sum(len({family[path] for path in pair}) == 1 for pair in pairs)
     shares["precision"] = right / len(pairs) if pairs else 0.0
     lines.append(f"{len(pairs):,} pairs listed, {right:,} of one original: precision {shares['precision']:.4f}")
-    strangers = {member.path.partition("-")[0]: set[str]() for member in members if member.done == LOOK_ALIKE}
+    strangers = {member.path.partition("-")[0]: set[str]() for member in members if member.change == LOOK_ALIKE}
     for member in members:
-        if member.done == LOOK_ALIKE:
+        if member.change == LOOK_ALIKE:
             strangers[member.path.partition("-")[0]].add(member.path)
     for kind, alike in strangers.items():
         listed = sum(pair <= alike for pair in pairs)

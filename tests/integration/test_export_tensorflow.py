@@ -134,7 +134,7 @@ def test_every_kind_of_clean_file_is_seen_as_by_a_careful_viewer(tmp_path: Path)
     found = read(tmp_path / "out", {"split": "train", "batch_size": 4, "with_ids": True, "image_size": 24})
     assert len(found["0-0-ids"]) == len(files)
     for image, name in zip(found["0-0-images"], found["0-0-ids"], strict=True):
-        shown = exports.shown(files[name])
+        shown = exports.render_rgb(files[name])
         top, left = (shown.shape[0] - 24) // 2, (shown.shape[1] - 24) // 2
         wanted = shown[top : top + 24, left : left + 24].astype(int)  # the short side is 24: nothing is resampled
         assert np.abs(image - wanted).max() <= (4 if name.endswith(".jpg") else 0), name

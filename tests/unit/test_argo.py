@@ -44,9 +44,9 @@ def test_the_schemas_know_every_field(documents: list[Json]) -> None:
 def test_every_pod_passes_the_restricted_standard_and_writes_only_scratch(documents: list[Json]) -> None:
     num_pods = 0
     for pod in pods(documents[0]):
-        check_restricted(pod.where, pod.spec, pod.annotations)
+        check_restricted(pod.owner, pod.spec, pod.annotations)
         main = next(container for container in pod.spec["containers"] if container["name"] == "main")
-        assert main["securityContext"]["readOnlyRootFilesystem"] is True, pod.where
+        assert main["securityContext"]["readOnlyRootFilesystem"] is True, pod.owner
         volumes = {volume["name"]: volume for volume in pod.spec["volumes"]}
         for mount in main.get("volumeMounts", ()):
             assert set(volumes[mount["name"]]) == {"name", "emptyDir"} and mount["mountPath"] in (
@@ -69,8 +69,8 @@ def test_images_are_named_by_digest_and_credentials_by_secret(documents: list[Js
 
 def test_tokens_are_mounted_only_where_needed(compiled: dict[str, str]) -> None:
     for pod in pods(first(compiled, "argo")):
-        watches = pod.where.endswith(("rayjob", "finish"))
-        assert pod.spec["automountServiceAccountToken"] is watches, pod.where
+        watches = pod.owner.endswith(("rayjob", "finish"))
+        assert pod.spec["automountServiceAccountToken"] is watches, pod.owner
         assert pod.spec["serviceAccountName"] == ("imagemill-launcher" if watches else "imagemill")
     for task_template in first(compiled, "argo")["spec"]["templates"]:
         if task_template.get("automountServiceAccountToken") is False:

@@ -22,8 +22,8 @@ def test_installed_overlay_is_ready(overlay: str, make: Callable[[str], Doctor])
     result = make(overlay)()
     assert result.code == 0 and not result.states("error"), result.out
     assert result.states("warning") == {"store"}  # which is in the cluster: a pod alone could reach it
-    assert "service seaweedfs" in result.found["store"][0]["seen"] and "--probe" in result.found["store"][0]["mend"]
-    assert result.found.keys() >= {
+    assert "service seaweedfs" in result.findings["store"][0]["seen"] and "--probe" in result.findings["store"][0]["mend"]
+    assert result.findings.keys() >= {
         "api",
         "namespace",
         "argo",
@@ -34,7 +34,7 @@ def test_installed_overlay_is_ready(overlay: str, make: Callable[[str], Doctor])
         "network",
         "images",
     }
-    assert ("kfp" in result.found) == (overlay != "kind")
+    assert ("kfp" in result.findings) == (overlay != "kind")
 
 
 def test_doctor_creates_nothing_and_shows_no_secret(kind: Doctor) -> None:
@@ -81,7 +81,7 @@ def test_missing_retry_policies_of_kfp_are_reported(
 ) -> None:
     data = {"workflowDefaults": defaults} if defaults else {}
     kubeflow.api.get("ConfigMap", "workflow-controller-configmap", "kubeflow")["data"] = data
-    (finding,) = kubeflow().found["retries"]
+    (finding,) = kubeflow().findings["retries"]
     assert finding["state"] == state and message in finding["seen"]
     assert state == "ok" or "no mapping" in message or "retryPolicy: OnError" in finding["mend"]
 
@@ -109,7 +109,7 @@ def test_initless_pods_must_match_the_cluster_file(
     config_map = named("ConfigMap", "workflow-controller-configmap", controller["metadata"]["namespace"])
     kind.api.add({**config_map, "data": data})
     result = kind(file={"argo": {"initless": initless}})
-    findings = [finding for finding in result.found["argo settings"] if "initlessPod" in finding["seen"]]
+    findings = [finding for finding in result.findings["argo settings"] if "initlessPod" in finding["seen"]]
     assert [finding["state"] for finding in findings] == (["error"] if refused else [])
     assert all(f"argo: {{initless: {str(not initless).lower()}}}" in finding["mend"] for finding in findings)
 
@@ -119,16 +119,16 @@ def test_without_profiles_the_namespace_of_kfp_is_checked(make: Callable[[str], 
     doctor = make("kubeflow")
     doctor.api.add(named("Namespace", "mine"))
     result = doctor("--target", "kfp", file={"namespace": "mine"})
-    assert result.code == 0 and "are in kubeflow" in result.found["namespace"][0]["seen"]
-    assert result.found["namespace"][0]["mend"] == "namespace: kubeflow in the cluster file"
-    assert "pipeline-runner" in result.found["accounts"][0]["seen"]
+    assert result.code == 0 and "are in kubeflow" in result.findings["namespace"][0]["seen"]
+    assert result.findings["namespace"][0]["mend"] == "namespace: kubeflow in the cluster file"
+    assert "pipeline-runner" in result.findings["accounts"][0]["seen"]
 
 
 @pytest.mark.parametrize("overlay", ["kubeflow", "kubeflow-profile"])
 def test_kfps_account_without_the_overlay_may_not_make_rayjobs(overlay: str, make: Callable[[str], Doctor]) -> None:
     doctor = make(overlay)
     doctor.api.remove("RoleBinding", "imagemill-rayjobs", doctor.namespace)
-    (finding,) = doctor().found["accounts"]
+    (finding,) = doctor().findings["accounts"]
     account = "pipeline-runner" if overlay == "kubeflow" else "default-editor"
     assert f"{account} may not create rayjobs.ray.io" in finding["seen"]
     assert finding["mend"] == f"kubectl apply -k k8s/overlays/{overlay}"
@@ -137,14 +137,14 @@ def test_kfps_account_without_the_overlay_may_not_make_rayjobs(overlay: str, mak
 def test_kfp_older_than_the_cluster_file_is_reported(kubeflow: Doctor) -> None:
     image = "ghcr.io/kubeflow/kfp-api-server:2.5.0"
     kubeflow.api.add(deployment("ml-pipeline-api-server", "kubeflow", image))
-    (finding,) = kubeflow().found["kfp"]
+    (finding,) = kubeflow().findings["kfp"]
     assert finding["state"] == "error" and finding["mend"].startswith('kfp: {version: "2.5"}')
-    assert kubeflow(file={"kfp": {"version": "2.5"}}).found["kfp"][0]["state"] == "ok"
+    assert kubeflow(file={"kfp": {"version": "2.5"}}).findings["kfp"][0]["state"] == "ok"
 
 
 def test_unreachable_kfp_is_an_error(kubeflow: Doctor) -> None:
     result = kubeflow("--host", "http://127.0.0.1:1")
-    assert result.code == 2 and "can't be reached" in result.found["kfp"][0]["seen"]
+    assert result.code == 2 and "can't be reached" in result.findings["kfp"][0]["seen"]
 
 
 # --- what doctor knows of roles is what k8s/ grants -------------------------------------------------------------------

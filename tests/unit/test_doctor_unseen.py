@@ -9,7 +9,7 @@ import cluster_api
 import doctors
 import pytest
 from cluster_api import secret, serving
-from doctors import Doctor, Ran
+from doctors import Doctor, CommandResult
 from kfp_server import serving as serving_kfp
 
 from imagemill.pipelines.cli import main as cli
@@ -39,14 +39,14 @@ def test_checks_without_permission_are_warnings(pattern: str, checks: set[str], 
     assert all(
         "can't be seen" in finding["seen"]
         for check in checks
-        for finding in result.found[check]
+        for finding in result.findings[check]
         if finding["state"] != "ok"
     )
 
 
 def test_without_the_pods_of_others_their_share_is_not_counted(kind: Doctor) -> None:
     kind.api.forbidden.append("GET /api/v1/pods$")
-    assert "what pods of others take can't be seen" in kind().found["room"][0]["seen"]
+    assert "what pods of others take can't be seen" in kind().findings["room"][0]["seen"]
 
 
 def test_doctor_runs_without_any_permission(kind: Doctor) -> None:
@@ -63,7 +63,7 @@ def test_without_a_kubeconfig(
     with serving_kfp(kubeflow.kfp) as kfp:
         arguments = ["--cluster", str(kubeflow.folder / "cluster.yaml"), "--json", "--host", kfp.url]
         code = cli.main(["doctor", *arguments])
-    result = Ran(code, capsys.readouterr().out, "")
+    result = CommandResult(code, capsys.readouterr().out, "")
     assert result.code == 0 and result.states("ok") == {"kfp"} and result.states("warning") == {"api", "store"}
 
 
@@ -74,7 +74,7 @@ def test_an_api_that_does_not_answer(
     with serving(kind.api, kind.folder) as kubeconfig:
         monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
     assert cli.main(["doctor", "--cluster", str(kind.folder / "cluster.yaml"), "--json"]) == 2
-    assert Ran(2, capsys.readouterr().out, "").states("error") == {"api"}
+    assert CommandResult(2, capsys.readouterr().out, "").states("error") == {"api"}
 
 
 # --- pods of its own --------------------------------------------------------------------------------------------------
@@ -92,22 +92,22 @@ def test_probe_checks_images_and_store_and_removes_its_pods(
     file = {"storage": {"endpoint": rgw.endpoint, "workspace": s3_workspace}}
     result = kind("--probe", file=file)
     assert result.code == 0 and not result.states("warning"), result.out
-    assert "cpu, ray, gpu start, with imagemill" in result.found["images"][0]["seen"]
-    assert result.found["store"][0]["seen"] == f"a pod writes, reads and lists {s3_workspace}"
+    assert "cpu, ray, gpu start, with imagemill" in result.findings["images"][0]["seen"]
+    assert result.findings["store"][0]["seen"] == f"a pod writes, reads and lists {s3_workspace}"
     assert (
         len([request for request in kind.api.requests if request.startswith("POST") and request.endswith("/pods")]) == 5
     )
     assert not kind.api.of_kind("Pod")
     # Here, and not from a pod, the same store is asked without a trace.
-    assert kind(file=file).found["store"][0]["state"] == "ok"
+    assert kind(file=file).findings["store"][0]["state"] == "ok"
     missing_bucket = {"storage": {**file["storage"], "workspace": f"s3://{bucket}-gone/work"}}
-    assert f"no bucket {bucket}-gone" in kind(file=missing_bucket).found["store"][0]["seen"]
+    assert f"no bucket {bucket}-gone" in kind(file=missing_bucket).findings["store"][0]["seen"]
     kind.api.add(secret("imagemill-store", "imagemill", accesskey=rgw.access_key, secretkey="wrong"))
-    (refused,) = kind(file=file).found["store"]
+    (refused,) = kind(file=file).findings["store"]
     assert (
         refused["state"] == "error" and "refuses the credentials" in refused["seen"] and "wrong" not in refused["seen"]
     )
     result = kind("--probe", file={**file, "images": {"gpu": "imagemill-gpu:none"}})
-    assert result.code == 2 and "from a pod: " in result.found["store"][0]["seen"]
-    assert "images.gpu: imagemill-gpu:none: ErrImagePull" in result.found["images"][0]["seen"]
+    assert result.code == 2 and "from a pod: " in result.findings["store"][0]["seen"]
+    assert "images.gpu: imagemill-gpu:none: ErrImagePull" in result.findings["images"][0]["seen"]
     assert not kind.api.of_kind("Pod")

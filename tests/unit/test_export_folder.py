@@ -103,7 +103,7 @@ def test_several_labels_are_a_table_that_hugging_face_reads(tmp_path: Path) -> N
             data, _, labels = expected[row["image_id"]]
             assert json.loads(row["label_ids"]) == labels
             assert json.loads(row["labels"]) == [source.manifest.classes[label_id] for label_id in labels]
-            assert np.array_equal(np.asarray(row["image"].convert("RGB")), exports.shown(data))
+            assert np.array_equal(np.asarray(row["image"].convert("RGB")), exports.render_rgb(data))
 
 
 def test_names_that_lead_astray_lead_to_their_images(tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def test_clean_images_are_exported_upright_as_jpeg_or_png(tmp_path: Path, messag
             assert image.format in ("JPEG", "PNG") and image.mode in ("RGB", "L", "P", "1")
             assert [image.format.lower().encode()] == row["image/format"]
             pixels = np.asarray(image.convert("RGB"))
-            difference = np.abs(pixels.astype(int) - exports.shown(original))
+            difference = np.abs(pixels.astype(int) - exports.render_rgb(original))
             assert difference.max() <= (4 if expected_row["image_id"].endswith("turned.jpg") else 0), expected_row[
                 "image_id"
             ]

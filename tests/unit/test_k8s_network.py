@@ -37,11 +37,11 @@ STEP = DNS | {"store"} | API
 
 
 def peers(document: Json, namespace: str, names: dict[str, str]) -> dict[str, Peer]:
-    return {names.get(pod.where, _short(pod)): Peer(pod.labels, namespace) for pod in pods(document)}
+    return {names.get(pod.owner, _short(pod)): Peer(pod.labels, namespace) for pod in pods(document)}
 
 
 def _short(pod: Pod) -> str:
-    return pod.where.rpartition(" ")[2]
+    return pod.owner.rpartition(" ")[2]
 
 
 def ray_peers(cluster: Cluster) -> dict[str, Peer]:
